@@ -1,0 +1,79 @@
+package rpcerr
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+)
+
+// JSONRPC is what a remote caller is told of err. An error without a class is a fault of the
+// server: it becomes CodeInternal with a text that gives nothing away, and the caller of JSONRPC
+// logs its cause under requestID. An [rpc.Error] in err's chain is passed on as it is.
+func JSONRPC(err error, requestID string) *rpc.Error {
+	if e, ok := errors.AsType[*rpc.Error](err); ok {
+		return e
+	}
+	code := rpc.CodeInternal
+	switch {
+	case errors.Is(err, sandbox.ErrRunTimeout):
+		code = rpc.CodeRunTimeout
+	case errors.Is(err, sandbox.ErrCommandNotFound):
+		code = rpc.CodeCommandNotFound
+	case errdefs.IsNotFound(err):
+		code = rpc.CodeNotFound
+	case errdefs.IsAlreadyExists(err), errdefs.IsFailedPrecondition(err), errdefs.IsConflict(err):
+		code = rpc.CodeConflict
+	case errdefs.IsInvalidArgument(err):
+		code = rpc.CodeInvalidParams
+	case errdefs.IsResourceExhausted(err):
+		code = rpc.CodeExhausted
+	case errdefs.IsUnavailable(err):
+		code = rpc.CodeUnavailable
+	case errdefs.IsPermissionDenied(err):
+		code = rpc.CodePermissionDenied
+	case errdefs.IsUnauthorized(err):
+		code = rpc.CodeUnauthenticated
+	case errors.Is(err, context.Canceled):
+		// The caller has gone and reads no answer, or the server is going and cuts its runs short.
+		return &rpc.Error{Code: rpc.CodeUnavailable, Message: "the request was cut short because the server is stopping; try again in a moment"}
+	}
+	if code == rpc.CodeInternal {
+		return &rpc.Error{
+			Code:    code,
+			Message: "internal error; the server's log has the cause under request id " + requestID,
+			Data:    &rpc.ErrorData{RequestID: requestID},
+		}
+	}
+	return &rpc.Error{Code: code, Message: Message(err)}
+}
+
+// HTTPStatus is the status of an HTTP answer that carries only an error of this code.
+func HTTPStatus(code rpc.Code) int {
+	switch code {
+	case rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeInvalidParams:
+		return http.StatusBadRequest
+	case rpc.CodeUnauthenticated:
+		return http.StatusUnauthorized
+	case rpc.CodePermissionDenied:
+		return http.StatusForbidden
+	case rpc.CodeMethodNotFound, rpc.CodeNotFound:
+		return http.StatusNotFound
+	case rpc.CodeConflict:
+		return http.StatusConflict
+	case rpc.CodeCommandNotFound:
+		return http.StatusUnprocessableEntity
+	case rpc.CodeExhausted:
+		return http.StatusTooManyRequests
+	case rpc.CodeUnavailable:
+		return http.StatusServiceUnavailable
+	case rpc.CodeRunTimeout:
+		return http.StatusGatewayTimeout
+	default:
+		return http.StatusInternalServerError
+	}
+}
