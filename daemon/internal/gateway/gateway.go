@@ -1,0 +1,135 @@
+// Package gateway is the door for remote clients: JSON-RPC 2.0 over HTTP behind API keys. It
+// authenticates, limits, decodes strictly, authorises against one table of methods and calls the
+// domain; it decides nothing about sandboxes itself. Only the wiring enters.
+//
+// A request goes through, in this order: request id, browser checks (dev mode), route, API key,
+// requests in flight, body, JSON, method, scope, params, namespace, handler.
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// Verifier says whose an API key is. Its error is errdefs.ErrUnauthenticated for a key that is not
+// accepted, whatever the cause; it never holds the key.
+type Verifier interface {
+	Verify(key string) (token.Principal, error)
+}
+
+// Sandboxes is what the gateway asks of the domain. Errors carry errdefs classes, or are
+// sandbox.ErrRunTimeout and sandbox.ErrCommandNotFound.
+type Sandboxes interface {
+	Start(context.Context, sandbox.Name, sandbox.Request) error
+	Stop(context.Context, sandbox.Name) error
+	RunCode(context.Context, sandbox.Name, sandbox.CodeRun) (sandbox.CodeResult, error)
+	RunCommand(context.Context, sandbox.Name, sandbox.CommandRun) (sandbox.CommandResult, error)
+	Metrics(ctx context.Context, namespace, name string) ([]sandbox.Metrics, error)
+}
+
+// Options is what a Gateway is made from.
+type Options struct {
+	Verifier  Verifier
+	Sandboxes Sandboxes
+	// Dev accepts every request without looking at its key. Such a gateway serves on loopback only
+	// and refuses what a foreign web page may have sent.
+	Dev bool
+	Log *slog.Logger
+}
+
+const (
+	headerTimeout  = 5 * time.Second
+	requestTimeout = 30 * time.Second // headers and body
+	idleTimeout    = 60 * time.Second
+	maxHeader      = 16 << 10
+
+	// A stop waits drainTimeout for runs to end by themselves, then cuts them short and gives their
+	// answers cutTimeout to leave.
+	drainTimeout = 8 * time.Second
+	cutTimeout   = 2 * time.Second
+
+	// maxInFlight bounds the requests of one key at a time.
+	maxInFlight = 256
+)
+
+// Gateway is the HTTP handler. Make it with New.
+type Gateway struct {
+	Options
+	methods     map[string]method
+	description jsontext.Value
+	tries       *tries
+	inFlight    *inFlight
+	browsers    *http.CrossOriginProtection
+	server      http.Server
+	drain       time.Duration
+}
+
+// New makes a Gateway. It fails when a method is declared without a scope.
+func New(o Options) (*Gateway, error) {
+	g := &Gateway{
+		Options:  o,
+		tries:    newTries(),
+		inFlight: newInFlight(maxInFlight),
+		browsers: http.NewCrossOriginProtection(),
+		drain:    drainTimeout,
+	}
+	g.server = http.Server{
+		Handler:           g,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       requestTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	}
+	table := g.table()
+	var err error
+	if g.methods, err = index(table); err != nil {
+		return nil, err
+	}
+	g.description = describe(table)
+	return g, nil
+}
+
+// Serve answers on ln, which it closes, until ctx ends; then it drains and returns nil. It may be
+// called once. Runs that do not end in time are cut short; sandboxes are left as they are.
+func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
+	if tcp, ok := ln.Addr().(*net.TCPAddr); g.Dev && (!ok || !tcp.IP.IsLoopback()) {
+		ln.Close()
+		return fmt.Errorf("serve on %s: in dev mode nothing is authenticated, so it listens on a loopback address only", ln.Addr())
+	}
+	runs, cutRuns := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutRuns()
+	g.server.BaseContext = func(net.Listener) context.Context { return runs }
+
+	served := make(chan error, 1)
+	go func() { served <- g.server.Serve(ln) }()
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)
+	case <-ctx.Done():
+	}
+	if err := g.shutdown(runs, g.drain); errors.Is(err, context.DeadlineExceeded) {
+		cutRuns()
+		if err := g.shutdown(context.WithoutCancel(runs), cutTimeout); err != nil {
+			g.server.Close()
+		}
+	}
+	<-served
+	return nil
+}
+
+func (g *Gateway) shutdown(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return g.server.Shutdown(ctx)
+}
