@@ -1,0 +1,197 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// DefaultFile is the configuration file that is read if it is there and no other is named.
+const DefaultFile = "/etc/msb/msbd.toml"
+
+// Setting is one thing that can be set: as flag --name, as variable MSBD_NAME, and in the file as
+// name, with underscores.
+type Setting struct {
+	Name  string
+	Usage string
+	// Bool settings are flags without a value.
+	Bool bool
+	set  func(c *Config, value string) error
+}
+
+// Env is the setting's environment variable.
+func (s Setting) Env() string { return "MSBD_" + strings.ToUpper(s.fileKey()) }
+
+func (s Setting) fileKey() string { return strings.ReplaceAll(s.Name, "-", "_") }
+
+// Settings is every setting, in the order of the help text. A later one goes over an earlier one of
+// the same source where they touch the same field.
+var Settings = []Setting{
+	text("state-dir", "`DIR` for what outlives a reboot: keys, records, images", func(c *Config) *string { return &c.StateDir }),
+	text("run-dir", "`DIR` for sockets and running microVMs", func(c *Config) *string { return &c.RunDir }),
+	text("lib-dir", "`DIR` of the shim and the guest's files (default: found beside msbd)", func(c *Config) *string { return &c.LibDir }),
+	text("listen", "`HOST:PORT` of the HTTP gateway", func(c *Config) *string { return &c.Listen }),
+	{Name: "host", Usage: "`HOST` of the HTTP gateway, over that of listen", set: setHost},
+	{Name: "port", Usage: "`PORT` of the HTTP gateway, over that of listen", set: setPort},
+	flag("dev", "take requests without an API key; loopback only", func(c *Config) *bool { return &c.Dev }),
+	flag("insecure-behind-proxy", "allow plaintext HTTP off loopback, where a proxy adds TLS", func(c *Config) *bool { return &c.InsecureBehindProxy }),
+	flag("reset-key", "replace the signing key first: every API key made before is refused", func(c *Config) *bool { return &c.ResetKey }),
+	text("default-image", "`IMAGE` of a sandbox that names none", func(c *Config) *string { return &c.DefaultImage }),
+	integer("default-cpus", "`N` virtual processors of a sandbox that does not say", func(c *Config) *int { return &c.DefaultCPUs }),
+	integer("default-memory-mib", "`MIB` of memory of a sandbox that does not say", func(c *Config) *int { return &c.DefaultMemoryMiB }),
+	integer("max-cpus", "the most virtual processors, `N`, of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
+	integer("max-memory-mib", "the most memory, `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
+	duration("max-run-time", "the longest time limit of a run, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	text("accelerator", "`NAME` of what runs the guests: auto, kvm or tcg", func(c *Config) *string { return &c.Accelerator }),
+	text("qemu", "`PATH` of QEMU", func(c *Config) *string { return &c.QEMU }),
+	text("virtiofsd", "`PATH` of virtiofsd", func(c *Config) *string { return &c.Virtiofsd }),
+	text("containerd", "`SOCKET` of a containerd to use in place of a private one", func(c *Config) *string { return &c.Containerd }),
+	text("log-level", "`LEVEL` from which on to log: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
+	text("log-format", "`FORMAT` of the log: text or json", func(c *Config) *string { return &c.LogFormat }),
+}
+
+func text(name, usage string, field func(*Config) *string) Setting {
+	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+		*field(c) = v
+		return nil
+	}}
+}
+
+func flag(name, usage string, field func(*Config) *bool) Setting {
+	return Setting{Name: name, Usage: usage, Bool: true, set: func(c *Config, v string) error {
+		b, err := strconv.ParseBool(v)
+		if err != nil {
+			return errors.New("must be true or false")
+		}
+		*field(c) = b
+		return nil
+	}}
+}
+
+func integer(name, usage string, field func(*Config) *int) Setting {
+	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+		n, err := strconv.ParseInt(v, 10, 32)
+		if err != nil {
+			return errors.New("must be a whole number")
+		}
+		*field(c) = int(n)
+		return nil
+	}}
+}
+
+func duration(name, usage string, field func(*Config) *time.Duration) Setting {
+	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+		d, err := time.ParseDuration(v)
+		if err != nil {
+			return errors.New("must be a duration such as 30s or 1h30m")
+		}
+		*field(c) = d
+		return nil
+	}}
+}
+
+func setHost(c *Config, host string) error {
+	_, port, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return nil // validate has more to say about it
+	}
+	c.Listen = net.JoinHostPort(host, port)
+	return nil
+}
+
+func setPort(c *Config, port string) error {
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return nil
+	}
+	c.Listen = net.JoinHostPort(host, port)
+	return nil
+}
+
+// Load reads all sources. file is the file that --config names; if empty, DefaultFile is read if it
+// is there. getenv is os.LookupEnv. flags returns the value of a flag and whether it was given. Every
+// problem of every source is reported at once, each as errdefs.ErrInvalidArgument.
+func Load(file string, getenv, flags func(name string) (string, bool)) (Config, error) {
+	c := Default()
+	problems := c.applyFile(file)
+	for _, source := range []struct {
+		what func(Setting) string
+		get  func(string) (string, bool)
+	}{
+		{Setting.Env, getenv},
+		{func(s Setting) string { return s.Name }, flags},
+	} {
+		for _, s := range Settings {
+			value, ok := source.get(source.what(s))
+			if !ok {
+				continue
+			}
+			if err := s.set(&c, value); err != nil {
+				problems = append(problems, invalid("%s %q: %s", source.what(s), value, err))
+			}
+		}
+	}
+	if err := c.validate(); err != nil {
+		problems = append(problems, err)
+	}
+	return c, errors.Join(problems...)
+}
+
+func (c *Config) applyFile(path string) []error {
+	optional := path == ""
+	if optional {
+		path = DefaultFile
+	}
+	data, err := os.ReadFile(path)
+	if optional && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return []error{invalid("read configuration: %s", err)}
+	}
+	values := map[string]any{}
+	if err := toml.Unmarshal(data, &values); err != nil {
+		var at *toml.DecodeError
+		if errors.As(err, &at) {
+			line, column := at.Position()
+			return []error{invalid("%s:%d:%d: %s", path, line, column, at)}
+		}
+		return []error{invalid("%s: %s", path, err)}
+	}
+	var problems []error
+	for _, s := range Settings {
+		value, ok := values[s.fileKey()]
+		if !ok {
+			continue
+		}
+		delete(values, s.fileKey())
+		// A string, an integer or a boolean prints as the other sources write it; a table or a list
+		// is refused by what parses it, or by this.
+		switch value.(type) {
+		case string, int64, bool:
+			err = s.set(c, fmt.Sprint(value))
+		default:
+			err = errors.New("must be a single value")
+		}
+		if err != nil {
+			problems = append(problems, invalid("%s: %s = %v: %s", path, s.fileKey(), value, err))
+		}
+	}
+	unknown := make([]string, 0, len(values))
+	for key := range values {
+		unknown = append(unknown, key)
+	}
+	slices.Sort(unknown)
+	for _, key := range unknown {
+		problems = append(problems, invalid("%s: unknown key %q: see 'msbd --help' for the settings", path, key))
+	}
+	return problems
+}
