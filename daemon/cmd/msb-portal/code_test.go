@@ -1,0 +1,361 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+)
+
+// runCode runs code that is expected to end by itself.
+func runCode(t testing.TB, c *portal.Client, language sandbox.Language, code string) sandbox.CodeResult {
+	t.Helper()
+	r, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: time.Minute})
+	if err != nil {
+		t.Fatalf("run %q: %v", code, err)
+	}
+	return r
+}
+
+// expect runs code and compares what it printed; a trailing "…" in want leaves the rest open.
+func expect(t testing.TB, c *portal.Client, language sandbox.Language, code string, success bool, want string) {
+	t.Helper()
+	r := runCode(t, c, language, code)
+	got := text(r.Output)
+	if start, open := strings.CutSuffix(want, "…"); open && strings.HasPrefix(got, start) {
+		got = want
+	}
+	if r.Success != success || got != want {
+		t.Errorf("run %q: success %t, output\n%swant %t,\n%s", code, r.Success, got, success, want)
+	}
+}
+
+func TestPython(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for _, tt := range []struct {
+		code    string
+		success bool
+		want    string
+	}{
+		{"2+2", true, "stdout: 4\n"},
+		{"", true, ""},
+		{"x = 20", true, ""},
+		{"print('a')\nx + 1\nx + 2", true, "stdout: a\nstdout: 22\n"},
+		{"None", true, ""},
+		{"_ + 1", true, "stdout: 23\n"},
+		{"print('no newline', end='')", true, "stdout: no newline\n"},
+		{"'ä€😀'", true, "stdout: 'ä€😀'\n"},
+		{"import sys\nprint('a')\nprint('b', file=sys.stderr)\nprint('c')", true, "stdout: a\nstderr: b\nstdout: c\n"},
+		{"import os\nprint('a')\nn = os.system('echo b')\nprint('c')", true, "stdout: a\nstdout: b\nstdout: c\n"},
+		{"n = os.system('echo a; echo b >&2')", true, "stdout: a\nstderr: b\n"},
+		{"n = os.system('echo a >&2; echo b')", true, "stderr: a\nstdout: b\n"},
+		{
+			"def f():\n    raise ValueError('no')\n\nf()", false,
+			"stderr: Traceback (most recent call last):\n" +
+				"stderr:   File \"<python-input-13>\", line 4, in <module>\n" +
+				"stderr:     f()\n…",
+		},
+		{"import traceback\ntry:\n    f()\nexcept ValueError as e:\n    print(traceback.extract_tb(e.__traceback__)[-1].line)", true, "stdout: raise ValueError('no')\n"},
+		{"x +", false, "stderr:   File \"<python-input-15>\", line 1\nstderr:     x +\n…"},
+		{"x", true, "stdout: 20\n"},
+		{"input()", false, "stderr: Traceback (most recent call last):\n…"},
+		{"sys.exit()", true, ""},
+		{"sys.exit(3)", false, ""},
+		{"sys.exit('enough')", false, "stderr: enough\n"},
+		{"class P:\n    a = 1\nimport pickle\npickle.loads(pickle.dumps(P())).a", true, "stdout: 1\n"},
+		{"__name__", true, "stdout: '__main__'\n"},
+		{"sorted(n for n in globals() if n.startswith('S'))", true, "stdout: []\n"},
+		{"import asyncio\nasync def g():\n    await asyncio.sleep(0.01)\n    return 7\nawait g()", true, "stdout: 7\n"},
+		{"y = await g()\nasyncio.run(g()) + y", true, "stdout: 14\n"},
+		{"async def h(): 1/0\nawait h()", false, "stderr: Traceback (most recent call last):\nstderr:   File \"<python-input-26>\"…"},
+		{"pid = os.fork()\nif pid: n = os.waitpid(pid, 0)\nelse: print('child')", true, "stdout: child\n"},
+		{"import multiprocessing\np = multiprocessing.get_context('fork').Process(target=print, args=('other',))\np.start()\np.join()\np.exitcode", true, "stdout: other\nstdout: 0\n"},
+		{"import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], capture_output=True, text=True).stdout.split()", true, "stdout: ['0', '1', '2', '3']\n"},
+		{"sys.stdout.close()", true, "stderr: ValueError while the end of the run was printed\n"},
+	} {
+		expect(t, c, sandbox.Python, tt.code, tt.success, tt.want)
+	}
+}
+
+func TestNode(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for _, tt := range []struct {
+		code    string
+		success bool
+		want    string
+	}{
+		{"2+2", true, "stdout: 4\n"},
+		{"", true, ""},
+		{"const x = 20; let y = 1; function f() { return null.a }", true, ""},
+		{"y += x\ny", true, "stdout: 21\n"},
+		{"const x = 1", false, "stderr: Uncaught SyntaxError: Identifier 'x' has already been declared\n"},
+		{"undefined", true, ""},
+		{"{ a: 1 }", true, "stdout: { a: 1 }\n"},
+		{"{ let b = 2; b }", true, "stdout: 2\n"},
+		{"console.log('a'); console.error('b'); console.log('c')", true, "stdout: a\nstderr: b\nstdout: c\n"},
+		{"process.stdout.write('ä€😀'); process.stdout.end()", true, "stdout: ä€😀Stream…"},
+		{"f()", false, "stderr: Uncaught TypeError: Cannot read properties of null (reading 'a')\nstderr:     at f (REPL3:1:53)\nstderr:     at REPL11:1:1\n"},
+		{"1 +", false, "stderr: REPL12:1\nstderr: 1 +\n…"},
+		{"throw 5", false, "stderr: Uncaught 5\n"},
+		{"const z = await new Promise((done) => setTimeout(done, 5, 'later')); z", true, "stdout: 'later'\n"},
+		{"z + x", true, "stdout: 'later20'\n"},
+		{"await Promise.reject(new Error('no'))", false, "stderr: Uncaught Error: no\nstderr:     at REPL16:1:…"},
+		{"async function main() { await null; console.log('main'); return 3 }\nmain()", true, "stdout: main\nstdout: 3\n"},
+		{"Promise.reject(new Error('unheard')); 1", false, "stdout: 1\nstderr: Uncaught Error: unheard\n…"},
+		{"setTimeout(() => { throw new Error('async') }, 1); new Promise(() => {})", false, "stderr: Uncaught Error: async\n…"},
+		{"require('node:path').join('a', 'b') + typeof fs.readFileSync", true, "stdout: 'a/bfunction'\n"},
+		{"(await import('node:os')).EOL", true, "stdout: '\\n'\n"},
+		{"import('node:os').then((os) => os.EOL)", true, "stdout: '\\n'\n"},
+		{"process.exit()", true, ""},
+		{"console.log('bye'); process.exit(3); console.log('not this')", false, "stdout: bye\n"},
+		{"n = require('child_process').execSync('echo a >&2; cd /proc/$$/fd; echo *', { stdio: ['ignore', 'pipe', 'inherit'] }); String(n)", true, "stderr: a\nstdout: '0 1 2 3\\n'\n"},
+		{"x", true, "stdout: 20\n"},
+	} {
+		expect(t, c, sandbox.Node, tt.code, tt.success, tt.want)
+	}
+}
+
+// A run that is interrupted leaves the session with its state.
+func TestTimeoutKeepsState(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for _, tt := range []struct {
+		language       sandbox.Language
+		set, code, get string
+	}{
+		{sandbox.Python, "x = 1", "while True: pass", "x"},
+		{sandbox.Python, "import time\nx = 2", "time.sleep(60)", "x"},
+		{sandbox.Python, "import asyncio\nx = 3", "await asyncio.sleep(60)", "x"},
+		{sandbox.Python, "import os\nx = 4", "os.system('sleep 60')", "x"},
+		{sandbox.Python, "x = 5", "import sys\nwhile True: print('x', end=''); print('y', end='', file=sys.stderr)", "x"},
+		{sandbox.Node, "var x = 6", "for (;;);", "x"},
+		{sandbox.Node, "x = 7", "await new Promise(() => {})", "x"},
+		{sandbox.Node, "x = 8", "new Promise(() => {})", "x"},
+		{sandbox.Node, "x = 9", "require('child_process').execSync('sleep 60')", "x"},
+		{sandbox.Node, "x = 10", "for (;;) { console.log(1); console.error(2) }", "x"},
+	} {
+		runCode(t, c, tt.language, tt.set)
+		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: tt.language, Code: tt.code, Timeout: 300 * time.Millisecond})
+		if !errors.Is(err, sandbox.ErrRunTimeout) && !errdefs.IsResourceExhausted(err) {
+			t.Errorf("run %q: %v, want ErrRunTimeout", tt.code, err)
+		}
+		expect(t, c, tt.language, tt.get, true, fmt.Sprintf("stdout: %s\n", tt.set[strings.LastIndex(tt.set, " ")+1:]))
+	}
+}
+
+func TestRunThatCannotBeInterruptedLosesItsState(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for language, code := range map[sandbox.Language]string{
+		sandbox.Python: "import signal\nx = signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
+		sandbox.Node:   "var x = 1; process.kill(process.pid, 'SIGSTOP')",
+	} {
+		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: 200 * time.Millisecond})
+		if !errors.Is(err, sandbox.ErrRunTimeout) || !strings.Contains(err.Error(), "its state is lost") {
+			t.Errorf("run %q: %v, want ErrRunTimeout that tells of lost state", code, err)
+		}
+		if r := runCode(t, c, language, "x"); r.Success || !strings.Contains(text(r.Output), "x") {
+			t.Errorf("x after its session was killed:\n%s", text(r.Output))
+		}
+	}
+}
+
+func TestCancelInterrupts(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for language, code := range map[sandbox.Language]string{
+		sandbox.Python: "x = 1\nopen(%q, 'w').close()\nwhile True: pass",
+		sandbox.Node:   "var x = 1; fs.writeFileSync(%q, ''); for (;;);",
+	} {
+		runCode(t, c, language, "1")
+		started := fifo(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() {
+			_, err := c.RunCode(ctx, sandbox.CodeRun{Language: language, Code: fmt.Sprintf(code, started)})
+			ended <- err
+		}()
+		wait(t, started)
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled run: %v", err)
+		}
+		expect(t, c, language, "x", true, "stdout: 1\n")
+	}
+}
+
+// fifo returns the path of a named pipe.
+func fifo(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// wait returns when something has opened the fifo for writing and closed it, with what it wrote.
+func wait(t testing.TB, fifo string) string {
+	t.Helper()
+	data, err := os.ReadFile(fifo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestRunsOfOneLanguageAreSerialised(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	runCode(t, c, sandbox.Python, "import time\nn = 0")
+	var all sync.WaitGroup
+	for range 20 {
+		all.Go(func() {
+			r, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: sandbox.Python, Code: "m = n\ntime.sleep(0.005)\nn = m + 1"})
+			if err != nil || !r.Success {
+				t.Errorf("run: %v\n%s", err, text(r.Output))
+			}
+		})
+	}
+	all.Wait()
+	expect(t, c, sandbox.Python, "n", true, "stdout: 20\n")
+}
+
+func TestLanguagesDoNotWaitForEachOther(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	rendezvous := fifo(t)
+	var all sync.WaitGroup
+	all.Go(func() {
+		expect(t, c, sandbox.Python, fmt.Sprintf("open(%q).read()", rendezvous), true, "stdout: 'from node'\n")
+	})
+	all.Go(func() {
+		expect(t, c, sandbox.Node, fmt.Sprintf("fs.writeFileSync(%q, 'from node')", rendezvous), true, "")
+	})
+	all.Wait()
+}
+
+func TestDeadREPLIsReplaced(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for _, tt := range []struct {
+		language sandbox.Language
+		code     string
+		want     string
+	}{
+		{sandbox.Python, "import os\nx = 1\nprint('a', end='', file=__import__('sys').stderr, flush=True)\nos._exit(3)", "stderr: a\nstderr: the python process exited with status 3; its state is lost\n"},
+		{sandbox.Python, "import os\nx = 1\nos.kill(os.getpid(), 9)", "stderr: the python process was killed by signal 9 (SIGKILL); its state is lost\n"},
+		{sandbox.Python, "import os\nos.closerange(3, 100)\nwhile True: pass", "stderr: the python process was killed by signal 9 (SIGKILL); its state is lost\n"},
+		{sandbox.Python, "import os\nn = os.write(4, b'?')\nwhile True: pass", "stderr: the python process was killed by signal 9 (SIGKILL); its state is lost\n"},
+		{sandbox.Node, "process.kill(process.pid, 'SIGKILL')", "stderr: the node process was killed by signal 9 (SIGKILL); its state is lost\n"},
+	} {
+		expect(t, c, tt.language, tt.code, false, tt.want)
+		if r := runCode(t, c, tt.language, "x"); r.Success {
+			t.Errorf("x is there after %q", tt.code)
+		}
+	}
+
+	// One that dies by itself is told of, too, whether that was in a run or between two.
+	runCode(t, c, sandbox.Python, "import os, threading\nthreading.Timer(0.05, os._exit, [4]).start()")
+	for {
+		r := runCode(t, c, sandbox.Python, "1")
+		if text(r.Output) == "stdout: 1\n" {
+			continue
+		}
+		if want := "the python process exited with status 4"; !strings.Contains(text(r.Output), want) {
+			t.Errorf("run after the process ended:\n%swant %s", text(r.Output), want)
+		}
+		break
+	}
+}
+
+// What is printed between runs belongs to the next one.
+func TestOutputBetweenRuns(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	for language, code := range map[sandbox.Language]string{
+		sandbox.Python: "import threading\ngo = threading.Event()\ndef late():\n    go.wait()\n    print('late', flush=True)\n    open(%q, 'w').close()\nt = threading.Thread(target=late)\nt.start()\nn = threading.Timer(0.05, go.set).start()",
+		sandbox.Node:   "void setTimeout(() => { console.log('late'); fs.writeFileSync(%q, '') }, 50)",
+	} {
+		printed := fifo(t)
+		expect(t, c, language, fmt.Sprintf(code, printed), true, "")
+		wait(t, printed)
+		expect(t, c, language, "1", true, "stdout: late\nstdout: 1\n")
+	}
+}
+
+func TestBigOutputIsComplete(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	const lines, width = 62500, 79
+	for language, code := range map[sandbox.Language]string{
+		sandbox.Python: "for i in range(62500): print(f'{i:079d}')",
+		sandbox.Node:   "for (let i = 0; i < 62500; i++) console.log(String(i).padStart(79, '0'))",
+	} {
+		r := runCode(t, c, language, code)
+		if len(r.Output) != lines {
+			t.Fatalf("%s: %d lines, want %d", language, len(r.Output), lines)
+		}
+		for i, l := range r.Output {
+			if want := fmt.Sprintf("%0*d", width, i); l.Text != want {
+				t.Fatalf("%s: line %d is %q", language, i, l.Text)
+			}
+		}
+	}
+	r, err := c.RunCommand(t.Context(), sandbox.CommandRun{Command: "sh", Args: []string{"-c", "head -c 5000000 /dev/zero | tr '\\0' x; echo done >&2"}})
+	if err != nil || len(r.Output) != 2 || len(r.Output[0].Text)+len(r.Output[1].Text) != 5000000+len("done") {
+		t.Errorf("command: %v, %d lines", err, len(r.Output))
+	}
+}
+
+func TestOutputIsBounded(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: sandbox.Python, Code: "x = 1\nwhile True: print('y' * 10000)"})
+	if !errdefs.IsResourceExhausted(err) {
+		t.Errorf("endless code: %v, want ErrResourceExhausted", err)
+	}
+	expect(t, c, sandbox.Python, "x", true, "stdout: 1\n")
+	if _, err = c.RunCommand(t.Context(), sandbox.CommandRun{Command: "yes"}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("endless command: %v, want ErrResourceExhausted", err)
+	}
+}
+
+func TestREPLSurroundings(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	dir := t.TempDir()
+	r, err := c.RunCode(t.Context(), sandbox.CodeRun{
+		Language: sandbox.Python, Code: "import os\nos.environ['ADDED'], os.getcwd()", Env: []string{"ADDED=yes"}, Workdir: dir,
+	})
+	if want := fmt.Sprintf("stdout: ('yes', '%s')\n", dir); err != nil || text(r.Output) != want {
+		t.Errorf("%v\n%swant %s", err, text(r.Output), want)
+	}
+	for _, tt := range []struct {
+		run   sandbox.CodeRun
+		class func(error) bool
+		want  string
+	}{
+		{sandbox.CodeRun{Language: sandbox.Node, Workdir: "/nonexistent"}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
+		{sandbox.CodeRun{Language: sandbox.Node, Env: []string{"PATH=/nonexistent"}}, errdefs.IsFailedPrecondition, "image has no node"},
+		{sandbox.CodeRun{Language: sandbox.Node, Env: []string{"NODE_OPTIONS=--nonsense"}}, errdefs.IsFailedPrecondition, "exited with status 9"},
+		{sandbox.CodeRun{Language: "ruby"}, errdefs.IsInvalidArgument, "language"},
+	} {
+		if _, err := c.RunCode(t.Context(), tt.run); !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%+v: %v, want %q", tt.run, err, tt.want)
+		}
+	}
+}

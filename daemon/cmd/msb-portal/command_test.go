@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+)
+
+// sh runs a shell script.
+func sh(ctx context.Context, c *portal.Client, script string) (sandbox.CommandResult, error) {
+	return c.RunCommand(ctx, sandbox.CommandRun{Command: "sh", Args: []string{"-c", script}, Timeout: time.Minute})
+}
+
+func TestCommand(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t, "FROM_IMAGE=1").connect(t)
+	dir := t.TempDir()
+	for _, tt := range []struct {
+		run  sandbox.CommandRun
+		code int
+		want string
+	}{
+		{sandbox.CommandRun{Command: "true"}, 0, ""},
+		{sandbox.CommandRun{Command: "false"}, 1, ""},
+		{sandbox.CommandRun{Command: "echo", Args: []string{"a b", "$HOME", "*"}}, 0, "stdout: a b $HOME *\n"},
+		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "echo out; echo err >&2; exit 42"}}, 42, "stdout: out\nstderr: err\n"},
+		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "kill -9 $$"}}, 137, ""},
+		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "kill -TERM $$"}}, 143, ""},
+		{sandbox.CommandRun{Command: "cat"}, 0, ""},
+		{sandbox.CommandRun{Command: "pwd", Workdir: dir}, 0, "stdout: " + dir + "\n"},
+		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "echo $FROM_IMAGE $ADDED"}, Env: []string{"ADDED=2"}}, 0, "stdout: 1 2\n"},
+		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "ls /proc/$$/fd"}}, 0, "stdout: 0\nstdout: 1\nstdout: 2\n"},
+	} {
+		r, err := c.RunCommand(t.Context(), tt.run)
+		if err != nil || r.ExitCode != tt.code || text(r.Output) != tt.want {
+			t.Errorf("%v: code %d, %v\n%swant %d\n%s", tt.run, r.ExitCode, err, text(r.Output), tt.code, tt.want)
+		}
+	}
+}
+
+func TestCommandThatCannotBeRun(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	script := t.TempDir() + "/script"
+	if err := os.WriteFile(script, []byte("#!/nonexistent\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	notFound := func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }
+	for _, tt := range []struct {
+		run   sandbox.CommandRun
+		class func(error) bool
+		want  string
+	}{
+		{sandbox.CommandRun{Command: "nope"}, notFound, "nope is not in PATH"},
+		{sandbox.CommandRun{Command: "/nope"}, notFound, "/nope: file does not exist"},
+		{sandbox.CommandRun{Command: "/etc/passwd"}, notFound, "/etc/passwd: is not executable"},
+		{sandbox.CommandRun{Command: "/"}, notFound, "is a directory"},
+		{sandbox.CommandRun{Command: script}, notFound, "interpreter"},
+		{sandbox.CommandRun{}, errdefs.IsInvalidArgument, "command is empty"},
+		{sandbox.CommandRun{Command: "true", Args: []string{"\x00"}}, errdefs.IsInvalidArgument, "NUL"},
+		{sandbox.CommandRun{Command: "true", Args: []string{strings.Repeat("x", 1<<20)}}, errdefs.IsInvalidArgument, "too long"},
+		{sandbox.CommandRun{Command: "true", Env: []string{"x"}}, errdefs.IsInvalidArgument, "NAME=value"},
+		{sandbox.CommandRun{Command: "true", Workdir: "/nonexistent"}, errdefs.IsInvalidArgument, "does not exist"},
+		{sandbox.CommandRun{Command: "true", Workdir: "/etc/passwd"}, errdefs.IsInvalidArgument, "not a directory"},
+		{sandbox.CommandRun{Command: "true", Workdir: "tmp"}, errdefs.IsInvalidArgument, "absolute"},
+	} {
+		if _, err := c.RunCommand(t.Context(), tt.run); err == nil || !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%.100v: %v, want %q", tt.run, err, tt.want)
+		}
+	}
+}
+
+// A command ends with its process, though its children hold the pipes; they may go on printing.
+func TestBackgroundChild(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	start, alive := fifo(t), fifo(t)
+	r, err := sh(t.Context(), c, fmt.Sprintf("(read x <%s; echo lost; echo lost; echo alive >%s) & echo here", start, alive))
+	if err != nil || text(r.Output) != "stdout: here\n" {
+		t.Fatalf("%v\n%s", err, text(r.Output))
+	}
+	if err := os.WriteFile(start, []byte("\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if got := wait(t, alive); got != "alive\n" {
+		t.Errorf("the child said %q", got)
+	}
+}
+
+func TestCommandLimits(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+
+	r, err := c.RunCommand(t.Context(), sandbox.CommandRun{Command: "sh", Args: []string{"-c", "sleep 60; true"}, Timeout: 200 * time.Millisecond})
+	if !errors.Is(err, sandbox.ErrRunTimeout) {
+		t.Errorf("over its limit: %v, %v", r, err)
+	}
+
+	// Cancelling kills the whole group: when the fifo's last writer is gone, both shells are.
+	ctx, cancel := context.WithCancel(t.Context())
+	started, held := fifo(t), fifo(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := sh(ctx, c, fmt.Sprintf("exec 3>%s; sh -c 'echo >%s; sleep 60; true'; true", held, started))
+		ended <- err
+	}()
+	holder, err := os.Open(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	wait(t, started)
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	if n, err := holder.Read(make([]byte, 1)); n != 0 {
+		t.Errorf("read from the fifo: %d, %v", n, err)
+	}
+}
+
+// The portal reaps what its commands leave behind.
+func TestOrphansAreReaped(t *testing.T) {
+	t.Parallel()
+	g := startGuest(t)
+	c := g.connect(t)
+	r, err := sh(t.Context(), c, "sh -c 'echo $$; exec >&- 2>&-; sleep 0.05' &")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r2, err := sh(t.Context(), c, "sleep 0.01 >/dev/null 2>&1 & echo $!")
+	if err != nil || len(r2.Output) != 1 {
+		t.Fatalf("%v\n%s", err, text(r2.Output))
+	}
+	for _, l := range append(r.Output, r2.Output...) {
+		pid, err := strconv.Atoi(l.Text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A zombie would accept the signal for ever.
+		for syscall.Kill(pid, 0) == nil {
+			if err := c.Ping(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+)
+
+// A newer connection finds the REPL with its state, and ends the bridge before it.
+func TestReconnect(t *testing.T) {
+	t.Parallel()
+	g := startGuest(t)
+	old := g.bridge(t)
+	first, err := portal.New(t.Context(), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	runCode(t, first, sandbox.Python, "x = 1")
+
+	// A run that is in progress is interrupted when its connection ends.
+	started := fifo(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := first.RunCode(t.Context(), sandbox.CodeRun{
+			Language: sandbox.Python, Code: fmt.Sprintf("open(%q, 'w').close()\nwhile True: pass", started),
+		})
+		ended <- err
+	}()
+	wait(t, started)
+
+	second := g.connect(t)
+	<-old.ended
+	if err := <-ended; !errdefs.IsUnavailable(err) {
+		t.Errorf("run on the old connection: %v, want ErrUnavailable", err)
+	}
+	expect(t, second, sandbox.Python, "x", true, "stdout: 1\n")
+	if err := first.Ping(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("ping on the old connection: %v, want ErrUnavailable", err)
+	}
+}
+
+func TestBridgeEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	b := startGuest(t).bridge(t)
+	c, err := portal.New(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+	<-b.ended
+	if err := c.Ping(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("ping after Close: %v, want ErrUnavailable", err)
+	}
+}
+
+// Who connects may come before the server.
+func TestConnectWaitsForTheServer(t *testing.T) {
+	t.Parallel()
+	g := newGuest()
+	b := g.bridge(t)
+	greeted := make(chan error, 1)
+	go func() {
+		c, err := portal.New(t.Context(), b)
+		if err == nil {
+			c.Close()
+		}
+		greeted <- err
+	}()
+	g.serve(t)
+	if err := <-greeted; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNewIsBoundedByItsContext(t *testing.T) {
+	t.Parallel()
+	b := newGuest().bridge(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := portal.New(ctx, b); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("New without a server: %v", err)
+	}
+}
+
+func BenchmarkPing(b *testing.B) {
+	c := startGuest(b).connect(b)
+	for b.Loop() {
+		if err := c.Ping(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkRunCode(b *testing.B) {
+	for _, language := range []sandbox.Language{sandbox.Python, sandbox.Node} {
+		b.Run(string(language), func(b *testing.B) {
+			c := startGuest(b).connect(b)
+			runCode(b, c, language, "1+1")
+			for b.Loop() {
+				runCode(b, c, language, "1+1")
+			}
+		})
+	}
+}
+
+func BenchmarkRunCommand(b *testing.B) {
+	c := startGuest(b).connect(b)
+	for b.Loop() {
+		if _, err := c.RunCommand(b.Context(), sandbox.CommandRun{Command: "true"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

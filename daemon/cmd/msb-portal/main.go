@@ -1,0 +1,49 @@
+// Command msb-portal is the helper inside each sandbox.
+//
+//	msb-portal serve [SOCKET]    run code and commands for msbd: the container's main process
+//	msb-portal connect [SOCKET]  carry stdin and stdout to it
+//	msb-portal version
+//
+// It starts in every sandbox, under emulation too: mind what its imports do before main.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/msbd/msbd/daemon/internal/guestportal"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "msb-portal:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	socket := guestportal.Socket
+	if len(args) == 2 {
+		socket = args[1]
+	}
+	switch {
+	case len(args) == 1 && args[0] == "version":
+		fmt.Println(version)
+		return nil
+	case len(args) < 1 || len(args) > 2:
+	case args[0] == "serve":
+		return guestportal.Serve(ctx, socket, version)
+	case args[0] == "connect":
+		return guestportal.Connect(ctx, socket, os.Stdin, os.Stdout)
+	}
+	return errors.New("use: msb-portal serve|connect [SOCKET], or msb-portal version")
+}

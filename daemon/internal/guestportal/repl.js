@@ -1,0 +1,205 @@
+// The Node REPL of msb-portal: takes runs from descriptor 3, evaluates them in the global context
+// and reports on descriptor 4; repl.go has the protocol. It runs as `node -e`, so Node's own
+// modules are globals, as in Node's REPL.
+'use strict';
+{
+  const fs = require('node:fs');
+  const net = require('node:net');
+  const util = require('node:util');
+  const vm = require('node:vm');
+  const { Writable } = require('node:stream');
+  const { createRequire } = require('node:module');
+
+  const RUNS = 3, CONTROL = 4;
+  const READY = 'r', OK = '+', FAILED = '-', SYNC = 0x80;
+
+  let running = false;
+  let settle = null; // ends the run in progress with an error
+  let count = 0;
+
+  function writeAll(fd, data) {
+    for (let at = 0; at < data.length;) {
+      try {
+        at += fs.writeSync(fd, data, at);
+      } catch (e) {
+        if (e.code !== 'EAGAIN') throw e;
+        // A child made the pipe non-blocking, and it is full.
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+      }
+    }
+  }
+
+  let lastStream = 1;
+  let token = SYNC;
+  const answer = Buffer.alloc(1);
+
+  // sync returns when the portal has read everything that was printed before.
+  function sync() {
+    token = SYNC | (token + 1) % SYNC;
+    fs.writeSync(CONTROL, Buffer.of(token));
+    // Another token answers a sync that an interrupt cut off.
+    while (fs.readSync(CONTROL, answer) === 1 && answer[0] !== token);
+  }
+
+  // Stream is descriptor 1 or 2. A write waits until the portal has read what the other one got
+  // before. It does without Writable's buffer, which an interrupt would leave in disorder.
+  class Stream extends Writable {
+    constructor(fd) {
+      super();
+      this.fd = fd;
+    }
+    write(chunk, encoding, done) {
+      if (typeof encoding === 'function') [encoding, done] = [undefined, encoding];
+      const data = typeof chunk === 'string' ? Buffer.from(chunk, encoding) : chunk;
+      if (this.fd !== lastStream && running) {
+        sync();
+        lastStream = this.fd;
+      }
+      writeAll(this.fd, data);
+      if (done) process.nextTick(done);
+      return true;
+    }
+    // Who ends stdout is not the last one to print there.
+    end(chunk, encoding, done) {
+      if (typeof chunk === 'function') [chunk, done] = [undefined, chunk];
+      if (chunk !== undefined && chunk !== null) this.write(chunk, encoding, done);
+      else if (done) process.nextTick(done);
+      return this;
+    }
+    destroy() { return this; }
+  }
+
+  // Exit is thrown by process.exit: it ends the run, not the session.
+  class Exit extends Error {}
+
+  let evalWithAwait = null;
+
+  // replEval is the evaluation of Node's own REPL, which knows how to import and how to keep the
+  // declarations of code with top-level await. It is slow to load.
+  function replEval(code, name) {
+    if (!evalWithAwait) {
+      // The REPL would catch errors in a domain of its own; ours are caught here.
+      const domain = require('node:domain');
+      const { create } = domain;
+      domain.create = () => Object.assign(new (require('node:events'))(), {
+        bind: (f) => f, run: (f) => f(), enter() {}, exit() {}, add() {},
+      });
+      const idle = new (require('node:stream').Duplex)({ read() {}, write(c, e, done) { done(); } });
+      const server = require('node:repl').start({
+        input: idle, output: idle, terminal: false, useGlobal: true, prompt: '', breakEvalOnSigint: true,
+      });
+      domain.create = create;
+      evalWithAwait = (...args) => server.eval(...args);
+    }
+    return new Promise((resolve, reject) => {
+      evalWithAwait(code, globalThis, name, (err, value) => (err ? reject(err.err ?? err) : resolve(value)));
+      // The REPL's watch for SIGINT has displaced ours.
+      process.removeListener('SIGINT', onInterrupt);
+      process.on('SIGINT', onInterrupt);
+    });
+  }
+
+  function evaluate(code, name) {
+    if (/\b(await|import)\b/.test(code)) return replEval(code, name);
+    const options = { filename: name };
+    let script;
+    // `{ a: 1 }` is meant as an object, not as a block, as in Node's REPL.
+    if (/^\s*\{/.test(code) && !/;\s*$/.test(code)) {
+      try {
+        script = new vm.Script(`(${code.trim()})\n`, options);
+      } catch {
+        // It is a block, then.
+      }
+    }
+    script ??= new vm.Script(code, options);
+    return script.runInThisContext({ breakOnSigint: true, displayErrors: false });
+  }
+
+  // show prints an error as Node's REPL does, without the frames of Node and of this file.
+  function show(err) {
+    let text = null;
+    if (util.types.isNativeError(err) && typeof err.stack === 'string') {
+      const lines = err.stack.split('\n');
+      const own = lines.findIndex((line) => /^ +at .*(\(node:vm:|\(?node:repl|\[eval\])/.test(line));
+      if (own >= 0) {
+        err.stack = lines.slice(0, own).join('\n');
+        // Without frames it is code that did not compile: the place, if known, and the message.
+        if (!/^ +at /m.test(err.stack)) text = err.stack.replace(/^\w*Error\b/m, 'Uncaught $&');
+      }
+    }
+    process.stderr.write(`${text ?? `Uncaught ${util.inspect(err)}`}\n`);
+  }
+
+  const INTERRUPTED = 'ERR_SCRIPT_EXECUTION_INTERRUPTED'; // as Node has it
+
+  function onInterrupt() {
+    settle?.(Object.assign(new Error('Script execution was interrupted by `SIGINT`'), { code: INTERRUPTED }));
+  }
+
+  // run returns whether the code ran without an error, which is printed. When the code's value is
+  // a promise, as that of a last line main() is, the run ends when it is settled. An endless loop
+  // after an await is the one thing that cannot be interrupted: Node watches for interrupts only
+  // until code first waits.
+  async function run(code) {
+    const name = `REPL${++count}`;
+    running = true;
+    const interrupted = new Promise((resolve, reject) => { settle = reject; });
+    interrupted.catch(() => {});
+    try {
+      const value = await Promise.race([(async () => evaluate(code, name))(), interrupted]);
+      if (value !== undefined) process.stdout.write(`${util.inspect(value)}\n`);
+      // Promises that were rejected meanwhile are reported in the next turn.
+      await Promise.race([new Promise(setImmediate), interrupted]);
+      return true;
+    } catch (err) {
+      settle = null;
+      if (err instanceof Exit) return err.code === 0;
+      // A second interrupt may be on its way: it must not hit the next run.
+      if (err?.code === INTERRUPTED) await new Promise((done) => setTimeout(done, 10));
+      try {
+        show(err);
+      } catch {
+        writeAll(2, Buffer.from('an error was thrown that cannot be shown\n'));
+      }
+      return false;
+    } finally {
+      settle = null;
+      running = false;
+    }
+  }
+
+  for (const [name, fd] of [['stdout', 1], ['stderr', 2]]) {
+    const stream = new Stream(fd);
+    Object.defineProperty(process, name, { configurable: true, enumerable: true, get: () => stream });
+  }
+  process.exit = (code) => {
+    const exit = new Exit('process.exit ended the run');
+    exit.code = Number(code ?? process.exitCode ?? 0);
+    throw exit;
+  };
+  process.on('SIGINT', onInterrupt);
+  process.on('uncaughtException', (err) => {
+    if (settle) settle(err);
+    else if (!(err instanceof Exit)) show(err);
+  });
+  globalThis.require = createRequire(`${process.cwd()}/`);
+  globalThis.module = { exports: {}, require: globalThis.require };
+  globalThis.exports = globalThis.module.exports;
+  delete globalThis.__filename;
+  delete globalThis.__dirname;
+
+  let input = Buffer.alloc(0);
+  let tail = Promise.resolve();
+  const runs = new net.Socket({ fd: RUNS, writable: false });
+  runs.on('data', (data) => {
+    input = Buffer.concat([input, data]);
+    while (input.length >= 4 && input.length >= 4 + input.readUInt32BE()) {
+      const end = 4 + input.readUInt32BE();
+      const code = input.toString('utf8', 4, end);
+      input = input.subarray(end);
+      tail = tail.then(() => run(code)).then((ok) => fs.writeSync(CONTROL, ok ? OK : FAILED));
+    }
+  });
+  runs.on('end', () => process.reallyExit(0));
+  fs.writeSync(CONTROL, READY);
+}

@@ -1,0 +1,205 @@
+# The Python REPL of msb-portal: takes runs from descriptor 3, executes them in one persistent
+# __main__ and reports on descriptor 4; repl.go has the protocol. Every import here delays the
+# first run of a sandbox, so only modules that are built in, and no signal, ast or types.
+import _ast
+import _signal
+import _thread
+import builtins
+import io
+import os
+import sys
+import time
+
+RUNS, CONTROL = 3, 4
+READY, OK, FAILED, SYNC = b"r", b"+", b"-", 0x80
+# Tracebacks show the lines of this many runs.
+MAX_SOURCES = 1000
+# From inspect and __future__.
+CO_COROUTINE = 0x80
+CO_FUTURES = 0x1FE0000
+
+main_pid = os.getpid()
+main_thread = _thread.get_ident()
+running = False
+interruptible = False
+
+
+class Stream(io.FileIO):
+    """Descriptor 1 or 2. A write waits until the portal has read what the other one got before."""
+
+    last = 1
+    token = SYNC
+
+    def write(self, data):
+        fd = self.fileno()
+        # Only the thread that runs the code may wait for CONTROL, and not in a forked child.
+        if fd != Stream.last and running and _thread.get_ident() == main_thread:
+            Stream.sync()
+            Stream.last = fd
+        while (n := super().write(data)) is None:
+            time.sleep(0.001)  # a child made the pipe non-blocking, and it is full
+        return n
+
+    @staticmethod
+    def sync():
+        Stream.token = SYNC | (Stream.token + 1) % SYNC
+        os.write(CONTROL, bytes([Stream.token]))
+        # Another token answers a sync that an interrupt cut off.
+        while (answer := os.read(CONTROL, 1)) and answer[0] != Stream.token:
+            pass
+
+
+class Session:
+    def __init__(self):
+        self.module = type(sys)("__main__")
+        self.module.__builtins__ = builtins
+        self.flags = _ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self.loop = None
+        self.count = 0
+        self.sources = {}
+        sys.modules["__main__"] = self.module
+
+    def run(self, source):
+        """Executes source and says whether it did so without an error, which is printed."""
+        global running, interruptible
+        running = True
+        try:
+            try:
+                interruptible = True
+                self.execute(source)
+            finally:
+                interruptible = False
+            return True
+        except SystemExit as e:
+            if e.code is not None and not isinstance(e.code, int):
+                attempt(print, e.code, file=sys.stderr)
+            return e.code is None or e.code == 0
+        except BaseException as e:
+            attempt(self.show, e)
+            return False
+        finally:
+            # The code may have closed them, or put anything in their place.
+            attempt(lambda: sys.stdout.flush())
+            attempt(lambda: sys.stderr.flush())
+            running = False
+
+    def execute(self, source):
+        """Executes source; the value of an expression at its end goes to sys.displayhook."""
+        name = self.remember(source)
+        tree = compile(source, name, "exec", self.flags | _ast.PyCF_ONLY_AST, True)
+        last = []
+        if tree.body and isinstance(tree.body[-1], _ast.Expr):
+            last = [tree.body.pop()]
+        self.evaluate(self.compile(tree, name, "exec"))
+        if last:
+            self.evaluate(self.compile(_ast.Interactive(last), name, "single"))
+
+    def compile(self, tree, name, mode):
+        code = compile(tree, name, mode, self.flags, True)
+        self.flags |= code.co_flags & CO_FUTURES
+        return code
+
+    def evaluate(self, code):
+        pending = eval(code, self.module.__dict__)
+        if not code.co_flags & CO_COROUTINE:
+            return
+        import asyncio
+
+        if self.loop is None or self.loop.is_closed():
+            self.loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(self.loop)
+        task = self.loop.create_task(pending)
+        try:
+            self.loop.run_until_complete(task)
+        except KeyboardInterrupt:
+            task.cancel()
+            self.loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+            raise
+
+    def remember(self, source):
+        """Names source and keeps it for tracebacks."""
+        self.count += 1
+        name = f"<python-input-{self.count}>"
+        self.sources[name] = len(source), None, [s + "\n" for s in source.split("\n")], name
+        stale = f"<python-input-{self.count - MAX_SOURCES}>"
+        self.sources.pop(stale, None)
+        if "linecache" in sys.modules:
+            sys.modules["linecache"].cache.pop(stale, None)
+        # Code that imports nothing cannot look at tracebacks: it is spared this slow import.
+        if "linecache" in sys.modules or "import" in source:
+            self.publish()
+        return name
+
+    def publish(self):
+        import linecache
+
+        linecache.cache.update(self.sources)
+
+    def show(self, e):
+        """Prints e as the interpreter would, without the frames of this file."""
+        tb = e.__traceback__
+        while tb and tb.tb_frame.f_code.co_filename not in self.sources:
+            tb = tb.tb_next
+        e.__traceback__ = tb
+        sys.last_type, sys.last_value, sys.last_traceback = type(e), e, tb
+        if sys.excepthook is not sys.__excepthook__:
+            sys.excepthook(type(e), e, tb)
+            return
+        import traceback
+
+        self.publish()
+        traceback.print_exception(type(e), e, tb)
+
+
+def attempt(f, *args, **kwargs):
+    try:
+        f(*args, **kwargs)
+    except BaseException as e:
+        os.write(2, f"{type(e).__name__} while the end of the run was printed\n".encode())
+
+
+def on_interrupt(signum, frame):
+    if interruptible:
+        raise KeyboardInterrupt
+
+
+def in_forked_child():
+    global running
+    running = False
+    os.close(RUNS)
+    os.close(CONTROL)
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
+
+
+def read_exactly(n):
+    data = b""
+    while len(data) < n:
+        piece = os.read(RUNS, n - len(data))
+        if not piece:
+            sys.exit()
+        data += piece
+    return data
+
+
+def main():
+    for fd in RUNS, CONTROL:
+        os.set_inheritable(fd, False)
+    os.register_at_fork(after_in_child=in_forked_child)
+    _signal.signal(_signal.SIGINT, on_interrupt)
+    for fd, name, errors in (1, "stdout", "strict"), (2, "stderr", "backslashreplace"):
+        raw = io.BufferedWriter(Stream(fd, "w", closefd=False))
+        stream = io.TextIOWrapper(raw, "utf-8", errors, line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.argv = [""]
+    session = Session()
+    os.write(CONTROL, READY)
+    while True:
+        size = int.from_bytes(read_exactly(4), "big")
+        ok = session.run(read_exactly(size).decode())
+        if os.getpid() != main_pid:
+            os._exit(0 if ok else 1)  # the code forked, and this is the child
+        os.write(CONTROL, OK if ok else FAILED)
+
+
+main()
