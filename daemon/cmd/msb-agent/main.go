@@ -1,0 +1,6 @@
+// Command msb-agent is /init of a microVM's guest. See package guestagent.
+package main
+
+import "github.com/msbd/msbd/daemon/internal/guestagent"
+
+func main() { guestagent.Main() }

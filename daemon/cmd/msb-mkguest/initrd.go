@@ -1,0 +1,98 @@
+package main
+
+import (
+	"bytes"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+)
+
+// File types of a cpio mode, from stat(2).
+const (
+	typeDir  = 0o040000
+	typeFile = 0o100000
+	typeChar = 0o020000
+)
+
+// buildInitrd returns the initramfs. It is not compressed: neither LZ4 nor zstd makes an emulated
+// processor boot faster.
+func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
+	agentELF, err := readStatic(agent)
+	if err != nil {
+		return nil, err
+	}
+	portalELF, err := readStatic(portal)
+	if err != nil {
+		return nil, err
+	}
+	var ar archive
+	for _, dir := range []string{"dev", "lib", "lib/modules", "newroot", "proc", "run", "sys", "tmp"} {
+		ar.add(dir, typeDir|0o755, nil)
+	}
+	// Before devtmpfs is there, the kernel opens the console for init, and Go's runtime /dev/null.
+	ar.addDevice("dev/console", 0o600, 5, 1)
+	ar.addDevice("dev/null", 0o666, 1, 3)
+	ar.add("init", typeFile|0o755, agentELF)
+	ar.add("msb-portal", typeFile|0o755, portalELF)
+	var load strings.Builder
+	for _, m := range modules {
+		file := "lib/modules/" + m.name + ".ko"
+		ar.add(file, typeFile|0o644, m.data)
+		fmt.Fprintf(&load, "/%s\n", file)
+	}
+	ar.add("lib/modules/load", typeFile|0o644, []byte(load.String()))
+	return ar.finish(), nil
+}
+
+// readStatic reads a binary that the guest runs: there is no dynamic loader in it.
+func readStatic(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := elf.NewFile(bytes.NewReader(data))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return nil, fmt.Errorf("%s: %w", path, errors.New("is dynamically linked: build it with CGO_ENABLED=0"))
+		}
+	}
+	return data, nil
+}
+
+// archive is a cpio archive of the "newc" kind (Documentation/driver-api/early-userspace/buffer-format.rst).
+type archive struct {
+	buf   bytes.Buffer
+	inode uint32
+}
+
+func (a *archive) add(name string, mode uint32, data []byte) { a.entry(name, mode, 0, 0, data) }
+
+func (a *archive) addDevice(name string, perm, major, minor uint32) {
+	a.entry(name, typeChar|perm, major, minor, nil)
+}
+
+func (a *archive) entry(name string, mode, major, minor uint32, data []byte) {
+	a.inode++
+	fmt.Fprintf(&a.buf, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+		a.inode, mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name)+1, 0, name)
+	a.pad()
+	a.buf.Write(data)
+	a.pad()
+}
+
+func (a *archive) pad() {
+	for a.buf.Len()%4 != 0 {
+		a.buf.WriteByte(0)
+	}
+}
+
+func (a *archive) finish() []byte {
+	a.inode = 0
+	a.entry("TRAILER!!!", 0, 0, 0, nil)
+	return a.buf.Bytes()
+}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"path"
+	"strings"
+
+	"github.com/pierrec/lz4/v4"
+)
+
+// wantedModules is what a guest needs of the kernel's modules; their dependencies come with them.
+var wantedModules = []string{
+	"virtio_pci", "virtio_console", "virtiofs", "virtio_net", "virtio_rng", "virtio_balloon",
+	"virtio_blk", "erofs", "overlay", "vmw_vsock_virtio_transport",
+}
+
+// module is one kernel module, by the name that the kernel gives it.
+type module struct {
+	name string
+	data []byte
+}
+
+// kernelPackage is what this tool reads of a Debian kernel package.
+type kernelPackage struct {
+	path    string
+	vmlinuz []byte
+	modules map[string][]byte
+}
+
+func openKernelPackage(deb string) (*kernelPackage, error) {
+	cmd := exec.Command("dpkg-deb", "--fsys-tarfile", deb)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("unpack %s: %w", deb, err)
+	}
+	pkg, readErr := readKernelPackage(deb, stdout)
+	// dpkg-deb must never block on a reader that gave up.
+	_, _ = io.Copy(io.Discard, stdout)
+	if err := cmd.Wait(); err != nil {
+		return nil, fmt.Errorf("unpack %s: %w: %s", deb, err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return pkg, readErr
+}
+
+func readKernelPackage(deb string, r io.Reader) (*kernelPackage, error) {
+	pkg := &kernelPackage{path: deb, modules: make(map[string][]byte)}
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("unpack %s: %w", deb, err)
+		}
+		name := path.Clean(h.Name)
+		kernel, _ := path.Match("boot/vmlinuz-*", name)
+		if !kernel && path.Ext(name) != ".ko" {
+			continue
+		}
+		data, err := io.ReadAll(tr)
+		if err != nil {
+			return nil, fmt.Errorf("unpack %s: %s: %w", deb, name, err)
+		}
+		if kernel {
+			pkg.vmlinuz = data
+		} else {
+			pkg.modules[moduleName(name)] = data
+		}
+	}
+	if pkg.vmlinuz == nil {
+		return nil, fmt.Errorf("%s holds no kernel: give the package that linux-image-cloud-amd64 depends on", deb)
+	}
+	return pkg, nil
+}
+
+// moduleName is how the kernel and other modules call the module in a file.
+func moduleName(file string) string {
+	return strings.ReplaceAll(strings.TrimSuffix(path.Base(file), ".ko"), "-", "_")
+}
+
+// loadOrder returns the wanted modules and their dependencies, each after those that it needs.
+func (p *kernelPackage) loadOrder(wanted []string) ([]module, error) {
+	var order []module
+	seen := make(map[string]bool)
+	var add func(name string) error
+	add = func(name string) error {
+		if seen[name] {
+			return nil
+		}
+		seen[name] = true
+		data, ok := p.modules[name]
+		if !ok {
+			return fmt.Errorf("%s has no module %s", p.path, name)
+		}
+		needs, err := moduleDepends(data)
+		if err != nil {
+			return fmt.Errorf("read module %s: %w", name, err)
+		}
+		for _, n := range needs {
+			if err := add(n); err != nil {
+				return err
+			}
+		}
+		order = append(order, module{name, data})
+		return nil
+	}
+	for _, name := range wanted {
+		if err := add(name); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}
+
+// moduleDepends reads the "depends=" entry of a module's .modinfo section.
+func moduleDepends(ko []byte) ([]string, error) {
+	f, err := elf.NewFile(bytes.NewReader(ko))
+	if err != nil {
+		return nil, err
+	}
+	section := f.Section(".modinfo")
+	if section == nil {
+		return nil, errors.New("no .modinfo section")
+	}
+	info, err := section.Data()
+	if err != nil {
+		return nil, err
+	}
+	for entry := range strings.SplitSeq(string(info), "\x00") {
+		if list, ok := strings.CutPrefix(entry, "depends="); ok && list != "" {
+			return strings.Split(strings.ReplaceAll(list, "-", "_"), ","), nil
+		}
+	}
+	return nil, nil
+}
+
+// extractKernel returns the ELF kernel inside a bzImage (Documentation/arch/x86/boot.rst), which
+// QEMU enters directly (PVH). Debian packs it as a legacy LZ4 frame.
+func extractKernel(bzImage []byte) ([]byte, error) {
+	const headerEnd = 0x250
+	if len(bzImage) < headerEnd || string(bzImage[0x202:0x206]) != "HdrS" {
+		return nil, errors.New("not a bzImage")
+	}
+	setupSectors := int(bzImage[0x1f1])
+	offset := int(binary.LittleEndian.Uint32(bzImage[0x248:]))
+	length := int(binary.LittleEndian.Uint32(bzImage[0x24c:]))
+	start := (setupSectors+1)*512 + offset
+	// The payload ends with the kernel's size, 4 bytes that are no part of the frame.
+	end := start + length - 4
+	if start < 0 || end > len(bzImage) || start >= end {
+		return nil, errors.New("the payload lies outside of the file")
+	}
+	vmlinux, err := io.ReadAll(lz4.NewReader(bytes.NewReader(bzImage[start:end])))
+	if err != nil {
+		return nil, fmt.Errorf("decompress: %w", err)
+	}
+	if size := int(binary.LittleEndian.Uint32(bzImage[end:])); len(vmlinux) != size {
+		return nil, fmt.Errorf("decompressed to %d bytes, not %d", len(vmlinux), size)
+	}
+	if !bytes.HasPrefix(vmlinux, []byte(elf.ELFMAG)) {
+		return nil, errors.New("the payload is no ELF file")
+	}
+	return vmlinux, nil
+}

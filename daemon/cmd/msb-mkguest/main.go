@@ -1,0 +1,64 @@
+// Command msb-mkguest builds what every microVM boots: an uncompressed kernel and an initramfs.
+//
+// It takes both out of a Debian cloud kernel package, adds the guest agent as /init and the portal
+// as /msb-portal, and writes DIR/vmlinux and DIR/initrd.img. The same input gives the same bytes.
+// It is a build tool: nothing of it runs on a server.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+func main() {
+	deb := flag.String("kernel-deb", "", "Debian package linux-image-*-cloud-amd64 (not the metapackage)")
+	agent := flag.String("agent", "", "static msb-agent binary")
+	portal := flag.String("portal", "", "static msb-portal binary")
+	out := flag.String("out", "", "directory to write vmlinux and initrd.img to")
+	flag.Parse()
+	if *deb == "" || *agent == "" || *portal == "" || *out == "" || flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := run(*deb, *agent, *portal, *out); err != nil {
+		fmt.Fprintln(os.Stderr, "msb-mkguest:", err)
+		os.Exit(1)
+	}
+}
+
+func run(deb, agent, portal, out string) error {
+	pkg, err := openKernelPackage(deb)
+	if err != nil {
+		return err
+	}
+	vmlinux, err := extractKernel(pkg.vmlinuz)
+	if err != nil {
+		return fmt.Errorf("extract the kernel of %s: %w", deb, err)
+	}
+	modules, err := pkg.loadOrder(wantedModules)
+	if err != nil {
+		return err
+	}
+	initrd, err := buildInitrd(agent, portal, modules)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	if err := replaceFile(filepath.Join(out, "vmlinux"), vmlinux); err != nil {
+		return err
+	}
+	return replaceFile(filepath.Join(out, "initrd.img"), initrd)
+}
+
+// replaceFile renames a finished file into place: running VMs may still map the old one.
+func replaceFile(path string, data []byte) error {
+	tmp := path + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}

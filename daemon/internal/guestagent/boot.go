@@ -1,0 +1,112 @@
+package guestagent
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// mountSystem gives the bare initramfs the file systems that everything else needs.
+func mountSystem() error {
+	if err := moveRoot(); err != nil {
+		return fmt.Errorf("move root: %w", err)
+	}
+	for _, m := range []struct {
+		source, target, fstype string
+		flags                  uintptr
+		data                   string
+	}{
+		{"proc", "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"sysfs", "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID, "mode=0755"},
+		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0620,ptmxmode=0666"},
+		{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		{"cgroup2", cgroupRoot, "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+	} {
+		if err := os.MkdirAll(m.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	return nil
+}
+
+// bringUp makes the machine ready for containers.
+func bringUp(log *slog.Logger) error {
+	if err := loadModules(log); err != nil {
+		return fmt.Errorf("load modules: %w", err)
+	}
+	// One write each: the kernel takes all controllers of a write or none.
+	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
+		if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
+			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
+		}
+	}
+	// Hot-plugged memory arrives after the host asked to bring it online.
+	if err := os.WriteFile("/sys/devices/system/memory/auto_online_blocks", []byte("online"), 0); err != nil {
+		log.Warn("memory cannot be added", "err", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring loopback up: %w", err)
+	}
+	return nil
+}
+
+// moveRoot puts a mount of the initramfs over the initramfs: pivot_root refuses the kernel's own.
+func moveRoot() error {
+	if err := unix.Mount("/", "/newroot", "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/newroot"); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return err
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// loadModules loads what the image lists, in its order. Only the list itself must be there: a
+// machine without, say, a network works without its driver.
+func loadModules(log *slog.Logger) error {
+	list, err := os.ReadFile("/lib/modules/load")
+	if err != nil {
+		return err
+	}
+	for path := range strings.FieldsSeq(string(list)) {
+		if err := loadModule(path); err != nil {
+			log.Warn("load module", "path", path, "err", err)
+		}
+	}
+	return nil
+}
+
+func loadModule(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return nil
+}
