@@ -1,0 +1,212 @@
+// Command msb-mkimage builds this project's images from Debian packages, as the host's apt finds them:
+//
+//	msb-mkimage --out bin/images/python.tar python
+//
+// The result is an OCI archive for `msb image import`. Equal packages give an equal digest.
+// Runs as root, on Debian, with mmdebstrap. It is a build tool: nothing of it is installed.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/msbd/msbd/daemon/internal/image/archive"
+)
+
+// epoch dates what is made during the build; files of packages older than it keep their dates.
+var epoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "msb-mkimage:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, log io.Writer) error {
+	flags := flag.NewFlagSet("msb-mkimage", flag.ContinueOnError)
+	flags.SetOutput(log)
+	names := strings.Join(slices.Sorted(maps.Keys(recipes)), "|")
+	flags.Usage = func() {
+		fmt.Fprintf(log, "usage: msb-mkimage --out FILE %s\n", names)
+		flags.PrintDefaults()
+	}
+	out := flags.String("out", "", "the archive to write")
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	r, ok := recipes[flags.Arg(0)]
+	if flags.NArg() != 1 || !ok || *out == "" {
+		flags.Usage()
+		return fmt.Errorf("name one image (%s) and --out", names)
+	}
+	started := time.Now()
+	d, err := build(ctx, flags.Arg(0), r, *out, log)
+	if err != nil {
+		return fmt.Errorf("build image %s: %w", flags.Arg(0), err)
+	}
+	size := int64(0)
+	if info, err := os.Stat(*out); err == nil {
+		size = info.Size()
+	}
+	fmt.Fprintf(log, "%s: %d MB, %s, in %s\n", *out, size/1e6, d, time.Since(started).Round(time.Second))
+	return nil
+}
+
+// build writes the archive under a temporary name first, so that an interrupted build leaves none.
+func build(ctx context.Context, name string, r recipe, out string, log io.Writer) (digest.Digest, error) {
+	sources, err := debianSources(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return "", err
+	}
+	file, err := os.CreateTemp(filepath.Dir(out), filepath.Base(out)+".*")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+
+	rootfs, writer := io.Pipe()
+	made := make(chan error, 1)
+	go func() {
+		err := mmdebstrap(ctx, r, sources, writer, log)
+		writer.CloseWithError(err)
+		made <- err
+	}()
+	d, err := archive.Write(file, rootfs, archive.Image{
+		Name:         "docker.io/microsandbox/" + name + ":latest",
+		Architecture: runtime.GOARCH,
+		Created:      epoch,
+		Config: ocispec.ImageConfig{
+			Env: []string{
+				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+				"LANG=C.UTF-8",
+			},
+			Cmd:        r.cmd,
+			WorkingDir: "/root",
+		},
+	})
+	rootfs.CloseWithError(err)
+	if err := errors.Join(err, <-made); err != nil {
+		return "", err
+	}
+	if err := file.Chmod(0o644); err != nil {
+		return "", err
+	}
+	return d, os.Rename(file.Name(), out)
+}
+
+// debianSources lists the host's own mirrors of Debian. Other vendors' sources stay out: they would
+// make the image depend on what else is installed here.
+func debianSources(ctx context.Context) (string, error) {
+	const format = "$(ORIGIN)|deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)"
+	var out, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", format, "Identifier: Packages")
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("ask apt for its sources: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	var lines []string
+	for line := range strings.Lines(out.String()) {
+		if source, ok := strings.CutPrefix(line, "Debian|"); ok && !slices.Contains(lines, source) {
+			lines = append(lines, source)
+		}
+	}
+	if len(lines) == 0 {
+		return "", errors.New("apt knows no Debian archive: run apt-get update, on a Debian machine")
+	}
+	return strings.Join(lines, ""), nil
+}
+
+// mmdebstrap writes the image's file tree to w as a tar stream.
+func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer) error {
+	args := []string{
+		"--mode=root", "--variant=apt", "--format=tar", "--quiet",
+		"--include=" + strings.Join(append(slices.Clone(base), r.packages...), ","),
+		"--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr",
+		`--aptopt=APT::Install-Recommends "0"`,
+	}
+	for _, dir := range []string{"doc", "info", "locale", "man"} {
+		args = append(args, "--dpkgopt=path-exclude=/usr/share/"+dir+"/*")
+	}
+	args = append(args, "--dpkgopt=path-include=/usr/share/doc/*/copyright")
+	args = append(args, proxies(ctx)...)
+	// The host's own, which mmdebstrap lends to the build.
+	remove := append([]string{"etc/hostname", "etc/resolv.conf"}, r.remove...)
+	args = append(args,
+		`--customize-hook=cd "$1" && rm -rf -- `+strings.Join(remove, " "),
+		`--customize-hook=sed -i "/Proxy/d" "$1/etc/apt/apt.conf.d/99mmdebstrap"`,
+		// The suite comes with the sources.
+		"", "-", "-")
+
+	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	cmd.Env = environment()
+	cmd.Stdin = strings.NewReader(sources)
+	cmd.Stdout = w
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	// It unmounts and removes its chroot on SIGTERM, and would leave both on SIGKILL.
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 30 * time.Second
+	if err := cmd.Run(); err != nil {
+		fmt.Fprintf(log, "%s", stderr.Bytes())
+		return fmt.Errorf("mmdebstrap: %w", err)
+	}
+	return nil
+}
+
+// environment is the same on every machine, since packages' scripts see it; only the network's is the host's.
+func environment() []string {
+	env := []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root",
+		"LANG=C.UTF-8",
+		"TZ=UTC",
+		fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()),
+		// Or else what is compiled on import, and how, depends on the order of installation.
+		"PYTHONDONTWRITEBYTECODE=1",
+	}
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "TMPDIR"} {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+// proxies hands apt's proxies on; mmdebstrap reads none of the host's configuration.
+func proxies(ctx context.Context) []string {
+	var args []string
+	for _, key := range []string{"Acquire::http::Proxy", "Acquire::https::Proxy"} {
+		out, err := exec.CommandContext(ctx, "apt-config", "shell", "value", key).Output()
+		if value, ok := strings.CutPrefix(strings.TrimSpace(string(out)), "value="); err == nil && ok {
+			args = append(args, fmt.Sprintf("--aptopt=%s %q", key, strings.Trim(value, "'")))
+		}
+	}
+	return args
+}
