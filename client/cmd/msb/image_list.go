@@ -1,0 +1,45 @@
+package main
+
+import (
+	"time"
+
+	"github.com/urfave/cli/v2"
+)
+
+var imageList = &cli.Command{
+	Name:   "list",
+	Usage:  "list the images that sandboxes can be started from",
+	Flags:  []cli.Flag{jsonFlag},
+	Action: listImages,
+}
+
+type imageInfo struct {
+	Name      string     `json:"name"`
+	Digest    string     `json:"digest"`
+	SizeBytes int64      `json:"size_bytes"`
+	CreatedAt *time.Time `json:"created_at"`
+}
+
+func listImages(c *cli.Context) error {
+	if err := noArguments(c); err != nil {
+		return err
+	}
+	a := admin(c)
+	defer a.Close()
+	images, err := a.Images(c.Context)
+	if err != nil {
+		return err
+	}
+	if c.Bool(jsonFlag.Name) {
+		list := []imageInfo{} // not null
+		for _, i := range images {
+			list = append(list, imageInfo{i.GetName(), i.GetDigest(), i.GetSizeBytes(), jsonTime(i.GetCreatedAt())})
+		}
+		return printJSON(c, list)
+	}
+	rows := [][]string{{"NAME", "SIZE", "AGE", "DIGEST"}}
+	for _, i := range images {
+		rows = append(rows, []string{i.GetName(), size(i.GetSizeBytes()), age(time.Since(i.GetCreatedAt().AsTime())), i.GetDigest()})
+	}
+	return table(c.App.Writer, rows)
+}

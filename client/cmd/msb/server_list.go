@@ -1,0 +1,79 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/urfave/cli/v2"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+)
+
+var serverList = &cli.Command{
+	Name:  "list",
+	Usage: "list sandboxes",
+	Flags: []cli.Flag{listNamespaceFlag, jsonFlag},
+	Action: func(c *cli.Context) error {
+		if err := noArguments(c); err != nil {
+			return err
+		}
+		return listSandboxes(c, nil)
+	},
+}
+
+var listNamespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only those of tenant namespace `NS`"}
+
+type sandboxInfo struct {
+	Namespace string     `json:"namespace"`
+	Name      string     `json:"name"`
+	ID        string     `json:"id"`
+	State     string     `json:"state"`
+	Reason    string     `json:"reason,omitempty"`
+	Image     string     `json:"image"`
+	CPUs      int32      `json:"cpus"`
+	MemoryMiB int32      `json:"memory_mib"`
+	CreatedAt *time.Time `json:"created_at"`
+}
+
+// listSandboxes prints the sandboxes of these names, or all if there are none. A name without a
+// sandbox is an error.
+func listSandboxes(c *cli.Context, names []string) error {
+	a := admin(c)
+	defer a.Close()
+	sandboxes, err := a.Sandboxes(c.Context, c.String(listNamespaceFlag.Name))
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		for _, name := range names {
+			if !slices.ContainsFunc(sandboxes, func(s *adminv1.Sandbox) bool { return s.GetName() == name }) {
+				return fmt.Errorf("sandbox %q does not exist; 'msb server list' shows those that do: %w", name, errdefs.ErrNotFound)
+			}
+		}
+		sandboxes = slices.DeleteFunc(sandboxes, func(s *adminv1.Sandbox) bool { return !slices.Contains(names, s.GetName()) })
+	}
+	if c.Bool(jsonFlag.Name) {
+		list := []sandboxInfo{} // not null
+		for _, s := range sandboxes {
+			list = append(list, sandboxInfo{
+				s.GetNamespace(), s.GetName(), s.GetId(), s.GetState(), s.GetReason(), s.GetImage(), s.GetCpus(), s.GetMemoryMib(),
+				jsonTime(s.GetCreatedAt()),
+			})
+		}
+		return printJSON(c, list)
+	}
+	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "ID"}}
+	for _, s := range sandboxes {
+		rows = append(rows, []string{
+			s.GetNamespace(), s.GetName(), s.GetState(), s.GetImage(), strconv.Itoa(int(s.GetCpus())),
+			fmt.Sprintf("%d MiB", s.GetMemoryMib()), age(time.Since(s.GetCreatedAt().AsTime())), s.GetId(),
+		})
+		if s.GetReason() != "" {
+			rows = append(rows, []string{"  " + s.GetReason()})
+		}
+	}
+	return table(c.App.Writer, rows)
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/msbd/msbd/client"
+)
+
+// version is set by the build.
+var version = ""
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
+var versionCommand = &cli.Command{
+	Name:   "version",
+	Usage:  "print the version of msb, and of the server if it runs",
+	Action: printVersion,
+}
+
+func printVersion(c *cli.Context) error {
+	if err := noArguments(c); err != nil {
+		return err
+	}
+	fmt.Fprintln(c.App.Writer, "msb  "+buildVersion())
+	ctx, cancel := context.WithTimeout(c.Context, 2*time.Second)
+	defer cancel()
+	a := admin(c)
+	defer a.Close()
+	switch status, err := a.Status(ctx); {
+	case err == nil:
+		fmt.Fprintln(c.App.Writer, "msbd "+status.GetVersion())
+	case errors.Is(err, client.ErrNotRunning):
+		fmt.Fprintln(c.App.Writer, "msbd is not running")
+	default:
+		fmt.Fprintf(c.App.Writer, "msbd unknown (%v)\n", err)
+	}
+	return nil
+}
