@@ -1,0 +1,72 @@
+#!/bin/sh
+# Installs the Debian packages that the build and the server need, and the further ones that are named,
+# as far as they are missing:
+#
+#   host-packages.sh RECORD [PACKAGE…]
+#
+# What it installed is added to the file RECORD, for clean-host.sh.
+set -eu
+
+record=${1:?usage: host-packages.sh RECORD [PACKAGE…]}
+shift
+
+# package | a file of it | why
+wanted='
+ca-certificates    | /etc/ssl/certs/ca-certificates.crt | to fetch Go modules over HTTPS
+curl               | /usr/bin/curl                      | to call the server, as the README does
+mmdebstrap         | /usr/bin/mmdebstrap                | to build the images from Debian packages
+qemu-system-x86    | /usr/bin/qemu-system-x86_64        | to run the microVMs
+qemu-system-common | /usr/lib/qemu/virtiofsd            | virtiofsd: to share the image with a microVM
+'
+# Any Go from 1.21 on fetches the one that go.mod names; Debian 12 has 1.19, which go.sh starts from.
+if ! "$(dirname "$0")"/go.sh find >/dev/null; then
+	wanted="$wanted
+golang-go          | /usr/bin/go                        | to fetch the Go toolchain that go.mod names
+"
+fi
+for package; do
+	wanted="$wanted
+$package | $package | to measure
+"
+done
+
+missing=$(echo "$wanted" | sed 's/ *| */|/g' | while IFS='|' read -r package file why; do
+	if [ -n "$file" ] && [ ! -e "$file" ] && ! command -v "$file" >/dev/null; then
+		echo "$package: $why"
+	fi
+done)
+if [ -z "$missing" ]; then
+	echo "Debian packages: nothing is missing."
+	exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+	echo "host-packages.sh: apt-get is not here: this needs Debian. Missing:" >&2
+	echo "$missing" >&2
+	exit 1
+fi
+if [ "$(id -u)" != 0 ]; then
+	echo "host-packages.sh: run as root, or install these yourself:" >&2
+	echo "$missing" >&2
+	exit 1
+fi
+
+echo "Installing from Debian's packages (about 1 minute):"
+echo "$missing" | sed 's/^/  /'
+
+installed() {
+	dpkg-query --show --showformat '${db:Status-Abbrev}${Package}\n' | sed -n 's/^ii //p' | sort
+}
+before=$(mktemp)
+log=$(mktemp)
+trap 'rm -f -- "$before" "$log"' EXIT
+installed >"$before"
+
+export DEBIAN_FRONTEND=noninteractive
+packages=$(echo "$missing" | cut -d: -f1)
+# shellcheck disable=SC2086 # a list of names
+if ! { apt-get update && apt-get install --yes --no-install-recommends $packages; } >"$log" 2>&1 </dev/null; then
+	cat "$log" >&2
+	exit 1
+fi
+mkdir -p -- "$(dirname -- "$record")"
+installed | comm -13 "$before" - >>"$record"
