@@ -1,0 +1,295 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// measured is one thing that a comparison times. before and after frame it, untimed.
+type measured struct {
+	name          string
+	before, after func() error
+	run           func() error
+}
+
+// compare runs all in turn, n times each, and prints a line for each with its ratio to the first.
+// A machine that grows slower meanwhile slows all of them.
+func compare(b *testing.B, n int, all ...measured) {
+	b.Helper()
+	took := make([][]time.Duration, len(all))
+	for round := range n + 1 {
+		for i, m := range all {
+			if m.before != nil {
+				if err := m.before(); err != nil {
+					b.Fatalf("%s: %v", m.name, err)
+				}
+			}
+			began := time.Now()
+			err := m.run()
+			d := time.Since(began)
+			if m.after != nil {
+				if err := m.after(); err != nil {
+					b.Fatalf("%s: %v", m.name, err)
+				}
+			}
+			if err != nil {
+				b.Fatalf("%s: %v", m.name, err)
+			}
+			if round > 0 { // the first warms up
+				took[i] = append(took[i], d)
+			}
+		}
+	}
+	fmt.Printf("\n%-48s %5s %10s %10s %7s\n", b.Name(), "n", "p50 ms", "p99 ms", "ratio")
+	base := percentile(took[0], 50)
+	for i, m := range all {
+		p50 := percentile(took[i], 50)
+		fmt.Printf("%-48s %5d %10.2f %10.2f %7.2f\n", m.name, n, ms(p50), ms(percentile(took[i], 99)), float64(p50)/float64(base))
+	}
+	b.ReportMetric(ms(base), "p50-ms")
+	b.ReportMetric(0, "ns/op") // the table says it better
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func percentile(d []time.Duration, p int) time.Duration {
+	s := slices.Clone(d)
+	slices.Sort(s)
+	return s[min(len(s)-1, len(s)*p/100)]
+}
+
+// rounds is how often each is measured: MSB_BENCH_ROUNDS, or the default.
+func rounds(def int) int {
+	if n, err := strconv.Atoi(os.Getenv("MSB_BENCH_ROUNDS")); err == nil && n > 0 {
+		return n
+	}
+	return def
+}
+
+func (s *server) must(key, method string, p params) func() error {
+	return func() error {
+		a, err := s.call(key, method, p)
+		if err == nil && a.Error != nil {
+			err = fmt.Errorf("%v", a)
+		}
+		return err
+	}
+}
+
+// BenchmarkColdStart is from nothing to the first result of Python, beside the boot alone of the
+// same kernel and initramfs, and beside a plain container of the same image.
+func BenchmarkColdStart(b *testing.B) {
+	s, key := sharedServer(b)
+	name := params{"sandbox": "cold"}
+	start, stop := s.must(key, "sandbox.start", name), s.must(key, "sandbox.stop", name)
+	python := s.must(key, "sandbox.repl.run", params{"sandbox": "cold", "language": "python", "code": "1+1"})
+	bundle := runcBundle(b, "python")
+	id := fmt.Sprintf("msb-bench-%d", os.Getpid())
+	var bare *bareVM
+	compare(b, rounds(10),
+		measured{name: "sandbox.start + first repl.run", after: stop, run: func() error {
+			if err := start(); err != nil {
+				return err
+			}
+			return python()
+		}},
+		measured{name: "sandbox.start + first command.run true", after: stop, run: func() error {
+			if err := start(); err != nil {
+				return err
+			}
+			return s.must(key, "sandbox.command.run", params{"sandbox": "cold", "command": "true"})()
+		}},
+		measured{name: "bare QEMU boot to its agent's answer", after: func() error { return bare.end() }, run: func() (err error) {
+			bare, err = bootBare()
+			return err
+		}},
+		measured{name: "runc run + exec python3",
+			after: func() error { return exec.Command("runc", "delete", "--force", id).Run() },
+			run: func() error {
+				// The container inherits the streams, and would keep a pipe open.
+				if err := exec.Command("runc", "run", "--detach", "--bundle", bundle, id).Run(); err != nil {
+					return err
+				}
+				out, err := exec.Command("runc", "exec", id, "python3", "-c", "print(1+1)").CombinedOutput()
+				if err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				return nil
+			}},
+	)
+}
+
+// BenchmarkRoundTrip is a run in a sandbox that is warm, beside containerd's own way to run a
+// command in the same sandbox.
+func BenchmarkRoundTrip(b *testing.B) {
+	s, key := sharedSandbox(b, "warm", "microsandbox/python")
+	id := s.sandboxIDs()[0]
+	ctr := func() error {
+		cmd := exec.Command(filepath.Join(bin, "ctr"), "--address", filepath.Join(s.runDir, "containerd.sock"), "--namespace", "msb",
+			"tasks", "exec", "--exec-id", fmt.Sprintf("bench-%d", time.Now().UnixNano()), id, "true")
+		// Its standard input must not end first: ctr would close it in a way that locks up Kata's shim.
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			return err
+		}
+		defer stdin.Close()
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	compare(b, rounds(50),
+		measured{name: "ctr task exec true", run: ctr},
+		measured{name: "sandbox.command.run true", run: s.must(key, "sandbox.command.run", params{"sandbox": "warm", "command": "true"})},
+		measured{name: "sandbox.repl.run 1+1", run: s.must(key, "sandbox.repl.run", params{"sandbox": "warm", "language": "python", "code": "1+1"})},
+		measured{name: "a request that runs nothing (metrics of no sandbox)", run: s.must(key, "sandbox.metrics.get", params{"namespace": "empty"})},
+	)
+}
+
+// BenchmarkRequest is a request that is authenticated, decoded and answered without a sandbox, beside
+// the same server without keys, and beside a bare net/http handler that answers as many bytes.
+func BenchmarkRequest(b *testing.B) {
+	s, key := sharedServer(b)
+	dev, err := newServer("--dev")
+	if err == nil {
+		err = dev.start()
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer dev.close()
+	answer := []byte(`{"jsonrpc":"2.0","result":{"sandboxes":[]},"id":1}`)
+	bare := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(answer)
+	}))
+	defer bare.Close()
+	plain := &server{address: bare.Listener.Addr().String()}
+	empty := params{"namespace": "empty"}
+	compare(b, rounds(2000),
+		measured{name: "bare net/http handler", run: plain.must("", "sandbox.metrics.get", empty)},
+		measured{name: "the server in dev mode", run: dev.must("", "sandbox.metrics.get", empty)},
+		measured{name: "the server with a key", run: s.must(key, "sandbox.metrics.get", empty)},
+	)
+}
+
+// bareVM is QEMU with the guest's kernel and initramfs, and nothing of ours on the host.
+type bareVM struct {
+	cmd *exec.Cmd
+	dir string
+}
+
+func bootBare() (*bareVM, error) {
+	dir, err := os.MkdirTemp("", "msb")
+	if err != nil {
+		return nil, err
+	}
+	sock := filepath.Join(dir, "agent.sock")
+	vm := &bareVM{dir: dir, cmd: exec.Command("qemu-system-x86_64", "-M", "q35", "-bios", "qboot.rom",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"-smp", "1", "-m", "640", "-kernel", filepath.Join(bin, "guest/vmlinux"), "-initrd", filepath.Join(bin, "guest/initrd.img"),
+		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on mitigations=off",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=a,path="+sock+",server=on,wait=off",
+		"-device", "virtserialport,chardev=a,name=kata.agent.0", "-device", "virtio-rng-pci")}
+	if err := vm.cmd.Start(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var conn net.Conn
+	for conn == nil {
+		if conn, err = net.Dial("unix", sock); err != nil && ctx.Err() != nil {
+			vm.end()
+			return nil, err
+		}
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	if _, err := agent.NewHealthClient(client).Check(ctx, &agent.CheckRequest{}); err != nil {
+		vm.end()
+		return nil, err
+	}
+	return vm, nil
+}
+
+func (vm *bareVM) end() error {
+	vm.cmd.Process.Kill()
+	vm.cmd.Wait()
+	return os.RemoveAll(vm.dir)
+}
+
+// runcBundle unpacks an image for runc.
+func runcBundle(b *testing.B, image string) string {
+	b.Helper()
+	dir := b.TempDir()
+	rootfs := filepath.Join(dir, "rootfs")
+	if err := os.Mkdir(rootfs, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	archive := filepath.Join(dir, "image")
+	if err := os.Mkdir(archive, 0o755); err != nil {
+		b.Fatal(err)
+	}
+	if out, err := exec.Command("tar", "-xf", filepath.Join(bin, "images", image+".tar"), "-C", archive).CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	var index ocispec.Index
+	readJSON(b, filepath.Join(archive, "index.json"), &index)
+	blob := func(d ocispec.Descriptor) string {
+		return filepath.Join(archive, "blobs", string(d.Digest.Algorithm()), d.Digest.Encoded())
+	}
+	var manifest ocispec.Manifest
+	readJSON(b, blob(index.Manifests[0]), &manifest)
+	for _, layer := range manifest.Layers {
+		if out, err := exec.Command("tar", "-xf", blob(layer), "-C", rootfs).CombinedOutput(); err != nil {
+			b.Fatalf("%v: %s", err, out)
+		}
+	}
+	cmd := exec.Command("runc", "spec")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	var spec map[string]any
+	path := filepath.Join(dir, "config.json")
+	readJSON(b, path, &spec)
+	process := spec["process"].(map[string]any)
+	process["args"], process["terminal"] = []string{"sleep", "3600"}, false
+	text, err := json.Marshal(spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	return dir
+}
+
+func readJSON(b *testing.B, path string, out any) {
+	b.Helper()
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, out)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+}
