@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/containerd"
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
@@ -157,7 +156,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 			}
 		}
 		life.enter(recovering)
-		if err := recoverAll(ctx, life, vms, manager, client); err != nil {
+		if err := recoverAll(ctx, life, vms, manager, runtime); err != nil {
 			return err
 		}
 		life.enter(ready)
@@ -184,10 +183,14 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 }
 
 // recoverAll brings what an earlier daemon left, or what died meanwhile, in order.
-func recoverAll(ctx context.Context, life *life, vms *vmm.Service, manager *sandbox.Manager, client *containerd.Client) error {
-	version, err := client.Version(ctx)
+func recoverAll(ctx context.Context, life *life, vms *vmm.Service, manager *sandbox.Manager, runtime *microvm.Runtime) error {
+	version, err := runtime.Client.Version(ctx)
 	if err != nil {
 		return fmt.Errorf("ask containerd for its version: %w", err)
+	}
+	kata, err := runtime.KataVersion(ctx)
+	if err != nil {
+		return err
 	}
 	found, err := vms.Recover(ctx)
 	if err != nil {
@@ -199,7 +202,7 @@ func recoverAll(ctx context.Context, life *life, vms *vmm.Service, manager *sand
 	if err != nil {
 		return err
 	}
-	life.recovered(recovery, version.Version)
+	life.recovered(recovery, version.Version, kata)
 	return nil
 }
 

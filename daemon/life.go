@@ -36,6 +36,7 @@ type life struct {
 	state             adminv1.GetStatusResponse_DaemonState
 	recovery          sandbox.Recovery
 	containerdVersion string
+	kataVersion       string
 }
 
 func newLife(cfg config.Config, address string, issuer *token.Issuer, manager *sandbox.Manager, vms *vmm.Service, log *slog.Logger) *life {
@@ -48,10 +49,10 @@ func (l *life) enter(s adminv1.GetStatusResponse_DaemonState) {
 	l.state = s
 }
 
-func (l *life) recovered(r sandbox.Recovery, containerdVersion string) {
+func (l *life) recovered(r sandbox.Recovery, containerdVersion, kataVersion string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.recovery, l.containerdVersion = r, containerdVersion
+	l.recovery, l.containerdVersion, l.kataVersion = r, containerdVersion, kataVersion
 }
 
 func (l *life) accelerator() string {
@@ -62,7 +63,7 @@ func (l *life) accelerator() string {
 // status answers in every state.
 func (l *life) status() *adminv1.GetStatusResponse {
 	l.mu.Lock()
-	state, recovery, containerdVersion := l.state, l.recovery, l.containerdVersion
+	state, recovery, containerdVersion, kataVersion := l.state, l.recovery, l.containerdVersion, l.kataVersion
 	l.mu.Unlock()
 	keys, signing := l.issuer.Counts(), l.issuer.SigningKey()
 	accelerator, reason := l.vms.Accelerator()
@@ -81,6 +82,7 @@ func (l *life) status() *adminv1.GetStatusResponse {
 		Isolation:           &adminv1.Isolation{Accelerator: accelerator, Reason: reason},
 		Recovery:            &adminv1.Recovery{Adopted: int32(recovery.Adopted), Lost: int32(recovery.Lost), Removed: int32(recovery.Removed)},
 		ContainerdVersion:   containerdVersion,
+		KataVersion:         kataVersion,
 	}
 	for _, rec := range l.manager.List("") {
 		switch rec.State {

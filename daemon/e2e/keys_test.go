@@ -133,7 +133,7 @@ func TestResetRefusesEveryEarlierKey(t *testing.T) {
 
 func TestDevMode(t *testing.T) {
 	s := testServer(t, "--dev")
-	if st, err := s.status(); err != nil || st.AuthRequired {
+	if st, err := s.status(); err != nil || st.AuthRequired || st.Containerd == "" || st.Kata == "" {
 		t.Errorf("status: %+v %v", st, err)
 	}
 	for _, key := range []string{"", "anything"} {

@@ -164,6 +164,8 @@ type status struct {
 	PID           int    `json:"pid"`
 	ListenAddress string `json:"listen_address"`
 	AuthRequired  bool   `json:"auth_required"`
+	Containerd    string `json:"containerd_version"`
+	Kata          string `json:"kata_version"`
 	Recovery      struct{ Adopted, Lost, Removed int }
 }
 

@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"text/template"
@@ -54,6 +56,21 @@ func writeKataConfig(dir, hypervisorSocket string) (string, error) {
 		return "", fmt.Errorf("write the shim's configuration: %w", err)
 	}
 	return path, nil
+}
+
+var versionRE = regexp.MustCompile(`version: ([^,\s]+)`)
+
+// KataVersion asks the shim for its version, as built.
+func (r *Runtime) KataVersion(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, r.Shim, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask %s for its version: %w", r.Shim, err)
+	}
+	m := versionRE.FindSubmatch(out)
+	if m == nil {
+		return "", fmt.Errorf("ask %s for its version: it says %q", r.Shim, out)
+	}
+	return string(m[1]), nil
 }
 
 // syslogSockets are where Go's log/syslog, and so Kata's shim, looks for a system log.
