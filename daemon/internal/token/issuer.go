@@ -141,11 +141,14 @@ func (i *Issuer) Reset(ctx context.Context) (invalidated int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	// The keyring first: once it is replaced, a crash leaves only keys that nothing verifies.
-	if err := ring.save(i.path); err != nil {
-		return 0, err
+	// The keyring first: once it is replaced, a crash leaves only keys that nothing verifies. One that
+	// was replaced counts from now on, however badly: the next start would refuse the old one's keys.
+	saved := ring.save(i.path)
+	if saved != nil && !errors.Is(saved, errNotDurable) {
+		return 0, saved
 	}
-	return i.adopt(ring)
+	invalidated, err = i.adopt(ring)
+	return invalidated, errors.Join(saved, err)
 }
 
 // adopt makes ring, which is on disk, the one that counts: the keys of every other are refused.

@@ -101,6 +101,28 @@ func TestResetCutShort(t *testing.T) {
 	}
 }
 
+// A new keyring that is in place counts, also when the disk does not vouch for it: keys made from now
+// on must be those that the next start takes.
+func TestResetOnAFailingDisk(t *testing.T) {
+	store, path := new(memory), filepath.Join(t.TempDir(), "state", "keyring.json")
+	i, v := openIssuer(t, store, path)
+	old, _ := issue(t, i, IssueRequest{})
+	sound := syncDir
+	syncDir = func(string) error { return syscall.EIO }
+	_, err := i.Reset(context.Background())
+	syncDir = sound
+	if !errors.Is(err, syscall.EIO) {
+		t.Errorf("Reset: %v", err)
+	}
+	refused(t, v, old)
+	fresh, _ := issue(t, i, IssueRequest{})
+	_, v = openIssuer(t, store, path)
+	refused(t, v, old)
+	if _, err := v.Verify(fresh); err != nil {
+		t.Errorf("after a restart, a key made after the reset: %v", err)
+	}
+}
+
 // A reset that cannot even begin changes nothing.
 func TestResetThatCannotBegin(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state", "keyring.json")

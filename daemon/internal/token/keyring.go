@@ -168,7 +168,7 @@ func replaceFile(path string, data []byte) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = os.Remove(temp)
+			_ = os.Remove(temp) // gone already if it was renamed
 		}
 	}()
 	_, err = f.Write(data)
@@ -181,7 +181,18 @@ func replaceFile(path string, data []byte) (err error) {
 	if err = os.Rename(temp, path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	if err := syncDir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("%w: %w", errNotDurable, err)
+	}
+	return nil
+}
+
+// errNotDurable says that a file was replaced, and that a power loss may still bring the old one back.
+var errNotDurable = errors.New("replaced, but it may not survive a power loss")
+
+// syncDir is a variable so that a test can make it fail, as a bad disk does.
+var syncDir = func(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
