@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,16 @@ func TestLifecycle(t *testing.T) {
 	}
 	if r, dir := readMark(vms[0].QEMU); r != roleQEMU || dir != h.dir(id) {
 		t.Errorf("process %d is not the VM's QEMU", vms[0].QEMU)
+	}
+	found, err := markedProcesses()
+	if err != nil || len(found[h.dir(id)]) < len(parts) {
+		t.Fatalf("the VM's processes: %v, %v", found, err)
+	}
+	for _, p := range found[h.dir(id)] {
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
+		if want := mark(p.role, h.dir(id))[0] + "\x00"; err != nil || string(env) != want {
+			t.Errorf("%s sees the environment %q, %v; want %q alone", p.role, env, err, want)
+		}
 	}
 	if _, err := s.call("StartVM"); err == nil {
 		t.Error("a second StartVM succeeded")
