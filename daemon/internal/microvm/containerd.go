@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -221,4 +222,34 @@ func (c *Containerd) Stop(ctx context.Context) error {
 func exited(pidfd int, d time.Duration) bool {
 	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(d.Milliseconds()))
 	return n > 0
+}
+
+// copyTail returns the end of a file, at most n bytes, for error messages.
+func copyTail(path string, n int64) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > n {
+		f.Seek(-n, io.SeekEnd)
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, n))
+	return strings.TrimSpace(string(b))
+}
+
+// poll calls f every few milliseconds until it returns true or ctx ends.
+func poll(ctx context.Context, every time.Duration, f func() bool) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if f() {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }

@@ -99,7 +99,7 @@ func (r *Runtime) ResolveImage(ctx context.Context, name string) error {
 }
 
 // Start satisfies sandbox.Runtime.
-func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) (err error) {
+func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) error {
 	image, err := r.Image(ctx, cfg.Image)
 	if err != nil {
 		return err
@@ -108,14 +108,6 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) (err
 		return err
 	}
 	ctx = scoped(ctx)
-	defer func() {
-		if err != nil {
-			// The caller's context may be what ended.
-			cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
-			defer cancel()
-			err = errors.Join(err, r.Remove(cleanup, id))
-		}
-	}()
 	container, err := r.Client.NewContainer(ctx, id,
 		containerd.WithSnapshotter(Snapshotter),
 		containerd.WithImage(image),

@@ -148,7 +148,8 @@ type Usage struct {
 
 // Runtime makes and removes microVMs. Its errors carry errdefs classes.
 type Runtime interface {
-	// Start boots the microVM and its idle main process. On an error nothing of id is left.
+	// Start boots the microVM and its idle main process. After an error parts of it may exist: the
+	// caller removes them.
 	Start(ctx context.Context, id string, cfg Config) error
 	// Remove ends the microVM and removes all that it held on this host. An unknown id is no error.
 	Remove(ctx context.Context, id string) error
