@@ -11,6 +11,8 @@ import "github.com/go-json-experiment/json/jsontext"
 // Paths of the HTTP API. The three last ones are aliases of Path: they take the same requests.
 const (
 	HealthPath     = "/api/v1/health"
+	MetricsPath    = "/metrics" // for Prometheus
+	MCPPath        = "/mcp"     // the Model Context Protocol, over Streamable HTTP
 	Path           = "/api/v1/rpc"
 	StartPath      = "/api/v1/sandbox/start"
 	StopPath       = "/api/v1/sandbox/stop"
@@ -60,10 +62,12 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// ErrorData is in the errors whose cause is told only to the server's log.
+// ErrorData is what some errors tell to programs.
 type ErrorData struct {
-	// RequestID finds the cause in the server's log.
-	RequestID string `json:"request_id"`
+	// RequestID finds the cause of a CodeInternal in the server's log, which alone has it.
+	RequestID string `json:"request_id,omitzero"`
+	// RetryAfter is in how many seconds a call of a key over its rate is taken (CodeExhausted).
+	RetryAfter int `json:"retry_after,omitzero"`
 }
 
 // Code is the class of an Error.
@@ -72,7 +76,7 @@ type Code int
 const (
 	// CodeParse (HTTP 400): the body is not strict JSON.
 	CodeParse Code = -32700
-	// CodeInvalidRequest (HTTP 400, 404, 405, 413, 415): not a JSON-RPC 2.0 request.
+	// CodeInvalidRequest (HTTP 400, 404, 405, 413, 415, 431): not a JSON-RPC 2.0 request.
 	CodeInvalidRequest Code = -32600
 	// CodeMethodNotFound (HTTP 404): there is no such method.
 	CodeMethodNotFound Code = -32601

@@ -24,6 +24,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// KeyState is whether a key is accepted.
+type KeyState int32
+
+const (
+	KeyState_KEY_STATE_UNSPECIFIED KeyState = 0
+	KeyState_KEY_STATE_LIVE        KeyState = 1
+	KeyState_KEY_STATE_EXPIRED     KeyState = 2
+	KeyState_KEY_STATE_REVOKED     KeyState = 3
+)
+
+// Enum value maps for KeyState.
+var (
+	KeyState_name = map[int32]string{
+		0: "KEY_STATE_UNSPECIFIED",
+		1: "KEY_STATE_LIVE",
+		2: "KEY_STATE_EXPIRED",
+		3: "KEY_STATE_REVOKED",
+	}
+	KeyState_value = map[string]int32{
+		"KEY_STATE_UNSPECIFIED": 0,
+		"KEY_STATE_LIVE":        1,
+		"KEY_STATE_EXPIRED":     2,
+		"KEY_STATE_REVOKED":     3,
+	}
+)
+
+func (x KeyState) Enum() *KeyState {
+	p := new(KeyState)
+	*p = x
+	return p
+}
+
+func (x KeyState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (KeyState) Descriptor() protoreflect.EnumDescriptor {
+	return file_msb_admin_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (KeyState) Type() protoreflect.EnumType {
+	return &file_msb_admin_v1_admin_proto_enumTypes[0]
+}
+
+func (x KeyState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use KeyState.Descriptor instead.
+func (KeyState) EnumDescriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
 // DaemonState is where the daemon is in its life.
 type GetStatusResponse_DaemonState int32
 
@@ -68,11 +121,11 @@ func (x GetStatusResponse_DaemonState) String() string {
 }
 
 func (GetStatusResponse_DaemonState) Descriptor() protoreflect.EnumDescriptor {
-	return file_msb_admin_v1_admin_proto_enumTypes[0].Descriptor()
+	return file_msb_admin_v1_admin_proto_enumTypes[1].Descriptor()
 }
 
 func (GetStatusResponse_DaemonState) Type() protoreflect.EnumType {
-	return &file_msb_admin_v1_admin_proto_enumTypes[0]
+	return &file_msb_admin_v1_admin_proto_enumTypes[1]
 }
 
 func (x GetStatusResponse_DaemonState) Number() protoreflect.EnumNumber {
@@ -144,8 +197,14 @@ type GetStatusResponse struct {
 	Recovery          *Recovery `protobuf:"bytes,16,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	ContainerdVersion string    `protobuf:"bytes,17,opt,name=containerd_version,json=containerdVersion,proto3" json:"containerd_version,omitempty"`
 	KataVersion       string    `protobuf:"bytes,18,opt,name=kata_version,json=kataVersion,proto3" json:"kata_version,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Absent: the gateway speaks plain HTTP.
+	Tls *TLS `protobuf:"bytes,19,opt,name=tls,proto3" json:"tls,omitempty"`
+	// What an administrator should look at, but which keeps nothing from working.
+	Warnings []string `protobuf:"bytes,20,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// How many entries the audit log has.
+	AuditEntries  uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -304,6 +363,100 @@ func (x *GetStatusResponse) GetKataVersion() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetTls() *TLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetAuditEntries() uint64 {
+	if x != nil {
+		return x.AuditEntries
+	}
+	return 0
+}
+
+// TLS says how the gateway proves who it is.
+type TLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "files" or "acme".
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// The host names in the certificate.
+	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
+	// Absent: there is no certificate yet.
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// Whether clients must show a certificate, too.
+	ClientCertificates bool `protobuf:"varint,4,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *TLS) Reset() {
+	*x = TLS{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TLS) ProtoMessage() {}
+
+func (x *TLS) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TLS.ProtoReflect.Descriptor instead.
+func (*TLS) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TLS) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *TLS) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *TLS) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+func (x *TLS) GetClientCertificates() bool {
+	if x != nil {
+		return x.ClientCertificates
+	}
+	return false
+}
+
 type KeyCounts struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Live          int32                  `protobuf:"varint,1,opt,name=live,proto3" json:"live,omitempty"`
@@ -315,7 +468,7 @@ type KeyCounts struct {
 
 func (x *KeyCounts) Reset() {
 	*x = KeyCounts{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +480,7 @@ func (x *KeyCounts) String() string {
 func (*KeyCounts) ProtoMessage() {}
 
 func (x *KeyCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +493,7 @@ func (x *KeyCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyCounts.ProtoReflect.Descriptor instead.
 func (*KeyCounts) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *KeyCounts) GetLive() int32 {
@@ -370,14 +523,20 @@ type Isolation struct {
 	// "kvm" or "tcg" (emulated).
 	Accelerator string `protobuf:"bytes,1,opt,name=accelerator,proto3" json:"accelerator,omitempty"`
 	// Why this accelerator was chosen.
-	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// "kata" (Kata's own hypervisor driver) or "builtin" (msbd's hypervisor service).
+	Hypervisor string `protobuf:"bytes,3,opt,name=hypervisor,proto3" json:"hypervisor,omitempty"`
+	// Why this hypervisor was chosen.
+	HypervisorReason string `protobuf:"bytes,4,opt,name=hypervisor_reason,json=hypervisorReason,proto3" json:"hypervisor_reason,omitempty"`
+	// What an administrator could do on this host for a better isolation; empty when it is the best.
+	Advice        []string `protobuf:"bytes,5,rep,name=advice,proto3" json:"advice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +548,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +561,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Isolation) GetAccelerator() string {
@@ -419,6 +578,27 @@ func (x *Isolation) GetReason() string {
 	return ""
 }
 
+func (x *Isolation) GetHypervisor() string {
+	if x != nil {
+		return x.Hypervisor
+	}
+	return ""
+}
+
+func (x *Isolation) GetHypervisorReason() string {
+	if x != nil {
+		return x.HypervisorReason
+	}
+	return ""
+}
+
+func (x *Isolation) GetAdvice() []string {
+	if x != nil {
+		return x.Advice
+	}
+	return nil
+}
+
 type Recovery struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Adopted int32                  `protobuf:"varint,1,opt,name=adopted,proto3" json:"adopted,omitempty"`
@@ -432,7 +612,7 @@ type Recovery struct {
 
 func (x *Recovery) Reset() {
 	*x = Recovery{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +624,7 @@ func (x *Recovery) String() string {
 func (*Recovery) ProtoMessage() {}
 
 func (x *Recovery) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +637,7 @@ func (x *Recovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
 func (*Recovery) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Recovery) GetAdopted() int32 {
@@ -485,15 +665,20 @@ type CreateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A duration such as 30s, 15m, 24h, 7d, 2w, 3mo, 1y, or a sequence of them. Empty: never expires.
 	Expire string `protobuf:"bytes,1,opt,name=expire,proto3" json:"expire,omitempty"`
-	// The tenant namespace that the key is limited to. Empty: every namespace.
-	Namespace     string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// The tenant namespaces that the key is limited to. Empty: every namespace.
+	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// What people call the key: 1 to 63 of [A-Za-z0-9_.-], the first alphanumeric; no other live key has
+	// it. May be empty.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// What the key may do, such as sandbox:exec. Empty: everything.
+	Scopes        []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +690,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +703,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateKeyRequest) GetExpire() string {
@@ -528,11 +713,25 @@ func (x *CreateKeyRequest) GetExpire() string {
 	return ""
 }
 
-func (x *CreateKeyRequest) GetNamespace() string {
+func (x *CreateKeyRequest) GetNamespaces() []string {
 	if x != nil {
-		return x.Namespace
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *CreateKeyRequest) GetName() string {
+	if x != nil {
+		return x.Name
 	}
 	return ""
+}
+
+func (x *CreateKeyRequest) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
 }
 
 type CreateKeyResponse struct {
@@ -546,7 +745,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -558,7 +757,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -571,7 +770,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateKeyResponse) GetKey() string {
@@ -593,17 +792,38 @@ type Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Empty: every tenant namespace.
-	Namespace string                 `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Namespaces []string               `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Absent: never expires.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// May be empty.
+	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty: everything.
+	Scopes []string `protobuf:"bytes,6,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// The uid of the local user who asked for it.
+	CreatedBy uint32   `protobuf:"varint,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	State     KeyState `protobuf:"varint,8,opt,name=state,proto3,enum=msb.admin.v1.KeyState" json:"state,omitempty"`
+	// From when on it is refused because it was revoked, rotated or its signing key replaced: in the
+	// future during the grace period of a rotation. Absent: it was not.
+	RevokedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
+	// "revoked", "rotated" or "reset".
+	Revocation string `protobuf:"bytes,10,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	// The id of the key that took its place.
+	ReplacedBy   string `protobuf:"bytes,11,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
+	SigningKeyId string `protobuf:"bytes,12,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
+	// How many requests it has authenticated.
+	Requests uint64 `protobuf:"varint,13,opt,name=requests,proto3" json:"requests,omitempty"`
+	// Absent: never used. Up to a minute of use may be forgotten when the server is killed.
+	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	// The address that the last request came from.
+	LastUsedFrom  string `protobuf:"bytes,15,opt,name=last_used_from,json=lastUsedFrom,proto3" json:"last_used_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +835,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +848,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Key) GetId() string {
@@ -638,11 +858,11 @@ func (x *Key) GetId() string {
 	return ""
 }
 
-func (x *Key) GetNamespace() string {
+func (x *Key) GetNamespaces() []string {
 	if x != nil {
-		return x.Namespace
+		return x.Namespaces
 	}
-	return ""
+	return nil
 }
 
 func (x *Key) GetCreatedAt() *timestamppb.Timestamp {
@@ -659,6 +879,615 @@ func (x *Key) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Key) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Key) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Key) GetCreatedBy() uint32 {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return 0
+}
+
+func (x *Key) GetState() KeyState {
+	if x != nil {
+		return x.State
+	}
+	return KeyState_KEY_STATE_UNSPECIFIED
+}
+
+func (x *Key) GetRevokedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokedAt
+	}
+	return nil
+}
+
+func (x *Key) GetRevocation() string {
+	if x != nil {
+		return x.Revocation
+	}
+	return ""
+}
+
+func (x *Key) GetReplacedBy() string {
+	if x != nil {
+		return x.ReplacedBy
+	}
+	return ""
+}
+
+func (x *Key) GetSigningKeyId() string {
+	if x != nil {
+		return x.SigningKeyId
+	}
+	return ""
+}
+
+func (x *Key) GetRequests() uint64 {
+	if x != nil {
+		return x.Requests
+	}
+	return 0
+}
+
+func (x *Key) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return nil
+}
+
+func (x *Key) GetLastUsedFrom() string {
+	if x != nil {
+		return x.LastUsedFrom
+	}
+	return ""
+}
+
+type ListKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only keys that may act in this tenant namespace.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Only keys not used for so long, such as 90d. A key that was never used counts from its creation.
+	UnusedFor string `protobuf:"bytes,2,opt,name=unused_for,json=unusedFor,proto3" json:"unused_for,omitempty"`
+	// Only keys in this state. Unspecified: in any.
+	State KeyState `protobuf:"varint,3,opt,name=state,proto3,enum=msb.admin.v1.KeyState" json:"state,omitempty"`
+	// At most so many; 0: the server's choice.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysRequest) Reset() {
+	*x = ListKeysRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysRequest) ProtoMessage() {}
+
+func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
+func (*ListKeysRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListKeysRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListKeysRequest) GetUnusedFor() string {
+	if x != nil {
+		return x.UnusedFor
+	}
+	return ""
+}
+
+func (x *ListKeysRequest) GetState() KeyState {
+	if x != nil {
+		return x.State
+	}
+	return KeyState_KEY_STATE_UNSPECIFIED
+}
+
+func (x *ListKeysRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListKeysRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+type ListKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Keys  []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Empty: that was the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListKeysResponse) Reset() {
+	*x = ListKeysResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListKeysResponse) ProtoMessage() {}
+
+func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
+func (*ListKeysResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListKeysResponse) GetKeys() []*Key {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ListKeysResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+type GetKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyRequest) Reset() {
+	*x = GetKeyRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyRequest) ProtoMessage() {}
+
+func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
+func (*GetKeyRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetKeyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type GetKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyResponse) Reset() {
+	*x = GetKeyResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyResponse) ProtoMessage() {}
+
+func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
+func (*GetKeyResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetKeyResponse) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type RevokeKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeKeyRequest) Reset() {
+	*x = RevokeKeyRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeKeyRequest) ProtoMessage() {}
+
+func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
+func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RevokeKeyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+type RevokeKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           *Key                   `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeKeyResponse) Reset() {
+	*x = RevokeKeyResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeKeyResponse) ProtoMessage() {}
+
+func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
+func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RevokeKeyResponse) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type RotateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// How long the old key is still accepted, such as 24h. Empty: not at all.
+	Grace string `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
+	// The new key's life, as in CreateKeyRequest. Empty: as long as the old key's was.
+	Expire        string `protobuf:"bytes,3,opt,name=expire,proto3" json:"expire,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RotateKeyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetGrace() string {
+	if x != nil {
+		return x.Grace
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetExpire() string {
+	if x != nil {
+		return x.Expire
+	}
+	return ""
+}
+
+type RotateKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The new key. Shown once; the server does not keep it.
+	Key  string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Info *Key   `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
+	// The old one.
+	Old           *Key `protobuf:"bytes,3,opt,name=old,proto3" json:"old,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RotateKeyResponse) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) GetInfo() *Key {
+	if x != nil {
+		return x.Info
+	}
+	return nil
+}
+
+func (x *RotateKeyResponse) GetOld() *Key {
+	if x != nil {
+		return x.Old
+	}
+	return nil
+}
+
+type PruneKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only keys that have been dead for so long, such as 30d. Empty: all dead ones.
+	DeadFor string `protobuf:"bytes,1,opt,name=dead_for,json=deadFor,proto3" json:"dead_for,omitempty"`
+	// Change nothing, and say what would be removed.
+	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneKeysRequest) Reset() {
+	*x = PruneKeysRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneKeysRequest) ProtoMessage() {}
+
+func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneKeysRequest.ProtoReflect.Descriptor instead.
+func (*PruneKeysRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *PruneKeysRequest) GetDeadFor() string {
+	if x != nil {
+		return x.DeadFor
+	}
+	return ""
+}
+
+func (x *PruneKeysRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PruneKeysResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneKeysResponse) Reset() {
+	*x = PruneKeysResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneKeysResponse) ProtoMessage() {}
+
+func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneKeysResponse.ProtoReflect.Descriptor instead.
+func (*PruneKeysResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PruneKeysResponse) GetKeys() []*Key {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 type ResetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -667,7 +1496,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +1508,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +1521,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 type ResetResponse struct {
@@ -706,7 +1535,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +1547,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +1560,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResetResponse) GetSigningKeyId() string {
@@ -748,6 +1577,408 @@ func (x *ResetResponse) GetInvalidated() int32 {
 	return 0
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+type BackupResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *BackupResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type RestoreRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         []byte                 `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreRequest) Reset() {
+	*x = RestoreRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreRequest) ProtoMessage() {}
+
+func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
+func (*RestoreRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *RestoreRequest) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+type RestoreResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	SigningKeyId string                 `protobuf:"bytes,1,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
+	// How many keys of the archive are live now.
+	Live int32 `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
+	// How many keys were live before and are refused now, because another signing key made them.
+	Invalidated int32 `protobuf:"varint,3,opt,name=invalidated,proto3" json:"invalidated,omitempty"`
+	// When the backup was made.
+	TakenAt       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoreResponse) Reset() {
+	*x = RestoreResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoreResponse) ProtoMessage() {}
+
+func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
+func (*RestoreResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *RestoreResponse) GetSigningKeyId() string {
+	if x != nil {
+		return x.SigningKeyId
+	}
+	return ""
+}
+
+func (x *RestoreResponse) GetLive() int32 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *RestoreResponse) GetInvalidated() int32 {
+	if x != nil {
+		return x.Invalidated
+	}
+	return 0
+}
+
+func (x *RestoreResponse) GetTakenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TakenAt
+	}
+	return nil
+}
+
+type TailAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many of the last entries to begin with.
+	Last int32 `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`
+	// Go on with each new entry until the caller ends the call.
+	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TailAuditRequest) Reset() {
+	*x = TailAuditRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TailAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TailAuditRequest) ProtoMessage() {}
+
+func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
+func (*TailAuditRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *TailAuditRequest) GetLast() int32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *TailAuditRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type TailAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A line of the log as it is in the file, without the newline: JSON.
+	Line          string `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TailAuditResponse) Reset() {
+	*x = TailAuditResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TailAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TailAuditResponse) ProtoMessage() {}
+
+func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TailAuditResponse.ProtoReflect.Descriptor instead.
+func (*TailAuditResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *TailAuditResponse) GetLine() string {
+	if x != nil {
+		return x.Line
+	}
+	return ""
+}
+
+type VerifyAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyAuditRequest) Reset() {
+	*x = VerifyAuditRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyAuditRequest) ProtoMessage() {}
+
+func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
+func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+type VerifyAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many entries are good, from the first on.
+	Entries uint64 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
+	// The hash of the last good one.
+	Hash string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// What is wrong with the next one. Empty: the log is whole.
+	Problem string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	// The file.
+	Path          string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyAuditResponse) Reset() {
+	*x = VerifyAuditResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyAuditResponse) ProtoMessage() {}
+
+func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
+func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *VerifyAuditResponse) GetEntries() uint64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *VerifyAuditResponse) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *VerifyAuditResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *VerifyAuditResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stop every sandbox first.
@@ -758,7 +1989,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +2001,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +2014,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -803,7 +2034,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +2046,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +2059,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -855,7 +2086,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +2098,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +2111,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -899,7 +2130,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +2142,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +2155,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -954,7 +2185,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +2197,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +2210,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -1055,7 +2286,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +2298,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +2311,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -1105,7 +2336,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +2348,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +2361,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 type ImportImageRequest struct {
@@ -1143,7 +2374,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +2386,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +2399,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -1187,7 +2418,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +2430,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +2443,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -1230,7 +2461,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +2473,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +2486,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type ListImagesResponse struct {
@@ -1267,7 +2498,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +2510,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +2523,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1316,7 +2547,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +2559,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +2572,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Image) GetName() string {
@@ -1377,7 +2608,7 @@ var File_msb_admin_v1_admin_proto protoreflect.FileDescriptor
 const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x18msb/admin/v1/admin.proto\x12\fmsb.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xdd\a\n" +
+	"\x10GetStatusRequest\"\xc3\b\n" +
 	"\x11GetStatusResponse\x12A\n" +
 	"\x05state\x18\x01 \x01(\x0e2+.msb.admin.v1.GetStatusResponse.DaemonStateR\x05state\x12)\n" +
 	"\x10degraded_reasons\x18\x02 \x03(\tR\x0fdegradedReasons\x12\x18\n" +
@@ -1399,42 +2630,132 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x10sandboxes_failed\x18\x0f \x01(\x05R\x0fsandboxesFailed\x122\n" +
 	"\brecovery\x18\x10 \x01(\v2\x16.msb.admin.v1.RecoveryR\brecovery\x12-\n" +
 	"\x12containerd_version\x18\x11 \x01(\tR\x11containerdVersion\x12!\n" +
-	"\fkata_version\x18\x12 \x01(\tR\vkataVersion\"\xb1\x01\n" +
+	"\fkata_version\x18\x12 \x01(\tR\vkataVersion\x12#\n" +
+	"\x03tls\x18\x13 \x01(\v2\x11.msb.admin.v1.TLSR\x03tls\x12\x1a\n" +
+	"\bwarnings\x18\x14 \x03(\tR\bwarnings\x12#\n" +
+	"\raudit_entries\x18\x15 \x01(\x04R\fauditEntries\"\xb1\x01\n" +
 	"\vDaemonState\x12\x1c\n" +
 	"\x18DAEMON_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DAEMON_STATE_STARTING\x10\x01\x12\x1b\n" +
 	"\x17DAEMON_STATE_RECOVERING\x10\x02\x12\x16\n" +
 	"\x12DAEMON_STATE_READY\x10\x03\x12\x19\n" +
 	"\x15DAEMON_STATE_DRAINING\x10\x04\x12\x19\n" +
-	"\x15DAEMON_STATE_DEGRADED\x10\x05\"S\n" +
+	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\x9d\x01\n" +
+	"\x03TLS\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12/\n" +
+	"\x13client_certificates\x18\x04 \x01(\bR\x12clientCertificates\"S\n" +
 	"\tKeyCounts\x12\x12\n" +
 	"\x04live\x18\x01 \x01(\x05R\x04live\x12\x18\n" +
 	"\aexpired\x18\x02 \x01(\x05R\aexpired\x12\x18\n" +
-	"\arevoked\x18\x03 \x01(\x05R\arevoked\"E\n" +
+	"\arevoked\x18\x03 \x01(\x05R\arevoked\"\xaa\x01\n" +
 	"\tIsolation\x12 \n" +
 	"\vaccelerator\x18\x01 \x01(\tR\vaccelerator\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"R\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1e\n" +
+	"\n" +
+	"hypervisor\x18\x03 \x01(\tR\n" +
+	"hypervisor\x12+\n" +
+	"\x11hypervisor_reason\x18\x04 \x01(\tR\x10hypervisorReason\x12\x16\n" +
+	"\x06advice\x18\x05 \x03(\tR\x06advice\"R\n" +
 	"\bRecovery\x12\x18\n" +
 	"\aadopted\x18\x01 \x01(\x05R\aadopted\x12\x12\n" +
 	"\x04lost\x18\x02 \x01(\x05R\x04lost\x12\x18\n" +
-	"\aremoved\x18\x03 \x01(\x05R\aremoved\"H\n" +
+	"\aremoved\x18\x03 \x01(\x05R\aremoved\"v\n" +
 	"\x10CreateKeyRequest\x12\x16\n" +
-	"\x06expire\x18\x01 \x01(\tR\x06expire\x12\x1c\n" +
-	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"L\n" +
+	"\x06expire\x18\x01 \x01(\tR\x06expire\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tR\n" +
+	"namespaces\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\"L\n" +
 	"\x11CreateKeyResponse\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12%\n" +
-	"\x04info\x18\x02 \x01(\v2\x11.msb.admin.v1.KeyR\x04info\"\xa9\x01\n" +
+	"\x04info\x18\x02 \x01(\v2\x11.msb.admin.v1.KeyR\x04info\"\xc6\x04\n" +
 	"\x03Key\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
-	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x129\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tR\n" +
+	"namespaces\x129\n" +
 	"\n" +
 	"created_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x0e\n" +
+	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12\x16\n" +
+	"\x06scopes\x18\x06 \x03(\tR\x06scopes\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\a \x01(\rR\tcreatedBy\x12,\n" +
+	"\x05state\x18\b \x01(\x0e2\x16.msb.admin.v1.KeyStateR\x05state\x129\n" +
+	"\n" +
+	"revoked_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\trevokedAt\x12\x1e\n" +
+	"\n" +
+	"revocation\x18\n" +
+	" \x01(\tR\n" +
+	"revocation\x12\x1f\n" +
+	"\vreplaced_by\x18\v \x01(\tR\n" +
+	"replacedBy\x12$\n" +
+	"\x0esigning_key_id\x18\f \x01(\tR\fsigningKeyId\x12\x1a\n" +
+	"\brequests\x18\r \x01(\x04R\brequests\x12<\n" +
+	"\flast_used_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt\x12$\n" +
+	"\x0elast_used_from\x18\x0f \x01(\tR\flastUsedFrom\"\xb8\x01\n" +
+	"\x0fListKeysRequest\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1d\n" +
+	"\n" +
+	"unused_for\x18\x02 \x01(\tR\tunusedFor\x12,\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x16.msb.admin.v1.KeyStateR\x05state\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"a\n" +
+	"\x10ListKeysResponse\x12%\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.msb.admin.v1.KeyR\x04keys\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"!\n" +
+	"\rGetKeyRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"5\n" +
+	"\x0eGetKeyResponse\x12#\n" +
+	"\x03key\x18\x01 \x01(\v2\x11.msb.admin.v1.KeyR\x03key\"$\n" +
+	"\x10RevokeKeyRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\"8\n" +
+	"\x11RevokeKeyResponse\x12#\n" +
+	"\x03key\x18\x01 \x01(\v2\x11.msb.admin.v1.KeyR\x03key\"R\n" +
+	"\x10RotateKeyRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
+	"\x05grace\x18\x02 \x01(\tR\x05grace\x12\x16\n" +
+	"\x06expire\x18\x03 \x01(\tR\x06expire\"q\n" +
+	"\x11RotateKeyResponse\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12%\n" +
+	"\x04info\x18\x02 \x01(\v2\x11.msb.admin.v1.KeyR\x04info\x12#\n" +
+	"\x03old\x18\x03 \x01(\v2\x11.msb.admin.v1.KeyR\x03old\"F\n" +
+	"\x10PruneKeysRequest\x12\x19\n" +
+	"\bdead_for\x18\x01 \x01(\tR\adeadFor\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\":\n" +
+	"\x11PruneKeysResponse\x12%\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.msb.admin.v1.KeyR\x04keys\"\x0e\n" +
 	"\fResetRequest\"W\n" +
 	"\rResetResponse\x12$\n" +
 	"\x0esigning_key_id\x18\x01 \x01(\tR\fsigningKeyId\x12 \n" +
-	"\vinvalidated\x18\x02 \x01(\x05R\vinvalidated\"8\n" +
+	"\vinvalidated\x18\x02 \x01(\x05R\vinvalidated\"\x0f\n" +
+	"\rBackupRequest\"&\n" +
+	"\x0eBackupResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"&\n" +
+	"\x0eRestoreRequest\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"\xa4\x01\n" +
+	"\x0fRestoreResponse\x12$\n" +
+	"\x0esigning_key_id\x18\x01 \x01(\tR\fsigningKeyId\x12\x12\n" +
+	"\x04live\x18\x02 \x01(\x05R\x04live\x12 \n" +
+	"\vinvalidated\x18\x03 \x01(\x05R\vinvalidated\x125\n" +
+	"\btaken_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\atakenAt\">\n" +
+	"\x10TailAuditRequest\x12\x12\n" +
+	"\x04last\x18\x01 \x01(\x05R\x04last\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"'\n" +
+	"\x11TailAuditResponse\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\tR\x04line\"\x14\n" +
+	"\x12VerifyAuditRequest\"q\n" +
+	"\x13VerifyAuditResponse\x12\x18\n" +
+	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\"8\n" +
 	"\x0fShutdownRequest\x12%\n" +
 	"\x0estop_sandboxes\x18\x01 \x01(\bR\rstopSandboxes\"u\n" +
 	"\x10ShutdownResponse\x12+\n" +
@@ -1473,11 +2794,26 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"size_bytes\x18\x03 \x01(\x03R\tsizeBytes\x129\n" +
 	"\n" +
-	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt2\x8a\x05\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt*g\n" +
+	"\bKeyState\x12\x19\n" +
+	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
+	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\xb9\n" +
+	"\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
-	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12@\n" +
-	"\x05Reset\x12\x1a.msb.admin.v1.ResetRequest\x1a\x1b.msb.admin.v1.ResetResponse\x12I\n" +
+	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
+	"\bListKeys\x12\x1d.msb.admin.v1.ListKeysRequest\x1a\x1e.msb.admin.v1.ListKeysResponse\x12C\n" +
+	"\x06GetKey\x12\x1b.msb.admin.v1.GetKeyRequest\x1a\x1c.msb.admin.v1.GetKeyResponse\x12L\n" +
+	"\tRevokeKey\x12\x1e.msb.admin.v1.RevokeKeyRequest\x1a\x1f.msb.admin.v1.RevokeKeyResponse\x12L\n" +
+	"\tRotateKey\x12\x1e.msb.admin.v1.RotateKeyRequest\x1a\x1f.msb.admin.v1.RotateKeyResponse\x12L\n" +
+	"\tPruneKeys\x12\x1e.msb.admin.v1.PruneKeysRequest\x1a\x1f.msb.admin.v1.PruneKeysResponse\x12@\n" +
+	"\x05Reset\x12\x1a.msb.admin.v1.ResetRequest\x1a\x1b.msb.admin.v1.ResetResponse\x12E\n" +
+	"\x06Backup\x12\x1b.msb.admin.v1.BackupRequest\x1a\x1c.msb.admin.v1.BackupResponse0\x01\x12H\n" +
+	"\aRestore\x12\x1c.msb.admin.v1.RestoreRequest\x1a\x1d.msb.admin.v1.RestoreResponse(\x01\x12N\n" +
+	"\tTailAudit\x12\x1e.msb.admin.v1.TailAuditRequest\x1a\x1f.msb.admin.v1.TailAuditResponse0\x01\x12R\n" +
+	"\vVerifyAudit\x12 .msb.admin.v1.VerifyAuditRequest\x1a!.msb.admin.v1.VerifyAuditResponse\x12I\n" +
 	"\bShutdown\x12\x1d.msb.admin.v1.ShutdownRequest\x1a\x1e.msb.admin.v1.ShutdownResponse\x12X\n" +
 	"\rListSandboxes\x12\".msb.admin.v1.ListSandboxesRequest\x1a#.msb.admin.v1.ListSandboxesResponse\x12R\n" +
 	"\vStopSandbox\x12 .msb.admin.v1.StopSandboxRequest\x1a!.msb.admin.v1.StopSandboxResponse\x12R\n" +
@@ -1497,70 +2833,121 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_msb_admin_v1_admin_proto_rawDescData
 }
 
-var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
-	(GetStatusResponse_DaemonState)(0), // 0: msb.admin.v1.GetStatusResponse.DaemonState
-	(*GetStatusRequest)(nil),           // 1: msb.admin.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 2: msb.admin.v1.GetStatusResponse
-	(*KeyCounts)(nil),                  // 3: msb.admin.v1.KeyCounts
-	(*Isolation)(nil),                  // 4: msb.admin.v1.Isolation
-	(*Recovery)(nil),                   // 5: msb.admin.v1.Recovery
-	(*CreateKeyRequest)(nil),           // 6: msb.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),          // 7: msb.admin.v1.CreateKeyResponse
-	(*Key)(nil),                        // 8: msb.admin.v1.Key
-	(*ResetRequest)(nil),               // 9: msb.admin.v1.ResetRequest
-	(*ResetResponse)(nil),              // 10: msb.admin.v1.ResetResponse
-	(*ShutdownRequest)(nil),            // 11: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 12: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 13: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 14: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 15: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 16: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 17: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 18: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 19: msb.admin.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),          // 20: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 21: msb.admin.v1.ListImagesResponse
-	(*Image)(nil),                      // 22: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 23: google.protobuf.Timestamp
+	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
+	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
+	(*GetStatusRequest)(nil),           // 2: msb.admin.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 3: msb.admin.v1.GetStatusResponse
+	(*TLS)(nil),                        // 4: msb.admin.v1.TLS
+	(*KeyCounts)(nil),                  // 5: msb.admin.v1.KeyCounts
+	(*Isolation)(nil),                  // 6: msb.admin.v1.Isolation
+	(*Recovery)(nil),                   // 7: msb.admin.v1.Recovery
+	(*CreateKeyRequest)(nil),           // 8: msb.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 9: msb.admin.v1.CreateKeyResponse
+	(*Key)(nil),                        // 10: msb.admin.v1.Key
+	(*ListKeysRequest)(nil),            // 11: msb.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 12: msb.admin.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 13: msb.admin.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),             // 14: msb.admin.v1.GetKeyResponse
+	(*RevokeKeyRequest)(nil),           // 15: msb.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),          // 16: msb.admin.v1.RevokeKeyResponse
+	(*RotateKeyRequest)(nil),           // 17: msb.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 18: msb.admin.v1.RotateKeyResponse
+	(*PruneKeysRequest)(nil),           // 19: msb.admin.v1.PruneKeysRequest
+	(*PruneKeysResponse)(nil),          // 20: msb.admin.v1.PruneKeysResponse
+	(*ResetRequest)(nil),               // 21: msb.admin.v1.ResetRequest
+	(*ResetResponse)(nil),              // 22: msb.admin.v1.ResetResponse
+	(*BackupRequest)(nil),              // 23: msb.admin.v1.BackupRequest
+	(*BackupResponse)(nil),             // 24: msb.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),             // 25: msb.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),            // 26: msb.admin.v1.RestoreResponse
+	(*TailAuditRequest)(nil),           // 27: msb.admin.v1.TailAuditRequest
+	(*TailAuditResponse)(nil),          // 28: msb.admin.v1.TailAuditResponse
+	(*VerifyAuditRequest)(nil),         // 29: msb.admin.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 30: msb.admin.v1.VerifyAuditResponse
+	(*ShutdownRequest)(nil),            // 31: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 32: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 33: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 34: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 35: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 36: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 37: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 38: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 39: msb.admin.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),          // 40: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 41: msb.admin.v1.ListImagesResponse
+	(*Image)(nil),                      // 42: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 43: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
-	0,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	23, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	23, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
-	3,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
-	4,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
-	5,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
-	8,  // 6: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	23, // 7: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	23, // 8: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	15, // 9: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	23, // 10: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	22, // 11: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	22, // 12: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	23, // 13: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	1,  // 14: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	6,  // 15: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	9,  // 16: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	11, // 17: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	13, // 18: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	16, // 19: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	18, // 20: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	20, // 21: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	2,  // 22: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	7,  // 23: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	10, // 24: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	12, // 25: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	14, // 26: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	17, // 27: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	19, // 28: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	21, // 29: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
+	43, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	43, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	5,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
+	6,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
+	7,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
+	4,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
+	43, // 7: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	10, // 8: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
+	43, // 9: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	43, // 10: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 11: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
+	43, // 12: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	43, // 13: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	0,  // 14: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
+	10, // 15: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
+	10, // 16: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
+	10, // 17: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
+	10, // 18: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
+	10, // 19: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
+	10, // 20: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
+	43, // 21: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	35, // 22: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	43, // 23: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	42, // 24: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	42, // 25: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	43, // 26: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 27: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	8,  // 28: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	11, // 29: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	13, // 30: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	15, // 31: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	17, // 32: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	19, // 33: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	21, // 34: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	23, // 35: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	25, // 36: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	27, // 37: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	29, // 38: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	31, // 39: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	33, // 40: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	36, // 41: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	38, // 42: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	40, // 43: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	3,  // 44: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	9,  // 45: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	12, // 46: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	14, // 47: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	16, // 48: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	18, // 49: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	20, // 50: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	22, // 51: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	24, // 52: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	26, // 53: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	28, // 54: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	30, // 55: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	32, // 56: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	34, // 57: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	37, // 58: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	39, // 59: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	41, // 60: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	44, // [44:61] is the sub-list for method output_type
+	27, // [27:44] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -1573,8 +2960,8 @@ func file_msb_admin_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   22,
+			NumEnums:      2,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
