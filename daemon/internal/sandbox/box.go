@@ -20,6 +20,7 @@ type box struct {
 	rec    Record // the zero Record when the name holds nothing
 	link   *link
 	cancel context.CancelCauseFunc // of the start in progress
+	claim  *Config                 // what the start in progress will hold
 	turns  map[Language]chan struct{}
 	sample cpuSample
 
@@ -108,6 +109,22 @@ func (b *box) set(rec Record, l *link) {
 	if old != nil {
 		old.Close()
 	}
+}
+
+func (b *box) setClaim(c *Config) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.claim = c
+}
+
+// holds returns what counts against its tenant namespace's quota.
+func (b *box) holds() (Config, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.claim != nil {
+		return *b.claim, true
+	}
+	return b.rec.Config, b.rec.ID != "" && b.rec.State != Failed
 }
 
 func (b *box) setCancel(cancel context.CancelCauseFunc) {

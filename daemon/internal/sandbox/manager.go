@@ -37,6 +37,8 @@ type Options struct {
 	Defaults Config
 	// MaxCPUs and MaxMemoryMiB bound one sandbox.
 	MaxCPUs, MaxMemoryMiB int
+	// Quota bounds a tenant namespace.
+	Quota func(namespace string) Quota
 	// StartTimeout bounds a start, from the request to the guest's first answer.
 	StartTimeout time.Duration
 	// MaxRunTime bounds one run, and is the limit of a run that names none.
@@ -57,12 +59,13 @@ type Manager struct {
 	mu    sync.Mutex
 	open  bool
 	boxes map[Name]*box
+	runs  map[string]int // in progress, by tenant namespace
 }
 
 // NewManager makes a Manager that refuses work until Recover has run.
 func NewManager(o Options) *Manager {
 	life, end := context.WithCancel(context.Background())
-	return &Manager{Options: o, life: life, endLife: end, boxes: map[Name]*box{}}
+	return &Manager{Options: o, life: life, endLife: end, boxes: map[Name]*box{}, runs: map[string]int{}}
 }
 
 // Request is what a client asks of a new sandbox. Zero values take the server's defaults.
@@ -114,6 +117,10 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 		return nil
 	}
+	if err := m.claim(b, cfg); err != nil {
+		return err
+	}
+	defer b.setClaim(nil)
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -312,6 +319,11 @@ func (m *Manager) RunCode(ctx context.Context, name Name, run CodeRun) (CodeResu
 	if err != nil {
 		return res, err
 	}
+	leave, err := m.enterRun(name.Namespace)
+	if err != nil {
+		return res, err
+	}
+	defer leave()
 	turn := b.turn(run.Language)
 	select {
 	case turn <- struct{}{}:
@@ -335,6 +347,11 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, run CommandRun) (Co
 	if err != nil {
 		return res, err
 	}
+	leave, err := m.enterRun(name.Namespace)
+	if err != nil {
+		return res, err
+	}
+	defer leave()
 	cfg := b.record().Config
 	run.Env, run.Workdir, run.Timeout = cfg.Env, cfg.Workdir, m.limit(run.Timeout)
 	err = m.withPortal(ctx, b, run.Timeout, func(ctx context.Context, p Portal) (err error) {
@@ -369,7 +386,8 @@ func (m *Manager) withPortal(ctx context.Context, b *box, limit time.Duration, f
 			return gone
 		}
 	}
-	if cause := context.Cause(ctx); err != nil && errdefs.IsUnavailable(cause) {
+	// The guest no longer answers, or the caller's key was revoked.
+	if cause := context.Cause(ctx); err != nil && (errdefs.IsUnavailable(cause) || errdefs.IsUnauthorized(cause)) {
 		return cause
 	}
 	return err

@@ -180,6 +180,7 @@ func (w *world) restart(t *testing.T) Recovery {
 		Store: w.store, Runtime: w.rt,
 		Connect:  func(context.Context, io.ReadWriteCloser) (Portal, error) { return w.p, nil },
 		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512},
+		Quota:    func(string) Quota { return Quota{} },
 		MaxCPUs:  4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Hour,
 		Log: slog.New(slog.DiscardHandler),
 	})
