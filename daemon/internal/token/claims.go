@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -18,11 +19,12 @@ const issuerName = "msbd"
 type claims struct {
 	Issuer string `json:"iss"`
 	// Audience is the instance id of the server that issued the token.
-	Audience  string   `json:"aud"`
-	ID        string   `json:"jti"`
-	Namespace string   `json:"ns"`
-	Scopes    []string `json:"scopes,omitempty"`
-	IssuedAt  string   `json:"iat"`
+	Audience string `json:"aud"`
+	ID       string `json:"jti"`
+	// Namespaces are joined by commas; empty means every one.
+	Namespaces string  `json:"ns"`
+	Scopes     []Scope `json:"scopes,omitempty"`
+	IssuedAt   string  `json:"iat"`
 	// Expires is null in a token that never expires.
 	Expires *string `json:"exp"`
 }
@@ -61,12 +63,12 @@ func newIdentity(instanceID, keyID string, public ed25519.PublicKey) (*identity,
 // payload is what the key signs for a record.
 func (id *identity) payload(r Record) ([]byte, error) {
 	c := claims{
-		Issuer:    issuerName,
-		Audience:  id.instanceID,
-		ID:        r.ID,
-		Namespace: r.Namespace,
-		Scopes:    r.Scopes,
-		IssuedAt:  r.CreatedAt.UTC().Format(time.RFC3339Nano),
+		Issuer:     issuerName,
+		Audience:   id.instanceID,
+		ID:         r.ID,
+		Namespaces: strings.Join(r.Namespaces, ","),
+		Scopes:     r.Scopes,
+		IssuedAt:   r.CreatedAt.UTC().Format(time.RFC3339Nano),
 	}
 	if !r.ExpiresAt.IsZero() {
 		exp := r.ExpiresAt.UTC().Format(time.RFC3339Nano)
@@ -78,8 +80,16 @@ func (id *identity) payload(r Record) ([]byte, error) {
 // keyIDOf finds the id of the key in a payload, which need not be one of payload's.
 func (id *identity) keyIDOf(payload []byte) (keyID string, ok bool) {
 	rest, ok := bytes.CutPrefix(payload, id.beforeID)
-	if !ok || len(rest) < idLength {
+	if !ok || len(rest) < idLength || !isID(rest[:idLength]) {
 		return "", false
 	}
 	return string(rest[:idLength]), true
+}
+
+// expiryOf is the expiry that a payload claims; zero if it claims none.
+func expiryOf(payload []byte) time.Time {
+	_, exp, _ := bytes.Cut(payload, []byte(`,"exp":"`))
+	exp, _, _ = bytes.Cut(exp, []byte(`"`))
+	t, _ := time.Parse(time.RFC3339Nano, string(exp))
+	return t
 }

@@ -13,8 +13,8 @@ const (
 	lastYear   = 9999
 )
 
-// expiryUnits maps a unit to its seconds or to its calendar months.
-var expiryUnits = map[string]struct{ seconds, months int64 }{
+// spanUnits maps a unit to its seconds or to its calendar months.
+var spanUnits = map[string]struct{ seconds, months int64 }{
 	"s":  {seconds: 1},
 	"m":  {seconds: 60},
 	"h":  {seconds: 60 * 60},
@@ -29,16 +29,33 @@ var expiryUnits = map[string]struct{ seconds, months int64 }{
 // calendar: a month after January 31 is the last day of February. The empty s is never, the zero
 // time. A bad s is errdefs.ErrInvalidArgument.
 func ParseExpiry(s string, now time.Time) (time.Time, error) {
-	bad := func(format string, a ...any) (time.Time, error) {
-		return time.Time{}, fmt.Errorf("expiry %q: %s: %w", abbreviate(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
-	}
 	if s == "" {
 		return time.Time{}, nil
+	}
+	return parseSpan(s, now, 1)
+}
+
+// ParseAge returns the moment that lies s before now, in UTC; s is as ParseExpiry takes it. A month
+// before March 31 is the last day of February. The empty s is now. A bad s is errdefs.ErrInvalidArgument.
+func ParseAge(s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return now.UTC(), nil
+	}
+	return parseSpan(s, now, -1)
+}
+
+// parseSpan goes from now by s, in the direction that sign gives.
+func parseSpan(s string, now time.Time, sign int64) (time.Time, error) {
+	what, tooFar := "expiry", fmt.Sprintf("lies beyond the year %d; leave it out for a key that never expires", lastYear)
+	if sign < 0 {
+		what, tooFar = "age", "lies before the year 1"
+	}
+	bad := func(format string, a ...any) (time.Time, error) {
+		return time.Time{}, fmt.Errorf("%s %q: %s: %w", what, abbreviate(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
 	}
 	if strings.HasPrefix(s, "-") {
 		return bad("must not be negative")
 	}
-	tooFar := fmt.Sprintf("lies beyond the year %d; leave it out for a key that never expires", lastYear)
 	t := now.UTC()
 	for rest := s; rest != ""; {
 		number := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789"))]
@@ -48,7 +65,7 @@ func ParseExpiry(s string, now time.Time) (time.Time, error) {
 			name = rest[:i]
 		}
 		rest = rest[len(name):]
-		unit, known := expiryUnits[name]
+		unit, known := spanUnits[name]
 		switch {
 		case number == "":
 			return bad("wants a whole number before %q, as in 7d", abbreviate(name))
@@ -71,9 +88,10 @@ func ParseExpiry(s string, now time.Time) (time.Time, error) {
 		if n*unit.months > 12*lastYear {
 			return bad("%s", tooFar)
 		}
+		n *= sign
 		t = addMonths(t, int(n*unit.months))
 		t = time.Unix(t.Unix()+n*unit.seconds, int64(t.Nanosecond())).UTC()
-		if t.Year() > lastYear {
+		if t.Year() > lastYear || t.Year() < 1 {
 			return bad("%s", tooFar)
 		}
 	}

@@ -79,6 +79,39 @@ func TestParseExpiryRefuses(t *testing.T) {
 	}
 }
 
+func TestParseAge(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ now, s, want string }{
+		{"2026-01-10T10:00:00Z", "90d", "2025-10-12T10:00:00Z"},
+		{"2026-01-10T10:00:00Z", "1w2d", "2026-01-01T10:00:00Z"},
+		{"2026-01-10T10:00:00Z", "36h30s", "2026-01-08T21:59:30Z"},
+		{"2026-03-31T10:00:00Z", "1mo", "2026-02-28T10:00:00Z"},
+		{"2024-03-31T10:00:00Z", "1mo", "2024-02-29T10:00:00Z"},
+		{"2024-02-29T10:00:00Z", "1y", "2023-02-28T10:00:00Z"},
+		{"2026-01-31T10:00:00Z", "2mo", "2025-11-30T10:00:00Z"},
+		{"2026-01-10T10:00:00Z", "2025y", "0001-01-10T10:00:00Z"},
+		{"2026-01-10T10:00:00+02:00", "", "2026-01-10T08:00:00Z"},
+	} {
+		now, err := time.Parse(time.RFC3339, tt.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ParseAge(tt.s, now)
+		if err != nil || got.Format(time.RFC3339Nano) != tt.want {
+			t.Errorf("%s before %s is %s, %v; want %s", tt.s, tt.now, got.Format(time.RFC3339Nano), err, tt.want)
+		}
+	}
+	now := time.Date(2026, 1, 10, 10, 0, 0, 0, time.UTC)
+	for s, want := range map[string]string{
+		"90": "Add a unit", "-1d": "negative", "0d": "zero", "1x": "unknown unit", "2026y": "before the year 1",
+		"999999999999w": "before the year 1", "9999999999999s": "before the year 1", "30d ": "unknown unit",
+	} {
+		if _, err := ParseAge(s, now); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "age ") {
+			t.Errorf("%q: %v, want %q", s, err, want)
+		}
+	}
+}
+
 func FuzzParseExpiry(f *testing.F) {
 	for _, s := range []string{"", "1w2d", "3mo", "1y", "0s", "-1s", "999999999999mo", "5000y5000y"} {
 		f.Add(s, int64(1767225600))
@@ -88,6 +121,10 @@ func FuzzParseExpiry(f *testing.F) {
 		got, err := ParseExpiry(s, now)
 		if err == nil && s != "" && (!got.After(now) || got.Year() > lastYear) {
 			t.Errorf("%q after %s is %s", s, now, got)
+		}
+		got, err = ParseAge(s, now)
+		if err == nil && s != "" && (!got.Before(now) || got.Year() < 1) {
+			t.Errorf("%q before %s is %s", s, now, got)
 		}
 	})
 }

@@ -2,106 +2,60 @@ package token
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/api/audit"
 )
-
-// Options is what Open needs.
-type Options struct {
-	// KeyringPath is the file of the signing key. Its directory is made, or must be, private to the
-	// user who runs msbd.
-	KeyringPath string
-	Store       Store
-	// Reset replaces the signing key before anything else, also when the keyring is damaged.
-	Reset bool
-	Log   *slog.Logger
-}
 
 // Issuer makes keys and replaces the signing key. It is safe for concurrent use.
 type Issuer struct {
 	path     string
 	store    Store
-	verifier *Verifier
+	clock    *clock
+	keys     *keys
+	suspects *suspects
 	log      *slog.Logger
 
-	// mu is held for reading while a key is issued, for writing while the keyring is replaced: no key
-	// is acknowledged that a reset beside it invalidated.
+	// mu is held for reading while a key is made, so that many who make keys share the store's commits;
+	// for writing by every other change: each sees what was there before it, and no key is acknowledged
+	// that a reset beside it invalidated. What only asks does not wait for it.
 	mu      sync.RWMutex
-	keyring *keyring
-}
-
-// Open loads the keyring and every record. The first start makes a keyring; a keyring that is gone
-// although there are live keys, or that is damaged, is an error, never silently replaced. Records of
-// other signing keys are marked revoked: that ends a reset which a crash cut short.
-func Open(opts Options) (*Issuer, *Verifier, error) {
-	records, err := opts.Store.Keys()
-	if err != nil {
-		return nil, nil, fmt.Errorf("load API keys: %w", err)
-	}
-	ring, err := openKeyring(opts, records)
-	if err != nil {
-		return nil, nil, err
-	}
-	i := &Issuer{path: opts.KeyringPath, store: opts.Store, verifier: newVerifier(records), log: opts.Log}
-	if _, err := i.adopt(ring); err != nil {
-		return nil, nil, err
-	}
-	return i, i.verifier, nil
-}
-
-func openKeyring(opts Options, records []Record) (*keyring, error) {
-	ring, err := loadKeyring(opts.KeyringPath)
-	switch {
-	case err == nil && !opts.Reset:
-		return ring, nil
-	case err == nil:
-		ring, err = newKeyring(ring.instanceID, now())
-	case opts.Reset && (errdefs.IsDataLoss(err) || errors.Is(err, fs.ErrNotExist)):
-		ring, err = newKeyring("", now())
-	case errors.Is(err, fs.ErrNotExist):
-		for _, r := range records {
-			if !r.Revoked() {
-				return nil, fmt.Errorf("keyring %s is gone, but there are API keys that it signed: put it back from a "+
-					"backup, or start with --reset-key, which makes a new one and invalidates every API key: %w",
-					opts.KeyringPath, errdefs.ErrDataLoss)
-			}
-		}
-		ring, err = newKeyring("", now())
-	}
-	if err != nil {
-		return nil, err
-	}
-	return ring, ring.save(opts.KeyringPath)
+	keyring atomic.Pointer[keyring] // changed under mu
+	saving  sync.Mutex              // one saveUsage at a time
 }
 
 // IssueRequest says what key to make.
 type IssueRequest struct {
+	// Name may be empty; see Record.
+	Name string
 	// Expire is as ParseExpiry takes it; empty means never.
 	Expire string
-	// Namespace limits the key to one tenant namespace; empty means every one.
-	Namespace string
+	// Namespaces limits the key to these tenant namespaces; empty means every one.
+	Namespaces []string
+	// Scopes limits what the key may do; empty means everything.
+	Scopes []Scope
 	// CreatedBy is the uid of the local user who asks.
 	CreatedBy uint32
 }
 
 // Issue makes a key. When it returns without an error the key is durable and Verify takes it. The
-// Secret is the only copy. A bad request is errdefs.ErrInvalidArgument.
+// Secret is the only copy. A bad request is errdefs.ErrInvalidArgument, a name that is taken
+// errdefs.ErrAlreadyExists; while the clock is behind, errdefs.ErrFailedPrecondition.
 func (i *Issuer) Issue(ctx context.Context, req IssueRequest) (Secret, Record, error) {
-	if req.Namespace != "" {
-		if err := sandbox.ValidateName("namespace", req.Namespace); err != nil {
-			return Secret{}, Record{}, err
-		}
+	if err := checkName(req.Name); err != nil {
+		return Secret{}, Record{}, err
 	}
-	created := now()
-	expires, err := ParseExpiry(req.Expire, created)
+	namespaces, err := cleanNamespaces(req.Namespaces)
+	if err != nil {
+		return Secret{}, Record{}, err
+	}
+	scopes, err := cleanScopes(req.Scopes)
 	if err != nil {
 		return Secret{}, Record{}, err
 	}
@@ -110,72 +64,92 @@ func (i *Issuer) Issue(ctx context.Context, req IssueRequest) (Secret, Record, e
 	if err := ctx.Err(); err != nil {
 		return Secret{}, Record{}, err
 	}
-	r := Record{
-		ID:           randomID(),
-		Namespace:    req.Namespace,
-		CreatedAt:    created,
-		CreatedBy:    req.CreatedBy,
-		ExpiresAt:    expires,
-		SigningKeyID: i.keyring.keyID,
-	}
-	secret, err := i.keyring.sign(r)
+	secret, r, err := i.draft(Record{
+		Name: req.Name, Namespaces: namespaces, Scopes: scopes, Life: req.Expire, CreatedBy: req.CreatedBy,
+	})
 	if err != nil {
-		return Secret{}, Record{}, fmt.Errorf("sign key: %w", err)
+		return Secret{}, Record{}, err
 	}
-	if err := i.store.AddKey(r); err != nil {
+	if err := i.keys.reserve(r.Name); err != nil {
+		return Secret{}, Record{}, err
+	}
+	defer i.keys.release(r.Name)
+	if err := i.commit(Change{Put: []Record{r}, Events: []audit.Event{createEvent(r)}}); err != nil {
 		return Secret{}, Record{}, fmt.Errorf("store key: %w", err)
 	}
-	i.verifier.add(r)
 	return secret, r, nil
 }
 
-// Reset replaces the signing key and returns how many live keys that invalidated. Every key issued
-// before is refused from before it returns, also after a crash at any point of it.
-func (i *Issuer) Reset(ctx context.Context) (invalidated int, err error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if err := ctx.Err(); err != nil {
-		return 0, err
+// draft completes the record of a new key, and signs its token. The caller holds i.mu.
+func (i *Issuer) draft(r Record) (Secret, Record, error) {
+	if err := i.clock.check(); err != nil {
+		return Secret{}, Record{}, err
 	}
-	ring, err := newKeyring(i.keyring.instanceID, now())
+	ring := i.keyring.Load()
+	r.ID = randomID()
+	r.SigningKeyID = ring.keyID
+	r.CreatedAt = i.clock.time()
+	var err error
+	if r.ExpiresAt, err = ParseExpiry(r.Life, r.CreatedAt); err != nil {
+		return Secret{}, Record{}, err
+	}
+	secret, err := ring.sign(r)
 	if err != nil {
-		return 0, err
+		return Secret{}, Record{}, fmt.Errorf("sign key: %w", err)
 	}
-	// The keyring first: once it is replaced, a crash leaves only keys that nothing verifies. One that
-	// was replaced counts from now on, however badly: the next start would refuse the old one's keys.
-	saved := ring.save(i.path)
-	if saved != nil && !errors.Is(saved, errNotDurable) {
-		return 0, saved
+	if n := len(secret.Reveal()); n > maxLength {
+		return Secret{}, Record{}, fmt.Errorf("key would be %d characters long, of which %d are too many: name fewer namespaces, or none for all of them: %w",
+			n, n-maxLength, errdefs.ErrInvalidArgument)
 	}
-	invalidated, err = i.adopt(ring)
-	return invalidated, errors.Join(saved, err)
+	return secret, r, nil
 }
 
-// adopt makes ring, which is on disk, the one that counts: the keys of every other are refused.
-func (i *Issuer) adopt(ring *keyring) (invalidated int, err error) {
-	at := now()
-	i.keyring = ring
-	marked, invalidated := i.verifier.trust(ring.identity, at)
-	if marked == 0 {
-		return 0, nil
+// commit makes a change durable, and then effective. The caller holds i.mu.
+func (i *Issuer) commit(c Change) error {
+	if err := i.store.CommitKeys(c); err != nil {
+		return err
 	}
-	i.log.Warn("API keys of earlier signing keys are invalid from now on",
-		"count", invalidated, "signing_key_id", ring.keyID)
-	if err := i.store.RevokeKeysNotSignedBy(ring.keyID, at); err != nil {
-		return invalidated, fmt.Errorf("record that earlier API keys are revoked (they are refused already): %w", err)
-	}
-	return invalidated, nil
+	i.keys.put(c.Put...)
+	i.keys.remove(c.Delete...)
+	return nil
 }
 
 // Counts says how many keys there are.
-func (i *Issuer) Counts() Counts { return i.verifier.counts(time.Now()) }
+func (i *Issuer) Counts() Counts { return i.keys.counts() }
 
 // SigningKey describes the current signing key.
 func (i *Issuer) SigningKey() SigningKey {
-	i.mu.RLock()
-	defer i.mu.RUnlock()
-	return SigningKey{InstanceID: i.keyring.instanceID, ID: i.keyring.keyID, CreatedAt: i.keyring.createdAt}
+	ring := i.keyring.Load()
+	return SigningKey{InstanceID: ring.instanceID, ID: ring.keyID, CreatedAt: ring.createdAt}
 }
 
-// now is the time as records and tokens carry it.
-func now() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
+// ClockBehind is how far the clock lies behind the latest time that the server has seen, if that is more
+// than a correction of the clock explains, else 0. Keys that expire are judged by the latter, and no key
+// can be made.
+func (i *Issuer) ClockBehind() time.Duration { return i.clock.behind() }
+
+// Run saves the usage of keys every minute, and at the end of ctx; it returns nil then. What cannot be
+// saved is logged and tried again.
+func (i *Issuer) Run(ctx context.Context) error {
+	save := time.NewTicker(usageInterval)
+	defer save.Stop()
+	watch := time.NewTicker(time.Second)
+	defer watch.Stop()
+	for {
+		select {
+		case <-save.C:
+			i.saveUsage()
+			i.reportSuspects() // those that could not be written
+		case <-i.suspects.waiting:
+			i.reportSuspects()
+		case <-watch.C:
+			if i.clock.stepped() {
+				i.keys.expireAll()
+			}
+		case <-ctx.Done():
+			i.saveUsage()
+			i.reportSuspects()
+			return nil
+		}
+	}
+}

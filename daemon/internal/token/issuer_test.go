@@ -3,265 +3,221 @@ package token
 import (
 	"context"
 	"errors"
-	"log/slog"
-	"os"
-	"path/filepath"
+	"fmt"
+	"slices"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
 )
 
-func TestKeysOutliveARestart(t *testing.T) {
-	store := new(memory)
-	path := filepath.Join(t.TempDir(), "state", "keyring.json")
-	i, _ := openIssuer(t, store, path)
-	key, r := issue(t, i, IssueRequest{Namespace: "a"})
-	before := i.SigningKey()
-
-	again, v := openIssuer(t, store, path)
-	if p, err := v.Verify(key); err != nil || p.KeyID != r.ID {
-		t.Errorf("the key speaks for %+v, %v", p, err)
+func TestIssueAndVerify(t *testing.T) {
+	t.Parallel()
+	store, i, v := newIssuer(t)
+	key, r := issue(t, i, IssueRequest{
+		Name: "ci.build_1", Expire: "1w", Namespaces: []string{"project-web", "a", "project-web"},
+		Scopes: []Scope{ScopeStop, ScopeExec, ScopeStop}, CreatedBy: 1000,
+	})
+	if !strings.HasPrefix(key, "msb_v2.public.") || len(key) > maxLength {
+		t.Errorf("the key is %q", key)
 	}
-	if after := again.SigningKey(); after != before {
-		t.Errorf("the signing key was %+v and is %+v", before, after)
+	want := Record{
+		ID: r.ID, Name: "ci.build_1", Namespaces: []string{"a", "project-web"}, Scopes: []Scope{ScopeExec, ScopeStop},
+		CreatedAt: r.CreatedAt, CreatedBy: 1000, Life: "1w", ExpiresAt: r.CreatedAt.Add(7 * 24 * time.Hour), SigningKeyID: i.SigningKey().ID,
 	}
-	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700} {
-		info, err := os.Stat(p)
-		if err != nil || info.Mode().Perm() != want {
-			t.Errorf("%s: %v, %v", p, info.Mode(), err)
+	if diff := cmp.Diff(want, r); diff != "" || !isID(r.ID) || time.Since(r.CreatedAt) > time.Minute {
+		t.Errorf("the record is %+v\n%s", r, diff)
+	}
+	if diff := cmp.Diff(want, store.record(r.ID)); diff != "" {
+		t.Errorf("the store has another record:\n%s", diff)
+	}
+	for range 2 { // the second has a session
+		p := accepted(t, v, key)
+		if p.KeyID != r.ID || !p.Allows("project-web") || !p.Allows("a") || p.Allows("default") || p.Allows("") {
+			t.Errorf("the key speaks for %+v", p)
+		}
+		if !p.Has(ScopeExec) || !p.Has(ScopeStop) || p.Has(ScopeStart) || p.Has("") {
+			t.Errorf("the key may do %v", p.Scopes)
 		}
 	}
-	entries, err := os.ReadDir(filepath.Dir(path))
-	if err != nil || len(entries) != 1 {
-		t.Errorf("the directory holds %v, %v", entries, err)
+	all, global := issue(t, i, IssueRequest{})
+	asked := []string{"b", "a", "b"}
+	issue(t, i, IssueRequest{Namespaces: asked})
+	if !slices.Equal(asked, []string{"b", "a", "b"}) {
+		t.Errorf("the caller's namespaces became %q", asked)
+	}
+	if p := accepted(t, v, all); !p.Allows("default") || !p.Allows("a") || !p.Has(ScopeMetrics) {
+		t.Errorf("a key without limits speaks for %+v", p)
+	}
+	if nobody := (Principal{}); nobody.Allows("default") || nobody.Has(ScopeRead) {
+		t.Error("nobody is allowed something")
+	}
+	if c := i.Counts(); c != (Counts{Live: 3}) {
+		t.Errorf("counts are %+v", c)
+	}
+	wantEvents := []audit.Event{
+		{Action: audit.KeyCreate, Actor: "uid:1000", Target: r.ID, Detail: map[string]string{
+			"name": "ci.build_1", "namespaces": "a,project-web", "scopes": "sandbox:exec,sandbox:stop", "expires": r.ExpiresAt.Format(time.RFC3339),
+		}},
+		{Action: audit.KeyCreate, Actor: "uid:0", Target: global.ID, Detail: map[string]string{
+			"namespaces": "*", "scopes": "*", "expires": "never",
+		}},
+	}
+	if diff := cmp.Diff(wantEvents, store.drain()[:2]); diff != "" {
+		t.Error(diff)
 	}
 }
 
-func TestReset(t *testing.T) {
-	store := new(memory)
-	path := filepath.Join(t.TempDir(), "state", "keyring.json")
-	i, v := openIssuer(t, store, path)
-	seen, _ := issue(t, i, IssueRequest{})
-	unseen, _ := issue(t, i, IssueRequest{Namespace: "a"})
-	if _, err := v.Verify(seen); err != nil {
-		t.Fatal(err)
+func TestIssueRefuses(t *testing.T) {
+	t.Parallel()
+	store, i, _ := newIssuer(t)
+	many := make([]string, 40)
+	for n := range many {
+		many[n] = fmt.Sprintf("%s%d", strings.Repeat("n", 50), n)
 	}
-	before := i.SigningKey()
-	n, err := i.Reset(context.Background())
-	if err != nil || n != 2 {
-		t.Errorf("Reset: %d, %v", n, err)
+	for want, req := range map[string]IssueRequest{
+		"Add a unit":                    {Expire: "1"},
+		`namespace "*"`:                 {Namespaces: []string{"a", "*"}},
+		`namespace "a/b"`:               {Namespaces: []string{"a/b"}},
+		`namespace ""`:                  {Namespaces: []string{""}},
+		`key name "-a"`:                 {Name: "-a"},
+		`key name ".a"`:                 {Name: ".a"},
+		`key name "a b"`:                {Name: "a b"},
+		`key name "a\n"`:                {Name: "a\n"},
+		`key name "é"`:                  {Name: "é"},
+		"key name":                      {Name: strings.Repeat("a", 64)},
+		`unknown scope "sandbox:files"`: {Scopes: []Scope{ScopeExec, "sandbox:files"}},
+		"use some of sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
+		"name fewer namespaces": {Namespaces: many},
+	} {
+		secret, r, err := i.Issue(context.Background(), req)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Issue(%+v): %v, want %q", req, err, want)
+		}
+		if secret.Reveal() != "" || r.ID != "" {
+			t.Errorf("Issue(%+v) made a key all the same", req)
+		}
 	}
-	after := i.SigningKey()
-	if after.ID == before.ID || after.InstanceID != before.InstanceID {
-		t.Errorf("the signing key was %+v and is %+v", before, after)
+	store.failWith(errDisk)
+	if secret, _, err := i.Issue(context.Background(), IssueRequest{Name: "a"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
+		t.Errorf("a key that is not stored: %v", err)
 	}
-	fresh, _ := issue(t, i, IssueRequest{})
-	check := func(v *Verifier) {
+	store.failWith(nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := i.Issue(ctx, IssueRequest{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a key for a caller who has gone: %v", err)
+	}
+	if c := i.Counts(); c != (Counts{}) || len(store.records) != 0 || len(store.events) != 0 {
+		t.Errorf("it left %+v, %v, %v", c, store.records, store.events)
+	}
+	issue(t, i, IssueRequest{Name: "a"}) // the failure did not keep the name
+}
+
+// The most namespaces that a token has room for is found by trying, so that no key is made that the
+// server itself refuses.
+func TestLongestTokenIsTaken(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	var namespaces []string
+	for n := 0; ; n++ {
+		namespaces = append(namespaces, fmt.Sprintf("namespace-%02d", n))
+		secret, _, err := i.Issue(context.Background(), IssueRequest{Namespaces: namespaces})
+		if err != nil {
+			if n < 50 {
+				t.Errorf("only %d namespaces: %v", n, err)
+			}
+			return
+		}
+		accepted(t, v, secret.Reveal())
+	}
+}
+
+func TestNamesAreUnique(t *testing.T) {
+	t.Parallel()
+	clock := newManualClock("2026-01-10T10:00:00Z")
+	opts := options(newMemory(), keyringPath(t))
+	opts.readClock = clock.read
+	i, _ := openWith(t, opts)
+	taken := func(name string) {
 		t.Helper()
-		refused(t, v, seen)
-		refused(t, v, unseen)
-		if _, err := v.Verify(fresh); err != nil {
+		if _, _, err := i.Issue(context.Background(), IssueRequest{Name: name}); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "choose another") {
+			t.Errorf("a second key %q: %v", name, err)
+		}
+	}
+	_, a := issue(t, i, IssueRequest{Name: "a", Expire: "1h"})
+	issue(t, i, IssueRequest{Name: "A"}) // another name
+	taken("a")
+	clock.pass(time.Hour)
+	_, a = issue(t, i, IssueRequest{Name: "a"}) // the other one has expired
+	taken("a")
+	revoke(t, i, a.ID)
+	_, a = issue(t, i, IssueRequest{Name: "a"})
+	taken("a")
+	if _, made, _, err := i.Rotate(context.Background(), RotateRequest{Ref: a.ID, Grace: "1h"}); err != nil || made.Name != "a" {
+		t.Errorf("rotated into %+v, %v", made, err)
+	} else {
+		taken("a") // the new key has it
+		revoke(t, i, made.ID)
+	}
+	issue(t, i, IssueRequest{Name: "a"}) // the old one is being replaced
+	taken("a")
+	reset(t, i)
+	issue(t, i, IssueRequest{Name: "a"})
+}
+
+// Of many who want one name at once, one gets it. While the store keeps them waiting, all who want none
+// or another wait for it together: so they can share a commit.
+func TestIssueTogether(t *testing.T) {
+	t.Parallel()
+	store, i, v := newIssuer(t)
+	const named, unnamed = 20, 50
+	arrived := make(chan struct{}, named+unnamed)
+	proceed := make(chan struct{})
+	store.failIf(func(Change) error {
+		arrived <- struct{}{}
+		<-proceed
+		return nil
+	})
+	var wg sync.WaitGroup
+	results := make(chan error, named)
+	for range named {
+		wg.Go(func() {
+			_, _, err := i.Issue(context.Background(), IssueRequest{Name: "ci"})
+			results <- err
+		})
+	}
+	for range unnamed {
+		wg.Go(func() {
+			secret, _, err := i.Issue(context.Background(), IssueRequest{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			accepted(t, v, secret.Reveal())
+		})
+	}
+	for range unnamed + 1 {
+		<-arrived // all of them are in the store, and none has finished
+	}
+	close(proceed)
+	wg.Wait()
+	close(results)
+	var won int
+	for err := range results {
+		switch {
+		case err == nil:
+			won++
+		case !errdefs.IsAlreadyExists(err):
 			t.Error(err)
 		}
 	}
-	check(v)
-	again, v := openIssuer(t, store, path)
-	check(v)
-	if c := again.Counts(); c != (Counts{Live: 1, Revoked: 2}) {
-		t.Errorf("counts are %+v", c)
-	}
-}
-
-// Whatever ends a reset after its first step, no key from before it works again.
-func TestResetCutShort(t *testing.T) {
-	store := new(memory)
-	path := filepath.Join(t.TempDir(), "state", "keyring.json")
-	i, v := openIssuer(t, store, path)
-	key, _ := issue(t, i, IssueRequest{})
-
-	store.fail = errors.New("disk full")
-	if _, err := i.Reset(context.Background()); !errors.Is(err, store.fail) {
-		t.Errorf("Reset: %v", err)
-	}
-	refused(t, v, key)
-	if store.records[0].Revoked() {
-		t.Fatal("the store took the mark")
-	}
-	if _, _, err := Open(Options{KeyringPath: path, Store: store, Log: slog.New(slog.DiscardHandler)}); !errors.Is(err, store.fail) {
-		t.Errorf("Open without a store that takes the mark: %v", err)
-	}
-	store.fail = nil
-	_, v = openIssuer(t, store, path)
-	refused(t, v, key)
-	if !store.records[0].Revoked() {
-		t.Error("the next start did not finish the reset")
-	}
-}
-
-// A new keyring that is in place counts, also when the disk does not vouch for it: keys made from now
-// on must be those that the next start takes.
-func TestResetOnAFailingDisk(t *testing.T) {
-	store, path := new(memory), filepath.Join(t.TempDir(), "state", "keyring.json")
-	i, v := openIssuer(t, store, path)
-	old, _ := issue(t, i, IssueRequest{})
-	sound := syncDir
-	syncDir = func(string) error { return syscall.EIO }
-	_, err := i.Reset(context.Background())
-	syncDir = sound
-	if !errors.Is(err, syscall.EIO) {
-		t.Errorf("Reset: %v", err)
-	}
-	refused(t, v, old)
-	fresh, _ := issue(t, i, IssueRequest{})
-	_, v = openIssuer(t, store, path)
-	refused(t, v, old)
-	if _, err := v.Verify(fresh); err != nil {
-		t.Errorf("after a restart, a key made after the reset: %v", err)
-	}
-}
-
-// A reset that cannot even begin changes nothing.
-func TestResetThatCannotBegin(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state", "keyring.json")
-	i, v := openIssuer(t, new(memory), path)
-	key, _ := issue(t, i, IssueRequest{})
-	if err := os.MkdirAll(filepath.Join(path+".new", "in the way"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := i.Reset(context.Background()); err == nil {
-		t.Error("no error")
-	}
-	if _, err := v.Verify(key); err != nil {
-		t.Error(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if _, err := i.Reset(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("Reset for a caller who has gone: %v", err)
-	}
-}
-
-func TestBadKeyringsAreRefused(t *testing.T) {
-	write := func(text string) func(t *testing.T, path string) {
-		return func(t *testing.T, path string) {
-			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	replace := func(old, new string) func(t *testing.T, path string) {
-		return func(t *testing.T, path string) {
-			data, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if changed := strings.Replace(string(data), old, new, 1); changed != string(data) {
-				write(changed)(t, path)
-				return
-			}
-			t.Fatalf("no %q in %s", old, data)
-		}
-	}
-	tests := map[string]struct {
-		damage func(t *testing.T, path string)
-		is     func(error) bool
-		// reset says whether --reset-key gets over it.
-		reset bool
-	}{
-		"empty":            {write(""), errdefs.IsDataLoss, true},
-		"garbage":          {write("\x00\xff garbage"), errdefs.IsDataLoss, true},
-		"null":             {write("null"), errdefs.IsDataLoss, true},
-		"endless":          {write(strings.Repeat(" ", 1<<20)), errdefs.IsDataLoss, true},
-		"no seed":          {replace(`"seed":"`, `"seed":"","x":"`), errdefs.IsDataLoss, true},
-		"short seed":       {replace(`"seed":"`, `"seed":"AAAA","x":"`), errdefs.IsDataLoss, true},
-		"changed birth":    {replace(`"created_at":"2`, `"created_at":"1`), errdefs.IsDataLoss, true},
-		"changed instance": {replace(`"instance_id":"`, `"instance_id":"0`), errdefs.IsDataLoss, true},
-		"unknown member":   {replace(`{`, `{"extra":1,`), errdefs.IsDataLoss, true},
-		"version 0":        {replace(`"version":1`, `"version":0`), errdefs.IsDataLoss, true},
-		"newer version":    {replace(`"version":1`, `"version":2`), errdefs.IsFailedPrecondition, false},
-		"gone": {func(t *testing.T, path string) {
-			if err := os.Remove(path); err != nil {
-				t.Fatal(err)
-			}
-		}, errdefs.IsDataLoss, true},
-		"open to others": {func(t *testing.T, path string) {
-			if err := os.Chmod(path, 0o640); err != nil {
-				t.Fatal(err)
-			}
-		}, errdefs.IsFailedPrecondition, false},
-		"directory open to others": {func(t *testing.T, path string) {
-			if err := os.Chmod(filepath.Dir(path), 0o755); err != nil {
-				t.Fatal(err)
-			}
-		}, errdefs.IsFailedPrecondition, false},
-		"symbolic link": {func(t *testing.T, path string) {
-			if err := errors.Join(os.Rename(path, path+".real"), os.Symlink(path+".real", path)); err != nil {
-				t.Fatal(err)
-			}
-		}, errdefs.IsFailedPrecondition, false},
-		"FIFO": {func(t *testing.T, path string) {
-			if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)); err != nil {
-				t.Fatal(err)
-			}
-		}, errdefs.IsFailedPrecondition, false},
-		"another user's": {func(t *testing.T, path string) {
-			if os.Geteuid() != 0 {
-				t.Skip("needs root")
-			}
-			if err := os.Chown(path, 65534, -1); err != nil {
-				t.Fatal(err)
-			}
-		}, errdefs.IsFailedPrecondition, false},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			store := new(memory)
-			path := filepath.Join(t.TempDir(), "state", "keyring.json")
-			i, _ := openIssuer(t, store, path)
-			key, _ := issue(t, i, IssueRequest{})
-			seed := string(i.keyring.private.Reveal())
-			tt.damage(t, path)
-			opts := Options{KeyringPath: path, Store: store, Log: slog.New(slog.DiscardHandler)}
-			_, _, err := Open(opts)
-			if !tt.is(err) || !strings.Contains(err.Error(), filepath.Dir(path)) {
-				t.Fatalf("Open: %v", err)
-			}
-			if strings.Contains(err.Error(), seed) {
-				t.Error("the error has the seed")
-			}
-			if store.records[0].Revoked() {
-				t.Error("keys were revoked all the same")
-			}
-			opts.Reset = true
-			_, v, err := Open(opts)
-			if (err == nil) != tt.reset {
-				t.Errorf("Open with Reset: %v", err)
-			}
-			if err == nil {
-				refused(t, v, key)
-			}
-		})
-	}
-}
-
-func TestOpenWithReset(t *testing.T) {
-	store := new(memory)
-	path := filepath.Join(t.TempDir(), "state", "keyring.json")
-	i, _ := openIssuer(t, store, path)
-	key, _ := issue(t, i, IssueRequest{})
-	again, v, err := Open(Options{KeyringPath: path, Store: store, Reset: true, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	refused(t, v, key)
-	if before, after := i.SigningKey(), again.SigningKey(); after.ID == before.ID || after.InstanceID != before.InstanceID ||
-		time.Since(after.CreatedAt) > time.Hour {
-		t.Errorf("the signing key was %+v and is %+v", before, after)
-	}
-	if !store.records[0].Revoked() {
-		t.Error("the record is not marked")
+	if c := i.Counts(); won != 1 || c.Live != unnamed+1 {
+		t.Errorf("%d keys got the name; counts are %+v", won, c)
 	}
 }

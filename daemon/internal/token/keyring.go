@@ -102,19 +102,31 @@ func loadKeyring(path string) (*keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	damaged := func(what string) error {
-		return fmt.Errorf("keyring %s is damaged (%s): put it back from a backup, or start with --reset-key, "+
-			"which makes a new one and invalidates every API key: %w", path, what, errdefs.ErrDataLoss)
+	ring, err := decodeKeyring(data)
+	switch {
+	case errdefs.IsDataLoss(err):
+		return nil, fmt.Errorf("keyring %s: %w: put it back from a backup, or start with --reset-key, "+
+			"which makes a new one and invalidates every API key", path, err)
+	case err != nil:
+		return nil, fmt.Errorf("keyring %s: %w", path, err)
+	}
+	return ring, nil
+}
+
+// decodeKeyring reads what encode wrote. A damaged one is errdefs.ErrDataLoss, one of a newer version
+// errdefs.ErrFailedPrecondition.
+func decodeKeyring(data []byte) (*keyring, error) {
+	damaged := func(what string) error { return fmt.Errorf("damaged (%s): %w", what, errdefs.ErrDataLoss) }
+	if len(data) > maxKeyringSize {
+		return nil, damaged("too long")
 	}
 	var k keyringFile
 	switch err := json.Unmarshal(data, &k, json.RejectUnknownMembers(true)); {
-	case len(data) > maxKeyringSize:
-		return nil, damaged("too long")
 	case err != nil:
 		return nil, damaged("not a keyring") // not err, which may quote the seed
 	case k.Version > keyringVersion:
-		return nil, fmt.Errorf("keyring %s was written by a newer msbd (version %d, known %d): %w",
-			path, k.Version, keyringVersion, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("written by a newer msbd (version %d, known %d): %w",
+			k.Version, keyringVersion, errdefs.ErrFailedPrecondition)
 	case k.Version < 1 || len(k.Seed) != ed25519.SeedSize || k.InstanceID == "":
 		return nil, damaged("values out of range")
 	}
@@ -128,8 +140,8 @@ func loadKeyring(path string) (*keyring, error) {
 	return ring, nil
 }
 
-// save replaces the keyring at path in one step that survives a power loss.
-func (k *keyring) save(path string) error {
+// encode is the keyring as a file holds it.
+func (k *keyring) encode() (Secret, error) {
 	private := ed25519.PrivateKey(k.private.Reveal())
 	data, err := json.Marshal(keyringFile{
 		Version:    keyringVersion,
@@ -139,7 +151,16 @@ func (k *keyring) save(path string) error {
 		Seed:       private.Seed(),
 	})
 	if err != nil {
-		return fmt.Errorf("encode keyring: %w", err)
+		return Secret{}, fmt.Errorf("encode keyring: %w", err)
+	}
+	return NewSecret(string(data)), nil
+}
+
+// save replaces the keyring at path in one step that survives a power loss.
+func (k *keyring) save(path string) error {
+	data, err := k.encode()
+	if err != nil {
+		return err
 	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -148,8 +169,8 @@ func (k *keyring) save(path string) error {
 	if err := checkPrivate(dir, fs.ModeDir); err != nil {
 		return err
 	}
-	if err := replaceFile(path, data); err != nil {
-		return fmt.Errorf("write keyring: %w", err)
+	if err := replaceFile(path, []byte(data.Reveal())); err != nil {
+		return fmt.Errorf("write keyring: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	return nil
 }
@@ -231,4 +252,14 @@ func randomID() string {
 	var b [idLength / 2]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
+}
+
+// isID says whether s is of the form that randomID gives.
+func isID[T string | []byte](s T) bool {
+	for n := range len(s) {
+		if c := s[n]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(s) == idLength
 }

@@ -31,9 +31,15 @@ var (
 	errEncoding   = &rejection{cause: "not canonical base64url"}
 	errUnknownKey = &rejection{cause: "not of the current signing key"}
 	errSignature  = &rejection{cause: "bad signature"}
-	errClaims     = &rejection{cause: "signed, but not claims as this server writes them"}
-	causeUnknown  = "no record of it"
+)
+
+// What else a token is refused for. The first three cannot happen to a key that this server issued and
+// did not prune.
+const (
+	causeClaims   = "signed, but not claims as this server writes them"
+	causeUnknown  = "no record of it: it was pruned, or not issued here"
+	causeMismatch = "its claims are not those of its record"
 	causeRevoked  = "revoked"
 	causeExpired  = "expired"
-	causeMismatch = "its claims are not those of its record"
+	causeReset    = "its signing key was replaced"
 )

@@ -26,7 +26,7 @@ func TestSecretsPrintNothing(t *testing.T) {
 	}{secret, secret, []Secret{secret}, map[string]Secret{"a": secret}, &secret}
 
 	_, issuer, _ := newIssuer(t)
-	ring := issuer.keyring
+	ring := issuer.keyring.Load()
 	private := ring.private.Reveal()
 
 	var out bytes.Buffer
