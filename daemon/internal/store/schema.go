@@ -2,31 +2,50 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"go.etcd.io/bbolt"
 )
 
 var (
 	metaBucket    = []byte("meta")
 	keyBucket     = []byte("keys")
+	usageBucket   = []byte("usage")
 	sandboxBucket = []byte("sandboxes")
+	outboxBucket  = []byte("outbox")
 
+	buckets = [][]byte{metaBucket, keyBucket, usageBucket, sandboxBucket, outboxBucket}
+	// recordBuckets are those whose values carry checksums and whose contents are tallied.
+	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket}
+
+	// schemaKey is the one value without a checksum: every version must understand it.
 	schemaKey = []byte("schema")
 )
 
+// What the meta bucket holds beside the schema.
+const (
+	latestKey = "latest" // the latest time that the server is known to have seen
+	logEndKey = "audit"  // the logEnd
+)
+
+func metaKeys() [][]byte {
+	keys := [][]byte{[]byte(latestKey), []byte(logEndKey)}
+	for _, bucket := range recordBuckets {
+		keys = append(keys, []byte(tallyKey(bucket)))
+	}
+	return keys
+}
+
 // migrations lead from one schema version to the next; the version is how many were applied. What was
-// released is never changed, only added to.
+// released is never changed, only added to. Each has a fixture of the schema before it in testdata.
 var migrations = []func(*bbolt.Tx) error{
-	func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{keyBucket, sandboxBucket} {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
-		}
-		return nil
-	},
+	func(tx *bbolt.Tx) error { return createBuckets(tx, "keys", "sandboxes") },
+	migrateTo2,
 }
 
 // migrate brings the store to the current schema in one transaction.
@@ -46,14 +65,14 @@ func migrate(db *bbolt.DB) error {
 		return nil
 	}
 	return db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucketIfNotExists(metaBucket)
+		if err != nil {
+			return err
+		}
 		for i, migration := range migrations[version:] {
 			if err := migration(tx); err != nil {
 				return fmt.Errorf("migrate to schema %d: %w", version+i+1, err)
 			}
-		}
-		meta, err := tx.CreateBucketIfNotExists(metaBucket)
-		if err != nil {
-			return err
 		}
 		return meta.Put(schemaKey, []byte(strconv.Itoa(len(migrations))))
 	})
@@ -73,4 +92,116 @@ func schemaVersion(tx *bbolt.Tx) (int, error) {
 		return 0, fmt.Errorf("schema version %q: %w", meta.Get(schemaKey), errdefs.ErrDataLoss)
 	}
 	return version, nil
+}
+
+func createBuckets(tx *bbolt.Tx, names ...string) error {
+	for _, name := range names {
+		if _, err := tx.CreateBucket([]byte(name)); err != nil {
+			return fmt.Errorf("make bucket %s: %w: %w", name, err, errdefs.ErrDataLoss)
+		}
+	}
+	return nil
+}
+
+// keyV1 and keyV2 are a key as schema 1 and schema 2 hold it, whatever becomes of token.Record.
+type keyV1 struct {
+	ID           string    `json:"id"`
+	Namespace    string    `json:"namespace,omitempty"`
+	Scopes       []string  `json:"scopes,omitempty"`
+	CreatedAt    time.Time `json:"created_at"`
+	CreatedBy    uint32    `json:"created_by"`
+	ExpiresAt    time.Time `json:"expires_at,omitzero"`
+	SigningKeyID string    `json:"signing_key_id"`
+	RevokedAt    time.Time `json:"revoked_at,omitzero"`
+}
+
+type keyV2 struct {
+	ID           string    `json:"id"`
+	Namespaces   []string  `json:"namespaces,omitempty"`
+	Scopes       []string  `json:"scopes,omitempty"`
+	CreatedAt    time.Time `json:"created_at"`
+	CreatedBy    uint32    `json:"created_by"`
+	ExpiresAt    time.Time `json:"expires_at,omitzero"`
+	SigningKeyID string    `json:"signing_key_id"`
+	RevokedAt    time.Time `json:"revoked_at,omitzero"`
+	Revocation   string    `json:"revocation,omitempty"`
+}
+
+// migrateTo2 gives keys a list of namespaces and a way in which they were revoked, every record a
+// checksum, and the store the usage of keys and an audit log.
+func migrateTo2(tx *bbolt.Tx) error {
+	if err := createBuckets(tx, "usage", "outbox"); err != nil {
+		return err
+	}
+	c := newChange(tx)
+	for _, bucket := range []string{"keys", "usage", "sandboxes"} {
+		if err := c.putMeta("tally/"+bucket, tally{}); err != nil {
+			return err
+		}
+	}
+	if err := c.putMeta("audit", logEnd{}); err != nil {
+		return err
+	}
+	if err := c.putMeta("latest", time.Time{}); err != nil {
+		return err
+	}
+	err := replaceAll(c, "keys", func(id string, old []byte) ([]byte, error) {
+		var v1 keyV1
+		if err := decode([]byte("keys"), id, old, &v1); err != nil {
+			return nil, err
+		}
+		if v1.ID != id {
+			return nil, fmt.Errorf("record keys %q says that it is %q: %w", id, v1.ID, errdefs.ErrDataLoss)
+		}
+		v2 := keyV2{
+			ID: v1.ID, Scopes: v1.Scopes, CreatedAt: v1.CreatedAt, CreatedBy: v1.CreatedBy,
+			ExpiresAt: v1.ExpiresAt, SigningKeyID: v1.SigningKeyID, RevokedAt: v1.RevokedAt,
+		}
+		if v1.Namespace != "" {
+			v2.Namespaces = []string{v1.Namespace}
+		}
+		if !v1.RevokedAt.IsZero() {
+			v2.Revocation = "reset" // there was no other way
+		}
+		return json.Marshal(v2)
+	})
+	if err != nil {
+		return err
+	}
+	err = replaceAll(c, "sandboxes", func(id string, old []byte) ([]byte, error) {
+		if !jsontext.Value(old).IsValid() {
+			return nil, fmt.Errorf("record sandboxes %q is damaged: %w", id, errdefs.ErrDataLoss)
+		}
+		return old, nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.finish()
+}
+
+// replaceAll puts a record with a checksum in place of each value of a bucket, which has none.
+func replaceAll(c *change, bucket string, replace func(id string, old []byte) ([]byte, error)) error {
+	b := c.tx.Bucket([]byte(bucket))
+	if b == nil {
+		return fmt.Errorf("bucket %s is gone: %w", bucket, errdefs.ErrDataLoss)
+	}
+	records := make(map[string][]byte)
+	err := b.ForEach(func(key, old []byte) error {
+		value, err := replace(string(key), old)
+		records[string(key)] = slices.Clone(value)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for id, value := range records {
+		if err := b.Delete([]byte(id)); err != nil {
+			return err
+		}
+		if err := c.put(record{bucket: []byte(bucket), id: id, sealed: seal([]byte(bucket), id, value)}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 // Package store keeps what must outlive the daemon, but for the signing key: the records of API keys
-// and of sandboxes, in one bbolt file. It satisfies the Store interfaces of the two domains; only the
-// wiring opens it. A write that was acknowledged is on the disk.
+// and of sandboxes, in one bbolt file, and the audit log. It satisfies the Store interfaces of the two
+// domains; only the wiring opens it. A write that was acknowledged is on the disk, and what it logs with
+// it. Every record carries a checksum, and nothing damaged is taken for good.
 package store
 
 import (
@@ -11,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,68 +29,124 @@ const (
 type Store struct {
 	db     *bbolt.DB
 	lock   *os.File
+	log    *auditLog
 	writes *committer
 }
 
 // Open locks the state directory, making it if needed, and opens the store in it. A directory that
 // another process uses is errdefs.ErrFailedPrecondition, as is a store of a newer version; a damaged
-// one is errdefs.ErrDataLoss. Nothing is ever recreated in place of what cannot be read.
-func Open(stateDir string) (*Store, error) {
-	if err := os.MkdirAll(stateDir, 0o700); err != nil {
+// one is errdefs.ErrDataLoss. Nothing is ever recreated in place of what cannot be read. A damaged audit
+// log does not keep the store from opening: see AuditProblem and Health.
+func Open(stateDir string) (_ *Store, err error) {
+	if err := makeDir(stateDir); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	lock, err := lockDir(stateDir)
 	if err != nil {
 		return nil, err
 	}
-	db, err := openFile(filepath.Join(stateDir, fileName))
-	if err != nil {
-		return nil, errors.Join(err, lock.Close())
+	path := filepath.Join(stateDir, fileName)
+	if err := create(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("make store %s: %w", path, err), unlock(lock))
 	}
-	return &Store{db: db, lock: lock, writes: newCommitter(db)}, nil
+	db, fellBack, err := openFile(path)
+	if err != nil {
+		return nil, errors.Join(err, unlock(lock))
+	}
+	writes := newCommitter(db, filepath.Join(stateDir, logName))
+	if err := writes.log.begin(fellBack); err != nil {
+		err = fmt.Errorf("its last change is unreadable, and the audit log does not show that it was not acknowledged: %w", err)
+		return nil, errors.Join(damaged(path, err), writes.log.close(), db.Close(), unlock(lock))
+	}
+	return &Store{db: db, lock: lock, log: writes.log, writes: writes}, nil
 }
 
 // Close releases the state directory.
-func (s *Store) Close() error { return errors.Join(s.db.Close(), s.lock.Close()) }
+func (s *Store) Close() error { return errors.Join(s.db.Close(), s.log.close(), unlock(s.lock)) }
 
-func openFile(path string) (db *bbolt.DB, err error) {
-	// bbolt makes a store of an empty file; it never leaves one.
-	if info, err := os.Stat(path); err == nil && info.Size() == 0 {
-		return nil, damaged(path, errors.New("empty file"))
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+// create makes a store, unless there is one. It appears whole.
+func create(path string) error {
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	// bbolt trusts its pages: of a damaged file it panics or reads beyond the mapping.
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = damaged(path, fmt.Errorf("%v", p))
-		}
-	}()
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
-	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
-		return nil, fmt.Errorf("open store %s: another process holds it: %w", path, errdefs.ErrFailedPrecondition)
-	case errors.Is(err, bbolt.ErrInvalid), errors.Is(err, bbolt.ErrVersionMismatch), errors.Is(err, bbolt.ErrChecksum):
-		return nil, damaged(path, err)
-	case err != nil:
-		return nil, fmt.Errorf("open store %s: %w", path, err)
+	temp := path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if err = migrate(db); err == nil {
-		err = check(db)
-	}
-	if errdefs.IsDataLoss(err) {
-		return nil, errors.Join(damaged(path, err), db.Close())
-	}
+	db, err := bbolt.Open(temp, 0o600, nil)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
+		return err
 	}
-	return db, nil
+	if err := errors.Join(migrate(db), db.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }
 
+// makeDir makes a directory, and those above it, so that they survive a power loss.
+func makeDir(path string) error {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	parent := filepath.Dir(path)
+	if err := makeDir(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// openFile opens a store that exists. If its last state was unreadable, so that it is as of the change
+// before, fellBack is true.
+func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
+	fellBack, err = checkPages(path)
+	if _, isIO := errors.AsType[*fs.PathError](err); err != nil && !isIO {
+		err = damaged(path, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss))
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
+	if errors.Is(err, bbolt.ErrTimeout) {
+		return nil, false, fmt.Errorf("open store %s: another process holds it: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("open store %s: %w", path, err)
+	}
+	if err = migrate(db); err == nil {
+		err = db.View(check)
+	}
+	if err != nil {
+		return nil, false, errors.Join(damaged(path, err), db.Close())
+	}
+	return db, fellBack, nil
+}
+
+// damaged says of an error that is errdefs.ErrDataLoss what to do about it.
 func damaged(path string, err error) error {
-	return fmt.Errorf("store %s is damaged (%w): put it back from a backup, or move it away to begin without "+
-		"API keys: %w", path, err, errdefs.ErrDataLoss)
+	if !errdefs.IsDataLoss(err) {
+		return fmt.Errorf("open store %s: %w", path, err)
+	}
+	return fmt.Errorf("store %s is damaged (%w): put it back from a backup, or move it away to begin "+
+		"without API keys: %w", path, err, errdefs.ErrDataLoss)
+}
+
+// unlock does not leave it to Close, after which a child that is just being forked still has the file.
+func unlock(lock *os.File) error {
+	return errors.Join(unix.Flock(int(lock.Fd()), unix.LOCK_UN), lock.Close())
 }
 
 // lockDir keeps a second daemon away. The lock is the kernel's: it goes with the process, however

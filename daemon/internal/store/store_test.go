@@ -1,21 +1,23 @@
 package store
 
 import (
+	"bytes"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.etcd.io/bbolt"
 
+	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/token"
 )
@@ -38,65 +40,93 @@ func reopen(t testing.TB, s *Store, dir string) *Store {
 	return open(t, dir)
 }
 
-func keyRecord(id, signingKeyID string) token.Record {
-	at := time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC)
+var moment = time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC)
+
+func keyRecord(id string) token.Record {
 	return token.Record{
-		ID: id, Namespace: "team-alpha", Scopes: []string{"sandbox:read"}, CreatedAt: at, CreatedBy: 1000,
-		ExpiresAt: at.Add(time.Hour), SigningKeyID: signingKeyID,
+		ID: id, Name: "ci-" + id, Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []token.Scope{token.ScopeRead},
+		CreatedAt: moment, CreatedBy: 1000, Life: "1h", ExpiresAt: moment.Add(time.Hour), SigningKeyID: "k1",
 	}
 }
 
+// addKey makes a key as the issuer does: with its line in the audit log.
+func addKey(s *Store, r token.Record) error {
+	e := audit.Event{Action: audit.KeyCreate, Actor: audit.ActorUID(r.CreatedBy), Target: r.ID, Detail: map[string]string{"name": r.Name}}
+	return s.CommitKeys(token.Change{Put: []token.Record{r}, Events: []audit.Event{e}})
+}
+
+func commit(t testing.TB, s *Store, c token.Change) {
+	t.Helper()
+	if err := s.CommitKeys(c); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func loaded(t testing.TB, s *Store) token.Saved {
+	t.Helper()
+	saved, err := s.LoadKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return saved
+}
+
+var compareSaved = cmp.Options{cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
+
 func TestKeysSurviveReopening(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
 	forever := token.Record{ID: "b", CreatedAt: time.Unix(0, 0).UTC(), SigningKeyID: "k1"}
-	want := []token.Record{keyRecord("a", "k1"), forever}
-	for _, r := range want {
-		if err := s.AddKey(r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := s.AddKey(forever); !errdefs.IsAlreadyExists(err) {
-		t.Errorf("AddKey of a taken id: %v, want already exists", err)
-	}
-	got, err := reopen(t, s, dir).Keys()
-	if err != nil {
+	commit(t, s, token.Change{Put: []token.Record{keyRecord("a"), forever, keyRecord("c")}})
+	use := token.Usage{Requests: 7, LastUsedAt: moment, LastUsedFrom: netip.MustParseAddr("2001:db8::1")}
+	if err := s.SaveUsage(map[string]token.Usage{"b": use, "c": use, "gone": use}, moment); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	revoked := forever
+	revoked.RevokedAt, revoked.Revocation = moment, token.ByHand
+	commit(t, s, token.Change{Put: []token.Record{revoked}, Delete: []string{"c", "never-was"}})
+
+	want := token.Saved{
+		Records: []token.Record{keyRecord("a"), revoked},
+		Usage:   map[string]token.Usage{"b": use},
+		Latest:  moment,
+	}
+	if diff := cmp.Diff(want, loaded(t, reopen(t, s, dir)), compareSaved); diff != "" {
 		t.Error(diff)
 	}
 }
 
-func TestRevokeKeysNotSignedBy(t *testing.T) {
+// The clock goes forward by itself, and back only by a change that says so.
+func TestLatest(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
-	at := time.Date(2026, 5, 6, 7, 8, 9, 0, time.UTC)
-	earlier := keyRecord("revoked-before", "old")
-	earlier.RevokedAt = at.Add(-time.Hour)
-	for _, r := range []token.Record{keyRecord("old", "old"), keyRecord("new", "new"), earlier} {
-		if err := s.AddKey(r); err != nil {
+	save := func(at time.Time) {
+		t.Helper()
+		if err := s.SaveUsage(nil, at); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := s.RevokeKeysNotSignedBy("new", at); err != nil {
-		t.Fatal(err)
+	expect := func(want time.Time) {
+		t.Helper()
+		s = reopen(t, s, dir)
+		if got := loaded(t, s).Latest; !got.Equal(want) {
+			t.Errorf("Latest is %v, want %v", got, want)
+		}
 	}
-	records, err := reopen(t, s, dir).Keys()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]time.Time{}
-	for _, r := range records {
-		got[r.ID] = r.RevokedAt
-	}
-	want := map[string]time.Time{"old": at, "new": {}, "revoked-before": earlier.RevokedAt}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Error(diff)
-	}
+	expect(time.Time{})
+	save(moment)
+	save(moment.Add(-time.Hour))
+	expect(moment)
+	commit(t, s, token.Change{Put: []token.Record{keyRecord("a")}})
+	expect(moment)
+	commit(t, s, token.Change{Clock: moment.Add(-time.Hour)})
+	expect(moment.Add(-time.Hour))
 }
 
 func TestSandboxesSurviveReopening(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
 	r := sandbox.Record{
@@ -131,7 +161,26 @@ func TestSandboxesSurviveReopening(t *testing.T) {
 	}
 }
 
+func TestBadRecordsAreRefused(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	if err := s.CommitKeys(token.Change{Put: []token.Record{keyRecord("a"), {}}}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a key without an id: %v, want invalid argument", err)
+	}
+	long := []audit.Event{{Action: audit.KeyCreate, Target: strings.Repeat("x", audit.MaxLine)}}
+	if err := s.CommitKeys(token.Change{Put: []token.Record{keyRecord("a")}, Events: long}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an event that is too long: %v, want invalid argument", err)
+	}
+	if saved := loaded(t, s); len(saved.Records) != 0 || s.AuditHead() != (audit.Head{}) {
+		t.Errorf("something was changed: %v, %v", saved, s.AuditHead())
+	}
+	if err := s.Health(); err != nil {
+		t.Errorf("the caller's mistake is taken for the disk's: %v", err)
+	}
+}
+
 func TestSecondOpenNamesTheFirst(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
 	_, err := Open(dir)
@@ -141,7 +190,22 @@ func TestSecondOpenNamesTheFirst(t *testing.T) {
 	reopen(t, s, dir)
 }
 
+func TestFilesArePrivate(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	if err := addKey(open(t, dir), keyRecord("a")); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]os.FileMode{".": 0o700, fileName: 0o600, logName: 0o600} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v, want %v", name, info.Mode(), err, want)
+		}
+	}
+}
+
 func TestNewerSchemaIsRefused(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
 	update(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(schemaKey, []byte("99")) })
@@ -160,55 +224,100 @@ func update(t testing.TB, s *Store, fn func(*bbolt.Tx) error) {
 	}
 }
 
+func edit(t testing.TB, path string, change func(data []byte) []byte) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, change(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A damaged store is refused and stays as it is.
 func TestDamageIsRefused(t *testing.T) {
-	record := func(value string) func(t *testing.T, s *Store, path string) {
-		return func(t *testing.T, s *Store, path string) {
-			update(t, s, func(tx *bbolt.Tx) error { return tx.Bucket(keyBucket).Put([]byte("a"), []byte(value)) })
-		}
+	t.Parallel()
+	tx := func(damage func(tx *bbolt.Tx) error) func(t *testing.T, s *Store, path string) {
+		return func(t *testing.T, s *Store, path string) { update(t, s, damage) }
 	}
 	file := func(change func(data []byte) []byte) func(t *testing.T, s *Store, path string) {
 		return func(t *testing.T, s *Store, path string) {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			data, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(path, change(data), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			edit(t, path, change)
 		}
 	}
+	put := func(bucket []byte, key string, value []byte) func(t *testing.T, s *Store, path string) {
+		return tx(func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), value) })
+	}
+	get := func(tx *bbolt.Tx, bucket []byte, key string) []byte {
+		return slices.Clone(tx.Bucket(bucket).Get([]byte(key)))
+	}
 	tests := map[string]func(t *testing.T, s *Store, path string){
-		"unknown member":   record(`{"id":"a","created_at":"2026-01-02T03:04:05Z","created_by":0,"signing_key_id":"k","extra":1}`),
-		"duplicate member": record(`{"id":"a","id":"a","created_at":"2026-01-02T03:04:05Z","created_by":0,"signing_key_id":"k"}`),
-		"other id":         record(`{"id":"b","created_at":"2026-01-02T03:04:05Z","created_by":0,"signing_key_id":"k"}`),
-		"not JSON":         record("\x00"),
-		"bucket gone": func(t *testing.T, s *Store, path string) {
-			update(t, s, func(tx *bbolt.Tx) error { return tx.DeleteBucket(sandboxBucket) })
-		},
-		"no schema version": func(t *testing.T, s *Store, path string) {
-			update(t, s, func(tx *bbolt.Tx) error { return tx.DeleteBucket(metaBucket) })
-		},
-		"empty file": file(func([]byte) []byte { return nil }),
-		"garbage":    file(func(d []byte) []byte { return []byte(strings.Repeat("garbage!", len(d)/8)) }),
-		"truncated":  file(func(d []byte) []byte { return d[:3*os.Getpagesize()] }),
-		"zeroed pages": file(func(d []byte) []byte {
-			clear(d[2*os.Getpagesize():])
-			return d
+		"record without checksum": put(keyBucket, "key-1", []byte(`{"id":"key-1"}`)),
+		"record too short":        put(keyBucket, "key-1", []byte("x")),
+		"record changed": tx(func(tx *bbolt.Tx) error {
+			value := get(tx, keyBucket, "key-1")
+			return tx.Bucket(keyBucket).Put([]byte("key-1"), bytes.Replace(value, []byte("team-alpha"), []byte("team-alphb"), 1))
 		}),
+		"record of another key": tx(func(tx *bbolt.Tx) error {
+			return tx.Bucket(keyBucket).Put([]byte("key-1"), get(tx, keyBucket, "key-2"))
+		}),
+		"usage in place of a key": tx(func(tx *bbolt.Tx) error {
+			return tx.Bucket(keyBucket).Put([]byte("key-1"), get(tx, usageBucket, "key-1"))
+		}),
+		"earlier version of a record": func(t *testing.T, s *Store, path string) {
+			var before []byte
+			update(t, s, func(tx *bbolt.Tx) error {
+				before = get(tx, keyBucket, "key-1")
+				return nil
+			})
+			revoked := keyRecord("key-1")
+			revoked.RevokedAt = moment
+			commit(t, s, token.Change{Put: []token.Record{revoked}})
+			put(keyBucket, "key-1", before)(t, s, path)
+		},
+		"record gone":     tx(func(tx *bbolt.Tx) error { return tx.Bucket(keyBucket).Delete([]byte("key-1")) }),
+		"clock changed":   put(metaBucket, latestKey, []byte(`"2026-01-02T03:04:05Z"`)),
+		"something else":  put(metaBucket, "lauest", []byte("x")),
+		"another bucket":  tx(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket([]byte("other")); return err }),
+		"bucket gone":     tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(sandboxBucket) }),
+		"outbox gone":     tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(outboxBucket) }),
+		"audit line gone": tx(func(tx *bbolt.Tx) error { return tx.Bucket(outboxBucket).Delete(outboxKey(200)) }),
+		"audit line changed": tx(func(tx *bbolt.Tx) error {
+			line := get(tx, outboxBucket, string(outboxKey(7)))
+			return tx.Bucket(outboxBucket).Put(outboxKey(7), bytes.Replace(line, []byte("1000"), []byte("1001"), 1))
+		}),
+		"no schema version":        tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(metaBucket) }),
+		"damaged schema version":   put(metaBucket, string(schemaKey), []byte("two")),
+		"earlier schema version":   put(metaBucket, string(schemaKey), []byte("1")),
+		"empty file":               file(func([]byte) []byte { return nil }),
+		"garbage":                  file(func(d []byte) []byte { return []byte(strings.Repeat("garbage!", len(d)/8)) }),
+		"truncated":                file(func(d []byte) []byte { return d[:3*os.Getpagesize()] }),
+		"truncated within a page":  file(func(d []byte) []byte { return d[:2*os.Getpagesize()+100] }),
+		"zeroed pages":             file(func(d []byte) []byte { clear(d[2*os.Getpagesize():]); return d }),
+		"both states zeroed":       file(func(d []byte) []byte { clear(d[:2*os.Getpagesize()]); return d }),
+		"text in front of the end": file(func(d []byte) []byte { return append([]byte("hello\n"), d...) }),
 	}
 	for name, damage := range tests {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			dir := t.TempDir()
 			path := filepath.Join(dir, fileName)
 			s := open(t, dir)
+			var c token.Change
+			usage := map[string]token.Usage{}
 			for i := range 200 {
-				if err := s.AddKey(keyRecord(fmt.Sprintf("key-%d", i), "k1")); err != nil {
-					t.Fatal(err)
-				}
+				id := fmt.Sprintf("key-%d", i)
+				c.Put = append(c.Put, keyRecord(id))
+				c.Events = append(c.Events, audit.Event{Action: audit.KeyCreate, Actor: "uid:1000", Target: id})
+				usage[id] = token.Usage{Requests: 1}
+			}
+			commit(t, s, c)
+			if err := s.SaveUsage(usage, moment); err != nil {
+				t.Fatal(err)
 			}
 			damage(t, s, path)
 			_ = s.Close()
@@ -218,6 +327,8 @@ func TestDamageIsRefused(t *testing.T) {
 			}
 			if _, err := Open(dir); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), path) {
 				t.Errorf("Open: %v, want data loss naming the file", err)
+			} else {
+				t.Log(err)
 			}
 			after, err := os.ReadFile(path)
 			if err != nil {
@@ -230,53 +341,36 @@ func TestDamageIsRefused(t *testing.T) {
 	}
 }
 
-// Beside one bbolt commit: a single client may wait little longer, and many share commits.
-func BenchmarkAddKey(b *testing.B) {
-	var serial atomic.Int64
-	id := func() string { return strconv.FormatInt(serial.Add(1), 16) }
-	b.Run("bbolt commit", func(b *testing.B) {
-		db, err := bbolt.Open(filepath.Join(b.TempDir(), "db"), 0o600, nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer db.Close()
-		value, err := encode(keyBucket, "x", keyRecord("x", "k"))
-		if err != nil {
-			b.Fatal(err)
-		}
-		for b.Loop() {
-			err := db.Update(func(tx *bbolt.Tx) error {
-				bucket, err := tx.CreateBucketIfNotExists(keyBucket)
-				if err != nil {
-					return err
-				}
-				return bucket.Put([]byte(id()), value)
-			})
-			if err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("1 client", func(b *testing.B) {
-		s := open(b, b.TempDir())
-		for b.Loop() {
-			if err := s.AddKey(keyRecord(id(), "k")); err != nil {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("64 clients", func(b *testing.B) {
-		s := open(b, b.TempDir())
-		b.SetParallelism(max(1, 64/runtime.GOMAXPROCS(0)))
-		b.ResetTimer()
-		b.RunParallel(func(pb *testing.PB) {
-			for pb.Next() {
-				if err := s.AddKey(keyRecord(id(), "k")); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "keys/s")
-	})
+func TestSnapshot(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir)
+	want := []token.Record{keyRecord("a"), keyRecord("b")}
+	commit(t, s, token.Change{Put: want})
+	path := filepath.Join(t.TempDir(), "copy")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Snapshot(f); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	commit(t, s, token.Change{Delete: []string{"a", "b"}})
+	got, err := ReadKeys(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	edit(t, path, func(d []byte) []byte { return d[:len(d)-1] })
+	if _, err := ReadKeys(path); !errdefs.IsDataLoss(err) {
+		t.Errorf("ReadKeys of a file that was cut off: %v, want data loss", err)
+	}
+	if _, err := ReadKeys(path + "-not-there"); !os.IsNotExist(err) {
+		t.Errorf("ReadKeys of no file: %v", err)
+	}
 }

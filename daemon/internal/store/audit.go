@@ -1,0 +1,203 @@
+package store
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+// Audit adds an event to the audit log. When it returns nil, the entry is durable.
+func (s *Store) Audit(e audit.Event) error {
+	return s.writes.update(func(*change) error { return nil }, e)
+}
+
+// AuditHead is the end of the audit log.
+func (s *Store) AuditHead() audit.Head {
+	end, _, _ := s.log.position()
+	return end.Head
+}
+
+// AuditPath is the audit log's file.
+func (s *Store) AuditPath() string { return s.log.path }
+
+// AuditProblem says what was found to be wrong with the audit log, or with the store beside it; nil is
+// not to say that all was looked at, which VerifyAudit does. The error is errdefs.ErrDataLoss.
+func (s *Store) AuditProblem() error {
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	return errors.Join(s.log.rollback, s.log.problem)
+}
+
+// VerifyAudit checks the audit log from its beginning to its head. It returns the head of what is good,
+// and, when that is not all, an error that says what is wrong: errdefs.ErrDataLoss.
+func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
+	select {
+	case s.writes.turn <- struct{}{}:
+		_ = s.log.ready() // finds what lies behind the end; an error is in Health
+		<-s.writes.turn
+	case <-ctx.Done():
+		return audit.Head{}, ctx.Err()
+	}
+	head, err := s.log.verify(ctx)
+	if err == nil || errdefs.IsDataLoss(err) {
+		s.log.mu.Lock()
+		s.log.problem = err
+		s.log.mu.Unlock()
+	}
+	return head, err
+}
+
+// TailAudit calls line with each of the last entries of the audit log, without newlines, and, with
+// follow, with each new one until ctx ends, which is no error. A line is good until the call returns.
+func (s *Store) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
+	return s.log.tail(ctx, last, follow, line)
+}
+
+// OpenAudit returns the audit log as it is at this moment, up to its head.
+func (s *Store) OpenAudit() (io.ReadCloser, error) {
+	end, _, _ := s.log.position()
+	f, err := s.log.reader()
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, 0, end.Size), f}, nil
+}
+
+// Health says why the store can change nothing at present: a write failed, and so does one that is tried
+// now. It is nil when all is well.
+func (s *Store) Health() error { return s.writes.health() }
+
+// position is where the log ends, and what closes when that moves on.
+func (l *auditLog) position() (end logEnd, moved int, grown <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.end, l.moved, l.grown
+}
+
+// reader opens the file anew, so that its user need not mind the writer.
+func (l *auditLog) reader() (*os.File, error) {
+	f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read audit log: %w", err)
+	}
+	return f, nil
+}
+
+func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
+	end, _, _ := l.position()
+	f, err := l.reader()
+	if errors.Is(err, fs.ErrNotExist) {
+		return audit.Head{}, fmt.Errorf("audit log %s is gone: %w", l.path, errdefs.ErrDataLoss)
+	}
+	if err != nil {
+		return audit.Head{}, err
+	}
+	defer f.Close()
+	head, err := audit.Verify(readerWithContext{ctx, io.NewSectionReader(f, 0, end.Size)})
+	var broken *audit.ChainError
+	switch {
+	case errors.As(err, &broken):
+		return head, fmt.Errorf("%s: %w: %w", l.path, err, errdefs.ErrDataLoss)
+	case err != nil:
+		return head, err
+	case head != end.Head && l.health() != nil:
+		return head, l.health() // it waits to be written
+	case head != end.Head:
+		return head, fmt.Errorf("audit log %s ends with entry %d, which is not entry %d as it was written: its end was cut "+
+			"off, or all of it was hashed anew: %w", l.path, head.Seq, end.Seq, errdefs.ErrDataLoss)
+	}
+	return head, nil
+}
+
+type readerWithContext struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r readerWithContext) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(b)
+}
+
+func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]byte) error) error {
+	f, err := l.reader()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	end, moved, grown := l.position()
+	at, err := lastLines(f, end.Size, last)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := readLines(ctx, f, at, end.Size, line); err != nil || !follow {
+			return err
+		}
+		at = end.Size
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-grown:
+		}
+		was := moved
+		if end, moved, grown = l.position(); moved != was {
+			return fmt.Errorf("audit log %s was replaced or changed by something else: %w", l.path, errdefs.ErrDataLoss)
+		}
+	}
+}
+
+// lastLines is where the last n lines of what ends at end begin.
+func lastLines(f io.ReaderAt, end int64, n int) (int64, error) {
+	if n <= 0 || end == 0 {
+		return end, nil
+	}
+	piece := make([]byte, 32<<10)
+	for limit := end - 1; limit > 0; { // the last newline begins no line
+		b := piece[:min(limit, int64(len(piece)))]
+		limit -= int64(len(b))
+		if _, err := f.ReadAt(b, limit); err != nil {
+			return 0, fmt.Errorf("read audit log: %w", err)
+		}
+		for i := len(b); ; {
+			if i = bytes.LastIndexByte(b[:i], '\n'); i < 0 {
+				break
+			}
+			if n--; n == 0 {
+				return limit + int64(i) + 1, nil
+			}
+		}
+	}
+	return 0, nil
+}
+
+// readLines calls fn with each line from at to end.
+func readLines(ctx context.Context, f io.ReaderAt, at, end int64, fn func([]byte) error) error {
+	r := bufio.NewReaderSize(io.NewSectionReader(f, at, end-at), audit.MaxLine)
+	for at < end && ctx.Err() == nil {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return fmt.Errorf("read audit log: %w", err)
+		}
+		at += int64(len(line))
+		if err := fn(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+package store
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// compare times ours and its peer in turn, and reports the median and the 99th percentile of ours, and
+// the ratio of the medians.
+func compare(b *testing.B, ours func() error, peer func() error) {
+	var times [2][]time.Duration
+	for b.Loop() {
+		for i, do := range []func() error{ours, peer} {
+			began := time.Now()
+			if err := do(); err != nil {
+				b.Fatal(err)
+			}
+			times[i] = append(times[i], time.Since(began))
+		}
+	}
+	for i := range times {
+		slices.Sort(times[i])
+	}
+	at := func(i, percent int) float64 {
+		return float64(times[i][len(times[i])*percent/100].Nanoseconds()) / 1e3
+	}
+	b.ReportMetric(0, "ns/op") // of both together: it says nothing
+	b.ReportMetric(at(0, 50), "p50-µs")
+	b.ReportMetric(at(0, 99), "p99-µs")
+	b.ReportMetric(at(1, 50), "peer-p50-µs")
+	b.ReportMetric(at(1, 99), "peer-p99-µs")
+	b.ReportMetric(at(0, 50)/at(1, 50), "ratio")
+}
+
+// bareCommit commits records to a bbolt file of its own.
+func bareCommit(b *testing.B, value []byte) func() error {
+	db, err := bbolt.Open(filepath.Join(b.TempDir(), "db"), 0o600, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { db.Close() })
+	serial := 0
+	return func() error {
+		serial++
+		return db.Update(func(tx *bbolt.Tx) error {
+			bucket, err := tx.CreateBucketIfNotExists(keyBucket)
+			if err != nil {
+				return err
+			}
+			return bucket.Put([]byte(strconv.Itoa(serial)), value)
+		})
+	}
+}
+
+// A key and its line in the audit log, durable, beside a commit of the same record to bbolt alone: a
+// single client may wait little longer, and many share commits.
+func BenchmarkCreateKey(b *testing.B) {
+	var serial atomic.Int64
+	create := func(s *Store) error {
+		id := fmt.Sprintf("%032x", uint64(serial.Add(1))*0x9E3779B97F4A7C15) // in no order, as real ones
+		r := keyRecord(id)
+		return s.CommitKeys(token.Change{Put: []token.Record{r}, Events: []audit.Event{{
+			Action: audit.KeyCreate, Actor: audit.ActorUID(r.CreatedBy), Target: r.ID,
+			Detail: map[string]string{"expires": "2026-01-02T04:04:05Z", "name": r.Name, "namespaces": "team-alpha,team-beta", "scopes": "sandbox:read"},
+		}}})
+	}
+	b.Run("1 client beside a bbolt commit", func(b *testing.B) {
+		s := open(b, b.TempDir())
+		r, err := encode(keyBucket, "x", keyRecord("x"))
+		if err != nil {
+			b.Fatal(err)
+		}
+		compare(b, func() error { return create(s) }, bareCommit(b, r.sealed))
+	})
+	b.Run("64 clients", func(b *testing.B) {
+		s := open(b, b.TempDir())
+		b.SetParallelism(max(1, 64/runtime.GOMAXPROCS(0)))
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				if err := create(s); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "keys/s")
+	})
+}
+
+// full is a store of n keys.
+func full(b *testing.B, dir string, n int) *Store {
+	b.Helper()
+	s := open(b, dir)
+	for from := 0; from < n; from += 1000 {
+		var c token.Change
+		for i := from; i < min(n, from+1000); i++ {
+			id := fmt.Sprintf("%032x", uint64(i+1)*0x9E3779B97F4A7C15)
+			c.Put = append(c.Put, keyRecord(id))
+			c.Events = append(c.Events, audit.Event{Action: audit.KeyCreate, Actor: "uid:1000", Target: id})
+		}
+		commit(b, s, c)
+	}
+	return s
+}
+
+// A revocation among 10,000 keys is acknowledged, beside one write that is synced.
+func BenchmarkRevoke(b *testing.B) {
+	s := full(b, b.TempDir(), 10_000)
+	records := loaded(b, s).Records
+	f, err := os.Create(filepath.Join(b.TempDir(), "file"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	page := make([]byte, 4<<10)
+	i := 0
+	compare(b, func() error {
+		r := records[i%len(records)]
+		i++
+		r.RevokedAt, r.Revocation = time.Now().UTC(), token.ByHand
+		return s.CommitKeys(token.Change{Put: []token.Record{r}, Events: []audit.Event{{Action: audit.KeyRevoke, Actor: "uid:1000", Target: r.ID}}})
+	}, func() error {
+		if _, err := f.WriteAt(page, 0); err != nil {
+			return err
+		}
+		return f.Sync()
+	})
+}
+
+// The part of a start that is the store's, with 10,000 keys: all checks, and reading the keys.
+func BenchmarkOpen(b *testing.B) {
+	dir := b.TempDir()
+	s := full(b, dir, 10_000)
+	for b.Loop() {
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+		var err error
+		if s, err = Open(dir); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := s.LoadKeys(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	s.Close()
+}

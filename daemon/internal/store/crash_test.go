@@ -1,0 +1,231 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+// A power loss at any moment leaves a state that opens by itself: the one before what was under way, or
+// the one after it, with everything that was acknowledged, and an audit log that says just that. The
+// moments are after every call that writes, syncs, renames or removes; of what was not synced then,
+// all, nothing or parts may be there.
+func TestPowerLoss(t *testing.T) {
+	t.Parallel()
+	t.Run("from the first start", func(t *testing.T) {
+		t.Parallel()
+		powerLoss(t, nil, nil, 1000, 3)
+	})
+	t.Run("from schema 1", func(t *testing.T) {
+		t.Parallel()
+		files, tokens := schema1(t)
+		powerLoss(t, files, tokens, 2, 12)
+	})
+}
+
+// crash is a moment at which the power may go.
+type crash struct {
+	after string
+	image map[string][]byte
+	steps int // that ended
+	// faulty: a call was made to fail before.
+	faulty bool
+}
+
+// A sync that failed is no sync, nor is a later one that succeeds: what it was for is written again.
+func TestPowerLossAfterAFailedSync(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	_, calls := trace(t, historyOf(dir))
+	syncs, step, log := 0, 0, 0
+	for _, c := range calls {
+		step += c.lines()
+		if c.name != "fdatasync" {
+			continue
+		}
+		syncs++
+		file, _ := c.file(dir)
+		if file == "audit.jsonl" {
+			log++
+		}
+		if file == "audit.jsonl" || step == 2 || step == 7 { // two commits as there are many
+			steps, fault := step+4, fmt.Sprintf("inject=fdatasync:error=EIO:when=%d", syncs)
+			t.Run(fmt.Sprintf("%d, of %s", syncs, file), func(t *testing.T) {
+				t.Parallel()
+				powerLoss(t, nil, nil, steps, 4, "-e", fault)
+			})
+		}
+	}
+	if log == 0 {
+		t.Error("the audit log was never synced")
+	}
+}
+
+// powerLoss tries that with a server that finds files and does the first of the steps of history; torn is
+// how often parts of what was not synced are thrown together. If options make strace let something fail,
+// only what comes after that is tried.
+func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, first, torn int, options ...string) {
+	dir := filepath.Join(t.TempDir(), "state")
+	if files != nil {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		writeFiles(t, dir, files)
+	}
+	issued := slices.Sorted(maps.Values(tokens))
+	cmd := child("history", dir)
+	cmd.Env = append(cmd.Env, historyIssued+"="+strings.Join(issued, " "), historySteps+"="+strconv.Itoa(first))
+	stdout, calls := trace(t, cmd, options...)
+	steps := parseSteps(t, stdout)
+	for _, s := range steps {
+		if s.Err != "" && options == nil {
+			t.Fatalf("%s: %s", s.Did, s.Err)
+		}
+	}
+	crashes := crashesOf(t, dir, files, calls, torn)
+	if options != nil {
+		crashes = slices.DeleteFunc(crashes, func(c crash) bool { return !c.faulty })
+	}
+	if done := crashes[len(crashes)-1].steps; done != len(steps) || len(crashes) < 20 {
+		t.Fatalf("%d moments with %d of %d steps were found", len(crashes), done, len(steps))
+	}
+
+	// What was acknowledged by the first start: that of an empty server, or that of the files.
+	states := []state{{Issued: issued, Accepted: steps[0].State.Accepted}}
+	for _, s := range steps {
+		states = append(states, s.State)
+	}
+	all := states[len(states)-1].Issued
+	root := t.TempDir()
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for n, c := range crashes {
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			dir := filepath.Join(root, fmt.Sprint(n))
+			if err := survive(t, dir, c, states, all); err != nil {
+				t.Errorf("power loss after %s, during %q: %v", c.after, steps[min(c.steps, len(steps)-1)].Did, err)
+				return
+			}
+			_ = os.RemoveAll(dir)
+		})
+	}
+	wg.Wait()
+	t.Logf("%d calls, %d different states of the disk", len(calls), len(crashes))
+}
+
+func crashesOf(t *testing.T, dir string, files map[string][]byte, calls []call, torn int) (crashes []crash) {
+	t.Helper()
+	d := newDisk(dir, files)
+	chance := rand.New(rand.NewPCG(1, 2))
+	seen := map[[sha256.Size]byte]bool{}
+	steps, faulty := 0, false
+	add := func(after string, image map[string][]byte) {
+		sum := sha256.New()
+		fmt.Fprint(sum, steps)
+		for _, name := range slices.Sorted(maps.Keys(image)) {
+			fmt.Fprintf(sum, "%q %q", name, image[name])
+		}
+		if key := [sha256.Size]byte(sum.Sum(nil)); !seen[key] {
+			seen[key] = true
+			crashes = append(crashes, crash{after, image, steps, faulty})
+		}
+	}
+	for _, c := range calls {
+		steps += c.lines()
+		faulty = faulty || c.injected
+		if c.lines() == 0 && !d.apply(t, c) {
+			continue
+		}
+		add(c.String(), d.image(true, nil))
+		add(c.String()+", without what was not synced", d.image(false, nil))
+		for range torn {
+			add(c.String()+", with parts of what was not synced", d.image(false, chance))
+		}
+	}
+	return crashes
+}
+
+func survive(t *testing.T, dir string, c crash, states []state, issued []string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	writeFiles(t, dir, c.image)
+	before := states[c.steps]
+	for again := range 2 { // what was put right stays so
+		srv, err := start(dir)
+		if err != nil {
+			return err
+		}
+		got, err := observe(srv, issued)
+		if err != nil {
+			return err
+		}
+		if !got.same(before) && (c.steps+1 == len(states) || !got.same(states[c.steps+1])) {
+			return fmt.Errorf("the state is none of those around it: %d keys accepted (before %d), sandboxes %v (before %v), %d requests (before %d)",
+				len(got.Accepted), len(before.Accepted), got.Sandboxes, before.Sandboxes, got.Requests, before.Requests)
+		}
+		if err := checkAudit(srv, before.Head); err != nil {
+			return err
+		}
+		if again == 0 { // and it goes on
+			if err := srv.Audit(audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer}); err != nil {
+				return err
+			}
+		}
+		before = got
+		if err := srv.Close(); err != nil {
+			return err
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		var names []string
+		for _, e := range entries {
+			if e.Name() != "keyring.json.new" { // the next reset removes it
+				names = append(names, e.Name())
+			}
+		}
+		if want := []string{"audit.jsonl", "keyring.json", "msb.db", "msbd.lock"}; !slices.Equal(names, want) {
+			return fmt.Errorf("the directory holds %v, want %v", names, want)
+		}
+	}
+	return nil
+}
+
+// checkAudit holds that the audit log is whole, is what its file says, and holds an entry that was
+// acknowledged.
+func checkAudit(srv *server, acknowledged audit.Head) error {
+	file, err := os.ReadFile(srv.AuditPath())
+	if err != nil {
+		return err
+	}
+	if head, err := audit.Verify(bytes.NewReader(file)); err != nil || head != srv.AuditHead() {
+		return fmt.Errorf("the audit log's file ends with %v, %v, want %v", head, err, srv.AuditHead())
+	}
+	if head, err := srv.VerifyAudit(context.Background()); err != nil || head != srv.AuditHead() {
+		return fmt.Errorf("VerifyAudit: %v, %w", head, err)
+	}
+	if err := srv.AuditProblem(); err != nil {
+		return err
+	}
+	if hash := []byte(`"hash":"` + acknowledged.Hash + `"`); acknowledged.Seq > 0 && !bytes.Contains(file, hash) {
+		return fmt.Errorf("audit entry %d, which was acknowledged, is gone", acknowledged.Seq)
+	}
+	return nil
+}

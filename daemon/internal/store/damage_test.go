@@ -1,0 +1,211 @@
+package store_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// base is a state directory to be damaged.
+type base struct {
+	name  string
+	files map[string][]byte
+	// keys says which API keys are good.
+	keys map[string]bool
+	// exact: every key that is good must stay so, if the state opens at all.
+	exact bool
+}
+
+// bases have every kind of key, and different changes at their ends.
+func bases(t *testing.T) []base {
+	t.Helper()
+	old, tokens := schema1(t)
+	keys := map[string]bool{}
+	for what, key := range tokens {
+		keys[key] = what != "expired" && what != "reset"
+	}
+	all := []base{{"schema 1", old, maps.Clone(keys), false}}
+
+	dir := t.TempDir()
+	writeFiles(t, dir, old)
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	add := func(name string, change func(srv *server) error) {
+		t.Helper()
+		srv, err := start(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(change(srv), srv.Close()); err != nil {
+			t.Fatal(err)
+		}
+		files := map[string][]byte{}
+		for _, name := range []string{"msb.db", "audit.jsonl", "keyring.json"} {
+			if files[name], err = os.ReadFile(filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all = append(all, base{name, files, maps.Clone(keys), true})
+	}
+	add("sandboxes and many keys", func(srv *server) error {
+		var err error
+		for i := range 100 {
+			secret, _, issued := srv.issuer.Issue(t.Context(), token.IssueRequest{Name: fmt.Sprint("key-", i)})
+			keys[secret.Reveal()] = true
+			r := sandbox.Record{ID: fmt.Sprint("box-", i), State: sandbox.Failed}
+			err = errors.Join(err, issued, srv.PutSandbox(r))
+		}
+		return err
+	})
+	add("a revoked key", func(srv *server) error {
+		secret, r, err := srv.issuer.Issue(t.Context(), token.IssueRequest{})
+		keys[secret.Reveal()] = false
+		_, revoked := srv.issuer.Revoke(t.Context(), r.ID, 0)
+		return errors.Join(err, revoked)
+	})
+	return all
+}
+
+// Whatever happens to the files of the state: it is refused with its class, or it is put right, and then
+// everything is as it was. No bad key is ever accepted, and nothing panics.
+func TestDamage(t *testing.T) {
+	t.Parallel()
+	cases := 1000
+	if soak {
+		cases = 100_000
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	all := bases(t)
+	root := t.TempDir()
+	var refused, opened, n atomic.Int64
+	var wg sync.WaitGroup
+	for worker := range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			dir := filepath.Join(root, fmt.Sprint(worker))
+			for i := n.Add(1); i <= int64(cases) && !t.Failed(); i = n.Add(1) {
+				chance := rand.New(rand.NewPCG(seed, uint64(i)))
+				b := all[chance.IntN(len(all))]
+				files := maps.Clone(b.files)
+				what := damage(chance, files)
+				ok, err := withstand(t, dir, b, files)
+				if err != nil {
+					t.Errorf("case %d, %s, %s: %v", i, b.name, what, err)
+				}
+				if ok {
+					opened.Add(1)
+				} else {
+					refused.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if refused.Load() < int64(cases)/10 || opened.Load() < int64(cases)/10 {
+		t.Errorf("%d refused, %d opened: that tries too little", refused.Load(), opened.Load())
+	}
+	t.Logf("%d refused, %d as before", refused.Load(), opened.Load())
+}
+
+// damage changes one of the files, and says how.
+func damage(chance *rand.Rand, files map[string][]byte) string {
+	names := slices.Sorted(maps.Keys(files))
+	name := names[chance.IntN(len(names))]
+	if chance.IntN(2) == 0 {
+		name = "msb.db"
+	}
+	was := files[name]
+	b := bytes.Clone(was)
+	at, kind := chance.IntN(len(b)), ""
+	// Most of a store's bytes are of no consequence: aim at what is not zero, too.
+	if used := bytes.IndexFunc(b[at:], func(r rune) bool { return r != 0 }); used > 0 && chance.IntN(2) == 0 {
+		at += used
+	}
+	span := b[at:min(len(b), at+1+chance.IntN(5000))]
+	switch chance.IntN(8) {
+	case 0, 1, 2:
+		kind = "flipped a bit"
+		b[at] ^= 1 << chance.IntN(8)
+	case 3:
+		kind = "flipped bits"
+		for range 2 + chance.IntN(7) {
+			b[chance.IntN(len(b))] ^= 1 << chance.IntN(8)
+		}
+	case 4:
+		kind = "cut off"
+		b = b[:at]
+	case 5:
+		kind = "garbage"
+		for i := range span {
+			span[i] = byte(chance.Uint32())
+		}
+	case 6:
+		kind = "zeros"
+		clear(span)
+	case 7:
+		kind = "a piece of itself"
+		from := chance.IntN(len(b)) / sector * sector
+		copy(b[at/sector*sector:], b[from:min(len(b), from+sector)])
+	}
+	files[name] = b
+	return fmt.Sprintf("%s: %s at %d of %d", name, kind, at, len(was))
+}
+
+func withstand(t *testing.T, dir string, b base, files map[string][]byte) (opened bool, err error) {
+	t.Helper()
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+		return false, err
+	}
+	writeFiles(t, dir, files)
+	srv, err := start(dir)
+	if errdefs.IsDataLoss(err) || errdefs.IsFailedPrecondition(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("refused without a class: %w", err)
+	}
+	defer srv.Close()
+	for key, good := range b.keys {
+		_, err := srv.verifier.Verify(key, netip.Addr{})
+		if err == nil && !good {
+			return true, errors.New("a bad key is accepted")
+		}
+		if err != nil && good && b.exact {
+			return true, errors.New("a good key is refused")
+		}
+	}
+	if err := srv.Health(); err != nil {
+		return true, err
+	}
+	if !b.exact {
+		return true, nil
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "audit.jsonl"))
+	if err != nil {
+		return true, err
+	}
+	if _, err := srv.VerifyAudit(t.Context()); err != nil {
+		if !errdefs.IsDataLoss(err) || srv.AuditProblem() == nil {
+			return true, fmt.Errorf("VerifyAudit: %w; AuditProblem: %w", err, srv.AuditProblem())
+		}
+	} else if !bytes.Equal(log, b.files["audit.jsonl"]) {
+		return true, errors.New("the audit log was changed, and VerifyAudit does not say so")
+	}
+	return true, nil
+}

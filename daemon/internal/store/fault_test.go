@@ -1,0 +1,253 @@
+package store_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+// faults are what a disk, or a process out of descriptors, may answer to a call.
+var faults = map[string][]syscall.Errno{
+	"pwrite64":  {syscall.ENOSPC, syscall.EIO},
+	"write":     {syscall.ENOSPC, syscall.EIO},
+	"fdatasync": {syscall.EIO, syscall.ENOSPC},
+	"fsync":     {syscall.EIO},
+	"ftruncate": {syscall.ENOSPC},
+	"fallocate": {syscall.ENOSPC},
+	"renameat":  {syscall.EIO},
+	"unlinkat":  {syscall.EIO},
+	"openat":    {syscall.EMFILE},
+}
+
+var errnoNames = map[syscall.Errno]string{syscall.ENOSPC: "ENOSPC", syscall.EIO: "EIO", syscall.EMFILE: "EMFILE"}
+
+// Each call of a history that writes fails once. The step that it belongs to says so and has changed
+// nothing, or it is done all the same; the steps after it go on; and the next start finds what the server
+// said. Normally one call of each name, file and step fails, with MSB_SOAK each one, with every error.
+func TestFailingCalls(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "state")
+	stdout, calls := trace(t, historyOf(dir))
+	want := parseSteps(t, stdout)
+	thread := "" // of history: strace counts the calls of each thread
+	for _, c := range calls {
+		if c.lines() > 0 {
+			thread = c.thread
+		}
+	}
+	count := map[string]int{}
+	seen := map[string]bool{}
+	step, sites := 0, 0
+	for _, c := range calls {
+		step += c.lines()
+		count[c.thread+c.name]++
+		file, ours := c.file(dir)
+		if !ours || file == "audit.jsonl" && c.name == "openat" && strings.Contains(c.args[2], "O_RDONLY") {
+			continue // that is VerifyAudit, which history only asks
+		}
+		if c.thread != thread {
+			t.Errorf("in another thread, where it cannot be counted: %s", c)
+		}
+		for i, errno := range faults[c.name] {
+			key := fmt.Sprint(step, c.name, file)
+			if !soak && (seen[key] || i > 0) {
+				continue
+			}
+			seen[key] = true
+			sites++
+			nth := count[thread+c.name]
+			t.Run(fmt.Sprintf("%s %d %s", c.name, nth, errnoNames[errno]), func(t *testing.T) {
+				t.Parallel()
+				failOnce(t, c.name, nth, errno, want)
+			})
+		}
+	}
+	if sites < 100 {
+		t.Errorf("only %d sites were found", sites)
+	}
+}
+
+func historyOf(dir string) *exec.Cmd {
+	cmd := child("history", dir)
+	cmd.Env = append(cmd.Env, historySteps+"=1000")
+	return cmd
+}
+
+func failOnce(t *testing.T, name string, nth int, errno syscall.Errno, want []step) {
+	dir := filepath.Join(t.TempDir(), "state")
+	stdout, calls := trace(t, historyOf(dir),
+		"-s", "512", "-e", fmt.Sprintf("inject=%s:error=%s:when=%d", name, errnoNames[errno], nth))
+	steps := parseSteps(t, stdout)
+	if !slices.ContainsFunc(calls, func(c call) bool { return c.name == name && c.result < 0 && c.injected }) {
+		t.Fatal("no call was made to fail")
+	}
+	var last state
+	first := true
+	for _, s := range steps {
+		if s.Err == "" || s.Did != "start" {
+			last = s.State
+		}
+		if s.Err != "" && first && !strings.Contains(s.Err, errno.Error()) {
+			t.Errorf("%s: %s, which does not say %v", s.Did, s.Err, errno)
+		}
+		first = first && s.Err == ""
+		if s.Health != "" {
+			t.Errorf("after %s: the store is not well again: %s", s.Did, s.Health)
+		}
+	}
+	if len(steps) != len(want) && steps[0].Err == "" {
+		t.Errorf("only %d steps of %d were done", len(steps), len(want))
+	}
+	found(t, dir, last)
+}
+
+// found checks what the next start finds.
+func found(t *testing.T, dir string, last state) {
+	t.Helper()
+	srv := mustStart(t, dir)
+	is, err := observe(srv, last.Issued)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !is.same(last) {
+		t.Errorf("after a restart: %d keys accepted, sandboxes %v, %d requests; before it: %d, %v, %d",
+			len(is.Accepted), is.Sandboxes, is.Requests, len(last.Accepted), last.Sandboxes, last.Requests)
+	}
+	if err := checkAudit(srv, last.Head); err != nil {
+		t.Error(err)
+	}
+	if err := srv.Audit(audit.Event{Action: audit.ServerStop, Actor: audit.ActorServer}); err != nil {
+		t.Error(err)
+	}
+}
+
+// On a disk that stays full, every change says so, nothing is changed, and the store says that it is not
+// well. Changes that are not logged go on when only the log has no room.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	tests := map[string]struct {
+		inject string
+		goesOn func(s step) bool
+	}{
+		// The 20th write to the store comes after two keys and the sandboxes.
+		"store": {"inject=pwrite64:error=ENOSPC:when=20+", func(step) bool { return false }},
+		"log": {"inject=fallocate:error=ENOSPC:when=1+", func(s step) bool {
+			return strings.Contains(s.Did, "sandbox") || s.Did == "put another"
+		}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "state")
+			stdout, _ := trace(t, historyOf(dir), "-e", tt.inject)
+			steps := parseSteps(t, stdout)
+			full := false
+			for i, s := range steps[1:] {
+				before := steps[i].State
+				if full = full || s.Err != ""; !full || tt.goesOn(s) {
+					continue
+				}
+				if s.Err == "" && s.Did != "prune" || s.Health == "" { // there is nothing to prune
+					t.Errorf("%s: error %q, health %q", s.Did, s.Err, s.Health)
+				}
+				if !s.State.same(before) || s.State.Head != before.Head {
+					t.Errorf("%s failed, and changed something: %+v, before %+v", s.Did, s.State, before)
+				}
+			}
+			if !full || len(steps) < 10 {
+				t.Errorf("the disk was never full: %+v", steps)
+			}
+			found(t, dir, steps[len(steps)-1].State)
+		})
+	}
+}
+
+// A sync that fails at the very end of a commit leaves open whether the change was made. Nobody is told
+// that it was; the next start finds it made or not, and its line in the log accordingly.
+func TestSyncFailsForGood(t *testing.T) {
+	t.Parallel()
+	for nth := 5; nth < 13; nth++ { // of the first steps
+		t.Run(fmt.Sprint(nth), func(t *testing.T) {
+			t.Parallel()
+			dir := filepath.Join(t.TempDir(), "state")
+			stdout, _ := trace(t, historyOf(dir), "-e", fmt.Sprintf("inject=fdatasync:error=EIO:when=%d+", nth))
+			steps := parseSteps(t, stdout)
+			var acknowledged state
+			for _, s := range steps {
+				if s.Err == "" {
+					acknowledged = s.State
+				} else if s.Health == "" && s.Did != "start" {
+					t.Errorf("%s: %s, but the store is well", s.Did, s.Err)
+				}
+			}
+			srv := mustStart(t, dir)
+			is, err := observe(srv, acknowledged.Issued)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range acknowledged.Accepted {
+				if !slices.Contains(is.Accepted, key) {
+					t.Error("an acknowledged key is refused, and nothing revoked it")
+				}
+			}
+			if err := checkAudit(srv, acknowledged.Head); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// While it is open whether the disk has the last change, nothing else is written. Once it has, the log is
+// brought up to that.
+func TestSyncFailsForAWhile(t *testing.T) {
+	t.Parallel()
+	// The second sync of "revoke a", which bbolt makes, and the one after it, which we do.
+	dir := filepath.Join(t.TempDir(), "state")
+	_, calls := trace(t, historyOf(dir))
+	step, fdatasyncs, fsyncs := 0, 0, 1
+	for _, c := range calls {
+		if step += c.lines(); step > 7 {
+			break
+		}
+		switch c.name {
+		case "fdatasync":
+			fdatasyncs++
+		case "fsync":
+			fsyncs++
+		}
+	}
+	dir = filepath.Join(t.TempDir(), "state")
+	stdout, _ := trace(t, historyOf(dir),
+		"-e", fmt.Sprintf("inject=fdatasync:error=EIO:when=%d", fdatasyncs),
+		"-e", fmt.Sprintf("inject=fsync:error=EIO:when=%d..%d", fsyncs, fsyncs+1))
+	var failed []string
+	for _, s := range parseSteps(t, stdout) {
+		if s.Err != "" {
+			failed = append(failed, s.Did)
+			if !strings.Contains(s.Err, "may be found made") {
+				t.Errorf("%s: %s", s.Did, s.Err)
+			}
+		} else if s.Health != "" {
+			t.Errorf("after %s: %s", s.Did, s.Health)
+		}
+	}
+	if !slices.Equal(failed, []string{"revoke a"}) {
+		t.Errorf("%q failed, want revoke a", failed)
+	}
+	srv := mustStart(t, dir)
+	if err := checkAudit(srv, srv.AuditHead()); err != nil {
+		t.Error(err)
+	}
+	log, err := os.ReadFile(srv.AuditPath())
+	if n := bytes.Count(log, []byte(`"action":"key.revoke"`)); err != nil || n != 1 {
+		t.Errorf("the log has %d revocations, %v, want 1", n, err)
+	}
+}

@@ -1,0 +1,181 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// state is what a server owes its users.
+type state struct {
+	// Accepted holds the API keys that are good, Issued all that were.
+	Accepted, Issued []string
+	Sandboxes        []string
+	Requests         uint64 // of all keys
+	Head             audit.Head
+}
+
+// step is a line of what a history prints: what was done, how it went, and the state after it.
+type step struct {
+	Did   string
+	Err   string // empty: acknowledged
+	State state
+	// Health is what the store says of itself then, and what is wrong with its log.
+	Health string
+}
+
+// observe asks a server for its state. issued is what may be good.
+func observe(srv *server, issued []string) (state, error) {
+	st := state{Issued: slices.Clone(issued), Head: srv.AuditHead()}
+	for _, key := range issued {
+		if _, err := srv.verifier.Verify(key, netip.Addr{}); err == nil {
+			st.Accepted = append(st.Accepted, key)
+		}
+	}
+	boxes, err := srv.Sandboxes()
+	if err != nil {
+		return st, err
+	}
+	for _, r := range boxes {
+		st.Sandboxes = append(st.Sandboxes, r.ID+" "+string(r.State))
+	}
+	saved, err := srv.LoadKeys()
+	for _, u := range saved.Usage {
+		st.Requests += u.Requests
+	}
+	return st, err
+}
+
+// same says whether two states are one to their users.
+func (s state) same(other state) bool {
+	return slices.Equal(s.Accepted, other.Accepted) && slices.Equal(s.Sandboxes, other.Sandboxes) && s.Requests == other.Requests
+}
+
+// What history finds in its environment: API keys that may be good at the start, and how many steps to do.
+const (
+	historyIssued = "MSB_TEST_ISSUED"
+	historySteps  = "MSB_TEST_STEPS"
+)
+
+// history runs a server through everything that changes its state, and prints each step. What fails is
+// tried no second time. All of it is done by one thread, so that a call that a test counts is found again.
+func history(dir string) error {
+	runtime.LockOSThread()
+	ctx := context.Background()
+	issued := strings.Fields(os.Getenv(historyIssued))
+	say := func(s step) error {
+		line, err := json.Marshal(s)
+		if err == nil {
+			_, err = os.Stdout.Write(append(line, '\n'))
+		}
+		return err
+	}
+	srv, err := start(dir)
+	if err != nil {
+		return say(step{Did: "start", Err: err.Error()})
+	}
+	st, err := observe(srv, issued)
+	if err := errors.Join(err, say(step{Did: "start", State: st})); err != nil {
+		return err
+	}
+
+	issue := func(name string) func() error {
+		return func() error {
+			key, _, err := srv.issuer.Issue(ctx, token.IssueRequest{Name: name, CreatedBy: 1000})
+			issued = append(issued, key.Reveal())
+			return err
+		}
+	}
+	box := func(id string, is sandbox.State) func() error {
+		return func() error {
+			name := sandbox.Name{Namespace: "default", Name: id}
+			return srv.PutSandbox(sandbox.Record{ID: id, Name: name, State: is, CreatedAt: time.Unix(0, 0).UTC()})
+		}
+	}
+	var archive bytes.Buffer
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"issue a", issue("a")},
+		{"issue b", issue("b")},
+		{"put sandbox", box("box-1", sandbox.Starting)},
+		{"put another", box("box-2", sandbox.Running)},
+		{"change sandbox", box("box-1", sandbox.Running)},
+		{"save usage", func() error {
+			key, err := srv.issuer.Find("a")
+			return errors.Join(err, srv.SaveUsage(map[string]token.Usage{key.ID: {Requests: 42}}, time.Now()))
+		}},
+		{"revoke a", func() error { _, err := srv.issuer.Revoke(ctx, "a", 0); return err }},
+		{"rotate b", func() error {
+			key, _, _, err := srv.issuer.Rotate(ctx, token.RotateRequest{Ref: "b", Grace: "1h"})
+			issued = append(issued, key.Reveal())
+			return err
+		}},
+		{"backup", func() error {
+			archive.Reset()
+			return srv.backups.Write(ctx, &archive, 0)
+		}},
+		{"log much", func() error {
+			return srv.CommitKeys(token.Change{Events: slices.Repeat([]audit.Event{{Action: audit.SandboxStop, Actor: "uid:0"}}, 600)})
+		}},
+		{"issue c", issue("c")},
+		{"delete sandbox", func() error { return srv.DeleteSandbox("box-1") }},
+		{"reset", func() error { _, err := srv.issuer.Reset(ctx, 0); return err }},
+		{"issue d", issue("d")},
+		{"prune", func() error { _, err := srv.issuer.Prune(ctx, "", false, 0); return err }},
+		{"restore", func() error {
+			_, err := srv.backups.Restore(ctx, bytes.NewReader(archive.Bytes()), 0)
+			return err
+		}},
+		{"issue e", issue("e")},
+	}
+	first, err := strconv.Atoi(os.Getenv(historySteps))
+	if err != nil {
+		return err
+	}
+	for _, s := range steps[:min(first, len(steps))] {
+		done := step{Did: s.name}
+		if err := s.do(); err != nil {
+			done.Err = err.Error()
+		}
+		issued = slices.DeleteFunc(issued, func(key string) bool { return key == "" })
+		if done.State, err = observe(srv, issued); err != nil {
+			return err
+		}
+		health := srv.Health()
+		if err := errors.Join(health, checkAudit(srv, srv.AuditHead())); err != nil {
+			done.Health = err.Error()
+		}
+		if err := say(done); err != nil {
+			return err
+		}
+	}
+	return srv.Close()
+}
+
+func parseSteps(t testing.TB, stdout []byte) (steps []step) {
+	t.Helper()
+	for line := range bytes.Lines(stdout) {
+		var s step
+		if err := json.Unmarshal(line, &s); err != nil {
+			t.Fatalf("%v:\n%s", err, line)
+		}
+		steps = append(steps, s)
+	}
+	return steps
+}

@@ -1,0 +1,110 @@
+package store
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"go.etcd.io/bbolt"
+
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+var _ token.Store = (*Store)(nil)
+
+// LoadKeys implements token.Store.
+func (s *Store) LoadKeys() (token.Saved, error) {
+	var saved token.Saved
+	err := s.db.View(func(tx *bbolt.Tx) (err error) {
+		saved, err = loadKeys(tx)
+		return err
+	})
+	if err != nil {
+		return token.Saved{}, damaged(s.db.Path(), err)
+	}
+	return saved, nil
+}
+
+func loadKeys(tx *bbolt.Tx) (token.Saved, error) {
+	saved := token.Saved{Usage: make(map[string]token.Usage)}
+	err := each(tx, keyBucket, func(id string, value []byte) error {
+		var r token.Record
+		if err := decode(keyBucket, id, value, &r); err != nil {
+			return err
+		}
+		if r.ID != id {
+			return fmt.Errorf("record %s %q says that it is %q: %w", keyBucket, id, r.ID, errdefs.ErrDataLoss)
+		}
+		saved.Records = append(saved.Records, r)
+		return nil
+	})
+	if err != nil {
+		return token.Saved{}, err
+	}
+	err = each(tx, usageBucket, func(id string, value []byte) error {
+		var u token.Usage
+		err := decode(usageBucket, id, value, &u)
+		saved.Usage[id] = u
+		return err
+	})
+	if err != nil {
+		return token.Saved{}, err
+	}
+	return saved, getMeta(tx, latestKey, &saved.Latest)
+}
+
+// CommitKeys implements token.Store. If the disk does not take the change, that is errdefs.ErrUnavailable.
+func (s *Store) CommitKeys(c token.Change) error {
+	records := make([]record, len(c.Put))
+	for i, r := range c.Put {
+		var err error
+		if records[i], err = encode(keyBucket, r.ID, r); err != nil {
+			return err
+		}
+	}
+	return s.writes.update(func(change *change) error {
+		for _, r := range records {
+			if err := change.put(r); err != nil {
+				return err
+			}
+		}
+		for _, id := range c.Delete {
+			for _, bucket := range [][]byte{keyBucket, usageBucket} {
+				if err := change.delete(bucket, id); err != nil {
+					return err
+				}
+			}
+		}
+		if c.Clock.IsZero() {
+			return nil
+		}
+		return change.putMeta(latestKey, c.Clock)
+	}, c.Events...)
+}
+
+// SaveUsage implements token.Store.
+func (s *Store) SaveUsage(usage map[string]token.Usage, latest time.Time) error {
+	records := make([]record, 0, len(usage))
+	for id, u := range usage {
+		r, err := encode(usageBucket, id, u)
+		if err != nil {
+			return err
+		}
+		records = append(records, r)
+	}
+	return s.writes.update(func(change *change) error {
+		for _, r := range records {
+			if change.tx.Bucket(keyBucket).Get([]byte(r.id)) == nil {
+				continue
+			}
+			if err := change.put(r); err != nil {
+				return err
+			}
+		}
+		var known time.Time
+		if err := getMeta(change.tx, latestKey, &known); err != nil || !latest.After(known) {
+			return err
+		}
+		return change.putMeta(latestKey, latest)
+	})
+}

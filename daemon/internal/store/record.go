@@ -1,0 +1,215 @@
+package store
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/go-json-experiment/json"
+	"go.etcd.io/bbolt"
+)
+
+// sumSize is the length of the checksum before each value. A disk may give back something else than what
+// was written to it; bbolt would pass it on.
+const sumSize = 8
+
+// checksum covers the place of a value, too: it is good nowhere else.
+func checksum(bucket []byte, id string, value []byte) uint64 {
+	sum := sha256.Sum256(slices.Concat(bucket, []byte{0}, []byte(id), []byte{0}, value))
+	return sumOf(sum[:])
+}
+
+func seal(bucket []byte, id string, value []byte) []byte {
+	sealed := binary.BigEndian.AppendUint64(make([]byte, 0, sumSize+len(value)), checksum(bucket, id, value))
+	return append(sealed, value...)
+}
+
+func unseal(bucket []byte, id string, sealed []byte) (value []byte, sum uint64, err error) {
+	if len(sealed) > sumSize {
+		value, sum = sealed[sumSize:], sumOf(sealed)
+		if sum == checksum(bucket, id, value) {
+			return value, sum, nil
+		}
+	}
+	return nil, 0, fmt.Errorf("record %s %q is not what was written: %w", bucket, id, errdefs.ErrDataLoss)
+}
+
+func sumOf(sealed []byte) uint64 { return binary.BigEndian.Uint64(sealed) }
+
+// record is a record as it lies in its bucket.
+type record struct {
+	bucket []byte
+	id     string
+	sealed []byte
+}
+
+func encode(bucket []byte, id string, content any) (record, error) {
+	if id == "" {
+		return record{}, fmt.Errorf("%s: record without an id: %w", bucket, errdefs.ErrInvalidArgument)
+	}
+	value, err := json.Marshal(content)
+	if err != nil {
+		return record{}, fmt.Errorf("encode %s %s: %w", bucket, id, err)
+	}
+	return record{bucket: bucket, id: id, sealed: seal(bucket, id, value)}, nil
+}
+
+// decode is strict: what is not as we write it is errdefs.ErrDataLoss.
+func decode(bucket []byte, id string, value []byte, content any) error {
+	if err := json.Unmarshal(value, content, json.RejectUnknownMembers(true)); err != nil {
+		return fmt.Errorf("record %s %q is damaged: %w: %w", bucket, id, err, errdefs.ErrDataLoss)
+	}
+	return nil
+}
+
+// tally is how many records a bucket holds, and the sum of their checksums. It tells that a record is
+// gone, or that an earlier version of it is back.
+type tally struct {
+	Count uint64 `json:"count"`
+	Sum   uint64 `json:"sum"`
+}
+
+func (t *tally) add(sum uint64)    { t.Count, t.Sum = t.Count+1, t.Sum+sum }
+func (t *tally) remove(sum uint64) { t.Count, t.Sum = t.Count-1, t.Sum-sum }
+
+func tallyKey(bucket []byte) string { return "tally/" + string(bucket) }
+
+// change is a write transaction. It keeps the tallies of the buckets that it changes.
+type change struct {
+	tx      *bbolt.Tx
+	tallies map[string]*tally
+}
+
+func newChange(tx *bbolt.Tx) *change { return &change{tx: tx, tallies: make(map[string]*tally)} }
+
+// put adds a record or replaces that of the same id.
+func (c *change) put(r record) error {
+	b, t, err := c.bucket(r.bucket)
+	if err != nil {
+		return err
+	}
+	if old := b.Get([]byte(r.id)); old != nil {
+		t.remove(sumOf(old))
+	}
+	t.add(sumOf(r.sealed))
+	return b.Put([]byte(r.id), r.sealed)
+}
+
+// delete removes a record. An unknown id is no error.
+func (c *change) delete(bucket []byte, id string) error {
+	b, t, err := c.bucket(bucket)
+	if err != nil {
+		return err
+	}
+	old := b.Get([]byte(id))
+	if old == nil {
+		return nil
+	}
+	t.remove(sumOf(old))
+	return b.Delete([]byte(id))
+}
+
+func (c *change) bucket(name []byte) (*bbolt.Bucket, *tally, error) {
+	b := c.tx.Bucket(name)
+	t := c.tallies[string(name)]
+	if t == nil {
+		t = new(tally)
+		if err := getMeta(c.tx, tallyKey(name), t); err != nil {
+			return nil, nil, err
+		}
+		c.tallies[string(name)] = t
+	}
+	return b, t, nil
+}
+
+// finish must come last.
+func (c *change) finish() error {
+	for bucket, t := range c.tallies {
+		if err := c.putMeta(tallyKey([]byte(bucket)), t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *change) putMeta(key string, content any) error {
+	r, err := encode(metaBucket, key, content)
+	if err != nil {
+		return err
+	}
+	return c.tx.Bucket(metaBucket).Put([]byte(key), r.sealed)
+}
+
+func getMeta(tx *bbolt.Tx, key string, content any) error {
+	value, _, err := unseal(metaBucket, key, tx.Bucket(metaBucket).Get([]byte(key)))
+	if err != nil {
+		return err
+	}
+	return decode(metaBucket, key, value, content)
+}
+
+// each calls fn with every record of a bucket. It fails unless they are all that was written.
+func each(tx *bbolt.Tx, bucket []byte, fn func(id string, value []byte) error) error {
+	b := tx.Bucket(bucket)
+	if b == nil {
+		return fmt.Errorf("bucket %s is gone: %w", bucket, errdefs.ErrDataLoss)
+	}
+	var want, found tally
+	if err := getMeta(tx, tallyKey(bucket), &want); err != nil {
+		return err
+	}
+	err := b.ForEach(func(key, sealed []byte) error {
+		value, sum, err := unseal(bucket, string(key), sealed)
+		if err != nil {
+			return err
+		}
+		found.add(sum)
+		return fn(string(key), value)
+	})
+	if err == nil && found != want {
+		err = fmt.Errorf("bucket %s holds %d records, which are not the %d that were written: %w",
+			bucket, found.Count, want.Count, errdefs.ErrDataLoss)
+	}
+	return err
+}
+
+// check reads everything once, so that damage is found at the start and not at the first request.
+func check(tx *bbolt.Tx) error {
+	err := tx.ForEach(func(name []byte, _ *bbolt.Bucket) error { return known("bucket", name, buckets) })
+	if err != nil {
+		return err
+	}
+	meta := metaKeys()
+	err = tx.Bucket(metaBucket).ForEach(func(key, sealed []byte) error {
+		if bytes.Equal(key, schemaKey) {
+			return nil
+		}
+		if err := known("value", key, meta); err != nil {
+			return err
+		}
+		_, _, err := unseal(metaBucket, string(key), sealed)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, bucket := range recordBuckets {
+		if err := each(tx, bucket, func(string, []byte) error { return nil }); err != nil {
+			return err
+		}
+	}
+	_, err = readOutbox(tx)
+	return err
+}
+
+func known(what string, name []byte, all [][]byte) error {
+	for _, one := range all {
+		if bytes.Equal(one, name) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s %q is not ours: %w", what, name, errdefs.ErrDataLoss)
+}
