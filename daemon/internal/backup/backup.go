@@ -1,0 +1,253 @@
+// Package backup writes archives of the API keys, the signing key and the audit log, and brings the keys
+// of one back into force, both while the server runs. An archive is as secret as the signing key that is
+// in it. The wiring enters.
+package backup
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// Keys holds the API keys and the signing key. A *token.Issuer is one.
+type Keys interface {
+	SigningKey() token.SigningKey
+	// Snapshot calls take with the keyring file's content, while no key and no signing key changes.
+	Snapshot(take func(keyring token.Secret) error) error
+	// Restore takes what Snapshot gave and the records that the store held then. What is damaged or of a
+	// newer version changes nothing. Done again, it completes.
+	Restore(ctx context.Context, keyring token.Secret, records []token.Record, by uint32) (live, invalidated int, err error)
+}
+
+// Store holds the records. A *store.Store is one.
+type Store interface {
+	// Snapshot writes a copy of the store as it is at this moment. Writers may wait for w.
+	Snapshot(w io.Writer) error
+	// OpenAudit returns the audit log as it is at this moment.
+	OpenAudit() (io.ReadCloser, error)
+	Audit(e audit.Event) error
+}
+
+// Options is what a Service is made of.
+type Options struct {
+	// Dir is the state directory.
+	Dir   string
+	Keys  Keys
+	Store Store
+	// ReadKeys reads the keys of a Store's snapshot, in a file that it may change.
+	ReadKeys func(path string) ([]token.Record, error)
+	Log      *slog.Logger
+}
+
+// Service writes and reads archives. It is safe for concurrent use.
+type Service struct {
+	Options
+	restoring sync.Mutex
+}
+
+// New makes a Service.
+func New(o Options) *Service { return &Service{Options: o} }
+
+// Write writes an archive, for the local user with the uid by. Keys change neither while the store is
+// copied, nor does anything wait for w after that.
+func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
+	temp, err := createTemp(s.Dir)
+	if err != nil {
+		return fmt.Errorf("make backup: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	defer temp.Close()
+	if err := os.Remove(temp.Name()); err != nil { // it lives on until it is closed
+		return fmt.Errorf("make backup: %w: %w", err, errdefs.ErrUnavailable)
+	}
+	m, keyring, err := s.collect(temp)
+	if err != nil {
+		return fmt.Errorf("make backup: %w: see to the space on the disk of %s: %w", err, s.Dir, errdefs.ErrUnavailable)
+	}
+	// Before anything is handed out: no backup is unheard of.
+	err = s.Store.Audit(audit.Event{Action: audit.ServerBackup, Actor: audit.ActorUID(by), Target: m.SigningKeyID})
+	if err != nil {
+		return fmt.Errorf("make backup: %w", err)
+	}
+	db, log := m.Members[1].Size, m.Members[2].Size
+	err = writeArchive(&writerWithContext{ctx, w}, m,
+		strings.NewReader(keyring.Reveal()), io.NewSectionReader(temp, 0, db), io.NewSectionReader(temp, db, log))
+	if err != nil {
+		return fmt.Errorf("write backup: %w", err)
+	}
+	return nil
+}
+
+// collect puts the store and the audit log into temp, one behind the other, as they are at one moment.
+func (s *Service) collect(temp io.Writer) (m manifest, keyring token.Secret, err error) {
+	m = manifest{Format: formatName, Version: formatVersion}
+	var (
+		log io.ReadCloser
+		db  member
+	)
+	err = s.Keys.Snapshot(func(k token.Secret) (err error) {
+		keyring = k
+		signing := s.Keys.SigningKey()
+		m.TakenAt, m.InstanceID, m.SigningKeyID = time.Now().UTC().Truncate(time.Second), signing.InstanceID, signing.ID
+		if log, err = s.Store.OpenAudit(); err != nil {
+			return err
+		}
+		sum := sha256.New()
+		size := new(counter)
+		err = s.Store.Snapshot(io.MultiWriter(temp, sum, size))
+		db = member{Name: storeName, Size: int64(*size), SHA256: digest(sum)}
+		return err
+	})
+	if log != nil {
+		defer log.Close()
+	}
+	if err != nil {
+		return m, keyring, err
+	}
+	ring, err := measure(keyringName, io.Discard, strings.NewReader(keyring.Reveal()))
+	if err != nil {
+		return m, keyring, err
+	}
+	lines, err := measure(auditName, temp, log) // it only grows: that can wait until keys change again
+	m.Members = []member{ring, db, lines}
+	return m, keyring, err
+}
+
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
+// Summary is what a restore did.
+type Summary struct {
+	// TakenAt is when the backup was made.
+	TakenAt time.Time
+	// Live keys came with the backup; Invalidated ones were live before and are refused now.
+	Live, Invalidated int
+}
+
+// Restore reads an archive to the end of r and brings its keys into force, for the local user with the
+// uid by; see token.Issuer for what becomes of the present ones. Sandboxes stay as they are. It changes
+// nothing unless all of the archive is good: what is no archive is errdefs.ErrInvalidArgument, a newer
+// one errdefs.ErrFailedPrecondition, a damaged one errdefs.ErrDataLoss. A restore that a crash cuts short
+// is completed at the next start.
+func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary, error) {
+	if !s.restoring.TryLock() {
+		return Summary{}, fmt.Errorf("another backup is being restored: wait for that: %w", errdefs.ErrFailedPrecondition)
+	}
+	defer s.restoring.Unlock()
+	st, err := s.read(readerWithContext{ctx, r})
+	if err != nil {
+		return Summary{}, fmt.Errorf("restore backup: %w", err)
+	}
+	st.By = by
+	st.ReplacedKeyID = s.Keys.SigningKey().ID
+	if err := st.save(s.Dir); err != nil {
+		return Summary{}, fmt.Errorf("restore backup: put its keys aside: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
+	}
+	// From here on it is not given up halfway.
+	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), st.keyring(), st.Records, by)
+	// The caller knows how it went: the next start has nothing to complete. If the stage cannot be
+	// removed, completing it is harmless, or refused if the signing key changed since.
+	if removed := removeStage(s.Dir); removed != nil {
+		s.Log.Error("remove what a restore put aside", "err", removed)
+	}
+	if err != nil {
+		return Summary{}, fmt.Errorf("restore backup: %w", err)
+	}
+	return Summary{TakenAt: st.TakenAt, Live: live, Invalidated: invalidated}, nil
+}
+
+// read reads an archive.
+func (s *Service) read(r io.Reader) (_ *stage, err error) {
+	db, err := createTemp(s.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
+	}
+	defer func() { err = errors.Join(err, os.Remove(db.Name())) }()
+	m, keyring, err := readArchive(r, db)
+	if err := errors.Join(err, db.Close()); err != nil {
+		return nil, err
+	}
+	records, err := s.ReadKeys(db.Name())
+	if errdefs.IsDataLoss(err) {
+		return nil, damaged("its store: " + err.Error())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the backup's store: %w", err)
+	}
+	return &stage{TakenAt: m.TakenAt, SigningKeyID: m.SigningKeyID, Keyring: []byte(keyring.Reveal()), Records: records}, nil
+}
+
+// Complete ends a restore that a crash cut short, and removes what else was left. It comes before the keys
+// are opened for use, so that a reset at the start has the last word. open opens them as they are.
+func Complete(ctx context.Context, dir string, open func() (Keys, error), log *slog.Logger) error {
+	if err := removeTemps(dir); err != nil {
+		return fmt.Errorf("remove what a backup left: %w", err)
+	}
+	st, err := loadStage(dir)
+	if st == nil || err != nil {
+		return err
+	}
+	incomplete := func(err error) error {
+		return fmt.Errorf("complete a restore that was cut short: %w: to give it up, remove %s; then restore the backup again",
+			err, stagePath(dir))
+	}
+	keys, err := open()
+	if err != nil {
+		return incomplete(err)
+	}
+	// After a reset, the backup's keys must not come back.
+	if id := keys.SigningKey().ID; id != st.ReplacedKeyID && id != st.SigningKeyID {
+		log.Warn("a restore that was cut short is given up: the signing key was replaced since", "taken_at", st.TakenAt)
+		return removeStage(dir)
+	}
+	live, invalidated, err := keys.Restore(ctx, st.keyring(), st.Records, st.By)
+	switch {
+	case errdefs.IsDataLoss(err), errdefs.IsFailedPrecondition(err):
+		// Nothing was changed, nor would it be the next time.
+		log.Error("a restore that was cut short is given up: restore the backup again", "taken_at", st.TakenAt, "err", err)
+	case err != nil:
+		return incomplete(err)
+	default:
+		log.Warn("completed a restore that was cut short", "taken_at", st.TakenAt, "live", live, "invalidated", invalidated)
+	}
+	return removeStage(dir)
+}
+
+type readerWithContext struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r readerWithContext) Read(b []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(b)
+}
+
+type writerWithContext struct {
+	ctx context.Context
+	io.Writer
+}
+
+func (w writerWithContext) Write(b []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.Writer.Write(b)
+}
