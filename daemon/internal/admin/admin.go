@@ -6,16 +6,17 @@ package admin
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
-	"strings"
+	"os"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/token"
@@ -24,8 +25,41 @@ import (
 // Keys issues API keys. A *token.Issuer is one.
 type Keys interface {
 	Issue(ctx context.Context, req token.IssueRequest) (token.Secret, token.Record, error)
-	Reset(ctx context.Context) (invalidated int, err error)
+	List(f token.Filter, after string, limit int) (keys []token.Key, next string, err error)
+	Find(ref string) (token.Key, error)
+	Revoke(ctx context.Context, ref string, by uint32) (token.Key, error)
+	Rotate(ctx context.Context, req token.RotateRequest) (secret token.Secret, made token.Record, old token.Key, err error)
+	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error)
+	Reset(ctx context.Context, by uint32) (invalidated int, err error)
 	SigningKey() token.SigningKey
+	// ClockBehind is how far the wall clock lies behind the one that keys live by.
+	ClockBehind() time.Duration
+}
+
+// Audit is the audit log. A *store.Store is one.
+type Audit interface {
+	// Audit adds an event; when it returns nil, the entry is durable.
+	Audit(e audit.Event) error
+	AuditPath() string
+	// VerifyAudit returns the head of what is good and, when that is not all, an error.
+	VerifyAudit(ctx context.Context) (audit.Head, error)
+	// TailAudit calls line with each of the last entries and, with follow, with each new one.
+	TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error
+}
+
+// Backups writes and reads archives of the keys. A *backup.Service is one.
+type Backups interface {
+	// Write writes an archive; by is the uid of the local user who asks.
+	Write(ctx context.Context, w io.Writer, by uint32) error
+	// Restore reads one, and changes nothing unless all of it is good.
+	Restore(ctx context.Context, r io.Reader, by uint32) (Restored, error)
+}
+
+// Restored is what a restore did.
+type Restored struct {
+	TakenAt time.Time
+	// Live keys came with the archive; Invalidated ones were live before.
+	Live, Invalidated int
 }
 
 // Sandboxes lists and stops sandboxes. A *sandbox.Manager is one.
@@ -56,6 +90,8 @@ type Image struct {
 // Options is what a Server is made of.
 type Options struct {
 	Keys      Keys
+	Audit     Audit
+	Backups   Backups
 	Sandboxes Sandboxes
 	Images    Images
 	// Status describes the daemon; it is called in every state of it and must not block.
@@ -80,7 +116,8 @@ type Server struct {
 // New makes a Server.
 func New(o Options) *Server { return &Server{Options: o} }
 
-// drainTimeout is how long calls in progress may go on when the daemon ends.
+// drainTimeout is how long calls in progress may go on when the daemon ends. Streams that only tell,
+// which may go on for ever, end at once.
 const drainTimeout = 5 * time.Second
 
 // Serve answers calls on l until ctx ends, then lets those in progress finish, and closes l. It can be
@@ -89,7 +126,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(s.Credentials),
 		grpc.UnaryInterceptor(s.intercept),
-		grpc.StreamInterceptor(denyStream),
+		grpc.StreamInterceptor(s.interceptStream(ctx)),
 		grpc.MaxRecvMsgSize(1<<20))
 	adminv1.RegisterAdminServiceServer(g, s)
 	drained := make(chan struct{})
@@ -112,49 +149,23 @@ func (s *Server) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1
 	return s.Status(), nil
 }
 
-// CreateKey implements AdminServiceServer.
-func (s *Server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*adminv1.CreateKeyResponse, error) {
-	peer, _ := s.PeerOf(ctx) // the interceptor knows it
-	secret, record, err := s.Keys.Issue(ctx, token.IssueRequest{
-		Expire:    req.GetExpire(),
-		Namespace: req.GetNamespace(),
-		CreatedBy: peer.UID,
-	})
-	if err != nil {
-		return nil, err
-	}
-	info := &adminv1.Key{
-		Id:        record.ID,
-		Namespace: record.Namespace,
-		CreatedAt: timestamppb.New(record.CreatedAt),
-	}
-	expires := "never"
-	if !record.ExpiresAt.IsZero() {
-		info.ExpiresAt = timestamppb.New(record.ExpiresAt)
-		expires = record.ExpiresAt.Format(time.RFC3339)
-	}
-	s.Log.Info("API key made", "key_id", record.ID, "namespace", record.Namespace, "expires", expires, "uid", peer.UID)
-	return &adminv1.CreateKeyResponse{Key: secret.Reveal(), Info: info}, nil
-}
-
-// Reset implements AdminServiceServer.
-func (s *Server) Reset(ctx context.Context, _ *adminv1.ResetRequest) (*adminv1.ResetResponse, error) {
-	invalidated, err := s.Keys.Reset(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &adminv1.ResetResponse{SigningKeyId: s.Keys.SigningKey().ID, Invalidated: int32(invalidated)}, nil
-}
-
 // Shutdown implements AdminServiceServer. If a sandbox cannot be stopped, the daemon stays.
 func (s *Server) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (*adminv1.ShutdownResponse, error) {
-	var stopped, left int
+	var detail map[string]string
+	if req.GetStopSandboxes() {
+		detail = map[string]string{"sandboxes": "stopped"}
+	}
+	if err := s.record(ctx, audit.Event{Action: audit.ServerStop, Detail: detail}); err != nil {
+		return nil, fmt.Errorf("msbd was not stopped ('systemctl stop msbd', or SIGTERM to process %d, does it all the same): %w", os.Getpid(), err)
+	}
+	var stopped int
 	if req.GetStopSandboxes() {
 		var err error
 		if stopped, err = s.Sandboxes.StopAll(ctx); err != nil {
 			return nil, err
 		}
 	}
+	left := 0
 	for _, r := range s.Sandboxes.List("") {
 		if r.State != sandbox.Failed {
 			left++
@@ -164,72 +175,17 @@ func (s *Server) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (*a
 	return &adminv1.ShutdownResponse{SandboxesStopped: int32(stopped), SandboxesLeftRunning: int32(left)}, nil
 }
 
-// ListSandboxes implements AdminServiceServer.
-func (s *Server) ListSandboxes(_ context.Context, req *adminv1.ListSandboxesRequest) (*adminv1.ListSandboxesResponse, error) {
-	if ns := req.GetNamespace(); ns != "" {
-		if err := sandbox.ValidateName("namespace", ns); err != nil {
-			return nil, err
-		}
-	}
-	resp := new(adminv1.ListSandboxesResponse)
-	for _, r := range s.Sandboxes.List(req.GetNamespace()) {
-		resp.Sandboxes = append(resp.Sandboxes, &adminv1.Sandbox{
-			Namespace: r.Name.Namespace,
-			Name:      r.Name.Name,
-			Id:        r.ID,
-			State:     string(r.State),
-			Reason:    strings.TrimSuffix(r.Reason+": "+r.Cause, ": "),
-			Image:     r.Config.Image,
-			Cpus:      int32(r.Config.CPUs),
-			MemoryMib: int32(r.Config.MemoryMiB),
-			CreatedAt: timestamppb.New(r.CreatedAt),
-		})
-	}
-	return resp, nil
+// uid is the local user who makes a call; the interceptor has seen to it that there is one.
+func (s *Server) uid(ctx context.Context) uint32 {
+	peer, _ := s.PeerOf(ctx)
+	return peer.UID
 }
 
-// StopSandbox implements AdminServiceServer.
-func (s *Server) StopSandbox(ctx context.Context, req *adminv1.StopSandboxRequest) (*adminv1.StopSandboxResponse, error) {
-	name := sandbox.Name{Namespace: req.GetNamespace(), Name: req.GetName()}
-	if name.Namespace == "" {
-		name.Namespace = sandbox.DefaultNamespace
+// record puts what the caller is about to do into the audit log. What cannot be recorded is not done.
+func (s *Server) record(ctx context.Context, e audit.Event) error {
+	e.Actor = audit.ActorUID(s.uid(ctx))
+	if err := s.Audit.Audit(e); err != nil {
+		return fmt.Errorf("record it in the audit log, without which it is not done: %w", err)
 	}
-	if err := name.Validate(); err != nil {
-		return nil, err
-	}
-	if err := s.Sandboxes.Stop(ctx, name); err != nil {
-		return nil, err
-	}
-	return new(adminv1.StopSandboxResponse), nil
-}
-
-// ImportImage implements AdminServiceServer.
-func (s *Server) ImportImage(ctx context.Context, req *adminv1.ImportImageRequest) (*adminv1.ImportImageResponse, error) {
-	images, err := s.Images.Import(ctx, req.GetPath())
-	if err != nil {
-		return nil, err
-	}
-	return &adminv1.ImportImageResponse{Images: imagesToProto(images)}, nil
-}
-
-// ListImages implements AdminServiceServer.
-func (s *Server) ListImages(ctx context.Context, _ *adminv1.ListImagesRequest) (*adminv1.ListImagesResponse, error) {
-	images, err := s.Images.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &adminv1.ListImagesResponse{Images: imagesToProto(images)}, nil
-}
-
-func imagesToProto(images []Image) []*adminv1.Image {
-	out := make([]*adminv1.Image, 0, len(images))
-	for _, i := range images {
-		out = append(out, &adminv1.Image{
-			Name:      i.Name,
-			Digest:    i.Digest.String(),
-			SizeBytes: i.Size,
-			CreatedAt: timestamppb.New(i.Created),
-		})
-	}
-	return out
+	return nil
 }

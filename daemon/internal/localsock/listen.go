@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -34,14 +35,21 @@ const (
 // listens on is removed, and a new one bound (0660), both of Group. A socket that somebody
 // listens on is errdefs.ErrAlreadyExists.
 func Listen(path string) (net.Listener, error) {
-	if l, err := activated(); l != nil || err != nil {
-		return l, err
+	gid := groupID(Group)
+	if l, err := activated(); err != nil {
+		return nil, err
+	} else if l != nil {
+		if l.Addr().String() == path { // systemd's rights for it may keep Group out
+			if err := errors.Join(prepareDir(filepath.Dir(path), gid), restrict(path, gid)); err != nil {
+				return nil, errors.Join(err, l.Close())
+			}
+		}
+		return l, nil
 	}
 	if len(path) > maxPath {
 		return nil, fmt.Errorf("admin socket %s: the path is longer than the %d bytes that a socket may have; "+
 			"use another --run-dir: %w", path, maxPath, errdefs.ErrInvalidArgument)
 	}
-	gid := groupID()
 	if err := prepareDir(filepath.Dir(path), gid); err != nil {
 		return nil, err
 	}
@@ -59,10 +67,18 @@ func Listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bind admin socket: %w", err)
 	}
-	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
-		return nil, errors.Join(fmt.Errorf("restrict admin socket: %w", err), l.Close())
+	if err := restrict(path, gid); err != nil {
+		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// restrict gives the socket to its group.
+func restrict(path string, gid int) error {
+	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
+		return fmt.Errorf("restrict admin socket: %w", err)
+	}
+	return nil
 }
 
 // activated returns the socket that systemd passed, or nil.
@@ -77,7 +93,7 @@ func activated() (net.Listener, error) {
 			admin = l
 			continue
 		}
-		err = fmt.Errorf("systemd passed more than one Unix socket: leave only the admin socket in the .socket unit: %w",
+		err = fmt.Errorf("systemd passed something else than one Unix socket: leave only the admin socket in the .socket unit: %w",
 			errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
@@ -111,9 +127,10 @@ func prepareDir(dir string, gid int) error {
 	if err != nil {
 		return fmt.Errorf("check run directory: %w", err)
 	}
-	if !info.IsDir() || info.Mode().Perm()&0o002 != 0 || int(info.Sys().(*syscall.Stat_t).Uid) != os.Geteuid() {
-		return fmt.Errorf("run directory %s (%s) must be a directory of the user who runs msbd that others cannot "+
-			"write to: use another --run-dir: %w", dir, info.Mode(), errdefs.ErrFailedPrecondition)
+	owner := info.Sys().(*syscall.Stat_t)
+	if !info.IsDir() || info.Mode().Perm()&0o022 != 0 || int(owner.Uid) != os.Geteuid() {
+		return fmt.Errorf("run directory %s (%s, of user %d) must be a directory of the user who runs msbd, in which nobody else "+
+			"can put a socket: 'chmod go-w %[1]s', or use another --run-dir: %[4]w", dir, info.Mode(), owner.Uid, errdefs.ErrFailedPrecondition)
 	}
 	if info.Mode().Perm() != 0o750 {
 		return nil
@@ -165,14 +182,21 @@ func removeStale(path string) error {
 	return nil
 }
 
-// groupID is Group's id, or -1, which chown takes for no change.
-func groupID() int {
-	g, err := user.LookupGroup(Group)
+// groupID is the id of a group that this process may give files to, or -1, which chown takes for no
+// change: users who run a msbd of their own need not be in it.
+func groupID(name string) int {
+	g, err := user.LookupGroup(name)
 	if err != nil {
 		return -1
 	}
 	gid, err := strconv.Atoi(g.Gid)
 	if err != nil {
+		return -1
+	}
+	if os.Geteuid() == 0 || gid == os.Getegid() {
+		return gid
+	}
+	if groups, err := os.Getgroups(); err != nil || !slices.Contains(groups, gid) {
 		return -1
 	}
 	return gid

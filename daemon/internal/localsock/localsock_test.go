@@ -1,15 +1,26 @@
 package localsock
 
 import (
+	"bufio"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -68,15 +79,15 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 }
 
 func TestListenRefusesWhatIsNotItsOwn(t *testing.T) {
-	open := t.TempDir()
-	if err := os.Chmod(open, 0o777); err != nil {
+	open, group := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Chmod(open, 0o777), os.Chmod(group, 0o770)); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "msbd.sock")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{filepath.Join(open, "msbd.sock"), file} {
+	for _, path := range []string{filepath.Join(open, "msbd.sock"), filepath.Join(group, "msbd.sock"), file} {
 		if _, err := Listen(path); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("Listen(%s): %v, want failed precondition", path, err)
 		}
@@ -125,59 +136,237 @@ func TestPeerCredentials(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := <-peers
-	if int(p.UID) != os.Getuid() || int(p.GID) != os.Getgid() || int(p.PID) != os.Getpid() {
+	if int(p.UID) != os.Getuid() || !slices.Contains(p.Groups, uint32(os.Getgid())) || int(p.PID) != os.Getpid() {
 		t.Errorf("peer is %+v, want this process", p)
 	}
 }
 
-// systemd passes the socket as descriptor 3 and names this process in LISTEN_PID. A shell between
+// systemd passes sockets as descriptors from 3 on and names this process in LISTEN_PID. A shell between
 // stands in for systemd's fork: its pid is that of the test binary that it becomes.
-func TestSocketFromSystemd(t *testing.T) {
-	if os.Getenv("LISTEN_FDS") != "" {
-		l, err := Listen("/nonexistent/msbd.sock")
-		if err != nil {
-			t.Fatal(err)
-		}
-		conn, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Write([]byte("activated")); err != nil {
-			t.Fatal(err)
-		}
-		conn.Close()
+func TestSocketsFromSystemd(t *testing.T) {
+	if path, ok := os.LookupEnv("LOCALSOCK_TEST_CHILD"); ok {
+		activatedChild(path)
 		return
 	}
-	path := filepath.Join(t.TempDir(), "msbd.sock")
-	l, err := net.Listen("unix", path)
+	dir := t.TempDir()
+	listen := func(network, address string) (net.Addr, *os.File) {
+		t.Helper()
+		l, err := net.Listen(network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		f, err := l.(interface{ File() (*os.File, error) }).File()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return l.Addr(), f
+	}
+	passed, admin := listen("unix", filepath.Join(dir, "passed.sock"))
+	_, another := listen("unix", filepath.Join(dir, "another.sock"))
+	_, tcp := listen("tcp", "127.0.0.1:0")
+	own := filepath.Join(dir, "run", "msbd.sock")
+
+	tests := map[string]struct {
+		files []*os.File
+		pid   string
+		// at is where it listens; empty: it refuses to.
+		at string
+	}{
+		"one":                    {[]*os.File{admin}, "$$", passed.String()},
+		"none":                   {nil, "$$", own},
+		"for another process":    {[]*os.File{admin}, "1", own},
+		"two":                    {[]*os.File{admin, another}, "$$", ""},
+		"of the network":         {[]*os.File{tcp}, "$$", ""},
+		"one and of the network": {[]*os.File{admin, tcp}, "$$", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c",
+				`LISTEN_PID=`+tt.pid+` exec "$0" -test.run='^TestSocketsFromSystemd$'`, os.Args[0])
+			cmd.Env = append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(tt.files)), "LOCALSOCK_TEST_CHILD="+own)
+			cmd.ExtraFiles = tt.files
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(stdout)
+			lines.Scan()
+			said := lines.Text()
+			if tt.at == "" {
+				if !strings.Contains(said, "leave only the admin socket") {
+					t.Errorf("the child says %q", said)
+				}
+			} else if said != "listening" {
+				t.Errorf("the child says %q", said)
+			} else {
+				conn, err := net.Dial("unix", tt.at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				answer, err := io.ReadAll(conn)
+				if want := fmt.Sprintf("hello %d", os.Getpid()); err != nil || string(answer) != want {
+					t.Errorf("got %q, %v; want %q", answer, err, want)
+				}
+				conn.Close()
+			}
+			if t.Failed() {
+				_ = cmd.Process.Kill() // it may wait for a caller
+			}
+			_, _ = io.Copy(io.Discard, stdout)
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			// What is systemd's is left to it; what is the daemon's own goes with it.
+			if _, err := os.Stat(passed.String()); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(own); err == nil {
+				t.Error("the daemon's own socket is still there")
+			}
+		})
+	}
+}
+
+// activatedChild greets one caller by its pid, which it has from the kernel.
+func activatedChild(path string) {
+	l, err := Listen(path)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer l.Close()
+	if os.Getenv("LISTEN_FDS") != "" && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
+		fmt.Println("the children of msbd would inherit LISTEN_FDS")
+		return
+	}
+	fmt.Println("listening")
+	conn, err := l.Accept()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer conn.Close()
+	p, err := peerOf(conn)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Fprintf(conn, "hello %d", p.PID)
+}
+
+// asNobody runs f as user and group 65534, with further groups, in a thread that ends with it. Only root can.
+func asNobody(t *testing.T, groups []uint32, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread is not used again
+		const nobody = 65534
+		for _, set := range [][4]uintptr{
+			{unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
+		} {
+			// Of this thread alone, unlike what package syscall offers.
+			if _, _, errno := unix.RawSyscall(set[0], set[1], set[2], set[3]); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		f()
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A user's own msbd gives its socket to no group of which the user is not.
+func TestListenWithoutRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		if gid := groupID("root"); gid != -1 {
+			t.Errorf("the group of root has id %d", gid)
+		}
+		return
+	}
+	if gid := groupID("root"); gid != 0 {
+		t.Errorf("for root, the group of root has id %d", gid)
+	}
+	dir, err := os.MkdirTemp("", "localsock") // unlike t.TempDir, below a directory that everyone may enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chown(dir, 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "msb", "msbd.sock")
+	asNobody(t, nil, func() {
+		if gid := groupID("root"); gid != -1 {
+			t.Errorf("the group of root has id %d", gid)
+		}
+		if g, err := user.LookupGroupId("65534"); err != nil || groupID(g.Name) != 65534 {
+			t.Errorf("its own group is not found: %v", err)
+		}
+		l, err := Listen(path)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer l.Close()
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Error(err)
+		} else if owner := info.Sys().(*syscall.Stat_t); owner.Uid != 65534 || info.Mode().Perm() != 0o660 {
+			t.Errorf("the socket is %d's, %s", owner.Uid, info.Mode())
+		}
+	})
+}
+
+// Another user's credentials are told as another's.
+func TestPeerCredentialsOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("only root can be somebody else")
+		return
+	}
+	l, err := net.Listen("unix", "@localsock-test-"+strconv.Itoa(os.Getpid())) // abstract, so that nobody may enter
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	file, err := l.(*net.UnixListener).File()
-	if err != nil {
-		t.Fatal(err)
+	var groups []uint32
+	for gid := range uint32(40) {
+		groups = append(groups, 7000+gid)
 	}
-	defer file.Close()
-	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `LISTEN_PID=$$ exec "$0" -test.run='^TestSocketFromSystemd$'`, os.Args[0])
-	cmd.Env = append(os.Environ(), "LISTEN_FDS=1")
-	cmd.ExtraFiles = []*os.File{file}
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.Dial("unix", path)
+	asNobody(t, groups, func() {
+		conn, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn.Close() // who it was is known all the same
+	})
+	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	answer := make([]byte, 32)
-	n, _ := conn.Read(answer)
-	if err := cmd.Wait(); err != nil {
-		t.Fatalf("%v\n%s", err, out.String())
+	p, err := peerOf(conn)
+	if err != nil || p.UID != 65534 || !slices.Equal(p.Groups, append(groups, 65534)) {
+		t.Errorf("got %+v, %v", p, err)
 	}
-	if string(answer[:n]) != "activated" {
-		t.Errorf("got %q", answer[:n])
+}
+
+func TestPeerOfWhatIsNoUnixSocket(t *testing.T) {
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if _, _, err := Credentials().ServerHandshake(a); err == nil {
+		t.Error("a connection without credentials is taken")
+	}
+	if _, err := b.Write([]byte("x")); err == nil {
+		t.Error("the connection is still open")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
@@ -15,7 +16,9 @@ import (
 // Peer is the process at the other end, as the kernel saw it when it connected.
 type Peer struct {
 	credentials.CommonAuthInfo
-	UID, GID uint32
+	UID uint32
+	// Groups are its effective group and its supplementary ones.
+	Groups []uint32
 	// PID is for logs only: it may have been given to another process by now.
 	PID int32
 }
@@ -70,9 +73,12 @@ func peerOf(conn net.Conn) (Peer, error) {
 		return Peer{}, err
 	}
 	var cred *unix.Ucred
+	var groups []uint32
 	var optErr error
 	if err := raw.Control(func(fd uintptr) {
-		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); optErr == nil {
+			groups, optErr = peerGroups(fd)
+		}
 	}); err != nil {
 		return Peer{}, err
 	}
@@ -82,7 +88,25 @@ func peerOf(conn net.Conn) (Peer, error) {
 	return Peer{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 		UID:            cred.Uid,
-		GID:            cred.Gid,
+		Groups:         append(groups, cred.Gid),
 		PID:            cred.Pid,
 	}, nil
+}
+
+// peerGroups returns the supplementary groups of the peer of a socket.
+func peerGroups(fd uintptr) ([]uint32, error) {
+	groups := make([]uint32, 32)
+	for {
+		size := uint32(4 * len(groups))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == unix.ERANGE && int(size) > 4*len(groups): // it says how much it takes
+			groups = make([]uint32, size/4)
+		case errno != 0:
+			return nil, fmt.Errorf("read groups: %w", errno)
+		default:
+			return groups[:size/4], nil
+		}
+	}
 }

@@ -1,0 +1,62 @@
+package admin
+
+import adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+
+// chunkSize is well below what a message may have.
+const chunkSize = 64 << 10
+
+// Backup implements AdminServiceServer.
+func (s *Server) Backup(_ *adminv1.BackupRequest, stream adminv1.AdminService_BackupServer) error {
+	uid := s.uid(stream.Context())
+	if err := s.Backups.Write(stream.Context(), chunkWriter{stream}, uid); err != nil {
+		return err
+	}
+	s.Log.Info("backup made", "uid", uid)
+	return nil
+}
+
+// Restore implements AdminServiceServer.
+func (s *Server) Restore(stream adminv1.AdminService_RestoreServer) error {
+	uid := s.uid(stream.Context())
+	restored, err := s.Backups.Restore(stream.Context(), &chunkReader{stream: stream}, uid)
+	if err != nil {
+		return err
+	}
+	s.Log.Warn("backup restored", "taken_at", restored.TakenAt, "live", restored.Live, "invalidated", restored.Invalidated, "uid", uid)
+	return stream.SendAndClose(restoredProto(restored, s.Keys.SigningKey().ID))
+}
+
+// chunkWriter sends what is written.
+type chunkWriter struct {
+	stream adminv1.AdminService_BackupServer
+}
+
+func (w chunkWriter) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		chunk := p[n:min(n+chunkSize, len(p))]
+		if err := w.stream.Send(&adminv1.BackupResponse{Chunk: chunk}); err != nil {
+			return n, err
+		}
+		n += len(chunk)
+	}
+	return n, nil
+}
+
+// chunkReader reads what is sent. It ends with io.EOF only where the client said that this is all.
+type chunkReader struct {
+	stream adminv1.AdminService_RestoreServer
+	chunk  []byte // what is left of the last one
+}
+
+func (r *chunkReader) Read(p []byte) (int, error) {
+	for len(r.chunk) == 0 {
+		req, err := r.stream.Recv()
+		if err != nil {
+			return 0, err // io.EOF, too
+		}
+		r.chunk = req.GetChunk()
+	}
+	n := copy(p, r.chunk)
+	r.chunk = r.chunk[n:]
+	return n, nil
+}

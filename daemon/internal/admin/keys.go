@@ -1,0 +1,110 @@
+package admin
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// A page of ListKeys.
+const (
+	defaultPage = 100
+	maxPage     = 1000
+)
+
+// CreateKey implements AdminServiceServer.
+func (s *Server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*adminv1.CreateKeyResponse, error) {
+	scopes := make([]token.Scope, 0, len(req.GetScopes()))
+	for _, scope := range req.GetScopes() {
+		scopes = append(scopes, token.Scope(scope))
+	}
+	secret, record, err := s.Keys.Issue(ctx, token.IssueRequest{
+		Name:       req.GetName(),
+		Expire:     req.GetExpire(),
+		Namespaces: req.GetNamespaces(),
+		Scopes:     scopes,
+		CreatedBy:  s.uid(ctx),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.Log.Info("API key made", "key_id", record.ID, "name", record.Name, "uid", s.uid(ctx))
+	return &adminv1.CreateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(token.Key{Record: record})}, nil
+}
+
+// ListKeys implements AdminServiceServer.
+func (s *Server) ListKeys(_ context.Context, req *adminv1.ListKeysRequest) (*adminv1.ListKeysResponse, error) {
+	state, ok := keyStates[req.GetState()]
+	if !ok {
+		return nil, fmt.Errorf("key state %d: there is no such state: %w", req.GetState(), errdefs.ErrInvalidArgument)
+	}
+	size := int(req.GetPageSize())
+	switch {
+	case size < 0:
+		return nil, fmt.Errorf("page size %d: must not be negative: %w", size, errdefs.ErrInvalidArgument)
+	case size == 0:
+		size = defaultPage
+	}
+	filter := token.Filter{Namespace: req.GetNamespace(), UnusedFor: req.GetUnusedFor(), State: state}
+	keys, next, err := s.Keys.List(filter, req.GetPageToken(), min(size, maxPage))
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.ListKeysResponse{Keys: protos(keys, s.keyProto), NextPageToken: next}, nil
+}
+
+// GetKey implements AdminServiceServer.
+func (s *Server) GetKey(_ context.Context, req *adminv1.GetKeyRequest) (*adminv1.GetKeyResponse, error) {
+	key, err := s.Keys.Find(req.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.GetKeyResponse{Key: s.keyProto(key)}, nil
+}
+
+// RevokeKey implements AdminServiceServer.
+func (s *Server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (*adminv1.RevokeKeyResponse, error) {
+	key, err := s.Keys.Revoke(ctx, req.GetRef(), s.uid(ctx))
+	if err != nil {
+		return nil, err
+	}
+	s.Log.Info("API key revoked", "key_id", key.ID, "name", key.Name, "uid", s.uid(ctx))
+	return &adminv1.RevokeKeyResponse{Key: s.keyProto(key)}, nil
+}
+
+// RotateKey implements AdminServiceServer.
+func (s *Server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (*adminv1.RotateKeyResponse, error) {
+	secret, made, old, err := s.Keys.Rotate(ctx, token.RotateRequest{
+		Ref: req.GetRef(), Grace: req.GetGrace(), Expire: req.GetExpire(), By: s.uid(ctx),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.Log.Info("API key rotated", "key_id", old.ID, "replaced_by", made.ID, "name", made.Name, "uid", s.uid(ctx))
+	return &adminv1.RotateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(token.Key{Record: made}), Old: s.keyProto(old)}, nil
+}
+
+// PruneKeys implements AdminServiceServer.
+func (s *Server) PruneKeys(ctx context.Context, req *adminv1.PruneKeysRequest) (*adminv1.PruneKeysResponse, error) {
+	keys, err := s.Keys.Prune(ctx, req.GetDeadFor(), req.GetDryRun(), s.uid(ctx))
+	if err != nil {
+		return nil, err
+	}
+	if !req.GetDryRun() {
+		s.Log.Info("API keys pruned", "count", len(keys), "uid", s.uid(ctx))
+	}
+	return &adminv1.PruneKeysResponse{Keys: protos(keys, s.keyProto)}, nil
+}
+
+// Reset implements AdminServiceServer.
+func (s *Server) Reset(ctx context.Context, _ *adminv1.ResetRequest) (*adminv1.ResetResponse, error) {
+	invalidated, err := s.Keys.Reset(ctx, s.uid(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.ResetResponse{SigningKeyId: s.Keys.SigningKey().ID, Invalidated: int32(invalidated)}, nil
+}

@@ -1,0 +1,312 @@
+package admin
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/msbd/msbd/api/audit"
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+var from = netip.MustParseAddr("192.0.2.7")
+
+func (f *fixture) createKey(t *testing.T, req *adminv1.CreateKeyRequest) *adminv1.CreateKeyResponse {
+	t.Helper()
+	resp, err := f.client.CreateKey(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp
+}
+
+func TestCreateKey(t *testing.T) {
+	f := newFixture(t, "")
+	resp := f.createKey(t, &adminv1.CreateKeyRequest{
+		Expire: "1w", Namespaces: []string{"project-web", "a"}, Name: "ci", Scopes: []string{"sandbox:read", "sandbox:exec"},
+	})
+	p, err := f.verifier.Verify(resp.GetKey(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := resp.GetInfo()
+	if p.KeyID != info.GetId() || !p.Allows("project-web") || p.Allows("b") || !p.Has(token.ScopeExec) || p.Has(token.ScopeStart) {
+		t.Errorf("the key speaks for %+v, its info says %v", p, info)
+	}
+	want := &adminv1.Key{
+		Id: info.GetId(), Name: "ci", Namespaces: []string{"a", "project-web"}, Scopes: []string{"sandbox:exec", "sandbox:read"},
+		State: adminv1.KeyState_KEY_STATE_LIVE, CreatedAt: info.GetCreatedAt(), SigningKeyId: f.server.Keys.SigningKey().ID,
+		ExpiresAt: timestamppb.New(info.GetCreatedAt().AsTime().Add(7 * 24 * time.Hour)),
+	}
+	if diff := cmp.Diff(want, info, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	if strings.Contains(f.log.String(), resp.GetKey()) || !strings.Contains(f.log.String(), info.GetId()) {
+		t.Errorf("the log should have the key's id and not the key:\n%s", f.log.String())
+	}
+
+	resp = f.createKey(t, &adminv1.CreateKeyRequest{})
+	if info := resp.GetInfo(); info.GetExpiresAt() != nil || len(info.GetNamespaces()) != 0 || len(info.GetScopes()) != 0 {
+		t.Errorf("a key without limits is %v", info)
+	}
+	for _, bad := range []*adminv1.CreateKeyRequest{
+		{Expire: "7"}, {Expire: "1fortnight"}, {Namespaces: []string{"../x"}}, {Namespaces: []string{""}}, {Scopes: []string{"sandbox:everything"}}, {Name: "a b"},
+	} {
+		if _, err := f.client.CreateKey(t.Context(), bad); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("CreateKey(%v): %v", bad, err)
+		}
+	}
+	if _, err := f.client.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Name: "ci"}); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("a name twice: %v", err)
+	}
+	if n := len(f.store.records); n != 2 {
+		t.Errorf("there are %d keys", n)
+	}
+}
+
+func TestListKeys(t *testing.T) {
+	f := newFixture(t, "")
+	const n = 5
+	var want []string // the oldest first
+	for i := range n {
+		req := new(adminv1.CreateKeyRequest)
+		if i == 1 {
+			req.Namespaces = []string{"a"}
+		}
+		key := f.createKey(t, req).GetInfo()
+		want = append(want, key.GetId())
+		for time.Now().UnixMilli() == key.GetCreatedAt().AsTime().UnixMilli() { // keys of one millisecond have no order
+		}
+	}
+	revoked, err := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: want[3]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := func(req *adminv1.ListKeysRequest) (ids []string, pages int) {
+		t.Helper()
+		for {
+			resp, err := f.client.ListKeys(t.Context(), req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if req.PageSize > 0 && len(resp.GetKeys()) > int(req.PageSize) {
+				t.Errorf("a page has %d keys", len(resp.GetKeys()))
+			}
+			for _, k := range resp.GetKeys() {
+				ids = append(ids, k.GetId())
+			}
+			pages++
+			if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
+				return ids, pages
+			}
+		}
+	}
+	got, pages := list(&adminv1.ListKeysRequest{PageSize: 2})
+	if diff := cmp.Diff(want, got); diff != "" || pages != 3 {
+		t.Errorf("%d pages: %s", pages, diff)
+	}
+	if got, pages := list(&adminv1.ListKeysRequest{PageSize: 1 << 30}); len(got) != n || pages != 1 {
+		t.Errorf("a page of any size has %v, %d", got, pages)
+	}
+	got, _ = list(&adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_REVOKED})
+	if diff := cmp.Diff([]string{revoked.GetKey().GetId()}, got); diff != "" {
+		t.Error(diff)
+	}
+	got, _ = list(&adminv1.ListKeysRequest{Namespace: "b", State: adminv1.KeyState_KEY_STATE_LIVE})
+	if diff := cmp.Diff([]string{want[0], want[2], want[4]}, got); diff != "" {
+		t.Error(diff)
+	}
+	if got, _ = list(&adminv1.ListKeysRequest{UnusedFor: "1d"}); got != nil {
+		t.Errorf("keys that are new are unused for a day: %v", got)
+	}
+	for _, bad := range []*adminv1.ListKeysRequest{{PageSize: -1}, {State: 9}, {UnusedFor: "x"}, {Namespace: "../x"}, {PageToken: "x"}} {
+		if _, err := f.client.ListKeys(t.Context(), bad); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("ListKeys(%v): %v", bad, err)
+		}
+	}
+}
+
+// The pages have a size of their own where none is asked for, and a largest one.
+func TestPageSizes(t *testing.T) {
+	f := newFixture(t, "")
+	asked := new(askedKeys)
+	f.server.Keys = asked
+	for size, want := range map[int32]int{0: defaultPage, 1: 1, maxPage: maxPage, maxPage + 1: maxPage} {
+		if _, err := f.client.ListKeys(t.Context(), &adminv1.ListKeysRequest{PageSize: size}); err != nil || asked.limit != want {
+			t.Errorf("a page of %d is one of %d, %v", size, asked.limit, err)
+		}
+	}
+}
+
+// askedKeys remembers what List was asked for.
+type askedKeys struct {
+	Keys
+	limit int
+}
+
+func (a *askedKeys) List(_ token.Filter, _ string, limit int) ([]token.Key, string, error) {
+	a.limit = limit
+	return nil, "", nil
+}
+
+func TestUseAndRevocationOfAKey(t *testing.T) {
+	f := newFixture(t, "")
+	made := f.createKey(t, &adminv1.CreateKeyRequest{Name: "ci"})
+	p, err := f.verifier.Verify(made.GetKey(), from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := p.Bind(t.Context())
+	defer cancel()
+	for _, ref := range []string{"ci", made.GetInfo().GetId(), made.GetInfo().GetId()[:6]} {
+		resp, err := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: ref})
+		if k := resp.GetKey(); err != nil || k.GetId() != p.KeyID || k.GetRequests() != 1 || k.GetLastUsedAt() == nil || k.GetLastUsedFrom() != from.String() {
+			t.Errorf("GetKey(%q): %v, %v", ref, resp, err)
+		}
+	}
+	resp, err := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: "ci"})
+	if k := resp.GetKey(); err != nil || k.GetState() != adminv1.KeyState_KEY_STATE_REVOKED || k.GetRevocation() != "revoked" || k.GetRevokedAt() == nil {
+		t.Errorf("RevokeKey: %v, %v", resp, err)
+	}
+	if _, err := f.verifier.Verify(made.GetKey(), from); err == nil {
+		t.Error("a revoked key is taken")
+	}
+	if ctx.Err() == nil {
+		t.Error("what the key has in progress goes on")
+	}
+	for _, ref := range []string{"nobody", "0000000000000000"} {
+		_, get := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: ref})
+		_, revoke := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: ref})
+		_, rotate := f.client.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Ref: ref})
+		for _, err := range []error{get, revoke, rotate} {
+			if status.Code(err) != codes.NotFound {
+				t.Errorf("%q: %v", ref, err)
+			}
+		}
+	}
+	want := []audit.Event{{Action: audit.KeyCreate}, {Action: audit.KeyRevoke}}
+	got := f.store.logged()
+	for i := range got {
+		if got[i].Actor != "uid:0" || got[i].Target != p.KeyID {
+			t.Errorf("audit event %+v", got[i])
+		}
+		got[i] = audit.Event{Action: got[i].Action}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestRotateKey(t *testing.T) {
+	f := newFixture(t, "")
+	first := f.createKey(t, &adminv1.CreateKeyRequest{Name: "ci", Namespaces: []string{"a"}, Scopes: []string{"sandbox:exec"}, Expire: "1w"})
+	resp, err := f.client.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Ref: "ci", Grace: "1h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, old := resp.GetInfo(), resp.GetOld()
+	if made.GetName() != "ci" || made.GetId() == old.GetId() || !cmp.Equal(made.GetNamespaces(), []string{"a"}) || !cmp.Equal(made.GetScopes(), []string{"sandbox:exec"}) ||
+		made.GetExpiresAt() == nil || made.GetState() != adminv1.KeyState_KEY_STATE_LIVE {
+		t.Errorf("made %v", made)
+	}
+	if old.GetId() != first.GetInfo().GetId() || old.GetState() != adminv1.KeyState_KEY_STATE_LIVE || old.GetReplacedBy() != made.GetId() ||
+		old.GetRevocation() != "rotated" || old.GetRevokedAt() == nil {
+		t.Errorf("old %v", old)
+	}
+	for _, key := range []string{first.GetKey(), resp.GetKey()} {
+		if _, err := f.verifier.Verify(key, from); err != nil {
+			t.Errorf("a key is refused in the grace period: %v", err)
+		}
+	}
+	again, err := f.client.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Ref: "ci", Expire: "1y"})
+	if err != nil || again.GetOld().GetState() != adminv1.KeyState_KEY_STATE_REVOKED {
+		t.Errorf("without a grace period: %v, %v", again, err)
+	}
+	if _, err := f.verifier.Verify(resp.GetKey(), from); err == nil {
+		t.Error("a key without a grace period is taken")
+	}
+	for _, bad := range []*adminv1.RotateKeyRequest{{Ref: "ci", Grace: "x"}, {Ref: "ci", Expire: "x"}, {Ref: ""}} {
+		if _, err := f.client.RotateKey(t.Context(), bad); status.Code(err) != codes.InvalidArgument && status.Code(err) != codes.NotFound {
+			t.Errorf("RotateKey(%v): %v", bad, err)
+		}
+	}
+	if strings.Contains(f.log.String(), resp.GetKey()) {
+		t.Error("the key is in the log")
+	}
+}
+
+func TestPruneKeys(t *testing.T) {
+	f := newFixture(t, "")
+	f.createKey(t, &adminv1.CreateKeyRequest{Name: "stays"})
+	f.createKey(t, &adminv1.CreateKeyRequest{Name: "goes"})
+	if _, err := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: "goes"}); err != nil {
+		t.Fatal(err)
+	}
+	prune := func(req *adminv1.PruneKeysRequest) (names []string) {
+		t.Helper()
+		resp, err := f.client.PruneKeys(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range resp.GetKeys() {
+			names = append(names, k.GetName())
+		}
+		return names
+	}
+	if got := prune(&adminv1.PruneKeysRequest{DeadFor: "30d"}); got != nil {
+		t.Errorf("a key that has just died is pruned: %v", got)
+	}
+	if got := prune(&adminv1.PruneKeysRequest{DryRun: true}); !cmp.Equal(got, []string{"goes"}) || len(f.store.records) != 2 {
+		t.Errorf("a dry run: %v, %d are left", got, len(f.store.records))
+	}
+	if got := prune(&adminv1.PruneKeysRequest{}); !cmp.Equal(got, []string{"goes"}) || len(f.store.records) != 1 {
+		t.Errorf("pruned %v, %d are left", got, len(f.store.records))
+	}
+	if _, err := f.client.PruneKeys(t.Context(), &adminv1.PruneKeysRequest{DeadFor: "x"}); status.Code(err) != codes.InvalidArgument {
+		t.Error(err)
+	}
+}
+
+func TestReset(t *testing.T) {
+	f := newFixture(t, "")
+	key := f.createKey(t, &adminv1.CreateKeyRequest{})
+	resp, err := f.client.Reset(t.Context(), &adminv1.ResetRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.GetInvalidated() != 1 || resp.GetSigningKeyId() == key.GetInfo().GetSigningKeyId() || resp.GetSigningKeyId() == "" {
+		t.Errorf("got %v", resp)
+	}
+	if _, err := f.verifier.Verify(key.GetKey(), from); err == nil {
+		t.Error("a key from before the reset is taken")
+	}
+}
+
+// laterKeys live by a clock that is ahead of the wall's.
+type laterKeys struct{ Keys }
+
+func (laterKeys) ClockBehind() time.Duration { return 2 * time.Hour }
+
+// The state of a key is what the verifier goes by, not what the wall clock says.
+func TestStateIsByTheClockOfKeys(t *testing.T) {
+	f := newFixture(t, "")
+	f.createKey(t, &adminv1.CreateKeyRequest{Name: "ci", Expire: "1h"})
+	for keys, want := range map[Keys]adminv1.KeyState{
+		f.server.Keys:            adminv1.KeyState_KEY_STATE_LIVE,
+		laterKeys{f.server.Keys}: adminv1.KeyState_KEY_STATE_EXPIRED,
+	} {
+		f.server.Keys = keys
+		resp, err := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: "ci"})
+		if err != nil || resp.GetKey().GetState() != want {
+			t.Errorf("%T: %v, %v", keys, resp.GetKey().GetState(), err)
+		}
+	}
+}

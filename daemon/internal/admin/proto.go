@@ -1,0 +1,96 @@
+package admin
+
+import (
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// keyStates are a key's states by their names on the wire. Unspecified is any of them.
+var keyStates = map[adminv1.KeyState]token.State{
+	adminv1.KeyState_KEY_STATE_UNSPECIFIED: 0,
+	adminv1.KeyState_KEY_STATE_LIVE:        token.Live,
+	adminv1.KeyState_KEY_STATE_EXPIRED:     token.Expired,
+	adminv1.KeyState_KEY_STATE_REVOKED:     token.Revoked,
+}
+
+// keyProto needs the server, whose keys live by a clock of their own.
+func (s *Server) keyProto(k token.Key) *adminv1.Key {
+	key := &adminv1.Key{
+		Id:           k.ID,
+		Name:         k.Name,
+		Namespaces:   k.Namespaces,
+		CreatedAt:    timeProto(k.CreatedAt),
+		CreatedBy:    k.CreatedBy,
+		ExpiresAt:    timeProto(k.ExpiresAt),
+		RevokedAt:    timeProto(k.RevokedAt),
+		Revocation:   string(k.Revocation),
+		ReplacedBy:   k.ReplacedBy,
+		SigningKeyId: k.SigningKeyID,
+		Requests:     k.Requests,
+		LastUsedAt:   timeProto(k.LastUsedAt),
+	}
+	for _, scope := range k.Scopes {
+		key.Scopes = append(key.Scopes, string(scope))
+	}
+	switch k.StateAt(time.Now().Add(s.Keys.ClockBehind())) {
+	case token.Live:
+		key.State = adminv1.KeyState_KEY_STATE_LIVE
+	case token.Expired:
+		key.State = adminv1.KeyState_KEY_STATE_EXPIRED
+	case token.Revoked:
+		key.State = adminv1.KeyState_KEY_STATE_REVOKED
+	}
+	if k.LastUsedFrom.IsValid() {
+		key.LastUsedFrom = k.LastUsedFrom.String()
+	}
+	return key
+}
+
+func sandboxProto(r sandbox.Record) *adminv1.Sandbox {
+	return &adminv1.Sandbox{
+		Namespace: r.Name.Namespace,
+		Name:      r.Name.Name,
+		Id:        r.ID,
+		State:     string(r.State),
+		Reason:    strings.TrimSuffix(r.Reason+": "+r.Cause, ": "),
+		Image:     r.Config.Image,
+		Cpus:      int32(r.Config.CPUs),
+		MemoryMib: int32(r.Config.MemoryMiB),
+		CreatedAt: timeProto(r.CreatedAt),
+	}
+}
+
+func imageProto(i Image) *adminv1.Image {
+	return &adminv1.Image{Name: i.Name, Digest: i.Digest.String(), SizeBytes: i.Size, CreatedAt: timeProto(i.Created)}
+}
+
+func restoredProto(r Restored, signingKeyID string) *adminv1.RestoreResponse {
+	return &adminv1.RestoreResponse{
+		SigningKeyId: signingKeyID,
+		Live:         int32(r.Live),
+		Invalidated:  int32(r.Invalidated),
+		TakenAt:      timeProto(r.TakenAt),
+	}
+}
+
+// timeProto is absent for the zero time.
+func timeProto(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func protos[Record, Proto any](records []Record, proto func(Record) Proto) []Proto {
+	out := make([]Proto, 0, len(records))
+	for _, r := range records {
+		out = append(out, proto(r))
+	}
+	return out
+}

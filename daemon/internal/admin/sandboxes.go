@@ -1,0 +1,58 @@
+package admin
+
+import (
+	"context"
+
+	"github.com/msbd/msbd/api/audit"
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+)
+
+// ListSandboxes implements AdminServiceServer.
+func (s *Server) ListSandboxes(_ context.Context, req *adminv1.ListSandboxesRequest) (*adminv1.ListSandboxesResponse, error) {
+	if ns := req.GetNamespace(); ns != "" {
+		if err := sandbox.ValidateName("namespace", ns); err != nil {
+			return nil, err
+		}
+	}
+	return &adminv1.ListSandboxesResponse{Sandboxes: protos(s.Sandboxes.List(req.GetNamespace()), sandboxProto)}, nil
+}
+
+// StopSandbox implements AdminServiceServer.
+func (s *Server) StopSandbox(ctx context.Context, req *adminv1.StopSandboxRequest) (*adminv1.StopSandboxResponse, error) {
+	name := sandbox.Name{Namespace: req.GetNamespace(), Name: req.GetName()}
+	if name.Namespace == "" {
+		name.Namespace = sandbox.DefaultNamespace
+	}
+	if err := name.Validate(); err != nil {
+		return nil, err
+	}
+	if err := s.record(ctx, audit.Event{Action: audit.SandboxStop, Target: name.String()}); err != nil {
+		return nil, err
+	}
+	if err := s.Sandboxes.Stop(ctx, name); err != nil {
+		return nil, err
+	}
+	return new(adminv1.StopSandboxResponse), nil
+}
+
+// ImportImage implements AdminServiceServer.
+func (s *Server) ImportImage(ctx context.Context, req *adminv1.ImportImageRequest) (*adminv1.ImportImageResponse, error) {
+	if err := s.record(ctx, audit.Event{Action: audit.ImageImport, Target: req.GetPath()}); err != nil {
+		return nil, err
+	}
+	images, err := s.Images.Import(ctx, req.GetPath())
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.ImportImageResponse{Images: protos(images, imageProto)}, nil
+}
+
+// ListImages implements AdminServiceServer.
+func (s *Server) ListImages(ctx context.Context, _ *adminv1.ListImagesRequest) (*adminv1.ListImagesResponse, error) {
+	images, err := s.Images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.ListImagesResponse{Images: protos(images, imageProto)}, nil
+}
