@@ -1,0 +1,137 @@
+package tlscert
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// patience bounds waits for what must happen; nothing depends on how long it takes.
+const patience = 30 * time.Second
+
+// files is a directory with what Options name.
+type files struct{ Options }
+
+func newFiles(t testing.TB, pair issued) files {
+	t.Helper()
+	dir := t.TempDir()
+	f := files{Options{CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem"), Log: discard}}
+	f.write(t, f.CertFile, pair.cert)
+	f.write(t, f.KeyFile, pair.key)
+	return f
+}
+
+func (f *files) withClientCA(t testing.TB, cas ...authority) {
+	t.Helper()
+	f.ClientCAFile = filepath.Join(filepath.Dir(f.CertFile), "ca.pem")
+	var all []byte
+	for _, ca := range cas {
+		all = append(all, ca.pem()...)
+	}
+	f.write(t, f.ClientCAFile, all)
+}
+
+// write writes in place.
+func (f files) write(t testing.TB, path string, data []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func open(t testing.TB, o Options) *Source {
+	t.Helper()
+	s, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// run runs s until the test ends.
+func run(t testing.TB, s *Source) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
+
+// serve answers every request with its protocol, as the gateway would serve it, and returns the address.
+func serve(t testing.TB, s *Source) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, s, ln)
+	return ln.Addr().String()
+}
+
+func serveOn(t testing.TB, s *Source, ln net.Listener) {
+	t.Helper()
+	server := &http.Server{
+		Handler:  http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }),
+		ErrorLog: slog.NewLogLogger(discard.Handler(), slog.LevelDebug),
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); server.Serve(tls.NewListener(ln, s.Config())) }()
+	t.Cleanup(func() { server.Close(); <-done })
+}
+
+// get makes a request on a connection of its own and returns the connection's state and the body. A
+// refusal of the client's certificate arrives only with the answer.
+func get(address string, config *tls.Config) (tls.ConnectionState, string, error) {
+	transport := &http.Transport{TLSClientConfig: config.Clone(), ForceAttemptHTTP2: config.NextProtos == nil}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport, Timeout: patience}
+	resp, err := client.Get("https://" + address)
+	if err != nil {
+		return tls.ConnectionState{}, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return *resp.TLS, string(body), err
+}
+
+// served is the serial number of the certificate that a new connection gets.
+func served(t testing.TB, address string, config *tls.Config) string {
+	t.Helper()
+	state, _, err := get(address, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state.PeerCertificates[0].SerialNumber.String()
+}
+
+// eventually waits until ok.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for limit := time.After(patience); !ok(); {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("waited %s in vain: %s", patience, what)
+		}
+	}
+}
+
+// look looks twice: that is how long it takes to believe in a change.
+func look(s *Source) {
+	s.look(time.Now())
+	s.look(time.Now())
+}
