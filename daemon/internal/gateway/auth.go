@@ -1,7 +1,10 @@
 package gateway
 
 import (
+	"context"
+	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -19,6 +22,44 @@ var errNoKey = &rpc.Error{
 // developer is everybody in dev mode.
 var developer = token.Principal{KeyID: "dev"}
 
+// behindKey serves a route to those who have a key for it, in the bounds of that key and for as long as
+// the key is accepted.
+func (g *Gateway) behindKey(x *exchange, at route) answer {
+	var err error
+	if x.caller, err = g.authenticate(x.r); err != nil {
+		return g.refuse(x, err)
+	}
+	if !g.inFlight.enter(x.caller.KeyID) {
+		return g.refuse(x, fmt.Errorf("this key has %d requests in flight; wait for some to end: %w", maxInFlight, errdefs.ErrResourceExhausted))
+	}
+	defer g.inFlight.leave(x.caller.KeyID)
+	x.bucket = g.rates.of(x.caller.KeyID)
+	if wait := takeCall(x.bucket); wait > 0 {
+		return g.refuse(x, &rpc.Error{
+			Code:    rpc.CodeExhausted,
+			Message: fmt.Sprintf("this key may make %g calls per second; wait %d s", g.RequestsPerSecond, wait),
+			Data:    &rpc.ErrorData{RetryAfter: wait},
+		})
+	}
+	if err := checkServerScope(x.caller, at.scope); err != nil {
+		return g.refuse(x, err)
+	}
+	if x.r.Method == http.MethodPost {
+		if refused, ok := g.readBody(x); !ok {
+			return refused
+		}
+	}
+	// Only now: a key that ended meanwhile, however long that took, has nothing begun.
+	ctx, cancel := x.caller.Bind(x.r.Context())
+	defer cancel()
+	a := at.serve(ctx, x)
+	// What a handler came to in spite of its end goes to nobody.
+	if ended := context.Cause(ctx); errdefs.IsUnauthorized(ended) {
+		return g.refuse(x, ended)
+	}
+	return a
+}
+
 // authenticate says whose request it is. Its error is for the log: refuse tells the client no cause.
 func (g *Gateway) authenticate(r *http.Request) (token.Principal, error) {
 	if g.Dev {
@@ -28,16 +69,17 @@ func (g *Gateway) authenticate(r *http.Request) (token.Principal, error) {
 	if key == "" {
 		return token.Principal{}, errNoKey
 	}
-	from := source(r.RemoteAddr)
+	addr := clientAddr(r.RemoteAddr)
+	from := source(addr)
 	if !g.tries.allowed(from, key) {
 		return token.Principal{}, errTooManyTries
 	}
-	p, err := g.Verifier.Verify(key)
+	p, err := g.Verifier.Verify(key, addr)
 	switch {
 	case err == nil:
 		g.tries.succeeded(key)
 	case errdefs.IsUnauthorized(err):
-		g.tries.failed(from)
+		g.tries.failed(from, key)
 	}
 	return p, err
 }
@@ -61,4 +103,21 @@ func credential(h http.Header) string {
 		return ""
 	}
 	return strings.TrimLeft(key, " ")
+}
+
+// clientAddr is the address in a RemoteAddr; the zero Addr if it cannot be read.
+func clientAddr(remoteAddr string) netip.Addr {
+	ap, _ := netip.ParseAddrPort(remoteAddr)
+	return ap.Addr().Unmap().WithZone("")
+}
+
+// source is the network that one client has for itself: an IPv4 address, or an IPv6 /64. The zero
+// Prefix stands for every address that cannot be read.
+func source(addr netip.Addr) netip.Prefix {
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	p, _ := addr.Prefix(bits) // the bits fit the address, if it is one
+	return p
 }

@@ -24,8 +24,14 @@ func (g *Gateway) checkBrowser(r *http.Request) error {
 			return fmt.Errorf("origin %q: in dev mode the server takes no requests from web pages: %w", origin, errdefs.ErrPermissionDenied)
 		}
 	}
-	if r.Header.Get("Sec-Fetch-Site") == "cross-site" || g.browsers.Check(r) != nil {
-		return fmt.Errorf("cross-site request: in dev mode the server takes no requests from web pages: %w", errdefs.ErrPermissionDenied)
+	// same-origin is a page of this server, which has none; none is what somebody typed.
+	for _, site := range r.Header["Sec-Fetch-Site"] {
+		if site != "same-origin" && site != "none" {
+			return fmt.Errorf("%s request: in dev mode the server takes no requests from web pages: %w", shorten(site), errdefs.ErrPermissionDenied)
+		}
+	}
+	if g.browsers.Check(r) != nil {
+		return fmt.Errorf("cross-origin request: in dev mode the server takes no requests from web pages: %w", errdefs.ErrPermissionDenied)
 	}
 	return nil
 }

@@ -42,8 +42,8 @@ func FuzzRPC(f *testing.F) {
 			t.Fatalf("panic: %s", s.log)
 		}
 		if w.Code == http.StatusNoContent {
-			if w.Body.Len() != 0 {
-				t.Fatalf("204 with %q", w.Body)
+			if w.Body.Len() != 0 || !jsontext.Value(body).IsValid() {
+				t.Fatalf("204 with %q to %q", w.Body, body)
 			}
 			return
 		}
@@ -59,6 +59,11 @@ func FuzzRPC(f *testing.F) {
 				t.Fatalf("%d %s: %v", w.Code, answer, err)
 			}
 			all = []rpc.Response{one}
+		}
+		// What runs is strict JSON by the library's word, too.
+		strict := jsontext.Value(body).IsValid() && depth(body) <= rpc.MaxDepth
+		if parsed := all[0].Error == nil || all[0].Error.Code != rpc.CodeParse; parsed != strict {
+			t.Fatalf("%q is strict JSON: %v, but is answered with %s", body, strict, answer)
 		}
 		for _, res := range all {
 			if res.JSONRPC != rpc.Version || (res.Result == nil) == (res.Error == nil) || res.ID == nil {

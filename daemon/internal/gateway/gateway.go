@@ -2,8 +2,8 @@
 // authenticates, limits, decodes strictly, authorises against one table of methods and calls the
 // domain; it decides nothing about sandboxes itself. Only the wiring enters.
 //
-// A request goes through, in this order: request id, browser checks (dev mode), route, API key,
-// requests in flight, body, JSON, method, scope, params, namespace, handler.
+// A request goes through, in this order: connections, headers, request id, browser checks (dev mode),
+// route, API key, requests in flight, rate, body, JSON, method, scope, params, namespace, handler.
 package gateway
 
 import (
@@ -13,18 +13,20 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // Verifier says whose an API key is. Its error is errdefs.ErrUnauthenticated for a key that is not
-// accepted, whatever the cause; it never holds the key.
+// accepted, whatever the cause; it never holds the key. It counts a use of the key by from.
 type Verifier interface {
-	Verify(key string) (token.Principal, error)
+	Verify(key string, from netip.Addr) (token.Principal, error)
 }
 
 // Sandboxes is what the gateway asks of the domain. Errors carry errdefs classes, or are
@@ -44,19 +46,29 @@ type Options struct {
 	// Dev accepts every request without looking at its key. Such a gateway serves on loopback only
 	// and refuses what a foreign web page may have sent.
 	Dev bool
-	Log *slog.Logger
+	// RequestsPerSecond bounds the calls of one key; 0 is no bound. A key that was quiet may make those
+	// of one second at once, and at least one. Each member of a batch counts.
+	RequestsPerSecond float64
+	// MaxConnections bounds the connections at a time; 0 means 10000. More than that wait to be taken.
+	// A source that is not this machine gets half of them at most.
+	MaxConnections int
+	// Metrics is what GET /metrics answers with; the gateway adds its own. nil means only these.
+	Metrics *prometheus.Registry
+	Log     *slog.Logger
 }
 
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 30 * time.Second // headers and body
+	answerTimeout  = 60 * time.Second // for the client to take it, from when there is one
 	idleTimeout    = 60 * time.Second
-	maxHeader      = 16 << 10
 
 	// A stop waits drainTimeout for runs to end by themselves, then cuts them short and gives their
 	// answers cutTimeout to leave.
 	drainTimeout = 8 * time.Second
 	cutTimeout   = 2 * time.Second
+
+	defaultMaxConnections = 10000
 
 	// maxInFlight bounds the requests of one key at a time.
 	maxInFlight = 256
@@ -65,43 +77,68 @@ const (
 // Gateway is the HTTP handler. Make it with New.
 type Gateway struct {
 	Options
+	routes      map[string]route
 	methods     map[string]method
 	description jsontext.Value
 	tries       *tries
 	inFlight    *inFlight
+	rates       *rates
 	browsers    *http.CrossOriginProtection
+	measures    *measures
+	connections *connections
 	server      http.Server
-	drain       time.Duration
+	// answerTimeout and drain are the constants, but for tests.
+	answerTimeout, drain time.Duration
 }
 
 // New makes a Gateway. It fails when a method is declared without a scope.
 func New(o Options) (*Gateway, error) {
+	if o.MaxConnections <= 0 {
+		o.MaxConnections = defaultMaxConnections
+	}
+	if o.Metrics == nil {
+		o.Metrics = prometheus.NewRegistry()
+	}
 	g := &Gateway{
-		Options:  o,
-		tries:    newTries(),
-		inFlight: newInFlight(maxInFlight),
-		browsers: http.NewCrossOriginProtection(),
-		drain:    drainTimeout,
+		Options:     o,
+		tries:       newTries(),
+		inFlight:    newInFlight(maxInFlight),
+		rates:       newRates(o.RequestsPerSecond),
+		browsers:    http.NewCrossOriginProtection(),
+		connections: newConnections(o.MaxConnections),
+
+		answerTimeout: answerTimeout,
+		drain:         drainTimeout,
 	}
 	g.server = http.Server{
 		Handler:           g,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+		// Twice the limit, so that what is only somewhat over it gets an answer of ours.
+		MaxHeaderBytes:               2 * maxHeader,
+		ConnState:                    g.connections.track,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
+	g.routes = g.routeTable()
 	table := g.table()
 	var err error
 	if g.methods, err = index(table); err != nil {
 		return nil, err
 	}
 	g.description = describe(table)
+	if g.measures, err = newMeasures(g); err != nil {
+		return nil, err
+	}
 	return g, nil
 }
 
 // Serve answers on ln, which it closes, until ctx ends; then it drains and returns nil. It may be
 // called once. Runs that do not end in time are cut short; sandboxes are left as they are.
+//
+// A listener of TLS connections is one from tls.NewListener; HTTP/2 is spoken if its configuration
+// offers the protocol h2.
 func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	if tcp, ok := ln.Addr().(*net.TCPAddr); g.Dev && (!ok || !tcp.IP.IsLoopback()) {
 		ln.Close()
@@ -112,7 +149,7 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	g.server.BaseContext = func(net.Listener) context.Context { return runs }
 
 	served := make(chan error, 1)
-	go func() { served <- g.server.Serve(ln) }()
+	go func() { served <- g.server.Serve(g.connections.listen(ln)) }()
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -147,49 +146,53 @@ func (f *fakeSandboxes) Metrics(_ context.Context, namespace, name string) ([]sa
 	return all, nil
 }
 
-// memoryStore keeps key records for as long as a test.
-type memoryStore struct{ records []token.Record }
+// memoryStore keeps keys for as long as a test. The token package has the real records in memory.
+type memoryStore struct{}
 
-func (s *memoryStore) AddKey(r token.Record) error {
-	s.records = append(s.records, r)
-	return nil
-}
-func (s *memoryStore) Keys() ([]token.Record, error)                       { return s.records, nil }
-func (s *memoryStore) RevokeKeysNotSignedBy(id string, at time.Time) error { return nil }
+func (memoryStore) LoadKeys() (token.Saved, error)                    { return token.Saved{}, nil }
+func (memoryStore) CommitKeys(token.Change) error                     { return nil }
+func (memoryStore) SaveUsage(map[string]token.Usage, time.Time) error { return nil }
 
 // site is a gateway with everything that it needs.
 type site struct {
 	*Gateway
 	boxes *fakeSandboxes
-	log   *bytes.Buffer
+	log   *logBuffer
 	keys  *token.Issuer
 	key   string // of every namespace and scope
 }
 
-// scoped limits one key to scopes, which keys cannot yet be made with.
-type scoped struct {
-	Verifier
-	key    string
-	scopes []string
+// logBuffer is a log that many may write.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
 }
 
-func (s *scoped) Verify(key string) (token.Principal, error) {
-	p, err := s.Verifier.Verify(key)
-	if key == s.key {
-		p.Scopes = s.scopes
-	}
-	return p, err
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+func (b *logBuffer) Reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text.Reset()
 }
 
 func newSite(t testing.TB, configure ...func(*Options)) *site {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "keys")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	s := &site{boxes: &fakeSandboxes{boxes: map[sandbox.Name]sandbox.Request{}}, log: &bytes.Buffer{}}
+	s := &site{boxes: &fakeSandboxes{boxes: map[sandbox.Name]sandbox.Request{}}, log: &logBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
-	keys, verifier, err := token.Open(token.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: &memoryStore{}, Log: log})
+	keys, verifier, err := token.Open(token.Options{
+		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,11 +210,17 @@ func newSite(t testing.TB, configure ...func(*Options)) *site {
 
 func (s *site) issue(t testing.TB, req token.IssueRequest) string {
 	t.Helper()
-	secret, _, err := s.keys.Issue(t.Context(), req)
+	key, _ := s.issueNamed(t, req)
+	return key
+}
+
+func (s *site) issueNamed(t testing.TB, req token.IssueRequest) (key, id string) {
+	t.Helper()
+	secret, record, err := s.keys.Issue(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return secret.Reveal()
+	return secret.Reveal(), record.ID
 }
 
 // post sends a body with the site's key. Changes apply to the request before it is sent.
@@ -229,6 +238,10 @@ func (s *site) post(body string, changes ...func(*http.Request)) *httptest.Respo
 
 func withKey(key string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set("Authorization", key) }
+}
+
+func at(method, path string) func(*http.Request) {
+	return func(r *http.Request) { r.Method, r.URL.Path = method, path }
 }
 
 func withHeader(name, value string) func(*http.Request) {

@@ -1,15 +1,20 @@
 package gateway
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -168,11 +173,13 @@ func TestPanics(t *testing.T) {
 
 type panicking struct{}
 
-func (panicking) Verify(string) (token.Principal, error) { panic("a fault of the verifier") }
+func (panicking) Verify(string, netip.Addr) (token.Principal, error) {
+	panic("a fault of the verifier")
+}
 
 func TestDiscover(t *testing.T) {
 	s := newSite(t)
-	w := s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey(s.issue(t, token.IssueRequest{Namespace: "n"})))
+	w := s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey(s.issue(t, token.IssueRequest{Namespaces: []string{"n"}})))
 	wantOK(t, w)
 	var res struct {
 		Result document `json:"result"`
@@ -196,6 +203,19 @@ func TestDiscover(t *testing.T) {
 	wantError(t, s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey("")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 }
 
+// net/http answers some requests by itself unless it is told not to.
+func TestOptionsOfTheServer(t *testing.T) {
+	s := newSite(t)
+	addr, stop := s.listen(t)
+	defer stop()
+	conn := dialTest(t, addr)
+	fmt.Fprint(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || res.StatusCode != http.StatusNotFound || res.Header.Get("X-Request-Id") == "" {
+		t.Errorf("answer is %+v, %v", res, err)
+	}
+}
+
 // listen serves the site on a loopback port until the returned function is called, which waits.
 func (s *site) listen(t testing.TB) (addr string, stop func()) {
 	t.Helper()
@@ -203,16 +223,21 @@ func (s *site) listen(t testing.TB) (addr string, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ln.Addr().String(), s.serve(t, ln)
+}
+
+// serve is listen on a listener that there is. Its function may be called again.
+func (s *site) serve(t testing.TB, ln net.Listener) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, ln) }()
-	return ln.Addr().String(), func() {
+	return sync.OnceFunc(func() {
 		cancel()
 		if err := <-served; err != nil {
 			t.Error("serve:", err)
 		}
 		http.DefaultClient.CloseIdleConnections()
-	}
+	})
 }
 
 func (s *site) send(t testing.TB, addr, body string) (int, string) {
@@ -365,25 +390,50 @@ func TestSlowClientsAreCut(t *testing.T) {
 		}
 	}
 	def := newSite(t)
-	if def.server.ReadHeaderTimeout != 5*time.Second || def.server.IdleTimeout != 60*time.Second || def.server.MaxHeaderBytes != 16<<10 {
+	if def.server.ReadHeaderTimeout != 5*time.Second || def.server.IdleTimeout != 60*time.Second || def.server.MaxHeaderBytes != 32<<10 || maxHeader != 16<<10 {
 		t.Error("the limits are not the documented ones")
 	}
 }
 
+// A client that sends one request after another and takes no answer would keep its place for ever.
+func TestClientsThatTakeNoAnswerAreCut(t *testing.T) {
+	s := newSite(t)
+	s.answerTimeout = 50 * time.Millisecond
+	addr, stop := s.listen(t)
+	defer stop()
+	conn := dialTest(t, addr)
+	conn.SetWriteDeadline(time.Now().Add(20 * time.Second))
+	many := strings.Repeat("GET "+rpc.HealthPath+" HTTP/1.1\r\nHost: x\r\n\r\n", 1000)
+	for {
+		if _, err := io.WriteString(conn, many); errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatal("it was not cut")
+		} else if err != nil {
+			break
+		}
+	}
+}
+
+// Headers over the limit get an envelope; what is far over it, net/http cuts off by itself.
 func TestLongHeader(t *testing.T) {
 	s := newSite(t)
 	addr, stop := s.listen(t)
 	defer stop()
-	r, _ := http.NewRequest(http.MethodPost, "http://"+addr+rpc.Path, nil)
-	r.Header.Set("X-Long", strings.Repeat("x", 64<<10))
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Fatal(err)
+	for size, envelope := range map[int]bool{17 << 10: true, 30 << 10: true, 64 << 10: false} {
+		for _, path := range []string{rpc.Path, rpc.HealthPath} {
+			r, _ := http.NewRequest(http.MethodPost, "http://"+addr+path, nil)
+			r.Header.Set("X-Long", strings.Repeat("x", size))
+			res, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge || strings.Contains(string(body), "-32600") != envelope {
+				t.Errorf("%d bytes of headers: %s %s", size, res.Status, body)
+			}
+		}
 	}
-	res.Body.Close()
-	if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
-		t.Error("answer is", res.Status)
-	}
+	wantOK(t, s.post(request("sandbox.metrics.get", "{}"), withHeader("X-Long", strings.Repeat("x", 15<<10))))
 }
 
 func TestRequestsInFlight(t *testing.T) {
@@ -413,19 +463,5 @@ func TestRequestsInFlight(t *testing.T) {
 	wantOK(t, s.post(request("sandbox.metrics.get", "{}")))
 	if len(s.inFlight.byKey) != 0 {
 		t.Error("keys are still counted:", s.inFlight.byKey)
-	}
-}
-
-func TestDevModeServesOnLoopbackOnly(t *testing.T) {
-	s := newSite(t, func(o *Options) { o.Dev = true })
-	ln, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Serve(t.Context(), ln); err == nil || !strings.Contains(err.Error(), "dev mode") {
-		t.Fatal("served on every address in dev mode:", err)
-	}
-	if _, err := ln.Accept(); err == nil {
-		t.Error("the listener is still open")
 	}
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
-	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
@@ -16,38 +16,24 @@ import (
 	"github.com/msbd/msbd/daemon/internal/token"
 )
 
-// scope is a permission that a key may be limited to.
-type scope string
-
-const (
-	scopeRead   scope = "sandbox:read"   // measure sandboxes
-	scopeRun    scope = "sandbox:run"    // run code and commands in them
-	scopeManage scope = "sandbox:manage" // start and stop them
-)
-
-// permits says whether a caller has a scope. A key without a list of scopes has all.
-func permits(caller token.Principal, s scope) bool {
-	return caller.Scopes == nil || slices.Contains(caller.Scopes, string(s))
-}
-
 // method is an entry of the table that drives every route. A caller needs its scope and may use it
 // in the namespaces of the key.
 type method struct {
 	name  string
-	scope scope
+	scope token.Scope
 	// params are what it takes, in the order of positional params.
 	params []param
 	// result is the type of what it answers.
 	result reflect.Type
 	// prepare decodes params into what is to be run, and returns the namespace that they name.
 	prepare func(raw jsontext.Value) (namespace *string, run handler, err *rpc.Error)
-	// anywhere says that rpc.AllNamespaces may be named. It reaches the handler as "" unless the
-	// key is limited to one namespace: then that one does.
+	// anywhere says that rpc.AllNamespaces may be named.
 	anywhere bool
 }
 
-// handler runs one call in a namespace that its caller may use.
-type handler func(ctx context.Context, namespace string) (result any, err error)
+// handler runs one call in namespaces that its caller may use: one, or, for rpc.AllNamespaces, all to
+// which the key is limited, or none for every one that there is.
+type handler func(ctx context.Context, namespaces []string) (result any, err error)
 
 // namespaced is what every params type says of itself.
 type namespaced[P any] interface {
@@ -55,8 +41,21 @@ type namespaced[P any] interface {
 	GetNamespace() *string
 }
 
-// define makes a table's entry from a handler of decoded params.
-func define[P, R any, PP namespaced[P]](name string, scope scope, run func(context.Context, string, P) (R, error)) method {
+// define makes a table's entry from a handler of decoded params that runs in one namespace.
+func define[P, R any, PP namespaced[P]](name string, scope token.Scope, run func(context.Context, string, P) (R, error)) method {
+	return methodOf[P, R, PP](name, scope, func(ctx context.Context, namespaces []string, p P) (R, error) {
+		return run(ctx, namespaces[0], p)
+	})
+}
+
+// defineAnywhere is define for a handler of any number of namespaces.
+func defineAnywhere[P, R any, PP namespaced[P]](name string, scope token.Scope, run func(context.Context, []string, P) (R, error)) method {
+	m := methodOf[P, R, PP](name, scope, run)
+	m.anywhere = true
+	return m
+}
+
+func methodOf[P, R any, PP namespaced[P]](name string, scope token.Scope, run func(context.Context, []string, P) (R, error)) method {
 	params := membersOf(reflect.TypeFor[P]())
 	return method{
 		name: name, scope: scope, params: params, result: reflect.TypeFor[R](),
@@ -65,8 +64,8 @@ func define[P, R any, PP namespaced[P]](name string, scope scope, run func(conte
 			if err := decodeParams(raw, params, p); err != nil {
 				return nil, nil, err
 			}
-			return p.GetNamespace(), func(ctx context.Context, namespace string) (any, error) {
-				return run(ctx, namespace, *p)
+			return p.GetNamespace(), func(ctx context.Context, namespaces []string) (any, error) {
+				return run(ctx, namespaces, *p)
 			}, nil
 		},
 	}
@@ -89,18 +88,26 @@ func index(table []method) (map[string]method, error) {
 
 // call is one request to a method. Its last two fields are filled as they become known, for the log.
 type call struct {
-	caller            token.Principal
-	method, namespace string
+	caller    token.Principal
+	method    string
+	namespace string
 }
 
 // run authorises a request and runs it. It is the only way to a handler.
-func (g *Gateway) run(ctx context.Context, c *call, req rpc.Request) (result jsontext.Value, err error) {
+func (g *Gateway) run(ctx context.Context, c *call, req parsedRequest) (result jsontext.Value, err error) {
 	// A panic costs its own call, not the others of a batch.
 	defer func() {
 		if v := recover(); v != nil {
 			result, err = nil, fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 		}
 	}()
+	if req.bad != nil {
+		return nil, req.bad
+	}
+	// The others of a batch are not begun once the key or the server has ended.
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if req.Method == rpc.MethodDiscover {
 		c.method = rpc.MethodDiscover
 		return g.description, nil // for every key
@@ -110,17 +117,21 @@ func (g *Gateway) run(ctx context.Context, c *call, req rpc.Request) (result jso
 		return nil, &rpc.Error{Code: rpc.CodeMethodNotFound, Message: fmt.Sprintf("there is no method %q", shorten(req.Method))}
 	}
 	c.method = m.name
-	if !permits(c.caller, m.scope) {
+	if !c.caller.Has(m.scope) {
 		return nil, fmt.Errorf("%s needs a key with the scope %s: %w", m.name, m.scope, errdefs.ErrPermissionDenied)
 	}
 	named, run, bad := m.prepare(req.Params)
 	if bad != nil {
 		return nil, bad
 	}
-	if c.namespace, err = resolveNamespace(c.caller, named, m.anywhere); err != nil {
+	namespaces, err := resolveNamespaces(c.caller, named, m.anywhere)
+	if err != nil {
 		return nil, err
 	}
-	v, err := run(ctx, c.namespace)
+	if c.namespace = strings.Join(namespaces, ","); len(namespaces) == 0 {
+		c.namespace = rpc.AllNamespaces
+	}
+	v, err := run(ctx, namespaces)
 	if err != nil {
 		return nil, err
 	}
@@ -128,23 +139,41 @@ func (g *Gateway) run(ctx context.Context, c *call, req rpc.Request) (result jso
 	return json.Marshal(v, jsontext.AllowInvalidUTF8(true))
 }
 
-// resolveNamespace is the namespace in which a call runs; "" is all of them. Its errors are
-// errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
-func resolveNamespace(caller token.Principal, named *string, anywhere bool) (string, error) {
+// resolveNamespaces is where a call runs, as a handler takes it. No other place decides that. Its
+// errors are errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
+func resolveNamespaces(caller token.Principal, named *string, anywhere bool) ([]string, error) {
+	var namespace string
 	switch {
-	case anywhere && named != nil && *named == rpc.AllNamespaces:
-		return caller.Namespace, nil
-	case named == nil && caller.Namespace != "":
-		return caller.Namespace, nil
+	case anywhere && named != nil && *named == rpc.AllNamespaces,
+		named == nil && len(caller.Namespaces) == 1:
+		return caller.Namespaces, nil
 	case named == nil:
-		return sandbox.DefaultNamespace, nil
+		namespace = sandbox.DefaultNamespace
+	default:
+		namespace = *named
+		if err := sandbox.ValidateName("namespace", namespace); err != nil {
+			return nil, err
+		}
 	}
-	if err := sandbox.ValidateName("namespace", *named); err != nil {
-		return "", err
+	if caller.Allows(namespace) {
+		return []string{namespace}, nil
 	}
-	if !caller.Allows(*named) {
-		return "", fmt.Errorf("this key is limited to namespace %q; the request names namespace %q: %w",
-			caller.Namespace, *named, errdefs.ErrPermissionDenied)
+	limits := fmt.Sprintf("namespace %q", caller.Namespaces[0])
+	if len(caller.Namespaces) > 1 {
+		limits = fmt.Sprintf("the namespaces %q", caller.Namespaces)
 	}
-	return *named, nil
+	if named == nil {
+		return nil, fmt.Errorf("this key is limited to %s; the request names none, which means %q: name one of them: %w",
+			limits, namespace, errdefs.ErrPermissionDenied)
+	}
+	return nil, fmt.Errorf("this key is limited to %s; the request names namespace %q: %w", limits, namespace, errdefs.ErrPermissionDenied)
+}
+
+// checkServerScope checks that a caller may do what needs a scope for the whole server. Without a scope,
+// everyone may. Its error is errdefs.ErrPermissionDenied.
+func checkServerScope(caller token.Principal, scope token.Scope) error {
+	if scope == "" || caller.Has(scope) && len(caller.Namespaces) == 0 {
+		return nil
+	}
+	return fmt.Errorf("this needs a key with the scope %s that is not limited to namespaces: %w", scope, errdefs.ErrPermissionDenied)
 }

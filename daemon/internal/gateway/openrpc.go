@@ -5,13 +5,32 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // document is an OpenRPC description of a table of methods.
 type document struct {
-	OpenRPC string       `json:"openrpc"`
-	Info    info         `json:"info"`
-	Methods []methodInfo `json:"methods"`
+	OpenRPC    string       `json:"openrpc"`
+	Info       info         `json:"info"`
+	Methods    []methodInfo `json:"methods"`
+	Components components   `json:"components"`
+}
+
+type components struct {
+	Errors map[string]errorInfo `json:"errors"`
+}
+
+// errorInfo says in its data what the caller can do.
+type errorInfo struct {
+	Code    rpc.Code `json:"code"`
+	Message string   `json:"message"`
+	Data    string   `json:"data"`
+}
+
+type reference struct {
+	Ref string `json:"$ref"`
 }
 
 type info struct {
@@ -24,6 +43,10 @@ type methodInfo struct {
 	ParamStructure string  `json:"paramStructure"`
 	Params         []value `json:"params"`
 	Result         value   `json:"result"`
+	// Errors may each come of it.
+	Errors []reference `json:"errors"`
+	// Scope is what a key needs for it: an extension, as OpenRPC calls that.
+	Scope token.Scope `json:"x-scope"`
 }
 
 type value struct {
@@ -43,9 +66,20 @@ type schema struct {
 
 // describe makes the answer to rpc.discover from the types of the table.
 func describe(table []method) jsontext.Value {
-	doc := document{OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1"}}
+	doc := document{
+		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1"},
+		Components: components{Errors: map[string]errorInfo{}},
+	}
+	var errs []reference
+	for _, c := range rpc.Codes {
+		doc.Components.Errors[c.Name] = errorInfo{Code: c.Code, Message: c.Meaning, Data: c.Remedy}
+		errs = append(errs, reference{"#/components/errors/" + c.Name})
+	}
 	for _, m := range table {
-		mi := methodInfo{Name: m.name, ParamStructure: "either", Result: value{Name: "result", Schema: schemaOf(m.result)}}
+		mi := methodInfo{
+			Name: m.name, ParamStructure: "either", Errors: errs, Scope: m.scope,
+			Result: value{Name: "result", Schema: schemaOf(m.result)},
+		}
 		for _, p := range m.params {
 			mi.Params = append(mi.Params, value{Name: p.name, Required: p.required, Schema: schemaOf(p.kind)})
 		}
@@ -76,15 +110,19 @@ func schemaOf(t reflect.Type) schema {
 	case reflect.Map:
 		return schema{Type: "object", AdditionalProperties: schemaOf(t.Elem())}
 	case reflect.Struct:
-		s := schema{Type: "object", Properties: map[string]schema{}, AdditionalProperties: false}
-		for _, m := range membersOf(t) {
-			s.Properties[m.name] = schemaOf(m.kind)
-			if m.required {
-				s.Required = append(s.Required, m.name)
-			}
-		}
-		return s
+		return objectOf(membersOf(t))
 	default:
 		return schema{Type: "string"}
 	}
+}
+
+func objectOf(members []param) schema {
+	s := schema{Type: "object", Properties: map[string]schema{}, AdditionalProperties: false}
+	for _, m := range members {
+		s.Properties[m.name] = schemaOf(m.kind)
+		if m.required {
+			s.Required = append(s.Required, m.name)
+		}
+	}
+	return s
 }

@@ -5,10 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"reflect"
-	"slices"
 	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -16,44 +15,160 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// splitBatch reads a whole body and returns the raw requests in it. Nothing of a body is run
-// before all of it was read as strict JSON: no duplicate names, valid UTF-8, nested no deeper
-// than rpc.MaxDepth.
-func splitBatch(body []byte) (members []jsontext.Value, batch bool, err *rpc.Error) {
+// parsedRequest is a member of a body: a call, or what keeps it from being one.
+type parsedRequest struct {
+	rpc.Request
+	bad *rpc.Error
+}
+
+// parseBody reads a whole body. Nothing of it is run before all of it was read as strict JSON: no
+// duplicate names, valid UTF-8, nested no deeper than rpc.MaxDepth. The requests share its memory.
+func parseBody(body []byte) (requests []parsedRequest, batch bool, err *rpc.Error) {
 	if depth(body) > rpc.MaxDepth {
 		return nil, false, parseError(fmt.Errorf("nested deeper than %d levels", rpc.MaxDepth))
 	}
-	dec := jsontext.NewDecoder(bytes.NewBuffer(body))
-	if batch = dec.PeekKind() == '['; batch {
-		dec.ReadToken()
+	p := newParser(body)
+	defer p.free()
+	if batch = p.PeekKind() == '['; batch {
+		p.ReadToken()
 	}
-	for len(members) <= rpc.MaxBatch && (!batch || dec.PeekKind() != ']') {
-		v, err := dec.ReadValue()
+	for len(requests) <= rpc.MaxBatch && (!batch || p.PeekKind() != ']') {
+		req, err := p.request()
 		if err != nil {
 			return nil, false, parseError(err)
 		}
-		members = append(members, v.Clone())
+		requests = append(requests, req)
 		if !batch {
 			break
 		}
 	}
-	if len(members) > rpc.MaxBatch {
+	if len(requests) > rpc.MaxBatch {
 		return nil, false, invalidRequest("a batch must hold at most %d requests", rpc.MaxBatch)
 	}
 	if batch {
-		if _, err := dec.ReadToken(); err != nil {
+		if _, err := p.ReadToken(); err != nil {
 			return nil, false, parseError(err)
 		}
 	}
-	if _, err := dec.ReadToken(); err == nil {
+	if _, err := p.ReadToken(); err == nil {
 		return nil, false, parseError(errors.New("the body holds more than one JSON value"))
 	} else if err != io.EOF {
 		return nil, false, parseError(err)
 	}
-	if len(members) == 0 {
+	if len(requests) == 0 {
 		return nil, false, invalidRequest("a batch must hold at least one request")
 	}
-	return members, batch, nil
+	return requests, batch, nil
+}
+
+// parser reads JSON that is in memory.
+type parser struct {
+	jsontext.Decoder
+	text   []byte
+	source bytes.Buffer
+}
+
+var parsers = sync.Pool{New: func() any { return new(parser) }}
+
+func newParser(text []byte) *parser {
+	p := parsers.Get().(*parser)
+	p.text, p.source = text, *bytes.NewBuffer(text)
+	p.Reset(&p.source)
+	return p
+}
+
+// free keeps p, and text with it, for another request.
+func (p *parser) free() {
+	if len(p.text) <= maxKept {
+		parsers.Put(p)
+	}
+}
+
+// member reads the next member of an object.
+func (p *parser) member() (name, value jsontext.Value, err error) {
+	if name, err = p.value(); err == nil {
+		value, err = p.value()
+	}
+	return name, value, err
+}
+
+// value reads the next value. Unlike that of ReadValue, it stays as it is.
+func (p *parser) value() (jsontext.Value, error) {
+	v, err := p.ReadValue()
+	end := int(p.InputOffset())
+	return p.text[end-len(v) : end], err
+}
+
+// request reads the next value as a request object. Its error is that the text is not strict JSON.
+func (p *parser) request() (req parsedRequest, err error) {
+	if p.PeekKind() != '{' {
+		_, err := p.ReadValue()
+		return parsedRequest{Request: rpc.Request{ID: null}, bad: invalidRequest("a request must be a JSON object")}, err
+	}
+	p.ReadToken()
+	var version, method jsontext.Value
+	var unknown []string
+	for p.PeekKind() != '}' {
+		name, value, err := p.member()
+		if err != nil {
+			return req, err
+		}
+		switch string(unquote(name)) {
+		case "jsonrpc":
+			version = value
+		case "method":
+			method = value
+		case "params":
+			req.Params = value
+		case "id":
+			req.ID = value
+		default:
+			unknown = append(unknown, string(unquote(name)))
+		}
+	}
+	if _, err := p.ReadToken(); err != nil {
+		return req, err
+	}
+	req.bad = req.complete(version, method, unknown)
+	if req.bad != nil && req.ID == nil {
+		req.ID = null
+	}
+	return req, nil
+}
+
+// complete checks a request whose ID and Params are as they came, and fills in the rest.
+func (req *parsedRequest) complete(version, method jsontext.Value, unknown []string) *rpc.Error {
+	switch req.ID.Kind() {
+	case '"', '0', 'n', jsontext.KindInvalid: // the last: absent
+	default:
+		req.ID = nil
+		return invalidRequest("id must be a string, a number or null")
+	}
+	if unknown != nil {
+		return invalidRequest("%s is not a known member", shorten(unknown[0]))
+	}
+	if version.Kind() != '"' || string(unquote(version)) != rpc.Version {
+		return invalidRequest(`jsonrpc must be the string "2.0"`)
+	}
+	if method.Kind() != '"' {
+		return invalidRequest("method must be a string")
+	}
+	req.JSONRPC, req.Method = rpc.Version, string(unquote(method))
+	switch req.Params.Kind() {
+	case '{', '[', jsontext.KindInvalid:
+		return nil
+	default:
+		return invalidRequest("params must be an object or an array")
+	}
+}
+
+// unquote is the text of a JSON string, which is strict.
+func unquote(s jsontext.Value) []byte {
+	if bytes.IndexByte(s, '\\') < 0 {
+		return s[1 : len(s)-1]
+	}
+	text, _ := jsontext.AppendUnquote(nil, s)
+	return text
 }
 
 // depth is how deep body's brackets are nested, whether or not it is JSON.
@@ -77,45 +192,6 @@ func depth(body []byte) int {
 	return deepest
 }
 
-// parseRequest reads one request object. The request's ID is set, when it could be read, also
-// beside an error.
-func parseRequest(raw jsontext.Value) (rpc.Request, *rpc.Error) {
-	var req rpc.Request
-	if raw.Kind() != '{' {
-		return req, invalidRequest("a request must be a JSON object")
-	}
-	var m map[string]jsontext.Value
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return req, invalidRequest("%s", explain("", err))
-	}
-	switch m["id"].Kind() {
-	case '"', '0', 'n':
-		req.ID = m["id"]
-	case jsontext.KindInvalid: // absent
-	default:
-		return req, invalidRequest("id must be a string, a number or null")
-	}
-	for _, name := range slices.Sorted(maps.Keys(m)) {
-		switch name {
-		case "jsonrpc", "method", "params", "id":
-		default:
-			return req, invalidRequest("%s is not a known member", shorten(name))
-		}
-	}
-	if json.Unmarshal(m["jsonrpc"], &req.JSONRPC) != nil || req.JSONRPC != rpc.Version {
-		return req, invalidRequest(`jsonrpc must be the string "2.0"`)
-	}
-	if m["method"].Kind() != '"' || json.Unmarshal(m["method"], &req.Method) != nil {
-		return req, invalidRequest("method must be a string")
-	}
-	switch req.Params = m["params"]; req.Params.Kind() {
-	case '{', '[', jsontext.KindInvalid:
-	default:
-		return req, invalidRequest("params must be an object or an array")
-	}
-	return req, nil
-}
-
 // param is one member of a method's params.
 type param struct {
 	name     string
@@ -135,40 +211,64 @@ func membersOf(t reflect.Type) []param {
 
 // decodeParams reads params, by name or by position, into a params struct.
 func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
-	members := map[string]jsontext.Value{}
 	switch raw.Kind() {
 	case '{':
-		if err := json.Unmarshal(raw, &members); err != nil {
-			return invalidParams("%s", explain("params", err))
-		}
 	case '[':
-		var values []jsontext.Value
-		if err := json.Unmarshal(raw, &values); err != nil {
-			return invalidParams("%s", explain("params", err))
-		}
-		if len(values) > len(params) {
-			return invalidParams("params has %d positions; this method takes %d", len(values), len(params))
-		}
-		for i, v := range values {
-			members[params[i].name] = v
-		}
-		named, err := json.Marshal(members)
+		named, err := byName(raw, params)
 		if err != nil {
-			return invalidParams("%s", explain("params", err))
+			return err
 		}
 		raw = named
 	default:
 		raw = jsontext.Value("{}")
 	}
-	for _, p := range params {
-		if v := members[p.name]; p.required && (v == nil || v.Kind() == 'n') {
-			return invalidParams("params.%s is required", p.name)
-		}
-	}
 	if err := json.Unmarshal(raw, into, json.RejectUnknownMembers(true)); err != nil {
 		return invalidParams("%s", explain("params", err))
 	}
+	v := reflect.ValueOf(into).Elem()
+	for i, p := range params {
+		if p.required && v.Field(i).IsZero() && !has(raw, p.name) {
+			return invalidParams("params.%s is required", p.name)
+		}
+	}
 	return nil
+}
+
+// byName makes an object of positional params.
+func byName(raw jsontext.Value, params []param) (jsontext.Value, *rpc.Error) {
+	var values []jsontext.Value
+	if err := json.Unmarshal(raw, &values); err != nil {
+		return nil, invalidParams("%s", explain("params", err))
+	}
+	if len(values) > len(params) {
+		return nil, invalidParams("params has %d positions; this method takes %d", len(values), len(params))
+	}
+	members := map[string]jsontext.Value{}
+	for i, v := range values {
+		members[params[i].name] = v
+	}
+	named, err := json.Marshal(members)
+	if err != nil {
+		return nil, invalidParams("%s", explain("params", err))
+	}
+	return named, nil
+}
+
+// has says whether an object has a member that is not null.
+func has(object jsontext.Value, name string) bool {
+	p := newParser(object)
+	defer p.free()
+	p.ReadToken()
+	for p.PeekKind() != '}' {
+		member, value, err := p.member()
+		if err != nil {
+			return false
+		}
+		if string(unquote(member)) == name {
+			return value.Kind() != 'n'
+		}
+	}
+	return false
 }
 
 // explain says in the words of JSON, not of Go, why a value does not fit.

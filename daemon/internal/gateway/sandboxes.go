@@ -10,18 +10,17 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // table is every method of the server.
 func (g *Gateway) table() []method {
-	metrics := define(rpc.MethodSandboxMetricsGet, scopeRead, g.metrics)
-	metrics.anywhere = true
 	return []method{
-		define(rpc.MethodSandboxStart, scopeManage, g.start),
-		define(rpc.MethodSandboxStop, scopeManage, g.stop),
-		metrics,
-		define(rpc.MethodSandboxReplRun, scopeRun, g.runCode),
-		define(rpc.MethodSandboxCommandRun, scopeRun, g.runCommand),
+		define(rpc.MethodSandboxStart, token.ScopeStart, g.start),
+		define(rpc.MethodSandboxStop, token.ScopeStop, g.stop),
+		defineAnywhere(rpc.MethodSandboxMetricsGet, token.ScopeRead, g.metrics),
+		define(rpc.MethodSandboxReplRun, token.ScopeExec, g.runCode),
+		define(rpc.MethodSandboxCommandRun, token.ScopeExec, g.runCommand),
 	}
 }
 
@@ -74,7 +73,7 @@ func (g *Gateway) stop(ctx context.Context, namespace string, p rpc.StopParams) 
 	return fmt.Sprintf("Sandbox %s stopped successfully", p.Sandbox), nil
 }
 
-func (g *Gateway) metrics(ctx context.Context, namespace string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
+func (g *Gateway) metrics(ctx context.Context, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
 	var name string
 	if p.Sandbox != nil {
 		name = *p.Sandbox
@@ -82,7 +81,7 @@ func (g *Gateway) metrics(ctx context.Context, namespace string, p rpc.MetricsPa
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := g.Sandboxes.Metrics(ctx, namespace, name)
+	all, err := g.measureIn(ctx, namespaces, name)
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
@@ -97,6 +96,29 @@ func (g *Gateway) metrics(ctx context.Context, namespace string, p rpc.MetricsPa
 		}
 	}
 	return res, nil
+}
+
+// measureIn joins what several namespaces have; none means every one that there is.
+func (g *Gateway) measureIn(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+	if len(namespaces) == 0 {
+		return g.Sandboxes.Metrics(ctx, "", name)
+	}
+	var all []sandbox.Metrics
+	var missing error
+	for _, namespace := range namespaces {
+		some, err := g.Sandboxes.Metrics(ctx, namespace, name)
+		switch {
+		case errdefs.IsNotFound(err):
+			missing = err
+		case err != nil:
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	if all == nil {
+		return nil, missing // of a sandbox that is in none of them
+	}
+	return all, nil
 }
 
 var languages = map[string]sandbox.Language{

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"container/list"
 	"fmt"
 	"hash/maphash"
 	"net/netip"
@@ -17,7 +16,7 @@ const (
 	triesPerSecond = 20
 	// maxSources and maxAccepted bound what is remembered.
 	maxSources  = 4096
-	maxAccepted = 4096
+	maxAccepted = 16 << 10
 )
 
 var errTooManyTries = fmt.Errorf("too many bad API keys from this address; wait a moment: %w", errdefs.ErrResourceExhausted)
@@ -26,101 +25,63 @@ var errTooManyTries = fmt.Errorf("too many bad API keys from this address; wait 
 // source over its bound loses only new keys: those that were accepted before go on working, so that
 // a bad client does not lock out the good ones behind the same address.
 type tries struct {
-	mu      sync.Mutex
+	mu      sync.RWMutex
 	sources *lru[netip.Prefix, *rate.Limiter]
 	// accepted holds hashes. A collision lets a key through to be checked, no more.
-	accepted *lru[uint64, struct{}]
+	accepted map[uint64]struct{}
 	seed     maphash.Seed
 }
 
 func newTries() *tries {
 	return &tries{
 		sources:  newLRU[netip.Prefix, *rate.Limiter](maxSources),
-		accepted: newLRU[uint64, struct{}](maxAccepted),
+		accepted: map[uint64]struct{}{},
 		seed:     maphash.MakeSeed(),
 	}
 }
 
 // allowed says whether the key may be checked.
 func (t *tries) allowed(from netip.Prefix, key string) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	bucket, ok := t.sources.get(from)
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	bucket, ok := t.sources.peek(from)
 	if !ok || bucket.Tokens() >= 1 {
 		return true
 	}
-	_, known := t.accepted.get(maphash.String(t.seed, key))
+	_, known := t.accepted[maphash.String(t.seed, key)]
 	return known
 }
 
+// succeeded remembers a key that was accepted. With each request, it is already there.
 func (t *tries) succeeded(key string) {
+	hash := maphash.String(t.seed, key)
+	t.mu.RLock()
+	_, known := t.accepted[hash]
+	t.mu.RUnlock()
+	if known {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.accepted) >= maxAccepted {
+		for other := range t.accepted { // map order: an arbitrary one
+			delete(t.accepted, other)
+			break
+		}
+	}
+	t.accepted[hash] = struct{}{}
+}
+
+// failed counts a key that was refused against its source.
+func (t *tries) failed(from netip.Prefix, key string) {
 	hash := maphash.String(t.seed, key)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.accepted.put(hash, struct{}{})
-}
-
-func (t *tries) failed(from netip.Prefix) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	delete(t.accepted, hash) // it ended: from now on it is as bad as any other
 	bucket, ok := t.sources.get(from)
 	if !ok {
 		bucket = rate.NewLimiter(triesPerSecond, triesBurst)
 		t.sources.put(from, bucket)
 	}
 	bucket.Allow()
-}
-
-// source is the network that one client has for itself: an IPv4 address, or an IPv6 /64. The zero
-// Prefix stands for every address that cannot be read.
-func source(remoteAddr string) netip.Prefix {
-	ap, err := netip.ParseAddrPort(remoteAddr)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	addr := ap.Addr().Unmap().WithZone("")
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits) // the bits fit the address
-	return p
-}
-
-// lru is a map that forgets what was used longest ago.
-type lru[K comparable, V any] struct {
-	max     int
-	entries map[K]*list.Element
-	order   *list.List // of entry, the latest in front
-}
-
-type entry[K comparable, V any] struct {
-	key   K
-	value V
-}
-
-func newLRU[K comparable, V any](max int) *lru[K, V] {
-	return &lru[K, V]{max: max, entries: map[K]*list.Element{}, order: list.New()}
-}
-
-func (l *lru[K, V]) get(key K) (value V, ok bool) {
-	e, ok := l.entries[key]
-	if !ok {
-		return value, false
-	}
-	l.order.MoveToFront(e)
-	return e.Value.(entry[K, V]).value, true
-}
-
-func (l *lru[K, V]) put(key K, value V) {
-	if e, ok := l.entries[key]; ok {
-		e.Value = entry[K, V]{key, value}
-		l.order.MoveToFront(e)
-		return
-	}
-	l.entries[key] = l.order.PushFront(entry[K, V]{key, value})
-	if l.order.Len() > l.max {
-		oldest := l.order.Back()
-		delete(l.entries, l.order.Remove(oldest).(entry[K, V]).key)
-	}
 }
