@@ -1,0 +1,80 @@
+package mcp
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/msbd/msbd/api/rpc"
+)
+
+// FuzzMCP sends hostile bodies, as clients of each revision do. All are answered in the form that is due, none
+// brings the server down, and nothing is run but what a valid call of a tool asks for.
+func FuzzMCP(f *testing.F) {
+	meta := `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}`
+	stop := toolCall(1, "sandbox_stop", `{"sandbox":"a"}`)
+	for _, body := range []string{
+		stop, "[" + stop + "," + stop + "]", withProgress(1, runForever), strings.Replace(stop, `"params":{`, `"params":{`+meta+",", 1),
+		`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`,
+		`{"jsonrpc":"2.0","method":"notifications/initialized"}`, `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}`,
+		`{"jsonrpc":"2.0","id":"x","method":"tools/list","params":{"cursor":"!"}}`, `{"jsonrpc":"2.0","id":1,"method":"prompts/get","params":{"name":"create_node_sandbox","arguments":{"sandbox_name":"a"}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"server/discover","params":{` + meta + `}}`, `{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{` + meta + `}}`,
+		`{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":""}}`, `{"jsonrpc":"2.0","id":1,"method":"ping"}`,
+		`{"jsonrpc":"2.0","id":1,"method":"completion/complete","params":{"ref":{"type":"ref/prompt","name":"x"},"argument":{"name":"y","value":"z"}}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{"level":"debug"}}`, `{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"file:///etc/passwd"}}`,
+		`{}`, `[]`, `null`, `[null]`, `{"jsonrpc":"2.0","id":{},"method":7,"params":[]}`, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":null}`,
+	} {
+		for i := range Revisions {
+			f.Add([]byte(body), byte(i))
+		}
+	}
+	s := newSite(f)
+	s.beat = time.Millisecond
+	f.Fuzz(func(t *testing.T, body []byte, revision byte) {
+		w := s.post(string(body), header("Mcp-Protocol-Version", Revisions[int(revision)%len(Revisions)]), header(sessionHeader, "label"),
+			func(r *http.Request) {
+				// As a client of the newest revision does, which repeats some of the body.
+				var m struct {
+					Method string
+					Params struct{ Name, URI string }
+				}
+				if json.Unmarshal(body, &m) == nil && m.Method != "" {
+					r.Header.Set("Mcp-Method", m.Method)
+					r.Header.Set("Mcp-Name", m.Params.Name+m.Params.URI)
+				}
+			})
+		passed := s.boxes.passed()
+		valid := jsontext.Value(body).IsValid()
+		if passed != nil && (!valid || !strings.Contains(unescaped(body), "tools/call") || w.Code != http.StatusOK) {
+			t.Fatalf("%q ran %q, and is answered with %d %s", body, passed, w.Code, w.Body)
+		}
+		switch kind := w.Header().Get("Content-Type"); {
+		case w.Code == http.StatusAccepted && w.Body.Len() == 0 && valid:
+		case kind == "text/event-stream" && w.Code == http.StatusOK && valid:
+		case kind == "application/json" && jsontext.Value(w.Body.Bytes()).IsValid():
+			var res rpc.Response
+			if w.Code >= 400 && (json.Unmarshal(w.Body.Bytes(), &res) != nil || res.Error == nil) {
+				t.Fatalf("%q is refused with %d %s", body, w.Code, w.Body)
+			}
+		default:
+			t.Fatalf("%q is answered with %d %s %q", body, w.Code, kind, w.Body)
+		}
+		if len(s.running.runs) != 0 {
+			t.Fatalf("%q: still kept: %v", body, s.running.runs)
+		}
+	})
+}
+
+// unescaped is the text of a body whose strings may be spelt with escapes.
+func unescaped(body []byte) string {
+	var v any
+	if json.Unmarshal(body, &v) != nil {
+		return ""
+	}
+	b, _ := json.Marshal(v)
+	return string(b)
+}
