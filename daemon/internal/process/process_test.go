@@ -1,0 +1,66 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+)
+
+func TestProcess(t *testing.T) {
+	// A name that looks like the end of the name in /proc/PID/stat.
+	program := filepath.Join(t.TempDir(), "a) S 1 2")
+	if err := os.Symlink("/bin/sleep", program); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	t.Cleanup(func() { cmd.Process.Kill() })
+	p, err := Open(pid)
+	if p == nil || err != nil {
+		t.Fatalf("Open = %v, %v", p, err)
+	}
+	defer p.Close()
+	if pids, err := PIDs(); err != nil || !slices.Contains(pids, pid) {
+		t.Errorf("process %d is not among %v, %v", pid, pids, err)
+	}
+	if start, err := StartTime(pid); err != nil || start == 0 {
+		t.Errorf("StartTime = %d, %v", start, err)
+	}
+	own, err := StartTime(os.Getpid())
+	if start, _ := StartTime(pid); err != nil || start < own {
+		t.Errorf("the child began at %d, this process at %d, %v", start, own, err)
+	}
+
+	if p.Dead() {
+		t.Error("it is dead")
+	}
+	gone := errors.New("the caller left")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(gone)
+	if err := p.Wait(ctx); !errors.Is(err, gone) {
+		t.Errorf("Wait = %v", err)
+	}
+	if err := p.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !p.Dead() { // and not reaped yet
+		t.Error("it lives")
+	}
+	if err := p.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	cmd.Wait()
+	if p, err := Open(pid); p != nil || err != nil {
+		t.Errorf("Open of one that is gone = %v, %v", p, err)
+	}
+	if _, err := StartTime(pid); err == nil {
+		t.Error("one that is gone has a start time")
+	}
+}
