@@ -1,0 +1,136 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kvmLack says what keeps KVM from being used, or nil. A device that opens and answers is not enough:
+// on some hosts it emulates, a hundred times slower than QEMU does. Who insists on it gets it nonetheless.
+func (m machine) kvmLack(insist bool, cacheDir string) *lack {
+	const device = "/dev/kvm"
+	cpu := m.processor()
+	err := openKVM(m.root + device)
+	denied := errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
+	switch {
+	case err == nil && insist:
+		return nil
+	case cpu.flag == "" && (!insist || !denied):
+		return cpu.lack()
+	case err != nil:
+		return m.deviceLack(device, cpu.module, err)
+	}
+	fast, err := fastKVM(cacheDir, runProbe)
+	if err != nil {
+		return &lack{what: err.Error(), mend: "mount /proc", here: true}
+	}
+	if !fast {
+		l := &lack{what: fmt.Sprintf("%s is there, but emulated: a small program did not run in it within %v", device, probeLimit),
+			mend: "use a machine whose processor does it"}
+		if cpu.virtual {
+			l.mend = nest
+		}
+		l.mend += ", or insist with accelerator kvm"
+		return l
+	}
+	return nil
+}
+
+// nest is for a virtual machine that cannot have virtual machines of its own.
+const nest = "turn on nested virtualisation for this virtual machine"
+
+// lack is that of a processor without virtualisation.
+func (p processor) lack() *lack {
+	l := &lack{what: "the processor offers neither vmx nor svm", mend: firmware}
+	if p.virtual {
+		l.mend = nest
+		l.more = fmt.Sprintf(", at its provider; or on its host: modprobe -r %[1]s && modprobe %[1]s nested=1 "+
+			"(/sys/module/%[1]s/parameters/nested says Y or 1 then), and QEMU with -cpu host", p.module)
+	}
+	return l
+}
+
+// vsockLack says what keeps vhost-vsock from being used, or nil.
+func (m machine) vsockLack() *lack {
+	const device = "/dev/vhost-vsock"
+	fd, err := unix.Open(m.root+device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return m.deviceLack(device, "vhost_vsock", err)
+	}
+	unix.Close(fd)
+	return nil
+}
+
+// fastKVM asks the probe, once per boot of the host and dir; each time if dir is empty.
+func fastKVM(dir string, probe func() error) (bool, error) {
+	if dir == "" {
+		return probe() == nil, nil
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return false, err
+	}
+	const fast, slow = "fast", "slow"
+	cache := filepath.Join(dir, fmt.Sprintf(".kvm-%.36s", boot))
+	cached, _ := os.ReadFile(cache) // unreadable or cut short is the same as absent
+	if v := string(cached); v == fast || v == slow {
+		return v == fast, nil
+	}
+	verdict := fast
+	if probe() != nil {
+		verdict = slow
+	}
+	_ = os.WriteFile(cache, []byte(verdict), 0o600) // at worst it is asked again
+	return verdict == fast, nil
+}
+
+// openKVM checks that the device is there and speaks the one version of its API.
+func openKVM(device string) error {
+	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", device, err)
+	}
+	defer unix.Close(fd)
+	version, err := unix.IoctlRetInt(fd, kvmGetAPIVersion)
+	if err != nil {
+		return fmt.Errorf("ask %s for its version: %w", device, err)
+	}
+	if version != kvmAPIVersion {
+		return fmt.Errorf("%s has version %d, not %d", device, version, kvmAPIVersion)
+	}
+	return nil
+}
+
+const (
+	probeName  = "msbd-kvm-probe"
+	probeLimit = 500 * time.Millisecond
+)
+
+// runProbe runs the probe in a child, because a vCPU that hangs can only be killed.
+func runProbe() error {
+	ctx, cancel := context.WithTimeout(context.Background(), probeLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{probeName}
+	return cmd.Run()
+}
+
+// MaybeProbeChild must be called first in main of every program that calls Choose or Examine: they run
+// that program again, as a child which tries KVM. In such a child it does not return.
+func MaybeProbeChild() {
+	if os.Args[0] != probeName {
+		return
+	}
+	if err := probeKVM(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}

@@ -1,0 +1,78 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// A machine is where facts about the host are read: in the files below root, which is empty outside tests.
+type machine struct{ root string }
+
+// read returns a file's content. What cannot be read is as good as empty: nothing is known then.
+func (m machine) read(path string) string {
+	content, _ := os.ReadFile(m.root + path)
+	return string(content)
+}
+
+func (m machine) exists(path string) bool {
+	_, err := os.Stat(m.root + path)
+	return err == nil
+}
+
+// A processor is what the kernel knows of the first one.
+type processor struct {
+	flag    string // of its virtualisation: vmx or svm; empty: it offers none
+	module  string // of the kernel, which makes KVM of it
+	virtual bool   // this machine is a virtual one itself
+}
+
+var (
+	flagsRE  = regexp.MustCompile(`(?m)^flags\s*:(.*)$`)
+	vendorRE = regexp.MustCompile(`(?m)^vendor_id\s*: (.*)$`)
+)
+
+func (m machine) processor() processor {
+	var cpu processor
+	info := m.read("/proc/cpuinfo")
+	if line := flagsRE.FindStringSubmatch(info); line != nil {
+		for _, flag := range strings.Fields(line[1]) {
+			switch flag {
+			case "vmx", "svm":
+				cpu.flag = flag
+			case "hypervisor":
+				cpu.virtual = true
+			}
+		}
+	}
+	vendor := vendorRE.FindStringSubmatch(info)
+	switch {
+	case cpu.flag == "svm", cpu.flag == "" && vendor != nil && (vendor[1] == "AuthenticAMD" || vendor[1] == "HygonGenuine"):
+		cpu.module = "kvm_amd"
+	default:
+		cpu.module = "kvm_intel"
+	}
+	return cpu
+}
+
+// hostPIDNamespace is the inode that the kernel gives to the PID namespace that it boots with.
+const hostPIDNamespace = "pid:[4026531836]"
+
+// inContainer goes by the PID namespace: which engine made the container does not matter.
+func (m machine) inContainer() bool {
+	namespace, err := os.Readlink(m.root + "/proc/self/ns/pid")
+	return err == nil && namespace != hostPIDNamespace
+}
+
+func (m machine) kernel() string { return strings.TrimSpace(m.read("/proc/sys/kernel/osrelease")) }
+
+// hasModule says whether the kernel has a module, built in or in a file that modprobe finds.
+func (m machine) hasModule(name string) bool {
+	if m.exists("/sys/module/" + name) {
+		return true
+	}
+	file := regexp.MustCompile(`(?m)/` + strings.ReplaceAll(name, "_", "[-_]") + `\.ko`)
+	dir := filepath.Join("/lib/modules", m.kernel())
+	return file.MatchString(m.read(dir+"/modules.dep")) || file.MatchString(m.read(dir+"/modules.builtin"))
+}

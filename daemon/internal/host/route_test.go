@@ -1,0 +1,133 @@
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+var (
+	noKVM   = &lack{what: "there is no /dev/kvm", mend: "modprobe kvm_amd", here: true}
+	never   = &lack{what: "the processor offers neither vmx nor svm", mend: nest}
+	noVsock = &lack{what: "there is no /dev/vhost-vsock", mend: "modprobe vhost_vsock", here: true}
+)
+
+func TestChoose(t *testing.T) {
+	const own = "/kata.toml"
+	for name, tt := range map[string]struct {
+		survey      survey
+		options     Options
+		hypervisor  string // with its reason behind a colon
+		accelerator string
+		advice      []string // a part of each
+		err         string   // its parts, separated by |
+		is          func(error) bool
+	}{
+		"all well":      {hypervisor: "kata: KVM and /dev/vhost-vsock are usable", accelerator: "kvm: KVM is usable"},
+		"auto, spelled": {options: Options{Hypervisor: "auto", Accelerator: "auto"}, hypervisor: "kata: KVM and", accelerator: "kvm: KVM is usable"},
+		"no vsock": {survey: survey{vsock: noVsock}, hypervisor: "builtin: there is no /dev/vhost-vsock: modprobe vhost_vsock",
+			accelerator: "kvm: KVM is usable", advice: []string{"for Kata's own driver: modprobe vhost_vsock"}},
+		"neither": {survey: survey{kvm: noKVM, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
+			accelerator: "tcg: KVM is not usable: there is no /dev/kvm", advice: []string{"modprobe kvm_amd", "modprobe vhost_vsock"}},
+		"KVM out of reach": {survey: survey{kvm: never, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
+			accelerator: "tcg: KVM is not usable: the processor", advice: []string{nest}},
+		"kvm insisted on": {options: Options{Accelerator: KVM}, hypervisor: "kata: KVM and", accelerator: "kvm: configured"},
+		"kvm insisted on, no vsock": {survey: survey{vsock: noVsock}, options: Options{Accelerator: KVM}, hypervisor: "builtin: there is no",
+			accelerator: "kvm: configured", advice: []string{"modprobe vhost_vsock"}},
+		"kvm insisted on, and missing": {survey: survey{kvm: noKVM}, options: Options{Accelerator: KVM}, err: "use KVM|modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
+		"tcg": {options: Options{Accelerator: TCG}, hypervisor: "builtin: Kata's own driver needs KVM", accelerator: "tcg: configured",
+			advice: []string{"leave out the setting accelerator"}},
+		"builtin": {options: Options{Hypervisor: Builtin}, hypervisor: "builtin: configured", accelerator: "kvm: KVM is usable"},
+		"builtin, no vsock": {survey: survey{vsock: noVsock}, options: Options{Hypervisor: Builtin}, hypervisor: "builtin: configured",
+			accelerator: "kvm: KVM is usable"},
+		"kata":                {options: Options{Hypervisor: Kata}, hypervisor: "kata: configured", accelerator: "kvm: KVM is usable"},
+		"kata without KVM":    {survey: survey{kvm: noKVM}, options: Options{Hypervisor: Kata}, err: "/dev/kvm|modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
+		"kata without vsock":  {survey: survey{vsock: noVsock}, options: Options{Hypervisor: Kata}, err: "vhost-vsock|modprobe vhost_vsock", is: errdefs.IsFailedPrecondition},
+		"kata and tcg":        {options: Options{Hypervisor: Kata, Accelerator: TCG}, err: "accelerator tcg", is: errdefs.IsInvalidArgument},
+		"unknown hypervisor":  {options: Options{Hypervisor: "xen"}, err: `"xen"`, is: errdefs.IsInvalidArgument},
+		"unknown accelerator": {options: Options{Accelerator: "hax"}, err: `"hax"`, is: errdefs.IsInvalidArgument},
+
+		"own Kata": {survey: survey{driver: "qemu"}, options: Options{KataConfig: own},
+			hypervisor: "kata: kata-config is configured", accelerator: "kvm: KVM is usable"},
+		"own Kata without KVM": {survey: survey{kvm: noKVM, driver: "qemu"}, options: Options{KataConfig: own}, err: "modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
+		"own QEMU without vsock": {survey: survey{vsock: noVsock, driver: "qemu"}, options: Options{KataConfig: own},
+			err: "modprobe vhost_vsock", is: errdefs.IsFailedPrecondition},
+		"own Cloud Hypervisor without vsock": {survey: survey{vsock: noVsock, driver: "clh"}, options: Options{KataConfig: own},
+			hypervisor: "kata: kata-config", accelerator: "kvm: KVM is usable"},
+		"own remote hypervisor": {survey: survey{kvm: noKVM, vsock: noVsock, driver: "remote"}, options: Options{KataConfig: own, Accelerator: TCG},
+			hypervisor: "kata: kata-config", accelerator: "tcg: configured"},
+		"own QEMU and tcg": {survey: survey{driver: "qemu"}, options: Options{KataConfig: own, Accelerator: TCG}, err: "tcg", is: errdefs.IsInvalidArgument},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, err := tt.survey.choose(tt.options)
+			if tt.is != nil {
+				for part := range strings.SplitSeq(tt.err, "|") {
+					if err == nil || !tt.is(err) || !strings.Contains(err.Error(), part) {
+						t.Errorf("%+v, %v, want an error with %q", r, err, part)
+					}
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := r.Hypervisor + ": " + r.HypervisorReason; !strings.HasPrefix(got, tt.hypervisor) {
+				t.Errorf("hypervisor %s, want %s", got, tt.hypervisor)
+			}
+			if got := r.Accelerator + ": " + r.AcceleratorReason; !strings.HasPrefix(got, tt.accelerator) {
+				t.Errorf("accelerator %s, want %s", got, tt.accelerator)
+			}
+			if !slices.EqualFunc(r.Advice, tt.advice, strings.Contains) {
+				t.Errorf("advice %q, want %q", r.Advice, tt.advice)
+			}
+		})
+	}
+}
+
+// On whatever host this runs, there is a route.
+func TestChooseHere(t *testing.T) {
+	r, err := Choose(Options{CacheDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", r)
+}
+
+func TestKataDriver(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "kata.toml")
+	write := func(path, content string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := Choose(Options{KataConfig: path}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), path) {
+		t.Errorf("missing: %v", err)
+	}
+	const qemu = "[hypervisor.qemu]\npath = \"/q\"\n[runtime]\nenable_debug = true\n"
+	for content, want := range map[string]string{
+		qemu: "qemu", "[hypervisor.remote]\n": "remote",
+		"": "", "[agent.kata]\n": "", "hypervisor = 3": "", "[hypervisor.qemu": "", "[hypervisor.remote]\n[hypervisor.clh]\n": "",
+	} {
+		write(path, content)
+		got, err := kataDriver(path)
+		if got != want || (want == "") != errdefs.IsInvalidArgument(err) || err != nil && !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: %q, %v", content, got, err)
+		}
+	}
+	write(path, qemu)
+	for content, want := range map[string]string{"[hypervisor.qemu]\npath = \"/r\"\n": "qemu", "[hypervisor.clh]\n": ""} {
+		write(filepath.Join(dir, "config.d", "10-mine.toml"), content)
+		if got, err := kataDriver(path); got != want {
+			t.Errorf("with %q beside it: %q, %v", content, got, err)
+		}
+	}
+}
