@@ -37,11 +37,17 @@ func run(deb, agent, portal, out string) error {
 	if err != nil {
 		return fmt.Errorf("extract the kernel of %s: %w", deb, err)
 	}
-	modules, err := pkg.loadOrder(wantedModules)
+	boot, err := pkg.loadOrder(bootModules)
 	if err != nil {
 		return err
 	}
-	initrd, err := buildInitrd(agent, portal, modules)
+	demand := make([][]module, len(demandModules))
+	for i, name := range demandModules {
+		if demand[i], err = pkg.loadOrder([]string{name}); err != nil {
+			return err
+		}
+	}
+	initrd, err := buildInitrd(agent, portal, boot, demand)
 	if err != nil {
 		return err
 	}

@@ -1,17 +1,23 @@
 package guestagent
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-const cgroupRoot = "/sys/fs/cgroup"
+const (
+	cgroupRoot = "/sys/fs/cgroup"
+	// nvdimmRoot is there in a machine that may get disks among its memory. Their driver learns of them
+	// only when they come: it has to be there before.
+	nvdimmRoot = "/sys/bus/acpi/devices/ACPI0012:00"
+)
+
+var pmemModules = []string{"nfit", "nd_pmem"}
 
 // mountSystem gives the bare initramfs the file systems that everything else needs.
 func mountSystem() error {
@@ -47,16 +53,25 @@ func bringUp(log *slog.Logger) error {
 	if err := loadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
+	if _, err := os.Stat(nvdimmRoot); err == nil {
+		for _, module := range pmemModules {
+			if err := needModule(module, ""); err != nil {
+				log.Warn("load module", "module", module, "err", err)
+			}
+		}
+	}
 	// One write each: the kernel takes all controllers of a write or none.
-	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
+	for _, controller := range []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"} {
 		if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
 			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
 		}
 	}
 	// Hot-plugged memory arrives after the host asked to bring it online.
-	if err := os.WriteFile("/sys/devices/system/memory/auto_online_blocks", []byte("online"), 0); err != nil {
+	if err := os.WriteFile(memoryDir+"/auto_online_blocks", []byte("online"), 0); err != nil {
 		log.Warn("memory cannot be added", "err", err)
 	}
+	settleIPv6(log, "all")
+	settleIPv6(log, "default")
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find loopback: %w", err)
@@ -84,29 +99,20 @@ func moveRoot() error {
 	return unix.Chdir("/")
 }
 
-// loadModules loads what the image lists, in its order. Only the list itself must be there: a
-// machine without, say, a network works without its driver.
-func loadModules(log *slog.Logger) error {
-	list, err := os.ReadFile("/lib/modules/load")
-	if err != nil {
-		return err
+// openConsole sends the log to a console that comes with a driver, as soon as it is there. The kernel
+// starts init with the one that it has by then, or with none.
+func openConsole() {
+	var st unix.Stat_t
+	if unix.Fstat(2, &st) == nil && st.Rdev == unix.Mkdev(5, 1) {
+		return
 	}
-	for path := range strings.FieldsSeq(string(list)) {
-		if err := loadModule(path); err != nil {
-			log.Warn("load module", "path", path, "err", err)
+	// A machine without one is fine.
+	_ = plugged(context.Background(), func() error {
+		fd, err := unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return errNotYet
 		}
-	}
-	return nil
-}
-
-func loadModule(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
-		return err
-	}
-	return nil
+		defer unix.Close(fd)
+		return unix.Dup3(fd, 2, unix.O_CLOEXEC)
+	})
 }

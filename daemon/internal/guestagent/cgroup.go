@@ -1,10 +1,8 @@
 package guestagent
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroup is a container's control group (version 2).
+// cgroup is a container's control group (version 2). The container may have made more of them below.
 type cgroup struct {
 	path string
 	dir  *os.File // for a fork straight into the group
-	oom  *os.File
+	oom  *oomWatch
 }
 
 func createCgroup(id string) (*cgroup, error) {
@@ -32,7 +30,7 @@ func createCgroup(id string) (*cgroup, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(path))
 	}
-	oom, err := openOOMWatch(path)
+	oom, err := watchOOM(path + "/memory.events")
 	if err != nil {
 		return nil, errors.Join(err, dir.Close(), os.Remove(path))
 	}
@@ -43,6 +41,9 @@ func createCgroup(id string) (*cgroup, error) {
 func (c *cgroup) limit(r *pb.LinuxResources) error {
 	for _, setting := range cgroupSettings(r) {
 		file := filepath.Join(c.path, setting[0])
+		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) && setting[1] == "0" {
+			continue // huge pages of a size that only the host has
+		}
 		if err := os.WriteFile(file, []byte(setting[1]), 0); err != nil {
 			return fmt.Errorf("set %s to %s: %w", setting[0], setting[1], err)
 		}
@@ -66,6 +67,13 @@ func cgroupSettings(r *pb.LinuxResources) [][2]string {
 		}
 		if m.Reservation != 0 {
 			set("memory.low", amount(m.Reservation))
+		}
+		// OCI's limit is of memory and swap together.
+		switch {
+		case m.Swap < 0:
+			set("memory.swap.max", "max")
+		case m.Swap > 0 && m.Limit > 0 && m.Swap >= m.Limit:
+			set("memory.swap.max", amount(m.Swap-m.Limit))
 		}
 	}
 	if c := r.GetCPU(); c != nil {
@@ -92,6 +100,11 @@ func cgroupSettings(r *pb.LinuxResources) [][2]string {
 	if p := r.GetPids(); p != nil && p.Limit != 0 {
 		set("pids.max", amount(p.Limit))
 	}
+	for _, h := range r.GetHugepageLimits() {
+		if validateID("page size", h.GetPagesize()) == nil {
+			set("hugetlb."+h.Pagesize+".max", strconv.FormatUint(h.Limit, 10))
+		}
+	}
 	return s
 }
 
@@ -101,10 +114,10 @@ func cpuWeight(shares uint64) uint64 {
 	return 1 + (shares-2)*9999/262142
 }
 
-// kill ends every process in the group.
+// kill ends every process in the group and below.
 func (c *cgroup) kill() error { return os.WriteFile(c.path+"/cgroup.kill", []byte("1"), 0) }
 
-// freeze stops or continues every process in the group.
+// freeze stops or continues every process in the group and below.
 func (c *cgroup) freeze(frozen bool) error {
 	value := "0"
 	if frozen {
@@ -113,30 +126,36 @@ func (c *cgroup) freeze(frozen bool) error {
 	return os.WriteFile(c.path+"/cgroup.freeze", []byte(value), 0)
 }
 
-// pids returns the processes in the group.
-func (c *cgroup) pids() ([]int, error) {
-	data, err := os.ReadFile(c.path + "/cgroup.procs")
+// forkInto returns a directory to fork a process into that joins the container of process main. A
+// group whose controllers were handed down may have none of its own: it goes where main is.
+func (c *cgroup) forkInto(main int) (*os.File, error) {
+	handed, err := os.ReadFile(c.path + "/cgroup.subtree_control")
 	if err != nil {
 		return nil, err
 	}
-	var pids []int
-	for field := range strings.FieldsSeq(string(data)) {
-		pid, err := strconv.Atoi(field)
-		if err != nil {
-			return nil, err
-		}
-		pids = append(pids, pid)
+	if len(strings.TrimSpace(string(handed))) == 0 {
+		return os.Open(c.path)
 	}
-	return pids, nil
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", main))
+	if err != nil {
+		return nil, err
+	}
+	_, path, _ := strings.Cut(strings.TrimSpace(string(line)), "::")
+	path = filepath.Join(cgroupRoot, path)
+	if !strings.HasPrefix(path+"/", c.path+"/") {
+		return nil, fmt.Errorf("the container's main process is in the group %s", path)
+	}
+	return os.Open(path)
 }
 
-// remove kills what is left and removes the group, within limit.
+// remove kills what is left and removes the group with all below, within limit.
 func (c *cgroup) remove(limit time.Duration) error {
 	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
 		if err := c.kill(); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		err := os.Remove(c.path)
+		c.oom.check() // the last chance
+		err := removeGroups(c.path)
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			return errors.Join(c.dir.Close(), c.oom.Close())
 		}
@@ -147,121 +166,24 @@ func (c *cgroup) remove(limit time.Duration) error {
 	}
 }
 
-// watchOOM calls killed whenever the kernel killed a process for want of memory, until the group is
-// removed.
-func (c *cgroup) watchOOM(killed func()) {
-	events := c.path + "/memory.events"
-	var seen uint64
-	buf := make([]byte, 4096)
-	for {
-		if _, err := c.oom.Read(buf); err != nil {
-			return
-		}
-		values, err := readKeyed(events)
-		if err != nil {
-			return
-		}
-		if n := values["oom_kill"]; n > seen {
-			seen = n
-			killed()
+// removeGroups removes a group after those below it.
+func removeGroups(path string) error {
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeGroups(filepath.Join(path, e.Name())); err != nil {
+				return err
+			}
 		}
 	}
+	return os.Remove(path)
 }
 
-// openOOMWatch returns a file that can be read whenever a group's memory.events changed.
-func openOOMWatch(path string) (*os.File, error) {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, err
-	}
-	watch := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, path+"/memory.events", unix.IN_MODIFY); err != nil {
-		watch.Close()
-		return nil, err
-	}
-	return watch, nil
-}
-
-// stats reads what the group uses. Times are in nanoseconds, sizes in bytes.
-func (c *cgroup) stats() (*pb.CgroupStats, error) {
-	cpu, err := readKeyed(c.path + "/cpu.stat")
-	if err != nil {
-		return nil, err
-	}
-	memory, err := readKeyed(c.path + "/memory.stat")
-	if err != nil {
-		return nil, err
-	}
-	events, err := readKeyed(c.path + "/memory.events")
-	if err != nil {
-		return nil, err
-	}
-	// The shim fills version 1 metrics from version 1 names.
-	for v1, v2 := range map[string]string{
-		"cache": "file", "rss": "anon", "mapped_file": "file_mapped", "total_inactive_file": "inactive_file",
-	} {
-		memory[v1] = memory[v2]
-	}
-	return &pb.CgroupStats{
-		CpuStats: &pb.CpuStats{
-			CpuUsage: &pb.CpuUsage{
-				TotalUsage:        cpu["usage_usec"] * 1000,
-				UsageInUsermode:   cpu["user_usec"] * 1000,
-				UsageInKernelmode: cpu["system_usec"] * 1000,
-			},
-			ThrottlingData: &pb.ThrottlingData{
-				Periods:          cpu["nr_periods"],
-				ThrottledPeriods: cpu["nr_throttled"],
-				ThrottledTime:    cpu["throttled_usec"] * 1000,
-			},
-		},
-		MemoryStats: &pb.MemoryStats{
-			Cache: memory["file"],
-			Usage: &pb.MemoryData{
-				Usage:    c.value("memory.current"),
-				MaxUsage: c.value("memory.peak"),
-				Limit:    c.value("memory.max"),
-				Failcnt:  events["max"],
-			},
-			KernelUsage: &pb.MemoryData{Usage: memory["kernel"]},
-			SwapUsage:   &pb.MemoryData{Usage: c.value("memory.swap.current"), Limit: c.value("memory.swap.max")},
-			Stats:       memory,
-		},
-		PidsStats:  &pb.PidsStats{Current: c.value("pids.current"), Limit: c.value("pids.max")},
-		BlkioStats: &pb.BlkioStats{},
-	}, nil
-}
-
-// value reads a file of one number. What the kernel does not count is 0; no limit is the largest.
-func (c *cgroup) value(file string) uint64 {
-	data, err := os.ReadFile(filepath.Join(c.path, file))
-	if err != nil {
-		return 0
-	}
-	text := strings.TrimSpace(string(data))
-	if text == "max" {
-		return math.MaxUint64
-	}
-	n, _ := strconv.ParseUint(text, 10, 64)
-	return n
-}
-
-// readKeyed reads a file of lines "name number".
-func readKeyed(path string) (map[string]uint64, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	values := make(map[string]uint64)
-	scanner := bufio.NewScanner(f)
-	for scanner.Scan() {
-		key, value, _ := strings.Cut(scanner.Text(), " ")
-		n, err := strconv.ParseUint(value, 10, 64)
-		if err != nil {
-			continue
-		}
-		values[key] = n
-	}
-	return values, scanner.Err()
+// empty says whether no process is left in the group and below.
+func (c *cgroup) empty() bool {
+	events, err := readKeyed(c.path + "/cgroup.events")
+	return err != nil || events["populated"] == 0
 }

@@ -64,7 +64,8 @@ type channelAddr string
 func (a channelAddr) Network() string { return "guest" }
 func (a channelAddr) String() string  { return string(a) }
 
-// vsockListener accepts connections of the host. Package net has no vsock.
+// vsockListener accepts connections of the host, and of nobody else: where the kernel loops vsock back, a process in a
+// container could call the agent. Package net has no vsock.
 type vsockListener struct {
 	file *os.File
 	raw  interface {
@@ -121,11 +122,24 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 	var fd int
 	var acceptErr error
 	err := l.raw.Read(func(listener uintptr) bool {
-		fd, _, acceptErr = unix.Accept4(int(listener), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		return !errors.Is(acceptErr, unix.EAGAIN)
+		for {
+			var caller unix.Sockaddr
+			fd, caller, acceptErr = unix.Accept4(int(listener), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			if vm, ok := caller.(*unix.SockaddrVM); acceptErr == nil && !(ok && vm.CID == unix.VMADDR_CID_HOST) {
+				unix.Close(fd)
+				continue
+			}
+			// A caller that gave up is nobody's fault.
+			if acceptErr != unix.EINTR && acceptErr != unix.ECONNABORTED && acceptErr != unix.ECONNRESET {
+				return acceptErr != unix.EAGAIN
+			}
+		}
 	})
-	if err = errors.Join(err, acceptErr); err != nil {
-		return nil, fmt.Errorf("accept on vsock: %w", err)
+	if err == nil {
+		err = acceptErr // as it is: the server tries again after what is temporary
+	}
+	if err != nil {
+		return nil, err
 	}
 	return vsockConn{os.NewFile(uintptr(fd), "vsock connection")}, nil
 }

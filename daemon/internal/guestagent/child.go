@@ -131,7 +131,7 @@ func prepare(cfg childConfig) (terminal int, err error) {
 func joinContainer(pid int) error {
 	var files []*os.File
 	defer func() { closeAll(files) }()
-	kinds := []string{"ipc", "uts", "cgroup", "mnt"} // mnt last: it takes /proc away
+	kinds := []string{"cgroup", "mnt"} // mnt last: it takes /proc away
 	for _, kind := range kinds {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 		if err != nil {
@@ -212,6 +212,9 @@ func become(p *pb.Process) error {
 		if err := unix.Fchown(fd, int(p.User.GetUID()), -1); err != nil {
 			return fmt.Errorf("hand over standard streams: %w", err)
 		}
+	}
+	if err := filterSockets(); err != nil {
+		return err
 	}
 	if err := setCredentials(p); err != nil {
 		return err

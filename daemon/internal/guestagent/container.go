@@ -9,7 +9,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -27,14 +26,20 @@ type container struct {
 	cgroup   *cgroup
 	storages []string // mount points that it uses
 
+	// forking is held by whatever starts a program, and alone by what freezes them: a fork into a
+	// frozen group does not return.
+	forking sync.RWMutex
+	frozen  bool
+
 	mu      sync.Mutex
 	started bool
-	execs   map[string]*process
-	order   []string // of execs, oldest first
+	execs   map[string]*process // nil once the container was removed
+	order   []string            // of execs, oldest first
 }
 
 // newContainer builds the container up to the point where only its start is missing.
-func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error) {
+// pidNamespace is the process whose pid namespace it shares; 0 gives it one of its own.
+func newContainer(r *reaper, id, root string, spec *pb.Spec, pidNamespace int) (*container, error) {
 	group, err := createCgroup(id)
 	if err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
@@ -44,7 +49,10 @@ func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error)
 		if err := group.limit(linux.GetResources()); err != nil {
 			return nil, err
 		}
-		return spawn(r, group, childConfig{
+		if err := group.filterDevices(deviceRules(linux)); err != nil {
+			return nil, err
+		}
+		return spawn(r, group.dir, childConfig{
 			Container: &containerConfig{
 				Root:          root,
 				ReadonlyRoot:  spec.Root.Readonly,
@@ -56,7 +64,7 @@ func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error)
 				Sysctl:        linux.GetSysctl(),
 			},
 			Process: spec.Process,
-		}, 0)
+		}, pidNamespace)
 	}()
 	if err != nil {
 		return nil, errors.Join(err, group.remove(removeLimit))
@@ -65,10 +73,15 @@ func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error)
 }
 
 func (c *container) start() error {
+	c.forking.RLock()
+	defer c.forking.RUnlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.started {
+	switch {
+	case c.started:
 		return fmt.Errorf("container %s was started before: %w", c.id, errdefs.ErrFailedPrecondition)
+	case c.frozen:
+		return fmt.Errorf("container %s is paused: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
 	c.started = true
 	return c.main.start()
@@ -76,8 +89,10 @@ func (c *container) start() error {
 
 // exec starts another program in the container.
 func (c *container) exec(r *reaper, id string, p *pb.Process) error {
+	c.forking.RLock()
+	defer c.forking.RUnlock()
 	c.mu.Lock()
-	if !c.started || c.main.ended() {
+	if !c.started || c.frozen || c.execs == nil || c.main.ended() {
 		c.mu.Unlock()
 		return fmt.Errorf("container %s does not run: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
@@ -88,22 +103,38 @@ func (c *container) exec(r *reaper, id string, p *pb.Process) error {
 	c.execs[id] = nil // reserved
 	c.mu.Unlock()
 
-	child, err := spawn(r, c.cgroup, childConfig{Join: c.main.pid, Process: p}, c.main.pid)
-	if err == nil {
-		if err = child.start(); err != nil {
-			child.discard(r)
-		}
-	}
+	child, err := c.spawnExec(r, p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
 		delete(c.execs, id)
 		return err
 	}
+	if c.execs == nil {
+		child.discard(r)
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
+	}
 	c.execs[id] = child
 	c.order = append(c.order, id)
 	c.forget()
 	return nil
+}
+
+func (c *container) spawnExec(r *reaper, p *pb.Process) (*process, error) {
+	group, err := c.cgroup.forkInto(c.main.pid)
+	if err != nil {
+		return nil, fmt.Errorf("find its cgroup: %w", err)
+	}
+	defer group.Close()
+	child, err := spawn(r, group, childConfig{Join: c.main.pid, Process: p}, c.main.pid)
+	if err != nil {
+		return nil, err
+	}
+	if err := child.start(); err != nil {
+		child.discard(r)
+		return nil, err
+	}
+	return child, nil
 }
 
 // forget drops the oldest ended execs that are too many to keep.
@@ -132,22 +163,15 @@ func (c *container) process(id string) (*process, error) {
 	return nil, fmt.Errorf("process %s of container %s: %w", id, c.id, errdefs.ErrNotFound)
 }
 
-// signalAll signals every process in the container.
-func (c *container) signalAll(sig unix.Signal) error {
-	if sig == unix.SIGKILL {
-		return c.cgroup.kill()
-	}
-	pids, err := c.cgroup.pids()
-	if err != nil {
+// freeze stops every process in the container, or lets them go on.
+func (c *container) freeze(frozen bool) error {
+	c.forking.Lock()
+	defer c.forking.Unlock()
+	if err := c.cgroup.freeze(frozen); err != nil {
 		return err
 	}
-	var errs []error
-	for _, pid := range pids {
-		if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
+	c.frozen = frozen
+	return nil
 }
 
 // remove ends what still runs and frees everything but the storages.
@@ -156,7 +180,7 @@ func (c *container) remove() error {
 		return fmt.Errorf("remove cgroup: %w", err)
 	}
 	// Where the root is a file system of its own in the share, the host wants it back.
-	if err := unix.Unmount(c.root, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+	if err := unmount(c.root); err != nil {
 		return fmt.Errorf("unmount root: %w", err)
 	}
 	c.mu.Lock()
@@ -169,6 +193,6 @@ func (c *container) remove() error {
 			p.release()
 		}
 	}
-	clear(c.execs)
+	c.execs = nil
 	return nil
 }

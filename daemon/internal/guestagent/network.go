@@ -2,11 +2,14 @@ package guestagent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols"
@@ -16,14 +19,22 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// linkLimit bounds the wait for a network card: a hot-plugged one may appear late.
-const linkLimit = 5 * time.Second
+const (
+	ipv6Dir = "/proc/sys/net/ipv6/conf"
+	// maxLinks bounds how many cards may be in the way of a name.
+	maxLinks = 32
+	// maxMTU is the largest that a card can have.
+	maxMTU = 1<<16 - 1
+)
 
 // UpdateInterface makes the card with the MAC that the host names look as it says.
 func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*protocols.Interface, error) {
 	want := req.Interface
-	if want == nil || want.Name == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/ \x00") {
+	if want == nil || strings.Trim(want.Name, ".") == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/: \t\n\x00") {
 		return nil, invalid("interface name %q", want.GetName())
+	}
+	if want.Mtu > maxMTU {
+		return nil, invalid("MTU %d of %s", want.Mtu, want.Name)
 	}
 	mac, err := net.ParseMAC(want.HwAddr)
 	if err != nil {
@@ -33,28 +44,26 @@ func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequ
 	if err != nil {
 		return nil, err
 	}
-	link, err := waitForLink(ctx, mac)
+	link, err := findLink(ctx, mac)
 	if err != nil {
 		return nil, err
 	}
-	if link.Attrs().Name != want.Name {
-		if err := netlink.LinkSetDown(link); err != nil {
-			return nil, fmt.Errorf("bring %s down: %w", link.Attrs().Name, err)
-		}
-		if err := netlink.LinkSetName(link, want.Name); err != nil {
-			return nil, fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, want.Name, err)
-		}
+	if err := renameLink(link, want.Name); err != nil {
+		return nil, err
 	}
 	if want.Mtu > 0 && int(want.Mtu) != link.Attrs().MTU {
 		if err := netlink.LinkSetMTU(link, int(want.Mtu)); err != nil {
 			return nil, fmt.Errorf("set MTU %d of %s: %w", want.Mtu, want.Name, err)
 		}
 	}
+	setARP := netlink.LinkSetARPOn
 	if want.RawFlags&unix.IFF_NOARP != 0 {
-		if err := netlink.LinkSetARPOff(link); err != nil {
-			return nil, fmt.Errorf("turn ARP of %s off: %w", want.Name, err)
-		}
+		setARP = netlink.LinkSetARPOff
 	}
+	if err := setARP(link); err != nil {
+		return nil, fmt.Errorf("set ARP of %s: %w", want.Name, err)
+	}
+	settleIPv6(a.log, want.Name)
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("bring %s up: %w", want.Name, err)
 	}
@@ -62,6 +71,54 @@ func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequ
 		return nil, fmt.Errorf("set addresses of %s: %w", want.Name, err)
 	}
 	return want, nil
+}
+
+// renameLink gives a card its name. The kernel numbers cards in an order of its own: what has the name
+// already steps aside, until the host names it too.
+func renameLink(link netlink.Link, name string) error {
+	if link.Attrs().Name == name {
+		return nil
+	}
+	for range maxLinks {
+		err := setLinkName(link, name)
+		if !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		other, err := netlink.LinkByName(name)
+		if err != nil {
+			continue // it has gone meanwhile
+		}
+		if other.Attrs().Flags&net.FlagLoopback != 0 {
+			return invalid("interface name %q is the loopback's", name)
+		}
+		if err := setLinkName(other, fmt.Sprintf("aside%d", other.Attrs().Index)); err != nil {
+			return err
+		}
+		// One that is plugged in right now may take the name again.
+	}
+	return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, unix.EEXIST)
+}
+
+func setLinkName(link netlink.Link, name string) error {
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("bring %s down: %w", link.Attrs().Name, err)
+	}
+	if err := netlink.LinkSetName(link, name); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, err)
+	}
+	return nil
+}
+
+// settleIPv6 leaves a card's addresses to the host. They are usable at once: nobody else has them, and
+// a tentative one would refuse connections for a second. And no router adds more, least of all one
+// that another sandbox plays: the host has told of all that there are.
+func settleIPv6(log *slog.Logger, card string) {
+	for _, setting := range []string{"accept_dad", "accept_ra"} {
+		err := os.WriteFile(filepath.Join(ipv6Dir, card, setting), []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.Warn("leave IPv6 to the host", "interface", card, "setting", setting, "err", err)
+		}
+	}
 }
 
 func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
@@ -72,7 +129,9 @@ func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 			return nil, invalid("address %q with mask %q", ip.GetAddress(), ip.GetMask())
 		}
 		if addr.IP.To4() == nil {
-			// Nobody else has it, and a tentative address would refuse connections for a second.
+			if !hasIPv6() {
+				continue
+			}
 			addr.Flags = unix.IFA_F_NODAD
 		}
 		addrs = append(addrs, addr)
@@ -80,27 +139,31 @@ func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 	return addrs, nil
 }
 
-func waitForLink(ctx context.Context, mac net.HardwareAddr) (netlink.Link, error) {
-	ctx, cancel := context.WithTimeout(ctx, linkLimit)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
+// findLink waits for the card with an address.
+func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err error) {
+	err = plugged(ctx, func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
-			return nil, fmt.Errorf("list interfaces: %w", err)
+			return fmt.Errorf("list interfaces: %w", err)
 		}
 		for _, l := range links {
 			if l.Attrs().HardwareAddr.String() == mac.String() {
-				return l, nil
+				link = l
+				return nil
 			}
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("no network card has the address %s: %w", mac, errdefs.ErrNotFound)
-		}
+		return errNotYet
+	})
+	if err != nil {
+		return nil, fmt.Errorf("network card with the address %s: %w", mac, err)
 	}
+	return link, nil
+}
+
+// hasIPv6 says whether the kernel speaks it.
+func hasIPv6() bool {
+	disabled, err := os.ReadFile(ipv6Dir + "/all/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(disabled)) == "0"
 }
 
 // replaceAddresses gives link exactly the addresses in want, and leaves the kernel's link-local one.
@@ -110,7 +173,7 @@ func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
 		return err
 	}
 	for _, h := range have {
-		keep := h.IP.IsLinkLocalUnicast()
+		keep := h.IP.To4() == nil && h.IP.IsLinkLocalUnicast()
 		for _, w := range want {
 			keep = keep || h.Equal(*w)
 		}
@@ -126,63 +189,6 @@ func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
 		}
 	}
 	return nil
-}
-
-// UpdateRoutes adds or replaces routes: those that lead straight to a network first, since the
-// others' gateways are found by them.
-func (a *agent) UpdateRoutes(_ context.Context, req *pb.UpdateRoutesRequest) (*pb.Routes, error) {
-	for _, gateways := range []bool{false, true} {
-		for _, r := range req.GetRoutes().GetRoutes() {
-			if (r.GetGateway() != "") != gateways {
-				continue
-			}
-			route, err := parseRoute(r)
-			if err != nil {
-				return nil, err
-			}
-			link, err := netlink.LinkByName(r.Device)
-			if err != nil {
-				return nil, fmt.Errorf("route to %q: interface %q: %w: %w", r.Dest, r.Device, err, errdefs.ErrNotFound)
-			}
-			route.LinkIndex = link.Attrs().Index
-			if err := netlink.RouteReplace(route); err != nil {
-				return nil, fmt.Errorf("set route to %q by %q on %s: %w", r.Dest, r.Gateway, r.Device, err)
-			}
-		}
-	}
-	return a.ListRoutes(context.Background(), nil)
-}
-
-// parseRoute translates all of a route but its interface.
-func parseRoute(r *protocols.Route) (*netlink.Route, error) {
-	route := &netlink.Route{
-		Scope: netlink.Scope(r.GetScope()),
-		Flags: int(r.GetFlags()) & unix.RTNH_F_ONLINK,
-		MTU:   int(r.GetMtu()),
-	}
-	dest := r.GetDest()
-	if dest == "" {
-		dest = "0.0.0.0/0"
-		if r.GetFamily() == protocols.IPFamily_v6 {
-			dest = "::/0"
-		}
-	}
-	_, dst, err := net.ParseCIDR(dest)
-	if err != nil {
-		return nil, invalid("route destination %q", dest)
-	}
-	route.Dst = dst
-	if r.GetGateway() != "" {
-		if route.Gw = net.ParseIP(r.Gateway); route.Gw == nil {
-			return nil, invalid("route gateway %q", r.Gateway)
-		}
-	}
-	if r.GetSource() != "" {
-		if route.Src = net.ParseIP(r.Source); route.Src == nil {
-			return nil, invalid("route source %q", r.Source)
-		}
-	}
-	return route, nil
 }
 
 // ListInterfaces returns the network cards and their addresses.
@@ -204,6 +210,9 @@ func (a *agent) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.
 			HwAddr: l.Attrs().HardwareAddr.String(),
 			Type:   l.Type(),
 		}
+		if l.Attrs().RawFlags&unix.IFF_NOARP != 0 {
+			i.RawFlags = unix.IFF_NOARP
+		}
 		for _, addr := range addrs {
 			ones, _ := addr.Mask.Size()
 			i.IPAddresses = append(i.IPAddresses, &protocols.IPAddress{
@@ -211,35 +220,6 @@ func (a *agent) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.
 			})
 		}
 		result.Interfaces = append(result.Interfaces, i)
-	}
-	return result, nil
-}
-
-// ListRoutes returns the main table's routes.
-func (a *agent) ListRoutes(context.Context, *pb.ListRoutesRequest) (*pb.Routes, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	result := &pb.Routes{}
-	for _, r := range routes {
-		link, err := netlink.LinkByIndex(r.LinkIndex)
-		if err != nil {
-			continue // its card is gone, and it with it
-		}
-		p := &protocols.Route{
-			Device: link.Attrs().Name, Scope: uint32(r.Scope), Flags: uint32(r.Flags), Mtu: uint32(r.MTU),
-		}
-		if r.Dst != nil {
-			p.Dest, p.Family = r.Dst.String(), family(r.Dst.IP)
-		}
-		if r.Gw != nil {
-			p.Gateway, p.Family = r.Gw.String(), family(r.Gw)
-		}
-		if r.Src != nil {
-			p.Source = r.Src.String()
-		}
-		result.Routes = append(result.Routes, p)
 	}
 	return result, nil
 }
@@ -252,15 +232,21 @@ func family(ip net.IP) protocols.IPFamily {
 }
 
 // AddARPNeighbors adds or replaces entries of the neighbour table.
-func (a *agent) AddARPNeighbors(_ context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+func (a *agent) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
 	for _, n := range req.GetNeighbors().GetARPNeighbors() {
+		if err := ctx.Err(); err != nil {
+			return nil, err // nobody waits for the rest
+		}
 		ip := net.ParseIP(n.GetToIPAddress().GetAddress())
 		if ip == nil {
 			return nil, invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
 		}
-		mac, err := net.ParseMAC(n.GetLladdr())
-		if err != nil {
-			return nil, invalid("neighbour %s: %v", ip, err)
+		var mac net.HardwareAddr
+		if n.GetLladdr() != "" { // a proxy entry has none
+			var err error
+			if mac, err = net.ParseMAC(n.Lladdr); err != nil {
+				return nil, invalid("neighbour %s: %v", ip, err)
+			}
 		}
 		link, err := netlink.LinkByName(n.Device)
 		if err != nil {

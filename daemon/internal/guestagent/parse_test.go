@@ -1,6 +1,8 @@
 package guestagent
 
 import (
+	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -131,7 +133,7 @@ func TestDiskGlob(t *testing.T) {
 	if want := "/sys/devices/pci0000:00/0000:*:02.0/0000:*:0a.0/virtio*/block/*"; err != nil || got != want {
 		t.Errorf("got %q, %v", got, err)
 	}
-	for _, bad := range []string{"", "2", "02/", "../x", "0G", "002"} {
+	for _, bad := range []string{"", "2", "02/", "../x", "0G", "002", "20", "02.1"} {
 		if _, err := diskGlob(bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", bad, err)
 		}
@@ -156,12 +158,26 @@ func TestVirtiofsMounts(t *testing.T) {
 }
 
 func TestParseMeminfo(t *testing.T) {
-	if name, kib, ok := parseMeminfo("MemFree:      123 kB"); name != "MemFree" || kib != 123 || !ok {
-		t.Errorf("got %q, %d, %v", name, kib, ok)
+	if name, size, ok := parseMeminfo("MemFree:      123 kB"); name != "MemFree" || size != 123<<10 || !ok {
+		t.Errorf("got %q, %d, %v", name, size, ok)
+	}
+	if _, size, ok := parseMeminfo("HugePages_Free:     4"); size != 4 || !ok {
+		t.Errorf("got %d, %v", size, ok)
 	}
 	for _, bad := range []string{"", "x", "x:", "x: y"} {
 		if _, _, ok := parseMeminfo(bad); ok {
 			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestMetricItem(t *testing.T) {
+	for name, want := range map[string]string{
+		"MemTotal": "mem_total", "Active(anon)": "active_anon", "HugePages_Total": "hugepages_total",
+		"SReclaimable": "sreclaimable", "Cached": "cached", "DirectMap4k": "direct_map4k",
+	} {
+		if got := metricItem(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
 		}
 	}
 }
@@ -184,9 +200,9 @@ func TestFindPort(t *testing.T) {
 	}
 }
 
-func TestOnlineProcessors(t *testing.T) {
+func TestBringOnline(t *testing.T) {
 	sysfs := t.TempDir()
-	for _, cpu := range []string{"cpu0", "cpu1", "cpufreq"} {
+	for _, cpu := range []string{"cpu0", "cpu1", "cpu2", "cpufreq"} {
 		if err := os.Mkdir(filepath.Join(sysfs, cpu), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -195,9 +211,19 @@ func TestOnlineProcessors(t *testing.T) {
 	if err := os.WriteFile(file, []byte("0\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	n, err := onlineProcessors(sysfs)
+	stuck := filepath.Join(sysfs, "cpu2", "online")
+	if err := os.Mkdir(stuck, 0o755); err != nil { // cannot be read
+		t.Fatal(err)
+	}
+	if n, err := bringOnline(sysfs, "cpu"); err == nil {
+		t.Errorf("%d processors, one of which is broken", n)
+	}
+	if err := os.Remove(stuck); err != nil {
+		t.Fatal(err)
+	}
+	n, err := bringOnline(sysfs, "cpu")
 	state, _ := os.ReadFile(file)
-	if err != nil || n != 2 || string(state) != "1" {
+	if err != nil || n != 3 || string(state) != "1" {
 		t.Errorf("%d processors, cpu1 %q, %v", n, state, err)
 	}
 }
@@ -234,6 +260,13 @@ func FuzzAgentRequests(f *testing.F) {
 		}
 		f.Add(data)
 	}
+	for _, req := range goodRequests() {
+		for _, change := range pick(rand.New(rand.NewPCG(0, 0)), mutations(req), 8) {
+			if data, err := encode(mutated(req, change)); err == nil && len(data) < 16<<10 {
+				f.Add(data)
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var create pb.CreateContainerRequest
 		if proto.Unmarshal(data, &create) == nil {
@@ -257,8 +290,8 @@ func FuzzAgentRequests(f *testing.F) {
 			}
 		}
 		var exec pb.ExecProcessRequest
-		if proto.Unmarshal(data, &exec) == nil {
-			_ = validateProcess(exec.Process)
+		if proto.Unmarshal(data, &exec) == nil && validateProcess(exec.Process) == nil && exec.Process.User.GetUID() == math.MaxUint32 {
+			t.Errorf("accepted user %d, who would be root", exec.Process.User.UID)
 		}
 		var iface pb.UpdateInterfaceRequest
 		if proto.Unmarshal(data, &iface) == nil {
@@ -279,7 +312,8 @@ func checkAccepted(t *testing.T, req *pb.CreateContainerRequest) {
 	if strings.ContainsAny(req.ContainerId, "/\x00") || req.ContainerId == "" || req.ContainerId[0] == '.' {
 		t.Errorf("accepted container id %q", req.ContainerId)
 	}
-	if len(req.OCI.Process.Args) == 0 || !filepath.IsAbs(req.OCI.Root.Path) {
+	deviceProgram(deviceRules(req.OCI.Linux))
+	if len(req.OCI.Process.Args) == 0 || !strings.HasPrefix(filepath.Clean(req.OCI.Root.Path), "/run/") {
 		t.Errorf("accepted %v", req)
 	}
 	for _, m := range req.OCI.Mounts {

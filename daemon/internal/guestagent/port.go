@@ -1,8 +1,6 @@
 package guestagent
 
 import (
-	"bytes"
-	"encoding/binary"
 	"io"
 	"net"
 	"os"
@@ -88,6 +86,7 @@ type portConn struct {
 
 	reading sync.Mutex
 	frames  frameReader
+	last    uint32 // the last request's stream
 	next    []byte // the next caller's first bytes
 	ended   bool
 
@@ -113,7 +112,17 @@ func (c *portConn) Read(p []byte) (int, error) {
 		c.end()
 		return n, err
 	}
-	own, next := c.frames.scan(p[:n])
+	// A caller numbers its requests upwards: a number that comes again is another caller's. The line
+	// does not tell: a caller that follows at once goes unnoticed, as does the one after a restored
+	// snapshot.
+	own, next := c.frames.scan(p[:n], func(stream uint32, kind byte) bool {
+		if kind != ttrpcRequest {
+			return true
+		}
+		last := c.last
+		c.last = stream
+		return stream > last
+	})
 	if next != nil {
 		c.next = next
 		c.end()
@@ -141,47 +150,4 @@ func (c *portConn) Close() error {
 		c.listener.free <- struct{}{}
 	})
 	return nil
-}
-
-// frameReader follows the frames of ttrpc in what a caller sends. A caller numbers its requests
-// upwards: a number that comes again is another caller's. The line does not tell: a caller that
-// follows at once goes unnoticed, as does the one after a restored snapshot.
-type frameReader struct {
-	header  [ttrpcHeader]byte // length, stream, type, flags
-	have    int
-	payload uint32 // bytes of the current frame that are still to come
-	last    uint32 // the last request's stream
-}
-
-const (
-	ttrpcHeader  = 10
-	ttrpcRequest = 1
-)
-
-// scan returns how many of p's bytes are this caller's. next, if not nil, is the beginning of
-// another's: the rest of p, and what earlier calls had taken of its first header.
-func (r *frameReader) scan(p []byte) (own int, next []byte) {
-	for i := 0; i < len(p); {
-		if r.payload > 0 {
-			n := min(uint64(r.payload), uint64(len(p)-i))
-			r.payload -= uint32(n)
-			i += int(n)
-			continue
-		}
-		n := copy(r.header[r.have:], p[i:])
-		r.have += n
-		i += n
-		if r.have < ttrpcHeader {
-			continue
-		}
-		stream := binary.BigEndian.Uint32(r.header[4:])
-		if r.header[8] == ttrpcRequest {
-			if stream <= r.last {
-				return i - n, append(bytes.Clone(r.header[:]), p[i:]...)
-			}
-			r.last = stream
-		}
-		r.payload, r.have = binary.BigEndian.Uint32(r.header[:]), 0
-	}
-	return len(p), nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,9 +36,9 @@ type process struct {
 	status int // as a shell reports it; set before exited is closed
 }
 
-// spawn forks a child that prepares itself as cfg says and waits for start. pidNamespace is the
-// process whose pid namespace it joins; 0 gives it namespaces of its own.
-func spawn(r *reaper, cgroup *cgroup, cfg childConfig, pidNamespace int) (*process, error) {
+// spawn forks a child into a cgroup, that prepares itself as cfg says and waits for start.
+// pidNamespace is the process whose pid namespace it joins; 0 gives it one of its own.
+func spawn(r *reaper, cgroup *os.File, cfg childConfig, pidNamespace int) (*process, error) {
 	p := &process{exited: make(chan struct{})}
 	var opened []*os.File // the child's ends, and on an error ours too
 	defer func() {
@@ -80,11 +81,15 @@ func spawn(r *reaper, cgroup *cgroup, cfg childConfig, pidNamespace int) (*proce
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true,
 			UseCgroupFD: true,
-			CgroupFD:    int(cgroup.dir.Fd()),
+			CgroupFD:    int(cgroup.Fd()),
 		},
 	}
+	// The guest is the pod: its containers share its host name, its IPC and its network.
+	if cfg.Container != nil {
+		attr.Sys.Cloneflags = unix.CLONE_NEWNS
+	}
 	if pidNamespace == 0 {
-		attr.Sys.Cloneflags = unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		attr.Sys.Cloneflags |= unix.CLONE_NEWPID
 		p.pid, err = r.start("/proc/self/exe", []string{childName}, attr, p.finish)
 	} else {
 		p.pid, err = startInPIDNamespace(r, pidNamespace, attr, p.finish)
@@ -95,7 +100,7 @@ func spawn(r *reaper, cgroup *cgroup, cfg childConfig, pidNamespace int) (*proce
 		return nil, fmt.Errorf("fork: %w", err)
 	}
 	if !cfg.Process.Terminal {
-		p.stdin = &input{file: ours[0]}
+		p.stdin = newInput(ours[0], false)
 		p.stdout, p.stderr = newOutput(ours[1]), newOutput(ours[2])
 	}
 	for _, f := range opened {
@@ -113,7 +118,7 @@ func spawn(r *reaper, cgroup *cgroup, cfg childConfig, pidNamespace int) (*proce
 	_ = control.SetReadDeadline(time.Now().Add(prepareLimit))
 	ready, err := p.reply()
 	if err == nil && !ready {
-		err = errors.New("it ended early")
+		err = fmt.Errorf("it ended early: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		p.discard(r)
@@ -142,6 +147,10 @@ func startInPIDNamespace(r *reaper, pid int, attr *syscall.ProcAttr, exited func
 			return
 		}
 		child, err := r.start("/proc/self/exe", []string{childName}, attr, exited)
+		if errors.Is(err, unix.ENOMEM) {
+			// That is also what a pid namespace says whose first process is ending.
+			err = fmt.Errorf("main process is ending, or memory is short: %w: %w", err, errdefs.ErrFailedPrecondition)
+		}
 		result <- started{child, err}
 	}()
 	s := <-result
@@ -153,7 +162,7 @@ func (p *process) start() error {
 	defer p.control.Close()
 	_ = p.control.SetDeadline(time.Now().Add(prepareLimit))
 	if _, err := p.control.Write([]byte{1}); err != nil {
-		return fmt.Errorf("start process: %w", err)
+		return fmt.Errorf("start process: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	// The end of the channel without a word means that exec closed it.
 	if _, err := p.reply(); err != nil {
@@ -170,6 +179,9 @@ func (p *process) reply() (ready bool, err error) {
 	n, oobn, _, _, err := p.control.ReadMsgUnix(buf, oob)
 	if errors.Is(err, io.EOF) {
 		return false, nil
+	}
+	if errors.Is(err, unix.ECONNRESET) { // with our word unread
+		return false, fmt.Errorf("it was killed before its start: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return false, err
@@ -204,7 +216,7 @@ func (p *process) takeTerminal(oob []byte) error {
 		return err
 	}
 	p.terminal = os.NewFile(uintptr(fds[0]), "terminal")
-	p.stdin = &input{file: p.terminal, terminal: true}
+	p.stdin = newInput(p.terminal, true)
 	p.stdout = newOutput(p.terminal)
 	return nil
 }
@@ -219,6 +231,27 @@ func (p *process) ended() bool {
 	}
 }
 
+// handles says whether the program does something of its own about a signal, if only to ignore it.
+func (p *process) handles(sig unix.Signal) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+	return err != nil || handlesSignal(string(status), sig)
+}
+
+// handlesSignal reads the masks of a file like /proc/self/status.
+func handlesSignal(status string, sig unix.Signal) bool {
+	for line := range strings.Lines(status) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name != "SigBlk" && name != "SigIgn" && name != "SigCgt" {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err == nil && mask&(1<<(sig-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // finish records the end. The reaper calls it.
 func (p *process) finish(ws unix.WaitStatus) {
 	p.status = ws.ExitStatus()
@@ -231,6 +264,7 @@ func (p *process) finish(ws unix.WaitStatus) {
 // expire ends the streams soon after the process.
 func (p *process) expire() {
 	<-p.exited
+	p.stdin.close()
 	for _, o := range []*output{p.stdout, p.stderr} {
 		if o != nil {
 			o.expire()
@@ -293,11 +327,19 @@ func controlPair() (*net.UnixConn, *os.File, error) {
 	return conn.(*net.UnixConn), child, nil
 }
 
+// pipeSize is how much a standard stream's pipe holds, in bytes; 0 leaves the kernel's choice. The
+// kernel's command line may set it, before anything else runs.
+var pipeSize int
+
 // stdioPipe returns the child's blocking end and ours, which package os can wait on.
 func stdioPipe(childReads bool) (child, ours *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, err
+	}
+	if pipeSize > 0 {
+		// More than the kernel allows is no reason to fail.
+		_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	}
 	c, o := fds[1], fds[0]
 	if childReads {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -18,8 +19,9 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// maxRead bounds the answer to one ReadStdout or ReadStderr.
-const maxRead = 1 << 20
+// maxErrorText bounds an error's text: it may hold as much as a request does, an answer that is
+// longer than a frame ends the connection, and the console is slow.
+const maxErrorText = 4 << 10
 
 // intercept is the edge: it turns error classes into status codes, and a panic into an error, for
 // the death of PID 1 is the death of the guest.
@@ -28,18 +30,38 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 	defer func() {
 		if p := recover(); p != nil {
 			a.log.Error("panic", "method", name, "panic", p, "stack", string(debug.Stack()))
-			resp, err = nil, status.Errorf(codes.Internal, "%s: panic: %v", name, p)
+			resp, err = nil, status.Error(codes.Internal, errorText(fmt.Errorf("%s: panic: %v", name, p)))
 		}
 	}()
-	resp, err = method(ctx, unmarshal)
+	started := time.Now()
+	resp, err = method(ctx, func(req any) error {
+		if ctx.Err() != nil {
+			return ctx.Err() // the caller is gone before its turn came
+		}
+		if err := unmarshal(req); err != nil {
+			return invalid("decode request: %v", err)
+		}
+		return nil
+	})
 	if err == nil {
+		a.log.Debug("request", "method", name, "took", time.Since(started))
 		return resp, nil
 	}
-	code := statusCode(err)
+	code, text := statusCode(err), errorText(err)
 	if code != codes.OutOfRange && code != codes.Canceled {
-		a.log.Warn("request failed", "method", name, "err", err)
+		a.log.Warn("request failed", "method", name, "err", text)
 	}
-	return nil, status.Error(code, err.Error())
+	return nil, status.Error(code, text)
+}
+
+// errorText returns what the host is told of an error: both ends of a long one, for the cause comes
+// last. An answer that is not UTF-8 would end the connection.
+func errorText(err error) string {
+	text := err.Error()
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText/2] + " … " + text[len(text)-maxErrorText/2:]
+	}
+	return strings.ToValidUTF8(text, "\ufffd")
 }
 
 func statusCode(err error) codes.Code {
@@ -58,11 +80,23 @@ func statusCode(err error) codes.Code {
 		return codes.OutOfRange
 	case errors.Is(err, context.Canceled):
 		return codes.Canceled
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return codes.DeadlineExceeded
-	default:
-		return codes.Internal
 	}
+	var errno unix.Errno
+	if errors.As(err, &errno) && refusals[errno] != codes.OK {
+		return refusals[errno]
+	}
+	return codes.Internal
+}
+
+// refusals say what it means to the host when the kernel refuses what it asked for.
+var refusals = map[unix.Errno]codes.Code{
+	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
+	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,
+	unix.EISDIR: codes.InvalidArgument, unix.ENOENT: codes.NotFound, unix.EEXIST: codes.AlreadyExists,
+	unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
+	unix.EFBIG: codes.ResourceExhausted, unix.ENOMEM: codes.ResourceExhausted,
 }
 
 // done is the answer of a request that only has to succeed.
@@ -84,31 +118,6 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 	return &pb.VersionCheckResponse{GrpcVersion: pb.APIVersion, AgentVersion: agentVersion}, nil
 }
 
-// CreateSandbox prepares what all containers share.
-func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
-	if h := req.Hostname; h != "" {
-		if err := unix.Sethostname([]byte(h)); err != nil {
-			return nil, invalid("hostname %q: %v", h, err)
-		}
-	}
-	_, err := a.storages.add(ctx, req.Storages)
-	return done(err)
-}
-
-// DestroySandbox ends all containers. The host stops the machine next; if it does not, the machine
-// stops itself.
-func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	var errs []error
-	for _, c := range a.containers {
-		errs = append(errs, c.cgroup.kill())
-	}
-	unix.Sync()
-	powerOffSoon()
-	return done(errors.Join(errs...))
-}
-
 // CreateContainer builds a container; its main process waits for StartContainer.
 func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	if err := validateCreate(req); err != nil {
@@ -119,32 +128,63 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
+	if err := addDevices(ctx, req.Devices, req.OCI.Linux); err != nil {
+		return nil, err
+	}
 	points, err := a.storages.add(ctx, req.Storages)
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.build(ctx, req)
+	c, err := a.build(ctx, req, points)
 	if err != nil {
 		return nil, errors.Join(err, a.storages.remove(points))
 	}
-	c.storages = points
 	a.mu.Lock()
+	if len(a.containers) == 0 {
+		a.first = c
+	}
 	a.containers[c.id] = c
 	a.mu.Unlock()
-	go c.cgroup.watchOOM(func() { a.reportOOM(c.id) })
+	go c.cgroup.oom.listen(func() { a.reportOOM(c.id) })
 	return &emptypb.Empty{}, nil
 }
 
-func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*container, error) {
+// build makes a container that uses the storages at some mount points.
+func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, points []string) (*container, error) {
 	root, err := a.resolveRoot(ctx, req.OCI.Root.Path)
 	if err != nil {
 		return nil, err
 	}
-	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI)
+	pidNamespace := 0
+	if req.SandboxPidns {
+		if pidNamespace, err = a.sandboxPID(); err != nil {
+			return nil, err
+		}
+	}
+	if err := allowDisks(req.OCI, a.storages.disks(points)); err != nil {
+		return nil, err
+	}
+	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI, pidNamespace)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
 	}
+	c.storages = points
 	return c, nil
+}
+
+// sandboxPID returns the process whose pid namespace all containers of a pod share, that of the first
+// container: 0 if there is none yet.
+func (a *agent) sandboxPID() (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case len(a.containers) == 0:
+		return 0, nil
+	case a.first.main.ended():
+		return 0, fmt.Errorf("share process ids with container %s: it has ended: %w", a.first.id, errdefs.ErrFailedPrecondition)
+	default:
+		return a.first.main.pid, nil
+	}
 }
 
 // resolveRoot returns where a container's root is in the guest. A shim that drives the hypervisor
@@ -235,7 +275,8 @@ func (a *agent) ExecProcess(_ context.Context, req *pb.ExecProcessRequest) (*emp
 	return done(c.exec(a.reaper, req.ExecId, req.Process))
 }
 
-// SignalProcess signals one process, or with an empty exec id all of the container's.
+// SignalProcess signals one process. Without an exec id that is the main one, and for SIGKILL all of
+// the container: the shim leaves the id out for each signal to a container.
 func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal < 1 || req.Signal > 64 {
 		return nil, invalid("signal %d", req.Signal)
@@ -245,14 +286,17 @@ func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (
 		return nil, err
 	}
 	sig := unix.Signal(req.Signal)
-	if req.ExecId != "" {
-		return done(a.reaper.signal(p.pid, sig))
-	}
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.signalAll(sig))
+	if req.ExecId == "" && sig == unix.SIGKILL {
+		return done(c.cgroup.kill())
+	}
+	if p == c.main && sig == unix.SIGTERM && !p.handles(sig) {
+		sig = unix.SIGKILL // the first process of a pid namespace would not notice the other
+	}
+	return done(a.reaper.signal(p.pid, sig))
 }
 
 // WaitProcess waits for the end of a process and returns its status as a shell reports it.
@@ -269,88 +313,6 @@ func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*p
 	}
 }
 
-// WriteStdin writes to a process, and waits while it does not read.
-func (a *agent) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb.WriteStreamResponse, error) {
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	n, err := p.stdin.write(ctx, req.Data)
-	if err != nil {
-		return nil, err
-	}
-	return &pb.WriteStreamResponse{Len: uint32(n)}, nil
-}
-
-// CloseStdin ends a process's input.
-func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*emptypb.Empty, error) {
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	p.stdin.close()
-	return &emptypb.Empty{}, nil
-}
-
-// ReadStdout waits for output. The end is an error, of code OutOfRange.
-func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	return readOutput(ctx, p.stdout, req.Len)
-}
-
-// ReadStderr is ReadStdout for the other stream. A process with a terminal has none.
-func (a *agent) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	if p.stderr == nil {
-		return nil, errEndOfStream
-	}
-	return readOutput(ctx, p.stderr, req.Len)
-}
-
-// TtyWinResize sets the size of a process's terminal.
-func (a *agent) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*emptypb.Empty, error) {
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	if p.terminal == nil {
-		return nil, fmt.Errorf("process has no terminal: %w", errdefs.ErrFailedPrecondition)
-	}
-	raw, err := p.terminal.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var resizeErr error
-	err = raw.Control(func(fd uintptr) { resizeErr = resizeTerminal(int(fd), req.Row, req.Column) })
-	if err != nil {
-		return nil, fmt.Errorf("terminal is closed: %w", errdefs.ErrFailedPrecondition)
-	}
-	return done(resizeErr)
-}
-
-// errEndOfStream is how the shim's reader learns of the end.
-var errEndOfStream = fmt.Errorf("end of stream: %w", errdefs.ErrOutOfRange)
-
-func readOutput(ctx context.Context, o *output, limit uint32) (*pb.ReadStreamResponse, error) {
-	if limit == 0 {
-		return nil, invalid("read of 0 bytes")
-	}
-	data, err := o.read(ctx, int(min(limit, maxRead)))
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, errEndOfStream
-	}
-	return &pb.ReadStreamResponse{Data: data}, nil
-}
-
 // UpdateContainer changes a container's limits.
 func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
@@ -360,30 +322,13 @@ func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerReques
 	return done(c.cgroup.limit(req.Resources))
 }
 
-// StatsContainer returns what a container uses.
-func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
-	c, err := a.container(req.ContainerId)
-	if err != nil {
-		return nil, err
-	}
-	group, err := c.cgroup.stats()
-	if err != nil {
-		return nil, fmt.Errorf("read statistics of container %s: %w", c.id, err)
-	}
-	network, err := networkStats()
-	if err != nil {
-		return nil, err
-	}
-	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: network}, nil
-}
-
 // PauseContainer stops a container's processes until ResumeContainer.
 func (a *agent) PauseContainer(_ context.Context, req *pb.PauseContainerRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.cgroup.freeze(true))
+	return done(c.freeze(true))
 }
 
 // ResumeContainer continues a paused container.
@@ -392,33 +337,5 @@ func (a *agent) ResumeContainer(_ context.Context, req *pb.ResumeContainerReques
 	if err != nil {
 		return nil, err
 	}
-	return done(c.cgroup.freeze(false))
-}
-
-// GetOOMEvent waits until the kernel kills something for want of memory.
-func (a *agent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
-	select {
-	case id := <-a.oom:
-		return &pb.OOMEvent{ContainerId: id}, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// reportOOM queues an event. When nobody listens, the oldest say enough.
-func (a *agent) reportOOM(id string) {
-	select {
-	case a.oom <- id:
-	default:
-	}
-}
-
-// UpdateEphemeralMounts resizes memory-backed storages.
-func (a *agent) UpdateEphemeralMounts(_ context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
-	return done(a.storages.resize(req.Storages))
-}
-
-// RemoveStaleVirtiofsShareMounts lets go of shared file systems that the host took away.
-func (a *agent) RemoveStaleVirtiofsShareMounts(context.Context, *pb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
-	return done(detachStaleShares())
+	return done(c.freeze(false))
 }

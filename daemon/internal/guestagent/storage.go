@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 const (
@@ -23,17 +24,76 @@ const (
 	shimShare = "/run/kata-containers/shared/containers"
 	// ownShare is where the agent mounts it when the shim does not ask for it.
 	ownShare = "/run/msb/share"
-	// diskLimit bounds the wait for a hot-plugged disk.
-	diskLimit = 10 * time.Second
+	// unmountLimit bounds the wait for a file system that is still in use.
+	unmountLimit = time.Second
 )
-
-// storageDrivers are the kinds of storage that the host may ask for.
-var storageDrivers = []string{"virtio-fs", "ephemeral", "local", "bind", "blk", "overlayfs"}
 
 // storages knows which mount points are in use, and by how many.
 type storages struct {
-	mu    sync.Mutex
-	users map[string]int
+	mu     sync.Mutex
+	points map[string]*storage
+	order  []*storage // oldest first
+}
+
+// storage is a mount point that the host asked for.
+type storage struct {
+	point string
+	users int
+	// kept says that it outlives its users: a pod's container that starts anew finds its data again.
+	kept bool
+	// mounts are what was mounted for it, innermost last.
+	mounts []string
+	// dirs are the directories that were made for it alone.
+	dirs []string
+	// disk is the file of the disk that is there as itself, not as a file system.
+	disk string
+}
+
+// mount mounts and remembers it.
+func (s *storage) mount(source, target, fstype string, flags uintptr, data string) error {
+	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, target)
+	return nil
+}
+
+// detach undoes everything. A file system that will not go now goes with its last user.
+func (s *storage) detach() error {
+	var errs []error
+	for _, target := range slices.Backward(s.mounts) {
+		if err := unmount(target); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", target, err))
+		}
+	}
+	for _, dir := range s.dirs {
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	s.mounts, s.dirs = nil, nil
+	return errors.Join(errs...)
+}
+
+// unmount writes a file system's data and unmounts it: the host may take its disk away next. What is
+// no mount point needs nothing.
+func unmount(target string) error {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if err != nil || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return nil
+	}
+	if f, err := unix.Open(target, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0); err == nil {
+		_ = unix.Syncfs(f)
+		unix.Close(f)
+	}
+	for end := time.Now().Add(unmountLimit); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
+		if !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+		if time.Now().After(end) {
+			return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+	}
 }
 
 // add makes each storage available, in order, and returns the mount points. On an error it takes
@@ -41,27 +101,79 @@ type storages struct {
 func (s *storages) add(ctx context.Context, list []*pb.Storage) (points []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var made []*storage
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.drop(points))
-			points = nil
+		if err == nil {
+			return
 		}
+		for _, point := range points {
+			s.points[point].users--
+		}
+		for _, one := range slices.Backward(made) {
+			err = errors.Join(err, s.forget(one))
+		}
+		points = nil
 	}()
 	for _, st := range list {
-		if st == nil || !filepath.IsAbs(st.MountPoint) {
-			return points, invalid("storage mount point %q is not absolute", st.GetMountPoint())
+		if err := validateHostPath(st.GetMountPoint()); err != nil {
+			return points, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
 		}
-		point := filepath.Clean(st.MountPoint)
-		if s.users[point] == 0 {
-			if err := attachStorage(ctx, st, point); err != nil {
-				return points, fmt.Errorf("storage %s at %s: %w", st.Driver, point, err)
+		one := s.points[filepath.Clean(st.MountPoint)]
+		if one == nil {
+			if one, err = s.attach(ctx, st); err != nil {
+				return points, fmt.Errorf("storage %s at %s: %w", st.Driver, st.MountPoint, err)
 			}
+			made = append(made, one)
 		}
-		s.users[point]++
-		points = append(points, point)
+		one.users++
+		points = append(points, one.point)
 	}
 	return points, nil
 }
+
+// attach makes a storage available that is not.
+func (s *storages) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
+	attach := storageDrivers[st.Driver]
+	if attach == nil {
+		return nil, invalid("unknown driver: this guest has %q", storageDriverNames())
+	}
+	one := &storage{point: filepath.Clean(st.MountPoint)}
+	if st.Driver == "watchable-bind" {
+		if err := s.makeWritable(filepath.Dir(one.point)); err != nil {
+			return nil, err
+		}
+	}
+	err := attach(ctx, st, one)
+	if err == nil {
+		err = setGroup(ctx, one.point, st)
+	}
+	if err != nil {
+		return nil, errors.Join(err, one.detach())
+	}
+	s.keep(one)
+	return one, nil
+}
+
+func (s *storages) keep(one *storage) {
+	s.points[one.point] = one
+	s.order = append(s.order, one)
+}
+
+// makeWritable gives the guest a place for mount points of its own in a directory of the share, which
+// is read-only.
+func (s *storages) makeWritable(dir string) error {
+	if !errors.Is(unix.Access(dir, unix.W_OK), unix.EROFS) {
+		return nil
+	}
+	one := &storage{point: dir, kept: true}
+	if err := one.mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+		return fmt.Errorf("mount tmpfs at %s: %w", dir, err)
+	}
+	s.keep(one)
+	return nil
+}
+
+func storageDriverNames() []string { return slices.Sorted(maps.Keys(storageDrivers)) }
 
 // remove ends one use of each mount point.
 func (s *storages) remove(points []string) error {
@@ -72,230 +184,103 @@ func (s *storages) remove(points []string) error {
 
 func (s *storages) drop(points []string) error {
 	var errs []error
-	for i := len(points) - 1; i >= 0; i-- {
-		point := points[i]
-		if s.users[point]--; s.users[point] > 0 {
+	for _, point := range slices.Backward(points) {
+		one := s.points[point]
+		if one == nil {
+			continue // the sandbox ended meanwhile
+		}
+		if one.users--; one.users > 0 || one.kept {
 			continue
 		}
-		delete(s.users, point)
-		// A storage of driver "local" is no mount.
-		if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
-		}
+		errs = append(errs, s.forget(one))
 	}
 	return errors.Join(errs...)
 }
 
-// resize gives mounted memory-backed storages new options, such as a size.
+func (s *storages) forget(one *storage) error {
+	delete(s.points, one.point)
+	s.order = slices.DeleteFunc(s.order, func(o *storage) bool { return o == one })
+	return one.detach()
+}
+
+// removeAll lets go of everything, whoever uses it, the newest first.
+func (s *storages) removeAll() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for _, one := range slices.Backward(slices.Clone(s.order)) {
+		errs = append(errs, s.forget(one))
+	}
+	return errors.Join(errs...)
+}
+
+// inUse returns an error unless point is a storage's mount point.
+func (s *storages) inUse(point string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.points[filepath.Clean(point)] == nil {
+		return fmt.Errorf("storage at %q: %w", point, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// disks returns the disks that are at some of the mount points as themselves.
+func (s *storages) disks(points []string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var disks []string
+	for _, point := range points {
+		if one := s.points[point]; one != nil && one.disk != "" {
+			disks = append(disks, one.disk)
+		}
+	}
+	return disks
+}
+
+// resize gives mounted memory-backed storages new options, such as a size. The shim lists those of
+// all containers that it knows of, ended ones included: what is not mounted needs nothing.
 func (s *storages) resize(list []*pb.Storage) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range list {
-		point := filepath.Clean(st.GetMountPoint())
-		if st.GetDriver() != "ephemeral" || s.users[point] == 0 {
-			return fmt.Errorf("ephemeral storage at %q: %w", point, errdefs.ErrNotFound)
+		if st.GetDriver() != "ephemeral" {
+			return invalid("storage %q of driver %q: only ephemeral ones change", st.GetMountPoint(), st.GetDriver())
 		}
-		options, _ := splitStorageOptions(st.Options)
-		o := parseMountOptions(options)
-		if err := unix.Mount("", point, "", o.flags()|unix.MS_REMOUNT, o.data); err != nil {
+	}
+	for _, st := range list {
+		point := filepath.Clean(st.MountPoint)
+		if s.points[point] == nil {
+			continue
+		}
+		if err := remount(point, st.Options); err != nil {
 			return fmt.Errorf("remount %s: %w", point, err)
 		}
 	}
 	return nil
 }
 
+// remount changes what the options name of a file system, and nothing else.
+func remount(point string, options []string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(point, &st); err != nil {
+		return err
+	}
+	options, _ = splitStorageOptions(options)
+	o := parseMountOptions(slices.DeleteFunc(options, func(o string) bool { return o == "remount" }))
+	const lasting = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC // the same bits as ST_*
+	return unix.Mount("", point, "", o.flags()|unix.MS_REMOUNT|uintptr(st.Flags)&lasting, o.data)
+}
+
 // share mounts the containers' file systems for a shim that does not ask for it.
 func (s *storages) share(ctx context.Context) error {
-	s.mu.Lock()
-	mounted := s.users[ownShare] > 0
-	s.mu.Unlock()
-	if mounted {
+	if s.inUse(ownShare) == nil {
 		return nil
 	}
 	_, err := s.add(ctx, []*pb.Storage{{Driver: "virtio-fs", Source: shareTag, Fstype: "virtiofs", MountPoint: ownShare}})
 	return err
 }
 
-func attachStorage(ctx context.Context, st *pb.Storage, point string) error {
-	options, own := splitStorageOptions(st.Options)
-	switch st.Driver {
-	case "virtio-fs", "overlayfs":
-		return mountStorage(st.Source, point, st.Fstype, options)
-	case "ephemeral":
-		if err := mountStorage(st.Source, point, st.Fstype, options); err != nil {
-			return err
-		}
-		return own.apply(point)
-	case "local":
-		if err := os.MkdirAll(point, 0o755); err != nil {
-			return err
-		}
-		return own.withMode(options).apply(point)
-	case "bind":
-		return bindStorage(st.Source, point)
-	case "blk":
-		disk, err := findDisk(ctx, st.Source)
-		if err != nil {
-			return err
-		}
-		if st.Fstype == "bind" {
-			return bindStorage(disk, point)
-		}
-		return mountStorage(disk, point, st.Fstype, options)
-	default:
-		return invalid("unknown driver %q", st.Driver)
-	}
-}
-
-func mountStorage(source, point, fstype string, options []string) error {
-	if err := os.MkdirAll(point, 0o755); err != nil {
-		return err
-	}
-	o := parseMountOptions(options)
-	if err := unix.Mount(source, point, fstype, o.flags(), o.data); err != nil {
-		return fmt.Errorf("mount %s %s: %w", fstype, source, err)
-	}
-	return nil
-}
-
-func bindStorage(source, point string) error {
-	st, err := os.Stat(source)
-	if err != nil {
-		return err
-	}
-	if point, err = makeMountpoint(point, st.IsDir()); err != nil {
-		return err
-	}
-	return unix.Mount(source, point, "", unix.MS_BIND|unix.MS_REC, "")
-}
-
-// owner is what a storage's directory should become.
-type owner struct {
-	gid  int // -1 leaves it
-	mode os.FileMode
-}
-
-// splitStorageOptions takes the options out that are for the agent, not for a file system.
-func splitStorageOptions(options []string) ([]string, owner) {
-	o := owner{gid: -1}
-	var rest []string
-	for _, opt := range options {
-		value, ok := strings.CutPrefix(opt, "fsgid=")
-		if gid, err := strconv.ParseUint(value, 10, 31); ok && err == nil {
-			o.gid = int(gid)
-			continue
-		}
-		rest = append(rest, opt)
-	}
-	return rest, o
-}
-
-// withMode takes the mode from a directory's options; a file system reads its own.
-func (o owner) withMode(options []string) owner {
-	for _, opt := range options {
-		value, ok := strings.CutPrefix(opt, "mode=")
-		if mode, err := strconv.ParseUint(value, 8, 12); ok && err == nil {
-			o.mode = os.FileMode(mode & 0o777)
-			if mode&0o1000 != 0 {
-				o.mode |= os.ModeSticky
-			}
-		}
-	}
-	return o
-}
-
-func (o owner) apply(path string) error {
-	if o.gid >= 0 {
-		if err := os.Chown(path, -1, o.gid); err != nil {
-			return err
-		}
-		// Files made in it belong to the group too, and its members may make some.
-		o.mode |= os.ModeSetgid | 0o775
-	}
-	if o.mode == 0 {
-		return nil
-	}
-	return os.Chmod(path, o.mode)
-}
-
-// diskGlob returns where the kernel shows the disk at one of Kata's PCI paths: the slot on each bus
-// on the way, in hex, such as "02/01".
-func diskGlob(path string) (string, error) {
-	glob := "/sys/devices/pci0000:00"
-	for slot := range strings.SplitSeq(path, "/") {
-		if n, err := strconv.ParseUint(slot, 16, 8); err != nil || slot != fmt.Sprintf("%02x", n) {
-			return "", invalid("PCI path %q", path)
-		}
-		glob += "/0000:*:" + slot + ".0"
-	}
-	return glob + "/virtio*/block/*", nil
-}
-
-// findDisk waits for the disk at a PCI path and returns its device file.
-func findDisk(ctx context.Context, path string) (string, error) {
-	glob, err := diskGlob(path)
-	if err != nil {
-		return "", err
-	}
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	ctx, cancel := context.WithTimeout(ctx, diskLimit)
-	defer cancel()
-	for {
-		if found, _ := filepath.Glob(glob); len(found) == 1 {
-			device := "/dev/" + filepath.Base(found[0])
-			if _, err := os.Stat(device); err == nil {
-				return device, nil
-			}
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return "", fmt.Errorf("no disk at PCI path %s: %w", path, errdefs.ErrNotFound)
-		}
-	}
-}
-
-// detachStaleShares lets go of the file systems below the share that the host has taken away.
-func detachStaleShares() error {
-	mounts, err := os.ReadFile("/proc/self/mounts")
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, point := range virtiofsMounts(string(mounts)) {
-		if _, err := os.Stat(point); errors.Is(err, os.ErrNotExist) {
-			if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-				errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// virtiofsMounts returns the mount points of type virtiofs in a file like /proc/mounts.
-func virtiofsMounts(mounts string) []string {
-	var points []string
-	for line := range strings.Lines(mounts) {
-		if f := strings.Fields(line); len(f) >= 3 && f[2] == "virtiofs" {
-			points = append(points, unescapeMount(f[1]))
-		}
-	}
-	return points
-}
-
-// unescapeMount undoes the octal escapes of /proc/mounts.
-func unescapeMount(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+4 <= len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
+// UpdateEphemeralMounts resizes memory-backed storages.
+func (a *agent) UpdateEphemeralMounts(_ context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
+	return done(a.storages.resize(req.Storages))
 }

@@ -65,7 +65,7 @@ func (o *output) drain(buf []byte) {
 	if err != nil {
 		return
 	}
-	for budget := pipeCapacity; budget > 0; {
+	for budget := max(pipeCapacity, pipeSize); budget > 0; {
 		n := 0
 		err := raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buf) })
 		if err != nil || n <= 0 || !o.deliver(buf[:n]) {
@@ -130,10 +130,22 @@ type input struct {
 	file *os.File
 	// terminal says that the file carries the output as well.
 	terminal bool
+	// turn is the writers' lock: a deadline is the file's, and must end one write only.
+	turn chan struct{}
+}
+
+func newInput(f *os.File, terminal bool) *input {
+	return &input{file: f, terminal: terminal, turn: make(chan struct{}, 1)}
 }
 
 // write waits until the process took all of p, its pipe has room for it, or ctx ends.
 func (in *input) write(ctx context.Context, p []byte) (int, error) {
+	select {
+	case in.turn <- struct{}{}:
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	defer func() { <-in.turn }()
 	cut := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = in.file.SetWriteDeadline(time.Unix(1, 0))

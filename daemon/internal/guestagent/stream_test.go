@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -98,7 +99,7 @@ func TestInputGivesUpWithItsCaller(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer process.Close()
-	in := &input{file: ours}
+	in := newInput(ours, false)
 	defer in.close()
 	if _, err := unix.FcntlInt(ours.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
 		t.Fatal(err)
@@ -106,10 +107,13 @@ func TestInputGivesUpWithItsCaller(t *testing.T) {
 	if err := unix.SetNonblock(int(ours.Fd()), true); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if n, err := in.write(ctx, make([]byte, 10_000)); !errors.Is(err, context.Canceled) {
-		t.Errorf("wrote %d bytes, %v", n, err)
+	if n, err := in.write(t.Context(), make([]byte, 4096)); n != 4096 || err != nil {
+		t.Fatalf("to an empty pipe: wrote %d bytes, %v", n, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if n, err := in.write(ctx, make([]byte, 4096)); n != 0 || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("to a full one: wrote %d bytes, %v", n, err)
 	}
 	if _, err := io.CopyN(io.Discard, process, 4096); err != nil {
 		t.Fatal(err)

@@ -33,31 +33,6 @@ func (a *agent) MemAgentCompactSet(context.Context, *pb.MemAgentCompactConfig) (
 	return nil, errUnsupported
 }
 
-// MemHotplugByProbe is not supported: GetGuestDetails says so.
-func (a *agent) MemHotplugByProbe(context.Context, *pb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {
-	return nil, errUnsupported
-}
-
-// AddSwap is not supported.
-func (a *agent) AddSwap(context.Context, *pb.AddSwapRequest) (*emptypb.Empty, error) {
-	return nil, errUnsupported
-}
-
-// AddSwapPath is not supported.
-func (a *agent) AddSwapPath(context.Context, *pb.AddSwapPathRequest) (*emptypb.Empty, error) {
-	return nil, errUnsupported
-}
-
-// GetVolumeStats is not supported.
-func (a *agent) GetVolumeStats(context.Context, *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
-	return nil, errUnsupported
-}
-
-// ResizeVolume is not supported.
-func (a *agent) ResizeVolume(context.Context, *pb.ResizeVolumeRequest) (*emptypb.Empty, error) {
-	return nil, errUnsupported
-}
-
 // SetPolicy is not supported.
 func (a *agent) SetPolicy(context.Context, *pb.SetPolicyRequest) (*emptypb.Empty, error) {
 	return nil, errUnsupported

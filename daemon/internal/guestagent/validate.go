@@ -2,6 +2,7 @@ package guestagent
 
 import (
 	"fmt"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,6 +17,8 @@ const (
 
 	// maxID bounds the length of a container's or a process's id.
 	maxID = 128
+	// maxDeviceNumber bounds a device's major and minor number.
+	maxDeviceNumber = 1<<20 - 1
 	// maxStringsBytes bounds a program's arguments and variables together.
 	maxStringsBytes = 4 << 20
 )
@@ -46,20 +49,28 @@ func validateID(kind, id string) error {
 	return nil
 }
 
+// validateHostPath accepts a path where the host may put things: the guest's own system is not for it.
+func validateHostPath(path string) error {
+	if !strings.HasPrefix(filepath.Clean(path), "/run/") || strings.ContainsRune(path, 0) {
+		return invalid("path %q is not below /run", path)
+	}
+	return nil
+}
+
 // validateCreate checks all that a child takes on trust.
 func validateCreate(req *pb.CreateContainerRequest) error {
 	if err := validateID("container", req.ContainerId); err != nil {
 		return err
 	}
-	if len(req.Devices)+len(req.SharedMounts) > 0 {
-		return fmt.Errorf("host devices and shared mounts: %w", errdefs.ErrNotImplemented)
+	if len(req.SharedMounts) > 0 {
+		return fmt.Errorf("shared mounts: %w", errUnsupported)
 	}
 	spec := req.OCI
 	if spec == nil || spec.Root == nil {
 		return invalid("the container has no spec or no root")
 	}
-	if !filepath.IsAbs(spec.Root.Path) {
-		return invalid("root path %q is not absolute", spec.Root.Path)
+	if err := validateHostPath(spec.Root.Path); err != nil {
+		return fmt.Errorf("root: %w", err)
 	}
 	if len(spec.Hostname) > 64 {
 		return invalid("hostname is longer than 64 bytes")
@@ -74,7 +85,10 @@ func validateCreate(req *pb.CreateContainerRequest) error {
 	}
 	linux := spec.Linux
 	if linux.GetSeccomp() != nil {
-		return invalid("this guest has no seccomp")
+		return invalid("this guest takes no seccomp profile")
+	}
+	if spec.Process.SelinuxLabel != "" || linux.GetMountLabel() != "" {
+		return invalid("this guest has no SELinux: set disable_guest_selinux in Kata's configuration")
 	}
 	if len(linux.GetUIDMappings())+len(linux.GetGIDMappings()) > 0 {
 		return invalid("this guest has no user namespaces")
@@ -82,6 +96,9 @@ func validateCreate(req *pb.CreateContainerRequest) error {
 	for _, d := range linux.GetDevices() {
 		if d == nil || !filepath.IsAbs(d.Path) || !slices.Contains([]string{"c", "u", "b", "p"}, d.Type) {
 			return invalid("device %q of type %q", d.GetPath(), d.GetType())
+		}
+		if d.Major < 0 || d.Major > maxDeviceNumber || d.Minor < 0 || d.Minor > maxDeviceNumber {
+			return invalid("device %q with the number %d:%d", d.Path, d.Major, d.Minor)
 		}
 	}
 	for _, path := range slices.Concat(linux.GetMaskedPaths(), linux.GetReadonlyPaths()) {
@@ -128,6 +145,18 @@ func validateProcess(p *pb.Process) error {
 		if _, ok := rlimits[l.GetType()]; !ok {
 			return invalid("unknown limit %q", l.GetType())
 		}
+		if l.Soft > l.Hard {
+			return invalid("%s of %d is over its maximum, %d", l.Type, l.Soft, l.Hard)
+		}
+	}
+	// The largest number means to the kernel "leave it as it is", and it is root's.
+	for _, id := range append([]uint32{p.User.GetUID(), p.User.GetGID()}, p.User.GetAdditionalGids()...) {
+		if id == math.MaxUint32 {
+			return invalid("user or group %d", id)
+		}
+	}
+	if p.OOMScoreAdj < -1000 || p.OOMScoreAdj > 1000 {
+		return invalid("OOM score %d", p.OOMScoreAdj)
 	}
 	c := p.Capabilities
 	for _, names := range [][]string{c.GetBounding(), c.GetEffective(), c.GetPermitted(), c.GetInheritable(), c.GetAmbient()} {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,16 +18,21 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 )
 
-// bootLimit is generous: an emulated guest on a busy machine has taken 15 s.
-const bootLimit = 30 * time.Second
+// bootLimit is generous: an emulated guest on a busy machine has taken 30 s.
+const bootLimit = 90 * time.Second
 
 // guest is a booted microVM, driven as the shim drives it.
 type guest struct {
 	pb.AgentServiceService
 	health pb.HealthService
+	client *ttrpc.Client
+	// options are for the client that the next dial makes.
+	options []ttrpc.ClientOpts
 	// hangUp ends the connection, dial makes a new one and waits for the agent's answer.
 	hangUp func()
 	dial   func()
+	// socket leads to the agent, console is the file with what the guest says.
+	socket, console string
 	// share is the directory that the guest sees as the shim's share.
 	share string
 	// bootTime is from the start of QEMU to the agent's first answer.
@@ -56,17 +62,17 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		return err
 	})
 
-	agentSocket, console := filepath.Join(dir, "agent.sock"), filepath.Join(dir, "console.log")
+	g.socket, g.console = filepath.Join(dir, "agent.sock"), filepath.Join(dir, "console.log")
 	started := time.Now()
 	startProcess(t, "qemu", exec.Command("qemu-system-x86_64", append([]string{
 		"-M", "q35,memory-backend=mem", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "256",
 		"-object", "memory-backend-memfd,id=mem,size=256M,share=on",
 		"-kernel", filepath.Join(image, "vmlinux"), "-initrd", filepath.Join(image, "initrd.img"),
-		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on mitigations=off console=ttyS0",
-		"-serial", "file:" + console,
+		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests no_timer_check pci=lastbus=0 random.trust_cpu=on mitigations=off console=ttyS0",
+		"-serial", "file:" + g.console,
 		"-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
-		"-chardev", "socket,id=agent,path=" + agentSocket + ",server=on,wait=off",
+		"-chardev", "socket,id=agent,path=" + g.socket + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=agent,name=" + portName,
 		"-chardev", "socket,id=fs,path=" + fsSocket,
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=" + shareTag,
@@ -75,7 +81,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 	}, extra...)...), g.exited)
 	t.Cleanup(func() {
 		if t.Failed() {
-			log, _ := os.ReadFile(console)
+			log, _ := os.ReadFile(g.console)
 			t.Logf("guest console:\n%s", log)
 		}
 	})
@@ -86,24 +92,34 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		// More than once: a guest that has not noticed yet that the last caller hung up takes the
 		// new one for it, and finds its first request out of order.
 		waitFor(t, "the agent's answer", func() error {
-			conn, err := net.Dial("unix", agentSocket)
-			if err != nil {
-				return err
+			select {
+			case <-g.exited:
+				t.Fatal("the machine ended")
+			default:
 			}
-			client := ttrpc.NewClient(conn)
-			g.hangUp = func() { client.Close() }
-			g.AgentServiceService, g.health = pb.NewAgentServiceClient(client), pb.NewHealthClient(client)
-			if _, err := g.health.Check(ctx, &pb.CheckRequest{}); err != nil {
-				g.hangUp()
-				return err
-			}
-			return nil
+			return g.connect(ctx)
 		})
 	}
 	t.Cleanup(func() { g.hangUp() })
 	g.dial()
 	g.bootTime = time.Since(started)
 	return g
+}
+
+// connect makes a connection, and keeps it if the agent answers on it.
+func (g *guest) connect(ctx context.Context) error {
+	conn, err := net.Dial("unix", g.socket)
+	if err != nil {
+		return err
+	}
+	client := ttrpc.NewClient(conn, g.options...)
+	g.client, g.hangUp = client, func() { client.Close() }
+	g.AgentServiceService, g.health = pb.NewAgentServiceClient(client), pb.NewHealthClient(client)
+	if _, err := g.health.Check(ctx, &pb.CheckRequest{}); err != nil {
+		g.hangUp()
+		return err
+	}
+	return nil
 }
 
 // startProcess runs cmd until the test ends. exited, if given, is closed when it ends.
@@ -173,13 +189,31 @@ func buildRoot(t *testing.T, g *guest, id string) *pb.Spec {
 	if err := os.WriteFile(filepath.Join(root, "etc/passwd"), []byte(passwd), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(root, "tool"), "./testdata/tool")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the test tool: %v\n%s", err, out)
+	program, err := testTool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "tool"), program, 0o755); err != nil {
+		t.Fatal(err)
 	}
 	return buildSpec(id)
 }
+
+// testTool builds the program that runs in the containers, once.
+var testTool = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "tool")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "tool")
+	build := exec.Command("go", "build", "-o", file, "./testdata/tool")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("build the test tool: %w\n%s", err, out)
+	}
+	return os.ReadFile(file)
+})
 
 // buildSpec returns a spec such as containerd's default one, for the root of a container.
 func buildSpec(id string) *pb.Spec {

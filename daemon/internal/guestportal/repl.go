@@ -46,8 +46,9 @@ const (
 	// politeWait is how long an interpreter has to react to an interrupt before its whole group
 	// gets one too, and how long one without control has to exit.
 	politeWait = time.Second
-	// patience is how long it has to react before it is killed.
-	patience = 5 * time.Second
+	// patience is how long it has to react before it is killed, and its state with it. An emulated one on a busy
+	// host has taken more than 5 s.
+	patience = 15 * time.Second
 )
 
 // repl runs code in one language, in a session that is started when first needed.

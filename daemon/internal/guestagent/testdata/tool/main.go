@@ -3,8 +3,10 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -12,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -96,6 +99,62 @@ func run(name string, args []string) error {
 		var files syscall.Rlimit
 		_ = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 		fmt.Println(os.Getpid(), os.Getuid(), os.Getgid(), groups, host, cwd, os.Getenv("HOME"), os.Getenv("X"), files.Max)
+	case "head": // prints the first bytes of files, or that they cannot be read
+		for _, f := range args {
+			fmt.Printf("%s: %s\n", f, head(f))
+		}
+	case "mknod": // makes a block device of the numbers args[1] and args[2] at args[0], and prints its first bytes
+		major, _ := strconv.Atoi(args[1])
+		minor, _ := strconv.Atoi(args[2])
+		if err := syscall.Mknod(args[0], syscall.S_IFBLK|0o600, major<<8|minor); err != nil {
+			return err
+		}
+		fmt.Println(head(args[0]))
+	case "stat": // prints mode and owners
+		for _, f := range args {
+			var st syscall.Stat_t
+			err := syscall.Lstat(f, &st)
+			fmt.Printf("%s: %o %d:%d %v\n", f, st.Mode, st.Uid, st.Gid, err != nil)
+		}
+	case "put": // writes args[1] to the file args[0]
+		return os.WriteFile(args[0], []byte(args[1]), 0o644)
+	case "now": // prints the time
+		fmt.Println(time.Now().Unix())
+	case "listen": // at an address, with nobody calling
+		l, err := net.Listen("tcp", args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Println("listening")
+		return l.Close()
+	case "neighbour": // says whether the kernel knows a network card's address
+		mac, err := net.ParseMAC(args[0])
+		if err != nil {
+			return err
+		}
+		table, err := syscall.NetlinkRIB(syscall.RTM_GETNEIGH, syscall.AF_UNSPEC)
+		fmt.Println(bytes.Contains(table, mac))
+		return err
+	case "nest": // goes into a control group of its own below the container's, which hands its controllers down
+		if err := enterGroup("init"); err != nil {
+			return err
+		}
+		if err := os.WriteFile(cgroups+"/cgroup.subtree_control", []byte("+memory"), 0); err != nil {
+			return err
+		}
+		return run("wait", nil)
+	case "nesteat": // args[0] MiB in a group with a limit of args[1] MiB
+		limit, _ := strconv.Atoi(args[1])
+		if err := os.Mkdir(cgroups+"/eaters", 0o755); err != nil && !os.IsExist(err) {
+			return err
+		}
+		if err := os.WriteFile(cgroups+"/eaters/memory.max", strconv.AppendInt(nil, int64(limit)<<20, 10), 0); err != nil {
+			return err
+		}
+		if err := enterGroup("eaters"); err != nil {
+			return err
+		}
+		return run("eat", args[:1])
 	case "tty": // prints its terminal's size, before and after a line of input
 		printSize()
 		if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
@@ -106,6 +165,30 @@ func run(name string, args []string) error {
 		return fmt.Errorf("unknown tool %q", name)
 	}
 	return nil
+}
+
+const cgroups = "/sys/fs/cgroup"
+
+func enterGroup(name string) error {
+	if err := os.Mkdir(cgroups+"/"+name, 0o755); err != nil && !os.IsExist(err) {
+		return err
+	}
+	return os.WriteFile(cgroups+"/"+name+"/cgroup.procs", strconv.AppendInt(nil, int64(os.Getpid()), 10), 0)
+}
+
+// head returns the first bytes of a file, quoted, or the error.
+func head(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	b := make([]byte, 512)
+	n, err := io.ReadFull(f, b)
+	if err != nil && n == 0 {
+		return err.Error()
+	}
+	return strconv.Quote(strings.TrimRight(string(b[:n]), "\x00"))
 }
 
 func printSize() {
