@@ -43,15 +43,15 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	// The streams live as long as the connection, not as long as this call.
 	life := context.WithoutCancel(ctx)
 	var direct *cio.DirectIO
-	if err := os.MkdirAll(r.fifoDir(id), 0o700); err != nil {
-		return nil, fmt.Errorf("make the FIFOs' directory: %w", err)
+	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
+		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
 	}
 	process, err := task.Exec(ctx, execID, &specs.Process{
 		Args: []string{portalPath, "connect"},
 		Cwd:  "/",
 		User: specs.User{},
 	}, func(string) (cio.IO, error) {
-		fifos, err := cio.NewFIFOSetInDir(r.fifoDir(id), execID, false)
+		fifos, err := cio.NewFIFOSetInDir(r.dir(id), execID, false)
 		if err != nil {
 			return nil, err
 		}

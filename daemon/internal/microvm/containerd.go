@@ -33,7 +33,7 @@ func Dial(address string) (*containerd.Client, error) {
 	retry.BaseDelay, retry.MaxDelay = 50*time.Millisecond, time.Second
 	conn, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry}),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 10 * time.Second}), // of a busy host
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
@@ -54,6 +54,11 @@ type Containerd struct {
 	stopping atomic.Bool
 }
 
+// SystemContainerd describes a containerd that is not the server's own: where it is by default, but for its socket.
+func SystemContainerd(address string) *Containerd {
+	return &Containerd{Address: address, Root: defaults.DefaultRootDir, State: defaults.DefaultStateDir}
+}
+
 func (c *Containerd) config() string {
 	return fmt.Sprintf(`# Written by msbd at each start; changes are lost.
 version = 2
@@ -68,7 +73,9 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 }
 
 func (c *Containerd) pidFile() string { return filepath.Join(c.State, "containerd.pid") }
-func (c *Containerd) logFile() string { return filepath.Join(c.Root, "containerd.log") }
+
+// LogFile is where containerd, and with it the shims, write their logs. It begins anew with each start.
+func (c *Containerd) LogFile() string { return filepath.Join(c.Root, "containerd.log") }
 
 // Start adopts the running containerd or starts one, and returns when it answers. From then on it
 // is started again whenever it dies, until ctx ends or Stop is called.
@@ -117,7 +124,7 @@ func (c *Containerd) launch() (int, error) {
 	if err := os.WriteFile(c.configFile(), []byte(c.config()), 0o600); err != nil {
 		return 0, fmt.Errorf("write containerd's configuration: %w", err)
 	}
-	log, err := os.OpenFile(c.logFile(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	log, err := os.OpenFile(c.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("open containerd's log: %w", err)
 	}
@@ -125,6 +132,12 @@ func (c *Containerd) launch() (int, error) {
 	cmd := exec.Command(c.Binary, "--config", c.configFile(), "--log-level", "warn")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
+	// It comes down to the shims, some of which would find their configuration there, and to the hypervisors.
+	for _, name := range []string{"PATH", "HOME", "TMPDIR"} {
+		if value, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start containerd: %w", err)
@@ -160,14 +173,18 @@ func (c *Containerd) await(ctx context.Context, pid int) error {
 			last = c.died()
 			return true
 		}
-		serving, err := client.IsServing(ctx)
-		return err == nil && serving
+		return serves(ctx, client)
 	})
 	return errors.Join(err, last)
 }
 
+func serves(ctx context.Context, client *containerd.Client) bool {
+	serving, err := client.IsServing(ctx)
+	return err == nil && serving
+}
+
 func (c *Containerd) died() error {
-	return fmt.Errorf("containerd ended at its start; the end of %s: %s", c.logFile(), copyTail(c.logFile(), 1000))
+	return fmt.Errorf("containerd ended at its start; the end of %s: %s", c.LogFile(), copyTail(c.LogFile(), 1000))
 }
 
 // supervise starts containerd again whenever it ends. The sandboxes run on meanwhile.
@@ -183,8 +200,13 @@ func (c *Containerd) supervise(ctx context.Context, pid int) {
 		if ctx.Err() != nil || c.stopping.Load() {
 			return
 		}
-		c.Log.Error("containerd ended; starting it again", "pid", pid, "log", c.logFile())
+		c.Log.Error("containerd ended; starting it again", "pid", pid, "log", c.LogFile())
 		if pid, err = c.launch(); err == nil {
+			c.pid.Store(int64(pid))
+			if c.stopping.Load() { // and Stop may not have seen this one
+				_ = c.Stop(ctx)
+				return
+			}
 			err = c.await(ctx, pid)
 		}
 		if err != nil {

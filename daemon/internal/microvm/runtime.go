@@ -12,7 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd"
@@ -20,9 +20,7 @@ import (
 	"github.com/containerd/containerd/cio"
 	"github.com/containerd/containerd/errdefs"
 	"github.com/containerd/containerd/namespaces"
-	"github.com/containerd/containerd/oci"
 	"github.com/containerd/containerd/snapshots"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
@@ -34,13 +32,14 @@ const (
 	Snapshotter = "overlayfs"
 	// sandboxLabel marks our containers, should the containerd be shared with others.
 	sandboxLabel = "msb.sandbox"
-	// portalPath is where the guest finds the portal's program.
-	portalPath = "/.msb/portal"
 	// killLimit bounds a kill through the shim; past it the microVM itself is ended.
 	killLimit = 5 * time.Second
+	// dropLimit bounds how long containerd may take to see that.
+	dropLimit = 20 * time.Second
 )
 
-// VMs is what the runtime needs of the room that runs QEMU.
+// VMs is what the runtime needs of the room that runs QEMU where Kata's shim does not. VMs that it started
+// once may live on after the shims were told otherwise.
 type VMs interface {
 	// IDs lists the microVMs that have left anything on this host.
 	IDs() []string
@@ -51,15 +50,14 @@ type VMs interface {
 // Config is what a Runtime is made from. Every field is needed.
 type Config struct {
 	Client *containerd.Client
-	// Address is containerd's socket.
-	Address string
+	// Containerd is where the client's containerd is; SystemContainerd, if it is not the server's own.
+	Containerd *Containerd
 	// Shim is the absolute path of containerd-shim-kata-v2.
 	Shim string
-	// RunDir holds the connections' FIFOs and the shim's configuration; gone after a reboot.
+	Kata Kata
+	// RunDir holds a directory for each sandbox, and the shim's configuration; gone after a reboot.
 	RunDir string
-	// HypervisorSocket is where Kata's shim finds the hypervisor service.
-	HypervisorSocket string
-	VMs              VMs
+	VMs    VMs
 	// Image finds an image by the name that a client gave (errdefs.ErrNotFound).
 	Image func(ctx context.Context, name string) (containerd.Image, error)
 	Log   *slog.Logger
@@ -68,25 +66,37 @@ type Config struct {
 // Runtime starts, finds and removes microVMs.
 type Runtime struct {
 	Config
-	kataConfig string
+	kataConfig string   // the path
+	kataFile   kataFile // the host's own, if there is one
 	syslog     syslogSink
+
+	mu       sync.Mutex
+	removing map[string]bool
 }
 
 var _ sandbox.Runtime = (*Runtime)(nil)
 
-// New writes the shim's configuration and returns a Runtime. Close it at the end.
+// New checks or writes the shim's configuration and returns a Runtime. Close it at the end.
 func New(cfg Config) (*Runtime, error) {
+	r := &Runtime{Config: cfg, kataConfig: cfg.Kata.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
 	if _, err := os.Stat(cfg.Shim); err != nil {
 		return nil, fmt.Errorf("find Kata's shim: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Join(cfg.RunDir, "fifo"), 0o700); err != nil {
-		return nil, fmt.Errorf("make the FIFOs' directory: %w", err)
+	if err := os.MkdirAll(r.dir(""), 0o700); err != nil {
+		return nil, fmt.Errorf("make the sandboxes' directory: %w", err)
 	}
-	path, err := writeKataConfig(cfg.RunDir, cfg.HypervisorSocket)
+	var err error
+	if r.kataConfig != "" {
+		if _, err = os.Stat(cfg.Kata.Portal); err == nil {
+			r.kataFile, err = readKataFile(r.kataConfig)
+		}
+	} else {
+		r.kataConfig, err = cfg.Kata.writeConfig(cfg.RunDir)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &Runtime{Config: cfg, kataConfig: path, syslog: syslogSink{log: cfg.Log}}, nil
+	return r, nil
 }
 
 // Close releases what the Runtime itself holds. Sandboxes run on.
@@ -107,6 +117,10 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 	if err := r.syslog.ensure(); err != nil {
 		return err
 	}
+	// Before anything else: by this directory a later daemon knows of the sandbox.
+	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
+		return fmt.Errorf("make the sandbox's directory: %w", err)
+	}
 	ctx = scoped(ctx)
 	container, err := r.Client.NewContainer(ctx, id,
 		containerd.WithSnapshotter(Snapshotter),
@@ -114,68 +128,69 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 		containerd.WithNewSnapshot(id, image),
 		containerd.WithRuntime(r.Shim, &runtimeoptions.Options{TypeUrl: kataOptions, ConfigPath: r.kataConfig}),
 		containerd.WithContainerLabels(map[string]string{sandboxLabel: id}),
-		containerd.WithNewSpec(spec(id, cfg, image)...),
+		containerd.WithNewSpec(r.spec(id, cfg, image)...),
 	)
 	if err != nil {
 		return fmt.Errorf("make the container: %w", err)
 	}
-	task, err := container.NewTask(ctx, cio.NullIO)
-	if err != nil {
-		return fmt.Errorf("boot the microVM: %w", err)
-	}
-	if err := task.Start(ctx); err != nil {
-		return fmt.Errorf("start the sandbox's main process: %w", err)
-	}
-	return nil
-}
-
-// spec describes the sandbox's container: the image, with the portal as its idle main process.
-// Whatever the user runs comes later, through the portal.
-func spec(id string, cfg sandbox.Config, image containerd.Image) []oci.SpecOpts {
-	const period = 100_000
-	return []oci.SpecOpts{
-		oci.WithDefaultPathEnv,
-		oci.WithImageConfig(image),
-		oci.WithProcessArgs(portalPath, "serve"),
-		oci.WithHostname("sandbox"),
-		oci.WithMounts([]specs.Mount{{
-			// A type of our own passes through the shim; a bind would be copied into the guest at each start.
-			Type: "msb-guest", Source: "/msb-portal", Destination: portalPath, Options: []string{"ro"},
-		}}),
-		oci.WithMemoryLimit(uint64(cfg.MemoryMiB) << 20),
-		oci.WithCPUCFS(int64(cfg.CPUs)*period, period),
-		oci.WithCgroup("/msb/" + id),
-	}
+	return r.watchBoot(ctx, id, func(ctx context.Context) error {
+		task, err := container.NewTask(ctx, cio.NullIO)
+		if err != nil {
+			return fmt.Errorf("boot the microVM: %w", err)
+		}
+		if err := task.Start(ctx); err != nil {
+			return fmt.Errorf("start the sandbox's main process: %w", err)
+		}
+		return nil
+	})
 }
 
 // Remove satisfies sandbox.Runtime: whatever state a start or a crash left, nothing of id remains.
 func (r *Runtime) Remove(ctx context.Context, id string) error {
+	defer r.markRemoving(id)()
 	ctx = scoped(ctx)
 	var errs []error
+	failed := func(what string, err error) {
+		if err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	// containerd may have died, and be on its way back.
+	limited, cancel := context.WithTimeout(ctx, containerdStart)
+	failed("reach containerd", poll(limited, 20*time.Millisecond, func() bool { return serves(limited, r.Client) }))
+	cancel()
 	container, err := r.Client.LoadContainer(ctx, id)
-	switch {
-	case err == nil:
-		if err := r.removeTask(ctx, container); err != nil {
-			errs = append(errs, err)
-		}
-		if err := container.Delete(ctx, containerd.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("delete the container: %w", err))
-		}
-	case !errdefs.IsNotFound(err):
-		errs = append(errs, fmt.Errorf("find the container: %w", err))
+	failed("find the container", err)
+	if err == nil {
+		failed("end the task", r.removeTask(ctx, container))
+	}
+	ended := r.endVM(ctx, id)
+	failed("end the microVM", ended)
+	if err == nil {
+		failed("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
 	}
 	// NewContainer may have been cut off between the snapshot and the container.
-	if err := r.Client.SnapshotService(Snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		errs = append(errs, fmt.Errorf("remove the snapshot: %w", err))
+	failed("remove the snapshot", r.Client.SnapshotService(Snapshotter).Remove(ctx, id))
+	if ended == nil {
+		failed("remove what Kata left", removeLeftovers(ctx, id))
 	}
-	if err := r.VMs.Remove(ctx, id); err != nil {
-		errs = append(errs, err)
+	failed("remove the shim's socket", removeIfThere(shimSocket(r.Containerd.Address, id)))
+	if len(errs) > 0 {
+		return errors.Join(errs...)
 	}
-	if err := os.Remove(shimSocket(r.Address, id)); err != nil && !os.IsNotExist(err) {
-		errs = append(errs, fmt.Errorf("remove the shim's socket: %w", err))
+	// containerd keeps its record of a task whose shim could not clean up.
+	for _, dir := range []string{r.Containerd.State, r.Containerd.Root} {
+		failed("remove the task's directory", removeTree(filepath.Join(dir, "io.containerd.runtime.v2.task", Namespace, id)))
 	}
-	errs = append(errs, os.RemoveAll(r.fifoDir(id)))
+	if len(errs) == 0 { // last: as long as there is anything, a later daemon must know
+		failed("remove the sandbox's directory", os.RemoveAll(r.dir(id)))
+	}
 	return errors.Join(errs...)
+}
+
+// endVM ends all processes of a sandbox, whoever started them.
+func (r *Runtime) endVM(ctx context.Context, id string) error {
+	return errors.Join(r.VMs.Remove(ctx, id), killParts(ctx, id))
 }
 
 // removeTask ends the sandbox through its shim. A shim or guest that does not answer is no
@@ -195,15 +210,10 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 		return nil
 	}
 	r.Log.Warn("the shim did not end its sandbox; ending the microVM", "id", container.ID(), "err", err)
-	if pid := int(task.Pid()); pid > 1 {
-		if args, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(args), container.ID()) {
-			syscall.Kill(pid, syscall.SIGKILL) // the shim: containerd then drops the task
-		}
-	}
-	if err := r.VMs.Remove(ctx, container.ID()); err != nil {
+	if err := r.endVM(ctx, container.ID()); err != nil { // containerd then drops the task
 		return err
 	}
-	limited, cancel = context.WithTimeout(ctx, killLimit)
+	limited, cancel = context.WithTimeout(ctx, dropLimit)
 	defer cancel()
 	return poll(limited, 50*time.Millisecond, func() bool {
 		_, err := task.Delete(limited, containerd.WithProcessKill)
@@ -243,6 +253,15 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
+	dirs, err := os.ReadDir(r.dir(""))
+	if err != nil {
+		return nil, fmt.Errorf("list the sandboxes' directories: %w", err)
+	}
+	for _, d := range dirs {
+		if d.Name() != failedDir {
+			note(d.Name())
+		}
+	}
 	for _, id := range r.VMs.IDs() {
 		note(id)
 	}
@@ -256,6 +275,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 // Wait satisfies sandbox.Runtime. It outlasts restarts of containerd.
 func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 	ctx = scoped(ctx)
+	defer r.watchConsole(ctx, id)()
 	for {
 		status, err := r.wait(ctx, id)
 		switch {
@@ -293,7 +313,8 @@ func (r *Runtime) wait(ctx context.Context, id string) (uint32, error) {
 	return exit.ExitCode(), exit.Error()
 }
 
-func (r *Runtime) fifoDir(id string) string { return filepath.Join(r.RunDir, "fifo", id) }
+// dir is where msbd keeps what is of a sandbox's microVM, such as the FIFOs of its connections.
+func (r *Runtime) dir(id string) string { return filepath.Join(r.RunDir, "sandbox", id) }
 
 // shimSocket is where a shim listens: named as containerd's shim package does, which leaves it
 // behind after every stop.
@@ -304,4 +325,16 @@ func shimSocket(containerdAddress, id string) string {
 
 func scoped(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, Namespace)
+}
+
+// markRemoving says that whatever ends of a sandbox is meant to, until the answer is called.
+func (r *Runtime) markRemoving(id string) (done func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.removing[id] = true
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		delete(r.removing, id)
+	}
 }

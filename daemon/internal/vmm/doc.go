@@ -1,8 +1,10 @@
-// Package vmm runs the virtual machines of sandboxes. It serves Kata's "remote hypervisor" (ttrpc
-// over a Unix socket) and answers it with one QEMU and one virtiofsd per sandbox.
+// Package vmm runs the virtual machines of sandboxes where Kata's shim does not do so itself. It serves
+// Kata's "remote hypervisor" (ttrpc over a Unix socket) and answers it with one QEMU and one virtiofsd
+// per sandbox.
 //
 // Callers are Kata's shims, one per sandbox, through the socket, and the wiring of msbd, which makes
-// the Service and uses its Go methods. Nothing else may start or kill a QEMU.
+// the Service and uses its Go methods. Nothing else may start or kill its QEMUs. What the shims leave on
+// the host is not its affair.
 //
 // # What outlives what
 //

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/ttrpc"
 	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/process"
 )
 
 // What Kata's shim says of a VM: kata's pkg annotations, which would bring half of Kata along.
@@ -40,9 +42,12 @@ func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.
 	return &pb.CreateVMResponse{AgentSocketPath: filepath.Join(m.dir, agentSocket)}, nil
 }
 
-func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process, error) {
+func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process.Process, error) {
 	if err := validateID(req.GetId()); err != nil {
 		return nil, nil, err
+	}
+	if s.cfg.QEMU == "" {
+		return nil, nil, fmt.Errorf("this server has another hypervisor: %w", errdefs.ErrFailedPrecondition)
 	}
 	st := state{ID: req.GetId(), Since: time.Now()}
 	for key, value := range map[string]*int{annotationVCPUs: &st.VCPUs, annotationMemory: &st.MemoryMiB} {
@@ -56,7 +61,7 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 	if err != nil {
 		return nil, nil, err
 	}
-	st.Shim = shimState{PID: shim.pid, Start: start}
+	st.Shim = shimState{PID: shim.PID, Start: start}
 	m := &machine{state: st, dir: s.dir(st.ID)}
 
 	s.mu.Lock()
@@ -66,7 +71,7 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 	}
 	s.mu.Unlock()
 	if exists {
-		shim.close()
+		shim.Close()
 		return nil, nil, errdefs.ErrAlreadyExists
 	}
 	err = os.Mkdir(m.dir, 0o700)
@@ -77,8 +82,8 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 		err = writeState(m.dir, st)
 	}
 	if err != nil {
-		shim.close()
-		return nil, nil, errors.Join(err, s.stop(context.WithoutCancel(ctx), st.ID))
+		shim.Close()
+		return nil, nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), st.ID))
 	}
 	return m, shim, nil
 }
@@ -110,17 +115,13 @@ func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.St
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
 	defer cancel()
-	return nil, errors.Join(err, h.stop(ctx, m.ID))
+	return nil, errors.Join(err, h.Remove(ctx, m.ID))
 }
 
 // StopVM ends the VM. It succeeds for one that does not exist.
 func (h hypervisor) StopVM(ctx context.Context, req *pb.StopVMRequest) (*pb.StopVMResponse, error) {
-	err := validateID(req.GetId())
-	if err == nil {
-		err = h.stop(ctx, req.GetId())
-	}
-	if err != nil {
-		return nil, fmt.Errorf("stop VM %q: %w", req.GetId(), err)
+	if err := h.Remove(ctx, req.GetId()); err != nil {
+		return nil, err
 	}
 	return &pb.StopVMResponse{}, nil
 }
@@ -133,18 +134,18 @@ func (h hypervisor) Version(context.Context, *pb.VersionRequest) (*pb.VersionRes
 type callerKey struct{}
 
 // caller takes hold of the process at the other end of the call, and reads its start time.
-func caller(ctx context.Context) (*process, uint64, error) {
+func caller(ctx context.Context) (*process.Process, uint64, error) {
 	pid, _ := ctx.Value(callerKey{}).(int)
-	p, err := openProcess(pid)
+	p, err := process.Open(pid)
 	if err != nil {
 		return nil, 0, err
 	}
 	if p == nil {
 		return nil, 0, errors.New("the caller has ended")
 	}
-	start, err := startTime(pid)
-	if err != nil || p.dead() { // alive after the look: it was this process's start time
-		p.close()
+	start, err := process.StartTime(pid)
+	if err != nil || p.Dead() { // alive after the look: it was this process's start time
+		p.Close()
 		return nil, 0, errors.Join(errors.New("the caller has ended"), err)
 	}
 	return p, start, nil

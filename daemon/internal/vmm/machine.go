@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/process"
 )
 
 // A machine is a VM that has a directory: created, started, or on its way out.
@@ -80,17 +82,17 @@ func (m *machine) setPID(r role, pid int) {
 }
 
 // open takes hold of a part of the VM; nil when it is dead.
-func (m *machine) open(r role) (*process, error) {
+func (m *machine) open(r role) (*process.Process, error) {
 	pid := m.pid(r)
 	if pid == 0 {
 		return nil, nil
 	}
-	p, err := openProcess(pid)
+	p, err := process.Open(pid)
 	if p == nil || err != nil {
 		return nil, err
 	}
 	if found, dir := readMark(pid); found != r || dir != m.dir {
-		p.close()
+		p.Close()
 		return nil, nil
 	}
 	return p, nil

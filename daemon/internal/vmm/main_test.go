@@ -22,8 +22,9 @@ import (
 	"github.com/containerd/ttrpc"
 	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	programs "github.com/msbd/msbd/daemon/internal/host"
 )
 
 const (
@@ -32,7 +33,6 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	MaybeProbeChild()
 	if os.Args[0] == shimName {
 		playShim(os.Args[1], os.Args[2])
 		return
@@ -169,6 +169,17 @@ func newConfig(t *testing.T) Config {
 		Kernel: filepath.Join(guest, "vmlinux"), Initrd: filepath.Join(guest, "initrd.img"),
 		Accelerator: "tcg", MemoryHeadroomMiB: 128,
 	}
+	cfg.QEMU, err = programs.FindQEMU("")
+	var virtiofsd string
+	if err == nil {
+		virtiofsd, err = programs.FindVirtiofsd("")
+	}
+	if err == nil {
+		cfg.Virtiofsd, err = programs.VirtiofsdCommand(t.Context(), virtiofsd, filepath.Join(moduleRoot(t), "daemon", "setup", "virtiofsd-c.sh"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, file := range []string{cfg.Kernel, cfg.Initrd} {
 		if _, err := os.Stat(file); err != nil {
 			t.Fatalf("%v: run make guest", err)
@@ -291,17 +302,12 @@ func (h *host) gone(t *testing.T, id string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(filepath.Join(sharedRoot, id)))
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, vm := range h.VMs() {
 		if vm.ID == id {
 			return false
 		}
 	}
-	return len(found[h.dir(id)]) == 0 && len(mounts) == 0 &&
-		missing(h.dir(id)) && missing(filepath.Join(sharedRoot, id))
+	return len(found[h.dir(id)]) == 0 && missing(h.dir(id))
 }
 
 func missing(path string) bool {

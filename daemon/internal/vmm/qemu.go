@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -32,41 +33,16 @@ const agentPort = "agent"
 // sharedRoot is where Kata's shim keeps what it shares with guests, in its own mount namespace.
 const sharedRoot = "/run/kata-containers/shared/sandboxes"
 
-// findQEMU and findVirtiofsd resolve a configured path, or find the distribution's.
-func findQEMU(configured string) (string, error) {
-	return findProgram("QEMU", configured, "qemu-system-x86", "qemu-system-x86_64")
-}
-
-func findVirtiofsd(configured string) (string, error) {
-	return findProgram("virtiofsd", configured, "qemu-system-common (or virtiofsd)",
-		"virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
-}
-
-func findProgram(what, configured, debianPackage string, candidates ...string) (string, error) {
-	if configured != "" {
-		candidates = []string{configured}
-	}
-	for _, c := range candidates {
-		if path, err := exec.LookPath(c); err == nil {
-			return filepath.Abs(path)
-		}
-	}
-	if configured != "" {
-		return "", fmt.Errorf("find %s: %s is no executable file: %w", what, configured, errdefs.ErrFailedPrecondition)
-	}
-	return "", fmt.Errorf("find %s: it is not installed; install Debian's package %s, or configure its path: %w",
-		what, debianPackage, errdefs.ErrFailedPrecondition)
-}
-
 // qemuCommand is the command line of a VM. It runs in the VM's directory, to which the sockets and
 // logs are relative; monitor is the listening QMP socket.
 func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
 	accel, cpu, kernelArgs := "kvm", "host", ""
-	if s.accelerator == "tcg" {
+	if s.cfg.Accelerator == "tcg" {
 		// An emulated guest is no security boundary anyway.
 		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max", " mitigations=off"
 	}
-	memory := strconv.Itoa(st.MemoryMiB+s.cfg.MemoryHeadroomMiB) + "M"
+	// The kernel keeps something of each page.
+	memory := strconv.Itoa(st.MemoryMiB+st.MemoryMiB/32+s.cfg.MemoryHeadroomMiB) + "M"
 	cmd := exec.Command(s.cfg.QEMU,
 		"-name", st.ID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -76,7 +52,9 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 		"-object", "memory-backend-memfd,id=mem,share=on,size="+memory, // shared with virtiofsd
 		"-bios", "qboot.rom", "-kernel", s.cfg.Kernel, "-initrd", s.cfg.Initrd,
 		// Only a panic may speak: below loglevel 1 not even that would.
-		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"+kernelArgs,
+		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"+
+			// An unlucky schedule of the host must not look like a broken timer, and there is one bus to look at.
+			" no_timer_check pci=lastbus=0"+kernelArgs,
 		"-chardev", "file,id=console,append=on,path="+consoleLog,
 		"-device", "isa-serial,chardev=console",
 		"-chardev", "socket,id=monitor,server=on,wait=off,fd=3",
@@ -96,13 +74,13 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 
 // virtiofsdCommand serves the sandbox's shared directory on the listening socket.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
-	cmd := exec.Command(s.cfg.Virtiofsd, "--fd=3",
-		"-o", "source="+filepath.Join(sharedRoot, st.ID, "shared"),
-		"-o", "cache=always", // auto is three times slower, and nobody writes beside the guest
-		"-o", "sandbox=namespace",
-		"-o", "announce_submounts", // the root file system is a mount below the source
-		"-o", "log_level=err",
-	)
+	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
+		"--shared-dir=" + filepath.Join(sharedRoot, st.ID, "shared"),
+		"--cache=always", // auto is three times slower, and nobody writes beside the guest
+		"--sandbox=namespace",
+		"--announce-submounts", // the root file system is a mount below the directory
+		"--log-level=error",
+	})...)
 	cmd.Dir = "/"
 	cmd.Env = mark(roleVirtiofsd, dir)
 	cmd.ExtraFiles = []*os.File{socket}

@@ -15,20 +15,24 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/msbd/msbd/daemon/internal/process"
 )
 
-// Config is what a Service is made of. Socket, Dir, Kernel, Initrd and Log are required.
+// Config is what a Service is made of. Socket, Dir and Log are required.
 type Config struct {
 	// Socket is where the shims find the service.
 	Socket string
 	// Dir holds a directory per VM. It belongs on a file system that does not survive a reboot, and
 	// must be short: a socket's path has at most 107 bytes.
 	Dir string
-	// QEMU and Virtiofsd are the programs' paths; when empty they are looked for.
-	QEMU, Virtiofsd string
+	// QEMU is the program's path and Virtiofsd the command, as package host finds them. Without
+	// them, and the fields below, the Service starts no VM: it adopts and ends those of an earlier one.
+	QEMU      string
+	Virtiofsd []string
 	// Kernel is an uncompressed vmlinux with a PVH entry; Initrd's /init is the guest's agent.
 	Kernel, Initrd string
-	// Accelerator is "auto" (or empty), "kvm" or "tcg".
+	// Accelerator is "kvm" or "tcg".
 	Accelerator string
 	// MemoryHeadroomMiB is what a VM has beyond its sandbox's memory, for its kernel and agent.
 	MemoryHeadroomMiB int
@@ -37,8 +41,7 @@ type Config struct {
 
 // A Service runs VMs for Kata's shims.
 type Service struct {
-	cfg                 Config
-	accelerator, reason string
+	cfg Config
 
 	mu  sync.Mutex
 	vms map[string]*machine
@@ -71,8 +74,7 @@ const (
 	maxSocketPath = 107 // sun_path, less the final zero
 )
 
-// New checks the configuration and the host, and probes the accelerator, which may take half a
-// second. What is missing is errdefs.ErrFailedPrecondition; what is misconfigured,
+// New checks the configuration and the host. What is missing is errdefs.ErrFailedPrecondition; what is misconfigured,
 // errdefs.ErrInvalidArgument.
 func New(cfg Config) (*Service, error) {
 	for what, path := range map[string]string{"socket": cfg.Socket, "run directory": cfg.Dir} {
@@ -89,28 +91,19 @@ func New(cfg Config) (*Service, error) {
 		return nil, fmt.Errorf("use %s as the VMs' run directory: it is longer than %d bytes, and sockets below it would "+
 			"not fit the system's limit: %w", cfg.Dir, limit, errdefs.ErrInvalidArgument)
 	}
-	if err := errors.Join(requireFile("kernel", cfg.Kernel), requireFile("initramfs", cfg.Initrd)); err != nil {
-		return nil, err
-	}
-	var err error
-	if cfg.QEMU, err = findQEMU(cfg.QEMU); err != nil {
-		return nil, err
-	}
-	if cfg.Virtiofsd, err = findVirtiofsd(cfg.Virtiofsd); err != nil {
-		return nil, err
+	if cfg.QEMU != "" {
+		if err := errors.Join(requireFile("kernel", cfg.Kernel), requireFile("initramfs", cfg.Initrd)); err != nil {
+			return nil, err
+		}
+		if cfg.Accelerator != "kvm" && cfg.Accelerator != "tcg" {
+			return nil, fmt.Errorf("use accelerator %q: need kvm or tcg: %w", cfg.Accelerator, errdefs.ErrInvalidArgument)
+		}
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the VMs' run directory: %w", err)
 	}
-	s := &Service{cfg: cfg, vms: make(map[string]*machine)}
-	if s.accelerator, s.reason, err = chooseAccelerator(cfg.Accelerator, cfg.Dir); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return &Service{cfg: cfg, vms: make(map[string]*machine)}, nil
 }
-
-// Accelerator is "kvm" or "tcg", and why.
-func (s *Service) Accelerator() (name, reason string) { return s.accelerator, s.reason }
 
 // VMs lists the VMs that exist, by id.
 func (s *Service) VMs() []VM {
@@ -188,7 +181,7 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	if shim == nil {
 		return nil, errors.New("its shim has ended")
 	}
-	shim.close()
+	shim.Close()
 	m := &machine{state: st, dir: s.dir(id), abort: func(error) {}} // its boot is over
 	for _, p := range found {
 		// virtiofsd is two processes, and ends with either: the first is as good.
@@ -199,42 +192,24 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	return m, nil
 }
 
-// Remove ends a VM, its shim too if that still lives, and removes all that both left on this host.
-// An unknown id is no error: what can be found by the id is removed.
+// Remove ends a VM and removes all that the Service holds of it. Its shim sees the end, and is left
+// alone. An unknown id is no error: what can be found by the id is removed.
 func (s *Service) Remove(ctx context.Context, id string) error {
-	if err := validateID(id); err != nil {
-		return err
-	}
-	if m := s.lookup(id); m != nil {
-		m.leave()
-		// The shim first: it would clean up the same places.
-		shim, err := m.Shim.open()
-		if err == nil && shim != nil {
-			err = shim.kill(ctx)
-			shim.close()
-		}
-		if err != nil {
-			return fmt.Errorf("remove VM %q: end its shim: %w", id, err)
-		}
-	}
-	if err := errors.Join(s.stop(ctx, id), removeLeftovers(id)); err != nil {
-		return fmt.Errorf("remove VM %q: %w", id, err)
-	}
-	return nil
-}
-
-// stop ends a VM and leaves its shim, which cleans up after itself. An unknown id is no error.
-func (s *Service) stop(ctx context.Context, id string) error {
+	err := validateID(id)
 	m := s.lookup(id)
-	if m == nil {
-		return discard(ctx, s.dir(id))
+	switch {
+	case err != nil:
+	case m == nil:
+		err = discard(ctx, s.dir(id))
+	default:
+		err = m.takeDown(ctx)
 	}
-	if err := m.takeDown(ctx); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("remove VM %q: %w", id, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.vms[id] == m {
+	if m != nil && s.vms[id] == m {
 		delete(s.vms, id)
 	}
 	return nil
@@ -271,11 +246,11 @@ func (s *Service) Serve(ctx context.Context) error {
 		return err
 	}
 	watchers, ctx := errgroup.WithContext(ctx)
-	watch := func(p *process, died func(context.Context)) {
+	watch := func(p *process.Process, died func(context.Context)) {
 		watchers.Go(func() error {
 			if p != nil {
-				defer p.close()
-				if p.wait(ctx) != nil {
+				defer p.Close()
+				if p.Wait(ctx) != nil {
 					return nil
 				}
 			}
@@ -307,7 +282,7 @@ func (s *Service) Serve(ctx context.Context) error {
 
 // A watchFunc has someone wait for a process to end, close it, and then call died. A nil process
 // has ended already.
-type watchFunc func(p *process, died func(context.Context))
+type watchFunc func(p *process.Process, died func(context.Context))
 
 func (s *Service) watchAdopted(watch watchFunc) error {
 	s.mu.Lock()
@@ -325,12 +300,11 @@ func (s *Service) watchAdopted(watch watchFunc) error {
 	return nil
 }
 
-func (s *Service) watchShim(watch watchFunc, m *machine, shim *process) {
+func (s *Service) watchShim(watch watchFunc, m *machine, shim *process.Process) {
 	watch(shim, func(ctx context.Context) {
 		if m.leave() {
 			s.cfg.Log.Warn("removing a VM whose shim has ended", "sandbox", m.ID)
 		}
-		// Even when the VM is long gone: a killed shim leaves things behind.
 		if err := s.Remove(ctx, m.ID); err != nil {
 			s.cfg.Log.Error("a VM whose shim has ended is not quite removed", "sandbox", m.ID, "err", err)
 		}
@@ -352,7 +326,7 @@ func (s *Service) watchParts(watch watchFunc, m *machine) error {
 			words := lastWords(m.dir)
 			s.cfg.Log.Error("removing a VM that lost a process", "sandbox", m.ID, "process", part,
 				"console", s.keepConsole(m), "last_words", words)
-			if err := s.stop(ctx, m.ID); err != nil {
+			if err := s.Remove(ctx, m.ID); err != nil {
 				s.cfg.Log.Error("a VM that lost a process is not quite removed", "sandbox", m.ID, "err", err)
 			}
 		})

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/msbd/msbd/daemon/internal/process"
 )
 
 const stateFile = "state.json"
@@ -22,18 +24,18 @@ type state struct {
 
 type shimState struct {
 	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // see startTime
+	Start uint64 `json:"start"` // see process.StartTime
 }
 
 // open takes hold of the shim; nil when it is dead.
-func (s shimState) open() (*process, error) {
-	p, err := openProcess(s.PID)
+func (s shimState) open() (*process.Process, error) {
+	p, err := process.Open(s.PID)
 	if p == nil || err != nil {
 		return nil, err
 	}
 	// An error means that it ended while we looked.
-	if start, err := startTime(s.PID); err != nil || start != s.Start || p.dead() {
-		p.close()
+	if start, err := process.StartTime(s.PID); err != nil || start != s.Start || p.Dead() {
+		p.Close()
 		return nil, nil
 	}
 	return p, nil
@@ -48,12 +50,12 @@ func (s shimState) mountNamespace() (*os.File, error) {
 	if shim == nil {
 		return nil, errors.New("the shim has ended")
 	}
-	defer shim.close()
+	defer shim.Close()
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", s.PID))
 	if err != nil {
 		return nil, fmt.Errorf("find the shim's mount namespace: %w", err)
 	}
-	if shim.dead() { // then the pid may have been another process's
+	if shim.Dead() { // then the pid may have been another process's
 		ns.Close()
 		return nil, errors.New("the shim has ended")
 	}
