@@ -3,27 +3,36 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/admin"
+	"github.com/msbd/msbd/daemon/internal/backup"
 	"github.com/msbd/msbd/daemon/internal/config"
 	"github.com/msbd/msbd/daemon/internal/gateway"
+	"github.com/msbd/msbd/daemon/internal/host"
 	"github.com/msbd/msbd/daemon/internal/image"
 	"github.com/msbd/msbd/daemon/internal/localsock"
+	"github.com/msbd/msbd/daemon/internal/mcp"
 	"github.com/msbd/msbd/daemon/internal/microvm"
 	"github.com/msbd/msbd/daemon/internal/portal"
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/store"
+	"github.com/msbd/msbd/daemon/internal/tlscert"
 	"github.com/msbd/msbd/daemon/internal/token"
 	"github.com/msbd/msbd/daemon/internal/vmm"
 )
@@ -54,25 +63,57 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	}
 	defer socket.Close()
 
-	issuer, verifier, err := token.Open(token.Options{
-		KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: state, Reset: cfg.ResetKey, Log: log,
-	})
+	var certs *tlscert.Source
+	if cfg.TLS() {
+		certs, err = tlscert.Open(tlscert.Options{
+			CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, ClientCAFile: cfg.TLSClientCA,
+			ACME: tlscert.ACME{
+				Domains: cfg.Domains(), Email: cfg.ACMEEmail, DirectoryURL: cfg.ACMEDirectory, DirectoryCAFile: cfg.ACMEDirectoryCA,
+				CacheDir: filepath.Join(cfg.StateDir, "acme"),
+			},
+			Log: log,
+		})
+		if err != nil {
+			return err
+		}
+	}
+
+	keys := token.Options{KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: state, Log: log}
+	err = backup.Complete(ctx, cfg.StateDir, func() (backup.Keys, error) {
+		issuer, _, err := token.Open(keys)
+		return issuer, err
+	}, log)
 	if err != nil {
 		return err
 	}
+	keys.Reset = cfg.ResetKey
+	issuer, verifier, err := token.Open(keys)
+	if err != nil {
+		return err
+	}
+	backups := backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: state, ReadKeys: store.ReadKeys, Log: log})
 
-	vms, err := vmm.New(vmm.Config{
-		Socket:      filepath.Join(cfg.RunDir, "hypervisor.sock"),
-		Dir:         filepath.Join(cfg.RunDir, "vm"),
-		QEMU:        cfg.QEMU,
-		Virtiofsd:   cfg.Virtiofsd,
-		Kernel:      filepath.Join(cfg.LibDir, "guest", "vmlinux"),
-		Initrd:      filepath.Join(cfg.LibDir, "guest", "initrd.img"),
-		Accelerator: cfg.Accelerator,
+	route, err := host.Choose(hostOptions(cfg))
+	if err != nil {
+		return err
+	}
+	kata, err := kataOf(ctx, cfg, route)
+	if err != nil {
+		return err
+	}
+	service := vmm.Config{
+		Socket: filepath.Join(cfg.RunDir, "hypervisor.sock"),
+		Dir:    filepath.Join(cfg.RunDir, "vm"),
+		Log:    log,
+	}
+	// A configuration of the host's own may name the service, too.
+	if kata.HypervisorSocket != "" || kata.Config != "" && kata.QEMU != "" {
+		service.QEMU, service.Virtiofsd, service.Accelerator = kata.QEMU, kata.Virtiofsd, route.Accelerator
+		service.Kernel, service.Initrd = kata.Kernel, kata.Initrd
 		// Beyond what the sandbox may use, so that its limit is what it meets first.
-		MemoryHeadroomMiB: 128,
-		Log:               log,
-	})
+		service.MemoryHeadroomMiB = 128
+	}
+	vms, err := vmm.New(service)
 	if err != nil {
 		return err
 	}
@@ -84,25 +125,25 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		Address: filepath.Join(cfg.RunDir, "containerd.sock"),
 		Log:     log,
 	}
-	address := cfg.Containerd
-	if address == "" {
-		address = private.Address
+	inUse := private
+	if cfg.Containerd != "" {
+		inUse = microvm.SystemContainerd(cfg.Containerd)
 	}
-	client, err := microvm.Dial(address)
+	client, err := microvm.Dial(inUse.Address)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	images := image.NewStore(client, microvm.Namespace, microvm.Snapshotter)
 	runtime, err := microvm.New(microvm.Config{
-		Client:           client,
-		Address:          address,
-		Shim:             filepath.Join(cfg.LibDir, "containerd-shim-kata-v2"),
-		RunDir:           cfg.RunDir,
-		HypervisorSocket: filepath.Join(cfg.RunDir, "hypervisor.sock"),
-		VMs:              microVMSet{vms},
-		Image:            images.Resolve,
-		Log:              log,
+		Client:     client,
+		Containerd: inUse,
+		Shim:       cmp.Or(cfg.KataShim, filepath.Join(cfg.LibDir, "containerd-shim-kata-v2")),
+		Kata:       kata,
+		RunDir:     cfg.RunDir,
+		VMs:        microVMSet{vms},
+		Image:      images.Resolve,
+		Log:        log,
 	})
 	if err != nil {
 		return err
@@ -118,15 +159,21 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
+		Quota:        cfg.QuotaOf,
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,
 		Log:          log,
 	})
 	defer manager.Close()
 
-	life := newLife(cfg, http.Addr().String(), issuer, manager, vms, log)
+	life := &life{
+		cfg: cfg, address: http.Addr().String(), began: time.Now(), state: starting,
+		store: state, issuer: issuer, manager: manager, route: route, certs: certs, log: log,
+	}
 	office := admin.New(admin.Options{
 		Keys:        issuer,
+		Audit:       state,
+		Backups:     adminBackups{backups},
 		Sandboxes:   manager,
 		Images:      adminImages{images},
 		Status:      life.status,
@@ -134,21 +181,39 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		Credentials: localsock.Credentials(),
 		PeerOf: func(ctx context.Context) (admin.Peer, bool) {
 			peer, ok := localsock.PeerFromContext(ctx)
-			return admin.Peer{UID: peer.UID, GID: peer.GID}, ok
+			return admin.Peer{UID: peer.UID, Groups: peer.Groups}, ok
 		},
 		Group: localsock.Group,
 		Log:   log,
 	})
-	door, err := gateway.New(gateway.Options{Verifier: verifier, Sandboxes: manager, Dev: cfg.Dev, Log: log})
+	door, err := gateway.New(gateway.Options{
+		Verifier: verifier, Sandboxes: manager, Dev: cfg.Dev,
+		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond,
+		Metrics: newMetrics(life), Log: log,
+	})
 	if err != nil {
 		return err
+	}
+	assistants, err := mcp.New(door, cfg.Version)
+	if err != nil {
+		return err
+	}
+	door.Mount(rpc.MCPPath, assistants)
+
+	// A disk that is full must not keep sandboxes from their users: the status says so, and nothing changes.
+	if err := state.Audit(startEvent(cfg, http.Addr().String())); err != nil {
+		log.Error("the start is not in the audit log", "err", err)
 	}
 
 	// From here on everything runs side by side; the first to fail, or a stop, ends all.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return office.Serve(ctx, socket) })
 	g.Go(func() error { return vms.Serve(ctx) })
-	g.Go(func() error { return door.Serve(ctx, http) })
+	g.Go(func() error { return door.Serve(ctx, withTLS(http, certs)) })
+	g.Go(func() error { return issuer.Run(ctx) })
+	if certs != nil {
+		g.Go(func() error { return certs.Run(ctx) })
+	}
 	g.Go(func() error {
 		if cfg.Containerd == "" {
 			if err := private.Start(ctx); err != nil {
@@ -160,7 +225,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 			return err
 		}
 		life.enter(ready)
-		log.Info("ready", "address", http.Addr().String(), "dev", cfg.Dev, "accelerator", life.accelerator())
+		log.Info("ready", "address", http.Addr().String(), "dev", cfg.Dev, "hypervisor", route.Hypervisor, "accelerator", route.Accelerator)
 		_, err := systemd.SdNotify(false, systemd.SdNotifyReady)
 		return err
 	})
@@ -180,6 +245,34 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		err = errors.Join(err, private.Stop(ending))
 	}
 	return err
+}
+
+// kataOf says how Kata's shims run microVMs on the route.
+func kataOf(ctx context.Context, cfg config.Config, route host.Route) (kata microvm.Kata, err error) {
+	kata = microvm.Kata{
+		Kernel: filepath.Join(cfg.LibDir, "guest", "vmlinux"),
+		Initrd: filepath.Join(cfg.LibDir, "guest", "initrd.img"),
+	}
+	if route.Hypervisor == host.Builtin {
+		kata.HypervisorSocket = filepath.Join(cfg.RunDir, "hypervisor.sock")
+	}
+	kata.QEMU, err = host.FindQEMU(cfg.QEMU)
+	var virtiofsd string
+	if err == nil {
+		virtiofsd, err = host.FindVirtiofsd(cfg.Virtiofsd)
+	}
+	if err == nil {
+		kata.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
+	}
+	if cfg.KataConfig != "" {
+		kata.Config, kata.HypervisorSocket = cfg.KataConfig, ""
+		kata.Portal = filepath.Join(cfg.LibDir, "msb-portal")
+		if err != nil {
+			kata.QEMU = "" // only a configuration that names msbd's service needs them
+		}
+		return kata, nil
+	}
+	return kata, err
 }
 
 // recoverAll brings what an earlier daemon left, or what died meanwhile, in order.
@@ -216,7 +309,30 @@ func microVMs(manager *sandbox.Manager) (n int) {
 	return n
 }
 
-// adminImages and microVMSet say what one room knows in the words of another.
+// withTLS is the gateway's listener. Without certificates it is plain.
+func withTLS(l net.Listener, certs *tlscert.Source) net.Listener {
+	if certs == nil {
+		return l
+	}
+	return tls.NewListener(l, certs.Config())
+}
+
+// startEvent is the start of this server in the audit log, with the settings that security depends on.
+func startEvent(cfg config.Config, address string) audit.Event {
+	return audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer, Detail: map[string]string{
+		"version": cfg.Version, "address": address, "dev": strconv.FormatBool(cfg.Dev), "tls": strconv.FormatBool(cfg.TLS()),
+		"insecure_behind_proxy": strconv.FormatBool(cfg.InsecureBehindProxy), "hypervisor": cfg.Hypervisor, "accelerator": cfg.Accelerator,
+	}}
+}
+
+// adminBackups, adminImages and microVMSet say what one room knows in the words of another.
+type adminBackups struct{ *backup.Service }
+
+func (s adminBackups) Restore(ctx context.Context, r io.Reader, by uint32) (admin.Restored, error) {
+	summary, err := s.Service.Restore(ctx, r, by)
+	return admin.Restored(summary), err
+}
+
 type adminImages struct{ *image.Store }
 
 func (s adminImages) Import(ctx context.Context, path string) ([]admin.Image, error) {

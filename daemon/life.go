@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -10,9 +11,11 @@ import (
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/host"
 	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/store"
+	"github.com/msbd/msbd/daemon/internal/tlscert"
 	"github.com/msbd/msbd/daemon/internal/token"
-	"github.com/msbd/msbd/daemon/internal/vmm"
 )
 
 const (
@@ -20,6 +23,7 @@ const (
 	recovering = adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING
 	ready      = adminv1.GetStatusResponse_DAEMON_STATE_READY
 	draining   = adminv1.GetStatusResponse_DAEMON_STATE_DRAINING
+	isDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 )
 
 // life is where the daemon is in its life, and what its status says.
@@ -27,9 +31,11 @@ type life struct {
 	cfg     config.Config
 	address string
 	began   time.Time
+	store   *store.Store
 	issuer  *token.Issuer
 	manager *sandbox.Manager
-	vms     *vmm.Service
+	route   host.Route
+	certs   *tlscert.Source // nil: the gateway speaks plain HTTP
 	log     *slog.Logger
 
 	mu                sync.Mutex
@@ -37,10 +43,6 @@ type life struct {
 	recovery          sandbox.Recovery
 	containerdVersion string
 	kataVersion       string
-}
-
-func newLife(cfg config.Config, address string, issuer *token.Issuer, manager *sandbox.Manager, vms *vmm.Service, log *slog.Logger) *life {
-	return &life{cfg: cfg, address: address, began: time.Now(), issuer: issuer, manager: manager, vms: vms, log: log, state: starting}
 }
 
 func (l *life) enter(s adminv1.GetStatusResponse_DaemonState) {
@@ -55,20 +57,34 @@ func (l *life) recovered(r sandbox.Recovery, containerdVersion, kataVersion stri
 	l.recovery, l.containerdVersion, l.kataVersion = r, containerdVersion, kataVersion
 }
 
-func (l *life) accelerator() string {
-	name, _ := l.vms.Accelerator()
-	return name
+// now is the state, and why it is degraded if it is. It is cheap: each admin call asks.
+func (l *life) now() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
+	l.mu.Lock()
+	state = l.state
+	l.mu.Unlock()
+	if err := l.store.Health(); err != nil {
+		reasons = append(reasons, err.Error())
+	}
+	if behind := l.issuer.ClockBehind(); behind > 0 {
+		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, by which API keys expire: "+
+			"set the clock right; if it is right and was wrong before, 'msb server reset' makes a new beginning", behind.Round(time.Second)))
+	}
+	if state == ready && len(reasons) > 0 {
+		state = isDegraded
+	}
+	return state, reasons
 }
 
 // status answers in every state.
 func (l *life) status() *adminv1.GetStatusResponse {
 	l.mu.Lock()
-	state, recovery, containerdVersion, kataVersion := l.state, l.recovery, l.containerdVersion, l.kataVersion
+	recovery, containerdVersion, kataVersion := l.recovery, l.containerdVersion, l.kataVersion
 	l.mu.Unlock()
+	state, reasons := l.now()
 	keys, signing := l.issuer.Counts(), l.issuer.SigningKey()
-	accelerator, reason := l.vms.Accelerator()
 	st := &adminv1.GetStatusResponse{
 		State:               state,
+		DegradedReasons:     reasons,
 		Version:             l.cfg.Version,
 		Pid:                 int32(os.Getpid()),
 		StartedAt:           timestamppb.New(l.began),
@@ -79,10 +95,29 @@ func (l *life) status() *adminv1.GetStatusResponse {
 		SigningKeyId:        signing.ID,
 		SigningKeyCreatedAt: timestamppb.New(signing.CreatedAt),
 		Keys:                &adminv1.KeyCounts{Live: int32(keys.Live), Expired: int32(keys.Expired), Revoked: int32(keys.Revoked)},
-		Isolation:           &adminv1.Isolation{Accelerator: accelerator, Reason: reason},
+		Isolation:           isolation(l.route),
 		Recovery:            &adminv1.Recovery{Adopted: int32(recovery.Adopted), Lost: int32(recovery.Lost), Removed: int32(recovery.Removed)},
 		ContainerdVersion:   containerdVersion,
 		KataVersion:         kataVersion,
+		AuditEntries:        l.store.AuditHead().Seq,
+	}
+	if err := l.store.AuditProblem(); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
+	if kataVersion != "" { // known since the recovery
+		for _, warning := range []string{l.route.KataWarning(kataVersion), host.ContainerdWarning(containerdVersion)} {
+			if warning != "" {
+				st.Warnings = append(st.Warnings, warning)
+			}
+		}
+	}
+	if l.certs != nil {
+		cert := l.certs.Status(time.Now())
+		st.Tls = &adminv1.TLS{Source: cert.Source, Names: cert.Names, ClientCertificates: cert.ClientCertificates}
+		if !cert.NotAfter.IsZero() {
+			st.Tls.NotAfter = timestamppb.New(cert.NotAfter)
+		}
+		st.Warnings = append(st.Warnings, cert.Warnings...)
 	}
 	for _, rec := range l.manager.List("") {
 		switch rec.State {
@@ -93,4 +128,12 @@ func (l *life) status() *adminv1.GetStatusResponse {
 		}
 	}
 	return st
+}
+
+func isolation(r host.Route) *adminv1.Isolation {
+	return &adminv1.Isolation{
+		Hypervisor: r.Hypervisor, HypervisorReason: r.HypervisorReason,
+		Accelerator: r.Accelerator, Reason: r.AcceleratorReason,
+		Advice: r.Advice,
+	}
 }

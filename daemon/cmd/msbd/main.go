@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,7 +20,7 @@ import (
 
 	"github.com/msbd/msbd/daemon"
 	"github.com/msbd/msbd/daemon/internal/config"
-	"github.com/msbd/msbd/daemon/internal/vmm"
+	"github.com/msbd/msbd/daemon/internal/host"
 )
 
 // version is set by the build.
@@ -31,7 +32,7 @@ const (
 )
 
 func main() {
-	vmm.MaybeProbeChild()
+	host.MaybeProbeChild()
 	app := &cli.App{
 		Name:            "msbd",
 		Usage:           "run untrusted code in microVMs, behind API keys",
@@ -50,7 +51,9 @@ func main() {
 	if err == nil {
 		return
 	}
-	fmt.Fprintln(os.Stderr, err)
+	if text := err.Error(); text != "" {
+		fmt.Fprintln(os.Stderr, text)
+	}
 	code := exitFailure
 	var coded cli.ExitCoder
 	if errors.As(err, &coded) {
@@ -65,10 +68,14 @@ SIGTERM ends msbd and leaves sandboxes running. Exit codes: 0 ended when asked t
 2 bad flags or configuration.`
 
 func flags() []cli.Flag {
-	list := []cli.Flag{&cli.StringFlag{
-		Name:  "config",
-		Usage: "read settings from `FILE` (default: " + config.DefaultFile + " if it is there)",
-	}}
+	list := []cli.Flag{
+		&cli.StringFlag{
+			Name:  "config",
+			Usage: "read settings from `FILE` (default: " + config.DefaultFile + " if it is there)",
+		},
+		&cli.BoolFlag{Name: "print-config", Usage: "check the settings of all sources, print in JSON where msbd would be, and end"},
+		&cli.BoolFlag{Name: "doctor", Usage: "examine this host, print in JSON what was found ('msb doctor' says it in words), and end: code 1 with a problem"},
+	}
 	for _, s := range config.Settings {
 		usage := s.Usage + " [" + s.Env() + "]"
 		if s.Bool {
@@ -87,11 +94,19 @@ func run(c *cli.Context) error {
 	cfg, err := config.Load(c.String("config"), os.LookupEnv, func(name string) (string, bool) {
 		return fmt.Sprint(c.Value(name)), c.IsSet(name)
 	})
+	if c.Bool("doctor") {
+		return examine(c, cfg, err)
+	}
 	if err == nil && cfg.LibDir == "" {
 		cfg.LibDir, err = findLibDir()
 	}
 	if err != nil {
 		return cli.Exit(fmt.Sprintf("msbd: the configuration has problems:\n%v", err), exitUsage)
+	}
+	if c.Bool("print-config") {
+		return json.NewEncoder(c.App.Writer).Encode(map[string]any{ // msb asks for it
+			"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "lib_dir": cfg.LibDir, "listen": cfg.Listen, "dev": cfg.Dev,
+		})
 	}
 	cfg.Version = c.App.Version
 	if err := harden(); err != nil {

@@ -4,15 +4,23 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // Config is a validated configuration.
@@ -36,6 +44,26 @@ type Config struct {
 	// ResetKey replaces the signing key at the start.
 	ResetKey bool
 
+	// TLSCert and TLSKey are files of the gateway's certificate chain and its key.
+	TLSCert, TLSKey string
+	// TLSClientCA is a file of the CAs of which clients must show a certificate; empty: they need none.
+	TLSClientCA string
+	// ACMEDomains are the names that a certificate is fetched for, separated by commas.
+	ACMEDomains string
+	// ACMEEmail is where the CA writes to; ACMEDirectory its address, if not Let's Encrypt's, and
+	// ACMEDirectoryCA a file of the CAs that vouch for that address, if not the host's.
+	ACMEEmail, ACMEDirectory, ACMEDirectoryCA string
+
+	// MaxConnections bounds the gateway's connections.
+	MaxConnections int
+	// RequestsPerSecond bounds the calls of one API key; 0: nothing does.
+	RequestsPerSecond float64
+	// Quota bounds each tenant namespace that Quotas does not name.
+	Quota sandbox.Quota
+	// Quotas is of the file alone: its tables [namespace.NAME]. Where one leaves out a bound, that of
+	// Quota holds.
+	Quotas map[string]sandbox.Quota
+
 	// The size and image of a sandbox whose start names none, and the most that one may ask for.
 	DefaultImage     string
 	DefaultCPUs      int
@@ -45,8 +73,13 @@ type Config struct {
 	// MaxRunTime is the longest time limit of a run.
 	MaxRunTime time.Duration
 
+	// Hypervisor is "auto", "kata" (Kata's own driver) or "builtin" (msbd's hypervisor service).
+	Hypervisor string
 	// Accelerator is "auto", "kvm" or "tcg" (emulation).
 	Accelerator string
+	// KataConfig is a file of a Kata configuration of the host's own, with its guest; empty: msbd
+	// writes one for the built-in guest. KataShim is the path of a shim of the host's own; empty: the built-in one.
+	KataConfig, KataShim string
 	// QEMU and Virtiofsd are paths of programs; empty: found where distributions put them.
 	QEMU      string
 	Virtiofsd string
@@ -59,14 +92,30 @@ type Config struct {
 	LogFormat string
 }
 
+// TLS says whether the gateway speaks HTTPS.
+func (c Config) TLS() bool { return c.TLSCert != "" || c.ACMEDomains != "" }
+
+// Domains are the names of ACMEDomains.
+func (c Config) Domains() []string {
+	return strings.FieldsFunc(c.ACMEDomains, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
 // SocketPath is where the admin socket is.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default is the configuration of a server that was told nothing.
+// Default is the configuration of a server that was told nothing. Users other than root have
+// directories of their own; package client looks for the socket in the same place.
 func Default() Config {
+	stateDir, runDir := "/var/lib/msb", "/run/msb"
+	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
+		stateDir = filepath.Join(cmp.Or(os.Getenv("XDG_STATE_HOME"), filepath.Join(home, ".local", "state")), "msb")
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); os.Geteuid() != 0 && dir != "" {
+		runDir = filepath.Join(dir, "msb")
+	}
 	return Config{
-		StateDir:         "/var/lib/msb",
-		RunDir:           "/run/msb",
+		StateDir:         stateDir,
+		RunDir:           runDir,
 		Listen:           "127.0.0.1:5555",
 		DefaultImage:     "microsandbox/python",
 		DefaultCPUs:      1,
@@ -74,6 +123,8 @@ func Default() Config {
 		MaxCPUs:          8,
 		MaxMemoryMiB:     16 << 10,
 		MaxRunTime:       time.Hour,
+		MaxConnections:   10_000,
+		Hypervisor:       "auto",
 		Accelerator:      "auto",
 		LogLevel:         "info",
 		LogFormat:        "text",
@@ -95,10 +146,29 @@ func (c Config) validate() error {
 	check(filepath.IsAbs(c.RunDir), "run-dir %q: must be an absolute path", c.RunDir)
 	for _, p := range []struct{ name, path string }{
 		{"lib-dir", c.LibDir}, {"qemu", c.QEMU}, {"virtiofsd", c.Virtiofsd}, {"containerd", c.Containerd},
+		{"kata-config", c.KataConfig}, {"kata-shim", c.KataShim},
+		{"tls-cert", c.TLSCert}, {"tls-key", c.TLSKey}, {"tls-client-ca", c.TLSClientCA}, {"acme-directory-ca", c.ACMEDirectoryCA},
 	} {
 		check(p.path == "" || filepath.IsAbs(p.path), "%s %q: must be an absolute path", p.name, p.path)
 	}
 	problems = append(problems, c.validateListen()...)
+	check((c.TLSCert == "") == (c.TLSKey == ""), "tls-cert and tls-key: give both or neither")
+	check(c.TLSCert == "" || c.ACMEDomains == "", "tls-cert and acme-domains: give one of them: a certificate is in a file, or is fetched")
+	check(c.TLSClientCA == "" || c.TLS(), "tls-client-ca: needs tls-cert and tls-key, or acme-domains")
+	check(c.ACMEDomains != "" || c.ACMEEmail == "" && c.ACMEDirectory == "" && c.ACMEDirectoryCA == "", "acme-email, acme-directory and acme-directory-ca: need acme-domains")
+	for _, domain := range c.Domains() {
+		check(strings.Contains(strings.Trim(domain, "."), "."), "acme-domains %q: must be whole host names, such as msb.example.org", domain)
+	}
+	check(c.ACMEDirectory == "" || strings.HasPrefix(c.ACMEDirectory, "https://"), "acme-directory %q: must begin with https://", c.ACMEDirectory)
+	check(c.MaxConnections >= 1, "max-connections %d: must be at least 1", c.MaxConnections)
+	check(c.RequestsPerSecond >= 0 && !math.IsInf(c.RequestsPerSecond, 0), "requests-per-second %g: must not be negative; 0 is no bound", c.RequestsPerSecond)
+	problems = append(problems, validateQuota("quota-", c.Quota)...)
+	for _, namespace := range slices.Sorted(maps.Keys(c.Quotas)) {
+		if err := sandbox.ValidateName("namespace", namespace); err != nil {
+			problems = append(problems, err)
+		}
+		problems = append(problems, validateQuota("namespace."+namespace+": ", c.Quotas[namespace])...)
+	}
 	check(c.DefaultImage != "", "default-image: must not be empty")
 	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1", c.MaxCPUs)
 	check(c.MaxMemoryMiB >= minMemoryMiB, "max-memory-mib %d: must be at least %d", c.MaxMemoryMiB, minMemoryMiB)
@@ -115,6 +185,10 @@ func (c Config) validate() error {
 		}
 		check(false, "%s %q: must be one of %q", name, value, choices)
 	}
+	choice("hypervisor", c.Hypervisor, "auto", "kata", "builtin")
+	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: needs hypervisor kata or auto: the configuration names its own hypervisor")
+	check(c.Hypervisor != "kata" || c.Accelerator != "tcg" || c.KataConfig != "",
+		"accelerator tcg: Kata's own driver needs KVM: use hypervisor builtin to emulate")
 	choice("accelerator", c.Accelerator, "auto", "kvm", "tcg")
 	choice("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	choice("log-format", c.LogFormat, "text", "json")
@@ -135,9 +209,9 @@ func (c Config) validateListen() []error {
 	case c.Dev:
 		problems = append(problems, invalid("listen %q: dev mode takes requests without a key, so it listens on loopback only: "+
 			"use 127.0.0.1, or leave out --dev", c.Listen))
-	case !c.InsecureBehindProxy:
-		problems = append(problems, invalid("listen %q: API keys would cross the network in plain text: listen on 127.0.0.1 "+
-			"behind a proxy with TLS, or add --insecure-behind-proxy if such a proxy is what reaches this address", c.Listen))
+	case !c.TLS() && !c.InsecureBehindProxy:
+		problems = append(problems, invalid("listen %q: API keys would cross the network in plain text: give --tls-cert and --tls-key, "+
+			"or --acme-domains; or listen on 127.0.0.1 behind a proxy with TLS, or add --insecure-behind-proxy if such a proxy is what reaches this address", c.Listen))
 	}
 	return problems
 }

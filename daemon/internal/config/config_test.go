@@ -1,14 +1,18 @@
 package config
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 func source(values map[string]string) func(string) (string, bool) {
@@ -63,9 +67,17 @@ func TestSourcesGoOverEachOther(t *testing.T) {
 // Each setting has to be reachable from each source, under the name that its help promises.
 func TestEverySettingInEverySource(t *testing.T) {
 	sample := map[string]string{
-		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "log-level": "warn", "log-format": "json",
+		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "hypervisor": "kata", "log-level": "warn", "log-format": "json",
 		"max-run-time": "7s", "max-cpus": "7", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
-		"default-image": "other",
+		"default-image": "other", "max-connections": "9", "requests-per-second": "2.5",
+		"quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
+		"acme-domains": "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
+	}
+	// What a setting is of no use without.
+	with := map[string]map[string]string{
+		"tls-cert": {"MSBD_TLS_KEY": "/k"}, "tls-key": {"MSBD_TLS_CERT": "/c"}, "tls-client-ca": {"MSBD_ACME_DOMAINS": "a.example"},
+		"acme-email": {"MSBD_ACME_DOMAINS": "a.example"}, "acme-directory": {"MSBD_ACME_DOMAINS": "a.example"},
+		"acme-directory-ca": {"MSBD_ACME_DOMAINS": "a.example"},
 	}
 	for _, s := range Settings {
 		t.Run(s.Name, func(t *testing.T) {
@@ -85,16 +97,21 @@ func TestEverySettingInEverySource(t *testing.T) {
 				{env: map[string]string{"MSBD_" + strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_")): value}},
 				{flags: map[string]string{s.Name: value}},
 			} {
-				c, err := load(t, src.file, src.env, src.flags)
+				env := maps.Clone(with[s.Name])
+				if env == nil {
+					env = map[string]string{}
+				}
+				maps.Copy(env, src.env)
+				c, err := load(t, src.file, env, src.flags)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if c == Default() {
+				if reflect.DeepEqual(c, Default()) {
 					t.Errorf("%+v changes nothing", src)
 				}
 				all = append(all, c)
 			}
-			if all[0] != all[1] || all[1] != all[2] {
+			if !reflect.DeepEqual(all[0], all[1]) || !reflect.DeepEqual(all[1], all[2]) {
 				t.Errorf("sources differ: %+v", all)
 			}
 		})
@@ -156,4 +173,102 @@ func TestListen(t *testing.T) {
 			t.Errorf("listen %s dev %t proxy %t: %v", tt.listen, tt.dev, tt.proxy, err)
 		}
 	}
+}
+
+func TestTLSSettingsBelongTogether(t *testing.T) {
+	for _, tt := range []struct {
+		flags map[string]string
+		ok    bool
+	}{
+		{map[string]string{"listen": "0.0.0.0:443", "tls-cert": "/c", "tls-key": "/k"}, true},
+		{map[string]string{"listen": "0.0.0.0:443", "acme-domains": "a.example.org,b.example.org"}, true},
+		{map[string]string{"tls-cert": "/c"}, false},
+		{map[string]string{"tls-cert": "/c", "tls-key": "/k", "acme-domains": "a.example.org"}, false},
+		{map[string]string{"tls-client-ca": "/ca"}, false},
+		{map[string]string{"acme-email": "a@example.org"}, false},
+		{map[string]string{"acme-domains": "localhost"}, false},
+		{map[string]string{"acme-domains": "a.example.org", "acme-directory": "http://ca.example.org"}, false},
+	} {
+		if _, err := load(t, "", nil, tt.flags); (err == nil) != tt.ok {
+			t.Errorf("%v: %v", tt.flags, err)
+		}
+	}
+}
+
+// A table is the beginning of its settings' names.
+func TestTables(t *testing.T) {
+	got, err := load(t, "[kata]\nconfig = \"/k/c.toml\"\nshim = \"/k/shim\"\n[quota]\nmemory_mib = 7\n[tls]\n", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	want.KataConfig, want.KataShim, want.Quota.MemoryMiB = "/k/c.toml", "/k/shim", 7
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for bad, said := range map[string]string{
+		"kata_shim = \"/a\"\n[kata]\nshim = \"/b\"": "kata_shim and kata.shim",
+		"[kata]\ncolour = 1":                        `"kata_colour"`,
+		"[kata.config]\npath = \"/c\"":              "kata_config",
+		"[dev]\non = true":                          "dev",
+		"[colour]\nred = 1":                         `"colour"`,
+	} {
+		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), said) {
+			t.Errorf("%q: %v, want it to mention %s", bad, err, said)
+		}
+	}
+}
+
+func TestQuotas(t *testing.T) {
+	c, err := load(t, "quota_runs = 7\n[namespace.team-alpha]\nsandboxes = 3\nruns = 0\n[namespace.team-beta]\ncpus = 4", nil,
+		map[string]string{"quota-sandboxes": "9"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for namespace, want := range map[string]sandbox.Quota{
+		"team-alpha": {Sandboxes: 3},
+		"team-beta":  {Sandboxes: 9, CPUs: 4, Runs: 7},
+		"other":      {Sandboxes: 9, Runs: 7},
+	} {
+		if got := c.QuotaOf(namespace); got != want {
+			t.Errorf("%s: %+v, want %+v", namespace, got, want)
+		}
+	}
+	for _, bad := range []string{
+		"[namespace.a]\nsandboxes = -1", "[namespace.a]\nsandboxes = \"many\"", "[namespace.a]\ncolour = 1", "namespace = 3",
+		"[namespace]\na = 1", "[namespace.\"../x\"]\nruns = 1", "quota_cpus = -1",
+	} {
+		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+// Whatever a file holds, it is taken whole or refused with what is wrong with it.
+func FuzzFile(f *testing.F) {
+	for _, seed := range []string{
+		"", "dev = true\nlisten = \"127.0.0.1:1\"", "[namespace.a]\nruns = 1", "max_cpus = 1e9", "a = [[1]]", "state_dir = \"\x00\"",
+		"namespace.a.runs = 3\nnamespace.a.cpus = -1", "[kata]\nshim = \"/s\"\n[kata.config]", "requests_per_second = nan", "[[namespace]]\n", "quota_cpus = 99999999999",
+	} {
+		f.Add(seed)
+	}
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, text string) {
+		path := filepath.Join(dir, "msbd.toml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, err := Load(path, source(nil), source(nil))
+		if err != nil {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("unclassified: %v", err)
+			}
+			return
+		}
+		for namespace := range c.Quotas {
+			if q := c.QuotaOf(namespace); q.Sandboxes < 0 || q.CPUs < 0 || q.MemoryMiB < 0 || q.Runs < 0 {
+				t.Errorf("%s: %+v", namespace, q)
+			}
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -18,7 +19,7 @@ import (
 const DefaultFile = "/etc/msb/msbd.toml"
 
 // Setting is one thing that can be set: as flag --name, as variable MSBD_NAME, and in the file as
-// name, with underscores.
+// name, with underscores: kata_config, or config in a table [kata].
 type Setting struct {
 	Name  string
 	Usage string
@@ -44,12 +45,28 @@ var Settings = []Setting{
 	flag("dev", "take requests without an API key; loopback only", func(c *Config) *bool { return &c.Dev }),
 	flag("insecure-behind-proxy", "allow plaintext HTTP off loopback, where a proxy adds TLS", func(c *Config) *bool { return &c.InsecureBehindProxy }),
 	flag("reset-key", "replace the signing key first: every API key made before is refused", func(c *Config) *bool { return &c.ResetKey }),
+	text("tls-cert", "`FILE` of the gateway's certificate chain (PEM); a changed one is taken without a restart", func(c *Config) *string { return &c.TLSCert }),
+	text("tls-key", "`FILE` of its key (PEM)", func(c *Config) *string { return &c.TLSKey }),
+	text("tls-client-ca", "`FILE` of the CAs (PEM) of which clients must show a certificate, too", func(c *Config) *string { return &c.TLSClientCA }),
+	text("acme-domains", "fetch certificates for these `NAMES`, separated by commas, with ACME", func(c *Config) *string { return &c.ACMEDomains }),
+	text("acme-email", "`ADDRESS` that the ACME server may write to", func(c *Config) *string { return &c.ACMEEmail }),
+	text("acme-directory", "`URL` of the ACME server's directory (default: Let's Encrypt's)", func(c *Config) *string { return &c.ACMEDirectory }),
+	text("acme-directory-ca", "`FILE` of the CAs (PEM) that vouch for that server (default: the host's)", func(c *Config) *string { return &c.ACMEDirectoryCA }),
+	integer("max-connections", "the most connections, `N`, to the gateway", func(c *Config) *int { return &c.MaxConnections }),
+	number("requests-per-second", "the most calls, `N`, of one API key; 0 is no bound", func(c *Config) *float64 { return &c.RequestsPerSecond }),
+	integer("quota-sandboxes", "the most sandboxes, `N`, of a tenant namespace; 0 is no bound", func(c *Config) *int { return &c.Quota.Sandboxes }),
+	integer("quota-cpus", "the most virtual processors, `N`, of its sandboxes together", func(c *Config) *int { return &c.Quota.CPUs }),
+	integer("quota-memory-mib", "the most memory, `MIB`, of its sandboxes together", func(c *Config) *int { return &c.Quota.MemoryMiB }),
+	integer("quota-runs", "the most runs in progress, `N`, in its sandboxes together", func(c *Config) *int { return &c.Quota.Runs }),
 	text("default-image", "`IMAGE` of a sandbox that names none", func(c *Config) *string { return &c.DefaultImage }),
 	integer("default-cpus", "`N` virtual processors of a sandbox that does not say", func(c *Config) *int { return &c.DefaultCPUs }),
 	integer("default-memory-mib", "`MIB` of memory of a sandbox that does not say", func(c *Config) *int { return &c.DefaultMemoryMiB }),
 	integer("max-cpus", "the most virtual processors, `N`, of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "the most memory, `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	duration("max-run-time", "the longest time limit of a run, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	text("hypervisor", "`NAME` of what drives QEMU: auto, kata (Kata's own driver; needs KVM) or builtin (msbd itself)", func(c *Config) *string { return &c.Hypervisor }),
+	text("kata-config", "`FILE` of the host's own Kata configuration, with a guest of its own", func(c *Config) *string { return &c.KataConfig }),
+	text("kata-shim", "`PATH` of the host's own containerd-shim-kata-v2", func(c *Config) *string { return &c.KataShim }),
 	text("accelerator", "`NAME` of what runs the guests: auto, kvm or tcg", func(c *Config) *string { return &c.Accelerator }),
 	text("qemu", "`PATH` of QEMU", func(c *Config) *string { return &c.QEMU }),
 	text("virtiofsd", "`PATH` of virtiofsd", func(c *Config) *string { return &c.Virtiofsd }),
@@ -83,6 +100,17 @@ func integer(name, usage string, field func(*Config) *int) Setting {
 			return errors.New("must be a whole number")
 		}
 		*field(c) = int(n)
+		return nil
+	}}
+}
+
+func number(name, usage string, field func(*Config) *float64) Setting {
+	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+		n, err := strconv.ParseFloat(v, 64)
+		if err != nil {
+			return errors.New("must be a number")
+		}
+		*field(c) = n
 		return nil
 	}}
 }
@@ -139,6 +167,7 @@ func Load(file string, getenv, flags func(name string) (string, bool)) (Config, 
 			}
 		}
 	}
+	c.fillQuotas()
 	if err := c.validate(); err != nil {
 		problems = append(problems, err)
 	}
@@ -166,7 +195,7 @@ func (c *Config) applyFile(path string) []error {
 		}
 		return []error{invalid("%s: %s", path, err)}
 	}
-	var problems []error
+	problems := flatten(path, values)
 	for _, s := range Settings {
 		value, ok := values[s.fileKey()]
 		if !ok {
@@ -176,7 +205,7 @@ func (c *Config) applyFile(path string) []error {
 		// A string, an integer or a boolean prints as the other sources write it; a table or a list
 		// is refused by what parses it, or by this.
 		switch value.(type) {
-		case string, int64, bool:
+		case string, int64, float64, bool:
 			err = s.set(c, fmt.Sprint(value))
 		default:
 			err = errors.New("must be a single value")
@@ -185,6 +214,7 @@ func (c *Config) applyFile(path string) []error {
 			problems = append(problems, invalid("%s: %s = %v: %s", path, s.fileKey(), value, err))
 		}
 	}
+	problems = append(problems, c.applyQuotas(path, values)...)
 	unknown := make([]string, 0, len(values))
 	for key := range values {
 		unknown = append(unknown, key)
@@ -192,6 +222,25 @@ func (c *Config) applyFile(path string) []error {
 	slices.Sort(unknown)
 	for _, key := range unknown {
 		problems = append(problems, invalid("%s: unknown key %q: see 'msbd --help' for the settings", path, key))
+	}
+	return problems
+}
+
+// flatten makes kata_config of config in a table [kata], and so with every setting of several words.
+func flatten(path string, values map[string]any) (problems []error) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		prefix := name + "_"
+		table, ok := values[name].(map[string]any)
+		if !ok || !slices.ContainsFunc(Settings, func(s Setting) bool { return strings.HasPrefix(s.fileKey(), prefix) }) {
+			continue
+		}
+		delete(values, name)
+		for _, key := range slices.Sorted(maps.Keys(table)) {
+			if _, twice := values[prefix+key]; twice {
+				problems = append(problems, invalid("%s: %s and %s.%s are the same: give one of them", path, prefix+key, name, key))
+			}
+			values[prefix+key] = table[key]
+		}
 	}
 	return problems
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -283,14 +284,25 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 			t.Logf("containerd's log:\n%s", log.Bytes())
 		}
 	})
-	// Dials until the socket is there.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	// The client waits for the socket's file, which is there a moment before it listens.
+	for {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	client, err := containerd.New(socket, containerd.WithTimeout(30*time.Second))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
 	if serving, err := client.IsServing(ctx); err != nil || !serving {
 		t.Fatalf("containerd does not serve: %v", err)
 	}
@@ -308,7 +320,12 @@ func names(list []image.Image) []string {
 // readFile reads a file of an image as a sandbox would see it.
 func readFile(t *testing.T, client *containerd.Client, img containerd.Image, name string) string {
 	t.Helper()
-	ctx := namespaces.WithNamespace(t.Context(), namespace)
+	// Without a lease, the collection of garbage after an import would take the snapshot.
+	ctx, release, err := client.WithLease(namespaces.WithNamespace(t.Context(), namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release(context.WithoutCancel(ctx))
 	diffIDs, err := img.RootFS(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon"
+	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/host"
+)
+
+// examine prints the doctor's report. Settings with problems keep it from nothing: that is when it is asked.
+func examine(c *cli.Context, cfg config.Config, problems error) error {
+	checks := []host.Check{examineSettings(c.String("config"), problems)}
+	if cfg.LibDir == "" {
+		dir, err := findLibDir()
+		if err != nil {
+			checks = append(checks, host.Check{Name: "programs", Status: host.Problem, Detail: plain(err),
+				Remedy: "make build guest, or install msbd again"})
+		}
+		cfg.LibDir = dir
+	}
+	report := daemon.Examine(c.Context, cfg, checks...)
+	if err := json.NewEncoder(c.App.Writer).Encode(report); err != nil {
+		return fmt.Errorf("msbd: %w", err)
+	}
+	if report.Status == host.Problem {
+		return cli.Exit("", exitFailure)
+	}
+	return nil
+}
+
+func examineSettings(file string, problems error) host.Check {
+	check := host.Check{Name: "settings", Status: host.OK, Detail: file}
+	if file == "" {
+		file = config.DefaultFile
+		check.Detail = file
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			check.Detail = "the defaults: there is no " + file
+		}
+	}
+	switch {
+	case problems == nil:
+	case os.Geteuid() != 0 && errors.Is(unix.Access(file, unix.R_OK), unix.EACCES):
+		check.Status, check.Detail, check.Remedy = host.Warning, "not looked at: only root can read "+file, "sudo msb doctor"
+	default:
+		check.Status, check.Detail, check.Remedy = host.Problem, plain(problems), "see msbd --help"
+	}
+	return check
+}
+
+// plain is an error in one line, without its class, which is for programs.
+func plain(err error) string {
+	return strings.NewReplacer("\n", "; ", ": "+errdefs.ErrInvalidArgument.Error(), "", ": "+errdefs.ErrNotFound.Error(), "").Replace(err.Error())
+}

@@ -1,0 +1,36 @@
+package daemon
+
+import (
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The oldest versions of libraries without holes that are known and would be reachable here.
+func TestLibraryVersions(t *testing.T) {
+	for module, oldest := range map[string]string{
+		"google.golang.org/grpc":                 "v1.79.3",
+		"github.com/modelcontextprotocol/go-sdk": "v1.4.1",
+		"github.com/containerd/containerd":       "v1.7.33",
+	} {
+		out, err := exec.Command("go", "list", "-m", "-f", "{{.Version}}", module).Output()
+		if err != nil {
+			t.Fatalf("go list -m %s: %v", module, err)
+		}
+		version := strings.TrimSpace(string(out))
+		if parse(t, version) < parse(t, oldest) {
+			t.Errorf("%s is %s: use %s or newer", module, version, oldest)
+		}
+	}
+}
+
+// parse makes numbers of released versions that compare as they do.
+func parse(t *testing.T, version string) (n int) {
+	t.Helper()
+	var major, minor, patch int
+	if _, err := fmt.Sscanf(version, "v%d.%d.%d", &major, &minor, &patch); err != nil || strings.Contains(version, "-") {
+		t.Fatalf("%s is no released version", version)
+	}
+	return (major*10000+minor)*10000 + patch
+}
