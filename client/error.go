@@ -12,7 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ErrNotRunning says that no msbd listens on the admin socket.
+// ErrNotRunning says that no msbd listens on the admin socket, or at the server's URL.
 var ErrNotRunning = errors.New("msbd is not running")
 
 // classes maps the server's answers to errors that callers can tell apart.
@@ -26,7 +26,6 @@ var classes = map[codes.Code]error{
 	codes.PermissionDenied:   errdefs.ErrPermissionDenied,
 	codes.Unauthenticated:    errdefs.ErrUnauthenticated,
 	codes.DataLoss:           errdefs.ErrDataLoss,
-	codes.Unimplemented:      errdefs.ErrNotImplemented,
 	codes.DeadlineExceeded:   context.DeadlineExceeded,
 	codes.Canceled:           context.Canceled,
 }
@@ -40,6 +39,15 @@ type serverError struct {
 func (e *serverError) Error() string { return e.text }
 func (e *serverError) Unwrap() error { return e.class }
 
+// tooOld is the error of a server that is older than this program.
+func tooOld(what string) error {
+	return &serverError{
+		text: "msbd is older than msb: it " + what + ". Restart it with the msbd that belongs to this msb ('msb server stop', then " +
+			"'msb server start'; or 'systemctl restart msbd'); sandboxes run on meanwhile",
+		class: errdefs.ErrNotImplemented,
+	}
+}
+
 // explain turns gRPC's error into one that says what to do about it.
 func (a *Admin) explain(err error) error {
 	a.mu.Lock()
@@ -48,6 +56,9 @@ func (a *Admin) explain(err error) error {
 	s := status.Convert(err)
 	if s.Code() == codes.Unavailable && dialErr != nil {
 		return explainDial(socket, dialErr)
+	}
+	if s.Code() == codes.Unimplemented {
+		return tooOld("does not know this request")
 	}
 	class, known := classes[s.Code()]
 	if !known {

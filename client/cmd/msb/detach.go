@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -30,7 +32,7 @@ const (
 
 // detach starts msbd in a session of its own and waits until it is ready.
 func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
-	log, err := openLog(c)
+	log, err := openLog(c.Context, msbd, args)
 	if err != nil {
 		return err
 	}
@@ -64,41 +66,50 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 	if err != nil {
 		return err
 	}
+	if st.GetState() == degraded {
+		return cli.Exit(fmt.Sprintf("msbd runs (pid %d, log %s), but is degraded: %s", st.GetPid(), log.Name(),
+			strings.Join(st.GetDegradedReasons(), "; ")), exitNotReady)
+	}
 	next := "Make an API key with 'msb server keygen'."
 	if !st.GetAuthRequired() {
 		next = "It is in dev mode and takes requests without an API key."
 	}
-	fmt.Fprintf(c.App.ErrWriter, "msbd is ready on http://%s (pid %d, log %s). %s\n",
-		st.GetListenAddress(), st.GetPid(), log.Name(), next)
+	fmt.Fprintf(c.App.ErrWriter, "msbd is ready on %s (pid %d, log %s). %s\n", gatewayURL(st), st.GetPid(), log.Name(), next)
 	return nil
 }
 
-// openLog opens the log for appending. msbd itself makes its directories with what they need; this one
-// may come before it.
-func openLog(c *cli.Context) (*os.File, error) {
-	dir := c.String("state-dir")
-	if dir == "" {
-		dir = os.Getenv("MSBD_STATE_DIR")
-	}
-	if dir == "" {
-		dir = defaultStateDir
-	}
-	dir, err := filepath.Abs(dir)
-	if err == nil {
-		err = os.MkdirAll(dir, 0o700)
+// openLog opens the log for appending, in the state directory that msbd will use. msbd itself makes its
+// directories with what they need; this one may come before it.
+func openLog(ctx context.Context, msbd string, args []string) (*os.File, error) {
+	// Only msbd knows what its files and environment set; it says so without starting, or what is wrong.
+	var problems strings.Builder
+	ask := exec.CommandContext(ctx, msbd, append([]string{"--print-config"}, args...)...)
+	ask.Stderr = &problems
+	out, err := ask.Output()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
+		return nil, cli.Exit(strings.TrimSpace(problems.String()), exit.ExitCode())
 	}
 	if err != nil {
+		return nil, fmt.Errorf("ask msbd for its configuration: %w", err)
+	}
+	var config struct {
+		StateDir string `json:"state_dir"`
+	}
+	if err := json.Unmarshal(out, &config); err != nil || config.StateDir == "" {
+		return nil, fmt.Errorf("ask msbd for its configuration: it says %q, which is of another version than msb", out)
+	}
+	if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
-	log, err := os.OpenFile(filepath.Join(dir, "msbd.log"), os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	log, err := os.OpenFile(filepath.Join(config.StateDir, "msbd.log"), os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	return log, nil
 }
 
-// waitReady returns nil when msbd is ready, or what came instead: the way it ended, or the context's
-// error.
+// waitReady returns nil when msbd is ready, or as ready as it gets by itself; or what came instead: the
+// way it ended, or the context's error.
 func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 	ctx, cancel := context.WithTimeout(c.Context, readyTimeout)
 	defer cancel()
@@ -111,7 +122,8 @@ func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 		st, err := a.Status(ctx)
 		_ = a.Close()
 		if err == nil {
-			if state = stateName(st); st.GetState() == ready {
+			state = stateName(st)
+			if st.GetState() == ready || st.GetState() == degraded {
 				return nil
 			}
 		}

@@ -18,13 +18,11 @@ var imageImport = &cli.Command{
 }
 
 func importImage(c *cli.Context) error {
-	if err := flagsFirst(c); err != nil {
+	file, err := oneFile(c)
+	if err != nil {
 		return err
 	}
-	if c.NArg() != 1 {
-		return usage(c, "name one FILE")
-	}
-	path, err := filepath.Abs(c.Args().First())
+	path, err := filepath.Abs(file)
 	if err != nil {
 		return err
 	}

@@ -29,13 +29,14 @@ const socketFlag = "socket"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newApp().RunContext(ctx, os.Args)
+	app := newApp()
+	err := app.RunContext(ctx, arrange(app, os.Args))
 	stop()
 	if err == nil {
 		return
 	}
 	if text := err.Error(); text != "" {
-		fmt.Fprintln(os.Stderr, "msb: "+text)
+		fmt.Fprintln(os.Stderr, "msb: "+printable(text))
 	}
 	code := exitFailure
 	var coded cli.ExitCoder
@@ -49,11 +50,10 @@ func main() {
 
 func newApp() *cli.App {
 	app := &cli.App{
-		Name:                 "msb",
-		Usage:                "run untrusted code in microVMs, behind API keys",
-		Version:              buildVersion(),
-		HideVersion:          true, // there is a command
-		EnableBashCompletion: true,
+		Name:        "msb",
+		Usage:       "run untrusted code in microVMs, behind API keys",
+		Version:     buildVersion(),
+		HideVersion: true, // there is a command
 		Flags: []cli.Flag{&cli.StringFlag{
 			Name:    socketFlag,
 			Usage:   "`PATH` of msbd's admin socket (default: " + client.DefaultSocket() + ")",
@@ -64,7 +64,19 @@ func newApp() *cli.App {
 				Name:  "server",
 				Usage: "start, stop and look after the server",
 				Subcommands: []*cli.Command{
-					serverStart, serverStop, serverStatus, serverKeygen, serverList,
+					serverStart, serverStop, serverStatus, serverKeygen,
+					{
+						Name:        "key",
+						Usage:       "look after the API keys that were made",
+						Subcommands: []*cli.Command{keyList, keyShow, keyRevoke, keyRotate, keyPrune},
+					},
+					serverReset, serverBackup, serverRestore,
+					{
+						Name:        "audit",
+						Usage:       "what administrators did, in a log that shows if it was changed",
+						Subcommands: []*cli.Command{auditTail, auditVerify},
+					},
+					serverList,
 				},
 			},
 			{
@@ -72,6 +84,13 @@ func newApp() *cli.App {
 				Usage:       "what sandboxes are started from",
 				Subcommands: []*cli.Command{imageImport, imageList},
 			},
+			sandboxCommands,
+			doctorCommand,
+			apiCommand,
+			mcpCommand,
+			completionCommand,
+			completeCommand,
+			manCommand,
 			versionCommand,
 		},
 		Action:         group,
@@ -118,14 +137,30 @@ func noArguments(c *cli.Context) error {
 	if c.NArg() > 0 {
 		return usage(c, "unexpected argument %q", c.Args().First())
 	}
-	return nil
+	return noneEmpty(c)
 }
 
-// flagsFirst refuses flags behind the first argument, where they would be taken for arguments.
-func flagsFirst(c *cli.Context) error {
-	for _, arg := range c.Args().Slice() {
-		if strings.HasPrefix(arg, "-") && arg != "-" {
-			return usage(c, "put %q before %q", arg, c.Args().First())
+// noneEmpty refuses flags and arguments that are given, but empty: an unset variable of a shell is more
+// likely than a wish for what leaving them out means, such as a key without limits.
+func noneEmpty(c *cli.Context) error {
+	for _, f := range c.Command.Flags {
+		name := f.Names()[0]
+		empty := false
+		switch f.(type) {
+		case *cli.StringFlag:
+			empty = c.String(name) == ""
+		case *cli.StringSliceFlag:
+			for _, value := range c.StringSlice(name) {
+				empty = empty || value == ""
+			}
+		}
+		if empty && c.IsSet(name) {
+			return usage(c, "--%s is empty; leave it out if it is not wanted", name)
+		}
+	}
+	for _, argument := range c.Args().Slice() {
+		if argument == "" {
+			return usage(c, "an argument is empty")
 		}
 	}
 	return nil

@@ -1,15 +1,20 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/msbd/msbd/client"
 )
 
 func TestMain(m *testing.M) {
@@ -30,14 +35,23 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			env.Defer(func() { _ = os.RemoveAll(dir) })
+			env.Defer(func() { endStandIn(dir + "/run/msbd.sock"); _ = os.RemoveAll(dir) })
 			env.Setenv("RUN", dir+"/run")
 			env.Setenv("STATE", dir+"/state")
 			env.Setenv("MSB_SOCKET", dir+"/run/msbd.sock")
+			env.Setenv("MSBD_STATE_DIR", dir+"/state")
+			env.Setenv("TZ", "UTC")
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits},
 	})
+}
+
+// endStandIn ends the server that a script which failed left in the background.
+func endStandIn(socket string) {
+	a := &client.Admin{Socket: socket}
+	defer a.Close()
+	_, _ = a.Shutdown(context.Background(), false)
 }
 
 // exits runs a command and compares its exit code: exits 3 msb server status.
@@ -62,12 +76,30 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 func standInMain() {
 	runDir := flag.String("run-dir", "", "")
+	stateDir := flag.String("state-dir", os.Getenv("MSBD_STATE_DIR"), "")
+	config := flag.String("config", "", "")
 	port := flag.String("port", "5555", "")
 	dev := flag.Bool("dev", false, "")
 	resetKey := flag.Bool("reset-key", false, "")
-	flag.String("state-dir", "", "")
+	printConfig := flag.Bool("print-config", false, "")
+	doctor := flag.Bool("doctor", false, "")
 	flag.Parse()
-	if err := serveStandIn(*runDir, *port, *dev, *resetKey); err != nil {
+	if *doctor {
+		examineAsStandIn(*runDir, *stateDir, *port)
+	}
+	if *config != "" {
+		content, err := os.ReadFile(*config)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "msbd: the configuration has problems:\n"+err.Error())
+			os.Exit(2)
+		}
+		*stateDir = cmp.Or(*stateDir, strings.TrimSpace(string(content)))
+	}
+	if *printConfig {
+		fmt.Printf("{\"state_dir\": %q}\n", *stateDir)
+		return
+	}
+	if err := serveStandIn(*runDir, *stateDir, *port, *dev, *resetKey); err != nil {
 		fmt.Fprintln(os.Stderr, "msbd:", err)
 		os.Exit(1)
 	}

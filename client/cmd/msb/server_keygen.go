@@ -2,30 +2,61 @@ package main
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/client"
 )
+
+var (
+	expireFlag = &cli.StringFlag{
+		Name: "expire",
+		Usage: "the key's life, `DURATION`: a number and s, m (minutes), h, d, w, mo (months) or y, or several of " +
+			"them, as in 1w2d (default: never expires)",
+	}
+	scopeFlag = &cli.StringSliceFlag{
+		Name:  "scope",
+		Usage: "let the key do only what `SCOPE` allows; repeatable (default: everything)",
+	}
+)
+
+// scopes are those that this version knows of; the server decides.
+var scopes = [][2]string{
+	{"sandbox:start", "start sandboxes"},
+	{"sandbox:stop", "stop sandboxes"},
+	{"sandbox:exec", "run code and commands in sandboxes"},
+	{"sandbox:read", "read sandboxes' metrics"},
+	{"server:metrics", "read the metrics of the whole server"},
+}
+
+func scopeHelp() string {
+	list := "Scopes:"
+	for _, scope := range scopes {
+		list += fmt.Sprintf("\n  %-15s %s", scope[0], scope[1])
+	}
+	return list
+}
 
 var serverKeygen = &cli.Command{
 	Name:  "keygen",
 	Usage: "make an API key",
-	UsageText: "msb server keygen [--expire DURATION] [--namespace NS]\n\n" +
-		"export MSB_API_KEY=$(msb server keygen --expire 3mo)",
+	UsageText: "msb server keygen [--expire DURATION] [--namespace NS]... [--scope SCOPE]... [--name NAME]\n\n" +
+		"export MSB_API_KEY=$(msb server keygen --expire 3mo)\n" +
+		"msb server keygen --namespace team-alpha --scope sandbox:exec --env-file .env",
 	Description: "The key is printed on standard output, and what it is on standard error. It is shown this once:\n" +
-		"the server keeps only a record of it. Keys made before stay valid.",
-	Flags: []cli.Flag{
-		&cli.StringFlag{
-			Name: "expire",
-			Usage: "the key's life, `DURATION`: a number and s, m (minutes), h, d, w, mo (months) or y, or several of " +
-				"them, as in 1w2d (default: never expires)",
+		"the server keeps only a record of it. Keys made before stay valid.\n\n" + scopeHelp() + "\n\n" + envFileHelp,
+	Flags: append([]cli.Flag{
+		expireFlag,
+		&cli.StringSliceFlag{
+			Name: "namespace", Aliases: []string{"n"}, Usage: "limit the key to tenant namespace `NS`; repeatable (default: every one)",
 		},
-		&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "limit the key to tenant namespace `NS` (default: every one)"},
-		jsonFlag,
+		scopeFlag,
+		&cli.StringFlag{
+			Name: "name", Usage: "call the key `NAME`, 1 to 63 of A-Z a-z 0-9 _ . -; no other live key may have it (default: none)",
+		},
 		secretFlag(),
-	},
+	}, newKeyFlags...),
 	Action: keygen,
 }
 
@@ -41,14 +72,6 @@ func refuseSecret(c *cli.Context) error {
 		"anywhere, replace it", exitUsage)
 }
 
-type keyInfo struct {
-	Key       string     `json:"key"`
-	ID        string     `json:"id"`
-	Namespace string     `json:"namespace"`
-	CreatedAt *time.Time `json:"created_at"`
-	ExpiresAt *time.Time `json:"expires_at"`
-}
-
 func keygen(c *cli.Context) error {
 	if err := refuseSecret(c); err != nil {
 		return err
@@ -56,36 +79,16 @@ func keygen(c *cli.Context) error {
 	if err := noArguments(c); err != nil {
 		return err
 	}
-	// An empty value is more likely an unset shell variable than a wish for a key without limits.
-	for _, name := range []string{"expire", "namespace"} {
-		if c.IsSet(name) && c.String(name) == "" {
-			return usage(c, "--%s is empty; leave it out if it is not wanted", name)
-		}
-	}
-	a := admin(c)
-	defer a.Close()
-	resp, err := a.CreateKey(c.Context, &adminv1.CreateKeyRequest{Expire: c.String("expire"), Namespace: c.String("namespace")})
-	if err != nil {
-		return err
-	}
-	info := resp.GetInfo()
-	if c.Bool(jsonFlag.Name) {
-		return printJSON(c, keyInfo{
-			resp.GetKey(), info.GetId(), info.GetNamespace(), jsonTime(info.GetCreatedAt()), jsonTime(info.GetExpiresAt()),
+	return newKey(c, func(a *client.Admin) (made newKeyInfo, err error) {
+		resp, err := a.CreateKey(c.Context, &adminv1.CreateKeyRequest{
+			Name:       c.String("name"),
+			Expire:     c.String("expire"),
+			Namespaces: c.StringSlice("namespace"),
+			Scopes:     c.StringSlice("scope"),
 		})
-	}
-	if _, err := fmt.Fprintln(c.App.Writer, resp.GetKey()); err != nil {
-		return fmt.Errorf("print the key: %w", err)
-	}
-	reach := "every namespace"
-	if ns := info.GetNamespace(); ns != "" {
-		reach = "namespace " + ns
-	}
-	end := "never expires"
-	if at := info.GetExpiresAt(); at != nil {
-		end = "expires " + at.AsTime().Local().Format("2006-01-02 15:04:05 MST")
-	}
-	fmt.Fprintf(c.App.ErrWriter, "API key %s for %s, %s. It is not shown again; clients take it from MSB_API_KEY.\n",
-		info.GetId(), reach, end)
-	return nil
+		if err != nil {
+			return made, err
+		}
+		return newKeyInfo{secret: resp.GetKey(), key: resp.GetInfo()}, nil
+	})
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -9,11 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
+	"slices"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/term"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/client"
@@ -26,11 +24,21 @@ var passedOn = []cli.Flag{
 	&cli.BoolFlag{Name: "dev", Usage: "take requests without an API key; on loopback only, never in production"},
 	&cli.BoolFlag{Name: "reset-key", Aliases: []string{"r"}, Usage: "replace the signing key: every API key made before is refused"},
 	&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (default: /etc/msb/msbd.toml if it is there)"},
-	&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for what outlives a reboot (default: " + defaultStateDir + ")"},
+	&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for what outlives a reboot (default: /var/lib/msb; for users other than root, ~/.local/state/msb)"},
 	&cli.StringFlag{Name: "lib-dir", Usage: "`DIR` of the shim and the guest's files (default: found beside msbd)"},
 }
 
-const defaultStateDir = "/var/lib/msb"
+// passedOnNamed are some of them.
+func passedOnNamed(names ...string) (flags []cli.Flag) {
+	for _, f := range passedOn {
+		if slices.Contains(names, f.Names()[0]) {
+			flags = append(flags, f)
+		}
+	}
+	return flags
+}
+
+var runDirFlag = &cli.StringFlag{Name: "run-dir", Usage: "`DIR` for sockets and running microVMs (default: that of the admin socket)"}
 
 var serverStart = &cli.Command{
 	Name:  "start",
@@ -42,9 +50,9 @@ var serverStart = &cli.Command{
 		"something else than it does.\n\n" +
 		"msbd has more settings than these: 'msbd --help'.",
 	Flags: append(passedOn[:len(passedOn):len(passedOn)],
-		&cli.StringFlag{Name: "run-dir", Usage: "`DIR` for sockets and running microVMs (default: that of the admin socket)"},
+		runDirFlag,
 		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the server is ready, and leave it in the background"},
-		&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask before --reset-key"},
+		yesFlag,
 		secretFlag(),
 	),
 	Action: start,
@@ -61,8 +69,8 @@ func start(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("reset-key") && !c.Bool("yes") {
-		if err := confirmReset(c); err != nil {
+	if c.Bool("reset-key") {
+		if err := confirm(c, resetConsequence); err != nil {
 			return err
 		}
 	}
@@ -80,6 +88,16 @@ func start(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	args := msbdArgs(c, runDir)
+	if c.Bool("detach") {
+		return detach(c, a, msbd, args)
+	}
+	err = syscall.Exec(msbd, append([]string{msbd}, args...), os.Environ())
+	return fmt.Errorf("run %s: %w", msbd, err)
+}
+
+// msbdArgs passes on what the command line says.
+func msbdArgs(c *cli.Context, runDir string) []string {
 	args := []string{"--run-dir", runDir}
 	for _, f := range passedOn {
 		name := f.Names()[0]
@@ -87,11 +105,7 @@ func start(c *cli.Context) error {
 			args = append(args, fmt.Sprintf("--%s=%v", name, c.Value(name)))
 		}
 	}
-	if c.Bool("detach") {
-		return detach(c, a, msbd, args)
-	}
-	err = syscall.Exec(msbd, append([]string{msbd}, args...), os.Environ())
-	return fmt.Errorf("run %s: %w", msbd, err)
+	return args
 }
 
 const socketName = "msbd.sock"
@@ -111,19 +125,6 @@ func chooseRunDir(c *cli.Context) (string, error) {
 	return filepath.Abs(filepath.Dir(socket))
 }
 
-// confirmReset asks whoever sits at a terminal; a script is taken at its word.
-func confirmReset(c *cli.Context) error {
-	if !term.IsTerminal(int(os.Stdin.Fd())) {
-		return nil
-	}
-	fmt.Fprint(c.App.ErrWriter, "This makes every API key of this server invalid, for good. Go on? [y/N] ")
-	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-	if a := strings.ToLower(strings.TrimSpace(answer)); a == "y" || a == "yes" {
-		return nil
-	}
-	return errors.New("nothing was changed")
-}
-
 func alreadyRunning(c *cli.Context, a *client.Admin, st *adminv1.GetStatusResponse) error {
 	host, port, _ := net.SplitHostPort(st.GetListenAddress())
 	wants := func(flag, is string) bool { return c.IsSet(flag) && c.String(flag) != is }
@@ -131,16 +132,10 @@ func alreadyRunning(c *cli.Context, a *client.Admin, st *adminv1.GetStatusRespon
 		return fmt.Errorf("msbd is already running on %s (pid %d, dev mode %t): to change that, 'msb server stop' first; "+
 			"sandboxes go on running", st.GetListenAddress(), st.GetPid(), st.GetDevMode())
 	}
-	if !c.Bool("reset-key") {
-		fmt.Fprintf(c.App.ErrWriter, "msbd is already running on http://%s (pid %d)\n", st.GetListenAddress(), st.GetPid())
-		return nil
+	if c.Bool("reset-key") {
+		return reset(c, a)
 	}
-	resp, err := a.Reset(c.Context)
-	if err != nil {
-		return fmt.Errorf("replace the signing key: %w", err)
-	}
-	fmt.Fprintf(c.App.ErrWriter, "the signing key was replaced: every API key made before is refused (%d were live). "+
-		"Make new ones with 'msb server keygen'\n", resp.GetInvalidated())
+	fmt.Fprintf(c.App.ErrWriter, "msbd is already running on %s (pid %d)\n", gatewayURL(st), st.GetPid())
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,11 +17,18 @@ import (
 var serverStatus = &cli.Command{
 	Name:      "status",
 	Usage:     "say how the server is, and whether it requires API keys",
-	UsageText: "msb server status [--json]\nmsb server status [--namespace NS] [NAME...]",
+	UsageText: "msb server status [--watch] [--json]\nmsb server status [--namespace NS] [NAME...]",
 	Description: "With a NAME or a namespace, it lists these sandboxes instead.\n\n" +
 		"Exit codes: 0 running and ready; 3 not running; 4 running, but not ready (starting, recovering, draining\n" +
-		"or degraded); 1 it cannot be told, for example without permission; 2 bad usage.",
-	Flags:  []cli.Flag{listNamespaceFlag, jsonFlag},
+		"or degraded); 1 it cannot be told, for example without permission; 2 bad usage. With --watch: 0 after Ctrl-C.",
+	Flags: []cli.Flag{
+		listNamespaceFlag,
+		&cli.BoolFlag{
+			Name: "watch", Aliases: []string{"w"},
+			Usage: "go on until Ctrl-C, also while the server is not running: a terminal is drawn anew each second, else each change is printed",
+		},
+		jsonFlag,
+	},
 	Action: status,
 }
 
@@ -30,20 +38,30 @@ const statusTimeout = 10 * time.Second
 type statusInfo struct {
 	State           string        `json:"state"`
 	DegradedReasons []string      `json:"degraded_reasons,omitempty"`
+	Warnings        []string      `json:"warnings,omitempty"`
 	Version         string        `json:"version"`
 	PID             int32         `json:"pid"`
 	StartedAt       *time.Time    `json:"started_at"`
 	ListenAddress   string        `json:"listen_address"`
+	TLS             *tlsInfo      `json:"tls"`
 	AuthRequired    bool          `json:"auth_required"`
 	DevMode         bool          `json:"dev_mode"`
 	InstanceID      string        `json:"instance_id"`
 	SigningKey      signingInfo   `json:"signing_key"`
 	Keys            keyCounts     `json:"keys"`
+	AuditEntries    uint64        `json:"audit_entries"`
 	Isolation       isolationInfo `json:"isolation"`
 	Sandboxes       sandboxCounts `json:"sandboxes"`
 	Recovery        recoveryInfo  `json:"recovery"`
 	Containerd      string        `json:"containerd_version"`
 	Kata            string        `json:"kata_version"`
+}
+
+type tlsInfo struct {
+	Source             string     `json:"source"`
+	Names              []string   `json:"names"`
+	NotAfter           *time.Time `json:"not_after"`
+	ClientCertificates bool       `json:"client_certificates"`
 }
 
 type signingInfo struct {
@@ -58,8 +76,11 @@ type keyCounts struct {
 }
 
 type isolationInfo struct {
-	Accelerator string `json:"accelerator"`
-	Reason      string `json:"reason"`
+	Hypervisor       string   `json:"hypervisor"`
+	HypervisorReason string   `json:"hypervisor_reason"`
+	Accelerator      string   `json:"accelerator"`
+	Reason           string   `json:"reason"` // of the accelerator
+	Advice           []string `json:"advice"`
 }
 
 type sandboxCounts struct {
@@ -73,53 +94,46 @@ type recoveryInfo struct {
 	Removed int32 `json:"removed"`
 }
 
-const ready = adminv1.GetStatusResponse_DAEMON_STATE_READY
+// notKnown is the document in place of statusInfo when there is no answer.
+type notKnown struct {
+	State string `json:"state"` // "stopped" or "unknown"
+	Error string `json:"error,omitempty"`
+}
+
+const (
+	ready    = adminv1.GetStatusResponse_DAEMON_STATE_READY
+	degraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
+)
 
 func status(c *cli.Context) error {
-	if err := flagsFirst(c); err != nil {
+	if err := noneEmpty(c); err != nil {
 		return err
 	}
 	if c.NArg() > 0 || c.IsSet(listNamespaceFlag.Name) {
+		if c.Bool("watch") {
+			return usage(c, "--watch is for the server, not for its sandboxes")
+		}
 		return listSandboxes(c, c.Args().Slice())
 	}
-	a := admin(c)
-	defer a.Close()
-	ctx, cancel := context.WithTimeout(c.Context, statusTimeout)
-	defer cancel()
-	st, err := a.Status(ctx)
-	if errors.Is(err, client.ErrNotRunning) {
-		if c.Bool(jsonFlag.Name) {
-			if err := printJSON(c, map[string]string{"state": "stopped"}); err != nil {
-				return err
-			}
-			return cli.Exit("", exitNotRunning)
+	if c.Bool("watch") {
+		return watchStatus(c)
+	}
+	st, err := askStatus(c)
+	stopped := errors.Is(err, client.ErrNotRunning)
+	switch {
+	case stopped && c.Bool(jsonFlag.Name):
+		if err := printJSON(c, statusDocument(nil, err)); err != nil {
+			return err
 		}
+		return cli.Exit("", exitNotRunning)
+	case stopped:
 		return cli.Exit(err.Error(), exitNotRunning)
-	}
-	if err != nil {
+	case err != nil:
 		return fmt.Errorf("ask msbd for its status: %w", err)
-	}
-	if c.Bool(jsonFlag.Name) {
-		err = printJSON(c, statusInfo{
-			State:           stateName(st),
-			DegradedReasons: st.GetDegradedReasons(),
-			Version:         st.GetVersion(),
-			PID:             st.GetPid(),
-			StartedAt:       jsonTime(st.GetStartedAt()),
-			ListenAddress:   st.GetListenAddress(),
-			AuthRequired:    st.GetAuthRequired(),
-			DevMode:         st.GetDevMode(),
-			InstanceID:      st.GetInstanceId(),
-			SigningKey:      signingInfo{st.GetSigningKeyId(), jsonTime(st.GetSigningKeyCreatedAt())},
-			Keys:            keyCounts{st.GetKeys().GetLive(), st.GetKeys().GetExpired(), st.GetKeys().GetRevoked()},
-			Isolation:       isolationInfo{st.GetIsolation().GetAccelerator(), st.GetIsolation().GetReason()},
-			Sandboxes:       sandboxCounts{st.GetSandboxesRunning(), st.GetSandboxesFailed()},
-			Recovery:        recoveryInfo{st.GetRecovery().GetAdopted(), st.GetRecovery().GetLost(), st.GetRecovery().GetRemoved()},
-			Containerd:      st.GetContainerdVersion(),
-			Kata:            st.GetKataVersion(),
-		})
-	} else {
-		err = table(c.App.Writer, describe(st, time.Now()))
+	case c.Bool(jsonFlag.Name):
+		err = printJSON(c, statusDocument(st, nil))
+	default:
+		err = printStatus(c, st)
 	}
 	if err == nil && st.GetState() != ready {
 		return cli.Exit("", exitNotReady)
@@ -127,16 +141,93 @@ func status(c *cli.Context) error {
 	return err
 }
 
+// askStatus connects anew each time: gRPC would wait longer and longer between attempts.
+func askStatus(c *cli.Context) (*adminv1.GetStatusResponse, error) {
+	a := admin(c)
+	defer a.Close()
+	ctx, cancel := context.WithTimeout(c.Context, statusTimeout)
+	defer cancel()
+	return a.Status(ctx)
+}
+
+// statusDocument is a status in JSON, or the reason why there is none.
+func statusDocument(st *adminv1.GetStatusResponse, err error) any {
+	switch {
+	case errors.Is(err, client.ErrNotRunning):
+		return notKnown{State: "stopped"}
+	case err != nil:
+		return notKnown{"unknown", err.Error()}
+	}
+	info := statusInfo{
+		State:           stateName(st),
+		DegradedReasons: st.GetDegradedReasons(),
+		Warnings:        st.GetWarnings(),
+		Version:         st.GetVersion(),
+		PID:             st.GetPid(),
+		StartedAt:       jsonTime(st.GetStartedAt()),
+		ListenAddress:   st.GetListenAddress(),
+		AuthRequired:    st.GetAuthRequired(),
+		DevMode:         st.GetDevMode(),
+		InstanceID:      st.GetInstanceId(),
+		SigningKey:      signingInfo{st.GetSigningKeyId(), jsonTime(st.GetSigningKeyCreatedAt())},
+		Keys:            keyCounts{st.GetKeys().GetLive(), st.GetKeys().GetExpired(), st.GetKeys().GetRevoked()},
+		AuditEntries:    st.GetAuditEntries(),
+		Isolation:       describeIsolation(st.GetIsolation()),
+		Sandboxes:       sandboxCounts{st.GetSandboxesRunning(), st.GetSandboxesFailed()},
+		Recovery:        recoveryInfo{st.GetRecovery().GetAdopted(), st.GetRecovery().GetLost(), st.GetRecovery().GetRemoved()},
+		Containerd:      st.GetContainerdVersion(),
+		Kata:            st.GetKataVersion(),
+	}
+	if t := st.GetTls(); t != nil {
+		info.TLS = &tlsInfo{t.GetSource(), append([]string{}, t.GetNames()...), jsonTime(t.GetNotAfter()), t.GetClientCertificates()}
+	}
+	return info
+}
+
+func describeIsolation(i *adminv1.Isolation) isolationInfo {
+	return isolationInfo{i.GetHypervisor(), i.GetHypervisorReason(), i.GetAccelerator(), i.GetReason(), append([]string{}, i.GetAdvice()...)}
+}
+
 // stateName is the state in one word: "ready".
 func stateName(st *adminv1.GetStatusResponse) string {
 	return strings.ToLower(strings.TrimPrefix(st.GetState().String(), "DAEMON_STATE_"))
 }
 
-// describe says it in plain words.
+// gatewayURL is where clients reach the server.
+func gatewayURL(st *adminv1.GetStatusResponse) string {
+	if st.GetTls() != nil {
+		return "https://" + st.GetListenAddress()
+	}
+	return "http://" + st.GetListenAddress()
+}
+
+func printStatus(c *cli.Context, st *adminv1.GetStatusResponse) error {
+	rows := describe(st, time.Now())
+	return paintedTable(c.App.Writer, rows, func(row int) colour {
+		switch {
+		case rows[row][0] == "warning":
+			return yellow
+		case row > 0:
+			return plain
+		case st.GetState() == ready:
+			return green
+		case st.GetState() == degraded:
+			return red
+		default:
+			return yellow
+		}
+	})
+}
+
+// describe says it in plain words; the state comes first.
 func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 	state := "running, " + stateName(st)
 	if reasons := st.GetDegradedReasons(); len(reasons) > 0 {
 		state += ": " + strings.Join(reasons, "; ")
+	}
+	rows := [][]string{{"server", state}}
+	for _, warning := range st.GetWarnings() {
+		rows = append(rows, []string{"warning", warning})
 	}
 	authentication := "API key required"
 	if !st.GetAuthRequired() {
@@ -146,29 +237,63 @@ func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 	if st.GetDevMode() {
 		devMode = "on"
 	}
-	isolation := st.GetIsolation().GetAccelerator()
-	if reason := st.GetIsolation().GetReason(); reason != "" {
-		isolation += " (" + reason + ")"
-	}
-	rows := [][]string{
-		{"server", state},
+	rows = slices.Concat(rows, [][]string{
 		{"version", st.GetVersion()},
 		{"process", fmt.Sprintf("pid %d, for %s", st.GetPid(), age(now.Sub(st.GetStartedAt().AsTime())))},
-		{"address", "http://" + st.GetListenAddress()},
+		{"address", gatewayURL(st)},
+		{"TLS", describeTLS(st.GetTls(), now)},
 		{"authentication", authentication},
 		{"dev mode", devMode},
 		{"signing key", fmt.Sprintf("%s, %s old", st.GetSigningKeyId(), age(now.Sub(st.GetSigningKeyCreatedAt().AsTime())))},
 		{"API keys", fmt.Sprintf("%d live, %d expired, %d revoked",
 			st.GetKeys().GetLive(), st.GetKeys().GetExpired(), st.GetKeys().GetRevoked())},
-		{"isolation", isolation},
+		{"audit log", fmt.Sprintf("%d entries", st.GetAuditEntries())},
+	}, isolationRows(describeIsolation(st.GetIsolation())), [][]string{
 		{"sandboxes", fmt.Sprintf("%d running, %d failed", st.GetSandboxesRunning(), st.GetSandboxesFailed())},
 		{"at its start", fmt.Sprintf("adopted %d, lost %d, removed %d",
 			st.GetRecovery().GetAdopted(), st.GetRecovery().GetLost(), st.GetRecovery().GetRemoved())},
-	}
+	})
 	for _, part := range [][]string{{"containerd", st.GetContainerdVersion()}, {"Kata", st.GetKataVersion()}} {
 		if part[1] != "" {
 			rows = append(rows, part)
 		}
 	}
 	return rows
+}
+
+func isolationRows(i isolationInfo) [][]string {
+	rows := [][]string{{"isolation", because(i.Accelerator, i.Reason)}}
+	if i.Hypervisor != "" { // an older server does not say
+		rows = append(rows, []string{"hypervisor", because(i.Hypervisor, i.HypervisorReason)})
+	}
+	for _, advice := range i.Advice {
+		rows = append(rows, []string{"advice", advice})
+	}
+	return rows
+}
+
+// because is what was chosen, with the reason.
+func because(what, reason string) string {
+	if reason == "" {
+		return what
+	}
+	return what + " (" + reason + ")"
+}
+
+func describeTLS(t *adminv1.TLS, now time.Time) string {
+	if t == nil {
+		return "off"
+	}
+	text := "no certificate yet"
+	if end := t.GetNotAfter(); end != nil {
+		left := "expired"
+		if d := end.AsTime().Sub(now); d > 0 {
+			left = "in " + age(d)
+		}
+		text = fmt.Sprintf("certificate for %s until %s, %s", strings.Join(t.GetNames(), ", "), localTime(end), left)
+	}
+	if t.GetClientCertificates() {
+		text += "; clients must show one, too"
+	}
+	return text + " (" + t.GetSource() + ")"
 }

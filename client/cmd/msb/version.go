@@ -28,6 +28,7 @@ func buildVersion() string {
 var versionCommand = &cli.Command{
 	Name:   "version",
 	Usage:  "print the version of msb, and of the server if it runs",
+	Flags:  []cli.Flag{jsonFlag},
 	Action: printVersion,
 }
 
@@ -35,12 +36,23 @@ func printVersion(c *cli.Context) error {
 	if err := noArguments(c); err != nil {
 		return err
 	}
-	fmt.Fprintln(c.App.Writer, "msb  "+buildVersion())
 	ctx, cancel := context.WithTimeout(c.Context, 2*time.Second)
 	defer cancel()
 	a := admin(c)
 	defer a.Close()
-	switch status, err := a.Status(ctx); {
+	status, err := a.Status(ctx)
+	if c.Bool(jsonFlag.Name) {
+		doc := struct {
+			MSB  string  `json:"msb"`
+			MSBD *string `json:"msbd"` // null: it cannot be told
+		}{MSB: buildVersion()}
+		if err == nil {
+			doc.MSBD = &status.Version
+		}
+		return printJSON(c, doc)
+	}
+	fmt.Fprintln(c.App.Writer, "msb  "+buildVersion())
+	switch {
 	case err == nil:
 		fmt.Fprintln(c.App.Writer, "msbd "+status.GetVersion())
 	case errors.Is(err, client.ErrNotRunning):

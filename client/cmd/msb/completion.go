@@ -1,0 +1,144 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"embed"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/client"
+)
+
+var completionCommand = &cli.Command{
+	Name:      "completion",
+	Usage:     "print a shell's script for completing msb's command lines",
+	UsageText: "msb completion bash|zsh|fish",
+	Description: "bash: source <(msb completion bash), or install it for everyone:\n" +
+		"      msb completion bash >/usr/share/bash-completion/completions/msb\n" +
+		"zsh:  msb completion zsh >\"${fpath[1]}/_msb\"\n" +
+		"fish: msb completion fish >~/.config/fish/completions/msb.fish",
+	Action: printCompletion,
+}
+
+//go:embed completion
+var completionScripts embed.FS
+
+func printCompletion(c *cli.Context) error {
+	if c.NArg() != 1 {
+		return usage(c, "name one shell")
+	}
+	script, err := completionScripts.ReadFile("completion/" + c.Args().First())
+	if err != nil {
+		return usage(c, "unknown shell %q", c.Args().First())
+	}
+	_, err = c.App.Writer.Write(script)
+	return err
+}
+
+// completeCommand is what the scripts ask: its arguments are the words of a command line up to the one
+// in the making. It prints what that can become, each with its description behind a tab; nothing means
+// the name of a file.
+var completeCommand = &cli.Command{
+	Name:            "__complete",
+	Hidden:          true,
+	SkipFlagParsing: true,
+	Action: func(c *cli.Context) error {
+		list := c.Args().Slice()
+		if len(list) == 0 {
+			return nil
+		}
+		last := list[len(list)-1]
+		for _, candidate := range candidates(c, list[:len(list)-1], last) {
+			if strings.HasPrefix(candidate[0], last) {
+				fmt.Fprintf(c.App.Writer, "%s\t%s\n", candidate[0], printable(candidate[1]))
+			}
+		}
+		return nil
+	},
+}
+
+// completers say what the arguments of a command, and the values of a flag, can be. They ask the server.
+var (
+	argumentCompleters = map[*cli.Command]func(context.Context, *client.Admin) [][2]string{
+		keyShow: keyNames, keyRevoke: keyNames, keyRotate: keyNames, serverStatus: sandboxNames,
+	}
+	valueCompleters = map[cli.Flag]func(context.Context, *client.Admin) [][2]string{
+		scopeFlag: func(context.Context, *client.Admin) [][2]string { return scopes },
+	}
+)
+
+// completionTimeout is short: somebody has pressed a key and waits.
+const completionTimeout = 2 * time.Second
+
+func candidates(c *cli.Context, before []string, last string) (list [][2]string) {
+	w := sortWords(c.App, before)
+	complete := argumentCompleters[w.command]
+	switch {
+	case w.open != nil:
+		complete = valueCompleters[w.open]
+	case strings.HasPrefix(last, "-") && !w.ended:
+		for _, f := range w.command.VisibleFlags() {
+			name := "--" + f.Names()[0]
+			_, repeatable := f.(*cli.StringSliceFlag)
+			if given := slices.ContainsFunc(w.flags, func(word string) bool { return flagOf(w.command, word) == f }); !given || repeatable {
+				list = append(list, [2]string{name, strings.ReplaceAll(f.(cli.DocGenerationFlag).GetUsage(), "`", "")})
+			}
+		}
+		return list
+	case len(w.arguments) == 0:
+		for _, sub := range w.command.Subcommands {
+			if !sub.Hidden {
+				list = append(list, [2]string{sub.Name, sub.Usage})
+			}
+		}
+	}
+	if complete == nil {
+		return list
+	}
+	ctx, cancel := context.WithTimeout(c.Context, completionTimeout)
+	defer cancel()
+	a := &client.Admin{Socket: cmp.Or(socketOf(w), c.String(socketFlag))}
+	defer a.Close()
+	return append(list, complete(ctx, a)...)
+}
+
+// socketOf is the socket that the words name, if they do.
+func socketOf(w *words) (socket string) {
+	for i, word := range w.before {
+		if value, ok := strings.CutPrefix(word, "--"+socketFlag+"="); ok {
+			socket = value
+		} else if word == "--"+socketFlag && i+1 < len(w.before) {
+			socket = w.before[i+1]
+		}
+	}
+	return socket
+}
+
+// keyNames are the names of live keys, and the ids of those without one.
+func keyNames(ctx context.Context, a *client.Admin) (list [][2]string) {
+	for key, err := range a.Keys(ctx, &adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_LIVE}) {
+		if err != nil {
+			break // a completion has nobody to tell
+		}
+		if name := key.GetName(); name != "" {
+			list = append(list, [2]string{name, shortID(key)})
+		} else {
+			list = append(list, [2]string{shortID(key), reach(key)})
+		}
+	}
+	return list
+}
+
+func sandboxNames(ctx context.Context, a *client.Admin) (list [][2]string) {
+	sandboxes, _ := a.Sandboxes(ctx, "")
+	for _, s := range sandboxes {
+		list = append(list, [2]string{s.GetName(), s.GetNamespace() + ", " + s.GetState()})
+	}
+	return list
+}

@@ -1,0 +1,32 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Ctrl-C at the question ends it, although nobody answers.
+func TestConfirmIsInterrupted(t *testing.T) {
+	_, terminal := openTerminal(t)
+	asked, question := io.Pipe()
+	defer question.Close()
+	ctx, interrupt := context.WithCancel(t.Context())
+	c := cli.NewContext(&cli.App{Reader: terminal, ErrWriter: question}, flag.NewFlagSet("", 0), &cli.Context{Context: ctx})
+	answer := make(chan error, 1)
+	go func() { answer <- confirm(c, "This is \x1b[1mdangerous.") }()
+	text := make([]byte, 100)
+	n, err := asked.Read(text)
+	if got := string(text[:n]); err != nil || got != `This is \x1b[1mdangerous. Go on? [y/N] ` {
+		t.Errorf("asked %q, %v", got, err)
+	}
+	interrupt()
+	go io.Copy(io.Discard, asked)
+	if err := <-answer; err == nil || !strings.Contains(err.Error(), "interrupted; nothing was changed") {
+		t.Errorf("got %v", err)
+	}
+}

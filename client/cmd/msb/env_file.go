@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"regexp"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxEnvFile is far beyond what a file of environment variables has.
+const maxEnvFile = 1 << 20
+
+// envFile is a file of lines such as NAME=value in which one is about to be set. Its owner stays; its
+// mode becomes 0600.
+type envFile struct{ *newFile }
+
+// prepareEnvFile finds out what would keep the file from being written.
+func prepareEnvFile(path string) (*envFile, error) {
+	// A link is not followed: whoever may write in the directory could have chosen the file behind it.
+	info, err := os.Lstat(path)
+	exists := err == nil
+	switch {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	case exists && info.Mode().Type() == fs.ModeSymlink:
+		return nil, fmt.Errorf("%s is a symbolic link: name the file that it leads to", path)
+	case exists && !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	if _, err := readEnvFile(path); err != nil {
+		return nil, err
+	}
+	f, err := createFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if exists {
+		// As root in a user's directory, the file must stay the user's.
+		if owner := ownerOf(info); int(owner.Uid) != os.Geteuid() {
+			if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+				f.discard()
+				return nil, fmt.Errorf("keep the owner of %s: %w", path, err)
+			}
+		}
+	}
+	return &envFile{f}, nil
+}
+
+// set sets a variable and leaves all other lines as they are.
+func (f *envFile) set(name, value string) error {
+	content, err := readEnvFile(f.path)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(setVariable(content, name, value)); err != nil {
+		return fmt.Errorf("write %s: %w", f.path, err)
+	}
+	return f.place()
+}
+
+// readEnvFile returns nothing for a file that does not exist.
+func readEnvFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	content, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(content) > maxEnvFile {
+		return nil, fmt.Errorf("%s is larger than %s, which is not a file of variables", path, size(maxEnvFile))
+	}
+	return content, nil
+}
+
+// setVariable replaces the value in every line that sets the variable, so that no reader of the file
+// finds an older one, or adds a line. The value must need no quotes.
+func setVariable(content []byte, name, value string) []byte {
+	assignment := regexp.MustCompile(`^([ \t]*(?:export[ \t]+)?)` + regexp.QuoteMeta(name) + `[ \t]*=`)
+	var out bytes.Buffer
+	ending, found := "\n", false
+	for i, line := range bytes.SplitAfter(content, []byte("\n")) {
+		text := bytes.TrimRight(line, "\r\n")
+		if i == 0 && bytes.HasSuffix(line, []byte("\r\n")) {
+			ending = "\r\n"
+		}
+		set := assignment.FindSubmatch(text)
+		if set == nil {
+			out.Write(line)
+			continue
+		}
+		found = true
+		fmt.Fprintf(&out, "%s%s=%s%s", set[1], name, value, line[len(text):])
+	}
+	if !found {
+		if len(content) > 0 && content[len(content)-1] != '\n' {
+			out.WriteString(ending)
+		}
+		fmt.Fprintf(&out, "%s=%s%s", name, value, ending)
+	}
+	return out.Bytes()
+}
+
+func ownerOf(info fs.FileInfo) *syscall.Stat_t { return info.Sys().(*syscall.Stat_t) }

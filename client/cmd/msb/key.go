@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+)
+
+// A key is named in the same ways everywhere.
+const keyRefHelp = "A KEY is a key's name, its id, or the beginning of its id, if that is of one key only and has at least 4\n" +
+	"characters."
+
+// keyInfo is a key in JSON. Lists are never null: an empty one of namespaces or scopes means every one.
+type keyInfo struct {
+	ID           string     `json:"id"`
+	Name         string     `json:"name"`
+	State        string     `json:"state"`
+	Namespaces   []string   `json:"namespaces"`
+	Scopes       []string   `json:"scopes"`
+	CreatedAt    *time.Time `json:"created_at"`
+	CreatedBy    userInfo   `json:"created_by"`
+	ExpiresAt    *time.Time `json:"expires_at"`
+	RevokedAt    *time.Time `json:"revoked_at"`
+	Revocation   string     `json:"revocation,omitempty"`
+	ReplacedBy   string     `json:"replaced_by,omitempty"`
+	SigningKeyID string     `json:"signing_key_id"`
+	Requests     uint64     `json:"requests"`
+	LastUsedAt   *time.Time `json:"last_used_at"`
+	LastUsedFrom string     `json:"last_used_from,omitempty"`
+}
+
+type userInfo struct {
+	UID  uint32 `json:"uid"`
+	Name string `json:"name,omitempty"`
+}
+
+func keyJSON(k *adminv1.Key) keyInfo {
+	return keyInfo{
+		ID:           k.GetId(),
+		Name:         k.GetName(),
+		State:        keyState(k),
+		Namespaces:   append([]string{}, k.GetNamespaces()...),
+		Scopes:       append([]string{}, k.GetScopes()...),
+		CreatedAt:    jsonTime(k.GetCreatedAt()),
+		CreatedBy:    userInfo{k.GetCreatedBy(), userName(k.GetCreatedBy())},
+		ExpiresAt:    jsonTime(k.GetExpiresAt()),
+		RevokedAt:    jsonTime(k.GetRevokedAt()),
+		Revocation:   k.GetRevocation(),
+		ReplacedBy:   k.GetReplacedBy(),
+		SigningKeyID: k.GetSigningKeyId(),
+		Requests:     k.GetRequests(),
+		LastUsedAt:   jsonTime(k.GetLastUsedAt()),
+		LastUsedFrom: k.GetLastUsedFrom(),
+	}
+}
+
+func keysJSON(keys []*adminv1.Key) []keyInfo {
+	list := []keyInfo{} // not null
+	for _, k := range keys {
+		list = append(list, keyJSON(k))
+	}
+	return list
+}
+
+// keyState is the state in one word: "live".
+func keyState(k *adminv1.Key) string {
+	return strings.ToLower(strings.TrimPrefix(k.GetState().String(), "KEY_STATE_"))
+}
+
+func isLive(k *adminv1.Key) bool { return k.GetState() == adminv1.KeyState_KEY_STATE_LIVE }
+
+// shortID is enough to name the key to the server.
+func shortID(k *adminv1.Key) string { return k.GetId()[:min(12, len(k.GetId()))] }
+
+// title is what a sentence calls the key.
+func title(k *adminv1.Key) string {
+	if k.GetName() == "" {
+		return "API key " + k.GetId()
+	}
+	return fmt.Sprintf("API key %s (%s)", k.GetName(), k.GetId())
+}
+
+// reach is where the key is good.
+func reach(k *adminv1.Key) string {
+	switch ns := k.GetNamespaces(); len(ns) {
+	case 0:
+		return "every namespace"
+	case 1:
+		return "namespace " + ns[0]
+	default:
+		return "namespaces " + strings.Join(ns, ", ")
+	}
+}
+
+// may is what the key allows.
+func may(k *adminv1.Key) string {
+	if len(k.GetScopes()) == 0 {
+		return "everything"
+	}
+	return strings.Join(k.GetScopes(), ", ")
+}
+
+// orAll is a list in a cell of a table; the empty one means every one.
+func orAll(list []string) string {
+	if len(list) == 0 {
+		return "*"
+	}
+	return strings.Join(list, ",")
+}
+
+// keyTable is a table of keys for people. Dead ones stand back.
+func keyTable(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
+	rows := [][]string{{"ID", "NAME", "NAMESPACES", "SCOPES", "CREATED", "EXPIRES IN", "LAST USED", "FROM"}}
+	for _, k := range keys {
+		rows = append(rows, []string{
+			shortID(k), k.GetName(), orAll(k.GetNamespaces()), orAll(k.GetScopes()), ago(k.GetCreatedAt(), now), expiresIn(k, now),
+			ago(k.GetLastUsedAt(), now), k.GetLastUsedFrom(),
+		})
+	}
+	return paintedTable(c.App.Writer, rows, func(row int) colour {
+		if row == 0 || isLive(keys[row-1]) {
+			return plain
+		}
+		return dim
+	})
+}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/msbd/msbd/api/rpc"
+)
+
+// assistantServer is an MCP server of others behind a key, with one tool that waits until it is cut. told is the
+// revision that the last request was said to be of.
+func assistantServer(t *testing.T, key string) (url string, told *atomic.Value, began, cut chan struct{}) {
+	t.Helper()
+	told = &atomic.Value{}
+	began, cut = make(chan struct{}, 1), make(chan struct{}, 1)
+	server := sdk.NewServer(&sdk.Implementation{Name: "stand-in", Version: "1"}, nil)
+	object := json.RawMessage(`{"type":"object"}`)
+	server.AddTool(&sdk.Tool{Name: "echo", InputSchema: object}, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		if token := req.Params.GetProgressToken(); token != nil {
+			for i := range 3 {
+				if err := req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{ProgressToken: token, Progress: float64(i + 1)}); err != nil {
+					return nil, err
+				}
+			}
+		}
+		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: string(req.Params.Arguments)}}}, nil
+	})
+	type requestContext struct{}
+	server.AddTool(&sdk.Tool{Name: "wait", InputSchema: object}, func(ctx context.Context, _ *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		began <- struct{}{}
+		<-ctx.Value(requestContext{}).(context.Context).Done()
+		cut <- struct{}{}
+		return nil, errors.New("cut")
+	})
+	handler := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{Stateless: true})
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.URL.Path != rpc.MCPPath:
+			http.NotFound(w, r)
+		case r.Header.Get("Authorization") != "Bearer "+key:
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnauthorized)
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","error":{"code":%d,"message":"missing or invalid API key"},"id":null}`, rpc.CodeUnauthenticated)
+		default:
+			told.Store(r.Header.Get("Mcp-Protocol-Version"))
+			handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestContext{}, r.Context())))
+		}
+	}))
+	t.Cleanup(web.Close)
+	return web.URL, told, began, cut
+}
+
+// startBridge runs "msb mcp" until in is closed, and returns what the other end of it is.
+func startBridge(t *testing.T, url, key string) (transport *sdk.IOTransport, stderr *bytes.Buffer) {
+	t.Helper()
+	t.Setenv("MSB_SERVER_URL", url)
+	t.Setenv("MSB_API_KEY", key)
+	in, toBridge := io.Pipe()
+	fromBridge, out := io.Pipe()
+	stderr = &bytes.Buffer{}
+	app := newApp()
+	app.Reader, app.Writer, app.ErrWriter = in, out, stderr
+	ended := make(chan error, 1)
+	go func() {
+		ended <- app.RunContext(t.Context(), []string{"msb", "mcp"})
+		out.Close()
+	}()
+	t.Cleanup(func() {
+		toBridge.Close()
+		go io.Copy(io.Discard, fromBridge)
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return &sdk.IOTransport{Reader: fromBridge, Writer: toBridge}, stderr
+}
+
+// An assistant of each revision uses the server through the bridge as if there were none.
+func TestMCPBridge(t *testing.T) {
+	for _, revision := range []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"} {
+		t.Run(revision, func(t *testing.T) {
+			url, revisionTold, began, cut := assistantServer(t, "msb_good")
+			transport, _ := startBridge(t, url, "msb_good")
+			var progress atomic.Int32
+			told := make(chan struct{}, 3)
+			client := sdk.NewClient(&sdk.Implementation{Name: "assistant", Version: "1"}, &sdk.ClientOptions{
+				ProgressNotificationHandler: func(context.Context, *sdk.ProgressNotificationClientRequest) {
+					progress.Add(1)
+					told <- struct{}{}
+				},
+			})
+			c, err := client.Connect(t.Context(), transport, &sdk.ClientSessionOptions{ProtocolVersion: revision})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if got := c.InitializeResult().ProtocolVersion; got != revision {
+				t.Errorf("speaks %s", got)
+			}
+			if _, err := c.ListTools(t.Context(), nil); err != nil || revisionTold.Load() != revision {
+				t.Errorf("the server is told of revision %v: %v", revisionTold.Load(), err)
+			}
+			text := "naïve\n\"ключ\" \u2028 end"
+			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "echo", Arguments: map[string]any{"text": text}, Meta: sdk.Meta{"progressToken": "p"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var echoed struct{ Text string }
+			if err := json.Unmarshal([]byte(res.Content[0].(*sdk.TextContent).Text), &echoed); err != nil || echoed.Text != text {
+				t.Errorf("%q came back: %v", echoed.Text, err)
+			}
+			for range 3 {
+				<-told
+			}
+			if _, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "none"}); err == nil || !strings.Contains(err.Error(), "unknown tool") {
+				t.Error(err)
+			}
+			// A call in progress keeps no other waiting, and ends when it is cancelled.
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			failed := make(chan error, 1)
+			go func() {
+				_, err := c.CallTool(ctx, &sdk.CallToolParams{Name: "wait"})
+				failed <- err
+			}()
+			<-began
+			if _, err := c.ListTools(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+			cancel()
+			select {
+			case <-cut:
+			case <-time.After(10 * time.Second):
+				t.Fatal("the run went on")
+			}
+			if err := <-failed; !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			if _, err := c.ListTools(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What does not get to the server, or is refused there, is told in an answer with the request's id.
+func TestMCPBridgeErrors(t *testing.T) {
+	url, _, _, _ := assistantServer(t, "msb_good")
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	for _, c := range []struct {
+		name, url, key, in, want, stderr string
+	}{
+		{"another key", url, "msb_bad", `{"jsonrpc":"2.0","id":"x","method":"tools/list"}`, `{"jsonrpc":"2.0","error":{"code":-32002,"message":"the server does not accept the API key from the environment`, ""},
+		{"no key", url, "", `{"jsonrpc":"2.0","id":18446744073709551617,"method":"tools/list"}`, `there is no API key`, ""},
+		{"no server", gone.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `msbd is not running: nothing listens at`, ""},
+		{"another server", other.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `is not that of msbd`, ""},
+		{"another revision", url, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2099-01-01",` +
+			`"io.modelcontextprotocol/clientCapabilities":{}}}}`, `"supported":["2026-07-28"`, ""}, // which the assistant goes by
+		{"a notification", url, "msb_bad", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, "", "msb: the server does not accept the API key"},
+		{"not JSON", url, "msb_bad", `{"jsonrpc"`, `"id":null}`, ""},
+		{"cancels nothing", url, "msb_good", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}`, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("MSB_SERVER_URL", c.url)
+			t.Setenv("MSB_API_KEY", c.key)
+			t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+			var out, stderr bytes.Buffer
+			app := newApp()
+			app.Reader, app.Writer, app.ErrWriter = strings.NewReader(c.in+"\n\n"), &out, &stderr
+			if err := app.RunContext(t.Context(), []string{"msb", "mcp"}); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(out.String(), c.want) || c.want == "" && out.Len() > 0 || !strings.Contains(stderr.String(), c.stderr) || c.stderr == "" && stderr.Len() > 0 {
+				t.Errorf("printed %s and %s", &out, &stderr)
+			}
+			var asked, answered struct {
+				ID json.RawMessage `json:"id"`
+			}
+			if c.want == "" || json.Unmarshal([]byte(c.in), &asked) != nil {
+				return
+			}
+			if err := json.Unmarshal(out.Bytes(), &answered); err != nil || string(answered.ID) != string(asked.ID) {
+				t.Errorf("%s has the id %s, want %s", &out, answered.ID, asked.ID)
+			}
+			if c.key != "" && strings.Contains(out.String(), c.key) {
+				t.Error("the key is in it")
+			}
+		})
+	}
+}
+
+// An answer that is cut off is an error, not a wait without end.
+func TestMCPBridgeCutOff(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		io.WriteString(w, "event: message\ndata: {\"jsonrpc\":\"2.0\",\ndata: \"method\":\"notifications/progress\"}\n\n")
+	}))
+	defer web.Close()
+	t.Setenv("MSB_SERVER_URL", web.URL)
+	var out bytes.Buffer
+	app := newApp()
+	app.Reader, app.Writer = strings.NewReader(`{"jsonrpc":"2.0","id":7,"method":"tools/call"}`), &out
+	if err := app.RunContext(t.Context(), []string{"msb", "mcp"}); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	if len(lines) != 3 || lines[0] != `{"jsonrpc":"2.0","method":"notifications/progress"}` || !strings.Contains(lines[1], "before it answered") || !strings.Contains(lines[1], `"id":7`) {
+		t.Errorf("printed %q", lines)
+	}
+}
+
+// The settings hold the server and a place for the key, never the key.
+func TestMCPConfig(t *testing.T) {
+	t.Setenv("MSB_SERVER_URL", "https://msb.example.org")
+	t.Setenv("MSB_API_KEY", "msb_secret")
+	for assistant, want := range map[string]string{
+		"claude": `{"mcpServers":{"msbd":{"args":["mcp"],"command":"msb","env":{"MSB_API_KEY":"your-api-key-here","MSB_SERVER_URL":"https://msb.example.org"}}}}`,
+		"cursor": `{"mcpServers":{"msbd":{"args":["mcp"],"command":"msb","env":{"MSB_API_KEY":"your-api-key-here","MSB_SERVER_URL":"https://msb.example.org"}}}}`,
+		"vscode": `{"inputs":[{"description":"API key of https://msb.example.org","id":"msb-api-key","password":true,"type":"promptString"}],` +
+			`"servers":{"msbd":{"args":["mcp"],"command":"msb","env":{"MSB_API_KEY":"${input:msb-api-key}","MSB_SERVER_URL":"https://msb.example.org"},"type":"stdio"}}}`,
+	} {
+		var out, got bytes.Buffer
+		app := newApp()
+		app.Writer = &out
+		if err := app.RunContext(t.Context(), []string{"msb", "mcp", "config", assistant}); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Compact(&got, out.Bytes()); err != nil || got.String() != want {
+			t.Errorf("%s: %s", assistant, &out)
+		}
+	}
+	for _, bad := range [][]string{{"config"}, {"config", "emacs"}, {"config", "claude", "x"}, {"serve"}} {
+		app := newApp()
+		app.Writer, app.Reader = io.Discard, strings.NewReader("")
+		if err := app.RunContext(t.Context(), append([]string{"msb", "mcp"}, bad...)); err == nil {
+			t.Errorf("%v was taken", bad)
+		}
+	}
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/client"
+)
+
+var sandboxMetrics = &cli.Command{
+	Name:      "metrics",
+	Usage:     "say what sandboxes use",
+	UsageText: "msb sandbox metrics [NAME] [--namespace NS | --namespace '*'] [--json]",
+	Description: "Without a NAME, all of the namespace are listed; '*' is every namespace that the key may see.\n\n" +
+		callExitCodes,
+	Flags:  []cli.Flag{withinFlag, jsonFlag, serverURLFlag, verboseFlag},
+	Action: measureSandboxes,
+}
+
+func measureSandboxes(c *cli.Context) error {
+	if c.NArg() > 1 {
+		return usage(c, "name one sandbox, or none for all")
+	}
+	if err := noneEmpty(c); err != nil {
+		return err
+	}
+	name, namespace := c.Args().First(), c.String(withinFlag.Name)
+	res := rpc.MetricsResult{Sandboxes: []rpc.SandboxMetrics{}} // not null
+	err := remotely(c, name, func(r *client.Client) error {
+		if name == "" {
+			list, err := r.Metrics(c.Context, namespace)
+			res.Sandboxes = append(res.Sandboxes, list...)
+			return err
+		}
+		one, err := r.Sandbox(namespace, name).Metrics(c.Context)
+		if err == nil {
+			res.Sandboxes = append(res.Sandboxes, *one)
+		}
+		return err
+	})
+	if err != nil {
+		return exitOfCall(err)
+	}
+	if c.Bool(jsonFlag.Name) {
+		return printJSON(c, res)
+	}
+	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "CPU", "MEMORY", "DISK"}}
+	for _, m := range res.Sandboxes {
+		state, cpu, memory, disk := "stopped", "-", "-", "-"
+		if m.Running {
+			state = "running"
+		}
+		if m.CPUUsage != nil {
+			cpu = strconv.FormatFloat(*m.CPUUsage, 'f', 1, 64) + " %"
+		}
+		if m.MemoryUsage != nil {
+			memory = fmt.Sprintf("%d MiB", *m.MemoryUsage)
+		}
+		if m.DiskUsage != nil {
+			disk = size(*m.DiskUsage)
+		}
+		rows = append(rows, []string{m.Namespace, m.Name, state, cpu, memory, disk})
+	}
+	return table(c.App.Writer, rows)
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/client"
+)
+
+var sandboxRun = &cli.Command{
+	Name:  "run",
+	Usage: "run code in a sandbox",
+	UsageText: "msb sandbox run NAME [--language python|node] [CODE]\n\n" +
+		"msb sandbox run my-env 'x = 6 * 7; x'\n" +
+		"msb sandbox run my-env <program.py",
+	Description: "Without CODE, or with -, it is read from standard input. What it defines is there for the next run, and the\n" +
+		"value of a last expression is printed.\n\n" +
+		"Exit codes: 0 it ran to its end; 1 it raised; " + runExitCodes,
+	Flags: []cli.Flag{
+		&cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"},
+		timeoutFlag, withinFlag, jsonFlag, serverURLFlag, verboseFlag,
+	},
+	Action: runCode,
+}
+
+func runCode(c *cli.Context) error {
+	if n := c.NArg(); n != 1 && n != 2 {
+		return usage(c, "name one sandbox, and give the code as one argument or on standard input")
+	}
+	if err := noneEmpty(c); err != nil {
+		return err
+	}
+	name, code := c.Args().First(), c.Args().Get(1)
+	if code == "" || code == "-" {
+		var err error
+		if code, err = readCode(c); err != nil {
+			return exitOfRun(err)
+		}
+	}
+	var res *rpc.ReplRunResult
+	err := remotely(c, name, func(r *client.Client) (err error) {
+		res, err = r.Sandbox(c.String(withinFlag.Name), name).RunCode(c.Context, c.String("language"), code, c.Duration(timeoutFlag.Name))
+		return err
+	})
+	if err != nil {
+		return exitOfRun(err)
+	}
+	if c.Bool(jsonFlag.Name) {
+		err = printJSON(c, res)
+	} else {
+		err = printLines(c, res.Output)
+	}
+	if err == nil && res.Status != rpc.StatusSuccess {
+		return cli.Exit("", exitFailure)
+	}
+	return exitOfRun(err)
+}
+
+func readCode(c *cli.Context) (string, error) {
+	if isTerminal(os.Stdin) {
+		fmt.Fprintln(c.App.ErrWriter, "type the code, then Ctrl-D")
+	}
+	code, err := io.ReadAll(io.LimitReader(os.Stdin, rpc.MaxBody+1))
+	if err != nil {
+		return "", fmt.Errorf("read the code: %w", err)
+	}
+	if len(code) > rpc.MaxBody {
+		return "", fmt.Errorf("the code is longer than a request may be, %s: split it into several runs", size(rpc.MaxBody))
+	}
+	return string(code), nil
+}

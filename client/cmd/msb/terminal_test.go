@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+)
+
+// openTerminal returns both ends of a pseudo-terminal.
+func openTerminal(t *testing.T) (control, terminal *os.File) {
+	t.Helper()
+	control, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { control.Close() })
+	if err := unix.IoctlSetPointerInt(int(control.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(int(control.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if terminal, err = os.OpenFile(filepath.Join("/dev/pts", strconv.Itoa(n)), os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { terminal.Close() })
+	return control, terminal
+}
+
+// A terminal is drawn anew each time, until Ctrl-C, which is no error.
+func TestWatchDrawsATerminalAnew(t *testing.T) {
+	control, terminal := openTerminal(t)
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	app := newApp()
+	app.Writer = terminal
+	ended := make(chan error, 1)
+	go func() {
+		ended <- app.RunContext(ctx, []string{"msb", "--socket", filepath.Join(t.TempDir(), "none"), "server", "status", "--watch"})
+	}()
+	var seen strings.Builder
+	for strings.Count(seen.String(), clearTerminal) < 2 || !strings.HasSuffix(seen.String(), "\n") {
+		text := make([]byte, 4096)
+		n, err := control.Read(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen.Write(text[:n])
+	}
+	if !strings.Contains(seen.String(), "msbd is not running") {
+		t.Errorf("drawn: %q", seen.String())
+	}
+	interrupt()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// asked is a server that tells when it is asked for its status, which never changes.
+type asked struct {
+	adminv1.UnimplementedAdminServiceServer
+	times chan struct{}
+}
+
+func (a asked) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
+	a.times <- struct{}{}
+	return &adminv1.GetStatusResponse{State: ready}, nil
+}
+
+// What is no terminal gets what changes, once.
+func TestWatchPrintsChangesOnly(t *testing.T) {
+	dir, err := os.MkdirTemp("", "msb") // short, because a socket's path is limited
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	l, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, service := grpc.NewServer(), asked{times: make(chan struct{})}
+	adminv1.RegisterAdminServiceServer(server, service)
+	go server.Serve(l)
+	defer server.Stop()
+
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	app, out := newApp(), new(bytes.Buffer)
+	app.Writer = out
+	ended := make(chan error, 1)
+	go func() {
+		ended <- app.RunContext(ctx, []string{"msb", "--socket", l.Addr().String(), "server", "status", "--watch", "--json"})
+	}()
+	for range 3 {
+		<-service.times
+	}
+	interrupt()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := strings.Count(out.String(), "\n"); got != 1 {
+		t.Errorf("%d documents:\n%s", got, out)
+	}
+}

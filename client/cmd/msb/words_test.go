@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/urfave/cli/v2"
+)
+
+func TestArrange(t *testing.T) {
+	run := &cli.Command{Name: "run", Flags: []cli.Flag{&cli.BoolFlag{Name: "it", Aliases: []string{"i"}}, &cli.StringFlag{Name: "user"}}}
+	handsOn[run] = true
+	defer delete(handsOn, run)
+	app := &cli.App{
+		Flags: []cli.Flag{&cli.StringFlag{Name: "socket"}},
+		Commands: []*cli.Command{
+			{Name: "key", Subcommands: []*cli.Command{{
+				Name: "revoke", Aliases: []string{"rm"},
+				Flags: []cli.Flag{&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}}, &cli.StringFlag{Name: "for", Aliases: []string{"f"}}, &cli.StringSliceFlag{Name: "ns"}},
+			}}},
+			run,
+			{Name: "as-it-is", SkipFlagParsing: true},
+		},
+	}
+	for line, want := range map[string]string{
+		"msb":                                     "msb",
+		"msb --socket s key revoke a":             "msb --socket s key revoke a",
+		"msb key revoke a --yes":                  "msb key revoke --yes a",
+		"msb key revoke a b -y c":                 "msb key revoke -y a b c",
+		"msb key rm a --for 1d --ns x b --ns=y":   "msb key rm --for 1d --ns x --ns=y a b",
+		"msb key revoke -f -y a":                  "msb key revoke -f -y a", // -y is the value of -f
+		"msb key revoke a -- --yes b":             "msb key revoke -- a --yes b",
+		"msb key revoke - --yes":                  "msb key revoke --yes -",
+		"msb key revoke a --for":                  "msb key revoke --for", // a must not become the value
+		"msb key revoke a --unknown b":            "msb key revoke --unknown a b",
+		"msb key revoke revoke --yes":             "msb key revoke --yes revoke",
+		"msb key unknown a --yes":                 "msb key unknown a --yes",
+		"msb run box ls -la --user":               "msb run -- box ls -la --user",
+		"msb run box --user u -i ls -i":           "msb run -- box --user u -i ls -i",
+		"msb run --user u -i box -- ls -i":        "msb run --user u -i -- box -- ls -i",
+		"msb as-it-is a --yes":                    "msb as-it-is a --yes",
+		"msb --socket key revoke a --yes":         "msb --socket key revoke a --yes", // nothing names a command
+		"msb --socket=x key revoke a --for=y --y": "msb --socket=x key revoke --for=y --y a",
+	} {
+		if diff := cmp.Diff(strings.Fields(want), arrange(app, strings.Fields(line))); diff != "" {
+			t.Errorf("%s: %s", line, diff)
+		}
+	}
+}

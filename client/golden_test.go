@@ -1,0 +1,65 @@
+package client
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/msbd/msbd/api/rpc"
+)
+
+// The gateway's transcripts are what the server really answers. The client understands each of them.
+func TestGoldenAnswers(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../daemon/internal/gateway/testdata/*.txt")
+	if err != nil || len(files) < 3 {
+		t.Fatalf("transcripts: %q, %v", files, err)
+	}
+	codes := map[rpc.Code]int{}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			answer, ok := strings.CutPrefix(strings.TrimSpace(line), "< ")
+			status, body, _ := strings.Cut(answer, " ")
+			if !ok || !strings.HasPrefix(body, "{") { // a batch, or nothing
+				continue
+			}
+			var want rpc.Response
+			if err := json.Unmarshal([]byte(body), &want); err != nil {
+				t.Fatal(err)
+			}
+			code, _ := strconv.Atoi(status)
+			c := &Client{HTTP: answering(reply{status: code, body: body, header: "X-Request-Id: ABC"})}
+			got, err := post[jsontext.Value](t.Context(), c, request{method: "any"})
+			if want.Error == nil {
+				codes[0]++
+				if err != nil || string(got) != string(want.Result) {
+					t.Errorf("%s: got %s, %v", answer, got, err)
+				}
+				continue
+			}
+			codes[want.Error.Code]++
+			e, _ := errors.AsType[*Error](err)
+			if e == nil {
+				t.Errorf("%s: got %v", answer, err)
+			} else if *e != (Error{Code: want.Error.Code, Message: want.Error.Message, Status: code, RequestID: "ABC"}) {
+				t.Errorf("%s: got %+v", answer, e)
+			} else if errors.Is(err, errdefs.ErrUnknown) {
+				t.Errorf("%s: its code has no class", answer)
+			}
+		}
+	}
+	if len(codes) < 10 {
+		t.Errorf("the transcripts hold only %v", codes)
+	}
+}
