@@ -1,0 +1,136 @@
+#!/bin/bash
+# Checks the Python package, as it is installed, in virtual environments of its own:
+#
+#   check.sh lint      format, lint, types
+#   check.sh unit      the unit tests, with each Python from 3.9 to 3.13 that is here
+#   check.sh live      the tests against the server of MSB_SERVER_URL, with the key MSB_API_KEY
+#   check.sh original  a program for microsandbox 0.1.8, with that package and then with ours in its place; the same server
+#   check.sh bench     what the package costs beside a raw request; the same server
+#   check.sh run FILE  a program, with the package
+#
+# It needs python3 with venv, and PyPI when an environment is made. They are in bin/tools/python, or in VENVS.
+set -euo pipefail
+
+cd -- "$(dirname -- "$0")"
+venvs=${VENVS:-$(cd ../.. && pwd)/bin/tools/python}
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=
+
+# pythons lists the interpreters that the package is for, the oldest first.
+pythons() {
+	local version python
+	for version in 3.9 3.10 3.11 3.12 3.13; do
+		for python in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+			if "$python" -c '' 2>/dev/null; then
+				echo "$python"
+				break
+			fi
+		done
+	done
+}
+
+# venv makes an environment, unless there is one of the same kind, and names it: venv NAME PYTHON PACKAGE…
+venv() {
+	local dir=$venvs/$1 python=$2 kind
+	shift 2
+	kind="$("$python" -VV) $* $(cksum <pyproject.toml)"
+	if [ "$(cat -- "$dir/kind" 2>/dev/null)" != "$kind" ]; then
+		rm -rf -- "$dir"
+		"$python" -m venv "$dir"
+		"$dir/bin/pip" install hatchling "$@" >&2
+		echo "$kind" >"$dir/kind"
+	fi
+	echo "$dir"
+}
+
+# install puts the package, as it is now, into an environment that has what it depends on.
+install() {
+	"$1/bin/pip" install --no-deps --no-build-isolation --force-reinstall .
+}
+
+lint() {
+	local dir
+	dir=$(venv lint python3 '.[lint,test]')
+	"$dir/bin/ruff" format --check --quiet . || { echo "run $dir/bin/ruff format client/python"; return 1; }
+	"$dir/bin/ruff" check --quiet --no-cache .
+	"$dir/bin/mypy" --cache-dir "$dir/mypy" --python-executable "$dir/bin/python"
+}
+
+# unit_with runs the unit tests with one Python, the oldest one with the oldest httpx.
+unit_with() {
+	local python=$1 version dir
+	version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+	local packages=('.[test]')
+	if [ "$version" = 3.9 ]; then
+		packages+=("$(sed -n 's/.*"httpx>=\([0-9.]*\).*/httpx==\1/p' pyproject.toml)")
+	fi
+	dir=$(venv "unit-$version" "$python" "${packages[@]}")
+	install "$dir"
+	"$dir/bin/python" -m pytest --quiet
+}
+
+# unit runs them side by side: they wait more than they work.
+unit() {
+	local logs python n=0 failed=0 pids=()
+	logs=$(mktemp -d)
+	for python in $(pythons); do
+		unit_with "$python" >"$logs/$n" 2>&1 &
+		pids[n++]=$!
+	done
+	[ "$n" -gt 0 ] || { echo "check.sh: there is no Python from 3.9 to 3.13" >&2; failed=1; }
+	n=0
+	for python in $(pythons); do
+		if wait "${pids[n]}"; then
+			echo "$("$python" -V): $(tail -n 1 "$logs/$n")"
+		else
+			cat "$logs/$n"
+			echo "$("$python" -V): failed"
+			failed=1
+		fi
+		n=$((n + 1))
+	done
+	rm -rf -- "$logs"
+	return "$failed"
+}
+
+live() {
+	local dir
+	dir=$(venv live python3 '.[test]')
+	install "$dir"
+	"$dir/bin/python" -m pytest --quiet tests/live
+}
+
+original() {
+	local dir
+	dir=$(venv original python3 microsandbox==0.1.8)
+	# Whatever the last time has left there.
+	"$dir/bin/pip" install --force-reinstall --no-deps microsandbox==0.1.8
+	"$dir/bin/python" tests/original/program.py
+	"$dir/bin/pip" install .
+	"$dir/bin/python" tests/original/program.py
+}
+
+bench() {
+	local dir
+	dir=$(venv live python3 '.[test]')
+	install "$dir"
+	"$dir/bin/python" bench/overhead.py
+}
+
+run() {
+	local dir
+	dir=$(venv live python3 '.[test]')
+	install "$dir"
+	cd -- "$OLDPWD"
+	"$dir/bin/python" "$@"
+}
+
+case ${1-} in
+lint | unit) ;;
+run) ;;
+live | original | bench) : "${MSB_SERVER_URL:?names the server}" "${MSB_API_KEY:?is a key of that server}" ;;
+*)
+	sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+	exit 2
+	;;
+esac
+"$@"

@@ -1,0 +1,75 @@
+"""Run untrusted code in microVMs, on a server of msbd.
+
+    from microsandbox import PythonSandbox
+
+    async with PythonSandbox.create(name="my-sandbox") as sandbox:
+        result = await sandbox.run("6 * 7")
+        print(await result.output())
+
+The same for blocking code is in microsandbox.sync.
+"""
+
+from ._results import OutputLine, SandboxMetrics
+from .base_sandbox import BaseSandbox
+from .command import Command
+from .command_execution import CommandExecution
+from .errors import (
+    AuthenticationError,
+    CommandNotFoundError,
+    ConfigError,
+    ConflictError,
+    ConnectionLostError,
+    InternalError,
+    InvalidParamsError,
+    InvalidRequestError,
+    MethodNotFoundError,
+    MicrosandboxError,
+    NotStartedError,
+    ParseError,
+    PermissionDeniedError,
+    RequestTimeoutError,
+    ResourceExhaustedError,
+    RunTimeoutError,
+    SandboxNotFoundError,
+    ServerUnreachableError,
+    UnavailableError,
+    UnexpectedAnswerError,
+)
+from .execution import Execution
+from .metrics import Metrics
+from .node_sandbox import NodeSandbox
+from .python_sandbox import PythonSandbox
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "AuthenticationError",
+    "BaseSandbox",
+    "Command",
+    "CommandExecution",
+    "CommandNotFoundError",
+    "ConfigError",
+    "ConflictError",
+    "ConnectionLostError",
+    "Execution",
+    "InternalError",
+    "InvalidParamsError",
+    "InvalidRequestError",
+    "MethodNotFoundError",
+    "Metrics",
+    "MicrosandboxError",
+    "NodeSandbox",
+    "NotStartedError",
+    "OutputLine",
+    "ParseError",
+    "PermissionDeniedError",
+    "PythonSandbox",
+    "RequestTimeoutError",
+    "ResourceExhaustedError",
+    "RunTimeoutError",
+    "SandboxMetrics",
+    "SandboxNotFoundError",
+    "ServerUnreachableError",
+    "UnavailableError",
+    "UnexpectedAnswerError",
+]

@@ -1,0 +1,140 @@
+"""A sandbox without the sending: what its methods ask of the server, and what they make of the results."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NoReturn, Union
+
+from . import _config
+from ._results import SandboxMetrics
+from ._rpc import Call
+from .errors import NotStartedError, SandboxNotFoundError, UnexpectedAnswerError
+
+# Seconds to wait for answers. The server's own limits are shorter.
+START_LIMIT = 180.0
+_STOP_LIMIT = 120.0
+_METRICS_LIMIT = 30.0
+# Seconds that a run may take beyond its time limit: its turn, and the way.
+_RUN_GRACE = 120.0
+
+Envs = Union[Mapping[str, str], Sequence[str]]
+
+
+class SandboxCore:
+    """What a sandbox is, and the calls that its methods make."""
+
+    # What the classes of each language say.
+    _image: ClassVar[str]
+    _language: ClassVar[str]
+
+    def __init__(self, server_url: str | None, namespace: str | None, name: str | None, api_key: str | None) -> None:
+        self._config = _config.load(server_url, api_key)
+        self._namespace = namespace
+        self._name = name or f"sandbox-{uuid.uuid4().hex[:8]}"
+        self._is_started = False
+
+    @property
+    def name(self) -> str:
+        """The sandbox's name; made up if none was given."""
+        return self._name
+
+    @property
+    def namespace(self) -> str | None:
+        """The namespace that was given; None is the key's own, or default for a key that is not limited to one."""
+        return self._namespace
+
+    @property
+    def server_url(self) -> str:
+        """The server on which the sandbox runs."""
+        return self._config.server_url
+
+    def __repr__(self) -> str:
+        state = "started" if self._is_started else "not started"
+        return f"<{type(self).__name__} {self._name!r} at {self.server_url}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a sandbox object is not pickled: make it anew, by name, where it is used")
+
+    def _which(self) -> dict[str, Any]:
+        which = {"sandbox": self._name}
+        if self._namespace is not None:
+            which["namespace"] = self._namespace
+        return which
+
+    def _require_start(self) -> None:
+        if not self._is_started:
+            raise NotStartedError("Sandbox is not started. Call start() first.")
+
+    def _start_call(
+        self,
+        image: str,
+        memory: int | None,
+        cpus: float | None,
+        volumes: Sequence[str] | None,
+        envs: Envs | None,
+        workdir: str | None,
+        timeout: float,
+    ) -> Call:
+        config: dict[str, Any] = {"image": image}
+        if memory is not None:
+            config["memory"] = memory
+        if cpus is not None:
+            config["cpus"] = round(cpus)
+        if volumes:
+            config["volumes"] = list(volumes)
+        if envs:
+            config["envs"] = _assignments(envs)
+        if workdir is not None:
+            config["workdir"] = workdir
+        return Call("sandbox.start", {**self._which(), "config": config}, timeout, repeatable=True)
+
+    def _stop_call(self) -> Call:
+        return Call("sandbox.stop", self._which(), _STOP_LIMIT)  # a second one would not find it
+
+    def _code_call(self, code: str, timeout: float | None) -> Call:
+        self._require_start()
+        params = {**self._which(), "language": self._language, "code": code}
+        return _run("sandbox.repl.run", params, timeout)
+
+    def _command_call(self, command: str, args: Sequence[str] | None, timeout: float | None) -> Call:
+        self._require_start()
+        params = {**self._which(), "command": command, "args": list(args or ())}
+        return _run("sandbox.command.run", params, timeout)
+
+    def _metrics_call(self) -> Call:
+        self._require_start()
+        return Call("sandbox.metrics.get", self._which(), _METRICS_LIMIT, repeatable=True)
+
+
+def _run(method: str, params: dict[str, Any], timeout: float | None) -> Call:
+    """Make the call of a run. Without a time limit of its own, it lasts as long as the server allows."""
+    if timeout is None:
+        return Call(method, params, None)
+    return Call(method, {**params, "timeout": timeout}, timeout + _RUN_GRACE if timeout > 0 else None)
+
+
+def _assignments(envs: Envs) -> list[str]:
+    if isinstance(envs, Mapping):
+        return [f"{name}={value}" for name, value in envs.items()]
+    return list(envs)
+
+
+def run_result(result: Any) -> dict[str, Any]:
+    """Check the result of a run."""
+    if not isinstance(result, dict) or not isinstance(result.get("output"), list):
+        raise UnexpectedAnswerError(
+            "the result of a run is not in the form that this package knows: is the server newer?"
+        )
+    return result
+
+
+def metrics_result(result: Any) -> SandboxMetrics:
+    """Pick the one sandbox that was asked for."""
+    sandboxes = result.get("sandboxes") if isinstance(result, dict) else None
+    if not isinstance(sandboxes, list):
+        raise UnexpectedAnswerError("the metrics are not in the form that this package knows: is the server newer?")
+    if not sandboxes:
+        raise SandboxNotFoundError("the sandbox does not exist")
+    metrics: SandboxMetrics = sandboxes[0]
+    return metrics

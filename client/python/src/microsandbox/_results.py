@@ -1,0 +1,110 @@
+"""What the server answers, without the ways to read it in which asyncio and blocking code differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+
+class OutputLine(TypedDict):
+    """A line of what a run printed, without the newline at its end. stream is stdout or stderr."""
+
+    stream: str
+    text: str
+
+
+class SandboxMetrics(TypedDict):
+    """What a sandbox uses. The usages are None for a sandbox that does not run."""
+
+    namespace: str
+    name: str
+    running: bool
+    cpu_usage: float | None  # percent of one processor
+    memory_usage: int | None  # MiB
+    disk_usage: int | None  # bytes
+
+
+class Output:
+    """What a run printed."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.lines: list[OutputLine] = list(data.get("output") or ())
+
+    @property
+    def stdout(self) -> str:
+        """What it printed to its standard output, without white space at the end."""
+        return self._text("stdout")
+
+    @property
+    def stderr(self) -> str:
+        """What it printed to its standard error, without white space at the end."""
+        return self._text("stderr")
+
+    def _text(self, stream: str) -> str:
+        return "\n".join(line.get("text", "") for line in self.lines if line.get("stream") == stream).rstrip()
+
+
+class ExecutionData(Output):
+    """How a run of code ended, and what it printed."""
+
+    def __init__(self, output_data: dict[str, Any] | None = None) -> None:
+        """Read the result of sandbox.repl.run."""
+        data = output_data if isinstance(output_data, dict) else {}
+        super().__init__(data)
+        self._status = str(data.get("status", "unknown"))
+        self._language = str(data.get("language", "unknown"))
+
+    @property
+    def status(self) -> str:
+        """success, or error when the code raised."""
+        return self._status
+
+    @property
+    def language(self) -> str:
+        """The language that the code is in."""
+        return self._language
+
+    def has_error(self) -> bool:
+        """Say whether the code raised, or printed to its standard error."""
+        return self._status in ("error", "exception") or any(
+            line.get("stream") == "stderr" and line.get("text") for line in self.lines
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._language} {self._status}>"
+
+
+class CommandExecutionData(Output):
+    """How a command ended, and what it printed."""
+
+    def __init__(self, output_data: dict[str, Any] | None = None) -> None:
+        """Read the result of sandbox.command.run."""
+        data = output_data if isinstance(output_data, dict) else {}
+        super().__init__(data)
+        self._command = str(data.get("command", ""))
+        self._args: list[str] = list(data.get("args") or ())
+        self._exit_code = int(data.get("exit_code", -1))
+        self._success = bool(data.get("success", False))
+
+    @property
+    def command(self) -> str:
+        """The program that ran."""
+        return self._command
+
+    @property
+    def args(self) -> list[str]:
+        """Its arguments."""
+        return self._args
+
+    @property
+    def exit_code(self) -> int:
+        """The code with which it ended."""
+        return self._exit_code
+
+    @property
+    def success(self) -> bool:
+        """Whether that code is 0."""
+        return self._success
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._command!r} exit_code={self._exit_code}>"

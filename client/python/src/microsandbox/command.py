@@ -1,0 +1,34 @@
+"""Commands in a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ._core import run_result
+from .command_execution import CommandExecution
+
+if TYPE_CHECKING:
+    from .base_sandbox import BaseSandbox
+
+
+class Command:
+    """Runs programs in a sandbox."""
+
+    def __init__(self, sandbox_instance: BaseSandbox) -> None:
+        self._sandbox = sandbox_instance
+
+    async def run(
+        self, command: str, args: Sequence[str] | None = None, timeout: float | None = None
+    ) -> CommandExecution:
+        """Run a program, without a shell: for a shell's line, run sh with ["-c", line].
+
+        A program that ends with another code than 0 is a result, not an error.
+
+        timeout: seconds after which it is ended; None or 0 is the server's maximum.
+
+        Raises CommandNotFoundError when the sandbox has no such program, RunTimeoutError after timeout,
+        NotStartedError, and the errors of the connection.
+        """
+        call = self._sandbox._command_call(command, args, timeout)
+        return CommandExecution(run_result(await self._sandbox._http.call(call)))

@@ -1,0 +1,239 @@
+"""The same sandboxes for blocking code.
+
+    from microsandbox.sync import PythonSandbox
+
+    with PythonSandbox.create(name="my-sandbox") as sandbox:
+        print(sandbox.run("6 * 7").output())
+
+Names, parameters, results and errors are those of the package itself; no method needs await.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TypeVar
+
+from ._core import START_LIMIT, Envs, SandboxCore, metrics_result, run_result
+from ._http import SyncHTTP
+from ._results import CommandExecutionData, ExecutionData, SandboxMetrics
+from .errors import MicrosandboxError, SandboxNotFoundError
+
+__all__ = [
+    "BaseSandbox",
+    "Command",
+    "CommandExecution",
+    "Execution",
+    "Metrics",
+    "NodeSandbox",
+    "PythonSandbox",
+]
+
+_logger = logging.getLogger("microsandbox")
+
+SandboxT = TypeVar("SandboxT", bound="BaseSandbox")
+
+
+class Execution(ExecutionData):
+    """How a run of code ended, and what it printed."""
+
+    def output(self) -> str:
+        """Return stdout."""
+        return self.stdout
+
+    def error(self) -> str:
+        """Return stderr."""
+        return self.stderr
+
+
+class CommandExecution(CommandExecutionData):
+    """How a command ended, and what it printed."""
+
+    def output(self) -> str:
+        """Return stdout."""
+        return self.stdout
+
+    def error(self) -> str:
+        """Return stderr."""
+        return self.stderr
+
+
+class Command:
+    """Runs programs in a sandbox."""
+
+    def __init__(self, sandbox_instance: BaseSandbox) -> None:
+        self._sandbox = sandbox_instance
+
+    def run(self, command: str, args: Sequence[str] | None = None, timeout: float | None = None) -> CommandExecution:
+        """Run a program, without a shell; see microsandbox.Command.run."""
+        call = self._sandbox._command_call(command, args, timeout)
+        return CommandExecution(run_result(self._sandbox._http.call(call)))
+
+
+class Metrics:
+    """Asks what a sandbox uses, at each call anew."""
+
+    def __init__(self, sandbox_instance: BaseSandbox) -> None:
+        self._sandbox = sandbox_instance
+
+    def all(self) -> SandboxMetrics:
+        """Return all metrics at once, a dict. Raises SandboxNotFoundError when the sandbox is gone."""
+        return metrics_result(self._sandbox._http.call(self._sandbox._metrics_call()))
+
+    def cpu(self) -> float | None:
+        """Return the processor time that it uses, in percent of one processor."""
+        return self.all()["cpu_usage"]
+
+    def memory(self) -> int | None:
+        """Return the memory that it uses, in MiB."""
+        return self.all()["memory_usage"]
+
+    def disk(self) -> int | None:
+        """Return the disk space that it uses, in bytes."""
+        return self.all()["disk_usage"]
+
+    def is_running(self) -> bool:
+        """Say whether the sandbox runs."""
+        try:
+            return self.all()["running"]
+        except SandboxNotFoundError:
+            return False
+
+
+class BaseSandbox(SandboxCore):
+    """A sandbox on a server of msbd, for blocking code. Use PythonSandbox or NodeSandbox.
+
+    An object can be used by several threads. KeyboardInterrupt ends what a call runs in the sandbox.
+    All errors are a MicrosandboxError.
+    """
+
+    def __init__(
+        self,
+        server_url: str | None = None,
+        namespace: str | None = None,
+        name: str | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        """Name a sandbox. Nothing is sent. The parameters are those of microsandbox.BaseSandbox."""
+        super().__init__(server_url, namespace, name, api_key)
+        self._http = SyncHTTP(self._config)
+
+    def get_default_image(self) -> str:
+        """Return the name of the image that the sandbox is started from unless another is named."""
+        return self._image
+
+    @classmethod
+    def create(
+        cls: type[SandboxT],
+        server_url: str | None = None,
+        namespace: str | None = None,
+        name: str | None = None,
+        api_key: str | None = None,
+        *,
+        image: str | None = None,
+        memory: int | None = None,
+        cpus: float | None = None,
+        volumes: Sequence[str] | None = None,
+        envs: Envs | None = None,
+        workdir: str | None = None,
+        timeout: float = START_LIMIT,
+    ) -> SandboxT:
+        """Make a sandbox and start it; the end of a with block, or stop(), stops it."""
+        sandbox = cls(server_url=server_url, namespace=namespace, name=name, api_key=api_key)
+        sandbox.start(
+            image=image,
+            memory=memory,
+            cpus=cpus,
+            volumes=volumes,
+            envs=envs,
+            workdir=workdir,
+            timeout=timeout,
+        )
+        return sandbox
+
+    def start(
+        self,
+        image: str | None = None,
+        memory: int | None = None,
+        cpus: float | None = None,
+        timeout: float = START_LIMIT,
+        *,
+        volumes: Sequence[str] | None = None,
+        envs: Envs | None = None,
+        workdir: str | None = None,
+    ) -> None:
+        """Start the sandbox, and return when it is ready; see microsandbox.BaseSandbox.start."""
+        if self._is_started:
+            return
+        call = self._start_call(image or self.get_default_image(), memory, cpus, volumes, envs, workdir, timeout)
+        try:
+            self._http.call(call)
+        except BaseException:
+            self._http.close()
+            raise
+        self._is_started = True
+
+    def stop(self) -> None:
+        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free."""
+        if not self._is_started:
+            return
+        try:
+            self._http.call(self._stop_call())
+            self._is_started = False
+        except SandboxNotFoundError:
+            self._is_started = False
+            raise
+        finally:
+            self._http.close()
+
+    def close(self) -> None:
+        """Close the connections to the server, and let the sandbox run on. The next call opens new ones."""
+        self._http.close()
+
+    def run(self, code: str, timeout: float | None = None) -> Execution:
+        """Run code. What it defines is there for the next run; see microsandbox.BaseSandbox.run."""
+        return Execution(run_result(self._http.call(self._code_call(code, timeout))))
+
+    @property
+    def command(self) -> Command:
+        """Runs programs in the sandbox."""
+        return Command(self)
+
+    @property
+    def metrics(self) -> Metrics:
+        """Says what the sandbox uses."""
+        return Metrics(self)
+
+    def __enter__(self: SandboxT) -> SandboxT:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.stop()
+        except SandboxNotFoundError:
+            pass  # it is gone, as it should be
+        except MicrosandboxError as failure:
+            if error is None:
+                raise
+            _logger.warning("stop sandbox %s: %s", self._name, failure)
+
+
+class PythonSandbox(BaseSandbox):
+    """A sandbox that runs Python."""
+
+    _image = "microsandbox/python"
+    _language = "python"
+
+
+class NodeSandbox(BaseSandbox):
+    """A sandbox that runs JavaScript, with Node.js."""
+
+    _image = "microsandbox/node"
+    _language = "nodejs"

@@ -1,0 +1,29 @@
+"""The two ways to use the package, so that one test holds for both."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import microsandbox
+import microsandbox.sync
+
+FLAVOURS = [microsandbox, microsandbox.sync]
+
+
+async def done(value: Any) -> Any:
+    """Return what a method returns, in asyncio or blocking."""
+    return await value if inspect.isawaitable(value) else value
+
+
+@asynccontextmanager
+async def entered(manager: Any) -> AsyncIterator[Any]:
+    """Enter a context manager of either kind."""
+    if hasattr(manager, "__aenter__"):
+        async with manager as value:
+            yield value
+    else:
+        with manager as value:
+            yield value

@@ -1,0 +1,46 @@
+"""Fixtures: no configuration around, and a server."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from microsandbox import _config
+
+from .stub import TEST_KEY, Server
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have no key, no server and no .env file around, but for those that a test makes; returns the directory."""
+    work = tmp_path / "project" / "sub"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    for name in list(os.environ):
+        if name.startswith("MSB_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    # As if it was installed in a virtual environment there.
+    package = tmp_path / "venv" / "lib" / "_config.py"
+    package.parent.mkdir(parents=True)
+    package.touch(mode=0o644)
+    monkeypatch.setattr(_config, "__file__", str(package))
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Run a server, and name it and a key in the environment."""
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv(_config.SERVER_URL, running.url)
+    monkeypatch.setenv(_config.API_KEY, TEST_KEY)
+    yield running
+    running.shutdown()
+    running.server_close()
+    thread.join()
+    assert running.violations == []

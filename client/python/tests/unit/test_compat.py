@@ -1,0 +1,118 @@
+"""What programs for microsandbox 0.1.8 use is here: names, modules, parameters in their order, attributes.
+
+That it does what it did is shown by tests/original, which runs with both.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+
+import microsandbox
+from microsandbox import CommandExecution, Execution, PythonSandbox
+
+from .stub import RESULTS, Server
+
+pytestmark = pytest.mark.anyio
+
+MODULES = {
+    "base_sandbox": "BaseSandbox",
+    "command": "Command",
+    "command_execution": "CommandExecution",
+    "execution": "Execution",
+    "metrics": "Metrics",
+    "node_sandbox": "NodeSandbox",
+    "python_sandbox": "PythonSandbox",
+}
+
+# Each method's parameters, and whether it is awaited.
+METHODS = [
+    ("BaseSandbox", "__init__", ["server_url", "namespace", "name", "api_key"], False),
+    ("BaseSandbox", "create", ["server_url", "namespace", "name", "api_key"], False),
+    ("BaseSandbox", "get_default_image", [], True),
+    ("BaseSandbox", "start", ["image", "memory", "cpus", "timeout"], True),
+    ("BaseSandbox", "stop", [], True),
+    ("BaseSandbox", "run", ["code"], True),
+    ("Command", "__init__", ["sandbox_instance"], False),
+    ("Command", "run", ["command", "args", "timeout"], True),
+    ("Metrics", "__init__", ["sandbox_instance"], False),
+    ("Metrics", "all", [], True),
+    ("Metrics", "cpu", [], True),
+    ("Metrics", "memory", [], True),
+    ("Metrics", "disk", [], True),
+    ("Metrics", "is_running", [], True),
+    ("Execution", "__init__", ["output_data"], False),
+    ("Execution", "output", [], True),
+    ("Execution", "error", [], True),
+    ("Execution", "has_error", [], False),
+    ("CommandExecution", "__init__", ["output_data"], False),
+    ("CommandExecution", "output", [], True),
+    ("CommandExecution", "error", [], True),
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules(module: str) -> None:
+    found = getattr(importlib.import_module(f"microsandbox.{module}"), MODULES[module])
+    assert found is getattr(microsandbox, MODULES[module])
+    assert MODULES[module] in microsandbox.__all__
+
+
+@pytest.mark.parametrize(("owner", "name", "parameters", "awaited"), METHODS)
+def test_methods(owner: str, name: str, parameters: list[str], awaited: bool) -> None:
+    method = getattr(getattr(microsandbox, owner), name)
+    positional = [
+        p.name
+        for p in inspect.signature(method).parameters.values()
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("self", "cls")
+    ]
+    assert positional[: len(parameters)] == parameters
+    assert inspect.iscoroutinefunction(method) == awaited
+
+
+async def test_results_made_by_hand() -> None:
+    """Programs' own tests make such, too."""
+    nothing: Any = None
+    for execution in (Execution(), Execution(nothing), Execution({}), Execution(output_data={"output": None})):
+        assert (execution.status, execution.language, execution.has_error()) == ("unknown", "unknown", False)
+        assert await execution.output() == await execution.error() == ""
+    assert Execution({"status": "exception"}).has_error()
+    assert Execution({"output": [{"stream": "stderr", "text": "warning"}]}).has_error()
+    assert not Execution({"output": [{"stream": "stderr", "text": ""}]}).has_error()
+    for command in (CommandExecution(), CommandExecution({}), CommandExecution({"args": None})):
+        assert (command.command, command.args, command.exit_code, command.success) == ("", [], -1, False)
+    command = CommandExecution(output_data=RESULTS["sandbox.command.run"])
+    assert (await command.output(), await command.error(), command.exit_code) == ("hello", "no", 3)
+
+
+@pytest.mark.usefixtures("server")
+async def test_a_session_put_there_by_the_program() -> None:
+    """Version 0.1 had programs that start a sandbox by themselves put an HTTP session there, and close it."""
+
+    class Session:
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    sandbox = PythonSandbox(name="my-env")
+    session = sandbox._session = Session()
+    await sandbox.start(memory=1024, cpus=2.0)
+    assert sandbox._is_started
+    await sandbox.stop()
+    await sandbox._session.close()
+    assert session.closed
+
+
+async def test_an_image_of_a_subclass(server: Server) -> None:
+    class Ours(PythonSandbox):
+        async def get_default_image(self) -> str:
+            return "acme/python"
+
+    async with Ours.create() as sandbox:
+        assert isinstance(sandbox, Ours)
+    assert server.requests[0].params["config"] == {"image": "acme/python"}
+    assert await microsandbox.NodeSandbox().get_default_image() == "microsandbox/node"

@@ -1,0 +1,282 @@
+"""What each method sends, and what it makes of the answer; in asyncio and blocking."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from typing import Any
+
+import pytest
+
+import microsandbox
+from microsandbox import (
+    ConflictError,
+    InternalError,
+    NodeSandbox,
+    NotStartedError,
+    PythonSandbox,
+    SandboxNotFoundError,
+    UnexpectedAnswerError,
+)
+
+from ..flavours import done, entered
+from .stub import TEST_KEY, Server, ok, refusal
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_session(api: Any, server: Server) -> None:
+    async with entered(api.PythonSandbox.create(name="my-env")) as sandbox:
+        execution = await done(sandbox.run("x = 6 * 7\nx"))
+        assert await done(execution.output()) == execution.stdout == "42"
+        assert await done(execution.error()) == execution.stderr == ""
+        assert (execution.status, execution.language, execution.has_error()) == ("success", "python", False)
+        assert execution.lines == [{"stream": "stdout", "text": "42"}]
+
+        command = await done(sandbox.command.run("sh", ["-c", "echo hello; echo no >&2; exit 3"], timeout=5))
+        assert await done(command.output()) == command.stdout == "hello"
+        assert await done(command.error()) == command.stderr == "no"
+        assert (command.command, command.args) == ("sh", ["-c", "echo hello; echo no >&2; exit 3"])
+        assert (command.exit_code, command.success) == (3, False)
+
+        metrics = await done(sandbox.metrics.all())
+        assert metrics["name"] == "my-env"
+        assert await done(sandbox.metrics.cpu()) == metrics["cpu_usage"] == 12.5
+        assert await done(sandbox.metrics.memory()) == metrics["memory_usage"] == 256
+        assert await done(sandbox.metrics.disk()) == metrics["disk_usage"] == 1099511627776
+        assert await done(sandbox.metrics.is_running()) is True
+    which = {"sandbox": "my-env"}
+    assert server.sent() == [
+        ("sandbox.start", {**which, "config": {"image": "microsandbox/python"}}),
+        ("sandbox.repl.run", {**which, "language": "python", "code": "x = 6 * 7\nx"}),
+        (
+            "sandbox.command.run",
+            {**which, "command": "sh", "args": ["-c", "echo hello; echo no >&2; exit 3"], "timeout": 5},
+        ),
+        *[("sandbox.metrics.get", which)] * 5,
+        ("sandbox.stop", which),
+    ]
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {TEST_KEY}"}
+    assert server.requests[0].headers["user-agent"] == f"microsandbox-python/{microsandbox.__version__}"
+
+
+async def test_start_options(api: Any, server: Server) -> None:
+    options: dict[str, Any] = {
+        "image": "acme/tool:2",
+        "memory": 1024,
+        "cpus": 1.6,
+        "volumes": ["data:/data"],
+        "envs": {"A": "1", "B": "x=y"},
+        "workdir": "/work",
+    }
+    config = {**options, "cpus": 2, "envs": ["A=1", "B=x=y"]}
+    params = {"sandbox": "my-env", "namespace": "team-alpha", "config": config}
+    which = {"name": "my-env", "namespace": "team-alpha", "server_url": server.url + "/", "api_key": TEST_KEY}
+    await done((await done(api.NodeSandbox.create(**which, **options, timeout=5))).stop())
+    sandbox = api.NodeSandbox(**which)
+    await done(sandbox.start(**{**options, "envs": ["A=1", "B=x=y"]}))
+    await done(sandbox.run("1"))
+    await done(sandbox.stop())
+    await done(sandbox.start("acme/tool:2", 512, 0.2, 5))
+    await done(sandbox.stop())
+    assert server.sent() == [
+        ("sandbox.start", params),
+        ("sandbox.stop", {"sandbox": "my-env", "namespace": "team-alpha"}),
+        ("sandbox.start", params),
+        ("sandbox.repl.run", {"sandbox": "my-env", "namespace": "team-alpha", "language": "nodejs", "code": "1"}),
+        ("sandbox.stop", {"sandbox": "my-env", "namespace": "team-alpha"}),
+        (
+            "sandbox.start",
+            {
+                "sandbox": "my-env",
+                "namespace": "team-alpha",
+                "config": {"image": "acme/tool:2", "memory": 512, "cpus": 0},
+            },
+        ),
+        ("sandbox.stop", {"sandbox": "my-env", "namespace": "team-alpha"}),
+    ]
+
+
+async def test_start_and_stop_are_once(api: Any, server: Server) -> None:
+    sandbox = api.PythonSandbox(name="my-env")
+    await done(sandbox.stop())
+    async with entered(sandbox) as same:
+        assert same is sandbox
+        await done(sandbox.start())
+        await done(sandbox.stop())
+        await done(sandbox.stop())
+    assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.stop"]
+
+
+async def test_close_leaves_the_sandbox(api: Any, server: Server) -> None:
+    sandbox = await done(api.PythonSandbox.create(name="my-env"))
+    await done(sandbox.close())
+    await done(sandbox.close())
+    assert (await done(sandbox.run("6 * 7"))).stdout == "42"
+    await done(sandbox.close())
+    assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.repl.run"]
+
+
+async def test_not_started(api: Any, server: Server) -> None:
+    sandbox = api.PythonSandbox(name="my-env")
+    calls: list[Any] = [
+        lambda: sandbox.run("1"),
+        lambda: sandbox.command.run("true"),
+        sandbox.metrics.all,
+        sandbox.metrics.is_running,
+    ]
+    for call in calls:
+        with pytest.raises(NotStartedError, match=r"not started. Call start\(\) first"):
+            await done(call())
+    assert server.sent() == []
+
+
+async def test_made_up_names(api: Any) -> None:
+    first, second = api.PythonSandbox(), api.PythonSandbox()
+    assert first.name != second.name
+    assert first.name.startswith("sandbox-")
+    assert first.namespace is None
+    assert first.server_url == "http://127.0.0.1:5555"
+    assert repr(first) == f"<PythonSandbox '{first.name}' at http://127.0.0.1:5555, not started>"
+
+
+async def test_code_that_raises(api: Any, server: Server) -> None:
+    lines = [
+        {"stream": "stdout", "text": "a"},
+        {"stream": "stderr", "text": "Trace"},
+        {"stream": "stderr", "text": "E "},
+    ]
+    server.answer("sandbox.repl.run", ok({"status": "error", "language": "python", "output": lines}))
+    async with entered(api.PythonSandbox.create()) as sandbox:
+        execution = await done(sandbox.run("raise E"))
+        assert execution.has_error()
+        assert (execution.status, execution.stdout, execution.stderr) == ("error", "a", "Trace\nE")
+        assert execution.lines == lines
+        assert repr(execution) == "<Execution python error>"
+
+
+async def test_any_text_is_sent_as_it_is(api: Any, server: Server) -> None:
+    code = 'print("é 😀 \\ \u2028 \x00")'
+    async with entered(api.PythonSandbox.create()) as sandbox:
+        await done(sandbox.run(code))
+        await done(sandbox.run("\ud800"))
+    assert [params["code"] for method, params in server.sent() if method == "sandbox.repl.run"] == [code, "\ud800"]
+
+
+async def test_results_of_another_form(api: Any, server: Server) -> None:
+    async with entered(api.PythonSandbox.create()) as sandbox:
+        results: list[Any] = [None, "done", {}, {"output": None}, []]
+        for result in results:
+            server.answer("sandbox.repl.run", ok(result))
+            server.answer("sandbox.command.run", ok(result))
+            server.answer("sandbox.metrics.get", ok(result))
+            calls: list[Any] = [lambda: sandbox.run("1"), lambda: sandbox.command.run("true"), sandbox.metrics.all]
+            for call in calls:
+                with pytest.raises(UnexpectedAnswerError, match="this package knows"):
+                    await done(call())
+
+
+async def test_metrics_of_a_sandbox_that_is_gone(api: Any, server: Server) -> None:
+    async with entered(api.PythonSandbox.create()) as sandbox:
+        for reply in (ok({"sandboxes": []}), refusal(404, -32003)):
+            server.answer("sandbox.metrics.get", reply)
+            assert await done(sandbox.metrics.is_running()) is False
+            with pytest.raises(SandboxNotFoundError):
+                await done(sandbox.metrics.cpu())
+
+
+async def test_start_fails(api: Any, server: Server) -> None:
+    server.answer("sandbox.start", refusal(409, -32005))
+    with pytest.raises(ConflictError, match="it is so"):
+        async with entered(api.PythonSandbox()):
+            raise AssertionError("was entered")
+    with pytest.raises(ConflictError):
+        await done(api.PythonSandbox.create())
+    assert {method for method, _ in server.sent()} == {"sandbox.start"}
+
+
+async def test_the_end_of_a_sandbox_that_is_gone(api: Any, server: Server) -> None:
+    server.answer("sandbox.stop", refusal(404, -32003))
+    async with entered(api.PythonSandbox.create()):
+        pass
+    sandbox = await done(api.PythonSandbox.create())
+    with pytest.raises(SandboxNotFoundError):
+        await done(sandbox.stop())
+    await done(sandbox.stop())
+
+
+async def test_a_stop_that_fails(api: Any, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.answer("sandbox.stop", refusal(500, -32603))
+    with pytest.raises(InternalError):
+        async with entered(api.PythonSandbox.create()):
+            pass
+    # It does not hide what ended the block.
+    with pytest.raises(ZeroDivisionError):
+        async with entered(api.PythonSandbox.create(name="my-env")):
+            raise ZeroDivisionError
+    assert caplog.messages == ["stop sandbox my-env: it is so (request id REQUEST-ID)"]
+
+
+async def test_create_is_awaited_or_entered(server: Server) -> None:
+    sandbox = await PythonSandbox.create(name="a")
+    assert isinstance(sandbox, PythonSandbox)
+    await sandbox.stop()
+    creation = NodeSandbox.create(name="b")
+    entered_by_hand = await creation.__aenter__()
+    assert isinstance(entered_by_hand, NodeSandbox)
+    await creation.__aexit__(None, None, None)
+    async with await PythonSandbox.create(name="c"):
+        pass
+    assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.stop"] * 3
+
+
+@pytest.mark.usefixtures("server")
+async def test_several_at_once() -> None:
+    async def use(name: str) -> str:
+        async with PythonSandbox.create(name=name) as sandbox:
+            results = await asyncio.gather(*(sandbox.run(name) for _ in range(5)))
+            return ",".join(result.stdout for result in results)
+
+    assert await asyncio.gather(*(use(f"s{i}") for i in range(8))) == ["42,42,42,42,42"] * 8
+
+
+@pytest.mark.usefixtures("server")
+async def test_several_threads() -> None:
+    with microsandbox.sync.PythonSandbox.create() as sandbox:
+        results = await asyncio.gather(*(asyncio.to_thread(sandbox.run, "1") for _ in range(8)))
+    assert [result.stdout for result in results] == ["42"] * 8
+
+
+async def test_a_path_below_which_a_proxy_put_the_server(api: Any, server: Server) -> None:
+    async with entered(api.PythonSandbox.create(server_url=server.url + "/below/")):
+        pass
+    assert server.requests[0].path == "/below/api/v1/rpc"
+
+
+async def test_without_a_key(api: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MSB_API_KEY")
+    server.answer("sandbox.start", refusal(401, -32002), ok("started"))
+    with pytest.raises(microsandbox.AuthenticationError, match="None was sent: pass api_key, or set MSB_API_KEY"):
+        await done(api.PythonSandbox.create())
+    async with entered(api.PythonSandbox.create()):
+        pass
+    assert all("authorization" not in request.headers for request in server.requests)
+
+
+@pytest.mark.usefixtures("server")
+async def test_not_through_a_proxy_to_this_machine(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with entered(api.PythonSandbox.create()):
+        pass
+
+
+def test_objects_are_not_pickled(api: Any) -> None:
+    sandbox = api.PythonSandbox(name="my-env", api_key=TEST_KEY)
+    for copying in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="make it anew"):
+            copying(sandbox)
+    for copying in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="not pickled"):
+            copying(sandbox._config.key)

@@ -1,0 +1,52 @@
+"""The API key is sent, and shown nowhere."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import Any
+
+import pytest
+
+from microsandbox import MicrosandboxError, _config
+
+from ..flavours import done
+from .stub import TEST_KEY, Answer, Reply, Server, refusal
+
+pytestmark = pytest.mark.anyio
+
+
+def shown(error: BaseException) -> str:
+    """Return all that a tool could show of an error: its chain, the source, and the variables of each frame."""
+    text = traceback.TracebackException.from_exception(error, capture_locals=True).format()
+    return "".join(text) + repr(error) + repr(vars(error)) + repr(error.args)
+
+
+@pytest.mark.parametrize("failure", ["refusal", "lost", "timeout", "unreachable"])
+async def test_errors_and_logs(
+    api: Any, server: Server, failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    answers: dict[str, Reply | Answer] = {"refusal": refusal(401, -32002), "lost": server.drop, "timeout": server.hang}
+    server.answer("sandbox.start", answers.get(failure, server.hang))
+    if failure == "unreachable":
+        monkeypatch.setenv("MSB_SERVER_URL", "http://127.0.0.1:9")
+    sandbox = api.PythonSandbox(name="my-env")
+    with pytest.raises(MicrosandboxError) as caught:
+        await done(sandbox.start(timeout=0.2))
+    assert "sandbox.start" in shown(caught.value)  # the call is in a frame
+    assert "connect_tcp.started" in caplog.text
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    for text in (shown(caught.value), caplog.text, repr(sandbox), str(vars(sandbox)), repr(vars(sandbox._http))):
+        assert TEST_KEY not in text
+    if failure != "unreachable":
+        assert server.requests[0].headers["authorization"] == f"Bearer {TEST_KEY}"
+
+
+def test_key() -> None:
+    key = _config.Key(TEST_KEY)
+    for text in (str(key), repr(key), f"{key}", f"{key!s:>20}", f"{key} {key!r}", str([key]), str({key: key})):
+        assert TEST_KEY not in text
+    assert not hasattr(key, "__dict__")
+    assert TEST_KEY not in repr(_config.Config("http://127.0.0.1", key))
