@@ -1,0 +1,25 @@
+import { CommandExecution } from "./execution.js";
+import type { RunOptions } from "./options.js";
+import type { BaseSandbox } from "./sandbox.js";
+
+/** Runs programs in a sandbox. */
+export class Command {
+  readonly #sandbox: BaseSandbox;
+
+  constructor(sandbox: BaseSandbox) {
+    this.#sandbox = sandbox;
+  }
+
+  /**
+   * Runs a program, without a shell: for a shell's line, run sh with ["-c", line]. A program that ends with
+   * another code than 0 is a result, not an error.
+   *
+   * @param options seconds after which it is ended, or RunOptions
+   * @throws CommandNotFoundError when the sandbox has no such program, RunTimeoutError after the timeout,
+   *   NotStartedError, the errors of the connection, and the signal's reason
+   */
+  async run(command: string, args: readonly string[] = [], options?: number | RunOptions): Promise<CommandExecution> {
+    const limits = typeof options === "number" ? { timeout: options } : options;
+    return new CommandExecution(await this.#sandbox._run("sandbox.command.run", { command, args }, limits));
+  }
+}

@@ -1,0 +1,46 @@
+/**
+ * Run untrusted code in microVMs, on a server of msbd.
+ *
+ *     import { PythonSandbox } from "microsandbox";
+ *
+ *     await using sandbox = await PythonSandbox.create({ name: "my-sandbox" });
+ *     const execution = await sandbox.run("6 * 7");
+ *     console.log(execution.stdout);
+ */
+
+export { Command } from "./command.js";
+export {
+  AuthenticationError,
+  CommandNotFoundError,
+  ConfigError,
+  ConflictError,
+  ConnectionLostError,
+  type ErrorDetails,
+  InternalError,
+  InvalidParamsError,
+  InvalidRequestError,
+  MethodNotFoundError,
+  MicrosandboxError,
+  NotStartedError,
+  ParseError,
+  PermissionDeniedError,
+  RequestTimeoutError,
+  ResourceExhaustedError,
+  RunTimeoutError,
+  SandboxNotFoundError,
+  ServerUnreachableError,
+  UnavailableError,
+  UnexpectedAnswerError,
+} from "./errors.js";
+export { CommandExecution, Execution, type OutputData, type OutputLine } from "./execution.js";
+export { Metrics, type SandboxMetrics } from "./metrics.js";
+export { NodeSandbox } from "./node-sandbox.js";
+export {
+  type CallOptions,
+  type RunOptions,
+  SandboxOptions,
+  type SandboxOptionsBuilder,
+  type StartOptions,
+} from "./options.js";
+export { PythonSandbox } from "./python-sandbox.js";
+export { BaseSandbox } from "./sandbox.js";

@@ -1,0 +1,26 @@
+import { Execution } from "./execution.js";
+import type { RunOptions, SandboxOptions } from "./options.js";
+import { BaseSandbox } from "./sandbox.js";
+
+/** A sandbox that runs Python. */
+export class PythonSandbox extends BaseSandbox {
+  /**
+   * Makes a sandbox and starts it; for the options and errors see the constructor and start().
+   *
+   *     await using sandbox = await PythonSandbox.create({ name: "my-sandbox" });
+   *     const execution = await sandbox.run("6 * 7");
+   *     console.log(execution.stdout);
+   */
+  static override create(options?: SandboxOptions): Promise<PythonSandbox> {
+    // A subclass gets one of its own. As a bare function, create has no class for its this.
+    return BaseSandbox.createBase(typeof this === "function" ? this : PythonSandbox, options);
+  }
+
+  async getDefaultImage(): Promise<string> {
+    return "microsandbox/python";
+  }
+
+  async run(code: string, options?: RunOptions): Promise<Execution> {
+    return new Execution(await this._run("sandbox.repl.run", { language: "python", code }, options));
+  }
+}

@@ -1,0 +1,183 @@
+import { mkdtempSync, realpathSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
+import {
+  AuthenticationError,
+  CommandNotFoundError,
+  ConflictError,
+  InvalidParamsError,
+  PythonSandbox,
+  RunTimeoutError,
+} from "../../src/index.js";
+import { access, failure, newName } from "./server.js";
+
+const options = { ...access, name: newName(), envs: { GREETING: "hello" }, workdir: "/tmp" };
+let sandbox: PythonSandbox;
+
+beforeAll(async () => {
+  sandbox = await PythonSandbox.create(options);
+});
+
+afterAll(() => sandbox?.stop());
+
+describe("code", () => {
+  test("the value of an expression, what is printed, and what was defined before", async () => {
+    expect((await sandbox.run("6 * 7")).stdout).toBe("42");
+    await sandbox.run("x = 'é\u{1f600}'\ndef f(n): return n + 1");
+    const execution = await sandbox.run("print(x)\nprint(f(1))");
+    expect(execution.lines).toEqual([
+      { stream: "stdout", text: "é\u{1f600}" },
+      { stream: "stdout", text: "2" },
+    ]);
+    expect([execution.status, execution.language, execution.hasError()]).toEqual(["success", "python", false]);
+  });
+
+  test("code that raises", async () => {
+    await sandbox.run("kept = 1");
+    const execution = await sandbox.run("print('before')\n1 / 0");
+    expect(execution.status).toBe("error");
+    expect(execution.hasError()).toBe(true);
+    expect(await execution.output()).toBe("before");
+    expect(await execution.error()).toContain("ZeroDivisionError");
+    expect((await sandbox.run("kept")).stdout).toBe("1");
+  });
+
+  test("a run that takes too long is interrupted, and the session goes on", async () => {
+    await sandbox.run("kept = 2");
+    const error = await failure(sandbox.run("while True: pass", { timeout: 1 }));
+    expect(error).toBeInstanceOf(RunTimeoutError);
+    expect(error).toMatchObject({ code: -32007, status: 504, requestId: expect.stringMatching(/./) });
+    expect((await sandbox.run("kept")).stdout).toBe("2");
+  });
+
+  test("a run that is aborted ends on the server: the next one has its turn, and the state is kept", async () => {
+    await sandbox.run("kept = 3");
+    const controller = new AbortController();
+    const done = failure(
+      sandbox.run("import time\nopen('/tmp/began', 'w').close()\ntime.sleep(100)", { signal: controller.signal }),
+    );
+    await sandbox.command.run("sh", ["-c", "until test -e /tmp/began; do sleep 0.1; done"], { timeout: 60 });
+    controller.abort();
+    expect(await done).toMatchObject({ name: "AbortError" });
+    // It would wait for its turn otherwise, and not get it in this time.
+    expect((await sandbox.run("kept", { signal: AbortSignal.timeout(60_000) })).stdout).toBe("3");
+  });
+
+  test("code that the server does not take", async () => {
+    expect(await failure(sandbox.run("#".repeat(3 << 20)))).toMatchObject({ name: "InvalidRequestError", status: 413 });
+    expect(await failure(sandbox.run("'\ud800'"))).toMatchObject({ name: "ParseError", status: 400 });
+    expect((await sandbox.run("1")).stdout).toBe("1");
+  });
+
+  test("runs at once take turns", async () => {
+    await sandbox.run("n = 0");
+    await Promise.all(Array.from({ length: 10 }, () => sandbox.run("n += 1")));
+    expect((await sandbox.run("n")).stdout).toBe("10");
+  });
+});
+
+describe("commands", () => {
+  test("their streams and exit codes", async () => {
+    const ended = await sandbox.command.run("sh", ["-c", "echo out; echo err >&2; exit 3"]);
+    expect(ended).toMatchObject({ exitCode: 3, success: false, stdout: "out", stderr: "err", command: "sh" });
+    expect(await sandbox.command.run("true")).toMatchObject({ exitCode: 0, success: true, lines: [] });
+  });
+
+  test("arguments are no shell's line", async () => {
+    const args = ["-c", 'import sys; print(len(sys.argv), *sys.argv[1:], sep="|")', "a b", "$HOME", "", "é"];
+    expect((await sandbox.command.run("python3", args)).stdout).toBe("5|a b|$HOME||é");
+  });
+
+  test("the environment and the working directory are as the start said", async () => {
+    expect((await sandbox.command.run("sh", ["-c", "echo $GREETING; pwd"])).stdout).toBe("hello\n/tmp");
+  });
+
+  test("a program that is not there", async () => {
+    const error = await failure(sandbox.command.run("no-such-program"));
+    expect(error).toBeInstanceOf(CommandNotFoundError);
+    expect(error).toMatchObject({ code: -32008, status: 422 });
+  });
+
+  test.each([[1], [{ timeout: 1 }]])("one that takes too long, with %j", async (limit) => {
+    expect(await failure(sandbox.command.run("sleep", ["100"], limit))).toBeInstanceOf(RunTimeoutError);
+  });
+
+  test("one that is aborted is ended in the sandbox", async () => {
+    const controller = new AbortController();
+    const done = failure(
+      sandbox.command.run("sh", ["-c", "echo $$ >/tmp/pid.new; mv /tmp/pid.new /tmp/pid; exec sleep 100"], controller),
+    );
+    await sandbox.command.run("sh", ["-c", "until test -e /tmp/pid; do sleep 0.1; done"], { timeout: 60 });
+    controller.abort();
+    expect(await done).toMatchObject({ name: "AbortError" });
+    const gone = "while kill -0 $(cat /tmp/pid) 2>/dev/null; do sleep 0.1; done";
+    expect((await sandbox.command.run("sh", ["-c", gone], { timeout: 60 })).exitCode).toBe(0);
+  });
+
+  test("several at once", async () => {
+    const all = Array.from({ length: 5 }, (_, i) => sandbox.command.run("echo", [String(i)]));
+    expect((await Promise.all(all)).map(({ stdout }) => stdout)).toEqual(["0", "1", "2", "3", "4"]);
+  });
+});
+
+test("metrics", async () => {
+  const metrics = await sandbox.metrics.all();
+  expect(metrics).toMatchObject({ name: options.name, running: true });
+  expect(metrics.cpu_usage).toBeGreaterThanOrEqual(0);
+  expect(metrics.memory_usage).toBeGreaterThan(0);
+  expect(metrics.disk_usage).toBeGreaterThanOrEqual(0);
+  expect(await sandbox.metrics.memory()).toBeGreaterThan(0);
+  expect(await sandbox.metrics.isRunning()).toBe(true);
+});
+
+describe("starting it again", () => {
+  test("with an equal configuration goes on with it", async () => {
+    await sandbox.run("kept = 4");
+    const again = await PythonSandbox.create(options);
+    expect((await again.run("kept")).stdout).toBe("4");
+  });
+
+  test("with another one is refused", async () => {
+    const error = await failure(PythonSandbox.create({ ...options, memory: 300 }));
+    expect(error).toBeInstanceOf(ConflictError);
+    expect((error as Error).message).toContain("memory");
+  });
+
+  test("with what the server does not take is refused", async () => {
+    const error = await failure(PythonSandbox.create({ ...access, volumes: ["/etc:/etc"] }));
+    expect(error).toBeInstanceOf(InvalidParamsError);
+    expect(error).toMatchObject({ code: -32602, status: 400 });
+  });
+});
+
+describe("keys", () => {
+  test.each([`${access.apiKey}x`, "msb_wrong", ""])("a wrong one, or none", async (apiKey) => {
+    vi.stubEnv("MSB_API_KEY", "");
+    const error = await failure(PythonSandbox.create({ ...options, apiKey }));
+    vi.unstubAllEnvs();
+    expect(error).toBeInstanceOf(AuthenticationError);
+    expect(error).toMatchObject({ code: -32002, status: 401, requestId: expect.stringMatching(/./) });
+    expect((error as Error).message.includes("None was sent")).toBe(apiKey === "");
+  });
+
+  test("one of the environment, and one of a .env file", async () => {
+    const { serverUrl, apiKey, ...rest } = options;
+    vi.stubEnv("MSB_SERVER_URL", serverUrl);
+    vi.stubEnv("MSB_API_KEY", apiKey);
+    expect((await PythonSandbox.create(rest)).isStarted).toBe(true);
+    vi.stubEnv("MSB_SERVER_URL", "");
+    vi.stubEnv("MSB_API_KEY", "");
+    const directory = realpathSync(mkdtempSync(join(tmpdir(), "msb-live-")));
+    writeFileSync(join(directory, ".env"), `MSB_API_KEY="${apiKey}"\nMSB_SERVER_URL=${serverUrl}\n`, { mode: 0o600 });
+    const before = process.cwd();
+    process.chdir(directory);
+    try {
+      expect((await PythonSandbox.create(rest)).apiKey).toBe(apiKey);
+    } finally {
+      process.chdir(before);
+      vi.unstubAllEnvs();
+      rmSync(directory, { recursive: true });
+    }
+  });
+});

@@ -1,0 +1,4 @@
+const sdk = require("microsandbox");
+
+console.log(Object.keys(sdk).sort().join(" "));
+console.log(require("microsandbox/package.json").name);

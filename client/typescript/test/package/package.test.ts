@@ -1,0 +1,78 @@
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import * as source from "../../src/index.js";
+import { Consumer } from "../consumer.js";
+import { Stub } from "../stub.js";
+
+let consumer: Consumer;
+
+beforeAll(async () => {
+  consumer = await Consumer.install();
+  consumer.copy(new URL("consumer", import.meta.url));
+});
+
+afterAll(() => consumer[Symbol.dispose]());
+
+const strict = ["--strict", "--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--target", "es2022"];
+const names = Object.keys(source).sort().join(" ");
+
+test("the tarball holds what is used, and is small", () => {
+  const others = consumer.files.filter((path) => !/^dist\/(esm|cjs)\/[\w-]+(\.d\.ts|\.js)$/.test(path));
+  expect(others.sort()).toEqual(["LICENSE", "README.md", "dist/cjs/package.json", "package.json"]);
+  expect(consumer.size).toBeLessThan(40_000);
+});
+
+describe.each([
+  ["nodenext", "nodenext"],
+  ["esnext", "bundler"],
+])("types with --module %s", (module, resolution) => {
+  // Without skipLibCheck, so that the package's own types are held to it, too.
+  test.each([["es2022"], ["esnext,dom"]])("and --lib %s", async (lib) => {
+    const programs = module === "nodenext" ? ["esm.mts", "original.cts"] : ["esm.mts"];
+    const args = ["--module", module, "--moduleResolution", resolution, "--lib", lib, "--types", "node"];
+    expect(await consumer.tsc(...strict, ...args, "--noEmit", ...programs)).toMatchObject({ stdout: "", code: 0 });
+  });
+});
+
+test("an ES module imports it, and ends by itself", async () => {
+  await using stub = await Stub.start();
+  await consumer.tsc(...strict, "--module", "nodenext", "--types", "node", "esm.mts");
+  const { access } = stub;
+  const env = { MSB_SERVER_URL: access.serverUrl, MSB_API_KEY: access.apiKey };
+  expect(await consumer.node("esm.mjs", [], env)).toEqual({
+    stdout: `42 1 3 256\nNotStartedError false\n${names}\n`,
+    stderr: "",
+    code: 0,
+  });
+  expect(stub.called.at(-1)).toBe("sandbox.stop");
+  expect(stub.sent[0]?.params).toEqual({
+    sandbox: "my-env",
+    config: { image: "microsandbox/python", volumes: [], envs: ["A=1"] },
+  });
+});
+
+test("a CommonJS module requires it", async () => {
+  expect(await consumer.node("cjs.cjs")).toEqual({ stdout: `${names}\nmicrosandbox\n`, stderr: "", code: 0 });
+});
+
+test("a program for the original's SDK runs", async () => {
+  await using stub = await Stub.start();
+  await consumer.tsc(...strict, "--module", "nodenext", "--types", "node", "original.cts");
+  const { stdout, stderr, code } = await consumer.node("original.cjs", [], { SERVER: stub.url });
+  expect({ stderr, code }).toEqual({ stderr: "", code: 0 });
+  expect(stdout.split("\n")).toEqual([
+    "my-env default true msb_a true",
+    "42  false success python",
+    "hello no 3 false sh 2",
+    "my-env true 12.5 12.5 256 1099511627776",
+    "true",
+    "Sandbox is not started. Call start() first.",
+    "microsandbox/node true",
+    "true",
+    "",
+  ]);
+  expect(stub.sent[0]?.params).toEqual({
+    sandbox: "my-env",
+    namespace: "default",
+    config: { image: "microsandbox/python", memory: 1024, cpus: 2 },
+  });
+});

@@ -1,0 +1,174 @@
+// A server for the tests: real HTTP on this machine, the answers as each test says.
+
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+
+export const testKey = "msb_v2.public.canary-of-the-unit-tests";
+
+/** The params that the server's table of methods has: which must be there, and all. */
+const methods: Record<string, { required: string[]; known: string[] }> = {
+  "sandbox.start": { required: ["sandbox"], known: ["sandbox", "namespace", "config"] },
+  "sandbox.stop": { required: ["sandbox"], known: ["sandbox", "namespace"] },
+  "sandbox.repl.run": {
+    required: ["sandbox", "language", "code"],
+    known: ["sandbox", "namespace", "language", "code", "timeout"],
+  },
+  "sandbox.command.run": {
+    required: ["sandbox", "command"],
+    known: ["sandbox", "namespace", "command", "args", "timeout"],
+  },
+  "sandbox.metrics.get": { required: [], known: ["sandbox", "namespace"] },
+};
+
+const results: Record<string, unknown> = {
+  "sandbox.start": "Sandbox my-env started successfully",
+  "sandbox.stop": "Sandbox my-env stopped successfully",
+  "sandbox.repl.run": { status: "success", language: "python", output: [{ stream: "stdout", text: "42" }] },
+  "sandbox.command.run": {
+    command: "sh",
+    args: ["-c", "echo hello; echo no >&2; exit 3"],
+    exit_code: 3,
+    success: false,
+    output: [
+      { stream: "stdout", text: "hello" },
+      { stream: "stderr", text: "no" },
+    ],
+  },
+  "sandbox.metrics.get": {
+    sandboxes: [
+      {
+        namespace: "default",
+        name: "my-env",
+        running: true,
+        cpu_usage: 12.5,
+        memory_usage: 256,
+        disk_usage: 1099511627776,
+      },
+    ],
+  },
+};
+
+/** One answer. A body of {…} or […] is JSON. */
+export interface Reply {
+  status: number;
+  body: string;
+  headers?: Record<string, string>;
+}
+
+/** Answers, or does not, in its own way. */
+type Behaviour = (request: IncomingMessage, response: ServerResponse) => void;
+
+export function ok(result: unknown): Reply {
+  return { status: 200, body: JSON.stringify({ jsonrpc: "2.0", result, id: 1 }) };
+}
+
+export function refusal(status: number, code: number, headers: Record<string, string> = {}): Reply {
+  return { status, body: JSON.stringify({ jsonrpc: "2.0", error: { code, message: "it is so" }, id: 1 }), headers };
+}
+
+/** Closes the connection without an answer. */
+export const drop: Behaviour = (request) => request.socket.destroy();
+
+/** What a client sent. */
+interface Sent {
+  method: string;
+  params: Record<string, unknown>;
+  headers: IncomingMessage["headers"];
+}
+
+/** Answers each method with its replies in turn, the last one again and again; otherwise with the results above. */
+export class Stub implements AsyncDisposable {
+  readonly sent: Sent[] = [];
+  /** Requests that the server would not have taken. */
+  readonly violations: string[] = [];
+  connections = 0;
+  readonly http: Server;
+  readonly #replies = new Map<string, (Reply | Behaviour)[]>();
+
+  constructor() {
+    this.http = createServer((request, response) => void this.#serve(request, response));
+    this.http.on("connection", () => this.connections++);
+  }
+
+  static async start(port = 0): Promise<Stub> {
+    const stub = new Stub();
+    await new Promise<void>((resolve, reject) => {
+      stub.http.once("error", reject).listen(port, "127.0.0.1", resolve);
+    });
+    return stub;
+  }
+
+  get port(): number {
+    return (this.http.address() as AddressInfo).port;
+  }
+
+  get url(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
+  /** How to call it. */
+  get access(): { serverUrl: string; apiKey: string } {
+    return { serverUrl: this.url, apiKey: testKey };
+  }
+
+  answer(method: string, ...replies: (Reply | Behaviour)[]): void {
+    this.#replies.set(method, replies);
+  }
+
+  /** Answers a method never. The first promise is that such a request came, the second that its client hung up. */
+  hang(method: string): { began: Promise<void>; ended: Promise<void> } {
+    const began = withResolvers();
+    const ended = withResolvers();
+    this.answer(method, (request) => {
+      request.socket.once("close", () => ended.resolve());
+      began.resolve();
+    });
+    return { began: began.promise, ended: ended.promise };
+  }
+
+  /** The methods that were called, in their order. */
+  get called(): string[] {
+    return this.sent.map(({ method }) => method);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.http.closeAllConnections();
+    await new Promise((resolve) => this.http.close(resolve));
+    if (this.violations.length > 0) throw new Error(`the server does not take ${this.violations.join("\n")}`);
+  }
+
+  async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    let body = "";
+    for await (const chunk of request) body += chunk;
+    const { method, params, ...rest } = JSON.parse(body);
+    this.sent.push({ method, params, headers: request.headers });
+    const { required, known } = methods[method] ?? { required: [], known: [] };
+    const fits =
+      request.method === "POST" &&
+      request.url === "/api/v1/rpc" &&
+      request.headers["content-type"] === "application/json" &&
+      JSON.stringify(rest) === '{"jsonrpc":"2.0","id":1}' &&
+      required.every((name) => name in params) &&
+      Object.entries(params).every(([name, value]) => known.includes(name) && value !== null);
+    if (!fits) this.violations.push(`${request.method} ${request.url} ${body}`);
+    const replies = this.#replies.get(method) ?? [ok(results[method])];
+    const reply = (replies.length > 1 ? replies.shift() : replies[0]) as Reply | Behaviour;
+    if (typeof reply === "function") {
+      reply(request, response);
+      return;
+    }
+    if (/^[{[]/.test(reply.body)) response.setHeader("Content-Type", "application/json");
+    response.setHeader("X-Request-Id", "REQUEST-ID");
+    for (const [name, value] of Object.entries(reply.headers ?? {})) response.setHeader(name, value);
+    response.writeHead(reply.status).end(reply.body);
+  }
+}
+
+/** Promise.withResolvers, which Node.js 20 lacks. */
+function withResolvers(): { promise: Promise<void>; resolve: () => void } {
+  let resolve = () => {};
+  const promise = new Promise<void>((done) => {
+    resolve = done;
+  });
+  return { promise, resolve };
+}

@@ -1,0 +1,92 @@
+import { expect, test } from "vitest";
+import * as sdk from "../../src/index.js";
+import { PythonSandbox } from "../../src/index.js";
+import { type Reply, refusal, Stub } from "../stub.js";
+
+/** What a run throws when the server answers in this way. */
+async function thrown(reply: Reply, apiKey?: string): Promise<sdk.MicrosandboxError> {
+  await using stub = await Stub.start();
+  const sandbox = await PythonSandbox.create({ serverUrl: stub.url, apiKey });
+  stub.answer("sandbox.repl.run", reply);
+  const error: unknown = await sandbox.run("1").catch((error: unknown) => error);
+  expect(error).toBeInstanceOf(sdk.MicrosandboxError);
+  expect(stub.called).toEqual(["sandbox.start", "sandbox.repl.run"]);
+  return error as sdk.MicrosandboxError;
+}
+
+test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
+  [400, -32700, sdk.ParseError, "ParseError"],
+  [400, -32600, sdk.InvalidRequestError, "InvalidRequestError"],
+  [404, -32601, sdk.MethodNotFoundError, "MethodNotFoundError"],
+  [400, -32602, sdk.InvalidParamsError, "InvalidParamsError"],
+  [401, -32002, sdk.AuthenticationError, "AuthenticationError"],
+  [404, -32003, sdk.SandboxNotFoundError, "SandboxNotFoundError"],
+  [403, -32004, sdk.PermissionDeniedError, "PermissionDeniedError"],
+  [409, -32005, sdk.ConflictError, "ConflictError"],
+  [429, -32006, sdk.ResourceExhaustedError, "ResourceExhaustedError"],
+  [504, -32007, sdk.RunTimeoutError, "RunTimeoutError"],
+  [422, -32008, sdk.CommandNotFoundError, "CommandNotFoundError"],
+  [503, -32009, sdk.UnavailableError, "UnavailableError"],
+  [500, -32603, sdk.InternalError, "InternalError"],
+  // Codes of a newer server.
+  [503, -32099, sdk.UnavailableError, "UnavailableError"],
+  [418, -32099, sdk.UnexpectedAnswerError, "UnexpectedAnswerError"],
+])("%i with %i is %o", async (status, code, kind, name) => {
+  const error = await thrown(refusal(status, code), "msb_a");
+  expect(error.constructor).toBe(kind);
+  expect(error.name).toBe(name);
+  expect(String(error)).toBe(`${name}: it is so`);
+  expect(error.stack).toContain(`${name}: it is so`);
+  expect({ ...error }).toEqual({ code, status, requestId: "REQUEST-ID" });
+});
+
+test("Retry-After is in seconds", async () => {
+  const error = await thrown(refusal(429, -32006, { "Retry-After": "7" }));
+  expect(error.retryAfter).toBe(7);
+  const at = new Date(Date.now() + 60_000).toUTCString();
+  const { retryAfter = 0 } = await thrown(refusal(429, -32006, { "Retry-After": at }));
+  expect(retryAfter).toBeGreaterThan(50);
+  expect(retryAfter).toBeLessThanOrEqual(60);
+  expect((await thrown(refusal(429, -32006, { "Retry-After": "soon" }))).retryAfter).toBeUndefined();
+});
+
+test("who sent no key is told where it is from", async () => {
+  expect((await thrown(refusal(401, -32002))).message).toContain("MSB_API_KEY");
+  expect((await thrown(refusal(401, -32002), "msb_a")).message).toBe("it is so");
+});
+
+const html = "<html>";
+test.each<[string, Reply, typeof sdk.MicrosandboxError, string]>([
+  ["a page", { status: 200, body: html }, sdk.UnexpectedAnswerError, "is not that of msbd"],
+  ["401", { status: 401, body: html }, sdk.AuthenticationError, "HTTP status 401"],
+  ["403", { status: 403, body: html }, sdk.PermissionDeniedError, "HTTP status 403"],
+  ["404", { status: 404, body: html }, sdk.UnexpectedAnswerError, "HTTP status 404"],
+  ["429", { status: 429, body: html }, sdk.ResourceExhaustedError, "HTTP status 429"],
+  ["502", { status: 502, body: html }, sdk.UnavailableError, "HTTP status 502"],
+  ["503", { status: 503, body: html }, sdk.UnavailableError, "HTTP status 503"],
+  ["504", { status: 504, body: html }, sdk.UnavailableError, "HTTP status 504"],
+  ["JSON of another kind", { status: 200, body: "[1]" }, sdk.UnexpectedAnswerError, "is not that of msbd"],
+  ["half of it", { status: 200, body: '{"result":' }, sdk.UnexpectedAnswerError, "is not that of msbd"],
+  ["a result that failed", { status: 500, body: '{"result":1}' }, sdk.UnexpectedAnswerError, "HTTP status 500"],
+  ["nothing", { status: 204, body: "" }, sdk.UnexpectedAnswerError, "HTTP status 204"],
+  [
+    "plain http to TLS",
+    { status: 400, body: "Client sent an HTTP request to an HTTPS server.\n" },
+    sdk.UnexpectedAnswerError,
+    "use https://",
+  ],
+])("an answer that is not msbd's: %s", async (_, reply, kind, says) => {
+  const error = await thrown(reply);
+  expect(error.constructor).toBe(kind);
+  expect(error.message).toContain(says);
+  expect(error.status).toBe(reply.status);
+  expect(error).not.toHaveProperty("code");
+});
+
+test("a redirect is not followed", async () => {
+  await using other = await Stub.start();
+  const error = await thrown({ status: 307, body: "", headers: { Location: `${other.url}/api/v1/rpc` } }, "msb_a");
+  expect(error).toBeInstanceOf(sdk.UnexpectedAnswerError);
+  expect(error.message).toContain(other.url);
+  expect(other.connections).toBe(0);
+});

@@ -1,0 +1,61 @@
+import { format, inspect } from "node:util";
+import { serialize } from "node:v8";
+import { expect, test } from "vitest";
+import { PythonSandbox, SandboxOptions } from "../../src/index.js";
+import { drop, refusal, Stub, testKey } from "../stub.js";
+
+/** All that programs print and log of a value. */
+function shown(value: unknown): string {
+  const texts = [
+    String(value),
+    `${JSON.stringify(value)}`,
+    inspect(value, { depth: null, showHidden: true, getters: true }),
+    // Not even who asks for everything; a getter would tell what it is made to tell.
+    inspect(value, { depth: null, showHidden: true, customInspect: false }),
+    format("%s %o %O %j", value, value, value, value),
+    JSON.stringify(Object.entries(value as object)),
+    serialize({ ...(value as object) }).toString("latin1"),
+  ];
+  return texts.join("\n");
+}
+
+test("nothing that is printed of a sandbox tells the key", async () => {
+  await using stub = await Stub.start();
+  const sandbox = await PythonSandbox.create({ ...stub.access, name: "my-env" });
+  for (const value of [sandbox, sandbox.command, sandbox.metrics, { sandbox }]) {
+    expect(shown(value)).not.toContain("canary");
+  }
+  expect(shown(SandboxOptions.builder().apiKey(testKey))).not.toContain("canary");
+  expect(inspect(sandbox)).toBe(
+    `PythonSandbox {\n  name: 'my-env',\n  namespace: undefined,\n  serverUrl: '${stub.url}',\n  isStarted: true\n}`,
+  );
+  expect(JSON.parse(JSON.stringify(sandbox))).toEqual({ name: "my-env", serverUrl: stub.url, isStarted: true });
+  expect(sandbox.apiKey).toBe(testKey); // who asks for it gets it
+});
+
+test("no error tells the key", async () => {
+  await using stub = await Stub.start();
+  const sandbox = await PythonSandbox.create(stub.access);
+  const errors: unknown[] = [];
+  const run = () => sandbox.run("1").catch((error: unknown) => errors.push(error));
+  stub.answer("sandbox.repl.run", refusal(401, -32002), refusal(500, -32603), drop, (request) =>
+    request.socket.end("nonsense\r\n\r\n"),
+  );
+  for (let i = 0; i < 4; i++) await run();
+  const { access } = stub;
+  stub.http.closeAllConnections();
+  await new Promise((resolve) => stub.http.close(resolve));
+  await run(); // refused
+  await PythonSandbox.create({ serverUrl: "http://a.invalid", apiKey: testKey }).catch((error) => errors.push(error));
+  await PythonSandbox.create({ ...access, timeout: -1 }).catch((error) => errors.push(error));
+  expect(errors.map((error) => (error as Error).name)).toEqual([
+    "AuthenticationError",
+    "InternalError",
+    "ConnectionLostError",
+    "UnexpectedAnswerError",
+    "ServerUnreachableError",
+    "ConfigError",
+    "InvalidParamsError",
+  ]);
+  for (const error of errors) expect(shown(error)).not.toContain("canary");
+});

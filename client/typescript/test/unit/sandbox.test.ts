@@ -1,0 +1,220 @@
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import {
+  BaseSandbox,
+  InvalidParamsError,
+  NotStartedError,
+  PythonSandbox,
+  SandboxNotFoundError,
+  SandboxOptions,
+  UnavailableError,
+  UnexpectedAnswerError,
+} from "../../src/index.js";
+import { ok, refusal, Stub } from "../stub.js";
+
+let stub: Stub;
+
+beforeEach(async () => {
+  stub = await Stub.start();
+});
+
+afterEach(() => stub[Symbol.asyncDispose]());
+
+const notStarted = "Sandbox is not started. Call start() first.";
+
+test("a sandbox's life", async () => {
+  const sandbox = new PythonSandbox({ ...stub.access, name: "my-env" });
+  expect(sandbox.isStarted).toBe(false);
+  expect(sandbox.name).toBe("my-env");
+  expect(sandbox.serverUrl).toBe(stub.url);
+  expect(sandbox.namespace).toBeUndefined();
+  await expect(sandbox.run("1")).rejects.toThrow(new NotStartedError(notStarted));
+  await expect(sandbox.command.run("true")).rejects.toThrow(NotStartedError);
+  await expect(sandbox.metrics.all()).rejects.toThrow(NotStartedError);
+  await sandbox.stop(); // nothing to stop
+  await sandbox.start();
+  await sandbox.start(); // stays as it is
+  expect(sandbox.isStarted).toBe(true);
+  expect((await sandbox.run("6 * 7")).stdout).toBe("42");
+  expect((await sandbox.command.run("sh")).exitCode).toBe(3);
+  await sandbox.stop();
+  await sandbox.stop();
+  expect(sandbox.isStarted).toBe(false);
+  await expect(sandbox.run("1")).rejects.toThrow(NotStartedError);
+  await sandbox.start(); // again
+  expect(stub.called).toEqual([
+    "sandbox.start",
+    "sandbox.repl.run",
+    "sandbox.command.run",
+    "sandbox.stop",
+    "sandbox.start",
+  ]);
+});
+
+test("a name is made up", () => {
+  const name = new PythonSandbox(stub.access).name;
+  expect(name).toMatch(/^sandbox-[0-9a-f]{8}$/);
+  expect(new PythonSandbox(stub.access).name).not.toBe(name);
+});
+
+test("await using stops it at the end of the block", async () => {
+  {
+    await using sandbox = await PythonSandbox.create(stub.access);
+    expect(sandbox.isStarted).toBe(true);
+  }
+  expect(stub.called).toEqual(["sandbox.start", "sandbox.stop"]);
+});
+
+test("await using takes no offence at a sandbox that is gone already", async () => {
+  stub.answer("sandbox.stop", refusal(404, -32003));
+  {
+    await using sandbox = await PythonSandbox.create(stub.access);
+    void sandbox;
+  }
+  stub.answer("sandbox.stop", refusal(500, -32603));
+  const sandbox = await PythonSandbox.create(stub.access);
+  await expect(sandbox[Symbol.asyncDispose]()).rejects.toThrow("it is so");
+});
+
+test("a stop that failed can be repeated, unless there is nothing to stop", async () => {
+  const sandbox = await PythonSandbox.create(stub.access);
+  stub.answer("sandbox.stop", refusal(503, -32009), refusal(404, -32003));
+  await expect(sandbox.stop()).rejects.toThrow(UnavailableError);
+  expect(sandbox.isStarted).toBe(true);
+  await expect(sandbox.stop()).rejects.toThrow(SandboxNotFoundError);
+  expect(sandbox.isStarted).toBe(false);
+});
+
+test("a start that failed leaves it not started", async () => {
+  stub.answer("sandbox.start", refusal(409, -32005), ok("started"));
+  const sandbox = new PythonSandbox(stub.access);
+  await expect(sandbox.start()).rejects.toThrow("it is so");
+  expect(sandbox.isStarted).toBe(false);
+  await sandbox.start();
+  expect(sandbox.isStarted).toBe(true);
+});
+
+test("start takes what it is not told from the constructor, and its options by position, too", async () => {
+  const sandbox = new PythonSandbox({ ...stub.access, image: "a", memory: 1, cpus: 1, envs: ["A=1"] });
+  await sandbox.start({ memory: 2, cpus: undefined });
+  await sandbox.stop();
+  await sandbox.start(undefined, 3, 2.4);
+  await sandbox.stop();
+  await sandbox.start("b");
+  const configs = stub.sent.filter(({ method }) => method === "sandbox.start").map(({ params }) => params.config);
+  expect(configs).toEqual([
+    { image: "a", memory: 2, cpus: 1, envs: ["A=1"] },
+    { image: "a", memory: 3, cpus: 2, envs: ["A=1"] },
+    { image: "b", memory: 1, cpus: 1, envs: ["A=1"] },
+  ]);
+});
+
+test("the builder collects all options", () => {
+  const signal = AbortSignal.timeout(1000);
+  const options = SandboxOptions.builder()
+    .serverUrl("http://127.0.0.1:1")
+    .namespace("team")
+    .name("my-env")
+    .apiKey("msb_a")
+    .image("i")
+    .memory(1)
+    .cpus(2)
+    .volumes(["/a:/b"])
+    .envs({ A: "1" })
+    .workdir("/w")
+    .timeout(3)
+    .signal(signal)
+    .build();
+  expect(options).toEqual({
+    serverUrl: "http://127.0.0.1:1",
+    namespace: "team",
+    name: "my-env",
+    apiKey: "msb_a",
+    image: "i",
+    memory: 1,
+    cpus: 2,
+    volumes: ["/a:/b"],
+    envs: { A: "1" },
+    workdir: "/w",
+    timeout: 3,
+    signal,
+  });
+});
+
+test("what a builder has built stays as it is", () => {
+  const builder = SandboxOptions.builder().name("a");
+  const options = builder.build();
+  expect(builder.name("b").build().name).toBe("b");
+  expect(options.name).toBe("a");
+});
+
+test("create makes one of the subclass, and works as a bare function", async () => {
+  class Mine extends PythonSandbox {
+    override async getDefaultImage(): Promise<string> {
+      return "mine";
+    }
+  }
+  expect(await Mine.create(stub.access)).toBeInstanceOf(Mine);
+  expect(stub.sent[0]?.params.config).toEqual({ image: "mine" });
+  const { create } = PythonSandbox;
+  const holder = { create };
+  expect(await create(stub.access)).toBeInstanceOf(PythonSandbox);
+  expect(await holder.create(stub.access)).toBeInstanceOf(PythonSandbox);
+  expect(new Mine(stub.access)).toBeInstanceOf(BaseSandbox);
+});
+
+test("metrics, one by one", async () => {
+  const { metrics } = await PythonSandbox.create(stub.access);
+  expect(await metrics.cpu()).toBe(12.5);
+  expect(await metrics.memory()).toBe(256);
+  expect(await metrics.disk()).toBe(1099511627776);
+  expect(await metrics.isRunning()).toBe(true);
+  const idle = {
+    namespace: "default",
+    name: "a",
+    running: false,
+    cpu_usage: null,
+    memory_usage: null,
+    disk_usage: null,
+  };
+  stub.answer("sandbox.metrics.get", ok({ sandboxes: [idle] }));
+  expect(await metrics.all()).toEqual(idle);
+  expect(await metrics.cpu()).toBeUndefined();
+  expect(await metrics.memory()).toBeUndefined();
+  expect(await metrics.disk()).toBeUndefined();
+  expect(await metrics.isRunning()).toBe(false);
+  for (const gone of [ok({ sandboxes: [] }), refusal(404, -32003)]) {
+    stub.answer("sandbox.metrics.get", gone);
+    await expect(metrics.all()).rejects.toThrow(SandboxNotFoundError);
+    expect(await metrics.isRunning()).toBe(false);
+  }
+});
+
+test.each([null, [], "text", {}, { output: "text" }, { sandboxes: null }])(
+  "the result %j is not taken",
+  async (result) => {
+    const sandbox = await PythonSandbox.create(stub.access);
+    for (const method of ["sandbox.repl.run", "sandbox.command.run", "sandbox.metrics.get"])
+      stub.answer(method, ok(result));
+    await expect(sandbox.run("1")).rejects.toThrow(UnexpectedAnswerError);
+    await expect(sandbox.command.run("true")).rejects.toThrow(UnexpectedAnswerError);
+    await expect(sandbox.metrics.all()).rejects.toThrow(UnexpectedAnswerError);
+  },
+);
+
+test.each([-1, Number.NaN, "5" as never])("the timeout %s is refused before anything is sent", async (timeout) => {
+  await expect(PythonSandbox.create({ ...stub.access, timeout })).rejects.toThrow(InvalidParamsError);
+  const sandbox = await PythonSandbox.create(stub.access);
+  await expect(sandbox.run("1", { timeout })).rejects.toThrow(InvalidParamsError);
+  await expect(sandbox.command.run("ls", [], { timeout })).rejects.toThrow(InvalidParamsError);
+  expect(stub.called).toEqual(["sandbox.start"]);
+});
+
+test("keys and servers are those of the environment", async () => {
+  vi.stubEnv("MSB_SERVER_URL", stub.url);
+  vi.stubEnv("MSB_API_KEY", stub.access.apiKey);
+  const sandbox = await PythonSandbox.create();
+  vi.unstubAllEnvs();
+  expect(sandbox.serverUrl).toBe(stub.url);
+  expect(sandbox.apiKey).toBe(stub.access.apiKey);
+  expect(stub.sent[0]?.headers.authorization).toBe(`Bearer ${stub.access.apiKey}`);
+});
