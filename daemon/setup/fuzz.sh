@@ -1,8 +1,9 @@
 #!/bin/sh
-# Runs every fuzz target of the module for a while: fuzz.sh TIME
+# Runs every fuzz target of the module for a while: fuzz.sh BUDGET, such as 20000x. A time would do, too, but
+# until Go 1.27 a run may fail at its end without a finding (golang/go#75804).
 set -eu
 
-time=${1:?usage: fuzz.sh TIME}
+budget=${1:?usage: fuzz.sh BUDGET}
 # Lines of names, then one "ok" line with their package.
 targets=$(go test -list '^Fuzz' ./... | awk '
 	/^Fuzz/ { names[n++] = $1 }
@@ -12,7 +13,7 @@ if [ -z "$targets" ]; then
 	exit 1
 fi
 echo "$targets" | while read -r package name; do
-	echo "$name ($package), $time"
-	go test -run '^$' -fuzz "^$name\$" -fuzztime "$time" "$package"
+	echo "$name ($package), $budget"
+	go test -run '^$' -fuzz "^$name\$" -fuzztime "$budget" -fuzzminimizetime 10x "$package"
 done
-echo "$(echo "$targets" | wc -l) fuzz targets, $time each: no failure"
+echo "$(echo "$targets" | wc -l) fuzz targets, $budget each: no failure"

@@ -2,13 +2,17 @@
 # Installs the Debian packages that the build and the server need, and the further ones that are named,
 # as far as they are missing:
 #
-#   host-packages.sh RECORD [PACKAGE…]
+#   host-packages.sh RECORD [WHY PACKAGE[:FILE]…]
+#
+# FILE is a file or a command of the package, unless the package has a command of its own name.
 #
 # What it installed is added to the file RECORD, for clean-host.sh.
 set -eu
 
-record=${1:?usage: host-packages.sh RECORD [PACKAGE…]}
+record=${1:?usage: host-packages.sh RECORD [WHY PACKAGE[:FILE]…]}
 shift
+why=${1-}
+[ $# = 0 ] || shift
 
 # package | a file of it | why
 wanted='
@@ -26,7 +30,7 @@ golang-go          | /usr/bin/go                        | to fetch the Go toolch
 fi
 for package; do
 	wanted="$wanted
-$package | $package | to measure
+${package%%:*} | ${package#*:} | $why
 "
 done
 
