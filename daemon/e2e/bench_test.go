@@ -13,12 +13,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/ttrpc"
 	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 )
 
 // measured is one thing that a comparison times. before and after frame it, untimed.
@@ -101,6 +105,10 @@ func BenchmarkColdStart(b *testing.B) {
 	python := s.must(key, "sandbox.repl.run", params{"sandbox": "cold", "language": "python", "code": "1+1"})
 	bundle := runcBundle(b, "python")
 	id := fmt.Sprintf("msb-bench-%d", os.Getpid())
+	st, err := s.status()
+	if err != nil {
+		b.Fatal(err)
+	}
 	var bare *bareVM
 	compare(b, rounds(10),
 		measured{name: "sandbox.start + first repl.run", after: stop, run: func() error {
@@ -116,7 +124,7 @@ func BenchmarkColdStart(b *testing.B) {
 			return s.must(key, "sandbox.command.run", params{"sandbox": "cold", "command": "true"})()
 		}},
 		measured{name: "bare QEMU boot to its agent's answer", after: func() error { return bare.end() }, run: func() (err error) {
-			bare, err = bootBare()
+			bare, err = bootBare(st.Isolation.Accelerator)
 			return err
 		}},
 		measured{name: "runc run + exec python3",
@@ -197,22 +205,26 @@ type bareVM struct {
 	dir string
 }
 
-func bootBare() (*bareVM, error) {
+func bootBare(accelerator string) (*bareVM, error) {
 	dir, err := os.MkdirTemp("", "msb")
 	if err != nil {
 		return nil, err
 	}
 	sock := filepath.Join(dir, "agent.sock")
+	kernelArgs := "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"
+	if accelerator == "tcg" {
+		accelerator, kernelArgs = "tcg,thread=multi", kernelArgs+" mitigations=off"
+	}
 	vm := &bareVM{dir: dir, cmd: exec.Command("qemu-system-x86_64", "-M", "q35", "-bios", "qboot.rom",
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accelerator, "-cpu", "max",
 		"-smp", "1", "-m", "640", "-kernel", filepath.Join(bin, "guest/vmlinux"), "-initrd", filepath.Join(bin, "guest/initrd.img"),
-		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on mitigations=off",
+		"-append", kernelArgs,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=a,path="+sock+",server=on,wait=off",
 		"-device", "virtserialport,chardev=a,name=kata.agent.0", "-device", "virtio-rng-pci")}
 	if err := vm.cmd.Start(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience*30*time.Second)
 	defer cancel()
 	var conn net.Conn
 	for conn == nil {
@@ -292,4 +304,69 @@ func readJSON(b *testing.B, path string, out any) {
 	if err != nil {
 		b.Fatal(err)
 	}
+}
+
+// BenchmarkRestart is how long a server with 10,000 keys takes from its start to its readiness, beside one
+// without keys, and what it holds of memory then. containerd runs on, as after a crash or an upgrade.
+func BenchmarkRestart(b *testing.B) {
+	restart := func(keys int) measured {
+		s, err := newServer()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() {
+			if err := s.close(); err != nil {
+				b.Error(err)
+			}
+		})
+		if err := s.start(); err != nil {
+			b.Fatal(err)
+		}
+		a := s.admin(b)
+		var g errgroup.Group
+		g.SetLimit(64)
+		for range keys {
+			g.Go(func() error {
+				_, err := a.CreateKey(b.Context(), &adminv1.CreateKeyRequest{Expire: "1y"})
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			b.Fatal(err)
+		}
+		return measured{
+			name:   fmt.Sprintf("kill -9, start to ready with %d keys", keys),
+			before: func() error { s.kill(); return nil },
+			run:    func() error { return s.start() },
+			after: func() error {
+				b.ReportMetric(float64(residentKiB(s.cmd.Process.Pid))/1024, fmt.Sprintf("MiB-with-%d-keys", keys))
+				return nil
+			},
+		}
+	}
+	compare(b, rounds(20), restart(0), restart(10_000))
+}
+
+// residentKiB is the memory that a process has in RAM.
+func residentKiB(pid int) (n int) {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for line := range strings.Lines(string(status)) {
+		fmt.Sscanf(line, "VmRSS: %d kB", &n)
+	}
+	return n
+}
+
+// BenchmarkSDKs prints what the SDKs' runs cost beside the same request sent by hand.
+func BenchmarkSDKs(b *testing.B) {
+	s, key := sharedServer(b)
+	for _, language := range []string{"python", "typescript"} {
+		cmd := exec.Command(filepath.Join(root, "client", language, "check.sh"), "bench")
+		cmd.Env = append(os.Environ(), "MSB_SERVER_URL=http://"+s.address, "MSB_API_KEY="+key)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		fmt.Printf("\n%s/%s\n", b.Name(), language)
+		if err := cmd.Run(); err != nil {
+			b.Fatalf("%s: %v", language, err)
+		}
+	}
+	b.ReportMetric(0, "ns/op") // the tables say it better
 }

@@ -1,43 +1,42 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// crashServer is a server of the test's own with one running sandbox that remembers x.
-func crashServer(t *testing.T) (s *server, key string) {
+// crashBox is the shared sandbox, which remembers x.
+func crashBox(t *testing.T) (s *server, key string) {
 	t.Helper()
-	s = testServer(t)
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
-	key = s.key(t)
-	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
+	s, key = sharedBox(t)
 	s.python(t, key, "box", "x = 41")
 	return s, key
 }
 
+// remembers proves that a sandbox goes on with the session that it had.
+func (s *server) remembers(t *testing.T, key, sandbox, when string) {
+	t.Helper()
+	if r := s.python(t, key, sandbox, "x + 1"); r.text("stdout") != "42\n" {
+		t.Errorf("%s: %s: %+v", when, sandbox, r)
+	}
+}
+
 func TestKillOfTheDaemonLosesNothing(t *testing.T) {
-	s, key := crashServer(t)
+	s, key := crashBox(t)
 	for range 3 {
 		s.kill()
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		if st, _ := s.status(); st.Recovery.Adopted != 1 {
+		if st, _ := s.status(); st.Recovery.Adopted != len(s.microVMs()) {
 			t.Errorf("recovery: %+v", st.Recovery)
 		}
-		if got := s.python(t, key, "box", "x + 1").text("stdout"); got != "42\n" {
-			t.Errorf("after a kill: %q", got)
-		}
+		s.remembers(t, key, "box", "after a kill")
 	}
 	// A stop leaves the sandbox running, too.
 	s.mustMSB(t, "server", "stop")
@@ -45,54 +44,48 @@ func TestKillOfTheDaemonLosesNothing(t *testing.T) {
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	if got := s.python(t, key, "box", "x + 1").text("stdout"); got != "42\n" {
-		t.Errorf("after a stop: %q", got)
-	}
+	s.remembers(t, key, "box", "after a stop")
 }
 
 func TestKillOfTheDaemonWhileStartingUndoesTheStart(t *testing.T) {
-	s := testServer(t)
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
-	key := s.key(t)
+	s, key := sharedServer(t)
 	// Each time a little later in the start.
-	for _, moment := range []string{"container", "virtiofsd", "qemu"} {
+	for _, moment := range []string{"container", virtiofsd, qemu} {
 		ended := make(chan struct{})
 		go func() {
 			s.call(key, "sandbox.start", params{"sandbox": "half"})
 			close(ended)
 		}()
+		var id string
 		until(t, moment, func() bool {
-			switch moment {
-			case "container":
-				return len(s.sandboxIDs()) == 1
-			case "virtiofsd":
-				return len(processes("virtiofsd", s.dir)) > 0
-			default:
-				return len(processes("qemu-system", s.dir)) > 0
+			for _, b := range s.list() {
+				if b.Name == "half" && b.State == "starting" {
+					id = b.ID
+				}
 			}
+			return id != "" && (moment == "container" || len(processes(moment, id)) > 0)
 		})
 		s.kill()
 		<-ended
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(left(s.runDir+"/vm", nil), s.leftOf(s.sandboxIDs())); err != nil {
+		if err := s.leftOf([]string{id}); err != nil {
 			t.Errorf("killed at %s: %v", moment, err)
 		}
 		s.wantError(t, key, "sandbox.command.run", params{"sandbox": "half", "command": "true"}, 409, -32005, "cut off")
 	}
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "half"}, nil)
+	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "half"}, nil)
 }
 
 func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
-	s, key := crashServer(t)
-	for _, part := range []string{"qemu-system", "virtiofsd", "containerd-shim-kata-v2"} {
+	s, key := crashBox(t)
+	for _, part := range []string{qemu, virtiofsd, shim} {
 		t.Run(part, func(t *testing.T) {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-			id := s.sandboxIDs()[0]
-			killAll(t, processes(part, id))
+			id := s.id("box")
+			signalAll(t, processes(part, id), syscall.SIGKILL)
 			until(t, "the sandbox to be failed", func() bool {
 				a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 5})
 				return err == nil && a.Error != nil && a.Error.Code == -32005
@@ -102,9 +95,9 @@ func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
 	}
 	t.Run("restart", func(t *testing.T) {
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-		id := s.sandboxIDs()[0]
+		id := s.id("box")
 		s.kill()
-		killAll(t, processes("qemu-system", id))
+		signalAll(t, processes(qemu, id), syscall.SIGKILL)
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
@@ -116,47 +109,29 @@ func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
 }
 
 func TestDeathOfContainerdIsMended(t *testing.T) {
-	s, key := crashServer(t)
-	killAll(t, processes("bin/containerd\x00", s.dir))
-	if got := s.python(t, key, "box", "x + 1").text("stdout"); got != "42\n" {
-		t.Errorf("while containerd is away: %q", got)
-	}
+	s, key := crashBox(t)
+	signalAll(t, processes("containerd", s.dir), syscall.SIGKILL)
+	s.remembers(t, key, "box", "while containerd is away")
 	until(t, "containerd to be back", func() bool {
 		a, err := s.call(key, "sandbox.start", params{"sandbox": "another"})
 		return err == nil && a.Error == nil
 	})
-	if got := s.python(t, key, "box", "x + 1").text("stdout"); got != "42\n" {
-		t.Errorf("after containerd came back: %q", got)
-	}
+	t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "another"}) })
+	s.remembers(t, key, "box", "after containerd came back")
 }
 
 func TestAHungGuestIsAnErrorAndCanBeStopped(t *testing.T) {
-	s, key := crashServer(t)
-	id := s.sandboxIDs()[0]
-	for _, pid := range processes("qemu-system", id) {
-		p, err := os.FindProcess(pid)
-		if err != nil {
-			t.Fatal(err)
-		}
-		stopProcess(t, p)
+	s, key := crashBox(t)
+	id := s.id("box")
+	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
+	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
+		t.Errorf("a command in a hung guest: %v, %v", a, err)
 	}
 	began := time.Now()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "box"}, nil)
 	t.Logf("stopping a hung guest took %s", time.Since(began).Round(time.Millisecond))
 	if err := s.leftOf([]string{id}); err != nil {
 		t.Error(err)
-	}
-}
-
-// until waits for a condition outside of this process.
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited a minute for %s", strings.TrimSpace(what))
-		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -188,6 +163,7 @@ func TestTheHostsContainerd(t *testing.T) {
 	}
 	t.Run("serves", func(t *testing.T) { // its server ends before the host's containerd
 		s := testServer(t, "--config", settings)
+		s.containerd = socket
 		if err := s.importImages("python"); err != nil {
 			t.Fatal(err)
 		}
@@ -196,8 +172,13 @@ func TestTheHostsContainerd(t *testing.T) {
 		if got := s.python(t, key, "guest", "6 * 7").text("stdout"); got != "42\n" {
 			t.Errorf("python: %q", got)
 		}
-		if len(processes("bin/containerd\x00", s.dir)) != 0 {
+		if len(processes("containerd", s.dir)) != 0 {
 			t.Error("a private containerd runs, too")
+		}
+		id := s.id("guest")
+		s.mustCall(t, key, "sandbox.stop", params{"sandbox": "guest"}, nil)
+		if err := s.leftOf([]string{id}); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -9,11 +9,11 @@ import (
 	"testing"
 )
 
-var bashBlock = regexp.MustCompile("(?ms)^```bash\n(.*?)^```")
+var docsBlock = regexp.MustCompile("(?ms)^```(bash|python|typescript)\n(.*?)^```")
 
-// TestDocs runs every bash block of the docs and the README in order, each file against a server of
-// its own. Blocks that a test cannot run, such as those that need systemd or a fresh host, are marked sh;
-// CI runs the two of the README by itself.
+// TestDocs runs every block of the docs and the README, each file against a server of its own: each program
+// in Python and TypeScript by itself, then those in bash in order, as one script. Blocks that cannot run like that, such as those that need systemd or a fresh host, are marked sh:
+// TestService runs the former, CI the two of the README.
 func TestDocs(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
 	if err != nil {
@@ -26,9 +26,14 @@ func TestDocs(t *testing.T) {
 			t.Fatal(err)
 		}
 		script := "set -euo pipefail\n"
-		found := bashBlock.FindAllStringSubmatch(string(text), -1)
+		var programs []program
+		found := docsBlock.FindAllStringSubmatch(string(text), -1)
 		for _, m := range found {
-			script += m[1]
+			if m[1] == "bash" {
+				script += m[2]
+			} else {
+				programs = append(programs, program{m[1], m[2]})
+			}
 		}
 		if blocks += len(found); len(found) == 0 {
 			continue
@@ -40,11 +45,15 @@ func TestDocs(t *testing.T) {
 			}
 			key := s.key(t)
 			// The docs speak of the default address and of your key.
-			script := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key).Replace(script)
-			cmd := exec.Command("bash", "-c", script)
+			here := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key)
+			env := []string{"MSB_API_KEY=" + key, "MSB_SERVER_URL=http://" + s.address}
+			for _, p := range programs {
+				p.text = here.Replace(p.text)
+				p.run(t, env)
+			}
+			cmd := exec.Command("bash", "-c", here.Replace(script))
 			cmd.Dir = t.TempDir()
-			cmd.Env = append(s.env(), "MSB_API_KEY="+key, "MSB_SERVER_URL=http://"+s.address,
-				"MSBD_STATE_DIR="+s.state(), "MSBD_RUN_DIR="+s.runDir)
+			cmd.Env = append(append(s.env(), env...), "MSBD_STATE_DIR="+s.state(), "MSBD_RUN_DIR="+s.runDir)
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Errorf("%v\n%s", err, out)
@@ -57,5 +66,26 @@ func TestDocs(t *testing.T) {
 	}
 	if blocks < 10 {
 		t.Errorf("found %d blocks only: is the pattern right?", blocks)
+	}
+}
+
+// program is a block in the language of an SDK.
+type program struct{ language, text string }
+
+// run runs it with the SDK of this checkout.
+func (p program) run(t *testing.T, env []string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(file, []byte(p.text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"run", file}
+	if p.language == "python" {
+		args = []string{"run", filepath.Join(root, "daemon", "e2e", "testdata", "docs", "run.py"), file}
+	}
+	cmd := exec.Command(filepath.Join(root, "client", p.language, "check.sh"), args...)
+	cmd.Dir, cmd.Env = t.TempDir(), append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s\n%s", err, p.text, out)
 	}
 }

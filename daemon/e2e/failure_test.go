@@ -2,23 +2,18 @@ package e2e
 
 import (
 	"bytes"
+	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-)
 
-func stopProcess(t *testing.T, p *os.Process) {
-	t.Helper()
-	if err := p.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-}
+	"golang.org/x/sys/unix"
+)
 
 // refusesToStart proves that the server ends by itself with a clear word, and leaves nothing.
 func refusesToStart(t *testing.T, s *server, words ...string) {
@@ -29,7 +24,7 @@ func refusesToStart(t *testing.T, s *server, words ...string) {
 	}
 	select {
 	case <-s.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience * 10 * time.Second):
 		t.Fatalf("the server neither serves nor ends: %v", err)
 	}
 	for _, word := range words {
@@ -37,7 +32,7 @@ func refusesToStart(t *testing.T, s *server, words ...string) {
 			t.Errorf("no word of %q in:\n%s", word, s.log)
 		}
 	}
-	if err := left(s.dir, nil); err != nil {
+	if err := s.left(s.dir, nil); err != nil {
 		t.Error(err)
 	}
 	os.RemoveAll(s.dir)
@@ -99,7 +94,7 @@ func TestSecondDaemonOnTheSameState(t *testing.T) {
 	if err == nil && !strings.Contains(out+stderr, "already") {
 		t.Errorf("a second start: %v\n%s%s", err, out, stderr)
 	}
-	other := &server{dir: s.dir, runDir: filepath.Join(s.dir, "run2")}
+	other := &server{dir: s.dir, runDir: filepath.Join(s.dir, "run2"), settings: route}
 	if err := other.start(); err == nil {
 		t.Error("two daemons share one state directory")
 	} else if !strings.Contains(other.log.String(), s.state()) {
@@ -120,15 +115,15 @@ func TestBadInputOverTheWire(t *testing.T) {
 	if a, err := s.post(key, "/api/v1/rpc", []byte(`{"jsonrpc":"2.0",`)); err != nil || a.Status != 400 || a.Error.Code != -32700 {
 		t.Errorf("malformed JSON: %v %v", a, err)
 	}
-	if ids := s.sandboxIDs(); len(ids) != 0 {
-		t.Errorf("sandboxes are left: %v", ids)
+	if id := s.id("x"); id != "" {
+		t.Errorf("a sandbox is left: %s", id)
 	}
 }
 
 func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
 	for name, initrd := range map[string][]byte{
 		"panics": cpio("nothing", nil), // no /init: the kernel panics, and the machine ends
-		"hangs":  cpio("init", build(t, "package main\nimport \"time\"\nfunc main() { for { time.Sleep(time.Hour) } }")),
+		"hangs":  cpio("init", sleeper()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			lib := libDir(t)
@@ -139,22 +134,26 @@ func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
 			if err := os.WriteFile(image, initrd, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			s := testServer(t, "--lib-dir", lib)
-			if err := s.importImages("python"); err != nil {
-				t.Fatal(err)
-			}
-			key := s.key(t)
+			s, key := sharedServer(t)
+			s.reconfigure(t, map[string]string{"lib-dir": lib})
+			t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "mute"}) })
+			running := len(s.microVMs())
 			began := time.Now()
 			s.wantError(t, key, "sandbox.start", params{"sandbox": "mute"}, 503, -32009, "did not start")
 			t.Logf("refused after %s", time.Since(began).Round(time.Millisecond))
-			if err := s.leftOf(s.sandboxIDs()); err != nil {
+			if err := s.leftOf([]string{s.id("mute")}); err != nil {
 				t.Error(err)
 			}
-			if len(processes("qemu-system", s.dir)) != 0 {
-				t.Error("QEMU is left")
+			if n := len(s.microVMs()); n != running {
+				t.Errorf("%d microVMs run, not %d", n, running)
 			}
-			if out := s.mustMSB(t, "server", "list"); !strings.Contains(out, "its start failed") {
+			out := s.mustMSB(t, "server", "list")
+			if !strings.Contains(out, "its start failed") {
 				t.Errorf("administrators are told: %s", out)
+			}
+			// Nobody waits for a guest that has ended.
+			if ended := strings.Contains(out, "Kernel panic") && !strings.Contains(out, "deadline"); ended != (name == "panics") {
+				t.Errorf("the guest has ended: %t: %s", ended, out)
 			}
 		})
 	}
@@ -167,16 +166,16 @@ func TestStopWhileStarting(t *testing.T) {
 		a, _ := s.call(key, "sandbox.start", params{"sandbox": "brief"})
 		started <- a
 	}()
+	var id string
 	until(t, "the microVM to boot", func() bool {
-		ids := s.sandboxIDs()
-		return len(ids) == 1 && len(processes("qemu-system", ids[0])) > 0
+		id = s.id("brief")
+		return id != "" && len(processes(qemu, id)) > 0
 	})
-	ids := s.sandboxIDs()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "brief"}, nil)
 	if a := <-started; a.Error == nil || !strings.Contains(a.Error.Message, "stopped while it was starting") {
 		t.Errorf("start: %v", a)
 	}
-	if err := s.leftOf(ids); err != nil {
+	if err := s.leftOf([]string{id}); err != nil {
 		t.Error(err)
 	}
 }
@@ -201,23 +200,30 @@ func cpio(name string, content []byte) []byte {
 	return b.Bytes()
 }
 
-// build compiles a static program.
-func build(t *testing.T, source string) []byte {
-	t.Helper()
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600); err != nil {
-		t.Fatal(err)
+// sleeper is a program that sleeps forever.
+func sleeper() []byte {
+	const address = 0x400000
+	code := []byte{
+		0xb8, byte(unix.SYS_PAUSE), 0, 0, 0, // mov eax, SYS_PAUSE
+		0x0f, 0x05, // syscall
+		0xeb, 0xf7, // jmp to the mov
 	}
-	cmd := exec.Command("go", "build", "-o", "program", "main.go")
-	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	header := elf.Header64{
+		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
+		Phoff: uint64(binary.Size(elf.Header64{})), Ehsize: uint16(binary.Size(elf.Header64{})),
+		Phentsize: uint16(binary.Size(elf.Prog64{})), Phnum: 1,
 	}
-	program, err := os.ReadFile(filepath.Join(dir, "program"))
-	if err != nil {
-		t.Fatal(err)
+	copy(header.Ident[:], elf.ELFMAG)
+	header.Ident[elf.EI_CLASS], header.Ident[elf.EI_DATA], header.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)
+	start := header.Phoff + uint64(header.Phentsize)
+	header.Entry = address + start
+	size := start + uint64(len(code))
+	segment := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: address, Filesz: size, Memsz: size, Align: 0x1000}
+	var b bytes.Buffer
+	for _, part := range []any{header, segment, code} {
+		binary.Write(&b, binary.LittleEndian, part)
 	}
-	return program
+	return b.Bytes()
 }
 
 // libDir is a copy of bin, in links, of which a test may change parts.
@@ -227,9 +233,18 @@ func libDir(t *testing.T) string {
 	if err := os.Mkdir(filepath.Join(lib, "guest"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range []string{"containerd", "containerd-shim-kata-v2", "guest/vmlinux", "guest/initrd.img"} {
-		if err := os.Symlink(filepath.Join(bin, f), filepath.Join(lib, f)); err != nil {
+	for _, dir := range []string{"", "guest"} {
+		entries, err := os.ReadDir(filepath.Join(bin, dir))
+		if err != nil {
 			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				continue
+			}
+			if err := os.Symlink(filepath.Join(bin, dir, e.Name()), filepath.Join(lib, dir, e.Name())); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	return lib

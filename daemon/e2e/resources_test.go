@@ -1,0 +1,66 @@
+package e2e
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+)
+
+// TestResources starts sandboxes of several sizes, and looks at them from inside and at what the server measures.
+func TestResources(t *testing.T) {
+	sizes := []struct{ cpus, memory int }{{1, 128}, {2, 256}, {3, 700}}
+	if patience > 1 { // a slow machine has the time for two
+		sizes = sizes[:2]
+	}
+	if n := runtime.NumCPU(); n > 3 {
+		sizes = append(sizes, struct{ cpus, memory int }{min(n, 8), 1024})
+	}
+	s, key := sharedServer(t)
+	for _, size := range sizes {
+		name := fmt.Sprintf("sized-%d-%d", size.cpus, size.memory)
+		t.Run(name, func(t *testing.T) {
+			t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": name}) })
+			s.mustCall(t, key, "sandbox.start", params{"sandbox": name, "config": params{"cpus": size.cpus, "memory": size.memory}}, nil)
+
+			got := s.python(t, key, name, "import os\nprint(os.cpu_count(), len(os.sched_getaffinity(0)))").text("stdout")
+			if want := fmt.Sprintln(size.cpus, size.cpus); got != want {
+				t.Errorf("python counts processors as %q, want %q", got, want)
+			}
+			if got := s.command(t, key, name, "nproc").text("stdout"); got != fmt.Sprintln(size.cpus) {
+				t.Errorf("nproc says %q", got)
+			}
+			// The guest has some more than the sandbox may use, for its kernel and its agent.
+			total := 0
+			meminfo := s.command(t, key, name, "cat", "/proc/meminfo").text("stdout")
+			if fmt.Sscanf(meminfo, "MemTotal: %d kB", &total); total>>10 < size.memory || total>>10 > size.memory+256 {
+				t.Errorf("the guest has %d MiB for a sandbox of %d", total>>10, size.memory)
+			}
+
+			// Nearly all of it can be used, and counts.
+			most := size.memory - 40
+			if r := s.python(t, key, name, fmt.Sprintf("b = bytearray(%d << 20)\nlen(b) >> 20", most)); r.text("stdout") != fmt.Sprintln(most) {
+				t.Errorf("%d of %d MiB: %+v", most, size.memory, r)
+			}
+			s.python(t, key, name, "sum(range(1000000))")
+			var m struct{ Sandboxes []metrics }
+			s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": name}, &m)
+			if len(m.Sandboxes) != 1 || m.Sandboxes[0].Memory == nil {
+				t.Fatalf("metrics: %+v", m)
+			}
+			if used := *m.Sandboxes[0].Memory; used < int64(most) || used > int64(size.memory) {
+				t.Errorf("%d MiB are counted as used, of which one array has %d, of %d", used, most, size.memory)
+			}
+			if cpu := m.Sandboxes[0].CPU; cpu <= 0 {
+				t.Errorf("after work, the processor was used to %f percent", cpu)
+			}
+
+			// No more than it can. The sandbox outlives the try.
+			if r := s.python(t, key, name, fmt.Sprintf("b = None\nb = bytearray(%d << 20)\nlen(b)", size.memory+8)); r.Status != "error" {
+				t.Errorf("%d of %d MiB: %+v", size.memory+8, size.memory, r)
+			}
+			if got := s.python(t, key, name, "1 + 1").text("stdout"); got != "2\n" {
+				t.Errorf("after memory ran out: %q", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,37 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestPythonSDK runs the Python SDK's own tests against a real server, and a program for the original's
+// SDK, first with that and then with ours in its place.
+func TestPythonSDK(t *testing.T) {
+	checkSDK(t, "python", "live", "original")
+}
+
+// TestTypeScriptSDK runs the TypeScript SDK's own tests against a real server.
+func TestTypeScriptSDK(t *testing.T) {
+	checkSDK(t, "typescript", "live")
+}
+
+func checkSDK(t *testing.T, language string, suites ...string) {
+	t.Helper()
+	s, key := sharedServer(t)
+	if err := s.importImages("python", "node"); err != nil {
+		t.Fatal(err)
+	}
+	for _, suite := range suites {
+		cmd := exec.Command(filepath.Join(root, "client", language, "check.sh"), suite)
+		cmd.Env = append(os.Environ(), "MSB_SERVER_URL=http://"+s.address, "MSB_API_KEY="+key)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", suite, err, out)
+		}
+		t.Log(strings.TrimSpace(string(out)))
+	}
+}

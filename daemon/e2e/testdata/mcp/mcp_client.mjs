@@ -1,0 +1,77 @@
+// Drives a server with the TypeScript client of MCP: over HTTP, and over stdio through the bridge.
+import assert from "node:assert/strict";
+import { Client } from "@modelcontextprotocol/sdk/client/index.js";
+import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
+import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
+
+const { MSB, MSB_SERVER_URL, MSB_API_KEY, LIMITED_KEY, SANDBOX: sandbox } = process.env;
+let checks = 0;
+
+function check(got, want) {
+  checks++;
+  assert.deepEqual(got, want);
+}
+
+function http(key) {
+  return new StreamableHTTPClientTransport(new URL(MSB_SERVER_URL + "/mcp"), { requestInit: { headers: key ? { Authorization: `Bearer ${key}` } : {} } });
+}
+
+function stdio(key) {
+  return new StdioClientTransport({ command: MSB, args: ["mcp"], env: { ...process.env, MSB_API_KEY: key } });
+}
+
+async function connect(transport) {
+  const client = new Client({ name: "e2e", version: "1" });
+  await client.connect(transport);
+  return client;
+}
+
+for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
+  const client = await connect(transport);
+  check(client.getServerVersion().name, "msbd");
+  const { tools } = await client.listTools();
+  check(tools.map((tool) => tool.name).sort(), ["sandbox_get_metrics", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]);
+  check(tools.find((tool) => tool.name === "sandbox_get_metrics").annotations.readOnlyHint, true);
+
+  const call = (name, args, options) => client.callTool({ name, arguments: args }, undefined, options);
+  const text = 'naïve "ключ" 沙箱 🏖 \\ \u2028 end';
+  let result = await call("sandbox_run_code", { sandbox, language: "python", code: `print(${JSON.stringify(text)})` });
+  check([result.isError ?? false, result.content], [false, [{ type: "text", text }]]);
+  check(result.structuredContent.output, [{ stream: "stdout", text }]); // which the client has checked against the schema
+  result = await call("sandbox_run_command", { sandbox, command: "false" });
+  check([result.content[0].text, result.structuredContent.exit_code], ["(exit code 1)", 1]);
+  result = await call("sandbox_start", { sandbox, config: { image: "microsandbox/python" } });
+  check(result.structuredContent, { result: `Sandbox ${sandbox} started successfully` });
+  result = await call("sandbox_get_metrics", { sandbox });
+  check(result.structuredContent.sandboxes[0].running, true);
+  result = await call("sandbox_stop", { sandbox: "none-such" });
+  check([result.isError, result._meta["io.github.msbd/error"].code], [true, -32003]);
+  await assert.rejects(call("no_such_tool", {}), /unknown tool/);
+  const prompt = await client.getPrompt({ name: "create_node_sandbox", arguments: { sandbox_name: "mine" } });
+  check(prompt.messages[0].content.text.includes('"mine"'), true);
+
+  const told = [];
+  result = await call("sandbox_run_code", { sandbox, language: "python", code: "import time; time.sleep(6)" }, { onprogress: (p) => told.push(p.progress) });
+  check([result.content[0].text, told.length >= 1], ["(no output)", true]);
+
+  // A run that is given up is interrupted: the next one, which waits for its turn, has it long before the run's end.
+  const controller = new AbortController();
+  const run = assert.rejects(call("sandbox_run_code", { sandbox, language: "python", code: "open('/tmp/began', 'w').close(); time.sleep(600)" }, { signal: controller.signal }));
+  const began = () => call("sandbox_run_command", { sandbox, command: "rm", args: ["/tmp/began"] });
+  while ((await began()).structuredContent.exit_code !== 0);
+  controller.abort();
+  await run;
+  result = await call("sandbox_run_code", { sandbox, language: "python", code: "2+2" }, { timeout: 120_000 });
+  check(result.content[0].text, "4");
+  await client.close();
+}
+
+const limited = await connect(http(LIMITED_KEY));
+const denied = await limited.callTool({ name: "sandbox_stop", arguments: { sandbox, namespace: "default" } });
+check([denied.isError, denied._meta["io.github.msbd/error"].code], [true, -32004]);
+await limited.close();
+for (const transport of [http(""), http("msb_wrong"), stdio("msb_wrong")]) {
+  await assert.rejects(connect(transport));
+  checks++;
+}
+console.log(`@modelcontextprotocol/sdk: ${checks} checks`);

@@ -1,0 +1,101 @@
+"""Drives a server with the Python client of MCP: over HTTP, and over stdio through the bridge."""
+
+import asyncio
+import os
+
+import httpx2
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+
+URL = os.environ["MSB_SERVER_URL"] + "/mcp"
+SANDBOX = os.environ["SANDBOX"]
+TOOLS = ["sandbox_get_metrics", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]
+checks = 0
+
+
+def check(got, want):
+    global checks
+    checks += 1
+    assert got == want, f"{got!r}, want {want!r}"
+
+
+def http(key):
+    client = httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=httpx2.Timeout(120))
+    return streamable_http_client(URL, http_client=client)
+
+
+def stdio(key):
+    return StdioServerParameters(command=os.environ["MSB"], args=["mcp"], env={**os.environ, "MSB_API_KEY": key})
+
+
+async def use(client):
+    check(sorted(tool.name for tool in (await client.list_tools()).tools), TOOLS)
+    check(sorted(prompt.name for prompt in (await client.list_prompts()).prompts), ["create_node_sandbox", "create_python_sandbox"])
+
+    run = {"sandbox": SANDBOX, "language": "python"}
+    text = 'naïve "ключ" 沙箱 🏖 \\ \u2028 end'
+    result = await client.call_tool("sandbox_run_code", {**run, "code": f"x = {text!r}\nprint(x)"})
+    check((result.is_error or False, result.content[0].text), (False, text))
+    check(result.structured_content["output"], [{"stream": "stdout", "text": text}])
+    result = await client.call_tool("sandbox_run_code", {**run, "code": "len(x)"})  # the state is kept
+    check(result.content[0].text, str(len(text)))
+    result = await client.call_tool("sandbox_run_code", {**run, "code": "1/0"})
+    check((result.structured_content["status"], "ZeroDivisionError" in result.content[0].text), ("error", True))
+    result = await client.call_tool("sandbox_run_command", {"sandbox": SANDBOX, "command": "sh", "args": ["-c", "echo out; exit 3"]})
+    check((result.content[0].text, result.structured_content["exit_code"]), ("out\n(exit code 3)", 3))
+    result = await client.call_tool("sandbox_start", {"sandbox": SANDBOX, "config": {"image": "microsandbox/python"}})
+    check(result.content[0].text, f"Sandbox {SANDBOX} started successfully")
+    result = await client.call_tool("sandbox_get_metrics", {"sandbox": SANDBOX})
+    check([box["running"] for box in result.structured_content["sandboxes"]], [True])
+
+    result = await client.call_tool("sandbox_stop", {"sandbox": "none-such"})
+    check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32003))
+    result = await client.call_tool("sandbox_stop", {"sandbox": SANDBOX, "extra": 1})
+    check((result.is_error, "params.extra" in result.content[0].text), (True, True))
+    try:
+        await client.call_tool("no_such_tool", {})
+        assert False, "it was called"
+    except MCPError as err:
+        check("unknown tool" in str(err), True)
+
+    told = []
+
+    async def progress(value, total, message):
+        told.append(value)
+
+    result = await client.call_tool("sandbox_run_code", {**run, "code": "import time; time.sleep(6)"}, progress_callback=progress)
+    check((result.content[0].text, len(told) >= 1), ("(no output)", True))
+
+    # A run that is given up is interrupted: the next one, which waits for its turn, has it long before the run's end.
+    call = asyncio.create_task(client.call_tool("sandbox_run_code", {**run, "code": "open('/tmp/began', 'w').close(); time.sleep(600)"}))
+    began = {"sandbox": SANDBOX, "command": "rm", "args": ["/tmp/began"]}
+    while (await client.call_tool("sandbox_run_command", began)).structured_content["exit_code"] != 0:
+        pass
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    result = await asyncio.wait_for(client.call_tool("sandbox_run_code", {**run, "code": "2+2"}), timeout=120)
+    check(result.content[0].text, "4")
+
+
+async def main():
+    key = os.environ["MSB_API_KEY"]
+    for mode, revision in [("auto", "2026-07-28"), ("legacy", "2025-11-25")]:
+        for transport in [http(key), stdio(key)]:
+            async with Client(transport, mode=mode) as client:
+                check(client.session.protocol_version, revision)
+                await use(client)
+        async with Client(http(os.environ["LIMITED_KEY"]), mode=mode) as client:
+            result = await client.call_tool("sandbox_stop", {"sandbox": SANDBOX, "namespace": "default"})
+            check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32004))
+        for transport in [http(""), http("msb_wrong"), stdio("msb_wrong")]:
+            try:
+                async with Client(transport, mode=mode) as client:
+                    await client.list_tools()
+            except BaseException:
+                check(True, True)
+            else:
+                assert False, "it was let in"
+    print(f"mcp (Python): {checks} checks")
+
+
+asyncio.run(main())
