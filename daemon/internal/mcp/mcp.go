@@ -130,7 +130,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "initialize":
 		w.Header().Set(sessionHeader, rand.Text())
 	case "tools/call":
-		r = r.WithContext(context.WithValue(r.Context(), runKey{}, this))
+		// From here on: a cancellation may overtake what the library does before it calls the tool.
+		cancelled, remove := h.running.add(r.Context(), this)
+		defer remove()
+		r = r.WithContext(context.WithValue(r.Context(), cancelledKey{}, cancelled))
 		if m.Params.Meta.ProgressToken != nil {
 			answer = h.streamed
 		}
@@ -144,7 +147,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // run names a tool call in progress: one of a key, a client of it, and an id as it was written.
 type run struct{ caller, label, id string }
 
-type runKey struct{}
+// cancelledKey is for the context of a tool call that ends when its client cancels it. The library detaches
+// what it runs from the context of the request, but keeps its values.
+type cancelledKey struct{}
 
 // running are the calls that a client can cancel by name. The clients of revision 2026-07-28 do so by
 // leaving, which needs no name.
@@ -153,11 +158,10 @@ type running struct {
 	runs map[run]context.CancelCauseFunc
 }
 
-// add keeps the run of ctx until remove is called. The returned context ends when the client cancels it.
-func (r *running) add(ctx context.Context) (_ context.Context, remove func()) {
+// add keeps a run until remove is called. The returned context ends when the client cancels it.
+func (r *running) add(ctx context.Context, this run) (_ context.Context, remove func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	this, ok := ctx.Value(runKey{}).(run)
-	if !ok || this.label == "" {
+	if this.label == "" {
 		return ctx, func() { cancel(nil) }
 	}
 	r.mu.Lock()

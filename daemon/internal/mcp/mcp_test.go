@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -135,6 +136,18 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		"sandbox_run_code":    {rpc.MethodSandboxReplRun, hints{destructive: true}},
 		"sandbox_run_command": {rpc.MethodSandboxCommandRun, hints{destructive: true}},
 		"sandbox_get_metrics": {rpc.MethodSandboxMetricsGet, hints{readOnly: true, idempotent: true}},
+	}
+	var described struct {
+		Result struct{ Methods []struct{ Name string } }
+	}
+	doc := s.post(`{"jsonrpc":"2.0","id":1,"method":"rpc.discover"}`, func(r *http.Request) { r.URL.Path = rpc.Path })
+	if err := json.Unmarshal(doc.Body.Bytes(), &described); err != nil || len(described.Result.Methods) == 0 {
+		t.Fatal(err, doc)
+	}
+	for _, m := range described.Result.Methods {
+		if !slices.ContainsFunc(list.Tools, func(tool *sdk.Tool) bool { return want[tool.Name].method == m.Name }) {
+			t.Errorf("there is no tool for %s", m.Name)
+		}
 	}
 	for _, tool := range list.Tools {
 		w := want[tool.Name]

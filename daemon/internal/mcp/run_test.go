@@ -104,6 +104,25 @@ func withProgress(id int, arguments string) string {
 	return strings.Replace(toolCall(id, "sandbox_run_code", arguments), `"params":{`, `"params":{"_meta":{"progressToken":"p"},`, 1)
 }
 
+// A cancellation that overtakes its call, before the library has come to the tool, is not lost.
+func TestCancelBeforeTheToolIsCalled(t *testing.T) {
+	s := newSite(t)
+	library := s.whole
+	s.whole = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.whole = library
+		s.post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`, header(sessionHeader, "label"))
+		library.ServeHTTP(w, r)
+	})
+	w := s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, "label"))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), cancelled) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if strings.Contains(s.log.String(), "ERROR") {
+		t.Error("it is logged as a fault:", s.log)
+	}
+	wantPassed(t, s)
+}
+
 // A cancellation reaches the runs of its own client alone: not those of another key that got hold of the
 // label, nor those of another client of the same key that uses the same id.
 func TestCancelReachesNoOther(t *testing.T) {

@@ -3,7 +3,6 @@ package mcp
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -17,7 +16,10 @@ import (
 // errorKey is where, in the metadata of a tool's failure, the error is for programs: an rpc.Error.
 const errorKey = "io.github.msbd/error"
 
-var errCancelled = errors.New("the client cancelled the call")
+// What a client is told of its own cancellation.
+const cancelled = "the client cancelled the call"
+
+var errCancelled = fmt.Errorf("%s: %w", cancelled, context.Canceled)
 
 // tool is a method in the words of MCP.
 type tool struct {
@@ -92,13 +94,19 @@ func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
 // handler calls the tool's method. Whatever keeps that from being done is for the model to read.
 func (h *Handler) handler(t tool) sdk.ToolHandler {
 	return func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
-		ctx, remove := h.running.add(ctx)
-		defer remove()
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		if byClient, ok := ctx.Value(cancelledKey{}).(context.Context); ok {
+			defer context.AfterFunc(byClient, func() { cancel(context.Cause(byClient)) })()
+			if byClient.Err() != nil { // that function runs a moment later
+				cancel(context.Cause(byClient))
+			}
+		}
 		stop := h.tellProgress(ctx, req)
 		result, failed := h.calls.Call(ctx, t.method, arguments(req))
 		stop()
 		if failed != nil && context.Cause(ctx) == errCancelled {
-			failed = &rpc.Error{Code: rpc.CodeUnavailable, Message: errCancelled.Error()}
+			failed = &rpc.Error{Code: rpc.CodeUnavailable, Message: cancelled}
 		}
 		if failed != nil {
 			return &sdk.CallToolResult{
