@@ -52,8 +52,9 @@ const (
 // after the first call.
 //
 // A call ends when its context does; the server then interrupts the run that it began. A call is sent again
-// only when that cannot run anything twice: when nothing listened, or when the server was too busy for a
-// call that is harmless to repeat. Runs and stops are never among the latter.
+// only when that cannot run anything twice: when nothing listened, when the server said before it began when
+// to come back (429), or when it was not ready for a call that is harmless to repeat. Runs and stops are never
+// among the last.
 //
 // Failures that the server told are an [*Error]. When nothing listens at the URL, the error is
 // [ErrNotRunning]. No error holds the key.
@@ -192,7 +193,12 @@ func (r *request) again(err error) bool {
 		return true // nothing was sent
 	}
 	e, ok := errors.AsType[*Error](err)
-	return ok && r.repeatable && (e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable)
+	if !ok {
+		return false
+	}
+	// Without a time to come back, a run was interrupted because it printed too much.
+	notBegun := e.Status == http.StatusTooManyRequests && e.RetryAfter > 0
+	return notBegun || r.repeatable && e.Status == http.StatusServiceUnavailable
 }
 
 // send sends a request once.

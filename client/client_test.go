@@ -275,7 +275,8 @@ func TestWhatIsSentAgain(t *testing.T) {
 	}{
 		"once refused":      {[]reply{refused}, all, 2},
 		"always refused":    {[]reply{refused, refused, refused}, all, 3},
-		"busy":              {[]reply{busy}, harmless, 2},
+		"busy":              {[]reply{busy}, all, 2},
+		"printed too much":  {[]reply{refusal(429, rpc.CodeExhausted)}, "", 0},
 		"away":              {[]reply{away, away}, harmless, 3},
 		"proxy":             {[]reply{proxy}, harmless, 2},
 		"away for long":     {[]reply{never}, "", 0},
