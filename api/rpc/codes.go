@@ -39,7 +39,8 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at a time or a second, too many bad keys, or a quota", "wait as `Retry-After` says",
+		"too many requests at a time or a second, too many bad keys, a quota, or a run that printed too much",
+		"wait as `Retry-After` says; without it, a run was interrupted: print less",
 	},
 	{
 		CodeRunTimeout, "run_timeout", []int{504},

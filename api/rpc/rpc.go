@@ -66,7 +66,8 @@ func (e *Error) Error() string { return e.Message }
 type ErrorData struct {
 	// RequestID finds the cause of a CodeInternal in the server's log, which alone has it.
 	RequestID string `json:"request_id,omitzero"`
-	// RetryAfter is in how many seconds a call of a key over its rate is taken (CodeExhausted).
+	// RetryAfter is in how many seconds to try again: nothing of the call was begun (CodeExhausted), or it may
+	// be that by then it can be (CodeUnavailable).
 	RetryAfter int `json:"retry_after,omitzero"`
 }
 
@@ -93,7 +94,8 @@ const (
 	CodePermissionDenied Code = -32004
 	// CodeConflict (HTTP 409): the sandbox exists with another configuration, or in another state.
 	CodeConflict Code = -32005
-	// CodeExhausted (HTTP 429): over a quota or a rate limit. Wait as Retry-After says.
+	// CodeExhausted (HTTP 429): over a quota or a rate limit; or, without RetryAfter, a run that printed too
+	// much and was interrupted.
 	CodeExhausted Code = -32006
 	// CodeRunTimeout (HTTP 504): the run reached its time limit and was interrupted.
 	CodeRunTimeout Code = -32007

@@ -59,8 +59,10 @@ func TestDocs(t *testing.T) {
 				t.Errorf("%v\n%s", err, out)
 			}
 			// To curl without -f, an error is an answer.
-			if i := strings.Index(string(out), `"error":`); i >= 0 {
-				t.Errorf("a request failed: %s", out[i:])
+			for _, sign := range []string{`"error":`, `"isError":true`} {
+				if i := strings.Index(string(out), sign); i >= 0 {
+					t.Errorf("a request failed: %s", out[i:])
+				}
 			}
 		})
 	}

@@ -149,7 +149,7 @@ func TestTimeoutKeepsState(t *testing.T) {
 	} {
 		runCode(t, c, tt.language, tt.set)
 		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: tt.language, Code: tt.code, Timeout: 300 * time.Millisecond})
-		if !errors.Is(err, sandbox.ErrRunTimeout) && !errdefs.IsResourceExhausted(err) {
+		if !errors.Is(err, sandbox.ErrRunTimeout) && !errors.Is(err, sandbox.ErrOutputLimit) {
 			t.Errorf("run %q: %v, want ErrRunTimeout", tt.code, err)
 		}
 		expect(t, c, tt.language, tt.get, true, fmt.Sprintf("stdout: %s\n", tt.set[strings.LastIndex(tt.set, " ")+1:]))
@@ -325,12 +325,12 @@ func TestOutputIsBounded(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
 	_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: sandbox.Python, Code: "x = 1\nwhile True: print('y' * 10000)"})
-	if !errdefs.IsResourceExhausted(err) {
-		t.Errorf("endless code: %v, want ErrResourceExhausted", err)
+	if !errors.Is(err, sandbox.ErrOutputLimit) {
+		t.Errorf("endless code: %v, want ErrOutputLimit", err)
 	}
 	expect(t, c, sandbox.Python, "x", true, "stdout: 1\n")
-	if _, err = c.RunCommand(t.Context(), sandbox.CommandRun{Command: "yes"}); !errdefs.IsResourceExhausted(err) {
-		t.Errorf("endless command: %v, want ErrResourceExhausted", err)
+	if _, err = c.RunCommand(t.Context(), sandbox.CommandRun{Command: "yes"}); !errors.Is(err, sandbox.ErrOutputLimit) {
+		t.Errorf("endless command: %v, want ErrOutputLimit", err)
 	}
 }
 

@@ -41,6 +41,8 @@ type Config struct {
 	Dev bool
 	// InsecureBehindProxy allows plaintext HTTP on an address that is not loopback.
 	InsecureBehindProxy bool
+	// TrustedProxies are the networks of proxies that say whom they ask for.
+	TrustedProxies []netip.Prefix
 	// ResetKey replaces the signing key at the start.
 	ResetKey bool
 
@@ -97,7 +99,7 @@ func (c Config) TLS() bool { return c.TLSCert != "" || c.ACMEDomains != "" }
 
 // Domains are the names of ACMEDomains.
 func (c Config) Domains() []string {
-	return strings.FieldsFunc(c.ACMEDomains, func(r rune) bool { return r == ',' || r == ' ' })
+	return fields(c.ACMEDomains)
 }
 
 // SocketPath is where the admin socket is.

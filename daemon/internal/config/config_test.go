@@ -2,9 +2,11 @@ package config
 
 import (
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,7 +73,8 @@ func TestEverySettingInEverySource(t *testing.T) {
 		"max-run-time": "7s", "max-cpus": "7", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
 		"default-image": "other", "max-connections": "9", "requests-per-second": "2.5",
 		"quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
-		"acme-domains": "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
+		"trusted-proxies": "127.0.0.1, 10.1.0.0/24",
+		"acme-domains":    "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
 	}
 	// What a setting is of no use without.
 	with := map[string]map[string]string{
@@ -192,6 +195,17 @@ func TestTLSSettingsBelongTogether(t *testing.T) {
 		if _, err := load(t, "", nil, tt.flags); (err == nil) != tt.ok {
 			t.Errorf("%v: %v", tt.flags, err)
 		}
+	}
+}
+
+func TestTrustedProxies(t *testing.T) {
+	got, err := load(t, "", nil, map[string]string{"trusted-proxies": "::1,127.0.0.1 10.1.0.0/24,"})
+	want := []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("10.1.0.0/24")}
+	if err != nil || !slices.Equal(got.TrustedProxies, want) {
+		t.Errorf("%v, %v", got.TrustedProxies, err)
+	}
+	if _, err := load(t, "", nil, map[string]string{"trusted-proxies": "proxy.example.org"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a name: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -44,6 +45,7 @@ var Settings = []Setting{
 	{Name: "port", Usage: "`PORT` of the HTTP gateway, over that of listen", set: setPort},
 	flag("dev", "take requests without an API key; loopback only", func(c *Config) *bool { return &c.Dev }),
 	flag("insecure-behind-proxy", "allow plaintext HTTP off loopback, where a proxy adds TLS", func(c *Config) *bool { return &c.InsecureBehindProxy }),
+	{Name: "trusted-proxies", Usage: "take from the proxies at these `ADDRESSES`, separated by commas, whom they ask for (X-Forwarded-For)", set: setTrustedProxies},
 	flag("reset-key", "replace the signing key first: every API key made before is refused", func(c *Config) *bool { return &c.ResetKey }),
 	text("tls-cert", "`FILE` of the gateway's certificate chain (PEM); a changed one is taken without a restart", func(c *Config) *string { return &c.TLSCert }),
 	text("tls-key", "`FILE` of its key (PEM)", func(c *Config) *string { return &c.TLSKey }),
@@ -142,6 +144,27 @@ func setPort(c *Config, port string) error {
 	}
 	c.Listen = net.JoinHostPort(host, port)
 	return nil
+}
+
+func setTrustedProxies(c *Config, list string) error {
+	c.TrustedProxies = nil
+	for _, text := range fields(list) {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			addr, err := netip.ParseAddr(text)
+			if err != nil {
+				return errors.New("must be addresses or networks, such as 127.0.0.1 or 10.1.0.0/24")
+			}
+			network = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		c.TrustedProxies = append(c.TrustedProxies, network)
+	}
+	return nil
+}
+
+// fields are the parts of a list that commas separate.
+func fields(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // Load reads all sources. file is the file that --config names; if empty, DefaultFile is read if it

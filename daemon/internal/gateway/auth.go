@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +27,7 @@ var developer = token.Principal{KeyID: "dev"}
 // the key is accepted.
 func (g *Gateway) behindKey(x *exchange, at route) answer {
 	var err error
-	if x.caller, err = g.authenticate(x.r); err != nil {
+	if x.caller, err = g.authenticate(x); err != nil {
 		return g.refuse(x, err)
 	}
 	if !g.inFlight.enter(x.caller.KeyID) {
@@ -61,20 +62,19 @@ func (g *Gateway) behindKey(x *exchange, at route) answer {
 }
 
 // authenticate says whose request it is. Its error is for the log: refuse tells the client no cause.
-func (g *Gateway) authenticate(r *http.Request) (token.Principal, error) {
+func (g *Gateway) authenticate(x *exchange) (token.Principal, error) {
 	if g.Dev {
 		return developer, nil
 	}
-	key := credential(r.Header)
+	key := credential(x.r.Header)
 	if key == "" {
 		return token.Principal{}, errNoKey
 	}
-	addr := clientAddr(r.RemoteAddr)
-	from := source(addr)
+	from := source(x.client)
 	if !g.tries.allowed(from, key) {
 		return token.Principal{}, errTooManyTries
 	}
-	p, err := g.Verifier.Verify(key, addr)
+	p, err := g.Verifier.Verify(key, x.client)
 	switch {
 	case err == nil:
 		g.tries.succeeded(key)
@@ -103,6 +103,31 @@ func credential(h http.Header) string {
 		return ""
 	}
 	return strings.TrimLeft(key, " ")
+}
+
+// clientOf is whose request it is: who made the connection or, if that is a proxy which the administrator
+// trusts, whom that one names: the last hop of X-Forwarded-For that is no trusted proxy itself. What stands
+// before that may be anybody's invention.
+func (g *Gateway) clientOf(r *http.Request) netip.Addr {
+	client := clientAddr(r.RemoteAddr)
+	if !contain(g.TrustedProxies, client) {
+		return client
+	}
+	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		addr, err := netip.ParseAddr(strings.TrimSpace(hop))
+		if err != nil {
+			break
+		}
+		if client = addr.Unmap().WithZone(""); !contain(g.TrustedProxies, client) {
+			break
+		}
+	}
+	return client
+}
+
+func contain(networks []netip.Prefix, addr netip.Addr) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
 // clientAddr is the address in a RemoteAddr; the zero Addr if it cannot be read.

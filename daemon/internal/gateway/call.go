@@ -80,7 +80,7 @@ func (g *Gateway) Schemas(name string) (params, result jsontext.Value) {
 		}
 		return b
 	}
-	return encode(objectOf(m.params)), encode(schemaOf(m.result))
+	return encode(m.paramsSchema()), encode(schemaOf(m.result))
 }
 
 // visit is a request to a mounted handler, on its way through code that is not ours.

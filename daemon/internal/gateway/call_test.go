@@ -246,7 +246,7 @@ func TestMountedEndsWithTheKey(t *testing.T) {
 func TestSchemas(t *testing.T) {
 	s := newSite(t)
 	params, result := s.Schemas(rpc.MethodSandboxStop)
-	if want := `{"type":"object","properties":{"namespace":{"type":["string","null"]},"sandbox":{"type":"string"}},"required":["sandbox"],"additionalProperties":false}`; string(params) != want {
+	if want := `{"type":"object","properties":{"namespace":{"type":["string","null"],"pattern":"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"},"sandbox":{"type":"string","pattern":"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"}},"required":["sandbox"],"additionalProperties":false}`; string(params) != want {
 		t.Errorf("params are %s, want %s", params, want)
 	}
 	if string(result) != `{"type":"string"}` {

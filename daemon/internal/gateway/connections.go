@@ -14,14 +14,16 @@ type connections struct {
 	// share is how many one source may have, so that it cannot keep out all the others. This machine has
 	// no such bound: a proxy on it speaks for everybody.
 	share int
+	// proxies speak for many, too.
+	proxies []netip.Prefix
 
 	mu       sync.Mutex
 	open     int
 	bySource map[netip.Prefix]int
 }
 
-func newConnections(max int) *connections {
-	return &connections{slots: make(chan struct{}, max), share: (max + 1) / 2, bySource: map[netip.Prefix]int{}}
+func newConnections(max int, proxies []netip.Prefix) *connections {
+	return &connections{slots: make(chan struct{}, max), share: (max + 1) / 2, proxies: proxies, bySource: map[netip.Prefix]int{}}
 }
 
 // listen bounds ln.
@@ -33,7 +35,7 @@ func (c *connections) listen(ln net.Listener) net.Listener {
 func (c *connections) enter(from netip.Prefix) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.bySource[from] >= c.share && !from.Addr().IsLoopback() {
+	if c.bySource[from] >= c.share && !from.Addr().IsLoopback() && !contain(c.proxies, from.Addr()) {
 		return false
 	}
 	c.open++

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -34,12 +35,16 @@ type exchange struct {
 	r      *http.Request
 	id     string
 	began  time.Time
-	path   string // as in the table of routes, or unknownPath
+	client netip.Addr // whose request it is, behind trusted proxies, too; not valid if it cannot be told
+	path   string     // as in the table of routes, or unknownPath
 	caller token.Principal
 	bucket *rate.Limiter // of the caller
 	sent   bool          // the status and the headers, at least
 	// in and out are for the bodies. They come from a pool, and go back to it when all is written.
 	in, out *bytes.Buffer
+	// kept and answered are for outputs alone.
+	kept     int
+	answered bool
 }
 
 // answer is what an exchange ends with. Nothing is sent before it is complete, so that a panic
@@ -84,11 +89,12 @@ var (
 
 // ServeHTTP answers one request.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{w: w, r: r, id: rand.Text(), began: time.Now(), path: unknownPath, in: newBuffer(), out: newBuffer()}
+	x := &exchange{w: w, r: r, id: rand.Text(), began: time.Now(), client: g.clientOf(r), path: unknownPath, in: newBuffer(), out: newBuffer()}
 	defer freeBuffer(x.in)
 	g.measures.inFlight.Inc()
 	defer g.measures.inFlight.Dec()
 	a := g.guarded(x)
+	defer g.outputs.release(x)
 	if !x.sent {
 		g.begin(x, a)
 		if _, err := w.Write(a.body); err == nil {
@@ -125,11 +131,14 @@ func (g *Gateway) logRefused(x *exchange, a answer) {
 	case a.status == http.StatusInternalServerError:
 		level = slog.LevelError
 	case errors.Is(a.refused, errTooManyTries):
-		level = slog.LevelDebug // a flood that does no harm here must not fill the log either
+		level = slog.LevelDebug
+	case x.caller.KeyID == "" && !g.refusals.Allow():
+		// A flood that does no harm here must not fill the disk either: it is counted by the metrics.
+		level = slog.LevelDebug
 	}
 	g.Log.LogAttrs(x.r.Context(), level, "request refused",
 		slog.String("request_id", x.id), slog.String("path", x.path), slog.String("key_id", x.caller.KeyID),
-		slog.String("source", x.r.RemoteAddr), slog.Int("status", a.status),
+		slog.String("source", x.source()), slog.Int("status", a.status),
 		slog.Duration("duration", time.Since(x.began)), slog.Any("err", a.refused))
 }
 
@@ -167,6 +176,14 @@ func (g *Gateway) serve(x *exchange) answer {
 		return at.serve(x.r.Context(), x)
 	}
 	return g.behindKey(x, at)
+}
+
+// source is where a request came from, for the log: with the port, unless a proxy passed it on.
+func (x *exchange) source() string {
+	if addr := clientAddr(x.r.RemoteAddr); addr == x.client {
+		return x.r.RemoteAddr
+	}
+	return x.client.String()
 }
 
 func headerSize(r *http.Request) int {
@@ -251,7 +268,7 @@ func (g *Gateway) respond(ctx context.Context, x *exchange, req parsedRequest) (
 func (g *Gateway) invoke(ctx context.Context, x *exchange, req parsedRequest) (result jsontext.Value, failed *rpc.Error) {
 	began := time.Now()
 	c := &call{caller: x.caller, method: unknownMethod}
-	result, err := g.run(ctx, c, req)
+	result, err := g.run(g.withKeeper(ctx, x), c, req)
 	took := time.Since(began)
 	if err != nil {
 		failed = rpcerr.JSONRPC(err, x.id)
@@ -275,7 +292,7 @@ func (g *Gateway) logCall(x *exchange, c *call, failed *rpc.Error, took time.Dur
 		return
 	}
 	attrs := append(make([]slog.Attr, 0, 10), slog.String("request_id", x.id), slog.String("method", c.method),
-		slog.String("namespace", c.namespace), slog.String("key_id", x.caller.KeyID), slog.String("source", x.r.RemoteAddr),
+		slog.String("namespace", c.namespace), slog.String("key_id", x.caller.KeyID), slog.String("source", x.source()),
 		slog.Int("status", status), slog.Duration("duration", took))
 	if failed != nil {
 		attrs = append(attrs, slog.Int("code", int(failed.Code)))
@@ -318,11 +335,9 @@ func failure(status int, e *rpc.Error, body []byte) answer {
 	case http.StatusUnauthorized:
 		a.header = http.Header{"Www-Authenticate": {"Bearer"}}
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		seconds := 1 // how long it takes is not known
 		if e.Data != nil && e.Data.RetryAfter > 0 {
-			seconds = e.Data.RetryAfter
+			a.header = http.Header{"Retry-After": {strconv.Itoa(e.Data.RetryAfter)}}
 		}
-		a.header = http.Header{"Retry-After": {strconv.Itoa(seconds)}}
 	}
 	return a
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/token"
@@ -52,6 +53,9 @@ type Options struct {
 	// MaxConnections bounds the connections at a time; 0 means 10000. More than that wait to be taken.
 	// A source that is not this machine gets half of them at most.
 	MaxConnections int
+	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed: it says for whom they
+	// ask. Without it, all clients behind a proxy share the bound on bad keys, and one locks out the others.
+	TrustedProxies []netip.Prefix
 	// Metrics is what GET /metrics answers with; the gateway adds its own. nil means only these.
 	Metrics *prometheus.Registry
 	Log     *slog.Logger
@@ -72,6 +76,10 @@ const (
 
 	// maxInFlight bounds the requests of one key at a time.
 	maxInFlight = 256
+
+	// Anybody can make the log longer by requests without a key: so much, and no more.
+	refusalsPerSecond = 10
+	refusalsBurst     = 1000
 )
 
 // Gateway is the HTTP handler. Make it with New.
@@ -82,7 +90,9 @@ type Gateway struct {
 	description jsontext.Value
 	tries       *tries
 	inFlight    *inFlight
+	outputs     *outputs
 	rates       *rates
+	refusals    *rate.Limiter // of lines in the log about requests without a good key
 	browsers    *http.CrossOriginProtection
 	measures    *measures
 	connections *connections
@@ -103,9 +113,11 @@ func New(o Options) (*Gateway, error) {
 		Options:     o,
 		tries:       newTries(),
 		inFlight:    newInFlight(maxInFlight),
+		outputs:     newOutputs(maxOutputs, maxOutputsOfKey),
 		rates:       newRates(o.RequestsPerSecond),
+		refusals:    rate.NewLimiter(refusalsPerSecond, refusalsBurst),
 		browsers:    http.NewCrossOriginProtection(),
-		connections: newConnections(o.MaxConnections),
+		connections: newConnections(o.MaxConnections, o.TrustedProxies),
 
 		answerTimeout: answerTimeout,
 		drain:         drainTimeout,

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -102,6 +103,13 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, run sandbox
 		return res, err
 	}
 	f.timeout = run.Timeout
+	if n, ok := strings.CutPrefix(run.Code, "print "); ok { // so many bytes
+		size, err := strconv.Atoi(n)
+		if err == nil {
+			err = run.Keep(size)
+		}
+		return sandbox.CodeResult{Success: true, Output: []sandbox.Line{{Stream: sandbox.Stdout, Text: strings.Repeat("x", size)}}}, err
+	}
 	switch run.Code {
 	case "":
 		return sandbox.CodeResult{Success: true}, nil

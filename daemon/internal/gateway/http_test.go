@@ -351,12 +351,12 @@ func TestGoneClientEndsItsRun(t *testing.T) {
 // A run may last longer than a client may take to send its request.
 func TestRunOutlivesReadTimeout(t *testing.T) {
 	s := newSite(t)
-	s.server.ReadTimeout = 50 * time.Millisecond
+	s.server.ReadTimeout = 500 * time.Millisecond
 	s.boxes.onRun = func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(time.Second):
 			return nil
 		}
 	}
@@ -370,7 +370,7 @@ func TestRunOutlivesReadTimeout(t *testing.T) {
 
 func TestSlowClientsAreCut(t *testing.T) {
 	s := newSite(t)
-	s.server.ReadHeaderTimeout, s.server.ReadTimeout = 20*time.Millisecond, 40*time.Millisecond
+	s.server.ReadHeaderTimeout, s.server.ReadTimeout = 500*time.Millisecond, time.Second
 	addr, stop := s.listen(t)
 	defer stop()
 	for name, start := range map[string]string{

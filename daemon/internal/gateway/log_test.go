@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -92,4 +94,32 @@ func TestAccessLog(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Requests without a key, which anybody can send, do not fill the disk.
+func TestLogOfRefusalsIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		flood := func() int {
+			s.log.Reset()
+			for range refusalsBurst + 100 {
+				s.post("{}", withKey(""))
+				s.post("", at(http.MethodGet, "/nothing"))
+			}
+			return strings.Count(s.log.String(), "request refused")
+		}
+		if n := flood(); n != refusalsBurst {
+			t.Errorf("%d lines", n)
+		}
+		time.Sleep(time.Second)
+		if n := flood(); n != refusalsPerSecond {
+			t.Errorf("%d lines a second later", n)
+		}
+		// What a key does is all there.
+		s.post("{", func(*http.Request) {})
+		wantOK(t, s.post(request("sandbox.metrics.get", "{}")))
+		if log := s.log.String(); !strings.Contains(log, "strict JSON") || !strings.Contains(log, "msg=call") {
+			t.Error("a key's requests are not in the log")
+		}
+	})
 }

@@ -1,12 +1,15 @@
 package gateway
 
 import (
+	"maps"
 	"reflect"
+	"slices"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/token"
 )
 
@@ -61,6 +64,10 @@ type schema struct {
 	Properties           map[string]schema `json:"properties,omitzero"`
 	Required             []string          `json:"required,omitzero"`
 	Items                *schema           `json:"items,omitzero"`
+	Enum                 []string          `json:"enum,omitzero"`
+	Pattern              string            `json:"pattern,omitzero"`
+	MinLength            int               `json:"minLength,omitzero"`
+	Minimum              *int              `json:"minimum,omitzero"`
 	AdditionalProperties any               `json:"additionalProperties,omitzero"` // a schema or false
 }
 
@@ -80,8 +87,9 @@ func describe(table []method) jsontext.Value {
 			Name: m.name, ParamStructure: "either", Errors: errs, Scope: m.scope,
 			Result: value{Name: "result", Schema: schemaOf(m.result)},
 		}
+		params := m.paramsSchema()
 		for _, p := range m.params {
-			mi.Params = append(mi.Params, value{Name: p.name, Required: p.required, Schema: schemaOf(p.kind)})
+			mi.Params = append(mi.Params, value{Name: p.name, Required: p.required, Schema: params.Properties[p.name]})
 		}
 		doc.Methods = append(doc.Methods, mi)
 	}
@@ -92,12 +100,36 @@ func describe(table []method) jsontext.Value {
 	return b
 }
 
+// paramsSchema is that of params by name, with what handlers check beyond the types.
+func (m *method) paramsSchema() schema {
+	s := objectOf(m.params)
+	narrow := func(of schema, name string, how func(*schema)) {
+		if member, ok := of.Properties[name]; ok {
+			how(&member)
+			of.Properties[name] = member
+		}
+	}
+	narrow(s, "sandbox", func(s *schema) { s.Pattern = sandbox.NamePattern })
+	narrow(s, "namespace", func(s *schema) {
+		if s.Pattern = sandbox.NamePattern; m.anywhere {
+			s.Pattern += `|^\*$`
+		}
+	})
+	narrow(s, "language", func(s *schema) { s.Enum = slices.Sorted(maps.Keys(languages)) })
+	narrow(s, "command", func(s *schema) { s.MinLength = 1 })
+	narrow(s, "timeout", func(s *schema) { s.Minimum = new(int) })
+	narrow(s, "config", func(config *schema) {
+		for _, name := range []string{"cpus", "memory"} {
+			narrow(*config, name, func(s *schema) { s.Minimum = new(int) })
+		}
+	})
+	return s
+}
+
 func schemaOf(t reflect.Type) schema {
 	switch t.Kind() {
 	case reflect.Pointer:
-		s := schemaOf(t.Elem())
-		s.Type = []any{s.Type, "null"}
-		return s
+		return schemaOf(t.Elem()).orNull()
 	case reflect.Bool:
 		return schema{Type: "boolean"}
 	case reflect.Int, reflect.Int64:
@@ -116,13 +148,24 @@ func schemaOf(t reflect.Type) schema {
 	}
 }
 
+// orNull is a schema that takes null, too.
+func (s schema) orNull() schema {
+	if name, ok := s.Type.(string); ok {
+		s.Type = []any{name, "null"}
+	}
+	return s
+}
+
 func objectOf(members []param) schema {
 	s := schema{Type: "object", Properties: map[string]schema{}, AdditionalProperties: false}
 	for _, m := range members {
-		s.Properties[m.name] = schemaOf(m.kind)
+		of := schemaOf(m.kind)
 		if m.required {
 			s.Required = append(s.Required, m.name)
+		} else {
+			of = of.orNull() // as if it were left out
 		}
+		s.Properties[m.name] = of
 	}
 	return s
 }

@@ -225,6 +225,9 @@ func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 	if err := json.Unmarshal(raw, into, json.RejectUnknownMembers(true)); err != nil {
 		return invalidParams("%s", explain("params", err))
 	}
+	if at := nullElement(raw); at != "" {
+		return invalidParams("params%s must not be null", shorten(strings.ReplaceAll(at, "/", ".")))
+	}
 	v := reflect.ValueOf(into).Elem()
 	for i, p := range params {
 		if p.required && v.Field(i).IsZero() && !has(raw, p.name) {
@@ -232,6 +235,25 @@ func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 		}
 	}
 	return nil
+}
+
+// nullElement finds a null in an array: a member that is null is as if it were left out, but an element
+// has its place, and Go would make something empty of it.
+func nullElement(raw jsontext.Value) (pointer string) {
+	if !bytes.Contains(raw, null) {
+		return ""
+	}
+	p := newParser(raw)
+	defer p.free()
+	for {
+		t, err := p.ReadToken()
+		if err != nil {
+			return ""
+		}
+		if in, _ := p.StackIndex(p.StackDepth()); t.Kind() == 'n' && in == '[' {
+			return string(p.StackPointer())
+		}
+	}
 }
 
 // byName makes an object of positional params.

@@ -136,7 +136,7 @@ func (g *Gateway) runCode(ctx context.Context, namespace string, p rpc.ReplRunPa
 		return rpc.ReplRunResult{}, err
 	}
 	res, err := g.Sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-		sandbox.CodeRun{Language: language, Code: p.Code, Timeout: timeout})
+		sandbox.CodeRun{Language: language, Code: p.Code, Timeout: timeout, Keep: keeper(ctx)})
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
@@ -156,7 +156,7 @@ func (g *Gateway) runCommand(ctx context.Context, namespace string, p rpc.Comman
 		return rpc.CommandRunResult{}, err
 	}
 	res, err := g.Sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-		sandbox.CommandRun{Command: p.Command, Args: p.Args, Timeout: timeout})
+		sandbox.CommandRun{Command: p.Command, Args: p.Args, Timeout: timeout, Keep: keeper(ctx)})
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}

@@ -5,16 +5,20 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/msbd/msbd/api/rpc"
 )
 
 var update = flag.Bool("update", false, "rewrite the answers in testdata")
 
 // TestTranscripts replays testdata/*.txt: lines that begin with "> " are bodies, each sent to a
-// gateway that remembers those before in the file; "< " is the answer to it, letter for letter.
+// gateway that remembers those before in the file; "< " is the answer to it, letter for letter. A line
+// "@ PATH" has what follows sent there.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -28,12 +32,17 @@ func TestTranscripts(t *testing.T) {
 				t.Fatal(err)
 			}
 			var got bytes.Buffer
+			path := rpc.Path
 			for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
 				line := lines.Text()
 				body, isRequest := strings.CutPrefix(line, "> ")
+				at, isPath := strings.CutPrefix(line, "@ ")
 				switch {
+				case isPath:
+					path = at
+					fmt.Fprintln(&got, line)
 				case isRequest:
-					w := s.post(body)
+					w := s.post(body, func(r *http.Request) { r.URL.Path = path })
 					fmt.Fprintln(&got, line)
 					fmt.Fprintf(&got, "< %s\n", strings.ReplaceAll(
 						strings.TrimSpace(fmt.Sprint(w.Code, " ", w.Body)), w.Header().Get("X-Request-Id"), "REQUEST-ID"))

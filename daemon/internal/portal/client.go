@@ -80,7 +80,7 @@ func (c *Client) Ping(ctx context.Context) error {
 }
 
 // RunCode implements sandbox.Portal. No Timeout means no limit. More than MaxOutput is
-// errdefs.ErrResourceExhausted.
+// sandbox.ErrOutputLimit.
 func (c *Client) RunCode(ctx context.Context, run sandbox.CodeRun) (sandbox.CodeResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -97,7 +97,7 @@ func (c *Client) RunCode(ctx context.Context, run sandbox.CodeRun) (sandbox.Code
 	if err != nil {
 		return sandbox.CodeResult{}, asError(ctx, err)
 	}
-	result, output, err := collect(ctx, stream)
+	result, output, err := collect(ctx, stream, run.Keep)
 	if err != nil {
 		return sandbox.CodeResult{}, err
 	}
@@ -105,7 +105,7 @@ func (c *Client) RunCode(ctx context.Context, run sandbox.CodeRun) (sandbox.Code
 }
 
 // RunCommand implements sandbox.Portal. No Timeout means no limit. More than MaxOutput is
-// errdefs.ErrResourceExhausted.
+// sandbox.ErrOutputLimit.
 func (c *Client) RunCommand(ctx context.Context, run sandbox.CommandRun) (sandbox.CommandResult, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -118,7 +118,7 @@ func (c *Client) RunCommand(ctx context.Context, run sandbox.CommandRun) (sandbo
 	if err != nil {
 		return sandbox.CommandResult{}, asError(ctx, err)
 	}
-	result, output, err := collect(ctx, stream)
+	result, output, err := collect(ctx, stream, run.Keep)
 	if err != nil {
 		return sandbox.CommandResult{}, err
 	}
@@ -137,8 +137,8 @@ func timeout(d time.Duration) *durationpb.Duration {
 func collect[E any, R interface {
 	*E
 	GetOutput() *portalv1.Output
-}](ctx context.Context, stream grpc.ServerStreamingClient[E]) (result R, output []sandbox.Line, err error) {
-	var lines lines
+}](ctx context.Context, stream grpc.ServerStreamingClient[E], keep func(bytes int) error) (result R, output []sandbox.Line, err error) {
+	lines := lines{keep: keep}
 	for {
 		event, err := stream.Recv()
 		if err == io.EOF {

@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/containerd/errdefs"
-
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
-// MaxOutput is how much a run may print, in bytes. Each line counts lineCost more than its
-// length, so that a flood of empty lines is bounded as well.
+// MaxOutput is how much a run may print, in bytes as JSON: each line counts lineCost more than its length,
+// and a character that JSON escapes what that takes, so that neither a flood of empty lines nor one of
+// control characters gets past the bound.
 const (
 	MaxOutput = 16 << 20
 	lineCost  = 32
@@ -21,17 +20,25 @@ const (
 // lines assembles output into lines. The lines of the two streams are put together apart, and
 // stand in the order in which they were completed.
 type lines struct {
+	// keep is asked before more is held; nil: there is no other bound than MaxOutput.
+	keep    func(bytes int) error
 	done    []sandbox.Line
 	partial [2][]byte
 	size    int
 }
 
-// add takes a piece of output. The error is errdefs.ErrResourceExhausted.
+// add takes a piece of output. The error is sandbox.ErrOutputLimit.
 func (l *lines) add(out *portalv1.Output) error {
 	data := out.GetData()
-	if l.size += len(data) + lineCost*bytes.Count(data, newline); l.size > MaxOutput {
-		return fmt.Errorf("output exceeds %d MiB and the run was interrupted: print less, or write to a file: %w",
-			MaxOutput>>20, errdefs.ErrResourceExhausted)
+	cost := jsonSize(data)
+	if l.size += cost; l.size > MaxOutput {
+		return fmt.Errorf("output exceeds %d MiB as JSON and the run was interrupted: print less, or write to a file: %w",
+			MaxOutput>>20, sandbox.ErrOutputLimit)
+	}
+	if l.keep != nil {
+		if err := l.keep(cost); err != nil {
+			return err
+		}
 	}
 	stream, partial := sandbox.Stdout, &l.partial[0]
 	if out.GetStream() == portalv1.Output_STREAM_STDERR {
@@ -64,3 +71,21 @@ func (l *lines) finish(stream sandbox.Stream, partial *[]byte) {
 }
 
 var newline = []byte{'\n'}
+
+// jsonSize is about how many bytes a piece of output has in an answer.
+func jsonSize(data []byte) int {
+	size := len(data)
+	for _, c := range data {
+		switch {
+		case c == '\n':
+			size += lineCost
+		case c < ' ': // \u0000
+			size += 5
+		case c == '"', c == '\\':
+			size++
+		case c >= 0x80: // may be no UTF-8, and then U+FFFD
+			size += 2
+		}
+	}
+	return size
+}

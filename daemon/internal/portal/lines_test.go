@@ -1,11 +1,11 @@
 package portal
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
-	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
@@ -52,12 +52,13 @@ func TestLinesAreBounded(t *testing.T) {
 	for name, data := range map[string]string{
 		"one long line": strings.Repeat("x", 1<<16),
 		"empty lines":   strings.Repeat("\n", 1<<16),
+		"escapes":       strings.Repeat("\x01", 1<<16),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var l lines
 			for range MaxOutput>>16 + 1 {
 				if err := l.add(piece(portalv1.Output_STREAM_STDOUT, data)); err != nil {
-					if !errdefs.IsResourceExhausted(err) {
+					if !errors.Is(err, sandbox.ErrOutputLimit) {
 						t.Error(err)
 					}
 					return
@@ -96,4 +97,25 @@ func FuzzLines(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What is held is told before it is, in the size that it has in an answer, and no further than whoever keeps it allows.
+func TestLinesAreKept(t *testing.T) {
+	full := errors.New("full")
+	kept := 0
+	l := lines{keep: func(n int) error {
+		if kept += n; kept > 1000 {
+			return full
+		}
+		return nil
+	}}
+	if err := l.add(piece(portalv1.Output_STREAM_STDOUT, "a\x00\"\n")); err != nil || kept != 4+lineCost+5+1 {
+		t.Errorf("%v, kept %d", err, kept)
+	}
+	if err := l.add(piece(portalv1.Output_STREAM_STDERR, strings.Repeat("x", 1000))); err != full {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]sandbox.Line{{Stream: sandbox.Stdout, Text: "a\x00\""}}, l.end()); diff != "" {
+		t.Error(diff)
+	}
 }

@@ -20,6 +20,8 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 	}
 	code := rpc.CodeInternal
 	switch {
+	case errors.Is(err, sandbox.ErrOutputLimit):
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: Message(err)} // without a word of trying again
 	case errors.Is(err, sandbox.ErrRunTimeout):
 		code = rpc.CodeRunTimeout
 	case errors.Is(err, sandbox.ErrCommandNotFound):
@@ -40,7 +42,10 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		code = rpc.CodeUnauthenticated
 	case errors.Is(err, context.Canceled):
 		// The caller has gone and reads no answer, or the server is going and cuts its runs short.
-		return &rpc.Error{Code: rpc.CodeUnavailable, Message: "the request was cut short because the server is stopping; try again in a moment"}
+		return &rpc.Error{
+			Code: rpc.CodeUnavailable, Message: "the request was cut short because the server is stopping; try again in a moment",
+			Data: &rpc.ErrorData{RetryAfter: retryAfter},
+		}
 	}
 	if code == rpc.CodeInternal {
 		return &rpc.Error{
@@ -49,8 +54,15 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 			Data:    &rpc.ErrorData{RequestID: requestID},
 		}
 	}
-	return &rpc.Error{Code: code, Message: Message(err)}
+	e := &rpc.Error{Code: code, Message: Message(err)}
+	if code == rpc.CodeExhausted || code == rpc.CodeUnavailable {
+		e.Data = &rpc.ErrorData{RetryAfter: retryAfter}
+	}
+	return e
 }
+
+// retryAfter is in seconds, where how long it takes is not known.
+const retryAfter = 1
 
 // HTTPStatus is the status of an HTTP answer that carries only an error of this code.
 func HTTPStatus(code rpc.Code) int {

@@ -22,10 +22,17 @@ var ErrCommandNotFound = errors.New("command not found")
 // ErrRunTimeout says that a run reached its time limit and was interrupted.
 var ErrRunTimeout = errors.New("time limit of the run reached")
 
+// ErrOutputLimit says that a run printed more than may be held and was interrupted. To run it again brings
+// the same.
+var ErrOutputLimit = errors.New("output limit of the run reached")
+
 // DefaultNamespace is the tenant namespace of a caller who names none.
 const DefaultNamespace = "default"
 
-var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`)
+// NamePattern is the regular expression of the names of sandboxes and tenant namespaces.
+const NamePattern = `^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`
+
+var nameRE = regexp.MustCompile(NamePattern)
 
 // ValidateName checks a sandbox's or a tenant namespace's name; what says which ("sandbox name").
 // The error is errdefs.ErrInvalidArgument.
@@ -194,6 +201,9 @@ type CodeRun struct {
 	Timeout  time.Duration
 	Env      []string
 	Workdir  string
+	// Keep is asked before so many bytes more of the output are held, counted as JSON; its error ends the
+	// run. nil: only the portal's own bound.
+	Keep func(bytes int) error
 }
 
 // CodeResult is what became of a CodeRun. Success is false when the code raised.
@@ -209,6 +219,8 @@ type CommandRun struct {
 	Timeout time.Duration
 	Env     []string
 	Workdir string
+	// Keep is that of a CodeRun.
+	Keep func(bytes int) error
 }
 
 // CommandResult is what became of a CommandRun.
@@ -218,7 +230,7 @@ type CommandResult struct {
 }
 
 // Portal is a connection to the helper inside a sandbox. Runs that reach their limit return
-// ErrRunTimeout; RunCommand may return ErrCommandNotFound. A lost connection is
+// ErrRunTimeout or ErrOutputLimit; RunCommand may return ErrCommandNotFound. A lost connection is
 // errdefs.ErrUnavailable.
 type Portal interface {
 	Ping(ctx context.Context) error
