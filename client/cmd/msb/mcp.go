@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/client"
@@ -61,8 +63,10 @@ type bridge struct {
 // errByClient is why a request ends that the assistant cancelled.
 var errByClient = errors.New("cancelled by the assistant")
 
-// serve returns when in has ended and all is answered, or ctx ends.
+// serve returns when in has ended and all is answered, or nobody is left to read an answer, or ctx ends.
 func (b *bridge) serve(ctx context.Context, in io.Reader) error {
+	ctx, leave := context.WithCancel(ctx)
+	defer leave()
 	ended := make(chan error, 1)
 	go func() {
 		var sent sync.WaitGroup
@@ -73,6 +77,12 @@ func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 				b.receive(ctx, line, &sent)
 			}
 		}
+		// The end of what it says need not be that of an assistant: it may still wait for answers.
+		go func() {
+			if waitForReader(ctx, b.out) {
+				leave()
+			}
+		}()
 		sent.Wait()
 		ended <- lines.Err()
 	}()
@@ -85,6 +95,22 @@ func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 	case <-ctx.Done():
 		return nil // it is how assistants end what they started
 	}
+}
+
+// waitForReader returns true when nobody reads any more what is written to a pipe or a socket, and false when
+// ctx ends first.
+func waitForReader(ctx context.Context, w io.Writer) (gone bool) {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	for ctx.Err() == nil {
+		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // asks for nothing: the ends of things are told unasked
+		if n, err := unix.Poll(fds, 500); n > 0 || err != nil && err != unix.EINTR {
+			return n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+		}
+	}
+	return false
 }
 
 // mcpMessage is what has to be known of a message to pass it on.

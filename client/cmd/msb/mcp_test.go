@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -221,6 +222,40 @@ func TestMCPBridgeCutOff(t *testing.T) {
 	lines := strings.Split(out.String(), "\n")
 	if len(lines) != 3 || lines[0] != `{"jsonrpc":"2.0","method":"notifications/progress"}` || !strings.Contains(lines[1], "before it answered") || !strings.Contains(lines[1], `"id":7`) {
 		t.Errorf("printed %q", lines)
+	}
+}
+
+// An assistant that was killed cancels nothing: its run ends all the same. One that only has said all that it has to
+// say gets its answer.
+func TestMCPBridgeOfAnAssistantThatHasGone(t *testing.T) {
+	began, cut := make(chan struct{}), make(chan struct{})
+	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		close(began)
+		<-r.Context().Done()
+		close(cut)
+	}))
+	defer web.Close()
+	t.Setenv("MSB_SERVER_URL", web.URL)
+	reader, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	app := newApp()
+	app.Reader, app.Writer = strings.NewReader(`{"jsonrpc":"2.0","id":7,"method":"tools/call"}`), out
+	ended := make(chan error, 1)
+	go func() { ended <- app.RunContext(t.Context(), []string{"msb", "mcp"}) }()
+	<-began
+	select {
+	case <-cut:
+		t.Fatal("the end of what it said cut its run")
+	case <-time.After(time.Second):
+	}
+	reader.Close()
+	<-cut
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
