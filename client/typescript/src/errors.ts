@@ -59,7 +59,7 @@ export class PermissionDeniedError extends MicrosandboxError {}
 /** -32005: the sandbox runs with another configuration, or is in the wrong state. */
 export class ConflictError extends MicrosandboxError {}
 
-/** -32006: over a quota or a rate limit; retryAfter says when to come back. */
+/** -32006: over a quota or a rate limit, and retryAfter says when to come back; or a run printed too much. */
 export class ResourceExhaustedError extends MicrosandboxError {}
 
 /** -32007: the run reached its time limit and was interrupted. The session goes on. */

@@ -22,12 +22,26 @@ export interface StartOptions extends CallOptions {
   memory?: number | undefined;
   /** Virtual processors; rounded to the nearest integer. */
   cpus?: number | undefined;
-  /** As the server offers them. */
-  volumes?: readonly string[] | undefined;
   /** Environment variables for everything that runs in it: an object, or ["NAME=value"]. */
   envs?: Readonly<Record<string, string>> | readonly string[] | undefined;
   /** Absolute path in which runs begin. */
   workdir?: string | undefined;
+
+  // A server that lacks one of these refuses the start and names it.
+
+  /** Directories from without, as the server offers them. */
+  volumes?: readonly string[] | undefined;
+  /** Ports of its own that are to be reached from without. */
+  ports?: readonly string[] | undefined;
+  /** Names of sandboxes that must run before it. */
+  dependsOn?: readonly string[] | undefined;
+  /** The shell that its scripts are for. */
+  shell?: string | undefined;
+  /** Scripts that can be run in it, by their names. */
+  scripts?: Readonly<Record<string, string>> | undefined;
+  /** What is run in it as it starts. */
+  exec?: string | undefined;
+
   /** Seconds to wait until it is ready, 180 if not given; after that, what was made so far is removed. */
   timeout?: number | undefined;
 }
@@ -85,16 +99,36 @@ export class SandboxOptionsBuilder {
     return this.#set({ cpus });
   }
 
-  volumes(volumes: readonly string[]): this {
-    return this.#set({ volumes });
-  }
-
   envs(envs: Readonly<Record<string, string>> | readonly string[]): this {
     return this.#set({ envs });
   }
 
   workdir(workdir: string): this {
     return this.#set({ workdir });
+  }
+
+  volumes(volumes: readonly string[]): this {
+    return this.#set({ volumes });
+  }
+
+  ports(ports: readonly string[]): this {
+    return this.#set({ ports });
+  }
+
+  dependsOn(dependsOn: readonly string[]): this {
+    return this.#set({ dependsOn });
+  }
+
+  shell(shell: string): this {
+    return this.#set({ shell });
+  }
+
+  scripts(scripts: Readonly<Record<string, string>>): this {
+    return this.#set({ scripts });
+  }
+
+  exec(exec: string): this {
+    return this.#set({ exec });
   }
 
   timeout(timeout: number): this {

@@ -81,8 +81,9 @@ export abstract class BaseSandbox implements AsyncDisposable {
    *
    * Starting a name that runs with an equal configuration succeeds at once.
    *
-   * @throws ConflictError when it runs with another configuration, RequestTimeoutError after the timeout, the
-   *   other errors of the server and the connection, and the signal's reason
+   * @throws ConflictError when it runs with another configuration, InvalidParamsError when an option is wrong or
+   *   not supported by the server, RequestTimeoutError after the timeout, the other errors of the server and
+   *   the connection, and the signal's reason
    */
   start(options?: StartOptions): Promise<void>;
   start(image?: string, memory?: number, cpus?: number, timeout?: number): Promise<void>;
@@ -90,7 +91,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
     if (this.#isStarted) return;
     const given = typeof first === "object" && first ? first : { image: first, memory, cpus, timeout };
     const options: StartOptions = { ...this.#startOptions, ...defined(given) };
-    const { envs, volumes, workdir } = options;
+    const { envs, workdir, volumes, ports, dependsOn, shell, scripts, exec } = options;
     await this.#server.call({
       method: "sandbox.start",
       params: {
@@ -99,9 +100,15 @@ export abstract class BaseSandbox implements AsyncDisposable {
           image: options.image || (await this.getDefaultImage()),
           memory: options.memory,
           cpus: options.cpus === undefined ? undefined : Math.round(options.cpus),
-          volumes,
           envs: envs && (isList(envs) ? envs : Object.entries(envs).map(([name, value]) => `${name}=${value}`)),
           workdir,
+          // What the server does not support, it refuses by name; left out here, nobody would say so.
+          volumes,
+          ports,
+          depends_on: dependsOn,
+          shell,
+          scripts,
+          exec,
         },
       },
       limit: seconds(options.timeout ?? startLimit),

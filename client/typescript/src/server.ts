@@ -58,8 +58,9 @@ export class Server {
    * Makes a call and returns its result. When the signal aborts, it throws the signal's reason; that closes
    * the connection, and the server ends the run.
    *
-   * It is sent again only when that cannot run anything twice: when nothing listened, or when it is repeatable
-   * and the connection was lost or the server too busy.
+   * It is sent again only when that cannot run anything twice: when nothing listened, when the server was too
+   * busy to begin it, or when it is repeatable and the connection was lost or the server not ready. What the
+   * server asks to wait is waited for, up to 10 s and within the call's limit.
    */
   async call(call: Call): Promise<unknown> {
     call.signal?.throwIfAborted();
@@ -203,8 +204,10 @@ const tls = new Connections((options) => new https.Agent(options));
 function pauseAfter(error: unknown, attempt: number, repeatable: boolean): number | undefined {
   if (attempt >= maxAttempts || !(error instanceof errors.MicrosandboxError)) return undefined;
   const refused = error instanceof errors.ServerUnreachableError && codeOf(error.cause) === "ECONNREFUSED";
+  // Without Retry-After, 429 is also the answer to a run that began, and was ended since it printed too much.
+  const turnedAway = error.status === 429 && error.retryAfter !== undefined;
   const harmless = error instanceof errors.ConnectionLostError || error.status === 429 || error.status === 503;
-  if (!refused && !(repeatable && harmless)) return undefined;
+  if (!refused && !turnedAway && !(repeatable && harmless)) return undefined;
   const pause = Math.max(firstPause * 2 ** (attempt - 1), (error.retryAfter ?? 0) * 1000);
   // Longer by chance, so that many do not come back at once.
   return pause > longestPause ? undefined : pause * (1 + Math.random() / 4);

@@ -1,14 +1,34 @@
-// A program's directory, into which what npm would publish is installed.
+// A program's directory, into which the package is installed in the way of its README.
 
 import { execFile } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const run = promisify(execFile);
+
+/** What the README says to do, in a checkout and then in a project. */
+const [pack = "", install = ""] =
+  /^```sh\n(.*?)^```$/ms.exec(readFileSync(join(root, "README.md"), "utf8"))?.[1]?.split("\n\n") ?? [];
+
+function bash(commands: string, cwd: string, env: Record<string, string>): Promise<unknown> {
+  const common = { npm_config_audit: "false", npm_config_fund: "false", npm_config_loglevel: "error" };
+  return run("bash", ["-ec", commands], { cwd, env: { ...process.env, ...common, ...env } });
+}
 
 /** What a program printed, and how it ended. */
 export interface Ended {
@@ -19,22 +39,35 @@ export interface Ended {
 
 export class Consumer implements Disposable {
   readonly directory = realpathSync(mkdtempSync(join(tmpdir(), "msb-consumer-")));
+  /** Where the package is installed. */
+  readonly installed = join(this.directory, "node_modules/microsandbox");
   /** The paths of the files in the tarball. */
   files: string[] = [];
-  /** The sizes of the tarball and of what is in it, in bytes. */
+  /** The size of the tarball, in bytes. */
   size = 0;
-  unpackedSize = 0;
 
-  static async install(): Promise<Consumer> {
+  /** Installs it from a fresh checkout; or else from this one, whose own dependencies are installed already. */
+  static async install({ fresh = false } = {}): Promise<Consumer> {
     const consumer = new Consumer();
-    const { directory } = consumer;
-    const packed = await run("npm", ["pack", "--json", "--silent", "--pack-destination", directory], { cwd: root });
-    const [tarball] = JSON.parse(packed.stdout.slice(packed.stdout.indexOf("[\n")));
-    consumer.files = tarball.files.map(({ path }: { path: string }) => path);
-    consumer.size = tarball.size;
-    consumer.unpackedSize = tarball.unpackedSize;
+    const { directory, installed } = consumer;
+    const checkout = join(directory, "checkout");
+    const destination = join(checkout, "client/typescript");
+    if (fresh) {
+      const made = /^(node_modules|dist|.*\.tgz)$/;
+      cpSync(root, destination, { recursive: true, filter: (path) => !made.test(basename(path)) });
+      // check.sh has filled npm's cache just before.
+      await bash(pack, checkout, { npm_config_prefer_offline: "true" });
+    } else {
+      mkdirSync(destination, { recursive: true });
+      await bash(pack.replace("npm ci", ""), join(root, "../.."), { npm_config_pack_destination: destination });
+    }
     consumer.write("package.json", '{ "private": true }');
-    await run("npm", ["install", "--offline", "--no-audit", "--no-fund", `./${tarball.filename}`], { cwd: directory });
+    await bash(install.replaceAll("CHECKOUT", checkout), directory, { npm_config_offline: "true" });
+    const [tarball = ""] = readdirSync(destination).filter((name) => name.endsWith(".tgz"));
+    consumer.size = statSync(join(destination, tarball)).size;
+    consumer.files = readdirSync(installed, { recursive: true, encoding: "utf8" }).filter((path) =>
+      statSync(join(installed, path)).isFile(),
+    );
     // The types of Node.js are there already; all else is the tarball's.
     mkdirSync(join(directory, "node_modules/@types"));
     symlinkSync(join(root, "node_modules/@types/node"), join(directory, "node_modules/@types/node"));
@@ -58,7 +91,7 @@ export class Consumer implements Disposable {
 
   /** Runs a program, with nothing of the environment but what it is given. */
   async node(program: string, args: string[] = [], env: Record<string, string> = {}): Promise<Ended> {
-    const options = { cwd: this.directory, env: { PATH: process.env.PATH, ...env }, timeout: 100_000 };
+    const options = { cwd: this.directory, env: { PATH: process.env.PATH, ...env }, timeout: 250_000 };
     return run(process.execPath, [program, ...args], options).then(
       ({ stdout, stderr }) => ({ stdout, stderr, code: 0 }),
       (error: Ended & { killed: boolean }) => {

@@ -5,6 +5,9 @@ import type { AddressInfo } from "node:net";
 
 export const testKey = "msb_v2.public.canary-of-the-unit-tests";
 
+/** Nothing listens there, nor will: that port is given to no stub, whereas the port of a closed one may be. */
+export const unused = "http://127.0.0.1:1";
+
 /** The params that the server's table of methods has: which must be there, and all. */
 const methods: Record<string, { required: string[]; known: string[] }> = {
   "sandbox.start": { required: ["sandbox"], known: ["sandbox", "namespace", "config"] },
@@ -87,23 +90,20 @@ export class Stub implements AsyncDisposable {
 
   constructor() {
     this.http = createServer((request, response) => void this.#serve(request, response));
+    this.http.keepAliveTimeout = 0; // however slow this machine is, an unused connection stays
     this.http.on("connection", () => this.connections++);
   }
 
-  static async start(port = 0): Promise<Stub> {
+  static async start(): Promise<Stub> {
     const stub = new Stub();
     await new Promise<void>((resolve, reject) => {
-      stub.http.once("error", reject).listen(port, "127.0.0.1", resolve);
+      stub.http.once("error", reject).listen(0, "127.0.0.1", resolve);
     });
     return stub;
   }
 
-  get port(): number {
-    return (this.http.address() as AddressInfo).port;
-  }
-
   get url(): string {
-    return `http://127.0.0.1:${this.port}`;
+    return `http://127.0.0.1:${(this.http.address() as AddressInfo).port}`;
   }
 
   /** How to call it. */

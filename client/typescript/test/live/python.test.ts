@@ -9,8 +9,11 @@ import {
   InvalidParamsError,
   PythonSandbox,
   RunTimeoutError,
+  type SandboxOptions,
 } from "../../src/index.js";
 import { access, failure, newName } from "./server.js";
+
+// What a test ends in the sandbox would go on for longer, without that, than the test's own limit.
 
 const options = { ...access, name: newName(), envs: { GREETING: "hello" }, workdir: "/tmp" };
 let sandbox: PythonSandbox;
@@ -55,13 +58,12 @@ describe("code", () => {
     await sandbox.run("kept = 3");
     const controller = new AbortController();
     const done = failure(
-      sandbox.run("import time\nopen('/tmp/began', 'w').close()\ntime.sleep(100)", { signal: controller.signal }),
+      sandbox.run("import time\nopen('/tmp/began', 'w').close()\ntime.sleep(1000)", { signal: controller.signal }),
     );
-    await sandbox.command.run("sh", ["-c", "until test -e /tmp/began; do sleep 0.1; done"], { timeout: 60 });
+    await sandbox.command.run("sh", ["-c", "until test -e /tmp/began; do sleep 0.1; done"]);
     controller.abort();
     expect(await done).toMatchObject({ name: "AbortError" });
-    // It would wait for its turn otherwise, and not get it in this time.
-    expect((await sandbox.run("kept", { signal: AbortSignal.timeout(60_000) })).stdout).toBe("3");
+    expect((await sandbox.run("kept")).stdout).toBe("3"); // it would wait for its turn otherwise
   });
 
   test("code that the server does not take", async () => {
@@ -100,19 +102,19 @@ describe("commands", () => {
   });
 
   test.each([[1], [{ timeout: 1 }]])("one that takes too long, with %j", async (limit) => {
-    expect(await failure(sandbox.command.run("sleep", ["100"], limit))).toBeInstanceOf(RunTimeoutError);
+    expect(await failure(sandbox.command.run("sleep", ["1000"], limit))).toBeInstanceOf(RunTimeoutError);
   });
 
   test("one that is aborted is ended in the sandbox", async () => {
     const controller = new AbortController();
     const done = failure(
-      sandbox.command.run("sh", ["-c", "echo $$ >/tmp/pid.new; mv /tmp/pid.new /tmp/pid; exec sleep 100"], controller),
+      sandbox.command.run("sh", ["-c", "echo $$ >/tmp/pid.new; mv /tmp/pid.new /tmp/pid; exec sleep 1000"], controller),
     );
-    await sandbox.command.run("sh", ["-c", "until test -e /tmp/pid; do sleep 0.1; done"], { timeout: 60 });
+    await sandbox.command.run("sh", ["-c", "until test -e /tmp/pid; do sleep 0.1; done"]);
     controller.abort();
     expect(await done).toMatchObject({ name: "AbortError" });
     const gone = "while kill -0 $(cat /tmp/pid) 2>/dev/null; do sleep 0.1; done";
-    expect((await sandbox.command.run("sh", ["-c", gone], { timeout: 60 })).exitCode).toBe(0);
+    expect((await sandbox.command.run("sh", ["-c", gone])).exitCode).toBe(0);
   });
 
   test("several at once", async () => {
@@ -144,10 +146,18 @@ describe("starting it again", () => {
     expect((error as Error).message).toContain("memory");
   });
 
-  test("with what the server does not take is refused", async () => {
-    const error = await failure(PythonSandbox.create({ ...access, volumes: ["/etc:/etc"] }));
+  test.each<[string, SandboxOptions]>([
+    ["volumes", { volumes: ["/etc:/etc"] }],
+    ["ports", { ports: ["80:80"] }],
+    ["depends_on", { dependsOn: ["y"] }],
+    ["shell", { shell: "/bin/sh" }],
+    ["scripts", { scripts: { start: "true" } }],
+    ["exec", { exec: "true" }],
+  ])("with %s, which the server does not support, is refused", async (name, options) => {
+    const error = await failure(PythonSandbox.create({ ...access, ...options }));
     expect(error).toBeInstanceOf(InvalidParamsError);
     expect(error).toMatchObject({ code: -32602, status: 400 });
+    expect((error as Error).message).toContain(`config.${name} is not supported`);
   });
 });
 

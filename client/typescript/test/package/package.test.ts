@@ -1,3 +1,5 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import * as source from "../../src/index.js";
 import { Consumer } from "../consumer.js";
@@ -6,11 +8,11 @@ import { Stub } from "../stub.js";
 let consumer: Consumer;
 
 beforeAll(async () => {
-  consumer = await Consumer.install();
+  consumer = await Consumer.install({ fresh: true });
   consumer.copy(new URL("consumer", import.meta.url));
 });
 
-afterAll(() => consumer[Symbol.dispose]());
+afterAll(() => consumer?.[Symbol.dispose]());
 
 const strict = ["--strict", "--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--target", "es2022"];
 const names = Object.keys(source).sort().join(" ");
@@ -19,6 +21,12 @@ test("the tarball holds what is used, and is small", () => {
   const others = consumer.files.filter((path) => !/^dist\/(esm|cjs)\/[\w-]+(\.d\.ts|\.js)$/.test(path));
   expect(others.sort()).toEqual(["LICENSE", "README.md", "dist/cjs/package.json", "package.json"]);
   expect(consumer.size).toBeLessThan(40_000);
+});
+
+test("its license is the project's", () => {
+  const license = readFileSync(join(consumer.installed, "LICENSE"), "utf8");
+  expect(license).toBe(readFileSync(new URL("../../../../LICENSE", import.meta.url), "utf8"));
+  expect(license).toContain("Apache License\n");
 });
 
 describe.each([
@@ -70,6 +78,21 @@ test("a program for the original's SDK runs", async () => {
     "true",
     "",
   ]);
+  // What the original took and did not send goes to the server, too.
+  expect(stub.sent.at(-1)?.params).toEqual({
+    sandbox: "all",
+    config: {
+      image: "mine",
+      envs: ["A=1"],
+      workdir: "/w",
+      volumes: ["/a:/b"],
+      ports: ["80:80"],
+      depends_on: ["my-env"],
+      shell: "/bin/sh",
+      scripts: { start: "true" },
+      exec: "true",
+    },
+  });
   expect(stub.sent[0]?.params).toEqual({
     sandbox: "my-env",
     namespace: "default",

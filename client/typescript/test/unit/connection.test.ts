@@ -17,7 +17,7 @@ import {
   UnavailableError,
   UnexpectedAnswerError,
 } from "../../src/index.js";
-import { drop, ok, refusal, Stub } from "../stub.js";
+import { drop, ok, refusal, Stub, unused } from "../stub.js";
 
 // The pauses between attempts are noted, and not waited for unless a test says so.
 const pauses: number[] = [];
@@ -45,9 +45,15 @@ beforeEach(async () => {
 });
 
 afterEach(async () => {
+  vi.useRealTimers();
   vi.restoreAllMocks();
   await stub[Symbol.asyncDispose]();
 });
+
+/** Timers that no machine is too slow for: they end when a test says so. */
+function onlyAdvancedTimers(): void {
+  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+}
 
 /** The calls, by what they are called on the server. */
 const calls: Record<string, (sandbox: BaseSandbox, options?: { signal: AbortSignal }) => Promise<unknown>> = {
@@ -58,6 +64,13 @@ const calls: Record<string, (sandbox: BaseSandbox, options?: { signal: AbortSign
   "sandbox.stop": (sandbox, options) => sandbox.stop(options),
 };
 const repeatable = ["sandbox.start", "sandbox.metrics.get"];
+
+/** There were so many pauses, of so many ms or up to a quarter more. */
+function expectPauses(count: number, length: number): void {
+  expect(pauses).toHaveLength(count);
+  expect(Math.min(...pauses, length)).toBe(length);
+  expect(Math.max(...pauses, length)).toBeLessThanOrEqual(length * 1.25);
+}
 
 async function attemptsAt(method: string): Promise<{ attempts: number; error: unknown }> {
   const sandbox = await PythonSandbox.create(stub.access);
@@ -81,7 +94,13 @@ describe.each(Object.keys(calls))("%s is sent again only if that is safe", (meth
     expect(await attemptsAt(method)).toEqual({ attempts, error: expect.any(ConnectionLostError) });
   });
 
-  test("too many requests", async () => {
+  test("too many requests: nothing was begun", async () => {
+    replies(refusal(429, -32006, { "Retry-After": "2" }));
+    expect(await attemptsAt(method)).toEqual({ attempts: 3, error: expect.any(ResourceExhaustedError) });
+    expectPauses(2, 2000);
+  });
+
+  test("too much output: a run was begun", async () => {
     replies(refusal(429, -32006));
     expect(await attemptsAt(method)).toEqual({ attempts, error: expect.any(ResourceExhaustedError) });
   });
@@ -89,11 +108,7 @@ describe.each(Object.keys(calls))("%s is sent again only if that is safe", (meth
   test("a server that is not ready", async () => {
     replies(refusal(503, -32009, { "Retry-After": "1" }));
     expect(await attemptsAt(method)).toEqual({ attempts, error: expect.any(UnavailableError) });
-    expect(pauses).toHaveLength(attempts - 1);
-    for (const pause of pauses) {
-      expect(pause).toBeGreaterThanOrEqual(1000);
-      expect(pause).toBeLessThanOrEqual(1250);
-    }
+    expectPauses(attempts - 1, 1000);
   });
 
   test("a long Retry-After is the caller's to wait for", async () => {
@@ -116,16 +131,23 @@ test("it goes on after a failure that was passing", async () => {
   expect(pauses[1]).toBeGreaterThanOrEqual(200);
 });
 
-/** Ends the stub, and returns its port. */
-async function close(): Promise<number> {
-  const { port } = stub;
-  await stub[Symbol.asyncDispose]();
-  return port;
-}
+test("a run goes on after it was turned away", async () => {
+  const sandbox = await PythonSandbox.create(stub.access);
+  const busy = refusal(429, -32006, { "Retry-After": "1" });
+  stub.answer("sandbox.repl.run", busy, busy, ok({ output: [{ stream: "stdout", text: "42" }] }));
+  expect((await sandbox.run("6 * 7")).stdout).toBe("42");
+  expect(pauses).toHaveLength(2);
+});
 
 test("nothing listens: every call is sent again, since none was", async () => {
-  const sandbox = await PythonSandbox.create(stub.access);
-  const port = await close();
+  // The stub is not closed meanwhile: another test's could be given its port.
+  const agent = new Agent();
+  const connect = agent.createConnection.bind(agent);
+  let down = false;
+  agent.createConnection = (options, done) =>
+    connect(down ? { ...options, port: new URL(unused).port } : options, done);
+  const sandbox = await PythonSandbox.create({ ...stub.access, agent });
+  down = true;
   const error = await sandbox.run("1").catch((error: unknown) => error);
   expect(error).toBeInstanceOf(ServerUnreachableError);
   expect(error).toMatchObject({
@@ -133,21 +155,27 @@ test("nothing listens: every call is sent again, since none was", async () => {
     cause: { code: "ECONNREFUSED" },
   });
   expect(pauses).toHaveLength(2);
-  // Several addresses, of which none is listened at.
-  const serverUrl = `http://localhost:${port}`;
-  await expect(PythonSandbox.create({ serverUrl })).rejects.toThrow("Start it with");
-  pauses.length = 2;
   inPause = async () => {
-    stub = await Stub.start(port);
+    down = false;
   };
   expect((await sandbox.run("1")).stdout).toBe("42");
   expect(pauses).toHaveLength(3);
-  expect(stub.called).toEqual(["sandbox.repl.run"]);
+  expect(stub.called).toEqual(["sandbox.start", "sandbox.repl.run"]);
+  // Several addresses, of which none is listened at.
+  const serverUrl = unused.replace("127.0.0.1", "localhost");
+  await expect(PythonSandbox.create({ serverUrl })).rejects.toThrow("Start it with");
 });
 
 test("a name that is not there is not tried again", async () => {
-  const error = await PythonSandbox.create({ serverUrl: "http://msb.invalid" }).catch((error: unknown) => error);
+  // Not the machine's resolver, which may take its time to say so.
+  const agent = new Agent({
+    lookup: (hostname, _, done) => {
+      setImmediate(done, Object.assign(new Error(`getaddrinfo ENOTFOUND ${hostname}`), { code: "ENOTFOUND" }), "", 4);
+    },
+  });
+  const error = await PythonSandbox.create({ serverUrl: "http://msb.invalid", agent }).catch((error: unknown) => error);
   expect(error).toBeInstanceOf(ServerUnreachableError);
+  expect(error).toMatchObject({ cause: { code: "ENOTFOUND" } });
   expect(pauses).toHaveLength(0);
 });
 
@@ -244,30 +272,30 @@ test("one call's signal leaves the others alone", async () => {
   expect((await other).exitCode).toBe(3);
 });
 
-test("a start is given up after its timeout, and the server sees it", async () => {
-  const { ended } = stub.hang("sandbox.start");
-  await expect(PythonSandbox.create({ ...stub.access, timeout: 0.05 })).rejects.toThrow(
-    new RequestTimeoutError("sandbox.start: no answer within 0.05 s"),
-  );
-  await ended;
-  expect(stub.called).toEqual(["sandbox.start"]);
-});
+describe("a call's timeout", () => {
+  beforeEach(onlyAdvancedTimers);
 
-test("a pause that would end after the timeout is not begun: the error is why there is one", async () => {
-  const port = await close();
-  const serverUrl = `http://127.0.0.1:${port}`;
-  await expect(PythonSandbox.create({ serverUrl, timeout: 0.09 })).rejects.toThrow(ServerUnreachableError);
-  expect(pauses).toEqual([]);
+  test("a start is given up after it, and the server sees it", async () => {
+    const { began, ended } = stub.hang("sandbox.start");
+    const done = PythonSandbox.create({ ...stub.access, timeout: 0.05 }).catch((error: unknown) => error);
+    await began;
+    vi.advanceTimersByTime(50);
+    expect(await done).toEqual(new RequestTimeoutError("sandbox.start: no answer within 0.05 s"));
+    await ended;
+    expect(stub.called).toEqual(["sandbox.start"]);
+  });
+
+  test("a pause that would end after it is not begun: the error is why there is one", async () => {
+    await expect(PythonSandbox.create({ serverUrl: unused, timeout: 0.09 })).rejects.toThrow(ServerUnreachableError);
+    stub.answer("sandbox.start", refusal(429, -32006, { "Retry-After": "5" }));
+    await expect(PythonSandbox.create({ ...stub.access, timeout: 4 })).rejects.toThrow(ResourceExhaustedError);
+    expect(stub.called).toEqual(["sandbox.start"]);
+    expect(pauses).toEqual([]);
+  });
 });
 
 describe("an address from which nothing comes", () => {
-  beforeEach(() => {
-    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
-  });
-
-  afterEach(() => {
-    vi.useRealTimers();
-  });
+  beforeEach(onlyAdvancedTimers);
 
   /** A connection that never is, and the moment from which on a request waits for it. */
   function nowhere() {
@@ -305,34 +333,30 @@ describe("an address from which nothing comes", () => {
 });
 
 test("how long each call waits for its answer", async () => {
-  vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
-  try {
-    const limits: unknown[] = [];
-    const timer = vi.spyOn(globalThis, "setTimeout");
-    const wait = async (call: Promise<unknown>) => {
-      await call;
-      limits.push(timer.mock.calls[0]?.[1]);
-      timer.mockClear();
-    };
-    const sandbox = new PythonSandbox(stub.access);
-    await wait(sandbox.start());
-    await wait(sandbox.run("1"));
-    await wait(sandbox.run("1", { timeout: 0 }));
-    await wait(sandbox.run("1", { timeout: 5 }));
-    await wait(sandbox.run("1", { timeout: 1e9 }));
-    await wait(sandbox.command.run("true", [], 5));
-    await wait(sandbox.metrics.all());
-    await wait(sandbox.stop());
-    await wait(sandbox.start({ timeout: 7 }));
-    await sandbox.stop();
+  onlyAdvancedTimers();
+  const limits: unknown[] = [];
+  const timer = vi.spyOn(globalThis, "setTimeout");
+  const wait = async (call: Promise<unknown>) => {
+    await call;
+    limits.push(timer.mock.calls[0]?.[1]);
     timer.mockClear();
-    await wait(sandbox.start({ timeout: Infinity }));
-    const none = 2 ** 31 - 1;
-    expect(limits).toEqual([180_000, none, none, 125_000, none, 125_000, 30_000, 120_000, 7_000, none]);
-    expect(vi.getTimerCount()).toBe(0);
-  } finally {
-    vi.useRealTimers();
-  }
+  };
+  const sandbox = new PythonSandbox(stub.access);
+  await wait(sandbox.start());
+  await wait(sandbox.run("1"));
+  await wait(sandbox.run("1", { timeout: 0 }));
+  await wait(sandbox.run("1", { timeout: 5 }));
+  await wait(sandbox.run("1", { timeout: 1e9 }));
+  await wait(sandbox.command.run("true", [], 5));
+  await wait(sandbox.metrics.all());
+  await wait(sandbox.stop());
+  await wait(sandbox.start({ timeout: 7 }));
+  await sandbox.stop();
+  timer.mockClear();
+  await wait(sandbox.start({ timeout: Infinity }));
+  const none = 2 ** 31 - 1;
+  expect(limits).toEqual([180_000, none, none, 125_000, none, 125_000, 30_000, 120_000, 7_000, none]);
+  expect(vi.getTimerCount()).toBe(0);
 });
 
 test("an answer that ends before its end is a lost connection", async () => {

@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import * as sdk from "../../src/index.js";
 import { PythonSandbox } from "../../src/index.js";
 import { type Reply, refusal, Stub } from "../stub.js";
@@ -41,13 +41,14 @@ test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
 });
 
 test("Retry-After is in seconds", async () => {
-  const error = await thrown(refusal(429, -32006, { "Retry-After": "7" }));
-  expect(error.retryAfter).toBe(7);
-  const at = new Date(Date.now() + 60_000).toUTCString();
-  const { retryAfter = 0 } = await thrown(refusal(429, -32006, { "Retry-After": at }));
-  expect(retryAfter).toBeGreaterThan(50);
-  expect(retryAfter).toBeLessThanOrEqual(60);
-  expect((await thrown(refusal(429, -32006, { "Retry-After": "soon" }))).retryAfter).toBeUndefined();
+  const retryAfter = async (header: string) =>
+    (await thrown(refusal(503, -32009, { "Retry-After": header }))).retryAfter;
+  expect(await retryAfter("7")).toBe(7);
+  const now = vi.spyOn(Date, "now").mockReturnValue(Date.parse("Thu, 01 Jan 2026 00:00:00 GMT"));
+  expect(await retryAfter("Thu, 01 Jan 2026 00:01:00 GMT")).toBe(60);
+  expect(await retryAfter("Wed, 31 Dec 2025 23:59:00 GMT")).toBe(0);
+  now.mockRestore();
+  expect(await retryAfter("soon")).toBeUndefined();
 });
 
 test("who sent no key is told where it is from", async () => {

@@ -118,9 +118,14 @@ test("the builder collects all options", () => {
     .image("i")
     .memory(1)
     .cpus(2)
-    .volumes(["/a:/b"])
     .envs({ A: "1" })
     .workdir("/w")
+    .volumes(["/a:/b"])
+    .ports(["80:80"])
+    .dependsOn(["db"])
+    .shell("/bin/sh")
+    .scripts({ start: "true" })
+    .exec("true")
     .timeout(3)
     .signal(signal)
     .build();
@@ -132,9 +137,14 @@ test("the builder collects all options", () => {
     image: "i",
     memory: 1,
     cpus: 2,
-    volumes: ["/a:/b"],
     envs: { A: "1" },
     workdir: "/w",
+    volumes: ["/a:/b"],
+    ports: ["80:80"],
+    dependsOn: ["db"],
+    shell: "/bin/sh",
+    scripts: { start: "true" },
+    exec: "true",
     timeout: 3,
     signal,
   });

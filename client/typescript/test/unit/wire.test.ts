@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { errorsByCode, MicrosandboxError } from "../../src/errors.js";
-import { NodeSandbox, PythonSandbox } from "../../src/index.js";
+import { InvalidParamsError, NodeSandbox, PythonSandbox, type SandboxOptions } from "../../src/index.js";
 import { Server } from "../../src/server.js";
 import { version } from "../../src/version.js";
 import { Stub, testKey } from "../stub.js";
@@ -17,9 +17,14 @@ test("what each call sends", async () => {
     image: "i",
     memory: 1024,
     cpus: 1.6,
-    volumes: ["/a:/b"],
     envs: { A: "1", B: "x=y" },
     workdir: "/w",
+    volumes: ["/a:/b"],
+    ports: ["80:80"],
+    dependsOn: ["db"],
+    shell: "/bin/sh",
+    scripts: { start: "true" },
+    exec: "true",
     timeout: 60,
   });
   await python.run("1");
@@ -38,7 +43,19 @@ test("what each call sends", async () => {
       "sandbox.start",
       {
         sandbox: "my-env",
-        config: { image: "i", memory: 1024, cpus: 2, volumes: ["/a:/b"], envs: ["A=1", "B=x=y"], workdir: "/w" },
+        config: {
+          image: "i",
+          memory: 1024,
+          cpus: 2,
+          envs: ["A=1", "B=x=y"],
+          workdir: "/w",
+          volumes: ["/a:/b"],
+          ports: ["80:80"],
+          depends_on: ["db"],
+          shell: "/bin/sh",
+          scripts: { start: "true" },
+          exec: "true",
+        },
       },
     ],
     ["sandbox.repl.run", { ...which, language: "python", code: "1" }],
@@ -129,6 +146,29 @@ test.each(["methods.txt", "errors.txt"])("every answer of %s is understood", asy
     }
   }
   stub.violations.length = 0; // the transcripts hold bad requests, too
+});
+
+test("what the server does not support is sent, so that it says so", async () => {
+  const options: Record<string, SandboxOptions> = {
+    volumes: { volumes: ["/etc:/etc"] },
+    ports: { ports: ["80:80"] },
+    depends_on: { dependsOn: ["y"] },
+    shell: { shell: "/bin/sh" },
+    scripts: { scripts: { start: "true" } },
+    exec: { exec: "true" },
+  };
+  const refused = transcript("methods.txt").filter(({ body }) => body.includes("is not supported yet"));
+  expect(refused.length).toBeGreaterThan(0);
+  await using stub = await Stub.start();
+  for (const { params, status, body } of refused) {
+    const { message } = JSON.parse(body).error;
+    const [, name = ""] = /^config\.(\w+) /.exec(message) ?? [];
+    stub.answer("sandbox.start", { status, body });
+    const error = await PythonSandbox.create({ ...stub.access, name: "x", ...options[name] }).catch((error) => error);
+    expect(stub.sent.at(-1)?.params).toMatchObject(params);
+    expect(error).toBeInstanceOf(InvalidParamsError);
+    expect(error.message).toBe(message);
+  }
 });
 
 test("the version is the package's", () => {

@@ -73,7 +73,19 @@ async function main(): Promise<void> {
   console.log(await node.getDefaultImage(), node.isStarted);
   await node.stop();
 
-  console.log((await Mine.create({ serverUrl: url })) instanceof Mine);
+  const rest: SandboxOptions = SandboxOptions.builder()
+    .serverUrl(url)
+    .name("all")
+    .volumes(["/a:/b"])
+    .ports(["80:80"])
+    .envs(["A=1"])
+    .dependsOn(["my-env"])
+    .workdir("/w")
+    .shell("/bin/sh")
+    .scripts({ start: "true" })
+    .exec("true")
+    .build();
+  console.log((await Mine.create(rest)) instanceof Mine);
 }
 
 main().catch((error) => {
