@@ -157,7 +157,7 @@ test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run th
 
 # The tests of sandboxes, which `make test-kvm` runs; those that CI has the time for. Where KVM is emulated, they take an hour,
 # and a guest now and then hangs in its boot: what fails there is tried once more, by itself.
-KVM_TESTS ?= TestSandboxesRunOn|TestChangeOfHypervisor|TestTheMainJob|TestNode|TestRunsThatEnd|TestConfigurationReaches|TestSandboxesAreApart|TestASandboxHas|TestSeveralAtOnce|TestStopWhile|TestGuestThat|TestKillOfTheDaemon|TestDeathOf|TestAHungGuest|TestTheHostsContainerd|TestTermination|TestResources|TestLeftSees
+KVM_TESTS ?= TestSandboxesRunOn|TestChangeOfHypervisor|TestTheMainJob|TestNode|TestRunsThatEnd|TestConfigurationReaches|TestSandboxesAreApart|TestASandboxHas|TestSeveralAtOnce|TestStopWhile|TestGuestThat|TestKillOfTheDaemon|TestDeathOf|TestAHungGuest|TestTheHostsContainerd|TestTermination|TestResources|TestLeftSees|TestKillsUnderSandboxChurn|TestRefusedKeysLoseTheirRuns
 KVM_TESTS_CI := TestSandboxesRunOn|TestTheMainJob|TestASandboxHas|TestKillOfTheDaemonLosesNothing|TestDeathOfAPart
 
 .PHONY: test-kvm-ci

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -86,11 +87,7 @@ func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 			id := s.id("box")
 			signalAll(t, processes(part, id), syscall.SIGKILL)
-			until(t, "the sandbox to be failed", func() bool {
-				a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 5})
-				return err == nil && a.Error != nil && a.Error.Code == -32005
-			})
-			until(t, "its remains to be removed", func() bool { return s.leftOf([]string{id}) == nil })
+			s.isLost(t, key, "box", id)
 		})
 	}
 	t.Run("restart", func(t *testing.T) {
@@ -101,11 +98,58 @@ func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		s.wantError(t, key, "sandbox.command.run", params{"sandbox": "box", "command": "true"}, 409, -32005, "ended")
-		if err := s.leftOf([]string{id}); err != nil {
-			t.Error(err)
+		s.isLost(t, key, "box", id)
+	})
+	t.Run("adopted", func(t *testing.T) {
+		for _, part := range []string{qemu, virtiofsd} {
+			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
+			id := s.id("box")
+			s.kill()
+			if err := s.start(); err != nil {
+				t.Fatal(err)
+			}
+			if st, _ := s.status(); st.Recovery.Adopted == 0 {
+				t.Errorf("recovery: %+v", st.Recovery)
+			}
+			signalAll(t, processes(part, id), syscall.SIGKILL)
+			s.isLost(t, key, "box", id)
 		}
 	})
+}
+
+// isLost proves that the end of a sandbox's microVM is noticed, and that nothing is left of it.
+func (s *server) isLost(t *testing.T, key, sandbox, id string) {
+	t.Helper()
+	until(t, "the end of the sandbox to be noticed", func() bool {
+		a, err := s.call(key, "sandbox.command.run", params{"sandbox": sandbox, "command": "true", "timeout": 5})
+		return err == nil && a.Error != nil && a.Error.Code == -32005 && strings.Contains(a.Error.Message, "ended")
+	})
+	until(t, "its remains to be removed", func() bool { return s.leftOf([]string{id}) == nil })
+}
+
+// A shim that is busy while the server starts, as on a busy host, is no dead one.
+func TestKillOfTheDaemonSparesABusySandbox(t *testing.T) {
+	s, key := crashBox(t)
+	id := s.id("box")
+	s.kill()
+	shims := processes(shim, id)
+	signalAll(t, shims, syscall.SIGSTOP)
+	defer signalAll(t, shims, syscall.SIGCONT)
+	if err := s.launch(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the server to look for its sandboxes", func() bool {
+		st, _ := s.status() // an error, too, until it is ready
+		return st.State == "recovering" || st.State == "ready"
+	})
+	time.Sleep(6 * time.Second) // by default, containerd gives up after 2, twice
+	signalAll(t, shims, syscall.SIGCONT)
+	until(t, "the server to be ready", func() bool {
+		st, err := s.status()
+		s.address = st.ListenAddress
+		return err == nil && st.State == "ready"
+	})
+	s.remembers(t, key, "box", "after its shim was busy")
 }
 
 func TestDeathOfContainerdIsMended(t *testing.T) {

@@ -163,7 +163,7 @@ func TestRunThatCannotBeInterruptedLosesItsState(t *testing.T) {
 		sandbox.Python: "import signal\nx = signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
 		sandbox.Node:   "var x = 1; process.kill(process.pid, 'SIGSTOP')",
 	} {
-		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: 200 * time.Millisecond})
+		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: 3 * time.Second}) // the code has begun by then
 		if !errors.Is(err, sandbox.ErrRunTimeout) || !strings.Contains(err.Error(), "its state is lost") {
 			t.Errorf("run %q: %v, want ErrRunTimeout that tells of lost state", code, err)
 		}

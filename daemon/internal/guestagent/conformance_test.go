@@ -26,8 +26,9 @@ import (
 const (
 	// callLimit is when a call that should have ended counts as hung.
 	callLimit = time.Minute
-	// waitLimit is how long the agent gets for calls that may wait.
-	waitLimit = time.Second
+	// patientLimit is how long the agent gets for calls that may wait, and waitLimit for those that may wait in vain.
+	patientLimit = callLimit / 2
+	waitLimit    = time.Second
 
 	// watchID is the container that runs from the beginning to the end, boxID the one that calls are about.
 	watchID, boxID = "watch", "box"
@@ -167,13 +168,27 @@ func rpcMethods() []rpcMethod {
 	return methods
 }
 
-// call makes a call of any kind. A method that may wait is given up by the agent, after waitLimit.
+// call makes a call of any kind. A method that may wait is given up by the agent, after patientLimit.
 func (c *conformance) call(t *testing.T, m rpcMethod, req proto.Message) error {
+	t.Helper()
+	return c.callFor(t, m, req, patientLimit)
+}
+
+// answer makes a call whose answer is known, and which is given up soon if that is what the answer says.
+func (c *conformance) answer(t *testing.T, m rpcMethod, req proto.Message, want codes.Code) error {
+	t.Helper()
+	if want == codes.DeadlineExceeded {
+		return c.callFor(t, m, req, waitLimit)
+	}
+	return c.call(t, m, req)
+}
+
+func (c *conformance) callFor(t *testing.T, m rpcMethod, req proto.Message, limit time.Duration) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), callLimit)
 	defer cancel()
 	if slices.Contains(patient, m.name) {
-		ctx = context.WithValue(ctx, serverLimit{}, waitLimit)
+		ctx = context.WithValue(ctx, serverLimit{}, limit)
 	}
 	err := c.client.Call(ctx, m.service, m.name, req, reflect.New(m.response.Elem()).Interface())
 	if ctx.Err() != nil {

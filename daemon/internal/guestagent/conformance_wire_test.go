@@ -30,6 +30,8 @@ const (
 	lineGap = 150 * time.Millisecond
 	// lineLimit is when a call on the line counts as lost.
 	lineLimit = 4 * time.Second
+	// holdLimit is that of a conversation, which may send megabytes.
+	holdLimit = 30 * time.Second
 )
 
 // rawFrame returns a frame of any kind, with a length that need not be the payload's.
@@ -175,7 +177,7 @@ func testGarbage(t *testing.T, c *conformance) {
 		var err error
 		for range 3 {
 			conn := c.takeLine(t)
-			err = v.hold(conn, lineLimit)
+			err = v.hold(conn, holdLimit)
 			c.redial(t, conn)
 			if err == nil {
 				break

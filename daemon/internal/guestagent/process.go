@@ -120,6 +120,10 @@ func spawn(r *reaper, cgroup *os.File, cfg childConfig, pidNamespace int) (*proc
 	if err == nil && !ready {
 		err = fmt.Errorf("it ended early: %w", errdefs.ErrFailedPrecondition)
 	}
+	if err == nil && cfg.Process.Terminal && p.terminal == nil {
+		// The kernel drops a descriptor that finds no place here.
+		err = fmt.Errorf("its terminal did not arrive: %w", errdefs.ErrResourceExhausted)
+	}
 	if err != nil {
 		p.discard(r)
 		return nil, fmt.Errorf("prepare process: %w", err)

@@ -14,7 +14,8 @@ import (
 
 // kvmLack says what keeps KVM from being used, or nil. A device that opens and answers is not enough:
 // on some hosts it emulates, a hundred times slower than QEMU does. Who insists on it gets it nonetheless.
-func (m machine) kvmLack(insist bool, cacheDir string) *lack {
+// With keep, cacheDir is written to.
+func (m machine) kvmLack(insist bool, cacheDir string, keep bool) *lack {
 	const device = "/dev/kvm"
 	cpu := m.processor()
 	err := openKVM(m.root + device)
@@ -27,7 +28,7 @@ func (m machine) kvmLack(insist bool, cacheDir string) *lack {
 	case err != nil:
 		return m.deviceLack(device, cpu.module, err)
 	}
-	fast, err := fastKVM(cacheDir, runProbe)
+	fast, err := fastKVM(cacheDir, keep, runProbe)
 	if err != nil {
 		return &lack{what: err.Error(), mend: "mount /proc", here: true}
 	}
@@ -68,27 +69,31 @@ func (m machine) vsockLack() *lack {
 	return nil
 }
 
-// fastKVM asks the probe, once per boot of the host and dir; each time if dir is empty.
-func fastKVM(dir string, probe func() error) (bool, error) {
-	if dir == "" {
-		return probe() == nil, nil
-	}
+// fastKVM asks the probe. That KVM is fast is so until the next boot of the host, and is read from dir if it is known
+// there; with keep, it is written there. That it is slow may be so for this moment, and is not.
+func fastKVM(dir string, keep bool, probe func() error) (bool, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return false, err
 	}
-	const fast, slow = "fast", "slow"
-	cache := filepath.Join(dir, fmt.Sprintf(".kvm-%.36s", boot))
-	cached, _ := os.ReadFile(cache) // unreadable or cut short is the same as absent
-	if v := string(cached); v == fast || v == slow {
-		return v == fast, nil
+	const fast = "fast"
+	cache := "" // no file, if there is no dir
+	if dir != "" {
+		cache = filepath.Join(dir, fmt.Sprintf(".kvm-%.36s", boot))
 	}
-	verdict := fast
-	if probe() != nil {
-		verdict = slow
+	if cached, _ := os.ReadFile(cache); string(cached) == fast { // unreadable or cut short is the same as absent
+		return true, nil
 	}
-	_ = os.WriteFile(cache, []byte(verdict), 0o600) // at worst it is asked again
-	return verdict == fast, nil
+	for range probeTries {
+		if probe() != nil {
+			continue
+		}
+		if keep {
+			_ = os.WriteFile(cache, []byte(fast), 0o600) // at worst it is asked again
+		}
+		return true, nil
+	}
+	return false, nil
 }
 
 // openKVM checks that the device is there and speaks the one version of its API.
@@ -109,13 +114,17 @@ func openKVM(device string) error {
 }
 
 const (
-	probeName  = "msbd-kvm-probe"
+	probeName = "msbd-kvm-probe"
+	// probeTries is how often KVM may be slow: the host may be busy.
+	probeTries = 3
+	// probeLimit is for the program in the vCPU, and childLimit for all that is around it.
 	probeLimit = 500 * time.Millisecond
+	childLimit = 5 * time.Second
 )
 
 // runProbe runs the probe in a child, because a vCPU that hangs can only be killed.
 func runProbe() error {
-	ctx, cancel := context.WithTimeout(context.Background(), probeLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), childLimit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{probeName}

@@ -73,8 +73,7 @@ func Examine(ctx context.Context, o Options, s Server, made ...Check) Report {
 }
 
 func (m machine) examine(ctx context.Context, o Options, s Server, made ...Check) Report {
-	o.CacheDir = "" // would be written to
-	e := examination{machine: m, Options: o, Server: s, survey: m.survey(o)}
+	e := examination{machine: m, Options: o, Server: s, survey: m.survey(o, false)}
 	r := Report{Status: OK}
 	for _, c := range made {
 		r.add(c)

@@ -46,7 +46,7 @@ func TestKVMLack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, tt.files)
 			for _, insist := range []bool{false, true} {
-				got := m.kvmLack(insist, "")
+				got := m.kvmLack(insist, "", false)
 				if got == nil {
 					t.Fatal("nothing is lacking")
 				}
@@ -96,7 +96,7 @@ func TestPermissionLack(t *testing.T) {
 		if u, err := user.Current(); err == nil && os.Getuid() != 0 {
 			name = u.Username
 		}
-		if l := m.kvmLack(false, ""); l == nil || l.mend != "usermod -aG "+group+" "+name || !l.here {
+		if l := m.kvmLack(false, "", false); l == nil || l.mend != "usermod -aG "+group+" "+name || !l.here {
 			t.Errorf("KVM: %+v", l)
 		}
 		if l := m.vsockLack(); l == nil || l.mend != "run as root" {
@@ -135,12 +135,16 @@ func run(t *testing.T, name string, args ...string) string {
 // This host's own KVM: it is used if the probe says so, or if somebody insists.
 func TestRealKVM(t *testing.T) {
 	m := newMachine(t, map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "-> /dev/kvm"})
-	opens, fast := openKVM("/dev/kvm") == nil, runProbe() == nil
+	opens := openKVM("/dev/kvm") == nil
+	fast, err := fastKVM("", false, runProbe)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Logf("/dev/kvm opens: %t, is fast: %t", opens, fast)
-	if l := m.kvmLack(true, ""); (l == nil) != opens {
+	if l := m.kvmLack(true, "", false); (l == nil) != opens {
 		t.Errorf("insisting: %+v", l)
 	}
-	l := m.kvmLack(false, "")
+	l := m.kvmLack(false, "", false)
 	if (l == nil) != fast {
 		t.Errorf("%+v", l)
 	}

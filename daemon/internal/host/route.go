@@ -61,7 +61,7 @@ type Route struct {
 // Choose turns the settings into a route. What was asked for and cannot be had is
 // errdefs.ErrFailedPrecondition, with what is missing; a setting that means nothing, errdefs.ErrInvalidArgument.
 func Choose(o Options) (Route, error) {
-	return machine{}.survey(o).choose(o)
+	return machine{}.survey(o, true).choose(o)
 }
 
 // A survey is what of the host the choice depends on.
@@ -71,8 +71,9 @@ type survey struct {
 	err        error  // in reading that
 }
 
-func (m machine) survey(o Options) survey {
-	s := survey{kvm: m.kvmLack(o.Accelerator == KVM, o.CacheDir), vsock: m.vsockLack()}
+// survey looks at the host. With keep, it writes to the directory of what is known.
+func (m machine) survey(o Options, keep bool) survey {
+	s := survey{kvm: m.kvmLack(o.Accelerator == KVM, o.CacheDir, keep), vsock: m.vsockLack()}
 	if o.KataConfig != "" {
 		s.driver, s.err = kataDriver(o.KataConfig)
 	}

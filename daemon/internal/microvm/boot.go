@@ -20,11 +20,18 @@ const (
 	bootPoll = 20 * time.Millisecond
 	// endGrace is what the shim has to report why it ended a microVM, before its death is what there is to report.
 	endGrace = time.Second
-	// launchLimit is how long after its monitor's socket a QEMU may appear. One that ends at once is never seen.
-	launchLimit = 5 * time.Second
 )
 
-var errHypervisorEnded = errors.New("the microVM's hypervisor ended before the guest was ready")
+var (
+	// launchLimit is how long after its monitor's socket, which the shim makes before it starts anything, a QEMU may
+	// appear. One that ends at once is never seen.
+	launchLimit = 30 * time.Second
+	// lastWords is how long what a dying microVM says is waited for.
+	lastWords = 200 * time.Millisecond
+
+	errHypervisorEnded = errors.New("the microVM's hypervisor ended before the guest was ready")
+	errReady           = errors.New("the guest is ready")
+)
 
 // watchBoot runs start, which has the shim boot a microVM, and ends it soon after the hypervisor's death: the shim
 // would call the dead guest until its time is over. An error tells what the hypervisor and the guest said last.
@@ -34,7 +41,7 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 		return start(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
-	watching, stop := context.WithCancel(ctx)
+	watching, stop := context.WithCancelCause(ctx)
 	var watchers sync.WaitGroup
 	watchers.Go(func() {
 		if awaitDeath(watching, id) {
@@ -48,7 +55,11 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	watchers.Go(func() { r.followConsole(watching, id, true) })
 	err := start(ctx)
 	ended := context.Cause(ctx)
-	stop()
+	if err == nil {
+		stop(errReady)
+	} else {
+		stop(nil)
+	}
 	watchers.Wait()
 	cancel(nil)
 	if err == nil {

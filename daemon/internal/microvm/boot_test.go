@@ -80,6 +80,8 @@ func TestBootOfDyingHypervisor(t *testing.T) {
 
 // One that ends before anybody can have seen it, as when it does not take an argument.
 func TestBootOfUnseenHypervisor(t *testing.T) {
+	defer func(limit time.Duration) { launchLimit = limit }(launchLimit)
+	launchLimit = 500 * time.Millisecond
 	b := newBoot(t)
 	err := b.watchBoot(t.Context(), b.id, hang)
 	wantError(t, err, errHypervisorEnded.Error())
@@ -126,6 +128,36 @@ func TestBoot(t *testing.T) {
 	why := errors.New("no such user")
 	if err := b.watchBoot(t.Context(), b.id, func(context.Context) error { return why }); err != why {
 		t.Error(err)
+	}
+}
+
+// What the guest says last may come a moment after the boot is given up. Nobody waits for it after one that went well.
+func TestLastWords(t *testing.T) {
+	defer func(limit time.Duration) { lastWords = limit }(lastWords)
+	lastWords = time.Hour
+	for cause, want := range map[error]string{nil: "the end", errReady: ""} {
+		b := newBoot(t)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		followed := make(chan struct{})
+		go func() {
+			b.followConsole(ctx, b.id, false)
+			close(followed)
+		}()
+		conn, err := b.console.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel(cause)
+		if cause == nil {
+			time.Sleep(20 * time.Millisecond)
+			conn.Write([]byte("the end"))
+			conn.Close()
+		}
+		<-followed
+		conn.Close()
+		if text, _ := os.ReadFile(b.consoleLog(b.id)); string(text) != want {
+			t.Errorf("ended by %v, the log has %q", cause, text)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package microvm
 import (
 	"cmp"
 	"context"
+	"errors"
 	"io/fs"
 	"net"
 	"os"
@@ -28,7 +29,8 @@ func (r *Runtime) consoleLog(id string) string { return filepath.Join(r.dir(id),
 func (r *Runtime) consoleEnd(id string) string { return copyTail(r.consoleLog(id), 1<<10) }
 
 // followConsole appends what the guest says on the console, which Kata's QEMU serves to one reader, to the
-// sandbox's log until ctx or the microVM ends. With await, it waits for the console to appear.
+// sandbox's log until ctx or the microVM ends. What it said before the end is still read, unless ctx's cause is
+// errReady. With await, it waits for the console to appear.
 func (r *Runtime) followConsole(ctx context.Context, id string, await bool) {
 	var console net.Conn
 	dial := func() (err error) {
@@ -39,8 +41,13 @@ func (r *Runtime) followConsole(ctx context.Context, id string, await bool) {
 		return
 	}
 	defer console.Close()
-	// What was said before is still read.
-	defer context.AfterFunc(ctx, func() { _ = console.SetDeadline(time.Now().Add(2 * time.Millisecond)) })()
+	defer context.AfterFunc(ctx, func() {
+		end := time.Now()
+		if !errors.Is(context.Cause(ctx), errReady) {
+			end = end.Add(lastWords)
+		}
+		_ = console.SetDeadline(end)
+	})()
 	log, err := os.OpenFile(r.consoleLog(id), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		r.Log.Warn("log the microVM's console", "id", id, "err", err)

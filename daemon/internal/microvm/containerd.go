@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -21,10 +20,18 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/msbd/msbd/daemon/internal/process"
 )
 
-// containerdStart bounds how long containerd may take to answer.
-const containerdStart = 30 * time.Second
+const (
+	// containerdStart bounds how long containerd may take to answer. It asks one shim after the other.
+	containerdStart = 2 * time.Minute
+	// shimLoad bounds how long a containerd that starts waits for a shim, whose sandbox it ends then.
+	shimLoad = 20 * time.Second
+	// shimState bounds how long it waits to hear of a sandbox's state, which is unknown then.
+	shimState = 10 * time.Second
+)
 
 // Dial returns a client of the containerd at a Unix socket. It connects at the first call, and again
 // whenever containerd was away.
@@ -69,10 +76,13 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 
 [grpc]
   address = %q
-`, c.Root, c.State, c.Address)
-}
 
-func (c *Containerd) pidFile() string { return filepath.Join(c.State, "containerd.pid") }
+# A shim on a busy host is no dead one.
+[timeouts]
+  "io.containerd.timeout.shim.load" = %q
+  "io.containerd.timeout.task.state" = %q
+`, c.Root, c.State, c.Address, shimLoad, shimState)
+}
 
 // LogFile is where containerd, and with it the shims, write their logs. It begins anew with each start.
 func (c *Containerd) LogFile() string { return filepath.Join(c.Root, "containerd.log") }
@@ -80,14 +90,22 @@ func (c *Containerd) LogFile() string { return filepath.Join(c.Root, "containerd
 // Start adopts the running containerd or starts one, and returns when it answers. From then on it
 // is started again whenever it dies, until ctx ends or Stop is called.
 func (c *Containerd) Start(ctx context.Context) error {
-	pid, adopted := c.running()
+	pid, err := c.running()
+	if err != nil {
+		return err
+	}
+	adopted := pid != 0
 	if !adopted {
-		var err error
 		if pid, err = c.launch(); err != nil {
 			return err
 		}
 	}
 	if err := c.await(ctx, pid); err != nil {
+		if !adopted { // it would hold its root
+			ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+			defer cancel()
+			err = errors.Join(err, end(ending, pid))
+		}
 		return err
 	}
 	c.Log.Info("containerd answers", "pid", pid, "adopted", adopted, "socket", c.Address)
@@ -95,22 +113,18 @@ func (c *Containerd) Start(ctx context.Context) error {
 	return nil
 }
 
-// running finds a containerd of an earlier daemon by its pid file, and checks that the pid is
-// still that process.
-func (c *Containerd) running() (int, bool) {
-	b, err := os.ReadFile(c.pidFile())
+// running finds the containerd of an earlier daemon by its arguments; 0 when there is none.
+func (c *Containerd) running() (int, error) {
+	pids, err := process.PIDs()
 	if err != nil {
-		return 0, false
+		return 0, err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return 0, false
+	for _, pid := range pids {
+		if args := arguments(pid); len(args) > 2 && args[1] == "--config" && args[2] == c.configFile() {
+			return pid, nil
+		}
 	}
-	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !strings.Contains(string(args), "\x00"+c.configFile()+"\x00") {
-		return 0, false
-	}
-	return pid, true
+	return 0, nil
 }
 
 func (c *Containerd) configFile() string { return filepath.Join(c.State, "containerd.toml") }
@@ -129,7 +143,7 @@ func (c *Containerd) launch() (int, error) {
 		return 0, fmt.Errorf("open containerd's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(c.Binary, "--config", c.configFile(), "--log-level", "warn")
+	cmd := exec.Command(c.Binary, "--config", c.configFile(), "--log-level", "warn") // running looks for this
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	// It comes down to the shims, some of which would find their configuration there, and to the hypervisors.
@@ -142,15 +156,10 @@ func (c *Containerd) launch() (int, error) {
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start containerd: %w", err)
 	}
-	pid := cmd.Process.Pid
 	// Only reaps: its life is watched through a pidfd, as an adopted one's is. When containerd
 	// outlives the daemon, so does this wait.
 	go cmd.Wait()
-	if err := os.WriteFile(c.pidFile(), []byte(strconv.Itoa(pid)), 0o600); err != nil {
-		unix.Kill(pid, unix.SIGTERM)
-		return 0, fmt.Errorf("record containerd's pid: %w", err)
-	}
-	return pid, nil
+	return cmd.Process.Pid, nil
 }
 
 // await returns when containerd answers, or with the end of its log when it died.
@@ -225,7 +234,11 @@ func (c *Containerd) supervise(ctx context.Context, pid int) {
 // Stop ends containerd. No sandbox may be left.
 func (c *Containerd) Stop(ctx context.Context) error {
 	c.stopping.Store(true)
-	pid := int(c.pid.Load())
+	return end(ctx, int(c.pid.Load()))
+}
+
+// end asks a containerd to end, and has it killed when ctx ends before that.
+func end(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return nil
@@ -236,7 +249,6 @@ func (c *Containerd) Stop(ctx context.Context) error {
 		unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 		return fmt.Errorf("containerd did not end by itself: %w", err)
 	}
-	os.Remove(c.pidFile())
 	return nil
 }
 

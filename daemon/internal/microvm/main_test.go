@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -47,6 +48,8 @@ func play(t *testing.T, cgroup string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	// The kernel shows a process's arguments a moment after its start.
+	eventually(t, "its arguments are to be seen", func() bool { return slices.Equal(arguments(cmd.Process.Pid), cmd.Args) })
 	if cgroup != "" {
 		writeFile(t, filepath.Join(cgroup, "cgroup.procs"), strconv.Itoa(cmd.Process.Pid))
 	}

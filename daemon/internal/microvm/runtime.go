@@ -19,8 +19,10 @@ import (
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/cio"
 	"github.com/containerd/containerd/errdefs"
+	"github.com/containerd/containerd/mount"
 	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/containerd/snapshots"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
@@ -36,6 +38,12 @@ const (
 	killLimit = 5 * time.Second
 	// dropLimit bounds how long containerd may take to see that.
 	dropLimit = 20 * time.Second
+	// awayLimit bounds how long a removal waits for a containerd that has died, and is on its way back.
+	awayLimit = 30 * time.Second
+	// stateLimit bounds how long a shim may leave its sandbox's state unknown.
+	stateLimit = 30 * time.Second
+	// parallelism bounds how many shims are asked at once.
+	parallelism = 8
 )
 
 // VMs is what the runtime needs of the room that runs QEMU where Kata's shim does not. VMs that it started
@@ -85,6 +93,9 @@ func New(cfg Config) (*Runtime, error) {
 	if err := os.MkdirAll(r.dir(""), 0o700); err != nil {
 		return nil, fmt.Errorf("make the sandboxes' directory: %w", err)
 	}
+	if err := r.keepTempMounts(); err != nil {
+		return nil, err
+	}
 	var err error
 	if r.kataConfig != "" {
 		if _, err = os.Stat(cfg.Kata.Portal); err == nil {
@@ -97,6 +108,23 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// keepTempMounts has containerd's client mount images, to look into them, where a later daemon finds what was mounted
+// when it was killed, and ends what an earlier one left.
+func (r *Runtime) keepTempMounts() error {
+	run, err := filepath.EvalSymlinks(r.RunDir) // as mounts are listed
+	if err != nil {
+		return fmt.Errorf("find the run directory: %w", err)
+	}
+	dir := filepath.Join(run, "mount")
+	if err := removeTree(dir); err != nil { // it keeps no sandbox from running
+		r.Log.Warn("remove what an earlier server mounted", "err", err)
+	}
+	if err := mount.SetTempMountLocation(dir); err != nil {
+		return fmt.Errorf("make the directory for mounts: %w", err)
+	}
+	return nil
 }
 
 // Close releases what the Runtime itself holds. Sandboxes run on.
@@ -155,8 +183,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	// containerd may have died, and be on its way back.
-	limited, cancel := context.WithTimeout(ctx, containerdStart)
+	limited, cancel := context.WithTimeout(ctx, awayLimit)
 	failed("reach containerd", poll(limited, 20*time.Millisecond, func() bool { return serves(limited, r.Client) }))
 	cancel()
 	container, err := r.Client.LoadContainer(ctx, id)
@@ -230,14 +257,22 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}
+	var mu sync.Mutex
+	var g errgroup.Group
+	g.SetLimit(parallelism)
 	for _, c := range containers {
-		alive[c.ID()] = false
-		task, err := c.Task(ctx, nil)
-		if err != nil {
-			continue
-		}
-		status, err := task.Status(ctx)
-		alive[c.ID()] = err == nil && status.Status == containerd.Running
+		g.Go(func() error {
+			lives, err := r.alive(ctx, c.ID(), stateLimit, func(ctx context.Context) (containerd.ProcessStatus, error) {
+				return taskStatus(ctx, c)
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			alive[c.ID()] = lives
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
 	}
 	note := func(id string) {
 		if _, known := alive[id]; !known {
@@ -270,6 +305,36 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 		found = append(found, sandbox.Instance{ID: id, Alive: ok})
 	}
 	return found, nil
+}
+
+// taskStatus is what a container's shim says of its task, and Unknown when it does not say so in time.
+func taskStatus(ctx context.Context, c containerd.Container) (containerd.ProcessStatus, error) {
+	task, err := c.Task(ctx, nil)
+	if err != nil {
+		return "", err
+	}
+	status, err := task.Status(ctx)
+	return status.Status, err
+}
+
+// alive says whether a sandbox lives. A shim that does not answer may be busy: it is asked until limit, and its
+// sandbox lives as long as nobody says that it has ended. An error is ctx's.
+func (r *Runtime) alive(ctx context.Context, id string, limit time.Duration, ask func(context.Context) (containerd.ProcessStatus, error)) (lives bool, err error) {
+	limited, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	var status containerd.ProcessStatus
+	doubt := poll(limited, 100*time.Millisecond, func() bool {
+		status, err = ask(limited)
+		return errdefs.IsNotFound(err) || err == nil && status != containerd.Unknown
+	})
+	switch {
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case doubt != nil:
+		r.Log.Warn("a sandbox's shim does not say whether it lives; keeping it", "id", id, "err", err)
+		return true, nil
+	}
+	return err == nil && status != containerd.Stopped, nil
 }
 
 // Wait satisfies sandbox.Runtime. It outlasts restarts of containerd.

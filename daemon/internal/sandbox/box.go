@@ -24,8 +24,8 @@ type box struct {
 	turns  map[Language]chan struct{}
 	sample cpuSample
 
-	// attaching serialises connected, which takes long and so must not hold mu.
-	attaching sync.Mutex
+	// attaching serialises connected, which takes long and so must not hold mu. A channel, as lock is.
+	attaching chan struct{}
 }
 
 // link is a connection to a sandbox's portal.
@@ -91,7 +91,7 @@ func (m *Manager) release(b *box) {
 }
 
 func newBox(name Name) *box {
-	return &box{name: name, lock: make(chan struct{}, 1), turns: map[Language]chan struct{}{}}
+	return &box{name: name, lock: make(chan struct{}, 1), attaching: make(chan struct{}, 1), turns: map[Language]chan struct{}{}}
 }
 
 func (b *box) record() Record {
@@ -158,8 +158,12 @@ func (b *box) connected(ctx context.Context, connect func(context.Context, strin
 	if l, _ := b.usable(); l != nil {
 		return l, nil
 	}
-	b.attaching.Lock()
-	defer b.attaching.Unlock()
+	select {
+	case b.attaching <- struct{}{}:
+		defer func() { <-b.attaching }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	l, id := b.usable()
 	if l != nil {
 		return l, nil

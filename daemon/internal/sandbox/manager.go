@@ -89,7 +89,8 @@ type Metrics struct {
 
 // Start makes the sandbox and returns when it answers. Starting a running sandbox with an equal
 // configuration does nothing; with another one it is errdefs.ErrAlreadyExists and says what differs.
-// When ctx ends first, or Stop is called meanwhile, whatever was made is removed.
+// When ctx ends first, or Stop is called meanwhile, whatever was made is removed, and its record with it: nobody
+// need know of it.
 func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	cfg, err := m.configure(name, req)
 	if err != nil {
@@ -122,7 +123,8 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	}
 	defer b.setClaim(nil)
 
-	ctx, cancel := context.WithCancelCause(ctx)
+	caller := ctx
+	ctx, cancel := context.WithCancelCause(caller)
 	defer cancel(nil)
 	b.setCancel(cancel)
 	defer b.setCancel(nil)
@@ -143,8 +145,14 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 	}
 	if err != nil {
-		m.fail(limited, b, rec, "its start failed", err)
-		if cause := context.Cause(limited); cause != nil {
+		cause := context.Cause(limited)
+		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
+			m.Log.Info("sandbox's start given up", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
+			_ = m.erase(limited, b, rec, "its start was given up") // which has recorded the error
+		} else {
+			m.fail(limited, b, rec, "its start failed", err)
+		}
+		if cause != nil {
 			return cause // stopped, took too long, or the client has gone
 		}
 		// What broke is the host's affair, and its error may name parts of the host.
@@ -167,7 +175,9 @@ func (*badImage) Unwrap() error { return errdefs.ErrInvalidArgument }
 func (m *Manager) replace(b *box, old, rec Record) error {
 	if old.ID != "" {
 		// A failed sandbox whose removal failed too may still hold something.
-		if err := m.Runtime.Remove(m.life, old.ID); err != nil {
+		ctx, cancel := context.WithTimeout(m.life, cleanupLimit)
+		defer cancel()
+		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
 			return fmt.Errorf("remove what is left of sandbox %s: %w", old.Name, err)
 		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
@@ -224,6 +234,23 @@ func (m *Manager) fail(ctx context.Context, b *box, rec Record, reason string, c
 	}
 }
 
+// erase removes what rec's microVM held, and then its record. After an error the sandbox has failed for the reason.
+// It works on when ctx has ended.
+func (m *Manager) erase(ctx context.Context, b *box, rec Record, reason string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	err := m.Runtime.Remove(ctx, rec.ID)
+	if err == nil {
+		err = m.Store.DeleteSandbox(rec.ID)
+	}
+	if err != nil {
+		m.fail(ctx, b, rec, reason, err)
+		return err
+	}
+	b.set(Record{}, nil)
+	return nil
+}
+
 // Stop ends the sandbox and removes all that it held, its record too. A start in progress is
 // cancelled. errdefs.ErrNotFound when there is none.
 func (m *Manager) Stop(ctx context.Context, name Name) error {
@@ -252,16 +279,9 @@ func (m *Manager) Stop(ctx context.Context, name Name) error {
 	}
 	b.set(rec, nil)
 	// A stop once begun is finished, also when the client goes away.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
-	defer cancel()
-	if err := m.Runtime.Remove(ctx, rec.ID); err != nil {
-		m.fail(ctx, b, rec, "its stop failed", err)
+	if err := m.erase(ctx, b, rec, "its stop failed"); err != nil {
 		return fmt.Errorf("sandbox %s was not wholly removed; stop it again: %w", name, errdefs.ErrUnavailable)
 	}
-	if err := m.Store.DeleteSandbox(rec.ID); err != nil {
-		return fmt.Errorf("record the stop of sandbox %s: %w", name, err)
-	}
-	b.set(Record{}, nil)
 	m.Log.Info("sandbox stopped", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID)
 	return nil
 }

@@ -53,9 +53,11 @@ func (s *memory) Sandboxes() ([]Record, error) {
 
 // fakeRuntime keeps "microVMs" as channels that are closed when they end.
 type fakeRuntime struct {
-	mu       sync.Mutex
-	vms      map[string]chan struct{}
-	starting func(ctx context.Context) error // runs within Start, after the VM exists
+	mu        sync.Mutex
+	vms       map[string]chan struct{}
+	starting  func(ctx context.Context) error // runs within Start, after the VM exists
+	removing  func(ctx context.Context) error // runs within Remove, before the VM goes; its error is Remove's
+	attaching func(ctx context.Context) error // runs within Attach; its error is Attach's
 }
 
 func (f *fakeRuntime) Start(ctx context.Context, id string, _ Config) error {
@@ -69,7 +71,12 @@ func (f *fakeRuntime) Start(ctx context.Context, id string, _ Config) error {
 	return nil
 }
 
-func (f *fakeRuntime) Remove(_ context.Context, id string) error {
+func (f *fakeRuntime) Remove(ctx context.Context, id string) error {
+	if f.removing != nil {
+		if err := f.removing(ctx); err != nil {
+			return err
+		}
+	}
 	f.kill(id)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -117,7 +124,12 @@ func (f *fakeRuntime) Wait(ctx context.Context, id string) (string, error) {
 	}
 }
 
-func (f *fakeRuntime) Attach(context.Context, string) (io.ReadWriteCloser, error) {
+func (f *fakeRuntime) Attach(ctx context.Context, _ string) (io.ReadWriteCloser, error) {
+	if f.attaching != nil {
+		if err := f.attaching(ctx); err != nil {
+			return nil, err
+		}
+	}
 	a, _ := net.Pipe()
 	return a, nil
 }
@@ -299,6 +311,82 @@ func TestStartThatNeverAnswersIsUndone(t *testing.T) {
 		if w.rt.count() != 0 {
 			t.Error("the microVM is left")
 		}
+		if recs := w.List(""); len(recs) != 1 || recs[0].State != Failed {
+			t.Errorf("records: %+v", recs)
+		}
+		w.Manager.Close()
+	})
+}
+
+// Who gives up a start, such as by a connection that broke, may not know of it, and leaves nothing.
+func TestStartThatItsCallerGivesUp(t *testing.T) {
+	for _, removes := range []bool{true, false} {
+		w := newWorld(t)
+		why := errors.New("the client has gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		w.rt.starting = func(ctx context.Context) error {
+			cancel(why)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		if !removes {
+			w.rt.removing = func(context.Context) error { return errors.New("busy") }
+		}
+		if err := w.Start(ctx, box1, Request{}); !errors.Is(err, why) {
+			t.Errorf("start: %v", err)
+		}
+		recs := w.List("")
+		if removes && (len(recs) != 0 || w.rt.count() != 0 || len(w.store.recs) != 0) {
+			t.Errorf("left: %+v, %d microVMs, %d stored", recs, w.rt.count(), len(w.store.recs))
+		}
+		if !removes && (len(recs) != 1 || recs[0].State != Failed || recs[0].Cause != "busy" || len(w.store.recs) != 1) {
+			t.Errorf("what could not be removed is recorded as %+v", recs)
+		}
+	}
+}
+
+// What is left of an earlier attempt and cannot be removed does not hold its name for ever.
+func TestStartAfterAnAttemptThatCannotBeRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.rt.starting = func(context.Context) error { return errors.New("no such luck") }
+		if err := w.Start(t.Context(), box1, Request{}); err == nil {
+			t.Fatal("it started")
+		}
+		w.rt.removing = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		began := time.Now()
+		if err := w.Start(t.Context(), box1, Request{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("start: %v", err)
+		}
+		if took := time.Since(began); took != cleanupLimit {
+			t.Errorf("it took %s", took)
+		}
+		w.Manager.Close()
+	})
+}
+
+// A run waits for another's way into the sandbox no longer than for its own.
+func TestWaitForAConnectionEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		if err := w.Start(t.Context(), box1, Request{}); err != nil {
+			t.Fatal(err)
+		}
+		w.restart(t) // it has no connection any more
+		w.rt.attaching = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		var first sync.WaitGroup
+		first.Go(func() { w.RunCommand(context.Background(), box1, CommandRun{Timeout: time.Minute}) })
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if _, err := w.RunCommand(ctx, box1, CommandRun{}); err == nil {
+			t.Error("a run in a sandbox that cannot be reached")
+		}
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("it gave up after %s", took)
+		}
+		first.Wait()
 		w.Manager.Close()
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -62,7 +63,7 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 		return nil, nil, err
 	}
 	st.Shim = shimState{PID: shim.PID, Start: start}
-	m := &machine{state: st, dir: s.dir(st.ID)}
+	m := newMachine(s.dir(st.ID), st)
 
 	s.mu.Lock()
 	_, exists := s.vms[st.ID]
@@ -100,9 +101,9 @@ func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.St
 	if err := m.begin(abort); err != nil {
 		return nil, fmt.Errorf("start VM %q: %w", m.ID, err)
 	}
-	m.work.Lock()
+	m.work <- struct{}{} // nobody else has it but a removal, which has aborted this
 	err := h.boot(bootCtx, m)
-	m.work.Unlock()
+	<-m.work
 	if err == nil {
 		err = h.watchParts(h.watch, m)
 	}
@@ -191,14 +192,25 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		}
 		work.Wait()
 	}()
-	for {
+	const maxPause = time.Second
+	for pause := time.Duration(0); ; {
 		conn, err := listener.AcceptUnix()
 		if ctx.Err() != nil {
 			return nil
 		}
+		if err != nil && passes(err) {
+			pause = min(max(2*pause, 5*time.Millisecond), maxPause)
+			s.cfg.Log.Warn("accept a call to the hypervisor socket; trying again", "err", err, "in", pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("serve shims: %w", err)
 		}
+		pause = 0
 		pid, err := peerPID(conn)
 		if err != nil {
 			s.cfg.Log.Warn("refusing a call to the hypervisor socket", "err", err)
@@ -212,6 +224,12 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 			_ = server.Serve(ctx, newSingleListener(conn))
 		})
 	}
+}
+
+// passes says of an error of accept that a later one may do better.
+func passes(err error) bool {
+	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR},
+		func(e error) bool { return errors.Is(err, e) })
 }
 
 func peerPID(conn *net.UnixConn) (int, error) {

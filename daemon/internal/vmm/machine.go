@@ -24,15 +24,20 @@ type machine struct {
 	state
 	dir string
 
-	// work is held while the machine boots and while it is taken down.
-	work     sync.Mutex
-	children []*os.Process
+	// work is held while the machine boots and while it is taken down. A channel, because who waits gives
+	// up with their context.
+	work     chan struct{}
+	children []*os.Process // not reaped yet
 	down     bool
 
 	mu    sync.Mutex
 	pids  map[role]int            // of what was spawned
 	abort context.CancelCauseFunc // ends the boot; nil before StartVM
 	gone  bool                    // to be taken down, or down already
+}
+
+func newMachine(dir string, st state) *machine {
+	return &machine{state: st, dir: dir, work: make(chan struct{}, 1)}
 }
 
 var errRemoved = errors.New("the VM was removed meanwhile")
@@ -145,30 +150,63 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 // takeDown ends the VM's processes and removes its directory. It may be called again.
 func (m *machine) takeDown(ctx context.Context) error {
 	m.leave()
-	m.work.Lock()
-	defer m.work.Unlock()
+	select {
+	case m.work <- struct{}{}:
+		defer func() { <-m.work }()
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of its boot or removal: %w", context.Cause(ctx))
+	}
 	if m.down {
 		return nil
 	}
-	if err := discard(ctx, m.dir); err != nil {
+	if err := killAll(ctx, m.dir); err != nil {
 		return err
 	}
-	for _, child := range m.children {
-		_, _ = child.Wait() // dead by now: this reaps it
+	if err := m.reap(ctx); err != nil {
+		return err
+	}
+	if err := discard(ctx, m.dir); err != nil {
+		return err
 	}
 	m.down = true
 	return nil
 }
 
-// discard ends all processes marked with a VM's directory and removes it. It needs no record.
-func discard(ctx context.Context, dir string) error {
+// reap ends the machine's own children. Most are dead by now, but the mark of one amid its execve is not to be seen.
+func (m *machine) reap(ctx context.Context) error {
+	for len(m.children) > 0 {
+		child := m.children[0]
+		p, err := process.Open(child.Pid) // which is no other's until the child is reaped
+		if err != nil {
+			return err
+		}
+		if p != nil {
+			err = p.Kill(ctx)
+			p.Close()
+		}
+		if err != nil {
+			return err
+		}
+		_, _ = child.Wait() // it is dead
+		m.children = m.children[1:]
+	}
+	return nil
+}
+
+// killAll ends all processes marked with a VM's directory.
+func killAll(ctx context.Context, dir string) error {
 	found, err := markedProcesses()
 	if err != nil {
 		return err
 	}
 	// virtiofsd's worker first, then its parent reaps it: children have the greater pids.
 	slices.SortFunc(found[dir], func(a, b markedProcess) int { return b.pid - a.pid })
-	if err := killMarked(ctx, dir, found[dir]); err != nil {
+	return killMarked(ctx, dir, found[dir])
+}
+
+// discard ends all processes marked with a VM's directory and removes it. It needs no record.
+func discard(ctx context.Context, dir string) error {
+	if err := killAll(ctx, dir); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {

@@ -28,7 +28,7 @@ import (
 )
 
 const (
-	bootLimit = 30 * time.Second
+	bootLimit = 90 * time.Second
 	shimName  = "vmm-test-shim"
 )
 
@@ -338,6 +338,8 @@ func markedSleep(t *testing.T, r role, dir string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// The kernel shows a process's environment a moment after its start.
+	eventually(t, "its mark is to be seen", func() bool { found, _ := readMark(cmd.Process.Pid); return found == r })
 	return cmd
 }
 

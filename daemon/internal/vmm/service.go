@@ -152,7 +152,9 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	for id := range ids {
 		m, err := s.adopt(id, found[s.dir(id)])
 		if err == nil {
+			s.mu.Lock()
 			s.vms[id] = m
+			s.mu.Unlock()
 			recovery.Adopted = append(recovery.Adopted, id)
 			continue
 		}
@@ -182,7 +184,8 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 		return nil, errors.New("its shim has ended")
 	}
 	shim.Close()
-	m := &machine{state: st, dir: s.dir(id), abort: func(error) {}} // its boot is over
+	m := newMachine(s.dir(id), st)
+	m.abort = func(error) {} // its boot is over
 	for _, p := range found {
 		// virtiofsd is two processes, and ends with either: the first is as good.
 		if m.pid(p.role) == 0 {

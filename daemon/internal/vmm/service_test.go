@@ -1,14 +1,18 @@
 package vmm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 func TestLifecycle(t *testing.T) {
@@ -122,6 +126,72 @@ func TestRemoveWhileBooting(t *testing.T) {
 	wantError(t, <-started, "removed meanwhile")
 	if !h.gone(t, id) {
 		t.Error("something is left")
+	}
+}
+
+// A process amid its execve shows no mark, and is ended nonetheless.
+func TestRemoveEndsUnmarkedChildren(t *testing.T) {
+	h, _ := startHost(t, newConfig(t))
+	id := newVM(t, h.cfg)
+	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
+	m := h.lookup(id)
+	child := exec.Command("/bin/sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	m.children = append(m.children, child.Process)
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	if err := h.Remove(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Process.Signal(unix.Signal(0)); !errors.Is(err, os.ErrProcessDone) {
+		t.Errorf("the child lives on: %v", err)
+	}
+}
+
+// A boot that hangs where nothing can end it does not hold who wants the VM removed.
+func TestRemoveGivesUpInTime(t *testing.T) {
+	h, _ := startHost(t, newConfig(t))
+	id := newVM(t, h.cfg)
+	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
+	m := h.lookup(id)
+	m.work <- struct{}{}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	wantError(t, h.Remove(ctx, id), "its boot or removal")
+	<-m.work
+	if err := h.Remove(t.Context(), id); err != nil || !h.gone(t, id) {
+		t.Errorf("later: %v", err)
+	}
+}
+
+// A moment without descriptors is no end of the service.
+func TestServeWithoutDescriptors(t *testing.T) {
+	h, _ := startHost(t, newConfig(t))
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := os.NewFile(uintptr(fd), "socket")
+	defer conn.Close()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	none := limit
+	none.Cur = 0
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: h.cfg.Socket})
+	eventually(t, "the log tells", func() bool { return strings.Contains(h.log.String(), "trying again") })
+	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := callHypervisor(h.cfg.Socket, newVM(t, h.cfg), "StopVM"); err != nil {
+		t.Errorf("after that: %v", err)
 	}
 }
 
