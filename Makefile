@@ -176,8 +176,9 @@ race: deps bin/tools/pebble ## Run the tests of the rooms where much happens at 
 
 .PHONY: soak
 soak: deps build guest images bin/tools/pebble ## Run the reliability tests at their full counts: hours
-	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
+	@daemon/setup/host-packages.sh bin/host-packages "for the tests" gcc libc6-dev:/usr/include/stdio.h $(TEST_PACKAGES)
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,token store gateway guestagent)
+	@MSB_SOAK=1 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 24h -v -run '^TestConcurrentUseAgreesWithAModel$$' ./daemon/internal/token
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestKills' ./daemon/e2e
 
 .PHONY: lint

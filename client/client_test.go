@@ -447,12 +447,11 @@ func TestUnreachableServersSayWhatToDo(t *testing.T) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = io.WriteString(w, ok(`""`).body)
 	})
-	secure, plain, closed := httptest.NewUnstartedServer(healthy), httptest.NewServer(healthy), httptest.NewServer(healthy)
+	secure, plain := httptest.NewUnstartedServer(healthy), httptest.NewServer(healthy)
 	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 	secure.StartTLS()
 	defer secure.Close()
 	defer plain.Close()
-	closed.Close()
 	trusting := secure.Client()
 	otherName := trusting.Transport.(*http.Transport).Clone()
 	otherName.TLSClientConfig = &tls.Config{RootCAs: otherName.TLSClientConfig.RootCAs, ServerName: "other.example.org"}
@@ -467,7 +466,7 @@ func TestUnreachableServersSayWhatToDo(t *testing.T) {
 		"other name":        {secure.URL, &http.Client{Transport: otherName}, errdefs.ErrUnavailable, "name that the server's certificate is for"},
 		"TLS to plain":      {strings.Replace(plain.URL, "http", "https", 1), nil, errdefs.ErrUnavailable, "plain http"},
 		"plain to TLS":      {strings.Replace(secure.URL, "https", "http", 1), nil, errdefs.ErrUnknown, "https://"},
-		"nothing there":     {closed.URL, nil, ErrNotRunning, "msb server start"},
+		"nothing there":     {"http://127.0.0.3:1", nil, ErrNotRunning, "msb server start"},
 		"unknown host": {"https://msbd.invalid", &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 			return nil, &net.DNSError{Err: "no such host", Name: "msbd.invalid"}
 		})}, errdefs.ErrUnavailable, "no such host"},

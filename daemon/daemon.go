@@ -171,11 +171,12 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		store: state, issuer: issuer, manager: manager, route: route, certs: certs, log: log,
 	}
 	office := admin.New(admin.Options{
-		Keys:        issuer,
+		Keys:        adminKeys{issuer, backups},
 		Audit:       state,
 		Backups:     adminBackups{backups},
 		Sandboxes:   manager,
 		Images:      adminImages{images},
+		State:       life.now,
 		Status:      life.status,
 		Shutdown:    stop,
 		Credentials: localsock.Credentials(),
@@ -188,7 +189,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	})
 	door, err := gateway.New(gateway.Options{
 		Verifier: verifier, Sandboxes: manager, Dev: cfg.Dev,
-		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond,
+		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
 		Metrics: newMetrics(life), Log: log,
 	})
 	if err != nil {
@@ -200,6 +201,9 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	}
 	door.Mount(rpc.MCPPath, assistants)
 
+	for _, warning := range openings(cfg, http.Addr().String()) {
+		log.Warn(warning)
+	}
 	// A disk that is full must not keep sandboxes from their users: the status says so, and nothing changes.
 	if err := state.Audit(startEvent(cfg, http.Addr().String())); err != nil {
 		log.Error("the start is not in the audit log", "err", err)
@@ -208,20 +212,21 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	// From here on everything runs side by side; the first to fail, or a stop, ends all.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return office.Serve(ctx, socket) })
-	g.Go(func() error { return vms.Serve(ctx) })
 	g.Go(func() error { return door.Serve(ctx, withTLS(http, certs)) })
 	g.Go(func() error { return issuer.Run(ctx) })
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
+		recoverVMs(ctx, vms, log)
+		g.Go(func() error { return vms.Serve(ctx) }) // it watches over those that were adopted
 		if cfg.Containerd == "" {
 			if err := private.Start(ctx); err != nil {
 				return err
 			}
 		}
 		life.enter(recovering)
-		if err := recoverAll(ctx, life, vms, manager, runtime); err != nil {
+		if err := recoverAll(ctx, life, manager, runtime); err != nil {
 			return err
 		}
 		life.enter(ready)
@@ -275,8 +280,18 @@ func kataOf(ctx context.Context, cfg config.Config, route host.Route) (kata micr
 	return kata, err
 }
 
+// recoverVMs adopts the VMs of an earlier daemon's hypervisor service.
+func recoverVMs(ctx context.Context, vms *vmm.Service, log *slog.Logger) {
+	found, err := vms.Recover(ctx)
+	if err != nil {
+		// The sandbox's own recovery tries again, and one that cannot be removed keeps no other from running.
+		log.Error("recover microVMs", "err", err)
+	}
+	log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
+}
+
 // recoverAll brings what an earlier daemon left, or what died meanwhile, in order.
-func recoverAll(ctx context.Context, life *life, vms *vmm.Service, manager *sandbox.Manager, runtime *microvm.Runtime) error {
+func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, runtime *microvm.Runtime) error {
 	version, err := runtime.Client.Version(ctx)
 	if err != nil {
 		return fmt.Errorf("ask containerd for its version: %w", err)
@@ -285,12 +300,6 @@ func recoverAll(ctx context.Context, life *life, vms *vmm.Service, manager *sand
 	if err != nil {
 		return err
 	}
-	found, err := vms.Recover(ctx)
-	if err != nil {
-		// The sandbox's own recovery tries again, and one that cannot be removed keeps no other from running.
-		life.log.Error("recover microVMs", "err", err)
-	}
-	life.log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
 	recovery, err := manager.Recover(ctx)
 	if err != nil {
 		return err
@@ -323,6 +332,16 @@ func startEvent(cfg config.Config, address string) audit.Event {
 		"version": cfg.Version, "address": address, "dev": strconv.FormatBool(cfg.Dev), "tls": strconv.FormatBool(cfg.TLS()),
 		"insecure_behind_proxy": strconv.FormatBool(cfg.InsecureBehindProxy), "hypervisor": cfg.Hypervisor, "accelerator": cfg.Accelerator,
 	}}
+}
+
+// adminKeys are the keys, of which none is forgotten that a restore could bring back.
+type adminKeys struct {
+	*token.Issuer
+	backups *backup.Service
+}
+
+func (k adminKeys) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error) {
+	return k.backups.Prune(ctx, deadFor, dryRun, by)
 }
 
 // adminBackups, adminImages and microVMSet say what one room knows in the words of another.

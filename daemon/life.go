@@ -100,6 +100,7 @@ func (l *life) status() *adminv1.GetStatusResponse {
 		ContainerdVersion:   containerdVersion,
 		KataVersion:         kataVersion,
 		AuditEntries:        l.store.AuditHead().Seq,
+		Warnings:            openings(l.cfg, l.address),
 	}
 	if err := l.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, err.Error())
@@ -128,6 +129,19 @@ func (l *life) status() *adminv1.GetStatusResponse {
 		}
 	}
 	return st
+}
+
+// openings are the settings by which the server lets in what it otherwise would not. They are said at each
+// start and in the status.
+func openings(cfg config.Config, address string) (warnings []string) {
+	if cfg.Dev {
+		warnings = append(warnings, fmt.Sprintf("dev mode: whoever reaches %s can do everything, without an API key: never use it in production", address))
+	}
+	if cfg.InsecureBehindProxy && !cfg.TLS() {
+		warnings = append(warnings, fmt.Sprintf("insecure_behind_proxy: %s takes API keys in plain text: "+
+			"see that only a proxy with TLS reaches it, over a network that nobody else reads", address))
+	}
+	return warnings
 }
 
 func isolation(r host.Route) *adminv1.Isolation {

@@ -94,7 +94,7 @@ func TestResetRefusesEveryEarlierKey(t *testing.T) {
 		t.Fatal("a fresh key is refused")
 	}
 	// On a running server.
-	s.mustMSB(t, "server", "start", "--reset-key", "--state-dir", s.state(), "--run-dir", s.runDir, "--yes")
+	s.mustMSB(t, "server", "start", "--reset-key", "--run-dir", s.runDir, "--yes")
 	if !refused(first) {
 		t.Error("a key from before the reset is accepted")
 	}

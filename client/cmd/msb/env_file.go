@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"syscall"
 
@@ -16,8 +17,8 @@ import (
 // maxEnvFile is far beyond what a file of environment variables has.
 const maxEnvFile = 1 << 20
 
-// envFile is a file of lines such as NAME=value in which one is about to be set. Its owner stays; its
-// mode becomes 0600.
+// envFile is a file of lines such as NAME=value in which one is about to be set. Its owner stays; a new one
+// that root makes is its directory's owner's. Its mode becomes 0600.
 type envFile struct{ *newFile }
 
 // prepareEnvFile finds out what would keep the file from being written.
@@ -40,12 +41,18 @@ func prepareEnvFile(path string) (*envFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if exists {
-		// As root in a user's directory, the file must stay the user's.
+	// As root in a user's directory, the file must stay the user's, or become it.
+	if !exists && os.Geteuid() == 0 {
+		if info, err = os.Stat(filepath.Dir(path)); err != nil {
+			f.discard()
+			return nil, err
+		}
+	}
+	if info != nil {
 		if owner := ownerOf(info); int(owner.Uid) != os.Geteuid() {
 			if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
 				f.discard()
-				return nil, fmt.Errorf("keep the owner of %s: %w", path, err)
+				return nil, fmt.Errorf("give %s its owner: %w", path, err)
 			}
 		}
 	}

@@ -68,27 +68,33 @@ func TestEnvFileKeepsItsOwner(t *testing.T) {
 		t.Log("only root writes files of others") // and nobody else's are kept
 		return
 	}
-	path := filepath.Join(t.TempDir(), ".env")
-	if err := os.WriteFile(path, nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(path, 1234, 5678); err != nil {
-		t.Fatal(err)
-	}
-	f, err := prepareEnvFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.discard()
-	if err := f.set("K", "v"); err != nil {
-		t.Fatal(err)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if owner := ownerOf(info); owner.Uid != 1234 || owner.Gid != 5678 || info.Mode().Perm() != 0o600 {
-		t.Errorf("it is %d:%d's, %s", owner.Uid, owner.Gid, info.Mode())
+	for _, exists := range []bool{true, false} { // a new one is its directory's owner's
+		path := filepath.Join(t.TempDir(), ".env")
+		owned := filepath.Dir(path)
+		if exists {
+			owned = path
+			if err := os.WriteFile(path, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chown(owned, 1234, 5678); err != nil {
+			t.Fatal(err)
+		}
+		f, err := prepareEnvFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.discard()
+		if err := f.set("K", "v"); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if owner := ownerOf(info); owner.Uid != 1234 || owner.Gid != 5678 || info.Mode().Perm() != 0o600 {
+			t.Errorf("it existed: %t; it is %d:%d's, %s", exists, owner.Uid, owner.Gid, info.Mode())
+		}
 	}
 }
 

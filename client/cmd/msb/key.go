@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -114,10 +116,11 @@ func orAll(list []string) string {
 
 // keyTable is a table of keys for people. Dead ones stand back.
 func keyTable(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
-	rows := [][]string{{"ID", "NAME", "NAMESPACES", "SCOPES", "CREATED", "EXPIRES IN", "LAST USED", "FROM"}}
+	rows := [][]string{{"ID", "NAME", "NAMESPACES", "SCOPES", "CREATED", "BY", "EXPIRES IN", "LAST USED", "FROM"}}
 	for _, k := range keys {
 		rows = append(rows, []string{
-			shortID(k), k.GetName(), orAll(k.GetNamespaces()), orAll(k.GetScopes()), ago(k.GetCreatedAt(), now), expiresIn(k, now),
+			shortID(k), k.GetName(), orAll(k.GetNamespaces()), orAll(k.GetScopes()), ago(k.GetCreatedAt(), now),
+			cmp.Or(userName(k.GetCreatedBy()), strconv.FormatUint(uint64(k.GetCreatedBy()), 10)), expiresIn(k, now),
 			ago(k.GetLastUsedAt(), now), k.GetLastUsedFrom(),
 		})
 	}

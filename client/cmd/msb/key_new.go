@@ -20,8 +20,9 @@ var newKeyFlags = []cli.Flag{
 }
 
 const envFileHelp = "With --env-file, the key is not printed, neither as JSON: it goes into the file, in place of the value in\n" +
-	"every line that sets MSB_API_KEY, or in a line of its own. The other lines and the file's owner stay; its\n" +
-	"mode becomes 0600. A symbolic link is not followed. A file that cannot be written makes no key."
+	"every line that sets MSB_API_KEY, or in a line of its own. The other lines and the file's owner stay; a new\n" +
+	"file that root makes is its directory's owner's. Its mode becomes 0600. A symbolic link is not followed. A\n" +
+	"file that cannot be written makes no key."
 
 // newKeyInfo is a key that was just made.
 type newKeyInfo struct {
@@ -46,13 +47,20 @@ func newKey(c *cli.Context, make func(*client.Admin) (newKeyInfo, error)) error 
 	if err != nil {
 		return err
 	}
+	lost := func(err error) error {
+		return fmt.Errorf("%s was made, but nobody has it (refuse it with 'msb server key revoke %s', and make another): %w",
+			title(made.key), made.key.GetId(), err)
+	}
 	if file != nil {
 		if err := file.set(keyVariable, made.secret); err != nil {
-			return fmt.Errorf("%s was made, but nobody has it (refuse it with 'msb server key revoke %s', and make another): %w",
-				title(made.key), made.key.GetId(), err)
+			return lost(err)
 		}
 	}
-	return made.print(c)
+	err = made.print(c)
+	if err != nil && file == nil {
+		return lost(err)
+	}
+	return err
 }
 
 func (made newKeyInfo) print(c *cli.Context) error {

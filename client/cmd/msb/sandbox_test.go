@@ -26,18 +26,18 @@ import (
 )
 
 // The commands for holders of an API key, against a stand-in for the server's HTTP side. $URL, $TLS_URL and
-// $DEAD_URL are where it answers in plain, with a certificate in $CA, and not at all.
+// $DEAD_URL are where it answers in plain, with a certificate in $CA, and not at all: nobody takes that port of
+// that loopback address.
 func TestSandboxScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/sandbox",
 		Setup: func(env *testscript.Env) error {
 			g := newGateway()
-			plain, secure, dead := httptest.NewServer(g), httptest.NewUnstartedServer(g), httptest.NewServer(g)
+			plain, secure := httptest.NewServer(g), httptest.NewUnstartedServer(g)
 			secure.Config.ErrorLog = log.New(io.Discard, "", 0)
 			secure.StartTLS()
 			env.Defer(plain.Close)
 			env.Defer(secure.Close)
-			dead.Close()
 			ca := filepath.Join(env.WorkDir, "ca.pem")
 			block := &pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}
 			if err := os.WriteFile(ca, pem.EncodeToMemory(block), 0o600); err != nil {
@@ -48,7 +48,7 @@ func TestSandboxScripts(t *testing.T) {
 				return err
 			}
 			for name, value := range map[string]string{
-				"URL": plain.URL, "TLS_URL": secure.URL, "DEAD_URL": dead.URL, "CA": ca, "HOME": home,
+				"URL": plain.URL, "TLS_URL": secure.URL, "DEAD_URL": "http://127.0.0.3:1", "CA": ca, "HOME": home,
 				"XDG_CONFIG_HOME": "", "MSB_API_KEY": "", "MSB_SERVER_URL": "",
 			} {
 				env.Setenv(name, value)

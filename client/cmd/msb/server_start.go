@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -46,8 +47,8 @@ var serverStart = &cli.Command{
 	Description: "In the foreground, msb becomes msbd, and its log goes to standard error. With --detach, msbd goes on\n" +
 		"in the background with its log in msbd.log in the state directory, and msb returns when it is ready.\n\n" +
 		"If the server runs already, nothing is started: with --reset-key the running one replaces its signing\n" +
-		"key; without, msb says that it runs, and that is no error unless --host, --port or --dev ask for\n" +
-		"something else than it does.\n\n" +
+		"key, unless --config, --state-dir or --lib-dir may mean another server; without, msb says that it runs,\n" +
+		"and that is no error unless --host, --port or --dev ask for something else than it does.\n\n" +
 		"msbd has more settings than these: 'msbd --help'.",
 	Flags: append(passedOn[:len(passedOn):len(passedOn)],
 		runDirFlag,
@@ -133,10 +134,26 @@ func alreadyRunning(c *cli.Context, a *client.Admin, st *adminv1.GetStatusRespon
 			"sandboxes go on running", st.GetListenAddress(), st.GetPid(), st.GetDevMode())
 	}
 	if c.Bool("reset-key") {
+		// A server does not say what it was started with, and of the wrong one no key would ever be good again.
+		if others := setFlags(c, "config", "state-dir", "lib-dir"); len(others) > 0 {
+			return fmt.Errorf("msbd is already running on %s (pid %d), and may be another server than %s means: no key was reset. "+
+				"To reset that of the running one, leave that out; to start another one beside it, give a --run-dir and a --port of its own",
+				st.GetListenAddress(), st.GetPid(), strings.Join(others, ", "))
+		}
 		return reset(c, a)
 	}
 	fmt.Fprintf(c.App.ErrWriter, "msbd is already running on %s (pid %d)\n", gatewayURL(st), st.GetPid())
 	return nil
+}
+
+// setFlags are those of the flags that the command line has, as people write them.
+func setFlags(c *cli.Context, names ...string) (set []string) {
+	for _, name := range names {
+		if c.IsSet(name) {
+			set = append(set, "--"+name+" "+c.String(name))
+		}
+	}
+	return set
 }
 
 // findMsbd finds the daemon that belongs to this msb.

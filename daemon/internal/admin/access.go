@@ -142,8 +142,7 @@ func (s *Server) ready(need access) error {
 	if need == always {
 		return nil
 	}
-	status := s.Status()
-	switch state := status.GetState(); {
+	switch state, reasons := s.State(); {
 	case state == adminv1.GetStatusResponse_DAEMON_STATE_STARTING,
 		state == adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING:
 		return fmt.Errorf("msbd is starting; try again in a moment: %w", errdefs.ErrUnavailable)
@@ -154,7 +153,7 @@ func (s *Server) ready(need access) error {
 			return nil
 		}
 		return fmt.Errorf("msbd is degraded and changes nothing, but for revoking keys (%s): %w",
-			strings.Join(status.GetDegradedReasons(), "; "), errdefs.ErrFailedPrecondition)
+			strings.Join(reasons, "; "), errdefs.ErrFailedPrecondition)
 	default:
 		return errStopping
 	}

@@ -32,8 +32,8 @@ type Keys interface {
 	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error)
 	Reset(ctx context.Context, by uint32) (invalidated int, err error)
 	SigningKey() token.SigningKey
-	// ClockBehind is how far the wall clock lies behind the one that keys live by.
-	ClockBehind() time.Duration
+	// Now is the time by which keys live and die.
+	Now() time.Time
 }
 
 // Audit is the audit log. A *store.Store is one.
@@ -94,7 +94,10 @@ type Options struct {
 	Backups   Backups
 	Sandboxes Sandboxes
 	Images    Images
-	// Status describes the daemon; it is called in every state of it and must not block.
+	// State is how the daemon is, and why it is degraded if it is. It is called in every state, at each
+	// call, and must not block.
+	State func() (state adminv1.GetStatusResponse_DaemonState, reasons []string)
+	// Status describes the daemon in full. It is called in every state and must not block.
 	Status func() *adminv1.GetStatusResponse
 	// Shutdown makes the daemon end, and with it the context of Serve. It does not wait.
 	Shutdown func()
@@ -121,7 +124,7 @@ func New(o Options) *Server { return &Server{Options: o} }
 const drainTimeout = 5 * time.Second
 
 // Serve answers calls on l until ctx ends, then lets those in progress finish, and closes l. It can be
-// called before the daemon is ready: only what Status says is ready is served.
+// called before the daemon is ready: only what State says is ready is served.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(s.Credentials),

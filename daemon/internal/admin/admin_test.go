@@ -146,6 +146,17 @@ func TestStatesGateMethods(t *testing.T) {
 	}
 }
 
+// The full status counts every key: only who asks for it waits for that.
+func TestOnlyGetStatusAsksForTheStatus(t *testing.T) {
+	f := newFixture(t, "")
+	for method := range methods {
+		f.call(t, method)
+	}
+	if f.statuses != 1 {
+		t.Errorf("%d calls asked for the status %d times", len(methods), f.statuses)
+	}
+}
+
 // Said twice, on purpose: what is taken in a state is no accident of the table.
 func TestWhatIsServedInTrouble(t *testing.T) {
 	for state, want := range map[adminv1.GetStatusResponse_DaemonState][]string{

@@ -209,6 +209,7 @@ type fixture struct {
 	stop      func() error // ends the server and waits for it
 	server    *Server
 	shutdowns int
+	statuses  int
 	state     adminv1.GetStatusResponse_DaemonState
 	peer      Peer
 	peerKnown bool
@@ -248,7 +249,9 @@ func newFixture(t *testing.T, group string) *fixture {
 		Backups:   f.archives,
 		Sandboxes: f.sandboxes,
 		Images:    f.images,
+		State:     func() (adminv1.GetStatusResponse_DaemonState, []string) { return f.state, []string{"no disk"} },
 		Status: func() *adminv1.GetStatusResponse {
+			f.statuses++
 			return &adminv1.GetStatusResponse{State: f.state, DegradedReasons: []string{"no disk"}}
 		},
 		Shutdown:    func() { f.shutdowns++ },

@@ -38,7 +38,7 @@ func (s *Server) keyProto(k token.Key) *adminv1.Key {
 	for _, scope := range k.Scopes {
 		key.Scopes = append(key.Scopes, string(scope))
 	}
-	switch k.StateAt(time.Now().Add(s.Keys.ClockBehind())) {
+	switch k.StateAt(s.Keys.Now()) {
 	case token.Live:
 		key.State = adminv1.KeyState_KEY_STATE_LIVE
 	case token.Expired:

@@ -24,8 +24,11 @@ import (
 // Keys holds the API keys and the signing key. A *token.Issuer is one.
 type Keys interface {
 	SigningKey() token.SigningKey
-	// Snapshot calls take with the keyring file's content, while no key and no signing key changes.
+	// Snapshot calls take with the keyring file's content, while no key and no signing key changes: so take
+	// should not take long.
 	Snapshot(take func(keyring token.Secret) error) error
+	// Prune removes keys that have been dead for so long, or says which.
+	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error)
 	// Restore takes what Snapshot gave and the records that the store held then. What is damaged or of a
 	// newer version changes nothing. Done again, it completes.
 	Restore(ctx context.Context, keyring token.Secret, records []token.Record, by uint32) (live, invalidated int, err error)
@@ -33,8 +36,11 @@ type Keys interface {
 
 // Store holds the records. A *store.Store is one.
 type Store interface {
-	// Snapshot writes a copy of the store as it is at this moment. Writers may wait for w.
-	Snapshot(w io.Writer) error
+	// OpenSnapshot returns the store as it is at this moment, to be copied. Writers may wait for its Close.
+	OpenSnapshot() (interface {
+		io.WriterTo
+		io.Closer
+	}, error)
 	// OpenAudit returns the audit log as it is at this moment.
 	OpenAudit() (io.ReadCloser, error)
 	Audit(e audit.Event) error
@@ -55,13 +61,14 @@ type Options struct {
 type Service struct {
 	Options
 	restoring sync.Mutex
+	// left says that a restore which has ended may yet be completed at the next start. restoring guards it.
+	left bool
 }
 
 // New makes a Service.
 func New(o Options) *Service { return &Service{Options: o} }
 
-// Write writes an archive, for the local user with the uid by. Keys change neither while the store is
-// copied, nor does anything wait for w after that.
+// Write writes an archive, for the local user with the uid by. Keys change meanwhile, and nothing waits for w.
 func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 	temp, err := createTemp(s.Dir)
 	if err != nil {
@@ -94,8 +101,12 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring token.Secret, err
 	m = manifest{Format: formatName, Version: formatVersion}
 	var (
 		log io.ReadCloser
-		db  member
+		db  interface {
+			io.WriterTo
+			io.Closer
+		}
 	)
+	// They are opened together, and copied once keys may change again: a revocation does not wait for that.
 	err = s.Keys.Snapshot(func(k token.Secret) (err error) {
 		keyring = k
 		signing := s.Keys.SigningKey()
@@ -103,10 +114,7 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring token.Secret, err
 		if log, err = s.Store.OpenAudit(); err != nil {
 			return err
 		}
-		sum := sha256.New()
-		size := new(counter)
-		err = s.Store.Snapshot(io.MultiWriter(temp, sum, size))
-		db = member{Name: storeName, Size: int64(*size), SHA256: digest(sum)}
+		db, err = s.Store.OpenSnapshot()
 		return err
 	})
 	if log != nil {
@@ -115,20 +123,19 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring token.Secret, err
 	if err != nil {
 		return m, keyring, err
 	}
+	sum := sha256.New()
+	size, err := db.WriteTo(io.MultiWriter(temp, sum))
+	if err = errors.Join(err, db.Close()); err != nil {
+		return m, keyring, err
+	}
+	store := member{Name: storeName, Size: size, SHA256: digest(sum)}
 	ring, err := measure(keyringName, io.Discard, strings.NewReader(keyring.Reveal()))
 	if err != nil {
 		return m, keyring, err
 	}
-	lines, err := measure(auditName, temp, log) // it only grows: that can wait until keys change again
-	m.Members = []member{ring, db, lines}
+	lines, err := measure(auditName, temp, log)
+	m.Members = []member{ring, store, lines}
 	return m, keyring, err
-}
-
-type counter int64
-
-func (c *counter) Write(b []byte) (int, error) {
-	*c += counter(len(b))
-	return len(b), nil
 }
 
 // Summary is what a restore did.
@@ -146,7 +153,7 @@ type Summary struct {
 // is completed at the next start.
 func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary, error) {
 	if !s.restoring.TryLock() {
-		return Summary{}, fmt.Errorf("another backup is being restored: wait for that: %w", errdefs.ErrFailedPrecondition)
+		return Summary{}, errRestoring
 	}
 	defer s.restoring.Unlock()
 	st, err := s.read(readerWithContext{ctx, r})
@@ -155,14 +162,17 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary,
 	}
 	st.By = by
 	st.ReplacedKeyID = s.Keys.SigningKey().ID
+	s.left = true // until it is known to be gone
 	if err := st.save(s.Dir); err != nil {
 		return Summary{}, fmt.Errorf("restore backup: put its keys aside: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
 	}
 	// From here on it is not given up halfway.
 	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), st.keyring(), st.Records, by)
 	// The caller knows how it went: the next start has nothing to complete. If the stage cannot be
-	// removed, completing it is harmless, or refused if the signing key changed since.
-	if removed := removeStage(s.Dir); removed != nil {
+	// removed, completing it is harmless, or refused if the signing key changed since: for Prune, which it
+	// would undo, waits until it is gone.
+	removed := removeStage(s.Dir)
+	if s.left = removed != nil; s.left {
 		s.Log.Error("remove what a restore put aside", "err", removed)
 	}
 	if err != nil {
@@ -170,6 +180,28 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary,
 	}
 	return Summary{TakenAt: st.TakenAt, Live: live, Invalidated: invalidated}, nil
 }
+
+// Prune is that of Keys. Where the next start might complete a restore, which would bring back what is
+// forgotten now, nothing is: errdefs.ErrFailedPrecondition or errdefs.ErrUnavailable.
+func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error) {
+	if dryRun {
+		return s.Keys.Prune(ctx, deadFor, dryRun, by)
+	}
+	if !s.restoring.TryLock() {
+		return nil, errRestoring
+	}
+	defer s.restoring.Unlock()
+	if s.left {
+		if err := removeStage(s.Dir); err != nil {
+			return nil, fmt.Errorf("what the last restore put aside cannot be removed, so that the next start would bring back "+
+				"pruned keys: see to %s: %w: %w", stagePath(s.Dir), err, errdefs.ErrUnavailable)
+		}
+		s.left = false
+	}
+	return s.Keys.Prune(ctx, deadFor, dryRun, by)
+}
+
+var errRestoring = fmt.Errorf("a backup is being restored: wait for that: %w", errdefs.ErrFailedPrecondition)
 
 // read reads an archive.
 func (s *Service) read(r io.Reader) (_ *stage, err error) {

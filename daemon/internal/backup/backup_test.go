@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -262,6 +263,62 @@ func TestSlowReaderHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// copiedStore calls copying when a snapshot is about to be copied.
+type copiedStore struct {
+	*store.Store
+	copying func()
+}
+
+func (s copiedStore) OpenSnapshot() (interface {
+	io.WriterTo
+	io.Closer
+}, error) {
+	snapshot, err := s.Store.OpenSnapshot()
+	return copied{snapshot, snapshot, s.copying}, err
+}
+
+type copied struct {
+	io.WriterTo
+	io.Closer
+	copying func()
+}
+
+func (c copied) WriteTo(w io.Writer) (int64, error) {
+	c.copying()
+	return c.WriterTo.WriteTo(w)
+}
+
+// However long the store takes to be copied, a revocation does not wait for that.
+func TestRevocationBesideACopy(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.issue(t, "a")
+	revoke := func() error {
+		_, err := s.issuer.Revoke(t.Context(), "a", 0)
+		return err
+	}
+	if err := revoke(); err != nil {
+		t.Fatal(err)
+	}
+	copies, waited := 0, error(nil)
+	beside := copiedStore{s.store, func() {
+		copies++
+		done := make(chan error, 1)
+		// It is revoked already: that takes the lock, and writes nothing. So small a store would have to grow.
+		go func() { done <- revoke() }()
+		select {
+		case err := <-done:
+			waited = errors.Join(waited, err)
+		case <-time.After(30 * time.Second):
+			waited = errors.New("it waits")
+		}
+	}}
+	service := backup.New(backup.Options{Dir: s.dir, Keys: s.issuer, Store: beside, ReadKeys: store.ReadKeys, Log: quiet})
+	if err := service.Write(t.Context(), io.Discard, 0); err != nil || waited != nil || copies != 1 {
+		t.Errorf("%d copies, %v; the revocation: %v", copies, err, waited)
+	}
+}
+
 // rewrite makes an archive anew with what change does to its members; their checksums become right.
 func rewrite(t testing.TB, archive []byte, change func(h *tar.Header, content []byte) (*tar.Header, []byte)) []byte {
 	t.Helper()
@@ -475,6 +532,57 @@ func (k *interruptedKeys) Restore(context.Context, token.Secret, []token.Record,
 	return 0, 0, errors.Join(err, errors.New("interrupted"))
 }
 
+// stuckKeys sees to it that the stage of a restore cannot be removed.
+type stuckKeys struct {
+	*token.Issuer
+	stage   string
+	content []byte
+}
+
+func (k *stuckKeys) Restore(ctx context.Context, keyring token.Secret, records []token.Record, by uint32) (int, int, error) {
+	live, invalidated, err := k.Issuer.Restore(ctx, keyring, records, by)
+	var read error
+	k.content, read = os.ReadFile(k.stage)
+	return live, invalidated, errors.Join(err, read, os.Remove(k.stage), os.MkdirAll(filepath.Join(k.stage, "in the way"), 0o700))
+}
+
+// A stage that could not be removed brings back no key that was pruned since.
+func TestPruneWaitsForAStage(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	key := s.issue(t, "a")
+	archive := s.write(t)
+	stuck := &stuckKeys{Issuer: s.issuer, stage: filepath.Join(s.dir, "restore.json")}
+	service := backup.New(backup.Options{Dir: s.dir, Keys: stuck, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
+	if got, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil || got.Live != 1 {
+		t.Fatalf("Restore: %+v, %v", got, err)
+	}
+	if _, err := s.issuer.Revoke(t.Context(), "a", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := service.Prune(t.Context(), "", false, 0); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), stuck.stage) {
+		t.Errorf("Prune: %v, want unavailable naming the file", err)
+	}
+	if dead, err := service.Prune(t.Context(), "", true, 0); err != nil || len(dead) != 1 {
+		t.Errorf("a dry run: %d keys, %v", len(dead), err)
+	}
+	// Once it can be removed, that is done first.
+	if err := errors.Join(os.RemoveAll(stuck.stage), os.WriteFile(stuck.stage, stuck.content, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := service.Prune(t.Context(), "", false, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+	if s = s.reopen(t); s.accepts(key) || s.issuer.Counts() != (token.Counts{}) {
+		t.Errorf("the pruned key is accepted: %t; counts are %+v", s.accepts(key), s.issuer.Counts())
+	}
+}
+
 func TestDamagedStageIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -502,6 +610,9 @@ func TestOneRestoreAtATime(t *testing.T) {
 	}
 	if _, err := s.Restore(t.Context(), strings.NewReader(""), 0); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a second restore: %v, want failed precondition", err)
+	}
+	if _, err := s.Prune(t.Context(), "", false, 0); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a prune beside it: %v, want failed precondition", err)
 	}
 	w.Close()
 	if err := <-done; !errdefs.IsInvalidArgument(err) {

@@ -93,8 +93,9 @@ func loadStage(dir string) (*stage, error) {
 	return s, nil
 }
 
+// removeStage removes the stage for good, also if an earlier attempt did so only until a power loss.
 func removeStage(dir string) error {
-	if err := os.Remove(stagePath(dir)); err != nil {
+	if err := os.Remove(stagePath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return syncDir(dir)

@@ -47,6 +47,15 @@ func child(role, dir string) *exec.Cmd {
 // soak says to test for long.
 var soak = os.Getenv("MSB_SOAK") != ""
 
+// one of how many cases is tried. The race detector makes each of them many times as dear, and has nothing to
+// find where one goroutine opens a state by itself, or a child is traced or killed: there it is one of 20.
+func oneOf() int {
+	if racing && !soak {
+		return 20
+	}
+	return 1
+}
+
 var quiet = slog.New(slog.DiscardHandler)
 
 // server is the key side of a server: everything that is behind its sockets.

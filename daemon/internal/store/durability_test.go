@@ -73,7 +73,7 @@ func churn(dir string) error {
 // happened or not.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
-	rounds := 50
+	rounds := max(3, 50/oneOf())
 	switch {
 	case soak:
 		rounds = 10_000

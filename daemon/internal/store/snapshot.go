@@ -11,18 +11,30 @@ import (
 	"github.com/msbd/msbd/daemon/internal/token"
 )
 
-// Snapshot writes a copy of the store as it is at this moment, which ReadKeys understands. Changes go on
-// meanwhile, but w should not be slow: a store that must grow waits for it.
-func (s *Store) Snapshot(w io.Writer) error {
-	err := s.db.View(func(tx *bbolt.Tx) error {
-		_, err := tx.WriteTo(w)
-		return err
-	})
+// OpenSnapshot returns the store as it is at this moment, to be copied at leisure: ReadKeys understands what
+// is written. Changes go on until Close, but what takes long should not hold it: a store that must grow waits.
+func (s *Store) OpenSnapshot() (interface {
+	io.WriterTo
+	io.Closer
+}, error) {
+	tx, err := s.db.Begin(false)
 	if err != nil {
-		return fmt.Errorf("copy store: %w", err)
+		return nil, fmt.Errorf("copy store: %w", err)
 	}
-	return nil
+	return snapshot{tx}, nil
 }
+
+type snapshot struct{ tx *bbolt.Tx }
+
+func (s snapshot) WriteTo(w io.Writer) (int64, error) {
+	n, err := s.tx.WriteTo(w)
+	if err != nil {
+		err = fmt.Errorf("copy store: %w", err)
+	}
+	return n, err
+}
+
+func (s snapshot) Close() error { return s.tx.Rollback() }
 
 // ReadKeys reads the keys of a Snapshot, of this or an earlier schema, in a file that is its own. The
 // file may be changed. A damaged one is errdefs.ErrDataLoss, one of a newer schema

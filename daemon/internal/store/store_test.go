@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -352,13 +353,18 @@ func TestSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Snapshot(f); err != nil {
+	snapshot, err := s.OpenSnapshot()
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Close(); err != nil {
+	deleted := make(chan error)
+	go func() { deleted <- s.CommitKeys(token.Change{Delete: []string{"a", "b"}}) }() // is not in it
+	if _, err := snapshot.WriteTo(f); err != nil {
 		t.Fatal(err)
 	}
-	commit(t, s, token.Change{Delete: []string{"a", "b"}})
+	if err := errors.Join(snapshot.Close(), f.Close(), <-deleted); err != nil {
+		t.Fatal(err)
+	}
 	got, err := ReadKeys(path)
 	if err != nil {
 		t.Fatal(err)

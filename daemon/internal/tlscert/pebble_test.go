@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,8 +53,9 @@ func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...st
 		return name
 	}
 	ca := newAuthority(t, "pebble's own CA")
-	pair := ca.issue(t, func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.ParseIP(pebbleIP)} })
-	address, management := freeAddresses(t)
+	ip := pebbleIP()
+	pair := ca.issue(t, func(c *x509.Certificate) { c.IPAddresses = []net.IP{ip} })
+	address, management := freeAddresses(t, ip)
 	config, err := json.Marshal(map[string]any{"pebble": map[string]any{
 		"listenAddress":           address,
 		"managementListenAddress": management,
@@ -134,16 +136,22 @@ func moduleRoot(t *testing.T) string {
 	return ""
 }
 
-// pebbleIP is used by no other server of the tests, nor for connections that leave: pebble does not say
-// which port it got, so that it has to be free for a while.
-const pebbleIP = "127.0.0.2"
+var pebbles atomic.Uint32
 
-func freeAddresses(t *testing.T) (string, string) {
+// pebbleIP is a loopback address for one pebble alone, and none that connections leave from: pebble does not say
+// which port it got, so that those chosen for it have to be free for a while. Of the tests that run beside this
+// process, in other clones, each has other addresses.
+func pebbleIP() net.IP {
+	pid := os.Getpid()
+	return net.IPv4(127, 128|byte(pid>>8), byte(pid), byte(pebbles.Add(1)))
+}
+
+func freeAddresses(t *testing.T, ip net.IP) (string, string) {
 	t.Helper()
 	var ln [2]net.Listener
 	for i := range ln {
 		var err error
-		if ln[i], err = net.Listen("tcp", net.JoinHostPort(pebbleIP, "0")); err != nil {
+		if ln[i], err = net.Listen("tcp", net.JoinHostPort(ip.String(), "0")); err != nil {
 			t.Fatal(err)
 		}
 		defer ln[i].Close()

@@ -96,6 +96,17 @@ func BenchmarkKnownKey(b *testing.B) {
 	b.ReportMetric(testing.AllocsPerRun(100, ours), "msbd-allocs")
 }
 
+// The same from two sources by turns.
+func BenchmarkKnownKeyFromTwoSources(b *testing.B) {
+	_, i, v := newIssuer(b)
+	token, _ := issue(b, i, IssueRequest{})
+	use := alternating(v, token)
+	b.ReportAllocs()
+	for b.Loop() {
+		use()
+	}
+}
+
 // The same from all processors at once: with keys of their own, and with one key.
 func BenchmarkKnownKeyParallel(b *testing.B) {
 	_, i, v := newIssuer(b)

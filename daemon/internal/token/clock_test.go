@@ -73,7 +73,7 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 				opts.readClock = clock.read
 				i, v := openWith(t, opts)
 				forever, _ := issue(t, i, IssueRequest{})
-				expired, _ := issue(t, i, IssueRequest{Expire: "1d"})
+				expired, gone := issue(t, i, IssueRequest{Expire: "1d"})
 				accepted(t, v, expired)
 				clock.pass(24 * time.Hour)
 				refused(t, v, expired)
@@ -87,6 +87,9 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 				}
 				accepted(t, v, forever)
 				refused(t, v, expired)
+				if k, err := i.Find(gone.ID); err != nil || k.StateAt(i.Now()) != Expired {
+					t.Errorf("to administrators it is %+v, %v, at %s", k, err, i.Now())
+				}
 				if set < 0 {
 					accepted(t, v, left)
 				}

@@ -27,7 +27,9 @@ type Issuer struct {
 	// that a reset beside it invalidated. What only asks does not wait for it.
 	mu      sync.RWMutex
 	keyring atomic.Pointer[keyring] // changed under mu
-	saving  sync.Mutex              // one saveUsage at a time
+	// saving is held while usage is saved, with the time, and by a reset, which sets the time back. It is
+	// taken after mu.
+	saving sync.Mutex
 }
 
 // IssueRequest says what key to make.
@@ -127,6 +129,9 @@ func (i *Issuer) SigningKey() SigningKey {
 // than a correction of the clock explains, else 0. Keys that expire are judged by the latter, and no key
 // can be made.
 func (i *Issuer) ClockBehind() time.Duration { return i.clock.behind() }
+
+// Now is the time by which keys live and die; see ClockBehind.
+func (i *Issuer) Now() time.Time { return i.clock.time() }
 
 // Run saves the usage of keys every minute, and at the end of ctx; it returns nil then. What cannot be
 // saved is logged and tried again.

@@ -199,12 +199,14 @@ func (ks *keys) counts() (c Counts) {
 	return c
 }
 
-func (ks *keys) usedSinceSaved() (used []*key) {
+// usedSinceSaved is the usage of the keys that have a new one, by id.
+func (ks *keys) usedSinceSaved() map[string]*usage {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
+	used := make(map[string]*usage)
 	for _, k := range ks.oldest {
 		if k.usage.requests.Load() != k.usage.saved {
-			used = append(used, k)
+			used[k.ID] = &k.usage
 		}
 	}
 	return used

@@ -165,6 +165,9 @@ func TestFind(t *testing.T) {
 	put("beef", "beef", nil)
 	full := strings.Repeat("0", idLength-4)
 	put("9999", "1234"+full, nil) // named like another's id
+	put("5555", "twins", nil)
+	put("6666", "twins", nil)
+	put("6667", "twins", revoked)
 
 	for ref, want := range map[string]string{
 		"aaaa1" + full[1:]: "aaaa1",
@@ -187,11 +190,15 @@ func TestFind(t *testing.T) {
 		"older": {"dddd1", "dddd2"},
 		"cccc":  {"cccc", "ffff"}, // one's name, another's beginning
 		"eeee":  {"eeee1", "eeee2"},
+		"twins": {"5555", "6666"}, // both live
 	} {
 		_, err := i.Find(ref)
-		if !errdefs.IsInvalidArgument(err) {
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "use the id") {
 			t.Errorf("Find(%q): %v", ref, err)
 			continue
+		}
+		if n := strings.Count(err.Error(), full[1:]); n != len(want) {
+			t.Errorf("Find(%q): %v, which names %d keys, want %q", ref, err, n, want)
 		}
 		for _, id := range want {
 			if !strings.Contains(err.Error(), id) {

@@ -14,7 +14,7 @@ const minPrefix = 4
 
 // Find returns the key that ref names: its id, its name, or an unambiguous beginning of its id of at
 // least 4 characters. A name that several keys had is that of the one which is live and not being
-// replaced. errdefs.ErrNotFound, or errdefs.ErrInvalidArgument when ref is ambiguous.
+// replaced; of several such, it is ambiguous. errdefs.ErrNotFound, or errdefs.ErrInvalidArgument when ref is ambiguous.
 func (i *Issuer) Find(ref string) (Key, error) { return i.keys.find(ref) }
 
 // find returns the key that ref names: the id before a name, a name before the beginning of an id, unless
@@ -27,9 +27,7 @@ func (ks *keys) find(ref string) (Key, error) {
 		return k.snapshot(), nil
 	}
 	var found []*key
-	if holder := ks.holder(ref, now); holder != nil {
-		found = append(found, holder)
-	} else {
+	if found = ks.holders(ref, now); len(found) == 0 {
 		found = append(found, ks.byName[ref]...)
 	}
 	if len(ref) >= minPrefix {
@@ -53,18 +51,20 @@ func (ks *keys) find(ref string) (Key, error) {
 	if more := len(found) - most; more > 0 {
 		ids = append(ids, fmt.Sprintf("%d more", more))
 	}
-	return Key{}, fmt.Errorf("%q may be any of the API keys %s: give more of the id: %w",
+	return Key{}, fmt.Errorf("%q is ambiguous, it may be any of the API keys %s: use the id, or more of it: %w",
 		abbreviate(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
 }
 
-// holder is the key that a name belongs to, or nil. The caller holds keys.mu.
-func (ks *keys) holder(name string, now time.Time) *key {
+// holders are the keys that a name belongs to. There is at most one, unless the disk failed: a key whose
+// making was called off, and whose name was given away, may be found made after a restart. The caller holds
+// keys.mu.
+func (ks *keys) holders(name string, now time.Time) (holders []*key) {
 	for _, k := range ks.byName[name] {
 		if k.holdsName(now) {
-			return k
+			holders = append(holders, k)
 		}
 	}
-	return nil
+	return holders
 }
 
 // holdsName says whether no other key may have this one's name.
@@ -80,9 +80,9 @@ func (ks *keys) reserve(name string) error {
 	now := ks.clock.time()
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
-	if k := ks.holder(name, now); k != nil {
+	if holders := ks.holders(name, now); len(holders) > 0 {
 		return fmt.Errorf("API key %s has the name %q: choose another one, or revoke or rotate that key: %w",
-			k.ID, name, errdefs.ErrAlreadyExists)
+			holders[0].ID, name, errdefs.ErrAlreadyExists)
 	}
 	if _, ok := ks.reserved[name]; ok {
 		return fmt.Errorf("another API key with the name %q is being made at this moment: choose another one: %w",

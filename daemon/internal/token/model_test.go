@@ -239,6 +239,7 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 				return err
 			}
 			i.Counts()
+			i.saveUsage() // as each minute
 		}
 		return nil
 	}

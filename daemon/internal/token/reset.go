@@ -14,6 +14,8 @@ import (
 func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	i.saving.Lock()
+	defer i.saving.Unlock()
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// Snapshot calls take with the keyring file's content, while no key and no signing key changes.
+// Snapshot calls take with the keyring file's content, while no key and no signing key changes: so take
+// should not take long.
 func (i *Issuer) Snapshot(take func(keyring Secret) error) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -1,7 +1,9 @@
 package token
 
 import (
+	"encoding/binary"
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"time"
 )
@@ -11,28 +13,22 @@ import (
 type usage struct {
 	requests atomic.Uint64
 	lastAt   atomic.Int64 // in microseconds since 1970; 0: never
-	lastFrom atomic.Pointer[netip.Addr]
+	lastFrom source
 	// saved is the requests that the store knows of; only Issuer.saveUsage touches it.
 	saved uint64
 }
 
-// count takes down one request. It allocates only for another source than the last one.
+// count takes down one request.
 func (u *usage) count(now int64, from netip.Addr) {
 	u.requests.Add(1)
 	u.lastAt.Store(now)
-	if last := u.lastFrom.Load(); last == nil || *last != from {
-		moved := from // else from itself would be on the heap, always
-		u.lastFrom.Store(&moved)
-	}
+	u.lastFrom.store(from)
 }
 
 func (u *usage) load() Usage {
-	use := Usage{Requests: u.requests.Load()}
+	use := Usage{Requests: u.requests.Load(), LastUsedFrom: u.lastFrom.load()}
 	if at := u.lastAt.Load(); at != 0 {
 		use.LastUsedAt = moment(at)
-	}
-	if from := u.lastFrom.Load(); from != nil {
-		use.LastUsedFrom = *from
 	}
 	return use
 }
@@ -44,7 +40,54 @@ func (u *usage) set(use Usage) {
 	if !use.LastUsedAt.IsZero() {
 		u.lastAt.Store(use.LastUsedAt.UnixMicro())
 	}
-	u.lastFrom.Store(&use.LastUsedFrom)
+	u.lastFrom.store(use.LastUsedFrom)
+}
+
+// source is an address, without a zone, that many set at once, without a lock or the heap.
+type source struct {
+	// version is odd while somebody sets the rest.
+	version   atomic.Uint32
+	bits      atomic.Uint32 // that the address has; 0: the zero Addr
+	high, low atomic.Uint64 // of its 16 byte form
+}
+
+// store leaves it to others who do so at the same moment: one of them is the last.
+func (s *source) store(a netip.Addr) {
+	b := a.As16()
+	bits, high, low := uint32(a.BitLen()), binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+	if s.low.Load() == low && s.high.Load() == high && s.bits.Load() == bits {
+		return
+	}
+	version := s.version.Load()
+	if version%2 == 1 || !s.version.CompareAndSwap(version, version+1) {
+		return
+	}
+	s.bits.Store(bits)
+	s.high.Store(high)
+	s.low.Store(low)
+	s.version.Store(version + 2)
+}
+
+func (s *source) load() netip.Addr {
+	for {
+		version := s.version.Load()
+		bits, high, low := s.bits.Load(), s.high.Load(), s.low.Load()
+		if version%2 == 1 || s.version.Load() != version {
+			runtime.Gosched()
+			continue
+		}
+		var b [16]byte
+		binary.BigEndian.PutUint64(b[:8], high)
+		binary.BigEndian.PutUint64(b[8:], low)
+		switch bits {
+		case 0:
+			return netip.Addr{}
+		case 32:
+			return netip.AddrFrom16(b).Unmap()
+		default:
+			return netip.AddrFrom16(b)
+		}
+	}
 }
 
 // usageInterval is how often the usage of keys is saved.
@@ -53,21 +96,18 @@ const usageInterval = time.Minute
 // saveUsage saves the usage of the keys that were used since it last did, and the time. What could not
 // be saved is saved the next time.
 func (i *Issuer) saveUsage() {
-	// A reset sets the time back, which must not come between.
-	i.mu.RLock()
-	defer i.mu.RUnlock()
 	i.saving.Lock()
 	defer i.saving.Unlock()
 	used := i.keys.usedSinceSaved()
-	usage := make(map[string]Usage, len(used))
-	for _, k := range used {
-		usage[k.ID] = k.usage.load()
+	changed := make(map[string]Usage, len(used))
+	for id, u := range used {
+		changed[id] = u.load()
 	}
-	if err := i.store.SaveUsage(usage, i.clock.time()); err != nil {
-		i.log.Error("the usage of API keys cannot be saved; it is tried again", "keys", len(usage), "err", err)
+	if err := i.store.SaveUsage(changed, i.clock.time()); err != nil {
+		i.log.Error("the usage of API keys cannot be saved; it is tried again", "keys", len(changed), "err", err)
 		return
 	}
-	for _, k := range used {
-		k.usage.saved = usage[k.ID].Requests
+	for id, u := range used {
+		u.saved = changed[id].Requests
 	}
 }

@@ -3,6 +3,7 @@ package token
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -107,21 +108,102 @@ func TestUsage(t *testing.T) {
 	})
 }
 
-// Were the time saved beside a reset, which sets it back, it might be the old one that stays.
+// Were the time saved beside a reset, which sets it back, it might be the old one that stays. No other
+// change waits for it: a revocation above all does not.
 func TestUsageIsNotSavedBesideAReset(t *testing.T) {
 	t.Parallel()
 	store, i, _ := newIssuer(t)
-	store.failIf(func(Change) error {
-		if i.mu.TryLock() {
-			i.mu.Unlock()
-			t.Error("a reset could have begun")
+	_, r := issue(t, i, IssueRequest{})
+	var saves, resets int
+	store.failIf(func(c Change) error {
+		saved := len(c.Events) == 0 && c.Clock.IsZero()
+		switch {
+		case saved:
+			saves++
+			revoke(t, i, r.ID)
+		case c.Clock.IsZero():
+			return nil // the revocation, and the reset's first change
+		default:
+			resets++
+		}
+		if i.saving.TryLock() {
+			i.saving.Unlock()
+			t.Errorf("another one could have begun (of usage: %t)", saved)
 		}
 		return nil
 	})
 	i.saveUsage()
-	if store.saves != 1 {
-		t.Errorf("it was saved %d times", store.saves)
+	reset(t, i)
+	if saves != 1 || resets != 1 {
+		t.Errorf("usage was saved %d times, the time set back %d times", saves, resets)
 	}
+}
+
+// Nor does it touch what other changes do: that is for the race detector.
+func TestUsageIsSavedBesideOtherChanges(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	var tokens []string
+	for range 20 {
+		token, _ := issue(t, i, IssueRequest{})
+		tokens = append(tokens, token)
+	}
+	b := snapshot(t, i)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 200 {
+			for _, token := range tokens {
+				accepted(t, v, token)
+			}
+			i.saveUsage()
+		}
+	})
+	for range 200 {
+		if _, _, err := i.Restore(context.Background(), b.keyring, b.records, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	if k, err := i.Find(b.records[0].ID); err != nil || k.Requests != 200 {
+		t.Errorf("%d requests were counted, %v", k.Requests, err)
+	}
+}
+
+// An address is stored whole, whoever else stores another one at the same time.
+func TestSourceIsWhole(t *testing.T) {
+	t.Parallel()
+	var s source
+	var addresses []netip.Addr
+	for _, text := range []string{"255.255.255.255", "::", "::ffff:1.2.3.4", "1.2.3.4", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
+		addresses = append(addresses, netip.MustParseAddr(text))
+	}
+	addresses = append(addresses, netip.Addr{})
+	for _, a := range addresses {
+		if s.store(a); s.load() != a {
+			t.Errorf("%s became %s", a, s.load())
+		}
+	}
+	if s.store(netip.MustParseAddr("fe80::1%eth0")); s.load() != netip.MustParseAddr("fe80::1") {
+		t.Errorf("with a zone: %s", s.load())
+	}
+	addresses = nil
+	for _, text := range []string{"1:1:1:1:a:a:a:a", "2:2:2:2:b:b:b:b", "3:3:3:3:c:c:c:c", "4:4:4:4:d:d:d:d"} {
+		addresses = append(addresses, netip.MustParseAddr(text))
+	}
+	s.store(addresses[0])
+	var wg sync.WaitGroup
+	for _, a := range addresses {
+		wg.Go(func() {
+			for range 100_000 {
+				s.store(a)
+				if got := s.load(); !slices.Contains(addresses, got) {
+					t.Errorf("nobody stored %s", got)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func TestUsageCountsEveryRequest(t *testing.T) {

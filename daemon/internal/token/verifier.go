@@ -17,7 +17,7 @@ type Verifier struct {
 // from, which may be the zero Addr. Every refusal is errdefs.ErrUnauthenticated with one text, whatever
 // the cause; slog prints the cause when it is given the error itself.
 //
-// For a token that was seen before this takes no cryptography, no lock and, unless from is new, no heap.
+// For a token that was seen before this takes no cryptography, no lock and no heap.
 func (v *Verifier) Verify(token string, from netip.Addr) (Principal, error) {
 	if len(token) > maxLength {
 		return Principal{}, errTooLong

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -188,5 +189,18 @@ func TestVerifyWithoutHeap(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() { _, _ = v.Verify(token, from) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
+	}
+	use := alternating(v, key)
+	if n := testing.AllocsPerRun(100, use); n != 0 {
+		t.Errorf("from two sources: %v allocations", n)
+	}
+}
+
+// alternating uses a key, from one source and from another by turns.
+func alternating(v *Verifier, key string) func() {
+	sources, turn := [2]netip.Addr{from, netip.MustParseAddr("2001:db8::1")}, 0
+	return func() {
+		turn = 1 - turn
+		_, _ = v.Verify(key, sources[turn])
 	}
 }

@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/store"
+	"github.com/msbd/msbd/daemon/internal/token"
+)
+
+// What a setting opens is in the status for as long as the server runs.
+func TestStatusWarnsOfOpenings(t *testing.T) {
+	t.Parallel()
+	dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
+	state, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	issuer, _, err := token.Open(token.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	manager := sandbox.NewManager(sandbox.Options{Store: state, Log: log})
+	defer manager.Close()
+	for name, tt := range map[string]struct {
+		change func(*config.Config)
+		want   string // empty: no warning
+	}{
+		"by default":     {func(*config.Config) {}, ""},
+		"dev mode":       {func(c *config.Config) { c.Dev = true }, "dev mode"},
+		"behind a proxy": {func(c *config.Config) { c.InsecureBehindProxy = true }, "insecure_behind_proxy"},
+		"with TLS":       {func(c *config.Config) { c.InsecureBehindProxy, c.TLSCert = true, "cert.pem" }, ""},
+	} {
+		cfg := config.Default()
+		tt.change(&cfg)
+		l := &life{cfg: cfg, address: cfg.Listen, store: state, issuer: issuer, manager: manager, log: log}
+		warnings := l.status().GetWarnings()
+		switch {
+		case tt.want == "" && len(warnings) == 0:
+		case tt.want != "" && len(warnings) == 1 && strings.HasPrefix(warnings[0], tt.want) && strings.Contains(warnings[0], cfg.Listen):
+		default:
+			t.Errorf("%s: warnings are %q, want %q", name, warnings, tt.want)
+		}
+	}
+}
