@@ -197,8 +197,8 @@ func (r *request) again(err error) bool {
 		return false
 	}
 	// Without a time to come back, a run was interrupted because it printed too much.
-	notBegun := e.Status == http.StatusTooManyRequests && e.RetryAfter > 0
-	return notBegun || r.repeatable && e.Status == http.StatusServiceUnavailable
+	busy := e.Status == http.StatusTooManyRequests
+	return busy && e.RetryAfter > 0 || r.repeatable && (busy || e.Status == http.StatusServiceUnavailable)
 }
 
 // send sends a request once.

@@ -276,7 +276,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 		"once refused":      {[]reply{refused}, all, 2},
 		"always refused":    {[]reply{refused, refused, refused}, all, 3},
 		"busy":              {[]reply{busy}, all, 2},
-		"printed too much":  {[]reply{refusal(429, rpc.CodeExhausted)}, "", 0},
+		"printed too much":  {[]reply{refusal(429, rpc.CodeExhausted)}, harmless, 2},
 		"away":              {[]reply{away, away}, harmless, 3},
 		"proxy":             {[]reply{proxy}, harmless, 2},
 		"away for long":     {[]reply{never}, "", 0},

@@ -28,6 +28,18 @@ pythons() {
 	done
 }
 
+# pip tries to install three times, since networks fail at times: pip DIR ARGUMENT…
+pip() {
+	local dir=$1 try
+	shift
+	for try in 1 2 3; do
+		"$dir/bin/pip" install "$@" >&2 && return
+		echo "check.sh: pip install $*: failed, attempt $try of 3" >&2
+		[ "$try" = 3 ] || sleep $((try * 5))
+	done
+	return 1
+}
+
 # venv makes an environment, unless there is one of the same kind, and names it: venv NAME PYTHON PACKAGE…
 venv() {
 	local dir=$venvs/$1 python=$2 kind
@@ -35,8 +47,8 @@ venv() {
 	kind="$("$python" -VV) $* $(cksum <pyproject.toml)"
 	if [ "$(cat -- "$dir/kind" 2>/dev/null)" != "$kind" ]; then
 		rm -rf -- "$dir"
-		"$python" -m venv "$dir"
-		"$dir/bin/pip" install hatchling "$@" >&2
+		# Here, set -e does not hold: venv runs in $(…).
+		"$python" -m venv "$dir" && pip "$dir" hatchling "$@" || return
 		echo "$kind" >"$dir/kind"
 	fi
 	echo "$dir"
@@ -102,10 +114,10 @@ live() {
 original() {
 	local dir
 	dir=$(venv original python3 microsandbox==0.1.8)
-	# Whatever the last time has left there.
-	"$dir/bin/pip" install --force-reinstall --no-deps microsandbox==0.1.8
 	"$dir/bin/python" tests/original/program.py
-	"$dir/bin/pip" install .
+	# Never in the same environment: what 0.1.8 depends on would still be there.
+	dir=$(venv moved python3 '.[compat]')
+	install "$dir"
 	"$dir/bin/python" tests/original/program.py
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,12 @@ FLAVOURS = [microsandbox, microsandbox.sync]
 async def done(value: Any) -> Any:
     """Return what a method returns, in asyncio or blocking."""
     return await value if inspect.isawaitable(value) else value
+
+
+def begin(method: Any, *args: Any) -> asyncio.Task[Any]:
+    """Call a method beside what the test does: in a task, or in a thread."""
+    call = method(*args) if inspect.iscoroutinefunction(method) else asyncio.to_thread(method, *args)
+    return asyncio.create_task(call)
 
 
 @asynccontextmanager

@@ -38,6 +38,10 @@ class Key:
         """Return the value of the header Authorization."""
         return f"Bearer {self._text}"
 
+    def reveal(self) -> str:
+        """Return its text."""
+        return self._text
+
 
 @dataclass(frozen=True)
 class Config:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Union
 
 from . import _config
 from ._results import SandboxMetrics
-from ._rpc import Call
-from .errors import NotStartedError, SandboxNotFoundError, UnexpectedAnswerError
+from ._rpc import LONGEST, Call
+from .errors import InvalidParamsError, NotStartedError, SandboxNotFoundError, UnexpectedAnswerError
 
 # Seconds to wait for answers. The server's own limits are shorter.
-START_LIMIT = 180.0
+_START_LIMIT = 180.0
 _STOP_LIMIT = 120.0
 _METRICS_LIMIT = 30.0
 # Seconds that a run may take beyond its time limit: its turn, and the way.
@@ -49,6 +50,17 @@ class SandboxCore:
         """The server on which the sandbox runs."""
         return self._config.server_url
 
+    # For subclasses that were written for version 0.1, and send requests of their own.
+
+    @property
+    def _server_url(self) -> str:
+        return self._config.server_url
+
+    @property
+    def _api_key(self) -> str | None:
+        key = self._config.key
+        return None if key is None else key.reveal()
+
     def __repr__(self) -> str:
         state = "started" if self._is_started else "not started"
         return f"<{type(self).__name__} {self._name!r} at {self.server_url}, {state}>"
@@ -74,8 +86,9 @@ class SandboxCore:
         volumes: Sequence[str] | None,
         envs: Envs | None,
         workdir: str | None,
-        timeout: float,
+        timeout: float | None,
     ) -> Call:
+        limit = _START_LIMIT if timeout is None else _seconds(timeout)
         config: dict[str, Any] = {"image": image}
         if memory is not None:
             config["memory"] = memory
@@ -87,7 +100,7 @@ class SandboxCore:
             config["envs"] = _assignments(envs)
         if workdir is not None:
             config["workdir"] = workdir
-        return Call("sandbox.start", {**self._which(), "config": config}, timeout, repeatable=True)
+        return Call("sandbox.start", {**self._which(), "config": config}, limit or None, repeatable=True)
 
     def _stop_call(self) -> Call:
         return Call("sandbox.stop", self._which(), _STOP_LIMIT)  # a second one would not find it
@@ -109,9 +122,20 @@ class SandboxCore:
 
 def _run(method: str, params: dict[str, Any], timeout: float | None) -> Call:
     """Make the call of a run. Without a time limit of its own, it lasts as long as the server allows."""
+    timeout = _seconds(timeout)
     if timeout is None:
         return Call(method, params, None)
-    return Call(method, {**params, "timeout": timeout}, timeout + _RUN_GRACE if timeout > 0 else None)
+    return Call(method, {**params, "timeout": timeout}, min(timeout, LONGEST) + _RUN_GRACE if timeout else None)
+
+
+def _seconds(timeout: float | None) -> float | None:
+    """Check a time limit. Infinity is None: JSON has none."""
+    if timeout is None:
+        return None
+    # Not True either, which is an int.
+    if type(timeout) is bool or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise InvalidParamsError(f"timeout {timeout!r}: give a number of seconds, 0 or more, or leave it out")
+    return None if timeout == math.inf else timeout
 
 
 def _assignments(envs: Envs) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from . import _rpc
 from ._config import SERVER_URL, Config, is_loopback
-from ._rpc import Call
+from ._rpc import Call, Deadline
 from .errors import ConnectionLostError, MicrosandboxError, RequestTimeoutError, ServerUnreachableError
 
 if TYPE_CHECKING:
@@ -25,44 +27,74 @@ _KEEP = 30.0
 
 
 class AsyncHTTP:
-    """Makes calls without blocking, for the event loop that it was first used in."""
+    """Makes calls without blocking."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the client
+        self._calls = 0  # in progress
+        self._closing = False
 
     async def call(self, call: Call) -> Any:
         """Make a call and return its result. To cancel it closes its connection, and the server ends the run."""
+        deadline = Deadline(call.limit)
         attempt = 1
-        while True:
-            try:
-                return await self._post(call)
-            except MicrosandboxError as error:
-                pause = call.pause(error, attempt)
-                if pause is None:
-                    raise
-            await asyncio.sleep(pause)
-            attempt += 1
+        self._calls += 1
+        try:
+            while True:
+                try:
+                    return await self._post(call, deadline)
+                except MicrosandboxError as error:
+                    pause = call.pause(error, attempt, deadline.left())
+                    if pause is None:
+                        raise
+                await asyncio.sleep(pause)
+                attempt += 1
+        finally:
+            self._calls -= 1
+            await self._close_unused()
 
-    async def _post(self, call: Call) -> Any:
+    async def _post(self, call: Call, deadline: Deadline) -> Any:
         import httpx
 
-        if self._client is None:
-            transport = httpx.AsyncHTTPTransport(**_transport(self.config))
-            self._client = httpx.AsyncClient(transport=transport, **_client(self.config))
+        timeouts = Timeouts(deadline)
         try:
-            answer = await self._client.post(_rpc.PATH, content=call.body(), timeout=_timeout(call))
+            async with self._open().stream(
+                "POST", _rpc.PATH, content=call.body(), extensions={"timeout": timeouts}
+            ) as answer:
+                body = bytearray()
+                async for part in answer.aiter_bytes():
+                    body += part
+                    timeouts.check()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure = _explain(error, call, self.config)
+            failure = _explain(error, call, deadline, self.config)
         else:
-            return _rpc.result(answer.status_code, answer.headers, answer.content, keyless=self.config.key is None)
+            return _rpc.result(answer.status_code, answer.headers, bytes(body), keyless=self.config.key is None)
         # Out of reach of httpx's error, which holds the request and the key in it.
         raise failure
 
+    def _open(self) -> httpx.AsyncClient:
+        import httpx
+
+        # A program may have several event loops, one after the other: each asyncio.run() makes one.
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            transport = httpx.AsyncHTTPTransport(**_transport(self.config))
+            self._client, self._loop = httpx.AsyncClient(transport=transport, **_client(self.config)), loop
+        return self._client
+
     async def close(self) -> None:
-        """Close the connections. The next call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
+        """Close the connections, once no call is in progress. The next call opens new ones."""
+        self._closing = True
+        await self._close_unused()
+
+    async def _close_unused(self) -> None:
+        if self._calls or not self._closing:
+            return
+        client, self._client, self._closing = self._client, None, False
+        # Those of another event loop cannot be closed.
+        if client is not None and self._loop is asyncio.get_running_loop():
             await client.aclose()
 
 
@@ -71,41 +103,100 @@ class SyncHTTP:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self._lock = threading.Lock()  # of what follows
         self._client: httpx.Client | None = None
+        self._calls = 0  # in progress
+        self._closing = False
 
     def call(self, call: Call) -> Any:
         """Make a call and return its result. KeyboardInterrupt closes its connection, and the server ends the run."""
+        deadline = Deadline(call.limit)
         attempt = 1
-        while True:
-            try:
-                return self._post(call)
-            except MicrosandboxError as error:
-                pause = call.pause(error, attempt)
-                if pause is None:
-                    raise
-            time.sleep(pause)
-            attempt += 1
+        with self._lock:
+            self._calls += 1
+        try:
+            while True:
+                try:
+                    return self._post(call, deadline)
+                except MicrosandboxError as error:
+                    pause = call.pause(error, attempt, deadline.left())
+                    if pause is None:
+                        raise
+                time.sleep(pause)
+                attempt += 1
+        finally:
+            with self._lock:
+                self._calls -= 1
+            self._close_unused()
 
-    def _post(self, call: Call) -> Any:
+    def _post(self, call: Call, deadline: Deadline) -> Any:
         import httpx
 
-        if self._client is None:
-            transport = httpx.HTTPTransport(**_transport(self.config))
-            self._client = httpx.Client(transport=transport, **_client(self.config))
+        timeouts = Timeouts(deadline)
         try:
-            answer = self._client.post(_rpc.PATH, content=call.body(), timeout=_timeout(call))
+            with self._open().stream(
+                "POST", _rpc.PATH, content=call.body(), extensions={"timeout": timeouts}
+            ) as answer:
+                body = bytearray()
+                for part in answer.iter_bytes():
+                    body += part
+                    timeouts.check()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure = _explain(error, call, self.config)
+            failure = _explain(error, call, deadline, self.config)
         else:
-            return _rpc.result(answer.status_code, answer.headers, answer.content, keyless=self.config.key is None)
+            return _rpc.result(answer.status_code, answer.headers, bytes(body), keyless=self.config.key is None)
         # Out of reach of httpx's error, which holds the request and the key in it.
         raise failure
 
+    def _open(self) -> httpx.Client:
+        import httpx
+
+        with self._lock:
+            client = self._client
+            if client is None:
+                transport = httpx.HTTPTransport(**_transport(self.config))
+                client = self._client = httpx.Client(transport=transport, **_client(self.config))
+        return client
+
     def close(self) -> None:
-        """Close the connections. The next call opens new ones."""
-        client, self._client = self._client, None
+        """Close the connections, once no call is in progress. The next call opens new ones."""
+        with self._lock:
+            self._closing = True
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        with self._lock:
+            if self._calls or not self._closing:
+                return
+            client, self._client, self._closing = self._client, None, False
         if client is not None:
             client.close()
+
+
+class Timeouts(dict[str, Any]):
+    """The extension "timeout" of httpx: how long each step of a request may last.
+
+    It is asked anew at the beginning of each step, and tells what is left then: a step's time is not the next one's.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        super().__init__()
+        self._deadline = deadline
+
+    def get(self, step: str, default: Any = None) -> Any:
+        """Return the seconds for a step; None without a limit."""
+        left = self._deadline.left()
+        if step == "connect":
+            left = min(left, _CONNECT_LIMIT)
+        # Nothing ever waits for the pool. With 0, sockets do not block.
+        return default if step == "pool" or left == math.inf else max(left, 0.001)
+
+    def check(self) -> None:
+        """End an answer that comes in drops, each of them in time."""
+        import httpx
+
+        if self._deadline.left() <= 0:
+            raise httpx.ReadTimeout("")
 
 
 def _client(config: Config) -> dict[str, Any]:
@@ -127,13 +218,6 @@ def _transport(config: Config) -> dict[str, Any]:
         "limits": httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP),
         "socket_options": _keepalive(),
     }
-
-
-def _timeout(call: Call) -> httpx.Timeout:
-    import httpx
-
-    # msbd answers at once when all is done, so that the wait for the first byte is the wait for the answer.
-    return httpx.Timeout(call.limit, connect=_CONNECT_LIMIT, pool=None)
 
 
 def _authorities(config: Config) -> ssl.SSLContext:
@@ -177,7 +261,7 @@ def _keepalive() -> list[tuple[int, int, int]]:
     return options
 
 
-def _explain(error: Exception, call: Call, config: Config) -> MicrosandboxError:
+def _explain(error: Exception, call: Call, deadline: Deadline, config: Config) -> MicrosandboxError:
     """Turn httpx's error into one that says what to do about it, and holds nothing of the request."""
     import ssl
 
@@ -185,6 +269,8 @@ def _explain(error: Exception, call: Call, config: Config) -> MicrosandboxError:
 
     where = f"no connection to {config.server_url}"
     if isinstance(error, httpx.ConnectTimeout):
+        if deadline.over():
+            return RequestTimeoutError(f"{call.method}: {where} within {call.limit:g} s; {_HINT}")
         return ServerUnreachableError(f"{where} within {_CONNECT_LIMIT:g} s; {_HINT}")
     if isinstance(error, httpx.TimeoutException):
         return RequestTimeoutError(f"{call.method}: no answer within {call.limit:g} s")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +30,30 @@ MAX_ATTEMPTS = 3
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 
+# Seconds that timers and sockets take at most, 24 days.
+LONGEST = (2**31 - 1) / 1000
+
+
+class Deadline:
+    """The end of a call's limit: one for all of its attempts, and for the pauses between."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._at = math.inf if limit is None else time.monotonic() + min(limit, LONGEST)
+
+    def left(self) -> float:
+        """Return the seconds that are left; infinity without a limit."""
+        return self._at - time.monotonic()
+
+    def over(self) -> bool:
+        """Say whether there is no time for another attempt; timers may also end a call a little early."""
+        return self.left() < _FIRST_PAUSE
+
 
 @dataclass(frozen=True)
 class Call:
     """One call of a method.
 
-    limit: seconds to wait for the answer; None is as long as the caller likes.
+    limit: seconds to wait for the answer, all attempts together; None is as long as the caller likes.
     repeatable: a second run of it does no harm.
     """
 
@@ -47,16 +67,19 @@ class Call:
         request = {"jsonrpc": "2.0", "method": self.method, "params": self.params, "id": 1}
         return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
-    def pause(self, error: MicrosandboxError, attempt: int) -> float | None:
-        """Return the seconds to wait before the call is sent again; None if it must not be."""
-        unsent = isinstance(error, ServerUnreachableError)
+    def pause(self, error: MicrosandboxError, attempt: int, left: float) -> float | None:
+        """Return the seconds to wait before the call is sent again; None if it must not be, or left is too short."""
+        # 429: the server has turned it away, and begun nothing. Without a time to come back, it is also the answer to
+        # a run that began, and was ended since it printed too much.
+        unbegun = isinstance(error, ServerUnreachableError) or (error.status == 429 and error.retry_after is not None)
         harmless = self.repeatable and (isinstance(error, ConnectionLostError) or error.status in (429, 503))
-        if attempt >= MAX_ATTEMPTS or not (unsent or harmless):
+        if attempt >= MAX_ATTEMPTS or not (unbegun or harmless):
             return None
         pause: float = max(_FIRST_PAUSE * 2 ** (attempt - 1), error.retry_after or 0)
         if pause > _LONGEST_PAUSE:
             return None
-        return pause * random.uniform(1, 1.25)  # noqa: S311  so that many do not come back at once
+        pause *= random.uniform(1, 1.25)  # noqa: S311  so that many do not come back at once
+        return pause if pause < left else None
 
 
 def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: bool = False) -> Any:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Generator, Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from ._core import START_LIMIT, Envs, SandboxCore, run_result
+from ._core import Envs, SandboxCore, run_result
 from ._http import AsyncHTTP
 from .command import Command
 from .errors import MicrosandboxError, SandboxNotFoundError
@@ -74,7 +74,7 @@ class BaseSandbox(SandboxCore):
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
         workdir: str | None = None,
-        timeout: float = START_LIMIT,
+        timeout: float | None = None,
     ) -> Creation[SandboxT]:
         """Make a sandbox and start it.
 
@@ -102,7 +102,7 @@ class BaseSandbox(SandboxCore):
         image: str | None = None,
         memory: int | None = None,
         cpus: float | None = None,
-        timeout: float = START_LIMIT,
+        timeout: float | None = None,
         *,
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
@@ -116,7 +116,8 @@ class BaseSandbox(SandboxCore):
         image: such as microsandbox/python; None is the language's own.
         memory: MiB; None is the server's default, 512 unless it says otherwise.
         cpus: virtual processors, rounded; None is the server's default, 1 unless it says otherwise.
-        timeout: seconds to wait; then RequestTimeoutError, and what was made so far is removed.
+        timeout: seconds to wait in all; then RequestTimeoutError, and what was made so far is removed.
+            None is 180; 0 and infinity are no limit.
         volumes: as the server offers them.
         envs: environment variables for everything that runs in it, a dict or ["NAME=value"].
         workdir: absolute path in which runs begin.
@@ -132,20 +133,26 @@ class BaseSandbox(SandboxCore):
         self._is_started = True
 
     async def stop(self) -> None:
-        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free."""
+        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free.
+
+        After an error, other than SandboxNotFoundError, it counts as started still, and can be used and stopped.
+        """
         if not self._is_started:
             return
         try:
             await self._http.call(self._stop_call())
-            self._is_started = False
         except SandboxNotFoundError:
             self._is_started = False
-            raise
-        finally:
             await self._http.close()
+            raise
+        self._is_started = False
+        await self._http.close()
 
     async def close(self) -> None:
-        """Close the connections to the server, and let the sandbox run on. The next call opens new ones."""
+        """Close the connections to the server, once no call is in progress, and let the sandbox run on.
+
+        The next call opens new ones.
+        """
         await self._http.close()
 
     async def run(self, code: str, timeout: float | None = None) -> Execution:
@@ -153,7 +160,7 @@ class BaseSandbox(SandboxCore):
 
         Code that raises is a result, whose status is error, and its traceback is in stderr.
 
-        timeout: seconds after which it is interrupted; None or 0 is the server's maximum.
+        timeout: seconds after which it is interrupted; None, 0 and infinity are the server's maximum.
 
         Raises RunTimeoutError after timeout, NotStartedError, and the errors of the connection.
         """
@@ -192,14 +199,22 @@ class BaseSandbox(SandboxCore):
             if error is None:
                 raise
             _logger.warning("stop sandbox %s: %s", self._name, failure)
+        finally:
+            await self.close()  # nobody else would, of a sandbox that was not stopped
 
 
-class Creation(Generic[SandboxT], Awaitable[SandboxT], AbstractAsyncContextManager[SandboxT]):
-    """A sandbox that starts when it is awaited or entered; see BaseSandbox.create."""
+class Creation(Generic[SandboxT], Coroutine[Any, Any, SandboxT], AbstractAsyncContextManager[SandboxT]):
+    """A sandbox that starts when it is awaited or entered; see BaseSandbox.create.
+
+    It is a coroutine, too, since asyncio.run() and create_task() take nothing else.
+    """
 
     def __init__(self, sandbox: SandboxT, **options: Any) -> None:
         self._sandbox = sandbox
-        self._options = options
+        # Those that were given: a subclass whose start() is of version 0.1 knows not all of them.
+        self._options = {name: value for name, value in options.items() if value is not None}
+        self._steps: Coroutine[Any, Any, SandboxT] | None = None
+        self.__name__ = self.__qualname__ = f"{type(sandbox).__qualname__}.create"  # in the task's repr
 
     async def _start(self) -> SandboxT:
         await self._sandbox.start(**self._options)
@@ -207,6 +222,24 @@ class Creation(Generic[SandboxT], Awaitable[SandboxT], AbstractAsyncContextManag
 
     def __await__(self) -> Generator[Any, None, SandboxT]:
         return self._start().__await__()
+
+    def _coroutine(self) -> Coroutine[Any, Any, SandboxT]:
+        # Made when it is used: there is a warning about each that is not.
+        if self._steps is None:
+            self._steps = self._start()
+        return self._steps
+
+    def send(self, value: Any, /) -> Any:
+        """Go on with the start, as the event loop does."""
+        return self._coroutine().send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise an error in the start, as the event loop does to cancel it."""
+        return self._coroutine().throw(*error)
+
+    def close(self) -> None:
+        """End the start where it is, or before it begins."""
+        self._coroutine().close()
 
     async def __aenter__(self) -> SandboxT:
         return await self._start()

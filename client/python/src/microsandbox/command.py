@@ -25,7 +25,7 @@ class Command:
 
         A program that ends with another code than 0 is a result, not an error.
 
-        timeout: seconds after which it is ended; None or 0 is the server's maximum.
+        timeout: seconds after which it is ended; None, 0 and infinity are the server's maximum.
 
         Raises CommandNotFoundError when the sandbox has no such program, RunTimeoutError after timeout,
         NotStartedError, and the errors of the connection.

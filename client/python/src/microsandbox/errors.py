@@ -58,8 +58,11 @@ class MethodNotFoundError(MicrosandboxError):
     """-32601: the server has no such method: it is older than this package."""
 
 
-class InvalidParamsError(MicrosandboxError):
-    """-32602: a parameter is wrong, out of range or not supported; the message names it."""
+class InvalidParamsError(MicrosandboxError, ValueError):
+    """-32602: a parameter is wrong, out of range or not supported; the message names it.
+
+    Its code is None for what is found before anything is sent, as a timeout that is no number.
+    """
 
 
 class AuthenticationError(MicrosandboxError):

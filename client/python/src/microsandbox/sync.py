@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
-from ._core import START_LIMIT, Envs, SandboxCore, metrics_result, run_result
+from ._core import Envs, SandboxCore, metrics_result, run_result
 from ._http import SyncHTTP
 from ._results import CommandExecutionData, ExecutionData, SandboxMetrics
 from .errors import MicrosandboxError, SandboxNotFoundError
@@ -137,7 +137,7 @@ class BaseSandbox(SandboxCore):
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
         workdir: str | None = None,
-        timeout: float = START_LIMIT,
+        timeout: float | None = None,
     ) -> SandboxT:
         """Make a sandbox and start it; the end of a with block, or stop(), stops it."""
         sandbox = cls(server_url=server_url, namespace=namespace, name=name, api_key=api_key)
@@ -157,7 +157,7 @@ class BaseSandbox(SandboxCore):
         image: str | None = None,
         memory: int | None = None,
         cpus: float | None = None,
-        timeout: float = START_LIMIT,
+        timeout: float | None = None,
         *,
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
@@ -175,20 +175,26 @@ class BaseSandbox(SandboxCore):
         self._is_started = True
 
     def stop(self) -> None:
-        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free."""
+        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free.
+
+        After an error, other than SandboxNotFoundError, it counts as started still, and can be used and stopped.
+        """
         if not self._is_started:
             return
         try:
             self._http.call(self._stop_call())
-            self._is_started = False
         except SandboxNotFoundError:
             self._is_started = False
-            raise
-        finally:
             self._http.close()
+            raise
+        self._is_started = False
+        self._http.close()
 
     def close(self) -> None:
-        """Close the connections to the server, and let the sandbox run on. The next call opens new ones."""
+        """Close the connections to the server, once no call is in progress, and let the sandbox run on.
+
+        The next call opens new ones.
+        """
         self._http.close()
 
     def run(self, code: str, timeout: float | None = None) -> Execution:
@@ -223,6 +229,8 @@ class BaseSandbox(SandboxCore):
             if error is None:
                 raise
             _logger.warning("stop sandbox %s: %s", self._name, failure)
+        finally:
+            self.close()  # nobody else would, of a sandbox that was not stopped
 
 
 class PythonSandbox(BaseSandbox):

@@ -264,6 +264,31 @@ async def not_started(python, node, team):
     await sandbox.stop()  # does nothing
 
 
+class Own(BaseSandbox):
+    """A sandbox that sends its requests by itself, with what the base has for that."""
+
+    async def get_default_image(self):
+        return "microsandbox/python"
+
+    async def run(self, code):
+        params = {"sandbox": self._name, "namespace": self._namespace, "language": "python", "code": code}
+        async with self._session.post(
+            f"{self._server_url}/api/v1/rpc",
+            json={"jsonrpc": "2.0", "method": "sandbox.repl.run", "params": params, "id": "1"},
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._api_key}"},
+        ) as response:
+            return Execution(output_data=(await response.json())["result"])
+
+
+async def own_class(python, node, team):
+    sandbox = Own(name=f"python-{RUN}")
+    sandbox._session = aiohttp.ClientSession()
+    await sandbox.start()
+    assert await (await sandbox.run("print(6 * 7)")).output() == "42"
+    assert (await sandbox.command.run("true")).success
+    await sandbox._session.close()
+
+
 CASES = [
     types,
     python_runs,
@@ -284,6 +309,7 @@ CASES = [
     no_server,
     bad_starts,
     not_started,
+    own_class,
 ]
 
 

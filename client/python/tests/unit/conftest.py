@@ -6,10 +6,11 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from microsandbox import _config
+from microsandbox import _config, _http, _rpc
 
 from .stub import TEST_KEY, Server
 
@@ -29,6 +30,33 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package.touch(mode=0o644)
     monkeypatch.setattr(_config, "__file__", str(package))
     return tmp_path
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit the wait for answers only: a short limit could else end before a slow machine has sent the request."""
+
+    class Timeouts(_http.Timeouts):
+        def get(self, step: str, default: Any = None) -> Any:
+            return super().get(step, default) if step == "read" else default
+
+    monkeypatch.setattr(_http, "Timeouts", Timeouts)
+
+
+class Clock:
+    """The clock of the limits of calls. It stands still unless a test moves it."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr(_rpc, "time", fake)
+    return fake
 
 
 @pytest.fixture

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable
 
 TEST_KEY = "msb_v2.public.canary-of-the-unit-tests"
+
+# Seconds after which a test gives up. However slow the machine is, nothing takes as long.
+LONG = 300.0
 
 # What the server's table of methods says: the parameters of each, and which must be there.
 METHODS: dict[str, tuple[set[str], set[str]]] = {
@@ -138,6 +142,7 @@ class Server(ThreadingHTTPServer):
         self.violations: list[dict[str, Any]] = []
         self.began = threading.Event()  # a request that is not answered came
         self.ended = threading.Event()  # its client closed the connection
+        self.go = threading.Event()  # it may be answered
 
     @property
     def url(self) -> str:
@@ -150,6 +155,24 @@ class Server(ThreadingHTTPServer):
         """Do not answer until the client hangs up, which this waits for."""
         self.began.set()
         if handler.connection.recv(1) == b"":
+            self.ended.set()
+        handler.close_connection = True
+
+    def wait(self, handler: Handler) -> None:
+        """Answer once the test says so with go."""
+        self.began.set()
+        assert self.go.wait(LONG)
+        handler.reply(ok(RESULTS["sandbox.repl.run"]))
+
+    def drip(self, handler: Handler) -> None:
+        """Answer byte by byte, and hardly ever get to the end."""
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n")
+        try:
+            for _ in range(10000):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(LONG / 10000)
+        except OSError:
             self.ended.set()
         handler.close_connection = True
 

@@ -9,12 +9,13 @@ import importlib
 import inspect
 from typing import Any
 
+import httpx
 import pytest
 
 import microsandbox
-from microsandbox import CommandExecution, Execution, PythonSandbox
+from microsandbox import BaseSandbox, CommandExecution, Execution, PythonSandbox
 
-from .stub import RESULTS, Server
+from .stub import RESULTS, TEST_KEY, Server
 
 pytestmark = pytest.mark.anyio
 
@@ -105,6 +106,36 @@ async def test_a_session_put_there_by_the_program() -> None:
     await sandbox.stop()
     await sandbox._session.close()
     assert session.closed
+
+
+async def test_a_subclass_that_sends_by_itself(server: Server) -> None:
+    """As version 0.1 had them: with the attributes of the base, and a session."""
+
+    class Ours(BaseSandbox):
+        async def get_default_image(self) -> str:
+            return "acme/python"
+
+        async def start(  # type: ignore[override]
+            self, image: Any = None, memory: int = 512, cpus: float = 1.0, timeout: float = 180.0
+        ) -> None:
+            self._session = httpx.AsyncClient(trust_env=False)
+            await super().start(image, memory, cpus, timeout)
+
+        async def run(self, code: str) -> Execution:  # type: ignore[override]
+            params = {"sandbox": self._name, "namespace": self._namespace, "language": "python", "code": code}
+            response = await self._session.post(
+                f"{self._server_url}/api/v1/rpc",
+                json={"jsonrpc": "2.0", "method": "sandbox.repl.run", "params": params, "id": 1},
+                headers={"Content-Type": "application/json", "Authorization": f"Bearer {self._api_key}"},
+            )
+            return Execution(output_data=response.json()["result"])
+
+    async with Ours.create(name="my-env", namespace="team") as sandbox:
+        assert await (await sandbox.run("6 * 7")).output() == "42"
+        await sandbox._session.aclose()
+    assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.repl.run", "sandbox.stop"]
+    assert server.requests[0].params["config"] == {"image": "acme/python", "memory": 512, "cpus": 1}
+    assert server.requests[1].headers["authorization"] == f"Bearer {TEST_KEY}"
 
 
 async def test_an_image_of_a_subclass(server: Server) -> None:

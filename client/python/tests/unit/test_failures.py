@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import subprocess
 import sys
+from decimal import Decimal
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 
 from microsandbox import (
     ConnectionLostError,
+    InvalidParamsError,
     MicrosandboxError,
     NodeSandbox,
     PythonSandbox,
     RequestTimeoutError,
+    ResourceExhaustedError,
     ServerUnreachableError,
     UnavailableError,
 )
 from microsandbox._core import SandboxCore
-from microsandbox._rpc import Call
+from microsandbox._http import Timeouts
+from microsandbox._rpc import Call, Deadline
 
 from ..flavours import done, entered
-from .stub import RESULTS, Reply, Server, ok, refusal
+from .stub import LONG, RESULTS, Reply, Server, ok, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +51,9 @@ def calls(sandbox: Any) -> dict[str, Any]:
     "case",
     {
         "busy": ([refusal(429, -32006, Retry_After="0")], 2),
+        "busy before a proxy": ([Reply(429, "<html>", {"Retry-After": "0"})] * 2, 3),
+        "printed too much": ([refusal(429, -32006)], 2),
+        "busy for long": ([refusal(429, -32006, Retry_After="3600")], 1),
         "away": ([refusal(503, -32009)] * 2, 3),
         "proxy": ([Reply(503, "<html>")], 2),
         "lost": (["drop"], 2),
@@ -67,7 +76,8 @@ async def test_sent_again(api: Any, server: Server, case: tuple[str, tuple[list[
             await done(calls(sandbox)[method]())
         except MicrosandboxError:
             failed = True
-        want = times if method in REPEATABLE else 1
+        # 429 with a time to come back: it was not begun.
+        want = times if method in REPEATABLE or case[0].startswith("busy") else 1
         assert (method, len(server.requests), failed) == (method, want, want <= len(replies))
         await done(sandbox.close())
 
@@ -82,11 +92,19 @@ async def test_in_the_end_the_error_is_told(api: Any, server: Server) -> None:
 
 def test_pauses() -> None:
     call = Call("sandbox.start", {}, 1, repeatable=True)
-    busy = UnavailableError("", status=503, retry_after=2)
-    assert 0.1 <= (call.pause(UnavailableError("", status=503), 1) or 0) <= 0.125
-    assert 0.2 <= (call.pause(UnavailableError("", status=503), 2) or 0) <= 0.25
-    assert 2 <= (call.pause(busy, 1) or 0) <= 2.5
-    assert call.pause(busy, 3) is None
+    run = Call("sandbox.repl.run", {}, None)
+    away = UnavailableError("", status=503)
+    for busy in (
+        UnavailableError("", status=503, retry_after=2),
+        ResourceExhaustedError("", status=429, retry_after=2),
+    ):
+        assert 2 <= (call.pause(busy, 1, 60) or 0) <= 2.5
+        assert call.pause(busy, 1, 1.9) is None
+        assert call.pause(busy, 3, 60) is None
+    assert 0.1 <= (call.pause(away, 1, 60) or 0) <= 0.125
+    assert 0.2 <= (call.pause(away, 2, math.inf) or 0) <= 0.25
+    assert run.pause(away, 1, math.inf) is None
+    assert 2 <= (run.pause(busy, 1, math.inf) or 0) <= 2.5
 
 
 async def test_nothing_listens(api: Any) -> None:
@@ -121,13 +139,13 @@ async def test_a_server_that_comes_up_meanwhile(api: Any, monkeypatch: pytest.Mo
     send = sandbox._http._post
     refused = [ServerUnreachableError("no"), ServerUnreachableError("no")]
 
-    def post(call: Call) -> Any:
+    def post(*call: Any) -> Any:
         if refused:
             raise refused.pop()
-        return send(call)
+        return send(*call)
 
-    async def apost(call: Call) -> Any:
-        return await post(call)
+    async def apost(*call: Any) -> Any:
+        return await post(*call)
 
     monkeypatch.setattr(sandbox._http, "_post", apost if hasattr(sandbox, "__aenter__") else post)
     assert (await done(sandbox.run("1"))).stdout == "42"
@@ -152,12 +170,107 @@ async def test_a_connection_that_breaks(api: Any, server: Server, answer: bytes)
     assert len(server.requests) == 3
 
 
+@pytest.mark.usefixtures("patient")
 async def test_no_answer(api: Any, server: Server) -> None:
     server.answer("sandbox.start", server.hang)
     with pytest.raises(RequestTimeoutError, match=r"sandbox.start: no answer within 0.2 s"):
         await done(api.PythonSandbox.create(timeout=0.2))
-    assert await asyncio.to_thread(server.ended.wait, 30)
+    assert await asyncio.to_thread(server.ended.wait, LONG)
     assert len(server.requests) == 1
+
+
+@pytest.mark.usefixtures("patient")
+async def test_an_answer_in_drops(api: Any, server: Server) -> None:
+    """Each drop comes in time, but not all of them."""
+    server.answer("sandbox.start", server.drip)
+    with pytest.raises(RequestTimeoutError, match=r"sandbox.start: no answer within 0.5 s"):
+        await done(api.PythonSandbox.create(timeout=0.5))
+    assert await asyncio.to_thread(server.ended.wait, LONG)
+
+
+async def test_no_connection_in_time(api: Any, clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def connect(request: httpx.Request) -> httpx.Response:
+        limits.append(request.extensions["timeout"].get("connect"))
+        clock.now += limits[-1]
+        raise httpx.ConnectTimeout("", request=request)
+
+    sandbox = api.PythonSandbox()
+    kind = httpx.AsyncClient if hasattr(sandbox, "__aenter__") else httpx.Client
+    client = kind(transport=httpx.MockTransport(connect), base_url=sandbox.server_url)
+    monkeypatch.setattr(sandbox._http, "_open", lambda: client)
+    with pytest.raises(RequestTimeoutError, match=r"^sandbox.start: no connection to http://.* within 25 s"):
+        await done(sandbox.start(timeout=25))
+    assert limits == [10, 10, 5]
+    sandbox._is_started = True
+    with pytest.raises(ServerUnreachableError, match=r"^no connection to http://.* within 10 s"):
+        await done(sandbox.run("1"))
+    assert limits == [10, 10, 5, 10, 10, 10]
+
+
+async def test_one_limit_for_all_attempts(api: Any, server: Server, clock: Any) -> None:
+    def busy(handler: Any) -> None:
+        clock.now += 100
+        handler.reply(refusal(503, -32009, Retry_After="0"))
+
+    server.answer("sandbox.start", busy)
+    cases: list[tuple[float, int, type[Exception]]] = [
+        (50, 1, RequestTimeoutError),
+        (100.05, 1, UnavailableError),  # no time to pause
+        (150, 2, RequestTimeoutError),
+        (250, 3, RequestTimeoutError),
+        (350, 3, UnavailableError),
+    ]
+    for limit, attempts, error in cases:
+        server.requests.clear()
+        with pytest.raises(error):
+            await done(api.PythonSandbox.create(timeout=limit))
+        assert (limit, len(server.requests)) == (limit, attempts)
+
+
+def test_one_limit_for_all_steps(clock: Any) -> None:
+    timeouts = Timeouts(Deadline(60))
+    assert (timeouts.get("connect"), timeouts.get("write"), timeouts.get("read")) == (10, 60, 60)
+    clock.now += 55
+    assert (timeouts.get("connect"), timeouts.get("write"), timeouts.get("read")) == (5, 5, 5)
+    timeouts.check()
+    clock.now += 10
+    assert 0 < timeouts.get("read") < 0.01
+    assert timeouts.get("pool") is None
+    with pytest.raises(httpx.ReadTimeout):
+        timeouts.check()
+    unlimited = Timeouts(Deadline(None))
+    assert (unlimited.get("connect"), unlimited.get("write"), unlimited.get("read")) == (10, None, None)
+    unlimited.check()
+
+
+@pytest.mark.parametrize("timeout", [math.nan, -1, -math.inf, True, "5", Decimal(5), [5]])
+async def test_timeouts_that_are_none(api: Any, server: Server, timeout: Any) -> None:
+    sandbox = api.PythonSandbox()
+    calls: list[Any] = [
+        lambda: sandbox.start(timeout=timeout),
+        lambda: api.PythonSandbox.create(timeout=timeout),
+        lambda: sandbox.run("1", timeout=timeout),
+        lambda: sandbox.command.run("true", timeout=timeout),
+    ]
+    for number, call in enumerate(calls):
+        sandbox._is_started = number > 1
+        with pytest.raises(InvalidParamsError, match=r"^timeout .*: give a number of seconds, 0 or more") as caught:
+            await done(call())
+        assert isinstance(caught.value, ValueError)
+        assert caught.value.code is None
+    assert server.sent() == []
+
+
+@pytest.mark.parametrize("timeout", [0, 0.5, 1e9, 10**12, 1e300, 10**400, math.inf])
+async def test_short_and_long_timeouts(api: Any, server: Server, timeout: Any) -> None:
+    sandbox = await done(api.PythonSandbox.create(timeout=timeout if timeout != 0.5 else 60))
+    await done(sandbox.run("1", timeout=timeout))
+    await done(sandbox.command.run("true", timeout=timeout))
+    await done(sandbox.stop())
+    sent = [params.get("timeout") for method, params in server.sent() if method.endswith("run")]
+    assert sent == [None if timeout == math.inf else timeout] * 2
 
 
 def test_limits() -> None:
@@ -167,7 +280,9 @@ def test_limits() -> None:
     assert core._code_call("1", 0).limit is None
     assert core._code_call("1", 1.5).limit == 121.5
     assert core._command_call("true", None, 10).limit == 130
-    assert core._start_call("i", None, None, None, None, None, 7).limit == 7
+    assert core._code_call("1", math.inf).limit is None
+    for given, limit in ((7, 7), (None, 180), (0, None), (math.inf, None)):
+        assert core._start_call("i", None, None, None, None, None, given).limit == limit
     assert core._stop_call().limit == 120
     assert core._metrics_call().limit == 30
     # Nothing but these lasts as long as the caller likes.
@@ -179,31 +294,33 @@ async def test_cancel(server: Server) -> None:
     server.answer("sandbox.repl.run", server.hang, ok(RESULTS["sandbox.repl.run"]))
     async with PythonSandbox.create() as sandbox:
         run = asyncio.create_task(sandbox.run("while True: pass"))
-        assert await asyncio.to_thread(server.began.wait, 30)
+        assert await asyncio.to_thread(server.began.wait, LONG)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await run
-        assert await asyncio.to_thread(server.ended.wait, 30)
+        assert await asyncio.to_thread(server.ended.wait, LONG)
         assert (await sandbox.run("6 * 7")).stdout == "42"
 
 
 async def test_a_limit_of_asyncio(server: Server) -> None:
     server.answer("sandbox.command.run", server.hang)
     async with NodeSandbox.create() as sandbox:
+        run = asyncio.create_task(sandbox.command.run("sleep", ["600"]))
+        assert await asyncio.to_thread(server.began.wait, LONG)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(sandbox.command.run("sleep", ["600"]), 0.2)
-        assert await asyncio.to_thread(server.ended.wait, 30)
+            await asyncio.wait_for(run, 0.2)
+        assert await asyncio.to_thread(server.ended.wait, LONG)
 
 
 async def test_cancelled_while_it_starts(server: Server) -> None:
     server.answer("sandbox.start", server.hang)
     creation = PythonSandbox.create()
     start = asyncio.create_task(creation.__aenter__())
-    assert await asyncio.to_thread(server.began.wait, 30)
+    assert await asyncio.to_thread(server.began.wait, LONG)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
-    assert await asyncio.to_thread(server.ended.wait, 30)
+    assert await asyncio.to_thread(server.ended.wait, LONG)
     assert [method for method, _ in server.sent()] == ["sandbox.start"]
 
 
@@ -215,7 +332,7 @@ async def test_a_cancelled_block_stops_its_sandbox(server: Server) -> None:
             await sandbox.run("while True: pass")
 
     task = asyncio.create_task(block())
-    assert await asyncio.to_thread(server.began.wait, 30)
+    assert await asyncio.to_thread(server.began.wait, LONG)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -244,9 +361,9 @@ def test_interrupt(server: Server) -> None:
         "    sandbox.run('while True: pass')\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
-        assert server.began.wait(30)
+        assert server.began.wait(LONG)
         process.send_signal(2)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=LONG)
     assert b"KeyboardInterrupt" in stderr
-    assert server.ended.wait(30)
+    assert server.ended.wait(LONG)
     assert server.sent()[-1][0] == "sandbox.stop"

@@ -6,16 +6,33 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import microsandbox
 import microsandbox.sync
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_installed() -> None:
     assert importlib.metadata.version("microsandbox") == microsandbox.__version__
     assert importlib.metadata.requires("microsandbox")[0].startswith("httpx")  # type: ignore[index]
     assert (Path(microsandbox.__file__).parent / "py.typed").exists()
+
+
+def test_license(tmp_path: Path) -> None:
+    """It is in the wheel, of which this package was installed, and in the source distribution."""
+    text = (ROOT / "LICENSE").read_text()
+    assert text == (ROOT.parents[1] / "LICENSE").read_text()
+    [installed] = [file for file in importlib.metadata.files("microsandbox") or () if file.name == "LICENSE"]
+    assert installed.read_text() == text
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(tmp_path / f"microsandbox-{microsandbox.__version__}.tar.gz") as archive:
+        packed = archive.extractfile(f"microsandbox-{microsandbox.__version__}/LICENSE")
+        assert packed is not None
+        assert packed.read().decode() == text
 
 
 def test_import_brings_no_http_client_along() -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,15 +17,17 @@ import microsandbox
 from microsandbox import (
     ConflictError,
     InternalError,
+    MicrosandboxError,
     NodeSandbox,
     NotStartedError,
     PythonSandbox,
     SandboxNotFoundError,
     UnexpectedAnswerError,
+    _http,
 )
 
-from ..flavours import done, entered
-from .stub import TEST_KEY, Server, ok, refusal
+from ..flavours import begin, done, entered
+from .stub import LONG, TEST_KEY, Server, ok, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -218,6 +224,42 @@ async def test_a_stop_that_fails(api: Any, server: Server, caplog: pytest.LogCap
     assert caplog.messages == ["stop sandbox my-env: it is so (request id REQUEST-ID)"]
 
 
+@pytest.mark.parametrize("failure", [refusal(429, -32006, Retry_After="3600"), refusal(503, -32009), "drop"])
+async def test_a_stop_that_fails_leaves_other_calls_alone(api: Any, server: Server, failure: Any) -> None:
+    server.answer("sandbox.repl.run", server.wait)
+    server.answer("sandbox.stop", server.drop if failure == "drop" else failure, ok("stopped"))
+    sandbox = await done(api.PythonSandbox.create())
+    run = begin(sandbox.run, "1")
+    assert await asyncio.to_thread(server.began.wait, LONG)
+    with pytest.raises(MicrosandboxError):
+        await done(sandbox.stop())
+    assert sandbox._http._client is not None
+    server.go.set()
+    assert (await run).stdout == "42"
+    assert sandbox._http._client is not None
+    await done(sandbox.stop())
+    assert sandbox._http._client is None
+
+
+@pytest.mark.parametrize("end", ["stop", "close", "block"])
+async def test_connections_are_closed_once_no_call_is_in_progress(api: Any, server: Server, end: str) -> None:
+    server.answer("sandbox.repl.run", server.wait)
+    server.answer("sandbox.stop", refusal(500, -32603) if end == "block" else ok("stopped"))
+    sandbox = await done(api.PythonSandbox.create())
+    run = begin(sandbox.run, "1")
+    assert await asyncio.to_thread(server.began.wait, LONG)
+    if end == "block":
+        with pytest.raises(InternalError):
+            async with entered(sandbox):
+                pass
+    else:
+        await done(getattr(sandbox, end)())
+    assert sandbox._http._client is not None
+    server.go.set()
+    assert (await run).stdout == "42"
+    assert sandbox._http._client is None
+
+
 async def test_create_is_awaited_or_entered(server: Server) -> None:
     sandbox = await PythonSandbox.create(name="a")
     assert isinstance(sandbox, PythonSandbox)
@@ -229,6 +271,65 @@ async def test_create_is_awaited_or_entered(server: Server) -> None:
     async with await PythonSandbox.create(name="c"):
         pass
     assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.stop"] * 3
+
+
+async def test_create_is_a_coroutine(server: Server) -> None:
+    """Only those are taken by create_task(), by that of a TaskGroup, and by asyncio.run()."""
+    task = asyncio.create_task(PythonSandbox.create(name="a"))
+    assert "PythonSandbox.create" in repr(task)
+    sandboxes = [
+        await task,
+        *await asyncio.gather(PythonSandbox.create(name="b"), NodeSandbox.create(name="c")),
+        await asyncio.wait_for(PythonSandbox.create(name="d"), LONG),
+    ]
+    if sys.version_info >= (3, 11):
+        async with asyncio.TaskGroup() as group:
+            grouped = group.create_task(PythonSandbox.create(name="e"))
+        sandboxes.append(grouped.result())
+    for sandbox in sandboxes:
+        await sandbox.run("1")
+        await sandbox.stop()
+    names = [params["sandbox"] for method, params in server.sent() if method == "sandbox.start"]
+    assert sorted(names) == ["a", "b", "c", "d", "e"][: len(sandboxes)]
+
+
+async def test_create_cancelled(server: Server) -> None:
+    server.answer("sandbox.start", server.hang)
+    never = asyncio.create_task(PythonSandbox.create())
+    never.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await never
+    assert server.sent() == []
+    begun = asyncio.create_task(PythonSandbox.create())
+    assert await asyncio.to_thread(server.began.wait, LONG)
+    begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await begun
+    assert await asyncio.to_thread(server.ended.wait, LONG)
+
+
+@pytest.mark.usefixtures("server")
+async def test_create_that_is_not_awaited() -> None:
+    """There is no warning about it; warnings are errors here."""
+    PythonSandbox.create()
+    closed = PythonSandbox.create()
+    closed.close()
+    with pytest.raises(RuntimeError, match="already awaited"):
+        closed.send(None)
+    async with PythonSandbox.create():
+        pass
+    gc.collect()
+
+
+# Connections of an event loop that is over cannot be closed, and Python warns of that.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_event_loop_after_the_other(server: Server) -> None:
+    sandbox = asyncio.run(PythonSandbox.create())
+    assert asyncio.run(sandbox.run("1")).stdout == "42"
+    asyncio.run(sandbox.close())
+    asyncio.run(sandbox.stop())
+    assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.repl.run", "sandbox.stop"]
+    gc.collect()
 
 
 @pytest.mark.usefixtures("server")
@@ -246,6 +347,39 @@ async def test_several_threads() -> None:
     with microsandbox.sync.PythonSandbox.create() as sandbox:
         results = await asyncio.gather(*(asyncio.to_thread(sandbox.run, "1") for _ in range(8)))
     assert [result.stdout for result in results] == ["42"] * 8
+
+
+@pytest.mark.usefixtures("server")
+def test_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport, made = _http._transport, []
+
+    def slow(config: Any) -> Any:
+        made.append(config)
+        time.sleep(0.1)  # for the others to come here, too, if they can
+        return transport(config)
+
+    monkeypatch.setattr(_http, "_transport", slow)
+    sandbox = microsandbox.sync.PythonSandbox()
+    sandbox._is_started = True
+    with ThreadPoolExecutor(8) as threads:
+        assert [result.stdout for result in threads.map(sandbox.run, "12345678")] == ["42"] * 8
+    assert len(made) == 1
+    sandbox.close()
+
+
+@pytest.mark.usefixtures("server")
+def test_threads_close_and_call() -> None:
+    sandbox = microsandbox.sync.PythonSandbox()
+    sandbox._is_started = True
+
+    def use(code: str) -> str:
+        stdout = sandbox.run(code).stdout
+        sandbox.close()
+        return stdout
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(use, ["1"] * 200)) == {"42"}
+    assert (sandbox._http._client, sandbox._http._calls) == (None, 0)
 
 
 async def test_a_path_below_which_a_proxy_put_the_server(api: Any, server: Server) -> None:

@@ -11,7 +11,7 @@ import pytest
 from microsandbox import MicrosandboxError, _config
 
 from ..flavours import done
-from .stub import TEST_KEY, Answer, Reply, Server, refusal
+from .stub import LONG, TEST_KEY, Answer, Reply, Server, refusal
 
 pytestmark = pytest.mark.anyio
 
@@ -22,6 +22,7 @@ def shown(error: BaseException) -> str:
     return "".join(text) + repr(error) + repr(vars(error)) + repr(error.args)
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("failure", ["refusal", "lost", "timeout", "unreachable"])
 async def test_errors_and_logs(
     api: Any, server: Server, failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -33,15 +34,30 @@ async def test_errors_and_logs(
         monkeypatch.setenv("MSB_SERVER_URL", "http://127.0.0.1:9")
     sandbox = api.PythonSandbox(name="my-env")
     with pytest.raises(MicrosandboxError) as caught:
-        await done(sandbox.start(timeout=0.2))
+        await done(sandbox.start(timeout=0.2 if failure == "timeout" else None))
     assert "sandbox.start" in shown(caught.value)  # the call is in a frame
     assert "connect_tcp.started" in caplog.text
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
     for text in (shown(caught.value), caplog.text, repr(sandbox), str(vars(sandbox)), repr(vars(sandbox._http))):
         assert TEST_KEY not in text
+    if failure == "timeout":
+        assert server.began.wait(LONG)
     if failure != "unreachable":
         assert server.requests[0].headers["authorization"] == f"Bearer {TEST_KEY}"
+
+
+def test_attributes_of_version_0_1(api: Any) -> None:
+    """Its subclasses sent requests of their own."""
+    sandbox = api.PythonSandbox(name="my-env", server_url="http://127.0.0.1:7001/", api_key=TEST_KEY)
+    assert (sandbox._server_url, sandbox._api_key) == ("http://127.0.0.1:7001", TEST_KEY)
+    assert api.PythonSandbox()._api_key is None
+    for attribute in ("_server_url", "_api_key"):
+        with pytest.raises(AttributeError) as caught:
+            setattr(sandbox, attribute, "hunter2")
+        assert "hunter2" not in str(caught.value)
+    for text in (repr(sandbox), str(vars(sandbox))):
+        assert TEST_KEY not in text
 
 
 def test_key() -> None:
