@@ -1,0 +1,36 @@
+"""The examples of the README, as they are printed."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from microsandbox import PythonSandbox
+
+README = Path(__file__).parents[2] / "README.md"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_they_are_found() -> None:
+    assert len(EXAMPLES) >= 4
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_example(text: str) -> None:
+    code = compile(text, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names: dict[str, Any] = {"PythonSandbox": PythonSandbox}
+
+    async def continued() -> None:  # an example that goes on from another one's sandbox
+        async with PythonSandbox.create() as names["sandbox"]:
+            await eval(code, names)
+
+    if code.co_flags & inspect.CO_COROUTINE:
+        asyncio.run(continued())
+    else:
+        eval(code, names)
