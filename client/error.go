@@ -69,9 +69,13 @@ func (a *Admin) explain(err error) error {
 
 func explainDial(socket string, err error) error {
 	switch {
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ENOENT):
 		return fmt.Errorf("%w: nothing listens on %s. Start it with 'msb server start', or name its socket with "+
 			"--socket or MSB_SOCKET", ErrNotRunning, socket)
+	case errors.Is(err, syscall.ECONNREFUSED): // who stops takes the socket away
+		return fmt.Errorf("%w: nothing listens on %s, which a server left that crashed or was killed. Its log says more "+
+			"('journalctl --unit msbd', or msbd.log in its state directory); sandboxes run on. Start it again with 'msb server start'",
+			ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return &serverError{
 			text: fmt.Sprintf("%s: permission denied. Run as root (sudo), or have yourself added to the group that may "+

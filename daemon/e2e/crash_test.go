@@ -31,6 +31,9 @@ func TestKillOfTheDaemonLosesNothing(t *testing.T) {
 	s, key := crashBox(t)
 	for range 3 {
 		s.kill()
+		if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || !strings.Contains(stderr, "crashed or was killed") {
+			t.Errorf("of a killed server, the status says: %s", stderr)
+		}
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
@@ -42,6 +45,9 @@ func TestKillOfTheDaemonLosesNothing(t *testing.T) {
 	// A stop leaves the sandbox running, too.
 	s.mustMSB(t, "server", "stop")
 	<-s.done
+	if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || strings.Contains(stderr, "killed") {
+		t.Errorf("of a stopped server, the status says: %s", stderr)
+	}
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}

@@ -97,7 +97,7 @@ type recoveryInfo struct {
 // notKnown is the document in place of statusInfo when there is no answer.
 type notKnown struct {
 	State string `json:"state"` // "stopped" or "unknown"
-	Error string `json:"error,omitempty"`
+	Error string `json:"error"` // why, and what to do
 }
 
 const (
@@ -154,7 +154,7 @@ func askStatus(c *cli.Context) (*adminv1.GetStatusResponse, error) {
 func statusDocument(st *adminv1.GetStatusResponse, err error) any {
 	switch {
 	case errors.Is(err, client.ErrNotRunning):
-		return notKnown{State: "stopped"}
+		return notKnown{"stopped", err.Error()}
 	case err != nil:
 		return notKnown{"unknown", err.Error()}
 	}
