@@ -23,6 +23,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/admin"
 	"github.com/msbd/msbd/daemon/internal/backup"
 	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/gateway"
 	"github.com/msbd/msbd/daemon/internal/host"
 	"github.com/msbd/msbd/daemon/internal/image"
@@ -30,10 +32,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/mcp"
 	"github.com/msbd/msbd/daemon/internal/microvm"
 	"github.com/msbd/msbd/daemon/internal/portal"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/store"
 	"github.com/msbd/msbd/daemon/internal/tlscert"
-	"github.com/msbd/msbd/daemon/internal/token"
 	"github.com/msbd/msbd/daemon/internal/vmm"
 )
 
@@ -78,16 +78,16 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		}
 	}
 
-	keys := token.Options{KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: state, Log: log}
+	keyOptions := keys.Options{KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: state, Log: log}
 	err = backup.Complete(ctx, cfg.StateDir, func() (backup.Keys, error) {
-		issuer, _, err := token.Open(keys)
+		issuer, _, err := keys.Open(keyOptions)
 		return issuer, err
 	}, log)
 	if err != nil {
 		return err
 	}
-	keys.Reset = cfg.ResetKey
-	issuer, verifier, err := token.Open(keys)
+	keyOptions.Reset = cfg.ResetKey
+	issuer, verifier, err := keys.Open(keyOptions)
 	if err != nil {
 		return err
 	}
@@ -336,11 +336,11 @@ func startEvent(cfg config.Config, address string) audit.Event {
 
 // adminKeys are the keys, of which none is forgotten that a restore could bring back.
 type adminKeys struct {
-	*token.Issuer
+	*keys.Issuer
 	backups *backup.Service
 }
 
-func (k adminKeys) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error) {
+func (k adminKeys) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error) {
 	return k.backups.Prune(ctx, deadFor, dryRun, by)
 }
 

@@ -11,11 +11,11 @@ import (
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/host"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 	"github.com/msbd/msbd/daemon/internal/store"
 	"github.com/msbd/msbd/daemon/internal/tlscert"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 const (
@@ -32,7 +32,7 @@ type life struct {
 	address string
 	began   time.Time
 	store   *store.Store
-	issuer  *token.Issuer
+	issuer  *keys.Issuer
 	manager *sandbox.Manager
 	route   host.Route
 	certs   *tlscert.Source // nil: the gateway speaks plain HTTP

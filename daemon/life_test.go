@@ -7,9 +7,9 @@ import (
 	"testing"
 
 	"github.com/msbd/msbd/daemon/internal/config"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/store"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // What a setting opens is in the status for as long as the server runs.
@@ -21,7 +21,7 @@ func TestStatusWarnsOfOpenings(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer state.Close()
-	issuer, _, err := token.Open(token.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
+	issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

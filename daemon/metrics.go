@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 var (

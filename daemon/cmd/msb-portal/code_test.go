@@ -14,8 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/portal"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // runCode runs code that is expected to end by itself.

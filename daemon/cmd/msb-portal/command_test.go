@@ -13,8 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/portal"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // sh runs a shell script.

@@ -9,8 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/portal"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // A newer connection finds the REPL with its state, and ends the bridge before it.

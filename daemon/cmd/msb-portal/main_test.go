@@ -13,8 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/portal"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // asPortal in the environment makes the test binary behave as msb-portal.

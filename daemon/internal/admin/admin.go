@@ -18,20 +18,20 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Keys issues API keys. A *token.Issuer is one.
+// Keys issues API keys. A *keys.Issuer is one.
 type Keys interface {
-	Issue(ctx context.Context, req token.IssueRequest) (token.Secret, token.Record, error)
-	List(f token.Filter, after string, limit int) (keys []token.Key, next string, err error)
-	Find(ref string) (token.Key, error)
-	Revoke(ctx context.Context, ref string, by uint32) (token.Key, error)
-	Rotate(ctx context.Context, req token.RotateRequest) (secret token.Secret, made token.Record, old token.Key, err error)
-	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error)
+	Issue(ctx context.Context, req keys.IssueRequest) (keys.Secret, keys.Record, error)
+	List(f keys.Filter, after string, limit int) (keys []keys.Key, next string, err error)
+	Find(ref string) (keys.Key, error)
+	Revoke(ctx context.Context, ref string, by uint32) (keys.Key, error)
+	Rotate(ctx context.Context, req keys.RotateRequest) (secret keys.Secret, made keys.Record, old keys.Key, err error)
+	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error)
 	Reset(ctx context.Context, by uint32) (invalidated int, err error)
-	SigningKey() token.SigningKey
+	SigningKey() keys.SigningKey
 	// Now is the time by which keys live and die.
 	Now() time.Time
 }

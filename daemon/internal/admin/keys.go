@@ -7,7 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // A page of ListKeys.
@@ -18,11 +18,11 @@ const (
 
 // CreateKey implements AdminServiceServer.
 func (s *Server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*adminv1.CreateKeyResponse, error) {
-	scopes := make([]token.Scope, 0, len(req.GetScopes()))
+	scopes := make([]keys.Scope, 0, len(req.GetScopes()))
 	for _, scope := range req.GetScopes() {
-		scopes = append(scopes, token.Scope(scope))
+		scopes = append(scopes, keys.Scope(scope))
 	}
-	secret, record, err := s.Keys.Issue(ctx, token.IssueRequest{
+	secret, record, err := s.Keys.Issue(ctx, keys.IssueRequest{
 		Name:       req.GetName(),
 		Expire:     req.GetExpire(),
 		Namespaces: req.GetNamespaces(),
@@ -33,7 +33,7 @@ func (s *Server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 		return nil, err
 	}
 	s.Log.Info("API key made", "key_id", record.ID, "name", record.Name, "uid", s.uid(ctx))
-	return &adminv1.CreateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(token.Key{Record: record})}, nil
+	return &adminv1.CreateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(keys.Key{Record: record})}, nil
 }
 
 // ListKeys implements AdminServiceServer.
@@ -49,7 +49,7 @@ func (s *Server) ListKeys(_ context.Context, req *adminv1.ListKeysRequest) (*adm
 	case size == 0:
 		size = defaultPage
 	}
-	filter := token.Filter{Namespace: req.GetNamespace(), UnusedFor: req.GetUnusedFor(), State: state}
+	filter := keys.Filter{Namespace: req.GetNamespace(), UnusedFor: req.GetUnusedFor(), State: state}
 	keys, next, err := s.Keys.List(filter, req.GetPageToken(), min(size, maxPage))
 	if err != nil {
 		return nil, err
@@ -78,14 +78,14 @@ func (s *Server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (
 
 // RotateKey implements AdminServiceServer.
 func (s *Server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (*adminv1.RotateKeyResponse, error) {
-	secret, made, old, err := s.Keys.Rotate(ctx, token.RotateRequest{
+	secret, made, old, err := s.Keys.Rotate(ctx, keys.RotateRequest{
 		Ref: req.GetRef(), Grace: req.GetGrace(), Expire: req.GetExpire(), By: s.uid(ctx),
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.Log.Info("API key rotated", "key_id", old.ID, "replaced_by", made.ID, "name", made.Name, "uid", s.uid(ctx))
-	return &adminv1.RotateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(token.Key{Record: made}), Old: s.keyProto(old)}, nil
+	return &adminv1.RotateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(keys.Key{Record: made}), Old: s.keyProto(old)}, nil
 }
 
 // PruneKeys implements AdminServiceServer.

@@ -14,7 +14,7 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 var from = netip.MustParseAddr("192.0.2.7")
@@ -38,7 +38,7 @@ func TestCreateKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	info := resp.GetInfo()
-	if p.KeyID != info.GetId() || !p.Allows("project-web") || p.Allows("b") || !p.Has(token.ScopeExec) || p.Has(token.ScopeStart) {
+	if p.KeyID != info.GetId() || !p.Allows("project-web") || p.Allows("b") || !p.Has(keys.ScopeExec) || p.Has(keys.ScopeStart) {
 		t.Errorf("the key speaks for %+v, its info says %v", p, info)
 	}
 	want := &adminv1.Key{
@@ -152,7 +152,7 @@ type askedKeys struct {
 	limit int
 }
 
-func (a *askedKeys) List(_ token.Filter, _ string, limit int) ([]token.Key, string, error) {
+func (a *askedKeys) List(_ keys.Filter, _ string, limit int) ([]keys.Key, string, error) {
 	a.limit = limit
 	return nil, "", nil
 }

@@ -22,14 +22,14 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// store is a token.Store and an Audit in memory.
+// store is a keys.Store and an Audit in memory.
 type store struct {
 	mu      sync.Mutex
-	records map[string]token.Record
+	records map[string]keys.Record
 	events  []audit.Event
 	more    chan struct{} // closed and made anew with each event
 	broken  error         // fails every change
@@ -37,16 +37,16 @@ type store struct {
 }
 
 func newStore() *store {
-	return &store{records: map[string]token.Record{}, more: make(chan struct{})}
+	return &store{records: map[string]keys.Record{}, more: make(chan struct{})}
 }
 
-func (s *store) LoadKeys() (token.Saved, error) {
+func (s *store) LoadKeys() (keys.Saved, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return token.Saved{Records: slices.Collect(maps.Values(s.records))}, nil
+	return keys.Saved{Records: slices.Collect(maps.Values(s.records))}, nil
 }
 
-func (s *store) CommitKeys(c token.Change) error {
+func (s *store) CommitKeys(c keys.Change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.broken != nil {
@@ -62,10 +62,10 @@ func (s *store) CommitKeys(c token.Change) error {
 	return nil
 }
 
-func (s *store) SaveUsage(map[string]token.Usage, time.Time) error { return nil }
+func (s *store) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
 
 func (s *store) Audit(e audit.Event) error {
-	return s.CommitKeys(token.Change{Events: []audit.Event{e}})
+	return s.CommitKeys(keys.Change{Events: []audit.Event{e}})
 }
 
 func (s *store) add(events ...audit.Event) {
@@ -213,7 +213,7 @@ type fixture struct {
 	state     adminv1.GetStatusResponse_DaemonState
 	peer      Peer
 	peerKnown bool
-	verifier  *token.Verifier
+	verifier  *keys.Verifier
 	store     *store
 	archives  *archives
 	sandboxes *sandboxes
@@ -236,7 +236,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		}}},
 	}
 	log := slog.New(slog.NewTextHandler(&f.log, nil))
-	issuer, verifier, err := token.Open(token.Options{
+	issuer, verifier, err := keys.Open(keys.Options{
 		KeyringPath: t.TempDir() + "/keys/keyring.json", Store: f.store, Log: log,
 	})
 	if err != nil {

@@ -7,20 +7,20 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // keyStates are a key's states by their names on the wire. Unspecified is any of them.
-var keyStates = map[adminv1.KeyState]token.State{
+var keyStates = map[adminv1.KeyState]keys.State{
 	adminv1.KeyState_KEY_STATE_UNSPECIFIED: 0,
-	adminv1.KeyState_KEY_STATE_LIVE:        token.Live,
-	adminv1.KeyState_KEY_STATE_EXPIRED:     token.Expired,
-	adminv1.KeyState_KEY_STATE_REVOKED:     token.Revoked,
+	adminv1.KeyState_KEY_STATE_LIVE:        keys.Live,
+	adminv1.KeyState_KEY_STATE_EXPIRED:     keys.Expired,
+	adminv1.KeyState_KEY_STATE_REVOKED:     keys.Revoked,
 }
 
 // keyProto needs the server, whose keys live by a clock of their own.
-func (s *Server) keyProto(k token.Key) *adminv1.Key {
+func (s *Server) keyProto(k keys.Key) *adminv1.Key {
 	key := &adminv1.Key{
 		Id:           k.ID,
 		Name:         k.Name,
@@ -39,11 +39,11 @@ func (s *Server) keyProto(k token.Key) *adminv1.Key {
 		key.Scopes = append(key.Scopes, string(scope))
 	}
 	switch k.StateAt(s.Keys.Now()) {
-	case token.Live:
+	case keys.Live:
 		key.State = adminv1.KeyState_KEY_STATE_LIVE
-	case token.Expired:
+	case keys.Expired:
 		key.State = adminv1.KeyState_KEY_STATE_EXPIRED
-	case token.Revoked:
+	case keys.Revoked:
 		key.State = adminv1.KeyState_KEY_STATE_REVOKED
 	}
 	if k.LastUsedFrom.IsValid() {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // ListSandboxes implements AdminServiceServer.

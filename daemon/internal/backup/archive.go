@@ -14,7 +14,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // An archive is a tar file of these members, in this order.
@@ -90,7 +90,7 @@ func writeArchive(w io.Writer, m manifest, contents ...io.Reader) error {
 // readArchive reads an archive to the end of r. The store in it goes to db. What is not an archive of
 // ours is errdefs.ErrInvalidArgument, a newer one errdefs.ErrFailedPrecondition, a damaged one
 // errdefs.ErrDataLoss; an error of r is passed on.
-func readArchive(r io.Reader, db io.Writer) (manifest, token.Secret, error) {
+func readArchive(r io.Reader, db io.Writer) (manifest, keys.Secret, error) {
 	source := &faultReader{Reader: r}
 	m, keyring, err := readMembers(source, db)
 	if source.err != nil { // whatever the archive looked like for it
@@ -99,7 +99,7 @@ func readArchive(r io.Reader, db io.Writer) (manifest, token.Secret, error) {
 	return m, keyring, err
 }
 
-func readMembers(r io.Reader, db io.Writer) (m manifest, keyring token.Secret, err error) {
+func readMembers(r io.Reader, db io.Writer) (m manifest, keyring keys.Secret, err error) {
 	archive := tar.NewReader(r)
 	if m, err = readManifest(archive); err != nil {
 		return m, keyring, err
@@ -118,7 +118,7 @@ func readMembers(r io.Reader, db io.Writer) (m manifest, keyring token.Secret, e
 	if err == nil && (len(rest) > maxPadding || len(bytes.Trim(rest, "\x00")) > 0) {
 		err = damaged("something follows its end")
 	}
-	return m, token.NewSecret(secret.String()), err
+	return m, keys.NewSecret(secret.String()), err
 }
 
 func readManifest(archive *tar.Reader) (m manifest, err error) {

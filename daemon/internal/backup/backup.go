@@ -18,20 +18,20 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// Keys holds the API keys and the signing key. A *token.Issuer is one.
+// Keys holds the API keys and the signing key. A *keys.Issuer is one.
 type Keys interface {
-	SigningKey() token.SigningKey
+	SigningKey() keys.SigningKey
 	// Snapshot calls take with the keyring file's content, while no key and no signing key changes: so take
 	// should not take long.
-	Snapshot(take func(keyring token.Secret) error) error
+	Snapshot(take func(keyring keys.Secret) error) error
 	// Prune removes keys that have been dead for so long, or says which.
-	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error)
+	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error)
 	// Restore takes what Snapshot gave and the records that the store held then. What is damaged or of a
 	// newer version changes nothing. Done again, it completes.
-	Restore(ctx context.Context, keyring token.Secret, records []token.Record, by uint32) (live, invalidated int, err error)
+	Restore(ctx context.Context, keyring keys.Secret, records []keys.Record, by uint32) (live, invalidated int, err error)
 }
 
 // Store holds the records. A *store.Store is one.
@@ -53,7 +53,7 @@ type Options struct {
 	Keys  Keys
 	Store Store
 	// ReadKeys reads the keys of a Store's snapshot, in a file that it may change.
-	ReadKeys func(path string) ([]token.Record, error)
+	ReadKeys func(path string) ([]keys.Record, error)
 	Log      *slog.Logger
 }
 
@@ -97,7 +97,7 @@ func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 }
 
 // collect puts the store and the audit log into temp, one behind the other, as they are at one moment.
-func (s *Service) collect(temp io.Writer) (m manifest, keyring token.Secret, err error) {
+func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err error) {
 	m = manifest{Format: formatName, Version: formatVersion}
 	var (
 		log io.ReadCloser
@@ -107,7 +107,7 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring token.Secret, err
 		}
 	)
 	// They are opened together, and copied once keys may change again: a revocation does not wait for that.
-	err = s.Keys.Snapshot(func(k token.Secret) (err error) {
+	err = s.Keys.Snapshot(func(k keys.Secret) (err error) {
 		keyring = k
 		signing := s.Keys.SigningKey()
 		m.TakenAt, m.InstanceID, m.SigningKeyID = time.Now().UTC().Truncate(time.Second), signing.InstanceID, signing.ID
@@ -147,7 +147,7 @@ type Summary struct {
 }
 
 // Restore reads an archive to the end of r and brings its keys into force, for the local user with the
-// uid by; see token.Issuer for what becomes of the present ones. Sandboxes stay as they are. It changes
+// uid by; see keys.Issuer for what becomes of the present ones. Sandboxes stay as they are. It changes
 // nothing unless all of the archive is good: what is no archive is errdefs.ErrInvalidArgument, a newer
 // one errdefs.ErrFailedPrecondition, a damaged one errdefs.ErrDataLoss. A restore that a crash cuts short
 // is completed at the next start.
@@ -183,7 +183,7 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary,
 
 // Prune is that of Keys. Where the next start might complete a restore, which would bring back what is
 // forgotten now, nothing is: errdefs.ErrFailedPrecondition or errdefs.ErrUnavailable.
-func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]token.Key, error) {
+func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error) {
 	if dryRun {
 		return s.Keys.Prune(ctx, deadFor, dryRun, by)
 	}

@@ -24,8 +24,8 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/daemon/internal/backup"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/store"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -35,12 +35,12 @@ type site struct {
 	*backup.Service
 	dir      string
 	store    *store.Store
-	issuer   *token.Issuer
-	verifier *token.Verifier
+	issuer   *keys.Issuer
+	verifier *keys.Verifier
 }
 
-func openKeys(dir string, s *store.Store) (*token.Issuer, *token.Verifier, error) {
-	return token.Open(token.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: s, Log: quiet})
+func openKeys(dir string, s *store.Store) (*keys.Issuer, *keys.Verifier, error) {
+	return keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: s, Log: quiet})
 }
 
 func openSite(t testing.TB, dir string) *site {
@@ -77,7 +77,7 @@ func (s *site) reopen(t testing.TB) *site {
 
 func (s *site) issue(t testing.TB, name string) (key string) {
 	t.Helper()
-	secret, _, err := s.issuer.Issue(t.Context(), token.IssueRequest{Name: name, CreatedBy: 1000})
+	secret, _, err := s.issuer.Issue(t.Context(), keys.IssueRequest{Name: name, CreatedBy: 1000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -521,12 +521,12 @@ func TestResetOutlivesAStage(t *testing.T) {
 
 // interruptedKeys keeps what a crash during Restore would leave.
 type interruptedKeys struct {
-	*token.Issuer
+	*keys.Issuer
 	stage   string
 	content []byte
 }
 
-func (k *interruptedKeys) Restore(context.Context, token.Secret, []token.Record, uint32) (int, int, error) {
+func (k *interruptedKeys) Restore(context.Context, keys.Secret, []keys.Record, uint32) (int, int, error) {
 	var err error
 	k.content, err = os.ReadFile(k.stage)
 	return 0, 0, errors.Join(err, errors.New("interrupted"))
@@ -534,12 +534,12 @@ func (k *interruptedKeys) Restore(context.Context, token.Secret, []token.Record,
 
 // stuckKeys sees to it that the stage of a restore cannot be removed.
 type stuckKeys struct {
-	*token.Issuer
+	*keys.Issuer
 	stage   string
 	content []byte
 }
 
-func (k *stuckKeys) Restore(ctx context.Context, keyring token.Secret, records []token.Record, by uint32) (int, int, error) {
+func (k *stuckKeys) Restore(ctx context.Context, keyring keys.Secret, records []keys.Record, by uint32) (int, int, error) {
 	live, invalidated, err := k.Issuer.Restore(ctx, keyring, records, by)
 	var read error
 	k.content, read = os.ReadFile(k.stage)
@@ -578,7 +578,7 @@ func TestPruneWaitsForAStage(t *testing.T) {
 	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
 		t.Errorf("something was left behind: %s", diff)
 	}
-	if s = s.reopen(t); s.accepts(key) || s.issuer.Counts() != (token.Counts{}) {
+	if s = s.reopen(t); s.accepts(key) || s.issuer.Counts() != (keys.Counts{}) {
 		t.Errorf("the pruned key is accepted: %t; counts are %+v", s.accepts(key), s.issuer.Counts())
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
 
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 const (
@@ -28,13 +28,13 @@ type stage struct {
 	By      uint32    `json:"by"`
 	TakenAt time.Time `json:"taken_at"`
 	// ReplacedKeyID is the signing key before, SigningKeyID that of the backup.
-	ReplacedKeyID string         `json:"replaced_key_id"`
-	SigningKeyID  string         `json:"signing_key_id"`
-	Keyring       []byte         `json:"keyring"`
-	Records       []token.Record `json:"records"`
+	ReplacedKeyID string        `json:"replaced_key_id"`
+	SigningKeyID  string        `json:"signing_key_id"`
+	Keyring       []byte        `json:"keyring"`
+	Records       []keys.Record `json:"records"`
 }
 
-func (s *stage) keyring() token.Secret { return token.NewSecret(string(s.Keyring)) }
+func (s *stage) keyring() keys.Secret { return keys.NewSecret(string(s.Keyring)) }
 
 func stagePath(dir string) string { return filepath.Join(dir, stageName) }
 

@@ -20,7 +20,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // Config is a validated configuration.

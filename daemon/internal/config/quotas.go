@@ -6,7 +6,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // QuotaOf bounds one tenant namespace.

@@ -9,7 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // errNoKey is the one answer to a missing, malformed, expired, revoked or unknown key.
@@ -19,7 +19,7 @@ var errNoKey = &rpc.Error{
 }
 
 // developer is everybody in dev mode.
-var developer = token.Principal{KeyID: "dev"}
+var developer = keys.Principal{KeyID: "dev"}
 
 // behindKey serves a route to those who have a key for it, in the bounds of that key and for as long as
 // the key is accepted.
@@ -60,17 +60,17 @@ func (g *Gateway) behindKey(x *exchange, at route) answer {
 }
 
 // authenticate says whose request it is. Its error is for the log: refuse tells the client no cause.
-func (g *Gateway) authenticate(x *exchange) (token.Principal, error) {
+func (g *Gateway) authenticate(x *exchange) (keys.Principal, error) {
 	if g.Dev {
 		return developer, nil
 	}
 	key := credential(x.r.Header)
 	if key == "" {
-		return token.Principal{}, errNoKey
+		return keys.Principal{}, errNoKey
 	}
 	from := source(x.client)
 	if !g.tries.allowed(from, key) {
-		return token.Principal{}, errTooManyTries
+		return keys.Principal{}, errTooManyTries
 	}
 	p, err := g.Verifier.Verify(key, x.client)
 	switch {

@@ -16,8 +16,8 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // door counts the calls that get through to the domain.
@@ -78,7 +78,7 @@ func paramsFor(t *testing.T, m method, namespace string) string {
 // target is one thing that can be asked of the gateway.
 type target struct {
 	name  string
-	scope token.Scope // that it needs; empty: any key will do
+	scope keys.Scope // that it needs; empty: any key will do
 	// send asks for it in a namespace (empty: none is named).
 	send func(key, namespace string) *httptest.ResponseRecorder
 	// inNamespace says that it happens in one; the others concern the whole server, or nothing.
@@ -140,29 +140,29 @@ func TestAuthorisation(t *testing.T) {
 		if _, err := s.keys.Reset(t.Context(), 0); err != nil {
 			t.Fatal(err)
 		}
-		issue := func(req token.IssueRequest) (key, id string) {
+		issue := func(req keys.IssueRequest) (key, id string) {
 			key, id = s.issueNamed(t, req)
 			return used(key), id
 		}
-		good, _ := issue(token.IssueRequest{})
-		expired, _ := issue(token.IssueRequest{Expire: "1s"})
-		revoked, id := issue(token.IssueRequest{})
+		good, _ := issue(keys.IssueRequest{})
+		expired, _ := issue(keys.IssueRequest{Expire: "1s"})
+		revoked, id := issue(keys.IssueRequest{})
 		if _, err := s.keys.Revoke(t.Context(), id, 0); err != nil {
 			t.Fatal(err)
 		}
-		pruned, id := issue(token.IssueRequest{})
+		pruned, id := issue(keys.IssueRequest{})
 		if _, err := s.keys.Revoke(t.Context(), id, 0); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.keys.Prune(t.Context(), "", false, 0); err != nil {
 			t.Fatal(err)
 		}
-		rotated, id := issue(token.IssueRequest{})
-		if _, _, _, err := s.keys.Rotate(t.Context(), token.RotateRequest{Ref: id}); err != nil {
+		rotated, id := issue(keys.IssueRequest{})
+		if _, _, _, err := s.keys.Rotate(t.Context(), keys.RotateRequest{Ref: id}); err != nil {
 			t.Fatal(err)
 		}
-		graced, id := issue(token.IssueRequest{})
-		if _, _, _, err := s.keys.Rotate(t.Context(), token.RotateRequest{Ref: id, Grace: "1h"}); err != nil {
+		graced, id := issue(keys.IssueRequest{})
+		if _, _, _, err := s.keys.Rotate(t.Context(), keys.RotateRequest{Ref: id, Grace: "1h"}); err != nil {
 			t.Fatal(err)
 		}
 		used(graced)
@@ -197,8 +197,8 @@ func TestAuthorisation(t *testing.T) {
 			t.Fatal("without a good key there got through:", got)
 		}
 
-		team := s.issue(t, token.IssueRequest{Namespaces: []string{"team-alpha"}})
-		teams := s.issue(t, token.IssueRequest{Namespaces: []string{"team-alpha", "team-gamma"}})
+		team := s.issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha"}})
+		teams := s.issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha", "team-gamma"}})
 		secrets := []string{signed, good, expired, revoked, pruned, rotated, graced, team, teams}
 		for _, target := range targets {
 			denied := func(key, namespace string, told ...string) {
@@ -226,8 +226,8 @@ func TestAuthorisation(t *testing.T) {
 			passes(good, "team-beta", "team-beta")
 			passes(good, "", "default")
 			if target.scope != "" {
-				weak, strong := token.IssueRequest{}, token.IssueRequest{Scopes: []token.Scope{target.scope}}
-				for _, scope := range token.Scopes {
+				weak, strong := keys.IssueRequest{}, keys.IssueRequest{Scopes: []keys.Scope{target.scope}}
+				for _, scope := range keys.Scopes {
 					if scope != target.scope {
 						weak.Scopes = append(weak.Scopes, scope)
 					}
@@ -272,7 +272,7 @@ func TestAuthorisation(t *testing.T) {
 func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
 	domain := &door{}
 	s := newSite(t, func(o *Options) { o.Sandboxes = domain })
-	key := s.issue(t, token.IssueRequest{Namespaces: []string{"team-alpha"}, Scopes: []token.Scope{token.ScopeStop}})
+	key := s.issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha"}, Scopes: []keys.Scope{keys.ScopeStop}})
 	w := s.post("["+strings.Join([]string{
 		request("sandbox.stop", `{"sandbox":"a","namespace":"default"}`),
 		request("sandbox.start", `{"sandbox":"a"}`),
@@ -290,7 +290,7 @@ func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
 // Every scope opens something, and nothing is open without one.
 func TestEveryScopeIsUsed(t *testing.T) {
 	s := newSite(t)
-	used := map[token.Scope]bool{}
+	used := map[keys.Scope]bool{}
 	for _, m := range s.methods {
 		used[m.scope] = true
 	}
@@ -302,7 +302,7 @@ func TestEveryScopeIsUsed(t *testing.T) {
 			used[at.scope] = true
 		}
 	}
-	for _, scope := range token.Scopes {
+	for _, scope := range keys.Scopes {
 		if !used[scope] {
 			t.Errorf("no method and no path needs %s", scope)
 		}
@@ -322,7 +322,7 @@ func TestMethodWithoutScope(t *testing.T) {
 
 func TestNamespaces(t *testing.T) {
 	s := newSite(t)
-	limited := func(namespaces ...string) string { return s.issue(t, token.IssueRequest{Namespaces: namespaces}) }
+	limited := func(namespaces ...string) string { return s.issue(t, keys.IssueRequest{Namespaces: namespaces}) }
 	team, teams, home := limited("team-alpha"), limited("team-alpha", "team-beta"), limited("team-alpha", "default")
 	for _, namespace := range []string{"default", "team-alpha", "team-beta", "team-gamma"} {
 		wantOK(t, s.post(request("sandbox.start", fmt.Sprintf(`{"sandbox":"a","namespace":%q}`, namespace))))
@@ -394,7 +394,7 @@ func TestHeaderForms(t *testing.T) {
 func TestBadKeyFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
-		fresh := s.issue(t, token.IssueRequest{})
+		fresh := s.issue(t, keys.IssueRequest{})
 		body := request("sandbox.metrics.get", "{}")
 		wantOK(t, s.post(body))
 		for i := range triesBurst {
@@ -423,7 +423,7 @@ func TestBadKeyFlood(t *testing.T) {
 func TestEndedKeyIsABadKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
-		ended, id := s.issueNamed(t, token.IssueRequest{})
+		ended, id := s.issueNamed(t, keys.IssueRequest{})
 		body := request("sandbox.metrics.get", "{}")
 		wantOK(t, s.post(body, withKey(ended)))
 		if _, err := s.keys.Revoke(t.Context(), id, 0); err != nil {

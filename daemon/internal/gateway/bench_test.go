@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // client is one connection that sends the same request again and again, and does as little else as it

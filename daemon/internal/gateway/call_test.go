@@ -13,7 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 const mountPath = "/mounted"
@@ -82,7 +82,7 @@ func TestCall(t *testing.T) {
 		}
 	}
 	here := at(http.MethodPost, mountPath)
-	key, id := s.issueNamed(t, token.IssueRequest{Namespaces: []string{"own"}, Scopes: []token.Scope{token.ScopeStart}})
+	key, id := s.issueNamed(t, keys.IssueRequest{Namespaces: []string{"own"}, Scopes: []keys.Scope{keys.ScopeStart}})
 	for _, c := range []struct {
 		method, params string
 		code           rpc.Code
@@ -216,7 +216,7 @@ func TestMountedAnswers(t *testing.T) {
 func TestMountedEndsWithTheKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
-		key, id := s.issueNamed(t, token.IssueRequest{})
+		key, id := s.issueNamed(t, keys.IssueRequest{})
 		began := make(chan struct{})
 		s.boxes.onRun = func(ctx context.Context) error {
 			close(began)

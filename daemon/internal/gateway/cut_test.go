@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // endings are the ways in which a key comes to its end while a request of it is in progress.
@@ -26,11 +26,11 @@ var endings = map[string]func(ctx context.Context, s *site, id string) error{
 		return err
 	},
 	"rotated": func(ctx context.Context, s *site, id string) error {
-		_, _, _, err := s.keys.Rotate(ctx, token.RotateRequest{Ref: id})
+		_, _, _, err := s.keys.Rotate(ctx, keys.RotateRequest{Ref: id})
 		return err
 	},
 	"rotated with grace": func(ctx context.Context, s *site, id string) error {
-		_, _, _, err := s.keys.Rotate(ctx, token.RotateRequest{Ref: id, Grace: "10m"})
+		_, _, _, err := s.keys.Rotate(ctx, keys.RotateRequest{Ref: id, Grace: "10m"})
 		return err
 	},
 	"expired": func(context.Context, *site, string) error { return nil },
@@ -54,7 +54,7 @@ func TestRequestsEndWithTheirKey(t *testing.T) {
 				t.Run(strings.Join([]string{ending, handler, place}, ", "), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						s := newSite(t)
-						key, id := s.issueNamed(t, token.IssueRequest{Expire: "1h"})
+						key, id := s.issueNamed(t, keys.IssueRequest{Expire: "1h"})
 						running := make(chan struct{})
 						s.boxes.onRun = func(ctx context.Context) error {
 							close(running)
@@ -96,7 +96,7 @@ func TestRequestsEndWithTheirKey(t *testing.T) {
 // The requests of other keys go on.
 func TestOthersGoOn(t *testing.T) {
 	s := newSite(t)
-	_, id := s.issueNamed(t, token.IssueRequest{})
+	_, id := s.issueNamed(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
 	s.boxes.onRun = func(ctx context.Context) error {
 		close(running)
@@ -123,7 +123,7 @@ func TestOthersGoOn(t *testing.T) {
 // A key that ends while its request is read is not used for it.
 func TestKeyEndsWhileTheBodyIsRead(t *testing.T) {
 	s := newSite(t)
-	key, id := s.issueNamed(t, token.IssueRequest{})
+	key, id := s.issueNamed(t, keys.IssueRequest{})
 	body := &slowBody{text: strings.NewReader(request("sandbox.start", `{"sandbox":"a"}`)), began: make(chan struct{}), goOn: make(chan struct{})}
 	answered := make(chan *httptest.ResponseRecorder)
 	go func() {

@@ -22,8 +22,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/rpcerr"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // maxHeader bounds the bytes of a request's line and headers.
@@ -37,7 +37,7 @@ type exchange struct {
 	began  time.Time
 	client netip.Addr // whose request it is, behind trusted proxies, too; not valid if it cannot be told
 	path   string     // as in the table of routes, or unknownPath
-	caller token.Principal
+	caller keys.Principal
 	bucket *rate.Limiter // of the caller
 	sent   bool          // the status and the headers, at least
 	// in and out are for the bodies. They come from a pool, and go back to it when all is written.
@@ -63,7 +63,7 @@ type route struct {
 	open    bool
 	// scope is what the key needs for the route as a whole, which is then about the whole server: the key
 	// must not be limited to namespaces. Empty: each call has its own.
-	scope token.Scope
+	scope keys.Scope
 	serve func(context.Context, *exchange) answer
 }
 
@@ -72,7 +72,7 @@ func (g *Gateway) routeTable() map[string]route {
 	calls := route{methods: post, serve: g.serveRPC}
 	return map[string]route{
 		rpc.HealthPath:     {methods: get, open: true, serve: serveHealth},
-		rpc.MetricsPath:    {methods: get, scope: token.ScopeMetrics, serve: g.serveMetrics},
+		rpc.MetricsPath:    {methods: get, scope: keys.ScopeMetrics, serve: g.serveMetrics},
 		rpc.Path:           calls,
 		rpc.StartPath:      calls,
 		rpc.StopPath:       calls,

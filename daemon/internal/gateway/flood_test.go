@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // soaking says that the full counts are to be run.
@@ -46,7 +46,7 @@ func openSlowClients(t testing.TB, s *site, addr string, n int) *slowClients {
 	head := func(key string) string {
 		return "POST " + rpc.Path + " HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: " + key + "\r\n"
 	}
-	key := s.issue(t, token.IssueRequest{})
+	key := s.issue(t, keys.IssueRequest{})
 	kinds := []string{
 		"", // says nothing
 		head(key) + "X: " + strings.Repeat("x", maxHeader-500), // long headers that do not end

@@ -20,14 +20,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // Verifier says whose an API key is. Its error is errdefs.ErrUnauthenticated for a key that is not
 // accepted, whatever the cause; it never holds the key. It counts a use of the key by from.
 type Verifier interface {
-	Verify(key string, from netip.Addr) (token.Principal, error)
+	Verify(key string, from netip.Addr) (keys.Principal, error)
 }
 
 // Sandboxes is what the gateway asks of the domain. Errors carry errdefs classes, or are

@@ -21,8 +21,8 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // fakeSandboxes is the domain without microVMs. The sandboxes of failures exist only to fail.
@@ -157,16 +157,16 @@ func (f *fakeSandboxes) Metrics(_ context.Context, namespace, name string) ([]sa
 // memoryStore keeps keys for as long as a test. The token package has the real records in memory.
 type memoryStore struct{}
 
-func (memoryStore) LoadKeys() (token.Saved, error)                    { return token.Saved{}, nil }
-func (memoryStore) CommitKeys(token.Change) error                     { return nil }
-func (memoryStore) SaveUsage(map[string]token.Usage, time.Time) error { return nil }
+func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
+func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
+func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
 
 // site is a gateway with everything that it needs.
 type site struct {
 	*Gateway
 	boxes *fakeSandboxes
 	log   *logBuffer
-	keys  *token.Issuer
+	keys  *keys.Issuer
 	key   string // of every namespace and scope
 }
 
@@ -198,14 +198,14 @@ func newSite(t testing.TB, configure ...func(*Options)) *site {
 	t.Helper()
 	s := &site{boxes: &fakeSandboxes{boxes: map[sandbox.Name]sandbox.Request{}}, log: &logBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
-	keys, verifier, err := token.Open(token.Options{
+	issuer, verifier, err := keys.Open(keys.Options{
 		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.keys = keys
-	s.key = s.issue(t, token.IssueRequest{})
+	s.keys = issuer
+	s.key = s.issue(t, keys.IssueRequest{})
 	o := Options{Verifier: verifier, Sandboxes: s.boxes, Log: log}
 	for _, c := range configure {
 		c(&o)
@@ -216,13 +216,13 @@ func newSite(t testing.TB, configure ...func(*Options)) *site {
 	return s
 }
 
-func (s *site) issue(t testing.TB, req token.IssueRequest) string {
+func (s *site) issue(t testing.TB, req keys.IssueRequest) string {
 	t.Helper()
 	key, _ := s.issueNamed(t, req)
 	return key
 }
 
-func (s *site) issueNamed(t testing.TB, req token.IssueRequest) (key, id string) {
+func (s *site) issueNamed(t testing.TB, req keys.IssueRequest) (key, id string) {
 	t.Helper()
 	secret, record, err := s.keys.Issue(t.Context(), req)
 	if err != nil {

@@ -22,7 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -173,13 +173,13 @@ func TestPanics(t *testing.T) {
 
 type panicking struct{}
 
-func (panicking) Verify(string, netip.Addr) (token.Principal, error) {
+func (panicking) Verify(string, netip.Addr) (keys.Principal, error) {
 	panic("a fault of the verifier")
 }
 
 func TestDiscover(t *testing.T) {
 	s := newSite(t)
-	w := s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey(s.issue(t, token.IssueRequest{Namespaces: []string{"n"}})))
+	w := s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey(s.issue(t, keys.IssueRequest{Namespaces: []string{"n"}})))
 	wantOK(t, w)
 	var res struct {
 		Result document `json:"result"`
@@ -439,7 +439,7 @@ func TestLongHeader(t *testing.T) {
 func TestRequestsInFlight(t *testing.T) {
 	s := newSite(t)
 	s.inFlight = newInFlight(1)
-	other := s.issue(t, token.IssueRequest{})
+	other := s.issue(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
 	s.boxes.onRun = func(context.Context) error {
 		close(running)

@@ -12,7 +12,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // Every call is one line, with the same members; every refused request, too.
@@ -22,8 +22,8 @@ func TestAccessLog(t *testing.T) {
 		log = &logBuffer{}
 		o.Log = slog.New(slog.NewJSONHandler(log, nil))
 	})
-	key, id := s.issueNamed(t, token.IssueRequest{Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []token.Scope{token.ScopeStart, token.ScopeRead}})
-	global, globalID := s.issueNamed(t, token.IssueRequest{})
+	key, id := s.issueNamed(t, keys.IssueRequest{Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeStart, keys.ScopeRead}})
+	global, globalID := s.issueNamed(t, keys.IssueRequest{})
 	const canary = "canary7f3a"
 	type line map[string]any
 	for _, c := range []struct {

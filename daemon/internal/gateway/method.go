@@ -12,15 +12,15 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // method is an entry of the table that drives every route. A caller needs its scope and may use it
 // in the namespaces of the key.
 type method struct {
 	name  string
-	scope token.Scope
+	scope keys.Scope
 	// params are what it takes, in the order of positional params.
 	params []param
 	// result is the type of what it answers.
@@ -42,20 +42,20 @@ type namespaced[P any] interface {
 }
 
 // define makes a table's entry from a handler of decoded params that runs in one namespace.
-func define[P, R any, PP namespaced[P]](name string, scope token.Scope, run func(context.Context, string, P) (R, error)) method {
+func define[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, string, P) (R, error)) method {
 	return methodOf[P, R, PP](name, scope, func(ctx context.Context, namespaces []string, p P) (R, error) {
 		return run(ctx, namespaces[0], p)
 	})
 }
 
 // defineAnywhere is define for a handler of any number of namespaces.
-func defineAnywhere[P, R any, PP namespaced[P]](name string, scope token.Scope, run func(context.Context, []string, P) (R, error)) method {
+func defineAnywhere[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, []string, P) (R, error)) method {
 	m := methodOf[P, R, PP](name, scope, run)
 	m.anywhere = true
 	return m
 }
 
-func methodOf[P, R any, PP namespaced[P]](name string, scope token.Scope, run func(context.Context, []string, P) (R, error)) method {
+func methodOf[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, []string, P) (R, error)) method {
 	params := membersOf(reflect.TypeFor[P]())
 	return method{
 		name: name, scope: scope, params: params, result: reflect.TypeFor[R](),
@@ -88,7 +88,7 @@ func index(table []method) (map[string]method, error) {
 
 // call is one request to a method. Its last two fields are filled as they become known, for the log.
 type call struct {
-	caller    token.Principal
+	caller    keys.Principal
 	method    string
 	namespace string
 }
@@ -141,7 +141,7 @@ func (g *Gateway) run(ctx context.Context, c *call, req parsedRequest) (result j
 
 // resolveNamespaces is where a call runs, as a handler takes it. No other place decides that. Its
 // errors are errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
-func resolveNamespaces(caller token.Principal, named *string, anywhere bool) ([]string, error) {
+func resolveNamespaces(caller keys.Principal, named *string, anywhere bool) ([]string, error) {
 	var namespace string
 	switch {
 	case anywhere && named != nil && *named == rpc.AllNamespaces,
@@ -171,7 +171,7 @@ func resolveNamespaces(caller token.Principal, named *string, anywhere bool) ([]
 
 // checkServerScope checks that a caller may do what needs a scope for the whole server. Without a scope,
 // everyone may. Its error is errdefs.ErrPermissionDenied.
-func checkServerScope(caller token.Principal, scope token.Scope) error {
+func checkServerScope(caller keys.Principal, scope keys.Scope) error {
 	if scope == "" || caller.Has(scope) && len(caller.Namespaces) == 0 {
 		return nil
 	}

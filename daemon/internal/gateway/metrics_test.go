@@ -12,7 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 func (s *site) scrape(t *testing.T, changes ...func(*http.Request)) string {
@@ -26,9 +26,9 @@ func (s *site) scrape(t *testing.T, changes ...func(*http.Request)) string {
 
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	keys := prometheus.NewGauge(prometheus.GaugeOpts{Name: "msbd_keys", Help: "API keys."})
-	keys.Set(3)
-	registry.MustRegister(keys)
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "msbd_keys", Help: "API keys."})
+	gauge.Set(3)
+	registry.MustRegister(gauge)
 	s := newSite(t, func(o *Options) { o.Metrics = registry })
 	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
 	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`), at(http.MethodPost, rpc.StartPath)))
@@ -87,7 +87,7 @@ func TestMetrics(t *testing.T) {
 		t.Log(text)
 	}
 	// A scrape is a request, too, and a key of that scope alone will do.
-	key := s.issue(t, token.IssueRequest{Scopes: []token.Scope{token.ScopeMetrics}})
+	key := s.issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeMetrics}})
 	if again := s.scrape(t, withKey(key)); !strings.Contains(again, `msbd_http_requests_total{code="200",path="/metrics"} 1`) {
 		t.Error("a scrape was not counted")
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // document is an OpenRPC description of a table of methods.
@@ -49,7 +49,7 @@ type methodInfo struct {
 	// Errors may each come of it.
 	Errors []reference `json:"errors"`
 	// Scope is what a key needs for it: an extension, as OpenRPC calls that.
-	Scope token.Scope `json:"x-scope"`
+	Scope keys.Scope `json:"x-scope"`
 }
 
 type value struct {

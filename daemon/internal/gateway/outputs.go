@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // The most output of runs, in bytes as JSON, that is held at a time: what is printed stays in memory until

@@ -11,8 +11,8 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 func printing(n int) string {
@@ -58,7 +58,7 @@ func TestOutputsOfSeveralKeys(t *testing.T) {
 	s := newSite(t)
 	s.outputs = newOutputs(3000, 2000)
 	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
-	other := s.issue(t, token.IssueRequest{})
+	other := s.issue(t, keys.IssueRequest{})
 	held, release := make(chan struct{}), make(chan struct{})
 	s.boxes.onRun = func(ctx context.Context) error {
 		if s.boxes.onRun = nil; keeper(ctx)(1500) != nil {

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 func withRate(perSecond float64) func(*Options) {
@@ -39,7 +39,7 @@ func TestRate(t *testing.T) {
 		t.Run(fmt.Sprint(c.perSecond), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newSite(t, withRate(c.perSecond))
-				other := s.issue(t, token.IssueRequest{})
+				other := s.issue(t, keys.IssueRequest{})
 				call := request("sandbox.metrics.get", "{}")
 				for range c.burst {
 					wantOK(t, s.post(call))

@@ -9,18 +9,18 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // table is every method of the server.
 func (g *Gateway) table() []method {
 	return []method{
-		define(rpc.MethodSandboxStart, token.ScopeStart, g.start),
-		define(rpc.MethodSandboxStop, token.ScopeStop, g.stop),
-		defineAnywhere(rpc.MethodSandboxMetricsGet, token.ScopeRead, g.metrics),
-		define(rpc.MethodSandboxReplRun, token.ScopeExec, g.runCode),
-		define(rpc.MethodSandboxCommandRun, token.ScopeExec, g.runCommand),
+		define(rpc.MethodSandboxStart, keys.ScopeStart, g.start),
+		define(rpc.MethodSandboxStop, keys.ScopeStop, g.stop),
+		defineAnywhere(rpc.MethodSandboxMetricsGet, keys.ScopeRead, g.metrics),
+		define(rpc.MethodSandboxReplRun, keys.ScopeExec, g.runCode),
+		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, g.runCommand),
 	}
 }
 

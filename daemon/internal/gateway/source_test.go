@@ -9,7 +9,7 @@ import (
 	"testing"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 func TestSource(t *testing.T) {
@@ -61,7 +61,7 @@ func TestClientsBehindProxies(t *testing.T) {
 	for i := range triesBurst {
 		wantError(t, s.post(body, withKey(fmt.Sprint("msb_wrong", i)), behind("203.0.113.9")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 	}
-	fresh := s.issue(t, token.IssueRequest{})
+	fresh := s.issue(t, keys.IssueRequest{})
 	wantError(t, s.post(body, withKey(fresh), behind("203.0.113.9")), http.StatusTooManyRequests, rpc.CodeExhausted)
 	wantOK(t, s.post(body, withKey(fresh), behind("198.51.100.7")))
 	if log := s.log.String(); !strings.Contains(log, "source=203.0.113.9 ") || !strings.Contains(log, "source=198.51.100.7 ") {

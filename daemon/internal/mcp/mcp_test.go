@@ -14,8 +14,8 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/gateway"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // Every revision, as the SDK's own client speaks it: the lists, each tool, a failure and the prompts.
@@ -258,7 +258,7 @@ func TestBadRequests(t *testing.T) {
 // A batch, of the one revision that has them, is run in bounds of each member and answered whole.
 func TestBatch(t *testing.T) {
 	s := newSite(t)
-	limited, _ := s.issue(t, token.IssueRequest{Namespaces: []string{"own"}})
+	limited, _ := s.issue(t, keys.IssueRequest{Namespaces: []string{"own"}})
 	w := s.post("["+toolCall(1, "sandbox_stop", `{"sandbox":"a"}`)+","+toolCall(2, "sandbox_stop", `{"sandbox":"a","namespace":"other"}`)+"]",
 		header("Mcp-Protocol-Version", "2025-03-26"), header("Authorization", limited))
 	var all []struct {
@@ -322,12 +322,12 @@ func TestAuthorisation(t *testing.T) {
 	if _, err := s.keys.Reset(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	s.key, _ = s.issue(t, token.IssueRequest{})
-	rotated, id := s.issue(t, token.IssueRequest{})
-	if _, _, _, err := s.keys.Rotate(t.Context(), token.RotateRequest{Ref: id}); err != nil {
+	s.key, _ = s.issue(t, keys.IssueRequest{})
+	rotated, id := s.issue(t, keys.IssueRequest{})
+	if _, _, _, err := s.keys.Rotate(t.Context(), keys.RotateRequest{Ref: id}); err != nil {
 		t.Fatal(err)
 	}
-	revoked, id := s.issue(t, token.IssueRequest{})
+	revoked, id := s.issue(t, keys.IssueRequest{})
 	if w := s.post(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, header("Authorization", revoked)); w.Code != http.StatusOK {
 		t.Fatalf("a live key: %d %s", w.Code, w.Body)
 	}
@@ -367,10 +367,10 @@ func TestAuthorisation(t *testing.T) {
 	}
 	wantPassed(t, s)
 
-	own, _ := s.issue(t, token.IssueRequest{Namespaces: []string{"own"}})
-	scopeOf := map[string]token.Scope{
-		"sandbox_start": token.ScopeStart, "sandbox_stop": token.ScopeStop, "sandbox_run_code": token.ScopeExec,
-		"sandbox_run_command": token.ScopeExec, "sandbox_get_metrics": token.ScopeRead,
+	own, _ := s.issue(t, keys.IssueRequest{Namespaces: []string{"own"}})
+	scopeOf := map[string]keys.Scope{
+		"sandbox_start": keys.ScopeStart, "sandbox_stop": keys.ScopeStop, "sandbox_run_code": keys.ScopeExec,
+		"sandbox_run_command": keys.ScopeExec, "sandbox_get_metrics": keys.ScopeRead,
 	}
 	for _, tool := range tools {
 		in := func(key, namespace string) (res sdk.CallToolResult) {
@@ -406,14 +406,14 @@ func TestAuthorisation(t *testing.T) {
 			}
 		}
 		scope := scopeOf[tool.name]
-		weak := token.IssueRequest{}
-		for _, other := range token.Scopes {
+		weak := keys.IssueRequest{}
+		for _, other := range keys.Scopes {
 			if other != scope {
 				weak.Scopes = append(weak.Scopes, other)
 			}
 		}
 		weakKey, _ := s.issue(t, weak)
-		strongKey, _ := s.issue(t, token.IssueRequest{Scopes: []token.Scope{scope}})
+		strongKey, _ := s.issue(t, keys.IssueRequest{Scopes: []keys.Scope{scope}})
 		denied(weakKey, "own", string(scope))
 		denied(own, "other", `"own"`, `"other"`)
 		passes(strongKey, "own")

@@ -7,8 +7,8 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/rpcerr"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // prompt asks a model to make a sandbox for a language.

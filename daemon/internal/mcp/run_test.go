@@ -18,7 +18,7 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 const (
@@ -139,7 +139,7 @@ func TestCancelReachesNoOther(t *testing.T) {
 	}()
 	await(t, "the run", began)
 	cancel := `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`
-	other, _ := s.issue(t, token.IssueRequest{})
+	other, _ := s.issue(t, keys.IssueRequest{})
 	for name, change := range map[string][]func(*http.Request){
 		"another key":    {header(sessionHeader, label), header("Authorization", other)},
 		"another client": {header(sessionHeader, "other")},
@@ -240,7 +240,7 @@ func TestRunsEndWithTheirKey(t *testing.T) {
 		for _, body := range []string{toolCall(1, "sandbox_run_code", runForever), withProgress(1, runForever)} {
 			synctest.Test(t, func(t *testing.T) {
 				s := newSite(t)
-				key, id := s.issue(t, token.IssueRequest{})
+				key, id := s.issue(t, keys.IssueRequest{})
 				began := make(chan struct{})
 				s.boxes.onRun = func(ctx context.Context) error {
 					close(began)

@@ -19,9 +19,9 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/gateway"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -99,9 +99,9 @@ func (b *boxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Me
 // memoryStore keeps keys for as long as a test.
 type memoryStore struct{}
 
-func (memoryStore) LoadKeys() (token.Saved, error)                    { return token.Saved{}, nil }
-func (memoryStore) CommitKeys(token.Change) error                     { return nil }
-func (memoryStore) SaveUsage(map[string]token.Usage, time.Time) error { return nil }
+func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
+func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
+func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
 
 // logBuffer is a log that many may write.
 type logBuffer struct {
@@ -126,7 +126,7 @@ type site struct {
 	*gateway.Gateway
 	*Handler
 	boxes *boxes
-	keys  *token.Issuer
+	keys  *keys.Issuer
 	log   *logBuffer
 	key   string // of every namespace and scope
 }
@@ -139,7 +139,7 @@ func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	var verifier gateway.Verifier
 	var err error
-	s.keys, verifier, err = token.Open(token.Options{
+	s.keys, verifier, err = keys.Open(keys.Options{
 		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
 	})
 	if err != nil {
@@ -156,11 +156,11 @@ func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 		t.Fatal(err)
 	}
 	s.Gateway.Mount(rpc.MCPPath, s.Handler)
-	s.key, _ = s.issue(t, token.IssueRequest{})
+	s.key, _ = s.issue(t, keys.IssueRequest{})
 	return s
 }
 
-func (s *site) issue(t testing.TB, req token.IssueRequest) (key, id string) {
+func (s *site) issue(t testing.TB, req keys.IssueRequest) (key, id string) {
 	t.Helper()
 	secret, record, err := s.keys.Issue(t.Context(), req)
 	if err != nil {

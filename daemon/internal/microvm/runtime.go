@@ -24,7 +24,7 @@ import (
 	"github.com/containerd/containerd/snapshots"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 const (

@@ -18,8 +18,8 @@ import (
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/process"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
 )
 
 // service plays msbd's hypervisor service.

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/containerd/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 const (

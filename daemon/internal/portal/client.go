@@ -19,7 +19,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // window is how much output a sandbox may send ahead.

@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // MaxOutput is how much a run may print, in bytes as JSON: each line counts lineCost more than its length,

@@ -9,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 func piece(stream portalv1.Output_Stream, data string) *portalv1.Output {

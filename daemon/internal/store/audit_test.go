@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 func logEvents(t testing.TB, s *Store, targets ...string) {
@@ -30,7 +30,7 @@ func logEvents(t testing.TB, s *Store, targets ...string) {
 	for _, target := range targets {
 		events = append(events, audit.Event{Action: audit.SandboxStop, Actor: "uid:0", Target: target})
 	}
-	commit(t, s, token.Change{Events: events})
+	commit(t, s, keys.Change{Events: events})
 }
 
 // logMany goes past what the outbox holds: what was logged before is in the file alone.
@@ -127,7 +127,7 @@ func TestGroupsLogWhatTheyCommit(t *testing.T) {
 		refused := i%8 == 0
 		want[id] = !refused
 		wg.Go(func() {
-			c := token.Change{Put: []token.Record{keyRecord(id)}, Events: []audit.Event{{Action: audit.KeyCreate, Target: id}}}
+			c := keys.Change{Put: []keys.Record{keyRecord(id)}, Events: []audit.Event{{Action: audit.KeyCreate, Target: id}}}
 			if refused {
 				c.Events = append(c.Events, audit.Event{Action: audit.KeyCreate, Target: strings.Repeat("x", audit.MaxLine)})
 			}
@@ -367,7 +367,7 @@ func TestUnreadableLastState(t *testing.T) {
 			s := open(t, dir)
 			logEvents(t, s, "a")
 			var id int
-			last := token.Change{Put: []token.Record{keyRecord("last")}}
+			last := keys.Change{Put: []keys.Record{keyRecord("last")}}
 			if logged {
 				last.Events = []audit.Event{{Action: audit.KeyRevoke, Target: "last"}}
 			}
@@ -494,7 +494,7 @@ func TestTailAudit(t *testing.T) {
 		for _, target := range group {
 			events = append(events, audit.Event{Action: audit.SandboxStop, Target: strings.TrimPrefix(target, "sandbox.stop ")})
 		}
-		commit(t, s, token.Change{Events: events})
+		commit(t, s, keys.Change{Events: events})
 	}
 	for _, n := range []int{-1, 0, 1, 2, 99, 498, 499, 500, 501, 999, 1000, 1001, 1 << 40} {
 		if diff := cmp.Diff(want[len(want)-min(max(n, 0), len(want)):], tail(n), cmpopts.EquateEmpty()); diff != "" {

@@ -14,7 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // compare times ours and its peer in turn, and reports the median and the 99th percentile of ours, and
@@ -71,7 +71,7 @@ func BenchmarkCreateKey(b *testing.B) {
 	create := func(s *Store) error {
 		id := fmt.Sprintf("%032x", uint64(serial.Add(1))*0x9E3779B97F4A7C15) // in no order, as real ones
 		r := keyRecord(id)
-		return s.CommitKeys(token.Change{Put: []token.Record{r}, Events: []audit.Event{{
+		return s.CommitKeys(keys.Change{Put: []keys.Record{r}, Events: []audit.Event{{
 			Action: audit.KeyCreate, Actor: audit.ActorUID(r.CreatedBy), Target: r.ID,
 			Detail: map[string]string{"expires": "2026-01-02T04:04:05Z", "name": r.Name, "namespaces": "team-alpha,team-beta", "scopes": "sandbox:read"},
 		}}})
@@ -105,7 +105,7 @@ func full(b *testing.B, dir string, n int) *Store {
 	b.Helper()
 	s := open(b, dir)
 	for from := 0; from < n; from += 1000 {
-		var c token.Change
+		var c keys.Change
 		for i := from; i < min(n, from+1000); i++ {
 			id := fmt.Sprintf("%032x", uint64(i+1)*0x9E3779B97F4A7C15)
 			c.Put = append(c.Put, keyRecord(id))
@@ -130,8 +130,8 @@ func BenchmarkRevoke(b *testing.B) {
 	compare(b, func() error {
 		r := records[i%len(records)]
 		i++
-		r.RevokedAt, r.Revocation = time.Now().UTC(), token.ByHand
-		return s.CommitKeys(token.Change{Put: []token.Record{r}, Events: []audit.Event{{Action: audit.KeyRevoke, Actor: "uid:1000", Target: r.ID}}})
+		r.RevokedAt, r.Revocation = time.Now().UTC(), keys.ByHand
+		return s.CommitKeys(keys.Change{Put: []keys.Record{r}, Events: []audit.Event{{Action: audit.KeyRevoke, Actor: "uid:1000", Target: r.ID}}})
 	}, func() error {
 		if _, err := f.WriteAt(page, 0); err != nil {
 			return err

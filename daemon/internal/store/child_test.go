@@ -10,8 +10,8 @@ import (
 	"testing"
 
 	"github.com/msbd/msbd/daemon/internal/backup"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/store"
-	"github.com/msbd/msbd/daemon/internal/token"
 )
 
 // The test binary is also the server that is killed, traced or given a bad disk.
@@ -61,8 +61,8 @@ var quiet = slog.New(slog.DiscardHandler)
 // server is the key side of a server: everything that is behind its sockets.
 type server struct {
 	*store.Store
-	issuer   *token.Issuer
-	verifier *token.Verifier
+	issuer   *keys.Issuer
+	verifier *keys.Verifier
 	backups  *backup.Service
 }
 
@@ -72,8 +72,8 @@ func start(dir string) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	open := func() (*token.Issuer, *token.Verifier, error) {
-		return token.Open(token.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: s, Log: quiet})
+	open := func() (*keys.Issuer, *keys.Verifier, error) {
+		return keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: s, Log: quiet})
 	}
 	err = backup.Complete(context.Background(), dir, func() (backup.Keys, error) {
 		issuer, _, err := open()

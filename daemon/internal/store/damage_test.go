@@ -17,8 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // base is a state directory to be damaged.
@@ -35,11 +35,11 @@ type base struct {
 func bases(t *testing.T) []base {
 	t.Helper()
 	old, tokens := schema1(t)
-	keys := map[string]bool{}
+	good := map[string]bool{}
 	for what, key := range tokens {
-		keys[key] = what != "expired" && what != "reset"
+		good[key] = what != "expired" && what != "reset"
 	}
-	all := []base{{"schema 1", old, maps.Clone(keys), false}}
+	all := []base{{"schema 1", old, maps.Clone(good), false}}
 
 	dir := t.TempDir()
 	writeFiles(t, dir, old)
@@ -61,21 +61,21 @@ func bases(t *testing.T) []base {
 				t.Fatal(err)
 			}
 		}
-		all = append(all, base{name, files, maps.Clone(keys), true})
+		all = append(all, base{name, files, maps.Clone(good), true})
 	}
 	add("sandboxes and many keys", func(srv *server) error {
 		var err error
 		for i := range 100 {
-			secret, _, issued := srv.issuer.Issue(t.Context(), token.IssueRequest{Name: fmt.Sprint("key-", i)})
-			keys[secret.Reveal()] = true
+			secret, _, issued := srv.issuer.Issue(t.Context(), keys.IssueRequest{Name: fmt.Sprint("key-", i)})
+			good[secret.Reveal()] = true
 			r := sandbox.Record{ID: fmt.Sprint("box-", i), State: sandbox.Failed}
 			err = errors.Join(err, issued, srv.PutSandbox(r))
 		}
 		return err
 	})
 	add("a revoked key", func(srv *server) error {
-		secret, r, err := srv.issuer.Issue(t.Context(), token.IssueRequest{})
-		keys[secret.Reveal()] = false
+		secret, r, err := srv.issuer.Issue(t.Context(), keys.IssueRequest{})
+		good[secret.Reveal()] = false
 		_, revoked := srv.issuer.Revoke(t.Context(), r.ID, 0)
 		return errors.Join(err, revoked)
 	})

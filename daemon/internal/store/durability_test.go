@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // churn makes keys, several at once, and prints each when it was acknowledged. Now and then it revokes
@@ -34,7 +34,7 @@ func churn(dir string) error {
 		go func() {
 			for n := 0; ; n++ {
 				gate.RLock()
-				secret, r, err := srv.issuer.Issue(ctx, token.IssueRequest{Expire: "1d", Namespaces: []string{"churn"}})
+				secret, r, err := srv.issuer.Issue(ctx, keys.IssueRequest{Expire: "1d", Namespaces: []string{"churn"}})
 				if err != nil {
 					failed <- err
 					return

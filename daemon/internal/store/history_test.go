@@ -16,8 +16,8 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // state is what a server owes its users.
@@ -95,7 +95,7 @@ func history(dir string) error {
 
 	issue := func(name string) func() error {
 		return func() error {
-			key, _, err := srv.issuer.Issue(ctx, token.IssueRequest{Name: name, CreatedBy: 1000})
+			key, _, err := srv.issuer.Issue(ctx, keys.IssueRequest{Name: name, CreatedBy: 1000})
 			issued = append(issued, key.Reveal())
 			return err
 		}
@@ -118,11 +118,11 @@ func history(dir string) error {
 		{"change sandbox", box("box-1", sandbox.Running)},
 		{"save usage", func() error {
 			key, err := srv.issuer.Find("a")
-			return errors.Join(err, srv.SaveUsage(map[string]token.Usage{key.ID: {Requests: 42}}, time.Now()))
+			return errors.Join(err, srv.SaveUsage(map[string]keys.Usage{key.ID: {Requests: 42}}, time.Now()))
 		}},
 		{"revoke a", func() error { _, err := srv.issuer.Revoke(ctx, "a", 0); return err }},
 		{"rotate b", func() error {
-			key, _, _, err := srv.issuer.Rotate(ctx, token.RotateRequest{Ref: "b", Grace: "1h"})
+			key, _, _, err := srv.issuer.Rotate(ctx, keys.RotateRequest{Ref: "b", Grace: "1h"})
 			issued = append(issued, key.Reveal())
 			return err
 		}},
@@ -131,7 +131,7 @@ func history(dir string) error {
 			return srv.backups.Write(ctx, &archive, 0)
 		}},
 		{"log much", func() error {
-			return srv.CommitKeys(token.Change{Events: slices.Repeat([]audit.Event{{Action: audit.SandboxStop, Actor: "uid:0"}}, 600)})
+			return srv.CommitKeys(keys.Change{Events: slices.Repeat([]audit.Event{{Action: audit.SandboxStop, Actor: "uid:0"}}, 600)})
 		}},
 		{"issue c", issue("c")},
 		{"delete sandbox", func() error { return srv.DeleteSandbox("box-1") }},

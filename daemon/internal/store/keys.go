@@ -7,28 +7,28 @@ import (
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-var _ token.Store = (*Store)(nil)
+var _ keys.Store = (*Store)(nil)
 
-// LoadKeys implements token.Store.
-func (s *Store) LoadKeys() (token.Saved, error) {
-	var saved token.Saved
+// LoadKeys implements keys.Store.
+func (s *Store) LoadKeys() (keys.Saved, error) {
+	var saved keys.Saved
 	err := s.db.View(func(tx *bbolt.Tx) (err error) {
 		saved, err = loadKeys(tx)
 		return err
 	})
 	if err != nil {
-		return token.Saved{}, damaged(s.db.Path(), err)
+		return keys.Saved{}, damaged(s.db.Path(), err)
 	}
 	return saved, nil
 }
 
-func loadKeys(tx *bbolt.Tx) (token.Saved, error) {
-	saved := token.Saved{Usage: make(map[string]token.Usage)}
+func loadKeys(tx *bbolt.Tx) (keys.Saved, error) {
+	saved := keys.Saved{Usage: make(map[string]keys.Usage)}
 	err := each(tx, keyBucket, func(id string, value []byte) error {
-		var r token.Record
+		var r keys.Record
 		if err := decode(keyBucket, id, value, &r); err != nil {
 			return err
 		}
@@ -39,22 +39,22 @@ func loadKeys(tx *bbolt.Tx) (token.Saved, error) {
 		return nil
 	})
 	if err != nil {
-		return token.Saved{}, err
+		return keys.Saved{}, err
 	}
 	err = each(tx, usageBucket, func(id string, value []byte) error {
-		var u token.Usage
+		var u keys.Usage
 		err := decode(usageBucket, id, value, &u)
 		saved.Usage[id] = u
 		return err
 	})
 	if err != nil {
-		return token.Saved{}, err
+		return keys.Saved{}, err
 	}
 	return saved, getMeta(tx, latestKey, &saved.Latest)
 }
 
-// CommitKeys implements token.Store. If the disk does not take the change, that is errdefs.ErrUnavailable.
-func (s *Store) CommitKeys(c token.Change) error {
+// CommitKeys implements keys.Store. If the disk does not take the change, that is errdefs.ErrUnavailable.
+func (s *Store) CommitKeys(c keys.Change) error {
 	records := make([]record, len(c.Put))
 	for i, r := range c.Put {
 		var err error
@@ -82,8 +82,8 @@ func (s *Store) CommitKeys(c token.Change) error {
 	}, c.Events...)
 }
 
-// SaveUsage implements token.Store.
-func (s *Store) SaveUsage(usage map[string]token.Usage, latest time.Time) error {
+// SaveUsage implements keys.Store.
+func (s *Store) SaveUsage(usage map[string]keys.Usage, latest time.Time) error {
 	records := make([]record, 0, len(usage))
 	for id, u := range usage {
 		r, err := encode(usageBucket, id, u)

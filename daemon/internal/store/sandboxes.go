@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 var _ sandbox.Store = (*Store)(nil)

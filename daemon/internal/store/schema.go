@@ -103,7 +103,7 @@ func createBuckets(tx *bbolt.Tx, names ...string) error {
 	return nil
 }
 
-// keyV1 and keyV2 are a key as schema 1 and schema 2 hold it, whatever becomes of token.Record.
+// keyV1 and keyV2 are a key as schema 1 and schema 2 hold it, whatever becomes of keys.Record.
 type keyV1 struct {
 	ID           string    `json:"id"`
 	Namespace    string    `json:"namespace,omitempty"`

@@ -15,8 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // schema1 is a state directory as the first release left it, and the API keys in it by what they are.
@@ -54,7 +54,7 @@ func TestSchema1(t *testing.T) {
 	writeFiles(t, dir, files)
 	for range 2 { // the second finds the new schema
 		srv := mustStart(t, dir)
-		accepted := map[string]token.Principal{}
+		accepted := map[string]keys.Principal{}
 		for what, key := range tokens {
 			if p, err := srv.verifier.Verify(key, netip.Addr{}); err == nil {
 				accepted[what] = p
@@ -66,21 +66,21 @@ func TestSchema1(t *testing.T) {
 		if p := accepted["live-namespace"]; len(p.Namespaces) != 1 || p.Allows("default") {
 			t.Errorf("the key of one namespace may act in %v", p.Namespaces)
 		}
-		if p := accepted["live-global"]; !p.Allows("default") || !p.Has(token.ScopeStart) {
+		if p := accepted["live-global"]; !p.Allows("default") || !p.Has(keys.ScopeStart) {
 			t.Error("the key of every namespace may not act in one")
 		}
-		keys, _, err := srv.issuer.List(token.Filter{}, "", 100)
+		all, _, err := srv.issuer.List(keys.Filter{}, "", 100)
 		if err != nil {
 			t.Fatal(err)
 		}
-		states := map[token.Revocation]int{}
-		for _, k := range keys {
+		states := map[keys.Revocation]int{}
+		for _, k := range all {
 			if k.RevokedAt.IsZero() != (k.Revocation == "") {
 				t.Errorf("key %s was revoked at %v as %q", k.ID, k.RevokedAt, k.Revocation)
 			}
 			states[k.Revocation]++
 		}
-		if diff := cmp.Diff(map[token.Revocation]int{"": 4, token.ByReset: 1}, states); diff != "" {
+		if diff := cmp.Diff(map[keys.Revocation]int{"": 4, keys.ByReset: 1}, states); diff != "" {
 			t.Error(diff)
 		}
 		boxes, err := srv.Sandboxes()
@@ -116,27 +116,27 @@ func writeFixture(dir string) error {
 		return err
 	}
 	var tokens strings.Builder
-	issue := func(what string, req token.IssueRequest) {
+	issue := func(what string, req keys.IssueRequest) {
 		secret, _, issued := srv.issuer.Issue(ctx, req)
 		err = errors.Join(err, issued)
 		fmt.Fprintln(&tokens, what, secret.Reveal())
 	}
 	done := func(_ any, failed error) { err = errors.Join(err, failed) }
-	issue("reset", token.IssueRequest{})
+	issue("reset", keys.IssueRequest{})
 	done(srv.issuer.Reset(ctx, 0))
-	issue("live-global", token.IssueRequest{Name: "live-global"})
-	issue("live-limited", token.IssueRequest{
-		Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []token.Scope{token.ScopeExec, token.ScopeRead}, CreatedBy: 1000,
+	issue("live-global", keys.IssueRequest{Name: "live-global"})
+	issue("live-limited", keys.IssueRequest{
+		Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeExec, keys.ScopeRead}, CreatedBy: 1000,
 	})
-	issue("live-expiring", token.IssueRequest{Expire: "100y"})
-	issue("expired", token.IssueRequest{Expire: "1s"})
-	issue("revoked", token.IssueRequest{Name: "revoked"})
+	issue("live-expiring", keys.IssueRequest{Expire: "100y"})
+	issue("expired", keys.IssueRequest{Expire: "1s"})
+	issue("revoked", keys.IssueRequest{Name: "revoked"})
 	done(srv.issuer.Revoke(ctx, "revoked", 0))
-	usage := map[string]token.Usage{}
-	keys, _, listed := srv.issuer.List(token.Filter{}, "", 100)
+	usage := map[string]keys.Usage{}
+	all, _, listed := srv.issuer.List(keys.Filter{}, "", 100)
 	done(nil, listed)
-	for i, key := range keys {
-		usage[key.ID] = token.Usage{Requests: uint64(i), LastUsedAt: time.Now().UTC(), LastUsedFrom: netip.MustParseAddr("192.0.2.1")}
+	for i, key := range all {
+		usage[key.ID] = keys.Usage{Requests: uint64(i), LastUsedAt: time.Now().UTC(), LastUsedFrom: netip.MustParseAddr("192.0.2.1")}
 	}
 	done(nil, srv.SaveUsage(usage, time.Now().UTC()))
 	for i, is := range []sandbox.State{sandbox.Running, sandbox.Failed} {

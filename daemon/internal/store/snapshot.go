@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
 // OpenSnapshot returns the store as it is at this moment, to be copied at leisure: ReadKeys understands what
@@ -39,13 +39,13 @@ func (s snapshot) Close() error { return s.tx.Rollback() }
 // ReadKeys reads the keys of a Snapshot, of this or an earlier schema, in a file that is its own. The
 // file may be changed. A damaged one is errdefs.ErrDataLoss, one of a newer schema
 // errdefs.ErrFailedPrecondition.
-func ReadKeys(path string) (records []token.Record, err error) {
+func ReadKeys(path string) (records []keys.Record, err error) {
 	db, _, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	var saved token.Saved
+	var saved keys.Saved
 	err = db.View(func(tx *bbolt.Tx) error {
 		saved, err = loadKeys(tx)
 		return err

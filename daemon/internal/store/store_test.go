@@ -19,8 +19,8 @@ import (
 	"go.etcd.io/bbolt"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/sandbox"
-	"github.com/msbd/msbd/daemon/internal/token"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 func open(t testing.TB, dir string) *Store {
@@ -43,27 +43,27 @@ func reopen(t testing.TB, s *Store, dir string) *Store {
 
 var moment = time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC)
 
-func keyRecord(id string) token.Record {
-	return token.Record{
-		ID: id, Name: "ci-" + id, Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []token.Scope{token.ScopeRead},
+func keyRecord(id string) keys.Record {
+	return keys.Record{
+		ID: id, Name: "ci-" + id, Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeRead},
 		CreatedAt: moment, CreatedBy: 1000, Life: "1h", ExpiresAt: moment.Add(time.Hour), SigningKeyID: "k1",
 	}
 }
 
 // addKey makes a key as the issuer does: with its line in the audit log.
-func addKey(s *Store, r token.Record) error {
+func addKey(s *Store, r keys.Record) error {
 	e := audit.Event{Action: audit.KeyCreate, Actor: audit.ActorUID(r.CreatedBy), Target: r.ID, Detail: map[string]string{"name": r.Name}}
-	return s.CommitKeys(token.Change{Put: []token.Record{r}, Events: []audit.Event{e}})
+	return s.CommitKeys(keys.Change{Put: []keys.Record{r}, Events: []audit.Event{e}})
 }
 
-func commit(t testing.TB, s *Store, c token.Change) {
+func commit(t testing.TB, s *Store, c keys.Change) {
 	t.Helper()
 	if err := s.CommitKeys(c); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func loaded(t testing.TB, s *Store) token.Saved {
+func loaded(t testing.TB, s *Store) keys.Saved {
 	t.Helper()
 	saved, err := s.LoadKeys()
 	if err != nil {
@@ -78,19 +78,19 @@ func TestKeysSurviveReopening(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
-	forever := token.Record{ID: "b", CreatedAt: time.Unix(0, 0).UTC(), SigningKeyID: "k1"}
-	commit(t, s, token.Change{Put: []token.Record{keyRecord("a"), forever, keyRecord("c")}})
-	use := token.Usage{Requests: 7, LastUsedAt: moment, LastUsedFrom: netip.MustParseAddr("2001:db8::1")}
-	if err := s.SaveUsage(map[string]token.Usage{"b": use, "c": use, "gone": use}, moment); err != nil {
+	forever := keys.Record{ID: "b", CreatedAt: time.Unix(0, 0).UTC(), SigningKeyID: "k1"}
+	commit(t, s, keys.Change{Put: []keys.Record{keyRecord("a"), forever, keyRecord("c")}})
+	use := keys.Usage{Requests: 7, LastUsedAt: moment, LastUsedFrom: netip.MustParseAddr("2001:db8::1")}
+	if err := s.SaveUsage(map[string]keys.Usage{"b": use, "c": use, "gone": use}, moment); err != nil {
 		t.Fatal(err)
 	}
 	revoked := forever
-	revoked.RevokedAt, revoked.Revocation = moment, token.ByHand
-	commit(t, s, token.Change{Put: []token.Record{revoked}, Delete: []string{"c", "never-was"}})
+	revoked.RevokedAt, revoked.Revocation = moment, keys.ByHand
+	commit(t, s, keys.Change{Put: []keys.Record{revoked}, Delete: []string{"c", "never-was"}})
 
-	want := token.Saved{
-		Records: []token.Record{keyRecord("a"), revoked},
-		Usage:   map[string]token.Usage{"b": use},
+	want := keys.Saved{
+		Records: []keys.Record{keyRecord("a"), revoked},
+		Usage:   map[string]keys.Usage{"b": use},
 		Latest:  moment,
 	}
 	if diff := cmp.Diff(want, loaded(t, reopen(t, s, dir)), compareSaved); diff != "" {
@@ -120,9 +120,9 @@ func TestLatest(t *testing.T) {
 	save(moment)
 	save(moment.Add(-time.Hour))
 	expect(moment)
-	commit(t, s, token.Change{Put: []token.Record{keyRecord("a")}})
+	commit(t, s, keys.Change{Put: []keys.Record{keyRecord("a")}})
 	expect(moment)
-	commit(t, s, token.Change{Clock: moment.Add(-time.Hour)})
+	commit(t, s, keys.Change{Clock: moment.Add(-time.Hour)})
 	expect(moment.Add(-time.Hour))
 }
 
@@ -165,11 +165,11 @@ func TestSandboxesSurviveReopening(t *testing.T) {
 func TestBadRecordsAreRefused(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
-	if err := s.CommitKeys(token.Change{Put: []token.Record{keyRecord("a"), {}}}); !errdefs.IsInvalidArgument(err) {
+	if err := s.CommitKeys(keys.Change{Put: []keys.Record{keyRecord("a"), {}}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a key without an id: %v, want invalid argument", err)
 	}
 	long := []audit.Event{{Action: audit.KeyCreate, Target: strings.Repeat("x", audit.MaxLine)}}
-	if err := s.CommitKeys(token.Change{Put: []token.Record{keyRecord("a")}, Events: long}); !errdefs.IsInvalidArgument(err) {
+	if err := s.CommitKeys(keys.Change{Put: []keys.Record{keyRecord("a")}, Events: long}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("an event that is too long: %v, want invalid argument", err)
 	}
 	if saved := loaded(t, s); len(saved.Records) != 0 || s.AuditHead() != (audit.Head{}) {
@@ -277,7 +277,7 @@ func TestDamageIsRefused(t *testing.T) {
 			})
 			revoked := keyRecord("key-1")
 			revoked.RevokedAt = moment
-			commit(t, s, token.Change{Put: []token.Record{revoked}})
+			commit(t, s, keys.Change{Put: []keys.Record{revoked}})
 			put(keyBucket, "key-1", before)(t, s, path)
 		},
 		"record gone":     tx(func(tx *bbolt.Tx) error { return tx.Bucket(keyBucket).Delete([]byte("key-1")) }),
@@ -308,13 +308,13 @@ func TestDamageIsRefused(t *testing.T) {
 			dir := t.TempDir()
 			path := filepath.Join(dir, fileName)
 			s := open(t, dir)
-			var c token.Change
-			usage := map[string]token.Usage{}
+			var c keys.Change
+			usage := map[string]keys.Usage{}
 			for i := range 200 {
 				id := fmt.Sprintf("key-%d", i)
 				c.Put = append(c.Put, keyRecord(id))
 				c.Events = append(c.Events, audit.Event{Action: audit.KeyCreate, Actor: "uid:1000", Target: id})
-				usage[id] = token.Usage{Requests: 1}
+				usage[id] = keys.Usage{Requests: 1}
 			}
 			commit(t, s, c)
 			if err := s.SaveUsage(usage, moment); err != nil {
@@ -346,8 +346,8 @@ func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
-	want := []token.Record{keyRecord("a"), keyRecord("b")}
-	commit(t, s, token.Change{Put: want})
+	want := []keys.Record{keyRecord("a"), keyRecord("b")}
+	commit(t, s, keys.Change{Put: want})
 	path := filepath.Join(t.TempDir(), "copy")
 	f, err := os.Create(path)
 	if err != nil {
@@ -358,7 +358,7 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	deleted := make(chan error)
-	go func() { deleted <- s.CommitKeys(token.Change{Delete: []string{"a", "b"}}) }() // is not in it
+	go func() { deleted <- s.CommitKeys(keys.Change{Delete: []string{"a", "b"}}) }() // is not in it
 	if _, err := snapshot.WriteTo(f); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,301 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+// newClocked is newIssuer with a clock of its own.
+func newClocked(t testing.TB) (*memory, *Issuer, *Verifier, *manualClock) {
+	t.Helper()
+	store, clock := newMemory(), newManualClock("2026-01-10T10:00:00Z")
+	opts := options(store, keyringPath(t))
+	opts.readClock = clock.read
+	i, v := openWith(t, opts)
+	return store, i, v, clock
+}
+
+func TestRevoke(t *testing.T) {
+	t.Parallel()
+	store, i, v, clock := newClocked(t)
+	token, r := issue(t, i, IssueRequest{Name: "ci", Expire: "1h"})
+	accepted(t, v, token)
+	store.drain()
+
+	store.failWith(errDisk)
+	if _, err := i.Revoke(context.Background(), "ci", 7); !errors.Is(err, errDisk) {
+		t.Errorf("Revoke without a store: %v", err)
+	}
+	store.failWith(nil)
+	accepted(t, v, token) // what cannot be logged and stored does not happen
+
+	clock.pass(time.Minute)
+	k, err := i.Revoke(context.Background(), "ci", 7)
+	if err != nil || k.ID != r.ID || !k.RevokedAt.Equal(clock.now()) || k.Revocation != ByHand || k.Requests != 2 {
+		t.Errorf("Revoke: %+v, %v", k, err)
+	}
+	if cause := refused(t, v, token); !strings.Contains(cause, causeRevoked) || !strings.Contains(cause, r.ID) {
+		t.Errorf("the log says %q", cause)
+	}
+	if diff := cmp.Diff(k.Record, store.record(r.ID)); diff != "" {
+		t.Error(diff)
+	}
+	want := []audit.Event{{Action: audit.KeyRevoke, Actor: "uid:7", Target: r.ID, Detail: map[string]string{"name": "ci"}}}
+	if diff := cmp.Diff(want, store.drain()); diff != "" {
+		t.Error(diff)
+	}
+
+	clock.pass(time.Hour)
+	if again, err := i.Revoke(context.Background(), r.ID, 8); err != nil || !cmp.Equal(again.Record, k.Record) {
+		t.Errorf("once more: %+v, %v", again, err)
+	}
+	if events := store.drain(); events != nil {
+		t.Errorf("once more logged %+v", events)
+	}
+	if _, err := i.Revoke(context.Background(), "nobody", 7); !errdefs.IsNotFound(err) {
+		t.Errorf("an unknown key: %v", err)
+	}
+	_, expired := issue(t, i, IssueRequest{Expire: "1s"})
+	clock.pass(time.Hour)
+	if k, err := i.Revoke(context.Background(), expired.ID, 7); err != nil || k.StateAt(clock.now()) != Revoked {
+		t.Errorf("an expired key: %+v, %v", k, err)
+	}
+}
+
+// A key in its grace period can be revoked before that is over.
+func TestRevokeEndsAGracePeriod(t *testing.T) {
+	t.Parallel()
+	_, i, v, clock := newClocked(t)
+	token, r := issue(t, i, IssueRequest{})
+	if _, _, _, err := i.Rotate(context.Background(), RotateRequest{Ref: r.ID, Grace: "1h"}); err != nil {
+		t.Fatal(err)
+	}
+	clock.pass(time.Minute)
+	accepted(t, v, token)
+	if k := revoke(t, i, r.ID); k.Revocation != ByHand || !k.RevokedAt.Equal(clock.now()) || k.ReplacedBy == "" {
+		t.Errorf("the key is %+v", k)
+	}
+	refused(t, v, token)
+}
+
+func TestRotate(t *testing.T) {
+	t.Parallel()
+	store, i, v, clock := newClocked(t)
+	oldToken, old := issue(t, i, IssueRequest{
+		Name: "ci", Expire: "1mo", Namespaces: []string{"a", "b"}, Scopes: []Scope{ScopeExec}, CreatedBy: 1,
+	})
+	accepted(t, v, oldToken)
+	clock.pass(24 * time.Hour)
+	store.drain()
+
+	secret, made, replaced, err := i.Rotate(context.Background(), RotateRequest{Ref: "ci", Grace: "2h", By: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Record{
+		ID: made.ID, Name: "ci", Namespaces: []string{"a", "b"}, Scopes: []Scope{ScopeExec}, CreatedAt: clock.now(), CreatedBy: 7,
+		Life: "1mo", ExpiresAt: clock.now().AddDate(0, 1, 0), SigningKeyID: old.SigningKeyID,
+	}
+	if diff := cmp.Diff(want, made); diff != "" || made.ID == old.ID {
+		t.Error(diff)
+	}
+	wantOld := old
+	wantOld.RevokedAt, wantOld.Revocation, wantOld.ReplacedBy = clock.now().Add(2*time.Hour), ByRotation, made.ID
+	if diff := cmp.Diff(wantOld, replaced.Record); diff != "" || replaced.Requests != 1 {
+		t.Error(replaced.Requests, diff)
+	}
+	for _, r := range []Record{want, wantOld} {
+		if diff := cmp.Diff(r, store.record(r.ID)); diff != "" {
+			t.Error(diff)
+		}
+	}
+	events := store.drain()
+	wantEvents := []audit.Event{createEvent(want), {
+		Action: audit.KeyRotate, Actor: "uid:7", Target: old.ID, Detail: map[string]string{
+			"name": "ci", "replaced_by": made.ID, "accepted_until": "2026-01-11T12:00:00Z",
+		},
+	}}
+	if diff := cmp.Diff(wantEvents, events); diff != "" {
+		t.Error(diff)
+	}
+	if k, err := i.Find("ci"); err != nil || k.ID != made.ID {
+		t.Errorf("the name is %+v's, %v", k, err)
+	}
+	clock.pass(2*time.Hour - time.Millisecond)
+	accepted(t, v, oldToken)
+	accepted(t, v, secret.Reveal())
+	clock.pass(time.Millisecond)
+	refused(t, v, oldToken)
+	accepted(t, v, secret.Reveal())
+}
+
+func TestRotateLife(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	for name, tt := range map[string]struct {
+		life, expire string
+		// schema1 takes the Life away that the first release did not keep.
+		schema1  bool
+		wantLife string
+		want     string
+	}{
+		"as it was":      {life: "3mo", wantLife: "3mo", want: "2026-05-09T10:00:00Z"},
+		"for ever":       {},
+		"another":        {life: "3mo", expire: "1d", wantLife: "1d", want: "2026-02-10T10:00:00Z"},
+		"of schema 1":    {life: "1mo", schema1: true, wantLife: "2678400s", want: "2026-03-12T10:00:00Z"},
+		"for ever there": {schema1: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, i, _, clock := newClocked(t)
+			_, r := issue(t, i, IssueRequest{Expire: tt.life})
+			if tt.schema1 {
+				r.Life = ""
+				i.keys.put(r)
+			}
+			clock.pass(30 * 24 * time.Hour)
+			_, made, _, err := i.Rotate(ctx, RotateRequest{Ref: r.ID, Expire: tt.expire})
+			if err != nil || made.Life != tt.wantLife {
+				t.Fatalf("the new key is %+v, %v", made, err)
+			}
+			if tt.want == "" {
+				if !made.ExpiresAt.IsZero() {
+					t.Errorf("it expires at %s", made.ExpiresAt)
+				}
+				return
+			}
+			if got := made.ExpiresAt.Format(time.RFC3339); got != tt.want {
+				t.Errorf("it expires at %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestRotateRefuses(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	store, i, v, clock := newClocked(t)
+	token, live := issue(t, i, IssueRequest{Name: "live"})
+	_, expired := issue(t, i, IssueRequest{Expire: "1h"})
+	_, revoked := issue(t, i, IssueRequest{})
+	_, rotated := issue(t, i, IssueRequest{})
+	_, next, _, err := i.Rotate(ctx, RotateRequest{Ref: rotated.ID, Grace: "1d"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoke(t, i, revoked.ID)
+	clock.pass(time.Hour)
+	before := i.Counts()
+	store.drain()
+	for _, tt := range []struct {
+		req  RotateRequest
+		is   func(error) bool
+		want string
+	}{
+		{RotateRequest{Ref: expired.ID}, errdefs.IsFailedPrecondition, "has expired: make a new one"},
+		{RotateRequest{Ref: revoked.ID}, errdefs.IsFailedPrecondition, "is revoked: make a new one"},
+		{RotateRequest{Ref: rotated.ID}, errdefs.IsFailedPrecondition, "rotate the one that replaced it, " + next.ID},
+		{RotateRequest{Ref: "nobody"}, errdefs.IsNotFound, "nobody"},
+		{RotateRequest{Ref: live.ID, Grace: "1"}, errdefs.IsInvalidArgument, "grace period"},
+		{RotateRequest{Ref: live.ID, Expire: "x"}, errdefs.IsInvalidArgument, "whole number"},
+	} {
+		secret, made, old, err := i.Rotate(ctx, tt.req)
+		if !tt.is(err) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Rotate(%+v): %v, want %q", tt.req, err, tt.want)
+		}
+		if secret.Reveal() != "" || made.ID != "" || old.ID != "" {
+			t.Errorf("Rotate(%+v) returns a key with its error", tt.req)
+		}
+	}
+	store.failWith(errDisk)
+	if secret, _, _, err := i.Rotate(ctx, RotateRequest{Ref: "live"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
+		t.Errorf("without a store: %v", err)
+	}
+	accepted(t, v, token)
+	if after := i.Counts(); after != before || store.drain() != nil {
+		t.Errorf("counts were %+v and are %+v", before, after)
+	}
+}
+
+func TestPrune(t *testing.T) {
+	t.Parallel()
+	store, i, v, clock := newClocked(t)
+	ctx := context.Background()
+	liveToken, live := issue(t, i, IssueRequest{Name: "live"})
+	_, early := issue(t, i, IssueRequest{Expire: "1d", Name: "early"})
+	_, revoked := issue(t, i, IssueRequest{})
+	clock.pass(31 * 24 * time.Hour)
+	revoke(t, i, revoked.ID)
+	_, grace := issue(t, i, IssueRequest{})
+	if _, _, _, err := i.Rotate(ctx, RotateRequest{Ref: grace.ID, Grace: "1d"}); err != nil {
+		t.Fatal(err)
+	}
+	clock.pass(time.Hour)
+	store.drain()
+	accepted(t, v, liveToken)
+	prune := func(deadFor string, dryRun bool) (ids []string) {
+		t.Helper()
+		dead, err := i.Prune(ctx, deadFor, dryRun, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range dead {
+			ids = append(ids, k.ID)
+		}
+		return ids
+	}
+	both := []string{early.ID, revoked.ID}
+	slices.SortFunc(both, func(a, b string) int {
+		return strings.Compare(i.keys.byID[a].position().String(), i.keys.byID[b].position().String())
+	})
+	before := i.Counts()
+	if got := prune("", true); !cmp.Equal(got, both) || i.Counts() != before || store.drain() != nil {
+		t.Errorf("a dry run says %q, want %q, and leaves %+v", got, both, i.Counts())
+	}
+	if got := prune("31d", false); got != nil {
+		t.Errorf("dead for 31 days: %q", got)
+	}
+	if _, err := i.Prune(ctx, "1", false, 7); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a bad age: %v", err)
+	}
+	store.failWith(errDisk)
+	if _, err := i.Prune(ctx, "", false, 7); !errors.Is(err, errDisk) || i.Counts() != before {
+		t.Errorf("without a store: %v, %+v", err, i.Counts())
+	}
+	store.failWith(nil)
+	if got := prune("30d", false); !cmp.Equal(got, []string{early.ID}) {
+		t.Errorf("dead for 30 days: %q, want %q", got, early.ID)
+	}
+	want := []audit.Event{{Action: audit.KeyPrune, Actor: "uid:7", Target: early.ID, Detail: map[string]string{"name": "early"}}}
+	if diff := cmp.Diff(want, store.drain()); diff != "" {
+		t.Error(diff)
+	}
+	if _, ok := store.records[early.ID]; ok {
+		t.Error("the store still has it")
+	}
+	for _, ref := range []string{early.ID, "early", early.ID[:6]} {
+		if k, err := i.Find(ref); !errdefs.IsNotFound(err) {
+			t.Errorf("Find(%q): %+v, %v", ref, k, err)
+		}
+	}
+	if got := prune("", false); !cmp.Equal(got, []string{revoked.ID}) {
+		t.Errorf("dead at all: %q", got)
+	}
+	clock.pass(24 * time.Hour)
+	if got := prune("", false); !cmp.Equal(got, []string{grace.ID}) {
+		t.Errorf("after the grace period: %q", got)
+	}
+	accepted(t, v, liveToken)
+	if k, err := i.Find("live"); err != nil || k.ID != live.ID || i.Counts() != (Counts{Live: 2}) {
+		t.Errorf("what is left: %+v, %v, %+v", k, err, i.Counts())
+	}
+}

@@ -1,0 +1,337 @@
+package keys
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const year = 365 * 24 * time.Hour
+
+func TestClockNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	m := newManualClock("2026-01-10T10:00:00Z")
+	c := newClock(m.read)
+	start := m.now()
+	expect := func(want time.Time, behind time.Duration) {
+		t.Helper()
+		if got := c.time(); !got.Equal(want) {
+			t.Errorf("the time is %s, want %s", got, want)
+		}
+		if got := c.behind(); got != behind {
+			t.Errorf("it is %s behind, want %s", got, behind)
+		}
+	}
+	expect(start, 0)
+	m.pass(time.Hour)
+	expect(start.Add(time.Hour), 0)
+	m.set(start) // an hour back
+	expect(start.Add(time.Hour), time.Hour)
+	m.pass(time.Minute)
+	expect(start.Add(61*time.Minute), time.Hour)
+	m.set(start.Add(57 * time.Minute)) // almost right again
+	expect(start.Add(61*time.Minute), 0)
+	m.set(start.Add(2 * time.Hour))
+	expect(start.Add(2*time.Hour), 0)
+	c.advance(start.Add(time.Hour)) // known already
+	expect(start.Add(2*time.Hour), 0)
+	c.advance(start.Add(2*time.Hour + maxCorrection))
+	expect(start.Add(2*time.Hour+maxCorrection), 0)
+	c.advance(start.Add(2*time.Hour + maxCorrection + time.Millisecond))
+	expect(start.Add(2*time.Hour+maxCorrection+time.Millisecond), maxCorrection+time.Millisecond)
+	far := time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+	c.advance(far)
+	expect(far, time.Duration(math.MaxInt64/1000)*1000)
+	c.set()
+	expect(start.Add(2*time.Hour), 0)
+	m.set(time.Date(1901, 1, 1, 0, 0, 0, 999_999, time.UTC))
+	c.set()
+	expect(time.Date(1901, 1, 1, 0, 0, 0, 0, time.UTC), 0)
+}
+
+// R11: whatever the clock does while the server runs or is down, no key is good after it has expired.
+func TestNoClockBringsAKeyToLife(t *testing.T) {
+	t.Parallel()
+	for name, set := range map[string]time.Duration{
+		"a year back": -year, "an hour back": -time.Hour, "a minute back": -time.Minute, "an hour on": time.Hour, "a year on": year,
+	} {
+		for _, restart := range []bool{false, true} {
+			if restart {
+				name += ", beside a restart"
+			}
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+				opts := options(store, path)
+				opts.readClock = clock.read
+				i, v := openWith(t, opts)
+				forever, _ := issue(t, i, IssueRequest{})
+				expired, gone := issue(t, i, IssueRequest{Expire: "1d"})
+				accepted(t, v, expired)
+				clock.pass(24 * time.Hour)
+				refused(t, v, expired)
+				left, _ := issue(t, i, IssueRequest{Expire: "2h"}) // tells the next start what time it was
+				end := clock.now().Add(2 * time.Hour)
+				accepted(t, v, left)
+
+				clock.set(clock.now().Add(set))
+				if restart {
+					i, v = openWith(t, opts)
+				}
+				accepted(t, v, forever)
+				refused(t, v, expired)
+				if k, err := i.Find(gone.ID); err != nil || k.StateAt(i.Now()) != Expired {
+					t.Errorf("to administrators it is %+v, %v, at %s", k, err, i.Now())
+				}
+				if set < 0 {
+					accepted(t, v, left)
+				}
+				if behind := i.ClockBehind(); (set < -maxCorrection) != (behind > 0) {
+					t.Errorf("the clock is %s behind", behind)
+				}
+				// The time that is left is not longer than it was, whatever the clock says.
+				for range 120 {
+					clock.pass(time.Minute)
+					if _, err := v.Verify(left, from); err == nil && set >= 0 && !clock.now().Before(end) {
+						t.Fatalf("at %s, a key is good that expired at %s", clock.now(), end)
+					}
+				}
+				refused(t, v, left)
+				refused(t, v, expired)
+				accepted(t, v, forever)
+			})
+		}
+	}
+}
+
+// The latest time outlives the keys that would tell it: it is saved with the usage.
+func TestLatestTimeIsSaved(t *testing.T) {
+	t.Parallel()
+	store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+	opts := options(store, path)
+	opts.readClock = clock.read
+	i, v := openWith(t, opts)
+	token, _ := issue(t, i, IssueRequest{Expire: "1d"})
+	clock.pass(24 * time.Hour)
+	refused(t, v, token)
+	i.saveUsage()
+	clock.pass(-24 * time.Hour)
+	i, v = openWith(t, opts)
+	refused(t, v, token)
+	if behind := i.ClockBehind(); behind != 24*time.Hour {
+		t.Errorf("the clock is %s behind", behind)
+	}
+}
+
+func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+	opts := options(store, path)
+	opts.readClock = clock.read
+	i, v := openWith(t, opts)
+	token, r := issue(t, i, IssueRequest{Name: "a"})
+	start := clock.now()
+	clock.set(start.Add(year))
+	issue(t, i, IssueRequest{})
+	clock.set(start)
+	behind := func() {
+		t.Helper()
+		if i.ClockBehind() != year {
+			t.Errorf("the clock is %s behind", i.ClockBehind())
+		}
+		for what, err := range map[string]error{
+			"Issue":  func() error { _, _, err := i.Issue(ctx, IssueRequest{}); return err }(),
+			"Rotate": func() error { _, _, _, err := i.Rotate(ctx, RotateRequest{Ref: "a"}); return err }(),
+		} {
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "set the clock right") || !strings.Contains(err.Error(), "server reset") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		accepted(t, v, token)
+	}
+	behind()
+	i, v = openWith(t, opts) // also after a restart
+	behind()
+
+	// Right again, or nearly:
+	clock.set(start.Add(year - time.Minute))
+	issue(t, i, IssueRequest{})
+	clock.set(start)
+	behind()
+	revoke(t, i, r.ID) // which is possible
+	i.saveUsage()      // the store knows the wrong time, too
+
+	reset(t, i)
+	if i.ClockBehind() != 0 {
+		t.Errorf("after a reset, the clock is %s behind", i.ClockBehind())
+	}
+	fresh, made := issue(t, i, IssueRequest{Expire: "1h"})
+	if !made.CreatedAt.Equal(clock.now()) {
+		t.Errorf("the key was made at %s, now it is %s", made.CreatedAt, clock.now())
+	}
+	check := func() {
+		t.Helper()
+		accepted(t, v, fresh)
+		refused(t, v, token)
+		if c := i.Counts(); c != (Counts{Live: 1, Revoked: 3}) || i.ClockBehind() != 0 {
+			t.Errorf("counts are %+v, the clock is %s behind", c, i.ClockBehind())
+		}
+	}
+	check()
+	i, v = openWith(t, opts)
+	check()
+}
+
+func TestStepsOfTheClockAreNoticed(t *testing.T) {
+	t.Parallel()
+	m := newManualClock("2026-01-10T10:00:00Z")
+	c := newClock(m.read)
+	start := m.now()
+	expect := func(what string, want bool) {
+		t.Helper()
+		if c.stepped() != want {
+			t.Errorf("%s: stepped is %t", what, !want)
+		}
+	}
+	expect("nothing", false)
+	m.pass(time.Hour)
+	expect("an hour that passed", false)
+	m.set(m.now().Add(600 * time.Millisecond))
+	expect("a correction", false)
+	m.set(m.now().Add(600 * time.Millisecond))
+	expect("two of them", true)
+	expect("nothing since", false)
+	m.set(start)
+	expect("back", false)
+	c.set()
+	expect("after a reset", false)
+	m.set(m.now().Add(30 * time.Minute))
+	expect("forward from there", true)
+}
+
+// A reset that a crash cut short clears the clock, too.
+func TestClockAfterAResetCutShort(t *testing.T) {
+	t.Parallel()
+	store, path, clock := newMemory(), keyringPath(t), newManualClock("2027-01-10T10:00:00Z")
+	opts := options(store, path)
+	opts.readClock = clock.read
+	i, _ := openWith(t, opts)
+	issue(t, i, IssueRequest{})
+	i.saveUsage()
+	clock.set(clock.now().Add(-year))
+	store.failIf(func(c Change) error {
+		if len(c.Put) > 0 {
+			return errDisk
+		}
+		return nil
+	})
+	if _, err := i.Reset(context.Background(), 0); err == nil {
+		t.Fatal("no error")
+	}
+	store.failWith(nil)
+	for range 2 {
+		i, _ = openWith(t, opts)
+		if i.ClockBehind() != 0 {
+			t.Errorf("the clock is %s behind", i.ClockBehind())
+		}
+		issue(t, i, IssueRequest{})
+	}
+}
+
+// A clock that is set forward ends what is in progress, though its timer has time left.
+func TestClockSetForwardCutsRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := newManualClock("2026-01-10T10:00:00Z")
+		opts := options(newMemory(), keyringPath(t))
+		opts.readClock = clock.read
+		i, v := openWith(t, opts)
+		token, _ := issue(t, i, IssueRequest{Expire: "1d"})
+		other, _ := issue(t, i, IssueRequest{Expire: "3d"})
+		ctx, cancel := accepted(t, v, token).Bind(t.Context())
+		defer cancel()
+		goesOn, cancel := accepted(t, v, other).Bind(t.Context())
+		defer cancel()
+		stop := run(t, i)
+		defer stop()
+		began := time.Now()
+		clock.set(clock.now().Add(24 * time.Hour))
+		cut(t, ctx)
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
+		if goesOn.Err() != nil {
+			t.Error("another key's context ended, too")
+		}
+	})
+}
+
+// R11 by chance: a walk of the clock, restarts and keys, beside a model of how long each may live.
+func TestClockWalk(t *testing.T) {
+	t.Parallel()
+	for seed := range count(t, 20, 2000) {
+		rnd := rand.New(rand.NewPCG(uint64(seed), 11))
+		store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+		opts := options(store, path)
+		opts.readClock = clock.read
+		i, v := openWith(t, opts)
+		type made struct {
+			token   string
+			expires time.Time     // by the clock at its birth
+			left    time.Duration // of real time
+			dead    bool
+		}
+		var keys []*made
+		for range 100 {
+			switch rnd.IntN(5) {
+			case 0:
+				hours := 1 + rnd.IntN(48)
+				secret, r, err := i.Issue(context.Background(), IssueRequest{Expire: fmt.Sprintf("%dh", hours)})
+				if errdefs.IsFailedPrecondition(err) && i.ClockBehind() > 0 {
+					reset(t, i)
+					for _, k := range keys {
+						k.dead = true
+					}
+					continue
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				keys = append(keys, &made{secret.Reveal(), r.ExpiresAt, time.Duration(hours) * time.Hour, false})
+			case 1:
+				d := time.Duration(rnd.Int64N(int64(12 * time.Hour)))
+				clock.pass(d)
+				for _, k := range keys {
+					k.left -= d
+				}
+			case 2:
+				clock.set(clock.now().Add(time.Duration(rnd.Int64N(int64(2*year)) - int64(year))))
+			case 3:
+				i.saveUsage()
+				i, v = openWith(t, opts)
+			case 4:
+				i.saveUsage()
+			}
+			for n, k := range keys {
+				_, err := v.Verify(k.token, from)
+				switch {
+				case err != nil:
+					k.dead = true // and it stays so
+				case k.dead:
+					t.Fatalf("seed %d: key %d came back to life", seed, n)
+				case k.left <= 0:
+					t.Fatalf("seed %d: key %d lives longer than it was to", seed, n)
+				case !clock.now().Before(k.expires):
+					t.Fatalf("seed %d: key %d is good at %s, having expired at %s", seed, n, clock.now(), k.expires)
+				}
+			}
+		}
+	}
+}

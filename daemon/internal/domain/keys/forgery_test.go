@@ -1,0 +1,228 @@
+package keys
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// forger makes tokens that this server did not issue, of what an attacker can have: good tokens of this
+// server and of another one, that one's signing key, and this one's public key.
+type forger struct {
+	rnd   *rand.Rand
+	good  []string
+	alien *keyring
+	ring  *keyring // only its public side is used
+	local map[string]string
+}
+
+const base64Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+var forgeries = map[string]func(f *forger) string{
+	"bits": func(f *forger) string { // of what was signed, and of the signature
+		body, footer := f.parts()
+		raw, _ := base64.RawURLEncoding.DecodeString(body)
+		for range 1 + f.rnd.IntN(3) {
+			raw[f.rnd.IntN(len(raw))] ^= 1 << f.rnd.IntN(8)
+		}
+		return header + base64.RawURLEncoding.EncodeToString(raw) + "." + footer
+	},
+	"signature": func(f *forger) string {
+		body, footer := f.parts()
+		raw, _ := base64.RawURLEncoding.DecodeString(body)
+		signature := raw[len(raw)-ed25519.SignatureSize:]
+		switch f.rnd.IntN(4) {
+		case 0:
+			clear(signature)
+		case 1: // S plus the order of the group: the same, if it were not refused
+			order := []byte{0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 31: 0x10}
+			var carry int
+			for n := range order {
+				carry += int(signature[32+n]) + int(order[n])
+				signature[32+n] = byte(carry)
+				carry >>= 8
+			}
+		case 2: // of another token
+			other, _ := f.parts()
+			raw2, _ := base64.RawURLEncoding.DecodeString(other)
+			copy(signature, raw2[len(raw2)-ed25519.SignatureSize:])
+			signature[f.rnd.IntN(len(signature))] ^= 1 << f.rnd.IntN(8) // it may be the same one
+		default:
+			for n := range signature {
+				signature[n] = byte(f.rnd.Uint32())
+			}
+		}
+		return header + base64.RawURLEncoding.EncodeToString(raw) + "." + footer
+	},
+	"claims": func(f *forger) string { // what an attacker wants, signed by another key
+		r := Record{ID: randomID(), CreatedAt: moment1(f.rnd.IntN(1000))}
+		payload, _ := f.ring.payload(r)
+		token, _ := sign(ed25519.PrivateKey(f.alien.private.Reveal()), payload, []byte(f.ring.footer))
+		return token
+	},
+	"versions": func(f *forger) string {
+		version := []string{"v1", "v2", "v3", "v4", "v0", "V2", "v2 ", ""}[f.rnd.IntN(8)]
+		purpose := []string{"local", "public", "Public", "none", ""}[f.rnd.IntN(5)]
+		body, footer := f.parts()
+		if version == "v2" && purpose == "public" {
+			purpose = "publi"
+		}
+		return keyPrefix + version + "." + purpose + "." + body + "." + footer
+	},
+	"local": func(f *forger) string {
+		for _, token := range f.local { // in any order
+			if f.rnd.IntN(2) == 0 {
+				return keyPrefix + token
+			}
+			_, rest, _ := strings.Cut(token[3:], ".")
+			return header + rest
+		}
+		return ""
+	},
+	"kids": func(f *forger) string {
+		body, _ := f.parts()
+		kid := []string{f.alien.keyID, "", "0123456789abcdef", f.ring.keyID + "0", strings.ToUpper(f.ring.keyID)}[f.rnd.IntN(5)]
+		footer := fmt.Sprintf(`{"kid":%q}`, kid)
+		if kid == f.ring.keyID {
+			footer += " "
+		}
+		return header + body + "." + base64.RawURLEncoding.EncodeToString([]byte(footer))
+	},
+	"footers": func(f *forger) string {
+		body, _ := f.parts()
+		footer := []byte(f.ring.footer)
+		switch f.rnd.IntN(4) {
+		case 0:
+			footer = append(footer, byte(f.rnd.Uint32()))
+		case 1:
+			footer = footer[:f.rnd.IntN(len(footer))]
+		case 2:
+			footer[f.rnd.IntN(len(footer))] ^= 1 << f.rnd.IntN(8)
+		default:
+			footer = []byte(strings.Replace(f.ring.footer, "{", `{"kid":"x",`, 1))
+		}
+		return header + body + "." + base64.RawURLEncoding.EncodeToString(footer)
+	},
+	"encodings": func(f *forger) string { // other spellings of a good token
+		token := f.good[f.rnd.IntN(len(f.good))]
+		at := len(header) + f.rnd.IntN(len(token)-len(header))
+		body, footer := f.parts()
+		switch f.rnd.IntN(7) {
+		case 0:
+			return token[:at] + []string{"\n", "\r", "=", "+", "/", " ", "\x00", "."}[f.rnd.IntN(8)] + token[at:]
+		case 1:
+			return token + strings.Repeat("=", 1+f.rnd.IntN(3))
+		case 2: // spare bits
+			return token[:len(token)-1] + other(f.rnd, token[len(token)-1])
+		case 3:
+			return header + body[:len(body)-1] + other(f.rnd, body[len(body)-1]) + "." + footer
+		case 4:
+			return token[:at] + other(f.rnd, token[at]) + token[at+1:]
+		case 5:
+			return token[:at]
+		default:
+			return token + token[at:]
+		}
+	},
+	"alien": func(f *forger) string {
+		payload, _ := f.alien.payload(Record{ID: randomID()})
+		footer := f.alien.footer
+		if f.rnd.IntN(2) == 0 {
+			footer = f.ring.footer
+		}
+		token, _ := sign(ed25519.PrivateKey(f.alien.private.Reveal()), payload, []byte(footer))
+		return token
+	},
+}
+
+// other is a character of base64url that c is not.
+func other(rnd *rand.Rand, c byte) string {
+	n := rnd.IntN(len(base64Alphabet))
+	if base64Alphabet[n] == c {
+		n = (n + 1) % len(base64Alphabet)
+	}
+	return base64Alphabet[n : n+1]
+}
+
+func (f *forger) parts() (body, footer string) {
+	body, footer, _ = strings.Cut(f.good[f.rnd.IntN(len(f.good))][len(header):], ".")
+	return body, footer
+}
+
+// R5: whatever is done to tokens, none is taken but those that were issued.
+func TestForgeriesAreRefused(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	_, alien, _ := newIssuer(t)
+	good := map[string]bool{}
+	var tokens []string
+	for n := range 10 {
+		req := IssueRequest{Namespaces: []string{"a", "b", "c"}[:n%4%3], Scopes: Scopes[:n%3]}
+		if n%2 == 0 {
+			req.Expire = "1y"
+		}
+		token, r := issue(t, i, req)
+		good[token] = true
+		tokens = append(tokens, token)
+		if n%3 == 0 {
+			revoke(t, i, r.ID)
+			tokens = append(tokens, token)
+		} else {
+			accepted(t, v, token) // half of it has a session
+		}
+	}
+	ring := i.keyring.Load()
+	payload, err := ring.payload(i.keys.records()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := forge(t, ring.public, payload, []byte(ring.footer))
+
+	total := count(t, 20_000, 10_000_000)
+	workers := runtime.GOMAXPROCS(0)
+	var tried [16]atomic.Int64
+	kinds := make([]string, 0, len(forgeries))
+	for kind := range forgeries {
+		kinds = append(kinds, kind)
+	}
+	var wg sync.WaitGroup
+	for worker := range workers {
+		wg.Go(func() {
+			f := &forger{rand.New(rand.NewPCG(rand.Uint64(), uint64(worker))), tokens, alien.keyring.Load(), ring, local}
+			for n := range total / workers {
+				kind := n % len(kinds)
+				token := forgeries[kinds[kind]](f)
+				if good[token] {
+					continue // by chance, the same again
+				}
+				tried[kind].Add(1)
+				if p, err := v.Verify(token, from); err == nil || p.KeyID != "" {
+					t.Errorf("%s: %q speaks for %+v", kinds[kind], token, p)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for n, kind := range kinds {
+		t.Logf("%s: %d refused", kind, tried[n].Load())
+		if tried[n].Load() < int64(total/len(kinds)/2) {
+			t.Errorf("%s: too few were tried", kind)
+		}
+	}
+	if events := i.suspects.take(); events != nil {
+		t.Errorf("a forgery looked as if the signing key had signed it: %+v", events)
+	}
+	for token := range good {
+		_, err := v.Verify(token, from)
+		if s := v.keys.sessions.find(token); (err == nil) != (s != nil) {
+			t.Errorf("after it all, a good token: %v", err)
+		}
+	}
+}

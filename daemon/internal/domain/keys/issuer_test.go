@@ -1,0 +1,223 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+func TestIssueAndVerify(t *testing.T) {
+	t.Parallel()
+	store, i, v := newIssuer(t)
+	key, r := issue(t, i, IssueRequest{
+		Name: "ci.build_1", Expire: "1w", Namespaces: []string{"project-web", "a", "project-web"},
+		Scopes: []Scope{ScopeStop, ScopeExec, ScopeStop}, CreatedBy: 1000,
+	})
+	if !strings.HasPrefix(key, "msb_v2.public.") || len(key) > maxLength {
+		t.Errorf("the key is %q", key)
+	}
+	want := Record{
+		ID: r.ID, Name: "ci.build_1", Namespaces: []string{"a", "project-web"}, Scopes: []Scope{ScopeExec, ScopeStop},
+		CreatedAt: r.CreatedAt, CreatedBy: 1000, Life: "1w", ExpiresAt: r.CreatedAt.Add(7 * 24 * time.Hour), SigningKeyID: i.SigningKey().ID,
+	}
+	if diff := cmp.Diff(want, r); diff != "" || !isID(r.ID) || time.Since(r.CreatedAt) > time.Minute {
+		t.Errorf("the record is %+v\n%s", r, diff)
+	}
+	if diff := cmp.Diff(want, store.record(r.ID)); diff != "" {
+		t.Errorf("the store has another record:\n%s", diff)
+	}
+	for range 2 { // the second has a session
+		p := accepted(t, v, key)
+		if p.KeyID != r.ID || !p.Allows("project-web") || !p.Allows("a") || p.Allows("default") || p.Allows("") {
+			t.Errorf("the key speaks for %+v", p)
+		}
+		if !p.Has(ScopeExec) || !p.Has(ScopeStop) || p.Has(ScopeStart) || p.Has("") {
+			t.Errorf("the key may do %v", p.Scopes)
+		}
+	}
+	all, global := issue(t, i, IssueRequest{})
+	asked := []string{"b", "a", "b"}
+	issue(t, i, IssueRequest{Namespaces: asked})
+	if !slices.Equal(asked, []string{"b", "a", "b"}) {
+		t.Errorf("the caller's namespaces became %q", asked)
+	}
+	if p := accepted(t, v, all); !p.Allows("default") || !p.Allows("a") || !p.Has(ScopeMetrics) {
+		t.Errorf("a key without limits speaks for %+v", p)
+	}
+	if nobody := (Principal{}); nobody.Allows("default") || nobody.Has(ScopeRead) {
+		t.Error("nobody is allowed something")
+	}
+	if c := i.Counts(); c != (Counts{Live: 3}) {
+		t.Errorf("counts are %+v", c)
+	}
+	wantEvents := []audit.Event{
+		{Action: audit.KeyCreate, Actor: "uid:1000", Target: r.ID, Detail: map[string]string{
+			"name": "ci.build_1", "namespaces": "a,project-web", "scopes": "sandbox:exec,sandbox:stop", "expires": r.ExpiresAt.Format(time.RFC3339),
+		}},
+		{Action: audit.KeyCreate, Actor: "uid:0", Target: global.ID, Detail: map[string]string{
+			"namespaces": "*", "scopes": "*", "expires": "never",
+		}},
+	}
+	if diff := cmp.Diff(wantEvents, store.drain()[:2]); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestIssueRefuses(t *testing.T) {
+	t.Parallel()
+	store, i, _ := newIssuer(t)
+	many := make([]string, 40)
+	for n := range many {
+		many[n] = fmt.Sprintf("%s%d", strings.Repeat("n", 50), n)
+	}
+	for want, req := range map[string]IssueRequest{
+		"Add a unit":                    {Expire: "1"},
+		`namespace "*"`:                 {Namespaces: []string{"a", "*"}},
+		`namespace "a/b"`:               {Namespaces: []string{"a/b"}},
+		`namespace ""`:                  {Namespaces: []string{""}},
+		`key name "-a"`:                 {Name: "-a"},
+		`key name ".a"`:                 {Name: ".a"},
+		`key name "a b"`:                {Name: "a b"},
+		`key name "a\n"`:                {Name: "a\n"},
+		`key name "é"`:                  {Name: "é"},
+		"key name":                      {Name: strings.Repeat("a", 64)},
+		`unknown scope "sandbox:files"`: {Scopes: []Scope{ScopeExec, "sandbox:files"}},
+		"use some of sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
+		"name fewer namespaces": {Namespaces: many},
+	} {
+		secret, r, err := i.Issue(context.Background(), req)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("Issue(%+v): %v, want %q", req, err, want)
+		}
+		if secret.Reveal() != "" || r.ID != "" {
+			t.Errorf("Issue(%+v) made a key all the same", req)
+		}
+	}
+	store.failWith(errDisk)
+	if secret, _, err := i.Issue(context.Background(), IssueRequest{Name: "a"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
+		t.Errorf("a key that is not stored: %v", err)
+	}
+	store.failWith(nil)
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := i.Issue(ctx, IssueRequest{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a key for a caller who has gone: %v", err)
+	}
+	if c := i.Counts(); c != (Counts{}) || len(store.records) != 0 || len(store.events) != 0 {
+		t.Errorf("it left %+v, %v, %v", c, store.records, store.events)
+	}
+	issue(t, i, IssueRequest{Name: "a"}) // the failure did not keep the name
+}
+
+// The most namespaces that a token has room for is found by trying, so that no key is made that the
+// server itself refuses.
+func TestLongestTokenIsTaken(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	var namespaces []string
+	for n := 0; ; n++ {
+		namespaces = append(namespaces, fmt.Sprintf("namespace-%02d", n))
+		secret, _, err := i.Issue(context.Background(), IssueRequest{Namespaces: namespaces})
+		if err != nil {
+			if n < 50 {
+				t.Errorf("only %d namespaces: %v", n, err)
+			}
+			return
+		}
+		accepted(t, v, secret.Reveal())
+	}
+}
+
+func TestNamesAreUnique(t *testing.T) {
+	t.Parallel()
+	clock := newManualClock("2026-01-10T10:00:00Z")
+	opts := options(newMemory(), keyringPath(t))
+	opts.readClock = clock.read
+	i, _ := openWith(t, opts)
+	taken := func(name string) {
+		t.Helper()
+		if _, _, err := i.Issue(context.Background(), IssueRequest{Name: name}); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "choose another") {
+			t.Errorf("a second key %q: %v", name, err)
+		}
+	}
+	_, a := issue(t, i, IssueRequest{Name: "a", Expire: "1h"})
+	issue(t, i, IssueRequest{Name: "A"}) // another name
+	taken("a")
+	clock.pass(time.Hour)
+	_, a = issue(t, i, IssueRequest{Name: "a"}) // the other one has expired
+	taken("a")
+	revoke(t, i, a.ID)
+	_, a = issue(t, i, IssueRequest{Name: "a"})
+	taken("a")
+	if _, made, _, err := i.Rotate(context.Background(), RotateRequest{Ref: a.ID, Grace: "1h"}); err != nil || made.Name != "a" {
+		t.Errorf("rotated into %+v, %v", made, err)
+	} else {
+		taken("a") // the new key has it
+		revoke(t, i, made.ID)
+	}
+	issue(t, i, IssueRequest{Name: "a"}) // the old one is being replaced
+	taken("a")
+	reset(t, i)
+	issue(t, i, IssueRequest{Name: "a"})
+}
+
+// Of many who want one name at once, one gets it. While the store keeps them waiting, all who want none
+// or another wait for it together: so they can share a commit.
+func TestIssueTogether(t *testing.T) {
+	t.Parallel()
+	store, i, v := newIssuer(t)
+	const named, unnamed = 20, 50
+	arrived := make(chan struct{}, named+unnamed)
+	proceed := make(chan struct{})
+	store.failIf(func(Change) error {
+		arrived <- struct{}{}
+		<-proceed
+		return nil
+	})
+	var wg sync.WaitGroup
+	results := make(chan error, named)
+	for range named {
+		wg.Go(func() {
+			_, _, err := i.Issue(context.Background(), IssueRequest{Name: "ci"})
+			results <- err
+		})
+	}
+	for range unnamed {
+		wg.Go(func() {
+			secret, _, err := i.Issue(context.Background(), IssueRequest{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			accepted(t, v, secret.Reveal())
+		})
+	}
+	for range unnamed + 1 {
+		<-arrived // all of them are in the store, and none has finished
+	}
+	close(proceed)
+	wg.Wait()
+	close(results)
+	var won int
+	for err := range results {
+		switch {
+		case err == nil:
+			won++
+		case !errdefs.IsAlreadyExists(err):
+			t.Error(err)
+		}
+	}
+	if c := i.Counts(); won != 1 || c.Live != unnamed+1 {
+		t.Errorf("%d keys got the name; counts are %+v", won, c)
+	}
+}

@@ -1,0 +1,187 @@
+package keys
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestKeysOutliveARestart(t *testing.T) {
+	store := newMemory()
+	path := keyringPath(t)
+	i, _ := openIssuer(t, store, path)
+	key, r := issue(t, i, IssueRequest{Namespaces: []string{"a"}})
+	before := i.SigningKey()
+
+	again, v := openIssuer(t, store, path)
+	if p, err := v.Verify(key, from); err != nil || p.KeyID != r.ID {
+		t.Errorf("the key speaks for %+v, %v", p, err)
+	}
+	if after := again.SigningKey(); after != before {
+		t.Errorf("the signing key was %+v and is %+v", before, after)
+	}
+	for p, want := range map[string]os.FileMode{path: 0o600, filepath.Dir(path): 0o700} {
+		info, err := os.Stat(p)
+		if err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", p, info.Mode(), err)
+		}
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the directory holds %v, %v", entries, err)
+	}
+}
+
+func TestBadKeyringsAreRefused(t *testing.T) {
+	write := func(text string) func(t *testing.T, path string) {
+		return func(t *testing.T, path string) {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	replace := func(old, new string) func(t *testing.T, path string) {
+		return func(t *testing.T, path string) {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if changed := strings.Replace(string(data), old, new, 1); changed != string(data) {
+				write(changed)(t, path)
+				return
+			}
+			t.Fatalf("no %q in %s", old, data)
+		}
+	}
+	tests := map[string]struct {
+		damage func(t *testing.T, path string)
+		is     func(error) bool
+		// reset says whether --reset-key gets over it.
+		reset bool
+	}{
+		"empty":            {write(""), errdefs.IsDataLoss, true},
+		"garbage":          {write("\x00\xff garbage"), errdefs.IsDataLoss, true},
+		"null":             {write("null"), errdefs.IsDataLoss, true},
+		"endless":          {write(strings.Repeat(" ", 1<<20)), errdefs.IsDataLoss, true},
+		"no seed":          {replace(`"seed":"`, `"seed":"","x":"`), errdefs.IsDataLoss, true},
+		"short seed":       {replace(`"seed":"`, `"seed":"AAAA","x":"`), errdefs.IsDataLoss, true},
+		"changed birth":    {replace(`"created_at":"2`, `"created_at":"1`), errdefs.IsDataLoss, true},
+		"changed instance": {replace(`"instance_id":"`, `"instance_id":"0`), errdefs.IsDataLoss, true},
+		"unknown member":   {replace(`{`, `{"extra":1,`), errdefs.IsDataLoss, true},
+		"version 0":        {replace(`"version":1`, `"version":0`), errdefs.IsDataLoss, true},
+		"newer version":    {replace(`"version":1`, `"version":2`), errdefs.IsFailedPrecondition, false},
+		"gone": {func(t *testing.T, path string) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		}, errdefs.IsDataLoss, true},
+		"open to others": {func(t *testing.T, path string) {
+			if err := os.Chmod(path, 0o640); err != nil {
+				t.Fatal(err)
+			}
+		}, errdefs.IsFailedPrecondition, false},
+		"directory open to others": {func(t *testing.T, path string) {
+			if err := os.Chmod(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}, errdefs.IsFailedPrecondition, false},
+		"symbolic link": {func(t *testing.T, path string) {
+			if err := errors.Join(os.Rename(path, path+".real"), os.Symlink(path+".real", path)); err != nil {
+				t.Fatal(err)
+			}
+		}, errdefs.IsFailedPrecondition, false},
+		"FIFO": {func(t *testing.T, path string) {
+			if err := errors.Join(os.Remove(path), syscall.Mkfifo(path, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}, errdefs.IsFailedPrecondition, false},
+		"another user's": {func(t *testing.T, path string) {
+			if os.Geteuid() != 0 {
+				t.Skip("needs root")
+			}
+			if err := os.Chown(path, 65534, -1); err != nil {
+				t.Fatal(err)
+			}
+		}, errdefs.IsFailedPrecondition, false},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			store := newMemory()
+			path := keyringPath(t)
+			i, _ := openIssuer(t, store, path)
+			key, r := issue(t, i, IssueRequest{})
+			seed := i.keyring.Load().private.Reveal()
+			tt.damage(t, path)
+			opts := options(store, path)
+			_, _, err := Open(opts)
+			if !tt.is(err) || !strings.Contains(err.Error(), filepath.Dir(path)) {
+				t.Fatalf("Open: %v", err)
+			}
+			if strings.Contains(err.Error(), seed) {
+				t.Error("the error has the seed")
+			}
+			if store.record(r.ID).Revocation != "" {
+				t.Error("keys were revoked all the same")
+			}
+			opts.Reset = true
+			_, v, err := Open(opts)
+			if (err == nil) != tt.reset {
+				t.Errorf("Open with Reset: %v", err)
+			}
+			if err == nil {
+				refused(t, v, key)
+			}
+		})
+	}
+}
+
+// R4: of a keyring in which a bit was flipped or the end is missing, nothing is used but what is in the
+// whole one, too.
+func TestNoDamagedKeyringIsUsed(t *testing.T) {
+	t.Parallel()
+	whole, err := newKeyring("", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := whole.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := data.Reveal()
+	check := func(damage string, text []byte) {
+		t.Helper()
+		ring, err := decodeKeyring(text)
+		switch {
+		case err == nil && (ring.keyID != whole.keyID || ring.private.Reveal() != whole.private.Reveal() || ring.instanceID != whole.instanceID):
+			t.Errorf("%s: another key is used", damage)
+		case err != nil && !errdefs.IsDataLoss(err) && !errdefs.IsFailedPrecondition(err):
+			t.Errorf("%s: %v", damage, err)
+		}
+	}
+	for n := range len(text) {
+		for bit := range 8 {
+			flipped := []byte(text)
+			flipped[n] ^= 1 << bit
+			check(fmt.Sprintf("bit %d of byte %d", bit, n), flipped)
+		}
+		if _, err := decodeKeyring([]byte(text[:n])); !errdefs.IsDataLoss(err) {
+			t.Errorf("the first %d bytes: %v", n, err)
+		}
+	}
+	rnd := rand.New(rand.NewPCG(4, 4))
+	for range count(t, 2000, 100_000) {
+		damaged := []byte(text)
+		for range 1 + rnd.IntN(8) {
+			damaged[rnd.IntN(len(damaged))] = byte(rnd.Uint32())
+		}
+		check("chance", damaged)
+	}
+}

@@ -1,0 +1,61 @@
+package keys
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
+
+// checkName refuses what no key can be called. The empty name is none.
+func checkName(name string) error {
+	if name == "" || nameRE.MatchString(name) {
+		return nil
+	}
+	return fmt.Errorf("key name %q: use 1 to 63 of A-Z, a-z, 0-9, -, _ and ., beginning with a letter or a digit: %w",
+		abbreviate(name), errdefs.ErrInvalidArgument)
+}
+
+// cleanNamespaces returns namespaces sorted and each once.
+func cleanNamespaces(namespaces []string) ([]string, error) {
+	for _, ns := range namespaces {
+		if err := sandbox.ValidateName("namespace", ns); err != nil {
+			return nil, err
+		}
+	}
+	return sorted(namespaces), nil
+}
+
+// cleanScopes returns scopes sorted and each once.
+func cleanScopes(scopes []Scope) ([]Scope, error) {
+	for _, s := range scopes {
+		if !slices.Contains(Scopes, s) {
+			return nil, fmt.Errorf("unknown scope %q: use some of %s, or none for a key that may do everything: %w",
+				abbreviate(string(s)), joinScopes(Scopes, ", "), errdefs.ErrInvalidArgument)
+		}
+	}
+	return sorted(scopes), nil
+}
+
+func sorted[T ~string](values []T) []T {
+	values = slices.Clone(values)
+	slices.Sort(values)
+	return slices.Compact(values)
+}
+
+func joinScopes(scopes []Scope, sep string) string {
+	var b strings.Builder
+	for n, s := range scopes {
+		if n > 0 {
+			b.WriteString(sep)
+		}
+		b.WriteString(string(s))
+	}
+	return b.String()
+}

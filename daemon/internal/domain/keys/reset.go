@@ -1,0 +1,47 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+// Reset replaces the signing key and returns how many live keys that invalidated. Every key issued
+// before is refused from before it returns, also after a crash at any point of it. As no key is left that
+// depends on it, a clock that is behind is believed from then on.
+func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.saving.Lock()
+	defer i.saving.Unlock()
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	at := i.clock.wall()
+	ring, err := newKeyring(i.keyring.Load().instanceID, at)
+	if err != nil {
+		return 0, err
+	}
+	actor := audit.ActorUID(by)
+	// The keyring before the records: once it is replaced, a crash leaves only keys that nothing
+	// verifies. One that was replaced counts from now on, however badly: the next start would refuse the
+	// old one's keys.
+	saved := replaceKeyring(i.store, i.path, ring, signingKeyEvent(audit.SigningReset, actor, ring))
+	if saved != nil && !errors.Is(saved, errNotDurable) {
+		return 0, saved
+	}
+	marked, invalidated := i.adopt(ring, at)
+	i.clock.set()
+	i.log.Warn("the signing key was replaced: every earlier API key is invalid from now on",
+		"count", invalidated, "signing_key_id", ring.keyID)
+	c := Change{Put: marked, Clock: at}
+	if invalidated > 0 {
+		c.Events = []audit.Event{invalidateEvent(actor, ring, invalidated)}
+	}
+	if err = i.store.CommitKeys(c); err != nil {
+		err = fmt.Errorf("record that earlier API keys are revoked (they are refused already): %w", err)
+	}
+	return invalidated, errors.Join(saved, err)
+}

@@ -1,0 +1,264 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+var errDisk = errors.New("disk full")
+
+func reset(t testing.TB, i *Issuer) (invalidated int) {
+	t.Helper()
+	n, err := i.Reset(context.Background(), 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestReset(t *testing.T) {
+	store, path := newMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	seen, _ := issue(t, i, IssueRequest{})
+	unseen, _ := issue(t, i, IssueRequest{Namespaces: []string{"a"}})
+	accepted(t, v, seen)
+	before := i.SigningKey()
+	store.drain()
+	if n := reset(t, i); n != 2 {
+		t.Errorf("%d keys were invalidated", n)
+	}
+	after := i.SigningKey()
+	if after.ID == before.ID || after.InstanceID != before.InstanceID {
+		t.Errorf("the signing key was %+v and is %+v", before, after)
+	}
+	want := []audit.Event{
+		{Action: audit.SigningReset, Actor: "uid:7", Target: after.ID},
+		{Action: audit.KeysInvalid, Actor: "uid:7", Target: after.ID, Detail: map[string]string{"count": "2"}},
+	}
+	if diff := cmp.Diff(want, store.drain()); diff != "" {
+		t.Error(diff)
+	}
+	fresh, _ := issue(t, i, IssueRequest{})
+	check := func(i *Issuer, v *Verifier) {
+		t.Helper()
+		refused(t, v, seen)
+		refused(t, v, unseen)
+		accepted(t, v, fresh)
+		if c := i.Counts(); c != (Counts{Live: 1, Revoked: 2}) {
+			t.Errorf("counts are %+v", c)
+		}
+	}
+	check(i, v)
+	check(openIssuer(t, store, path))
+}
+
+// A key in its grace period ends with the others, and stays what it was: rotated.
+func TestResetEndsAGracePeriod(t *testing.T) {
+	_, i, v := newIssuer(t)
+	old, r := issue(t, i, IssueRequest{})
+	if _, _, _, err := i.Rotate(context.Background(), RotateRequest{Ref: r.ID, Grace: "1h"}); err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, v, old)
+	if n := reset(t, i); n != 2 {
+		t.Errorf("%d keys were invalidated", n)
+	}
+	refused(t, v, old)
+	if k, err := i.Find(r.ID); err != nil || k.Revocation != ByRotation || k.RevokedAt.After(time.Now()) {
+		t.Errorf("the key is %+v, %v", k, err)
+	}
+}
+
+// Whatever ends a reset after its first step, no key from before it works again.
+func TestResetCutShort(t *testing.T) {
+	store, path := newMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	key, r := issue(t, i, IssueRequest{})
+	store.failIf(func(c Change) error {
+		if len(c.Put) > 0 {
+			return errDisk
+		}
+		return nil
+	})
+	if _, err := i.Reset(context.Background(), 7); !errors.Is(err, errDisk) {
+		t.Errorf("Reset: %v", err)
+	}
+	refused(t, v, key)
+	if store.record(r.ID).Revocation != "" {
+		t.Fatal("the store took the mark")
+	}
+	if _, _, err := Open(options(store, path)); !errors.Is(err, errDisk) {
+		t.Errorf("Open without a store that takes the mark: %v", err)
+	}
+	store.failWith(nil)
+	store.drain()
+	i, v = openIssuer(t, store, path)
+	refused(t, v, key)
+	if store.record(r.ID).Revocation != ByReset {
+		t.Error("the next start did not finish the reset")
+	}
+	if got, want := store.actions(), []string{audit.KeysInvalid + " " + i.SigningKey().ID}; !cmp.Equal(got, want) {
+		t.Errorf("it logged %q, want %q", got, want)
+	}
+}
+
+// R2: the disk as it can be after a crash at each step of a reset. It opens, with the old keys in force or
+// with none of them.
+func TestResetCrashImages(t *testing.T) {
+	t.Parallel()
+	store, path := newMemory(), keyringPath(t)
+	i, _ := openIssuer(t, store, path)
+	key, r := issue(t, i, IssueRequest{})
+	file := func() string {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	type image struct {
+		records map[string]Record
+		keyring string
+	}
+	var images []image
+	store.failIf(func(Change) error { // before each change
+		images = append(images, image{maps.Clone(store.records), file()})
+		return nil
+	})
+	old := file()
+	reset(t, i)
+	images = append(images, image{maps.Clone(store.records), file()})
+	if len(images) != 3 || images[0].keyring != old || images[1].keyring == old {
+		t.Fatalf("the reset was in %d steps", len(images))
+	}
+	written := file()
+	for n, im := range images {
+		for _, part := range []int{-1, 0, 1, len(written) / 2, len(written)} { // of a file that is being written
+			store, path := newMemory(), keyringPath(t)
+			store.records = maps.Clone(im.records)
+			err := os.MkdirAll(filepath.Dir(path), 0o700)
+			err = errors.Join(err, os.WriteFile(path, []byte(im.keyring), 0o600))
+			if part >= 0 {
+				err = errors.Join(err, os.WriteFile(path+".new", []byte(written[:part]), 0o600))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			i, v := openIssuer(t, store, path)
+			if im.keyring == old {
+				accepted(t, v, key)
+			} else {
+				refused(t, v, key)
+				if store.record(r.ID).Revocation != ByReset {
+					t.Errorf("image %d: the record is not marked", n)
+				}
+			}
+			fresh, _ := issue(t, i, IssueRequest{})
+			accepted(t, v, fresh)
+			reset(t, i) // also over what was left
+			refused(t, v, fresh)
+		}
+	}
+}
+
+// What cannot be written to the audit log does not happen.
+func TestResetThatCannotBeLogged(t *testing.T) {
+	store, path := newMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	key, _ := issue(t, i, IssueRequest{})
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.failWith(errDisk)
+	if _, err := i.Reset(context.Background(), 7); !errors.Is(err, errDisk) {
+		t.Errorf("Reset: %v", err)
+	}
+	opts := options(store, path)
+	opts.Reset = true
+	if _, _, err := Open(opts); !errors.Is(err, errDisk) {
+		t.Errorf("Open with Reset: %v", err)
+	}
+	accepted(t, v, key)
+	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
+		t.Errorf("the keyring was changed (%v)", err)
+	}
+}
+
+// A new keyring that is in place counts, also when the disk does not vouch for it: keys made from now
+// on must be those that the next start takes.
+func TestResetOnAFailingDisk(t *testing.T) {
+	store, path := newMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	old, _ := issue(t, i, IssueRequest{})
+	sound := syncDir
+	syncDir = func(string) error { return syscall.EIO }
+	_, err := i.Reset(context.Background(), 7)
+	syncDir = sound
+	if !errors.Is(err, syscall.EIO) {
+		t.Errorf("Reset: %v", err)
+	}
+	refused(t, v, old)
+	fresh, _ := issue(t, i, IssueRequest{})
+	_, v = openIssuer(t, store, path)
+	refused(t, v, old)
+	accepted(t, v, fresh)
+}
+
+// A reset that cannot even begin changes nothing, and the log does not say otherwise.
+func TestResetThatCannotBegin(t *testing.T) {
+	store, path := newMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	key, _ := issue(t, i, IssueRequest{})
+	if err := os.MkdirAll(filepath.Join(path+".new", "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store.drain()
+	if _, err := i.Reset(context.Background(), 7); err == nil {
+		t.Error("no error")
+	}
+	accepted(t, v, key)
+	if events := store.drain(); len(events) != 2 || events[1].Action != audit.SigningReset || events[1].Detail["failed"] == "" {
+		t.Errorf("the log says %+v", events)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := i.Reset(ctx, 7); !errors.Is(err, context.Canceled) {
+		t.Errorf("Reset for a caller who has gone: %v", err)
+	}
+}
+
+func TestOpenWithReset(t *testing.T) {
+	store, path := newMemory(), keyringPath(t)
+	i, _ := openIssuer(t, store, path)
+	key, r := issue(t, i, IssueRequest{})
+	store.drain()
+	opts := options(store, path)
+	opts.Reset = true
+	again, v := openWith(t, opts)
+	refused(t, v, key)
+	before, after := i.SigningKey(), again.SigningKey()
+	if after.ID == before.ID || after.InstanceID != before.InstanceID || time.Since(after.CreatedAt) > time.Hour {
+		t.Errorf("the signing key was %+v and is %+v", before, after)
+	}
+	if store.record(r.ID).Revocation != ByReset {
+		t.Error("the record is not marked")
+	}
+	want := []audit.Event{
+		{Action: audit.SigningReset, Actor: audit.ActorServer, Target: after.ID},
+		{Action: audit.KeysInvalid, Actor: audit.ActorServer, Target: after.ID, Detail: map[string]string{"count": "1"}},
+	}
+	if diff := cmp.Diff(want, store.drain()); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -1,0 +1,367 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+type backup struct {
+	keyring Secret
+	records []Record
+}
+
+func snapshot(t testing.TB, i *Issuer) (b backup) {
+	t.Helper()
+	err := i.Snapshot(func(keyring Secret) error {
+		b = backup{keyring, i.keys.records()}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func restore(t testing.TB, i *Issuer, b backup) (live, invalidated int) {
+	t.Helper()
+	live, invalidated, err := i.Restore(context.Background(), b.keyring, b.records, 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return live, invalidated
+}
+
+func TestSnapshot(t *testing.T) {
+	t.Parallel()
+	path := keyringPath(t)
+	i, _ := openIssuer(t, newMemory(), path)
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := snapshot(t, i); b.keyring.Reveal() != string(file) {
+		t.Error("it is not what the file holds")
+	}
+	if err := i.Snapshot(func(Secret) error { return errDisk }); !errors.Is(err, errDisk) {
+		t.Errorf("Snapshot: %v", err)
+	}
+	// Nothing changes meanwhile, but all is answered.
+	made := make(chan error, 1)
+	err = i.Snapshot(func(Secret) error {
+		go func() {
+			_, _, err := i.Issue(context.Background(), IssueRequest{})
+			made <- err
+		}()
+		i.SigningKey()
+		_, _, err := i.List(Filter{}, "", 1)
+		if c := i.Counts(); c != (Counts{}) {
+			t.Errorf("a key was made meanwhile: %+v", c)
+		}
+		return err
+	})
+	if err := errors.Join(err, <-made); err != nil {
+		t.Error(err)
+	}
+}
+
+// A server that lost everything has its keys again.
+func TestRestoreOnAnEmptyServer(t *testing.T) {
+	t.Parallel()
+	_, was, _ := newIssuer(t)
+	live, r := issue(t, was, IssueRequest{Name: "ci", Expire: "1y", Scopes: []Scope{ScopeRead}})
+	dead, gone := issue(t, was, IssueRequest{})
+	revoke(t, was, gone.ID)
+	b := snapshot(t, was)
+
+	store, path := newMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	own, _ := issue(t, i, IssueRequest{Name: "ci"})
+	accepted(t, v, own)
+	store.drain()
+	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 1 {
+		t.Errorf("%d keys are live, %d invalidated", live, invalidated)
+	}
+	want := []audit.Event{
+		{Action: audit.ServerRestore, Actor: "uid:7", Target: was.SigningKey().ID, Detail: map[string]string{"keys": "2"}},
+		{Action: audit.KeysInvalid, Actor: "uid:7", Target: was.SigningKey().ID, Detail: map[string]string{"count": "1"}},
+	}
+	if diff := cmp.Diff(want, store.drain()); diff != "" {
+		t.Error(diff)
+	}
+	check := func(i *Issuer, v *Verifier) {
+		t.Helper()
+		if p := accepted(t, v, live); p.KeyID != r.ID || !p.Has(ScopeRead) || p.Has(ScopeExec) {
+			t.Errorf("the key speaks for %+v", p)
+		}
+		refused(t, v, dead)
+		refused(t, v, own)
+		if k, err := i.Find("ci"); err != nil || k.ID != r.ID {
+			t.Errorf("ci is %+v, %v", k, err)
+		}
+		if i.SigningKey() != was.SigningKey() {
+			t.Errorf("the signing key is %+v", i.SigningKey())
+		}
+		if c := i.Counts(); c != (Counts{Live: 1, Revoked: 2}) {
+			t.Errorf("counts are %+v", c)
+		}
+	}
+	check(i, v)
+	check(openIssuer(t, store, path))
+	records := maps.Clone(store.records)
+	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 0 || !cmp.Equal(records, store.records) {
+		t.Errorf("once more: %d live, %d invalidated\n%s", live, invalidated, cmp.Diff(records, store.records))
+	}
+	check(i, v)
+	fresh, _ := issue(t, i, IssueRequest{})
+	accepted(t, v, fresh)
+}
+
+// What happened since the backup under the same signing key stays.
+func TestRestoreKeepsWhatIsKnown(t *testing.T) {
+	t.Parallel()
+	_, i, v, clock := newClocked(t)
+	ctx := context.Background()
+	stays, _ := issue(t, i, IssueRequest{Name: "stays"})
+	revokedSince, a := issue(t, i, IssueRequest{})
+	rotatedSince, b := issue(t, i, IssueRequest{Name: "rotated"})
+	rotatedBefore, c := issue(t, i, IssueRequest{})
+	movedName, d := issue(t, i, IssueRequest{Name: "moved"})
+	if _, _, _, err := i.Rotate(ctx, RotateRequest{Ref: c.ID, Grace: "3h"}); err != nil {
+		t.Fatal(err)
+	}
+	bound, cancel := accepted(t, v, stays).Bind(ctx)
+	defer cancel()
+	taken := snapshot(t, i)
+
+	revoke(t, i, a.ID)
+	next, _, _, err := i.Rotate(ctx, RotateRequest{Ref: b.ID, Grace: "1h"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.keys.remove(d.ID) // as if it had never been here
+	since, e := issue(t, i, IssueRequest{Name: "moved"})
+
+	if live, invalidated := restore(t, i, taken); live != 5 || invalidated != 0 {
+		t.Errorf("%d live, %d invalidated", live, invalidated)
+	}
+	for _, token := range []string{stays, rotatedSince, rotatedBefore, next.Reveal(), movedName, since} {
+		accepted(t, v, token)
+	}
+	refused(t, v, revokedSince)
+	if bound.Err() != nil {
+		t.Errorf("a key that stays was cut: %v", context.Cause(bound))
+	}
+	if k, err := i.Find("moved"); err != nil || k.ID != d.ID {
+		t.Errorf("moved is %+v, %v, want the backup's key", k, err)
+	}
+	if k, err := i.Find(e.ID); err != nil || k.Name != "" {
+		t.Errorf("the key that was made since is %+v, %v", k, err)
+	}
+	clock.pass(time.Hour)
+	refused(t, v, rotatedSince)
+	accepted(t, v, rotatedBefore)
+	clock.pass(2 * time.Hour)
+	refused(t, v, rotatedBefore)
+	accepted(t, v, next.Reveal())
+}
+
+// A reset is undone, but for what else ended a key; and so is a restore of the wrong backup.
+func TestRestoreUndoesAReset(t *testing.T) {
+	t.Parallel()
+	_, i, v, clock := newClocked(t)
+	ctx := context.Background()
+	first, _ := issue(t, i, IssueRequest{Name: "first"})
+	revokedBefore, a := issue(t, i, IssueRequest{})
+	revokedSince, b := issue(t, i, IssueRequest{})
+	expires, _ := issue(t, i, IssueRequest{Expire: "1h"})
+	rotated, d := issue(t, i, IssueRequest{})
+	if _, _, _, err := i.Rotate(ctx, RotateRequest{Ref: d.ID, Grace: "1d"}); err != nil {
+		t.Fatal(err)
+	}
+	b1 := snapshot(t, i)
+	revoke(t, i, a.ID)
+	reset(t, i)
+	revoke(t, i, b.ID) // refused already, but now for good
+	second, _ := issue(t, i, IssueRequest{Name: "second"})
+	b2 := snapshot(t, i)
+	clock.pass(time.Hour)
+
+	if live, invalidated := restore(t, i, b1); live != 2 || invalidated != 1 { // first, and what replaced d
+		t.Errorf("first backup: %d live, %d invalidated", live, invalidated)
+	}
+	accepted(t, v, first)
+	for _, token := range []string{revokedBefore, revokedSince, expires, rotated, second} {
+		refused(t, v, token)
+	}
+	if live, invalidated := restore(t, i, b2); live != 1 || invalidated != 2 {
+		t.Errorf("second backup: %d live, %d invalidated", live, invalidated)
+	}
+	accepted(t, v, second)
+	refused(t, v, first)
+}
+
+// Half a restore may have left keys of the present signing key that are marked as if it were another's.
+func TestRestoreOfKeysOnceReset(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	token, _ := issue(t, i, IssueRequest{})
+	b := snapshot(t, i)
+	b.records[0] = b.records[0].invalidated(b.records[0].CreatedAt)
+	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 0 {
+		t.Errorf("%d live, %d invalidated", live, invalidated)
+	}
+	accepted(t, v, token)
+}
+
+// A backup tells what time it was: its expired keys stay so, although this server's clock is wrong.
+func TestRestoreAdvancesTheClock(t *testing.T) {
+	t.Parallel()
+	_, was, _, clock := newClocked(t)
+	token, _ := issue(t, was, IssueRequest{Expire: "1d"})
+	clock.pass(48 * time.Hour)
+	issue(t, was, IssueRequest{})
+	_, i, v, _ := newClocked(t)
+	restore(t, i, snapshot(t, was))
+	refused(t, v, token)
+	if i.ClockBehind() != 48*time.Hour {
+		t.Errorf("the clock is %s behind", i.ClockBehind())
+	}
+}
+
+// A restore of the same signing key does not disturb a token that is being verified.
+func TestRestoreBesideAFirstRequest(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	_, r := issue(t, i, IssueRequest{})
+	id := v.keys.trusted()
+	payload, err := id.payload(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restore(t, i, snapshot(t, i))
+	if p, refused := v.admit(id, "token", payload, from); refused != nil || p.KeyID != r.ID {
+		t.Errorf("the key speaks for %+v, %v", p, refused)
+	}
+	reset(t, i)
+	if p, refused := v.admit(id, "token", payload, from); refused == nil || p.KeyID != "" {
+		t.Errorf("after a reset it speaks for %+v", p)
+	}
+}
+
+func TestRestoreRefusesABadBackup(t *testing.T) {
+	t.Parallel()
+	store, i, v := newIssuer(t)
+	token, _ := issue(t, i, IssueRequest{})
+	good := snapshot(t, i)
+	store.drain()
+	with := func(change func(*Record)) []Record {
+		records := slices.Clone(good.records)
+		change(&records[0])
+		return records
+	}
+	for name, b := range map[string]backup{
+		"no keyring":     {NewSecret(""), good.records},
+		"not a keyring":  {NewSecret("{}"), good.records},
+		"same key twice": {good.keyring, append(slices.Clone(good.records), good.records...)},
+		"no id":          {good.keyring, with(func(r *Record) { r.ID = "" })},
+		"not an id":      {good.keyring, with(func(r *Record) { r.ID = "../../etc/passwd" })},
+		"no signing key": {good.keyring, with(func(r *Record) { r.SigningKeyID = "" })},
+		"never made":     {good.keyring, with(func(r *Record) { r.CreatedAt = time.Time{} })},
+	} {
+		if _, _, err := i.Restore(context.Background(), b.keyring, b.records, 7); !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, _, err := i.Restore(ctx, good.keyring, good.records, 7); !errors.Is(err, context.Canceled) {
+		t.Errorf("for a caller who has gone: %v", err)
+	}
+	accepted(t, v, token)
+	if events := store.drain(); events != nil {
+		t.Errorf("it logged %+v", events)
+	}
+}
+
+// A restore that fails or is cut off at any step leaves the old keys in force, or the new ones, or fewer;
+// done again it completes, before and after a restart.
+func TestRestoreCutShort(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		fail func(t *testing.T, store *memory, path string)
+		// old says whether the old keys are still good after it.
+		old bool
+	}{
+		"before it is logged": {func(_ *testing.T, store *memory, _ string) { store.failWith(errDisk) }, true},
+		"before the keyring is there": {func(t *testing.T, _ *memory, path string) {
+			if err := os.MkdirAll(filepath.Join(path+".new", "in the way"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		"before the records are there": {func(_ *testing.T, store *memory, _ string) {
+			store.failIf(func(c Change) error {
+				if len(c.Put) > 0 {
+					return errDisk
+				}
+				return nil
+			})
+		}, false},
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				_, was, _ := newIssuer(t)
+				restoredToken, _ := issue(t, was, IssueRequest{})
+				revokedToken, gone := issue(t, was, IssueRequest{})
+				revoke(t, was, gone.ID)
+				b := snapshot(t, was)
+
+				store, path := newMemory(), keyringPath(t)
+				i, v := openIssuer(t, store, path)
+				oldToken, _ := issue(t, i, IssueRequest{})
+				accepted(t, v, oldToken)
+				tt.fail(t, store, path)
+				if _, _, err := i.Restore(context.Background(), b.keyring, b.records, 7); err == nil {
+					t.Fatal("no error")
+				}
+				refused(t, v, restoredToken)
+				refused(t, v, revokedToken)
+				if tt.old {
+					accepted(t, v, oldToken)
+				} else {
+					refused(t, v, oldToken)
+				}
+				store.failWith(nil)
+				if err := os.RemoveAll(path + ".new"); err != nil {
+					t.Fatal(err)
+				}
+				if restart {
+					i, v = openIssuer(t, store, path)
+					refused(t, v, restoredToken)
+					refused(t, v, revokedToken)
+				}
+				if live, _ := restore(t, i, b); live != 1 {
+					t.Errorf("done again: %d live", live)
+				}
+				i, v = openIssuer(t, store, path)
+				accepted(t, v, restoredToken)
+				refused(t, v, revokedToken)
+				refused(t, v, oldToken)
+				if c := i.Counts(); c != (Counts{Live: 1, Revoked: 2}) {
+					t.Errorf("counts are %+v", c)
+				}
+			})
+		}
+	}
+}

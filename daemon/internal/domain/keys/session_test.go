@@ -1,0 +1,184 @@
+package keys
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// cut fails unless a context has ended because its key is refused.
+func cut(t testing.TB, ctx context.Context) {
+	t.Helper()
+	<-ctx.Done()
+	if cause := context.Cause(ctx); !errdefs.IsUnauthorized(cause) {
+		t.Errorf("the context ended with %v", cause)
+	}
+}
+
+// Whatever ends a key cuts what was bound to it before, and what is bound after by a request that was
+// verified before.
+func TestBoundContextsEndWithTheirKey(t *testing.T) {
+	tests := map[string]struct {
+		req IssueRequest
+		end func(t *testing.T, i *Issuer, r Record)
+	}{
+		"revoke": {end: func(t *testing.T, i *Issuer, r Record) { revoke(t, i, r.ID) }},
+		"rotate": {end: func(t *testing.T, i *Issuer, r Record) {
+			if _, _, _, err := i.Rotate(t.Context(), RotateRequest{Ref: r.ID}); err != nil {
+				t.Error(err)
+			}
+		}},
+		"end of a grace period": {end: func(t *testing.T, i *Issuer, r Record) {
+			if _, _, _, err := i.Rotate(t.Context(), RotateRequest{Ref: r.ID, Grace: "1h"}); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Hour)
+		}},
+		"end of a grace period before an expiry": {
+			req: IssueRequest{Expire: "2h"},
+			end: func(t *testing.T, i *Issuer, r Record) {
+				if _, _, _, err := i.Rotate(t.Context(), RotateRequest{Ref: r.ID, Grace: "1h"}); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Hour)
+			},
+		},
+		"expiry": {
+			req: IssueRequest{Expire: "3y"}, // longer than a timer is set
+			end: func(t *testing.T, _ *Issuer, r Record) { time.Sleep(time.Until(r.ExpiresAt)) },
+		},
+		"reset": {end: func(t *testing.T, i *Issuer, _ Record) { reset(t, i) }},
+		"restore of another signing key": {end: func(t *testing.T, i *Issuer, _ Record) {
+			_, other, _ := newIssuer(t)
+			restore(t, i, snapshot(t, other))
+		}},
+		"restore of what knows it as revoked": {end: func(t *testing.T, i *Issuer, r Record) {
+			b := snapshot(t, i)
+			at := slices.IndexFunc(b.records, func(other Record) bool { return other.ID == r.ID })
+			b.records[at].RevokedAt, b.records[at].Revocation = r.CreatedAt, ByHand
+			restore(t, i, b)
+		}},
+		"prune": {
+			req: IssueRequest{Expire: "1h"},
+			end: func(t *testing.T, i *Issuer, r Record) {
+				time.Sleep(time.Hour)
+				if _, err := i.Prune(t.Context(), "", false, 0); err != nil {
+					t.Error(err)
+				}
+			},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, i, v := newIssuer(t)
+				token, r := issue(t, i, tt.req)
+				other, _ := issue(t, i, IssueRequest{})
+				p, stays := accepted(t, v, token), accepted(t, v, other)
+				before, cancel := p.Bind(t.Context())
+				defer cancel()
+				left, leave := p.Bind(t.Context())
+				leave()
+				if context.Cause(left) != context.Canceled {
+					t.Errorf("a context that its owner ended: %v", context.Cause(left))
+				}
+				if before.Err() != nil {
+					t.Fatal("it ended at once")
+				}
+				tt.end(t, i, r)
+				cut(t, before)
+				after, cancel := p.Bind(t.Context())
+				defer cancel()
+				if after.Err() == nil {
+					t.Error("a request that was verified before goes on")
+				}
+				cut(t, after)
+				refused(t, v, token)
+				if !strings.Contains(name, "restore of another") && name != "reset" {
+					bound, cancel := stays.Bind(t.Context())
+					defer cancel()
+					synctest.Wait()
+					if bound.Err() != nil {
+						t.Errorf("another key's context ended, too: %v", context.Cause(bound))
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestBindOfNobody(t *testing.T) {
+	t.Parallel()
+	parent, end := context.WithCancel(context.Background())
+	ctx, cancel := Principal{KeyID: "dev"}.Bind(parent)
+	defer cancel()
+	if ctx.Err() != nil {
+		t.Error("it ended at once")
+	}
+	end()
+	<-ctx.Done()
+}
+
+// A request that comes beside a revocation is refused, or it is cut: none goes on.
+func TestNoRequestOutlivesARevocation(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	for range count(t, 200, 20_000) {
+		token, r := issue(t, i, IssueRequest{})
+		var wg sync.WaitGroup
+		start := make(chan struct{})
+		for range 4 {
+			wg.Go(func() {
+				<-start
+				for {
+					p, err := v.Verify(token, from)
+					if err != nil {
+						return
+					}
+					ctx, cancel := p.Bind(context.Background())
+					if ctx.Err() != nil {
+						cut(t, ctx)
+					}
+					cancel()
+				}
+			})
+		}
+		p := accepted(t, v, token)
+		bound, cancel := p.Bind(context.Background())
+		close(start)
+		revoke(t, i, r.ID)
+		refused(t, v, token)
+		late, cancelLate := p.Bind(context.Background())
+		if late.Err() == nil {
+			t.Error("a context that was bound after the revocation goes on")
+		}
+		cut(t, bound)
+		wg.Wait()
+		cancel()
+		cancelLate()
+	}
+}
+
+// Who has the signing key can make any number of good tokens for one key; they must not fill the memory.
+func TestOneSessionForAKey(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	token, r := issue(t, i, IssueRequest{})
+	p := accepted(t, v, token)
+	v.keys.mu.Lock()
+	again := v.keys.open(v.keys.byID[r.ID], "another good token")
+	v.keys.mu.Unlock()
+	if n := sessionCount(v); n != 1 || again.alive != p.alive {
+		t.Errorf("%d sessions are open", n)
+	}
+	revoke(t, i, r.ID)
+	if n := sessionCount(v); n != 0 || again.alive.Err() == nil {
+		t.Errorf("%d sessions are open after the revocation", n)
+	}
+}

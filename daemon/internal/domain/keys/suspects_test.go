@@ -1,0 +1,138 @@
+package keys
+
+import (
+	"crypto/ed25519"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+// thief signs whatever it likes with the server's signing key.
+func thief(t testing.TB, i *Issuer) func(payload []byte) string {
+	ring := i.keyring.Load()
+	return func(payload []byte) string {
+		token, err := sign(ed25519.PrivateKey(ring.private.Reveal()), payload, []byte(ring.footer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+}
+
+func TestSuspectsAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, i, v := newIssuer(t)
+		ring, mint := i.keyring.Load(), thief(t, i)
+		payload := func(r Record) []byte {
+			p, err := ring.payload(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return p
+		}
+		goodToken, good := issue(t, i, IssueRequest{Namespaces: []string{"a"}})
+		revokedToken, revoked := issue(t, i, IssueRequest{})
+		expiredToken, _ := issue(t, i, IssueRequest{Expire: "1h"})
+		prunedToken, pruned := issue(t, i, IssueRequest{Expire: "1h"})
+		resetToken := func() string {
+			_, other, _ := newIssuer(t)
+			token, _ := issue(t, other, IssueRequest{})
+			return token
+		}()
+		revoke(t, i, revoked.ID)
+		time.Sleep(time.Hour)
+		i.keys.remove(pruned.ID)
+		store.drain()
+		stop := run(t, i)
+		defer stop()
+
+		// What happens every day is no suspect.
+		accepted(t, v, goodToken)
+		for _, token := range []string{revokedToken, expiredToken, prunedToken, resetToken, goodToken[:len(goodToken)-1], "x"} {
+			refused(t, v, token)
+		}
+		synctest.Wait()
+		if events := store.drain(); events != nil {
+			t.Errorf("ordinary refusals were logged: %+v", events)
+		}
+
+		wider, changed := good, revoked
+		wider.Namespaces = nil
+		changed.Scopes = []Scope{ScopeExec}
+		minted := Record{ID: randomID(), CreatedAt: good.CreatedAt}
+		earlier := Record{ID: randomID(), CreatedAt: good.CreatedAt, SigningKeyID: "another"}
+		i.keys.put(earlier)
+		for _, token := range []string{
+			mint(payload(wider)), mint(payload(minted)), mint(payload(changed)), mint(payload(earlier)), mint([]byte("{}")),
+			mint(payload(wider)), mint(payload(minted)), mint([]byte("[]")), // once more
+		} {
+			refused(t, v, token)
+		}
+		synctest.Wait()
+		event := func(target, cause string) audit.Event {
+			return audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Target: target, Detail: map[string]string{
+				"cause": cause, "from": "192.0.2.1",
+			}}
+		}
+		want := []audit.Event{
+			event(good.ID, causeMismatch), event(minted.ID, causeUnknown), event(revoked.ID, causeMismatch),
+			event(earlier.ID, causeMismatch), event("", causeClaims),
+		}
+		if diff := cmp.Diff(want, store.drain()); diff != "" {
+			t.Error(diff)
+		}
+		accepted(t, v, goodToken)
+
+		// A minute later, one is worth another line.
+		time.Sleep(suspectInterval)
+		refused(t, v, mint(payload(minted)))
+		synctest.Wait()
+		if diff := cmp.Diff([]audit.Event{event(minted.ID, causeUnknown)}, store.drain()); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
+// However many tokens a thief makes, the log grows by a bounded number of lines a minute, and says how many
+// it left out. A log that cannot be written loses none of these lines.
+func TestSuspectsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, i, v := newIssuer(t)
+		ring, mint := i.keyring.Load(), thief(t, i)
+		flood := func(n int) {
+			for range n {
+				payload, err := ring.payload(Record{ID: randomID()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				refused(t, v, mint(payload))
+			}
+		}
+		stop := run(t, i)
+		store.failWith(errDisk)
+		flood(10)
+		synctest.Wait()
+		flood(1000)
+		synctest.Wait()
+		if events := store.drain(); events != nil {
+			t.Errorf("%d lines from a store that fails", len(events))
+		}
+		store.failWith(nil)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if events := store.drain(); len(events) != maxSuspects {
+			t.Errorf("%d lines of a flood", len(events))
+		}
+		flood(1)
+		stop() // the end writes what is left
+		events := store.drain()
+		if len(events) != 2 || events[0].Detail["count"] != strconv.Itoa(1010-maxSuspects) {
+			t.Errorf("after the flood: %+v", events)
+		}
+	})
+}

@@ -1,0 +1,228 @@
+package keys
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// run runs an issuer until the function that it returns is called.
+func run(t testing.TB, i *Issuer) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- i.Run(ctx) }()
+	return func() {
+		t.Helper()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, path := newMemory(), keyringPath(t)
+		i, v := openIssuer(t, store, path)
+		token, r := issue(t, i, IssueRequest{})
+		_, idle := issue(t, i, IssueRequest{})
+		stop := run(t, i)
+		second := netip.MustParseAddr("2001:db8::1")
+		use := func(from netip.Addr) {
+			t.Helper()
+			if _, err := v.Verify(token, from); err != nil {
+				t.Error(err)
+			}
+		}
+		saved := func() Usage {
+			usage, _ := store.used()
+			return usage[r.ID]
+		}
+		use(from)
+		use(from)
+		time.Sleep(10 * time.Second)
+		use(second)
+		want := Usage{Requests: 3, LastUsedAt: time.Now().UTC().Truncate(time.Millisecond), LastUsedFrom: second}
+		if k, err := i.Find(r.ID); err != nil || k.Usage != want {
+			t.Errorf("its use is %+v, %v, want %+v", k.Usage, err, want)
+		}
+		if _, err := v.Verify(token[:len(token)-1], from); err == nil {
+			t.Error("a bad token is taken")
+		}
+		synctest.Wait()
+		if usage, _ := store.used(); len(usage) != 0 {
+			t.Error("a request waited for the store")
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		usage, latest := store.used()
+		if diff := cmp.Diff(map[string]Usage{r.ID: want}, usage, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Error(diff)
+		}
+		if late := time.Since(latest); late > time.Minute || late < 0 {
+			t.Errorf("the latest time is off by %s", late)
+		}
+
+		// A store that fails is tried again, and what was counted meanwhile is not lost.
+		store.failWith(errDisk)
+		use(netip.Addr{})
+		time.Sleep(3 * time.Minute)
+		store.failWith(nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if u := saved(); u.Requests != 4 || u.LastUsedFrom.IsValid() {
+			t.Errorf("after the store failed: %+v", u)
+		}
+		// Only what changed is written.
+		if err := store.SaveUsage(map[string]Usage{r.ID: {}}, time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if u := saved(); u != (Usage{}) {
+			t.Errorf("unused, it was written: %+v", u)
+		}
+		use(from)
+		stop() // and the end saves
+		if u := saved(); u.Requests != 5 || u.LastUsedFrom != from {
+			t.Errorf("at the end: %+v", u)
+		}
+
+		again, v := openIssuer(t, store, path)
+		if _, err := v.Verify(token, from); err != nil {
+			t.Error(err)
+		}
+		if k, err := again.Find(r.ID); err != nil || k.Requests != 6 {
+			t.Errorf("after a restart: %+v, %v", k.Usage, err)
+		}
+		if k, err := again.Find(idle.ID); err != nil || k.Usage != (Usage{}) {
+			t.Errorf("the idle key: %+v, %v", k.Usage, err)
+		}
+	})
+}
+
+// Were the time saved beside a reset, which sets it back, it might be the old one that stays. No other
+// change waits for it: a revocation above all does not.
+func TestUsageIsNotSavedBesideAReset(t *testing.T) {
+	t.Parallel()
+	store, i, _ := newIssuer(t)
+	_, r := issue(t, i, IssueRequest{})
+	var saves, resets int
+	store.failIf(func(c Change) error {
+		saved := len(c.Events) == 0 && c.Clock.IsZero()
+		switch {
+		case saved:
+			saves++
+			revoke(t, i, r.ID)
+		case c.Clock.IsZero():
+			return nil // the revocation, and the reset's first change
+		default:
+			resets++
+		}
+		if i.saving.TryLock() {
+			i.saving.Unlock()
+			t.Errorf("another one could have begun (of usage: %t)", saved)
+		}
+		return nil
+	})
+	i.saveUsage()
+	reset(t, i)
+	if saves != 1 || resets != 1 {
+		t.Errorf("usage was saved %d times, the time set back %d times", saves, resets)
+	}
+}
+
+// Nor does it touch what other changes do: that is for the race detector.
+func TestUsageIsSavedBesideOtherChanges(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	var tokens []string
+	for range 20 {
+		token, _ := issue(t, i, IssueRequest{})
+		tokens = append(tokens, token)
+	}
+	b := snapshot(t, i)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 200 {
+			for _, token := range tokens {
+				accepted(t, v, token)
+			}
+			i.saveUsage()
+		}
+	})
+	for range 200 {
+		if _, _, err := i.Restore(context.Background(), b.keyring, b.records, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	wg.Wait()
+	if k, err := i.Find(b.records[0].ID); err != nil || k.Requests != 200 {
+		t.Errorf("%d requests were counted, %v", k.Requests, err)
+	}
+}
+
+// An address is stored whole, whoever else stores another one at the same time.
+func TestSourceIsWhole(t *testing.T) {
+	t.Parallel()
+	var s source
+	var addresses []netip.Addr
+	for _, text := range []string{"255.255.255.255", "::", "::ffff:1.2.3.4", "1.2.3.4", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
+		addresses = append(addresses, netip.MustParseAddr(text))
+	}
+	addresses = append(addresses, netip.Addr{})
+	for _, a := range addresses {
+		if s.store(a); s.load() != a {
+			t.Errorf("%s became %s", a, s.load())
+		}
+	}
+	if s.store(netip.MustParseAddr("fe80::1%eth0")); s.load() != netip.MustParseAddr("fe80::1") {
+		t.Errorf("with a zone: %s", s.load())
+	}
+	addresses = nil
+	for _, text := range []string{"1:1:1:1:a:a:a:a", "2:2:2:2:b:b:b:b", "3:3:3:3:c:c:c:c", "4:4:4:4:d:d:d:d"} {
+		addresses = append(addresses, netip.MustParseAddr(text))
+	}
+	s.store(addresses[0])
+	var wg sync.WaitGroup
+	for _, a := range addresses {
+		wg.Go(func() {
+			for range 100_000 {
+				s.store(a)
+				if got := s.load(); !slices.Contains(addresses, got) {
+					t.Errorf("nobody stored %s", got)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestUsageCountsEveryRequest(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	token, r := issue(t, i, IssueRequest{})
+	const clients, requests = 8, 2000
+	var wg sync.WaitGroup
+	for n := range clients {
+		wg.Go(func() {
+			for range requests {
+				if _, err := v.Verify(token, netip.AddrFrom4([4]byte{192, 0, 2, byte(n)})); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if k, err := i.Find(r.ID); err != nil || k.Requests != clients*requests {
+		t.Errorf("%d requests were counted, %v", k.Requests, err)
+	}
+}

@@ -1,0 +1,206 @@
+package keys
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestKeysExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, i, v := newIssuer(t)
+		seen, _ := issue(t, i, IssueRequest{Expire: "1h"})
+		unseen, _ := issue(t, i, IssueRequest{Expire: "1h"})
+		forever, _ := issue(t, i, IssueRequest{})
+		time.Sleep(time.Hour - time.Nanosecond)
+		accepted(t, v, seen)
+		accepted(t, v, forever)
+		time.Sleep(time.Nanosecond)
+		for range 2 {
+			for _, key := range []string{seen, unseen} {
+				if cause := refused(t, v, key); !strings.Contains(cause, causeExpired) {
+					t.Errorf("the log says %q", cause)
+				}
+			}
+		}
+		time.Sleep(time.Microsecond)
+		synctest.Wait()
+		if n := sessionCount(v); n != 1 {
+			t.Errorf("%d sessions are open, want that of the key which never expires", n)
+		}
+		time.Sleep(100 * 365 * 24 * time.Hour)
+		accepted(t, v, forever)
+		if c := i.Counts(); c != (Counts{Live: 1, Expired: 2}) {
+			t.Errorf("counts are %+v", c)
+		}
+	})
+}
+
+func sessionCount(v *Verifier) (n int) {
+	v.keys.sessions.byHash.Range(func(any, any) bool {
+		n++
+		return true
+	})
+	return n
+}
+
+// No other spelling of a good token is good.
+func TestMalformedTokensAreRefused(t *testing.T) {
+	_, i, v := newIssuer(t)
+	key, _ := issue(t, i, IssueRequest{})
+	body, footer, _ := strings.Cut(strings.TrimPrefix(key, header), ".")
+	bad := []string{
+		"", "msb_", header, header + ".", header + "." + footer, header + body, header + body + ".",
+		strings.TrimPrefix(key, keyPrefix), "MSB_" + key[4:], " " + key, key + " ", key + "\n", key + "=", key + ".", key + "." + footer,
+		header + body + "\n." + footer, header + body[:5] + "\r\n" + body[5:] + "." + footer,
+		strings.Replace(key, "v2.public", "v1.public", 1), strings.Replace(key, "v2.public", "v2.local", 1),
+		strings.Replace(key, ".public.", ".Public.", 1), key + strings.Repeat("A", maxLength),
+		strings.Repeat(".", 1<<20), header + strings.Repeat("A", 1<<20), strings.Repeat("\x00", 100),
+	}
+	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for _, c := range alphabet { // the last character of body and of footer carry spare bits
+		bad = append(bad,
+			header+body[:len(body)-1]+string(c)+"."+footer,
+			header+body+"."+footer[:len(footer)-1]+string(c))
+	}
+	for n := range len(key) {
+		bad = append(bad, key[:n], key[:n]+string(key[n]^1)+key[n+1:], key[:n]+key[n+1:])
+	}
+	for _, warm := range []bool{false, true} {
+		for _, token := range bad {
+			if token != key {
+				refused(t, v, token)
+			}
+		}
+		if _, err := v.Verify(key, from); err != nil {
+			t.Errorf("warm %t: %v", warm, err)
+		}
+	}
+	if n := sessionCount(v); n != 1 {
+		t.Errorf("%d sessions are open", n)
+	}
+}
+
+// Whoever has the signing key still mints nothing without a record, and nothing beside one.
+func TestSignedButNotIssued(t *testing.T) {
+	store, i, v := newIssuer(t)
+	_, r := issue(t, i, IssueRequest{Namespaces: []string{"a"}, Expire: "1h"})
+	ring := i.keyring.Load()
+	good, err := ring.payload(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := func(change func(*Record)) string {
+		c := r
+		change(&c)
+		payload, err := ring.payload(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(payload)
+	}
+	tests := map[string]string{
+		"no record":        other(func(r *Record) { r.ID = randomID() }),
+		"wider namespace":  other(func(r *Record) { r.Namespaces = nil }),
+		"other namespace":  other(func(r *Record) { r.Namespaces = []string{"b"} }),
+		"other scopes":     other(func(r *Record) { r.Scopes = []Scope{ScopeStart} }),
+		"no expiry":        other(func(r *Record) { r.ExpiresAt = time.Time{} }),
+		"later expiry":     other(func(r *Record) { r.ExpiresAt = r.ExpiresAt.Add(time.Hour) }),
+		"other birth":      other(func(r *Record) { r.CreatedAt = r.CreatedAt.Add(time.Hour) }),
+		"other server":     strings.Replace(string(good), i.SigningKey().InstanceID, randomID(), 1),
+		"other issuer":     strings.Replace(string(good), `"iss":"msbd"`, `"iss":"msb"`, 1),
+		"exp left out":     string(good[:bytes.Index(good, []byte(`,"exp"`))]) + "}",
+		"duplicate claim":  `{"iss":"msbd",` + string(good[1:]),
+		"claim of case":    strings.Replace(string(good), `"ns"`, `"NS"`, 1),
+		"unknown claim":    `{"sub":"x",` + string(good[1:]),
+		"trailing text":    string(good) + " ",
+		"two values":       string(good) + "{}",
+		"invalid UTF-8":    strings.Replace(string(good), `"ns":"a"`, "\"ns\":\"\xff\"", 1),
+		"not an object":    `["` + r.ID + `"]`,
+		"empty object":     `{}`,
+		"escaped spelling": strings.Replace(string(good), `"ns":"a"`, `"ns":"\u0061"`, 1),
+	}
+	private := ed25519.PrivateKey(ring.private.Reveal())
+	for name, payload := range tests {
+		t.Run(name, func(t *testing.T) {
+			if payload == string(good) {
+				t.Fatal("this is the good payload")
+			}
+			token, err := sign(private, []byte(payload), []byte(ring.footer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused(t, v, token)
+		})
+	}
+	for name, footer := range map[string]string{
+		"other kid": `{"kid":"0123456789abcdef"}`, "no kid": `{}`, "no footer": "", "more footer": `{"kid":"` + ring.keyID + `","x":1}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			token, err := sign(private, good, []byte(footer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			refused(t, v, token)
+		})
+	}
+	t.Run("the good payload", func(t *testing.T) {
+		token, err := sign(private, good, []byte(ring.footer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted(t, v, token)
+	})
+	t.Run("another server's key", func(t *testing.T) {
+		_, alien, _ := newIssuer(t)
+		token, _ := issue(t, alien, IssueRequest{})
+		refused(t, v, token)
+		// Even one that borrows this server's footer.
+		token, err := sign(ed25519.PrivateKey(alien.keyring.Load().private.Reveal()), good, []byte(ring.footer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused(t, v, token)
+	})
+	if len(store.records) != 1 || sessionCount(v) != 1 {
+		t.Error("verifying made records or sessions")
+	}
+}
+
+func TestVerifyWithoutHeap(t *testing.T) {
+	_, i, v := newIssuer(t)
+	key, _ := issue(t, i, IssueRequest{Expire: "1h", Namespaces: []string{"team-alpha"}})
+	accepted(t, v, key)
+	body, footer, _ := strings.Cut(strings.TrimPrefix(key, header), ".")
+	for name, token := range map[string]string{
+		"seen before":    key,
+		"1 MiB of dots":  header + strings.Repeat(".", 1<<20),
+		"2 KiB of dots":  header + strings.Repeat(".", maxLength-len(header)),
+		"2 KiB of text":  header + strings.Repeat("A", maxLength-len(header)-len(footer)-1) + "." + footer + "!",
+		"another kid":    header + body + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"kid":"x"}`)),
+		"no key at all":  "",
+		"spare bits set": header + body + "." + footer[:len(footer)-1] + "_",
+	} {
+		if n := testing.AllocsPerRun(100, func() { _, _ = v.Verify(token, from) }); n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
+		}
+	}
+	use := alternating(v, key)
+	if n := testing.AllocsPerRun(100, use); n != 0 {
+		t.Errorf("from two sources: %v allocations", n)
+	}
+}
+
+// alternating uses a key, from one source and from another by turns.
+func alternating(v *Verifier, key string) func() {
+	sources, turn := [2]netip.Addr{from, netip.MustParseAddr("2001:db8::1")}, 0
+	return func() {
+		turn = 1 - turn
+		_, _ = v.Verify(key, sources[turn])
+	}
+}
