@@ -48,7 +48,7 @@ PROGRAMS := bin/msb bin/msbd bin/msb-agent bin/msb-portal bin/containerd bin/con
 GUEST    := bin/guest/vmlinux bin/guest/initrd.img
 IMAGES   := bin/images/python.tar bin/images/node.tar
 MKGUEST  := $(wildcard daemon/cmd/msb-mkguest/*.go)
-MKIMAGE  := $(wildcard daemon/cmd/msb-mkimage/*.go daemon/internal/image/archive/*.go)
+MKIMAGE  := $(wildcard daemon/cmd/msb-mkimage/*.go daemon/internal/backend/image/archive/*.go)
 
 ##@ Start
 
@@ -172,12 +172,12 @@ bin/lab/initrd.img: bin/cache/kernel.deb $(addprefix daemon/setup/lab/,build.sh 
 .PHONY: race
 race: deps bin/tools/pebble ## Run the tests of the rooms where much happens at once, under the race detector
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" gcc libc6-dev:/usr/include/stdio.h $(TEST_PACKAGES)
-	@CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m $(addprefix ./daemon/internal/,admin backup gateway mcp domain/sandbox store tlscert domain/keys) ./client
+	@CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m $(addprefix ./daemon/internal/,data/... domain/... serve/admin serve/http serve/mcp serve/tlscert) ./client
 
 .PHONY: soak
 soak: deps build guest images bin/tools/pebble ## Run the reliability tests at their full counts: hours
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" gcc libc6-dev:/usr/include/stdio.h $(TEST_PACKAGES)
-	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys store gateway guestagent)
+	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys data/store serve/http guest/agent)
 	@MSB_SOAK=1 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 24h -v -run '^TestConcurrentUseAgreesWithAModel$$' ./daemon/internal/domain/keys
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestKills' ./daemon/e2e
 
@@ -203,7 +203,7 @@ fuzz: | $(GO_MADE) ## Run each fuzz target for FUZZTIME (50000x: that many input
 bench: build guest images bin/ctr ## Measure each figure beside its peer (needs runc and zstd)
 	@daemon/setup/host-packages.sh bin/host-packages "to measure" runc zstd
 	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./daemon/e2e
-	@$(GO) test -run '^$$' -bench . -timeout 60m ./daemon/internal/domain/keys ./daemon/internal/store ./daemon/internal/gateway ./daemon/internal/mcp ./daemon/cmd/msb-portal
+	@$(GO) test -run '^$$' -bench . -timeout 60m ./daemon/internal/domain/keys ./daemon/internal/data/store ./daemon/internal/serve/http ./daemon/internal/serve/mcp ./daemon/cmd/msb-portal
 
 # Each tool's file is made anew when its version changes here.
 define tool

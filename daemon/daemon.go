@@ -20,21 +20,21 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/admin"
-	"github.com/msbd/msbd/daemon/internal/backup"
-	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
+	"github.com/msbd/msbd/daemon/internal/backend/image"
+	"github.com/msbd/msbd/daemon/internal/backend/kata"
+	"github.com/msbd/msbd/daemon/internal/data/backup"
+	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/gateway"
-	"github.com/msbd/msbd/daemon/internal/host"
-	"github.com/msbd/msbd/daemon/internal/image"
-	"github.com/msbd/msbd/daemon/internal/localsock"
-	"github.com/msbd/msbd/daemon/internal/mcp"
-	"github.com/msbd/msbd/daemon/internal/microvm"
-	"github.com/msbd/msbd/daemon/internal/portal"
-	"github.com/msbd/msbd/daemon/internal/store"
-	"github.com/msbd/msbd/daemon/internal/tlscert"
-	"github.com/msbd/msbd/daemon/internal/vmm"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
+	"github.com/msbd/msbd/daemon/internal/serve/admin"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/localsock"
+	"github.com/msbd/msbd/daemon/internal/serve/mcp"
+	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // startTimeout bounds a sandbox's start. Emulated boots take seconds, and many at once take turns.
@@ -97,28 +97,28 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	kata, err := kataOf(ctx, cfg, route)
+	shims, err := kataOf(ctx, cfg, route)
 	if err != nil {
 		return err
 	}
-	service := vmm.Config{
+	service := hypervisor.Config{
 		Socket: filepath.Join(cfg.RunDir, "hypervisor.sock"),
 		Dir:    filepath.Join(cfg.RunDir, "vm"),
 		Log:    log,
 	}
 	// A configuration of the host's own may name the service, too.
-	if kata.HypervisorSocket != "" || kata.Config != "" && kata.QEMU != "" {
-		service.QEMU, service.Virtiofsd, service.Accelerator = kata.QEMU, kata.Virtiofsd, route.Accelerator
-		service.Kernel, service.Initrd = kata.Kernel, kata.Initrd
+	if shims.HypervisorSocket != "" || shims.Config != "" && shims.QEMU != "" {
+		service.QEMU, service.Virtiofsd, service.Accelerator = shims.QEMU, shims.Virtiofsd, route.Accelerator
+		service.Kernel, service.Initrd = shims.Kernel, shims.Initrd
 		// Beyond what the sandbox may use, so that its limit is what it meets first.
 		service.MemoryHeadroomMiB = 128
 	}
-	vms, err := vmm.New(service)
+	vms, err := hypervisor.New(service)
 	if err != nil {
 		return err
 	}
 
-	private := &microvm.Containerd{
+	private := &kata.Containerd{
 		Binary:  filepath.Join(cfg.LibDir, "containerd"),
 		Root:    filepath.Join(cfg.StateDir, "containerd"),
 		State:   filepath.Join(cfg.RunDir, "containerd"),
@@ -127,19 +127,19 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	}
 	inUse := private
 	if cfg.Containerd != "" {
-		inUse = microvm.SystemContainerd(cfg.Containerd)
+		inUse = kata.SystemContainerd(cfg.Containerd)
 	}
-	client, err := microvm.Dial(inUse.Address)
+	client, err := kata.Dial(inUse.Address)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	images := image.NewStore(client, microvm.Namespace, microvm.Snapshotter)
-	runtime, err := microvm.New(microvm.Config{
+	images := image.NewStore(client, kata.Namespace, kata.Snapshotter)
+	runtime, err := kata.New(kata.Config{
 		Client:     client,
 		Containerd: inUse,
 		Shim:       cmp.Or(cfg.KataShim, filepath.Join(cfg.LibDir, "containerd-shim-kata-v2")),
-		Kata:       kata,
+		Kata:       shims,
 		RunDir:     cfg.RunDir,
 		VMs:        microVMSet{vms},
 		Image:      images.Resolve,
@@ -154,7 +154,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		Store:   state,
 		Runtime: runtime,
 		Connect: func(ctx context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
-			return portal.New(ctx, stream)
+			return portalclient.New(ctx, stream)
 		},
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,
@@ -253,35 +253,35 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 }
 
 // kataOf says how Kata's shims run microVMs on the route.
-func kataOf(ctx context.Context, cfg config.Config, route host.Route) (kata microvm.Kata, err error) {
-	kata = microvm.Kata{
+func kataOf(ctx context.Context, cfg config.Config, route host.Route) (shims kata.Kata, err error) {
+	shims = kata.Kata{
 		Kernel: filepath.Join(cfg.LibDir, "guest", "vmlinux"),
 		Initrd: filepath.Join(cfg.LibDir, "guest", "initrd.img"),
 	}
 	if route.Hypervisor == host.Builtin {
-		kata.HypervisorSocket = filepath.Join(cfg.RunDir, "hypervisor.sock")
+		shims.HypervisorSocket = filepath.Join(cfg.RunDir, "hypervisor.sock")
 	}
-	kata.QEMU, err = host.FindQEMU(cfg.QEMU)
+	shims.QEMU, err = host.FindQEMU(cfg.QEMU)
 	var virtiofsd string
 	if err == nil {
 		virtiofsd, err = host.FindVirtiofsd(cfg.Virtiofsd)
 	}
 	if err == nil {
-		kata.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
+		shims.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
 	}
 	if cfg.KataConfig != "" {
-		kata.Config, kata.HypervisorSocket = cfg.KataConfig, ""
-		kata.Portal = filepath.Join(cfg.LibDir, "msb-portal")
+		shims.Config, shims.HypervisorSocket = cfg.KataConfig, ""
+		shims.Portal = filepath.Join(cfg.LibDir, "msb-portal")
 		if err != nil {
-			kata.QEMU = "" // only a configuration that names msbd's service needs them
+			shims.QEMU = "" // only a configuration that names msbd's service needs them
 		}
-		return kata, nil
+		return shims, nil
 	}
-	return kata, err
+	return shims, err
 }
 
 // recoverVMs adopts the VMs of an earlier daemon's hypervisor service.
-func recoverVMs(ctx context.Context, vms *vmm.Service, log *slog.Logger) {
+func recoverVMs(ctx context.Context, vms *hypervisor.Service, log *slog.Logger) {
 	found, err := vms.Recover(ctx)
 	if err != nil {
 		// The sandbox's own recovery tries again, and one that cannot be removed keeps no other from running.
@@ -291,7 +291,7 @@ func recoverVMs(ctx context.Context, vms *vmm.Service, log *slog.Logger) {
 }
 
 // recoverAll brings what an earlier daemon left, or what died meanwhile, in order.
-func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, runtime *microvm.Runtime) error {
+func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, runtime *kata.Runtime) error {
 	version, err := runtime.Client.Version(ctx)
 	if err != nil {
 		return fmt.Errorf("ask containerd for its version: %w", err)
@@ -370,7 +370,7 @@ func toAdmin(images []image.Image, err error) ([]admin.Image, error) {
 	return out, err
 }
 
-type microVMSet struct{ *vmm.Service }
+type microVMSet struct{ *hypervisor.Service }
 
 func (s microVMSet) IDs() []string {
 	var ids []string

@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"github.com/msbd/msbd/client"
-	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // A msb and a msbd that were told nothing find each other, for root and for others.

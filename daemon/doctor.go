@@ -3,9 +3,9 @@ package daemon
 import (
 	"context"
 
-	"github.com/msbd/msbd/daemon/internal/config"
-	"github.com/msbd/msbd/daemon/internal/host"
-	"github.com/msbd/msbd/daemon/internal/localsock"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/serve/localsock"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // Examine says what this host is good for as it is configured, after the checks that were made already.

@@ -10,12 +10,12 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
-	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/host"
-	"github.com/msbd/msbd/daemon/internal/store"
-	"github.com/msbd/msbd/daemon/internal/tlscert"
+	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 const (

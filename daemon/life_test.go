@@ -6,10 +6,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/msbd/msbd/daemon/internal/config"
+	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/store"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // What a setting opens is in the status for as long as the server runs.

@@ -11,7 +11,7 @@ import (
 // TestUpgradeKeepsKeys starts on the state of each released schema. tokens.txt beside it says what became of
 // which key.
 func TestUpgradeKeepsKeys(t *testing.T) {
-	fixtures, err := filepath.Glob(filepath.Join(root, "daemon", "internal", "store", "testdata", "schema*"))
+	fixtures, err := filepath.Glob(filepath.Join(root, "daemon", "internal", "data", "store", "testdata", "schema*"))
 	if err != nil || len(fixtures) == 0 {
 		t.Fatalf("no fixtures: %v", err)
 	}

@@ -1,6 +1,6 @@
 // Command msb-agent is /init of a microVM's guest. See package guestagent.
 package main
 
-import "github.com/msbd/msbd/daemon/internal/guestagent"
+import "github.com/msbd/msbd/daemon/internal/guest/agent"
 
-func main() { guestagent.Main() }
+func main() { agent.Main() }

@@ -27,7 +27,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/msbd/msbd/daemon/internal/image/archive"
+	"github.com/msbd/msbd/daemon/internal/backend/image/archive"
 )
 
 // epoch dates what is made during the build; files of packages older than it keep their dates.

@@ -15,11 +15,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // runCode runs code that is expected to end by itself.
-func runCode(t testing.TB, c *portal.Client, language sandbox.Language, code string) sandbox.CodeResult {
+func runCode(t testing.TB, c *portalclient.Client, language sandbox.Language, code string) sandbox.CodeResult {
 	t.Helper()
 	r, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: time.Minute})
 	if err != nil {
@@ -29,7 +29,7 @@ func runCode(t testing.TB, c *portal.Client, language sandbox.Language, code str
 }
 
 // expect runs code and compares what it printed; a trailing "…" in want leaves the rest open.
-func expect(t testing.TB, c *portal.Client, language sandbox.Language, code string, success bool, want string) {
+func expect(t testing.TB, c *portalclient.Client, language sandbox.Language, code string, success bool, want string) {
 	t.Helper()
 	r := runCode(t, c, language, code)
 	got := text(r.Output)

@@ -14,11 +14,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // sh runs a shell script.
-func sh(ctx context.Context, c *portal.Client, script string) (sandbox.CommandResult, error) {
+func sh(ctx context.Context, c *portalclient.Client, script string) (sandbox.CommandResult, error) {
 	return c.RunCommand(ctx, sandbox.CommandRun{Command: "sh", Args: []string{"-c", script}, Timeout: time.Minute})
 }
 

@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // A newer connection finds the REPL with its state, and ends the bridge before it.
@@ -18,7 +18,7 @@ func TestReconnect(t *testing.T) {
 	t.Parallel()
 	g := startGuest(t)
 	old := g.bridge(t)
-	first, err := portal.New(t.Context(), old)
+	first, err := portalclient.New(t.Context(), old)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func TestReconnect(t *testing.T) {
 func TestBridgeEndsWithItsClient(t *testing.T) {
 	t.Parallel()
 	b := startGuest(t).bridge(t)
-	c, err := portal.New(t.Context(), b)
+	c, err := portalclient.New(t.Context(), b)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +70,7 @@ func TestConnectWaitsForTheServer(t *testing.T) {
 	b := g.bridge(t)
 	greeted := make(chan error, 1)
 	go func() {
-		c, err := portal.New(t.Context(), b)
+		c, err := portalclient.New(t.Context(), b)
 		if err == nil {
 			c.Close()
 		}
@@ -87,7 +87,7 @@ func TestNewIsBoundedByItsContext(t *testing.T) {
 	b := newGuest().bridge(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := portal.New(ctx, b); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := portalclient.New(ctx, b); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("New without a server: %v", err)
 	}
 }

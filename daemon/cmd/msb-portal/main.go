@@ -15,7 +15,7 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/msbd/msbd/daemon/internal/guestportal"
+	"github.com/msbd/msbd/daemon/internal/guest/portal"
 )
 
 // version is set by the linker.
@@ -31,7 +31,7 @@ func main() {
 func run(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	socket := guestportal.Socket
+	socket := portal.Socket
 	if len(args) == 2 {
 		socket = args[1]
 	}
@@ -41,9 +41,9 @@ func run(args []string) error {
 		return nil
 	case len(args) < 1 || len(args) > 2:
 	case args[0] == "serve":
-		return guestportal.Serve(ctx, socket, version)
+		return portal.Serve(ctx, socket, version)
 	case args[0] == "connect":
-		return guestportal.Connect(ctx, socket, os.Stdin, os.Stdout)
+		return portal.Connect(ctx, socket, os.Stdin, os.Stdout)
 	}
 	return errors.New("use: msb-portal serve|connect [SOCKET], or msb-portal version")
 }

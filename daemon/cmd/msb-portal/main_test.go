@@ -14,7 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/portal"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // asPortal in the environment makes the test binary behave as msb-portal.
@@ -109,11 +109,11 @@ func (g *guest) bridge(t testing.TB) *bridge {
 }
 
 // connect returns a client of the guest.
-func (g *guest) connect(t testing.TB) *portal.Client {
+func (g *guest) connect(t testing.TB) *portalclient.Client {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := portal.New(ctx, g.bridge(t))
+	c, err := portalclient.New(ctx, g.bridge(t))
 	if err != nil {
 		t.Fatal(err)
 	}

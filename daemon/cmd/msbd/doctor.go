@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon"
-	"github.com/msbd/msbd/daemon/internal/config"
-	"github.com/msbd/msbd/daemon/internal/host"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // examine prints the doctor's report. Settings with problems keep it from nothing: that is when it is asked.

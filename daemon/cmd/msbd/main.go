@@ -19,8 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon"
-	"github.com/msbd/msbd/daemon/internal/config"
-	"github.com/msbd/msbd/daemon/internal/host"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // version is set by the build.

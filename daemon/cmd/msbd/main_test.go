@@ -5,7 +5,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
-	"github.com/msbd/msbd/daemon/internal/host"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
 )
 
 func TestMain(m *testing.M) {

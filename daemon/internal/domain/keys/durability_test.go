@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	"github.com/msbd/msbd/daemon/internal/store"
 )
 
 // durabilityDir tells the test binary that it is the process to be killed.

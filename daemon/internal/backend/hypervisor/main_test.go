@@ -1,0 +1,373 @@
+package hypervisor
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
+	agent "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+
+	programs "github.com/msbd/msbd/daemon/internal/backend/host"
+)
+
+const (
+	bootLimit = 90 * time.Second
+	shimName  = "vmm-test-shim"
+)
+
+func TestMain(m *testing.M) {
+	if os.Args[0] == shimName {
+		playShim(os.Args[1], os.Args[2])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// playShim does what Kata's shim does for one sandbox: it shares a directory in a mount namespace of
+// its own, and makes each call that it reads from its standard input over a new connection.
+func playShim(socket, id string) {
+	fatal := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	fatal(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	fatal(unix.Mount("tmpfs", "/run/kata-containers", "tmpfs", 0, ""))
+	fatal(os.MkdirAll(filepath.Join(sharedRoot, id, "shared"), 0o700))
+	in := bufio.NewScanner(os.Stdin)
+	for in.Scan() {
+		answer, err := callHypervisor(socket, id, in.Text())
+		reply := map[string]string{"answer": answer}
+		if err != nil {
+			reply["error"] = err.Error()
+		}
+		fatal(json.NewEncoder(os.Stdout).Encode(reply))
+	}
+}
+
+func callHypervisor(socket, id, method string) (answer string, err error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
+	defer cancel()
+	client := pb.NewHypervisorClient(ttrpc.NewClient(conn))
+	switch method {
+	case "CreateVM":
+		resp, err := client.CreateVM(ctx, &pb.CreateVMRequest{Id: id, Annotations: map[string]string{
+			annotationVCPUs: "1", annotationMemory: "128",
+		}})
+		return resp.GetAgentSocketPath(), err
+	case "StartVM":
+		_, err = client.StartVM(ctx, &pb.StartVMRequest{Id: id})
+	case "StopVM":
+		_, err = client.StopVM(ctx, &pb.StopVMRequest{Id: id})
+	default:
+		err = errors.New("no such method: " + method)
+	}
+	return "", err
+}
+
+// A shim is the test's hold on a process that runs playShim.
+type shim struct {
+	cmd     *exec.Cmd
+	in      io.WriteCloser
+	replies *json.Decoder
+}
+
+func startShim(t *testing.T, socket, id string) *shim {
+	t.Helper()
+	if err := os.MkdirAll("/run/kata-containers", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Args = []string{shimName, socket, id}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &shim{cmd: cmd, in: in, replies: json.NewDecoder(out)}
+	t.Cleanup(s.kill)
+	return s
+}
+
+func (s *shim) kill() {
+	_ = s.cmd.Process.Kill()
+	_ = s.cmd.Wait()
+}
+
+func (s *shim) call(method string) (answer string, err error) {
+	if _, err := fmt.Fprintln(s.in, method); err != nil {
+		return "", err
+	}
+	var reply struct{ Answer, Error string }
+	if err := s.replies.Decode(&reply); err != nil {
+		return "", err
+	}
+	if reply.Error != "" {
+		err = errors.New(reply.Error)
+	}
+	return reply.Answer, err
+}
+
+func (s *shim) mustCall(t *testing.T, method string) (answer string) {
+	t.Helper()
+	answer, err := s.call(method)
+	if err != nil {
+		t.Fatalf("%s: %v", method, err)
+	}
+	return answer
+}
+
+// A host is a Service on directories of its own, and its log.
+type host struct {
+	*Service
+	cfg  Config
+	log  *safeBuffer
+	stop func()
+}
+
+func newConfig(t *testing.T) Config {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "vmm") // t.TempDir is too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	guest := filepath.Join(moduleRoot(t), "bin", "guest")
+	cfg := Config{
+		Socket: filepath.Join(dir, "hypervisor.sock"), Dir: filepath.Join(dir, "vm"),
+		Kernel: filepath.Join(guest, "vmlinux"), Initrd: filepath.Join(guest, "initrd.img"),
+		Accelerator: "tcg", MemoryHeadroomMiB: 128,
+	}
+	cfg.QEMU, err = programs.FindQEMU("")
+	var virtiofsd string
+	if err == nil {
+		virtiofsd, err = programs.FindVirtiofsd("")
+	}
+	if err == nil {
+		cfg.Virtiofsd, err = programs.VirtiofsdCommand(t.Context(), virtiofsd, filepath.Join(moduleRoot(t), "daemon", "setup", "virtiofsd-c.sh"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{cfg.Kernel, cfg.Initrd} {
+		if _, err := os.Stat(file); err != nil {
+			t.Fatalf("%v: run make guest", err)
+		}
+	}
+	return cfg
+}
+
+func moduleRoot(t *testing.T) string {
+	dir, err := os.Getwd()
+	for ; err == nil; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == "/" {
+			break
+		}
+	}
+	t.Fatal("no go.mod above the test")
+	return ""
+}
+
+// startHost makes a Service, recovers and serves.
+func startHost(t *testing.T, cfg Config) (*host, Recovery) {
+	t.Helper()
+	log := &safeBuffer{}
+	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
+	service, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recovery, err := service.Recover(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- service.Serve(ctx) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	h := &host{Service: service, cfg: cfg, log: log, stop: stop}
+	eventually(t, "the service listens", func() bool {
+		conn, err := net.Dial("unix", cfg.Socket)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	})
+	return h, recovery
+}
+
+// newVM is a fresh id, removed with all that it may have at the test's end.
+func newVM(t *testing.T, cfg Config) (id string) {
+	t.Helper()
+	id = filepath.Base(filepath.Dir(cfg.Dir)) + "-" + fmt.Sprint(os.Getpid())
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
+		defer cancel()
+		s := &Service{cfg: cfg}
+		if err := s.Remove(ctx, id); err != nil {
+			t.Error(err)
+		}
+	})
+	return id
+}
+
+// boot starts a VM and connects to its agent: once, as Kata's shim does.
+func (h *host) boot(t *testing.T, id string) (*shim, agent.HealthService) {
+	t.Helper()
+	s := startShim(t, h.cfg.Socket, id)
+	agentPath := s.mustCall(t, "CreateVM")
+	s.mustCall(t, "StartVM")
+	conn, err := net.Dial("unix", agentPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	t.Cleanup(func() { client.Close() })
+	health := agent.NewHealthClient(client)
+	checkHealth(t, health)
+	return s, health
+}
+
+// killPart ends one of a VM's processes as a crash would.
+func (h *host) killPart(t *testing.T, id string, part role) {
+	t.Helper()
+	found, err := markedProcesses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range found[h.dir(id)] {
+		if p.role == part {
+			if err := unix.Kill(p.pid, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatalf("the VM has no %s", part)
+}
+
+func checkHealth(t *testing.T, health agent.HealthService) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	if _, err := health.Check(ctx, &agent.CheckRequest{}); err != nil {
+		t.Fatalf("the agent does not answer: %v", err)
+	}
+}
+
+// gone says whether nothing at all is left of a VM.
+func (h *host) gone(t *testing.T, id string) bool {
+	t.Helper()
+	found, err := markedProcesses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, vm := range h.VMs() {
+		if vm.ID == id {
+			return false
+		}
+	}
+	return len(found[h.dir(id)]) == 0 && missing(h.dir(id))
+}
+
+func missing(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	limit := time.After(bootLimit)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !condition() {
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+// markedSleep is a process that carries the mark of a VM.
+func markedSleep(t *testing.T, r role, dir string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/bin/sleep", "1000")
+	cmd.Env = mark(r, dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	// The kernel shows a process's environment a moment after its start.
+	eventually(t, "its mark is to be seen", func() bool { found, _ := readMark(cmd.Process.Pid); return found == r })
+	return cmd
+}
+
+func wantError(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatal("there was no error")
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("the error does not say %q: %v", part, err)
+		}
+	}
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}

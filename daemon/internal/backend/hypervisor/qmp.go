@@ -1,0 +1,116 @@
+package hypervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A monitor is a connection to QEMU's QMP socket, for one question at a time.
+type monitor struct {
+	conn   net.Conn
+	decode *json.Decoder
+}
+
+// A message is anything that QEMU says; which of the fields are set tells what.
+type message struct {
+	Greeting json.RawMessage `json:"QMP"`
+	Return   json.RawMessage `json:"return"`
+	Error    *struct {
+		Description string `json:"desc"`
+	} `json:"error"`
+	Event string `json:"event"`
+	Data  struct {
+		ID   string `json:"id"`
+		Open bool   `json:"open"`
+	} `json:"data"`
+}
+
+// dialMonitor connects and negotiates. Every later call ends with ctx, too.
+func dialMonitor(ctx context.Context, socket string) (*monitor, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("connect to QEMU: %w", err)
+	}
+	context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	m := &monitor{conn: conn, decode: json.NewDecoder(conn)}
+	if _, err := m.next(); err != nil { // the greeting
+		conn.Close()
+		return nil, err
+	}
+	if err := m.execute("qmp_capabilities", nil); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *monitor) close() { _ = m.conn.Close() }
+
+// waitOpen blocks until the guest has opened the virtio-serial port.
+func (m *monitor) waitOpen(port string) error {
+	// Ask first: there is no event for what happened before the negotiation.
+	var chardevs []struct {
+		Label string `json:"label"`
+		Open  bool   `json:"frontend-open"`
+	}
+	if err := m.execute("query-chardev", &chardevs); err != nil {
+		return err
+	}
+	for _, c := range chardevs {
+		if c.Label == port && c.Open {
+			return nil
+		}
+	}
+	for {
+		msg, err := m.next()
+		if err != nil {
+			return err
+		}
+		switch {
+		case msg.Event == "VSERPORT_CHANGE" && msg.Data.ID == port && msg.Data.Open:
+			return nil
+		case msg.Event == "SHUTDOWN":
+			return errors.New("the guest shut down before its agent was ready")
+		}
+	}
+}
+
+// execute runs a command and decodes its result, unless result is nil. Events on the way are lost.
+func (m *monitor) execute(command string, result any) error {
+	if err := json.NewEncoder(m.conn).Encode(map[string]string{"execute": command}); err != nil {
+		return fmt.Errorf("ask QEMU to %s: %w", command, err)
+	}
+	for {
+		msg, err := m.next()
+		switch {
+		case err != nil:
+			return err
+		case msg.Error != nil:
+			return fmt.Errorf("ask QEMU to %s: %s", command, msg.Error.Description)
+		case msg.Return != nil && result == nil:
+			return nil
+		case msg.Return != nil:
+			return json.Unmarshal(msg.Return, result)
+		}
+	}
+}
+
+func (m *monitor) next() (message, error) {
+	var msg message
+	err := m.decode.Decode(&msg)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
+		return msg, errors.New("QEMU ended")
+	}
+	if err != nil {
+		return msg, fmt.Errorf("listen to QEMU: %w", err)
+	}
+	return msg, nil
+}

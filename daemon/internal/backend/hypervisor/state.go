@@ -1,0 +1,109 @@
+package hypervisor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/msbd/msbd/daemon/internal/sys/process"
+)
+
+const stateFile = "state.json"
+
+// state is what a VM's directory says of it. It is written once, before the VM has any process.
+type state struct {
+	ID        string    `json:"id"`
+	VCPUs     int       `json:"vcpus"`
+	MemoryMiB int       `json:"memory_mib"`
+	Since     time.Time `json:"since"`
+	Shim      shimState `json:"shim"`
+}
+
+type shimState struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // see process.StartTime
+}
+
+// open takes hold of the shim; nil when it is dead.
+func (s shimState) open() (*process.Process, error) {
+	p, err := process.Open(s.PID)
+	if p == nil || err != nil {
+		return nil, err
+	}
+	// An error means that it ended while we looked.
+	if start, err := process.StartTime(s.PID); err != nil || start != s.Start || p.Dead() {
+		p.Close()
+		return nil, nil
+	}
+	return p, nil
+}
+
+// mountNamespace opens the shim's, in which the sandbox's root file system is mounted.
+func (s shimState) mountNamespace() (*os.File, error) {
+	shim, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	if shim == nil {
+		return nil, errors.New("the shim has ended")
+	}
+	defer shim.Close()
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", s.PID))
+	if err != nil {
+		return nil, fmt.Errorf("find the shim's mount namespace: %w", err)
+	}
+	if shim.Dead() { // then the pid may have been another process's
+		ns.Close()
+		return nil, errors.New("the shim has ended")
+	}
+	return ns, nil
+}
+
+func writeState(dir string, st state) error {
+	data, err := json.Marshal(st)
+	if err != nil {
+		return fmt.Errorf("write the VM's state: %w", err)
+	}
+	temp, err := os.OpenFile(filepath.Join(dir, stateFile+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("write the VM's state: %w", err)
+	}
+	_, err = temp.Write(data)
+	err = errors.Join(err, temp.Sync(), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), filepath.Join(dir, stateFile))
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("write the VM's state: %w", err)
+	}
+	return nil
+}
+
+func readState(dir string) (state, error) {
+	data, err := os.ReadFile(filepath.Join(dir, stateFile))
+	if err != nil {
+		return state{}, fmt.Errorf("read the VM's state: %w", err)
+	}
+	var st state
+	if err := json.Unmarshal(data, &st); err != nil {
+		return state{}, fmt.Errorf("read the VM's state: %w", err)
+	}
+	if st.ID != filepath.Base(dir) || st.Shim.PID <= 0 {
+		return state{}, fmt.Errorf("read the VM's state: %s names VM %q", stateFile, st.ID)
+	}
+	return st, nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

@@ -1,0 +1,463 @@
+package image_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd"
+	"github.com/containerd/containerd/content"
+	"github.com/containerd/containerd/leases"
+	"github.com/containerd/containerd/mount"
+	"github.com/containerd/containerd/namespaces"
+	"github.com/containerd/containerd/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/msbd/msbd/daemon/internal/backend/image"
+	"github.com/msbd/msbd/daemon/internal/backend/image/archive"
+)
+
+const (
+	namespace   = "msb-test"
+	snapshotter = "overlayfs"
+)
+
+func TestImportListResolve(t *testing.T) {
+	client := startContainerd(t)
+	store := image.NewStore(client, namespace, snapshotter)
+	ctx := t.Context()
+
+	path := writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "one"})
+	imported, err := store.Import(ctx, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(imported) != 1 || imported[0].Name != "microsandbox/python" || imported[0].Size == 0 || imported[0].Created.IsZero() {
+		t.Fatalf("imported %+v", imported)
+	}
+	other := writeArchive(t, "ghcr.io/acme/tool:2", map[string]string{"etc/motd": "tool"})
+	if _, err := store.Import(ctx, other); err != nil {
+		t.Fatal(err)
+	}
+
+	list, err := store.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"ghcr.io/acme/tool:2", "microsandbox/python"}, names(list)); diff != "" {
+		t.Error(diff)
+	}
+	for _, spelling := range []string{"microsandbox/python", "microsandbox/python:latest", "docker.io/microsandbox/python"} {
+		img, err := store.Resolve(ctx, spelling)
+		if err != nil {
+			t.Fatalf("%s: %v", spelling, err)
+		}
+		if got := readFile(t, client, img, "etc/motd"); got != "one" {
+			t.Errorf("%s holds %q", spelling, got)
+		}
+	}
+
+	// A new image takes over the name.
+	path = writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "two"})
+	if _, err := store.Import(ctx, path); err != nil {
+		t.Fatal(err)
+	}
+	img, err := store.Resolve(ctx, "microsandbox/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := readFile(t, client, img, "etc/motd"); got != "two" {
+		t.Errorf("after the second import it holds %q", got)
+	}
+}
+
+func TestResolveUnknown(t *testing.T) {
+	client := startContainerd(t)
+	store := image.NewStore(client, namespace, snapshotter)
+	ctx := t.Context()
+
+	_, err := store.Resolve(ctx, "microsandbox/ruby")
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "msb image import") {
+		t.Errorf("without images: %v", err)
+	}
+	if _, err := store.Import(ctx, writeArchive(t, "docker.io/microsandbox/node:latest", map[string]string{"x": ""})); err != nil {
+		t.Fatal(err)
+	}
+	_, err = store.Resolve(ctx, "microsandbox/ruby")
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "there are microsandbox/node") {
+		t.Errorf("with an image: %v", err)
+	}
+	for _, name := range []string{"", "a/B", "a b", "x@sha256:zz"} {
+		if _, err := store.Resolve(ctx, name); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("name %q: %v", name, err)
+		}
+	}
+}
+
+func TestImportRefusals(t *testing.T) {
+	client := startContainerd(t)
+	store := image.NewStore(client, namespace, snapshotter)
+
+	dir := t.TempDir()
+	file := func(name string, content []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	fifo := filepath.Join(dir, "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Each archive has content of its own: what one leaves for the collector must not complete the next.
+	whole := func() []byte {
+		files := map[string]string{"f": strings.Repeat(rand.Text(), 1000)}
+		data, err := os.ReadFile(writeArchive(t, "docker.io/a/b:latest", files))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	edited := func(edit func(map[string][]byte)) string {
+		return file(rand.Text(), editArchive(t, whole(), edit))
+	}
+	index := func(change func(*ocispec.Descriptor)) string { return edited(rewriteIndex(t, change)) }
+	rebuilt := func(change func(*ocispec.Manifest, *ocispec.Image)) string { return edited(rewriteImage(t, change)) }
+	half := func(data []byte) []byte { return data[:len(data)/2] }
+
+	for name, test := range map[string]struct {
+		path  string
+		class func(error) bool
+		says  string
+	}{
+		"relative":   {"images/python.tar", errdefs.IsInvalidArgument, "absolute"},
+		"missing":    {filepath.Join(dir, "no"), errdefs.IsNotFound, "no such file"},
+		"directory":  {dir, errdefs.IsInvalidArgument, "regular file"},
+		"fifo":       {fifo, errdefs.IsInvalidArgument, "regular file"},
+		"device":     {"/dev/zero", errdefs.IsInvalidArgument, "regular file"},
+		"empty":      {file("empty", nil), errdefs.IsInvalidArgument, "OCI"},
+		"garbage":    {file("garbage", bytes.Repeat([]byte("garbage "), 1000)), errdefs.IsInvalidArgument, "OCI"},
+		"truncated":  {file("truncated", half(whole())), errdefs.IsInvalidArgument, "OCI"},
+		"other tar":  {edited(func(f map[string][]byte) { clear(f); f["hello"] = []byte("x") }), errdefs.IsInvalidArgument, "OCI"},
+		"no blob":    {edited(withoutLargest), errdefs.IsInvalidArgument, "OCI"},
+		"no name":    {index(func(d *ocispec.Descriptor) { d.Annotations = nil }), errdefs.IsInvalidArgument, "names no image"},
+		"tag alone":  {index(func(d *ocispec.Descriptor) { delete(d.Annotations, "io.containerd.image.name") }), errdefs.IsInvalidArgument, "names no image"},
+		"bad name":   {index(func(d *ocispec.Descriptor) { d.Annotations["io.containerd.image.name"] = "A B" }), errdefs.IsInvalidArgument, "A B"},
+		"other arch": {rebuilt(func(_ *ocispec.Manifest, c *ocispec.Image) { c.Architecture = "s390x" }), errdefs.IsInvalidArgument, "s390x"},
+		"no layers": {rebuilt(func(m *ocispec.Manifest, c *ocispec.Image) {
+			m.Layers, c.RootFS.DiffIDs = m.Layers[:0], c.RootFS.DiffIDs[:0]
+		}), errdefs.IsInvalidArgument, "no layers"},
+		"unlike": {rebuilt(func(_ *ocispec.Manifest, c *ocispec.Image) { c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, "sha256:00") }), errdefs.IsInvalidArgument, "1 layers"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := store.Import(t.Context(), test.path)
+			if !test.class(err) || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, want it to say %q", err, test.says)
+			}
+		})
+	}
+	if list, err := store.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("images after refusals: %v, %v", list, err)
+	}
+	collected(t, client)
+}
+
+// An archive whose second image is bad: the first must not appear either, and nothing stays.
+func TestFailedImportLeavesNothing(t *testing.T) {
+	client := startContainerd(t)
+	store := image.NewStore(client, namespace, snapshotter)
+
+	first, err := os.ReadFile(writeArchive(t, "docker.io/a/first:latest", map[string]string{"f": "1"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	both := editArchive(t, first, func(files map[string][]byte) {
+		var index ocispec.Index
+		decode(t, files["index.json"], &index)
+		missing := index.Manifests[0]
+		missing.Digest = digest.FromString("not there")
+		missing.Annotations = map[string]string{"io.containerd.image.name": "docker.io/a/second:latest"}
+		index.Manifests = append(index.Manifests, missing)
+		files["index.json"] = encode(t, index)
+	})
+	path := filepath.Join(t.TempDir(), "both.tar")
+	if err := os.WriteFile(path, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Import(t.Context(), path); !errdefs.IsInvalidArgument(err) {
+		t.Fatal(err)
+	}
+	if list, err := store.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("images: %v, %v", list, err)
+	}
+	collected(t, client)
+}
+
+// collected fails the test unless containerd's garbage collector leaves neither content nor snapshots.
+func collected(t *testing.T, client *containerd.Client) {
+	t.Helper()
+	ctx := namespaces.WithNamespace(t.Context(), namespace)
+	manager := client.LeasesService()
+	list, err := manager.List(ctx)
+	if err != nil || len(list) != 0 {
+		t.Errorf("leases: %v, %v", list, err)
+	}
+	lease, err := manager.Create(ctx, leases.WithRandomID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Returns after a collection.
+	if err := manager.Delete(ctx, lease, leases.SynchronousDelete); err != nil {
+		t.Fatal(err)
+	}
+	err = client.ContentStore().Walk(ctx, func(info content.Info) error {
+		t.Errorf("content %s stays", info.Digest)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	err = client.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		t.Errorf("snapshot %s stays", info.Name)
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// startContainerd runs a containerd of the test's own until the test ends.
+func startContainerd(t *testing.T) *containerd.Client {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: containerd mounts overlays")
+	}
+	binary, err := filepath.Abs("../../../../bin/containerd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(binary); err != nil {
+		t.Fatalf("make build first: %v", err)
+	}
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "containerd.sock")
+	config := fmt.Sprintf(`version = 2
+root = %q
+state = %q
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+[grpc]
+  address = %q
+`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket)
+	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	cmd := exec.Command(binary, "--config", filepath.Join(dir, "config.toml"), "--log-level", "warn")
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("containerd's log:\n%s", log.Bytes())
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	// The client waits for the socket's file, which is there a moment before it listens.
+	for {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			conn.Close()
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	client, err := containerd.New(socket, containerd.WithTimeout(30*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	if serving, err := client.IsServing(ctx); err != nil || !serving {
+		t.Fatalf("containerd does not serve: %v", err)
+	}
+	return client
+}
+
+func names(list []image.Image) []string {
+	var names []string
+	for _, img := range list {
+		names = append(names, img.Name)
+	}
+	return names
+}
+
+// readFile reads a file of an image as a sandbox would see it.
+func readFile(t *testing.T, client *containerd.Client, img containerd.Image, name string) string {
+	t.Helper()
+	// Without a lease, the collection of garbage after an import would take the snapshot.
+	ctx, release, err := client.WithLease(namespaces.WithNamespace(t.Context(), namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release(context.WithoutCancel(ctx))
+	diffIDs, err := img.RootFS(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "read-" + digest.FromString(name).Encoded()
+	mounts, err := client.SnapshotService(snapshotter).View(ctx, key, identity.ChainID(diffIDs).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.SnapshotService(snapshotter).Remove(ctx, key)
+	var text []byte
+	err = mount.WithTempMount(ctx, mounts, func(root string) (err error) {
+		text, err = os.ReadFile(filepath.Join(root, name))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// writeArchive writes an image of some files, and returns the archive's path.
+func writeArchive(t *testing.T, name string, files map[string]string) string {
+	t.Helper()
+	content := make(map[string][]byte, len(files))
+	for path, text := range files {
+		content[path] = []byte(text)
+	}
+	path := filepath.Join(t.TempDir(), "image.tar")
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	_, err = archive.Write(out, bytes.NewReader(writeTar(t, content)), archive.Image{Name: name, Architecture: runtime.GOARCH, Created: time.Unix(1, 0)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func writeTar(t *testing.T, files map[string][]byte) []byte {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(files[name]))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(files[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+// editArchive changes the files of an archive by their names.
+func editArchive(t *testing.T, whole []byte, edit func(map[string][]byte)) []byte {
+	t.Helper()
+	files := map[string][]byte{}
+	r := tar.NewReader(bytes.NewReader(whole))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if files[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	edit(files)
+	return writeTar(t, files)
+}
+
+func rewriteIndex(t *testing.T, change func(*ocispec.Descriptor)) func(map[string][]byte) {
+	return func(files map[string][]byte) {
+		var index ocispec.Index
+		decode(t, files["index.json"], &index)
+		change(&index.Manifests[0])
+		files["index.json"] = encode(t, index)
+	}
+}
+
+// rewriteImage changes manifest and config, and all digests with them.
+func rewriteImage(t *testing.T, change func(*ocispec.Manifest, *ocispec.Image)) func(map[string][]byte) {
+	return func(files map[string][]byte) {
+		var index ocispec.Index
+		var manifest ocispec.Manifest
+		var config ocispec.Image
+		decode(t, files["index.json"], &index)
+		decode(t, files["blobs/sha256/"+index.Manifests[0].Digest.Encoded()], &manifest)
+		decode(t, files["blobs/sha256/"+manifest.Config.Digest.Encoded()], &config)
+		put := func(content any, d *ocispec.Descriptor) {
+			blob := encode(t, content)
+			d.Digest, d.Size = digest.FromBytes(blob), int64(len(blob))
+			files["blobs/sha256/"+d.Digest.Encoded()] = blob
+		}
+		change(&manifest, &config)
+		put(config, &manifest.Config)
+		put(manifest, &index.Manifests[0])
+		files["index.json"] = encode(t, index)
+	}
+}
+
+func withoutLargest(files map[string][]byte) {
+	largest := ""
+	for name := range files {
+		if strings.HasPrefix(name, "blobs/") && len(files[name]) > len(files[largest]) {
+			largest = name
+		}
+	}
+	delete(files, largest)
+}
+
+func decode(t *testing.T, data []byte, v any) {
+	t.Helper()
+	if err := json.Unmarshal(data, v); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func encode(t *testing.T, v any) []byte {
+	t.Helper()
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}

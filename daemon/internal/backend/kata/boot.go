@@ -1,0 +1,139 @@
+package kata
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/msbd/msbd/daemon/internal/sys/process"
+)
+
+const (
+	// bootPoll is how often a boot is looked at for its hypervisor and its console.
+	bootPoll = 20 * time.Millisecond
+	// endGrace is what the shim has to report why it ended a microVM, before its death is what there is to report.
+	endGrace = time.Second
+)
+
+var (
+	// launchLimit is how long after its monitor's socket, which the shim makes before it starts anything, a QEMU may
+	// appear. One that ends at once is never seen.
+	launchLimit = 30 * time.Second
+	// lastWords is how long what a dying microVM says is waited for.
+	lastWords = 200 * time.Millisecond
+
+	errHypervisorEnded = errors.New("the microVM's hypervisor ended before the guest was ready")
+	errReady           = errors.New("the guest is ready")
+)
+
+// watchBoot runs start, which has the shim boot a microVM, and ends it soon after the hypervisor's death: the shim
+// would call the dead guest until its time is over. An error tells what the hypervisor and the guest said last.
+// Where msbd's hypervisor service boots the microVM, it does all that.
+func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.Context) error) error {
+	if r.Kata.Config == "" && r.Kata.HypervisorSocket != "" {
+		return start(ctx)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	watching, stop := context.WithCancelCause(ctx)
+	var watchers sync.WaitGroup
+	watchers.Go(func() {
+		if awaitDeath(watching, id) {
+			select {
+			case <-time.After(endGrace):
+				cancel(errHypervisorEnded)
+			case <-watching.Done():
+			}
+		}
+	})
+	watchers.Go(func() { r.followConsole(watching, id, true) })
+	err := start(ctx)
+	ended := context.Cause(ctx)
+	if err == nil {
+		stop(errReady)
+	} else {
+		stop(nil)
+	}
+	watchers.Wait()
+	cancel(nil)
+	if err == nil {
+		return nil
+	}
+	if errors.Is(ended, errHypervisorEnded) {
+		err = ended
+	}
+	err = fmt.Errorf("%w%s%s", err, quote("shim", shimErrors(r.Containerd.LogFile(), id)), quote("console", r.consoleEnd(id)))
+	if kept := r.keepConsole(id); kept != "" {
+		err = fmt.Errorf("%w\n(the whole console is in %s)", err, kept)
+	}
+	return err
+}
+
+// awaitDeath returns true when the sandbox's hypervisor, once it is there, has ended; false when ctx ends first.
+func awaitDeath(ctx context.Context, id string) bool {
+	var hypervisor *process.Process
+	var launched time.Time
+	if poll(ctx, bootPoll, func() bool {
+		hypervisor, _ = findHypervisor(id) // an error may pass
+		if _, err := os.Stat(filepath.Join(vmRoot, id, "qmp.sock")); err == nil && launched.IsZero() {
+			launched = time.Now()
+		}
+		return hypervisor != nil || !launched.IsZero() && time.Since(launched) > launchLimit
+	}) != nil {
+		return false
+	}
+	if hypervisor == nil {
+		return true
+	}
+	defer hypervisor.Close()
+	return hypervisor.Wait(ctx) == nil
+}
+
+// quote is the end of a log in an error message; nothing, if it is empty. A guest writes what it likes: what could
+// play tricks with a terminal is left out.
+func quote(name, text string) string {
+	text = strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(text, ""))
+	if text = strings.TrimSpace(text); text == "" {
+		return ""
+	}
+	return "\n" + name + ": " + strings.ReplaceAll(text, "\n", "\n\t")
+}
+
+// shimErrors picks from containerd's log what the shim of a sandbox, and through it the hypervisor, said at the
+// end that was no good news.
+func shimErrors(log, id string) string {
+	const (
+		lookAt   = 64 << 10
+		maxLines = 8
+	)
+	var lines []string
+	for line := range strings.Lines(copyTail(log, lookAt)) {
+		if !strings.Contains(line, "sandbox="+id) || !strings.Contains(line, "level=error") {
+			continue
+		}
+		var said []string
+		for _, m := range saidRE.FindAllStringSubmatch(line, -1) {
+			text, err := strconv.Unquote(m[1])
+			if err != nil {
+				text = m[1] // one word
+			}
+			said = append(said, text)
+		}
+		lines = append(lines, fmt.Sprintf("%.300s", strings.Join(said, ": ")))
+	}
+	return strings.Join(lines[max(0, len(lines)-maxLines):], "\n")
+}
+
+// saidRE finds what matters in a line of the shim's.
+var saidRE = regexp.MustCompile(` (?:msg|error)=("(?:[^"\\]|\\.)*"|\S+)`)

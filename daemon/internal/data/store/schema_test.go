@@ -1,0 +1,150 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// schema1 is a state directory as the first release left it, and the API keys in it by what they are.
+func schema1(t testing.TB) (files map[string][]byte, tokens map[string]string) {
+	t.Helper()
+	files, tokens = map[string][]byte{}, map[string]string{}
+	for _, name := range []string{"msb.db", "keyring.json", "tokens.txt"} {
+		content, err := os.ReadFile(filepath.Join("testdata", "schema1", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name != "tokens.txt" {
+			files[name] = content
+			continue
+		}
+		for line := range strings.Lines(string(content)) {
+			what, key, _ := strings.Cut(strings.TrimSpace(line), " ")
+			tokens[what] = key
+		}
+	}
+	if len(tokens) != 5 {
+		t.Fatalf("the fixture has %d keys", len(tokens))
+	}
+	return files, tokens
+}
+
+// Whoever upgrades keeps every key, and every key that was refused stays refused.
+func TestSchema1(t *testing.T) {
+	t.Parallel()
+	files, tokens := schema1(t)
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFiles(t, dir, files)
+	for range 2 { // the second finds the new schema
+		srv := mustStart(t, dir)
+		accepted := map[string]keys.Principal{}
+		for what, key := range tokens {
+			if p, err := srv.verifier.Verify(key, netip.Addr{}); err == nil {
+				accepted[what] = p
+			}
+		}
+		if diff := cmp.Diff([]string{"live-expiring", "live-global", "live-namespace"}, slices.Sorted(maps.Keys(accepted))); diff != "" {
+			t.Error(diff)
+		}
+		if p := accepted["live-namespace"]; len(p.Namespaces) != 1 || p.Allows("default") {
+			t.Errorf("the key of one namespace may act in %v", p.Namespaces)
+		}
+		if p := accepted["live-global"]; !p.Allows("default") || !p.Has(keys.ScopeStart) {
+			t.Error("the key of every namespace may not act in one")
+		}
+		all, _, err := srv.issuer.List(keys.Filter{}, "", 100)
+		if err != nil {
+			t.Fatal(err)
+		}
+		states := map[keys.Revocation]int{}
+		for _, k := range all {
+			if k.RevokedAt.IsZero() != (k.Revocation == "") {
+				t.Errorf("key %s was revoked at %v as %q", k.ID, k.RevokedAt, k.Revocation)
+			}
+			states[k.Revocation]++
+		}
+		if diff := cmp.Diff(map[keys.Revocation]int{"": 4, keys.ByReset: 1}, states); diff != "" {
+			t.Error(diff)
+		}
+		boxes, err := srv.Sandboxes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range boxes {
+			got = append(got, fmt.Sprint(r.Name, " ", r.Config.Image, " ", r.State, " ", r.Config.MemoryMiB))
+		}
+		want := []string{"default/box0 microsandbox/python running 512", "default/box1 microsandbox/python failed 512"}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+		if _, err := srv.VerifyAudit(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := srv.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// writeFixture makes a state directory as this version leaves it, with tokens.txt: lines of what a key is,
+// and the key. Before a release, run it and commit what it wrote; the release after it adds a test like
+// the one above, and changes nothing of it:
+//
+//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema2 go test -count=1 ./daemon/internal/data/store
+func writeFixture(dir string) error {
+	ctx := context.Background()
+	srv, err := start(dir)
+	if err != nil {
+		return err
+	}
+	var tokens strings.Builder
+	issue := func(what string, req keys.IssueRequest) {
+		secret, _, issued := srv.issuer.Issue(ctx, req)
+		err = errors.Join(err, issued)
+		fmt.Fprintln(&tokens, what, secret.Reveal())
+	}
+	done := func(_ any, failed error) { err = errors.Join(err, failed) }
+	issue("reset", keys.IssueRequest{})
+	done(srv.issuer.Reset(ctx, 0))
+	issue("live-global", keys.IssueRequest{Name: "live-global"})
+	issue("live-limited", keys.IssueRequest{
+		Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeExec, keys.ScopeRead}, CreatedBy: 1000,
+	})
+	issue("live-expiring", keys.IssueRequest{Expire: "100y"})
+	issue("expired", keys.IssueRequest{Expire: "1s"})
+	issue("revoked", keys.IssueRequest{Name: "revoked"})
+	done(srv.issuer.Revoke(ctx, "revoked", 0))
+	usage := map[string]keys.Usage{}
+	all, _, listed := srv.issuer.List(keys.Filter{}, "", 100)
+	done(nil, listed)
+	for i, key := range all {
+		usage[key.ID] = keys.Usage{Requests: uint64(i), LastUsedAt: time.Now().UTC(), LastUsedFrom: netip.MustParseAddr("192.0.2.1")}
+	}
+	done(nil, srv.SaveUsage(usage, time.Now().UTC()))
+	for i, is := range []sandbox.State{sandbox.Running, sandbox.Failed} {
+		id := fmt.Sprint("box", i)
+		name := sandbox.Name{Namespace: sandbox.DefaultNamespace, Name: id}
+		cfg := sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512}
+		done(nil, srv.PutSandbox(sandbox.Record{ID: id, Name: name, Config: cfg, State: is, CreatedAt: time.Now().UTC()}))
+	}
+	done(nil, os.WriteFile(filepath.Join(dir, "tokens.txt"), []byte(tokens.String()), 0o600))
+	return errors.Join(err, srv.Close(), os.Remove(filepath.Join(dir, "msbd.lock")))
+}

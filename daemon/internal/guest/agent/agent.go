@@ -1,0 +1,147 @@
+// Package agent is the first process of a microVM's guest: it boots the guest, answers Kata's
+// AgentService to the shim on the host, and runs the sandbox's container.
+//
+// Only the command msb-agent enters here. Whatever arrives comes from the host, which owns the
+// guest; whatever runs in the container is untrusted, and the agent takes nothing from it but bytes
+// of its streams and its exit status.
+//
+// The same binary is the first program of each process in the container: a re-executed child
+// prepares itself (child.go) and then becomes the user's program.
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+)
+
+// Main is the whole program. It never returns.
+func Main() {
+	if os.Args[0] == childName {
+		childMain()
+	}
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "msb-agent is the init of a microVM's guest: it runs as PID 1 only")
+		os.Exit(2)
+	}
+	err := run() // until something fails
+	slog.New(slog.NewTextHandler(os.Stderr, nil)).Error("guest stops", "err", err)
+	powerOff()
+}
+
+func run() error {
+	if err := mountSystem(); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	log, warnings, err := configure()
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	if err := bringUp(log); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	go func() {
+		openConsole()
+		for _, w := range warnings {
+			log.Info("kernel parameter is ignored", "parameter", w)
+		}
+	}()
+	a := newAgent(log)
+	sigchld := make(chan os.Signal, 1)
+	signal.Notify(sigchld, unix.SIGCHLD)
+	go a.reaper.run(sigchld)
+	go a.endOnSignal()
+
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
+	if err != nil {
+		return err
+	}
+	pb.RegisterAgentServiceService(server, a)
+	pb.RegisterHealthService(server, health{})
+	return serve(server, log)
+}
+
+// configure takes what the kernel's command line says to the agent.
+func configure() (log *slog.Logger, warnings []string, err error) {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return nil, nil, err
+	}
+	options, warnings := parseCmdline(string(line))
+	log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: options.logLevel}))
+	if options.hotplugLimit > 0 {
+		hotplugLimit = options.hotplugLimit
+	}
+	pipeSize = options.pipeSize
+	return log, warnings, nil
+}
+
+// endOnSignal ends the sandbox when whoever stands in for the machine's power button says so. No
+// other signal ends PID 1. They are taken, not ignored: what is ignored stays so in each container.
+func (a *agent) endOnSignal() {
+	// The kernel turns Ctrl-Alt-Del into SIGINT, where it would reboot.
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
+	for sig := range signals {
+		if sig == unix.SIGTERM || sig == unix.SIGINT || sig == unix.SIGPWR {
+			a.log.Info("the machine is asked to stop", "signal", sig.String())
+			break
+		}
+	}
+	time.AfterFunc(killLimit+syncLimit, powerOff) // whatever hangs
+	if err := a.endSandbox(); err != nil {
+		a.log.Warn("end the sandbox", "err", err)
+	}
+	powerOff()
+}
+
+// serve answers on every channel that leads to the host, and returns when none does.
+func serve(server *ttrpc.Server, log *slog.Logger) error {
+	listeners, err := hostListeners()
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	for _, l := range listeners {
+		wg.Go(func() {
+			if err := server.Serve(context.Background(), requestListener{l}); err != nil {
+				log.Error("channel to the host ended", "channel", l.Addr().String(), "err", err)
+			}
+		})
+	}
+	wg.Wait()
+	return fmt.Errorf("no channel to the host is left")
+}
+
+// agent holds the guest's state and answers AgentService.
+type agent struct {
+	log      *slog.Logger
+	reaper   *reaper
+	storages *storages
+	oom      chan string
+
+	mu         sync.Mutex
+	containers map[string]*container
+	first      *container // of those, the one that was made first
+	// changing serializes what makes and removes containers.
+	changing sync.Mutex
+}
+
+func newAgent(log *slog.Logger) *agent {
+	return &agent{
+		log:        log,
+		reaper:     &reaper{children: make(map[int]func(unix.WaitStatus))},
+		storages:   &storages{points: make(map[string]*storage)},
+		oom:        make(chan string, 64),
+		containers: make(map[string]*container),
+	}
+}

@@ -1,0 +1,161 @@
+package agent
+
+import (
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// raw returns a message that is encoded as data.
+func raw(data []byte) proto.Message {
+	m := &emptypb.Empty{}
+	m.ProtoReflect().SetUnknown(data)
+	return m
+}
+
+// undecodable is a field that is longer than what follows.
+var undecodable = raw([]byte{0x0a, 0xff, 0x01})
+
+// refusalCodes are the answers to input that is no good. Any other means that the agent went ahead with
+// it until something broke.
+var refusalCodes = []codes.Code{
+	codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented, codes.OutOfRange,
+	codes.ResourceExhausted,
+}
+
+// patient are the methods that wait for a device, or do what is long if the request is, and the
+// waiting ones.
+var patient = append([]string{
+	"OnlineCPUMem", "AddSwap", "UpdateInterface", "UpdateRoutes", "AddARPNeighbors", "UpdateEphemeralMounts",
+}, waiting...)
+
+// testExtremeInput sends each method's good request with single fields, and with several, at their
+// extremes: a choice of them, or with MSB_SOAK=1 all. MSB_SEED makes another choice.
+func testExtremeInput(t *testing.T, c *conformance) {
+	seed, _ := strconv.ParseUint(os.Getenv("MSB_SEED"), 10, 64)
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	c.startFixture(t)
+	methods := rpcMethods()
+	for _, m := range methods {
+		switch m.name {
+		case "DestroySandbox":
+			continue // testEndOfSandbox
+		case "RemoveContainer", "UpdateContainer":
+			_, err := c.CreateContainer(t.Context(), goodRequests()["CreateContainer"].(*pb.CreateContainerRequest))
+			if status.Code(err) != codes.AlreadyExists {
+				ok(t)(nil, err)
+			}
+		}
+		good := goodRequests()[m.name]
+		all := mutations(good)
+		singles, combined := 15, 4
+		switch {
+		case os.Getenv("MSB_SOAK") == "1":
+			singles, combined = -1, 200
+		case len(all) < 5:
+			combined = 0
+		}
+		started := time.Now()
+		answers := make(map[codes.Code]int)
+		for _, change := range pick(rnd, all, singles) {
+			answers[c.tryExtreme(t, m, change.field, mutated(good, change))]++
+		}
+		for range combined {
+			some := pick(rnd, all, 2+rnd.IntN(4))
+			var fields []string
+			for _, s := range some {
+				fields = append(fields, s.field)
+			}
+			answers[c.tryExtreme(t, m, strings.Join(fields, ", "), mutated(good, some...))]++
+		}
+		wantCode(t, c.call(t, m, undecodable), codes.InvalidArgument)
+		want := emptyAnswer(m)
+		if err := c.answer(t, m, raw(nil), want); status.Code(err) != want {
+			t.Errorf("%s without any field: got %v, want %v", m.name, err, want)
+		}
+		t.Logf("%s: %d mutations, answers %v in %v", m.name, len(all), answers, time.Since(started).Round(time.Millisecond))
+	}
+	for _, id := range []string{boxID, "made"} {
+		_, _ = c.RemoveContainer(t.Context(), &pb.RemoveContainerRequest{ContainerId: id})
+	}
+	for _, name := range []string{"UpdateInterface", "UpdateRoutes", "UpdateEphemeralMounts", "CreateSandbox"} {
+		for _, m := range methods {
+			if m.name == name {
+				ok(t)(nil, c.call(t, m, goodRequests()[name]))
+			}
+		}
+	}
+	now := time.Now()
+	ok(t)(c.SetGuestDateTime(t.Context(), &pb.SetGuestDateTimeRequest{Sec: now.Unix()}))
+}
+
+// tryExtreme makes one call, and undoes it if the agent took the request.
+func (c *conformance) tryExtreme(t *testing.T, m rpcMethod, what string, req proto.Message) codes.Code {
+	t.Helper()
+	ctx := t.Context()
+	if e, isExec := req.(*pb.ExecProcessRequest); isExec && e.ExecId == "new" {
+		e.ExecId = c.nextExec()
+	}
+	data, err := encode(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(data) > frameLimit-1<<10 {
+		return codes.Aborted // no client would send it
+	}
+	err = c.callFor(t, m, raw(data), waitLimit)
+	code := status.Code(err)
+	long := slices.Contains(patient, m.name) || strings.Contains(what, "many entries")
+	gaveUp := code == codes.DeadlineExceeded && long
+	if code != codes.OK && !slices.Contains(refusalCodes, code) && !gaveUp {
+		t.Errorf("%s with %s: %v", m.name, what, err)
+	}
+	switch req := req.(type) {
+	case *pb.CreateContainerRequest:
+		if code == codes.OK {
+			ok(t)(c.RemoveContainer(ctx, &pb.RemoveContainerRequest{ContainerId: req.ContainerId}))
+		}
+	case *pb.ExecProcessRequest:
+		if code == codes.OK {
+			ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: boxID, ExecId: req.ExecId, Signal: uint32(unix.SIGKILL)}))
+			c.finish(t, boxID, req.ExecId)
+		}
+	case *pb.PauseContainerRequest:
+		ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: boxID}))
+	case *pb.RemoveContainerRequest:
+		if code == codes.OK {
+			c.createBox(t, "made", buildSpec(boxID))
+		}
+	}
+	return code
+}
+
+// emptyAnswer is what a request without any field gets.
+func emptyAnswer(m rpcMethod) codes.Code {
+	if slices.Contains(unsupported, m.name) {
+		return codes.Unimplemented
+	}
+	switch m.name {
+	case "Check", "Version", "CreateSandbox", "OnlineCPUMem", "GetGuestDetails", "GetMetrics", "ListInterfaces", "ListRoutes",
+		"UpdateRoutes", "AddARPNeighbors", "UpdateEphemeralMounts", "RemoveStaleVirtiofsShareMounts":
+		return codes.OK
+	case "GetOOMEvent":
+		return codes.DeadlineExceeded
+	case "GetVolumeStats", "ResizeVolume":
+		return codes.NotFound
+	default:
+		return codes.InvalidArgument
+	}
+}

@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"testing"
+
+	"github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	shmPoint    = "/run/kata-containers/sandbox/shm"
+	volumePoint = "/run/kata-containers/sandbox/storage/volume"
+	volumeSize  = 8 << 20
+	testData    = "/run/kata-containers/conformance"
+	// The execs in the box that the good requests are about: one that has ended, one that takes its
+	// input, one with a terminal.
+	endedExec, sinkExec, ttyExec = "ended", "sink", "tty"
+)
+
+func shmStorage() *pb.Storage {
+	return &pb.Storage{
+		Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: shmPoint,
+		Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"},
+	}
+}
+
+func goodInterface() *protocols.Interface {
+	return &protocols.Interface{
+		Device: "eth0", Name: "eth0", HwAddr: testMAC, Mtu: 1400, Type: "ethernet",
+		IPAddresses: []*protocols.IPAddress{
+			{Address: "10.9.0.2", Mask: "24"}, {Family: protocols.IPFamily_v6, Address: "fd00:9::2", Mask: "64"},
+		},
+	}
+}
+
+// The shim keeps what is in memory or local for a pod's next container: it goes with the sandbox. All
+// such is in testData.
+
+// goodRequests returns a request for each method as a shim would make it, of a guest where testFixture
+// was called.
+func goodRequests() map[string]proto.Message {
+	return map[string]proto.Message{
+		"Check":   &pb.CheckRequest{Service: "grpc.Health"},
+		"Version": &pb.CheckRequest{},
+
+		"CreateSandbox": &pb.CreateSandboxRequest{
+			Hostname: "guest", Dns: []string{"192.0.2.53"}, SandboxId: watchID, Storages: []*pb.Storage{
+				shmStorage(), {Driver: "blk", Source: "0b", Fstype: "ext4", MountPoint: volumePoint, Options: []string{"noatime"}},
+			},
+		},
+		"DestroySandbox": &pb.DestroySandboxRequest{},
+		"CreateContainer": &pb.CreateContainerRequest{
+			ContainerId: "made", ExecId: "made", OCI: buildSpec(boxID),
+			Storages: []*pb.Storage{
+				{Driver: "local", MountPoint: testData + "/local", Options: []string{"mode=0777"}, FsGroup: &pb.FSGroup{GroupId: 5}},
+				{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: testData + "/ephemeral", Options: []string{"size=1048576"}},
+				{Driver: "bind", Source: volumePoint, MountPoint: "/run/kata-containers/bound", Options: []string{"ro"}},
+			},
+		},
+		"StartContainer":  &pb.StartContainerRequest{ContainerId: boxID},
+		"RemoveContainer": &pb.RemoveContainerRequest{ContainerId: "made"},
+		"UpdateContainer": &pb.UpdateContainerRequest{ContainerId: "made", Resources: &pb.LinuxResources{
+			Memory: &pb.LinuxMemory{Limit: 96 << 20}, CPU: &pb.LinuxCPU{Shares: 512, Quota: 100_000, Period: 100_000, Cpus: "0"},
+			Pids: &pb.LinuxPids{Limit: 100},
+		}},
+		"StatsContainer":  &pb.StatsContainerRequest{ContainerId: boxID},
+		"PauseContainer":  &pb.PauseContainerRequest{ContainerId: boxID},
+		"ResumeContainer": &pb.ResumeContainerRequest{ContainerId: boxID},
+		"ExecProcess":     &pb.ExecProcessRequest{ContainerId: boxID, ExecId: "new", Process: tool("streams", "out", "err", "0")},
+		"SignalProcess":   &pb.SignalProcessRequest{ContainerId: boxID, ExecId: sinkExec, Signal: uint32(unix.SIGCONT)},
+		"WaitProcess":     &pb.WaitProcessRequest{ContainerId: boxID, ExecId: endedExec},
+		"WriteStdin":      &pb.WriteStreamRequest{ContainerId: boxID, ExecId: sinkExec, Data: []byte("input")},
+		"CloseStdin":      &pb.CloseStdinRequest{ContainerId: boxID, ExecId: endedExec},
+		"ReadStdout":      &pb.ReadStreamRequest{ContainerId: boxID, ExecId: endedExec, Len: 32 << 10},
+		"ReadStderr":      &pb.ReadStreamRequest{ContainerId: boxID, ExecId: endedExec, Len: 32 << 10},
+		"TtyWinResize":    &pb.TtyWinResizeRequest{ContainerId: boxID, ExecId: ttyExec, Row: 24, Column: 80},
+
+		"UpdateInterface": &pb.UpdateInterfaceRequest{Interface: goodInterface()},
+		"UpdateRoutes": &pb.UpdateRoutesRequest{Routes: &pb.Routes{Routes: []*protocols.Route{
+			{Dest: "10.9.0.0/24", Device: "eth0", Source: "10.9.0.2", Scope: 253}, {Gateway: "10.9.0.1", Device: "eth0"},
+		}}},
+		"AddARPNeighbors": &pb.AddARPNeighborsRequest{Neighbors: &pb.ARPNeighbors{ARPNeighbors: []*protocols.ARPNeighbor{
+			{ToIPAddress: &protocols.IPAddress{Address: "10.9.0.1"}, Device: "eth0", Lladdr: "02:00:00:00:00:01", State: 0x80},
+		}}},
+		"ListInterfaces": &pb.ListInterfacesRequest{},
+		"ListRoutes":     &pb.ListRoutesRequest{},
+		"GetIPTables":    &pb.GetIPTablesRequest{},
+		"SetIPTables":    &pb.SetIPTablesRequest{Data: []byte("*filter\nCOMMIT\n")},
+
+		"GetGuestDetails":   &pb.GuestDetailsRequest{MemBlockSize: true, MemHotplugProbe: true},
+		"GetMetrics":        &pb.GetMetricsRequest{},
+		"ReseedRandomDev":   &pb.ReseedRandomDevRequest{Data: make([]byte, 512)},
+		"SetGuestDateTime":  &pb.SetGuestDateTimeRequest{Sec: 1_900_000_000, Usec: 1},
+		"OnlineCPUMem":      &pb.OnlineCPUMemRequest{NbCpus: 2},
+		"MemHotplugByProbe": &pb.MemHotplugByProbeRequest{MemHotplugProbeAddr: []uint64{1 << 32}},
+		"CopyFile": &pb.CopyFileRequest{
+			Path: testData + "/file", FileMode: unix.S_IFREG | 0o644, DirMode: 0o750, FileSize: 4, Data: []byte("data"),
+		},
+		"UpdateEphemeralMounts":          &pb.UpdateEphemeralMountsRequest{Storages: []*pb.Storage{shmStorage()}},
+		"RemoveStaleVirtiofsShareMounts": &pb.RemoveStaleVirtiofsShareMountsRequest{},
+		"GetOOMEvent":                    &pb.GetOOMEventRequest{},
+		"AddSwap":                        &pb.AddSwapRequest{PCIPath: []uint32{0x0a}},
+		"AddSwapPath":                    &pb.AddSwapPathRequest{Path: "/dev/vda"},
+		"GetVolumeStats":                 &pb.VolumeStatsRequest{VolumeGuestPath: volumePoint},
+		"ResizeVolume":                   &pb.ResizeVolumeRequest{VolumeGuestPath: volumePoint, Size: volumeSize},
+		"SetPolicy":                      &pb.SetPolicyRequest{Policy: "package agent_policy\ndefault AllowRequestsFailingPolicy := true\n"},
+		"MemAgentMemcgSet":               &pb.MemAgentMemcgConfig{Disabled: new(bool)},
+		"MemAgentCompactSet":             &pb.MemAgentCompactConfig{Disabled: new(bool)},
+	}
+}
+
+// startBox creates and starts a container, whose main process waits for a signal.
+func (c *conformance) startBox(t *testing.T, id string) {
+	t.Helper()
+	c.createBox(t, id, buildSpec(boxID))
+	ok(t)(c.StartContainer(t.Context(), &pb.StartContainerRequest{ContainerId: id}))
+	resp, err := c.ReadStdout(t.Context(), &pb.ReadStreamRequest{ContainerId: id, ExecId: id, Len: 100})
+	if string(resp.GetData()) != "waiting\n" {
+		t.Fatalf("main process of %s: %q, %v", id, resp.GetData(), err)
+	}
+}
+
+func (c *conformance) createBox(t *testing.T, id string, spec *pb.Spec) {
+	t.Helper()
+	ok(t)(c.CreateContainer(t.Context(), &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec}))
+}
+
+// startFixture makes what the good requests are about.
+func (c *conformance) startFixture(t *testing.T) {
+	t.Helper()
+	c.startBox(t, boxID)
+	if r := c.run(t, boxID, endedExec, tool("streams", "out", "err", "3")); r != (result{"out", "err", 3}) {
+		t.Fatal(r)
+	}
+	c.exec(t, boxID, sinkExec, own("sink"))
+	p := tool("tty")
+	p.Terminal = true
+	c.exec(t, boxID, ttyExec, p)
+}
+
+// remove removes a container, whatever state it is in.
+func (c *conformance) remove(t *testing.T, id string) {
+	t.Helper()
+	ok(t)(c.RemoveContainer(t.Context(), &pb.RemoveContainerRequest{ContainerId: id}))
+}
+
+// testBeforeSandbox makes each call about a container or process while there is none.
+func testBeforeSandbox(t *testing.T, c *conformance) {
+	for _, m := range rpcMethods() {
+		req := goodRequests()[m.name]
+		if req == nil {
+			t.Fatalf("the method %s is new: give it a request and a case", m.name)
+		}
+		if req.ProtoReflect().Descriptor().Fields().ByName("container_id") == nil || m.name == "CreateContainer" {
+			continue
+		}
+		if err := c.call(t, m, req); status.Code(err) != codes.NotFound {
+			t.Errorf("%s: %v", m.name, err)
+		}
+	}
+	_, err := c.GetVolumeStats(t.Context(), &pb.VolumeStatsRequest{VolumeGuestPath: volumePoint})
+	wantCode(t, err, codes.NotFound)
+}

@@ -1,0 +1,89 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// What the host asks of the machine as a whole.
+
+const (
+	// agentVersion is the release of Kata's protocols that the agent speaks.
+	agentVersion = "3.20.0"
+	// maxSeed bounds the data of one ReseedRandomDev.
+	maxSeed = 4096
+)
+
+// GetGuestDetails says what this guest can do. The shim looks at the size of a block of memory, at how
+// new ones are found, and at seccomp profiles, of which this guest takes none.
+func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
+	var block uint64
+	if data, err := os.ReadFile(memoryDir + "/block_size_bytes"); err == nil {
+		block, _ = strconv.ParseUint(strings.TrimSpace(string(data)), 16, 64)
+	}
+	_, err := os.Stat(probeFile)
+	return &pb.GuestDetailsResponse{
+		MemBlockSizeBytes:      block,
+		SupportMemHotplugProbe: err == nil,
+		AgentDetails: &pb.AgentDetails{
+			Version:         agentVersion,
+			InitDaemon:      true,
+			StorageHandlers: storageDriverNames(),
+			DeviceHandlers:  slices.Sorted(maps.Keys(diskFinders)),
+		},
+	}, nil
+}
+
+// ReseedRandomDev makes the kernel's random numbers depend on data, at once: two guests that were
+// restored from one image must never draw the same.
+func (a *agent) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
+	if len(req.Data) == 0 || len(req.Data) > maxSeed {
+		return nil, invalid("seed of %d bytes", len(req.Data))
+	}
+	return done(reseed(req.Data))
+}
+
+func reseed(data []byte) error {
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// struct rand_pool_info of <linux/random.h>
+	var info struct {
+		entropyBits int32
+		size        int32
+		data        [maxSeed]byte
+	}
+	info.entropyBits, info.size = int32(8*len(data)), int32(len(data))
+	copy(info.data[:], data)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info))); errno != 0 {
+		return fmt.Errorf("add entropy: %w", errno)
+	}
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.RNDRESEEDCRNG, 0); err != nil {
+		return fmt.Errorf("reseed: %w", err)
+	}
+	return nil
+}
+
+// SetGuestDateTime sets the clock.
+func (a *agent) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	if req.Sec <= 0 || req.Usec < 0 || req.Usec >= 1_000_000 {
+		return nil, invalid("time %d s %d µs", req.Sec, req.Usec)
+	}
+	tv := unix.Timeval{Sec: req.Sec, Usec: req.Usec}
+	if err := unix.Settimeofday(&tv); err != nil {
+		return nil, fmt.Errorf("set clock: %w", err)
+	}
+	return &emptypb.Empty{}, nil
+}

@@ -1,0 +1,324 @@
+package agent
+
+import (
+	"math"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+)
+
+func TestParseMountOptions(t *testing.T) {
+	for _, tt := range []struct {
+		options string
+		want    mountOptions
+		flags   uintptr
+	}{
+		{"", mountOptions{}, 0},
+		{"rbind,ro,rprivate", mountOptions{
+			bind: true, recursive: true, attr: unix.MOUNT_ATTR_RDONLY, propagation: unix.MS_PRIVATE | unix.MS_REC,
+		}, unix.MS_RDONLY},
+		{"nosuid,noexec,nodev,mode=755,size=64k", mountOptions{
+			attr: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NODEV, data: "mode=755,size=64k",
+		}, unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV},
+		{"ro,rw,noatime,sync,relatime,tmpcopyup", mountOptions{
+			attr: unix.MOUNT_ATTR_NOATIME, extra: unix.MS_SYNCHRONOUS,
+		}, unix.MS_NOATIME | unix.MS_SYNCHRONOUS},
+	} {
+		got := parseMountOptions(strings.Split(tt.options, ","))
+		if got != tt.want || got.flags() != tt.flags {
+			t.Errorf("%q: got %+v with flags %#x, want %+v with %#x", tt.options, got, got.flags(), tt.want, tt.flags)
+		}
+	}
+}
+
+func TestCapabilityMask(t *testing.T) {
+	if got, err := capabilityMask([]string{"CAP_CHOWN", "CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"}); err != nil || got != 1|1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_CHECKPOINT_RESTORE {
+		t.Errorf("got %#x, %v", got, err)
+	}
+	if _, err := capabilityMask([]string{"cap_chown"}); err == nil {
+		t.Error("an unknown name was taken")
+	}
+	if len(capabilityNames) != unix.CAP_LAST_CAP+1 {
+		t.Errorf("%d capabilities, the kernel has %d", len(capabilityNames), unix.CAP_LAST_CAP+1)
+	}
+}
+
+func TestCgroupSettings(t *testing.T) {
+	got := cgroupSettings(&pb.LinuxResources{
+		Memory: &pb.LinuxMemory{Limit: 1 << 20, Reservation: -1},
+		CPU:    &pb.LinuxCPU{Shares: 1024, Quota: 50_000, Cpus: "0-1"},
+		Pids:   &pb.LinuxPids{Limit: -1},
+	})
+	want := [][2]string{
+		{"memory.max", "1048576"}, {"memory.low", "max"}, {"cpu.weight", "39"}, {"cpu.max", "50000 100000"},
+		{"cpuset.cpus", "0-1"}, {"pids.max", "max"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := cgroupSettings(nil); got != nil {
+		t.Errorf("no limits became %v", got)
+	}
+	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 262144: 10000, 1 << 40: 10000} {
+		if got := cpuWeight(shares); got != want {
+			t.Errorf("weight of %d shares: got %d, want %d", shares, got, want)
+		}
+	}
+}
+
+func TestHomeOf(t *testing.T) {
+	const passwd = "root:x:0:0:root:/root:/bin/sh\nshort:x\nodd:x:7:7::nowhere:/bin/sh\nlast:x:8:8::/home/last:/bin/sh"
+	for uid, want := range map[uint32]string{0: "/root", 7: "/", 8: "/home/last", 9: "/"} {
+		if got := homeOf(passwd, uid); got != want {
+			t.Errorf("home of %d: got %q, want %q", uid, got, want)
+		}
+	}
+}
+
+func TestLookPath(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"run": 0o755, "data": 0o644} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := []string{"PATH=/nosuch:" + dir}
+	if got, err := lookPath("run", env); err != nil || got != filepath.Join(dir, "run") {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if got, err := lookPath("./x/run", env); err != nil || got != "./x/run" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, name := range []string{"data", "absent"} {
+		if got, err := lookPath(name, env); err == nil {
+			t.Errorf("found %q", got)
+		}
+	}
+}
+
+func TestMakeMountpoint(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Symlink("below/target", filepath.Join(dir, "dangling")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("loop", filepath.Join(dir, "loop")); err != nil {
+		t.Fatal(err)
+	}
+	got, err := makeMountpoint(filepath.Join(dir, "dangling"), false)
+	if err != nil || got != filepath.Join(dir, "below/target") {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if st, err := os.Stat(filepath.Join(dir, "below/target")); err != nil || !st.Mode().IsRegular() {
+		t.Errorf("target: %v, %v", st, err)
+	}
+	if _, err := makeMountpoint(filepath.Join(dir, "a/b"), true); err != nil {
+		t.Error(err)
+	}
+	if _, err := makeMountpoint(filepath.Join(dir, "loop"), true); err == nil {
+		t.Error("a loop of links was taken")
+	}
+}
+
+func TestDiskGlob(t *testing.T) {
+	got, err := diskGlob("02/0a")
+	if want := "/sys/devices/pci0000:00/0000:*:02.0/0000:*:0a.0/virtio*/block/*"; err != nil || got != want {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, bad := range []string{"", "2", "02/", "../x", "0G", "002", "20", "02.1"} {
+		if _, err := diskGlob(bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func TestStorageOptions(t *testing.T) {
+	options, own := splitStorageOptions([]string{"size=1", "fsgid=12", "fsgid=x"})
+	if own.gid != 12 || !slices.Equal(options, []string{"size=1", "fsgid=x"}) {
+		t.Errorf("got %v, %+v", options, own)
+	}
+	if own := own.withMode([]string{"mode=1770"}); own.mode != os.ModeSticky|0o770 {
+		t.Errorf("mode %v", own.mode)
+	}
+}
+
+func TestVirtiofsMounts(t *testing.T) {
+	const mounts = "proc /proc proc rw 0 0\nkataShared /run/a\\040b virtiofs ro 0 0\nnone /run/c\\1 virtiofs rw 0 0\nshort\n"
+	if got, want := virtiofsMounts(mounts), []string{"/run/a b", `/run/c\1`}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestParseMeminfo(t *testing.T) {
+	if name, size, ok := parseMeminfo("MemFree:      123 kB"); name != "MemFree" || size != 123<<10 || !ok {
+		t.Errorf("got %q, %d, %v", name, size, ok)
+	}
+	if _, size, ok := parseMeminfo("HugePages_Free:     4"); size != 4 || !ok {
+		t.Errorf("got %d, %v", size, ok)
+	}
+	for _, bad := range []string{"", "x", "x:", "x: y"} {
+		if _, _, ok := parseMeminfo(bad); ok {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestMetricItem(t *testing.T) {
+	for name, want := range map[string]string{
+		"MemTotal": "mem_total", "Active(anon)": "active_anon", "HugePages_Total": "hugepages_total",
+		"SReclaimable": "sreclaimable", "Cached": "cached", "DirectMap4k": "direct_map4k",
+	} {
+		if got := metricItem(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestFindPort(t *testing.T) {
+	sysfs := t.TempDir()
+	for port, name := range map[string]string{"vport1p1": "msb.0", "vport1p2": portName} {
+		if err := os.Mkdir(filepath.Join(sysfs, port), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(sysfs, port, "name"), []byte(name+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := findPort(sysfs, portName, 0); err != nil || got != "vport1p2" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if _, err := findPort(sysfs, "absent", 0); err == nil {
+		t.Error("found a port that is not there")
+	}
+}
+
+func TestBringOnline(t *testing.T) {
+	sysfs := t.TempDir()
+	for _, cpu := range []string{"cpu0", "cpu1", "cpu2", "cpufreq"} {
+		if err := os.Mkdir(filepath.Join(sysfs, cpu), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := filepath.Join(sysfs, "cpu1", "online") // cpu0 has no switch
+	if err := os.WriteFile(file, []byte("0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	stuck := filepath.Join(sysfs, "cpu2", "online")
+	if err := os.Mkdir(stuck, 0o755); err != nil { // cannot be read
+		t.Fatal(err)
+	}
+	if n, err := bringOnline(sysfs, "cpu"); err == nil {
+		t.Errorf("%d processors, one of which is broken", n)
+	}
+	if err := os.Remove(stuck); err != nil {
+		t.Fatal(err)
+	}
+	n, err := bringOnline(sysfs, "cpu")
+	state, _ := os.ReadFile(file)
+	if err != nil || n != 3 || string(state) != "1" {
+		t.Errorf("%d processors, cpu1 %q, %v", n, state, err)
+	}
+}
+
+func TestValidateCreate(t *testing.T) {
+	if err := validateCreate(&pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a")}); err != nil {
+		t.Error(err)
+	}
+	for name, change := range badCreates("a") {
+		req := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a")}
+		change(req)
+		if len(req.Storages) > 0 {
+			continue // refused when attached
+		}
+		if err := validateCreate(req); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzAgentRequests decodes requests and checks and plans them as far as nothing is touched.
+func FuzzAgentRequests(f *testing.F) {
+	good := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a"), Storages: []*pb.Storage{{Driver: "blk", Source: "02/01", Options: []string{"ro", "fsgid=1", "mode=777"}}}}
+	seeds := []*pb.CreateContainerRequest{good}
+	for _, change := range badCreates("a") {
+		bad := proto.Clone(good).(*pb.CreateContainerRequest)
+		change(bad)
+		seeds = append(seeds, bad)
+	}
+	for _, s := range seeds {
+		data, err := proto.Marshal(s)
+		if err != nil {
+			continue // a name that is no UTF-8
+		}
+		f.Add(data)
+	}
+	for _, req := range goodRequests() {
+		for _, change := range pick(rand.New(rand.NewPCG(0, 0)), mutations(req), 8) {
+			if data, err := encode(mutated(req, change)); err == nil && len(data) < 16<<10 {
+				f.Add(data)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var create pb.CreateContainerRequest
+		if proto.Unmarshal(data, &create) == nil {
+			err := validateCreate(&create)
+			if err != nil && !errdefs.IsInvalidArgument(err) && !errdefs.IsNotImplemented(err) {
+				t.Errorf("error of no class: %v", err)
+			}
+			if err == nil {
+				checkAccepted(t, &create)
+			}
+			for _, m := range create.GetOCI().GetMounts() {
+				parseMountOptions(m.GetOptions()).flags()
+			}
+			cgroupSettings(create.GetOCI().GetLinux().GetResources())
+			for _, s := range create.GetStorages() {
+				options, own := splitStorageOptions(s.GetOptions())
+				own.withMode(options)
+				if glob, err := diskGlob(s.GetSource()); err == nil && strings.Contains(glob, "..") {
+					t.Errorf("PCI path %q leads to %q", s.Source, glob)
+				}
+			}
+		}
+		var exec pb.ExecProcessRequest
+		if proto.Unmarshal(data, &exec) == nil && validateProcess(exec.Process) == nil && exec.Process.User.GetUID() == math.MaxUint32 {
+			t.Errorf("accepted user %d, who would be root", exec.Process.User.UID)
+		}
+		var iface pb.UpdateInterfaceRequest
+		if proto.Unmarshal(data, &iface) == nil {
+			_, _ = parseAddresses(iface.GetInterface().GetIPAddresses())
+		}
+		var routes pb.UpdateRoutesRequest
+		if proto.Unmarshal(data, &routes) == nil {
+			for _, r := range routes.GetRoutes().GetRoutes() {
+				_, _ = parseRoute(r)
+			}
+		}
+	})
+}
+
+// checkAccepted asserts what a child relies on.
+func checkAccepted(t *testing.T, req *pb.CreateContainerRequest) {
+	t.Helper()
+	if strings.ContainsAny(req.ContainerId, "/\x00") || req.ContainerId == "" || req.ContainerId[0] == '.' {
+		t.Errorf("accepted container id %q", req.ContainerId)
+	}
+	deviceProgram(deviceRules(req.OCI.Linux))
+	if len(req.OCI.Process.Args) == 0 || !strings.HasPrefix(filepath.Clean(req.OCI.Root.Path), "/run/") {
+		t.Errorf("accepted %v", req)
+	}
+	for _, m := range req.OCI.Mounts {
+		if m.Type == guestMountType && m.Source != "/msb-portal" {
+			t.Errorf("accepted a mount of the guest's %q", m.Source)
+		}
+	}
+}

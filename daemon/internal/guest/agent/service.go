@@ -1,0 +1,341 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// maxErrorText bounds an error's text: it may hold as much as a request does, an answer that is
+// longer than a frame ends the connection, and the console is slow.
+const maxErrorText = 4 << 10
+
+// intercept is the edge: it turns error classes into status codes, and a panic into an error, for
+// the death of PID 1 is the death of the guest.
+func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
+	name := filepath.Base(info.FullMethod)
+	defer func() {
+		if p := recover(); p != nil {
+			a.log.Error("panic", "method", name, "panic", p, "stack", string(debug.Stack()))
+			resp, err = nil, status.Error(codes.Internal, errorText(fmt.Errorf("%s: panic: %v", name, p)))
+		}
+	}()
+	started := time.Now()
+	resp, err = method(ctx, func(req any) error {
+		if ctx.Err() != nil {
+			return ctx.Err() // the caller is gone before its turn came
+		}
+		if err := unmarshal(req); err != nil {
+			return invalid("decode request: %v", err)
+		}
+		return nil
+	})
+	if err == nil {
+		a.log.Debug("request", "method", name, "took", time.Since(started))
+		return resp, nil
+	}
+	code, text := statusCode(err), errorText(err)
+	if code != codes.OutOfRange && code != codes.Canceled {
+		a.log.Warn("request failed", "method", name, "err", text)
+	}
+	return nil, status.Error(code, text)
+}
+
+// errorText returns what the host is told of an error: both ends of a long one, for the cause comes
+// last. An answer that is not UTF-8 would end the connection.
+func errorText(err error) string {
+	text := err.Error()
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText/2] + " … " + text[len(text)-maxErrorText/2:]
+	}
+	return strings.ToValidUTF8(text, "\ufffd")
+}
+
+func statusCode(err error) codes.Code {
+	switch {
+	case errdefs.IsNotFound(err):
+		return codes.NotFound
+	case errdefs.IsInvalidArgument(err):
+		return codes.InvalidArgument
+	case errdefs.IsAlreadyExists(err):
+		return codes.AlreadyExists
+	case errdefs.IsFailedPrecondition(err):
+		return codes.FailedPrecondition
+	case errdefs.IsNotImplemented(err):
+		return codes.Unimplemented
+	case errdefs.IsOutOfRange(err):
+		return codes.OutOfRange
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return codes.DeadlineExceeded
+	}
+	var errno unix.Errno
+	if errors.As(err, &errno) && refusals[errno] != codes.OK {
+		return refusals[errno]
+	}
+	return codes.Internal
+}
+
+// refusals say what it means to the host when the kernel refuses what it asked for.
+var refusals = map[unix.Errno]codes.Code{
+	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
+	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,
+	unix.EISDIR: codes.InvalidArgument, unix.ENOENT: codes.NotFound, unix.EEXIST: codes.AlreadyExists,
+	unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
+	unix.EFBIG: codes.ResourceExhausted, unix.ENOMEM: codes.ResourceExhausted,
+}
+
+// done is the answer of a request that only has to succeed.
+func done(err error) (*emptypb.Empty, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// health answers Kata's Health service.
+type health struct{}
+
+func (health) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckResponse, error) {
+	return &pb.HealthCheckResponse{Status: pb.HealthCheckResponse_SERVING}, nil
+}
+
+func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckResponse, error) {
+	return &pb.VersionCheckResponse{GrpcVersion: pb.APIVersion, AgentVersion: agentVersion}, nil
+}
+
+// CreateContainer builds a container; its main process waits for StartContainer.
+func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*emptypb.Empty, error) {
+	if err := validateCreate(req); err != nil {
+		return nil, err
+	}
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	if _, err := a.container(req.ContainerId); err == nil {
+		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
+	}
+	if err := addDevices(ctx, req.Devices, req.OCI.Linux); err != nil {
+		return nil, err
+	}
+	points, err := a.storages.add(ctx, req.Storages)
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.build(ctx, req, points)
+	if err != nil {
+		return nil, errors.Join(err, a.storages.remove(points))
+	}
+	a.mu.Lock()
+	if len(a.containers) == 0 {
+		a.first = c
+	}
+	a.containers[c.id] = c
+	a.mu.Unlock()
+	go c.cgroup.oom.listen(func() { a.reportOOM(c.id) })
+	return &emptypb.Empty{}, nil
+}
+
+// build makes a container that uses the storages at some mount points.
+func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, points []string) (*container, error) {
+	root, err := a.resolveRoot(ctx, req.OCI.Root.Path)
+	if err != nil {
+		return nil, err
+	}
+	pidNamespace := 0
+	if req.SandboxPidns {
+		if pidNamespace, err = a.sandboxPID(); err != nil {
+			return nil, err
+		}
+	}
+	if err := allowDisks(req.OCI, a.storages.disks(points)); err != nil {
+		return nil, err
+	}
+	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI, pidNamespace)
+	if err != nil {
+		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
+	}
+	c.storages = points
+	return c, nil
+}
+
+// sandboxPID returns the process whose pid namespace all containers of a pod share, that of the first
+// container: 0 if there is none yet.
+func (a *agent) sandboxPID() (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case len(a.containers) == 0:
+		return 0, nil
+	case a.first.main.ended():
+		return 0, fmt.Errorf("share process ids with container %s: it has ended: %w", a.first.id, errdefs.ErrFailedPrecondition)
+	default:
+		return a.first.main.pid, nil
+	}
+}
+
+// resolveRoot returns where a container's root is in the guest. A shim that drives the hypervisor
+// from afar names a path in the share but never asks to mount it.
+func (a *agent) resolveRoot(ctx context.Context, path string) (string, error) {
+	if st, err := os.Stat(path); err == nil && st.IsDir() {
+		return path, nil
+	}
+	rest, ok := strings.CutPrefix(filepath.Clean(path), shimShare+"/")
+	if !ok {
+		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
+	}
+	if err := a.storages.share(ctx); err != nil {
+		return "", err
+	}
+	root := filepath.Join(ownShare, rest)
+	if st, err := os.Stat(root); err != nil || !st.IsDir() {
+		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
+	}
+	return root, nil
+}
+
+// container returns a container that was created and not removed.
+func (a *agent) container(id string) (*container, error) {
+	if err := validateID("container", id); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+}
+
+// process returns a process of a container; an empty exec id means the main one.
+func (a *agent) process(containerID, execID string) (*process, error) {
+	c, err := a.container(containerID)
+	if err != nil {
+		return nil, err
+	}
+	if execID != "" {
+		if err := validateID("process", execID); err != nil {
+			return nil, err
+		}
+	}
+	return c.process(execID)
+}
+
+// StartContainer lets the main process run.
+func (a *agent) StartContainer(_ context.Context, req *pb.StartContainerRequest) (*emptypb.Empty, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	return done(c.start())
+}
+
+// RemoveContainer ends what still runs of a container and forgets it.
+func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
+	a.changing.Lock()
+	defer a.changing.Unlock()
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.remove(); err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", c.id, err)
+	}
+	a.mu.Lock()
+	delete(a.containers, c.id)
+	a.mu.Unlock()
+	return done(a.storages.remove(c.storages))
+}
+
+// ExecProcess starts another program in a container.
+func (a *agent) ExecProcess(_ context.Context, req *pb.ExecProcessRequest) (*emptypb.Empty, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if err := validateID("process", req.ExecId); err != nil {
+		return nil, err
+	}
+	if err := validateProcess(req.Process); err != nil {
+		return nil, err
+	}
+	return done(c.exec(a.reaper, req.ExecId, req.Process))
+}
+
+// SignalProcess signals one process. Without an exec id that is the main one, and for SIGKILL all of
+// the container: the shim leaves the id out for each signal to a container.
+func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
+	if req.Signal < 1 || req.Signal > 64 {
+		return nil, invalid("signal %d", req.Signal)
+	}
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	sig := unix.Signal(req.Signal)
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	if req.ExecId == "" && sig == unix.SIGKILL {
+		return done(c.cgroup.kill())
+	}
+	if p == c.main && sig == unix.SIGTERM && !p.handles(sig) {
+		sig = unix.SIGKILL // the first process of a pid namespace would not notice the other
+	}
+	return done(a.reaper.signal(p.pid, sig))
+}
+
+// WaitProcess waits for the end of a process and returns its status as a shell reports it.
+func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.exited:
+		return &pb.WaitProcessResponse{Status: int32(p.status)}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// UpdateContainer changes a container's limits.
+func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	return done(c.cgroup.limit(req.Resources))
+}
+
+// PauseContainer stops a container's processes until ResumeContainer.
+func (a *agent) PauseContainer(_ context.Context, req *pb.PauseContainerRequest) (*emptypb.Empty, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	return done(c.freeze(true))
+}
+
+// ResumeContainer continues a paused container.
+func (a *agent) ResumeContainer(_ context.Context, req *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	return done(c.freeze(false))
+}

@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// maxRead bounds the answer to one ReadStdout or ReadStderr.
+const maxRead = 1 << 20
+
+// WriteStdin writes to a process, and waits while it does not read. Nothing to write means the end.
+func (a *agent) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb.WriteStreamResponse, error) {
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	if len(req.Data) == 0 {
+		p.stdin.close()
+		return &pb.WriteStreamResponse{}, nil
+	}
+	n, err := p.stdin.write(ctx, req.Data)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.WriteStreamResponse{Len: uint32(n)}, nil
+}
+
+// CloseStdin ends a process's input.
+func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*emptypb.Empty, error) {
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	p.stdin.close()
+	return &emptypb.Empty{}, nil
+}
+
+// ReadStdout waits for output. The end is an error, of code OutOfRange.
+func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	return readOutput(ctx, p.stdout, req.Len)
+}
+
+// ReadStderr is ReadStdout for the other stream. A process with a terminal has none.
+func (a *agent) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	if p.stderr == nil {
+		return nil, errEndOfStream
+	}
+	return readOutput(ctx, p.stderr, req.Len)
+}
+
+// TtyWinResize sets the size of a process's terminal.
+func (a *agent) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*emptypb.Empty, error) {
+	p, err := a.process(req.ContainerId, req.ExecId)
+	if err != nil {
+		return nil, err
+	}
+	if p.terminal == nil {
+		return nil, fmt.Errorf("process has no terminal: %w", errdefs.ErrFailedPrecondition)
+	}
+	raw, err := p.terminal.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var resizeErr error
+	err = raw.Control(func(fd uintptr) { resizeErr = resizeTerminal(int(fd), req.Row, req.Column) })
+	if err != nil {
+		return nil, fmt.Errorf("terminal is closed: %w", errdefs.ErrFailedPrecondition)
+	}
+	return done(resizeErr)
+}
+
+// errEndOfStream is how the shim's reader learns of the end.
+var errEndOfStream = fmt.Errorf("end of stream: %w", errdefs.ErrOutOfRange)
+
+func readOutput(ctx context.Context, o *output, limit uint32) (*pb.ReadStreamResponse, error) {
+	if limit == 0 {
+		return nil, invalid("read of 0 bytes")
+	}
+	data, err := o.read(ctx, int(min(limit, maxRead)))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, errEndOfStream
+	}
+	return &pb.ReadStreamResponse{Data: data}, nil
+}

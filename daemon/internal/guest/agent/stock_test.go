@@ -1,0 +1,165 @@
+package agent
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+)
+
+// stockCmdline is the kernel's, as Kata's QEMU driver writes it for a guest in debug mode: the console
+// is a virtio one.
+const stockCmdline = "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 noreplace-smp reboot=k cryptomgr.notests net.ifnames=0 " +
+	"pci=lastbus=0 console=hvc0 console=hvc1 debug panic=1 nr_cpus=2 selinux=0 systemd.unit=kata-containers.target " +
+	"i8042.direct=1 i8042.dumbkbd=1 i8042.nopnp=1 i8042.noaux=1 " +
+	"systemd.mask=systemd-networkd.service agent.log=debug agent.debug_console agent.debug_console_vport=1026 " +
+	"agent.hotplug_timeout=15 mitigations=off random.trust_cpu=on loglevel=0"
+
+// stock is a guest in a machine that grows, driven as Kata's shim and its QEMU driver do.
+type stock struct {
+	*guest
+	machine *machine
+	// log is the file of the machine's console.
+	log string
+}
+
+// TestStock boots one machine as stock Kata does, and plugs in what its containers need.
+func TestStock(t *testing.T) {
+	dir := t.TempDir()
+	monitor, console := filepath.Join(dir, "qmp.sock"), filepath.Join(dir, "hvc0.log")
+	s := &stock{guest: bootGuest(t, stockArguments(monitor, console, stockCmdline)...), log: console}
+	s.machine = dialMachine(t, monitor)
+	t.Cleanup(func() {
+		if t.Failed() {
+			log, _ := os.ReadFile(console)
+			t.Logf("guest's virtio console:\n%s", log)
+		}
+	})
+	// Where the share is read-only, only what is mounted below it can be written.
+	if err := os.Mkdir(filepath.Join(s.share, "watchable"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ok(t)(s.CreateSandbox(t.Context(), &pb.CreateSandboxRequest{
+		SandboxId: "pod", Hostname: "pod", Dns: []string{"nameserver 192.0.2.7", "options ndots:5", ""},
+		KernelModules: []*pb.KernelModule{{Name: "virtio-scsi"}, {Name: "sd_mod", Parameters: []string{}}},
+		Storages: []*pb.Storage{
+			{Driver: "virtio-fs", Source: shareTag, Fstype: "virtiofs", MountPoint: shimShare, Options: []string{"ro"}},
+			{Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: "/run/kata-containers/sandbox/shm", Options: []string{
+				"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"}},
+		},
+	}))
+
+	t.Run("pod", s.testPod)
+	t.Run("disks", s.testDisks)
+	t.Run("volumes", s.testVolumes)
+	t.Run("overlay", s.testOverlay)
+	t.Run("memory-backed storages", s.testMemoryStorages)
+	t.Run("processors and memory", s.testGrow)
+	t.Run("cards", s.testCards)
+	t.Run("clock and random numbers", s.testClock)
+	t.Run("memory limit in a group below", s.testNestedOOM)
+	t.Run("refused", s.testRefused)
+	t.Run("console", s.testConsole)
+	t.Run("end", s.testEnd)
+}
+
+// start creates and starts a container.
+func (s *stock) start(t *testing.T, req *pb.CreateContainerRequest) {
+	t.Helper()
+	ok(t)(s.CreateContainer(t.Context(), req))
+	ok(t)(s.StartContainer(t.Context(), &pb.StartContainerRequest{ContainerId: req.ContainerId}))
+}
+
+// stop kills and removes a container, as the shim does.
+func (s *stock) stop(t *testing.T, id string) {
+	t.Helper()
+	ok(t)(s.SignalProcess(t.Context(), &pb.SignalProcessRequest{ContainerId: id, Signal: 9}))
+	s.finish(t, id, id)
+	ok(t)(s.RemoveContainer(t.Context(), &pb.RemoveContainerRequest{ContainerId: id}))
+}
+
+// container returns the request for a container of the share with the test tool in it, whose root is
+// read-only.
+func (s *stock) container(t *testing.T, id string) *pb.CreateContainerRequest {
+	t.Helper()
+	spec := buildRoot(t, s.guest, id)
+	for _, dir := range []string{"proc", "dev", "sys", "srv", ".msb", "data", "data2"} {
+		if err := os.MkdirAll(filepath.Join(s.share, id, "rootfs", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(s.share, id, "rootfs/.msb/portal"), nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	spec.Process.Capabilities.Bounding = append(spec.Process.Capabilities.Bounding, "CAP_MKNOD", "CAP_DAC_OVERRIDE")
+	return &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec}
+}
+
+// mounted adds a mount of the guest's to a container.
+func mounted(req *pb.CreateContainerRequest, source, destination string, options ...string) {
+	req.OCI.Mounts = append(req.OCI.Mounts, &pb.Mount{
+		Destination: destination, Type: "bind", Source: source, Options: append([]string{"rbind"}, options...),
+	})
+}
+
+// privileged returns a process that runs the test tool with what a test needs.
+func privileged(args ...string) *pb.Process {
+	p := tool(args...)
+	caps := append(p.Capabilities.Bounding, "CAP_MKNOD", "CAP_DAC_OVERRIDE", "CAP_NET_ADMIN")
+	p.Capabilities = &pb.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
+	p.Cwd = "/"
+	return p
+}
+
+// says runs the test tool in a container and compares its output.
+func (s *stock) says(t *testing.T, id, want string, args ...string) {
+	t.Helper()
+	exec := strings.ReplaceAll(t.Name(), "/", "-") + "-" + time.Now().Format("150405.000000000")
+	if r := s.run(t, id, exec, privileged(args...)); r.stdout != want {
+		t.Errorf("%v: got %v, want %q", args, r, want)
+	}
+}
+
+// testConsole looks at the log on a console that came with a driver.
+func (s *stock) testConsole(t *testing.T) {
+	log, err := os.ReadFile(s.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`level=INFO msg="kernel parameter is ignored" parameter="agent.debug_console: this agent does not have it"`,
+		"level=DEBUG msg=request method=CreateSandbox",
+	} {
+		if !strings.Contains(string(log), want) {
+			t.Errorf("the console lacks %s", want)
+		}
+	}
+	if strings.Contains(string(log), "panic") {
+		t.Error("something panicked")
+	}
+}
+
+// testEnd turns the machine off with a container that runs and a disk in use: what was written is there.
+func (s *stock) testEnd(t *testing.T) {
+	disk := makeDisk(t, t.TempDir(), 8)
+	const point = "/run/kata-containers/sandbox/storage/last"
+	req := s.container(t, "last")
+	req.Storages = []*pb.Storage{{Driver: "blk", Source: s.machine.plugDisk(t, disk), Fstype: "ext4", MountPoint: point}}
+	mounted(req, point, "/data")
+	s.start(t, req)
+	s.says(t, "last", "", "put", "/data/file", "written")
+	s.machine.do(t, "send-key", map[string]any{"keys": []map[string]any{
+		{"type": "qcode", "data": "ctrl"}, {"type": "qcode", "data": "alt"}, {"type": "qcode", "data": "delete"},
+	}})
+	select {
+	case <-s.exited:
+	case <-time.After(bootLimit):
+		t.Fatal("the guest did not power itself off at Ctrl-Alt-Del")
+	}
+	if got := diskFile(t, disk, "/file"); got != "written" {
+		t.Errorf("the disk holds %q", got)
+	}
+}

@@ -1,0 +1,168 @@
+package agent
+
+import (
+	"fmt"
+	"math"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+)
+
+const (
+	// guestMountType is our own type of mount: a file of the guest's own, read-only.
+	guestMountType = "msb-guest"
+
+	// maxID bounds the length of a container's or a process's id.
+	maxID = 128
+	// maxDeviceNumber bounds a device's major and minor number.
+	maxDeviceNumber = 1<<20 - 1
+	// maxStringsBytes bounds a program's arguments and variables together.
+	maxStringsBytes = 4 << 20
+)
+
+// guestMountSources are the files that a mount of type guestMountType may name.
+var guestMountSources = []string{"/msb-portal"}
+
+// invalid makes an error of class errdefs.ErrInvalidArgument.
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// validateID accepts 1 to maxID letters, digits, '.', '_' and '-', beginning with a letter or digit.
+// It needs no regular expression, whose compilation each child would pay for.
+func validateID(kind, id string) error {
+	if len(id) > maxID {
+		return invalid("%s id of %d bytes is longer than %d", kind, len(id), maxID)
+	}
+	for i, c := range []byte(id) {
+		alnum := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+		if !alnum && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
+			return invalid("%s id %q", kind, id)
+		}
+	}
+	if id == "" {
+		return invalid("%s id is empty", kind)
+	}
+	return nil
+}
+
+// validateHostPath accepts a path where the host may put things: the guest's own system is not for it.
+func validateHostPath(path string) error {
+	if !strings.HasPrefix(filepath.Clean(path), "/run/") || strings.ContainsRune(path, 0) {
+		return invalid("path %q is not below /run", path)
+	}
+	return nil
+}
+
+// validateCreate checks all that a child takes on trust.
+func validateCreate(req *pb.CreateContainerRequest) error {
+	if err := validateID("container", req.ContainerId); err != nil {
+		return err
+	}
+	if len(req.SharedMounts) > 0 {
+		return fmt.Errorf("shared mounts: %w", errUnsupported)
+	}
+	spec := req.OCI
+	if spec == nil || spec.Root == nil {
+		return invalid("the container has no spec or no root")
+	}
+	if err := validateHostPath(spec.Root.Path); err != nil {
+		return fmt.Errorf("root: %w", err)
+	}
+	if len(spec.Hostname) > 64 {
+		return invalid("hostname is longer than 64 bytes")
+	}
+	if err := validateProcess(spec.Process); err != nil {
+		return err
+	}
+	for _, m := range spec.Mounts {
+		if err := validateMount(m); err != nil {
+			return err
+		}
+	}
+	linux := spec.Linux
+	if linux.GetSeccomp() != nil {
+		return invalid("this guest takes no seccomp profile")
+	}
+	if spec.Process.SelinuxLabel != "" || linux.GetMountLabel() != "" {
+		return invalid("this guest has no SELinux: set disable_guest_selinux in Kata's configuration")
+	}
+	if len(linux.GetUIDMappings())+len(linux.GetGIDMappings()) > 0 {
+		return invalid("this guest has no user namespaces")
+	}
+	for _, d := range linux.GetDevices() {
+		if d == nil || !filepath.IsAbs(d.Path) || !slices.Contains([]string{"c", "u", "b", "p"}, d.Type) {
+			return invalid("device %q of type %q", d.GetPath(), d.GetType())
+		}
+		if d.Major < 0 || d.Major > maxDeviceNumber || d.Minor < 0 || d.Minor > maxDeviceNumber {
+			return invalid("device %q with the number %d:%d", d.Path, d.Major, d.Minor)
+		}
+	}
+	for _, path := range slices.Concat(linux.GetMaskedPaths(), linux.GetReadonlyPaths()) {
+		if !filepath.IsAbs(path) {
+			return invalid("masked or read-only path %q is not absolute", path)
+		}
+	}
+	for key := range linux.GetSysctl() {
+		if key == "" || strings.ContainsAny(key, "/\x00") || strings.Contains(key, "..") {
+			return invalid("sysctl %q", key)
+		}
+	}
+	return nil
+}
+
+func validateMount(m *pb.Mount) error {
+	if m == nil || !filepath.IsAbs(m.Destination) {
+		return invalid("mount destination %q is not absolute", m.GetDestination())
+	}
+	if m.Type == guestMountType && !slices.Contains(guestMountSources, m.Source) {
+		return invalid("mount of the guest's %q: not one of %q", m.Source, guestMountSources)
+	}
+	return nil
+}
+
+func validateProcess(p *pb.Process) error {
+	if p == nil || len(p.Args) == 0 || p.Args[0] == "" {
+		return invalid("the process has no program")
+	}
+	if p.Cwd != "" && !filepath.IsAbs(p.Cwd) {
+		return invalid("working directory %q is not absolute", p.Cwd)
+	}
+	size := 0
+	for _, s := range slices.Concat(p.Args, p.Env) {
+		if strings.Contains(s, "\x00") {
+			return invalid("an argument or variable holds a NUL byte")
+		}
+		size += len(s)
+	}
+	if size > maxStringsBytes {
+		return invalid("arguments and variables take %d bytes", size)
+	}
+	for _, l := range p.Rlimits {
+		if _, ok := rlimits[l.GetType()]; !ok {
+			return invalid("unknown limit %q", l.GetType())
+		}
+		if l.Soft > l.Hard {
+			return invalid("%s of %d is over its maximum, %d", l.Type, l.Soft, l.Hard)
+		}
+	}
+	// The largest number means to the kernel "leave it as it is", and it is root's.
+	for _, id := range append([]uint32{p.User.GetUID(), p.User.GetGID()}, p.User.GetAdditionalGids()...) {
+		if id == math.MaxUint32 {
+			return invalid("user or group %d", id)
+		}
+	}
+	if p.OOMScoreAdj < -1000 || p.OOMScoreAdj > 1000 {
+		return invalid("OOM score %d", p.OOMScoreAdj)
+	}
+	c := p.Capabilities
+	for _, names := range [][]string{c.GetBounding(), c.GetEffective(), c.GetPermitted(), c.GetInheritable(), c.GetAmbient()} {
+		if _, err := capabilityMask(names); err != nil {
+			return invalid("%v", err)
+		}
+	}
+	return nil
+}

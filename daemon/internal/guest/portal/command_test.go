@@ -1,0 +1,75 @@
+package portal
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+)
+
+func TestLookPath(t *testing.T) {
+	dir := t.TempDir()
+	for name, mode := range map[string]os.FileMode{"bin/tool": 0o755, "other/tool": 0o755, "other/data": 0o644, "bin/deep/x": 0o755} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bin, other := filepath.Join(dir, "bin"), filepath.Join(dir, "other")
+	for _, tt := range []struct {
+		name, path, workdir string
+		want                string
+		refusal             string
+	}{
+		{name: "tool", path: bin + ":" + other, want: bin + "/tool"},
+		{name: "tool", path: other + ":" + bin, want: other + "/tool"},
+		{name: "tool", path: "/nonexistent:" + other, want: other + "/tool"},
+		{name: "tool", path: "bin", workdir: dir, want: bin + "/tool"},
+		{name: "tool", path: "", workdir: bin, refusal: "tool is not in PATH ()"},
+		{name: "tool", path: ":", workdir: bin, want: bin + "/tool"},
+		{name: "nope", path: bin, refusal: "nope is not in PATH (" + bin + ")"},
+		{name: "data", path: bin + ":" + other, refusal: "is not executable"},
+		{name: "deep", path: bin, refusal: "is a directory"},
+		{name: "deep/x", path: "", workdir: bin, want: bin + "/deep/x"},
+		{name: "./tool", path: "", workdir: bin, want: bin + "/tool"},
+		{name: bin + "/tool", path: "", want: bin + "/tool"},
+		{name: bin + "/nope", path: "", refusal: "does not exist"},
+		{name: bin + "/tool/x", path: "", refusal: "does not exist"},
+	} {
+		got, err := lookPath(tt.name, []string{"PATH=" + tt.path}, tt.workdir)
+		if tt.refusal != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.refusal) {
+				t.Errorf("lookPath(%q, PATH=%s): %q, %v; want an error with %q", tt.name, tt.path, got, err, tt.refusal)
+			}
+			continue
+		}
+		if err != nil || got != tt.want {
+			t.Errorf("lookPath(%q, PATH=%s): %q, %v; want %q", tt.name, tt.path, got, err, tt.want)
+		}
+	}
+}
+
+func TestSurroundingsOverrideThePortalsOwn(t *testing.T) {
+	t.Setenv("KEPT", "1")
+	t.Setenv("CHANGED", "old")
+	env, dir, err := surroundings(&portalv1.Environment{Env: []string{"CHANGED=new=x", "ADDED="}, Workdir: "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"KEPT": "1", "CHANGED": "new=x", "ADDED": ""} {
+		if got, ok := getenv(env, name); !ok || got != want {
+			t.Errorf("%s=%q (%t), want %q", name, got, ok, want)
+		}
+	}
+	if n := strings.Count(strings.Join(env, "\n"), "CHANGED="); n != 1 {
+		t.Errorf("CHANGED is there %d times", n)
+	}
+	if dir != "/" {
+		t.Errorf("dir is %q", dir)
+	}
+}

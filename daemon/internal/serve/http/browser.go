@@ -1,0 +1,50 @@
+package http
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+
+	"github.com/containerd/errdefs"
+)
+
+// checkBrowser refuses what a web page may have made a browser send. Without keys, reaching the
+// server is all that an attacker needs, and a browser on the same machine reaches it. Its error is
+// errdefs.ErrPermissionDenied.
+func (g *Gateway) checkBrowser(r *http.Request) error {
+	// A name that was pointed at this machine by its owner passes every check of origin.
+	if !isLoopback(r.Host) {
+		return fmt.Errorf("host %q: in dev mode the server answers to localhost and loopback addresses only: %w", r.Host, errdefs.ErrPermissionDenied)
+	}
+	for _, origin := range r.Header["Origin"] {
+		if u, err := url.Parse(origin); err != nil || u.Host != r.Host {
+			return fmt.Errorf("origin %q: in dev mode the server takes no requests from web pages: %w", origin, errdefs.ErrPermissionDenied)
+		}
+	}
+	// same-origin is a page of this server, which has none; none is what somebody typed.
+	for _, site := range r.Header["Sec-Fetch-Site"] {
+		if site != "same-origin" && site != "none" {
+			return fmt.Errorf("%s request: in dev mode the server takes no requests from web pages: %w", shorten(site), errdefs.ErrPermissionDenied)
+		}
+	}
+	if g.browsers.Check(r) != nil {
+		return fmt.Errorf("cross-origin request: in dev mode the server takes no requests from web pages: %w", errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// isLoopback says whether a Host header can only mean this machine.
+func isLoopback(hostport string) bool {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		host = strings.TrimSuffix(strings.TrimPrefix(hostport, "["), "]")
+	}
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}

@@ -1,0 +1,102 @@
+package http
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+)
+
+// connections bounds how many connections there are. It hands each on as it came, because net/http
+// looks at its type for TLS; so it is the server's ConnState hook that tells it of their ends.
+type connections struct {
+	slots chan struct{} // holds one for each connection, and one for that which may come next
+	// share is how many one source may have, so that it cannot keep out all the others. This machine has
+	// no such bound: a proxy on it speaks for everybody.
+	share int
+	// proxies speak for many, too.
+	proxies []netip.Prefix
+
+	mu       sync.Mutex
+	open     int
+	bySource map[netip.Prefix]int
+}
+
+func newConnections(max int, proxies []netip.Prefix) *connections {
+	return &connections{slots: make(chan struct{}, max), share: (max + 1) / 2, proxies: proxies, bySource: map[netip.Prefix]int{}}
+}
+
+// listen bounds ln.
+func (c *connections) listen(ln net.Listener) net.Listener {
+	return &boundedListener{Listener: ln, connections: c, closed: make(chan struct{})}
+}
+
+// enter counts one more connection of a source, unless the source has its share.
+func (c *connections) enter(from netip.Prefix) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bySource[from] >= c.share && !from.Addr().IsLoopback() && !contain(c.proxies, from.Addr()) {
+		return false
+	}
+	c.open++
+	c.bySource[from]++
+	return true
+}
+
+// count is how many connections there are.
+func (c *connections) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.open
+}
+
+// track is for http.Server's ConnState.
+func (c *connections) track(conn net.Conn, state http.ConnState) {
+	if state != http.StateClosed {
+		return
+	}
+	from := sourceOf(conn)
+	c.mu.Lock()
+	c.open--
+	if c.bySource[from]--; c.bySource[from] == 0 {
+		delete(c.bySource, from)
+	}
+	c.mu.Unlock()
+	<-c.slots
+}
+
+func sourceOf(conn net.Conn) netip.Prefix { return source(clientAddr(conn.RemoteAddr().String())) }
+
+// boundedListener accepts a connection only when there is a slot for it. Until then it waits in the
+// kernel's queue: slow clients are cut within seconds, and it gets its turn.
+type boundedListener struct {
+	net.Listener
+	connections *connections
+	closed      chan struct{}
+}
+
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		select {
+		case l.connections.slots <- struct{}{}:
+		case <-l.closed:
+			return nil, net.ErrClosed
+		}
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			<-l.connections.slots
+			return nil, err
+		}
+		if l.connections.enter(sourceOf(conn)) {
+			return conn, nil
+		}
+		conn.Close()
+		<-l.connections.slots
+	}
+}
+
+// Close is called once, by http.Server.
+func (l *boundedListener) Close() error {
+	close(l.closed)
+	return l.Listener.Close()
+}

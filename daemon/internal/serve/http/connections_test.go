@@ -1,0 +1,279 @@
+package http
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/msbd/msbd/api/rpc"
+)
+
+func dialTest(t *testing.T, addr string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// ask sends a health check on an open connection and reads the answer.
+func ask(t *testing.T, conn net.Conn) {
+	t.Helper()
+	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", rpc.HealthPath)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if io.Copy(io.Discard, res.Body); res.StatusCode != http.StatusOK {
+		t.Fatal(res.Status)
+	}
+}
+
+// One connection more than the most waits until another ends; it is neither refused nor forgotten.
+func TestMaxConnections(t *testing.T) {
+	s := newSite(t, func(o *Options) { o.MaxConnections = 2 })
+	addr, stop := s.listen(t)
+	defer stop()
+	first, second, third := dialTest(t, addr), dialTest(t, addr), dialTest(t, addr)
+	ask(t, first)
+	ask(t, second)
+	if n := s.connections.count(); n != 2 {
+		t.Errorf("%d connections are counted", n)
+	}
+	fmt.Fprintf(third, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", rpc.HealthPath)
+	third.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if _, err := third.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatal("a third connection was served:", err)
+	}
+	third.SetReadDeadline(time.Time{})
+	first.Close()
+	if res, err := http.ReadResponse(bufio.NewReader(third), nil); err != nil || res.StatusCode != http.StatusOK {
+		t.Fatal("the third connection did not get its turn:", err)
+	}
+}
+
+// Idle connections take all the places until they are cut; then those who wait are served.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	s := newSite(t, func(o *Options) { o.MaxConnections = 10 })
+	s.server.ReadHeaderTimeout = 300 * time.Millisecond
+	addr, stop := s.listen(t)
+	defer stop()
+	for range 20 {
+		dialTest(t, addr)
+	}
+	if status, _ := s.send(t, addr, request("sandbox.metrics.get", "{}")); status != http.StatusOK {
+		t.Error("answer is", status)
+	}
+}
+
+// A stop does not wait for the connections that have no place.
+func TestStopWhenFull(t *testing.T) {
+	s := newSite(t, func(o *Options) { o.MaxConnections = 1 })
+	addr, stop := s.listen(t)
+	ask(t, dialTest(t, addr))
+	dialTest(t, addr)
+	stop()
+	s.connections.wait()
+}
+
+// wait returns when every connection has ended: only then are all places free.
+func (c *connections) wait() {
+	for range cap(c.slots) {
+		c.slots <- struct{}{}
+	}
+	for range cap(c.slots) {
+		<-c.slots
+	}
+}
+
+// remoteConn and remoteListener are connections from anywhere.
+type remoteConn struct {
+	net.Conn
+	from   string
+	closed chan struct{}
+}
+
+func (c *remoteConn) RemoteAddr() net.Addr {
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.from))
+}
+
+func (c *remoteConn) Close() error {
+	close(c.closed)
+	return nil
+}
+
+type remoteListener struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+func (l *remoteListener) Accept() (net.Conn, error) { return <-l.conns, nil }
+
+// No source gets more than half of the connections, but for this machine, where a proxy may be.
+func TestShareOfOneSource(t *testing.T) {
+	c := newConnections(10, nil)
+	ln := &remoteListener{conns: make(chan net.Conn, 1)}
+	bounded := c.listen(ln)
+	open := func(from string) (accepted *remoteConn) {
+		t.Helper()
+		conn := &remoteConn{from: from, closed: make(chan struct{})}
+		ln.conns <- conn
+		got := make(chan net.Conn, 1)
+		go func() {
+			a, err := bounded.Accept()
+			if err == nil {
+				got <- a
+			}
+		}()
+		select {
+		case a := <-got:
+			return a.(*remoteConn)
+		case <-conn.closed:
+			// Accept waits for the next: let it have one of another source.
+			ln.conns <- &remoteConn{from: "203.0.113.9:1", closed: make(chan struct{})}
+			c.track(<-got, http.StateClosed)
+			return nil
+		}
+	}
+	var open5 []*remoteConn
+	for i := range 5 {
+		conn := open(fmt.Sprintf("192.0.2.1:%d", i+1))
+		if conn == nil {
+			t.Fatalf("connection %d of a source was closed", i+1)
+		}
+		open5 = append(open5, conn)
+	}
+	if open("192.0.2.1:9") != nil || open("[::ffff:192.0.2.1]:9") != nil {
+		t.Error("a source has more than its share")
+	}
+	if len(c.slots) != 5 || c.count() != 5 {
+		t.Errorf("%d slots are taken by %d connections", len(c.slots), c.count())
+	}
+	c.track(open5[0], http.StateActive)
+	c.track(open5[0], http.StateClosed)
+	if open("192.0.2.1:9") == nil {
+		t.Error("the share of a source does not come back")
+	}
+	if open("192.0.2.2:1") == nil {
+		t.Error("another source is kept out")
+	}
+	for i := range 6 {
+		if c.enter(source(clientAddr(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
+			t.Error("this machine is held to a share")
+		}
+	}
+}
+
+// newTLS wraps a listener as the wiring does, and returns a client that trusts it.
+func newTLS(t *testing.T, ln net.Listener, protocols ...string) (net.Listener, *http.Client) {
+	t.Helper()
+	certified := httptest.NewUnstartedServer(nil)
+	certified.EnableHTTP2 = len(protocols) > 0 && protocols[0] == "h2"
+	certified.StartTLS()
+	t.Cleanup(certified.Close)
+	t.Cleanup(certified.Client().CloseIdleConnections)
+	return tls.NewListener(ln, &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: protocols}), certified.Client()
+}
+
+func TestTLS(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		protocols []string
+		want      string
+	}{{"HTTP/2", []string{"h2", "http/1.1"}, "HTTP/2.0"}, {"HTTP/1.1", []string{"http/1.1"}, "HTTP/1.1"}, {"no protocol", nil, "HTTP/1.1"}} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			s.server.ReadTimeout = 5 * time.Second
+			var runs int
+			s.boxes.onRun = func(ctx context.Context) error {
+				if runs++; runs > 1 {
+					return nil
+				}
+				select { // the first one lasts longer than a client may take to send its request
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				case <-time.After(6 * time.Second):
+					return nil
+				}
+			}
+			wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
+			plain, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln, client := newTLS(t, plain, c.protocols...)
+			stop := s.serve(t, ln)
+			defer stop()
+			for _, long := range []bool{false, true, false} {
+				code := "1"
+				if long {
+					code = strings.Repeat("x", 100<<10) // many frames in, many out
+				}
+				r, _ := http.NewRequest(http.MethodPost, "https://"+plain.Addr().String()+rpc.Path,
+					strings.NewReader(request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`)))
+				r.Header.Set("Content-Type", "application/json")
+				r.Header.Set("Authorization", "Bearer "+s.key)
+				res, err := client.Do(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(res.Body)
+				res.Body.Close()
+				if err != nil || res.StatusCode != http.StatusOK || res.Proto != c.want || !bytes.Contains(body, []byte("python: "+code)) {
+					t.Errorf("%s %s %.100s %v", res.Proto, res.Status, body, err)
+				}
+			}
+			// Plain HTTP to a TLS port is an error that says so.
+			res, err := http.Get("http://" + plain.Addr().String() + rpc.HealthPath)
+			if err != nil || res.StatusCode != http.StatusBadRequest {
+				t.Errorf("plain HTTP: %v %v", res, err)
+			} else {
+				res.Body.Close()
+			}
+			client.CloseIdleConnections()
+			stop()
+			s.connections.wait()
+		})
+	}
+}
+
+func TestDevModeServesOnLoopbackOnly(t *testing.T) {
+	for _, withTLS := range []bool{false, true} {
+		for host, ok := range map[string]bool{"0.0.0.0": false, "127.0.0.1": true} {
+			s := newSite(t, func(o *Options) { o.Dev = true })
+			plain, err := net.Listen("tcp", host+":0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ln := plain
+			if withTLS {
+				ln, _ = newTLS(t, plain, "h2")
+			}
+			if ok {
+				s.serve(t, ln)()
+				continue
+			}
+			if err := s.Serve(t.Context(), ln); err == nil || !strings.Contains(err.Error(), "dev mode") {
+				t.Fatal("served on every address in dev mode:", err)
+			}
+			if _, err := plain.Accept(); err == nil {
+				t.Error("the listener is still open")
+			}
+		}
+	}
+}

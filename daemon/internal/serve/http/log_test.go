@@ -1,0 +1,125 @@
+package http
+
+import (
+	"bytes"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+)
+
+// Every call is one line, with the same members; every refused request, too.
+func TestAccessLog(t *testing.T) {
+	var log *logBuffer
+	s := newSite(t, func(o *Options) {
+		log = &logBuffer{}
+		o.Log = slog.New(slog.NewJSONHandler(log, nil))
+	})
+	key, id := s.issueNamed(t, keys.IssueRequest{Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeStart, keys.ScopeRead}})
+	global, globalID := s.issueNamed(t, keys.IssueRequest{})
+	const canary = "canary7f3a"
+	type line map[string]any
+	for _, c := range []struct {
+		name, body string
+		changes    []func(*http.Request)
+		want       []line // beside request_id, source and duration
+	}{
+		{"call", request("sandbox.start", `{"sandbox":"a","namespace":"team-beta","config":{"envs":["X=`+canary+`"]}}`), []func(*http.Request){withKey(key)},
+			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.start", "namespace": "team-beta", "key_id": id, "status": 200.}}},
+		{"all of a key", request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){withKey(key)},
+			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.metrics.get", "namespace": "team-alpha,team-beta", "key_id": id, "status": 200.}}},
+		{"all", request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){withKey(global)},
+			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.metrics.get", "namespace": "*", "key_id": globalID, "status": 200.}}},
+		{"batch", "[" + request("rpc.discover", "{}") + "," + request(canary, "{}") + "," + request("sandbox.stop", `{"sandbox":"`+canary+`"}`) + "]", []func(*http.Request){withKey(global)},
+			[]line{
+				{"level": "INFO", "msg": "call", "method": "rpc.discover", "namespace": "", "key_id": globalID, "status": 200.},
+				{"level": "INFO", "msg": "call", "method": "unknown", "namespace": "", "key_id": globalID, "status": 404., "code": -32601.},
+				{"level": "INFO", "msg": "call", "method": "sandbox.stop", "namespace": "default", "key_id": globalID, "status": 404., "code": -32003.},
+			}},
+		{"bad params", request("sandbox.start", `{"sandbox":"`+canary+`/","`+canary+`":1}`), []func(*http.Request){withKey(global)},
+			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.start", "namespace": "", "key_id": globalID, "status": 400., "code": -32602.}}},
+		{"denied", request("sandbox.stop", `{"sandbox":"`+canary+`"}`), []func(*http.Request){withKey(key)},
+			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.stop", "namespace": "", "key_id": id, "status": 403., "code": -32004.,
+				"err": "sandbox.stop needs a key with the scope sandbox:stop: permission denied"}}},
+		{"fault", request("sandbox.stop", `{"sandbox":"broken"}`), []func(*http.Request){withKey(global)},
+			[]line{{"level": "ERROR", "msg": "call", "method": "sandbox.stop", "namespace": "default", "key_id": globalID, "status": 500., "code": -32603.,
+				"err": "dial unix /run/secret/path: timeout"}}},
+		{"metrics", "", []func(*http.Request){withKey(global), at(http.MethodGet, rpc.MetricsPath)},
+			[]line{{"level": "INFO", "msg": "call", "method": "/metrics", "namespace": "", "key_id": globalID, "status": 200.}}},
+		{"no JSON", `{"` + canary + `":1,"` + canary + `":2}`, []func(*http.Request){withKey(global)},
+			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": globalID, "status": 400., "err": errBadBody.Error()}}},
+		{"bad key", "{}", []func(*http.Request){withKey("Bearer msb_" + canary)},
+			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": "token refused: not of the form msb_v2.public.PAYLOAD.FOOTER"}}},
+		{"no key", "{}", []func(*http.Request){withKey("")},
+			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": errNoKey.Message}}},
+		{"no such path", "", []func(*http.Request){at(http.MethodGet, "/"+canary)},
+			[]line{{"level": "INFO", "msg": "request refused", "path": "other", "key_id": "", "status": 404., "err": "there is nothing at this path; requests go to /api/v1/rpc"}}},
+		{"health", "", []func(*http.Request){at(http.MethodGet, rpc.HealthPath)}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			log.Reset()
+			w := s.post(c.body, c.changes...)
+			if strings.Contains(log.String(), canary) {
+				t.Error("what the client sent is in the log:", log)
+			}
+			var got []line
+			for text := range bytes.Lines([]byte(log.String())) {
+				var l line
+				if err := json.Unmarshal(text, &l); err != nil {
+					t.Fatal(err)
+				}
+				if l["request_id"] != w.Header().Get("X-Request-Id") || l["source"] != "192.0.2.1:1234" || l["duration"] == nil || l["time"] == nil {
+					t.Errorf("the line lacks something: %s", text)
+				}
+				for _, name := range []string{"request_id", "source", "duration", "time"} {
+					delete(l, name)
+				}
+				got = append(got, l)
+			}
+			if len(got) != len(c.want) {
+				t.Fatalf("there are %d lines: %s", len(got), log)
+			}
+			for i := range got {
+				want, _ := json.Marshal(c.want[i], json.Deterministic(true))
+				if have, _ := json.Marshal(got[i], json.Deterministic(true)); string(have) != string(want) {
+					t.Errorf("line %d is %s, want %s", i, have, want)
+				}
+			}
+		})
+	}
+}
+
+// Requests without a key, which anybody can send, do not fill the disk.
+func TestLogOfRefusalsIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		flood := func() int {
+			s.log.Reset()
+			for range refusalsBurst + 100 {
+				s.post("{}", withKey(""))
+				s.post("", at(http.MethodGet, "/nothing"))
+			}
+			return strings.Count(s.log.String(), "request refused")
+		}
+		if n := flood(); n != refusalsBurst {
+			t.Errorf("%d lines", n)
+		}
+		time.Sleep(time.Second)
+		if n := flood(); n != refusalsPerSecond {
+			t.Errorf("%d lines a second later", n)
+		}
+		// What a key does is all there.
+		s.post("{", func(*http.Request) {})
+		wantOK(t, s.post(request("sandbox.metrics.get", "{}")))
+		if log := s.log.String(); !strings.Contains(log, "strict JSON") || !strings.Contains(log, "msg=call") {
+			t.Error("a key's requests are not in the log")
+		}
+	})
+}

@@ -1,0 +1,122 @@
+package http
+
+import (
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+)
+
+func (s *site) scrape(t *testing.T, changes ...func(*http.Request)) string {
+	t.Helper()
+	w := s.post("", append(changes, at(http.MethodGet, rpc.MetricsPath))...)
+	if w.Code != http.StatusOK || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/plain; version=0.0.4") {
+		t.Fatalf("metrics: %d %v %s", w.Code, w.Header(), w.Body)
+	}
+	return w.Body.String()
+}
+
+func TestMetrics(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "msbd_keys", Help: "API keys."})
+	gauge.Set(3)
+	registry.MustRegister(gauge)
+	s := newSite(t, func(o *Options) { o.Metrics = registry })
+	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
+	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`), at(http.MethodPost, rpc.StartPath)))
+	s.post("[" + request("sandbox.stop", `{"sandbox":"gone"}`) + "," + request("sandbox.stop", `{"sandbox":"broken"}`) + ",1]")
+	s.post(request(rpc.MethodDiscover, "{}"))
+	for i := range 50 {
+		s.post(request(fmt.Sprint("made.up", i), "{}"))
+		s.post("", at(http.MethodGet, fmt.Sprint("/made/up", i)))
+		s.post("", at(fmt.Sprint("MADEUP", i), rpc.Path))
+		s.post("{", withKey(fmt.Sprint("madeup", i)))
+	}
+	text := s.scrape(t)
+	for _, want := range []string{
+		`msbd_keys 3`,
+		`msbd_http_requests_total{code="200",path="/api/v1/rpc"} 3`,
+		`msbd_http_requests_total{code="200",path="/api/v1/sandbox/start"} 1`,
+		`msbd_http_requests_total{code="200",path="/api/v1/health"} 0`,
+		`msbd_http_requests_total{code="401",path="/api/v1/rpc"} 50`,
+		`msbd_http_requests_total{code="404",path="/api/v1/rpc"} 50`,
+		`msbd_http_requests_total{code="405",path="/api/v1/rpc"} 50`,
+		`msbd_http_requests_total{code="404",path="other"} 50`,
+		`msbd_rpc_calls_total{code="0",method="sandbox.start"} 2`,
+		`msbd_rpc_calls_total{code="0",method="rpc.discover"} 1`,
+		`msbd_rpc_calls_total{code="0",method="sandbox.repl.run"} 0`,
+		`msbd_rpc_calls_total{code="-32003",method="sandbox.stop"} 1`,
+		`msbd_rpc_calls_total{code="-32603",method="sandbox.stop"} 1`,
+		`msbd_rpc_calls_total{code="-32600",method="unknown"} 1`,
+		`msbd_rpc_calls_total{code="-32601",method="unknown"} 50`,
+		`msbd_rpc_duration_seconds_count{method="sandbox.start"} 2`,
+		`msbd_rpc_duration_seconds_bucket{method="sandbox.start",le="0.001"} `,
+		`msbd_rpc_duration_seconds_bucket{method="sandbox.start",le="3600"} 2`,
+		`msbd_http_requests_in_flight 1`,
+		`msbd_auth_failures_total 50`,
+		`msbd_connections 0`,
+	} {
+		if !strings.Contains(text, "\n"+want) {
+			t.Errorf("there is no %s", want)
+		}
+	}
+	if strings.Contains(strings.ToLower(text), "madeup") || strings.Contains(text, "made.up") || strings.Contains(text, "made/up") {
+		t.Error("what a client made up is a label")
+	}
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("lint: %v %v", problems, err)
+	}
+	var names []string
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text, -1) {
+		names = append(names, m[1])
+	}
+	if want := []string{"msbd_auth_failures_total", "msbd_connections", "msbd_http_requests_in_flight", "msbd_http_requests_total", "msbd_keys",
+		"msbd_rpc_calls_total", "msbd_rpc_duration_seconds"}; !slices.Equal(names, want) {
+		t.Errorf("the metrics are %q, want %q", names, want)
+	}
+	if t.Failed() {
+		t.Log(text)
+	}
+	// A scrape is a request, too, and a key of that scope alone will do.
+	key := s.issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeMetrics}})
+	if again := s.scrape(t, withKey(key)); !strings.Contains(again, `msbd_http_requests_total{code="200",path="/metrics"} 1`) {
+		t.Error("a scrape was not counted")
+	}
+}
+
+func TestMetricsOfConnections(t *testing.T) {
+	s := newSite(t)
+	addr, stop := s.listen(t)
+	defer stop()
+	for range 3 {
+		ask(t, dialTest(t, addr))
+	}
+	if text := s.scrape(t); !strings.Contains(text, "\nmsbd_connections 3\n") {
+		t.Error(text)
+	}
+}
+
+// What cannot be measured is an error, not half a page.
+func TestMetricsThatFail(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(prometheus.CollectorFunc(func(out chan<- prometheus.Metric) {
+		out <- prometheus.NewInvalidMetric(prometheus.NewDesc("msbd_broken", "Broken.", nil, nil), fmt.Errorf("no measure"))
+	}))
+	s := newSite(t, func(o *Options) { o.Metrics = registry })
+	wantError(t, s.post("", at(http.MethodGet, rpc.MetricsPath)), http.StatusInternalServerError, rpc.CodeInternal)
+	if !strings.Contains(s.log.String(), "no measure") {
+		t.Error("the log lacks the cause:", s.log)
+	}
+	if _, err := New(s.Options); err == nil {
+		t.Error("a registry was taken that has these metrics already")
+	}
+}

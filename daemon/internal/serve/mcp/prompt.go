@@ -1,0 +1,45 @@
+package mcp
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+)
+
+// prompt asks a model to make a sandbox for a language.
+type prompt struct {
+	name, language, image, code string
+}
+
+var prompts = []prompt{
+	{"create_python_sandbox", "Python", "microsandbox/python", "python"},
+	{"create_node_sandbox", "Node.js", "microsandbox/node", "node"},
+}
+
+const sandboxName = "sandbox_name"
+
+func (p prompt) describe() *sdk.Prompt {
+	return &sdk.Prompt{
+		Name: p.name, Title: "Create a " + p.language + " sandbox", Description: "Start a sandbox for " + p.language + " and try it out",
+		Arguments: []*sdk.PromptArgument{{Name: sandboxName, Description: "what to call the sandbox: 1 to 63 of A-Z a-z 0-9 _ -", Required: true}},
+	}
+}
+
+func (p prompt) get(_ context.Context, req *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
+	name := req.Params.Arguments[sandboxName]
+	// What is no name could say anything to the model.
+	if err := sandbox.ValidateName(sandboxName, name); err != nil {
+		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcerr.Message(err)}
+	}
+	text := fmt.Sprintf("Create a %s sandbox: call sandbox_start with sandbox %q and config {\"image\": %q}. Then run a line of %[1]s in it with "+
+		"sandbox_run_code, language %q, to see that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, name, p.image, p.code)
+	return &sdk.GetPromptResult{
+		Description: "Create the " + p.language + " sandbox " + name,
+		Messages:    []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: text}}},
+	}, nil
+}

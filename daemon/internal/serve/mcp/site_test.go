@@ -1,0 +1,244 @@
+package mcp
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
+	"go.uber.org/goleak"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// boxes is the domain without microVMs: every sandbox is there but "gone", and what gets through to it is
+// remembered.
+type boxes struct {
+	mu    sync.Mutex
+	calls []string
+	// onRun, when set, is called by every run of code.
+	onRun func(context.Context) error
+}
+
+func (b *boxes) call(what string, n sandbox.Name) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.calls = append(b.calls, what+" "+n.String())
+	if n.Name == "gone" {
+		return fmt.Errorf("sandbox %s does not exist: %w", n, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// passed returns what got through since it was last asked.
+func (b *boxes) passed() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	calls := b.calls
+	b.calls = nil
+	return calls
+}
+
+func (b *boxes) Start(_ context.Context, n sandbox.Name, r sandbox.Request) error {
+	if r.MemoryMiB < 0 {
+		panic("a fault of the domain")
+	}
+	return b.call("start", n)
+}
+func (b *boxes) Stop(_ context.Context, n sandbox.Name) error { return b.call("stop", n) }
+
+func (b *boxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.CodeRun) (sandbox.CodeResult, error) {
+	if err := b.call("code", n); err != nil {
+		return sandbox.CodeResult{}, err
+	}
+	if b.onRun != nil {
+		if err := b.onRun(ctx); err != nil {
+			return sandbox.CodeResult{}, err
+		}
+	}
+	out := []sandbox.Line{{Stream: sandbox.Stdout, Text: "ran " + r.Code}}
+	if r.Code == "raise" {
+		return sandbox.CodeResult{Output: append(out, sandbox.Line{Stream: sandbox.Stderr, Text: "ValueError"})}, nil
+	}
+	return sandbox.CodeResult{Success: true, Output: out}, nil
+}
+
+func (b *boxes) RunCommand(_ context.Context, n sandbox.Name, r sandbox.CommandRun) (sandbox.CommandResult, error) {
+	if err := b.call("command", n); err != nil {
+		return sandbox.CommandResult{}, err
+	}
+	if r.Command == "false" {
+		return sandbox.CommandResult{ExitCode: 1}, nil
+	}
+	return sandbox.CommandResult{Output: []sandbox.Line{{Stream: sandbox.Stdout, Text: strings.Join(r.Args, " ")}}}, nil
+}
+
+func (b *boxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
+	n := sandbox.Name{Namespace: namespace, Name: name}
+	if err := b.call("metrics", n); err != nil {
+		return nil, err
+	}
+	return []sandbox.Metrics{{Name: n, Running: true, CPUPercent: 12.5, MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
+}
+
+// memoryStore keeps keys for as long as a test.
+type memoryStore struct{}
+
+func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
+func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
+func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
+
+// logBuffer is a log that many may write.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// site is MCP behind the real gateway and real keys.
+type site struct {
+	*gateway.Gateway
+	*Handler
+	boxes *boxes
+	keys  *keys.Issuer
+	log   *logBuffer
+	key   string // of every namespace and scope
+}
+
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.Gateway.ServeHTTP(w, r) }
+
+func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
+	t.Helper()
+	s := &site{boxes: &boxes{}, log: &logBuffer{}}
+	log := slog.New(slog.NewTextHandler(s.log, nil))
+	var verifier gateway.Verifier
+	var err error
+	s.keys, verifier, err = keys.Open(keys.Options{
+		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := gateway.Options{Verifier: verifier, Sandboxes: s.boxes, Log: log}
+	for _, c := range configure {
+		c(&o)
+	}
+	if s.Gateway, err = gateway.New(o); err != nil {
+		t.Fatal(err)
+	}
+	if s.Handler, err = New(s.Gateway, "1.2.3"); err != nil {
+		t.Fatal(err)
+	}
+	s.Gateway.Mount(rpc.MCPPath, s.Handler)
+	s.key, _ = s.issue(t, keys.IssueRequest{})
+	return s
+}
+
+func (s *site) issue(t testing.TB, req keys.IssueRequest) (key, id string) {
+	t.Helper()
+	secret, record, err := s.keys.Issue(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret.Reveal(), record.ID
+}
+
+// withKey adds a key to every request of a client.
+type withKey struct {
+	http.RoundTripper
+	key string
+}
+
+func (k withKey) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+k.key)
+	return k.RoundTripper.RoundTrip(r)
+}
+
+// listen serves s on a port of this machine and returns the URL of MCP.
+func (s *site) listen(t testing.TB) string {
+	t.Helper()
+	web := httptest.NewServer(s)
+	t.Cleanup(web.Close)
+	return web.URL + rpc.MCPPath
+}
+
+// connect makes a client of others, which speaks a revision. An empty one is that which it likes best.
+func connect(t testing.TB, url, key, revision string, options *sdk.ClientOptions) (*sdk.ClientSession, error) {
+	t.Helper()
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	client := sdk.NewClient(&sdk.Implementation{Name: "test", Version: "1"}, options)
+	return client.Connect(t.Context(), &sdk.StreamableClientTransport{
+		Endpoint: url, HTTPClient: &http.Client{Transport: withKey{transport, key}}, MaxRetries: -1,
+	}, &sdk.ClientSessionOptions{ProtocolVersion: revision})
+}
+
+// post sends a body as a client of the revision 2025-11-25 does. Changes apply before it is sent.
+func (s *site) post(body string, changes ...func(*http.Request)) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, rpc.MCPPath, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Accept", "application/json, text/event-stream")
+	r.Header.Set("Mcp-Protocol-Version", "2025-11-25")
+	r.Header.Set("Authorization", "Bearer "+s.key)
+	for _, c := range changes {
+		c(r)
+	}
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return w
+}
+
+func header(name, value string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set(name, value) }
+}
+
+// toolCall is the body of a tool call.
+func toolCall(id int, tool, arguments string) string {
+	return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":%q,"arguments":%s}}`, id, tool, arguments)
+}
+
+func text(t testing.TB, res *sdk.CallToolResult) string {
+	t.Helper()
+	if len(res.Content) != 1 {
+		t.Fatalf("the result has %d pieces of content", len(res.Content))
+	}
+	c, ok := res.Content[0].(*sdk.TextContent)
+	if !ok {
+		t.Fatalf("the content is %T", res.Content[0])
+	}
+	return c.Text
+}
+
+func wantPassed(t testing.TB, s *site, want ...string) {
+	t.Helper()
+	if got := s.boxes.passed(); !slices.Equal(got, want) {
+		t.Errorf("there got through %q, want %q", got, want)
+	}
+}
