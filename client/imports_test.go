@@ -70,36 +70,53 @@ func TestClientHoldsNothingOfTheDaemon(t *testing.T) {
 	}
 }
 
-// Imports go one way: cmd → daemon → adapters → domain.
+// TestImportDirection holds the rule of docs/architecture.md. Only package daemon and the commands import packages of
+// more than one group.
 func TestImportDirection(t *testing.T) {
 	const internal = "daemon/internal/"
-	domain := map[string][]string{ // and what each may import
-		"sandbox": nil,
-		"token":   {"sandbox"},
+	// The packages of each group that others of the group may import.
+	base := map[string][]string{
+		"serve":   {"http", "rpcerr"},
+		"domain":  {"name"},
+		"backend": {"containerd", "disk", "hypervisor", "network"},
+		"guest":   nil,
+		"data":    {"store"},
+		"sys":     nil,
 	}
-	// Besides the domain, an adapter may enter these rooms: their common vocabulary for errors, and the hold on processes.
-	common := []string{"rpcerr", "process"}
-	const auditLog = "api/audit"
 	for _, p := range ours(t) {
 		path, ok := strings.CutPrefix(p.ImportPath, internal)
 		if !ok {
 			continue
 		}
-		room, _, _ := strings.Cut(path, "/")
-		allowed, isDomain := domain[room]
+		group, rest, _ := strings.Cut(path, "/")
+		room, _, _ := strings.Cut(rest, "/")
+		if _, known := base[group]; !known {
+			t.Errorf("%s is in none of the groups", p.ImportPath)
+		}
 		for _, imported := range p.Imports {
-			other, ok := strings.CutPrefix(imported, internal)
-			other, _, _ = strings.Cut(other, "/")
-			_, otherIsDomain := domain[other]
-			switch {
-			case !ok && in(imported, "api") && !isDomain:
-			case imported == auditLog: // what the domain reports to it
-			case ok && other == room:
-			case ok && isDomain && slices.Contains(allowed, other):
-			case ok && !isDomain && (otherIsDomain || slices.Contains(common, other)):
-			default:
+			if !mayImport(base, group, room, strings.TrimPrefix(imported, internal)) {
 				t.Errorf("%s imports %s", p.ImportPath, imported)
 			}
 		}
 	}
+}
+
+// mayImport reports whether a package in base's group and room may import a package, whose path is without internal.
+func mayImport(base map[string][]string, group, room, imported string) bool {
+	otherGroup, rest, _ := strings.Cut(imported, "/")
+	otherRoom, _, _ := strings.Cut(rest, "/")
+	_, internal := base[otherGroup]
+	switch {
+	case !internal && group == "domain":
+		return imported == "api/audit"
+	case !internal:
+		return in(imported, "api") && group != "sys"
+	case otherGroup == group:
+		return otherRoom == room || slices.Contains(base[group], otherRoom)
+	case otherGroup == "sys":
+		return true
+	case otherGroup == "domain":
+		return group != "sys"
+	}
+	return false
 }

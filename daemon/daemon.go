@@ -159,7 +159,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
-		Quota:        cfg.QuotaOf,
+		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,
 		Log:          log,

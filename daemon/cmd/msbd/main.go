@@ -20,6 +20,7 @@ import (
 
 	"github.com/msbd/msbd/daemon"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
@@ -93,7 +94,7 @@ func run(c *cli.Context) error {
 	}
 	cfg, err := config.Load(c.String("config"), os.LookupEnv, func(name string) (string, bool) {
 		return fmt.Sprint(c.Value(name)), c.IsSet(name)
-	})
+	}, func(namespace string) error { return name.Validate("namespace", namespace) })
 	if c.Bool("doctor") {
 		return examine(c, cfg, err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
@@ -25,7 +25,7 @@ func checkName(name string) error {
 // cleanNamespaces returns namespaces sorted and each once.
 func cleanNamespaces(namespaces []string) ([]string, error) {
 	for _, ns := range namespaces {
-		if err := sandbox.ValidateName("namespace", ns); err != nil {
+		if err := name.Validate("namespace", ns); err != nil {
 			return nil, err
 		}
 	}

@@ -9,7 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
 // Filter chooses keys. The zero Filter takes all.
@@ -69,7 +69,7 @@ func (ks *keys) page(start position, limit int, matches func(*key) bool) (page [
 // compile checks the filter and makes it a function.
 func (f Filter) compile(now time.Time) (func(*key) bool, error) {
 	if f.Namespace != "" {
-		if err := sandbox.ValidateName("namespace", f.Namespace); err != nil {
+		if err := name.Validate("namespace", f.Namespace); err != nil {
 			return nil, err
 		}
 	}

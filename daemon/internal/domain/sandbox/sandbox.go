@@ -8,12 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
 // ErrCommandNotFound says that the program of a RunCommand does not exist in the sandbox.
@@ -29,24 +28,6 @@ var ErrOutputLimit = errors.New("output limit of the run reached")
 // DefaultNamespace is the tenant namespace of a caller who names none.
 const DefaultNamespace = "default"
 
-// NamePattern is the regular expression of the names of sandboxes and tenant namespaces.
-const NamePattern = `^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$`
-
-var nameRE = regexp.MustCompile(NamePattern)
-
-// ValidateName checks a sandbox's or a tenant namespace's name; what says which ("sandbox name").
-// The error is errdefs.ErrInvalidArgument.
-func ValidateName(what, name string) error {
-	if nameRE.MatchString(name) {
-		return nil
-	}
-	if len(name) > 80 {
-		name = name[:80] + "…"
-	}
-	return fmt.Errorf("%s %q: use 1 to 63 of A-Z, a-z, 0-9, - and _, beginning with a letter or a digit: %w",
-		what, name, errdefs.ErrInvalidArgument)
-}
-
 // Name is a sandbox's name within its tenant namespace.
 type Name struct {
 	Namespace string `json:"namespace"`
@@ -57,10 +38,10 @@ func (n Name) String() string { return n.Namespace + "/" + n.Name }
 
 // Validate checks both parts. The error is errdefs.ErrInvalidArgument.
 func (n Name) Validate() error {
-	if err := ValidateName("namespace", n.Namespace); err != nil {
+	if err := name.Validate("namespace", n.Namespace); err != nil {
 		return err
 	}
-	return ValidateName("sandbox name", n.Name)
+	return name.Validate("sandbox name", n.Name)
 }
 
 // Config is what a sandbox is made of, after defaults were applied.

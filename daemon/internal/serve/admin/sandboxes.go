@@ -5,13 +5,14 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // ListSandboxes implements AdminServiceServer.
 func (s *Server) ListSandboxes(_ context.Context, req *adminv1.ListSandboxesRequest) (*adminv1.ListSandboxesResponse, error) {
 	if ns := req.GetNamespace(); ns != "" {
-		if err := sandbox.ValidateName("namespace", ns); err != nil {
+		if err := name.Validate("namespace", ns); err != nil {
 			return nil, err
 		}
 	}

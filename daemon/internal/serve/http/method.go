@@ -13,6 +13,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -151,7 +152,7 @@ func resolveNamespaces(caller keys.Principal, named *string, anywhere bool) ([]s
 		namespace = sandbox.DefaultNamespace
 	default:
 		namespace = *named
-		if err := sandbox.ValidateName("namespace", namespace); err != nil {
+		if err := name.Validate("namespace", namespace); err != nil {
 			return nil, err
 		}
 	}

@@ -10,7 +10,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
 // document is an OpenRPC description of a table of methods.
@@ -109,9 +109,9 @@ func (m *method) paramsSchema() schema {
 			of.Properties[name] = member
 		}
 	}
-	narrow(s, "sandbox", func(s *schema) { s.Pattern = sandbox.NamePattern })
+	narrow(s, "sandbox", func(s *schema) { s.Pattern = name.Pattern })
 	narrow(s, "namespace", func(s *schema) {
-		if s.Pattern = sandbox.NamePattern; m.anywhere {
+		if s.Pattern = name.Pattern; m.anywhere {
 			s.Pattern += `|^\*$`
 		}
 	})

@@ -10,6 +10,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -74,14 +75,14 @@ func (g *Gateway) stop(ctx context.Context, namespace string, p rpc.StopParams) 
 }
 
 func (g *Gateway) metrics(ctx context.Context, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
-	var name string
+	var named string
 	if p.Sandbox != nil {
-		name = *p.Sandbox
-		if err := sandbox.ValidateName("sandbox name", name); err != nil {
+		named = *p.Sandbox
+		if err := name.Validate("sandbox name", named); err != nil {
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := g.measureIn(ctx, namespaces, name)
+	all, err := g.measureIn(ctx, namespaces, named)
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}

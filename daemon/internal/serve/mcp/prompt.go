@@ -7,7 +7,7 @@ import (
 	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
@@ -31,15 +31,15 @@ func (p prompt) describe() *sdk.Prompt {
 }
 
 func (p prompt) get(_ context.Context, req *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
-	name := req.Params.Arguments[sandboxName]
+	sandbox := req.Params.Arguments[sandboxName]
 	// What is no name could say anything to the model.
-	if err := sandbox.ValidateName(sandboxName, name); err != nil {
+	if err := name.Validate(sandboxName, sandbox); err != nil {
 		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcerr.Message(err)}
 	}
 	text := fmt.Sprintf("Create a %s sandbox: call sandbox_start with sandbox %q and config {\"image\": %q}. Then run a line of %[1]s in it with "+
-		"sandbox_run_code, language %q, to see that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, name, p.image, p.code)
+		"sandbox_run_code, language %q, to see that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, sandbox, p.image, p.code)
 	return &sdk.GetPromptResult{
-		Description: "Create the " + p.language + " sandbox " + name,
+		Description: "Create the " + p.language + " sandbox " + sandbox,
 		Messages:    []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: text}}},
 	}, nil
 }

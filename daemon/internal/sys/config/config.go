@@ -19,8 +19,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // Config is a validated configuration.
@@ -61,10 +59,10 @@ type Config struct {
 	// RequestsPerSecond bounds the calls of one API key; 0: nothing does.
 	RequestsPerSecond float64
 	// Quota bounds each tenant namespace that Quotas does not name.
-	Quota sandbox.Quota
+	Quota Quota
 	// Quotas is of the file alone: its tables [namespace.NAME]. Where one leaves out a bound, that of
 	// Quota holds.
-	Quotas map[string]sandbox.Quota
+	Quotas map[string]Quota
 
 	// The size and image of a sandbox whose start names none, and the most that one may ask for.
 	DefaultImage     string
@@ -137,7 +135,7 @@ func Default() Config {
 const minMemoryMiB = 128
 
 // validate reports every problem, each as errdefs.ErrInvalidArgument.
-func (c Config) validate() error {
+func (c Config) validate(namespace func(string) error) error {
 	var problems []error
 	check := func(ok bool, format string, a ...any) {
 		if !ok {
@@ -165,11 +163,11 @@ func (c Config) validate() error {
 	check(c.MaxConnections >= 1, "max-connections %d: must be at least 1", c.MaxConnections)
 	check(c.RequestsPerSecond >= 0 && !math.IsInf(c.RequestsPerSecond, 0), "requests-per-second %g: must not be negative; 0 is no bound", c.RequestsPerSecond)
 	problems = append(problems, validateQuota("quota-", c.Quota)...)
-	for _, namespace := range slices.Sorted(maps.Keys(c.Quotas)) {
-		if err := sandbox.ValidateName("namespace", namespace); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(c.Quotas)) {
+		if err := namespace(name); err != nil {
 			problems = append(problems, err)
 		}
-		problems = append(problems, validateQuota("namespace."+namespace+": ", c.Quotas[namespace])...)
+		problems = append(problems, validateQuota("namespace."+name+": ", c.Quotas[name])...)
 	}
 	check(c.DefaultImage != "", "default-image: must not be empty")
 	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1", c.MaxCPUs)

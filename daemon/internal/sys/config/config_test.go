@@ -14,7 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
 func source(values map[string]string) func(string) (string, bool) {
@@ -24,13 +24,15 @@ func source(values map[string]string) func(string) (string, bool) {
 	}
 }
 
+func namespace(n string) error { return name.Validate("namespace", n) }
+
 func load(t *testing.T, file string, env, flags map[string]string) (Config, error) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "msbd.toml")
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return Load(path, source(env), source(flags))
+	return Load(path, source(env), source(flags), namespace)
 }
 
 func TestDefaultIsValid(t *testing.T) {
@@ -137,7 +139,7 @@ func TestAllProblemsAtOnce(t *testing.T) {
 
 func TestUnreadableFile(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing.toml")
-	if _, err := Load(missing, source(nil), source(nil)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), missing) {
+	if _, err := Load(missing, source(nil), source(nil), namespace); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), missing) {
 		t.Errorf("missing file: %v", err)
 	}
 	if _, err := load(t, "a = 1\nb ==", nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), ":2:") {
@@ -239,7 +241,7 @@ func TestQuotas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for namespace, want := range map[string]sandbox.Quota{
+	for namespace, want := range map[string]Quota{
 		"team-alpha": {Sandboxes: 3},
 		"team-beta":  {Sandboxes: 9, CPUs: 4, Runs: 7},
 		"other":      {Sandboxes: 9, Runs: 7},
@@ -272,7 +274,7 @@ func FuzzFile(f *testing.F) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		c, err := Load(path, source(nil), source(nil))
+		c, err := Load(path, source(nil), source(nil), namespace)
 		if err != nil {
 			if !errdefs.IsInvalidArgument(err) {
 				t.Errorf("unclassified: %v", err)

@@ -5,12 +5,17 @@ import (
 	"maps"
 	"math"
 	"slices"
-
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
+// Quota bounds what the sandboxes of one tenant namespace may hold at a time. A field that is 0 bounds nothing.
+type Quota struct {
+	Sandboxes, CPUs, MemoryMiB int
+	// Runs bounds the code and command runs in progress, including those that wait for their turn.
+	Runs int
+}
+
 // QuotaOf bounds one tenant namespace.
-func (c Config) QuotaOf(namespace string) sandbox.Quota {
+func (c Config) QuotaOf(namespace string) Quota {
 	if q, ok := c.Quotas[namespace]; ok {
 		return q
 	}
@@ -20,12 +25,12 @@ func (c Config) QuotaOf(namespace string) sandbox.Quota {
 // quotaBounds are the bounds of a quota, as a table [namespace.NAME] of the file names them.
 var quotaBounds = []struct {
 	name  string
-	field func(*sandbox.Quota) *int
+	field func(*Quota) *int
 }{
-	{"sandboxes", func(q *sandbox.Quota) *int { return &q.Sandboxes }},
-	{"cpus", func(q *sandbox.Quota) *int { return &q.CPUs }},
-	{"memory_mib", func(q *sandbox.Quota) *int { return &q.MemoryMiB }},
-	{"runs", func(q *sandbox.Quota) *int { return &q.Runs }},
+	{"sandboxes", func(q *Quota) *int { return &q.Sandboxes }},
+	{"cpus", func(q *Quota) *int { return &q.CPUs }},
+	{"memory_mib", func(q *Quota) *int { return &q.MemoryMiB }},
+	{"runs", func(q *Quota) *int { return &q.Runs }},
 }
 
 // applyQuotas takes the tables [namespace.NAME] out of values. What a table leaves out is filled in by
@@ -36,7 +41,7 @@ func (c *Config) applyQuotas(path string, values map[string]any) (problems []err
 		return nil // there is none, or it is unknown as it is
 	}
 	delete(values, "namespace")
-	c.Quotas = map[string]sandbox.Quota{}
+	c.Quotas = map[string]Quota{}
 	for _, namespace := range slices.Sorted(maps.Keys(tables)) {
 		bad := func(format string, a ...any) {
 			problems = append(problems, invalid("%s: namespace.%s: %s", path, namespace, fmt.Sprintf(format, a...)))
@@ -46,7 +51,7 @@ func (c *Config) applyQuotas(path string, values map[string]any) (problems []err
 			bad("must be a table: [namespace.%s]", namespace)
 			continue
 		}
-		var q sandbox.Quota
+		var q Quota
 		for _, b := range quotaBounds {
 			*b.field(&q) = unset
 			if value, ok := bounds[b.name]; ok {
@@ -81,7 +86,7 @@ func (c *Config) fillQuotas() {
 	}
 }
 
-func validateQuota(prefix string, q sandbox.Quota) (problems []error) {
+func validateQuota(prefix string, q Quota) (problems []error) {
 	for _, b := range quotaBounds {
 		if n := *b.field(&q); n < 0 {
 			problems = append(problems, invalid("%s%s %d: must not be negative; 0 is no bound", prefix, b.name, n))

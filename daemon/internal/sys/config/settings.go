@@ -168,9 +168,10 @@ func fields(list string) []string {
 }
 
 // Load reads all sources. file is the file that --config names; if empty, DefaultFile is read if it
-// is there. getenv is os.LookupEnv. flags returns the value of a flag and whether it was given. Every
-// problem of every source is reported at once, each as errdefs.ErrInvalidArgument.
-func Load(file string, getenv, flags func(name string) (string, bool)) (Config, error) {
+// is there. getenv is os.LookupEnv. flags returns the value of a flag and whether it was given. namespace
+// returns an error for a name that no tenant namespace may have. Every problem of every source is reported at
+// once, each as errdefs.ErrInvalidArgument.
+func Load(file string, getenv, flags func(name string) (string, bool), namespace func(name string) error) (Config, error) {
 	c := Default()
 	problems := c.applyFile(file)
 	for _, source := range []struct {
@@ -191,7 +192,7 @@ func Load(file string, getenv, flags func(name string) (string, bool)) (Config, 
 		}
 	}
 	c.fillQuotas()
-	if err := c.validate(); err != nil {
+	if err := c.validate(namespace); err != nil {
 		problems = append(problems, err)
 	}
 	return c, errors.Join(problems...)
