@@ -18,7 +18,7 @@ import (
 // The gateway's transcripts are what the server really answers. The client understands each of them.
 func TestGoldenAnswers(t *testing.T) {
 	t.Parallel()
-	files, err := filepath.Glob("../daemon/internal/serve/http/testdata/*.txt")
+	files, err := filepath.Glob("../daemon/internal/serve/rpc/testdata/*.txt")
 	if err != nil || len(files) < 3 {
 		t.Fatalf("transcripts: %q, %v", files, err)
 	}

@@ -93,13 +93,23 @@ func TestImportDirection(t *testing.T) {
 		if _, known := base[group]; !known {
 			t.Errorf("%s is in none of the groups", p.ImportPath)
 		}
+		if forTests(p.ImportPath) {
+			continue
+		}
 		for _, imported := range p.Imports {
+			if forTests(imported) {
+				t.Errorf("%s imports %s, which is for tests", p.ImportPath, imported)
+			}
 			if !mayImport(base, group, room, strings.TrimPrefix(imported, internal)) {
 				t.Errorf("%s imports %s", p.ImportPath, imported)
 			}
 		}
 	}
 }
+
+// forTests reports whether a package has what tests of other packages share, such as sandboxtest. Only tests import it,
+// and it may import what they test.
+func forTests(path string) bool { return strings.HasPrefix(path, "daemon/") && strings.HasSuffix(path, "test") }
 
 // mayImport reports whether a package in base's group and room may import a package, whose path is without internal.
 func mayImport(base map[string][]string, group, room, imported string) bool {

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/backend/image"
@@ -33,6 +32,7 @@ import (
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/localsock"
 	"github.com/msbd/msbd/daemon/internal/serve/mcp"
+	"github.com/msbd/msbd/daemon/internal/serve/rpc"
 	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
@@ -187,19 +187,23 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		Group: localsock.Group,
 		Log:   log,
 	})
+	registry := newMetrics(life)
+	methods, err := rpc.New(manager, registry)
+	if err != nil {
+		return err
+	}
+	assistants, err := mcp.New(methods, cfg.Version)
+	if err != nil {
+		return err
+	}
 	door, err := gateway.New(gateway.Options{
-		Verifier: verifier, Sandboxes: manager, Dev: cfg.Dev,
+		Verifier: verifier, Endpoints: append(methods.Endpoints(), assistants.Endpoint()), Dev: cfg.Dev,
 		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
-		Metrics: newMetrics(life), Log: log,
+		Metrics: registry, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	assistants, err := mcp.New(door, cfg.Version)
-	if err != nil {
-		return err
-	}
-	door.Mount(rpc.MCPPath, assistants)
 
 	for _, warning := range openings(cfg, http.Addr().String()) {
 		log.Warn(warning)

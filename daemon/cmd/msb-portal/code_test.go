@@ -15,13 +15,12 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // runCode runs code that is expected to end by itself.
-func runCode(t testing.TB, c *portalclient.Client, language sandbox.Language, code string) sandbox.CodeResult {
+func runCode(t testing.TB, c *connection, language sandbox.Language, code string) codeResult {
 	t.Helper()
-	r, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: time.Minute})
+	r, err := c.runCode(t.Context(), sandbox.Code{Language: language, Text: code, Timeout: time.Minute})
 	if err != nil {
 		t.Fatalf("run %q: %v", code, err)
 	}
@@ -29,7 +28,7 @@ func runCode(t testing.TB, c *portalclient.Client, language sandbox.Language, co
 }
 
 // expect runs code and compares what it printed; a trailing "…" in want leaves the rest open.
-func expect(t testing.TB, c *portalclient.Client, language sandbox.Language, code string, success bool, want string) {
+func expect(t testing.TB, c *connection, language sandbox.Language, code string, success bool, want string) {
 	t.Helper()
 	r := runCode(t, c, language, code)
 	got := text(r.Output)
@@ -148,8 +147,8 @@ func TestTimeoutKeepsState(t *testing.T) {
 		{sandbox.Node, "x = 10", "for (;;) { console.log(1); console.error(2) }", "x"},
 	} {
 		runCode(t, c, tt.language, tt.set)
-		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: tt.language, Code: tt.code, Timeout: 300 * time.Millisecond})
-		if !errors.Is(err, sandbox.ErrRunTimeout) && !errors.Is(err, sandbox.ErrOutputLimit) {
+		_, err := c.runCode(t.Context(), sandbox.Code{Language: tt.language, Text: tt.code, Timeout: 300 * time.Millisecond})
+		if !errors.Is(err, sandbox.ErrRunTimeout) {
 			t.Errorf("run %q: %v, want ErrRunTimeout", tt.code, err)
 		}
 		expect(t, c, tt.language, tt.get, true, fmt.Sprintf("stdout: %s\n", tt.set[strings.LastIndex(tt.set, " ")+1:]))
@@ -163,7 +162,7 @@ func TestRunThatCannotBeInterruptedLosesItsState(t *testing.T) {
 		sandbox.Python: "import signal\nx = signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
 		sandbox.Node:   "var x = 1; process.kill(process.pid, 'SIGSTOP')",
 	} {
-		_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: language, Code: code, Timeout: 3 * time.Second}) // the code has begun by then
+		_, err := c.runCode(t.Context(), sandbox.Code{Language: language, Text: code, Timeout: 3 * time.Second}) // the code has begun by then
 		if !errors.Is(err, sandbox.ErrRunTimeout) || !strings.Contains(err.Error(), "its state is lost") {
 			t.Errorf("run %q: %v, want ErrRunTimeout that tells of lost state", code, err)
 		}
@@ -185,7 +184,7 @@ func TestCancelInterrupts(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() {
-			_, err := c.RunCode(ctx, sandbox.CodeRun{Language: language, Code: fmt.Sprintf(code, started)})
+			_, err := c.runCode(ctx, sandbox.Code{Language: language, Text: fmt.Sprintf(code, started)})
 			ended <- err
 		}()
 		wait(t, started)
@@ -224,7 +223,7 @@ func TestRunsOfOneLanguageAreSerialised(t *testing.T) {
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			r, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: sandbox.Python, Code: "m = n\ntime.sleep(0.005)\nn = m + 1"})
+			r, err := c.runCode(t.Context(), sandbox.Code{Language: sandbox.Python, Text: "m = n\ntime.sleep(0.005)\nn = m + 1"})
 			if err != nil || !r.Success {
 				t.Errorf("run: %v\n%s", err, text(r.Output))
 			}
@@ -306,55 +305,73 @@ func TestBigOutputIsComplete(t *testing.T) {
 		sandbox.Node:   "for (let i = 0; i < 62500; i++) console.log(String(i).padStart(79, '0'))",
 	} {
 		r := runCode(t, c, language, code)
-		if len(r.Output) != lines {
-			t.Fatalf("%s: %d lines, want %d", language, len(r.Output), lines)
-		}
-		for i, l := range r.Output {
-			if want := fmt.Sprintf("%0*d", width, i); l.Text != want {
-				t.Fatalf("%s: line %d is %q", language, i, l.Text)
+		i := 0
+		for line := range strings.Lines(text(r.Output)) {
+			if want := fmt.Sprintf("stdout: %0*d\n", width, i); line != want {
+				t.Fatalf("%s: line %d is %q", language, i, line)
 			}
+			i++
+		}
+		if i != lines {
+			t.Fatalf("%s: %d lines, want %d", language, i, lines)
 		}
 	}
-	r, err := c.RunCommand(t.Context(), sandbox.CommandRun{Command: "sh", Args: []string{"-c", "head -c 5000000 /dev/zero | tr '\\0' x; echo done >&2"}})
-	if err != nil || len(r.Output) != 2 || len(r.Output[0].Text)+len(r.Output[1].Text) != 5000000+len("done") {
-		t.Errorf("command: %v, %d lines", err, len(r.Output))
+	r, err := c.runCommand(t.Context(), sandbox.Command{Program: "sh", Args: []string{"-c", "head -c 5000000 /dev/zero | tr '\\0' x; echo done >&2"}})
+	if printed := text(r.Output); err != nil || len(printed) != len("stdout: \nstderr: done\n")+5000000 {
+		t.Errorf("command: %v, %d bytes", err, len(printed))
 	}
 }
 
-func TestOutputIsBounded(t *testing.T) {
+// Who reads enough of an endless run closes it, which interrupts it; a session keeps its state.
+func TestEndlessOutput(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
-	_, err := c.RunCode(t.Context(), sandbox.CodeRun{Language: sandbox.Python, Code: "x = 1\nwhile True: print('y' * 10000)"})
-	if !errors.Is(err, sandbox.ErrOutputLimit) {
-		t.Errorf("endless code: %v, want ErrOutputLimit", err)
+	for what, start := range map[string]func() (sandbox.Process, error){
+		"code": func() (sandbox.Process, error) {
+			return c.RunCode(t.Context(), sandbox.Code{Language: sandbox.Python, Text: "x = 1\nwhile True: print('y' * 10000)"})
+		},
+		"command": func() (sandbox.Process, error) {
+			return c.RunCommand(t.Context(), sandbox.Command{Program: "yes"})
+		},
+	} {
+		p, err := start()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for size := 0; size < 20<<20; {
+			event, err := p.Next()
+			out, ok := event.(sandbox.Output)
+			if err != nil || !ok {
+				t.Fatalf("%s: %v, %v", what, event, err)
+			}
+			size += len(out.Data)
+		}
+		p.Close()
 	}
 	expect(t, c, sandbox.Python, "x", true, "stdout: 1\n")
-	if _, err = c.RunCommand(t.Context(), sandbox.CommandRun{Command: "yes"}); !errors.Is(err, sandbox.ErrOutputLimit) {
-		t.Errorf("endless command: %v, want ErrOutputLimit", err)
-	}
 }
 
 func TestREPLSurroundings(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
 	dir := t.TempDir()
-	r, err := c.RunCode(t.Context(), sandbox.CodeRun{
-		Language: sandbox.Python, Code: "import os\nos.environ['ADDED'], os.getcwd()", Env: []string{"ADDED=yes"}, Workdir: dir,
+	r, err := c.runCode(t.Context(), sandbox.Code{
+		Language: sandbox.Python, Text: "import os\nos.environ['ADDED'], os.getcwd()", Environment: sandbox.Environment{Env: []string{"ADDED=yes"}, Workdir: dir},
 	})
 	if want := fmt.Sprintf("stdout: ('yes', '%s')\n", dir); err != nil || text(r.Output) != want {
 		t.Errorf("%v\n%swant %s", err, text(r.Output), want)
 	}
 	for _, tt := range []struct {
-		run   sandbox.CodeRun
+		run   sandbox.Code
 		class func(error) bool
 		want  string
 	}{
-		{sandbox.CodeRun{Language: sandbox.Node, Workdir: "/nonexistent"}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
-		{sandbox.CodeRun{Language: sandbox.Node, Env: []string{"PATH=/nonexistent"}}, errdefs.IsFailedPrecondition, "image has no node"},
-		{sandbox.CodeRun{Language: sandbox.Node, Env: []string{"NODE_OPTIONS=--nonsense"}}, errdefs.IsFailedPrecondition, "exited with status 9"},
-		{sandbox.CodeRun{Language: "ruby"}, errdefs.IsInvalidArgument, "language"},
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "image has no node"},
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"NODE_OPTIONS=--nonsense"}}}, errdefs.IsFailedPrecondition, "exited with status 9"},
+		{sandbox.Code{Language: "ruby"}, errdefs.IsInvalidArgument, "language"},
 	} {
-		if _, err := c.RunCode(t.Context(), tt.run); !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
+		if _, err := c.runCode(t.Context(), tt.run); !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %v, want %q", tt.run, err, tt.want)
 		}
 	}

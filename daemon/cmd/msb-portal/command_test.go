@@ -14,12 +14,11 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
 // sh runs a shell script.
-func sh(ctx context.Context, c *portalclient.Client, script string) (sandbox.CommandResult, error) {
-	return c.RunCommand(ctx, sandbox.CommandRun{Command: "sh", Args: []string{"-c", script}, Timeout: time.Minute})
+func sh(ctx context.Context, c *connection, script string) (commandResult, error) {
+	return c.runCommand(ctx, sandbox.Command{Program: "sh", Args: []string{"-c", script}, Timeout: time.Minute})
 }
 
 func TestCommand(t *testing.T) {
@@ -27,22 +26,22 @@ func TestCommand(t *testing.T) {
 	c := startGuest(t, "FROM_IMAGE=1").connect(t)
 	dir := t.TempDir()
 	for _, tt := range []struct {
-		run  sandbox.CommandRun
+		run  sandbox.Command
 		code int
 		want string
 	}{
-		{sandbox.CommandRun{Command: "true"}, 0, ""},
-		{sandbox.CommandRun{Command: "false"}, 1, ""},
-		{sandbox.CommandRun{Command: "echo", Args: []string{"a b", "$HOME", "*"}}, 0, "stdout: a b $HOME *\n"},
-		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "echo out; echo err >&2; exit 42"}}, 42, "stdout: out\nstderr: err\n"},
-		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "kill -9 $$"}}, 137, ""},
-		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "kill -TERM $$"}}, 143, ""},
-		{sandbox.CommandRun{Command: "cat"}, 0, ""},
-		{sandbox.CommandRun{Command: "pwd", Workdir: dir}, 0, "stdout: " + dir + "\n"},
-		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "echo $FROM_IMAGE $ADDED"}, Env: []string{"ADDED=2"}}, 0, "stdout: 1 2\n"},
-		{sandbox.CommandRun{Command: "sh", Args: []string{"-c", "ls /proc/$$/fd"}}, 0, "stdout: 0\nstdout: 1\nstdout: 2\n"},
+		{sandbox.Command{Program: "true"}, 0, ""},
+		{sandbox.Command{Program: "false"}, 1, ""},
+		{sandbox.Command{Program: "echo", Args: []string{"a b", "$HOME", "*"}}, 0, "stdout: a b $HOME *\n"},
+		{sandbox.Command{Program: "sh", Args: []string{"-c", "echo out; echo err >&2; exit 42"}}, 42, "stdout: out\nstderr: err\n"},
+		{sandbox.Command{Program: "sh", Args: []string{"-c", "kill -9 $$"}}, 137, ""},
+		{sandbox.Command{Program: "sh", Args: []string{"-c", "kill -TERM $$"}}, 143, ""},
+		{sandbox.Command{Program: "cat"}, 0, ""},
+		{sandbox.Command{Program: "pwd", Environment: sandbox.Environment{Workdir: dir}}, 0, "stdout: " + dir + "\n"},
+		{sandbox.Command{Program: "sh", Args: []string{"-c", "echo $FROM_IMAGE $ADDED"}, Environment: sandbox.Environment{Env: []string{"ADDED=2"}}}, 0, "stdout: 1 2\n"},
+		{sandbox.Command{Program: "sh", Args: []string{"-c", "ls /proc/$$/fd"}}, 0, "stdout: 0\nstdout: 1\nstdout: 2\n"},
 	} {
-		r, err := c.RunCommand(t.Context(), tt.run)
+		r, err := c.runCommand(t.Context(), tt.run)
 		if err != nil || r.ExitCode != tt.code || text(r.Output) != tt.want {
 			t.Errorf("%v: code %d, %v\n%swant %d\n%s", tt.run, r.ExitCode, err, text(r.Output), tt.code, tt.want)
 		}
@@ -58,24 +57,24 @@ func TestCommandThatCannotBeRun(t *testing.T) {
 	}
 	notFound := func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }
 	for _, tt := range []struct {
-		run   sandbox.CommandRun
+		run   sandbox.Command
 		class func(error) bool
 		want  string
 	}{
-		{sandbox.CommandRun{Command: "nope"}, notFound, "nope is not in PATH"},
-		{sandbox.CommandRun{Command: "/nope"}, notFound, "/nope: file does not exist"},
-		{sandbox.CommandRun{Command: "/etc/passwd"}, notFound, "/etc/passwd: is not executable"},
-		{sandbox.CommandRun{Command: "/"}, notFound, "is a directory"},
-		{sandbox.CommandRun{Command: script}, notFound, "interpreter"},
-		{sandbox.CommandRun{}, errdefs.IsInvalidArgument, "command is empty"},
-		{sandbox.CommandRun{Command: "true", Args: []string{"\x00"}}, errdefs.IsInvalidArgument, "NUL"},
-		{sandbox.CommandRun{Command: "true", Args: []string{strings.Repeat("x", 1<<20)}}, errdefs.IsInvalidArgument, "too long"},
-		{sandbox.CommandRun{Command: "true", Env: []string{"x"}}, errdefs.IsInvalidArgument, "NAME=value"},
-		{sandbox.CommandRun{Command: "true", Workdir: "/nonexistent"}, errdefs.IsInvalidArgument, "does not exist"},
-		{sandbox.CommandRun{Command: "true", Workdir: "/etc/passwd"}, errdefs.IsInvalidArgument, "not a directory"},
-		{sandbox.CommandRun{Command: "true", Workdir: "tmp"}, errdefs.IsInvalidArgument, "absolute"},
+		{sandbox.Command{Program: "nope"}, notFound, "nope is not in PATH"},
+		{sandbox.Command{Program: "/nope"}, notFound, "/nope: file does not exist"},
+		{sandbox.Command{Program: "/etc/passwd"}, notFound, "/etc/passwd: is not executable"},
+		{sandbox.Command{Program: "/"}, notFound, "is a directory"},
+		{sandbox.Command{Program: script}, notFound, "interpreter"},
+		{sandbox.Command{}, errdefs.IsInvalidArgument, "command is empty"},
+		{sandbox.Command{Program: "true", Args: []string{"\x00"}}, errdefs.IsInvalidArgument, "NUL"},
+		{sandbox.Command{Program: "true", Args: []string{strings.Repeat("x", 1<<20)}}, errdefs.IsInvalidArgument, "too long"},
+		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Env: []string{"x"}}}, errdefs.IsInvalidArgument, "NAME=value"},
+		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, "does not exist"},
+		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "/etc/passwd"}}, errdefs.IsInvalidArgument, "not a directory"},
+		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "tmp"}}, errdefs.IsInvalidArgument, "absolute"},
 	} {
-		if _, err := c.RunCommand(t.Context(), tt.run); err == nil || !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
+		if _, err := c.runCommand(t.Context(), tt.run); err == nil || !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%.100v: %v, want %q", tt.run, err, tt.want)
 		}
 	}
@@ -102,7 +101,7 @@ func TestCommandLimits(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
 
-	r, err := c.RunCommand(t.Context(), sandbox.CommandRun{Command: "sh", Args: []string{"-c", "sleep 60; true"}, Timeout: 200 * time.Millisecond})
+	r, err := c.runCommand(t.Context(), sandbox.Command{Program: "sh", Args: []string{"-c", "sleep 60; true"}, Timeout: 200 * time.Millisecond})
 	if !errors.Is(err, sandbox.ErrRunTimeout) {
 		t.Errorf("over its limit: %v, %v", r, err)
 	}
@@ -144,7 +143,7 @@ func TestOrphansAreReaped(t *testing.T) {
 		t.Fatalf("%v\n%s", err, text(r2.Output))
 	}
 	for _, l := range append(r.Output, r2.Output...) {
-		pid, err := strconv.Atoi(l.Text)
+		pid, err := strconv.Atoi(strings.TrimSpace(string(l.Data)))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,19 +18,20 @@ func TestReconnect(t *testing.T) {
 	t.Parallel()
 	g := startGuest(t)
 	old := g.bridge(t)
-	first, err := portalclient.New(t.Context(), old)
+	client, err := portalclient.New(t.Context(), old)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer first.Close()
+	defer client.Close()
+	first := &connection{client}
 	runCode(t, first, sandbox.Python, "x = 1")
 
 	// A run that is in progress is interrupted when its connection ends.
 	started := fifo(t)
 	ended := make(chan error, 1)
 	go func() {
-		_, err := first.RunCode(t.Context(), sandbox.CodeRun{
-			Language: sandbox.Python, Code: fmt.Sprintf("open(%q, 'w').close()\nwhile True: pass", started),
+		_, err := first.runCode(t.Context(), sandbox.Code{
+			Language: sandbox.Python, Text: fmt.Sprintf("open(%q, 'w').close()\nwhile True: pass", started),
 		})
 		ended <- err
 	}()
@@ -116,7 +117,7 @@ func BenchmarkRunCode(b *testing.B) {
 func BenchmarkRunCommand(b *testing.B) {
 	c := startGuest(b).connect(b)
 	for b.Loop() {
-		if _, err := c.RunCommand(b.Context(), sandbox.CommandRun{Command: "true"}); err != nil {
+		if _, err := c.runCommand(b.Context(), sandbox.Command{Program: "true"}); err != nil {
 			b.Fatal(err)
 		}
 	}

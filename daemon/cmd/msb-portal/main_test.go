@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
@@ -108,8 +111,11 @@ func (g *guest) bridge(t testing.TB) *bridge {
 	return b
 }
 
+// connection is a connection to a guest, with runs that are read to their end.
+type connection struct{ *portalclient.Client }
+
 // connect returns a client of the guest.
-func (g *guest) connect(t testing.TB) *portalclient.Client {
+func (g *guest) connect(t testing.TB) *connection {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -118,14 +124,74 @@ func (g *guest) connect(t testing.TB) *portalclient.Client {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	return c
+	return &connection{c}
 }
 
-// text shows lines as "stream: text", one a line.
-func text(lines []sandbox.Line) string {
-	var s string
-	for _, l := range lines {
-		s += string(l.Stream) + ": " + l.Text + "\n"
+// The portal and its client keep the contract that the fakes of other tests keep.
+func TestContract(t *testing.T) {
+	sandboxtest.TestPortal(t, func(t *testing.T) sandbox.Portal { return startGuest(t).connect(t) })
+}
+
+// output is what a run printed, piece by piece.
+type output []sandbox.Output
+
+type codeResult struct {
+	Success bool
+	Output  output
+}
+
+type commandResult struct {
+	ExitCode int
+	Output   output
+}
+
+func (c *connection) runCode(ctx context.Context, code sandbox.Code) (codeResult, error) {
+	out, exit, err := collect(c.RunCode(ctx, code))
+	return codeResult{exit == 0, out}, err
+}
+
+func (c *connection) runCommand(ctx context.Context, command sandbox.Command) (commandResult, error) {
+	out, exit, err := collect(c.RunCommand(ctx, command))
+	return commandResult{exit, out}, err
+}
+
+func collect(p sandbox.Process, err error) (out output, exit int, _ error) {
+	if err != nil {
+		return nil, 0, err
 	}
-	return s
+	defer p.Close()
+	for {
+		event, err := p.Next()
+		switch event := event.(type) {
+		case sandbox.Output:
+			out = append(out, event)
+		case sandbox.Exit:
+			return out, event.Code, nil
+		case nil:
+			return out, 0, err
+		}
+	}
+}
+
+// text shows output as "stream: text", one a line.
+func text(out output) string {
+	var streams [2]strings.Builder
+	var all strings.Builder
+	names := []sandbox.Stream{sandbox.Stdout, sandbox.Stderr}
+	for _, o := range out {
+		i := slices.Index(names, o.Stream)
+		for piece := range strings.Lines(string(o.Data)) {
+			streams[i].WriteString(piece)
+			if strings.HasSuffix(piece, "\n") {
+				all.WriteString(string(o.Stream) + ": " + streams[i].String())
+				streams[i].Reset()
+			}
+		}
+	}
+	for i, name := range names {
+		if streams[i].Len() > 0 {
+			all.WriteString(string(name) + ": " + streams[i].String() + "\n")
+		}
+	}
+	return all.String()
 }

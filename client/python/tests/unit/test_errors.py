@@ -16,7 +16,7 @@ import microsandbox
 from microsandbox import MicrosandboxError, RequestTimeoutError, RunTimeoutError, errors
 from microsandbox._rpc import result
 
-TRANSCRIPTS = Path(__file__).parents[4] / "daemon/internal/serve/http/testdata"
+TRANSCRIPTS = Path(__file__).parents[4] / "daemon/internal/serve/rpc/testdata"
 JSON = {"content-type": "application/json; charset=utf-8"}
 
 CODES = {

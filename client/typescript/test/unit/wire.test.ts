@@ -119,7 +119,7 @@ interface Exchange {
 }
 
 function transcript(name: string): Exchange[] {
-  const path = new URL(`../../../../daemon/internal/serve/http/testdata/${name}`, import.meta.url);
+  const path = new URL(`../../../../daemon/internal/serve/rpc/testdata/${name}`, import.meta.url);
   const exchanges = readFileSync(path, "utf8").matchAll(/^> (.*)\n< (\d+) (.*)$/gm);
   return [...exchanges].map(([, request = "", status, body = ""]) => {
     const { method, params = {} } = JSON.parse(request);

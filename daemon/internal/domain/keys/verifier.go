@@ -97,3 +97,9 @@ func (v *Verifier) admit(id *identity, token string, payload []byte, from netip.
 	k.usage.count(now, from)
 	return ks.open(k, token), nil
 }
+
+// Known reports whether a token was accepted before and still is.
+func (v *Verifier) Known(token string) bool {
+	s := v.keys.sessions.find(token)
+	return s != nil && v.clock.now() < s.until.Load()
+}

@@ -14,16 +14,17 @@ type Quota struct {
 	Runs int
 }
 
-// claim takes what a sandbox with cfg will hold, until the box's record tells of it, or refuses. Its
-// error is errdefs.ErrResourceExhausted. The caller holds the box's lock, and ends the claim with unclaim.
-func (m *Manager) claim(b *box, cfg Config) error {
-	namespace := b.name.Namespace
+// reserve counts what a sandbox with cfg will hold against its namespace's quota, until the entry's record says so.
+// The error is errdefs.ErrResourceExhausted. The caller holds the entry's lock, and ends the reservation with
+// setReserved(nil).
+func (m *Manager) reserve(e *entry, cfg Config) error {
+	namespace := e.name.Namespace
 	q := m.Quota(namespace)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	held := Quota{Sandboxes: 1, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB}
-	for name, other := range m.boxes {
-		if name.Namespace != namespace || other == b {
+	for name, other := range m.entries {
+		if name.Namespace != namespace || other == e {
 			continue
 		}
 		if c, holds := other.holds(); holds {
@@ -45,7 +46,7 @@ func (m *Manager) claim(b *box, cfg Config) error {
 				"or ask the server's administrator for more: %w", namespace, bound.most, bound.what, bound.held, errdefs.ErrResourceExhausted)
 		}
 	}
-	b.setClaim(&cfg)
+	e.setReserved(&cfg)
 	return nil
 }
 

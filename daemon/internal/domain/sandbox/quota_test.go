@@ -1,4 +1,4 @@
-package sandbox
+package sandbox_test
 
 import (
 	"context"
@@ -9,6 +9,9 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	. "github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
 func TestQuotaBoundsEachNamespace(t *testing.T) {
@@ -81,11 +84,11 @@ func TestQuotaHoldsForStartsAtTheSameTime(t *testing.T) {
 func TestFailedStartHoldsNothing(t *testing.T) {
 	w := newWorld(t)
 	w.Manager.Quota = func(string) Quota { return Quota{Sandboxes: 1} }
-	w.rt.starting = func(context.Context) error { return errors.New("no") }
+	w.rt.OnStart = func(context.Context, string) error { return errors.New("no") }
 	if err := w.Start(t.Context(), box1, Request{}); !errdefs.IsUnavailable(err) {
 		t.Fatal(err)
 	}
-	w.rt.starting = nil
+	w.rt.OnStart = nil
 	if err := w.Start(t.Context(), Name{"default", "two"}, Request{}); err != nil {
 		t.Errorf("after a start that failed: %v", err)
 	}
@@ -98,25 +101,27 @@ func TestQuotaBoundsRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	entered, leave := make(chan struct{}), make(chan struct{})
-	w.p.run = func(CodeRun) (CodeResult, error) {
-		close(entered)
-		<-leave
-		return CodeResult{}, nil
+	w.guest.OnRun = func(_ context.Context, run any) error {
+		if _, isCode := run.(Code); isCode {
+			close(entered)
+			<-leave
+		}
+		return nil
 	}
 	done := make(chan error)
 	go func() {
-		_, err := w.RunCode(t.Context(), box1, CodeRun{Language: Python})
+		_, err := sandboxtest.Read(w.RunCode(t.Context(), box1, Code{Language: Python}))
 		done <- err
 	}()
 	<-entered
-	if _, err := w.RunCommand(t.Context(), box1, CommandRun{Command: "true"}); !errdefs.IsResourceExhausted(err) {
+	if _, err := sandboxtest.Read(w.RunCommand(t.Context(), box1, Command{Program: "true"})); !errdefs.IsResourceExhausted(err) {
 		t.Errorf("a second run: %v", err)
 	}
 	close(leave)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.RunCommand(t.Context(), box1, CommandRun{Command: "true"}); err != nil {
+	if _, err := sandboxtest.Read(w.RunCommand(t.Context(), box1, Command{Program: "true"})); err != nil {
 		t.Errorf("after the first: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -67,12 +68,7 @@ func plan(records []Record, found []Instance) []step {
 	for id := range alive {
 		steps = append(steps, step{do: purge, id: id})
 	}
-	slices.SortFunc(steps, func(a, b step) int {
-		if a.id < b.id {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(steps, func(a, b step) int { return strings.Compare(a.id, b.id) })
 	return steps
 }
 
@@ -118,26 +114,26 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 
 func (m *Manager) carryOut(ctx context.Context, s step) {
 	m.Log.Info("reconcile", "do", s.do, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
-	b := newBox(s.rec.Name)
+	e := newEntry(s.rec.Name)
 	if s.do != finish && s.do != purge {
 		m.mu.Lock()
-		m.boxes[s.rec.Name] = b
+		m.entries[s.rec.Name] = e
 		m.mu.Unlock()
 	}
 	switch s.do {
 	case adopt:
-		b.set(s.rec, nil)
-		m.watch(b, s.rec)
+		e.set(s.rec, nil)
+		m.watch(e, s.rec)
 	case keep:
-		b.set(s.rec, nil)
+		e.set(s.rec, nil)
 	case lose:
-		m.fail(ctx, b, s.rec, "its microVM ended while the server was not running", nil)
+		m.fail(ctx, e, s.rec, "its microVM ended while the server was not running", nil)
 	case undo:
 		var cause error
 		if s.rec.Cause != "" {
 			cause = errors.New(s.rec.Cause)
 		}
-		m.fail(ctx, b, s.rec, cmp.Or(s.rec.Reason, "its start was cut off when the server ended"), cause)
+		m.fail(ctx, e, s.rec, cmp.Or(s.rec.Reason, "its start was cut off when the server ended"), cause)
 	case finish, purge:
 		ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 		defer cancel()
@@ -153,7 +149,7 @@ func (m *Manager) carryOut(ctx context.Context, s step) {
 }
 
 // watch notices when a running sandbox's microVM ends by itself.
-func (m *Manager) watch(b *box, rec Record) {
+func (m *Manager) watch(e *entry, rec Record) {
 	m.watchers.Go(func() {
 		reason, err := m.Runtime.Wait(m.life, rec.ID)
 		if m.life.Err() != nil {
@@ -162,11 +158,11 @@ func (m *Manager) watch(b *box, rec Record) {
 		if err != nil {
 			reason = "its microVM can no longer be watched"
 		}
-		b.lock <- struct{}{}
-		defer m.release(b)
-		if now := b.record(); now.ID != rec.ID || now.State != Running {
+		e.lock <- struct{}{}
+		defer m.release(e)
+		if now := e.record(); now.ID != rec.ID || now.State != Running {
 			return // a stop was quicker
 		}
-		m.fail(m.life, b, rec, reason, err)
+		m.fail(m.life, e, rec, reason, err)
 	})
 }

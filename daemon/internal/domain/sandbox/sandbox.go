@@ -5,7 +5,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -14,16 +13,6 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
-
-// ErrCommandNotFound says that the program of a RunCommand does not exist in the sandbox.
-var ErrCommandNotFound = errors.New("command not found")
-
-// ErrRunTimeout says that a run reached its time limit and was interrupted.
-var ErrRunTimeout = errors.New("time limit of the run reached")
-
-// ErrOutputLimit says that a run printed more than may be held and was interrupted. To run it again brings
-// the same.
-var ErrOutputLimit = errors.New("output limit of the run reached")
 
 // DefaultNamespace is the tenant namespace of a caller who names none.
 const DefaultNamespace = "default"
@@ -151,71 +140,4 @@ type Runtime interface {
 	Usage(ctx context.Context, id string) (Usage, error)
 	// ResolveImage says whether sandboxes can be started from the image (errdefs.ErrNotFound).
 	ResolveImage(ctx context.Context, image string) error
-}
-
-// Language is one of the REPLs that a sandbox may hold.
-type Language string
-
-const (
-	Python Language = "python"
-	Node   Language = "nodejs"
-)
-
-// Stream names where a line was printed.
-type Stream string
-
-const (
-	Stdout Stream = "stdout"
-	Stderr Stream = "stderr"
-)
-
-// Line is a line of output, without its newline.
-type Line struct {
-	Stream Stream
-	Text   string
-}
-
-// CodeRun asks for code to be run in a REPL.
-type CodeRun struct {
-	Language Language
-	Code     string
-	Timeout  time.Duration
-	Env      []string
-	Workdir  string
-	// Keep is asked before so many bytes more of the output are held, counted as JSON; its error ends the
-	// run. nil: only the portal's own bound.
-	Keep func(bytes int) error
-}
-
-// CodeResult is what became of a CodeRun. Success is false when the code raised.
-type CodeResult struct {
-	Success bool
-	Output  []Line
-}
-
-// CommandRun asks for a program to be run, without a shell.
-type CommandRun struct {
-	Command string
-	Args    []string
-	Timeout time.Duration
-	Env     []string
-	Workdir string
-	// Keep is that of a CodeRun.
-	Keep func(bytes int) error
-}
-
-// CommandResult is what became of a CommandRun.
-type CommandResult struct {
-	ExitCode int
-	Output   []Line
-}
-
-// Portal is a connection to the helper inside a sandbox. Runs that reach their limit return
-// ErrRunTimeout or ErrOutputLimit; RunCommand may return ErrCommandNotFound. A lost connection is
-// errdefs.ErrUnavailable.
-type Portal interface {
-	Ping(ctx context.Context) error
-	RunCode(ctx context.Context, run CodeRun) (CodeResult, error)
-	RunCommand(ctx context.Context, run CommandRun) (CommandResult, error)
-	Close() error
 }

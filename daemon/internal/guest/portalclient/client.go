@@ -1,5 +1,5 @@
-// Package portalclient is msbd's end of a connection to the portal in a sandbox. It satisfies
-// sandbox.Portal over any byte stream; who opens the stream, and how, is microvm's business.
+// Package portalclient is msbd's end of the connection to the portal in a sandbox. It implements sandbox.Portal over
+// any byte stream, which the backend opens. Only package daemon imports this package.
 package portalclient
 
 import (
@@ -79,50 +79,37 @@ func (c *Client) Ping(ctx context.Context) error {
 	return nil
 }
 
-// RunCode implements sandbox.Portal. No Timeout means no limit. More than MaxOutput is
-// sandbox.ErrOutputLimit.
-func (c *Client) RunCode(ctx context.Context, run sandbox.CodeRun) (sandbox.CodeResult, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+// RunCode implements sandbox.Portal. No Timeout means no limit.
+func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {
 	languages := map[sandbox.Language]portalv1.RunCodeRequest_Language{
 		sandbox.Python: portalv1.RunCodeRequest_LANGUAGE_PYTHON,
 		sandbox.Node:   portalv1.RunCodeRequest_LANGUAGE_NODE,
 	}
-	stream, err := c.rpc.RunCode(ctx, &portalv1.RunCodeRequest{
-		Language:    languages[run.Language],
-		Code:        run.Code,
-		Timeout:     timeout(run.Timeout),
-		Environment: &portalv1.Environment{Env: run.Env, Workdir: run.Workdir},
+	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCodeResponse], error) {
+		return c.rpc.RunCode(ctx, &portalv1.RunCodeRequest{
+			Language:    languages[code.Language],
+			Code:        code.Text,
+			Timeout:     timeout(code.Timeout),
+			Environment: environment(code.Environment),
+		})
+	}, func(event *portalv1.RunCodeResponse) int {
+		if event.GetResult().GetSuccess() {
+			return 0
+		}
+		return 1
 	})
-	if err != nil {
-		return sandbox.CodeResult{}, asError(ctx, err)
-	}
-	result, output, err := collect(ctx, stream, run.Keep)
-	if err != nil {
-		return sandbox.CodeResult{}, err
-	}
-	return sandbox.CodeResult{Success: result.GetResult().GetSuccess(), Output: output}, nil
 }
 
-// RunCommand implements sandbox.Portal. No Timeout means no limit. More than MaxOutput is
-// sandbox.ErrOutputLimit.
-func (c *Client) RunCommand(ctx context.Context, run sandbox.CommandRun) (sandbox.CommandResult, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.rpc.RunCommand(ctx, &portalv1.RunCommandRequest{
-		Command:     run.Command,
-		Args:        run.Args,
-		Timeout:     timeout(run.Timeout),
-		Environment: &portalv1.Environment{Env: run.Env, Workdir: run.Workdir},
-	})
-	if err != nil {
-		return sandbox.CommandResult{}, asError(ctx, err)
-	}
-	result, output, err := collect(ctx, stream, run.Keep)
-	if err != nil {
-		return sandbox.CommandResult{}, err
-	}
-	return sandbox.CommandResult{ExitCode: int(result.GetResult().GetExitCode()), Output: output}, nil
+// RunCommand implements sandbox.Portal. No Timeout means no limit.
+func (c *Client) RunCommand(ctx context.Context, command sandbox.Command) (sandbox.Process, error) {
+	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCommandResponse], error) {
+		return c.rpc.RunCommand(ctx, &portalv1.RunCommandRequest{
+			Command:     command.Program,
+			Args:        command.Args,
+			Timeout:     timeout(command.Timeout),
+			Environment: environment(command.Environment),
+		})
+	}, func(event *portalv1.RunCommandResponse) int { return int(event.GetResult().GetExitCode()) })
 }
 
 func timeout(d time.Duration) *durationpb.Duration {
@@ -132,33 +119,8 @@ func timeout(d time.Duration) *durationpb.Duration {
 	return durationpb.New(d)
 }
 
-// collect reads a run's events to the last, which is its result. Leaving early is left to the
-// caller's cancelling the stream's context.
-func collect[E any, R interface {
-	*E
-	GetOutput() *portalv1.Output
-}](ctx context.Context, stream grpc.ServerStreamingClient[E], keep func(bytes int) error) (result R, output []sandbox.Line, err error) {
-	lines := lines{keep: keep}
-	for {
-		event, err := stream.Recv()
-		if err == io.EOF {
-			if result == nil {
-				return nil, nil, fmt.Errorf("read the run's result: %w", errdefs.ErrUnavailable)
-			}
-			return result, lines.end(), nil
-		}
-		if err != nil {
-			return nil, nil, asError(ctx, err)
-		}
-		out := R(event).GetOutput()
-		if out == nil {
-			result = event
-			continue
-		}
-		if err := lines.add(out); err != nil {
-			return nil, nil, err
-		}
-	}
+func environment(e sandbox.Environment) *portalv1.Environment {
+	return &portalv1.Environment{Env: e.Env, Workdir: e.Workdir}
 }
 
 // asError gives a call's error the class that the domain knows.

@@ -1,10 +1,13 @@
 package http
 
 import (
-	"context"
+	"errors"
 	"fmt"
+	"io"
+	"mime"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -12,8 +15,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// errNoKey is the one answer to a missing, malformed, expired, revoked or unknown key.
-var errNoKey = &rpc.Error{
+// ErrNoKey is the one answer to a missing, malformed, expired, revoked or unknown key.
+var ErrNoKey = &rpc.Error{
 	Code:    rpc.CodeUnauthenticated,
 	Message: "missing or invalid API key; send one in the header Authorization: Bearer KEY (the server's administrator makes them with: msb server keygen)",
 }
@@ -21,63 +24,73 @@ var errNoKey = &rpc.Error{
 // developer is everybody in dev mode.
 var developer = keys.Principal{KeyID: "dev"}
 
-// behindKey serves a route to those who have a key for it, in the bounds of that key and for as long as
-// the key is accepted.
-func (g *Gateway) behindKey(x *exchange, at route) answer {
+// behindKey has an endpoint serve those who have a key for it, in the bounds of that key and for as long as the key is
+// accepted.
+func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 	var err error
-	if x.caller, err = g.authenticate(x); err != nil {
-		return g.refuse(x, err)
+	if c.Principal, err = g.authenticate(c, r); err != nil {
+		return err
 	}
-	if !g.inFlight.enter(x.caller.KeyID) {
-		return g.refuse(x, fmt.Errorf("this key has %d requests in flight; wait for some to end: %w", maxInFlight, errdefs.ErrResourceExhausted))
+	if !g.inFlight.Enter(c.Principal.KeyID) {
+		return fmt.Errorf("this key has %d requests in flight; wait for some to end: %w", maxInFlight, errdefs.ErrResourceExhausted)
 	}
-	defer g.inFlight.leave(x.caller.KeyID)
-	x.bucket = g.rates.of(x.caller.KeyID)
-	if wait := takeCall(x.bucket); wait > 0 {
-		return g.refuse(x, &rpc.Error{
+	defer g.inFlight.Leave(c.Principal.KeyID)
+	c.bucket = g.rates.Of(c.Principal.KeyID)
+	if wait := c.bucket.Take(); wait > 0 {
+		return &rpc.Error{
 			Code:    rpc.CodeExhausted,
 			Message: fmt.Sprintf("this key may make %g calls per second; wait %d s", g.RequestsPerSecond, wait),
 			Data:    &rpc.ErrorData{RetryAfter: wait},
-		})
-	}
-	if err := checkServerScope(x.caller, at.scope); err != nil {
-		return g.refuse(x, err)
-	}
-	if x.r.Method == http.MethodPost {
-		if refused, ok := g.readBody(x); !ok {
-			return refused
 		}
 	}
-	// Only now: a key that ended meanwhile, however long that took, has nothing begun.
-	ctx, cancel := x.caller.Bind(x.r.Context())
-	defer cancel()
-	a := at.serve(ctx, x)
-	// What a handler came to in spite of its end goes to nobody.
-	if ended := context.Cause(ctx); errdefs.IsUnauthorized(ended) {
-		return g.refuse(x, ended)
+	if err := checkScope(c.Principal, e); err != nil {
+		return err
 	}
-	return a
+	switch e.Body.kind {
+	case jsonBody:
+		body := newBuffer()
+		defer freeBuffer(body)
+		if err := readJSON(body, c.response.ResponseWriter, r, e.Body.max); err != nil {
+			return err
+		}
+		c.Body = body.Bytes()
+	case streamBody:
+		connection := http.NewResponseController(c.response.ResponseWriter)
+		_ = connection.EnableFullDuplex() // else HTTP/1 reads the whole body before it sends anything
+		r.Body = &pacedBody{http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), connection, e.Deadline}
+	}
+	// Bind after reading the body, so that a key that was revoked during a slow upload starts nothing.
+	ctx, cancel := c.Principal.Bind(r.Context())
+	defer cancel()
+	c.response.ctx = ctx
+	began := time.Now()
+	err = e.Serve(c, &c.response, r.WithContext(ctx))
+	// If the key was refused while the endpoint ran, discard what it wrote.
+	if ended := keyEnded(ctx); ended != nil {
+		return ended
+	}
+	if err == nil && e.Scope != PerCall { // those log their calls themselves
+		c.Log(r.Context(), c.path, "", nil, time.Since(began), nil)
+	}
+	return err
 }
 
-// authenticate says whose request it is. Its error is for the log: refuse tells the client no cause.
-func (g *Gateway) authenticate(x *exchange) (keys.Principal, error) {
+// authenticate returns whom a request speaks for. Its error is for the log: the client is told no cause.
+func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error) {
 	if g.Dev {
 		return developer, nil
 	}
-	key := credential(x.r.Header)
+	key := credential(r.Header)
 	if key == "" {
-		return keys.Principal{}, errNoKey
+		return keys.Principal{}, ErrNoKey
 	}
-	from := source(x.client)
-	if !g.tries.allowed(from, key) {
-		return keys.Principal{}, errTooManyTries
+	from := source(c.client)
+	if !g.badKeys.allow(from, key) {
+		return keys.Principal{}, errTooManyBadKeys
 	}
-	p, err := g.Verifier.Verify(key, x.client)
-	switch {
-	case err == nil:
-		g.tries.succeeded(key)
-	case errdefs.IsUnauthorized(err):
-		g.tries.failed(from, key)
+	p, err := g.Verifier.Verify(key, c.client)
+	if errdefs.IsUnauthorized(err) {
+		g.badKeys.count(from)
 	}
 	return p, err
 }
@@ -101,4 +114,53 @@ func credential(h http.Header) string {
 		return ""
 	}
 	return strings.TrimLeft(key, " ")
+}
+
+// checkScope checks that a principal may use an endpoint. Its error is errdefs.ErrPermissionDenied.
+func checkScope(p keys.Principal, e *Endpoint) error {
+	switch {
+	case e.Scope == PerCall:
+		return nil
+	case e.WholeServer && (!p.Has(e.Scope) || len(p.Namespaces) > 0):
+		return fmt.Errorf("this needs a key with the scope %s that is not limited to namespaces: %w", e.Scope, errdefs.ErrPermissionDenied)
+	case !p.Has(e.Scope):
+		return fmt.Errorf("this needs a key with the scope %s: %w", e.Scope, errdefs.ErrPermissionDenied)
+	}
+	return nil
+}
+
+// readJSON reads a whole body of JSON.
+func readJSON(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max int64) error {
+	if !isJSON(r.Header.Get("Content-Type")) {
+		return refuse(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
+	}
+	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, max))
+	if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
+		return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", max))
+	}
+	if err != nil {
+		return refuse(http.StatusBadRequest, "the body could not be read to its end")
+	}
+	return nil
+}
+
+func isJSON(contentType string) bool {
+	if contentType == "application/json" {
+		return true
+	}
+	kind, params, err := mime.ParseMediaType(contentType)
+	charset, named := params["charset"]
+	return err == nil && kind == "application/json" && (!named || strings.EqualFold(charset, "utf-8"))
+}
+
+// pacedBody is a body of which each piece must arrive in time.
+type pacedBody struct {
+	io.ReadCloser
+	connection *http.ResponseController
+	deadline   time.Duration
+}
+
+func (b *pacedBody) Read(p []byte) (int, error) {
+	_ = b.connection.SetReadDeadline(time.Now().Add(b.deadline)) // tests' writers need not support it
+	return b.ReadCloser.Read(p)
 }

@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"bufio"
@@ -16,6 +16,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
@@ -66,13 +70,28 @@ func (c *client) roundTrip() error {
 }
 
 // echo is a domain that costs nothing.
-type echo struct{ Sandboxes }
+type echo struct{ serverpc.Sandboxes }
 
-func (echo) RunCommand(context.Context, sandbox.Name, sandbox.CommandRun) (sandbox.CommandResult, error) {
-	return echoed, nil
+func (echo) RunCommand(context.Context, sandbox.Name, sandbox.Command) (sandbox.Process, error) {
+	return &echoed{}, nil
 }
 
-var echoed = sandbox.CommandResult{Output: []sandbox.Line{{Stream: sandbox.Stdout, Text: "hello"}}}
+// echoed is a process that prints one line.
+type echoed struct{ events int }
+
+func (e *echoed) Next() (sandbox.Event, error) {
+	switch e.events++; e.events {
+	case 1:
+		return hello, nil
+	case 2:
+		return sandbox.Exit{}, nil
+	}
+	return nil, io.EOF
+}
+
+func (e *echoed) Close() error { return nil }
+
+var hello = sandbox.Output{Stream: sandbox.Stdout, Data: []byte("hello\n")}
 
 // cpuTime is what the process has used of the processors.
 func cpuTime(b *testing.B) time.Duration {
@@ -90,16 +109,16 @@ func cpuTime(b *testing.B) time.Duration {
 // time, clients included, of the median round: a machine that others use does not change them, and at
 // full load they are those of the throughput.
 func BenchmarkGateway(b *testing.B) {
-	body := request("sandbox.command.run", `{"sandbox":"a","command":"echo","args":["hello"]}`)
-	quiet := func(o *Options) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), echo{} }
-	logged := func(o *Options) {
+	body := Request("sandbox.command.run", `{"sandbox":"a","command":"echo","args":["hello"]}`)
+	quiet := func(o *Setup) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), echo{} }
+	logged := func(o *Setup) {
 		o.Log, o.Sandboxes = slog.New(slog.NewTextHandler(io.Discard, nil)), echo{}
 	}
-	auth, dev, log := newSite(b, quiet), newSite(b, quiet, func(o *Options) { o.Dev = true }), newSite(b, logged)
+	auth, dev, log := New(b, quiet), New(b, quiet, func(o *Setup) { o.Dev = true }), New(b, logged)
 	var sample *httptest.ResponseRecorder
-	for _, s := range []*site{auth, dev, log} {
+	for _, s := range []*Site{auth, dev, log} {
 		local := func(r *http.Request) { r.Host = "localhost" }
-		sample = s.post(body, local)
+		sample = s.Post(body, local)
 	}
 	bare := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.ReadAll(r.Body)
@@ -121,7 +140,7 @@ func BenchmarkGateway(b *testing.B) {
 		name    string
 		handler http.Handler
 		key     string
-	}{{"bare", bare, auth.key}, {"open", dev, auth.key}, {"auth", auth, auth.key}, {"auth+log", log, log.key}} {
+	}{{"bare", bare, auth.Key}, {"open", dev, auth.Key}, {"auth", auth, auth.Key}, {"auth+log", log, log.Key}} {
 		server := httptest.NewServer(c.handler)
 		b.Cleanup(server.Close)
 		request := fmt.Appendf(nil, "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept-Encoding: gzip\r\nContent-Type: application/json\r\n"+
@@ -173,11 +192,11 @@ func BenchmarkGateway(b *testing.B) {
 
 // BenchmarkHandler measures what the gateway itself takes, without a connection.
 func BenchmarkHandler(b *testing.B) {
-	s := newSite(b, func(o *Options) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), echo{} })
-	body := request("sandbox.command.run", `{"sandbox":"a","command":"echo","args":["hello"]}`)
+	s := New(b, func(o *Setup) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), echo{} })
+	body := Request("sandbox.command.run", `{"sandbox":"a","command":"echo","args":["hello"]}`)
 	r := httptest.NewRequest(http.MethodPost, rpc.Path, nil)
 	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Authorization", "Bearer "+s.key)
+	r.Header.Set("Authorization", "Bearer "+s.Key)
 	r.ContentLength = int64(len(body))
 	text := strings.NewReader(body)
 	r.Body = io.NopCloser(text)

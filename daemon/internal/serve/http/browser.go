@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
 // checkBrowser refuses what a web page may have made a browser send. Without keys, reaching the
@@ -27,7 +29,7 @@ func (g *Gateway) checkBrowser(r *http.Request) error {
 	// same-origin is a page of this server, which has none; none is what somebody typed.
 	for _, site := range r.Header["Sec-Fetch-Site"] {
 		if site != "same-origin" && site != "none" {
-			return fmt.Errorf("%s request: in dev mode the server takes no requests from web pages: %w", shorten(site), errdefs.ErrPermissionDenied)
+			return fmt.Errorf("%s request: in dev mode the server takes no requests from web pages: %w", rpcerr.Shorten(site), errdefs.ErrPermissionDenied)
 		}
 	}
 	if g.browsers.Check(r) != nil {

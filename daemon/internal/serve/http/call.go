@@ -1,195 +1,219 @@
 package http
 
 import (
-	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"strings"
+	"net/netip"
+	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
-// Mount has h serve the POSTs to a path, behind the same door as every other route. It must not be called
-// after Serve.
-//
-// h gets a body that is strict JSON, one message or a batch of some, and calls methods with [Gateway.Call]
-// in the context of its request. What h writes is kept until it returns, and reaches nobody if the key has
-// ended by then. Only from a Flush on it is sent as it comes. An error that h tells in plain text is sent
-// in the envelope of JSON-RPC.
-func (g *Gateway) Mount(path string, h http.Handler) {
-	g.routes[path] = route{methods: []string{http.MethodPost}, serve: func(ctx context.Context, x *exchange) answer {
-		return g.serveMounted(ctx, x, h)
-	}}
+// Call is one HTTP request on its way through the Gateway, as an endpoint sees it.
+type Call struct {
+	// ID is the request id, which the response and the log have.
+	ID string
+	// Principal is whom the request speaks for.
+	Principal keys.Principal
+	// Body is the whole body, if the endpoint's rule is JSON. It is valid until Serve returns.
+	Body []byte
+
+	gateway  *Gateway
+	began    time.Time
+	client   netip.Addr // whose request it is, also behind trusted proxies; not valid if it cannot be told
+	remote   string     // the address of the connection
+	endpoint *Endpoint  // nil before the route is known
+	path     string     // of the endpoint, or unknownPath
+	bucket   *limit.Bucket
+	response response
+	err      error // of the endpoint
+
+	mu       sync.Mutex
+	reserved int  // bytes of output that runs hold
+	held     int  // bytes that are counted for this request
+	ended    bool // nothing is held any more
 }
 
-// Call calls a method of the table with named params, for whoever made the request that ctx is from: one
-// to a handler that was mounted. It ends when ctx does, and also when that client leaves or its key ends,
-// whatever a library has made of ctx on the way. The calls of one request run one at a time.
-func (g *Gateway) Call(ctx context.Context, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
-	v, ok := ctx.Value(visitKey{}).(*visit)
-	if !ok {
-		return nil, errNoKey
+// ServeHTTP answers one request.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	g.serving.Add(1)
+	defer g.serving.Done()
+	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientOf(r), remote: r.RemoteAddr, path: unknownPath}
+	c.response = response{ResponseWriter: w, call: c, buffer: newBuffer()}
+	g.metrics.inFlight.Inc()
+	defer g.metrics.inFlight.Dec()
+	defer c.release()
+	refused := c.response.finish(g.guarded(c, r))
+	g.metrics.request(c.path, c.response.status)
+	if refused != nil {
+		g.logRefused(r.Context(), c, refused)
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(v.accepted, func() { cancel(context.Cause(v.accepted)) })()
-	select {
-	case v.turn <- struct{}{}:
-		defer func() { <-v.turn }()
-	case <-ctx.Done(): // run says why
-	}
-	req := parsedRequest{Request: rpc.Request{JSONRPC: rpc.Version, Method: method, Params: params}}
-	if params != nil && params.Kind() != '{' {
-		req.bad = invalidParams("params must be an object")
-	}
-	result, failed := g.invoke(ctx, v.x, req)
-	// What a handler came to in spite of its end goes to nobody.
-	if errdefs.IsUnauthorized(context.Cause(v.accepted)) {
-		return nil, errNoKey
-	}
-	return result, failed
 }
 
-// Caller is the id of the key for which Call would call. It is empty if there is none.
-func (g *Gateway) Caller(ctx context.Context) string {
-	if v, ok := ctx.Value(visitKey{}).(*visit); ok {
-		return v.x.caller.KeyID
-	}
-	return ""
-}
-
-// Schemas are the JSON Schemas of a method's params, as an object, and of its result. They are nil if
-// there is no such method.
-func (g *Gateway) Schemas(name string) (params, result jsontext.Value) {
-	m, ok := g.methods[name]
-	if !ok {
-		return nil, nil
-	}
-	encode := func(s schema) jsontext.Value {
-		b, err := json.Marshal(s, json.Deterministic(true))
-		if err != nil {
-			panic(err) // made of our own types alone
+// guarded turns a panic into an error.
+func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 		}
-		return b
+	}()
+	if headerSize(r) > maxHeader {
+		return refuse(http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("headers hold at most %d bytes", maxHeader))
 	}
-	return encode(m.paramsSchema()), encode(schemaOf(m.result))
-}
-
-// visit is a request to a mounted handler, on its way through code that is not ours.
-type visit struct {
-	x *exchange
-	// accepted ends when the client leaves or its key ends. It is kept here because libraries detach what
-	// they run from the context of the request.
-	accepted context.Context
-	turn     chan struct{} // holds one while a call runs
-}
-
-type visitKey struct{}
-
-func (g *Gateway) serveMounted(ctx context.Context, x *exchange, h http.Handler) answer {
-	n, bad := countMessages(x.in.Bytes())
-	if bad != nil {
-		a := g.refuse(x, bad)
-		a.refused = errBadBody
-		return a
-	}
-	oweCalls(x.bucket, n-1)
-	r := x.r.WithContext(context.WithValue(x.r.Context(), visitKey{}, &visit{x: x, accepted: ctx, turn: make(chan struct{}, 1)}))
-	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(x.in.Bytes())), int64(x.in.Len())
-	w := &mountedWriter{g: g, x: x, header: http.Header{}}
-	h.ServeHTTP(w, r)
-	a := w.answer()
-	if a.status >= http.StatusBadRequest && !isJSON(a.header.Get("Content-Type")) {
-		a = g.refuseAs(x, a.status, shorten(strings.TrimSpace(x.out.String())))
-		a.refused = errMounted
-	}
-	return a
-}
-
-var errMounted = errors.New("what is mounted at this path does not take it")
-
-// countMessages reads a whole body as strict JSON, and says how many messages it holds.
-func countMessages(body []byte) (n int, bad *rpc.Error) {
-	if depth(body) > rpc.MaxDepth {
-		return 0, parseError(fmt.Errorf("nested deeper than %d levels", rpc.MaxDepth))
-	}
-	p := newParser(body)
-	defer p.free()
-	batch := p.PeekKind() == '['
-	if batch {
-		p.ReadToken()
-	}
-	for !batch && n == 0 || batch && p.PeekKind() != ']' {
-		if _, err := p.value(); err != nil {
-			return 0, parseError(err)
-		}
-		n++
-	}
-	if batch {
-		p.ReadToken()
-	}
-	switch _, err := p.ReadToken(); {
-	case err == nil:
-		return 0, parseError(errors.New("the body holds more than one JSON value"))
-	case err != io.EOF:
-		return 0, parseError(err)
-	case n == 0 || n > rpc.MaxBatch:
-		return 0, invalidRequest("a batch must hold 1 to %d requests", rpc.MaxBatch)
-	}
-	return n, nil
-}
-
-// mountedWriter keeps what a mounted handler writes until it flushes. The handler must not use it after
-// it has returned, nor at the same time from several goroutines.
-type mountedWriter struct {
-	g      *Gateway
-	x      *exchange
-	header http.Header
-	status int
-}
-
-func (w *mountedWriter) Header() http.Header { return w.header }
-
-func (w *mountedWriter) WriteHeader(status int) {
-	if w.status == 0 {
-		w.status = status
-	}
-}
-
-func (w *mountedWriter) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	if !w.x.sent {
-		return w.x.out.Write(p)
-	}
-	_ = http.NewResponseController(w.x.w).SetWriteDeadline(time.Now().Add(w.g.answerTimeout))
-	return w.x.w.Write(p)
-}
-
-// FlushError is what http.ResponseController calls.
-func (w *mountedWriter) FlushError() error {
-	w.WriteHeader(http.StatusOK)
-	if !w.x.sent {
-		a := w.answer()
-		w.g.begin(w.x, a)
-		if _, err := w.x.w.Write(a.body); err != nil {
+	if g.Dev {
+		if err := g.checkBrowser(r); err != nil {
 			return err
 		}
 	}
-	return http.NewResponseController(w.x.w).Flush()
+	g.mux.ServeHTTP(&c.response, r)
+	if c.endpoint != nil {
+		return c.err
+	}
+	// The mux has answered by itself.
+	if c.response.status == http.StatusMethodNotAllowed {
+		if _, exists := g.metrics.served[r.URL.Path]; exists {
+			c.path = r.URL.Path
+		}
+		allow := c.response.Header().Get("Allow")
+		refused := refuse(http.StatusMethodNotAllowed, "this path takes "+allow)
+		refused.Header = http.Header{"Allow": {allow}}
+		return refused
+	}
+	return refuse(http.StatusNotFound, "there is nothing at this path; requests go to "+rpc.Path)
 }
 
-// answer is what was written up to now. The headers that every answer has are the gateway's.
-func (w *mountedWriter) answer() answer {
-	w.WriteHeader(http.StatusOK)
-	w.header.Del("Cache-Control")
-	w.header.Del("Connection")
-	return answer{status: w.status, header: w.header, body: w.x.out.Bytes()}
+// serve has an endpoint answer.
+func (c *Call) serve(e *Endpoint, path string, r *http.Request) {
+	c.endpoint, c.path = e, path
+	if e.Scope == Open {
+		c.err = e.Serve(c, &c.response, r)
+		return
+	}
+	c.err = c.gateway.behindKey(c, e, r)
+}
+
+// Source is where the request came from, for the log: with the port, unless a proxy passed it on.
+func (c *Call) Source() string {
+	if clientAddr(c.remote) == c.client {
+		return c.remote
+	}
+	return c.client.String()
+}
+
+// CountCalls counts the calls of a batch beyond the first, which is counted already, against the rate of the key. The
+// batch runs all the same: what comes after it waits for longer.
+func (c *Call) CountCalls(calls int) { c.bucket.Owe(calls - 1) }
+
+// Hold counts n more bytes of a run's output, which are held until the response is sent, against the bounds of the
+// key and of the server. Its error is an *rpc.Error.
+func (c *Call) Hold(n int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended { // a library went on without its request
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request was answered already: output limit of the run reached"}
+	}
+	if excess := c.count(max(c.reserved+n, c.held)); excess != limit.Within {
+		return c.tooMuch(excess, " and the run was interrupted", "print less, write to a file", ": output limit of the run reached")
+	}
+	c.reserved += n
+	return nil
+}
+
+// buffered counts the bytes of the response, which replace those that a run held.
+func (c *Call) buffered(bytes int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if excess := c.count(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
+		return c.tooMuch(excess, "", "ask for less", "")
+	}
+	return nil
+}
+
+// count makes the bytes that are held at least n. The caller holds c.mu.
+func (c *Call) count(n int) limit.Excess {
+	if n <= c.held {
+		return limit.Within
+	}
+	excess := c.gateway.held.Hold(c.Principal.KeyID, n-c.held)
+	if excess == limit.Within {
+		c.held = n
+	}
+	return excess
+}
+
+// tooMuch is without a word of trying again: the same request would come to the same end.
+func (c *Call) tooMuch(excess limit.Excess, what, remedy, end string) *rpc.Error {
+	bound, most, remedy := "this key waits", c.gateway.held.Each, remedy+", or wait for fewer answers at a time"
+	if excess == limit.OverAll {
+		bound, most, remedy = "all keys wait", c.gateway.held.All, "print less, or try again later"
+	}
+	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the answers that %s for hold more than %d MiB%s: %s%s", bound, most>>20, what, remedy, end)}
+}
+
+// release ends the count of what is held.
+func (c *Call) release() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.gateway.held.Release(c.Principal.KeyID, c.held)
+	c.held = 0
+}
+
+// Refusal is an error that says exactly what the client is told. Cause is for the log, where nothing may be that a
+// client made up.
+type Refusal struct {
+	Status int
+	Header http.Header // beside those of every response; may be nil
+	Told   *rpc.Error
+	Cause  error
+}
+
+func (r *Refusal) Error() string { return r.Cause.Error() }
+func (r *Refusal) Unwrap() error { return r.Cause }
+
+// refuse says what is wrong with the HTTP request, rather than with what it asks for.
+func refuse(status int, message string) *Refusal {
+	e := &rpc.Error{Code: rpc.CodeInvalidRequest, Message: message}
+	return &Refusal{Status: status, Told: e, Cause: e}
+}
+
+// refusal is what the client is told of an error. Its cause may be told to nobody.
+func (c *Call) refusal(err error) *Refusal {
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		return r
+	}
+	told := rpcerr.JSONRPC(err, c.ID)
+	if told.Code == rpc.CodeUnauthenticated {
+		told = ErrNoKey
+		c.gateway.metrics.authFailures.Inc()
+	}
+	return &Refusal{Status: rpcerr.HTTPStatus(told.Code), Told: told, Cause: err}
+}
+
+func headerSize(r *http.Request) int {
+	size := len(r.Method) + len(r.RequestURI) + len(r.Host)
+	for name, values := range r.Header {
+		for _, v := range values {
+			size += len(name) + len(v) + len(": \r\n")
+		}
+	}
+	return size
+}
+
+// keyEnded returns why a request's key was refused while the request ran; nil if it was not.
+func keyEnded(ctx context.Context) error {
+	if cause := context.Cause(ctx); errdefs.IsUnauthorized(cause) {
+		return cause
+	}
+	return nil
 }

@@ -7,8 +7,9 @@ import (
 	"sync"
 )
 
-// connections bounds how many connections there are. It hands each on as it came, because net/http
-// looks at its type for TLS; so it is the server's ConnState hook that tells it of their ends.
+// connections bounds how many connections there are. It passes each on as it came, because net/http
+// looks at its type for TLS; so the server's ConnState hook reports when one ends. A hijacked one, of which net/http
+// reports no end, counts until it is closed.
 type connections struct {
 	slots chan struct{} // holds one for each connection, and one for that which may come next
 	// share is how many one source may have, so that it cannot keep out all the others. This machine has
@@ -52,10 +53,13 @@ func (c *connections) count() int {
 
 // track is for http.Server's ConnState.
 func (c *connections) track(conn net.Conn, state http.ConnState) {
-	if state != http.StateClosed {
-		return
+	if state == http.StateClosed {
+		c.leave(sourceOf(conn))
 	}
-	from := sourceOf(conn)
+}
+
+// leave ends the count of a connection.
+func (c *connections) leave(from netip.Prefix) {
 	c.mu.Lock()
 	c.open--
 	if c.bySource[from]--; c.bySource[from] == 0 {
@@ -63,6 +67,23 @@ func (c *connections) track(conn net.Conn, state http.ConnState) {
 	}
 	c.mu.Unlock()
 	<-c.slots
+}
+
+// hijacked returns a connection that net/http has given up, which counts until it is closed.
+func (c *connections) hijacked(conn net.Conn) net.Conn {
+	from := sourceOf(conn)
+	return &countedConn{Conn: conn, leave: sync.OnceFunc(func() { c.leave(from) })}
+}
+
+// countedConn calls leave when it is closed. It may be closed again.
+type countedConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
 }
 
 func sourceOf(conn net.Conn) netip.Prefix { return source(clientAddr(conn.RemoteAddr().String())) }

@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"bufio"
@@ -11,11 +11,12 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 
 	"github.com/msbd/msbd/api/rpc"
 )
@@ -45,13 +46,13 @@ func ask(t *testing.T, conn net.Conn) {
 
 // One connection more than the most waits until another ends; it is neither refused nor forgotten.
 func TestMaxConnections(t *testing.T) {
-	s := newSite(t, func(o *Options) { o.MaxConnections = 2 })
-	addr, stop := s.listen(t)
+	s := New(t, func(o *Setup) { o.MaxConnections = 2 })
+	addr, stop := s.Listen(t)
 	defer stop()
 	first, second, third := dialTest(t, addr), dialTest(t, addr), dialTest(t, addr)
 	ask(t, first)
 	ask(t, second)
-	if n := s.connections.count(); n != 2 {
+	if n := s.OpenConnections(); n != 2 {
 		t.Errorf("%d connections are counted", n)
 	}
 	fmt.Fprintf(third, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", rpc.HealthPath)
@@ -68,114 +69,26 @@ func TestMaxConnections(t *testing.T) {
 
 // Idle connections take all the places until they are cut; then those who wait are served.
 func TestIdleConnectionsMakeRoom(t *testing.T) {
-	s := newSite(t, func(o *Options) { o.MaxConnections = 10 })
-	s.server.ReadHeaderTimeout = 300 * time.Millisecond
-	addr, stop := s.listen(t)
+	s := New(t, func(o *Setup) { o.MaxConnections = 10 })
+	s.HTTPServer().ReadHeaderTimeout = 300 * time.Millisecond
+	addr, stop := s.Listen(t)
 	defer stop()
 	for range 20 {
 		dialTest(t, addr)
 	}
-	if status, _ := s.send(t, addr, request("sandbox.metrics.get", "{}")); status != http.StatusOK {
+	if status, _ := s.Send(t, addr, Request("sandbox.metrics.get", "{}")); status != http.StatusOK {
 		t.Error("answer is", status)
 	}
 }
 
 // A stop does not wait for the connections that have no place.
 func TestStopWhenFull(t *testing.T) {
-	s := newSite(t, func(o *Options) { o.MaxConnections = 1 })
-	addr, stop := s.listen(t)
+	s := New(t, func(o *Setup) { o.MaxConnections = 1 })
+	addr, stop := s.Listen(t)
 	ask(t, dialTest(t, addr))
 	dialTest(t, addr)
 	stop()
-	s.connections.wait()
-}
-
-// wait returns when every connection has ended: only then are all places free.
-func (c *connections) wait() {
-	for range cap(c.slots) {
-		c.slots <- struct{}{}
-	}
-	for range cap(c.slots) {
-		<-c.slots
-	}
-}
-
-// remoteConn and remoteListener are connections from anywhere.
-type remoteConn struct {
-	net.Conn
-	from   string
-	closed chan struct{}
-}
-
-func (c *remoteConn) RemoteAddr() net.Addr {
-	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(c.from))
-}
-
-func (c *remoteConn) Close() error {
-	close(c.closed)
-	return nil
-}
-
-type remoteListener struct {
-	net.Listener
-	conns chan net.Conn
-}
-
-func (l *remoteListener) Accept() (net.Conn, error) { return <-l.conns, nil }
-
-// No source gets more than half of the connections, but for this machine, where a proxy may be.
-func TestShareOfOneSource(t *testing.T) {
-	c := newConnections(10, nil)
-	ln := &remoteListener{conns: make(chan net.Conn, 1)}
-	bounded := c.listen(ln)
-	open := func(from string) (accepted *remoteConn) {
-		t.Helper()
-		conn := &remoteConn{from: from, closed: make(chan struct{})}
-		ln.conns <- conn
-		got := make(chan net.Conn, 1)
-		go func() {
-			a, err := bounded.Accept()
-			if err == nil {
-				got <- a
-			}
-		}()
-		select {
-		case a := <-got:
-			return a.(*remoteConn)
-		case <-conn.closed:
-			// Accept waits for the next: let it have one of another source.
-			ln.conns <- &remoteConn{from: "203.0.113.9:1", closed: make(chan struct{})}
-			c.track(<-got, http.StateClosed)
-			return nil
-		}
-	}
-	var open5 []*remoteConn
-	for i := range 5 {
-		conn := open(fmt.Sprintf("192.0.2.1:%d", i+1))
-		if conn == nil {
-			t.Fatalf("connection %d of a source was closed", i+1)
-		}
-		open5 = append(open5, conn)
-	}
-	if open("192.0.2.1:9") != nil || open("[::ffff:192.0.2.1]:9") != nil {
-		t.Error("a source has more than its share")
-	}
-	if len(c.slots) != 5 || c.count() != 5 {
-		t.Errorf("%d slots are taken by %d connections", len(c.slots), c.count())
-	}
-	c.track(open5[0], http.StateActive)
-	c.track(open5[0], http.StateClosed)
-	if open("192.0.2.1:9") == nil {
-		t.Error("the share of a source does not come back")
-	}
-	if open("192.0.2.2:1") == nil {
-		t.Error("another source is kept out")
-	}
-	for i := range 6 {
-		if c.enter(source(clientAddr(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
-			t.Error("this machine is held to a share")
-		}
-	}
+	s.WaitForConnections()
 }
 
 // newTLS wraps a listener as the wiring does, and returns a client that trusts it.
@@ -197,10 +110,10 @@ func TestTLS(t *testing.T) {
 	}{{"HTTP/2", []string{"h2", "http/1.1"}, "HTTP/2.0"}, {"HTTP/1.1", []string{"http/1.1"}, "HTTP/1.1"}, {"no protocol", nil, "HTTP/1.1"}} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t)
-			s.server.ReadTimeout = 5 * time.Second
+			s := New(t)
+			s.HTTPServer().ReadTimeout = 5 * time.Second
 			var runs int
-			s.boxes.onRun = func(ctx context.Context) error {
+			s.Boxes.OnRun = func(ctx context.Context) error {
 				if runs++; runs > 1 {
 					return nil
 				}
@@ -211,13 +124,13 @@ func TestTLS(t *testing.T) {
 					return nil
 				}
 			}
-			wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
+			WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
 			plain, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
 			}
 			ln, client := newTLS(t, plain, c.protocols...)
-			stop := s.serve(t, ln)
+			stop := s.ServeOn(t, ln)
 			defer stop()
 			for _, long := range []bool{false, true, false} {
 				code := "1"
@@ -225,9 +138,9 @@ func TestTLS(t *testing.T) {
 					code = strings.Repeat("x", 100<<10) // many frames in, many out
 				}
 				r, _ := http.NewRequest(http.MethodPost, "https://"+plain.Addr().String()+rpc.Path,
-					strings.NewReader(request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`)))
+					strings.NewReader(Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`)))
 				r.Header.Set("Content-Type", "application/json")
-				r.Header.Set("Authorization", "Bearer "+s.key)
+				r.Header.Set("Authorization", "Bearer "+s.Key)
 				res, err := client.Do(r)
 				if err != nil {
 					t.Fatal(err)
@@ -247,7 +160,7 @@ func TestTLS(t *testing.T) {
 			}
 			client.CloseIdleConnections()
 			stop()
-			s.connections.wait()
+			s.WaitForConnections()
 		})
 	}
 }
@@ -255,7 +168,7 @@ func TestTLS(t *testing.T) {
 func TestDevModeServesOnLoopbackOnly(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {
 		for host, ok := range map[string]bool{"0.0.0.0": false, "127.0.0.1": true} {
-			s := newSite(t, func(o *Options) { o.Dev = true })
+			s := New(t, func(o *Setup) { o.Dev = true })
 			plain, err := net.Listen("tcp", host+":0")
 			if err != nil {
 				t.Fatal(err)
@@ -265,7 +178,7 @@ func TestDevModeServesOnLoopbackOnly(t *testing.T) {
 				ln, _ = newTLS(t, plain, "h2")
 			}
 			if ok {
-				s.serve(t, ln)()
+				s.ServeOn(t, ln)()
 				continue
 			}
 			if err := s.Serve(t.Context(), ln); err == nil || !strings.Contains(err.Error(), "dev mode") {

@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"context"
@@ -18,6 +18,9 @@ import (
 	"testing"
 	"time"
 
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
@@ -32,7 +35,7 @@ type slowClients struct {
 	wg    sync.WaitGroup
 }
 
-func openSlowClients(t testing.TB, s *site, addr string, n int) *slowClients {
+func openSlowClients(t testing.TB, s *Site, addr string, n int) *slowClients {
 	t.Helper()
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -46,10 +49,10 @@ func openSlowClients(t testing.TB, s *site, addr string, n int) *slowClients {
 	head := func(key string) string {
 		return "POST " + rpc.Path + " HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: " + key + "\r\n"
 	}
-	key := s.issue(t, keys.IssueRequest{})
+	key := s.Issue(t, keys.IssueRequest{})
 	kinds := []string{
 		"", // says nothing
-		head(key) + "X: " + strings.Repeat("x", maxHeader-500), // long headers that do not end
+		head(key) + "X: " + strings.Repeat("x", gateway.MaxHeader-500), // long headers that do not end
 		head(key), // and goes on byte by byte
 		head(key) + "Content-Length: 1048576\r\n\r\n" + strings.Repeat(" ", 32<<10),                   // a long body that stops
 		head("") + "Content-Length: 1048576\r\n\r\n",                                                  // the same without a key
@@ -116,12 +119,12 @@ func forge(key string, n int) string {
 
 // traffic is a number of clients of one kind.
 type traffic struct {
-	s         *site
+	s         *Site
 	addr      string
 	transport *http.Transport
 }
 
-func newTraffic(s *site, addr string, clients int) *traffic {
+func newTraffic(s *Site, addr string, clients int) *traffic {
 	return &traffic{s, addr, &http.Transport{MaxIdleConnsPerHost: clients}}
 }
 
@@ -146,7 +149,7 @@ func (tr *traffic) send(key, body string) (status int, answer string, err error)
 // good sends a call and checks that it is answered as it should be.
 func (tr *traffic) good(n int) error {
 	code := fmt.Sprint("code", n)
-	status, answer, err := tr.send(tr.s.key, request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
+	status, answer, err := tr.send(tr.s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
 	if err != nil || status != http.StatusOK || !strings.Contains(answer, `"python: `+code+`"`) {
 		return fmt.Errorf("a good request is answered with %d %s, %v", status, answer, err)
 	}
@@ -155,7 +158,7 @@ func (tr *traffic) good(n int) error {
 
 // bad sends a forged key and checks that it is refused.
 func (tr *traffic) bad(n int) (status int, err error) {
-	status, answer, err := tr.send(forge(tr.s.key, n), request("sandbox.stop", `{"sandbox":"a"}`))
+	status, answer, err := tr.send(forge(tr.s.Key, n), Request("sandbox.stop", `{"sandbox":"a"}`))
 	if err == nil && status != http.StatusUnauthorized && status != http.StatusTooManyRequests {
 		err = fmt.Errorf("a forged key is answered with %d %s", status, answer)
 	}
@@ -175,14 +178,14 @@ func memoryBytes() int {
 // and whoever keeps the server waiting is cut.
 func TestFlood(t *testing.T) {
 	slow, good, each := 1000, 8, 50
-	s := newSite(t, func(o *Options) { o.Log = slog.New(slog.DiscardHandler) })
+	s := New(t, func(o *Setup) { o.Log = slog.New(slog.DiscardHandler) })
 	if soaking() {
 		slow, each = 5000, 1000 // and the real limits of time
 	} else {
-		s.server.ReadHeaderTimeout, s.server.ReadTimeout, s.server.IdleTimeout = 3*time.Second, 5*time.Second, 5*time.Second
+		s.HTTPServer().ReadHeaderTimeout, s.HTTPServer().ReadTimeout, s.HTTPServer().IdleTimeout = 3*time.Second, 5*time.Second, 5*time.Second
 	}
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
-	addr, stop := s.listen(t)
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	addr, stop := s.Listen(t)
 	defer stop()
 	tr := newTraffic(s, addr, 11*good)
 	defer tr.transport.CloseIdleConnections()
@@ -240,8 +243,8 @@ func TestFlood(t *testing.T) {
 	slowOnes.wait()
 	tr.transport.CloseIdleConnections()
 	stop()
-	s.connections.wait()
-	if n := len(s.inFlight.byKey); n != 0 {
+	s.WaitForConnections()
+	if n := s.InFlightKeys(); n != 0 {
 		t.Errorf("%d keys still have requests in flight", n)
 	}
 }
@@ -254,9 +257,9 @@ func BenchmarkFlood(b *testing.B) {
 	if soaking() {
 		slow = 5000
 	}
-	s := newSite(b, func(o *Options) { o.Log = slog.New(slog.DiscardHandler) })
-	s.post(request("sandbox.start", `{"sandbox":"a"}`))
-	addr, stop := s.listen(b)
+	s := New(b, func(o *Setup) { o.Log = slog.New(slog.DiscardHandler) })
+	s.Post(Request("sandbox.start", `{"sandbox":"a"}`))
+	addr, stop := s.Listen(b)
 	defer stop()
 	tr := newTraffic(s, addr, 256)
 	defer tr.transport.CloseIdleConnections()

@@ -1,9 +1,9 @@
-// Package http is the door for remote clients: JSON-RPC 2.0 over HTTP behind API keys. It
-// authenticates, limits, decodes strictly, authorises against one table of methods and calls the
-// domain; it decides nothing about sandboxes itself. Only the wiring enters.
+// Package http serves remote clients over HTTP. It accepts connections, authenticates API keys, limits, counts and
+// logs, and hands each request to an endpoint: JSON-RPC, MCP, metrics and others. It knows nothing of sandboxes.
+// Package daemon makes the Gateway; the packages of endpoints import this one.
 //
-// A request goes through, in this order: connections, headers, request id, browser checks (dev mode),
-// route, API key, requests in flight, rate, body, JSON, method, scope, params, namespace, handler.
+// A request passes these checks, in this order: connections, headers, browser (dev mode), route, API key, requests in
+// progress, rate, scope, body. Then the endpoint serves it.
 package http
 
 import (
@@ -14,47 +14,41 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
-// Verifier says whose an API key is. Its error is errdefs.ErrUnauthenticated for a key that is not
-// accepted, whatever the cause; it never holds the key. It counts a use of the key by from.
+// Verifier checks API keys. A *keys.Verifier is one.
 type Verifier interface {
+	// Verify returns whom a key speaks for, and counts one use of it by from. The error is errdefs.ErrUnauthenticated
+	// for a key that is not accepted, whatever the cause; it never contains the key.
 	Verify(key string, from netip.Addr) (keys.Principal, error)
+	// Known reports whether a key was accepted before and still is. It costs no cryptography.
+	Known(key string) bool
 }
 
-// Sandboxes is what the gateway asks of the domain. Errors carry errdefs classes, or are
-// sandbox.ErrRunTimeout and sandbox.ErrCommandNotFound.
-type Sandboxes interface {
-	Start(context.Context, sandbox.Name, sandbox.Request) error
-	Stop(context.Context, sandbox.Name) error
-	RunCode(context.Context, sandbox.Name, sandbox.CodeRun) (sandbox.CodeResult, error)
-	RunCommand(context.Context, sandbox.Name, sandbox.CommandRun) (sandbox.CommandResult, error)
-	Metrics(ctx context.Context, namespace, name string) ([]sandbox.Metrics, error)
-}
-
-// Options is what a Gateway is made from.
+// Options configures a Gateway.
 type Options struct {
-	Verifier  Verifier
-	Sandboxes Sandboxes
+	Verifier Verifier
+	// Endpoints are what the gateway serves, beside /health and /metrics.
+	Endpoints []Endpoint
 	// Dev accepts every request without looking at its key. Such a gateway serves on loopback only
 	// and refuses what a foreign web page may have sent.
 	Dev bool
-	// RequestsPerSecond bounds the calls of one key; 0 is no bound. A key that was quiet may make those
+	// RequestsPerSecond bounds the calls of one key; 0 is no bound. A key that was quiet may make the calls
 	// of one second at once, and at least one. Each member of a batch counts.
 	RequestsPerSecond float64
-	// MaxConnections bounds the connections at a time; 0 means 10000. More than that wait to be taken.
-	// A source that is not this machine gets half of them at most.
+	// MaxConnections bounds the connections at a time; 0 means 10000. More than that wait to be accepted.
+	// A source other than this machine gets half of them at most.
 	MaxConnections int
-	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed: it says for whom they
-	// ask. Without it, all clients behind a proxy share the bound on bad keys, and one locks out the others.
+	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honoured. Without it, all clients
+	// behind a proxy share the bound on bad keys, and one locks out the others.
 	TrustedProxies []netip.Prefix
 	// Metrics is what GET /metrics answers with; the gateway adds its own. nil means only these.
 	Metrics *prometheus.Registry
@@ -64,20 +58,29 @@ type Options struct {
 const (
 	headerTimeout  = 5 * time.Second
 	requestTimeout = 30 * time.Second // headers and body
-	answerTimeout  = 60 * time.Second // for the client to take it, from when there is one
 	idleTimeout    = 60 * time.Second
 
-	// A stop waits drainTimeout for runs to end by themselves, then cuts them short and gives their
+	// A stop waits drainTimeout for requests to end by themselves, then cuts them short and gives their
 	// answers cutTimeout to leave.
 	drainTimeout = 8 * time.Second
 	cutTimeout   = 2 * time.Second
 
 	defaultMaxConnections = 10000
 
+	// maxHeader bounds the bytes of a request's line and headers.
+	maxHeader = 16 << 10
+
 	// maxInFlight bounds the requests of one key at a time.
 	maxInFlight = 256
 
-	// Anybody can make the log longer by requests without a key: so much, and no more.
+	// The most bytes that are held for responses at a time. In passing, there are up to three copies of them.
+	maxHeld      = 64 << 20 // of all keys
+	maxHeldOfKey = 32 << 20
+	// uncounted is what a response may have beyond the output of its runs before it is counted: the envelopes of a
+	// batch must fit when its runs have used up the bound.
+	uncounted = 64 << 10
+
+	// Anybody can make the log longer by requests without a key: by this much, and no more.
 	refusalsPerSecond = 10
 	refusalsBurst     = 1000
 )
@@ -85,23 +88,24 @@ const (
 // Gateway is the HTTP handler. Make it with New.
 type Gateway struct {
 	Options
-	routes      map[string]route
-	methods     map[string]method
-	description jsontext.Value
-	tries       *tries
-	inFlight    *inFlight
-	outputs     *outputs
-	rates       *rates
+	mux         *http.ServeMux
+	badKeys     *badKeys
+	inFlight    *limit.Counts
+	held        *limit.Budget
+	rates       *limit.Rates
 	refusals    *rate.Limiter // of lines in the log about requests without a good key
 	browsers    *http.CrossOriginProtection
-	measures    *measures
+	metrics     *metrics
 	connections *connections
 	server      http.Server
-	// answerTimeout and drain are the constants, but for tests.
-	answerTimeout, drain time.Duration
+	// serving counts the requests in progress, including those whose connection was hijacked.
+	serving sync.WaitGroup
+	// drain and uncounted are the constants, except in tests.
+	drain     time.Duration
+	uncounted int
 }
 
-// New makes a Gateway. It fails when a method is declared without a scope.
+// New makes a Gateway. It fails if an endpoint has no scope, no deadline, or the pattern of another.
 func New(o Options) (*Gateway, error) {
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = defaultMaxConnections
@@ -111,16 +115,16 @@ func New(o Options) (*Gateway, error) {
 	}
 	g := &Gateway{
 		Options:     o,
-		tries:       newTries(),
-		inFlight:    newInFlight(maxInFlight),
-		outputs:     newOutputs(maxOutputs, maxOutputsOfKey),
-		rates:       newRates(o.RequestsPerSecond),
+		mux:         http.NewServeMux(),
+		badKeys:     newBadKeys(o.Verifier),
+		inFlight:    limit.NewCounts(maxInFlight),
+		held:        limit.NewBudget(maxHeld, maxHeldOfKey),
+		rates:       limit.NewRates(o.RequestsPerSecond),
 		refusals:    rate.NewLimiter(refusalsPerSecond, refusalsBurst),
 		browsers:    http.NewCrossOriginProtection(),
 		connections: newConnections(o.MaxConnections, o.TrustedProxies),
-
-		answerTimeout: answerTimeout,
-		drain:         drainTimeout,
+		drain:       drainTimeout,
+		uncounted:   uncounted,
 	}
 	g.server = http.Server{
 		Handler:           g,
@@ -133,21 +137,21 @@ func New(o Options) (*Gateway, error) {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	g.routes = g.routeTable()
-	table := g.table()
-	var err error
-	if g.methods, err = index(table); err != nil {
-		return nil, err
+	g.Endpoints = append([]Endpoint{health, g.metricsEndpoint()}, o.Endpoints...)
+	for _, e := range g.Endpoints {
+		if err := g.handle(e); err != nil {
+			return nil, err
+		}
 	}
-	g.description = describe(table)
-	if g.measures, err = newMeasures(g); err != nil {
+	var err error
+	if g.metrics, err = newMetrics(g); err != nil {
 		return nil, err
 	}
 	return g, nil
 }
 
 // Serve answers on ln, which it closes, until ctx ends; then it drains and returns nil. It may be
-// called once. Runs that do not end in time are cut short; sandboxes are left as they are.
+// called once. Requests that do not end in time are cut short; sandboxes are left as they are.
 //
 // A listener of TLS connections is one from tls.NewListener; HTTP/2 is spoken if its configuration
 // offers the protocol h2.
@@ -156,9 +160,9 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 		ln.Close()
 		return fmt.Errorf("serve on %s: in dev mode nothing is authenticated, so it listens on a loopback address only", ln.Addr())
 	}
-	runs, cutRuns := context.WithCancel(context.WithoutCancel(ctx))
-	defer cutRuns()
-	g.server.BaseContext = func(net.Listener) context.Context { return runs }
+	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	g.server.BaseContext = func(net.Listener) context.Context { return requests }
 
 	served := make(chan error, 1)
 	go func() { served <- g.server.Serve(g.connections.listen(ln)) }()
@@ -167,9 +171,9 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 		return fmt.Errorf("serve on %s: %w", ln.Addr(), err)
 	case <-ctx.Done():
 	}
-	if err := g.shutdown(runs, g.drain); errors.Is(err, context.DeadlineExceeded) {
-		cutRuns()
-		if err := g.shutdown(context.WithoutCancel(runs), cutTimeout); err != nil {
+	if err := g.shutdown(requests, g.drain); errors.Is(err, context.DeadlineExceeded) {
+		cut()
+		if err := g.shutdown(context.WithoutCancel(requests), cutTimeout); err != nil {
 			g.server.Close()
 		}
 	}
@@ -177,8 +181,23 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	return nil
 }
 
+// shutdown waits for the requests in progress. Of hijacked connections, which http.Server forgets, it waits for
+// the endpoints that have them.
 func (g *Gateway) shutdown(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return g.server.Shutdown(ctx)
+	if err := g.server.Shutdown(ctx); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		g.serving.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"bufio"
@@ -12,13 +12,13 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/go-json-experiment/json"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+
 	"go.uber.org/goleak"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -28,42 +28,42 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestRoutes(t *testing.T) {
-	s := newSite(t)
-	at := func(method, path string) *httptest.ResponseRecorder {
-		return s.post(request("sandbox.metrics.get", "{}"), func(r *http.Request) { r.Method, r.URL.Path = method, path })
+	s := New(t)
+	ask := func(method, path string) *httptest.ResponseRecorder {
+		return s.Post(Request("sandbox.metrics.get", "{}"), func(r *http.Request) { r.Method, r.URL.Path = method, path })
 	}
 	for _, path := range []string{rpc.Path, rpc.StartPath, rpc.StopPath, rpc.RunCommandPath} {
-		wantOK(t, at(http.MethodPost, path))
-		wantError(t, s.post("{}", withKey(""), func(r *http.Request) { r.URL.Path = path }), http.StatusUnauthorized, rpc.CodeUnauthenticated)
+		WantOK(t, ask(http.MethodPost, path))
+		WantError(t, s.Post("{}", WithKey(""), func(r *http.Request) { r.URL.Path = path }), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodOptions} {
-			w := at(method, path)
-			wantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
+			w := ask(method, path)
+			WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
 			if w.Header().Get("Allow") != "POST" {
 				t.Errorf("%s %s: Allow is %q", method, path, w.Header().Get("Allow"))
 			}
 		}
 	}
 	for _, path := range []string{"/", "/api/v1/rpc/", "//api/v1/rpc", "/api/v1/../v1/rpc", "/api/v1/RPC", "*"} {
-		wantError(t, at(http.MethodPost, path), http.StatusNotFound, rpc.CodeInvalidRequest)
+		WantError(t, ask(http.MethodPost, path), http.StatusNotFound, rpc.CodeInvalidRequest)
 	}
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
-		w := s.post("", withKey(""), func(r *http.Request) { r.Method, r.URL.Path = method, rpc.HealthPath })
+		w := s.Post("", WithKey(""), func(r *http.Request) { r.Method, r.URL.Path = method, rpc.HealthPath })
 		if w.Code != http.StatusOK || w.Body.String() != `{"message":"Service is healthy"}` || w.Header().Get("Content-Type") != "application/json" {
 			t.Errorf("%s health: %d %v %s", method, w.Code, w.Header(), w.Body)
 		}
 	}
-	w := at(http.MethodPost, rpc.HealthPath)
-	wantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
+	w := ask(http.MethodPost, rpc.HealthPath)
+	WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
 	if w.Header().Get("Allow") != "GET, HEAD" {
 		t.Error("health: Allow is", w.Header().Get("Allow"))
 	}
 }
 
 func TestAnswerHeaders(t *testing.T) {
-	s := newSite(t)
+	s := New(t)
 	ids := map[string]bool{}
-	for _, body := range []string{request("sandbox.metrics.get", "{}"), "not JSON", `{"jsonrpc":"2.0","method":"note"}`} {
-		w := s.post(body)
+	for _, body := range []string{Request("sandbox.metrics.get", "{}"), "not JSON", `{"jsonrpc":"2.0","method":"note"}`} {
+		w := s.Post(body)
 		ids[w.Header().Get("X-Request-Id")] = true
 		if got := w.Header().Get("Content-Type"); (got == "application/json") == (w.Code == http.StatusNoContent) {
 			t.Errorf("%d with Content-Type %q", w.Code, got)
@@ -75,100 +75,46 @@ func TestAnswerHeaders(t *testing.T) {
 }
 
 func TestContentType(t *testing.T) {
-	s := newSite(t)
+	s := New(t)
 	for kind, ok := range map[string]bool{
 		"application/json": true, "application/json; charset=utf-8": true, "Application/JSON;charset=UTF-8": true,
 		"": false, "text/plain": false, "application/x-www-form-urlencoded": false, "application/json; charset=utf-16": false, ";": false,
 	} {
-		w := s.post(request("sandbox.metrics.get", "{}"), withHeader("Content-Type", kind))
+		w := s.Post(Request("sandbox.metrics.get", "{}"), WithHeader("Content-Type", kind))
 		if ok {
-			wantOK(t, w)
+			WantOK(t, w)
 		} else {
-			wantError(t, w, http.StatusUnsupportedMediaType, rpc.CodeInvalidRequest)
+			WantError(t, w, http.StatusUnsupportedMediaType, rpc.CodeInvalidRequest)
 		}
 	}
 }
 
 func TestLongBody(t *testing.T) {
-	s := newSite(t)
-	fits := request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`)
+	s := New(t)
+	fits := Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`)
 	fits = strings.TrimSuffix(fits, `,"id":1}`)
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
 	fits += strings.Repeat("x", rpc.MaxBody-len(fits)-len(`"},"id":1}`)) + `"},"id":1}`
-	wantOK(t, s.post(fits))
-	wantError(t, s.post(fits+" "), http.StatusRequestEntityTooLarge, rpc.CodeInvalidRequest)
+	WantOK(t, s.Post(fits))
+	WantError(t, s.Post(fits+" "), http.StatusRequestEntityTooLarge, rpc.CodeInvalidRequest)
 	chunked := func(r *http.Request) { r.ContentLength = -1 }
-	wantError(t, s.post(fits+strings.Repeat(" ", rpc.MaxBody), chunked), http.StatusRequestEntityTooLarge, rpc.CodeInvalidRequest)
-}
-
-func TestInvalidUTF8(t *testing.T) {
-	s := newSite(t)
-	wantError(t, s.post(request("sandbox.start", "{\"sandbox\":\"a\xff\"}")), http.StatusBadRequest, rpc.CodeParse)
-	wantError(t, s.post("\xef\xbb\xbf"+request("sandbox.metrics.get", "{}")), http.StatusBadRequest, rpc.CodeParse)
-	wantError(t, s.post(""), http.StatusBadRequest, rpc.CodeParse)
-}
-
-func TestBatchLimit(t *testing.T) {
-	s := newSite(t)
-	batch := func(n int) string {
-		return "[" + strings.Join(slices.Repeat([]string{request("sandbox.metrics.get", "{}")}, n), ",") + "]"
-	}
-	var res []rpc.Response
-	if err := json.Unmarshal(s.post(batch(rpc.MaxBatch)).Body.Bytes(), &res); err != nil || len(res) != rpc.MaxBatch {
-		t.Errorf("a full batch: %d answers, %v", len(res), err)
-	}
-	wantError(t, s.post(batch(rpc.MaxBatch+1)), http.StatusBadRequest, rpc.CodeInvalidRequest)
-}
-
-func TestTimeLimits(t *testing.T) {
-	s := newSite(t)
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
-	for seconds, want := range map[string]time.Duration{
-		"0": 0, "null": 0, "1": time.Second, "0.25": 250 * time.Millisecond, "1e-30": 1,
-		"30000000000": 1<<63 - 1, "1e300": 1<<63 - 1, "9223372036.854775807": 1<<63 - 1, "9223372036": 9223372036 * time.Second,
-	} {
-		for _, call := range []string{
-			request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1","timeout":`+seconds+`}`),
-			request("sandbox.command.run", `{"sandbox":"a","command":"true","timeout":`+seconds+`}`),
-		} {
-			s.boxes.timeout = -1
-			wantOK(t, s.post(call))
-			if s.boxes.timeout != want {
-				t.Errorf("timeout %s became %v, want %v", seconds, s.boxes.timeout, want)
-			}
-		}
-	}
-}
-
-func TestRequestsReachTheDomain(t *testing.T) {
-	s := newSite(t)
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a","namespace":"n","config":{"image":"i","memory":256,"cpus":2,"envs":["A=b"],"workdir":"/w"}}`)))
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"b","namespace":"n","config":{"cpus":0}}`)))
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"c","namespace":"n","config":{}}`)))
-	want := "map[n/a:{i 2 256 [A=b] /w} n/b:{ 1 0 [] } n/c:{ 0 0 [] }]"
-	if got := fmt.Sprint(s.boxes.boxes); got != want {
-		t.Errorf("started %s, want %s", got, want)
-	}
-	wantOK(t, s.post(request("sandbox.command.run", `{"sandbox":"a","namespace":"n","command":"sh","args":["-c","echo \"$0\"; x &"]}`)))
-	if !slices.Equal(s.boxes.args, []string{"-c", `echo "$0"; x &`}) {
-		t.Errorf("args became %q", s.boxes.args)
-	}
+	WantError(t, s.Post(fits+strings.Repeat(" ", rpc.MaxBody), chunked), http.StatusRequestEntityTooLarge, rpc.CodeInvalidRequest)
 }
 
 func TestPanics(t *testing.T) {
-	s := newSite(t, func(o *Options) { o.Verifier = panicking{} })
-	wantError(t, s.post(request("sandbox.metrics.get", "{}")), http.StatusInternalServerError, rpc.CodeInternal)
-	s = newSite(t)
-	w := s.post(request("sandbox.stop", `{"sandbox":"panic"}`))
-	e := wantError(t, w, http.StatusInternalServerError, rpc.CodeInternal)
+	s := New(t, func(o *Setup) { o.Verifier = panicking{} })
+	WantError(t, s.Post(Request("sandbox.metrics.get", "{}")), http.StatusInternalServerError, rpc.CodeInternal)
+	s = New(t)
+	w := s.Post(Request("sandbox.stop", `{"sandbox":"panic"}`))
+	e := WantError(t, w, http.StatusInternalServerError, rpc.CodeInternal)
 	id := w.Header().Get("X-Request-Id")
 	if !strings.Contains(e.Message, id) || e.Data == nil || e.Data.RequestID != id || strings.Contains(e.Message, "fault") {
 		t.Errorf("error is %+v, request id %s", e, id)
 	}
-	if log := s.log.String(); !strings.Contains(log, id) || !strings.Contains(log, "a fault of the domain") || !strings.Contains(log, "level=ERROR") {
+	if log := s.Log.String(); !strings.Contains(log, id) || !strings.Contains(log, "a fault of the domain") || !strings.Contains(log, "level=ERROR") {
 		t.Error("the log lacks the cause:", log)
 	}
-	wantOK(t, s.post(request("sandbox.metrics.get", "{}")))
+	WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
 }
 
 type panicking struct{}
@@ -177,36 +123,12 @@ func (panicking) Verify(string, netip.Addr) (keys.Principal, error) {
 	panic("a fault of the verifier")
 }
 
-func TestDiscover(t *testing.T) {
-	s := newSite(t)
-	w := s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey(s.issue(t, keys.IssueRequest{Namespaces: []string{"n"}})))
-	wantOK(t, w)
-	var res struct {
-		Result document `json:"result"`
-	}
-	if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
-		t.Fatal(err)
-	}
-	if len(res.Result.Methods) != len(s.methods) {
-		t.Fatalf("%d methods are described, %d exist", len(res.Result.Methods), len(s.methods))
-	}
-	for _, m := range res.Result.Methods {
-		if _, ok := s.methods[m.Name]; !ok {
-			t.Errorf("%s is described and does not exist", m.Name)
-		}
-		for i, p := range s.methods[m.Name].params {
-			if m.Params[i].Name != p.name || m.Params[i].Required != p.required || m.Params[i].Schema.Type == nil {
-				t.Errorf("%s: param %d is described as %+v, is %+v", m.Name, i, m.Params[i], p)
-			}
-		}
-	}
-	wantError(t, s.post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, withKey("")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
-}
+func (panicking) Known(string) bool { return false }
 
 // net/http answers some requests by itself unless it is told not to.
 func TestOptionsOfTheServer(t *testing.T) {
-	s := newSite(t)
-	addr, stop := s.listen(t)
+	s := New(t)
+	addr, stop := s.Listen(t)
 	defer stop()
 	conn := dialTest(t, addr)
 	fmt.Fprint(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -216,64 +138,19 @@ func TestOptionsOfTheServer(t *testing.T) {
 	}
 }
 
-// listen serves the site on a loopback port until the returned function is called, which waits.
-func (s *site) listen(t testing.TB) (addr string, stop func()) {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ln.Addr().String(), s.serve(t, ln)
-}
-
-// serve is listen on a listener that there is. Its function may be called again.
-func (s *site) serve(t testing.TB, ln net.Listener) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(ctx, ln) }()
-	return sync.OnceFunc(func() {
-		cancel()
-		if err := <-served; err != nil {
-			t.Error("serve:", err)
-		}
-		http.DefaultClient.CloseIdleConnections()
-	})
-}
-
-func (s *site) send(t testing.TB, addr, body string) (int, string) {
-	t.Helper()
-	r, err := http.NewRequest(http.MethodPost, "http://"+addr+rpc.Path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Authorization", "Bearer "+s.key)
-	res, err := http.DefaultClient.Do(r)
-	if err != nil {
-		t.Error("send:", err)
-		return 0, ""
-	}
-	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Error("read answer:", err)
-	}
-	return res.StatusCode, string(answer)
-}
-
 func TestRunsInFlightEndBeforeServe(t *testing.T) {
-	s := newSite(t)
+	s := New(t)
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.boxes.onRun = func(context.Context) error {
+	s.Boxes.OnRun = func(context.Context) error {
 		close(running)
 		<-finish
 		return nil
 	}
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
-	addr, stop := s.listen(t)
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	addr, stop := s.Listen(t)
 	answered := make(chan int)
 	go func() {
-		status, _ := s.send(t, addr, request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+		status, _ := s.Send(t, addr, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
 		answered <- status
 	}()
 	<-running
@@ -300,22 +177,22 @@ func TestRunsInFlightEndBeforeServe(t *testing.T) {
 }
 
 func TestDrainCutsLongRuns(t *testing.T) {
-	s := newSite(t)
-	s.drain = time.Millisecond
+	s := New(t)
+	s.SetDrain(time.Millisecond)
 	running := make(chan struct{})
-	s.boxes.onRun = func(ctx context.Context) error {
+	s.Boxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
-	addr, stop := s.listen(t)
+	addr, stop := s.Listen(t)
 	type answer struct {
 		status int
 		body   string
 	}
 	answered := make(chan answer)
 	go func() {
-		status, body := s.send(t, addr, request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+		status, body := s.Send(t, addr, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
 		answered <- answer{status, body}
 	}()
 	<-running
@@ -326,23 +203,23 @@ func TestDrainCutsLongRuns(t *testing.T) {
 }
 
 func TestGoneClientEndsItsRun(t *testing.T) {
-	s := newSite(t)
+	s := New(t)
 	ended := make(chan struct{})
 	running := make(chan struct{})
-	s.boxes.onRun = func(ctx context.Context) error {
+	s.Boxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		<-ctx.Done()
 		close(ended)
 		return context.Cause(ctx)
 	}
-	addr, stop := s.listen(t)
+	addr, stop := s.Listen(t)
 	defer stop()
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	body := request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`)
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", rpc.Path, s.key, len(body), body)
+	body := Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`)
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", rpc.Path, s.Key, len(body), body)
 	<-running
 	conn.Close()
 	<-ended
@@ -350,9 +227,9 @@ func TestGoneClientEndsItsRun(t *testing.T) {
 
 // A run may last longer than a client may take to send its request.
 func TestRunOutlivesReadTimeout(t *testing.T) {
-	s := newSite(t)
-	s.server.ReadTimeout = 500 * time.Millisecond
-	s.boxes.onRun = func(ctx context.Context) error {
+	s := New(t)
+	s.HTTPServer().ReadTimeout = 500 * time.Millisecond
+	s.Boxes.OnRun = func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -360,22 +237,22 @@ func TestRunOutlivesReadTimeout(t *testing.T) {
 			return nil
 		}
 	}
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
-	addr, stop := s.listen(t)
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	addr, stop := s.Listen(t)
 	defer stop()
-	if status, body := s.send(t, addr, request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`)); status != http.StatusOK {
+	if status, body := s.Send(t, addr, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`)); status != http.StatusOK {
 		t.Errorf("answer is %d %s", status, body)
 	}
 }
 
 func TestSlowClientsAreCut(t *testing.T) {
-	s := newSite(t)
-	s.server.ReadHeaderTimeout, s.server.ReadTimeout = 500*time.Millisecond, time.Second
-	addr, stop := s.listen(t)
+	s := New(t)
+	s.HTTPServer().ReadHeaderTimeout, s.HTTPServer().ReadTimeout = 500*time.Millisecond, time.Second
+	addr, stop := s.Listen(t)
 	defer stop()
 	for name, start := range map[string]string{
 		"header": "POST /api/v1/rpc HTTP/1.1\r\nHost: x\r\nX-Slow: ",
-		"body":   "POST /api/v1/rpc HTTP/1.1\r\nHost: x\r\nAuthorization: " + s.key + "\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
+		"body":   "POST /api/v1/rpc HTTP/1.1\r\nHost: x\r\nAuthorization: " + s.Key + "\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{",
 		"no key": "POST /api/v1/rpc HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{",
 	} {
 		conn, err := net.Dial("tcp", addr)
@@ -389,21 +266,29 @@ func TestSlowClientsAreCut(t *testing.T) {
 			t.Errorf("slow %s: %q, %v", name, answer, err)
 		}
 	}
-	def := newSite(t)
-	if def.server.ReadHeaderTimeout != 5*time.Second || def.server.IdleTimeout != 60*time.Second || def.server.MaxHeaderBytes != 32<<10 || maxHeader != 16<<10 {
+	def := New(t)
+	if def.HTTPServer().ReadHeaderTimeout != 5*time.Second || def.HTTPServer().IdleTimeout != 60*time.Second || def.HTTPServer().MaxHeaderBytes != 32<<10 || gateway.MaxHeader != 16<<10 {
 		t.Error("the limits are not the documented ones")
 	}
 }
 
 // A client that sends one request after another and takes no answer would keep its place for ever.
 func TestClientsThatTakeNoAnswerAreCut(t *testing.T) {
-	s := newSite(t)
-	s.answerTimeout = 50 * time.Millisecond
-	addr, stop := s.listen(t)
+	const path = "/short"
+	s := New(t, func(o *Setup) {
+		o.Endpoints = append(o.Endpoints, gateway.Endpoint{
+			Pattern: "GET " + path, Scope: gateway.Open, Deadline: 50 * time.Millisecond,
+			Serve: func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+				_, err := io.WriteString(w, "an answer")
+				return err
+			},
+		})
+	})
+	addr, stop := s.Listen(t)
 	defer stop()
 	conn := dialTest(t, addr)
 	conn.SetWriteDeadline(time.Now().Add(20 * time.Second))
-	many := strings.Repeat("GET "+rpc.HealthPath+" HTTP/1.1\r\nHost: x\r\n\r\n", 1000)
+	many := strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n", 1000)
 	for {
 		if _, err := io.WriteString(conn, many); errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Fatal("it was not cut")
@@ -415,8 +300,8 @@ func TestClientsThatTakeNoAnswerAreCut(t *testing.T) {
 
 // Headers over the limit get an envelope; what is far over it, net/http cuts off by itself.
 func TestLongHeader(t *testing.T) {
-	s := newSite(t)
-	addr, stop := s.listen(t)
+	s := New(t)
+	addr, stop := s.Listen(t)
 	defer stop()
 	for size, envelope := range map[int]bool{17 << 10: true, 30 << 10: true, 64 << 10: false} {
 		for _, path := range []string{rpc.Path, rpc.HealthPath} {
@@ -433,35 +318,35 @@ func TestLongHeader(t *testing.T) {
 			}
 		}
 	}
-	wantOK(t, s.post(request("sandbox.metrics.get", "{}"), withHeader("X-Long", strings.Repeat("x", 15<<10))))
+	WantOK(t, s.Post(Request("sandbox.metrics.get", "{}"), WithHeader("X-Long", strings.Repeat("x", 15<<10))))
 }
 
 func TestRequestsInFlight(t *testing.T) {
-	s := newSite(t)
-	s.inFlight = newInFlight(1)
-	other := s.issue(t, keys.IssueRequest{})
+	s := New(t)
+	s.SetMaxInFlight(1)
+	other := s.Issue(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.boxes.onRun = func(context.Context) error {
+	s.Boxes.OnRun = func(context.Context) error {
 		close(running)
 		<-finish
 		return nil
 	}
 	done := make(chan struct{})
 	go func() {
-		s.post(request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+		s.Post(Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
 		close(done)
 	}()
 	<-running
-	w := s.post(request("sandbox.metrics.get", "{}"))
-	wantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
+	w := s.Post(Request("sandbox.metrics.get", "{}"))
+	WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
 	if w.Header().Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	wantOK(t, s.post(request("sandbox.metrics.get", "{}"), withKey(other)))
+	WantOK(t, s.Post(Request("sandbox.metrics.get", "{}"), WithKey(other)))
 	close(finish)
 	<-done
-	wantOK(t, s.post(request("sandbox.metrics.get", "{}")))
-	if len(s.inFlight.byKey) != 0 {
-		t.Error("keys are still counted:", s.inFlight.byKey)
+	WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
+	if n := s.InFlightKeys(); n != 0 {
+		t.Error(n, "keys are still counted")
 	}
 }

@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"bytes"
@@ -9,6 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -17,13 +20,13 @@ import (
 
 // Every call is one line, with the same members; every refused request, too.
 func TestAccessLog(t *testing.T) {
-	var log *logBuffer
-	s := newSite(t, func(o *Options) {
-		log = &logBuffer{}
+	var log *LogBuffer
+	s := New(t, func(o *Setup) {
+		log = &LogBuffer{}
 		o.Log = slog.New(slog.NewJSONHandler(log, nil))
 	})
-	key, id := s.issueNamed(t, keys.IssueRequest{Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeStart, keys.ScopeRead}})
-	global, globalID := s.issueNamed(t, keys.IssueRequest{})
+	key, id := s.IssueNamed(t, keys.IssueRequest{Namespaces: []string{"team-alpha", "team-beta"}, Scopes: []keys.Scope{keys.ScopeStart, keys.ScopeRead}})
+	global, globalID := s.IssueNamed(t, keys.IssueRequest{})
 	const canary = "canary7f3a"
 	type line map[string]any
 	for _, c := range []struct {
@@ -31,41 +34,41 @@ func TestAccessLog(t *testing.T) {
 		changes    []func(*http.Request)
 		want       []line // beside request_id, source and duration
 	}{
-		{"call", request("sandbox.start", `{"sandbox":"a","namespace":"team-beta","config":{"envs":["X=`+canary+`"]}}`), []func(*http.Request){withKey(key)},
+		{"call", Request("sandbox.start", `{"sandbox":"a","namespace":"team-beta","config":{"envs":["X=`+canary+`"]}}`), []func(*http.Request){WithKey(key)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.start", "namespace": "team-beta", "key_id": id, "status": 200.}}},
-		{"all of a key", request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){withKey(key)},
+		{"all of a key", Request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){WithKey(key)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.metrics.get", "namespace": "team-alpha,team-beta", "key_id": id, "status": 200.}}},
-		{"all", request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){withKey(global)},
+		{"all", Request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){WithKey(global)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.metrics.get", "namespace": "*", "key_id": globalID, "status": 200.}}},
-		{"batch", "[" + request("rpc.discover", "{}") + "," + request(canary, "{}") + "," + request("sandbox.stop", `{"sandbox":"`+canary+`"}`) + "]", []func(*http.Request){withKey(global)},
+		{"batch", "[" + Request("rpc.discover", "{}") + "," + Request(canary, "{}") + "," + Request("sandbox.stop", `{"sandbox":"`+canary+`"}`) + "]", []func(*http.Request){WithKey(global)},
 			[]line{
 				{"level": "INFO", "msg": "call", "method": "rpc.discover", "namespace": "", "key_id": globalID, "status": 200.},
 				{"level": "INFO", "msg": "call", "method": "unknown", "namespace": "", "key_id": globalID, "status": 404., "code": -32601.},
 				{"level": "INFO", "msg": "call", "method": "sandbox.stop", "namespace": "default", "key_id": globalID, "status": 404., "code": -32003.},
 			}},
-		{"bad params", request("sandbox.start", `{"sandbox":"`+canary+`/","`+canary+`":1}`), []func(*http.Request){withKey(global)},
+		{"bad params", Request("sandbox.start", `{"sandbox":"`+canary+`/","`+canary+`":1}`), []func(*http.Request){WithKey(global)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.start", "namespace": "", "key_id": globalID, "status": 400., "code": -32602.}}},
-		{"denied", request("sandbox.stop", `{"sandbox":"`+canary+`"}`), []func(*http.Request){withKey(key)},
+		{"denied", Request("sandbox.stop", `{"sandbox":"`+canary+`"}`), []func(*http.Request){WithKey(key)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.stop", "namespace": "", "key_id": id, "status": 403., "code": -32004.,
 				"err": "sandbox.stop needs a key with the scope sandbox:stop: permission denied"}}},
-		{"fault", request("sandbox.stop", `{"sandbox":"broken"}`), []func(*http.Request){withKey(global)},
+		{"fault", Request("sandbox.stop", `{"sandbox":"broken"}`), []func(*http.Request){WithKey(global)},
 			[]line{{"level": "ERROR", "msg": "call", "method": "sandbox.stop", "namespace": "default", "key_id": globalID, "status": 500., "code": -32603.,
 				"err": "dial unix /run/secret/path: timeout"}}},
-		{"metrics", "", []func(*http.Request){withKey(global), at(http.MethodGet, rpc.MetricsPath)},
+		{"metrics", "", []func(*http.Request){WithKey(global), At(http.MethodGet, rpc.MetricsPath)},
 			[]line{{"level": "INFO", "msg": "call", "method": "/metrics", "namespace": "", "key_id": globalID, "status": 200.}}},
-		{"no JSON", `{"` + canary + `":1,"` + canary + `":2}`, []func(*http.Request){withKey(global)},
-			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": globalID, "status": 400., "err": errBadBody.Error()}}},
-		{"bad key", "{}", []func(*http.Request){withKey("Bearer msb_" + canary)},
+		{"no JSON", `{"` + canary + `":1,"` + canary + `":2}`, []func(*http.Request){WithKey(global)},
+			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": globalID, "status": 400., "err": "the body is not strict JSON, or holds no calls or too many"}}},
+		{"bad key", "{}", []func(*http.Request){WithKey("Bearer msb_" + canary)},
 			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": "token refused: not of the form msb_v2.public.PAYLOAD.FOOTER"}}},
-		{"no key", "{}", []func(*http.Request){withKey("")},
-			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": errNoKey.Message}}},
-		{"no such path", "", []func(*http.Request){at(http.MethodGet, "/"+canary)},
+		{"no key", "{}", []func(*http.Request){WithKey("")},
+			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": gateway.ErrNoKey.Message}}},
+		{"no such path", "", []func(*http.Request){At(http.MethodGet, "/"+canary)},
 			[]line{{"level": "INFO", "msg": "request refused", "path": "other", "key_id": "", "status": 404., "err": "there is nothing at this path; requests go to /api/v1/rpc"}}},
-		{"health", "", []func(*http.Request){at(http.MethodGet, rpc.HealthPath)}, nil},
+		{"health", "", []func(*http.Request){At(http.MethodGet, rpc.HealthPath)}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			log.Reset()
-			w := s.post(c.body, c.changes...)
+			w := s.Post(c.body, c.changes...)
 			if strings.Contains(log.String(), canary) {
 				t.Error("what the client sent is in the log:", log)
 			}
@@ -99,26 +102,26 @@ func TestAccessLog(t *testing.T) {
 // Requests without a key, which anybody can send, do not fill the disk.
 func TestLogOfRefusalsIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newSite(t)
+		s := New(t)
 		flood := func() int {
-			s.log.Reset()
-			for range refusalsBurst + 100 {
-				s.post("{}", withKey(""))
-				s.post("", at(http.MethodGet, "/nothing"))
+			s.Log.Reset()
+			for range gateway.RefusalsBurst + 100 {
+				s.Post("{}", WithKey(""))
+				s.Post("", At(http.MethodGet, "/nothing"))
 			}
-			return strings.Count(s.log.String(), "request refused")
+			return strings.Count(s.Log.String(), "request refused")
 		}
-		if n := flood(); n != refusalsBurst {
+		if n := flood(); n != gateway.RefusalsBurst {
 			t.Errorf("%d lines", n)
 		}
 		time.Sleep(time.Second)
-		if n := flood(); n != refusalsPerSecond {
+		if n := flood(); n != gateway.RefusalsPerSecond {
 			t.Errorf("%d lines a second later", n)
 		}
 		// What a key does is all there.
-		s.post("{", func(*http.Request) {})
-		wantOK(t, s.post(request("sandbox.metrics.get", "{}")))
-		if log := s.log.String(); !strings.Contains(log, "strict JSON") || !strings.Contains(log, "msg=call") {
+		s.Post("{", func(*http.Request) {})
+		WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
+		if log := s.Log.String(); !strings.Contains(log, "strict JSON") || !strings.Contains(log, "msg=call") {
 			t.Error("a key's requests are not in the log")
 		}
 	})

@@ -1,84 +1,58 @@
 package http
 
 import (
-	"context"
 	"fmt"
-	"maps"
 	"net/http"
-	"slices"
 	"strconv"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// What a client made up is one value of its label, so that no client can make more of them.
-const (
-	unknownMethod = "unknown"
-	unknownPath   = "other"
-)
+// unknownPath is the label of paths without an endpoint, so that no client can make more labels.
+const unknownPath = "other"
 
-// runSeconds are the bounds of the histogram of runs: from a lookup to the longest run.
-var runSeconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
-
-// measures is what the gateway tells Prometheus of itself.
-type measures struct {
+// metrics is what the gateway reports to Prometheus.
+type metrics struct {
 	requests     *prometheus.CounterVec // path, code
-	calls        *prometheus.CounterVec // method, code
 	inFlight     prometheus.Gauge
 	authFailures prometheus.Counter
-
-	// What is counted most is found without its labels' being hashed: answers of 200 by path, calls that
-	// succeeded and the time that calls took by method.
-	served    map[string]prometheus.Counter
-	succeeded map[string]prometheus.Counter
-	duration  map[string]prometheus.Observer
+	// served counts responses of 200 by path: most requests are found without hashing their labels.
+	served map[string]prometheus.Counter
 }
 
-func newMeasures(g *Gateway) (*measures, error) {
-	m := &measures{
+func newMetrics(g *Gateway) (*metrics, error) {
+	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "msbd_http_requests_total", Help: "HTTP requests that were answered, by path and status.",
 		}, []string{"path", "code"}),
-		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "msbd_rpc_calls_total", Help: "JSON-RPC calls, members of batches included, by method and error code (0: none).",
-		}, []string{"method", "code"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "msbd_http_requests_in_flight", Help: "HTTP requests in progress.",
 		}),
 		authFailures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "msbd_auth_failures_total", Help: "HTTP requests that were answered with 401.",
 		}),
-		served:    map[string]prometheus.Counter{},
-		succeeded: map[string]prometheus.Counter{},
-		duration:  map[string]prometheus.Observer{},
+		served: map[string]prometheus.Counter{},
 	}
-	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "msbd_rpc_duration_seconds", Help: "How long JSON-RPC calls took, by method.", Buckets: runSeconds,
-	}, []string{"method"})
 	connections := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "msbd_connections", Help: "Open connections to the gateway.",
 	}, func() float64 { return float64(g.connections.count()) })
-	for _, c := range []prometheus.Collector{m.requests, m.calls, duration, m.inFlight, m.authFailures, connections} {
+	for _, c := range []prometheus.Collector{m.requests, m.inFlight, m.authFailures, connections} {
 		if err := g.Metrics.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	for path := range g.routes {
-		m.served[path] = m.requests.WithLabelValues(path, "200")
-	}
-	for _, method := range append(slices.Collect(maps.Keys(g.methods)), rpc.MethodDiscover, unknownMethod) {
-		m.succeeded[method] = m.calls.WithLabelValues(method, "0")
-		m.duration[method] = duration.WithLabelValues(method)
+	for _, e := range g.Endpoints {
+		m.served[e.path()] = m.requests.WithLabelValues(e.path(), "200")
 	}
 	return m, nil
 }
 
-// request counts an answer; path is one of the table of routes or unknownPath.
-func (m *measures) request(path string, status int) {
+// request counts a response; path is an endpoint's or unknownPath.
+func (m *metrics) request(path string, status int) {
 	if c := m.served[path]; c != nil && status == http.StatusOK {
 		c.Inc()
 		return
@@ -86,31 +60,22 @@ func (m *measures) request(path string, status int) {
 	m.requests.WithLabelValues(path, strconv.Itoa(status)).Inc()
 }
 
-// call counts a call; method is one of the table of methods, rpc.MethodDiscover or unknownMethod.
-func (m *measures) call(method string, failed *rpc.Error, took time.Duration) {
-	m.duration[method].Observe(took.Seconds())
-	if failed == nil {
-		m.succeeded[method].Inc()
-		return
-	}
-	m.calls.WithLabelValues(method, strconv.Itoa(int(failed.Code))).Inc()
-}
-
-// serveMetrics answers in Prometheus's text format.
-func (g *Gateway) serveMetrics(_ context.Context, x *exchange) answer {
-	families, err := g.Metrics.Gather()
-	if err != nil {
-		return g.refuse(x, fmt.Errorf("gather metrics: %w", err))
-	}
-	for _, f := range families {
-		if _, err := expfmt.MetricFamilyToText(x.out, f); err != nil {
-			return g.refuse(x, fmt.Errorf("write metrics: %w", err))
-		}
-	}
-	g.logCall(x, &call{method: rpc.MetricsPath}, nil, time.Since(x.began), nil)
-	return answer{
-		status: http.StatusOK,
-		header: http.Header{"Content-Type": {string(expfmt.NewFormat(expfmt.TypeTextPlain))}},
-		body:   x.out.Bytes(),
+// metricsEndpoint answers in Prometheus's text format.
+func (g *Gateway) metricsEndpoint() Endpoint {
+	return Endpoint{
+		Pattern: "GET " + rpc.MetricsPath, Scope: keys.ScopeMetrics, WholeServer: true, Deadline: AnswerDeadline,
+		Serve: func(_ *Call, w http.ResponseWriter, _ *http.Request) error {
+			families, err := g.Metrics.Gather()
+			if err != nil {
+				return fmt.Errorf("gather metrics: %w", err)
+			}
+			w.Header()["Content-Type"] = []string{string(expfmt.NewFormat(expfmt.TypeTextPlain))}
+			for _, f := range families {
+				if _, err := expfmt.MetricFamilyToText(w, f); err != nil {
+					return fmt.Errorf("write metrics: %w", err)
+				}
+			}
+			return nil
+		},
 	}
 }

@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"fmt"
@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
@@ -15,9 +18,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-func (s *site) scrape(t *testing.T, changes ...func(*http.Request)) string {
+func scrape(t *testing.T, s *Site, changes ...func(*http.Request)) string {
 	t.Helper()
-	w := s.post("", append(changes, at(http.MethodGet, rpc.MetricsPath))...)
+	w := s.Post("", append(changes, At(http.MethodGet, rpc.MetricsPath))...)
 	if w.Code != http.StatusOK || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/plain; version=0.0.4") {
 		t.Fatalf("metrics: %d %v %s", w.Code, w.Header(), w.Body)
 	}
@@ -29,18 +32,18 @@ func TestMetrics(t *testing.T) {
 	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "msbd_keys", Help: "API keys."})
 	gauge.Set(3)
 	registry.MustRegister(gauge)
-	s := newSite(t, func(o *Options) { o.Metrics = registry })
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`)))
-	wantOK(t, s.post(request("sandbox.start", `{"sandbox":"a"}`), at(http.MethodPost, rpc.StartPath)))
-	s.post("[" + request("sandbox.stop", `{"sandbox":"gone"}`) + "," + request("sandbox.stop", `{"sandbox":"broken"}`) + ",1]")
-	s.post(request(rpc.MethodDiscover, "{}"))
+	s := New(t, func(o *Setup) { o.Metrics = registry })
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`), At(http.MethodPost, rpc.StartPath)))
+	s.Post("[" + Request("sandbox.stop", `{"sandbox":"gone"}`) + "," + Request("sandbox.stop", `{"sandbox":"broken"}`) + ",1]")
+	s.Post(Request(rpc.MethodDiscover, "{}"))
 	for i := range 50 {
-		s.post(request(fmt.Sprint("made.up", i), "{}"))
-		s.post("", at(http.MethodGet, fmt.Sprint("/made/up", i)))
-		s.post("", at(fmt.Sprint("MADEUP", i), rpc.Path))
-		s.post("{", withKey(fmt.Sprint("madeup", i)))
+		s.Post(Request(fmt.Sprint("made.up", i), "{}"))
+		s.Post("", At(http.MethodGet, fmt.Sprint("/made/up", i)))
+		s.Post("", At(fmt.Sprint("MADEUP", i), rpc.Path))
+		s.Post("{", WithKey(fmt.Sprint("madeup", i)))
 	}
-	text := s.scrape(t)
+	text := scrape(t, s)
 	for _, want := range []string{
 		`msbd_keys 3`,
 		`msbd_http_requests_total{code="200",path="/api/v1/rpc"} 3`,
@@ -87,20 +90,20 @@ func TestMetrics(t *testing.T) {
 		t.Log(text)
 	}
 	// A scrape is a request, too, and a key of that scope alone will do.
-	key := s.issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeMetrics}})
-	if again := s.scrape(t, withKey(key)); !strings.Contains(again, `msbd_http_requests_total{code="200",path="/metrics"} 1`) {
+	key := s.Issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeMetrics}})
+	if again := scrape(t, s, WithKey(key)); !strings.Contains(again, `msbd_http_requests_total{code="200",path="/metrics"} 1`) {
 		t.Error("a scrape was not counted")
 	}
 }
 
 func TestMetricsOfConnections(t *testing.T) {
-	s := newSite(t)
-	addr, stop := s.listen(t)
+	s := New(t)
+	addr, stop := s.Listen(t)
 	defer stop()
 	for range 3 {
 		ask(t, dialTest(t, addr))
 	}
-	if text := s.scrape(t); !strings.Contains(text, "\nmsbd_connections 3\n") {
+	if text := scrape(t, s); !strings.Contains(text, "\nmsbd_connections 3\n") {
 		t.Error(text)
 	}
 }
@@ -111,12 +114,12 @@ func TestMetricsThatFail(t *testing.T) {
 	registry.MustRegister(prometheus.CollectorFunc(func(out chan<- prometheus.Metric) {
 		out <- prometheus.NewInvalidMetric(prometheus.NewDesc("msbd_broken", "Broken.", nil, nil), fmt.Errorf("no measure"))
 	}))
-	s := newSite(t, func(o *Options) { o.Metrics = registry })
-	wantError(t, s.post("", at(http.MethodGet, rpc.MetricsPath)), http.StatusInternalServerError, rpc.CodeInternal)
-	if !strings.Contains(s.log.String(), "no measure") {
-		t.Error("the log lacks the cause:", s.log)
+	s := New(t, func(o *Setup) { o.Metrics = registry })
+	WantError(t, s.Post("", At(http.MethodGet, rpc.MetricsPath)), http.StatusInternalServerError, rpc.CodeInternal)
+	if !strings.Contains(s.Log.String(), "no measure") {
+		t.Error("the log lacks the cause:", s.Log)
 	}
-	if _, err := New(s.Options); err == nil {
+	if _, err := gateway.New(gateway.Options{Verifier: s.Verifier, Metrics: registry, Log: s.Options.Log}); err == nil {
 		t.Error("a registry was taken that has these metrics already")
 	}
 }

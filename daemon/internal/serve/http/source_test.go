@@ -1,4 +1,4 @@
-package http
+package http_test
 
 import (
 	"fmt"
@@ -8,24 +8,16 @@ import (
 	"strings"
 	"testing"
 
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-func TestSource(t *testing.T) {
-	for addr, want := range map[string]string{
-		"192.0.2.1:80": "192.0.2.1/32", "[::ffff:192.0.2.1]:80": "192.0.2.1/32",
-		"[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64", "[fe80::1%eth0]:80": "fe80::/64", "@": "invalid Prefix",
-	} {
-		if got := source(clientAddr(addr)).String(); got != want {
-			t.Errorf("source(%q) = %s, want %s", addr, got, want)
-		}
-	}
-}
-
 // Only a proxy that is trusted is believed whom it asks for, and only as far as it knows itself.
 func TestClientsBehindProxies(t *testing.T) {
-	s := newSite(t, func(o *Options) {
+	s := New(t, func(o *Setup) {
 		o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("10.1.0.0/24")}
 	})
 	for _, c := range []struct {
@@ -45,7 +37,7 @@ func TestClientsBehindProxies(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, rpc.Path, nil)
 		r.RemoteAddr = c.from
 		r.Header["X-Forwarded-For"] = c.said
-		if got := s.clientOf(r).String(); got != c.want {
+		if got := s.ClientOf(r).String(); got != c.want {
 			t.Errorf("%s says %q: %s, want %s", c.from, c.said, got, c.want)
 		}
 	}
@@ -57,14 +49,14 @@ func TestClientsBehindProxies(t *testing.T) {
 			r.Header.Set("X-Forwarded-For", client)
 		}
 	}
-	body := request("sandbox.metrics.get", "{}")
-	for i := range triesBurst {
-		wantError(t, s.post(body, withKey(fmt.Sprint("msb_wrong", i)), behind("203.0.113.9")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
+	body := Request("sandbox.metrics.get", "{}")
+	for i := range gateway.BadKeysBurst {
+		WantError(t, s.Post(body, WithKey(fmt.Sprint("msb_wrong", i)), behind("203.0.113.9")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 	}
-	fresh := s.issue(t, keys.IssueRequest{})
-	wantError(t, s.post(body, withKey(fresh), behind("203.0.113.9")), http.StatusTooManyRequests, rpc.CodeExhausted)
-	wantOK(t, s.post(body, withKey(fresh), behind("198.51.100.7")))
-	if log := s.log.String(); !strings.Contains(log, "source=203.0.113.9 ") || !strings.Contains(log, "source=198.51.100.7 ") {
+	fresh := s.Issue(t, keys.IssueRequest{})
+	WantError(t, s.Post(body, WithKey(fresh), behind("203.0.113.9")), http.StatusTooManyRequests, rpc.CodeExhausted)
+	WantOK(t, s.Post(body, WithKey(fresh), behind("198.51.100.7")))
+	if log := s.Log.String(); !strings.Contains(log, "source=203.0.113.9 ") || !strings.Contains(log, "source=198.51.100.7 ") {
 		t.Error("the log does not name them:", log)
 	}
 }

@@ -1,18 +1,19 @@
 // Package mcp serves the Model Context Protocol, over Streamable HTTP, to AI assistants. Its tools are the
-// methods that the server has for everyone: it translates, and leaves to them who may do what. Only the
-// wiring enters.
+// methods of JSON-RPC, which check what the caller may do. Package daemon makes the Handler.
 //
-// There are no sessions: every request stands for itself, and is authenticated by whoever passes it on.
+// There are no sessions: the gateway authenticates every request.
 package mcp
 
 import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,19 +23,21 @@ import (
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
 // Revisions of the protocol that are spoken, the newest first.
 var Revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"}
 
-// Calls is what MCP asks of the table of methods.
-type Calls interface {
-	// Call calls a method for whoever made the request that ctx is from, and ends when ctx does.
-	Call(ctx context.Context, method string, params jsontext.Value) (jsontext.Value, *rpc.Error)
-	// Caller is the id of the key of that request.
-	Caller(ctx context.Context) string
-	// Schemas are the JSON Schemas of a method's params, as an object, and of its result.
+// Methods is the table of JSON-RPC methods. A *rpc.Service of package serve/rpc is one.
+type Methods interface {
+	// Call calls a method with named params for whoever made the request c, and ends when ctx does.
+	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value) (jsontext.Value, *rpc.Error)
+	// Schemas returns the JSON Schemas of a method's params, as an object, and of its result.
 	Schemas(method string) (params, result jsontext.Value)
+	// CountMessages reads a body as strict JSON, and returns how many messages of JSON-RPC it holds.
+	CountMessages(body []byte) (int, error)
 }
 
 const instructions = "Start a sandbox, a microVM, with sandbox_start; run code or commands in it, which keeps its state from one run to " +
@@ -44,48 +47,76 @@ const instructions = "Start a sandbox, a microVM, with sandbox_start; run code o
 // only tells apart, among clients of one key, whose run is to be cancelled.
 const sessionHeader = "Mcp-Session-Id"
 
-// Handler answers POSTs to rpc.MCPPath. Make it with New.
+// Handler serves MCP. Make it with New.
 type Handler struct {
-	calls Calls
-	// whole answers with one JSON document, streamed with events before it.
-	whole, streamed http.Handler
-	running         running
-	// beat is how often a run tells that it goes on.
+	methods      Methods
+	info         sdk.Implementation
+	descriptions []*sdk.Tool // of tools, in their order
+	running      running
+	// beat is how often a run reports that it is still in progress.
 	beat time.Duration
 }
 
-// New makes a Handler of the version that it tells to clients. It fails if calls lacks a method of a tool.
-func New(calls Calls, version string) (*Handler, error) {
-	h := &Handler{calls: calls, beat: 5 * time.Second, running: running{runs: map[run]context.CancelCauseFunc{}}}
-	server := sdk.NewServer(&sdk.Implementation{Name: "msbd", Title: "msbd sandboxes", Version: version}, &sdk.ServerOptions{
+// New makes a Handler of the version that it reports to clients. It fails if methods lacks a method of a tool.
+func New(methods Methods, version string) (*Handler, error) {
+	h := &Handler{
+		methods: methods, beat: 5 * time.Second, running: running{runs: map[run]context.CancelCauseFunc{}},
+		info: sdk.Implementation{Name: "msbd", Title: "msbd sandboxes", Version: version},
+	}
+	for _, t := range tools {
+		params, result := methods.Schemas(t.method)
+		if params == nil {
+			return nil, fmt.Errorf("tool %s: there is no method %s", t.name, t.method)
+		}
+		description, err := t.describe(params, result)
+		if err != nil {
+			return nil, fmt.Errorf("tool %s: %w", t.name, err)
+		}
+		h.descriptions = append(h.descriptions, description)
+	}
+	return h, nil
+}
+
+// Endpoint is the HTTP path of MCP.
+func (h *Handler) Endpoint() gateway.Endpoint {
+	return gateway.Endpoint{
+		Pattern: "POST " + rpc.MCPPath, Scope: gateway.PerCall, Body: gateway.JSON(rpc.MaxBody), Deadline: gateway.AnswerDeadline,
+		Serve: h.serve,
+	}
+}
+
+// request is one HTTP request, which may hold several messages.
+type request struct {
+	handler *Handler
+	call    *gateway.Call
+	// ctx ends when the client leaves, its key is refused, or the client cancels its tool call. The library detaches
+	// what it runs from the context of the request.
+	ctx context.Context
+	// turn holds one while a tool runs, so that a batch is no way around the bounds of a key.
+	turn chan struct{}
+}
+
+// server has the tools and prompts for one request. The library hands nothing of a request on to its tools but the
+// context; a server for each request is what it offers instead, and costs microseconds.
+func (r *request) server() *sdk.Server {
+	server := sdk.NewServer(&r.handler.info, &sdk.ServerOptions{
 		Instructions: instructions,
 		// Neither list changes while the server runs.
 		Capabilities:              &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}},
 		SupportedProtocolVersions: Revisions,
 	})
 	server.AddReceivingMiddleware(guard)
-	for _, t := range tools {
-		params, result := calls.Schemas(t.method)
-		if params == nil {
-			return nil, fmt.Errorf("tool %s: there is no method %s", t.name, t.method)
-		}
-		server.AddTool(t.describe(params, result), h.handler(t))
+	for i, t := range tools {
+		server.AddTool(r.handler.descriptions[i], r.tool(t))
 	}
 	for _, p := range prompts {
 		server.AddPrompt(p.describe(), p.get)
 	}
-	serve := func(whole bool) http.Handler {
-		return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{
-			Stateless: true, JSONResponse: whole,
-			// Whoever passes requests on has looked at their Host, which behind a proxy is not this machine's.
-			DisableLocalhostProtection: true,
-		})
-	}
-	h.whole, h.streamed = serve(true), serve(false)
-	return h, nil
+	return server
 }
 
-// guard keeps the library's goroutines from ending the server, and its answers from never ending.
+// guard keeps a panic in one of the library's goroutines from ending msbd, and refuses a request whose response would
+// never end.
 func guard(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (res sdk.Result, err error) {
 		defer func() {
@@ -112,44 +143,90 @@ type message struct {
 	} `json:"params"`
 }
 
-// ServeHTTP answers one request, whose body is strict JSON and at most so long as to be read whole.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		http.Error(w, "the body could not be read to its end", http.StatusBadRequest)
-		return
-	}
-	r.Body = io.NopCloser(bytes.NewReader(body))
+// serve answers one request.
+func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 	var m message
-	if json.Unmarshal(body, &m) != nil {
+	if json.Unmarshal(c.Body, &m) != nil {
 		m = message{} // a batch, or nothing that the library takes
 	}
-	this := run{caller: h.calls.Caller(r.Context()), label: r.Header.Get(sessionHeader), id: string(m.ID)}
-	answer := h.whole
+	this := &request{handler: h, call: c, ctx: r.Context(), turn: make(chan struct{}, 1)}
+	named := run{caller: c.Principal.KeyID, label: r.Header.Get(sessionHeader), id: string(m.ID)}
+	streams := false
 	switch m.Method {
 	case "initialize":
 		w.Header().Set(sessionHeader, rand.Text())
 	case "tools/call":
-		// From here on: a cancellation may overtake what the library does before it calls the tool.
-		cancelled, remove := h.running.add(r.Context(), this)
+		// Before anything else: a cancellation may overtake what the library does before it calls the tool.
+		cancellable, remove := h.running.add(this.ctx, named)
 		defer remove()
-		r = r.WithContext(context.WithValue(r.Context(), cancelledKey{}, cancelled))
-		if m.Params.Meta.ProgressToken != nil {
-			answer = h.streamed
-		}
+		this.ctx = cancellable
+		streams = m.Params.Meta.ProgressToken != nil
 	case "notifications/cancelled":
-		this.id = string(m.Params.RequestID)
-		h.running.cancel(this)
+		named.id = string(m.Params.RequestID)
+		h.running.cancel(named)
 	}
-	answer.ServeHTTP(w, r)
+	n, err := h.methods.CountMessages(c.Body)
+	if err != nil {
+		return err
+	}
+	c.CountCalls(n)
+	server := this.server()
+	library := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{
+		// A response is one JSON document, or streamed with events before it.
+		Stateless: true, JSONResponse: !streams,
+		// The gateway has looked at the Host, which behind a proxy is not this machine's.
+		DisableLocalhostProtection: true,
+	})
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(c.Body)), int64(len(c.Body))
+	out := &responseWriter{ResponseWriter: w}
+	library.ServeHTTP(out, r)
+	return out.refusal()
+}
+
+// errRefused stands in the log for what the library says of a request, which may quote the client.
+var errRefused = errors.New("the library of MCP does not take the request")
+
+// responseWriter keeps an error that the library writes in plain text, for the envelope of JSON-RPC.
+type responseWriter struct {
+	http.ResponseWriter
+	status int
+	text   []byte
+}
+
+func (w *responseWriter) WriteHeader(status int) {
+	if status >= http.StatusBadRequest && !strings.HasPrefix(w.Header().Get("Content-Type"), "application/json") {
+		w.status = status
+		return
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *responseWriter) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		return w.ResponseWriter.Write(p)
+	}
+	if len(w.text) < 1<<10 {
+		w.text = append(w.text, p...)
+	}
+	return len(p), nil
+}
+
+// Unwrap is for http.ResponseController.
+func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// refusal is what the library refused the request with; nil if it did not.
+func (w *responseWriter) refusal() error {
+	if w.status == 0 {
+		return nil
+	}
+	return &gateway.Refusal{
+		Status: w.status, Cause: errRefused,
+		Told: &rpc.Error{Code: rpc.CodeInvalidRequest, Message: rpcerr.Shorten(strings.TrimSpace(string(w.text)))},
+	}
 }
 
 // run names a tool call in progress: one of a key, a client of it, and an id as it was written.
 type run struct{ caller, label, id string }
-
-// cancelledKey is for the context of a tool call that ends when its client cancels it. The library detaches
-// what it runs from the context of the request, but keeps its values.
-type cancelledKey struct{}
 
 // running are the calls that a client can cancel by name. The clients of revision 2026-07-28 do so by
 // leaving, which needs no name.

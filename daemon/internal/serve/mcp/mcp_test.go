@@ -151,7 +151,7 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 	}
 	for _, tool := range list.Tools {
 		w := want[tool.Name]
-		params, result := s.Gateway.Schemas(w.method)
+		params, result := s.Service.Schemas(w.method)
 		var in, out any
 		if err := errors.Join(json.Unmarshal(params, &in), json.Unmarshal(result, &out)); err != nil {
 			t.Fatal(err)
@@ -295,8 +295,8 @@ func TestPanic(t *testing.T) {
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "internal error") || strings.Contains(w.Body.String(), "fault of the domain") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	if !strings.Contains(s.log.String(), "fault of the domain") {
-		t.Error("the log does not tell of it:", s.log)
+	if !strings.Contains(s.Log.String(), "fault of the domain") {
+		t.Error("the log does not tell of it:", s.Log)
 	}
 }
 
@@ -304,7 +304,7 @@ func TestPanic(t *testing.T) {
 func TestAccessLog(t *testing.T) {
 	s := newSite(t)
 	s.post(toolCall(1, "sandbox_run_code", `{"sandbox":"a","namespace":"own","language":"python","code":"a secret"}`))
-	log := s.log.String()
+	log := s.Log.String()
 	for _, want := range []string{"method=sandbox.repl.run", "namespace=own", "status=200"} {
 		if !strings.Contains(log, want) {
 			t.Errorf("%s is not in the log: %s", want, log)
@@ -319,19 +319,19 @@ func TestAccessLog(t *testing.T) {
 func TestAuthorisation(t *testing.T) {
 	s := newSite(t)
 	reset := s.key
-	if _, err := s.keys.Reset(t.Context(), 0); err != nil {
+	if _, err := s.Keys.Reset(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	s.key, _ = s.issue(t, keys.IssueRequest{})
 	rotated, id := s.issue(t, keys.IssueRequest{})
-	if _, _, _, err := s.keys.Rotate(t.Context(), keys.RotateRequest{Ref: id}); err != nil {
+	if _, _, _, err := s.Keys.Rotate(t.Context(), keys.RotateRequest{Ref: id}); err != nil {
 		t.Fatal(err)
 	}
 	revoked, id := s.issue(t, keys.IssueRequest{})
 	if w := s.post(`{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, header("Authorization", revoked)); w.Code != http.StatusOK {
 		t.Fatalf("a live key: %d %s", w.Code, w.Body)
 	}
-	if _, err := s.keys.Revoke(t.Context(), id, 0); err != nil {
+	if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 		t.Fatal(err)
 	}
 	unknown := newSite(t).key
@@ -482,6 +482,6 @@ func TestMissingMethod(t *testing.T) {
 	}
 }
 
-type noCalls struct{ Calls }
+type noCalls struct{ Methods }
 
 func (noCalls) Schemas(string) (params, result jsontext.Value) { return nil, nil }

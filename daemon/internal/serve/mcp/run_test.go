@@ -9,8 +9,10 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -107,20 +109,52 @@ func withProgress(id int, arguments string) string {
 // A cancellation that overtakes its call, before the library has come to the tool, is not lost.
 func TestCancelBeforeTheToolIsCalled(t *testing.T) {
 	s := newSite(t)
-	library := s.whole
-	s.whole = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.whole = library
+	s.methods = &overtaken{s.methods, func() {
 		s.post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`, header(sessionHeader, "label"))
-		library.ServeHTTP(w, r)
-	})
+	}}
 	w := s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, "label"))
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), cancelled) {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	if strings.Contains(s.log.String(), "ERROR") {
-		t.Error("it is logged as a fault:", s.log)
+	if strings.Contains(s.Log.String(), "ERROR") {
+		t.Error("it is logged as a fault:", s.Log)
 	}
 	wantPassed(t, s)
+}
+
+// overtaken does something once, before the library sees a call.
+type overtaken struct {
+	Methods
+	before func()
+}
+
+func (o *overtaken) CountMessages(body []byte) (int, error) {
+	if before := o.before; before != nil {
+		o.before = nil
+		before()
+	}
+	return o.Methods.CountMessages(body)
+}
+
+// The calls of one request run one at a time, so that a batch is no way around the bounds of a key.
+func TestCallsOfABatchTakeTurns(t *testing.T) {
+	s := newSite(t)
+	var inside, most, runs atomic.Int32
+	s.boxes.onRun = func(context.Context) error {
+		most.Store(max(most.Load(), inside.Add(1)))
+		runs.Add(1)
+		runtime.Gosched()
+		inside.Add(-1)
+		return nil
+	}
+	batch := make([]string, 20)
+	for i := range batch {
+		batch[i] = toolCall(i, "sandbox_run_code", runForever)
+	}
+	w := s.post("["+strings.Join(batch, ",")+"]", header("Mcp-Protocol-Version", "2025-03-26"))
+	if w.Code != http.StatusOK || runs.Load() != 20 || most.Load() != 1 {
+		t.Errorf("%d of 20 ran, %d at once: %d %s", runs.Load(), most.Load(), w.Code, w.Body)
+	}
 }
 
 // A cancellation reaches the runs of its own client alone: not those of another key that got hold of the
@@ -249,7 +283,7 @@ func TestRunsEndWithTheirKey(t *testing.T) {
 				answered := make(chan *httptest.ResponseRecorder)
 				go func() { answered <- s.post(body, header("Authorization", key)) }()
 				<-began
-				if _, err := s.keys.Revoke(t.Context(), id, 0); err != nil {
+				if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 					t.Fatal(err)
 				}
 				w := <-answered
@@ -259,8 +293,8 @@ func TestRunsEndWithTheirKey(t *testing.T) {
 				if streamed := strings.Contains(body, "progressToken"); !streamed && w.Code != http.StatusUnauthorized {
 					t.Errorf("%s: %d %s", name, w.Code, w.Body)
 				}
-				if !strings.Contains(s.log.String(), "status=401") {
-					t.Error("the log does not tell of it:", s.log)
+				if !strings.Contains(s.Log.String(), "status=401") {
+					t.Error("the log does not tell of it:", s.Log)
 				}
 			})
 		}

@@ -1,18 +1,18 @@
 package mcp
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/servetest"
 
 	"github.com/containerd/errdefs"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -62,30 +62,34 @@ func (b *boxes) Start(_ context.Context, n sandbox.Name, r sandbox.Request) erro
 }
 func (b *boxes) Stop(_ context.Context, n sandbox.Name) error { return b.call("stop", n) }
 
-func (b *boxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.CodeRun) (sandbox.CodeResult, error) {
-	if err := b.call("code", n); err != nil {
-		return sandbox.CodeResult{}, err
-	}
-	if b.onRun != nil {
-		if err := b.onRun(ctx); err != nil {
-			return sandbox.CodeResult{}, err
+func (b *boxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sandbox.Process, error) {
+	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
+		if err := b.call("code", n); err != nil {
+			return nil, 0, err
 		}
-	}
-	out := []sandbox.Line{{Stream: sandbox.Stdout, Text: "ran " + r.Code}}
-	if r.Code == "raise" {
-		return sandbox.CodeResult{Output: append(out, sandbox.Line{Stream: sandbox.Stderr, Text: "ValueError"})}, nil
-	}
-	return sandbox.CodeResult{Success: true, Output: out}, nil
+		if b.onRun != nil {
+			if err := b.onRun(ctx); err != nil {
+				return nil, 0, err
+			}
+		}
+		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
+		if r.Text == "raise" {
+			return append(out, sandbox.Output{Stream: sandbox.Stderr, Data: []byte("ValueError\n")}), 1, nil
+		}
+		return out, 0, nil
+	}}, nil
 }
 
-func (b *boxes) RunCommand(_ context.Context, n sandbox.Name, r sandbox.CommandRun) (sandbox.CommandResult, error) {
-	if err := b.call("command", n); err != nil {
-		return sandbox.CommandResult{}, err
-	}
-	if r.Command == "false" {
-		return sandbox.CommandResult{ExitCode: 1}, nil
-	}
-	return sandbox.CommandResult{Output: []sandbox.Line{{Stream: sandbox.Stdout, Text: strings.Join(r.Args, " ")}}}, nil
+func (b *boxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Command) (sandbox.Process, error) {
+	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
+		if err := b.call("command", n); err != nil {
+			return nil, 0, err
+		}
+		if r.Program == "false" {
+			return nil, 1, nil
+		}
+		return []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Join(r.Args, " ") + "\n")}}, 0, nil
+	}}, nil
 }
 
 func (b *boxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
@@ -96,77 +100,37 @@ func (b *boxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Me
 	return []sandbox.Metrics{{Name: n, Running: true, CPUPercent: 12.5, MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
 }
 
-// memoryStore keeps keys for as long as a test.
-type memoryStore struct{}
-
-func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
-func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
-func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
-
-// logBuffer is a log that many may write.
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // site is MCP behind the real gateway and real keys.
 type site struct {
-	*gateway.Gateway
+	*servetest.Site
 	*Handler
 	boxes *boxes
-	keys  *keys.Issuer
-	log   *logBuffer
 	key   string // of every namespace and scope
 }
 
-func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.Gateway.ServeHTTP(w, r) }
-
 func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 	t.Helper()
-	s := &site{boxes: &boxes{}, log: &logBuffer{}}
-	log := slog.New(slog.NewTextHandler(s.log, nil))
-	var verifier gateway.Verifier
-	var err error
-	s.keys, verifier, err = keys.Open(keys.Options{
-		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := gateway.Options{Verifier: verifier, Sandboxes: s.boxes, Log: log}
-	for _, c := range configure {
-		c(&o)
-	}
-	if s.Gateway, err = gateway.New(o); err != nil {
-		t.Fatal(err)
-	}
-	if s.Handler, err = New(s.Gateway, "1.2.3"); err != nil {
-		t.Fatal(err)
-	}
-	s.Gateway.Mount(rpc.MCPPath, s.Handler)
-	s.key, _ = s.issue(t, keys.IssueRequest{})
+	s := &site{boxes: &boxes{}}
+	s.Site = servetest.New(t, func(o *servetest.Setup) {
+		o.Sandboxes = s.boxes
+		for _, c := range configure {
+			c(&o.Options)
+		}
+	}, servetest.WithEndpoint(func(methods *serverpc.Service) (gateway.Endpoint, error) {
+		h, err := New(methods, "1.2.3")
+		if err != nil {
+			return gateway.Endpoint{}, err
+		}
+		s.Handler = h
+		return h.Endpoint(), nil
+	}))
+	s.key = s.Key
 	return s
 }
 
 func (s *site) issue(t testing.TB, req keys.IssueRequest) (key, id string) {
 	t.Helper()
-	secret, record, err := s.keys.Issue(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return secret.Reveal(), record.ID
+	return s.IssueNamed(t, req)
 }
 
 // withKey adds a key to every request of a client.

@@ -3,14 +3,18 @@ package mcp
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/jsonschema-go/jsonschema"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 )
 
 // errorKey is where, in the metadata of a tool's failure, the error is for programs: an rpc.Error.
@@ -80,30 +84,32 @@ func isObject(schema jsontext.Value) bool {
 	return json.Unmarshal(schema, &s) == nil && s.Type == "object"
 }
 
-func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
-	var output any = json.RawMessage(result)
+func (t *tool) describe(params, result jsontext.Value) (*sdk.Tool, error) {
+	// As the library's own type, which it does not read again for each request.
+	var input, output jsonschema.Schema
+	if err := errors.Join(json.Unmarshal(params, &input), json.Unmarshal(result, &output)); err != nil {
+		return nil, err
+	}
 	if !isObject(result) {
-		output = map[string]any{"type": "object", "properties": map[string]any{wrapped: output}, "required": []string{wrapped}}
+		output = jsonschema.Schema{Type: "object", Properties: map[string]*jsonschema.Schema{wrapped: output.CloneSchemas()}, Required: []string{wrapped}}
 	}
 	return &sdk.Tool{
 		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints,
-		InputSchema: json.RawMessage(params), OutputSchema: output,
-	}
+		InputSchema: &input, OutputSchema: &output,
+	}, nil
 }
 
-// handler calls the tool's method. Whatever keeps that from being done is for the model to read.
-func (h *Handler) handler(t tool) sdk.ToolHandler {
+// tool calls a tool's method for the request. Whatever keeps that from being done is for the model to read.
+func (r *request) tool(t tool) sdk.ToolHandler {
 	return func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		if byClient, ok := ctx.Value(cancelledKey{}).(context.Context); ok {
-			defer context.AfterFunc(byClient, func() { cancel(context.Cause(byClient)) })()
-			if byClient.Err() != nil { // that function runs a moment later
-				cancel(context.Cause(byClient))
-			}
+		defer context.AfterFunc(r.ctx, func() { cancel(context.Cause(r.ctx)) })()
+		if r.ctx.Err() != nil { // that function runs a moment later
+			cancel(context.Cause(r.ctx))
 		}
-		stop := h.tellProgress(ctx, req)
-		result, failed := h.calls.Call(ctx, t.method, arguments(req))
+		stop := r.handler.reportProgress(ctx, req)
+		result, failed := r.invoke(ctx, t.method, arguments(req))
 		stop()
 		if failed != nil && context.Cause(ctx) == errCancelled {
 			failed = &rpc.Error{Code: rpc.CodeUnavailable, Message: cancelled}
@@ -121,6 +127,21 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 	}
 }
 
+// invoke calls a method in its turn.
+func (r *request) invoke(ctx context.Context, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
+	select {
+	case r.turn <- struct{}{}:
+		defer func() { <-r.turn }()
+	case <-ctx.Done(): // the method says why
+	}
+	result, failed := r.handler.methods.Call(ctx, r.call, method, params)
+	// If the key was refused while the method ran, discard its result.
+	if errdefs.IsUnauthorized(context.Cause(r.ctx)) {
+		return nil, gateway.ErrNoKey
+	}
+	return result, failed
+}
+
 // arguments are those of a call; a client may leave them out, or say null.
 func arguments(req *sdk.CallToolRequest) jsontext.Value {
 	args := jsontext.Value(req.Params.Arguments)
@@ -130,8 +151,8 @@ func arguments(req *sdk.CallToolRequest) jsontext.Value {
 	return args
 }
 
-// tellProgress tells a client that asked for it that its call goes on, until stop is called.
-func (h *Handler) tellProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
+// reportProgress reports to a client that asked for it that its call is in progress, until stop is called.
+func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
 	token := req.Params.GetProgressToken()
 	if token == nil {
 		return func() {}

@@ -20,8 +20,6 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 	}
 	code := rpc.CodeInternal
 	switch {
-	case errors.Is(err, sandbox.ErrOutputLimit):
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: Message(err)} // without a word of trying again
 	case errors.Is(err, sandbox.ErrRunTimeout):
 		code = rpc.CodeRunTimeout
 	case errors.Is(err, sandbox.ErrCommandNotFound):

@@ -31,7 +31,6 @@ func TestJSONRPC(t *testing.T) {
 		{errdefs.ErrPermissionDenied, rpc.CodePermissionDenied, 403, "it is so"},
 		{errdefs.ErrUnauthenticated, rpc.CodeUnauthenticated, 401, "it is so"},
 		{sandbox.ErrRunTimeout, rpc.CodeRunTimeout, 504, "it is so: time limit of the run reached"},
-		{sandbox.ErrOutputLimit, rpc.CodeExhausted, 429, "it is so: output limit of the run reached"},
 		{sandbox.ErrCommandNotFound, rpc.CodeCommandNotFound, 422, "it is so: command not found"},
 		{context.Canceled, rpc.CodeUnavailable, 503, "the request was cut short because the server is stopping; try again in a moment"},
 		{errors.New("a secret"), rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
@@ -46,7 +45,7 @@ func TestJSONRPC(t *testing.T) {
 		switch {
 		case c.code == rpc.CodeInternal:
 			data = &rpc.ErrorData{RequestID: "R"}
-		case c.err != sandbox.ErrOutputLimit && (c.code == rpc.CodeExhausted || c.code == rpc.CodeUnavailable):
+		case c.code == rpc.CodeExhausted || c.code == rpc.CodeUnavailable:
 			data = &rpc.ErrorData{RetryAfter: 1}
 		}
 		if diff := cmp.Diff(data, got.Data); diff != "" {

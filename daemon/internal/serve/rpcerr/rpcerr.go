@@ -33,3 +33,11 @@ func Message(err error) string {
 	}
 	return text
 }
+
+// Shorten keeps what a client sent from filling a message.
+func Shorten(s string) string {
+	if len(s) > 100 {
+		return strings.ToValidUTF8(s[:100], "") + "…"
+	}
+	return s
+}

@@ -1,0 +1,196 @@
+package sandboxtest
+
+import (
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// TestPortal is the contract of sandbox.Portal and of its processes. open returns a new connection to a sandbox that
+// has Python, and nothing of an earlier test.
+func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
+	command := func(args ...string) sandbox.Command {
+		return sandbox.Command{Program: args[0], Args: args[1:], Timeout: time.Minute}
+	}
+	python := func(text string) sandbox.Code {
+		return sandbox.Code{Language: sandbox.Python, Text: text, Timeout: time.Minute}
+	}
+	t.Run("exit codes and output", func(t *testing.T) {
+		p := open(t)
+		if err := p.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			run  sandbox.Command
+			want Result
+		}{
+			{command("true"), Result{}},
+			{command("false"), Result{ExitCode: 1}},
+			{command("echo", "a b", "c"), Result{Stdout: "a b c\n"}},
+			{command("sh", "-c", "echo out; echo err >&2; exit 42"), Result{ExitCode: 42, Stdout: "out\n", Stderr: "err\n"}},
+		} {
+			got, err := Read(p.RunCommand(t.Context(), c.run))
+			if err != nil || got != c.want {
+				t.Errorf("%s %q: %+v, %v, want %+v", c.run.Program, c.run.Args, got, err, c.want)
+			}
+		}
+	})
+	t.Run("the exit is the last event", func(t *testing.T) {
+		process, err := open(t).RunCommand(t.Context(), command("echo", "x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer process.Close()
+		var last sandbox.Event
+		for {
+			event, err := process.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ended := last.(sandbox.Exit); ended {
+				t.Errorf("after its exit came %v", event)
+			}
+			last = event
+		}
+		if last != (sandbox.Exit{}) {
+			t.Errorf("the last event is %v", last)
+		}
+		if _, err := process.Next(); err != io.EOF {
+			t.Errorf("after the end: %v", err)
+		}
+	})
+	t.Run("a REPL keeps its state", func(t *testing.T) {
+		p := open(t)
+		for text, want := range map[string]Result{"x = 41": {}} {
+			if got, err := Read(p.RunCode(t.Context(), python(text))); err != nil || got != want {
+				t.Fatalf("%s: %+v, %v", text, got, err)
+			}
+		}
+		if got, err := Read(p.RunCode(t.Context(), python("x + 1"))); err != nil || got != (Result{Stdout: "42\n"}) {
+			t.Errorf("x + 1: %+v, %v", got, err)
+		}
+		got, err := Read(p.RunCode(t.Context(), python("raise ValueError")))
+		if err != nil || got.ExitCode != 1 || !strings.Contains(got.Stderr, "ValueError") {
+			t.Errorf("an exception: %+v, %v", got, err)
+		}
+	})
+	t.Run("output comes before the end", func(t *testing.T) {
+		p := open(t)
+		for what, start := range map[string]func() (sandbox.Process, error){
+			"command": func() (sandbox.Process, error) {
+				return p.RunCommand(t.Context(), command("sh", "-c", "echo first; sleep 60"))
+			},
+			"code": func() (sandbox.Process, error) {
+				return p.RunCode(t.Context(), python("import time\nprint('first')\ntime.sleep(60)"))
+			},
+		} {
+			process, err := start()
+			if err != nil {
+				t.Fatal(err)
+			}
+			event, err := process.Next()
+			if out, ok := event.(sandbox.Output); err != nil || !ok || string(out.Data) != "first\n" || out.Stream != sandbox.Stdout {
+				t.Errorf("%s: the first event is %v, %v", what, event, err)
+			}
+			if err := process.Close(); err != nil {
+				t.Errorf("%s: close: %v", what, err)
+			}
+			if err := process.Close(); err != nil {
+				t.Errorf("%s: close again: %v", what, err)
+			}
+			if event, err := process.Next(); err == nil || err == io.EOF {
+				t.Errorf("%s: after it was closed: %v, %v", what, event, err)
+			}
+		}
+		// What was interrupted has left the REPL to others.
+		if got, err := Read(p.RunCode(t.Context(), python("1 + 1"))); err != nil || got.Stdout != "2\n" {
+			t.Errorf("the next run: %+v, %v", got, err)
+		}
+	})
+	t.Run("a process that nobody reads waits, and ends when it is closed", func(t *testing.T) {
+		p := open(t)
+		process, err := p.RunCommand(t.Context(), command("yes"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := process.Next(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := Read(p.RunCommand(t.Context(), command("echo", "beside it"))); err != nil || got.Stdout != "beside it\n" {
+			t.Errorf("beside it: %+v, %v", got, err)
+		}
+		process.Close()
+	})
+	t.Run("time limits", func(t *testing.T) {
+		p := open(t)
+		slow := command("sleep", "60")
+		slow.Timeout = 200 * time.Millisecond
+		if _, err := Read(p.RunCommand(t.Context(), slow)); !errors.Is(err, sandbox.ErrRunTimeout) {
+			t.Errorf("a command over its limit: %v", err)
+		}
+		code := python("import time\ntime.sleep(60)")
+		code.Timeout = 2 * time.Second // the REPL has started by then
+		if _, err := Read(p.RunCode(t.Context(), code)); !errors.Is(err, sandbox.ErrRunTimeout) {
+			t.Errorf("code over its limit: %v", err)
+		}
+	})
+	t.Run("what cannot run says why", func(t *testing.T) {
+		p := open(t)
+		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), "no-such-program") {
+			t.Errorf("no such program: %v", err)
+		}
+		if _, err := Read(p.RunCommand(t.Context(), command(""))); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("no program: %v", err)
+		}
+		if _, err := Read(p.RunCode(t.Context(), sandbox.Code{Language: "ruby"})); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("no such language: %v", err)
+		}
+	})
+	t.Run("a process ends with its context", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo begun; sleep 60"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer process.Close()
+		if _, err := process.Next(); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		if _, err := process.Next(); !errors.Is(err, context.Canceled) {
+			t.Errorf("after its context: %v", err)
+		}
+	})
+	t.Run("a process ends with its connection", func(t *testing.T) {
+		p := open(t)
+		process, err := p.RunCommand(t.Context(), command("sh", "-c", "echo begun; sleep 60"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer process.Close()
+		if _, err := process.Next(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := process.Next(); !errdefs.IsUnavailable(err) {
+			t.Errorf("after its connection: %v", err)
+		}
+		if err := p.Ping(t.Context()); !errdefs.IsUnavailable(err) {
+			t.Errorf("a ping after the connection: %v", err)
+		}
+	})
+}

@@ -1,0 +1,132 @@
+package sandboxtest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// RuntimeUnderTest is a sandbox.Runtime and what its contract needs to know.
+type RuntimeUnderTest struct {
+	sandbox.Runtime
+	// Image is one that it has.
+	Image string
+	// Kill ends a microVM from outside, as a crash of it would.
+	Kill func(id string) error
+	// Patience bounds each step.
+	Patience time.Duration
+}
+
+// TestRuntime is the contract of sandbox.Runtime. It starts one microVM.
+func TestRuntime(t *testing.T, r RuntimeUnderTest) {
+	const id = "sb-contract"
+	ctx, cancel := context.WithTimeout(t.Context(), 5*r.Patience)
+	defer cancel()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), r.Patience)
+		defer cancel()
+		if err := r.Remove(ctx, id); err != nil {
+			t.Error(err)
+		}
+	})
+	find := func() (found sandbox.Instance, ok bool) {
+		t.Helper()
+		all, err := r.List(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(all, func(i sandbox.Instance) bool { return i.ID == id })
+		if i < 0 {
+			return found, false
+		}
+		return all[i], true
+	}
+
+	if err := r.ResolveImage(ctx, r.Image); err != nil {
+		t.Errorf("resolve an image: %v", err)
+	}
+	if err := r.ResolveImage(ctx, AbsentImage); !errdefs.IsNotFound(err) {
+		t.Errorf("resolve an image that does not exist: %v", err)
+	}
+	cfg := sandbox.Config{Image: AbsentImage, CPUs: 1, MemoryMiB: 256}
+	if err := r.Start(ctx, id, cfg); !errdefs.IsNotFound(err) {
+		t.Errorf("start from an image that does not exist: %v", err)
+	}
+	if err := r.Remove(ctx, id); err != nil {
+		t.Errorf("remove what was never there: %v", err)
+	}
+	if found, ok := find(); ok {
+		t.Errorf("before its start there is %+v", found)
+	}
+	if _, err := r.Attach(ctx, id); err == nil {
+		t.Error("attached to nothing")
+	}
+	if _, err := r.Usage(ctx, id); err == nil {
+		t.Error("measured nothing")
+	}
+
+	cfg.Image = r.Image
+	if err := r.Start(ctx, id, cfg); err != nil {
+		t.Fatalf("start: %v", err)
+	}
+	if found, ok := find(); !ok || !found.Alive {
+		t.Errorf("after its start there is %+v, %t", found, ok)
+	}
+	if u, err := r.Usage(ctx, id); err != nil || u.MemoryBytes == 0 {
+		t.Errorf("usage: %+v, %v", u, err)
+	}
+	stream, err := r.Attach(ctx, id)
+	if err != nil {
+		t.Fatalf("attach: %v", err)
+	}
+	defer stream.Close()
+	second, err := r.Attach(ctx, id)
+	if err != nil {
+		t.Errorf("attach again: %v", err)
+	} else if err := second.Close(); err != nil {
+		t.Errorf("close a stream: %v", err)
+	}
+
+	waiting, giveUp := context.WithCancelCause(ctx)
+	why := errors.New("given up")
+	giveUp(why)
+	if _, err := r.Wait(waiting, id); !errors.Is(err, why) {
+		t.Errorf("a wait that was given up: %v", err)
+	}
+	ended := make(chan string, 1)
+	go func() {
+		reason, err := r.Wait(ctx, id)
+		if err != nil {
+			reason = "error: " + err.Error()
+		}
+		ended <- reason
+	}()
+	if err := r.Kill(id); err != nil {
+		t.Fatalf("kill: %v", err)
+	}
+	if reason := <-ended; reason == "" || reason[0] == 'e' {
+		t.Errorf("wait: %q", reason)
+	}
+	if _, err := stream.Read(make([]byte, 1<<16)); err == nil {
+		for err == nil { // what it had sent before
+			_, err = stream.Read(make([]byte, 1<<16))
+		}
+	}
+	if found, ok := find(); !ok || found.Alive {
+		t.Errorf("after its end there is %+v, %t", found, ok)
+	}
+	for range 2 { // the second finds nothing
+		if err := r.Remove(ctx, id); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+		if found, ok := find(); ok {
+			t.Errorf("after its removal there is %+v", found)
+		}
+	}
+}

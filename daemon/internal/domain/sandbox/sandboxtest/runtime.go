@@ -1,0 +1,183 @@
+// Package sandboxtest has fakes of what the sandbox domain needs, and one contract test suite for each of its
+// interfaces. A suite runs against the real implementation and against the fake, so that a fake behaves as the real
+// one does. Only tests import this package.
+package sandboxtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// AbsentImage is the image that Runtime does not have. It has every other one.
+const AbsentImage = "absent"
+
+// Runtime is a sandbox.Runtime without microVMs. Its hooks, where they are set, run before the call goes on, and their
+// error is the call's. They are set before the Runtime is used.
+type Runtime struct {
+	// OnStart runs when parts of the microVM exist already.
+	OnStart  func(ctx context.Context, id string) error
+	OnRemove func(ctx context.Context, id string) error
+	OnAttach func(ctx context.Context, id string) error
+
+	mu  sync.Mutex
+	vms map[string]*vm
+}
+
+// vm is a microVM that runs until ended is closed.
+type vm struct {
+	ended chan struct{}
+	once  sync.Once
+}
+
+func (v *vm) end() { v.once.Do(func() { close(v.ended) }) }
+
+func (v *vm) alive() bool {
+	select {
+	case <-v.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// NewRuntime returns a Runtime that has microVMs of these ids.
+func NewRuntime(ids ...string) *Runtime {
+	r := &Runtime{vms: map[string]*vm{}}
+	for _, id := range ids {
+		r.vms[id] = &vm{ended: make(chan struct{})}
+	}
+	return r
+}
+
+// Start implements sandbox.Runtime.
+func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) error {
+	if err := r.ResolveImage(ctx, cfg.Image); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.vms[id] = &vm{ended: make(chan struct{})}
+	r.mu.Unlock()
+	if r.OnStart != nil {
+		return r.OnStart(ctx, id)
+	}
+	return nil
+}
+
+// Remove implements sandbox.Runtime.
+func (r *Runtime) Remove(ctx context.Context, id string) error {
+	if r.OnRemove != nil {
+		if err := r.OnRemove(ctx, id); err != nil {
+			return err
+		}
+	}
+	r.Kill(id)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.vms, id)
+	return nil
+}
+
+// Kill ends a microVM from outside.
+func (r *Runtime) Kill(id string) {
+	if v := r.vm(id); v != nil {
+		v.end()
+	}
+}
+
+func (r *Runtime) vm(id string) *vm {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.vms[id]
+}
+
+// List implements sandbox.Runtime.
+func (r *Runtime) List(context.Context) ([]sandbox.Instance, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []sandbox.Instance
+	for _, id := range slices.Sorted(maps.Keys(r.vms)) {
+		all = append(all, sandbox.Instance{ID: id, Alive: r.vms[id].alive()})
+	}
+	return all, nil
+}
+
+// Len returns how many microVMs have left anything.
+func (r *Runtime) Len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.vms)
+}
+
+// Wait implements sandbox.Runtime.
+func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
+	v := r.vm(id)
+	if v == nil {
+		return "its microVM is gone", nil
+	}
+	select {
+	case <-v.ended:
+		return "its microVM ended", nil
+	case <-ctx.Done():
+		return "", context.Cause(ctx)
+	}
+}
+
+// Attach implements sandbox.Runtime. Nobody reads or writes the other end of the stream, which ends with the microVM.
+func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+	if r.OnAttach != nil {
+		if err := r.OnAttach(ctx, id); err != nil {
+			return nil, err
+		}
+	}
+	v := r.vm(id)
+	if v == nil || !v.alive() {
+		return nil, fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)
+	}
+	ours, guests := net.Pipe()
+	s := &stream{Conn: ours, closed: make(chan struct{})}
+	go func() {
+		select {
+		case <-v.ended:
+		case <-s.closed:
+		}
+		guests.Close()
+	}()
+	return s, nil
+}
+
+type stream struct {
+	net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (s *stream) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return s.Conn.Close()
+}
+
+// Usage implements sandbox.Runtime. Every microVM uses the same.
+func (r *Runtime) Usage(_ context.Context, id string) (sandbox.Usage, error) {
+	if v := r.vm(id); v == nil || !v.alive() {
+		return sandbox.Usage{}, fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)
+	}
+	return sandbox.Usage{CPUTime: time.Second, MemoryBytes: 5 << 20, DiskBytes: 77}, nil
+}
+
+// ResolveImage implements sandbox.Runtime.
+func (r *Runtime) ResolveImage(_ context.Context, image string) error {
+	if image == AbsentImage {
+		return fmt.Errorf("image %q: %w", image, errdefs.ErrNotFound)
+	}
+	return nil
+}

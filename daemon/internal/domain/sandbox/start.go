@@ -1,0 +1,231 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// Request is what a client asks of a new sandbox. Zero values take the server's defaults.
+type Request struct {
+	Image     string
+	CPUs      int
+	MemoryMiB int
+	Env       []string
+	Workdir   string
+}
+
+// Start makes the sandbox and returns when it answers. Starting a running sandbox with an equal
+// configuration does nothing; with another one it is errdefs.ErrAlreadyExists and says what differs.
+// When ctx ends first, or Stop is called meanwhile, whatever was made is removed, and its record with it: nobody
+// need know of it.
+func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
+	cfg, err := m.configure(name, req)
+	if err != nil {
+		return err
+	}
+	if err := m.accepting(); err != nil {
+		return err
+	}
+	if err := m.Runtime.ResolveImage(ctx, cfg.Image); errdefs.IsNotFound(err) {
+		// To a client, "not found" is a sandbox that does not exist.
+		return &badImage{err}
+	} else if err != nil {
+		return err
+	}
+	e, err := m.acquire(ctx, name, true)
+	if err != nil {
+		return err
+	}
+	defer m.release(e)
+	old := e.record()
+	if old.State == Running {
+		if diff := old.Config.Diff(cfg); diff != "" {
+			return fmt.Errorf("sandbox %s is already running with another configuration: %s. Stop it first, or use another name: %w",
+				name, diff, errdefs.ErrAlreadyExists)
+		}
+		return nil
+	}
+	if err := m.reserve(e, cfg); err != nil {
+		return err
+	}
+	defer e.setReserved(nil)
+
+	caller := ctx
+	ctx, cancel := context.WithCancelCause(caller)
+	defer cancel(nil)
+	e.setCancel(cancel)
+	defer e.setCancel(nil)
+	limited, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
+		fmt.Errorf("sandbox %s did not answer within %s: %w", name, m.StartTimeout, errdefs.ErrUnavailable))
+	defer stop()
+
+	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
+	if err := m.replace(e, old, rec); err != nil {
+		return err
+	}
+	began := time.Now()
+	portal, err := m.boot(limited, rec)
+	if err == nil {
+		rec.State = Running
+		if err = m.Store.PutSandbox(rec); err != nil {
+			portal.Close()
+		}
+	}
+	if err != nil {
+		cause := context.Cause(limited)
+		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
+			m.Log.Info("sandbox's start given up", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
+			_ = m.erase(limited, e, rec, "its start was given up") // which has recorded the error
+		} else {
+			m.fail(limited, e, rec, "its start failed", err)
+		}
+		if cause != nil {
+			return cause // stopped, took too long, or the client has gone
+		}
+		// What broke is the host's affair, and its error may name parts of the host.
+		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator finds the cause with `msb server list`: %w",
+			name, errdefs.ErrUnavailable)
+	}
+	e.set(rec, portal)
+	m.watch(e, rec)
+	m.Log.Info("sandbox started", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID,
+		"image", cfg.Image, "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// badImage is an image that does not exist, as a bad argument.
+type badImage struct{ error }
+
+func (*badImage) Unwrap() error { return errdefs.ErrInvalidArgument }
+
+// replace records a new attempt in the place of whatever the name held before.
+func (m *Manager) replace(e *entry, old, rec Record) error {
+	if old.ID != "" {
+		// A failed sandbox whose removal failed too may still hold something.
+		ctx, cancel := context.WithTimeout(m.life, cleanupLimit)
+		defer cancel()
+		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
+			return fmt.Errorf("remove what is left of sandbox %s: %w", old.Name, err)
+		}
+		if err := m.Store.DeleteSandbox(old.ID); err != nil {
+			return fmt.Errorf("record the start of sandbox %s: %w", rec.Name, err)
+		}
+	}
+	if err := m.Store.PutSandbox(rec); err != nil {
+		e.set(Record{}, nil)
+		return fmt.Errorf("record the start of sandbox %s: %w", rec.Name, err)
+	}
+	e.set(rec, nil)
+	return nil
+}
+
+// boot makes the microVM and waits for its portal's answer.
+func (m *Manager) boot(ctx context.Context, rec Record) (*conn, error) {
+	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
+		return nil, err
+	}
+	return m.connect(ctx, rec.ID)
+}
+
+func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
+	stream, err := m.Runtime.Attach(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{}
+	c.Portal, err = m.Connect(ctx, &watchedStream{stream, &c.broken})
+	if err != nil {
+		stream.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// fail removes what rec's microVM held and records why it failed; cause may be nil. It works on when
+// ctx has ended.
+func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string, cause error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	log := m.Log.With("sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID)
+	log.Warn("sandbox failed", "reason", reason, "err", cause)
+	rec.State, rec.Reason, rec.Cause = Failed, reason, ""
+	if cause != nil {
+		rec.Cause = cause.Error()
+	}
+	e.set(rec, nil)
+	if err := m.Runtime.Remove(ctx, rec.ID); err != nil {
+		log.Error("remove failed sandbox", "err", err)
+	}
+	if err := m.Store.PutSandbox(rec); err != nil {
+		log.Error("record failed sandbox", "err", err)
+	}
+}
+
+// erase removes what rec's microVM held, and then its record. After an error the sandbox has failed for the reason.
+// It works on when ctx has ended.
+func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	err := m.Runtime.Remove(ctx, rec.ID)
+	if err == nil {
+		err = m.Store.DeleteSandbox(rec.ID)
+	}
+	if err != nil {
+		m.fail(ctx, e, rec, reason, err)
+		return err
+	}
+	e.set(Record{}, nil)
+	return nil
+}
+
+// configure applies the server's defaults and limits to a request.
+func (m *Manager) configure(name Name, req Request) (Config, error) {
+	var zero Config
+	if err := name.Validate(); err != nil {
+		return zero, err
+	}
+	cfg := m.Defaults
+	cfg.Env, cfg.Workdir = slices.Clone(req.Env), req.Workdir
+	if req.Image != "" {
+		cfg.Image = req.Image
+	}
+	if req.CPUs != 0 {
+		cfg.CPUs = req.CPUs
+	}
+	if req.MemoryMiB != 0 {
+		cfg.MemoryMiB = req.MemoryMiB
+	}
+	if cfg.CPUs < 1 || cfg.CPUs > m.MaxCPUs {
+		return zero, fmt.Errorf("cpus %d: this server allows 1 to %d: %w", cfg.CPUs, m.MaxCPUs, errdefs.ErrInvalidArgument)
+	}
+	if cfg.MemoryMiB < MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
+		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
+	}
+	for _, e := range cfg.Env {
+		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
+			return zero, fmt.Errorf("environment entry %q: write NAME=value: %w", k, errdefs.ErrInvalidArgument)
+		}
+	}
+	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {
+		return zero, fmt.Errorf("workdir %q: give an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
+	}
+	return cfg, nil
+}
+
+// MinMemoryMiB is the least memory with which a guest and an interpreter start.
+const MinMemoryMiB = 128
+
+func newID() string {
+	var id [8]byte
+	rand.Read(id[:])
+	return "sb-" + hex.EncodeToString(id[:])
+}

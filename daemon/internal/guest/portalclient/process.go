@@ -1,0 +1,75 @@
+package portalclient
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+
+	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// event is a message of a run's stream: output or, at the end, the result.
+type event[E any] interface {
+	*E
+	GetOutput() *portalv1.Output
+}
+
+// process is a run whose events come over a stream.
+type process[E any, P event[E]] struct {
+	ctx    context.Context // of the stream: why it ended
+	cancel context.CancelFunc
+	stream grpc.ServerStreamingClient[E]
+	// exitCode is that of a result.
+	exitCode func(*E) int
+	ended    bool
+}
+
+// start begins a run. The process that it returns cancels the stream when it is closed, which interrupts the run.
+func start[E any, P event[E]](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[E], error), exitCode func(*E) int) (sandbox.Process, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := call(ctx)
+	if err != nil {
+		cancel()
+		return nil, asError(ctx, err)
+	}
+	return &process[E, P]{ctx: ctx, cancel: cancel, stream: stream, exitCode: exitCode}, nil
+}
+
+// Next implements sandbox.Process.
+func (p *process[E, P]) Next() (sandbox.Event, error) {
+	if p.ended {
+		return nil, io.EOF
+	}
+	message, err := p.stream.Recv()
+	if err == io.EOF {
+		return nil, fmt.Errorf("read the run's result: %w", errdefs.ErrUnavailable)
+	}
+	if err != nil {
+		return nil, asError(p.ctx, err)
+	}
+	if out := P(message).GetOutput(); out != nil {
+		stream := sandbox.Stdout
+		if out.GetStream() == portalv1.Output_STREAM_STDERR {
+			stream = sandbox.Stderr
+		}
+		return sandbox.Output{Stream: stream, Data: out.GetData()}, nil
+	}
+	// The result counts only if the call ended well.
+	if _, err := p.stream.Recv(); err == nil {
+		return nil, fmt.Errorf("the portal sent more than the run's result: %w", errdefs.ErrUnavailable)
+	} else if err != io.EOF {
+		return nil, asError(p.ctx, err)
+	}
+	p.ended = true
+	return sandbox.Exit{Code: p.exitCode(message)}, nil
+}
+
+// Close implements sandbox.Process.
+func (p *process[E, P]) Close() error {
+	p.cancel()
+	return nil
+}

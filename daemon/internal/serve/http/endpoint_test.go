@@ -1,0 +1,441 @@
+package http_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+)
+
+const testPath = "/test/{name}"
+
+// with adds an endpoint for tests to a site: a POST of JSON that every key may use, unless a change says otherwise.
+func with(serve func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error, changes ...func(*gateway.Endpoint)) func(*Setup) {
+	e := gateway.Endpoint{
+		Pattern: "POST " + testPath, Scope: gateway.PerCall, Body: gateway.JSON(1 << 10), Deadline: gateway.AnswerDeadline, Serve: serve,
+	}
+	for _, change := range changes {
+		change(&e)
+	}
+	return func(o *Setup) { o.Endpoints = append(o.Endpoints, e) }
+}
+
+func here(r *http.Request) { At(http.MethodPost, "/test/one")(r) }
+
+// An endpoint that does not say who may use it, or what it bounds, keeps the server from starting.
+func TestEndpointsAreComplete(t *testing.T) {
+	serve := func(*gateway.Call, http.ResponseWriter, *http.Request) error { return nil }
+	complete := gateway.Endpoint{Pattern: "GET /x", Scope: keys.ScopeExec, Deadline: time.Second, Serve: serve}
+	site := New(t)
+	start := func(all ...gateway.Endpoint) error {
+		_, err := gateway.New(gateway.Options{Verifier: site.Verifier, Endpoints: all, Log: site.Options.Log})
+		return err
+	}
+	if err := start(complete); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*gateway.Endpoint){
+		"no scope":                  func(e *gateway.Endpoint) { e.Scope = "" },
+		"no key can have the scope": func(e *gateway.Endpoint) { e.Scope = "sandbox:everything" },
+		"no deadline":               func(e *gateway.Endpoint) { e.Deadline = 0 },
+		"serves nothing":            func(e *gateway.Endpoint) { e.Serve = nil },
+		"must be a method":          func(e *gateway.Endpoint) { e.Pattern = "/x" },
+		"bad wildcard":              func(e *gateway.Endpoint) { e.Pattern = "GET /{" },
+	} {
+		e := complete
+		if change(&e); start(e) == nil || !strings.Contains(start(e).Error(), want) {
+			t.Errorf("want an error with %q: %v", want, start(e))
+		}
+	}
+	if err := start(complete, complete); err == nil {
+		t.Error("two endpoints have one pattern")
+	}
+}
+
+// A request passes every check before it reaches an endpoint.
+func TestEndpointsAreBehindTheChecks(t *testing.T) {
+	reached := 0
+	s := New(t, func(o *Setup) { o.RequestsPerSecond = 100 }, with(func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+		reached++
+		w.Header().Set("Cache-Control", "public")
+		_, err := fmt.Fprintf(w, "%q %s", r.PathValue("name"), c.Body)
+		return err
+	}))
+	for _, c := range []struct {
+		name, body string
+		change     func(*http.Request)
+		status     int
+		code       rpc.Code
+	}{
+		{"no key", "{}", WithKey(""), 401, rpc.CodeUnauthenticated},
+		{"bad key", "{}", WithKey("msb_x"), 401, rpc.CodeUnauthenticated},
+		{"GET", "", At(http.MethodGet, "/test/one"), 405, rpc.CodeInvalidRequest},
+		{"no name", "", At(http.MethodPost, "/test/"), 404, rpc.CodeInvalidRequest},
+		{"two names", "", At(http.MethodPost, "/test/one/two"), 404, rpc.CodeInvalidRequest},
+		{"text", "{}", WithHeader("Content-Type", "text/plain"), 415, rpc.CodeInvalidRequest},
+		{"too long", `"` + strings.Repeat("x", 1<<10) + `"`, here, 413, rpc.CodeInvalidRequest},
+	} {
+		WantError(t, s.Post(c.body, here, c.change), c.status, c.code)
+		if reached != 0 {
+			t.Fatalf("%s reached the endpoint", c.name)
+		}
+	}
+	w := s.Post(`{"a":1}`, here)
+	if w.Code != http.StatusOK || w.Body.String() != `"one" {"a":1}` || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Request-Id") == "" {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	if !strings.Contains(scrape(t, s), `msbd_http_requests_total{code="200",path="/test/{name}"} 1`) {
+		t.Error("it was not counted")
+	}
+}
+
+// The gateway checks the scope of an endpoint that has one, and logs its requests.
+func TestScopesOfEndpoints(t *testing.T) {
+	for _, whole := range []bool{false, true} {
+		s := New(t, with(func(*gateway.Call, http.ResponseWriter, *http.Request) error { return nil },
+			func(e *gateway.Endpoint) { e.Scope, e.WholeServer = keys.ScopeRead, whole }))
+		for _, c := range []struct {
+			req    keys.IssueRequest
+			allows bool
+		}{
+			{keys.IssueRequest{}, true},
+			{keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeRead}}, true},
+			{keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeExec}}, false},
+			{keys.IssueRequest{Namespaces: []string{"team"}}, !whole},
+		} {
+			w := s.Post("{}", here, WithKey(s.Issue(t, c.req)))
+			if c.allows && w.Code != http.StatusOK {
+				t.Errorf("%+v: %d %s", c.req, w.Code, w.Body)
+			} else if !c.allows {
+				WantError(t, w, http.StatusForbidden, rpc.CodePermissionDenied)
+			}
+		}
+		if !strings.Contains(s.Log.String(), "msg=call") || !strings.Contains(s.Log.String(), "method=/test/{name}") {
+			t.Error("the log lacks the requests:", s.Log)
+		}
+	}
+}
+
+// A response is complete or not there at all, unless the endpoint flushes.
+func TestResponses(t *testing.T) {
+	type serve = func(*gateway.Call, http.ResponseWriter, *http.Request) error
+	for name, c := range map[string]struct {
+		serve  serve
+		status int
+		code   rpc.Code // 0: the body is "whole"
+	}{
+		"whole": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			io.WriteString(w, "wh")
+			_, err := io.WriteString(w, "ole")
+			return err
+		}, 200, 0},
+		"panic": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			io.WriteString(w, "half")
+			panic("a fault")
+		}, 500, rpc.CodeInternal},
+		"error": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Content-Type", "text/html")
+			io.WriteString(w, "half")
+			return fmt.Errorf("no such thing: %w", errdefs.ErrNotFound)
+		}, 404, rpc.CodeNotFound},
+		"refusal": {func(*gateway.Call, http.ResponseWriter, *http.Request) error {
+			return &gateway.Refusal{Status: 418, Told: &rpc.Error{Code: rpc.CodeConflict, Message: "no"}, Cause: errors.New("a cause")}
+		}, 418, rpc.CodeConflict},
+		"flushed": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			io.WriteString(w, "wh")
+			if err := http.NewResponseController(w).Flush(); err != nil {
+				t.Error(err)
+			}
+			w.WriteHeader(http.StatusTeapot)
+			_, err := io.WriteString(w, "ole")
+			return err
+		}, 200, 0},
+		"panic after a flush": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			io.WriteString(w, "whole")
+			http.NewResponseController(w).Flush()
+			panic("a fault")
+		}, 200, 0},
+	} {
+		s := New(t, with(c.serve))
+		w := s.Post("{}", here)
+		if c.code != 0 {
+			WantError(t, w, c.status, c.code)
+			if w.Header().Get("Content-Type") != "application/json" {
+				t.Errorf("%s: %v", name, w.Header())
+			}
+		} else if w.Code != c.status || w.Body.String() != "whole" || w.Header().Get("X-Request-Id") == "" {
+			t.Errorf("%s: %d %v %s", name, w.Code, w.Header(), w.Body)
+		}
+		if strings.HasPrefix(name, "panic") && !strings.Contains(s.Log.String(), "a fault") {
+			t.Errorf("%s is not in the log: %s", name, s.Log)
+		}
+	}
+}
+
+// What an endpoint wrote is discarded if the key was refused meanwhile.
+func TestResponsesEndWithTheirKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := make(chan struct{})
+		s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+			close(began)
+			<-r.Context().Done()
+			_, err := io.WriteString(w, "something")
+			return err
+		}))
+		key, id := s.IssueNamed(t, keys.IssueRequest{})
+		answered := make(chan *httptest.ResponseRecorder)
+		go func() { answered <- s.Post("{}", here, WithKey(key)) }()
+		<-began
+		if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
+			t.Fatal(err)
+		}
+		WantError(t, <-answered, http.StatusUnauthorized, rpc.CodeUnauthenticated)
+	})
+}
+
+// All bytes that wait for a client are counted, whoever wrote them, until they are sent.
+func TestHeldBytes(t *testing.T) {
+	var serve func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error
+	s := New(t, with(func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error { return serve(c, w, r) }))
+	s.SetHeld(3000, 2000, 0)
+	write := func(n int) error {
+		serve = func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			for range n {
+				w.Write([]byte("x")) // and its error is not looked at
+			}
+			return nil
+		}
+		return nil
+	}
+	write(2000)
+	if w := s.Post("{}", here); w.Code != http.StatusOK || w.Body.Len() != 2000 {
+		t.Errorf("%d, %d bytes", w.Code, w.Body.Len())
+	}
+	write(2001)
+	w := s.Post("{}", here)
+	WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
+	if w.Header().Get("Retry-After") != "" {
+		t.Error("the same request is asked for again")
+	}
+	// What a run holds becomes what is written, and is not counted twice; what is flushed is not held.
+	serve = func(c *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+		if err := c.Hold(1900); err != nil {
+			return err
+		}
+		w.Write(make([]byte, 1900))
+		if err := c.Hold(101); err == nil {
+			t.Error("more than the bound is held")
+		}
+		http.NewResponseController(w).Flush()
+		_, err := w.Write(make([]byte, 10_000))
+		return err
+	}
+	if w := s.Post("{}", here); w.Code != http.StatusOK || w.Body.Len() != 11_900 {
+		t.Errorf("%d, %d bytes", w.Code, w.Body.Len())
+	}
+	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
+		t.Errorf("%d bytes are held for nobody, of %d keys", bytes, keys)
+	}
+	// A library that goes on without its request holds nothing any more.
+	var call *gateway.Call
+	serve = func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error { call = c; return nil }
+	s.Post("{}", here)
+	if err := call.Hold(1); err == nil {
+		t.Error("bytes are held for a request that was answered")
+	}
+}
+
+// An endpoint that streams: its body comes in pieces, each piece of its response leaves at once, and it ends with its
+// key.
+func TestStream(t *testing.T) {
+	ended := make(chan error, 1)
+	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+		w.Header().Set("Content-Type", "text/event-stream")
+		flush := http.NewResponseController(w).Flush
+		if err := flush(); err != nil {
+			return err
+		}
+		in := bufio.NewReader(r.Body)
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				ended <- context.Cause(r.Context())
+				return err
+			}
+			if _, err := io.WriteString(w, "data: "+line); err != nil {
+				return err
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}, func(e *gateway.Endpoint) { e.Body = gateway.Stream(1 << 20) }))
+	addr, stop := s.Listen(t)
+	defer stop()
+	key, id := s.IssueNamed(t, keys.IssueRequest{})
+	body, feed := io.Pipe()
+	r, err := http.NewRequest(http.MethodPost, "http://"+addr+"/test/stream", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", key)
+	answers := make(chan *http.Response, 1)
+	go func() {
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Error(err)
+		}
+		answers <- res
+	}()
+	io.WriteString(feed, "first\n")
+	res := <-answers
+	if res == nil {
+		return
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("X-Request-Id") == "" {
+		t.Errorf("%s %v", res.Status, res.Header)
+	}
+	out := bufio.NewReader(res.Body)
+	for _, want := range []string{"first", "second", "third"} {
+		if want != "first" {
+			io.WriteString(feed, want+"\n")
+		}
+		if line, err := out.ReadString('\n'); err != nil || line != "data: "+want+"\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(feed, "fourth\n") // it may still pass
+	feed.Close()
+	if cause := <-ended; !errdefs.IsUnauthorized(cause) {
+		t.Errorf("it ended because of %v", cause)
+	}
+	if !strings.Contains(s.Log.String(), "status=401") {
+		t.Error("the log does not say that it was cut:", s.Log)
+	}
+}
+
+// An endpoint that hijacks its connection, as WebSockets do. The connection counts until it is closed, and closes with
+// its key, with its endpoint, and with the server.
+func TestHijack(t *testing.T) {
+	release := make(chan struct{})
+	s := New(t, func(o *Setup) { o.MaxConnections = 3 }, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return err
+		}
+		rw.WriteString("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		rw.Flush()
+		if r.PathValue("name") == "short" {
+			<-release
+			return nil
+		}
+		_, err = io.Copy(conn, rw)
+		return err
+	}, func(e *gateway.Endpoint) { e.Pattern, e.Body = "GET "+testPath, gateway.Body{} }))
+	addr, stop := s.Listen(t)
+	defer stop()
+	open := func(key, name string) (net.Conn, *bufio.Reader) {
+		t.Helper()
+		conn := dialTest(t, addr)
+		fmt.Fprintf(conn, "GET /test/%s HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n", name, key)
+		in := bufio.NewReader(conn)
+		res, err := http.ReadResponse(in, nil)
+		if err != nil || res.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("%v, %v", res, err)
+		}
+		return conn, in
+	}
+	ended := func(in *bufio.Reader) {
+		t.Helper()
+		if rest, err := io.ReadAll(in); err != nil && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "reset") || len(rest) > 0 {
+			t.Errorf("%q, %v", rest, err)
+		}
+	}
+	counts := func(want int) {
+		t.Helper()
+		for s.OpenConnections() != want {
+			time.Sleep(time.Millisecond)
+			if t.Context().Err() != nil {
+				t.Fatalf("%d connections are counted, want %d", s.OpenConnections(), want)
+			}
+		}
+	}
+	key, id := s.IssueNamed(t, keys.IssueRequest{})
+	revoked, in := open(key, "echo")
+	io.WriteString(revoked, "hello\n")
+	if line, err := in.ReadString('\n'); err != nil || line != "hello\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	if n := s.OpenConnections(); n != 1 {
+		t.Errorf("%d connections are counted", n)
+	}
+	_, short := open(s.Key, "short")
+	client, byClient := open(s.Key, "echo")
+	counts(3)
+	if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
+		t.Fatal(err)
+	}
+	ended(in)
+	counts(2)
+	close(release)
+	ended(short)
+	counts(1)
+	client.(*net.TCPConn).CloseWrite()
+	ended(byClient)
+	counts(0)
+	// It is no way around the end of the server, which waits for it and then cuts it.
+	s.SetDrain(time.Millisecond)
+	_, last := open(s.Key, "echo")
+	counts(1)
+	stop()
+	ended(last)
+	s.WaitForConnections()
+}
+
+// A connection of HTTP/2 cannot be hijacked; the endpoint's error says so.
+func TestHijackOfHTTP2(t *testing.T) {
+	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+		_, _, err := http.NewResponseController(w).Hijack()
+		return err
+	}))
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, client := newTLS(t, plain, "h2")
+	stop := s.ServeOn(t, ln)
+	defer stop()
+	r, err := http.NewRequest(http.MethodPost, "https://"+plain.Addr().String()+"/test/one", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", s.Key)
+	r.Header.Set("Content-Type", "application/json")
+	res, err := client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if text, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), "HTTP/1.1") {
+		t.Errorf("%s %s %v", res.Status, text, err)
+	}
+}

@@ -1,0 +1,41 @@
+package http
+
+import (
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
+)
+
+// What tests of the package from outside need, which can use the sites of servetest.
+const (
+	MaxHeader         = maxHeader
+	BadKeysBurst      = badKeysBurst
+	ErrTooManyBadKeys = "too many bad API keys"
+	BadKeysPerSecond  = badKeysPerSecond
+	RefusalsBurst     = refusalsBurst
+	RefusalsPerSecond = refusalsPerSecond
+)
+
+func (g *Gateway) HTTPServer() *http.Server { return &g.server }
+func (g *Gateway) SetDrain(d time.Duration) { g.drain = d }
+func (g *Gateway) SetMaxInFlight(n int)     { g.inFlight = limit.NewCounts(n) }
+func (g *Gateway) InFlightKeys() int        { return g.inFlight.Keys() }
+func (g *Gateway) SetHeld(all, each, uncounted int) {
+	g.held, g.uncounted = limit.NewBudget(all, each), uncounted
+}
+func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
+func (g *Gateway) OpenConnections() int                { return g.connections.count() }
+func (g *Gateway) ClientOf(r *http.Request) netip.Addr { return g.clientOf(r) }
+
+// WaitForConnections returns when every connection has ended: only then are all places free.
+func (g *Gateway) WaitForConnections() {
+	c := g.connections
+	for range cap(c.slots) {
+		c.slots <- struct{}{}
+	}
+	for range cap(c.slots) {
+		<-c.slots
+	}
+}

@@ -1,0 +1,176 @@
+package rpc_test
+
+import (
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/jsonschema-go/jsonschema"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+)
+
+// docs/api.md is written by hand; what it says must be what the table and the codes say.
+func TestAPIDocsAreComplete(t *testing.T) {
+	data, err := os.ReadFile("../../../../docs/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := string(data)
+	for _, m := range New(t).Service.Table() {
+		_, section, found := strings.Cut(doc, "\n## "+m.Name+"\n")
+		if !found {
+			t.Errorf("%s is not described", m.Name)
+			continue
+		}
+		section, _, _ = strings.Cut(section, "\n## ")
+		for _, row := range paramRows(m.Schema, "") {
+			if !strings.Contains(section, row) {
+				t.Errorf("%s: there is no param that begins with%s", m.Name, row)
+			}
+		}
+		if got, want := strings.Count(section, "\n| `"), len(paramRows(m.Schema, "")); got != want {
+			t.Errorf("%s has %d params, and %d are described", m.Name, want, got)
+		}
+		if scope := fmt.Sprintf("| `%s` |", m.Scope); !strings.Contains(doc, scope) {
+			t.Errorf("scope %s is not described", m.Scope)
+		}
+	}
+	for _, c := range rpc.Codes {
+		statuses := strings.Trim(strings.Join(strings.Fields(fmt.Sprint(c.Status)), ", "), "[]")
+		if row := fmt.Sprintf("\n| %s | %d | %s | %s |\n", statuses, c.Code, c.Meaning, c.Remedy); !strings.Contains(doc, row) {
+			t.Errorf("this row is missing:%s", row)
+		}
+	}
+}
+
+// paramRows is how the rows of the table of params begin.
+func paramRows(s serverpc.Schema, prefix string) (rows []string) {
+	for name, member := range s.Properties {
+		unsupported := prefix != "" && slices.Contains([]string{"volumes", "ports", "depends_on", "shell", "scripts", "exec"}, name)
+		if unsupported {
+			continue // they are named together
+		}
+		kind := member.Type
+		if or, ok := kind.([]any); ok {
+			kind = or[0]
+		}
+		if kind == "array" {
+			kind = fmt.Sprint(member.Items.Type, "s")
+		}
+		row := fmt.Sprintf("\n| `%s%s` | %s | ", prefix, name, kind)
+		if slices.Contains(s.Required, name) {
+			row += "required"
+		}
+		rows = append(rows, row)
+		rows = append(rows, paramRows(member, prefix+name+".")...)
+	}
+	return rows
+}
+
+func TestEveryCodeIsDescribed(t *testing.T) {
+	described := map[rpc.Code]bool{}
+	for _, c := range rpc.Codes {
+		described[c.Code] = true
+		if got := rpcerr.HTTPStatus(c.Code); got != c.Status[0] {
+			t.Errorf("code %d is described with HTTP status %d, and is sent with %d", c.Code, c.Status[0], got)
+		}
+	}
+	for _, code := range []rpc.Code{
+		rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeMethodNotFound, rpc.CodeInvalidParams, rpc.CodeInternal, rpc.CodeUnauthenticated,
+		rpc.CodeNotFound, rpc.CodePermissionDenied, rpc.CodeConflict, rpc.CodeExhausted, rpc.CodeRunTimeout, rpc.CodeCommandNotFound,
+		rpc.CodeUnavailable,
+	} {
+		if !described[code] {
+			t.Errorf("code %d is not described", code)
+		}
+	}
+}
+
+// schemas are those of the params of each method, as a client has them.
+func schemas(t *testing.T, s *Site) map[string]*jsonschema.Resolved {
+	t.Helper()
+	resolved := map[string]*jsonschema.Resolved{}
+	for _, m := range s.Service.Table() {
+		params, _ := s.Service.Schemas(m.Name)
+		var schema jsonschema.Schema
+		err := json.Unmarshal(params, &schema)
+		if err == nil {
+			resolved[m.Name], err = schema.Resolve(nil)
+		}
+		if err != nil {
+			t.Fatal(m.Name, err)
+		}
+	}
+	return resolved
+}
+
+// What the schemas refuse, the gateway refuses; what it takes, they take.
+func TestSchemasAgreeWithTheGateway(t *testing.T) {
+	s := New(t)
+	of := schemas(t, s)
+	check := func(body string) (refused bool) {
+		t.Helper()
+		var req struct {
+			Method string
+			Params any
+		}
+		if json.Unmarshal([]byte(body), &req) != nil || of[req.Method] == nil {
+			return false
+		}
+		if _, byName := req.Params.(map[string]any); !byName {
+			return false // by position, or none
+		}
+		w := s.Post(body)
+		err := of[req.Method].Validate(req.Params)
+		if err != nil && w.Code != http.StatusBadRequest {
+			t.Errorf("the gateway takes %s, which its schema refuses: %v\n%s", body, err, w.Body)
+		}
+		return err != nil
+	}
+	files, err := filepath.Glob("testdata/*.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range bytes.Lines(text) {
+			if body, ok := strings.CutPrefix(string(line), "> "); ok {
+				check(body)
+			}
+		}
+	}
+	for method, params := range map[string][]string{
+		rpc.MethodSandboxStart: {
+			`{}`, `{"sandbox":null}`, `{"sandbox":"a/b"}`, `{"sandbox":"-a"}`, `{"sandbox":"a","namespace":"*"}`, `{"sandbox":"a","x":1}`, `{"sandbox":"a","config":[]}`,
+			`{"sandbox":"a","config":{"envs":["A=1",null]}}`, `{"sandbox":"a","config":{"memory":1.5}}`, `{"sandbox":"a","config":{"x":1}}`,
+			`{"sandbox":"a","config":{"envs":"A=1"}}`, `{"sandbox":"a","config":{"scripts":[]}}`,
+		},
+		rpc.MethodSandboxStop:       {`{"sandbox":7}`, `{"sandbox":""}`},
+		rpc.MethodSandboxMetricsGet: {`{"namespace":"**"}`, `{"sandbox":"*"}`, `{"sandbox":""}`},
+		rpc.MethodSandboxReplRun: {
+			`{"sandbox":"a","code":"1"}`, `{"sandbox":"a","language":"python"}`, `{"sandbox":"a","language":"ruby","code":""}`,
+			`{"sandbox":"a","language":"python","code":"1","timeout":-1}`, `{"sandbox":"a","language":"python","code":"1","timeout":"1"}`,
+		},
+		rpc.MethodSandboxCommandRun: {`{"sandbox":"a"}`, `{"sandbox":"a","command":""}`, `{"sandbox":"a","command":"x","args":[null]}`, `{"sandbox":"a","command":"x","args":[1]}`},
+	} {
+		for _, p := range params {
+			if !check(Request(method, p)) {
+				t.Errorf("the schema of %s takes %s", method, p)
+			}
+		}
+	}
+}

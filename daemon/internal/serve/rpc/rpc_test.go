@@ -1,0 +1,188 @@
+package rpc_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestInvalidUTF8(t *testing.T) {
+	s := New(t)
+	WantError(t, s.Post(Request("sandbox.start", "{\"sandbox\":\"a\xff\"}")), http.StatusBadRequest, rpc.CodeParse)
+	WantError(t, s.Post("\xef\xbb\xbf"+Request("sandbox.metrics.get", "{}")), http.StatusBadRequest, rpc.CodeParse)
+	WantError(t, s.Post(""), http.StatusBadRequest, rpc.CodeParse)
+}
+
+func TestBatchLimit(t *testing.T) {
+	s := New(t)
+	batch := func(n int) string {
+		return "[" + strings.Join(slices.Repeat([]string{Request("sandbox.metrics.get", "{}")}, n), ",") + "]"
+	}
+	var res []rpc.Response
+	if err := json.Unmarshal(s.Post(batch(rpc.MaxBatch)).Body.Bytes(), &res); err != nil || len(res) != rpc.MaxBatch {
+		t.Errorf("a full batch: %d answers, %v", len(res), err)
+	}
+	WantError(t, s.Post(batch(rpc.MaxBatch+1)), http.StatusBadRequest, rpc.CodeInvalidRequest)
+}
+
+func TestTimeLimits(t *testing.T) {
+	s := New(t)
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	for seconds, want := range map[string]time.Duration{
+		"0": 0, "null": 0, "1": time.Second, "0.25": 250 * time.Millisecond, "1e-30": 1,
+		"30000000000": 1<<63 - 1, "1e300": 1<<63 - 1, "9223372036.854775807": 1<<63 - 1, "9223372036": 9223372036 * time.Second,
+	} {
+		for _, call := range []string{
+			Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1","timeout":`+seconds+`}`),
+			Request("sandbox.command.run", `{"sandbox":"a","command":"true","timeout":`+seconds+`}`),
+		} {
+			s.Boxes.Timeout = -1
+			WantOK(t, s.Post(call))
+			if s.Boxes.Timeout != want {
+				t.Errorf("timeout %s became %v, want %v", seconds, s.Boxes.Timeout, want)
+			}
+		}
+	}
+}
+
+func TestRequestsReachTheDomain(t *testing.T) {
+	s := New(t)
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","namespace":"n","config":{"image":"i","memory":256,"cpus":2,"envs":["A=b"],"workdir":"/w"}}`)))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"b","namespace":"n","config":{"cpus":0}}`)))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"c","namespace":"n","config":{}}`)))
+	want := "map[n/a:{i 2 256 [A=b] /w} n/b:{ 1 0 [] } n/c:{ 0 0 [] }]"
+	if got := fmt.Sprint(s.Boxes.Boxes); got != want {
+		t.Errorf("started %s, want %s", got, want)
+	}
+	WantOK(t, s.Post(Request("sandbox.command.run", `{"sandbox":"a","namespace":"n","command":"sh","args":["-c","echo \"$0\"; x &"]}`)))
+	if !slices.Equal(s.Boxes.Args, []string{"-c", `echo "$0"; x &`}) {
+		t.Errorf("args became %q", s.Boxes.Args)
+	}
+}
+
+func TestDiscover(t *testing.T) {
+	s := New(t)
+	w := s.Post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, WithKey(s.Issue(t, keys.IssueRequest{Namespaces: []string{"n"}})))
+	WantOK(t, w)
+	var res struct {
+		Result serverpc.Document `json:"result"`
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
+		t.Fatal(err)
+	}
+	table := s.Service.Table()
+	if len(res.Result.Methods) != len(table) {
+		t.Fatalf("%d methods are described, %d exist", len(res.Result.Methods), len(table))
+	}
+	for i, m := range res.Result.Methods {
+		if m.Name != table[i].Name {
+			t.Fatalf("%s is described, %s exists", m.Name, table[i].Name)
+		}
+		for at, name := range table[i].Params {
+			if p := m.Params[at]; p.Name != name || p.Required != slices.Contains(table[i].Required, name) || p.Schema.Type == nil {
+				t.Errorf("%s: param %d is described as %+v, is %s", m.Name, at, p, name)
+			}
+		}
+	}
+	WantError(t, s.Post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, WithKey("")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
+}
+
+// The schemas are those of rpc.discover.
+func TestSchemas(t *testing.T) {
+	s := New(t)
+	params, result := s.Service.Schemas(rpc.MethodSandboxStop)
+	if want := `{"type":"object","properties":{"namespace":{"type":["string","null"],"pattern":"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"},"sandbox":{"type":"string","pattern":"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"}},"required":["sandbox"],"additionalProperties":false}`; string(params) != want {
+		t.Errorf("params are %s, want %s", params, want)
+	}
+	if string(result) != `{"type":"string"}` {
+		t.Errorf("the result is %s", result)
+	}
+	if params, _ := s.Service.Schemas("sandbox.none"); params != nil {
+		t.Errorf("%s", params)
+	}
+}
+
+const testPath = "/test"
+
+// with adds an endpoint that passes requests on, as MCP does.
+func with(serve func(c *gateway.Call, r *http.Request)) func(*Setup) {
+	return func(o *Setup) {
+		o.Endpoints = append(o.Endpoints, gateway.Endpoint{
+			Pattern: "POST " + testPath, Scope: gateway.PerCall, Body: gateway.JSON(rpc.MaxBody), Deadline: gateway.AnswerDeadline,
+			Serve: func(c *gateway.Call, _ http.ResponseWriter, r *http.Request) error {
+				serve(c, r)
+				return nil
+			},
+		})
+	}
+}
+
+// Call is for the caller of the request at hand.
+func TestCall(t *testing.T) {
+	var s *Site
+	var method, params, caller string
+	var result jsontext.Value
+	var failed *rpc.Error
+	s = New(t, with(func(c *gateway.Call, r *http.Request) {
+		caller = c.Principal.KeyID
+		result, failed = s.Service.Call(r.Context(), c, method, jsontext.Value(params))
+	}))
+	key, id := s.IssueNamed(t, keys.IssueRequest{Namespaces: []string{"own"}, Scopes: []keys.Scope{keys.ScopeStart}})
+	for _, c := range []struct {
+		method, params string
+		code           rpc.Code
+	}{
+		{rpc.MethodSandboxStart, `{"sandbox":"a"}`, 0},
+		{rpc.MethodSandboxStart, `{"sandbox":"a","namespace":"other"}`, rpc.CodePermissionDenied},
+		{rpc.MethodSandboxStart, `["a"]`, rpc.CodeInvalidParams},
+		{rpc.MethodSandboxStart, `7`, rpc.CodeInvalidParams},
+		{rpc.MethodSandboxStart, ``, rpc.CodeInvalidParams},
+		{rpc.MethodSandboxStop, `{"sandbox":"a","namespace":"own"}`, rpc.CodePermissionDenied},
+		{"sandbox.none", `{}`, rpc.CodeMethodNotFound},
+	} {
+		method, params = c.method, c.params
+		s.Post("{}", At(http.MethodPost, testPath), WithKey(key))
+		if caller != id || (failed == nil) != (c.code == 0) || failed != nil && failed.Code != c.code || (result == nil) != (c.code != 0) {
+			t.Errorf("%s %s of %s: %s, %v, want code %d", c.method, c.params, caller, result, failed, c.code)
+		}
+	}
+	if len(s.Boxes.Boxes) != 1 {
+		t.Error(s.Boxes.Boxes)
+	}
+}
+
+// CountMessages takes strict JSON alone: one message or a batch.
+func TestCountMessages(t *testing.T) {
+	s := New(t)
+	for body, want := range map[string]struct {
+		n    int
+		code rpc.Code
+	}{
+		`{}`: {1, 0}, `7`: {1, 0}, `[1,{}]`: {2, 0},
+		`{`: {0, rpc.CodeParse}, `[1`: {0, rpc.CodeParse}, `{}{}`: {0, rpc.CodeParse}, `[]]`: {0, rpc.CodeParse}, `{"a":1,"a":2}`: {0, rpc.CodeParse},
+		"\"\xff\"": {0, rpc.CodeParse}, strings.Repeat("[", 65) + strings.Repeat("]", 65): {0, rpc.CodeParse},
+		`[]`: {0, rpc.CodeInvalidRequest}, "[" + strings.Repeat("1,", rpc.MaxBatch) + "1]": {0, rpc.CodeInvalidRequest},
+	} {
+		n, err := s.Service.CountMessages([]byte(body))
+		refusal, _ := errors.AsType[*gateway.Refusal](err)
+		if n != want.n || (err != nil) != (want.code != 0) || refusal != nil && refusal.Told.Code != want.code {
+			t.Errorf("%.20s: %d, %v, want %d, %d", body, n, err, want.n, want.code)
+		}
+	}
+}

@@ -1,0 +1,194 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+)
+
+// declare returns every method of the server.
+func (s *Service) declare() []method {
+	return []method{
+		define(rpc.MethodSandboxStart, keys.ScopeStart, s.start),
+		define(rpc.MethodSandboxStop, keys.ScopeStop, s.stop),
+		defineAnywhere(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
+		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode),
+		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand),
+	}
+}
+
+func (s *Service) start(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StartParams) (string, error) {
+	var req sandbox.Request
+	if c := p.Config; c != nil {
+		if err := checkSupported(c); err != nil {
+			return "", err
+		}
+		req = sandbox.Request{Image: c.Image, MemoryMiB: c.Memory, Env: c.Envs, Workdir: c.Workdir}
+		if c.CPUs != nil {
+			// Clients round a fraction of a processor down to 0.
+			req.CPUs = *c.CPUs
+			if req.CPUs == 0 {
+				req.CPUs = 1
+			}
+		}
+	}
+	if err := s.sandboxes.Start(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, req); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Sandbox %s started successfully", p.Sandbox), nil
+}
+
+// checkSupported refuses what a sandbox would silently go without.
+func checkSupported(c *rpc.SandboxConfig) error {
+	for _, m := range []struct {
+		name string
+		used bool
+		hint string
+	}{
+		{"volumes", len(c.Volumes) > 0, "write files with sandbox.repl.run or sandbox.command.run"},
+		{"ports", len(c.Ports) > 0, "the sandbox would start without them"},
+		{"depends_on", len(c.DependsOn) > 0, "start the sandboxes in the order that they need"},
+		{"shell", c.Shell != "", "name the shell in sandbox.command.run"},
+		{"scripts", len(c.Scripts) > 0, "run them with sandbox.command.run"},
+		{"exec", c.Exec != "", "run it with sandbox.command.run"},
+	} {
+		if m.used {
+			return fmt.Errorf("config.%s is not supported yet: leave it out (%s): %w", m.name, m.hint, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StopParams) (string, error) {
+	if err := s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("Sandbox %s stopped successfully", p.Sandbox), nil
+}
+
+func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
+	var named string
+	if p.Sandbox != nil {
+		named = *p.Sandbox
+		if err := name.Validate("sandbox name", named); err != nil {
+			return rpc.MetricsResult{}, err
+		}
+	}
+	all, err := s.measureIn(ctx, namespaces, named)
+	if err != nil {
+		return rpc.MetricsResult{}, err
+	}
+	res := rpc.MetricsResult{Sandboxes: make([]rpc.SandboxMetrics, len(all))}
+	for i, m := range all {
+		res.Sandboxes[i] = rpc.SandboxMetrics{
+			Namespace: m.Name.Namespace, Name: m.Name.Name, Running: m.Running,
+			MemoryUsage: m.MemoryMiB, DiskUsage: m.DiskBytes,
+		}
+		if m.Running {
+			res.Sandboxes[i].CPUUsage = &m.CPUPercent
+		}
+	}
+	return res, nil
+}
+
+// measureIn joins what several namespaces have; none means every one that there is.
+func (s *Service) measureIn(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+	if len(namespaces) == 0 {
+		return s.sandboxes.Metrics(ctx, "", name)
+	}
+	var all []sandbox.Metrics
+	var missing error
+	for _, namespace := range namespaces {
+		some, err := s.sandboxes.Metrics(ctx, namespace, name)
+		switch {
+		case errdefs.IsNotFound(err):
+			missing = err
+		case err != nil:
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	if all == nil {
+		return nil, missing // of a sandbox that is in none of them
+	}
+	return all, nil
+}
+
+var languages = map[string]sandbox.Language{
+	"python": sandbox.Python,
+	"node":   sandbox.Node, "nodejs": sandbox.Node, "javascript": sandbox.Node,
+}
+
+func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
+	language, ok := languages[p.Language]
+	if !ok {
+		return rpc.ReplRunResult{}, fmt.Errorf("language %q: use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
+	}
+	timeout, err := limit(p.Timeout)
+	if err != nil {
+		return rpc.ReplRunResult{}, err
+	}
+	process, err := s.sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
+		sandbox.Code{Language: language, Text: p.Code, Timeout: timeout})
+	if err != nil {
+		return rpc.ReplRunResult{}, err
+	}
+	defer process.Close()
+	output, exitCode, err := collect(process, c.Hold)
+	if err != nil {
+		return rpc.ReplRunResult{}, err
+	}
+	status := rpc.StatusSuccess
+	if exitCode != 0 {
+		status = rpc.StatusError
+	}
+	return rpc.ReplRunResult{Status: status, Language: p.Language, Output: output}, nil
+}
+
+func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
+	if p.Command == "" {
+		return rpc.CommandRunResult{}, fmt.Errorf("command is empty: name a program: %w", errdefs.ErrInvalidArgument)
+	}
+	timeout, err := limit(p.Timeout)
+	if err != nil {
+		return rpc.CommandRunResult{}, err
+	}
+	process, err := s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
+		sandbox.Command{Program: p.Command, Args: p.Args, Timeout: timeout})
+	if err != nil {
+		return rpc.CommandRunResult{}, err
+	}
+	defer process.Close()
+	output, exitCode, err := collect(process, c.Hold)
+	if err != nil {
+		return rpc.CommandRunResult{}, err
+	}
+	return rpc.CommandRunResult{
+		Command: p.Command, Args: p.Args, ExitCode: exitCode, Success: exitCode == 0, Output: output,
+	}, nil
+}
+
+// limit is a time limit in seconds as a Duration, of which 0 is the server's maximum. Whatever is
+// too long for a Duration is the longest one: some clients send nanoseconds.
+func limit(seconds float64) (time.Duration, error) {
+	switch {
+	case seconds < 0:
+		return 0, fmt.Errorf("timeout %g: give seconds, or leave it out for the server's maximum: %w", seconds, errdefs.ErrInvalidArgument)
+	case seconds >= math.MaxInt64/float64(time.Second):
+		return math.MaxInt64, nil
+	case seconds > 0:
+		return max(1, time.Duration(seconds*float64(time.Second))), nil
+	default:
+		return 0, nil
+	}
+}

@@ -1,0 +1,328 @@
+// Package servetest makes a gateway with JSON-RPC and real API keys, over a sandbox domain without microVMs. Only tests
+// import it.
+package servetest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/containerd/errdefs"
+	"github.com/go-json-experiment/json"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// Sandboxes is the domain without microVMs. The sandboxes of failures exist only to fail.
+type Sandboxes struct {
+	mu      sync.Mutex
+	Boxes   map[sandbox.Name]sandbox.Request
+	Timeout time.Duration // of the last run
+	Args    []string      // of the last command
+	// OnRun, when set, is called by every run of code.
+	OnRun func(context.Context) error
+}
+
+var failures = map[string]error{
+	"gone":     fmt.Errorf("sandbox default/gone does not exist: %w", errdefs.ErrNotFound),
+	"other":    fmt.Errorf("sandbox default/other is already running with another configuration: cpus is 1, not 2: %w", errdefs.ErrAlreadyExists),
+	"stopping": fmt.Errorf("sandbox default/stopping is stopping: %w", errdefs.ErrFailedPrecondition),
+	"clash":    fmt.Errorf("two at once: %w", errdefs.ErrConflict),
+	"huge":     fmt.Errorf("cpus 99: this server allows 1 to 2: %w", errdefs.ErrInvalidArgument),
+	"quota":    fmt.Errorf("namespace default has all its sandboxes: %w", errdefs.ErrResourceExhausted),
+	"slow":     sandbox.ErrRunTimeout,
+	"nocmd":    fmt.Errorf("run %q: %w", "nope", sandbox.ErrCommandNotFound),
+	"away":     fmt.Errorf("sandbox default/away no longer answers: %w", errdefs.ErrUnavailable),
+	"denied":   fmt.Errorf("not this one: %w", errdefs.ErrPermissionDenied),
+	"cut":      fmt.Errorf("start sandbox default/cut: %w", context.Canceled),
+	"broken":   errors.New("dial unix /run/secret/path: timeout"),
+}
+
+func (f *Sandboxes) find(n sandbox.Name) (sandbox.Request, error) {
+	if err := n.Validate(); err != nil {
+		return sandbox.Request{}, err
+	}
+	if err := failures[n.Name]; err != nil {
+		return sandbox.Request{}, err
+	}
+	if n.Name == "panic" {
+		panic("a fault of the domain")
+	}
+	req, ok := f.Boxes[n]
+	if !ok {
+		return req, fmt.Errorf("sandbox %s does not exist: %w", n, errdefs.ErrNotFound)
+	}
+	return req, nil
+}
+
+func (f *Sandboxes) Start(_ context.Context, n sandbox.Name, req sandbox.Request) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old, err := f.find(n)
+	switch {
+	case errdefs.IsNotFound(err) && failures[n.Name] == nil:
+		f.Boxes[n] = req
+		return nil
+	case err != nil:
+		return err
+	case old.CPUs != req.CPUs || old.Image != req.Image:
+		return fmt.Errorf("sandbox %s is already running with another configuration: %w", n, errdefs.ErrAlreadyExists)
+	}
+	return nil
+}
+
+func (f *Sandboxes) Stop(_ context.Context, n sandbox.Name) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, err := f.find(n)
+	delete(f.Boxes, n)
+	return err
+}
+
+// RunCode prints the language and the code. Some code has a meaning: "print N" prints N bytes, "raise" raises, "bytes"
+// prints what is not UTF-8, and no code prints nothing.
+func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Code) (sandbox.Process, error) {
+	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
+		if onRun := f.OnRun; onRun != nil {
+			if err := onRun(ctx); err != nil {
+				return nil, 0, err
+			}
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if _, err := f.find(n); err != nil {
+			return nil, 0, err
+		}
+		f.Timeout = code.Timeout
+		if n, ok := strings.CutPrefix(code.Text, "print "); ok { // so many bytes
+			size, err := strconv.Atoi(n)
+			return printed(sandbox.Stdout, strings.Repeat("x", size)), 0, err
+		}
+		switch code.Text {
+		case "":
+			return nil, 0, nil
+		case "raise":
+			return printed(sandbox.Stderr, "ValueError\n"), 1, nil
+		case "bytes":
+			return printed(sandbox.Stdout, "a\xffb\n"), 0, nil
+		}
+		return printed(sandbox.Stdout, string(code.Language)+": "+code.Text+"\n"), 0, nil
+	}}, nil
+}
+
+func printed(stream sandbox.Stream, text string) []sandbox.Event {
+	return []sandbox.Event{sandbox.Output{Stream: stream, Data: []byte(text)}}
+}
+
+// RunCommand prints the arguments, unless the command is false, which fails.
+func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sandbox.Command) (sandbox.Process, error) {
+	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if _, err := f.find(n); err != nil {
+			return nil, 0, err
+		}
+		f.Timeout, f.Args = command.Timeout, command.Args
+		if command.Program == "false" {
+			return nil, 1, nil
+		}
+		return printed(sandbox.Stdout, strings.Join(command.Args, " ")+"\n"), 0, nil
+	}}, nil
+}
+
+func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []sandbox.Metrics
+	for _, n := range slices.SortedFunc(maps.Keys(f.Boxes), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
+		if (namespace != "" && n.Namespace != namespace) || (name != "" && n.Name != name) {
+			continue
+		}
+		m := sandbox.Metrics{Name: n, Running: n.Name != "failed"}
+		if m.Running {
+			m.CPUPercent, m.MemoryMiB, m.DiskBytes = 12.5, new(int64(256)), new(int64(1<<40))
+		}
+		all = append(all, m)
+	}
+	if name != "" && all == nil {
+		return nil, fmt.Errorf("sandbox %s/%s does not exist: %w", namespace, name, errdefs.ErrNotFound)
+	}
+	return all, nil
+}
+
+// memoryStore keeps keys for as long as a test: package keys has the records in memory.
+type memoryStore struct{}
+
+func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
+func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
+func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
+
+// Site is a gateway with everything that it needs.
+type Site struct {
+	*gateway.Gateway
+	Service *serverpc.Service
+	Boxes   *Sandboxes
+	Log     *LogBuffer
+	Keys    *keys.Issuer
+	Key     string // of every namespace and scope
+}
+
+// LogBuffer is a log that many may write.
+type LogBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *LogBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *LogBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+func (b *LogBuffer) Reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text.Reset()
+}
+
+// Setup is what New makes a Site from, and what a test may change of it.
+type Setup struct {
+	gateway.Options
+	Sandboxes serverpc.Sandboxes
+	more      []func(*serverpc.Service) (gateway.Endpoint, error)
+}
+
+// WithEndpoint adds an endpoint that needs the methods of JSON-RPC.
+func WithEndpoint(make func(*serverpc.Service) (gateway.Endpoint, error)) func(*Setup) {
+	return func(o *Setup) { o.more = append(o.more, make) }
+}
+
+// New makes a Site.
+func New(t testing.TB, configure ...func(*Setup)) *Site {
+	t.Helper()
+	s := &Site{Boxes: &Sandboxes{Boxes: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
+	log := slog.New(slog.NewTextHandler(s.Log, nil))
+	issuer, verifier, err := keys.Open(keys.Options{
+		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Keys = issuer
+	s.Key = s.Issue(t, keys.IssueRequest{})
+	o := Setup{Options: gateway.Options{Verifier: verifier, Metrics: prometheus.NewRegistry(), Log: log}, Sandboxes: s.Boxes}
+	for _, c := range configure {
+		c(&o)
+	}
+	if s.Service, err = serverpc.New(o.Sandboxes, o.Metrics); err != nil {
+		t.Fatal(err)
+	}
+	o.Endpoints = append(o.Endpoints, s.Service.Endpoints()...)
+	for _, make := range o.more {
+		e, err := make(s.Service)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Endpoints = append(o.Endpoints, e)
+	}
+	if s.Gateway, err = gateway.New(o.Options); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Issue makes a key.
+func (s *Site) Issue(t testing.TB, req keys.IssueRequest) string {
+	t.Helper()
+	key, _ := s.IssueNamed(t, req)
+	return key
+}
+
+// IssueNamed makes a key and returns its id, too.
+func (s *Site) IssueNamed(t testing.TB, req keys.IssueRequest) (key, id string) {
+	t.Helper()
+	secret, record, err := s.Keys.Issue(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return secret.Reveal(), record.ID
+}
+
+// Post sends a body with the site's key. Changes apply to the request before it is sent.
+func (s *Site) Post(body string, changes ...func(*http.Request)) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, rpc.Path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+s.Key)
+	for _, c := range changes {
+		c(r)
+	}
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return w
+}
+
+// WithKey sends another key, or none if it is empty.
+func WithKey(key string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set("Authorization", key) }
+}
+
+// At sends a request with another method, or to another path.
+func At(method, path string) func(*http.Request) {
+	return func(r *http.Request) { r.Method, r.URL.Path = method, path }
+}
+
+// WithHeader sets a header.
+func WithHeader(name, value string) func(*http.Request) {
+	return func(r *http.Request) { r.Header.Set(name, value) }
+}
+
+// Request is the body of a call.
+func Request(method, params string) string {
+	return fmt.Sprintf(`{"jsonrpc":"2.0","method":%q,"params":%s,"id":1}`, method, params)
+}
+
+// WantError checks an answer's status and that its body is an error envelope of that code.
+func WantError(t *testing.T, w *httptest.ResponseRecorder, status int, code rpc.Code) *rpc.Error {
+	t.Helper()
+	var res rpc.Response
+	if err := json.Unmarshal(w.Body.Bytes(), &res, json.RejectUnknownMembers(true)); err != nil {
+		t.Fatalf("answer %d %q is no envelope: %v", w.Code, w.Body, err)
+	}
+	if w.Code != status || res.Error == nil || res.Error.Code != code || res.Result != nil || res.Error.Message == "" {
+		t.Fatalf("answer is %d %s, want %d with code %d alone", w.Code, w.Body, status, code)
+	}
+	return res.Error
+}
+
+// WantOK checks that an answer has a result.
+func WantOK(t *testing.T, w *httptest.ResponseRecorder) {
+	t.Helper()
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"result":`) {
+		t.Fatalf("answer is %d %s, want a result", w.Code, w.Body)
+	}
+}

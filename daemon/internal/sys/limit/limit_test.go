@@ -1,0 +1,108 @@
+package limit
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"testing"
+)
+
+func TestLRU(t *testing.T) {
+	l := NewLRU[int, int](2)
+	l.Put(1, 1)
+	l.Put(2, 2)
+	l.Get(1)
+	l.Peek(2) // which does not save it
+	l.Put(3, 3)
+	l.Put(3, 4)
+	_, one := l.Get(1)
+	_, two := l.Get(2)
+	three, _ := l.Get(3)
+	if !one || two || three != 4 || l.Len() != 2 {
+		t.Errorf("after 1, 2, 1, 3: holds 1 %v, 2 %v, 3 as %d", one, two, three)
+	}
+}
+
+func TestRatesAreBounded(t *testing.T) {
+	r := NewRates(1)
+	for i := range 2 * MaxRates {
+		r.Of(fmt.Sprint("key", i))
+	}
+	if n := r.byKey.Len(); n != MaxRates {
+		t.Errorf("%d rates are remembered", n)
+	}
+	none := NewRates(0).Of("key")
+	if none != nil || none.Take() != 0 {
+		t.Error("there is a bound where none was asked for")
+	}
+	none.Owe(7)
+	slow := NewRates(1e-12).Of("key")
+	slow.Take()
+	if wait := slow.Take(); wait != math.MaxInt32 {
+		t.Errorf("a very slow rate lets a key wait for %d s", wait)
+	}
+}
+
+// What is owed delays the calls after it.
+func TestOwe(t *testing.T) {
+	b := NewRates(10).Of("key") // a burst of 10
+	if b.Take() != 0 {
+		t.Fatal("the first call waits")
+	}
+	b.Owe(29)
+	if wait := b.Take(); wait != 3 { // 21 calls at 10 a second
+		t.Errorf("the next call waits for %d s", wait)
+	}
+}
+
+func TestBudget(t *testing.T) {
+	b := NewBudget(30, 20)
+	for _, step := range []struct {
+		key  string
+		n    int
+		want Excess
+	}{
+		{"a", 20, Within}, {"a", 1, OverEach}, {"b", 10, Within}, {"b", 1, OverAll}, {"b", 11, OverEach}, {"c", 0, Within},
+	} {
+		if got := b.Hold(step.key, step.n); got != step.want {
+			t.Errorf("hold %d for %s: %d, want %d", step.n, step.key, got, step.want)
+		}
+	}
+	b.Release("a", 20)
+	if b.Hold("b", 10) != Within || b.Hold("c", 10) != Within {
+		t.Error("what was released is not free")
+	}
+	b.Release("b", 20)
+	b.Release("c", 10)
+	b.Release("c", 0)
+	if bytes, _ := b.Held(); bytes != 0 {
+		t.Errorf("%d bytes are held", bytes)
+	}
+}
+
+func TestCounts(t *testing.T) {
+	c := NewCounts(3)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	entered := 0
+	for range 10 {
+		wg.Go(func() {
+			if c.Enter("a") {
+				mu.Lock()
+				defer mu.Unlock()
+				entered++
+			}
+		})
+	}
+	wg.Wait()
+	if entered != 3 || !c.Enter("b") || c.Keys() != 2 {
+		t.Errorf("%d of 10 entered; %d keys", entered, c.Keys())
+	}
+	c.Leave("b")
+	for range 3 {
+		c.Leave("a")
+	}
+	if c.Keys() != 0 || !c.Enter("a") {
+		t.Error("those that left are still counted")
+	}
+}
