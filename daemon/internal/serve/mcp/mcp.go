@@ -49,31 +49,42 @@ const sessionHeader = "Mcp-Session-Id"
 
 // Handler serves MCP. Make it with New.
 type Handler struct {
-	methods      Methods
-	info         sdk.Implementation
-	descriptions []*sdk.Tool // of tools, in their order
-	running      running
+	methods Methods
+	// whole answers with one JSON document, streamed with events before it.
+	whole, streamed http.Handler
+	running         running
 	// beat is how often a run reports that it is still in progress.
 	beat time.Duration
 }
 
 // New makes a Handler of the version that it reports to clients. It fails if methods lacks a method of a tool.
 func New(methods Methods, version string) (*Handler, error) {
-	h := &Handler{
-		methods: methods, beat: 5 * time.Second, running: running{runs: map[run]context.CancelCauseFunc{}},
-		info: sdk.Implementation{Name: "msbd", Title: "msbd sandboxes", Version: version},
-	}
+	h := &Handler{methods: methods, beat: 5 * time.Second, running: running{runs: map[run]context.CancelCauseFunc{}}}
+	server := sdk.NewServer(&sdk.Implementation{Name: "msbd", Title: "msbd sandboxes", Version: version}, &sdk.ServerOptions{
+		Instructions: instructions,
+		// Neither list changes while the server runs.
+		Capabilities:              &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}},
+		SupportedProtocolVersions: Revisions,
+	})
+	server.AddReceivingMiddleware(guard)
 	for _, t := range tools {
 		params, result := methods.Schemas(t.method)
 		if params == nil {
 			return nil, fmt.Errorf("tool %s: there is no method %s", t.name, t.method)
 		}
-		description, err := t.describe(params, result)
-		if err != nil {
-			return nil, fmt.Errorf("tool %s: %w", t.name, err)
-		}
-		h.descriptions = append(h.descriptions, description)
+		server.AddTool(t.describe(params, result), h.handler(t))
 	}
+	for _, p := range prompts {
+		server.AddPrompt(p.describe(), p.get)
+	}
+	serve := func(whole bool) http.Handler {
+		return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{
+			Stateless: true, JSONResponse: whole,
+			// The gateway has looked at the Host, which behind a proxy is not this machine's.
+			DisableLocalhostProtection: true,
+		})
+	}
+	h.whole, h.streamed = serve(true), serve(false)
 	return h, nil
 }
 
@@ -87,8 +98,7 @@ func (h *Handler) Endpoint() gateway.Endpoint {
 
 // request is one HTTP request, which may hold several messages.
 type request struct {
-	handler *Handler
-	call    *gateway.Call
+	call *gateway.Call
 	// ctx ends when the client leaves, its key is refused, or the client cancels its tool call. The library detaches
 	// what it runs from the context of the request.
 	ctx context.Context
@@ -96,24 +106,9 @@ type request struct {
 	turn chan struct{}
 }
 
-// server has the tools and prompts for one request. The library hands nothing of a request on to its tools but the
-// context; a server for each request is what it offers instead, and costs microseconds.
-func (r *request) server() *sdk.Server {
-	server := sdk.NewServer(&r.handler.info, &sdk.ServerOptions{
-		Instructions: instructions,
-		// Neither list changes while the server runs.
-		Capabilities:              &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}},
-		SupportedProtocolVersions: Revisions,
-	})
-	server.AddReceivingMiddleware(guard)
-	for i, t := range tools {
-		server.AddTool(r.handler.descriptions[i], r.tool(t))
-	}
-	for _, p := range prompts {
-		server.AddPrompt(p.describe(), p.get)
-	}
-	return server
-}
+// requestKey is for the one value that has to travel in a context: the library hands nothing else of a request on to its
+// tools. (A server of its own for each request, with tools that know the request, takes four times as long.)
+type requestKey struct{}
 
 // guard keeps a panic in one of the library's goroutines from ending msbd, and refuses a request whose response would
 // never end.
@@ -149,7 +144,7 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	if json.Unmarshal(c.Body, &m) != nil {
 		m = message{} // a batch, or nothing that the library takes
 	}
-	this := &request{handler: h, call: c, ctx: r.Context(), turn: make(chan struct{}, 1)}
+	this := &request{call: c, ctx: r.Context(), turn: make(chan struct{}, 1)}
 	named := run{caller: c.Principal.KeyID, label: r.Header.Get(sessionHeader), id: string(m.ID)}
 	streams := false
 	switch m.Method {
@@ -170,13 +165,11 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		return err
 	}
 	c.CountCalls(n)
-	server := this.server()
-	library := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{
-		// A response is one JSON document, or streamed with events before it.
-		Stateless: true, JSONResponse: !streams,
-		// The gateway has looked at the Host, which behind a proxy is not this machine's.
-		DisableLocalhostProtection: true,
-	})
+	library := h.whole
+	if streams {
+		library = h.streamed
+	}
+	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, this))
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(c.Body)), int64(len(c.Body))
 	out := &responseWriter{ResponseWriter: w}
 	library.ServeHTTP(out, r)

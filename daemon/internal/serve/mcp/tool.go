@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/google/jsonschema-go/jsonschema"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -84,32 +83,32 @@ func isObject(schema jsontext.Value) bool {
 	return json.Unmarshal(schema, &s) == nil && s.Type == "object"
 }
 
-func (t *tool) describe(params, result jsontext.Value) (*sdk.Tool, error) {
-	// As the library's own type, which it does not read again for each request.
-	var input, output jsonschema.Schema
-	if err := errors.Join(json.Unmarshal(params, &input), json.Unmarshal(result, &output)); err != nil {
-		return nil, err
-	}
+func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
+	var output any = json.RawMessage(result)
 	if !isObject(result) {
-		output = jsonschema.Schema{Type: "object", Properties: map[string]*jsonschema.Schema{wrapped: output.CloneSchemas()}, Required: []string{wrapped}}
+		output = map[string]any{"type": "object", "properties": map[string]any{wrapped: output}, "required": []string{wrapped}}
 	}
 	return &sdk.Tool{
 		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints,
-		InputSchema: &input, OutputSchema: &output,
-	}, nil
+		InputSchema: json.RawMessage(params), OutputSchema: output,
+	}
 }
 
-// tool calls a tool's method for the request. Whatever keeps that from being done is for the model to read.
-func (r *request) tool(t tool) sdk.ToolHandler {
+// handler calls the tool's method for the request at hand. Whatever keeps that from being done is for the model to read.
+func (h *Handler) handler(t tool) sdk.ToolHandler {
 	return func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
+		r, ok := ctx.Value(requestKey{}).(*request)
+		if !ok {
+			return nil, errors.New("call a tool: the request is unknown")
+		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(r.ctx, func() { cancel(context.Cause(r.ctx)) })()
 		if r.ctx.Err() != nil { // that function runs a moment later
 			cancel(context.Cause(r.ctx))
 		}
-		stop := r.handler.reportProgress(ctx, req)
-		result, failed := r.invoke(ctx, t.method, arguments(req))
+		stop := h.reportProgress(ctx, req)
+		result, failed := h.invoke(ctx, r, t.method, arguments(req))
 		stop()
 		if failed != nil && context.Cause(ctx) == errCancelled {
 			failed = &rpc.Error{Code: rpc.CodeUnavailable, Message: cancelled}
@@ -128,13 +127,13 @@ func (r *request) tool(t tool) sdk.ToolHandler {
 }
 
 // invoke calls a method in its turn.
-func (r *request) invoke(ctx context.Context, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
+func (h *Handler) invoke(ctx context.Context, r *request, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
 	select {
 	case r.turn <- struct{}{}:
 		defer func() { <-r.turn }()
 	case <-ctx.Done(): // the method says why
 	}
-	result, failed := r.handler.methods.Call(ctx, r.call, method, params)
+	result, failed := h.methods.Call(ctx, r.call, method, params)
 	// If the key was refused while the method ran, discard its result.
 	if errdefs.IsUnauthorized(context.Cause(r.ctx)) {
 		return nil, gateway.ErrNoKey
