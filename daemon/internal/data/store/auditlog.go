@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 const (
@@ -239,7 +240,7 @@ func (l *auditLog) open() (reopened bool, err error) {
 		err = errors.New("it is not a plain file")
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(l.path))
+		err = durable.SyncDir(filepath.Dir(l.path))
 	}
 	if err != nil {
 		return false, errors.Join(err, f.Close())

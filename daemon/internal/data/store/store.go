@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 const (
@@ -38,7 +40,7 @@ type Store struct {
 // one is errdefs.ErrDataLoss. Nothing is ever recreated in place of what cannot be read. A damaged audit
 // log does not keep the store from opening: see AuditProblem and Health.
 func Open(stateDir string) (_ *Store, err error) {
-	if err := makeDir(stateDir); err != nil {
+	if err := durable.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	lock, err := lockDir(stateDir)
@@ -83,30 +85,7 @@ func create(path string) error {
 	if err := os.Rename(temp, path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-// makeDir makes a directory, and those above it, so that they survive a power loss.
-func makeDir(path string) error {
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	parent := filepath.Dir(path)
-	if err := makeDir(parent); err != nil {
-		return err
-	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return syncDir(parent)
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 // openFile opens a store that exists. If its last state was unreadable, so that it is as of the change

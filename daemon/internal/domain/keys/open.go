@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 // Options is what Open needs.
@@ -150,13 +151,13 @@ func (r Record) invalidated(at time.Time) Record {
 }
 
 // replaceKeyring writes e to the audit log and then ring to the disk: what cannot be logged is not done.
-// errNotDurable is the one error after which ring is in place.
+// durable.ErrNotDurable is the one error after which ring is in place.
 func replaceKeyring(store Store, path string, ring *keyring, e audit.Event) error {
 	if err := store.CommitKeys(Change{Events: []audit.Event{e}}); err != nil {
 		return fmt.Errorf("write the audit log before anything is changed: %w", err)
 	}
 	err := ring.save(path)
-	if err != nil && !errors.Is(err, errNotDurable) {
+	if err != nil && !errors.Is(err, durable.ErrNotDurable) {
 		e.Detail = map[string]string{"failed": "the keyring could not be written; nothing was changed"}
 		err = errors.Join(err, store.CommitKeys(Change{Events: []audit.Event{e}}))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 // Reset replaces the signing key and returns how many live keys that invalidated. Every key issued
@@ -29,7 +30,7 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 	// verifies. One that was replaced counts from now on, however badly: the next start would refuse the
 	// old one's keys.
 	saved := replaceKeyring(i.store, i.path, ring, signingKeyEvent(audit.SigningReset, actor, ring))
-	if saved != nil && !errors.Is(saved, errNotDurable) {
+	if saved != nil && !errors.Is(saved, durable.ErrNotDurable) {
 		return 0, saved
 	}
 	marked, invalidated := i.adopt(ring, at)

@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 var errDisk = errors.New("disk full")
@@ -201,10 +203,12 @@ func TestResetOnAFailingDisk(t *testing.T) {
 	store, path := newMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	old, _ := issue(t, i, IssueRequest{})
-	sound := syncDir
-	syncDir = func(string) error { return syscall.EIO }
+	sound := writeFile
+	writeFile = func(path string, data []byte, perm fs.FileMode) error {
+		return errors.Join(sound(path, data, perm), durable.ErrNotDurable, syscall.EIO)
+	}
 	_, err := i.Reset(context.Background(), 7)
-	syncDir = sound
+	writeFile = sound
 	if !errors.Is(err, syscall.EIO) {
 		t.Errorf("Reset: %v", err)
 	}
