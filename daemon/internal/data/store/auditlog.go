@@ -40,7 +40,6 @@ type auditLog struct {
 	file     *os.File
 	dev, ino uint64
 	reserved int64 // the disk has room for the file up to there
-	stale    bool  // the store may have gone on from end
 	unsynced bool  // a sync failed: what it was for may be gone, although it can be read
 	caughtUp bool  // at least once
 
@@ -97,7 +96,7 @@ func (l *auditLog) health() error {
 }
 
 func (l *auditLog) inStep() error {
-	if l.caughtUp && !l.stale && !l.unsynced {
+	if l.caughtUp && !l.unsynced {
 		var at unix.Stat_t
 		err := unix.Lstat(l.path, &at)
 		if err == nil && at.Dev == l.dev && at.Ino == l.ino && at.Size == l.end.Size {
@@ -202,7 +201,7 @@ func (l *auditLog) catchUp(strict bool) error {
 			return err
 		}
 	}
-	l.stale, l.unsynced, l.caughtUp = false, false, true
+	l.unsynced, l.caughtUp = false, true
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if rollback != nil {
