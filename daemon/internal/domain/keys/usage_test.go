@@ -28,7 +28,7 @@ func run(t testing.TB, i *Issuer) (stop func()) {
 
 func TestUsage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store, path := newMemory(), keyringPath(t)
+		store, path := NewMemory(), keyringPath(t)
 		i, v := openIssuer(t, store, path)
 		token, r := issue(t, i, IssueRequest{})
 		_, idle := issue(t, i, IssueRequest{})
@@ -41,7 +41,7 @@ func TestUsage(t *testing.T) {
 			}
 		}
 		saved := func() Usage {
-			usage, _ := store.used()
+			usage, _ := store.Used()
 			return usage[r.ID]
 		}
 		use(from)
@@ -56,12 +56,12 @@ func TestUsage(t *testing.T) {
 			t.Error("a bad token is taken")
 		}
 		synctest.Wait()
-		if usage, _ := store.used(); len(usage) != 0 {
+		if usage, _ := store.Used(); len(usage) != 0 {
 			t.Error("a request waited for the store")
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		usage, latest := store.used()
+		usage, latest := store.Used()
 		if diff := cmp.Diff(map[string]Usage{r.ID: want}, usage, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Error(diff)
 		}
@@ -70,10 +70,10 @@ func TestUsage(t *testing.T) {
 		}
 
 		// A store that fails is tried again, and what was counted meanwhile is not lost.
-		store.failWith(errDisk)
+		store.FailWith(errDisk)
 		use(netip.Addr{})
 		time.Sleep(3 * time.Minute)
-		store.failWith(nil)
+		store.FailWith(nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if u := saved(); u.Requests != 4 || u.LastUsedFrom.IsValid() {
@@ -114,7 +114,7 @@ func TestUsageIsNotSavedBesideAReset(t *testing.T) {
 	store, i, _ := newIssuer(t)
 	_, r := issue(t, i, IssueRequest{})
 	var saves, resets int
-	store.failIf(func(c Change) error {
+	store.FailIf(func(c Change) error {
 		saved := len(c.Events) == 0 && c.Clock.IsZero()
 		switch {
 		case saved:

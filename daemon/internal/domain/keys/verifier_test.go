@@ -167,7 +167,7 @@ func TestSignedButNotIssued(t *testing.T) {
 		}
 		refused(t, v, token)
 	})
-	if len(store.records) != 1 || sessionCount(v) != 1 {
+	if len(store.Records()) != 1 || sessionCount(v) != 1 {
 		t.Error("verifying made records or sessions")
 	}
 }

@@ -47,7 +47,7 @@ func TestUnlistedMethodIsDenied(t *testing.T) {
 			t.Errorf("%s: %s", method, code)
 		}
 	}
-	if f.shutdowns != 0 || len(f.store.logged()) != 0 {
+	if f.shutdowns != 0 || len(f.store.TakeEvents()) != 0 {
 		t.Error("something was done all the same")
 	}
 }
@@ -102,7 +102,7 @@ func TestPeersAreAuthorised(t *testing.T) {
 					t.Errorf("%s: %s", method, got)
 				}
 			}
-			if tt.want != codes.OK && (len(f.store.records) != 0 || f.shutdowns != 0 || len(f.store.logged()) != 0) {
+			if tt.want != codes.OK && (len(f.store.Records()) != 0 || f.shutdowns != 0 || len(f.store.TakeEvents()) != 0) {
 				t.Error("something was done all the same")
 			}
 		})
@@ -215,7 +215,7 @@ func TestSandboxesAndImages(t *testing.T) {
 	if diff := cmp.Diff(wantImages, listed.GetImages(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	if events := f.store.logged(); len(events) != 0 {
+	if events := f.store.TakeEvents(); len(events) != 0 {
 		t.Errorf("reading is in the audit log: %v", events)
 	}
 
@@ -236,7 +236,7 @@ func TestSandboxesAndImages(t *testing.T) {
 		{Action: audit.SandboxStop, Actor: "uid:1234", Target: "default/my-env"},
 		{Action: audit.ImageImport, Actor: "uid:1234", Target: "/x.tar"},
 	}
-	if diff := cmp.Diff(wantEvents, f.store.logged()); diff != "" {
+	if diff := cmp.Diff(wantEvents, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -256,7 +256,7 @@ func TestShutdown(t *testing.T) {
 		{Action: audit.ServerStop, Actor: "uid:0"},
 		{Action: audit.ServerStop, Actor: "uid:0", Detail: map[string]string{"sandboxes": "stopped"}},
 	}
-	if diff := cmp.Diff(want, f.store.logged()); diff != "" {
+	if diff := cmp.Diff(want, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -265,7 +265,7 @@ func TestShutdown(t *testing.T) {
 func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 	f := newFixture(t, "")
 	f.sandboxes.records = []sandbox.Record{{ID: "a1", State: sandbox.Running}}
-	f.store.breakWith(errors.New("no space left on device"))
+	f.store.FailWith(errors.New("no space left on device"))
 	for name, act := range map[string]func() error{
 		"stop a sandbox": func() error {
 			_, err := f.client.StopSandbox(t.Context(), &adminv1.StopSandboxRequest{Name: "my-env"})
@@ -288,7 +288,7 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if len(f.sandboxes.stopped) != 0 || len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.records) != 0 {
+	if len(f.sandboxes.stopped) != 0 || len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
 		t.Errorf("something was done: %+v, %v, %d shutdowns", f.sandboxes, f.images.imported, f.shutdowns)
 	}
 }
@@ -320,7 +320,7 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 		t.Error(err)
 	}
 	f.state = adminv1.GetStatusResponse_DAEMON_STATE_READY
-	f.store.breakWith(errors.New("no space"))
+	f.store.FailWith(errors.New("no space"))
 	_, err = f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{})
 	if want := fmt.Sprintf("SIGTERM to process %d", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, without %q", err, want)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -154,13 +155,6 @@ func (f *fakeSandboxes) Metrics(_ context.Context, namespace, name string) ([]sa
 	return all, nil
 }
 
-// memoryStore keeps keys for as long as a test. The token package has the real records in memory.
-type memoryStore struct{}
-
-func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
-func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
-func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
-
 // site is a gateway with everything that it needs.
 type site struct {
 	*Gateway
@@ -199,7 +193,7 @@ func newSite(t testing.TB, configure ...func(*Options)) *site {
 	s := &site{boxes: &fakeSandboxes{boxes: map[sandbox.Name]sandbox.Request{}}, log: &logBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	issuer, verifier, err := keys.Open(keys.Options{
-		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
+		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

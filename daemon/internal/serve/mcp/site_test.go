@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 )
@@ -96,13 +96,6 @@ func (b *boxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Me
 	return []sandbox.Metrics{{Name: n, Running: true, CPUPercent: 12.5, MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
 }
 
-// memoryStore keeps keys for as long as a test.
-type memoryStore struct{}
-
-func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
-func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
-func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
-
 // logBuffer is a log that many may write.
 type logBuffer struct {
 	mu   sync.Mutex
@@ -140,7 +133,7 @@ func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 	var verifier gateway.Verifier
 	var err error
 	s.keys, verifier, err = keys.Open(keys.Options{
-		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
+		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
