@@ -25,6 +25,15 @@ func (i *Issuer) Snapshot(take func(keyring Secret) error) error {
 	return take(data)
 }
 
+// Restored says what the restore of a backup did.
+type Restored struct {
+	// TakenAt is when the backup was made.
+	TakenAt time.Time
+	// Live is how many keys of the backup are live, Invalidated how many keys were live before and are
+	// refused now.
+	Live, Invalidated int
+}
+
 // Restore takes keys and a signing key from a backup: keyring is what Snapshot gave, records what the
 // store held. Keys that were made since stay if the same signing key made them; those of another are
 // refused, as after a reset. A key that either side knows as revoked is revoked; only a reset is undone,

@@ -23,6 +23,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 func TestEveryMethodIsInTheTable(t *testing.T) {
@@ -80,17 +81,17 @@ func TestPeersAreAuthorised(t *testing.T) {
 	its := []uint32{stranger, uint32(gid)}
 	tests := map[string]struct {
 		group   string
-		peer    Peer
+		peer    peer.Peer
 		unknown bool
 		want    codes.Code
 	}{
-		"root":                  {"no-such-group", Peer{0, nil}, false, codes.OK},
-		"the daemon's own user": {"no-such-group", Peer{uint32(os.Geteuid()), nil}, false, codes.OK},
-		"a stranger":            {"no-such-group", Peer{stranger, its}, false, codes.PermissionDenied},
-		"a member":              {group.Name, Peer{stranger, its}, false, codes.OK},
-		"not a member":          {group.Name, Peer{stranger, its[:1]}, false, codes.PermissionDenied},
-		"of no group":           {group.Name, Peer{stranger, nil}, false, codes.PermissionDenied},
-		"peer not known":        {group.Name, Peer{}, true, codes.PermissionDenied},
+		"root":                  {"no-such-group", peer.Peer{}, false, codes.OK},
+		"the daemon's own user": {"no-such-group", peer.Peer{UID: uint32(os.Geteuid())}, false, codes.OK},
+		"a stranger":            {"no-such-group", peer.Peer{UID: stranger, Groups: its}, false, codes.PermissionDenied},
+		"a member":              {group.Name, peer.Peer{UID: stranger, Groups: its}, false, codes.OK},
+		"not a member":          {group.Name, peer.Peer{UID: stranger, Groups: its[:1]}, false, codes.PermissionDenied},
+		"of no group":           {group.Name, peer.Peer{UID: stranger}, false, codes.PermissionDenied},
+		"peer not known":        {group.Name, peer.Peer{}, true, codes.PermissionDenied},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -185,7 +186,7 @@ func TestWhatIsServedInTrouble(t *testing.T) {
 
 func TestSandboxesAndImages(t *testing.T) {
 	f := newFixture(t, "root") // a group that every host has
-	f.peer = Peer{UID: 1234, Groups: []uint32{0}}
+	f.peer = peer.Peer{UID: 1234, Groups: []uint32{0}}
 	at := time.Unix(9, 0)
 	f.sandboxes.records = []sandbox.Record{
 		{
@@ -308,12 +309,12 @@ func TestServeSaysWhenItsListenerBreaks(t *testing.T) {
 // Whoever waits for the status of a call gets the error's class and words, not gRPC's.
 func TestRefusalsSayWhatToDo(t *testing.T) {
 	f := newFixture(t, "msb")
-	f.peer = Peer{UID: 4e9}
+	f.peer = peer.Peer{UID: 4e9}
 	_, err := f.client.GetStatus(t.Context(), &adminv1.GetStatusRequest{})
 	if s := status.Convert(err); s.Code() != codes.PermissionDenied || !strings.Contains(s.Message(), "usermod -aG msb") {
 		t.Error(err)
 	}
-	f.peer = Peer{}
+	f.peer = peer.Peer{}
 	f.state = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 	_, err = f.client.CreateKey(t.Context(), &adminv1.CreateKeyRequest{})
 	if s := status.Convert(err); s.Code() != codes.FailedPrecondition || !strings.Contains(s.Message(), "no disk") {

@@ -23,6 +23,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 // store is a keys.Store and an Audit in memory.
@@ -102,12 +103,12 @@ func (a *archives) Write(_ context.Context, w io.Writer, by uint32) error {
 	return a.err
 }
 
-func (a *archives) Restore(_ context.Context, r io.Reader, by uint32) (Restored, error) {
+func (a *archives) Restore(_ context.Context, r io.Reader, by uint32) (keys.Restored, error) {
 	a.by = by
 	content, err := io.ReadAll(r)
 	a.read = string(content)
 	a.restored <- err
-	return Restored{TakenAt: time.Unix(9, 0), Live: 2, Invalidated: 1}, errors.Join(err, a.err)
+	return keys.Restored{TakenAt: time.Unix(9, 0), Live: 2, Invalidated: 1}, errors.Join(err, a.err)
 }
 
 type sandboxes struct {
@@ -136,16 +137,16 @@ func (s *sandboxes) Stop(_ context.Context, name sandbox.Name) error {
 }
 
 type images struct {
-	list     []Image
+	list     []sandbox.Image
 	imported []string
 }
 
-func (i *images) Import(_ context.Context, path string) ([]Image, error) {
+func (i *images) Import(_ context.Context, path string) ([]sandbox.Image, error) {
 	i.imported = append(i.imported, path)
 	return i.list, nil
 }
 
-func (i *images) List(context.Context) ([]Image, error) { return i.list, nil }
+func (i *images) List(context.Context) ([]sandbox.Image, error) { return i.list, nil }
 
 // log is a log that may be read while it is written.
 type log struct {
@@ -173,7 +174,7 @@ type fixture struct {
 	shutdowns int
 	statuses  int
 	state     adminv1.GetStatusResponse_DaemonState
-	peer      Peer
+	peer      peer.Peer
 	peerKnown bool
 	verifier  *keys.Verifier
 	store     *store
@@ -193,7 +194,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		store:     newStore(),
 		archives:  &archives{restored: make(chan error, 1)},
 		sandboxes: new(sandboxes),
-		images: &images{list: []Image{{
+		images: &images{list: []sandbox.Image{{
 			Name: "microsandbox/python", Digest: "sha256:00", Size: 7, Created: time.Unix(1, 0),
 		}}},
 	}
@@ -207,6 +208,7 @@ func newFixture(t *testing.T, group string) *fixture {
 	f.verifier = verifier
 	f.server = New(Options{
 		Keys:      issuer,
+		Pruner:    issuer,
 		Audit:     f.store,
 		Backups:   f.archives,
 		Sandboxes: f.sandboxes,
@@ -218,7 +220,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		},
 		Shutdown:    func() { f.shutdowns++ },
 		Credentials: insecure.NewCredentials(),
-		PeerOf:      func(context.Context) (Peer, bool) { return f.peer, f.peerKnown },
+		PeerOf:      func(context.Context) (peer.Peer, bool) { return f.peer, f.peerKnown },
 		Group:       group,
 		Log:         log,
 	})
