@@ -35,6 +35,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpc"
 	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 // startTimeout bounds a sandbox's start. Emulated boots take seconds, and many at once take turns.
@@ -171,21 +172,19 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		store: state, issuer: issuer, manager: manager, route: route, certs: certs, log: log,
 	}
 	office := admin.New(admin.Options{
-		Keys:        adminKeys{issuer, backups},
+		Keys:        issuer,
+		Pruner:      backups,
 		Audit:       state,
-		Backups:     adminBackups{backups},
+		Backups:     backups,
 		Sandboxes:   manager,
-		Images:      adminImages{images},
+		Images:      images,
 		State:       life.now,
 		Status:      life.status,
 		Shutdown:    stop,
-		Credentials: localsock.Credentials(),
-		PeerOf: func(ctx context.Context) (admin.Peer, bool) {
-			peer, ok := localsock.PeerFromContext(ctx)
-			return admin.Peer{UID: peer.UID, Groups: peer.Groups}, ok
-		},
-		Group: localsock.Group,
-		Log:   log,
+		Credentials: peer.Credentials(),
+		PeerOf:      peer.FromContext,
+		Group:       localsock.Group,
+		Log:         log,
 	})
 	registry := newMetrics(life)
 	methods, err := rpc.New(manager, registry)
@@ -338,42 +337,7 @@ func startEvent(cfg config.Config, address string) audit.Event {
 	}}
 }
 
-// adminKeys are the keys, of which none is forgotten that a restore could bring back.
-type adminKeys struct {
-	*keys.Issuer
-	backups *backup.Service
-}
-
-func (k adminKeys) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error) {
-	return k.backups.Prune(ctx, deadFor, dryRun, by)
-}
-
-// adminBackups, adminImages and microVMSet say what one room knows in the words of another.
-type adminBackups struct{ *backup.Service }
-
-func (s adminBackups) Restore(ctx context.Context, r io.Reader, by uint32) (admin.Restored, error) {
-	summary, err := s.Service.Restore(ctx, r, by)
-	return admin.Restored(summary), err
-}
-
-type adminImages struct{ *image.Store }
-
-func (s adminImages) Import(ctx context.Context, path string) ([]admin.Image, error) {
-	return toAdmin(s.Store.Import(ctx, path))
-}
-
-func (s adminImages) List(ctx context.Context) ([]admin.Image, error) {
-	return toAdmin(s.Store.List(ctx))
-}
-
-func toAdmin(images []image.Image, err error) ([]admin.Image, error) {
-	var out []admin.Image
-	for _, img := range images {
-		out = append(out, admin.Image(img))
-	}
-	return out, err
-}
-
+// microVMSet is the service's VMs as package kata asks for them.
 type microVMSet struct{ *hypervisor.Service }
 
 func (s microVMSet) IDs() []string {

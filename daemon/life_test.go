@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -11,6 +12,11 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
+
+func TestMain(m *testing.M) {
+	store.MaybeCheckChild()
+	os.Exit(m.Run())
+}
 
 // What a setting opens is in the status for as long as the server runs.
 func TestStatusWarnsOfOpenings(t *testing.T) {

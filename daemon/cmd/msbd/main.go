@@ -20,6 +20,7 @@ import (
 
 	"github.com/msbd/msbd/daemon"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
@@ -34,6 +35,7 @@ const (
 
 func main() {
 	host.MaybeProbeChild()
+	store.MaybeCheckChild()
 	app := &cli.App{
 		Name:            "msbd",
 		Usage:           "run untrusted code in microVMs, behind API keys",

@@ -6,10 +6,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/data/store"
 )
 
 func TestMain(m *testing.M) {
 	host.MaybeProbeChild() // as in main, which a child would else not reach
+	store.MaybeCheckChild()
 	testscript.Main(m, map[string]func(){"msbd": main})
 }
 

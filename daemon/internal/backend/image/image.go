@@ -23,24 +23,14 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // leaseLife is how long the parts of an import that was cut off are kept from containerd's garbage
 // collector. It is also the longest import.
 const leaseLife = time.Hour
-
-// Image is one image that sandboxes can start from.
-type Image struct {
-	// Name as sandbox.start takes it, such as "microsandbox/python" for
-	// docker.io/microsandbox/python:latest.
-	Name   string
-	Digest digest.Digest
-	// Size of the compressed content, in bytes.
-	Size    int64
-	Created time.Time
-}
 
 // Store is the images of one containerd namespace. Its methods may be called at once.
 type Store struct {
@@ -58,7 +48,7 @@ func NewStore(client *containerd.Client, namespace, snapshotter string) *Store {
 // known under the names in the archive, over earlier images of these names. It returns them.
 // Its errors are errdefs.ErrInvalidArgument (what the file is), errdefs.ErrNotFound (no file) and
 // containerd's. A failed import changes no image.
-func (s *Store) Import(ctx context.Context, path string) ([]Image, error) {
+func (s *Store) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
 	imported, err := s.importArchive(namespaces.WithNamespace(ctx, s.namespace), path)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", path, err)
@@ -66,7 +56,7 @@ func (s *Store) Import(ctx context.Context, path string) ([]Image, error) {
 	return imported, nil
 }
 
-func (s *Store) importArchive(ctx context.Context, path string) ([]Image, error) {
+func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image, error) {
 	file, err := open(path)
 	if err != nil {
 		return nil, err
@@ -103,7 +93,7 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]Image, error)
 		}
 	}
 	// Only now do names change, so that each always leads to an image that is whole.
-	imported := make([]Image, 0, len(found))
+	imported := make([]sandbox.Image, 0, len(found))
 	for _, img := range found {
 		record, err := s.record(ctx, img)
 		if err != nil {
@@ -212,13 +202,13 @@ func (s *Store) record(ctx context.Context, img images.Image) (images.Image, err
 }
 
 // List returns all images, ordered by name.
-func (s *Store) List(ctx context.Context) ([]Image, error) {
+func (s *Store) List(ctx context.Context) ([]sandbox.Image, error) {
 	ctx = namespaces.WithNamespace(ctx, s.namespace)
 	records, err := s.client.ImageService().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	list := make([]Image, 0, len(records))
+	list := make([]sandbox.Image, 0, len(records))
 	for _, record := range records {
 		img, err := s.describe(ctx, record)
 		if err != nil {
@@ -226,16 +216,16 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		}
 		list = append(list, img)
 	}
-	slices.SortFunc(list, func(a, b Image) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(list, func(a, b sandbox.Image) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
 }
 
-func (s *Store) describe(ctx context.Context, record images.Image) (Image, error) {
+func (s *Store) describe(ctx context.Context, record images.Image) (sandbox.Image, error) {
 	size, err := record.Size(ctx, s.client.ContentStore(), platforms.Default())
 	if err != nil {
-		return Image{}, fmt.Errorf("measure image %s: %w", record.Name, err)
+		return sandbox.Image{}, fmt.Errorf("measure image %s: %w", record.Name, err)
 	}
-	return Image{Name: familiar(record.Name), Digest: record.Target.Digest, Size: size, Created: record.CreatedAt}, nil
+	return sandbox.Image{Name: familiar(record.Name), Digest: record.Target.Digest.String(), Size: size, Created: record.CreatedAt}, nil
 }
 
 // Resolve finds an image by any spelling of its name. Its errors are errdefs.ErrInvalidArgument (not a

@@ -34,6 +34,7 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/backend/image"
 	"github.com/msbd/msbd/daemon/internal/backend/image/archive"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 const (
@@ -309,7 +310,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 	return client
 }
 
-func names(list []image.Image) []string {
+func names(list []sandbox.Image) []string {
 	var names []string
 	for _, img := range list {
 		names = append(names, img.Name)

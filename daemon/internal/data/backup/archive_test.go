@@ -1,55 +1,240 @@
-package backup
+package backup_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
-	"time"
+	"testing/iotest"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
 )
 
-// FuzzArchive holds that whatever is read as an archive either is refused with a class or is exactly what
-// its manifest says, and that no bytes upset the reader.
-func FuzzArchive(f *testing.F) {
-	f.Add(smallArchive(f))
-	f.Add([]byte{})
-	f.Add(smallArchive(f)[:1000])
-	f.Add(bytes.Replace(smallArchive(f), []byte("msb.db"), []byte("../../"), 2))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var db bytes.Buffer
-		m, keyring, err := readArchive(bytes.NewReader(data), &db)
-		if err != nil {
-			if !errdefs.IsInvalidArgument(err) && !errdefs.IsDataLoss(err) && !errdefs.IsFailedPrecondition(err) {
-				t.Fatalf("no class: %v", err)
-			}
-			return
+// The archive can be read with tar, and its audit log be verified by anyone.
+func TestArchive(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	key := s.issue(t, "a")
+	head := s.store.AuditHead()
+	archive := s.write(t)
+	members := map[string][]byte{}
+	var names []string
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
 		}
-		for i, content := range []string{keyring.Reveal(), db.String()} {
-			if got, err := measure(m.Members[i].Name, io.Discard, strings.NewReader(content)); err != nil || got != m.Members[i] {
-				t.Fatalf("%+v, %v, want %+v", got, err, m.Members[i])
-			}
-		}
-	})
-}
-
-func smallArchive(t testing.TB) []byte {
-	t.Helper()
-	m := manifest{Format: formatName, Version: formatVersion, TakenAt: time.Unix(1e9, 0).UTC(), InstanceID: "i", SigningKeyID: "k"}
-	contents := []string{`{"version":1}`, "store", "{}\n"}
-	var readers []io.Reader
-	for i, name := range []string{keyringName, storeName, auditName} {
-		is, err := measure(name, io.Discard, strings.NewReader(contents[i]))
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.Members = append(m.Members, is)
-		readers = append(readers, strings.NewReader(contents[i]))
+		if h.Mode != 0o600 {
+			t.Errorf("%s has mode %o", h.Name, h.Mode)
+		}
+		names = append(names, h.Name)
+		if members[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
 	}
+	if diff := cmp.Diff([]string{"manifest.json", "keyring.json", "msb.db", "audit.jsonl"}, names); diff != "" {
+		t.Error(diff)
+	}
+	if got, err := audit.Verify(bytes.NewReader(members["audit.jsonl"])); err != nil || got != head {
+		t.Errorf("the audit log ends with %v, %v, want %v", got, err, head)
+	}
+	keyring, err := os.ReadFile(filepath.Join(s.dir, "keyring.json"))
+	if err != nil || !bytes.Equal(keyring, members["keyring.json"]) {
+		t.Errorf("keyring.json is not the file: %v", err)
+	}
+	if signing := s.issuer.SigningKey(); !bytes.Contains(members["manifest.json"], []byte(signing.ID)) {
+		t.Errorf("the manifest does not name the signing key:\n%s", members["manifest.json"])
+	}
+	if bytes.Contains(archive, []byte(key)) {
+		t.Error("the archive holds an API key")
+	}
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+}
+
+// rewrite makes an archive anew with what change does to its members; their checksums become right.
+func rewrite(t testing.TB, archive []byte, change func(h *tar.Header, content []byte) (*tar.Header, []byte)) []byte {
+	t.Helper()
 	var b bytes.Buffer
-	if err := writeArchive(&b, m, readers...); err != nil {
+	w := tar.NewWriter(&b)
+	for r := tar.NewReader(bytes.NewReader(archive)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h, content = change(h, content); h == nil {
+			continue
+		}
+		h.Size = int64(len(content))
+		if h.Typeflag != tar.TypeReg {
+			h.Size = 0
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			if _, err := w.Write(content); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
+}
+
+// A bad archive is refused, says why, and changes nothing.
+func TestBadArchives(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.issue(t, "in-the-backup")
+	good := s.write(t)
+	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	key := s.issue(t, "present")
+
+	member := func(name string, change func(h *tar.Header, content []byte) (*tar.Header, []byte)) []byte {
+		return rewrite(t, good, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
+			if h.Name == name {
+				return change(h, content)
+			}
+			return h, content
+		})
+	}
+	replaced := func(name, old, new string) []byte {
+		return member(name, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
+			if !bytes.Contains(content, []byte(old)) {
+				t.Fatalf("%s holds no %q", name, old)
+			}
+			return h, bytes.Replace(content, []byte(old), []byte(new), 1)
+		})
+	}
+	renamed := func(name, to string) []byte {
+		return member(name, func(h *tar.Header, content []byte) (*tar.Header, []byte) { h.Name = to; return h, content })
+	}
+	typed := func(name string, typ byte) []byte {
+		return member(name, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
+			h.Typeflag, h.Linkname = typ, "/etc/passwd"
+			return h, content
+		})
+	}
+	without := func(name string) []byte {
+		return member(name, func(*tar.Header, []byte) (*tar.Header, []byte) { return nil, nil })
+	}
+	flipped := func(at int) []byte {
+		b := bytes.Clone(good)
+		b[at] ^= 1
+		return b
+	}
+	tests := map[string]struct {
+		archive []byte
+		class   func(error) bool
+		says    string
+	}{
+		"empty":                {nil, errdefs.IsInvalidArgument, "no backup"},
+		"text":                 {[]byte("hello\n"), errdefs.IsInvalidArgument, "no backup"},
+		"other tar":            {renamed("manifest.json", "README"), errdefs.IsInvalidArgument, "no backup"},
+		"other format":         {replaced("manifest.json", "msb-backup", "xyz-backup"), errdefs.IsInvalidArgument, "no backup"},
+		"newer":                {replaced("manifest.json", `"version": 1`, `"version": 2, "new": [{}]`), errdefs.IsFailedPrecondition, "newer msbd"},
+		"version 0":            {replaced("manifest.json", `"version": 1`, `"version": 0`), errdefs.IsDataLoss, "manifest"},
+		"unknown in manifest":  {replaced("manifest.json", `"version": 1`, `"version": 1, "new": 1`), errdefs.IsDataLoss, "manifest"},
+		"manifest not JSON":    {replaced("manifest.json", `{`, `[`), errdefs.IsDataLoss, "manifest"},
+		"huge size":            {replaced("manifest.json", `"size": `, `"size": 99999999999999`), errdefs.IsDataLoss, "manifest"},
+		"negative size":        {replaced("manifest.json", `"size": `, `"size": -`), errdefs.IsDataLoss, "manifest"},
+		"path upwards":         {renamed("keyring.json", "../keyring.json"), errdefs.IsDataLoss, "keyring.json"},
+		"absolute path":        {renamed("msb.db", "/msb.db"), errdefs.IsDataLoss, "msb.db"},
+		"named in manifest":    {replaced("manifest.json", `"msb.db"`, `"../x"`), errdefs.IsDataLoss, "manifest"},
+		"symbolic link":        {typed("msb.db", tar.TypeSymlink), errdefs.IsDataLoss, "msb.db"},
+		"hard link":            {typed("keyring.json", tar.TypeLink), errdefs.IsDataLoss, "keyring.json"},
+		"device":               {typed("audit.jsonl", tar.TypeChar), errdefs.IsDataLoss, "audit.jsonl"},
+		"without keyring":      {without("keyring.json"), errdefs.IsDataLoss, "keyring.json"},
+		"without store":        {without("msb.db"), errdefs.IsDataLoss, "msb.db"},
+		"without audit log":    {without("audit.jsonl"), errdefs.IsDataLoss, "audit.jsonl"},
+		"keyring changed":      {replaced("keyring.json", `"seed":"`, `"seed":"A`), errdefs.IsDataLoss, "keyring.json"},
+		"store flipped":        {flipped(8 << 10), errdefs.IsDataLoss, "msb.db is not what was saved"},
+		"audit log changed":    {replaced("audit.jsonl", "uid:1000", "uid:1001"), errdefs.IsDataLoss, "audit.jsonl"},
+		"cut off":              {good[:len(good)/2], errdefs.IsDataLoss, "ends within"},
+		"cut off in manifest":  {good[:600], errdefs.IsDataLoss, "manifest"},
+		"something behind":     {append(bytes.Clone(good), "more"...), errdefs.IsDataLoss, "follows"},
+		"much behind":          {append(bytes.Clone(good), make([]byte, 100<<10)...), errdefs.IsDataLoss, "follows"},
+		"two in one":           {append(bytes.Clone(good[:len(good)-1024]), good...), errdefs.IsDataLoss, "follows"},
+		"hashed anew, keyring": {forged(t, good, "keyring.json", `"key_id":"`, `"key_id":"0`), errdefs.IsDataLoss, "keyring"},
+		"hashed anew, store":   {forged(t, good, "msb.db", "created_at", "cReated_at"), errdefs.IsDataLoss, "store"},
+	}
+	before := s.actions(t)
+	for name, tt := range tests {
+		_, err := s.Restore(t.Context(), bytes.NewReader(tt.archive), 0)
+		if !tt.class(err) || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%s: %v, want %q", name, err, tt.says)
+		}
+		if !s.accepts(key) {
+			t.Fatalf("%s: the present key is refused", name)
+		}
+	}
+	fault := errors.New("line is dead")
+	_, err := s.Restore(t.Context(), io.MultiReader(bytes.NewReader(good[:9000]), iotest.ErrReader(fault)), 0)
+	if !errors.Is(err, fault) || errdefs.IsDataLoss(err) {
+		t.Errorf("an error of the reader: %v", err)
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Restore(canceled, bytes.NewReader(good), 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	if diff := cmp.Diff(before, s.actions(t)); diff != "" {
+		t.Errorf("the audit log was changed: %s", diff)
+	}
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+	if s = s.reopen(t); !s.accepts(key) {
+		t.Error("the present key is refused after a restart")
+	}
+}
+
+// forged replaces something in a member and makes the manifest fit.
+func forged(t testing.TB, archive []byte, name, old, new string) []byte {
+	t.Helper()
+	var was, is string
+	var size int
+	changed := rewrite(t, archive, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
+		if h.Name == name {
+			was = fmt.Sprintf("%x", sha256.Sum256(content))
+			content = bytes.Replace(content, []byte(old), []byte(new), 1)
+			is, size = fmt.Sprintf("%x", sha256.Sum256(content)), len(content)
+		}
+		return h, content
+	})
+	return rewrite(t, changed, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
+		if h.Name == "manifest.json" {
+			content = bytes.Replace(content, []byte(was), []byte(is), 1)
+			sizes := regexp.MustCompile(`("name": "` + name + `",\s*"size": )\d+`)
+			content = sizes.ReplaceAll(content, fmt.Appendf(nil, "${1}%d", size))
+		}
+		return h, content
+	})
 }

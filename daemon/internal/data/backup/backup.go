@@ -138,33 +138,25 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err 
 	return m, keyring, err
 }
 
-// Summary is what a restore did.
-type Summary struct {
-	// TakenAt is when the backup was made.
-	TakenAt time.Time
-	// Live keys came with the backup; Invalidated ones were live before and are refused now.
-	Live, Invalidated int
-}
-
 // Restore reads an archive to the end of r and brings its keys into force, for the local user with the
 // uid by; see keys.Issuer for what becomes of the present ones. Sandboxes stay as they are. It changes
 // nothing unless all of the archive is good: what is no archive is errdefs.ErrInvalidArgument, a newer
 // one errdefs.ErrFailedPrecondition, a damaged one errdefs.ErrDataLoss. A restore that a crash cuts short
 // is completed at the next start.
-func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary, error) {
+func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Restored, error) {
 	if !s.restoring.TryLock() {
-		return Summary{}, errRestoring
+		return keys.Restored{}, errRestoring
 	}
 	defer s.restoring.Unlock()
 	st, err := s.read(readerWithContext{ctx, r})
 	if err != nil {
-		return Summary{}, fmt.Errorf("restore backup: %w", err)
+		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
 	}
 	st.By = by
 	st.ReplacedKeyID = s.Keys.SigningKey().ID
 	s.left = true // until it is known to be gone
 	if err := st.save(s.Dir); err != nil {
-		return Summary{}, fmt.Errorf("restore backup: put its keys aside: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
+		return keys.Restored{}, fmt.Errorf("restore backup: put its keys aside: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
 	}
 	// From here on it is not given up halfway.
 	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), st.keyring(), st.Records, by)
@@ -176,9 +168,9 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (Summary,
 		s.Log.Error("remove what a restore put aside", "err", removed)
 	}
 	if err != nil {
-		return Summary{}, fmt.Errorf("restore backup: %w", err)
+		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
 	}
-	return Summary{TakenAt: st.TakenAt, Live: live, Invalidated: invalidated}, nil
+	return keys.Restored{TakenAt: st.TakenAt, Live: live, Invalidated: invalidated}, nil
 }
 
 // Prune is that of Keys. Where the next start might complete a restore, which would bring back what is

@@ -15,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 const (
@@ -38,38 +39,18 @@ func (s *stage) keyring() keys.Secret { return keys.NewSecret(string(s.Keyring))
 
 func stagePath(dir string) string { return filepath.Join(dir, stageName) }
 
-// save puts the stage on the disk, in place of another, whole or not at all. A line with its checksum
-// comes first.
-func (s *stage) save(dir string) (err error) {
+// save writes the stage to the disk, in place of another, complete or not at all. Its first line is the
+// checksum of the rest.
+func (s *stage) save(dir string) error {
 	content, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(content)
-	f, err := createTemp(dir)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(append(hex.AppendEncode(nil, sum[:]), '\n'))
-	if err == nil {
-		_, err = f.Write(content)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), stagePath(dir)); err != nil {
-		return err
-	}
-	if err = syncDir(dir); err != nil {
-		err = errors.Join(err, os.Remove(stagePath(dir))) // it was not to be used
+	data := append(hex.AppendEncode(nil, sum[:]), '\n')
+	err = durable.WriteFile(stagePath(dir), append(data, content...), 0o600)
+	if errors.Is(err, durable.ErrNotDurable) {
+		err = errors.Join(err, os.Remove(stagePath(dir))) // the restore has failed: nothing may complete it
 	}
 	return err
 }
@@ -98,24 +79,20 @@ func removeStage(dir string) error {
 	if err := os.Remove(stagePath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return syncDir(dir)
+	return durable.SyncDir(dir)
 }
 
 // createTemp makes a file that only we can read.
 func createTemp(dir string) (*os.File, error) { return os.CreateTemp(dir, tempPattern) }
 
+// removeTemps removes what a crash left of temporary files.
 func removeTemps(dir string) error {
 	paths, err := filepath.Glob(filepath.Join(dir, tempPattern))
 	for _, path := range paths {
 		err = errors.Join(err, os.Remove(path))
 	}
-	return err
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
+	if removed := os.Remove(stagePath(dir) + durable.TempSuffix); !errors.Is(removed, fs.ErrNotExist) {
+		err = errors.Join(err, removed)
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return err
 }

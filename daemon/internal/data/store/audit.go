@@ -43,7 +43,7 @@ func (s *Store) AuditProblem() error {
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	select {
 	case s.writes.turn <- struct{}{}:
-		_ = s.log.ready() // finds what lies behind the end; an error is in Health
+		_ = s.writes.logReady() // finds what lies behind the end; an error is in Health
 		<-s.writes.turn
 	case <-ctx.Done():
 		return audit.Head{}, ctx.Err()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 const (
@@ -39,7 +40,6 @@ type auditLog struct {
 	file     *os.File
 	dev, ino uint64
 	reserved int64 // the disk has room for the file up to there
-	stale    bool  // the store may have gone on from end
 	unsynced bool  // a sync failed: what it was for may be gone, although it can be read
 	caughtUp bool  // at least once
 
@@ -96,7 +96,7 @@ func (l *auditLog) health() error {
 }
 
 func (l *auditLog) inStep() error {
-	if l.caughtUp && !l.stale && !l.unsynced {
+	if l.caughtUp && !l.unsynced {
 		var at unix.Stat_t
 		err := unix.Lstat(l.path, &at)
 		if err == nil && at.Dev == l.dev && at.Ino == l.ino && at.Size == l.end.Size {
@@ -201,7 +201,7 @@ func (l *auditLog) catchUp(strict bool) error {
 			return err
 		}
 	}
-	l.stale, l.unsynced, l.caughtUp = false, false, true
+	l.unsynced, l.caughtUp = false, true
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if rollback != nil {
@@ -239,7 +239,7 @@ func (l *auditLog) open() (reopened bool, err error) {
 		err = errors.New("it is not a plain file")
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(l.path))
+		err = durable.SyncDir(filepath.Dir(l.path))
 	}
 	if err != nil {
 		return false, errors.Join(err, f.Close())

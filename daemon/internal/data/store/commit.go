@@ -21,13 +21,13 @@ type committer struct {
 	log *auditLog
 	// turn is filled by the writer that commits.
 	turn chan struct{}
-	// unsettled is a transaction that bbolt may take for committed, although it may not be on the disk; 0
-	// is none. It belongs to the writer that has its turn.
-	unsettled int
 
 	mu      sync.Mutex
 	waiting []*write
 	failure error // of the last commit
+	// stopped is why nothing is written any more: a commit failed so that nobody knows what the disk has.
+	// The next Open finds out.
+	stopped error
 }
 
 // write is a change to the records and what the audit log has to say of it.
@@ -89,7 +89,7 @@ func (c *committer) transact(writes []*write) (refused bool, err error) {
 	)
 	events := eventsOf(writes)
 	if len(events) > 0 {
-		if err := c.log.ready(); err != nil {
+		if err := c.logReady(); err != nil {
 			return true, err
 		}
 	}
@@ -119,10 +119,10 @@ func eventsOf(writes []*write) (events []audit.Event) {
 	return events
 }
 
-// durably runs fn in a transaction of which it says nil once that is on the disk. When it was refused,
-// nothing was written.
+// durably runs fn in a transaction, and returns nil once that is on the disk. If it was refused, nothing
+// was written.
 func (c *committer) durably(fn func(*change) error) (refused bool, err error) {
-	if err := c.settle(); err != nil {
+	if err := c.stopReason(); err != nil {
 		return true, err
 	}
 	id := 0
@@ -137,15 +137,13 @@ func (c *committer) durably(fn func(*change) error) (refused bool, err error) {
 		refused = err != nil
 		return err
 	})
-	if refused {
+	switch {
+	case refused:
 		return true, err
-	}
-	if err != nil {
+	case err != nil && c.committed(id):
+		return false, c.stop(err)
+	case err != nil:
 		err = fmt.Errorf("write store: %w: see to its disk; nothing was changed: %w", err, errdefs.ErrUnavailable)
-		if c.visible(id) { // it failed at its very end
-			c.unsettled = id
-			err = c.settle()
-		}
 	}
 	c.failed(err)
 	return false, err
@@ -157,8 +155,9 @@ func (c *committer) failed(err error) {
 	c.failure = err
 }
 
-// visible says whether bbolt takes a transaction for committed.
-func (c *committer) visible(id int) (is bool) {
+// committed reports whether bbolt takes a transaction for committed. If its commit failed all the same,
+// the last sync did: the disk has the state after the transaction, or the one before it.
+func (c *committer) committed(id int) (is bool) {
 	err := c.db.View(func(tx *bbolt.Tx) error {
 		is = tx.ID() == id
 		return nil
@@ -166,27 +165,38 @@ func (c *committer) visible(id int) (is bool) {
 	return is && err == nil
 }
 
-// settle makes the transaction that is unsettled durable. Its pages are: only the sync of the state that
-// names them failed, after which that must be written again, since the kernel does not try twice. Until
-// then nothing else may be written: it would go over pages of the state that the disk may still have.
-func (c *committer) settle() error {
-	if c.unsettled == 0 {
-		return nil
-	}
-	if err := rewriteState(c.db.Path(), c.unsettled, c.db.Info().PageSize); err != nil {
-		c.log.stale = true
-		err = fmt.Errorf("write store: %w: see to its disk; the last change may be found made after a restart: %w",
-			err, errdefs.ErrUnavailable)
-		c.failed(err)
-		return err
-	}
-	c.unsettled = 0
-	return nil
+// stop refuses every write from now on, because one failed at its very end. The next one would go over
+// pages of the state that the disk may still have, and the kernel does not try a failed sync twice.
+func (c *committer) stop(cause error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = fmt.Errorf("the store changes nothing since its disk failed (%w), because the last change may be on the disk or not: "+
+		"check the disk, then restart msbd: %w", cause, errdefs.ErrUnavailable)
+	return fmt.Errorf("write store: %w: the change may be found made after a restart, and until then nothing else is changed: "+
+		"check the disk, then restart msbd: %w", cause, errdefs.ErrUnavailable)
 }
 
-// health says why nothing can be written at present: the last attempt failed, as did one made just now.
+// stopReason is why nothing is written any more, or nil.
+func (c *committer) stopReason() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.stopped
+}
+
+// logReady has the log's file caught up with the store, unless it is open what the store is.
+func (c *committer) logReady() error {
+	if err := c.stopReason(); err != nil {
+		return err
+	}
+	return c.log.ready()
+}
+
+// health returns why nothing can be written at present: the last attempt failed, as did one made just now.
 // It never waits for another writer, who will find out as well.
 func (c *committer) health() error {
+	if err := c.stopReason(); err != nil {
+		return err
+	}
 	c.mu.Lock()
 	commit := c.failure
 	c.mu.Unlock()
@@ -205,7 +215,7 @@ func (c *committer) health() error {
 			_, commit = c.transact([]*write{{fn: func(*change) error { return nil }}})
 		}
 	}
-	return errors.Join(commit, c.log.ready())
+	return errors.Join(commit, c.logReady())
 }
 
 // room has the disk keep room for the store to grow by a step of bbolt's: a transaction that changes

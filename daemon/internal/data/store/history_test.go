@@ -29,6 +29,20 @@ type state struct {
 	Head             audit.Head
 }
 
+// like reports whether a state is what another run of the same history came to, whose API keys are others. Of
+// those, only as many count as were issued here.
+func (s state) like(other state) bool {
+	accepted := func(s state, issued int) (which []bool) {
+		for _, key := range s.Issued[:issued] {
+			which = append(which, slices.Contains(s.Accepted, key))
+		}
+		return which
+	}
+	n := len(s.Issued)
+	return n <= len(other.Issued) && slices.Equal(accepted(s, n), accepted(other, n)) &&
+		slices.Equal(s.Sandboxes, other.Sandboxes) && s.Requests == other.Requests
+}
+
 // step is a line of what a history prints: what was done, how it went, and the state after it.
 type step struct {
 	Did   string
@@ -60,16 +74,21 @@ func observe(srv *server, issued []string) (state, error) {
 	return st, err
 }
 
-// same says whether two states are one to their users.
+// same reports whether two states are one to their users.
 func (s state) same(other state) bool {
 	return slices.Equal(s.Accepted, other.Accepted) && slices.Equal(s.Sandboxes, other.Sandboxes) && s.Requests == other.Requests
 }
 
-// What history finds in its environment: API keys that may be good at the start, and how many steps to do.
+// What history finds in its environment: API keys that may be good at the start, how many steps to do, and
+// whether to restart the server when its store asks for that.
 const (
-	historyIssued = "MSB_TEST_ISSUED"
-	historySteps  = "MSB_TEST_STEPS"
+	historyIssued  = "MSB_TEST_ISSUED"
+	historySteps   = "MSB_TEST_STEPS"
+	historyRestart = "MSB_TEST_RESTART"
 )
+
+// stopped reports whether the store asks for a restart after the step.
+func (s step) stopped() bool { return strings.Contains(s.Health, "restart msbd") }
 
 // history runs a server through everything that changes its state, and prints each step. What fails is
 // tried no second time. All of it is done by one thread, so that a call that a test counts is found again.
@@ -163,6 +182,14 @@ func history(dir string) error {
 		}
 		if err := say(done); err != nil {
 			return err
+		}
+		if done.stopped() && os.Getenv(historyRestart) != "" {
+			if err := srv.Close(); err != nil {
+				return err
+			}
+			if srv, err = start(dir); err != nil {
+				return err
+			}
 		}
 	}
 	return srv.Close()

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 const (
@@ -36,9 +38,10 @@ type Store struct {
 // Open locks the state directory, making it if needed, and opens the store in it. A directory that
 // another process uses is errdefs.ErrFailedPrecondition, as is a store of a newer version; a damaged
 // one is errdefs.ErrDataLoss. Nothing is ever recreated in place of what cannot be read. A damaged audit
-// log does not keep the store from opening: see AuditProblem and Health.
+// log does not keep the store from opening: see AuditProblem and Health. The main of the program must call
+// MaybeCheckChild.
 func Open(stateDir string) (_ *Store, err error) {
-	if err := makeDir(stateDir); err != nil {
+	if err := durable.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make state directory: %w", err)
 	}
 	lock, err := lockDir(stateDir)
@@ -83,50 +86,30 @@ func create(path string) error {
 	if err := os.Rename(temp, path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
-// makeDir makes a directory, and those above it, so that they survive a power loss.
-func makeDir(path string) error {
-	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	parent := filepath.Dir(path)
-	if err := makeDir(parent); err != nil {
-		return err
-	}
-	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return syncDir(parent)
-}
-
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// openFile opens a store that exists. If its last state was unreadable, so that it is as of the change
-// before, fellBack is true.
+// openFile opens a store that exists. If its last state was unreadable, so that the store is as it was
+// before the last change, fellBack is true.
 func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
-	fellBack, err = checkPages(path)
-	if _, isIO := errors.AsType[*fs.PathError](err); err != nil && !isIO {
-		err = damaged(path, fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss))
+	if err = checkFile(path); err == nil {
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
 	}
-	if err != nil {
-		return nil, false, err
-	}
-	db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	switch _, isIO := errors.AsType[*fs.PathError](err); {
+	case errors.Is(err, bbolt.ErrTimeout):
 		return nil, false, fmt.Errorf("open store %s: another process holds it: %w", path, errdefs.ErrFailedPrecondition)
+	case isIO:
+		return nil, false, err
+	case err != nil:
+		return nil, false, damaged(path, err)
 	}
-	if err != nil {
-		return nil, false, fmt.Errorf("open store %s: %w", path, err)
+	if fellBack, err = lostState(path, db.Info().PageSize); err == nil {
+		err = syncState(path, db.Info().PageSize)
 	}
-	if err = migrate(db); err == nil {
+	if err == nil {
+		err = migrate(db)
+	}
+	if err == nil {
 		err = db.View(check)
 	}
 	if err != nil {

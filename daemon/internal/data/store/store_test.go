@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,12 +14,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.etcd.io/bbolt"
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 func open(t testing.TB, dir string) *Store {
@@ -70,96 +67,6 @@ func loaded(t testing.TB, s *Store) keys.Saved {
 		t.Fatal(err)
 	}
 	return saved
-}
-
-var compareSaved = cmp.Options{cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })}
-
-func TestKeysSurviveReopening(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	s := open(t, dir)
-	forever := keys.Record{ID: "b", CreatedAt: time.Unix(0, 0).UTC(), SigningKeyID: "k1"}
-	commit(t, s, keys.Change{Put: []keys.Record{keyRecord("a"), forever, keyRecord("c")}})
-	use := keys.Usage{Requests: 7, LastUsedAt: moment, LastUsedFrom: netip.MustParseAddr("2001:db8::1")}
-	if err := s.SaveUsage(map[string]keys.Usage{"b": use, "c": use, "gone": use}, moment); err != nil {
-		t.Fatal(err)
-	}
-	revoked := forever
-	revoked.RevokedAt, revoked.Revocation = moment, keys.ByHand
-	commit(t, s, keys.Change{Put: []keys.Record{revoked}, Delete: []string{"c", "never-was"}})
-
-	want := keys.Saved{
-		Records: []keys.Record{keyRecord("a"), revoked},
-		Usage:   map[string]keys.Usage{"b": use},
-		Latest:  moment,
-	}
-	if diff := cmp.Diff(want, loaded(t, reopen(t, s, dir)), compareSaved); diff != "" {
-		t.Error(diff)
-	}
-}
-
-// The clock goes forward by itself, and back only by a change that says so.
-func TestLatest(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	s := open(t, dir)
-	save := func(at time.Time) {
-		t.Helper()
-		if err := s.SaveUsage(nil, at); err != nil {
-			t.Fatal(err)
-		}
-	}
-	expect := func(want time.Time) {
-		t.Helper()
-		s = reopen(t, s, dir)
-		if got := loaded(t, s).Latest; !got.Equal(want) {
-			t.Errorf("Latest is %v, want %v", got, want)
-		}
-	}
-	expect(time.Time{})
-	save(moment)
-	save(moment.Add(-time.Hour))
-	expect(moment)
-	commit(t, s, keys.Change{Put: []keys.Record{keyRecord("a")}})
-	expect(moment)
-	commit(t, s, keys.Change{Clock: moment.Add(-time.Hour)})
-	expect(moment.Add(-time.Hour))
-}
-
-func TestSandboxesSurviveReopening(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	s := open(t, dir)
-	r := sandbox.Record{
-		ID:        "0123",
-		Name:      sandbox.Name{Namespace: "default", Name: "my-env"},
-		Config:    sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, Env: []string{"A=b"}},
-		State:     sandbox.Starting,
-		CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
-	}
-	gone := r
-	gone.ID = "4567"
-	for _, put := range []sandbox.Record{r, gone} {
-		if err := s.PutSandbox(put); err != nil {
-			t.Fatal(err)
-		}
-	}
-	r.State = sandbox.Running
-	if err := s.PutSandbox(r); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // the second is of an unknown id
-		if err := s.DeleteSandbox(gone.ID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := reopen(t, s, dir).Sandboxes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]sandbox.Record{r}, got); diff != "" {
-		t.Error(diff)
-	}
 }
 
 func TestBadRecordsAreRefused(t *testing.T) {

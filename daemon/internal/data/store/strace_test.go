@@ -26,16 +26,21 @@ type call struct {
 }
 
 var (
-	callRE    = regexp.MustCompile(`^(\d+) +(\w+)\((.*)\) += (-?\d+)`)
-	resumedRE = regexp.MustCompile(`^(\d+) +<\.\.\. \w+ resumed>(.*)$`)
+	threadRE  = regexp.MustCompile(`^(\d+)<(.*?)> +`)
+	callRE    = regexp.MustCompile(`^(\w+)\((.*)\) += (-?\d+)`)
+	resumedRE = regexp.MustCompile(`^<\.\.\. \w+ resumed>(.*)$`)
 )
 
+// checkerComm is what the kernel calls the process that checks a store's file: it executes /proc/self/exe.
+const checkerComm = "exe"
+
 // trace runs cmd under strace with options beside those that it needs, and returns what cmd printed and
-// the calls that write, in the order in which they ended. cmd runs under a tracer or the test fails.
+// the calls that write, in the order in which they ended, but not those of the process that checks a store's
+// file, which only reads. cmd runs under a tracer or the test fails.
 func trace(t testing.TB, cmd *exec.Cmd, options ...string) (stdout []byte, calls []call) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "strace.out")
-	args := append([]string{"strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "1048576", "-e", "signal=none", "-o", out, "-e", "trace=" +
+	args := append([]string{"strace", "-f", "--seccomp-bpf", "-y", "-Y", "-xx", "-s", "1048576", "-e", "signal=none", "-o", out, "-e", "trace=" +
 		"openat,pwrite64,write,fsync,fdatasync,rename,renameat,renameat2,ftruncate,fallocate,unlink,unlinkat"}, options...)
 	strace, err := exec.LookPath("strace")
 	if err != nil {
@@ -58,24 +63,31 @@ func trace(t testing.TB, cmd *exec.Cmd, options ...string) (stdout []byte, calls
 	lines := bufio.NewScanner(file)
 	for lines.Buffer(nil, 16<<20); lines.Scan(); {
 		line := lines.Text()
+		thread := threadRE.FindStringSubmatch(line)
+		if thread == nil {
+			t.Fatalf("strace: %s", line)
+		}
+		if thread[2] == checkerComm {
+			continue
+		}
+		line = line[len(thread[0]):]
 		if before, ok := strings.CutSuffix(line, " <unfinished ...>"); ok {
-			thread, _, _ := strings.Cut(before, " ")
-			begun[thread] = before
+			begun[thread[1]] = before
 			continue
 		}
 		if m := resumedRE.FindStringSubmatch(line); m != nil {
-			line = begun[m[1]] + m[2]
+			line = begun[thread[1]] + m[1]
 		}
 		m := callRE.FindStringSubmatch(line)
 		if m == nil {
 			continue // it ends with the process, or tells that a thread ended
 		}
-		c := call{thread: m[1], name: m[2]}
-		for _, arg := range strings.Split(m[3], ", ") {
+		c := call{thread: thread[1], name: m[1]}
+		for _, arg := range strings.Split(m[2], ", ") {
 			c.args = append(c.args, unescape(arg))
 		}
 		c.injected = strings.HasSuffix(line, "(INJECTED)")
-		if c.result, err = strconv.ParseInt(m[4], 10, 64); err != nil {
+		if c.result, err = strconv.ParseInt(m[3], 10, 64); err != nil {
 			t.Fatalf("strace: %s", line)
 		}
 		calls = append(calls, c)

@@ -145,7 +145,7 @@ func BenchmarkFirstSight(b *testing.B) {
 			_, err := v.Verify(token, from)
 			must(b, err == nil)
 			i.keys.mu.Lock()
-			i.keys.close(k, errForm)
+			i.keys.closeSession(k, errForm)
 			i.keys.mu.Unlock()
 		}},
 		&runner{name: "Ed25519", batch: 1, do: func() { must(b, ed25519.Verify(ring.public, payload, signature)) }})

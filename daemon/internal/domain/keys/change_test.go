@@ -15,9 +15,9 @@ import (
 )
 
 // newClocked is newIssuer with a clock of its own.
-func newClocked(t testing.TB) (*memory, *Issuer, *Verifier, *manualClock) {
+func newClocked(t testing.TB) (Memory, *Issuer, *Verifier, *manualClock) {
 	t.Helper()
-	store, clock := newMemory(), newManualClock("2026-01-10T10:00:00Z")
+	store, clock := NewMemory(), newManualClock("2026-01-10T10:00:00Z")
 	opts := options(store, keyringPath(t))
 	opts.readClock = clock.read
 	i, v := openWith(t, opts)
@@ -29,13 +29,13 @@ func TestRevoke(t *testing.T) {
 	store, i, v, clock := newClocked(t)
 	token, r := issue(t, i, IssueRequest{Name: "ci", Expire: "1h"})
 	accepted(t, v, token)
-	store.drain()
+	store.TakeEvents()
 
-	store.failWith(errDisk)
+	store.FailWith(errDisk)
 	if _, err := i.Revoke(context.Background(), "ci", 7); !errors.Is(err, errDisk) {
 		t.Errorf("Revoke without a store: %v", err)
 	}
-	store.failWith(nil)
+	store.FailWith(nil)
 	accepted(t, v, token) // what cannot be logged and stored does not happen
 
 	clock.pass(time.Minute)
@@ -46,11 +46,11 @@ func TestRevoke(t *testing.T) {
 	if cause := refused(t, v, token); !strings.Contains(cause, causeRevoked) || !strings.Contains(cause, r.ID) {
 		t.Errorf("the log says %q", cause)
 	}
-	if diff := cmp.Diff(k.Record, store.record(r.ID)); diff != "" {
+	if diff := cmp.Diff(k.Record, store.Records()[r.ID]); diff != "" {
 		t.Error(diff)
 	}
 	want := []audit.Event{{Action: audit.KeyRevoke, Actor: "uid:7", Target: r.ID, Detail: map[string]string{"name": "ci"}}}
-	if diff := cmp.Diff(want, store.drain()); diff != "" {
+	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 
@@ -58,7 +58,7 @@ func TestRevoke(t *testing.T) {
 	if again, err := i.Revoke(context.Background(), r.ID, 8); err != nil || !cmp.Equal(again.Record, k.Record) {
 		t.Errorf("once more: %+v, %v", again, err)
 	}
-	if events := store.drain(); events != nil {
+	if events := store.TakeEvents(); events != nil {
 		t.Errorf("once more logged %+v", events)
 	}
 	if _, err := i.Revoke(context.Background(), "nobody", 7); !errdefs.IsNotFound(err) {
@@ -95,7 +95,7 @@ func TestRotate(t *testing.T) {
 	})
 	accepted(t, v, oldToken)
 	clock.pass(24 * time.Hour)
-	store.drain()
+	store.TakeEvents()
 
 	secret, made, replaced, err := i.Rotate(context.Background(), RotateRequest{Ref: "ci", Grace: "2h", By: 7})
 	if err != nil {
@@ -114,11 +114,11 @@ func TestRotate(t *testing.T) {
 		t.Error(replaced.Requests, diff)
 	}
 	for _, r := range []Record{want, wantOld} {
-		if diff := cmp.Diff(r, store.record(r.ID)); diff != "" {
+		if diff := cmp.Diff(r, store.Records()[r.ID]); diff != "" {
 			t.Error(diff)
 		}
 	}
-	events := store.drain()
+	events := store.TakeEvents()
 	wantEvents := []audit.Event{createEvent(want), {
 		Action: audit.KeyRotate, Actor: "uid:7", Target: old.ID, Detail: map[string]string{
 			"name": "ci", "replaced_by": made.ID, "accepted_until": "2026-01-11T12:00:00Z",
@@ -195,7 +195,7 @@ func TestRotateRefuses(t *testing.T) {
 	revoke(t, i, revoked.ID)
 	clock.pass(time.Hour)
 	before := i.Counts()
-	store.drain()
+	store.TakeEvents()
 	for _, tt := range []struct {
 		req  RotateRequest
 		is   func(error) bool
@@ -216,12 +216,12 @@ func TestRotateRefuses(t *testing.T) {
 			t.Errorf("Rotate(%+v) returns a key with its error", tt.req)
 		}
 	}
-	store.failWith(errDisk)
+	store.FailWith(errDisk)
 	if secret, _, _, err := i.Rotate(ctx, RotateRequest{Ref: "live"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
 		t.Errorf("without a store: %v", err)
 	}
 	accepted(t, v, token)
-	if after := i.Counts(); after != before || store.drain() != nil {
+	if after := i.Counts(); after != before || store.TakeEvents() != nil {
 		t.Errorf("counts were %+v and are %+v", before, after)
 	}
 }
@@ -240,7 +240,7 @@ func TestPrune(t *testing.T) {
 		t.Fatal(err)
 	}
 	clock.pass(time.Hour)
-	store.drain()
+	store.TakeEvents()
 	accepted(t, v, liveToken)
 	prune := func(deadFor string, dryRun bool) (ids []string) {
 		t.Helper()
@@ -258,7 +258,7 @@ func TestPrune(t *testing.T) {
 		return strings.Compare(i.keys.byID[a].position().String(), i.keys.byID[b].position().String())
 	})
 	before := i.Counts()
-	if got := prune("", true); !cmp.Equal(got, both) || i.Counts() != before || store.drain() != nil {
+	if got := prune("", true); !cmp.Equal(got, both) || i.Counts() != before || store.TakeEvents() != nil {
 		t.Errorf("a dry run says %q, want %q, and leaves %+v", got, both, i.Counts())
 	}
 	if got := prune("31d", false); got != nil {
@@ -267,19 +267,19 @@ func TestPrune(t *testing.T) {
 	if _, err := i.Prune(ctx, "1", false, 7); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a bad age: %v", err)
 	}
-	store.failWith(errDisk)
+	store.FailWith(errDisk)
 	if _, err := i.Prune(ctx, "", false, 7); !errors.Is(err, errDisk) || i.Counts() != before {
 		t.Errorf("without a store: %v, %+v", err, i.Counts())
 	}
-	store.failWith(nil)
+	store.FailWith(nil)
 	if got := prune("30d", false); !cmp.Equal(got, []string{early.ID}) {
 		t.Errorf("dead for 30 days: %q, want %q", got, early.ID)
 	}
 	want := []audit.Event{{Action: audit.KeyPrune, Actor: "uid:7", Target: early.ID, Detail: map[string]string{"name": "early"}}}
-	if diff := cmp.Diff(want, store.drain()); diff != "" {
+	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
-	if _, ok := store.records[early.ID]; ok {
+	if _, ok := store.Records()[early.ID]; ok {
 		t.Error("the store still has it")
 	}
 	for _, ref := range []string{early.ID, "early", early.ID[:6]} {

@@ -48,12 +48,13 @@ func TestTokensOfSchema1StayAsTheyAre(t *testing.T) {
 	if err := ring.save(path); err != nil {
 		t.Fatal(err)
 	}
-	store := newMemory()
+	store, records := NewMemory(), map[string]Record{}
 	for _, tt := range schema1Tokens {
 		r := tt.record
 		r.SigningKeyID = ring.keyID
-		store.records[r.ID] = r
+		records[r.ID] = r
 	}
+	store.SetRecords(records)
 	_, v := openIssuer(t, store, path)
 	for _, tt := range schema1Tokens {
 		payload, err := ring.payload(tt.record)

@@ -68,7 +68,7 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+				store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 				opts := options(store, path)
 				opts.readClock = clock.read
 				i, v := openWith(t, opts)
@@ -114,7 +114,7 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 // The latest time outlives the keys that would tell it: it is saved with the usage.
 func TestLatestTimeIsSaved(t *testing.T) {
 	t.Parallel()
-	store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 	opts := options(store, path)
 	opts.readClock = clock.read
 	i, v := openWith(t, opts)
@@ -133,7 +133,7 @@ func TestLatestTimeIsSaved(t *testing.T) {
 func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 	opts := options(store, path)
 	opts.readClock = clock.read
 	i, v := openWith(t, opts)
@@ -220,14 +220,14 @@ func TestStepsOfTheClockAreNoticed(t *testing.T) {
 // A reset that a crash cut short clears the clock, too.
 func TestClockAfterAResetCutShort(t *testing.T) {
 	t.Parallel()
-	store, path, clock := newMemory(), keyringPath(t), newManualClock("2027-01-10T10:00:00Z")
+	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2027-01-10T10:00:00Z")
 	opts := options(store, path)
 	opts.readClock = clock.read
 	i, _ := openWith(t, opts)
 	issue(t, i, IssueRequest{})
 	i.saveUsage()
 	clock.set(clock.now().Add(-year))
-	store.failIf(func(c Change) error {
+	store.FailIf(func(c Change) error {
 		if len(c.Put) > 0 {
 			return errDisk
 		}
@@ -236,7 +236,7 @@ func TestClockAfterAResetCutShort(t *testing.T) {
 	if _, err := i.Reset(context.Background(), 0); err == nil {
 		t.Fatal("no error")
 	}
-	store.failWith(nil)
+	store.FailWith(nil)
 	for range 2 {
 		i, _ = openWith(t, opts)
 		if i.ClockBehind() != 0 {
@@ -250,7 +250,7 @@ func TestClockAfterAResetCutShort(t *testing.T) {
 func TestClockSetForwardCutsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := newManualClock("2026-01-10T10:00:00Z")
-		opts := options(newMemory(), keyringPath(t))
+		opts := options(NewMemory(), keyringPath(t))
 		opts.readClock = clock.read
 		i, v := openWith(t, opts)
 		token, _ := issue(t, i, IssueRequest{Expire: "1d"})
@@ -278,7 +278,7 @@ func TestClockWalk(t *testing.T) {
 	t.Parallel()
 	for seed := range count(t, 20, 2000) {
 		rnd := rand.New(rand.NewPCG(uint64(seed), 11))
-		store, path, clock := newMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+		store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 		opts := options(store, path)
 		opts.readClock = clock.read
 		i, v := openWith(t, opts)

@@ -23,6 +23,7 @@ import (
 const durabilityDir = "MSBD_TEST_DURABILITY_DIR"
 
 func TestMain(m *testing.M) {
+	store.MaybeCheckChild()
 	if dir := os.Getenv(durabilityDir); dir != "" {
 		fmt.Fprintln(os.Stderr, churnForever(dir))
 		os.Exit(1)

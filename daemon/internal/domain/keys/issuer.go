@@ -18,7 +18,7 @@ type Issuer struct {
 	path     string
 	store    Store
 	clock    *clock
-	keys     *keys
+	keys     *keySet
 	suspects *suspects
 	log      *slog.Logger
 

@@ -33,7 +33,7 @@ func TestIssueAndVerify(t *testing.T) {
 	if diff := cmp.Diff(want, r); diff != "" || !isID(r.ID) || time.Since(r.CreatedAt) > time.Minute {
 		t.Errorf("the record is %+v\n%s", r, diff)
 	}
-	if diff := cmp.Diff(want, store.record(r.ID)); diff != "" {
+	if diff := cmp.Diff(want, store.Records()[r.ID]); diff != "" {
 		t.Errorf("the store has another record:\n%s", diff)
 	}
 	for range 2 { // the second has a session
@@ -68,7 +68,7 @@ func TestIssueAndVerify(t *testing.T) {
 			"namespaces": "*", "scopes": "*", "expires": "never",
 		}},
 	}
-	if diff := cmp.Diff(wantEvents, store.drain()[:2]); diff != "" {
+	if diff := cmp.Diff(wantEvents, store.TakeEvents()[:2]); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -103,18 +103,18 @@ func TestIssueRefuses(t *testing.T) {
 			t.Errorf("Issue(%+v) made a key all the same", req)
 		}
 	}
-	store.failWith(errDisk)
+	store.FailWith(errDisk)
 	if secret, _, err := i.Issue(context.Background(), IssueRequest{Name: "a"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
 		t.Errorf("a key that is not stored: %v", err)
 	}
-	store.failWith(nil)
+	store.FailWith(nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := i.Issue(ctx, IssueRequest{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("a key for a caller who has gone: %v", err)
 	}
-	if c := i.Counts(); c != (Counts{}) || len(store.records) != 0 || len(store.events) != 0 {
-		t.Errorf("it left %+v, %v, %v", c, store.records, store.events)
+	if c := i.Counts(); c != (Counts{}) || len(store.Records()) != 0 || len(store.Events()) != 0 {
+		t.Errorf("it left %+v, %v, %v", c, store.Records(), store.Events())
 	}
 	issue(t, i, IssueRequest{Name: "a"}) // the failure did not keep the name
 }
@@ -141,7 +141,7 @@ func TestLongestTokenIsTaken(t *testing.T) {
 func TestNamesAreUnique(t *testing.T) {
 	t.Parallel()
 	clock := newManualClock("2026-01-10T10:00:00Z")
-	opts := options(newMemory(), keyringPath(t))
+	opts := options(NewMemory(), keyringPath(t))
 	opts.readClock = clock.read
 	i, _ := openWith(t, opts)
 	taken := func(name string) {
@@ -179,7 +179,7 @@ func TestIssueTogether(t *testing.T) {
 	const named, unnamed = 20, 50
 	arrived := make(chan struct{}, named+unnamed)
 	proceed := make(chan struct{})
-	store.failIf(func(Change) error {
+	store.FailIf(func(Change) error {
 		arrived <- struct{}{}
 		<-proceed
 		return nil

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 const (
@@ -156,69 +158,28 @@ func (k *keyring) encode() (Secret, error) {
 	return NewSecret(string(data)), nil
 }
 
-// save replaces the keyring at path in one step that survives a power loss.
+// save replaces the keyring at path in one step that survives a power loss. durable.ErrNotDurable is the one
+// error after which it is in place.
 func (k *keyring) save(path string) error {
 	data, err := k.encode()
 	if err != nil {
 		return err
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make keyring directory: %w", err)
 	}
 	if err := checkPrivate(dir, fs.ModeDir); err != nil {
 		return err
 	}
-	if err := replaceFile(path, []byte(data.Reveal())); err != nil {
+	if err := writeFile(path, []byte(data.Reveal()), 0o600); err != nil {
 		return fmt.Errorf("write keyring: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	return nil
 }
 
-// replaceFile puts data at path, mode 0600, so that after a crash at any point either the old or the
-// new contents are there.
-func replaceFile(path string, data []byte) (err error) {
-	// A fixed name: what a crash leaves holds a secret, and the next write removes it.
-	temp := path + ".new"
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temp) // gone already if it was renamed
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(temp, path); err != nil {
-		return err
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("%w: %w", errNotDurable, err)
-	}
-	return nil
-}
-
-// errNotDurable says that a file was replaced, and that a power loss may still bring the old one back.
-var errNotDurable = errors.New("replaced, but it may not survive a power loss")
-
-// syncDir is a variable so that a test can make it fail, as a bad disk does.
-var syncDir = func(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
+// writeFile is a variable so that a test can make it fail, as a bad disk does.
+var writeFile = durable.WriteFile
 
 // checkPrivate refuses a path that is not of the wanted type, not ours, or open to others.
 func checkPrivate(path string, typ fs.FileMode) error {

@@ -15,7 +15,7 @@ import (
 )
 
 func TestKeysOutliveARestart(t *testing.T) {
-	store := newMemory()
+	store := NewMemory()
 	path := keyringPath(t)
 	i, _ := openIssuer(t, store, path)
 	key, r := issue(t, i, IssueRequest{Namespaces: []string{"a"}})
@@ -114,7 +114,7 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			store := newMemory()
+			store := NewMemory()
 			path := keyringPath(t)
 			i, _ := openIssuer(t, store, path)
 			key, r := issue(t, i, IssueRequest{})
@@ -128,7 +128,7 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 			if strings.Contains(err.Error(), seed) {
 				t.Error("the error has the seed")
 			}
-			if store.record(r.ID).Revocation != "" {
+			if store.Records()[r.ID].Revocation != "" {
 				t.Error("keys were revoked all the same")
 			}
 			opts.Reset = true

@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// keys is every key in memory, dead ones too, and what of them is in use. The Issuer changes it once a
+// keySet is every key in memory, dead ones too, and what of them is in use. The Issuer changes it once a
 // change is durable; the Verifier asks it. What it says is true from the moment on that a change returns.
-type keys struct {
+type keySet struct {
 	clock    *clock
-	sessions *sessions
+	sessions *sessionCache
 
 	mu sync.RWMutex
 	// identity is that of the signing key whose tokens are taken.
@@ -27,15 +27,15 @@ type keys struct {
 
 // key is a key in memory.
 type key struct {
-	Record           // guarded by keys.mu; what its slices hold never changes
-	session *session // guarded by keys.mu; nil: not seen yet, or refused
+	Record           // guarded by keySet.mu; what its slices hold never changes
+	session *session // guarded by keySet.mu; nil: not seen yet, or refused
 	usage   usage
 }
 
-func newKeys(c *clock, id *identity) *keys {
-	return &keys{
+func newKeySet(c *clock, id *identity) *keySet {
+	return &keySet{
 		clock:    c,
-		sessions: newSessions(),
+		sessions: newSessionCache(),
 		identity: id,
 		byID:     make(map[string]*key),
 		byName:   make(map[string][]*key),
@@ -58,11 +58,11 @@ func (p position) compare(other position) int {
 	return cmp.Or(cmp.Compare(p.createdAt, other.createdAt), cmp.Compare(p.id, other.id))
 }
 
-// snapshot is the key as others may have it. The caller holds keys.mu.
+// snapshot is the key as others may have it. The caller holds keySet.mu.
 func (k *key) snapshot() Key { return Key{Record: k.Record, Usage: k.usage.load()} }
 
 // put adds keys or changes them. A key that is refused now loses what it has in progress.
-func (ks *keys) put(records ...Record) {
+func (ks *keySet) put(records ...Record) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	var added []*key
@@ -71,7 +71,7 @@ func (ks *keys) put(records ...Record) {
 		if known {
 			ks.unname(k)
 			k.Record = r
-			ks.settle(k)
+			ks.refreshSession(k)
 		} else {
 			k = &key{Record: r}
 			ks.byID[r.ID] = k
@@ -93,7 +93,7 @@ func (ks *keys) put(records ...Record) {
 }
 
 // load is put, with the usage, of what the store holds.
-func (ks *keys) load(saved Saved) {
+func (ks *keySet) load(saved Saved) {
 	ks.put(saved.Records...)
 	for id, use := range saved.Usage {
 		if k, ok := ks.byID[id]; ok {
@@ -102,14 +102,14 @@ func (ks *keys) load(saved Saved) {
 	}
 }
 
-// search finds where in ks.oldest a position is or belongs. The caller holds keys.mu.
-func (ks *keys) search(p position) int {
+// search finds where in ks.oldest a position is or belongs. The caller holds keySet.mu.
+func (ks *keySet) search(p position) int {
 	at, _ := slices.BinarySearchFunc(ks.oldest, p, func(k *key, p position) int { return k.position().compare(p) })
 	return at
 }
 
 // remove forgets keys.
-func (ks *keys) remove(ids ...string) {
+func (ks *keySet) remove(ids ...string) {
 	if len(ids) == 0 {
 		return
 	}
@@ -120,15 +120,15 @@ func (ks *keys) remove(ids ...string) {
 		k := ks.byID[id]
 		gone[k] = true
 		ks.unname(k)
-		ks.close(k, &rejection{cause: causeUnknown, keyID: id})
+		ks.closeSession(k, &rejection{cause: causeUnknown, keyID: id})
 		delete(ks.byID, id)
 		drop(ks.byPrefix, prefix(id), k)
 	}
 	ks.oldest = slices.DeleteFunc(ks.oldest, func(k *key) bool { return gone[k] })
 }
 
-// unname takes a key out of ks.byName. The caller holds keys.mu.
-func (ks *keys) unname(k *key) {
+// unname takes a key out of ks.byName. The caller holds keySet.mu.
+func (ks *keySet) unname(k *key) {
 	if k.Name != "" {
 		drop(ks.byName, k.Name, k)
 	}
@@ -141,26 +141,26 @@ func drop(index map[string][]*key, at string, k *key) {
 }
 
 // trust takes only tokens of id from now on: those of every other signing key are refused.
-func (ks *keys) trust(id *identity) {
+func (ks *keySet) trust(id *identity) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	ks.identity = id
 	for _, k := range ks.byID {
 		if k.SigningKeyID != id.keyID {
-			ks.close(k, &rejection{cause: causeReset, keyID: k.ID})
+			ks.closeSession(k, &rejection{cause: causeReset, keyID: k.ID})
 		}
 	}
 }
 
 // trusted is whose tokens are taken.
-func (ks *keys) trusted() *identity {
+func (ks *keySet) trusted() *identity {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	return ks.identity
 }
 
 // records returns all of them, the oldest first.
-func (ks *keys) records() []Record {
+func (ks *keySet) records() []Record {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	records := make([]Record, len(ks.oldest))
@@ -171,7 +171,7 @@ func (ks *keys) records() []Record {
 }
 
 // deadSince returns the keys that were expired or revoked at a time, the oldest first.
-func (ks *keys) deadSince(at time.Time) (dead []Key) {
+func (ks *keySet) deadSince(at time.Time) (dead []Key) {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	for _, k := range ks.oldest {
@@ -182,7 +182,7 @@ func (ks *keys) deadSince(at time.Time) (dead []Key) {
 	return dead
 }
 
-func (ks *keys) counts() (c Counts) {
+func (ks *keySet) counts() (c Counts) {
 	now := ks.clock.time()
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
@@ -200,7 +200,7 @@ func (ks *keys) counts() (c Counts) {
 }
 
 // usedSinceSaved is the usage of the keys that have a new one, by id.
-func (ks *keys) usedSinceSaved() map[string]*usage {
+func (ks *keySet) usedSinceSaved() map[string]*usage {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	used := make(map[string]*usage)

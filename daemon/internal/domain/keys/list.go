@@ -50,7 +50,7 @@ func (i *Issuer) List(f Filter, after string, limit int) (keys []Key, next strin
 }
 
 // page returns up to limit keys that match and lie behind a position, and whether there are more.
-func (ks *keys) page(start position, limit int, matches func(*key) bool) (page []Key, more bool) {
+func (ks *keySet) page(start position, limit int, matches func(*key) bool) (page []Key, more bool) {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	start.id += "\x00" // the next position there is

@@ -238,9 +238,9 @@ func TestIndexAgreesWithARebuiltOne(t *testing.T) {
 			}
 		}
 	}
-	rebuilt := newKeys(i.clock, i.keys.identity)
+	rebuilt := newKeySet(i.clock, i.keys.identity)
 	rebuilt.put(i.keys.records()...)
-	summary := func(ks *keys) map[string]any {
+	summary := func(ks *keySet) map[string]any {
 		ids := func(keys []*key) (ids []string) {
 			for _, k := range keys {
 				ids = append(ids, k.ID)

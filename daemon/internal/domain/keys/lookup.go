@@ -19,7 +19,7 @@ func (i *Issuer) Find(ref string) (Key, error) { return i.keys.find(ref) }
 
 // find returns the key that ref names: the id before a name, a name before the beginning of an id, unless
 // they are two keys'.
-func (ks *keys) find(ref string) (Key, error) {
+func (ks *keySet) find(ref string) (Key, error) {
 	now := ks.clock.time()
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
@@ -27,7 +27,7 @@ func (ks *keys) find(ref string) (Key, error) {
 		return k.snapshot(), nil
 	}
 	var found []*key
-	if found = ks.holders(ref, now); len(found) == 0 {
+	if found = ks.nameHolders(ref, now); len(found) == 0 {
 		found = append(found, ks.byName[ref]...)
 	}
 	if len(ref) >= minPrefix {
@@ -55,10 +55,10 @@ func (ks *keys) find(ref string) (Key, error) {
 		abbreviate(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
 }
 
-// holders are the keys that a name belongs to. There is at most one, unless the disk failed: a key whose
+// nameHolders returns the keys that a name belongs to. There is at most one, unless the disk failed: a key whose
 // making was called off, and whose name was given away, may be found made after a restart. The caller holds
-// keys.mu.
-func (ks *keys) holders(name string, now time.Time) (holders []*key) {
+// keySet.mu.
+func (ks *keySet) nameHolders(name string, now time.Time) (holders []*key) {
 	for _, k := range ks.byName[name] {
 		if k.holdsName(now) {
 			holders = append(holders, k)
@@ -67,20 +67,20 @@ func (ks *keys) holders(name string, now time.Time) (holders []*key) {
 	return holders
 }
 
-// holdsName says whether no other key may have this one's name.
+// holdsName reports whether no other key may have this one's name.
 func (r Record) holdsName(now time.Time) bool {
 	return r.Name != "" && r.StateAt(now) == Live && r.ReplacedBy == ""
 }
 
 // reserve keeps a name, which may be empty, for a key that is being made, until release.
-func (ks *keys) reserve(name string) error {
+func (ks *keySet) reserve(name string) error {
 	if name == "" {
 		return nil
 	}
 	now := ks.clock.time()
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
-	if holders := ks.holders(name, now); len(holders) > 0 {
+	if holders := ks.nameHolders(name, now); len(holders) > 0 {
 		return fmt.Errorf("API key %s has the name %q: choose another one, or revoke or rotate that key: %w",
 			holders[0].ID, name, errdefs.ErrAlreadyExists)
 	}
@@ -92,7 +92,7 @@ func (ks *keys) reserve(name string) error {
 	return nil
 }
 
-func (ks *keys) release(name string) {
+func (ks *keySet) release(name string) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	delete(ks.reserved, name)

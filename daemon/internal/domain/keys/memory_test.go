@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -18,122 +16,36 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// memory is a Store without a disk.
-type memory struct {
-	mu      sync.Mutex
-	records map[string]Record
-	usage   map[string]Usage
-	latest  time.Time
-	events  []audit.Event
-	saves   int
-	// fail, if it is set, is asked before each change and each save of usage (the empty Change).
-	fail func(Change) error
+// Memory is keystest.MemoryStore, as far as the tests of this package use it. They cannot import keystest,
+// which imports this package: store_test.go, which is outside of the package, sets NewMemory.
+type Memory interface {
+	Store
+	FailWith(error)
+	FailIf(func(Change) error)
+	Records() map[string]Record
+	SetRecords(map[string]Record)
+	Used() (usage map[string]Usage, latest time.Time)
+	Events() []audit.Event
+	TakeEvents() []audit.Event
 }
 
-func newMemory() *memory {
-	return &memory{records: make(map[string]Record), usage: make(map[string]Usage)}
-}
-
-func (m *memory) LoadKeys() (Saved, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return Saved{Records: slices.Collect(maps.Values(m.records)), Usage: maps.Clone(m.usage), Latest: m.latest}, nil
-}
-
-func (m *memory) CommitKeys(c Change) error {
-	if err := m.mayFail(c); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, r := range c.Put {
-		m.records[r.ID] = r
-	}
-	for _, id := range c.Delete {
-		delete(m.records, id)
-		delete(m.usage, id)
-	}
-	if !c.Clock.IsZero() {
-		m.latest = c.Clock
-	}
-	m.events = append(m.events, c.Events...)
-	return nil
-}
-
-func (m *memory) SaveUsage(usage map[string]Usage, latest time.Time) error {
-	if err := m.mayFail(Change{}); err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.saves++
-	for id, u := range usage {
-		if _, ok := m.records[id]; ok {
-			m.usage[id] = u
-		}
-	}
-	if latest.After(m.latest) {
-		m.latest = latest
-	}
-	return nil
-}
-
-func (m *memory) mayFail(c Change) error {
-	m.mu.Lock()
-	fail := m.fail
-	m.mu.Unlock()
-	if fail == nil {
-		return nil
-	}
-	return fail(c) // without the lock: it may wait for another change
-}
-
-// failWith makes every change fail with err from now on; nil: none.
-func (m *memory) failWith(err error) {
-	m.failIf(func(Change) error { return err })
-}
-
-func (m *memory) failIf(fail func(Change) error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.fail = fail
-}
-
-func (m *memory) record(id string) Record {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.records[id]
-}
-
-// used returns what was saved last.
-func (m *memory) used() (usage map[string]Usage, latest time.Time) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return maps.Clone(m.usage), m.latest
-}
+// NewMemory returns an empty Memory.
+var NewMemory func() Memory
 
 // actions returns the events of the log as "action target", and forgets them.
-func (m *memory) actions() (actions []string) {
-	for _, e := range m.drain() {
+func actions(store Memory) (actions []string) {
+	for _, e := range store.TakeEvents() {
 		actions = append(actions, e.Action+" "+e.Target)
 	}
 	return actions
 }
 
-func (m *memory) drain() []audit.Event {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	events := m.events
-	m.events = nil
-	return events
-}
-
 // from is where the requests of tests come from.
 var from = netip.MustParseAddr("192.0.2.1")
 
-func newIssuer(t testing.TB) (*memory, *Issuer, *Verifier) {
+func newIssuer(t testing.TB) (Memory, *Issuer, *Verifier) {
 	t.Helper()
-	store := newMemory()
+	store := NewMemory()
 	i, v := openIssuer(t, store, keyringPath(t))
 	return store, i, v
 }

@@ -117,7 +117,7 @@ func (m *model) check(v *Verifier, k *modelKey) error {
 // as each of them alone would have it.
 func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 	t.Parallel()
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	stop := run(t, i)
 	ctx := context.Background()

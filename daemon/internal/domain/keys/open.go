@@ -43,7 +43,7 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 		return nil, nil, err
 	}
 	i := &Issuer{
-		path: opts.KeyringPath, store: opts.Store, clock: c, keys: newKeys(c, ring.identity), suspects: newSuspects(), log: opts.Log,
+		path: opts.KeyringPath, store: opts.Store, clock: c, keys: newKeySet(c, ring.identity), suspects: newSuspects(), log: opts.Log,
 	}
 	i.keys.load(saved)
 
@@ -117,48 +117,4 @@ func latestTime(records []Record, signingKeyID string) (latest time.Time, ok boo
 		}
 	}
 	return latest, ok
-}
-
-// adopt makes ring, which is on disk, the one that counts: the keys of every other are refused. It
-// returns their records as they are to be stored, marked as refused from at on, and how many of them were
-// live.
-func (i *Issuer) adopt(ring *keyring, at time.Time) (marked []Record, live int) {
-	now := i.clock.time()
-	i.keyring.Store(ring)
-	i.keys.trust(ring.identity)
-	for _, r := range i.keys.records() {
-		if r.SigningKeyID == ring.keyID || r.StateAt(at) == Revoked {
-			continue
-		}
-		if r.StateAt(now) == Live {
-			live++
-		}
-		marked = append(marked, r.invalidated(at))
-	}
-	i.keys.put(marked...)
-	return marked, live
-}
-
-// invalidated is the record once its signing key no longer counts. What else ended it, or was to, is kept:
-// only ByReset can ever be undone.
-func (r Record) invalidated(at time.Time) Record {
-	r.RevokedAt = at
-	if r.Revocation == "" {
-		r.Revocation = ByReset
-	}
-	return r
-}
-
-// replaceKeyring writes e to the audit log and then ring to the disk: what cannot be logged is not done.
-// errNotDurable is the one error after which ring is in place.
-func replaceKeyring(store Store, path string, ring *keyring, e audit.Event) error {
-	if err := store.CommitKeys(Change{Events: []audit.Event{e}}); err != nil {
-		return fmt.Errorf("write the audit log before anything is changed: %w", err)
-	}
-	err := ring.save(path)
-	if err != nil && !errors.Is(err, errNotDurable) {
-		e.Detail = map[string]string{"failed": "the keyring could not be written; nothing was changed"}
-		err = errors.Join(err, store.CommitKeys(Change{Events: []audit.Event{e}}))
-	}
-	return err
 }

@@ -3,7 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
-	"maps"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 var errDisk = errors.New("disk full")
@@ -27,13 +28,13 @@ func reset(t testing.TB, i *Issuer) (invalidated int) {
 }
 
 func TestReset(t *testing.T) {
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	seen, _ := issue(t, i, IssueRequest{})
 	unseen, _ := issue(t, i, IssueRequest{Namespaces: []string{"a"}})
 	accepted(t, v, seen)
 	before := i.SigningKey()
-	store.drain()
+	store.TakeEvents()
 	if n := reset(t, i); n != 2 {
 		t.Errorf("%d keys were invalidated", n)
 	}
@@ -45,7 +46,7 @@ func TestReset(t *testing.T) {
 		{Action: audit.SigningReset, Actor: "uid:7", Target: after.ID},
 		{Action: audit.KeysInvalid, Actor: "uid:7", Target: after.ID, Detail: map[string]string{"count": "2"}},
 	}
-	if diff := cmp.Diff(want, store.drain()); diff != "" {
+	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 	fresh, _ := issue(t, i, IssueRequest{})
@@ -81,10 +82,10 @@ func TestResetEndsAGracePeriod(t *testing.T) {
 
 // Whatever ends a reset after its first step, no key from before it works again.
 func TestResetCutShort(t *testing.T) {
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	key, r := issue(t, i, IssueRequest{})
-	store.failIf(func(c Change) error {
+	store.FailIf(func(c Change) error {
 		if len(c.Put) > 0 {
 			return errDisk
 		}
@@ -94,20 +95,20 @@ func TestResetCutShort(t *testing.T) {
 		t.Errorf("Reset: %v", err)
 	}
 	refused(t, v, key)
-	if store.record(r.ID).Revocation != "" {
+	if store.Records()[r.ID].Revocation != "" {
 		t.Fatal("the store took the mark")
 	}
 	if _, _, err := Open(options(store, path)); !errors.Is(err, errDisk) {
 		t.Errorf("Open without a store that takes the mark: %v", err)
 	}
-	store.failWith(nil)
-	store.drain()
+	store.FailWith(nil)
+	store.TakeEvents()
 	i, v = openIssuer(t, store, path)
 	refused(t, v, key)
-	if store.record(r.ID).Revocation != ByReset {
+	if store.Records()[r.ID].Revocation != ByReset {
 		t.Error("the next start did not finish the reset")
 	}
-	if got, want := store.actions(), []string{audit.KeysInvalid + " " + i.SigningKey().ID}; !cmp.Equal(got, want) {
+	if got, want := actions(store), []string{audit.KeysInvalid + " " + i.SigningKey().ID}; !cmp.Equal(got, want) {
 		t.Errorf("it logged %q, want %q", got, want)
 	}
 }
@@ -116,7 +117,7 @@ func TestResetCutShort(t *testing.T) {
 // with none of them.
 func TestResetCrashImages(t *testing.T) {
 	t.Parallel()
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, _ := openIssuer(t, store, path)
 	key, r := issue(t, i, IssueRequest{})
 	file := func() string {
@@ -131,21 +132,21 @@ func TestResetCrashImages(t *testing.T) {
 		keyring string
 	}
 	var images []image
-	store.failIf(func(Change) error { // before each change
-		images = append(images, image{maps.Clone(store.records), file()})
+	store.FailIf(func(Change) error { // before each change
+		images = append(images, image{store.Records(), file()})
 		return nil
 	})
 	old := file()
 	reset(t, i)
-	images = append(images, image{maps.Clone(store.records), file()})
+	images = append(images, image{store.Records(), file()})
 	if len(images) != 3 || images[0].keyring != old || images[1].keyring == old {
 		t.Fatalf("the reset was in %d steps", len(images))
 	}
 	written := file()
 	for n, im := range images {
 		for _, part := range []int{-1, 0, 1, len(written) / 2, len(written)} { // of a file that is being written
-			store, path := newMemory(), keyringPath(t)
-			store.records = maps.Clone(im.records)
+			store, path := NewMemory(), keyringPath(t)
+			store.SetRecords(im.records)
 			err := os.MkdirAll(filepath.Dir(path), 0o700)
 			err = errors.Join(err, os.WriteFile(path, []byte(im.keyring), 0o600))
 			if part >= 0 {
@@ -159,7 +160,7 @@ func TestResetCrashImages(t *testing.T) {
 				accepted(t, v, key)
 			} else {
 				refused(t, v, key)
-				if store.record(r.ID).Revocation != ByReset {
+				if store.Records()[r.ID].Revocation != ByReset {
 					t.Errorf("image %d: the record is not marked", n)
 				}
 			}
@@ -173,14 +174,14 @@ func TestResetCrashImages(t *testing.T) {
 
 // What cannot be written to the audit log does not happen.
 func TestResetThatCannotBeLogged(t *testing.T) {
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	key, _ := issue(t, i, IssueRequest{})
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	store.failWith(errDisk)
+	store.FailWith(errDisk)
 	if _, err := i.Reset(context.Background(), 7); !errors.Is(err, errDisk) {
 		t.Errorf("Reset: %v", err)
 	}
@@ -198,13 +199,15 @@ func TestResetThatCannotBeLogged(t *testing.T) {
 // A new keyring that is in place counts, also when the disk does not vouch for it: keys made from now
 // on must be those that the next start takes.
 func TestResetOnAFailingDisk(t *testing.T) {
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	old, _ := issue(t, i, IssueRequest{})
-	sound := syncDir
-	syncDir = func(string) error { return syscall.EIO }
+	sound := writeFile
+	writeFile = func(path string, data []byte, perm fs.FileMode) error {
+		return errors.Join(sound(path, data, perm), durable.ErrNotDurable, syscall.EIO)
+	}
 	_, err := i.Reset(context.Background(), 7)
-	syncDir = sound
+	writeFile = sound
 	if !errors.Is(err, syscall.EIO) {
 		t.Errorf("Reset: %v", err)
 	}
@@ -217,18 +220,18 @@ func TestResetOnAFailingDisk(t *testing.T) {
 
 // A reset that cannot even begin changes nothing, and the log does not say otherwise.
 func TestResetThatCannotBegin(t *testing.T) {
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	key, _ := issue(t, i, IssueRequest{})
 	if err := os.MkdirAll(filepath.Join(path+".new", "in the way"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	store.drain()
+	store.TakeEvents()
 	if _, err := i.Reset(context.Background(), 7); err == nil {
 		t.Error("no error")
 	}
 	accepted(t, v, key)
-	if events := store.drain(); len(events) != 2 || events[1].Action != audit.SigningReset || events[1].Detail["failed"] == "" {
+	if events := store.TakeEvents(); len(events) != 2 || events[1].Action != audit.SigningReset || events[1].Detail["failed"] == "" {
 		t.Errorf("the log says %+v", events)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -239,10 +242,10 @@ func TestResetThatCannotBegin(t *testing.T) {
 }
 
 func TestOpenWithReset(t *testing.T) {
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, _ := openIssuer(t, store, path)
 	key, r := issue(t, i, IssueRequest{})
-	store.drain()
+	store.TakeEvents()
 	opts := options(store, path)
 	opts.Reset = true
 	again, v := openWith(t, opts)
@@ -251,14 +254,14 @@ func TestOpenWithReset(t *testing.T) {
 	if after.ID == before.ID || after.InstanceID != before.InstanceID || time.Since(after.CreatedAt) > time.Hour {
 		t.Errorf("the signing key was %+v and is %+v", before, after)
 	}
-	if store.record(r.ID).Revocation != ByReset {
+	if store.Records()[r.ID].Revocation != ByReset {
 		t.Error("the record is not marked")
 	}
 	want := []audit.Event{
 		{Action: audit.SigningReset, Actor: audit.ActorServer, Target: after.ID},
 		{Action: audit.KeysInvalid, Actor: audit.ActorServer, Target: after.ID, Detail: map[string]string{"count": "1"}},
 	}
-	if diff := cmp.Diff(want, store.drain()); diff != "" {
+	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 }

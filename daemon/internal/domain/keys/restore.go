@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 // Snapshot calls take with the keyring file's content, while no key and no signing key changes: so take
@@ -22,6 +23,15 @@ func (i *Issuer) Snapshot(take func(keyring Secret) error) error {
 		return err
 	}
 	return take(data)
+}
+
+// Restored says what the restore of a backup did.
+type Restored struct {
+	// TakenAt is when the backup was made.
+	TakenAt time.Time
+	// Live is how many keys of the backup are live, Invalidated how many keys were live before and are
+	// refused now.
+	Live, Invalidated int
 }
 
 // Restore takes keys and a signing key from a backup: keyring is what Snapshot gave, records what the
@@ -56,7 +66,7 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	e.Detail = map[string]string{"keys": strconv.Itoa(len(records))}
 	// The order of a reset, for the same reason.
 	saved := replaceKeyring(i.store, i.path, ring, e)
-	if saved != nil && !errors.Is(saved, errNotDurable) {
+	if saved != nil && !errors.Is(saved, durable.ErrNotDurable) {
 		return 0, 0, saved
 	}
 	i.adopt(ring, now)

@@ -3,7 +3,6 @@ package keys
 import (
 	"context"
 	"errors"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -45,7 +44,7 @@ func restore(t testing.TB, i *Issuer, b backup) (live, invalidated int) {
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	path := keyringPath(t)
-	i, _ := openIssuer(t, newMemory(), path)
+	i, _ := openIssuer(t, NewMemory(), path)
 	file, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -84,11 +83,11 @@ func TestRestoreOnAnEmptyServer(t *testing.T) {
 	revoke(t, was, gone.ID)
 	b := snapshot(t, was)
 
-	store, path := newMemory(), keyringPath(t)
+	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	own, _ := issue(t, i, IssueRequest{Name: "ci"})
 	accepted(t, v, own)
-	store.drain()
+	store.TakeEvents()
 	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 1 {
 		t.Errorf("%d keys are live, %d invalidated", live, invalidated)
 	}
@@ -96,7 +95,7 @@ func TestRestoreOnAnEmptyServer(t *testing.T) {
 		{Action: audit.ServerRestore, Actor: "uid:7", Target: was.SigningKey().ID, Detail: map[string]string{"keys": "2"}},
 		{Action: audit.KeysInvalid, Actor: "uid:7", Target: was.SigningKey().ID, Detail: map[string]string{"count": "1"}},
 	}
-	if diff := cmp.Diff(want, store.drain()); diff != "" {
+	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 	check := func(i *Issuer, v *Verifier) {
@@ -118,9 +117,9 @@ func TestRestoreOnAnEmptyServer(t *testing.T) {
 	}
 	check(i, v)
 	check(openIssuer(t, store, path))
-	records := maps.Clone(store.records)
-	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 0 || !cmp.Equal(records, store.records) {
-		t.Errorf("once more: %d live, %d invalidated\n%s", live, invalidated, cmp.Diff(records, store.records))
+	records := store.Records()
+	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 0 || !cmp.Equal(records, store.Records()) {
+		t.Errorf("once more: %d live, %d invalidated\n%s", live, invalidated, cmp.Diff(records, store.Records()))
 	}
 	check(i, v)
 	fresh, _ := issue(t, i, IssueRequest{})
@@ -264,7 +263,7 @@ func TestRestoreRefusesABadBackup(t *testing.T) {
 	store, i, v := newIssuer(t)
 	token, _ := issue(t, i, IssueRequest{})
 	good := snapshot(t, i)
-	store.drain()
+	store.TakeEvents()
 	with := func(change func(*Record)) []Record {
 		records := slices.Clone(good.records)
 		change(&records[0])
@@ -289,7 +288,7 @@ func TestRestoreRefusesABadBackup(t *testing.T) {
 		t.Errorf("for a caller who has gone: %v", err)
 	}
 	accepted(t, v, token)
-	if events := store.drain(); events != nil {
+	if events := store.TakeEvents(); events != nil {
 		t.Errorf("it logged %+v", events)
 	}
 }
@@ -299,18 +298,18 @@ func TestRestoreRefusesABadBackup(t *testing.T) {
 func TestRestoreCutShort(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
-		fail func(t *testing.T, store *memory, path string)
+		fail func(t *testing.T, store Memory, path string)
 		// old says whether the old keys are still good after it.
 		old bool
 	}{
-		"before it is logged": {func(_ *testing.T, store *memory, _ string) { store.failWith(errDisk) }, true},
-		"before the keyring is there": {func(t *testing.T, _ *memory, path string) {
+		"before it is logged": {func(_ *testing.T, store Memory, _ string) { store.FailWith(errDisk) }, true},
+		"before the keyring is there": {func(t *testing.T, _ Memory, path string) {
 			if err := os.MkdirAll(filepath.Join(path+".new", "in the way"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		}, true},
-		"before the records are there": {func(_ *testing.T, store *memory, _ string) {
-			store.failIf(func(c Change) error {
+		"before the records are there": {func(_ *testing.T, store Memory, _ string) {
+			store.FailIf(func(c Change) error {
 				if len(c.Put) > 0 {
 					return errDisk
 				}
@@ -327,7 +326,7 @@ func TestRestoreCutShort(t *testing.T) {
 				revoke(t, was, gone.ID)
 				b := snapshot(t, was)
 
-				store, path := newMemory(), keyringPath(t)
+				store, path := NewMemory(), keyringPath(t)
 				i, v := openIssuer(t, store, path)
 				oldToken, _ := issue(t, i, IssueRequest{})
 				accepted(t, v, oldToken)
@@ -342,7 +341,7 @@ func TestRestoreCutShort(t *testing.T) {
 				} else {
 					refused(t, v, oldToken)
 				}
-				store.failWith(nil)
+				store.FailWith(nil)
 				if err := os.RemoveAll(path + ".new"); err != nil {
 					t.Fatal(err)
 				}

@@ -47,7 +47,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 		revoke(t, i, revoked.ID)
 		time.Sleep(time.Hour)
 		i.keys.remove(pruned.ID)
-		store.drain()
+		store.TakeEvents()
 		stop := run(t, i)
 		defer stop()
 
@@ -57,7 +57,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 			refused(t, v, token)
 		}
 		synctest.Wait()
-		if events := store.drain(); events != nil {
+		if events := store.TakeEvents(); events != nil {
 			t.Errorf("ordinary refusals were logged: %+v", events)
 		}
 
@@ -83,7 +83,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 			event(good.ID, causeMismatch), event(minted.ID, causeUnknown), event(revoked.ID, causeMismatch),
 			event(earlier.ID, causeMismatch), event("", causeClaims),
 		}
-		if diff := cmp.Diff(want, store.drain()); diff != "" {
+		if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 			t.Error(diff)
 		}
 		accepted(t, v, goodToken)
@@ -92,7 +92,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 		time.Sleep(suspectInterval)
 		refused(t, v, mint(payload(minted)))
 		synctest.Wait()
-		if diff := cmp.Diff([]audit.Event{event(minted.ID, causeUnknown)}, store.drain()); diff != "" {
+		if diff := cmp.Diff([]audit.Event{event(minted.ID, causeUnknown)}, store.TakeEvents()); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -114,23 +114,23 @@ func TestSuspectsAreBounded(t *testing.T) {
 			}
 		}
 		stop := run(t, i)
-		store.failWith(errDisk)
+		store.FailWith(errDisk)
 		flood(10)
 		synctest.Wait()
 		flood(1000)
 		synctest.Wait()
-		if events := store.drain(); events != nil {
+		if events := store.TakeEvents(); events != nil {
 			t.Errorf("%d lines from a store that fails", len(events))
 		}
-		store.failWith(nil)
+		store.FailWith(nil)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if events := store.drain(); len(events) != maxSuspects {
+		if events := store.TakeEvents(); len(events) != maxSuspects {
 			t.Errorf("%d lines of a flood", len(events))
 		}
 		flood(1)
 		stop() // the end writes what is left
-		events := store.drain()
+		events := store.TakeEvents()
 		if len(events) != 2 || events[0].Detail["count"] != strconv.Itoa(1010-maxSuspects) {
 			t.Errorf("after the flood: %+v", events)
 		}

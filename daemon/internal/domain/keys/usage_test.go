@@ -3,7 +3,6 @@ package keys
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -29,7 +28,7 @@ func run(t testing.TB, i *Issuer) (stop func()) {
 
 func TestUsage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store, path := newMemory(), keyringPath(t)
+		store, path := NewMemory(), keyringPath(t)
 		i, v := openIssuer(t, store, path)
 		token, r := issue(t, i, IssueRequest{})
 		_, idle := issue(t, i, IssueRequest{})
@@ -42,7 +41,7 @@ func TestUsage(t *testing.T) {
 			}
 		}
 		saved := func() Usage {
-			usage, _ := store.used()
+			usage, _ := store.Used()
 			return usage[r.ID]
 		}
 		use(from)
@@ -57,12 +56,12 @@ func TestUsage(t *testing.T) {
 			t.Error("a bad token is taken")
 		}
 		synctest.Wait()
-		if usage, _ := store.used(); len(usage) != 0 {
+		if usage, _ := store.Used(); len(usage) != 0 {
 			t.Error("a request waited for the store")
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		usage, latest := store.used()
+		usage, latest := store.Used()
 		if diff := cmp.Diff(map[string]Usage{r.ID: want}, usage, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Error(diff)
 		}
@@ -71,10 +70,10 @@ func TestUsage(t *testing.T) {
 		}
 
 		// A store that fails is tried again, and what was counted meanwhile is not lost.
-		store.failWith(errDisk)
+		store.FailWith(errDisk)
 		use(netip.Addr{})
 		time.Sleep(3 * time.Minute)
-		store.failWith(nil)
+		store.FailWith(nil)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if u := saved(); u.Requests != 4 || u.LastUsedFrom.IsValid() {
@@ -115,7 +114,7 @@ func TestUsageIsNotSavedBesideAReset(t *testing.T) {
 	store, i, _ := newIssuer(t)
 	_, r := issue(t, i, IssueRequest{})
 	var saves, resets int
-	store.failIf(func(c Change) error {
+	store.FailIf(func(c Change) error {
 		saved := len(c.Events) == 0 && c.Clock.IsZero()
 		switch {
 		case saved:
@@ -169,41 +168,21 @@ func TestUsageIsSavedBesideOtherChanges(t *testing.T) {
 	}
 }
 
-// An address is stored whole, whoever else stores another one at the same time.
-func TestSourceIsWhole(t *testing.T) {
+func TestLastUsedFrom(t *testing.T) {
 	t.Parallel()
-	var s source
-	var addresses []netip.Addr
+	var u usage
 	for _, text := range []string{"255.255.255.255", "::", "::ffff:1.2.3.4", "1.2.3.4", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
-		addresses = append(addresses, netip.MustParseAddr(text))
-	}
-	addresses = append(addresses, netip.Addr{})
-	for _, a := range addresses {
-		if s.store(a); s.load() != a {
-			t.Errorf("%s became %s", a, s.load())
+		a := netip.MustParseAddr(text)
+		if u.count(1, a); u.load().LastUsedFrom != a {
+			t.Errorf("%s became %s", a, u.load().LastUsedFrom)
 		}
 	}
-	if s.store(netip.MustParseAddr("fe80::1%eth0")); s.load() != netip.MustParseAddr("fe80::1") {
-		t.Errorf("with a zone: %s", s.load())
+	if u.count(1, netip.Addr{}); u.load().LastUsedFrom.IsValid() {
+		t.Errorf("no address became %s", u.load().LastUsedFrom)
 	}
-	addresses = nil
-	for _, text := range []string{"1:1:1:1:a:a:a:a", "2:2:2:2:b:b:b:b", "3:3:3:3:c:c:c:c", "4:4:4:4:d:d:d:d"} {
-		addresses = append(addresses, netip.MustParseAddr(text))
+	if u.count(1, netip.MustParseAddr("fe80::1%eth0")); u.load().LastUsedFrom != netip.MustParseAddr("fe80::1") {
+		t.Errorf("with a zone: %s", u.load().LastUsedFrom)
 	}
-	s.store(addresses[0])
-	var wg sync.WaitGroup
-	for _, a := range addresses {
-		wg.Go(func() {
-			for range 100_000 {
-				s.store(a)
-				if got := s.load(); !slices.Contains(addresses, got) {
-					t.Errorf("nobody stored %s", got)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
 }
 
 func TestUsageCountsEveryRequest(t *testing.T) {

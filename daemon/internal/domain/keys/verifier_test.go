@@ -167,7 +167,7 @@ func TestSignedButNotIssued(t *testing.T) {
 		}
 		refused(t, v, token)
 	})
-	if len(store.records) != 1 || sessionCount(v) != 1 {
+	if len(store.Records()) != 1 || sessionCount(v) != 1 {
 		t.Error("verifying made records or sessions")
 	}
 }
@@ -190,10 +190,51 @@ func TestVerifyWithoutHeap(t *testing.T) {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}
+	for _, token := range []string{key, "", header + strings.Repeat(".", 1<<20)} {
+		if n := testing.AllocsPerRun(100, func() { _ = v.Known(token) }); n != 0 {
+			t.Errorf("Known(%.20s): %v allocations", token, n)
+		}
+	}
 	use := alternating(v, key)
-	if n := testing.AllocsPerRun(100, use); n != 0 {
+	if n := testing.AllocsPerRun(100, use); n > 1 {
 		t.Errorf("from two sources: %v allocations", n)
 	}
+}
+
+// A token is known from its first request until it is refused.
+func TestKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, i, v := newIssuer(t)
+		expiring, _ := issue(t, i, IssueRequest{Expire: "1h"})
+		revoked, r := issue(t, i, IssueRequest{})
+		reissued, _ := issue(t, i, IssueRequest{})
+		tokens := []string{expiring, revoked, reissued}
+		known := func(when string, want ...bool) {
+			t.Helper()
+			for n, token := range tokens {
+				if got := v.Known(token); got != want[n] {
+					t.Errorf("%s: token %d is known: %t", when, n, got)
+				}
+				if v.Known(token[:len(token)-1]) || v.Known(token+"x") || v.Known(strings.Repeat(token, 100)) {
+					t.Errorf("%s: a bad token is known", when)
+				}
+			}
+		}
+		known("before the first request", false, false, false)
+		for _, token := range tokens {
+			accepted(t, v, token)
+		}
+		known("after it", true, true, true)
+		revoke(t, i, r.ID)
+		known("after the revocation", true, false, true)
+		time.Sleep(time.Hour)
+		known("after the expiry", false, false, true)
+		if k, err := i.Find(r.ID); err != nil || k.Requests != 1 {
+			t.Errorf("Known counts as a use: %+v, %v", k.Usage, err)
+		}
+		reset(t, i)
+		known("after a reset", false, false, false)
+	})
 }
 
 // alternating uses a key, from one source and from another by turns.

@@ -21,14 +21,14 @@ import (
 // world is a Manager and what it needs, which outlives it.
 type world struct {
 	*Manager
-	store *sandboxtest.Store
+	store *sandboxtest.MemoryStore
 	rt    *sandboxtest.Runtime
 	guest *sandboxtest.Guest
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{store: sandboxtest.NewStore(), rt: sandboxtest.NewRuntime(), guest: sandboxtest.NewGuest()}
+	w := &world{store: sandboxtest.NewMemoryStore(), rt: sandboxtest.NewRuntime(), guest: sandboxtest.NewGuest()}
 	w.restart(t)
 	return w
 }
@@ -254,7 +254,7 @@ func TestWaitForAConnectionEnds(t *testing.T) {
 
 func TestUnwritableStoreStartsNothing(t *testing.T) {
 	w := newWorld(t)
-	w.store.Fail(errors.New("disk full"))
+	w.store.FailWith(errors.New("disk full"))
 	if err := w.Start(t.Context(), box1, Request{}); err == nil || !strings.Contains(err.Error(), "disk full") {
 		t.Fatalf("start: %v", err)
 	}
@@ -363,7 +363,7 @@ func TestRestartAdoptsWhatRuns(t *testing.T) {
 }
 
 func TestAManagerRefusesWorkBeforeItRecovered(t *testing.T) {
-	m := NewManager(Options{Store: sandboxtest.NewStore(), Runtime: sandboxtest.NewRuntime(), Defaults: Config{Image: "x", CPUs: 1, MemoryMiB: 512}, MaxCPUs: 1, MaxMemoryMiB: 512})
+	m := NewManager(Options{Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Defaults: Config{Image: "x", CPUs: 1, MemoryMiB: 512}, MaxCPUs: 1, MaxMemoryMiB: 512})
 	if err := m.Start(t.Context(), box1, Request{}); !errdefs.IsUnavailable(err) {
 		t.Errorf("start: %v", err)
 	}

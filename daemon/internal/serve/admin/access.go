@@ -14,14 +14,8 @@ import (
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
-
-// Peer is the local user at the other end of a call.
-type Peer struct {
-	UID uint32
-	// Groups are all that it is in.
-	Groups []uint32
-}
 
 // access says in which states of the daemon a method is answered.
 type access int
@@ -113,7 +107,7 @@ func (s *Server) answer(ctx context.Context, method string, handle func() error)
 	return rpcerr.GRPC(err)
 }
 
-func (s *Server) admit(method string, peer Peer, known bool) error {
+func (s *Server) admit(method string, peer peer.Peer, known bool) error {
 	need := methods[method]
 	if need == denied {
 		return fmt.Errorf("method %s is not served: %w", method, errdefs.ErrPermissionDenied)
@@ -126,7 +120,7 @@ func (s *Server) admit(method string, peer Peer, known bool) error {
 }
 
 // mayAdminister goes by user and group, never by pid, which can change hands.
-func (s *Server) mayAdminister(peer Peer) bool {
+func (s *Server) mayAdminister(peer peer.Peer) bool {
 	if peer.UID == 0 || int(peer.UID) == os.Geteuid() {
 		return true
 	}

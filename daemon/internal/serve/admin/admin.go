@@ -1,6 +1,6 @@
-// Package admin serves the admin socket's gRPC API: each method is a few lines over the token and
-// sandbox domains. Its interceptor decides, by one table, who may call what and when. Only the wiring
-// enters.
+// Package admin serves the admin socket's gRPC API: each method is a few lines over the domains of keys
+// and sandboxes. Its interceptor decides, by one table, who may call what and when. Only package daemon
+// imports this package.
 package admin
 
 import (
@@ -12,7 +12,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
@@ -20,6 +19,7 @@ import (
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 // Keys issues API keys. A *keys.Issuer is one.
@@ -29,11 +29,16 @@ type Keys interface {
 	Find(ref string) (keys.Key, error)
 	Revoke(ctx context.Context, ref string, by uint32) (keys.Key, error)
 	Rotate(ctx context.Context, req keys.RotateRequest) (secret keys.Secret, made keys.Record, old keys.Key, err error)
-	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error)
 	Reset(ctx context.Context, by uint32) (invalidated int, err error)
 	SigningKey() keys.SigningKey
 	// Now is the time by which keys live and die.
 	Now() time.Time
+}
+
+// Pruner removes dead keys. A *backup.Service is one: it removes none that a restore could bring back.
+type Pruner interface {
+	// Prune removes the keys that have been dead for so long or, with dryRun, only returns them.
+	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error)
 }
 
 // Audit is the audit log. A *store.Store is one.
@@ -52,14 +57,7 @@ type Backups interface {
 	// Write writes an archive; by is the uid of the local user who asks.
 	Write(ctx context.Context, w io.Writer, by uint32) error
 	// Restore reads one, and changes nothing unless all of it is good.
-	Restore(ctx context.Context, r io.Reader, by uint32) (Restored, error)
-}
-
-// Restored is what a restore did.
-type Restored struct {
-	TakenAt time.Time
-	// Live keys came with the archive; Invalidated ones were live before.
-	Live, Invalidated int
+	Restore(ctx context.Context, r io.Reader, by uint32) (keys.Restored, error)
 }
 
 // Sandboxes lists and stops sandboxes. A *sandbox.Manager is one.
@@ -71,25 +69,17 @@ type Sandboxes interface {
 	StopAll(ctx context.Context) (int, error)
 }
 
-// Images holds what sandboxes can be started from.
+// Images holds what sandboxes can be started from. An *image.Store is one.
 type Images interface {
 	// Import reads an OCI archive on this host.
-	Import(ctx context.Context, path string) ([]Image, error)
-	List(ctx context.Context) ([]Image, error)
-}
-
-// Image is an image as administrators see it.
-type Image struct {
-	Name   string
-	Digest digest.Digest
-	// Size of the compressed content, in bytes.
-	Size    int64
-	Created time.Time
+	Import(ctx context.Context, path string) ([]sandbox.Image, error)
+	List(ctx context.Context) ([]sandbox.Image, error)
 }
 
 // Options is what a Server is made of.
 type Options struct {
 	Keys      Keys
+	Pruner    Pruner
 	Audit     Audit
 	Backups   Backups
 	Sandboxes Sandboxes
@@ -101,9 +91,10 @@ type Options struct {
 	Status func() *adminv1.GetStatusResponse
 	// Shutdown makes the daemon end, and with it the context of Serve. It does not wait.
 	Shutdown func()
-	// Credentials read who is at the other end of a connection; PeerOf tells it of a call.
+	// Credentials read who is at the other end of a connection, and PeerOf returns who made a call:
+	// peer.Credentials and peer.FromContext.
 	Credentials credentials.TransportCredentials
-	PeerOf      func(ctx context.Context) (Peer, bool)
+	PeerOf      func(ctx context.Context) (peer.Peer, bool)
 	// Group is the Unix group whose members may do everything here, beside root and the daemon's own
 	// user. The host need not have it.
 	Group string
@@ -168,17 +159,17 @@ func (s *Server) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (*a
 			return nil, err
 		}
 	}
-	left := 0
+	running := 0
 	for _, r := range s.Sandboxes.List("") {
 		if r.State != sandbox.Failed {
-			left++
+			running++
 		}
 	}
 	s.Options.Shutdown()
-	return &adminv1.ShutdownResponse{SandboxesStopped: int32(stopped), SandboxesLeftRunning: int32(left)}, nil
+	return &adminv1.ShutdownResponse{SandboxesStopped: int32(stopped), SandboxesLeftRunning: int32(running)}, nil
 }
 
-// uid is the local user who makes a call; the interceptor has seen to it that there is one.
+// uid is the local user who makes a call; the interceptor has made sure that there is one.
 func (s *Server) uid(ctx context.Context) uint32 {
 	peer, _ := s.PeerOf(ctx)
 	return peer.UID

@@ -23,6 +23,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 func TestEveryMethodIsInTheTable(t *testing.T) {
@@ -47,7 +48,7 @@ func TestUnlistedMethodIsDenied(t *testing.T) {
 			t.Errorf("%s: %s", method, code)
 		}
 	}
-	if f.shutdowns != 0 || len(f.store.logged()) != 0 {
+	if f.shutdowns != 0 || len(f.store.TakeEvents()) != 0 {
 		t.Error("something was done all the same")
 	}
 }
@@ -80,17 +81,17 @@ func TestPeersAreAuthorised(t *testing.T) {
 	its := []uint32{stranger, uint32(gid)}
 	tests := map[string]struct {
 		group   string
-		peer    Peer
+		peer    peer.Peer
 		unknown bool
 		want    codes.Code
 	}{
-		"root":                  {"no-such-group", Peer{0, nil}, false, codes.OK},
-		"the daemon's own user": {"no-such-group", Peer{uint32(os.Geteuid()), nil}, false, codes.OK},
-		"a stranger":            {"no-such-group", Peer{stranger, its}, false, codes.PermissionDenied},
-		"a member":              {group.Name, Peer{stranger, its}, false, codes.OK},
-		"not a member":          {group.Name, Peer{stranger, its[:1]}, false, codes.PermissionDenied},
-		"of no group":           {group.Name, Peer{stranger, nil}, false, codes.PermissionDenied},
-		"peer not known":        {group.Name, Peer{}, true, codes.PermissionDenied},
+		"root":                  {"no-such-group", peer.Peer{}, false, codes.OK},
+		"the daemon's own user": {"no-such-group", peer.Peer{UID: uint32(os.Geteuid())}, false, codes.OK},
+		"a stranger":            {"no-such-group", peer.Peer{UID: stranger, Groups: its}, false, codes.PermissionDenied},
+		"a member":              {group.Name, peer.Peer{UID: stranger, Groups: its}, false, codes.OK},
+		"not a member":          {group.Name, peer.Peer{UID: stranger, Groups: its[:1]}, false, codes.PermissionDenied},
+		"of no group":           {group.Name, peer.Peer{UID: stranger}, false, codes.PermissionDenied},
+		"peer not known":        {group.Name, peer.Peer{}, true, codes.PermissionDenied},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -102,7 +103,7 @@ func TestPeersAreAuthorised(t *testing.T) {
 					t.Errorf("%s: %s", method, got)
 				}
 			}
-			if tt.want != codes.OK && (len(f.store.records) != 0 || f.shutdowns != 0 || len(f.store.logged()) != 0) {
+			if tt.want != codes.OK && (len(f.store.Records()) != 0 || f.shutdowns != 0 || len(f.store.TakeEvents()) != 0) {
 				t.Error("something was done all the same")
 			}
 		})
@@ -185,7 +186,7 @@ func TestWhatIsServedInTrouble(t *testing.T) {
 
 func TestSandboxesAndImages(t *testing.T) {
 	f := newFixture(t, "root") // a group that every host has
-	f.peer = Peer{UID: 1234, Groups: []uint32{0}}
+	f.peer = peer.Peer{UID: 1234, Groups: []uint32{0}}
 	at := time.Unix(9, 0)
 	f.sandboxes.records = []sandbox.Record{
 		{
@@ -215,7 +216,7 @@ func TestSandboxesAndImages(t *testing.T) {
 	if diff := cmp.Diff(wantImages, listed.GetImages(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	if events := f.store.logged(); len(events) != 0 {
+	if events := f.store.TakeEvents(); len(events) != 0 {
 		t.Errorf("reading is in the audit log: %v", events)
 	}
 
@@ -236,7 +237,7 @@ func TestSandboxesAndImages(t *testing.T) {
 		{Action: audit.SandboxStop, Actor: "uid:1234", Target: "default/my-env"},
 		{Action: audit.ImageImport, Actor: "uid:1234", Target: "/x.tar"},
 	}
-	if diff := cmp.Diff(wantEvents, f.store.logged()); diff != "" {
+	if diff := cmp.Diff(wantEvents, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -256,7 +257,7 @@ func TestShutdown(t *testing.T) {
 		{Action: audit.ServerStop, Actor: "uid:0"},
 		{Action: audit.ServerStop, Actor: "uid:0", Detail: map[string]string{"sandboxes": "stopped"}},
 	}
-	if diff := cmp.Diff(want, f.store.logged()); diff != "" {
+	if diff := cmp.Diff(want, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -265,7 +266,7 @@ func TestShutdown(t *testing.T) {
 func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 	f := newFixture(t, "")
 	f.sandboxes.records = []sandbox.Record{{ID: "a1", State: sandbox.Running}}
-	f.store.breakWith(errors.New("no space left on device"))
+	f.store.FailWith(errors.New("no space left on device"))
 	for name, act := range map[string]func() error{
 		"stop a sandbox": func() error {
 			_, err := f.client.StopSandbox(t.Context(), &adminv1.StopSandboxRequest{Name: "my-env"})
@@ -288,7 +289,7 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if len(f.sandboxes.stopped) != 0 || len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.records) != 0 {
+	if len(f.sandboxes.stopped) != 0 || len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
 		t.Errorf("something was done: %+v, %v, %d shutdowns", f.sandboxes, f.images.imported, f.shutdowns)
 	}
 }
@@ -308,19 +309,19 @@ func TestServeSaysWhenItsListenerBreaks(t *testing.T) {
 // Whoever waits for the status of a call gets the error's class and words, not gRPC's.
 func TestRefusalsSayWhatToDo(t *testing.T) {
 	f := newFixture(t, "msb")
-	f.peer = Peer{UID: 4e9}
+	f.peer = peer.Peer{UID: 4e9}
 	_, err := f.client.GetStatus(t.Context(), &adminv1.GetStatusRequest{})
 	if s := status.Convert(err); s.Code() != codes.PermissionDenied || !strings.Contains(s.Message(), "usermod -aG msb") {
 		t.Error(err)
 	}
-	f.peer = Peer{}
+	f.peer = peer.Peer{}
 	f.state = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 	_, err = f.client.CreateKey(t.Context(), &adminv1.CreateKeyRequest{})
 	if s := status.Convert(err); s.Code() != codes.FailedPrecondition || !strings.Contains(s.Message(), "no disk") {
 		t.Error(err)
 	}
 	f.state = adminv1.GetStatusResponse_DAEMON_STATE_READY
-	f.store.breakWith(errors.New("no space"))
+	f.store.FailWith(errors.New("no space"))
 	_, err = f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{})
 	if want := fmt.Sprintf("SIGTERM to process %d", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, without %q", err, want)

@@ -90,7 +90,7 @@ func (s *Server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (
 
 // PruneKeys implements AdminServiceServer.
 func (s *Server) PruneKeys(ctx context.Context, req *adminv1.PruneKeysRequest) (*adminv1.PruneKeysResponse, error) {
-	keys, err := s.Keys.Prune(ctx, req.GetDeadFor(), req.GetDryRun(), s.uid(ctx))
+	keys, err := s.Pruner.Prune(ctx, req.GetDeadFor(), req.GetDryRun(), s.uid(ctx))
 	if err != nil {
 		return nil, err
 	}

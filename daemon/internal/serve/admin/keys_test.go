@@ -67,7 +67,7 @@ func TestCreateKey(t *testing.T) {
 	if _, err := f.client.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Name: "ci"}); status.Code(err) != codes.AlreadyExists {
 		t.Errorf("a name twice: %v", err)
 	}
-	if n := len(f.store.records); n != 2 {
+	if n := len(f.store.Records()); n != 2 {
 		t.Errorf("there are %d keys", n)
 	}
 }
@@ -193,7 +193,7 @@ func TestUseAndRevocationOfAKey(t *testing.T) {
 		}
 	}
 	want := []audit.Event{{Action: audit.KeyCreate}, {Action: audit.KeyRevoke}}
-	got := f.store.logged()
+	got := f.store.TakeEvents()
 	for i := range got {
 		if got[i].Actor != "uid:0" || got[i].Target != p.KeyID {
 			t.Errorf("audit event %+v", got[i])
@@ -264,11 +264,11 @@ func TestPruneKeys(t *testing.T) {
 	if got := prune(&adminv1.PruneKeysRequest{DeadFor: "30d"}); got != nil {
 		t.Errorf("a key that has just died is pruned: %v", got)
 	}
-	if got := prune(&adminv1.PruneKeysRequest{DryRun: true}); !cmp.Equal(got, []string{"goes"}) || len(f.store.records) != 2 {
-		t.Errorf("a dry run: %v, %d are left", got, len(f.store.records))
+	if got := prune(&adminv1.PruneKeysRequest{DryRun: true}); !cmp.Equal(got, []string{"goes"}) || len(f.store.Records()) != 2 {
+		t.Errorf("a dry run: %v, %d are left", got, len(f.store.Records()))
 	}
-	if got := prune(&adminv1.PruneKeysRequest{}); !cmp.Equal(got, []string{"goes"}) || len(f.store.records) != 1 {
-		t.Errorf("pruned %v, %d are left", got, len(f.store.records))
+	if got := prune(&adminv1.PruneKeysRequest{}); !cmp.Equal(got, []string{"goes"}) || len(f.store.Records()) != 1 {
+		t.Errorf("pruned %v, %d are left", got, len(f.store.Records()))
 	}
 	if _, err := f.client.PruneKeys(t.Context(), &adminv1.PruneKeysRequest{DeadFor: "x"}); status.Code(err) != codes.InvalidArgument {
 		t.Error(err)

@@ -5,11 +5,9 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,55 +21,36 @@ import (
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 // store is a keys.Store and an Audit in memory.
 type store struct {
+	*keystest.MemoryStore
 	mu      sync.Mutex
-	records map[string]keys.Record
-	events  []audit.Event
-	more    chan struct{} // closed and made anew with each event
-	broken  error         // fails every change
+	more    chan struct{} // closed and replaced with each change
 	problem error         // of the audit log
 }
 
 func newStore() *store {
-	return &store{records: map[string]keys.Record{}, more: make(chan struct{})}
-}
-
-func (s *store) LoadKeys() (keys.Saved, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return keys.Saved{Records: slices.Collect(maps.Values(s.records))}, nil
+	return &store{MemoryStore: keystest.NewMemoryStore(), more: make(chan struct{})}
 }
 
 func (s *store) CommitKeys(c keys.Change) error {
+	if err := s.MemoryStore.CommitKeys(c); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.broken != nil {
-		return s.broken
-	}
-	for _, r := range c.Put {
-		s.records[r.ID] = r
-	}
-	for _, id := range c.Delete {
-		delete(s.records, id)
-	}
-	s.add(c.Events...)
+	close(s.more)
+	s.more = make(chan struct{})
 	return nil
 }
 
-func (s *store) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
-
 func (s *store) Audit(e audit.Event) error {
 	return s.CommitKeys(keys.Change{Events: []audit.Event{e}})
-}
-
-func (s *store) add(events ...audit.Event) {
-	s.events = append(s.events, events...)
-	close(s.more)
-	s.more = make(chan struct{})
 }
 
 func (s *store) AuditPath() string { return "/state/audit.jsonl" }
@@ -79,18 +58,17 @@ func (s *store) AuditPath() string { return "/state/audit.jsonl" }
 func (s *store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return audit.Head{Seq: uint64(len(s.events)), Hash: "h"}, s.problem
+	return audit.Head{Seq: uint64(len(s.Events())), Hash: "h"}, s.problem
 }
 
 func (s *store) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
-	s.mu.Lock()
-	next := max(0, len(s.events)-last)
-	s.mu.Unlock()
+	next := max(0, len(s.Events())-last)
 	for {
 		s.mu.Lock()
-		events, more := s.events[next:], s.more
-		next = len(s.events)
+		more := s.more
 		s.mu.Unlock()
+		events := s.Events()[next:]
+		next += len(events)
 		for _, e := range events {
 			if err := line([]byte(e.Action)); err != nil {
 				return err
@@ -105,21 +83,6 @@ func (s *store) TailAudit(ctx context.Context, last int, follow bool, line func(
 			return ctx.Err()
 		}
 	}
-}
-
-// logged takes what was logged since the last time.
-func (s *store) logged() []audit.Event {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	events := s.events
-	s.events = nil
-	return events
-}
-
-func (s *store) breakWith(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.broken = err
 }
 
 // archives is a Backups whose archive is some bytes.
@@ -140,12 +103,12 @@ func (a *archives) Write(_ context.Context, w io.Writer, by uint32) error {
 	return a.err
 }
 
-func (a *archives) Restore(_ context.Context, r io.Reader, by uint32) (Restored, error) {
+func (a *archives) Restore(_ context.Context, r io.Reader, by uint32) (keys.Restored, error) {
 	a.by = by
 	content, err := io.ReadAll(r)
 	a.read = string(content)
 	a.restored <- err
-	return Restored{TakenAt: time.Unix(9, 0), Live: 2, Invalidated: 1}, errors.Join(err, a.err)
+	return keys.Restored{TakenAt: time.Unix(9, 0), Live: 2, Invalidated: 1}, errors.Join(err, a.err)
 }
 
 type sandboxes struct {
@@ -174,16 +137,16 @@ func (s *sandboxes) Stop(_ context.Context, name sandbox.Name) error {
 }
 
 type images struct {
-	list     []Image
+	list     []sandbox.Image
 	imported []string
 }
 
-func (i *images) Import(_ context.Context, path string) ([]Image, error) {
+func (i *images) Import(_ context.Context, path string) ([]sandbox.Image, error) {
 	i.imported = append(i.imported, path)
 	return i.list, nil
 }
 
-func (i *images) List(context.Context) ([]Image, error) { return i.list, nil }
+func (i *images) List(context.Context) ([]sandbox.Image, error) { return i.list, nil }
 
 // log is a log that may be read while it is written.
 type log struct {
@@ -211,7 +174,7 @@ type fixture struct {
 	shutdowns int
 	statuses  int
 	state     adminv1.GetStatusResponse_DaemonState
-	peer      Peer
+	peer      peer.Peer
 	peerKnown bool
 	verifier  *keys.Verifier
 	store     *store
@@ -231,7 +194,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		store:     newStore(),
 		archives:  &archives{restored: make(chan error, 1)},
 		sandboxes: new(sandboxes),
-		images: &images{list: []Image{{
+		images: &images{list: []sandbox.Image{{
 			Name: "microsandbox/python", Digest: "sha256:00", Size: 7, Created: time.Unix(1, 0),
 		}}},
 	}
@@ -245,6 +208,7 @@ func newFixture(t *testing.T, group string) *fixture {
 	f.verifier = verifier
 	f.server = New(Options{
 		Keys:      issuer,
+		Pruner:    issuer,
 		Audit:     f.store,
 		Backups:   f.archives,
 		Sandboxes: f.sandboxes,
@@ -256,7 +220,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		},
 		Shutdown:    func() { f.shutdowns++ },
 		Credentials: insecure.NewCredentials(),
-		PeerOf:      func(context.Context) (Peer, bool) { return f.peer, f.peerKnown },
+		PeerOf:      func(context.Context) (peer.Peer, bool) { return f.peer, f.peerKnown },
 		Group:       group,
 		Log:         log,
 	})

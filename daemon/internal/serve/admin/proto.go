@@ -66,11 +66,11 @@ func sandboxProto(r sandbox.Record) *adminv1.Sandbox {
 	}
 }
 
-func imageProto(i Image) *adminv1.Image {
-	return &adminv1.Image{Name: i.Name, Digest: i.Digest.String(), SizeBytes: i.Size, CreatedAt: timeProto(i.Created)}
+func imageProto(i sandbox.Image) *adminv1.Image {
+	return &adminv1.Image{Name: i.Name, Digest: i.Digest, SizeBytes: i.Size, CreatedAt: timeProto(i.Created)}
 }
 
-func restoredProto(r Restored, signingKeyID string) *adminv1.RestoreResponse {
+func restoredProto(r keys.Restored, signingKeyID string) *adminv1.RestoreResponse {
 	return &adminv1.RestoreResponse{
 		SigningKeyId: signingKeyID,
 		Live:         int32(r.Live),

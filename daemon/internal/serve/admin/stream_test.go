@@ -18,6 +18,8 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 func (f *fixture) backup(t *testing.T) (string, error) {
@@ -44,7 +46,7 @@ var large = strings.Repeat("an archive ", 500_000)
 
 func TestBackup(t *testing.T) {
 	f := newFixture(t, "root")
-	f.peer = Peer{UID: 1234, Groups: []uint32{0}}
+	f.peer = peer.Peer{UID: 1234, Groups: []uint32{0}}
 	f.archives.content = large
 	if got, err := f.backup(t); err != nil || got != large || f.archives.by != 1234 {
 		t.Errorf("got %d of %d bytes, %v, by %d", len(got), len(large), err, f.archives.by)
@@ -216,8 +218,8 @@ type writing func(io.Writer) error
 
 func (write writing) Write(_ context.Context, w io.Writer, _ uint32) error { return write(w) }
 
-func (writing) Restore(context.Context, io.Reader, uint32) (Restored, error) {
-	return Restored{}, errdefs.ErrNotImplemented
+func (writing) Restore(context.Context, io.Reader, uint32) (keys.Restored, error) {
+	return keys.Restored{}, errdefs.ErrNotImplemented
 }
 
 func TestVerifyAudit(t *testing.T) {

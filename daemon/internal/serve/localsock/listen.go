@@ -1,6 +1,5 @@
-// Package localsock is the door of the admin socket: it binds the Unix socket, or takes it from
-// systemd, and tells who is at the other end. It decides nothing about what a peer may do. Only the
-// wiring enters.
+// Package localsock listens on the admin socket: it binds the Unix socket, or takes it from systemd. Only
+// package daemon imports this package.
 package localsock
 
 import (

@@ -2,7 +2,6 @@ package localsock
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,21 +11,15 @@ import (
 	"os/user"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 
-	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
 func TestListenModes(t *testing.T) {
@@ -98,46 +91,6 @@ func TestListenRefusesWhatIsNotItsOwn(t *testing.T) {
 	long := filepath.Join(t.TempDir(), strings.Repeat("x", 200), "msbd.sock")
 	if _, err := Listen(long); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("Listen with a long path: %v, want invalid argument", err)
-	}
-}
-
-// The kernel's word, not the peer's, arrives in the handler.
-func TestPeerCredentials(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "run", "msbd.sock")
-	l, err := Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	peers := make(chan Peer, 1)
-	server := grpc.NewServer(grpc.Creds(Credentials()),
-		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
-			p, ok := PeerFromContext(stream.Context())
-			if !ok {
-				return status.Error(codes.Internal, "no peer")
-			}
-			peers <- p
-			return status.Error(codes.NotFound, "met")
-		}))
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(l) }()
-	defer func() {
-		server.Stop()
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-	}()
-	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_, err = adminv1.NewAdminServiceClient(conn).GetStatus(context.Background(), &adminv1.GetStatusRequest{})
-	if status.Code(err) != codes.NotFound {
-		t.Fatal(err)
-	}
-	p := <-peers
-	if int(p.UID) != os.Getuid() || !slices.Contains(p.Groups, uint32(os.Getgid())) || int(p.PID) != os.Getpid() {
-		t.Errorf("peer is %+v, want this process", p)
 	}
 }
 
@@ -251,7 +204,7 @@ func activatedChild(path string) {
 		return
 	}
 	defer conn.Close()
-	p, err := peerOf(conn)
+	p, err := peer.Of(conn)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -259,15 +212,15 @@ func activatedChild(path string) {
 	fmt.Fprintf(conn, "hello %d", p.PID)
 }
 
-// asNobody runs f as user and group 65534, with further groups, in a thread that ends with it. Only root can.
-func asNobody(t *testing.T, groups []uint32, f func()) {
+// asNobody runs f as user and group 65534, in a thread that ends with it. Only root can.
+func asNobody(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread is not used again
 		const nobody = 65534
 		for _, set := range [][4]uintptr{
-			{unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
+			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
 		} {
 			// Of this thread alone, unlike what package syscall offers.
 			if _, _, errno := unix.RawSyscall(set[0], set[1], set[2], set[3]); errno != 0 {
@@ -303,7 +256,7 @@ func TestListenWithoutRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "msb", "msbd.sock")
-	asNobody(t, nil, func() {
+	asNobody(t, func() {
 		if gid := groupID("root"); gid != -1 {
 			t.Errorf("the group of root has id %d", gid)
 		}
@@ -323,50 +276,4 @@ func TestListenWithoutRoot(t *testing.T) {
 			t.Errorf("the socket is %d's, %s", owner.Uid, info.Mode())
 		}
 	})
-}
-
-// Another user's credentials are told as another's.
-func TestPeerCredentialsOfAnotherUser(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Log("only root can be somebody else")
-		return
-	}
-	l, err := net.Listen("unix", "@localsock-test-"+strconv.Itoa(os.Getpid())) // abstract, so that nobody may enter
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	var groups []uint32
-	for gid := range uint32(40) {
-		groups = append(groups, 7000+gid)
-	}
-	asNobody(t, groups, func() {
-		conn, err := net.Dial("unix", l.Addr().String())
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		conn.Close() // who it was is known all the same
-	})
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	p, err := peerOf(conn)
-	if err != nil || p.UID != 65534 || !slices.Equal(p.Groups, append(groups, 65534)) {
-		t.Errorf("got %+v, %v", p, err)
-	}
-}
-
-func TestPeerOfWhatIsNoUnixSocket(t *testing.T) {
-	a, b := net.Pipe()
-	defer a.Close()
-	defer b.Close()
-	if _, _, err := Credentials().ServerHandshake(a); err == nil {
-		t.Error("a connection without credentials is taken")
-	}
-	if _, err := b.Write([]byte("x")); err == nil {
-		t.Error("the connection is still open")
-	}
 }

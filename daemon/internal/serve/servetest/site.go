@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
+
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
@@ -169,13 +171,6 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 	return all, nil
 }
 
-// memoryStore keeps keys for as long as a test: package keys has the records in memory.
-type memoryStore struct{}
-
-func (memoryStore) LoadKeys() (keys.Saved, error)                    { return keys.Saved{}, nil }
-func (memoryStore) CommitKeys(keys.Change) error                     { return nil }
-func (memoryStore) SaveUsage(map[string]keys.Usage, time.Time) error { return nil }
-
 // Site is a gateway with everything that it needs.
 type Site struct {
 	*gateway.Gateway
@@ -228,7 +223,7 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 	s := &Site{Boxes: &Sandboxes{Boxes: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.Log, nil))
 	issuer, verifier, err := keys.Open(keys.Options{
-		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: memoryStore{}, Log: log,
+		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

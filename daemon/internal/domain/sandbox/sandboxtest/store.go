@@ -1,53 +1,187 @@
 package sandboxtest
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Store is a sandbox.Store that forgets with the process.
-type Store struct {
+// MemoryStore is a sandbox.Store that forgets everything with the process. It is safe for concurrent use.
+type MemoryStore struct {
 	mu      sync.Mutex
 	records map[string]sandbox.Record
-	err     error
+	fail    error
 }
 
-// NewStore returns an empty Store.
-func NewStore() *Store { return &Store{records: map[string]sandbox.Record{}} }
+var _ sandbox.Store = (*MemoryStore)(nil)
 
-// Fail makes every write from now on fail with err, or succeed again if it is nil.
-func (s *Store) Fail(err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.err = err
+// NewMemoryStore returns a MemoryStore that holds records.
+func NewMemoryStore(records ...sandbox.Record) *MemoryStore {
+	m := &MemoryStore{records: make(map[string]sandbox.Record)}
+	for _, r := range records {
+		m.records[r.ID] = r
+	}
+	return m
 }
 
 // PutSandbox implements sandbox.Store.
-func (s *Store) PutSandbox(r sandbox.Record) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		s.records[r.ID] = r
+func (m *MemoryStore) PutSandbox(r sandbox.Record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
 	}
-	return s.err
+	if r.ID == "" {
+		return fmt.Errorf("record without an id: %w", errdefs.ErrInvalidArgument)
+	}
+	m.records[r.ID] = r
+	return nil
 }
 
 // DeleteSandbox implements sandbox.Store.
-func (s *Store) DeleteSandbox(id string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		delete(s.records, id)
+func (m *MemoryStore) DeleteSandbox(id string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.fail != nil {
+		return m.fail
 	}
-	return s.err
+	delete(m.records, id)
+	return nil
 }
 
 // Sandboxes implements sandbox.Store.
-func (s *Store) Sandboxes() ([]sandbox.Record, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Collect(maps.Values(s.records)), nil
+func (m *MemoryStore) Sandboxes() ([]sandbox.Record, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Collect(maps.Values(m.records)), nil
+}
+
+// FailWith makes every change fail with err from now on; nil makes none fail.
+func (m *MemoryStore) FailWith(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.fail = err
+}
+
+// Records returns all records by id.
+func (m *MemoryStore) Records() map[string]sandbox.Record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return maps.Clone(m.records)
+}
+
+// TestStore tests that an implementation keeps the contract of sandbox.Store. open returns a store that is
+// empty. reopen closes a store and opens it again, as a restart of the server does; nil if the
+// implementation forgets everything then.
+func TestStore(t *testing.T, open func(t *testing.T) sandbox.Store, reopen func(t *testing.T, s sandbox.Store) sandbox.Store) {
+	if reopen == nil {
+		reopen = func(_ *testing.T, s sandbox.Store) sandbox.Store { return s }
+	}
+	for name, test := range map[string]func(t *testing.T, s *storeUnderTest){
+		"records":                   testRecords,
+		"a record without an id":    testRecordWithoutID,
+		"changes beside each other": testConcurrentChanges,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, &storeUnderTest{Store: open(t), reopen: reopen})
+		})
+	}
+}
+
+type storeUnderTest struct {
+	sandbox.Store
+	reopen func(t *testing.T, s sandbox.Store) sandbox.Store
+}
+
+// holds checks what the store holds, now and after a restart.
+func (s *storeUnderTest) holds(t *testing.T, want ...sandbox.Record) {
+	t.Helper()
+	byID := cmpopts.SortSlices(func(a, b sandbox.Record) bool { return a.ID < b.ID })
+	for _, when := range []string{"now", "after a restart"} {
+		got, err := s.Sandboxes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, byID, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s: %s", when, diff)
+		}
+		s.Store = s.reopen(t, s.Store)
+	}
+}
+
+func (s *storeUnderTest) put(t *testing.T, records ...sandbox.Record) {
+	t.Helper()
+	for _, r := range records {
+		if err := s.PutSandbox(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func storedRecord(id string, state sandbox.State) sandbox.Record {
+	return sandbox.Record{
+		ID:        id,
+		Name:      sandbox.Name{Namespace: "default", Name: "box-" + id},
+		Config:    sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, Env: []string{"A=b"}, Workdir: "/w"},
+		State:     state,
+		CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+	}
+}
+
+func testRecords(t *testing.T, s *storeUnderTest) {
+	s.holds(t)
+	s.put(t, storedRecord("0", sandbox.Starting), storedRecord("1", sandbox.Starting))
+	s.holds(t, storedRecord("0", sandbox.Starting), storedRecord("1", sandbox.Starting))
+	failed := storedRecord("1", sandbox.Failed)
+	failed.Reason, failed.Cause = "it did not start", "no disk"
+	s.put(t, storedRecord("0", sandbox.Running), failed)
+	s.holds(t, storedRecord("0", sandbox.Running), failed)
+	for range 2 { // the second time the id is unknown, which is no error
+		if err := s.DeleteSandbox("0"); err != nil {
+			t.Fatal(err)
+		}
+		s.holds(t, failed)
+	}
+}
+
+func testRecordWithoutID(t *testing.T, s *storeUnderTest) {
+	if err := s.PutSandbox(storedRecord("", sandbox.Starting)); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("PutSandbox without an id: %v, want invalid argument", err)
+	}
+	s.holds(t)
+}
+
+// Changes that come at the same time are all made.
+func testConcurrentChanges(t *testing.T, s *storeUnderTest) {
+	var want []sandbox.Record
+	var wg sync.WaitGroup
+	for n := range 8 {
+		id := fmt.Sprint(n)
+		want = append(want, storedRecord(id, sandbox.Running))
+		wg.Go(func() {
+			for _, r := range []sandbox.Record{storedRecord(id, sandbox.Starting), storedRecord(id+"-gone", sandbox.Starting), storedRecord(id, sandbox.Running)} {
+				if err := s.PutSandbox(r); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := s.DeleteSandbox(id + "-gone"); err != nil {
+				t.Error(err)
+			}
+			if _, err := s.Sandboxes(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	s.holds(t, want...)
 }

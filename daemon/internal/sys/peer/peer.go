@@ -1,4 +1,6 @@
-package localsock
+// Package peer tells which local user is at the other end of a Unix socket. It decides nothing about what
+// that user may do.
+package peer
 
 import (
 	"context"
@@ -10,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/peer"
+	grpcpeer "google.golang.org/grpc/peer"
 )
 
-// Peer is the process at the other end, as the kernel saw it when it connected.
+// Peer is the process at the other end of a connection, as the kernel saw it when it connected.
 type Peer struct {
 	credentials.CommonAuthInfo
 	UID uint32
@@ -26,9 +28,9 @@ type Peer struct {
 // AuthType implements credentials.AuthInfo.
 func (Peer) AuthType() string { return "peercred" }
 
-// PeerFromContext returns who made the call that ctx belongs to, on a server that uses Credentials.
-func PeerFromContext(ctx context.Context) (Peer, bool) {
-	p, ok := peer.FromContext(ctx)
+// FromContext returns who made the gRPC call that ctx belongs to, on a server that uses Credentials.
+func FromContext(ctx context.Context) (Peer, bool) {
+	p, ok := grpcpeer.FromContext(ctx)
 	if !ok {
 		return Peer{}, false
 	}
@@ -36,19 +38,19 @@ func PeerFromContext(ctx context.Context) (Peer, bool) {
 	return from, ok
 }
 
-// Credentials lets a gRPC server on a Unix socket learn the Peer of each connection. A connection
-// whose peer is unknown is refused.
+// Credentials lets a gRPC server on a Unix socket learn the Peer of each connection. It refuses a connection
+// whose peer is unknown. Clients use insecure credentials.
 func Credentials() credentials.TransportCredentials {
 	return peerCredentials{insecure.NewCredentials()}
 }
 
-// peerCredentials adds nothing to the bytes on the wire: clients use insecure credentials.
+// peerCredentials adds nothing to the bytes on the wire.
 type peerCredentials struct {
 	credentials.TransportCredentials
 }
 
 func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	p, err := peerOf(conn)
+	p, err := Of(conn)
 	if err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("read peer credentials: %w", err), conn.Close())
 	}
@@ -63,7 +65,8 @@ func (peerCredentials) Info() credentials.ProtocolInfo {
 	return credentials.ProtocolInfo{SecurityProtocol: "peercred"}
 }
 
-func peerOf(conn net.Conn) (Peer, error) {
+// Of returns the peer of a connection to a Unix socket.
+func Of(conn net.Conn) (Peer, error) {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
 		return Peer{}, fmt.Errorf("not a Unix socket but %T", conn)

@@ -172,7 +172,7 @@ func TestOneSessionForAKey(t *testing.T) {
 	token, r := issue(t, i, IssueRequest{})
 	p := accepted(t, v, token)
 	v.keys.mu.Lock()
-	again := v.keys.open(v.keys.byID[r.ID], "another good token")
+	again := v.keys.openSession(v.keys.byID[r.ID], "another good token")
 	v.keys.mu.Unlock()
 	if n := sessionCount(v); n != 1 || again.alive != p.alive {
 		t.Errorf("%d sessions are open", n)

@@ -18,7 +18,7 @@ type session struct {
 	principal Principal
 	// until is when the key expires or a rotation ends it, in microseconds since 1970.
 	until atomic.Int64
-	// timer closes the session then. It is changed under keys.mu.
+	// timer closes the session then. It is changed under keySet.mu.
 	timer *time.Timer
 	// end ends principal.alive.
 	end context.CancelCauseFunc
@@ -26,18 +26,18 @@ type session struct {
 
 const never = math.MaxInt64
 
-// sessions finds the session of a token, without a lock. There are at most as many as there are live keys.
-type sessions struct {
+// sessionCache finds the session of a token, without a lock. There are at most as many sessions as live keys.
+type sessionCache struct {
 	seed   maphash.Seed
 	byHash sync.Map // from uint64 to *session
 }
 
-func newSessions() *sessions { return &sessions{seed: maphash.MakeSeed()} }
+func newSessionCache() *sessionCache { return &sessionCache{seed: maphash.MakeSeed()} }
 
-// find returns nil for a token that has none. Nobody can aim at the hash, whose seed is secret, so how
+// find returns the session of a token, or nil. Nobody can aim at the hash, whose seed is secret, so how
 // long this takes does not tell how much of a guessed token is right.
-func (ss *sessions) find(token string) *session {
-	found, ok := ss.byHash.Load(ss.hash(token))
+func (c *sessionCache) find(token string) *session {
+	found, ok := c.byHash.Load(c.hash(token))
 	if !ok {
 		return nil
 	}
@@ -47,12 +47,12 @@ func (ss *sessions) find(token string) *session {
 	return nil
 }
 
-func (ss *sessions) hash(token string) uint64 { return maphash.String(ss.seed, token) }
+func (c *sessionCache) hash(token string) uint64 { return maphash.String(c.seed, token) }
 
-// open begins a session of a live key, unless it has one. That is the same token's, opened by a request
+// openSession begins a session of a live key, unless it has one. That is the same token's, opened by a request
 // beside this one; or a thief of the signing key made another good token, which gets no session of its own.
-// The caller holds keys.mu.
-func (ks *keys) open(k *key, token string) Principal {
+// The caller holds keySet.mu.
+func (ks *keySet) openSession(k *key, token string) Principal {
 	if k.session != nil {
 		return k.session.principal
 	}
@@ -65,13 +65,13 @@ func (ks *keys) open(k *key, token string) Principal {
 		end:       end,
 	}
 	k.session = s
-	ks.arm(s)
+	ks.scheduleExpiry(s)
 	ks.sessions.byHash.Store(ks.sessions.hash(s.token), s)
 	return s.principal
 }
 
-// close ends the session of a key, if it has one, and whatever is bound to it. The caller holds keys.mu.
-func (ks *keys) close(k *key, cause *rejection) {
+// closeSession ends the session of a key, if it has one, and whatever is bound to it. The caller holds keySet.mu.
+func (ks *keySet) closeSession(k *key, cause *rejection) {
 	s := k.session
 	if s == nil {
 		return
@@ -84,18 +84,18 @@ func (ks *keys) close(k *key, cause *rejection) {
 	s.end(cause)
 }
 
-// settle closes the session of a key that is refused now, and lets another go on for as long as the
-// record says. The caller holds keys.mu.
-func (ks *keys) settle(k *key) {
+// refreshSession closes the session of a key that is refused now. Another session continues for as long as
+// the record says. The caller holds keySet.mu.
+func (ks *keySet) refreshSession(k *key) {
 	if cause := k.refusal(ks.clock.time()); cause != nil {
-		ks.close(k, cause)
+		ks.closeSession(k, cause)
 	} else if k.session != nil {
-		ks.arm(k.session)
+		ks.scheduleExpiry(k.session)
 	}
 }
 
-// arm sets a session's end to that of its key. The caller holds keys.mu.
-func (ks *keys) arm(s *session) {
+// scheduleExpiry sets the end of a session to that of its key. The caller holds keySet.mu.
+func (ks *keySet) scheduleExpiry(s *session) {
 	until := s.key.Until()
 	if until.IsZero() {
 		s.until.Store(never)
@@ -103,8 +103,8 @@ func (ks *keys) arm(s *session) {
 	}
 	s.until.Store(until.UnixMicro())
 	const longest = 365 * 24 * time.Hour // of a timer; then it is set again
-	left := until.UnixMicro() - ks.clock.now()
-	wait := time.Duration(max(0, min(left, longest.Microseconds()))) * time.Microsecond
+	remaining := until.UnixMicro() - ks.clock.now()
+	wait := time.Duration(max(0, min(remaining, longest.Microseconds()))) * time.Microsecond
 	if s.timer == nil {
 		s.timer = time.AfterFunc(wait, func() { ks.expire(s) })
 	} else {
@@ -112,24 +112,24 @@ func (ks *keys) arm(s *session) {
 	}
 }
 
-// expire settles a session whose time may be over.
-func (ks *keys) expire(s *session) {
+// expire refreshes a session whose time may be over.
+func (ks *keySet) expire(s *session) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	if s.key.session == s {
-		ks.settle(s.key)
+		ks.refreshSession(s.key)
 	}
 }
 
-// expireAll settles every session whose time is over. Their timers do that by themselves, unless the
-// clock was set forward.
-func (ks *keys) expireAll() {
+// expireAll refreshes every session whose time is over. The timers of the sessions do that by themselves,
+// unless the clock was set forward.
+func (ks *keySet) expireAll() {
 	now := ks.clock.now()
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	for _, k := range ks.oldest {
 		if k.session != nil && k.session.until.Load() <= now {
-			ks.settle(k)
+			ks.refreshSession(k)
 		}
 	}
 }

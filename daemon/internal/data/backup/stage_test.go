@@ -1,0 +1,160 @@
+package backup_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/daemon/internal/data/backup"
+	"github.com/msbd/msbd/daemon/internal/data/store"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+)
+
+// A restore that a crash cut short after a reset does not bring the keys back.
+func TestResetOutlivesAStage(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	old := s.issue(t, "old")
+	archive := s.write(t)
+	stage := filepath.Join(s.dir, "restore.json")
+	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	interrupted := &interruptedKeys{Issuer: s.issuer, stage: stage}
+	service := backup.New(backup.Options{Dir: s.dir, Keys: interrupted, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
+	if _, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err == nil {
+		t.Fatal("the interrupted restore succeeded")
+	}
+	if err := os.WriteFile(stage, interrupted.content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	if s = s.reopen(t); s.accepts(old) {
+		t.Error("a key from before the reset is accepted")
+	}
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+
+	// Without that reset, the start completes it.
+	if _, err := s.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	interrupted.Issuer = s.issuer
+	service = backup.New(backup.Options{Dir: s.dir, Keys: interrupted, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
+	if _, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err == nil {
+		t.Fatal("the interrupted restore succeeded")
+	}
+	if err := os.WriteFile(stage, interrupted.content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s = s.reopen(t); !s.accepts(old) {
+		t.Error("the restore was not completed")
+	}
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+}
+
+// interruptedKeys keeps what a crash during Restore would leave.
+type interruptedKeys struct {
+	*keys.Issuer
+	stage   string
+	content []byte
+}
+
+func (k *interruptedKeys) Restore(context.Context, keys.Secret, []keys.Record, uint32) (int, int, error) {
+	var err error
+	k.content, err = os.ReadFile(k.stage)
+	return 0, 0, errors.Join(err, errors.New("interrupted"))
+}
+
+// stuckKeys sees to it that the stage of a restore cannot be removed.
+type stuckKeys struct {
+	*keys.Issuer
+	stage   string
+	content []byte
+}
+
+func (k *stuckKeys) Restore(ctx context.Context, keyring keys.Secret, records []keys.Record, by uint32) (int, int, error) {
+	live, invalidated, err := k.Issuer.Restore(ctx, keyring, records, by)
+	var read error
+	k.content, read = os.ReadFile(k.stage)
+	return live, invalidated, errors.Join(err, read, os.Remove(k.stage), os.MkdirAll(filepath.Join(k.stage, "in the way"), 0o700))
+}
+
+// A stage that could not be removed brings back no key that was pruned since.
+func TestPruneWaitsForAStage(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	key := s.issue(t, "a")
+	archive := s.write(t)
+	stuck := &stuckKeys{Issuer: s.issuer, stage: filepath.Join(s.dir, "restore.json")}
+	service := backup.New(backup.Options{Dir: s.dir, Keys: stuck, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
+	if got, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil || got.Live != 1 {
+		t.Fatalf("Restore: %+v, %v", got, err)
+	}
+	if _, err := s.issuer.Revoke(t.Context(), "a", 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := service.Prune(t.Context(), "", false, 0); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), stuck.stage) {
+		t.Errorf("Prune: %v, want unavailable naming the file", err)
+	}
+	if dead, err := service.Prune(t.Context(), "", true, 0); err != nil || len(dead) != 1 {
+		t.Errorf("a dry run: %d keys, %v", len(dead), err)
+	}
+	// Once it can be removed, that is done first.
+	if err := errors.Join(os.RemoveAll(stuck.stage), os.WriteFile(stuck.stage, stuck.content, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := service.Prune(t.Context(), "", false, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Errorf("something was left behind: %s", diff)
+	}
+	if s = s.reopen(t); s.accepts(key) || s.issuer.Counts() != (keys.Counts{}) {
+		t.Errorf("the pruned key is accepted: %t; counts are %+v", s.accepts(key), s.issuer.Counts())
+	}
+}
+
+func TestDamagedStageIsRefused(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	stage := filepath.Join(s.dir, "restore.json")
+	if err := os.WriteFile(stage, []byte("0123\n{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := backup.Complete(t.Context(), s.dir, func() (backup.Keys, error) { return s.issuer, nil }, quiet)
+	if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), stage) {
+		t.Errorf("Complete: %v, want data loss naming the file", err)
+	}
+}
+
+func TestLeftoversAreRemoved(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	for _, name := range []string{"backup-123.tmp", "restore.json.new"} {
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte("secret"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = s.reopen(t)
+	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
+		t.Error(diff)
+	}
+}

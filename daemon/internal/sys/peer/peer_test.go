@@ -1,0 +1,129 @@
+package peer
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+// The kernel's word, not the peer's, arrives in the handler.
+func TestCredentials(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers := make(chan Peer, 1)
+	server := grpc.NewServer(grpc.Creds(Credentials()),
+		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+			p, ok := FromContext(stream.Context())
+			if !ok {
+				return status.Error(codes.Internal, "no peer")
+			}
+			peers <- p
+			return status.Error(codes.NotFound, "met")
+		}))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	defer func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	conn, err := grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Invoke(t.Context(), "/any.Service/Method", new(emptypb.Empty), new(emptypb.Empty))
+	if status.Code(err) != codes.NotFound {
+		t.Fatal(err)
+	}
+	p := <-peers
+	if int(p.UID) != os.Getuid() || !slices.Contains(p.Groups, uint32(os.Getgid())) || int(p.PID) != os.Getpid() {
+		t.Errorf("peer is %+v, want this process", p)
+	}
+}
+
+// Of tells another user from this one, and all of that user's groups.
+func TestAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("only root can be somebody else")
+		return
+	}
+	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // abstract, so that nobody may enter
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	var groups []uint32
+	for gid := range uint32(40) {
+		groups = append(groups, 7000+gid)
+	}
+	asNobody(t, groups, func() {
+		conn, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		conn.Close() // who it was is known all the same
+	})
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	p, err := Of(conn)
+	if err != nil || p.UID != 65534 || !slices.Equal(p.Groups, append(groups, 65534)) {
+		t.Errorf("got %+v, %v", p, err)
+	}
+}
+
+func TestNoUnixSocket(t *testing.T) {
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if _, _, err := Credentials().ServerHandshake(a); err == nil {
+		t.Error("a connection without credentials is taken")
+	}
+	if _, err := b.Write([]byte("x")); err == nil {
+		t.Error("the connection is still open")
+	}
+}
+
+// asNobody runs f as user and group 65534, with further groups, in a thread that ends with it. Only root can.
+func asNobody(t *testing.T, groups []uint32, f func()) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread is not used again
+		const nobody = 65534
+		for _, set := range [][4]uintptr{
+			{unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
+		} {
+			// Of this thread alone, unlike what package syscall offers.
+			if _, _, errno := unix.RawSyscall(set[0], set[1], set[2], set[3]); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		f()
+		done <- nil
+	}()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
