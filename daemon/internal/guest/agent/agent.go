@@ -48,12 +48,9 @@ func run() error {
 	if err := bringUp(log); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	go func() {
-		openConsole()
-		for _, w := range warnings {
-			log.Info("kernel parameter is ignored", "parameter", w)
-		}
-	}()
+	for _, w := range warnings {
+		log.Info("kernel parameter is ignored", "parameter", w)
+	}
 	a := newAgent(log)
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
@@ -77,10 +74,6 @@ func configure() (log *slog.Logger, warnings []string, err error) {
 	}
 	options, warnings := parseCmdline(string(line))
 	log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: options.logLevel}))
-	if options.hotplugLimit > 0 {
-		hotplugLimit = options.hotplugLimit
-	}
-	pipeSize = options.pipeSize
 	return log, warnings, nil
 }
 
@@ -131,7 +124,6 @@ type agent struct {
 
 	mu         sync.Mutex
 	containers map[string]*container
-	first      *container // of those, the one that was made first
 	// changing serializes what makes and removes containers.
 	changing sync.Mutex
 }

@@ -95,13 +95,12 @@ func badInput() []struct {
 
 		{"CreateSandbox", "a long hostname", &pb.CreateSandboxRequest{Hostname: strings.Repeat("x", 1000)}, invalid},
 		{"CreateSandbox", "a bad driver", storage(&pb.Storage{Driver: "nosuch", MountPoint: testData + "/x"}), invalid},
-		{"CreateSandbox", "a relative mount point", storage(&pb.Storage{Driver: "local", MountPoint: "x"}), invalid},
+		{"CreateSandbox", "a relative mount point", storage(&pb.Storage{Driver: "ephemeral", MountPoint: "x"}), invalid},
 		{"CreateSandbox", "a mount over the guest", storage(&pb.Storage{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: "/proc"}), invalid},
-		{"CreateSandbox", "a bad PCI path", storage(&pb.Storage{Driver: "blk", Source: "../../*", MountPoint: testData + "/x"}), invalid},
+		{"CreateSandbox", "a bad PCI path", storage(&pb.Storage{Driver: "blk", Source: "../../*", Fstype: "ext4", MountPoint: testData + "/x"}), invalid},
 		{"CreateSandbox", "an unknown file system", storage(&pb.Storage{
 			Driver: "ephemeral", Fstype: "nosuchfs", MountPoint: testData + "/x",
 		}), codes.FailedPrecondition},
-		{"UpdateEphemeralMounts", "an empty storage", &pb.UpdateEphemeralMountsRequest{Storages: []*pb.Storage{{}}}, invalid},
 
 		{"ReseedRandomDev", "no data", &pb.ReseedRandomDevRequest{}, invalid},
 		{"ReseedRandomDev", "too much data", &pb.ReseedRandomDevRequest{Data: make([]byte, maxSeed+1)}, invalid},
@@ -252,6 +251,6 @@ func badCreates(id string) map[string]func(*pb.CreateContainerRequest) {
 		"a bad storage": func(r *pb.CreateContainerRequest) {
 			r.Storages = []*pb.Storage{{Driver: "x", MountPoint: testData + "/x"}}
 		},
-		"a storage nowhere": func(r *pb.CreateContainerRequest) { r.Storages = []*pb.Storage{{Driver: "local"}} },
+		"a storage nowhere": func(r *pb.CreateContainerRequest) { r.Storages = []*pb.Storage{{Driver: "ephemeral"}} },
 	}
 }

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,14 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	cgroupRoot = "/sys/fs/cgroup"
-	// nvdimmRoot is there in a machine that may get disks among its memory. Their driver learns of them
-	// only when they come: it has to be there before.
-	nvdimmRoot = "/sys/bus/acpi/devices/ACPI0012:00"
-)
-
-var pmemModules = []string{"nfit", "nd_pmem"}
+const cgroupRoot = "/sys/fs/cgroup"
 
 // mountSystem gives the bare initramfs the file systems that everything else needs.
 func mountSystem() error {
@@ -53,22 +45,11 @@ func bringUp(log *slog.Logger) error {
 	if err := loadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
-	if _, err := os.Stat(nvdimmRoot); err == nil {
-		for _, module := range pmemModules {
-			if err := needModule(module, ""); err != nil {
-				log.Warn("load module", "module", module, "err", err)
-			}
-		}
-	}
 	// One write each: the kernel takes all controllers of a write or none.
-	for _, controller := range []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"} {
+	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
 		if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
 			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
 		}
-	}
-	// Hot-plugged memory arrives after the host asked to bring it online.
-	if err := os.WriteFile(memoryDir+"/auto_online_blocks", []byte("online"), 0); err != nil {
-		log.Warn("memory cannot be added", "err", err)
 	}
 	settleIPv6(log, "all")
 	settleIPv6(log, "default")
@@ -97,22 +78,4 @@ func moveRoot() error {
 		return err
 	}
 	return unix.Chdir("/")
-}
-
-// openConsole sends the log to a console that comes with a driver, as soon as it is there. The kernel
-// starts init with the one that it has by then, or with none.
-func openConsole() {
-	var st unix.Stat_t
-	if unix.Fstat(2, &st) == nil && st.Rdev == unix.Mkdev(5, 1) {
-		return
-	}
-	// A machine without one is fine.
-	_ = plugged(context.Background(), func() error {
-		fd, err := unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return errNotYet
-		}
-		defer unix.Close(fd)
-		return unix.Dup3(fd, 2, unix.O_CLOEXEC)
-	})
 }

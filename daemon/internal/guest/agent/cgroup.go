@@ -37,13 +37,11 @@ func createCgroup(id string) (*cgroup, error) {
 	return &cgroup{path, dir, oom}, nil
 }
 
-// limit applies what r asks for; what it leaves out stays as it is.
+// limit applies the limits in r. What r leaves out stays as it is, and limits of huge pages are ignored:
+// this guest reserves none.
 func (c *cgroup) limit(r *pb.LinuxResources) error {
 	for _, setting := range cgroupSettings(r) {
 		file := filepath.Join(c.path, setting[0])
-		if _, err := os.Stat(file); errors.Is(err, os.ErrNotExist) && setting[1] == "0" {
-			continue // huge pages of a size that only the host has
-		}
 		if err := os.WriteFile(file, []byte(setting[1]), 0); err != nil {
 			return fmt.Errorf("set %s to %s: %w", setting[0], setting[1], err)
 		}
@@ -99,11 +97,6 @@ func cgroupSettings(r *pb.LinuxResources) [][2]string {
 	}
 	if p := r.GetPids(); p != nil && p.Limit != 0 {
 		set("pids.max", amount(p.Limit))
-	}
-	for _, h := range r.GetHugepageLimits() {
-		if validateID("page size", h.GetPagesize()) == nil {
-			set("hugetlb."+h.Pagesize+".max", strconv.FormatUint(h.Limit, 10))
-		}
 	}
 	return s
 }

@@ -57,9 +57,8 @@ func (c *cgroup) stats() (*pb.CgroupStats, error) {
 			SwapUsage:   &pb.MemoryData{Usage: c.value("memory.swap.current"), Limit: c.value("memory.swap.max")},
 			Stats:       memory,
 		},
-		PidsStats:    &pb.PidsStats{Current: c.value("pids.current"), Limit: c.value("pids.max")},
-		BlkioStats:   parseIOStat(string(io)),
-		HugetlbStats: c.hugetlbStats(),
+		PidsStats:  &pb.PidsStats{Current: c.value("pids.current"), Limit: c.value("pids.max")},
+		BlkioStats: parseIOStat(string(io)),
 	}, nil
 }
 
@@ -105,21 +104,6 @@ func parseIOStat(stat string) *pb.BlkioStats {
 		}
 	}
 	return s
-}
-
-// hugetlbStats returns the use of huge pages by their size, such as "2MB".
-func (c *cgroup) hugetlbStats() map[string]*pb.HugetlbStats {
-	stats := make(map[string]*pb.HugetlbStats)
-	files, _ := filepath.Glob(c.path + "/hugetlb.*.current")
-	for _, file := range files {
-		size := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(file), "hugetlb."), ".current")
-		if strings.HasSuffix(size, ".rsvd") {
-			continue
-		}
-		events, _ := readKeyed(c.path + "/hugetlb." + size + ".events")
-		stats[size] = &pb.HugetlbStats{Usage: c.value("hugetlb." + size + ".current"), Failcnt: events["max"]}
-	}
-	return stats
 }
 
 // value reads a file of one number. What the kernel does not count is 0; no limit is the largest.

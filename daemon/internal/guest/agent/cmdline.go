@@ -3,19 +3,12 @@ package agent
 import (
 	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
-	"time"
 )
-
-// maxHotplugLimit bounds what the command line may ask for.
-const maxHotplugLimit = time.Hour
 
 // bootOptions are what the kernel's command line asks of the agent, in the names of Kata's.
 type bootOptions struct {
-	logLevel     slog.Level
-	hotplugLimit time.Duration // 0 leaves the default
-	pipeSize     int           // of a container's standard streams, in bytes; 0 leaves the kernel's
+	logLevel slog.Level
 }
 
 var logLevels = map[string]slog.Level{
@@ -41,14 +34,6 @@ func parseCmdline(line string) (o bootOptions, warnings []string) {
 				err = fmt.Errorf("unknown level")
 			}
 			o.logLevel = level
-		case "hotplug_timeout":
-			var seconds uint64
-			seconds, err = strconv.ParseUint(value, 10, 32)
-			o.hotplugLimit = min(time.Duration(seconds)*time.Second, maxHotplugLimit)
-		case "container_pipe_size":
-			var size uint64
-			size, err = strconv.ParseUint(value, 10, 31)
-			o.pipeSize = int(size)
 		default:
 			err = fmt.Errorf("this agent does not have it")
 		}

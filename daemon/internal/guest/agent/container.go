@@ -38,8 +38,7 @@ type container struct {
 }
 
 // newContainer builds the container up to the point where only its start is missing.
-// pidNamespace is the process whose pid namespace it shares; 0 gives it one of its own.
-func newContainer(r *reaper, id, root string, spec *pb.Spec, pidNamespace int) (*container, error) {
+func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error) {
 	group, err := createCgroup(id)
 	if err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
@@ -64,7 +63,7 @@ func newContainer(r *reaper, id, root string, spec *pb.Spec, pidNamespace int) (
 				Sysctl:        linux.GetSysctl(),
 			},
 			Process: spec.Process,
-		}, pidNamespace)
+		})
 	}()
 	if err != nil {
 		return nil, errors.Join(err, group.remove(removeLimit))
@@ -126,7 +125,7 @@ func (c *container) spawnExec(r *reaper, p *pb.Process) (*process, error) {
 		return nil, fmt.Errorf("find its cgroup: %w", err)
 	}
 	defer group.Close()
-	child, err := spawn(r, group, childConfig{Join: c.main.pid, Process: p}, c.main.pid)
+	child, err := spawn(r, group, childConfig{Join: c.main.pid, Process: p})
 	if err != nil {
 		return nil, err
 	}

@@ -51,26 +51,6 @@ func deviceRules(linux *pb.Linux) []*pb.LinuxDeviceCgroup {
 	return append(rules, defaultDevices...)
 }
 
-// allowDisks lets a container use the disks that its mounts show it.
-func allowDisks(spec *pb.Spec, disks []string) error {
-	for _, disk := range disks {
-		var st unix.Stat_t
-		if err := unix.Stat(disk, &st); err != nil {
-			return err
-		}
-		if spec.Linux == nil {
-			spec.Linux = &pb.Linux{}
-		}
-		if spec.Linux.Resources == nil {
-			spec.Linux.Resources = &pb.LinuxResources{}
-		}
-		spec.Linux.Resources.Devices = append(spec.Linux.Resources.Devices, &pb.LinuxDeviceCgroup{
-			Allow: true, Type: "b", Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)), Access: "rwm",
-		})
-	}
-	return nil
-}
-
 // filterDevices makes the kernel hold the group's processes to rules.
 func (c *cgroup) filterDevices(rules []*pb.LinuxDeviceCgroup) error {
 	if len(rules) > maxDeviceRules {

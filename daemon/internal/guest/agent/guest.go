@@ -3,11 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 	"unsafe"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
@@ -24,24 +20,14 @@ const (
 	maxSeed = 4096
 )
 
-// GetGuestDetails says what this guest can do. The shim looks at the size of a block of memory, at how
-// new ones are found, and at seccomp profiles, of which this guest takes none.
+// GetGuestDetails returns what this guest supports. It takes no seccomp profiles and no devices, and its
+// memory does not grow.
 func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
-	var block uint64
-	if data, err := os.ReadFile(memoryDir + "/block_size_bytes"); err == nil {
-		block, _ = strconv.ParseUint(strings.TrimSpace(string(data)), 16, 64)
-	}
-	_, err := os.Stat(probeFile)
-	return &pb.GuestDetailsResponse{
-		MemBlockSizeBytes:      block,
-		SupportMemHotplugProbe: err == nil,
-		AgentDetails: &pb.AgentDetails{
-			Version:         agentVersion,
-			InitDaemon:      true,
-			StorageHandlers: storageDriverNames(),
-			DeviceHandlers:  slices.Sorted(maps.Keys(diskFinders)),
-		},
-	}, nil
+	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
+		Version:         agentVersion,
+		InitDaemon:      true,
+		StorageHandlers: storageDriverNames(),
+	}}, nil
 }
 
 // ReseedRandomDev makes the kernel's random numbers depend on data, at once: two guests that were

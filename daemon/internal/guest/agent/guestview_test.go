@@ -76,11 +76,6 @@ func (v *guestView) files() int {
 	return n
 }
 
-// passing returns the mounts that go with a container, not with the sandbox.
-func passing(mounts []string) []string {
-	return slices.DeleteFunc(slices.Clone(mounts), func(m string) bool { return strings.HasPrefix(m, testData+"/") })
-}
-
 // since returns what is wrong with v, where first was right.
 func (v *guestView) since(first *guestView) string {
 	var wrong []string
@@ -91,7 +86,7 @@ func (v *guestView) since(first *guestView) string {
 		wrong = append(wrong, fmt.Sprintf("the kernel's taint is %s, was %s", v.Tainted, first.Tainted))
 	}
 	for what, lists := range map[string][2][]string{
-		"processes": {first.Processes, v.Processes}, "mounts": {passing(first.Mounts), passing(v.Mounts)}, "groups": {first.Groups, v.Groups},
+		"processes": {first.Processes, v.Processes}, "mounts": {first.Mounts, v.Mounts}, "groups": {first.Groups, v.Groups},
 	} {
 		if was, is := lists[0], lists[1]; !slices.Equal(was, is) {
 			wrong = append(wrong, fmt.Sprintf("%s are %q, were %q", what, is, was))

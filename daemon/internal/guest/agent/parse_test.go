@@ -140,16 +140,6 @@ func TestDiskGlob(t *testing.T) {
 	}
 }
 
-func TestStorageOptions(t *testing.T) {
-	options, own := splitStorageOptions([]string{"size=1", "fsgid=12", "fsgid=x"})
-	if own.gid != 12 || !slices.Equal(options, []string{"size=1", "fsgid=x"}) {
-		t.Errorf("got %v, %+v", options, own)
-	}
-	if own := own.withMode([]string{"mode=1770"}); own.mode != os.ModeSticky|0o770 {
-		t.Errorf("mode %v", own.mode)
-	}
-}
-
 func TestVirtiofsMounts(t *testing.T) {
 	const mounts = "proc /proc proc rw 0 0\nkataShared /run/a\\040b virtiofs ro 0 0\nnone /run/c\\1 virtiofs rw 0 0\nshort\n"
 	if got, want := virtiofsMounts(mounts), []string{"/run/a b", `/run/c\1`}; !slices.Equal(got, want) {
@@ -200,34 +190,6 @@ func TestFindPort(t *testing.T) {
 	}
 }
 
-func TestBringOnline(t *testing.T) {
-	sysfs := t.TempDir()
-	for _, cpu := range []string{"cpu0", "cpu1", "cpu2", "cpufreq"} {
-		if err := os.Mkdir(filepath.Join(sysfs, cpu), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	file := filepath.Join(sysfs, "cpu1", "online") // cpu0 has no switch
-	if err := os.WriteFile(file, []byte("0\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	stuck := filepath.Join(sysfs, "cpu2", "online")
-	if err := os.Mkdir(stuck, 0o755); err != nil { // cannot be read
-		t.Fatal(err)
-	}
-	if n, err := bringOnline(sysfs, "cpu"); err == nil {
-		t.Errorf("%d processors, one of which is broken", n)
-	}
-	if err := os.Remove(stuck); err != nil {
-		t.Fatal(err)
-	}
-	n, err := bringOnline(sysfs, "cpu")
-	state, _ := os.ReadFile(file)
-	if err != nil || n != 3 || string(state) != "1" {
-		t.Errorf("%d processors, cpu1 %q, %v", n, state, err)
-	}
-}
-
 func TestValidateCreate(t *testing.T) {
 	if err := validateCreate(&pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a")}); err != nil {
 		t.Error(err)
@@ -246,7 +208,7 @@ func TestValidateCreate(t *testing.T) {
 
 // FuzzAgentRequests decodes requests and checks and plans them as far as nothing is touched.
 func FuzzAgentRequests(f *testing.F) {
-	good := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a"), Storages: []*pb.Storage{{Driver: "blk", Source: "02/01", Options: []string{"ro", "fsgid=1", "mode=777"}}}}
+	good := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a"), Storages: []*pb.Storage{{Driver: "blk", Source: "02/01", Options: []string{"ro", "mode=777"}}}}
 	seeds := []*pb.CreateContainerRequest{good}
 	for _, change := range badCreates("a") {
 		bad := proto.Clone(good).(*pb.CreateContainerRequest)
@@ -282,8 +244,6 @@ func FuzzAgentRequests(f *testing.F) {
 			}
 			cgroupSettings(create.GetOCI().GetLinux().GetResources())
 			for _, s := range create.GetStorages() {
-				options, own := splitStorageOptions(s.GetOptions())
-				own.withMode(options)
 				if glob, err := diskGlob(s.GetSource()); err == nil && strings.Contains(glob, "..") {
 					t.Errorf("PCI path %q leads to %q", s.Source, glob)
 				}

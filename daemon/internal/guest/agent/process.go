@@ -36,9 +36,8 @@ type process struct {
 	status int // as a shell reports it; set before exited is closed
 }
 
-// spawn forks a child into a cgroup, that prepares itself as cfg says and waits for start.
-// pidNamespace is the process whose pid namespace it joins; 0 gives it one of its own.
-func spawn(r *reaper, cgroup *os.File, cfg childConfig, pidNamespace int) (*process, error) {
+// spawn forks a child into a cgroup. The child prepares itself as cfg says and waits for start.
+func spawn(r *reaper, cgroup *os.File, cfg childConfig) (*process, error) {
 	p := &process{exited: make(chan struct{})}
 	var opened []*os.File // the child's ends, and on an error ours too
 	defer func() {
@@ -84,15 +83,12 @@ func spawn(r *reaper, cgroup *os.File, cfg childConfig, pidNamespace int) (*proc
 			CgroupFD:    int(cgroup.Fd()),
 		},
 	}
-	// The guest is the pod: its containers share its host name, its IPC and its network.
+	// A container shares the guest's host name, IPC and network.
 	if cfg.Container != nil {
-		attr.Sys.Cloneflags = unix.CLONE_NEWNS
-	}
-	if pidNamespace == 0 {
-		attr.Sys.Cloneflags |= unix.CLONE_NEWPID
+		attr.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID
 		p.pid, err = r.start("/proc/self/exe", []string{childName}, attr, p.finish)
 	} else {
-		p.pid, err = startInPIDNamespace(r, pidNamespace, attr, p.finish)
+		p.pid, err = startInPIDNamespace(r, cfg.Join, attr, p.finish)
 	}
 	if err != nil {
 		control.Close()
@@ -331,19 +327,11 @@ func controlPair() (*net.UnixConn, *os.File, error) {
 	return conn.(*net.UnixConn), child, nil
 }
 
-// pipeSize is how much a standard stream's pipe holds, in bytes; 0 leaves the kernel's choice. The
-// kernel's command line may set it, before anything else runs.
-var pipeSize int
-
 // stdioPipe returns the child's blocking end and ours, which package os can wait on.
 func stdioPipe(childReads bool) (child, ours *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, err
-	}
-	if pipeSize > 0 {
-		// More than the kernel allows is no reason to fail.
-		_, _ = unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, pipeSize)
 	}
 	c, o := fds[1], fds[0]
 	if childReads {

@@ -29,8 +29,8 @@ func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 	if req.GuestHookPath != "" {
 		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks, leave it out of Kata's configuration: %w", req.GuestHookPath, errUnsupported)
 	}
-	if err := loadRequested(req.KernelModules); err != nil {
-		return nil, err
+	if len(req.KernelModules) > 0 {
+		return nil, fmt.Errorf("kernel_modules: this guest loads its own only, leave them out of Kata's configuration: %w", errUnsupported)
 	}
 	if h := req.Hostname; h != "" {
 		if err := unix.Sethostname([]byte(h)); err != nil {

@@ -95,7 +95,7 @@ var refusals = map[unix.Errno]codes.Code{
 	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
 	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,
 	unix.EISDIR: codes.InvalidArgument, unix.ENOENT: codes.NotFound, unix.EEXIST: codes.AlreadyExists,
-	unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
+	unix.ELOOP: codes.InvalidArgument, unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
 	unix.EFBIG: codes.ResourceExhausted, unix.ENOMEM: codes.ResourceExhausted,
 }
 
@@ -128,9 +128,6 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
-	if err := addDevices(ctx, req.Devices, req.OCI.Linux); err != nil {
-		return nil, err
-	}
 	points, err := a.storages.add(ctx, req.Storages)
 	if err != nil {
 		return nil, err
@@ -140,9 +137,6 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 		return nil, errors.Join(err, a.storages.remove(points))
 	}
 	a.mu.Lock()
-	if len(a.containers) == 0 {
-		a.first = c
-	}
 	a.containers[c.id] = c
 	a.mu.Unlock()
 	go c.cgroup.oom.listen(func() { a.reportOOM(c.id) })
@@ -155,36 +149,12 @@ func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, point
 	if err != nil {
 		return nil, err
 	}
-	pidNamespace := 0
-	if req.SandboxPidns {
-		if pidNamespace, err = a.sandboxPID(); err != nil {
-			return nil, err
-		}
-	}
-	if err := allowDisks(req.OCI, a.storages.disks(points)); err != nil {
-		return nil, err
-	}
-	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI, pidNamespace)
+	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
 	}
 	c.storages = points
 	return c, nil
-}
-
-// sandboxPID returns the process whose pid namespace all containers of a pod share, that of the first
-// container: 0 if there is none yet.
-func (a *agent) sandboxPID() (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch {
-	case len(a.containers) == 0:
-		return 0, nil
-	case a.first.main.ended():
-		return 0, fmt.Errorf("share process ids with container %s: it has ended: %w", a.first.id, errdefs.ErrFailedPrecondition)
-	default:
-		return a.first.main.pid, nil
-	}
 }
 
 // resolveRoot returns where a container's root is in the guest. A shim that drives the hypervisor

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 const (
@@ -39,37 +38,24 @@ type storages struct {
 type storage struct {
 	point string
 	users int
-	// kept says that it outlives its users: a pod's container that starts anew finds its data again.
-	kept bool
-	// mounts are what was mounted for it, innermost last.
-	mounts []string
+	// mounted reports whether a file system is mounted at point.
+	mounted bool
 	// dirs are the directories that were made for it alone.
 	dirs []string
-	// disk is the file of the disk that is there as itself, not as a file system.
-	disk string
 }
 
-// mount mounts and remembers it.
-func (s *storage) mount(source, target, fstype string, flags uintptr, data string) error {
-	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
-		return err
-	}
-	s.mounts = append(s.mounts, target)
-	return nil
-}
-
-// detach undoes everything. A file system that will not go now goes with its last user.
+// detach undoes everything. A file system that is still in use goes with its last user.
 func (s *storage) detach() error {
 	var errs []error
-	for _, target := range slices.Backward(s.mounts) {
-		if err := unmount(target); err != nil {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", target, err))
+	if s.mounted {
+		if err := unmount(s.point); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", s.point, err))
 		}
 	}
 	for _, dir := range s.dirs {
 		errs = append(errs, os.RemoveAll(dir))
 	}
-	s.mounts, s.dirs = nil, nil
+	s.mounted, s.dirs = false, nil
 	return errors.Join(errs...)
 }
 
@@ -137,40 +123,16 @@ func (s *storages) attach(ctx context.Context, st *pb.Storage) (*storage, error)
 	if attach == nil {
 		return nil, invalid("unknown driver: this guest has %q", storageDriverNames())
 	}
+	if st.FsGroup != nil {
+		return nil, fmt.Errorf("group %d for its files: %w", st.FsGroup.GroupId, errUnsupported)
+	}
 	one := &storage{point: filepath.Clean(st.MountPoint)}
-	if st.Driver == "watchable-bind" {
-		if err := s.makeWritable(filepath.Dir(one.point)); err != nil {
-			return nil, err
-		}
-	}
-	err := attach(ctx, st, one)
-	if err == nil {
-		err = setGroup(ctx, one.point, st)
-	}
-	if err != nil {
+	if err := attach(ctx, st, one); err != nil {
 		return nil, errors.Join(err, one.detach())
 	}
-	s.keep(one)
-	return one, nil
-}
-
-func (s *storages) keep(one *storage) {
 	s.points[one.point] = one
 	s.order = append(s.order, one)
-}
-
-// makeWritable gives the guest a place for mount points of its own in a directory of the share, which
-// is read-only.
-func (s *storages) makeWritable(dir string) error {
-	if !errors.Is(unix.Access(dir, unix.W_OK), unix.EROFS) {
-		return nil
-	}
-	one := &storage{point: dir, kept: true}
-	if err := one.mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
-		return fmt.Errorf("mount tmpfs at %s: %w", dir, err)
-	}
-	s.keep(one)
-	return nil
+	return one, nil
 }
 
 func storageDriverNames() []string { return slices.Sorted(maps.Keys(storageDrivers)) }
@@ -179,17 +141,13 @@ func storageDriverNames() []string { return slices.Sorted(maps.Keys(storageDrive
 func (s *storages) remove(points []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.drop(points)
-}
-
-func (s *storages) drop(points []string) error {
 	var errs []error
 	for _, point := range slices.Backward(points) {
 		one := s.points[point]
 		if one == nil {
 			continue // the sandbox ended meanwhile
 		}
-		if one.users--; one.users > 0 || one.kept {
+		if one.users--; one.users > 0 {
 			continue
 		}
 		errs = append(errs, s.forget(one))
@@ -224,53 +182,6 @@ func (s *storages) inUse(point string) error {
 	return nil
 }
 
-// disks returns the disks that are at some of the mount points as themselves.
-func (s *storages) disks(points []string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var disks []string
-	for _, point := range points {
-		if one := s.points[point]; one != nil && one.disk != "" {
-			disks = append(disks, one.disk)
-		}
-	}
-	return disks
-}
-
-// resize gives mounted memory-backed storages new options, such as a size. The shim lists those of
-// all containers that it knows of, ended ones included: what is not mounted needs nothing.
-func (s *storages) resize(list []*pb.Storage) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, st := range list {
-		if st.GetDriver() != "ephemeral" {
-			return invalid("storage %q of driver %q: only ephemeral ones change", st.GetMountPoint(), st.GetDriver())
-		}
-	}
-	for _, st := range list {
-		point := filepath.Clean(st.MountPoint)
-		if s.points[point] == nil {
-			continue
-		}
-		if err := remount(point, st.Options); err != nil {
-			return fmt.Errorf("remount %s: %w", point, err)
-		}
-	}
-	return nil
-}
-
-// remount changes what the options name of a file system, and nothing else.
-func remount(point string, options []string) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(point, &st); err != nil {
-		return err
-	}
-	options, _ = splitStorageOptions(options)
-	o := parseMountOptions(slices.DeleteFunc(options, func(o string) bool { return o == "remount" }))
-	const lasting = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC // the same bits as ST_*
-	return unix.Mount("", point, "", o.flags()|unix.MS_REMOUNT|uintptr(st.Flags)&lasting, o.data)
-}
-
 // share mounts the containers' file systems for a shim that does not ask for it.
 func (s *storages) share(ctx context.Context) error {
 	if s.inUse(ownShare) == nil {
@@ -278,9 +189,4 @@ func (s *storages) share(ctx context.Context) error {
 	}
 	_, err := s.add(ctx, []*pb.Storage{{Driver: "virtio-fs", Source: shareTag, Fstype: "virtiofs", MountPoint: ownShare}})
 	return err
-}
-
-// UpdateEphemeralMounts resizes memory-backed storages.
-func (a *agent) UpdateEphemeralMounts(_ context.Context, req *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
-	return done(a.storages.resize(req.Storages))
 }

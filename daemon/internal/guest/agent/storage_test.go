@@ -8,31 +8,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-func TestReserveHugePages(t *testing.T) {
-	sysfs := t.TempDir()
-	file := filepath.Join(sysfs, "hugepages-2048kB", "nr_hugepages")
-	if err := os.Mkdir(filepath.Dir(file), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, []byte("3\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := reserveHugePages(sysfs, []string{"pagesize=2097152,size=8388608", "uid=0"}); err != nil {
-		t.Fatal(err)
-	}
-	if got, err := os.ReadFile(file); err != nil || string(got) != "7" {
-		t.Errorf("%q pages, %v: what others have reserved stays", got, err)
-	}
-	for _, bad := range []string{"", "pagesize=2097152", "size=1", "pagesize=0,size=1", "pagesize=2M,size=4M", "pagesize=2097152,size=1"} {
-		if err := reserveHugePages(sysfs, []string{bad}); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-	if err := reserveHugePages(sysfs, []string{"pagesize=1073741824,size=1073741824"}); !os.IsNotExist(err) && err == nil {
-		t.Error("pages of a size that the machine does not have")
-	}
-}
-
 func TestWriteResolvConf(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "etc")
 	if err := writeResolvConf(dir, nil); err != nil {

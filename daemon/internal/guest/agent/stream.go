@@ -65,7 +65,7 @@ func (o *output) drain(buf []byte) {
 	if err != nil {
 		return
 	}
-	for budget := max(pipeCapacity, pipeSize); budget > 0; {
+	for budget := pipeCapacity; budget > 0; {
 		n := 0
 		err := raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buf) })
 		if err != nil || n <= 0 || !o.deliver(buf[:n]) {

@@ -37,3 +37,33 @@ func (a *agent) MemAgentCompactSet(context.Context, *pb.MemAgentCompactConfig) (
 func (a *agent) SetPolicy(context.Context, *pb.SetPolicyRequest) (*emptypb.Empty, error) {
 	return nil, errUnsupported
 }
+
+// OnlineCPUMem is not supported.
+func (a *agent) OnlineCPUMem(context.Context, *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+	return nil, errUnsupported
+}
+
+// MemHotplugByProbe is not supported.
+func (a *agent) MemHotplugByProbe(context.Context, *pb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {
+	return nil, errUnsupported
+}
+
+// UpdateEphemeralMounts is not supported.
+func (a *agent) UpdateEphemeralMounts(context.Context, *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
+	return nil, errUnsupported
+}
+
+// AddSwap is not supported.
+func (a *agent) AddSwap(context.Context, *pb.AddSwapRequest) (*emptypb.Empty, error) {
+	return nil, errUnsupported
+}
+
+// AddSwapPath is not supported.
+func (a *agent) AddSwapPath(context.Context, *pb.AddSwapPathRequest) (*emptypb.Empty, error) {
+	return nil, errUnsupported
+}
+
+// ResizeVolume is not supported.
+func (a *agent) ResizeVolume(context.Context, *pb.ResizeVolumeRequest) (*emptypb.Empty, error) {
+	return nil, errUnsupported
+}

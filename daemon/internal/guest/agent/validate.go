@@ -62,8 +62,13 @@ func validateCreate(req *pb.CreateContainerRequest) error {
 	if err := validateID("container", req.ContainerId); err != nil {
 		return err
 	}
-	if len(req.SharedMounts) > 0 {
+	switch {
+	case len(req.SharedMounts) > 0:
 		return fmt.Errorf("shared mounts: %w", errUnsupported)
+	case req.SandboxPidns:
+		return fmt.Errorf("shared process ids: %w", errUnsupported)
+	case len(req.Devices) > 0:
+		return fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), errUnsupported)
 	}
 	spec := req.OCI
 	if spec == nil || spec.Root == nil {
