@@ -12,6 +12,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // copyRoot is below which the host may put files.
@@ -23,15 +25,15 @@ const copyRoot = "/run/kata-containers"
 func (a *agent) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
 	path, ok := strings.CutPrefix(req.Path, copyRoot+"/")
 	if !ok || filepath.Clean(req.Path) != req.Path || strings.ContainsRune(path, 0) {
-		return nil, invalid("path %q is not below %s", req.Path, copyRoot)
+		return nil, refusal.Invalid("path %q is not below %s", req.Path, copyRoot)
 	}
 	end := req.Offset + int64(len(req.Data))
 	if req.Offset < 0 || req.FileSize < 0 || end < req.Offset {
-		return nil, invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
+		return nil, refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
 	}
 	kind := req.FileMode & unix.S_IFMT
 	if kind == unix.S_IFREG && end > req.FileSize {
-		return nil, invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
+		return nil, refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
 	}
 	if err := os.MkdirAll(copyRoot, 0o755); err != nil {
 		return nil, err

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // deviceLimit bounds each wait for a device of the host's.
@@ -58,12 +60,12 @@ func findPCIDisk(ctx context.Context, path string) (string, error) {
 // on the way, in hex, such as "02/01".
 func diskGlob(path string) (string, error) {
 	if strings.Count(path, "/") >= maxPCISlots {
-		return "", invalid("PCI path of more than %d slots", maxPCISlots)
+		return "", refusal.Invalid("PCI path of more than %d slots", maxPCISlots)
 	}
 	glob := "/sys/devices/pci0000:00"
 	for slot := range strings.SplitSeq(path, "/") {
 		if n, err := strconv.ParseUint(slot, 16, 8); err != nil || n > 0x1f || slot != fmt.Sprintf("%02x", n) {
-			return "", invalid("PCI path %q", path)
+			return "", refusal.Invalid("PCI path %q", path)
 		}
 		glob += "/0000:*:" + slot + ".0"
 	}

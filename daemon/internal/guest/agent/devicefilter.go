@@ -9,6 +9,8 @@ import (
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // anyNumber matches each major or minor number.
@@ -54,7 +56,7 @@ func deviceRules(linux *pb.Linux) []*pb.LinuxDeviceCgroup {
 // filterDevices makes the kernel hold the group's processes to rules.
 func (c *cgroup) filterDevices(rules []*pb.LinuxDeviceCgroup) error {
 	if len(rules) > maxDeviceRules {
-		return invalid("%d device rules", len(rules))
+		return refusal.Invalid("%d device rules", len(rules))
 	}
 	program, err := loadDeviceProgram(deviceProgram(rules))
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // What the host asks of the machine as a whole.
@@ -34,7 +36,7 @@ func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.G
 // restored from one image must never draw the same.
 func (a *agent) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
 	if len(req.Data) == 0 || len(req.Data) > maxSeed {
-		return nil, invalid("seed of %d bytes", len(req.Data))
+		return nil, refusal.Invalid("seed of %d bytes", len(req.Data))
 	}
 	return done(reseed(req.Data))
 }
@@ -65,7 +67,7 @@ func reseed(data []byte) error {
 // SetGuestDateTime sets the clock.
 func (a *agent) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
 	if req.Sec <= 0 || req.Usec < 0 || req.Usec >= 1_000_000 {
-		return nil, invalid("time %d s %d µs", req.Sec, req.Usec)
+		return nil, refusal.Invalid("time %d s %d µs", req.Sec, req.Usec)
 	}
 	tv := unix.Timeval{Sec: req.Sec, Usec: req.Usec}
 	if err := unix.Settimeofday(&tv); err != nil {

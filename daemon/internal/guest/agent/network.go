@@ -17,6 +17,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 const (
@@ -31,14 +33,14 @@ const (
 func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*protocols.Interface, error) {
 	want := req.Interface
 	if want == nil || strings.Trim(want.Name, ".") == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/: \t\n\x00") {
-		return nil, invalid("interface name %q", want.GetName())
+		return nil, refusal.Invalid("interface name %q", want.GetName())
 	}
 	if want.Mtu > maxMTU {
-		return nil, invalid("MTU %d of %s", want.Mtu, want.Name)
+		return nil, refusal.Invalid("MTU %d of %s", want.Mtu, want.Name)
 	}
 	mac, err := net.ParseMAC(want.HwAddr)
 	if err != nil {
-		return nil, invalid("interface address: %v", err)
+		return nil, refusal.Invalid("interface address: %v", err)
 	}
 	addrs, err := parseAddresses(want.IPAddresses)
 	if err != nil {
@@ -89,7 +91,7 @@ func renameLink(link netlink.Link, name string) error {
 			continue // it has gone meanwhile
 		}
 		if other.Attrs().Flags&net.FlagLoopback != 0 {
-			return invalid("interface name %q is the loopback's", name)
+			return refusal.Invalid("interface name %q is the loopback's", name)
 		}
 		if err := setLinkName(other, fmt.Sprintf("aside%d", other.Attrs().Index)); err != nil {
 			return err
@@ -126,7 +128,7 @@ func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 	for _, ip := range list {
 		addr, err := netlink.ParseAddr(ip.GetAddress() + "/" + ip.GetMask())
 		if err != nil {
-			return nil, invalid("address %q with mask %q", ip.GetAddress(), ip.GetMask())
+			return nil, refusal.Invalid("address %q with mask %q", ip.GetAddress(), ip.GetMask())
 		}
 		if addr.IP.To4() == nil {
 			if !hasIPv6() {
@@ -239,13 +241,13 @@ func (a *agent) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequ
 		}
 		ip := net.ParseIP(n.GetToIPAddress().GetAddress())
 		if ip == nil {
-			return nil, invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
+			return nil, refusal.Invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
 		}
 		var mac net.HardwareAddr
 		if n.GetLladdr() != "" { // a proxy entry has none
 			var err error
 			if mac, err = net.ParseMAC(n.Lladdr); err != nil {
-				return nil, invalid("neighbour %s: %v", ip, err)
+				return nil, refusal.Invalid("neighbour %s: %v", ip, err)
 			}
 		}
 		link, err := netlink.LinkByName(n.Device)

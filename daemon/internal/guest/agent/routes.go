@@ -11,6 +11,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // UpdateRoutes adds or replaces routes: those that lead straight to a network first, since the
@@ -56,10 +58,10 @@ func parseRoute(r *protocols.Route) (*netlink.Route, error) {
 	}
 	var err error
 	if route.Gw, err = parseOptionalIP(r.GetGateway()); err != nil {
-		return nil, invalid("route gateway: %v", err)
+		return nil, refusal.Invalid("route gateway: %v", err)
 	}
 	if route.Src, err = parseOptionalIP(r.GetSource()); err != nil {
-		return nil, invalid("route source: %v", err)
+		return nil, refusal.Invalid("route source: %v", err)
 	}
 	dest := r.GetDest()
 	switch {
@@ -72,7 +74,7 @@ func parseRoute(r *protocols.Route) (*netlink.Route, error) {
 	if _, route.Dst, err = net.ParseCIDR(dest); err != nil {
 		ip, err := parseOptionalIP(dest)
 		if err != nil {
-			return nil, invalid("route destination: %v", err)
+			return nil, refusal.Invalid("route destination: %v", err)
 		}
 		route.Dst = netlink.NewIPNet(ip) // one host
 	}

@@ -11,6 +11,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 const (
@@ -27,14 +29,14 @@ const (
 // CreateSandbox prepares what all containers share.
 func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	if req.GuestHookPath != "" {
-		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks, leave it out of Kata's configuration: %w", req.GuestHookPath, errUnsupported)
+		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks, leave it out of Kata's configuration: %w", req.GuestHookPath, refusal.ErrUnsupported)
 	}
 	if len(req.KernelModules) > 0 {
-		return nil, fmt.Errorf("kernel_modules: this guest loads its own only, leave them out of Kata's configuration: %w", errUnsupported)
+		return nil, fmt.Errorf("kernel_modules: this guest loads its own only, leave them out of Kata's configuration: %w", refusal.ErrUnsupported)
 	}
 	if h := req.Hostname; h != "" {
 		if err := unix.Sethostname([]byte(h)); err != nil {
-			return nil, invalid("hostname %q: %v", h, err)
+			return nil, refusal.Invalid("hostname %q: %v", h, err)
 		}
 	}
 	if err := writeResolvConf("/etc", req.Dns); err != nil {
@@ -48,7 +50,7 @@ func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 func writeResolvConf(dir string, lines []string) error {
 	content := strings.TrimRight(strings.Join(lines, "\n"), "\n")
 	if len(content) > maxDNS || strings.ContainsRune(content, 0) {
-		return invalid("DNS configuration of %d bytes", len(content))
+		return refusal.Invalid("DNS configuration of %d bytes", len(content))
 	}
 	if content == "" {
 		return nil

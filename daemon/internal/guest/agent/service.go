@@ -17,11 +17,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
-)
 
-// maxErrorText bounds an error's text: it may hold as much as a request does, an answer that is
-// longer than a frame ends the connection, and the console is slow.
-const maxErrorText = 4 << 10
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
+)
 
 // intercept is the edge: it turns error classes into status codes, and a panic into an error, for
 // the death of PID 1 is the death of the guest.
@@ -30,7 +28,7 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 	defer func() {
 		if p := recover(); p != nil {
 			a.log.Error("panic", "method", name, "panic", p, "stack", string(debug.Stack()))
-			resp, err = nil, status.Error(codes.Internal, errorText(fmt.Errorf("%s: panic: %v", name, p)))
+			resp, err = nil, status.Error(codes.Internal, refusal.Text(fmt.Errorf("%s: panic: %v", name, p)))
 		}
 	}()
 	started := time.Now()
@@ -39,7 +37,7 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 			return ctx.Err() // the caller is gone before its turn came
 		}
 		if err := unmarshal(req); err != nil {
-			return invalid("decode request: %v", err)
+			return refusal.Invalid("decode request: %v", err)
 		}
 		return nil
 	})
@@ -47,56 +45,11 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 		a.log.Debug("request", "method", name, "took", time.Since(started))
 		return resp, nil
 	}
-	code, text := statusCode(err), errorText(err)
+	code, text := refusal.Code(err), refusal.Text(err)
 	if code != codes.OutOfRange && code != codes.Canceled {
 		a.log.Warn("request failed", "method", name, "err", text)
 	}
 	return nil, status.Error(code, text)
-}
-
-// errorText returns what the host is told of an error: both ends of a long one, for the cause comes
-// last. An answer that is not UTF-8 would end the connection.
-func errorText(err error) string {
-	text := err.Error()
-	if len(text) > maxErrorText {
-		text = text[:maxErrorText/2] + " … " + text[len(text)-maxErrorText/2:]
-	}
-	return strings.ToValidUTF8(text, "\ufffd")
-}
-
-func statusCode(err error) codes.Code {
-	switch {
-	case errdefs.IsNotFound(err):
-		return codes.NotFound
-	case errdefs.IsInvalidArgument(err):
-		return codes.InvalidArgument
-	case errdefs.IsAlreadyExists(err):
-		return codes.AlreadyExists
-	case errdefs.IsFailedPrecondition(err):
-		return codes.FailedPrecondition
-	case errdefs.IsNotImplemented(err):
-		return codes.Unimplemented
-	case errdefs.IsOutOfRange(err):
-		return codes.OutOfRange
-	case errors.Is(err, context.Canceled):
-		return codes.Canceled
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return codes.DeadlineExceeded
-	}
-	var errno unix.Errno
-	if errors.As(err, &errno) && refusals[errno] != codes.OK {
-		return refusals[errno]
-	}
-	return codes.Internal
-}
-
-// refusals say what it means to the host when the kernel refuses what it asked for.
-var refusals = map[unix.Errno]codes.Code{
-	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
-	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,
-	unix.EISDIR: codes.InvalidArgument, unix.ENOENT: codes.NotFound, unix.EEXIST: codes.AlreadyExists,
-	unix.ELOOP: codes.InvalidArgument, unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
-	unix.EFBIG: codes.ResourceExhausted, unix.ENOMEM: codes.ResourceExhausted,
 }
 
 // done is the answer of a request that only has to succeed.
@@ -249,7 +202,7 @@ func (a *agent) ExecProcess(_ context.Context, req *pb.ExecProcessRequest) (*emp
 // the container: the shim leaves the id out for each signal to a container.
 func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal < 1 || req.Signal > 64 {
-		return nil, invalid("signal %d", req.Signal)
+		return nil, refusal.Invalid("signal %d", req.Signal)
 	}
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {

@@ -7,6 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // maxRead bounds the answer to one ReadStdout or ReadStderr.
@@ -86,7 +88,7 @@ var errEndOfStream = fmt.Errorf("end of stream: %w", errdefs.ErrOutOfRange)
 
 func readOutput(ctx context.Context, o *output, limit uint32) (*pb.ReadStreamResponse, error) {
 	if limit == 0 {
-		return nil, invalid("read of 0 bytes")
+		return nil, refusal.Invalid("read of 0 bytes")
 	}
 	data, err := o.read(ctx, int(min(limit, maxRead)))
 	if err != nil {

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 const (
@@ -121,10 +123,10 @@ func (s *storages) add(ctx context.Context, list []*pb.Storage) (points []string
 func (s *storages) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
 	attach := storageDrivers[st.Driver]
 	if attach == nil {
-		return nil, invalid("unknown driver: this guest has %q", storageDriverNames())
+		return nil, refusal.Invalid("unknown driver: this guest has %q", storageDriverNames())
 	}
 	if st.FsGroup != nil {
-		return nil, fmt.Errorf("group %d for its files: %w", st.FsGroup.GroupId, errUnsupported)
+		return nil, fmt.Errorf("group %d for its files: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
 	}
 	one := &storage{point: filepath.Clean(st.MountPoint)}
 	if err := attach(ctx, st, one); err != nil {

@@ -10,6 +10,8 @@ import (
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 const (
@@ -35,7 +37,7 @@ func attachMount(_ context.Context, st *pb.Storage, s *storage) error {
 // attachMemory mounts a file system that lives in memory.
 func attachMemory(ctx context.Context, st *pb.Storage, s *storage) error {
 	if st.Fstype == "hugetlbfs" {
-		return fmt.Errorf("huge pages: %w", errUnsupported)
+		return fmt.Errorf("huge pages: %w", refusal.ErrUnsupported)
 	}
 	return attachMount(ctx, st, s)
 }
@@ -43,7 +45,7 @@ func attachMemory(ctx context.Context, st *pb.Storage, s *storage) error {
 // attachDisk mounts a disk's file system.
 func attachDisk(ctx context.Context, st *pb.Storage, s *storage) error {
 	if st.Fstype == "bind" || st.Fstype == "" {
-		return fmt.Errorf("a disk without a file system: %w", errUnsupported)
+		return fmt.Errorf("a disk without a file system: %w", refusal.ErrUnsupported)
 	}
 	disk, err := findPCIDisk(ctx, st.Source)
 	if err != nil {
@@ -60,7 +62,7 @@ func attachOverlay(_ context.Context, st *pb.Storage, s *storage) error {
 			continue
 		}
 		if filepath.Clean(dir) != dir || !strings.HasPrefix(dir, copyRoot+"/") {
-			return invalid("overlay directory %q is not below %s", dir, copyRoot)
+			return refusal.Invalid("overlay directory %q is not below %s", dir, copyRoot)
 		}
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err

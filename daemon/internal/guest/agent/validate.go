@@ -7,8 +7,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 const (
@@ -26,25 +27,20 @@ const (
 // guestMountSources are the files that a mount of type guestMountType may name.
 var guestMountSources = []string{"/msb-portal"}
 
-// invalid makes an error of class errdefs.ErrInvalidArgument.
-func invalid(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
-}
-
 // validateID accepts 1 to maxID letters, digits, '.', '_' and '-', beginning with a letter or digit.
 // It needs no regular expression, whose compilation each child would pay for.
 func validateID(kind, id string) error {
 	if len(id) > maxID {
-		return invalid("%s id of %d bytes is longer than %d", kind, len(id), maxID)
+		return refusal.Invalid("%s id of %d bytes is longer than %d", kind, len(id), maxID)
 	}
 	for i, c := range []byte(id) {
 		alnum := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
 		if !alnum && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
-			return invalid("%s id %q", kind, id)
+			return refusal.Invalid("%s id %q", kind, id)
 		}
 	}
 	if id == "" {
-		return invalid("%s id is empty", kind)
+		return refusal.Invalid("%s id is empty", kind)
 	}
 	return nil
 }
@@ -52,7 +48,7 @@ func validateID(kind, id string) error {
 // validateHostPath accepts a path where the host may put things: the guest's own system is not for it.
 func validateHostPath(path string) error {
 	if !strings.HasPrefix(filepath.Clean(path), "/run/") || strings.ContainsRune(path, 0) {
-		return invalid("path %q is not below /run", path)
+		return refusal.Invalid("path %q is not below /run", path)
 	}
 	return nil
 }
@@ -64,21 +60,21 @@ func validateCreate(req *pb.CreateContainerRequest) error {
 	}
 	switch {
 	case len(req.SharedMounts) > 0:
-		return fmt.Errorf("shared mounts: %w", errUnsupported)
+		return fmt.Errorf("shared mounts: %w", refusal.ErrUnsupported)
 	case req.SandboxPidns:
-		return fmt.Errorf("shared process ids: %w", errUnsupported)
+		return fmt.Errorf("shared process ids: %w", refusal.ErrUnsupported)
 	case len(req.Devices) > 0:
-		return fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), errUnsupported)
+		return fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), refusal.ErrUnsupported)
 	}
 	spec := req.OCI
 	if spec == nil || spec.Root == nil {
-		return invalid("the container has no spec or no root")
+		return refusal.Invalid("the container has no spec or no root")
 	}
 	if err := validateHostPath(spec.Root.Path); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
 	if len(spec.Hostname) > 64 {
-		return invalid("hostname is longer than 64 bytes")
+		return refusal.Invalid("hostname is longer than 64 bytes")
 	}
 	if err := validateProcess(spec.Process); err != nil {
 		return err
@@ -90,30 +86,30 @@ func validateCreate(req *pb.CreateContainerRequest) error {
 	}
 	linux := spec.Linux
 	if linux.GetSeccomp() != nil {
-		return invalid("this guest takes no seccomp profile")
+		return refusal.Invalid("this guest takes no seccomp profile")
 	}
 	if spec.Process.SelinuxLabel != "" || linux.GetMountLabel() != "" {
-		return invalid("this guest has no SELinux: set disable_guest_selinux in Kata's configuration")
+		return refusal.Invalid("this guest has no SELinux: set disable_guest_selinux in Kata's configuration")
 	}
 	if len(linux.GetUIDMappings())+len(linux.GetGIDMappings()) > 0 {
-		return invalid("this guest has no user namespaces")
+		return refusal.Invalid("this guest has no user namespaces")
 	}
 	for _, d := range linux.GetDevices() {
 		if d == nil || !filepath.IsAbs(d.Path) || !slices.Contains([]string{"c", "u", "b", "p"}, d.Type) {
-			return invalid("device %q of type %q", d.GetPath(), d.GetType())
+			return refusal.Invalid("device %q of type %q", d.GetPath(), d.GetType())
 		}
 		if d.Major < 0 || d.Major > maxDeviceNumber || d.Minor < 0 || d.Minor > maxDeviceNumber {
-			return invalid("device %q with the number %d:%d", d.Path, d.Major, d.Minor)
+			return refusal.Invalid("device %q with the number %d:%d", d.Path, d.Major, d.Minor)
 		}
 	}
 	for _, path := range slices.Concat(linux.GetMaskedPaths(), linux.GetReadonlyPaths()) {
 		if !filepath.IsAbs(path) {
-			return invalid("masked or read-only path %q is not absolute", path)
+			return refusal.Invalid("masked or read-only path %q is not absolute", path)
 		}
 	}
 	for key := range linux.GetSysctl() {
 		if key == "" || strings.ContainsAny(key, "/\x00") || strings.Contains(key, "..") {
-			return invalid("sysctl %q", key)
+			return refusal.Invalid("sysctl %q", key)
 		}
 	}
 	return nil
@@ -121,52 +117,52 @@ func validateCreate(req *pb.CreateContainerRequest) error {
 
 func validateMount(m *pb.Mount) error {
 	if m == nil || !filepath.IsAbs(m.Destination) {
-		return invalid("mount destination %q is not absolute", m.GetDestination())
+		return refusal.Invalid("mount destination %q is not absolute", m.GetDestination())
 	}
 	if m.Type == guestMountType && !slices.Contains(guestMountSources, m.Source) {
-		return invalid("mount of the guest's %q: not one of %q", m.Source, guestMountSources)
+		return refusal.Invalid("mount of the guest's %q: not one of %q", m.Source, guestMountSources)
 	}
 	return nil
 }
 
 func validateProcess(p *pb.Process) error {
 	if p == nil || len(p.Args) == 0 || p.Args[0] == "" {
-		return invalid("the process has no program")
+		return refusal.Invalid("the process has no program")
 	}
 	if p.Cwd != "" && !filepath.IsAbs(p.Cwd) {
-		return invalid("working directory %q is not absolute", p.Cwd)
+		return refusal.Invalid("working directory %q is not absolute", p.Cwd)
 	}
 	size := 0
 	for _, s := range slices.Concat(p.Args, p.Env) {
 		if strings.Contains(s, "\x00") {
-			return invalid("an argument or variable holds a NUL byte")
+			return refusal.Invalid("an argument or variable holds a NUL byte")
 		}
 		size += len(s)
 	}
 	if size > maxStringsBytes {
-		return invalid("arguments and variables take %d bytes", size)
+		return refusal.Invalid("arguments and variables take %d bytes", size)
 	}
 	for _, l := range p.Rlimits {
 		if _, ok := rlimits[l.GetType()]; !ok {
-			return invalid("unknown limit %q", l.GetType())
+			return refusal.Invalid("unknown limit %q", l.GetType())
 		}
 		if l.Soft > l.Hard {
-			return invalid("%s of %d is over its maximum, %d", l.Type, l.Soft, l.Hard)
+			return refusal.Invalid("%s of %d is over its maximum, %d", l.Type, l.Soft, l.Hard)
 		}
 	}
 	// The largest number means to the kernel "leave it as it is", and it is root's.
 	for _, id := range append([]uint32{p.User.GetUID(), p.User.GetGID()}, p.User.GetAdditionalGids()...) {
 		if id == math.MaxUint32 {
-			return invalid("user or group %d", id)
+			return refusal.Invalid("user or group %d", id)
 		}
 	}
 	if p.OOMScoreAdj < -1000 || p.OOMScoreAdj > 1000 {
-		return invalid("OOM score %d", p.OOMScoreAdj)
+		return refusal.Invalid("OOM score %d", p.OOMScoreAdj)
 	}
 	c := p.Capabilities
 	for _, names := range [][]string{c.GetBounding(), c.GetEffective(), c.GetPermitted(), c.GetInheritable(), c.GetAmbient()} {
 		if _, err := capabilityMask(names); err != nil {
-			return invalid("%v", err)
+			return refusal.Invalid("%v", err)
 		}
 	}
 	return nil
