@@ -21,6 +21,8 @@ import (
 	"github.com/containerd/ttrpc"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
 )
 
 // Main is the whole program. It never returns.
@@ -99,14 +101,14 @@ func (a *agent) endOnSignal() {
 
 // serve answers on every channel that leads to the host, and returns when none does.
 func serve(server *ttrpc.Server, log *slog.Logger) error {
-	listeners, err := hostListeners()
+	listeners, err := channel.Listen()
 	if err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	for _, l := range listeners {
 		wg.Go(func() {
-			if err := server.Serve(context.Background(), requestListener{l}); err != nil {
+			if err := server.Serve(context.Background(), l); err != nil {
 				log.Error("channel to the host ended", "channel", l.Addr().String(), "err", err)
 			}
 		})

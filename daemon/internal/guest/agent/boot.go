@@ -5,8 +5,10 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
@@ -42,7 +44,7 @@ func mountSystem() error {
 
 // bringUp makes the machine ready for containers.
 func bringUp(log *slog.Logger) error {
-	if err := loadModules(log); err != nil {
+	if err := devices.LoadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
 	// One write each: the kernel takes all controllers of a write or none.
@@ -51,16 +53,7 @@ func bringUp(log *slog.Logger) error {
 			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
 		}
 	}
-	settleIPv6(log, "all")
-	settleIPv6(log, "default")
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find loopback: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bring loopback up: %w", err)
-	}
-	return nil
+	return network.SetUp(log)
 }
 
 // moveRoot puts a mount of the initramfs over the initramfs: pivot_root refuses the kernel's own.

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
 // stats reads what the group uses. Times are in nanoseconds, sizes in bytes.
@@ -150,7 +152,7 @@ func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest)
 	if err != nil {
 		return nil, fmt.Errorf("read statistics of container %s: %w", c.id, err)
 	}
-	network, err := networkStats()
+	network, err := network.Stats()
 	if err != nil {
 		return nil, err
 	}

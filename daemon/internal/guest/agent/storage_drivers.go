@@ -11,6 +11,7 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
@@ -47,7 +48,7 @@ func attachDisk(ctx context.Context, st *pb.Storage, s *storage) error {
 	if st.Fstype == "bind" || st.Fstype == "" {
 		return fmt.Errorf("a disk without a file system: %w", refusal.ErrUnsupported)
 	}
-	disk, err := findPCIDisk(ctx, st.Source)
+	disk, err := devices.FindDisk(ctx, st.Source)
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		"-serial", "file:" + g.console,
 		"-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
 		"-chardev", "socket,id=agent,path=" + g.socket + ",server=on,wait=off",
-		"-device", "virtserialport,chardev=agent,name=" + portName,
+		"-device", "virtserialport,chardev=agent,name=kata.agent.0",
 		"-chardev", "socket,id=fs,path=" + fsSocket,
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=" + shareTag,
 		// A card with a peer that answers nothing.

@@ -1,4 +1,4 @@
-package agent
+package network
 
 import (
 	"context"
@@ -16,10 +16,10 @@ import (
 )
 
 // UpdateRoutes adds or replaces routes: those that lead straight to a network first, since the
-// others' gateways are found by them.
-func (a *agent) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (*pb.Routes, error) {
+// others' gateways are found by them. It returns all routes.
+func UpdateRoutes(ctx context.Context, routes []*protocols.Route) (*pb.Routes, error) {
 	var direct, byGateway []*netlink.Route
-	for _, r := range req.GetRoutes().GetRoutes() {
+	for _, r := range routes {
 		if err := ctx.Err(); err != nil {
 			return nil, err // nobody waits for the rest
 		}
@@ -46,7 +46,7 @@ func (a *agent) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (
 			return nil, fmt.Errorf("set route %s: %w", route, err)
 		}
 	}
-	return a.ListRoutes(ctx, nil)
+	return Routes()
 }
 
 // parseRoute translates all of a route but its interface.
@@ -94,8 +94,8 @@ func parseOptionalIP(text string) (net.IP, error) {
 	return ip, nil
 }
 
-// ListRoutes returns the main table's routes.
-func (a *agent) ListRoutes(context.Context, *pb.ListRoutesRequest) (*pb.Routes, error) {
+// Routes returns the main table's routes.
+func Routes() (*pb.Routes, error) {
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)

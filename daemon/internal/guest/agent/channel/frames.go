@@ -1,4 +1,4 @@
-package agent
+package channel
 
 import (
 	"bytes"
@@ -45,8 +45,10 @@ func (r *frameReader) scan(p []byte, accept func(stream uint32, kind byte) bool)
 	return len(p), nil
 }
 
-// requestListener lets callers send requests only. The agent's methods have no streams, and ttrpc's
-// server dies of data for a stream that it does not know, or that is none.
+// RequestsOnly returns a listener whose connections end where a caller sends anything but a request. The
+// agent's methods have no streams, and ttrpc's server dies of data for a stream that it does not know.
+func RequestsOnly(l net.Listener) net.Listener { return requestListener{l} }
+
 type requestListener struct{ net.Listener }
 
 func (l requestListener) Accept() (net.Conn, error) {

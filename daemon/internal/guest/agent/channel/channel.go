@@ -1,4 +1,5 @@
-package agent
+// Package channel is how the guest agent hears from the host: a virtio-serial port or vsock.
+package channel
 
 import (
 	"errors"
@@ -21,11 +22,12 @@ const (
 	portLimit = 10 * time.Second
 )
 
-// hostListeners returns a listener for each channel that this machine has, at least one.
-func hostListeners() ([]net.Listener, error) {
+// Listen returns a listener for each channel that this machine has, and at least one. Their connections
+// carry requests only, as those of RequestsOnly do.
+func Listen() ([]net.Listener, error) {
 	var listeners []net.Listener
 	if l, err := listenVsock(vsockPort); err == nil {
-		listeners = append(listeners, l)
+		listeners = append(listeners, RequestsOnly(l))
 	}
 	limit := portLimit
 	if len(listeners) > 0 {
@@ -37,7 +39,7 @@ func hostListeners() ([]net.Listener, error) {
 		if err != nil {
 			return nil, err
 		}
-		listeners = append(listeners, l)
+		listeners = append(listeners, RequestsOnly(l))
 	} else if len(listeners) == 0 {
 		return nil, err
 	}
@@ -98,7 +100,7 @@ func listenVsock(port uint32) (net.Listener, error) {
 	return &vsockListener{f, raw}, nil
 }
 
-// requireVsockDevice says whether this machine has the device: a socket listens happily without it.
+// requireVsockDevice returns an error unless this machine has the device. A socket would listen without it.
 func requireVsockDevice() error {
 	f, err := os.Open("/dev/vsock")
 	if err != nil {

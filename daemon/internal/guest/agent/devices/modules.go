@@ -1,4 +1,4 @@
-package agent
+package devices
 
 import (
 	"errors"
@@ -12,9 +12,9 @@ import (
 // moduleList names the kernel modules that every guest loads, one path on each line.
 const moduleList = "/lib/modules/load"
 
-// loadModules loads what the image lists, in its order. Only the list itself must be there: a
-// machine without, say, a network works without its driver.
-func loadModules(log *slog.Logger) error {
+// LoadModules loads the kernel modules that the image lists, in its order. Only the list itself must be
+// there: a machine without a network works without its driver.
+func LoadModules(log *slog.Logger) error {
 	list, err := os.ReadFile(moduleList)
 	if err != nil {
 		return err

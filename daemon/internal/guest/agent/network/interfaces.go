@@ -1,4 +1,5 @@
-package agent
+// Package network sets up the guest's network cards, routes and neighbours as the host says.
+package network
 
 import (
 	"context"
@@ -16,8 +17,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
@@ -29,9 +30,22 @@ const (
 	maxMTU = 1<<16 - 1
 )
 
-// UpdateInterface makes the card with the MAC that the host names look as it says.
-func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*protocols.Interface, error) {
-	want := req.Interface
+// SetUp brings the loopback interface up, and leaves the addresses of all cards to the host.
+func SetUp(log *slog.Logger) error {
+	settleIPv6(log, "all")
+	settleIPv6(log, "default")
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring loopback up: %w", err)
+	}
+	return nil
+}
+
+// UpdateInterface gives the card with the MAC in want the name, the MTU and the addresses in want.
+func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Interface) (*protocols.Interface, error) {
 	if want == nil || strings.Trim(want.Name, ".") == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/: \t\n\x00") {
 		return nil, refusal.Invalid("interface name %q", want.GetName())
 	}
@@ -65,7 +79,7 @@ func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequ
 	if err := setARP(link); err != nil {
 		return nil, fmt.Errorf("set ARP of %s: %w", want.Name, err)
 	}
-	settleIPv6(a.log, want.Name)
+	settleIPv6(log, want.Name)
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("bring %s up: %w", want.Name, err)
 	}
@@ -143,7 +157,7 @@ func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 
 // findLink waits for the card with an address.
 func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err error) {
-	err = plugged(ctx, func() error {
+	err = devices.WaitFor(ctx, func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return fmt.Errorf("list interfaces: %w", err)
@@ -154,7 +168,7 @@ func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err
 				return nil
 			}
 		}
-		return errNotYet
+		return devices.ErrNotYet
 	})
 	if err != nil {
 		return nil, fmt.Errorf("network card with the address %s: %w", mac, err)
@@ -193,8 +207,8 @@ func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
 	return nil
 }
 
-// ListInterfaces returns the network cards and their addresses.
-func (a *agent) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
+// Interfaces returns the network cards and their addresses.
+func Interfaces() (*pb.Interfaces, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -233,26 +247,26 @@ func family(ip net.IP) protocols.IPFamily {
 	return protocols.IPFamily_v4
 }
 
-// AddARPNeighbors adds or replaces entries of the neighbour table.
-func (a *agent) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
-	for _, n := range req.GetNeighbors().GetARPNeighbors() {
+// UpdateNeighbors adds or replaces entries of the neighbour table.
+func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) error {
+	for _, n := range neighbors {
 		if err := ctx.Err(); err != nil {
-			return nil, err // nobody waits for the rest
+			return err // nobody waits for the rest
 		}
 		ip := net.ParseIP(n.GetToIPAddress().GetAddress())
 		if ip == nil {
-			return nil, refusal.Invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
+			return refusal.Invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
 		}
 		var mac net.HardwareAddr
 		if n.GetLladdr() != "" { // a proxy entry has none
 			var err error
 			if mac, err = net.ParseMAC(n.Lladdr); err != nil {
-				return nil, refusal.Invalid("neighbour %s: %v", ip, err)
+				return refusal.Invalid("neighbour %s: %v", ip, err)
 			}
 		}
 		link, err := netlink.LinkByName(n.Device)
 		if err != nil {
-			return nil, fmt.Errorf("neighbour %s: interface %q: %w: %w", ip, n.Device, err, errdefs.ErrNotFound)
+			return fmt.Errorf("neighbour %s: interface %q: %w: %w", ip, n.Device, err, errdefs.ErrNotFound)
 		}
 		state := int(n.State)
 		if state == 0 {
@@ -262,14 +276,14 @@ func (a *agent) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequ
 			LinkIndex: link.Attrs().Index, State: state, Flags: int(n.Flags), IP: ip, HardwareAddr: mac,
 		})
 		if err != nil {
-			return nil, fmt.Errorf("set neighbour %s: %w", ip, err)
+			return fmt.Errorf("set neighbour %s: %w", ip, err)
 		}
 	}
-	return &emptypb.Empty{}, nil
+	return nil
 }
 
-// networkStats returns what each network card carried.
-func networkStats() ([]*pb.NetworkStats, error) {
+// Stats returns what each network card has carried.
+func Stats() ([]*pb.NetworkStats, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
