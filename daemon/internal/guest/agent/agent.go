@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
 // Main is the whole program. It never returns.
@@ -121,7 +122,7 @@ func serve(server *ttrpc.Server, log *slog.Logger) error {
 type agent struct {
 	log      *slog.Logger
 	reaper   *reaper
-	storages *storages
+	storages *storage.Set
 	oom      chan string
 
 	mu         sync.Mutex
@@ -134,7 +135,7 @@ func newAgent(log *slog.Logger) *agent {
 	return &agent{
 		log:        log,
 		reaper:     &reaper{children: make(map[int]func(unix.WaitStatus))},
-		storages:   &storages{points: make(map[string]*storage)},
+		storages:   storage.NewSet(),
 		oom:        make(chan string, 64),
 		containers: make(map[string]*container),
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 )
 
 const (
@@ -179,7 +181,7 @@ func (c *container) remove() error {
 		return fmt.Errorf("remove cgroup: %w", err)
 	}
 	// Where the root is a file system of its own in the share, the host wants it back.
-	if err := unmount(c.root); err != nil {
+	if err := mount.Unmount(c.root); err != nil {
 		return fmt.Errorf("unmount root: %w", err)
 	}
 	c.mu.Lock()

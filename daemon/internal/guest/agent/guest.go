@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
 // What the host asks of the machine as a whole.
@@ -28,7 +29,7 @@ func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.G
 	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         agentVersion,
 		InitDaemon:      true,
-		StorageHandlers: storageDriverNames(),
+		StorageHandlers: storage.Drivers(),
 	}}, nil
 }
 

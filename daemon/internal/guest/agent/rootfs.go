@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 )
 
 // containerConfig is what surrounds a container's main process.
@@ -111,7 +112,7 @@ type plannedMount struct {
 	target string
 	fstype string
 	source string
-	opts   mountOptions
+	opts   mount.Options
 	tree   int // detached copy of a bind mount's source, or -1
 	dir    bool
 }
@@ -123,20 +124,20 @@ func planMounts(specs []*pb.Mount) ([]plannedMount, error) {
 			target: filepath.Clean("/" + s.Destination),
 			fstype: s.Type,
 			source: s.Source,
-			opts:   parseMountOptions(s.Options),
+			opts:   mount.ParseOptions(s.Options),
 			tree:   -1,
 			dir:    true,
 		}
 		switch {
 		case s.Type == guestMountType:
-			m.opts.attr |= unix.MOUNT_ATTR_RDONLY
-			m.opts.bind = true
+			m.opts.Attr |= unix.MOUNT_ATTR_RDONLY
+			m.opts.Bind = true
 		case s.Type == "bind":
-			m.opts.bind = true
+			m.opts.Bind = true
 		case s.Type == "cgroup":
-			m.fstype, m.opts.data = "cgroup2", ""
+			m.fstype, m.opts.Data = "cgroup2", ""
 		}
-		if m.opts.bind {
+		if m.opts.Bind {
 			if err := m.open(); err != nil {
 				return nil, fmt.Errorf("bind %s: %w", s.Source, err)
 			}
@@ -149,7 +150,7 @@ func planMounts(specs []*pb.Mount) ([]plannedMount, error) {
 // open takes a copy of a bind mount's source with it.
 func (m *plannedMount) open() error {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if m.opts.recursive {
+	if m.opts.Recursive {
 		flags |= unix.AT_RECURSIVE
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, m.source, flags)
@@ -171,15 +172,15 @@ func (m *plannedMount) mount() error {
 		return fmt.Errorf("make mount point: %w", err)
 	}
 	if m.tree < 0 {
-		err = unix.Mount(m.source, target, m.fstype, m.opts.flags(), m.opts.data)
+		err = unix.Mount(m.source, target, m.fstype, m.opts.Flags(), m.opts.Data)
 	} else {
-		err = attachTree(m.tree, target, m.opts.attr)
+		err = attachTree(m.tree, target, m.opts.Attr)
 	}
 	if err != nil {
 		return err
 	}
-	if m.opts.propagation != 0 {
-		return unix.Mount("", target, "", m.opts.propagation, "")
+	if m.opts.Propagation != 0 {
+		return unix.Mount("", target, "", m.opts.Propagation, "")
 	}
 	return nil
 }
@@ -303,86 +304,4 @@ func bindConsole(fd int) error {
 		return err
 	}
 	return attachTree(tree, target, 0)
-}
-
-// mountOptions are fstab-like options, sorted by who understands them.
-type mountOptions struct {
-	bind, recursive bool
-	attr            uint64  // unix.MOUNT_ATTR_*
-	extra           uintptr // unix.MS_* of a file system as a whole
-	propagation     uintptr // unix.MS_SHARED and the like
-	data            string  // for the file system
-}
-
-// flags returns the options for mount(2).
-func (o mountOptions) flags() uintptr {
-	f := o.extra
-	for _, a := range mountAttributes {
-		if a.flag != 0 && o.attr&a.attr == a.attr {
-			f |= a.flag
-		}
-	}
-	return f
-}
-
-// mountAttributes are options of a mount, by either of their numbers. off undoes one.
-var mountAttributes = []struct {
-	on, off string
-	attr    uint64
-	flag    uintptr
-}{
-	{"ro", "rw", unix.MOUNT_ATTR_RDONLY, unix.MS_RDONLY},
-	{"nosuid", "suid", unix.MOUNT_ATTR_NOSUID, unix.MS_NOSUID},
-	{"nodev", "dev", unix.MOUNT_ATTR_NODEV, unix.MS_NODEV},
-	{"noexec", "exec", unix.MOUNT_ATTR_NOEXEC, unix.MS_NOEXEC},
-	{"noatime", "atime", unix.MOUNT_ATTR_NOATIME, unix.MS_NOATIME},
-	{"nodiratime", "diratime", unix.MOUNT_ATTR_NODIRATIME, unix.MS_NODIRATIME},
-	{"nosymfollow", "symfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, unix.MS_NOSYMFOLLOW},
-}
-
-var mountFlags = map[string]uintptr{
-	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "mand": unix.MS_MANDLOCK, "lazytime": unix.MS_LAZYTIME,
-}
-
-var mountPropagation = map[string]uintptr{
-	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE | unix.MS_REC,
-	"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC,
-	"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE | unix.MS_REC,
-	"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
-}
-
-// ignoredOptions say what is so anyway, or speak to a runtime that copies files.
-var ignoredOptions = []string{"", "defaults", "async", "relatime", "norelatime", "strictatime", "tmpcopyup"}
-
-func parseMountOptions(options []string) mountOptions {
-	var o mountOptions
-	var data []string
-next:
-	for _, opt := range options {
-		for _, a := range mountAttributes {
-			switch opt {
-			case a.on:
-				o.attr |= a.attr
-				continue next
-			case a.off:
-				o.attr &^= a.attr
-				continue next
-			}
-		}
-		switch {
-		case opt == "bind":
-			o.bind = true
-		case opt == "rbind":
-			o.bind, o.recursive = true, true
-		case mountFlags[opt] != 0:
-			o.extra |= mountFlags[opt]
-		case mountPropagation[opt] != 0:
-			o.propagation = mountPropagation[opt]
-		case slices.Contains(ignoredOptions, opt):
-		default:
-			data = append(data, opt)
-		}
-	}
-	o.data = strings.Join(data, ",")
-	return o
 }

@@ -42,7 +42,7 @@ func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 	if err := writeResolvConf("/etc", req.Dns); err != nil {
 		return nil, err
 	}
-	_, err := a.storages.add(ctx, req.Storages)
+	_, err := a.storages.Add(ctx, req.Storages)
 	return done(err)
 }
 
@@ -87,7 +87,7 @@ func (a *agent) endSandbox() error {
 			break
 		}
 	}
-	return errors.Join(append(errs, a.storages.removeAll())...)
+	return errors.Join(append(errs, a.storages.RemoveAll())...)
 }
 
 // powerOff ends the guest. A VM that the host lost track of must not outlive its use.

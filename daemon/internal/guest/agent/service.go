@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -81,13 +79,13 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
-	points, err := a.storages.add(ctx, req.Storages)
+	points, err := a.storages.Add(ctx, req.Storages)
 	if err != nil {
 		return nil, err
 	}
 	c, err := a.build(ctx, req, points)
 	if err != nil {
-		return nil, errors.Join(err, a.storages.remove(points))
+		return nil, errors.Join(err, a.storages.Remove(points))
 	}
 	a.mu.Lock()
 	a.containers[c.id] = c
@@ -98,7 +96,7 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 
 // build makes a container that uses the storages at some mount points.
 func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, points []string) (*container, error) {
-	root, err := a.resolveRoot(ctx, req.OCI.Root.Path)
+	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -108,26 +106,6 @@ func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, point
 	}
 	c.storages = points
 	return c, nil
-}
-
-// resolveRoot returns where a container's root is in the guest. A shim that drives the hypervisor
-// from afar names a path in the share but never asks to mount it.
-func (a *agent) resolveRoot(ctx context.Context, path string) (string, error) {
-	if st, err := os.Stat(path); err == nil && st.IsDir() {
-		return path, nil
-	}
-	rest, ok := strings.CutPrefix(filepath.Clean(path), shimShare+"/")
-	if !ok {
-		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
-	}
-	if err := a.storages.share(ctx); err != nil {
-		return "", err
-	}
-	root := filepath.Join(ownShare, rest)
-	if st, err := os.Stat(root); err != nil || !st.IsDir() {
-		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
-	}
-	return root, nil
 }
 
 // container returns a container that was created and not removed.
@@ -180,7 +158,7 @@ func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerReques
 	a.mu.Lock()
 	delete(a.containers, c.id)
 	a.mu.Unlock()
-	return done(a.storages.remove(c.storages))
+	return done(a.storages.Remove(c.storages))
 }
 
 // ExecProcess starts another program in a container.

@@ -21,6 +21,14 @@ import (
 // bootLimit is generous: an emulated guest on a busy machine has taken 30 s.
 const bootLimit = 90 * time.Second
 
+const (
+	// shareTag is the virtiofs device that holds the containers' roots, and shimShare where the shim
+	// believes that it is mounted.
+	shareTag, shimShare = "kataShared", "/run/kata-containers/shared/containers"
+	// createDirectory is how the shim names a directory that an overlay needs.
+	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
+)
+
 // guest is a booted microVM, driven as the shim drives it.
 type guest struct {
 	pb.AgentServiceService

@@ -1,4 +1,4 @@
-package agent
+package storage
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
@@ -23,8 +24,8 @@ const (
 	runtimeOptions = "io.katacontainers."
 )
 
-// storageDrivers are the kinds of storage that the host may ask for. Each makes st available at s.
-var storageDrivers = map[string]func(ctx context.Context, st *pb.Storage, s *storage) error{
+// drivers are the kinds of storage that the host may ask for. Each makes st available at s.
+var drivers = map[string]func(ctx context.Context, st *pb.Storage, s *storage) error{
 	"blk":       attachDisk,
 	"ephemeral": attachMemory,
 	"overlayfs": attachOverlay,
@@ -77,11 +78,11 @@ func mountStorage(s *storage, source, fstype string, options []string) error {
 	if err := os.MkdirAll(s.point, 0o755); err != nil {
 		return err
 	}
-	o := parseMountOptions(withoutRuntimeOptions(options))
-	err := unix.Mount(source, s.point, fstype, o.flags(), o.data)
+	o := mount.ParseOptions(withoutRuntimeOptions(options))
+	err := unix.Mount(source, s.point, fstype, o.Flags(), o.Data)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
 		// The disk cannot be written. mount(8) does the same.
-		err = unix.Mount(source, s.point, fstype, o.flags()|unix.MS_RDONLY, o.data)
+		err = unix.Mount(source, s.point, fstype, o.Flags()|unix.MS_RDONLY, o.Data)
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s %s with options %q: %w", fstype, source, options, err)

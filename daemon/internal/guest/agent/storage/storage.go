@@ -1,4 +1,6 @@
-package agent
+// Package storage makes the storages that the host asks for available to containers: file systems of
+// disks, of the host's share and in memory, and single files that the host copies.
+package storage
 
 import (
 	"context"
@@ -8,29 +10,18 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
-	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-const (
-	// shareTag is the virtiofs device that holds the containers' root file systems.
-	shareTag = "kataShared"
-	// shimShare is where the shim believes that it is mounted; it also copies single files there.
-	shimShare = "/run/kata-containers/shared/containers"
-	// ownShare is where the agent mounts it when the shim does not ask for it.
-	ownShare = "/run/msb/share"
-	// unmountLimit bounds the wait for a file system that is still in use.
-	unmountLimit = time.Second
-)
-
-// storages knows which mount points are in use, and by how many.
-type storages struct {
+// Set holds the mount points that are in use, and counts their users.
+type Set struct {
 	mu     sync.Mutex
 	points map[string]*storage
 	order  []*storage // oldest first
@@ -50,7 +41,7 @@ type storage struct {
 func (s *storage) detach() error {
 	var errs []error
 	if s.mounted {
-		if err := unmount(s.point); err != nil {
+		if err := mount.Unmount(s.point); err != nil {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", s.point, err))
 		}
 	}
@@ -61,32 +52,12 @@ func (s *storage) detach() error {
 	return errors.Join(errs...)
 }
 
-// unmount writes a file system's data and unmounts it: the host may take its disk away next. What is
-// no mount point needs nothing.
-func unmount(target string) error {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
-	if err != nil || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return nil
-	}
-	if f, err := unix.Open(target, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0); err == nil {
-		_ = unix.Syncfs(f)
-		unix.Close(f)
-	}
-	for end := time.Now().Add(unmountLimit); ; time.Sleep(10 * time.Millisecond) {
-		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
-		if !errors.Is(err, unix.EBUSY) {
-			return err
-		}
-		if time.Now().After(end) {
-			return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		}
-	}
-}
+// NewSet returns an empty set.
+func NewSet() *Set { return &Set{points: make(map[string]*storage)} }
 
-// add makes each storage available, in order, and returns the mount points. On an error it takes
-// back what it did.
-func (s *storages) add(ctx context.Context, list []*pb.Storage) (points []string, err error) {
+// Add makes each storage available, in order, and returns the mount points. On an error it takes back
+// what it did.
+func (s *Set) Add(ctx context.Context, list []*pb.Storage) (points []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var made []*storage
@@ -103,7 +74,7 @@ func (s *storages) add(ctx context.Context, list []*pb.Storage) (points []string
 		points = nil
 	}()
 	for _, st := range list {
-		if err := validateHostPath(st.GetMountPoint()); err != nil {
+		if err := checkPath(st.GetMountPoint()); err != nil {
 			return points, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
 		}
 		one := s.points[filepath.Clean(st.MountPoint)]
@@ -120,10 +91,10 @@ func (s *storages) add(ctx context.Context, list []*pb.Storage) (points []string
 }
 
 // attach makes a storage available that is not.
-func (s *storages) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
-	attach := storageDrivers[st.Driver]
+func (s *Set) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
+	attach := drivers[st.Driver]
 	if attach == nil {
-		return nil, refusal.Invalid("unknown driver: this guest has %q", storageDriverNames())
+		return nil, refusal.Invalid("unknown driver: this guest has %q", Drivers())
 	}
 	if st.FsGroup != nil {
 		return nil, fmt.Errorf("group %d for its files: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
@@ -137,10 +108,11 @@ func (s *storages) attach(ctx context.Context, st *pb.Storage) (*storage, error)
 	return one, nil
 }
 
-func storageDriverNames() []string { return slices.Sorted(maps.Keys(storageDrivers)) }
+// Drivers returns the names of the kinds of storage that this guest has.
+func Drivers() []string { return slices.Sorted(maps.Keys(drivers)) }
 
-// remove ends one use of each mount point.
-func (s *storages) remove(points []string) error {
+// Remove ends one use of each mount point.
+func (s *Set) Remove(points []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
@@ -157,14 +129,14 @@ func (s *storages) remove(points []string) error {
 	return errors.Join(errs...)
 }
 
-func (s *storages) forget(one *storage) error {
+func (s *Set) forget(one *storage) error {
 	delete(s.points, one.point)
 	s.order = slices.DeleteFunc(s.order, func(o *storage) bool { return o == one })
 	return one.detach()
 }
 
-// removeAll lets go of everything, whoever uses it, the newest first.
-func (s *storages) removeAll() error {
+// RemoveAll removes everything, whoever uses it, the newest first.
+func (s *Set) RemoveAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
@@ -175,7 +147,7 @@ func (s *storages) removeAll() error {
 }
 
 // inUse returns an error unless point is a storage's mount point.
-func (s *storages) inUse(point string) error {
+func (s *Set) inUse(point string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.points[filepath.Clean(point)] == nil {
@@ -184,11 +156,10 @@ func (s *storages) inUse(point string) error {
 	return nil
 }
 
-// share mounts the containers' file systems for a shim that does not ask for it.
-func (s *storages) share(ctx context.Context) error {
-	if s.inUse(ownShare) == nil {
-		return nil
+// checkPath returns an error unless the host may put things at path. The guest's own system is not for it.
+func checkPath(path string) error {
+	if !strings.HasPrefix(filepath.Clean(path), "/run/") || strings.ContainsRune(path, 0) {
+		return refusal.Invalid("path %q is not below /run", path)
 	}
-	_, err := s.add(ctx, []*pb.Storage{{Driver: "virtio-fs", Source: shareTag, Fstype: "virtiofs", MountPoint: ownShare}})
-	return err
+	return nil
 }

@@ -1,7 +1,6 @@
-package agent
+package storage
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,36 +10,35 @@ import (
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// copyRoot is below which the host may put files.
+// copyRoot is the directory below which the host may put files.
 const copyRoot = "/run/kata-containers"
 
 // CopyFile puts a file, a directory or a link into the guest. A large file comes in parts, and
 // gets its name with the last one. The shim copies into directories that containers can write: no
 // link that they leave there leads out of copyRoot.
-func (a *agent) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
+func CopyFile(req *pb.CopyFileRequest) error {
 	path, ok := strings.CutPrefix(req.Path, copyRoot+"/")
 	if !ok || filepath.Clean(req.Path) != req.Path || strings.ContainsRune(path, 0) {
-		return nil, refusal.Invalid("path %q is not below %s", req.Path, copyRoot)
+		return refusal.Invalid("path %q is not below %s", req.Path, copyRoot)
 	}
 	end := req.Offset + int64(len(req.Data))
 	if req.Offset < 0 || req.FileSize < 0 || end < req.Offset {
-		return nil, refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
+		return refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
 	}
 	kind := req.FileMode & unix.S_IFMT
 	if kind == unix.S_IFREG && end > req.FileSize {
-		return nil, refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
+		return refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
 	}
 	if err := os.MkdirAll(copyRoot, 0o755); err != nil {
-		return nil, err
+		return err
 	}
 	root, err := os.OpenRoot(copyRoot)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer root.Close()
 	dirMode := os.FileMode(req.DirMode & 0o777)
@@ -48,17 +46,17 @@ func (a *agent) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.E
 		dirMode = 0o750
 	}
 	if err := root.MkdirAll(filepath.Dir(path), dirMode); err != nil {
-		return nil, err
+		return err
 	}
 	switch kind {
 	case unix.S_IFDIR:
-		return done(copyDir(root, path, req))
+		return copyDir(root, path, req)
 	case unix.S_IFLNK:
-		return done(copyLink(root, path, req))
+		return copyLink(root, path, req)
 	case unix.S_IFREG:
-		return done(copyPart(root, path, req))
+		return copyPart(root, path, req)
 	default:
-		return nil, fmt.Errorf("file mode %#o: %w", req.FileMode, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("file mode %#o: %w", req.FileMode, errdefs.ErrInvalidArgument)
 	}
 }
 

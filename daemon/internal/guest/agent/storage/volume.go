@@ -1,16 +1,17 @@
-package agent
+package storage
 
 import (
-	"context"
-
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 )
 
-// GetVolumeStats returns how full a storage is.
-func (a *agent) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
-	st, err := a.volume(req.VolumeGuestPath)
-	if err != nil {
+// Stats returns how full the file system of the storage at a mount point is.
+func (s *Set) Stats(point string) (*pb.VolumeStatsResponse, error) {
+	if err := s.inUse(point); err != nil {
+		return nil, err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(point, &st); err != nil {
 		return nil, err
 	}
 	size := uint64(st.Bsize)
@@ -21,12 +22,4 @@ func (a *agent) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*
 		},
 		VolumeCondition: &pb.VolumeCondition{Message: "OK"},
 	}, nil
-}
-
-// volume returns the state of a storage's file system.
-func (a *agent) volume(point string) (st unix.Statfs_t, err error) {
-	if err := a.storages.inUse(point); err != nil {
-		return st, err
-	}
-	return st, unix.Statfs(point, &st)
 }
