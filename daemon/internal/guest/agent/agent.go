@@ -5,8 +5,7 @@
 // guest; whatever runs in the container is untrusted, and the agent takes nothing from it but bytes
 // of its streams and its exit status.
 //
-// The same binary is the first program of each process in the container: a re-executed child
-// prepares itself (child.go) and then becomes the user's program.
+// The same binary is the first program of each process in the container (see package container).
 package agent
 
 import (
@@ -23,14 +22,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
 // Main is the whole program. It never returns.
 func Main() {
-	if os.Args[0] == childName {
-		childMain()
-	}
+	container.RunIfChild()
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "msb-agent is the init of a microVM's guest: it runs as PID 1 only")
 		os.Exit(2)
@@ -57,7 +55,7 @@ func run() error {
 	a := newAgent(log)
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
-	go a.reaper.run(sigchld)
+	go a.reaper.Run(sigchld)
 	go a.endOnSignal()
 
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
@@ -121,12 +119,12 @@ func serve(server *ttrpc.Server, log *slog.Logger) error {
 // agent holds the guest's state and answers AgentService.
 type agent struct {
 	log      *slog.Logger
-	reaper   *reaper
+	reaper   *container.Reaper
 	storages *storage.Set
 	oom      chan string
 
 	mu         sync.Mutex
-	containers map[string]*container
+	containers map[string]*member
 	// changing serializes what makes and removes containers.
 	changing sync.Mutex
 }
@@ -134,9 +132,9 @@ type agent struct {
 func newAgent(log *slog.Logger) *agent {
 	return &agent{
 		log:        log,
-		reaper:     &reaper{children: make(map[int]func(unix.WaitStatus))},
+		reaper:     container.NewReaper(),
 		storages:   storage.NewSet(),
 		oom:        make(chan string, 64),
-		containers: make(map[string]*container),
+		containers: make(map[string]*member),
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 )
 
 // badInput are requests with one fault each, and the answer that names it.
@@ -131,9 +133,27 @@ func badInput() []struct {
 func TestValidateProcess(t *testing.T) {
 	for _, bad := range badInput() {
 		if req, ok := bad.req.(*pb.ExecProcessRequest); ok && bad.want == codes.InvalidArgument {
-			if err := validateProcess(req.Process); !errdefs.IsInvalidArgument(err) {
+			spec := buildSpec(boxID)
+			spec.Process = req.Process
+			if err := container.Validate(boxID, spec); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%s: %v", bad.fault, err)
 			}
+		}
+	}
+}
+
+func TestValidateCreate(t *testing.T) {
+	if err := container.Validate("a", buildSpec("a")); err != nil {
+		t.Error(err)
+	}
+	for name, change := range badCreates("a") {
+		req := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a")}
+		change(req)
+		if len(req.Storages) > 0 {
+			continue // refused when attached
+		}
+		if err := container.Validate(req.ContainerId, req.OCI); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -238,7 +258,7 @@ func badCreates(id string) map[string]func(*pb.CreateContainerRequest) {
 		"a relative mount": func(r *pb.CreateContainerRequest) { r.OCI.Mounts = []*pb.Mount{{Destination: "x"}} },
 		"no mount":         func(r *pb.CreateContainerRequest) { r.OCI.Mounts = []*pb.Mount{{}} },
 		"the guest's init": func(r *pb.CreateContainerRequest) {
-			r.OCI.Mounts = []*pb.Mount{{Destination: "/x", Type: guestMountType, Source: "/init"}}
+			r.OCI.Mounts = []*pb.Mount{{Destination: "/x", Type: "msb-guest", Source: "/init"}}
 		},
 		"seccomp":       func(r *pb.CreateContainerRequest) { r.OCI.Linux.Seccomp = &pb.LinuxSeccomp{} },
 		"user mappings": func(r *pb.CreateContainerRequest) { r.OCI.Linux.UIDMappings = []*pb.LinuxIDMapping{{}} },

@@ -7,11 +7,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
-
-const cgroupRoot = "/sys/fs/cgroup"
 
 // mountSystem gives the bare initramfs the file systems that everything else needs.
 func mountSystem() error {
@@ -30,7 +29,7 @@ func mountSystem() error {
 		{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
 		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
 		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
-		{"cgroup2", cgroupRoot, "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"cgroup2", container.CgroupRoot, "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 	} {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return err
@@ -49,7 +48,7 @@ func bringUp(log *slog.Logger) error {
 	}
 	// One write each: the kernel takes all controllers of a write or none.
 	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
-		if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
+		if err := os.WriteFile(container.CgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
 			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 )
 
 // guestView is what a guest holds. The fields but the last are what testdata/conformance prints.
@@ -34,12 +36,12 @@ const (
 // watchSpec returns the spec of a container that sees the guest as PID 1 does.
 func watchSpec() *pb.Spec {
 	spec := buildSpec(boxID)
-	all := slices.Clone(capabilityNames)
-	spec.Process.Capabilities = &pb.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+	caps := []string{"CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_SYS_PTRACE", "CAP_SYS_ADMIN"}
+	spec.Process.Capabilities = &pb.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}
 	spec.Linux.Resources = nil
 	spec.Mounts = append(spec.Mounts,
 		&pb.Mount{Destination: "/guest/proc", Type: "bind", Source: "/proc", Options: []string{"rbind", "ro"}},
-		&pb.Mount{Destination: "/guest/cgroup", Type: "bind", Source: cgroupRoot, Options: []string{"rbind", "ro"}},
+		&pb.Mount{Destination: "/guest/cgroup", Type: "bind", Source: container.CgroupRoot, Options: []string{"rbind", "ro"}},
 	)
 	return spec
 }

@@ -61,6 +61,28 @@ func writeResolvConf(dir string, lines []string) error {
 	return os.WriteFile(dir+"/resolv.conf", []byte(content+"\n"), 0o644)
 }
 
+// GetOOMEvent waits until the kernel kills a container's process because memory ran out.
+func (a *agent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
+	select {
+	case id := <-a.oom:
+		if ctx.Err() != nil {
+			a.reportOOM(id) // both were ready: the next caller takes it
+			return nil, ctx.Err()
+		}
+		return &pb.OOMEvent{ContainerId: id}, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// reportOOM queues an event. While nobody listens, it keeps only the oldest.
+func (a *agent) reportOOM(id string) {
+	select {
+	case a.oom <- id:
+	default:
+	}
+}
+
 // DestroySandbox ends all containers. The host stops the machine next; if it does not, the machine
 // stops itself.
 func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
@@ -76,12 +98,12 @@ func (a *agent) endSandbox() error {
 	defer a.mu.Unlock()
 	var errs []error
 	for _, c := range a.containers {
-		errs = append(errs, c.cgroup.kill())
+		errs = append(errs, c.Kill())
 	}
 	for end := time.Now().Add(killLimit); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		left := false
 		for _, c := range a.containers {
-			left = left || !c.cgroup.empty()
+			left = left || !c.Empty()
 		}
 		if !left {
 			break

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
@@ -69,10 +71,24 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 	return &pb.VersionCheckResponse{GrpcVersion: pb.APIVersion, AgentVersion: agentVersion}, nil
 }
 
+// member is a container of the sandbox, and the storages that it uses.
+type member struct {
+	*container.Container
+	storages []string // mount points
+}
+
 // CreateContainer builds a container; its main process waits for StartContainer.
 func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*emptypb.Empty, error) {
-	if err := validateCreate(req); err != nil {
+	if err := container.Validate(req.ContainerId, req.OCI); err != nil {
 		return nil, err
+	}
+	switch {
+	case len(req.SharedMounts) > 0:
+		return nil, fmt.Errorf("shared mounts: %w", refusal.ErrUnsupported)
+	case req.SandboxPidns:
+		return nil, fmt.Errorf("shared process ids: %w", refusal.ErrUnsupported)
+	case len(req.Devices) > 0:
+		return nil, fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), refusal.ErrUnsupported)
 	}
 	a.changing.Lock()
 	defer a.changing.Unlock()
@@ -83,34 +99,33 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.build(ctx, req, points)
+	c, err := a.build(ctx, req)
 	if err != nil {
 		return nil, errors.Join(err, a.storages.Remove(points))
 	}
 	a.mu.Lock()
-	a.containers[c.id] = c
+	a.containers[c.ID()] = &member{c, points}
 	a.mu.Unlock()
-	go c.cgroup.oom.listen(func() { a.reportOOM(c.id) })
+	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
 }
 
-// build makes a container that uses the storages at some mount points.
-func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, points []string) (*container, error) {
+// build makes a container whose storages are available.
+func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*container.Container, error) {
 	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {
 		return nil, err
 	}
-	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI)
+	c, err := container.New(a.reaper, req.ContainerId, root, req.OCI)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
 	}
-	c.storages = points
 	return c, nil
 }
 
 // container returns a container that was created and not removed.
-func (a *agent) container(id string) (*container, error) {
-	if err := validateID("container", id); err != nil {
+func (a *agent) container(id string) (*member, error) {
+	if err := container.ValidateID("container", id); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
@@ -122,17 +137,12 @@ func (a *agent) container(id string) (*container, error) {
 }
 
 // process returns a process of a container; an empty exec id means the main one.
-func (a *agent) process(containerID, execID string) (*process, error) {
+func (a *agent) process(containerID, execID string) (*container.Process, error) {
 	c, err := a.container(containerID)
 	if err != nil {
 		return nil, err
 	}
-	if execID != "" {
-		if err := validateID("process", execID); err != nil {
-			return nil, err
-		}
-	}
-	return c.process(execID)
+	return c.Process(execID)
 }
 
 // StartContainer lets the main process run.
@@ -141,7 +151,7 @@ func (a *agent) StartContainer(_ context.Context, req *pb.StartContainerRequest)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.start())
+	return done(c.Start())
 }
 
 // RemoveContainer ends what still runs of a container and forgets it.
@@ -152,11 +162,11 @@ func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerReques
 	if err != nil {
 		return nil, err
 	}
-	if err := c.remove(); err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", c.id, err)
+	if err := c.Remove(); err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", c.ID(), err)
 	}
 	a.mu.Lock()
-	delete(a.containers, c.id)
+	delete(a.containers, c.ID())
 	a.mu.Unlock()
 	return done(a.storages.Remove(c.storages))
 }
@@ -167,37 +177,19 @@ func (a *agent) ExecProcess(_ context.Context, req *pb.ExecProcessRequest) (*emp
 	if err != nil {
 		return nil, err
 	}
-	if err := validateID("process", req.ExecId); err != nil {
-		return nil, err
-	}
-	if err := validateProcess(req.Process); err != nil {
-		return nil, err
-	}
-	return done(c.exec(a.reaper, req.ExecId, req.Process))
+	return done(c.Exec(req.ExecId, req.Process))
 }
 
-// SignalProcess signals one process. Without an exec id that is the main one, and for SIGKILL all of
-// the container: the shim leaves the id out for each signal to a container.
+// SignalProcess signals a process, or for SIGKILL without an exec id the whole container.
 func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal < 1 || req.Signal > 64 {
 		return nil, refusal.Invalid("signal %d", req.Signal)
 	}
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	sig := unix.Signal(req.Signal)
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	if req.ExecId == "" && sig == unix.SIGKILL {
-		return done(c.cgroup.kill())
-	}
-	if p == c.main && sig == unix.SIGTERM && !p.handles(sig) {
-		sig = unix.SIGKILL // the first process of a pid namespace would not notice the other
-	}
-	return done(a.reaper.signal(p.pid, sig))
+	return done(c.Signal(req.ExecId, unix.Signal(req.Signal)))
 }
 
 // WaitProcess waits for the end of a process and returns its status as a shell reports it.
@@ -206,12 +198,11 @@ func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-p.exited:
-		return &pb.WaitProcessResponse{Status: int32(p.status)}, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	status, err := p.Wait(ctx)
+	if err != nil {
+		return nil, err
 	}
+	return &pb.WaitProcessResponse{Status: int32(status)}, nil
 }
 
 // UpdateContainer changes a container's limits.
@@ -220,7 +211,24 @@ func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerReques
 	if err != nil {
 		return nil, err
 	}
-	return done(c.cgroup.limit(req.Resources))
+	return done(c.Limit(req.Resources))
+}
+
+// StatsContainer returns what a container uses.
+func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	group, err := c.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("read statistics of container %s: %w", c.ID(), err)
+	}
+	cards, err := network.Stats()
+	if err != nil {
+		return nil, err
+	}
+	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: cards}, nil
 }
 
 // PauseContainer stops a container's processes until ResumeContainer.
@@ -229,7 +237,7 @@ func (a *agent) PauseContainer(_ context.Context, req *pb.PauseContainerRequest)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.freeze(true))
+	return done(c.Freeze(true))
 }
 
 // ResumeContainer continues a paused container.
@@ -238,5 +246,5 @@ func (a *agent) ResumeContainer(_ context.Context, req *pb.ResumeContainerReques
 	if err != nil {
 		return nil, err
 	}
-	return done(c.freeze(false))
+	return done(c.Freeze(false))
 }

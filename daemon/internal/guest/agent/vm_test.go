@@ -237,7 +237,7 @@ func buildSpec(id string) *pb.Spec {
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro", "nosuid", "noexec", "nodev", "relatime"}},
-			{Destination: "/.msb/portal", Type: guestMountType, Source: "/msb-portal", Options: []string{"ro"}},
+			{Destination: "/.msb/portal", Type: "msb-guest", Source: "/msb-portal", Options: []string{"ro"}},
 		},
 		Linux: &pb.Linux{
 			Resources: &pb.LinuxResources{

@@ -1,9 +1,7 @@
-package agent
+package container
 
 import (
 	"bufio"
-	"context"
-	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -11,8 +9,6 @@ import (
 	"strings"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
-
-	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
 // stats reads what the group uses. Times are in nanoseconds, sizes in bytes.
@@ -140,21 +136,4 @@ func readKeyed(path string) (map[string]uint64, error) {
 		values[key] = n
 	}
 	return values, scanner.Err()
-}
-
-// StatsContainer returns what a container uses.
-func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
-	c, err := a.container(req.ContainerId)
-	if err != nil {
-		return nil, err
-	}
-	group, err := c.cgroup.stats()
-	if err != nil {
-		return nil, fmt.Errorf("read statistics of container %s: %w", c.id, err)
-	}
-	network, err := network.Stats()
-	if err != nil {
-		return nil, err
-	}
-	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: network}, nil
 }

@@ -1,6 +1,7 @@
-package agent
+package container
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,8 +21,9 @@ import (
 // prepareLimit bounds what a child does before it is ready to become the user's program.
 const prepareLimit = 50 * time.Second
 
-// process is a program in the container: its main one or an exec.
-type process struct {
+// Process is a program in the container: its main one or an exec.
+type Process struct {
+	reaper *Reaper
 	pid    int
 	stdin  *input
 	stdout *output
@@ -37,8 +39,8 @@ type process struct {
 }
 
 // spawn forks a child into a cgroup. The child prepares itself as cfg says and waits for start.
-func spawn(r *reaper, cgroup *os.File, cfg childConfig) (*process, error) {
-	p := &process{exited: make(chan struct{})}
+func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
+	p := &Process{reaper: r, exited: make(chan struct{})}
 	var opened []*os.File // the child's ends, and on an error ours too
 	defer func() {
 		for _, f := range opened {
@@ -107,7 +109,7 @@ func spawn(r *reaper, cgroup *os.File, cfg childConfig) (*process, error) {
 	if adj := cfg.Process.OOMScoreAdj; adj != 0 {
 		file := fmt.Sprintf("/proc/%d/oom_score_adj", p.pid)
 		if err := os.WriteFile(file, strconv.AppendInt(nil, adj, 10), 0); err != nil {
-			p.discard(r)
+			p.discard()
 			return nil, fmt.Errorf("set oom_score_adj: %w", err)
 		}
 	}
@@ -121,7 +123,7 @@ func spawn(r *reaper, cgroup *os.File, cfg childConfig) (*process, error) {
 		err = fmt.Errorf("its terminal did not arrive: %w", errdefs.ErrResourceExhausted)
 	}
 	if err != nil {
-		p.discard(r)
+		p.discard()
 		return nil, fmt.Errorf("prepare process: %w", err)
 	}
 	go p.expire()
@@ -129,7 +131,7 @@ func spawn(r *reaper, cgroup *os.File, cfg childConfig) (*process, error) {
 }
 
 // startInPIDNamespace forks from a thread whose children belong to the pid namespace of pid.
-func startInPIDNamespace(r *reaper, pid int, attr *syscall.ProcAttr, exited func(unix.WaitStatus)) (int, error) {
+func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func(unix.WaitStatus)) (int, error) {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", pid))
 	if err != nil {
 		return 0, fmt.Errorf("main process has ended: %w", errdefs.ErrFailedPrecondition)
@@ -158,7 +160,7 @@ func startInPIDNamespace(r *reaper, pid int, attr *syscall.ProcAttr, exited func
 }
 
 // start lets the child become the program, and returns when it did or could not.
-func (p *process) start() error {
+func (p *Process) start() error {
 	defer p.control.Close()
 	_ = p.control.SetDeadline(time.Now().Add(prepareLimit))
 	if _, err := p.control.Write([]byte{1}); err != nil {
@@ -173,7 +175,7 @@ func (p *process) start() error {
 
 // reply reads the child's word: ready or an error, and the master of its terminal. It is not
 // ready when the child closed the channel.
-func (p *process) reply() (ready bool, err error) {
+func (p *Process) reply() (ready bool, err error) {
 	buf := make([]byte, maxReply)
 	oob := make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := p.control.ReadMsgUnix(buf, oob)
@@ -199,7 +201,7 @@ func (p *process) reply() (ready bool, err error) {
 	return true, nil
 }
 
-func (p *process) takeTerminal(oob []byte) error {
+func (p *Process) takeTerminal(oob []byte) error {
 	if len(oob) == 0 {
 		return nil
 	}
@@ -221,8 +223,59 @@ func (p *process) takeTerminal(oob []byte) error {
 	return nil
 }
 
-// ended says whether the program is gone.
-func (p *process) ended() bool {
+// Signal sends a signal. A process that has ended needs none.
+func (p *Process) Signal(sig unix.Signal) error { return p.reaper.signal(p.pid, sig) }
+
+// Wait waits for the end of the process and returns its status as a shell reports it.
+func (p *Process) Wait(ctx context.Context) (status int, err error) {
+	select {
+	case <-p.exited:
+		return p.status, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// WriteStdin writes to the process's input, and waits while it does not read.
+func (p *Process) WriteStdin(ctx context.Context, data []byte) (int, error) {
+	return p.stdin.write(ctx, data)
+}
+
+// CloseStdin ends the process's input. A terminal has no end of its own.
+func (p *Process) CloseStdin() { p.stdin.close() }
+
+// ReadStdout waits for output and returns at most limit bytes of it. The error is io.EOF at the end.
+func (p *Process) ReadStdout(ctx context.Context, limit int) ([]byte, error) {
+	return p.stdout.read(ctx, limit)
+}
+
+// ReadStderr is like ReadStdout but for the other stream. A process with a terminal has none.
+func (p *Process) ReadStderr(ctx context.Context, limit int) ([]byte, error) {
+	if p.stderr == nil {
+		return nil, io.EOF
+	}
+	return p.stderr.read(ctx, limit)
+}
+
+// Resize sets the size of the process's terminal.
+func (p *Process) Resize(rows, columns uint32) error {
+	if p.terminal == nil {
+		return fmt.Errorf("process has no terminal: %w", errdefs.ErrFailedPrecondition)
+	}
+	raw, err := p.terminal.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var resizeErr error
+	err = raw.Control(func(fd uintptr) { resizeErr = resizeTerminal(int(fd), rows, columns) })
+	if err != nil {
+		return fmt.Errorf("terminal is closed: %w", errdefs.ErrFailedPrecondition)
+	}
+	return resizeErr
+}
+
+// ended reports whether the program is gone.
+func (p *Process) ended() bool {
 	select {
 	case <-p.exited:
 		return true
@@ -231,13 +284,13 @@ func (p *process) ended() bool {
 	}
 }
 
-// handles says whether the program does something of its own about a signal, if only to ignore it.
-func (p *process) handles(sig unix.Signal) bool {
+// handles reports whether the program handles, ignores or blocks a signal.
+func (p *Process) handles(sig unix.Signal) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 	return err != nil || handlesSignal(string(status), sig)
 }
 
-// handlesSignal reads the masks of a file like /proc/self/status.
+// handlesSignal reports the same from the masks of a file like /proc/self/status.
 func handlesSignal(status string, sig unix.Signal) bool {
 	for line := range strings.Lines(status) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
@@ -253,7 +306,7 @@ func handlesSignal(status string, sig unix.Signal) bool {
 }
 
 // finish records the end. The reaper calls it.
-func (p *process) finish(ws unix.WaitStatus) {
+func (p *Process) finish(ws unix.WaitStatus) {
 	p.status = ws.ExitStatus()
 	if ws.Signaled() {
 		p.status = 128 + int(ws.Signal())
@@ -262,7 +315,7 @@ func (p *process) finish(ws unix.WaitStatus) {
 }
 
 // expire ends the streams soon after the process.
-func (p *process) expire() {
+func (p *Process) expire() {
 	<-p.exited
 	p.stdin.close()
 	for _, o := range []*output{p.stdout, p.stderr} {
@@ -273,15 +326,15 @@ func (p *process) expire() {
 }
 
 // discard kills a child that never became a program and drops its streams.
-func (p *process) discard(r *reaper) {
-	_ = r.signal(p.pid, unix.SIGKILL)
+func (p *Process) discard() {
+	_ = p.Signal(unix.SIGKILL)
 	<-p.exited
 	p.control.Close()
 	p.release()
 }
 
 // release frees the streams of an ended process.
-func (p *process) release() {
+func (p *Process) release() {
 	if p.stdin != nil {
 		p.stdin.file.Close()
 	}

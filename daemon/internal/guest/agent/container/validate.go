@@ -1,7 +1,6 @@
-package agent
+package container
 
 import (
-	"fmt"
 	"math"
 	"path/filepath"
 	"slices"
@@ -27,9 +26,9 @@ const (
 // guestMountSources are the files that a mount of type guestMountType may name.
 var guestMountSources = []string{"/msb-portal"}
 
-// validateID accepts 1 to maxID letters, digits, '.', '_' and '-', beginning with a letter or digit.
+// ValidateID accepts 1 to maxID letters, digits, '.', '_' and '-', beginning with a letter or digit.
 // It needs no regular expression, whose compilation each child would pay for.
-func validateID(kind, id string) error {
+func ValidateID(kind, id string) error {
 	if len(id) > maxID {
 		return refusal.Invalid("%s id of %d bytes is longer than %d", kind, len(id), maxID)
 	}
@@ -45,20 +44,11 @@ func validateID(kind, id string) error {
 	return nil
 }
 
-// validateCreate checks all that a child takes on trust.
-func validateCreate(req *pb.CreateContainerRequest) error {
-	if err := validateID("container", req.ContainerId); err != nil {
+// Validate checks a container's id and everything in its spec that a child trusts.
+func Validate(id string, spec *pb.Spec) error {
+	if err := ValidateID("container", id); err != nil {
 		return err
 	}
-	switch {
-	case len(req.SharedMounts) > 0:
-		return fmt.Errorf("shared mounts: %w", refusal.ErrUnsupported)
-	case req.SandboxPidns:
-		return fmt.Errorf("shared process ids: %w", refusal.ErrUnsupported)
-	case len(req.Devices) > 0:
-		return fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), refusal.ErrUnsupported)
-	}
-	spec := req.OCI
 	if spec == nil || spec.Root == nil {
 		return refusal.Invalid("the container has no spec or no root")
 	}

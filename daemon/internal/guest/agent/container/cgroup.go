@@ -1,4 +1,4 @@
-package agent
+package container
 
 import (
 	"errors"
@@ -13,6 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// CgroupRoot is where the guest's control groups (version 2) are mounted.
+const CgroupRoot = "/sys/fs/cgroup"
+
 // cgroup is a container's control group (version 2). The container may have made more of them below.
 type cgroup struct {
 	path string
@@ -22,7 +25,7 @@ type cgroup struct {
 
 func createCgroup(id string) (*cgroup, error) {
 	// The prefix keeps an id from being one of the directory's own files.
-	path := filepath.Join(cgroupRoot, "container-"+id)
+	path := filepath.Join(CgroupRoot, "container-"+id)
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, err
 	}
@@ -134,7 +137,7 @@ func (c *cgroup) forkInto(main int) (*os.File, error) {
 		return nil, err
 	}
 	_, path, _ := strings.Cut(strings.TrimSpace(string(line)), "::")
-	path = filepath.Join(cgroupRoot, path)
+	path = filepath.Join(CgroupRoot, path)
 	if !strings.HasPrefix(path+"/", c.path+"/") {
 		return nil, fmt.Errorf("the container's main process is in the group %s", path)
 	}
@@ -175,7 +178,7 @@ func removeGroups(path string) error {
 	return os.Remove(path)
 }
 
-// empty says whether no process is left in the group and below.
+// empty reports whether no process is left in the group and below.
 func (c *cgroup) empty() bool {
 	events, err := readKeyed(c.path + "/cgroup.events")
 	return err != nil || events["populated"] == 0

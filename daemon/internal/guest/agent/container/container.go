@@ -1,4 +1,8 @@
-package agent
+// Package container runs containers in the guest: their root, control group, device filter and processes.
+//
+// The first program of each process in a container is this binary again: a re-executed child prepares
+// itself (child.go) and then becomes the user's program.
+package container
 
 import (
 	"errors"
@@ -9,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 )
@@ -20,13 +25,13 @@ const (
 	removeLimit = 20 * time.Second
 )
 
-// container is a running container, and what is remembered of an ended one until it is removed.
-type container struct {
-	id       string
-	root     string
-	main     *process
-	cgroup   *cgroup
-	storages []string // mount points that it uses
+// Container is a running container, or what is remembered of an ended one until it is removed.
+type Container struct {
+	reaper *Reaper
+	id     string
+	root   string
+	main   *Process
+	cgroup *cgroup
 
 	// forking is held by whatever starts a program, and alone by what freezes them: a fork into a
 	// frozen group does not return.
@@ -35,18 +40,19 @@ type container struct {
 
 	mu      sync.Mutex
 	started bool
-	execs   map[string]*process // nil once the container was removed
+	execs   map[string]*Process // nil once the container was removed
 	order   []string            // of execs, oldest first
 }
 
-// newContainer builds the container up to the point where only its start is missing.
-func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error) {
+// New builds the container up to the point where only its start is missing. Validate must have accepted
+// id and spec.
+func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 	group, err := createCgroup(id)
 	if err != nil {
 		return nil, fmt.Errorf("make cgroup: %w", err)
 	}
 	linux := spec.Linux
-	main, err := func() (*process, error) {
+	main, err := func() (*Process, error) {
 		if err := group.limit(linux.GetResources()); err != nil {
 			return nil, err
 		}
@@ -70,10 +76,14 @@ func newContainer(r *reaper, id, root string, spec *pb.Spec) (*container, error)
 	if err != nil {
 		return nil, errors.Join(err, group.remove(removeLimit))
 	}
-	return &container{id: id, root: root, main: main, cgroup: group, execs: make(map[string]*process)}, nil
+	return &Container{reaper: r, id: id, root: root, main: main, cgroup: group, execs: make(map[string]*Process)}, nil
 }
 
-func (c *container) start() error {
+// ID returns the container's id.
+func (c *Container) ID() string { return c.id }
+
+// Start lets the main process become the user's program.
+func (c *Container) Start() error {
 	c.forking.RLock()
 	defer c.forking.RUnlock()
 	c.mu.Lock()
@@ -88,8 +98,14 @@ func (c *container) start() error {
 	return c.main.start()
 }
 
-// exec starts another program in the container.
-func (c *container) exec(r *reaper, id string, p *pb.Process) error {
+// Exec starts another program in the container.
+func (c *Container) Exec(id string, p *pb.Process) error {
+	if err := ValidateID("process", id); err != nil {
+		return err
+	}
+	if err := validateProcess(p); err != nil {
+		return err
+	}
 	c.forking.RLock()
 	defer c.forking.RUnlock()
 	c.mu.Lock()
@@ -104,7 +120,7 @@ func (c *container) exec(r *reaper, id string, p *pb.Process) error {
 	c.execs[id] = nil // reserved
 	c.mu.Unlock()
 
-	child, err := c.spawnExec(r, p)
+	child, err := c.spawnExec(p)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
@@ -112,7 +128,7 @@ func (c *container) exec(r *reaper, id string, p *pb.Process) error {
 		return err
 	}
 	if c.execs == nil {
-		child.discard(r)
+		child.discard()
 		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrNotFound)
 	}
 	c.execs[id] = child
@@ -121,25 +137,25 @@ func (c *container) exec(r *reaper, id string, p *pb.Process) error {
 	return nil
 }
 
-func (c *container) spawnExec(r *reaper, p *pb.Process) (*process, error) {
+func (c *Container) spawnExec(p *pb.Process) (*Process, error) {
 	group, err := c.cgroup.forkInto(c.main.pid)
 	if err != nil {
 		return nil, fmt.Errorf("find its cgroup: %w", err)
 	}
 	defer group.Close()
-	child, err := spawn(r, group, childConfig{Join: c.main.pid, Process: p})
+	child, err := spawn(c.reaper, group, childConfig{Join: c.main.pid, Process: p})
 	if err != nil {
 		return nil, err
 	}
 	if err := child.start(); err != nil {
-		child.discard(r)
+		child.discard()
 		return nil, err
 	}
 	return child, nil
 }
 
 // forget drops the oldest ended execs that are too many to keep.
-func (c *container) forget() {
+func (c *Container) forget() {
 	c.order = slices.DeleteFunc(c.order, func(id string) bool {
 		p := c.execs[id]
 		if len(c.execs) <= keptExecs || !p.ended() {
@@ -151,10 +167,13 @@ func (c *container) forget() {
 	})
 }
 
-// process returns the process that an exec id names; the container's own id is its main one.
-func (c *container) process(id string) (*process, error) {
+// Process returns the process with an exec id. The main one's is empty or the container's own id.
+func (c *Container) Process(id string) (*Process, error) {
 	if id == c.id || id == "" {
 		return c.main, nil
+	}
+	if err := ValidateID("process", id); err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,8 +183,40 @@ func (c *container) process(id string) (*process, error) {
 	return nil, fmt.Errorf("process %s of container %s: %w", id, c.id, errdefs.ErrNotFound)
 }
 
-// freeze stops every process in the container, or lets them go on.
-func (c *container) freeze(frozen bool) error {
+// Signal signals one process. Without an exec id that is the main one, and for SIGKILL all of the
+// container: the shim leaves the id out for each signal to a container.
+func (c *Container) Signal(execID string, sig unix.Signal) error {
+	p, err := c.Process(execID)
+	if err != nil {
+		return err
+	}
+	if execID == "" && sig == unix.SIGKILL {
+		return c.Kill()
+	}
+	if p == c.main && sig == unix.SIGTERM && !p.handles(sig) {
+		sig = unix.SIGKILL // the first process of a pid namespace would not notice the other
+	}
+	return p.Signal(sig)
+}
+
+// Kill ends every process in the container.
+func (c *Container) Kill() error { return c.cgroup.kill() }
+
+// Empty reports whether no process is left in the container.
+func (c *Container) Empty() bool { return c.cgroup.empty() }
+
+// Limit applies the limits in r. What r leaves out stays as it is.
+func (c *Container) Limit(r *pb.LinuxResources) error { return c.cgroup.limit(r) }
+
+// Stats returns what the container uses. Times are in nanoseconds, sizes in bytes.
+func (c *Container) Stats() (*pb.CgroupStats, error) { return c.cgroup.stats() }
+
+// ListenOOM calls killed for each process that the kernel kills because memory ran out. It returns when
+// the container is removed.
+func (c *Container) ListenOOM(killed func()) { c.cgroup.oom.listen(killed) }
+
+// Freeze stops every process in the container, or continues them.
+func (c *Container) Freeze(frozen bool) error {
 	c.forking.Lock()
 	defer c.forking.Unlock()
 	if err := c.cgroup.freeze(frozen); err != nil {
@@ -175,8 +226,8 @@ func (c *container) freeze(frozen bool) error {
 	return nil
 }
 
-// remove ends what still runs and frees everything but the storages.
-func (c *container) remove() error {
+// Remove ends what still runs and frees everything but the storages.
+func (c *Container) Remove() error {
 	if err := c.cgroup.remove(removeLimit); err != nil {
 		return fmt.Errorf("remove cgroup: %w", err)
 	}

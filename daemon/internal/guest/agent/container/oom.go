@@ -1,23 +1,21 @@
-package agent
+package container
 
 import (
-	"context"
 	"os"
 	"sync"
 
-	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 )
 
-// oomWatch tells of each process of a group, or of one below, that the kernel killed for want of
-// memory.
+// oomWatch reports each process of a group, or of one below, that the kernel killed because memory ran
+// out.
 type oomWatch struct {
 	events  string
 	inotify *os.File
 
-	mu     sync.Mutex
-	killed func() // nil until somebody listens
-	told   uint64
+	mu       sync.Mutex
+	killed   func() // nil until somebody listens
+	reported uint64
 }
 
 // watchOOM begins to watch a group's file memory.events.
@@ -48,7 +46,7 @@ func (w *oomWatch) listen(killed func()) {
 	}
 }
 
-// check tells of what was not told yet.
+// check reports the kills that were not reported yet.
 func (w *oomWatch) check() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -56,31 +54,9 @@ func (w *oomWatch) check() {
 	if err != nil || w.killed == nil {
 		return
 	}
-	for ; w.told < values["oom_kill"]; w.told++ {
+	for ; w.reported < values["oom_kill"]; w.reported++ {
 		w.killed()
 	}
 }
 
 func (w *oomWatch) Close() error { return w.inotify.Close() }
-
-// GetOOMEvent waits until the kernel kills something for want of memory.
-func (a *agent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
-	select {
-	case id := <-a.oom:
-		if ctx.Err() != nil {
-			a.reportOOM(id) // both were ready: the next caller takes it
-			return nil, ctx.Err()
-		}
-		return &pb.OOMEvent{ContainerId: id}, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-// reportOOM queues an event. When nobody listens, the oldest say enough.
-func (a *agent) reportOOM(id string) {
-	select {
-	case a.oom <- id:
-	default:
-	}
-}

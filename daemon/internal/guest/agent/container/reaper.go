@@ -1,4 +1,4 @@
-package agent
+package container
 
 import (
 	"os"
@@ -8,16 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reaper collects every child of PID 1: those that it started, and the orphans that fell to it.
-type reaper struct {
+// Reaper collects every child of PID 1: those that it started, and the orphans that it inherits.
+type Reaper struct {
 	// mu is held across each fork, so that no child is collected before it is known, and across
 	// each kill, so that no signal reaches a stranger with a reused pid.
 	mu       sync.Mutex
 	children map[int]func(unix.WaitStatus)
 }
 
+// NewReaper returns a reaper that knows no child.
+func NewReaper() *Reaper {
+	return &Reaper{children: make(map[int]func(unix.WaitStatus))}
+}
+
 // start forks a child. exited is called once when it ends, under the reaper's lock.
-func (r *reaper) start(argv0 string, argv []string, attr *syscall.ProcAttr, exited func(unix.WaitStatus)) (int, error) {
+func (r *Reaper) start(argv0 string, argv []string, attr *syscall.ProcAttr, exited func(unix.WaitStatus)) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	pid, err := syscall.ForkExec(argv0, argv, attr)
@@ -29,7 +34,7 @@ func (r *reaper) start(argv0 string, argv []string, attr *syscall.ProcAttr, exit
 }
 
 // signal sends sig to a child that start returned; a child that is gone needs none.
-func (r *reaper) signal(pid int, sig unix.Signal) error {
+func (r *Reaper) signal(pid int, sig unix.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.children[pid]; !ok {
@@ -38,13 +43,14 @@ func (r *reaper) signal(pid int, sig unix.Signal) error {
 	return unix.Kill(pid, sig)
 }
 
-func (r *reaper) run(sigchld <-chan os.Signal) {
+// Run collects children each time that a signal arrives.
+func (r *Reaper) Run(sigchld <-chan os.Signal) {
 	for range sigchld {
 		r.collect()
 	}
 }
 
-func (r *reaper) collect() {
+func (r *Reaper) collect() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {

@@ -1,4 +1,4 @@
-package agent
+package container
 
 import (
 	"encoding/json"
@@ -39,6 +39,13 @@ type childConfig struct {
 // childReply is what a child says: that it is ready, or why it ends.
 type childReply struct {
 	Error string
+}
+
+// RunIfChild runs the child half if this process is a re-executed child, and never returns then.
+func RunIfChild() {
+	if os.Args[0] == childName {
+		childMain()
+	}
 }
 
 // childMain never returns.
