@@ -67,14 +67,15 @@ func run() error {
 	return serve(server, log)
 }
 
-// configure takes what the kernel's command line says to the agent.
+// configure returns the agent's log, at the level that the kernel's command line asks for, and what the agent
+// cannot use of that line.
 func configure() (log *slog.Logger, warnings []string, err error) {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return nil, nil, err
 	}
-	options, warnings := parseCmdline(string(line))
-	log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: options.logLevel}))
+	level, warnings := parseCmdline(string(line))
+	log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	return log, warnings, nil
 }
 
