@@ -1,9 +1,12 @@
 // Package agent is the first process of a microVM's guest: it boots the guest, answers Kata's
 // AgentService to the shim on the host, and runs the sandbox's container.
 //
-// Only the command msb-agent enters here. Whatever arrives comes from the host, which owns the
-// guest; whatever runs in the container is untrusted, and the agent takes nothing from it but bytes
-// of its streams and its exit status.
+// Only the command msb-agent imports this package. Requests come from the host, which owns the guest.
+// What runs in a container is untrusted: the agent takes nothing from it but its output and its exit
+// status.
+//
+// The packages below import each other in this direction only: refusal; mount, devices and channel;
+// network and storage; container.
 //
 // The same binary is the first program of each process in the container (see package container).
 package agent
@@ -79,8 +82,8 @@ func configure() (log *slog.Logger, warnings []string, err error) {
 	return log, warnings, nil
 }
 
-// endOnSignal ends the sandbox when whoever stands in for the machine's power button says so. No
-// other signal ends PID 1. They are taken, not ignored: what is ignored stays so in each container.
+// endOnSignal ends the sandbox when a signal stands for the machine's power button. No other signal ends
+// PID 1. They are caught rather than ignored: the containers would inherit ignored signals.
 func (a *agent) endOnSignal() {
 	// The kernel turns Ctrl-Alt-Del into SIGINT, where it would reboot.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)

@@ -92,7 +92,7 @@ func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emp
 	return done(err)
 }
 
-// endSandbox ends all containers and lets go of what they used, so that the host's disks are whole.
+// endSandbox ends all containers and unmounts their storages, so that the host's disks are consistent.
 func (a *agent) endSandbox() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

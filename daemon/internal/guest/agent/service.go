@@ -110,7 +110,7 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	return &emptypb.Empty{}, nil
 }
 
-// build makes a container whose storages are available.
+// build makes a container. Its storages must be available.
 func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*container.Container, error) {
 	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {

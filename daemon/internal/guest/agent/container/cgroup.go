@@ -122,8 +122,8 @@ func (c *cgroup) freeze(frozen bool) error {
 	return os.WriteFile(c.path+"/cgroup.freeze", []byte(value), 0)
 }
 
-// forkInto returns a directory to fork a process into that joins the container of process main. A
-// group whose controllers were handed down may have none of its own: it goes where main is.
+// forkInto returns the directory of the group into which to fork a process that joins the container of
+// process main. A group that delegated its controllers can hold no process, so the group of main is used.
 func (c *cgroup) forkInto(main int) (*os.File, error) {
 	handed, err := os.ReadFile(c.path + "/cgroup.subtree_control")
 	if err != nil {

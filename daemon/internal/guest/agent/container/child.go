@@ -27,7 +27,7 @@ const (
 	maxReply = 8 << 10
 )
 
-// childConfig is what a child is told.
+// childConfig is what the agent sends to a child.
 type childConfig struct {
 	// Container is what to build around the main process; nil for an exec.
 	Container *containerConfig
@@ -36,7 +36,7 @@ type childConfig struct {
 	Process *pb.Process
 }
 
-// childReply is what a child says: that it is ready, or why it ends.
+// childReply is what a child sends: that it is ready, or why it ends.
 type childReply struct {
 	Error string
 }
@@ -215,7 +215,7 @@ func become(p *pb.Process) error {
 		return fmt.Errorf("make working directory: %w", err)
 	}
 	for fd := range 3 {
-		// A program may open /dev/stdout anew, which asks for the owner's rights.
+		// A program may open /dev/stdout again, which needs the owner's rights.
 		if err := unix.Fchown(fd, int(p.User.GetUID()), -1); err != nil {
 			return fmt.Errorf("hand over standard streams: %w", err)
 		}

@@ -150,7 +150,7 @@ func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func
 		}
 		child, err := r.start("/proc/self/exe", []string{childName}, attr, exited)
 		if errors.Is(err, unix.ENOMEM) {
-			// That is also what a pid namespace says whose first process is ending.
+			// A pid namespace whose first process is ending returns the same error.
 			err = fmt.Errorf("main process is ending, or memory is short: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 		result <- started{child, err}

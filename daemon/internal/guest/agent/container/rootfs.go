@@ -107,7 +107,7 @@ func enterRoot(root string) error {
 	return unix.Chdir("/")
 }
 
-// plannedMount is a mount whose source was found outside of the container, to be put inside it.
+// plannedMount is a mount for the container. Its source was opened outside of it.
 type plannedMount struct {
 	target string
 	fstype string
@@ -278,7 +278,7 @@ func makeReadonly(path string) error {
 	return attachTree(tree, path, unix.MOUNT_ATTR_RDONLY)
 }
 
-// mask hides a path's content. What is not there needs no mask.
+// mask hides a path's content. It does nothing if the path does not exist.
 func mask(path string) error {
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {

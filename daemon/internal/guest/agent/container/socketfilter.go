@@ -13,10 +13,10 @@ import (
 var socketRules = []socketRule{
 	{unix.AUDIT_ARCH_X86_64, 41, unix.AF_VSOCK, unix.EAFNOSUPPORT},
 	{unix.AUDIT_ARCH_I386, 359, unix.AF_VSOCK, unix.EAFNOSUPPORT},
-	{unix.AUDIT_ARCH_I386, 102, 1, unix.ENOSYS}, // socketcall(SYS_SOCKET), whose arguments a filter does not see
+	{unix.AUDIT_ARCH_I386, 102, 1, unix.ENOSYS}, // socketcall(SYS_SOCKET): a filter does not see its arguments
 	{unix.AUDIT_ARCH_AARCH64, 198, unix.AF_VSOCK, unix.EAFNOSUPPORT},
 	{unix.AUDIT_ARCH_ARM, 281, unix.AF_VSOCK, unix.EAFNOSUPPORT},
-	// io_uring_setup: a ring makes sockets, too, and its calls pass no filter.
+	// io_uring_setup: a ring can make sockets, and its operations pass no filter.
 	{unix.AUDIT_ARCH_X86_64, 425, anyArgument, unix.ENOSYS},
 	{unix.AUDIT_ARCH_I386, 425, anyArgument, unix.ENOSYS},
 	{unix.AUDIT_ARCH_AARCH64, 425, anyArgument, unix.ENOSYS},

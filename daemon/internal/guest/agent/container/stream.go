@@ -27,7 +27,7 @@ const (
 type output struct {
 	file   *os.File
 	chunks chan []byte
-	gone   chan struct{} // closed when nobody will read on
+	gone   chan struct{} // closed when nobody will read any more
 	// rest holds what the last reader left, and is the readers' lock.
 	rest chan []byte
 }
@@ -128,7 +128,7 @@ func (o *output) abandon() {
 // input is a stream that the host writes and a process reads.
 type input struct {
 	file *os.File
-	// terminal says that the file carries the output as well.
+	// terminal is whether the file carries the output as well.
 	terminal bool
 	// turn is the writers' lock: a deadline is the file's, and must end one write only.
 	turn chan struct{}
@@ -168,7 +168,7 @@ func (in *input) write(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
-// close tells the process that there is no more. A terminal has no end of its own.
+// close ends the process's input. A terminal has no end of its own.
 func (in *input) close() {
 	if !in.terminal {
 		in.file.Close()

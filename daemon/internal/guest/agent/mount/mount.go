@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options are fstab-like options, sorted by who understands them.
+// Options are options as in fstab, sorted by the system call that takes them.
 type Options struct {
 	Bind, Recursive bool
 	Attr            uint64  // unix.MOUNT_ATTR_*
@@ -30,7 +30,8 @@ func (o Options) Flags() uintptr {
 	return f
 }
 
-// attributes are options of a mount, by either of their numbers. off undoes one.
+// attributes are options of a mount, with the numbers that mount_setattr(2) and mount(2) have for them. off
+// undoes on.
 var attributes = []struct {
 	on, off string
 	attr    uint64
@@ -56,10 +57,10 @@ var propagation = map[string]uintptr{
 	"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
 }
 
-// ignoredOptions say what is so anyway, or speak to a runtime that copies files.
+// ignoredOptions ask for the default, or are for a runtime that copies files.
 var ignoredOptions = []string{"", "defaults", "async", "relatime", "norelatime", "strictatime", "tmpcopyup"}
 
-// ParseOptions sorts options. What it does not know is for the file system.
+// ParseOptions sorts options. Those that it does not know are for the file system.
 func ParseOptions(options []string) Options {
 	var o Options
 	var data []string

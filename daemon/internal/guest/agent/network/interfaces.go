@@ -125,9 +125,9 @@ func setLinkName(link netlink.Link, name string) error {
 	return nil
 }
 
-// settleIPv6 leaves a card's addresses to the host. They are usable at once: nobody else has them, and
-// a tentative one would refuse connections for a second. And no router adds more, least of all one
-// that another sandbox plays: the host has told of all that there are.
+// settleIPv6 leaves a card's addresses to the host. They are usable at once: nobody else has them, and a
+// tentative address would refuse connections for a second. No router advertisement adds addresses or
+// routes, since another sandbox might send it.
 func settleIPv6(log *slog.Logger, card string) {
 	for _, setting := range []string{"accept_dad", "accept_ra"} {
 		err := os.WriteFile(filepath.Join(ipv6Dir, card, setting), []byte("0"), 0)
@@ -176,7 +176,7 @@ func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err
 	return link, nil
 }
 
-// hasIPv6 says whether the kernel speaks it.
+// hasIPv6 reports whether the kernel supports it.
 func hasIPv6() bool {
 	disabled, err := os.ReadFile(ipv6Dir + "/all/disable_ipv6")
 	return err == nil && strings.TrimSpace(string(disabled)) == "0"

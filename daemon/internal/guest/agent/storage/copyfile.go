@@ -17,9 +17,9 @@ import (
 // copyRoot is the directory below which the host may put files.
 const copyRoot = "/run/kata-containers"
 
-// CopyFile puts a file, a directory or a link into the guest. A large file comes in parts, and
-// gets its name with the last one. The shim copies into directories that containers can write: no
-// link that they leave there leads out of copyRoot.
+// CopyFile puts a file, a directory or a link into the guest. A large file comes in parts, and gets its
+// name with the last one. The shim copies into directories that containers can write, so links are not
+// followed out of copyRoot.
 func CopyFile(req *pb.CopyFileRequest) error {
 	path, ok := strings.CutPrefix(req.Path, copyRoot+"/")
 	if !ok || filepath.Clean(req.Path) != req.Path || strings.ContainsRune(path, 0) {

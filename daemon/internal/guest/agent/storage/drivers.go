@@ -17,10 +17,10 @@ import (
 )
 
 const (
-	// createDirectory is how the shim names a directory that an overlay needs; only the guest can make
-	// it.
+	// createDirectory is the driver option with a directory that an overlay needs and that only the
+	// guest can make.
 	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
-	// runtimeOptions begins what the shim tells itself among a file system's options.
+	// runtimeOptions is the prefix of the shim's own options among those of a file system.
 	runtimeOptions = "io.katacontainers."
 )
 
@@ -56,7 +56,7 @@ func attachDisk(ctx context.Context, st *pb.Storage, s *storage) error {
 	return mountStorage(s, disk, st.Fstype, st.Options)
 }
 
-// attachOverlay mounts an overlay, and makes the directories first that the shim cannot make.
+// attachOverlay makes the directories that the shim cannot make, and mounts an overlay.
 func attachOverlay(_ context.Context, st *pb.Storage, s *storage) error {
 	for _, o := range st.DriverOptions {
 		dir, ok := strings.CutPrefix(o, createDirectory)

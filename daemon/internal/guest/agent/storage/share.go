@@ -17,7 +17,7 @@ import (
 const (
 	// shareTag is the virtiofs device that holds the containers' root file systems.
 	shareTag = "kataShared"
-	// shimShare is where the shim believes that it is mounted; it also copies single files there.
+	// shimShare is where the shim assumes it to be mounted. The shim also copies single files there.
 	shimShare = "/run/kata-containers/shared/containers"
 	// ownShare is where the agent mounts it when the shim does not ask for it.
 	ownShare = "/run/msb/share"
@@ -46,7 +46,7 @@ func (s *Set) Root(ctx context.Context, path string) (string, error) {
 	return root, nil
 }
 
-// share mounts the containers' file systems for a shim that does not ask for it.
+// share mounts the share for a shim that does not ask for it.
 func (s *Set) share(ctx context.Context) error {
 	if s.inUse(ownShare) == nil {
 		return nil

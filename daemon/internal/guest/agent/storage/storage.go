@@ -31,7 +31,7 @@ type Set struct {
 type storage struct {
 	point string
 	users int
-	// mounted reports whether a file system is mounted at point.
+	// mounted is whether a file system is mounted at point.
 	mounted bool
 	// dirs are the directories that were made for it alone.
 	dirs []string
@@ -135,7 +135,7 @@ func (s *Set) forget(one *storage) error {
 	return one.detach()
 }
 
-// RemoveAll removes everything, whoever uses it, the newest first.
+// RemoveAll removes all storages, even those in use, the newest first.
 func (s *Set) RemoveAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
