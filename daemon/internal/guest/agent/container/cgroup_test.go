@@ -4,8 +4,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
-	"golang.org/x/sys/unix"
 )
 
 func TestParseIOStat(t *testing.T) {
@@ -25,11 +25,25 @@ func TestParseIOStat(t *testing.T) {
 
 func sameEntry(a, b *pb.BlkioStatsEntry) bool { return a.String() == b.String() }
 
-func TestHandlesSignal(t *testing.T) {
-	const status = "Name:\tx\nSigPnd:\t0000000000004000\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000000002\nSigCgt:\t0000000000004000\n"
-	for sig, want := range map[unix.Signal]bool{unix.SIGHUP: true, unix.SIGINT: true, unix.SIGTERM: true, unix.SIGQUIT: false} {
-		if got := handlesSignal(status, sig); got != want {
-			t.Errorf("%v: %v", sig, got)
+func TestCgroupSettings(t *testing.T) {
+	got := cgroupSettings(&pb.LinuxResources{
+		Memory: &pb.LinuxMemory{Limit: 1 << 20, Reservation: -1},
+		CPU:    &pb.LinuxCPU{Shares: 1024, Quota: 50_000, Cpus: "0-1"},
+		Pids:   &pb.LinuxPids{Limit: -1},
+	})
+	want := [][2]string{
+		{"memory.max", "1048576"}, {"memory.low", "max"}, {"cpu.weight", "39"}, {"cpu.max", "50000 100000"},
+		{"cpuset.cpus", "0-1"}, {"pids.max", "max"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if got := cgroupSettings(nil); got != nil {
+		t.Errorf("no limits became %v", got)
+	}
+	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 262144: 10000, 1 << 40: 10000} {
+		if got := cpuWeight(shares); got != want {
+			t.Errorf("weight of %d shares: got %d, want %d", shares, got, want)
 		}
 	}
 }
