@@ -17,9 +17,8 @@ const (
 )
 
 // buildInitrd returns the initramfs. It is not compressed: neither LZ4 nor zstd makes an emulated
-// processor boot faster. The agent loads the modules of boot at once, and each list of demand, a
-// module after those that it needs, when it is asked for the last one.
-func buildInitrd(agent, portal string, boot []module, demand [][]module) ([]byte, error) {
+// processor boot faster. The agent loads the modules in their order.
+func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
 	agentELF, err := readStatic(agent)
 	if err != nil {
 		return nil, err
@@ -37,33 +36,19 @@ func buildInitrd(agent, portal string, boot []module, demand [][]module) ([]byte
 	ar.addDevice("dev/null", 0o666, 1, 3)
 	ar.add("init", typeFile|0o755, agentELF)
 	ar.add("msb-portal", typeFile|0o755, portalELF)
-	ar.addModules(boot, demand)
+	ar.addModules(modules)
 	return ar.finish(), nil
 }
 
-// addModules adds each module once, and the lists by which the agent finds them: one path on each
-// line of "load", in order; a name and its paths in order on each line of "demand".
-func (a *archive) addModules(boot []module, demand [][]module) {
-	added := make(map[string]bool)
-	paths := func(modules []module) []string {
-		list := make([]string, len(modules))
-		for i, m := range modules {
-			file := "lib/modules/" + m.name + ".ko"
-			if !added[m.name] {
-				a.add(file, typeFile|0o644, m.data)
-				added[m.name] = true
-			}
-			list[i] = "/" + file
-		}
-		return list
+// addModules adds the modules, and the list by which the agent finds them: one path on each line.
+func (a *archive) addModules(modules []module) {
+	var list strings.Builder
+	for _, m := range modules {
+		file := "lib/modules/" + m.name + ".ko"
+		a.add(file, typeFile|0o644, m.data)
+		list.WriteString("/" + file + "\n")
 	}
-	load := strings.Join(paths(boot), "\n") + "\n"
-	var onDemand strings.Builder
-	for _, modules := range demand {
-		fmt.Fprintf(&onDemand, "%s %s\n", modules[len(modules)-1].name, strings.Join(paths(modules), " "))
-	}
-	a.add("lib/modules/load", typeFile|0o644, []byte(load))
-	a.add("lib/modules/demand", typeFile|0o644, []byte(onDemand.String()))
+	a.add("lib/modules/load", typeFile|0o644, []byte(list.String()))
 }
 
 // readStatic reads a binary that the guest runs: there is no dynamic loader in it.

@@ -15,15 +15,11 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// bootModules is what every guest loads of the kernel's modules; their dependencies come with them.
+// bootModules are the kernel modules that every guest loads. Their dependencies come with them.
 var bootModules = []string{
 	"virtio_pci", "virtio_console", "virtiofs", "virtio_net", "virtio_rng", "virtio_balloon",
 	"virtio_blk", "erofs", "overlay", "vmw_vsock_virtio_transport",
 }
-
-// demandModules are loaded when the host first asks for what they drive. Few guests need them, and
-// loading costs an emulated processor more than carrying them does.
-var demandModules = []string{"virtio_scsi", "sd_mod", "nfit", "nd_pmem", "virtio_mem"}
 
 // module is one kernel module, by the name that the kernel gives it.
 type module struct {

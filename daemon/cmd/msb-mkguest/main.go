@@ -41,13 +41,7 @@ func run(deb, agent, portal, out string) error {
 	if err != nil {
 		return err
 	}
-	demand := make([][]module, len(demandModules))
-	for i, name := range demandModules {
-		if demand[i], err = pkg.loadOrder([]string{name}); err != nil {
-			return err
-		}
-	}
-	initrd, err := buildInitrd(agent, portal, boot, demand)
+	initrd, err := buildInitrd(agent, portal, boot)
 	if err != nil {
 		return err
 	}

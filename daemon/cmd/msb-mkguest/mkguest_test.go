@@ -107,13 +107,12 @@ func TestExtractKernel(t *testing.T) {
 func TestBuildInitrd(t *testing.T) {
 	dir := t.TempDir()
 	static := buildProgram(t, dir, "CGO_ENABLED=0")
-	b, a, c := module{"b", []byte("module b")}, module{"a", []byte("module a")}, module{"c", []byte("module c")}
-	boot, demand := []module{b, a}, [][]module{{b, c}, {a}}
-	first, err := buildInitrd(static, static, boot, demand)
+	modules := []module{{"b", []byte("module b")}, {"a", []byte("module a")}}
+	first, err := buildInitrd(static, static, modules)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := buildInitrd(static, static, boot, demand)
+	second, err := buildInitrd(static, static, modules)
 	if err != nil || !bytes.Equal(first, second) {
 		t.Errorf("the same input gave other bytes, %v", err)
 	}
@@ -123,15 +122,13 @@ func TestBuildInitrd(t *testing.T) {
 	}
 	got := readArchive(t, first)
 	for name, want := range map[string]entry{
-		"init":               {mode: 0o100755, data: string(program)},
-		"msb-portal":         {mode: 0o100755, data: string(program)},
-		"dev/null":           {mode: 0o020666, device: "1:3"},
-		"dev/console":        {mode: 0o020600, device: "5:1"},
-		"newroot":            {mode: 0o040755},
-		"lib/modules/load":   {mode: 0o100644, data: "/lib/modules/b.ko\n/lib/modules/a.ko\n"},
-		"lib/modules/a.ko":   {mode: 0o100644, data: "module a"},
-		"lib/modules/c.ko":   {mode: 0o100644, data: "module c"},
-		"lib/modules/demand": {mode: 0o100644, data: "c /lib/modules/b.ko /lib/modules/c.ko\na /lib/modules/a.ko\n"},
+		"init":             {mode: 0o100755, data: string(program)},
+		"msb-portal":       {mode: 0o100755, data: string(program)},
+		"dev/null":         {mode: 0o020666, device: "1:3"},
+		"dev/console":      {mode: 0o020600, device: "5:1"},
+		"newroot":          {mode: 0o040755},
+		"lib/modules/load": {mode: 0o100644, data: "/lib/modules/b.ko\n/lib/modules/a.ko\n"},
+		"lib/modules/a.ko": {mode: 0o100644, data: "module a"},
 	} {
 		if want.device == "" {
 			want.device = "0:0"
@@ -177,7 +174,7 @@ func readArchive(t *testing.T, b []byte) map[string]entry {
 
 func TestBuildInitrdRefusesDynamicPrograms(t *testing.T) {
 	static := buildProgram(t, t.TempDir(), "CGO_ENABLED=0")
-	if _, err := buildInitrd(static, "/bin/sh", nil, nil); err == nil || !strings.Contains(err.Error(), "dynamically linked") {
+	if _, err := buildInitrd(static, "/bin/sh", nil); err == nil || !strings.Contains(err.Error(), "dynamically linked") {
 		t.Errorf("got %v", err)
 	}
 }

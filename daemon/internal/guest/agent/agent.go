@@ -1,12 +1,14 @@
 // Package agent is the first process of a microVM's guest: it boots the guest, answers Kata's
 // AgentService to the shim on the host, and runs the sandbox's container.
 //
-// Only the command msb-agent enters here. Whatever arrives comes from the host, which owns the
-// guest; whatever runs in the container is untrusted, and the agent takes nothing from it but bytes
-// of its streams and its exit status.
+// Only the command msb-agent imports this package. Requests come from the host, which owns the guest.
+// What runs in a container is untrusted: the agent takes nothing from it but its output and its exit
+// status.
 //
-// The same binary is the first program of each process in the container: a re-executed child
-// prepares itself (child.go) and then becomes the user's program.
+// The packages below import each other in this direction only: refusal; mount, devices and channel;
+// network and storage; container.
+//
+// The same binary is the first program of each process in the container (see package container).
 package agent
 
 import (
@@ -21,13 +23,15 @@ import (
 	"github.com/containerd/ttrpc"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
 // Main is the whole program. It never returns.
 func Main() {
-	if os.Args[0] == childName {
-		childMain()
-	}
+	container.RunIfChild()
 	if os.Getpid() != 1 {
 		fmt.Fprintln(os.Stderr, "msb-agent is the init of a microVM's guest: it runs as PID 1 only")
 		os.Exit(2)
@@ -48,16 +52,13 @@ func run() error {
 	if err := bringUp(log); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	go func() {
-		openConsole()
-		for _, w := range warnings {
-			log.Info("kernel parameter is ignored", "parameter", w)
-		}
-	}()
+	for _, w := range warnings {
+		log.Info("kernel parameter is ignored", "parameter", w)
+	}
 	a := newAgent(log)
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
-	go a.reaper.run(sigchld)
+	go a.reaper.Run(sigchld)
 	go a.endOnSignal()
 
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
@@ -69,23 +70,20 @@ func run() error {
 	return serve(server, log)
 }
 
-// configure takes what the kernel's command line says to the agent.
+// configure returns the agent's log, at the level that the kernel's command line asks for, and what the agent
+// cannot use of that line.
 func configure() (log *slog.Logger, warnings []string, err error) {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return nil, nil, err
 	}
-	options, warnings := parseCmdline(string(line))
-	log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: options.logLevel}))
-	if options.hotplugLimit > 0 {
-		hotplugLimit = options.hotplugLimit
-	}
-	pipeSize = options.pipeSize
+	level, warnings := parseCmdline(string(line))
+	log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	return log, warnings, nil
 }
 
-// endOnSignal ends the sandbox when whoever stands in for the machine's power button says so. No
-// other signal ends PID 1. They are taken, not ignored: what is ignored stays so in each container.
+// endOnSignal ends the sandbox when a signal stands for the machine's power button. No other signal ends
+// PID 1. They are caught rather than ignored: the containers would inherit ignored signals.
 func (a *agent) endOnSignal() {
 	// The kernel turns Ctrl-Alt-Del into SIGINT, where it would reboot.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
@@ -106,14 +104,14 @@ func (a *agent) endOnSignal() {
 
 // serve answers on every channel that leads to the host, and returns when none does.
 func serve(server *ttrpc.Server, log *slog.Logger) error {
-	listeners, err := hostListeners()
+	listeners, err := channel.Listen()
 	if err != nil {
 		return err
 	}
 	var wg sync.WaitGroup
 	for _, l := range listeners {
 		wg.Go(func() {
-			if err := server.Serve(context.Background(), requestListener{l}); err != nil {
+			if err := server.Serve(context.Background(), l); err != nil {
 				log.Error("channel to the host ended", "channel", l.Addr().String(), "err", err)
 			}
 		})
@@ -125,13 +123,12 @@ func serve(server *ttrpc.Server, log *slog.Logger) error {
 // agent holds the guest's state and answers AgentService.
 type agent struct {
 	log      *slog.Logger
-	reaper   *reaper
-	storages *storages
+	reaper   *container.Reaper
+	storages *storage.Set
 	oom      chan string
 
 	mu         sync.Mutex
-	containers map[string]*container
-	first      *container // of those, the one that was made first
+	containers map[string]*member
 	// changing serializes what makes and removes containers.
 	changing sync.Mutex
 }
@@ -139,9 +136,9 @@ type agent struct {
 func newAgent(log *slog.Logger) *agent {
 	return &agent{
 		log:        log,
-		reaper:     &reaper{children: make(map[int]func(unix.WaitStatus))},
-		storages:   &storages{points: make(map[string]*storage)},
+		reaper:     container.NewReaper(),
+		storages:   storage.NewSet(),
 		oom:        make(chan string, 64),
-		containers: make(map[string]*container),
+		containers: make(map[string]*member),
 	}
 }

@@ -23,10 +23,11 @@ const (
 
 // TestGuest boots one microVM and drives it through a container's life as the shim does.
 func TestGuest(t *testing.T) {
-	disk := filepath.Join(t.TempDir(), "disk")
-	if err := os.WriteFile(disk, append([]byte("on the disk"), make([]byte, 501)...), 0o644); err != nil {
+	content := t.TempDir()
+	if err := os.WriteFile(filepath.Join(content, "file"), []byte("on the disk"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	disk := makeDisk(t, content, 8)
 	g := bootGuest(t, "-drive", "if=none,id=disk,format=raw,readonly=on,file="+disk,
 		"-device", "virtio-blk-pci,drive=disk,addr="+diskSlot)
 	t.Logf("booted in %v", g.bootTime)
@@ -311,17 +312,13 @@ func testStats(t *testing.T, g *guest, id string) {
 func testMachine(t *testing.T, g *guest) {
 	ctx := t.Context()
 	details, err := g.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true})
-	if err != nil || details.AgentDetails.SupportsSeccomp || details.MemBlockSizeBytes == 0 {
+	if err != nil || details.AgentDetails.SupportsSeccomp {
 		t.Errorf("details %v, %v", details, err)
 	}
 	ok(t)(g.ReseedRandomDev(ctx, &pb.ReseedRandomDevRequest{Data: []byte(strings.Repeat("seed", 128))}))
-	ok(t)(g.OnlineCPUMem(ctx, &pb.OnlineCPUMemRequest{Wait: true, NbCpus: 2}))
 	now := time.Now()
 	ok(t)(g.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)}))
 	ok(t)(g.RemoveStaleVirtiofsShareMounts(ctx, &pb.RemoveStaleVirtiofsShareMountsRequest{}))
-	ok(t)(g.UpdateEphemeralMounts(ctx, &pb.UpdateEphemeralMountsRequest{Storages: []*pb.Storage{{
-		Driver: "ephemeral", MountPoint: "/run/kata-containers/sandbox/shm", Options: []string{"size=33554432"},
-	}}}))
 	metrics, err := g.GetMetrics(ctx, &pb.GetMetricsRequest{})
 	if err != nil || !strings.Contains(metrics.Metrics, "kata_guest_meminfo{item=\"mem_total\"} 2") {
 		t.Errorf("metrics %v, %v", metrics, err)
@@ -392,16 +389,14 @@ func testRestricted(t *testing.T, g *guest) {
 	spec.Process = tool("tty")
 	spec.Process.Terminal, spec.Process.ConsoleSize = true, &pb.Box{Height: 24, Width: 80}
 	spec.Process.Cwd = "/"
-	local := "/run/kata-containers/sandbox/local"
 	storages := []*pb.Storage{
-		{Driver: "local", MountPoint: local, Options: []string{"mode=0777", "fsgid=55"}},
 		{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: "/run/kata-containers/sandbox/ephemeral/e"},
-		{Driver: "blk", Source: diskSlot, Fstype: "bind", MountPoint: "/run/kata-containers/sandbox/storage/disk"},
+		{Driver: "blk", Source: diskSlot, Fstype: "ext4", MountPoint: "/run/kata-containers/sandbox/storage/disk"},
 	}
 	spec.Mounts = append(spec.Mounts,
-		&pb.Mount{Destination: "/local", Type: "bind", Source: local, Options: []string{"rbind"}},
-		&pb.Mount{Destination: "/disk", Type: "bind", Source: storages[2].MountPoint, Options: []string{"bind", "ro"}},
-		&pb.Mount{Destination: "/eph", Type: "bind", Source: storages[1].MountPoint, Options: []string{"bind", "ro"}},
+		&pb.Mount{Destination: "/memory", Type: "bind", Source: storages[0].MountPoint, Options: []string{"bind"}},
+		&pb.Mount{Destination: "/disk", Type: "bind", Source: storages[1].MountPoint, Options: []string{"bind", "ro"}},
+		&pb.Mount{Destination: "/readonly", Type: "bind", Source: storages[0].MountPoint, Options: []string{"bind", "ro"}},
 	)
 	spec.Linux.Devices = []*pb.LinuxDevice{{Path: "/dev/mynull", Type: "c", Major: 1, Minor: 3, FileMode: 0o666}}
 	ok(t)(g.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec, Storages: storages}))
@@ -410,15 +405,15 @@ func testRestricted(t *testing.T, g *guest) {
 	ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: id}))
 	_, err = g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: id})
 	wantCode(t, err, codes.FailedPrecondition)
-	p := tool("write", "/file", "/local/file", "/eph/file", "/dev/mynull", "/dev/console")
+	p := tool("write", "/file", "/memory/file", "/readonly/file", "/disk/file", "/dev/mynull", "/dev/console")
 	p.Cwd = "/"
 	r := g.run(t, id, "w", p)
-	if want := "/file: false\n/local/file: true\n/eph/file: false\n/dev/mynull: true\n/dev/console: true\n"; r.stdout != want {
+	if want := "/file: false\n/memory/file: true\n/readonly/file: false\n/disk/file: false\n/dev/mynull: true\n/dev/console: true\n"; r.stdout != want {
 		t.Errorf("writable: got %v, want %q", r, want)
 	}
-	p = tool("files", "/disk")
+	p = tool("files", "/disk/file")
 	p.Cwd = "/"
-	if r := g.run(t, id, "d", p); !strings.HasPrefix(r.stdout, `/disk: "on the disk`) {
+	if r := g.run(t, id, "d", p); r.stdout != "/disk/file: \"on the disk\" false\n" {
 		t.Errorf("disk: %v", r)
 	}
 	ok(t)(g.RemoveContainer(ctx, &pb.RemoveContainerRequest{ContainerId: id}))

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 )
 
 // badInput are requests with one fault each, and the answer that names it.
@@ -95,20 +97,19 @@ func badInput() []struct {
 
 		{"CreateSandbox", "a long hostname", &pb.CreateSandboxRequest{Hostname: strings.Repeat("x", 1000)}, invalid},
 		{"CreateSandbox", "a bad driver", storage(&pb.Storage{Driver: "nosuch", MountPoint: testData + "/x"}), invalid},
-		{"CreateSandbox", "a relative mount point", storage(&pb.Storage{Driver: "local", MountPoint: "x"}), invalid},
+		{"CreateSandbox", "a relative mount point", storage(&pb.Storage{Driver: "ephemeral", MountPoint: "x"}), invalid},
 		{"CreateSandbox", "a mount over the guest", storage(&pb.Storage{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: "/proc"}), invalid},
-		{"CreateSandbox", "a bad PCI path", storage(&pb.Storage{Driver: "blk", Source: "../../*", MountPoint: testData + "/x"}), invalid},
+		{"CreateSandbox", "a bad PCI path", storage(&pb.Storage{Driver: "blk", Source: "../../*", Fstype: "ext4", MountPoint: testData + "/x"}), invalid},
 		{"CreateSandbox", "an unknown file system", storage(&pb.Storage{
 			Driver: "ephemeral", Fstype: "nosuchfs", MountPoint: testData + "/x",
 		}), codes.FailedPrecondition},
-		{"UpdateEphemeralMounts", "an empty storage", &pb.UpdateEphemeralMountsRequest{Storages: []*pb.Storage{{}}}, invalid},
 
 		{"ReseedRandomDev", "no data", &pb.ReseedRandomDevRequest{}, invalid},
 		{"ReseedRandomDev", "too much data", &pb.ReseedRandomDevRequest{Data: make([]byte, maxSeed+1)}, invalid},
 		{"SetGuestDateTime", "a time before all", &pb.SetGuestDateTimeRequest{Sec: -1}, invalid},
 		{"SetGuestDateTime", "a time after all", &pb.SetGuestDateTimeRequest{Sec: 1<<63 - 1}, invalid},
 		{"CopyFile", "a path outside", file(func(r *pb.CopyFileRequest) { r.Path = "/init" }), invalid},
-		{"CopyFile", "a path with dots", file(func(r *pb.CopyFileRequest) { r.Path = copyRoot + "/../x" }), invalid},
+		{"CopyFile", "a path with dots", file(func(r *pb.CopyFileRequest) { r.Path = "/run/kata-containers/../x" }), invalid},
 		{"CopyFile", "a bad mode", file(func(r *pb.CopyFileRequest) { r.FileMode = unix.S_IFIFO }), invalid},
 		{"CopyFile", "a negative offset", file(func(r *pb.CopyFileRequest) { r.Offset = -1 }), invalid},
 		{"CopyFile", "data beyond the size", file(func(r *pb.CopyFileRequest) { r.Data = []byte("xy") }), invalid},
@@ -117,6 +118,7 @@ func badInput() []struct {
 		}), invalid},
 
 		{"CreateContainer", "no root", create(func(r *pb.CreateContainerRequest) { r.OCI.Root.Path = shimShare + "/nosuch" }), codes.NotFound},
+		{"CreateContainer", "a relative root", create(func(r *pb.CreateContainerRequest) { r.OCI.Root.Path = "x" }), invalid},
 		{"CreateContainer", "an unknown file system", create(func(r *pb.CreateContainerRequest) {
 			r.OCI.Mounts = []*pb.Mount{{Destination: "/x", Type: "nosuchfs", Source: "x"}}
 		}), codes.FailedPrecondition},
@@ -131,9 +133,27 @@ func badInput() []struct {
 func TestValidateProcess(t *testing.T) {
 	for _, bad := range badInput() {
 		if req, ok := bad.req.(*pb.ExecProcessRequest); ok && bad.want == codes.InvalidArgument {
-			if err := validateProcess(req.Process); !errdefs.IsInvalidArgument(err) {
+			spec := buildSpec(boxID)
+			spec.Process = req.Process
+			if err := container.Validate(boxID, spec); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%s: %v", bad.fault, err)
 			}
+		}
+	}
+}
+
+func TestValidateCreate(t *testing.T) {
+	if err := container.Validate("a", buildSpec("a")); err != nil {
+		t.Error(err)
+	}
+	for name, change := range badCreates("a") {
+		req := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a")}
+		change(req)
+		if len(req.Storages) > 0 {
+			continue // refused when attached
+		}
+		if err := container.Validate(req.ContainerId, req.OCI); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
@@ -228,7 +248,6 @@ func badCreates(id string) map[string]func(*pb.CreateContainerRequest) {
 	return map[string]func(*pb.CreateContainerRequest){
 		"no spec":          func(r *pb.CreateContainerRequest) { r.OCI = nil },
 		"no root":          func(r *pb.CreateContainerRequest) { r.OCI.Root = nil },
-		"a relative root":  func(r *pb.CreateContainerRequest) { r.OCI.Root.Path = "x" },
 		"no process":       func(r *pb.CreateContainerRequest) { r.OCI.Process = nil },
 		"no program":       func(r *pb.CreateContainerRequest) { r.OCI.Process.Args = nil },
 		"a NUL in a name":  func(r *pb.CreateContainerRequest) { r.OCI.Process.Args[0] = "a\x00b" },
@@ -239,7 +258,7 @@ func badCreates(id string) map[string]func(*pb.CreateContainerRequest) {
 		"a relative mount": func(r *pb.CreateContainerRequest) { r.OCI.Mounts = []*pb.Mount{{Destination: "x"}} },
 		"no mount":         func(r *pb.CreateContainerRequest) { r.OCI.Mounts = []*pb.Mount{{}} },
 		"the guest's init": func(r *pb.CreateContainerRequest) {
-			r.OCI.Mounts = []*pb.Mount{{Destination: "/x", Type: guestMountType, Source: "/init"}}
+			r.OCI.Mounts = []*pb.Mount{{Destination: "/x", Type: "msb-guest", Source: "/init"}}
 		},
 		"seccomp":       func(r *pb.CreateContainerRequest) { r.OCI.Linux.Seccomp = &pb.LinuxSeccomp{} },
 		"user mappings": func(r *pb.CreateContainerRequest) { r.OCI.Linux.UIDMappings = []*pb.LinuxIDMapping{{}} },
@@ -252,6 +271,6 @@ func badCreates(id string) map[string]func(*pb.CreateContainerRequest) {
 		"a bad storage": func(r *pb.CreateContainerRequest) {
 			r.Storages = []*pb.Storage{{Driver: "x", MountPoint: testData + "/x"}}
 		},
-		"a storage nowhere": func(r *pb.CreateContainerRequest) { r.Storages = []*pb.Storage{{Driver: "local"}} },
+		"a storage nowhere": func(r *pb.CreateContainerRequest) { r.Storages = []*pb.Storage{{Driver: "ephemeral"}} },
 	}
 }

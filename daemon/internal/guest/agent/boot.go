@@ -1,23 +1,16 @@
 package agent
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-)
 
-const (
-	cgroupRoot = "/sys/fs/cgroup"
-	// nvdimmRoot is there in a machine that may get disks among its memory. Their driver learns of them
-	// only when they come: it has to be there before.
-	nvdimmRoot = "/sys/bus/acpi/devices/ACPI0012:00"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
-
-var pmemModules = []string{"nfit", "nd_pmem"}
 
 // mountSystem gives the bare initramfs the file systems that everything else needs.
 func mountSystem() error {
@@ -36,7 +29,7 @@ func mountSystem() error {
 		{"tmpfs", "/dev/shm", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
 		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
 		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
-		{"cgroup2", cgroupRoot, "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"cgroup2", container.CgroupRoot, "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 	} {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
 			return err
@@ -50,36 +43,16 @@ func mountSystem() error {
 
 // bringUp makes the machine ready for containers.
 func bringUp(log *slog.Logger) error {
-	if err := loadModules(log); err != nil {
+	if err := devices.LoadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
-	if _, err := os.Stat(nvdimmRoot); err == nil {
-		for _, module := range pmemModules {
-			if err := needModule(module, ""); err != nil {
-				log.Warn("load module", "module", module, "err", err)
-			}
-		}
-	}
 	// One write each: the kernel takes all controllers of a write or none.
-	for _, controller := range []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"} {
-		if err := os.WriteFile(cgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
+	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
+		if err := os.WriteFile(container.CgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
 			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
 		}
 	}
-	// Hot-plugged memory arrives after the host asked to bring it online.
-	if err := os.WriteFile(memoryDir+"/auto_online_blocks", []byte("online"), 0); err != nil {
-		log.Warn("memory cannot be added", "err", err)
-	}
-	settleIPv6(log, "all")
-	settleIPv6(log, "default")
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find loopback: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bring loopback up: %w", err)
-	}
-	return nil
+	return network.SetUp(log)
 }
 
 // moveRoot puts a mount of the initramfs over the initramfs: pivot_root refuses the kernel's own.
@@ -97,22 +70,4 @@ func moveRoot() error {
 		return err
 	}
 	return unix.Chdir("/")
-}
-
-// openConsole sends the log to a console that comes with a driver, as soon as it is there. The kernel
-// starts init with the one that it has by then, or with none.
-func openConsole() {
-	var st unix.Stat_t
-	if unix.Fstat(2, &st) == nil && st.Rdev == unix.Mkdev(5, 1) {
-		return
-	}
-	// A machine without one is fine.
-	_ = plugged(context.Background(), func() error {
-		fd, err := unix.Open("/dev/console", unix.O_WRONLY|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return errNotYet
-		}
-		defer unix.Close(fd)
-		return unix.Dup3(fd, 2, unix.O_CLOEXEC)
-	})
 }

@@ -1,22 +1,9 @@
 package agent
 
 import (
-	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
-	"time"
 )
-
-// maxHotplugLimit bounds what the command line may ask for.
-const maxHotplugLimit = time.Hour
-
-// bootOptions are what the kernel's command line asks of the agent, in the names of Kata's.
-type bootOptions struct {
-	logLevel     slog.Level
-	hotplugLimit time.Duration // 0 leaves the default
-	pipeSize     int           // of a container's standard streams, in bytes; 0 leaves the kernel's
-}
 
 var logLevels = map[string]slog.Level{
 	"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo,
@@ -24,37 +11,25 @@ var logLevels = map[string]slog.Level{
 	"error": slog.LevelError, "critical": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
 }
 
-// parseCmdline reads the agent's parameters. What it cannot use becomes a warning and never stops
-// the boot: the command line is often made for another agent.
-func parseCmdline(line string) (o bootOptions, warnings []string) {
+// parseCmdline reads the agent's parameters, which have the names of Kata's. What it cannot use becomes a
+// warning and never stops the boot: the command line is often made for another agent.
+func parseCmdline(line string) (level slog.Level, warnings []string) {
 	for parameter := range strings.FieldsSeq(line) {
 		key, value, _ := strings.Cut(parameter, "=")
 		key, ours := strings.CutPrefix(key, "agent.")
 		if !ours {
 			continue
 		}
-		var err error
-		switch key {
-		case "log":
-			level, ok := logLevels[value]
-			if !ok {
-				err = fmt.Errorf("unknown level")
-			}
-			o.logLevel = level
-		case "hotplug_timeout":
-			var seconds uint64
-			seconds, err = strconv.ParseUint(value, 10, 32)
-			o.hotplugLimit = min(time.Duration(seconds)*time.Second, maxHotplugLimit)
-		case "container_pipe_size":
-			var size uint64
-			size, err = strconv.ParseUint(value, 10, 31)
-			o.pipeSize = int(size)
-		default:
-			err = fmt.Errorf("this agent does not have it")
+		if key != "log" {
+			warnings = append(warnings, parameter+": this agent does not have it")
+			continue
 		}
-		if err != nil {
-			warnings = append(warnings, fmt.Sprintf("%s: %v", parameter, err))
+		l, ok := logLevels[value]
+		if !ok {
+			warnings = append(warnings, parameter+": unknown level")
+			continue
 		}
+		level = l
 	}
-	return o, warnings
+	return level, warnings
 }

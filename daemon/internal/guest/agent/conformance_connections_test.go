@@ -17,6 +17,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
 )
 
 // serveTest runs a server as the agent does, without the methods that would change this machine, until
@@ -39,7 +41,7 @@ func serveTest(t testing.TB, l net.Listener) {
 		},
 	}})
 	ended := make(chan error)
-	go func() { ended <- server.Serve(context.Background(), requestListener{l}) }()
+	go func() { ended <- server.Serve(context.Background(), channel.RequestsOnly(l)) }()
 	t.Cleanup(func() {
 		server.Close()
 		if err := <-ended; !errors.Is(err, ttrpc.ErrServerClosed) {
@@ -122,7 +124,7 @@ func (p *pipes) Accept() (net.Conn, error) {
 	return nil, net.ErrClosed
 }
 
-func (p *pipes) Addr() net.Addr { return channelAddr("pipe") }
+func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
 
 func (p *pipes) Close() error {
 	p.close()

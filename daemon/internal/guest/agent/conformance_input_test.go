@@ -37,7 +37,7 @@ var refusalCodes = []codes.Code{
 // patient are the methods that wait for a device, or do what is long if the request is, and the
 // waiting ones.
 var patient = append([]string{
-	"OnlineCPUMem", "AddSwap", "UpdateInterface", "UpdateRoutes", "AddARPNeighbors", "UpdateEphemeralMounts",
+	"UpdateInterface", "UpdateRoutes", "AddARPNeighbors",
 }, waiting...)
 
 // testExtremeInput sends each method's good request with single fields, and with several, at their
@@ -90,7 +90,7 @@ func testExtremeInput(t *testing.T, c *conformance) {
 	for _, id := range []string{boxID, "made"} {
 		_, _ = c.RemoveContainer(t.Context(), &pb.RemoveContainerRequest{ContainerId: id})
 	}
-	for _, name := range []string{"UpdateInterface", "UpdateRoutes", "UpdateEphemeralMounts", "CreateSandbox"} {
+	for _, name := range []string{"UpdateInterface", "UpdateRoutes", "CreateSandbox"} {
 		for _, m := range methods {
 			if m.name == name {
 				ok(t)(nil, c.call(t, m, goodRequests()[name]))
@@ -148,12 +148,12 @@ func emptyAnswer(m rpcMethod) codes.Code {
 		return codes.Unimplemented
 	}
 	switch m.name {
-	case "Check", "Version", "CreateSandbox", "OnlineCPUMem", "GetGuestDetails", "GetMetrics", "ListInterfaces", "ListRoutes",
-		"UpdateRoutes", "AddARPNeighbors", "UpdateEphemeralMounts", "RemoveStaleVirtiofsShareMounts":
+	case "Check", "Version", "CreateSandbox", "GetGuestDetails", "GetMetrics", "ListInterfaces", "ListRoutes",
+		"UpdateRoutes", "AddARPNeighbors", "RemoveStaleVirtiofsShareMounts":
 		return codes.OK
 	case "GetOOMEvent":
 		return codes.DeadlineExceeded
-	case "GetVolumeStats", "ResizeVolume":
+	case "GetVolumeStats":
 		return codes.NotFound
 	default:
 		return codes.InvalidArgument

@@ -37,9 +37,6 @@ func goodInterface() *protocols.Interface {
 	}
 }
 
-// The shim keeps what is in memory or local for a pod's next container: it goes with the sandbox. All
-// such is in testData.
-
 // goodRequests returns a request for each method as a shim would make it, of a guest where testFixture
 // was called.
 func goodRequests() map[string]proto.Message {
@@ -56,9 +53,12 @@ func goodRequests() map[string]proto.Message {
 		"CreateContainer": &pb.CreateContainerRequest{
 			ContainerId: "made", ExecId: "made", OCI: buildSpec(boxID),
 			Storages: []*pb.Storage{
-				{Driver: "local", MountPoint: testData + "/local", Options: []string{"mode=0777"}, FsGroup: &pb.FSGroup{GroupId: 5}},
 				{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: testData + "/ephemeral", Options: []string{"size=1048576"}},
-				{Driver: "bind", Source: volumePoint, MountPoint: "/run/kata-containers/bound", Options: []string{"ro"}},
+				{
+					Driver: "overlayfs", Source: "overlay", Fstype: "overlay", MountPoint: testData + "/overlay",
+					DriverOptions: []string{createDirectory + testData + "/upper", createDirectory + testData + "/work"},
+					Options:       []string{"lowerdir=" + volumePoint + ",upperdir=" + testData + "/upper,workdir=" + testData + "/work"},
+				},
 			},
 		},
 		"StartContainer":  &pb.StartContainerRequest{ContainerId: boxID},

@@ -22,6 +22,7 @@ import (
 const (
 	kindRequest, kindResponse, kindData = 1, 2, 3
 	flagRemoteClosed, flagNoData        = 1, 4
+	headerSize                          = 10
 	frameLimit                          = 4 << 20
 )
 
@@ -56,7 +57,7 @@ func rawCheck(stream uint32) []byte {
 
 // readAnswer reads the answer to a request, and returns its stream and status code.
 func readAnswer(conn net.Conn) (uint32, codes.Code, error) {
-	var header [ttrpcHeader]byte
+	var header [headerSize]byte
 	if _, err := io.ReadFull(conn, header[:]); err != nil {
 		return 0, 0, err
 	}

@@ -3,16 +3,15 @@ package agent
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
-	"slices"
-	"strconv"
-	"strings"
 	"unsafe"
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
 // What the host asks of the machine as a whole.
@@ -24,31 +23,21 @@ const (
 	maxSeed = 4096
 )
 
-// GetGuestDetails says what this guest can do. The shim looks at the size of a block of memory, at how
-// new ones are found, and at seccomp profiles, of which this guest takes none.
+// GetGuestDetails returns what this guest supports. It takes no seccomp profiles and no devices, and its
+// memory does not grow.
 func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
-	var block uint64
-	if data, err := os.ReadFile(memoryDir + "/block_size_bytes"); err == nil {
-		block, _ = strconv.ParseUint(strings.TrimSpace(string(data)), 16, 64)
-	}
-	_, err := os.Stat(probeFile)
-	return &pb.GuestDetailsResponse{
-		MemBlockSizeBytes:      block,
-		SupportMemHotplugProbe: err == nil,
-		AgentDetails: &pb.AgentDetails{
-			Version:         agentVersion,
-			InitDaemon:      true,
-			StorageHandlers: storageDriverNames(),
-			DeviceHandlers:  slices.Sorted(maps.Keys(diskFinders)),
-		},
-	}, nil
+	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
+		Version:         agentVersion,
+		InitDaemon:      true,
+		StorageHandlers: storage.Drivers(),
+	}}, nil
 }
 
 // ReseedRandomDev makes the kernel's random numbers depend on data, at once: two guests that were
 // restored from one image must never draw the same.
 func (a *agent) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
 	if len(req.Data) == 0 || len(req.Data) > maxSeed {
-		return nil, invalid("seed of %d bytes", len(req.Data))
+		return nil, refusal.Invalid("seed of %d bytes", len(req.Data))
 	}
 	return done(reseed(req.Data))
 }
@@ -79,7 +68,7 @@ func reseed(data []byte) error {
 // SetGuestDateTime sets the clock.
 func (a *agent) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
 	if req.Sec <= 0 || req.Usec < 0 || req.Usec >= 1_000_000 {
-		return nil, invalid("time %d s %d µs", req.Sec, req.Usec)
+		return nil, refusal.Invalid("time %d s %d µs", req.Sec, req.Usec)
 	}
 	tv := unix.Timeval{Sec: req.Sec, Usec: req.Usec}
 	if err := unix.Settimeofday(&tv); err != nil {

@@ -12,6 +12,8 @@ import (
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
 // GetMetrics returns how the guest is, as Prometheus reads it, in the names of Kata's agent.
@@ -138,7 +140,7 @@ func writeDiskstats(w io.Writer, lines *bufio.Scanner) {
 }
 
 func writeNetwork(w io.Writer) error {
-	cards, err := networkStats()
+	cards, err := network.Stats()
 	if err != nil {
 		return err
 	}

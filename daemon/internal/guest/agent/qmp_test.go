@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -23,15 +22,11 @@ const (
 	bridgeSlot = "1e"
 )
 
-// stockArguments describe a machine as Kata's QEMU driver does, with room to grow.
-func stockArguments(monitor, console, cmdline string) []string {
+// stockArguments describe a machine as Kata's QEMU driver does.
+func stockArguments(monitor, cmdline string) []string {
 	return []string{
-		"-M", "nvdimm=on", "-m", "256,slots=8,maxmem=2G", "-smp", "1,sockets=2,cores=1,threads=1,maxcpus=2",
 		"-append", cmdline, "-qmp", "unix:" + monitor + ",server=on,wait=off",
 		"-device", "pci-bridge,id=" + plugBridge + ",bus=pcie.0,chassis_nr=1,shpc=off,io-reserve=4k,mem-reserve=1m,pref64-reserve=1m,addr=" + bridgeSlot,
-		"-device", "virtio-scsi-pci,id=scsi0",
-		"-device", "virtio-serial-pci,id=console", "-chardev", "file,id=console,path=" + console,
-		"-device", "virtconsole,bus=console.0,chardev=console",
 	}
 }
 
@@ -109,16 +104,6 @@ func (m *machine) plugDisk(t *testing.T, file string) (path string) {
 	return fmt.Sprintf("%s/%02x", bridgeSlot, m.disks)
 }
 
-// plugSCSI plugs a file in as a SCSI disk, and returns its address.
-func (m *machine) plugSCSI(t *testing.T, file string) (address string) {
-	t.Helper()
-	id := m.openDisk(t, file)
-	m.do(t, "device_add", map[string]any{
-		"driver": "scsi-hd", "id": "dev-" + id, "drive": id, "bus": "scsi0.0", "scsi-id": 0, "lun": m.disks,
-	})
-	return fmt.Sprintf("0:%d", m.disks)
-}
-
 func (m *machine) openDisk(t *testing.T, file string) (id string) {
 	t.Helper()
 	m.disks++
@@ -143,16 +128,6 @@ func makeDisk(t *testing.T, dir string, size int) string {
 	out, err := exec.Command("/sbin/mkfs.ext4", "-q", "-b", "4096", "-d", dir, file, fmt.Sprintf("%dM", size)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mkfs.ext4: %v\n%s", err, out)
-	}
-	return file
-}
-
-// makeRaw makes a file of 1 MiB that begins with a text.
-func makeRaw(t *testing.T, text string) string {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "disk.raw")
-	if err := os.WriteFile(file, append([]byte(text), make([]byte, 1<<20-len(text))...), 0o644); err != nil {
-		t.Fatal(err)
 	}
 	return file
 }

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -17,11 +15,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
-)
 
-// maxErrorText bounds an error's text: it may hold as much as a request does, an answer that is
-// longer than a frame ends the connection, and the console is slow.
-const maxErrorText = 4 << 10
+	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
+)
 
 // intercept is the edge: it turns error classes into status codes, and a panic into an error, for
 // the death of PID 1 is the death of the guest.
@@ -30,7 +28,7 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 	defer func() {
 		if p := recover(); p != nil {
 			a.log.Error("panic", "method", name, "panic", p, "stack", string(debug.Stack()))
-			resp, err = nil, status.Error(codes.Internal, errorText(fmt.Errorf("%s: panic: %v", name, p)))
+			resp, err = nil, status.Error(codes.Internal, refusal.Text(fmt.Errorf("%s: panic: %v", name, p)))
 		}
 	}()
 	started := time.Now()
@@ -39,7 +37,7 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 			return ctx.Err() // the caller is gone before its turn came
 		}
 		if err := unmarshal(req); err != nil {
-			return invalid("decode request: %v", err)
+			return refusal.Invalid("decode request: %v", err)
 		}
 		return nil
 	})
@@ -47,56 +45,11 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 		a.log.Debug("request", "method", name, "took", time.Since(started))
 		return resp, nil
 	}
-	code, text := statusCode(err), errorText(err)
+	code, text := refusal.Code(err), refusal.Text(err)
 	if code != codes.OutOfRange && code != codes.Canceled {
 		a.log.Warn("request failed", "method", name, "err", text)
 	}
 	return nil, status.Error(code, text)
-}
-
-// errorText returns what the host is told of an error: both ends of a long one, for the cause comes
-// last. An answer that is not UTF-8 would end the connection.
-func errorText(err error) string {
-	text := err.Error()
-	if len(text) > maxErrorText {
-		text = text[:maxErrorText/2] + " … " + text[len(text)-maxErrorText/2:]
-	}
-	return strings.ToValidUTF8(text, "\ufffd")
-}
-
-func statusCode(err error) codes.Code {
-	switch {
-	case errdefs.IsNotFound(err):
-		return codes.NotFound
-	case errdefs.IsInvalidArgument(err):
-		return codes.InvalidArgument
-	case errdefs.IsAlreadyExists(err):
-		return codes.AlreadyExists
-	case errdefs.IsFailedPrecondition(err):
-		return codes.FailedPrecondition
-	case errdefs.IsNotImplemented(err):
-		return codes.Unimplemented
-	case errdefs.IsOutOfRange(err):
-		return codes.OutOfRange
-	case errors.Is(err, context.Canceled):
-		return codes.Canceled
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
-		return codes.DeadlineExceeded
-	}
-	var errno unix.Errno
-	if errors.As(err, &errno) && refusals[errno] != codes.OK {
-		return refusals[errno]
-	}
-	return codes.Internal
-}
-
-// refusals say what it means to the host when the kernel refuses what it asked for.
-var refusals = map[unix.Errno]codes.Code{
-	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
-	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,
-	unix.EISDIR: codes.InvalidArgument, unix.ENOENT: codes.NotFound, unix.EEXIST: codes.AlreadyExists,
-	unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
-	unix.EFBIG: codes.ResourceExhausted, unix.ENOMEM: codes.ResourceExhausted,
 }
 
 // done is the answer of a request that only has to succeed.
@@ -118,98 +71,61 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 	return &pb.VersionCheckResponse{GrpcVersion: pb.APIVersion, AgentVersion: agentVersion}, nil
 }
 
+// member is a container of the sandbox, and the storages that it uses.
+type member struct {
+	*container.Container
+	storages []string // mount points
+}
+
 // CreateContainer builds a container; its main process waits for StartContainer.
 func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*emptypb.Empty, error) {
-	if err := validateCreate(req); err != nil {
+	if err := container.Validate(req.ContainerId, req.OCI); err != nil {
 		return nil, err
+	}
+	switch {
+	case len(req.SharedMounts) > 0:
+		return nil, fmt.Errorf("shared mounts: %w", refusal.ErrUnsupported)
+	case req.SandboxPidns:
+		return nil, fmt.Errorf("shared process ids: %w", refusal.ErrUnsupported)
+	case len(req.Devices) > 0:
+		return nil, fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), refusal.ErrUnsupported)
 	}
 	a.changing.Lock()
 	defer a.changing.Unlock()
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
-	if err := addDevices(ctx, req.Devices, req.OCI.Linux); err != nil {
-		return nil, err
-	}
-	points, err := a.storages.add(ctx, req.Storages)
+	points, err := a.storages.Add(ctx, req.Storages)
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.build(ctx, req, points)
+	c, err := a.build(ctx, req)
 	if err != nil {
-		return nil, errors.Join(err, a.storages.remove(points))
+		return nil, errors.Join(err, a.storages.Remove(points))
 	}
 	a.mu.Lock()
-	if len(a.containers) == 0 {
-		a.first = c
-	}
-	a.containers[c.id] = c
+	a.containers[c.ID()] = &member{c, points}
 	a.mu.Unlock()
-	go c.cgroup.oom.listen(func() { a.reportOOM(c.id) })
+	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
 }
 
-// build makes a container that uses the storages at some mount points.
-func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest, points []string) (*container, error) {
-	root, err := a.resolveRoot(ctx, req.OCI.Root.Path)
+// build makes a container. Its storages must be available.
+func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*container.Container, error) {
+	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {
 		return nil, err
 	}
-	pidNamespace := 0
-	if req.SandboxPidns {
-		if pidNamespace, err = a.sandboxPID(); err != nil {
-			return nil, err
-		}
-	}
-	if err := allowDisks(req.OCI, a.storages.disks(points)); err != nil {
-		return nil, err
-	}
-	c, err := newContainer(a.reaper, req.ContainerId, root, req.OCI, pidNamespace)
+	c, err := container.New(a.reaper, req.ContainerId, root, req.OCI)
 	if err != nil {
 		return nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
 	}
-	c.storages = points
 	return c, nil
 }
 
-// sandboxPID returns the process whose pid namespace all containers of a pod share, that of the first
-// container: 0 if there is none yet.
-func (a *agent) sandboxPID() (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	switch {
-	case len(a.containers) == 0:
-		return 0, nil
-	case a.first.main.ended():
-		return 0, fmt.Errorf("share process ids with container %s: it has ended: %w", a.first.id, errdefs.ErrFailedPrecondition)
-	default:
-		return a.first.main.pid, nil
-	}
-}
-
-// resolveRoot returns where a container's root is in the guest. A shim that drives the hypervisor
-// from afar names a path in the share but never asks to mount it.
-func (a *agent) resolveRoot(ctx context.Context, path string) (string, error) {
-	if st, err := os.Stat(path); err == nil && st.IsDir() {
-		return path, nil
-	}
-	rest, ok := strings.CutPrefix(filepath.Clean(path), shimShare+"/")
-	if !ok {
-		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
-	}
-	if err := a.storages.share(ctx); err != nil {
-		return "", err
-	}
-	root := filepath.Join(ownShare, rest)
-	if st, err := os.Stat(root); err != nil || !st.IsDir() {
-		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
-	}
-	return root, nil
-}
-
 // container returns a container that was created and not removed.
-func (a *agent) container(id string) (*container, error) {
-	if err := validateID("container", id); err != nil {
+func (a *agent) container(id string) (*member, error) {
+	if err := container.ValidateID("container", id); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
@@ -221,17 +137,12 @@ func (a *agent) container(id string) (*container, error) {
 }
 
 // process returns a process of a container; an empty exec id means the main one.
-func (a *agent) process(containerID, execID string) (*process, error) {
+func (a *agent) process(containerID, execID string) (*container.Process, error) {
 	c, err := a.container(containerID)
 	if err != nil {
 		return nil, err
 	}
-	if execID != "" {
-		if err := validateID("process", execID); err != nil {
-			return nil, err
-		}
-	}
-	return c.process(execID)
+	return c.Process(execID)
 }
 
 // StartContainer lets the main process run.
@@ -240,7 +151,7 @@ func (a *agent) StartContainer(_ context.Context, req *pb.StartContainerRequest)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.start())
+	return done(c.Start())
 }
 
 // RemoveContainer ends what still runs of a container and forgets it.
@@ -251,13 +162,13 @@ func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerReques
 	if err != nil {
 		return nil, err
 	}
-	if err := c.remove(); err != nil {
-		return nil, fmt.Errorf("remove container %s: %w", c.id, err)
+	if err := c.Remove(); err != nil {
+		return nil, fmt.Errorf("remove container %s: %w", c.ID(), err)
 	}
 	a.mu.Lock()
-	delete(a.containers, c.id)
+	delete(a.containers, c.ID())
 	a.mu.Unlock()
-	return done(a.storages.remove(c.storages))
+	return done(a.storages.Remove(c.storages))
 }
 
 // ExecProcess starts another program in a container.
@@ -266,37 +177,19 @@ func (a *agent) ExecProcess(_ context.Context, req *pb.ExecProcessRequest) (*emp
 	if err != nil {
 		return nil, err
 	}
-	if err := validateID("process", req.ExecId); err != nil {
-		return nil, err
-	}
-	if err := validateProcess(req.Process); err != nil {
-		return nil, err
-	}
-	return done(c.exec(a.reaper, req.ExecId, req.Process))
+	return done(c.Exec(req.ExecId, req.Process))
 }
 
-// SignalProcess signals one process. Without an exec id that is the main one, and for SIGKILL all of
-// the container: the shim leaves the id out for each signal to a container.
+// SignalProcess signals a process, or for SIGKILL without an exec id the whole container.
 func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal < 1 || req.Signal > 64 {
-		return nil, invalid("signal %d", req.Signal)
+		return nil, refusal.Invalid("signal %d", req.Signal)
 	}
-	p, err := a.process(req.ContainerId, req.ExecId)
-	if err != nil {
-		return nil, err
-	}
-	sig := unix.Signal(req.Signal)
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	if req.ExecId == "" && sig == unix.SIGKILL {
-		return done(c.cgroup.kill())
-	}
-	if p == c.main && sig == unix.SIGTERM && !p.handles(sig) {
-		sig = unix.SIGKILL // the first process of a pid namespace would not notice the other
-	}
-	return done(a.reaper.signal(p.pid, sig))
+	return done(c.Signal(req.ExecId, unix.Signal(req.Signal)))
 }
 
 // WaitProcess waits for the end of a process and returns its status as a shell reports it.
@@ -305,12 +198,11 @@ func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*p
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-p.exited:
-		return &pb.WaitProcessResponse{Status: int32(p.status)}, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	status, err := p.Wait(ctx)
+	if err != nil {
+		return nil, err
 	}
+	return &pb.WaitProcessResponse{Status: int32(status)}, nil
 }
 
 // UpdateContainer changes a container's limits.
@@ -319,7 +211,24 @@ func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerReques
 	if err != nil {
 		return nil, err
 	}
-	return done(c.cgroup.limit(req.Resources))
+	return done(c.Limit(req.Resources))
+}
+
+// StatsContainer returns what a container uses.
+func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
+	c, err := a.container(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	group, err := c.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("read statistics of container %s: %w", c.ID(), err)
+	}
+	cards, err := network.Stats()
+	if err != nil {
+		return nil, err
+	}
+	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: cards}, nil
 }
 
 // PauseContainer stops a container's processes until ResumeContainer.
@@ -328,7 +237,7 @@ func (a *agent) PauseContainer(_ context.Context, req *pb.PauseContainerRequest)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.freeze(true))
+	return done(c.Freeze(true))
 }
 
 // ResumeContainer continues a paused container.
@@ -337,5 +246,5 @@ func (a *agent) ResumeContainer(_ context.Context, req *pb.ResumeContainerReques
 	if err != nil {
 		return nil, err
 	}
-	return done(c.freeze(false))
+	return done(c.Freeze(false))
 }

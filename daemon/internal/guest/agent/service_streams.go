@@ -7,6 +7,8 @@ import (
 	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
 // maxRead bounds the answer to one ReadStdout or ReadStderr.
@@ -19,10 +21,10 @@ func (a *agent) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb
 		return nil, err
 	}
 	if len(req.Data) == 0 {
-		p.stdin.close()
+		p.CloseStdin()
 		return &pb.WriteStreamResponse{}, nil
 	}
-	n, err := p.stdin.write(ctx, req.Data)
+	n, err := p.WriteStdin(ctx, req.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +37,7 @@ func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*empty
 	if err != nil {
 		return nil, err
 	}
-	p.stdin.close()
+	p.CloseStdin()
 	return &emptypb.Empty{}, nil
 }
 
@@ -45,7 +47,7 @@ func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.
 	if err != nil {
 		return nil, err
 	}
-	return readOutput(ctx, p.stdout, req.Len)
+	return readOutput(ctx, p.ReadStdout, req.Len)
 }
 
 // ReadStderr is ReadStdout for the other stream. A process with a terminal has none.
@@ -54,10 +56,7 @@ func (a *agent) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.
 	if err != nil {
 		return nil, err
 	}
-	if p.stderr == nil {
-		return nil, errEndOfStream
-	}
-	return readOutput(ctx, p.stderr, req.Len)
+	return readOutput(ctx, p.ReadStderr, req.Len)
 }
 
 // TtyWinResize sets the size of a process's terminal.
@@ -66,29 +65,17 @@ func (a *agent) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*e
 	if err != nil {
 		return nil, err
 	}
-	if p.terminal == nil {
-		return nil, fmt.Errorf("process has no terminal: %w", errdefs.ErrFailedPrecondition)
-	}
-	raw, err := p.terminal.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var resizeErr error
-	err = raw.Control(func(fd uintptr) { resizeErr = resizeTerminal(int(fd), req.Row, req.Column) })
-	if err != nil {
-		return nil, fmt.Errorf("terminal is closed: %w", errdefs.ErrFailedPrecondition)
-	}
-	return done(resizeErr)
+	return done(p.Resize(req.Row, req.Column))
 }
 
 // errEndOfStream is how the shim's reader learns of the end.
 var errEndOfStream = fmt.Errorf("end of stream: %w", errdefs.ErrOutOfRange)
 
-func readOutput(ctx context.Context, o *output, limit uint32) (*pb.ReadStreamResponse, error) {
+func readOutput(ctx context.Context, read func(context.Context, int) ([]byte, error), limit uint32) (*pb.ReadStreamResponse, error) {
 	if limit == 0 {
-		return nil, invalid("read of 0 bytes")
+		return nil, refusal.Invalid("read of 0 bytes")
 	}
-	data, err := o.read(ctx, int(min(limit, maxRead)))
+	data, err := read(ctx, int(min(limit, maxRead)))
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()

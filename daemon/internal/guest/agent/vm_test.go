@@ -21,6 +21,14 @@ import (
 // bootLimit is generous: an emulated guest on a busy machine has taken 30 s.
 const bootLimit = 90 * time.Second
 
+const (
+	// shareTag is the virtiofs device that holds the containers' roots, and shimShare where the shim
+	// believes that it is mounted.
+	shareTag, shimShare = "kataShared", "/run/kata-containers/shared/containers"
+	// createDirectory is how the shim names a directory that an overlay needs.
+	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
+)
+
 // guest is a booted microVM, driven as the shim drives it.
 type guest struct {
 	pb.AgentServiceService
@@ -73,7 +81,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		"-serial", "file:" + g.console,
 		"-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
 		"-chardev", "socket,id=agent,path=" + g.socket + ",server=on,wait=off",
-		"-device", "virtserialport,chardev=agent,name=" + portName,
+		"-device", "virtserialport,chardev=agent,name=kata.agent.0",
 		"-chardev", "socket,id=fs,path=" + fsSocket,
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=" + shareTag,
 		// A card with a peer that answers nothing.
@@ -229,7 +237,7 @@ func buildSpec(id string) *pb.Spec {
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro", "nosuid", "noexec", "nodev", "relatime"}},
-			{Destination: "/.msb/portal", Type: guestMountType, Source: "/msb-portal", Options: []string{"ro"}},
+			{Destination: "/.msb/portal", Type: "msb-guest", Source: "/msb-portal", Options: []string{"ro"}},
 		},
 		Linux: &pb.Linux{
 			Resources: &pb.LinuxResources{

@@ -110,12 +110,6 @@ func run(name string, args []string) error {
 			return err
 		}
 		fmt.Println(head(args[0]))
-	case "stat": // prints mode and owners
-		for _, f := range args {
-			var st syscall.Stat_t
-			err := syscall.Lstat(f, &st)
-			fmt.Printf("%s: %o %d:%d %v\n", f, st.Mode, st.Uid, st.Gid, err != nil)
-		}
 	case "put": // writes args[1] to the file args[0]
 		return os.WriteFile(args[0], []byte(args[1]), 0o644)
 	case "now": // prints the time

@@ -1,0 +1,25 @@
+package channel
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestFindPort(t *testing.T) {
+	sysfs := t.TempDir()
+	for port, name := range map[string]string{"vport1p1": "msb.0", "vport1p2": portName} {
+		if err := os.Mkdir(filepath.Join(sysfs, port), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(sysfs, port, "name"), []byte(name+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := findPort(sysfs, portName, 0); err != nil || got != "vport1p2" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if _, err := findPort(sysfs, "absent", 0); err == nil {
+		t.Error("found a port that is not there")
+	}
+}

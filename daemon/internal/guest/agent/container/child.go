@@ -1,0 +1,288 @@
+package container
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"golang.org/x/sys/unix"
+)
+
+// The child half: this binary, re-executed in the container's namespaces, until it becomes the
+// user's program. It runs on one locked thread, whose credentials and namespaces are the ones that
+// count, and ends with exec.
+
+const (
+	childName = "msb-container"
+
+	configFD  = 3
+	controlFD = 4
+
+	// maxReply bounds a childReply on the wire.
+	maxReply = 8 << 10
+)
+
+// childConfig is what the agent sends to a child.
+type childConfig struct {
+	// Container is what to build around the main process; nil for an exec.
+	Container *containerConfig
+	// Join is the pid of the main process whose container an exec enters.
+	Join    int
+	Process *pb.Process
+}
+
+// childReply is what a child sends: that it is ready, or why it ends.
+type childReply struct {
+	Error string
+}
+
+// RunIfChild runs the child half if this process is a re-executed child, and never returns then.
+func RunIfChild() {
+	if os.Args[0] == childName {
+		childMain()
+	}
+}
+
+// childMain never returns.
+func childMain() {
+	runtime.LockOSThread()
+	unix.CloseOnExec(configFD)
+	unix.CloseOnExec(controlFD)
+	// The container's processes see this one: its binary and memory are not for them.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	cfg, err := readConfig()
+	if err != nil {
+		childFail(err)
+	}
+	terminal, err := prepare(cfg)
+	if err != nil {
+		childFail(err)
+	}
+	childSend(childReply{}, terminal)
+	var word [1]byte
+	if n, err := unix.Read(controlFD, word[:]); err != nil || n != 1 {
+		os.Exit(1) // the container was removed before its start
+	}
+	childFail(become(cfg.Process))
+}
+
+func readConfig() (childConfig, error) {
+	var cfg childConfig
+	f := os.NewFile(configFD, "config")
+	defer f.Close()
+	if err := json.NewDecoder(f).Decode(&cfg); err != nil {
+		return cfg, fmt.Errorf("read config: %w", err)
+	}
+	return cfg, nil
+}
+
+func childFail(err error) {
+	message := err.Error()
+	if len(message) > maxReply/8 {
+		message = message[:maxReply/8] // JSON may need several bytes for one
+	}
+	childSend(childReply{Error: message}, -1)
+	os.Exit(1)
+}
+
+func childSend(r childReply, terminal int) {
+	data, err := json.Marshal(r)
+	if err != nil {
+		os.Exit(1)
+	}
+	var oob []byte
+	if terminal >= 0 {
+		oob = unix.UnixRights(terminal)
+	}
+	if err := unix.Sendmsg(controlFD, data, oob, nil, 0); err != nil {
+		os.Exit(1)
+	}
+	if terminal >= 0 {
+		unix.Close(terminal)
+	}
+}
+
+// prepare does all that needs the agent's powers. It returns the master of the process's
+// terminal, or -1.
+func prepare(cfg childConfig) (terminal int, err error) {
+	if cfg.Container != nil {
+		err = buildContainer(cfg.Container)
+	} else {
+		err = joinContainer(cfg.Join)
+	}
+	if err != nil {
+		return -1, err
+	}
+	terminal = -1
+	if cfg.Process.Terminal {
+		if terminal, err = openTerminal(cfg.Process, cfg.Container != nil); err != nil {
+			return -1, fmt.Errorf("open terminal: %w", err)
+		}
+	}
+	if c := cfg.Container; c != nil && c.ReadonlyRoot {
+		set := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, set); err != nil {
+			return -1, fmt.Errorf("make root read-only: %w", err)
+		}
+	}
+	return terminal, nil
+}
+
+// joinContainer enters the namespaces of the container's main process, but for the pid namespace,
+// which this process was born into.
+func joinContainer(pid int) error {
+	var files []*os.File
+	defer func() { closeAll(files) }()
+	kinds := []string{"cgroup", "mnt"} // mnt last: it takes /proc away
+	for _, kind := range kinds {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
+		if err != nil {
+			return fmt.Errorf("container's main process has ended: %w", err)
+		}
+		files = append(files, f)
+	}
+	// A thread that shares its root and working directory cannot change its mount namespace.
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	for i, f := range files {
+		if err := unix.Setns(int(f.Fd()), 0); err != nil {
+			return fmt.Errorf("enter %s namespace: %w", kinds[i], err)
+		}
+	}
+	return nil
+}
+
+// openTerminal makes a terminal of the container's devpts the process's standard streams and
+// controlling terminal, and returns its master. The main process's is /dev/console too.
+func openTerminal(p *pb.Process, console bool) (int, error) {
+	master, err := unix.Open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("/dev/pts/ptmx: %w", err)
+	}
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return -1, fmt.Errorf("unlock: %w", err)
+	}
+	if size := p.ConsoleSize; size != nil {
+		if err := resizeTerminal(master, size.Height, size.Width); err != nil {
+			return -1, err
+		}
+	}
+	// The peer by its master, not by a name that the container can change.
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return -1, fmt.Errorf("open peer: %w", errno)
+	}
+	slave := int(peer)
+	defer unix.Close(slave)
+	for fd := range 3 {
+		if err := unix.Dup2(slave, fd); err != nil {
+			return -1, err
+		}
+	}
+	if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
+		return -1, fmt.Errorf("make it controlling: %w", err)
+	}
+	if console {
+		return master, bindConsole(slave)
+	}
+	return master, nil
+}
+
+func resizeTerminal(fd int, rows, columns uint32) error {
+	size := &unix.Winsize{Row: uint16(min(rows, 1<<16-1)), Col: uint16(min(columns, 1<<16-1))}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, size); err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	return nil
+}
+
+// become turns this process into the user's program. It returns only an error.
+func become(p *pb.Process) error {
+	if err := setRlimits(p.Rlimits); err != nil {
+		return err
+	}
+	cwd := p.Cwd
+	if cwd == "" {
+		cwd = "/"
+	}
+	if err := os.MkdirAll(cwd, 0o755); err != nil {
+		return fmt.Errorf("make working directory: %w", err)
+	}
+	for fd := range 3 {
+		// A program may open /dev/stdout again, which needs the owner's rights.
+		if err := unix.Fchown(fd, int(p.User.GetUID()), -1); err != nil {
+			return fmt.Errorf("hand over standard streams: %w", err)
+		}
+	}
+	if err := filterSockets(); err != nil {
+		return err
+	}
+	if err := setCredentials(p); err != nil {
+		return err
+	}
+	if err := unix.Chdir(cwd); err != nil {
+		return fmt.Errorf("enter working directory %q: %w", cwd, err)
+	}
+	unix.Umask(0o022)
+	env := withHome(p.Env, p.User.GetUID())
+	path, err := lookPath(p.Args[0], env)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Exec(path, p.Args, env); err != nil {
+		return fmt.Errorf("exec %q: %w", path, err)
+	}
+	return nil
+}
+
+// lookPath finds a program as a shell does, by the PATH of its own environment.
+func lookPath(name string, env []string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	path := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			path = v
+		}
+	}
+	for _, dir := range filepath.SplitList(path) {
+		if dir == "" {
+			dir = "."
+		}
+		file := filepath.Join(dir, name)
+		if st, err := os.Stat(file); err == nil && st.Mode().IsRegular() && unix.Access(file, unix.X_OK) == nil {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("exec: %q: executable file not found in $PATH", name)
+}
+
+// withHome adds HOME, which programs expect, from the container's /etc/passwd.
+func withHome(env []string, uid uint32) []string {
+	for _, e := range env {
+		if strings.HasPrefix(e, "HOME=") {
+			return env
+		}
+	}
+	passwd, _ := os.ReadFile("/etc/passwd")
+	return append(env, "HOME="+homeOf(string(passwd), uid))
+}
+
+// homeOf returns the home directory that a passwd file gives a user, else "/".
+func homeOf(passwd string, uid uint32) string {
+	want := fmt.Sprint(uid)
+	for line := range strings.Lines(passwd) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) >= 6 && f[2] == want && strings.HasPrefix(f[5], "/") {
+			return f[5]
+		}
+	}
+	return "/"
+}

@@ -1,0 +1,35 @@
+package devices
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestDiskGlob(t *testing.T) {
+	got, err := diskGlob("02/0a")
+	if want := "/sys/devices/pci0000:00/0000:*:02.0/0000:*:0a.0/virtio*/block/*"; err != nil || got != want {
+		t.Errorf("got %q, %v", got, err)
+	}
+	for _, bad := range []string{"", "2", "02/", "../x", "0G", "002", "20", "02.1"} {
+		if _, err := diskGlob(bad); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func FuzzDiskGlob(f *testing.F) {
+	for _, path := range []string{"02/01", "1e/0a/01", "", "../../x", "*/01"} {
+		f.Add(path)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		glob, err := diskGlob(path)
+		if err != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("error of no class: %v", err)
+		}
+		if err == nil && strings.Contains(glob, "..") {
+			t.Errorf("PCI path %q leads to %q", path, glob)
+		}
+	})
+}

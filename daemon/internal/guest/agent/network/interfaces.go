@@ -1,0 +1,304 @@
+// Package network sets up the guest's network cards, routes and neighbours as the host says.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols"
+	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
+)
+
+const (
+	ipv6Dir = "/proc/sys/net/ipv6/conf"
+	// maxLinks bounds how many cards may be in the way of a name.
+	maxLinks = 32
+	// maxMTU is the largest that a card can have.
+	maxMTU = 1<<16 - 1
+)
+
+// SetUp brings the loopback interface up, and leaves the addresses of all cards to the host.
+func SetUp(log *slog.Logger) error {
+	settleIPv6(log, "all")
+	settleIPv6(log, "default")
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring loopback up: %w", err)
+	}
+	return nil
+}
+
+// UpdateInterface gives the card with the MAC in want the name, the MTU and the addresses in want.
+func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Interface) (*protocols.Interface, error) {
+	if want == nil || strings.Trim(want.Name, ".") == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/: \t\n\x00") {
+		return nil, refusal.Invalid("interface name %q", want.GetName())
+	}
+	if want.Mtu > maxMTU {
+		return nil, refusal.Invalid("MTU %d of %s", want.Mtu, want.Name)
+	}
+	mac, err := net.ParseMAC(want.HwAddr)
+	if err != nil {
+		return nil, refusal.Invalid("interface address: %v", err)
+	}
+	addrs, err := parseAddresses(want.IPAddresses)
+	if err != nil {
+		return nil, err
+	}
+	link, err := findLink(ctx, mac)
+	if err != nil {
+		return nil, err
+	}
+	if err := renameLink(link, want.Name); err != nil {
+		return nil, err
+	}
+	if want.Mtu > 0 && int(want.Mtu) != link.Attrs().MTU {
+		if err := netlink.LinkSetMTU(link, int(want.Mtu)); err != nil {
+			return nil, fmt.Errorf("set MTU %d of %s: %w", want.Mtu, want.Name, err)
+		}
+	}
+	setARP := netlink.LinkSetARPOn
+	if want.RawFlags&unix.IFF_NOARP != 0 {
+		setARP = netlink.LinkSetARPOff
+	}
+	if err := setARP(link); err != nil {
+		return nil, fmt.Errorf("set ARP of %s: %w", want.Name, err)
+	}
+	settleIPv6(log, want.Name)
+	if err := netlink.LinkSetUp(link); err != nil {
+		return nil, fmt.Errorf("bring %s up: %w", want.Name, err)
+	}
+	if err := replaceAddresses(link, addrs); err != nil {
+		return nil, fmt.Errorf("set addresses of %s: %w", want.Name, err)
+	}
+	return want, nil
+}
+
+// renameLink gives a card its name. The kernel numbers cards in an order of its own: what has the name
+// already steps aside, until the host names it too.
+func renameLink(link netlink.Link, name string) error {
+	if link.Attrs().Name == name {
+		return nil
+	}
+	for range maxLinks {
+		err := setLinkName(link, name)
+		if !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		other, err := netlink.LinkByName(name)
+		if err != nil {
+			continue // it has gone meanwhile
+		}
+		if other.Attrs().Flags&net.FlagLoopback != 0 {
+			return refusal.Invalid("interface name %q is the loopback's", name)
+		}
+		if err := setLinkName(other, fmt.Sprintf("aside%d", other.Attrs().Index)); err != nil {
+			return err
+		}
+		// One that is plugged in right now may take the name again.
+	}
+	return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, unix.EEXIST)
+}
+
+func setLinkName(link netlink.Link, name string) error {
+	if err := netlink.LinkSetDown(link); err != nil {
+		return fmt.Errorf("bring %s down: %w", link.Attrs().Name, err)
+	}
+	if err := netlink.LinkSetName(link, name); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, err)
+	}
+	return nil
+}
+
+// settleIPv6 leaves a card's addresses to the host. They are usable at once: nobody else has them, and a
+// tentative address would refuse connections for a second. No router advertisement adds addresses or
+// routes, since another sandbox might send it.
+func settleIPv6(log *slog.Logger, card string) {
+	for _, setting := range []string{"accept_dad", "accept_ra"} {
+		err := os.WriteFile(filepath.Join(ipv6Dir, card, setting), []byte("0"), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.Warn("leave IPv6 to the host", "interface", card, "setting", setting, "err", err)
+		}
+	}
+}
+
+func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
+	var addrs []*netlink.Addr
+	for _, ip := range list {
+		addr, err := netlink.ParseAddr(ip.GetAddress() + "/" + ip.GetMask())
+		if err != nil {
+			return nil, refusal.Invalid("address %q with mask %q", ip.GetAddress(), ip.GetMask())
+		}
+		if addr.IP.To4() == nil {
+			if !hasIPv6() {
+				continue
+			}
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		addrs = append(addrs, addr)
+	}
+	return addrs, nil
+}
+
+// findLink waits for the card with an address.
+func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err error) {
+	err = devices.WaitFor(ctx, func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list interfaces: %w", err)
+		}
+		for _, l := range links {
+			if l.Attrs().HardwareAddr.String() == mac.String() {
+				link = l
+				return nil
+			}
+		}
+		return devices.ErrNotYet
+	})
+	if err != nil {
+		return nil, fmt.Errorf("network card with the address %s: %w", mac, err)
+	}
+	return link, nil
+}
+
+// hasIPv6 reports whether the kernel supports it.
+func hasIPv6() bool {
+	disabled, err := os.ReadFile(ipv6Dir + "/all/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(disabled)) == "0"
+}
+
+// replaceAddresses gives link exactly the addresses in want, and leaves the kernel's link-local one.
+func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
+	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, h := range have {
+		keep := h.IP.To4() == nil && h.IP.IsLinkLocalUnicast()
+		for _, w := range want {
+			keep = keep || h.Equal(*w)
+		}
+		if !keep {
+			if err := netlink.AddrDel(link, &h); err != nil {
+				return err
+			}
+		}
+	}
+	for _, w := range want {
+		if err := netlink.AddrReplace(link, w); err != nil {
+			return fmt.Errorf("%s: %w", w.IPNet, err)
+		}
+	}
+	return nil
+}
+
+// Interfaces returns the network cards and their addresses.
+func Interfaces() (*pb.Interfaces, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	result := &pb.Interfaces{}
+	for _, l := range links {
+		addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses of %s: %w", l.Attrs().Name, err)
+		}
+		i := &protocols.Interface{
+			Device: l.Attrs().Name,
+			Name:   l.Attrs().Name,
+			Mtu:    uint64(l.Attrs().MTU),
+			HwAddr: l.Attrs().HardwareAddr.String(),
+			Type:   l.Type(),
+		}
+		if l.Attrs().RawFlags&unix.IFF_NOARP != 0 {
+			i.RawFlags = unix.IFF_NOARP
+		}
+		for _, addr := range addrs {
+			ones, _ := addr.Mask.Size()
+			i.IPAddresses = append(i.IPAddresses, &protocols.IPAddress{
+				Family: family(addr.IP), Address: addr.IP.String(), Mask: strconv.Itoa(ones),
+			})
+		}
+		result.Interfaces = append(result.Interfaces, i)
+	}
+	return result, nil
+}
+
+func family(ip net.IP) protocols.IPFamily {
+	if ip.To4() == nil {
+		return protocols.IPFamily_v6
+	}
+	return protocols.IPFamily_v4
+}
+
+// UpdateNeighbors adds or replaces entries of the neighbour table.
+func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) error {
+	for _, n := range neighbors {
+		if err := ctx.Err(); err != nil {
+			return err // nobody waits for the rest
+		}
+		ip := net.ParseIP(n.GetToIPAddress().GetAddress())
+		if ip == nil {
+			return refusal.Invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
+		}
+		var mac net.HardwareAddr
+		if n.GetLladdr() != "" { // a proxy entry has none
+			var err error
+			if mac, err = net.ParseMAC(n.Lladdr); err != nil {
+				return refusal.Invalid("neighbour %s: %v", ip, err)
+			}
+		}
+		link, err := netlink.LinkByName(n.Device)
+		if err != nil {
+			return fmt.Errorf("neighbour %s: interface %q: %w: %w", ip, n.Device, err, errdefs.ErrNotFound)
+		}
+		state := int(n.State)
+		if state == 0 {
+			state = netlink.NUD_PERMANENT
+		}
+		err = netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: link.Attrs().Index, State: state, Flags: int(n.Flags), IP: ip, HardwareAddr: mac,
+		})
+		if err != nil {
+			return fmt.Errorf("set neighbour %s: %w", ip, err)
+		}
+	}
+	return nil
+}
+
+// Stats returns what each network card has carried.
+func Stats() ([]*pb.NetworkStats, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var stats []*pb.NetworkStats
+	for _, l := range links {
+		s := l.Attrs().Statistics
+		if s == nil || l.Attrs().Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		stats = append(stats, &pb.NetworkStats{
+			Name:    l.Attrs().Name,
+			RxBytes: s.RxBytes, RxPackets: s.RxPackets, RxErrors: s.RxErrors, RxDropped: s.RxDropped,
+			TxBytes: s.TxBytes, TxPackets: s.TxPackets, TxErrors: s.TxErrors, TxDropped: s.TxDropped,
+		})
+	}
+	return stats, nil
+}

@@ -1,0 +1,73 @@
+// Package refusal holds the errors by which the guest agent refuses requests, and translates errors for
+// the host.
+package refusal
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+)
+
+// maxErrorText bounds an error's text: it may hold as much as a request does, an answer that is
+// longer than a frame ends the connection, and the console is slow.
+const maxErrorText = 4 << 10
+
+// ErrUnsupported is the answer to a request for something that this guest does not do.
+var ErrUnsupported = fmt.Errorf("not supported by this guest: %w", errdefs.ErrNotImplemented)
+
+// Invalid returns an error of class errdefs.ErrInvalidArgument.
+func Invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
+
+// Text returns the text of an error for the host. Of a long one it returns both ends, since the cause
+// comes last. An answer that is not UTF-8 would end the connection.
+func Text(err error) string {
+	text := err.Error()
+	if len(text) > maxErrorText {
+		text = text[:maxErrorText/2] + " … " + text[len(text)-maxErrorText/2:]
+	}
+	return strings.ToValidUTF8(text, "\ufffd")
+}
+
+// Code returns the status code of an error for the host, by its class or by the kernel's number.
+func Code(err error) codes.Code {
+	switch {
+	case errdefs.IsNotFound(err):
+		return codes.NotFound
+	case errdefs.IsInvalidArgument(err):
+		return codes.InvalidArgument
+	case errdefs.IsAlreadyExists(err):
+		return codes.AlreadyExists
+	case errdefs.IsFailedPrecondition(err):
+		return codes.FailedPrecondition
+	case errdefs.IsNotImplemented(err):
+		return codes.Unimplemented
+	case errdefs.IsOutOfRange(err):
+		return codes.OutOfRange
+	case errors.Is(err, context.Canceled):
+		return codes.Canceled
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return codes.DeadlineExceeded
+	}
+	var errno unix.Errno
+	if errors.As(err, &errno) && kernelCodes[errno] != codes.OK {
+		return kernelCodes[errno]
+	}
+	return codes.Internal
+}
+
+// kernelCodes are the codes for errors of the kernel when the host asked for something that it refuses.
+var kernelCodes = map[unix.Errno]codes.Code{
+	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
+	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,
+	unix.EISDIR: codes.InvalidArgument, unix.ENOENT: codes.NotFound, unix.EEXIST: codes.AlreadyExists,
+	unix.ELOOP: codes.InvalidArgument, unix.EBUSY: codes.FailedPrecondition, unix.ENODEV: codes.FailedPrecondition, unix.ENETUNREACH: codes.FailedPrecondition, unix.ENOSPC: codes.ResourceExhausted,
+	unix.EFBIG: codes.ResourceExhausted, unix.ENOMEM: codes.ResourceExhausted,
+}
