@@ -240,6 +240,8 @@ const (
 	// drainLimit bounds how long Serve waits for calls under way when it ends.
 	drainLimit = 10 * time.Second
 	trimEvery  = 10 * time.Second
+	// watchPause is how long Serve leaves a process alone that it cannot watch, such as when it has no descriptor left.
+	watchPause = time.Second
 )
 
 // Serve answers shims, and watches over the VMs, until ctx ends. VMs stay as they are.
@@ -253,8 +255,16 @@ func (s *Service) Serve(ctx context.Context) error {
 		watchers.Go(func() error {
 			if p != nil {
 				defer p.Close()
-				if p.Wait(ctx) != nil {
-					return nil
+				for err := p.Wait(ctx); err != nil; err = p.Wait(ctx) {
+					if ctx.Err() != nil {
+						return nil
+					}
+					s.cfg.Log.Warn("watch over a VM's process; trying again", "pid", p.PID, "err", err)
+					select {
+					case <-time.After(watchPause):
+					case <-ctx.Done():
+						return nil
+					}
 				}
 			}
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
