@@ -110,8 +110,6 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if shims.HypervisorSocket != "" || shims.Config != "" && shims.QEMU != "" {
 		service.QEMU, service.Virtiofsd, service.Accelerator = shims.QEMU, shims.Virtiofsd, route.Accelerator
 		service.Kernel, service.Initrd = shims.Kernel, shims.Initrd
-		// Beyond what the sandbox may use, so that its limit is what it meets first.
-		service.MemoryHeadroomMiB = 128
 	}
 	vms, err := hypervisor.New(service)
 	if err != nil {

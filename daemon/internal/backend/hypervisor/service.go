@@ -34,9 +34,7 @@ type Config struct {
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
 	Accelerator string
-	// MemoryHeadroomMiB is what a VM has beyond its sandbox's memory, for its kernel and agent.
-	MemoryHeadroomMiB int
-	Log               *slog.Logger
+	Log         *slog.Logger
 }
 
 // A Service runs VMs for Kata's shims.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
+	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
 const (
@@ -68,7 +69,7 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	if errors.Is(ended, errHypervisorEnded) {
 		err = ended
 	}
-	err = fmt.Errorf("%w%s%s", err, quote("shim", shimErrors(r.Containerd.LogFile(), id)), quote("console", r.consoleEnd(id)))
+	err = fmt.Errorf("%w%s%s", err, tail.Quote("shim", shimErrors(r.Containerd.LogFile(), id)), tail.Quote("console", r.consoleEnd(id)))
 	if kept := r.keepConsole(id); kept != "" {
 		err = fmt.Errorf("%w\n(the whole console is in %s)", err, kept)
 	}
@@ -95,21 +96,6 @@ func awaitDeath(ctx context.Context, id string) bool {
 	return hypervisor.Wait(ctx) == nil
 }
 
-// quote is the end of a log in an error message; nothing, if it is empty. A guest writes what it likes: what could
-// play tricks with a terminal is left out.
-func quote(name, text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
-			return r
-		}
-		return -1
-	}, strings.ToValidUTF8(text, ""))
-	if text = strings.TrimSpace(text); text == "" {
-		return ""
-	}
-	return "\n" + name + ": " + strings.ReplaceAll(text, "\n", "\n\t")
-}
-
 // shimErrors picks from containerd's log what the shim of a sandbox, and through it the hypervisor, said at the
 // end that was no good news.
 func shimErrors(log, id string) string {
@@ -118,7 +104,7 @@ func shimErrors(log, id string) string {
 		maxLines = 8
 	)
 	var lines []string
-	for line := range strings.Lines(copyTail(log, lookAt)) {
+	for line := range strings.Lines(tail.Read(log, lookAt)) {
 		if !strings.Contains(line, "sandbox="+id) || !strings.Contains(line, "level=error") {
 			continue
 		}

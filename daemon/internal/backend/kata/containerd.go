@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -22,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
+	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
 const (
@@ -193,7 +192,7 @@ func serves(ctx context.Context, client *containerd.Client) bool {
 }
 
 func (c *Containerd) died() error {
-	return fmt.Errorf("containerd ended at its start; the end of %s: %s", c.LogFile(), copyTail(c.LogFile(), 1000))
+	return fmt.Errorf("containerd ended at its start; the end of %s: %s", c.LogFile(), tail.Read(c.LogFile(), 1000))
 }
 
 // supervise starts containerd again whenever it ends. The sandboxes run on meanwhile.
@@ -256,20 +255,6 @@ func end(ctx context.Context, pid int) error {
 func exited(pidfd int, d time.Duration) bool {
 	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(d.Milliseconds()))
 	return n > 0
-}
-
-// copyTail returns the end of a file, at most n bytes, for error messages.
-func copyTail(path string, n int64) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > n {
-		f.Seek(-n, io.SeekEnd)
-	}
-	b, _ := io.ReadAll(io.LimitReader(f, n))
-	return strings.TrimSpace(string(b))
 }
 
 // poll calls f every few milliseconds until it returns true or ctx ends.

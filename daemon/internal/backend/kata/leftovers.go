@@ -13,11 +13,11 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
 const (
-	// sharedRoot is where Kata's shim keeps what it shares with guests, in its own mount namespace.
-	sharedRoot = "/run/kata-containers/shared/sandboxes"
 	// vmRoot is where it keeps the sockets of its hypervisors, QEMU and Cloud Hypervisor.
 	vmRoot = "/run/vc/vm"
 )
@@ -29,7 +29,7 @@ var kataDirs = []string{"/run/vc/*/", "/run/kata/"}
 // removeLeftovers removes what Kata left of a sandbox in the places that it uses on every host. The
 // sandbox's processes have ended.
 func removeLeftovers(ctx context.Context, id string) error {
-	shared := filepath.Join(sharedRoot, id)
+	shared := filepath.Join(hypervisor.SharedRoot, id)
 	if err := unmountBelow(shared); err != nil {
 		return err
 	}

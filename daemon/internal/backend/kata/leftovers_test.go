@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
 func TestRemoveLeftovers(t *testing.T) {
@@ -23,9 +25,9 @@ func TestRemoveLeftovers(t *testing.T) {
 	kept := "/run/vc/sbs/" + other + "/persist.json"
 	writeFile(t, kept, "x")
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(kept)) })
-	point := filepath.Join(sharedRoot, id, "mounts", "file")
+	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "file")
 	writeFile(t, point, "") // a mount point of a file
-	shared := filepath.Join(sharedRoot, id)
+	shared := filepath.Join(hypervisor.SharedRoot, id)
 	cgroups := []string{makeCgroup(t, "msb-test/kata_"+id+"/below/it"), makeCgroup(t, "kata_overhead/"+id), makeCgroup(t, "firecracker/"+id)}
 
 	for range 2 {
@@ -53,7 +55,7 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	writeFile(t, precious, "data")
 	writeFile(t, filepath.Join(volume, "tmp", "x"), "")
 
-	point := filepath.Join(sharedRoot, id, "mounts", "c", "rootfs")
+	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "c", "rootfs")
 	jail := filepath.Join("/run/vc/vm", id, "root")
 	deeper := filepath.Join(point, "tmp")
 	for _, dir := range []string{point, jail} {
@@ -77,17 +79,17 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	if text, err := os.ReadFile(precious); err != nil || string(text) != "data" {
 		t.Errorf("the volume's file holds %q, %v", text, err)
 	}
-	if !missing(filepath.Join(sharedRoot, id)) || !missing(filepath.Dir(jail)) {
+	if !missing(filepath.Join(hypervisor.SharedRoot, id)) || !missing(filepath.Dir(jail)) {
 		t.Error("something is left")
 	}
 }
 
 func TestRemoveRefusesFiles(t *testing.T) {
 	id := newID(t)
-	file := filepath.Join(sharedRoot, id, "shared", "file")
+	file := filepath.Join(hypervisor.SharedRoot, id, "shared", "file")
 	writeFile(t, file, "data")
 	wantError(t, removeLeftovers(t.Context(), id), file)
-	if err := os.RemoveAll(filepath.Join(sharedRoot, id)); err != nil {
+	if err := os.RemoveAll(filepath.Join(hypervisor.SharedRoot, id)); err != nil {
 		t.Error(err)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
@@ -68,7 +69,7 @@ func isFirecracker(args []string, id string) bool {
 }
 
 func isVirtiofsd(args []string, id string) bool {
-	shared := filepath.Join(sharedRoot, id) + "/"
+	shared := filepath.Join(hypervisor.SharedRoot, id) + "/"
 	return slices.ContainsFunc(args, func(arg string) bool {
 		_, value, found := strings.Cut(arg, "=") // --shared-dir=, or of the one in C: source=
 		return found && strings.HasPrefix(value, shared)

@@ -24,6 +24,7 @@ import (
 	"github.com/containerd/containerd/snapshots"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -293,7 +294,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 		return nil, fmt.Errorf("list the sandboxes' directories: %w", err)
 	}
 	for _, d := range dirs {
-		if d.Name() != failedDir {
+		if d.Name() != hypervisor.FailedDir {
 			note(d.Name())
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -146,7 +147,7 @@ func TestRemoveAfterCrash(t *testing.T) {
 			t.Error("List knows of it after its removal")
 		}
 		for _, path := range []string{r.dir(id), task(r.Containerd.State, id), task(r.Containerd.Root, id),
-			filepath.Join(sharedRoot, id), filepath.Join(vmRoot, id), shimSocket(r.Containerd.Address, id)} {
+			filepath.Join(hypervisor.SharedRoot, id), filepath.Join(vmRoot, id), shimSocket(r.Containerd.Address, id)} {
 			if !missing(path) {
 				t.Errorf("%s is left", path)
 			}
@@ -168,7 +169,7 @@ func TestRemoveAfterCrash(t *testing.T) {
 			filepath.Join(vmRoot, id, "pid"), shimSocket(r.Containerd.Address, id)} {
 			writeFile(t, file, "x")
 		}
-		if err := os.MkdirAll(filepath.Join(sharedRoot, id, "mounts"), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(hypervisor.SharedRoot, id, "mounts"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		shim, qemu := play(t, "", "-id", id), play(t, "", "-name", "sandbox-"+id)
