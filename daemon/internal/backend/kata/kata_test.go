@@ -10,10 +10,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -165,58 +165,6 @@ func TestKataVersion(t *testing.T) {
 	}
 }
 
-func TestKataFile(t *testing.T) {
-	const qemu = "[hypervisor.qemu]\npath = \"/usr/bin/qemu\"\n"
-	tests := map[string]struct {
-		text    string
-		dropIns map[string]string
-		err     string
-	}{
-		"stock":            {text: qemu + "enable_annotations = [\"enable_iommu\"]\n[agent.kata]\n[runtime]\nenable_pprof = false"},
-		"Cloud Hypervisor": {text: "[hypervisor.clh]\n"},
-		"remote":           {text: "[hypervisor.remote]\nremote_hypervisor_socket = \"/run/peerpod/hypervisor.sock\""},
-		"drop-in":          {text: qemu, dropIns: map[string]string{"10-debug.toml": "[hypervisor.qemu]\nenable_debug = true\n"}},
-		"no TOML":          {text: "[hypervisor", err: "kata.toml"},
-		"no table":         {text: "[runtime]\n", err: "has 0"},
-		"two tables":       {text: qemu + "[hypervisor.clh]\n", err: `has 2 ["clh" "qemu"]`},
-		"two by a drop-in": {text: qemu, dropIns: map[string]string{"x": "[hypervisor.clh]\n"}, err: "has 2"},
-		"a bad drop-in":    {text: qemu, dropIns: map[string]string{"x": "="}, err: "config.d/x"},
-		"a wrong type":     {text: "[hypervisor.qemu]\nenable_annotations = 1\n", err: "kata.toml"},
-	}
-	for name, tt := range tests {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "kata.toml")
-		writeFile(t, path, tt.text)
-		for file, text := range tt.dropIns {
-			writeFile(t, filepath.Join(dir, "config.d", file), text)
-		}
-		_, err := readKataFile(path)
-		if tt.err == "" {
-			if err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-			continue
-		}
-		wantError(t, err, "kata-config", tt.err)
-		if !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v is no %v", name, err, errdefs.ErrInvalidArgument)
-		}
-	}
-	// config.d of a link is that of its target.
-	dir, links := t.TempDir(), t.TempDir()
-	writeFile(t, filepath.Join(dir, "kata.toml"), qemu)
-	writeFile(t, filepath.Join(dir, "config.d", "x"), "[hypervisor.clh]\n")
-	link := filepath.Join(links, "configuration.toml")
-	if err := os.Symlink(filepath.Join(dir, "kata.toml"), link); err != nil {
-		t.Fatal(err)
-	}
-	_, err := readKataFile(link)
-	wantError(t, err, "has 2")
-
-	_, err = readKataFile("/nowhere/kata.toml")
-	wantError(t, err, "/nowhere/kata.toml")
-}
-
 // The guest has as many processors as asked for where Kata can be told so.
 func TestSizing(t *testing.T) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
@@ -235,7 +183,7 @@ func TestSizing(t *testing.T) {
 		"kata":         {Kata{}, "0", "272", true},
 		"stock":        {own("[hypervisor.qemu]\nenable_annotations = [\"kernel_params\"]\n"), "", "", true},
 		"static":       {own("[hypervisor.qemu]\nenable_annotations = [\"default_vcpus\"]\n" + static), "0", "", true},
-		"dynamic":      {own("[hypervisor.clh]\nenable_annotations = [\"default_.*\"]\n"), "3", "", false},
+		"dynamic":      {own("[hypervisor.qemu]\nenable_annotations = [\"default_.*\"]\n"), "3", "", false},
 		"only static":  {own("[hypervisor.qemu]\n" + static), "", "", true},
 		"bad patterns": {own("[hypervisor.qemu]\nenable_annotations = [\"(\"]\n"), "", "", true},
 	}
@@ -244,7 +192,7 @@ func TestSizing(t *testing.T) {
 		r.Kata = tt.kata
 		if tt.kata.Config != "" {
 			var err error
-			if r.kataFile, err = readKataFile(tt.kata.Config); err != nil {
+			if r.hostConfig, err = kataconf.Read(tt.kata.Config); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -26,6 +26,7 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
 const (
@@ -75,8 +76,8 @@ type Config struct {
 // Runtime starts, finds and removes microVMs.
 type Runtime struct {
 	Config
-	kataConfig string   // the path
-	kataFile   kataFile // the host's own, if there is one
+	kataConfig string          // the path
+	hostConfig kataconf.Config // the host's own, if there is one
 	syslog     syslogSink
 
 	mu       sync.Mutex
@@ -100,7 +101,7 @@ func New(cfg Config) (*Runtime, error) {
 	var err error
 	if r.kataConfig != "" {
 		if _, err = os.Stat(cfg.Kata.Portal); err == nil {
-			r.kataFile, err = readKataFile(r.kataConfig)
+			r.hostConfig, err = kataconf.Read(r.kataConfig)
 		}
 	} else {
 		r.kataConfig, err = cfg.Kata.writeConfig(cfg.RunDir)

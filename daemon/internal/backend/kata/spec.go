@@ -63,9 +63,9 @@ func (r *Runtime) sizing(cfg sandbox.Config) (annotations map[string]string, quo
 	case r.Kata.Config == "":
 		// For the guest's kernel and agent, the least that Kata takes, and for what the kernel keeps of each page.
 		return map[string]string{cpus: "0", memory: strconv.Itoa(minKataMemory + cfg.MemoryMiB/32)}, true
-	case !r.kataFile.enables("default_vcpus"):
+	case !r.hostConfig.Enables("default_vcpus"):
 		return map[string]string{}, true // one more than asked for
-	case r.kataFile.Runtime.StaticResources:
+	case r.hostConfig.StaticResources:
 		return map[string]string{cpus: "0"}, true
 	}
 	return map[string]string{cpus: strconv.Itoa(cfg.CPUs)}, false
