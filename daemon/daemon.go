@@ -20,6 +20,7 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/backend/image"
@@ -116,23 +117,25 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		return err
 	}
 
-	private := &kata.Containerd{
-		Binary:  filepath.Join(cfg.LibDir, "containerd"),
-		Root:    filepath.Join(cfg.StateDir, "containerd"),
-		State:   filepath.Join(cfg.RunDir, "containerd"),
-		Address: filepath.Join(cfg.RunDir, "containerd.sock"),
-		Log:     log,
+	private := &containerd.Private{
+		Binary: filepath.Join(cfg.LibDir, "containerd"),
+		Paths: containerd.Paths{
+			Root:    filepath.Join(cfg.StateDir, "containerd"),
+			State:   filepath.Join(cfg.RunDir, "containerd"),
+			Address: filepath.Join(cfg.RunDir, "containerd.sock"),
+		},
+		Log: log,
 	}
-	inUse := private
+	inUse := private.Paths
 	if cfg.Containerd != "" {
-		inUse = kata.SystemContainerd(cfg.Containerd)
+		inUse = containerd.SystemPaths(cfg.Containerd)
 	}
-	client, err := kata.Dial(inUse.Address)
+	client, err := containerd.Dial(inUse.Address)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	images := image.NewStore(client, kata.Namespace, kata.Snapshotter)
+	images := image.NewStore(client)
 	runtime, err := kata.New(kata.Config{
 		Client:     client,
 		Containerd: inUse,

@@ -30,14 +30,8 @@ func isPart(pid int, id string) bool {
 			}
 		}
 	}
-	args := arguments(pid)
+	args := process.Arguments(pid)
 	return isShim(args, id) || isHypervisor(args, id) || isFirecracker(args, id) || isVirtiofsd(args, id)
-}
-
-// arguments are a process's; none once it has ended.
-func arguments(pid int) []string {
-	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
 }
 
 // option says whether args hold an option, as a word of its own, with a value that is accepted.
@@ -121,14 +115,14 @@ func findHypervisor(id string) (*process.Process, error) {
 	}
 	for field := range strings.FieldsSeq(string(procs)) {
 		pid, _ := strconv.Atoi(field)
-		if !isHypervisor(arguments(pid), id) {
+		if !isHypervisor(process.Arguments(pid), id) {
 			continue
 		}
 		p, err := process.Open(pid)
 		if p == nil || err != nil {
 			return nil, err
 		}
-		if isHypervisor(arguments(pid), id) {
+		if isHypervisor(process.Arguments(pid), id) {
 			return p, nil
 		}
 		p.Close()

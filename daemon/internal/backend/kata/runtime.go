@@ -1,6 +1,6 @@
-// Package kata makes sandboxes real: it is the one room that knows containerd and Kata. It
-// satisfies sandbox.Runtime with containerd's client, one Kata shim a sandbox, and keeps the
-// server's private containerd. Only the daemon's wiring enters here.
+// Package kata runs sandboxes as Kata's microVMs: it satisfies sandbox.Runtime with a client of containerd and one Kata
+// shim per sandbox. It writes or checks the shims' configuration, describes the container, follows the guest's console,
+// and removes what Kata leaves behind. Only package backend may import it.
 package kata
 
 import (
@@ -18,22 +18,18 @@ import (
 	"github.com/containerd/containerd"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/cio"
-	"github.com/containerd/containerd/errdefs"
 	"github.com/containerd/containerd/mount"
-	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/containerd/snapshots"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
 const (
-	// Namespace is the containerd namespace that holds all that this server keeps there.
-	Namespace = "msb"
-	// Snapshotter is containerd's, for images and for what sandboxes write over them.
-	Snapshotter = "overlayfs"
 	// sandboxLabel marks our containers, should the containerd be shared with others.
 	sandboxLabel = "msb.sandbox"
 	// killLimit bounds a kill through the shim; past it the microVM itself is ended.
@@ -48,8 +44,8 @@ const (
 	parallelism = 8
 )
 
-// VMs is what the runtime needs of the room that runs QEMU where Kata's shim does not. VMs that it started
-// once may live on after the shims were told otherwise.
+// VMs is what the runtime needs of the hypervisor service, which runs QEMU where Kata's shim does not. It is asked in
+// any case: VMs that it started may live on after the server was configured otherwise.
 type VMs interface {
 	// IDs lists the microVMs that have left anything on this host.
 	IDs() []string
@@ -60,8 +56,8 @@ type VMs interface {
 // Config is what a Runtime is made from. Every field is needed.
 type Config struct {
 	Client *containerd.Client
-	// Containerd is where the client's containerd is; SystemContainerd, if it is not the server's own.
-	Containerd *Containerd
+	// Containerd says where the client's containerd is.
+	Containerd ctrd.Paths
 	// Shim is the absolute path of containerd-shim-kata-v2.
 	Shim string
 	Kata Kata
@@ -151,9 +147,9 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
 		return fmt.Errorf("make the sandbox's directory: %w", err)
 	}
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.NewContainer(ctx, id,
-		containerd.WithSnapshotter(Snapshotter),
+		containerd.WithSnapshotter(ctrd.Snapshotter),
 		containerd.WithImage(image),
 		containerd.WithNewSnapshot(id, image),
 		containerd.WithRuntime(r.Shim, &runtimeoptions.Options{TypeUrl: kataOptions, ConfigPath: r.kataConfig}),
@@ -178,7 +174,7 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 // Remove satisfies sandbox.Runtime: whatever state a start or a crash left, nothing of id remains.
 func (r *Runtime) Remove(ctx context.Context, id string) error {
 	defer r.markRemoving(id)()
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	var errs []error
 	failed := func(what string, err error) {
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -186,7 +182,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		}
 	}
 	limited, cancel := context.WithTimeout(ctx, awayLimit)
-	failed("reach containerd", poll(limited, 20*time.Millisecond, func() bool { return serves(limited, r.Client) }))
+	failed("reach containerd", ctrd.WaitServing(limited, r.Client))
 	cancel()
 	container, err := r.Client.LoadContainer(ctx, id)
 	failed("find the container", err)
@@ -199,7 +195,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		failed("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
 	}
 	// NewContainer may have been cut off between the snapshot and the container.
-	failed("remove the snapshot", r.Client.SnapshotService(Snapshotter).Remove(ctx, id))
+	failed("remove the snapshot", r.Client.SnapshotService(ctrd.Snapshotter).Remove(ctx, id))
 	if ended == nil {
 		failed("remove what Kata left", removeLeftovers(ctx, id))
 	}
@@ -208,8 +204,8 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		return errors.Join(errs...)
 	}
 	// containerd keeps its record of a task whose shim could not clean up.
-	for _, dir := range []string{r.Containerd.State, r.Containerd.Root} {
-		failed("remove the task's directory", removeTree(filepath.Join(dir, "io.containerd.runtime.v2.task", Namespace, id)))
+	for _, dir := range r.Containerd.TaskDirs(id) {
+		failed("remove the task's directory", removeTree(dir))
 	}
 	if len(errs) == 0 { // last: as long as there is anything, a later daemon must know
 		failed("remove the sandbox's directory", os.RemoveAll(r.dir(id)))
@@ -253,7 +249,7 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 // List satisfies sandbox.Runtime. It looks in every place where a start or a crash may leave
 // something.
 func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	alive := map[string]bool{}
 	containers, err := r.Client.Containers(ctx, fmt.Sprintf("labels.%q", sandboxLabel))
 	if err != nil {
@@ -281,7 +277,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 			alive[id] = false
 		}
 	}
-	err = r.Client.SnapshotService(Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+	err = r.Client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if strings.HasPrefix(info.Name, "sb-") {
 			note(info.Name)
 		}
@@ -319,7 +315,7 @@ func taskStatus(ctx context.Context, c containerd.Container) (containerd.Process
 	return status.Status, err
 }
 
-// alive says whether a sandbox lives. A shim that does not answer may be busy: it is asked until limit, and its
+// alive reports whether a sandbox lives. A shim that does not answer may be busy: it is asked until limit, and its
 // sandbox lives as long as nobody says that it has ended. An error is ctx's.
 func (r *Runtime) alive(ctx context.Context, id string, limit time.Duration, ask func(context.Context) (containerd.ProcessStatus, error)) (lives bool, err error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
@@ -341,7 +337,7 @@ func (r *Runtime) alive(ctx context.Context, id string, limit time.Duration, ask
 
 // Wait satisfies sandbox.Runtime. It outlasts restarts of containerd.
 func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	defer r.watchConsole(ctx, id)()
 	for {
 		status, err := r.wait(ctx, id)
@@ -386,12 +382,8 @@ func (r *Runtime) dir(id string) string { return filepath.Join(r.RunDir, "sandbo
 // shimSocket is where a shim listens: named as containerd's shim package does, which leaves it
 // behind after every stop.
 func shimSocket(containerdAddress, id string) string {
-	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, Namespace, id)))
+	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, ctrd.Namespace, id)))
 	return fmt.Sprintf("/run/containerd/s/%x", sum)
-}
-
-func scoped(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
 }
 
 // markRemoving says that whatever ends of a sandbox is meant to, until the answer is called.
@@ -403,5 +395,21 @@ func (r *Runtime) markRemoving(id string) (done func()) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.removing, id)
+	}
+}
+
+// poll calls f every so often until it returns true, or ctx ends.
+func poll(ctx context.Context, every time.Duration, f func() bool) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if f() {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
