@@ -76,24 +76,24 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	return err
 }
 
-// awaitDeath returns true when the sandbox's hypervisor, once it is there, has ended; false when ctx ends first.
+// awaitDeath waits until the sandbox's QEMU has begun and has ended. It returns false if ctx ends first.
 func awaitDeath(ctx context.Context, id string) bool {
-	var hypervisor *process.Process
+	var qemu *process.Process
 	var launched time.Time
 	if poll(ctx, bootPoll, func() bool {
-		hypervisor, _ = findHypervisor(id) // an error may pass
+		qemu, _ = findQEMU(id) // a later look may succeed
 		if _, err := os.Stat(filepath.Join(vmRoot, id, "qmp.sock")); err == nil && launched.IsZero() {
 			launched = time.Now()
 		}
-		return hypervisor != nil || !launched.IsZero() && time.Since(launched) > launchLimit
+		return qemu != nil || !launched.IsZero() && time.Since(launched) > launchLimit
 	}) != nil {
 		return false
 	}
-	if hypervisor == nil {
+	if qemu == nil {
 		return true
 	}
-	defer hypervisor.Close()
-	return hypervisor.Wait(ctx) == nil
+	defer qemu.Close()
+	return qemu.Wait(ctx) == nil
 }
 
 // shimErrors picks from containerd's log what the shim of a sandbox, and through it the hypervisor, said at the

@@ -15,9 +15,8 @@ func TestRemoveLeftovers(t *testing.T) {
 	files := []string{
 		"/run/vc/sbs/" + id + "/persist.json",
 		"/run/vc/sbs/" + id + "/" + id + "/persist.json",
-		"/run/vc/vm/" + id + "/pid",                         // QEMU's and Cloud Hypervisor's
-		"/run/vc/firecracker/" + id + "/root/run/logs.fifo", // named for the program
-		"/run/kata/" + id + "/shim-monitor.sock",            // the runtime in Rust's
+		"/run/vc/vm/" + id + "/pid",
+		"/run/kata/" + id + "/shim-monitor.sock", // of the runtime in Rust
 	}
 	for _, file := range files {
 		writeFile(t, file, "x")
@@ -28,7 +27,7 @@ func TestRemoveLeftovers(t *testing.T) {
 	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "file")
 	writeFile(t, point, "") // a mount point of a file
 	shared := filepath.Join(hypervisor.SharedRoot, id)
-	cgroups := []string{makeCgroup(t, "msb-test/kata_"+id+"/below/it"), makeCgroup(t, "kata_overhead/"+id), makeCgroup(t, "firecracker/"+id)}
+	cgroups := []string{makeCgroup(t, "msb-test/kata_"+id+"/below/it"), makeCgroup(t, "kata_overhead/"+id)}
 
 	for range 2 {
 		if err := removeLeftovers(t.Context(), id); err != nil {
@@ -36,7 +35,7 @@ func TestRemoveLeftovers(t *testing.T) {
 		}
 	}
 	for _, path := range append(cgroups, shared, filepath.Dir(cgroups[0]), filepath.Dir(filepath.Dir(cgroups[0])),
-		"/run/vc/sbs/"+id, "/run/vc/vm/"+id, "/run/vc/firecracker/"+id, "/run/kata/"+id) {
+		"/run/vc/sbs/"+id, "/run/vc/vm/"+id, "/run/kata/"+id) {
 		if !missing(path) {
 			t.Errorf("%s is left", path)
 		}
@@ -44,7 +43,6 @@ func TestRemoveLeftovers(t *testing.T) {
 	if missing(kept) {
 		t.Error("another's was removed")
 	}
-	os.Remove("/run/vc/firecracker") // unless somebody has it
 }
 
 // Whatever is still mounted below a sandbox's directories, its files must survive.
@@ -56,9 +54,9 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	writeFile(t, filepath.Join(volume, "tmp", "x"), "")
 
 	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "c", "rootfs")
-	jail := filepath.Join("/run/vc/vm", id, "root")
+	mounted := filepath.Join("/run/vc/vm", id, "root")
 	deeper := filepath.Join(point, "tmp")
-	for _, dir := range []string{point, jail} {
+	for _, dir := range []string{point, mounted} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -67,7 +65,7 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 		unix.Mount(volume, point, "", unix.MS_BIND, ""),
 		unix.Mount("tmpfs", deeper, "tmpfs", 0, ""),
 		unix.Mount(volume, point, "", unix.MS_BIND, ""), // stacked
-		unix.Mount(volume, jail, "", unix.MS_BIND, ""),
+		unix.Mount(volume, mounted, "", unix.MS_BIND, ""),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -79,7 +77,7 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	if text, err := os.ReadFile(precious); err != nil || string(text) != "data" {
 		t.Errorf("the volume's file holds %q, %v", text, err)
 	}
-	if !missing(filepath.Join(hypervisor.SharedRoot, id)) || !missing(filepath.Dir(jail)) {
+	if !missing(filepath.Join(hypervisor.SharedRoot, id)) || !missing(filepath.Dir(mounted)) {
 		t.Error("something is left")
 	}
 }

@@ -215,7 +215,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 
 // endVM ends all processes of a sandbox, whoever started them.
 func (r *Runtime) endVM(ctx context.Context, id string) error {
-	return errors.Join(r.VMs.Remove(ctx, id), killParts(ctx, id))
+	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id))
 }
 
 // removeTask ends the sandbox through its shim. A shim or guest that does not answer is no
