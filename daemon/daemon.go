@@ -3,7 +3,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -20,11 +19,8 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/backend/containerd"
-	"github.com/msbd/msbd/daemon/internal/backend/host"
-	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
+	"github.com/msbd/msbd/daemon/internal/backend"
 	"github.com/msbd/msbd/daemon/internal/backend/image"
-	"github.com/msbd/msbd/daemon/internal/backend/kata"
 	"github.com/msbd/msbd/daemon/internal/data/backup"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
@@ -94,66 +90,15 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	}
 	backups := backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: state, ReadKeys: store.ReadKeys, Log: log})
 
-	route, err := host.Choose(hostOptions(cfg))
+	machines, err := backend.New(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
-	shims, err := kataOf(ctx, cfg, route)
-	if err != nil {
-		return err
-	}
-	service := hypervisor.Config{
-		Socket: filepath.Join(cfg.RunDir, "hypervisor.sock"),
-		Dir:    filepath.Join(cfg.RunDir, "vm"),
-		Log:    log,
-	}
-	// A configuration of the host's own may name the service, too.
-	if shims.HypervisorSocket != "" || shims.Config != "" && shims.QEMU != "" {
-		service.QEMU, service.Virtiofsd, service.Accelerator = shims.QEMU, shims.Virtiofsd, route.Accelerator
-		service.Kernel, service.Initrd = shims.Kernel, shims.Initrd
-	}
-	vms, err := hypervisor.New(service)
-	if err != nil {
-		return err
-	}
-
-	private := &containerd.Private{
-		Binary: filepath.Join(cfg.LibDir, "containerd"),
-		Paths: containerd.Paths{
-			Root:    filepath.Join(cfg.StateDir, "containerd"),
-			State:   filepath.Join(cfg.RunDir, "containerd"),
-			Address: filepath.Join(cfg.RunDir, "containerd.sock"),
-		},
-		Log: log,
-	}
-	inUse := private.Paths
-	if cfg.Containerd != "" {
-		inUse = containerd.SystemPaths(cfg.Containerd)
-	}
-	client, err := containerd.Dial(inUse.Address)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	images := image.NewStore(client)
-	runtime, err := kata.New(kata.Config{
-		Client:     client,
-		Containerd: inUse,
-		Shim:       cmp.Or(cfg.KataShim, filepath.Join(cfg.LibDir, "containerd-shim-kata-v2")),
-		Kata:       shims,
-		RunDir:     cfg.RunDir,
-		VMs:        microVMSet{vms},
-		Image:      images.Resolve,
-		Log:        log,
-	})
-	if err != nil {
-		return err
-	}
-	defer runtime.Close()
+	defer machines.Close()
 
 	manager := sandbox.NewManager(sandbox.Options{
 		Store:   state,
-		Runtime: runtime,
+		Runtime: machines.Runtime,
 		Connect: func(ctx context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
 			return portalclient.New(ctx, stream)
 		},
@@ -169,14 +114,14 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 
 	life := &life{
 		cfg: cfg, address: http.Addr().String(), began: time.Now(), state: starting,
-		store: state, issuer: issuer, manager: manager, route: route, certs: certs, log: log,
+		store: state, issuer: issuer, manager: manager, route: machines.Route, certs: certs, log: log,
 	}
 	office := admin.New(admin.Options{
 		Keys:        adminKeys{issuer, backups},
 		Audit:       state,
 		Backups:     adminBackups{backups},
 		Sandboxes:   manager,
-		Images:      adminImages{images},
+		Images:      adminImages{machines.Images},
 		State:       life.now,
 		Status:      life.status,
 		Shutdown:    stop,
@@ -219,21 +164,17 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
-		recoverVMs(ctx, vms, log)
-		g.Go(func() error { return vms.Serve(ctx) }) // it watches over those that were adopted
-		if cfg.Containerd == "" {
-			if err := private.Start(ctx); err != nil {
+		return machines.Run(ctx, func(ctx context.Context) error {
+			life.enter(recovering)
+			if err := recoverAll(ctx, life, manager, machines); err != nil {
 				return err
 			}
-		}
-		life.enter(recovering)
-		if err := recoverAll(ctx, life, manager, runtime); err != nil {
+			life.enter(ready)
+			log.Info("ready", "address", http.Addr().String(), "dev", cfg.Dev,
+				"hypervisor", machines.Route.Hypervisor, "accelerator", machines.Route.Accelerator)
+			_, err := systemd.SdNotify(false, systemd.SdNotifyReady)
 			return err
-		}
-		life.enter(ready)
-		log.Info("ready", "address", http.Addr().String(), "dev", cfg.Dev, "hypervisor", route.Hypervisor, "accelerator", route.Accelerator)
-		_, err := systemd.SdNotify(false, systemd.SdNotifyReady)
-		return err
+		})
 	})
 	g.Go(func() error {
 		<-ctx.Done()
@@ -245,59 +186,17 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	if cfg.Containerd == "" && microVMs(manager) == 0 {
+	if microVMs(manager) == 0 {
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		err = errors.Join(err, private.Stop(ending))
+		err = errors.Join(err, machines.Stop(ending))
 	}
 	return err
 }
 
-// kataOf says how Kata's shims run microVMs on the route.
-func kataOf(ctx context.Context, cfg config.Config, route host.Route) (shims kata.Kata, err error) {
-	shims = kata.Kata{
-		Kernel: filepath.Join(cfg.LibDir, "guest", "vmlinux"),
-		Initrd: filepath.Join(cfg.LibDir, "guest", "initrd.img"),
-	}
-	if route.Hypervisor == host.Builtin {
-		shims.HypervisorSocket = filepath.Join(cfg.RunDir, "hypervisor.sock")
-	}
-	shims.QEMU, err = host.FindQEMU(cfg.QEMU)
-	var virtiofsd string
-	if err == nil {
-		virtiofsd, err = host.FindVirtiofsd(cfg.Virtiofsd)
-	}
-	if err == nil {
-		shims.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
-	}
-	if cfg.KataConfig != "" {
-		shims.Config, shims.HypervisorSocket = cfg.KataConfig, ""
-		shims.Portal = filepath.Join(cfg.LibDir, "msb-portal")
-		if err != nil {
-			shims.QEMU = "" // only a configuration that names msbd's service needs them
-		}
-		return shims, nil
-	}
-	return shims, err
-}
-
-// recoverVMs adopts the VMs of an earlier daemon's hypervisor service.
-func recoverVMs(ctx context.Context, vms *hypervisor.Service, log *slog.Logger) {
-	found, err := vms.Recover(ctx)
-	if err != nil {
-		// The sandbox's own recovery tries again, and one that cannot be removed keeps no other from running.
-		log.Error("recover microVMs", "err", err)
-	}
-	log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
-}
-
 // recoverAll brings what an earlier daemon left, or what died meanwhile, in order.
-func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, runtime *kata.Runtime) error {
-	version, err := runtime.Client.Version(ctx)
-	if err != nil {
-		return fmt.Errorf("ask containerd for its version: %w", err)
-	}
-	kata, err := runtime.KataVersion(ctx)
+func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, machines *backend.Backend) error {
+	containerd, kata, err := machines.Versions(ctx)
 	if err != nil {
 		return err
 	}
@@ -305,7 +204,7 @@ func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, runti
 	if err != nil {
 		return err
 	}
-	life.recovered(recovery, version.Version, kata)
+	life.recovered(recovery, containerd, kata)
 	return nil
 }
 
@@ -345,7 +244,7 @@ func (k adminKeys) Prune(ctx context.Context, deadFor string, dryRun bool, by ui
 	return k.backups.Prune(ctx, deadFor, dryRun, by)
 }
 
-// adminBackups, adminImages and microVMSet say what one room knows in the words of another.
+// adminBackups and adminImages say what one room knows in the words of another.
 type adminBackups struct{ *backup.Service }
 
 func (s adminBackups) Restore(ctx context.Context, r io.Reader, by uint32) (admin.Restored, error) {
@@ -369,16 +268,6 @@ func toAdmin(images []image.Image, err error) ([]admin.Image, error) {
 		out = append(out, admin.Image(img))
 	}
 	return out, err
-}
-
-type microVMSet struct{ *hypervisor.Service }
-
-func (s microVMSet) IDs() []string {
-	var ids []string
-	for _, vm := range s.VMs() {
-		ids = append(ids, vm.ID)
-	}
-	return ids
 }
 
 func closeInto(err *error, close func() error) { *err = errors.Join(*err, close()) }

@@ -1,7 +1,7 @@
 // Package host knows the machine that msbd runs on: which hypervisor and accelerator it can use for
 // microVMs, why, and what is missing for a better one. It changes nothing on it.
 //
-// The daemon's wiring asks it once at the start; `msbd --doctor` asks it for a report.
+// Package backend asks it once at the start; `msbd --doctor` asks it for a report.
 package host
 
 import (

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -118,6 +119,13 @@ func (s *Service) VMs() []VM {
 	}
 	slices.SortFunc(vms, func(a, b VM) int { return strings.Compare(a.ID, b.ID) })
 	return vms
+}
+
+// IDs lists the VMs that exist.
+func (s *Service) IDs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.vms))
 }
 
 // Recover adopts the VMs of an earlier Service on the same Dir, and removes what is left of those

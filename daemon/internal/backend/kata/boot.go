@@ -38,7 +38,7 @@ var (
 // would call the dead guest until its time is over. An error tells what the hypervisor and the guest said last.
 // Where msbd's hypervisor service boots the microVM, it does all that.
 func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.Context) error) error {
-	if r.Kata.Config == "" && r.Kata.HypervisorSocket != "" {
+	if r.Settings.useService() {
 		return start(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -126,7 +126,7 @@ func TestBoot(t *testing.T) {
 		t.Error(err)
 	}
 	// The service of msbd's own watches its boots itself, and there is nothing to see of them here.
-	b.Kata = Kata{HypervisorSocket: "/run/x.sock"}
+	b.Settings = Settings{HypervisorSocket: "/run/x.sock"}
 	why := errors.New("no such user")
 	if err := b.watchBoot(t.Context(), b.id, func(context.Context) error { return why }); err != why {
 		t.Error(err)

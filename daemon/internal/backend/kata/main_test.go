@@ -83,7 +83,7 @@ func testRuntime(t *testing.T) (*Runtime, *bytes.Buffer) {
 	dir, log := t.TempDir(), &bytes.Buffer{}
 	return &Runtime{
 		Config: Config{
-			RunDir: dir, Containerd: ctrd.Paths{Root: dir, State: dir}, Kata: Kata{Config: "/the/host's"},
+			RunDir: dir, Containerd: ctrd.Paths{Root: dir, State: dir}, Settings: Settings{Config: "/the/host's"},
 			Log: slog.New(slog.NewTextHandler(log, nil)),
 		},
 		removing: map[string]bool{},

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -59,8 +61,8 @@ type Config struct {
 	// Containerd says where the client's containerd is.
 	Containerd ctrd.Paths
 	// Shim is the absolute path of containerd-shim-kata-v2.
-	Shim string
-	Kata Kata
+	Shim     string
+	Settings Settings
 	// RunDir holds a directory for each sandbox, and the shim's configuration; gone after a reboot.
 	RunDir string
 	VMs    VMs
@@ -84,7 +86,7 @@ var _ sandbox.Runtime = (*Runtime)(nil)
 
 // New checks or writes the shim's configuration and returns a Runtime. Close it at the end.
 func New(cfg Config) (*Runtime, error) {
-	r := &Runtime{Config: cfg, kataConfig: cfg.Kata.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
+	r := &Runtime{Config: cfg, kataConfig: cfg.Settings.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
 	if _, err := os.Stat(cfg.Shim); err != nil {
 		return nil, fmt.Errorf("find Kata's shim: %w", err)
 	}
@@ -96,11 +98,11 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	var err error
 	if r.kataConfig != "" {
-		if _, err = os.Stat(cfg.Kata.Portal); err == nil {
+		if _, err = os.Stat(cfg.Settings.Portal); err == nil {
 			r.hostConfig, err = kataconf.Read(r.kataConfig)
 		}
 	} else {
-		r.kataConfig, err = cfg.Kata.writeConfig(cfg.RunDir)
+		r.kataConfig, err = cfg.Settings.writeConfig(cfg.RunDir)
 	}
 	if err != nil {
 		return nil, err
@@ -396,6 +398,21 @@ func (r *Runtime) markRemoving(id string) (done func()) {
 		defer r.mu.Unlock()
 		delete(r.removing, id)
 	}
+}
+
+var versionRE = regexp.MustCompile(`version: ([^,\s]+)`)
+
+// Version asks the shim for its version, as built.
+func (r *Runtime) Version(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, r.Shim, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask %s for its version: %w", r.Shim, err)
+	}
+	m := versionRE.FindSubmatch(out)
+	if m == nil {
+		return "", fmt.Errorf("ask %s for its version: it says %q", r.Shim, out)
+	}
+	return string(m[1]), nil
 }
 
 // poll calls f every so often until it returns true, or ctx ends.

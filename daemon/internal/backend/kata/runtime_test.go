@@ -46,7 +46,7 @@ func startRuntime(t *testing.T) (*Runtime, service, *ctrd.Private) {
 	vms := service{map[string]bool{}}
 	r, err := New(Config{
 		Client: client, Containerd: private.Paths, Shim: filepath.Join(filepath.Dir(private.Binary), "containerd-shim-kata-v2"),
-		Kata: Kata{HypervisorSocket: filepath.Join(dir, "hypervisor.sock")}, RunDir: filepath.Join(dir, "run"), VMs: vms,
+		Settings: Settings{HypervisorSocket: filepath.Join(dir, "hypervisor.sock")}, RunDir: filepath.Join(dir, "run"), VMs: vms,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

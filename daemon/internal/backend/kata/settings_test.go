@@ -19,10 +19,10 @@ import (
 var update = flag.Bool("update", false, "write the golden files")
 
 // fakeHost is a Kata with programs and a guest of the test's own.
-func fakeHost(t *testing.T) (k Kata, dir string) {
+func fakeHost(t *testing.T) (k Settings, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	k = Kata{
+	k = Settings{
 		Kernel: filepath.Join(dir, "vmlinux"), Initrd: filepath.Join(dir, "initrd.img"), QEMU: filepath.Join(dir, "qemu"),
 		Virtiofsd: []string{filepath.Join(dir, "virtiofsd")},
 	}
@@ -40,14 +40,14 @@ func TestConfig(t *testing.T) {
 	c, cDir := fakeHost(t)
 	c.Virtiofsd = []string{filepath.Join(cDir, "msb-virtiofsd"), "--daemon=" + filepath.Join(cDir, "virtiofsd")}
 	for name, tt := range map[string]struct {
-		kata Kata
-		dir  string
+		settings Settings
+		dir      string
 	}{
-		"builtin": {Kata{HypervisorSocket: "/run/msb/hypervisor.sock"}, t.TempDir()},
+		"builtin": {Settings{HypervisorSocket: "/run/msb/hypervisor.sock"}, t.TempDir()},
 		"qemu":    {qemu, qemuDir},
 		"qemu-c":  {c, cDir},
 	} {
-		path, err := tt.kata.writeConfig(tt.dir)
+		path, err := tt.settings.writeConfig(tt.dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,12 +130,12 @@ func TestConfigIsKatas(t *testing.T) {
 }
 
 func TestConfigRefuses(t *testing.T) {
-	for what, change := range map[string]func(k *Kata, dir string){
-		"no kernel":    func(k *Kata, dir string) { k.Kernel = filepath.Join(dir, "none") },
-		"no initramfs": func(k *Kata, dir string) { k.Initrd = filepath.Join(dir, "none") },
-		"quotes":       func(k *Kata, dir string) { k.QEMU = dir + `/"` },
-		"a comma":      func(k *Kata, dir string) { k.Virtiofsd = append(k.Virtiofsd, "--daemon=/a,b") },
-		"a new line":   func(k *Kata, dir string) { k.QEMU = "/x\n" },
+	for what, change := range map[string]func(k *Settings, dir string){
+		"no kernel":    func(k *Settings, dir string) { k.Kernel = filepath.Join(dir, "none") },
+		"no initramfs": func(k *Settings, dir string) { k.Initrd = filepath.Join(dir, "none") },
+		"quotes":       func(k *Settings, dir string) { k.QEMU = dir + `/"` },
+		"a comma":      func(k *Settings, dir string) { k.Virtiofsd = append(k.Virtiofsd, "--daemon=/a,b") },
+		"a new line":   func(k *Settings, dir string) { k.QEMU = "/x\n" },
 	} {
 		k, dir := fakeHost(t)
 		change(&k, dir)
@@ -149,7 +149,7 @@ func TestConfigRefuses(t *testing.T) {
 	}
 }
 
-func TestKataVersion(t *testing.T) {
+func TestVersion(t *testing.T) {
 	for says, want := range map[string]string{
 		`Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: 3.20.0, commit: abc`:                                      "3.20.0",
 		`Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: v0.0.0-20250828155603-754f07cff239, commit: 754f07cff239`: "v0.0.0-20250828155603-754f07cff239",
@@ -158,7 +158,7 @@ func TestKataVersion(t *testing.T) {
 	} {
 		shim := filepath.Join(t.TempDir(), "shim")
 		writeFile(t, shim, "#!/bin/sh\n[ \"$*\" = --version ] && echo '"+says+"'\n")
-		got, err := (&Runtime{Config: Config{Shim: shim}}).KataVersion(t.Context())
+		got, err := (&Runtime{Config: Config{Shim: shim}}).Version(t.Context())
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v", says, got, err)
 		}
@@ -168,19 +168,19 @@ func TestKataVersion(t *testing.T) {
 // The guest has as many processors as asked for where Kata can be told so.
 func TestSizing(t *testing.T) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
-	own := func(text string) Kata {
+	own := func(text string) Settings {
 		path := filepath.Join(t.TempDir(), "kata.toml")
 		writeFile(t, path, text)
-		return Kata{Config: path}
+		return Settings{Config: path}
 	}
 	const static = "[runtime]\nstatic_sandbox_resource_mgmt = true\n"
 	tests := map[string]struct {
-		kata         Kata
+		settings     Settings
 		cpus, memory string
 		quota        bool
 	}{
-		"builtin":      {Kata{HypervisorSocket: "/run/x.sock"}, "", "", true},
-		"kata":         {Kata{}, "0", "272", true},
+		"builtin":      {Settings{HypervisorSocket: "/run/x.sock"}, "", "", true},
+		"kata":         {Settings{}, "0", "272", true},
 		"stock":        {own("[hypervisor.qemu]\nenable_annotations = [\"kernel_params\"]\n"), "", "", true},
 		"static":       {own("[hypervisor.qemu]\nenable_annotations = [\"default_vcpus\"]\n" + static), "0", "", true},
 		"dynamic":      {own("[hypervisor.qemu]\nenable_annotations = [\"default_.*\"]\n"), "3", "", false},
@@ -189,10 +189,10 @@ func TestSizing(t *testing.T) {
 	}
 	for name, tt := range tests {
 		r, _ := testRuntime(t)
-		r.Kata = tt.kata
-		if tt.kata.Config != "" {
+		r.Settings = tt.settings
+		if tt.settings.Config != "" {
 			var err error
-			if r.hostConfig, err = kataconf.Read(tt.kata.Config); err != nil {
+			if r.hostConfig, err = kataconf.Read(tt.settings.Config); err != nil {
 				t.Fatal(err)
 			}
 		}
