@@ -1,245 +1,96 @@
-// Package daemon wires msbd: it makes the rooms, joins them, and takes them down in reverse. It is
-// the only place where adapters meet.
+// Package daemon makes msbd: it builds the parts, runs them side by side, and takes them down. It is the only
+// package that imports more than one group of daemon/internal.
 package daemon
 
 import (
-	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"path/filepath"
-	"strconv"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/backend/host"
-	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
-	"github.com/msbd/msbd/daemon/internal/backend/image"
-	"github.com/msbd/msbd/daemon/internal/backend/kata"
-	"github.com/msbd/msbd/daemon/internal/data/backup"
+	"github.com/msbd/msbd/daemon/internal/backend"
 	"github.com/msbd/msbd/daemon/internal/data/store"
-	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
-	"github.com/msbd/msbd/daemon/internal/serve/admin"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/localsock"
-	"github.com/msbd/msbd/daemon/internal/serve/mcp"
-	"github.com/msbd/msbd/daemon/internal/serve/rpc"
-	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
-	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// startTimeout bounds a sandbox's start. Emulated boots take seconds, and many at once take turns.
-const startTimeout = 2 * time.Minute
-
-// Run serves until ctx ends or an administrator asks it to stop, and returns nil then. Sandboxes
-// run on unless the administrator asked otherwise.
+// Run serves until ctx ends or an administrator asks it to stop, and returns nil then. Sandboxes keep running unless the
+// administrator asked otherwise.
 func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 
-	// The doors come first: a second daemon, or a port in use, is found out before anything is touched.
-	state, err := store.Open(cfg.StateDir)
+	// The listeners come first: a second daemon, or a port in use, is found before anything is changed.
+	db, err := store.Open(cfg.StateDir)
 	if err != nil {
 		return err
 	}
-	defer closeInto(&err, state.Close)
-	http, err := net.Listen("tcp", cfg.Listen)
+	defer closeInto(&err, db.Close)
+	httpListener, err := listenHTTP(cfg)
 	if err != nil {
-		return fmt.Errorf("%w: choose another with --port, or end what uses it", err)
+		return err
 	}
-	defer http.Close()
+	defer httpListener.Close()
 	socket, err := localsock.Listen(cfg.SocketPath())
 	if err != nil {
 		return err
 	}
 	defer socket.Close()
 
-	var certs *tlscert.Source
-	if cfg.TLS() {
-		certs, err = tlscert.Open(tlscert.Options{
-			CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, ClientCAFile: cfg.TLSClientCA,
-			ACME: tlscert.ACME{
-				Domains: cfg.Domains(), Email: cfg.ACMEEmail, DirectoryURL: cfg.ACMEDirectory, DirectoryCAFile: cfg.ACMEDirectoryCA,
-				CacheDir: filepath.Join(cfg.StateDir, "acme"),
-			},
-			Log: log,
-		})
-		if err != nil {
-			return err
-		}
-	}
-
-	keyOptions := keys.Options{KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: state, Log: log}
-	err = backup.Complete(ctx, cfg.StateDir, func() (backup.Keys, error) {
-		issuer, _, err := keys.Open(keyOptions)
-		return issuer, err
-	}, log)
+	certs, err := openCertificates(cfg, log)
 	if err != nil {
 		return err
 	}
-	keyOptions.Reset = cfg.ResetKey
-	issuer, verifier, err := keys.Open(keyOptions)
+	keyring, err := openKeys(ctx, cfg, db, log)
 	if err != nil {
 		return err
 	}
-	backups := backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: state, ReadKeys: store.ReadKeys, Log: log})
-
-	route, err := host.Choose(hostOptions(cfg))
+	machines, err := backend.New(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
-	shims, err := kataOf(ctx, cfg, route)
-	if err != nil {
-		return err
-	}
-	service := hypervisor.Config{
-		Socket: filepath.Join(cfg.RunDir, "hypervisor.sock"),
-		Dir:    filepath.Join(cfg.RunDir, "vm"),
-		Log:    log,
-	}
-	// A configuration of the host's own may name the service, too.
-	if shims.HypervisorSocket != "" || shims.Config != "" && shims.QEMU != "" {
-		service.QEMU, service.Virtiofsd, service.Accelerator = shims.QEMU, shims.Virtiofsd, route.Accelerator
-		service.Kernel, service.Initrd = shims.Kernel, shims.Initrd
-		// Beyond what the sandbox may use, so that its limit is what it meets first.
-		service.MemoryHeadroomMiB = 128
-	}
-	vms, err := hypervisor.New(service)
-	if err != nil {
-		return err
-	}
-
-	private := &kata.Containerd{
-		Binary:  filepath.Join(cfg.LibDir, "containerd"),
-		Root:    filepath.Join(cfg.StateDir, "containerd"),
-		State:   filepath.Join(cfg.RunDir, "containerd"),
-		Address: filepath.Join(cfg.RunDir, "containerd.sock"),
-		Log:     log,
-	}
-	inUse := private
-	if cfg.Containerd != "" {
-		inUse = kata.SystemContainerd(cfg.Containerd)
-	}
-	client, err := kata.Dial(inUse.Address)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	images := image.NewStore(client, kata.Namespace, kata.Snapshotter)
-	runtime, err := kata.New(kata.Config{
-		Client:     client,
-		Containerd: inUse,
-		Shim:       cmp.Or(cfg.KataShim, filepath.Join(cfg.LibDir, "containerd-shim-kata-v2")),
-		Kata:       shims,
-		RunDir:     cfg.RunDir,
-		VMs:        microVMSet{vms},
-		Image:      images.Resolve,
-		Log:        log,
-	})
-	if err != nil {
-		return err
-	}
-	defer runtime.Close()
-
-	manager := sandbox.NewManager(sandbox.Options{
-		Store:   state,
-		Runtime: runtime,
-		Connect: func(ctx context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
-			return portalclient.New(ctx, stream)
-		},
-		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
-		MaxCPUs:      cfg.MaxCPUs,
-		MaxMemoryMiB: cfg.MaxMemoryMiB,
-		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
-		StartTimeout: startTimeout,
-		MaxRunTime:   cfg.MaxRunTime,
-		Log:          log,
-	})
+	defer closeInto(&err, machines.Close)
+	manager := newManager(cfg, db, machines, log)
 	defer manager.Close()
 
-	life := &life{
-		cfg: cfg, address: http.Addr().String(), began: time.Now(), state: starting,
-		store: state, issuer: issuer, manager: manager, route: route, certs: certs, log: log,
+	st := &status{
+		cfg: cfg, address: httpListener.Addr().String(), began: time.Now(), state: starting,
+		store: db, issuer: keyring.issuer, manager: manager, route: machines.Route, certs: certs, log: log,
 	}
-	office := admin.New(admin.Options{
-		Keys:        issuer,
-		Pruner:      backups,
-		Audit:       state,
-		Backups:     backups,
-		Sandboxes:   manager,
-		Images:      images,
-		State:       life.now,
-		Status:      life.status,
-		Shutdown:    stop,
-		Credentials: peer.Credentials(),
-		PeerOf:      peer.FromContext,
-		Group:       localsock.Group,
-		Log:         log,
-	})
-	registry := newMetrics(life)
-	methods, err := rpc.New(manager, registry)
+	gateway, err := newGateway(cfg, keyring.verifier, manager, st, log)
 	if err != nil {
 		return err
 	}
-	assistants, err := mcp.New(methods, cfg.Version)
-	if err != nil {
-		return err
-	}
-	door, err := gateway.New(gateway.Options{
-		Verifier: verifier, Endpoints: append(methods.Endpoints(), assistants.Endpoint()), Dev: cfg.Dev,
-		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
-		Metrics: registry, Log: log,
-	})
-	if err != nil {
-		return err
-	}
-
-	for _, warning := range openings(cfg, http.Addr().String()) {
-		log.Warn(warning)
-	}
-	// A disk that is full must not keep sandboxes from their users: the status says so, and nothing changes.
-	if err := state.Audit(startEvent(cfg, http.Addr().String())); err != nil {
-		log.Error("the start is not in the audit log", "err", err)
-	}
+	admin := newAdmin(keyring, db, manager, machines, st, stop, log)
+	announce(cfg, st.address, db, log)
 
 	// From here on everything runs side by side; the first to fail, or a stop, ends all.
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return office.Serve(ctx, socket) })
-	g.Go(func() error { return door.Serve(ctx, withTLS(http, certs)) })
-	g.Go(func() error { return issuer.Run(ctx) })
+	g.Go(func() error { return admin.Serve(ctx, socket) })
+	g.Go(func() error { return gateway.Serve(ctx, withTLS(httpListener, certs)) })
+	g.Go(func() error { return keyring.issuer.Run(ctx) })
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
-		recoverVMs(ctx, vms, log)
-		g.Go(func() error { return vms.Serve(ctx) }) // it watches over those that were adopted
-		if cfg.Containerd == "" {
-			if err := private.Start(ctx); err != nil {
+		return machines.Run(ctx, func(ctx context.Context) error {
+			st.enter(recovering)
+			if err := recoverSandboxes(ctx, manager, machines, st); err != nil {
 				return err
 			}
-		}
-		life.enter(recovering)
-		if err := recoverAll(ctx, life, manager, runtime); err != nil {
+			st.enter(ready)
+			log.Info("ready", "address", st.address, "dev", cfg.Dev, "hypervisor", machines.Route.Hypervisor, "accelerator", machines.Route.Accelerator)
+			_, err := systemd.SdNotify(false, systemd.SdNotifyReady)
 			return err
-		}
-		life.enter(ready)
-		log.Info("ready", "address", http.Addr().String(), "dev", cfg.Dev, "hypervisor", route.Hypervisor, "accelerator", route.Accelerator)
-		_, err := systemd.SdNotify(false, systemd.SdNotifyReady)
-		return err
+		})
 	})
 	g.Go(func() error {
 		<-ctx.Done()
-		life.enter(draining)
+		st.enter(draining)
 		systemd.SdNotify(false, systemd.SdNotifyStopping)
 		return nil
 	})
@@ -247,105 +98,22 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	if cfg.Containerd == "" && microVMs(manager) == 0 {
+	if !holdsMicroVMs(manager) {
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		err = errors.Join(err, private.Stop(ending))
+		err = errors.Join(err, machines.Stop(ending))
 	}
 	return err
 }
 
-// kataOf says how Kata's shims run microVMs on the route.
-func kataOf(ctx context.Context, cfg config.Config, route host.Route) (shims kata.Kata, err error) {
-	shims = kata.Kata{
-		Kernel: filepath.Join(cfg.LibDir, "guest", "vmlinux"),
-		Initrd: filepath.Join(cfg.LibDir, "guest", "initrd.img"),
-	}
-	if route.Hypervisor == host.Builtin {
-		shims.HypervisorSocket = filepath.Join(cfg.RunDir, "hypervisor.sock")
-	}
-	shims.QEMU, err = host.FindQEMU(cfg.QEMU)
-	var virtiofsd string
-	if err == nil {
-		virtiofsd, err = host.FindVirtiofsd(cfg.Virtiofsd)
-	}
-	if err == nil {
-		shims.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
-	}
-	if cfg.KataConfig != "" {
-		shims.Config, shims.HypervisorSocket = cfg.KataConfig, ""
-		shims.Portal = filepath.Join(cfg.LibDir, "msb-portal")
-		if err != nil {
-			shims.QEMU = "" // only a configuration that names msbd's service needs them
-		}
-		return shims, nil
-	}
-	return shims, err
-}
-
-// recoverVMs adopts the VMs of an earlier daemon's hypervisor service.
-func recoverVMs(ctx context.Context, vms *hypervisor.Service, log *slog.Logger) {
-	found, err := vms.Recover(ctx)
-	if err != nil {
-		// The sandbox's own recovery tries again, and one that cannot be removed keeps no other from running.
-		log.Error("recover microVMs", "err", err)
-	}
-	log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
-}
-
-// recoverAll brings what an earlier daemon left, or what died meanwhile, in order.
-func recoverAll(ctx context.Context, life *life, manager *sandbox.Manager, runtime *kata.Runtime) error {
-	version, err := runtime.Client.Version(ctx)
-	if err != nil {
-		return fmt.Errorf("ask containerd for its version: %w", err)
-	}
-	kata, err := runtime.KataVersion(ctx)
-	if err != nil {
-		return err
-	}
-	recovery, err := manager.Recover(ctx)
-	if err != nil {
-		return err
-	}
-	life.recovered(recovery, version.Version, kata)
-	return nil
-}
-
-// microVMs counts the sandboxes that hold one.
-func microVMs(manager *sandbox.Manager) (n int) {
+// holdsMicroVMs reports whether any sandbox has one.
+func holdsMicroVMs(manager *sandbox.Manager) bool {
 	for _, rec := range manager.List("") {
 		if rec.State != sandbox.Failed {
-			n++
+			return true
 		}
 	}
-	return n
-}
-
-// withTLS is the gateway's listener. Without certificates it is plain.
-func withTLS(l net.Listener, certs *tlscert.Source) net.Listener {
-	if certs == nil {
-		return l
-	}
-	return tls.NewListener(l, certs.Config())
-}
-
-// startEvent is the start of this server in the audit log, with the settings that security depends on.
-func startEvent(cfg config.Config, address string) audit.Event {
-	return audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer, Detail: map[string]string{
-		"version": cfg.Version, "address": address, "dev": strconv.FormatBool(cfg.Dev), "tls": strconv.FormatBool(cfg.TLS()),
-		"insecure_behind_proxy": strconv.FormatBool(cfg.InsecureBehindProxy), "hypervisor": cfg.Hypervisor, "accelerator": cfg.Accelerator,
-	}}
-}
-
-// microVMSet is the service's VMs as package kata asks for them.
-type microVMSet struct{ *hypervisor.Service }
-
-func (s microVMSet) IDs() []string {
-	var ids []string
-	for _, vm := range s.VMs() {
-		ids = append(ids, vm.ID)
-	}
-	return ids
+	return false
 }
 
 func closeInto(err *error, close func() error) { *err = errors.Join(*err, close()) }

@@ -18,25 +18,25 @@ var (
 	certEnd   = prometheus.NewDesc("msbd_tls_certificate_expiry_timestamp_seconds", "When the gateway's certificate expires.", nil, nil)
 )
 
-// newMetrics is what Prometheus is told, but for what the gateway adds of itself.
-func newMetrics(l *life) *prometheus.Registry {
+// newMetrics returns what GET /metrics reports, to which the gateway and JSON-RPC add theirs.
+func newMetrics(s *status) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), lifeCollector{l})
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), statusCollector{s})
 	return r
 }
 
-// lifeCollector reads the domain's state at each scrape.
-type lifeCollector struct{ *life }
+// statusCollector reads the domain's state at each scrape.
+type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
-func (lifeCollector) Describe(out chan<- *prometheus.Desc) {
+func (statusCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{buildInfo, keyCount, boxCount, degraded, auditSize, certEnd} {
 		out <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (c lifeCollector) Collect(out chan<- prometheus.Metric) {
+func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
 	}

@@ -250,9 +250,15 @@ func TestExamineAsNobody(t *testing.T) {
 // A program that hangs, or leaves one that does, is given up.
 func TestAskGivesUp(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hangs")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nsleep 1000\n"), 0o700); err != nil {
+	pipe := path + ".pipe"
+	if err := errors.Join(os.WriteFile(path, []byte("#!/bin/sh\ncat "+pipe+"\n"), 0o700), unix.Mkfifo(pipe, 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	writer, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close() // which ends cat
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := ask(ctx, path); !errors.Is(err, context.DeadlineExceeded) {

@@ -1,18 +1,15 @@
 // Package host knows the machine that msbd runs on: which hypervisor and accelerator it can use for
 // microVMs, why, and what is missing for a better one. It changes nothing on it.
 //
-// The daemon's wiring asks it once at the start; `msbd --doctor` asks it for a report.
+// Package backend asks it once at the start; `msbd --doctor` asks it for a report.
 package host
 
 import (
 	"fmt"
-	"maps"
-	"os"
-	"path/filepath"
-	"slices"
 
 	"github.com/containerd/errdefs"
-	"github.com/pelletier/go-toml/v2"
+
+	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
 // Hypervisors.
@@ -75,7 +72,9 @@ type survey struct {
 func (m machine) survey(o Options, keep bool) survey {
 	s := survey{kvm: m.kvmLack(o.Accelerator == KVM, o.CacheDir, keep), vsock: m.vsockLack()}
 	if o.KataConfig != "" {
-		s.driver, s.err = kataDriver(o.KataConfig)
+		var config kataconf.Config
+		config, s.err = kataconf.Read(o.KataConfig)
+		s.driver = config.Driver
 	}
 	return s
 }
@@ -162,33 +161,4 @@ func (s survey) advice(o Options, r Route) (list []string) {
 		list = append(list, "for Kata's own driver: "+s.vsock.advice())
 	}
 	return list
-}
-
-// kataDriver is the NAME of the one table [hypervisor.NAME] in a Kata configuration and the files of config.d
-// beside it.
-func kataDriver(path string) (string, error) {
-	// It lies beside the file itself, should path be a link.
-	if target, err := filepath.EvalSymlinks(path); err == nil {
-		path = target
-	}
-	dropIns, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "config.d", "*")) // fails on patterns alone
-	names := map[string]any{}
-	for _, file := range append([]string{path}, dropIns...) {
-		var table struct {
-			Hypervisor map[string]any `toml:"hypervisor"`
-		}
-		content, err := os.ReadFile(file)
-		if err == nil {
-			err = toml.Unmarshal(content, &table)
-		}
-		if err != nil {
-			return "", fmt.Errorf("read kata-config %s: %w: %w", file, err, errdefs.ErrInvalidArgument)
-		}
-		maps.Copy(names, table.Hypervisor)
-	}
-	if len(names) != 1 {
-		return "", fmt.Errorf("read kata-config %s: it needs one table [hypervisor.NAME], and has %d %q: %w",
-			path, len(names), slices.Sorted(maps.Keys(names)), errdefs.ErrInvalidArgument)
-	}
-	return slices.Collect(maps.Keys(names))[0], nil
 }

@@ -97,37 +97,15 @@ func TestChooseHere(t *testing.T) {
 	t.Logf("%+v", r)
 }
 
-func TestKataDriver(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "kata.toml")
-	write := func(path, content string) {
-		t.Helper()
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+func TestChooseReadsKataConfig(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "kata.toml")
 	if _, err := Choose(Options{KataConfig: path}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), path) {
 		t.Errorf("missing: %v", err)
 	}
-	const qemu = "[hypervisor.qemu]\npath = \"/q\"\n[runtime]\nenable_debug = true\n"
-	for content, want := range map[string]string{
-		qemu: "qemu", "[hypervisor.remote]\n": "remote",
-		"": "", "[agent.kata]\n": "", "hypervisor = 3": "", "[hypervisor.qemu": "", "[hypervisor.remote]\n[hypervisor.clh]\n": "",
-	} {
-		write(path, content)
-		got, err := kataDriver(path)
-		if got != want || (want == "") != errdefs.IsInvalidArgument(err) || err != nil && !strings.Contains(err.Error(), path) {
-			t.Errorf("%q: %q, %v", content, got, err)
-		}
+	if err := os.WriteFile(path, []byte("[hypervisor.remote]\n"), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	write(path, qemu)
-	for content, want := range map[string]string{"[hypervisor.qemu]\npath = \"/r\"\n": "qemu", "[hypervisor.clh]\n": ""} {
-		write(filepath.Join(dir, "config.d", "10-mine.toml"), content)
-		if got, err := kataDriver(path); got != want {
-			t.Errorf("with %q beside it: %q, %v", content, got, err)
-		}
+	if s := (machine{}).survey(Options{KataConfig: path}, false); s.driver != "remote" || s.err != nil {
+		t.Errorf("driver %q, %v", s.driver, s.err)
 	}
 }

@@ -2,9 +2,9 @@
 // Kata's "remote hypervisor" (ttrpc over a Unix socket) and answers it with one QEMU and one virtiofsd
 // per sandbox.
 //
-// Callers are Kata's shims, one per sandbox, through the socket, and the wiring of msbd, which makes
-// the Service and uses its Go methods. Nothing else may start or kill its QEMUs. What the shims leave on
-// the host is not its affair.
+// Kata's shims, one per sandbox, call it through the socket. Package backend makes the Service and uses its Go methods.
+// It is a base package: others of backend may import it for what they share with it, but nothing else may start or kill
+// its QEMUs. What the shims leave on the host is not its affair.
 //
 // # What outlives what
 //

@@ -198,7 +198,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil && passes(err) {
+		if err != nil && isTemporary(err) {
 			pause = min(max(2*pause, 5*time.Millisecond), maxPause)
 			s.cfg.Log.Warn("accept a call to the hypervisor socket; trying again", "err", err, "in", pause)
 			select {
@@ -226,8 +226,8 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 	}
 }
 
-// passes says of an error of accept that a later one may do better.
-func passes(err error) bool {
+// isTemporary reports whether Accept may succeed if it is tried again.
+func isTemporary(err error) bool {
 	return slices.ContainsFunc([]error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EINTR},
 		func(e error) bool { return errors.Is(err, e) })
 }

@@ -1,22 +1,19 @@
 package hypervisor
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
+	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
 // A machine is a VM that has a directory: created, started, or on its way out.
@@ -215,67 +212,17 @@ func discard(ctx context.Context, dir string) error {
 	return nil
 }
 
-// lastWords quotes the ends of a VM's logs, for an error message. It is empty when they are.
+// lastWords quotes the ends of a VM's logs for an error message. It returns "" if all of them are empty.
 func lastWords(dir string) string {
 	var b strings.Builder
 	for _, name := range []string{virtiofsdLog, qemuLog, consoleLog} {
-		if text := tail(filepath.Join(dir, name)); text != "" {
-			fmt.Fprintf(&b, "\n%s: %s", name, strings.ReplaceAll(text, "\n", "\n\t"))
-		}
+		b.WriteString(tail.Quote(name, tail.Read(filepath.Join(dir, name), 1<<10)))
 	}
 	return b.String()
 }
 
-// tail is the last lines of a file, at most 1 KiB.
-func tail(path string) string {
-	f, err := os.Open(path)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	const limit = 1 << 10
-	if info, err := f.Stat(); err == nil && info.Size() > limit {
-		_, _ = f.Seek(-limit, io.SeekEnd)
-	}
-	text, _ := io.ReadAll(io.LimitReader(f, limit))
-	return strings.TrimSpace(strings.ToValidUTF8(string(bytes.ReplaceAll(text, []byte("\r"), nil)), ""))
-}
-
-const (
-	// failedDir, in Config.Dir, keeps the consoles of VMs that did not boot or broke. No VM id
-	// begins with a dot.
-	failedDir  = ".failed"
-	failedKept = 16
-	// logLimit bounds each log: a guest can write to its console as much as it likes.
-	logLimit = 1 << 20
-)
-
-// keepConsole saves the console of a failed VM, if it said anything, and forgets the oldest ones.
-// The answer is the path, or empty.
-func (s *Service) keepConsole(m *machine) string {
-	from := filepath.Join(m.dir, consoleLog)
-	if info, err := os.Stat(from); err != nil || info.Size() == 0 {
-		return ""
-	}
-	kept := filepath.Join(s.cfg.Dir, failedDir)
-	to := filepath.Join(kept, m.ID+".log")
-	if os.MkdirAll(kept, 0o700) != nil || os.Rename(from, to) != nil {
-		return ""
-	}
-	logs, _ := os.ReadDir(kept)
-	slices.SortFunc(logs, func(a, b fs.DirEntry) int { return modified(b).Compare(modified(a)) })
-	for _, old := range logs[min(len(logs), failedKept):] {
-		_ = os.Remove(filepath.Join(kept, old.Name()))
-	}
-	return to
-}
-
-func modified(e fs.DirEntry) (t time.Time) {
-	if info, err := e.Info(); err == nil {
-		t = info.ModTime()
-	}
-	return t
-}
+// logLimit bounds each log: a guest can write to its console as much as it likes.
+const logLimit = 1 << 20
 
 // trimLogs empties the logs that have grown too long; their writers append.
 func (s *Service) trimLogs() {

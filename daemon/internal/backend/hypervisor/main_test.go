@@ -51,7 +51,7 @@ func playShim(socket, id string) {
 	}
 	fatal(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	fatal(unix.Mount("tmpfs", "/run/kata-containers", "tmpfs", 0, ""))
-	fatal(os.MkdirAll(filepath.Join(sharedRoot, id, "shared"), 0o700))
+	fatal(os.MkdirAll(filepath.Join(SharedRoot, id, "shared"), 0o700))
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
 		answer, err := callHypervisor(socket, id, in.Text())
@@ -167,7 +167,7 @@ func newConfig(t *testing.T) Config {
 	cfg := Config{
 		Socket: filepath.Join(dir, "hypervisor.sock"), Dir: filepath.Join(dir, "vm"),
 		Kernel: filepath.Join(guest, "vmlinux"), Initrd: filepath.Join(guest, "initrd.img"),
-		Accelerator: "tcg", MemoryHeadroomMiB: 128,
+		Accelerator: "tcg",
 	}
 	cfg.QEMU, err = programs.FindQEMU("")
 	var virtiofsd string

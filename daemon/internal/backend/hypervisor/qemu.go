@@ -30,8 +30,12 @@ const (
 // agentPort names the port that the guest's agent opens, and QEMU's objects behind it.
 const agentPort = "agent"
 
-// sharedRoot is where Kata's shim keeps what it shares with guests, in its own mount namespace.
-const sharedRoot = "/run/kata-containers/shared/sandboxes"
+// SharedRoot is where Kata's shim keeps what it shares with guests, in its own mount namespace.
+const SharedRoot = "/run/kata-containers/shared/sandboxes"
+
+// memoryHeadroomMiB is what a VM has beyond its sandbox's memory, for its kernel and agent. It is more than they need, so
+// that a sandbox meets its own limit first.
+const memoryHeadroomMiB = 128
 
 // qemuCommand is the command line of a VM. It runs in the VM's directory, to which the sockets and
 // logs are relative; monitor is the listening QMP socket.
@@ -42,7 +46,7 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max", " mitigations=off"
 	}
 	// The kernel keeps something of each page.
-	memory := strconv.Itoa(st.MemoryMiB+st.MemoryMiB/32+s.cfg.MemoryHeadroomMiB) + "M"
+	memory := strconv.Itoa(st.MemoryMiB+st.MemoryMiB/32+memoryHeadroomMiB) + "M"
 	cmd := exec.Command(s.cfg.QEMU,
 		"-name", st.ID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -75,7 +79,7 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 // virtiofsdCommand serves the sandbox's shared directory on the listening socket.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
 	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
-		"--shared-dir=" + filepath.Join(sharedRoot, st.ID, "shared"),
+		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),
 		"--cache=always", // auto is three times slower, and nobody writes beside the guest
 		"--sandbox=namespace",
 		"--announce-submounts", // the root file system is a mount below the directory

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -34,9 +35,7 @@ type Config struct {
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
 	Accelerator string
-	// MemoryHeadroomMiB is what a VM has beyond its sandbox's memory, for its kernel and agent.
-	MemoryHeadroomMiB int
-	Log               *slog.Logger
+	Log         *slog.Logger
 }
 
 // A Service runs VMs for Kata's shims.
@@ -120,6 +119,13 @@ func (s *Service) VMs() []VM {
 	}
 	slices.SortFunc(vms, func(a, b VM) int { return strings.Compare(a.ID, b.ID) })
 	return vms
+}
+
+// IDs lists the VMs that exist.
+func (s *Service) IDs() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.vms))
 }
 
 // Recover adopts the VMs of an earlier Service on the same Dir, and removes what is left of those
@@ -240,6 +246,8 @@ const (
 	// drainLimit bounds how long Serve waits for calls under way when it ends.
 	drainLimit = 10 * time.Second
 	trimEvery  = 10 * time.Second
+	// watchPause is how long Serve leaves a process alone that it cannot watch, such as when it has no descriptor left.
+	watchPause = time.Second
 )
 
 // Serve answers shims, and watches over the VMs, until ctx ends. VMs stay as they are.
@@ -253,8 +261,16 @@ func (s *Service) Serve(ctx context.Context) error {
 		watchers.Go(func() error {
 			if p != nil {
 				defer p.Close()
-				if p.Wait(ctx) != nil {
-					return nil
+				for err := p.Wait(ctx); err != nil; err = p.Wait(ctx) {
+					if ctx.Err() != nil {
+						return nil
+					}
+					s.cfg.Log.Warn("watch over a VM's process; trying again", "pid", p.PID, "err", err)
+					select {
+					case <-time.After(watchPause):
+					case <-ctx.Done():
+						return nil
+					}
 				}
 			}
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)

@@ -305,7 +305,7 @@ func TestBootFailures(t *testing.T) {
 		writeFile(t, cfg.Initrd, "no archive")
 		err := failBoot(t, cfg)
 		wantError(t, err, "Kernel panic", "the whole console is in")
-		kept, err := filepath.Glob(filepath.Join(cfg.Dir, failedDir, "*.log"))
+		kept, err := filepath.Glob(filepath.Join(cfg.Dir, FailedDir, "*.log"))
 		if err != nil || len(kept) != 1 {
 			t.Errorf("kept consoles: %v, %v", kept, err)
 		}

@@ -1,6 +1,6 @@
-// Package image keeps the images that sandboxes start from, in containerd. Nothing is pulled: an image
-// comes in as an OCI archive, from the administrator. The admin server enters it to import and list,
-// the microVM runtime to resolve a name.
+// Package image keeps the images that sandboxes start from, in containerd. Nothing is pulled: an image comes in as an OCI
+// archive, from the administrator. Only package backend may import it; it gives the Store to the admin server, which
+// imports and lists, and to the runtime, which resolves names.
 package image
 
 import (
@@ -19,12 +19,12 @@ import (
 	"github.com/containerd/containerd/images"
 	"github.com/containerd/containerd/images/archive"
 	"github.com/containerd/containerd/leases"
-	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -32,24 +32,20 @@ import (
 // collector. It is also the longest import.
 const leaseLife = time.Hour
 
-// Store is the images of one containerd namespace. Its methods may be called at once.
+// Store is the images of this server in a containerd. Its methods may be called concurrently.
 type Store struct {
-	client      *containerd.Client
-	namespace   string
-	snapshotter string
+	client *containerd.Client
 }
 
-// NewStore returns the images of a containerd namespace, unpacked for one snapshotter.
-func NewStore(client *containerd.Client, namespace, snapshotter string) *Store {
-	return &Store{client: client, namespace: namespace, snapshotter: snapshotter}
-}
+// NewStore returns the images that a client's containerd has in this server's namespace.
+func NewStore(client *containerd.Client) *Store { return &Store{client} }
 
 // Import reads the OCI (or docker save) archive at an absolute path, unpacks its images and makes them
 // known under the names in the archive, over earlier images of these names. It returns them.
 // Its errors are errdefs.ErrInvalidArgument (what the file is), errdefs.ErrNotFound (no file) and
 // containerd's. A failed import changes no image.
 func (s *Store) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
-	imported, err := s.importArchive(namespaces.WithNamespace(ctx, s.namespace), path)
+	imported, err := s.importArchive(ctrd.InNamespace(ctx), path)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", path, err)
 	}
@@ -88,7 +84,7 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 		if err := s.check(ctx, img.Target); err != nil {
 			return nil, fmt.Errorf("image %s: %w", img.Name, err)
 		}
-		if err := containerd.NewImage(s.client, img).Unpack(ctx, s.snapshotter); err != nil {
+		if err := containerd.NewImage(s.client, img).Unpack(ctx, ctrd.Snapshotter); err != nil {
 			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
 		}
 	}
@@ -203,7 +199,7 @@ func (s *Store) record(ctx context.Context, img images.Image) (images.Image, err
 
 // List returns all images, ordered by name.
 func (s *Store) List(ctx context.Context) ([]sandbox.Image, error) {
-	ctx = namespaces.WithNamespace(ctx, s.namespace)
+	ctx = ctrd.InNamespace(ctx)
 	records, err := s.client.ImageService().List(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
@@ -231,7 +227,7 @@ func (s *Store) describe(ctx context.Context, record images.Image) (sandbox.Imag
 // Resolve finds an image by any spelling of its name. Its errors are errdefs.ErrInvalidArgument (not a
 // name) and errdefs.ErrNotFound, which tells what there is.
 func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, error) {
-	ctx = namespaces.WithNamespace(ctx, s.namespace)
+	ctx = ctrd.InNamespace(ctx)
 	ref, err := normalize(name)
 	if err != nil {
 		return nil, err

@@ -6,12 +6,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"fmt"
 	"io"
 	"maps"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -24,7 +21,6 @@ import (
 	"github.com/containerd/containerd/content"
 	"github.com/containerd/containerd/leases"
 	"github.com/containerd/containerd/mount"
-	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/containerd/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -32,19 +28,16 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/containerd/containerdtest"
 	"github.com/msbd/msbd/daemon/internal/backend/image"
 	"github.com/msbd/msbd/daemon/internal/backend/image/archive"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-const (
-	namespace   = "msb-test"
-	snapshotter = "overlayfs"
-)
-
 func TestImportListResolve(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client, namespace, snapshotter)
+	store := image.NewStore(client)
 	ctx := t.Context()
 
 	path := writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "one"})
@@ -93,7 +86,7 @@ func TestImportListResolve(t *testing.T) {
 
 func TestResolveUnknown(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client, namespace, snapshotter)
+	store := image.NewStore(client)
 	ctx := t.Context()
 
 	_, err := store.Resolve(ctx, "microsandbox/ruby")
@@ -116,7 +109,7 @@ func TestResolveUnknown(t *testing.T) {
 
 func TestImportRefusals(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client, namespace, snapshotter)
+	store := image.NewStore(client)
 
 	dir := t.TempDir()
 	file := func(name string, content []byte) string {
@@ -186,7 +179,7 @@ func TestImportRefusals(t *testing.T) {
 // An archive whose second image is bad: the first must not appear either, and nothing stays.
 func TestFailedImportLeavesNothing(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client, namespace, snapshotter)
+	store := image.NewStore(client)
 
 	first, err := os.ReadFile(writeArchive(t, "docker.io/a/first:latest", map[string]string{"f": "1"}))
 	if err != nil {
@@ -217,7 +210,7 @@ func TestFailedImportLeavesNothing(t *testing.T) {
 // collected fails the test unless containerd's garbage collector leaves neither content nor snapshots.
 func collected(t *testing.T, client *containerd.Client) {
 	t.Helper()
-	ctx := namespaces.WithNamespace(t.Context(), namespace)
+	ctx := ctrd.InNamespace(t.Context())
 	manager := client.LeasesService()
 	list, err := manager.List(ctx)
 	if err != nil || len(list) != 0 {
@@ -238,7 +231,7 @@ func collected(t *testing.T, client *containerd.Client) {
 	if err != nil {
 		t.Error(err)
 	}
-	err = client.SnapshotService(snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+	err = client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		t.Errorf("snapshot %s stays", info.Name)
 		return nil
 	})
@@ -253,60 +246,7 @@ func startContainerd(t *testing.T) *containerd.Client {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: containerd mounts overlays")
 	}
-	binary, err := filepath.Abs("../../../../bin/containerd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("make build first: %v", err)
-	}
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "containerd.sock")
-	config := fmt.Sprintf(`version = 2
-root = %q
-state = %q
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
-[grpc]
-  address = %q
-`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socket)
-	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var log bytes.Buffer
-	cmd := exec.Command(binary, "--config", filepath.Join(dir, "config.toml"), "--log-level", "warn")
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("containerd's log:\n%s", log.Bytes())
-		}
-	})
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	// The client waits for the socket's file, which is there a moment before it listens.
-	for {
-		conn, err := net.Dial("unix", socket)
-		if err == nil {
-			conn.Close()
-			break
-		}
-		if ctx.Err() != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	client, err := containerd.New(socket, containerd.WithTimeout(30*time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	if serving, err := client.IsServing(ctx); err != nil || !serving {
-		t.Fatalf("containerd does not serve: %v", err)
-	}
+	_, client := containerdtest.Start(t)
 	return client
 }
 
@@ -322,7 +262,7 @@ func names(list []sandbox.Image) []string {
 func readFile(t *testing.T, client *containerd.Client, img containerd.Image, name string) string {
 	t.Helper()
 	// Without a lease, the collection of garbage after an import would take the snapshot.
-	ctx, release, err := client.WithLease(namespaces.WithNamespace(t.Context(), namespace))
+	ctx, release, err := client.WithLease(ctrd.InNamespace(t.Context()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -332,11 +272,11 @@ func readFile(t *testing.T, client *containerd.Client, img containerd.Image, nam
 		t.Fatal(err)
 	}
 	key := "read-" + digest.FromString(name).Encoded()
-	mounts, err := client.SnapshotService(snapshotter).View(ctx, key, identity.ChainID(diffIDs).String())
+	mounts, err := client.SnapshotService(ctrd.Snapshotter).View(ctx, key, identity.ChainID(diffIDs).String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.SnapshotService(snapshotter).Remove(ctx, key)
+	defer client.SnapshotService(ctrd.Snapshotter).Remove(ctx, key)
 	var text []byte
 	err = mount.WithTempMount(ctx, mounts, func(root string) (err error) {
 		text, err = os.ReadFile(filepath.Join(root, name))

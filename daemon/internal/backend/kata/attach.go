@@ -13,8 +13,10 @@ import (
 
 	"github.com/containerd/containerd"
 	"github.com/containerd/containerd/cio"
-	"github.com/containerd/containerd/errdefs"
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 )
 
 // stream is the standard input and output of a process in a sandbox.
@@ -28,7 +30,7 @@ type stream struct {
 // Attach satisfies sandbox.Runtime: it runs `portal connect` in the sandbox, which bridges its
 // standard streams to the portal. A connection that an earlier daemon left is ended by the portal.
 func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.LoadContainer(ctx, id)
 	if err != nil {
 		return nil, fmt.Errorf("find the container: %w", err)
@@ -82,7 +84,7 @@ func (s *stream) Close() error {
 		// Standard input ends first, and with it `portal connect`. Kata's shim blocks all of the
 		// sandbox when it is asked to close an input that has not ended.
 		s.io.Stdin.Close()
-		ctx, cancel := context.WithTimeout(scoped(context.Background()), 5*time.Second)
+		ctx, cancel := context.WithTimeout(ctrd.InNamespace(context.Background()), 5*time.Second)
 		defer cancel()
 		if err := s.process.Kill(ctx, syscall.SIGKILL); err == nil && s.ended != nil {
 			select {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
+	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
 const (
@@ -37,7 +38,7 @@ var (
 // would call the dead guest until its time is over. An error tells what the hypervisor and the guest said last.
 // Where msbd's hypervisor service boots the microVM, it does all that.
 func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.Context) error) error {
-	if r.Kata.Config == "" && r.Kata.HypervisorSocket != "" {
+	if r.Settings.useService() {
 		return start(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -68,46 +69,31 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	if errors.Is(ended, errHypervisorEnded) {
 		err = ended
 	}
-	err = fmt.Errorf("%w%s%s", err, quote("shim", shimErrors(r.Containerd.LogFile(), id)), quote("console", r.consoleEnd(id)))
+	err = fmt.Errorf("%w%s%s", err, tail.Quote("shim", shimErrors(r.Containerd.LogFile(), id)), tail.Quote("console", r.consoleEnd(id)))
 	if kept := r.keepConsole(id); kept != "" {
 		err = fmt.Errorf("%w\n(the whole console is in %s)", err, kept)
 	}
 	return err
 }
 
-// awaitDeath returns true when the sandbox's hypervisor, once it is there, has ended; false when ctx ends first.
+// awaitDeath waits until the sandbox's QEMU has begun and has ended. It returns false if ctx ends first.
 func awaitDeath(ctx context.Context, id string) bool {
-	var hypervisor *process.Process
+	var qemu *process.Process
 	var launched time.Time
 	if poll(ctx, bootPoll, func() bool {
-		hypervisor, _ = findHypervisor(id) // an error may pass
+		qemu, _ = findQEMU(id) // a later look may succeed
 		if _, err := os.Stat(filepath.Join(vmRoot, id, "qmp.sock")); err == nil && launched.IsZero() {
 			launched = time.Now()
 		}
-		return hypervisor != nil || !launched.IsZero() && time.Since(launched) > launchLimit
+		return qemu != nil || !launched.IsZero() && time.Since(launched) > launchLimit
 	}) != nil {
 		return false
 	}
-	if hypervisor == nil {
+	if qemu == nil {
 		return true
 	}
-	defer hypervisor.Close()
-	return hypervisor.Wait(ctx) == nil
-}
-
-// quote is the end of a log in an error message; nothing, if it is empty. A guest writes what it likes: what could
-// play tricks with a terminal is left out.
-func quote(name, text string) string {
-	text = strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
-			return r
-		}
-		return -1
-	}, strings.ToValidUTF8(text, ""))
-	if text = strings.TrimSpace(text); text == "" {
-		return ""
-	}
-	return "\n" + name + ": " + strings.ReplaceAll(text, "\n", "\n\t")
+	defer qemu.Close()
+	return qemu.Wait(ctx) == nil
 }
 
 // shimErrors picks from containerd's log what the shim of a sandbox, and through it the hypervisor, said at the
@@ -118,7 +104,7 @@ func shimErrors(log, id string) string {
 		maxLines = 8
 	)
 	var lines []string
-	for line := range strings.Lines(copyTail(log, lookAt)) {
+	for line := range strings.Lines(tail.Read(log, lookAt)) {
 		if !strings.Contains(line, "sandbox="+id) || !strings.Contains(line, "level=error") {
 			continue
 		}

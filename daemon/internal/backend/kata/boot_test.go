@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
 // A boot is one that Kata's own driver makes: its QEMU is a stand-in, with a console that is real.
@@ -72,7 +74,7 @@ func TestBootOfDyingHypervisor(t *testing.T) {
 	if strings.Contains(err.Error(), "nothing to see") || strings.Contains(err.Error(), "another") {
 		t.Errorf("the error tells too much: %v", err)
 	}
-	kept, err := os.ReadFile(filepath.Join(b.dir(failedDir), b.id+".log"))
+	kept, err := os.ReadFile(filepath.Join(b.dir(hypervisor.FailedDir), b.id+".log"))
 	if err != nil || !strings.HasPrefix(string(kept), "Kernel panic") {
 		t.Errorf("kept %q, %v", kept, err)
 	}
@@ -124,7 +126,7 @@ func TestBoot(t *testing.T) {
 		t.Error(err)
 	}
 	// The service of msbd's own watches its boots itself, and there is nothing to see of them here.
-	b.Kata = Kata{HypervisorSocket: "/run/x.sock"}
+	b.Settings = Settings{HypervisorSocket: "/run/x.sock"}
 	why := errors.New("no such user")
 	if err := b.watchBoot(t.Context(), b.id, func(context.Context) error { return why }); err != why {
 		t.Error(err)
@@ -189,26 +191,8 @@ func TestConsoleOfRunningMicroVM(t *testing.T) {
 		if told := strings.Contains(log.String(), say); told == meant {
 			t.Errorf("meant to end: %v; the log says %q", meant, log)
 		}
-		if kept := !missing(filepath.Join(r.dir(failedDir), b.id+".log")); kept == meant {
+		if kept := !missing(filepath.Join(r.dir(hypervisor.FailedDir), b.id+".log")); kept == meant {
 			t.Errorf("meant to end: %v; the console is kept: %v", meant, kept)
 		}
-	}
-}
-
-func TestKeepsFewConsoles(t *testing.T) {
-	r, _ := testRuntime(t)
-	for range failedKept + 3 {
-		id := newID(t)
-		writeFile(t, r.consoleLog(id), "x")
-		if kept := r.keepConsole(id); missing(kept) {
-			t.Fatalf("%q is not there", kept)
-		}
-		time.Sleep(time.Millisecond) // the oldest go
-	}
-	if logs, err := os.ReadDir(r.dir(failedDir)); err != nil || len(logs) != failedKept {
-		t.Errorf("kept %d, %v", len(logs), err)
-	}
-	if kept := r.keepConsole(newID(t)); kept != "" {
-		t.Errorf("kept %q of one that said nothing", kept)
 	}
 }

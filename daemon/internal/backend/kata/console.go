@@ -1,16 +1,16 @@
 package kata
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
+
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
+	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
 const (
@@ -18,15 +18,12 @@ const (
 	consoleLimit = 1 << 20
 	// consolePause bounds how often a guest can make msbd read.
 	consolePause = 50 * time.Millisecond
-	// failedDir, among the sandboxes' directories, keeps the consoles of microVMs that did not boot or broke.
-	failedDir  = ".failed"
-	failedKept = 16
 )
 
 func (r *Runtime) consoleLog(id string) string { return filepath.Join(r.dir(id), "console.log") }
 
-// consoleEnd is the last of what the guest said.
-func (r *Runtime) consoleEnd(id string) string { return copyTail(r.consoleLog(id), 1<<10) }
+// consoleEnd returns what the guest said last.
+func (r *Runtime) consoleEnd(id string) string { return tail.Read(r.consoleLog(id), 1<<10) }
 
 // followConsole appends what the guest says on the console, which Kata's QEMU serves to one reader, to the
 // sandbox's log until ctx or the microVM ends. What it said before the end is still read, unless ctx's cause is
@@ -94,29 +91,7 @@ func (r *Runtime) watchConsole(ctx context.Context, id string) (done func()) {
 	}
 }
 
-// keepConsole saves the console of a failed microVM, if it said anything, and forgets the oldest ones. The answer
-// is the path, or empty.
+// keepConsole keeps the console of a microVM that failed. It returns the path, or "" if the guest said nothing.
 func (r *Runtime) keepConsole(id string) string {
-	from := r.consoleLog(id)
-	if info, err := os.Stat(from); err != nil || info.Size() == 0 {
-		return ""
-	}
-	kept := r.dir(failedDir)
-	to := filepath.Join(kept, id+".log")
-	if os.MkdirAll(kept, 0o700) != nil || os.Rename(from, to) != nil {
-		return ""
-	}
-	logs, _ := os.ReadDir(kept)
-	slices.SortFunc(logs, func(a, b fs.DirEntry) int { return cmp.Compare(modified(b), modified(a)) })
-	for _, old := range logs[min(len(logs), failedKept):] {
-		_ = os.Remove(filepath.Join(kept, old.Name()))
-	}
-	return to
-}
-
-func modified(e fs.DirEntry) int64 {
-	if info, err := e.Info(); err == nil {
-		return info.ModTime().UnixNano()
-	}
-	return 0
+	return hypervisor.KeepConsole(r.consoleLog(id), r.dir(""), id)
 }

@@ -13,45 +13,37 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
-const (
-	// sharedRoot is where Kata's shim keeps what it shares with guests, in its own mount namespace.
-	sharedRoot = "/run/kata-containers/shared/sandboxes"
-	// vmRoot is where it keeps the sockets of its hypervisors, QEMU and Cloud Hypervisor.
-	vmRoot = "/run/vc/vm"
-)
+// vmRoot is where Kata's shim keeps the sockets of its QEMUs.
+const vmRoot = "/run/vc/vm"
 
-// kataDirs are what else Kata keeps of a sandbox: the shim's record of it, and a directory of its hypervisor's,
-// vm or one named for the program. All of it is sockets and small files. The runtime in Rust has one of its own.
-var kataDirs = []string{"/run/vc/*/", "/run/kata/"}
+// kataDirs hold a directory of sockets and small files for each sandbox: that of its QEMU, and the shim's record of it.
+// The runtime in Rust has one of its own.
+var kataDirs = []string{vmRoot, "/run/vc/sbs", "/run/kata"}
 
 // removeLeftovers removes what Kata left of a sandbox in the places that it uses on every host. The
 // sandbox's processes have ended.
 func removeLeftovers(ctx context.Context, id string) error {
-	shared := filepath.Join(sharedRoot, id)
+	shared := filepath.Join(hypervisor.SharedRoot, id)
 	if err := unmountBelow(shared); err != nil {
 		return err
 	}
 	if err := removeHollow(shared); err != nil {
 		return err
 	}
-	for _, pattern := range kataDirs {
-		dirs, err := filepath.Glob(pattern + id)
-		if err != nil {
+	for _, dir := range kataDirs {
+		if err := removeTree(filepath.Join(dir, id)); err != nil {
 			return err
-		}
-		for _, dir := range dirs {
-			if err := removeTree(dir); err != nil { // mounts are in Firecracker's jail
-				return err
-			}
 		}
 	}
 	return removeCgroups(ctx, id)
 }
 
-// cgroups finds what Kata has of cgroups for a sandbox: named for it, below a parent of the container's choice,
-// for those outside of it, or the hypervisor's; cgroup v1 has each of them for each controller.
+// cgroups finds the cgroups that Kata has for a sandbox, which are named for it: the one below the container's parent, and
+// the one for processes outside of that. cgroup v1 has each of them once per controller.
 func cgroups(id string) (found []string) {
 	for _, root := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/*/*/"} {
 		for _, prefix := range []string{"kata_", ""} {

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
 func TestRemoveLeftovers(t *testing.T) {
@@ -13,9 +15,8 @@ func TestRemoveLeftovers(t *testing.T) {
 	files := []string{
 		"/run/vc/sbs/" + id + "/persist.json",
 		"/run/vc/sbs/" + id + "/" + id + "/persist.json",
-		"/run/vc/vm/" + id + "/pid",                         // QEMU's and Cloud Hypervisor's
-		"/run/vc/firecracker/" + id + "/root/run/logs.fifo", // named for the program
-		"/run/kata/" + id + "/shim-monitor.sock",            // the runtime in Rust's
+		"/run/vc/vm/" + id + "/pid",
+		"/run/kata/" + id + "/shim-monitor.sock", // of the runtime in Rust
 	}
 	for _, file := range files {
 		writeFile(t, file, "x")
@@ -23,10 +24,10 @@ func TestRemoveLeftovers(t *testing.T) {
 	kept := "/run/vc/sbs/" + other + "/persist.json"
 	writeFile(t, kept, "x")
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(kept)) })
-	point := filepath.Join(sharedRoot, id, "mounts", "file")
+	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "file")
 	writeFile(t, point, "") // a mount point of a file
-	shared := filepath.Join(sharedRoot, id)
-	cgroups := []string{makeCgroup(t, "msb-test/kata_"+id+"/below/it"), makeCgroup(t, "kata_overhead/"+id), makeCgroup(t, "firecracker/"+id)}
+	shared := filepath.Join(hypervisor.SharedRoot, id)
+	cgroups := []string{makeCgroup(t, "msb-test/kata_"+id+"/below/it"), makeCgroup(t, "kata_overhead/"+id)}
 
 	for range 2 {
 		if err := removeLeftovers(t.Context(), id); err != nil {
@@ -34,7 +35,7 @@ func TestRemoveLeftovers(t *testing.T) {
 		}
 	}
 	for _, path := range append(cgroups, shared, filepath.Dir(cgroups[0]), filepath.Dir(filepath.Dir(cgroups[0])),
-		"/run/vc/sbs/"+id, "/run/vc/vm/"+id, "/run/vc/firecracker/"+id, "/run/kata/"+id) {
+		"/run/vc/sbs/"+id, "/run/vc/vm/"+id, "/run/kata/"+id) {
 		if !missing(path) {
 			t.Errorf("%s is left", path)
 		}
@@ -42,7 +43,6 @@ func TestRemoveLeftovers(t *testing.T) {
 	if missing(kept) {
 		t.Error("another's was removed")
 	}
-	os.Remove("/run/vc/firecracker") // unless somebody has it
 }
 
 // Whatever is still mounted below a sandbox's directories, its files must survive.
@@ -53,10 +53,10 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	writeFile(t, precious, "data")
 	writeFile(t, filepath.Join(volume, "tmp", "x"), "")
 
-	point := filepath.Join(sharedRoot, id, "mounts", "c", "rootfs")
-	jail := filepath.Join("/run/vc/vm", id, "root")
+	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "c", "rootfs")
+	mounted := filepath.Join("/run/vc/vm", id, "root")
 	deeper := filepath.Join(point, "tmp")
-	for _, dir := range []string{point, jail} {
+	for _, dir := range []string{point, mounted} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 		unix.Mount(volume, point, "", unix.MS_BIND, ""),
 		unix.Mount("tmpfs", deeper, "tmpfs", 0, ""),
 		unix.Mount(volume, point, "", unix.MS_BIND, ""), // stacked
-		unix.Mount(volume, jail, "", unix.MS_BIND, ""),
+		unix.Mount(volume, mounted, "", unix.MS_BIND, ""),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -77,17 +77,17 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	if text, err := os.ReadFile(precious); err != nil || string(text) != "data" {
 		t.Errorf("the volume's file holds %q, %v", text, err)
 	}
-	if !missing(filepath.Join(sharedRoot, id)) || !missing(filepath.Dir(jail)) {
+	if !missing(filepath.Join(hypervisor.SharedRoot, id)) || !missing(filepath.Dir(mounted)) {
 		t.Error("something is left")
 	}
 }
 
 func TestRemoveRefusesFiles(t *testing.T) {
 	id := newID(t)
-	file := filepath.Join(sharedRoot, id, "shared", "file")
+	file := filepath.Join(hypervisor.SharedRoot, id, "shared", "file")
 	writeFile(t, file, "data")
 	wantError(t, removeLeftovers(t.Context(), id), file)
-	if err := os.RemoveAll(filepath.Join(sharedRoot, id)); err != nil {
+	if err := os.RemoveAll(filepath.Join(hypervisor.SharedRoot, id)); err != nil {
 		t.Error(err)
 	}
 }

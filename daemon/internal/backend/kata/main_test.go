@@ -15,6 +15,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // standIn is the name under which this program plays some process: it blocks until it is killed.
@@ -49,7 +52,7 @@ func play(t *testing.T, cgroup string, args ...string) *exec.Cmd {
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	// The kernel shows a process's arguments a moment after its start.
-	eventually(t, "its arguments are to be seen", func() bool { return slices.Equal(arguments(cmd.Process.Pid), cmd.Args) })
+	eventually(t, "its arguments are to be seen", func() bool { return slices.Equal(process.Arguments(cmd.Process.Pid), cmd.Args) })
 	if cgroup != "" {
 		writeFile(t, filepath.Join(cgroup, "cgroup.procs"), strconv.Itoa(cmd.Process.Pid))
 	}
@@ -80,7 +83,7 @@ func testRuntime(t *testing.T) (*Runtime, *bytes.Buffer) {
 	dir, log := t.TempDir(), &bytes.Buffer{}
 	return &Runtime{
 		Config: Config{
-			RunDir: dir, Containerd: &Containerd{Root: dir, State: dir}, Kata: Kata{Config: "/the/host's"},
+			RunDir: dir, Containerd: ctrd.Paths{Root: dir, State: dir}, Settings: Settings{Config: "/the/host's"},
 			Log: slog.New(slog.NewTextHandler(log, nil)),
 		},
 		removing: map[string]bool{},

@@ -1,6 +1,6 @@
-// Package kata makes sandboxes real: it is the one room that knows containerd and Kata. It
-// satisfies sandbox.Runtime with containerd's client, one Kata shim a sandbox, and keeps the
-// server's private containerd. Only the daemon's wiring enters here.
+// Package kata runs sandboxes as Kata's microVMs: it satisfies sandbox.Runtime with a client of containerd and one Kata
+// shim per sandbox. It writes or checks the shims' configuration, describes the container, follows the guest's console,
+// and removes what Kata leaves behind. Only package backend may import it.
 package kata
 
 import (
@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -18,20 +20,18 @@ import (
 	"github.com/containerd/containerd"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/cio"
-	"github.com/containerd/containerd/errdefs"
 	"github.com/containerd/containerd/mount"
-	"github.com/containerd/containerd/namespaces"
 	"github.com/containerd/containerd/snapshots"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
 const (
-	// Namespace is the containerd namespace that holds all that this server keeps there.
-	Namespace = "msb"
-	// Snapshotter is containerd's, for images and for what sandboxes write over them.
-	Snapshotter = "overlayfs"
 	// sandboxLabel marks our containers, should the containerd be shared with others.
 	sandboxLabel = "msb.sandbox"
 	// killLimit bounds a kill through the shim; past it the microVM itself is ended.
@@ -46,8 +46,8 @@ const (
 	parallelism = 8
 )
 
-// VMs is what the runtime needs of the room that runs QEMU where Kata's shim does not. VMs that it started
-// once may live on after the shims were told otherwise.
+// VMs is what the runtime needs of the hypervisor service, which runs QEMU where Kata's shim does not. It is asked in
+// any case: VMs that it started may live on after the server was configured otherwise.
 type VMs interface {
 	// IDs lists the microVMs that have left anything on this host.
 	IDs() []string
@@ -58,11 +58,11 @@ type VMs interface {
 // Config is what a Runtime is made from. Every field is needed.
 type Config struct {
 	Client *containerd.Client
-	// Containerd is where the client's containerd is; SystemContainerd, if it is not the server's own.
-	Containerd *Containerd
+	// Containerd says where the client's containerd is.
+	Containerd ctrd.Paths
 	// Shim is the absolute path of containerd-shim-kata-v2.
-	Shim string
-	Kata Kata
+	Shim     string
+	Settings Settings
 	// RunDir holds a directory for each sandbox, and the shim's configuration; gone after a reboot.
 	RunDir string
 	VMs    VMs
@@ -74,8 +74,8 @@ type Config struct {
 // Runtime starts, finds and removes microVMs.
 type Runtime struct {
 	Config
-	kataConfig string   // the path
-	kataFile   kataFile // the host's own, if there is one
+	kataConfig string          // the path
+	hostConfig kataconf.Config // the host's own, if there is one
 	syslog     syslogSink
 
 	mu       sync.Mutex
@@ -86,7 +86,7 @@ var _ sandbox.Runtime = (*Runtime)(nil)
 
 // New checks or writes the shim's configuration and returns a Runtime. Close it at the end.
 func New(cfg Config) (*Runtime, error) {
-	r := &Runtime{Config: cfg, kataConfig: cfg.Kata.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
+	r := &Runtime{Config: cfg, kataConfig: cfg.Settings.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
 	if _, err := os.Stat(cfg.Shim); err != nil {
 		return nil, fmt.Errorf("find Kata's shim: %w", err)
 	}
@@ -98,11 +98,11 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	var err error
 	if r.kataConfig != "" {
-		if _, err = os.Stat(cfg.Kata.Portal); err == nil {
-			r.kataFile, err = readKataFile(r.kataConfig)
+		if _, err = os.Stat(cfg.Settings.Portal); err == nil {
+			r.hostConfig, err = kataconf.Read(r.kataConfig)
 		}
 	} else {
-		r.kataConfig, err = cfg.Kata.writeConfig(cfg.RunDir)
+		r.kataConfig, err = cfg.Settings.writeConfig(cfg.RunDir)
 	}
 	if err != nil {
 		return nil, err
@@ -149,9 +149,9 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
 		return fmt.Errorf("make the sandbox's directory: %w", err)
 	}
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.NewContainer(ctx, id,
-		containerd.WithSnapshotter(Snapshotter),
+		containerd.WithSnapshotter(ctrd.Snapshotter),
 		containerd.WithImage(image),
 		containerd.WithNewSnapshot(id, image),
 		containerd.WithRuntime(r.Shim, &runtimeoptions.Options{TypeUrl: kataOptions, ConfigPath: r.kataConfig}),
@@ -176,7 +176,7 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 // Remove satisfies sandbox.Runtime: whatever state a start or a crash left, nothing of id remains.
 func (r *Runtime) Remove(ctx context.Context, id string) error {
 	defer r.markRemoving(id)()
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	var errs []error
 	failed := func(what string, err error) {
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -184,7 +184,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		}
 	}
 	limited, cancel := context.WithTimeout(ctx, awayLimit)
-	failed("reach containerd", poll(limited, 20*time.Millisecond, func() bool { return serves(limited, r.Client) }))
+	failed("reach containerd", ctrd.WaitServing(limited, r.Client))
 	cancel()
 	container, err := r.Client.LoadContainer(ctx, id)
 	failed("find the container", err)
@@ -197,7 +197,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		failed("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
 	}
 	// NewContainer may have been cut off between the snapshot and the container.
-	failed("remove the snapshot", r.Client.SnapshotService(Snapshotter).Remove(ctx, id))
+	failed("remove the snapshot", r.Client.SnapshotService(ctrd.Snapshotter).Remove(ctx, id))
 	if ended == nil {
 		failed("remove what Kata left", removeLeftovers(ctx, id))
 	}
@@ -206,8 +206,8 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		return errors.Join(errs...)
 	}
 	// containerd keeps its record of a task whose shim could not clean up.
-	for _, dir := range []string{r.Containerd.State, r.Containerd.Root} {
-		failed("remove the task's directory", removeTree(filepath.Join(dir, "io.containerd.runtime.v2.task", Namespace, id)))
+	for _, dir := range r.Containerd.TaskDirs(id) {
+		failed("remove the task's directory", removeTree(dir))
 	}
 	if len(errs) == 0 { // last: as long as there is anything, a later daemon must know
 		failed("remove the sandbox's directory", os.RemoveAll(r.dir(id)))
@@ -217,7 +217,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 
 // endVM ends all processes of a sandbox, whoever started them.
 func (r *Runtime) endVM(ctx context.Context, id string) error {
-	return errors.Join(r.VMs.Remove(ctx, id), killParts(ctx, id))
+	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id))
 }
 
 // removeTask ends the sandbox through its shim. A shim or guest that does not answer is no
@@ -251,7 +251,7 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 // List satisfies sandbox.Runtime. It looks in every place where a start or a crash may leave
 // something.
 func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	alive := map[string]bool{}
 	containers, err := r.Client.Containers(ctx, fmt.Sprintf("labels.%q", sandboxLabel))
 	if err != nil {
@@ -279,7 +279,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 			alive[id] = false
 		}
 	}
-	err = r.Client.SnapshotService(Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+	err = r.Client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if strings.HasPrefix(info.Name, "sb-") {
 			note(info.Name)
 		}
@@ -293,7 +293,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 		return nil, fmt.Errorf("list the sandboxes' directories: %w", err)
 	}
 	for _, d := range dirs {
-		if d.Name() != failedDir {
+		if d.Name() != hypervisor.FailedDir {
 			note(d.Name())
 		}
 	}
@@ -317,7 +317,7 @@ func taskStatus(ctx context.Context, c containerd.Container) (containerd.Process
 	return status.Status, err
 }
 
-// alive says whether a sandbox lives. A shim that does not answer may be busy: it is asked until limit, and its
+// alive reports whether a sandbox lives. A shim that does not answer may be busy: it is asked until limit, and its
 // sandbox lives as long as nobody says that it has ended. An error is ctx's.
 func (r *Runtime) alive(ctx context.Context, id string, limit time.Duration, ask func(context.Context) (containerd.ProcessStatus, error)) (lives bool, err error) {
 	limited, cancel := context.WithTimeout(ctx, limit)
@@ -339,7 +339,7 @@ func (r *Runtime) alive(ctx context.Context, id string, limit time.Duration, ask
 
 // Wait satisfies sandbox.Runtime. It outlasts restarts of containerd.
 func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	defer r.watchConsole(ctx, id)()
 	for {
 		status, err := r.wait(ctx, id)
@@ -384,12 +384,8 @@ func (r *Runtime) dir(id string) string { return filepath.Join(r.RunDir, "sandbo
 // shimSocket is where a shim listens: named as containerd's shim package does, which leaves it
 // behind after every stop.
 func shimSocket(containerdAddress, id string) string {
-	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, Namespace, id)))
+	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, ctrd.Namespace, id)))
 	return fmt.Sprintf("/run/containerd/s/%x", sum)
-}
-
-func scoped(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
 }
 
 // markRemoving says that whatever ends of a sandbox is meant to, until the answer is called.
@@ -401,5 +397,36 @@ func (r *Runtime) markRemoving(id string) (done func()) {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.removing, id)
+	}
+}
+
+var versionRE = regexp.MustCompile(`version: ([^,\s]+)`)
+
+// Version asks the shim for its version, as built.
+func (r *Runtime) Version(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, r.Shim, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("ask %s for its version: %w", r.Shim, err)
+	}
+	m := versionRE.FindSubmatch(out)
+	if m == nil {
+		return "", fmt.Errorf("ask %s for its version: it says %q", r.Shim, out)
+	}
+	return string(m[1]), nil
+}
+
+// poll calls f every so often until it returns true, or ctx ends.
+func poll(ctx context.Context, every time.Duration, f func() bool) error {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if f() {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }

@@ -2,7 +2,6 @@ package kata
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -12,14 +11,16 @@ import (
 
 	"github.com/containerd/containerd"
 	"github.com/containerd/containerd/containers"
-	"github.com/containerd/containerd/errdefs"
 	"github.com/containerd/containerd/mount"
 	"github.com/containerd/containerd/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/containerd/containerdtest"
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // service plays msbd's hypervisor service.
@@ -37,76 +38,34 @@ func (s service) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-// testDir is a directory for a containerd, with a short name: t.TempDir is too long for sockets.
-func testDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "microvm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-// testContainerd is one that is not started yet.
-func testContainerd(t *testing.T, dir string) *Containerd {
-	t.Helper()
-	binary, err := filepath.Abs("../../../../bin/containerd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &Containerd{
-		Binary: binary, Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"),
-		Address: filepath.Join(dir, "containerd.sock"), Log: slog.New(slog.DiscardHandler),
-	}
-}
-
 // startRuntime makes a Runtime on a containerd of its own.
-func startRuntime(t *testing.T) (*Runtime, service) {
+func startRuntime(t *testing.T) (*Runtime, service, *ctrd.Private) {
 	t.Helper()
-	dir := testDir(t)
-	private := testContainerd(t, dir)
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
-	if err := private.Start(ctx); err != nil {
-		t.Fatalf("%v: run make build", err)
-	}
-	t.Cleanup(func() {
-		if err := private.Stop(context.Background()); err != nil {
-			t.Error(err)
-		}
-	})
-	client, err := Dial(private.Address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
+	private, client := containerdtest.Start(t)
+	dir := filepath.Dir(private.Address)
 	vms := service{map[string]bool{}}
 	r, err := New(Config{
-		Client: client, Containerd: private, Shim: filepath.Join(filepath.Dir(private.Binary), "containerd-shim-kata-v2"),
-		Kata: Kata{HypervisorSocket: filepath.Join(dir, "hypervisor.sock")}, RunDir: filepath.Join(dir, "run"), VMs: vms,
+		Client: client, Containerd: private.Paths, Shim: filepath.Join(filepath.Dir(private.Binary), "containerd-shim-kata-v2"),
+		Settings: Settings{HypervisorSocket: filepath.Join(dir, "hypervisor.sock")}, RunDir: filepath.Join(dir, "run"), VMs: vms,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.Close)
-	return r, vms
+	return r, vms, private
 }
 
 // Whatever a crash leaves of a sandbox, alone or all together, is listed by a later daemon, and removed.
 func TestRemoveAfterCrash(t *testing.T) {
-	r, vms := startRuntime(t)
-	ctx := scoped(t.Context())
-	task := func(dir, id string) string {
-		return filepath.Join(dir, "io.containerd.runtime.v2.task", Namespace, id)
-	}
+	r, vms, _ := startRuntime(t)
+	ctx := ctrd.InNamespace(t.Context())
 	leave := map[string]func(t *testing.T, id string){
 		"its directory": func(t *testing.T, id string) { writeFile(t, filepath.Join(r.dir(id), "console.log"), "x") },
 		"its snapshot": func(t *testing.T, id string) {
 			// Without a lease, which a start has, containerd may collect it at any moment.
 			root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"})
-			if _, err := r.Client.SnapshotService(Snapshotter).Prepare(ctx, id, "", root); err != nil {
+			if _, err := r.Client.SnapshotService(ctrd.Snapshotter).Prepare(ctx, id, "", root); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -115,7 +74,7 @@ func TestRemoveAfterCrash(t *testing.T) {
 			if err == nil {
 				_, err = r.Client.ContainerService().Create(ctx, containers.Container{
 					ID: id, Labels: map[string]string{sandboxLabel: id}, Spec: spec,
-					Runtime: containers.RuntimeInfo{Name: r.Shim}, Snapshotter: Snapshotter, SnapshotKey: id,
+					Runtime: containers.RuntimeInfo{Name: r.Shim}, Snapshotter: ctrd.Snapshotter, SnapshotKey: id,
 				})
 			}
 			if err != nil {
@@ -145,8 +104,8 @@ func TestRemoveAfterCrash(t *testing.T) {
 		if lists(t, id) {
 			t.Error("List knows of it after its removal")
 		}
-		for _, path := range []string{r.dir(id), task(r.Containerd.State, id), task(r.Containerd.Root, id),
-			filepath.Join(sharedRoot, id), filepath.Join(vmRoot, id), shimSocket(r.Containerd.Address, id)} {
+		for _, path := range append(r.Containerd.TaskDirs(id), r.dir(id),
+			filepath.Join(hypervisor.SharedRoot, id), filepath.Join(vmRoot, id), shimSocket(r.Containerd.Address, id)) {
 			if !missing(path) {
 				t.Errorf("%s is left", path)
 			}
@@ -164,11 +123,11 @@ func TestRemoveAfterCrash(t *testing.T) {
 		for _, leave := range leave {
 			leave(t, id)
 		}
-		for _, file := range []string{task(r.Containerd.State, id) + "/config.json", task(r.Containerd.Root, id) + "/x",
-			filepath.Join(vmRoot, id, "pid"), shimSocket(r.Containerd.Address, id)} {
-			writeFile(t, file, "x")
+		for _, dir := range append(r.Containerd.TaskDirs(id), filepath.Join(vmRoot, id)) {
+			writeFile(t, filepath.Join(dir, "file"), "x")
 		}
-		if err := os.MkdirAll(filepath.Join(sharedRoot, id, "mounts"), 0o700); err != nil {
+		writeFile(t, shimSocket(r.Containerd.Address, id), "x")
+		if err := os.MkdirAll(filepath.Join(hypervisor.SharedRoot, id, "mounts"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		shim, qemu := play(t, "", "-id", id), play(t, "", "-name", "sandbox-"+id)
@@ -181,12 +140,12 @@ func TestRemoveAfterCrash(t *testing.T) {
 
 // A containerd that died is started again, and removals wait for it.
 func TestRemoveWhileContainerdIsAway(t *testing.T) {
-	r, _ := startRuntime(t)
+	r, _, containerd := startRuntime(t)
 	id := newID(t)
-	if _, err := r.Client.SnapshotService(Snapshotter).Prepare(scoped(t.Context()), id, ""); err != nil {
+	if _, err := r.Client.SnapshotService(ctrd.Snapshotter).Prepare(ctrd.InNamespace(t.Context()), id, ""); err != nil {
 		t.Fatal(err)
 	}
-	p, err := process.Open(int(r.Containerd.pid.Load()))
+	p, err := containerd.Process()
 	if err != nil || p == nil {
 		t.Fatal(p, err)
 	}
@@ -199,47 +158,6 @@ func TestRemoveWhileContainerdIsAway(t *testing.T) {
 	}
 	if found, err := r.List(t.Context()); err != nil || len(found) != 0 {
 		t.Errorf("List = %v, %v", found, err)
-	}
-}
-
-// A daemon adopts the containerd that runs, also if the one before was killed as soon as it had started it.
-func TestContainerdIsAdopted(t *testing.T) {
-	first := testContainerd(t, testDir(t))
-	pid, err := first.launch()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { end(context.Background(), pid) })
-	eventually(t, "it is found", func() bool { found, err := first.running(); return found == pid && err == nil })
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	second := testContainerd(t, filepath.Dir(first.Address))
-	if err := second.Start(ctx); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "it is watched", func() bool { return second.pid.Load() != 0 })
-	if adopted := int(second.pid.Load()); adopted != pid {
-		t.Errorf("process %d is not %d", adopted, pid)
-	}
-	if err := second.Stop(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if found, err := first.running(); found != 0 || err != nil {
-		t.Errorf("process %d is left, %v", found, err)
-	}
-}
-
-// A containerd that does not get ready is ended: it would hold its root.
-func TestContainerdThatIsNotReadyIsEnded(t *testing.T) {
-	c := testContainerd(t, testDir(t))
-	why := errors.New("no time")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(why)
-	if err := c.Start(ctx); !errors.Is(err, why) {
-		t.Errorf("Start: %v", err)
-	}
-	if found, err := c.running(); found != 0 || err != nil {
-		t.Errorf("process %d is left, %v", found, err)
 	}
 }
 

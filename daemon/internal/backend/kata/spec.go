@@ -25,8 +25,8 @@ const (
 func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []oci.SpecOpts {
 	// A type of our own passes through the shim; a bind may be copied into the guest at each start.
 	portal := specs.Mount{Type: "msb-guest", Source: "/msb-portal", Destination: portalPath, Options: []string{"ro"}}
-	if r.Kata.Config != "" { // and with it a guest that does not hold it
-		portal.Type, portal.Source, portal.Options = "bind", r.Kata.Portal, []string{"bind", "ro"}
+	if r.Settings.Config != "" { // and with it a guest that does not hold it
+		portal.Type, portal.Source, portal.Options = "bind", r.Settings.Portal, []string{"bind", "ro"}
 	}
 	annotations, quota := r.sizing(cfg)
 	// Whoever wrote the configuration: all processes of a sandbox are in its cgroup, and none makes a network.
@@ -58,14 +58,14 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 func (r *Runtime) sizing(cfg sandbox.Config) (annotations map[string]string, quota bool) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
 	switch {
-	case r.Kata.Config == "" && r.Kata.HypervisorSocket != "":
+	case r.Settings.useService():
 		return map[string]string{}, true // the hypervisor service adds what it needs
-	case r.Kata.Config == "":
+	case r.Settings.Config == "":
 		// For the guest's kernel and agent, the least that Kata takes, and for what the kernel keeps of each page.
 		return map[string]string{cpus: "0", memory: strconv.Itoa(minKataMemory + cfg.MemoryMiB/32)}, true
-	case !r.kataFile.enables("default_vcpus"):
+	case !r.hostConfig.Enables("default_vcpus"):
 		return map[string]string{}, true // one more than asked for
-	case r.kataFile.Runtime.StaticResources:
+	case r.hostConfig.StaticResources:
 		return map[string]string{cpus: "0"}, true
 	}
 	return map[string]string{cpus: strconv.Itoa(cfg.CPUs)}, false

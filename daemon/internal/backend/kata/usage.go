@@ -9,6 +9,7 @@ import (
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"github.com/containerd/typeurl/v2"
 
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -16,7 +17,7 @@ import (
 // the sandbox; disk is what it wrote over its image.
 func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	var u sandbox.Usage
-	ctx = scoped(ctx)
+	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.LoadContainer(ctx, id)
 	if err != nil {
 		return u, fmt.Errorf("find the container: %w", err)
@@ -44,7 +45,7 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	default:
 		return u, fmt.Errorf("read metrics: unknown form %T", stats)
 	}
-	disk, err := r.Client.SnapshotService(Snapshotter).Usage(ctx, id)
+	disk, err := r.Client.SnapshotService(ctrd.Snapshotter).Usage(ctx, id)
 	if err != nil {
 		return u, fmt.Errorf("measure the disk: %w", err)
 	}

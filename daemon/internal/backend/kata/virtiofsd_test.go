@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // wrapper is what msbd installs as msb-virtiofsd.
@@ -45,14 +47,14 @@ func TestVirtiofsdWrapper(t *testing.T) {
 	eventually(t, "virtiofsd runs", func() bool {
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid))
 		// The kernel shows the program a moment before its arguments.
-		return exe == daemon && len(arguments(cmd.Process.Pid)) > 1
+		return exe == daemon && len(process.Arguments(cmd.Process.Pid)) > 1
 	})
 	want := []string{daemon, "--syslog", "-o", "cache=always", "-o", "source=" + shared, "--fd=3",
 		"-o", "announce_submounts", "-o", "sandbox=namespace", "-o", "log_level=err"}
 	if info, err := os.Stat("/dev/log"); err != nil || info.Mode().Type() != os.ModeSocket {
 		want = slices.Delete(want, 1, 2)
 	}
-	if got := arguments(cmd.Process.Pid); !slices.Equal(got, want) {
+	if got := process.Arguments(cmd.Process.Pid); !slices.Equal(got, want) {
 		t.Errorf("it runs as %q, not %q", got, want)
 	}
 	// It takes a caller: it did not stumble over its arguments.

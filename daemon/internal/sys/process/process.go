@@ -1,5 +1,5 @@
-// Package process holds on to processes of this host. A pid comes to name another process in time; a
-// Process never does. Any adapter may enter here.
+// Package process holds on to processes of this host, whether or not they are this program's children. A pid comes to
+// name another process in time; a Process never does. Every package of the daemon may import it.
 package process
 
 import (
@@ -10,90 +10,105 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A Process is one process for sure, whatever becomes of its pid. It is for one user at a time; Close it at the end.
+// A Process is one particular process, whatever becomes of its pid. Call Close when it is no longer needed.
 type Process struct {
-	PID  int
-	file *os.File // a pidfd
+	PID    int
+	handle *os.Process // with a pidfd
 }
 
-// Open takes hold of the process that has the pid now; nil when there is none.
+// Open takes hold of the process that has the pid now. It returns nil if there is none.
 func Open(pid int) (*Process, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.ESRCH) {
+	handle, err := os.FindProcess(pid)
+	if err == nil {
+		err = handle.WithHandle(func(uintptr) {})
+	}
+	if errors.Is(err, os.ErrNoHandle) && errors.Is(handle.Signal(syscall.Signal(0)), os.ErrProcessDone) {
 		return nil, nil
 	}
-	if err != nil {
+	if err != nil { // os would use the bare pid, which may come to be another's
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	return &Process{PID: pid, file: os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(pid))}, nil
+	return &Process{PID: pid, handle: handle}, nil
 }
 
-// Close lets go of the process.
-func (p *Process) Close() { _ = p.file.Close() }
+// Close releases the process, which runs on.
+func (p *Process) Close() { _ = p.handle.Release() }
 
-// Wait blocks until the process is dead, reaped or not. It returns ctx's cause if that ends first.
+// Wait blocks until the process is dead, reaped or not. It returns ctx's cause if ctx ends first.
 func (p *Process) Wait(ctx context.Context) error {
-	conn, err := p.file.SyscallConn()
+	pidfd, err := p.pollable()
 	if err != nil {
 		return fmt.Errorf("wait for process %d: %w", p.PID, err)
 	}
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		_ = p.file.SetReadDeadline(time.Unix(1, 0))
-		close(interrupted)
-	})
-	defer func() {
-		if !stop() { // the next Wait is not to be
-			<-interrupted
-			_ = p.file.SetReadDeadline(time.Time{})
-		}
-	}()
-	if err := conn.Read(isDead); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	defer pidfd.Close()
+	defer context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Unix(1, 0)) })()
+	conn, err := pidfd.SyscallConn()
+	if err == nil {
+		err = conn.Read(isDead)
+	}
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("wait for process %d: %w", p.PID, err)
 	}
 	return nil
 }
 
-// isDead says whether a pidfd has become readable, as it does when its process ends.
+// pollable duplicates the pidfd as a file that Go's poller watches, so that waiting takes no thread.
+func (p *Process) pollable() (*os.File, error) {
+	var fd int
+	var err error
+	if noHandle := p.handle.WithHandle(func(pidfd uintptr) {
+		if fd, err = unix.FcntlInt(pidfd, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+	}); noHandle != nil {
+		return nil, noHandle
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(p.PID)), nil
+}
+
+// isDead reports whether a pidfd is readable, which it is once its process has ended.
 func isDead(pidfd uintptr) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	n, _ := unix.Poll(fds, 0)
 	return n == 1
 }
 
+// Signal sends a signal to the process. It is no error if the process has ended.
+func (p *Process) Signal(sig syscall.Signal) error {
+	if err := p.handle.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("send %v to process %d: %w", sig, p.PID, err)
+	}
+	return nil
+}
+
 // Kill ends the process and waits until it is dead.
 func (p *Process) Kill(ctx context.Context) error {
-	var err error
-	p.control(func(pidfd uintptr) { err = unix.PidfdSendSignal(int(pidfd), unix.SIGKILL, nil, 0) })
-	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill process %d: %w", p.PID, err)
+	if err := p.Signal(syscall.SIGKILL); err != nil {
+		return err
 	}
 	return p.Wait(ctx)
 }
 
-// Dead says whether the process has ended.
+// Dead reports whether the process has ended, reaped or not.
 func (p *Process) Dead() (dead bool) {
-	p.control(func(pidfd uintptr) { dead = isDead(pidfd) })
+	_ = p.handle.WithHandle(func(pidfd uintptr) { dead = isDead(pidfd) })
 	return dead
 }
 
-// control runs f on the pidfd; not at all once the process was closed.
-func (p *Process) control(f func(pidfd uintptr)) {
-	if conn, err := p.file.SyscallConn(); err == nil {
-		_ = conn.Control(f)
-	}
-}
-
-// StartTime is when a process began, in clock ticks since boot. A pid and its start time name a
-// process across restarts of msbd.
+// StartTime returns when a process began, in clock ticks since boot. A pid and its start time together name a process
+// across restarts of msbd.
 func StartTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -107,6 +122,13 @@ func StartTime(pid int) (uint64, error) {
 		return 0, fmt.Errorf("read the start time of process %d: unexpected /proc/%d/stat", pid, pid)
 	}
 	return strconv.ParseUint(fields[startTimeField], 10, 64)
+}
+
+// Arguments returns a process's arguments, of which the first is its program. There is at least one, which is empty if
+// the process has ended.
+func Arguments(pid int) []string {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
 }
 
 // PIDs lists the processes of this host.

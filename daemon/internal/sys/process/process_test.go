@@ -7,6 +7,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -38,6 +41,9 @@ func TestProcess(t *testing.T) {
 		t.Errorf("the child began at %d, this process at %d, %v", start, own, err)
 	}
 
+	if args := Arguments(os.Getpid()); !slices.Equal(args, os.Args) {
+		t.Errorf("Arguments = %q, not %q", args, os.Args)
+	}
 	if p.Dead() {
 		t.Error("it is dead")
 	}
@@ -62,5 +68,47 @@ func TestProcess(t *testing.T) {
 	}
 	if _, err := StartTime(pid); err == nil {
 		t.Error("one that is gone has a start time")
+	}
+	if args := Arguments(pid); !slices.Equal(args, []string{""}) {
+		t.Errorf("Arguments of one that is gone = %q", args)
+	}
+}
+
+// A process that is not a child can be waited for, after a Wait that gave up, and by several at once.
+func TestWaitForOneThatIsNoChild(t *testing.T) {
+	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Open(pid)
+	if p == nil || err != nil {
+		t.Fatalf("Open = %v, %v", p, err)
+	}
+	defer p.Close()
+	gaveUp, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Wait(gaveUp); !errors.Is(err, context.Canceled) {
+		t.Errorf("Wait = %v", err)
+	}
+	ended := make(chan error)
+	for range 2 {
+		go func() { ended <- p.Wait(t.Context()) }()
+	}
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	p.Close()
+	if err := p.Wait(t.Context()); err == nil {
+		t.Error("Wait succeeded after Close")
 	}
 }

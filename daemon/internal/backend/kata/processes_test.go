@@ -8,7 +8,7 @@ import (
 )
 
 // Whatever a sandbox has of processes is found and ended, and nothing else.
-func TestKillParts(t *testing.T) {
+func TestKillProcesses(t *testing.T) {
 	id, other := newID(t), newID(t)
 	cgroup, overhead := makeCgroup(t, "msb-test/kata_"+id), makeCgroup(t, "kata_overhead/"+id)
 	doomed := map[string]*exec.Cmd{
@@ -16,8 +16,6 @@ func TestKillParts(t *testing.T) {
 		"shim that cleans up":         play(t, "", "-namespace", "msb", "-id", id, "-bundle", "/run/x", "delete"),
 		"QEMU":                        play(t, "", "-name", "sandbox-"+id, "-uuid", "x"),
 		"QEMU that is debugged":       play(t, "", "-name", "sandbox-"+id+",debug-threads=on"),
-		"Cloud Hypervisor":            play(t, "", "--api-socket", "/run/vc/vm/"+id+"/clh-api.sock"),
-		"Firecracker":                 play(t, "", "--id", id, "--config-file", "/fcConfig.json"),
 		"virtiofsd in Rust":           play(t, "", "--syslog", "--shared-dir=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
 		"virtiofsd in C":              play(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
 		"something in the cgroup":     play(t, cgroup),
@@ -32,7 +30,7 @@ func TestKillParts(t *testing.T) {
 		"another's virtiofsd": play(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"0/shared"),
 		"an id without value": play(t, "", "-id"),
 	}
-	if err := killParts(t.Context(), id); err != nil {
+	if err := killProcesses(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	for what, cmd := range doomed {
@@ -45,7 +43,7 @@ func TestKillParts(t *testing.T) {
 			t.Errorf("%s was ended", what)
 		}
 	}
-	if err := killParts(t.Context(), id); err != nil { // zombies, by now, and nobody
+	if err := killProcesses(t.Context(), id); err != nil { // zombies, by now, and nobody
 		t.Error(err)
 	}
 }
@@ -63,8 +61,8 @@ func dead(t *testing.T, cmd *exec.Cmd) bool {
 	return p.Dead()
 }
 
-// A part that starts others until its end leaves none.
-func TestKillPartsThatMultiply(t *testing.T) {
+// A process that starts others until its end leaves none.
+func TestKillProcessesThatMultiply(t *testing.T) {
 	id := newID(t)
 	cgroup := makeCgroup(t, "msb-test/kata_"+id)
 	cmd := exec.Command("/bin/sh", "-c", "echo $$ >"+cgroup+"/cgroup.procs; echo; while :; do sleep 1000 & done")
@@ -79,7 +77,7 @@ func TestKillPartsThatMultiply(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := killParts(t.Context(), id); err != nil {
+	if err := killProcesses(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	if err := removeCgroups(t.Context(), id); err != nil { // which needs it to be empty
@@ -90,16 +88,16 @@ func TestKillPartsThatMultiply(t *testing.T) {
 	}
 }
 
-func TestFindHypervisor(t *testing.T) {
+func TestFindQEMU(t *testing.T) {
 	id := newID(t)
 	cgroup := makeCgroup(t, cgroupParent+"/kata_"+id)
 	play(t, cgroup, "-id", id)
 	play(t, "", "-name", "sandbox-"+id) // outside
-	if p, err := findHypervisor(id); p != nil || err != nil {
+	if p, err := findQEMU(id); p != nil || err != nil {
 		t.Errorf("found %v, %v where there is none", p, err)
 	}
 	qemu := play(t, cgroup, "-name", "sandbox-"+id)
-	p, err := findHypervisor(id)
+	p, err := findQEMU(id)
 	if err != nil || p == nil || p.PID != qemu.Process.Pid {
 		t.Fatalf("found %v, %v, not process %d", p, err, qemu.Process.Pid)
 	}

@@ -44,8 +44,8 @@ func TestStatusWarnsOfOpenings(t *testing.T) {
 	} {
 		cfg := config.Default()
 		tt.change(&cfg)
-		l := &life{cfg: cfg, address: cfg.Listen, store: state, issuer: issuer, manager: manager, log: log}
-		warnings := l.status().GetWarnings()
+		s := &status{cfg: cfg, address: cfg.Listen, store: state, issuer: issuer, manager: manager, log: log}
+		warnings := s.report().GetWarnings()
 		switch {
 		case tt.want == "" && len(warnings) == 0:
 		case tt.want != "" && len(warnings) == 1 && strings.HasPrefix(warnings[0], tt.want) && strings.Contains(warnings[0], cfg.Listen):

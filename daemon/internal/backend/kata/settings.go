@@ -18,8 +18,8 @@ import (
 // kataOptions is the type URL under which Kata's shim accepts its options.
 const kataOptions = "io.containerd.kata.v2.options"
 
-// Kata says how the shims run microVMs. Paths are absolute.
-type Kata struct {
+// Settings say how the shims run microVMs. Paths are absolute.
+type Settings struct {
 	// Config is a configuration of the host's own, with its guest. When empty, msbd writes one of what follows.
 	Config string
 	// HypervisorSocket is where shims find msbd's hypervisor service. When empty, they drive QEMU themselves, with the
@@ -31,6 +31,9 @@ type Kata struct {
 	// Portal is the portal's program on the host, for a guest that does not hold it.
 	Portal string
 }
+
+// useService reports whether the shims ask msbd's hypervisor service for sure. A configuration of the host's own may say so.
+func (s Settings) useService() bool { return s.Config == "" && s.HypervisorSocket != "" }
 
 // builtinConfig is for shims that ask msbd's hypervisor service. A shim reads it at the start of its sandbox.
 var builtinConfig = template.Must(template.New("builtin").Parse(`# Written by msbd at each start; changes are lost.
@@ -93,19 +96,19 @@ create_container_timeout = 60
 var plainRE = regexp.MustCompile(`^[A-Za-z0-9/_.+~@=-]+$`)
 
 // writeConfig writes the shims' configuration into dir and returns its path.
-func (k Kata) writeConfig(dir string) (string, error) {
+func (s Settings) writeConfig(dir string) (string, error) {
 	tmpl, values := builtinConfig, struct {
-		Kata
+		Settings
 		Firmware string // empty: QEMU's default
-	}{Kata: k}
-	if k.HypervisorSocket == "" {
-		tmpl, values.Firmware = qemuConfig, findFirmware(k.QEMU)
-		for _, word := range append([]string{k.QEMU, k.Kernel, k.Initrd}, k.Virtiofsd...) {
+	}{Settings: s}
+	if s.HypervisorSocket == "" {
+		tmpl, values.Firmware = qemuConfig, findFirmware(s.QEMU)
+		for _, word := range append([]string{s.QEMU, s.Kernel, s.Initrd}, s.Virtiofsd...) {
 			if !plainRE.MatchString(word) {
 				return "", fmt.Errorf("use %q for microVMs: need a path of letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
 			}
 		}
-		for what, path := range map[string]string{"kernel": k.Kernel, "initramfs": k.Initrd} {
+		for what, path := range map[string]string{"kernel": s.Kernel, "initramfs": s.Initrd} {
 			if _, err := os.Stat(path); err != nil {
 				return "", fmt.Errorf("find the guest's %s: %w: build it with `make guest`, or install msbd again: %w", what, err, errdefs.ErrFailedPrecondition)
 			}
@@ -139,19 +142,4 @@ func findFirmware(qemu string) string {
 		}
 	}
 	return ""
-}
-
-var versionRE = regexp.MustCompile(`version: ([^,\s]+)`)
-
-// KataVersion asks the shim for its version, as built.
-func (r *Runtime) KataVersion(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, r.Shim, "--version").Output()
-	if err != nil {
-		return "", fmt.Errorf("ask %s for its version: %w", r.Shim, err)
-	}
-	m := versionRE.FindSubmatch(out)
-	if m == nil {
-		return "", fmt.Errorf("ask %s for its version: it says %q", r.Shim, out)
-	}
-	return string(m[1]), nil
 }

@@ -26,8 +26,8 @@ const (
 	isDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 )
 
-// life is where the daemon is in its life, and what its status says.
-type life struct {
+// status is which state the daemon is in, and what its status reports.
+type status struct {
 	cfg     config.Config
 	address string
 	began   time.Time
@@ -45,27 +45,27 @@ type life struct {
 	kataVersion       string
 }
 
-func (l *life) enter(s adminv1.GetStatusResponse_DaemonState) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.state = s
+func (s *status) enter(state adminv1.GetStatusResponse_DaemonState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state = state
 }
 
-func (l *life) recovered(r sandbox.Recovery, containerdVersion, kataVersion string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.recovery, l.containerdVersion, l.kataVersion = r, containerdVersion, kataVersion
+func (s *status) recovered(r sandbox.Recovery, containerdVersion, kataVersion string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recovery, s.containerdVersion, s.kataVersion = r, containerdVersion, kataVersion
 }
 
-// now is the state, and why it is degraded if it is. It is cheap: each admin call asks.
-func (l *life) now() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
-	l.mu.Lock()
-	state = l.state
-	l.mu.Unlock()
-	if err := l.store.Health(); err != nil {
+// now returns the state, and why it is degraded if it is. It is cheap: each admin call asks.
+func (s *status) now() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
+	s.mu.Lock()
+	state = s.state
+	s.mu.Unlock()
+	if err := s.store.Health(); err != nil {
 		reasons = append(reasons, err.Error())
 	}
-	if behind := l.issuer.ClockBehind(); behind > 0 {
+	if behind := s.issuer.ClockBehind(); behind > 0 {
 		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, by which API keys expire: "+
 			"set the clock right; if it is right and was wrong before, 'msb server reset' makes a new beginning", behind.Round(time.Second)))
 	}
@@ -75,52 +75,52 @@ func (l *life) now() (state adminv1.GetStatusResponse_DaemonState, reasons []str
 	return state, reasons
 }
 
-// status answers in every state.
-func (l *life) status() *adminv1.GetStatusResponse {
-	l.mu.Lock()
-	recovery, containerdVersion, kataVersion := l.recovery, l.containerdVersion, l.kataVersion
-	l.mu.Unlock()
-	state, reasons := l.now()
-	keys, signing := l.issuer.Counts(), l.issuer.SigningKey()
+// report describes the daemon in full, in every state.
+func (s *status) report() *adminv1.GetStatusResponse {
+	s.mu.Lock()
+	recovery, containerdVersion, kataVersion := s.recovery, s.containerdVersion, s.kataVersion
+	s.mu.Unlock()
+	state, reasons := s.now()
+	keys, signing := s.issuer.Counts(), s.issuer.SigningKey()
 	st := &adminv1.GetStatusResponse{
 		State:               state,
 		DegradedReasons:     reasons,
-		Version:             l.cfg.Version,
+		Version:             s.cfg.Version,
 		Pid:                 int32(os.Getpid()),
-		StartedAt:           timestamppb.New(l.began),
-		ListenAddress:       l.address,
-		AuthRequired:        !l.cfg.Dev,
-		DevMode:             l.cfg.Dev,
+		StartedAt:           timestamppb.New(s.began),
+		ListenAddress:       s.address,
+		AuthRequired:        !s.cfg.Dev,
+		DevMode:             s.cfg.Dev,
 		InstanceId:          signing.InstanceID,
 		SigningKeyId:        signing.ID,
 		SigningKeyCreatedAt: timestamppb.New(signing.CreatedAt),
 		Keys:                &adminv1.KeyCounts{Live: int32(keys.Live), Expired: int32(keys.Expired), Revoked: int32(keys.Revoked)},
-		Isolation:           isolation(l.route),
+		Isolation:           isolation(s.route),
 		Recovery:            &adminv1.Recovery{Adopted: int32(recovery.Adopted), Lost: int32(recovery.Lost), Removed: int32(recovery.Removed)},
 		ContainerdVersion:   containerdVersion,
 		KataVersion:         kataVersion,
-		AuditEntries:        l.store.AuditHead().Seq,
-		Warnings:            openings(l.cfg, l.address),
+		AuditEntries:        s.store.AuditHead().Seq,
+		Warnings:            settingWarnings(s.cfg, s.address),
 	}
-	if err := l.store.AuditProblem(); err != nil {
+	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, err.Error())
 	}
 	if kataVersion != "" { // known since the recovery
-		for _, warning := range []string{l.route.KataWarning(kataVersion), host.ContainerdWarning(containerdVersion)} {
+		for _, warning := range []string{s.route.KataWarning(kataVersion), host.ContainerdWarning(containerdVersion)} {
 			if warning != "" {
 				st.Warnings = append(st.Warnings, warning)
 			}
 		}
 	}
-	if l.certs != nil {
-		cert := l.certs.Status(time.Now())
+	if s.certs != nil {
+		cert := s.certs.Status(time.Now())
 		st.Tls = &adminv1.TLS{Source: cert.Source, Names: cert.Names, ClientCertificates: cert.ClientCertificates}
 		if !cert.NotAfter.IsZero() {
 			st.Tls.NotAfter = timestamppb.New(cert.NotAfter)
 		}
 		st.Warnings = append(st.Warnings, cert.Warnings...)
 	}
-	for _, rec := range l.manager.List("") {
+	for _, rec := range s.manager.List("") {
 		switch rec.State {
 		case sandbox.Running:
 			st.SandboxesRunning++
@@ -131,9 +131,9 @@ func (l *life) status() *adminv1.GetStatusResponse {
 	return st
 }
 
-// openings are the settings by which the server lets in what it otherwise would not. They are said at each
-// start and in the status.
-func openings(cfg config.Config, address string) (warnings []string) {
+// settingWarnings warns of settings that let in what the server refuses otherwise. They are logged at each start and
+// are in the status.
+func settingWarnings(cfg config.Config, address string) (warnings []string) {
 	if cfg.Dev {
 		warnings = append(warnings, fmt.Sprintf("dev mode: whoever reaches %s can do everything, without an API key: never use it in production", address))
 	}

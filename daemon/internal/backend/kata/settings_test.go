@@ -10,19 +10,19 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
 // fakeHost is a Kata with programs and a guest of the test's own.
-func fakeHost(t *testing.T) (k Kata, dir string) {
+func fakeHost(t *testing.T) (k Settings, dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	k = Kata{
+	k = Settings{
 		Kernel: filepath.Join(dir, "vmlinux"), Initrd: filepath.Join(dir, "initrd.img"), QEMU: filepath.Join(dir, "qemu"),
 		Virtiofsd: []string{filepath.Join(dir, "virtiofsd")},
 	}
@@ -40,14 +40,14 @@ func TestConfig(t *testing.T) {
 	c, cDir := fakeHost(t)
 	c.Virtiofsd = []string{filepath.Join(cDir, "msb-virtiofsd"), "--daemon=" + filepath.Join(cDir, "virtiofsd")}
 	for name, tt := range map[string]struct {
-		kata Kata
-		dir  string
+		settings Settings
+		dir      string
 	}{
-		"builtin": {Kata{HypervisorSocket: "/run/msb/hypervisor.sock"}, t.TempDir()},
+		"builtin": {Settings{HypervisorSocket: "/run/msb/hypervisor.sock"}, t.TempDir()},
 		"qemu":    {qemu, qemuDir},
 		"qemu-c":  {c, cDir},
 	} {
-		path, err := tt.kata.writeConfig(tt.dir)
+		path, err := tt.settings.writeConfig(tt.dir)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,12 +130,12 @@ func TestConfigIsKatas(t *testing.T) {
 }
 
 func TestConfigRefuses(t *testing.T) {
-	for what, change := range map[string]func(k *Kata, dir string){
-		"no kernel":    func(k *Kata, dir string) { k.Kernel = filepath.Join(dir, "none") },
-		"no initramfs": func(k *Kata, dir string) { k.Initrd = filepath.Join(dir, "none") },
-		"quotes":       func(k *Kata, dir string) { k.QEMU = dir + `/"` },
-		"a comma":      func(k *Kata, dir string) { k.Virtiofsd = append(k.Virtiofsd, "--daemon=/a,b") },
-		"a new line":   func(k *Kata, dir string) { k.QEMU = "/x\n" },
+	for what, change := range map[string]func(k *Settings, dir string){
+		"no kernel":    func(k *Settings, dir string) { k.Kernel = filepath.Join(dir, "none") },
+		"no initramfs": func(k *Settings, dir string) { k.Initrd = filepath.Join(dir, "none") },
+		"quotes":       func(k *Settings, dir string) { k.QEMU = dir + `/"` },
+		"a comma":      func(k *Settings, dir string) { k.Virtiofsd = append(k.Virtiofsd, "--daemon=/a,b") },
+		"a new line":   func(k *Settings, dir string) { k.QEMU = "/x\n" },
 	} {
 		k, dir := fakeHost(t)
 		change(&k, dir)
@@ -149,7 +149,7 @@ func TestConfigRefuses(t *testing.T) {
 	}
 }
 
-func TestKataVersion(t *testing.T) {
+func TestVersion(t *testing.T) {
 	for says, want := range map[string]string{
 		`Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: 3.20.0, commit: abc`:                                      "3.20.0",
 		`Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: v0.0.0-20250828155603-754f07cff239, commit: 754f07cff239`: "v0.0.0-20250828155603-754f07cff239",
@@ -158,93 +158,41 @@ func TestKataVersion(t *testing.T) {
 	} {
 		shim := filepath.Join(t.TempDir(), "shim")
 		writeFile(t, shim, "#!/bin/sh\n[ \"$*\" = --version ] && echo '"+says+"'\n")
-		got, err := (&Runtime{Config: Config{Shim: shim}}).KataVersion(t.Context())
+		got, err := (&Runtime{Config: Config{Shim: shim}}).Version(t.Context())
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("%s: %q, %v", says, got, err)
 		}
 	}
 }
 
-func TestKataFile(t *testing.T) {
-	const qemu = "[hypervisor.qemu]\npath = \"/usr/bin/qemu\"\n"
-	tests := map[string]struct {
-		text    string
-		dropIns map[string]string
-		err     string
-	}{
-		"stock":            {text: qemu + "enable_annotations = [\"enable_iommu\"]\n[agent.kata]\n[runtime]\nenable_pprof = false"},
-		"Cloud Hypervisor": {text: "[hypervisor.clh]\n"},
-		"remote":           {text: "[hypervisor.remote]\nremote_hypervisor_socket = \"/run/peerpod/hypervisor.sock\""},
-		"drop-in":          {text: qemu, dropIns: map[string]string{"10-debug.toml": "[hypervisor.qemu]\nenable_debug = true\n"}},
-		"no TOML":          {text: "[hypervisor", err: "kata.toml"},
-		"no table":         {text: "[runtime]\n", err: "has 0"},
-		"two tables":       {text: qemu + "[hypervisor.clh]\n", err: `has 2 ["clh" "qemu"]`},
-		"two by a drop-in": {text: qemu, dropIns: map[string]string{"x": "[hypervisor.clh]\n"}, err: "has 2"},
-		"a bad drop-in":    {text: qemu, dropIns: map[string]string{"x": "="}, err: "config.d/x"},
-		"a wrong type":     {text: "[hypervisor.qemu]\nenable_annotations = 1\n", err: "kata.toml"},
-	}
-	for name, tt := range tests {
-		dir := t.TempDir()
-		path := filepath.Join(dir, "kata.toml")
-		writeFile(t, path, tt.text)
-		for file, text := range tt.dropIns {
-			writeFile(t, filepath.Join(dir, "config.d", file), text)
-		}
-		_, err := readKataFile(path)
-		if tt.err == "" {
-			if err != nil {
-				t.Errorf("%s: %v", name, err)
-			}
-			continue
-		}
-		wantError(t, err, "kata-config", tt.err)
-		if !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v is no %v", name, err, errdefs.ErrInvalidArgument)
-		}
-	}
-	// config.d of a link is that of its target.
-	dir, links := t.TempDir(), t.TempDir()
-	writeFile(t, filepath.Join(dir, "kata.toml"), qemu)
-	writeFile(t, filepath.Join(dir, "config.d", "x"), "[hypervisor.clh]\n")
-	link := filepath.Join(links, "configuration.toml")
-	if err := os.Symlink(filepath.Join(dir, "kata.toml"), link); err != nil {
-		t.Fatal(err)
-	}
-	_, err := readKataFile(link)
-	wantError(t, err, "has 2")
-
-	_, err = readKataFile("/nowhere/kata.toml")
-	wantError(t, err, "/nowhere/kata.toml")
-}
-
 // The guest has as many processors as asked for where Kata can be told so.
 func TestSizing(t *testing.T) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
-	own := func(text string) Kata {
+	own := func(text string) Settings {
 		path := filepath.Join(t.TempDir(), "kata.toml")
 		writeFile(t, path, text)
-		return Kata{Config: path}
+		return Settings{Config: path}
 	}
 	const static = "[runtime]\nstatic_sandbox_resource_mgmt = true\n"
 	tests := map[string]struct {
-		kata         Kata
+		settings     Settings
 		cpus, memory string
 		quota        bool
 	}{
-		"builtin":      {Kata{HypervisorSocket: "/run/x.sock"}, "", "", true},
-		"kata":         {Kata{}, "0", "272", true},
+		"builtin":      {Settings{HypervisorSocket: "/run/x.sock"}, "", "", true},
+		"kata":         {Settings{}, "0", "272", true},
 		"stock":        {own("[hypervisor.qemu]\nenable_annotations = [\"kernel_params\"]\n"), "", "", true},
 		"static":       {own("[hypervisor.qemu]\nenable_annotations = [\"default_vcpus\"]\n" + static), "0", "", true},
-		"dynamic":      {own("[hypervisor.clh]\nenable_annotations = [\"default_.*\"]\n"), "3", "", false},
+		"dynamic":      {own("[hypervisor.qemu]\nenable_annotations = [\"default_.*\"]\n"), "3", "", false},
 		"only static":  {own("[hypervisor.qemu]\n" + static), "", "", true},
 		"bad patterns": {own("[hypervisor.qemu]\nenable_annotations = [\"(\"]\n"), "", "", true},
 	}
 	for name, tt := range tests {
 		r, _ := testRuntime(t)
-		r.Kata = tt.kata
-		if tt.kata.Config != "" {
+		r.Settings = tt.settings
+		if tt.settings.Config != "" {
 			var err error
-			if r.kataFile, err = readKataFile(tt.kata.Config); err != nil {
+			if r.hostConfig, err = kataconf.Read(tt.settings.Config); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/backend"
+	"github.com/msbd/msbd/daemon/internal/data/backup"
+	"github.com/msbd/msbd/daemon/internal/data/store"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
+	"github.com/msbd/msbd/daemon/internal/serve/admin"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/localsock"
+	"github.com/msbd/msbd/daemon/internal/serve/mcp"
+	"github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
+)
+
+// startTimeout bounds a sandbox's start. Emulated boots take seconds, and many at once take turns.
+const startTimeout = 2 * time.Minute
+
+func listenHTTP(cfg config.Config) (net.Listener, error) {
+	l, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("%w: choose another with --port, or end what uses it", err)
+	}
+	return l, nil
+}
+
+// openCertificates opens the gateway's certificates. They are nil if it speaks plain HTTP.
+func openCertificates(cfg config.Config, log *slog.Logger) (*tlscert.Source, error) {
+	if !cfg.TLS() {
+		return nil, nil
+	}
+	return tlscert.Open(tlscert.Options{
+		CertFile: cfg.TLSCert, KeyFile: cfg.TLSKey, ClientCAFile: cfg.TLSClientCA,
+		ACME: tlscert.ACME{
+			Domains: cfg.Domains(), Email: cfg.ACMEEmail, DirectoryURL: cfg.ACMEDirectory, DirectoryCAFile: cfg.ACMEDirectoryCA,
+			CacheDir: filepath.Join(cfg.StateDir, "acme"),
+		},
+		Log: log,
+	})
+}
+
+// withTLS returns the gateway's listener, which is plain without certificates.
+func withTLS(l net.Listener, certs *tlscert.Source) net.Listener {
+	if certs == nil {
+		return l
+	}
+	return tls.NewListener(l, certs.Config())
+}
+
+// keyParts are what has to do with API keys.
+type keyParts struct {
+	issuer   *keys.Issuer
+	verifier *keys.Verifier
+	backups  *backup.Service
+}
+
+// openKeys completes a restore that was cut short, and then opens the API keys, with a new signing key if the
+// configuration asks for one.
+func openKeys(ctx context.Context, cfg config.Config, db *store.Store, log *slog.Logger) (keyParts, error) {
+	o := keys.Options{KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: db, Log: log}
+	err := backup.Complete(ctx, cfg.StateDir, func() (backup.Keys, error) {
+		issuer, _, err := keys.Open(o)
+		return issuer, err
+	}, log)
+	if err != nil {
+		return keyParts{}, err
+	}
+	o.Reset = cfg.ResetKey
+	issuer, verifier, err := keys.Open(o)
+	if err != nil {
+		return keyParts{}, err
+	}
+	backups := backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: db, ReadKeys: store.ReadKeys, Log: log})
+	return keyParts{issuer, verifier, backups}, nil
+}
+
+// newManager makes the Manager of the sandboxes. It refuses work until recoverSandboxes has run.
+func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, log *slog.Logger) *sandbox.Manager {
+	return sandbox.NewManager(sandbox.Options{
+		Store:   db,
+		Runtime: machines.Runtime,
+		Connect: func(ctx context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
+			return portalclient.New(ctx, stream)
+		},
+		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
+		MaxCPUs:      cfg.MaxCPUs,
+		MaxMemoryMiB: cfg.MaxMemoryMiB,
+		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
+		StartTimeout: startTimeout,
+		MaxRunTime:   cfg.MaxRunTime,
+		Log:          log,
+	})
+}
+
+// recoverSandboxes makes records and microVMs agree with each other, after what an earlier daemon left and what died
+// meanwhile.
+func recoverSandboxes(ctx context.Context, manager *sandbox.Manager, machines *backend.Backend, st *status) error {
+	containerd, kata, err := machines.Versions(ctx)
+	if err != nil {
+		return err
+	}
+	recovery, err := manager.Recover(ctx)
+	if err != nil {
+		return err
+	}
+	st.recovered(recovery, containerd, kata)
+	return nil
+}
+
+// newGateway makes the HTTP gateway and its endpoints.
+func newGateway(cfg config.Config, verifier *keys.Verifier, manager *sandbox.Manager, st *status, log *slog.Logger) (*gateway.Gateway, error) {
+	metrics := newMetrics(st)
+	methods, err := rpc.New(manager, metrics)
+	if err != nil {
+		return nil, err
+	}
+	assistants, err := mcp.New(methods, cfg.Version)
+	if err != nil {
+		return nil, err
+	}
+	return gateway.New(gateway.Options{
+		Verifier: verifier, Endpoints: append(methods.Endpoints(), assistants.Endpoint()), Dev: cfg.Dev,
+		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
+		Metrics: metrics, Log: log,
+	})
+}
+
+// newAdmin makes the server of the admin socket. shutdown makes the daemon end.
+func newAdmin(keyring keyParts, db *store.Store, manager *sandbox.Manager, machines *backend.Backend, st *status, shutdown func(), log *slog.Logger) *admin.Server {
+	return admin.New(admin.Options{
+		Keys:        keyring.issuer,
+		Pruner:      keyring.backups,
+		Audit:       db,
+		Backups:     keyring.backups,
+		Sandboxes:   manager,
+		Images:      machines.Images,
+		State:       st.now,
+		Status:      st.report,
+		Shutdown:    shutdown,
+		Credentials: peer.Credentials(),
+		PeerOf:      peer.FromContext,
+		Group:       localsock.Group,
+		Log:         log,
+	})
+}
+
+// announce logs what the settings let in, and puts the start into the audit log with the settings that security depends
+// on.
+func announce(cfg config.Config, address string, db *store.Store, log *slog.Logger) {
+	for _, warning := range settingWarnings(cfg, address) {
+		log.Warn(warning)
+	}
+	// A full disk must not keep sandboxes from their users: the status says so, and nothing changes.
+	if err := db.Audit(audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer, Detail: map[string]string{
+		"version": cfg.Version, "address": address, "dev": strconv.FormatBool(cfg.Dev), "tls": strconv.FormatBool(cfg.TLS()),
+		"insecure_behind_proxy": strconv.FormatBool(cfg.InsecureBehindProxy), "hypervisor": cfg.Hypervisor, "accelerator": cfg.Accelerator,
+	}}); err != nil {
+		log.Error("the start is not in the audit log", "err", err)
+	}
+}

@@ -1,0 +1,183 @@
+// Package backend runs sandboxes as microVMs on this host. It connects the packages below it: containerd, msbd's
+// hypervisor service, Kata's runtime and the images. Only package daemon may import it, and needs no other package of
+// backend except host, for what it says of the machine.
+package backend
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/containerd/containerd"
+	"golang.org/x/sync/errgroup"
+
+	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
+	"github.com/msbd/msbd/daemon/internal/backend/image"
+	"github.com/msbd/msbd/daemon/internal/backend/kata"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
+)
+
+// A Backend is what the sandboxes of a server run on.
+type Backend struct {
+	// Route says which hypervisor and accelerator sandboxes run on, and why.
+	Route host.Route
+	// Runtime starts, finds and removes microVMs. Its calls wait for Run.
+	Runtime sandbox.Runtime
+	// Images are what sandboxes start from.
+	Images *image.Store
+
+	kata    *kata.Runtime
+	vms     *hypervisor.Service
+	private *ctrd.Private // nil: the containerd is not the server's own
+	client  *containerd.Client
+	log     *slog.Logger
+}
+
+// New chooses what sandboxes run on, and checks that this host has it: what is missing is
+// errdefs.ErrFailedPrecondition, and what is misconfigured, errdefs.ErrInvalidArgument. It starts nothing. Call Close when
+// the Backend is no longer needed.
+func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, error) {
+	route, err := host.Choose(HostOptions(cfg))
+	if err != nil {
+		return nil, err
+	}
+	settings, err := shimSettings(ctx, cfg, route)
+	if err != nil {
+		return nil, err
+	}
+	vms, err := hypervisor.New(serviceConfig(cfg, route, settings, log))
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{Route: route, vms: vms, log: log}
+	paths := ctrd.SystemPaths(cfg.Containerd)
+	if cfg.Containerd == "" {
+		paths = ctrd.Paths{
+			Root:    filepath.Join(cfg.StateDir, "containerd"),
+			State:   filepath.Join(cfg.RunDir, "containerd"),
+			Address: filepath.Join(cfg.RunDir, "containerd.sock"),
+		}
+		b.private = &ctrd.Private{Binary: filepath.Join(cfg.LibDir, "containerd"), Paths: paths, Log: log}
+	}
+	if b.client, err = ctrd.Dial(paths.Address); err != nil {
+		return nil, err
+	}
+	b.Images = image.NewStore(b.client)
+	b.kata, err = kata.New(kata.Config{
+		Client:     b.client,
+		Containerd: paths,
+		Shim:       cmp.Or(cfg.KataShim, filepath.Join(cfg.LibDir, "containerd-shim-kata-v2")),
+		Settings:   settings,
+		RunDir:     cfg.RunDir,
+		VMs:        vms,
+		Image:      b.Images.Resolve,
+		Log:        log,
+	})
+	if err != nil {
+		b.client.Close()
+		return nil, err
+	}
+	b.Runtime = b.kata
+	return b, nil
+}
+
+// HostOptions returns the settings that the choice of a route depends on.
+func HostOptions(cfg config.Config) host.Options {
+	return host.Options{
+		Hypervisor: cfg.Hypervisor, Accelerator: cfg.Accelerator, KataConfig: cfg.KataConfig, KataShim: cfg.KataShim,
+		QEMU: cfg.QEMU, Virtiofsd: cfg.Virtiofsd, LibDir: cfg.LibDir, CacheDir: cfg.RunDir,
+	}
+}
+
+func serviceSocket(cfg config.Config) string { return filepath.Join(cfg.RunDir, "hypervisor.sock") }
+
+// shimSettings returns how Kata's shims run microVMs on the route.
+func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kata.Settings, error) {
+	settings := kata.Settings{
+		Kernel: filepath.Join(cfg.LibDir, "guest", "vmlinux"),
+		Initrd: filepath.Join(cfg.LibDir, "guest", "initrd.img"),
+	}
+	qemu, err := host.FindQEMU(cfg.QEMU)
+	var virtiofsd string
+	if err == nil {
+		virtiofsd, err = host.FindVirtiofsd(cfg.Virtiofsd)
+	}
+	if err == nil {
+		settings.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
+	}
+	if err == nil {
+		settings.QEMU = qemu
+	}
+	if cfg.KataConfig != "" { // only one that names msbd's service needs the programs
+		settings.Config, settings.Portal = cfg.KataConfig, filepath.Join(cfg.LibDir, "msb-portal")
+		return settings, nil
+	}
+	if route.Hypervisor == host.Builtin {
+		settings.HypervisorSocket = serviceSocket(cfg)
+	}
+	return settings, err
+}
+
+// serviceConfig returns what the hypervisor service is made of. Where no shim asks it, it gets no programs, and only takes
+// care of the VMs that it started before the server was configured otherwise.
+func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
+	service := hypervisor.Config{Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Log: log}
+	// A configuration of the host's own may name the service, too.
+	if settings.HypervisorSocket != "" || settings.Config != "" {
+		service.QEMU, service.Virtiofsd, service.Accelerator = settings.QEMU, settings.Virtiofsd, route.Accelerator
+		service.Kernel, service.Initrd = settings.Kernel, settings.Initrd
+	}
+	return service
+}
+
+// Run adopts the microVMs and the containerd of an earlier server, or starts that, and keeps them until ctx ends, or with
+// an error until one of them fails. It calls ready once, when Runtime and Images answer; an error of ready ends Run.
+// Sandboxes and containerd run on after it.
+func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) error {
+	found, err := b.vms.Recover(ctx)
+	if err != nil {
+		// Removing the sandbox tries again, and a VM that cannot be removed keeps no other from running.
+		b.log.Error("recover microVMs", "err", err)
+	}
+	b.log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return b.vms.Serve(ctx) }) // it watches the VMs that were adopted
+	g.Go(func() error {
+		if b.private != nil {
+			if err := b.private.Start(ctx); err != nil {
+				return err
+			}
+		}
+		return ready(ctx)
+	})
+	return g.Wait()
+}
+
+// Versions returns the versions of containerd and of Kata's shim, as they say themselves.
+func (b *Backend) Versions(ctx context.Context) (containerd, kata string, err error) {
+	version, err := b.client.Version(ctx)
+	if err != nil {
+		return "", "", fmt.Errorf("ask containerd for its version: %w", err)
+	}
+	kata, err = b.kata.Version(ctx)
+	return version.Version, kata, err
+}
+
+// Stop ends the server's own containerd. No sandbox may be left.
+func (b *Backend) Stop(ctx context.Context) error {
+	if b.private == nil {
+		return nil
+	}
+	return b.private.Stop(ctx)
+}
+
+// Close releases what the Backend itself holds. Sandboxes and containerd run on.
+func (b *Backend) Close() error {
+	b.kata.Close()
+	return b.client.Close()
+}

@@ -1,0 +1,143 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/backend/kata"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
+)
+
+func TestMain(m *testing.M) {
+	host.MaybeProbeChild()
+	os.Exit(m.Run())
+}
+
+// newConfig returns the configuration of a server in directories of its own, with the programs of this checkout.
+func newConfig(t *testing.T) config.Config {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "backend") // t.TempDir is too long for sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	bin, err := filepath.Abs("../../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := config.Default()
+	cfg.StateDir, cfg.RunDir, cfg.LibDir = filepath.Join(dir, "state"), filepath.Join(dir, "run"), bin
+	cfg.Hypervisor, cfg.Accelerator = host.Builtin, host.TCG
+	for _, dir := range []string{cfg.StateDir, cfg.RunDir} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cfg
+}
+
+func TestRun(t *testing.T) {
+	b, err := New(t.Context(), newConfig(t), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatalf("%v: run make build guest", err)
+	}
+	defer b.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	err = b.Run(ctx, func(ctx context.Context) error {
+		defer cancel()
+		if containerd, kata, err := b.Versions(ctx); containerd == "" || kata == "" || err != nil {
+			t.Errorf("Versions = %q, %q, %v", containerd, kata, err)
+		}
+		if found, err := b.Runtime.List(ctx); len(found) != 0 || err != nil {
+			t.Errorf("List = %v, %v", found, err)
+		}
+		if _, err := b.Images.Resolve(ctx, "nothing"); !errdefs.IsNotFound(err) {
+			t.Errorf("Resolve: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Errorf("Run: %v", err)
+	}
+	running, err := b.private.Process()
+	if running == nil || err != nil {
+		t.Fatalf("containerd ended with Run: %v, %v", running, err)
+	}
+	defer running.Close()
+	if err := b.Stop(t.Context()); err != nil || !running.Dead() {
+		t.Errorf("Stop: dead %t, %v", running.Dead(), err)
+	}
+}
+
+func TestRunEndsWithReady(t *testing.T) {
+	b, err := New(t.Context(), newConfig(t), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	why := errors.New("it was not recovered")
+	if err := b.Run(t.Context(), func(context.Context) error { return why }); !errors.Is(err, why) {
+		t.Errorf("Run: %v", err)
+	}
+	if err := b.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// The hypervisor service gets its programs where a shim may ask it.
+func TestServiceConfig(t *testing.T) {
+	programs := kata.Settings{QEMU: "/qemu", Virtiofsd: []string{"/virtiofsd"}, Kernel: "/vmlinux", Initrd: "/initrd"}
+	cfg := config.Config{RunDir: "/run/msb"}
+	for name, tt := range map[string]struct {
+		change func(*kata.Settings)
+		starts bool
+	}{
+		"builtin":                  {func(s *kata.Settings) { s.HypervisorSocket = serviceSocket(cfg) }, true},
+		"Kata's own driver":        {func(*kata.Settings) {}, false},
+		"a configuration":          {func(s *kata.Settings) { s.Config = "/kata.toml" }, true},
+		"a configuration, no QEMU": {func(s *kata.Settings) { s.Config, s.QEMU = "/kata.toml", "" }, false},
+	} {
+		settings := programs
+		tt.change(&settings)
+		got := serviceConfig(cfg, host.Route{Accelerator: host.KVM}, settings, nil)
+		if got.Socket != "/run/msb/hypervisor.sock" || got.Dir != "/run/msb/vm" {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if (got.QEMU != "") != tt.starts {
+			t.Errorf("%s: QEMU %q", name, got.QEMU)
+		}
+		if tt.starts && (got.Accelerator != host.KVM || got.Kernel != "/vmlinux" || got.Initrd != "/initrd" || !slices.Equal(got.Virtiofsd, programs.Virtiofsd)) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// Without the programs a server does not start, unless a configuration of the host's own may name others.
+func TestShimSettings(t *testing.T) {
+	cfg := newConfig(t)
+	settings, err := shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin})
+	if err != nil || settings.HypervisorSocket != serviceSocket(cfg) || settings.QEMU == "" || len(settings.Virtiofsd) == 0 {
+		t.Errorf("builtin: %+v, %v", settings, err)
+	}
+	settings, err = shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Kata})
+	if err != nil || settings.HypervisorSocket != "" || settings.QEMU == "" {
+		t.Errorf("Kata's own driver: %+v, %v", settings, err)
+	}
+	cfg.Virtiofsd = "/nowhere/virtiofsd"
+	if _, err := shimSettings(t.Context(), cfg, host.Route{}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without virtiofsd: %v", err)
+	}
+	cfg.KataConfig = "/kata.toml"
+	settings, err = shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin})
+	if err != nil || settings.Config != cfg.KataConfig || settings.HypervisorSocket != "" || settings.QEMU != "" || settings.Portal == "" {
+		t.Errorf("the host's own configuration: %+v, %v", settings, err)
+	}
+}

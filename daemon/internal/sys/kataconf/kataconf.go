@@ -1,0 +1,102 @@
+// Package kataconf reads a configuration of Kata's that an administrator wrote, as Kata's shim reads it. It knows the
+// few settings that msbd depends on, and decides nothing. It is in sys because package host, which chooses what sandboxes
+// run on, and package kata, which starts them, both need it and do not import each other.
+package kataconf
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+
+	"github.com/containerd/errdefs"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// A Config is what msbd needs to know of a configuration. The zero Config enables nothing.
+type Config struct {
+	// Driver is the NAME of the one table [hypervisor.NAME], such as "qemu" or "remote".
+	Driver string
+	// StaticResources reports whether a guest has its size from the beginning. Otherwise Kata adds to it later.
+	StaticResources bool
+
+	annotations []string // patterns
+}
+
+// Read reads the configuration at path and the files of config.d beside it, each of which overrides the ones before it,
+// table by table. The error for anything that is wrong with them is errdefs.ErrInvalidArgument.
+func Read(path string) (Config, error) {
+	// An install's configuration is often a link, and config.d is beside its target.
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+	}
+	paths := []string{path}
+	dropIns, err := os.ReadDir(filepath.Join(filepath.Dir(path), "config.d"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Config{}, fmt.Errorf("read kata-config: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	for _, d := range dropIns {
+		paths = append(paths, filepath.Join(filepath.Dir(path), "config.d", d.Name()))
+	}
+	merged := map[string]any{}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return Config{}, fmt.Errorf("read kata-config: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		layer := map[string]any{}
+		if err := toml.Unmarshal(data, &layer); err != nil {
+			return Config{}, fmt.Errorf("read kata-config %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+		}
+		mergeTOML(merged, layer)
+	}
+	var file struct {
+		Hypervisor map[string]struct {
+			EnableAnnotations []string `toml:"enable_annotations"`
+		} `toml:"hypervisor"`
+		Runtime struct {
+			StaticResources bool `toml:"static_sandbox_resource_mgmt"`
+		} `toml:"runtime"`
+	}
+	data, err := toml.Marshal(merged)
+	if err == nil {
+		err = toml.Unmarshal(data, &file)
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("read kata-config %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
+	}
+	// Of several, Kata takes any, and not always the same one.
+	drivers := slices.Sorted(maps.Keys(file.Hypervisor))
+	if len(drivers) != 1 {
+		return Config{}, fmt.Errorf("read kata-config %s: it needs one table [hypervisor.NAME], and has %d %q: %w",
+			path, len(drivers), drivers, errdefs.ErrInvalidArgument)
+	}
+	return Config{
+		Driver: drivers[0], StaticResources: file.Runtime.StaticResources,
+		annotations: file.Hypervisor[drivers[0]].EnableAnnotations,
+	}, nil
+}
+
+// mergeTOML puts layer over base, table by table.
+func mergeTOML(base, layer map[string]any) {
+	for key, value := range layer {
+		table, isTable := value.(map[string]any)
+		if below, ok := base[key].(map[string]any); ok && isTable {
+			mergeTOML(below, table)
+			continue
+		}
+		base[key] = value
+	}
+}
+
+// Enables reports whether an annotation may set a value of a sandbox's hypervisor, such as "default_vcpus".
+func (c Config) Enables(annotation string) bool {
+	return slices.ContainsFunc(c.annotations, func(pattern string) bool {
+		ok, _ := regexp.MatchString(pattern, annotation) // anywhere in it, as Kata does
+		return ok
+	})
+}

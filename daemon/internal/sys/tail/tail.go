@@ -1,0 +1,43 @@
+// Package tail reads the ends of log files for error messages. What it returns can be shown to a person: a guest may
+// have written it. Every package of the daemon may import it.
+package tail
+
+import (
+	"io"
+	"os"
+	"strings"
+)
+
+// Read returns the end of a file, at most n bytes, without what a terminal would act on. It returns "" if the file
+// cannot be read.
+func Read(path string, n int64) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > n {
+		_, _ = f.Seek(-n, io.SeekEnd)
+	}
+	text, _ := io.ReadAll(io.LimitReader(f, n))
+	return printable(string(text))
+}
+
+// Quote formats the end of a log for an error message, on lines of its own below the name. It returns "" if text is
+// empty.
+func Quote(name, text string) string {
+	if text = printable(text); text == "" {
+		return ""
+	}
+	return "\n" + name + ": " + strings.ReplaceAll(text, "\n", "\n\t")
+}
+
+// printable drops control characters, except newlines and tabs, invalid UTF-8, and space around the text.
+func printable(text string) string {
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
+			return r
+		}
+		return -1
+	}, strings.ToValidUTF8(text, "")))
+}
