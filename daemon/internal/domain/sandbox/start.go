@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // Request is what a client asks of a new sandbox. Zero values take the server's defaults.
@@ -207,8 +208,8 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if cfg.CPUs < 1 || cfg.CPUs > m.MaxCPUs {
 		return zero, fmt.Errorf("cpus %d: this server allows 1 to %d: %w", cfg.CPUs, m.MaxCPUs, errdefs.ErrInvalidArgument)
 	}
-	if cfg.MemoryMiB < MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
-		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
+	if cfg.MemoryMiB < config.MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
+		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
 	}
 	for _, e := range cfg.Env {
 		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
@@ -220,9 +221,6 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	}
 	return cfg, nil
 }
-
-// MinMemoryMiB is the least memory with which a guest and an interpreter start.
-const MinMemoryMiB = 128
 
 func newID() string {
 	var id [8]byte

@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
@@ -18,7 +19,7 @@ import (
 // errdefs.ErrPermissionDenied.
 func (g *Gateway) checkBrowser(r *http.Request) error {
 	// A name that was pointed at this machine by its owner passes every check of origin.
-	if !isLoopback(r.Host) {
+	if !isLocalHost(r.Host) {
 		return fmt.Errorf("host %q: in dev mode the server answers to localhost and loopback addresses only: %w", r.Host, errdefs.ErrPermissionDenied)
 	}
 	for _, origin := range r.Header["Origin"] {
@@ -38,15 +39,11 @@ func (g *Gateway) checkBrowser(r *http.Request) error {
 	return nil
 }
 
-// isLoopback says whether a Host header can only mean this machine.
-func isLoopback(hostport string) bool {
+// isLocalHost reports whether a Host header can only mean this machine.
+func isLocalHost(hostport string) bool {
 	host, _, err := net.SplitHostPort(hostport)
 	if err != nil {
 		host = strings.TrimSuffix(strings.TrimPrefix(hostport, "["), "]")
 	}
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.IsLoopback()
+	return config.IsLoopback(host)
 }

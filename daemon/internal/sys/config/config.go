@@ -131,8 +131,8 @@ func Default() Config {
 	}
 }
 
-// minMemoryMiB is what the guest's kernel and agent need to boot.
-const minMemoryMiB = 128
+// MinMemoryMiB is the least memory with which a guest and an interpreter start.
+const MinMemoryMiB = 128
 
 // validate reports every problem, each as errdefs.ErrInvalidArgument.
 func (c Config) validate(namespace func(string) error) error {
@@ -171,11 +171,11 @@ func (c Config) validate(namespace func(string) error) error {
 	}
 	check(c.DefaultImage != "", "default-image: must not be empty")
 	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1", c.MaxCPUs)
-	check(c.MaxMemoryMiB >= minMemoryMiB, "max-memory-mib %d: must be at least %d", c.MaxMemoryMiB, minMemoryMiB)
+	check(c.MaxMemoryMiB >= MinMemoryMiB, "max-memory-mib %d: must be at least %d", c.MaxMemoryMiB, MinMemoryMiB)
 	check(c.DefaultCPUs >= 1 && c.DefaultCPUs <= max(1, c.MaxCPUs),
 		"default-cpus %d: must be from 1 to max-cpus, %d", c.DefaultCPUs, c.MaxCPUs)
-	check(c.DefaultMemoryMiB >= minMemoryMiB && c.DefaultMemoryMiB <= max(minMemoryMiB, c.MaxMemoryMiB),
-		"default-memory-mib %d: must be from %d to max-memory-mib, %d", c.DefaultMemoryMiB, minMemoryMiB, c.MaxMemoryMiB)
+	check(c.DefaultMemoryMiB >= MinMemoryMiB && c.DefaultMemoryMiB <= max(MinMemoryMiB, c.MaxMemoryMiB),
+		"default-memory-mib %d: must be from %d to max-memory-mib, %d", c.DefaultMemoryMiB, MinMemoryMiB, c.MaxMemoryMiB)
 	check(c.MaxRunTime >= time.Second, "max-run-time %s: must be at least 1s", c.MaxRunTime)
 	choice := func(name, value string, choices ...string) {
 		for _, c := range choices {
@@ -205,7 +205,7 @@ func (c Config) validateListen() []error {
 		problems = append(problems, invalid("listen %q: port must be a number from 0 (any free one) to 65535", c.Listen))
 	}
 	switch {
-	case isLoopback(host):
+	case IsLoopback(host):
 	case c.Dev:
 		problems = append(problems, invalid("listen %q: dev mode takes requests without a key, so it listens on loopback only: "+
 			"use 127.0.0.1, or leave out --dev", c.Listen))
@@ -216,13 +216,11 @@ func (c Config) validateListen() []error {
 	return problems
 }
 
-// isLoopback goes by the name localhost or a numeric address: what else a name means can change.
-func isLoopback(host string) bool {
-	if host == "localhost" {
-		return true
-	}
+// IsLoopback reports whether a host, without a port or brackets, can only mean this machine: the name localhost or a
+// numeric loopback address. What any other name means can change.
+func IsLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback()
+	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
 }
 
 func invalid(format string, a ...any) error {

@@ -288,3 +288,15 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+func TestIsLoopback(t *testing.T) {
+	for host, want := range map[string]bool{
+		"localhost": true, "LOCALHOST": true, "127.0.0.1": true, "127.9.9.9": true, "::1": true, "::ffff:127.0.0.1": true,
+		"": false, "0.0.0.0": false, "::": false, "localhost.": false, "localhost.example": false, "evil.localhost": false,
+		"192.168.1.1": false, "[::1]": false, "127.0.0.1:80": false, "127.1": false, "2130706433": false,
+	} {
+		if got := IsLoopback(host); got != want {
+			t.Errorf("%q: %t", host, got)
+		}
+	}
+}
