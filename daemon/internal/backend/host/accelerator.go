@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kvmLack says what keeps KVM from being used, or nil. A device that opens and answers is not enough:
+// kvmObstacle returns what keeps KVM from being used, or nil. A device that opens and answers is not enough:
 // on some hosts it emulates, a hundred times slower than QEMU does. Who insists on it gets it nonetheless.
 // With keep, cacheDir is written to.
-func (m machine) kvmLack(insist bool, cacheDir string, keep bool) *lack {
+func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle {
 	const device = "/dev/kvm"
 	cpu := m.processor()
 	err := openKVM(m.root + device)
@@ -24,21 +24,21 @@ func (m machine) kvmLack(insist bool, cacheDir string, keep bool) *lack {
 	case err == nil && insist:
 		return nil
 	case cpu.flag == "" && (!insist || !denied):
-		return cpu.lack()
+		return cpu.obstacle()
 	case err != nil:
-		return m.deviceLack(device, cpu.module, err)
+		return m.deviceObstacle(device, cpu.module, err)
 	}
 	fast, err := fastKVM(cacheDir, keep, runProbe)
 	if err != nil {
-		return &lack{what: err.Error(), mend: "mount /proc", here: true}
+		return &obstacle{what: err.Error(), fix: "mount /proc", fixableHere: true}
 	}
 	if !fast {
-		l := &lack{what: fmt.Sprintf("%s is there, but emulated: a small program did not run in it within %v", device, probeLimit),
-			mend: "use a machine whose processor does it"}
+		l := &obstacle{what: fmt.Sprintf("%s is there, but emulated: a small program did not run in it within %v", device, probeLimit),
+			fix: "use a machine whose processor does it"}
 		if cpu.virtual {
-			l.mend = nest
+			l.fix = nest
 		}
-		l.mend += ", or insist with accelerator kvm"
+		l.fix += ", or insist with accelerator kvm"
 		return l
 	}
 	return nil
@@ -48,22 +48,22 @@ func (m machine) kvmLack(insist bool, cacheDir string, keep bool) *lack {
 const nest = "turn on nested virtualisation for this virtual machine"
 
 // lack is that of a processor without virtualisation.
-func (p processor) lack() *lack {
-	l := &lack{what: "the processor offers neither vmx nor svm", mend: firmware}
+func (p processor) obstacle() *obstacle {
+	l := &obstacle{what: "the processor offers neither vmx nor svm", fix: firmware}
 	if p.virtual {
-		l.mend = nest
-		l.more = fmt.Sprintf(", at its provider; or on its host: modprobe -r %[1]s && modprobe %[1]s nested=1 "+
+		l.fix = nest
+		l.fixDetail = fmt.Sprintf(", at its provider; or on its host: modprobe -r %[1]s && modprobe %[1]s nested=1 "+
 			"(/sys/module/%[1]s/parameters/nested says Y or 1 then), and QEMU with -cpu host", p.module)
 	}
 	return l
 }
 
-// vsockLack says what keeps vhost-vsock from being used, or nil.
-func (m machine) vsockLack() *lack {
+// vsockObstacle returns what keeps vhost-vsock from being used, or nil.
+func (m machine) vsockObstacle() *obstacle {
 	const device = "/dev/vhost-vsock"
 	fd, err := unix.Open(m.root+device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return m.deviceLack(device, "vhost_vsock", err)
+		return m.deviceObstacle(device, "vhost_vsock", err)
 	}
 	unix.Close(fd)
 	return nil

@@ -56,7 +56,7 @@ func (e examination) vsockDevice(context.Context) Check {
 		return warning(name, l.advice(), "not looked at: %s", l.what)
 	case needed:
 		return problem(name, l.advice(), "%s", l.what)
-	case e.automatic() && e.KataConfig == "" && e.Accelerator != TCG && (kvm == nil || kvm.here):
+	case e.automatic() && e.KataConfig == "" && e.Accelerator != TCG && (kvm == nil || kvm.fixableHere):
 		return warning(name, l.advice(), "%s: Kata's own driver needs it", l.what)
 	}
 	return ok(name, "%s; only Kata's own driver needs it, with KVM", l.what)

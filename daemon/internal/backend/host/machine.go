@@ -67,7 +67,7 @@ func (m machine) inContainer() bool {
 
 func (m machine) kernel() string { return strings.TrimSpace(m.read("/proc/sys/kernel/osrelease")) }
 
-// hasModule says whether the kernel has a module, built in or in a file that modprobe finds.
+// hasModule reports whether the kernel has a module, built in or in a file that modprobe finds.
 func (m machine) hasModule(name string) bool {
 	if m.exists("/sys/module/" + name) {
 		return true

@@ -63,14 +63,14 @@ func Choose(o Options) (Route, error) {
 
 // A survey is what of the host the choice depends on.
 type survey struct {
-	kvm, vsock *lack  // nil: usable
-	driver     string // of the Kata configuration of the host's own; empty: there is none
-	err        error  // in reading that
+	kvm, vsock *obstacle // nil: usable
+	driver     string    // of the Kata configuration of the host's own; empty: there is none
+	err        error     // in reading that
 }
 
 // survey looks at the host. With keep, it writes to the directory of what is known.
 func (m machine) survey(o Options, keep bool) survey {
-	s := survey{kvm: m.kvmLack(o.Accelerator == KVM, o.CacheDir, keep), vsock: m.vsockLack()}
+	s := survey{kvm: m.kvmObstacle(o.Accelerator == KVM, o.CacheDir, keep), vsock: m.vsockObstacle()}
 	if o.KataConfig != "" {
 		var config kataconf.Config
 		config, s.err = kataconf.Read(o.KataConfig)
@@ -155,7 +155,7 @@ func (s survey) advice(o Options, r Route) (list []string) {
 		return []string{"use KVM, which is usable here: leave out the setting accelerator"}
 	case r.Accelerator == TCG:
 		list = append(list, "for KVM, the hardware boundary: "+s.kvm.advice())
-		wantsVsock = wantsVsock && s.kvm.here
+		wantsVsock = wantsVsock && s.kvm.fixableHere
 	}
 	if wantsVsock {
 		list = append(list, "for Kata's own driver: "+s.vsock.advice())

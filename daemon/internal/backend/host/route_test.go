@@ -11,9 +11,9 @@ import (
 )
 
 var (
-	noKVM   = &lack{what: "there is no /dev/kvm", mend: "modprobe kvm_amd", here: true}
-	never   = &lack{what: "the processor offers neither vmx nor svm", mend: nest}
-	noVsock = &lack{what: "there is no /dev/vhost-vsock", mend: "modprobe vhost_vsock", here: true}
+	noKVM   = &obstacle{what: "there is no /dev/kvm", fix: "modprobe kvm_amd", fixableHere: true}
+	never   = &obstacle{what: "the processor offers neither vmx nor svm", fix: nest}
+	noVsock = &obstacle{what: "there is no /dev/vhost-vsock", fix: "modprobe vhost_vsock", fixableHere: true}
 )
 
 func TestChoose(t *testing.T) {

@@ -15,11 +15,11 @@ import (
 const inDocker = "-> pid:[4026532281]"
 
 // What a host lacks for KVM comes with what mends it there.
-func TestKVMLack(t *testing.T) {
+func TestKVMObstacle(t *testing.T) {
 	for name, tt := range map[string]struct {
-		files            map[string]string
-		what, mend, more string
-		here             bool
+		files                map[string]string
+		what, fix, fixDetail string
+		fixableHere          bool
 	}{
 		"Intel, module not loaded": {map[string]string{"/proc/cpuinfo": intel},
 			"there is no /dev/kvm", "modprobe kvm_intel", "echo kvm_intel >>/etc/modules-load.d/msbd.conf", true},
@@ -46,11 +46,11 @@ func TestKVMLack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, tt.files)
 			for _, insist := range []bool{false, true} {
-				got := m.kvmLack(insist, "", false)
+				got := m.kvmObstacle(insist, "", false)
 				if got == nil {
 					t.Fatal("nothing is lacking")
 				}
-				if !strings.Contains(got.what, tt.what) || !strings.Contains(got.mend, tt.mend) || !strings.Contains(got.more, tt.more) || got.here != tt.here {
+				if !strings.Contains(got.what, tt.what) || !strings.Contains(got.fix, tt.fix) || !strings.Contains(got.fixDetail, tt.fixDetail) || got.fixableHere != tt.fixableHere {
 					t.Errorf("%+v", got)
 				}
 			}
@@ -58,21 +58,21 @@ func TestKVMLack(t *testing.T) {
 	}
 }
 
-func TestVsockLack(t *testing.T) {
-	if l := newMachine(t, nil).vsockLack(); l == nil || l.Error() != "there is no /dev/vhost-vsock: modprobe vhost_vsock" ||
+func TestVsockObstacle(t *testing.T) {
+	if l := newMachine(t, nil).vsockObstacle(); l == nil || l.Error() != "there is no /dev/vhost-vsock: modprobe vhost_vsock" ||
 		!strings.Contains(l.advice(), "echo vhost_vsock >>/etc/modules-load.d/msbd.conf") {
 		t.Errorf("module not loaded: %+v", l)
 	}
-	if l := newMachine(t, map[string]string{"/proc/self/ns/pid": inDocker}).vsockLack(); l == nil || !strings.Contains(l.advice(), "--device /dev/vhost-vsock") {
+	if l := newMachine(t, map[string]string{"/proc/self/ns/pid": inDocker}).vsockObstacle(); l == nil || !strings.Contains(l.advice(), "--device /dev/vhost-vsock") {
 		t.Errorf("container: %+v", l)
 	}
-	if l := newMachine(t, map[string]string{"/dev/vhost-vsock": ""}).vsockLack(); l != nil {
+	if l := newMachine(t, map[string]string{"/dev/vhost-vsock": ""}).vsockObstacle(); l != nil {
 		t.Errorf("there: %v", l)
 	}
 }
 
 // A user who is not root is sent to the group that may, if there is one.
-func TestPermissionLack(t *testing.T) {
+func TestPermissionObstacle(t *testing.T) {
 	m := newMachine(t, map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "", "/dev/vhost-vsock": ""})
 	for _, dir := range []string{m.root, filepath.Dir(m.root)} { // the test's own
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -96,10 +96,10 @@ func TestPermissionLack(t *testing.T) {
 		if u, err := user.Current(); err == nil && os.Getuid() != 0 {
 			name = u.Username
 		}
-		if l := m.kvmLack(false, "", false); l == nil || l.mend != "usermod -aG "+group+" "+name || !l.here {
+		if l := m.kvmObstacle(false, "", false); l == nil || l.fix != "usermod -aG "+group+" "+name || !l.fixableHere {
 			t.Errorf("KVM: %+v", l)
 		}
-		if l := m.vsockLack(); l == nil || l.mend != "run as root" {
+		if l := m.vsockObstacle(); l == nil || l.fix != "run as root" {
 			t.Errorf("vsock: %+v", l)
 		}
 	})
@@ -141,10 +141,10 @@ func TestRealKVM(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("/dev/kvm opens: %t, is fast: %t", opens, fast)
-	if l := m.kvmLack(true, "", false); (l == nil) != opens {
+	if l := m.kvmObstacle(true, "", false); (l == nil) != opens {
 		t.Errorf("insisting: %+v", l)
 	}
-	l := m.kvmLack(false, "", false)
+	l := m.kvmObstacle(false, "", false)
 	if (l == nil) != fast {
 		t.Errorf("%+v", l)
 	}
