@@ -134,7 +134,7 @@ func (p *Private) launch() (*process.Process, error) {
 	cmd := exec.Command(p.Binary, "--config", p.configFile(), "--log-level", "warn") // isOurs looks for this
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
-	// The shims inherit the environment, some of which would find their configuration there, and so do the hypervisors.
+	// The shims and hypervisors inherit the environment, and some shims look for their configuration there.
 	for _, name := range []string{"PATH", "HOME", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
 			cmd.Env = append(cmd.Env, name+"="+value)
