@@ -26,9 +26,9 @@ import (
 type Backend struct {
 	// Route says which hypervisor and accelerator sandboxes run on, and why.
 	Route host.Route
-	// Runtime starts, finds and removes microVMs. Its calls wait for Run.
+	// Runtime starts, finds and removes microVMs. It answers once Run has called ready.
 	Runtime sandbox.Runtime
-	// Images are what sandboxes start from.
+	// Images are what sandboxes start from. They, too, answer once Run has called ready.
 	Images *image.Store
 
 	kata    *kata.Runtime
@@ -39,8 +39,8 @@ type Backend struct {
 }
 
 // New chooses what sandboxes run on, and checks that this host has it: what is missing is
-// errdefs.ErrFailedPrecondition, and what is misconfigured, errdefs.ErrInvalidArgument. It starts nothing. Call Close when
-// the Backend is no longer needed.
+// errdefs.ErrFailedPrecondition, and what is misconfigured, errdefs.ErrInvalidArgument. It starts no microVM and no
+// containerd. Call Close when the Backend is no longer needed.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, error) {
 	route, err := host.Choose(HostOptions(cfg))
 	if err != nil {
@@ -135,9 +135,9 @@ func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, 
 	return service
 }
 
-// Run adopts the microVMs and the containerd of an earlier server, or starts that, and keeps them until ctx ends, or with
-// an error until one of them fails. It calls ready once, when Runtime and Images answer; an error of ready ends Run.
-// Sandboxes and containerd run on after it.
+// Run adopts the microVMs and the containerd of an earlier server, starts containerd if there is none, and watches over
+// them until ctx ends. It calls ready once, when Runtime and Images answer. It returns early, with an error, if a part
+// fails or if ready does. Sandboxes and containerd run on after Run.
 func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) error {
 	found, err := b.vms.Recover(ctx)
 	if err != nil {
