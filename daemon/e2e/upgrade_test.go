@@ -2,10 +2,15 @@ package e2e
 
 import (
 	"bufio"
+	"encoding/json"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestUpgradeKeepsKeys starts on the state of each released schema. tokens.txt beside it says what became of
@@ -68,4 +73,226 @@ func TestUpgradeKeepsKeys(t *testing.T) {
 			}
 		})
 	}
+}
+
+// oldCommit is the version that TestUpgradeKeepsSandboxes upgrades from.
+const oldCommit = "8f31572"
+
+// TestUpgradeKeepsSandboxes upgrades a server of oldCommit with a running sandbox. The sandbox keeps its guest and its
+// portal, which the new server must understand.
+func TestUpgradeKeepsSandboxes(t *testing.T) {
+	old := buildOldVersion(t)
+	s, err := newServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			s.explain(t)
+		}
+		if err := s.close(); err != nil {
+			t.Errorf("%v\nthe server's log:\n%s", err, s.log)
+		}
+	})
+	s.launchOldVersion(t, old)
+	oldMSB := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command(filepath.Join(old, "msb"), args...)
+		cmd.Env = s.env()
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("msb %s of %s: %v\n%s", strings.Join(args, " "), oldCommit, err, &stderr)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	keys := map[string]string{}
+	for name, flags := range map[string][]string{
+		"live":    {"--namespace", "project-web"},
+		"revoked": nil,
+		"week":    {"--expire", "1w"},
+		"expired": {"--expire", "1s"},
+	} {
+		keys[name] = oldMSB(append([]string{"server", "keygen", "--name", name}, flags...)...)
+	}
+	oldMSB("server", "key", "revoke", "revoked")
+	oldMSB("image", "import", filepath.Join(bin, "images", "python.tar"))
+	s.imported["python"] = true
+
+	live, box := keys["live"], params{"sandbox": "box"}
+	s.mustCall(t, live, "sandbox.start", box, nil)
+	s.python(t, live, "box", "import subprocess\nx = 41\nchild = subprocess.Popen(['sleep', '9999'])")
+	s.command(t, live, "box", "sh", "-c", "echo kept > /root/file")
+	id := s.id("box")
+	if guest := bootedFrom(id); guest != filepath.Join(old, "guest") {
+		t.Fatalf("the sandbox of %s runs the guest in %q", oldCommit, guest)
+	}
+	until(t, "the key of one second to expire", func() bool {
+		ok, err := s.accepts(keys["expired"])
+		return err == nil && !ok
+	})
+	records := s.keyRecords(t)
+	accepted := map[string]bool{"live": true, "week": true, "revoked": false, "expired": false}
+	s.wantAccepted(t, "before", accepted, keys)
+
+	verify := func(when string) {
+		t.Helper()
+		if err := s.start(); err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		st, err := s.status()
+		if err != nil || st.State != "ready" || st.Recovery != (struct{ Adopted, Lost, Removed int }{Adopted: 1}) || len(st.DegradedReasons) > 0 {
+			t.Errorf("%s: status %+v, %v", when, st, err)
+		}
+		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", st.PID)); err != nil || filepath.Dir(program) != filepath.Clean(bin) {
+			t.Errorf("%s: the server runs %s: %v", when, program, err)
+		}
+		if s.id("box") != id {
+			t.Errorf("%s: the sandbox is %s, was %s", when, s.id("box"), id)
+		}
+		s.wantAccepted(t, when, accepted, keys)
+		if got := s.keyRecords(t); !reflect.DeepEqual(got, records) {
+			t.Errorf("%s: the keys are\n%v\nwant\n%v", when, got, records)
+		}
+		s.wantError(t, live, "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, "project-web")
+		s.wantWhole(t)
+
+		s.remembers(t, live, "box", when)
+		if r := s.python(t, live, "box", "child.poll()"); r.Status != "success" || r.text("stdout") != "" {
+			t.Errorf("%s: the background process: %+v", when, r)
+		}
+		if r := s.command(t, live, "box", "sh", "-c", "cat /root/file; echo error >&2; exit 3"); r.ExitCode != 3 || r.text("stdout") != "kept\n" || r.text("stderr") != "error\n" {
+			t.Errorf("%s: a command: %+v", when, r)
+		}
+		s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "sleep", "args": []string{"60"}, "timeout": 1}, 504, -32007, "")
+		s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "no-such-program"}, 422, -32008, "no-such-program")
+		var m struct{ Sandboxes []metrics }
+		s.mustCall(t, live, "sandbox.metrics.get", params{}, &m)
+		if len(m.Sandboxes) != 1 || !m.Sandboxes[0].Running || m.Sandboxes[0].Namespace != "project-web" || m.Sandboxes[0].Memory == nil {
+			t.Errorf("%s: metrics: %+v", when, m)
+		}
+	}
+	s.kill()
+	verify("upgraded after a crash")
+	s.mustMSB(t, "server", "stop")
+	<-s.done
+	verify("restarted after a stop")
+
+	// A sandbox of the new version runs beside it.
+	s.mustCall(t, live, "sandbox.start", params{"sandbox": "new"}, nil)
+	if guest := bootedFrom(s.id("new")); guest != filepath.Join(bin, "guest") {
+		t.Errorf("a new sandbox runs the guest in %q", guest)
+	}
+	if got := s.python(t, live, "new", "6 * 7").text("stdout"); got != "42\n" {
+		t.Errorf("a new sandbox prints %q", got)
+	}
+	s.mustCall(t, live, "sandbox.stop", box, nil)
+	if err := s.leftOf([]string{id}); err != nil {
+		t.Error(err)
+	}
+	s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "true"}, 404, -32003, "project-web/box")
+	if ok, err := s.accepts(s.key(t)); !ok || err != nil {
+		t.Errorf("a new key: accepted: %t, %v", ok, err)
+	}
+}
+
+// buildOldVersion builds the programs and the guest of oldCommit from the repository's history, and returns their
+// directory. What both versions share is this checkout's: containerd, Kata's shim and the guest's kernel.
+func buildOldVersion(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	run := func(name string, args ...string) ([]byte, error) {
+		cmd := exec.Command(name, args...)
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "MAKEFLAGS=") // not the flags of a make that runs this test
+		return cmd.CombinedOutput()
+	}
+	if out, err := run("git", "cat-file", "-e", oldCommit+"^{commit}"); err != nil {
+		t.Fatalf("commit %s, from which this test upgrades, is not in the repository's history: test in a complete git clone "+
+			"(`git fetch --unshallow` completes a shallow one): %v\n%s", oldCommit, err, out)
+	}
+	source := filepath.Join(dir, "source.tar")
+	built := filepath.Join(dir, "bin")
+	if err := os.MkdirAll(filepath.Join(built, "cache"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"containerd", shim, "cache/kernel.deb"} {
+		from, err := filepath.Abs(filepath.Join(bin, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(from, filepath.Join(built, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	for _, command := range [][]string{
+		{"git", "archive", "--output", source, oldCommit},
+		{"tar", "-xf", source, "-C", dir},
+		{"make", "-C", dir, "VERSION=" + oldCommit, "bin/msb", "bin/msbd", "bin/msb-virtiofsd", "guest"},
+	} {
+		if out, err := run(command[0], command[1:]...); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, out)
+		}
+	}
+	t.Logf("built %s in %s", oldCommit, time.Since(began).Round(time.Millisecond))
+	return built
+}
+
+// launchOldVersion starts the server of another build and waits until it is ready.
+func (s *server) launchOldVersion(t *testing.T, programs string) {
+	t.Helper()
+	s.log = &output{}
+	cmd := exec.Command(filepath.Join(programs, "msb"), s.args()...)
+	cmd.Stdout, cmd.Stderr, cmd.Env = s.log, s.log, s.env()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	s.cmd, s.done = cmd, done
+	go func() {
+		cmd.Wait()
+		close(done)
+	}()
+	var st status
+	until(t, "the server of "+oldCommit, func() bool {
+		select {
+		case <-done:
+			t.Fatalf("the server of %s ended at its start:\n%s", oldCommit, s.log)
+		default:
+		}
+		st, _ = s.status()
+		return st.State == "ready"
+	})
+	s.address = st.ListenAddress
+	if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", st.PID)); err != nil || program != filepath.Join(programs, "msbd") {
+		t.Fatalf("the server runs %s: %v", program, err)
+	}
+}
+
+// bootedFrom returns the directory of the kernel that a sandbox's QEMU has booted.
+func bootedFrom(id string) string {
+	for _, pid := range processes(qemu, id) {
+		if _, rest, ok := strings.Cut(processTexts()[pid], "\x00-kernel\x00"); ok {
+			kernel, _, _ := strings.Cut(rest, "\x00")
+			return filepath.Dir(kernel)
+		}
+	}
+	return ""
+}
+
+// keyRecords returns what the server knows of each key, without what changes with each use.
+func (s *server) keyRecords(t *testing.T) []map[string]any {
+	t.Helper()
+	var keys []map[string]any
+	if err := json.Unmarshal([]byte(s.mustMSB(t, "server", "key", "list", "--all", "--json")), &keys); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		for _, field := range []string{"requests", "last_used_at", "last_used_from"} {
+			delete(key, field)
+		}
+	}
+	return keys
 }

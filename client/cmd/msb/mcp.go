@@ -46,7 +46,11 @@ var mcpCommand = &cli.Command{
 // maxMessage is more than the server takes, so that what is too long gets its answer from there.
 const maxMessage = 64 << 20
 
-// bridge passes the messages of one assistant on to the server, each in a request of its own.
+// bridge passes the messages of one assistant on to the server, each in a request of its own, as they were written.
+//
+// The transports of the MCP SDK do not do this. They decode each message: an id that is not an int64 comes back as another
+// number. A line that is not JSON and an answer with status 401 end their connection, and they drop the server's message
+// of an answer with status 401, 429 or 503.
 type bridge struct {
 	config *client.Config
 	server *client.Client

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -202,6 +203,73 @@ func TestMCPBridgeErrors(t *testing.T) {
 				t.Error("the key is in it")
 			}
 		})
+	}
+}
+
+// After a message that is refused or cannot be read, the bridge serves the next one, and every answer has the id as the
+// assistant spelled it.
+func TestMCPBridgeContinues(t *testing.T) {
+	refusals := map[string]struct {
+		status  int
+		code    rpc.Code
+		message string
+	}{
+		"busy":     {http.StatusTooManyRequests, rpc.CodeExhausted, "too many requests"},
+		"starting": {http.StatusServiceUnavailable, rpc.CodeUnavailable, "the server is starting"},
+		"revoked":  {http.StatusUnauthorized, rpc.CodeUnauthenticated, "missing or invalid API key"},
+	}
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var asked struct {
+			ID     json.RawMessage
+			Method string
+		}
+		err := json.NewDecoder(r.Body).Decode(&asked)
+		w.Header().Set("Content-Type", "application/json")
+		switch refused, ok := refusals[asked.Method]; {
+		case err != nil:
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","error":{"code":%d,"message":"not JSON"},"id":null}`, rpc.CodeParse)
+		case ok:
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(refused.status)
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","error":{"code":%d,"message":%q},"id":null}`, refused.code, refused.message)
+		default:
+			fmt.Fprintf(w, `{"jsonrpc":"2.0","id":%s,"result":{}}`, asked.ID)
+		}
+	}))
+	defer web.Close()
+	t.Setenv("MSB_SERVER_URL", web.URL)
+	t.Setenv("MSB_API_KEY", "msb_good")
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	in, assistant := io.Pipe()
+	answers, out := io.Pipe()
+	app := newApp()
+	app.Reader, app.Writer, app.ErrWriter = in, out, io.Discard
+	ended := make(chan error, 1)
+	go func() { ended <- app.RunContext(t.Context(), []string{"msb", "mcp"}) }()
+	lines := bufio.NewScanner(answers)
+	for _, c := range []struct{ line, id, want string }{
+		{`{"jsonrpc":"2.0","id":1,"method":"busy"}`, `1`, fmt.Sprintf(`"code":%d,"message":"too many requests`, rpc.CodeExhausted)},
+		{`{"jsonrpc":"2.0","id":2,"method":"starting"}`, `2`, fmt.Sprintf(`"code":%d,"message":"the server is starting`, rpc.CodeUnavailable)},
+		{`{"jsonrpc":"2.0","id":3,"method":"revoked"}`, `3`, fmt.Sprintf(`"code":%d,"message":"the server does not accept the API key`, rpc.CodeUnauthenticated)},
+		{`hello`, `null`, `"not JSON"`},
+		{`{"jsonrpc":"2.0","id":9007199254740993,"method":"ping"}`, `9007199254740993`, `"result":{}`},
+		{`{"jsonrpc":"2.0","id":1.5,"method":"ping"}`, `1.5`, `"result":{}`},
+		{`{"jsonrpc":"2.0","id":"a","method":"ping"}`, `"a"`, `"result":{}`},
+	} {
+		if _, err := io.WriteString(assistant, c.line+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		if !lines.Scan() {
+			t.Fatalf("%s: no answer: %v", c.line, lines.Err())
+		}
+		var answered struct{ ID json.RawMessage }
+		if err := json.Unmarshal(lines.Bytes(), &answered); err != nil || string(answered.ID) != c.id || !strings.Contains(lines.Text(), c.want) {
+			t.Errorf("%s is answered by %s, want id %s and %s", c.line, lines.Text(), c.id, c.want)
+		}
+	}
+	assistant.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
