@@ -17,6 +17,8 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/protocols/hypervisor"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
@@ -77,7 +79,7 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 	}
 	err = os.Mkdir(m.dir, 0o700)
 	if err == nil {
-		err = syncDir(s.cfg.Dir)
+		err = durable.SyncDir(s.cfg.Dir)
 	}
 	if err == nil {
 		err = writeState(m.dir, st)
@@ -211,7 +213,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 			return fmt.Errorf("serve shims: %w", err)
 		}
 		pause = 0
-		pid, err := peerPID(conn)
+		pid, err := callerPID(conn)
 		if err != nil {
 			s.cfg.Log.Warn("refusing a call to the hypervisor socket", "err", err)
 			conn.Close()
@@ -232,25 +234,16 @@ func isTemporary(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-func peerPID(conn *net.UnixConn) (int, error) {
-	raw, err := conn.SyscallConn()
+// callerPID returns the pid of the process at the other end, which must run as this server's user.
+func callerPID(conn *net.UnixConn) (int, error) {
+	p, err := peer.Of(conn)
 	if err != nil {
 		return 0, err
 	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
+	if int(p.UID) != os.Geteuid() {
+		return 0, fmt.Errorf("it comes from uid %d: %w", p.UID, errdefs.ErrPermissionDenied)
 	}
-	if credErr != nil {
-		return 0, credErr
-	}
-	if int(cred.Uid) != os.Geteuid() {
-		return 0, fmt.Errorf("it comes from uid %d: %w", cred.Uid, errdefs.ErrPermissionDenied)
-	}
-	return int(cred.Pid), nil
+	return int(p.PID), nil
 }
 
 // A singleListener accepts one connection, and ends with it.

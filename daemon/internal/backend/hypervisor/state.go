@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
@@ -64,20 +65,8 @@ func (s shimState) mountNamespace() (*os.File, error) {
 
 func writeState(dir string, st state) error {
 	data, err := json.Marshal(st)
-	if err != nil {
-		return fmt.Errorf("write the VM's state: %w", err)
-	}
-	temp, err := os.OpenFile(filepath.Join(dir, stateFile+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write the VM's state: %w", err)
-	}
-	_, err = temp.Write(data)
-	err = errors.Join(err, temp.Sync(), temp.Close())
 	if err == nil {
-		err = os.Rename(temp.Name(), filepath.Join(dir, stateFile))
-	}
-	if err == nil {
-		err = syncDir(dir)
+		err = durable.WriteFile(filepath.Join(dir, stateFile), data, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("write the VM's state: %w", err)
@@ -98,12 +87,4 @@ func readState(dir string) (state, error) {
 		return state{}, fmt.Errorf("read the VM's state: %s names VM %q", stateFile, st.ID)
 	}
 	return st, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

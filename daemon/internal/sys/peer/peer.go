@@ -21,7 +21,7 @@ type Peer struct {
 	UID uint32
 	// Groups are its effective group and its supplementary ones.
 	Groups []uint32
-	// PID is for logs only: it may have been given to another process by now.
+	// PID may have been given to another process by now: take hold of it, and look again, before you believe it.
 	PID int32
 }
 
