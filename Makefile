@@ -170,7 +170,7 @@ bin/lab/initrd.img: bin/cache/kernel.deb $(addprefix daemon/setup/lab/,build.sh 
 	@daemon/setup/lab/build.sh $< $(@D)
 
 .PHONY: race
-race: deps bin/tools/pebble ## Run the tests of the rooms where much happens at once, under the race detector
+race: deps bin/tools/pebble ## Run the tests of the packages where much happens at once, under the race detector
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" gcc libc6-dev:/usr/include/stdio.h $(TEST_PACKAGES)
 	@CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 20m $(addprefix ./daemon/internal/,data/... domain/... serve/...) ./client
 

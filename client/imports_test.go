@@ -110,7 +110,9 @@ func TestImportDirection(t *testing.T) {
 
 // forTests reports whether a package has what tests of other packages share, such as sandboxtest. Only tests import it,
 // and it may import what they test.
-func forTests(path string) bool { return strings.HasPrefix(path, "daemon/") && strings.HasSuffix(path, "test") }
+func forTests(path string) bool {
+	return strings.HasPrefix(path, "daemon/") && strings.HasSuffix(path, "test")
+}
 
 // mayImport reports whether a package in base's group and room may import a package, whose path is without internal.
 func mayImport(base map[string][]string, group, room, imported string) bool {

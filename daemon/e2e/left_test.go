@@ -204,7 +204,7 @@ func TestLeftSeesEverything(t *testing.T) {
 	id := filepath.Base(s.dir)
 	socket := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(s.containerd, "msb", id))))
 	paths := []string{
-		"/run/vc/sbs/" + id, "/run/vc/vm/" + id, "/run/vc/firecracker/" + id, "/run/kata-containers/shared/sandboxes/" + id,
+		"/run/vc/sbs/" + id, "/run/vc/vm/" + id, "/run/kata-containers/shared/sandboxes/" + id,
 		"/run/containerd/s/" + socket, "/run/netns/cnitest-" + id, "/dev/shm/qemu_back_mem." + id,
 		filepath.Join(s.runDir, "vm", id), filepath.Join(s.state(), "containerd/io.containerd.runtime.v2.task/msb", id),
 	}

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command containerd-shim-kata-v2 is Kata Containers' containerd shim, unmodified: containerd
-// starts one per sandbox, and it drives the microVM through the vmm room of msbd.
+// starts one per sandbox, and it drives the microVM through the hypervisor service of msbd.
 //
 // It is a module of its own, so that it keeps the dependency versions that Kata was tested with.
 // This file is Kata's own main (Copyright 2018 HyperHQ Inc., Apache License 2.0); everything else

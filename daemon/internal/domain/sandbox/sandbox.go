@@ -1,6 +1,6 @@
-// Package sandbox is the domain of the microVM's life: what a sandbox is, which states it goes
-// through, and the Manager that moves it. It knows no containerd, no HTTP and no database: those
-// rooms satisfy the interfaces declared here.
+// Package sandbox is the domain of sandboxes: what a sandbox is, which states it goes through, the Manager that moves it
+// from one to the next, and the processes that run in it. It knows nothing of containerd, HTTP or a database: other
+// packages implement the interfaces declared here.
 package sandbox
 
 import (

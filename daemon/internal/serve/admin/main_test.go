@@ -184,7 +184,7 @@ type fixture struct {
 	log       log
 }
 
-// newFixture serves an AdminService over the real token room, on a socket; the caller is root until told
+// newFixture serves an AdminService over real API keys, on a socket; the caller is root until told
 // otherwise.
 func newFixture(t *testing.T, group string) *fixture {
 	t.Helper()

@@ -1,6 +1,6 @@
 // Package rpcerr turns a domain error into what a caller is told: a gRPC status for the admin
 // socket, a JSON-RPC error and an HTTP status for the gateway. It is the only place where an error
-// class becomes a number. The rooms that serve callers enter here; it knows nothing of requests.
+// class becomes a number. The packages of serve import it; it knows nothing of requests.
 package rpcerr
 
 import (

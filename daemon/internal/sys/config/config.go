@@ -1,6 +1,6 @@
-// Package config is what an administrator can set of msbd, from four sources that go over each
-// other: defaults, a file, the environment, flags. The wiring reads the result; no other room knows
-// where a value came from.
+// Package config is what an administrator can set of msbd, from four sources: flags override the environment, which
+// overrides a file, which overrides the defaults. Package daemon reads the result; nothing else knows where a value came
+// from.
 package config
 
 import (
