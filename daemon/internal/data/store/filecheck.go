@@ -33,11 +33,12 @@ const (
 	checkerLimit = 2 * time.Minute
 )
 
-// The exit codes of the child. Whatever else ends it, such as a panic or a signal, means damage.
+// The exit codes of the child. Whatever else ends it, such as a panic or a signal, means damage as well.
 const (
-	exitIntact = 0
-	exitHeld   = 3
-	exitLate   = 4
+	exitIntact  = 0
+	exitDamaged = 1
+	exitHeld    = 3
+	exitLate    = 4
 )
 
 // MaybeCheckChild must be called first in main of every program that opens a store: Open and ReadKeys
@@ -48,15 +49,15 @@ func MaybeCheckChild() {
 	}
 	time.AfterFunc(checkerLimit, func() { os.Exit(exitLate) })
 	debug.SetMaxStack(64 << 20) // a damaged tree may have no end
-	err := checkForm(os.NewFile(checkerFD, "store"))
-	switch {
-	case err == nil:
-		os.Exit(exitIntact)
+	code := exitIntact
+	switch err := checkForm(os.NewFile(checkerFD, "store")); {
 	case errors.Is(err, bbolt.ErrTimeout):
-		os.Exit(exitHeld)
+		code = exitHeld
+	case err != nil:
+		fmt.Fprintln(os.Stderr, err)
+		code = exitDamaged
 	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
+	unix.Exit(code) // os.Exit takes a second under the race detector
 }
 
 // checkFile checks the form of a bbolt file in a child process. A damaged file is errdefs.ErrDataLoss, a
