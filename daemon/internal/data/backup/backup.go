@@ -1,6 +1,6 @@
 // Package backup writes archives of the API keys, the signing key and the audit log, and brings the keys
 // of one back into force, both while the server runs. An archive is as secret as the signing key that is
-// in it. The wiring enters.
+// in it. Only package daemon imports this package.
 package backup
 
 import (
@@ -61,8 +61,8 @@ type Options struct {
 type Service struct {
 	Options
 	restoring sync.Mutex
-	// left says that a restore which has ended may yet be completed at the next start. restoring guards it.
-	left bool
+	// stagePending reports that the next start may complete a restore that has ended. restoring guards it.
+	stagePending bool
 }
 
 // New makes a Service.
@@ -154,7 +154,7 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 	}
 	st.By = by
 	st.ReplacedKeyID = s.Keys.SigningKey().ID
-	s.left = true // until it is known to be gone
+	s.stagePending = true // until the stage is known to be gone
 	if err := st.save(s.Dir); err != nil {
 		return keys.Restored{}, fmt.Errorf("restore backup: put its keys aside: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
 	}
@@ -164,7 +164,7 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 	// removed, completing it is harmless, or refused if the signing key changed since: for Prune, which it
 	// would undo, waits until it is gone.
 	removed := removeStage(s.Dir)
-	if s.left = removed != nil; s.left {
+	if s.stagePending = removed != nil; s.stagePending {
 		s.Log.Error("remove what a restore put aside", "err", removed)
 	}
 	if err != nil {
@@ -183,12 +183,12 @@ func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uin
 		return nil, errRestoring
 	}
 	defer s.restoring.Unlock()
-	if s.left {
+	if s.stagePending {
 		if err := removeStage(s.Dir); err != nil {
 			return nil, fmt.Errorf("what the last restore put aside cannot be removed, so that the next start would bring back "+
 				"pruned keys: see to %s: %w: %w", stagePath(s.Dir), err, errdefs.ErrUnavailable)
 		}
-		s.left = false
+		s.stagePending = false
 	}
 	return s.Keys.Prune(ctx, deadFor, dryRun, by)
 }

@@ -274,7 +274,7 @@ func (l *auditLog) locate(out outbox) (start int64, problem, err error) {
 	return start, l.wrong("entry %d is gone", out.before.Seq), err
 }
 
-// endsAt says whether the entry that is the head of a log ends at offset end.
+// endsAt reports whether the entry that is the head of a log ends at offset end.
 func (l *auditLog) endsAt(end int64, head audit.Head) (bool, error) {
 	line := make([]byte, min(end, audit.MaxLine+1))
 	if _, err := l.file.ReadAt(line, end-int64(len(line))); err == io.EOF {

@@ -1,7 +1,10 @@
-// Package store keeps what must outlive the daemon, but for the signing key: the records of API keys
-// and of sandboxes, in one bbolt file, and the audit log. It satisfies the Store interfaces of the two
-// domains; only the wiring opens it. A write that was acknowledged is on the disk, and what it logs with
-// it. Every record carries a checksum, and nothing damaged is taken for good.
+// Package store keeps what must outlive the daemon, except the signing key: the records of API keys and of
+// sandboxes, in one bbolt file, and the audit log. It implements the Store interfaces of the two domains.
+//
+// A write that was acknowledged is on the disk, and so is what it logs. If the disk fails so that nobody
+// knows whether it has a write, that write is not acknowledged, every later write is refused, and the next
+// Open finds the write made or not. A full disk is no such failure: writes go on once there is room.
+// Every record carries a checksum, and nothing damaged is taken for good.
 package store
 
 import (

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -163,9 +164,32 @@ func TestDamageIsRefused(t *testing.T) {
 	get := func(tx *bbolt.Tx, bucket []byte, key string) []byte {
 		return slices.Clone(tx.Bucket(bucket).Get([]byte(key)))
 	}
+	// pages changes every page of a type: 1 is a branch, 2 a leaf, 16 the list of free pages.
+	pages := func(flags uint16, change func(page []byte)) func(t *testing.T, s *Store, path string) {
+		return file(func(d []byte) []byte {
+			for page := range slices.Chunk(d, os.Getpagesize()) {
+				if binary.NativeEndian.Uint16(page[8:]) == flags {
+					change(page)
+				}
+			}
+			return d
+		})
+	}
+	set := func(at int, value uint32) func(page []byte) {
+		return func(page []byte) { binary.NativeEndian.PutUint32(page[at:], value) }
+	}
 	tests := map[string]func(t *testing.T, s *Store, path string){
-		"record without checksum": put(keyBucket, "key-1", []byte(`{"id":"key-1"}`)),
-		"record too short":        put(keyBucket, "key-1", []byte("x")),
+		"one free page too many": pages(16, func(page []byte) {
+			binary.NativeEndian.PutUint16(page[10:], binary.NativeEndian.Uint16(page[10:])+1)
+		}),
+		"endless page":                pages(2, set(12, 1<<31)),
+		"endless key of a leaf":       pages(2, set(16+8, 1<<22)),
+		"endless value":               pages(2, set(16+12, 1<<22)),
+		"endless key of a branch":     pages(1, set(16+4, 1<<22)),
+		"empty key of a branch":       pages(1, set(16+4, 0)),
+		"key of a branch in a header": pages(1, set(16, 0)),
+		"record without checksum":     put(keyBucket, "key-1", []byte(`{"id":"key-1"}`)),
+		"record too short":            put(keyBucket, "key-1", []byte("x")),
 		"record changed": tx(func(tx *bbolt.Tx) error {
 			value := get(tx, keyBucket, "key-1")
 			return tx.Bucket(keyBucket).Put([]byte("key-1"), bytes.Replace(value, []byte("team-alpha"), []byte("team-alphb"), 1))

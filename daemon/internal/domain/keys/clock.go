@@ -82,7 +82,7 @@ func (c *clock) behind() time.Duration {
 	return time.Duration(min(micros, math.MaxInt64/1000)) * time.Microsecond
 }
 
-// stepped says whether the wall clock was set forward, by a second or more, since it last said so. It is
+// stepped reports whether the wall clock was set forward, by a second or more, since it last said so. It is
 // not safe for concurrent use.
 func (c *clock) stepped() bool {
 	c.now()

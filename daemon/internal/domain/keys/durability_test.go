@@ -150,7 +150,7 @@ type acknowledged struct {
 	changes   map[string]int
 }
 
-// all says whether there was each kind of change.
+// all reports whether there was each kind of change.
 func (a *acknowledged) all() bool {
 	for _, what := range []string{"good", "dead", "rotated", "reset"} {
 		if a.changes[what] == 0 {

@@ -215,7 +215,7 @@ func randomID() string {
 	return hex.EncodeToString(b[:])
 }
 
-// isID says whether s is of the form that randomID gives.
+// isID reports whether s is of the form that randomID gives.
 func isID[T string | []byte](s T) bool {
 	for n := range len(s) {
 		if c := s[n]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {

@@ -100,7 +100,7 @@ func openKeyring(opts Options, records []Record, now time.Time) (*keyring, error
 	}
 }
 
-// latestTime is the latest time at which something happened to a signing key's keys; ok says whether it
+// latestTime is the latest time at which something happened to a signing key's keys; ok reports whether it
 // has any. The end of a grace period may lie in the future, and the key that replaced the old one has
 // the time of the rotation.
 func latestTime(records []Record, signingKeyID string) (latest time.Time, ok bool) {

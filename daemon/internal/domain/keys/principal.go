@@ -17,12 +17,12 @@ type Principal struct {
 	alive context.Context
 }
 
-// Allows says whether the principal may act in a tenant namespace.
+// Allows reports whether the principal may act in a tenant namespace.
 func (p Principal) Allows(namespace string) bool {
 	return p.KeyID != "" && (len(p.Namespaces) == 0 || slices.Contains(p.Namespaces, namespace))
 }
 
-// Has says whether the principal may do what needs a scope.
+// Has reports whether the principal may do what needs a scope.
 func (p Principal) Has(s Scope) bool {
 	return p.KeyID != "" && (len(p.Scopes) == 0 || slices.Contains(p.Scopes, s))
 }

@@ -5,10 +5,10 @@
 // the Store and, all of them, in memory. A token is good only if this server signed it and its record
 // is live: a stolen signing key alone mints nothing, and a record alone opens nothing.
 //
-// A Verifier takes tokens, an Issuer makes and changes keys, and keys, in the middle, is what both know:
-// every record and, of the keys that are in use, the session that makes their next request cheap. A
-// change is first made durable by the Store, with its lines in the audit log, and then effective in
-// memory; only the refusal of a whole signing key's keys does not wait for the Store.
+// A Verifier checks tokens, an Issuer creates and changes keys, and both share a keySet: every record and,
+// for the keys that are in use, the session that makes their next request cheap. A change is first made
+// durable by the Store, with its lines in the audit log, and then effective in memory; only the refusal of
+// all keys of a signing key does not wait for the Store.
 //
 // The gateway enters through the Verifier, the admin socket through the Issuer. The package knows no
 // HTTP, no gRPC and no database.
@@ -107,7 +107,7 @@ func (r Record) Until() time.Time {
 	return r.ExpiresAt
 }
 
-// reached says whether a moment has come; the zero moment never comes.
+// reached reports whether a moment has come; the zero moment never comes.
 func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 // Usage is how a key was used.
