@@ -1,54 +1,74 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"flag"
-	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"os/user"
+	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/msbd/msbd/client"
+	"github.com/msbd/msbd/daemon/daemontest"
 )
 
 func TestMain(m *testing.M) {
+	daemontest.MaybeChild()
 	testscript.Main(m, map[string]func(){
 		"msb":  main,
-		"msbd": standInMain,
+		"msbd": daemontest.Main,
 	})
 }
 
-// The command line as its users meet it. What needs real sandboxes is tested elsewhere; here a
-// stand-in for msbd answers the admin socket.
+// The command line as its users meet it. What needs real microVMs is tested elsewhere; here msbd has none. $TAKEN is a
+// port that is in use, and $ME and $MY_UID are who runs the scripts.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
 		Setup: func(env *testscript.Env) error {
-			// Short, because a socket's path is limited.
-			dir, err := os.MkdirTemp("", "msb")
+			dir, err := shortDir(env)
 			if err != nil {
 				return err
 			}
-			env.Defer(func() { endStandIn(dir + "/run/msbd.sock"); _ = os.RemoveAll(dir) })
+			me, err := user.Current()
+			if err != nil {
+				return err
+			}
+			taken, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { taken.Close(); endServer(dir + "/run/msbd.sock") })
+			env.Setenv("TAKEN", strconv.Itoa(taken.Addr().(*net.TCPAddr).Port))
 			env.Setenv("RUN", dir+"/run")
 			env.Setenv("STATE", dir+"/state")
 			env.Setenv("MSB_SOCKET", dir+"/run/msbd.sock")
 			env.Setenv("MSBD_STATE_DIR", dir+"/state")
+			env.Setenv("MSBD_PORT", "0") // a free one, where the script names none
+			env.Setenv("ME", me.Username)
+			env.Setenv("MY_UID", me.Uid)
 			env.Setenv("TZ", "UTC")
 			return nil
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){"exits": exits, "capture": capture},
 	})
 }
 
-// endStandIn ends the server that a script which failed left in the background.
-func endStandIn(socket string) {
+// shortDir makes a directory for a script. Its path is short, because a socket's path is limited.
+func shortDir(env *testscript.Env) (string, error) {
+	dir, err := os.MkdirTemp("", "msb")
+	env.Defer(func() { _ = os.RemoveAll(dir) })
+	return dir, err
+}
+
+// endServer ends the server that a script which failed left in the background.
+func endServer(socket string) {
 	a := &client.Admin{Socket: socket}
 	defer a.Close()
 	_, _ = a.Shutdown(context.Background(), false)
@@ -74,33 +94,17 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func standInMain() {
-	runDir := flag.String("run-dir", "", "")
-	stateDir := flag.String("state-dir", os.Getenv("MSBD_STATE_DIR"), "")
-	config := flag.String("config", "", "")
-	port := flag.String("port", "5555", "")
-	dev := flag.Bool("dev", false, "")
-	resetKey := flag.Bool("reset-key", false, "")
-	printConfig := flag.Bool("print-config", false, "")
-	doctor := flag.Bool("doctor", false, "")
-	flag.Parse()
-	if *doctor {
-		examineAsStandIn(*runDir, *stateDir, *port)
+// capture sets a variable to what the group of a pattern matches in a file, or in stdout or stderr:
+// capture ID stderr '^API key ([0-9a-f]{32})'.
+func capture(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: capture NAME FILE PATTERN")
 	}
-	if *config != "" {
-		content, err := os.ReadFile(*config)
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "msbd: the configuration has problems:\n"+err.Error())
-			os.Exit(2)
-		}
-		*stateDir = cmp.Or(*stateDir, strings.TrimSpace(string(content)))
+	pattern, err := regexp.Compile("(?m)" + args[2])
+	ts.Check(err)
+	found := pattern.FindStringSubmatch(ts.ReadFile(args[1]))
+	if len(found) != 2 {
+		ts.Fatalf("no match for the one group of %#q in %s", args[2], args[1])
 	}
-	if *printConfig {
-		fmt.Printf("{\"state_dir\": %q}\n", *stateDir)
-		return
-	}
-	if err := serveStandIn(*runDir, *stateDir, *port, *dev, *resetKey); err != nil {
-		fmt.Fprintln(os.Stderr, "msbd:", err)
-		os.Exit(1)
-	}
+	ts.Setenv(args[0], found[1])
 }

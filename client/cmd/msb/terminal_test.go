@@ -80,6 +80,7 @@ func (a asked) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1.G
 
 // What is no terminal gets what changes, once.
 func TestWatchPrintsChangesOnly(t *testing.T) {
+	t.Parallel()
 	dir, err := os.MkdirTemp("", "msb") // short, because a socket's path is limited
 	if err != nil {
 		t.Fatal(err)

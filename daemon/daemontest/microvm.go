@@ -1,0 +1,119 @@
+package daemontest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
+)
+
+// Images whose microVMs do not do what they should. There is every other one, but for sandboxtest.AbsentImage.
+const (
+	Unbootable  = "unbootable"  // no microVM of it boots
+	Unstoppable = "unstoppable" // no microVM of it can be removed
+	Unreadable  = "unreadable"  // the server finds its own files damaged
+)
+
+// microVMs is a sandbox.Runtime.
+type microVMs struct {
+	*sandboxtest.Runtime
+	mu    sync.Mutex
+	stuck map[string]bool // by id
+}
+
+// newMicroVMs returns the microVMs of the records, as an earlier server left them.
+func newMicroVMs(records []sandbox.Record) *microVMs {
+	var ids []string
+	for _, rec := range records {
+		if rec.State == sandbox.Running {
+			ids = append(ids, rec.ID)
+		}
+	}
+	return &microVMs{Runtime: sandboxtest.NewRuntime(ids...), stuck: map[string]bool{}}
+}
+
+// Start implements sandbox.Runtime.
+func (m *microVMs) Start(ctx context.Context, id string, cfg sandbox.Config) error {
+	if cfg.Image == Unbootable {
+		return errors.New("QEMU ended")
+	}
+	m.mu.Lock()
+	m.stuck[id] = cfg.Image == Unstoppable
+	m.mu.Unlock()
+	return m.Runtime.Start(ctx, id, cfg)
+}
+
+// Remove implements sandbox.Runtime.
+func (m *microVMs) Remove(ctx context.Context, id string) error {
+	m.mu.Lock()
+	stuck := m.stuck[id]
+	m.mu.Unlock()
+	if stuck {
+		return errors.New("QEMU does not end")
+	}
+	return m.Runtime.Remove(ctx, id)
+}
+
+// ResolveImage implements sandbox.Runtime.
+func (m *microVMs) ResolveImage(ctx context.Context, image string) error {
+	if image == Unreadable {
+		return errors.New("read /srv/secret/index.json: input/output error")
+	}
+	return m.Runtime.ResolveImage(ctx, image)
+}
+
+// newGuest returns what is inside of every sandbox. It puts each run into runs, over one that nobody has taken.
+func newGuest(runs chan Run) *sandboxtest.Guest {
+	guest := sandboxtest.NewGuest()
+	guest.OnRun = func(ctx context.Context, run any) error {
+		select {
+		case <-runs:
+		default:
+		}
+		select {
+		case runs <- Run{Asked: inJSON(run), Ended: ctx.Done()}:
+		default: // another run has just begun
+		}
+		return nil
+	}
+	return guest
+}
+
+// images is the one image of the server, whatever is imported.
+type images struct{}
+
+// Import implements admin.Images.
+func (i images) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+	}
+	return i.List(ctx)
+}
+
+// List implements admin.Images.
+func (images) List(context.Context) ([]sandbox.Image, error) {
+	return []sandbox.Image{{Name: "microsandbox/python", Digest: "sha256:00", Size: 3 << 20, Created: time.Now()}}, nil
+}
+
+// leftSandboxes are what an earlier server left: one that runs, and one that failed, for a reason that a terminal should
+// not be commanded by.
+func leftSandboxes() []sandbox.Record {
+	now := time.Now().UTC()
+	return []sandbox.Record{
+		{
+			ID: "sb-a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Running, CreatedAt: now,
+			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512},
+		},
+		{
+			ID: "sb-b2", Name: sandbox.Name{Namespace: "team", Name: "broken"}, State: sandbox.Failed, CreatedAt: now,
+			Config: sandbox.Config{Image: "microsandbox/node", CPUs: 2, MemoryMiB: 1024}, Reason: "its microVM ended \x1b[2Jhere",
+		},
+	}
+}

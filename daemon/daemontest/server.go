@@ -1,0 +1,300 @@
+// Package daemontest is msbd for tests of its clients. The gateway, the admin server, the API keys, the store with its
+// audit log, the backups and the Manager of sandboxes are the real ones; only the microVMs are those of sandboxtest.
+// A server in trouble that these parts cannot be brought into is a double, which trouble.go has. Only tests import this
+// package.
+package daemontest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/msbd/msbd/api/audit"
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/daemon/internal/data/backup"
+	"github.com/msbd/msbd/daemon/internal/data/store"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/admin"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/localsock"
+	"github.com/msbd/msbd/daemon/internal/serve/mcp"
+	"github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/peer"
+)
+
+// SmallNamespace is the tenant namespace that may hold one sandbox only.
+const SmallNamespace = "small"
+
+// Server is msbd, over microVMs that do not exist.
+type Server struct {
+	// Runs has the last run that began, until somebody takes it.
+	Runs chan Run
+
+	cfg     config.Config
+	trouble Trouble
+	began   time.Time
+	log     *slog.Logger
+
+	store    *store.Store
+	http     net.Listener
+	socket   net.Listener
+	issuer   *keys.Issuer
+	backups  *backup.Service
+	manager  *sandbox.Manager
+	recovery sandbox.Recovery
+	gateway  *gateway.Gateway
+
+	serving context.Context // ends when the server is to end
+	stop    context.CancelFunc
+	ended   chan error
+}
+
+// Run is a run of code or of a command, as its sandbox got it.
+type Run struct {
+	// Asked is the run in JSON.
+	Asked string
+	// Ended is closed when the run has ended, by itself or because it was interrupted.
+	Ended <-chan struct{}
+}
+
+// Start starts a server whose state and admin socket are in a directory, and whose gateway has a port that is free.
+func Start(dir string) (*Server, error) {
+	cfg := config.Default()
+	cfg.StateDir, cfg.RunDir, cfg.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), "127.0.0.1:0"
+	cfg.MaxCPUs = 2
+	cfg.Quotas = map[string]config.Quota{SmallNamespace: {Sandboxes: 1}}
+	s, err := open(context.Background(), cfg, "", nil, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	s.ended = make(chan error, 1)
+	go func() { s.ended <- s.serve() }()
+	return s, nil
+}
+
+// Close ends a server that Start has started.
+func (s *Server) Close() error {
+	s.stop()
+	return <-s.ended
+}
+
+// URL is where the gateway answers.
+func (s *Server) URL() string { return "http://" + s.http.Addr().String() }
+
+// Handler is the gateway, for a listener of the test's own.
+func (s *Server) Handler() http.Handler { return s.gateway }
+
+// Key makes an API key of every scope, for some namespaces or for all.
+func (s *Server) Key(namespaces ...string) (string, error) {
+	secret, _, err := s.issuer.Issue(context.Background(), keys.IssueRequest{Namespaces: namespaces})
+	return secret.Reveal(), err
+}
+
+// Sandboxes returns the records of all sandboxes in JSON.
+func (s *Server) Sandboxes() string { return inJSON(s.manager.List("")) }
+
+func inJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // only our own types come here
+	}
+	return string(text)
+}
+
+// open makes a server, in the order in which package daemon does. Where the state directory has no sandboxes, an earlier
+// server has left these.
+func open(ctx context.Context, cfg config.Config, trouble Trouble, left []sandbox.Record, log *slog.Logger) (s *Server, err error) {
+	s = &Server{Runs: make(chan Run, 1), cfg: cfg, trouble: trouble, began: time.Now(), log: log}
+	s.serving, s.stop = context.WithCancel(ctx)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.store, err = store.Open(cfg.StateDir); err != nil {
+		return s, err
+	}
+	if s.http, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return s, err
+	}
+	if s.socket, err = localsock.Listen(cfg.SocketPath()); err != nil {
+		return s, err
+	}
+	issuer, verifier, err := keys.Open(keys.Options{
+		KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: s.store, Reset: cfg.ResetKey, Log: log,
+	})
+	if err != nil {
+		return s, err
+	}
+	s.issuer = issuer
+	s.backups = backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: s.store, ReadKeys: store.ReadKeys, Log: log})
+	if err := s.openSandboxes(left); err != nil {
+		return s, err
+	}
+	metrics := prometheus.NewRegistry()
+	methods, err := rpc.New(s.manager, metrics)
+	if err != nil {
+		return s, err
+	}
+	assistants, err := mcp.New(methods, version)
+	if err != nil {
+		return s, err
+	}
+	s.gateway, err = gateway.New(gateway.Options{
+		Verifier: verifier, Endpoints: append(methods.Endpoints(), assistants.Endpoint()), Dev: cfg.Dev,
+		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
+		Metrics: metrics, Log: log,
+	})
+	if err != nil {
+		return s, err
+	}
+	return s, s.store.Audit(audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer, Detail: map[string]string{
+		"version": version, "address": s.http.Addr().String(), "dev": strconv.FormatBool(cfg.Dev),
+	}})
+}
+
+func (s *Server) openSandboxes(left []sandbox.Record) error {
+	records, err := s.store.Sandboxes()
+	if err == nil && len(records) == 0 {
+		for _, rec := range left {
+			err = errors.Join(err, s.store.PutSandbox(rec))
+		}
+		records = left
+	}
+	if err != nil {
+		return err
+	}
+	guest := newGuest(s.Runs)
+	s.manager = sandbox.NewManager(sandbox.Options{
+		Store: s.store, Runtime: newMicroVMs(records), Connect: guest.Connect,
+		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
+		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
+		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(s.cfg.QuotaOf(namespace)) },
+		StartTimeout: time.Minute, MaxRunTime: s.cfg.MaxRunTime, Log: s.log,
+	})
+	s.recovery, err = s.manager.Recover(s.serving)
+	return err
+}
+
+// serve answers until the server is to end.
+func (s *Server) serve() error {
+	g, ctx := errgroup.WithContext(s.serving)
+	g.Go(func() error { return s.serveAdmin(ctx) })
+	g.Go(func() error { return s.gateway.Serve(ctx, s.http) })
+	g.Go(func() error { return s.issuer.Run(ctx) })
+	err := g.Wait()
+	if s.serving.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return errors.Join(err, s.close())
+}
+
+func (s *Server) close() error {
+	s.stop()
+	var err error
+	if s.manager != nil {
+		s.manager.Close()
+	}
+	for _, l := range []net.Listener{s.http, s.socket} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if s.store != nil {
+		err = s.store.Close()
+	}
+	return err
+}
+
+// admin makes the server of the admin socket, with the doubles of its trouble.
+func (s *Server) admin() *admin.Server {
+	return admin.New(admin.Options{
+		Keys:        smallPages{s.issuer},
+		Pruner:      s.backups,
+		Audit:       s.store,
+		Backups:     s.trouble.backups(s.backups),
+		Sandboxes:   s.manager,
+		Images:      images{},
+		State:       s.state,
+		Status:      s.status,
+		Shutdown:    s.stop,
+		Credentials: peer.Credentials(),
+		PeerOf:      s.trouble.peerOf,
+		Group:       localsock.Group,
+		Log:         s.log,
+	})
+}
+
+// smallPages lists keys in pages of two, so that few keys take several.
+type smallPages struct{ *keys.Issuer }
+
+// List implements admin.Keys.
+func (p smallPages) List(f keys.Filter, after string, _ int) ([]keys.Key, string, error) {
+	return p.Issuer.List(f, after, 2)
+}
+
+func (s *Server) state() (adminv1.GetStatusResponse_DaemonState, []string) {
+	switch {
+	case s.serving.Err() != nil:
+		return adminv1.GetStatusResponse_DAEMON_STATE_DRAINING, nil
+	case s.trouble == Degraded:
+		return adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED, []string{"the disk is full"}
+	}
+	return adminv1.GetStatusResponse_DAEMON_STATE_READY, nil
+}
+
+// version is that of the server.
+const version = "1.2.3"
+
+// status reports what package daemon would. The host and its isolation are made up.
+func (s *Server) status() *adminv1.GetStatusResponse {
+	state, reasons := s.state()
+	count, signing := s.issuer.Counts(), s.issuer.SigningKey()
+	st := &adminv1.GetStatusResponse{
+		State:               state,
+		DegradedReasons:     reasons,
+		Version:             version,
+		Pid:                 int32(os.Getpid()),
+		StartedAt:           timestamppb.New(s.began),
+		ListenAddress:       s.http.Addr().String(),
+		AuthRequired:        !s.cfg.Dev,
+		DevMode:             s.cfg.Dev,
+		InstanceId:          signing.InstanceID,
+		SigningKeyId:        signing.ID,
+		SigningKeyCreatedAt: timestamppb.New(signing.CreatedAt),
+		Keys:                &adminv1.KeyCounts{Live: int32(count.Live), Expired: int32(count.Expired), Revoked: int32(count.Revoked)},
+		Isolation: &adminv1.Isolation{
+			Hypervisor: route.Hypervisor, HypervisorReason: route.HypervisorReason,
+			Accelerator: route.Accelerator, Reason: route.AcceleratorReason, Advice: route.Advice,
+		},
+		Recovery: &adminv1.Recovery{
+			Adopted: int32(s.recovery.Adopted), Lost: int32(s.recovery.Lost), Removed: int32(s.recovery.Removed),
+		},
+		ContainerdVersion: "1.7",
+		KataVersion:       "3.0",
+		AuditEntries:      s.store.AuditHead().Seq,
+	}
+	for _, rec := range s.manager.List("") {
+		switch rec.State {
+		case sandbox.Running:
+			st.SandboxesRunning++
+		case sandbox.Failed:
+			st.SandboxesFailed++
+		}
+	}
+	s.trouble.describe(st)
+	return st
+}
