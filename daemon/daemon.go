@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
@@ -98,7 +99,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	if !holdsMicroVMs(manager) {
+	if !holdsMicroVMs(db) {
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
 		err = errors.Join(err, machines.Stop(ending))
@@ -106,14 +107,11 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	return err
 }
 
-// holdsMicroVMs reports whether any sandbox has one.
-func holdsMicroVMs(manager *sandbox.Manager) bool {
-	for _, rec := range manager.List("") {
-		if rec.State != sandbox.Failed {
-			return true
-		}
-	}
-	return false
+// holdsMicroVMs reports whether any sandbox has one, or may have. It asks the store: a manager that has not recovered knows
+// of no sandbox.
+func holdsMicroVMs(db *store.Store) bool {
+	records, err := db.Sandboxes()
+	return err != nil || slices.ContainsFunc(records, func(r sandbox.Record) bool { return r.State != sandbox.Failed })
 }
 
 func closeInto(err *error, close func() error) { *err = errors.Join(*err, close()) }

@@ -57,7 +57,7 @@ func (s *status) recovered(r sandbox.Recovery, containerdVersion, kataVersion st
 	s.recovery, s.containerdVersion, s.kataVersion = r, containerdVersion, kataVersion
 }
 
-// now returns the state, and why it is degraded if it is. It is cheap: each admin call asks.
+// now returns the state, and why it is degraded if it is. Each admin call asks: it costs little unless the last write failed.
 func (s *status) now() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
 	s.mu.Lock()
 	state = s.state

@@ -54,3 +54,26 @@ func TestStatusWarnsOfOpenings(t *testing.T) {
 		}
 	}
 }
+
+// Before the sandboxes are recovered, no list has them; a server that ends then must leave their containerd running.
+func TestHoldsMicroVMs(t *testing.T) {
+	t.Parallel()
+	db, err := store.Open(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, step := range []struct {
+		state sandbox.State
+		want  bool
+	}{{"", false}, {sandbox.Starting, true}, {sandbox.Running, true}, {sandbox.Stopping, true}, {sandbox.Failed, false}} {
+		if step.state != "" {
+			if err := db.PutSandbox(sandbox.Record{ID: "sb-1", State: step.state}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := holdsMicroVMs(db); got != step.want {
+			t.Errorf("with a sandbox that is %q: %t", step.state, got)
+		}
+	}
+}

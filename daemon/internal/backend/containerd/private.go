@@ -110,7 +110,12 @@ func (p *Private) Process() (*process.Process, error) {
 	return nil, nil
 }
 
+// isOurs reports whether a process is a containerd with this configuration, run by this server's user: anybody can start
+// a process with these arguments.
 func (p *Private) isOurs(pid int) bool {
+	if info, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
+		return false
+	}
 	args := process.Arguments(pid)
 	return len(args) > 2 && args[1] == "--config" && args[2] == p.configFile()
 }

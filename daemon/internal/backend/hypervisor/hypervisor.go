@@ -103,7 +103,7 @@ func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.St
 	if err := m.begin(abort); err != nil {
 		return nil, fmt.Errorf("start VM %q: %w", m.ID, err)
 	}
-	m.work <- struct{}{} // nobody else has it but a removal, which has aborted this
+	m.work <- struct{}{} // only Remove can hold work here, and it has already cancelled this boot
 	err := h.boot(bootCtx, m)
 	<-m.work
 	if err == nil {

@@ -11,8 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"runtime"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,12 +35,13 @@ const (
 	checkerLimit = 2 * time.Minute
 )
 
-// The exit codes of the child. Whatever else ends it, such as a panic or a signal, means damage as well.
+// The exit codes of the child. Any other, such as that of a panic, means damage.
 const (
 	exitIntact  = 0
 	exitDamaged = 1
 	exitHeld    = 3
 	exitLate    = 4
+	exitUnable  = 5 // the system refused something: the file was not checked
 )
 
 // MaybeCheckChild must be called first in main of every program that opens a store: Open and ReadKeys
@@ -56,6 +59,9 @@ func MaybeCheckChild() {
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
 		code = exitDamaged
+		if _, refused := errors.AsType[unix.Errno](err); refused {
+			code = exitUnable
+		}
 	}
 	unix.Exit(code) // os.Exit takes a second under the race detector
 }
@@ -82,7 +88,11 @@ func checkFile(path string) error {
 	cmd.Env = []string{"GOTRACEBACK=none"}
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.Stderr = stderr
+	// It gets no signal that is for this process, and does not outlive it: it holds the file's lock.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // Pdeathsig is about the thread
 	err = cmd.Run()
+	runtime.UnlockOSThread()
 	exit, exited := errors.AsType[*exec.ExitError](err)
 	switch {
 	case err == nil:
@@ -96,6 +106,11 @@ func checkFile(path string) error {
 	}
 	text, _ := io.ReadAll(io.NewSectionReader(stderr, 0, 1<<10))
 	what, _, _ := strings.Cut(string(text), "\n")
+	// Go turns the faults that damage causes into a panic: a signal came from outside, such as from the OOM killer.
+	if status, _ := exit.Sys().(syscall.WaitStatus); status.Signaled() || exit.ExitCode() == exitUnable || strings.Contains(what, "out of memory") {
+		return fmt.Errorf("check store %s: the check did not end (%.200s), so that nothing is known of the file; start msbd again: %w",
+			path, cmp.Or(what, exit.Error()), errdefs.ErrUnavailable)
+	}
 	return fmt.Errorf("%.200s: %w", cmp.Or(what, exit.Error()), errdefs.ErrDataLoss)
 }
 
@@ -104,6 +119,9 @@ func checkForm(file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
 		return err
+	}
+	if info.Size() == 0 {
+		return errors.New("it is empty") // bbolt would make a store of it
 	}
 	// bbolt counts free pages only in a database that it may write. It cannot: the file is open for reading.
 	db, err := bbolt.Open(file.Name(), 0, &bbolt.Options{

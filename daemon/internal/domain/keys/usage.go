@@ -26,8 +26,9 @@ func (u *usage) count(now int64, from netip.Addr) {
 
 // setSource uses the heap only for an address other than the last one.
 func (u *usage) setSource(a netip.Addr) {
+	a = a.WithZone("")
 	if last := u.lastFrom.Load(); last == nil || *last != a {
-		from := a.WithZone("")
+		from := a // so that only this branch has one on the heap
 		u.lastFrom.Store(&from)
 	}
 }

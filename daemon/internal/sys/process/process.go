@@ -43,6 +43,9 @@ func (p *Process) Close() { _ = p.handle.Release() }
 // Wait blocks until the process is dead, reaped or not. It returns ctx's cause if ctx ends first.
 func (p *Process) Wait(ctx context.Context) error {
 	pidfd, err := p.pollable()
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return p.waitWithoutPoller(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("wait for process %d: %w", p.PID, err)
 	}
@@ -57,6 +60,20 @@ func (p *Process) Wait(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("wait for process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+// waitWithoutPoller is Wait when no descriptor is left: a process that was killed must still be seen to end.
+func (p *Process) waitWithoutPoller(ctx context.Context) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !p.Dead() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	return nil
 }

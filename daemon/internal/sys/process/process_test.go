@@ -112,3 +112,31 @@ func TestWaitForOneThatIsNoChild(t *testing.T) {
 		t.Error("Wait succeeded after Close")
 	}
 }
+
+// Without a free descriptor, a process can still be killed and seen to end.
+func TestKillWithoutDescriptors(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go cmd.Wait()
+	p, err := Open(cmd.Process.Pid)
+	if p == nil || err != nil {
+		t.Fatalf("Open = %v, %v", p, err)
+	}
+	defer p.Close()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	killed := p.Kill(t.Context())
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if killed != nil || !p.Dead() {
+		t.Errorf("Kill = %v; dead: %t", killed, p.Dead())
+	}
+}
