@@ -44,11 +44,12 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 	}
 	p := &process{m: m, entry: e, leave: leave}
 	defer func() {
-		if err != nil {
+		if err != nil || p.Process == nil { // the latter after a panic
 			p.release()
 		}
 	}()
 	if language != "" {
+		id := e.record().ID
 		queue := e.replQueue(language)
 		select {
 		case queue <- struct{}{}:
@@ -56,11 +57,13 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		// The sandbox may have been stopped meanwhile.
+		// The sandbox may have been stopped meanwhile, and another one of its name started.
 		if e, err = m.running(name); err != nil {
 			return nil, err
 		}
-		p.entry = e
+		if e.record().ID != id {
+			return nil, notFound(name)
+		}
 	}
 	limit := m.limit(timeout)
 	ctx, p.cancel = context.WithTimeoutCause(ctx, limit+answerGrace,

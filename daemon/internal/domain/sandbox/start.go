@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 

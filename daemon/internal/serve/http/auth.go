@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -57,7 +58,7 @@ func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 	case streamBody:
 		connection := http.NewResponseController(c.response.ResponseWriter)
 		_ = connection.EnableFullDuplex() // else HTTP/1 reads the whole body before it sends anything
-		r.Body = &pacedBody{http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), connection, e.Deadline}
+		r.Body = &pacedBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), connection: connection, deadline: e.Deadline}
 	}
 	// Bind after reading the body, so that a key that was revoked during a slow upload starts nothing.
 	ctx, cancel := c.Principal.Bind(r.Context())
@@ -65,12 +66,13 @@ func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 	c.response.ctx = ctx
 	began := time.Now()
 	err = e.Serve(c, &c.response, r.WithContext(ctx))
+	c.failed = err != nil
 	// If the key was refused while the endpoint ran, discard what it wrote.
 	if ended := keyEnded(ctx); ended != nil {
 		return ended
 	}
 	if err == nil && e.Scope != PerCall { // those log their calls themselves
-		c.Log(r.Context(), c.path, "", nil, time.Since(began), nil)
+		c.log(r.Context(), c.path, "", cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
 	}
 	return err
 }
@@ -158,9 +160,15 @@ type pacedBody struct {
 	io.ReadCloser
 	connection *http.ResponseController
 	deadline   time.Duration
+	ended      error // of the last Read: after it, net/http watches the connection, without a deadline
 }
 
 func (b *pacedBody) Read(p []byte) (int, error) {
+	if b.ended != nil {
+		return 0, b.ended
+	}
 	_ = b.connection.SetReadDeadline(time.Now().Add(b.deadline)) // tests' writers need not support it
-	return b.ReadCloser.Read(p)
+	n, err := b.ReadCloser.Read(p)
+	b.ended = err
+	return n, err
 }

@@ -17,12 +17,10 @@ import (
 	"testing"
 	"time"
 
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // client is one connection that sends the same request again and again, and does as little else as it

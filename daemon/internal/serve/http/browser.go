@@ -9,9 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/sys/config"
-
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
 // checkBrowser refuses what a web page may have made a browser send. Without keys, reaching the

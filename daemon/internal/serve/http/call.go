@@ -36,7 +36,9 @@ type Call struct {
 	path     string     // of the endpoint, or unknownPath
 	bucket   *limit.Bucket
 	response response
-	err      error // of the endpoint
+	err      error // of the endpoint, or why its key was refused
+	failed   bool  // the endpoint returned an error or panicked
+	panicked bool
 
 	mu       sync.Mutex
 	reserved int  // bytes of output that runs hold
@@ -53,10 +55,15 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.metrics.inFlight.Inc()
 	defer g.metrics.inFlight.Dec()
 	defer c.release()
-	refused := c.response.finish(g.guarded(c, r))
+	err := g.guarded(c, r)
+	cutOff := c.response.sent && c.response.conn == nil && c.failed
+	refused := c.response.finish(err)
 	g.metrics.request(c.path, c.response.status)
 	if refused != nil {
 		g.logRefused(r.Context(), c, refused)
+	}
+	if cutOff {
+		panic(http.ErrAbortHandler) // so that the client does not take a part of the response for all of it
 	}
 }
 
@@ -64,6 +71,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
+			c.failed, c.panicked = true, true
 			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 		}
 	}()
@@ -94,9 +102,10 @@ func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
 
 // serve has an endpoint answer.
 func (c *Call) serve(e *Endpoint, path string, r *http.Request) {
-	c.endpoint, c.path = e, path
+	c.endpoint, c.path, c.response.ctx = e, path, r.Context()
 	if e.Scope == Open {
 		c.err = e.Serve(c, &c.response, r)
+		c.failed = c.err != nil
 		return
 	}
 	c.err = c.gateway.behindKey(c, e, r)
@@ -123,7 +132,7 @@ func (c *Call) Hold(n int) error {
 		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request was answered already: output limit of the run reached"}
 	}
 	if excess := c.count(max(c.reserved+n, c.held)); excess != limit.Within {
-		return c.tooMuch(excess, " and the run was interrupted", "print less, write to a file", ": output limit of the run reached")
+		return c.tooMuch(excess, " and the run was interrupted", "print less", ", write to a file", ": output limit of the run reached")
 	}
 	c.reserved += n
 	return nil
@@ -134,7 +143,7 @@ func (c *Call) buffered(bytes int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if excess := c.count(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
-		return c.tooMuch(excess, "", "ask for less", "")
+		return c.tooMuch(excess, "", "ask for less", "", "")
 	}
 	return nil
 }
@@ -152,12 +161,12 @@ func (c *Call) count(n int) limit.Excess {
 }
 
 // tooMuch is without a word of trying again: the same request would come to the same end.
-func (c *Call) tooMuch(excess limit.Excess, what, remedy, end string) *rpc.Error {
-	bound, most, remedy := "this key waits", c.gateway.held.Each, remedy+", or wait for fewer answers at a time"
+func (c *Call) tooMuch(excess limit.Excess, what, remedy, orElse, end string) *rpc.Error {
+	bound, most, orElse := "this key waits", c.gateway.held.Each, orElse+", or wait for fewer answers at a time"
 	if excess == limit.OverAll {
-		bound, most, remedy = "all keys wait", c.gateway.held.All, "print less, or try again later"
+		bound, most, orElse = "all keys wait", c.gateway.held.All, ", or try again later"
 	}
-	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the answers that %s for hold more than %d MiB%s: %s%s", bound, most>>20, what, remedy, end)}
+	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the answers that %s for hold more than %d MiB%s: %s%s%s", bound, most>>20, what, remedy, orElse, end)}
 }
 
 // release ends the count of what is held.
@@ -191,6 +200,9 @@ func refuse(status int, message string) *Refusal {
 func (c *Call) refusal(err error) *Refusal {
 	if r, ok := errors.AsType[*Refusal](err); ok {
 		return r
+	}
+	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", tooLong.Limit))
 	}
 	told := rpcerr.JSONRPC(err, c.ID)
 	if told.Code == rpc.CodeUnauthenticated {

@@ -16,9 +16,8 @@ import (
 	"testing"
 	"time"
 
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"github.com/msbd/msbd/api/rpc"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 func dialTest(t *testing.T, addr string) net.Conn {

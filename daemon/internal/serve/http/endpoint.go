@@ -31,7 +31,8 @@ type Endpoint struct {
 	// of JSON-RPC, with the HTTP status of the error's class, and nothing of what was written to w.
 	//
 	// w keeps what is written to it until Serve returns, so that nobody gets half a response, or the result of a key
-	// that was revoked meanwhile. From the first Flush on, it sends each write at once. It can be hijacked: then Serve
+	// that was revoked meanwhile. From the first Flush on, it sends each write at once, and an
+	// error of Serve cuts the response off, so that the client does not take it for complete. It can be hijacked: then Serve
 	// owns the connection until it returns. Use w from one goroutine at a time, and not after Serve has returned.
 	Serve func(c *Call, w http.ResponseWriter, r *http.Request) error
 }
@@ -83,6 +84,10 @@ func (g *Gateway) handle(e Endpoint) (err error) {
 		return fmt.Errorf("endpoint %q has no scope: anyone could use it", e.Pattern)
 	case e.Scope != Open && e.Scope != PerCall && !slices.Contains(keys.Scopes, e.Scope):
 		return fmt.Errorf("endpoint %q: no key can have the scope %q", e.Pattern, e.Scope)
+	case e.WholeServer && (e.Scope == Open || e.Scope == PerCall):
+		return fmt.Errorf("endpoint %q: WholeServer needs a scope of its own", e.Pattern)
+	case e.Scope == Open && e.Body != (Body{}):
+		return fmt.Errorf("endpoint %q: an open endpoint takes no body", e.Pattern)
 	case e.Deadline <= 0:
 		return fmt.Errorf("endpoint %q has no deadline: a client that accepts no response would keep its place", e.Pattern)
 	case e.Serve == nil:

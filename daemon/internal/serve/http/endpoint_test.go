@@ -55,6 +55,8 @@ func TestEndpointsAreComplete(t *testing.T) {
 		"no deadline":               func(e *gateway.Endpoint) { e.Deadline = 0 },
 		"serves nothing":            func(e *gateway.Endpoint) { e.Serve = nil },
 		"must be a method":          func(e *gateway.Endpoint) { e.Pattern = "/x" },
+		"needs a scope of its own":  func(e *gateway.Endpoint) { e.Scope, e.WholeServer = gateway.PerCall, true },
+		"takes no body":             func(e *gateway.Endpoint) { e.Scope, e.Body = gateway.Open, gateway.Stream(1) },
 		"bad wildcard":              func(e *gateway.Endpoint) { e.Pattern = "GET /{" },
 	} {
 		e := complete
@@ -165,6 +167,11 @@ func TestResponses(t *testing.T) {
 			_, err := io.WriteString(w, "ole")
 			return err
 		}, 200, 0},
+		"error after a flush": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+			io.WriteString(w, "whole")
+			http.NewResponseController(w).Flush()
+			return errors.New("no more")
+		}, 200, 0},
 		"panic after a flush": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
 			io.WriteString(w, "whole")
 			http.NewResponseController(w).Flush()
@@ -172,7 +179,18 @@ func TestResponses(t *testing.T) {
 		}, 200, 0},
 	} {
 		s := New(t, with(c.serve))
-		w := s.Post("{}", here)
+		w := httptest.NewRecorder()
+		cut := func() (cut bool) { // as net/http takes it
+			defer func() { cut = recover() == http.ErrAbortHandler }()
+			r := httptest.NewRequest(http.MethodPost, "/test/one", strings.NewReader("{}"))
+			r.Header.Set("Authorization", s.Key)
+			r.Header.Set("Content-Type", "application/json")
+			s.ServeHTTP(w, r)
+			return false
+		}()
+		if cut != (name == "panic after a flush" || name == "error after a flush") {
+			t.Errorf("%s: cut off: %t", name, cut)
+		}
 		if c.code != 0 {
 			WantError(t, w, c.status, c.code)
 			if w.Header().Get("Content-Type") != "application/json" {
@@ -437,5 +455,76 @@ func TestHijackOfHTTP2(t *testing.T) {
 	defer res.Body.Close()
 	if text, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), "HTTP/1.1") {
 		t.Errorf("%s %s %v", res.Status, text, err)
+	}
+}
+
+// A stream body is bounded, in bytes and in the time between its pieces. Reading on after its end harms nothing.
+func TestStreamBodies(t *testing.T) {
+	const deadline = 200 * time.Millisecond
+	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return err
+		}
+		if n, err := r.Body.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+			t.Errorf("after the end: %d, %v", n, err)
+		}
+		select {
+		case <-r.Context().Done():
+			return context.Cause(r.Context())
+		case <-time.After(2 * deadline):
+		}
+		_, err = fmt.Fprintf(w, "%d bytes", len(body))
+		return err
+	}, func(e *gateway.Endpoint) { e.Body, e.Deadline = gateway.Stream(1000), deadline }))
+	addr, stop := s.Listen(t)
+	defer stop()
+	ask := func(length int, body string) (status int, text string) {
+		t.Helper()
+		conn := dialTest(t, addr)
+		fmt.Fprintf(conn, "POST /test/one HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Length: %d\r\n\r\n%s", s.Key, length, body)
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		answer, _ := io.ReadAll(res.Body)
+		return res.StatusCode, string(answer)
+	}
+	if status, text := ask(1000, strings.Repeat("x", 1000)); status != http.StatusOK || text != "1000 bytes" {
+		t.Errorf("%d %s", status, text)
+	}
+	if status, text := ask(1001, strings.Repeat("x", 1001)); status != http.StatusRequestEntityTooLarge || !strings.Contains(text, "1000 bytes") {
+		t.Errorf("too long: %d %s", status, text)
+	}
+	if status, text := ask(1000, "only a part"); status == http.StatusOK {
+		t.Errorf("a part that stopped: %d %s", status, text)
+	}
+}
+
+// An open endpoint can hijack its connection as well.
+func TestHijackOfAnOpenEndpoint(t *testing.T) {
+	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err == nil {
+			_, err = io.WriteString(conn, "hello")
+		}
+		return err
+	}, func(e *gateway.Endpoint) { e.Pattern, e.Scope, e.Body = "GET "+testPath, gateway.Open, gateway.Body{} }))
+	addr, stop := s.Listen(t)
+	defer stop()
+	conn := dialTest(t, addr)
+	fmt.Fprint(conn, "GET /test/one HTTP/1.1\r\nHost: x\r\n\r\n")
+	if text, err := io.ReadAll(conn); err != nil || string(text) != "hello" {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+// The clients of JSON-RPC may take a minute to accept an answer, and no longer.
+func TestDeadlinesOfJSONRPC(t *testing.T) {
+	for _, e := range New(t).Service.Endpoints() {
+		if e.Deadline != time.Minute || e.Scope != gateway.PerCall || e.Body != gateway.JSON(rpc.MaxBody) {
+			t.Errorf("%+v", e)
+		}
 	}
 }

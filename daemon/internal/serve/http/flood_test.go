@@ -18,11 +18,10 @@ import (
 	"testing"
 	"time"
 
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // soaking says that the full counts are to be run.

@@ -1,9 +1,6 @@
 package http_test
 
 import (
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"fmt"
 	"net/http"
 	"strings"
@@ -13,6 +10,8 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 func printing(n int) string {

@@ -16,13 +16,12 @@ import (
 	"testing"
 	"time"
 
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"go.uber.org/goleak"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

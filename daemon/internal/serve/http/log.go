@@ -14,12 +14,17 @@ import (
 // Log writes a line of the access log: a call of a method, or a request to an endpoint. What a client sent is not in
 // it: of errors that may quote that, there is only the code. failed and cause are nil for a call that succeeded.
 func (c *Call) Log(ctx context.Context, method, namespace string, failed *rpc.Error, took time.Duration, cause error) {
-	status, level := http.StatusOK, slog.LevelInfo
+	status := http.StatusOK
 	if failed != nil {
 		status = rpcerr.HTTPStatus(failed.Code)
-		if failed.Code == rpc.CodeInternal {
-			level = slog.LevelError
-		}
+	}
+	c.log(ctx, method, namespace, status, failed, took, cause)
+}
+
+func (c *Call) log(ctx context.Context, method, namespace string, status int, failed *rpc.Error, took time.Duration, cause error) {
+	level := slog.LevelInfo
+	if failed != nil && failed.Code == rpc.CodeInternal {
+		level = slog.LevelError
 	}
 	log := c.gateway.Options.Log
 	if !log.Enabled(ctx, level) {
@@ -43,7 +48,8 @@ func (g *Gateway) logRefused(ctx context.Context, c *Call, cause error) {
 	status := c.response.status
 	level := slog.LevelInfo
 	switch {
-	case status == http.StatusInternalServerError:
+	case c.response.left: // any client can do that
+	case status == http.StatusInternalServerError, c.panicked:
 		level = slog.LevelError
 	case errors.Is(cause, errTooManyBadKeys):
 		level = slog.LevelDebug

@@ -9,13 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // Every call is one line, with the same members; every refused request, too.

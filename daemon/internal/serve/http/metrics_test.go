@@ -8,14 +8,13 @@ import (
 	"strings"
 	"testing"
 
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 func scrape(t *testing.T, s *Site, changes ...func(*http.Request)) string {

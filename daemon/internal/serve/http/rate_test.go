@@ -10,10 +10,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 func withRate(perSecond float64) func(*Setup) {

@@ -26,6 +26,7 @@ type response struct {
 	buffer *bytes.Buffer
 	sent   bool  // the status and the headers, at least
 	err    error // of a write that had no room
+	left   bool  // the client has left, or accepts nothing
 	conn   net.Conn
 }
 
@@ -53,7 +54,9 @@ func (w *response) Write(p []byte) (int, error) {
 		return w.buffer.Write(p)
 	}
 	w.setDeadline()
-	return w.ResponseWriter.Write(p)
+	n, err := w.ResponseWriter.Write(p)
+	w.left = w.left || err != nil
+	return n, err
 }
 
 // WriteString is Write without a copy.
@@ -106,10 +109,6 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	w.sent, w.status = true, http.StatusSwitchingProtocols
 	w.conn = w.call.gateway.connections.hijacked(conn)
-	if err := conn.SetDeadline(time.Time{}); err != nil { // those of the request
-		w.conn.Close()
-		return nil, nil, err
-	}
 	context.AfterFunc(w.ctx, func() { w.conn.Close() })
 	return w.conn, rw, nil
 }

@@ -169,7 +169,8 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	if streams {
 		library = h.streamed
 	}
-	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, this))
+	// The library must not leave before its tools, which end with this.ctx: they tell the client why.
+	r = r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), requestKey{}, this))
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(c.Body)), int64(len(c.Body))
 	out := &responseWriter{ResponseWriter: w}
 	library.ServeHTTP(out, r)

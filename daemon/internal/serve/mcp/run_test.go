@@ -290,13 +290,36 @@ func TestRunsEndWithTheirKey(t *testing.T) {
 				if strings.Contains(w.Body.String(), "ran forever") || !strings.Contains(w.Body.String(), fmt.Sprint(rpc.CodeUnauthenticated)) {
 					t.Errorf("%s: %d %s", name, w.Code, w.Body)
 				}
-				if streamed := strings.Contains(body, "progressToken"); !streamed && w.Code != http.StatusUnauthorized {
+				// A stream ends with the error as the tool's result.
+				streamed := strings.Contains(body, "progressToken")
+				if !streamed && w.Code != http.StatusUnauthorized || streamed && (w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"isError":true`)) {
 					t.Errorf("%s: %d %s", name, w.Code, w.Body)
 				}
 				if !strings.Contains(s.Log.String(), "status=401") {
 					t.Error("the log does not tell of it:", s.Log)
 				}
 			})
+		}
+	}
+}
+
+// MCP sends an output twice. What is too long for that is an error that the model can read.
+func TestLongOutput(t *testing.T) {
+	s := newSite(t)
+	for code, fits := range map[string]bool{"15 MiB of x": true, "2 MiB of <": true, "6 MiB of <": false} {
+		w := s.post(toolCall(1, "sandbox_run_code", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
+		var res struct {
+			Result struct {
+				IsError bool
+				Content []struct{ Text string }
+			}
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil || w.Code != http.StatusOK || len(res.Result.Content) != 1 {
+			t.Errorf("%s: %d, %d bytes, %v", code, w.Code, w.Body.Len(), err)
+			continue
+		}
+		if text := res.Result.Content[0].Text; res.Result.IsError == fits || !fits && !strings.Contains(text, "print less") {
+			t.Errorf("%s: error %t: %.200s", code, res.Result.IsError, text)
 		}
 	}
 }

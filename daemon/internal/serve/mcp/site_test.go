@@ -6,13 +6,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
-
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-	"github.com/msbd/msbd/daemon/internal/serve/servetest"
 
 	"github.com/containerd/errdefs"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -21,7 +18,10 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -71,6 +71,10 @@ func (b *boxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sa
 			if err := b.onRun(ctx); err != nil {
 				return nil, 0, err
 			}
+		}
+		if count, what, ok := strings.Cut(r.Text, " MiB of "); ok {
+			n, err := strconv.Atoi(count)
+			return []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(what, n<<20))}}, 0, err
 		}
 		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
 		if r.Text == "raise" {

@@ -110,6 +110,11 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 		stop := h.reportProgress(ctx, req)
 		result, failed := h.invoke(ctx, r, t.method, arguments(req))
 		stop()
+		var text string
+		if failed == nil {
+			text = t.text(result)
+			failed = reserve(r.call, text, result)
+		}
 		if failed != nil && context.Cause(ctx) == errCancelled {
 			failed = &rpc.Error{Code: rpc.CodeUnavailable, Message: cancelled}
 		}
@@ -122,8 +127,33 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 		if result.Kind() != '{' {
 			structured = map[string]any{wrapped: structured}
 		}
-		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: t.text(result)}}, StructuredContent: structured}, nil
+		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: text}}, StructuredContent: structured}, nil
 	}
+}
+
+// reserve counts what a response holds beyond the result, which is counted already: MCP sends a text twice, and escapes
+// more of it. Whatever does not fit is for the model to read as well.
+func reserve(c *gateway.Call, text string, result jsontext.Value) *rpc.Error {
+	more := encodedSize(text) + encodedSize(string(result)) - len(result)
+	if err := c.Hold(more); err != nil {
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output takes %d MiB as a result of MCP, more than this key may wait for: "+
+			"print less, write to a file, or wait for fewer results at a time", (encodedSize(text)+encodedSize(string(result)))>>20)}
+	}
+	return nil
+}
+
+// encodedSize is how many bytes a text has in the library's JSON, which escapes HTML.
+func encodedSize(text string) int {
+	size := len(text)
+	for i := range len(text) {
+		switch c := text[i]; {
+		case c == '<', c == '>', c == '&', c < ' ':
+			size += 5
+		case c == '"', c == '\\':
+			size++
+		}
+	}
+	return size
 }
 
 // invoke calls a method in its turn.

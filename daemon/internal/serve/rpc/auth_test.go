@@ -1,10 +1,6 @@
 package rpc_test
 
 import (
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"bytes"
 	"context"
 	"fmt"
@@ -22,6 +18,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // door counts the calls that get through to the domain.

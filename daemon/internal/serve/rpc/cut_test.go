@@ -1,8 +1,6 @@
 package rpc_test
 
 import (
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"context"
 	"fmt"
 	"net/http"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // endings are the ways in which a key comes to its end while a request of it is in progress.

@@ -1,9 +1,6 @@
 package rpc_test
 
 import (
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"bufio"
 	"net/http"
 	"os"
@@ -15,6 +12,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // FuzzRPC holds every answer to the envelope, whatever the body: JSON, one of result and error, a

@@ -1,9 +1,6 @@
 package rpc_test
 
 import (
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -17,7 +14,9 @@ import (
 	"github.com/google/jsonschema-go/jsonschema"
 
 	"github.com/msbd/msbd/api/rpc"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // docs/api.md is written by hand; what it says must be what the table and the codes say.

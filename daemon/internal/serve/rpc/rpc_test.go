@@ -9,15 +9,15 @@ import (
 	"testing"
 	"time"
 
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"go.uber.org/goleak"
+
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -1,8 +1,6 @@
 package rpc_test
 
 import (
-	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
-
 	"bufio"
 	"bytes"
 	"flag"
@@ -14,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/msbd/msbd/api/rpc"
+	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 var update = flag.Bool("update", false, "rewrite the answers in testdata")

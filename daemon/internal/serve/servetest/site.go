@@ -19,19 +19,17 @@ import (
 	"testing"
 	"time"
 
-	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
-
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/keys/keystest"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 )
 
 // Sandboxes is the domain without microVMs. The sandboxes of failures exist only to fail.
