@@ -13,7 +13,11 @@ if [ -z "$targets" ]; then
 	exit 1
 fi
 echo "$targets" | while read -r package name; do
-	echo "$name ($package), $budget"
-	go test -run '^$' -fuzz "^$name\$" -fuzztime "$budget" -fuzzminimizetime 10x "$package"
+	inputs=$budget
+	case $name:$budget in
+	FuzzReadKeys:*x) inputs=$((${budget%x} / 10))x ;; # it starts a process for each input
+	esac
+	echo "$name ($package), $inputs"
+	go test -run '^$' -fuzz "^$name\$" -fuzztime "$inputs" -fuzzminimizetime 10x "$package"
 done
-echo "$(echo "$targets" | wc -l) fuzz targets, $budget each: no failure"
+echo "$(echo "$targets" | wc -l) fuzz targets, $budget each, FuzzReadKeys a tenth of it: no failure"
