@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
-	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
 // committer lets writers that come together share one commit, and so one wait for the disk. The first
@@ -213,9 +212,6 @@ func (c *committer) health() error {
 	}
 	if commit != nil {
 		if commit = c.room(); commit == nil {
-			commit = probe(c.db.Path())
-		}
-		if commit == nil {
 			_, commit = c.transact([]*write{{fn: func(*change) error { return nil }}})
 		}
 	}
@@ -231,16 +227,6 @@ func (c *committer) room() error {
 	}
 	return fmt.Errorf("write store: %w (%d MiB are wanted before it is tried again): see to its disk: %w",
 		err, c.db.AllocSize>>20, errdefs.ErrUnavailable)
-}
-
-// probe writes and syncs a file beside the store. A disk that fails fails here, not at the end of a commit, which would stop
-// all writing.
-func probe(path string) error {
-	err := durable.WriteFile(path+".probe", []byte("x"), 0o600)
-	if err = errors.Join(err, os.Remove(path+".probe")); err != nil {
-		return fmt.Errorf("write store: %w: see to its disk: %w", err, errdefs.ErrUnavailable)
-	}
-	return nil
 }
 
 // reserve has a file's disk keep room for size bytes behind its end, which stays where it is.
