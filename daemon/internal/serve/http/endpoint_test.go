@@ -346,6 +346,7 @@ func TestStream(t *testing.T) {
 	if cause := <-ended; !errdefs.IsUnauthorized(cause) {
 		t.Errorf("it ended because of %v", cause)
 	}
+	stop() // which waits for the log
 	if !strings.Contains(s.Log.String(), "status=401") {
 		t.Error("the log does not say that it was cut:", s.Log)
 	}
