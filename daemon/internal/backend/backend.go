@@ -1,6 +1,6 @@
 // Package backend runs sandboxes as microVMs on this host. It connects the packages below it: containerd, msbd's
 // hypervisor service, Kata's runtime and the images. Only package daemon may import it, and needs no other package of
-// backend except host, for what it says of the machine.
+// backend except host, which describes the machine.
 package backend
 
 import (

@@ -67,7 +67,7 @@ func TestArchive(t *testing.T) {
 	}
 }
 
-// rewrite makes an archive anew with what change does to its members; their checksums become right.
+// rewrite applies change to the members of an archive, and writes the archive again with matching checksums.
 func rewrite(t testing.TB, archive []byte, change func(h *tar.Header, content []byte) (*tar.Header, []byte)) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -155,35 +155,35 @@ func TestBadArchives(t *testing.T) {
 		class   func(error) bool
 		says    string
 	}{
-		"empty":                {nil, errdefs.IsInvalidArgument, "no backup"},
-		"text":                 {[]byte("hello\n"), errdefs.IsInvalidArgument, "no backup"},
-		"other tar":            {renamed("manifest.json", "README"), errdefs.IsInvalidArgument, "no backup"},
-		"other format":         {replaced("manifest.json", "msb-backup", "xyz-backup"), errdefs.IsInvalidArgument, "no backup"},
-		"newer":                {replaced("manifest.json", `"version": 1`, `"version": 2, "new": [{}]`), errdefs.IsFailedPrecondition, "newer msbd"},
-		"version 0":            {replaced("manifest.json", `"version": 1`, `"version": 0`), errdefs.IsDataLoss, "manifest"},
-		"unknown in manifest":  {replaced("manifest.json", `"version": 1`, `"version": 1, "new": 1`), errdefs.IsDataLoss, "manifest"},
-		"manifest not JSON":    {replaced("manifest.json", `{`, `[`), errdefs.IsDataLoss, "manifest"},
-		"huge size":            {replaced("manifest.json", `"size": `, `"size": 99999999999999`), errdefs.IsDataLoss, "manifest"},
-		"negative size":        {replaced("manifest.json", `"size": `, `"size": -`), errdefs.IsDataLoss, "manifest"},
-		"path upwards":         {renamed("keyring.json", "../keyring.json"), errdefs.IsDataLoss, "keyring.json"},
-		"absolute path":        {renamed("msb.db", "/msb.db"), errdefs.IsDataLoss, "msb.db"},
-		"named in manifest":    {replaced("manifest.json", `"msb.db"`, `"../x"`), errdefs.IsDataLoss, "manifest"},
-		"symbolic link":        {typed("msb.db", tar.TypeSymlink), errdefs.IsDataLoss, "msb.db"},
-		"hard link":            {typed("keyring.json", tar.TypeLink), errdefs.IsDataLoss, "keyring.json"},
-		"device":               {typed("audit.jsonl", tar.TypeChar), errdefs.IsDataLoss, "audit.jsonl"},
-		"without keyring":      {without("keyring.json"), errdefs.IsDataLoss, "keyring.json"},
-		"without store":        {without("msb.db"), errdefs.IsDataLoss, "msb.db"},
-		"without audit log":    {without("audit.jsonl"), errdefs.IsDataLoss, "audit.jsonl"},
-		"keyring changed":      {replaced("keyring.json", `"seed":"`, `"seed":"A`), errdefs.IsDataLoss, "keyring.json"},
-		"store flipped":        {flipped(8 << 10), errdefs.IsDataLoss, "msb.db is not what was saved"},
-		"audit log changed":    {replaced("audit.jsonl", "uid:1000", "uid:1001"), errdefs.IsDataLoss, "audit.jsonl"},
-		"cut off":              {good[:len(good)/2], errdefs.IsDataLoss, "ends within"},
-		"cut off in manifest":  {good[:600], errdefs.IsDataLoss, "manifest"},
-		"something behind":     {append(bytes.Clone(good), "more"...), errdefs.IsDataLoss, "follows"},
-		"much behind":          {append(bytes.Clone(good), make([]byte, 100<<10)...), errdefs.IsDataLoss, "follows"},
-		"two in one":           {append(bytes.Clone(good[:len(good)-1024]), good...), errdefs.IsDataLoss, "follows"},
-		"hashed anew, keyring": {forged(t, good, "keyring.json", `"key_id":"`, `"key_id":"0`), errdefs.IsDataLoss, "keyring"},
-		"hashed anew, store":   {forged(t, good, "msb.db", "created_at", "cReated_at"), errdefs.IsDataLoss, "store"},
+		"empty":                           {nil, errdefs.IsInvalidArgument, "no backup"},
+		"text":                            {[]byte("hello\n"), errdefs.IsInvalidArgument, "no backup"},
+		"other tar":                       {renamed("manifest.json", "README"), errdefs.IsInvalidArgument, "no backup"},
+		"other format":                    {replaced("manifest.json", "msb-backup", "xyz-backup"), errdefs.IsInvalidArgument, "no backup"},
+		"newer":                           {replaced("manifest.json", `"version": 1`, `"version": 2, "new": [{}]`), errdefs.IsFailedPrecondition, "newer msbd"},
+		"version 0":                       {replaced("manifest.json", `"version": 1`, `"version": 0`), errdefs.IsDataLoss, "manifest"},
+		"unknown in manifest":             {replaced("manifest.json", `"version": 1`, `"version": 1, "new": 1`), errdefs.IsDataLoss, "manifest"},
+		"manifest not JSON":               {replaced("manifest.json", `{`, `[`), errdefs.IsDataLoss, "manifest"},
+		"huge size":                       {replaced("manifest.json", `"size": `, `"size": 99999999999999`), errdefs.IsDataLoss, "manifest"},
+		"negative size":                   {replaced("manifest.json", `"size": `, `"size": -`), errdefs.IsDataLoss, "manifest"},
+		"path upwards":                    {renamed("keyring.json", "../keyring.json"), errdefs.IsDataLoss, "keyring.json"},
+		"absolute path":                   {renamed("msb.db", "/msb.db"), errdefs.IsDataLoss, "msb.db"},
+		"named in manifest":               {replaced("manifest.json", `"msb.db"`, `"../x"`), errdefs.IsDataLoss, "manifest"},
+		"symbolic link":                   {typed("msb.db", tar.TypeSymlink), errdefs.IsDataLoss, "msb.db"},
+		"hard link":                       {typed("keyring.json", tar.TypeLink), errdefs.IsDataLoss, "keyring.json"},
+		"device":                          {typed("audit.jsonl", tar.TypeChar), errdefs.IsDataLoss, "audit.jsonl"},
+		"without keyring":                 {without("keyring.json"), errdefs.IsDataLoss, "keyring.json"},
+		"without store":                   {without("msb.db"), errdefs.IsDataLoss, "msb.db"},
+		"without audit log":               {without("audit.jsonl"), errdefs.IsDataLoss, "audit.jsonl"},
+		"keyring changed":                 {replaced("keyring.json", `"seed":"`, `"seed":"A`), errdefs.IsDataLoss, "keyring.json"},
+		"store flipped":                   {flipped(8 << 10), errdefs.IsDataLoss, "msb.db is not what was saved"},
+		"audit log changed":               {replaced("audit.jsonl", "uid:1000", "uid:1001"), errdefs.IsDataLoss, "audit.jsonl"},
+		"cut off":                         {good[:len(good)/2], errdefs.IsDataLoss, "ends within"},
+		"cut off in manifest":             {good[:600], errdefs.IsDataLoss, "manifest"},
+		"something behind":                {append(bytes.Clone(good), "more"...), errdefs.IsDataLoss, "follows"},
+		"much behind":                     {append(bytes.Clone(good), make([]byte, 100<<10)...), errdefs.IsDataLoss, "follows"},
+		"two in one":                      {append(bytes.Clone(good[:len(good)-1024]), good...), errdefs.IsDataLoss, "follows"},
+		"keyring with matching checksums": {forged(t, good, "keyring.json", `"key_id":"`, `"key_id":"0`), errdefs.IsDataLoss, "keyring"},
+		"store with matching checksums":   {forged(t, good, "msb.db", "created_at", "cReated_at"), errdefs.IsDataLoss, "store"},
 	}
 	before := s.actions(t)
 	for name, tt := range tests {

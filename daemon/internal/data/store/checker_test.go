@@ -15,7 +15,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/data/store"
 )
 
-// A check that something else ends, such as the OOM killer, says nothing of the file: nobody is told that it is damaged.
+// If something else ends the check, such as the OOM killer, the store is not reported as damaged.
 func TestCheckThatIsKilled(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s, err := store.Open(dir)

@@ -1,5 +1,5 @@
-// Package keys is the domain of API keys: what a key is, how it is issued, and whom a token that a
-// client presents speaks for.
+// Package keys is the domain of API keys: what a key is, how it is issued, and how the token that
+// a client presents is verified.
 //
 // A key is a record plus a signed token. The token is shown once and never kept; the record lives in
 // the Store and, all of them, in memory. A token is good only if this server signed it and its record
