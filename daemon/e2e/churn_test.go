@@ -15,10 +15,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/client"
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 const (
@@ -26,27 +28,33 @@ const (
 	churnWorkers = 4
 )
 
-// TestKillsUnderKeyChurn kills the server at random moments while keys are made, rotated and revoked, and
-// holds it to every answer that it gave. With MSB_SOAK=1 it does so 10,000 times.
+// fullVerifyEvery is how many kills lie between two comparisons of the whole key list and audit log. Whatever a kill
+// loses stays lost, so a later comparison finds it; after every kill the keys that changed are compared.
+const fullVerifyEvery = 20
+
+// TestKillsUnderKeyChurn kills the server at random moments while API keys are created, rotated and revoked, and
+// checks that every change the server acknowledged is still there after the restart. With MSB_SOAK=1 it kills the
+// server 10,000 times.
 func TestKillsUnderKeyChurn(t *testing.T) {
 	kills := 200
 	if os.Getenv("MSB_SOAK") != "" {
 		kills = 10_000
 	}
 	s := testServer(t)
-	c := &churn{s: s, keys: map[string]*churned{}}
+	c := &churn{s: s, seed: randtest.Seed(t), keys: map[string]*churned{}}
+	c.rnd = c.generator()
 	c.fill(t)
 
 	var restarts []time.Duration
 	for kill := range kills {
-		if kill%5 == 4 { // now and then it is while the server starts
+		if kill%5 == 4 { // kill it while it starts
 			s.kill()
 			if err := s.launch(); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(rand.N(patience * 500 * time.Millisecond))
+			time.Sleep(time.Duration(c.rnd.Int64N(int64(patience * 500 * time.Millisecond))))
 		} else {
-			c.round(t, rand.IntN(40))
+			c.round(t, c.rnd.IntN(40))
 		}
 		s.kill()
 		began := time.Now()
@@ -54,12 +62,17 @@ func TestKillsUnderKeyChurn(t *testing.T) {
 			t.Fatalf("kill %d: %v", kill, err)
 		}
 		restarts = append(restarts, time.Since(began))
-		c.verify(t, 50)
+		if kill%fullVerifyEvery == fullVerifyEvery-1 {
+			c.verifyAll(t)
+		} else {
+			c.verifyChanged(t)
+		}
 		if t.Failed() {
 			t.Fatalf("after kill %d", kill)
 		}
 	}
-	c.verify(t, len(c.keys))
+	c.verifyAll(t)
+	c.accepted(t, c.ids)
 	t.Logf("%d kills; %d calls acknowledged, %d without an answer; %d keys; restart p50 %v, p99 %v", kills, c.acked.Load(), c.unanswered,
 		len(c.keys), percentile(restarts, 50).Round(time.Millisecond), percentile(restarts, 99).Round(time.Millisecond))
 }
@@ -78,25 +91,44 @@ type churned struct {
 
 // churn makes, rotates and revokes keys, and remembers what was acknowledged.
 type churn struct {
-	s       *server
-	acked   atomic.Int64
-	killing atomic.Bool
+	s          *server
+	seed       uint64
+	generators uint64     // how many generator has returned
+	rnd        *rand.Rand // for the test's own goroutine
+	acked      atomic.Int64
+	killing    atomic.Bool
 
 	mu   sync.Mutex
 	keys map[string]*churned // by id
+	ids  []string            // of keys, as they were created
 	// changed are the ids of this round's.
 	changed []string
 	// unanswered calls may each have made a key that nobody has.
 	unanswered int
 }
 
+// generator returns a random number generator for one goroutine.
+func (c *churn) generator() *rand.Rand {
+	c.generators++
+	return rand.New(rand.NewPCG(c.seed, c.generators))
+}
+
+// fill creates the keys that are there before the first kill.
 func (c *churn) fill(t *testing.T) {
 	t.Helper()
 	a := c.s.admin(t)
+	const workers = 64
 	var g errgroup.Group
-	g.SetLimit(64)
-	for range churnKeys {
-		g.Go(func() error { return c.create(t.Context(), a) })
+	for worker := range workers {
+		rnd := c.generator()
+		g.Go(func() error {
+			for n := worker; n < churnKeys; n += workers {
+				if err := c.create(t.Context(), a, rnd); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
@@ -110,8 +142,9 @@ func (c *churn) round(t *testing.T, calls int) {
 	a := c.s.admin(t)
 	defer a.Close()
 	own := make([][]string, churnWorkers) // by worker, so that none changes another's key
-	for id, k := range c.keys {
-		if n := rand.IntN(churnWorkers); !k.revoked && !k.replaced && len(own[n]) < calls {
+	for _, id := range c.shuffled() {
+		k := c.keys[id]
+		if n := c.rnd.IntN(churnWorkers); !k.revoked && !k.replaced && len(own[n]) < calls {
 			own[n] = append(own[n], id)
 		}
 	}
@@ -119,9 +152,10 @@ func (c *churn) round(t *testing.T, calls int) {
 	until := c.acked.Load() + int64(calls)
 	var g errgroup.Group
 	for _, ids := range own {
+		rnd := c.generator()
 		g.Go(func() error {
 			for {
-				err := c.call(t.Context(), a, &ids)
+				err := c.call(t.Context(), a, rnd, &ids)
 				if err == nil && c.acked.Add(1) >= until && c.killing.CompareAndSwap(false, true) {
 					c.s.cmd.Process.Kill()
 				}
@@ -140,12 +174,12 @@ func (c *churn) round(t *testing.T, calls int) {
 }
 
 // call makes one random call to change a key or look at one.
-func (c *churn) call(ctx context.Context, a *client.Admin, ids *[]string) error {
-	choice := rand.IntN(10)
+func (c *churn) call(ctx context.Context, a *client.Admin, rnd *rand.Rand, ids *[]string) error {
+	choice := rnd.IntN(10)
 	if len(*ids) == 0 || choice < 4 {
-		return c.create(ctx, a)
+		return c.create(ctx, a, rnd)
 	}
-	i := rand.IntN(len(*ids))
+	i := rnd.IntN(len(*ids))
 	id := (*ids)[i]
 	if choice == 9 {
 		k, err := a.Key(ctx, id)
@@ -156,21 +190,21 @@ func (c *churn) call(ctx context.Context, a *client.Admin, ids *[]string) error 
 	}
 	*ids = slices.Delete(*ids, i, i+1)
 	if choice < 7 {
-		return c.rotate(ctx, a, id)
+		return c.rotate(ctx, a, rnd, id)
 	}
 	return c.revoke(ctx, a, id)
 }
 
-func (c *churn) create(ctx context.Context, a *client.Admin) error {
+func (c *churn) create(ctx context.Context, a *client.Admin, rnd *rand.Rand) error {
 	req := &adminv1.CreateKeyRequest{}
-	if rand.IntN(2) == 0 {
+	if rnd.IntN(2) == 0 {
 		req.Expire = "1y"
 	}
-	if rand.IntN(2) == 0 {
+	if rnd.IntN(2) == 0 {
 		req.Namespaces = []string{"team-alpha", "project-web"}
 	}
-	if rand.IntN(2) == 0 {
-		req.Name = fmt.Sprintf("key-%x", rand.Uint64())
+	if rnd.IntN(2) == 0 {
+		req.Name = fmt.Sprintf("key-%x", rnd.Uint64())
 	}
 	resp, err := a.CreateKey(ctx, req)
 	c.mu.Lock()
@@ -183,9 +217,9 @@ func (c *churn) create(ctx context.Context, a *client.Admin) error {
 	return nil
 }
 
-func (c *churn) rotate(ctx context.Context, a *client.Admin, id string) error {
+func (c *churn) rotate(ctx context.Context, a *client.Admin, rnd *rand.Rand, id string) error {
 	req := &adminv1.RotateKeyRequest{Ref: id}
-	if rand.IntN(2) == 0 {
+	if rnd.IntN(2) == 0 {
 		req.Grace = "1d"
 	}
 	resp, err := a.RotateKey(ctx, req)
@@ -223,12 +257,29 @@ func (c *churn) revoke(ctx context.Context, a *client.Admin, id string) error {
 
 func (c *churn) add(key string, info *adminv1.Key) {
 	c.keys[info.GetId()] = &churned{key: key, info: info}
+	c.ids = append(c.ids, info.GetId())
 	c.changed = append(c.changed, info.GetId())
 }
 
-// verify compares the server with what it has acknowledged: all keys in its list, and over HTTP those
-// that changed and so many more.
-func (c *churn) verify(t *testing.T, more int) {
+// verifyChanged compares the keys that changed since the last call, and a few others, with what the server
+// acknowledged.
+func (c *churn) verifyChanged(t *testing.T) {
+	t.Helper()
+	a := c.s.admin(t)
+	defer a.Close()
+	check := c.sample(20)
+	for _, id := range check {
+		got, err := a.Key(t.Context(), id)
+		if err != nil && !errdefs.IsNotFound(err) {
+			t.Fatal(err)
+		}
+		c.compare(t, id, got)
+	}
+	c.accepted(t, check)
+}
+
+// verifyAll compares all keys in the server's list with what it acknowledged, and verifies the audit log.
+func (c *churn) verifyAll(t *testing.T) {
 	t.Helper()
 	a := c.s.admin(t)
 	defer a.Close()
@@ -243,37 +294,62 @@ func (c *churn) verify(t *testing.T, more int) {
 		listed[k.GetId()] = k
 	}
 	extra := len(listed)
-	for id, k := range c.keys {
-		got := listed[id]
-		if got == nil {
-			t.Errorf("key %s is lost", id)
-			continue
-		}
-		extra--
-		revoked := got.GetState() == adminv1.KeyState_KEY_STATE_REVOKED
-		if k.doubt {
-			k.revoked, k.doubt = revoked, false // either is right, from now on for good
-		}
-		if revoked != k.revoked || got.GetName() != k.info.GetName() || !slices.Equal(got.GetNamespaces(), k.info.GetNamespaces()) ||
-			!got.GetExpiresAt().AsTime().Equal(k.info.GetExpiresAt().AsTime()) {
-			t.Errorf("key %s, made as %v, is %v; want revoked: %t", id, k.info, got, k.revoked)
+	for id := range c.keys {
+		c.compare(t, id, listed[id])
+		if listed[id] != nil {
+			extra--
 		}
 	}
 	if extra > c.unanswered {
-		t.Errorf("%d keys that nobody asked for, after %d calls without an answer", extra, c.unanswered)
+		t.Errorf("the server lists %d keys that no answered call created, after %d calls without an answer", extra, c.unanswered)
 	}
+	c.accepted(t, c.sample(50))
+	audit, err := a.VerifyAudit(t.Context())
+	if err != nil || audit.GetProblem() != "" || audit.GetEntries() < uint64(len(c.keys)) {
+		t.Errorf("audit log: %v, %v", audit, err)
+	}
+}
 
-	check := c.changed
-	for id := range c.keys { // in a random order
-		if more--; more < 0 {
-			break
-		}
-		check = append(check, id)
+// compare compares one key with what the server acknowledged. got is nil if the server does not have the key.
+func (c *churn) compare(t *testing.T, id string, got *adminv1.Key) {
+	t.Helper()
+	k := c.keys[id]
+	if got == nil {
+		t.Errorf("key %s is lost", id)
+		return
 	}
+	revoked := got.GetState() == adminv1.KeyState_KEY_STATE_REVOKED
+	if k.doubt {
+		k.revoked, k.doubt = revoked, false // either is right, and must not change again
+	}
+	if revoked != k.revoked || got.GetName() != k.info.GetName() || !slices.Equal(got.GetNamespaces(), k.info.GetNamespaces()) ||
+		!got.GetExpiresAt().AsTime().Equal(k.info.GetExpiresAt().AsTime()) {
+		t.Errorf("key %s, created as %v, is %v; want revoked: %t", id, k.info, got, k.revoked)
+	}
+}
+
+// sample returns the ids of the keys that changed since its last call, and of so many others.
+func (c *churn) sample(others int) []string {
+	ids := c.changed
 	c.changed = nil
+	ids = append(ids, c.shuffled()[:min(others, len(c.ids))]...)
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// shuffled returns the ids of all keys in random order.
+func (c *churn) shuffled() []string {
+	ids := slices.Clone(c.ids)
+	c.rnd.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	return ids
+}
+
+// accepted sends a request with each key, and checks that the revoked ones are refused and the others accepted.
+func (c *churn) accepted(t *testing.T, ids []string) {
+	t.Helper()
 	var g errgroup.Group
 	g.SetLimit(16)
-	for _, id := range check {
+	for _, id := range ids {
 		g.Go(func() error {
 			if ok, err := c.s.accepts(c.keys[id].key); err != nil || ok == c.keys[id].revoked {
 				return fmt.Errorf("key %s: accepted: %t, %v; revoked: %t", id, ok, err, c.keys[id].revoked)
@@ -283,10 +359,6 @@ func (c *churn) verify(t *testing.T, more int) {
 	}
 	if err := g.Wait(); err != nil {
 		t.Error(err)
-	}
-	audit, err := a.VerifyAudit(t.Context())
-	if err != nil || audit.GetProblem() != "" || audit.GetEntries() < uint64(len(c.keys)) {
-		t.Errorf("audit log: %v, %v", audit, err)
 	}
 }
 
@@ -338,6 +410,7 @@ func TestKillsUnderSandboxChurn(t *testing.T) {
 	}
 	key := s.key(t)
 	names := []string{"even", "odd"}
+	rnd := randtest.New(t)
 	// What the server's answers say of each: running, stopped, or "" for a call without an answer.
 	state := map[string]string{"even": "stopped", "odd": "stopped"}
 	for kill := range 5 {
@@ -367,7 +440,7 @@ func TestKillsUnderSandboxChurn(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(rand.N(patience * 8 * time.Second)) // starts take half of it
+		time.Sleep(time.Duration(rnd.Int64N(int64(patience * 8 * time.Second)))) // a start takes half of it
 		killed.Store(true)
 		s.kill()
 		g.Wait()

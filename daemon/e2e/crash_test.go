@@ -66,8 +66,8 @@ func TestKillOfTheDaemonWhileStartingUndoesTheStart(t *testing.T) {
 		var id string
 		until(t, moment, func() bool {
 			for _, b := range s.list() {
-				if b.Name == "half" && b.State == "starting" {
-					id = b.ID
+				if b.GetName() == "half" && b.GetState() == "starting" {
+					id = b.GetId()
 				}
 			}
 			return id != "" && (moment == "container" || len(processes(moment, id)) > 0)
