@@ -5,12 +5,13 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 // wantAccepted compares which keys a server accepts with which it should.
@@ -32,6 +33,8 @@ func (s *server) wantWhole(t *testing.T) {
 }
 
 func TestBackupAndRestore(t *testing.T) {
+	parallel(t)
+	rnd := randtest.New(t)
 	file := filepath.Join(t.TempDir(), "msb.backup")
 	keys := map[string]string{}
 	s := testServer(t)
@@ -73,7 +76,7 @@ func TestBackupAndRestore(t *testing.T) {
 	was := id(other)
 	damage := map[string][]byte{"empty": nil, "garbage": bytes.Repeat([]byte("x"), 4096)}
 	for len(damage) < 2+20 { // the same place can come twice
-		at := rand.IntN(len(whole) - 2048) // without the zeros at its end it is whole, too
+		at := rnd.IntN(len(whole) - 2048) // without the zeros at its end it is whole, too
 		damage[fmt.Sprintf("cut at %d", at)] = whole[:at]
 	}
 	in := bytes.NewReader(whole)
@@ -87,7 +90,7 @@ func TestBackupAndRestore(t *testing.T) {
 		damage["cut in "+member.Name] = whole[:at+int(member.Size)/2]
 		if member.Name != "manifest.json" { // which vouches for the others
 			damaged := bytes.Clone(whole)
-			damaged[at+rand.IntN(int(member.Size))] ^= 1 << rand.IntN(8)
+			damaged[at+rnd.IntN(int(member.Size))] ^= 1 << rnd.IntN(8)
 			damage["changed in "+member.Name] = damaged
 		}
 	}
@@ -129,6 +132,7 @@ func TestBackupAndRestore(t *testing.T) {
 
 // A restore that is cut off by the server's death has happened wholly or not at all.
 func TestKillsDuringRestore(t *testing.T) {
+	parallel(t)
 	file := filepath.Join(t.TempDir(), "msb.backup")
 	source := testServer(t)
 	keys := map[string]string{"restored": source.key(t)}
@@ -142,27 +146,42 @@ func TestKillsDuringRestore(t *testing.T) {
 	s.kill()
 	before := t.TempDir()
 	replaceFiles(t, before, s.state())
-	var took time.Duration
 	outcomes := map[bool]int{}
+	// Whatever this machine's speed, the kills close in on the moment of the change: a kill after the change makes the
+	// next one come earlier, a kill before it makes the next one come later, by steps that shrink at each crossing.
+	delay, step, crossed := time.Duration(0), 20*time.Millisecond, false
+	aim := func(restored bool) {
+		switch {
+		case restored && !crossed:
+			crossed, step = true, step/2
+			delay -= step
+		case restored:
+			step = max(step*3/4, time.Millisecond)
+			delay = max(delay-step, 0)
+		case crossed:
+			delay += step
+		default: // it was far too early
+			delay += step
+			step *= 2
+		}
+	}
 	for kill := range 20 {
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		restored := make(chan error, 1)
-		began := time.Now()
+		done := make(chan error, 1)
 		go func() {
 			_, _, err := s.msb("server", "restore", file)
-			restored <- err
+			done <- err
 		}()
 		var acknowledged bool
-		if kill == 0 {
-			acknowledged = <-restored == nil
-			took = time.Since(began)
+		if kill == 0 { // after the acknowledgement
+			acknowledged = <-done == nil
 			s.kill()
-		} else { // from before it begins to after its end
-			time.Sleep(took * time.Duration(kill-1) / 12)
+		} else {
+			time.Sleep(delay)
 			s.kill()
-			acknowledged = <-restored == nil
+			acknowledged = <-done == nil
 		}
 		if err := s.start(); err != nil {
 			t.Fatalf("kill %d: %v", kill, err)
@@ -177,6 +196,9 @@ func TestKillsDuringRestore(t *testing.T) {
 		s.wantAccepted(t, "after a kill", map[string]bool{"restored": got, "local": !got}, keys)
 		s.wantWhole(t)
 		outcomes[got]++
+		if kill > 0 {
+			aim(got)
+		}
 		s.kill()
 		// Of the restore nothing is left beside what was there before it.
 		if now, was := fileNames(t, s.state()), fileNames(t, before); !slices.Equal(now, was) {
@@ -184,7 +206,7 @@ func TestKillsDuringRestore(t *testing.T) {
 		}
 		replaceFiles(t, s.state(), before)
 	}
-	if outcomes[true] < 2 || outcomes[false] == 0 { // the first and the last are far from the change
+	if outcomes[true] < 2 || outcomes[false] == 0 { // the first kill counts for nothing: it waits for the end
 		t.Errorf("all kills came on one side of the change: %v", outcomes)
 	}
 	t.Logf("%d kills before the change, %d after it", outcomes[false], outcomes[true])

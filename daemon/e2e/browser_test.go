@@ -29,6 +29,7 @@ var hostilePage string
 // TestAWebPageCannotDriveTheServer lets a real browser load a hostile page from everywhere that a page can
 // come from. The server is in dev mode, where no key protects it.
 func TestAWebPageCannotDriveTheServer(t *testing.T) {
+	parallel(t)
 	s := testServer(t, "--dev")
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
@@ -65,6 +66,7 @@ func TestAWebPageCannotDriveTheServer(t *testing.T) {
 
 // TestTheHostilePageWorks proves that the page drives a server that does not protect itself.
 func TestTheHostilePageWorks(t *testing.T) {
+	parallel(t)
 	var mu sync.Mutex
 	started := map[string]bool{}
 	weak := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -36,6 +36,7 @@ const fullVerifyEvery = 20
 // checks that every change the server acknowledged is still there after the restart. With MSB_SOAK=1 it kills the
 // server 10,000 times.
 func TestKillsUnderKeyChurn(t *testing.T) {
+	parallel(t)
 	kills := 200
 	if os.Getenv("MSB_SOAK") != "" {
 		kills = 10_000
@@ -404,6 +405,7 @@ func (s *server) accepts(key string) (bool, error) {
 
 // TestKillsUnderSandboxChurn does the same while sandboxes are started and stopped.
 func TestKillsUnderSandboxChurn(t *testing.T) {
+	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)

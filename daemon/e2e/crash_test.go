@@ -171,7 +171,13 @@ func TestDeathOfContainerdIsMended(t *testing.T) {
 }
 
 func TestAHungGuestIsAnErrorAndCanBeStopped(t *testing.T) {
-	s, key := crashBox(t)
+	parallel(t)
+	s := testServer(t)
+	if err := s.importImages("python"); err != nil {
+		t.Fatal(err)
+	}
+	key := s.key(t)
+	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	id := s.id("box")
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
 	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
@@ -186,6 +192,7 @@ func TestAHungGuestIsAnErrorAndCanBeStopped(t *testing.T) {
 }
 
 func TestTheHostsContainerd(t *testing.T) {
+	parallel(t)
 	dir, err := os.MkdirTemp("", "msbc")
 	if err != nil {
 		t.Fatal(err)

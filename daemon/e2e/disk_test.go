@@ -24,6 +24,7 @@ func fill(t *testing.T, path string) {
 }
 
 func TestAFullDisk(t *testing.T) {
+	parallel(t)
 	disk := t.TempDir()
 	if err := syscall.Mount("msb-test", disk, "tmpfs", 0, "size=32m,mode=0700"); err != nil {
 		t.Fatal(err)

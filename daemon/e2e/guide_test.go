@@ -115,6 +115,7 @@ set -a; . ./.env` + ask,
 
 // A person at a terminal is asked before every key is lost.
 func TestGuideResetOnATerminal(t *testing.T) {
+	parallel(t)
 	s := testServer(t)
 	if out := s.shell(t, "", "msb server status"); !strings.Contains(out, "API key required") {
 		t.Errorf("status: %s", out)

@@ -10,6 +10,7 @@ import (
 // TestIndependentJSONRPCClients has clients of others, at the versions of testdata/jsonrpc, call a real
 // sandbox. Their scripts end with an error at the first answer that is not the right one.
 func TestIndependentJSONRPCClients(t *testing.T) {
+	parallel(t)
 	s, key := sharedSandbox(t, "conform", "microsandbox/python")
 	dir, python, node := clientTools(t, "jsonrpc")
 	env := []string{"MSB_SERVER_URL=http://" + s.address, "MSB_API_KEY=" + key, "LIMITED_KEY=" + s.key(t, "--namespace", "project-web"), "SANDBOX=conform"}

@@ -73,6 +73,7 @@ func TestKeygenPrintsTheKeyAlone(t *testing.T) {
 }
 
 func TestResetRefusesEveryEarlierKey(t *testing.T) {
+	parallel(t)
 	s := testServer(t)
 	health := params{}
 	refused := func(key string) bool {
@@ -125,6 +126,7 @@ func TestResetRefusesEveryEarlierKey(t *testing.T) {
 }
 
 func TestDevMode(t *testing.T) {
+	parallel(t)
 	s := testServer(t, "--dev")
 	if st, err := s.status(); err != nil || st.AuthRequired || st.Containerd == "" || st.Kata == "" {
 		t.Errorf("status: %+v %v", st, err)
@@ -138,6 +140,7 @@ func TestDevMode(t *testing.T) {
 }
 
 func TestNoKeyIsLeftAnywhere(t *testing.T) {
+	parallel(t)
 	s := testServer(t)
 	key := s.key(t)
 	s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)

@@ -8,6 +8,7 @@ package e2e
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,8 +65,13 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	var err error
+	if serversDir, err = os.MkdirTemp("", "msb"); err != nil { // short, because Unix sockets lie below it
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
-	if err := closeShared(); err != nil {
+	if err := errors.Join(closeShared(), os.RemoveAll(serversDir)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}

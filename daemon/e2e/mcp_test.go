@@ -41,6 +41,7 @@ func clientTools(t *testing.T, from string) (dir, python, node string) {
 // HTTP and through "msb mcp", and holds the server to the conformance suite of MCP. The scripts end with an
 // error at the first answer that is not the right one.
 func TestIndependentMCPClients(t *testing.T) {
+	parallel(t)
 	s, key := sharedSandbox(t, "assisted", "microsandbox/python")
 	dir, python, node := clientTools(t, "mcp")
 	run := func(program string, args ...string) (string, error) {

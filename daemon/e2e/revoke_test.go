@@ -55,6 +55,7 @@ func (r *run) goesOn(t *testing.T) {
 }
 
 func TestRefusedKeysLoseTheirRuns(t *testing.T) {
+	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)

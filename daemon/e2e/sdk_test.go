@@ -11,11 +11,13 @@ import (
 // TestPythonSDK runs the Python SDK's own tests against a real server, and a program for the original's
 // SDK, first with that and then with ours in its place.
 func TestPythonSDK(t *testing.T) {
+	parallel(t)
 	checkSDK(t, "python", "live", "original")
 }
 
 // TestTypeScriptSDK runs the TypeScript SDK's own tests against a real server.
 func TestTypeScriptSDK(t *testing.T) {
+	parallel(t)
 	checkSDK(t, "typescript", "live")
 }
 

@@ -11,6 +11,7 @@ import (
 
 // TestService installs msbd as a service of systemd's on a host of its own, the lab, and works with it there.
 func TestService(t *testing.T) {
+	parallel(t)
 	script, err := filepath.Abs("testdata/service.sh")
 	if err != nil {
 		t.Fatal(err)

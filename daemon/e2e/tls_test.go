@@ -119,6 +119,7 @@ func (s *server) curl(dir, key string, flags ...string) (string, error) {
 }
 
 func TestTLS(t *testing.T) {
+	parallel(t)
 	dir := t.TempDir()
 	s, a := tlsServer(t, dir)
 	key := s.key(t)
@@ -181,6 +182,7 @@ func TestTLS(t *testing.T) {
 }
 
 func TestTLSWithClientCertificates(t *testing.T) {
+	parallel(t)
 	dir := t.TempDir()
 	s, a := tlsServer(t, dir, fmt.Sprintf("tls_client_ca = '%s/ca.pem'", dir))
 	key := s.key(t)

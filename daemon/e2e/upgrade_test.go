@@ -16,6 +16,7 @@ import (
 // TestUpgradeKeepsKeys starts on the state of each released schema. tokens.txt beside it says what became of
 // which key.
 func TestUpgradeKeepsKeys(t *testing.T) {
+	parallel(t)
 	fixtures, err := filepath.Glob(filepath.Join(root, "daemon", "internal", "data", "store", "testdata", "schema*"))
 	if err != nil || len(fixtures) == 0 {
 		t.Fatalf("no fixtures: %v", err)
@@ -81,6 +82,7 @@ const oldCommit = "8f31572"
 // TestUpgradeKeepsSandboxes upgrades a server of oldCommit with a running sandbox. The sandbox keeps its guest and its
 // portal, which the new server must understand.
 func TestUpgradeKeepsSandboxes(t *testing.T) {
+	parallel(t)
 	old := buildOldVersion(t)
 	s, err := newServer()
 	if err != nil {
