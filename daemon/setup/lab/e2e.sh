@@ -2,17 +2,10 @@
 # Runs the end-to-end tests whose names match PATTERN on KVM, once with each hypervisor, and prints their events,
 # as gotestsum reads them. bin/lab/HYPERVISOR.log gets the output as it comes.
 #
-#   e2e.sh PATTERN [-test.run=PATTERN daemon/e2e/HYPERVISOR]
-#
-# With the further arguments, which gotestsum gives it, it is one test that failed that runs again.
+#   e2e.sh PATTERN
 set -euo pipefail
 
-pattern=${1:?usage: e2e.sh PATTERN [-test.run=PATTERN daemon/e2e/HYPERVISOR]}
-hypervisors="kata builtin"
-if [ $# = 3 ]; then
-	pattern=${2#-test.run=}
-	hypervisors=${3##*/}
-fi
+pattern=${1:?usage: e2e.sh PATTERN}
 # Seconds for each hypervisor. Go's own limit comes first, and says where the tests hang.
 export LAB_TIMEOUT=${LAB_TIMEOUT:-14400}
 
@@ -23,7 +16,7 @@ events=$(mktemp -d)
 trap 'rm -rf -- "$events"' EXIT
 # Labs side by side, for each has one processor, but not tests of one host. The events of one come after those of the other.
 declare -A pids
-for hypervisor in $hypervisors; do
+for hypervisor in kata builtin; do
 	MSB_E2E_HYPERVISOR=$hypervisor ../setup/lab/run.sh ../../bin/lab/e2e.test -test.v=test2json -test.run "$pattern" \
 		-test.timeout "$((LAB_TIMEOUT - 60))s" 2>&1 |
 		tee "../../bin/lab/$hypervisor.log" |
@@ -35,7 +28,7 @@ for hypervisor in $hypervisors; do
 	fi
 done
 code=0
-for hypervisor in $hypervisors; do
+for hypervisor in kata builtin; do
 	tail -n +1 -s 0.5 --pid="${pids[$hypervisor]}" -f "$events/$hypervisor" &
 	wait $!
 	wait "${pids[$hypervisor]}" || code=$?
