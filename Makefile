@@ -190,6 +190,7 @@ test-kvm-ci: ## Run a part of them, in minutes
 # What that host runs, beside the guest's kernel.
 bin/lab/initrd.img: bin/cache/kernel.deb $(addprefix daemon/setup/lab/,build.sh init)
 	@echo "Building bin/lab: an emulated host with KVM"
+	@$(GO) build -o $(@D)/tsc ./daemon/setup/lab/tsc
 	@daemon/setup/lab/build.sh $< $(@D)
 
 .PHONY: race

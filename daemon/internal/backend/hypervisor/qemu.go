@@ -11,10 +11,13 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
 // Names in a VM's directory.
@@ -37,6 +40,10 @@ const SharedRoot = "/run/kata-containers/shared/sandboxes"
 // that a sandbox meets its own limit first.
 const memoryHeadroomMiB = 128
 
+// hostTSC is the speed of the counter that an emulated guest reads. See package tsc for what happens if the guest
+// measures it itself.
+var hostTSC = sync.OnceValue(tsc.KHz)
+
 // qemuCommand is the command line of a VM. It runs in the VM's directory, to which the sockets and
 // logs are relative; monitor is the listening QMP socket.
 func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
@@ -44,6 +51,9 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 	if s.cfg.Accelerator == "tcg" {
 		// An emulated guest is no security boundary anyway.
 		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max", " mitigations=off"
+		if khz := hostTSC(); khz > 0 {
+			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
+		}
 	}
 	// The kernel keeps something of each page.
 	memory := strconv.Itoa(st.MemoryMiB+st.MemoryMiB/32+memoryHeadroomMiB) + "M"

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -16,6 +17,8 @@ import (
 
 	"github.com/containerd/ttrpc"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
+
+	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
 // bootLimit is generous: an emulated guest on a busy machine has taken 30 s.
@@ -77,7 +80,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "256",
 		"-object", "memory-backend-memfd,id=mem,size=256M,share=on",
 		"-kernel", filepath.Join(image, "vmlinux"), "-initrd", filepath.Join(image, "initrd.img"),
-		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests no_timer_check pci=lastbus=0 random.trust_cpu=on mitigations=off console=ttyS0",
+		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests no_timer_check pci=lastbus=0 random.trust_cpu=on mitigations=off console=ttyS0 tsc_early_khz=" + strconv.Itoa(tsc.KHz()),
 		"-serial", "file:" + g.console,
 		"-device", "virtio-serial-pci", "-device", "virtio-rng-pci",
 		"-chardev", "socket,id=agent,path=" + g.socket + ",server=on,wait=off",

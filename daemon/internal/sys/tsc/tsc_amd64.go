@@ -1,0 +1,4 @@
+package tsc
+
+// rdtsc returns the processor's time stamp counter.
+func rdtsc() uint64
