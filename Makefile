@@ -14,8 +14,8 @@ endif
 PREFIX  ?= /usr/local
 DESTDIR ?=
 VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
-# How many packages `make test` tests at a time, of those that boot microVMs.
-TESTFLAGS ?= -p 2
+# Three runs of tests go on side by side, so each takes one package at a time.
+TESTFLAGS ?= -p 1
 # A directory for the events of the tests as JSON, one file for each run of gotestsum.
 TEST_EVENTS ?=
 # How many inputs `make fuzz` gives to each target.
@@ -162,7 +162,7 @@ test-microvms:
 		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
 
 test-race:
-	@CGO_ENABLED=1 $(call gotestsum,race) -- -race -count=1 -timeout 20m $(RACE_PACKAGES)
+	@CGO_ENABLED=1 $(call gotestsum,race) -- -race -count=1 -timeout 20m $(TESTFLAGS) $(RACE_PACKAGES)
 
 test-sdks:
 	@echo "Python SDK"; client/python/check.sh unit
