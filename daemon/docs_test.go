@@ -192,7 +192,7 @@ func TestMaintainerDocsNameCode(t *testing.T) {
 	goFile := regexp.MustCompile(`^[a-z0-9_/]+\.go$`)
 	goTest := regexp.MustCompile(`^(Test|Fuzz|Benchmark)[A-Z]\w*$`)
 	found := 0
-	for _, file := range []string{"architecture.md", "request-lifecycle.md", "testing.md"} {
+	for _, file := range []string{"README.md", "architecture.md", "request-lifecycle.md", "testing.md"} {
 		for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(readInternals(t, file), -1) {
 			if name := goName.FindStringSubmatch(m[1]); name != nil {
 				found++
