@@ -13,21 +13,17 @@ import (
 	"testing"
 )
 
-// docsFile returns the text of a file in docs.
-func docsFile(t *testing.T, name string) string {
+// readInternals returns the text of a file in docs/internals.
+func readInternals(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "docs", name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return readFile(t, filepath.Join("..", "docs", "internals", name))
 }
 
-// source is what the Go files of this repository declare.
+// source is what the Go files of this repository declare. Directories are relative to its root.
 type source struct {
-	dirs  map[string]bool            // that have Go files other than tests; relative to the repository
-	tests map[string][]string        // directories, by the name of a test
-	names map[string]map[string]bool // by the name of a package: F, and T.M for the methods and fields of T
+	dirs  map[string]bool            // directories of packages; true if there are Go files other than tests
+	tests map[string][]string        // from the name of a test to the directories that have it
+	names map[string]map[string]bool // from the name of a package to its names: F, and T.M for a method or field M of T
 }
 
 func readSource(t *testing.T) source {
@@ -110,7 +106,7 @@ func addType(names map[string]bool, spec *ast.TypeSpec) {
 	}
 }
 
-// receiver returns the name of a method's type.
+// receiver returns the name of the type in a method's receiver.
 func receiver(of ast.Expr) string {
 	for {
 		switch e := of.(type) {
@@ -128,12 +124,13 @@ func receiver(of ast.Expr) string {
 	}
 }
 
-// Every test that docs/security.md names exists, in the package that it names.
+// TestSecurityDocNamesTests checks that every test named in docs/internals/security.md exists in the package named
+// before it.
 func TestSecurityDocNamesTests(t *testing.T) {
 	code := readSource(t)
 	span := regexp.MustCompile("`([^`]+)`(:?)")
 	rows, promises := 0, false
-	for line := range strings.Lines(docsFile(t, "security.md")) {
+	for line := range strings.Lines(readInternals(t, "security.md")) {
 		line = strings.TrimSpace(line)
 		switch {
 		case line == "| Promise | Test |":
@@ -150,69 +147,135 @@ func TestSecurityDocNamesTests(t *testing.T) {
 					continue
 				}
 				tests++
-				// A directory may be named by its end.
+				// The document may name only the end of a directory's path.
 				if !slices.ContainsFunc(code.tests[m[1]], func(d string) bool { return strings.HasSuffix("/"+d, "/"+dir) }) {
-					t.Errorf("docs/security.md: there is no test %s in %q; it is in %q", m[1], dir, code.tests[m[1]])
+					t.Errorf("docs/internals/security.md: no test %s in %q; tests of that name are in %q", m[1], dir, code.tests[m[1]])
 				}
 			}
 			if tests == 0 {
-				t.Errorf("docs/security.md: a promise without a test: %s", line)
+				t.Errorf("docs/internals/security.md: promise without a test: %s", line)
 			}
 		}
 	}
 	if rows < 40 {
-		t.Errorf("docs/security.md: only %d promises were found", rows)
+		t.Errorf("docs/internals/security.md: found only %d promises, want at least 40", rows)
 	}
 }
 
-// docs/architecture.md has a row for every package below daemon/internal, and for no other.
+// TestArchitectureDocListsPackages checks that docs/internals/architecture.md has a row for every package below
+// daemon/internal, and none for a package that does not exist.
 func TestArchitectureDocListsPackages(t *testing.T) {
 	listed := map[string]bool{}
 	row := regexp.MustCompile("^\\| `((?:serve|domain|backend|guest|data|sys)(?:/[a-z/]+)?)` \\|")
-	for line := range strings.Lines(docsFile(t, "architecture.md")) {
+	for line := range strings.Lines(readInternals(t, "architecture.md")) {
 		if m := row.FindStringSubmatch(line); m != nil {
 			listed[m[1]] = true
 		}
 	}
 	for dir, is := range readSource(t).dirs {
 		if name, internal := strings.CutPrefix(dir, "daemon/internal/"); internal && is && !listed[name] {
-			t.Errorf("docs/architecture.md lists no package %s", name)
+			t.Errorf("docs/internals/architecture.md has no row for package %s", name)
 		}
 	}
 	for name := range listed {
 		if info, err := os.Stat(filepath.Join("internal", name)); err != nil || !info.IsDir() {
-			t.Errorf("docs/architecture.md lists %s: %v", name, err)
+			t.Errorf("docs/internals/architecture.md has a row for %s, which is not a package: %v", name, err)
 		}
 	}
 }
 
-// What the docs for maintainers name of the code exists: package.Name, package.Type.Method and paths of Go files.
+// TestMaintainerDocsNameCode checks that the code named in the maintainer documentation exists: package.Name,
+// package.Type.Method, tests and paths of Go files.
 func TestMaintainerDocsNameCode(t *testing.T) {
 	code := readSource(t)
 	goName := regexp.MustCompile(`^([a-z]+)\.([A-Z]\w*(?:\.[A-Z]\w*)?)$`)
 	goFile := regexp.MustCompile(`^[a-z0-9_/]+\.go$`)
+	goTest := regexp.MustCompile(`^(Test|Fuzz|Benchmark)[A-Z]\w*$`)
 	found := 0
-	for _, file := range []string{"architecture.md", "request-lifecycle.md"} {
-		for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(docsFile(t, file), -1) {
+	for _, file := range []string{"README.md", "architecture.md", "request-lifecycle.md", "testing.md"} {
+		for _, m := range regexp.MustCompile("`([^`\n]+)`").FindAllStringSubmatch(readInternals(t, file), -1) {
 			if name := goName.FindStringSubmatch(m[1]); name != nil {
 				found++
 				if !code.names[name[1]][name[2]] {
-					t.Errorf("docs/%s: there is no %s", file, m[1])
+					t.Errorf("docs/internals/%s: no %s in the code", file, m[1])
+				}
+			}
+			if goTest.MatchString(m[1]) {
+				found++
+				if len(code.tests[m[1]]) == 0 {
+					t.Errorf("docs/internals/%s: no test %s", file, m[1])
 				}
 			}
 			if goFile.MatchString(m[1]) {
 				found++
 				_, err := os.Stat(filepath.Join("..", m[1]))
-				if err != nil { // the path is within daemon/internal
+				if err != nil { // the path may be relative to daemon/internal
 					_, err = os.Stat(filepath.Join("internal", m[1]))
 				}
 				if err != nil {
-					t.Errorf("docs/%s: there is no file %s", file, m[1])
+					t.Errorf("docs/internals/%s: no file %s", file, m[1])
 				}
 			}
 		}
 	}
 	if found < 40 {
-		t.Errorf("only %d names of code were found", found)
+		t.Errorf("found only %d names of code, want at least 40", found)
 	}
+}
+
+// TestDocLinks checks that every relative link in the documentation leads to a file, and to a heading if it names one.
+func TestDocLinks(t *testing.T) {
+	var files []string
+	for _, pattern := range []string{"../README.md", "../docs/*.md", "../docs/internals/*.md", "../client/*/README.md"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	links := 0
+	for _, file := range files {
+		for _, m := range link.FindAllStringSubmatch(readFile(t, file), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			links++
+			path, anchor, _ := strings.Cut(m[1], "#")
+			target := file
+			if path != "" {
+				target = filepath.Join(filepath.Dir(file), path)
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: link to %s: %v", file, m[1], err)
+				continue
+			}
+			if anchor != "" && !slices.Contains(anchors(readFile(t, target)), anchor) {
+				t.Errorf("%s: link to %s: no such heading", file, m[1])
+			}
+		}
+	}
+	if links < 20 {
+		t.Errorf("found only %d links, want at least 20", links)
+	}
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// anchors returns the anchors that GitHub gives to the headings of a Markdown document: lower case, with hyphens for
+// spaces and without punctuation.
+func anchors(text string) (all []string) {
+	heading := regexp.MustCompile(`(?m)^#+ (.+)$`)
+	dropped := regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+	for _, m := range heading.FindAllStringSubmatch(text, -1) {
+		all = append(all, strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-"))
+	}
+	return all
 }
