@@ -39,8 +39,8 @@ type Backend struct {
 }
 
 // New chooses the hypervisor and accelerator, and checks that this host has the programs and devices that they need. It
-// returns errdefs.ErrFailedPrecondition if something is missing, and errdefs.ErrInvalidArgument if a setting is wrong. It
-// starts neither microVMs nor containerd. Call Close when the Backend is no longer needed.
+// returns errdefs.ErrFailedPrecondition if something is missing, and errdefs.ErrInvalidArgument if a setting is wrong.
+// It starts neither microVMs nor containerd. Call Close when the Backend is no longer needed.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, error) {
 	route, err := host.Choose(HostOptions(cfg))
 	if err != nil {
@@ -123,8 +123,8 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 	return settings, err
 }
 
-// serviceConfig returns the configuration of the hypervisor service. If no shim can call the service, the configuration has
-// no programs: the service then only manages the VMs that it started before the server's configuration changed.
+// serviceConfig returns the configuration of the hypervisor service. If no shim can call the service, the configuration
+// has no programs: the service then only manages the VMs that it started before the server's configuration changed.
 func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
 	service := hypervisor.Config{Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Log: log}
 	// A Kata configuration of the host's own may also name the service.
@@ -136,8 +136,8 @@ func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, 
 }
 
 // Run adopts the microVMs and the containerd of an earlier server, starts containerd if none is running, and supervises
-// them until ctx ends. It calls ready once, when Runtime and Images are usable. It returns early if ready or a component
-// returns an error. Sandboxes and containerd keep running after Run returns.
+// them until ctx ends. It calls ready once, when Runtime and Images are usable. It returns early if ready or a
+// component returns an error. Sandboxes and containerd keep running after Run returns.
 func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) error {
 	found, err := b.vms.Recover(ctx)
 	if err != nil {

@@ -17,14 +17,15 @@ import (
 )
 
 const (
-	// startTimeout is how long containerd may take to start serving. It is long because containerd connects to the shims
-	// one after the other.
+	// startTimeout is how long containerd may take to start serving. It is long because containerd connects to the
+	// shims one after the other.
 	startTimeout = 2 * time.Minute
 	// stopTimeout is how long a containerd that did not start serving may take to exit before it is killed.
 	stopTimeout = 5 * time.Second
 	// shimLoadTimeout is how long a starting containerd waits for each shim. After that it ends the shim's sandbox.
 	shimLoadTimeout = 20 * time.Second
-	// shimStateTimeout is how long containerd waits for the state of a task. After that it reports the state as unknown.
+	// shimStateTimeout is how long containerd waits for the state of a task. After that it reports the state as
+	// unknown.
 	shimStateTimeout = 10 * time.Second
 )
 
@@ -58,8 +59,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 `, p.Root, p.State, p.Address, shimLoadTimeout, shimStateTimeout)
 }
 
-// Start adopts the running containerd or starts one, and returns when it is serving. From then on, containerd is restarted
-// whenever it exits, until ctx ends or Stop is called.
+// Start adopts the running containerd or starts one, and returns when it is serving. From then on, containerd is
+// restarted whenever it exits, until ctx ends or Stop is called.
 func (p *Private) Start(ctx context.Context) error {
 	running, err := p.Process()
 	if err != nil {
@@ -111,8 +112,8 @@ func (p *Private) Process() (*process.Process, error) {
 	return nil, nil
 }
 
-// isOurs reports whether a process is a containerd with this configuration that this server's user runs. It checks the user
-// because any user can start a process with these arguments.
+// isOurs reports whether a process is a containerd with this configuration that this server's user runs. It checks the
+// user because any user can start a process with these arguments.
 func (p *Private) isOurs(pid int) bool {
 	if info, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
 		return false
@@ -140,7 +141,8 @@ func (p *Private) launch() (*process.Process, error) {
 	cmd := exec.Command(p.Binary, "--config", p.configFile(), "--log-level", "warn") // isOurs looks for this
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
-	// Pass few variables: shims and hypervisors inherit the environment, and some shims read their configuration from it.
+	// Pass few variables: shims and hypervisors inherit the environment, and some shims read their configuration from
+	// it.
 	for _, name := range []string{"PATH", "HOME", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
 			cmd.Env = append(cmd.Env, name+"="+value)
@@ -154,8 +156,8 @@ func (p *Private) launch() (*process.Process, error) {
 	if err != nil {
 		err = errors.Join(err, cmd.Process.Kill())
 	}
-	// This only reaps the process. Private watches it like an adopted one. The goroutine ends with containerd or with the
-	// daemon.
+	// This only reaps the process. Private watches it like an adopted one. The goroutine ends with containerd or with
+	// the daemon.
 	go cmd.Wait()
 	return launched, err
 }

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kvmObstacle returns the reason why KVM cannot be used, or nil if it can. It also tests KVM's speed, because on some hosts
-// /dev/kvm opens and responds but is emulated, a hundred times slower than QEMU's own emulation. If insist is set, it skips
-// the speed test. If keep is set, it stores the result of the speed test in cacheDir.
+// kvmObstacle returns the reason why KVM cannot be used, or nil if it can. It also tests KVM's speed, because on some
+// hosts /dev/kvm opens and responds but is emulated, a hundred times slower than QEMU's own emulation. If insist is
+// set, it skips the speed test. If keep is set, it stores the result of the speed test in cacheDir.
 func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle {
 	const device = "/dev/kvm"
 	cpu := m.processor()
@@ -69,9 +69,9 @@ func (m machine) vsockObstacle() *obstacle {
 	return nil
 }
 
-// fastKVM reports whether probe finds KVM to be fast. A file in dir caches that KVM is fast until the next boot of the host;
-// the file is written only if keep is set. That KVM is slow is not cached, because the host may just be busy. If dir is
-// empty, nothing is cached.
+// fastKVM reports whether probe finds KVM to be fast. A file in dir caches that KVM is fast until the next boot of the
+// host; the file is written only if keep is set. That KVM is slow is not cached, because the host may just be busy. If
+// dir is empty, nothing is cached.
 func fastKVM(dir string, keep bool, probe func() error) (bool, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -67,8 +67,8 @@ type examination struct {
 	route Route // zero if sandboxes cannot run as configured
 }
 
-// Examine checks everything that microVMs need on this host. It changes nothing, and each program that it runs has a short
-// timeout. The report begins with callerChecks, the checks that the caller has already done.
+// Examine checks everything that microVMs need on this host. It changes nothing, and each program that it runs has a
+// short timeout. The report begins with callerChecks, the checks that the caller has already done.
 func Examine(ctx context.Context, o Options, s Server, callerChecks ...Check) Report {
 	return machine{}.examine(ctx, o, s, callerChecks...)
 }

@@ -132,8 +132,8 @@ func mib(n int) string {
 	return fmt.Sprintf("%.1f GiB", float64(n)/1024)
 }
 
-// Less free space in the state directory than lowSpace is a warning, and less than minSpace a problem. Both are in MiB. An
-// image takes about 100 MiB.
+// Less free space in the state directory than lowSpace is a warning, and less than minSpace a problem. Both are in MiB.
+// An image takes about 100 MiB.
 const (
 	lowSpace = 5 << 10
 	minSpace = 512

@@ -183,7 +183,8 @@ func TestExamineChangesNothing(t *testing.T) {
 	}
 }
 
-// An address in use by the running server is no problem. If this user may not open the server's socket, it is a warning.
+// An address in use by the running server is no problem. If this user may not open the server's socket, it is a
+// warning.
 func TestExamineRunningServer(t *testing.T) {
 	o, s := newInstall(t)
 	socket, err := net.Listen("unix", s.Socket)
@@ -267,8 +268,8 @@ func TestCombinedOutputTimesOut(t *testing.T) {
 	}
 }
 
-// The state directory must not be on an overlayfs, as in most containers, or on a read-only or full file system. With Kata's
-// own driver, /dev/shm must have room for the memory of guests.
+// The state directory must not be on an overlayfs, as in most containers, or on a read-only or full file system. With
+// Kata's own driver, /dev/shm must have room for the memory of guests.
 func TestFileSystems(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"lower", "upper", "work", "merged", "tmpfs"} {

@@ -29,8 +29,8 @@ const (
 	kvmExitHLT = 5
 )
 
-// probeProgram counts down from 20 million in 16-bit mode. It executes 40 million instructions, which must finish within
-// probeTimeout. That is 80 MIPS.
+// probeProgram counts down from 20 million in 16-bit mode. It executes 40 million instructions, which must finish
+// within probeTimeout. That is 80 MIPS.
 var probeProgram = []byte{
 	0x66, 0xb9, 0x00, 0x2d, 0x31, 0x01, // mov ecx, 20000000
 	0x66, 0x49, // dec ecx

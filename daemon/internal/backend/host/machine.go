@@ -59,8 +59,8 @@ func (m machine) processor() processor {
 // hostPIDNamespace is the initial PID namespace. The kernel gives it a fixed inode number.
 const hostPIDNamespace = "pid:[4026531836]"
 
-// inContainer reports whether this process runs in a container. It compares PID namespaces, which works for every container
-// engine.
+// inContainer reports whether this process runs in a container. It compares PID namespaces, which works for every
+// container engine.
 func (m machine) inContainer() bool {
 	namespace, err := os.Readlink(m.root + "/proc/self/ns/pid")
 	return err == nil && namespace != hostPIDNamespace

@@ -22,8 +22,8 @@ const (
 // virtual returns cpuinfo as it is in a virtual machine.
 func virtual(cpuinfo string) string { return strings.Replace(cpuinfo, " fpu", " fpu hypervisor", 1) }
 
-// newMachine simulates a host with these files, by path, and with modules for KVM and vsock that are not loaded. The content
-// "-> TARGET" makes a symbolic link.
+// newMachine simulates a host with these files, by path, and with modules for KVM and vsock that are not loaded. The
+// content "-> TARGET" makes a symbolic link.
 func newMachine(t *testing.T, files map[string]string) machine {
 	t.Helper()
 	m := machine{root: t.TempDir()}

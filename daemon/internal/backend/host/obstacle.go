@@ -69,8 +69,8 @@ const enableInFirmware = "enable virtualisation (Intel: VT-x, AMD: SVM) in the f
 
 func passDevice(device string) string { return "start the container with --device " + device }
 
-// permissionObstacle returns the obstacle for a device that this user, who is not root, may not open. If a group may use the
-// device, the fix is to join it.
+// permissionObstacle returns the obstacle for a device that this user, who is not root, may not open. If a group may
+// use the device, the fix is to join it.
 func (m machine) permissionObstacle(device string) *obstacle {
 	obs := &obstacle{what: "this user may not open " + device, fix: "run as root", fixableHere: true, denied: true}
 	info, err := os.Stat(m.root + device)

@@ -1,5 +1,5 @@
-// Package host examines the machine that msbd runs on. It decides which hypervisor and accelerator microVMs use, and why,
-// and which changes to the machine would allow better ones. It changes nothing on the machine.
+// Package host examines the machine that msbd runs on. It decides which hypervisor and accelerator microVMs use, and
+// why, and which changes to the machine would allow better ones. It changes nothing on the machine.
 //
 // Package backend calls it once when the server starts. `msbd --doctor` prints its report.
 package host
@@ -38,7 +38,8 @@ type Options struct {
 	QEMU, Virtiofsd string
 	// LibDir holds the built-in shim and guest.
 	LibDir string
-	// CacheDir is where the result of KVM's speed test is kept until the next boot of the host. If empty, it is not kept.
+	// CacheDir is where the result of KVM's speed test is kept until the next boot of the host. If empty, it is not
+	// kept.
 	CacheDir string
 }
 
@@ -46,8 +47,8 @@ type Options struct {
 type Route struct {
 	Hypervisor       string `json:"hypervisor"`
 	HypervisorReason string `json:"hypervisor_reason"`
-	// Accelerator is what this host offers. If the host's own Kata configuration names a remote hypervisor, that hypervisor
-	// may use another one.
+	// Accelerator is what this host offers. If the host's own Kata configuration names a remote hypervisor, that
+	// hypervisor may use another one.
 	Accelerator       string `json:"accelerator"`
 	AcceleratorReason string `json:"reason"`
 	// Advice lists what an administrator can do for better isolation. Each item has the command.
@@ -135,8 +136,8 @@ func (s survey) choose(o Options) (Route, error) {
 
 func (o Options) automatic() bool { return o.Hypervisor == auto || o.Hypervisor == "" }
 
-// needs reports which devices are required by the settings. driver is the one in KataConfig. Devices are required only if the
-// settings select Kata's own driver.
+// needs reports which devices are required by the settings. driver is the one in KataConfig. Devices are required only
+// if the settings select Kata's own driver.
 func (o Options) needs(driver string) (kvm, vsock bool) {
 	switch {
 	case o.Hypervisor != Kata && o.KataConfig == "", driver == "remote": // a remote hypervisor runs VMs by its own means

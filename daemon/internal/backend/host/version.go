@@ -73,7 +73,8 @@ var kataAdvisories = []struct {
 	{"3.31.0", "CVE-2026-47243", true},  // guest root can become host root through virtiofsd
 }
 
-// KataWarning returns a warning about the known vulnerabilities of a version of Kata on this route, or "" if there are none.
+// KataWarning returns a warning about the known vulnerabilities of a version of Kata on this route, or "" if there are
+// none.
 func (r Route) KataWarning(version string) string {
 	fault := r.kataFault(version)
 	if fault == "" {
@@ -87,8 +88,8 @@ func (r Route) KataWarning(version string) string {
 
 const newerKata = "install a newer Kata and set kata-shim and kata-config to it"
 
-// kataFault describes the known vulnerabilities of a version of Kata as the end of the sentence "Kata is …". It returns ""
-// if there are none.
+// kataFault describes the known vulnerabilities of a version of Kata as the end of the sentence "Kata is …". It returns
+// "" if there are none.
 func (r Route) kataFault(version string) string {
 	if r.dragonball && older(version, "4.0.0") {
 		return "older than 4.0.0, which fixes an escape from its hypervisor Dragonball (GHSA-fgm4-mv68-h344)"
@@ -109,11 +110,12 @@ func (r Route) kataFault(version string) string {
 	return text
 }
 
-// fixedContainerd lists, for each release series of containerd, the first version without CVE-2026-53488 and CVE-2026-47262.
-// Later series were never affected.
+// fixedContainerd lists, for each release series of containerd, the first version without CVE-2026-53488 and
+// CVE-2026-47262. Later series were never affected.
 var fixedContainerd = []string{"1.7.33", "2.0.10", "2.1.9", "2.2.5", "2.3.2"}
 
-// ContainerdWarning returns a warning about the known vulnerabilities of a version of containerd, or "" if there are none.
+// ContainerdWarning returns a warning about the known vulnerabilities of a version of containerd, or "" if there are
+// none.
 func ContainerdWarning(version string) string {
 	fixedIn := fixedContainerd[0]
 	if v, err := parseVersion(version); err == nil {

@@ -9,15 +9,15 @@ import (
 )
 
 const (
-	// FailedDir is the name of the directory where KeepConsole stores console logs. It is next to the directories of VMs
-	// or sandboxes, whose ids never begin with a dot.
+	// FailedDir is the name of the directory where KeepConsole stores console logs. It is next to the directories of
+	// VMs or sandboxes, whose ids never begin with a dot.
 	FailedDir = ".failed"
 	// maxConsoles is how many console logs KeepConsole keeps.
 	maxConsoles = 16
 )
 
-// KeepConsole moves the console log of a failed VM to FailedDir in dir, and removes the oldest logs there. It returns the new
-// path, or "" if the log is empty or cannot be moved.
+// KeepConsole moves the console log of a failed VM to FailedDir in dir, and removes the oldest logs there. It returns
+// the new path, or "" if the log is empty or cannot be moved.
 func KeepConsole(log, dir, id string) string {
 	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
 		return ""

@@ -22,8 +22,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// These are the annotations that Kata's shim sends with CreateVM. They are copied from Kata's package annotations, because
-// importing it would add much of Kata as dependencies.
+// These are the annotations that Kata's shim sends with CreateVM. They are copied from Kata's package annotations,
+// because importing it would add much of Kata as dependencies.
 const (
 	annotationVCPUs  = "io.katacontainers.config.hypervisor.default_vcpus"
 	annotationMemory = "io.katacontainers.config.hypervisor.default_memory" // MiB
@@ -35,8 +35,8 @@ type hypervisor struct {
 	watch watchFunc
 }
 
-// CreateVM records a VM. StartVM starts its processes, because only then does the directory exist that the shim shares with
-// the guest.
+// CreateVM records a VM. StartVM starts its processes, because only then does the directory exist that the shim shares
+// with the guest.
 func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.CreateVMResponse, error) {
 	m, shim, err := h.create(ctx, req)
 	if err != nil {
@@ -92,8 +92,8 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 	return m, shim, nil
 }
 
-// StartVM boots the VM and returns when the guest's agent is ready for the shim. On error it removes the VM, and keeps only
-// its console log if that is not empty.
+// StartVM boots the VM and returns when the guest's agent is ready for the shim. On error it removes the VM, and keeps
+// only its console log if that is not empty.
 func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.StartVMResponse, error) {
 	m := h.lookup(req.GetId())
 	if m == nil {
@@ -236,8 +236,8 @@ func isTemporary(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-// callerPID returns the pid of the process at the other end of conn. It returns an error unless that process runs as this
-// server's user.
+// callerPID returns the pid of the process at the other end of conn. It returns an error unless that process runs as
+// this server's user.
 func callerPID(conn *net.UnixConn) (int, error) {
 	p, err := peer.Of(conn)
 	if err != nil {

@@ -100,8 +100,8 @@ func (m *machine) open(r role) (*process.Process, error) {
 	return p, nil
 }
 
-// boot starts virtiofsd and QEMU and waits until the guest's agent has opened its port. On error, the caller must remove the
-// machine.
+// boot starts virtiofsd and QEMU and waits until the guest's agent has opened its port. On error, the caller must
+// remove the machine.
 func (s *Service) boot(ctx context.Context, m *machine) error {
 	namespace, err := m.Shim.mountNamespace()
 	if err != nil {
@@ -169,8 +169,8 @@ func (m *machine) remove(ctx context.Context) error {
 	return nil
 }
 
-// reap kills and reaps the machine's children. Most are already dead, but killAll cannot find a child during its execve,
-// because its mark is not visible then.
+// reap kills and reaps the machine's children. Most are already dead, but killAll cannot find a child during its
+// execve, because its mark is not visible then.
 func (m *machine) reap(ctx context.Context) error {
 	for len(m.children) > 0 {
 		child := m.children[0]
@@ -202,7 +202,8 @@ func killAll(ctx context.Context, dir string) error {
 	return killMarked(ctx, dir, found[dir])
 }
 
-// removeVM kills all processes that are marked with a VM's directory, and removes the directory. It works without a machine.
+// removeVM kills all processes that are marked with a VM's directory, and removes the directory. It works without a
+// machine.
 func removeVM(ctx context.Context, dir string) error {
 	if err := killAll(ctx, dir); err != nil {
 		return err

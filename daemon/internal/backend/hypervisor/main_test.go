@@ -40,8 +40,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runFakeShim does what Kata's shim does for one sandbox. It shares a directory in its own mount namespace, and makes each call
-// that it reads from its standard input over a new connection.
+// runFakeShim does what Kata's shim does for one sandbox. It shares a directory in its own mount namespace, and makes
+// each call that it reads from its standard input over a new connection.
 func runFakeShim(socket, id string) {
 	fatal := func(err error) {
 		if err != nil {

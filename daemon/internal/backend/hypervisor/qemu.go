@@ -33,12 +33,12 @@ const agentPort = "agent"
 // SharedRoot is where Kata's shim keeps the directories that it shares with guests, in its own mount namespace.
 const SharedRoot = "/run/kata-containers/shared/sandboxes"
 
-// memoryHeadroomMiB is the memory of a VM in addition to that of its sandbox, for the guest's kernel and agent. It is more
-// than they need, so that a sandbox reaches its own limit before the VM is out of memory.
+// memoryHeadroomMiB is the memory of a VM in addition to that of its sandbox, for the guest's kernel and agent. It is
+// more than they need, so that a sandbox reaches its own limit before the VM is out of memory.
 const memoryHeadroomMiB = 128
 
-// qemuCommand returns the command that runs QEMU for a VM. It runs in the VM's directory, to which the paths of sockets and
-// logs are relative. monitor is the listening QMP socket.
+// qemuCommand returns the command that runs QEMU for a VM. It runs in the VM's directory, to which the paths of sockets
+// and logs are relative. monitor is the listening QMP socket.
 func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
 	accel, cpu, kernelArgs := "kvm", "host", ""
 	if s.cfg.Accelerator == "tcg" {
@@ -76,8 +76,8 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 	return cmd
 }
 
-// virtiofsdCommand returns the command that runs virtiofsd for a VM. It serves the sandbox's shared directory on the listening
-// socket.
+// virtiofsdCommand returns the command that runs virtiofsd for a VM. It serves the sandbox's shared directory on the
+// listening socket.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
 	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
 		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),
@@ -92,8 +92,8 @@ func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.
 	return cmd
 }
 
-// spawn starts a VM's process in its own session, in the mount namespace ns unless that is nil. The process appends its output
-// to log.
+// spawn starts a VM's process in its own session, in the mount namespace ns unless that is nil. The process appends its
+// output to log.
 func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
 	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -125,7 +125,8 @@ func listen(path string) (*os.File, error) {
 	return l.File()
 }
 
-// inMountNamespace runs f on a thread that has entered the mount namespace ns, so that the processes that f starts are in ns.
+// inMountNamespace runs f on a thread that has entered the mount namespace ns, so that the processes that f starts are
+// in ns.
 func inMountNamespace(ns *os.File, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -144,8 +145,8 @@ func inMountNamespace(ns *os.File, f func() error) error {
 	return <-result
 }
 
-// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file. Without this check, only the boot of a VM
-// would fail, with a less clear message.
+// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file. Without this check, only the boot of
+// a VM would fail, with a less clear message.
 func requireFile(what, path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {

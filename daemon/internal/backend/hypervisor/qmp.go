@@ -32,7 +32,8 @@ type message struct {
 	} `json:"data"`
 }
 
-// dialMonitor connects to QEMU and negotiates QMP's capabilities. All later calls on the monitor also end when ctx ends.
+// dialMonitor connects to QEMU and negotiates QMP's capabilities. All later calls on the monitor also end when ctx
+// ends.
 func dialMonitor(ctx context.Context, socket string) (*monitor, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", socket)
@@ -83,7 +84,8 @@ func (m *monitor) waitOpen(port string) error {
 	}
 }
 
-// execute runs a command and decodes its result into result, unless that is nil. It discards events that arrive meanwhile.
+// execute runs a command and decodes its result into result, unless that is nil. It discards events that arrive
+// meanwhile.
 func (m *monitor) execute(command string, result any) error {
 	if err := json.NewEncoder(m.conn).Encode(map[string]string{"execute": command}); err != nil {
 		return fmt.Errorf("send QEMU the command %s: %w", command, err)

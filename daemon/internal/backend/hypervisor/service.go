@@ -74,8 +74,8 @@ const (
 	maxSocketPath = 107 // size of sun_path, without the terminating zero
 )
 
-// New returns a Service that does not run yet. It returns errdefs.ErrFailedPrecondition if a file is missing on the host, and
-// errdefs.ErrInvalidArgument if cfg is invalid. Call Recover and then Serve.
+// New returns a Service that does not run yet. It returns errdefs.ErrFailedPrecondition if a file is missing on the
+// host, and errdefs.ErrInvalidArgument if cfg is invalid. Call Recover and then Serve.
 func New(cfg Config) (*Service, error) {
 	for use, path := range map[string]string{"socket": cfg.Socket, "run directory": cfg.Dir} {
 		if !pathRE.MatchString(path) || filepath.Clean(path) != path {
@@ -129,9 +129,9 @@ func (s *Service) IDs() []string {
 	return slices.Collect(maps.Keys(s.vms))
 }
 
-// Recover adopts the VMs of an earlier Service with the same Dir, and removes those whose shim has died. It also adopts a VM
-// that lost another process, so that its shim can report the end; Serve then removes that VM. Call Recover once, before Serve.
-// If some VMs cannot be removed, Recover still handles all others and returns an error that names them.
+// Recover adopts the VMs of an earlier Service with the same Dir, and removes those whose shim has died. It also adopts
+// a VM that lost another process, so that its shim can report the end; Serve then removes that VM. Call Recover once,
+// before Serve. If some VMs cannot be removed, Recover still handles all others and returns an error that names them.
 func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	found, err := markedProcesses()
 	if err != nil {
@@ -201,8 +201,9 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	return m, nil
 }
 
-// Remove kills a VM's processes and removes its directory. It does not touch the VM's shim, which notices that the guest is
-// gone. For an unknown id, Remove removes the processes and the directory that it can find by the id, if any, and returns nil.
+// Remove kills a VM's processes and removes its directory. It does not touch the VM's shim, which notices that the
+// guest is gone. For an unknown id, Remove removes the processes and the directory that it can find by the id, if any,
+// and returns nil.
 func (s *Service) Remove(ctx context.Context, id string) error {
 	err := validateID(id)
 	m := s.lookup(id)
@@ -247,8 +248,8 @@ const (
 	drainTimeout = 10 * time.Second
 	// trimInterval is how often Serve truncates logs that have grown too long.
 	trimInterval = 10 * time.Second
-	// watchRetryDelay is how long Serve waits before it tries again to watch a process, for example if there are no free
-	// file descriptors.
+	// watchRetryDelay is how long Serve waits before it tries again to watch a process, for example if there are no
+	// free file descriptors.
 	watchRetryDelay = time.Second
 )
 
@@ -301,8 +302,8 @@ func (s *Service) Serve(ctx context.Context) error {
 	return watchers.Wait()
 }
 
-// A watchFunc starts a goroutine that waits until p exits, closes p, and then calls died. A nil p stands for a process that
-// has already exited.
+// A watchFunc starts a goroutine that waits until p exits, closes p, and then calls died. A nil p stands for a process
+// that has already exited.
 type watchFunc func(p *process.Process, died func(context.Context))
 
 // watchAdopted watches the processes of all VMs that Recover adopted.
@@ -334,8 +335,8 @@ func (s *Service) watchShim(watch watchFunc, m *machine, shim *process.Process) 
 	})
 }
 
-// watchProcesses removes the VM when QEMU or virtiofsd exits. Without virtiofsd, the guest would hang. The shim notices that
-// the guest is gone, and reports it.
+// watchProcesses removes the VM when QEMU or virtiofsd exits. Without virtiofsd, the guest would hang. The shim notices
+// that the guest is gone, and reports it.
 func (s *Service) watchProcesses(watch watchFunc, m *machine) error {
 	for _, role := range requiredRoles {
 		p, err := m.open(role)

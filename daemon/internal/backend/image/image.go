@@ -1,6 +1,6 @@
-// Package image keeps the images that sandboxes start from, in containerd. Nothing is pulled: an image comes in as an OCI
-// archive, from the administrator. Only package backend may import it; it gives the Store to the admin server, which
-// imports and lists, and to the runtime, which resolves names.
+// Package image keeps the images that sandboxes start from, in containerd. Nothing is pulled: an image comes in as an
+// OCI archive, from the administrator. Only package backend may import it; it gives the Store to the admin server,
+// which imports and lists, and to the runtime, which resolves names.
 package image
 
 import (
