@@ -191,7 +191,7 @@ func environment() []string {
 		"LANG=C.UTF-8",
 		"TZ=UTC",
 		fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()),
-		// Otherwise the set of compiled files would depend on the order of installation.
+		// Otherwise, which files are compiled on import, and how, would depend on the order of installation.
 		"PYTHONDONTWRITEBYTECODE=1",
 	}
 	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "TMPDIR"} {

@@ -14,7 +14,7 @@ type recipe struct {
 // certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; procps provides ps and free.
 // Compilers and git are left out, because they would double the size of the image and can be installed with apt.
 var base = []string{
-	// Satisfies dependencies on usrmerge, which would only convert old systems and needs all of perl.
+	// Used instead of usrmerge, which only converts old systems and needs all of perl.
 	"usr-is-merged",
 	"bash", "coreutils", "ca-certificates", "curl", "procps",
 }
