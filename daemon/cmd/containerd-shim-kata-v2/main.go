@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command containerd-shim-kata-v2 is Kata Containers' containerd shim, unmodified: containerd
-// starts one per sandbox, and it drives the microVM through the hypervisor service of msbd.
+// Command containerd-shim-kata-v2 is the unmodified containerd shim of Kata Containers. containerd starts one per
+// sandbox. The shim runs the microVM with Kata's own driver or with msbd's hypervisor service.
 //
-// It is a module of its own, so that it keeps the dependency versions that Kata was tested with.
-// This file is Kata's own main (Copyright 2018 HyperHQ Inc., Apache License 2.0); everything else
-// comes from Kata's module, under the same licence. build.sh says how it is built.
+// It is a separate module so that it keeps the dependency versions that Kata was tested with. This file is Kata's own
+// main (Copyright 2018 HyperHQ Inc., Apache License 2.0). Everything else comes from Kata's module, under the same
+// licence. Build it with build.sh.
 package main
 
 import (

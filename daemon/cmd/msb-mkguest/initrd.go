@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"debug/elf"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -16,8 +15,8 @@ const (
 	typeChar = 0o020000
 )
 
-// buildInitrd returns the initramfs. It is not compressed: neither LZ4 nor zstd makes an emulated
-// processor boot faster. The agent loads the modules in their order.
+// buildInitrd returns the initramfs. It is not compressed, because an emulated processor boots no faster with LZ4 or
+// zstd. The agent loads the modules in the given order.
 func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
 	agentELF, err := readStatic(agent)
 	if err != nil {
@@ -31,7 +30,7 @@ func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
 	for _, dir := range []string{"dev", "lib", "lib/modules", "newroot", "proc", "run", "sys", "tmp"} {
 		ar.add(dir, typeDir|0o755, nil)
 	}
-	// Before devtmpfs is there, the kernel opens the console for init, and Go's runtime /dev/null.
+	// Before devtmpfs is mounted, the kernel opens the console for init, and Go's runtime opens /dev/null.
 	ar.addDevice("dev/console", 0o600, 5, 1)
 	ar.addDevice("dev/null", 0o666, 1, 3)
 	ar.add("init", typeFile|0o755, agentELF)
@@ -40,7 +39,7 @@ func buildInitrd(agent, portal string, modules []module) ([]byte, error) {
 	return ar.finish(), nil
 }
 
-// addModules adds the modules, and the list by which the agent finds them: one path on each line.
+// addModules adds the modules, and lib/modules/load, from which the agent reads their paths, one per line.
 func (a *archive) addModules(modules []module) {
 	var list strings.Builder
 	for _, m := range modules {
@@ -51,7 +50,8 @@ func (a *archive) addModules(modules []module) {
 	a.add("lib/modules/load", typeFile|0o644, []byte(list.String()))
 }
 
-// readStatic reads a binary that the guest runs: there is no dynamic loader in it.
+// readStatic reads a binary for the guest. It returns an error if the binary is dynamically linked, because the guest
+// has no dynamic loader.
 func readStatic(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -59,17 +59,17 @@ func readStatic(path string) ([]byte, error) {
 	}
 	f, err := elf.NewFile(bytes.NewReader(data))
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return nil, fmt.Errorf("%s: %w", path, errors.New("is dynamically linked: build it with CGO_ENABLED=0"))
+			return nil, fmt.Errorf("%s is dynamically linked; build it with CGO_ENABLED=0", path)
 		}
 	}
 	return data, nil
 }
 
-// archive is a cpio archive of the "newc" kind (Documentation/driver-api/early-userspace/buffer-format.rst).
+// archive is a cpio archive in the "newc" format (Documentation/driver-api/early-userspace/buffer-format.rst).
 type archive struct {
 	buf   bytes.Buffer
 	inode uint32

@@ -15,19 +15,19 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// bootModules are the kernel modules that every guest loads. Their dependencies come with them.
+// bootModules are the kernel modules that every guest loads. Their dependencies are added by loadOrder.
 var bootModules = []string{
 	"virtio_pci", "virtio_console", "virtiofs", "virtio_net", "virtio_rng", "virtio_balloon",
 	"virtio_blk", "erofs", "overlay", "vmw_vsock_virtio_transport",
 }
 
-// module is one kernel module, by the name that the kernel gives it.
+// module is a kernel module.
 type module struct {
-	name string
+	name string // as the kernel shows it, with underscores
 	data []byte
 }
 
-// kernelPackage is what this tool reads of a Debian kernel package.
+// kernelPackage holds the files of a Debian kernel package that this tool uses.
 type kernelPackage struct {
 	path    string
 	vmlinuz []byte
@@ -46,7 +46,7 @@ func openKernelPackage(deb string) (*kernelPackage, error) {
 		return nil, fmt.Errorf("unpack %s: %w", deb, err)
 	}
 	pkg, readErr := readKernelPackage(deb, stdout)
-	// dpkg-deb must never block on a reader that gave up.
+	// Read the rest, so that dpkg-deb does not block if readKernelPackage returned early.
 	_, _ = io.Copy(io.Discard, stdout)
 	if err := cmd.Wait(); err != nil {
 		return nil, fmt.Errorf("unpack %s: %w: %s", deb, err, bytes.TrimSpace(stderr.Bytes()))
@@ -80,17 +80,17 @@ func readKernelPackage(deb string, r io.Reader) (*kernelPackage, error) {
 		}
 	}
 	if pkg.vmlinuz == nil {
-		return nil, fmt.Errorf("%s holds no kernel: give the package that linux-image-cloud-amd64 depends on", deb)
+		return nil, fmt.Errorf("%s has no kernel; use the package that linux-image-cloud-amd64 depends on", deb)
 	}
 	return pkg, nil
 }
 
-// moduleName is how the kernel and other modules call the module in a file.
+// moduleName returns the name by which the kernel and other modules refer to the module in a file.
 func moduleName(file string) string {
 	return strings.ReplaceAll(strings.TrimSuffix(path.Base(file), ".ko"), "-", "_")
 }
 
-// loadOrder returns the wanted modules and their dependencies, each after those that it needs.
+// loadOrder returns the wanted modules and their dependencies. Each module comes after those that it depends on.
 func (p *kernelPackage) loadOrder(wanted []string) ([]module, error) {
 	var order []module
 	seen := make(map[string]bool)
@@ -124,7 +124,7 @@ func (p *kernelPackage) loadOrder(wanted []string) ([]module, error) {
 	return order, nil
 }
 
-// moduleDepends reads the "depends=" entry of a module's .modinfo section.
+// moduleDepends returns the modules in the "depends=" entry of a module's .modinfo section.
 func moduleDepends(ko []byte) ([]string, error) {
 	f, err := elf.NewFile(bytes.NewReader(ko))
 	if err != nil {
@@ -146,8 +146,8 @@ func moduleDepends(ko []byte) ([]string, error) {
 	return nil, nil
 }
 
-// extractKernel returns the ELF kernel inside a bzImage (Documentation/arch/x86/boot.rst), which
-// QEMU enters directly (PVH). Debian packs it as a legacy LZ4 frame.
+// extractKernel returns the ELF kernel inside a bzImage (Documentation/arch/x86/boot.rst). QEMU starts it directly
+// through its PVH entry point. Debian compresses it as a legacy LZ4 frame.
 func extractKernel(bzImage []byte) ([]byte, error) {
 	const headerEnd = 0x250
 	if len(bzImage) < headerEnd || string(bzImage[0x202:0x206]) != "HdrS" {
@@ -157,20 +157,20 @@ func extractKernel(bzImage []byte) ([]byte, error) {
 	offset := int(binary.LittleEndian.Uint32(bzImage[0x248:]))
 	length := int(binary.LittleEndian.Uint32(bzImage[0x24c:]))
 	start := (setupSectors+1)*512 + offset
-	// The payload ends with the kernel's size, 4 bytes that are no part of the frame.
+	// The payload ends with the kernel's size, 4 bytes that are not part of the frame.
 	end := start + length - 4
 	if start < 0 || end > len(bzImage) || start >= end {
-		return nil, errors.New("the payload lies outside of the file")
+		return nil, errors.New("the payload is outside of the file")
 	}
 	vmlinux, err := io.ReadAll(lz4.NewReader(bytes.NewReader(bzImage[start:end])))
 	if err != nil {
 		return nil, fmt.Errorf("decompress: %w", err)
 	}
 	if size := int(binary.LittleEndian.Uint32(bzImage[end:])); len(vmlinux) != size {
-		return nil, fmt.Errorf("decompressed to %d bytes, not %d", len(vmlinux), size)
+		return nil, fmt.Errorf("the decompressed kernel has %d bytes, want %d", len(vmlinux), size)
 	}
 	if !bytes.HasPrefix(vmlinux, []byte(elf.ELFMAG)) {
-		return nil, errors.New("the payload is no ELF file")
+		return nil, errors.New("the payload is not an ELF file")
 	}
 	return vmlinux, nil
 }

@@ -1,8 +1,8 @@
-// Command msb-mkguest builds what every microVM boots: an uncompressed kernel and an initramfs.
+// Command msb-mkguest builds the uncompressed kernel and the initramfs that every microVM boots.
 //
-// It takes both out of a Debian cloud kernel package, adds the guest agent as /init and the portal
-// as /msb-portal, and writes DIR/vmlinux and DIR/initrd.img. The same input gives the same bytes.
-// It is a build tool: nothing of it runs on a server.
+// It extracts the kernel and its modules from a Debian cloud kernel package, adds the guest agent as /init and the
+// portal as /msb-portal, and writes DIR/vmlinux and DIR/initrd.img. The same input gives the same bytes. It is a build
+// tool and is not used on a server.
 package main
 
 import (
@@ -37,11 +37,11 @@ func run(deb, agent, portal, out string) error {
 	if err != nil {
 		return fmt.Errorf("extract the kernel of %s: %w", deb, err)
 	}
-	boot, err := pkg.loadOrder(bootModules)
+	modules, err := pkg.loadOrder(bootModules)
 	if err != nil {
 		return err
 	}
-	initrd, err := buildInitrd(agent, portal, boot)
+	initrd, err := buildInitrd(agent, portal, modules)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func run(deb, agent, portal, out string) error {
 	return replaceFile(filepath.Join(out, "initrd.img"), initrd)
 }
 
-// replaceFile renames a finished file into place: running VMs may still map the old one.
+// replaceFile writes a new file and renames it to path, because running VMs may still map the old file.
 func replaceFile(path string, data []byte) error {
 	tmp := path + ".tmp"
 	if err := os.WriteFile(tmp, data, 0o644); err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// fakeModule returns an ELF file with nothing but a .modinfo section.
+// fakeModule returns an ELF file that has only a .modinfo section.
 func fakeModule(t *testing.T, info string) []byte {
 	t.Helper()
 	names := "\x00.modinfo\x00.shstrtab\x00"
@@ -57,11 +57,11 @@ func TestLoadOrder(t *testing.T) {
 		t.Errorf("got %v, want %v", names, want)
 	}
 	if _, err := pkg.loadOrder([]string{"broken"}); err == nil || !strings.Contains(err.Error(), "absent") {
-		t.Errorf("a missing dependency: %v", err)
+		t.Errorf("module with a missing dependency: %v", err)
 	}
 }
 
-// fakeKernel packs an image as Debian's bzImage holds it.
+// fakeKernel returns a bzImage that contains image as Debian's does.
 func fakeKernel(t *testing.T, image []byte) []byte {
 	t.Helper()
 	var payload bytes.Buffer
@@ -90,16 +90,16 @@ func TestExtractKernel(t *testing.T) {
 	packed := fakeKernel(t, image)
 	got, err := extractKernel(packed)
 	if err != nil || !bytes.Equal(got, image) {
-		t.Errorf("got %d of %d bytes, %v", len(got), len(image), err)
+		t.Errorf("got %d bytes, want %d, with the same content; %v", len(got), len(image), err)
 	}
 	for name, bad := range map[string][]byte{
-		"nothing":      nil,
-		"no kernel":    make([]byte, 4096),
-		"cut":          packed[:len(packed)/2],
-		"not an image": fakeKernel(t, []byte("text")),
+		"empty":         nil,
+		"not a bzImage": make([]byte, 4096),
+		"truncated":     packed[:len(packed)/2],
+		"not an ELF":    fakeKernel(t, []byte("text")),
 	} {
 		if _, err := extractKernel(bad); err == nil {
-			t.Errorf("%s: was taken", name)
+			t.Errorf("%s: no error", name)
 		}
 	}
 }
@@ -114,7 +114,7 @@ func TestBuildInitrd(t *testing.T) {
 	}
 	second, err := buildInitrd(static, static, modules)
 	if err != nil || !bytes.Equal(first, second) {
-		t.Errorf("the same input gave other bytes, %v", err)
+		t.Errorf("the same input gave different bytes, %v", err)
 	}
 	program, err := os.ReadFile(static)
 	if err != nil {
@@ -152,7 +152,7 @@ func readArchive(t *testing.T, b []byte) map[string]entry {
 	for off := uint64(0); ; {
 		header := string(b[off : off+110])
 		if header[:6] != "070701" {
-			t.Fatalf("no header at %d", off)
+			t.Fatalf("no header at offset %d", off)
 		}
 		field := func(i int) uint64 {
 			n, err := strconv.ParseUint(header[6+8*i:14+8*i], 16, 32)
@@ -172,14 +172,14 @@ func readArchive(t *testing.T, b []byte) map[string]entry {
 	}
 }
 
-func TestBuildInitrdRefusesDynamicPrograms(t *testing.T) {
+func TestBuildInitrdRejectsDynamicPrograms(t *testing.T) {
 	static := buildProgram(t, t.TempDir(), "CGO_ENABLED=0")
 	if _, err := buildInitrd(static, "/bin/sh", nil); err == nil || !strings.Contains(err.Error(), "dynamically linked") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// buildProgram compiles the smallest program.
+// buildProgram compiles a minimal program and returns its path.
 func buildProgram(t *testing.T, dir, env string) string {
 	t.Helper()
 	source, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "program")

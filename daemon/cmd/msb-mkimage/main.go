@@ -1,9 +1,9 @@
-// Command msb-mkimage builds this project's images from Debian packages, as the host's apt finds them:
+// Command msb-mkimage builds this project's images from the Debian packages of the host's apt sources:
 //
 //	msb-mkimage --out bin/images/python.tar python
 //
-// The result is an OCI archive for `msb image import`. Equal packages give an equal digest.
-// Runs as root, on Debian, with mmdebstrap. It is a build tool: nothing of it is installed.
+// The result is an OCI archive for `msb image import`. Equal packages give equal digests. It must run as root on Debian
+// and needs mmdebstrap. It is a build tool and is not installed.
 package main
 
 import (
@@ -30,7 +30,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/backend/image/archive"
 )
 
-// epoch dates what is made during the build; files of packages older than it keep their dates.
+// epoch is the date of the image and of all files that the build creates. Files of packages keep their dates if these
+// are older.
 var epoch = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func main() {
@@ -50,7 +51,7 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 		fmt.Fprintf(log, "usage: msb-mkimage --out FILE %s\n", names)
 		flags.PrintDefaults()
 	}
-	out := flags.String("out", "", "the archive to write")
+	out := flags.String("out", "", "write the archive to `FILE`")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
@@ -60,7 +61,7 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	r, ok := recipes[flags.Arg(0)]
 	if flags.NArg() != 1 || !ok || *out == "" {
 		flags.Usage()
-		return fmt.Errorf("name one image (%s) and --out", names)
+		return fmt.Errorf("give one image (%s) and --out", names)
 	}
 	started := time.Now()
 	d, err := build(ctx, flags.Arg(0), r, *out, log)
@@ -75,7 +76,8 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	return nil
 }
 
-// build writes the archive under a temporary name first, so that an interrupted build leaves none.
+// build builds an image and writes its archive. It writes to a temporary file first, so that an interrupted build
+// leaves no incomplete archive.
 func build(ctx context.Context, name string, r recipe, out string, log io.Writer) (digest.Digest, error) {
 	sources, err := debianSources(ctx)
 	if err != nil {
@@ -92,11 +94,11 @@ func build(ctx context.Context, name string, r recipe, out string, log io.Writer
 	defer file.Close()
 
 	rootfs, writer := io.Pipe()
-	made := make(chan error, 1)
+	built := make(chan error, 1)
 	go func() {
 		err := mmdebstrap(ctx, r, sources, writer, log)
 		writer.CloseWithError(err)
-		made <- err
+		built <- err
 	}()
 	d, err := archive.Write(file, rootfs, archive.Image{
 		Name:         "docker.io/microsandbox/" + name + ":latest",
@@ -112,7 +114,7 @@ func build(ctx context.Context, name string, r recipe, out string, log io.Writer
 		},
 	})
 	rootfs.CloseWithError(err)
-	if err := errors.Join(err, <-made); err != nil {
+	if err := errors.Join(err, <-built); err != nil {
 		return "", err
 	}
 	if err := file.Chmod(0o644); err != nil {
@@ -121,8 +123,8 @@ func build(ctx context.Context, name string, r recipe, out string, log io.Writer
 	return d, os.Rename(file.Name(), out)
 }
 
-// debianSources lists the host's own mirrors of Debian. Other vendors' sources stay out: they would
-// make the image depend on what else is installed here.
+// debianSources returns the Debian sources of the host's apt, as lines of a sources.list. It leaves out other vendors'
+// sources, because with these the image would depend on the host's configuration.
 func debianSources(ctx context.Context) (string, error) {
 	const format = "$(ORIGIN)|deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(REPO_URI) $(RELEASE) $(COMPONENT)"
 	var out, stderr bytes.Buffer
@@ -138,7 +140,7 @@ func debianSources(ctx context.Context) (string, error) {
 		}
 	}
 	if len(lines) == 0 {
-		return "", errors.New("apt knows no Debian archive: run apt-get update, on a Debian machine")
+		return "", errors.New("apt has no Debian source; run apt-get update on a Debian machine")
 	}
 	return strings.Join(lines, ""), nil
 }
@@ -156,12 +158,12 @@ func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer)
 	}
 	args = append(args, "--dpkgopt=path-include=/usr/share/doc/*/copyright")
 	args = append(args, proxies(ctx)...)
-	// The host's own, which mmdebstrap lends to the build.
+	// mmdebstrap copies these files from the host for the time of the build.
 	remove := append([]string{"etc/hostname", "etc/resolv.conf"}, r.remove...)
 	args = append(args,
 		`--customize-hook=cd "$1" && rm -rf -- `+strings.Join(remove, " "),
 		`--customize-hook=sed -i "/Proxy/d" "$1/etc/apt/apt.conf.d/99mmdebstrap"`,
-		// The suite comes with the sources.
+		// An empty suite, because the sources on standard input name it.
 		"", "-", "-")
 
 	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
@@ -170,7 +172,7 @@ func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer)
 	cmd.Stdout = w
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	// It unmounts and removes its chroot on SIGTERM, and would leave both on SIGKILL.
+	// mmdebstrap unmounts and removes its chroot on SIGTERM, but not on SIGKILL.
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 30 * time.Second
 	if err := cmd.Run(); err != nil {
@@ -180,7 +182,8 @@ func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer)
 	return nil
 }
 
-// environment is the same on every machine, since packages' scripts see it; only the network's is the host's.
+// environment returns the environment of the build. Because scripts of packages see it, it is the same on every
+// machine, except for the proxies and the temporary directory.
 func environment() []string {
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -188,7 +191,7 @@ func environment() []string {
 		"LANG=C.UTF-8",
 		"TZ=UTC",
 		fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()),
-		// Or else what is compiled on import, and how, depends on the order of installation.
+		// Otherwise, which files are compiled on import, and how, would depend on the order of installation.
 		"PYTHONDONTWRITEBYTECODE=1",
 	}
 	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "TMPDIR"} {
@@ -199,7 +202,8 @@ func environment() []string {
 	return env
 }
 
-// proxies hands apt's proxies on; mmdebstrap reads none of the host's configuration.
+// proxies returns mmdebstrap arguments with the proxies of the host's apt, because mmdebstrap does not read the host's
+// configuration.
 func proxies(ctx context.Context) []string {
 	var args []string
 	for _, key := range []string{"Acquire::http::Proxy", "Acquire::https::Proxy"} {

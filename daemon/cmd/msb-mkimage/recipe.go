@@ -1,35 +1,37 @@
 package main
 
-// recipe is one image: Debian packages, with what they bring along but nobody here needs left out.
+// recipe describes an image.
 type recipe struct {
+	// packages are Debian packages in addition to base.
 	packages []string
-	// remove holds shell patterns below the image's root.
+	// remove lists files of the packages that are not needed, as shell patterns relative to the image's root.
 	remove []string
-	cmd    []string
+	// cmd is the image's default command.
+	cmd []string
 }
 
-// base is what code that an AI writes expects of any machine: a shell, the usual tools, TLS roots, and
-// apt for the rest. curl fetches over HTTPS; procps brings ps and free.
-// Left out are compilers and git: they would double the image, and apt has them.
+// base lists the packages of every image. Code that an AI writes expects a shell, the usual tools and TLS root
+// certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; procps provides ps and free.
+// Compilers and git are left out, because they would double the size of the image and can be installed with apt.
 var base = []string{
-	// Instead of usrmerge, which only converts old machines and needs all of perl to do so.
+	// Used instead of usrmerge, which only converts old systems and needs all of perl.
 	"usr-is-merged",
 	"bash", "coreutils", "ca-certificates", "curl", "procps",
 }
 
 var recipes = map[string]recipe{
 	"python": {
-		// python-is-python3: most scripts say "python".
+		// python-is-python3 provides the command python, which most scripts use.
 		packages: []string{"python3", "python3-pip", "python3-venv", "python-is-python3"},
-		// The marker makes pip refuse to install outside of a virtual environment. That guards a
-		// machine's own tools; a sandbox is there to be installed into.
+		// With this file, pip refuses to install outside of a virtual environment. That protects the tools of a normal
+		// system, but is not useful in a sandbox.
 		remove: []string{"usr/lib/python3*/EXTERNALLY-MANAGED"},
 		cmd:    []string{"python3"},
 	},
 	"node": {
 		packages: []string{"nodejs", "npm"},
-		// Debian's npm depends on packages that bundle whole tool chains beside the one module
-		// that npm uses. npm's modules require none of these: 17,000 of 22,000 files.
+		// Debian's npm depends on packages that bundle complete tool chains with the one module that npm uses. npm's
+		// modules do not require these files, which are 17,000 of 22,000.
 		remove: []string{
 			"usr/share/nodejs/@babel", "usr/share/nodejs/@jridgewell", "usr/share/nodejs/@types", "usr/share/nodejs/@webassemblyjs",
 			"usr/share/nodejs/ajv", "usr/share/nodejs/caniuse-lite", "usr/share/nodejs/core-js*", "usr/share/nodejs/es-abstract",

@@ -1,6 +1,6 @@
 // Package backend runs sandboxes as microVMs on this host. It connects the packages below it: containerd, msbd's
-// hypervisor service, Kata's runtime and the images. Only package daemon may import it, and needs no other package of
-// backend except host, which describes the machine.
+// hypervisor service, Kata's runtime and the image store. Only package daemon may import it. Of the packages below it,
+// daemon imports only host, which describes the machine.
 package backend
 
 import (
@@ -22,25 +22,25 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// A Backend is what the sandboxes of a server run on.
+// A Backend runs the sandboxes of one server.
 type Backend struct {
-	// Route says which hypervisor and accelerator sandboxes run on, and why.
+	// Route is the hypervisor and accelerator that sandboxes run on, with the reasons for the choice.
 	Route host.Route
-	// Runtime starts, finds and removes microVMs. It answers once Run has called ready.
+	// Runtime starts, finds and removes microVMs. It is usable once Run has called ready.
 	Runtime sandbox.Runtime
-	// Images are what sandboxes start from. They, too, answer once Run has called ready.
+	// Images holds the images that sandboxes start from. It is usable once Run has called ready.
 	Images *image.Store
 
 	kata    *kata.Runtime
 	vms     *hypervisor.Service
-	private *ctrd.Private // nil: the containerd is not the server's own
+	private *ctrd.Private // nil if the server uses the host's containerd
 	client  *containerd.Client
 	log     *slog.Logger
 }
 
-// New chooses what sandboxes run on, and checks that this host has it: what is missing is
-// errdefs.ErrFailedPrecondition, and what is misconfigured, errdefs.ErrInvalidArgument. It starts no microVM and no
-// containerd. Call Close when the Backend is no longer needed.
+// New chooses the hypervisor and accelerator, and checks that this host has the programs and devices that they need. It
+// returns errdefs.ErrFailedPrecondition if something is missing, and errdefs.ErrInvalidArgument if a setting is wrong.
+// It starts neither microVMs nor containerd. Call Close when the Backend is no longer needed.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, error) {
 	route, err := host.Choose(HostOptions(cfg))
 	if err != nil {
@@ -86,7 +86,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 	return b, nil
 }
 
-// HostOptions returns the settings that the choice of a route depends on.
+// HostOptions returns the settings in cfg that the choice of a route depends on.
 func HostOptions(cfg config.Config) host.Options {
 	return host.Options{
 		Hypervisor: cfg.Hypervisor, Accelerator: cfg.Accelerator, KataConfig: cfg.KataConfig, KataShim: cfg.KataShim,
@@ -96,7 +96,7 @@ func HostOptions(cfg config.Config) host.Options {
 
 func serviceSocket(cfg config.Config) string { return filepath.Join(cfg.RunDir, "hypervisor.sock") }
 
-// shimSettings returns how Kata's shims run microVMs on the route.
+// shimSettings returns the settings with which Kata's shims run microVMs on route.
 func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kata.Settings, error) {
 	settings := kata.Settings{
 		Kernel: filepath.Join(cfg.LibDir, "guest", "vmlinux"),
@@ -113,7 +113,7 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 	if err == nil {
 		settings.QEMU = qemu
 	}
-	if cfg.KataConfig != "" { // only one that names msbd's service needs the programs
+	if cfg.KataConfig != "" { // ignore err: a custom configuration may name programs of its own
 		settings.Config, settings.Portal = cfg.KataConfig, filepath.Join(cfg.LibDir, "msb-portal")
 		return settings, nil
 	}
@@ -123,11 +123,11 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 	return settings, err
 }
 
-// serviceConfig returns what the hypervisor service is made of. Where no shim asks it, it gets no programs, and only takes
-// care of the VMs that it started before the server was configured otherwise.
+// serviceConfig returns the configuration of the hypervisor service. If no shim can call the service, the configuration
+// has no programs: the service then only manages the VMs that it started before the server's configuration changed.
 func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
 	service := hypervisor.Config{Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Log: log}
-	// A configuration of the host's own may name the service, too.
+	// A Kata configuration of the host's own may also name the service.
 	if settings.HypervisorSocket != "" || settings.Config != "" {
 		service.QEMU, service.Virtiofsd, service.Accelerator = settings.QEMU, settings.Virtiofsd, route.Accelerator
 		service.Kernel, service.Initrd = settings.Kernel, settings.Initrd
@@ -135,18 +135,18 @@ func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, 
 	return service
 }
 
-// Run adopts the microVMs and the containerd of an earlier server, starts containerd if there is none, and watches over
-// them until ctx ends. It calls ready once, when Runtime and Images answer. It returns early, with an error, if a part
-// fails or if ready does. Sandboxes and containerd run on after Run.
+// Run adopts the microVMs and the containerd of an earlier server, starts containerd if none is running, and supervises
+// them until ctx ends. It calls ready once, when Runtime and Images are usable. It returns early if ready or a
+// component returns an error. Sandboxes and containerd keep running after Run returns.
 func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) error {
 	found, err := b.vms.Recover(ctx)
 	if err != nil {
-		// Removing the sandbox tries again, and a VM that cannot be removed keeps no other from running.
+		// Not fatal: removing the sandbox tries again, and a VM that cannot be removed does not affect the others.
 		b.log.Error("recover microVMs", "err", err)
 	}
 	b.log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return b.vms.Serve(ctx) }) // it watches the VMs that were adopted
+	g.Go(func() error { return b.vms.Serve(ctx) }) // also watches the adopted VMs
 	g.Go(func() error {
 		if b.private != nil {
 			if err := b.private.Start(ctx); err != nil {
@@ -158,7 +158,7 @@ func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) er
 	return g.Wait()
 }
 
-// Versions returns the versions of containerd and of Kata's shim, as they say themselves.
+// Versions returns the versions that containerd and Kata's shim report.
 func (b *Backend) Versions(ctx context.Context) (containerd, kata string, err error) {
 	version, err := b.client.Version(ctx)
 	if err != nil {
@@ -168,7 +168,7 @@ func (b *Backend) Versions(ctx context.Context) (containerd, kata string, err er
 	return version.Version, kata, err
 }
 
-// Stop ends the server's own containerd. No sandbox may be left.
+// Stop stops the server's private containerd, if it has one. No sandbox may be running.
 func (b *Backend) Stop(ctx context.Context) error {
 	if b.private == nil {
 		return nil
@@ -176,7 +176,7 @@ func (b *Backend) Stop(ctx context.Context) error {
 	return b.private.Stop(ctx)
 }
 
-// Close releases what the Backend itself holds. Sandboxes and containerd run on.
+// Close releases the Backend's own resources. Sandboxes and containerd keep running.
 func (b *Backend) Close() error {
 	b.kata.Close()
 	return b.client.Close()

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// newConfig returns the configuration of a server in directories of its own, with the programs of this checkout.
+// newConfig returns the configuration of a server with its own temporary directories and the programs of this checkout.
 func newConfig(t *testing.T) config.Config {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "backend") // t.TempDir is too long for sockets
@@ -69,7 +69,7 @@ func TestRun(t *testing.T) {
 	}
 	running, err := b.private.Process()
 	if running == nil || err != nil {
-		t.Fatalf("containerd ended with Run: %v, %v", running, err)
+		t.Fatalf("containerd does not keep running after Run: %v, %v", running, err)
 	}
 	defer running.Close()
 	if err := b.Stop(t.Context()); err != nil || !running.Dead() {
@@ -77,14 +77,14 @@ func TestRun(t *testing.T) {
 	}
 }
 
-func TestRunEndsWithReady(t *testing.T) {
+func TestRunReturnsErrorOfReady(t *testing.T) {
 	b, err := New(t.Context(), newConfig(t), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	why := errors.New("it was not recovered")
-	if err := b.Run(t.Context(), func(context.Context) error { return why }); !errors.Is(err, why) {
+	want := errors.New("not ready")
+	if err := b.Run(t.Context(), func(context.Context) error { return want }); !errors.Is(err, want) {
 		t.Errorf("Run: %v", err)
 	}
 	if err := b.Stop(t.Context()); err != nil {
@@ -92,7 +92,7 @@ func TestRunEndsWithReady(t *testing.T) {
 	}
 }
 
-// The hypervisor service gets its programs where a shim may ask it.
+// The hypervisor service gets its programs if a shim may call it.
 func TestServiceConfig(t *testing.T) {
 	programs := kata.Settings{QEMU: "/qemu", Virtiofsd: []string{"/virtiofsd"}, Kernel: "/vmlinux", Initrd: "/initrd"}
 	cfg := config.Config{RunDir: "/run/msb"}
@@ -100,10 +100,10 @@ func TestServiceConfig(t *testing.T) {
 		change func(*kata.Settings)
 		starts bool
 	}{
-		"builtin":                  {func(s *kata.Settings) { s.HypervisorSocket = serviceSocket(cfg) }, true},
-		"Kata's own driver":        {func(*kata.Settings) {}, false},
-		"a configuration":          {func(s *kata.Settings) { s.Config = "/kata.toml" }, true},
-		"a configuration, no QEMU": {func(s *kata.Settings) { s.Config, s.QEMU = "/kata.toml", "" }, false},
+		"builtin":                       {func(s *kata.Settings) { s.HypervisorSocket = serviceSocket(cfg) }, true},
+		"Kata's own driver":             {func(*kata.Settings) {}, false},
+		"custom configuration":          {func(s *kata.Settings) { s.Config = "/kata.toml" }, true},
+		"custom configuration, no QEMU": {func(s *kata.Settings) { s.Config, s.QEMU = "/kata.toml", "" }, false},
 	} {
 		settings := programs
 		tt.change(&settings)
@@ -120,7 +120,7 @@ func TestServiceConfig(t *testing.T) {
 	}
 }
 
-// Without the programs a server does not start, unless a configuration of the host's own may name others.
+// A server does not start if programs are missing, unless it uses a custom Kata configuration, which may name others.
 func TestShimSettings(t *testing.T) {
 	cfg := newConfig(t)
 	settings, err := shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin})
@@ -138,6 +138,6 @@ func TestShimSettings(t *testing.T) {
 	cfg.KataConfig = "/kata.toml"
 	settings, err = shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin})
 	if err != nil || settings.Config != cfg.KataConfig || settings.HypervisorSocket != "" || settings.QEMU != "" || settings.Portal == "" {
-		t.Errorf("the host's own configuration: %+v, %v", settings, err)
+		t.Errorf("custom configuration: %+v, %v", settings, err)
 	}
 }

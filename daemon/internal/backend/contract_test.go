@@ -3,6 +3,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"testing"
@@ -12,7 +13,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// Real microVMs keep the contract that the fake of other tests keeps.
+// Real microVMs satisfy the same contract as the fake runtime that other tests use.
 func TestRuntimeContract(t *testing.T) {
 	cfg := newConfig(t)
 	b, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
@@ -42,7 +43,7 @@ func TestRuntimeContract(t *testing.T) {
 	}
 }
 
-// killQEMU ends a microVM as a crash of QEMU would.
+// killQEMU kills the QEMU of a microVM, as if it had crashed.
 func (b *Backend) killQEMU(id string) error {
 	for _, vm := range b.vms.VMs() {
 		if vm.ID != id {
@@ -55,5 +56,5 @@ func (b *Backend) killQEMU(id string) error {
 		defer qemu.Close()
 		return qemu.Kill(context.Background())
 	}
-	return errors.New("there is no such VM")
+	return fmt.Errorf("no VM %s", id)
 }

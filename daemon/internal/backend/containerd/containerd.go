@@ -1,5 +1,6 @@
-// Package containerd connects to the containerd that keeps images and tasks, and supervises the server's private one. It
-// knows nothing of Kata or of what runs in the tasks. It is a base package: every package of backend may import it.
+// Package containerd connects to the containerd that stores images and runs tasks, and supervises the server's private
+// containerd. It knows nothing about Kata or the contents of tasks. It is a base package: every package of backend may
+// import it.
 package containerd
 
 import (
@@ -17,46 +18,46 @@ import (
 )
 
 const (
-	// Namespace is the containerd namespace that holds everything that this server keeps in a containerd.
+	// Namespace is the containerd namespace of all images, containers and tasks of this server.
 	Namespace = "msb"
-	// Snapshotter is the name of containerd's snapshotter, for images and for what sandboxes write over them.
+	// Snapshotter is the name of the snapshotter for images and for the writable layers of sandboxes.
 	Snapshotter = "overlayfs"
 )
 
-// InNamespace returns ctx for calls of a client in Namespace.
+// InNamespace returns a context for containerd client calls in Namespace.
 func InNamespace(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, Namespace)
 }
 
-// Paths say where a containerd is on this host.
+// Paths holds the paths of a containerd on this host.
 type Paths struct {
 	Address string // its Unix socket
-	Root    string // persistent: images, snapshots
-	State   string // gone after a reboot: tasks, bundles
+	Root    string // persistent data: images, snapshots
+	State   string // data lost at a reboot: tasks, bundles
 }
 
-// SystemPaths returns the paths of a containerd that is not the server's own: the default ones, except for its socket.
+// SystemPaths returns the paths of the host's containerd: containerd's default directories, and address as its socket.
 func SystemPaths(address string) Paths {
 	return Paths{Address: address, Root: defaults.DefaultRootDir, State: defaults.DefaultStateDir}
 }
 
-// LogFile is where the private containerd, and with it the shims, write their logs. Each start truncates it.
+// LogFile returns the log file of the private containerd and its shims. Each start of containerd truncates it.
 func (p Paths) LogFile() string { return filepath.Join(p.Root, "containerd.log") }
 
-// TaskDirs returns the directories that containerd has for a task in Namespace.
+// TaskDirs returns containerd's directories for a task in Namespace.
 func (p Paths) TaskDirs(id string) []string {
 	const tasks = "io.containerd.runtime.v2.task"
 	return []string{filepath.Join(p.State, tasks, Namespace, id), filepath.Join(p.Root, tasks, Namespace, id)}
 }
 
-// Dial returns a client of the containerd at a Unix socket. It connects at the first call, and again whenever containerd
-// was away.
+// Dial returns a client for the containerd at a Unix socket. It connects at the first call, and reconnects whenever the
+// connection is lost.
 func Dial(address string) (*containerd.Client, error) {
 	retry := backoff.DefaultConfig
 	retry.BaseDelay, retry.MaxDelay = 50*time.Millisecond, time.Second
 	conn, err := grpc.NewClient("unix://"+address,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 10 * time.Second}), // of a busy host
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 10 * time.Second}), // long enough on a busy host
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(defaults.DefaultMaxRecvMsgSize), grpc.MaxCallSendMsgSize(defaults.DefaultMaxSendMsgSize)))
 	if err != nil {
 		return nil, fmt.Errorf("connect to containerd at %s: %w", address, err)
@@ -64,7 +65,7 @@ func Dial(address string) (*containerd.Client, error) {
 	return containerd.NewWithConn(conn)
 }
 
-// WaitServing returns when the client's containerd answers, or with ctx's cause.
+// WaitServing waits until the client's containerd is serving. If ctx ends first, it returns the cause of ctx.
 func WaitServing(ctx context.Context, client *containerd.Client) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

@@ -17,22 +17,24 @@ import (
 )
 
 const (
-	// startLimit bounds how long containerd may take to answer. It asks one shim after the other.
-	startLimit = 2 * time.Minute
-	// endLimit bounds how long one that does not answer may take to end.
-	endLimit = 5 * time.Second
-	// shimLoad bounds how long a containerd that starts waits for a shim, whose sandbox it ends then.
-	shimLoad = 20 * time.Second
-	// shimState bounds how long it waits to hear of a sandbox's state, which is unknown then.
-	shimState = 10 * time.Second
+	// startTimeout is how long containerd may take to start serving. It is long because containerd connects to the
+	// shims one after the other.
+	startTimeout = 2 * time.Minute
+	// stopTimeout is how long a containerd that did not start serving may take to exit before it is killed.
+	stopTimeout = 5 * time.Second
+	// shimLoadTimeout is how long a starting containerd waits for each shim. After that it ends the shim's sandbox.
+	shimLoadTimeout = 20 * time.Second
+	// shimStateTimeout is how long containerd waits for the state of a task. After that it reports the state as
+	// unknown.
+	shimStateTimeout = 10 * time.Second
 )
 
-var errEnded = errors.New("containerd ended at its start")
+var errExited = errors.New("containerd exited while starting")
 
-// Private is the server's private containerd: a process in a session of its own, so that it and the sandboxes' shims
-// survive the daemon. A daemon that starts adopts the one that it finds. Binary, Paths and Log are required.
+// Private is the server's private containerd. It is a process in its own session, so that it and the sandboxes' shims
+// survive the daemon. A starting daemon adopts it if it is already running. Binary, Paths and Log are required.
 type Private struct {
-	Binary string // path of the program
+	Binary string // path of the containerd executable
 	Paths
 	Log *slog.Logger
 
@@ -44,21 +46,21 @@ func (p *Private) config() string {
 version = 2
 root = %q
 state = %q
-# Neither CRI nor /opt/containerd is used, and their plugins make directories on the whole host.
+# CRI and /opt/containerd are not used, and their plugins would create directories elsewhere on the host.
 disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri"]
 
 [grpc]
   address = %q
 
-# A shim on a busy host is no dead one.
+# Long enough that a slow shim on a busy host is not taken for a dead one.
 [timeouts]
   "io.containerd.timeout.shim.load" = %q
   "io.containerd.timeout.task.state" = %q
-`, p.Root, p.State, p.Address, shimLoad, shimState)
+`, p.Root, p.State, p.Address, shimLoadTimeout, shimStateTimeout)
 }
 
-// Start adopts the running containerd or starts one, and returns when it answers. From then on it is started again
-// whenever it dies, until ctx ends or Stop is called.
+// Start adopts the running containerd or starts one, and returns when it is serving. From then on, containerd is
+// restarted whenever it exits, until ctx ends or Stop is called.
 func (p *Private) Start(ctx context.Context) error {
 	running, err := p.Process()
 	if err != nil {
@@ -70,22 +72,22 @@ func (p *Private) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.await(ctx, running); err != nil {
-		if !adopted { // it would hold its root
-			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+	if err := p.waitServing(ctx, running); err != nil {
+		if !adopted { // it would keep its root directory locked
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 			defer cancel()
-			err = errors.Join(err, end(limited, running))
+			err = errors.Join(err, terminate(limited, running))
 		}
 		running.Close()
 		return err
 	}
-	p.Log.Info("containerd answers", "pid", running.PID, "adopted", adopted, "socket", p.Address)
+	p.Log.Info("containerd is serving", "pid", running.PID, "adopted", adopted, "socket", p.Address)
 	go p.supervise(ctx, running) // ends with ctx or Stop
 	return nil
 }
 
-// Process takes hold of the private containerd, whichever daemon started it. It is found by its arguments, and nil if none
-// runs.
+// Process returns the running private containerd, whichever daemon started it, or nil if none is running. It recognises
+// containerd by its arguments. The caller must close the process.
 func (p *Private) Process() (*process.Process, error) {
 	pids, err := process.PIDs()
 	if err != nil {
@@ -102,7 +104,7 @@ func (p *Private) Process() (*process.Process, error) {
 		if found == nil {
 			continue
 		}
-		if p.isOurs(pid) { // and not another process that has got the pid meanwhile
+		if p.isOurs(pid) { // check again: before Open, another process may have got the pid
 			return found, nil
 		}
 		found.Close()
@@ -110,8 +112,8 @@ func (p *Private) Process() (*process.Process, error) {
 	return nil, nil
 }
 
-// isOurs reports whether a process is a containerd with this configuration, run by this server's user: anybody can start
-// a process with these arguments.
+// isOurs reports whether a process is a containerd with this configuration that this server's user runs. It checks the
+// user because any user can start a process with these arguments.
 func (p *Private) isOurs(pid int) bool {
 	if info, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
 		return false
@@ -125,7 +127,7 @@ func (p *Private) configFile() string { return filepath.Join(p.State, "container
 func (p *Private) launch() (*process.Process, error) {
 	for _, dir := range []string{p.Root, p.State} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("make containerd's directory: %w", err)
+			return nil, fmt.Errorf("create containerd's directory: %w", err)
 		}
 	}
 	if err := os.WriteFile(p.configFile(), []byte(p.config()), 0o600); err != nil {
@@ -139,7 +141,8 @@ func (p *Private) launch() (*process.Process, error) {
 	cmd := exec.Command(p.Binary, "--config", p.configFile(), "--log-level", "warn") // isOurs looks for this
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
-	// The shims and hypervisors inherit the environment, and some shims look for their configuration there.
+	// Pass few variables: shims and hypervisors inherit the environment, and some shims read their configuration from
+	// it.
 	for _, name := range []string{"PATH", "HOME", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {
 			cmd.Env = append(cmd.Env, name+"="+value)
@@ -149,18 +152,19 @@ func (p *Private) launch() (*process.Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start containerd: %w", err)
 	}
-	launched, err := process.Open(cmd.Process.Pid) // which is no other's until it is reaped
+	launched, err := process.Open(cmd.Process.Pid) // the pid cannot be reused until the process is reaped
 	if err != nil {
 		err = errors.Join(err, cmd.Process.Kill())
 	}
-	// Only reaps: Private watches it as it watches an adopted one. When containerd outlives the daemon, so does this wait.
+	// This only reaps the process. Private watches it like an adopted one. The goroutine ends with containerd or with
+	// the daemon.
 	go cmd.Wait()
 	return launched, err
 }
 
-// await returns when containerd answers, or with the end of its log when it died.
-func (p *Private) await(ctx context.Context, running *process.Process) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, startLimit, fmt.Errorf("containerd did not answer on %s within %s", p.Address, startLimit))
+// waitServing waits until containerd is serving. If it exits first, the error has the end of its log.
+func (p *Private) waitServing(ctx context.Context, running *process.Process) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("containerd did not start serving on %s within %s; see %s", p.Address, startTimeout, p.LogFile()))
 	defer cancel()
 	client, err := Dial(p.Address)
 	if err != nil {
@@ -172,7 +176,7 @@ func (p *Private) await(ctx context.Context, running *process.Process) error {
 	go func() {
 		defer close(watched)
 		if running.Wait(ctx) == nil {
-			died(fmt.Errorf("%w; the end of %s: %s", errEnded, p.LogFile(), tail.Read(p.LogFile(), 1000)))
+			died(fmt.Errorf("%w; the end of %s: %s", errExited, p.LogFile(), tail.Read(p.LogFile(), 1000)))
 		}
 	}()
 	err = WaitServing(ctx, client)
@@ -181,7 +185,7 @@ func (p *Private) await(ctx context.Context, running *process.Process) error {
 	return err
 }
 
-// supervise starts containerd again whenever it ends. The sandboxes run on meanwhile.
+// supervise restarts containerd whenever it exits. The sandboxes keep running meanwhile.
 func (p *Private) supervise(ctx context.Context, running *process.Process) {
 	pause := func() {
 		select {
@@ -190,7 +194,7 @@ func (p *Private) supervise(ctx context.Context, running *process.Process) {
 		}
 	}
 	for {
-		pid := 0 // none: the last one could not be started
+		pid := 0 // 0 if containerd could not be started
 		if running != nil {
 			if err := running.Wait(ctx); err != nil && ctx.Err() == nil {
 				p.Log.Error("watch containerd", "err", err)
@@ -203,24 +207,24 @@ func (p *Private) supervise(ctx context.Context, running *process.Process) {
 		if ctx.Err() != nil || p.stopping.Load() {
 			return
 		}
-		p.Log.Error("containerd ended; starting it again", "pid", pid, "log", p.LogFile())
+		p.Log.Error("containerd exited; restarting it", "pid", pid, "log", p.LogFile())
 		var err error
 		if running, err = p.launch(); err == nil {
-			if p.stopping.Load() { // and Stop may not have seen this one
-				_ = end(ctx, running)
+			if p.stopping.Load() { // Stop may have looked for containerd before this launch
+				_ = terminate(ctx, running)
 				running.Close()
 				return
 			}
-			err = p.await(ctx, running)
+			err = p.waitServing(ctx, running)
 		}
 		if err != nil && ctx.Err() == nil {
-			p.Log.Error("start containerd again", "err", err)
+			p.Log.Error("restart containerd", "err", err)
 			pause()
 		}
 	}
 }
 
-// Stop ends containerd. No sandbox may be left.
+// Stop stops containerd, and kills it if ctx ends first. No sandbox may be running.
 func (p *Private) Stop(ctx context.Context) error {
 	p.stopping.Store(true)
 	running, err := p.Process()
@@ -228,17 +232,17 @@ func (p *Private) Stop(ctx context.Context) error {
 		return err
 	}
 	defer running.Close()
-	return end(ctx, running)
+	return terminate(ctx, running)
 }
 
-// end asks a containerd to end, and kills it if ctx ends before that.
-func end(ctx context.Context, running *process.Process) error {
+// terminate sends SIGTERM to containerd and waits until it exits. If ctx ends first, it kills containerd.
+func terminate(ctx context.Context, running *process.Process) error {
 	err := running.Signal(syscall.SIGTERM)
 	if err == nil {
 		err = running.Wait(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("containerd did not end by itself: %w", errors.Join(err, running.Signal(syscall.SIGKILL)))
+		return fmt.Errorf("containerd did not stop on SIGTERM, so it was sent SIGKILL: %w", errors.Join(err, running.Signal(syscall.SIGKILL)))
 	}
 	return nil
 }

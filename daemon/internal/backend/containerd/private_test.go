@@ -13,7 +13,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// newPrivate returns a containerd that is not started yet.
+// newPrivate returns a containerd that has not been started.
 func newPrivate(t *testing.T) *Private {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "containerd") // t.TempDir is too long for sockets
@@ -31,7 +31,7 @@ func newPrivate(t *testing.T) *Private {
 	}
 }
 
-// find returns a containerd's process, and nil if there is none.
+// find returns the process of a containerd, or nil if none is running.
 func find(t *testing.T, p *Private) *process.Process {
 	t.Helper()
 	found, err := p.Process()
@@ -44,7 +44,7 @@ func find(t *testing.T, p *Private) *process.Process {
 	return found
 }
 
-func eventually(t *testing.T, what string, condition func() bool) {
+func waitUntil(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -52,13 +52,13 @@ func eventually(t *testing.T, what string, condition func() bool) {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
 
-// A daemon adopts the containerd that runs, also if the one before was killed as soon as it had started it.
-func TestAdopts(t *testing.T) {
+// A daemon adopts a running containerd, even if the previous daemon was killed right after launching it.
+func TestAdoptsRunningContainerd(t *testing.T) {
 	first := newPrivate(t)
 	launched, err := first.launch()
 	if err != nil {
@@ -70,7 +70,8 @@ func TestAdopts(t *testing.T) {
 		}
 		launched.Close()
 	})
-	eventually(t, "it is found", func() bool { return find(t, first) != nil }) // its arguments are, a moment after its start
+	// Its arguments become visible only a moment after the start.
+	waitUntil(t, "containerd is found", func() bool { return find(t, first) != nil })
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	second := &Private{Binary: first.Binary, Paths: first.Paths, Log: first.Log}
@@ -78,21 +79,21 @@ func TestAdopts(t *testing.T) {
 		t.Fatal(err)
 	}
 	if adopted := find(t, second); adopted == nil || adopted.PID != launched.PID {
-		t.Errorf("adopted %v, not process %d", adopted, launched.PID)
+		t.Errorf("adopted %v, want process %d", adopted, launched.PID)
 	}
 	if err := second.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if !launched.Dead() {
-		t.Error("it runs on after Stop")
+		t.Error("containerd still runs after Stop")
 	}
 	if found := find(t, first); found != nil {
-		t.Errorf("process %d is left", found.PID)
+		t.Errorf("process %d still runs after Stop", found.PID)
 	}
 }
 
-// A containerd that died is started again, and answers its clients as before.
-func TestStartsAgain(t *testing.T) {
+// A containerd that died is restarted, and existing clients can use it.
+func TestRestartsDeadContainerd(t *testing.T) {
 	p := newPrivate(t)
 	if err := p.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -115,32 +116,32 @@ func TestStartsAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if second := find(t, p); second == nil || second.PID == first.PID {
-		t.Errorf("%v answers, after process %d", second, first.PID)
+		t.Errorf("process %v serves after process %d was killed, want a new one", second, first.PID)
 	}
 }
 
-// A containerd that does not get ready is ended: it would hold its root.
-func TestOneThatIsNotReadyIsEnded(t *testing.T) {
+// If containerd does not start serving, Start stops it, because it would keep its root directory locked.
+func TestStartStopsContainerdThatDoesNotServe(t *testing.T) {
 	p := newPrivate(t)
-	why := errors.New("no time")
+	want := errors.New("canceled")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(why)
-	if err := p.Start(ctx); !errors.Is(err, why) {
+	cancel(want)
+	if err := p.Start(ctx); !errors.Is(err, want) {
 		t.Errorf("Start: %v", err)
 	}
 	if found := find(t, p); found != nil {
-		t.Errorf("process %d is left", found.PID)
+		t.Errorf("process %d still runs", found.PID)
 	}
 }
 
-// One that ends at its start says why.
-func TestOneThatEndsAtItsStart(t *testing.T) {
+// If containerd exits while starting, the error of Start has the end of its log.
+func TestStartReportsLogOfContainerdThatExits(t *testing.T) {
 	p := newPrivate(t)
 	p.Binary = filepath.Join(filepath.Dir(p.Address), "containerd")
 	if err := os.WriteFile(p.Binary, []byte("#!/bin/sh\necho no such plugin; exit 1\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Start(t.Context()); !errors.Is(err, errEnded) || !strings.Contains(err.Error(), "no such plugin") {
+	if err := p.Start(t.Context()); !errors.Is(err, errExited) || !strings.Contains(err.Error(), "no such plugin") {
 		t.Errorf("Start: %v", err)
 	}
 }

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kvmObstacle returns what keeps KVM from being used, or nil. A device that opens and answers is not enough:
-// on some hosts it emulates, a hundred times slower than QEMU does. Who insists on it gets it nonetheless.
-// With keep, cacheDir is written to.
+// kvmObstacle returns the reason why KVM cannot be used, or nil if it can. It also tests KVM's speed, because on some
+// hosts /dev/kvm opens and responds but is emulated, a hundred times slower than QEMU's own emulation. If insist is
+// set, it skips the speed test. If keep is set, it stores the result of the speed test in cacheDir.
 func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle {
 	const device = "/dev/kvm"
 	cpu := m.processor()
-	err := openKVM(m.root + device)
+	err := checkKVM(m.root + device)
 	denied := errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
 	switch {
 	case err == nil && insist:
@@ -33,32 +33,32 @@ func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle 
 		return &obstacle{what: err.Error(), fix: "mount /proc", fixableHere: true}
 	}
 	if !fast {
-		l := &obstacle{what: fmt.Sprintf("%s is there, but emulated: a small program did not run in it within %v", device, probeLimit),
-			fix: "use a machine whose processor does it"}
+		obs := &obstacle{what: fmt.Sprintf("%s exists but is emulated: a small test program did not finish within %v", device, probeTimeout),
+			fix: "use a machine whose processor supports virtualisation"}
 		if cpu.virtual {
-			l.fix = nest
+			obs.fix = enableNesting
 		}
-		l.fix += ", or insist with accelerator kvm"
-		return l
+		obs.fix += ", or set accelerator to kvm to use it anyway"
+		return obs
 	}
 	return nil
 }
 
-// nest is for a virtual machine that cannot have virtual machines of its own.
-const nest = "turn on nested virtualisation for this virtual machine"
+// enableNesting is the fix for a virtual machine whose processor does not offer virtualisation.
+const enableNesting = "enable nested virtualisation for this virtual machine"
 
-// lack is that of a processor without virtualisation.
+// obstacle returns the obstacle for a processor that does not offer virtualisation.
 func (p processor) obstacle() *obstacle {
-	l := &obstacle{what: "the processor offers neither vmx nor svm", fix: firmware}
+	obs := &obstacle{what: "the processor offers neither vmx nor svm", fix: enableInFirmware}
 	if p.virtual {
-		l.fix = nest
-		l.fixDetail = fmt.Sprintf(", at its provider; or on its host: modprobe -r %[1]s && modprobe %[1]s nested=1 "+
-			"(/sys/module/%[1]s/parameters/nested says Y or 1 then), and QEMU with -cpu host", p.module)
+		obs.fix = enableNesting
+		obs.fixDetail = fmt.Sprintf(" with its provider, or on its host: modprobe -r %[1]s && modprobe %[1]s nested=1 "+
+			"(/sys/module/%[1]s/parameters/nested must then read Y or 1), and run its QEMU with -cpu host", p.module)
 	}
-	return l
+	return obs
 }
 
-// vsockObstacle returns what keeps vhost-vsock from being used, or nil.
+// vsockObstacle returns the reason why vhost-vsock cannot be used, or nil if it can.
 func (m machine) vsockObstacle() *obstacle {
 	const device = "/dev/vhost-vsock"
 	fd, err := unix.Open(m.root+device, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -69,35 +69,36 @@ func (m machine) vsockObstacle() *obstacle {
 	return nil
 }
 
-// fastKVM asks the probe. That KVM is fast is so until the next boot of the host, and is read from dir if it is known
-// there; with keep, it is written there. That it is slow may be so for this moment, and is not.
+// fastKVM reports whether probe finds KVM to be fast. A file in dir caches that KVM is fast until the next boot of the
+// host; the file is written only if keep is set. That KVM is slow is not cached, because the host may just be busy. If
+// dir is empty, nothing is cached.
 func fastKVM(dir string, keep bool, probe func() error) (bool, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return false, err
 	}
 	const fast = "fast"
-	cache := "" // no file, if there is no dir
+	cache := "" // no file
 	if dir != "" {
 		cache = filepath.Join(dir, fmt.Sprintf(".kvm-%.36s", boot))
 	}
-	if cached, _ := os.ReadFile(cache); string(cached) == fast { // unreadable or cut short is the same as absent
+	if cached, _ := os.ReadFile(cache); string(cached) == fast { // an unreadable or truncated file counts as absent
 		return true, nil
 	}
-	for range probeTries {
+	for range probeAttempts {
 		if probe() != nil {
 			continue
 		}
 		if keep {
-			_ = os.WriteFile(cache, []byte(fast), 0o600) // at worst it is asked again
+			_ = os.WriteFile(cache, []byte(fast), 0o600) // if this fails, the next call runs the probe again
 		}
 		return true, nil
 	}
 	return false, nil
 }
 
-// openKVM checks that the device is there and speaks the one version of its API.
-func openKVM(device string) error {
+// checkKVM checks that the device opens and has kvmAPIVersion, the only version of KVM's API.
+func checkKVM(device string) error {
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", device, err)
@@ -108,31 +109,32 @@ func openKVM(device string) error {
 		return fmt.Errorf("ask %s for its version: %w", device, err)
 	}
 	if version != kvmAPIVersion {
-		return fmt.Errorf("%s has version %d, not %d", device, version, kvmAPIVersion)
+		return fmt.Errorf("%s has API version %d, want %d", device, version, kvmAPIVersion)
 	}
 	return nil
 }
 
 const (
 	probeName = "msbd-kvm-probe"
-	// probeTries is how often KVM may be slow: the host may be busy.
-	probeTries = 3
-	// probeLimit is for the program in the vCPU, and childLimit for all that is around it.
-	probeLimit = 500 * time.Millisecond
-	childLimit = 5 * time.Second
+	// probeAttempts is how many times the probe runs before KVM counts as slow, because the host may be busy.
+	probeAttempts = 3
+	// probeTimeout bounds the program on the vCPU.
+	probeTimeout = 500 * time.Millisecond
+	// childTimeout bounds the child process that runs the probe.
+	childTimeout = 5 * time.Second
 )
 
-// runProbe runs the probe in a child, because a vCPU that hangs can only be killed.
+// runProbe runs the probe in a child process, because a vCPU that hangs can only be stopped by killing its process.
 func runProbe() error {
-	ctx, cancel := context.WithTimeout(context.Background(), childLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), childTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
 	cmd.Args = []string{probeName}
 	return cmd.Run()
 }
 
-// MaybeProbeChild must be called first in main of every program that calls Choose or Examine: they run
-// that program again, as a child which tries KVM. In such a child it does not return.
+// MaybeProbeChild must be called first in main of every program that calls Choose or Examine. They run the same program
+// again as a child process that probes KVM. In that child, MaybeProbeChild runs the probe and exits.
 func MaybeProbeChild() {
 	if os.Args[0] != probeName {
 		return

@@ -8,42 +8,42 @@ import (
 	"time"
 )
 
-// Of a host that has been fast it is known; of one that has been slow it is not, for it may have been busy.
+// fastKVM caches that KVM is fast. It does not cache that KVM is slow, because the host may have been busy.
 func TestFastKVM(t *testing.T) {
 	slow := errors.New("killed")
 	for name, tt := range map[string]struct {
 		keep    bool
-		answers []error // of one look after the other
-		want    []bool
+		results []error // of successive runs of the probe
+		want    []bool  // of successive calls of fastKVM
 	}{
-		"fast":             {true, []error{nil}, []bool{true, true}},
-		"for a moment not": {true, []error{slow, slow, nil}, []bool{true, true}},
-		"slow":             {true, []error{slow, slow, slow, nil}, []bool{false, true, true}},
-		"only looked at":   {false, []error{nil, nil}, []bool{true, true}},
+		"fast":          {true, []error{nil}, []bool{true, true}},
+		"briefly slow":  {true, []error{slow, slow, nil}, []bool{true, true}},
+		"slow":          {true, []error{slow, slow, slow, nil}, []bool{false, true, true}},
+		"fast, no keep": {false, []error{nil, nil}, []bool{true, true}},
 	} {
-		dir, asked := t.TempDir(), 0
+		dir, runs := t.TempDir(), 0
 		for i, want := range tt.want {
-			fast, err := fastKVM(dir, tt.keep, func() error { asked++; return tt.answers[asked-1] })
+			fast, err := fastKVM(dir, tt.keep, func() error { runs++; return tt.results[runs-1] })
 			if fast != want || err != nil {
-				t.Errorf("%s: look %d: %v, %v", name, i, fast, err)
+				t.Errorf("%s: call %d: %v, %v", name, i, fast, err)
 			}
 		}
-		if asked != len(tt.answers) {
-			t.Errorf("%s: the probe was asked %d times, not %d", name, asked, len(tt.answers))
+		if runs != len(tt.results) {
+			t.Errorf("%s: the probe ran %d times, want %d", name, runs, len(tt.results))
 		}
 		if files, err := os.ReadDir(dir); len(files) > 0 != tt.keep || err != nil {
-			t.Errorf("%s: left behind: %v, %v", name, files, err)
+			t.Errorf("%s: files in the cache: %v, %v", name, files, err)
 		}
 	}
 }
 
-// The doctor knows what the server knows.
-func TestFastKVMOfAnother(t *testing.T) {
+// A call without keep, such as the doctor's, uses what a call with keep, such as the server's, has cached.
+func TestFastKVMUsesSharedCache(t *testing.T) {
 	dir := t.TempDir()
 	for _, keep := range []bool{true, false} {
 		fast, err := fastKVM(dir, keep, func() error {
 			if !keep {
-				return errors.New("asked")
+				return errors.New("the probe ran, but its result is cached")
 			}
 			return nil
 		})
@@ -53,35 +53,35 @@ func TestFastKVMOfAnother(t *testing.T) {
 	}
 }
 
-// Who names no directory gets nothing written.
+// Without a directory, fastKVM writes no file.
 func TestFastKVMWithoutCache(t *testing.T) {
 	t.Chdir(t.TempDir())
-	asked := 0
+	runs := 0
 	for range 2 {
-		if fast, err := fastKVM("", true, func() error { asked++; return nil }); !fast || err != nil {
+		if fast, err := fastKVM("", true, func() error { runs++; return nil }); !fast || err != nil {
 			t.Errorf("fastKVM = %v, %v", fast, err)
 		}
 	}
-	if asked != 2 {
-		t.Errorf("the probe was asked %d times", asked)
+	if runs != 2 {
+		t.Errorf("the probe ran %d times, want 2", runs)
 	}
 	if files, err := os.ReadDir("."); len(files) > 0 || err != nil {
-		t.Errorf("left behind: %v, %v", files, err)
+		t.Errorf("files were written: %v, %v", files, err)
 	}
 }
 
-// A vCPU that hangs must not hang the daemon; and the child is the probe, nothing else.
+// A vCPU that hangs does not hang the daemon. The child process runs only the probe.
 func TestProbe(t *testing.T) {
 	begin := time.Now()
 	err := runProbe()
-	if took := time.Since(begin); took > 2*childLimit {
+	if took := time.Since(begin); took > 2*childTimeout {
 		t.Errorf("the probe took %v", took)
 	}
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	if openKVM("/dev/kvm") != nil && (exit == nil || exit.ExitCode() != 1) {
-		t.Errorf("without KVM the probe ends with %v", err)
+	if checkKVM("/dev/kvm") != nil && (exit == nil || exit.ExitCode() != 1) {
+		t.Errorf("without KVM the probe returned %v, want exit code 1", err)
 	}
 }

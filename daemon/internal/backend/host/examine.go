@@ -5,45 +5,46 @@ import (
 	"fmt"
 )
 
-// Server is what else of a server's settings its host has to be good for.
+// Server holds the other settings of a server that Examine checks against the host.
 type Server struct {
 	StateDir string
-	Socket   string // for administrators
+	Socket   string // admin socket
 	Listen   string // HOST:PORT of the gateway
-	// Containerd is the address of the one to use; empty: a private one.
+	// Containerd is the socket of the host's containerd to use. If empty, the server runs a private containerd.
 	Containerd     string
 	MaxConnections int
-	// What a sandbox gets, and may ask for.
+	// DefaultMemoryMiB is the memory of a sandbox that does not request any, and MaxMemoryMiB the most it may request.
 	DefaultMemoryMiB, MaxMemoryMiB int
-	// Group may use the socket.
+	// Group is the group whose members may use the socket.
 	Group string
 }
 
-// A Report is what the doctor found.
+// A Report is the result of Examine.
 type Report struct {
-	// Status is the worst of Checks.
+	// Status is the worst status of Checks.
 	Status Status `json:"status"`
-	// Isolation is what sandboxes would run on; nil if they could not, or if this user cannot tell.
+	// Isolation is the route that sandboxes would take. It is nil if they could not start, or if this user lacks the
+	// permission to find out.
 	Isolation *Route  `json:"isolation"`
 	Checks    []Check `json:"checks"`
 }
 
 // A Check is one line of the report.
 type Check struct {
-	// Name is what was looked at, such as "KVM" or "vhost-vsock".
+	// Name is what was checked, such as "KVM" or "vhost-vsock".
 	Name string `json:"name"`
 	// Status is OK, Warning or Problem.
 	Status Status `json:"status"`
 	// Detail is what was found.
 	Detail string `json:"detail"`
-	// Remedy is what to do about it, as commands where there are some; empty when all is well.
+	// Remedy is how to fix it, with commands where possible. It is empty if Status is OK.
 	Remedy string `json:"remedy,omitempty"`
 }
 
-// Status of a Check.
+// Status is the result of a Check.
 type Status string
 
-// The states of a Check. A Problem keeps sandboxes from starting as configured; a Warning does not.
+// The results of a Check. A Problem prevents sandboxes from starting as configured; a Warning does not.
 const (
 	OK      Status = "ok"
 	Warning Status = "warning"
@@ -57,25 +58,25 @@ func (r *Report) add(c Check) {
 	}
 }
 
-// An examination looks at one thing after the other.
+// An examination holds what the checks need. Its methods are the checks.
 type examination struct {
 	machine
 	Options
 	Server
 	survey
-	route Route // zero if there is none
+	route Route // zero if sandboxes cannot run as configured
 }
 
-// Examine looks at everything that microVMs need of this host. It changes nothing, and waits for no program
-// for long. The report begins with the checks that the caller has made.
-func Examine(ctx context.Context, o Options, s Server, made ...Check) Report {
-	return machine{}.examine(ctx, o, s, made...)
+// Examine checks everything that microVMs need on this host. It changes nothing, and each program that it runs has a
+// short timeout. The report begins with callerChecks, the checks that the caller has already done.
+func Examine(ctx context.Context, o Options, s Server, callerChecks ...Check) Report {
+	return machine{}.examine(ctx, o, s, callerChecks...)
 }
 
-func (m machine) examine(ctx context.Context, o Options, s Server, made ...Check) Report {
+func (m machine) examine(ctx context.Context, o Options, s Server, callerChecks ...Check) Report {
 	e := examination{machine: m, Options: o, Server: s, survey: m.survey(o, false)}
 	r := Report{Status: OK}
-	for _, c := range made {
+	for _, c := range callerChecks {
 		r.add(c)
 	}
 	var err error
@@ -83,7 +84,7 @@ func (m machine) examine(ctx context.Context, o Options, s Server, made ...Check
 	denied := e.survey.kvm != nil && e.survey.kvm.denied || e.survey.vsock != nil && e.survey.vsock.denied
 	if err == nil && !denied {
 		r.Isolation = &e.route
-		r.Isolation.Advice = append([]string{}, r.Isolation.Advice...) // an empty list, not null
+		r.Isolation.Advice = append([]string{}, r.Isolation.Advice...) // not nil, so that its JSON is [] instead of null
 	}
 	for _, check := range []func(context.Context) Check{
 		e.system, e.user, e.cgroups, e.kvmDevice, e.vsockDevice,

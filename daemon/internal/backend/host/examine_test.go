@@ -14,17 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// installed makes a directory of programs that say what the real ones do, and of a guest.
-func installed(t *testing.T) (Options, Server) {
+// newInstall creates a directory with a guest and with programs that report versions as the real ones do.
+func newInstall(t *testing.T) (Options, Server) {
 	t.Helper()
 	dir := t.TempDir()
-	for name, says := range map[string]string{
+	for name, output := range map[string]string{
 		"qemu": "QEMU emulator version 8.2.1 (Debian 1:8.2.1)", "virtiofsd": "virtiofsd 1.13.0",
 		"containerd":              "containerd github.com/containerd/containerd 1.7.35 ",
 		"containerd-shim-kata-v2": `Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: 3.31.0, commit: abc`,
 		"rust-shim":               "Kata Containers containerd shim (Rust): id: io.containerd.kata.v2, version: 3.29.0, commit: abc",
 	} {
-		script := "#!/bin/sh\n[ \"$*\" = --version ] && cat <<'END'\n" + says + "\nEND\n"
+		script := "#!/bin/sh\n[ \"$*\" = --version ] && cat <<'END'\n" + output + "\nEND\n"
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -43,15 +43,16 @@ func installed(t *testing.T) (Options, Server) {
 	}
 }
 
-// A host that has everything but KVM.
-var good = map[string]string{
+// goodHost is a host that has everything except KVM.
+var goodHost = map[string]string{
 	"/proc/cpuinfo": amd, "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4194304 kB\n", "/proc/filesystems": "nodev\toverlay\n",
 	"/etc/os-release": "PRETTY_NAME=\"Debian GNU/Linux 12\"\n", "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n", "/dev/vhost-vsock": "",
 }
 
-func with(path, content string) map[string]string {
+// goodHostWith returns goodHost with one file added or replaced.
+func goodHostWith(path, content string) map[string]string {
 	files := map[string]string{path: content}
-	for p, c := range good {
+	for p, c := range goodHost {
 		if p != path {
 			files[p] = c
 		}
@@ -75,26 +76,26 @@ func TestExamine(t *testing.T) {
 		change change
 		check  string
 		want   Status
-		text   []string // in its detail or remedy
+		text   []string // parts of its detail or remedy
 	}{
 		"system":        {check: "system", want: OK, text: []string{"Debian GNU/Linux 12, Linux 6.1.0-9-amd64"}},
-		"old kernel":    {files: with("/proc/sys/kernel/osrelease", "4.19.0-27-amd64"), check: "system", want: Problem, text: []string{"5.10"}},
-		"container":     {files: with("/proc/self/ns/pid", inDocker), check: "system", want: OK, text: []string{"in a container"}},
+		"old kernel":    {files: goodHostWith("/proc/sys/kernel/osrelease", "4.19.0-27-amd64"), check: "system", want: Problem, text: []string{"5.10"}},
+		"container":     {files: goodHostWith("/proc/self/ns/pid", inDocker), check: "system", want: OK, text: []string{"in a container"}},
 		"cgroup v2":     {check: "cgroups", want: OK, text: []string{"v2: cpu, memory"}},
-		"cgroup, few":   {files: with("/sys/fs/cgroup/cgroup.controllers", "cpu pids"), check: "cgroups", want: Problem, text: []string{"v2 without memory, cpuset"}},
+		"cgroup, few":   {files: goodHostWith("/sys/fs/cgroup/cgroup.controllers", "cpu pids"), check: "cgroups", want: Problem, text: []string{"v2 without memory, cpuset"}},
 		"no KVM":        {check: "KVM", want: Warning, text: []string{"there is no /dev/kvm", "modprobe kvm_amd"}},
 		"no KVM, kata":  {change: func(o *Options, _ *Server) { o.Hypervisor = Kata }, check: "KVM", want: Problem, text: []string{"modprobe kvm_amd"}},
 		"no KVM, kvm":   {change: func(o *Options, _ *Server) { o.Accelerator = KVM }, check: "KVM", want: Problem, text: []string{"modprobe kvm_amd"}},
-		"no KVM, tcg":   {change: func(o *Options, _ *Server) { o.Accelerator = TCG }, check: "KVM", want: OK, text: []string{"not wanted"}},
-		"no KVM at all": {files: with("/proc/cpuinfo", virtual(bare)), check: "KVM", want: Warning, text: []string{nest}},
+		"no KVM, tcg":   {change: func(o *Options, _ *Server) { o.Accelerator = TCG }, check: "KVM", want: OK, text: []string{"not used, because accelerator tcg is configured"}},
+		"no KVM at all": {files: goodHostWith("/proc/cpuinfo", virtual(bare)), check: "KVM", want: Warning, text: []string{enableNesting}},
 		"vsock":         {check: "vhost-vsock", want: OK, text: []string{"usable"}},
 		"QEMU":          {check: "QEMU", want: OK, text: []string{"8.2.1"}},
-		"no QEMU":       {change: func(o *Options, _ *Server) { o.QEMU = "/none" }, check: "QEMU", want: Problem, text: []string{"/none is no executable", "apt install"}},
+		"no QEMU":       {change: func(o *Options, _ *Server) { o.QEMU = "/none" }, check: "QEMU", want: Problem, text: []string{"/none is not an executable file", "apt install"}},
 		"other QEMU":    {change: func(o *Options, _ *Server) { o.QEMU = "/bin/true" }, check: "QEMU", want: Problem, text: []string{"for its version"}},
-		"virtiofsd":     {check: "virtiofsd", want: OK, text: []string{"1.13.0 (in Rust)"}},
+		"virtiofsd":     {check: "virtiofsd", want: OK, text: []string{"1.13.0 (Rust)"}},
 		"Kata":          {check: "Kata", want: OK, text: []string{"3.31.0, built in"}},
 		"old Kata": {change: func(o *Options, _ *Server) { o.KataShim = filepath.Join(o.LibDir, "rust-shim") }, check: "Kata", want: Warning,
-			text: []string{"3.29.0, the host's own, the runtime in Rust", "CVE-2026-47243", "kata-shim"}},
+			text: []string{"3.29.0, the host's own, Rust runtime", "CVE-2026-47243", "kata-shim"}},
 		"Kata's configuration": {change: func(o *Options, _ *Server) { o.KataConfig = kataConfig }, check: "Kata", want: OK, text: []string{kataConfig + " configures clh"}},
 		"no configuration":     {change: func(o *Options, _ *Server) { o.KataConfig = "/none.toml" }, check: "Kata", want: Problem, text: []string{"/none.toml"}},
 		"no shim":              {change: func(o *Options, _ *Server) { o.KataShim = "/none" }, check: "Kata", want: Problem, text: []string{"/none"}},
@@ -103,12 +104,12 @@ func TestExamine(t *testing.T) {
 		"guest":                {check: "guest", want: OK},
 		"no guest":             {change: func(o *Options, _ *Server) { os.Remove(filepath.Join(o.LibDir, "guest/vmlinux")) }, check: "guest", want: Problem, text: []string{"vmlinux", "make build guest"}},
 		"portal":               {change: func(o *Options, _ *Server) { o.KataConfig = kataConfig }, check: "guest", want: Problem, text: []string{"msb-portal"}},
-		"memory":               {check: "memory", want: OK, text: []string{"4.0 GiB available: room for 6 sandboxes"}},
+		"memory":               {check: "memory", want: OK, text: []string{"4.0 GiB available, enough for 6 sandboxes"}},
 		"little memory":        {change: func(_ *Options, s *Server) { s.MaxMemoryMiB = 16 << 10 }, check: "memory", want: Warning, text: []string{"16.0 GiB", "max-memory-mib"}},
-		"no memory":            {change: func(_ *Options, s *Server) { s.DefaultMemoryMiB = 4000 }, check: "memory", want: Problem, text: []string{"room for 0"}},
+		"no memory":            {change: func(_ *Options, s *Server) { s.DefaultMemoryMiB = 4000 }, check: "memory", want: Problem, text: []string{"enough for 0"}},
 		"disk":                 {check: "disk", want: OK, text: []string{"free in"}},
 		"overlayfs":            {check: "overlayfs", want: OK},
-		"overlayfs, a module":  {files: with("/proc/filesystems", "ext4"), check: "overlayfs", want: OK, text: []string{"module"}},
+		"overlayfs, a module":  {files: goodHostWith("/proc/filesystems", "ext4"), check: "overlayfs", want: OK, text: []string{"module"}},
 		"clock":                {check: "clock"},
 		"system log":           {check: "system log", want: OK},
 		"few open files":       {change: func(_ *Options, s *Server) { s.MaxConnections = 1 << 40 }, check: "open files", want: Warning, text: []string{"LimitNOFILE="}},
@@ -120,10 +121,10 @@ func TestExamine(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			files := tt.files
 			if files == nil {
-				files = good
+				files = goodHost
 			}
 			m := newMachine(t, files)
-			o, s := installed(t)
+			o, s := newInstall(t)
 			if tt.change != nil {
 				tt.change(&o, &s)
 			}
@@ -136,30 +137,30 @@ func TestExamine(t *testing.T) {
 					t.Errorf("%+v, want %s", c, tt.want)
 				}
 				if (c.Status == OK) != (c.Remedy == "") {
-					t.Errorf("%+v", c)
+					t.Errorf("%+v: a check must have a remedy unless it is OK", c)
 				}
 				for _, text := range tt.text {
 					if !strings.Contains(c.Detail+"\n"+c.Remedy, text) {
-						t.Errorf("%+v without %q", c, text)
+						t.Errorf("%+v, want %q in it", c, text)
 					}
 				}
 				return
 			}
-			t.Errorf("%q was not looked at: %+v", tt.check, r)
+			t.Errorf("no check %q: %+v", tt.check, r)
 		})
 	}
 }
 
-// The report is as bad as its worst check, and says what sandboxes would run on.
+// The report's status is that of its worst check. The report has the route that sandboxes would take.
 func TestReport(t *testing.T) {
-	m := newMachine(t, with("/proc/cpuinfo", amd))
-	o, s := installed(t)
+	m := newMachine(t, goodHostWith("/proc/cpuinfo", amd))
+	o, s := newInstall(t)
 	r := m.examine(t.Context(), o, s, Check{Name: "settings", Status: OK})
 	if r.Status != Warning || r.Isolation == nil || r.Isolation.Advice == nil || r.Isolation.Hypervisor != Builtin || r.Checks[0].Name != "settings" {
 		t.Errorf("%+v", r)
 	}
 	o.Hypervisor, o.Accelerator = Builtin, TCG
-	if r := m.examine(t.Context(), o, s); r.Isolation == nil || r.Isolation.Advice == nil { // null is harder on scripts
+	if r := m.examine(t.Context(), o, s); r.Isolation == nil || r.Isolation.Advice == nil { // scripts get [] instead of null
 		t.Errorf("%+v", r)
 	}
 	if r := m.examine(t.Context(), o, s, Check{Name: "settings", Status: Problem}); r.Status != Problem {
@@ -171,20 +172,21 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// The doctor looks, and touches nothing; on this host, too.
+// Examine changes nothing, neither on this host nor on a simulated one.
 func TestExamineChangesNothing(t *testing.T) {
-	o, s := installed(t)
+	o, s := newInstall(t)
 	before := run(t, "find", o.LibDir, "-printf", "%p %T@ %s\n")
 	Examine(t.Context(), o, s)
-	newMachine(t, with("/dev/kvm", "-> /dev/kvm")).examine(t.Context(), o, s) // with a speed to be tried, if there is a device
+	newMachine(t, goodHostWith("/dev/kvm", "-> /dev/kvm")).examine(t.Context(), o, s) // tests KVM's speed if this host has the device
 	if after := run(t, "find", o.LibDir, "-printf", "%p %T@ %s\n"); after != before {
 		t.Errorf("before:\n%safter:\n%s", before, after)
 	}
 }
 
-// A server that runs holds its address rightly.
+// An address in use by the running server is no problem. If this user may not open the server's socket, it is a
+// warning.
 func TestExamineRunningServer(t *testing.T) {
-	o, s := installed(t)
+	o, s := newInstall(t)
 	socket, err := net.Listen("unix", s.Socket)
 	if err != nil {
 		t.Fatal(err)
@@ -203,7 +205,7 @@ func TestExamineRunningServer(t *testing.T) {
 	}
 	defer busy.Close()
 	e.Listen = busy.Addr().String()
-	for _, dir := range []string{o.LibDir, filepath.Dir(o.LibDir)} { // the test's own directories
+	for _, dir := range []string{o.LibDir, filepath.Dir(o.LibDir)} { // so that another user can reach the socket
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -215,11 +217,11 @@ func TestExamineRunningServer(t *testing.T) {
 	})
 }
 
-// Who is not root is told what could not be seen, and nothing breaks.
+// A user who is not root gets warnings about what could not be checked.
 func TestExamineAsNobody(t *testing.T) {
-	m := newMachine(t, with("/dev/kvm", ""))
-	o, s := installed(t)
-	for _, path := range []string{m.root, filepath.Dir(m.root)} { // the test's own directories
+	m := newMachine(t, goodHostWith("/dev/kvm", ""))
+	o, s := newInstall(t)
+	for _, path := range []string{m.root, filepath.Dir(m.root)} { // so that another user can read the files
 		if err := os.Chmod(path, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -234,7 +236,7 @@ func TestExamineAsNobody(t *testing.T) {
 			t.Errorf("%+v", r.Isolation)
 		}
 		for _, c := range r.Checks {
-			if c.Name == "KVM" && (c.Status != Warning || !strings.Contains(c.Detail, "not looked at")) || c.Name == "isolation" {
+			if c.Name == "KVM" && (c.Status != Warning || !strings.Contains(c.Detail, "not checked")) || c.Name == "isolation" {
 				t.Errorf("%+v", c)
 			}
 		}
@@ -247,8 +249,8 @@ func TestExamineAsNobody(t *testing.T) {
 	})
 }
 
-// A program that hangs, or leaves one that does, is given up.
-func TestAskGivesUp(t *testing.T) {
+// combinedOutput returns when ctx ends, even if the program or a child process of it hangs.
+func TestCombinedOutputTimesOut(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hangs")
 	pipe := path + ".pipe"
 	if err := errors.Join(os.WriteFile(path, []byte("#!/bin/sh\ncat "+pipe+"\n"), 0o700), unix.Mkfifo(pipe, 0o600)); err != nil {
@@ -258,15 +260,16 @@ func TestAskGivesUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer writer.Close() // which ends cat
+	defer writer.Close() // ends cat
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := ask(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := combinedOutput(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 }
 
-// An overlayfs below the state directory is what containers have, and what sandboxes cannot use; and so on.
+// The state directory must not be on an overlayfs, as in most containers, or on a read-only or full file system. With
+// Kata's own driver, /dev/shm must have room for the memory of guests.
 func TestFileSystems(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"lower", "upper", "work", "merged", "tmpfs"} {
@@ -299,7 +302,7 @@ func TestFileSystems(t *testing.T) {
 	}
 
 	// Kata's own driver keeps guests' memory in /dev/shm.
-	m := newMachine(t, good)
+	m := newMachine(t, goodHost)
 	mountpoint := filepath.Join(m.root, "dev/shm")
 	if err := os.Mkdir(mountpoint, 0o755); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KVM's ioctls on x86-64, from linux/kvm.h.
+// KVM's constants and ioctl numbers on x86-64, from linux/kvm.h.
 const (
 	kvmAPIVersion = 12
 
@@ -29,8 +29,8 @@ const (
 	kvmExitHLT = 5
 )
 
-// probeProgram counts to 20 million in 16-bit mode. The 40 million instructions must be done within
-// probeLimit: that is 80 MIPS.
+// probeProgram counts down from 20 million in 16-bit mode. It executes 40 million instructions, which must finish
+// within probeTimeout. That is 80 MIPS.
 var probeProgram = []byte{
 	0x66, 0xb9, 0x00, 0x2d, 0x31, 0x01, // mov ecx, 20000000
 	0x66, 0x49, // dec ecx
@@ -44,21 +44,21 @@ type kvmMemoryRegion struct {
 	size, userspace uint64
 }
 
-// probeKVM runs probeProgram on a vCPU. When that takes too long, it ends this process.
+// probeKVM runs probeProgram on a vCPU. If that takes longer than probeTimeout, it exits this process.
 func probeKVM() error {
 	kvm, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/kvm: %w", err)
 	}
 	var errs []error
-	ioctl := func(what string, fd, request int, arg unsafe.Pointer) int {
+	ioctl := func(action string, fd, request int, arg unsafe.Pointer) int {
 		for {
 			r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg))
 			if errno == unix.EINTR {
 				continue // the Go runtime signals its threads
 			}
 			if errno != 0 {
-				errs = append(errs, fmt.Errorf("%s: %w", what, errno))
+				errs = append(errs, fmt.Errorf("%s: %w", action, errno))
 			}
 			return int(r)
 		}
@@ -71,12 +71,12 @@ func probeKVM() error {
 	}
 	copy(memory[loadAddress:], probeProgram)
 	region := kvmMemoryRegion{size: memorySize, userspace: uint64(uintptr(unsafe.Pointer(&memory[0])))}
-	if err := unix.IoctlSetInt(vm, kvmSetTSSAddr, 0xfffbd000); err != nil { // Intel needs it
-		errs = append(errs, fmt.Errorf("place the task state segment: %w", err))
+	if err := unix.IoctlSetInt(vm, kvmSetTSSAddr, 0xfffbd000); err != nil { // Intel processors need it
+		errs = append(errs, fmt.Errorf("set the address of the task state segment: %w", err))
 	}
-	ioctl("give the VM memory", vm, kvmSetUserMemoryRegion, unsafe.Pointer(&region))
+	ioctl("set the VM's memory", vm, kvmSetUserMemoryRegion, unsafe.Pointer(&region))
 	vcpu := ioctl("create a vCPU", vm, kvmCreateVCPU, nil)
-	runSize := ioctl("size the vCPU's page", kvm, kvmGetVCPUMmapSize, nil)
+	runSize := ioctl("get the size of the vCPU's page", kvm, kvmGetVCPUMmapSize, nil)
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
@@ -93,17 +93,17 @@ func probeKVM() error {
 	var regs [18]uint64                 // struct kvm_regs: 16 general registers, rip, rflags
 	regs[16], regs[17] = loadAddress, 2 // bit 1 of rflags is always set
 	ioctl("set the registers", vcpu, kvmSetRegs, unsafe.Pointer(&regs))
-	late := time.AfterFunc(probeLimit, func() { // only the end of its process stops a vCPU
-		fmt.Fprintf(os.Stderr, "the vCPU runs for more than %v\n", probeLimit)
+	watchdog := time.AfterFunc(probeTimeout, func() { // a running vCPU stops only when its process exits
+		fmt.Fprintf(os.Stderr, "the vCPU did not finish within %v\n", probeTimeout)
 		os.Exit(1)
 	})
-	defer late.Stop()
+	defer watchdog.Stop()
 	ioctl("run the vCPU", vcpu, kvmRun, nil)
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
 	if reason := binary.LittleEndian.Uint32(run[8:]); reason != kvmExitHLT { // kvm_run.exit_reason
-		return fmt.Errorf("the vCPU stopped for reason %d, not at its hlt", reason)
+		return fmt.Errorf("the vCPU stopped with exit reason %d, want %d (hlt)", reason, kvmExitHLT)
 	}
 	return nil
 }

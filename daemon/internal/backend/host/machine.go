@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// A machine is where facts about the host are read: in the files below root, which is empty outside tests.
+// A machine reads facts about the host from files below root, which is empty outside tests.
 type machine struct{ root string }
 
-// read returns a file's content. What cannot be read is as good as empty: nothing is known then.
+// read returns a file's content, or "" if the file cannot be read.
 func (m machine) read(path string) string {
 	content, _ := os.ReadFile(m.root + path)
 	return string(content)
@@ -21,11 +21,11 @@ func (m machine) exists(path string) bool {
 	return err == nil
 }
 
-// A processor is what the kernel knows of the first one.
+// A processor describes the host's first processor as /proc/cpuinfo does.
 type processor struct {
-	flag    string // of its virtualisation: vmx or svm; empty: it offers none
-	module  string // of the kernel, which makes KVM of it
-	virtual bool   // this machine is a virtual one itself
+	flag    string // vmx or svm, or empty if the processor does not offer virtualisation
+	module  string // name of the KVM kernel module for this processor
+	virtual bool   // the host is itself a virtual machine
 }
 
 var (
@@ -56,10 +56,11 @@ func (m machine) processor() processor {
 	return cpu
 }
 
-// hostPIDNamespace is the inode that the kernel gives to the PID namespace that it boots with.
+// hostPIDNamespace is the initial PID namespace. The kernel gives it a fixed inode number.
 const hostPIDNamespace = "pid:[4026531836]"
 
-// inContainer goes by the PID namespace: which engine made the container does not matter.
+// inContainer reports whether this process runs in a container. It compares PID namespaces, which works for every
+// container engine.
 func (m machine) inContainer() bool {
 	namespace, err := os.Readlink(m.root + "/proc/self/ns/pid")
 	return err == nil && namespace != hostPIDNamespace
@@ -67,7 +68,7 @@ func (m machine) inContainer() bool {
 
 func (m machine) kernel() string { return strings.TrimSpace(m.read("/proc/sys/kernel/osrelease")) }
 
-// hasModule reports whether the kernel has a module, built in or in a file that modprobe finds.
+// hasModule reports whether the kernel has a module: loaded, built in, or in a file that modprobe finds.
 func (m machine) hasModule(name string) bool {
 	if m.exists("/sys/module/" + name) {
 		return true

@@ -12,18 +12,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// What the kernel says of processors.
+// Contents of /proc/cpuinfo.
 const (
 	intel = "vendor_id\t: GenuineIntel\nflags\t\t: fpu vmx sse\n"
 	amd   = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu svm sse\n"
 	bare  = "vendor_id\t: GenuineIntel\nflags\t\t: fpu sse\n" // without virtualisation
 )
 
-// virtual is that of a virtual machine.
+// virtual returns cpuinfo as it is in a virtual machine.
 func virtual(cpuinfo string) string { return strings.Replace(cpuinfo, " fpu", " fpu hypervisor", 1) }
 
-// newMachine makes a host with these files, and with modules for KVM and vsock that are not loaded. The
-// content "-> TARGET" is a symbolic link.
+// newMachine simulates a host with these files, by path, and with modules for KVM and vsock that are not loaded. The
+// content "-> TARGET" makes a symbolic link.
 func newMachine(t *testing.T, files map[string]string) machine {
 	t.Helper()
 	m := machine{root: t.TempDir()}

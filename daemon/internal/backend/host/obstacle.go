@@ -13,22 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// An obstacle is what keeps a device of this host from being used.
+// An obstacle is the reason why a device of this host cannot be used, and its fix.
 type obstacle struct {
-	what        string // is wrong
-	fix         string // in short: a command where there is one
+	what        string // what is wrong
+	fix         string // short; a command if there is one
 	fixDetail   string // continues the sentence of fix
-	fixableHere bool   // on this machine, without its provider
+	fixableHere bool   // whether the fix is on this machine, without its provider or firmware
 
-	denied bool // to this user: nothing is known of what root would find
+	denied bool // this user may not open the device, so its state for root is unknown
 }
 
 func (o *obstacle) Error() string { return o.what + ": " + o.fix }
 
-// advice is the complete fix.
+// advice returns the complete fix.
 func (o *obstacle) advice() string { return o.fix + o.fixDetail }
 
-// deviceObstacle explains why a device of /dev could not be opened. module is the kernel's for it.
+// deviceObstacle returns the obstacle for a device in /dev that could not be opened with err. module is the name of the
+// device's kernel module.
 func (m machine) deviceObstacle(device, module string, err error) *obstacle {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
@@ -38,45 +39,47 @@ func (m machine) deviceObstacle(device, module string, err error) *obstacle {
 	case errors.Is(err, unix.EPERM):
 		return &obstacle{what: "the device policy of this container forbids " + device, fix: passDevice(device), fixableHere: true}
 	}
-	return &obstacle{what: err.Error(), fix: "load its module again: modprobe -r " + module + " && modprobe " + module, fixableHere: true}
+	return &obstacle{what: err.Error(), fix: "reload its module: modprobe -r " + module + " && modprobe " + module, fixableHere: true}
 }
 
+// absentObstacle is like deviceObstacle but for a device that does not exist.
 func (m machine) absentObstacle(device, module string) *obstacle {
 	name := filepath.Base(device)
 	what := "there is no " + device
-	number := strings.TrimSpace(m.read("/sys/class/misc/" + name + "/dev")) // the kernel's, of a device that it has
+	number := strings.TrimSpace(m.read("/sys/class/misc/" + name + "/dev")) // empty if the kernel does not have the device
 	switch {
 	case m.inContainer() && number != "":
 		return &obstacle{what: what + " in this container", fix: passDevice(device), fixableHere: true}
 	case m.inContainer():
-		return &obstacle{what: what + " in this container, nor on its host", fix: "on the host: modprobe " + module, fixDetail: ", then " + passDevice(device), fixableHere: true}
+		return &obstacle{what: what + " in this container or on its host", fix: "on the host: modprobe " + module, fixDetail: ", then " + passDevice(device), fixableHere: true}
 	case number != "":
-		return &obstacle{what: what + ", though the kernel has it",
+		return &obstacle{what: what + ", although the kernel has the device",
 			fix: fmt.Sprintf("mknod -m 600 %s c %s", device, strings.Replace(number, ":", " ", 1)), fixableHere: true}
 	case !m.hasModule(module):
-		return &obstacle{what: what, fix: fmt.Sprintf("boot the distribution's standard kernel: this one, %s, has no module %s", m.kernel(), module),
+		return &obstacle{what: what, fix: fmt.Sprintf("boot the distribution's standard kernel, because the running kernel %s has no module %s", m.kernel(), module),
 			fixDetail: " (on Debian: apt install linux-image-amd64)", fixableHere: true}
 	case m.exists("/sys/module/" + module):
-		return &obstacle{what: fmt.Sprintf("%s, though its module %s is loaded", what, module), fix: firmware}
+		return &obstacle{what: fmt.Sprintf("%s, although its module %s is loaded", what, module), fix: enableInFirmware}
 	}
 	return &obstacle{what: what, fix: "modprobe " + module,
-		fixDetail: ", and for each boot: echo " + module + " >>/etc/modules-load.d/msbd.conf", fixableHere: true}
+		fixDetail: ", and to load it at each boot: echo " + module + " >>/etc/modules-load.d/msbd.conf", fixableHere: true}
 }
 
-const firmware = "turn on virtualisation (Intel: VT-x; AMD: SVM) in the firmware's setup"
+const enableInFirmware = "enable virtualisation (Intel: VT-x, AMD: SVM) in the firmware setup"
 
 func passDevice(device string) string { return "start the container with --device " + device }
 
-// permissionObstacle is about a user who is not root: root needs no permission.
+// permissionObstacle returns the obstacle for a device that this user, who is not root, may not open. If a group may
+// use the device, the fix is to join it.
 func (m machine) permissionObstacle(device string) *obstacle {
-	l := &obstacle{what: "this user may not open " + device, fix: "run as root", fixableHere: true, denied: true}
+	obs := &obstacle{what: "this user may not open " + device, fix: "run as root", fixableHere: true, denied: true}
 	info, err := os.Stat(m.root + device)
 	if err != nil {
-		return l
+		return obs
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || owner.Gid == 0 || info.Mode().Perm()&0o060 != 0o060 {
-		return l
+		return obs
 	}
 	group, name := strconv.Itoa(int(owner.Gid)), strconv.Itoa(os.Geteuid())
 	if g, err := user.LookupGroupId(group); err == nil {
@@ -85,6 +88,6 @@ func (m machine) permissionObstacle(device string) *obstacle {
 	if u, err := user.LookupId(name); err == nil {
 		name = u.Username
 	}
-	l.fix, l.fixDetail = "usermod -aG "+group+" "+name, ", then log in again"
-	return l
+	obs.fix, obs.fixDetail = "usermod -aG "+group+" "+name, ", then log in again"
+	return obs
 }

@@ -14,7 +14,7 @@ import (
 
 const inDocker = "-> pid:[4026532281]"
 
-// What a host lacks for KVM comes with what mends it there.
+// An obstacle to KVM has the fix for this host.
 func TestKVMObstacle(t *testing.T) {
 	for name, tt := range map[string]struct {
 		files                map[string]string
@@ -26,29 +26,29 @@ func TestKVMObstacle(t *testing.T) {
 		"AMD, module not loaded": {map[string]string{"/proc/cpuinfo": amd},
 			"there is no /dev/kvm", "modprobe kvm_amd", "echo kvm_amd >>/etc/modules-load.d/msbd.conf", true},
 		"kernel without the module": {map[string]string{"/proc/cpuinfo": intel, "/proc/sys/kernel/osrelease": "6.1.0-other"},
-			"there is no /dev/kvm", "standard kernel: this one, 6.1.0-other, has no module kvm_intel", "linux-image-amd64", true},
-		"module loaded, but the firmware forbids": {map[string]string{"/proc/cpuinfo": amd, "/sys/module/kvm_amd/refcnt": "0"},
-			"though its module kvm_amd is loaded", firmware, "", false},
-		"no flags": {map[string]string{"/proc/cpuinfo": bare}, "neither vmx nor svm", firmware, "", false},
+			"there is no /dev/kvm", "standard kernel, because the running kernel 6.1.0-other has no module kvm_intel", "linux-image-amd64", true},
+		"module loaded, disabled in the firmware": {map[string]string{"/proc/cpuinfo": amd, "/sys/module/kvm_amd/refcnt": "0"},
+			"although its module kvm_amd is loaded", enableInFirmware, "", false},
+		"no flags": {map[string]string{"/proc/cpuinfo": bare}, "neither vmx nor svm", enableInFirmware, "", false},
 		"virtual machine without nesting, Intel": {map[string]string{"/proc/cpuinfo": virtual(bare)},
-			"neither vmx nor svm", nest, "/sys/module/kvm_intel/parameters/nested", false},
+			"neither vmx nor svm", enableNesting, "/sys/module/kvm_intel/parameters/nested", false},
 		"virtual machine without nesting, AMD": {map[string]string{"/proc/cpuinfo": virtual(strings.Replace(bare, "GenuineIntel", "AuthenticAMD", 1))},
-			"neither vmx nor svm", nest, "/sys/module/kvm_amd/parameters/nested", false},
+			"neither vmx nor svm", enableNesting, "/sys/module/kvm_amd/parameters/nested", false},
 		"virtual machine with nesting": {map[string]string{"/proc/cpuinfo": virtual(amd)}, "there is no /dev/kvm", "modprobe kvm_amd", "", true},
 		"container": {map[string]string{"/proc/cpuinfo": intel, "/proc/self/ns/pid": inDocker, "/sys/class/misc/kvm/dev": "10:232\n"},
 			"no /dev/kvm in this container", "--device /dev/kvm", "", true},
 		"container on a host without the module": {map[string]string{"/proc/cpuinfo": intel, "/proc/self/ns/pid": inDocker},
-			"nor on its host", "on the host: modprobe kvm_intel", "--device /dev/kvm", true},
+			"or on its host", "on the host: modprobe kvm_intel", "--device /dev/kvm", true},
 		"device file missing": {map[string]string{"/proc/cpuinfo": intel, "/sys/class/misc/kvm/dev": "10:232\n"},
-			"though the kernel has it", "mknod -m 600 /dev/kvm c 10 232", "", true},
-		"no device": {map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "a file"}, "its version", "modprobe -r kvm_intel && modprobe kvm_intel", "", true},
+			"although the kernel has the device", "mknod -m 600 /dev/kvm c 10 232", "", true},
+		"not a device": {map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "a file"}, "its version", "modprobe -r kvm_intel && modprobe kvm_intel", "", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, tt.files)
 			for _, insist := range []bool{false, true} {
 				got := m.kvmObstacle(insist, "", false)
 				if got == nil {
-					t.Fatal("nothing is lacking")
+					t.Fatal("no obstacle")
 				}
 				if !strings.Contains(got.what, tt.what) || !strings.Contains(got.fix, tt.fix) || !strings.Contains(got.fixDetail, tt.fixDetail) || got.fixableHere != tt.fixableHere {
 					t.Errorf("%+v", got)
@@ -59,22 +59,22 @@ func TestKVMObstacle(t *testing.T) {
 }
 
 func TestVsockObstacle(t *testing.T) {
-	if l := newMachine(t, nil).vsockObstacle(); l == nil || l.Error() != "there is no /dev/vhost-vsock: modprobe vhost_vsock" ||
-		!strings.Contains(l.advice(), "echo vhost_vsock >>/etc/modules-load.d/msbd.conf") {
-		t.Errorf("module not loaded: %+v", l)
+	if obs := newMachine(t, nil).vsockObstacle(); obs == nil || obs.Error() != "there is no /dev/vhost-vsock: modprobe vhost_vsock" ||
+		!strings.Contains(obs.advice(), "echo vhost_vsock >>/etc/modules-load.d/msbd.conf") {
+		t.Errorf("module not loaded: %+v", obs)
 	}
-	if l := newMachine(t, map[string]string{"/proc/self/ns/pid": inDocker}).vsockObstacle(); l == nil || !strings.Contains(l.advice(), "--device /dev/vhost-vsock") {
-		t.Errorf("container: %+v", l)
+	if obs := newMachine(t, map[string]string{"/proc/self/ns/pid": inDocker}).vsockObstacle(); obs == nil || !strings.Contains(obs.advice(), "--device /dev/vhost-vsock") {
+		t.Errorf("container: %+v", obs)
 	}
-	if l := newMachine(t, map[string]string{"/dev/vhost-vsock": ""}).vsockObstacle(); l != nil {
-		t.Errorf("there: %v", l)
+	if obs := newMachine(t, map[string]string{"/dev/vhost-vsock": ""}).vsockObstacle(); obs != nil {
+		t.Errorf("device exists: %v", obs)
 	}
 }
 
-// A user who is not root is sent to the group that may, if there is one.
+// For a user who is not root, the fix is to join the group that may use the device, if there is one.
 func TestPermissionObstacle(t *testing.T) {
 	m := newMachine(t, map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "", "/dev/vhost-vsock": ""})
-	for _, dir := range []string{m.root, filepath.Dir(m.root)} { // the test's own
+	for _, dir := range []string{m.root, filepath.Dir(m.root)} { // so that another user can read the files
 		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestPermissionObstacle(t *testing.T) {
 	group := strings.TrimSpace(run(t, "id", "-gn"))
 	forRoot := os.FileMode(0)
 	if os.Geteuid() == 0 {
-		group, forRoot = "daemon", 0o060 // nobody shall join the group root
+		group, forRoot = "daemon", 0o060 // no user is advised to join the group root
 		run(t, "chgrp", group, kvm)
 	}
 	for path, mode := range map[string]os.FileMode{kvm: 0o060, vsock: forRoot} {
@@ -96,21 +96,21 @@ func TestPermissionObstacle(t *testing.T) {
 		if u, err := user.Current(); err == nil && os.Getuid() != 0 {
 			name = u.Username
 		}
-		if l := m.kvmObstacle(false, "", false); l == nil || l.fix != "usermod -aG "+group+" "+name || !l.fixableHere {
-			t.Errorf("KVM: %+v", l)
+		if obs := m.kvmObstacle(false, "", false); obs == nil || obs.fix != "usermod -aG "+group+" "+name || !obs.fixableHere {
+			t.Errorf("KVM: %+v", obs)
 		}
-		if l := m.vsockObstacle(); l == nil || l.fix != "run as root" {
-			t.Errorf("vsock: %+v", l)
+		if obs := m.vsockObstacle(); obs == nil || obs.fix != "run as root" {
+			t.Errorf("vsock: %+v", obs)
 		}
 	})
 }
 
-// asNobody runs f without root's rights, if this test has them.
+// asNobody runs f as the user nobody if the test runs as root.
 func asNobody(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		// Never unlocked: the thread, whose user alone is changed, ends with this goroutine.
+		// Only this thread changes its user. It is never unlocked, so it ends with this goroutine.
 		runtime.LockOSThread()
 		if os.Geteuid() == 0 {
 			keep := ^uintptr(0)
@@ -132,23 +132,23 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// This host's own KVM: it is used if the probe says so, or if somebody insists.
+// On this host, KVM is usable if it is fast, or if it opens and the caller insists.
 func TestRealKVM(t *testing.T) {
 	m := newMachine(t, map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "-> /dev/kvm"})
-	opens := openKVM("/dev/kvm") == nil
+	opens := checkKVM("/dev/kvm") == nil
 	fast, err := fastKVM("", false, runProbe)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("/dev/kvm opens: %t, is fast: %t", opens, fast)
-	if l := m.kvmObstacle(true, "", false); (l == nil) != opens {
-		t.Errorf("insisting: %+v", l)
+	if obs := m.kvmObstacle(true, "", false); (obs == nil) != opens {
+		t.Errorf("insisting: %+v", obs)
 	}
-	l := m.kvmObstacle(false, "", false)
-	if (l == nil) != fast {
-		t.Errorf("%+v", l)
+	obs := m.kvmObstacle(false, "", false)
+	if (obs == nil) != fast {
+		t.Errorf("%+v", obs)
 	}
-	if opens && !fast && !strings.Contains(l.Error(), "emulated") {
-		t.Errorf("%+v", l)
+	if opens && !fast && !strings.Contains(obs.Error(), "emulated") {
+		t.Errorf("%+v", obs)
 	}
 }

@@ -12,26 +12,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// FindQEMU and FindVirtiofsd resolve a configured path, or find the distribution's. What is not there is
-// errdefs.ErrFailedPrecondition.
+// FindQEMU returns the absolute path of QEMU. If configured is empty, it searches PATH for the distribution's QEMU. It
+// returns errdefs.ErrFailedPrecondition if there is no such program.
 func FindQEMU(configured string) (string, error) {
 	return findProgram("QEMU", configured, "qemu-system-x86", "qemu-system-x86_64")
 }
 
-// FindVirtiofsd is described with FindQEMU.
+// FindVirtiofsd is like FindQEMU but for virtiofsd. It also searches the directories where distributions install it.
 func FindVirtiofsd(configured string) (string, error) {
 	return findProgram("virtiofsd", configured, "qemu-system-common (or virtiofsd)",
 		"virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 }
 
-// VirtiofsdCommand is how to run the virtiofsd at path: a program that takes the options of the one in Rust, and what
-// comes before them. For the one in C, which came with QEMU up to 7.2, that is the translator.
+// VirtiofsdCommand returns the command that runs the virtiofsd at path: a program and its first arguments. The command
+// takes the options of the Rust virtiofsd. If path is the C virtiofsd, which came with QEMU up to 7.2, the command runs
+// translator, which translates the options.
 func VirtiofsdCommand(ctx context.Context, path, translator string) ([]string, error) {
-	_, said, err := askVersion(ctx, path, virtiofsdVersionRE)
+	_, output, err := askVersion(ctx, path, virtiofsdVersionRE)
 	if err != nil {
 		return nil, err
 	}
-	if !inC(said) {
+	if !isCVirtiofsd(output) {
 		return []string{path}, nil
 	}
 	if translator, err = findProgram("msb-virtiofsd", translator, ""); err != nil {
@@ -40,8 +41,9 @@ func VirtiofsdCommand(ctx context.Context, path, translator string) ([]string, e
 	return []string{translator, "--daemon=" + path}, nil
 }
 
-// inC tells from what a virtiofsd says of its version whether it is the one in C: QEMU's programs name their author.
-func inC(said string) bool { return strings.Contains(said, "Bellard") }
+// isCVirtiofsd reports whether versionOutput, the output of virtiofsd --version, is that of the C virtiofsd. It
+// recognises the name of QEMU's author, which all programs of QEMU print.
+func isCVirtiofsd(versionOutput string) bool { return strings.Contains(versionOutput, "Bellard") }
 
 func findProgram(what, configured, debianPackage string, candidates ...string) (string, error) {
 	if configured != "" {
@@ -53,21 +55,21 @@ func findProgram(what, configured, debianPackage string, candidates ...string) (
 		}
 	}
 	if configured != "" {
-		return "", fmt.Errorf("find %s: %s is no executable file: %w", what, configured, errdefs.ErrFailedPrecondition)
+		return "", fmt.Errorf("find %s: %s is not an executable file: %w", what, configured, errdefs.ErrFailedPrecondition)
 	}
-	return "", fmt.Errorf("find %s: it is not installed; install Debian's package %s, or configure its path: %w",
+	return "", fmt.Errorf("find %s: not installed; install Debian's package %s or configure its path: %w",
 		what, debianPackage, errdefs.ErrFailedPrecondition)
 }
 
-// programLimit is long for a program that says its version.
-const programLimit = 5 * time.Second
+// versionTimeout is how long a program may take to report its version.
+const versionTimeout = 5 * time.Second
 
-// ask runs a program for what it says.
-func ask(ctx context.Context, path string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, programLimit, fmt.Errorf("%s does not answer within %v", path, programLimit))
+// combinedOutput runs a program and returns its standard output and standard error.
+func combinedOutput(ctx context.Context, path string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, versionTimeout, fmt.Errorf("%s did not finish within %v", path, versionTimeout))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.WaitDelay = time.Second // for what it may have started
+	cmd.WaitDelay = time.Second // child processes of the program may keep its output open
 	out, err := cmd.CombinedOutput()
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
@@ -78,7 +80,7 @@ func ask(ctx context.Context, path string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// What the programs say of their version.
+// These match the programs' output for --version.
 var (
 	qemuVersionRE       = regexp.MustCompile(`^QEMU emulator version ([^\s]+)`)
 	virtiofsdVersionRE  = regexp.MustCompile(`^virtiofsd(?: version| backend)? v?(\d[^\s]*)`)
@@ -86,15 +88,15 @@ var (
 	containerdVersionRE = regexp.MustCompile(`^containerd \S+ v?(\S+)`)
 )
 
-// askVersion runs a program with --version and returns the version with all that it says.
-func askVersion(ctx context.Context, path string, re *regexp.Regexp) (version, said string, err error) {
-	said, err = ask(ctx, path, "--version")
+// askVersion runs a program with --version and returns the version that re finds, and the complete output.
+func askVersion(ctx context.Context, path string, re *regexp.Regexp) (version, output string, err error) {
+	output, err = combinedOutput(ctx, path, "--version")
 	if err != nil {
 		return "", "", err
 	}
-	m := re.FindStringSubmatch(said)
+	m := re.FindStringSubmatch(output)
 	if m == nil {
-		return "", "", fmt.Errorf("ask %s for its version: it says %.100q", path, said)
+		return "", "", fmt.Errorf("ask %s for its version: unexpected output %.100q", path, output)
 	}
-	return m[1], said, nil
+	return m[1], output, nil
 }

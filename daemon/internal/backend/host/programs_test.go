@@ -12,29 +12,29 @@ import (
 )
 
 func TestFindPrograms(t *testing.T) {
-	program := func(says string) string {
+	program := func(output string) string {
 		path := filepath.Join(t.TempDir(), "program")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n[ \"$*\" = --version ] && echo '"+says+"'\n"), 0o700); err != nil {
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n[ \"$*\" = --version ] && echo '"+output+"'\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
 	rust, c := program("virtiofsd 1.13.2"), program("virtiofsd version 7.2.22 (Debian)\nCopyright (c) 2003-2022 Fabrice Bellard")
 	if got, err := VirtiofsdCommand(t.Context(), rust, "/nowhere/translator"); err != nil || !slices.Equal(got, []string{rust}) {
-		t.Errorf("the one in Rust: %q, %v", got, err)
+		t.Errorf("Rust virtiofsd: %q, %v", got, err)
 	}
 	if got, err := VirtiofsdCommand(t.Context(), c, rust); err != nil || !slices.Equal(got, []string{rust, "--daemon=" + c}) {
-		t.Errorf("the one in C: %q, %v", got, err)
+		t.Errorf("C virtiofsd: %q, %v", got, err)
 	}
-	for wrong, find := range map[string]func() (any, error){
+	for path, find := range map[string]func() (any, error){
 		"/nowhere/qemu":       func() (any, error) { return FindQEMU("/nowhere/qemu") },
 		"/etc/passwd":         func() (any, error) { return FindQEMU("/etc/passwd") },
 		"/nowhere/virtiofsd":  func() (any, error) { return FindVirtiofsd("/nowhere/virtiofsd") },
 		"/nowhere/translator": func() (any, error) { return VirtiofsdCommand(t.Context(), c, "/nowhere/translator") },
 	} {
 		_, err := find()
-		if !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), wrong) {
-			t.Errorf("%s: %v", wrong, err)
+		if !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 	t.Setenv("PATH", "/nowhere")

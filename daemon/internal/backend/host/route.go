@@ -1,7 +1,7 @@
-// Package host knows the machine that msbd runs on: which hypervisor and accelerator it can use for
-// microVMs, why, and what is missing for a better one. It changes nothing on it.
+// Package host examines the machine that msbd runs on. It decides which hypervisor and accelerator microVMs use, and
+// why, and which changes to the machine would allow better ones. It changes nothing on the machine.
 //
-// Package backend asks it once at the start; `msbd --doctor` asks it for a report.
+// Package backend calls it once when the server starts. `msbd --doctor` prints its report.
 package host
 
 import (
@@ -16,59 +16,61 @@ import (
 const (
 	// Kata is Kata's own driver: the shim starts QEMU (or what its configuration names) itself.
 	Kata = "kata"
-	// Builtin is msbd's hypervisor service, which Kata's shim asks as its "remote hypervisor".
+	// Builtin is msbd's hypervisor service, which Kata's shim calls as its "remote hypervisor".
 	Builtin = "builtin"
 )
 
 // Accelerators.
 const (
 	KVM = "kvm"
-	TCG = "tcg" // QEMU emulates the processor: for development and CI
+	TCG = "tcg" // QEMU emulates the processor; for development and CI only
 )
 
 const auto = "auto"
 
-// Options are the settings that the choice depends on, as an administrator gives them.
+// Options are the settings that the choice depends on, as the administrator wrote them.
 type Options struct {
 	Hypervisor  string // "auto" (or empty), Kata or Builtin
 	Accelerator string // "auto" (or empty), KVM or TCG
-	// KataConfig and KataShim are the host's own; empty: the built-in ones.
+	// KataConfig and KataShim are paths of the host's own Kata. If empty, msbd's built-in ones are used.
 	KataConfig, KataShim string
-	// QEMU and Virtiofsd are the programs' paths; when empty they are looked for.
+	// QEMU and Virtiofsd are the programs' paths. If empty, the distribution's programs are used.
 	QEMU, Virtiofsd string
 	// LibDir holds the built-in shim and guest.
 	LibDir string
-	// CacheDir keeps the one answer that takes time, until the next boot of the host; empty: it is asked again.
+	// CacheDir is where the result of KVM's speed test is kept until the next boot of the host. If empty, it is not
+	// kept.
 	CacheDir string
 }
 
-// A Route is what microVMs of this host run on.
+// A Route is the combination of hypervisor and accelerator that microVMs of this host run on.
 type Route struct {
 	Hypervisor       string `json:"hypervisor"`
 	HypervisorReason string `json:"hypervisor_reason"`
-	// Accelerator is only what the host offers, if a Kata configuration of its own names a hypervisor elsewhere.
+	// Accelerator is what this host offers. If the host's own Kata configuration names a remote hypervisor, that
+	// hypervisor may use another one.
 	Accelerator       string `json:"accelerator"`
 	AcceleratorReason string `json:"reason"`
-	// Advice is what an administrator could do for a better isolation, each with its command.
+	// Advice lists what an administrator can do for better isolation. Each item has the command.
 	Advice []string `json:"advice"`
 
 	ownShim, ownConfig, dragonball bool
 }
 
-// Choose turns the settings into a route. What was asked for and cannot be had is
-// errdefs.ErrFailedPrecondition, with what is missing; a setting that means nothing, errdefs.ErrInvalidArgument.
+// Choose returns the route for these settings. If the host lacks something that a setting requires, the error is
+// errdefs.ErrFailedPrecondition and says what is missing. If a setting is invalid, it is errdefs.ErrInvalidArgument.
 func Choose(o Options) (Route, error) {
 	return machine{}.survey(o, true).choose(o)
 }
 
-// A survey is what of the host the choice depends on.
+// A survey holds the facts about the host that the choice depends on.
 type survey struct {
-	kvm, vsock *obstacle // nil: usable
-	driver     string    // of the Kata configuration of the host's own; empty: there is none
-	err        error     // in reading that
+	kvm, vsock *obstacle // nil if usable
+	driver     string    // hypervisor driver in the host's own Kata configuration; empty if there is no such configuration
+	err        error     // from reading that configuration
 }
 
-// survey looks at the host. With keep, it writes to the directory of what is known.
+// survey examines the host. If keep is set, it stores the result of KVM's speed test in o.CacheDir.
 func (m machine) survey(o Options, keep bool) survey {
 	s := survey{kvm: m.kvmObstacle(o.Accelerator == KVM, o.CacheDir, keep), vsock: m.vsockObstacle()}
 	if o.KataConfig != "" {
@@ -98,7 +100,7 @@ func (s survey) choose(o Options) (Route, error) {
 			r.Accelerator, r.AcceleratorReason = TCG, "KVM is not usable: "+s.kvm.what
 		}
 	default:
-		return Route{}, fmt.Errorf("use accelerator %q: need auto, kvm or tcg: %w", o.Accelerator, errdefs.ErrInvalidArgument)
+		return Route{}, fmt.Errorf("use accelerator %q: it must be auto, kvm or tcg: %w", o.Accelerator, errdefs.ErrInvalidArgument)
 	}
 
 	needsKVM, needsVsock := o.needs(s.driver)
@@ -119,8 +121,8 @@ func (s survey) choose(o Options) (Route, error) {
 			return Route{}, fmt.Errorf("use Kata's own driver: %w: %w", s.vsock, errdefs.ErrFailedPrecondition)
 		}
 	case !o.automatic():
-		return Route{}, fmt.Errorf("use hypervisor %q: need auto, kata or builtin: %w", o.Hypervisor, errdefs.ErrInvalidArgument)
-	// QEMU and virtiofsd, the rest that Kata's own driver needs, the other needs as well.
+		return Route{}, fmt.Errorf("use hypervisor %q: it must be auto, kata or builtin: %w", o.Hypervisor, errdefs.ErrInvalidArgument)
+	// Kata's own driver also needs QEMU and virtiofsd. They do not matter here, because Builtin needs them as well.
 	case r.Accelerator == TCG:
 		r.Hypervisor, r.HypervisorReason = Builtin, "Kata's own driver needs KVM"
 	case s.vsock != nil:
@@ -134,31 +136,32 @@ func (s survey) choose(o Options) (Route, error) {
 
 func (o Options) automatic() bool { return o.Hypervisor == auto || o.Hypervisor == "" }
 
-// needs says what Kata cannot do without, if its own driver is what the settings ask for.
+// needs reports which devices are required by the settings. driver is the one in KataConfig. Devices are required only
+// if the settings select Kata's own driver.
 func (o Options) needs(driver string) (kvm, vsock bool) {
 	switch {
-	case o.Hypervisor != Kata && o.KataConfig == "", driver == "remote": // which brings its own
+	case o.Hypervisor != Kata && o.KataConfig == "", driver == "remote": // a remote hypervisor runs VMs by its own means
 		return false, false
 	case driver == "", driver == "qemu", driver == "stratovirt":
 		return true, true
 	}
-	return true, false // it reaches its guests through a Unix socket
+	return true, false // the other drivers reach their guests through a Unix socket
 }
 
-// advice is what would make the isolation of a route better.
+// advice returns what an administrator can do to improve the isolation of route r.
 func (s survey) advice(o Options, r Route) (list []string) {
 	wantsVsock := s.vsock != nil && o.automatic() && o.KataConfig == ""
 	switch {
 	case r.Hypervisor == Kata:
-		return nil // with KVM, or with a hypervisor that only its configuration knows
+		return nil // it uses KVM, or a hypervisor that msbd does not know
 	case r.Accelerator == TCG && s.kvm == nil:
-		return []string{"use KVM, which is usable here: leave out the setting accelerator"}
+		return []string{"to use KVM, which is usable here: remove the setting accelerator"}
 	case r.Accelerator == TCG:
-		list = append(list, "for KVM, the hardware boundary: "+s.kvm.advice())
+		list = append(list, "to use KVM, for isolation by the hardware: "+s.kvm.advice())
 		wantsVsock = wantsVsock && s.kvm.fixableHere
 	}
 	if wantsVsock {
-		list = append(list, "for Kata's own driver: "+s.vsock.advice())
+		list = append(list, "to use Kata's own driver: "+s.vsock.advice())
 	}
 	return list
 }

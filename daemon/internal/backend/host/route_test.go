@@ -12,7 +12,7 @@ import (
 
 var (
 	noKVM   = &obstacle{what: "there is no /dev/kvm", fix: "modprobe kvm_amd", fixableHere: true}
-	never   = &obstacle{what: "the processor offers neither vmx nor svm", fix: nest}
+	badCPU  = &obstacle{what: "the processor offers neither vmx nor svm", fix: enableNesting}
 	noVsock = &obstacle{what: "there is no /dev/vhost-vsock", fix: "modprobe vhost_vsock", fixableHere: true}
 )
 
@@ -21,26 +21,26 @@ func TestChoose(t *testing.T) {
 	for name, tt := range map[string]struct {
 		survey      survey
 		options     Options
-		hypervisor  string // with its reason behind a colon
+		hypervisor  string // name, a colon and the beginning of the reason
 		accelerator string
-		advice      []string // a part of each
-		err         string   // its parts, separated by |
+		advice      []string // a part of each item
+		err         string   // parts of the error, separated by |
 		is          func(error) bool
 	}{
-		"all well":      {hypervisor: "kata: KVM and /dev/vhost-vsock are usable", accelerator: "kvm: KVM is usable"},
+		"all usable":    {hypervisor: "kata: KVM and /dev/vhost-vsock are usable", accelerator: "kvm: KVM is usable"},
 		"auto, spelled": {options: Options{Hypervisor: "auto", Accelerator: "auto"}, hypervisor: "kata: KVM and", accelerator: "kvm: KVM is usable"},
 		"no vsock": {survey: survey{vsock: noVsock}, hypervisor: "builtin: there is no /dev/vhost-vsock: modprobe vhost_vsock",
-			accelerator: "kvm: KVM is usable", advice: []string{"for Kata's own driver: modprobe vhost_vsock"}},
-		"neither": {survey: survey{kvm: noKVM, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
+			accelerator: "kvm: KVM is usable", advice: []string{"to use Kata's own driver: modprobe vhost_vsock"}},
+		"no KVM, no vsock": {survey: survey{kvm: noKVM, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
 			accelerator: "tcg: KVM is not usable: there is no /dev/kvm", advice: []string{"modprobe kvm_amd", "modprobe vhost_vsock"}},
-		"KVM out of reach": {survey: survey{kvm: never, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
-			accelerator: "tcg: KVM is not usable: the processor", advice: []string{nest}},
-		"kvm insisted on": {options: Options{Accelerator: KVM}, hypervisor: "kata: KVM and", accelerator: "kvm: configured"},
-		"kvm insisted on, no vsock": {survey: survey{vsock: noVsock}, options: Options{Accelerator: KVM}, hypervisor: "builtin: there is no",
+		"no virtualisation": {survey: survey{kvm: badCPU, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
+			accelerator: "tcg: KVM is not usable: the processor", advice: []string{enableNesting}},
+		"accelerator kvm": {options: Options{Accelerator: KVM}, hypervisor: "kata: KVM and", accelerator: "kvm: configured"},
+		"accelerator kvm, no vsock": {survey: survey{vsock: noVsock}, options: Options{Accelerator: KVM}, hypervisor: "builtin: there is no",
 			accelerator: "kvm: configured", advice: []string{"modprobe vhost_vsock"}},
-		"kvm insisted on, and missing": {survey: survey{kvm: noKVM}, options: Options{Accelerator: KVM}, err: "use KVM|modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
+		"accelerator kvm, and missing": {survey: survey{kvm: noKVM}, options: Options{Accelerator: KVM}, err: "use KVM|modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
 		"tcg": {options: Options{Accelerator: TCG}, hypervisor: "builtin: Kata's own driver needs KVM", accelerator: "tcg: configured",
-			advice: []string{"leave out the setting accelerator"}},
+			advice: []string{"remove the setting accelerator"}},
 		"builtin": {options: Options{Hypervisor: Builtin}, hypervisor: "builtin: configured", accelerator: "kvm: KVM is usable"},
 		"builtin, no vsock": {survey: survey{vsock: noVsock}, options: Options{Hypervisor: Builtin}, hypervisor: "builtin: configured",
 			accelerator: "kvm: KVM is usable"},
@@ -88,8 +88,8 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// On whatever host this runs, there is a route.
-func TestChooseHere(t *testing.T) {
+// There is a route on every host that this test runs on.
+func TestChooseOnThisHost(t *testing.T) {
 	r, err := Choose(Options{CacheDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)

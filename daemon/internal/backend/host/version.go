@@ -9,36 +9,36 @@ import (
 	"strings"
 )
 
-// A version is a release's three numbers, and whether it comes before that release.
+// A version is the three numbers of a release, or a prerelease of it.
 type version struct {
-	numbers [3]int
-	before  bool
+	numbers    [3]int
+	prerelease bool
 }
 
 var (
 	versionRE = regexp.MustCompile(`^v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?(.*)$`)
-	// What a distribution appends, such as -1 or ~ds1, comes after the release.
-	beforeRE = regexp.MustCompile(`^[-~.]?(alpha|beta|rc|pre|dev)`)
+	// Other suffixes, such as -1 or ~ds1, are those of distributions and do not make a prerelease.
+	prereleaseRE = regexp.MustCompile(`^[-~.]?(alpha|beta|rc|pre|dev)`)
 )
 
-// pseudoRE finds the day in a Go pseudo-version.
+// pseudoRE matches the date in a Go pseudo-version.
 var pseudoRE = regexp.MustCompile(`^v0\.0\.0-(\d{4})(\d\d)(\d\d)\d{6}-[0-9a-f]{12}$`)
 
-// readable is a version as people understand it.
+// readable returns a version for messages: the date of a Go pseudo-version, or else version unchanged.
 func readable(version string) string {
 	return pseudoRE.ReplaceAllString(version, "of $1-$2-$3")
 }
 
-// parseVersion reads what a program says of itself: 3.20.0, v1.7.35, 3.31.0-rc0, 7.2, 1.7.24~ds1-6. A Go
-// pseudo-version, v0.0.0-20250828155603-754f07cff239, is older than any release.
+// parseVersion parses a version as programs report it, such as 3.20.0, v1.7.35, 3.31.0-rc0, 7.2 or 1.7.24~ds1-6. A Go
+// pseudo-version, such as v0.0.0-20250828155603-754f07cff239, is older than any release.
 func parseVersion(text string) (version, error) {
 	m := versionRE.FindStringSubmatch(text)
 	if m == nil {
-		return version{}, fmt.Errorf("%q is no version", text)
+		return version{}, fmt.Errorf("invalid version %q", text)
 	}
-	v := version{before: beforeRE.MatchString(m[4])}
+	v := version{prerelease: prereleaseRE.MatchString(m[4])}
 	for i := range v.numbers {
-		v.numbers[i], _ = strconv.Atoi(cmp.Or(m[i+1], "0")) // digits
+		v.numbers[i], _ = strconv.Atoi(cmp.Or(m[i+1], "0")) // versionRE matches only digits
 	}
 	return v, nil
 }
@@ -47,83 +47,87 @@ func (v version) less(w version) bool {
 	if c := slices.Compare(v.numbers[:], w.numbers[:]); c != 0 {
 		return c < 0
 	}
-	return v.before && !w.before
+	return v.prerelease && !w.prerelease
 }
 
-// older compares what programs say. What is no version is as old as can be: nothing is known to be good of it.
+// older reports whether text is a version before release. An invalid version counts as older than any release, because
+// nothing is known about it.
 func older(text, release string) bool {
 	v, err := parseVersion(text)
 	w, _ := parseVersion(release)
 	return err != nil || v.less(w)
 }
 
-// goodKata is the first version of Kata without a known way out of the microVM that msbd could meet.
-const goodKata = "3.31.0"
+// fixedKata is the first version of Kata without a known escape from the microVM that could affect msbd.
+const fixedKata = "3.31.0"
 
-// kataHoles are the security advisories of Kata's, by the release that closes each.
-var kataHoles = []struct {
-	closed, id string
-	rust       bool // of the runtime in Rust; the built-in shim is the one in Go
+// kataAdvisories lists Kata's security advisories and the release that fixes each.
+var kataAdvisories = []struct {
+	fixedIn, id string
+	rust        bool // affects only the Rust runtime; the built-in shim is the Go runtime
 }{
 	{"3.26.0", "CVE-2026-24054", false}, // an image without layers gets a disk of the host
-	{"3.27.0", "CVE-2026-24834", false}, // Cloud Hypervisor: a container writes to its guest's root
-	{"3.29.0", "CVE-2026-41326", false}, // confidential guests: a host gets past the agent's policy
-	{"3.31.0", "CVE-2026-44210", false}, // annotations set virtiofsd's arguments
-	{"3.31.0", "CVE-2026-47243", true},  // guest root becomes host root through virtiofsd
+	{"3.27.0", "CVE-2026-24834", false}, // Cloud Hypervisor: a container can write to its guest's root file system
+	{"3.29.0", "CVE-2026-41326", false}, // confidential guests: a host can bypass the agent's policy
+	{"3.31.0", "CVE-2026-44210", false}, // annotations can set virtiofsd's arguments
+	{"3.31.0", "CVE-2026-47243", true},  // guest root can become host root through virtiofsd
 }
 
-// KataWarning says what is known to be wrong with a version of Kata on this route; nothing, if nothing is.
+// KataWarning returns a warning about the known vulnerabilities of a version of Kata on this route, or "" if there are
+// none.
 func (r Route) KataWarning(version string) string {
 	fault := r.kataFault(version)
 	if fault == "" {
 		return ""
 	}
 	if r.Accelerator == TCG {
-		fault += "; an emulated guest has no hardware boundary anyway"
+		fault += "; emulated guests are not isolated by hardware in any case"
 	}
-	return fmt.Sprintf("Kata %s is %s: %s", readable(version), fault, newerKata)
+	return fmt.Sprintf("Kata %s is %s; %s", readable(version), fault, newerKata)
 }
 
-const newerKata = "install a newer Kata, and name it with kata-shim and kata-config"
+const newerKata = "install a newer Kata and set kata-shim and kata-config to it"
 
-// kataFault is what a version of Kata is, if something is known to be wrong with it.
+// kataFault describes the known vulnerabilities of a version of Kata as the end of the sentence "Kata is …". It returns
+// "" if there are none.
 func (r Route) kataFault(version string) string {
 	if r.dragonball && older(version, "4.0.0") {
-		return "older than 4.0.0, which closes a way out of its hypervisor Dragonball (GHSA-fgm4-mv68-h344)"
+		return "older than 4.0.0, which fixes an escape from its hypervisor Dragonball (GHSA-fgm4-mv68-h344)"
 	}
-	if !older(version, goodKata) {
+	if !older(version, fixedKata) {
 		return ""
 	}
-	var holes []string
-	for _, h := range kataHoles {
-		if older(version, h.closed) && (r.ownShim || !h.rust) {
-			holes = append(holes, h.id)
+	var ids []string
+	for _, a := range kataAdvisories {
+		if older(version, a.fixedIn) && (r.ownShim || !a.rust) {
+			ids = append(ids, a.id)
 		}
 	}
-	text := fmt.Sprintf("older than %s, which closes known holes (%s)", goodKata, strings.Join(holes, ", "))
+	text := fmt.Sprintf("older than %s, which fixes known vulnerabilities (%s)", fixedKata, strings.Join(ids, ", "))
 	if !r.ownShim && !r.ownConfig {
-		text += "; as msbd configures it, no client reaches them"
+		text += "; clients cannot reach them with msbd's configuration"
 	}
 	return text
 }
 
-// goodContainerd are the first versions of containerd's series without CVE-2026-53488 and CVE-2026-47262.
-// Later series never had them.
-var goodContainerd = []string{"1.7.33", "2.0.10", "2.1.9", "2.2.5", "2.3.2"}
+// fixedContainerd lists, for each release series of containerd, the first version without CVE-2026-53488 and
+// CVE-2026-47262. Later series were never affected.
+var fixedContainerd = []string{"1.7.33", "2.0.10", "2.1.9", "2.2.5", "2.3.2"}
 
-// ContainerdWarning says what is known to be wrong with a version of containerd; nothing, if nothing is.
+// ContainerdWarning returns a warning about the known vulnerabilities of a version of containerd, or "" if there are
+// none.
 func ContainerdWarning(version string) string {
-	good := goodContainerd[0]
+	fixedIn := fixedContainerd[0]
 	if v, err := parseVersion(version); err == nil {
-		for _, text := range goodContainerd {
+		for _, text := range fixedContainerd {
 			if w, _ := parseVersion(text); w.numbers[0] == v.numbers[0] && w.numbers[1] == v.numbers[1] {
-				good = text
+				fixedIn = text
 			}
 		}
 	}
-	if !older(version, good) {
+	if !older(version, fixedIn) {
 		return ""
 	}
-	return fmt.Sprintf("containerd %s has known holes that %s closes (CVE-2026-53488, CVE-2026-47262): update it, or let msbd run its own "+
-		"(leave out the setting containerd)", version, good)
+	return fmt.Sprintf("containerd %s has known vulnerabilities that %s fixes (CVE-2026-53488, CVE-2026-47262); update it, or remove the "+
+		"setting containerd so that msbd runs its own", version, fixedIn)
 }

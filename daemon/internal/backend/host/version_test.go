@@ -6,7 +6,7 @@ import (
 )
 
 func TestOlder(t *testing.T) {
-	// From old to new; equal ones are on one line.
+	// From old to new. Equal versions are on one line.
 	order := [][]string{
 		{"v0.0.0-20250828155603-754f07cff239"},
 		{"1.6.20~ds1-1+deb12u1", "1.6.20"},
@@ -33,7 +33,7 @@ func TestOlder(t *testing.T) {
 						t.Fatal(err)
 					}
 					if v.less(w) != (i < j) {
-						t.Errorf("%s before %s: %t", a, b, v.less(w))
+						t.Errorf("%s less than %s: %t", a, b, v.less(w))
 					}
 				}
 			}
@@ -41,7 +41,7 @@ func TestOlder(t *testing.T) {
 	}
 	for _, bad := range []string{"", "unknown", "three.one", "1", "1.x", "99999999999.1.1"} {
 		if !older(bad, "1.0.0") {
-			t.Errorf("%q is taken for a new version", bad)
+			t.Errorf("invalid version %q is not older than 1.0.0", bad)
 		}
 	}
 }
@@ -57,9 +57,9 @@ func TestKataWarning(t *testing.T) {
 		with    []string
 		without []string
 	}{
-		{builtin, "v0.0.0-20250828155603-754f07cff239", []string{"Kata of 2025-08-28", images, annotations, "no client reaches them", "kata-shim"}, []string{rust, "emulated"}},
-		{Route{Accelerator: TCG}, "3.20.0", []string{"Kata 3.20.0", "no hardware boundary anyway"}, nil},
-		{own, "3.9.0", []string{images, annotations, rust}, []string{"no client reaches"}},
+		{builtin, "v0.0.0-20250828155603-754f07cff239", []string{"Kata of 2025-08-28", images, annotations, "clients cannot reach them", "kata-shim"}, []string{rust, "emulated"}},
+		{Route{Accelerator: TCG}, "3.20.0", []string{"Kata 3.20.0", "emulated guests are not isolated by hardware"}, nil},
+		{own, "3.9.0", []string{images, annotations, rust}, []string{"clients cannot reach"}},
 		{own, "3.26.0", []string{annotations, rust}, []string{images}},
 		{own, "3.31.0-rc0", []string{annotations, rust}, nil},
 		{Route{ownShim: true, dragonball: true}, "3.32.0", []string{"Dragonball", "4.0.0"}, nil},
@@ -67,12 +67,12 @@ func TestKataWarning(t *testing.T) {
 		text := tt.route.KataWarning(tt.version)
 		for _, with := range tt.with {
 			if !strings.Contains(text, with) {
-				t.Errorf("%s: %q without %q", tt.version, text, with)
+				t.Errorf("%s: %q, want %q in it", tt.version, text, with)
 			}
 		}
 		for _, without := range tt.without {
 			if strings.Contains(text, without) {
-				t.Errorf("%s: %q with %q", tt.version, text, without)
+				t.Errorf("%s: %q, do not want %q in it", tt.version, text, without)
 			}
 		}
 	}
@@ -83,12 +83,12 @@ func TestKataWarning(t *testing.T) {
 	}
 }
 
-// Each series has its own fix.
+// Each release series of containerd has its own fixed version.
 func TestContainerdWarning(t *testing.T) {
-	for version, closed := range map[string]string{
+	for version, fixedIn := range map[string]string{
 		"1.6.20~ds1": "1.7.33", "1.7.32": "1.7.33", "2.0.9": "2.0.10", "2.2.4": "2.2.5", "2.3.0-beta.1": "2.3.2", "unknown": "1.7.33",
 	} {
-		if text := ContainerdWarning(version); !strings.Contains(text, version+" has known holes that "+closed+" closes") {
+		if text := ContainerdWarning(version); !strings.Contains(text, version+" has known vulnerabilities that "+fixedIn+" fixes") {
 			t.Errorf("%s: %q", version, text)
 		}
 	}

@@ -9,15 +9,15 @@ import (
 )
 
 const (
-	// FailedDir is the name of the directory, among those of VMs or sandboxes, where KeepConsole puts consoles. No id
-	// begins with a dot.
+	// FailedDir is the name of the directory where KeepConsole stores console logs. It is next to the directories of
+	// VMs or sandboxes, whose ids never begin with a dot.
 	FailedDir = ".failed"
-	// failedKept is how many consoles it keeps.
-	failedKept = 16
+	// maxConsoles is how many console logs KeepConsole keeps.
+	maxConsoles = 16
 )
 
-// KeepConsole moves the console's log of a VM that failed to FailedDir in dir, and removes the oldest ones there. It
-// returns the new path, or "" if the guest said nothing or the log cannot be moved.
+// KeepConsole moves the console log of a failed VM to FailedDir in dir, and removes the oldest logs there. It returns
+// the new path, or "" if the log is empty or cannot be moved.
 func KeepConsole(log, dir, id string) string {
 	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
 		return ""
@@ -29,13 +29,13 @@ func KeepConsole(log, dir, id string) string {
 	}
 	logs, _ := os.ReadDir(kept)
 	slices.SortFunc(logs, func(a, b fs.DirEntry) int { return modTime(b).Compare(modTime(a)) })
-	for _, old := range logs[min(len(logs), failedKept):] {
+	for _, old := range logs[min(len(logs), maxConsoles):] {
 		_ = os.Remove(filepath.Join(kept, old.Name()))
 	}
 	return to
 }
 
-// modTime is when a file was last written; the zero time if it is gone.
+// modTime returns when a file was last modified, or the zero time if it does not exist any more.
 func modTime(e fs.DirEntry) (t time.Time) {
 	if info, err := e.Info(); err == nil {
 		t = info.ModTime()
@@ -43,7 +43,7 @@ func modTime(e fs.DirEntry) (t time.Time) {
 	return t
 }
 
-// keepConsole keeps the console of a VM that failed.
+// keepConsole keeps the console log of a failed VM. It is like KeepConsole.
 func (s *Service) keepConsole(m *machine) string {
 	return KeepConsole(filepath.Join(m.dir, consoleLog), s.cfg.Dir, m.ID)
 }

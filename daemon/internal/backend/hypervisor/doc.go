@@ -1,23 +1,22 @@
-// Package hypervisor runs the virtual machines of sandboxes where Kata's shim does not do so itself. It serves
-// Kata's "remote hypervisor" (ttrpc over a Unix socket) and answers it with one QEMU and one virtiofsd
-// per sandbox.
+// Package hypervisor runs the virtual machines of sandboxes on hosts where Kata's shim does not do so itself. It
+// implements Kata's "remote hypervisor" API (ttrpc over a Unix socket), with one QEMU and one virtiofsd per sandbox.
 //
-// Kata's shims, one per sandbox, call it through the socket. Package backend makes the Service and uses its Go methods.
-// It is a base package: others of backend may import it for what they share with it, but nothing else may start or kill
-// its QEMUs. What the shims leave on the host is not its affair.
+// Kata's shims, one per sandbox, call the service through the socket. Package backend creates the Service and uses its
+// Go methods. It is a base package: other packages of backend may import it for the names that they share with it. Only
+// this package may start or kill its QEMU processes. It does not clean up what the shims leave on the host.
 //
-// # What outlives what
+// # Lifetimes
 //
-// QEMU and virtiofsd run in sessions of their own and outlive msbd; Recover finds them again. A VM
-// dies with its shim, because nobody else could speak for it. When QEMU dies, the shim sees that its
-// guest is gone and reports so to containerd.
+// QEMU and virtiofsd run in sessions of their own, so they survive msbd; Recover finds them again. When a VM's shim
+// dies, the service removes the VM, because only its shim can report about it to containerd. When QEMU dies, the shim
+// notices that its guest is gone and reports that to containerd.
 //
-// # How a VM's processes are found
+// # How the processes of a VM are found
 //
-// Each carries the environment variable MSB_VM, which names its role and its VM's directory. No
-// process can run before it is marked, so a crash of msbd at any moment leaves nothing that cannot
-// be found; and no number is trusted alone: pids are reused, a mark is not.
+// Each process has the environment variable MSB_VM, its mark, which holds its role and its VM's directory. A process
+// has the mark from its start, so that processes can be found no matter when msbd crashed. A pid alone is never
+// trusted, because pids are reused; the mark is checked as well.
 //
-// QEMU and virtiofsd stay in the cgroup of msbd's service, not in the shim's. VMs gives their pids to
-// whoever accounts for them.
+// QEMU and virtiofsd stay in the cgroup of msbd's service, not in that of the shim. VMs returns the pid of each VM's
+// QEMU for accounting.
 package hypervisor

@@ -22,20 +22,21 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// What Kata's shim says of a VM: kata's pkg annotations, which would bring half of Kata along.
+// These are the annotations that Kata's shim sends with CreateVM. They are copied from Kata's package annotations,
+// because importing it would add much of Kata as dependencies.
 const (
 	annotationVCPUs  = "io.katacontainers.config.hypervisor.default_vcpus"
 	annotationMemory = "io.katacontainers.config.hypervisor.default_memory" // MiB
 )
 
-// A hypervisor answers the calls of Kata's remote hypervisor API.
+// A hypervisor implements Kata's remote hypervisor API.
 type hypervisor struct {
 	*Service
 	watch watchFunc
 }
 
-// CreateVM records a VM. Its processes start with StartVM: only then does the directory that the
-// shim shares exist.
+// CreateVM records a VM. StartVM starts its processes, because only then does the directory exist that the shim shares
+// with the guest.
 func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.CreateVMResponse, error) {
 	m, shim, err := h.create(ctx, req)
 	if err != nil {
@@ -50,17 +51,17 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 		return nil, nil, err
 	}
 	if s.cfg.QEMU == "" {
-		return nil, nil, fmt.Errorf("this server has another hypervisor: %w", errdefs.ErrFailedPrecondition)
+		return nil, nil, fmt.Errorf("this server is not configured to run VMs for Kata's shims: %w", errdefs.ErrFailedPrecondition)
 	}
 	st := state{ID: req.GetId(), Since: time.Now()}
 	for key, value := range map[string]*int{annotationVCPUs: &st.VCPUs, annotationMemory: &st.MemoryMiB} {
 		n, err := strconv.Atoi(req.GetAnnotations()[key])
 		if err != nil || n < 1 || n > 1<<24 {
-			return nil, nil, fmt.Errorf("annotation %s is %q: %w", key, req.GetAnnotations()[key], errdefs.ErrInvalidArgument)
+			return nil, nil, fmt.Errorf("annotation %s is %q, want a positive number: %w", key, req.GetAnnotations()[key], errdefs.ErrInvalidArgument)
 		}
 		*value = n
 	}
-	shim, start, err := caller(ctx)
+	shim, start, err := callerProcess(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -91,37 +92,37 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 	return m, shim, nil
 }
 
-// StartVM boots the VM and returns when the guest's agent is ready for the shim. After an error
-// nothing of the VM is left but its console, if that said anything.
+// StartVM boots the VM and returns when the guest's agent is ready for the shim. On error it removes the VM, and keeps
+// only its console log if that is not empty.
 func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.StartVMResponse, error) {
 	m := h.lookup(req.GetId())
 	if m == nil {
-		return nil, fmt.Errorf("start VM %q: it was never created: %w", req.GetId(), errdefs.ErrNotFound)
+		return nil, fmt.Errorf("start VM %q: it was not created, or has been removed: %w", req.GetId(), errdefs.ErrNotFound)
 	}
-	bootCtx, abort := context.WithCancelCause(ctx)
-	defer abort(nil)
-	if err := m.begin(abort); err != nil {
+	bootCtx, cancelBoot := context.WithCancelCause(ctx)
+	defer cancelBoot(nil)
+	if err := m.claimStart(cancelBoot); err != nil {
 		return nil, fmt.Errorf("start VM %q: %w", m.ID, err)
 	}
-	m.work <- struct{}{} // only Remove can hold work here, and it has already cancelled this boot
+	m.busy <- struct{}{} // only Remove can hold busy here, and it has already cancelled this boot
 	err := h.boot(bootCtx, m)
-	<-m.work
+	<-m.busy
 	if err == nil {
-		err = h.watchParts(h.watch, m)
+		err = h.watchProcesses(h.watch, m)
 	}
 	if err == nil {
 		return &pb.StartVMResponse{}, nil
 	}
-	err = fmt.Errorf("start VM %q: %w%s", m.ID, err, lastWords(m.dir))
+	err = fmt.Errorf("start VM %q: %w%s", m.ID, err, logTails(m.dir))
 	if console := h.keepConsole(m); console != "" {
-		err = fmt.Errorf("%w\n(the whole console is in %s)", err, console)
+		err = fmt.Errorf("%w\n(the complete console log is in %s)", err, console)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
 	defer cancel()
 	return nil, errors.Join(err, h.Remove(ctx, m.ID))
 }
 
-// StopVM ends the VM. It succeeds for one that does not exist.
+// StopVM removes the VM. It succeeds if the VM does not exist.
 func (h hypervisor) StopVM(ctx context.Context, req *pb.StopVMRequest) (*pb.StopVMResponse, error) {
 	if err := h.Remove(ctx, req.GetId()); err != nil {
 		return nil, err
@@ -129,33 +130,34 @@ func (h hypervisor) StopVM(ctx context.Context, req *pb.StopVMRequest) (*pb.Stop
 	return &pb.StopVMResponse{}, nil
 }
 
-// Version is part of the API; Kata's shim does not ask.
+// Version is part of the API, but Kata's shim does not call it.
 func (h hypervisor) Version(context.Context, *pb.VersionRequest) (*pb.VersionResponse, error) {
 	return &pb.VersionResponse{Version: "1"}, nil
 }
 
+// callerKey is the context key for the pid of the calling process.
 type callerKey struct{}
 
-// caller takes hold of the process at the other end of the call, and reads its start time.
-func caller(ctx context.Context) (*process.Process, uint64, error) {
+// callerProcess returns the process that made the call, and its start time.
+func callerProcess(ctx context.Context) (*process.Process, uint64, error) {
 	pid, _ := ctx.Value(callerKey{}).(int)
 	p, err := process.Open(pid)
 	if err != nil {
 		return nil, 0, err
 	}
 	if p == nil {
-		return nil, 0, errors.New("the caller has ended")
+		return nil, 0, errors.New("the calling process has exited")
 	}
 	start, err := process.StartTime(pid)
-	if err != nil || p.Dead() { // alive after the look: it was this process's start time
+	if err != nil || p.Dead() { // if p is still alive, the start time is its own and not that of a process with a reused pid
 		p.Close()
-		return nil, 0, errors.Join(errors.New("the caller has ended"), err)
+		return nil, 0, errors.Join(errors.New("the calling process has exited"), err)
 	}
 	return p, start, nil
 }
 
 func (s *Service) listen() (*net.UnixListener, error) {
-	// The daemon's own lock says that no other server has this socket.
+	// The daemon's lock guarantees that no other server uses this socket.
 	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("listen for shims: %w", err)
 	}
@@ -170,16 +172,16 @@ func (s *Service) listen() (*net.UnixListener, error) {
 	return l, nil
 }
 
-// serveCalls answers until ctx ends, and then lets the calls under way finish.
+// serveCalls serves the API until ctx ends. Then it waits for the calls in progress.
 func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, watch watchFunc) error {
 	defer listener.Close()
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
 
-	var work sync.WaitGroup // connections and calls
+	var active sync.WaitGroup // connections and calls
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(
 		func(ctx context.Context, unmarshal ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInfo, method ttrpc.Method) (any, error) {
-			work.Add(1)
-			defer work.Done()
+			active.Add(1)
+			defer active.Done()
 			return method(ctx, unmarshal)
 		}))
 	if err != nil {
@@ -187,12 +189,12 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 	}
 	pb.RegisterHypervisorService(server, hypervisor{s, watch})
 	defer func() {
-		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainLimit)
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
 		if server.Shutdown(drain) != nil {
 			server.Close()
 		}
-		work.Wait()
+		active.Wait()
 	}()
 	const maxPause = time.Second
 	for pause := time.Duration(0); ; {
@@ -202,7 +204,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		}
 		if err != nil && isTemporary(err) {
 			pause = min(max(2*pause, 5*time.Millisecond), maxPause)
-			s.cfg.Log.Warn("accept a call to the hypervisor socket; trying again", "err", err, "in", pause)
+			s.cfg.Log.Warn("accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -215,13 +217,13 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		pause = 0
 		pid, err := callerPID(conn)
 		if err != nil {
-			s.cfg.Log.Warn("refusing a call to the hypervisor socket", "err", err)
+			s.cfg.Log.Warn("refusing a connection to the hypervisor socket", "err", err)
 			conn.Close()
 			continue
 		}
-		// ttrpc hides the connection from its handlers: the context of a listener that accepts just
-		// this one tells them who calls.
-		work.Go(func() {
+		// ttrpc does not give handlers the connection. Serving each connection with its own listener and context passes
+		// them the pid of the caller.
+		active.Go(func() {
 			ctx := context.WithValue(context.WithoutCancel(ctx), callerKey{}, pid)
 			_ = server.Serve(ctx, newSingleListener(conn))
 		})
@@ -234,19 +236,20 @@ func isTemporary(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-// callerPID returns the pid of the process at the other end, which must run as this server's user.
+// callerPID returns the pid of the process at the other end of conn. It returns an error unless that process runs as
+// this server's user.
 func callerPID(conn *net.UnixConn) (int, error) {
 	p, err := peer.Of(conn)
 	if err != nil {
 		return 0, err
 	}
 	if int(p.UID) != os.Geteuid() {
-		return 0, fmt.Errorf("it comes from uid %d: %w", p.UID, errdefs.ErrPermissionDenied)
+		return 0, fmt.Errorf("the caller has uid %d: %w", p.UID, errdefs.ErrPermissionDenied)
 	}
 	return int(p.PID), nil
 }
 
-// A singleListener accepts one connection, and ends with it.
+// A singleListener accepts one connection. It closes when that connection closes.
 type singleListener struct {
 	accept chan net.Conn
 	closed chan struct{}
@@ -273,6 +276,7 @@ func (l *singleListener) Accept() (net.Conn, error) {
 func (l *singleListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
 func (l *singleListener) Addr() net.Addr { return l.addr }
 
+// A closingConn closes the listener that accepted it when it is closed.
 type closingConn struct {
 	net.Conn
 	listener *singleListener

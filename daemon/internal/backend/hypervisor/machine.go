@@ -16,57 +16,57 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
-// A machine is a VM that has a directory: created, started, or on its way out.
+// A machine is a VM that has a directory. It may be created, started, or being removed.
 type machine struct {
 	state
 	dir string
 
-	// work is held while the machine boots and while it is taken down. A channel, because who waits gives
-	// up with their context.
-	work     chan struct{}
-	children []*os.Process // not reaped yet
-	down     bool
+	// busy is held while the machine boots and while it is removed, and guards children and removed. It is a channel
+	// instead of a mutex so that waiting for it can end with a context.
+	busy     chan struct{}
+	children []*os.Process // processes that were started and not reaped yet
+	removed  bool
 
-	mu    sync.Mutex
-	pids  map[role]int            // of what was spawned
-	abort context.CancelCauseFunc // ends the boot; nil before StartVM
-	gone  bool                    // to be taken down, or down already
+	mu         sync.Mutex
+	pids       map[role]int            // of the started processes
+	cancelBoot context.CancelCauseFunc // nil before StartVM
+	removing   bool                    // a removal has begun or is complete
 }
 
 func newMachine(dir string, st state) *machine {
-	return &machine{state: st, dir: dir, work: make(chan struct{}, 1)}
+	return &machine{state: st, dir: dir, busy: make(chan struct{}, 1)}
 }
 
-var errRemoved = errors.New("the VM was removed meanwhile")
+var errRemoved = errors.New("the VM was removed while it started")
 
-// begin claims the machine's only start.
-func (m *machine) begin(abort context.CancelCauseFunc) error {
+// claimStart returns an error unless the machine may be started, which it may only once. A removal calls cancelBoot.
+func (m *machine) claimStart(cancelBoot context.CancelCauseFunc) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.gone {
+	if m.removing {
 		return fmt.Errorf("%w: %w", errRemoved, errdefs.ErrNotFound)
 	}
-	if m.abort != nil {
-		return fmt.Errorf("it was started before: %w", errdefs.ErrFailedPrecondition)
+	if m.cancelBoot != nil {
+		return fmt.Errorf("it was already started: %w", errdefs.ErrFailedPrecondition)
 	}
-	m.abort = abort
+	m.cancelBoot = cancelBoot
 	return nil
 }
 
-// leave marks the machine as going, ends a boot under way, and says whether it was first to do so.
-func (m *machine) leave() bool {
+// startRemoval marks the machine as being removed and cancels its boot. It reports whether it is the first call.
+func (m *machine) startRemoval() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	first := !m.gone
-	m.gone = true
-	if m.abort != nil {
-		m.abort(errRemoved)
+	first := !m.removing
+	m.removing = true
+	if m.cancelBoot != nil {
+		m.cancelBoot(errRemoved)
 	}
 	return first
 }
 
-// parts are the processes without which a VM is dead.
-var parts = []role{roleQEMU, roleVirtiofsd}
+// requiredRoles are the roles of the processes that every running VM needs.
+var requiredRoles = []role{roleQEMU, roleVirtiofsd}
 
 func (m *machine) pid(r role) int {
 	m.mu.Lock()
@@ -83,7 +83,7 @@ func (m *machine) setPID(r role, pid int) {
 	m.pids[r] = pid
 }
 
-// open takes hold of a part of the VM; nil when it is dead.
+// open returns the VM's process with role r, or nil if there is none.
 func (m *machine) open(r role) (*process.Process, error) {
 	pid := m.pid(r)
 	if pid == 0 {
@@ -100,8 +100,8 @@ func (m *machine) open(r role) (*process.Process, error) {
 	return p, nil
 }
 
-// boot starts virtiofsd and QEMU and waits until the guest's agent has opened its port. After an
-// error the caller takes the machine down.
+// boot starts virtiofsd and QEMU and waits until the guest's agent has opened its port. On error, the caller must
+// remove the machine.
 func (s *Service) boot(ctx context.Context, m *machine) error {
 	namespace, err := m.Shim.mountNamespace()
 	if err != nil {
@@ -110,7 +110,7 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	defer namespace.Close()
 	share, err := listen(filepath.Join(m.dir, virtiofsdSocket))
 	if err != nil {
-		return fmt.Errorf("make virtiofsd's socket: %w", err)
+		return fmt.Errorf("create virtiofsd's socket: %w", err)
 	}
 	defer share.Close()
 	child, err := spawn(s.virtiofsdCommand(m.dir, m.state, share), filepath.Join(m.dir, virtiofsdLog), namespace)
@@ -119,11 +119,11 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	}
 	m.children = append(m.children, child)
 	m.setPID(roleVirtiofsd, child.Pid)
-	share.Close() // virtiofsd's death must close the socket
+	share.Close() // keep no copy of the socket, so that it closes when virtiofsd dies
 
 	qmp, err := listen(filepath.Join(m.dir, monitorSocket))
 	if err != nil {
-		return fmt.Errorf("make QEMU's monitor socket: %w", err)
+		return fmt.Errorf("create QEMU's monitor socket: %w", err)
 	}
 	defer qmp.Close()
 	if child, err = spawn(s.qemuCommand(m.dir, m.state, qmp), filepath.Join(m.dir, qemuLog), nil); err != nil {
@@ -144,16 +144,16 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	return err
 }
 
-// takeDown ends the VM's processes and removes its directory. It may be called again.
-func (m *machine) takeDown(ctx context.Context) error {
-	m.leave()
+// remove kills the VM's processes and removes its directory. It may be called more than once.
+func (m *machine) remove(ctx context.Context) error {
+	m.startRemoval()
 	select {
-	case m.work <- struct{}{}:
-		defer func() { <-m.work }()
+	case m.busy <- struct{}{}:
+		defer func() { <-m.busy }()
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the end of its boot or removal: %w", context.Cause(ctx))
 	}
-	if m.down {
+	if m.removed {
 		return nil
 	}
 	if err := killAll(ctx, m.dir); err != nil {
@@ -162,18 +162,19 @@ func (m *machine) takeDown(ctx context.Context) error {
 	if err := m.reap(ctx); err != nil {
 		return err
 	}
-	if err := discard(ctx, m.dir); err != nil {
+	if err := removeVM(ctx, m.dir); err != nil {
 		return err
 	}
-	m.down = true
+	m.removed = true
 	return nil
 }
 
-// reap ends the machine's own children. Most are dead by now, but the mark of one amid its execve is not to be seen.
+// reap kills and reaps the machine's children. Most are already dead, but killAll cannot find a child during its
+// execve, because its mark is not visible then.
 func (m *machine) reap(ctx context.Context) error {
 	for len(m.children) > 0 {
 		child := m.children[0]
-		p, err := process.Open(child.Pid) // which is no other's until the child is reaped
+		p, err := process.Open(child.Pid) // the pid cannot be reused until the child is reaped
 		if err != nil {
 			return err
 		}
@@ -184,25 +185,26 @@ func (m *machine) reap(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, _ = child.Wait() // it is dead
+		_, _ = child.Wait() // does not block, because the child is dead
 		m.children = m.children[1:]
 	}
 	return nil
 }
 
-// killAll ends all processes marked with a VM's directory.
+// killAll kills all processes that are marked with a VM's directory.
 func killAll(ctx context.Context, dir string) error {
 	found, err := markedProcesses()
 	if err != nil {
 		return err
 	}
-	// virtiofsd's worker first, then its parent reaps it: children have the greater pids.
+	// Kill virtiofsd's worker first, so that its parent reaps it. A child usually has a greater pid than its parent.
 	slices.SortFunc(found[dir], func(a, b markedProcess) int { return b.pid - a.pid })
 	return killMarked(ctx, dir, found[dir])
 }
 
-// discard ends all processes marked with a VM's directory and removes it. It needs no record.
-func discard(ctx context.Context, dir string) error {
+// removeVM kills all processes that are marked with a VM's directory, and removes the directory. It works without a
+// machine.
+func removeVM(ctx context.Context, dir string) error {
 	if err := killAll(ctx, dir); err != nil {
 		return err
 	}
@@ -212,8 +214,8 @@ func discard(ctx context.Context, dir string) error {
 	return nil
 }
 
-// lastWords quotes the ends of a VM's logs for an error message. It returns "" if all of them are empty.
-func lastWords(dir string) string {
+// logTails quotes the ends of a VM's logs for an error message. It returns "" if all of them are empty.
+func logTails(dir string) string {
 	var b strings.Builder
 	for _, name := range []string{virtiofsdLog, qemuLog, consoleLog} {
 		b.WriteString(tail.Quote(name, tail.Read(filepath.Join(dir, name), 1<<10)))
@@ -221,14 +223,14 @@ func lastWords(dir string) string {
 	return b.String()
 }
 
-// logLimit bounds each log: a guest can write to its console as much as it likes.
-const logLimit = 1 << 20
+// maxLogSize bounds each log, in bytes, because a guest can write any amount to its console.
+const maxLogSize = 1 << 20
 
-// trimLogs empties the logs that have grown too long; their writers append.
+// trimLogs truncates the logs that are longer than maxLogSize. Their writers append, so they continue at the beginning.
 func (s *Service) trimLogs() {
 	logs, _ := filepath.Glob(filepath.Join(s.cfg.Dir, "[^.]*", "*.log"))
 	for _, log := range logs {
-		if info, err := os.Stat(log); err == nil && info.Size() > logLimit {
+		if info, err := os.Stat(log); err == nil && info.Size() > maxLogSize {
 			_ = os.Truncate(log, 0)
 		}
 	}

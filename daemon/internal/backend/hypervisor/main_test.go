@@ -28,21 +28,21 @@ import (
 )
 
 const (
-	bootLimit = 90 * time.Second
-	shimName  = "vmm-test-shim"
+	bootTimeout = 90 * time.Second
+	shimName    = "vmm-test-shim"
 )
 
 func TestMain(m *testing.M) {
 	if os.Args[0] == shimName {
-		playShim(os.Args[1], os.Args[2])
+		runFakeShim(os.Args[1], os.Args[2])
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// playShim does what Kata's shim does for one sandbox: it shares a directory in a mount namespace of
-// its own, and makes each call that it reads from its standard input over a new connection.
-func playShim(socket, id string) {
+// runFakeShim does what Kata's shim does for one sandbox. It shares a directory in its own mount namespace, and makes
+// each call that it reads from its standard input over a new connection.
+func runFakeShim(socket, id string) {
 	fatal := func(err error) {
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -69,7 +69,7 @@ func callHypervisor(socket, id, method string) (answer string, err error) {
 		return "", err
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 	defer cancel()
 	client := pb.NewHypervisorClient(ttrpc.NewClient(conn))
 	switch method {
@@ -83,12 +83,12 @@ func callHypervisor(socket, id, method string) (answer string, err error) {
 	case "StopVM":
 		_, err = client.StopVM(ctx, &pb.StopVMRequest{Id: id})
 	default:
-		err = errors.New("no such method: " + method)
+		err = errors.New("unknown method " + method)
 	}
 	return "", err
 }
 
-// A shim is the test's hold on a process that runs playShim.
+// A shim is a process that runs runFakeShim.
 type shim struct {
 	cmd     *exec.Cmd
 	in      io.WriteCloser
@@ -148,8 +148,8 @@ func (s *shim) mustCall(t *testing.T, method string) (answer string) {
 	return answer
 }
 
-// A host is a Service on directories of its own, and its log.
-type host struct {
+// A testService is a running Service with its own temporary directories, and its log.
+type testService struct {
 	*Service
 	cfg  Config
 	log  *safeBuffer
@@ -202,8 +202,8 @@ func moduleRoot(t *testing.T) string {
 	return ""
 }
 
-// startHost makes a Service, recovers and serves.
-func startHost(t *testing.T, cfg Config) (*host, Recovery) {
+// startService creates a Service, calls Recover, and runs Serve until the test ends or stop is called.
+func startService(t *testing.T, cfg Config) (*testService, Recovery) {
 	t.Helper()
 	log := &safeBuffer{}
 	cfg.Log = slog.New(slog.NewTextHandler(log, nil))
@@ -225,8 +225,8 @@ func startHost(t *testing.T, cfg Config) (*host, Recovery) {
 		}
 	})
 	t.Cleanup(stop)
-	h := &host{Service: service, cfg: cfg, log: log, stop: stop}
-	eventually(t, "the service listens", func() bool {
+	h := &testService{Service: service, cfg: cfg, log: log, stop: stop}
+	waitUntil(t, "the service listens", func() bool {
 		conn, err := net.Dial("unix", cfg.Socket)
 		if err == nil {
 			conn.Close()
@@ -236,12 +236,12 @@ func startHost(t *testing.T, cfg Config) (*host, Recovery) {
 	return h, recovery
 }
 
-// newVM is a fresh id, removed with all that it may have at the test's end.
+// newVM returns an unused VM id. At the end of the test, the VM is removed.
 func newVM(t *testing.T, cfg Config) (id string) {
 	t.Helper()
 	id = filepath.Base(filepath.Dir(cfg.Dir)) + "-" + fmt.Sprint(os.Getpid())
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), bootLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
 		defer cancel()
 		s := &Service{cfg: cfg}
 		if err := s.Remove(ctx, id); err != nil {
@@ -251,8 +251,8 @@ func newVM(t *testing.T, cfg Config) (id string) {
 	return id
 }
 
-// boot starts a VM and connects to its agent: once, as Kata's shim does.
-func (h *host) boot(t *testing.T, id string) (*shim, agent.HealthService) {
+// boot starts a VM and connects to its agent. It connects only once, as Kata's shim does.
+func (h *testService) boot(t *testing.T, id string) (*shim, agent.HealthService) {
 	t.Helper()
 	s := startShim(t, h.cfg.Socket, id)
 	agentPath := s.mustCall(t, "CreateVM")
@@ -268,35 +268,35 @@ func (h *host) boot(t *testing.T, id string) (*shim, agent.HealthService) {
 	return s, health
 }
 
-// killPart ends one of a VM's processes as a crash would.
-func (h *host) killPart(t *testing.T, id string, part role) {
+// killProcess kills the process of a VM with role r, as if it had crashed.
+func (h *testService) killProcess(t *testing.T, id string, r role) {
 	t.Helper()
 	found, err := markedProcesses()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range found[h.dir(id)] {
-		if p.role == part {
+		if p.role == r {
 			if err := unix.Kill(p.pid, unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			return
 		}
 	}
-	t.Fatalf("the VM has no %s", part)
+	t.Fatalf("the VM has no %s process", r)
 }
 
 func checkHealth(t *testing.T, health agent.HealthService) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
 	if _, err := health.Check(ctx, &agent.CheckRequest{}); err != nil {
-		t.Fatalf("the agent does not answer: %v", err)
+		t.Fatalf("call the agent: %v", err)
 	}
 }
 
-// gone says whether nothing at all is left of a VM.
-func (h *host) gone(t *testing.T, id string) bool {
+// isRemoved reports whether a VM has no record, no processes and no directory.
+func (h *testService) isRemoved(t *testing.T, id string) bool {
 	t.Helper()
 	found, err := markedProcesses()
 	if err != nil {
@@ -315,42 +315,42 @@ func missing(path string) bool {
 	return errors.Is(err, os.ErrNotExist)
 }
 
-func eventually(t *testing.T, what string, condition func() bool) {
+func waitUntil(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	limit := time.After(bootLimit)
+	limit := time.After(bootTimeout)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !condition() {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
 
-// markedSleep is a process that carries the mark of a VM.
-func markedSleep(t *testing.T, r role, dir string) *exec.Cmd {
+// startMarkedProcess starts a process with the mark of a VM.
+func startMarkedProcess(t *testing.T, r role, dir string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/bin/sleep", "1000")
-	cmd.Env = mark(r, dir)
+	cmd.Env = markEnv(r, dir)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	// The kernel shows a process's environment a moment after its start.
-	eventually(t, "its mark is to be seen", func() bool { found, _ := readMark(cmd.Process.Pid); return found == r })
+	// The environment of a process becomes visible only a moment after its start.
+	waitUntil(t, "its mark is visible", func() bool { found, _ := readMark(cmd.Process.Pid); return found == r })
 	return cmd
 }
 
 func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if err == nil {
-		t.Fatal("there was no error")
+		t.Fatal("no error")
 	}
 	for _, part := range parts {
 		if !strings.Contains(err.Error(), part) {
-			t.Errorf("the error does not say %q: %v", part, err)
+			t.Errorf("error %v, want %q in it", err, part)
 		}
 	}
 }

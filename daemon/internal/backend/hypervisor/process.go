@@ -11,7 +11,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// A role is what a marked process does for its VM.
+// A role is the function of a process in its VM.
 type role string
 
 const (
@@ -21,12 +21,14 @@ const (
 
 const markVariable = "MSB_VM"
 
-// mark is the environment of a VM's process, and all of it: msbd's own may hold secrets.
-func mark(r role, dir string) []string {
+// markEnv returns the complete environment of a VM's process, which is only its mark. The process does not inherit
+// msbd's environment, which may hold secrets.
+func markEnv(r role, dir string) []string {
 	return []string{markVariable + "=" + string(r) + ":" + dir}
 }
 
-// readMark is the role and the VM directory of a process, empty when it has no mark or is gone.
+// readMark returns the role and the VM directory in the mark of a process. They are empty if the process has no mark or
+// does not exist.
 func readMark(pid int) (r role, dir string) {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -41,13 +43,13 @@ func readMark(pid int) (r role, dir string) {
 	return "", ""
 }
 
-// A markedProcess was found by its mark.
+// A markedProcess is a process that was found by its mark.
 type markedProcess struct {
 	pid  int
 	role role
 }
 
-// markedProcesses finds the processes of every VM, by VM directory. virtiofsd is two processes.
+// markedProcesses returns the processes of all VMs by VM directory. A VM has two virtiofsd processes.
 func markedProcesses() (map[string][]markedProcess, error) {
 	pids, err := process.PIDs()
 	if err != nil {
@@ -62,8 +64,8 @@ func markedProcesses() (map[string][]markedProcess, error) {
 	return found, nil
 }
 
-// killMarked ends the processes and waits until each is dead. A pid that has come to belong to
-// another process meanwhile is left alone.
+// killMarked kills the processes and waits until each is dead. It skips a pid that another process has got since it was
+// found.
 func killMarked(ctx context.Context, dir string, found []markedProcess) error {
 	var errs []error
 	for _, m := range found {
@@ -75,7 +77,7 @@ func killMarked(ctx context.Context, dir string, found []markedProcess) error {
 		if p == nil {
 			continue
 		}
-		// Read again: only now is the pid held to one process.
+		// Read the mark again, because the pid could be reused until p was opened.
 		if r, d := readMark(m.pid); r == m.role && d == dir {
 			errs = append(errs, p.Kill(ctx))
 		}

@@ -20,7 +20,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
-// Names in a VM's directory.
+// File names in a VM's directory.
 const (
 	monitorSocket   = "qmp.sock"
 	agentSocket     = "agent.sock"
@@ -30,32 +30,32 @@ const (
 	virtiofsdLog    = "virtiofsd.log"
 )
 
-// agentPort names the port that the guest's agent opens, and QEMU's objects behind it.
+// agentPort is the QEMU id of the virtio-serial port that the guest's agent opens, and of its chardev.
 const agentPort = "agent"
 
-// SharedRoot is where Kata's shim keeps what it shares with guests, in its own mount namespace.
+// SharedRoot is where Kata's shim keeps the directories that it shares with guests, in its own mount namespace.
 const SharedRoot = "/run/kata-containers/shared/sandboxes"
 
-// memoryHeadroomMiB is what a VM has beyond its sandbox's memory, for its kernel and agent. It is more than they need, so
-// that a sandbox meets its own limit first.
+// memoryHeadroomMiB is the memory of a VM in addition to that of its sandbox, for the guest's kernel and agent. It is
+// more than they need, so that a sandbox reaches its own limit before the VM is out of memory.
 const memoryHeadroomMiB = 128
 
-// hostTSC is the speed of the counter that an emulated guest reads. See package tsc for what happens if the guest
-// measures it itself.
+// hostTSC returns the frequency of the time stamp counter that an emulated guest reads, in kHz. Package tsc explains
+// why the guest does not measure it.
 var hostTSC = sync.OnceValue(tsc.KHz)
 
-// qemuCommand is the command line of a VM. It runs in the VM's directory, to which the sockets and
-// logs are relative; monitor is the listening QMP socket.
+// qemuCommand returns the command that runs QEMU for a VM. It runs in the VM's directory, to which the paths of sockets
+// and logs are relative. monitor is the listening QMP socket.
 func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
 	accel, cpu, kernelArgs := "kvm", "host", ""
 	if s.cfg.Accelerator == "tcg" {
-		// An emulated guest is no security boundary anyway.
+		// Without mitigations emulation is faster, and an emulated guest is no security boundary in any case.
 		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max", " mitigations=off"
 		if khz := hostTSC(); khz > 0 {
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
 		}
 	}
-	// The kernel keeps something of each page.
+	// The guest's kernel uses some memory to manage each page, so add 1/32.
 	memory := strconv.Itoa(st.MemoryMiB+st.MemoryMiB/32+memoryHeadroomMiB) + "M"
 	cmd := exec.Command(s.cfg.QEMU,
 		"-name", st.ID,
@@ -65,9 +65,9 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 		"-machine", "q35,memory-backend=mem,usb=off,sata=off,smbus=off,vmport=off",
 		"-object", "memory-backend-memfd,id=mem,share=on,size="+memory, // shared with virtiofsd
 		"-bios", "qboot.rom", "-kernel", s.cfg.Kernel, "-initrd", s.cfg.Initrd,
-		// Only a panic may speak: below loglevel 1 not even that would.
+		// At loglevel 1 the kernel prints only panics. At a lower level it would not even print those.
 		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"+
-			// An unlucky schedule of the host must not look like a broken timer, and there is one bus to look at.
+			// Skip the timer check, which can fail on a busy host, and probe only the one PCI bus that there is.
 			" no_timer_check pci=lastbus=0"+kernelArgs,
 		"-chardev", "file,id=console,append=on,path="+consoleLog,
 		"-device", "isa-serial,chardev=console",
@@ -81,28 +81,29 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 		"-device", "vhost-user-fs-pci,chardev=shared,tag=kataShared",
 	)
 	cmd.Dir = dir
-	cmd.Env = mark(roleQEMU, dir)
+	cmd.Env = markEnv(roleQEMU, dir)
 	cmd.ExtraFiles = []*os.File{monitor}
 	return cmd
 }
 
-// virtiofsdCommand serves the sandbox's shared directory on the listening socket.
+// virtiofsdCommand returns the command that runs virtiofsd for a VM. It serves the sandbox's shared directory on the
+// listening socket.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
 	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
 		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),
-		"--cache=always", // auto is three times slower, and nobody writes beside the guest
+		"--cache=always", // auto is three times slower, and only the guest writes to the directory
 		"--sandbox=namespace",
-		"--announce-submounts", // the root file system is a mount below the directory
+		"--announce-submounts", // the root file system is a mount below the shared directory
 		"--log-level=error",
 	})...)
 	cmd.Dir = "/"
-	cmd.Env = mark(roleVirtiofsd, dir)
+	cmd.Env = markEnv(roleVirtiofsd, dir)
 	cmd.ExtraFiles = []*os.File{socket}
 	return cmd
 }
 
-// spawn starts a VM's process in a session of its own, with its output in the log; in another mount
-// namespace unless ns is nil.
+// spawn starts a VM's process in its own session, in the mount namespace ns unless that is nil. The process appends its
+// output to log.
 func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
 	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
@@ -122,7 +123,8 @@ func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
 	return cmd.Process, nil
 }
 
-// listen makes a listening socket that a child will own: whoever connects early waits in its queue.
+// listen creates a listening Unix socket for a child process. Clients that connect before the child accepts wait in the
+// socket's queue.
 func listen(path string) (*os.File, error) {
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -133,12 +135,12 @@ func listen(path string) (*os.File, error) {
 	return l.File()
 }
 
-// inMountNamespace runs f on a thread that has entered the mount namespace, so that the processes
-// which f starts are born there.
+// inMountNamespace runs f on a thread that has entered the mount namespace ns, so that the processes that f starts are
+// in ns.
 func inMountNamespace(ns *os.File, f func() error) error {
 	result := make(chan error, 1)
 	go func() {
-		// Never unlocked: the thread ends with this goroutine, so nothing else runs in there.
+		// The thread is never unlocked, so it ends with this goroutine and no other goroutine runs in ns.
 		runtime.LockOSThread()
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
@@ -153,14 +155,15 @@ func inMountNamespace(ns *os.File, f func() error) error {
 	return <-result
 }
 
-// requireFile says early and clearly what a boot would fail on.
+// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file. Without this check, only the boot of
+// a VM would fail, with a less clear message.
 func requireFile(what, path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
 		err = errors.New("not a regular file")
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("find the guest's %s: %s does not exist: build it with `make guest`, or install msbd again: %w", what, path, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("find the guest's %s: %s does not exist; build it with `make guest` or reinstall msbd: %w", what, path, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return fmt.Errorf("find the guest's %s: %q: %w: %w", what, path, err, errdefs.ErrFailedPrecondition)

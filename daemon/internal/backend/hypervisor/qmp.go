@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A monitor is a connection to QEMU's QMP socket, for one question at a time.
+// A monitor is a connection to QEMU's QMP socket. Only one command may run at a time.
 type monitor struct {
 	conn   net.Conn
 	decode *json.Decoder
 }
 
-// A message is anything that QEMU says; which of the fields are set tells what.
+// A message is any message from QEMU. The fields that are set show its kind.
 type message struct {
 	Greeting json.RawMessage `json:"QMP"`
 	Return   json.RawMessage `json:"return"`
@@ -32,7 +32,8 @@ type message struct {
 	} `json:"data"`
 }
 
-// dialMonitor connects and negotiates. Every later call ends with ctx, too.
+// dialMonitor connects to QEMU and negotiates QMP's capabilities. All later calls on the monitor also end when ctx
+// ends.
 func dialMonitor(ctx context.Context, socket string) (*monitor, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", socket)
@@ -56,7 +57,7 @@ func (m *monitor) close() { _ = m.conn.Close() }
 
 // waitOpen blocks until the guest has opened the virtio-serial port.
 func (m *monitor) waitOpen(port string) error {
-	// Ask first: there is no event for what happened before the negotiation.
+	// Query the state first, because there is no event if the port was opened before the negotiation.
 	var chardevs []struct {
 		Label string `json:"label"`
 		Open  bool   `json:"frontend-open"`
@@ -83,10 +84,11 @@ func (m *monitor) waitOpen(port string) error {
 	}
 }
 
-// execute runs a command and decodes its result, unless result is nil. Events on the way are lost.
+// execute runs a command and decodes its result into result, unless that is nil. It discards events that arrive
+// meanwhile.
 func (m *monitor) execute(command string, result any) error {
 	if err := json.NewEncoder(m.conn).Encode(map[string]string{"execute": command}); err != nil {
-		return fmt.Errorf("ask QEMU to %s: %w", command, err)
+		return fmt.Errorf("send QEMU the command %s: %w", command, err)
 	}
 	for {
 		msg, err := m.next()
@@ -94,7 +96,7 @@ func (m *monitor) execute(command string, result any) error {
 		case err != nil:
 			return err
 		case msg.Error != nil:
-			return fmt.Errorf("ask QEMU to %s: %s", command, msg.Error.Description)
+			return fmt.Errorf("QEMU rejected the command %s: %s", command, msg.Error.Description)
 		case msg.Return != nil && result == nil:
 			return nil
 		case msg.Return != nil:
@@ -107,10 +109,10 @@ func (m *monitor) next() (message, error) {
 	var msg message
 	err := m.decode.Decode(&msg)
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
-		return msg, errors.New("QEMU ended")
+		return msg, errors.New("QEMU exited")
 	}
 	if err != nil {
-		return msg, fmt.Errorf("listen to QEMU: %w", err)
+		return msg, fmt.Errorf("read from QEMU: %w", err)
 	}
 	return msg, nil
 }

@@ -20,18 +20,18 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// Config is what a Service is made of. Socket, Dir and Log are required.
+// Config is the configuration of a Service. Socket, Dir and Log are required.
 type Config struct {
-	// Socket is where the shims find the service.
+	// Socket is the path of the Unix socket that the shims call.
 	Socket string
-	// Dir holds a directory per VM. It belongs on a file system that does not survive a reboot, and
-	// must be short: a socket's path has at most 107 bytes.
+	// Dir holds a directory per VM. It must be on a file system that is empty after a reboot. Its path must be short,
+	// because the path of a socket below it has at most 107 bytes.
 	Dir string
-	// QEMU is the program's path and Virtiofsd the command, as package host finds them. Without
-	// them, and the fields below, the Service starts no VM: it adopts and ends those of an earlier one.
+	// QEMU is the program's path and Virtiofsd the command, as package host finds them. If QEMU is empty, the Service
+	// starts no VMs and needs none of the fields below. It then only adopts and removes VMs of an earlier Service.
 	QEMU      string
 	Virtiofsd []string
-	// Kernel is an uncompressed vmlinux with a PVH entry; Initrd's /init is the guest's agent.
+	// Kernel is an uncompressed vmlinux with a PVH entry point. The /init of Initrd is the guest agent.
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
 	Accelerator string
@@ -46,40 +46,41 @@ type Service struct {
 	vms map[string]*machine
 }
 
-// A VM is what VMs tells of one that exists.
+// A VM describes an existing VM.
 type VM struct {
 	ID string
-	// Shim and QEMU are pids; QEMU is 0 until the VM was started.
+	// Shim and QEMU are pids. QEMU is 0 until the VM has been started.
 	Shim, QEMU int
 	VCPUs      int
-	// MemoryMiB is the sandbox's memory, without the headroom.
+	// MemoryMiB is the sandbox's memory, without the headroom for the guest's kernel and agent.
 	MemoryMiB int
-	Since     time.Time
+	// Since is when the VM was created.
+	Since time.Time
 }
 
-// Recovery is what Recover found: ids of VMs that live on, and of those that were cleaned away.
+// Recovery is the result of Recover: the ids of the VMs that were adopted, and of those that were removed.
 type Recovery struct {
 	Adopted, Removed []string
 }
 
 var (
 	idRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-	// pathRE leaves out what QEMU, virtiofsd or the shim would not take literally, such as , and :
+	// pathRE excludes characters that have a meaning for QEMU, virtiofsd or the shim, such as , and :
 	pathRE = regexp.MustCompile(`^/[A-Za-z0-9/_.+-]+$`)
 )
 
 const (
-	maxIDLen      = 40  // room for a UUID
-	maxSocketPath = 107 // sun_path, less the final zero
+	maxIDLen      = 40  // enough for a UUID
+	maxSocketPath = 107 // size of sun_path, without the terminating zero
 )
 
-// New checks the configuration and the host. What is missing is errdefs.ErrFailedPrecondition; what is misconfigured,
-// errdefs.ErrInvalidArgument.
+// New returns a Service that does not run yet. It returns errdefs.ErrFailedPrecondition if a file is missing on the
+// host, and errdefs.ErrInvalidArgument if cfg is invalid. Call Recover and then Serve.
 func New(cfg Config) (*Service, error) {
-	for what, path := range map[string]string{"socket": cfg.Socket, "run directory": cfg.Dir} {
+	for use, path := range map[string]string{"socket": cfg.Socket, "run directory": cfg.Dir} {
 		if !pathRE.MatchString(path) || filepath.Clean(path) != path {
-			return nil, fmt.Errorf("use %q as the VMs' %s: need an absolute path of letters, digits and /_.+-: %w",
-				path, what, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("use %q as the VMs' %s: it must be an absolute path of letters, digits and /_.+-: %w",
+				path, use, errdefs.ErrInvalidArgument)
 		}
 	}
 	if len(cfg.Socket) > maxSocketPath {
@@ -87,24 +88,24 @@ func New(cfg Config) (*Service, error) {
 			cfg.Socket, maxSocketPath, errdefs.ErrInvalidArgument)
 	}
 	if limit := maxSocketPath - len("/") - maxIDLen - len("/"+agentSocket); len(cfg.Dir) > limit {
-		return nil, fmt.Errorf("use %s as the VMs' run directory: it is longer than %d bytes, and sockets below it would "+
-			"not fit the system's limit: %w", cfg.Dir, limit, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("use %s as the VMs' run directory: it is longer than %d bytes, so the paths of sockets below it "+
+			"would be too long: %w", cfg.Dir, limit, errdefs.ErrInvalidArgument)
 	}
 	if cfg.QEMU != "" {
 		if err := errors.Join(requireFile("kernel", cfg.Kernel), requireFile("initramfs", cfg.Initrd)); err != nil {
 			return nil, err
 		}
 		if cfg.Accelerator != "kvm" && cfg.Accelerator != "tcg" {
-			return nil, fmt.Errorf("use accelerator %q: need kvm or tcg: %w", cfg.Accelerator, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("use accelerator %q: it must be kvm or tcg: %w", cfg.Accelerator, errdefs.ErrInvalidArgument)
 		}
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the VMs' run directory: %w", err)
+		return nil, fmt.Errorf("create the VMs' run directory: %w", err)
 	}
 	return &Service{cfg: cfg, vms: make(map[string]*machine)}, nil
 }
 
-// VMs lists the VMs that exist, by id.
+// VMs returns all VMs, sorted by id.
 func (s *Service) VMs() []VM {
 	s.mu.Lock()
 	machines := make([]*machine, 0, len(s.vms))
@@ -121,17 +122,16 @@ func (s *Service) VMs() []VM {
 	return vms
 }
 
-// IDs lists the VMs that exist.
+// IDs returns the ids of all VMs, in no particular order.
 func (s *Service) IDs() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Collect(maps.Keys(s.vms))
 }
 
-// Recover adopts the VMs of an earlier Service on the same Dir, and removes what is left of those
-// that lost their shim. One that lost another part is adopted with its shim, which reports its end;
-// Serve takes it down. Call it once, before Serve. An error names what could not be removed; the
-// rest was done.
+// Recover adopts the VMs of an earlier Service with the same Dir, and removes those whose shim has died. It also adopts
+// a VM that lost another process, so that its shim can report the end; Serve then removes that VM. Call Recover once,
+// before Serve. If some VMs cannot be removed, Recover still handles all others and returns an error that names them.
 func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	found, err := markedProcesses()
 	if err != nil {
@@ -143,11 +143,11 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	}
 	ids := make(map[string]bool)
 	for _, e := range entries {
-		if e.IsDir() && validateID(e.Name()) == nil { // no other name is ours
+		if e.IsDir() && validateID(e.Name()) == nil { // other names are not VM directories
 			ids[e.Name()] = true
 		}
 	}
-	for dir := range found { // processes may outlive their directory
+	for dir := range found { // a VM may have processes but no directory
 		if filepath.Dir(dir) == s.cfg.Dir {
 			ids[filepath.Base(dir)] = true
 		}
@@ -176,7 +176,7 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	return recovery, errors.Join(errs...)
 }
 
-// adopt takes hold of a VM whose shim is alive.
+// adopt returns the machine for a VM of an earlier Service. It returns an error unless the VM's shim is alive.
 func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	st, err := readState(s.dir(id))
 	if err != nil {
@@ -187,13 +187,13 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 		return nil, err
 	}
 	if shim == nil {
-		return nil, errors.New("its shim has ended")
+		return nil, errors.New("its shim has exited")
 	}
 	shim.Close()
 	m := newMachine(s.dir(id), st)
-	m.abort = func(error) {} // its boot is over
+	m.cancelBoot = func(error) {} // its boot is over
 	for _, p := range found {
-		// virtiofsd is two processes, and ends with either: the first is as good.
+		// virtiofsd has two processes, and if one exits, so does the other. Either can be recorded.
 		if m.pid(p.role) == 0 {
 			m.setPID(p.role, p.pid)
 		}
@@ -201,17 +201,18 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	return m, nil
 }
 
-// Remove ends a VM and removes all that the Service holds of it. Its shim sees the end, and is left
-// alone. An unknown id is no error: what can be found by the id is removed.
+// Remove kills a VM's processes and removes its directory. It does not touch the VM's shim, which notices that the
+// guest is gone. For an unknown id, Remove removes the processes and the directory that it can find by the id, if any,
+// and returns nil.
 func (s *Service) Remove(ctx context.Context, id string) error {
 	err := validateID(id)
 	m := s.lookup(id)
 	switch {
 	case err != nil:
 	case m == nil:
-		err = discard(ctx, s.dir(id))
+		err = removeVM(ctx, s.dir(id))
 	default:
-		err = m.takeDown(ctx)
+		err = m.remove(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("remove VM %q: %w", id, err)
@@ -234,23 +235,25 @@ func (s *Service) dir(id string) string { return filepath.Join(s.cfg.Dir, id) }
 
 func validateID(id string) error {
 	if len(id) > maxIDLen || !idRE.MatchString(id) {
-		return fmt.Errorf("use %.80q as the id of a VM: need at most %d of A-Z, a-z, 0-9, _, . and -: %w",
+		return fmt.Errorf("use %.80q as the id of a VM: it must have at most %d characters of A-Z, a-z, 0-9, _, . and -: %w",
 			id, maxIDLen, errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
 const (
-	// removalLimit bounds a removal that nobody waits for.
-	removalLimit = 30 * time.Second
-	// drainLimit bounds how long Serve waits for calls under way when it ends.
-	drainLimit = 10 * time.Second
-	trimEvery  = 10 * time.Second
-	// watchPause is how long Serve leaves a process alone that it cannot watch, such as when it has no descriptor left.
-	watchPause = time.Second
+	// removalTimeout bounds a removal that the Service itself starts.
+	removalTimeout = 30 * time.Second
+	// drainTimeout bounds how long Serve waits for calls in progress when ctx ends.
+	drainTimeout = 10 * time.Second
+	// trimInterval is how often Serve truncates logs that have grown too long.
+	trimInterval = 10 * time.Second
+	// watchRetryDelay is how long Serve waits before it tries again to watch a process, for example if there are no
+	// free file descriptors.
+	watchRetryDelay = time.Second
 )
 
-// Serve answers shims, and watches over the VMs, until ctx ends. VMs stay as they are.
+// Serve serves the shims' calls and watches the VMs until ctx ends. The VMs keep running after it returns.
 func (s *Service) Serve(ctx context.Context) error {
 	listener, err := s.listen()
 	if err != nil {
@@ -265,22 +268,22 @@ func (s *Service) Serve(ctx context.Context) error {
 					if ctx.Err() != nil {
 						return nil
 					}
-					s.cfg.Log.Warn("watch over a VM's process; trying again", "pid", p.PID, "err", err)
+					s.cfg.Log.Warn("watch a VM's process; trying again", "pid", p.PID, "err", err)
 					select {
-					case <-time.After(watchPause):
+					case <-time.After(watchRetryDelay):
 					case <-ctx.Done():
 						return nil
 					}
 				}
 			}
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalLimit)
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
 			defer cancel()
 			died(ctx)
 			return nil
 		})
 	}
 	watchers.Go(func() error {
-		for tick := time.Tick(trimEvery); ; {
+		for tick := time.Tick(trimInterval); ; {
 			select {
 			case <-tick:
 				s.trimLogs()
@@ -299,54 +302,56 @@ func (s *Service) Serve(ctx context.Context) error {
 	return watchers.Wait()
 }
 
-// A watchFunc has someone wait for a process to end, close it, and then call died. A nil process
-// has ended already.
+// A watchFunc starts a goroutine that waits until p exits, closes p, and then calls died. A nil p stands for a process
+// that has already exited.
 type watchFunc func(p *process.Process, died func(context.Context))
 
+// watchAdopted watches the processes of all VMs that Recover adopted.
 func (s *Service) watchAdopted(watch watchFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.vms {
 		shim, err := m.Shim.open()
 		if err != nil {
-			return fmt.Errorf("watch over VM %q: %w", m.ID, err)
+			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
 		s.watchShim(watch, m, shim)
-		if err := s.watchParts(watch, m); err != nil {
-			return fmt.Errorf("watch over VM %q: %w", m.ID, err)
+		if err := s.watchProcesses(watch, m); err != nil {
+			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
 	}
 	return nil
 }
 
+// watchShim removes the VM when its shim exits.
 func (s *Service) watchShim(watch watchFunc, m *machine, shim *process.Process) {
 	watch(shim, func(ctx context.Context) {
-		if m.leave() {
-			s.cfg.Log.Warn("removing a VM whose shim has ended", "sandbox", m.ID)
+		if m.startRemoval() {
+			s.cfg.Log.Warn("removing a VM whose shim has exited", "sandbox", m.ID)
 		}
 		if err := s.Remove(ctx, m.ID); err != nil {
-			s.cfg.Log.Error("a VM whose shim has ended is not quite removed", "sandbox", m.ID, "err", err)
+			s.cfg.Log.Error("remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
 		}
 	})
 }
 
-// watchParts takes the VM down when any of its processes ends. A guest without its share would hang;
-// the shim sees a guest that is gone, and reports it.
-func (s *Service) watchParts(watch watchFunc, m *machine) error {
-	for _, part := range parts {
-		p, err := m.open(part)
+// watchProcesses removes the VM when QEMU or virtiofsd exits. Without virtiofsd, the guest would hang. The shim notices
+// that the guest is gone, and reports it.
+func (s *Service) watchProcesses(watch watchFunc, m *machine) error {
+	for _, role := range requiredRoles {
+		p, err := m.open(role)
 		if err != nil {
 			return err
 		}
 		watch(p, func(ctx context.Context) {
-			if !m.leave() {
-				return // someone ends it
+			if !m.startRemoval() {
+				return // it is already being removed
 			}
-			words := lastWords(m.dir)
-			s.cfg.Log.Error("removing a VM that lost a process", "sandbox", m.ID, "process", part,
-				"console", s.keepConsole(m), "last_words", words)
+			tails := logTails(m.dir)
+			s.cfg.Log.Error("removing a VM whose process has exited", "sandbox", m.ID, "process", role,
+				"console", s.keepConsole(m), "last_words", tails)
 			if err := s.Remove(ctx, m.ID); err != nil {
-				s.cfg.Log.Error("a VM that lost a process is not quite removed", "sandbox", m.ID, "err", err)
+				s.cfg.Log.Error("remove a VM whose process has exited", "sandbox", m.ID, "err", err)
 			}
 		})
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 func TestLifecycle(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	t.Setenv("OF_THE_DAEMON", "secret")
 	s, _ := h.boot(t, id)
@@ -29,7 +29,7 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("process %d is not the VM's QEMU", vms[0].QEMU)
 	}
 	found, err := markedProcesses()
-	if err != nil || len(found[h.dir(id)]) < len(parts) {
+	if err != nil || len(found[h.dir(id)]) < len(requiredRoles) {
 		t.Fatalf("the VM's processes: %v, %v", found, err)
 	}
 	for _, p := range found[h.dir(id)] {
@@ -46,47 +46,48 @@ func TestLifecycle(t *testing.T) {
 	}
 
 	s.mustCall(t, "StopVM")
-	if !h.gone(t, id) {
-		t.Error("StopVM left something")
+	if !h.isRemoved(t, id) {
+		t.Error("StopVM did not remove the VM completely")
 	}
 	s.mustCall(t, "StopVM")
 	if log := h.log.String(); log != "" {
-		t.Errorf("an ordinary life is no matter for the log: %s", log)
+		t.Errorf("log of a normal start and stop: %s, want none", log)
 	}
 }
 
-func TestStartOfUnknownVM(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+func TestStartUnknownVM(t *testing.T) {
+	h, _ := startService(t, newConfig(t))
 	_, err := startShim(t, h.cfg.Socket, newVM(t, h.cfg)).call("StartVM")
-	wantError(t, err, "never created")
+	wantError(t, err, "not created")
 }
 
-func TestPartKilled(t *testing.T) {
-	for _, part := range parts {
-		t.Run(string(part), func(t *testing.T) {
-			h, _ := startHost(t, newConfig(t))
+// If QEMU or virtiofsd dies, the service removes the VM and logs that.
+func TestProcessKilled(t *testing.T) {
+	for _, role := range requiredRoles {
+		t.Run(string(role), func(t *testing.T) {
+			h, _ := startService(t, newConfig(t))
 			id := newVM(t, h.cfg)
 			s, _ := h.boot(t, id)
-			h.killPart(t, id, part)
-			eventually(t, "the VM is gone", func() bool { return h.gone(t, id) })
+			h.killProcess(t, id, role)
+			waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
 			s.mustCall(t, "StopVM") // as the real shim does
-			if !strings.Contains(h.log.String(), "lost a process") {
-				t.Errorf("the log does not say so: %s", h.log)
+			if !strings.Contains(h.log.String(), "whose process has exited") {
+				t.Errorf("the exit of the process is not in the log: %s", h.log)
 			}
 		})
 	}
 }
 
 func TestShimKilled(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	s, _ := h.boot(t, id)
 	s.kill()
-	eventually(t, "the VM is gone", func() bool { return h.gone(t, id) })
+	waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
 }
 
 func TestRemoveRunning(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	s, _ := h.boot(t, id)
 	for range 2 {
@@ -94,23 +95,23 @@ func TestRemoveRunning(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if !h.gone(t, id) {
-		t.Error("Remove left something")
+	if !h.isRemoved(t, id) {
+		t.Error("Remove did not remove the VM completely")
 	}
 	if h.log.String() != "" {
-		t.Errorf("what was asked for is no matter for the log: %s", h.log)
+		t.Errorf("log of a requested removal: %s, want none", h.log)
 	}
 	s.mustCall(t, "StopVM") // as the real shim does when its guest is gone
 }
 
-// A hanging QEMU must not make Remove wait for the boot's limit.
+// Remove cancels a boot in progress, even if QEMU hangs.
 func TestRemoveWhileBooting(t *testing.T) {
 	cfg := newConfig(t)
 	cfg.QEMU = filepath.Join(filepath.Dir(cfg.Dir), "qemu")
 	if err := os.WriteFile(cfg.QEMU, []byte("#!/bin/sh\nexec /bin/sleep 1000\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	h, _ := startHost(t, cfg)
+	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
 	s := startShim(t, cfg.Socket, id)
 	s.mustCall(t, "CreateVM")
@@ -119,19 +120,19 @@ func TestRemoveWhileBooting(t *testing.T) {
 		_, err := s.call("StartVM")
 		started <- err
 	}()
-	eventually(t, "QEMU runs", func() bool { return h.VMs()[0].QEMU != 0 })
+	waitUntil(t, "QEMU runs", func() bool { return h.VMs()[0].QEMU != 0 })
 	if err := h.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, <-started, "removed meanwhile")
-	if !h.gone(t, id) {
-		t.Error("something is left")
+	wantError(t, <-started, errRemoved.Error())
+	if !h.isRemoved(t, id) {
+		t.Error("Remove did not remove the VM completely")
 	}
 }
 
-// A process amid its execve shows no mark, and is ended nonetheless.
-func TestRemoveEndsUnmarkedChildren(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+// Remove also kills a child whose mark is not visible, such as one during its execve.
+func TestRemoveKillsUnmarkedChildren(t *testing.T) {
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
 	m := h.lookup(id)
@@ -140,35 +141,35 @@ func TestRemoveEndsUnmarkedChildren(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.children = append(m.children, child.Process)
-	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
 	defer cancel()
 	if err := h.Remove(ctx, id); err != nil {
 		t.Fatal(err)
 	}
 	if err := child.Process.Signal(unix.Signal(0)); !errors.Is(err, os.ErrProcessDone) {
-		t.Errorf("the child lives on: %v", err)
+		t.Errorf("the child still runs: %v", err)
 	}
 }
 
-// A boot that hangs where nothing can end it does not hold who wants the VM removed.
-func TestRemoveGivesUpInTime(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+// Remove returns when its context ends, even if a boot hangs and cannot be cancelled.
+func TestRemoveTimesOut(t *testing.T) {
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
 	m := h.lookup(id)
-	m.work <- struct{}{}
+	m.busy <- struct{}{}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	wantError(t, h.Remove(ctx, id), "its boot or removal")
-	<-m.work
-	if err := h.Remove(t.Context(), id); err != nil || !h.gone(t, id) {
-		t.Errorf("later: %v", err)
+	<-m.busy
+	if err := h.Remove(t.Context(), id); err != nil || !h.isRemoved(t, id) {
+		t.Errorf("Remove after the boot has ended: %v", err)
 	}
 }
 
-// A moment without descriptors is no end of the service.
+// Serve survives a moment without free file descriptors.
 func TestServeWithoutDescriptors(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+	h, _ := startService(t, newConfig(t))
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -186,125 +187,128 @@ func TestServeWithoutDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: h.cfg.Socket})
-	eventually(t, "the log tells", func() bool { return strings.Contains(h.log.String(), "trying again") })
+	waitUntil(t, "the error is in the log", func() bool { return strings.Contains(h.log.String(), "trying again") })
 	if err := errors.Join(err, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := callHypervisor(h.cfg.Socket, newVM(t, h.cfg), "StopVM"); err != nil {
-		t.Errorf("after that: %v", err)
+		t.Errorf("StopVM with descriptors again: %v", err)
 	}
 }
 
+// Recover adopts a running VM with its data.
 func TestRecoverAdopts(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	s, health := h.boot(t, id)
 	before := h.VMs()[0]
 	h.stop()
-	checkHealth(t, health) // nobody needs msbd for that
+	checkHealth(t, health) // the VM keeps running without the service
 
-	h, recovery := startHost(t, h.cfg)
+	h, recovery := startService(t, h.cfg)
 	if len(recovery.Adopted) != 1 || recovery.Adopted[0] != id || len(recovery.Removed) != 0 {
 		t.Fatalf("Recover = %+v", recovery)
 	}
 	after := h.VMs()[0]
 	if !after.Since.Equal(before.Since) {
-		t.Errorf("Since = %v, not %v", after.Since, before.Since)
+		t.Errorf("Since = %v, want %v", after.Since, before.Since)
 	}
 	if after.Since = before.Since; after != before {
-		t.Errorf("adopted %+v, not %+v", after, before)
+		t.Errorf("adopted %+v, want %+v", after, before)
 	}
 	checkHealth(t, health)
 	s.mustCall(t, "StopVM")
-	if !h.gone(t, id) {
-		t.Error("StopVM left something")
+	if !h.isRemoved(t, id) {
+		t.Error("StopVM did not remove the VM completely")
 	}
 }
 
-func TestRecoverWatches(t *testing.T) {
-	h, _ := startHost(t, newConfig(t))
+// Serve watches an adopted VM.
+func TestServeWatchesAdopted(t *testing.T) {
+	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)
 	s, _ := h.boot(t, id)
 	h.stop()
-	h, _ = startHost(t, h.cfg)
+	h, _ = startService(t, h.cfg)
 	s.kill()
-	eventually(t, "the VM is gone", func() bool { return h.gone(t, id) })
+	waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
 }
 
+// A process of the VM dies while no service is running.
 func TestRecoverAfterDeaths(t *testing.T) {
 	for _, victim := range []string{"shim", string(roleQEMU), string(roleVirtiofsd)} {
 		t.Run(victim, func(t *testing.T) {
-			h, _ := startHost(t, newConfig(t))
+			h, _ := startService(t, newConfig(t))
 			id := newVM(t, h.cfg)
 			s, _ := h.boot(t, id)
 			h.stop()
 			if victim == "shim" {
 				s.kill()
 			} else {
-				h.killPart(t, id, role(victim))
+				h.killProcess(t, id, role(victim))
 			}
-			h, recovery := startHost(t, h.cfg)
+			h, recovery := startService(t, h.cfg)
 			if removed := len(recovery.Removed) == 1; removed != (victim == "shim") {
 				t.Errorf("Recover = %+v", recovery)
 			}
-			// A VM that lost another part is left to its shim to report, and taken down.
-			eventually(t, "the VM is gone", func() bool { return h.gone(t, id) })
+			// A VM that lost another process is adopted, so that its shim can report the end, and then removed.
+			waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
 		})
 	}
 }
 
-// What a crash of msbd can leave at any step, and what never was a VM.
-func TestRecoverRemovesDebris(t *testing.T) {
+// Recover removes what a crash of msbd can leave at any step, and invalid VM directories.
+func TestRecoverRemovesLeftovers(t *testing.T) {
 	tests := map[string]func(t *testing.T, dir string){
-		"garbage": func(t *testing.T, dir string) {
-			markedSleep(t, roleQEMU, dir)
+		"invalid state": func(t *testing.T, dir string) {
+			startMarkedProcess(t, roleQEMU, dir)
 			writeFile(t, filepath.Join(dir, stateFile), "{")
 		},
 		"no state": func(t *testing.T, dir string) {
-			markedSleep(t, roleVirtiofsd, dir)
+			startMarkedProcess(t, roleVirtiofsd, dir)
 			writeFile(t, filepath.Join(dir, stateFile+".new"), "")
 		},
-		"no directory": func(t *testing.T, dir string) { markedSleep(t, roleQEMU, dir) },
-		"another's state": func(t *testing.T, dir string) {
+		"no directory": func(t *testing.T, dir string) { startMarkedProcess(t, roleQEMU, dir) },
+		"state of another VM": func(t *testing.T, dir string) {
 			writeFile(t, filepath.Join(dir, stateFile), `{"id":"other","shim":{"pid":1}}`)
 		},
-		// The pid lives, but it belongs to a process that began later.
+		// The pid exists, but belongs to a process that started later.
 		"reused pid": func(t *testing.T, dir string) {
 			writeFile(t, filepath.Join(dir, stateFile), `{"id":"`+filepath.Base(dir)+`","shim":{"pid":1,"start":1}}`)
 		},
 	}
-	for name, leave := range tests {
+	for name, prepare := range tests {
 		t.Run(name, func(t *testing.T) {
 			cfg := newConfig(t)
 			id := newVM(t, cfg)
-			leave(t, filepath.Join(cfg.Dir, id))
-			h, recovery := startHost(t, cfg)
+			prepare(t, filepath.Join(cfg.Dir, id))
+			h, recovery := startService(t, cfg)
 			if len(recovery.Removed) != 1 || recovery.Removed[0] != id || len(recovery.Adopted) != 0 {
 				t.Errorf("Recover = %+v", recovery)
 			}
-			if !h.gone(t, id) {
-				t.Error("something is left")
+			if !h.isRemoved(t, id) {
+				t.Error("Recover did not remove the VM completely")
 			}
 			if !strings.Contains(h.log.String(), id) {
-				t.Error("the log does not mention it")
+				t.Errorf("the log does not mention VM %s: %s", id, h.log)
 			}
 		})
 	}
 }
 
 func TestBootFailures(t *testing.T) {
-	t.Run("QEMU refuses", func(t *testing.T) {
+	t.Run("QEMU exits", func(t *testing.T) {
 		cfg := newConfig(t)
-		cfg.Kernel = cfg.Initrd // no kernel at all
+		cfg.Kernel = cfg.Initrd // not a kernel
 		err := failBoot(t, cfg)
-		wantError(t, err, "QEMU ended", "qemu.log: ", "kernel")
+		wantError(t, err, "QEMU exited", "qemu.log: ", "kernel")
 	})
-	t.Run("the guest panics", func(t *testing.T) {
+	t.Run("guest panics", func(t *testing.T) {
 		cfg := newConfig(t)
 		cfg.Initrd = filepath.Join(filepath.Dir(cfg.Dir), "initrd")
 		writeFile(t, cfg.Initrd, "no archive")
 		err := failBoot(t, cfg)
-		wantError(t, err, "Kernel panic", "the whole console is in")
+		wantError(t, err, "Kernel panic", "the complete console log is in")
 		kept, err := filepath.Glob(filepath.Join(cfg.Dir, FailedDir, "*.log"))
 		if err != nil || len(kept) != 1 {
 			t.Errorf("kept consoles: %v, %v", kept, err)
@@ -312,37 +316,37 @@ func TestBootFailures(t *testing.T) {
 	})
 }
 
-// A Service without programs looks after the VMs of an earlier one, and starts none.
+// A Service without programs manages the VMs of an earlier Service, and starts none.
 func TestServiceWithoutPrograms(t *testing.T) {
 	cfg := newConfig(t)
-	h, _ := startHost(t, cfg)
+	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
 	s, health := h.boot(t, id)
 	h.stop()
 
-	bare := Config{Socket: cfg.Socket, Dir: cfg.Dir}
-	h, recovery := startHost(t, bare)
+	h, recovery := startService(t, Config{Socket: cfg.Socket, Dir: cfg.Dir})
 	if len(recovery.Adopted) != 1 {
 		t.Fatalf("Recover = %+v", recovery)
 	}
 	checkHealth(t, health)
 	_, err := startShim(t, cfg.Socket, "other").call("CreateVM")
-	wantError(t, err, "another hypervisor")
+	wantError(t, err, "not configured to run VMs")
 	s.mustCall(t, "StopVM")
-	if !h.gone(t, id) {
-		t.Error("StopVM left something")
+	if !h.isRemoved(t, id) {
+		t.Error("StopVM did not remove the VM completely")
 	}
 }
 
+// failBoot starts a VM whose boot fails, and returns the error of StartVM.
 func failBoot(t *testing.T, cfg Config) error {
 	t.Helper()
-	h, _ := startHost(t, cfg)
+	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
 	s := startShim(t, cfg.Socket, id)
 	s.mustCall(t, "CreateVM")
 	_, err := s.call("StartVM")
-	if !h.gone(t, id) {
-		t.Error("the failed boot left something")
+	if !h.isRemoved(t, id) {
+		t.Error("the VM was not removed completely after the failed boot")
 	}
 	return err
 }
@@ -351,7 +355,7 @@ func TestNewRefuses(t *testing.T) {
 	tests := map[string]struct {
 		change func(t *testing.T, c *Config)
 		class  error
-		says   string
+		want   string
 	}{
 		"no kernel":      {func(_ *testing.T, c *Config) { c.Kernel = "/nowhere/vmlinux" }, errdefs.ErrFailedPrecondition, "/nowhere/vmlinux"},
 		"no initramfs":   {func(_ *testing.T, c *Config) { c.Initrd = "" }, errdefs.ErrFailedPrecondition, "initramfs"},
@@ -365,9 +369,9 @@ func TestNewRefuses(t *testing.T) {
 			cfg := newConfig(t)
 			tt.change(t, &cfg)
 			_, err := New(cfg)
-			wantError(t, err, tt.says)
+			wantError(t, err, tt.want)
 			if !errors.Is(err, tt.class) {
-				t.Errorf("%v is no %v", err, tt.class)
+				t.Errorf("error %v, want class %v", err, tt.class)
 			}
 		})
 	}

@@ -14,7 +14,7 @@ import (
 
 const stateFile = "state.json"
 
-// state is what a VM's directory says of it. It is written once, before the VM has any process.
+// state is the content of the state file in a VM's directory. The file is written once, before the VM has any process.
 type state struct {
 	ID        string    `json:"id"`
 	VCPUs     int       `json:"vcpus"`
@@ -25,16 +25,16 @@ type state struct {
 
 type shimState struct {
 	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // see process.StartTime
+	Start uint64 `json:"start"` // its start time, from process.StartTime
 }
 
-// open takes hold of the shim; nil when it is dead.
+// open returns the shim's process, or nil if it is dead.
 func (s shimState) open() (*process.Process, error) {
 	p, err := process.Open(s.PID)
 	if p == nil || err != nil {
 		return nil, err
 	}
-	// An error means that it ended while we looked.
+	// StartTime returns an error if the process exits at this moment.
 	if start, err := process.StartTime(s.PID); err != nil || start != s.Start || p.Dead() {
 		p.Close()
 		return nil, nil
@@ -42,23 +42,23 @@ func (s shimState) open() (*process.Process, error) {
 	return p, nil
 }
 
-// mountNamespace opens the shim's, in which the sandbox's root file system is mounted.
+// mountNamespace opens the mount namespace of the shim, in which the sandbox's root file system is mounted.
 func (s shimState) mountNamespace() (*os.File, error) {
 	shim, err := s.open()
 	if err != nil {
 		return nil, err
 	}
 	if shim == nil {
-		return nil, errors.New("the shim has ended")
+		return nil, errors.New("the shim has exited")
 	}
 	defer shim.Close()
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", s.PID))
 	if err != nil {
-		return nil, fmt.Errorf("find the shim's mount namespace: %w", err)
+		return nil, fmt.Errorf("open the shim's mount namespace: %w", err)
 	}
-	if shim.Dead() { // then the pid may have been another process's
+	if shim.Dead() { // if so, the namespace may be that of another process that got the pid
 		ns.Close()
-		return nil, errors.New("the shim has ended")
+		return nil, errors.New("the shim has exited")
 	}
 	return ns, nil
 }
@@ -84,7 +84,7 @@ func readState(dir string) (state, error) {
 		return state{}, fmt.Errorf("read the VM's state: %w", err)
 	}
 	if st.ID != filepath.Base(dir) || st.Shim.PID <= 0 {
-		return state{}, fmt.Errorf("read the VM's state: %s names VM %q", stateFile, st.ID)
+		return state{}, fmt.Errorf("read the VM's state: %s is invalid or belongs to another VM (id %q)", stateFile, st.ID)
 	}
 	return st, nil
 }

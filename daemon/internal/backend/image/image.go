@@ -1,6 +1,6 @@
-// Package image keeps the images that sandboxes start from, in containerd. Nothing is pulled: an image comes in as an OCI
-// archive, from the administrator. Only package backend may import it; it gives the Store to the admin server, which
-// imports and lists, and to the runtime, which resolves names.
+// Package image stores the images that sandboxes start from in containerd. It never pulls images from a registry: the
+// administrator imports them as OCI archives. Only package backend may import it. Package backend gives the Store to
+// the admin server, which imports and lists images, and to the runtime, which resolves names.
 package image
 
 import (
@@ -28,22 +28,22 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// leaseLife is how long the parts of an import that was cut off are kept from containerd's garbage
-// collector. It is also the longest import.
-const leaseLife = time.Hour
+// leaseDuration is how long containerd's garbage collector keeps the content of an import that was interrupted. It also
+// limits how long an import may take.
+const leaseDuration = time.Hour
 
-// Store is the images of this server in a containerd. Its methods may be called concurrently.
+// Store holds the images of this server in a containerd. Its methods are safe for concurrent use.
 type Store struct {
 	client *containerd.Client
 }
 
-// NewStore returns the images that a client's containerd has in this server's namespace.
+// NewStore returns a Store for the images in this server's namespace of client's containerd.
 func NewStore(client *containerd.Client) *Store { return &Store{client} }
 
-// Import reads the OCI (or docker save) archive at an absolute path, unpacks its images and makes them
-// known under the names in the archive, over earlier images of these names. It returns them.
-// Its errors are errdefs.ErrInvalidArgument (what the file is), errdefs.ErrNotFound (no file) and
-// containerd's. A failed import changes no image.
+// Import reads the OCI or docker save archive at an absolute path, unpacks its images, and stores them under the names
+// in the archive, replacing existing images with these names. It returns the imported images. Its error is
+// errdefs.ErrInvalidArgument if the file is not a valid archive for this machine, errdefs.ErrNotFound if there is no
+// file, or an error of containerd. If the import fails, no image changes.
 func (s *Store) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
 	imported, err := s.importArchive(ctrd.InNamespace(ctx), path)
 	if err != nil {
@@ -53,17 +53,17 @@ func (s *Store) Import(ctx context.Context, path string) ([]sandbox.Image, error
 }
 
 func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image, error) {
-	file, err := open(path)
+	file, err := openArchive(path)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
 
-	// Everything below belongs to the lease until an image refers to it: what a crash leaves behind is
-	// garbage that containerd collects.
-	ctx, release, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseLife))
+	// The lease protects all content until an image refers to it. Content that a crash leaves behind has neither, so
+	// containerd collects it when the lease has expired.
+	ctx, release, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseDuration))
 	if err != nil {
-		return nil, fmt.Errorf("lease content: %w", err)
+		return nil, fmt.Errorf("create a lease: %w", err)
 	}
 	defer release(context.WithoutCancel(ctx))
 
@@ -72,7 +72,7 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 	if err != nil {
 		return nil, notAnArchive(ctx, err)
 	}
-	found, err := s.named(ctx, index)
+	found, err := s.namedImages(ctx, index)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +88,7 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
 		}
 	}
-	// Only now do names change, so that each always leads to an image that is whole.
+	// Change names only after all images are unpacked, so that a name always refers to a complete image.
 	imported := make([]sandbox.Image, 0, len(found))
 	for _, img := range found {
 		record, err := s.record(ctx, img)
@@ -104,11 +104,12 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 	return imported, nil
 }
 
-func open(path string) (*os.File, error) {
+// openArchive opens a regular file at an absolute path.
+func openArchive(path string) (*os.File, error) {
 	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("the path must be absolute, since the server's directory is not yours: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("use an absolute path, because the server's working directory differs from yours: %w", errdefs.ErrInvalidArgument)
 	}
-	// Looked at before it is opened: opening a FIFO would block.
+	// Check the type first, because opening a FIFO would block.
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -116,22 +117,23 @@ func open(path string) (*os.File, error) {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("not a regular file: an OCI archive is needed: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("not a regular file; use an OCI archive: %w", errdefs.ErrInvalidArgument)
 	}
 	return os.Open(path)
 }
 
-// notAnArchive lays an error of reading at the file's door, unless containerd or the caller is to blame.
+// notAnArchive returns an errdefs.ErrInvalidArgument that wraps an error in reading an archive. If err came from
+// containerd or from ctx instead of the archive's content, it returns err unchanged.
 func notAnArchive(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsUnknown(err) {
 		return err
 	}
-	return fmt.Errorf("not a whole OCI or docker save archive with an image for %s: %w: %w",
+	return fmt.Errorf("not a complete OCI or docker save archive with an image for %s: %w: %w",
 		platforms.DefaultString(), err, errdefs.ErrInvalidArgument)
 }
 
-// named lists the images of an archive under their normalised names.
-func (s *Store) named(ctx context.Context, desc ocispec.Descriptor) ([]images.Image, error) {
+// namedImages returns the images of an archive with their normalised names.
+func (s *Store) namedImages(ctx context.Context, desc ocispec.Descriptor) ([]images.Image, error) {
 	var index ocispec.Index
 	blob, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
 	if err == nil {
@@ -142,28 +144,28 @@ func (s *Store) named(ctx context.Context, desc ocispec.Descriptor) ([]images.Im
 	}
 	var found []images.Image
 	for _, m := range index.Manifests {
-		given := m.Annotations[images.AnnotationImageName]
-		if given == "" {
-			given = m.Annotations[ocispec.AnnotationRefName]
-			// A tag alone, as some tools write it, is no name.
-			if !strings.ContainsAny(given, "/:") {
+		annotation := m.Annotations[images.AnnotationImageName]
+		if annotation == "" {
+			annotation = m.Annotations[ocispec.AnnotationRefName]
+			// Some tools write only the tag here, which is not a name.
+			if !strings.ContainsAny(annotation, "/:") {
 				continue
 			}
 		}
-		name, err := normalize(given)
+		name, err := normalize(annotation)
 		if err != nil {
 			return nil, err
 		}
 		found = append(found, images.Image{Name: name.String(), Target: m})
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("the archive names no image: write it again with a full name, such as docker.io/me/app:1: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the archive has no image name; create it again with a full name, such as docker.io/me/app:1: %w", errdefs.ErrInvalidArgument)
 	}
 	return found, nil
 }
 
-// check refuses what no sandbox could start from. An image without layers is also the bait of known
-// attacks on containerd's unpacking.
+// check returns an error if no sandbox could start from an image. Images without layers are also used in known attacks
+// on containerd's unpacking.
 func (s *Store) check(ctx context.Context, target ocispec.Descriptor) error {
 	store := s.client.ContentStore()
 	manifest, err := images.Manifest(ctx, store, target, platforms.Default())
@@ -180,15 +182,16 @@ func (s *Store) check(ctx context.Context, target ocispec.Descriptor) error {
 	}
 	switch layers := len(manifest.Layers); {
 	case !platforms.Default().Match(config.Platform):
-		return fmt.Errorf("it is for %s, this machine is %s: %w", platforms.Format(config.Platform), platforms.DefaultString(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("it is for %s, but this machine is %s: %w", platforms.Format(config.Platform), platforms.DefaultString(), errdefs.ErrInvalidArgument)
 	case layers == 0:
 		return fmt.Errorf("it has no layers, so nothing could run in it: %w", errdefs.ErrInvalidArgument)
 	case layers != len(config.RootFS.DiffIDs):
-		return fmt.Errorf("its manifest has %d layers, its config %d: %w", layers, len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the number of layers is %d in its manifest, but %d in its config: %w", layers, len(config.RootFS.DiffIDs), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }
 
+// record creates or updates containerd's record of an image.
 func (s *Store) record(ctx context.Context, img images.Image) (images.Image, error) {
 	record, err := s.client.ImageService().Update(ctx, img, "target")
 	if errdefs.IsNotFound(err) {
@@ -197,7 +200,7 @@ func (s *Store) record(ctx context.Context, img images.Image) (images.Image, err
 	return record, err
 }
 
-// List returns all images, ordered by name.
+// List returns all images, sorted by name.
 func (s *Store) List(ctx context.Context) ([]sandbox.Image, error) {
 	ctx = ctrd.InNamespace(ctx)
 	records, err := s.client.ImageService().List(ctx)
@@ -216,16 +219,17 @@ func (s *Store) List(ctx context.Context) ([]sandbox.Image, error) {
 	return list, nil
 }
 
+// describe converts containerd's record of an image.
 func (s *Store) describe(ctx context.Context, record images.Image) (sandbox.Image, error) {
 	size, err := record.Size(ctx, s.client.ContentStore(), platforms.Default())
 	if err != nil {
-		return sandbox.Image{}, fmt.Errorf("measure image %s: %w", record.Name, err)
+		return sandbox.Image{}, fmt.Errorf("get the size of image %s: %w", record.Name, err)
 	}
 	return sandbox.Image{Name: familiar(record.Name), Digest: record.Target.Digest.String(), Size: size, Created: record.CreatedAt}, nil
 }
 
-// Resolve finds an image by any spelling of its name. Its errors are errdefs.ErrInvalidArgument (not a
-// name) and errdefs.ErrNotFound, which tells what there is.
+// Resolve returns the image with a name, which may be short or complete. Its error is errdefs.ErrInvalidArgument if
+// name is not valid, and errdefs.ErrNotFound, with a list of the available images, if there is no such image.
 func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, error) {
 	ctx = ctrd.InNamespace(ctx)
 	ref, err := normalize(name)
@@ -234,7 +238,7 @@ func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, err
 	}
 	img, err := s.client.GetImage(ctx, ref.String())
 	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("no image %s; %s: %w", familiar(ref.String()), s.offer(ctx), errdefs.ErrNotFound)
+		return nil, fmt.Errorf("no image %s; %s: %w", familiar(ref.String()), s.available(ctx), errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find image %s: %w", name, err)
@@ -242,30 +246,30 @@ func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, err
 	return img, nil
 }
 
-// offer says what can be had instead of an image that is not there.
-func (s *Store) offer(ctx context.Context) string {
-	const how = "msb image import FILE adds one"
+// available lists the available images and says how to add one, for the error about a missing image.
+func (s *Store) available(ctx context.Context) string {
+	const how = "add one with 'msb image import FILE'"
 	list, err := s.List(ctx)
 	if err != nil || len(list) == 0 {
-		return "there are none: " + how
+		return "there are no images, " + how
 	}
 	names := make([]string, len(list))
 	for i, img := range list {
 		names[i] = img.Name
 	}
-	return "there are " + strings.Join(names, ", ") + "; " + how
+	return "available are " + strings.Join(names, ", ") + "; " + how
 }
 
-// normalize completes a name: docker.io where no registry is named, latest where no tag is.
+// normalize completes a name. It adds docker.io if there is no registry, and latest if there is no tag.
 func normalize(name string) (reference.Named, error) {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
-		return nil, fmt.Errorf("image name %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("parse image name %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
 	}
 	return reference.TagNameOnly(ref), nil
 }
 
-// familiar is a name without what normalize adds.
+// familiar returns a name without the parts that normalize adds.
 func familiar(name string) string {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {

@@ -66,11 +66,11 @@ func TestImportListResolve(t *testing.T) {
 			t.Fatalf("%s: %v", spelling, err)
 		}
 		if got := readFile(t, client, img, "etc/motd"); got != "one" {
-			t.Errorf("%s holds %q", spelling, got)
+			t.Errorf("%s has %q", spelling, got)
 		}
 	}
 
-	// A new image takes over the name.
+	// An import replaces the image with the same name.
 	path = writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "two"})
 	if _, err := store.Import(ctx, path); err != nil {
 		t.Fatal(err)
@@ -80,7 +80,7 @@ func TestImportListResolve(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := readFile(t, client, img, "etc/motd"); got != "two" {
-		t.Errorf("after the second import it holds %q", got)
+		t.Errorf("after the second import the image has %q", got)
 	}
 }
 
@@ -97,7 +97,7 @@ func TestResolveUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = store.Resolve(ctx, "microsandbox/ruby")
-	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "there are microsandbox/node") {
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "available are microsandbox/node") {
 		t.Errorf("with an image: %v", err)
 	}
 	for _, name := range []string{"", "a/B", "a b", "x@sha256:zz"} {
@@ -107,7 +107,7 @@ func TestResolveUnknown(t *testing.T) {
 	}
 }
 
-func TestImportRefusals(t *testing.T) {
+func TestImportRejects(t *testing.T) {
 	client := startContainerd(t)
 	store := image.NewStore(client)
 
@@ -123,8 +123,8 @@ func TestImportRefusals(t *testing.T) {
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// Each archive has content of its own: what one leaves for the collector must not complete the next.
-	whole := func() []byte {
+	// Each archive has different content, so that content that one leaves behind cannot complete the next.
+	complete := func() []byte {
 		files := map[string]string{"f": strings.Repeat(rand.Text(), 1000)}
 		data, err := os.ReadFile(writeArchive(t, "docker.io/a/b:latest", files))
 		if err != nil {
@@ -133,7 +133,7 @@ func TestImportRefusals(t *testing.T) {
 		return data
 	}
 	edited := func(edit func(map[string][]byte)) string {
-		return file(rand.Text(), editArchive(t, whole(), edit))
+		return file(rand.Text(), editArchive(t, complete(), edit))
 	}
 	index := func(change func(*ocispec.Descriptor)) string { return edited(rewriteIndex(t, change)) }
 	rebuilt := func(change func(*ocispec.Manifest, *ocispec.Image)) string { return edited(rewriteImage(t, change)) }
@@ -142,7 +142,7 @@ func TestImportRefusals(t *testing.T) {
 	for name, test := range map[string]struct {
 		path  string
 		class func(error) bool
-		says  string
+		want  string // part of the error
 	}{
 		"relative":   {"images/python.tar", errdefs.IsInvalidArgument, "absolute"},
 		"missing":    {filepath.Join(dir, "no"), errdefs.IsNotFound, "no such file"},
@@ -151,32 +151,32 @@ func TestImportRefusals(t *testing.T) {
 		"device":     {"/dev/zero", errdefs.IsInvalidArgument, "regular file"},
 		"empty":      {file("empty", nil), errdefs.IsInvalidArgument, "OCI"},
 		"garbage":    {file("garbage", bytes.Repeat([]byte("garbage "), 1000)), errdefs.IsInvalidArgument, "OCI"},
-		"truncated":  {file("truncated", half(whole())), errdefs.IsInvalidArgument, "OCI"},
+		"truncated":  {file("truncated", half(complete())), errdefs.IsInvalidArgument, "OCI"},
 		"other tar":  {edited(func(f map[string][]byte) { clear(f); f["hello"] = []byte("x") }), errdefs.IsInvalidArgument, "OCI"},
-		"no blob":    {edited(withoutLargest), errdefs.IsInvalidArgument, "OCI"},
-		"no name":    {index(func(d *ocispec.Descriptor) { d.Annotations = nil }), errdefs.IsInvalidArgument, "names no image"},
-		"tag alone":  {index(func(d *ocispec.Descriptor) { delete(d.Annotations, "io.containerd.image.name") }), errdefs.IsInvalidArgument, "names no image"},
+		"no blob":    {edited(removeLargestBlob), errdefs.IsInvalidArgument, "OCI"},
+		"no name":    {index(func(d *ocispec.Descriptor) { d.Annotations = nil }), errdefs.IsInvalidArgument, "no image name"},
+		"tag alone":  {index(func(d *ocispec.Descriptor) { delete(d.Annotations, "io.containerd.image.name") }), errdefs.IsInvalidArgument, "no image name"},
 		"bad name":   {index(func(d *ocispec.Descriptor) { d.Annotations["io.containerd.image.name"] = "A B" }), errdefs.IsInvalidArgument, "A B"},
 		"other arch": {rebuilt(func(_ *ocispec.Manifest, c *ocispec.Image) { c.Architecture = "s390x" }), errdefs.IsInvalidArgument, "s390x"},
 		"no layers": {rebuilt(func(m *ocispec.Manifest, c *ocispec.Image) {
 			m.Layers, c.RootFS.DiffIDs = m.Layers[:0], c.RootFS.DiffIDs[:0]
 		}), errdefs.IsInvalidArgument, "no layers"},
-		"unlike": {rebuilt(func(_ *ocispec.Manifest, c *ocispec.Image) { c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, "sha256:00") }), errdefs.IsInvalidArgument, "1 layers"},
+		"layers differ": {rebuilt(func(_ *ocispec.Manifest, c *ocispec.Image) { c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, "sha256:00") }), errdefs.IsInvalidArgument, "number of layers is 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := store.Import(t.Context(), test.path)
-			if !test.class(err) || !strings.Contains(err.Error(), test.says) {
-				t.Errorf("got %v, want it to say %q", err, test.says)
+			if !test.class(err) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("error %v, want %q in it", err, test.want)
 			}
 		})
 	}
 	if list, err := store.List(t.Context()); err != nil || len(list) != 0 {
-		t.Errorf("images after refusals: %v, %v", list, err)
+		t.Errorf("images after rejected imports: %v, %v", list, err)
 	}
-	collected(t, client)
+	checkNoContent(t, client)
 }
 
-// An archive whose second image is bad: the first must not appear either, and nothing stays.
+// If the second image of an archive is invalid, the first is not imported either, and no content remains.
 func TestFailedImportLeavesNothing(t *testing.T) {
 	client := startContainerd(t)
 	store := image.NewStore(client)
@@ -204,11 +204,11 @@ func TestFailedImportLeavesNothing(t *testing.T) {
 	if list, err := store.List(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("images: %v, %v", list, err)
 	}
-	collected(t, client)
+	checkNoContent(t, client)
 }
 
-// collected fails the test unless containerd's garbage collector leaves neither content nor snapshots.
-func collected(t *testing.T, client *containerd.Client) {
+// checkNoContent runs containerd's garbage collector and checks that it leaves neither content nor snapshots.
+func checkNoContent(t *testing.T, client *containerd.Client) {
 	t.Helper()
 	ctx := ctrd.InNamespace(t.Context())
 	manager := client.LeasesService()
@@ -220,19 +220,19 @@ func collected(t *testing.T, client *containerd.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Returns after a collection.
+	// A synchronous delete runs the garbage collector.
 	if err := manager.Delete(ctx, lease, leases.SynchronousDelete); err != nil {
 		t.Fatal(err)
 	}
 	err = client.ContentStore().Walk(ctx, func(info content.Info) error {
-		t.Errorf("content %s stays", info.Digest)
+		t.Errorf("content %s was not collected", info.Digest)
 		return nil
 	})
 	if err != nil {
 		t.Error(err)
 	}
 	err = client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		t.Errorf("snapshot %s stays", info.Name)
+		t.Errorf("snapshot %s was not collected", info.Name)
 		return nil
 	})
 	if err != nil {
@@ -240,11 +240,11 @@ func collected(t *testing.T, client *containerd.Client) {
 	}
 }
 
-// startContainerd runs a containerd of the test's own until the test ends.
+// startContainerd starts a containerd for this test and stops it when the test ends.
 func startContainerd(t *testing.T) *containerd.Client {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root: containerd mounts overlays")
+		t.Skip("needs root, because containerd mounts overlays")
 	}
 	_, client := containerdtest.Start(t)
 	return client
@@ -258,10 +258,10 @@ func names(list []sandbox.Image) []string {
 	return names
 }
 
-// readFile reads a file of an image as a sandbox would see it.
+// readFile returns the content of a file of an image as a sandbox would see it.
 func readFile(t *testing.T, client *containerd.Client, img containerd.Image, name string) string {
 	t.Helper()
-	// Without a lease, the collection of garbage after an import would take the snapshot.
+	// Without a lease, the garbage collection after an import would remove the snapshot.
 	ctx, release, err := client.WithLease(ctrd.InNamespace(t.Context()))
 	if err != nil {
 		t.Fatal(err)
@@ -288,7 +288,7 @@ func readFile(t *testing.T, client *containerd.Client, img containerd.Image, nam
 	return string(text)
 }
 
-// writeArchive writes an image of some files, and returns the archive's path.
+// writeArchive writes an archive of an image with these files, and returns the archive's path.
 func writeArchive(t *testing.T, name string, files map[string]string) string {
 	t.Helper()
 	content := make(map[string][]byte, len(files))
@@ -326,11 +326,11 @@ func writeTar(t *testing.T, files map[string][]byte) []byte {
 	return buf.Bytes()
 }
 
-// editArchive changes the files of an archive by their names.
-func editArchive(t *testing.T, whole []byte, edit func(map[string][]byte)) []byte {
+// editArchive returns an archive after calling edit with its files, by name.
+func editArchive(t *testing.T, data []byte, edit func(map[string][]byte)) []byte {
 	t.Helper()
 	files := map[string][]byte{}
-	r := tar.NewReader(bytes.NewReader(whole))
+	r := tar.NewReader(bytes.NewReader(data))
 	for {
 		h, err := r.Next()
 		if err == io.EOF {
@@ -347,6 +347,7 @@ func editArchive(t *testing.T, whole []byte, edit func(map[string][]byte)) []byt
 	return writeTar(t, files)
 }
 
+// rewriteIndex returns an edit that changes the descriptor of the archive's image.
 func rewriteIndex(t *testing.T, change func(*ocispec.Descriptor)) func(map[string][]byte) {
 	return func(files map[string][]byte) {
 		var index ocispec.Index
@@ -356,7 +357,7 @@ func rewriteIndex(t *testing.T, change func(*ocispec.Descriptor)) func(map[strin
 	}
 }
 
-// rewriteImage changes manifest and config, and all digests with them.
+// rewriteImage returns an edit that changes the manifest and the config, and updates all digests.
 func rewriteImage(t *testing.T, change func(*ocispec.Manifest, *ocispec.Image)) func(map[string][]byte) {
 	return func(files map[string][]byte) {
 		var index ocispec.Index
@@ -377,7 +378,8 @@ func rewriteImage(t *testing.T, change func(*ocispec.Manifest, *ocispec.Image)) 
 	}
 }
 
-func withoutLargest(files map[string][]byte) {
+// removeLargestBlob is an edit that removes the layer.
+func removeLargestBlob(files map[string][]byte) {
 	largest := ""
 	for name := range files {
 		if strings.HasPrefix(name, "blobs/") && len(files[name]) > len(files[largest]) {

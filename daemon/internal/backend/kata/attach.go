@@ -19,16 +19,16 @@ import (
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 )
 
-// stream is the standard input and output of a process in a sandbox.
+// A stream is the standard input and output of a process in a sandbox.
 type stream struct {
 	io      *cio.DirectIO
 	process containerd.Process
-	ended   <-chan containerd.ExitStatus
+	exited  <-chan containerd.ExitStatus
 	once    sync.Once
 }
 
-// Attach satisfies sandbox.Runtime: it runs `portal connect` in the sandbox, which bridges its
-// standard streams to the portal. A connection that an earlier daemon left is ended by the portal.
+// Attach implements sandbox.Runtime. It runs `portal connect` in the sandbox, which connects its standard streams to
+// the portal. The portal then closes the connection of an earlier daemon, if there is one.
 func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
 	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.LoadContainer(ctx, id)
@@ -42,11 +42,11 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	var suffix [4]byte
 	rand.Read(suffix[:])
 	execID := "portal-" + hex.EncodeToString(suffix[:])
-	// The streams live as long as the connection, not as long as this call.
-	life := context.WithoutCancel(ctx)
+	// The streams are used for the lifetime of the connection, so they must not end with ctx.
+	connCtx := context.WithoutCancel(ctx)
 	var direct *cio.DirectIO
 	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
-		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
+		return nil, fmt.Errorf("create the sandbox's directory: %w", err)
 	}
 	process, err := task.Exec(ctx, execID, &specs.Process{
 		Args: []string{portalPath, "connect"},
@@ -58,14 +58,14 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 			return nil, err
 		}
 		fifos.Stderr = ""
-		direct, err = cio.NewDirectIO(life, fifos)
+		direct, err = cio.NewDirectIO(connCtx, fifos)
 		return direct, err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prepare a connection to the portal: %w", err)
 	}
 	s := &stream{io: direct, process: process}
-	if s.ended, err = process.Wait(life); err == nil {
+	if s.exited, err = process.Wait(connCtx); err == nil {
 		err = process.Start(ctx)
 	}
 	if err != nil {
@@ -78,22 +78,22 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 func (s *stream) Read(p []byte) (int, error)  { return s.io.Stdout.Read(p) }
 func (s *stream) Write(p []byte) (int, error) { return s.io.Stdin.Write(p) }
 
-// Close ends the connection. It does not wait for a guest that no longer answers.
+// Close closes the connection. It returns within a bounded time even if the guest does not respond.
 func (s *stream) Close() error {
 	s.once.Do(func() {
-		// Standard input ends first, and with it `portal connect`. Kata's shim blocks all of the
-		// sandbox when it is asked to close an input that has not ended.
+		// Close standard input first, which ends `portal connect`. Kata's shim blocks all calls for the sandbox if it
+		// is asked to close a standard input that has not ended.
 		s.io.Stdin.Close()
 		ctx, cancel := context.WithTimeout(ctrd.InNamespace(context.Background()), 5*time.Second)
 		defer cancel()
-		if err := s.process.Kill(ctx, syscall.SIGKILL); err == nil && s.ended != nil {
+		if err := s.process.Kill(ctx, syscall.SIGKILL); err == nil && s.exited != nil {
 			select {
-			case <-s.ended:
+			case <-s.exited:
 			case <-ctx.Done():
 			}
 		}
 		if _, err := s.process.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
-			// The task is gone or going, and its processes with it.
+			// The task has ended or is ending, and its processes with it.
 			s.io.Cancel()
 		}
 		s.io.Close()

@@ -17,26 +17,28 @@ import (
 )
 
 const (
-	// bootPoll is how often a boot is looked at for its hypervisor and its console.
-	bootPoll = 20 * time.Millisecond
-	// endGrace is what the shim has to report why it ended a microVM, before its death is what there is to report.
-	endGrace = time.Second
+	// bootPollInterval is how often a boot is checked for its hypervisor and its console.
+	bootPollInterval = 20 * time.Millisecond
+	// shimErrorGrace is how long the shim may take to report its own error after the hypervisor has exited. Only after
+	// that is the exit itself reported.
+	shimErrorGrace = time.Second
 )
 
 var (
-	// launchLimit is how long after its monitor's socket, which the shim makes before it starts anything, a QEMU may
-	// appear. One that ends at once is never seen.
-	launchLimit = 30 * time.Second
-	// lastWords is how long what a dying microVM says is waited for.
-	lastWords = 200 * time.Millisecond
+	// launchTimeout is how long after its monitor's socket, which the shim creates first, QEMU may take to appear. A
+	// QEMU that exits at once is never seen.
+	launchTimeout = 30 * time.Second
+	// consoleDrain is how long to wait for the last console output of a microVM that ends.
+	consoleDrain = 200 * time.Millisecond
 
-	errHypervisorEnded = errors.New("the microVM's hypervisor ended before the guest was ready")
-	errReady           = errors.New("the guest is ready")
+	errHypervisorExited = errors.New("the microVM's hypervisor exited before the guest was ready")
+	errReady            = errors.New("the guest is ready")
 )
 
-// watchBoot runs start, which has the shim boot a microVM, and ends it soon after the hypervisor's death: the shim
-// would call the dead guest until its time is over. An error tells what the hypervisor and the guest said last.
-// Where msbd's hypervisor service boots the microVM, it does all that.
+// watchBoot runs start, which makes the shim boot a microVM, and cancels it soon after the hypervisor has exited.
+// Otherwise the shim would try to reach the dead guest until its timeout. The error has the last messages of the
+// hypervisor and the guest. If msbd's hypervisor service boots the microVM, watchBoot only runs start, because the
+// service does all this itself.
 func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.Context) error) error {
 	if r.Settings.useService() {
 		return start(ctx)
@@ -45,17 +47,17 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	watching, stop := context.WithCancelCause(ctx)
 	var watchers sync.WaitGroup
 	watchers.Go(func() {
-		if awaitDeath(watching, id) {
+		if waitHypervisorExit(watching, id) {
 			select {
-			case <-time.After(endGrace):
-				cancel(errHypervisorEnded)
+			case <-time.After(shimErrorGrace):
+				cancel(errHypervisorExited)
 			case <-watching.Done():
 			}
 		}
 	})
-	watchers.Go(func() { r.followConsole(watching, id, true) })
+	watchers.Go(func() { r.logConsole(watching, id, true) })
 	err := start(ctx)
-	ended := context.Cause(ctx)
+	cause := context.Cause(ctx)
 	if err == nil {
 		stop(errReady)
 	} else {
@@ -66,26 +68,27 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	if err == nil {
 		return nil
 	}
-	if errors.Is(ended, errHypervisorEnded) {
-		err = ended
+	if errors.Is(cause, errHypervisorExited) {
+		err = cause
 	}
-	err = fmt.Errorf("%w%s%s", err, tail.Quote("shim", shimErrors(r.Containerd.LogFile(), id)), tail.Quote("console", r.consoleEnd(id)))
+	err = fmt.Errorf("%w%s%s", err, tail.Quote("shim", shimErrors(r.Containerd.LogFile(), id)), tail.Quote("console", r.consoleTail(id)))
 	if kept := r.keepConsole(id); kept != "" {
-		err = fmt.Errorf("%w\n(the whole console is in %s)", err, kept)
+		err = fmt.Errorf("%w\n(the complete console log is in %s)", err, kept)
 	}
 	return err
 }
 
-// awaitDeath waits until the sandbox's QEMU has begun and has ended. It returns false if ctx ends first.
-func awaitDeath(ctx context.Context, id string) bool {
+// waitHypervisorExit waits until the sandbox's QEMU has started and exited, and then returns true. It returns false if
+// ctx ends first.
+func waitHypervisorExit(ctx context.Context, id string) bool {
 	var qemu *process.Process
 	var launched time.Time
-	if poll(ctx, bootPoll, func() bool {
-		qemu, _ = findQEMU(id) // a later look may succeed
+	if poll(ctx, bootPollInterval, func() bool {
+		qemu, _ = findQEMU(id) // on error, the next call may succeed
 		if _, err := os.Stat(filepath.Join(vmRoot, id, "qmp.sock")); err == nil && launched.IsZero() {
 			launched = time.Now()
 		}
-		return qemu != nil || !launched.IsZero() && time.Since(launched) > launchLimit
+		return qemu != nil || !launched.IsZero() && time.Since(launched) > launchTimeout
 	}) != nil {
 		return false
 	}
@@ -96,30 +99,30 @@ func awaitDeath(ctx context.Context, id string) bool {
 	return qemu.Wait(ctx) == nil
 }
 
-// shimErrors picks from containerd's log what the shim of a sandbox, and through it the hypervisor, said at the
-// end that was no good news.
+// shimErrors returns the last error messages of a sandbox's shim, and of its hypervisor through the shim, in
+// containerd's log.
 func shimErrors(log, id string) string {
 	const (
-		lookAt   = 64 << 10
+		maxBytes = 64 << 10
 		maxLines = 8
 	)
 	var lines []string
-	for line := range strings.Lines(tail.Read(log, lookAt)) {
+	for line := range strings.Lines(tail.Read(log, maxBytes)) {
 		if !strings.Contains(line, "sandbox="+id) || !strings.Contains(line, "level=error") {
 			continue
 		}
-		var said []string
-		for _, m := range saidRE.FindAllStringSubmatch(line, -1) {
+		var texts []string
+		for _, m := range logTextRE.FindAllStringSubmatch(line, -1) {
 			text, err := strconv.Unquote(m[1])
 			if err != nil {
-				text = m[1] // one word
+				text = m[1] // a single word is not quoted
 			}
-			said = append(said, text)
+			texts = append(texts, text)
 		}
-		lines = append(lines, fmt.Sprintf("%.300s", strings.Join(said, ": ")))
+		lines = append(lines, fmt.Sprintf("%.300s", strings.Join(texts, ": ")))
 	}
 	return strings.Join(lines[max(0, len(lines)-maxLines):], "\n")
 }
 
-// saidRE finds what matters in a line of the shim's.
-var saidRE = regexp.MustCompile(` (?:msg|error)=("(?:[^"\\]|\\.)*"|\S+)`)
+// logTextRE matches the message and the error in a log line of the shim.
+var logTextRE = regexp.MustCompile(` (?:msg|error)=("(?:[^"\\]|\\.)*"|\S+)`)

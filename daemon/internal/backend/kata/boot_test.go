@@ -13,7 +13,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
-// A boot is one that Kata's own driver makes: its QEMU is a stand-in, with a console that is real.
+// A boot simulates a boot by Kata's own driver. Its QEMU is a fake process, but its console is a real socket.
 type boot struct {
 	*Runtime
 	id      string
@@ -22,7 +22,7 @@ type boot struct {
 
 func newBoot(t *testing.T) *boot {
 	t.Helper()
-	r, _ := testRuntime(t)
+	r, _ := newTestRuntime(t)
 	b := &boot{Runtime: r, id: newID(t)}
 	vm := filepath.Join(vmRoot, b.id)
 	for _, dir := range []string{vm, r.dir(b.id)} {
@@ -31,7 +31,7 @@ func newBoot(t *testing.T) *boot {
 		}
 	}
 	t.Cleanup(func() { os.RemoveAll(vm) })
-	// As of a QEMU that has begun; it may end before anybody sees it.
+	// The file shows that the shim has started QEMU, which may exit before it is seen.
 	writeFile(t, filepath.Join(vm, "qmp.sock"), "")
 	var err error
 	if b.console, err = net.Listen("unix", filepath.Join(vm, "console.sock")); err != nil {
@@ -41,8 +41,8 @@ func newBoot(t *testing.T) *boot {
 	return b
 }
 
-// say writes to the console when it has a reader, and hangs up as a dying QEMU does.
-func (b *boot) say(t *testing.T, text string) {
+// writeConsole waits for a reader of the console, writes text, and closes the connection as a dying QEMU does.
+func (b *boot) writeConsole(t *testing.T, text string) {
 	t.Helper()
 	conn, err := b.console.Accept()
 	if err != nil {
@@ -53,26 +53,27 @@ func (b *boot) say(t *testing.T, text string) {
 	conn.Close()
 }
 
-// hang is a shim that calls a dead guest.
+// hang blocks until ctx ends, like a shim that tries to reach a dead guest.
 func hang(ctx context.Context) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-func TestBootOfDyingHypervisor(t *testing.T) {
+// The error of a boot has the last messages of the shim and of the console.
+func TestBootWithDyingHypervisor(t *testing.T) {
 	b := newBoot(t)
-	qemu := play(t, makeCgroup(t, cgroupParent+"/kata_"+b.id), "-name", "sandbox-"+b.id)
+	qemu := startFake(t, newCgroup(t, cgroupParent+"/kata_"+b.id), "-name", "sandbox-"+b.id)
 	writeFile(t, b.Containerd.LogFile(), `time="x" level=warning msg="nothing to see" sandbox=`+b.id+"\n"+
-		`time="x" level=error msg="another's" sandbox=sb-other`+"\n"+
+		`time="x" level=error msg="other sandbox" sandbox=sb-other`+"\n"+
 		`time="x" level=error msg="qemu: \"x\" is no machine" error=EOF qemuPid=7 sandbox=`+b.id+" source=v\n")
 	go func() {
-		b.say(t, "Kernel panic\r\n\x1b[2J\u009b2Jat \xff all")
+		b.writeConsole(t, "Kernel panic\r\n\x1b[2J\u009b2Jat \xff all")
 		qemu.Process.Kill()
 	}()
 	err := b.watchBoot(t.Context(), b.id, hang)
-	wantError(t, err, errHypervisorEnded.Error(), "\nshim: qemu: \"x\" is no machine: EOF\n", "\nconsole: Kernel panic\n\t[2J2Jat  all\n", "the whole console is in")
-	if strings.Contains(err.Error(), "nothing to see") || strings.Contains(err.Error(), "another") {
-		t.Errorf("the error tells too much: %v", err)
+	wantError(t, err, errHypervisorExited.Error(), "\nshim: qemu: \"x\" is no machine: EOF\n", "\nconsole: Kernel panic\n\t[2J2Jat  all\n", "the complete console log is in")
+	if strings.Contains(err.Error(), "nothing to see") || strings.Contains(err.Error(), "other sandbox") {
+		t.Errorf("error %v, do not want a warning or another sandbox's message in it", err)
 	}
 	kept, err := os.ReadFile(filepath.Join(b.dir(hypervisor.FailedDir), b.id+".log"))
 	if err != nil || !strings.HasPrefix(string(kept), "Kernel panic") {
@@ -80,70 +81,70 @@ func TestBootOfDyingHypervisor(t *testing.T) {
 	}
 }
 
-// One that ends before anybody can have seen it, as when it does not take an argument.
-func TestBootOfUnseenHypervisor(t *testing.T) {
-	defer func(limit time.Duration) { launchLimit = limit }(launchLimit)
-	launchLimit = 500 * time.Millisecond
+// The hypervisor exits before it can be seen, for example because it rejects an argument.
+func TestBootWithUnseenHypervisor(t *testing.T) {
+	defer func(timeout time.Duration) { launchTimeout = timeout }(launchTimeout)
+	launchTimeout = 500 * time.Millisecond
 	b := newBoot(t)
 	err := b.watchBoot(t.Context(), b.id, hang)
-	wantError(t, err, errHypervisorEnded.Error())
+	wantError(t, err, errHypervisorExited.Error())
 }
 
-// The shim ends the hypervisor when it fails, and knows better why.
-func TestBootErrorOfShim(t *testing.T) {
+// When the shim fails, it kills the hypervisor. The error is then the shim's, which has the cause.
+func TestBootReturnsErrorOfShim(t *testing.T) {
 	b := newBoot(t)
-	qemu := play(t, makeCgroup(t, cgroupParent+"/kata_"+b.id), "-name", "sandbox-"+b.id)
-	why := errors.New("no such user")
+	qemu := startFake(t, newCgroup(t, cgroupParent+"/kata_"+b.id), "-name", "sandbox-"+b.id)
+	want := errors.New("no such user")
 	err := b.watchBoot(t.Context(), b.id, func(ctx context.Context) error {
-		b.say(t, "hello")
+		b.writeConsole(t, "hello")
 		qemu.Process.Kill()
 		qemu.Wait()
-		return why
+		return want
 	})
 	wantError(t, err, "no such user", "console: hello")
-	if !errors.Is(err, why) || errors.Is(err, errHypervisorEnded) {
-		t.Errorf("the error is %v", err)
+	if !errors.Is(err, want) || errors.Is(err, errHypervisorExited) {
+		t.Errorf("error %v, want %v", err, want)
 	}
 }
 
 func TestBootCancelled(t *testing.T) {
 	b := newBoot(t)
-	why := errors.New("the client left")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	err := b.watchBoot(ctx, b.id, func(ctx context.Context) error {
-		cancel(why)
+		cancel(errors.New("the client disconnected"))
 		return hang(ctx)
 	})
 	if !errors.Is(err, context.Canceled) {
-		t.Errorf("the error is %v", err)
+		t.Errorf("error %v, want %v", err, context.Canceled)
 	}
 }
 
 func TestBoot(t *testing.T) {
 	b := newBoot(t)
-	play(t, makeCgroup(t, cgroupParent+"/kata_"+b.id), "-name", "sandbox-"+b.id)
+	startFake(t, newCgroup(t, cgroupParent+"/kata_"+b.id), "-name", "sandbox-"+b.id)
 	if err := b.watchBoot(t.Context(), b.id, func(context.Context) error { return nil }); err != nil {
 		t.Error(err)
 	}
-	// The service of msbd's own watches its boots itself, and there is nothing to see of them here.
+	// msbd's hypervisor service watches its boots itself, so watchBoot returns the error unchanged.
 	b.Settings = Settings{HypervisorSocket: "/run/x.sock"}
-	why := errors.New("no such user")
-	if err := b.watchBoot(t.Context(), b.id, func(context.Context) error { return why }); err != why {
-		t.Error(err)
+	want := errors.New("no such user")
+	if err := b.watchBoot(t.Context(), b.id, func(context.Context) error { return want }); err != want {
+		t.Errorf("error %v, want %v", err, want)
 	}
 }
 
-// What the guest says last may come a moment after the boot is given up. Nobody waits for it after one that went well.
-func TestLastWords(t *testing.T) {
-	defer func(limit time.Duration) { lastWords = limit }(lastWords)
-	lastWords = time.Hour
+// The last console output may arrive a moment after a boot has failed, so logConsole waits for it. It does not wait
+// after a successful boot.
+func TestLogConsoleWaitsForLastOutput(t *testing.T) {
+	defer func(d time.Duration) { consoleDrain = d }(consoleDrain)
+	consoleDrain = time.Hour
 	for cause, want := range map[error]string{nil: "the end", errReady: ""} {
 		b := newBoot(t)
 		ctx, cancel := context.WithCancelCause(t.Context())
-		followed := make(chan struct{})
+		done := make(chan struct{})
 		go func() {
-			b.followConsole(ctx, b.id, false)
-			close(followed)
+			b.logConsole(ctx, b.id, false)
+			close(done)
 		}()
 		conn, err := b.console.Accept()
 		if err != nil {
@@ -155,44 +156,45 @@ func TestLastWords(t *testing.T) {
 			conn.Write([]byte("the end"))
 			conn.Close()
 		}
-		<-followed
+		<-done
 		conn.Close()
 		if text, _ := os.ReadFile(b.consoleLog(b.id)); string(text) != want {
-			t.Errorf("ended by %v, the log has %q", cause, text)
+			t.Errorf("cancelled with cause %v: the log has %q, want %q", cause, text, want)
 		}
 	}
 }
 
-func TestConsoleIsBounded(t *testing.T) {
+func TestConsoleLogIsBounded(t *testing.T) {
 	b := newBoot(t)
-	go b.say(t, strings.Repeat("x", 3*consoleLimit)+"end")
-	b.followConsole(t.Context(), b.id, false)
+	go b.writeConsole(t, strings.Repeat("x", 3*maxConsoleLog)+"end")
+	b.logConsole(t.Context(), b.id, false)
 	log, err := os.ReadFile(b.consoleLog(b.id))
-	if err != nil || len(log) > consoleLimit || !strings.HasSuffix(string(log), "end") {
+	if err != nil || len(log) > maxConsoleLog || !strings.HasSuffix(string(log), "end") {
 		t.Errorf("the log has %d bytes, %v", len(log), err)
 	}
 }
 
+// If a microVM ends, the end of its console is in the server's log unless the microVM was being removed.
 func TestConsoleOfRunningMicroVM(t *testing.T) {
-	for meant, say := range map[bool]string{false: "Kernel panic", true: "Bye"} {
-		r, log := testRuntime(t)
+	for removing, text := range map[bool]string{false: "Kernel panic", true: "Bye"} {
+		r, log := newTestRuntime(t)
 		b := newBoot(t)
 		r.RunDir = b.RunDir
-		if meant {
+		if removing {
 			defer r.markRemoving(b.id)()
 		}
 		done := r.watchConsole(t.Context(), b.id)
-		b.say(t, say)
-		eventually(t, "the console is read", func() bool {
-			text, _ := os.ReadFile(r.consoleLog(b.id))
-			return string(text) == say
+		b.writeConsole(t, text)
+		waitUntil(t, "the console is read", func() bool {
+			got, _ := os.ReadFile(r.consoleLog(b.id))
+			return string(got) == text
 		})
 		done()
-		if told := strings.Contains(log.String(), say); told == meant {
-			t.Errorf("meant to end: %v; the log says %q", meant, log)
+		if logged := strings.Contains(log.String(), text); logged == removing {
+			t.Errorf("removing %v: the server's log is %q", removing, log)
 		}
-		if kept := !missing(filepath.Join(r.dir(hypervisor.FailedDir), b.id+".log")); kept == meant {
-			t.Errorf("meant to end: %v; the console is kept: %v", meant, kept)
+		if kept := !missing(filepath.Join(r.dir(hypervisor.FailedDir), b.id+".log")); kept == removing {
+			t.Errorf("removing %v: console log kept %v", removing, kept)
 		}
 	}
 }

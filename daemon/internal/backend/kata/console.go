@@ -14,34 +14,34 @@ import (
 )
 
 const (
-	// consoleLimit bounds a console's log: a guest can write as much as it likes.
-	consoleLimit = 1 << 20
-	// consolePause bounds how often a guest can make msbd read.
-	consolePause = 50 * time.Millisecond
+	// maxConsoleLog bounds a console log, in bytes, because a guest can write any amount.
+	maxConsoleLog = 1 << 20
+	// consoleInterval is the shortest time between two reads, so that a guest cannot keep msbd busy.
+	consoleInterval = 50 * time.Millisecond
 )
 
 func (r *Runtime) consoleLog(id string) string { return filepath.Join(r.dir(id), "console.log") }
 
-// consoleEnd returns what the guest said last.
-func (r *Runtime) consoleEnd(id string) string { return tail.Read(r.consoleLog(id), 1<<10) }
+// consoleTail returns the end of the console log.
+func (r *Runtime) consoleTail(id string) string { return tail.Read(r.consoleLog(id), 1<<10) }
 
-// followConsole appends what the guest says on the console, which Kata's QEMU serves to one reader, to the
-// sandbox's log until ctx or the microVM ends. What it said before the end is still read, unless ctx's cause is
-// errReady. With await, it waits for the console to appear.
-func (r *Runtime) followConsole(ctx context.Context, id string, await bool) {
+// logConsole appends the guest's console output to the sandbox's console log until ctx or the microVM ends. Kata's QEMU
+// serves the console to one reader only. When ctx ends, logConsole keeps reading for consoleDrain to get the last
+// output, unless the cause of ctx is errReady. If wait is set, it first waits until the console's socket exists.
+func (r *Runtime) logConsole(ctx context.Context, id string, wait bool) {
 	var console net.Conn
 	dial := func() (err error) {
 		console, err = net.Dial("unix", filepath.Join(vmRoot, id, "console.sock"))
 		return err
 	}
-	if err := dial(); err != nil && (!await || poll(ctx, bootPoll, func() bool { return dial() == nil }) != nil) {
+	if err := dial(); err != nil && (!wait || poll(ctx, bootPollInterval, func() bool { return dial() == nil }) != nil) {
 		return
 	}
 	defer console.Close()
 	defer context.AfterFunc(ctx, func() {
 		end := time.Now()
 		if !errors.Is(context.Cause(ctx), errReady) {
-			end = end.Add(lastWords)
+			end = end.Add(consoleDrain)
 		}
 		_ = console.SetDeadline(end)
 	})()
@@ -54,7 +54,7 @@ func (r *Runtime) followConsole(ctx context.Context, id string, await bool) {
 	buffer := make([]byte, 64<<10)
 	for size := int64(0); ; {
 		n, err := console.Read(buffer)
-		if size += int64(n); size > consoleLimit {
+		if size += int64(n); size > maxConsoleLog {
 			_ = log.Truncate(0)
 			size = int64(n)
 		}
@@ -63,35 +63,36 @@ func (r *Runtime) followConsole(ctx context.Context, id string, await bool) {
 			return
 		}
 		select {
-		case <-time.After(consolePause):
+		case <-time.After(consoleInterval):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// watchConsole follows the console of a microVM that runs, and reports what it said if it ends by itself. Call the
-// answer when it has ended.
+// watchConsole logs the console of a running microVM until done is called, which the caller does when the microVM has
+// ended. If the microVM was not being removed, done writes the end of the console to the server's log.
 func (r *Runtime) watchConsole(ctx context.Context, id string) (done func()) {
 	ctx, stop := context.WithCancel(ctx)
-	var follower sync.WaitGroup
-	follower.Go(func() { r.followConsole(ctx, id, false) })
+	var reader sync.WaitGroup
+	reader.Go(func() { r.logConsole(ctx, id, false) })
 	return func() {
-		running := ctx.Err() == nil
+		canceled := ctx.Err() != nil // the server stops, but the microVM keeps running
 		stop()
-		follower.Wait()
+		reader.Wait()
 		r.mu.Lock()
-		meant := r.removing[id]
+		removing := r.removing[id]
 		r.mu.Unlock()
-		if !running || meant {
+		if canceled || removing {
 			return
 		}
-		if words := r.consoleEnd(id); words != "" {
-			r.Log.Error("a microVM has ended by itself, and its guest said why", "id", id, "console", r.keepConsole(id), "last_words", words)
+		if end := r.consoleTail(id); end != "" {
+			r.Log.Error("a microVM ended unexpectedly; this is the end of its console", "id", id, "console", r.keepConsole(id), "last_words", end)
 		}
 	}
 }
 
-// keepConsole keeps the console of a microVM that failed. It returns the path, or "" if the guest said nothing.
+// keepConsole keeps the console log of a failed microVM. It returns the new path, or "" if the log is empty or cannot
+// be moved.
 func (r *Runtime) keepConsole(id string) string {
 	return hypervisor.KeepConsole(r.consoleLog(id), r.dir(""), id)
 }

@@ -17,21 +17,20 @@ import (
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
-// vmRoot is where Kata's shim keeps the sockets of its QEMUs.
+// vmRoot is the directory where Kata's shim keeps the sockets of its QEMU processes.
 const vmRoot = "/run/vc/vm"
 
-// kataDirs hold a directory of sockets and small files for each sandbox: that of its QEMU, and the shim's record of it.
-// The runtime in Rust has one of its own.
+// kataDirs are directories that hold a directory of sockets and small files for each sandbox: those of its QEMU, the
+// shim's record of it, and those of the Rust runtime.
 var kataDirs = []string{vmRoot, "/run/vc/sbs", "/run/kata"}
 
-// removeLeftovers removes what Kata left of a sandbox in the places that it uses on every host. The
-// sandbox's processes have ended.
+// removeLeftovers removes Kata's mounts, files and cgroups of a sandbox. The sandbox's processes must have ended.
 func removeLeftovers(ctx context.Context, id string) error {
 	shared := filepath.Join(hypervisor.SharedRoot, id)
 	if err := unmountBelow(shared); err != nil {
 		return err
 	}
-	if err := removeHollow(shared); err != nil {
+	if err := removeMountPoints(shared); err != nil {
 		return err
 	}
 	for _, dir := range kataDirs {
@@ -42,19 +41,21 @@ func removeLeftovers(ctx context.Context, id string) error {
 	return removeCgroups(ctx, id)
 }
 
-// cgroups finds the cgroups that Kata has for a sandbox, which are named for it: the one below the container's parent, and
-// the one for processes outside of that. cgroup v1 has each of them once per controller.
+// cgroups returns the cgroups that Kata has created for a sandbox, which have its id in their names: one below the
+// container's parent cgroup, and one for processes outside of that. With cgroup v1, each of them exists once per
+// controller.
 func cgroups(id string) (found []string) {
 	for _, root := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/*/*/"} {
 		for _, prefix := range []string{"kata_", ""} {
-			paths, _ := filepath.Glob(root + prefix + id) // the patterns are good
+			paths, _ := filepath.Glob(root + prefix + id) // these patterns are never malformed
 			found = append(found, paths...)
 		}
 	}
 	return found
 }
 
-// removeTree removes a directory and what is in it, but nothing of what is mounted there.
+// removeTree removes a directory and its content. It first unmounts everything below, and so never removes files in
+// mounts.
 func removeTree(dir string) error {
 	if err := unmountBelow(dir); err != nil {
 		return err
@@ -62,6 +63,7 @@ func removeTree(dir string) error {
 	return os.RemoveAll(dir)
 }
 
+// removeCgroups removes the cgroups of a sandbox, whose processes must have ended.
 func removeCgroups(ctx context.Context, id string) error {
 	for _, top := range cgroups(id) {
 		var tree []string
@@ -73,7 +75,7 @@ func removeCgroups(ctx context.Context, id string) error {
 		})
 		for _, cgroup := range slices.Backward(tree) { // children first
 			var err error
-			busy := func() bool { // for a moment after its last process has ended
+			busy := func() bool { // a cgroup stays busy for a moment after its last process has ended
 				err = unix.Rmdir(cgroup)
 				return errors.Is(err, unix.EBUSY)
 			}
@@ -88,7 +90,7 @@ func removeCgroups(ctx context.Context, id string) error {
 	return nil
 }
 
-// unmountBelow detaches everything that is mounted at path or below, and makes sure of it.
+// unmountBelow detaches everything that is mounted at path or below it. It returns an error if a mount remains.
 func unmountBelow(path string) error {
 	below := func(i *mountinfo.Info) (skip, stop bool) {
 		return i.Mountpoint != path && !strings.HasPrefix(i.Mountpoint, path+"/"), false
@@ -97,9 +99,9 @@ func unmountBelow(path string) error {
 	if err != nil {
 		return fmt.Errorf("find mounts below %s: %w", path, err)
 	}
-	for _, mount := range slices.Backward(mounts) { // the last one mounted lies on top
+	for _, mount := range slices.Backward(mounts) { // the last mount is on top
 		err := unix.Unmount(mount.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it went along with another
+		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL if it was detached together with another mount
 			return fmt.Errorf("unmount %s: %w", mount.Mountpoint, err)
 		}
 	}
@@ -109,9 +111,10 @@ func unmountBelow(path string) error {
 	return err
 }
 
-// removeHollow removes directories and empty files, which is all that mount points are. A file
-// with content is somebody's: it stays, and is an error. containerd may clean up at the same time.
-func removeHollow(path string) error {
+// removeMountPoints removes path and everything below it. It expects only directories and empty files, as mount points
+// are, and returns an error for any other file instead of removing it, because that may be somebody's data. It
+// tolerates that containerd removes files at the same time.
+func removeMountPoints(path string) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -122,7 +125,7 @@ func removeHollow(path string) error {
 	for _, e := range entries {
 		name := filepath.Join(path, e.Name())
 		if e.IsDir() {
-			err = removeHollow(name)
+			err = removeMountPoints(name)
 		} else {
 			err = removeEmptyFile(name)
 		}
@@ -130,7 +133,7 @@ func removeHollow(path string) error {
 			return err
 		}
 	}
-	return removeIfThere(path)
+	return removeIfExists(path)
 }
 
 func removeEmptyFile(path string) error {
@@ -139,15 +142,15 @@ func removeEmptyFile(path string) error {
 		return nil
 	}
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > 0) {
-		err = fmt.Errorf("remove %s: it is no mount point", path)
+		err = fmt.Errorf("remove %s: it is not an empty file", path)
 	}
 	if err != nil {
 		return err
 	}
-	return removeIfThere(path)
+	return removeIfExists(path)
 }
 
-func removeIfThere(path string) error {
+func removeIfExists(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

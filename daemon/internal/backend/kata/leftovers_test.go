@@ -16,7 +16,7 @@ func TestRemoveLeftovers(t *testing.T) {
 		"/run/vc/sbs/" + id + "/persist.json",
 		"/run/vc/sbs/" + id + "/" + id + "/persist.json",
 		"/run/vc/vm/" + id + "/pid",
-		"/run/kata/" + id + "/shim-monitor.sock", // of the runtime in Rust
+		"/run/kata/" + id + "/shim-monitor.sock", // of the Rust runtime
 	}
 	for _, file := range files {
 		writeFile(t, file, "x")
@@ -25,9 +25,9 @@ func TestRemoveLeftovers(t *testing.T) {
 	writeFile(t, kept, "x")
 	t.Cleanup(func() { os.RemoveAll(filepath.Dir(kept)) })
 	point := filepath.Join(hypervisor.SharedRoot, id, "mounts", "file")
-	writeFile(t, point, "") // a mount point of a file
+	writeFile(t, point, "") // the mount point of a file
 	shared := filepath.Join(hypervisor.SharedRoot, id)
-	cgroups := []string{makeCgroup(t, "msb-test/kata_"+id+"/below/it"), makeCgroup(t, "kata_overhead/"+id)}
+	cgroups := []string{newCgroup(t, "msb-test/kata_"+id+"/below/it"), newCgroup(t, "kata_overhead/"+id)}
 
 	for range 2 {
 		if err := removeLeftovers(t.Context(), id); err != nil {
@@ -37,15 +37,15 @@ func TestRemoveLeftovers(t *testing.T) {
 	for _, path := range append(cgroups, shared, filepath.Dir(cgroups[0]), filepath.Dir(filepath.Dir(cgroups[0])),
 		"/run/vc/sbs/"+id, "/run/vc/vm/"+id, "/run/kata/"+id) {
 		if !missing(path) {
-			t.Errorf("%s is left", path)
+			t.Errorf("%s was not removed", path)
 		}
 	}
 	if missing(kept) {
-		t.Error("another's was removed")
+		t.Error("a file of another sandbox was removed")
 	}
 }
 
-// Whatever is still mounted below a sandbox's directories, its files must survive.
+// Removing the directories of a sandbox does not remove files in file systems that are still mounted below them.
 func TestRemoveSparesWhatIsMounted(t *testing.T) {
 	id := newID(t)
 	volume := t.TempDir()
@@ -75,13 +75,14 @@ func TestRemoveSparesWhatIsMounted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if text, err := os.ReadFile(precious); err != nil || string(text) != "data" {
-		t.Errorf("the volume's file holds %q, %v", text, err)
+		t.Errorf("the volume's file has %q, %v", text, err)
 	}
 	if !missing(filepath.Join(hypervisor.SharedRoot, id)) || !missing(filepath.Dir(mounted)) {
-		t.Error("something is left")
+		t.Error("the directories were not removed")
 	}
 }
 
+// removeLeftovers does not remove a file with content, which may be somebody's data.
 func TestRemoveRefusesFiles(t *testing.T) {
 	id := newID(t)
 	file := filepath.Join(hypervisor.SharedRoot, id, "shared", "file")

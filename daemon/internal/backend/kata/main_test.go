@@ -20,18 +20,18 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// standIn is the name under which this program plays some process: it blocks until it is killed.
-const standIn = "microvm-test-stand-in"
+// fakeProcess is the name under which the test program acts as a fake process. It blocks until it is killed.
+const fakeProcess = "microvm-test-stand-in"
 
 func TestMain(m *testing.M) {
-	if os.Args[0] == standIn {
-		io.Copy(io.Discard, os.Stdin) // which never ends
+	if os.Args[0] == fakeProcess {
+		io.Copy(io.Discard, os.Stdin) // never ends
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// newID is like the id of a sandbox.
+// newID returns a new sandbox id.
 func newID(t *testing.T) string {
 	t.Helper()
 	var b [8]byte
@@ -39,11 +39,11 @@ func newID(t *testing.T) string {
 	return "sb-" + hex.EncodeToString(b[:])
 }
 
-// play starts a process with the arguments; in a cgroup, if that is given.
-func play(t *testing.T, cgroup string, args ...string) *exec.Cmd {
+// startFake starts a fake process with these arguments, in a cgroup unless that is "".
+func startFake(t *testing.T, cgroup string, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = append([]string{standIn}, args...)
+	cmd.Args = append([]string{fakeProcess}, args...)
 	if _, err := cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,16 +51,16 @@ func play(t *testing.T, cgroup string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	// The kernel shows a process's arguments a moment after its start.
-	eventually(t, "its arguments are to be seen", func() bool { return slices.Equal(process.Arguments(cmd.Process.Pid), cmd.Args) })
+	// The arguments of a process become visible only a moment after its start.
+	waitUntil(t, "its arguments are visible", func() bool { return slices.Equal(process.Arguments(cmd.Process.Pid), cmd.Args) })
 	if cgroup != "" {
 		writeFile(t, filepath.Join(cgroup, "cgroup.procs"), strconv.Itoa(cmd.Process.Pid))
 	}
 	return cmd
 }
 
-// makeCgroup makes a cgroup as a shim does, at a path that begins with its parent.
-func makeCgroup(t *testing.T, path string) string {
+// newCgroup creates a cgroup as a shim does. path includes its parents.
+func newCgroup(t *testing.T, path string) string {
 	t.Helper()
 	root := "/sys/fs/cgroup"
 	if _, err := os.Stat(filepath.Join(root, "cgroup.procs")); err != nil {
@@ -72,13 +72,14 @@ func makeCgroup(t *testing.T, path string) string {
 	}
 	t.Cleanup(func() {
 		for ; cgroup != root; cgroup = filepath.Dir(cgroup) {
-			os.Remove(cgroup) // what is in use stays
+			os.Remove(cgroup) // fails if it is in use
 		}
 	})
 	return cgroup
 }
 
-func testRuntime(t *testing.T) (*Runtime, *bytes.Buffer) {
+// newTestRuntime returns a Runtime without a containerd, and its log.
+func newTestRuntime(t *testing.T) (*Runtime, *bytes.Buffer) {
 	t.Helper()
 	dir, log := t.TempDir(), &bytes.Buffer{}
 	return &Runtime{
@@ -108,20 +109,20 @@ func writeFile(t *testing.T, path, text string) {
 func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	if err == nil {
-		t.Fatal("there was no error")
+		t.Fatal("no error")
 	}
 	for _, part := range parts {
 		if !strings.Contains(err.Error(), part) {
-			t.Errorf("the error does not say %q: %v", part, err)
+			t.Errorf("error %v, want %q in it", err, part)
 		}
 	}
 }
 
-func eventually(t *testing.T, what string, condition func() bool) {
+func waitUntil(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	for limit := time.Now().Add(30 * time.Second); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(limit) {
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }

@@ -14,17 +14,17 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// The processes of a sandbox are its shim and whatever the shim has started: QEMU, virtiofsd. They are found by the cgroup
-// that Kata names for the sandbox, or by their arguments: the shim is outside of that cgroup at its beginning and end. Ids
-// are random, and so never name another's.
+// The processes of a sandbox are its shim and the processes that the shim has started, such as QEMU and virtiofsd. They
+// are found by the cgroup that Kata names after the sandbox, or by their arguments, because the shim is outside of that
+// cgroup when it starts and when it ends. Sandbox ids are random, so an id never matches a process of another sandbox.
 
-// belongsTo reports whether a process is one of a sandbox's.
+// belongsTo reports whether a process belongs to a sandbox.
 func belongsTo(pid int, id string) bool {
 	cgroups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(cgroups)) {
 		for name := range strings.SplitSeq(strings.TrimSuffix(line, "\n"), "/") {
 			if name == "kata_"+id || name == id {
-				// Neither a process that has ended nor a kernel thread, which ends with the hypervisor.
+				// A process that has ended, or a kernel thread, which ends with the hypervisor, has no executable.
 				_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 				return err == nil
 			}
@@ -34,7 +34,8 @@ func belongsTo(pid int, id string) bool {
 	return isShim(args, id) || isQEMU(args, id) || isVirtiofsd(args, id)
 }
 
-// hasOption reports whether args hold an option, as a word of its own, with a value that is accepted.
+// hasOption reports whether args have the option name, followed by a value in the next argument for which accept
+// returns true.
 func hasOption(args []string, name string, accept func(value string) bool) bool {
 	for i, arg := range args {
 		if arg == name && i+1 < len(args) && accept(args[i+1]) {
@@ -44,6 +45,7 @@ func hasOption(args []string, name string, accept func(value string) bool) bool 
 	return false
 }
 
+// isShim reports whether args are those of a sandbox's shim.
 func isShim(args []string, id string) bool {
 	return hasOption(args, "-id", func(v string) bool { return v == id })
 }
@@ -56,15 +58,16 @@ func isQEMU(args []string, id string) bool {
 	})
 }
 
+// isVirtiofsd reports whether args are those of a sandbox's virtiofsd.
 func isVirtiofsd(args []string, id string) bool {
 	shared := filepath.Join(hypervisor.SharedRoot, id) + "/"
 	return slices.ContainsFunc(args, func(arg string) bool {
-		_, value, found := strings.Cut(arg, "=") // --shared-dir=, or of the one in C: source=
+		_, value, found := strings.Cut(arg, "=") // --shared-dir= for the Rust virtiofsd, source= for the C one
 		return found && strings.HasPrefix(value, shared)
 	})
 }
 
-// killProcesses ends all processes of a sandbox and waits until they are dead.
+// killProcesses kills all processes of a sandbox and waits until they are dead.
 func killProcesses(ctx context.Context, id string) error {
 	for {
 		pids, err := process.PIDs()
@@ -84,24 +87,25 @@ func killProcesses(ctx context.Context, id string) error {
 			if p == nil {
 				continue
 			}
-			// Look again: only now is the pid held to one process. A dead one may wait to be reaped.
+			// Check again, because the pid could be reused until p was opened. Skip a dead process that is not reaped
+			// yet.
 			if !p.Dead() && belongsTo(pid, id) {
 				found = true
 				errs = append(errs, p.Kill(ctx))
 			}
 			p.Close()
 		}
-		// Look again: one that was killed may have started another.
+		// Search again, because a process may have started another one before it was killed.
 		if err := errors.Join(errs...); err != nil || !found {
 			return err
 		}
 	}
 }
 
-// findQEMU takes hold of the QEMU in a sandbox's cgroup. It returns nil if there is none. It is cheap.
+// findQEMU returns the QEMU process in a sandbox's cgroup, or nil if there is none. It is cheap enough to poll.
 func findQEMU(id string) (*process.Process, error) {
 	var procs []byte
-	for _, root := range []string{"", "memory", "pids", "cpu", "devices", "systemd"} { // cgroup v2; some hierarchy of v1
+	for _, root := range []string{"", "memory", "pids", "cpu", "devices", "systemd"} { // cgroup v2, or a hierarchy of v1
 		var err error
 		if procs, err = os.ReadFile(filepath.Join("/sys/fs/cgroup", root, cgroupParent, "kata_"+id, "cgroup.procs")); err == nil {
 			break

@@ -7,48 +7,48 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// Whatever a sandbox has of processes is found and ended, and nothing else.
+// killProcesses kills all processes of a sandbox, and no others.
 func TestKillProcesses(t *testing.T) {
 	id, other := newID(t), newID(t)
-	cgroup, overhead := makeCgroup(t, "msb-test/kata_"+id), makeCgroup(t, "kata_overhead/"+id)
-	doomed := map[string]*exec.Cmd{
-		"shim":                        play(t, "", "-namespace", "msb", "-address", "/run/x.sock", "-publish-binary", "", "-id", id),
-		"shim that cleans up":         play(t, "", "-namespace", "msb", "-id", id, "-bundle", "/run/x", "delete"),
-		"QEMU":                        play(t, "", "-name", "sandbox-"+id, "-uuid", "x"),
-		"QEMU that is debugged":       play(t, "", "-name", "sandbox-"+id+",debug-threads=on"),
-		"virtiofsd in Rust":           play(t, "", "--syslog", "--shared-dir=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
-		"virtiofsd in C":              play(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
-		"something in the cgroup":     play(t, cgroup),
-		"something that is left over": play(t, overhead),
+	cgroup, overhead := newCgroup(t, "msb-test/kata_"+id), newCgroup(t, "kata_overhead/"+id)
+	ofSandbox := map[string]*exec.Cmd{
+		"shim":                           startFake(t, "", "-namespace", "msb", "-address", "/run/x.sock", "-publish-binary", "", "-id", id),
+		"shim that cleans up":            startFake(t, "", "-namespace", "msb", "-id", id, "-bundle", "/run/x", "delete"),
+		"QEMU":                           startFake(t, "", "-name", "sandbox-"+id, "-uuid", "x"),
+		"QEMU with debug option":         startFake(t, "", "-name", "sandbox-"+id+",debug-threads=on"),
+		"Rust virtiofsd":                 startFake(t, "", "--syslog", "--shared-dir=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
+		"C virtiofsd":                    startFake(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
+		"process in the cgroup":          startFake(t, cgroup),
+		"process in the overhead cgroup": startFake(t, overhead),
 	}
-	spared := map[string]*exec.Cmd{
-		"another's shim":      play(t, "", "-id", other),
-		"another's QEMU":      play(t, "", "-name", "sandbox-"+other),
-		"our own QEMU":        play(t, "", "-name", id),
-		"somebody who looks":  play(t, "", "-f", "/run/vc/vm/"+id+"/console.log"),
-		"somebody who seeks":  play(t, "", "-r", id, "/run"),
-		"another's virtiofsd": play(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"0/shared"),
-		"an id without value": play(t, "", "-id"),
+	others := map[string]*exec.Cmd{
+		"shim of another sandbox":        startFake(t, "", "-id", other),
+		"QEMU of another sandbox":        startFake(t, "", "-name", "sandbox-"+other),
+		"QEMU of the hypervisor service": startFake(t, "", "-name", id),
+		"tail of the console":            startFake(t, "", "-f", "/run/vc/vm/"+id+"/console.log"),
+		"grep for the id":                startFake(t, "", "-r", id, "/run"),
+		"virtiofsd of another sandbox":   startFake(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"0/shared"),
+		"option -id without a value":     startFake(t, "", "-id"),
 	}
 	if err := killProcesses(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	for what, cmd := range doomed {
-		if !dead(t, cmd) {
-			t.Errorf("%s lives on", what)
+	for name, cmd := range ofSandbox {
+		if !isDead(t, cmd) {
+			t.Errorf("%s still runs", name)
 		}
 	}
-	for what, cmd := range spared {
-		if dead(t, cmd) {
-			t.Errorf("%s was ended", what)
+	for name, cmd := range others {
+		if isDead(t, cmd) {
+			t.Errorf("%s was killed", name)
 		}
 	}
-	if err := killProcesses(t.Context(), id); err != nil { // zombies, by now, and nobody
+	if err := killProcesses(t.Context(), id); err != nil { // now there are only zombies
 		t.Error(err)
 	}
 }
 
-func dead(t *testing.T, cmd *exec.Cmd) bool {
+func isDead(t *testing.T, cmd *exec.Cmd) bool {
 	t.Helper()
 	p, err := process.Open(cmd.Process.Pid)
 	if err != nil {
@@ -61,10 +61,10 @@ func dead(t *testing.T, cmd *exec.Cmd) bool {
 	return p.Dead()
 }
 
-// A process that starts others until its end leaves none.
-func TestKillProcessesThatMultiply(t *testing.T) {
+// killProcesses also kills the processes that another one starts until it is killed.
+func TestKillProcessesThatFork(t *testing.T) {
 	id := newID(t)
-	cgroup := makeCgroup(t, "msb-test/kata_"+id)
+	cgroup := newCgroup(t, "msb-test/kata_"+id)
 	cmd := exec.Command("/bin/sh", "-c", "echo $$ >"+cgroup+"/cgroup.procs; echo; while :; do sleep 1000 & done")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -80,26 +80,26 @@ func TestKillProcessesThatMultiply(t *testing.T) {
 	if err := killProcesses(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	if err := removeCgroups(t.Context(), id); err != nil { // which needs it to be empty
+	if err := removeCgroups(t.Context(), id); err != nil { // fails if a process remains
 		t.Error(err)
 	}
 	if !missing(cgroup) {
-		t.Error("the cgroup is left")
+		t.Error("the cgroup was not removed")
 	}
 }
 
 func TestFindQEMU(t *testing.T) {
 	id := newID(t)
-	cgroup := makeCgroup(t, cgroupParent+"/kata_"+id)
-	play(t, cgroup, "-id", id)
-	play(t, "", "-name", "sandbox-"+id) // outside
+	cgroup := newCgroup(t, cgroupParent+"/kata_"+id)
+	startFake(t, cgroup, "-id", id)
+	startFake(t, "", "-name", "sandbox-"+id) // outside of the cgroup
 	if p, err := findQEMU(id); p != nil || err != nil {
-		t.Errorf("found %v, %v where there is none", p, err)
+		t.Errorf("found %v, %v, want none", p, err)
 	}
-	qemu := play(t, cgroup, "-name", "sandbox-"+id)
+	qemu := startFake(t, cgroup, "-name", "sandbox-"+id)
 	p, err := findQEMU(id)
 	if err != nil || p == nil || p.PID != qemu.Process.Pid {
-		t.Fatalf("found %v, %v, not process %d", p, err, qemu.Process.Pid)
+		t.Fatalf("found %v, %v, want process %d", p, err, qemu.Process.Pid)
 	}
 	p.Close()
 }

@@ -1,6 +1,6 @@
-// Package kata runs sandboxes as Kata's microVMs: it satisfies sandbox.Runtime with a client of containerd and one Kata
-// shim per sandbox. It writes or checks the shims' configuration, describes the container, follows the guest's console,
-// and removes what Kata leaves behind. Only package backend may import it.
+// Package kata runs sandboxes as Kata's microVMs. It implements sandbox.Runtime with a containerd client and one Kata
+// shim per sandbox. It writes or checks the shims' configuration, builds the container's spec, logs the guest's
+// console, and removes what Kata leaves on the host. Only package backend may import it.
 package kata
 
 import (
@@ -32,68 +32,70 @@ import (
 )
 
 const (
-	// sandboxLabel marks our containers, should the containerd be shared with others.
+	// sandboxLabel is the label of this server's containers, which distinguishes them in a shared containerd.
 	sandboxLabel = "msb.sandbox"
-	// killLimit bounds a kill through the shim; past it the microVM itself is ended.
-	killLimit = 5 * time.Second
-	// dropLimit bounds how long containerd may take to see that.
-	dropLimit = 20 * time.Second
-	// awayLimit bounds how long a removal waits for a containerd that has died, and is on its way back.
-	awayLimit = 30 * time.Second
-	// stateLimit bounds how long a shim may leave its sandbox's state unknown.
-	stateLimit = 30 * time.Second
-	// parallelism bounds how many shims are asked at once.
+	// killTimeout bounds a kill through the shim. After that the microVM's processes are killed directly.
+	killTimeout = 5 * time.Second
+	// taskDeleteTimeout bounds how long containerd may then take to notice that and let the task be deleted.
+	taskDeleteTimeout = 20 * time.Second
+	// containerdTimeout bounds how long a removal waits for a containerd that has died and is being restarted.
+	containerdTimeout = 30 * time.Second
+	// stateTimeout bounds how long List asks a shim for the state of its task.
+	stateTimeout = 30 * time.Second
+	// parallelism bounds how many shims List asks at the same time.
 	parallelism = 8
 )
 
-// VMs is what the runtime needs of the hypervisor service, which runs QEMU where Kata's shim does not. It is asked in
-// any case: VMs that it started may live on after the server was configured otherwise.
+// VMs is the part of the hypervisor service that the runtime needs. The service runs QEMU where Kata's shim does not.
+// The runtime always calls it, because VMs that the service started may still run after the server's configuration
+// changed.
 type VMs interface {
-	// IDs lists the microVMs that have left anything on this host.
+	// IDs returns the ids of the microVMs that the service runs or has not removed completely.
 	IDs() []string
-	// Remove ends a microVM and removes all that it left. An unknown id is no error.
+	// Remove ends a microVM and removes everything of it that the service has on this host. It returns nil if id is
+	// unknown.
 	Remove(ctx context.Context, id string) error
 }
 
-// Config is what a Runtime is made from. Every field is needed.
+// Config is the configuration of a Runtime. All fields are required.
 type Config struct {
 	Client *containerd.Client
-	// Containerd says where the client's containerd is.
+	// Containerd holds the paths of the client's containerd.
 	Containerd ctrd.Paths
 	// Shim is the absolute path of containerd-shim-kata-v2.
 	Shim     string
 	Settings Settings
-	// RunDir holds a directory for each sandbox, and the shim's configuration; gone after a reboot.
+	// RunDir holds a directory for each sandbox, and the shims' configuration. Its content is lost at a reboot.
 	RunDir string
 	VMs    VMs
-	// Image finds an image by the name that a client gave (errdefs.ErrNotFound).
+	// Image returns the image that a client calls name, or errdefs.ErrNotFound.
 	Image func(ctx context.Context, name string) (containerd.Image, error)
 	Log   *slog.Logger
 }
 
-// Runtime starts, finds and removes microVMs.
+// Runtime starts, finds and removes microVMs. It implements sandbox.Runtime.
 type Runtime struct {
 	Config
-	kataConfig string          // the path
-	hostConfig kataconf.Config // the host's own, if there is one
+	kataConfig string          // path of the shims' configuration
+	hostConfig kataconf.Config // the content of Settings.Config, if that is set
 	syslog     syslogSink
 
 	mu       sync.Mutex
-	removing map[string]bool
+	removing map[string]bool // ids of sandboxes that Remove is removing
 }
 
 var _ sandbox.Runtime = (*Runtime)(nil)
 
-// New checks or writes the shim's configuration and returns a Runtime. Close it at the end.
+// New checks or writes the shims' configuration and returns a Runtime. Call Close when it is no longer needed.
 func New(cfg Config) (*Runtime, error) {
 	r := &Runtime{Config: cfg, kataConfig: cfg.Settings.Config, syslog: syslogSink{log: cfg.Log}, removing: map[string]bool{}}
 	if _, err := os.Stat(cfg.Shim); err != nil {
 		return nil, fmt.Errorf("find Kata's shim: %w", err)
 	}
 	if err := os.MkdirAll(r.dir(""), 0o700); err != nil {
-		return nil, fmt.Errorf("make the sandboxes' directory: %w", err)
+		return nil, fmt.Errorf("create the sandboxes' directory: %w", err)
 	}
-	if err := r.keepTempMounts(); err != nil {
+	if err := r.useTempMountDir(); err != nil {
 		return nil, err
 	}
 	var err error
@@ -110,33 +112,34 @@ func New(cfg Config) (*Runtime, error) {
 	return r, nil
 }
 
-// keepTempMounts has containerd's client mount images, to look into them, where a later daemon finds what was mounted
-// when it was killed, and ends what an earlier one left.
-func (r *Runtime) keepTempMounts() error {
-	run, err := filepath.EvalSymlinks(r.RunDir) // as mounts are listed
+// useTempMountDir sets the directory where containerd's client mounts images temporarily, to read files in them. The
+// directory is in RunDir so that a later daemon finds mounts that were left when this one was killed. It first removes
+// the mounts that an earlier daemon left.
+func (r *Runtime) useTempMountDir() error {
+	run, err := filepath.EvalSymlinks(r.RunDir) // the kernel lists mounts without symbolic links
 	if err != nil {
 		return fmt.Errorf("find the run directory: %w", err)
 	}
 	dir := filepath.Join(run, "mount")
-	if err := removeTree(dir); err != nil { // it keeps no sandbox from running
-		r.Log.Warn("remove what an earlier server mounted", "err", err)
+	if err := removeTree(dir); err != nil { // not fatal, because sandboxes can run regardless
+		r.Log.Warn("remove the temporary mounts of an earlier server", "err", err)
 	}
 	if err := mount.SetTempMountLocation(dir); err != nil {
-		return fmt.Errorf("make the directory for mounts: %w", err)
+		return fmt.Errorf("create the directory for temporary mounts: %w", err)
 	}
 	return nil
 }
 
-// Close releases what the Runtime itself holds. Sandboxes run on.
+// Close releases the Runtime's own resources. Sandboxes keep running.
 func (r *Runtime) Close() { r.syslog.close() }
 
-// ResolveImage satisfies sandbox.Runtime.
+// ResolveImage implements sandbox.Runtime.
 func (r *Runtime) ResolveImage(ctx context.Context, name string) error {
 	_, err := r.Image(ctx, name)
 	return err
 }
 
-// Start satisfies sandbox.Runtime.
+// Start implements sandbox.Runtime.
 func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) error {
 	image, err := r.Image(ctx, cfg.Image)
 	if err != nil {
@@ -145,9 +148,9 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 	if err := r.syslog.ensure(); err != nil {
 		return err
 	}
-	// Before anything else: by this directory a later daemon knows of the sandbox.
+	// Create the directory before anything else, so that a later daemon can find the sandbox by it.
 	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
-		return fmt.Errorf("make the sandbox's directory: %w", err)
+		return fmt.Errorf("create the sandbox's directory: %w", err)
 	}
 	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.NewContainer(ctx, id,
@@ -159,7 +162,7 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 		containerd.WithNewSpec(r.spec(id, cfg, image)...),
 	)
 	if err != nil {
-		return fmt.Errorf("make the container: %w", err)
+		return fmt.Errorf("create the container: %w", err)
 	}
 	return r.watchBoot(ctx, id, func(ctx context.Context) error {
 		task, err := container.NewTask(ctx, cio.NullIO)
@@ -173,55 +176,55 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 	})
 }
 
-// Remove satisfies sandbox.Runtime: whatever state a start or a crash left, nothing of id remains.
+// Remove implements sandbox.Runtime. It works for every state that a failed start or a crash can leave.
 func (r *Runtime) Remove(ctx context.Context, id string) error {
 	defer r.markRemoving(id)()
 	ctx = ctrd.InNamespace(ctx)
 	var errs []error
-	failed := func(what string, err error) {
+	check := func(action string, err error) {
 		if err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+			errs = append(errs, fmt.Errorf("%s: %w", action, err))
 		}
 	}
-	limited, cancel := context.WithTimeout(ctx, awayLimit)
-	failed("reach containerd", ctrd.WaitServing(limited, r.Client))
+	limited, cancel := context.WithTimeout(ctx, containerdTimeout)
+	check("connect to containerd", ctrd.WaitServing(limited, r.Client))
 	cancel()
 	container, err := r.Client.LoadContainer(ctx, id)
-	failed("find the container", err)
+	check("find the container", err)
 	if err == nil {
-		failed("end the task", r.removeTask(ctx, container))
+		check("delete the task", r.removeTask(ctx, container))
 	}
-	ended := r.endVM(ctx, id)
-	failed("end the microVM", ended)
+	killErr := r.killVM(ctx, id)
+	check("kill the microVM", killErr)
 	if err == nil {
-		failed("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
+		check("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
 	}
-	// NewContainer may have been cut off between the snapshot and the container.
-	failed("remove the snapshot", r.Client.SnapshotService(ctrd.Snapshotter).Remove(ctx, id))
-	if ended == nil {
-		failed("remove what Kata left", removeLeftovers(ctx, id))
+	// There may be a snapshot without a container, if NewContainer was interrupted.
+	check("remove the snapshot", r.Client.SnapshotService(ctrd.Snapshotter).Remove(ctx, id))
+	if killErr == nil {
+		check("remove Kata's files, mounts and cgroups", removeLeftovers(ctx, id))
 	}
-	failed("remove the shim's socket", removeIfThere(shimSocket(r.Containerd.Address, id)))
+	check("remove the shim's socket", removeIfExists(shimSocket(r.Containerd.Address, id)))
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	// containerd keeps its record of a task whose shim could not clean up.
+	// containerd leaves the directories of a task whose shim could not clean up.
 	for _, dir := range r.Containerd.TaskDirs(id) {
-		failed("remove the task's directory", removeTree(dir))
+		check("remove the task's directory", removeTree(dir))
 	}
-	if len(errs) == 0 { // last: as long as there is anything, a later daemon must know
-		failed("remove the sandbox's directory", os.RemoveAll(r.dir(id)))
+	if len(errs) == 0 { // remove this last, because a later daemon finds the sandbox by it
+		check("remove the sandbox's directory", os.RemoveAll(r.dir(id)))
 	}
 	return errors.Join(errs...)
 }
 
-// endVM ends all processes of a sandbox, whoever started them.
-func (r *Runtime) endVM(ctx context.Context, id string) error {
+// killVM kills all processes of a sandbox, whether the hypervisor service or Kata's shim started them.
+func (r *Runtime) killVM(ctx context.Context, id string) error {
 	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id))
 }
 
-// removeTask ends the sandbox through its shim. A shim or guest that does not answer is no
-// obstacle: its microVM is ended, which ends the task.
+// removeTask deletes the sandbox's task through its shim. If the shim or the guest does not respond in time, it kills
+// the microVM, which ends the task.
 func (r *Runtime) removeTask(ctx context.Context, container containerd.Container) error {
 	task, err := container.Task(ctx, nil)
 	if errdefs.IsNotFound(err) {
@@ -230,17 +233,18 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 	if err != nil {
 		return fmt.Errorf("find the task: %w", err)
 	}
-	limited, cancel := context.WithTimeout(ctx, killLimit)
+	limited, cancel := context.WithTimeout(ctx, killTimeout)
 	_, err = task.Delete(limited, containerd.WithProcessKill)
 	cancel()
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}
-	r.Log.Warn("the shim did not end its sandbox; ending the microVM", "id", container.ID(), "err", err)
-	if err := r.endVM(ctx, container.ID()); err != nil { // containerd then drops the task
+	r.Log.Warn("the shim did not end its task; killing the microVM", "id", container.ID(), "err", err)
+	if err := r.killVM(ctx, container.ID()); err != nil {
 		return err
 	}
-	limited, cancel = context.WithTimeout(ctx, dropLimit)
+	// When the shim is dead, containerd allows the task to be deleted.
+	limited, cancel = context.WithTimeout(ctx, taskDeleteTimeout)
 	defer cancel()
 	return poll(limited, 50*time.Millisecond, func() bool {
 		_, err := task.Delete(limited, containerd.WithProcessKill)
@@ -248,8 +252,7 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 	})
 }
 
-// List satisfies sandbox.Runtime. It looks in every place where a start or a crash may leave
-// something.
+// List implements sandbox.Runtime. It searches every place where a start or a crash may leave something of a sandbox.
 func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	ctx = ctrd.InNamespace(ctx)
 	alive := map[string]bool{}
@@ -262,26 +265,26 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	g.SetLimit(parallelism)
 	for _, c := range containers {
 		g.Go(func() error {
-			lives, err := r.alive(ctx, c.ID(), stateLimit, func(ctx context.Context) (containerd.ProcessStatus, error) {
+			isAlive, err := r.isAlive(ctx, c.ID(), stateTimeout, func(ctx context.Context) (containerd.ProcessStatus, error) {
 				return taskStatus(ctx, c)
 			})
 			mu.Lock()
 			defer mu.Unlock()
-			alive[c.ID()] = lives
+			alive[c.ID()] = isAlive
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	note := func(id string) {
+	addDead := func(id string) {
 		if _, known := alive[id]; !known {
 			alive[id] = false
 		}
 	}
 	err = r.Client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if strings.HasPrefix(info.Name, "sb-") {
-			note(info.Name)
+			addDead(info.Name)
 		}
 		return nil
 	})
@@ -294,11 +297,11 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	}
 	for _, d := range dirs {
 		if d.Name() != hypervisor.FailedDir {
-			note(d.Name())
+			addDead(d.Name())
 		}
 	}
 	for _, id := range r.VMs.IDs() {
-		note(id)
+		addDead(id)
 	}
 	var found []sandbox.Instance
 	for id, ok := range alive {
@@ -307,7 +310,8 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	return found, nil
 }
 
-// taskStatus is what a container's shim says of its task, and Unknown when it does not say so in time.
+// taskStatus returns the status of a container's task as its shim reports it. It returns Unknown if the shim does not
+// respond in time.
 func taskStatus(ctx context.Context, c containerd.Container) (containerd.ProcessStatus, error) {
 	task, err := c.Task(ctx, nil)
 	if err != nil {
@@ -317,27 +321,28 @@ func taskStatus(ctx context.Context, c containerd.Container) (containerd.Process
 	return status.Status, err
 }
 
-// alive reports whether a sandbox lives. A shim that does not answer may be busy: it is asked until limit, and its
-// sandbox lives as long as nobody says that it has ended. An error is ctx's.
-func (r *Runtime) alive(ctx context.Context, id string, limit time.Duration, ask func(context.Context) (containerd.ProcessStatus, error)) (lives bool, err error) {
-	limited, cancel := context.WithTimeout(ctx, limit)
+// isAlive reports whether a sandbox is alive. A shim that does not respond may be busy, so isAlive calls getStatus
+// until timeout, and treats the sandbox as alive unless containerd or the shim reports that it has ended. The error is
+// the cause of ctx.
+func (r *Runtime) isAlive(ctx context.Context, id string, timeout time.Duration, getStatus func(context.Context) (containerd.ProcessStatus, error)) (alive bool, err error) {
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var status containerd.ProcessStatus
-	doubt := poll(limited, 100*time.Millisecond, func() bool {
-		status, err = ask(limited)
+	pollErr := poll(limited, 100*time.Millisecond, func() bool {
+		status, err = getStatus(limited)
 		return errdefs.IsNotFound(err) || err == nil && status != containerd.Unknown
 	})
 	switch {
 	case ctx.Err() != nil:
 		return false, context.Cause(ctx)
-	case doubt != nil:
-		r.Log.Warn("a sandbox's shim does not say whether it lives; keeping it", "id", id, "err", err)
+	case pollErr != nil:
+		r.Log.Warn("the state of a sandbox is unknown, because its shim does not respond; treating it as alive", "id", id, "err", err)
 		return true, nil
 	}
 	return err == nil && status != containerd.Stopped, nil
 }
 
-// Wait satisfies sandbox.Runtime. It outlasts restarts of containerd.
+// Wait implements sandbox.Runtime. It keeps waiting when containerd is restarted.
 func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 	ctx = ctrd.InNamespace(ctx)
 	defer r.watchConsole(ctx, id)()
@@ -345,13 +350,13 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 		status, err := r.wait(ctx, id)
 		switch {
 		case err == nil:
-			return fmt.Sprintf("its microVM ended by itself (exit status %d)", status), nil
+			return fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status), nil
 		case errdefs.IsNotFound(err):
-			return "its microVM is gone: its shim or its containerd task ended", nil
+			return "its microVM is gone, because its shim or its containerd task ended", nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
 		}
-		// The shim died, or containerd is being restarted: the next look at the task tells.
+		// The shim died, or containerd is being restarted. The next call of wait shows which.
 		r.Log.Debug("watch the microVM", "id", id, "err", err)
 		select {
 		case <-time.After(200 * time.Millisecond):
@@ -378,17 +383,18 @@ func (r *Runtime) wait(ctx context.Context, id string) (uint32, error) {
 	return exit.ExitCode(), exit.Error()
 }
 
-// dir is where msbd keeps what is of a sandbox's microVM, such as the FIFOs of its connections.
+// dir returns msbd's directory for a sandbox. It holds the FIFOs of portal connections and the console log.
 func (r *Runtime) dir(id string) string { return filepath.Join(r.RunDir, "sandbox", id) }
 
-// shimSocket is where a shim listens: named as containerd's shim package does, which leaves it
-// behind after every stop.
+// shimSocket returns the path of a shim's socket, as containerd's shim package computes it. That package does not
+// remove the socket when the shim stops.
 func shimSocket(containerdAddress, id string) string {
 	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, ctrd.Namespace, id)))
 	return fmt.Sprintf("/run/containerd/s/%x", sum)
 }
 
-// markRemoving says that whatever ends of a sandbox is meant to, until the answer is called.
+// markRemoving records that a sandbox is being removed, so that the end of its microVM is expected, until done is
+// called.
 func (r *Runtime) markRemoving(id string) (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -402,7 +408,7 @@ func (r *Runtime) markRemoving(id string) (done func()) {
 
 var versionRE = regexp.MustCompile(`version: ([^,\s]+)`)
 
-// Version asks the shim for its version, as built.
+// Version returns the version that the shim reports.
 func (r *Runtime) Version(ctx context.Context) (string, error) {
 	out, err := exec.CommandContext(ctx, r.Shim, "--version").Output()
 	if err != nil {
@@ -410,14 +416,15 @@ func (r *Runtime) Version(ctx context.Context) (string, error) {
 	}
 	m := versionRE.FindSubmatch(out)
 	if m == nil {
-		return "", fmt.Errorf("ask %s for its version: it says %q", r.Shim, out)
+		return "", fmt.Errorf("ask %s for its version: unexpected output %q", r.Shim, out)
 	}
 	return string(m[1]), nil
 }
 
-// poll calls f every so often until it returns true, or ctx ends.
-func poll(ctx context.Context, every time.Duration, f func() bool) error {
-	tick := time.NewTicker(every)
+// poll calls f at once and then at every interval until it returns true. If ctx ends first, poll returns the cause of
+// ctx.
+func poll(ctx context.Context, interval time.Duration, f func() bool) error {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		if f() {

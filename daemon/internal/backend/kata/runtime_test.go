@@ -23,27 +23,27 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// service plays msbd's hypervisor service.
-type service struct{ vms map[string]bool }
+// fakeVMs is a fake hypervisor service.
+type fakeVMs struct{ vms map[string]bool }
 
-func (s service) IDs() (ids []string) {
+func (s fakeVMs) IDs() (ids []string) {
 	for id := range s.vms {
 		ids = append(ids, id)
 	}
 	return ids
 }
 
-func (s service) Remove(_ context.Context, id string) error {
+func (s fakeVMs) Remove(_ context.Context, id string) error {
 	delete(s.vms, id)
 	return nil
 }
 
-// startRuntime makes a Runtime on a containerd of its own.
-func startRuntime(t *testing.T) (*Runtime, service, *ctrd.Private) {
+// startRuntime returns a Runtime with its own containerd.
+func startRuntime(t *testing.T) (*Runtime, fakeVMs, *ctrd.Private) {
 	t.Helper()
 	private, client := containerdtest.Start(t)
 	dir := filepath.Dir(private.Address)
-	vms := service{map[string]bool{}}
+	vms := fakeVMs{map[string]bool{}}
 	r, err := New(Config{
 		Client: client, Containerd: private.Paths, Shim: filepath.Join(filepath.Dir(private.Binary), "containerd-shim-kata-v2"),
 		Settings: Settings{HypervisorSocket: filepath.Join(dir, "hypervisor.sock")}, RunDir: filepath.Join(dir, "run"), VMs: vms,
@@ -56,20 +56,20 @@ func startRuntime(t *testing.T) (*Runtime, service, *ctrd.Private) {
 	return r, vms, private
 }
 
-// Whatever a crash leaves of a sandbox, alone or all together, is listed by a later daemon, and removed.
+// List finds and Remove removes everything that a crash can leave of a sandbox, each thing alone and all together.
 func TestRemoveAfterCrash(t *testing.T) {
 	r, vms, _ := startRuntime(t)
 	ctx := ctrd.InNamespace(t.Context())
-	leave := map[string]func(t *testing.T, id string){
-		"its directory": func(t *testing.T, id string) { writeFile(t, filepath.Join(r.dir(id), "console.log"), "x") },
-		"its snapshot": func(t *testing.T, id string) {
-			// Without a lease, which a start has, containerd may collect it at any moment.
+	leftovers := map[string]func(t *testing.T, id string){
+		"directory": func(t *testing.T, id string) { writeFile(t, filepath.Join(r.dir(id), "console.log"), "x") },
+		"snapshot": func(t *testing.T, id string) {
+			// A start has a lease. Without one, containerd's garbage collector could remove the snapshot at any moment.
 			root := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"})
 			if _, err := r.Client.SnapshotService(ctrd.Snapshotter).Prepare(ctx, id, "", root); err != nil {
 				t.Fatal(err)
 			}
 		},
-		"its container": func(t *testing.T, id string) {
+		"container": func(t *testing.T, id string) {
 			spec, err := typeurl.MarshalAny(&specs.Spec{})
 			if err == nil {
 				_, err = r.Client.ContainerService().Create(ctx, containers.Container{
@@ -81,9 +81,9 @@ func TestRemoveAfterCrash(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"its VM": func(_ *testing.T, id string) { vms.vms[id] = true },
+		"VM": func(_ *testing.T, id string) { vms.vms[id] = true },
 	}
-	lists := func(t *testing.T, id string) bool {
+	listsDead := func(t *testing.T, id string) bool {
 		t.Helper()
 		found, err := r.List(t.Context())
 		if err != nil {
@@ -93,35 +93,35 @@ func TestRemoveAfterCrash(t *testing.T) {
 	}
 	check := func(t *testing.T, id string) {
 		t.Helper()
-		if !lists(t, id) {
-			t.Error("List does not know of it")
+		if !listsDead(t, id) {
+			t.Error("List does not return the sandbox as dead")
 		}
 		for range 2 {
 			if err := r.Remove(t.Context(), id); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if lists(t, id) {
-			t.Error("List knows of it after its removal")
+		if listsDead(t, id) {
+			t.Error("List still returns the sandbox after Remove")
 		}
 		for _, path := range append(r.Containerd.TaskDirs(id), r.dir(id),
 			filepath.Join(hypervisor.SharedRoot, id), filepath.Join(vmRoot, id), shimSocket(r.Containerd.Address, id)) {
 			if !missing(path) {
-				t.Errorf("%s is left", path)
+				t.Errorf("%s was not removed", path)
 			}
 		}
 	}
-	for what, leave := range leave {
-		t.Run(what, func(t *testing.T) {
+	for name, create := range leftovers {
+		t.Run(name, func(t *testing.T) {
 			id := newID(t)
-			leave(t, id)
+			create(t, id)
 			check(t, id)
 		})
 	}
-	t.Run("all of it", func(t *testing.T) {
+	t.Run("everything", func(t *testing.T) {
 		id := newID(t)
-		for _, leave := range leave {
-			leave(t, id)
+		for _, create := range leftovers {
+			create(t, id)
 		}
 		for _, dir := range append(r.Containerd.TaskDirs(id), filepath.Join(vmRoot, id)) {
 			writeFile(t, filepath.Join(dir, "file"), "x")
@@ -130,16 +130,16 @@ func TestRemoveAfterCrash(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(hypervisor.SharedRoot, id, "mounts"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		shim, qemu := play(t, "", "-id", id), play(t, "", "-name", "sandbox-"+id)
+		shim, qemu := startFake(t, "", "-id", id), startFake(t, "", "-name", "sandbox-"+id)
 		check(t, id)
-		if !dead(t, shim) || !dead(t, qemu) {
-			t.Error("its processes live on")
+		if !isDead(t, shim) || !isDead(t, qemu) {
+			t.Error("processes of the sandbox still run")
 		}
 	})
 }
 
-// A containerd that died is started again, and removals wait for it.
-func TestRemoveWhileContainerdIsAway(t *testing.T) {
+// Remove waits for a containerd that has died and is being restarted.
+func TestRemoveWhileContainerdRestarts(t *testing.T) {
 	r, _, containerd := startRuntime(t)
 	id := newID(t)
 	if _, err := r.Client.SnapshotService(ctrd.Snapshotter).Prepare(ctrd.InNamespace(t.Context()), id, ""); err != nil {
@@ -161,64 +161,64 @@ func TestRemoveWhileContainerdIsAway(t *testing.T) {
 	}
 }
 
-// Only what a shim, or containerd, says of a sandbox's end counts.
-func TestAlive(t *testing.T) {
-	type answer struct {
+// A sandbox counts as alive unless its shim or containerd reports that it has ended.
+func TestIsAlive(t *testing.T) {
+	type result struct {
 		status containerd.ProcessStatus
 		err    error
 	}
-	gone, busy := answer{err: errdefs.ErrNotFound}, answer{status: containerd.Unknown}
-	away, running, stopped := answer{err: errdefs.ErrUnavailable}, answer{status: containerd.Running}, answer{status: containerd.Stopped}
+	notFound, unknown := result{err: errdefs.ErrNotFound}, result{status: containerd.Unknown}
+	unavailable, running, stopped := result{err: errdefs.ErrUnavailable}, result{status: containerd.Running}, result{status: containerd.Stopped}
 	for name, tt := range map[string]struct {
-		answers []answer // the last one goes on
+		results []result // of successive calls; the last one is repeated
 		want    bool
 	}{
-		"running":       {[]answer{running}, true},
-		"stopped":       {[]answer{stopped}, false},
-		"gone":          {[]answer{gone}, false},
-		"busy":          {[]answer{busy, busy, running}, true},
-		"busy ending":   {[]answer{busy, away, stopped}, false},
-		"busy, gone":    {[]answer{busy, gone}, false},
-		"busy for long": {[]answer{busy}, true},
-		"away for long": {[]answer{away}, true},
+		"running":               {[]result{running}, true},
+		"stopped":               {[]result{stopped}, false},
+		"not found":             {[]result{notFound}, false},
+		"unknown, then running": {[]result{unknown, unknown, running}, true},
+		"unknown, then stopped": {[]result{unknown, unavailable, stopped}, false},
+		"unknown, then gone":    {[]result{unknown, notFound}, false},
+		"always unknown":        {[]result{unknown}, true},
+		"always unavailable":    {[]result{unavailable}, true},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			r, _ := testRuntime(t)
-			lives, err := r.alive(t.Context(), "sb-1", stateLimit, func(context.Context) (containerd.ProcessStatus, error) {
-				a := tt.answers[0]
-				tt.answers = tt.answers[min(1, len(tt.answers)-1):]
+			r, _ := newTestRuntime(t)
+			alive, err := r.isAlive(t.Context(), "sb-1", stateTimeout, func(context.Context) (containerd.ProcessStatus, error) {
+				a := tt.results[0]
+				tt.results = tt.results[min(1, len(tt.results)-1):]
 				return a.status, a.err
 			})
-			if lives != tt.want || err != nil {
-				t.Errorf("%s: %t, %v", name, lives, err)
+			if alive != tt.want || err != nil {
+				t.Errorf("%s: %t, %v", name, alive, err)
 			}
 		})
 	}
 }
 
-// What was mounted to look into an image when a server was killed is unmounted by the next one.
+// A server unmounts the temporary mounts of images that an earlier server left when it was killed.
 func TestTempMountsOfEarlierServer(t *testing.T) {
-	r, _ := testRuntime(t)
+	r, _ := newTestRuntime(t)
 	dir, link := r.RunDir, filepath.Join(t.TempDir(), "link")
 	if err := os.Symlink(dir, link); err != nil {
 		t.Fatal(err)
 	}
 	r.RunDir = link
-	if err := r.keepTempMounts(); err != nil {
+	if err := r.useTempMountDir(); err != nil {
 		t.Fatal(err)
 	}
-	var left string
+	var mounted string
 	err := mount.WithTempMount(t.Context(), []mount.Mount{{Type: "tmpfs", Source: "tmpfs"}}, func(root string) error {
-		left = root
-		return r.keepTempMounts()
+		mounted = root
+		return r.useTempMountDir()
 	})
-	if err != nil && left == "" {
+	if err != nil && mounted == "" {
 		t.Fatal(err)
 	}
-	if filepath.Dir(left) != filepath.Join(dir, "mount") {
-		t.Errorf("it was mounted at %s", left)
+	if filepath.Dir(mounted) != filepath.Join(dir, "mount") {
+		t.Errorf("mounted at %s, want a directory in %s", mounted, filepath.Join(dir, "mount"))
 	}
-	if !missing(left) {
-		t.Errorf("%s is left", left)
+	if !missing(mounted) {
+		t.Errorf("%s was not removed", mounted)
 	}
 }

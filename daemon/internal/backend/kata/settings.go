@@ -15,27 +15,31 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// kataOptions is the type URL under which Kata's shim accepts its options.
+// kataOptions is the type URL of the options that Kata's shim accepts.
 const kataOptions = "io.containerd.kata.v2.options"
 
-// Settings say how the shims run microVMs. Paths are absolute.
+// Settings are the settings with which the shims run microVMs. All paths are absolute.
 type Settings struct {
-	// Config is a configuration of the host's own, with its guest. When empty, msbd writes one of what follows.
+	// Config is the path of the host's own Kata configuration, which names its own guest. If empty, msbd writes a
+	// configuration from the fields below.
 	Config string
-	// HypervisorSocket is where shims find msbd's hypervisor service. When empty, they drive QEMU themselves, with the
+	// HypervisorSocket is the socket of msbd's hypervisor service. If empty, the shims run QEMU themselves, with the
 	// guest and programs below.
 	HypervisorSocket string
 	Kernel, Initrd   string
 	QEMU             string
 	Virtiofsd        []string // a command
-	// Portal is the portal's program on the host, for a guest that does not hold it.
+	// Portal is the path of the portal program on this host. It is used with Config, whose guest does not contain the
+	// portal.
 	Portal string
 }
 
-// useService reports whether the shims ask msbd's hypervisor service for sure. A configuration of the host's own may say so.
+// useService reports whether msbd's configuration makes the shims use the hypervisor service. The host's own
+// configuration may also name the service, but useService returns false for it.
 func (s Settings) useService() bool { return s.Config == "" && s.HypervisorSocket != "" }
 
-// builtinConfig is for shims that ask msbd's hypervisor service. A shim reads it at the start of its sandbox.
+// builtinConfig is the configuration of shims that use msbd's hypervisor service. A shim reads it when its sandbox
+// starts.
 var builtinConfig = template.Must(template.New("builtin").Parse(`# Written by msbd at each start; changes are lost.
 [hypervisor.remote]
 remote_hypervisor_socket = "{{.HypervisorSocket}}"
@@ -44,8 +48,9 @@ default_bridges = 1
 disable_guest_selinux = true
 ` + commonConfig))
 
-// qemuConfig is for shims that drive QEMU themselves. What is left out of it is off, or as good: no debug console,
-// no templates, no annotation that changes the hypervisor but for its size.
+// qemuConfig is the configuration of shims that run QEMU themselves. Settings that are not in it are off by default or
+// not needed: there is no debug console and there are no VM templates. No annotations can change the hypervisor, except
+// for those that set its size.
 var qemuConfig = template.Must(template.New("qemu").Parse(`# Written by msbd at each start; changes are lost.
 [hypervisor.qemu]
 path = "{{.QEMU}}"
@@ -62,16 +67,18 @@ entropy_source = "/dev/urandom"
 enable_annotations = ["^default_vcpus$", "^default_memory$"]
 default_bridges = 1
 
-# Only a panic may speak. No device needs the 64 MiB of swiotlb that room for more memory brings along.
+# The kernel prints only panics. It must not reserve 64 MiB for swiotlb, which it would do because the VM has room for more
+# memory. No device needs swiotlb.
 use_legacy_serial = true
 kernel_params = "loglevel=1 panic=-1 random.trust_cpu=on swiotlb=noforce"
 
-# Never the host's disk, below an image without layers (CVE-2026-24054).
+# Otherwise an image without layers could get the host's disk (CVE-2026-24054).
 disable_block_device_use = true
 block_device_driver = "virtio-blk"
 block_device_aio = "threads"
 
-# Nobody writes beside the guest. The root file system is a mount below what is shared.
+# Only the guest writes to the shared directory, so its cache is always valid. The root file system is a mount below that
+# directory.
 shared_fs = "virtio-fs"
 virtio_fs_daemon = "{{index .Virtiofsd 0}}"
 virtio_fs_cache = "always"
@@ -82,7 +89,7 @@ const commonConfig = `
 [agent.kata]
 dial_timeout = 60
 
-# No network yet: a sandbox has no interface, and nothing of one is left to remove.
+# Sandboxes have no network yet, so there is no interface to create or to remove.
 [runtime]
 internetworking_model = "none"
 disable_new_netns = true
@@ -92,7 +99,7 @@ static_sandbox_resource_mgmt = true
 create_container_timeout = 60
 `
 
-// plainRE is what needs no quotes in TOML, and what QEMU takes literally.
+// plainRE matches words that need no escaping in TOML and that QEMU takes literally.
 var plainRE = regexp.MustCompile(`^[A-Za-z0-9/_.+~@=-]+$`)
 
 // writeConfig writes the shims' configuration into dir and returns its path.
@@ -105,12 +112,12 @@ func (s Settings) writeConfig(dir string) (string, error) {
 		tmpl, values.Firmware = qemuConfig, findFirmware(s.QEMU)
 		for _, word := range append([]string{s.QEMU, s.Kernel, s.Initrd}, s.Virtiofsd...) {
 			if !plainRE.MatchString(word) {
-				return "", fmt.Errorf("use %q for microVMs: need a path of letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
+				return "", fmt.Errorf("use %q for microVMs: it may have only letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
 			}
 		}
-		for what, path := range map[string]string{"kernel": s.Kernel, "initramfs": s.Initrd} {
+		for name, path := range map[string]string{"kernel": s.Kernel, "initramfs": s.Initrd} {
 			if _, err := os.Stat(path); err != nil {
-				return "", fmt.Errorf("find the guest's %s: %w: build it with `make guest`, or install msbd again: %w", what, err, errdefs.ErrFailedPrecondition)
+				return "", fmt.Errorf("find the guest's %s: %w; build it with `make guest` or reinstall msbd: %w", name, err, errdefs.ErrFailedPrecondition)
 			}
 		}
 	}
@@ -119,7 +126,7 @@ func (s Settings) writeConfig(dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "kata.toml")
-	// A shim may be reading the one of an earlier daemon.
+	// Replace the file atomically, because a shim may be reading the previous one.
 	err := os.WriteFile(path+".new", b.Bytes(), 0o600)
 	if err == nil {
 		err = os.Rename(path+".new", path)
@@ -130,7 +137,8 @@ func (s Settings) writeConfig(dir string) (string, error) {
 	return path, nil
 }
 
-// findFirmware finds qboot, which only starts kernels, and does that fast and silently.
+// findFirmware returns the path of QEMU's firmware qboot, which only starts kernels and is fast and silent. It returns
+// "" if there is none.
 func findFirmware(qemu string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

@@ -18,7 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files")
 
-// fakeHost is a Kata with programs and a guest of the test's own.
+// fakeHost returns Settings for fake programs and a fake guest in dir.
 func fakeHost(t *testing.T) (k Settings, dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -71,7 +71,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// Kata ignores what it does not know: each of our settings must be one of its own, as its source spells it.
+// Each setting that msbd writes is one that Kata's source code declares. Kata silently ignores unknown settings.
 func TestConfigIsKatas(t *testing.T) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/kata-containers/kata-containers/src/runtime").Output()
 	if err != nil {
@@ -114,7 +114,7 @@ func TestConfigIsKatas(t *testing.T) {
 			}
 			for key := range values {
 				if !known[table][key] {
-					t.Errorf("%s: [%s] %s is no setting of Kata's", path, table, key)
+					t.Errorf("%s: [%s] %s is not a setting of Kata", path, table, key)
 				}
 			}
 		}
@@ -124,48 +124,48 @@ func TestConfigIsKatas(t *testing.T) {
 		check("agent", file.Agent["kata"])
 		check("runtime", file.Runtime)
 		if len(file.Hypervisor) != 1 {
-			t.Errorf("%s has %d hypervisors", path, len(file.Hypervisor))
+			t.Errorf("%s has %d hypervisors, want 1", path, len(file.Hypervisor))
 		}
 	}
 }
 
 func TestConfigRefuses(t *testing.T) {
-	for what, change := range map[string]func(k *Settings, dir string){
+	for name, change := range map[string]func(k *Settings, dir string){
 		"no kernel":    func(k *Settings, dir string) { k.Kernel = filepath.Join(dir, "none") },
 		"no initramfs": func(k *Settings, dir string) { k.Initrd = filepath.Join(dir, "none") },
-		"quotes":       func(k *Settings, dir string) { k.QEMU = dir + `/"` },
-		"a comma":      func(k *Settings, dir string) { k.Virtiofsd = append(k.Virtiofsd, "--daemon=/a,b") },
-		"a new line":   func(k *Settings, dir string) { k.QEMU = "/x\n" },
+		"quote":        func(k *Settings, dir string) { k.QEMU = dir + `/"` },
+		"comma":        func(k *Settings, dir string) { k.Virtiofsd = append(k.Virtiofsd, "--daemon=/a,b") },
+		"newline":      func(k *Settings, dir string) { k.QEMU = "/x\n" },
 	} {
 		k, dir := fakeHost(t)
 		change(&k, dir)
 		_, err := k.writeConfig(dir)
 		if err == nil {
-			t.Errorf("%s is accepted", what)
+			t.Errorf("%s: no error", name)
 		}
 		if !missing(filepath.Join(dir, "kata.toml")) {
-			t.Errorf("%s: a configuration was written", what)
+			t.Errorf("%s: a configuration was written", name)
 		}
 	}
 }
 
 func TestVersion(t *testing.T) {
-	for says, want := range map[string]string{
+	for output, want := range map[string]string{
 		`Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: 3.20.0, commit: abc`:                                      "3.20.0",
 		`Kata Containers containerd shim (Golang): id: "io.containerd.kata.v2", version: v0.0.0-20250828155603-754f07cff239, commit: 754f07cff239`: "v0.0.0-20250828155603-754f07cff239",
 		`Kata Containers containerd shim (Rust): id: io.containerd.kata.v2, version: 3.31.0-rc0, commit: abc-dirty`:                                "3.31.0-rc0",
 		`runc version 1.2`: "",
 	} {
 		shim := filepath.Join(t.TempDir(), "shim")
-		writeFile(t, shim, "#!/bin/sh\n[ \"$*\" = --version ] && echo '"+says+"'\n")
+		writeFile(t, shim, "#!/bin/sh\n[ \"$*\" = --version ] && echo '"+output+"'\n")
 		got, err := (&Runtime{Config: Config{Shim: shim}}).Version(t.Context())
 		if got != want || (err == nil) != (want != "") {
-			t.Errorf("%s: %q, %v", says, got, err)
+			t.Errorf("%s: %q, %v", output, got, err)
 		}
 	}
 }
 
-// The guest has as many processors as asked for where Kata can be told so.
+// The guest has as many processors as requested where Kata's configuration allows it.
 func TestSizing(t *testing.T) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
 	own := func(text string) Settings {
@@ -188,7 +188,7 @@ func TestSizing(t *testing.T) {
 		"bad patterns": {own("[hypervisor.qemu]\nenable_annotations = [\"(\"]\n"), "", "", true},
 	}
 	for name, tt := range tests {
-		r, _ := testRuntime(t)
+		r, _ := newTestRuntime(t)
 		r.Settings = tt.settings
 		if tt.settings.Config != "" {
 			var err error

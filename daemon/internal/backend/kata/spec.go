@@ -12,24 +12,26 @@ import (
 )
 
 const (
-	// cgroupParent is where Kata makes the sandboxes' cgroups.
+	// cgroupParent is the cgroup in which Kata creates the sandboxes' cgroups.
 	cgroupParent = "/msb"
-	// portalPath is where the guest finds the portal's program.
+	// portalPath is the path of the portal program in the sandbox.
 	portalPath = "/.msb/portal"
-	// minKataMemory, in MiB, is the least that Kata takes as a guest's default memory.
+	// minKataMemory is the smallest default memory of a guest that Kata accepts, in MiB.
 	minKataMemory = 256
 )
 
-// spec describes the sandbox's container: the image, with the portal as its idle main process.
-// Whatever the user runs comes later, through the portal.
+// spec returns the spec of the sandbox's container: the image, with the portal as its idle main process. The portal
+// later starts the user's code and commands.
 func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []oci.SpecOpts {
-	// A type of our own passes through the shim; a bind may be copied into the guest at each start.
+	// The shim passes a mount of an unknown type to the guest, whose agent knows this one. For a bind mount, the shim
+	// may instead copy the file into the guest at each start.
 	portal := specs.Mount{Type: "msb-guest", Source: "/msb-portal", Destination: portalPath, Options: []string{"ro"}}
-	if r.Settings.Config != "" { // and with it a guest that does not hold it
+	if r.Settings.Config != "" { // the host's own guest does not contain the portal
 		portal.Type, portal.Source, portal.Options = "bind", r.Settings.Portal, []string{"bind", "ro"}
 	}
 	annotations, quota := r.sizing(cfg)
-	// Whoever wrote the configuration: all processes of a sandbox are in its cgroup, and none makes a network.
+	// These must hold for every configuration, even the host's own: all processes of a sandbox are in its cgroup, and
+	// Kata creates no network.
 	for name, value := range map[string]string{
 		"sandbox_cgroup_only": "true", "disable_new_netns": "true", "internetworking_model": "none",
 	} {
@@ -52,19 +54,21 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 	return opts
 }
 
-// sizing chooses what makes the guest have as many processors as the sandbox, and enough more memory. Kata adds the
-// container's limits to defaults of its own. That of the processors is 1 and can be 0 only by an annotation; where they
-// are added to a guest that runs already, not even so.
+// sizing returns the annotations, and whether to set a CPU quota, so that the guest has as many processors as the
+// sandbox, and enough additional memory for its kernel and agent. Kata adds the container's limits to its own defaults.
+// The default number of processors is 1, and only an annotation can set it to 0. Where Kata adds processors to a
+// running guest, it cannot be 0 at all.
 func (r *Runtime) sizing(cfg sandbox.Config) (annotations map[string]string, quota bool) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
 	switch {
 	case r.Settings.useService():
-		return map[string]string{}, true // the hypervisor service adds what it needs
+		return map[string]string{}, true // the hypervisor service adds the memory for the kernel and agent
 	case r.Settings.Config == "":
-		// For the guest's kernel and agent, the least that Kata takes, and for what the kernel keeps of each page.
+		// minKataMemory is enough for the guest's kernel and agent. The kernel also uses some memory to manage each
+		// page.
 		return map[string]string{cpus: "0", memory: strconv.Itoa(minKataMemory + cfg.MemoryMiB/32)}, true
 	case !r.hostConfig.Enables("default_vcpus"):
-		return map[string]string{}, true // one more than asked for
+		return map[string]string{}, true // the guest gets one processor more than requested
 	case r.hostConfig.StaticResources:
 		return map[string]string{cpus: "0"}, true
 	}

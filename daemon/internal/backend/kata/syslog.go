@@ -9,11 +9,11 @@ import (
 	"sync"
 )
 
-// syslogSockets are where Go's log/syslog, and so Kata's shim, looks for a system log.
+// syslogSockets are the sockets that Go's log/syslog, and so Kata's shim, tries for the system log.
 var syslogSockets = []string{"/dev/log", "/var/run/syslog", "/var/run/log"}
 
-// syslogSink stands in for the system log on hosts that have none: Kata's shim refuses to start
-// without one. What the shim says goes to the daemon's log at debug level.
+// A syslogSink replaces the system log on hosts that have none, because Kata's shim does not start without one. It
+// writes the shims' messages to the daemon's log at debug level.
 type syslogSink struct {
 	log *slog.Logger
 
@@ -22,8 +22,8 @@ type syslogSink struct {
 	done sync.WaitGroup
 }
 
-// ensure makes sure that a system log answers. It is called before each start, because another
-// server's sink may have ended.
+// ensure starts listening unless the host has a system log. It is called before each start of a shim, because the
+// system log may have been the sink of another server that has stopped.
 func (s *syslogSink) ensure() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -34,18 +34,18 @@ func (s *syslogSink) ensure() error {
 		}
 	}
 	path := syslogSockets[1]
-	// Nothing answers there: what is left is a dead one's socket.
+	// Nothing listens there, so an existing socket is left from a process that has ended.
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
 		os.Remove(path)
 	}
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err == nil {
-		if err = os.Chmod(path, 0o600); err != nil { // shims are root's
+		if err = os.Chmod(path, 0o600); err != nil { // shims run as root
 			conn.Close()
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("this host has no system log, which Kata's shim needs, and msbd could not stand in for it: %w", err)
+		return fmt.Errorf("provide a system log, which Kata's shim needs and this host does not have: %w", err)
 	}
 	s.closeLocked()
 	s.conn = conn

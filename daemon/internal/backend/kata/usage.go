@@ -13,8 +13,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Usage satisfies sandbox.Runtime. Processor time and memory are what the guest's kernel counts for
-// the sandbox; disk is what it wrote over its image.
+// Usage implements sandbox.Runtime. CPU time and memory are what the guest's kernel counts for the sandbox. Disk usage
+// is that of the sandbox's writable layer.
 func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	var u sandbox.Usage
 	ctx = ctrd.InNamespace(ctx)
@@ -28,13 +28,13 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	}
 	metric, err := task.Metrics(ctx)
 	if err != nil {
-		return u, fmt.Errorf("ask for metrics: %w", err)
+		return u, fmt.Errorf("get metrics: %w", err)
 	}
 	stats, err := typeurl.UnmarshalAny(metric.Data)
 	if err != nil {
-		return u, fmt.Errorf("read metrics: %w", err)
+		return u, fmt.Errorf("decode metrics: %w", err)
 	}
-	// Kata answers in the form of the host's cgroup version, whatever the guest has.
+	// The type depends on the host's cgroup version, not on the guest's.
 	switch s := stats.(type) {
 	case *v1.Metrics:
 		u.CPUTime = time.Duration(s.GetCPU().GetUsage().GetTotal())
@@ -43,11 +43,11 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 		u.CPUTime = time.Duration(s.GetCPU().GetUsageUsec()) * time.Microsecond
 		u.MemoryBytes = s.GetMemory().GetUsage()
 	default:
-		return u, fmt.Errorf("read metrics: unknown form %T", stats)
+		return u, fmt.Errorf("decode metrics: unknown type %T", stats)
 	}
 	disk, err := r.Client.SnapshotService(ctrd.Snapshotter).Usage(ctx, id)
 	if err != nil {
-		return u, fmt.Errorf("measure the disk: %w", err)
+		return u, fmt.Errorf("measure disk usage: %w", err)
 	}
 	u.DiskBytes = uint64(disk.Size)
 	return u, nil

@@ -14,14 +14,15 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// wrapper is what msbd installs as msb-virtiofsd.
+// wrapper is the script that msbd installs as msb-virtiofsd.
 var wrapper = filepath.Join("..", "..", "..", "setup", "virtiofsd-c.sh")
 
-// The virtiofsd in C takes what the wrapper makes of what Kata's shim says to the one in Rust.
+// The wrapper translates the options that Kata's shim uses for the Rust virtiofsd, and the C virtiofsd accepts the
+// result.
 func TestVirtiofsdWrapper(t *testing.T) {
 	const daemon = "/usr/lib/qemu/virtiofsd"
 	if _, err := os.Stat(daemon); err != nil {
-		t.Skipf("this host has no virtiofsd in C: %v", err)
+		t.Skipf("this host has no C virtiofsd: %v", err)
 	}
 	shared := t.TempDir()
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
@@ -37,16 +38,16 @@ func TestVirtiofsdWrapper(t *testing.T) {
 	cmd := exec.Command(wrapper, "--syslog", "--cache=always", "--shared-dir="+shared, "--fd=3",
 		"--daemon="+daemon, "--announce-submounts", "--sandbox=namespace", "--log-level=error")
 	cmd.ExtraFiles = []*os.File{socket}
-	var said strings.Builder
-	cmd.Stdout, cmd.Stderr = &said, &said
+	var output strings.Builder
+	cmd.Stdout, cmd.Stderr = &output, &output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
-	// The shim knows it by its pid, and ends it by that.
-	eventually(t, "virtiofsd runs", func() bool {
+	// virtiofsd must have the pid of the wrapper, because the shim kills it by that pid.
+	waitUntil(t, "virtiofsd runs", func() bool {
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", cmd.Process.Pid))
-		// The kernel shows the program a moment before its arguments.
+		// The program becomes visible a moment before its arguments.
 		return exe == daemon && len(process.Arguments(cmd.Process.Pid)) > 1
 	})
 	want := []string{daemon, "--syslog", "-o", "cache=always", "-o", "source=" + shared, "--fd=3",
@@ -55,9 +56,9 @@ func TestVirtiofsdWrapper(t *testing.T) {
 		want = slices.Delete(want, 1, 2)
 	}
 	if got := process.Arguments(cmd.Process.Pid); !slices.Equal(got, want) {
-		t.Errorf("it runs as %q, not %q", got, want)
+		t.Errorf("arguments %q, want %q", got, want)
 	}
-	// It takes a caller: it did not stumble over its arguments.
+	// virtiofsd responds, so it has accepted its arguments.
 	conn, err := net.Dial("unix", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +69,7 @@ func TestVirtiofsdWrapper(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n, err := io.ReadFull(conn, make([]byte, 20)); err != nil {
-		t.Errorf("virtiofsd answered %d bytes, %v: %s", n, err, &said)
+		t.Errorf("virtiofsd responded with %d bytes, %v: %s", n, err, &output)
 	}
 }
 

@@ -1,4 +1,4 @@
-// Package containerdtest runs containerd for tests. Only tests import it.
+// Package containerdtest runs a containerd for tests. Only tests may import it.
 package containerdtest
 
 import (
@@ -13,10 +13,11 @@ import (
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 )
 
-// Start runs a private containerd of the test's own until the test ends.
+// Start starts a private containerd for this test and stops it when the test ends.
 func Start(t *testing.T) (*ctrd.Private, *containerd.Client) {
 	t.Helper()
-	binary, err := filepath.Abs("../../../../bin/containerd") // tests run in their package's directory, in backend
+	// Tests run in their package's directory, a subdirectory of backend.
+	binary, err := filepath.Abs("../../../../bin/containerd")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -68,15 +68,15 @@ func TestEqualTreesGiveEqualArchives(t *testing.T) {
 		tar.Header{Name: "shipped", Mode: mode, ModTime: older.Add(500 * time.Millisecond), Format: tar.FormatPAX},
 	))
 	if d1 != d2 || !bytes.Equal(one, two) {
-		t.Errorf("digests %s and %s", d1, d2)
+		t.Errorf("archives of equal trees differ: digests %s and %s", d1, d2)
 	}
 	_, d3 := write(t, rootfs(t, tar.Header{Name: "made", Mode: 0o700, Size: 5}))
 	if d3 == d1 {
-		t.Error("another tree has the same digest")
+		t.Error("a different tree has the same digest")
 	}
 }
 
-func TestArchiveHoldsTheTree(t *testing.T) {
+func TestArchiveHasTree(t *testing.T) {
 	capability := map[string]string{"SCHILY.xattr.security.capability": "cap"}
 	data, d := write(t, rootfs(t,
 		tar.Header{Name: "./bin/", Typeflag: tar.TypeDir, Mode: 0o755, ModTime: older},
@@ -99,11 +99,11 @@ func TestArchiveHoldsTheTree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// Each blob is what its name says.
+	// Check each blob against the digest in its name.
 	blob := func(d ocispec.Descriptor) []byte {
 		data := files["blobs/sha256/"+d.Digest.Encoded()]
 		if digest.FromBytes(data) != d.Digest || int64(len(data)) != d.Size {
-			t.Fatalf("blob %s is not whole", d.Digest)
+			t.Fatalf("blob %s has the wrong digest or size", d.Digest)
 		}
 		return data
 	}
@@ -154,7 +154,7 @@ func TestArchiveHoldsTheTree(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !h.ModTime.Equal(older) {
-			t.Errorf("%s is of %s", h.Name, h.ModTime)
+			t.Errorf("%s has the date %s, want %s", h.Name, h.ModTime, older)
 		}
 		got = append(got, entry{h.Name, h.Linkname, h.Mode, h.Uid, h.Gid, h.PAXRecords["SCHILY.xattr.security.capability"]})
 	}
@@ -169,21 +169,22 @@ func TestArchiveHoldsTheTree(t *testing.T) {
 	}
 }
 
-func TestBrokenTreesAreRefused(t *testing.T) {
+func TestWriteRejectsBrokenTrees(t *testing.T) {
 	broken := errors.New("mmdebstrap died")
 	for name, r := range map[string]io.Reader{
 		"empty":   rootfs(t),
 		"garbage": bytes.NewReader(bytes.Repeat([]byte{1}, 1024)),
-		"cut":     io.MultiReader(io.LimitReader(rootfs(t, tar.Header{Name: "f", Size: 5000}), 2000), reader{broken}),
+		"cut":     io.MultiReader(io.LimitReader(rootfs(t, tar.Header{Name: "f", Size: 5000}), 2000), errReader{broken}),
 	} {
 		if _, err := archive.Write(io.Discard, r, archive.Image{Name: "docker.io/a/b:latest", Created: epoch}); err == nil {
 			t.Errorf("%s: no error", name)
 		} else if name == "cut" && !errors.Is(err, broken) {
-			t.Errorf("%s: %v hides the cause", name, err)
+			t.Errorf("%s: error %v, want it to wrap %v", name, err, broken)
 		}
 	}
 }
 
-type reader struct{ err error }
+// errReader is a reader that always fails.
+type errReader struct{ err error }
 
-func (r reader) Read([]byte) (int, error) { return 0, r.err }
+func (r errReader) Read([]byte) (int, error) { return 0, r.err }
