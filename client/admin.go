@@ -27,8 +27,8 @@ import (
 
 const systemSocket = "/run/msb/msbd.sock"
 
-// DefaultSocket returns the default path of msbd's admin socket: /run/msb/msbd.sock, or, for users other
-// than root who run their own msbd, msb/msbd.sock in $XDG_RUNTIME_DIR.
+// DefaultSocket returns the default path of msbd's admin socket. It is /run/msb/msbd.sock, or, for users other
+// than root, msb/msbd.sock in $XDG_RUNTIME_DIR, unless only the former exists.
 func DefaultSocket() string {
 	runtimeDir := os.Getenv("XDG_RUNTIME_DIR")
 	if os.Geteuid() == 0 || runtimeDir == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -61,6 +62,9 @@ func (a *Admin) explain(err error) error {
 	if s.Code() == codes.Unimplemented {
 		return tooOld("does not know this request")
 	}
+	if s.Code() == codes.Unavailable && strings.HasPrefix(s.Message(), "error reading from server") { // gRPC's own text
+		return errorf(errdefs.ErrUnavailable, "msbd closed the connection before it answered; see 'msb server status' and its log")
+	}
 	class, known := grpcClasses[s.Code()]
 	if !known {
 		class = errdefs.ErrInternal
@@ -79,7 +83,7 @@ func explainDial(socket string, err error) error {
 			ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return errorf(errdefs.ErrPermissionDenied, "%s: permission denied. Run msb as root (sudo), or join the group that may "+
-			"administer msbd ('sudo usermod -aG msb $USER', then log in again)", socket)
+			"administer msbd ('sudo usermod -aG msb $USER', then log in again; if there is no such group, see 'msb doctor')", socket)
 	default:
 		return fmt.Errorf("connect to msbd: %w", err)
 	}

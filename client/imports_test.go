@@ -70,7 +70,7 @@ func TestClientDoesNotImportDaemon(t *testing.T) {
 	}
 }
 
-// TestImportDirection holds the rule of docs/architecture.md. Only package daemon and the commands import packages of
+// TestImportDirection checks the rule of docs/architecture.md. Only package daemon and the commands import packages of
 // more than one group. The package that is a group's root, such as backend, connects the packages of the group: it may
 // import all of them, and none of them imports it.
 func TestImportDirection(t *testing.T) {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -18,6 +19,9 @@ type newFile struct {
 // directory cannot be written.
 func createFile(path string) (*newFile, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err // without the name of the temporary file
+	}
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}

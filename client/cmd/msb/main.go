@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -121,7 +122,39 @@ func group(c *cli.Context) error {
 	return cli.ShowSubcommandHelp(c)
 }
 
-func badUsage(c *cli.Context, err error, _ bool) error { return usage(c, "%s", err) }
+func badUsage(c *cli.Context, err error, _ bool) error {
+	return usage(c, "%s", flagError(c.Command, err.Error()))
+}
+
+// flagError rewrites an error of package flag in the terms of msb's help.
+func flagError(command *cli.Command, text string) string {
+	dashed := func(name string) string {
+		if len(name) == 1 {
+			return "-" + name
+		}
+		return "--" + name
+	}
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		return "unknown option " + dashed(name)
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return dashed(name) + " needs a value"
+	}
+	match := regexp.MustCompile(`^invalid (?:boolean )?value (".*") for (?:flag )?-(\S+): (.*)$`).FindStringSubmatch(text)
+	if match == nil {
+		return text
+	}
+	value, name, reason := match[1], match[2], match[3]
+	switch findFlag(command, name).(type) {
+	case *cli.DurationFlag:
+		reason = "give a number with a unit, such as 90s or 5m"
+	case *cli.IntFlag:
+		reason = "give a whole number"
+	case *cli.BoolFlag:
+		reason = "give true or false"
+	}
+	return fmt.Sprintf("invalid value %s for %s: %s", value, dashed(name), reason)
+}
 
 // usage returns the error for an invalid command line. It refers to the command's help.
 func usage(c *cli.Context, format string, a ...any) error {

@@ -69,7 +69,7 @@ type bridge struct {
 // errByClient is the cause of a request that the assistant cancelled.
 var errByClient = errors.New("cancelled by the assistant")
 
-// serve forwards the messages in in. It returns when in has ended and every message is answered, when nobody reads the
+// serve forwards the messages from in. It returns when in has ended and every message is answered, when nobody reads the
 // answers any more, or when ctx is done.
 func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 	ctx, cancel := context.WithCancel(ctx)
