@@ -1,5 +1,7 @@
-// Package client talks to msbd: Admin for local administrators, over the Unix socket; Client for holders
-// of an API key, over HTTP. It imports only the contracts in api, and nothing of the daemon.
+// Package client contains the clients of msbd. Admin is for local administrators and uses the admin socket.
+// Client is for holders of an API key and uses HTTP.
+//
+// The package imports only the contracts in api, and no package of the daemon.
 package client
 
 import (
@@ -25,8 +27,8 @@ import (
 
 const systemSocket = "/run/msb/msbd.sock"
 
-// DefaultSocket is where msbd listens unless it was told otherwise: /run/msb/msbd.sock, or, for users
-// other than root who run a msbd of their own, msb/msbd.sock in $XDG_RUNTIME_DIR.
+// DefaultSocket returns the default path of msbd's admin socket. It is /run/msb/msbd.sock, or, for users other
+// than root, msb/msbd.sock in $XDG_RUNTIME_DIR, unless only the former exists.
 func DefaultSocket() string {
 	runtimeDir := os.Getenv("XDG_RUNTIME_DIR")
 	if os.Geteuid() == 0 || runtimeDir == "" {
@@ -41,24 +43,24 @@ func DefaultSocket() string {
 	return own
 }
 
-// Admin is a local administrator's connection to msbd. The zero value is ready for use and connects
-// to DefaultSocket at the first call. It is safe for concurrent use. Fields must not be changed
-// after the first call.
+// Admin is a local administrator's connection to msbd. The zero value is ready to use and connects to
+// DefaultSocket on the first call. It is safe for concurrent use. Its fields must not be changed after the
+// first call.
 //
-// Errors are of the classes of github.com/containerd/errdefs. When no msbd listens on the socket, the
-// error is ErrNotRunning.
+// Errors match the classes of github.com/containerd/errdefs. If no msbd listens on the socket, the error
+// is ErrNotRunning.
 type Admin struct {
 	// Socket is the path of msbd's admin socket; empty means DefaultSocket.
 	Socket string
-	// Dial connects to the socket; nil means the operating system's way.
+	// Dial connects to the socket; nil means a Unix socket connection with net.Dialer.
 	Dial func(ctx context.Context, socket string) (net.Conn, error)
 
 	mu      sync.Mutex
 	conn    *grpc.ClientConn
-	dialErr error // of the last attempt to connect
+	dialErr error // the result of the last attempt to connect
 }
 
-// Close ends the connection, if there is one. The next call makes a new one.
+// Close closes the connection, if it is open. The next call opens a new one.
 func (a *Admin) Close() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -70,13 +72,14 @@ func (a *Admin) Close() error {
 	return err
 }
 
-// Status says how the server is, in every state of it.
+// Status returns the server's status. It works in every state of the server.
 func (a *Admin) Status(ctx context.Context) (*adminv1.GetStatusResponse, error) {
 	return call(ctx, a, adminv1.AdminServiceClient.GetStatus, &adminv1.GetStatusRequest{})
 }
 
-// CreateKey makes an API key. The key is in the answer and nowhere else. A server that is too old for
-// what was asked would make a key that may do more: its answer is errdefs.ErrNotImplemented.
+// CreateKey creates an API key. The response is the only place that ever contains the key. An older server
+// ignores limits that it does not know and creates a key that may do more than requested; CreateKey detects
+// that, does not return the key, and returns errdefs.ErrNotImplemented.
 func (a *Admin) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*adminv1.CreateKeyResponse, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.CreateKey, req)
 	if err != nil {
@@ -84,18 +87,19 @@ func (a *Admin) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*
 	}
 	info := resp.GetInfo()
 	if info.GetName() != req.GetName() || !sameSet(info.GetNamespaces(), req.GetNamespaces()) || !sameSet(info.GetScopes(), req.GetScopes()) {
-		return nil, tooOld(fmt.Sprintf("made API key %s otherwise than was asked; it is not shown, so that nobody has it", info.GetId()))
+		return nil, tooOld(fmt.Sprintf("created API key %s with limits other than requested; the key is not shown, so nobody can use it", info.GetId()))
 	}
 	return resp, nil
 }
 
-// sameSet says whether two lists hold the same, in any order.
+// sameSet reports whether a and b contain the same values, regardless of order and duplicates.
 func sameSet(a, b []string) bool {
 	sorted := func(list []string) []string { return slices.Compact(slices.Sorted(slices.Values(list))) }
 	return slices.Equal(sorted(a), sorted(b))
 }
 
-// Keys lists API keys, the oldest first; req may be nil. It asks for page after page; an error ends it.
+// Keys returns the API keys that match req, oldest first; a nil req means all keys. It requests page after
+// page and ends after the first error.
 func (a *Admin) Keys(ctx context.Context, req *adminv1.ListKeysRequest) iter.Seq2[*adminv1.Key, error] {
 	return func(yield func(*adminv1.Key, error) bool) {
 		req := cmp.Or(proto.CloneOf(req), new(adminv1.ListKeysRequest))
@@ -118,38 +122,41 @@ func (a *Admin) Keys(ctx context.Context, req *adminv1.ListKeysRequest) iter.Seq
 	}
 }
 
-// Key finds the API key that ref names: its id, an unambiguous beginning of that of at least 4
-// characters, or its name.
+// Key returns the API key that ref identifies. ref is the key's name, its id, or an unambiguous prefix of its
+// id with at least 4 characters.
 func (a *Admin) Key(ctx context.Context, ref string) (*adminv1.Key, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.GetKey, &adminv1.GetKeyRequest{Ref: ref})
 	return resp.GetKey(), err
 }
 
-// RevokeKey refuses the API key that ref names, for good, from before it returns.
+// RevokeKey permanently revokes the API key that ref identifies. The server refuses the key before RevokeKey
+// returns.
 func (a *Admin) RevokeKey(ctx context.Context, ref string) (*adminv1.Key, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.RevokeKey, &adminv1.RevokeKeyRequest{Ref: ref})
 	return resp.GetKey(), err
 }
 
-// RotateKey makes an API key like another one, which is refused once the grace period is over.
+// RotateKey creates an API key that replaces another one and has its name and limits. The old key is refused
+// when the grace period is over.
 func (a *Admin) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (*adminv1.RotateKeyResponse, error) {
 	return call(ctx, a, adminv1.AdminServiceClient.RotateKey, req)
 }
 
-// PruneKeys removes the records of API keys that have been expired or revoked for so long, such as 30d,
-// or, if deadFor is empty, for any time, and returns them. With dryRun it changes nothing.
+// PruneKeys deletes the records of API keys that have been expired or revoked for at least deadFor, such as
+// 30d, and returns them. An empty deadFor means all expired and revoked keys. With dryRun, it only returns
+// what it would delete.
 func (a *Admin) PruneKeys(ctx context.Context, deadFor string, dryRun bool) ([]*adminv1.Key, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.PruneKeys, &adminv1.PruneKeysRequest{DeadFor: deadFor, DryRun: dryRun})
 	return resp.GetKeys(), err
 }
 
-// Reset replaces the server's signing key: every API key made before is refused when it returns.
+// Reset replaces the server's signing key. The server refuses every existing API key before Reset returns.
 func (a *Admin) Reset(ctx context.Context) (*adminv1.ResetResponse, error) {
 	return call(ctx, a, adminv1.AdminServiceClient.Reset, &adminv1.ResetRequest{})
 }
 
-// Backup writes an archive of the keys, the signing key and the audit log to w. It is whole only if
-// the error is nil, and as secret as the signing key.
+// Backup writes an archive of the API keys' records, the signing key and the audit log to w. The archive is
+// complete only if the error is nil. It must be kept as secret as the signing key.
 func (a *Admin) Backup(ctx context.Context, w io.Writer) error {
 	return receive(ctx, a, adminv1.AdminServiceClient.Backup, &adminv1.BackupRequest{}, func(resp *adminv1.BackupResponse) error {
 		_, err := w.Write(resp.GetChunk())
@@ -157,10 +164,10 @@ func (a *Admin) Backup(ctx context.Context, w io.Writer) error {
 	})
 }
 
-// Restore sends the archive of a Backup. The server changes nothing unless it is whole, and read from r
-// without an error.
+// Restore reads an archive that Backup wrote from r and sends it to the server. The server changes nothing
+// unless the archive is complete and r was read to the end without an error.
 func (a *Admin) Restore(ctx context.Context, r io.Reader) (*adminv1.RestoreResponse, error) {
-	// Until the server is told that it has everything, the end of ctx tells it that it has not.
+	// If reading fails, cancelling ctx tells the server that the archive is incomplete.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn, err := a.connection()
@@ -175,7 +182,7 @@ func (a *Admin) Restore(ctx context.Context, r io.Reader) (*adminv1.RestoreRespo
 	for {
 		n, err := r.Read(chunk)
 		if n > 0 && stream.Send(&adminv1.RestoreRequest{Chunk: chunk[:n]}) != nil {
-			break // the server has ended the call, and says why below
+			break // the server has ended the call; CloseAndRecv returns the reason
 		}
 		if errors.Is(err, io.EOF) {
 			break
@@ -191,9 +198,9 @@ func (a *Admin) Restore(ctx context.Context, r io.Reader) (*adminv1.RestoreRespo
 	return resp, nil
 }
 
-// TailAudit calls line with each of the last entries of the audit log, as they are in the file, and
-// with follow with each new one, until ctx ends, the server does, or line returns an error, which is
-// TailAudit's then.
+// TailAudit calls line with each of the last entries of the audit log, as written in the file. With follow,
+// it continues with each new entry until ctx is done or the server stops. If line returns an error, TailAudit
+// stops and returns it.
 func (a *Admin) TailAudit(ctx context.Context, last int, follow bool, line func(string) error) error {
 	req := &adminv1.TailAuditRequest{Last: int32(min(last, math.MaxInt32)), Follow: follow}
 	return receive(ctx, a, adminv1.AdminServiceClient.TailAudit, req, func(resp *adminv1.TailAuditResponse) error {
@@ -201,42 +208,44 @@ func (a *Admin) TailAudit(ctx context.Context, last int, follow bool, line func(
 	})
 }
 
-// VerifyAudit has the server check its audit log. A broken one is in the answer, not an error.
+// VerifyAudit asks the server to check its audit log. A damaged log is reported in the response, not as an
+// error.
 func (a *Admin) VerifyAudit(ctx context.Context) (*adminv1.VerifyAuditResponse, error) {
 	return call(ctx, a, adminv1.AdminServiceClient.VerifyAudit, &adminv1.VerifyAuditRequest{})
 }
 
-// Shutdown makes the server end. It returns before the process has ended. Sandboxes go on running
-// unless stopSandboxes.
+// Shutdown asks the server to stop. It returns before the process has exited. Sandboxes keep running unless
+// stopSandboxes is set.
 func (a *Admin) Shutdown(ctx context.Context, stopSandboxes bool) (*adminv1.ShutdownResponse, error) {
 	return call(ctx, a, adminv1.AdminServiceClient.Shutdown, &adminv1.ShutdownRequest{StopSandboxes: stopSandboxes})
 }
 
-// Sandboxes lists the sandboxes of one tenant namespace, or of all if it is empty.
+// Sandboxes returns the sandboxes of a tenant namespace, or of all namespaces if namespace is empty.
 func (a *Admin) Sandboxes(ctx context.Context, namespace string) ([]*adminv1.Sandbox, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.ListSandboxes, &adminv1.ListSandboxesRequest{Namespace: namespace})
 	return resp.GetSandboxes(), err
 }
 
-// StopSandbox stops a sandbox; an empty namespace means default.
+// StopSandbox stops a sandbox. An empty namespace means the namespace default.
 func (a *Admin) StopSandbox(ctx context.Context, namespace, name string) error {
 	_, err := call(ctx, a, adminv1.AdminServiceClient.StopSandbox, &adminv1.StopSandboxRequest{Namespace: namespace, Name: name})
 	return err
 }
 
-// ImportImage has the server read an OCI archive; path is absolute and on the server's host.
+// ImportImage asks the server to import the images of an OCI archive. path is an absolute path on the
+// server's host.
 func (a *Admin) ImportImage(ctx context.Context, path string) ([]*adminv1.Image, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.ImportImage, &adminv1.ImportImageRequest{Path: path})
 	return resp.GetImages(), err
 }
 
-// Images lists what sandboxes can be started from.
+// Images returns the images that sandboxes can be started from.
 func (a *Admin) Images(ctx context.Context) ([]*adminv1.Image, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.ListImages, &adminv1.ListImagesRequest{})
 	return resp.GetImages(), err
 }
 
-// call makes one call and turns its error into one of this package.
+// call makes a unary call and converts its error with explain.
 func call[Req, Resp any](ctx context.Context, a *Admin,
 	method func(adminv1.AdminServiceClient, context.Context, Req, ...grpc.CallOption) (Resp, error), req Req,
 ) (resp Resp, err error) {
@@ -251,12 +260,12 @@ func call[Req, Resp any](ctx context.Context, a *Admin,
 	return resp, nil
 }
 
-// receive makes one call that is answered by a stream, and hands on each message of it.
+// receive makes a call with a streaming response and calls each with every message.
 func receive[Req, Resp any](ctx context.Context, a *Admin,
 	method func(adminv1.AdminServiceClient, context.Context, Req, ...grpc.CallOption) (grpc.ServerStreamingClient[Resp], error), req Req,
 	each func(*Resp) error,
 ) error {
-	ctx, cancel := context.WithCancel(ctx) // so that the server stops when each has had enough
+	ctx, cancel := context.WithCancel(ctx) // ends the stream on the server if each returns an error
 	defer cancel()
 	stream, err := call(ctx, a, method, req)
 	if err != nil {
@@ -292,7 +301,7 @@ func (a *Admin) connection() (*grpc.ClientConn, error) {
 	socket := a.socket()
 	conn, err := grpc.NewClient("passthrough:msbd",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		// The server is trusted, and some lists come in one message.
+		// The server is trusted, and some lists are sent in one message.
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(math.MaxInt32)),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return a.dial(ctx, socket) }))
 	if err != nil {
@@ -302,7 +311,7 @@ func (a *Admin) connection() (*grpc.ClientConn, error) {
 	return conn, nil
 }
 
-// dial remembers its error, of which gRPC passes on only the text.
+// dial connects to the socket. It keeps its error in dialErr, because gRPC passes on only the text.
 func (a *Admin) dial(ctx context.Context, socket string) (conn net.Conn, err error) {
 	if a.Dial != nil {
 		conn, err = a.Dial(ctx, socket)

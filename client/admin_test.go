@@ -53,7 +53,7 @@ func TestDialFailuresSayWhatToDo(t *testing.T) {
 	}
 }
 
-// server answers as its functions say.
+// server is an admin service that returns err, or calls its functions.
 type server struct {
 	adminv1.UnimplementedAdminServiceServer
 	err     error
@@ -135,7 +135,7 @@ func TestServerErrorsHaveClasses(t *testing.T) {
 	}
 }
 
-func TestAdminOutlivesARestartOfTheServer(t *testing.T) {
+func TestAdminReconnects(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	a := &Admin{Socket: socket}
 	defer a.Close()
@@ -172,8 +172,9 @@ func newAdmin(t *testing.T) (*server, *Admin) {
 	return s, a
 }
 
-// A server that does not know what was asked must not be taken at its word: its key may do more.
-func TestCreateKeyNoticesAnOlderServer(t *testing.T) {
+// A server that does not know some of the requested limits creates a key without them. The client must not return
+// that key.
+func TestCreateKeyDetectsOlderServer(t *testing.T) {
 	asked := &adminv1.CreateKeyRequest{Name: "ci", Namespaces: []string{"b", "a", "a"}, Scopes: []string{"y", "x"}}
 	for name, tt := range map[string]struct {
 		info *adminv1.Key
@@ -203,7 +204,7 @@ func TestCreateKeyNoticesAnOlderServer(t *testing.T) {
 	}
 }
 
-func TestUnknownCallsSayThatTheServerIsOld(t *testing.T) {
+func TestUnimplementedCallReportsOlderServer(t *testing.T) {
 	_, a := newAdmin(t)
 	if _, err := a.Key(t.Context(), "ci"); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "msbd is older than msb") {
 		t.Error(err)
@@ -214,19 +215,19 @@ func TestKeysComeInPages(t *testing.T) {
 	s, a := newAdmin(t)
 	s.list = func(req *adminv1.ListKeysRequest) *adminv1.ListKeysResponse {
 		if req.GetNamespace() != "a" {
-			t.Errorf("a page is asked for with %v", req)
+			t.Errorf("got the request %v for a page", req)
 		}
 		switch req.GetPageToken() {
 		case "":
 			return &adminv1.ListKeysResponse{Keys: []*adminv1.Key{{Id: "1"}, {Id: "2"}}, NextPageToken: "x"}
 		case "x":
-			return &adminv1.ListKeysResponse{NextPageToken: "y"} // empty, but not the last
+			return &adminv1.ListKeysResponse{NextPageToken: "y"} // an empty page that is not the last
 		default:
 			return &adminv1.ListKeysResponse{Keys: []*adminv1.Key{{Id: "3"}}}
 		}
 	}
 	req := &adminv1.ListKeysRequest{Namespace: "a"}
-	for range 2 { // it can be walked again
+	for range 2 { // the sequence can be used twice
 		var ids string
 		for key, err := range a.Keys(t.Context(), req) {
 			if err != nil {
@@ -240,7 +241,7 @@ func TestKeysComeInPages(t *testing.T) {
 	}
 	for key := range a.Keys(t.Context(), req) {
 		if key.GetId() != "1" {
-			t.Error("it goes on behind a break")
+			t.Error("the sequence continues after a break")
 		}
 		break
 	}
@@ -253,8 +254,8 @@ func TestKeysComeInPages(t *testing.T) {
 	}
 }
 
-// Some lists come in one message, and may be long.
-func TestLargeAnswers(t *testing.T) {
+// Some lists are sent in one message, which may be larger than gRPC's default limit.
+func TestLargeResponses(t *testing.T) {
 	s, a := newAdmin(t)
 	s.list = func(*adminv1.ListKeysRequest) *adminv1.ListKeysResponse {
 		return &adminv1.ListKeysResponse{Keys: []*adminv1.Key{{Id: strings.Repeat("x", 16<<20)}}}
@@ -283,11 +284,11 @@ func TestBackup(t *testing.T) {
 	}
 	end = status.Error(codes.FailedPrecondition, "the disk is full")
 	if err := a.Backup(t.Context(), io.Discard); !errdefs.IsFailedPrecondition(err) || err.Error() != "the disk is full" {
-		t.Errorf("one that is cut: %v", err)
+		t.Errorf("a backup that was cut off: %v", err)
 	}
 	broken := errors.New("no space")
 	if err := a.Backup(t.Context(), failingWriter{broken}); err != broken {
-		t.Errorf("one that cannot be written: %v", err)
+		t.Errorf("a backup that cannot be written: %v", err)
 	}
 }
 
@@ -319,7 +320,7 @@ func TestRestore(t *testing.T) {
 			u.content += string(req.GetChunk())
 		}
 	}
-	// However its bytes come, the whole archive arrives.
+	// The complete archive arrives, however the reader splits it.
 	for name, r := range map[string]io.Reader{
 		"at once":         strings.NewReader(content),
 		"in halves":       iotest.HalfReader(strings.NewReader(content)),
@@ -330,13 +331,13 @@ func TestRestore(t *testing.T) {
 			t.Errorf("%s: %v, %v, %d of %d bytes", name, resp, err, len(u.content), len(content))
 		}
 	}
-	// An archive that cannot be read to its end is not restored.
+	// An archive that cannot be read to the end is not restored.
 	unreadable := errors.New("bad sector")
 	if _, err := a.Restore(t.Context(), io.MultiReader(strings.NewReader("half"), iotest.ErrReader(unreadable))); !errors.Is(err, unreadable) {
 		t.Errorf("got %v", err)
 	}
 	if u := <-uploads; u.err == nil {
-		t.Error("the server takes the half for the whole")
+		t.Error("the server takes half of the archive for a complete one")
 	}
 	// The server can refuse early.
 	s.restore = func(adminv1.AdminService_RestoreServer) error { return status.Error(codes.DataLoss, "damaged") }
@@ -371,7 +372,7 @@ func TestTailAudit(t *testing.T) {
 	if err := a.TailAudit(t.Context(), 3, false, count); err != nil || n != 3 {
 		t.Errorf("%d lines, %v", n, err)
 	}
-	// When the caller has had enough, the server learns it.
+	// An error of the callback ends the stream on the server.
 	enough := errors.New("enough")
 	if err := a.TailAudit(t.Context(), 1, true, func(string) error { return enough }); err != enough {
 		t.Error(err)
@@ -398,6 +399,6 @@ func TestDefaultSocket(t *testing.T) {
 	}
 	t.Setenv("XDG_RUNTIME_DIR", "")
 	if got := DefaultSocket(); got != systemSocket {
-		t.Errorf("without a directory of its own: %s", got)
+		t.Errorf("without XDG_RUNTIME_DIR: %s", got)
 	}
 }

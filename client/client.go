@@ -24,88 +24,88 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// DefaultServerURL is where msbd answers unless it was told otherwise.
+// DefaultServerURL is the default URL of msbd's HTTP gateway.
 const DefaultServerURL = "http://127.0.0.1:5555"
 
 const (
-	// How long calls may take in all. That of a start is longer than the server's own limit.
+	// Time limits of calls, retries included. startLimit is longer than the server's own limit.
 	healthLimit = 10 * time.Second
 	queryLimit  = 30 * time.Second
 	startLimit  = 3 * time.Minute
 	stopLimit   = 2 * time.Minute
-	// runSlack is what a run may take beyond its time limit: its turn, and the way.
+	// runSlack is added to the time limit of a run, for the time in the queue and on the network.
 	runSlack = 2 * time.Minute
 
-	// maxAttempts is how often a call is sent that surely, or harmlessly, did not run before.
+	// maxAttempts is how often a call is sent at most.
 	maxAttempts = 3
-	// firstPause is before the second attempt; it doubles.
+	// firstPause is the pause before the second attempt. It doubles with each attempt.
 	firstPause = 100 * time.Millisecond
-	// maxPause is the longest Retry-After that is waited for.
+	// maxPause is the longest pause; a call that would have to wait longer fails.
 	maxPause = 10 * time.Second
 
-	// maxAnswer is more than the server lets a run print, in the longest spelling.
-	maxAnswer = 256 << 20
+	// maxResponse is larger than the output that the server allows for a run, in its longest JSON encoding.
+	maxResponse = 256 << 20
 )
 
-// Client calls msbd over HTTP, for whoever holds an API key. The zero value calls DefaultServerURL without
-// a key, which only a server in dev mode takes. It is safe for concurrent use. Fields must not be changed
-// after the first call.
+// Client calls msbd over HTTP with an API key. The zero value calls DefaultServerURL without a key, which only
+// a server in dev mode accepts. It is safe for concurrent use. Its fields must not be changed after the first
+// call.
 //
-// A call ends when its context does; the server then interrupts the run that it began. A call is sent again
-// only when that cannot run anything twice: when nothing listened, when the server said before it began when
-// to come back (429), or when it was not ready for a call that is harmless to repeat. Runs and stops are never
-// among the last.
+// A call ends when its context is done; the server then interrupts the run that the call started. A call is
+// retried only if that cannot run anything twice: if nothing listens at the URL, if the server refused the call
+// before it began and said when to retry (status 429), or if the server was busy or not ready and the call is
+// idempotent. Runs and stops are not idempotent.
 //
-// Failures that the server told are an [*Error]. When nothing listens at the URL, the error is
-// [ErrNotRunning]. No error holds the key.
+// Errors that the server returns are an [*Error]. If nothing listens at the URL, the error is [ErrNotRunning].
+// No error contains the key.
 type Client struct {
-	// ServerURL is https://HOST[:PORT], and may have a path below which a proxy has put msbd. With http://, a
-	// Key goes to loopback addresses only. Empty means DefaultServerURL.
+	// ServerURL is https://HOST[:PORT], with a path if a proxy serves msbd below one. With http://, the key is
+	// sent only to loopback addresses. Empty means DefaultServerURL.
 	ServerURL string
 	Key       Key
-	// HTTP makes the requests; nil means a client of this package. Its Timeout should be 0: calls are limited
-	// one by one. It follows no redirects.
+	// HTTP makes the requests; nil means a client of this package. Its Timeout should be 0, because each call
+	// has its own time limit. Redirects are not followed, whatever its CheckRedirect is.
 	HTTP *http.Client
 }
 
-// Health returns nil if msbd answers at the URL. It sends no key.
+// Health returns nil if msbd answers at the URL. It does not send the key.
 func (c *Client) Health(ctx context.Context) error {
-	ctx, cancel := limited(ctx, healthLimit)
+	ctx, cancel := withLimit(ctx, healthLimit)
 	defer cancel()
 	req, err := c.newRequest(ctx, http.MethodGet, rpc.HealthPath, nil)
 	if err != nil {
 		return err
 	}
-	a, err := c.exchange(req)
+	res, err := c.do(req)
 	if err != nil {
-		return fmt.Errorf("ask for the server's health: %w", err)
+		return fmt.Errorf("get the server's health: %w", err)
 	}
 	var health struct {
 		Message string `json:"message"`
 	}
-	if a.status != http.StatusOK || a.decode(&health) != nil || health.Message == "" {
-		return a.foreign()
+	if res.status != http.StatusOK || res.decode(&health) != nil || health.Message == "" {
+		return res.unexpected()
 	}
 	return nil
 }
 
-// Discover returns the server's own description of its methods, an OpenRPC document in JSON.
+// Discover returns the server's description of its API, an OpenRPC document in JSON.
 func (c *Client) Discover(ctx context.Context) ([]byte, error) {
-	doc, err := post[jsontext.Value](ctx, c, request{method: rpc.MethodDiscover, limit: queryLimit, repeatable: true})
+	doc, err := post[jsontext.Value](ctx, c, request{method: rpc.MethodDiscover, limit: queryLimit, idempotent: true})
 	return doc, err
 }
 
-// Metrics says what the sandboxes of a namespace use. An empty namespace is the key's own, or default for a
-// key that is not limited to one; [rpc.AllNamespaces] is all that the key may see.
+// Metrics returns the resource usage of the sandboxes in a namespace. An empty namespace means the key's own,
+// or default for a key that is not limited to one. [rpc.AllNamespaces] means all namespaces of the key.
 func (c *Client) Metrics(ctx context.Context, namespace string) ([]rpc.SandboxMetrics, error) {
 	res, err := post[rpc.MetricsResult](ctx, c, request{
 		method: rpc.MethodSandboxMetricsGet, params: rpc.MetricsParams{Namespace: optional(namespace)},
-		limit: queryLimit, repeatable: true,
+		limit: queryLimit, idempotent: true,
 	})
 	return res.Sandboxes, err
 }
 
-// optional is nil for a namespace that the server is to choose.
+// optional returns nil for an empty namespace, for which the server chooses one.
 func optional(namespace string) *string {
 	if namespace == "" {
 		return nil
@@ -113,17 +113,17 @@ func optional(namespace string) *string {
 	return &namespace
 }
 
-// request is one call to be made.
+// request is a call to be made.
 type request struct {
 	method string
 	params any
-	// limit is how long it may take in all; 0 means as long as its context.
+	// limit is the time limit of the call, retries included; 0 means that of its context.
 	limit time.Duration
-	// repeatable says that a second run of it does no harm.
-	repeatable bool
+	// idempotent is set if running the call twice does no harm.
+	idempotent bool
 }
 
-// post makes a call and decodes what it returned.
+// post makes a call and decodes its result.
 func post[R any](ctx context.Context, c *Client, r request) (result R, err error) {
 	body, err := marshal(r)
 	if err != nil {
@@ -131,15 +131,15 @@ func post[R any](ctx context.Context, c *Client, r request) (result R, err error
 	}
 	if r.limit > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = limited(ctx, r.limit)
+		ctx, cancel = withLimit(ctx, r.limit)
 		defer cancel()
 	}
-	raw, err := c.attempt(ctx, r, body)
+	raw, err := c.sendWithRetries(ctx, r, body)
 	if err != nil {
 		return result, err
 	}
 	if err := json.Unmarshal(raw, &result); err != nil {
-		return result, fmt.Errorf("read the result of %s, which this client does not know in this form: %w: %w", r.method, err, errdefs.ErrUnknown)
+		return result, errorf(errdefs.ErrUnknown, "decode the result of %s: %w", r.method, err)
 	}
 	return result, nil
 }
@@ -153,21 +153,21 @@ func marshal(r request) (body []byte, err error) {
 		body, err = json.Marshal(req)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("write the request %s: %w: %w", r.method, err, errdefs.ErrInvalidArgument)
+		return nil, errorf(errdefs.ErrInvalidArgument, "encode the request %s: %w", r.method, err)
 	}
 	return body, nil
 }
 
-func limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %s: %w", limit, context.DeadlineExceeded))
+func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, errorf(context.DeadlineExceeded, "no response within %s", limit))
 }
 
-// attempt sends a request until it has an answer that counts.
-func (c *Client) attempt(ctx context.Context, r request, body []byte) (jsontext.Value, error) {
+// sendWithRetries sends a request and retries it while it may be retried.
+func (c *Client) sendWithRetries(ctx context.Context, r request, body []byte) (jsontext.Value, error) {
 	pause := firstPause
 	for n := 1; ; n++ {
 		result, err := c.send(ctx, r, body)
-		if err == nil || n == maxAttempts || !r.again(err) {
+		if err == nil || n == maxAttempts || !r.retryable(err) {
 			return result, err
 		}
 		wait := pause
@@ -177,18 +177,18 @@ func (c *Client) attempt(ctx context.Context, r request, body []byte) (jsontext.
 		if wait > maxPause {
 			return nil, err
 		}
-		wait += rand.N(wait / 4) // so that many clients do not come back at once
+		wait += rand.N(wait / 4) // jitter, so that many clients do not retry at the same time
 		pause *= 2
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w (while waiting to send again: %w)", err, ended(ctx))
+			return nil, fmt.Errorf("%w (while waiting to retry: %w)", err, contextError(ctx))
 		}
 	}
 }
 
-// again says whether a request that failed may be sent once more.
-func (r *request) again(err error) bool {
+// retryable reports whether a request that failed with err may be sent again.
+func (r *request) retryable(err error) bool {
 	if errors.Is(err, ErrNotRunning) {
 		return true // nothing was sent
 	}
@@ -196,9 +196,9 @@ func (r *request) again(err error) bool {
 	if !ok {
 		return false
 	}
-	// Without a time to come back, a run was interrupted because it printed too much.
+	// Status 429 without Retry-After also means that a run was interrupted because it printed too much.
 	busy := e.Status == http.StatusTooManyRequests
-	return busy && e.RetryAfter > 0 || r.repeatable && (busy || e.Status == http.StatusServiceUnavailable)
+	return busy && e.RetryAfter > 0 || r.idempotent && (busy || e.Status == http.StatusServiceUnavailable)
 }
 
 // send sends a request once.
@@ -211,15 +211,15 @@ func (c *Client) send(ctx context.Context, r request, body []byte) (jsontext.Val
 		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	if r.repeatable {
-		// Not sent: it tells net/http that it may send the request again when an idle connection turns out closed.
+	if r.idempotent {
+		// A nil value is not sent. It tells net/http to retry the request if the server closes an idle connection.
 		req.Header["Idempotency-Key"] = nil
 	}
-	a, err := c.exchange(req)
+	res, err := c.do(req)
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", r.method, err)
 	}
-	return a.result()
+	return res.result()
 }
 
 func (c *Client) newRequest(ctx context.Context, method, path string, body []byte) (*http.Request, error) {
@@ -230,37 +230,37 @@ func (c *Client) newRequest(ctx context.Context, method, path string, body []byt
 	return http.NewRequestWithContext(ctx, method, base.JoinPath(path).String(), bytes.NewReader(body))
 }
 
-// authorize adds the key, if there is one and it would travel unread.
+// authorize adds the key, if there is one. It is an error if others could read the key on the network.
 func (c *Client) authorize(req *http.Request) error {
 	host := req.URL.Hostname()
 	switch {
 	case c.Key.IsZero():
 		return nil
-	case !c.Key.sendable():
-		return fmt.Errorf("the API key holds a space or another character that no key has: copy it whole, and nothing of what is around it: %w", errdefs.ErrInvalidArgument)
+	case !c.Key.validHeader():
+		return errorf(errdefs.ErrInvalidArgument, "the API key contains a space or another character that keys never contain: copy the complete key and nothing else")
 	case req.URL.Scheme != "https" && !isLoopback(host):
-		return fmt.Errorf("the API key is not sent to %s over plain http, where others could read it: use https, or a tunnel "+
-			"('ssh -L 5555:127.0.0.1:5555 %s', and then %s): %w", host, host, DefaultServerURL, errdefs.ErrInvalidArgument)
+		return errorf(errdefs.ErrInvalidArgument, "the API key is not sent to %s over plain http, because others could read it: use https, or a tunnel "+
+			"('ssh -L 5555:127.0.0.1:5555 %s', then the URL %s)", host, host, DefaultServerURL)
 	}
 	req.Header.Set("Authorization", "Bearer "+*c.Key.text)
 	return nil
 }
 
-// exchange makes one HTTP exchange and reads the answer to its end.
-func (c *Client) exchange(req *http.Request) (*answer, error) {
+// do sends an HTTP request and reads the response to the end.
+func (c *Client) do(req *http.Request) (*response, error) {
 	res, err := c.http().Do(req)
 	if err != nil {
 		return nil, c.explain(req.Context(), err)
 	}
 	defer res.Body.Close()
-	a := &answer{status: res.StatusCode, header: res.Header}
-	if a.body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1)); err != nil {
+	r := &response{status: res.StatusCode, header: res.Header}
+	if r.body, err = io.ReadAll(io.LimitReader(res.Body, maxResponse+1)); err != nil {
 		return nil, c.explain(req.Context(), err)
 	}
-	if len(a.body) > maxAnswer {
-		return nil, fmt.Errorf("the answer is longer than %d MiB: %w", maxAnswer>>20, errdefs.ErrResourceExhausted)
+	if len(r.body) > maxResponse {
+		return nil, errorf(errdefs.ErrResourceExhausted, "the response is longer than %d MiB", maxResponse>>20)
 	}
-	return a, nil
+	return r, nil
 }
 
 func (c *Client) serverURL() string {
@@ -270,29 +270,30 @@ func (c *Client) serverURL() string {
 	return DefaultServerURL
 }
 
-// parseServerURL does not repeat the URL in its error: it may hold a password.
+// parseServerURL parses and checks the URL of a server. Its error does not contain the URL, which may contain a
+// password.
 func parseServerURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, fmt.Errorf("the server's URL must be https://HOST[:PORT] or http://HOST[:PORT], without a user, query or fragment: %w", errdefs.ErrInvalidArgument)
+		return nil, errorf(errdefs.ErrInvalidArgument, "the server's URL must be https://HOST[:PORT] or http://HOST[:PORT], without a user, query or fragment")
 	}
 	return u, nil
 }
 
-// isLoopback says whether a host can only be this machine.
+// isLoopback reports whether a host is certainly this machine.
 func isLoopback(host string) bool {
 	addr, err := netip.ParseAddr(host)
 	return strings.EqualFold(host, "localhost") || err == nil && addr.Unmap().IsLoopback()
 }
 
-// sharedHTTP serves the Clients without an HTTP of their own.
+// sharedHTTP is used by every Client whose HTTP field is nil.
 var sharedHTTP = &http.Client{Transport: &http.Transport{
 	Proxy:               http.ProxyFromEnvironment,
 	DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 	TLSHandshakeTimeout: 10 * time.Second,
 	ForceAttemptHTTP2:   true,
 	MaxIdleConnsPerHost: 64,
-	// Before the server's own limit, so that no run is sent into a connection that is being closed.
+	// Less than the server's own limit, so that no run is sent on a connection that the server is closing.
 	IdleConnTimeout: 30 * time.Second,
 }}
 
@@ -301,13 +302,13 @@ func (c *Client) http() *http.Client {
 	if c.HTTP != nil {
 		h = c.HTTP
 	}
-	straight := *h
-	straight.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &straight
+	noRedirects := *h
+	noRedirects.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &noRedirects
 }
 
-// ended is why ctx ended, in a form that errors.Is finds context's own errors in.
-func ended(ctx context.Context) error {
+// contextError returns the cause of a context that is done. The error also matches ctx.Err().
+func contextError(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	if errors.Is(cause, ctx.Err()) {
 		return cause
@@ -315,26 +316,27 @@ func ended(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ctx.Err(), cause)
 }
 
-// explain turns the error of an exchange without an answer into one that says what to do about it.
+// explain converts the error of a request that got no response into one that says what to do.
 func (c *Client) explain(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return ended(ctx)
+		return contextError(ctx)
 	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
 	}
 	dial, dialing := errors.AsType[*net.OpError](err)
 	if dialing && dial.Op == "dial" && errors.Is(err, syscall.ECONNREFUSED) {
-		return fmt.Errorf("%w: nothing listens at %s. Start it with 'msb server start', or name another server with %s",
+		return fmt.Errorf("%w: nothing listens at %s. Start it with 'msb server start', or set %s to the URL of another server",
 			ErrNotRunning, c.serverURL(), EnvServerURL)
 	}
-	hint := "see whether the server runs and its URL is right"
+	hint := "check that the server is running and that its URL is right"
 	if errors.Is(err, http.ErrSchemeMismatch) {
-		hint = "the server speaks plain http: on its own machine use http://, elsewhere have its administrator set up TLS"
+		hint = "the server speaks plain http: use http:// on its own machine; elsewhere, ask its administrator to set up TLS"
 	} else if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		hint = "no authority that this machine trusts signed the server's certificate. If it is your own, name the file of its certificate in SSL_CERT_FILE"
+		hint = "the server's certificate is not signed by an authority that this machine trusts. If the authority is your own, " +
+			"set SSL_CERT_FILE to the file of its certificate"
 	} else if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		hint = "use the name that the server's certificate is for, or have its administrator renew it"
+		hint = "use the name that the server's certificate is for, or ask its administrator to renew the certificate"
 	}
-	return fmt.Errorf("reach %s: %w; %s: %w", c.serverURL(), err, hint, errdefs.ErrUnavailable)
+	return errorf(errdefs.ErrUnavailable, "reach %s: %w; %s", c.serverURL(), err, hint)
 }

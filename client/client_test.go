@@ -30,7 +30,7 @@ type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// reply is an answer of a server without a network.
+// reply is the response of a fake server, or the error of a failed connection.
 type reply struct {
 	status int
 	body   string
@@ -52,7 +52,7 @@ func (r reply) response() (*http.Response, error) {
 	return res, nil
 }
 
-// answering replies in turn; the last reply is for all that follow.
+// answering returns an HTTP client that gets the replies in turn, and the last one for all further requests.
 func answering(replies ...reply) *http.Client {
 	var n atomic.Int32
 	return &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
@@ -68,7 +68,7 @@ func refusal(status int, code rpc.Code) reply {
 	return reply{status: status, body: fmt.Sprintf(`{"jsonrpc":"2.0","error":{"code":%d,"message":"it is so"},"id":1}`, code)}
 }
 
-// calls is every call of a Client.
+// calls contains every call of a Client.
 var calls = map[string]func(context.Context, *Client) error{
 	"health":   func(ctx context.Context, c *Client) error { return c.Health(ctx) },
 	"discover": func(ctx context.Context, c *Client) error { _, err := c.Discover(ctx); return err },
@@ -195,12 +195,12 @@ func TestErrorsHaveClasses(t *testing.T) {
 			t.Errorf("code %d became %+v", code, err)
 		}
 		if (class != errdefs.ErrNotFound) && errors.Is(err, errdefs.ErrNotFound) || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("code %d is of other classes, too", code)
+			t.Errorf("code %d also matches other classes", code)
 		}
 	}
 }
 
-func TestAnswersOfOthers(t *testing.T) {
+func TestResponsesNotFromMsbd(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		reply reply
@@ -208,8 +208,8 @@ func TestAnswersOfOthers(t *testing.T) {
 		text  string
 	}{
 		"page":         {reply{status: 200, body: "<html>"}, errdefs.ErrUnknown, "HTTP status 200"},
-		"no envelope":  {reply{status: 200, body: `{"message":"hello"}`}, errdefs.ErrUnknown, "not that of msbd"},
-		"cut":          {reply{status: 200, body: `{"jsonrpc":"2.0","result":"Sand`}, errdefs.ErrUnknown, "not that of msbd"},
+		"no envelope":  {reply{status: 200, body: `{"message":"hello"}`}, errdefs.ErrUnknown, "did not come from msbd"},
+		"cut":          {reply{status: 200, body: `{"jsonrpc":"2.0","result":"Sand`}, errdefs.ErrUnknown, "did not come from msbd"},
 		"no content":   {reply{status: 204}, errdefs.ErrUnknown, "HTTP status 204"},
 		"wrong status": {reply{status: 201, body: ok(`"x"`).body}, errdefs.ErrUnknown, "HTTP status 201"},
 		"bad gateway":  {reply{status: 502, body: "<html>"}, errdefs.ErrUnavailable, "HTTP status 502"},
@@ -225,8 +225,8 @@ func TestAnswersOfOthers(t *testing.T) {
 	}
 }
 
-// A call is limited when its caller does not do so, and a run by its own limit.
-func TestCallsAreLimited(t *testing.T) {
+// Each call has a time limit, even if its context has none. That of a run depends on the timeout of the run.
+func TestTimeLimits(t *testing.T) {
 	t.Parallel()
 	hangs := &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 		<-r.Context().Done()
@@ -254,7 +254,7 @@ func TestCallsAreLimited(t *testing.T) {
 	})
 }
 
-func TestWhatIsSentAgain(t *testing.T) {
+func TestRetries(t *testing.T) {
 	t.Parallel()
 	refused := reply{err: &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}}
 	lost := reply{err: io.ErrUnexpectedEOF}
@@ -267,38 +267,38 @@ func TestWhatIsSentAgain(t *testing.T) {
 	done := map[string]reply{
 		"start": ok(`""`), "stop": ok(`""`), "metrics": ok(`{}`), "code": ok(`{}`), "command": ok(`{}`), "discover": ok(`{}`),
 	}
-	const all, harmless = "start stop metrics code command discover", "start metrics discover"
+	const all, idempotent = "start stop metrics code command discover", "start metrics discover"
 	for name, tt := range map[string]struct {
-		replies []reply
-		again   string // the calls that are sent again
-		want    int    // how often
+		replies  []reply
+		retried  string // the calls that are retried
+		requests int    // how many requests a retried call makes
 	}{
 		"once refused":      {[]reply{refused}, all, 2},
 		"always refused":    {[]reply{refused, refused, refused}, all, 3},
 		"busy":              {[]reply{busy}, all, 2},
-		"printed too much":  {[]reply{refusal(429, rpc.CodeExhausted)}, harmless, 2},
-		"away":              {[]reply{away, away}, harmless, 3},
-		"proxy":             {[]reply{proxy}, harmless, 2},
+		"printed too much":  {[]reply{refusal(429, rpc.CodeExhausted)}, idempotent, 2},
+		"away":              {[]reply{away, away}, idempotent, 3},
+		"proxy":             {[]reply{proxy}, idempotent, 2},
 		"away for long":     {[]reply{never}, "", 0},
 		"connection lost":   {[]reply{lost}, "", 0},
 		"answered and done": {[]reply{refusal(504, rpc.CodeRunTimeout)}, "", 0},
 	} {
-		for call, answer := range done {
+		for call, success := range done {
 			synctest.Test(t, func(t *testing.T) {
 				sent := 0
-				base := answering(append(tt.replies, answer)...).Transport
+				base := answering(append(tt.replies, success)...).Transport
 				c := &Client{HTTP: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
 					sent++
 					if body, _ := io.ReadAll(r.Body); len(body) == 0 {
-						t.Error("sent again without a body")
+						t.Error("retried without a body")
 					}
 					return base.RoundTrip(r)
 				})}}
 				began := time.Now()
 				err := calls[call](t.Context(), c)
 				want := 1
-				if strings.Contains(tt.again, call) {
-					want = tt.want
+				if strings.Contains(tt.retried, call) {
+					want = tt.requests
 				}
 				if sent != want || (err == nil) != (want > len(tt.replies)) {
 					t.Errorf("%s, %s: sent %d times, want %d: %v", name, call, sent, want, err)
@@ -310,7 +310,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 			})
 		}
 	}
-	// The end of the context ends the waiting, and does not hide why it waited.
+	// The end of the context ends the pause before a retry. The error still says why the call was retried.
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
@@ -321,7 +321,7 @@ func TestWhatIsSentAgain(t *testing.T) {
 	})
 }
 
-// A server may close an idle connection just when a request comes. What is harmless is sent again.
+// A server may close an idle connection at the moment when a request is sent. Only idempotent calls are retried.
 func TestConnectionClosedUnderARequest(t *testing.T) {
 	t.Parallel()
 	for call, want := range map[string]bool{"metrics": true, "start": true, "stop": false, "code": false, "command": false} {
@@ -369,8 +369,8 @@ func TestConnectionClosedUnderARequest(t *testing.T) {
 	}
 }
 
-// The server interrupts the run of a request that is gone, so the end of the context has to reach it.
-func TestEndOfTheContextEndsTheRequest(t *testing.T) {
+// The server interrupts a run when its request is cancelled, so cancelling the context must cancel the request.
+func TestContextCancelsRequest(t *testing.T) {
 	t.Parallel()
 	began, ended := make(chan struct{}), make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -402,7 +402,7 @@ func TestKeyGoesOnlyWhereItIsSafe(t *testing.T) {
 		"http://[::1]:5555": true, "http://[::ffff:127.0.0.1]": true, "https://sandboxes.example.org": true, "HTTPS://192.0.2.1:1/msb": true,
 		"http://sandboxes.example.org": false, "http://192.0.2.1:5555": false, "http://10.0.0.1": false, "http://0.0.0.0:5555": false,
 		"http://localhost.example.org": false, "http://127.0.0.1.example.org": false, "http://[::]:5555": false, "http://2130706433": false,
-		// No URL of a server at all.
+		// These are not valid URLs of a server.
 		"127.0.0.1:5555": false, "localhost": false, "ftp://127.0.0.1": false, "http://": false, "https:///x": false, "http://127.0.0.1:x": false,
 		"https://user:hunter2@example.org": false, "https://example.org?key=hunter2": false, "https://example.org/#hunter2": false,
 		"http://a b": false, "http+unix://127.0.0.1": false,
@@ -482,7 +482,7 @@ func TestUnreachableServersSayWhatToDo(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, is := errors.AsType[*url.Error](err); is {
-			t.Errorf("%s: net/http's words are in %v", name, err)
+			t.Errorf("%s: net/http's own error is in %v", name, err)
 		}
 	}
 }

@@ -13,22 +13,24 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// The variables that remote use reads.
+// The environment variables of LoadConfig.
 const (
 	EnvAPIKey    = "MSB_API_KEY"
 	EnvServerURL = "MSB_SERVER_URL"
 )
 
-// maxDotenv is longer than any .env file that people write.
+// maxDotenv is the largest .env file that is read, in bytes. It is larger than any that people write.
 const maxDotenv = 1 << 20
 
-// Config is which server requests go to and with which key, and where each of the two was found: a file's
-// path, "the environment", or "the default".
+// Config is the server that requests go to, the API key for it, and where each of the two was found.
 type Config struct {
-	ServerURL  string
+	ServerURL string
+	// ServerFrom is where ServerURL was found: the path of a file, "the environment", "the default" or "the
+	// caller".
 	ServerFrom string
-	// Key may be zero: none was found, and KeyFrom is empty.
-	Key     Key
+	// Key is zero if no key was found.
+	Key Key
+	// KeyFrom is where Key was found, as in ServerFrom. It is empty if Key is zero.
 	KeyFrom string
 }
 
@@ -37,20 +39,20 @@ const (
 	fromDefault     = "the default"
 )
 
-// LoadConfig looks for MSB_SERVER_URL and MSB_API_KEY, each by itself, in
+// LoadConfig looks up MSB_SERVER_URL and MSB_API_KEY independently of each other, in
 //
 //  1. the environment,
-//  2. the file .env of the working directory, and then of each directory above it, the nearest first,
-//  3. [ConfigFile], which has the form of a .env file,
+//  2. the file .env in the working directory and then in each directory above it,
+//  3. [ConfigFile], which has the format of a .env file,
 //
-// and takes the first that is not empty. The server is DefaultServerURL when none is named. A serverURL that
-// is not empty goes before all of them.
+// and uses the first value that is not empty. If no server is found, it is DefaultServerURL. A serverURL that
+// is not empty takes precedence over all of them.
 //
-// Whoever can write such a file can have the key sent to a server of his own, so LoadConfig does not take
-//   - a value from a file that everyone can write, or that belongs to another user than this one and root;
-//   - a server off this machine from a .env file, unless the key is from the same file.
+// Anyone who can write such a file could send the key to a server of their own. Therefore LoadConfig refuses
+//   - a value from a file that everyone can write, or that belongs to a user other than this one and root;
+//   - a server on another machine from a .env file, unless the key is from the same file.
 //
-// Then its error is errdefs.ErrPermissionDenied and says what to do.
+// Its error is then errdefs.ErrPermissionDenied and says what to do.
 func LoadConfig(serverURL string) (*Config, error) {
 	c := &Config{ServerURL: serverURL, ServerFrom: "the caller"}
 	dotenvs := dotenvFiles()
@@ -65,6 +67,9 @@ func LoadConfig(serverURL string) (*Config, error) {
 		c.ServerURL, c.ServerFrom = DefaultServerURL, fromDefault
 	}
 	u, err := parseServerURL(c.ServerURL)
+	if err != nil && serverURL != "" {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s from %s: %w", EnvServerURL, c.ServerFrom, err)
 	}
@@ -74,17 +79,18 @@ func LoadConfig(serverURL string) (*Config, error) {
 	}
 	c.Key, c.KeyFrom = NewKey(key), from
 	if !c.Key.IsZero() && slices.Contains(dotenvs, c.ServerFrom) && c.KeyFrom != c.ServerFrom && !isLoopback(u.Hostname()) {
-		return nil, fmt.Errorf("%s names the server %s, but the API key is from %s: a key is not sent where a .env file beside it says, which "+
-			"may be another's. If the server is right, set %s where the key is: %w", c.ServerFrom, c.ServerURL, c.KeyFrom, EnvServerURL, errdefs.ErrPermissionDenied)
+		return nil, errorf(errdefs.ErrPermissionDenied, "%s sets the server to %s, but the API key is from %s: the key is not sent to a server from "+
+			"a .env file that does not contain the key, because somebody else may have written that file. If the server is right, set %s where the key is set",
+			c.ServerFrom, c.ServerURL, c.KeyFrom, EnvServerURL)
 	}
 	return c, nil
 }
 
-// Client makes a Client of what was found.
+// Client returns a Client for the server and the key.
 func (c *Config) Client() *Client { return &Client{ServerURL: c.ServerURL, Key: c.Key} }
 
-// ConfigFile is the user's own file for the variables of LoadConfig: msb/env in $XDG_CONFIG_HOME or ~/.config.
-// It is empty for a user without a home.
+// ConfigFile returns the path of the user's own file with the variables of LoadConfig: msb/env in
+// $XDG_CONFIG_HOME or ~/.config. It is empty for a user without a home directory.
 func ConfigFile() string {
 	dir := os.Getenv("XDG_CONFIG_HOME")
 	if !filepath.IsAbs(dir) {
@@ -97,7 +103,8 @@ func ConfigFile() string {
 	return filepath.Join(dir, "msb", "env")
 }
 
-// dotenvFiles are the places of .env files, the nearest first. There are none in a directory that is gone.
+// dotenvFiles returns the paths where a .env file may be, the nearest first. It returns none if the working
+// directory was deleted.
 func dotenvFiles() (paths []string) {
 	dir, err := os.Getwd()
 	for up := ""; err == nil && dir != up; dir, up = filepath.Dir(dir), dir {
@@ -106,38 +113,40 @@ func dotenvFiles() (paths []string) {
 	return paths
 }
 
-// lookup finds a variable, and says where.
+// lookup returns the value of a variable and where it was found. Both are empty if it was not found.
 func lookup(name string, files []string) (value, from string, err error) {
 	if value := os.Getenv(name); value != "" {
 		return value, fromEnvironment, nil
 	}
 	for _, path := range files {
-		text, distrust, err := readDotenv(path)
+		text, untrusted, err := readDotenv(path)
 		if err != nil {
 			return "", "", fmt.Errorf("read %s: %w", path, err)
 		}
 		value, err := lookupDotenv(text, name)
 		if err != nil {
-			return "", "", fmt.Errorf("read %s from %s: %w: %w", name, path, err, errdefs.ErrInvalidArgument)
+			return "", "", errorf(errdefs.ErrInvalidArgument, "read %s from %s: %w", name, path, err)
 		}
 		if value == "" {
 			continue
 		}
-		if distrust != "" {
-			return "", "", fmt.Errorf("%s in %s is not used, since %s; or set %s in the environment: %w", name, path, distrust, name, errdefs.ErrPermissionDenied)
+		if untrusted != "" {
+			return "", "", errorf(errdefs.ErrPermissionDenied, "%s in %s is not used, because %s, or set %s in the environment", name, path, untrusted, name)
 		}
 		return value, path, nil
 	}
 	return "", "", nil
 }
 
-// readDotenv reads a file, which need not be there, and says why what it holds cannot be trusted, if so.
-func readDotenv(path string) (text, distrust string, err error) {
-	// Not a directory, as virtual environments are called at times, nor a pipe, which would block.
+// readDotenv returns the text of a .env file, which is empty if there is no such file. If the text may have been
+// written by another user, untrusted says why and what to do.
+func readDotenv(path string) (text, untrusted string, err error) {
+	// Only a regular file counts: some virtual environments are directories named .env, and opening a pipe would
+	// block.
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.ENOTDIR):
-		return "", "", nil // fs.ErrPermission: a directory above that this user cannot enter
+		return "", "", nil // Stat returns fs.ErrPermission if this user may not enter a directory above the file
 	case err != nil:
 		return "", "", err
 	case !info.Mode().IsRegular():
@@ -145,8 +154,8 @@ func readDotenv(path string) (text, distrust string, err error) {
 	}
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrPermission) {
-		return "", "", fmt.Errorf("permission denied: make it your own ('sudo chown \"$USER\" %s'), or set %s and %s in the environment: %w",
-			path, EnvServerURL, EnvAPIKey, errdefs.ErrPermissionDenied)
+		return "", "", errorf(errdefs.ErrPermissionDenied, "permission denied: make the file your own ('sudo chown \"$USER\" %s'), or set %s and %s in the environment",
+			path, EnvServerURL, EnvAPIKey)
 	}
 	if err != nil {
 		return "", "", err
@@ -160,7 +169,7 @@ func readDotenv(path string) (text, distrust string, err error) {
 		return "", "", err
 	}
 	if len(data) > maxDotenv {
-		return "", "", fmt.Errorf("it is longer than %d KiB: %w", maxDotenv>>10, errdefs.ErrInvalidArgument)
+		return "", "", errorf(errdefs.ErrInvalidArgument, "the file is longer than %d KiB", maxDotenv>>10)
 	}
-	return string(data), distrustOf(info, path), nil
+	return string(data), untrustedReason(info, path), nil
 }

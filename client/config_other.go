@@ -4,5 +4,5 @@ package client
 
 import "io/fs"
 
-// distrustOf leaves it to the system's own access control.
-func distrustOf(fs.FileInfo, string) string { return "" }
+// untrustedReason returns "": here, the system's own access control decides who may write the file.
+func untrustedReason(fs.FileInfo, string) string { return "" }

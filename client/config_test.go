@@ -16,8 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// place is a directory tree in which configuration is looked for: the working directory is project/sub in it,
-// and the user's own directory is config.
+// place is a directory tree with configuration files. The working directory is project/sub in it, and
+// $XDG_CONFIG_HOME is config.
 type place struct {
 	root string
 }
@@ -65,7 +65,7 @@ func TestLoadConfig(t *testing.T) {
 		files             map[string]string
 		env               map[string]string
 		given             string
-		server, from, key string // where from: a file's name, or other words
+		server, from, key string // from, key: where the server and the key were found
 	}{
 		"nothing":      {server: DefaultServerURL, from: "the default"},
 		"environment":  {env: map[string]string{EnvAPIKey: testKey, EnvServerURL: "https://a"}, server: "https://a", from: "the environment", key: "the environment"},
@@ -119,8 +119,8 @@ func TestLoadConfig(t *testing.T) {
 	}
 }
 
-// What others may have written decides neither about the key nor about where it goes.
-func TestConfigThatMayBeAnothers(t *testing.T) {
+// A file that others may have written determines neither the key nor the server that the key is sent to.
+func TestUntrustedConfig(t *testing.T) {
 	const near, far, config = "project/sub/.env", "project/.env", "config/msb/env"
 	type file struct {
 		name, text string
@@ -129,24 +129,24 @@ func TestConfigThatMayBeAnothers(t *testing.T) {
 	for name, tt := range map[string]struct {
 		files []file
 		key   string // in the environment
-		class error  // nil: it is taken
+		class error  // nil: the file is used
 		text  string
 	}{
-		"server beside the environment's key": {[]file{{near, remote, 0o600}}, testKey, errdefs.ErrPermissionDenied, "the API key is from the environment"},
-		"server beside the own file's key":    {[]file{{near, remote, 0o600}, {config, theKey, 0o600}}, "", errdefs.ErrPermissionDenied, config},
-		"server beside another .env's key":    {[]file{{far, remote, 0o600}, {near, theKey, 0o600}}, "", errdefs.ErrPermissionDenied, near},
-		"server on this machine":              {[]file{{near, local, 0o600}}, testKey, nil, ""},
-		"server beside its own key":           {[]file{{near, remote + theKey, 0o644}}, "", nil, ""},
-		"its own key is not the one":          {[]file{{near, remote + theKey, 0o644}}, "msb_other", errdefs.ErrPermissionDenied, "the environment"},
-		"written by everyone, key":            {[]file{{far, theKey, 0o666}}, "", errdefs.ErrPermissionDenied, "chmod o-w"},
-		"written by everyone, server":         {[]file{{far, local, 0o602}}, testKey, errdefs.ErrPermissionDenied, "MSB_SERVER_URL in"},
-		"written by everyone, own file":       {[]file{{config, theKey, 0o666}}, "", errdefs.ErrPermissionDenied, "chmod o-w"},
-		"written by everyone, neither":        {[]file{{far, "A=b\n", 0o666}}, testKey, nil, ""},
-		"written by everyone, not asked":      {[]file{{far, theKey, 0o666}}, testKey, nil, ""},
-		"written by the group":                {[]file{{far, theKey, 0o664}}, "", nil, ""},
-		"unreadable as a .env":                {[]file{{near, "MSB_API_KEY: hunter2\n", 0o600}}, "", errdefs.ErrInvalidArgument, ".env: line 1"},
-		"no URL":                              {[]file{{near, "MSB_SERVER_URL=hunter2\n", 0o600}}, testKey, errdefs.ErrInvalidArgument, "must be https://"},
-		"far too long":                        {[]file{{near, strings.Repeat("# hello\n", maxDotenv/8+1), 0o600}}, "", errdefs.ErrInvalidArgument, "longer than"},
+		"server in .env, key in environment": {[]file{{near, remote, 0o600}}, testKey, errdefs.ErrPermissionDenied, "the API key is from the environment"},
+		"server in .env, key in own file":    {[]file{{near, remote, 0o600}, {config, theKey, 0o600}}, "", errdefs.ErrPermissionDenied, config},
+		"server and key in different .env":   {[]file{{far, remote, 0o600}, {near, theKey, 0o600}}, "", errdefs.ErrPermissionDenied, near},
+		"server on this machine":             {[]file{{near, local, 0o600}}, testKey, nil, ""},
+		"server and key in one .env":         {[]file{{near, remote + theKey, 0o644}}, "", nil, ""},
+		"the key of that .env is not used":   {[]file{{near, remote + theKey, 0o644}}, "msb_other", errdefs.ErrPermissionDenied, "the environment"},
+		"writable by everyone, key":          {[]file{{far, theKey, 0o666}}, "", errdefs.ErrPermissionDenied, "chmod o-w"},
+		"writable by everyone, server":       {[]file{{far, local, 0o602}}, testKey, errdefs.ErrPermissionDenied, "MSB_SERVER_URL in"},
+		"writable by everyone, own file":     {[]file{{config, theKey, 0o666}}, "", errdefs.ErrPermissionDenied, "chmod o-w"},
+		"writable by everyone, neither":      {[]file{{far, "A=b\n", 0o666}}, testKey, nil, ""},
+		"writable by everyone, not used":     {[]file{{far, theKey, 0o666}}, testKey, nil, ""},
+		"writable by the group":              {[]file{{far, theKey, 0o664}}, "", nil, ""},
+		"malformed":                          {[]file{{near, "MSB_API_KEY: hunter2\n", 0o600}}, "", errdefs.ErrInvalidArgument, ".env: line 1"},
+		"no URL":                             {[]file{{near, "MSB_SERVER_URL=hunter2\n", 0o600}}, testKey, errdefs.ErrInvalidArgument, "must be https://"},
+		"too long":                           {[]file{{near, strings.Repeat("# hello\n", maxDotenv/8+1), 0o600}}, "", errdefs.ErrInvalidArgument, "longer than"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newPlace(t)
@@ -162,10 +162,10 @@ func TestConfigThatMayBeAnothers(t *testing.T) {
 				return
 			}
 			if !strings.Contains(err.Error(), tt.text) {
-				t.Errorf("%q does not say %q", err, tt.text)
+				t.Errorf("%q does not contain %q", err, tt.text)
 			}
 			if strings.Contains(err.Error(), testKey) || strings.Contains(err.Error(), "hunter2") {
-				t.Errorf("the value is in %q", err)
+				t.Errorf("%q contains the value", err)
 			}
 		})
 	}
@@ -188,14 +188,15 @@ func TestFilesOfOtherUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for uid, trusted := range map[int]bool{0: true, os.Geteuid(): true, os.Geteuid() + 1: false, 65534: false} {
-		if why := distrustOf(owned{info, uid}, path); (why == "") != trusted || !trusted && !strings.Contains(why, fmt.Sprint(uid)) {
+		if why := untrustedReason(owned{info, uid}, path); (why == "") != trusted || !trusted && !strings.Contains(why, fmt.Sprint(uid)) {
 			t.Errorf("a file of user %d: %q", uid, why)
 		}
 	}
 }
 
-// What is called .env without being a file is not one, and a file that cannot be read is not passed over.
-func TestWhatIsNoDotenv(t *testing.T) {
+// A directory or a pipe named .env is skipped. A missing or unusual configuration directory, home or working
+// directory is not an error.
+func TestSkippedPlaces(t *testing.T) {
 	p := newPlace(t)
 	if err := os.Mkdir(p.path("project/sub/.env"), 0o700); err != nil {
 		t.Fatal(err)
@@ -214,18 +215,18 @@ func TestWhatIsNoDotenv(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", "not/absolute")
 	t.Setenv("HOME", p.root)
 	if got := ConfigFile(); got != p.path(".config/msb/env") {
-		t.Errorf("the own file is %s", got)
+		t.Errorf("the configuration file is %s", got)
 	}
 	t.Setenv("HOME", "")
 	if got := ConfigFile(); got != "" {
-		t.Errorf("without a home, the own file is %s", got)
+		t.Errorf("without a home directory, the configuration file is %s", got)
 	}
 	if err := os.RemoveAll(p.path("project")); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv(EnvAPIKey, testKey)
 	if c, err := LoadConfig(""); err != nil || c.KeyFrom != "the environment" {
-		t.Errorf("in a directory that is gone: %+v, %v", c, err)
+		t.Errorf("in a deleted directory: %+v, %v", c, err)
 	}
 }
 
@@ -243,7 +244,7 @@ func TestUnreadableDotenv(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
-	// Below a directory that the user cannot enter, there is none for him.
+	// A file in a directory that the user may not enter does not exist for the user.
 	t.Setenv("XDG_CONFIG_HOME", p.path("closed"))
 	p.write(t, "project/.env", "", 0o644)
 	if err := os.MkdirAll(p.path("closed/msb"), 0o700); err != nil {
@@ -272,7 +273,7 @@ func asOther(t *testing.T, f func()) {
 	}
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and leave it locked, so that the thread ends with the goroutine
+		runtime.LockOSThread() // never unlocked, so that the thread exits with the goroutine
 		err := syscall.Setfsuid(65534)
 		if err == nil {
 			f()

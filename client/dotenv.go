@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// assignment is the part of a line of a .env file before its value.
+// assignment matches the part of a line in a .env file that precedes the value.
 var assignment = regexp.MustCompile(`^[ \t]*(?:export[ \t]+)?([\w.-]+)[ \t]*(=?)[ \t]*`)
 
-// lookupDotenv finds a variable in the text of a .env file. It reads what the popular dotenv tools read alike:
-// NAME=value lines with an optional export before them, values bare or in quotes, quoted ones over several
-// lines, comments behind a #, and the last one of a name. Nothing is interpolated. Lines in no such form are
-// passed over, unless they are for the name that is asked for: its error has the line's number, and nothing of
-// its text. Without the variable, the value is empty.
+// lookupDotenv returns the value of a variable in the text of a .env file, or "" if it is not set. It supports
+// what the popular dotenv tools agree on: lines NAME=value, optionally after export; values without quotes or in
+// single or double quotes; quoted values of several lines; comments after #; if a name occurs several times, the
+// last value counts. Nothing is interpolated. Malformed lines are skipped, except those of the variable itself,
+// which are an error. The error contains the line's number, but none of its text, which may be secret.
 func lookupDotenv(text, name string) (value string, err error) {
 	text = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.TrimPrefix(text, "\ufeff"))
 	for number := 1; text != ""; {
@@ -34,42 +34,44 @@ func lookupDotenv(text, name string) (value string, err error) {
 	return value, nil
 }
 
-// readValue reads the value at the beginning of text, and returns what follows its line. When there is none,
-// it says what the problem is.
+// readValue reads the value at the beginning of text. rest is the text after its last line. If the value is
+// malformed, problem says how.
 func readValue(text string, assigned bool) (value, rest, problem string) {
 	line, next, _ := strings.Cut(text, "\n")
 	switch {
 	case !assigned:
-		return "", next, "there is no = behind the name"
+		return "", next, "there is no = after the name"
 	case strings.HasPrefix(text, `"`), strings.HasPrefix(text, "'"):
-		value, behind, ok := unquote(text)
+		value, after, ok := unquote(text)
 		if !ok {
-			return "", next, "the quote that begins the value has no end"
+			return "", next, "the closing quote is missing"
 		}
-		line, rest, _ := strings.Cut(behind, "\n")
-		if bare(line) != "" {
-			return "", next, "there is something behind the quoted value"
+		line, rest, _ := strings.Cut(after, "\n")
+		if trimUnquoted(line) != "" {
+			return "", next, "there is text after the quoted value"
 		}
 		return value, rest, ""
 	default:
-		return bare(line), next, ""
+		return trimUnquoted(line), next, ""
 	}
 }
 
 var comment = regexp.MustCompile(`(^|[ \t])#.*`)
 
-// bare is an unquoted value: its line without a comment.
-func bare(line string) string {
+// trimUnquoted returns the rest of a line without a comment and surrounding space: an unquoted value.
+func trimUnquoted(line string) string {
 	return strings.TrimSpace(comment.ReplaceAllString(line, ""))
 }
 
-// escapes are the sequences behind a backslash, for each quote. Any other one stays as it is.
+// escapes maps the character after a backslash to its meaning, for each kind of quote. Other sequences are kept
+// unchanged.
 var escapes = map[byte]map[byte]byte{
 	'"':  {'n': '\n', 'r': '\r', 't': '\t', '"': '"', '\'': '\'', '\\': '\\', '$': '$'},
 	'\'': {'\'': '\'', '\\': '\\'},
 }
 
-// unquote reads the quoted string at the beginning of text, and returns what follows it.
+// unquote reads the quoted string at the beginning of text. rest is the text after it. ok is false if the closing
+// quote is missing.
 func unquote(text string) (value, rest string, ok bool) {
 	quote := text[0]
 	var b strings.Builder
@@ -79,8 +81,8 @@ func unquote(text string) (value, rest string, ok bool) {
 			return b.String(), text[i+1:], true
 		case c == '\\' && i+1 < len(text):
 			i++
-			if meant, known := escapes[quote][text[i]]; known {
-				b.WriteByte(meant)
+			if char, known := escapes[quote][text[i]]; known {
+				b.WriteByte(char)
 			} else {
 				b.WriteByte(c)
 				b.WriteByte(text[i])

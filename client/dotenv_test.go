@@ -68,11 +68,11 @@ func TestLookupDotenv(t *testing.T) {
 		"A":                       "line 1: there is no =",
 		"B=c\n\nA: hunter2":       "line 3: there is no =",
 		"export A hunter2":        "line 1: there is no =",
-		"B='x\ny'\nA=\"hunter2":   "line 3: the quote",
-		"A='hunter2\nB=c":         "line 1: the quote",
-		`A="hunter2\"`:            "line 1: the quote",
-		"A='x' hunter2":           "line 1: there is something behind",
-		"#\r\n\r\nA='x'=hunter2#": "line 3: there is something behind",
+		"B='x\ny'\nA=\"hunter2":   "line 3: the closing quote",
+		"A='hunter2\nB=c":         "line 1: the closing quote",
+		`A="hunter2\"`:            "line 1: the closing quote",
+		"A='x' hunter2":           "line 1: there is text after",
+		"#\r\n\r\nA='x'=hunter2#": "line 3: there is text after",
 	} {
 		_, err := lookupDotenv(text, "A")
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
@@ -81,7 +81,7 @@ func TestLookupDotenv(t *testing.T) {
 	}
 }
 
-// Whatever a file holds, it is read without harm, and a value that is written in quotes comes back.
+// lookupDotenv accepts any text without a panic, and it returns a value that was written in quotes unchanged.
 func FuzzDotenv(f *testing.F) {
 	for _, text := range []string{"", "A=b", "export A='b\nc'", "A=\"\\", "\ufeff#\r\n", "B='x\nA"} {
 		f.Add(text, "msb_v2.public.x")

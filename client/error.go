@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -12,11 +13,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ErrNotRunning says that no msbd listens on the admin socket, or at the server's URL.
+// ErrNotRunning is returned when no msbd listens on the admin socket or at the server's URL.
 var ErrNotRunning = errors.New("msbd is not running")
 
-// classes maps the server's answers to errors that callers can tell apart.
-var classes = map[codes.Code]error{
+// grpcClasses maps the status codes of the server to the errors that callers can test for.
+var grpcClasses = map[codes.Code]error{
 	codes.NotFound:           errdefs.ErrNotFound,
 	codes.AlreadyExists:      errdefs.ErrAlreadyExists,
 	codes.FailedPrecondition: errdefs.ErrFailedPrecondition,
@@ -30,25 +31,26 @@ var classes = map[codes.Code]error{
 	codes.Canceled:           context.Canceled,
 }
 
-// serverError is what the server said, without gRPC's words around it.
-type serverError struct {
-	text  string
-	class error
+// classError is an error that belongs to a class of errors. The class is not part of the message.
+type classError struct {
+	err, class error
 }
 
-func (e *serverError) Error() string { return e.text }
-func (e *serverError) Unwrap() error { return e.class }
+func (e *classError) Error() string   { return e.err.Error() }
+func (e *classError) Unwrap() []error { return []error{e.err, e.class} }
 
-// tooOld is the error of a server that is older than this program.
+// errorf is like fmt.Errorf, but the error also matches class.
+func errorf(class error, format string, args ...any) error {
+	return &classError{fmt.Errorf(format, args...), class}
+}
+
+// tooOld returns the error for a server that is older than this program. what completes the sentence "it …".
 func tooOld(what string) error {
-	return &serverError{
-		text: "msbd is older than msb: it " + what + ". Restart it with the msbd that belongs to this msb ('msb server stop', then " +
-			"'msb server start'; or 'systemctl restart msbd'); sandboxes run on meanwhile",
-		class: errdefs.ErrNotImplemented,
-	}
+	return errorf(errdefs.ErrNotImplemented, "msbd is older than msb: it %s. Restart it with the msbd that belongs to this msb "+
+		"('msb server stop', then 'msb server start'; or 'systemctl restart msbd'); sandboxes keep running", what)
 }
 
-// explain turns gRPC's error into one that says what to do about it.
+// explain converts an error of gRPC into one that says what to do.
 func (a *Admin) explain(err error) error {
 	a.mu.Lock()
 	dialErr, socket := a.dialErr, a.socket()
@@ -60,28 +62,28 @@ func (a *Admin) explain(err error) error {
 	if s.Code() == codes.Unimplemented {
 		return tooOld("does not know this request")
 	}
-	class, known := classes[s.Code()]
+	if s.Code() == codes.Unavailable && strings.HasPrefix(s.Message(), "error reading from server") { // gRPC's own text
+		return errorf(errdefs.ErrUnavailable, "msbd closed the connection before it answered; see 'msb server status' and its log")
+	}
+	class, known := grpcClasses[s.Code()]
 	if !known {
 		class = errdefs.ErrInternal
 	}
-	return &serverError{text: s.Message(), class: class}
+	return errorf(class, "%s", s.Message())
 }
 
 func explainDial(socket string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT):
-		return fmt.Errorf("%w: nothing listens on %s. Start it with 'msb server start', or name its socket with "+
+		return fmt.Errorf("%w: nothing listens on %s. Start it with 'msb server start', or give its socket with "+
 			"--socket or MSB_SOCKET", ErrNotRunning, socket)
-	case errors.Is(err, syscall.ECONNREFUSED): // who stops takes the socket away
-		return fmt.Errorf("%w: nothing listens on %s, which a server left that crashed or was killed. Its log says more "+
-			"('journalctl --unit msbd', or msbd.log in its state directory); sandboxes run on. Start it again with 'msb server start'",
+	case errors.Is(err, syscall.ECONNREFUSED): // a server that stops removes its socket
+		return fmt.Errorf("%w: nothing listens on %s; the server crashed or was killed. See its log ('journalctl --unit msbd', "+
+			"or msbd.log in its state directory). Sandboxes keep running; start the server again with 'msb server start'",
 			ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
-		return &serverError{
-			text: fmt.Sprintf("%s: permission denied. Run as root (sudo), or have yourself added to the group that may "+
-				"administer msbd ('sudo usermod -aG msb $USER', then log in again)", socket),
-			class: errdefs.ErrPermissionDenied,
-		}
+		return errorf(errdefs.ErrPermissionDenied, "%s: permission denied. Run msb as root (sudo), or join the group that may "+
+			"administer msbd ('sudo usermod -aG msb $USER', then log in again; if there is no such group, see 'msb doctor')", socket)
 	default:
 		return fmt.Errorf("connect to msbd: %w", err)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-// server answers as msbd does, for the examples.
+// server returns a server that answers the calls of the examples as msbd does.
 func server() *httptest.Server {
 	answers := map[string]string{
 		rpc.MethodSandboxStart:      `"result":"Sandbox my-env started successfully"`,
@@ -41,13 +41,13 @@ func server() *httptest.Server {
 	}))
 }
 
-// Start a sandbox, run code in it with the state kept between runs, and stop it.
+// Start a sandbox, run code in it, and stop it. Variables keep their values between runs.
 func Example() {
 	server := server()
 	defer server.Close()
 	ctx := context.Background()
 
-	// In programs: client.LoadConfig.
+	// A program would call client.LoadConfig instead.
 	c := &client.Client{ServerURL: server.URL, Key: client.NewKey("your-api-key-here")}
 
 	sb := c.Sandbox("", "my-env")
@@ -66,7 +66,7 @@ func Example() {
 	// Output: 42
 }
 
-// The server and the key of the environment, of a .env file, or of the user's own file.
+// Use the server and the key from the environment, a .env file, or the user's configuration file.
 func ExampleLoadConfig() {
 	config, err := client.LoadConfig("")
 	if err != nil {
@@ -117,13 +117,13 @@ func ExampleClient_Metrics() {
 	}
 	for _, m := range sandboxes {
 		if m.Running {
-			fmt.Printf("%s/%s: %.2f %% of a processor, %d MiB\n", m.Namespace, m.Name, *m.CPUUsage, *m.MemoryUsage)
+			fmt.Printf("%s/%s: %.2f %% of a CPU, %d MiB\n", m.Namespace, m.Name, *m.CPUUsage, *m.MemoryUsage)
 		}
 	}
-	// Output: default/my-env: 1.25 % of a processor, 61 MiB
+	// Output: default/my-env: 1.25 % of a CPU, 61 MiB
 }
 
-// Errors have a class, and the details of what the server said.
+// An error has a class, and the details that the server sent.
 func ExampleError() {
 	server := server()
 	defer server.Close()
@@ -131,12 +131,12 @@ func ExampleError() {
 
 	err := c.Sandbox("", "nope").Stop(context.Background())
 	if errors.Is(err, errdefs.ErrNotFound) {
-		fmt.Println("there is none")
+		fmt.Println("not found")
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		fmt.Println(e.Code, e.Status, e.RequestID, e)
 	}
 	// Output:
-	// there is none
+	// not found
 	// -32003 404 OC5JVGYRCJOXYK5Y sandbox default/nope does not exist
 }

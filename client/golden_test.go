@@ -15,8 +15,8 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// The gateway's transcripts are what the server really answers. The client understands each of them.
-func TestGoldenAnswers(t *testing.T) {
+// The gateway's transcripts contain the server's real responses. The client understands each of them.
+func TestGoldenResponses(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../daemon/internal/serve/rpc/testdata/*.txt")
 	if err != nil || len(files) < 3 {
@@ -31,7 +31,7 @@ func TestGoldenAnswers(t *testing.T) {
 		for line := range strings.Lines(string(data)) {
 			answer, ok := strings.CutPrefix(strings.TrimSpace(line), "< ")
 			status, body, _ := strings.Cut(answer, " ")
-			if !ok || !strings.HasPrefix(body, "{") { // a batch, or nothing
+			if !ok || !strings.HasPrefix(body, "{") { // the response to a batch, or an empty one
 				continue
 			}
 			var want rpc.Response
@@ -60,6 +60,6 @@ func TestGoldenAnswers(t *testing.T) {
 		}
 	}
 	if len(codes) < 10 {
-		t.Errorf("the transcripts hold only %v", codes)
+		t.Errorf("the transcripts contain only the codes %v", codes)
 	}
 }

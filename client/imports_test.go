@@ -12,15 +12,15 @@ import (
 
 const module = "github.com/msbd/msbd/"
 
-// pkg is what `go list` says of a package; paths are without the module's.
+// pkg is the output of `go list` for a package. Paths are relative to the module.
 type pkg struct {
 	ImportPath string
 	Imports    []string
 	Deps       []string
 }
 
-// ours lists the packages of this module.
-func ours(t *testing.T) []pkg {
+// listPackages returns the packages of this module.
+func listPackages(t *testing.T) []pkg {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", module+"...")
 	var stderr strings.Builder
@@ -57,9 +57,9 @@ func ours(t *testing.T) []pkg {
 
 func in(path, tree string) bool { return path == tree || strings.HasPrefix(path, tree+"/") }
 
-// The client stays thin, and the contracts stay independent.
-func TestClientHoldsNothingOfTheDaemon(t *testing.T) {
-	for _, p := range ours(t) {
+// Package client depends only on the contracts in api, and these depend on no other package of this module.
+func TestClientDoesNotImportDaemon(t *testing.T) {
+	for _, p := range listPackages(t) {
 		for _, dep := range p.Deps {
 			switch {
 			case in(p.ImportPath, "client") && !in(dep, "client") && !in(dep, "api"),
@@ -70,7 +70,7 @@ func TestClientHoldsNothingOfTheDaemon(t *testing.T) {
 	}
 }
 
-// TestImportDirection holds the rule of docs/internals/architecture.md. Only package daemon and the commands import packages of
+// TestImportDirection checks the rule of docs/internals/architecture.md. Only package daemon and the commands import packages of
 // more than one group. The package that is a group's root, such as backend, connects the packages of the group: it may
 // import all of them, and none of them imports it.
 func TestImportDirection(t *testing.T) {
@@ -84,13 +84,13 @@ func TestImportDirection(t *testing.T) {
 		"data":    {"store"},
 		"sys":     nil,
 	}
-	for _, p := range ours(t) {
+	for _, p := range listPackages(t) {
 		path, ok := strings.CutPrefix(p.ImportPath, internal)
 		if !ok {
 			continue
 		}
 		group, rest, _ := strings.Cut(path, "/")
-		room, _, _ := strings.Cut(rest, "/")
+		name, _, _ := strings.Cut(rest, "/")
 		if _, known := base[group]; !known {
 			t.Errorf("%s is in none of the groups", p.ImportPath)
 		}
@@ -101,23 +101,24 @@ func TestImportDirection(t *testing.T) {
 			if forTests(imported) {
 				t.Errorf("%s imports %s, which is for tests", p.ImportPath, imported)
 			}
-			if !mayImport(base, group, room, strings.TrimPrefix(imported, internal)) {
+			if !mayImport(base, group, name, strings.TrimPrefix(imported, internal)) {
 				t.Errorf("%s imports %s", p.ImportPath, imported)
 			}
 		}
 	}
 }
 
-// forTests reports whether a package has what tests of other packages share, such as sandboxtest. Only tests import it,
-// and it may import what they test.
+// forTests reports whether a package contains code that the tests of other packages share, such as sandboxtest. Only
+// tests import it, and it may import the packages that they test.
 func forTests(path string) bool {
 	return strings.HasPrefix(path, "daemon/") && strings.HasSuffix(path, "test")
 }
 
-// mayImport reports whether a package in base's group and room may import a package, whose path is without internal.
-func mayImport(base map[string][]string, group, room, imported string) bool {
+// mayImport reports whether the package name in group may import another package. name is empty for the group's root.
+// imported is a path relative to daemon/internal, or to the module if the package is elsewhere.
+func mayImport(base map[string][]string, group, name, imported string) bool {
 	otherGroup, rest, _ := strings.Cut(imported, "/")
-	otherRoom, _, _ := strings.Cut(rest, "/")
+	otherName, _, _ := strings.Cut(rest, "/")
 	_, internal := base[otherGroup]
 	switch {
 	case !internal && group == "domain":
@@ -125,7 +126,7 @@ func mayImport(base map[string][]string, group, room, imported string) bool {
 	case !internal:
 		return in(imported, "api") && group != "sys"
 	case otherGroup == group:
-		return room == "" || otherRoom == room || slices.Contains(base[group], otherRoom)
+		return name == "" || otherName == name || slices.Contains(base[group], otherName)
 	case otherGroup == "sys":
 		return true
 	case otherGroup == "domain":

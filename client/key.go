@@ -9,14 +9,15 @@ import (
 
 const redactedKey = "[API key]"
 
-// Key is an API key. However it is printed, logged or marshalled, it says [API key]. The zero value is no key.
+// Key is an API key. It is printed, logged and marshalled as "[API key]", so that it cannot leak that way. The
+// zero value is no key.
 type Key struct {
-	// A pointer, because fmt looks through the unexported fields of whatever holds a Key without asking its
-	// methods; it prints the address of a pointer.
+	// fmt does not call the methods of a Key in an unexported field of another struct. It prints the address of
+	// a pointer, but it would print a string.
 	text *string
 }
 
-// NewKey is the key that key spells; white space around it is dropped. An empty text is no key.
+// NewKey returns the API key in key, without surrounding white space. If key is empty, so is the Key.
 func NewKey(key string) Key {
 	if key = strings.TrimSpace(key); key == "" {
 		return Key{}
@@ -24,7 +25,7 @@ func NewKey(key string) Key {
 	return Key{text: &key}
 }
 
-// IsZero says that there is no key.
+// IsZero reports whether k is the zero value, which means no key.
 func (k Key) IsZero() bool { return k.text == nil }
 
 func (Key) String() string               { return redactedKey }
@@ -32,10 +33,10 @@ func (Key) GoString() string             { return redactedKey }
 func (Key) LogValue() slog.Value         { return slog.StringValue(redactedKey) }
 func (Key) MarshalText() ([]byte, error) { return []byte(redactedKey), nil }
 
-// Format covers the verbs for which fmt does not ask String.
+// Format covers the verbs for which fmt does not call String.
 func (Key) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redactedKey) }
 
-// sendable says whether the key can stand in a header. A key that was cut or copied wrongly often cannot.
-func (k Key) sendable() bool {
+// validHeader reports whether the key can be sent in an HTTP header. A key that was copied wrongly often cannot.
+func (k Key) validHeader() bool {
 	return !strings.ContainsFunc(*k.text, func(r rune) bool { return r <= ' ' || r > '~' })
 }

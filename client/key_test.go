@@ -11,7 +11,7 @@ import (
 
 const testKey = "msb_v2.public.c2VjcmV0"
 
-func TestKeysArePrintedByNobody(t *testing.T) {
+func TestKeyIsNeverPrinted(t *testing.T) {
 	t.Parallel()
 	type holder struct {
 		Shown  Key

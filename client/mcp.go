@@ -13,11 +13,12 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// MCP posts one message of the Model Context Protocol, in JSON, and returns the answer, whose Body the caller
-// closes. It is for those that pass messages on: what they say, and which headers belong to it, is theirs.
+// MCP posts a message of the Model Context Protocol, in JSON, and returns the response. The caller must close
+// its Body. MCP is for programs that forward messages: they provide the message and the headers that belong to
+// it.
 //
-// An answer to the message is no error, whatever its status. That the request was refused as a whole is an
-// [*Error]. The message is sent once.
+// A response that answers the message is not an error, whatever its status. If the server refused the HTTP
+// request itself, the error is an [*Error]. The message is sent once, without retries.
 func (c *Client) MCP(ctx context.Context, message []byte, header http.Header) (*http.Response, error) {
 	req, err := c.newRequest(ctx, http.MethodPost, rpc.MCPPath, message)
 	if err != nil {
@@ -39,19 +40,20 @@ func (c *Client) MCP(ctx context.Context, message []byte, header http.Header) (*
 		return res, nil
 	}
 	defer res.Body.Close()
-	a := &answer{status: res.StatusCode, header: res.Header}
-	if a.body, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer)); err != nil {
+	r := &response{status: res.StatusCode, header: res.Header}
+	if r.body, err = io.ReadAll(io.LimitReader(res.Body, maxResponse)); err != nil {
 		return nil, fmt.Errorf("send an MCP message: %w", c.explain(ctx, err))
 	}
-	var told struct {
+	// A response with an id answers the message.
+	var reply struct {
 		ID jsontext.Value `json:"id"`
 	}
-	if json.Unmarshal(a.body, &told) == nil && told.ID != nil && told.ID.Kind() != 'n' {
-		res.Body = io.NopCloser(bytes.NewReader(a.body))
+	if json.Unmarshal(r.body, &reply) == nil && reply.ID != nil && reply.ID.Kind() != 'n' {
+		res.Body = io.NopCloser(bytes.NewReader(r.body))
 		return res, nil
 	}
-	if _, err := a.result(); err != nil {
+	if _, err := r.result(); err != nil {
 		return nil, err
 	}
-	return nil, a.foreign()
+	return nil, r.unexpected()
 }

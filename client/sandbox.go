@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -10,46 +9,48 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// Sandbox is the name of a sandbox, and what a Client can do with it.
+// Sandbox is a handle to a sandbox.
 type Sandbox struct {
-	// Namespace may be empty: then it is the key's own, or default for a key that is not limited to one.
+	// Namespace is the tenant namespace. Empty means the key's own, or default for a key that is not limited to
+	// one.
 	Namespace string
 	Name      string
 
 	client *Client
 }
 
-// Sandbox names a sandbox. It makes no request: the sandbox need not be there yet.
+// Sandbox returns a handle to a sandbox. It makes no request, and the sandbox need not exist.
 func (c *Client) Sandbox(namespace, name string) *Sandbox {
 	return &Sandbox{Namespace: namespace, Name: name, client: c}
 }
 
-// Start starts the sandbox and returns when it is ready. Whatever config leaves out, or all if it is nil, is
-// the server's default. Starting a running sandbox with an equal config does nothing; with another one it is
-// errdefs.ErrConflict.
+// Start starts the sandbox and returns when it is ready. The server's defaults apply to the fields that config
+// does not set, and to all fields if it is nil. If the sandbox is already running, Start does nothing if config
+// is equal to its configuration, and returns errdefs.ErrConflict otherwise.
 func (s *Sandbox) Start(ctx context.Context, config *rpc.SandboxConfig) error {
 	_, err := post[string](ctx, s.client, request{
 		method: rpc.MethodSandboxStart, params: rpc.StartParams{Sandbox: s.Name, Namespace: optional(s.Namespace), Config: config},
-		limit: startLimit, repeatable: true,
+		limit: startLimit, idempotent: true,
 	})
 	return err
 }
 
-// Stop stops the sandbox: what was written in it is gone, and its name is free again.
+// Stop stops the sandbox and deletes everything that was written in it. Its name can be used again.
 func (s *Sandbox) Stop(ctx context.Context) error {
 	_, err := post[string](ctx, s.client, request{
 		method: rpc.MethodSandboxStop, params: rpc.StopParams{Sandbox: s.Name, Namespace: optional(s.Namespace)},
-		limit: stopLimit, // a second one would not find it
+		limit: stopLimit, // not idempotent: a second stop would not find the sandbox
 	})
 	return err
 }
 
-// RunCode runs code in the sandbox's REPL of a language: python or node. What it defines is there for the
-// next one. Code that raises is no error here, but has the result's status rpc.StatusError.
+// RunCode runs code in the sandbox's REPL of a language, python or node. What the code defines is available to
+// the next run. Code that raises an exception is not an error: the result then has the status rpc.StatusError.
 //
-// Beyond timeout the run is interrupted, and the error is ErrRunTimeout; 0 is the server's maximum. Runs of
-// one language take turns. A run without an answer 2 minutes after its timeout, its turn not come perhaps, is
-// given up; to wait longer, use 0 and end ctx.
+// A run that takes longer than timeout is interrupted, and the error is ErrRunTimeout. A timeout of 0 means the
+// server's maximum. Runs of the same language are queued, and timeout does not include the time in the queue.
+// RunCode gives up if there is no response 2 minutes after timeout; to wait longer, use a timeout of 0 and a ctx
+// with a deadline.
 func (s *Sandbox) RunCode(ctx context.Context, language, code string, timeout time.Duration) (*rpc.ReplRunResult, error) {
 	res, err := post[rpc.ReplRunResult](ctx, s.client, request{
 		method: rpc.MethodSandboxReplRun,
@@ -64,8 +65,8 @@ func (s *Sandbox) RunCode(ctx context.Context, language, code string, timeout ti
 	return &res, nil
 }
 
-// RunCommand runs a program, without a shell. One that ends with another code than 0 is no error here; one
-// that the sandbox does not have is ErrCommandNotFound. For timeout see RunCode.
+// RunCommand runs a program in the sandbox, without a shell. An exit code other than 0 is not an error. If the
+// sandbox does not have the program, the error is ErrCommandNotFound. For timeout see RunCode.
 func (s *Sandbox) RunCommand(ctx context.Context, command string, args []string, timeout time.Duration) (*rpc.CommandRunResult, error) {
 	res, err := post[rpc.CommandRunResult](ctx, s.client, request{
 		method: rpc.MethodSandboxCommandRun,
@@ -80,22 +81,22 @@ func (s *Sandbox) RunCommand(ctx context.Context, command string, args []string,
 	return &res, nil
 }
 
-// Metrics says what the sandbox uses.
+// Metrics returns the resource usage of the sandbox.
 func (s *Sandbox) Metrics(ctx context.Context) (*rpc.SandboxMetrics, error) {
 	res, err := post[rpc.MetricsResult](ctx, s.client, request{
 		method: rpc.MethodSandboxMetricsGet, params: rpc.MetricsParams{Sandbox: &s.Name, Namespace: optional(s.Namespace)},
-		limit: queryLimit, repeatable: true,
+		limit: queryLimit, idempotent: true,
 	})
 	if err != nil {
 		return nil, err
 	}
 	if len(res.Sandboxes) == 0 {
-		return nil, fmt.Errorf("sandbox %s does not exist: %w", s.Name, errdefs.ErrNotFound)
+		return nil, errorf(errdefs.ErrNotFound, "sandbox %s does not exist", s.Name)
 	}
 	return &res.Sandboxes[0], nil
 }
 
-// runLimit is how long a run may keep its caller waiting; 0 is as long as its context.
+// runLimit returns the time limit of the call for a run with this timeout; 0 means that of the context.
 func runLimit(timeout time.Duration) time.Duration {
 	if timeout <= 0 {
 		return 0

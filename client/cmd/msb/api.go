@@ -12,9 +12,9 @@ import (
 
 var apiCommand = &cli.Command{
 	Name:  "api",
-	Usage: "print the server's description of its API, an OpenRPC document",
-	Description: "It is for programs that make clients or documentation of it: methods, parameters, results, scopes and errors.\n" +
-		"The server and the key are found as 'msb sandbox --help' says.\n\n" + callExitCodes,
+	Usage: "print the server's API description (OpenRPC)",
+	Description: "The document describes methods, parameters, results, scopes and errors. Programs can generate clients or\n" +
+		"documentation from it. The server and the key are found as described in 'msb sandbox --help'.\n\n" + callExitCodes,
 	Flags:  []cli.Flag{serverURLFlag, verboseFlag},
 	Action: printAPI,
 }
@@ -24,7 +24,7 @@ func printAPI(c *cli.Context) error {
 		return err
 	}
 	var doc bytes.Buffer
-	err := remotely(c, "", func(r *client.Client) error {
+	err := callServer(c, "", func(r *client.Client) error {
 		raw, err := r.Discover(c.Context)
 		if err != nil {
 			return err
@@ -32,7 +32,7 @@ func printAPI(c *cli.Context) error {
 		return json.Indent(&doc, raw, "", "  ")
 	})
 	if err != nil {
-		return exitOfCall(err)
+		return withCallExitCode(err)
 	}
 	_, err = fmt.Fprintln(c.App.Writer, doc.String())
 	return err

@@ -17,9 +17,9 @@ import (
 
 var completionCommand = &cli.Command{
 	Name:      "completion",
-	Usage:     "print a shell's script for completing msb's command lines",
+	Usage:     "print a completion script for a shell",
 	UsageText: "msb completion bash|zsh|fish",
-	Description: "bash: source <(msb completion bash), or install it for everyone:\n" +
+	Description: "bash: source <(msb completion bash), or install it for all users:\n" +
 		"      msb completion bash >/usr/share/bash-completion/completions/msb\n" +
 		"zsh:  msb completion zsh >\"${fpath[1]}/_msb\"\n" +
 		"fish: msb completion fish >~/.config/fish/completions/msb.fish",
@@ -31,19 +31,19 @@ var completionScripts embed.FS
 
 func printCompletion(c *cli.Context) error {
 	if c.NArg() != 1 {
-		return usage(c, "name one shell")
+		return usage(c, "give one shell: bash, zsh or fish")
 	}
 	script, err := completionScripts.ReadFile("completion/" + c.Args().First())
 	if err != nil {
-		return usage(c, "unknown shell %q", c.Args().First())
+		return usage(c, "unknown shell %q: use bash, zsh or fish", c.Args().First())
 	}
 	_, err = c.App.Writer.Write(script)
 	return err
 }
 
-// completeCommand is what the scripts ask: its arguments are the words of a command line up to the one
-// in the making. It prints what that can become, each with its description behind a tab; nothing means
-// the name of a file.
+// completeCommand is called by the completion scripts. Its arguments are the words of a command line up to and
+// including the one that is being completed. It prints one candidate per line, with a description after a tab. If it
+// prints nothing, the shell completes file names.
 var completeCommand = &cli.Command{
 	Name:            "__complete",
 	Hidden:          true,
@@ -63,7 +63,7 @@ var completeCommand = &cli.Command{
 	},
 }
 
-// completers say what the arguments of a command, and the values of a flag, can be. They ask the server.
+// The completers return candidates for the arguments of a command and for the values of a flag. Some ask the server.
 var (
 	argumentCompleters = map[*cli.Command]func(context.Context, *client.Admin) [][2]string{
 		keyShow: keyNames, keyRevoke: keyNames, keyRotate: keyNames, serverStatus: sandboxNames,
@@ -73,26 +73,26 @@ var (
 	}
 )
 
-// completionTimeout is short: somebody has pressed a key and waits.
+// completionTimeout limits the request to the server. It is short, because the user is waiting at the prompt.
 const completionTimeout = 2 * time.Second
 
 func candidates(c *cli.Context, before []string, last string) (list [][2]string) {
-	w := sortWords(c.App, before)
-	complete := argumentCompleters[w.command]
+	line := parseWords(c.App, before)
+	complete := argumentCompleters[line.command]
 	switch {
-	case w.open != nil:
-		complete = valueCompleters[w.open]
-	case strings.HasPrefix(last, "-") && !w.ended:
-		for _, f := range w.command.VisibleFlags() {
+	case line.pending != nil:
+		complete = valueCompleters[line.pending]
+	case strings.HasPrefix(last, "-") && !line.flagsEnded:
+		for _, f := range line.command.VisibleFlags() {
 			name := "--" + f.Names()[0]
 			_, repeatable := f.(*cli.StringSliceFlag)
-			if given := slices.ContainsFunc(w.flags, func(word string) bool { return flagOf(w.command, word) == f }); !given || repeatable {
+			if given := slices.ContainsFunc(line.flags, func(word string) bool { return findFlag(line.command, word) == f }); !given || repeatable {
 				list = append(list, [2]string{name, strings.ReplaceAll(f.(cli.DocGenerationFlag).GetUsage(), "`", "")})
 			}
 		}
 		return list
-	case len(w.arguments) == 0:
-		for _, sub := range w.command.Subcommands {
+	case len(line.arguments) == 0:
+		for _, sub := range line.command.Subcommands {
 			if !sub.Hidden {
 				list = append(list, [2]string{sub.Name, sub.Usage})
 			}
@@ -103,33 +103,33 @@ func candidates(c *cli.Context, before []string, last string) (list [][2]string)
 	}
 	ctx, cancel := context.WithTimeout(c.Context, completionTimeout)
 	defer cancel()
-	a := &client.Admin{Socket: cmp.Or(socketOf(w), c.String(socketFlag))}
+	a := &client.Admin{Socket: cmp.Or(socketOf(line), c.String(socketFlag))}
 	defer a.Close()
 	return append(list, complete(ctx, a)...)
 }
 
-// socketOf is the socket that the words name, if they do.
-func socketOf(w *words) (socket string) {
-	for i, word := range w.before {
+// socketOf returns the value of --socket in a command line, or "".
+func socketOf(line *commandLine) (socket string) {
+	for i, word := range line.before {
 		if value, ok := strings.CutPrefix(word, "--"+socketFlag+"="); ok {
 			socket = value
-		} else if word == "--"+socketFlag && i+1 < len(w.before) {
-			socket = w.before[i+1]
+		} else if word == "--"+socketFlag && i+1 < len(line.before) {
+			socket = line.before[i+1]
 		}
 	}
 	return socket
 }
 
-// keyNames are the names of live keys, and the ids of those without one.
+// keyNames returns the names of live keys, and the ids of those without a name.
 func keyNames(ctx context.Context, a *client.Admin) (list [][2]string) {
 	for key, err := range a.Keys(ctx, &adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_LIVE}) {
 		if err != nil {
-			break // a completion has nobody to tell
+			break // a completion cannot report errors
 		}
 		if name := key.GetName(); name != "" {
 			list = append(list, [2]string{name, shortID(key)})
 		} else {
-			list = append(list, [2]string{shortID(key), reach(key)})
+			list = append(list, [2]string{shortID(key), validIn(key)})
 		}
 	}
 	return list

@@ -9,15 +9,16 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"}
+var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation"}
 
-// confirm asks whoever sits at a terminal; a script is taken at its word.
+// confirm asks the user to confirm consequence. It returns an error unless the answer is yes. It does not ask with --yes
+// or if standard input is not a terminal.
 func confirm(c *cli.Context, consequence string) error {
 	if c.Bool(yesFlag.Name) || !isTerminal(c.App.Reader) {
 		return nil
 	}
-	fmt.Fprint(c.App.ErrWriter, printable(consequence)+" Go on? [y/N] ")
-	// Nothing ends a read from a terminal, so that Ctrl-C must not wait for it.
+	fmt.Fprint(c.App.ErrWriter, printable(consequence)+" Continue? [y/N] ")
+	// Read in a goroutine: a read from a terminal cannot be cancelled, and Ctrl-C must not wait for it.
 	answers := make(chan string, 1)
 	go func() {
 		answer, _ := bufio.NewReader(c.App.Reader).ReadString('\n')

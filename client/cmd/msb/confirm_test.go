@@ -10,7 +10,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// Ctrl-C at the question ends it, although nobody answers.
+// Ctrl-C interrupts confirm while it waits for an answer.
 func TestConfirmIsInterrupted(t *testing.T) {
 	_, terminal := openTerminal(t)
 	asked, question := io.Pipe()
@@ -21,7 +21,7 @@ func TestConfirmIsInterrupted(t *testing.T) {
 	go func() { answer <- confirm(c, "This is \x1b[1mdangerous.") }()
 	text := make([]byte, 100)
 	n, err := asked.Read(text)
-	if got := string(text[:n]); err != nil || got != `This is \x1b[1mdangerous. Go on? [y/N] ` {
+	if got := string(text[:n]); err != nil || got != `This is \x1b[1mdangerous. Continue? [y/N] ` {
 		t.Errorf("asked %q, %v", got, err)
 	}
 	interrupt()

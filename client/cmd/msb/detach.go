@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	// readyTimeout is for a start that finds many sandboxes on a slow machine.
+	// readyTimeout is long enough for a server that adopts many sandboxes on a slow machine.
 	readyTimeout = 3 * time.Minute
 	pollInterval = 50 * time.Millisecond
-	// progressInterval is how often a long start says that it is not stuck.
+	// progressInterval is how often a slow start reports its progress.
 	progressInterval = 5 * time.Second
-	// logTail is how much of the log is shown when msbd dies at its start.
+	// logTail is how many bytes of the log are shown if msbd exits while it starts.
 	logTail = 4 << 10
 )
 
-// detach starts msbd in a session of its own and waits until it is ready.
+// detach starts msbd in a new session and waits until it is ready.
 func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 	log, err := openLog(c.Context, msbd, args)
 	if err != nil {
@@ -54,52 +54,53 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 	switch {
 	case err == nil:
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("msbd is not ready after %s and goes on in the background: see 'msb server status' and %s", readyTimeout, log.Name())
+		return fmt.Errorf("msbd is not ready after %s and keeps running in the background: see 'msb server status' and %s", readyTimeout, log.Name())
 	case errors.Is(err, context.Canceled):
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
-		return errors.New("interrupted; msbd was stopped again")
+		return errors.New("interrupted; msbd was stopped")
 	default:
-		return fmt.Errorf("msbd ended at its start (%w). The end of its log, %s:\n%s", err, log.Name(), tail(log, began))
+		return fmt.Errorf("msbd exited while starting (%w). The end of its log, %s:\n%s", err, log.Name(), tail(log, began))
 	}
 	st, err := a.Status(c.Context)
 	if err != nil {
 		return err
 	}
 	if st.GetState() == degraded {
-		return cli.Exit(fmt.Sprintf("msbd runs (pid %d, log %s), but is degraded: %s", st.GetPid(), log.Name(),
+		return cli.Exit(fmt.Sprintf("msbd is running (pid %d, log %s), but is degraded: %s", st.GetPid(), log.Name(),
 			strings.Join(st.GetDegradedReasons(), "; ")), exitNotReady)
 	}
-	next := "Make an API key with 'msb server keygen'."
+	next := "Create an API key with 'msb server keygen'."
 	if !st.GetAuthRequired() {
-		next = "It is in dev mode and takes requests without an API key."
+		next = "It is in dev mode and accepts requests without an API key."
 	}
 	fmt.Fprintf(c.App.ErrWriter, "msbd is ready on %s (pid %d, log %s). %s\n", gatewayURL(st), st.GetPid(), log.Name(), next)
 	return nil
 }
 
-// openLog opens the log for appending, in the state directory that msbd will use. msbd itself makes its
-// directories with what they need; this one may come before it.
+// openLog opens msbd's log for appending. The log is in msbd's state directory, which openLog creates if msbd has not
+// done so yet.
 func openLog(ctx context.Context, msbd string, args []string) (*os.File, error) {
-	// Only msbd knows what its files and environment set; it says so without starting, or what is wrong.
+	// Only msbd can evaluate its configuration files and environment. --print-config does so without starting it, and
+	// reports problems on standard error.
 	var problems strings.Builder
-	ask := exec.CommandContext(ctx, msbd, append([]string{"--print-config"}, args...)...)
-	ask.Stderr = &problems
-	out, err := ask.Output()
+	printConfig := exec.CommandContext(ctx, msbd, append([]string{"--print-config"}, args...)...)
+	printConfig.Stderr = &problems
+	out, err := printConfig.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		return nil, cli.Exit(strings.TrimSpace(problems.String()), exit.ExitCode())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ask msbd for its configuration: %w", err)
+		return nil, fmt.Errorf("get the configuration of msbd: %w", err)
 	}
 	var config struct {
 		StateDir string `json:"state_dir"`
 	}
 	if err := json.Unmarshal(out, &config); err != nil || config.StateDir == "" {
-		return nil, fmt.Errorf("ask msbd for its configuration: it says %q, which is of another version than msb", out)
+		return nil, fmt.Errorf("get the configuration of msbd: unexpected output %q; install the msbd that belongs to this msb", out)
 	}
 	if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make state directory: %w", err)
+		return nil, fmt.Errorf("create state directory: %w", err)
 	}
 	log, err := os.OpenFile(filepath.Join(config.StateDir, "msbd.log"), os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -108,17 +109,16 @@ func openLog(ctx context.Context, msbd string, args []string) (*os.File, error) 
 	return log, nil
 }
 
-// waitReady returns nil when msbd is ready, or as ready as it gets by itself; or what came instead: the
-// way it ended, or the context's error.
+// waitReady waits until msbd is ready or degraded. It returns an error if msbd exits first, or the context's error.
 func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 	ctx, cancel := context.WithTimeout(c.Context, readyTimeout)
 	defer cancel()
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
-	began, said := time.Now(), time.Now()
+	began, reported := time.Now(), time.Now()
 	for {
 		state := "starting"
-		// A connection made anew each time: gRPC would wait longer and longer between attempts.
+		// Use a new connection for each attempt, because gRPC waits longer and longer before it reconnects.
 		st, err := a.Status(ctx)
 		_ = a.Close()
 		if err == nil {
@@ -127,8 +127,8 @@ func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 				return nil
 			}
 		}
-		if time.Since(said) >= progressInterval {
-			said = time.Now()
+		if time.Since(reported) >= progressInterval {
+			reported = time.Now()
 			fmt.Fprintf(c.App.ErrWriter, "msbd is %s (%s) …\n", state, age(time.Since(began)))
 		}
 		select {
@@ -144,7 +144,7 @@ func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 	}
 }
 
-// tail returns the end of the log, of what was written since began.
+// tail returns the end of the log, at most logTail bytes, starting at offset began or later.
 func tail(log *os.File, began int64) []byte {
 	info, err := log.Stat()
 	if err != nil {
@@ -152,8 +152,8 @@ func tail(log *os.File, began int64) []byte {
 	}
 	from := max(began, info.Size()-logTail)
 	data, _ := io.ReadAll(io.NewSectionReader(log, from, logTail))
-	if _, whole, ok := bytes.Cut(data, []byte("\n")); ok && from > began {
-		data = whole // not from the middle of a line
+	if _, rest, ok := bytes.Cut(data, []byte("\n")); ok && from > began {
+		data = rest // drop the first line, which may be incomplete
 	}
 	return bytes.TrimSpace(data)
 }

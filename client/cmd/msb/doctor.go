@@ -21,29 +21,29 @@ import (
 
 var doctorCommand = &cli.Command{
 	Name:  "doctor",
-	Usage: "examine this host: can it run sandboxes, how well are they isolated, and what would make it better",
-	Description: "It needs no running server, and changes nothing. What it examines is what 'msb server start' would start\n" +
-		"with the same flags. Root sees more than others.\n\n" +
-		"Exit codes: 0 all is well, or there are only warnings; 1 a problem keeps sandboxes from running, or the\n" +
-		"examination itself failed; 2 bad usage.",
-	Flags:  append(passedOnNamed("config", "state-dir", "lib-dir", "host", "port"), runDirFlag, jsonFlag),
+	Usage: "check whether this host can run sandboxes and how well they are isolated",
+	Description: "Each problem comes with the command that fixes it. The server need not be running, and nothing is changed.\n" +
+		"With the same flags as 'msb server start', it checks what that would start. Some checks need root.\n\n" +
+		"Exit codes: 0 no problems, perhaps warnings; 1 a problem keeps sandboxes from running, or the check itself\n" +
+		"failed; 2 invalid usage.",
+	Flags:  append(msbdFlagsNamed("config", "state-dir", "lib-dir", "host", "port"), runDirFlag, jsonFlag),
 	Action: doctor,
 }
 
-// doctorTimeout is for programs that are asked for their version, one after the other, and may hang.
+// doctorTimeout limits the checks of msbd. It runs several programs for their versions, and each may hang.
 const doctorTimeout = time.Minute
 
-// report is what msbd prints of the host, with what a client sees.
+// report is the report that msbd prints about the host, with the checks that msb adds.
 type report struct {
 	Status string `json:"status"`
-	// Isolation is null if sandboxes could not run, or if this user cannot tell.
+	// Isolation is null if sandboxes could not run, or if it takes root to find out.
 	Isolation *isolationInfo `json:"isolation"`
 	Checks    []check        `json:"checks"`
 }
 
 type check struct {
 	Name   string `json:"name"`
-	Status string `json:"status"` // one of those below
+	Status string `json:"status"` // fine, warning or problem
 	Detail string `json:"detail"`
 	Remedy string `json:"remedy,omitempty"`
 }
@@ -86,13 +86,13 @@ func doctor(c *cli.Context) error {
 	return err
 }
 
-// examineHost asks msbd, which need not run for that.
+// examineHost runs msbd --doctor and returns its report. No server need be running.
 func examineHost(c *cli.Context, runDir string) (*report, error) {
 	msbd, err := findMsbd()
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeoutCause(c.Context, doctorTimeout, fmt.Errorf("%s did not end within %v", msbd, doctorTimeout))
+	ctx, cancel := context.WithTimeoutCause(c.Context, doctorTimeout, fmt.Errorf("%s --doctor did not exit within %v", msbd, doctorTimeout))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, msbd, append(msbdArgs(c, runDir), "--doctor")...)
 	cmd.WaitDelay = time.Second
@@ -103,14 +103,14 @@ func examineHost(c *cli.Context, runDir string) (*report, error) {
 		return nil, context.Cause(ctx)
 	}
 	r := new(report)
-	// A report of a problem comes with an exit code.
+	// msbd exits with an error code if it reports a problem, so err alone does not mean that there is no report.
 	if json.Unmarshal(stdout.Bytes(), r) != nil || len(r.Checks) == 0 {
-		return nil, fmt.Errorf("%s says nothing of this host (%v): %s", msbd, err, strings.TrimSpace(stderr.String()))
+		return nil, fmt.Errorf("%s --doctor printed no report (%v): %s", msbd, err, strings.TrimSpace(stderr.String()))
 	}
 	return r, nil
 }
 
-// examineServer adds what only its client can see.
+// examineServer adds the checks that need a connection to the running server.
 func examineServer(ctx context.Context, socket string, r *report) {
 	const name = "server"
 	a := &client.Admin{Socket: socket}
@@ -123,10 +123,10 @@ func examineServer(ctx context.Context, socket string, r *report) {
 		r.add(check{name, warning, "not running: nothing listens on " + socket, "msb server start --detach"})
 		return
 	case errors.Is(err, errdefs.ErrPermissionDenied):
-		r.add(check{name, warning, fmt.Sprintf("%s may not use %s", userHere(), socket), permission()})
+		r.add(check{name, warning, fmt.Sprintf("%s may not use %s", currentUser(), socket), permission()})
 		return
 	case err != nil:
-		r.add(check{name, problem, err.Error(), "look into its log"})
+		r.add(check{name, problem, err.Error(), "see the server's log"})
 		return
 	}
 	state := fmt.Sprintf("%s, msbd %s, %s (pid %d)", stateName(st), st.GetVersion(), gatewayURL(st), st.GetPid())
@@ -135,11 +135,11 @@ func examineServer(ctx context.Context, socket string, r *report) {
 	case st.GetState() == degraded:
 		r.add(check{name, problem, state + ": " + strings.Join(st.GetDegradedReasons(), "; "), "see 'msb server status'"})
 	case st.GetState() != ready:
-		r.add(check{name, warning, state, "wait, and see 'msb server status'"})
+		r.add(check{name, warning, state, "wait, then see 'msb server status'"})
 	case would != nil && is.GetHypervisor() != "" && (is.GetHypervisor() != would.Hypervisor || is.GetAccelerator() != would.Accelerator):
-		r.add(check{name, warning, fmt.Sprintf("%s; it began with hypervisor %s and accelerator %s, and would now begin with %s and %s",
+		r.add(check{name, warning, fmt.Sprintf("%s; it was started with hypervisor %s and accelerator %s, and would now start with %s and %s",
 			state, is.GetHypervisor(), is.GetAccelerator(), would.Hypervisor, would.Accelerator),
-			"msb server stop, then msb server start --detach; sandboxes run on"})
+			"msb server stop, then msb server start --detach; sandboxes keep running"})
 	default:
 		r.add(check{Name: name, Status: fine, Detail: state})
 	}
@@ -151,9 +151,9 @@ func examineImages(ctx context.Context, a *client.Admin) check {
 	images, err := a.Images(ctx)
 	switch {
 	case err != nil:
-		return check{name, warning, "not looked at: " + err.Error(), "msb image list, when the server is ready"}
+		return check{name, warning, "not checked: " + err.Error(), "msb image list, when the server is ready"}
 	case len(images) == 0:
-		return check{name, warning, "there is none to start a sandbox from", "msb image import FILE"}
+		return check{name, warning, "there is no image to start a sandbox from", "msb image import FILE"}
 	}
 	var names []string
 	for _, image := range images {
@@ -162,26 +162,26 @@ func examineImages(ctx context.Context, a *client.Admin) check {
 	return check{Name: name, Status: fine, Detail: strings.Join(names, ", ")}
 }
 
-// permission says how this user gets to use the socket.
+// permission returns the commands that let this user use the admin socket.
 func permission() string {
-	join := "sudo usermod -aG msb " + userHere()
+	join := "sudo usermod -aG msb " + currentUser()
 	if _, err := user.LookupGroup("msb"); err != nil {
 		join = "sudo groupadd --system msb && " + join + ", restart the server"
 	}
 	return "run msb with sudo; or " + join + ", then log in again"
 }
 
-func userHere() string {
+func currentUser() string {
 	if u, err := user.Current(); err == nil {
 		return u.Username
 	}
 	return "this user"
 }
 
-var colourOf = map[string]colour{fine: green, warning: yellow, problem: red}
+var statusColour = map[string]colour{fine: green, warning: yellow, problem: red}
 
-// printReport ends with what is to be done, which is what the reader came for. Its commands are not folded, so
-// that they can be copied.
+// printReport prints the checks, a summary, and what to do, which comes last because it matters most to the reader.
+// Commands are not wrapped, so that they can be copied.
 func printReport(w io.Writer, r *report) error {
 	var out strings.Builder
 	name := 0
@@ -192,12 +192,12 @@ func printReport(w io.Writer, r *report) error {
 	}
 	const status = len(warning)
 	for _, c := range r.Checks {
-		fmt.Fprintf(&out, "%s  %-*s  %s\n", painted(w, colourOf[c.Status], fmt.Sprintf("%-*s", status, c.Status)), name, printable(c.Name),
-			folded(w, printable(c.Detail), status+name+4))
+		fmt.Fprintf(&out, "%s  %-*s  %s\n", coloured(w, statusColour[c.Status], fmt.Sprintf("%-*s", status, c.Status)), name, printable(c.Name),
+			wrapped(w, printable(c.Detail), status+name+4))
 	}
 	out.WriteByte('\n')
-	for _, line := range verdict(r) {
-		fmt.Fprintln(&out, folded(w, printable(line), 2))
+	for _, line := range summary(r) {
+		fmt.Fprintln(&out, wrapped(w, printable(line), 2))
 	}
 	if count[fine] < len(r.Checks) {
 		out.WriteString("\nWhat to do:\n")
@@ -209,33 +209,24 @@ func printReport(w io.Writer, r *report) error {
 			}
 		}
 	}
-	fmt.Fprintf(&out, "\n%d checks: %s, %s\n", len(r.Checks), plural(count[problem], "problem"), plural(count[warning], "warning"))
+	fmt.Fprintf(&out, "\n%s: %s, %s\n", plural(len(r.Checks), "check", "checks"), plural(count[problem], "problem", "problems"),
+		plural(count[warning], "warning", "warnings"))
 	_, err := io.WriteString(w, out.String())
 	return err
 }
 
-// verdict says what stands between a sandbox and this host.
-func verdict(r *report) []string {
+// summary describes how sandboxes on this host are isolated.
+func summary(r *report) []string {
 	i := r.Isolation
 	switch {
 	case i == nil && r.Status == problem:
 		return []string{"Sandboxes cannot run here as configured."}
 	case i == nil:
-		return []string{"How sandboxes would be isolated, only root can tell."}
+		return []string{"Run msb doctor as root to see how sandboxes would be isolated."}
 	}
-	boundary := "Sandboxes are isolated by the processor's virtualisation, which is for production."
+	boundary := "Hardware virtualisation (KVM) isolates each sandbox, as production requires."
 	if i.Accelerator != "kvm" {
-		boundary = "Sandboxes run emulated, without a hardware boundary, which is for development."
+		boundary = "Sandboxes run emulated, without a hardware boundary. This is for development only."
 	}
-	return []string{boundary, "Accelerator " + because(i.Accelerator, i.Reason), "Hypervisor " + because(i.Hypervisor, i.HypervisorReason)}
-}
-
-func plural(n int, what string) string {
-	switch n {
-	case 0:
-		return "no " + what
-	case 1:
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
+	return []string{boundary, "Accelerator " + withReason(i.Accelerator, i.Reason), "Hypervisor " + withReason(i.Hypervisor, i.HypervisorReason)}
 }

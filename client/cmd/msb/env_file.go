@@ -14,23 +14,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxEnvFile is far beyond what a file of environment variables has.
+// maxEnvFile is the largest file that is changed, in bytes. It is larger than any file of environment variables.
 const maxEnvFile = 1 << 20
 
-// envFile is a file of lines such as NAME=value in which one is about to be set. Its owner stays; a new one
-// that root makes is its directory's owner's. Its mode becomes 0600.
+// envFile is the new version of a file of lines NAME=value in which a variable is about to be set. It keeps the owner of
+// the old version. A new file that root creates gets the owner of its directory. Its mode is 0600.
 type envFile struct{ *newFile }
 
-// prepareEnvFile finds out what would keep the file from being written.
+// prepareEnvFile returns an error if the file could not be written later.
 func prepareEnvFile(path string) (*envFile, error) {
-	// A link is not followed: whoever may write in the directory could have chosen the file behind it.
+	// A symbolic link is not followed, because anyone who may write in the directory could have created it.
 	info, err := os.Lstat(path)
 	exists := err == nil
 	switch {
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	case exists && info.Mode().Type() == fs.ModeSymlink:
-		return nil, fmt.Errorf("%s is a symbolic link: name the file that it leads to", path)
+		return nil, fmt.Errorf("%s is a symbolic link: use the path of the file that it points to", path)
 	case exists && !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	}
@@ -41,7 +41,7 @@ func prepareEnvFile(path string) (*envFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	// As root in a user's directory, the file must stay the user's, or become it.
+	// When root writes in a user's directory, the file must belong to the user.
 	if !exists && os.Geteuid() == 0 {
 		if info, err = os.Stat(filepath.Dir(path)); err != nil {
 			f.discard()
@@ -52,7 +52,7 @@ func prepareEnvFile(path string) (*envFile, error) {
 		if owner := ownerOf(info); int(owner.Uid) != os.Geteuid() {
 			if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
 				f.discard()
-				return nil, fmt.Errorf("give %s its owner: %w", path, err)
+				return nil, fmt.Errorf("set the owner of %s: %w", path, err)
 			}
 		}
 	}
@@ -68,10 +68,10 @@ func (f *envFile) set(name, value string) error {
 	if _, err := f.Write(setVariable(content, name, value)); err != nil {
 		return fmt.Errorf("write %s: %w", f.path, err)
 	}
-	return f.place()
+	return f.commit()
 }
 
-// readEnvFile returns nothing for a file that does not exist.
+// readEnvFile returns the content of a file, or nil if the file does not exist.
 func readEnvFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -86,13 +86,13 @@ func readEnvFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if len(content) > maxEnvFile {
-		return nil, fmt.Errorf("%s is larger than %s, which is not a file of variables", path, size(maxEnvFile))
+		return nil, fmt.Errorf("%s is larger than %s and cannot be a file of environment variables", path, size(maxEnvFile))
 	}
 	return content, nil
 }
 
-// setVariable replaces the value in every line that sets the variable, so that no reader of the file
-// finds an older one, or adds a line. The value must need no quotes.
+// setVariable replaces the value in every line that sets the variable, so that no reader of the file finds an old value.
+// If there is no such line, it adds one. The value must not need quotes.
 func setVariable(content []byte, name, value string) []byte {
 	assignment := regexp.MustCompile(`^([ \t]*(?:export[ \t]+)?)` + regexp.QuoteMeta(name) + `[ \t]*=`)
 	var out bytes.Buffer

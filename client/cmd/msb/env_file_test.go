@@ -31,13 +31,13 @@ func TestSetVariable(t *testing.T) {
 			t.Errorf("%s: %q became %q, want %q", name, tt.before, got, tt.after)
 		}
 		if again := setVariable(got, "K", "v"); !bytes.Equal(again, got) {
-			t.Errorf("%s: once more, it became %q", name, again)
+			t.Errorf("%s: set again, it became %q", name, again)
 		}
 	}
 }
 
-// What is read is read again when it is written, so that an editor in between loses nothing.
-func TestEnvFileOfTheLastMoment(t *testing.T) {
+// set reads the file again, so that a change made since prepareEnvFile is not lost.
+func TestEnvFileIsReadAgain(t *testing.T) {
 	path := filepath.Join(t.TempDir(), ".env")
 	f, err := prepareEnvFile(path)
 	if err != nil {
@@ -45,7 +45,7 @@ func TestEnvFileOfTheLastMoment(t *testing.T) {
 	}
 	defer f.discard()
 	if _, err := os.Stat(path); err == nil {
-		t.Error("it is there before it is set")
+		t.Error("the file exists before set")
 	}
 	if err := os.WriteFile(path, []byte("A=1\n"), 0o666); err != nil {
 		t.Fatal(err)
@@ -59,16 +59,16 @@ func TestEnvFileOfTheLastMoment(t *testing.T) {
 		t.Errorf("got %q, %v", content, err)
 	}
 	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
-		t.Errorf("left behind: %v, %v", entries, err)
+		t.Errorf("files in the directory: %v, %v", entries, err)
 	}
 }
 
 func TestEnvFileKeepsItsOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Log("only root writes files of others") // and nobody else's are kept
+		t.Log("only root can give a file to another user")
 		return
 	}
-	for _, exists := range []bool{true, false} { // a new one is its directory's owner's
+	for _, exists := range []bool{true, false} { // a new file gets the owner of its directory
 		path := filepath.Join(t.TempDir(), ".env")
 		owned := filepath.Dir(path)
 		if exists {
@@ -93,7 +93,7 @@ func TestEnvFileKeepsItsOwner(t *testing.T) {
 			t.Fatal(err)
 		}
 		if owner := ownerOf(info); owner.Uid != 1234 || owner.Gid != 5678 || info.Mode().Perm() != 0o600 {
-			t.Errorf("it existed: %t; it is %d:%d's, %s", exists, owner.Uid, owner.Gid, info.Mode())
+			t.Errorf("existing file: %t; got owner %d:%d and mode %s", exists, owner.Uid, owner.Gid, info.Mode())
 		}
 	}
 }
@@ -110,7 +110,7 @@ func FuzzSetVariable(f *testing.F) {
 			if bytes.HasSuffix(bytes.TrimRight(line, "\r"), []byte("K=v")) {
 				set = true
 			} else if i < len(old) && !bytes.Equal(line, old[i]) && !(i == len(old)-1 && bytes.Equal(line, append(bytes.Clone(old[i]), '\r'))) {
-				t.Fatalf("%q became %q: line %d is another", before, after, i)
+				t.Fatalf("%q became %q: line %d was changed", before, after, i)
 			}
 		}
 		if !set || !bytes.Equal(setVariable(after, "K", "v"), after) {

@@ -3,29 +3,33 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
 
-// newFile is a file of this user alone that comes into being whole or not at all: it is written beside
-// its place and moved there at the end.
+// newFile is a file that only this user can read and that appears complete or not at all: it is written to a temporary
+// file in the same directory and renamed by commit.
 type newFile struct {
 	*os.File
 	path string
 }
 
-// createFile fails where the file could not be put in its place later, so that it is called before what
-// cannot be taken back.
+// createFile creates the temporary file for path. Call it before any step that cannot be undone, because it fails if the
+// directory cannot be written.
 func createFile(path string) (*newFile, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err // without the name of the temporary file
+	}
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
 	return &newFile{f, path}, nil
 }
 
-// place puts the file in its place, over what may be there, and makes it durable.
-func (f *newFile) place() error {
+// commit moves the file to its path, replacing any file there, and syncs it to disk.
+func (f *newFile) commit() error {
 	err := f.Sync()
 	if err == nil {
 		err = os.Rename(f.Name(), f.path)
@@ -39,7 +43,7 @@ func (f *newFile) place() error {
 	return nil
 }
 
-// discard ends the work on the file. What is not in its place by now is gone.
+// discard closes the file and removes it unless it was committed.
 func (f *newFile) discard() {
 	_ = f.Close()
 	_ = os.Remove(f.Name())

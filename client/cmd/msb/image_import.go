@@ -10,10 +10,10 @@ import (
 
 var imageImport = &cli.Command{
 	Name:      "import",
-	Usage:     "make the images of an OCI archive known to the server",
+	Usage:     "import images from an OCI archive",
 	UsageText: "msb image import FILE",
-	Description: "FILE is an OCI archive, or what 'docker save' writes. The server reads it, so it must be on the\n" +
-		"server's host. An image that has the name of an earlier one replaces it; running sandboxes keep theirs.",
+	Description: "FILE is an OCI archive or the output of 'docker save'. The server reads it, so it must be on the server's\n" +
+		"host. An imported image replaces an existing one of the same name; running sandboxes keep the old image.",
 	Action: importImage,
 }
 

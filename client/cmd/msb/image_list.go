@@ -8,7 +8,7 @@ import (
 
 var imageList = &cli.Command{
 	Name:   "list",
-	Usage:  "list the images that sandboxes can be started from",
+	Usage:  "list the images from which sandboxes can be started",
 	Flags:  []cli.Flag{jsonFlag},
 	Action: listImages,
 }
@@ -41,5 +41,5 @@ func listImages(c *cli.Context) error {
 	for _, i := range images {
 		rows = append(rows, []string{i.GetName(), size(i.GetSizeBytes()), age(time.Since(i.GetCreatedAt().AsTime())), i.GetDigest()})
 	}
-	return table(c.App.Writer, rows)
+	return printTable(c.App.Writer, rows)
 }

@@ -12,11 +12,10 @@ import (
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 )
 
-// A key is named in the same ways everywhere.
-const keyRefHelp = "A KEY is a key's name, its id, or the beginning of its id, if that is of one key only and has at least 4\n" +
-	"characters."
+// keyRefHelp describes the KEY argument of all commands that take one.
+const keyRefHelp = "KEY is the name of a key, its id, or an unambiguous prefix of its id with at least 4 characters."
 
-// keyInfo is a key in JSON. Lists are never null: an empty one of namespaces or scopes means every one.
+// keyInfo is a key in JSON. Its lists are never null. An empty list of namespaces or scopes means all of them.
 type keyInfo struct {
 	ID           string     `json:"id"`
 	Name         string     `json:"name"`
@@ -68,17 +67,17 @@ func keysJSON(keys []*adminv1.Key) []keyInfo {
 	return list
 }
 
-// keyState is the state in one word: "live".
+// keyState returns the state in one word, such as "live".
 func keyState(k *adminv1.Key) string {
 	return strings.ToLower(strings.TrimPrefix(k.GetState().String(), "KEY_STATE_"))
 }
 
 func isLive(k *adminv1.Key) bool { return k.GetState() == adminv1.KeyState_KEY_STATE_LIVE }
 
-// shortID is enough to name the key to the server.
+// shortID returns a prefix of the id that is long enough to identify the key.
 func shortID(k *adminv1.Key) string { return k.GetId()[:min(12, len(k.GetId()))] }
 
-// title is what a sentence calls the key.
+// title returns the key's name and id for use in a sentence.
 func title(k *adminv1.Key) string {
 	if k.GetName() == "" {
 		return "API key " + k.GetId()
@@ -86,8 +85,8 @@ func title(k *adminv1.Key) string {
 	return fmt.Sprintf("API key %s (%s)", k.GetName(), k.GetId())
 }
 
-// reach is where the key is good.
-func reach(k *adminv1.Key) string {
+// validIn describes the namespaces in which the key is valid.
+func validIn(k *adminv1.Key) string {
 	switch ns := k.GetNamespaces(); len(ns) {
 	case 0:
 		return "every namespace"
@@ -98,33 +97,33 @@ func reach(k *adminv1.Key) string {
 	}
 }
 
-// may is what the key allows.
-func may(k *adminv1.Key) string {
+// allows describes what the key allows.
+func allows(k *adminv1.Key) string {
 	if len(k.GetScopes()) == 0 {
 		return "everything"
 	}
 	return strings.Join(k.GetScopes(), ", ")
 }
 
-// orAll is a list in a cell of a table; the empty one means every one.
-func orAll(list []string) string {
+// listOrStar formats a list for a cell of a table. An empty list means all and becomes "*".
+func listOrStar(list []string) string {
 	if len(list) == 0 {
 		return "*"
 	}
 	return strings.Join(list, ",")
 }
 
-// keyTable is a table of keys for people. Dead ones stand back.
-func keyTable(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
+// printKeys prints a table of keys. Keys that are not live are dimmed.
+func printKeys(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
 	rows := [][]string{{"ID", "NAME", "NAMESPACES", "SCOPES", "CREATED", "BY", "EXPIRES IN", "LAST USED", "FROM"}}
 	for _, k := range keys {
 		rows = append(rows, []string{
-			shortID(k), k.GetName(), orAll(k.GetNamespaces()), orAll(k.GetScopes()), ago(k.GetCreatedAt(), now),
+			shortID(k), k.GetName(), listOrStar(k.GetNamespaces()), listOrStar(k.GetScopes()), ago(k.GetCreatedAt(), now),
 			cmp.Or(userName(k.GetCreatedBy()), strconv.FormatUint(uint64(k.GetCreatedBy()), 10)), expiresIn(k, now),
 			ago(k.GetLastUsedAt(), now), k.GetLastUsedFrom(),
 		})
 	}
-	return paintedTable(c.App.Writer, rows, func(row int) colour {
+	return printColoured(c.App.Writer, rows, func(row int) colour {
 		if row == 0 || isLive(keys[row-1]) {
 			return plain
 		}

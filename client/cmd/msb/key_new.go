@@ -9,30 +9,30 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-// keyVariable is where clients look for their key.
+// keyVariable is the environment variable from which clients read their key.
 const keyVariable = "MSB_API_KEY"
 
-// newKeyFlags say where a new key goes.
+// newKeyFlags determine where a new key is written.
 var newKeyFlags = []cli.Flag{
-	&cli.StringFlag{Name: "env-file", Usage: "put the key into `FILE` as " + keyVariable + ", and nowhere else"},
+	&cli.StringFlag{Name: "env-file", Usage: "write the key to `FILE` as " + keyVariable + " and do not print it"},
 	jsonFlag,
-	&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print the key, and nothing else"},
+	&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "print only the key"},
 }
 
-const envFileHelp = "With --env-file, the key is not printed, neither as JSON: it goes into the file, in place of the value in\n" +
-	"every line that sets MSB_API_KEY, or in a line of its own. The other lines and the file's owner stay; a new\n" +
-	"file that root makes is its directory's owner's. Its mode becomes 0600. A symbolic link is not followed. A\n" +
-	"file that cannot be written makes no key."
+const envFileHelp = "With --env-file, the key is not printed, not even with --json. It is written to the file: it replaces the\n" +
+	"value in every line that sets MSB_API_KEY, or is added on a new line. The other lines and the file's owner do\n" +
+	"not change; a file created by root gets the owner of its directory. The file's mode is set to 0600. Symbolic\n" +
+	"links are not followed. If the file cannot be written, no key is created."
 
-// newKeyInfo is a key that was just made.
+// newKeyInfo is a key that was just created.
 type newKeyInfo struct {
 	secret string
 	key    *adminv1.Key
-	old    *adminv1.Key // that it replaces, if it does
+	old    *adminv1.Key // the key that it replaces, or nil
 }
 
-// newKey makes a key and hands it over as the command line asks.
-func newKey(c *cli.Context, make func(*client.Admin) (newKeyInfo, error)) error {
+// newKey calls create and prints or stores the new key as the flags say.
+func newKey(c *cli.Context, create func(*client.Admin) (newKeyInfo, error)) error {
 	var file *envFile
 	if path := c.String("env-file"); path != "" {
 		var err error
@@ -43,27 +43,27 @@ func newKey(c *cli.Context, make func(*client.Admin) (newKeyInfo, error)) error 
 	}
 	a := admin(c)
 	defer a.Close()
-	made, err := make(a)
+	created, err := create(a)
 	if err != nil {
 		return err
 	}
 	lost := func(err error) error {
-		return fmt.Errorf("%s was made, but nobody has it (refuse it with 'msb server key revoke %s', and make another): %w",
-			title(made.key), made.key.GetId(), err)
+		return fmt.Errorf("%s was created, but could not be written anywhere (revoke it with 'msb server key revoke %s' and create another one): %w",
+			title(created.key), created.key.GetId(), err)
 	}
 	if file != nil {
-		if err := file.set(keyVariable, made.secret); err != nil {
+		if err := file.set(keyVariable, created.secret); err != nil {
 			return lost(err)
 		}
 	}
-	err = made.print(c)
+	err = created.print(c)
 	if err != nil && file == nil {
 		return lost(err)
 	}
 	return err
 }
 
-func (made newKeyInfo) print(c *cli.Context) error {
+func (k newKeyInfo) print(c *cli.Context) error {
 	file := c.String("env-file")
 	switch {
 	case c.Bool(jsonFlag.Name):
@@ -71,41 +71,38 @@ func (made newKeyInfo) print(c *cli.Context) error {
 			Key string `json:"key,omitempty"`
 			keyInfo
 			Replaces *keyInfo `json:"replaces,omitempty"`
-		}{keyInfo: keyJSON(made.key)}
+		}{keyInfo: keyJSON(k.key)}
 		if file == "" {
-			doc.Key = made.secret
+			doc.Key = k.secret
 		}
-		if made.old != nil {
-			old := keyJSON(made.old)
+		if k.old != nil {
+			old := keyJSON(k.old)
 			doc.Replaces = &old
 		}
 		return printJSON(c, doc)
 	case file == "":
-		if _, err := fmt.Fprintln(c.App.Writer, made.secret); err != nil {
+		if _, err := fmt.Fprintln(c.App.Writer, k.secret); err != nil {
 			return fmt.Errorf("print the key: %w", err)
 		}
 	}
 	if c.Bool("quiet") {
 		return nil
 	}
-	end := "never expires"
-	if at := made.key.GetExpiresAt(); at != nil {
-		end = "expires " + localTime(at)
+	expiry := "never expires"
+	if at := k.key.GetExpiresAt(); at != nil {
+		expiry = "expires " + localTime(at)
 	}
-	where := "It is not shown again; clients take it from " + keyVariable + "."
+	where := "It is not shown again; clients read it from " + keyVariable + "."
 	if file != "" {
-		where = "It is in " + file + " as " + keyVariable + "."
+		where = "It was written to " + file + " as " + keyVariable + "."
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%s for %s, may do %s, %s. %s\n", title(made.key), reach(made.key), may(made.key), end, printable(where))
-	if made.old != nil {
-		fmt.Fprintf(c.App.ErrWriter, "%s, which it replaces, is refused from %s on.\n", title(made.old), refusedFrom(made.old))
+	fmt.Fprintf(c.App.ErrWriter, "%s is valid in %s, allows %s and %s. %s\n", title(k.key), validIn(k.key), allows(k.key), expiry, printable(where))
+	if k.old != nil {
+		until := "is refused from now on"
+		if isLive(k.old) {
+			until = "is valid until " + localTime(k.old.GetRevokedAt())
+		}
+		fmt.Fprintf(c.App.ErrWriter, "It replaces %s, which %s.\n", title(k.old), until)
 	}
 	return nil
-}
-
-func refusedFrom(k *adminv1.Key) string {
-	if !isLive(k) {
-		return "now"
-	}
-	return localTime(k.GetRevokedAt())
 }

@@ -1,5 +1,5 @@
-// Msb is the command line of msbd for those who administer it. It is thin: each command is a call
-// or two of package client, and words around the answer.
+// Msb is the command line interface of msbd, for administrators and for holders of an API key. It is thin: each command
+// makes a few calls of package client and prints the result.
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -17,7 +18,7 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-// Exit codes. They are documented in the help of the commands; scripts rely on them.
+// Exit codes. The help of the commands documents them, and scripts rely on them.
 const (
 	exitFailure    = 1
 	exitUsage      = 2
@@ -30,7 +31,7 @@ const socketFlag = "socket"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	app := newApp()
-	err := app.RunContext(ctx, arrange(app, os.Args))
+	err := app.RunContext(ctx, flagsFirst(app, os.Args))
 	stop()
 	if err == nil {
 		return
@@ -53,27 +54,27 @@ func newApp() *cli.App {
 		Name:        "msb",
 		Usage:       "run untrusted code in microVMs, behind API keys",
 		Version:     buildVersion(),
-		HideVersion: true, // there is a command
+		HideVersion: true, // there is a version command
 		Flags: []cli.Flag{&cli.StringFlag{
 			Name:    socketFlag,
-			Usage:   "`PATH` of msbd's admin socket (default: " + client.DefaultSocket() + ")",
+			Usage:   "`PATH` of the server's admin socket (default: " + client.DefaultSocket() + ")",
 			EnvVars: []string{"MSB_SOCKET"},
 		}},
 		Commands: []*cli.Command{
 			{
 				Name:  "server",
-				Usage: "start, stop and look after the server",
+				Usage: "start, stop and manage the server",
 				Subcommands: []*cli.Command{
 					serverStart, serverStop, serverStatus, serverKeygen,
 					{
 						Name:        "key",
-						Usage:       "look after the API keys that were made",
+						Usage:       "list, show, revoke, rotate and prune API keys",
 						Subcommands: []*cli.Command{keyList, keyShow, keyRevoke, keyRotate, keyPrune},
 					},
 					serverReset, serverBackup, serverRestore,
 					{
 						Name:        "audit",
-						Usage:       "what administrators did, in a log that shows if it was changed",
+						Usage:       "print and verify the audit log of administrative changes",
 						Subcommands: []*cli.Command{auditTail, auditVerify},
 					},
 					serverList,
@@ -81,7 +82,7 @@ func newApp() *cli.App {
 			},
 			{
 				Name:        "image",
-				Usage:       "what sandboxes are started from",
+				Usage:       "import and list the images for sandboxes",
 				Subcommands: []*cli.Command{imageImport, imageList},
 			},
 			sandboxCommands,
@@ -97,23 +98,23 @@ func newApp() *cli.App {
 		OnUsageError:   badUsage,
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 	}
-	finish(app.Commands)
+	setDefaults(app.Commands)
 	return app
 }
 
-// finish sets what urfave/cli does not inherit.
-func finish(commands []*cli.Command) {
+// setDefaults sets the fields of the commands that urfave/cli does not inherit from the application.
+func setDefaults(commands []*cli.Command) {
 	for _, c := range commands {
 		c.OnUsageError = badUsage
 		c.HideHelpCommand = true
 		if c.Action == nil {
 			c.Action = group
 		}
-		finish(c.Subcommands)
+		setDefaults(c.Subcommands)
 	}
 }
 
-// group is the action of what only has commands below it.
+// group is the action of commands that only have subcommands.
 func group(c *cli.Context) error {
 	if c.NArg() > 0 {
 		return usage(c, "unknown command %q", c.Args().First())
@@ -121,9 +122,41 @@ func group(c *cli.Context) error {
 	return cli.ShowSubcommandHelp(c)
 }
 
-func badUsage(c *cli.Context, err error, _ bool) error { return usage(c, "%s", err) }
+func badUsage(c *cli.Context, err error, _ bool) error {
+	return usage(c, "%s", flagError(c.Command, err.Error()))
+}
 
-// usage is the error of a command line that makes no sense.
+// flagError rewrites an error of package flag in the terms of msb's help.
+func flagError(command *cli.Command, text string) string {
+	dashed := func(name string) string {
+		if len(name) == 1 {
+			return "-" + name
+		}
+		return "--" + name
+	}
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		return "unknown option " + dashed(name)
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return dashed(name) + " needs a value"
+	}
+	match := regexp.MustCompile(`^invalid (?:boolean )?value (".*") for (?:flag )?-(\S+): (.*)$`).FindStringSubmatch(text)
+	if match == nil {
+		return text
+	}
+	value, name, reason := match[1], match[2], match[3]
+	switch findFlag(command, name).(type) {
+	case *cli.DurationFlag:
+		reason = "give a number with a unit, such as 90s or 5m"
+	case *cli.IntFlag:
+		reason = "give a whole number"
+	case *cli.BoolFlag:
+		reason = "give true or false"
+	}
+	return fmt.Sprintf("invalid value %s for %s: %s", value, dashed(name), reason)
+}
+
+// usage returns the error for an invalid command line. It refers to the command's help.
 func usage(c *cli.Context, format string, a ...any) error {
 	name := strings.TrimSpace(c.Command.HelpName)
 	if name == "" {
@@ -132,7 +165,7 @@ func usage(c *cli.Context, format string, a ...any) error {
 	return cli.Exit(fmt.Sprintf(format, a...)+"; see "+name+" --help", exitUsage)
 }
 
-// noArguments refuses whatever is not a flag.
+// noArguments returns an error if the command line has arguments other than flags.
 func noArguments(c *cli.Context) error {
 	if c.NArg() > 0 {
 		return usage(c, "unexpected argument %q", c.Args().First())
@@ -140,8 +173,8 @@ func noArguments(c *cli.Context) error {
 	return noneEmpty(c)
 }
 
-// noneEmpty refuses flags and arguments that are given, but empty: an unset variable of a shell is more
-// likely than a wish for what leaving them out means, such as a key without limits.
+// noneEmpty returns an error for a flag or an argument that is present, but empty. The cause is more likely an unset
+// shell variable than the wish for the default, which may be a key without limits.
 func noneEmpty(c *cli.Context) error {
 	for _, f := range c.Command.Flags {
 		name := f.Names()[0]
@@ -155,7 +188,7 @@ func noneEmpty(c *cli.Context) error {
 			}
 		}
 		if empty && c.IsSet(name) {
-			return usage(c, "--%s is empty; leave it out if it is not wanted", name)
+			return usage(c, "--%s is empty; omit it to use the default", name)
 		}
 	}
 	for _, argument := range c.Args().Slice() {
@@ -166,5 +199,5 @@ func noneEmpty(c *cli.Context) error {
 	return nil
 }
 
-// admin is the connection that the command line asks for.
+// admin returns a client for the admin socket that the command line specifies.
 func admin(c *cli.Context) *client.Admin { return &client.Admin{Socket: c.String(socketFlag)} }

@@ -25,8 +25,9 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// The command line as its users meet it. What needs real microVMs is tested elsewhere; here msbd has none. $TAKEN is a
-// port that is in use, and $ME and $MY_UID are who runs the scripts.
+// TestScripts runs the scripts in testdata, which test the commands for administrators against an msbd without microVMs.
+// daemon/e2e tests with real microVMs. $TAKEN is a port that is in use, and $ME and $MY_UID are the user who runs the
+// scripts.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -44,13 +45,13 @@ func TestScripts(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			env.Defer(func() { taken.Close(); endServer(dir + "/run/msbd.sock") })
+			env.Defer(func() { taken.Close(); stopServer(dir + "/run/msbd.sock") })
 			env.Setenv("TAKEN", strconv.Itoa(taken.Addr().(*net.TCPAddr).Port))
 			env.Setenv("RUN", dir+"/run")
 			env.Setenv("STATE", dir+"/state")
 			env.Setenv("MSB_SOCKET", dir+"/run/msbd.sock")
 			env.Setenv("MSBD_STATE_DIR", dir+"/state")
-			env.Setenv("MSBD_PORT", "0") // a free one, where the script names none
+			env.Setenv("MSBD_PORT", "0") // a free port, unless the script sets one
 			env.Setenv("ME", me.Username)
 			env.Setenv("MY_UID", me.Uid)
 			env.Setenv("TZ", "UTC")
@@ -60,21 +61,21 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// shortDir makes a directory for a script. Its path is short, because a socket's path is limited.
+// shortDir creates a directory for a script. Its path is short, because the length of a socket's path is limited.
 func shortDir(env *testscript.Env) (string, error) {
 	dir, err := os.MkdirTemp("", "msb")
 	env.Defer(func() { _ = os.RemoveAll(dir) })
 	return dir, err
 }
 
-// endServer ends the server that a script which failed left in the background.
-func endServer(socket string) {
+// stopServer stops the server, which still runs if the script failed.
+func stopServer(socket string) {
 	a := &client.Admin{Socket: socket}
 	defer a.Close()
 	_, _ = a.Shutdown(context.Background(), false)
 }
 
-// exits runs a command and compares its exit code: exits 3 msb server status.
+// exits runs a command and checks its exit code: exits 3 msb server status.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits CODE COMMAND...")
@@ -94,7 +95,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// capture sets a variable to what the group of a pattern matches in a file, or in stdout or stderr:
+// capture sets a variable to the text that the group of a pattern matches in a file, or in stdout or stderr:
 // capture ID stderr '^API key ([0-9a-f]{32})'.
 func capture(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
@@ -104,7 +105,7 @@ func capture(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	found := pattern.FindStringSubmatch(ts.ReadFile(args[1]))
 	if len(found) != 2 {
-		ts.Fatalf("no match for the one group of %#q in %s", args[2], args[1])
+		ts.Fatalf("%#q does not match in %s, or does not have exactly one group", args[2], args[1])
 	}
 	ts.Setenv(args[0], found[1])
 }

@@ -6,10 +6,10 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-// manCommand is for the build, which installs what it prints.
+// manCommand is for the build, which installs the man page.
 var manCommand = &cli.Command{
 	Name:   "man",
-	Usage:  "print msb's man page, for 'man -l -'",
+	Usage:  "print the man page of msb, for 'man -l -'",
 	Hidden: true,
 	Action: func(c *cli.Context) error {
 		if err := noArguments(c); err != nil {
@@ -18,15 +18,15 @@ var manCommand = &cli.Command{
 		describeForMan(c.App.Commands, "")
 		page, err := c.App.ToManWithSection(1)
 		if err != nil {
-			return fmt.Errorf("make the man page: %w", err)
+			return fmt.Errorf("generate the man page: %w", err)
 		}
 		_, err = fmt.Fprint(c.App.Writer, page)
 		return err
 	},
 }
 
-// describeForMan gives each command its whole name, and its description, which urfave/cli's man page
-// leaves out.
+// describeForMan sets the name of each command to its full name and adds the description to its usage, because
+// urfave/cli's man page has neither.
 func describeForMan(commands []*cli.Command, above string) {
 	for _, c := range commands {
 		c.Name = above + c.Name

@@ -25,9 +25,9 @@ var mcpCommand = &cli.Command{
 	Name:      "mcp",
 	Usage:     "connect an AI assistant on this machine to the server",
 	UsageText: "msb mcp [--server URL]\n\nmsb mcp config claude|cursor|vscode",
-	Description: "Speaks the Model Context Protocol on standard input and output, and passes it on to the server. Assistants\n" +
-		"start it by themselves: 'msb mcp config' prints what to put into their settings.\n\n" +
-		"The server and the key are MSB_SERVER_URL and MSB_API_KEY, which are looked for as 'msb sandbox --help' says.",
+	Description: "This command speaks the Model Context Protocol (MCP) on standard input and output and forwards the messages\n" +
+		"to the server. Assistants start it themselves: 'msb mcp config' prints the configuration for them.\n\n" +
+		"The server and the key are MSB_SERVER_URL and MSB_API_KEY; 'msb sandbox --help' says where they are looked up.",
 	Flags:       []cli.Flag{serverURLFlag},
 	Subcommands: []*cli.Command{mcpConfig},
 	Action: func(c *cli.Context) error {
@@ -43,14 +43,15 @@ var mcpCommand = &cli.Command{
 	},
 }
 
-// maxMessage is more than the server takes, so that what is too long gets its answer from there.
+// maxMessage is the longest message that is forwarded, in bytes. It is longer than the server accepts, so that the server
+// answers a message that is too long.
 const maxMessage = 64 << 20
 
-// bridge passes the messages of one assistant on to the server, each in a request of its own, as they were written.
+// bridge forwards the messages of one assistant to the server, each in a separate request and byte for byte.
 //
-// The transports of the MCP SDK do not do this. They decode each message: an id that is not an int64 comes back as another
-// number. A line that is not JSON and an answer with status 401 end their connection, and they drop the server's message
-// of an answer with status 401, 429 or 503.
+// The transports of the MCP SDK do not do this. They decode each message, so an id that is not an int64 comes back as a
+// different number. A line that is not JSON or a response with status 401 ends their connection, and they drop the
+// server's message in a response with status 401, 429 or 503.
 type bridge struct {
 	config *client.Config
 	server *client.Client
@@ -58,36 +59,38 @@ type bridge struct {
 
 	mu  sync.Mutex
 	out io.Writer
-	// header is what was agreed on with initialize. Revisions that have no such exchange say it all in each message.
+	// header is the header of the protocol revision that initialize negotiated. Revisions without initialize state the
+	// revision in each message.
 	header http.Header
-	// running has what ends the requests whose answers are awaited, by the ids as they were written.
+	// running maps the id of each request in progress, as the assistant wrote it, to the function that cancels the request.
 	running map[string]context.CancelCauseFunc
 }
 
-// errByClient is why a request ends that the assistant cancelled.
+// errByClient is the cause of a request that the assistant cancelled.
 var errByClient = errors.New("cancelled by the assistant")
 
-// serve returns when in has ended and all is answered, or nobody is left to read an answer, or ctx ends.
+// serve forwards the messages from in. It returns when in has ended and every message is answered, when nobody reads the
+// answers any more, or when ctx is done.
 func (b *bridge) serve(ctx context.Context, in io.Reader) error {
-	ctx, leave := context.WithCancel(ctx)
-	defer leave()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	ended := make(chan error, 1)
 	go func() {
-		var sent sync.WaitGroup
+		var requests sync.WaitGroup
 		lines := bufio.NewScanner(in)
 		lines.Buffer(nil, maxMessage)
 		for lines.Scan() {
 			if line := bytes.TrimSpace(bytes.Clone(lines.Bytes())); len(line) > 0 {
-				b.receive(ctx, line, &sent)
+				b.receive(ctx, line, &requests)
 			}
 		}
-		// The end of what it says need not be that of an assistant: it may still wait for answers.
+		// The end of the input does not mean that the assistant has exited: it may still be waiting for answers.
 		go func() {
-			if waitForReader(ctx, b.out) {
-				leave()
+			if waitReaderGone(ctx, b.out) {
+				cancel()
 			}
 		}()
-		sent.Wait()
+		requests.Wait()
 		ended <- lines.Err()
 	}()
 	select {
@@ -97,19 +100,19 @@ func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 		}
 		return nil
 	case <-ctx.Done():
-		return nil // it is how assistants end what they started
+		return nil // an assistant ends msb mcp with a signal
 	}
 }
 
-// waitForReader returns true when nobody reads any more what is written to a pipe or a socket, and false when
-// ctx ends first.
-func waitForReader(ctx context.Context, w io.Writer) (gone bool) {
+// waitReaderGone waits until the reader of a pipe or a socket has closed it. It returns false if ctx is done first, or if
+// w is no file.
+func waitReaderGone(ctx context.Context, w io.Writer) (gone bool) {
 	f, ok := w.(*os.File)
 	if !ok {
 		return false
 	}
 	for ctx.Err() == nil {
-		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // asks for nothing: the ends of things are told unasked
+		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // no Events: poll always reports POLLERR and POLLHUP
 		if n, err := unix.Poll(fds, 500); n > 0 || err != nil && err != unix.EINTR {
 			return n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
 		}
@@ -117,7 +120,7 @@ func waitForReader(ctx context.Context, w io.Writer) (gone bool) {
 	return false
 }
 
-// mcpMessage is what has to be known of a message to pass it on.
+// mcpMessage is the part of a message that the bridge needs in order to forward it.
 type mcpMessage struct {
 	ID     jsontext.Value `json:"id"`
 	Method string         `json:"method"`
@@ -131,14 +134,14 @@ type mcpMessage struct {
 	} `json:"params"`
 }
 
-// receive begins what a message asks for.
-func (b *bridge) receive(ctx context.Context, line []byte, sent *sync.WaitGroup) {
+// receive starts a request for a message, or cancels one if the message says so.
+func (b *bridge) receive(ctx context.Context, line []byte, requests *sync.WaitGroup) {
 	var m mcpMessage
 	if json.Unmarshal(line, &m) != nil {
-		m = mcpMessage{ID: jsontext.Value("null")} // the server says what is wrong with it
+		m = mcpMessage{ID: jsontext.Value("null")} // forwarded, because the server's answer says what is wrong
 	}
 	if m.Method == "notifications/cancelled" {
-		// To the server, the end of a request is that of its run, in every revision.
+		// Cancelling the HTTP request makes the server interrupt its run, in every revision of the protocol.
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if cancel := b.running[string(m.Params.RequestID)]; cancel != nil {
@@ -153,21 +156,22 @@ func (b *bridge) receive(ctx context.Context, line []byte, sent *sync.WaitGroup)
 		b.running[id] = cancel
 	}
 	b.mu.Unlock()
-	sent.Go(func() {
+	requests.Go(func() {
 		err := b.send(ctx, m, line)
 		b.mu.Lock()
 		delete(b.running, id)
 		b.mu.Unlock()
 		if err != nil && context.Cause(ctx) != errByClient {
-			b.fail(m, err)
+			b.replyError(m, err)
 		}
 		cancel(nil)
 	})
 }
 
-// send passes a message on and prints what the server says to it.
+// send forwards a message and prints the server's response. It is an error if the response does not contain an answer to
+// a message that wants one.
 func (b *bridge) send(ctx context.Context, m mcpMessage, line []byte) error {
-	res, err := b.server.MCP(ctx, line, b.headerOf(m))
+	res, err := b.server.MCP(ctx, line, b.requestHeader(m))
 	if err != nil {
 		return err
 	}
@@ -175,11 +179,11 @@ func (b *bridge) send(ctx context.Context, m mcpMessage, line []byte) error {
 	answered := m.ID == nil
 	deliver := func(text []byte) error {
 		if m.Method == "initialize" {
-			b.agree(text)
+			b.setRevision(text)
 		}
-		// An answer is the message without a method.
-		var back mcpMessage
-		if json.Unmarshal(text, &back) != nil || back.Method == "" {
+		// Messages with a method are notifications and requests of the server; the answer has none.
+		var reply mcpMessage
+		if json.Unmarshal(text, &reply) != nil || reply.Method == "" {
 			answered = true
 		}
 		return b.print(text)
@@ -187,19 +191,19 @@ func (b *bridge) send(ctx context.Context, m mcpMessage, line []byte) error {
 	if strings.HasPrefix(res.Header.Get("Content-Type"), "text/event-stream") {
 		err = readEvents(res.Body, deliver)
 	} else {
-		var whole []byte
-		if whole, err = io.ReadAll(res.Body); err == nil && len(whole) > 0 {
-			err = deliver(whole)
+		var body []byte
+		if body, err = io.ReadAll(res.Body); err == nil && len(body) > 0 {
+			err = deliver(body)
 		}
 	}
 	if err == nil && !answered {
-		err = errors.New("the server ended the connection before it answered; try again")
+		err = errors.New("the server closed the connection before it answered; try again")
 	}
 	return err
 }
 
-// headerOf is what HTTP is told of a message.
-func (b *bridge) headerOf(m mcpMessage) http.Header {
+// requestHeader returns the HTTP header for a message.
+func (b *bridge) requestHeader(m mcpMessage) http.Header {
 	if m.Params.Meta.Revision == "" {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -215,8 +219,8 @@ func (b *bridge) headerOf(m mcpMessage) http.Header {
 	return header
 }
 
-// agree keeps the revision that an answer to initialize settles on: HTTP is told of it from then on.
-func (b *bridge) agree(answer []byte) {
+// setRevision stores the protocol revision from the answer to initialize, for the header of all later requests.
+func (b *bridge) setRevision(answer []byte) {
 	var res struct {
 		Result struct {
 			Revision string `json:"protocolVersion"`
@@ -229,8 +233,8 @@ func (b *bridge) agree(answer []byte) {
 	}
 }
 
-// fail answers what did not come to an answer of the server, or tells of it what wants no answer.
-func (b *bridge) fail(m mcpMessage, err error) {
+// replyError answers a message with an error. If the message is a notification, which gets no answer, it logs the error.
+func (b *bridge) replyError(m mcpMessage, err error) {
 	code := rpc.CodeInternal
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		if e.Code != 0 {
@@ -251,10 +255,10 @@ func (b *bridge) fail(m mcpMessage, err error) {
 	}
 }
 
-// print writes a message on a line of its own.
+// print writes a message to the assistant as one line.
 func (b *bridge) print(message jsontext.Value) error {
 	if err := message.Compact(); err != nil {
-		return fmt.Errorf("the server's answer is not JSON: %w", err)
+		return fmt.Errorf("the server's response is not JSON: %w", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -262,17 +266,17 @@ func (b *bridge) print(message jsontext.Value) error {
 	return err
 }
 
-// readEvents calls with the data of each server-sent event.
+// readEvents calls event with the data of each server-sent event in body.
 func readEvents(body io.Reader, event func(data []byte) error) error {
 	lines := bufio.NewReader(body)
 	var data []byte
 	for {
 		line, err := lines.ReadBytes('\n')
 		if err == io.EOF {
-			return nil // an event ends with an empty line
+			return nil // an event without the empty line at its end is incomplete
 		}
 		if err != nil {
-			return fmt.Errorf("read the server's answer: %w", err)
+			return fmt.Errorf("read the server's response: %w", err)
 		}
 		line = bytes.TrimRight(line, "\r\n")
 		if more, ok := bytes.CutPrefix(line, []byte("data:")); ok {

@@ -10,20 +10,20 @@ import (
 
 var mcpConfig = &cli.Command{
 	Name:      "config",
-	Usage:     "print what to put into an assistant's settings",
+	Usage:     "print the configuration for an AI assistant",
 	UsageText: "msb mcp config claude|cursor|vscode",
 	Description: "claude: claude_desktop_config.json (Settings, Developer, Edit Config)\n" +
 		"cursor: ~/.cursor/mcp.json\n" +
-		"vscode: .vscode/mcp.json, which asks for the key once and keeps it safe\n\n" +
-		"Put your API key where it says " + keyPlaceholder + ". The key itself is never printed.",
+		"vscode: .vscode/mcp.json (VS Code asks for the key once and stores it securely)\n\n" +
+		"Replace " + keyPlaceholder + " with your API key. msb never prints the key itself.",
 	Flags: []cli.Flag{serverURLFlag},
 	Action: func(c *cli.Context) error {
 		if c.NArg() != 1 {
-			return usage(c, "name one assistant: claude, cursor or vscode")
+			return usage(c, "give one assistant: claude, cursor or vscode")
 		}
-		make, ok := assistants[c.Args().First()]
+		settings, ok := assistants[c.Args().First()]
 		if !ok {
-			return usage(c, "unknown assistant %q: name claude, cursor or vscode", c.Args().First())
+			return usage(c, "unknown assistant %q: use claude, cursor or vscode", c.Args().First())
 		}
 		config, err := client.LoadConfig(c.String(serverURLFlag.Name))
 		if err != nil {
@@ -32,22 +32,22 @@ var mcpConfig = &cli.Command{
 		out := json.NewEncoder(c.App.Writer)
 		out.SetIndent("", "  ")
 		out.SetEscapeHTML(false)
-		return out.Encode(make(config.ServerURL))
+		return out.Encode(settings(config.ServerURL))
 	},
 }
 
 const keyPlaceholder = "your-api-key-here"
 
-// object is one of JSON.
+// object is a JSON object.
 type object = map[string]any
 
-// assistants make the settings of each, for a server's URL.
+// assistants maps each assistant to a function that returns its settings for a server's URL.
 var assistants = map[string]func(url string) object{
 	"claude": mcpServers,
 	"cursor": mcpServers,
 	"vscode": func(url string) object {
 		const input = "msb-api-key"
-		server := launch(url, "${input:"+input+"}")
+		server := serverEntry(url, "${input:"+input+"}")
 		server["type"] = "stdio"
 		return object{
 			"inputs":  []object{{"type": "promptString", "id": input, "description": "API key of " + url, "password": true}},
@@ -57,10 +57,10 @@ var assistants = map[string]func(url string) object{
 }
 
 func mcpServers(url string) object {
-	return object{"mcpServers": object{"msbd": launch(url, keyPlaceholder)}}
+	return object{"mcpServers": object{"msbd": serverEntry(url, keyPlaceholder)}}
 }
 
-// launch is how an assistant starts the bridge.
-func launch(url, key string) object {
+// serverEntry returns the settings with which an assistant starts msb mcp.
+func serverEntry(url, key string) object {
 	return object{"command": "msb", "args": []string{"mcp"}, "env": object{client.EnvServerURL: url, client.EnvAPIKey: key}}
 }

@@ -21,12 +21,13 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// assistantServer is an MCP server of others behind a key, with one tool that waits until it is cut. told is the
-// revision that the last request was said to be of.
-func assistantServer(t *testing.T, key string) (url string, told *atomic.Value, began, cut chan struct{}) {
+// mcpServer starts an MCP server that requires key, built with the SDK. Its tool echo returns its arguments, and its tool
+// wait waits until the request is cancelled. revision is the protocol revision in the header of the last request. began
+// and cancelled receive a value when a call of wait begins and when it is cancelled.
+func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, began, cancelled chan struct{}) {
 	t.Helper()
-	told = &atomic.Value{}
-	began, cut = make(chan struct{}, 1), make(chan struct{}, 1)
+	revision = &atomic.Value{}
+	began, cancelled = make(chan struct{}, 1), make(chan struct{}, 1)
 	server := sdk.NewServer(&sdk.Implementation{Name: "stand-in", Version: "1"}, nil)
 	object := json.RawMessage(`{"type":"object"}`)
 	server.AddTool(&sdk.Tool{Name: "echo", InputSchema: object}, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
@@ -43,8 +44,8 @@ func assistantServer(t *testing.T, key string) (url string, told *atomic.Value, 
 	server.AddTool(&sdk.Tool{Name: "wait", InputSchema: object}, func(ctx context.Context, _ *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		began <- struct{}{}
 		<-ctx.Value(requestContext{}).(context.Context).Done()
-		cut <- struct{}{}
-		return nil, errors.New("cut")
+		cancelled <- struct{}{}
+		return nil, errors.New("cancelled")
 	})
 	handler := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{Stateless: true})
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -56,15 +57,15 @@ func assistantServer(t *testing.T, key string) (url string, told *atomic.Value, 
 			w.WriteHeader(http.StatusUnauthorized)
 			fmt.Fprintf(w, `{"jsonrpc":"2.0","error":{"code":%d,"message":"missing or invalid API key"},"id":null}`, rpc.CodeUnauthenticated)
 		default:
-			told.Store(r.Header.Get("Mcp-Protocol-Version"))
+			revision.Store(r.Header.Get("Mcp-Protocol-Version"))
 			handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestContext{}, r.Context())))
 		}
 	}))
 	t.Cleanup(web.Close)
-	return web.URL, told, began, cut
+	return web.URL, revision, began, cancelled
 }
 
-// startBridge runs "msb mcp" until in is closed, and returns what the other end of it is.
+// startBridge runs "msb mcp" until the test ends, and returns a transport that is connected to it.
 func startBridge(t *testing.T, url, key string) (transport *sdk.IOTransport, stderr *bytes.Buffer) {
 	t.Helper()
 	t.Setenv("MSB_SERVER_URL", url)
@@ -89,18 +90,16 @@ func startBridge(t *testing.T, url, key string) (transport *sdk.IOTransport, std
 	return &sdk.IOTransport{Reader: fromBridge, Writer: toBridge}, stderr
 }
 
-// An assistant of each revision uses the server through the bridge as if there were none.
+// Assistants of every protocol revision can use the server through the bridge.
 func TestMCPBridge(t *testing.T) {
 	for _, revision := range []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"} {
 		t.Run(revision, func(t *testing.T) {
-			url, revisionTold, began, cut := assistantServer(t, "msb_good")
+			url, sentRevision, began, cancelled := mcpServer(t, "msb_good")
 			transport, _ := startBridge(t, url, "msb_good")
-			var progress atomic.Int32
-			told := make(chan struct{}, 3)
+			progress := make(chan struct{}, 3)
 			client := sdk.NewClient(&sdk.Implementation{Name: "assistant", Version: "1"}, &sdk.ClientOptions{
 				ProgressNotificationHandler: func(context.Context, *sdk.ProgressNotificationClientRequest) {
-					progress.Add(1)
-					told <- struct{}{}
+					progress <- struct{}{}
 				},
 			})
 			c, err := client.Connect(t.Context(), transport, &sdk.ClientSessionOptions{ProtocolVersion: revision})
@@ -109,10 +108,10 @@ func TestMCPBridge(t *testing.T) {
 			}
 			defer c.Close()
 			if got := c.InitializeResult().ProtocolVersion; got != revision {
-				t.Errorf("speaks %s", got)
+				t.Errorf("negotiated revision %s", got)
 			}
-			if _, err := c.ListTools(t.Context(), nil); err != nil || revisionTold.Load() != revision {
-				t.Errorf("the server is told of revision %v: %v", revisionTold.Load(), err)
+			if _, err := c.ListTools(t.Context(), nil); err != nil || sentRevision.Load() != revision {
+				t.Errorf("the server got revision %v: %v", sentRevision.Load(), err)
 			}
 			text := "naïve\n\"ключ\" \u2028 end"
 			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "echo", Arguments: map[string]any{"text": text}, Meta: sdk.Meta{"progressToken": "p"}})
@@ -121,15 +120,15 @@ func TestMCPBridge(t *testing.T) {
 			}
 			var echoed struct{ Text string }
 			if err := json.Unmarshal([]byte(res.Content[0].(*sdk.TextContent).Text), &echoed); err != nil || echoed.Text != text {
-				t.Errorf("%q came back: %v", echoed.Text, err)
+				t.Errorf("got %q, %v", echoed.Text, err)
 			}
 			for range 3 {
-				<-told
+				<-progress
 			}
 			if _, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "none"}); err == nil || !strings.Contains(err.Error(), "unknown tool") {
 				t.Error(err)
 			}
-			// A call in progress keeps no other waiting, and ends when it is cancelled.
+			// A call in progress does not block other calls, and it ends when it is cancelled.
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			failed := make(chan error, 1)
@@ -143,9 +142,9 @@ func TestMCPBridge(t *testing.T) {
 			}
 			cancel()
 			select {
-			case <-cut:
+			case <-cancelled:
 			case <-time.After(10 * time.Second):
-				t.Fatal("the run went on")
+				t.Fatal("the run was not cancelled")
 			}
 			if err := <-failed; !errors.Is(err, context.Canceled) {
 				t.Error(err)
@@ -157,9 +156,9 @@ func TestMCPBridge(t *testing.T) {
 	}
 }
 
-// What does not get to the server, or is refused there, is told in an answer with the request's id.
+// If a message cannot be sent or is refused, the bridge answers with an error and the id of the message.
 func TestMCPBridgeErrors(t *testing.T) {
-	url, _, _, _ := assistantServer(t, "msb_good")
+	url, _, _, _ := mcpServer(t, "msb_good")
 	gone := httptest.NewServer(http.NotFoundHandler())
 	gone.Close()
 	other := httptest.NewServer(http.NotFoundHandler())
@@ -168,11 +167,11 @@ func TestMCPBridgeErrors(t *testing.T) {
 		name, url, key, in, want, stderr string
 	}{
 		{"another key", url, "msb_bad", `{"jsonrpc":"2.0","id":"x","method":"tools/list"}`, `{"jsonrpc":"2.0","error":{"code":-32002,"message":"the server does not accept the API key from the environment`, ""},
-		{"no key", url, "", `{"jsonrpc":"2.0","id":18446744073709551617,"method":"tools/list"}`, `there is no API key`, ""},
+		{"no key", url, "", `{"jsonrpc":"2.0","id":18446744073709551617,"method":"tools/list"}`, `the server requires an API key, but none was found`, ""},
 		{"no server", gone.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `msbd is not running: nothing listens at`, ""},
-		{"another server", other.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `is not that of msbd`, ""},
+		{"another server", other.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `did not come from msbd`, ""},
 		{"another revision", url, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2099-01-01",` +
-			`"io.modelcontextprotocol/clientCapabilities":{}}}}`, `"supported":["2026-07-28"`, ""}, // which the assistant goes by
+			`"io.modelcontextprotocol/clientCapabilities":{}}}}`, `"supported":["2026-07-28"`, ""}, // the assistant then uses a supported one
 		{"a notification", url, "msb_bad", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, "", "msb: the server does not accept the API key"},
 		{"not JSON", url, "msb_bad", `{"jsonrpc"`, `"id":null}`, ""},
 		{"cancels nothing", url, "msb_good", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}`, "", ""},
@@ -200,14 +199,14 @@ func TestMCPBridgeErrors(t *testing.T) {
 				t.Errorf("%s has the id %s, want %s", &out, answered.ID, asked.ID)
 			}
 			if c.key != "" && strings.Contains(out.String(), c.key) {
-				t.Error("the key is in it")
+				t.Error("the key was printed")
 			}
 		})
 	}
 }
 
-// After a message that is refused or cannot be read, the bridge serves the next one, and every answer has the id as the
-// assistant spelled it.
+// After a message that is refused or malformed, the bridge serves the next one. Every answer has the id exactly as the
+// assistant wrote it.
 func TestMCPBridgeContinues(t *testing.T) {
 	refusals := map[string]struct {
 		status  int
@@ -264,7 +263,7 @@ func TestMCPBridgeContinues(t *testing.T) {
 		}
 		var answered struct{ ID json.RawMessage }
 		if err := json.Unmarshal(lines.Bytes(), &answered); err != nil || string(answered.ID) != c.id || !strings.Contains(lines.Text(), c.want) {
-			t.Errorf("%s is answered by %s, want id %s and %s", c.line, lines.Text(), c.id, c.want)
+			t.Errorf("%s: got %s, want id %s and %s", c.line, lines.Text(), c.id, c.want)
 		}
 	}
 	assistant.Close()
@@ -273,7 +272,7 @@ func TestMCPBridgeContinues(t *testing.T) {
 	}
 }
 
-// An answer that is cut off is an error, not a wait without end.
+// A response that ends before the answer is an error, so that the assistant does not wait forever.
 func TestMCPBridgeCutOff(t *testing.T) {
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -293,15 +292,15 @@ func TestMCPBridgeCutOff(t *testing.T) {
 	}
 }
 
-// An assistant that was killed cancels nothing: its run ends all the same. One that only has said all that it has to
-// say gets its answer.
-func TestMCPBridgeOfAnAssistantThatHasGone(t *testing.T) {
-	began, cut := make(chan struct{}), make(chan struct{})
+// If the assistant exits without cancelling its run, the bridge cancels it. If the assistant only closes its output, it
+// still gets the answer.
+func TestMCPBridgeAssistantExits(t *testing.T) {
+	began, cancelled := make(chan struct{}), make(chan struct{})
 	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		close(began)
 		<-r.Context().Done()
-		close(cut)
+		close(cancelled)
 	}))
 	defer web.Close()
 	t.Setenv("MSB_SERVER_URL", web.URL)
@@ -316,18 +315,18 @@ func TestMCPBridgeOfAnAssistantThatHasGone(t *testing.T) {
 	go func() { ended <- app.RunContext(t.Context(), []string{"msb", "mcp"}) }()
 	<-began
 	select {
-	case <-cut:
-		t.Fatal("the end of what it said cut its run")
+	case <-cancelled:
+		t.Fatal("the end of the input cancelled the run")
 	case <-time.After(time.Second):
 	}
 	reader.Close()
-	<-cut
+	<-cancelled
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 }
 
-// The settings hold the server and a place for the key, never the key.
+// The settings contain the server's URL and a placeholder for the key, never the key itself.
 func TestMCPConfig(t *testing.T) {
 	t.Setenv("MSB_SERVER_URL", "https://msb.example.org")
 	t.Setenv("MSB_API_KEY", "msb_secret")
@@ -351,7 +350,7 @@ func TestMCPConfig(t *testing.T) {
 		app := newApp()
 		app.Writer, app.Reader = io.Discard, strings.NewReader("")
 		if err := app.RunContext(t.Context(), append([]string{"msb", "mcp"}, bad...)); err == nil {
-			t.Errorf("%v was taken", bad)
+			t.Errorf("%v was accepted", bad)
 		}
 	}
 }

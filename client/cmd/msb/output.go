@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-var jsonFlag = &cli.BoolFlag{Name: "json", Usage: "print JSON, for scripts"}
+var jsonFlag = &cli.BoolFlag{Name: "json", Usage: "print JSON"}
 
 func printJSON(c *cli.Context, v any) error {
 	e := json.NewEncoder(c.App.Writer)
@@ -26,16 +26,17 @@ func printJSON(c *cli.Context, v any) error {
 	return e.Encode(v)
 }
 
-// table prints rows in columns; the first is the heading.
-func table(w io.Writer, rows [][]string) error {
-	return paintedTable(w, rows, func(int) colour { return plain })
+// printTable prints rows with aligned columns. The first row is the heading.
+func printTable(w io.Writer, rows [][]string) error {
+	return printColoured(w, rows, func(int) colour { return plain })
 }
 
-// paintedTable prints each row in a colour, if w is a terminal that wants colours.
-func paintedTable(w io.Writer, rows [][]string, paint func(row int) colour) error {
+// printColoured is like printTable, but prints each row in the colour that colourOf returns, if w is a terminal and
+// colours are not disabled.
+func printColoured(w io.Writer, rows [][]string, colourOf func(row int) colour) error {
 	var out strings.Builder
 	t := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	lines := make([]int, len(rows)) // of each row: a cell may have several
+	lines := make([]int, len(rows)) // the number of lines of each row, because a cell may have several
 	for i, row := range rows {
 		text := printable(strings.Join(row, "\t"))
 		lines[i] = strings.Count(text, "\n") + 1
@@ -49,7 +50,7 @@ func paintedTable(w io.Writer, rows [][]string, paint func(row int) colour) erro
 		for range lines[i] {
 			var line string
 			line, rest, _ = strings.Cut(rest, "\n")
-			if _, err := fmt.Fprintln(w, painted(w, paint(i), strings.TrimRight(line, " "))); err != nil {
+			if _, err := fmt.Fprintln(w, coloured(w, colourOf(i), strings.TrimRight(line, " "))); err != nil {
 				return err
 			}
 		}
@@ -57,8 +58,8 @@ func paintedTable(w io.Writer, rows [][]string, paint func(row int) colour) erro
 	return nil
 }
 
-// printable makes visible what would command a terminal, or reorder its text. Some of what is shown here
-// comes from inside sandboxes.
+// printable escapes characters that could control a terminal or reorder its text, because some of the text that msb
+// prints comes from inside sandboxes.
 func printable(text string) string {
 	var out strings.Builder
 	for _, r := range text {
@@ -72,7 +73,7 @@ func printable(text string) string {
 	return out.String()
 }
 
-// colour is a terminal's parameter for it.
+// colour is the parameter of a terminal's escape sequence for a colour.
 type colour string
 
 const (
@@ -83,22 +84,23 @@ const (
 	dim    colour = "2"
 )
 
-func painted(w io.Writer, c colour, text string) string {
+// coloured returns text in a colour, or unchanged if w is not a terminal or colours are disabled.
+func coloured(w io.Writer, c colour, text string) string {
 	if c == plain || !isTerminal(w) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
 		return text
 	}
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// folded breaks text into lines that fit between the indent and a terminal's right edge. What is no terminal
-// gets one line, which scripts can search.
-func folded(w io.Writer, text string, indent int) string {
+// wrapped breaks text into lines that fit between the indent and the right edge of the terminal w. If w is not a
+// terminal, it returns text as one line, so that scripts can search it.
+func wrapped(w io.Writer, text string, indent int) string {
 	f, ok := w.(*os.File)
 	if !ok {
 		return text
 	}
 	columns, _, err := term.GetSize(int(f.Fd()))
-	if err != nil || columns-indent < 30 { // no terminal, or one too narrow to help
+	if err != nil || columns-indent < 30 { // not a terminal, or too narrow
 		return text
 	}
 	var out strings.Builder
@@ -119,13 +121,13 @@ func folded(w io.Writer, text string, indent int) string {
 	return out.String()
 }
 
-// isTerminal says whether a reader or writer is one.
+// isTerminal reports whether a reader or writer is a terminal.
 func isTerminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// jsonTime is an RFC 3339 time, or null.
+// jsonTime returns a time that is marshalled in the RFC 3339 format, or nil if t is nil.
 func jsonTime(t *timestamppb.Timestamp) *time.Time {
 	if t == nil {
 		return nil
@@ -134,12 +136,12 @@ func jsonTime(t *timestamppb.Timestamp) *time.Time {
 	return &at
 }
 
-// localTime is a moment as people here read it.
+// localTime formats a time in the local time zone.
 func localTime(t *timestamppb.Timestamp) string {
 	return t.AsTime().Local().Format("2006-01-02 15:04:05 MST")
 }
 
-// age is a duration in the one or two units that matter.
+// age formats a duration in its one or two largest units, such as 3h20m.
 func age(d time.Duration) string {
 	switch {
 	case d < time.Second:
@@ -155,7 +157,7 @@ func age(d time.Duration) string {
 	}
 }
 
-// size is a number of bytes in a unit that fits.
+// size formats a number of bytes with a suitable unit, such as 3.0 MiB.
 func size(bytes int64) string {
 	const unit = 1024
 	n, suffix := float64(bytes), "B"
@@ -171,7 +173,18 @@ func size(bytes int64) string {
 	return fmt.Sprintf("%.1f %s", n, suffix)
 }
 
-// userName is what this host calls a user, or nothing.
+// plural formats a count with its noun: "no checks", "1 check", "2 checks".
+func plural[N int | int32 | uint64](n N, one, many string) string {
+	switch n {
+	case 0:
+		return "no " + many
+	case 1:
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// userName returns the name of a user on this host, or "" if the user has none.
 func userName(uid uint32) string {
 	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
 	if err != nil {

@@ -16,14 +16,14 @@ func TestPrintable(t *testing.T) {
 		"it's":                  "it's",
 	} {
 		if got := printable(text); got != want {
-			t.Errorf("%q is shown as %q, want %q", text, got, want)
+			t.Errorf("printable(%q) = %q, want %q", text, got, want)
 		}
 	}
 }
 
 func TestTable(t *testing.T) {
 	var out strings.Builder
-	if err := table(&out, [][]string{{"A", "LONG"}, {"much longer", ""}, {"x\x1by", "two\nlines"}}); err != nil {
+	if err := printTable(&out, [][]string{{"A", "LONG"}, {"much longer", ""}, {"x\x1by", "two\nlines"}}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "A            LONG\nmuch longer\nx\\x1by       two\nlines\n"; out.String() != want {
@@ -37,7 +37,7 @@ func TestAge(t *testing.T) {
 		23*time.Hour + 59*time.Minute: "23h59m", 400 * 24 * time.Hour: "400d0h",
 	} {
 		if got := age(d); got != want {
-			t.Errorf("%s is %s, want %s", d, got, want)
+			t.Errorf("age(%s) = %s, want %s", d, got, want)
 		}
 	}
 }

@@ -13,18 +13,19 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-// sandboxCommands are for whoever holds an API key, on the server's machine or another one. All others go
-// over the admin socket.
+// sandboxCommands are the commands for holders of an API key, on the server's machine or another one. They use HTTP;
+// most other commands use the admin socket.
 var sandboxCommands = &cli.Command{
 	Name:  "sandbox",
-	Usage: "start sandboxes and run code in them, with an API key",
-	Description: "The server and the key are MSB_SERVER_URL and MSB_API_KEY: of the environment; else of the file .env in\n" +
-		"this directory or the nearest one above it; else of ~/.config/msb/env. Each is looked for by itself, and\n" +
-		"--verbose says where it was found. A server that a .env file names gets no key from elsewhere.",
+	Usage: "start and stop sandboxes and run code in them, with an API key",
+	Description: "The server's URL and the API key are read from MSB_SERVER_URL and MSB_API_KEY. Each of them is looked up in\n" +
+		"the environment, then in the file .env in this directory and the directories above it, then in\n" +
+		"~/.config/msb/env. --verbose prints where they were found. If a .env file sets the server, the key must be\n" +
+		"in the same file, unless the server is on this machine.",
 	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxMetrics, sandboxStop},
 }
 
-// Exit codes of runs, whose lower ones are the program's own: those of timeout, docker run and shells.
+// Exit codes of runs. They follow timeout, docker run and the shells, and leave lower codes to the program.
 const (
 	exitTimeLimit       = 124
 	exitNotRun          = 125
@@ -33,22 +34,24 @@ const (
 )
 
 const (
-	callExitCodes = "Exit codes: 0 it is done; 1 it is not; 2 bad usage; 3 the server cannot be reached; 4 it is not ready or too\n" +
-		"busy, try again; 130 interrupted."
+	callExitCodes = "Exit codes: 0 success; 1 failure; 2 invalid usage; 3 the server cannot be reached; 4 the server is not ready\n" +
+		"or too busy, try again; 130 interrupted."
 	runExitCodes = "124 the time limit was reached;\n" +
-		"125 it could not be run, or not to its end; 130 interrupted, and the run with it; 2, without a run, bad usage."
+		"125 the run could not be started or completed; 130 interrupted (the run is cancelled); 2 invalid usage,\n" +
+		"nothing was run."
 )
 
 var (
-	serverURLFlag = &cli.StringFlag{Name: "server", Usage: "`URL` of the server (default: see 'msb sandbox --help', then " + client.DefaultServerURL + ")"}
-	verboseFlag   = &cli.BoolFlag{Name: "verbose", Usage: "say where the server's URL and the API key were found"}
-	withinFlag    = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "tenant namespace `NS` (default: the key's own, or default)"}
-	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after this `TIME`, such as 90s or 5m", DefaultText: "the server's maximum"}
+	serverURLFlag = &cli.StringFlag{Name: "server", Usage: "`URL` of the server (default: MSB_SERVER_URL, or " + client.DefaultServerURL + ")"}
+	verboseFlag   = &cli.BoolFlag{Name: "verbose", Usage: "print where the server's URL and the API key were found"}
+	namespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "tenant namespace `NS` (default: the key's own, or \"default\")"}
+	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after `TIME`, such as 90s or 5m", DefaultText: "the server's maximum"}
 )
 
-// remotely calls the server for a sandbox, which may have no name. Its error says what to do next.
-func remotely(c *cli.Context, name string, call func(*client.Client) error) error {
-	say := func(format string, a ...any) {
+// callServer calls the server with the configured URL and key. If the server returns an error, callServer adds what to do
+// next. name is the sandbox of the call, or "".
+func callServer(c *cli.Context, name string, call func(*client.Client) error) error {
+	verbose := func(format string, a ...any) {
 		if c.Bool(verboseFlag.Name) {
 			fmt.Fprintln(c.App.ErrWriter, "msb: "+printable(fmt.Sprintf(format, a...)))
 		}
@@ -60,46 +63,47 @@ func remotely(c *cli.Context, name string, call func(*client.Client) error) erro
 	if c.IsSet(serverURLFlag.Name) {
 		config.ServerFrom = "--" + serverURLFlag.Name
 	}
-	say("server %s, from %s", config.ServerURL, config.ServerFrom)
+	verbose("server %s, from %s", config.ServerURL, config.ServerFrom)
 	if config.Key.IsZero() {
-		say("no API key")
+		verbose("no API key")
 	} else {
-		say("API key from %s", config.KeyFrom)
+		verbose("API key from %s", config.KeyFrom)
 	}
 	err = call(config.Client())
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		if e.RequestID != "" {
-			say("request id %s", e.RequestID)
+			verbose("request id %s", e.RequestID)
 		}
-		if within := c.String(withinFlag.Name); name != "" && within != "" {
-			name += " --namespace " + within
+		if namespace := c.String(namespaceFlag.Name); name != "" && namespace != "" {
+			name += " --namespace " + namespace
 		}
 		return nextStep(e, config, name)
 	}
 	return err
 }
 
-// nextStep adds to what the server said what can be done about it here.
+// nextStep adds to an error of the server what the user can do about it. name is the sandbox of the call, as the
+// arguments of a command, or "".
 func nextStep(e *client.Error, config *client.Config, name string) error {
 	switch {
 	case errdefs.IsUnauthorized(e) && config.Key.IsZero():
-		return fmt.Errorf("there is no API key, and the server wants one: set %s, or write %[1]s=KEY into the file .env of this directory or "+
-			"one above it, or into %s. 'msb server keygen' makes keys, on the server", client.EnvAPIKey, client.ConfigFile())
+		return fmt.Errorf("the server requires an API key, but none was found: set %s, or add a line %[1]s=KEY to the file .env in this directory or "+
+			"one above it, or to %s. Create a key on the server with 'msb server keygen'", client.EnvAPIKey, client.ConfigFile())
 	case errdefs.IsUnauthorized(e):
-		return fmt.Errorf("the server does not accept the API key from %s: it has expired or was revoked, or is another server's, or is not whole. "+
-			"'msb server keygen' makes keys, on the server", config.KeyFrom)
+		return fmt.Errorf("the server does not accept the API key from %s: it may be expired, revoked, truncated, or belong to another server. "+
+			"Create one on the server with 'msb server keygen'", config.KeyFrom)
 	case errdefs.IsPermissionDenied(e):
-		return fmt.Errorf("%w. Name a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
+		return fmt.Errorf("%w. Choose a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
 	case errdefs.IsNotFound(e) && name != "":
 		return fmt.Errorf("%w: start it with 'msb sandbox start %s'", e, name)
 	case errdefs.IsConflict(e) && name != "":
-		return fmt.Errorf("%w: 'msb sandbox stop %s' makes room for another one", e, name)
+		return fmt.Errorf("%w. To stop it, run 'msb sandbox stop %s'", e, name)
 	}
 	return e
 }
 
-// exitOfCall gives the error of a call that runs nothing its exit code.
-func exitOfCall(err error) error {
+// withCallExitCode adds the exit code to the error of a call that is not a run. See callExitCodes.
+func withCallExitCode(err error) error {
 	_, answered := errors.AsType[*client.Error](err)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -112,15 +116,15 @@ func exitOfCall(err error) error {
 	return err
 }
 
-// exitOfRun gives the error of a run its exit code.
-func exitOfRun(err error) error {
+// withRunExitCode adds the exit code to the error of a run. See runExitCodes.
+func withRunExitCode(err error) error {
 	if err == nil {
 		return nil
 	}
 	text, code := err.Error(), exitNotRun
 	switch {
 	case errors.Is(err, context.Canceled):
-		text, code = "interrupted, and the run with it", exitInterrupted
+		text, code = "interrupted; the run is cancelled", exitInterrupted
 	case errors.Is(err, client.ErrRunTimeout):
 		code = exitTimeLimit
 	case errors.Is(err, client.ErrCommandNotFound):
@@ -129,16 +133,16 @@ func exitOfRun(err error) error {
 	return cli.Exit(text, code)
 }
 
-// oneSandbox is the argument of a command that takes nothing else.
+// oneSandbox returns the name of the sandbox, which must be the only argument.
 func oneSandbox(c *cli.Context) (name string, err error) {
 	if c.NArg() != 1 {
-		return "", usage(c, "name one sandbox")
+		return "", usage(c, "give the name of one sandbox")
 	}
 	return c.Args().First(), noneEmpty(c)
 }
 
-// printLines writes each line where the program wrote it, in their order. A terminal gets to see what would
-// command it: the program is not trusted.
+// printLines writes the lines in order, each to standard output or standard error as the program did. The program is not
+// trusted, so on a terminal control characters are escaped.
 func printLines(c *cli.Context, lines []rpc.Line) error {
 	stdout, stderr := bufio.NewWriter(c.App.Writer), bufio.NewWriter(c.App.ErrWriter)
 	to, other := stdout, stderr

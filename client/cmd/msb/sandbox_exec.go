@@ -11,13 +11,13 @@ import (
 
 var sandboxExec = &cli.Command{
 	Name:  "exec",
-	Usage: "run a program in a sandbox, and end as it did",
+	Usage: "run a program in a sandbox and exit with its exit code",
 	UsageText: "msb sandbox exec [--timeout TIME] [--json] NAME -- PROGRAM [ARGUMENT...]\n\n" +
 		"msb sandbox exec my-env -- sh -c 'uname -r; exit 3'",
-	Description: "Options come before the NAME: all that comes behind it is the program's. There is no shell, unless the\n" +
-		"program is one. What it prints is shown when it has ended.\n\n" +
-		"Exit codes: the program's own; 127 the sandbox has no such program; " + runExitCodes,
-	Flags:  []cli.Flag{timeoutFlag, withinFlag, jsonFlag, serverURLFlag, verboseFlag},
+	Description: "Options must come before NAME: everything after it belongs to the program. The program is run without a\n" +
+		"shell, unless PROGRAM is one. Its output is printed when it has exited.\n\n" +
+		"Exit codes: that of the program; 127 the sandbox has no such program; " + runExitCodes,
+	Flags:  []cli.Flag{timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag},
 	Action: execCommand,
 }
 
@@ -28,18 +28,18 @@ func execCommand(c *cli.Context) error {
 	}
 	switch {
 	case len(arguments) < 2 || arguments[0] == "" || arguments[1] == "":
-		return usage(c, "name one sandbox and a program")
+		return usage(c, "give the name of one sandbox and a program")
 	case strings.HasPrefix(c.Args().Get(1), "-") && c.Args().Get(1) != "--":
 		return usage(c, "put %q before %q", c.Args().Get(1), arguments[0])
 	}
 	name := arguments[0]
 	var res *rpc.CommandRunResult
-	err := remotely(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(withinFlag.Name), name).RunCommand(c.Context, arguments[1], arguments[2:], c.Duration(timeoutFlag.Name))
+	err := callServer(c, name, func(r *client.Client) (err error) {
+		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCommand(c.Context, arguments[1], arguments[2:], c.Duration(timeoutFlag.Name))
 		return err
 	})
 	if err != nil {
-		return exitOfRun(err)
+		return withRunExitCode(err)
 	}
 	if c.Bool(jsonFlag.Name) {
 		err = printJSON(c, res)
@@ -49,5 +49,5 @@ func execCommand(c *cli.Context) error {
 	if err == nil && res.ExitCode != 0 {
 		return cli.Exit("", res.ExitCode)
 	}
-	return exitOfRun(err)
+	return withRunExitCode(err)
 }

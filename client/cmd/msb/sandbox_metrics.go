@@ -12,24 +12,24 @@ import (
 
 var sandboxMetrics = &cli.Command{
 	Name:      "metrics",
-	Usage:     "say what sandboxes use",
+	Usage:     "show the resource usage of sandboxes",
 	UsageText: "msb sandbox metrics [NAME] [--namespace NS | --namespace '*'] [--json]",
-	Description: "Without a NAME, all of the namespace are listed; '*' is every namespace that the key may see.\n\n" +
+	Description: "Without NAME, all sandboxes in the namespace are listed. '*' means every namespace that the key may access.\n\n" +
 		callExitCodes,
-	Flags:  []cli.Flag{withinFlag, jsonFlag, serverURLFlag, verboseFlag},
+	Flags:  []cli.Flag{namespaceFlag, jsonFlag, serverURLFlag, verboseFlag},
 	Action: measureSandboxes,
 }
 
 func measureSandboxes(c *cli.Context) error {
 	if c.NArg() > 1 {
-		return usage(c, "name one sandbox, or none for all")
+		return usage(c, "give the name of one sandbox, or none to list all")
 	}
 	if err := noneEmpty(c); err != nil {
 		return err
 	}
-	name, namespace := c.Args().First(), c.String(withinFlag.Name)
+	name, namespace := c.Args().First(), c.String(namespaceFlag.Name)
 	res := rpc.MetricsResult{Sandboxes: []rpc.SandboxMetrics{}} // not null
-	err := remotely(c, name, func(r *client.Client) error {
+	err := callServer(c, name, func(r *client.Client) error {
 		if name == "" {
 			list, err := r.Metrics(c.Context, namespace)
 			res.Sandboxes = append(res.Sandboxes, list...)
@@ -42,7 +42,7 @@ func measureSandboxes(c *cli.Context) error {
 		return err
 	})
 	if err != nil {
-		return exitOfCall(err)
+		return withCallExitCode(err)
 	}
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, res)
@@ -64,5 +64,5 @@ func measureSandboxes(c *cli.Context) error {
 		}
 		rows = append(rows, []string{m.Namespace, m.Name, state, cpu, memory, disk})
 	}
-	return table(c.App.Writer, rows)
+	return printTable(c.App.Writer, rows)
 }

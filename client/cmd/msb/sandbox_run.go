@@ -17,19 +17,19 @@ var sandboxRun = &cli.Command{
 	UsageText: "msb sandbox run NAME [--language python|node] [CODE]\n\n" +
 		"msb sandbox run my-env 'x = 6 * 7; x'\n" +
 		"msb sandbox run my-env <program.py",
-	Description: "Without CODE, or with -, it is read from standard input. What it defines is there for the next run, and the\n" +
-		"value of a last expression is printed.\n\n" +
-		"Exit codes: 0 it ran to its end; 1 it raised; " + runExitCodes,
+	Description: "Without CODE, or if CODE is -, the code is read from standard input. Variables and functions that it defines\n" +
+		"stay available to later runs. If the code ends with an expression, its value is printed.\n\n" +
+		"Exit codes: 0 success; 1 the code raised an exception; " + runExitCodes,
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"},
-		timeoutFlag, withinFlag, jsonFlag, serverURLFlag, verboseFlag,
+		timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
 	},
 	Action: runCode,
 }
 
 func runCode(c *cli.Context) error {
 	if n := c.NArg(); n != 1 && n != 2 {
-		return usage(c, "name one sandbox, and give the code as one argument or on standard input")
+		return usage(c, "give the name of one sandbox, and the code as one argument or on standard input")
 	}
 	if err := noneEmpty(c); err != nil {
 		return err
@@ -38,16 +38,16 @@ func runCode(c *cli.Context) error {
 	if code == "" || code == "-" {
 		var err error
 		if code, err = readCode(c); err != nil {
-			return exitOfRun(err)
+			return withRunExitCode(err)
 		}
 	}
 	var res *rpc.ReplRunResult
-	err := remotely(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(withinFlag.Name), name).RunCode(c.Context, c.String("language"), code, c.Duration(timeoutFlag.Name))
+	err := callServer(c, name, func(r *client.Client) (err error) {
+		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCode(c.Context, c.String("language"), code, c.Duration(timeoutFlag.Name))
 		return err
 	})
 	if err != nil {
-		return exitOfRun(err)
+		return withRunExitCode(err)
 	}
 	if c.Bool(jsonFlag.Name) {
 		err = printJSON(c, res)
@@ -57,19 +57,19 @@ func runCode(c *cli.Context) error {
 	if err == nil && res.Status != rpc.StatusSuccess {
 		return cli.Exit("", exitFailure)
 	}
-	return exitOfRun(err)
+	return withRunExitCode(err)
 }
 
 func readCode(c *cli.Context) (string, error) {
 	if isTerminal(os.Stdin) {
-		fmt.Fprintln(c.App.ErrWriter, "type the code, then Ctrl-D")
+		fmt.Fprintln(c.App.ErrWriter, "type the code, then press Ctrl-D")
 	}
 	code, err := io.ReadAll(io.LimitReader(os.Stdin, rpc.MaxBody+1))
 	if err != nil {
 		return "", fmt.Errorf("read the code: %w", err)
 	}
 	if len(code) > rpc.MaxBody {
-		return "", fmt.Errorf("the code is longer than a request may be, %s: split it into several runs", size(rpc.MaxBody))
+		return "", fmt.Errorf("the code is longer than the maximum size of a request, %s: split it into several runs", size(rpc.MaxBody))
 	}
 	return string(code), nil
 }

@@ -17,18 +17,19 @@ var sandboxStart = &cli.Command{
 	Name:      "start",
 	Usage:     "start a sandbox and wait until it is ready",
 	UsageText: "msb sandbox start NAME [--image IMAGE] [--cpus N] [--memory MIB] [--env NAME=VALUE]... [--workdir DIR]",
-	Description: "Starting a sandbox that runs already, with the same options, does nothing.\n\n" +
+	Description: "If the sandbox is already running with the same options, nothing is done.\n\n" +
 		callExitCodes,
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "image", Usage: "`IMAGE` to start from, such as microsandbox/python or microsandbox/node (default: the server's)"},
-		&cli.IntFlag{Name: "cpus", Usage: "`N` virtual processors", DefaultText: "the server's"},
-		&cli.IntFlag{Name: "memory", Usage: "`MIB` of memory", DefaultText: "the server's"},
+		&cli.StringFlag{Name: "image", Usage: "`IMAGE` to start from, such as microsandbox/python or microsandbox/node (default: set by the server)"},
+		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs", DefaultText: "set by the server"},
+		&cli.IntFlag{Name: "memory", Usage: "memory size in `MIB`", DefaultText: "set by the server"},
 		&cli.GenericFlag{
 			Name: "env", Aliases: []string{"e"}, Value: new(assignments),
-			Usage: "set `NAME=VALUE` for all that runs in it; NAME alone takes the value of msb's own environment, where other users do not see it; repeatable",
+			Usage: "set the environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
+				"which other users cannot see; repeatable",
 		},
-		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "absolute `DIR` in which runs begin"},
-		withinFlag, serverURLFlag, verboseFlag,
+		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "working directory `DIR` of runs, an absolute path"},
+		namespaceFlag, serverURLFlag, verboseFlag,
 	},
 	Action: startSandbox,
 }
@@ -45,23 +46,23 @@ func startSandbox(c *cli.Context) error {
 		config.CPUs = new(c.Int("cpus"))
 	}
 	began := time.Now()
-	err = remotely(c, name, func(r *client.Client) error {
-		return r.Sandbox(c.String(withinFlag.Name), name).Start(c.Context, config)
+	err = callServer(c, name, func(r *client.Client) error {
+		return r.Sandbox(c.String(namespaceFlag.Name), name).Start(c.Context, config)
 	})
 	if err == nil {
 		fmt.Fprintf(c.App.ErrWriter, "sandbox %s is ready (%s)\n", name, time.Since(began).Round(100*time.Millisecond))
 	}
-	return exitOfCall(err)
+	return withCallExitCode(err)
 }
 
-// assignments are the values of a repeatable flag. They may hold commas, at which urfave/cli's own type
-// would split them.
+// assignments is the values of a repeatable flag NAME=VALUE. Unlike with urfave/cli's StringSlice, a value may contain
+// commas.
 type assignments []string
 
 func (a *assignments) Set(text string) error {
 	name, _, assigned := strings.Cut(text, "=")
 	if name == "" {
-		return errors.New("it has no name")
+		return errors.New("the name is missing")
 	}
 	if !assigned {
 		value, set := os.LookupEnv(name)

@@ -10,11 +10,11 @@ import (
 
 var sandboxStop = &cli.Command{
 	Name:      "stop",
-	Usage:     "stop a sandbox; what was written in it is gone",
+	Usage:     "stop a sandbox and delete everything written in it",
 	UsageText: "msb sandbox stop NAME",
-	Description: "Its name is free again.\n\n" +
+	Description: "The name of the sandbox can then be used again.\n\n" +
 		callExitCodes,
-	Flags:  []cli.Flag{withinFlag, serverURLFlag, verboseFlag},
+	Flags:  []cli.Flag{namespaceFlag, serverURLFlag, verboseFlag},
 	Action: stopSandbox,
 }
 
@@ -23,11 +23,11 @@ func stopSandbox(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	err = remotely(c, "", func(r *client.Client) error {
-		return r.Sandbox(c.String(withinFlag.Name), name).Stop(c.Context)
+	err = callServer(c, "", func(r *client.Client) error {
+		return r.Sandbox(c.String(namespaceFlag.Name), name).Stop(c.Context)
 	})
 	if err == nil {
-		fmt.Fprintf(c.App.ErrWriter, "sandbox %s is stopped\n", name)
+		fmt.Fprintf(c.App.ErrWriter, "sandbox %s was stopped\n", name)
 	}
-	return exitOfCall(err)
+	return withCallExitCode(err)
 }

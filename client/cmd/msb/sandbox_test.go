@@ -19,9 +19,9 @@ import (
 	"github.com/msbd/msbd/daemon/daemontest"
 )
 
-// The commands for holders of an API key, against a server without microVMs. $URL, $TLS_URL and $DEAD_URL are where it
-// answers in plain, with a certificate in $CA, and not at all: nobody takes that port of that loopback address. The key
-// $GOOD may do everything, and $TEAM is limited to the namespace team-alpha.
+// TestSandboxScripts runs the scripts in testdata/sandbox, which test the commands for holders of an API key against a
+// server without microVMs. The server answers at $URL over plain HTTP, and at $TLS_URL with the certificate in $CA.
+// Nothing listens at $DEAD_URL. The key $GOOD may do everything, and $TEAM is limited to the namespace team-alpha.
 func TestSandboxScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -82,7 +82,7 @@ func serverOf(ts *testscript.TestScript) *daemontest.Server {
 	return ts.Value(serverValue{}).(*daemontest.Server)
 }
 
-// lastRun prints the last run as the sandbox got it.
+// lastRun prints the last run as the sandbox received it.
 func lastRun(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 0 {
 		ts.Fatalf("usage: last-run")
@@ -91,7 +91,7 @@ func lastRun(ts *testscript.TestScript, neg bool, args []string) {
 	case run := <-serverOf(ts).Runs:
 		fmt.Fprintln(ts.Stdout(), run.Asked)
 	default:
-		ts.Fatalf("nothing ran since last-run")
+		ts.Fatalf("nothing ran since the previous last-run")
 	}
 }
 
@@ -103,8 +103,8 @@ func sandboxes(ts *testscript.TestScript, neg bool, args []string) {
 	fmt.Fprintln(ts.Stdout(), serverOf(ts).Sandboxes())
 }
 
-// interrupts runs a command, interrupts it when its run has begun, sees the run end in the sandbox, and compares its
-// exit code: interrupts 130 msb sandbox run my-env wait.
+// interrupts runs a command, interrupts it when its run has begun, waits until the run has ended in the sandbox, and
+// checks the exit code: interrupts 130 msb sandbox run my-env wait.
 func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: interrupts CODE COMMAND...")
@@ -113,7 +113,7 @@ func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	runs := serverOf(ts).Runs
 	select {
-	case <-runs: // an earlier one
+	case <-runs: // discard an earlier run
 	default:
 	}
 	command := exec.Command(args[1], args[2:]...)

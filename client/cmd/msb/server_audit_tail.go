@@ -18,11 +18,11 @@ var auditTail = &cli.Command{
 	Name:      "tail",
 	Usage:     "print the last entries of the audit log",
 	UsageText: "msb server audit tail [-n N] [--follow] [--json]",
-	Description: "Each line has the time, what was done, by whom, and to what. --json prints the entries as they are in the\n" +
-		"log, one a line.",
+	Description: "Each line shows the time, the action, who did it, and its target. --json prints the entries as they are in\n" +
+		"the log, one per line.",
 	Flags: []cli.Flag{
-		&cli.IntFlag{Name: "last", Aliases: []string{"n"}, Usage: "begin with the last `N` entries", Value: 10},
-		&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "go on with each new entry, until Ctrl-C"},
+		&cli.IntFlag{Name: "last", Aliases: []string{"n"}, Usage: "print the last `N` entries", Value: 10},
+		&cli.BoolFlag{Name: "follow", Aliases: []string{"f"}, Usage: "print new entries as they are added, until Ctrl-C"},
 		jsonFlag,
 	},
 	Action: tailAudit,
@@ -34,7 +34,7 @@ func tailAudit(c *cli.Context) error {
 	}
 	last := c.Int("last")
 	if last < 0 || last > math.MaxInt32 {
-		return usage(c, "-n %d: must be a number from 0 on", last)
+		return usage(c, "-n %d is out of range: must be 0 to %d", last, math.MaxInt32)
 	}
 	a := admin(c)
 	defer a.Close()
@@ -51,7 +51,7 @@ func tailAudit(c *cli.Context) error {
 	return err
 }
 
-// readable is a line of the log for people. One that it does not understand stays as it is.
+// readable formats a line of the log for people. It returns a line that it cannot parse unchanged.
 func readable(line string) string {
 	var e audit.Entry
 	if err := json.Unmarshal([]byte(line), &e); err != nil {

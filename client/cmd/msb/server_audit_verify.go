@@ -13,20 +13,20 @@ import (
 
 var auditVerify = &cli.Command{
 	Name:      "verify",
-	Usage:     "check that nobody changed the audit log",
+	Usage:     "check that the audit log is complete and unchanged",
 	UsageText: "msb server audit verify [--json]\nmsb server audit verify --file FILE [--json]",
-	Description: "The running server checks its own log, to the end that its key store vouches for: a changed, missing or\n" +
-		"added entry is found, and so is a log that was cut short. A copy in a FILE is checked here, without the\n" +
-		"server; that it goes on elsewhere cannot be seen in it: compare the hash of its last entry.\n\n" +
-		"Exit codes: 0 it is whole; 1 it is not, or it cannot be told; 2 bad usage.",
+	Description: "The running server checks its own log up to the last entry recorded in its key store, so it detects changed,\n" +
+		"missing and added entries, and a truncated log. With --file, msb checks a copy of the log without the server.\n" +
+		"A copy cannot show whether entries were added since; compare the hash of its last entry with the server's.\n\n" +
+		"Exit codes: 0 the log is complete and unchanged; 1 it is not, or it could not be checked; 2 invalid usage.",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "file", Usage: "check the log in `FILE`"},
+		&cli.StringFlag{Name: "file", Usage: "check the copy of the log in `FILE`"},
 		jsonFlag,
 	},
 	Action: verifyAudit,
 }
 
-// auditInfo says how far a log is good.
+// auditInfo is the result of the check of a log.
 type auditInfo struct {
 	Path    string `json:"path"`
 	Entries uint64 `json:"entries"`
@@ -58,11 +58,12 @@ func verifyAudit(c *cli.Context) error {
 			err = cli.Exit("", exitFailure)
 		}
 	case info.Problem != "":
-		err = fmt.Errorf("%s is not as it was written. Its first %d entries are good; then: %s", info.Path, info.Entries, info.Problem)
+		err = fmt.Errorf("%s is damaged after %s: %s", info.Path, plural(info.Entries, "valid entry", "valid entries"), info.Problem)
 	case info.Entries == 0:
 		fmt.Fprintf(c.App.Writer, "%s is empty\n", printable(info.Path))
 	default:
-		fmt.Fprintf(c.App.Writer, "%s is whole: %d entries, the last one's hash is %s\n", printable(info.Path), info.Entries, info.Hash)
+		fmt.Fprintf(c.App.Writer, "%s is complete and unchanged: %s, the hash of the last entry is %s\n", printable(info.Path),
+			plural(info.Entries, "entry", "entries"), info.Hash)
 	}
 	return err
 }

@@ -15,12 +15,13 @@ import (
 
 var serverBackup = &cli.Command{
 	Name:      "backup",
-	Usage:     "write the keys, the signing key and the audit log to a file",
+	Usage:     "back up the API keys, the signing key and the audit log",
 	UsageText: "msb server backup FILE [--force]\nmsb server backup - | age --recipient ... >msb.backup.age",
-	Description: "The server runs on meanwhile, and the archive is of one moment. FILE is readable by its owner only, and as\n" +
-		"secret as the signing key: whoever has it can be a server that takes every API key. It is there whole or not\n" +
-		"at all. Sandboxes and images are not part of it. - is standard output.",
-	Flags:  []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "replace FILE if it is there"}},
+	Description: "The backup is a consistent snapshot, taken while the server runs. It does not contain sandboxes and images.\n" +
+		"If FILE is -, it is written to standard output.\n\n" +
+		"Keep FILE as secret as the signing key: anyone who has it can run a server that accepts every API key. FILE\n" +
+		"is readable by its owner only. If the backup fails, FILE is not created or changed.",
+	Flags:  []cli.Flag{&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "replace FILE if it exists"}},
 	Action: backup,
 }
 
@@ -33,11 +34,11 @@ func backup(c *cli.Context) error {
 	defer a.Close()
 	if path == "-" {
 		if isTerminal(c.App.Writer) {
-			return usage(c, "an archive with secrets is not printed on a terminal: name a FILE, or send the output to one")
+			return usage(c, "the backup contains secrets and is not printed on a terminal: give a FILE, or redirect the output")
 		}
 		return writeBackup(c, a, c.App.Writer)
 	}
-	if err := mayPlace(path, c.Bool("force")); err != nil {
+	if err := checkTarget(path, c.Bool("force")); err != nil {
 		return err
 	}
 	f, err := createFile(path)
@@ -52,10 +53,10 @@ func backup(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := f.place(); err != nil {
+	if err := f.commit(); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%s has the backup (%s). Keep it as secret as the signing key: it is in there\n", printable(path), size(info.Size()))
+	fmt.Fprintf(c.App.ErrWriter, "the backup was written to %s (%s). Keep it secret: it contains the signing key\n", printable(path), size(info.Size()))
 	return nil
 }
 
@@ -68,19 +69,19 @@ func writeBackup(c *cli.Context, a *client.Admin, w io.Writer) error {
 	return nil
 }
 
-// oneFile is the only argument of a command.
+// oneFile returns the path of a file, which must be the only argument.
 func oneFile(c *cli.Context) (string, error) {
 	if err := noneEmpty(c); err != nil {
 		return "", err
 	}
 	if c.NArg() != 1 {
-		return "", usage(c, "name one FILE")
+		return "", usage(c, "give one FILE")
 	}
 	return c.Args().First(), nil
 }
 
-// mayPlace says whether a new file may come to path.
-func mayPlace(path string, replace bool) error {
+// checkTarget returns an error unless a new file may be written to path.
+func checkTarget(path string, replace bool) error {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -88,18 +89,18 @@ func mayPlace(path string, replace bool) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is not a regular file; - is standard output", path)
+		return fmt.Errorf("%s is not a regular file; use - for standard output", path)
 	case !replace:
-		return fmt.Errorf("%s is there already; --force replaces it", path)
+		return fmt.Errorf("%s already exists; use --force to replace it", path)
 	}
 	return nil
 }
 
-// progress tells whoever sits at a terminal how much has passed through it.
+// progress is a writer that counts bytes and shows their number on a terminal.
 type progress struct {
-	w           io.Writer // nil: nobody sits there
-	done, total int64     // bytes; a total of 0 is not known
-	said        time.Time
+	w           io.Writer // nil if it is not a terminal
+	done, total int64     // in bytes; total is 0 if it is unknown
+	printed     time.Time // when the number was last shown
 }
 
 func newProgress(w io.Writer, total int64) *progress {
@@ -109,17 +110,17 @@ func newProgress(w io.Writer, total int64) *progress {
 	return &progress{w: w, total: total}
 }
 
-// Write counts.
+// Write counts the bytes in b and updates the terminal every 100 ms.
 func (p *progress) Write(b []byte) (int, error) {
 	p.done += int64(len(b))
-	if p.w != nil && time.Since(p.said) > 100*time.Millisecond {
-		p.said = time.Now()
-		p.say()
+	if p.w != nil && time.Since(p.printed) > 100*time.Millisecond {
+		p.printed = time.Now()
+		p.print()
 	}
 	return len(b), nil
 }
 
-func (p *progress) say() {
+func (p *progress) print() {
 	if p.total > 0 {
 		fmt.Fprintf(p.w, "\r%s of %s (%d%%)\x1b[K", size(p.done), size(p.total), 100*p.done/p.total)
 	} else {
@@ -129,7 +130,7 @@ func (p *progress) say() {
 
 func (p *progress) end() {
 	if p.w != nil && p.done > 0 {
-		p.say()
+		p.print()
 		fmt.Fprintln(p.w)
 	}
 }

@@ -12,16 +12,17 @@ import (
 
 var keyList = &cli.Command{
 	Name:      "list",
-	Usage:     "list API keys, the oldest first",
+	Usage:     "list API keys, oldest first",
 	UsageText: "msb server key list [--namespace NS] [--unused-for DURATION] [--expired] [--revoked] [--all] [--json]",
-	Description: "Without --expired, --revoked or --all, only live keys are listed. '*' stands for every namespace, or every\n" +
-		"scope. --json has all that is known of each key: whole id, creator, requests.",
+	Description: "Without --expired, --revoked or --all, only live keys are listed. '*' means all namespaces or all scopes.\n" +
+		"--json prints everything that the server knows about each key, with its complete id, creator and number of\n" +
+		"requests.",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only keys that are good in tenant namespace `NS`"},
-		&cli.StringFlag{Name: "unused-for", Usage: "only keys not used for `DURATION`, such as 90d; one never used counts from its creation"},
-		&cli.BoolFlag{Name: "expired", Usage: "those that are expired"},
-		&cli.BoolFlag{Name: "revoked", Usage: "those that were revoked, by hand, by a rotation or by a reset"},
-		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "those in any state"},
+		&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only keys that are valid in tenant namespace `NS`"},
+		&cli.StringFlag{Name: "unused-for", Usage: "only keys that were not used for `DURATION`, such as 90d; if a key was never used, its creation counts"},
+		&cli.BoolFlag{Name: "expired", Usage: "list expired keys"},
+		&cli.BoolFlag{Name: "revoked", Usage: "list keys that were revoked, rotated or invalidated by a reset"},
+		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "list keys in every state"},
 		jsonFlag,
 	},
 	Action: listKeys,
@@ -34,7 +35,7 @@ func listKeys(c *cli.Context) error {
 	states := chosenStates(c)
 	req := &adminv1.ListKeysRequest{Namespace: c.String("namespace"), UnusedFor: c.String("unused-for")}
 	if len(states) == 1 {
-		req.State = states[0] // else every one is asked for, and chosen from here
+		req.State = states[0] // a request has one state or all; several are filtered below
 	}
 	a := admin(c)
 	defer a.Close()
@@ -50,7 +51,7 @@ func listKeys(c *cli.Context) error {
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, keysJSON(keys))
 	}
-	return keyTable(c, keys, time.Now())
+	return printKeys(c, keys, time.Now())
 }
 
 func chosenStates(c *cli.Context) (states []adminv1.KeyState) {
@@ -70,7 +71,7 @@ func chosenStates(c *cli.Context) (states []adminv1.KeyState) {
 	return states
 }
 
-// ago is how long something is past; what never was is "never".
+// ago formats the time since t, such as "5m10s ago". A nil t is "never".
 func ago(t *timestamppb.Timestamp, now time.Time) string {
 	if t == nil {
 		return "never"
@@ -78,7 +79,7 @@ func ago(t *timestamppb.Timestamp, now time.Time) string {
 	return age(now.Sub(t.AsTime())) + " ago"
 }
 
-// expiresIn is what is left of a key's life, also when a rotation ends it; or how it ended.
+// expiresIn formats the time until a key expires or its rotation revokes it. For a dead key, it returns the reason.
 func expiresIn(k *adminv1.Key, now time.Time) string {
 	switch k.GetState() {
 	case adminv1.KeyState_KEY_STATE_REVOKED:
@@ -86,12 +87,12 @@ func expiresIn(k *adminv1.Key, now time.Time) string {
 	case adminv1.KeyState_KEY_STATE_EXPIRED:
 		return "expired"
 	}
-	end, why := k.GetExpiresAt(), ""
-	if at := k.GetRevokedAt(); at != nil && (end == nil || at.AsTime().Before(end.AsTime())) {
-		end, why = at, " ("+k.GetRevocation()+")"
+	expiry, reason := k.GetExpiresAt(), ""
+	if at := k.GetRevokedAt(); at != nil && (expiry == nil || at.AsTime().Before(expiry.AsTime())) {
+		expiry, reason = at, " ("+k.GetRevocation()+")"
 	}
-	if end == nil {
+	if expiry == nil {
 		return "never"
 	}
-	return age(end.AsTime().Sub(now)) + why
+	return age(expiry.AsTime().Sub(now)) + reason
 }

@@ -8,14 +8,13 @@ import (
 )
 
 var keyPrune = &cli.Command{
-	Name:      "prune",
-	Usage:     "forget API keys that are expired or revoked",
-	UsageText: "msb server key prune [--dead-for DURATION] [--dry-run] [--json]",
-	Description: "The keys are refused as before; only the records go, and are listed. What was done with the keys stays in the\n" +
-		"audit log.",
+	Name:        "prune",
+	Usage:       "delete the records of expired and revoked API keys",
+	UsageText:   "msb server key prune [--dead-for DURATION] [--dry-run] [--json]",
+	Description: "The deleted records are listed. The keys remain invalid, and their entries in the audit log remain.",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "dead-for", Usage: "only keys that have been expired or revoked for `DURATION`, such as 30d (default: any time)"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "change nothing, and list what would be forgotten"},
+		&cli.StringFlag{Name: "dead-for", Usage: "only keys that have been expired or revoked for at least `DURATION`, such as 30d (default: all)"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "only list the records that would be deleted"},
 		jsonFlag,
 	},
 	Action: pruneKeys,
@@ -35,14 +34,14 @@ func pruneKeys(c *cli.Context) error {
 		return printJSON(c, keysJSON(keys))
 	}
 	if len(keys) > 0 {
-		if err := keyTable(c, keys, time.Now()); err != nil {
+		if err := printKeys(c, keys, time.Now()); err != nil {
 			return err
 		}
 	}
-	done := "were forgotten"
+	deleted := plural(len(keys), "API key was deleted", "API keys were deleted")
 	if c.Bool("dry-run") {
-		done = "would be forgotten"
+		deleted = plural(len(keys), "API key would be deleted", "API keys would be deleted")
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%d API keys %s\n", len(keys), done)
+	fmt.Fprintln(c.App.ErrWriter, deleted)
 	return nil
 }

@@ -12,10 +12,10 @@ import (
 
 var keyRevoke = &cli.Command{
 	Name:      "revoke",
-	Usage:     "refuse API keys, at once and for good",
+	Usage:     "revoke API keys, immediately and permanently",
 	UsageText: "msb server key revoke KEY... [--yes]",
-	Description: "The keys are refused from before the command returns, and what they have in progress is cut. Unless all of\n" +
-		"them are found, none is revoked.\n\n" + keyRefHelp,
+	Description: "The keys stop working before the command returns, and their running requests are cancelled. If any KEY is\n" +
+		"not found, none is revoked.\n\n" + keyRefHelp,
 	Flags:  []cli.Flag{yesFlag},
 	Action: revokeKeys,
 }
@@ -25,7 +25,7 @@ func revokeKeys(c *cli.Context) error {
 		return err
 	}
 	if c.NArg() == 0 {
-		return usage(c, "name a KEY, or several; 'msb server key list' shows them")
+		return usage(c, "give one or more KEYs; 'msb server key list' lists them")
 	}
 	a := admin(c)
 	defer a.Close()
@@ -41,20 +41,20 @@ func revokeKeys(c *cli.Context) error {
 		}
 		keys, titles = append(keys, key), append(titles, title(key))
 	}
-	if err := confirm(c, "This refuses "+strings.Join(titles, ", ")+", for good."); err != nil {
+	if err := confirm(c, "This permanently revokes "+strings.Join(titles, ", ")+"."); err != nil {
 		return err
 	}
 	for _, key := range keys {
-		// By id: the name may have come to another key meanwhile.
+		// Revoke by id, because another key may have been given the name in the meantime.
 		revoked, err := a.RevokeKey(c.Context, key.GetId())
 		if err != nil {
 			return fmt.Errorf("revoke %s: %w", title(key), err)
 		}
 		if key.GetState() == adminv1.KeyState_KEY_STATE_REVOKED {
-			fmt.Fprintf(c.App.ErrWriter, "%s was revoked before\n", title(revoked))
+			fmt.Fprintf(c.App.ErrWriter, "%s was already revoked\n", title(revoked))
 			continue
 		}
-		fmt.Fprintf(c.App.ErrWriter, "%s is refused from now on\n", title(revoked))
+		fmt.Fprintf(c.App.ErrWriter, "%s was revoked\n", title(revoked))
 	}
 	return nil
 }

@@ -9,13 +9,13 @@ import (
 
 var keyRotate = &cli.Command{
 	Name:      "rotate",
-	Usage:     "replace an API key by a new one of the same name and limits",
+	Usage:     "replace an API key with a new one that has the same name and limits",
 	UsageText: "msb server key rotate KEY [--grace DURATION] [--expire DURATION]",
-	Description: "The new key is handed over as that of 'msb server keygen'. The old one is refused when the grace period is\n" +
-		"over; without one, at once.\n\n" + keyRefHelp + "\n\n" + envFileHelp,
+	Description: "The new key is printed as by 'msb server keygen'. The old key is revoked at the end of the grace period, or\n" +
+		"immediately if there is none.\n\n" + keyRefHelp + "\n\n" + envFileHelp,
 	Flags: append([]cli.Flag{
-		&cli.StringFlag{Name: "grace", Usage: "accept the old key for `DURATION` more, such as 24h (default: not at all)"},
-		&cli.StringFlag{Name: "expire", Usage: "the new key's life, `DURATION`, as of keygen (default: as long as the old key's was)"},
+		&cli.StringFlag{Name: "grace", Usage: "keep the old key valid for `DURATION`, such as 24h (default: revoke it immediately)"},
+		&cli.StringFlag{Name: "expire", Usage: "let the new key expire after `DURATION`, see 'msb server keygen --help' (default: the lifetime of the old key)"},
 	}, newKeyFlags...),
 	Action: rotateKey,
 }
@@ -25,10 +25,10 @@ func rotateKey(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	return newKey(c, func(a *client.Admin) (made newKeyInfo, err error) {
+	return newKey(c, func(a *client.Admin) (newKeyInfo, error) {
 		resp, err := a.RotateKey(c.Context, &adminv1.RotateKeyRequest{Ref: ref, Grace: c.String("grace"), Expire: c.String("expire")})
 		if err != nil {
-			return made, err
+			return newKeyInfo{}, err
 		}
 		return newKeyInfo{secret: resp.GetKey(), key: resp.GetInfo(), old: resp.GetOld()}, nil
 	})

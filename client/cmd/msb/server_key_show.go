@@ -13,20 +13,20 @@ import (
 
 var keyShow = &cli.Command{
 	Name:        "show",
-	Usage:       "say all that is known of an API key",
+	Usage:       "show the details of an API key",
 	UsageText:   "msb server key show KEY [--json]",
 	Description: keyRefHelp,
 	Flags:       []cli.Flag{jsonFlag},
 	Action:      showKey,
 }
 
-// oneKey is the only argument of a command.
+// oneKey returns the KEY argument, which must be the only argument.
 func oneKey(c *cli.Context) (string, error) {
 	if err := noneEmpty(c); err != nil {
 		return "", err
 	}
 	if c.NArg() != 1 {
-		return "", usage(c, "name one KEY; 'msb server key list' shows them")
+		return "", usage(c, "give one KEY; 'msb server key list' lists them")
 	}
 	return c.Args().First(), nil
 }
@@ -45,7 +45,7 @@ func showKey(c *cli.Context) error {
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, keyJSON(key))
 	}
-	return paintedTable(c.App.Writer, describeKey(key, time.Now()), func(row int) colour {
+	return printColoured(c.App.Writer, describeKey(key, time.Now()), func(row int) colour {
 		if row != stateRow || isLive(key) {
 			return plain
 		}
@@ -53,20 +53,27 @@ func showKey(c *cli.Context) error {
 	})
 }
 
-// stateRow is which row of describeKey says the state.
+// stateRow is the index of the state in the rows of describeKey.
 const stateRow = 2
 
+// describeKey returns the rows of a table with the details of a key.
 func describeKey(k *adminv1.Key, now time.Time) [][]string {
 	state := keyState(k)
-	if revocation := k.GetRevocation(); revocation != "" {
+	switch revocation := k.GetRevocation(); {
+	case revocation == "":
+	case isLive(k):
+		state += fmt.Sprintf(" until %s (%s)", localTime(k.GetRevokedAt()), revocation)
+	case revocation == state:
+		state += " " + localTime(k.GetRevokedAt())
+	default:
 		state += fmt.Sprintf(", %s %s", revocation, localTime(k.GetRevokedAt()))
 	}
-	creator := cmp.Or(userName(k.GetCreatedBy()), "a user without a name")
+	creator := cmp.Or(userName(k.GetCreatedBy()), "an unknown user")
 	expires := "never"
 	if at := k.GetExpiresAt(); at != nil {
 		expires = localTime(at)
-		if left := at.AsTime().Sub(now); left > 0 {
-			expires += ", in " + age(left)
+		if remaining := at.AsTime().Sub(now); remaining > 0 {
+			expires += ", in " + age(remaining)
 		}
 	}
 	used := "never"
@@ -77,8 +84,8 @@ func describeKey(k *adminv1.Key, now time.Time) [][]string {
 		{"id", k.GetId()},
 		{"name", cmp.Or(k.GetName(), "none")},
 		{"state", state},
-		{"good in", reach(k)},
-		{"may do", may(k)},
+		{"valid in", validIn(k)},
+		{"allows", allows(k)},
 		{"created", fmt.Sprintf("%s, %s, by %s (uid %d)", localTime(k.GetCreatedAt()), ago(k.GetCreatedAt(), now), creator, k.GetCreatedBy())},
 		{"expires", expires},
 		{"last used", used},

@@ -12,16 +12,16 @@ import (
 var (
 	expireFlag = &cli.StringFlag{
 		Name: "expire",
-		Usage: "the key's life, `DURATION`: a number and s, m (minutes), h, d, w, mo (months) or y, or several of " +
-			"them, as in 1w2d (default: never expires)",
+		Usage: "let the key expire after `DURATION`: a number with the unit s, m (minutes), h, d, w, mo (months) or y, or several of " +
+			"them, such as 1w2d (default: never)",
 	}
 	scopeFlag = &cli.StringSliceFlag{
 		Name:  "scope",
-		Usage: "let the key do only what `SCOPE` allows; repeatable (default: everything)",
+		Usage: "limit the key to `SCOPE`; repeatable (default: everything)",
 	}
 )
 
-// scopes are those that this version knows of; the server decides.
+// scopes lists the scopes for the help and for completion. The server checks which scopes exist.
 var scopes = [][2]string{
 	{"sandbox:start", "start sandboxes"},
 	{"sandbox:stop", "stop sandboxes"},
@@ -40,36 +40,35 @@ func scopeHelp() string {
 
 var serverKeygen = &cli.Command{
 	Name:  "keygen",
-	Usage: "make an API key",
+	Usage: "create an API key",
 	UsageText: "msb server keygen [--expire DURATION] [--namespace NS]... [--scope SCOPE]... [--name NAME]\n\n" +
 		"export MSB_API_KEY=$(msb server keygen --expire 3mo)\n" +
 		"msb server keygen --namespace team-alpha --scope sandbox:exec --env-file .env",
-	Description: "The key is printed on standard output, and what it is on standard error. It is shown this once:\n" +
-		"the server keeps only a record of it. Keys made before stay valid.\n\n" + scopeHelp() + "\n\n" + envFileHelp,
+	Description: "The key is printed on standard output, and its details on standard error. It is shown only once, because\n" +
+		"the server keeps only a record of it. Existing keys stay valid.\n\n" + scopeHelp() + "\n\n" + envFileHelp,
 	Flags: append([]cli.Flag{
 		expireFlag,
 		&cli.StringSliceFlag{
-			Name: "namespace", Aliases: []string{"n"}, Usage: "limit the key to tenant namespace `NS`; repeatable (default: every one)",
+			Name: "namespace", Aliases: []string{"n"}, Usage: "limit the key to tenant namespace `NS`; repeatable (default: all)",
 		},
 		scopeFlag,
 		&cli.StringFlag{
-			Name: "name", Usage: "call the key `NAME`, 1 to 63 of A-Z a-z 0-9 _ . -; no other live key may have it (default: none)",
+			Name: "name", Usage: "set the key's `NAME`: 1 to 63 characters from A-Z a-z 0-9 _ . -, not used by another live key (default: none)",
 		},
 		secretFlag(),
 	}, newKeyFlags...),
 	Action: keygen,
 }
 
-// secretFlag takes --key, so that it can be refused with the reason.
+// secretFlag returns a hidden flag --key. It exists so that refuseSecret can explain why it is not supported.
 func secretFlag() cli.Flag { return &cli.StringFlag{Name: "key", Hidden: true} }
 
 func refuseSecret(c *cli.Context) error {
 	if !c.IsSet("key") {
 		return nil
 	}
-	return cli.Exit("--key is refused: every user of this host can read a program's arguments, and this one was a secret. "+
-		"msbd makes its signing key itself and keeps it in a file of its own: leave --key out. If the one you gave is in use "+
-		"anywhere, replace it", exitUsage)
+	return cli.Exit("--key is not supported, because every user of this host can read a program's arguments. Omit it: "+
+		"msbd creates its signing key itself and keeps it in a separate file. If the key you gave is in use anywhere, replace it", exitUsage)
 }
 
 func keygen(c *cli.Context) error {
@@ -79,7 +78,7 @@ func keygen(c *cli.Context) error {
 	if err := noArguments(c); err != nil {
 		return err
 	}
-	return newKey(c, func(a *client.Admin) (made newKeyInfo, err error) {
+	return newKey(c, func(a *client.Admin) (newKeyInfo, error) {
 		resp, err := a.CreateKey(c.Context, &adminv1.CreateKeyRequest{
 			Name:       c.String("name"),
 			Expire:     c.String("expire"),
@@ -87,7 +86,7 @@ func keygen(c *cli.Context) error {
 			Scopes:     c.StringSlice("scope"),
 		})
 		if err != nil {
-			return made, err
+			return newKeyInfo{}, err
 		}
 		return newKeyInfo{secret: resp.GetKey(), key: resp.GetInfo()}, nil
 	})

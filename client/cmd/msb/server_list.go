@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
@@ -24,7 +23,7 @@ var serverList = &cli.Command{
 	},
 }
 
-var listNamespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only those of tenant namespace `NS`"}
+var listNamespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only sandboxes in tenant namespace `NS`"}
 
 type sandboxInfo struct {
 	Namespace string     `json:"namespace"`
@@ -38,8 +37,8 @@ type sandboxInfo struct {
 	CreatedAt *time.Time `json:"created_at"`
 }
 
-// listSandboxes prints the sandboxes of these names, or all if there are none. A name without a
-// sandbox is an error.
+// listSandboxes prints the sandboxes with these names, or all sandboxes if names is empty. It is an error if a name has
+// no sandbox.
 func listSandboxes(c *cli.Context, names []string) error {
 	a := admin(c)
 	defer a.Close()
@@ -50,7 +49,7 @@ func listSandboxes(c *cli.Context, names []string) error {
 	if len(names) > 0 {
 		for _, name := range names {
 			if !slices.ContainsFunc(sandboxes, func(s *adminv1.Sandbox) bool { return s.GetName() == name }) {
-				return fmt.Errorf("sandbox %q does not exist; 'msb server list' shows those that do: %w", name, errdefs.ErrNotFound)
+				return fmt.Errorf("sandbox %q does not exist; 'msb server list' lists the existing ones", name)
 			}
 		}
 		sandboxes = slices.DeleteFunc(sandboxes, func(s *adminv1.Sandbox) bool { return !slices.Contains(names, s.GetName()) })
@@ -75,5 +74,5 @@ func listSandboxes(c *cli.Context, names []string) error {
 			rows = append(rows, []string{"  " + s.GetReason()})
 		}
 	}
-	return table(c.App.Writer, rows)
+	return printTable(c.App.Writer, rows)
 }

@@ -10,10 +10,10 @@ import (
 
 var serverReset = &cli.Command{
 	Name:      "reset",
-	Usage:     "replace the signing key of the running server: every API key made before is refused",
+	Usage:     "replace the server's signing key, which invalidates all API keys",
 	UsageText: "msb server reset [--yes]",
-	Description: "Every earlier API key is refused from before the command returns, for good, and what it has in progress is\n" +
-		"cut. Sandboxes run on. At a server's start, 'msb server start --reset-key' does the same.",
+	Description: "All existing API keys permanently stop working before the command returns, and their running requests are\n" +
+		"cancelled. Sandboxes keep running. If the server is not running, use 'msb server start --reset-key'.",
 	Flags: []cli.Flag{yesFlag},
 	Action: func(c *cli.Context) error {
 		if err := noArguments(c); err != nil {
@@ -28,14 +28,14 @@ var serverReset = &cli.Command{
 	},
 }
 
-const resetConsequence = "This makes every API key of this server invalid, for good."
+const resetConsequence = "This permanently invalidates every API key of this server."
 
 func reset(c *cli.Context, a *client.Admin) error {
 	resp, err := a.Reset(c.Context)
 	if err != nil {
 		return fmt.Errorf("replace the signing key: %w", err)
 	}
-	fmt.Fprintf(c.App.ErrWriter, "the signing key was replaced: every API key made before is refused (%d were live). "+
-		"Make new ones with 'msb server keygen'\n", resp.GetInvalidated())
+	fmt.Fprintf(c.App.ErrWriter, "the signing key was replaced, and all existing API keys are invalid (%s). "+
+		"Create new ones with 'msb server keygen'\n", plural(resp.GetInvalidated(), "key was live", "keys were live"))
 	return nil
 }

@@ -10,11 +10,12 @@ import (
 
 var serverRestore = &cli.Command{
 	Name:      "restore",
-	Usage:     "bring back the keys and the signing key of a backup",
+	Usage:     "restore the API keys and the signing key from a backup",
 	UsageText: "msb server restore FILE [--yes]",
-	Description: "The running server takes over the backup's signing key, so that its API keys are good from then on. Keys that\n" +
-		"were revoked since the backup stay revoked. If the present signing key is another one, the keys that were made\n" +
-		"with it are refused. Nothing changes unless the whole archive is good. Sandboxes run on. - is standard input.",
+	Description: "The running server replaces its signing key with that of the backup, so the API keys in the backup become\n" +
+		"valid. Keys that were revoked since the backup stay revoked. If the current signing key is a different one,\n" +
+		"the keys created with it become invalid. If the backup is damaged, nothing is changed. Sandboxes keep running.\n" +
+		"If FILE is -, the backup is read from standard input.",
 	Flags:  []cli.Flag{yesFlag},
 	Action: restore,
 }
@@ -36,10 +37,10 @@ func restore(c *cli.Context) error {
 		}
 		total = info.Size()
 	} else if isTerminal(file) {
-		return usage(c, "standard input is a terminal: name a FILE")
+		return usage(c, "standard input is a terminal: give a FILE")
 	}
-	if err := confirm(c, "This replaces the server's signing key by that of "+path+
-		": if they differ, every present API key that is not in the backup is refused, for good."); err != nil {
+	if err := confirm(c, "This replaces the server's signing key with that of "+path+
+		". If they differ, every current API key that is not in the backup becomes invalid permanently."); err != nil {
 		return err
 	}
 	a := admin(c)
@@ -50,7 +51,8 @@ func restore(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}
-	fmt.Fprintf(c.App.ErrWriter, "the backup of %s is restored: %d API keys of it are live, %d that were live before are refused; the signing key is %s\n",
-		localTime(resp.GetTakenAt()), resp.GetLive(), resp.GetInvalidated(), resp.GetSigningKeyId())
+	fmt.Fprintf(c.App.ErrWriter, "the backup of %s was restored: it contains %s; %s; the signing key is %s\n",
+		localTime(resp.GetTakenAt()), plural(resp.GetLive(), "live API key", "live API keys"),
+		plural(resp.GetInvalidated(), "other API key became invalid", "other API keys became invalid"), resp.GetSigningKeyId())
 	return nil
 }

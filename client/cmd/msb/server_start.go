@@ -18,20 +18,20 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-// passedOn are the flags that msbd takes under the same names.
-var passedOn = []cli.Flag{
+// msbdFlags are the flags that are passed to msbd, which has flags of the same names.
+var msbdFlags = []cli.Flag{
 	&cli.StringFlag{Name: "host", Usage: "`HOST` of the HTTP gateway (default: 127.0.0.1)"},
 	&cli.StringFlag{Name: "port", Usage: "`PORT` of the HTTP gateway (default: 5555)"},
-	&cli.BoolFlag{Name: "dev", Usage: "take requests without an API key; on loopback only, never in production"},
-	&cli.BoolFlag{Name: "reset-key", Aliases: []string{"r"}, Usage: "replace the signing key: every API key made before is refused"},
-	&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (default: /etc/msb/msbd.toml if it is there)"},
-	&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for what outlives a reboot (default: /var/lib/msb; for users other than root, ~/.local/state/msb)"},
-	&cli.StringFlag{Name: "lib-dir", Usage: "`DIR` of the shim and the guest's files (default: found beside msbd)"},
+	&cli.BoolFlag{Name: "dev", Usage: "accept requests without an API key; on loopback only, never in production"},
+	&cli.BoolFlag{Name: "reset-key", Aliases: []string{"r"}, Usage: "replace the signing key, which invalidates all existing API keys"},
+	&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (default: /etc/msb/msbd.toml if it exists)"},
+	&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for persistent data (default: /var/lib/msb; for users other than root, ~/.local/state/msb)"},
+	&cli.StringFlag{Name: "lib-dir", Usage: "`DIR` with the shim and the guest's files (default: found relative to msbd)"},
 }
 
-// passedOnNamed are some of them.
-func passedOnNamed(names ...string) (flags []cli.Flag) {
-	for _, f := range passedOn {
+// msbdFlagsNamed returns those of msbdFlags that have one of these names.
+func msbdFlagsNamed(names ...string) (flags []cli.Flag) {
+	for _, f := range msbdFlags {
 		if slices.Contains(names, f.Names()[0]) {
 			flags = append(flags, f)
 		}
@@ -39,20 +39,20 @@ func passedOnNamed(names ...string) (flags []cli.Flag) {
 	return flags
 }
 
-var runDirFlag = &cli.StringFlag{Name: "run-dir", Usage: "`DIR` for sockets and running microVMs (default: that of the admin socket)"}
+var runDirFlag = &cli.StringFlag{Name: "run-dir", Usage: "`DIR` for sockets and the files of running microVMs (default: the directory of the admin socket)"}
 
 var serverStart = &cli.Command{
 	Name:  "start",
 	Usage: "start the server",
-	Description: "In the foreground, msb becomes msbd, and its log goes to standard error. With --detach, msbd goes on\n" +
-		"in the background with its log in msbd.log in the state directory, and msb returns when it is ready.\n\n" +
-		"If the server runs already, nothing is started: with --reset-key the running one replaces its signing\n" +
-		"key, unless --config, --state-dir or --lib-dir may mean another server; without, msb says that it runs,\n" +
-		"and that is no error unless --host, --port or --dev ask for something else than it does.\n\n" +
-		"msbd has more settings than these: 'msbd --help'.",
-	Flags: append(passedOn[:len(passedOn):len(passedOn)],
+	Description: "The server, msbd, runs in the foreground and logs to standard error. With --detach, it runs in the background\n" +
+		"and logs to msbd.log in its state directory, and msb returns when it is ready.\n\n" +
+		"If the server is already running, msb says so and starts nothing. This is an error if --host, --port or --dev\n" +
+		"differ from the running server. With --reset-key, the running server replaces its signing key; msb refuses\n" +
+		"this together with --config, --state-dir or --lib-dir, because they may refer to another server.\n\n" +
+		"msbd has more settings: see 'msbd --help'.",
+	Flags: append(msbdFlags[:len(msbdFlags):len(msbdFlags)],
 		runDirFlag,
-		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the server is ready, and leave it in the background"},
+		&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "run the server in the background, and return when it is ready"},
 		yesFlag,
 		secretFlag(),
 	),
@@ -83,7 +83,7 @@ func start(c *cli.Context) error {
 	case err == nil:
 		return alreadyRunning(c, a, st)
 	case !errors.Is(err, client.ErrNotRunning):
-		return fmt.Errorf("see whether msbd is running: %w", err)
+		return fmt.Errorf("check whether msbd is running: %w", err)
 	}
 	msbd, err := findMsbd()
 	if err != nil {
@@ -97,10 +97,10 @@ func start(c *cli.Context) error {
 	return fmt.Errorf("run %s: %w", msbd, err)
 }
 
-// msbdArgs passes on what the command line says.
+// msbdArgs returns the arguments of msbd: the run directory and the msbdFlags that are set.
 func msbdArgs(c *cli.Context, runDir string) []string {
 	args := []string{"--run-dir", runDir}
-	for _, f := range passedOn {
+	for _, f := range msbdFlags {
 		name := f.Names()[0]
 		if c.IsSet(name) {
 			args = append(args, fmt.Sprintf("--%s=%v", name, c.Value(name)))
@@ -111,7 +111,8 @@ func msbdArgs(c *cli.Context, runDir string) []string {
 
 const socketName = "msbd.sock"
 
-// chooseRunDir returns the absolute directory of the socket that the other commands will use.
+// chooseRunDir returns the absolute path of the run directory: --run-dir, or the directory of the admin socket that the
+// other commands use.
 func chooseRunDir(c *cli.Context) (string, error) {
 	if dir := c.String("run-dir"); dir != "" {
 		return filepath.Abs(dir)
@@ -121,7 +122,7 @@ func chooseRunDir(c *cli.Context) (string, error) {
 		socket = client.DefaultSocket()
 	}
 	if filepath.Base(socket) != socketName {
-		return "", usage(c, "msbd makes its socket as %s in its run directory: name that with --run-dir, not --socket %s", socketName, socket)
+		return "", usage(c, "msbd creates its socket as %s in its run directory: use --run-dir instead of --socket %s", socketName, socket)
 	}
 	return filepath.Abs(filepath.Dir(socket))
 }
@@ -130,23 +131,24 @@ func alreadyRunning(c *cli.Context, a *client.Admin, st *adminv1.GetStatusRespon
 	host, port, _ := net.SplitHostPort(st.GetListenAddress())
 	wants := func(flag, is string) bool { return c.IsSet(flag) && c.String(flag) != is }
 	if wants("host", host) || wants("port", port) && c.String("port") != "0" || c.IsSet("dev") && c.Bool("dev") != st.GetDevMode() {
-		return fmt.Errorf("msbd is already running on %s (pid %d, dev mode %t): to change that, 'msb server stop' first; "+
-			"sandboxes go on running", st.GetListenAddress(), st.GetPid(), st.GetDevMode())
+		return fmt.Errorf("msbd is already running at %s (pid %d, dev mode %s). To change its address or dev mode, run 'msb server stop' first; "+
+			"sandboxes keep running", gatewayURL(st), st.GetPid(), onOff(st.GetDevMode()))
 	}
 	if c.Bool("reset-key") {
-		// A server does not say what it was started with, and of the wrong one no key would ever be good again.
+		// The status does not tell which configuration the running server was started with, and a reset of the wrong
+		// server would permanently invalidate its keys.
 		if others := setFlags(c, "config", "state-dir", "lib-dir"); len(others) > 0 {
-			return fmt.Errorf("msbd is already running on %s (pid %d), and may be another server than %s means: no key was reset. "+
-				"To reset that of the running one, leave that out; to start another one beside it, give a --run-dir and a --port of its own",
-				st.GetListenAddress(), st.GetPid(), strings.Join(others, ", "))
+			return fmt.Errorf("msbd is already running at %s (pid %d), but %s may refer to another server: the signing key was not reset. "+
+				"To reset the key of the running server, omit these flags; to start a second server, use a different --run-dir and --port",
+				gatewayURL(st), st.GetPid(), strings.Join(others, ", "))
 		}
 		return reset(c, a)
 	}
-	fmt.Fprintf(c.App.ErrWriter, "msbd is already running on %s (pid %d)\n", gatewayURL(st), st.GetPid())
+	fmt.Fprintf(c.App.ErrWriter, "msbd is already running at %s (pid %d)\n", gatewayURL(st), st.GetPid())
 	return nil
 }
 
-// setFlags are those of the flags that the command line has, as people write them.
+// setFlags returns those of the flags that the command line sets, with their values, such as "--config FILE".
 func setFlags(c *cli.Context, names ...string) (set []string) {
 	for _, name := range names {
 		if c.IsSet(name) {
@@ -156,7 +158,7 @@ func setFlags(c *cli.Context, names ...string) (set []string) {
 	return set
 }
 
-// findMsbd finds the daemon that belongs to this msb.
+// findMsbd returns the path of the msbd that belongs to this msb: beside it, in ../libexec/msb, or in PATH.
 func findMsbd() (string, error) {
 	exe, err := os.Executable()
 	if err == nil {

@@ -16,23 +16,24 @@ import (
 
 var serverStatus = &cli.Command{
 	Name:      "status",
-	Usage:     "say how the server is, and whether it requires API keys",
+	Usage:     "show the status of the server",
 	UsageText: "msb server status [--watch] [--json]\nmsb server status [--namespace NS] [NAME...]",
-	Description: "With a NAME or a namespace, it lists these sandboxes instead.\n\n" +
+	Description: "With NAME or --namespace, these sandboxes are listed instead.\n\n" +
 		"Exit codes: 0 running and ready; 3 not running; 4 running, but not ready (starting, recovering, draining\n" +
-		"or degraded); 1 it cannot be told, for example without permission; 2 bad usage. With --watch: 0 after Ctrl-C.",
+		"or degraded); 1 the status could not be determined, for example without permission; 2 invalid usage. With\n" +
+		"--watch: 0 after Ctrl-C.",
 	Flags: []cli.Flag{
 		listNamespaceFlag,
 		&cli.BoolFlag{
 			Name: "watch", Aliases: []string{"w"},
-			Usage: "go on until Ctrl-C, also while the server is not running: a terminal is drawn anew each second, else each change is printed",
+			Usage: "continue until Ctrl-C, even while the server is not running; refresh a terminal every second, otherwise print each change",
 		},
 		jsonFlag,
 	},
 	Action: status,
 }
 
-// statusTimeout is long for a call that never waits, so that a server that hangs is told as such.
+// statusTimeout is long for a call that returns immediately, so that only a server that hangs exceeds it.
 const statusTimeout = 10 * time.Second
 
 type statusInfo struct {
@@ -79,7 +80,7 @@ type isolationInfo struct {
 	Hypervisor       string   `json:"hypervisor"`
 	HypervisorReason string   `json:"hypervisor_reason"`
 	Accelerator      string   `json:"accelerator"`
-	Reason           string   `json:"reason"` // of the accelerator
+	Reason           string   `json:"reason"` // why the accelerator was chosen
 	Advice           []string `json:"advice"`
 }
 
@@ -94,10 +95,10 @@ type recoveryInfo struct {
 	Removed int32 `json:"removed"`
 }
 
-// notKnown is the document in place of statusInfo when there is no answer.
-type notKnown struct {
+// noStatus is the JSON document that replaces statusInfo if the server does not answer.
+type noStatus struct {
 	State string `json:"state"` // "stopped" or "unknown"
-	Error string `json:"error"` // why, and what to do
+	Error string `json:"error"` // the reason and what to do
 }
 
 const (
@@ -111,7 +112,7 @@ func status(c *cli.Context) error {
 	}
 	if c.NArg() > 0 || c.IsSet(listNamespaceFlag.Name) {
 		if c.Bool("watch") {
-			return usage(c, "--watch is for the server, not for its sandboxes")
+			return usage(c, "--watch shows the server and cannot be combined with NAME or --namespace")
 		}
 		return listSandboxes(c, c.Args().Slice())
 	}
@@ -129,7 +130,7 @@ func status(c *cli.Context) error {
 	case stopped:
 		return cli.Exit(err.Error(), exitNotRunning)
 	case err != nil:
-		return fmt.Errorf("ask msbd for its status: %w", err)
+		return fmt.Errorf("get the status of msbd: %w", err)
 	case c.Bool(jsonFlag.Name):
 		err = printJSON(c, statusDocument(st, nil))
 	default:
@@ -141,7 +142,7 @@ func status(c *cli.Context) error {
 	return err
 }
 
-// askStatus connects anew each time: gRPC would wait longer and longer between attempts.
+// askStatus uses a new connection for each call, because gRPC waits longer and longer before it reconnects.
 func askStatus(c *cli.Context) (*adminv1.GetStatusResponse, error) {
 	a := admin(c)
 	defer a.Close()
@@ -150,13 +151,13 @@ func askStatus(c *cli.Context) (*adminv1.GetStatusResponse, error) {
 	return a.Status(ctx)
 }
 
-// statusDocument is a status in JSON, or the reason why there is none.
+// statusDocument returns the JSON document for a status, or for the error if there is no status.
 func statusDocument(st *adminv1.GetStatusResponse, err error) any {
 	switch {
 	case errors.Is(err, client.ErrNotRunning):
-		return notKnown{"stopped", err.Error()}
+		return noStatus{"stopped", err.Error()}
 	case err != nil:
-		return notKnown{"unknown", err.Error()}
+		return noStatus{"unknown", err.Error()}
 	}
 	info := statusInfo{
 		State:           stateName(st),
@@ -188,12 +189,12 @@ func describeIsolation(i *adminv1.Isolation) isolationInfo {
 	return isolationInfo{i.GetHypervisor(), i.GetHypervisorReason(), i.GetAccelerator(), i.GetReason(), append([]string{}, i.GetAdvice()...)}
 }
 
-// stateName is the state in one word: "ready".
+// stateName returns the state in one word, such as "ready".
 func stateName(st *adminv1.GetStatusResponse) string {
 	return strings.ToLower(strings.TrimPrefix(st.GetState().String(), "DAEMON_STATE_"))
 }
 
-// gatewayURL is where clients reach the server.
+// gatewayURL returns the URL of the server for clients.
 func gatewayURL(st *adminv1.GetStatusResponse) string {
 	if st.GetTls() != nil {
 		return "https://" + st.GetListenAddress()
@@ -203,7 +204,7 @@ func gatewayURL(st *adminv1.GetStatusResponse) string {
 
 func printStatus(c *cli.Context, st *adminv1.GetStatusResponse) error {
 	rows := describe(st, time.Now())
-	return paintedTable(c.App.Writer, rows, func(row int) colour {
+	return printColoured(c.App.Writer, rows, func(row int) colour {
 		switch {
 		case rows[row][0] == "warning":
 			return yellow
@@ -219,7 +220,14 @@ func printStatus(c *cli.Context, st *adminv1.GetStatusResponse) error {
 	})
 }
 
-// describe says it in plain words; the state comes first.
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+// describe returns the rows of a table with the status. The first row is the state.
 func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 	state := "running, " + stateName(st)
 	if reasons := st.GetDegradedReasons(); len(reasons) > 0 {
@@ -231,26 +239,22 @@ func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 	}
 	authentication := "API key required"
 	if !st.GetAuthRequired() {
-		authentication = "no API key required: whoever reaches the address can do everything"
-	}
-	devMode := "off"
-	if st.GetDevMode() {
-		devMode = "on"
+		authentication = "no API key required: anyone who can connect to the address can do everything"
 	}
 	rows = slices.Concat(rows, [][]string{
 		{"version", st.GetVersion()},
-		{"process", fmt.Sprintf("pid %d, for %s", st.GetPid(), age(now.Sub(st.GetStartedAt().AsTime())))},
+		{"process", fmt.Sprintf("pid %d, running for %s", st.GetPid(), age(now.Sub(st.GetStartedAt().AsTime())))},
 		{"address", gatewayURL(st)},
 		{"TLS", describeTLS(st.GetTls(), now)},
 		{"authentication", authentication},
-		{"dev mode", devMode},
+		{"dev mode", onOff(st.GetDevMode())},
 		{"signing key", fmt.Sprintf("%s, %s old", st.GetSigningKeyId(), age(now.Sub(st.GetSigningKeyCreatedAt().AsTime())))},
 		{"API keys", fmt.Sprintf("%d live, %d expired, %d revoked",
 			st.GetKeys().GetLive(), st.GetKeys().GetExpired(), st.GetKeys().GetRevoked())},
-		{"audit log", fmt.Sprintf("%d entries", st.GetAuditEntries())},
+		{"audit log", plural(st.GetAuditEntries(), "entry", "entries")},
 	}, isolationRows(describeIsolation(st.GetIsolation())), [][]string{
 		{"sandboxes", fmt.Sprintf("%d running, %d failed", st.GetSandboxesRunning(), st.GetSandboxesFailed())},
-		{"at its start", fmt.Sprintf("adopted %d, lost %d, removed %d",
+		{"recovery", fmt.Sprintf("%d adopted, %d lost, %d removed when the server started",
 			st.GetRecovery().GetAdopted(), st.GetRecovery().GetLost(), st.GetRecovery().GetRemoved())},
 	})
 	for _, part := range [][]string{{"containerd", st.GetContainerdVersion()}, {"Kata", st.GetKataVersion()}} {
@@ -262,9 +266,9 @@ func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 }
 
 func isolationRows(i isolationInfo) [][]string {
-	rows := [][]string{{"isolation", because(i.Accelerator, i.Reason)}}
-	if i.Hypervisor != "" { // an older server does not say
-		rows = append(rows, []string{"hypervisor", because(i.Hypervisor, i.HypervisorReason)})
+	rows := [][]string{{"isolation", withReason(i.Accelerator, i.Reason)}}
+	if i.Hypervisor != "" { // empty if the server is older than msb
+		rows = append(rows, []string{"hypervisor", withReason(i.Hypervisor, i.HypervisorReason)})
 	}
 	for _, advice := range i.Advice {
 		rows = append(rows, []string{"advice", advice})
@@ -272,8 +276,8 @@ func isolationRows(i isolationInfo) [][]string {
 	return rows
 }
 
-// because is what was chosen, with the reason.
-func because(what, reason string) string {
+// withReason formats a choice with its reason, if there is one.
+func withReason(what, reason string) string {
 	if reason == "" {
 		return what
 	}
@@ -286,14 +290,14 @@ func describeTLS(t *adminv1.TLS, now time.Time) string {
 	}
 	text := "no certificate yet"
 	if end := t.GetNotAfter(); end != nil {
-		left := "expired"
+		remaining := "expired"
 		if d := end.AsTime().Sub(now); d > 0 {
-			left = "in " + age(d)
+			remaining = "in " + age(d)
 		}
-		text = fmt.Sprintf("certificate for %s until %s, %s", strings.Join(t.GetNames(), ", "), localTime(end), left)
+		text = fmt.Sprintf("certificate for %s until %s, %s", strings.Join(t.GetNames(), ", "), localTime(end), remaining)
 	}
 	if t.GetClientCertificates() {
-		text += "; clients must show one, too"
+		text += "; client certificates required"
 	}
 	return text + " (" + t.GetSource() + ")"
 }

@@ -13,28 +13,28 @@ import (
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 )
 
-// watchInterval is how often a watched server is asked.
+// watchInterval is the interval at which --watch requests the status.
 const watchInterval = time.Second
 
-// clearTerminal moves to the upper left corner and erases what is there.
+// clearTerminal moves the cursor to the upper left corner and clears the terminal.
 const clearTerminal = "\x1b[H\x1b[J"
 
-// watchStatus shows the status until Ctrl-C, also when there is none. A terminal is drawn anew each time;
-// else each change is printed: as a line of JSON, or as text with an empty line behind it.
+// watchStatus shows the status until Ctrl-C, even while the server is not running. A terminal is redrawn each time.
+// Otherwise it prints each change, as a line of JSON or as text followed by an empty line.
 func watchStatus(c *cli.Context) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	var last []byte
 	for {
-		st, asked := askStatus(c)
+		st, statusErr := askStatus(c)
 		if c.Context.Err() != nil {
 			return nil
 		}
-		if errors.Is(asked, errdefs.ErrPermissionDenied) {
-			return asked // and so will be every later answer
+		if errors.Is(statusErr, errdefs.ErrPermissionDenied) {
+			return statusErr // trying again would not help
 		}
-		// The document has nothing of the time that passes: it changes when the server does.
-		document, err := json.Marshal(statusDocument(st, asked))
+		// The document contains no durations, so it changes only when the server's status does.
+		document, err := json.Marshal(statusDocument(st, statusErr))
 		changed := !bytes.Equal(document, last)
 		last = document
 		switch {
@@ -45,9 +45,9 @@ func watchStatus(c *cli.Context) error {
 			}
 		case isTerminal(c.App.Writer):
 			fmt.Fprint(c.App.Writer, clearTerminal)
-			err = showStatus(c, st, asked)
+			err = showStatus(c, st, statusErr)
 		case changed:
-			err = showStatus(c, st, asked)
+			err = showStatus(c, st, statusErr)
 			fmt.Fprintln(c.App.Writer)
 		}
 		if err != nil {
@@ -61,10 +61,10 @@ func watchStatus(c *cli.Context) error {
 	}
 }
 
-// showStatus prints the status for people, or why there is none.
+// showStatus prints the status for people, or err if there is no status.
 func showStatus(c *cli.Context, st *adminv1.GetStatusResponse, err error) error {
 	if err == nil {
 		return printStatus(c, st)
 	}
-	return paintedTable(c.App.Writer, [][]string{{"server", err.Error()}}, func(int) colour { return red })
+	return printColoured(c.App.Writer, [][]string{{"server", err.Error()}}, func(int) colour { return red })
 }

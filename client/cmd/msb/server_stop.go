@@ -14,14 +14,14 @@ import (
 
 var serverStop = &cli.Command{
 	Name:  "stop",
-	Usage: "stop the server and wait until its process is gone",
-	Description: "Sandboxes go on running, and the next start finds them again, unless --sandboxes.\n" +
-		"Exit codes: 0 it is stopped, also if it was before; 1 it is not; 2 bad usage.",
-	Flags:  []cli.Flag{&cli.BoolFlag{Name: "sandboxes", Usage: "stop every sandbox, too"}},
+	Usage: "stop the server and wait until its process has exited",
+	Description: "Sandboxes keep running, and the next start adopts them. Use --sandboxes to stop them as well.\n\n" +
+		"Exit codes: 0 the server is stopped, or was not running; 1 it could not be stopped; 2 invalid usage.",
+	Flags:  []cli.Flag{&cli.BoolFlag{Name: "sandboxes", Usage: "also stop all sandboxes"}},
 	Action: stop,
 }
 
-// drainTimeout is how long the server may take from its answer to its end.
+// drainTimeout is how long the server may take to exit after it has accepted the request.
 const drainTimeout = 30 * time.Second
 
 func stop(c *cli.Context) error {
@@ -38,39 +38,39 @@ func stop(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	// Held from before the end on, so that it cannot come to mean another process.
+	// Open the pidfd before the process exits, because its pid may be reused afterwards.
 	process, err := unix.PidfdOpen(int(st.GetPid()), 0)
 	if err != nil {
 		return fmt.Errorf("watch process %d of msbd: %w", st.GetPid(), err)
 	}
 	defer unix.Close(process)
 	if c.Bool("sandboxes") && st.GetSandboxesRunning() > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "stopping %d sandboxes …\n", st.GetSandboxesRunning())
+		fmt.Fprintf(c.App.ErrWriter, "stopping %s …\n", plural(st.GetSandboxesRunning(), "sandbox", "sandboxes"))
 	}
 	resp, err := a.Shutdown(c.Context, c.Bool("sandboxes"))
 	if err != nil {
 		return err
 	}
-	_ = a.Close() // the server waits for its clients
-	if err := waitForEnd(c.Context, process); err != nil {
-		return fmt.Errorf("wait for msbd (pid %d) to end: %w", st.GetPid(), err)
+	_ = a.Close() // the server waits until its clients have disconnected
+	if err := waitForExit(c.Context, process); err != nil {
+		return fmt.Errorf("wait for msbd (pid %d) to exit: %w", st.GetPid(), err)
 	}
 	fmt.Fprintln(c.App.ErrWriter, "msbd is stopped")
 	if n := resp.GetSandboxesStopped(); n > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "%d sandboxes were stopped\n", n)
+		fmt.Fprintln(c.App.ErrWriter, plural(n, "sandbox was stopped", "sandboxes were stopped"))
 	}
 	if n := resp.GetSandboxesLeftRunning(); n > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "%d sandboxes go on running; the next 'msb server start' finds them again\n", n)
+		fmt.Fprintf(c.App.ErrWriter, "%s running; the next 'msb server start' adopts them\n", plural(n, "sandbox keeps", "sandboxes keep"))
 	}
 	return nil
 }
 
-// waitForEnd waits until the process behind a pidfd has ended.
-func waitForEnd(ctx context.Context, pidfd int) error {
+// waitForExit waits until the process of a pidfd has exited.
+func waitForExit(ctx context.Context, pidfd int) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	for ctx.Err() == nil {
-		// In steps, to notice the end of ctx.
+		// Poll in steps of 100 ms to notice when ctx is done.
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err

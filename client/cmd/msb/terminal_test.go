@@ -38,8 +38,8 @@ func openTerminal(t *testing.T) (control, terminal *os.File) {
 	return control, terminal
 }
 
-// A terminal is drawn anew each time, until Ctrl-C, which is no error.
-func TestWatchDrawsATerminalAnew(t *testing.T) {
+// On a terminal, --watch redraws the status each time. Ctrl-C ends it without an error.
+func TestWatchRedrawsTerminal(t *testing.T) {
 	control, terminal := openTerminal(t)
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
@@ -59,7 +59,7 @@ func TestWatchDrawsATerminalAnew(t *testing.T) {
 		seen.Write(text[:n])
 	}
 	if !strings.Contains(seen.String(), "msbd is not running") {
-		t.Errorf("drawn: %q", seen.String())
+		t.Errorf("got %q", seen.String())
 	}
 	interrupt()
 	if err := <-ended; err != nil {
@@ -67,18 +67,18 @@ func TestWatchDrawsATerminalAnew(t *testing.T) {
 	}
 }
 
-// asked is a server that tells when it is asked for its status, which never changes.
-type asked struct {
+// constantStatus is a server whose status never changes. It sends to calls on each request for the status.
+type constantStatus struct {
 	adminv1.UnimplementedAdminServiceServer
-	times chan struct{}
+	calls chan struct{}
 }
 
-func (a asked) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
-	a.times <- struct{}{}
+func (s constantStatus) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1.GetStatusResponse, error) {
+	s.calls <- struct{}{}
 	return &adminv1.GetStatusResponse{State: ready}, nil
 }
 
-// What is no terminal gets what changes, once.
+// If the output is not a terminal, --watch prints each status only once.
 func TestWatchPrintsChangesOnly(t *testing.T) {
 	t.Parallel()
 	dir, err := os.MkdirTemp("", "msb") // short, because a socket's path is limited
@@ -90,7 +90,7 @@ func TestWatchPrintsChangesOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, service := grpc.NewServer(), asked{times: make(chan struct{})}
+	server, service := grpc.NewServer(), constantStatus{calls: make(chan struct{})}
 	adminv1.RegisterAdminServiceServer(server, service)
 	go server.Serve(l)
 	defer server.Stop()
@@ -104,7 +104,7 @@ func TestWatchPrintsChangesOnly(t *testing.T) {
 		ended <- app.RunContext(ctx, []string{"msb", "--socket", l.Addr().String(), "server", "status", "--watch", "--json"})
 	}()
 	for range 3 {
-		<-service.times
+		<-service.calls
 	}
 	interrupt()
 	if err := <-ended; err != nil {

@@ -27,7 +27,7 @@ func buildVersion() string {
 
 var versionCommand = &cli.Command{
 	Name:   "version",
-	Usage:  "print the version of msb, and of the server if it runs",
+	Usage:  "print the versions of msb and of the running server",
 	Flags:  []cli.Flag{jsonFlag},
 	Action: printVersion,
 }
@@ -44,7 +44,7 @@ func printVersion(c *cli.Context) error {
 	if c.Bool(jsonFlag.Name) {
 		doc := struct {
 			MSB  string  `json:"msb"`
-			MSBD *string `json:"msbd"` // null: it cannot be told
+			MSBD *string `json:"msbd"` // null if the server is not running or does not answer
 		}{MSB: buildVersion()}
 		if err == nil {
 			doc.MSBD = &status.Version

@@ -8,10 +8,10 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-func TestArrange(t *testing.T) {
+func TestFlagsFirst(t *testing.T) {
 	run := &cli.Command{Name: "run", Flags: []cli.Flag{&cli.BoolFlag{Name: "it", Aliases: []string{"i"}}, &cli.StringFlag{Name: "user"}}}
-	handsOn[run] = true
-	defer delete(handsOn, run)
+	passesThrough[run] = true
+	defer delete(passesThrough, run)
 	app := &cli.App{
 		Flags: []cli.Flag{&cli.StringFlag{Name: "socket"}},
 		Commands: []*cli.Command{
@@ -40,10 +40,10 @@ func TestArrange(t *testing.T) {
 		"msb run box --user u -i ls -i":           "msb run -- box --user u -i ls -i",
 		"msb run --user u -i box -- ls -i":        "msb run --user u -i -- box -- ls -i",
 		"msb as-it-is a --yes":                    "msb as-it-is a --yes",
-		"msb --socket key revoke a --yes":         "msb --socket key revoke a --yes", // nothing names a command
+		"msb --socket key revoke a --yes":         "msb --socket key revoke a --yes", // key is the value of --socket, so there is no command
 		"msb --socket=x key revoke a --for=y --y": "msb --socket=x key revoke --for=y --y a",
 	} {
-		if diff := cmp.Diff(strings.Fields(want), arrange(app, strings.Fields(line))); diff != "" {
+		if diff := cmp.Diff(strings.Fields(want), flagsFirst(app, strings.Fields(line))); diff != "" {
 			t.Errorf("%s: %s", line, diff)
 		}
 	}

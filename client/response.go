@@ -18,13 +18,14 @@ import (
 
 // Errors of runs for which errdefs has no class.
 var (
-	// ErrRunTimeout says that a run reached its time limit and was interrupted. The session goes on.
+	// ErrRunTimeout is the class of a run that reached its time limit and was interrupted. The REPL session
+	// continues.
 	ErrRunTimeout = errors.New("time limit of the run reached")
-	// ErrCommandNotFound says that the sandbox has no such program.
+	// ErrCommandNotFound is the class of a command that names a program which the sandbox does not have.
 	ErrCommandNotFound = errors.New("command not found")
 )
 
-// Error is a failure that the server told. [errors.Is] finds its class:
+// Error is an error that the server returned. [errors.Is] matches its class:
 //
 //	rpc.CodeUnauthenticated                       errdefs.ErrUnauthenticated
 //	rpc.CodePermissionDenied                      errdefs.ErrPermissionDenied
@@ -38,20 +39,20 @@ var (
 //	rpc.CodeMethodNotFound                        errdefs.ErrNotImplemented
 //	rpc.CodeInternal                              errdefs.ErrInternal
 type Error struct {
-	// Code is 0 when the answer was not msbd's, but that of a proxy before it.
+	// Code is 0 if the response did not come from msbd, but from a proxy in front of it.
 	Code    rpc.Code
 	Message string
-	// Status is the HTTP status.
+	// Status is the HTTP status code.
 	Status int
-	// RequestID finds the request in the server's log; may be empty.
+	// RequestID identifies the request in the server's log. It may be empty.
 	RequestID string
-	// RetryAfter is how long the server asks to wait; 0 if it did not say.
+	// RetryAfter is how long the server asks the client to wait, or 0 if the server did not ask.
 	RetryAfter time.Duration
 }
 
 func (e *Error) Error() string { return e.Message }
 
-// Unwrap returns the class.
+// Unwrap returns the class of the error.
 func (e *Error) Unwrap() error {
 	if class, ok := codeClasses[e.Code]; ok {
 		return class
@@ -78,7 +79,7 @@ var codeClasses = map[rpc.Code]error{
 	rpc.CodeUnavailable:      errdefs.ErrUnavailable,
 }
 
-// statusClasses are for the answers of proxies, and for the codes of newer servers.
+// statusClasses is for responses of proxies and for codes that only a newer server knows.
 var statusClasses = map[int]error{
 	http.StatusUnauthorized:       errdefs.ErrUnauthenticated,
 	http.StatusForbidden:          errdefs.ErrPermissionDenied,
@@ -88,57 +89,58 @@ var statusClasses = map[int]error{
 	http.StatusGatewayTimeout:     errdefs.ErrUnavailable,
 }
 
-// answer is an HTTP answer that was read to its end.
-type answer struct {
+// response is an HTTP response whose body was read to the end.
+type response struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// result is what a call returned. Its error is an *Error.
-func (a *answer) result() (jsontext.Value, error) {
+// result returns the result of a call. Its error is an *Error.
+func (r *response) result() (jsontext.Value, error) {
 	var res rpc.Response
-	if err := a.decode(&res); err != nil {
+	if err := r.decode(&res); err != nil {
 		return nil, err
 	}
 	switch {
 	case res.Error != nil:
-		return nil, a.fail(res.Error.Code, res.Error.Message)
-	case a.status != http.StatusOK || res.Result == nil:
-		return nil, a.foreign()
+		return nil, r.newError(res.Error.Code, res.Error.Message)
+	case r.status != http.StatusOK || res.Result == nil:
+		return nil, r.unexpected()
 	}
 	return res.Result, nil
 }
 
-// decode reads a body of JSON. Members that it does not know are those of a newer server.
-func (a *answer) decode(into any) error {
-	kind, _, _ := mime.ParseMediaType(a.header.Get("Content-Type"))
-	if kind != "application/json" || json.Unmarshal(a.body, into) != nil {
-		return a.foreign()
+// decode decodes a JSON body. It ignores unknown members, because a newer server may add some.
+func (r *response) decode(into any) error {
+	kind, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
+	if kind != "application/json" || json.Unmarshal(r.body, into) != nil {
+		return r.unexpected()
 	}
 	return nil
 }
 
-func (a *answer) fail(code rpc.Code, message string) *Error {
+func (r *response) newError(code rpc.Code, message string) *Error {
 	return &Error{
-		Code: code, Message: message, Status: a.status,
-		RequestID: a.header.Get("X-Request-Id"), RetryAfter: retryAfter(a.header.Get("Retry-After")),
+		Code: code, Message: message, Status: r.status,
+		RequestID: r.header.Get("X-Request-Id"), RetryAfter: retryAfter(r.header.Get("Retry-After")),
 	}
 }
 
-// foreign is the error of an answer that msbd does not give.
-func (a *answer) foreign() *Error {
-	text := fmt.Sprintf("the answer (HTTP status %d) is not that of msbd; see whether the server's URL is right, and what a proxy before it says", a.status)
-	if to := a.header.Get("Location"); to != "" && a.status/100 == 3 {
-		text = fmt.Sprintf("the server sends on to %q; that is not followed, since the API key would go along: use the URL that is meant", to)
+// unexpected returns the error for a response that msbd would not send.
+func (r *response) unexpected() *Error {
+	text := fmt.Sprintf("the response (HTTP status %d) did not come from msbd: check the server's URL and any proxy in front of the server", r.status)
+	if to := r.header.Get("Location"); to != "" && r.status/100 == 3 {
+		text = fmt.Sprintf("the server redirects to %q. Redirects are not followed, because that would send the API key there: set the "+
+			"server's URL to the right one", to)
 	}
-	if bytes.HasPrefix(a.body, []byte("Client sent an HTTP request to an HTTPS server")) {
-		text = "the server speaks TLS: use https:// in its URL"
+	if bytes.HasPrefix(r.body, []byte("Client sent an HTTP request to an HTTPS server")) {
+		text = "the server requires TLS: use https:// in its URL"
 	}
-	return a.fail(0, text)
+	return r.newError(0, text)
 }
 
-// retryAfter reads the header of this name, in seconds or as a date.
+// retryAfter parses a Retry-After header, which is a number of seconds or a date. It returns 0 if it cannot.
 func retryAfter(header string) time.Duration {
 	if seconds, err := strconv.ParseUint(header, 10, 31); err == nil {
 		return time.Duration(seconds) * time.Second

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// commandLine is a parsed command line.
+type commandLine struct {
+	before     []string     // the words up to and including the name of the command
+	command    *cli.Command // a command with all top-level commands as subcommands, if the line names none
+	flags      []string     // the command's flags, each followed by its value
+	pending    cli.Flag     // the last flag, if its value is missing
+	arguments  []string
+	flagsEnded bool // there was a "--": all later words are arguments
+}
+
+// passesThrough is true for commands whose arguments contain the command line of another program: after the first
+// argument, no word is a flag of msb.
+var passesThrough = map[*cli.Command]bool{sandboxExec: true}
+
+// parseWords parses the words after the name of the program.
+func parseWords(app *cli.App, words []string) *commandLine {
+	line := &commandLine{command: &cli.Command{Flags: app.Flags, Subcommands: app.Commands}}
+	for _, word := range words {
+		switch {
+		case line.pending != nil:
+			line.flags, line.pending = append(line.flags, word), nil
+		case line.flagsEnded || passesThrough[line.command] && len(line.arguments) > 0:
+			line.arguments = append(line.arguments, word)
+		case word == "--":
+			line.flagsEnded = true
+		case strings.HasPrefix(word, "-") && word != "-":
+			line.flags = append(line.flags, word)
+			if f := findFlag(line.command, word); f != nil && !strings.Contains(word, "=") && takesValue(f) {
+				line.pending = f
+			}
+		default:
+			sub := line.command.Command(word)
+			if sub == nil || len(line.arguments) > 0 {
+				line.arguments = append(line.arguments, word)
+				continue
+			}
+			line.before, line.flags = slices.Concat(line.before, line.flags, []string{word}), nil
+			line.command = sub
+		}
+	}
+	return line
+}
+
+// flagsFirst moves the flags of a command before its arguments, because urfave/cli does not parse flags after an
+// argument, but people write them there.
+func flagsFirst(app *cli.App, args []string) []string {
+	line := parseWords(app, args[1:])
+	if line.command.SkipFlagParsing || len(line.command.Subcommands) > 0 {
+		return args
+	}
+	out := slices.Concat(args[:1], line.before, line.flags)
+	if line.pending != nil {
+		return out // urfave/cli refuses it; with the arguments, it would take the first one for the missing value
+	}
+	if line.flagsEnded || passesThrough[line.command] {
+		out = append(out, "--")
+	}
+	return append(out, line.arguments...)
+}
+
+// findFlag returns the flag of command that a word such as --name=value or -n sets, or nil.
+func findFlag(command *cli.Command, word string) cli.Flag {
+	name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(word, "-"), "-"), "=")
+	for _, f := range command.Flags {
+		if slices.Contains(f.Names(), name) {
+			return f
+		}
+	}
+	return nil
+}
+
+func takesValue(f cli.Flag) bool {
+	doc, ok := f.(cli.DocGenerationFlag)
+	return ok && doc.TakesValue()
+}
