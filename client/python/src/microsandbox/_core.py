@@ -42,7 +42,7 @@ class SandboxCore:
 
     @property
     def namespace(self) -> str | None:
-        """The given namespace. None means the key's own, or default for a key that is not limited to one."""
+        """The given namespace. None means the key's namespace, or default for a key that is not limited to one."""
         return self._namespace
 
     @property

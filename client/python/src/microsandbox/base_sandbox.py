@@ -47,7 +47,7 @@ class BaseSandbox(SandboxCore):
 
         server_url: https://HOST[:PORT], or http:// on this machine. The default is MSB_SERVER_URL from the
             environment or from a .env file in the working directory or above it, or http://127.0.0.1:5555.
-        namespace: None means the key's own, or default for a key that is not limited to one.
+        namespace: None means the key's namespace, or default for a key that is not limited to one.
         name: 1 to 63 characters of A-Z a-z 0-9 - _; None generates a name.
         api_key: the default is MSB_API_KEY from the environment or from a .env file.
 
