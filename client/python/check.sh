@@ -139,8 +139,7 @@ run() {
 case ${1-} in
 lint | unit) ;;
 run) ;;
-live | original | bench) : "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}"
- ;;
+live | original | bench) : "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}" ;;
 *)
 	sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
 	exit 2

@@ -22,7 +22,6 @@ esac
 
 if systemctl is-active --quiet msbd 2>/dev/null; then
 	echo "clean-host.sh: the systemd unit msbd is active, and its state would be removed; run 'systemctl stop msbd' first if you want that" >&2
-
 	exit 1
 fi
 

@@ -9,7 +9,6 @@ set -eu
 
 budget=${1:?usage: fuzz.sh BUDGET}
 # Lines of names, then one "ok" line with their package.
-
 targets=$(go test -list '^Fuzz' ./... | awk '
 	/^Fuzz/ { names[n++] = $1 }
 	/^ok/   { for (i = 0; i < n; i++) print $2, names[i]; n = 0 }')

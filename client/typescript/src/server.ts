@@ -19,7 +19,6 @@ const longestPause = 10_000;
 /** Milliseconds to wait for a connection. */
 const connectLimit = 10_000;
 /** Milliseconds that an idle connection is kept. Less than on the server, so that it closes none during a call. */
-
 const idleLimit = 30_000;
 /** Milliseconds without traffic after which TCP keep-alive checks that the server's machine is still up. */
 const keepAliveDelay = 60_000;
@@ -290,7 +289,6 @@ function errorOf({ status, headers }: Response, message: string, code?: number):
 }
 
 /** Parses the Retry-After header, which is a number of seconds or a date. Returns seconds. */
-
 function secondsOf(header: string | undefined): number | undefined {
   if (header === undefined) return undefined;
   if (/^\d+$/.test(header)) return Number(header);

@@ -40,6 +40,5 @@ sed -e 's|@RUNTIME_NAME@|containerd-shim-kata-v2|' \
 go build -mod=vendor -trimpath -ldflags='-s -w' -o shim .
 mkdir -p -- "$(dirname -- "$out")"
 # Renaming does not change the file of a running shim, and never leaves an incomplete file.
-
 cp shim "$out.new"
 mv -f -- "$out.new" "$out"

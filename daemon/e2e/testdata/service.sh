@@ -106,5 +106,4 @@ systemctl disable --quiet msbd
 make uninstall
 systemctl daemon-reload
 fails systemctl cat msbd
-
 step "done"

@@ -320,4 +320,3 @@ def _root_cause(error: BaseException) -> BaseException:
         for first in getattr(cause, "exceptions", ())[:1]:  # an ExceptionGroup with one error for each address tried
             cause = first
     return cause
-

@@ -244,6 +244,5 @@ class PythonSandbox(BaseSandbox):
 class NodeSandbox(BaseSandbox):
     """A sandbox that runs JavaScript with Node.js."""
 
-
     _image = "microsandbox/node"
     _language = "nodejs"

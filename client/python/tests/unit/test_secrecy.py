@@ -34,7 +34,6 @@ async def test_errors_and_logs(
         "timeout": server.hang,
     }
     server.answer("sandbox.start", replies.get(failure, server.hang))
-
     if failure == "unreachable":
         monkeypatch.setenv("MSB_SERVER_URL", "http://127.0.0.1:9")
     sandbox = api.PythonSandbox(name="my-env")

@@ -110,4 +110,3 @@ async def test_proxy(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         thread.join()
     assert {request.split(b"\r\n")[0] for request in requests} == {b"CONNECT sandboxes.invalid:443 HTTP/1.1"}
     assert not any(TEST_KEY.encode() in request for request in requests)
-
