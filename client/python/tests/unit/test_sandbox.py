@@ -351,10 +351,10 @@ async def test_several_threads() -> None:
 
 @pytest.mark.usefixtures("server")
 def test_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    transport, made = _http._transport, []
+    transport, created = _http._transport, []
 
     def slow(config: Any) -> Any:
-        made.append(config)
+        created.append(config)
         time.sleep(0.1)  # gives the other threads time to get here, if nothing prevents it
         return transport(config)
 
@@ -363,7 +363,7 @@ def test_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox._is_started = True
     with ThreadPoolExecutor(8) as threads:
         assert [result.stdout for result in threads.map(sandbox.run, "12345678")] == ["42"] * 8
-    assert len(made) == 1
+    assert len(created) == 1
     sandbox.close()
 
 
