@@ -33,7 +33,7 @@ function checkLint(): { status: number | null; stderr: string } {
 const failing = (times: number) => `
 cd "${root}"
 echo x >>attempts
-if [ "$(wc -l <attempts)" -le ${times} ]; then echo hiccup >&2; exit 1; fi`;
+if [ "$(wc -l <attempts)" -le ${times} ]; then echo network error >&2; exit 1; fi`;
 
 const failed = (...attempts: number[]) =>
   attempts.map((n) => expect.stringMatching(new RegExp(`^check.sh: attempt ${n} of 3 failed: .* (ci|install) `)));
@@ -53,14 +53,14 @@ describe.each([
   test("is tried up to three times, and failed attempts are printed", () => {
     prepare(2);
     const { status, stderr } = checkLint();
-    expect(stderr.trim().split("\n")).toEqual(["hiccup", ...failed(1), "hiccup", ...failed(2)]);
+    expect(stderr.trim().split("\n")).toEqual(["network error", ...failed(1), "network error", ...failed(2)]);
     expect(status).toBe(0);
   });
 
   test("fails after three attempts", () => {
     prepare(9);
     const { status, stderr } = checkLint();
-    expect(stderr.trim().split("\n")).toEqual(["hiccup", ...failed(1), "hiccup", ...failed(2), "hiccup", ...failed(3)]);
+    expect(stderr.trim().split("\n")).toEqual(["network error", ...failed(1), "network error", ...failed(2), "network error", ...failed(3)]);
     expect(status).toBe(1);
   });
 });
