@@ -131,7 +131,7 @@ func TestPlainEnglish(t *testing.T) {
 		"a.md": `
 It is a whole number of the whole file, and the package as a whole.
 Two of them cannot be told apart. That is too much, too late.
-The host that sandboxes run on.
+The hypervisor that sandboxes run on, with its accelerator. It makes a key valid.
 The message is "whom, too". <!-- plain-english: quoted -->
 
 | Name | Meaning |

@@ -63,7 +63,7 @@ done <<'RULES'
 \b(?:go|goes|went) on as\b => continue as
 \bgoes on (?:with|without|by|in|until|for|running)\b => continues
 \bgo on (?:with|without|by|until|running)\b => continue
-\b(?:sandbox(?:es)?|servers?|tasks?|shims?) runs? on(?= and| without|[,;:]|$) => keeps running
+(?<!that )(?<!what )(?<!which )\b(?:sandbox(?:es)?|servers?|tasks?|shims?) runs? on(?= and| without|[,;:]|$) => keeps running
 \b(?:can|cannot|could) be had\b => is available
 \bit cannot be told|\bcannot be told\b(?! (?:apart|from)) => cannot be determined
 \b(?:is|are|was|were|(?<!cannot )be|been|being) told\b(?! (?:apart|from)) => is reported to, gets the error
@@ -88,7 +88,7 @@ done <<'RULES'
 not whole|\b(?:is|are|was|were|be|been|it|them|stays?|came|come|arrives?) whole\b => complete, intact
 \bwholly\b => completely
 # API keys.
-\b(?:make|makes|made|making) (?:an?|another|further|new)(?: new)?(?: API)? keys?\b => create a key
+\b(?:make|makes|made|making) (?:an?|another|further|new)(?: new)?(?: API)? keys?\b(?! (?:live|valid|invalid|public)) => create a key
 \bkeys? (?:that (?:was|were) )?made (?:before|so far|from)\b => existing keys
 \b(?:an|its|their|no) end of (?:its|their) own\b => an expiry
 # "too" at the end of a clause.
