@@ -1,9 +1,9 @@
 #!/bin/sh
 # Builds Kata's shim: build.sh OUT
 #
-# The Go module of Kata does not contain the file pkg/katautils/config-settings.go, because Kata's Makefile generates
-# it. This script generates it from the template in the module. Files cannot be added to the module cache, so the
-# script builds in a vendored copy of this module, outside of the checkout.
+# Kata's Makefile generates one Go file, pkg/katautils/config-settings.go, which the module therefore
+# lacks. It is made here from the template that the module does hold. Go lets nobody add a file to the
+# module cache, so the build happens in a vendored copy of this module, outside the checkout.
 set -eu
 
 out=$(realpath -m -- "${1:?usage: build.sh OUT}")
@@ -23,7 +23,7 @@ go mod vendor
 
 kata=github.com/kata-containers/kata-containers/src/runtime
 version=$(go list -mod=vendor -m -f '{{.Version}}' $kata)
-# CONFIG_PATH and SYSCONFIG are the configuration files of Kata's own packages. msbd passes its own file with every
+# The two paths are where Kata's own packages keep their configuration. msbd names its own in every
 # request.
 sed -e 's|@RUNTIME_NAME@|containerd-shim-kata-v2|' \
 	-e 's|@PROJECT_NAME@|Kata Containers|' \
@@ -39,6 +39,6 @@ sed -e 's|@RUNTIME_NAME@|containerd-shim-kata-v2|' \
 
 go build -mod=vendor -trimpath -ldflags='-s -w' -o shim .
 mkdir -p -- "$(dirname -- "$out")"
-# Renaming does not change the file of a running shim, and never leaves an incomplete file.
+# The rename keeps a running shim's file intact, and never leaves half a file.
 cp shim "$out.new"
 mv -f -- "$out.new" "$out"
