@@ -49,19 +49,19 @@ documented 'msb image import /usr/local/libexec/msb/images/python.tar' | head -n
 . /tmp/import
 MSB_API_KEY=$(msb server keygen --expire 1h --quiet)
 export MSB_API_KEY
-msb sandbox start demo >/dev/null || msb sandbox start demo >/dev/null # on emulated KVM, a boot may hang
-msb sandbox run demo 'x = 40'
+msb sandbox start box >/dev/null || msb sandbox start box >/dev/null # on emulated KVM, a boot may hang
+msb sandbox run box 'x = 40'
 
 step "upgrade"
 documented 'make build guest images' | grep -v 'make build' >/tmp/upgrade
 . /tmp/upgrade
-[ "$(msb sandbox run demo 'x')" = 40 ]
+[ "$(msb sandbox run box 'x')" = 40 ]
 
 step "create the group"
 useradd alice
 documented 'groupadd --system msb' >/tmp/group
 . /tmp/group
-[ "$(msb sandbox run demo 'x += 1; x')" = 41 ]
+[ "$(msb sandbox run box 'x += 1; x')" = 41 ]
 [ "$(stat -c '%a %G' /run/msb /run/msb/msbd.sock | paste -sd ' ')" = "750 msb 660 msb" ]
 
 step "kill the daemon"
@@ -69,7 +69,7 @@ pid=$(systemctl show -P MainPID msbd)
 kill -KILL "$pid"
 until [ "$(systemctl show -P MainPID msbd)" != "$pid" ] && systemctl is-active --quiet msbd; do sleep 0.2; done
 wait_ready
-[ "$(msb sandbox run demo 'x += 1; x')" = 42 ]
+[ "$(msb sandbox run box 'x += 1; x')" = 42 ]
 
 step "socket activation"
 systemctl stop msbd
@@ -78,7 +78,7 @@ documented 'systemctl enable --now msbd.socket' >/tmp/socket
 [ "$(stat -c '%a %G' /run/msb/msbd.sock)" = "600 root" ]
 fails systemctl is-active --quiet msbd
 wait_ready # the first call starts the daemon
-[ "$(msb sandbox run demo 'x += 1; x')" = 43 ]
+[ "$(msb sandbox run box 'x += 1; x')" = 43 ]
 [ "$(stat -c '%a %G' /run/msb /run/msb/msbd.sock | paste -sd ' ')" = "750 msb 660 msb" ]
 su alice -c 'msb server status' >/dev/null
 setpriv --reuid nobody --regid nogroup --groups msb msb server status >/dev/null

@@ -60,7 +60,14 @@ describe.each([
   test("fails after three attempts", () => {
     prepare(9);
     const { status, stderr } = checkLint();
-    expect(stderr.trim().split("\n")).toEqual(["network error", ...failed(1), "network error", ...failed(2), "network error", ...failed(3)]);
+    expect(stderr.trim().split("\n")).toEqual([
+      "network error",
+      ...failed(1),
+      "network error",
+      ...failed(2),
+      "network error",
+      ...failed(3),
+    ]);
     expect(status).toBe(1);
   });
 });
