@@ -1,21 +1,21 @@
 #!/bin/bash
-# Checks the Python package, as it is installed, in virtual environments of its own:
+# Checks the installed Python package in its own virtual environments:
 #
-#   check.sh lint      format, lint, types
-#   check.sh unit      the unit tests, with each Python from 3.9 to 3.13 that is here
-#   check.sh live      the tests against the server of MSB_SERVER_URL, with the key MSB_API_KEY
-#   check.sh original  a program for microsandbox 0.1.8, with that package and then with ours in its place; the same server
-#   check.sh bench     what the package costs beside a raw request; the same server
-#   check.sh run FILE  a program, with the package
+#   check.sh lint      check the format, style and types
+#   check.sh unit      run the unit tests with each installed Python from 3.9 to 3.13
+#   check.sh live      run the tests against the server at MSB_SERVER_URL, with the key MSB_API_KEY
+#   check.sh original  run a program for microsandbox 0.1.8 with that package, then with this one; same server
+#   check.sh bench     measure the overhead of the package over raw requests; same server
+#   check.sh run FILE  run a program with the package
 #
-# It needs python3 with venv, and PyPI when an environment is made. They are in bin/tools/python, or in VENVS.
+# It needs python3 with venv. Creating an environment needs PyPI. The environments are in bin/tools/python, or in VENVS.
 set -euo pipefail
 
 cd -- "$(dirname -- "$0")"
 venvs=${VENVS:-$(cd ../.. && pwd)/bin/tools/python}
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1 PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=
 
-# pythons lists the interpreters that the package is for, the oldest first.
+# pythons lists the installed interpreters that the package supports, oldest first.
 pythons() {
 	local version python
 	for version in 3.9 3.10 3.11 3.12 3.13; do
@@ -28,7 +28,7 @@ pythons() {
 	done
 }
 
-# pip tries to install three times, since networks fail at times: pip DIR ARGUMENT…
+# pip installs packages in up to three attempts, because the network may fail: pip DIR ARGUMENT…
 pip() {
 	local dir=$1 try
 	shift
@@ -40,21 +40,21 @@ pip() {
 	return 1
 }
 
-# venv makes an environment, unless there is one of the same kind, and names it: venv NAME PYTHON PACKAGE…
+# venv creates an environment unless an identical one exists, and prints its path: venv NAME PYTHON PACKAGE…
 venv() {
 	local dir=$venvs/$1 python=$2 kind
 	shift 2
 	kind="$("$python" -VV) $* $(cksum <pyproject.toml)"
 	if [ "$(cat -- "$dir/kind" 2>/dev/null)" != "$kind" ]; then
 		rm -rf -- "$dir"
-		# Here, set -e does not hold: venv runs in $(…).
+		# set -e has no effect here, because venv runs in $(…).
 		"$python" -m venv "$dir" && pip "$dir" hatchling "$@" || return
 		echo "$kind" >"$dir/kind"
 	fi
 	echo "$dir"
 }
 
-# install puts the package, as it is now, into an environment that has what it depends on.
+# install installs the current package into an environment that already has its dependencies.
 install() {
 	"$1/bin/pip" install --no-deps --no-build-isolation --force-reinstall .
 }
@@ -67,7 +67,7 @@ lint() {
 	"$dir/bin/mypy" --cache-dir "$dir/mypy" --python-executable "$dir/bin/python"
 }
 
-# unit_with runs the unit tests with one Python, the oldest one with the oldest httpx.
+# unit_with runs the unit tests with one Python. The oldest Python uses the oldest httpx.
 unit_with() {
 	local python=$1 version dir
 	version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -80,7 +80,7 @@ unit_with() {
 	"$dir/bin/python" -m pytest --quiet
 }
 
-# unit runs them side by side: they wait more than they work.
+# unit runs the unit tests with all Pythons in parallel, because they mostly wait.
 unit() {
 	local logs python n=0 failed=0 pids=()
 	logs=$(mktemp -d)
@@ -88,7 +88,7 @@ unit() {
 		unit_with "$python" >"$logs/$n" 2>&1 &
 		pids[n++]=$!
 	done
-	[ "$n" -gt 0 ] || { echo "check.sh: there is no Python from 3.9 to 3.13" >&2; failed=1; }
+	[ "$n" -gt 0 ] || { echo "check.sh: found no Python from 3.9 to 3.13" >&2; failed=1; }
 	n=0
 	for python in $(pythons); do
 		if wait "${pids[n]}"; then
@@ -115,7 +115,7 @@ original() {
 	local dir
 	dir=$(venv original python3 microsandbox==0.1.8)
 	"$dir/bin/python" tests/original/program.py
-	# Never in the same environment: what 0.1.8 depends on would still be there.
+	# Use a separate environment, so that the dependencies of 0.1.8 are not installed.
 	dir=$(venv moved python3 '.[compat]')
 	install "$dir"
 	"$dir/bin/python" tests/original/program.py
@@ -139,7 +139,7 @@ run() {
 case ${1-} in
 lint | unit) ;;
 run) ;;
-live | original | bench) : "${MSB_SERVER_URL:?names the server}" "${MSB_API_KEY:?is a key of that server}" ;;
+live | original | bench) : "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}" ;;
 *)
 	sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
 	exit 2

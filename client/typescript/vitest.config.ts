@@ -1,15 +1,15 @@
 import { defineConfig } from "vitest/config";
 
-/** Milliseconds that no test or hook takes on any machine, unless it hangs. */
+/** A limit in milliseconds that tests and hooks reach only if they hang, even on a slow machine. */
 const limit = (ms: number) => ({ testTimeout: ms, hookTimeout: ms });
 
 export default defineConfig({
   test: {
     projects: [
       { test: { name: "unit", include: ["test/unit/*.test.ts"], ...limit(60_000) } },
-      // What npm would publish. Needs a build.
+      // Tests of the package that npm would publish. They need a build.
       { test: { name: "package", include: ["test/package/*.test.ts"], ...limit(300_000) } },
-      // Against the server of MSB_SERVER_URL. One file at a time: each starts sandboxes.
+      // Tests against the server at MSB_SERVER_URL. They run one file at a time, because each file starts sandboxes.
       {
         test: {
           name: "live",

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Undoes quickstart.sh: stops the server and its sandboxes, and removes their state.
+# Reverts quickstart.sh: stops the server and its sandboxes, and removes their state.
 #
 #   clean-host.sh [--packages]
 #
-# --packages also removes the Debian packages that host-packages.sh installed. What was built in bin/
-# stays; `make clean` removes that. A server that an installed unit runs is left alone.
+# --packages also removes the Debian packages that host-packages.sh installed. The build results in bin/ are
+# kept; `make clean` removes them. If the systemd unit msbd is active, the script changes nothing and fails.
 set -euo pipefail
 
 cd -- "$(dirname -- "$0")/../.."
@@ -21,29 +21,31 @@ case $*$(id -u) in
 esac
 
 if systemctl is-active --quiet msbd 2>/dev/null; then
-	echo "clean-host.sh: the unit msbd runs here, and its state is not quickstart's: stop it first if you mean it (systemctl stop msbd)" >&2
+	echo "clean-host.sh: the systemd unit msbd is active, and its state would be removed; run 'systemctl stop msbd' first if you want that" >&2
 	exit 1
 fi
 
-# A server that died has left its sandboxes running; one more start adopts them, so that all can be stopped.
+# The sandboxes of a server that crashed are still running. Starting the server again adopts them, so that they can be
+# stopped.
 if [ -x bin/msb ] && [ -e "$run" ]; then
 	if ! bin/msb server status >/dev/null 2>&1; then
-		echo "Starting the server once more, to stop what it left behind"
+		echo "Starting the server again, to stop the sandboxes that it left running"
 		bin/msb server start --detach >/dev/null || true
 	fi
 	echo "Stopping the server and its sandboxes"
 	bin/msb server stop --sandboxes || true
 fi
 
-# What is left now belongs to nobody: this server's processes, then mounts in its directories.
-own() {
+# Clean up what the server has not: end its remaining processes, then unmount everything in its directories.
+# server_pids prints the ids of the processes that belong to this server.
+server_pids() {
 	local p exe
 	for p in /proc/[0-9]*; do
 		exe=$(readlink "$p/exe" 2>/dev/null) || continue
 		exe=${exe% (deleted)}
 		case ${exe##*/} in
 		msbd | containerd | containerd-shim-kata-v2 | qemu-system-* | virtiofsd)
-			# QEMU and virtiofsd name their directory in their environment.
+			# For QEMU and virtiofsd, the directory is in the environment.
 			if cat "$p/cmdline" "$p/environ" 2>/dev/null | tr '\0' '\n' | grep -qE "(^|=|:)$run(/|$)"; then
 				echo "${p#/proc/}"
 			fi
@@ -53,7 +55,7 @@ own() {
 }
 for signal in TERM KILL; do
 	for _ in {1..25}; do
-		pids=$(own)
+		pids=$(server_pids)
 		[ -z "$pids" ] && break 2
 		# shellcheck disable=SC2086 # a list of pids
 		kill -s "$signal" $pids 2>/dev/null || true
@@ -71,7 +73,7 @@ for dir in "$state" "$run"; do
 		echo "Removed $dir"
 	fi
 done
-# Directories that all sandboxes share; where another server has some, they stay.
+# Remove the directories that all sandboxes share, unless another server still uses them.
 find /run/kata-containers /run/vc -depth -type d -empty -delete 2>/dev/null || true
 rmdir /sys/fs/cgroup/msb /sys/fs/cgroup/*/msb 2>/dev/null || true
 
@@ -80,8 +82,8 @@ if [ "${1-}" = --packages ] && [ -s "$record" ]; then
 	xargs -a "$record" apt-get remove --purge --yes -qq >/dev/null </dev/null
 	rm -f -- "$record"
 elif [ -s "$record" ]; then
-	echo "Left: $(wc -l <"$record") Debian packages that make deps installed (make clean-host PACKAGES=1 removes them)"
+	echo "Kept: $(wc -l <"$record") Debian packages that make deps installed (make clean-host PACKAGES=1 removes them)"
 fi
 if [ -e bin ]; then
-	echo "Left: what was built, in bin/ (make clean removes it), and Go's caches ($(go env GOCACHE GOMODCACHE 2>/dev/null | paste -sd ' '))"
+	echo "Kept: the build results in bin/ (make clean removes them), and Go's caches ($(go env GOCACHE GOMODCACHE 2>/dev/null | paste -sd ' '))"
 fi

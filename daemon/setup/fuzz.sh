@@ -1,6 +1,10 @@
 #!/bin/sh
-# Runs every fuzz target of the module for a while: fuzz.sh BUDGET, such as 20000x. A time would do, too, but
-# until Go 1.27 a run may fail at its end without a finding (golang/go#75804).
+# Runs every fuzz target of the module with a number of inputs:
+#
+#   fuzz.sh BUDGET
+#
+# BUDGET is a value of -fuzztime, such as 20000x. Use a number of inputs instead of a time, because before Go 1.27 a
+# run with a time may fail at its end without a finding (golang/go#75804).
 set -eu
 
 budget=${1:?usage: fuzz.sh BUDGET}
@@ -9,15 +13,15 @@ cd -- "$(dirname -- "$0")/../.."
 targets=$(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' api client daemon |
 	sed -E 's|^(.*)/[^/]*:func (.*)|./\1 \2|' | sort)
 if [ -z "$targets" ]; then
-	echo "fuzz.sh: there is no fuzz target" >&2
+	echo "fuzz.sh: found no fuzz target" >&2
 	exit 1
 fi
 echo "$targets" | while read -r package name; do
 	inputs=$budget
 	case $name:$budget in
-	FuzzReadKeys:*x) inputs=$((${budget%x} / 10))x ;; # it starts a process for each input
+	FuzzReadKeys:*x) inputs=$((${budget%x} / 10))x ;; # the target starts a process for each input
 	esac
 	echo "$name ($package), $inputs"
 	go test -run '^$' -fuzz "^$name\$" -fuzztime "$inputs" -fuzzminimizetime 10x "$package"
 done
-echo "$(echo "$targets" | wc -l) fuzz targets, $budget each, FuzzReadKeys a tenth of it: no failure"
+echo "$(echo "$targets" | wc -l) fuzz targets passed, with $budget each (FuzzReadKeys with a tenth of that)"

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Generates api/ from proto/, by the tools on PATH (bin/tools, see Makefile).
+# Generates api/ from proto/ with the tools on PATH (bin/tools, see Makefile).
 #
-#   generated.sh write   writes it
-#   generated.sh check   fails if what is there differs from what would be written
+#   generated.sh write   writes the generated code
+#   generated.sh check   fails if the generated code is not up to date
 set -eu
 
 cd -- "$(dirname -- "$0")/../.."
@@ -15,10 +15,10 @@ check)
 	trap 'rm -rf -- "$out"' EXIT
 	buf generate --template proto/buf.gen.yaml --output "$out"
 	if ! diff -r "$out/api/msb" api/msb; then
-		echo "generated.sh: api/ is not what proto/ says: run make generate" >&2
+		echo "generated.sh: api/ is out of date with proto/: run 'make generate'" >&2
 		exit 1
 	fi
-	echo "generated code is fresh"
+	echo "the generated code is up to date"
 	;;
 *)
 	echo "usage: generated.sh write | check" >&2

@@ -1,17 +1,17 @@
 #!/bin/sh
-# Finds or makes a Go that can build this module.
+# Finds or downloads a Go toolchain that can build this module.
 #
 #   go.sh find        prints the path of an installed Go, 1.21 or later; fails if there is none
-#   go.sh fetch DIR   makes the toolchain that go.mod names in DIR, by means of an older Go
+#   go.sh fetch DIR   installs the toolchain that go.mod names into DIR, using an older Go
 #
-# From 1.21 on Go fetches, by itself, the toolchain that go.mod names. It comes as a module, which an
-# older Go, such as Debian 12's 1.19, can fetch as well, and checks against the public checksum database.
+# Go 1.21 and later download the toolchain that go.mod names automatically. The toolchain is a Go module, so an
+# older Go, such as 1.19 in Debian 12, can also download it and check it against the public checksum database.
 set -eu
 
 find_go() {
 	for go in "$(command -v go || true)" /usr/local/go/bin/go; do
 		[ -x "$go" ] || continue
-		# From elsewhere and without switching: the version of this very Go.
+		# Run it outside of the module and without switching toolchains, to get the version of this installation.
 		version=$(cd / && GOTOOLCHAIN=local "$go" version) || continue
 		version=${version#go version go}
 		minor=${version#1.}
@@ -31,16 +31,16 @@ fetch() {
 	: "${version:=go$(sed -n 's/^go //p' "$root/go.mod")}"
 	module=golang.org/toolchain@v0.0.1-$version.linux-$(go env GOARCH)
 
-	echo "Fetching $version with $(go version | cut -d' ' -f3) (70 MB)"
-	# Elsewhere, since an old Go cannot read this go.mod.
+	echo "Downloading $version with $(go version | cut -d' ' -f3) (70 MB)"
+	# Run it in another directory, because an old Go cannot read this go.mod.
 	source=$(cd / && GO111MODULE=on GOFLAGS=-mod=mod go mod download -json "$module" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 	if [ ! -d "$source" ]; then
-		echo "go.sh: $module could not be fetched" >&2
+		echo "go.sh: downloading $module failed" >&2
 		exit 1
 	fi
 	mkdir -p -- "$(dirname -- "$dir")"
 	rm -rf -- "$dir.new" "$dir"
-	# Modules are read-only, and hold no executables.
+	# Files in the module cache are read-only and not executable.
 	cp -r -- "$source" "$dir.new"
 	chmod -R u+w -- "$dir.new"
 	chmod +x -- "$dir.new"/bin/* "$dir.new"/pkg/tool/*/*

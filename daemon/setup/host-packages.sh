@@ -1,12 +1,12 @@
 #!/bin/sh
-# Installs the Debian packages that the build and the server need, and the further ones that are named,
-# as far as they are missing:
+# Installs the missing Debian packages that the build and the server need, and additional ones:
 #
 #   host-packages.sh RECORD [WHY PACKAGE[:FILE]…]
 #
-# FILE is a file or a command of the package, unless the package has a command of its own name.
+# FILE is a file or a command of the package. If it exists, the package is not missing. The default is a command
+# with the name of the package.
 #
-# What it installed is added to the file RECORD, for clean-host.sh.
+# The script appends the names of the packages that it installed to the file RECORD, for clean-host.sh.
 set -eu
 
 record=${1:?usage: host-packages.sh RECORD [WHY PACKAGE[:FILE]…]}
@@ -14,7 +14,7 @@ shift
 why=${1-}
 [ $# = 0 ] || shift
 
-# package | a file of it | why
+# package | a file of the package | why it is needed
 wanted='
 ca-certificates    | /etc/ssl/certs/ca-certificates.crt | to fetch Go modules over HTTPS
 curl               | /usr/bin/curl                      | to call the server, as the README does
@@ -22,7 +22,7 @@ mmdebstrap         | /usr/bin/mmdebstrap                | to build the images fr
 qemu-system-x86    | /usr/bin/qemu-system-x86_64        | to run the microVMs
 qemu-system-common | /usr/lib/qemu/virtiofsd            | virtiofsd: to share the image with a microVM
 '
-# Any Go from 1.21 on fetches the one that go.mod names; Debian 12 has 1.19, which go.sh starts from.
+# Go 1.21 and later download the version that go.mod names. Debian 12 has Go 1.19, with which go.sh downloads it.
 if ! "$(dirname "$0")"/go.sh find >/dev/null; then
 	wanted="$wanted
 golang-go          | /usr/bin/go                        | to fetch the Go toolchain that go.mod names
@@ -44,7 +44,7 @@ if [ -z "$missing" ]; then
 	exit 0
 fi
 if ! command -v apt-get >/dev/null; then
-	echo "host-packages.sh: apt-get is not here: this needs Debian. Missing:" >&2
+	echo "host-packages.sh: apt-get not found; this script needs Debian. Missing:" >&2
 	echo "$missing" >&2
 	exit 1
 fi

@@ -1,24 +1,24 @@
 #!/bin/bash
-# From built programs to Python's answer out of a microVM: starts the server detached, imports the
-# images, makes a key, starts the sandbox "quickstart" and runs Python in it. What is done already is
-# left as it is, so it can be run again at any time. `make quickstart` builds first.
+# Runs Python in a microVM with the built programs: starts the server detached, imports the images, creates an API
+# key, starts the sandbox "quickstart" and runs Python in it. Steps that are already done are skipped, so the script
+# can be run again at any time. `make quickstart` builds the programs first.
 set -euo pipefail
 
 cd -- "$(dirname -- "$0")/../.."
 msb=bin/msb
 
 if [ "$(id -u)" != 0 ]; then
-	echo "quickstart.sh: run as root: microVMs need mounts, namespaces and cgroups of their own" >&2
+	echo "quickstart.sh: run as root, because microVMs need their own mounts, namespaces and cgroups" >&2
 	exit 1
 fi
 
 step() { printf '\n==> %s\n' "$*"; }
 
-# field NAME prints the first string of that name in JSON on stdin.
+# field NAME prints the first string field with that name in the JSON on stdin.
 field() { grep -o "\"$1\": *\"[^\"]*\"" | head -n 1 | sed 's/^[^:]*: *"//; s/"$//'; }
 
 step "The server"
-# Leaves one that runs already as it is.
+# If the server is already running, this has no effect.
 $msb server start --detach
 for _ in {1..300}; do
 	$msb server status >/dev/null && break
@@ -32,41 +32,41 @@ present=$($msb image list --json)
 for image in python node; do
 	digest=$(tar -xOf "bin/images/$image.tar" index.json | field digest)
 	if grep -q "$digest" <<<"$present"; then
-		echo "microsandbox/$image is there already."
+		echo "microsandbox/$image is already imported."
 	else
 		$msb image import "bin/images/$image.tar"
 	fi
 done
 
-step "A key, a sandbox, Python"
-# For this run alone. It reaches curl on stdin, since arguments can be read by every user.
+step "An API key, a sandbox, Python"
+# The key is only for this run. curl reads it from stdin, because every user can read arguments.
 key=$($msb server keygen --expire 1h 2>/dev/null)
 
 rpc() {
 	curl --silent --show-error --fail-with-body --max-time 180 "http://$address/api/v1/rpc" \
 		--header "Content-Type: application/json" --header @- --data "$1" <<<"Authorization: Bearer $key" || {
 		echo >&2
-		echo "quickstart.sh: the server refused this: $1" >&2
+		echo "quickstart.sh: the server refused the request $1" >&2
 		exit 1
 	}
 }
 
-echo "Starting the sandbox \"quickstart\" (some seconds where microVMs are emulated)"
+echo "Starting the sandbox \"quickstart\" (takes a few seconds if microVMs are emulated)"
 began=$SECONDS
 rpc '{"jsonrpc":"2.0","id":1,"method":"sandbox.start","params":{"sandbox":"quickstart"}}' | field result
 answer=$(rpc '{"jsonrpc":"2.0","id":2,"method":"sandbox.repl.run","params":{"sandbox":"quickstart","language":"python","code":"import platform; print(platform.release())"}}')
 guest=$(field text <<<"$answer")
 if [ -z "$guest" ]; then
-	echo "quickstart.sh: Python did not answer: $answer" >&2
+	echo "quickstart.sh: Python printed nothing; the response is $answer" >&2
 	exit 1
 fi
 cat <<END
-Python's answer, $((SECONDS - began)) s after the request to start:
+Python printed this $((SECONDS - began)) s after the start request:
 
-  the sandbox's kernel  $guest
-  this host's kernel    $(uname -r)
+  kernel of the sandbox  $guest
+  kernel of this host    $(uname -r)
 
-The server runs on at http://$address. Try next:
+The server keeps running at http://$address. Try next:
 
   export PATH="$PWD/bin:\$PATH"
   export MSB_API_KEY="\$(msb server keygen --expire 1d)"
@@ -79,6 +79,6 @@ The server runs on at http://$address. Try next:
 
   msb server status
   msb server list
-  msb server stop               # sandboxes run on; --sandboxes stops them, too
-  make clean-host               # undoes all of this
+  msb server stop               # sandboxes keep running; add --sandboxes to stop them
+  make clean-host               # reverts all of this
 END

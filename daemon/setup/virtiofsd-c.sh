@@ -1,6 +1,6 @@
 #!/bin/sh
-# Kata's shim and msbd speak to the virtiofsd in Rust. This one, installed as msb-virtiofsd, says the same to the one in
-# C that came with QEMU up to 7.2, and gives way to it:
+# Kata's shim and msbd pass the options of the virtiofsd written in Rust. This wrapper, installed as msb-virtiofsd,
+# translates them to those of the virtiofsd written in C, which QEMU included up to 7.2, and executes it:
 #
 #   msb-virtiofsd --daemon=PATH [--syslog] [--cache=MODE] [--log-level=LEVEL] [--sandbox=namespace] [--announce-submounts]
 #       --shared-dir=DIR --fd=N
@@ -11,7 +11,7 @@ for argument; do
 	shift
 	case $argument in
 	--fd=*) ;;
-	--syslog) [ -S /dev/log ] || continue ;; # its seccomp filter would end it when it found none to speak to
+	--syslog) [ -S /dev/log ] || continue ;; # without a syslog socket, the seccomp filter of virtiofsd would kill it
 	--daemon=*) daemon=${argument#*=} && continue ;;
 	--shared-dir=*) argument=source=${argument#*=} ;;
 	--cache=never) argument=cache=none ;;
@@ -22,7 +22,7 @@ for argument; do
 	--log-level=error) argument=log_level=err ;;
 	--log-level=warn | --log-level=info | --log-level=debug) argument=log_level=${argument#*=} ;;
 	*)
-		echo "msb-virtiofsd: no such option of the virtiofsd in C: $argument" >&2
+		echo "msb-virtiofsd: the virtiofsd in C has no option $argument" >&2
 		exit 2
 		;;
 	esac

@@ -1,4 +1,4 @@
-"""Fixtures of both suites."""
+"""Fixtures of the unit and the live tests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .flavours import FLAVOURS
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
-    """Run tests that are coroutines in asyncio."""
+    """Run coroutine tests in asyncio."""
     return "asyncio"
 
 
 @pytest.fixture(params=FLAVOURS, ids=lambda flavour: flavour.__name__)
 def api(request: pytest.FixtureRequest) -> Any:
-    """Return the package, or its blocking version; see done and entered."""
+    """Return microsandbox or microsandbox.sync. Use done and entered to call both in the same way."""
     return request.param

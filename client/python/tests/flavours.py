@@ -1,4 +1,4 @@
-"""The two ways to use the package, so that one test holds for both."""
+"""Helpers for tests that run with both microsandbox and microsandbox.sync."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ FLAVOURS = [microsandbox, microsandbox.sync]
 
 
 async def done(value: Any) -> Any:
-    """Return what a method returns, in asyncio or blocking."""
+    """Return the result of a method call, awaiting it if the method is async."""
     return await value if inspect.isawaitable(value) else value
 
 
 def begin(method: Any, *args: Any) -> asyncio.Task[Any]:
-    """Call a method beside what the test does: in a task, or in a thread."""
+    """Call a method concurrently with the test: an async method in a task, a blocking one in a thread."""
     call = method(*args) if inspect.iscoroutinefunction(method) else asyncio.to_thread(method, *args)
     return asyncio.create_task(call)
 
 
 @asynccontextmanager
 async def entered(manager: Any) -> AsyncIterator[Any]:
-    """Enter a context manager of either kind."""
+    """Enter an async or a blocking context manager."""
     if hasattr(manager, "__aenter__"):
         async with manager as value:
             yield value

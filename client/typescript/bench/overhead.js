@@ -1,6 +1,6 @@
-// What run() costs beside the same request made with fetch, in turns: p50, p99 and their ratio. The server is
-// that of MSB_SERVER_URL, or else one in another process that answers at once, so that little but the client
-// is measured. And the package's size.
+// Measures run() against the same request made with fetch, alternating: p50, p99 and their ratio. Also prints the
+// size of the package. The server is the one at MSB_SERVER_URL. Without that, it is a stub in another process that
+// answers immediately, so that mostly the client is measured.
 
 import { execFileSync, fork } from "node:child_process";
 import { createServer } from "node:http";
@@ -16,7 +16,7 @@ const results = {
   "sandbox.stop": "Sandbox bench stopped successfully",
 };
 
-/** Answers at once. */
+/** Serves fixed responses. */
 function serve() {
   const server = createServer(async (request, response) => {
     let body = "";
@@ -38,30 +38,30 @@ async function measure(serverUrl, apiKey) {
     const body = JSON.stringify({ jsonrpc: "2.0", method: "sandbox.repl.run", params, id: 1 });
     const headers = { "Content-Type": "application/json", Authorization: `Bearer ${apiKey}` };
     /** @type {Record<string, () => Promise<unknown>>} */
-    const ways = {
+    const clients = {
       "run()": async () => (await sandbox.run("1 + 1")).stdout,
       fetch: async () => {
-        const answer = await fetch(`${serverUrl}/api/v1/rpc`, { method: "POST", headers, body });
-        return /** @type {any} */ (await answer.json()).result.output[0].text;
+        const response = await fetch(`${serverUrl}/api/v1/rpc`, { method: "POST", headers, body });
+        return /** @type {any} */ (await response.json()).result.output[0].text;
       },
     };
     /** @type {Record<string, number[]>} */
     const times = { "run()": [], fetch: [] };
     for (let round = -warmUp; round < rounds; round++) {
-      for (const [name, way] of Object.entries(ways)) {
+      for (const [name, client] of Object.entries(clients)) {
         const start = process.hrtime.bigint();
-        const text = await way();
+        const text = await client();
         const time = Number(process.hrtime.bigint() - start) / 1000;
-        if (text !== "2") throw new Error(`${name} gave ${text}`);
+        if (text !== "2") throw new Error(`${name} returned ${text}`);
         if (round >= 0) times[name]?.push(time);
       }
     }
-    const [ours, theirs] = Object.values(times).map((values) => {
+    const [runTimes, fetchTimes] = Object.values(times).map((values) => {
       values.sort((a, b) => a - b);
       return [0.5, 0.99].map((q) => values[Math.floor(values.length * q)] ?? 0);
     });
     ["p50", "p99"].forEach((name, i) => {
-      const [a, b] = [ours?.[i] ?? 0, theirs?.[i] ?? 0];
+      const [a, b] = [runTimes?.[i] ?? 0, fetchTimes?.[i] ?? 0];
       console.log(
         `run() ${name} ${a.toFixed(0)} µs, fetch ${b.toFixed(0)} µs, ratio ${(a / b).toFixed(2)} (n=${rounds} each)`,
       );

@@ -11,11 +11,11 @@ export class Command {
   }
 
   /**
-   * Runs a program, without a shell: for a shell's line, run sh with ["-c", line]. A program that ends with
-   * another code than 0 is a result, not an error.
+   * Runs a program without a shell. To run a shell command line, run sh with ["-c", line]. An exit code other than
+   * 0 is not an error.
    *
-   * @param options seconds after which it is ended, or RunOptions
-   * @throws CommandNotFoundError when the sandbox has no such program, RunTimeoutError after the timeout,
+   * @param options seconds after which the program is killed, or RunOptions
+   * @throws CommandNotFoundError if the sandbox has no such program, RunTimeoutError after the timeout,
    *   NotStartedError, the errors of the connection, and the signal's reason
    */
   async run(command: string, args: readonly string[] = [], options?: number | RunOptions): Promise<CommandExecution> {

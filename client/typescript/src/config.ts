@@ -6,10 +6,10 @@ import { ConfigError } from "./errors.js";
 
 const defaultServerUrl = "http://127.0.0.1:5555";
 
-/** Longer than any .env file that people write, in bytes. */
+/** The maximum size of a .env file, in bytes; real files are much shorter. */
 const maxDotenv = 1 << 20;
 
-/** An API key. However it is printed, logged or copied, it does not tell its text. */
+/** An API key. Printing, logging or copying it does not show its text. */
 export class Key {
   readonly #text: string;
 
@@ -23,30 +23,31 @@ export class Key {
   }
 }
 
-/** Where requests go. */
+/** The server's URL and the API key. */
 export interface Config {
-  /** Without a slash at its end. */
+  /** The URL without a trailing slash. */
   serverUrl: string;
-  /** Absent: only a server in dev mode takes requests then. */
+  /** Undefined if there is no key; then only a server in dev mode accepts requests. */
   key: Key | undefined;
 }
 
-/** A value, and the file that it is from; no file: the caller gave it, or the environment. */
+/** A value and the file it is from. Without a file, it is from the options or the environment. */
 interface Found {
   value: string;
   file?: string;
 }
 
 /**
- * Finds the server and the key. Each by itself, it is the first that is not empty of
+ * Finds the server and the key. Each is looked up separately, and the first value that is not empty is used:
  *
- * 1. what the caller gives,
+ * 1. the options,
  * 2. the environment,
- * 3. the file .env of the working directory, and of each directory above it, the nearest first.
+ * 3. the file .env of the working directory and of each parent directory, the nearest first.
  *
- * Whoever can write such a file could have the key sent to a server of his own. So it throws a ConfigError
- * that says what to do when a value is from a file that everyone can write, or that belongs to another user
- * than this one and root; and when a .env file names a server off this machine, but the key is from elsewhere.
+ * Someone who can write one of these files could have the key sent to their own server. Therefore loadConfig throws
+ * a ConfigError, with a message that says what to do, in two cases: if a value is from a file that everyone can write
+ * or that belongs to a user other than this one and root; and if a .env file names a server on another machine and
+ * the key is from another source.
  */
 export function loadConfig(given: { serverUrl?: string | undefined; apiKey?: string | undefined }): Config {
   const server = find("MSB_SERVER_URL", given.serverUrl);
@@ -57,29 +58,31 @@ export function loadConfig(given: { serverUrl?: string | undefined; apiKey?: str
   if (text === "") return { serverUrl, key: undefined };
   if (!/^[!-~]+$/.test(text)) {
     throw new ConfigError(
-      "the API key holds a space or another character that no key has: copy it whole, and nothing of what is around it",
+      "the API key contains a space or another character that keys never contain: " +
+        "copy the complete key and nothing else",
     );
   }
   if (!isLoopback(url.hostname)) {
     if (url.protocol !== "https:") {
       throw new ConfigError(
-        `the API key is not sent to ${url.hostname} over plain http, where others could read it: use https, ` +
-          `or a tunnel ('ssh -L 5555:127.0.0.1:5555 ${url.hostname}', and then ${defaultServerUrl})`,
+        `the API key is not sent to ${url.hostname} over plain http, because others could read it: use https, ` +
+          `or a tunnel ('ssh -L 5555:127.0.0.1:5555 ${url.hostname}', then the URL ${defaultServerUrl})`,
       );
     }
     if (server.file !== undefined && server.file !== key.file) {
       throw new ConfigError(
-        `${server.file} names the server ${serverUrl}, but the API key is from elsewhere: a key is not sent ` +
-          "where a file beside it says, which may be another's. If the server is right, set MSB_SERVER_URL where the key is",
+        `${server.file} sets the server to ${serverUrl}, but the API key is from another source: the key is not sent ` +
+          "to a server from a .env file that does not contain the key, because somebody else may have written that " +
+          "file. If the server is right, set MSB_SERVER_URL where the key is set",
       );
     }
   }
   return { serverUrl, key: new Key(text) };
 }
 
-/** The error does not repeat the URL: it may hold a password. */
+/** Parses and checks the URL. The error does not contain the URL, which may contain a password. */
 function parseServerUrl(text: string, file: string | undefined): URL {
-  // URL drops white space and turns backslashes round, so that what it reads is not what a person reads.
+  // Check the text first, because URL ignores some white space and treats backslashes as slashes.
   const url =
     /^https?:\/\/[!-~]+$/i.test(text) && !/[\\?#]/.test(text) && URL.canParse(text) ? new URL(text) : undefined;
   if (url?.username !== "" || url.password !== "") {
@@ -95,7 +98,7 @@ const loopback = new BlockList();
 loopback.addSubnet("127.0.0.0", 8);
 loopback.addAddress("::1", "ipv6");
 
-/** Says whether the host of a URL can only be this machine. */
+/** Reports whether the host of a URL is certainly this machine. */
 function isLoopback(hostname: string): boolean {
   const host = hostname.replace(/^\[(.*)\]$/, "$1");
   return host === "localhost" || (isIP(host) !== 0 && loopback.check(host, isIP(host) === 6 ? "ipv6" : "ipv4"));
@@ -109,16 +112,16 @@ function find(name: string, given: string | undefined): Found {
     if (!found) continue;
     const value = valueIn(name, found.text, file);
     if (value === "") continue;
-    const problem = distrust(found.stats, file);
-    if (problem) {
-      throw new ConfigError(`${name} in ${file} is not used, since ${problem}; or set ${name} in the environment`);
+    const untrusted = untrustedReason(found.stats, file);
+    if (untrusted) {
+      throw new ConfigError(`${name} in ${file} is not used, because ${untrusted}, or set ${name} in the environment`);
     }
     return { value, file };
   }
   return { value: "" };
 }
 
-/** The places of .env files, the nearest first. */
+/** Returns the paths of the possible .env files, the nearest first. */
 function dotenvFiles(): string[] {
   const files: string[] = [];
   try {
@@ -127,7 +130,7 @@ function dotenvFiles(): string[] {
       below = directory;
     }
   } catch {
-    // The working directory is gone.
+    // The working directory was deleted.
   }
   return files;
 }
@@ -140,10 +143,10 @@ function valueIn(name: string, text: string, file: string): string {
   }
 }
 
-/** Reads a file, which need not be there. */
+/** Reads a file. Returns undefined if it does not exist. */
 function read(file: string): { text: string; stats: Stats } | undefined {
   try {
-    // Not a directory, as virtual environments are called at times, nor a pipe, which would block.
+    // Skip directories, because some people name a virtual environment .env, and pipes, which would block.
     if (!statSync(file).isFile()) return undefined;
   } catch {
     return undefined;
@@ -153,13 +156,13 @@ function read(file: string): { text: string; stats: Stats } | undefined {
     descriptor = openSync(file, "r");
   } catch (error) {
     throw new ConfigError(
-      `read ${file}: ${(error as NodeJS.ErrnoException).code}: make it your own ('sudo chown "$USER" ${file}'), ` +
+      `read ${file}: ${(error as NodeJS.ErrnoException).code}: make the file your own ('sudo chown "$USER" ${file}'), ` +
         "or set MSB_SERVER_URL and MSB_API_KEY in the environment",
     );
   }
   try {
     const stats = fstatSync(descriptor);
-    if (stats.size > maxDotenv) throw new ConfigError(`read ${file}: it is longer than ${maxDotenv >> 10} KiB`);
+    if (stats.size > maxDotenv) throw new ConfigError(`read ${file}: the file is longer than ${maxDotenv >> 10} KiB`);
     return { text: readFileSync(descriptor, "utf8"), stats };
   } finally {
     closeSync(descriptor);
@@ -167,17 +170,18 @@ function read(file: string): { text: string; stats: Stats } | undefined {
 }
 
 /**
- * Says why a file's text may be another user's, and what to do; empty if it is not. Members of its group are
- * trusted: many systems give each user one of his own, and let it write.
+ * Says why another user may have written a file, and what to do. Returns "" if only this user, root and the file's
+ * group can write it. The group is trusted, because many systems give each user a group of their own and make files
+ * writable by it.
  */
-function distrust(stats: Stats, file: string): string {
+function untrustedReason(stats: Stats, file: string): string {
   const user = process.geteuid?.();
-  if (user === undefined) return ""; // Windows, whose modes say nothing
+  if (user === undefined) return ""; // Windows, where file modes mean nothing
   if (stats.mode & 0o002) {
-    return `everyone on this machine can write that file: 'chmod o-w ${file}' if its text is yours`;
+    return `everyone on this machine can write that file: if you wrote its contents, run 'chmod o-w ${file}'`;
   }
   if (stats.uid !== 0 && stats.uid !== user) {
-    return `that file belongs to another user, with uid ${stats.uid}: 'chown ${user} ${file}' if its text is yours`;
+    return `that file belongs to another user (uid ${stats.uid}): if you wrote its contents, run 'chown ${user} ${file}'`;
   }
   return "";
 }

@@ -1,19 +1,20 @@
-// A line before its value: NAME=, with an optional export before it.
+// The part of a line that precedes the value: NAME=, optionally after export.
 const assignment = /[ \t]*(?:export[ \t]+)?([\w.-]+)[ \t]*(=?)[ \t]*/y;
 const quoted = /"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'/sy;
 const comment = /(^|[ \t])#.*/;
 
-// What a backslash and this character mean. Any other pair stays as it is.
-const inDouble: Record<string, string> = { n: "\n", r: "\r", t: "\t", '"': '"', "'": "'", "\\": "\\", $: "$" };
-const inSingle: Record<string, string> = { "'": "'", "\\": "\\" };
+// The characters that may follow a backslash, and what the pair means. Any other pair is kept.
+const doubleEscapes: Record<string, string> = { n: "\n", r: "\r", t: "\t", '"': '"', "'": "'", "\\": "\\", $: "$" };
+const singleEscapes: Record<string, string> = { "'": "'", "\\": "\\" };
 
 /**
- * Finds a variable in the text of a .env file; empty if it is not there. It reads what msb reads, and what the
- * popular dotenv tools read alike.
+ * Returns the value of a variable in the text of a .env file; empty if it is not set. It reads files as msb does, and
+ * supports what the popular dotenv tools agree on.
  *
- * Values are bare or in quotes, quoted ones over several lines, comments are behind a #, and the last one of
- * a name counts. Nothing is interpolated. A line in no such form is passed over, unless it is for the name
- * that is asked for: then it throws an error that names the line, and has nothing of its text.
+ * Values are bare or in single or double quotes. Quoted values may span several lines. Comments follow a #. If a name
+ * occurs several times, the last value counts. Nothing is interpolated. Malformed lines are skipped, except those of
+ * the variable itself: then lookup throws an error that contains the line's number, but none of its text, which may
+ * be secret.
  */
 export function lookup(file: string, name: string): string {
   const text = file.replace(/^\ufeff/, "").replace(/\r\n?/g, "\n");
@@ -34,19 +35,22 @@ export function lookup(file: string, name: string): string {
   return found;
 }
 
-/** The value that begins at a place, or what is wrong with it; and a place in its last line. */
+/** Returns the value that begins at an offset, or a problem, and an offset in its last line. */
 function readValue(
   text: string,
   at: number,
   assigned: boolean,
 ): ({ text: string } | { problem: string }) & { end: number } {
-  if (!assigned) return { problem: "there is no = behind the name", end: at };
+  if (!assigned) return { problem: "there is no = after the name", end: at };
   if (text[at] !== '"' && text[at] !== "'") return { text: bare(text, at), end: at };
   const match = matchAt(quoted, text, at);
-  if (!match) return { problem: "the quote that begins the value has no end", end: at };
+  if (!match) return { problem: "the closing quote is missing", end: at };
   const end = at + match[0].length;
-  if (bare(text, end) !== "") return { problem: "there is something behind the quoted value", end };
-  return { text: match[1] === undefined ? unescaped(match[2] ?? "", inSingle) : unescaped(match[1], inDouble), end };
+  if (bare(text, end) !== "") return { problem: "there is text after the quoted value", end };
+  return {
+    text: match[1] === undefined ? unescape(match[2] ?? "", singleEscapes) : unescape(match[1], doubleEscapes),
+    end,
+  };
 }
 
 function matchAt(pattern: RegExp, text: string, at: number): RegExpExecArray | null {
@@ -59,11 +63,11 @@ function lineEnd(text: string, at: number): number {
   return end < 0 ? text.length : end;
 }
 
-/** The rest of a line, without a comment and the space around. */
+/** Returns the rest of a line, without a comment and surrounding white space. */
 function bare(text: string, at: number): string {
   return text.slice(at, lineEnd(text, at)).replace(comment, "").trim();
 }
 
-function unescaped(text: string, meant: Record<string, string>): string {
-  return text.replace(/\\(.)/gs, (pair, character: string) => meant[character] ?? pair);
+function unescape(text: string, escapes: Record<string, string>): string {
+  return text.replace(/\\(.)/gs, (pair, character: string) => escapes[character] ?? pair);
 }

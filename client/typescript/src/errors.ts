@@ -1,28 +1,28 @@
-/** What an error tells beside its message. Members that are not known are absent. */
+/** The properties of an error besides its message. Unknown ones are absent. */
 export interface ErrorDetails {
   /** The JSON-RPC error code of the server. */
   code?: number;
-  /** The HTTP status of the answer. */
+  /** The HTTP status of the response. */
   status?: number;
-  /** Finds the request in the server's log. */
+  /** Identifies the request in the server's log. */
   requestId?: string;
   /** Seconds that the server asks to wait. */
   retryAfter?: number;
-  /** The platform's error that this one comes from. */
+  /** The error of the platform that caused this one. */
   cause?: unknown;
 }
 
 /**
  * The base of all errors of this package. No error holds the API key.
  *
- * The message says what happened and what to do about it; it is for people and may change.
+ * The message says what happened and what to do. It is for people and may change.
  */
 export class MicrosandboxError extends Error {
-  /** The JSON-RPC error code; absent if the server told none. */
+  /** The JSON-RPC error code; absent if the server sent none. */
   declare readonly code?: number;
-  /** The HTTP status; absent if there was no answer. */
+  /** The HTTP status; absent if there was no response. */
   declare readonly status?: number;
-  /** Finds the request in the server's log; absent if there was no answer. */
+  /** Identifies the request in the server's log; absent if there was no response. */
   declare readonly requestId?: string;
   /** Seconds that the server asks to wait; absent if it did not say. */
   declare readonly retryAfter?: number;
@@ -33,65 +33,65 @@ export class MicrosandboxError extends Error {
   }
 }
 
-// What the server tells, one for each of its error codes.
+// The server's errors, one class for each error code.
 
-/** -32700: the request is not strict JSON, as with half a surrogate pair in the code. */
+/** -32700: the request is not strict JSON, for example because the code contains half a surrogate pair. */
 export class ParseError extends MicrosandboxError {}
 
-/** -32600: not a request, as when it is longer than 1 MiB, or the URL's path is not the server's. */
+/** -32600: the request is invalid, for example longer than 1 MiB, or the path of the URL is wrong. */
 export class InvalidRequestError extends MicrosandboxError {}
 
-/** -32601: the server has no such method: it is older than this package. */
+/** -32601: the server does not have the method, because it is older than this package. */
 export class MethodNotFoundError extends MicrosandboxError {}
 
 /** -32602: a parameter is wrong, out of range or not supported; the message names it. */
 export class InvalidParamsError extends MicrosandboxError {}
 
-/** -32002: there is no key, or it is malformed, expired, revoked or unknown. */
+/** -32002: the key is missing, malformed, expired, revoked or unknown. */
 export class AuthenticationError extends MicrosandboxError {}
 
-/** -32003: there is no such sandbox. */
+/** -32003: the sandbox does not exist. */
 export class SandboxNotFoundError extends MicrosandboxError {}
 
-/** -32004: the key is good, but limited to another namespace or to other methods. */
+/** -32004: the key is valid, but limited to other namespaces or other methods. */
 export class PermissionDeniedError extends MicrosandboxError {}
 
 /** -32005: the sandbox runs with another configuration, or is in the wrong state. */
 export class ConflictError extends MicrosandboxError {}
 
-/** -32006: over a quota or a rate limit, and retryAfter says when to come back; or a run printed too much. */
+/** -32006: a quota or a rate limit was exceeded, and retryAfter says when to retry; or a run printed too much. */
 export class ResourceExhaustedError extends MicrosandboxError {}
 
-/** -32007: the run reached its time limit and was interrupted. The session goes on. */
+/** -32007: the run reached its time limit and was interrupted. The session continues. */
 export class RunTimeoutError extends MicrosandboxError {}
 
 /** -32008: the sandbox has no such program. */
 export class CommandNotFoundError extends MicrosandboxError {}
 
-/** -32009: the server starts or stops, or the sandbox does not answer. */
+/** -32009: the server is starting or stopping, or the sandbox does not respond. */
 export class UnavailableError extends MicrosandboxError {}
 
-/** -32603: unforeseen; the server's log has the cause under the request id. */
+/** -32603: an unexpected error; the server's log contains the cause under the request id. */
 export class InternalError extends MicrosandboxError {}
 
-// What this side finds by itself.
+// Errors that this package detects itself.
 
-/** The server's URL, the API key or a .env file cannot be used as it is. */
+/** The server's URL, the API key or a .env file cannot be used. */
 export class ConfigError extends MicrosandboxError {}
 
 /** The sandbox was not started, or was stopped. */
 export class NotStartedError extends MicrosandboxError {}
 
-/** There is no connection to the server: nothing was sent. */
+/** The connection to the server failed. Nothing was sent. */
 export class ServerUnreachableError extends MicrosandboxError {}
 
-/** The connection ended before the answer came: what was asked for may have happened, or not. */
+/** The connection ended before the response. The call may have taken effect. */
 export class ConnectionLostError extends MicrosandboxError {}
 
-/** No answer came in time. The server interrupts what was asked for. */
+/** No response arrived in time. The server interrupts the call. */
 export class RequestTimeoutError extends MicrosandboxError {}
 
-/** The answer is not that of msbd, but perhaps of a proxy before it. */
+/** The response is not from msbd, but possibly from a proxy in front of it. */
 export class UnexpectedAnswerError extends MicrosandboxError {}
 
 /** The class of each error code of the server. */
@@ -111,7 +111,7 @@ export const errorsByCode: ReadonlyMap<number, typeof MicrosandboxError> = new M
   [-32603, InternalError],
 ]);
 
-// On the prototypes, since bundlers may rename the classes.
+// Set the names explicitly, because bundlers may rename the classes.
 const names = {
   MicrosandboxError,
   ParseError,

@@ -1,4 +1,4 @@
-/** A line of what a run printed, without the newline at its end. */
+/** A line of a run's output, without the newline. */
 export interface OutputLine {
   stream: "stdout" | "stderr";
   text: string;
@@ -15,31 +15,31 @@ export interface OutputData {
   args?: string[];
 }
 
-/** What a run printed. */
+/** The output of a run. */
 class Output {
-  /** The lines in their order, of both streams. */
+  /** The lines of both streams, in the order in which they were printed. */
   readonly lines: OutputLine[];
 
   constructor(data: OutputData = {}) {
     this.lines = data.output ?? [];
   }
 
-  /** What it printed to its standard output, without white space at the end. */
+  /** The standard output, without trailing white space. */
   get stdout(): string {
     return this.#text("stdout");
   }
 
-  /** What it printed to its standard error, without white space at the end. */
+  /** The standard error, without trailing white space. */
   get stderr(): string {
     return this.#text("stderr");
   }
 
-  /** What it printed to its standard output, without white space around. It is here already; nothing is waited for. */
+  /** The standard output, without surrounding white space. It does not wait; the original SDK made it async. */
   async output(): Promise<string> {
     return this.stdout.trim();
   }
 
-  /** What it printed to its standard error, without white space around. It is here already; nothing is waited for. */
+  /** The standard error, without surrounding white space. It does not wait; the original SDK made it async. */
   async error(): Promise<string> {
     return this.stderr.trim();
   }
@@ -53,37 +53,37 @@ class Output {
   }
 }
 
-/** How a run of code ended, and what it printed. */
+/** The status and the output of a run of code. */
 export class Execution extends Output {
-  /** success, or error when the code raised. */
+  /** success, or error if the code threw an exception. */
   readonly status: string;
-  /** The language that the code is in. */
+  /** The language of the code. */
   readonly language: string;
 
-  /** Reads the result of sandbox.repl.run. */
+  /** Parses a result of sandbox.repl.run. */
   constructor(data: OutputData = {}) {
     super(data);
     this.status = data.status ?? "unknown";
     this.language = data.language ?? "unknown";
   }
 
-  /** Says whether the code raised, or printed to its standard error. */
+  /** Reports whether the code threw an exception or printed to standard error. */
   hasError(): boolean {
     return this.status === "error" || this.lines.some((line) => line.stream === "stderr" && line.text !== "");
   }
 }
 
-/** How a command ended, and what it printed. */
+/** The exit code and the output of a command. */
 export class CommandExecution extends Output {
   /** The program that ran. */
   readonly command: string;
   readonly args: string[];
-  /** The code with which it ended. */
+  /** The exit code of the program. */
   readonly exitCode: number;
-  /** Whether that code is 0. */
+  /** Whether the exit code is 0. */
   readonly success: boolean;
 
-  /** Reads the result of sandbox.command.run. */
+  /** Parses a result of sandbox.command.run. */
   constructor(data: OutputData = {}) {
     super(data);
     this.command = data.command ?? "";

@@ -1,5 +1,5 @@
 /**
- * Run untrusted code in microVMs, on a server of msbd.
+ * Run untrusted code in microVMs, on an msbd server.
  *
  *     import { PythonSandbox } from "microsandbox";
  *

@@ -2,7 +2,7 @@ import { SandboxNotFoundError } from "./errors.js";
 import type { CallOptions } from "./options.js";
 import type { BaseSandbox } from "./sandbox.js";
 
-/** What a sandbox uses. The usages are null for a sandbox that does not run. */
+/** The resource usage of a sandbox. The usages are null if the sandbox is not running. */
 export interface SandboxMetrics {
   namespace: string;
   name: string;
@@ -15,7 +15,7 @@ export interface SandboxMetrics {
   disk_usage: number | null;
 }
 
-/** Asks what a sandbox uses, at each call anew. */
+/** Returns the resource usage of a sandbox. Each call asks the server. */
 export class Metrics {
   readonly #sandbox: BaseSandbox;
 
@@ -24,31 +24,31 @@ export class Metrics {
   }
 
   /**
-   * All metrics at once.
+   * Returns all metrics.
    *
-   * @throws SandboxNotFoundError when the sandbox is gone, NotStartedError, the errors of the connection, and
+   * @throws SandboxNotFoundError if the sandbox does not exist, NotStartedError, the errors of the connection, and
    *   the signal's reason
    */
   all(options: CallOptions = {}): Promise<SandboxMetrics> {
     return this.#sandbox._metrics(options);
   }
 
-  /** The processor time that it uses, in percent of one processor; undefined if it does not run. */
+  /** Returns the CPU usage, in percent of one processor; undefined if the sandbox is not running. */
   async cpu(options?: CallOptions): Promise<number | undefined> {
     return (await this.all(options)).cpu_usage ?? undefined;
   }
 
-  /** The memory that it uses, in MiB; undefined if it does not run. */
+  /** Returns the memory usage, in MiB; undefined if the sandbox is not running. */
   async memory(options?: CallOptions): Promise<number | undefined> {
     return (await this.all(options)).memory_usage ?? undefined;
   }
 
-  /** The disk space that it uses, in bytes; undefined if it does not run. */
+  /** Returns the disk usage, in bytes; undefined if the sandbox is not running. */
   async disk(options?: CallOptions): Promise<number | undefined> {
     return (await this.all(options)).disk_usage ?? undefined;
   }
 
-  /** Whether the sandbox runs. */
+  /** Reports whether the sandbox is running. False if it does not exist. */
   async isRunning(options?: CallOptions): Promise<boolean> {
     try {
       return (await this.all(options)).running;

@@ -2,17 +2,17 @@ import { Execution } from "./execution.js";
 import type { RunOptions, SandboxOptions } from "./options.js";
 import { BaseSandbox } from "./sandbox.js";
 
-/** A sandbox that runs JavaScript, with Node.js. */
+/** A sandbox that runs JavaScript with Node.js. */
 export class NodeSandbox extends BaseSandbox {
   /**
-   * Makes a sandbox and starts it; for the options and errors see the constructor and start().
+   * Creates a sandbox and starts it. For the options and errors, see the constructor and start().
    *
    *     await using sandbox = await NodeSandbox.create({ name: "my-sandbox" });
    *     const execution = await sandbox.run("6 * 7");
    *     console.log(execution.stdout);
    */
   static override create(options?: SandboxOptions): Promise<NodeSandbox> {
-    // A subclass gets one of its own. As a bare function, create has no class for its this.
+    // In a subclass, this is the subclass. If create is called as a bare function, this is not a class.
     return BaseSandbox.createBase(typeof this === "function" ? this : NodeSandbox, options);
   }
 

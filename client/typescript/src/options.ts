@@ -3,67 +3,69 @@ import type { Agent } from "node:http";
 /** Options of every call. */
 export interface CallOptions {
   /**
-   * Ends the call: it throws the signal's reason, and what it runs on the server is ended, too.
+   * Aborts the call: the call throws the signal's reason, and the server ends its run.
    */
   signal?: AbortSignal | undefined;
 }
 
 /** Options of a run of code or of a program. */
 export interface RunOptions extends CallOptions {
-  /** Seconds after which it is interrupted; 0, or none, is the server's maximum. */
+  /** Seconds after which the run is interrupted; 0 or undefined means the server's maximum. */
   timeout?: number | undefined;
 }
 
-/** What a sandbox is made of. The server's defaults are for what is left out. */
+/** The configuration of a sandbox. The server's defaults apply to options that are not given. */
 export interface StartOptions extends CallOptions {
-  /** Such as microsandbox/python; otherwise that of the sandbox's language. */
+  /** Name of the image, such as microsandbox/python; the default is the image of the sandbox's language. */
   image?: string | undefined;
-  /** MiB. */
+  /** Memory in MiB. */
   memory?: number | undefined;
   /** Virtual processors; rounded to the nearest integer. */
   cpus?: number | undefined;
-  /** Environment variables for everything that runs in it: an object, or ["NAME=value"]. */
+  /** Environment variables for everything that runs in the sandbox: an object, or ["NAME=value"]. */
   envs?: Readonly<Record<string, string>> | readonly string[] | undefined;
-  /** Absolute path in which runs begin. */
+  /** Working directory of runs, an absolute path. */
   workdir?: string | undefined;
 
-  // A server that lacks one of these refuses the start and names it.
+  // A server that does not support one of these options refuses the start and names the option.
 
-  /** Directories from without, as the server offers them. */
+  /** Directories outside of the sandbox to mount, as far as the server supports them. */
   volumes?: readonly string[] | undefined;
-  /** Ports of its own that are to be reached from without. */
+  /** Ports of the sandbox to expose. */
   ports?: readonly string[] | undefined;
-  /** Names of sandboxes that must run before it. */
+  /** Names of sandboxes that must run before this one. */
   dependsOn?: readonly string[] | undefined;
-  /** The shell that its scripts are for. */
+  /** The shell that runs the scripts. */
   shell?: string | undefined;
-  /** Scripts that can be run in it, by their names. */
+  /** Scripts that can be run in the sandbox, by name. */
   scripts?: Readonly<Record<string, string>> | undefined;
-  /** What is run in it as it starts. */
+  /** The command to run when the sandbox starts. */
   exec?: string | undefined;
 
-  /** Seconds to wait until it is ready, 180 if not given; after that, what was made so far is removed. */
+  /**
+   * Seconds to wait until the sandbox is ready; the default is 180. After that, the server removes what it has created.
+   */
   timeout?: number | undefined;
 }
 
-/** Options of a sandbox, and of its start. */
+/** Options of a sandbox and of its start. */
 export interface SandboxOptions extends StartOptions {
   /**
-   * https://HOST[:PORT], or http:// on this machine; otherwise MSB_SERVER_URL of the environment or of a .env
-   * file in the working directory or above it, or http://127.0.0.1:5555.
+   * https://HOST[:PORT], or http:// on this machine. The default is MSB_SERVER_URL from the environment or from a
+   * .env file in the working directory or above it, or http://127.0.0.1:5555.
    */
   serverUrl?: string | undefined;
-  /** Otherwise the key's own, or default for a key that is not limited to one. */
+  /** Namespace of the sandbox; the default is the key's namespace, or default for a key that is not limited to one. */
   namespace?: string | undefined;
-  /** 1 to 63 of A-Z a-z 0-9 - _; otherwise one is made up. */
+  /** 1 to 63 characters of A-Z a-z 0-9 - _; the default is a generated name. */
   name?: string | undefined;
-  /** Otherwise MSB_API_KEY of the environment or of a .env file in the working directory or above it. */
+  /** API key; the default is MSB_API_KEY from the environment or from a .env file in the working directory or above. */
   apiKey?: string | undefined;
-  /** Makes the connections, for proxies, client certificates and private authorities: an Agent of node:http(s). */
+  /** An Agent of node:http(s) that opens the connections, for proxies, client certificates and private authorities. */
   agent?: Agent | undefined;
 }
 
-/** Collects SandboxOptions, one call for each. */
+/** Collects SandboxOptions with one call for each option. */
 export class SandboxOptionsBuilder {
   readonly #options: SandboxOptions = {};
 
@@ -151,6 +153,6 @@ export class SandboxOptionsBuilder {
 }
 
 export const SandboxOptions = {
-  /** Begins SandboxOptions.builder().name("my-sandbox").memory(1024).build(). */
+  /** Returns a new builder: SandboxOptions.builder().name("my-sandbox").memory(1024).build(). */
   builder: (): SandboxOptionsBuilder => new SandboxOptionsBuilder(),
 };

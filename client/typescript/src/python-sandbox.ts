@@ -5,14 +5,14 @@ import { BaseSandbox } from "./sandbox.js";
 /** A sandbox that runs Python. */
 export class PythonSandbox extends BaseSandbox {
   /**
-   * Makes a sandbox and starts it; for the options and errors see the constructor and start().
+   * Creates a sandbox and starts it. For the options and errors, see the constructor and start().
    *
    *     await using sandbox = await PythonSandbox.create({ name: "my-sandbox" });
    *     const execution = await sandbox.run("6 * 7");
    *     console.log(execution.stdout);
    */
   static override create(options?: SandboxOptions): Promise<PythonSandbox> {
-    // A subclass gets one of its own. As a bare function, create has no class for its this.
+    // In a subclass, this is the subclass. If create is called as a bare function, this is not a class.
     return BaseSandbox.createBase(typeof this === "function" ? this : PythonSandbox, options);
   }
 

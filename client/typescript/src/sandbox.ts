@@ -9,22 +9,22 @@ import { Metrics, type SandboxMetrics } from "./metrics.js";
 import type { CallOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
 import { Server } from "./server.js";
 
-// Node.js before 20.5 lacks it, and then `await using` looks for it here.
+// Node.js before 20.5 does not have Symbol.asyncDispose; compiled `await using` blocks then use this one.
 if (!Symbol.asyncDispose) {
   Object.defineProperty(Symbol, "asyncDispose", { value: Symbol("Symbol.asyncDispose") });
 }
 
-// Seconds to wait for answers. The server's own limits are shorter.
+// Seconds to wait for a response. The server's own limits are shorter.
 const startLimit = 180;
 const stopLimit = 120;
 const metricsLimit = 30;
-/** Seconds that a run may take beyond its time limit: its turn, and the way. */
+/** Seconds that a run may take beyond its time limit: waiting while other runs finish, and the network. */
 const runGrace = 120;
 
 /**
- * A sandbox on a server of msbd. Use PythonSandbox or NodeSandbox.
+ * A sandbox on an msbd server. Use PythonSandbox or NodeSandbox.
  *
- * All errors are a MicrosandboxError, but that of a signal is its reason, as everywhere.
+ * All errors are subclasses of MicrosandboxError, except that an aborted call throws the signal's reason.
  */
 export abstract class BaseSandbox implements AsyncDisposable {
   readonly #server: Server;
@@ -34,9 +34,9 @@ export abstract class BaseSandbox implements AsyncDisposable {
   #isStarted = false;
 
   /**
-   * Names a sandbox. Nothing is sent: it need not be there yet.
+   * Creates an object for a sandbox, which need not exist yet. Nothing is sent.
    *
-   * @throws ConfigError when the server's URL, the key or a .env file cannot be used
+   * @throws ConfigError if the server's URL, the key or a .env file cannot be used
    */
   constructor(options?: SandboxOptions) {
     const { serverUrl, apiKey, agent, namespace, name, ...startOptions } = options ?? {};
@@ -46,13 +46,13 @@ export abstract class BaseSandbox implements AsyncDisposable {
     this.#startOptions = startOptions;
   }
 
-  /** Makes a sandbox and starts it; for the options and errors see the constructor and start(). */
+  /** Creates a sandbox and starts it. For the options and errors, see the constructor and start(). */
   static create(options?: SandboxOptions): Promise<BaseSandbox> {
-    // The subclass that this is called on.
+    // this is the subclass on which create is called.
     return BaseSandbox.createBase(this as unknown as new (options?: SandboxOptions) => BaseSandbox, options);
   }
 
-  /** What create() of a subclass does. */
+  /** Implements create() of the subclasses. */
   protected static async createBase<T extends BaseSandbox>(
     ctor: new (options?: SandboxOptions) => T,
     options?: SandboxOptions,
@@ -62,13 +62,13 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return sandbox;
   }
 
-  /** The name of the image that the sandbox is started from unless another is named. */
+  /** Returns the name of the image that start() uses if none is given. */
   abstract getDefaultImage(): Promise<string>;
 
   /**
-   * Runs code. What it defines is there for the next run; runs of one sandbox take turns.
+   * Runs code. Variables and definitions are kept for the next run. Runs of a sandbox are executed one by one.
    *
-   * Code that raises is a result, whose status is error, and its traceback is in stderr.
+   * If the code throws an exception, the status of the result is error, and the traceback is in stderr.
    *
    * @throws RunTimeoutError after the timeout, NotStartedError, the errors of the connection, and the signal's
    *   reason
@@ -76,12 +76,12 @@ export abstract class BaseSandbox implements AsyncDisposable {
   abstract run(code: string, options?: RunOptions): Promise<Execution>;
 
   /**
-   * Starts the sandbox, and returns when it is ready. One that this object has started stays as it is. What
-   * the options leave out is as the constructor was told.
+   * Starts the sandbox, and returns when it is ready. If this object has already started it, it does nothing.
+   * Options that are not given are taken from the constructor.
    *
-   * Starting a name that runs with an equal configuration succeeds at once.
+   * If a sandbox with this name is running with the same configuration, start succeeds immediately.
    *
-   * @throws ConflictError when it runs with another configuration, InvalidParamsError when an option is wrong or
+   * @throws ConflictError if it runs with another configuration, InvalidParamsError if an option is wrong or
    *   not supported by the server, RequestTimeoutError after the timeout, the other errors of the server and
    *   the connection, and the signal's reason
    */
@@ -95,14 +95,15 @@ export abstract class BaseSandbox implements AsyncDisposable {
     await this.#server.call({
       method: "sandbox.start",
       params: {
-        ...this.#which(),
+        ...this.#sandboxParams(),
         config: {
           image: options.image || (await this.getDefaultImage()),
           memory: options.memory,
           cpus: options.cpus === undefined ? undefined : Math.round(options.cpus),
           envs: envs && (isList(envs) ? envs : Object.entries(envs).map(([name, value]) => `${name}=${value}`)),
           workdir,
-          // What the server does not support, it refuses by name; left out here, nobody would say so.
+          // Send these although the server does not support all of them, so that it refuses them by name instead of
+          // ignoring them silently.
           volumes,
           ports,
           depends_on: dependsOn,
@@ -119,18 +120,18 @@ export abstract class BaseSandbox implements AsyncDisposable {
   }
 
   /**
-   * Stops the sandbox, if this object started it: all that was written in it is gone, and its name is free.
+   * Stops the sandbox, if this object started it. Its data is deleted, and its name can be used again.
    *
-   * @throws SandboxNotFoundError when it is gone already, the other errors of the server and the connection,
+   * @throws SandboxNotFoundError if the sandbox does not exist, the other errors of the server and the connection,
    *   and the signal's reason
    */
   async stop(options: CallOptions = {}): Promise<void> {
     if (!this.#isStarted) return;
     try {
-      // Not repeatable: a second one would not find it.
+      // Not repeatable: a second stop would not find the sandbox.
       await this.#server.call({
         method: "sandbox.stop",
-        params: this.#which(),
+        params: this.#sandboxParams(),
         limit: stopLimit,
         signal: options.signal,
       });
@@ -141,7 +142,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
     this.#isStarted = false;
   }
 
-  /** Stops the sandbox at the end of the block of `await using`. That it is gone already is no error. */
+  /** Stops the sandbox at the end of an `await using` block. It is not an error if the sandbox does not exist. */
   async [Symbol.asyncDispose](): Promise<void> {
     try {
       await this.stop();
@@ -155,37 +156,37 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return new Command(this);
   }
 
-  /** Says what the sandbox uses. */
+  /** Returns the resource usage of the sandbox. */
   get metrics(): Metrics {
     return new Metrics(this);
   }
 
-  /** Whether this object has started the sandbox, and not stopped it. */
+  /** Whether this object has started the sandbox and not stopped it. */
   get isStarted(): boolean {
     return this.#isStarted;
   }
 
-  /** The server on which the sandbox runs. */
+  /** The URL of the server on which the sandbox runs. */
   get serverUrl(): string {
     return this.#server.config.serverUrl;
   }
 
-  /** The namespace that was given; undefined is the key's own, or default for a key that is not limited to one. */
+  /** The given namespace. Undefined means the key's namespace, or default for a key that is not limited to one. */
   get namespace(): string | undefined {
     return this.#namespace;
   }
 
-  /** The sandbox's name; made up if none was given. */
+  /** The sandbox's name; generated if none was given. */
   get name(): string {
     return this.#name;
   }
 
-  /** The API key; undefined if there is none. Nothing but this tells it. */
+  /** The API key; undefined if there is none. Nothing else in this package shows the key. */
   get apiKey(): string | undefined {
     return this.#server.config.key?.reveal();
   }
 
-  /** What is fit to be logged. */
+  /** Returns the attributes that may be logged. */
   toJSON(): { name: string; namespace: string | undefined; serverUrl: string; isStarted: boolean } {
     return { name: this.name, namespace: this.namespace, serverUrl: this.serverUrl, isStarted: this.isStarted };
   }
@@ -195,17 +196,17 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return `${this.constructor.name} ${inspect(this.toJSON(), options)}`;
   }
 
-  /** @internal Makes a run and returns its result. Without a time limit, it lasts as long as the server allows. */
+  /** @internal Makes a run and returns its result. Without a timeout, it may take as long as the server allows. */
   async _run(method: string, params: Record<string, unknown>, options?: RunOptions): Promise<OutputData> {
     this.#requireStart();
     const timeout = seconds(options?.timeout);
     const result = (await this.#server.call({
       method,
-      params: { ...this.#which(), ...params, timeout },
+      params: { ...this.#sandboxParams(), ...params, timeout },
       limit: timeout && timeout + runGrace,
       signal: options?.signal,
     })) as OutputData | null;
-    if (!Array.isArray(result?.output)) throw unknownForm("the result of a run");
+    if (!Array.isArray(result?.output)) throw unknownFormat("the result of the run is");
     return result;
   }
 
@@ -214,18 +215,18 @@ export abstract class BaseSandbox implements AsyncDisposable {
     this.#requireStart();
     const result = (await this.#server.call({
       method: "sandbox.metrics.get",
-      params: this.#which(),
+      params: this.#sandboxParams(),
       limit: metricsLimit,
       repeatable: true,
       signal,
     })) as { sandboxes?: SandboxMetrics[] } | null;
-    if (!Array.isArray(result?.sandboxes)) throw unknownForm("the answer about metrics");
+    if (!Array.isArray(result?.sandboxes)) throw unknownFormat("the metrics are");
     const [metrics] = result.sandboxes;
     if (!metrics) throw new SandboxNotFoundError(`sandbox ${this.#name} does not exist`);
     return metrics;
   }
 
-  #which(): { sandbox: string; namespace: string | undefined } {
+  #sandboxParams(): { sandbox: string; namespace: string | undefined } {
     return { sandbox: this.#name, namespace: this.#namespace };
   }
 
@@ -234,7 +235,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
   }
 }
 
-/** Checks a time limit, in seconds. None is undefined: JSON has no Infinity. */
+/** Checks a time limit in seconds. Infinity becomes undefined, because JSON has no infinity. */
 function seconds(timeout: number | undefined): number | undefined {
   if (timeout == null || timeout === Infinity) return undefined;
   if (typeof timeout !== "number" || !(timeout >= 0)) {
@@ -243,16 +244,18 @@ function seconds(timeout: number | undefined): number | undefined {
   return timeout;
 }
 
-/** The members that are there. */
+/** Returns the members that are neither undefined nor null. */
 function defined<T extends object>(options: T): Partial<T> {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value != null)) as Partial<T>;
 }
 
-/** Array.isArray, for lists that are read-only, too. */
+/** Like Array.isArray, but also narrows the type of read-only arrays. */
 function isList(value: object): value is readonly string[] {
   return Array.isArray(value);
 }
 
-function unknownForm(what: string): UnexpectedAnswerError {
-  return new UnexpectedAnswerError(`${what} is not in the form that this package knows: is the server newer than it?`);
+function unknownFormat(subject: string): UnexpectedAnswerError {
+  return new UnexpectedAnswerError(
+    `${subject} not in the format that this package knows: the server may be newer than the package`,
+  );
 }

@@ -8,35 +8,38 @@ import { version } from "./version.js";
 
 const path = "/api/v1/rpc";
 
-/** How often a call is sent that surely, or harmlessly, did not run before; and the pauses between, in ms. */
+/**
+ * The maximum number of attempts of a call that did not begin or is safe to repeat, and the pauses between the attempts
+ * in ms.
+ */
 const maxAttempts = 3;
 const firstPause = 100;
 const longestPause = 10_000;
 
-/** Milliseconds until there is a connection. */
+/** Milliseconds to wait for a connection. */
 const connectLimit = 10_000;
-/** Milliseconds that an unused connection is kept; less than the server does, so that none is closed under a call. */
+/** Milliseconds that an idle connection is kept. Less than on the server, so that it closes none during a call. */
 const idleLimit = 30_000;
-/** Milliseconds after which to ask a silent connection whether the server's machine is still there. */
+/** Milliseconds without traffic after which TCP keep-alive checks that the server's machine is still up. */
 const keepAliveDelay = 60_000;
-/** The longest time that setTimeout takes, in ms. */
+/** The longest time that setTimeout accepts, in ms. */
 const longestTimer = 2 ** 31 - 1;
-/** More than the server lets a run print, in the longest spelling, in bytes. */
-const maxAnswer = 256 << 20;
+/** Maximum size of a response in bytes: more than the output limit of a run with every byte escaped in JSON. */
+const maxResponse = 256 << 20;
 
 /** One call of a method. */
 export interface Call {
   method: string;
-  /** Members that are undefined are not sent. */
+  /** Undefined members are not sent. */
   params: Record<string, unknown>;
-  /** Seconds to wait for the answer; undefined or 0 is as long as the signal lets it. */
+  /** Seconds to wait for the response; undefined or 0 means no limit. */
   limit?: number | undefined;
-  /** A second run of it does no harm. */
+  /** Making the call twice does no harm. */
   repeatable?: boolean;
   signal?: AbortSignal | undefined;
 }
 
-interface Answer {
+interface Response {
   status: number;
   headers: http.IncomingHttpHeaders;
   body: string;
@@ -55,12 +58,12 @@ export class Server {
   }
 
   /**
-   * Makes a call and returns its result. When the signal aborts, it throws the signal's reason; that closes
-   * the connection, and the server ends the run.
+   * Makes a call and returns its result. If the signal aborts, it closes the connection, so that the server ends the
+   * run, and throws the signal's reason.
    *
-   * It is sent again only when that cannot run anything twice: when nothing listened, when the server was too
-   * busy to begin it, or when it is repeatable and the connection was lost or the server not ready. What the
-   * server asks to wait is waited for, up to 10 s and within the call's limit.
+   * The call is retried only if that cannot run anything twice: if the connection was refused, if the server was too
+   * busy to begin the call, or if the call is repeatable and the connection was lost or the server was not ready. It
+   * waits before a retry as long as the server asks, up to 10 s and within the call's limit.
    */
   async call(call: Call): Promise<unknown> {
     call.signal?.throwIfAborted();
@@ -89,20 +92,21 @@ export class Server {
     }
   }
 
-  async #post({ method, params }: Call, signal: AbortSignal): Promise<Answer> {
+  async #post({ method, params }: Call, signal: AbortSignal): Promise<Response> {
     const secure = this.#url.protocol === "https:";
     const headers: http.OutgoingHttpHeaders = {
       "Content-Type": "application/json",
       "User-Agent": `microsandbox-js/${version}`,
     };
     if (this.config.key) headers.Authorization = `Bearer ${this.config.key.reveal()}`;
-    // Two turns of the event loop, of which one surely polls: it sees which idle connections the server closed.
+    // Wait for two turns of the event loop. At least one of them polls, and notices idle connections that the server
+    // has closed.
     await nextTurn();
     await nextTurn();
     let connected = false;
     try {
       const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
-        const agent = this.#agent ?? (secure ? tls : plain).take();
+        const agent = this.#agent ?? (secure ? tlsAgents : plainAgents).agent();
         const request = (secure ? https : http).request(this.#url, { method: "POST", headers, agent, signal });
         request.on("response", resolve).on("error", reject);
         request.once("socket", (socket: Socket) => {
@@ -124,68 +128,71 @@ export class Server {
       for await (const chunk of response as AsyncIterable<Buffer>) {
         chunks.push(chunk);
         length += chunk.length;
-        if (length > maxAnswer) {
-          throw new errors.UnexpectedAnswerError(`${method}: the answer is longer than ${maxAnswer >> 20} MiB`);
+        if (length > maxResponse) {
+          throw new errors.UnexpectedAnswerError(`${method}: the response is longer than ${maxResponse >> 20} MiB`);
         }
       }
       return { status: response.statusCode ?? 0, headers: response.headers, body: Buffer.concat(chunks).toString() };
     } catch (error) {
       if (error instanceof errors.MicrosandboxError) throw error;
-      throw this.#explain(error as NodeJS.ErrnoException, method, connected);
+      throw this.#convertError(error as NodeJS.ErrnoException, method, connected);
     }
   }
 
-  /** Turns the platform's error into one that says what to do about it. */
-  #explain(cause: NodeJS.ErrnoException, method: string, connected: boolean): errors.MicrosandboxError {
+  /** Converts an error of the platform into one that says what to do. */
+  #convertError(cause: NodeJS.ErrnoException, method: string, connected: boolean): errors.MicrosandboxError {
     const { serverUrl } = this.config;
     const code = cause.code ?? "";
     if (code.startsWith("HPE_")) {
-      return new errors.UnexpectedAnswerError(`the answer is not HTTP: ${hint}`, { cause });
+      return new errors.UnexpectedAnswerError(`the response is not HTTP: ${hint}`, { cause });
     }
     if (connected) {
       return new errors.ConnectionLostError(
-        `${method}: the connection to ${serverUrl} ended before the answer came (${cause.message}): ` +
-          "it may have been done, or not",
+        `${method}: the connection to ${serverUrl} ended before the response (${cause.message}): ` +
+          "the call may have taken effect",
         { cause },
       );
     }
     if (code === "ECONNREFUSED") {
       return new errors.ServerUnreachableError(
-        `nothing listens at ${serverUrl}. Start it with 'msb server start', or name another server with MSB_SERVER_URL`,
+        `nothing listens at ${serverUrl}. Start it with 'msb server start', ` +
+          "or set MSB_SERVER_URL to the URL of another server",
         { cause },
       );
     }
-    let todo = hint;
+    let advice = hint;
     if (code === "EPROTO" || code.startsWith("ERR_SSL_")) {
-      todo = "if the server speaks plain http, use http:// on its own machine; elsewhere have TLS set up";
+      advice =
+        "if the server speaks plain http, use http:// on its own machine; " +
+        "elsewhere, ask its administrator to set up TLS";
     } else if (/CERT|SIGNATURE/.test(code)) {
-      todo =
+      advice =
         "use the name that the server's certificate is for; " +
-        "if its authority is your own, name the file of that one's certificate in NODE_EXTRA_CA_CERTS";
+        "if its authority is your own, set NODE_EXTRA_CA_CERTS to the file of the authority's certificate";
     }
-    // That of several addresses that were tried has no message.
-    const why = cause.message || code;
-    return new errors.ServerUnreachableError(`no connection to ${serverUrl}: ${why}; ${todo}`, { cause });
+    // If several addresses were tried, the error has no message.
+    const reason = cause.message || code;
+    return new errors.ServerUnreachableError(`no connection to ${serverUrl}: ${reason}; ${advice}`, { cause });
   }
 }
 
-const hint = "see whether the server runs and its URL is right";
+const hint = "check that the server is running and that its URL is right";
 
-/** Keeps connections open for the next calls, of all sandboxes. */
-class Connections {
-  readonly #make: (options: http.AgentOptions) => http.Agent;
+/** Keeps connections open for later calls of all sandboxes. */
+class AgentPool {
+  readonly #newAgent: (options: http.AgentOptions) => http.Agent;
   #agent: http.Agent | undefined;
   #usedAt = 0;
 
-  constructor(make: (options: http.AgentOptions) => http.Agent) {
-    this.#make = make;
+  constructor(newAgent: (options: http.AgentOptions) => http.Agent) {
+    this.#newAgent = newAgent;
   }
 
-  take(): http.Agent {
+  agent(): http.Agent {
     const now = Date.now();
-    // By the clock, too: a machine that slept did not see them close.
+    // Also check the clock, because a machine that was suspended did not notice that the connections were closed.
     if (!this.#agent || now - this.#usedAt > idleLimit) {
-      this.#agent = this.#make({
+      this.#agent = this.#newAgent({
         keepAlive: true,
         keepAliveMsecs: keepAliveDelay,
         keepAliveInitialDelay: keepAliveDelay,
@@ -197,19 +204,20 @@ class Connections {
   }
 }
 
-const plain = new Connections((options) => new http.Agent(options));
-const tls = new Connections((options) => new https.Agent(options));
+const plainAgents = new AgentPool((options) => new http.Agent(options));
+const tlsAgents = new AgentPool((options) => new https.Agent(options));
 
-/** Milliseconds to wait before a call is sent again; undefined if it must not be. */
+/** Returns the milliseconds to wait before a retry; undefined if the call must not be retried. */
 function pauseAfter(error: unknown, attempt: number, repeatable: boolean): number | undefined {
   if (attempt >= maxAttempts || !(error instanceof errors.MicrosandboxError)) return undefined;
-  const refused = error instanceof errors.ServerUnreachableError && codeOf(error.cause) === "ECONNREFUSED";
-  // Without Retry-After, 429 is also the answer to a run that began, and was ended since it printed too much.
-  const turnedAway = error.status === 429 && error.retryAfter !== undefined;
+  const unconnected = error instanceof errors.ServerUnreachableError && codeOf(error.cause) === "ECONNREFUSED";
+  // With Retry-After, 429 means that the server refused the call before it began. Without it, 429 can also mean that
+  // the run began and was ended because it printed too much.
+  const refused = error.status === 429 && error.retryAfter !== undefined;
   const harmless = error instanceof errors.ConnectionLostError || error.status === 429 || error.status === 503;
-  if (!refused && !turnedAway && !(repeatable && harmless)) return undefined;
+  if (!unconnected && !refused && !(repeatable && harmless)) return undefined;
   const pause = Math.max(firstPause * 2 ** (attempt - 1), (error.retryAfter ?? 0) * 1000);
-  // Longer by chance, so that many do not come back at once.
+  // Add a random time, so that many clients do not retry at the same time.
   return pause > longestPause ? undefined : pause * (1 + Math.random() / 4);
 }
 
@@ -217,23 +225,23 @@ function codeOf(error: unknown): unknown {
   return (error as NodeJS.ErrnoException | undefined)?.code;
 }
 
-/** Returns what an answer holds, or throws the error that it tells. keyless: the call had no API key. */
-function resultOf(answer: Answer, keyless: boolean): unknown {
-  const data = parse(answer);
+/** Returns the result in a response, or throws its error. keyless: the call was sent without an API key. */
+function resultOf(response: Response, keyless: boolean): unknown {
+  const data = parse(response);
   const error = data?.error as { code?: unknown; message?: unknown } | undefined;
   if (typeof error?.code === "number") {
     let message = String(error.message);
     if (keyless && error.code === -32002) {
-      message += ". None was sent: pass apiKey, or set MSB_API_KEY in the environment or in a .env file";
+      message += ". No API key was sent: pass apiKey, or set MSB_API_KEY in the environment or a .env file";
     }
-    throw failure(answer, message, error.code);
+    throw errorOf(response, message, error.code);
   }
-  if (answer.status === 200 && data && "result" in data) return data.result;
-  throw foreign(answer);
+  if (response.status === 200 && data && "result" in data) return data.result;
+  throw foreignError(response);
 }
 
-/** The JSON object of an answer; undefined if it is none. */
-function parse({ headers, body }: Answer): Record<string, unknown> | undefined {
+/** Returns the JSON object in a response; undefined if it contains none. */
+function parse({ headers, body }: Response): Record<string, unknown> | undefined {
   if (headers["content-type"]?.split(";")[0]?.trim().toLowerCase() !== "application/json") return undefined;
   try {
     const data: unknown = JSON.parse(body);
@@ -243,23 +251,23 @@ function parse({ headers, body }: Answer): Record<string, unknown> | undefined {
   }
 }
 
-/** The error of an answer that msbd does not give. */
-function foreign(answer: Answer): errors.MicrosandboxError {
-  const { status, headers, body } = answer;
+/** Returns the error for a response that is not from msbd. */
+function foreignError(response: Response): errors.MicrosandboxError {
+  const { status, headers, body } = response;
   let message =
-    `the answer (HTTP status ${status}) is not that of msbd; ` +
-    "see whether the server's URL is right, and what a proxy before it says";
+    `the response (HTTP status ${status}) is not from msbd: ` +
+    "check the server's URL and the logs of any proxy in front of the server";
   if (status >= 300 && status < 400 && headers.location !== undefined) {
     message =
-      `the server sends on to ${JSON.stringify(headers.location)}; that is not followed, ` +
-      "since the API key would go along: use the URL that is meant";
+      `the server redirects to ${JSON.stringify(headers.location)}. Redirects are not followed, because the API key ` +
+      "would be sent along: set the server's URL to the right one";
   } else if (body.startsWith("Client sent an HTTP request to an HTTPS server")) {
     message = "the server speaks TLS: use https:// in its URL";
   }
-  return failure(answer, message);
+  return errorOf(response, message);
 }
 
-/** The classes of what proxies answer, and of the codes of newer servers. */
+/** The classes for the statuses of proxies, and for error codes of newer servers. */
 const errorsByStatus: ReadonlyMap<number, typeof errors.MicrosandboxError> = new Map([
   [401, errors.AuthenticationError],
   [403, errors.PermissionDeniedError],
@@ -269,7 +277,7 @@ const errorsByStatus: ReadonlyMap<number, typeof errors.MicrosandboxError> = new
   [504, errors.UnavailableError],
 ]);
 
-function failure({ status, headers }: Answer, message: string, code?: number): errors.MicrosandboxError {
+function errorOf({ status, headers }: Response, message: string, code?: number): errors.MicrosandboxError {
   const details: errors.ErrorDetails = { status };
   if (code !== undefined) details.code = code;
   const requestId = headers["x-request-id"];
@@ -280,7 +288,7 @@ function failure({ status, headers }: Answer, message: string, code?: number): e
   return new Kind(message, details);
 }
 
-/** Reads the header Retry-After, in seconds or as a date. */
+/** Parses the Retry-After header, which is a number of seconds or a date. Returns seconds. */
 function secondsOf(header: string | undefined): number | undefined {
   if (header === undefined) return undefined;
   if (/^\d+$/.test(header)) return Number(header);

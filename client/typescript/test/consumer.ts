@@ -1,4 +1,4 @@
-// A program's directory, into which the package is installed in the way of its README.
+// A directory for a test program, into which the package is installed as the README says.
 
 import { execFile } from "node:child_process";
 import {
@@ -21,7 +21,7 @@ import { promisify } from "node:util";
 const root = fileURLToPath(new URL("..", import.meta.url));
 const run = promisify(execFile);
 
-/** What the README says to do, in a checkout and then in a project. */
+/** The README's commands to run in the checkout, and then in the project. */
 const [pack = "", install = ""] =
   /^```sh\n(.*?)^```$/ms.exec(readFileSync(join(root, "README.md"), "utf8"))?.[1]?.split("\n\n") ?? [];
 
@@ -30,8 +30,8 @@ function bash(commands: string, cwd: string, env: Record<string, string>): Promi
   return run("bash", ["-ec", commands], { cwd, env: { ...process.env, ...common, ...env } });
 }
 
-/** What a program printed, and how it ended. */
-export interface Ended {
+/** The output and the exit code of a program. */
+export interface ProgramResult {
   stdout: string;
   stderr: string;
   code: number;
@@ -46,16 +46,16 @@ export class Consumer implements Disposable {
   /** The size of the tarball, in bytes. */
   size = 0;
 
-  /** Installs it from a fresh checkout; or else from this one, whose own dependencies are installed already. */
+  /** Installs the package: with fresh, from a new checkout, otherwise from this one, which has its dependencies. */
   static async install({ fresh = false } = {}): Promise<Consumer> {
     const consumer = new Consumer();
     const { directory, installed } = consumer;
     const checkout = join(directory, "checkout");
     const destination = join(checkout, "client/typescript");
     if (fresh) {
-      const made = /^(node_modules|dist|.*\.tgz)$/;
-      cpSync(root, destination, { recursive: true, filter: (path) => !made.test(basename(path)) });
-      // check.sh has filled npm's cache just before.
+      const generated = /^(node_modules|dist|.*\.tgz)$/;
+      cpSync(root, destination, { recursive: true, filter: (path) => !generated.test(basename(path)) });
+      // check.sh has already filled npm's cache.
       await bash(pack, checkout, { npm_config_prefer_offline: "true" });
     } else {
       mkdirSync(destination, { recursive: true });
@@ -68,7 +68,7 @@ export class Consumer implements Disposable {
     consumer.files = readdirSync(installed, { recursive: true, encoding: "utf8" }).filter((path) =>
       statSync(join(installed, path)).isFile(),
     );
-    // The types of Node.js are there already; all else is the tarball's.
+    // Everything is from the tarball, except the types of Node.js, which are already installed here.
     mkdirSync(join(directory, "node_modules/@types"));
     symlinkSync(join(root, "node_modules/@types/node"), join(directory, "node_modules/@types/node"));
     return consumer;
@@ -79,22 +79,22 @@ export class Consumer implements Disposable {
     writeFileSync(join(this.directory, name), text);
   }
 
-  /** Brings the files of a directory beside the tests. */
+  /** Copies the files of a directory into the program's directory. */
   copy(from: URL): void {
     cpSync(fileURLToPath(from), this.directory, { recursive: true });
   }
 
-  /** Compiles programs in place; what is wrong with them is in stdout. */
-  tsc(...args: string[]): Promise<Ended> {
+  /** Compiles programs in place. stdout contains the compiler's errors. */
+  tsc(...args: string[]): Promise<ProgramResult> {
     return this.node(join(root, "node_modules/typescript/bin/tsc"), args);
   }
 
-  /** Runs a program, with nothing of the environment but what it is given. */
-  async node(program: string, args: string[] = [], env: Record<string, string> = {}): Promise<Ended> {
+  /** Runs a program. Its environment contains only PATH and env. */
+  async node(program: string, args: string[] = [], env: Record<string, string> = {}): Promise<ProgramResult> {
     const options = { cwd: this.directory, env: { PATH: process.env.PATH, ...env }, timeout: 250_000 };
     return run(process.execPath, [program, ...args], options).then(
       ({ stdout, stderr }) => ({ stdout, stderr, code: 0 }),
-      (error: Ended & { killed: boolean }) => {
+      (error: ProgramResult & { killed: boolean }) => {
         if (error.killed) throw new Error(`${program} did not end`);
         return error;
       },

@@ -1,14 +1,14 @@
-// A server for the tests: real HTTP on this machine, the answers as each test says.
+// A stub server for the tests. It uses real HTTP on this machine, and each test sets its responses.
 
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 
 export const testKey = "msb_v2.public.canary-of-the-unit-tests";
 
-/** Nothing listens there, nor will: that port is given to no stub, whereas the port of a closed one may be. */
+/** A URL on which nothing ever listens. The port of a closed stub would not do, because another stub may get it. */
 export const unused = "http://127.0.0.1:1";
 
-/** The params that the server's table of methods has: which must be there, and all. */
+/** The required and the known params of each of the server's methods. */
 const methods: Record<string, { required: string[]; known: string[] }> = {
   "sandbox.start": { required: ["sandbox"], known: ["sandbox", "namespace", "config"] },
   "sandbox.stop": { required: ["sandbox"], known: ["sandbox", "namespace"] },
@@ -51,38 +51,38 @@ const results: Record<string, unknown> = {
   },
 };
 
-/** One answer. A body of {…} or […] is JSON. */
+/** A response. A body that begins with { or [ is sent as JSON. */
 export interface Reply {
   status: number;
   body: string;
   headers?: Record<string, string>;
 }
 
-/** Answers, or does not, in its own way. */
+/** A custom handler, which may also not answer. */
 type Behaviour = (request: IncomingMessage, response: ServerResponse) => void;
 
 export function ok(result: unknown): Reply {
   return { status: 200, body: JSON.stringify({ jsonrpc: "2.0", result, id: 1 }) };
 }
 
-export function refusal(status: number, code: number, headers: Record<string, string> = {}): Reply {
+export function errorReply(status: number, code: number, headers: Record<string, string> = {}): Reply {
   return { status, body: JSON.stringify({ jsonrpc: "2.0", error: { code, message: "it is so" }, id: 1 }), headers };
 }
 
-/** Closes the connection without an answer. */
+/** Closes the connection without a response. */
 export const drop: Behaviour = (request) => request.socket.destroy();
 
-/** What a client sent. */
+/** A request from a client. */
 interface Sent {
   method: string;
   params: Record<string, unknown>;
   headers: IncomingMessage["headers"];
 }
 
-/** Answers each method with its replies in turn, the last one again and again; otherwise with the results above. */
+/** Answers the calls of each method with its replies in order, repeating the last; the default is results. */
 export class Stub implements AsyncDisposable {
   readonly sent: Sent[] = [];
-  /** Requests that the server would not have taken. */
+  /** Requests that a real server would refuse. */
   readonly violations: string[] = [];
   connections = 0;
   readonly http: Server;
@@ -90,7 +90,7 @@ export class Stub implements AsyncDisposable {
 
   constructor() {
     this.http = createServer((request, response) => void this.#serve(request, response));
-    this.http.keepAliveTimeout = 0; // however slow this machine is, an unused connection stays
+    this.http.keepAliveTimeout = 0; // keep idle connections open, even on a slow machine
     this.http.on("connection", () => this.connections++);
   }
 
@@ -106,7 +106,7 @@ export class Stub implements AsyncDisposable {
     return `http://127.0.0.1:${(this.http.address() as AddressInfo).port}`;
   }
 
-  /** How to call it. */
+  /** The options with which a client connects to the stub. */
   get access(): { serverUrl: string; apiKey: string } {
     return { serverUrl: this.url, apiKey: testKey };
   }
@@ -115,7 +115,7 @@ export class Stub implements AsyncDisposable {
     this.#replies.set(method, replies);
   }
 
-  /** Answers a method never. The first promise is that such a request came, the second that its client hung up. */
+  /** Never answers a method. began resolves when a request arrives, ended when its client closes the connection. */
   hang(method: string): { began: Promise<void>; ended: Promise<void> } {
     const began = withResolvers();
     const ended = withResolvers();
@@ -126,7 +126,7 @@ export class Stub implements AsyncDisposable {
     return { began: began.promise, ended: ended.promise };
   }
 
-  /** The methods that were called, in their order. */
+  /** The methods that were called, in order. */
   get called(): string[] {
     return this.sent.map(({ method }) => method);
   }
@@ -134,7 +134,7 @@ export class Stub implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     this.http.closeAllConnections();
     await new Promise((resolve) => this.http.close(resolve));
-    if (this.violations.length > 0) throw new Error(`the server does not take ${this.violations.join("\n")}`);
+    if (this.violations.length > 0) throw new Error(`a real server would refuse ${this.violations.join("\n")}`);
   }
 
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -143,14 +143,14 @@ export class Stub implements AsyncDisposable {
     const { method, params, ...rest } = JSON.parse(body);
     this.sent.push({ method, params, headers: request.headers });
     const { required, known } = methods[method] ?? { required: [], known: [] };
-    const fits =
+    const valid =
       request.method === "POST" &&
       request.url === "/api/v1/rpc" &&
       request.headers["content-type"] === "application/json" &&
       JSON.stringify(rest) === '{"jsonrpc":"2.0","id":1}' &&
       required.every((name) => name in params) &&
       Object.entries(params).every(([name, value]) => known.includes(name) && value !== null);
-    if (!fits) this.violations.push(`${request.method} ${request.url} ${body}`);
+    if (!valid) this.violations.push(`${request.method} ${request.url} ${body}`);
     const replies = this.#replies.get(method) ?? [ok(results[method])];
     const reply = (replies.length > 1 ? replies.shift() : replies[0]) as Reply | Behaviour;
     if (typeof reply === "function") {
@@ -164,7 +164,7 @@ export class Stub implements AsyncDisposable {
   }
 }
 
-/** Promise.withResolvers, which Node.js 20 lacks. */
+/** Like Promise.withResolvers, which Node.js 20 does not have. */
 function withResolvers(): { promise: Promise<void>; resolve: () => void } {
   let resolve = () => {};
   const promise = new Promise<void>((done) => {

@@ -1,10 +1,10 @@
 #!/bin/bash
-# Makes what the lab boots beside the guest's kernel, from that kernel's Debian package and Debian's static
-# busybox:
+# Builds the lab's initrd and kernel modules from the Debian package of the guest kernel and Debian's static busybox.
+# The lab boots the guest kernel with them:
 #
 #   build.sh KERNEL_DEB OUT
 #
-# OUT/lib/modules are the kernel's modules; OUT/initrd.img holds those that it takes to mount the root.
+# OUT/lib/modules contains all modules of the kernel; OUT/initrd.img contains those needed to mount the root.
 set -euo pipefail
 
 deb=${1:?usage: build.sh KERNEL_DEB OUT}
@@ -19,7 +19,7 @@ dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$out" ./lib/modules
 modules=$(echo "$out"/lib/modules/*)
 busybox depmod -b "$out" "${modules##*/}"
 
-# A line of modules.dep names a module and all that it needs.
+# A line of modules.dep contains a module and all the modules that it needs.
 needed=$(grep -E '/(virtio_pci|virtiofs|overlay)\.ko:' "$modules/modules.dep" | tr -d : | tr ' ' '\n' | sort -u)
 install -d -- "$initrd/lib/modules/${modules##*/}"
 # shellcheck disable=SC2086 # a list of files

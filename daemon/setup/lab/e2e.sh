@@ -1,20 +1,21 @@
 #!/bin/bash
-# Runs the end-to-end tests whose names match PATTERN on KVM, once with each hypervisor, and prints their events,
-# as gotestsum reads them. bin/lab/HYPERVISOR.log gets the output as it comes.
+# Runs the end-to-end tests whose names match PATTERN on KVM, once with each hypervisor, and prints their events
+# in the format that gotestsum reads. The output is also written to bin/lab/HYPERVISOR.log as it arrives.
 #
 #   e2e.sh PATTERN
 set -euo pipefail
 
 pattern=${1:?usage: e2e.sh PATTERN}
-# Seconds for each hypervisor. Go's own limit comes first, and says where the tests hang.
+# Seconds for each hypervisor. The time limit of go test is shorter, because its message shows where a test hangs.
 export LAB_TIMEOUT=${LAB_TIMEOUT:-14400}
 
 cd -- "$(dirname -- "$0")/../../e2e"
-# With run.sh the whole pipe ends.
+# On a signal, kill run.sh; the other commands of its pipe then end by themselves.
 trap 'kill $(jobs -p); wait; exit 130' HUP INT TERM
 events=$(mktemp -d)
 trap 'rm -rf -- "$events"' EXIT
-# Labs side by side, for each has one processor, but not tests of one host. The events of one come after those of the other.
+# Run the labs in parallel, because each has one processor. Tests on the host itself cannot run in parallel. The events
+# of the first hypervisor are printed before those of the second.
 declare -A pids
 for hypervisor in kata builtin; do
 	MSB_E2E_HYPERVISOR=$hypervisor ../setup/lab/run.sh ../../bin/lab/e2e.test -test.v=test2json -test.run "$pattern" \

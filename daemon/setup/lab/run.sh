@@ -1,18 +1,18 @@
 #!/bin/bash
-# Runs a command on a host with KVM: on this one, if its KVM is usable, else in the lab, a VM that QEMU emulates
-# with a processor that has AMD's virtualization.
+# Runs a command on a host with KVM. If the KVM of this host is usable, that is this host. Otherwise it is the lab, a VM
+# that QEMU emulates, whose processor supports AMD virtualization.
 #
 #   run.sh COMMAND [ARG...]
 #
-# The lab sees this host's root, read-only below a tmpfs. The command runs there as root, in the same directory
-# and with the same environment. Its output and its exit code are those of run.sh, but for
+# The lab mounts this host's root read-only, with a tmpfs overlay. The command runs there as root, in the same
+# directory and with the same environment. run.sh prints its output and exits with its exit code, except for
 #
-#   124  the time was over
-#   125  the lab crashed: the end of its console follows
+#   124  the lab reached its time limit
+#   125  the lab crashed; run.sh prints the end of its console
 #
-# LAB_SYSTEMD     1: always in the lab, and as a service of the host's systemd, which is PID 1 there
-# LAB_TIMEOUT     seconds that the lab may take (900)
-# LAB_MEMORY_MIB  its memory (4096); guests' memory comes out of it
+# LAB_SYSTEMD     1: always use the lab, with the host's systemd as PID 1, and run the command as a service
+# LAB_TIMEOUT     time limit of the lab in seconds (default 900)
+# LAB_MEMORY_MIB  memory of the lab (default 4096), including the memory of its guests
 set -euo pipefail
 
 if [ $# = 0 ]; then
@@ -28,7 +28,7 @@ root=${here%/*/*/*}
 time_limit=${LAB_TIMEOUT:-900}
 memory=${LAB_MEMORY_MIB:-4096}
 dir=$(mktemp -d /tmp/msblab.XXXXXX)
-# shellcheck disable=SC2317,SC2046 # the trap reaches it; a list of pids
+# shellcheck disable=SC2317,SC2046 # the trap calls it; a list of pids
 finish() {
 	trap - EXIT
 	trap '' HUP INT TERM
@@ -43,16 +43,16 @@ mkdir "$dir/results"
 pwd >"$dir/results/directory"
 {
 	export -p
-	echo unset TMPDIR # the lab has a /tmp of its own
+	echo unset TMPDIR # the lab has its own /tmp
 	printf 'cd %q\n' "$PWD"
 	printf '%q ' exec "$@"
 } >"$dir/results/command"
 : >"$dir/results/log"
 
-# serve TAG SOURCE CACHE shares a directory until QEMU ends. To virtiofsd this host's root is read-only, too, and
-# the files with its pid, which it would leave behind in /run, are its own.
+# serve TAG SOURCE CACHE shares a directory until QEMU exits. virtiofsd runs in its own mount namespace, where the
+# host's root is read-only and /run is a tmpfs, because virtiofsd leaves files with its pid in /run.
 serve() {
-	# shellcheck disable=SC2016 # that shell's
+	# shellcheck disable=SC2016 # the inner shell expands it
 	unshare --mount bash -c 'mount --bind "$0" "$0"; mount -t tmpfs run /run; mount -o remount,bind,ro /; exec "$@"' "$dir" \
 		/usr/lib/qemu/virtiofsd --socket-path="$dir/$1.sock" -o "source=$2,cache=$3,sandbox=chroot,log_level=err" >"$dir/$1.log" 2>&1 &
 }
@@ -64,13 +64,15 @@ for _ in {1..200}; do
 	sleep 0.05
 done
 
-# Emulated, erms copies byte by byte (without it, by eight), timers are too late for the kernel's checks of them, and
-# each of the 8192 places on PCI buses where the kernel looks for a device takes its time. With a second processor, the
-# lab or a microVM in it hangs now and then: kernels patch themselves as they run, with VMs as they come and go, and QEMU
-# 7.2 may go on with what the other processor was translating in that moment.
-#
-# Told how fast its processor's counter counts, it does not measure that itself. On a busy host it would get it wrong
-# by a factor of up to 50, and then every guest in it would hang.
+# The options make the emulation faster and reliable:
+#  - -erms: with erms, emulated copies are byte by byte instead of eight bytes at a time;
+#  - no_timer_check, tsc=reliable: emulated timers are too slow for the kernel's checks of them;
+#  - tsc_early_khz: otherwise the kernel measures how fast its time stamp counter counts. On a busy host the result is
+#    wrong by a factor of up to 50, and then every guest hangs;
+#  - pci=lastbus=0: otherwise the kernel probes 8192 places on PCI buses for devices, and each probe is slow;
+#  - one processor: with two, the lab or a microVM in it sometimes hangs. Kernels patch their own code while they run,
+#    also when VMs start and stop, and QEMU 7.2 may continue to execute code that the other processor was translating
+#    at that moment.
 timeout -k 5 "$time_limit" qemu-system-x86_64 -name lab -nodefaults -no-user-config -display none -no-reboot \
 	-machine q35,memory-backend=mem -bios qboot.rom \
 	-accel tcg,tb-size=512 -cpu max,+svm,-erms -m "$memory" \
@@ -85,7 +87,7 @@ lab=$!
 tail -n +1 -s 0.2 --pid="$lab" -f "$dir/results/log" &
 output=$!
 
-# The output ends with the lab, or because nobody reads it any more.
+# tail exits when the lab exits. If it fails because its reader is gone, kill the lab.
 code=0
 wait "$output" || kill "$lab" 2>/dev/null || true
 wait "$lab" || code=$?
@@ -93,9 +95,9 @@ if [ -s "$dir/results/exit" ]; then
 	exit "$(cat "$dir/results/exit")"
 fi
 if [ "$code" = 124 ]; then
-	echo "run.sh: the lab had not finished after $time_limit s (LAB_TIMEOUT)" >&2
+	echo "run.sh: the lab did not finish within $time_limit s (LAB_TIMEOUT)" >&2
 	exit 124
 fi
-echo "run.sh: the lab crashed (QEMU's exit code is $code). The end of its console:" >&2
+echo "run.sh: the lab crashed (QEMU exited with $code). The end of its console:" >&2
 tail -n 40 "$dir"/console "$dir"/*.log >&2
 exit 125

@@ -1,4 +1,4 @@
-"""Run untrusted code in microVMs, on a server of msbd.
+"""Run untrusted code in microVMs, on an msbd server.
 
     from microsandbox import PythonSandbox
 
@@ -6,7 +6,7 @@
         result = await sandbox.run("6 * 7")
         print(await result.output())
 
-The same for blocking code is in microsandbox.sync.
+microsandbox.sync has the same classes for blocking code.
 """
 
 from ._results import OutputLine, SandboxMetrics

@@ -1,4 +1,4 @@
-"""A sandbox without the sending: what its methods ask of the server, and what they make of the results."""
+"""What the asyncio and the blocking sandboxes share: the calls that the methods make, and checks of the results."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, ClassVar, NoReturn, Union
 
 from . import _config
 from ._results import SandboxMetrics
-from ._rpc import LONGEST, Call
+from ._rpc import MAX_SECONDS, Call
 from .errors import InvalidParamsError, NotStartedError, SandboxNotFoundError, UnexpectedAnswerError
 
-# Seconds to wait for answers. The server's own limits are shorter.
+# Seconds to wait for a response. The server's own limits are shorter.
 _START_LIMIT = 180.0
 _STOP_LIMIT = 120.0
 _METRICS_LIMIT = 30.0
-# Seconds that a run may take beyond its time limit: its turn, and the way.
+# Seconds that a run may take beyond its time limit: waiting while other runs finish, and the network.
 _RUN_GRACE = 120.0
 
 Envs = Union[Mapping[str, str], Sequence[str]]
 
 
 class SandboxCore:
-    """What a sandbox is, and the calls that its methods make."""
+    """The attributes of a sandbox, and the calls that its methods make."""
 
-    # What the classes of each language say.
+    # The class of each language sets these.
     _image: ClassVar[str]
     _language: ClassVar[str]
 
@@ -37,20 +37,20 @@ class SandboxCore:
 
     @property
     def name(self) -> str:
-        """The sandbox's name; made up if none was given."""
+        """The sandbox's name; generated if none was given."""
         return self._name
 
     @property
     def namespace(self) -> str | None:
-        """The namespace that was given; None is the key's own, or default for a key that is not limited to one."""
+        """The given namespace. None means the key's namespace, or default for a key that is not limited to one."""
         return self._namespace
 
     @property
     def server_url(self) -> str:
-        """The server on which the sandbox runs."""
+        """The URL of the server on which the sandbox runs."""
         return self._config.server_url
 
-    # For subclasses that were written for version 0.1, and send requests of their own.
+    # For subclasses that were written for version 0.1 and send their own requests.
 
     @property
     def _server_url(self) -> str:
@@ -66,13 +66,13 @@ class SandboxCore:
         return f"<{type(self).__name__} {self._name!r} at {self.server_url}, {state}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a sandbox object is not pickled: make it anew, by name, where it is used")
+        raise TypeError("a sandbox object cannot be pickled: create a new one with the same name where you need it")
 
-    def _which(self) -> dict[str, Any]:
-        which = {"sandbox": self._name}
+    def _sandbox_params(self) -> dict[str, Any]:
+        params = {"sandbox": self._name}
         if self._namespace is not None:
-            which["namespace"] = self._namespace
-        return which
+            params["namespace"] = self._namespace
+        return params
 
     def _require_start(self) -> None:
         if not self._is_started:
@@ -100,39 +100,40 @@ class SandboxCore:
             config["envs"] = _assignments(envs)
         if workdir is not None:
             config["workdir"] = workdir
-        return Call("sandbox.start", {**self._which(), "config": config}, limit or None, repeatable=True)
+        return Call("sandbox.start", {**self._sandbox_params(), "config": config}, limit or None, repeatable=True)
 
     def _stop_call(self) -> Call:
-        return Call("sandbox.stop", self._which(), _STOP_LIMIT)  # a second one would not find it
+        # Not repeatable: a second stop would not find the sandbox.
+        return Call("sandbox.stop", self._sandbox_params(), _STOP_LIMIT)
 
     def _code_call(self, code: str, timeout: float | None) -> Call:
         self._require_start()
-        params = {**self._which(), "language": self._language, "code": code}
+        params = {**self._sandbox_params(), "language": self._language, "code": code}
         return _run("sandbox.repl.run", params, timeout)
 
     def _command_call(self, command: str, args: Sequence[str] | None, timeout: float | None) -> Call:
         self._require_start()
-        params = {**self._which(), "command": command, "args": list(args or ())}
+        params = {**self._sandbox_params(), "command": command, "args": list(args or ())}
         return _run("sandbox.command.run", params, timeout)
 
     def _metrics_call(self) -> Call:
         self._require_start()
-        return Call("sandbox.metrics.get", self._which(), _METRICS_LIMIT, repeatable=True)
+        return Call("sandbox.metrics.get", self._sandbox_params(), _METRICS_LIMIT, repeatable=True)
 
 
 def _run(method: str, params: dict[str, Any], timeout: float | None) -> Call:
-    """Make the call of a run. Without a time limit of its own, it lasts as long as the server allows."""
+    """Return the call for a run. Without a timeout, the run may take as long as the server allows."""
     timeout = _seconds(timeout)
     if timeout is None:
         return Call(method, params, None)
-    return Call(method, {**params, "timeout": timeout}, min(timeout, LONGEST) + _RUN_GRACE if timeout else None)
+    return Call(method, {**params, "timeout": timeout}, min(timeout, MAX_SECONDS) + _RUN_GRACE if timeout else None)
 
 
 def _seconds(timeout: float | None) -> float | None:
-    """Check a time limit. Infinity is None: JSON has none."""
+    """Check a time limit. Infinity becomes None, because JSON has no infinity."""
     if timeout is None:
         return None
-    # Not True either, which is an int.
+    # Refuse True and False, which are instances of int.
     if type(timeout) is bool or not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise InvalidParamsError(f"timeout {timeout!r}: give a number of seconds, 0 or more, or leave it out")
     return None if timeout == math.inf else timeout
@@ -148,16 +149,18 @@ def run_result(result: Any) -> dict[str, Any]:
     """Check the result of a run."""
     if not isinstance(result, dict) or not isinstance(result.get("output"), list):
         raise UnexpectedAnswerError(
-            "the result of a run is not in the form that this package knows: is the server newer?"
+            "the result of the run is not in the format that this package knows: the server may be newer"
         )
     return result
 
 
 def metrics_result(result: Any) -> SandboxMetrics:
-    """Pick the one sandbox that was asked for."""
+    """Check the result of a metrics call, and return the metrics of the one sandbox in it."""
     sandboxes = result.get("sandboxes") if isinstance(result, dict) else None
     if not isinstance(sandboxes, list):
-        raise UnexpectedAnswerError("the metrics are not in the form that this package knows: is the server newer?")
+        raise UnexpectedAnswerError(
+            "the metrics are not in the format that this package knows: the server may be newer"
+        )
     if not sandboxes:
         raise SandboxNotFoundError("the sandbox does not exist")
     metrics: SandboxMetrics = sandboxes[0]

@@ -1,25 +1,26 @@
-"""Reads .env files as msb does, and as the popular dotenv tools agree."""
+"""Reads .env files as msb does: it supports what the popular dotenv tools agree on."""
 
 from __future__ import annotations
 
 import re
 
-# A line before its value: NAME=, with an optional export before it.
+# The part of a line that precedes the value: NAME=, optionally after export.
 _ASSIGNMENT = re.compile(r"[ \t]*(?:export[ \t]+)?([A-Za-z0-9_.-]+)[ \t]*(=?)[ \t]*")
 _QUOTED = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'""", re.DOTALL)
 _COMMENT = re.compile(r"(?:^|[ \t])#.*")
 
-# What a backslash and this character mean. Any other pair stays as it is.
-_DOUBLE = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "$": "$"}
-_SINGLE = {"'": "'", "\\": "\\"}
+# The characters that may follow a backslash, and what the pair means. Any other pair is kept.
+_DOUBLE_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "'": "'", "\\": "\\", "$": "$"}
+_SINGLE_ESCAPES = {"'": "'", "\\": "\\"}
 
 
 def lookup(text: str, name: str) -> str:
-    """Find a variable in the text of a .env file; empty if it is not there.
+    """Return the value of a variable in the text of a .env file; empty if it is not set.
 
-    Values are bare or in quotes, quoted ones over several lines, comments are behind a #, and the last one of
-    a name counts. Nothing is interpolated. A line in no such form is passed over, unless it is for the name
-    that is asked for: then it is a ValueError that names the line, and has nothing of its text.
+    Values are bare or in single or double quotes. Quoted values may span several lines. Comments follow a #. If a
+    name occurs several times, the last value counts. Nothing is interpolated. Malformed lines are skipped, except
+    those of the variable itself, which raise a ValueError. The error contains the line's number, but none of its
+    text, which may be secret.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     found = ""
@@ -38,20 +39,20 @@ def lookup(text: str, name: str) -> str:
 
 
 def _value(text: str, at: int, end: int, *, assigned: bool) -> tuple[str, str, int]:
-    """Read the value that begins at a place. Returns it, what is wrong with it, and where its last line ends."""
+    """Read the value that begins at an offset. Returns the value, a problem or "", and the end of its last line."""
     if not assigned:
-        return "", "there is no = behind the name", end
+        return "", "there is no = after the name", end
     if text[at : at + 1] not in ('"', "'"):
         return _bare(text[at:end]), "", end
     quoted = _QUOTED.match(text, at)
     if not quoted:
-        return "", "the quote that begins the value has no end", end
+        return "", "the closing quote is missing", end
     end = _line_end(text, quoted.end())
     if _bare(" " + text[quoted.end() : end]):
-        return "", "there is something behind the quoted value", end
+        return "", "there is text after the quoted value", end
     if quoted[1] is None:
-        return _unescape(quoted[2], _SINGLE), "", end
-    return _unescape(quoted[1], _DOUBLE), "", end
+        return _unescape(quoted[2], _SINGLE_ESCAPES), "", end
+    return _unescape(quoted[1], _DOUBLE_ESCAPES), "", end
 
 
 def _line_end(text: str, at: int) -> int:
@@ -63,5 +64,5 @@ def _bare(line: str) -> str:
     return _COMMENT.sub("", line).strip()
 
 
-def _unescape(text: str, meant: dict[str, str]) -> str:
-    return re.sub(r"\\(.)", lambda pair: meant.get(pair[1], pair[0]), text, flags=re.DOTALL)
+def _unescape(text: str, escapes: dict[str, str]) -> str:
+    return re.sub(r"\\(.)", lambda pair: escapes.get(pair[1], pair[0]), text, flags=re.DOTALL)

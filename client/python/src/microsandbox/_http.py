@@ -1,4 +1,4 @@
-"""Sends calls over HTTP: once for asyncio, once blocking."""
+"""Sends calls over HTTP. AsyncHTTP is for asyncio, SyncHTTP for blocking code."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     import httpx
 
-# httpx is imported by the first call: importing it takes longer than all of this package.
+# The first call imports httpx, because importing httpx takes longer than importing the rest of this package.
 
-# Seconds until there is a connection.
+# Seconds to wait for a connection.
 _CONNECT_LIMIT = 10.0
-# Seconds that an unused connection is kept; less than the server does, so that none is closed under a call.
-_KEEP = 30.0
+# Seconds that an idle connection is kept. Less than on the server, so that the server closes none during a call.
+_IDLE_LIMIT = 30.0
 
 
 class AsyncHTTP:
@@ -32,12 +32,12 @@ class AsyncHTTP:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None  # that of the client
-        self._calls = 0  # in progress
+        self._loop: asyncio.AbstractEventLoop | None = None  # the event loop of _client
+        self._calls = 0  # number of calls in progress
         self._closing = False
 
     async def call(self, call: Call) -> Any:
-        """Make a call and return its result. To cancel it closes its connection, and the server ends the run."""
+        """Make a call and return its result. Cancelling it closes its connection, and the server ends the run."""
         deadline = Deadline(call.limit)
         attempt = 1
         self._calls += 1
@@ -46,7 +46,7 @@ class AsyncHTTP:
                 try:
                     return await self._post(call, deadline)
                 except MicrosandboxError as error:
-                    pause = call.pause(error, attempt, deadline.left())
+                    pause = call.pause(error, attempt, deadline.remaining())
                     if pause is None:
                         raise
                 await asyncio.sleep(pause)
@@ -68,16 +68,16 @@ class AsyncHTTP:
                     body += part
                     timeouts.check()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure = _explain(error, call, deadline, self.config)
+            failure = _convert_error(error, call, deadline, self.config)
         else:
             return _rpc.result(answer.status_code, answer.headers, bytes(body), keyless=self.config.key is None)
-        # Out of reach of httpx's error, which holds the request and the key in it.
+        # Raise outside of the except block: httpx's error contains the request with the key, and must not be chained.
         raise failure
 
     def _open(self) -> httpx.AsyncClient:
         import httpx
 
-        # A program may have several event loops, one after the other: each asyncio.run() makes one.
+        # A program may use several event loops in sequence, because each asyncio.run() creates one.
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             transport = httpx.AsyncHTTPTransport(**_transport(self.config))
@@ -85,7 +85,7 @@ class AsyncHTTP:
         return self._client
 
     async def close(self) -> None:
-        """Close the connections, once no call is in progress. The next call opens new ones."""
+        """Close the connections as soon as no call is in progress. The next call opens new ones."""
         self._closing = True
         await self._close_unused()
 
@@ -93,19 +93,19 @@ class AsyncHTTP:
         if self._calls or not self._closing:
             return
         client, self._client, self._closing = self._client, None, False
-        # Those of another event loop cannot be closed.
+        # Connections that belong to another event loop cannot be closed.
         if client is not None and self._loop is asyncio.get_running_loop():
             await client.aclose()
 
 
 class SyncHTTP:
-    """Makes calls and blocks until they are answered. It can be used by several threads."""
+    """Makes calls and blocks until each is answered. It can be used by several threads."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the attributes below
         self._client: httpx.Client | None = None
-        self._calls = 0  # in progress
+        self._calls = 0  # number of calls in progress
         self._closing = False
 
     def call(self, call: Call) -> Any:
@@ -119,7 +119,7 @@ class SyncHTTP:
                 try:
                     return self._post(call, deadline)
                 except MicrosandboxError as error:
-                    pause = call.pause(error, attempt, deadline.left())
+                    pause = call.pause(error, attempt, deadline.remaining())
                     if pause is None:
                         raise
                 time.sleep(pause)
@@ -142,10 +142,10 @@ class SyncHTTP:
                     body += part
                     timeouts.check()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failure = _explain(error, call, deadline, self.config)
+            failure = _convert_error(error, call, deadline, self.config)
         else:
             return _rpc.result(answer.status_code, answer.headers, bytes(body), keyless=self.config.key is None)
-        # Out of reach of httpx's error, which holds the request and the key in it.
+        # Raise outside of the except block: httpx's error contains the request with the key, and must not be chained.
         raise failure
 
     def _open(self) -> httpx.Client:
@@ -159,7 +159,7 @@ class SyncHTTP:
         return client
 
     def close(self) -> None:
-        """Close the connections, once no call is in progress. The next call opens new ones."""
+        """Close the connections as soon as no call is in progress. The next call opens new ones."""
         with self._lock:
             self._closing = True
         self._close_unused()
@@ -174,9 +174,10 @@ class SyncHTTP:
 
 
 class Timeouts(dict[str, Any]):
-    """The extension "timeout" of httpx: how long each step of a request may last.
+    """The value of httpx's extension "timeout", which limits each step of a request.
 
-    It is asked anew at the beginning of each step, and tells what is left then: a step's time is not the next one's.
+    httpx reads it at the beginning of each step, and gets the time that remains then. A plain dict would give each
+    step the full time again.
     """
 
     def __init__(self, deadline: Deadline) -> None:
@@ -184,18 +185,18 @@ class Timeouts(dict[str, Any]):
         self._deadline = deadline
 
     def get(self, step: str, default: Any = None) -> Any:
-        """Return the seconds for a step; None without a limit."""
-        left = self._deadline.left()
+        """Return the seconds that a step may take; None without a limit."""
+        remaining = self._deadline.remaining()
         if step == "connect":
-            left = min(left, _CONNECT_LIMIT)
-        # Nothing ever waits for the pool. With 0, sockets do not block.
-        return default if step == "pool" or left == math.inf else max(left, 0.001)
+            remaining = min(remaining, _CONNECT_LIMIT)
+        # No call ever waits for the pool. Never return 0, which makes sockets non-blocking.
+        return default if step == "pool" or remaining == math.inf else max(remaining, 0.001)
 
     def check(self) -> None:
-        """End an answer that comes in drops, each of them in time."""
+        """End a response that arrives slowly in small parts, each of them within the limit of a step."""
         import httpx
 
-        if self._deadline.left() <= 0:
+        if self._deadline.remaining() <= 0:
             raise httpx.ReadTimeout("")
 
 
@@ -205,7 +206,7 @@ def _client(config: Config) -> dict[str, Any]:
     headers = {"Content-Type": "application/json", "User-Agent": f"microsandbox-python/{__version__}"}
     if config.key is not None:
         headers["Authorization"] = config.key.header()
-    # The transport knows what of the environment counts.
+    # _transport reads the environment's proxies and certificates; httpx must not read them again.
     return {"base_url": config.server_url, "headers": headers, "trust_env": False}
 
 
@@ -213,28 +214,28 @@ def _transport(config: Config) -> dict[str, Any]:
     import httpx
 
     return {
-        "verify": _authorities(config),
+        "verify": _ssl_context(config),
         "proxy": _proxy(config),
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_KEEP),
-        "socket_options": _keepalive(),
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=_IDLE_LIMIT),
+        "socket_options": _keepalive_options(),
     }
 
 
-def _authorities(config: Config) -> ssl.SSLContext:
-    """Trust what the system trusts, and what httpx brings along; or SSL_CERT_FILE and SSL_CERT_DIR."""
+def _ssl_context(config: Config) -> ssl.SSLContext:
+    """Return a context that trusts the system's and httpx's authorities, or SSL_CERT_FILE and SSL_CERT_DIR."""
     import ssl
 
     import httpx
 
     if not config.tls:
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used; the authorities take 20 ms to load
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # not used, and loading the authorities would take 20 ms
     context = httpx.create_ssl_context()
     context.load_default_certs()
     return context
 
 
 def _proxy(config: Config) -> str | None:
-    """Find the proxy that the environment names. There is none on the way to this machine itself."""
+    """Return the proxy that the environment sets for the server; None for a server on this machine."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
@@ -245,8 +246,11 @@ def _proxy(config: Config) -> str | None:
     return proxies.get("https" if config.tls else "http") or proxies.get("all")
 
 
-def _keepalive() -> list[tuple[int, int, int]]:
-    """Notice within two minutes when the server's machine is gone: runs may have no limit of their own."""
+def _keepalive_options() -> list[tuple[int, int, int]]:
+    """Return socket options that detect within two minutes that the server's machine is down.
+
+    Without them, a run without a time limit would wait forever.
+    """
     import socket
 
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
@@ -261,15 +265,15 @@ def _keepalive() -> list[tuple[int, int, int]]:
     return options
 
 
-def _explain(error: Exception, call: Call, deadline: Deadline, config: Config) -> MicrosandboxError:
-    """Turn httpx's error into one that says what to do about it, and holds nothing of the request."""
+def _convert_error(error: Exception, call: Call, deadline: Deadline, config: Config) -> MicrosandboxError:
+    """Convert httpx's error into one that says what to do and does not contain the request."""
     import ssl
 
     import httpx
 
     where = f"no connection to {config.server_url}"
     if isinstance(error, httpx.ConnectTimeout):
-        if deadline.over():
+        if deadline.expired():
             return RequestTimeoutError(f"{call.method}: {where} within {call.limit:g} s; {_HINT}")
         return ServerUnreachableError(f"{where} within {_CONNECT_LIMIT:g} s; {_HINT}")
     if isinstance(error, httpx.TimeoutException):
@@ -278,38 +282,41 @@ def _explain(error: Exception, call: Call, deadline: Deadline, config: Config) -
         return ServerUnreachableError(f"{where}: {error}; {_HINT}")
     if not isinstance(error, httpx.ConnectError):
         return ConnectionLostError(
-            f"{call.method}: the connection to {config.server_url} ended before the answer came "
-            f"({str(error) or type(error).__name__}): it may have been done, or not"
+            f"{call.method}: the connection to {config.server_url} ended before the response "
+            f"({str(error) or type(error).__name__}): the call may have taken effect"
         )
-    cause = _root(error)
+    cause = _root_cause(error)
     hint = _HINT
     if isinstance(cause, ConnectionRefusedError):
         return ServerUnreachableError(
             f"nothing listens at {config.server_url}. Start it with 'msb server start', "
-            f"or name another server with {SERVER_URL}"
+            f"or set {SERVER_URL} to the URL of another server"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         hint = (
             "use the name that the server's certificate is for; "
-            "if its authority is your own, name the file of that one's certificate in SSL_CERT_FILE"
+            "if its authority is your own, set SSL_CERT_FILE to the file of the authority's certificate"
         )
     elif isinstance(cause, ssl.SSLError):
-        hint = "if the server speaks plain http, use http:// on its own machine; elsewhere have TLS set up"
+        hint = (
+            "if the server speaks plain http, use http:// on its own machine; "
+            "elsewhere, ask its administrator to set up TLS"
+        )
     return ServerUnreachableError(f"{where}: {cause}; {hint}")
 
 
-_HINT = "see whether the server runs and its URL is right"
+_HINT = "check that the server is running and that its URL is right"
 
 
-def _root(error: BaseException) -> BaseException:
-    """Find the system's error below one of httpx's; that one itself if there is none."""
-    below: BaseException | None = error
-    while below is not None and not isinstance(below, OSError):
-        below = below.__cause__ or below.__context__
-    if below is None:
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the operating system's error that caused one of httpx's; the error itself if there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is None:
         return error
-    while below.__cause__ is not None:
-        below = below.__cause__
-        for first in getattr(below, "exceptions", ())[:1]:  # an ExceptionGroup: one for each address that was tried
-            below = first
-    return below
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+        for first in getattr(cause, "exceptions", ())[:1]:  # an ExceptionGroup with one error for each address tried
+            cause = first
+    return cause

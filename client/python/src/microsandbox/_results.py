@@ -1,4 +1,4 @@
-"""What the server answers, without the ways to read it in which asyncio and blocking code differ."""
+"""The server's results, as far as asyncio and blocking code share them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, TypedDict
 
 
 class OutputLine(TypedDict):
-    """A line of what a run printed, without the newline at its end. stream is stdout or stderr."""
+    """A line of a run's output, without the newline. stream is stdout or stderr."""
 
     stream: str
     text: str
 
 
 class SandboxMetrics(TypedDict):
-    """What a sandbox uses. The usages are None for a sandbox that does not run."""
+    """The resource usage of a sandbox. The usages are None if the sandbox is not running."""
 
     namespace: str
     name: str
@@ -25,19 +25,19 @@ class SandboxMetrics(TypedDict):
 
 
 class Output:
-    """What a run printed."""
+    """The output of a run."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.lines: list[OutputLine] = list(data.get("output") or ())
 
     @property
     def stdout(self) -> str:
-        """What it printed to its standard output, without white space at the end."""
+        """The standard output, without trailing white space."""
         return self._text("stdout")
 
     @property
     def stderr(self) -> str:
-        """What it printed to its standard error, without white space at the end."""
+        """The standard error, without trailing white space."""
         return self._text("stderr")
 
     def _text(self, stream: str) -> str:
@@ -45,10 +45,10 @@ class Output:
 
 
 class ExecutionData(Output):
-    """How a run of code ended, and what it printed."""
+    """The status and the output of a run of code."""
 
     def __init__(self, output_data: dict[str, Any] | None = None) -> None:
-        """Read the result of sandbox.repl.run."""
+        """Parse a result of sandbox.repl.run."""
         data = output_data if isinstance(output_data, dict) else {}
         super().__init__(data)
         self._status = str(data.get("status", "unknown"))
@@ -56,16 +56,16 @@ class ExecutionData(Output):
 
     @property
     def status(self) -> str:
-        """success, or error when the code raised."""
+        """success, or error if the code raised an exception."""
         return self._status
 
     @property
     def language(self) -> str:
-        """The language that the code is in."""
+        """The language of the code."""
         return self._language
 
     def has_error(self) -> bool:
-        """Say whether the code raised, or printed to its standard error."""
+        """Report whether the code raised an exception or printed to standard error."""
         return self._status in ("error", "exception") or any(
             line.get("stream") == "stderr" and line.get("text") for line in self.lines
         )
@@ -75,10 +75,10 @@ class ExecutionData(Output):
 
 
 class CommandExecutionData(Output):
-    """How a command ended, and what it printed."""
+    """The exit code and the output of a command."""
 
     def __init__(self, output_data: dict[str, Any] | None = None) -> None:
-        """Read the result of sandbox.command.run."""
+        """Parse a result of sandbox.command.run."""
         data = output_data if isinstance(output_data, dict) else {}
         super().__init__(data)
         self._command = str(data.get("command", ""))
@@ -98,12 +98,12 @@ class CommandExecutionData(Output):
 
     @property
     def exit_code(self) -> int:
-        """The code with which it ended."""
+        """The exit code of the program."""
         return self._exit_code
 
     @property
     def success(self) -> bool:
-        """Whether that code is 0."""
+        """Whether the exit code is 0."""
         return self._success
 
     def __repr__(self) -> str:

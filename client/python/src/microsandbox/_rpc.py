@@ -1,4 +1,4 @@
-"""JSON-RPC without the sending: what a call says, what an answer means, what is sent again."""
+"""JSON-RPC without the transport: encodes calls, decodes responses, and decides what is retried."""
 
 from __future__ import annotations
 
@@ -25,36 +25,37 @@ from .errors import (
 
 PATH = "/api/v1/rpc"
 
-# How often a call is sent that surely, or harmlessly, did not run before; and the pauses between, in seconds.
+# The maximum number of attempts of a call that did not begin or is safe to repeat, and the pauses between the
+# attempts in seconds.
 MAX_ATTEMPTS = 3
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 10.0
 
-# Seconds that timers and sockets take at most, 24 days.
-LONGEST = (2**31 - 1) / 1000
+# The maximum number of seconds that timers and sockets accept, about 24 days.
+MAX_SECONDS = (2**31 - 1) / 1000
 
 
 class Deadline:
-    """The end of a call's limit: one for all of its attempts, and for the pauses between."""
+    """The deadline of a call, for all of its attempts and the pauses between them."""
 
     def __init__(self, limit: float | None) -> None:
-        self._at = math.inf if limit is None else time.monotonic() + min(limit, LONGEST)
+        self._at = math.inf if limit is None else time.monotonic() + min(limit, MAX_SECONDS)
 
-    def left(self) -> float:
-        """Return the seconds that are left; infinity without a limit."""
+    def remaining(self) -> float:
+        """Return the seconds that remain; infinity without a limit."""
         return self._at - time.monotonic()
 
-    def over(self) -> bool:
-        """Say whether there is no time for another attempt; timers may also end a call a little early."""
-        return self.left() < _FIRST_PAUSE
+    def expired(self) -> bool:
+        """Report whether no time remains for another attempt. The margin allows for timers that fire early."""
+        return self.remaining() < _FIRST_PAUSE
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a method.
 
-    limit: seconds to wait for the answer, all attempts together; None is as long as the caller likes.
-    repeatable: a second run of it does no harm.
+    limit: total seconds to wait for a response, over all attempts; None means no limit.
+    repeatable: making the call twice does no harm.
     """
 
     method: str
@@ -63,27 +64,31 @@ class Call:
     repeatable: bool = False
 
     def body(self) -> bytes:
-        """Return the request. The server explains what is wrong with half a surrogate pair."""
+        """Return the request. It may contain half a surrogate pair, which the server refuses with an explanation."""
         request = {"jsonrpc": "2.0", "method": self.method, "params": self.params, "id": 1}
         return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
-    def pause(self, error: MicrosandboxError, attempt: int, left: float) -> float | None:
-        """Return the seconds to wait before the call is sent again; None if it must not be, or left is too short."""
-        # 429: the server has turned it away, and begun nothing. Without a time to come back, it is also the answer to
-        # a run that began, and was ended since it printed too much.
-        unbegun = isinstance(error, ServerUnreachableError) or (error.status == 429 and error.retry_after is not None)
+    def pause(self, error: MicrosandboxError, attempt: int, remaining: float) -> float | None:
+        """Return the seconds to wait before a retry.
+
+        None if the call must not be retried, or if the pause is not shorter than the remaining time.
+        """
+        # With Retry-After, 429 means that the server refused the call before it began. Without it, 429 can also mean
+        # that the run began and was ended because it printed too much.
+        refused = error.status == 429 and error.retry_after is not None
+        not_begun = refused or isinstance(error, ServerUnreachableError)
         harmless = self.repeatable and (isinstance(error, ConnectionLostError) or error.status in (429, 503))
-        if attempt >= MAX_ATTEMPTS or not (unbegun or harmless):
+        if attempt >= MAX_ATTEMPTS or not (not_begun or harmless):
             return None
         pause: float = max(_FIRST_PAUSE * 2 ** (attempt - 1), error.retry_after or 0)
         if pause > _LONGEST_PAUSE:
             return None
-        pause *= random.uniform(1, 1.25)  # noqa: S311  so that many do not come back at once
-        return pause if pause < left else None
+        pause *= random.uniform(1, 1.25)  # noqa: S311  so that many clients do not retry at the same time
+        return pause if pause < remaining else None
 
 
 def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: bool = False) -> Any:
-    """Return what an answer holds, or raise the error that it tells. keyless: the call had no API key."""
+    """Return the result in a response, or raise its error. keyless: the call was sent without an API key."""
     answer: Any = None
     if headers.get("content-type", "").split(";")[0].strip().lower() == "application/json":
         with contextlib.suppress(ValueError):
@@ -94,14 +99,14 @@ def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: boo
             kind = BY_CODE.get(error["code"], MicrosandboxError)
             message = str(error.get("message"))
             if kind is AuthenticationError and keyless:
-                message += ". None was sent: pass api_key, or set MSB_API_KEY in the environment or in a .env file"
+                message += ". No API key was sent: pass api_key, or set MSB_API_KEY in the environment or a .env file"
             raise _error(kind, message, status, headers, error["code"])
         if status == 200 and "result" in answer:
             return answer["result"]
-    raise _foreign(status, headers, body)
+    raise _foreign_error(status, headers, body)
 
 
-# How proxies answer.
+# The errors for the statuses of responses that are not from msbd, such as those of proxies.
 _BY_STATUS = {
     401: AuthenticationError,
     403: PermissionDeniedError,
@@ -112,15 +117,16 @@ _BY_STATUS = {
 }
 
 
-def _foreign(status: int, headers: Mapping[str, str], body: bytes) -> MicrosandboxError:
+def _foreign_error(status: int, headers: Mapping[str, str], body: bytes) -> MicrosandboxError:
+    """Return the error for a response that is not from msbd."""
     text = (
-        f"the answer (HTTP status {status}) is not that of msbd; "
-        "see whether the server's URL is right, and what a proxy before it says"
+        f"the response (HTTP status {status}) is not from msbd: "
+        "check the server's URL and the logs of any proxy in front of the server"
     )
     if 300 <= status < 400 and "location" in headers:
         text = (
-            f"the server sends on to {headers['location']!r}; that is not followed, "
-            "since the API key would go along: use the URL that is meant"
+            f"the server redirects to {headers['location']!r}. Redirects are not followed, because the API key "
+            "would be sent along: set the server's URL to the right one"
         )
     elif body.startswith(b"Client sent an HTTP request to an HTTPS server"):
         text = "the server speaks TLS: use https:// in its URL"
@@ -144,7 +150,7 @@ def _error(
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Read the header of this name, in seconds or as a date."""
+    """Parse the Retry-After header, which is a number of seconds or a date. Returns seconds."""
     if not header:
         return None
     try:
@@ -156,7 +162,7 @@ def _retry_after(header: str | None) -> float | None:
 
     try:
         at = parsedate_to_datetime(header)
-    except (TypeError, ValueError):  # TypeError: until Python 3.10
+    except (TypeError, ValueError):  # before Python 3.10, it raises TypeError
         return None
     if at.tzinfo is None:
         at = at.replace(tzinfo=timezone.utc)

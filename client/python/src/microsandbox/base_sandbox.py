@@ -1,4 +1,4 @@
-"""What the sandboxes of all languages have in common."""
+"""The base class of the sandboxes of all languages, for asyncio."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ SandboxT = TypeVar("SandboxT", bound="BaseSandbox")
 
 
 class BaseSandbox(SandboxCore):
-    """A sandbox on a server of msbd, for asyncio. Use PythonSandbox or NodeSandbox.
+    """A sandbox on an msbd server, for asyncio. Use PythonSandbox or NodeSandbox.
 
-    It is made with create(), which starts it, or by itself and then started:
+    Use create() to create and start it, or call the class and start it later; entering it starts it:
 
         async with PythonSandbox(name="my-sandbox") as sandbox:
             ...
 
-    Cancelling a call, as asyncio.timeout() and task.cancel() do, ends what it runs in the sandbox.
-    All errors are a MicrosandboxError.
+    Cancelling a call, for example with asyncio.timeout() or task.cancel(), interrupts its run in the sandbox.
+    All errors are subclasses of MicrosandboxError.
     """
 
-    # For programs that put an HTTP session here, as version 0.1 had it. Nothing uses it.
+    # For programs for version 0.1, which put an HTTP session here. This package does not use it.
     _session: Any = None
 
     def __init__(
@@ -43,21 +43,21 @@ class BaseSandbox(SandboxCore):
         name: str | None = None,
         api_key: str | None = None,
     ) -> None:
-        """Name a sandbox. Nothing is sent: it need not be there yet.
+        """Create an object for a sandbox, which need not exist yet. Nothing is sent.
 
-        server_url: https://HOST[:PORT], or http:// on this machine; otherwise MSB_SERVER_URL of the environment
-            or of a .env file in the working directory or above it, or http://127.0.0.1:5555.
-        namespace: None is the key's own, or default for a key that is not limited to one.
-        name: 1 to 63 of A-Z a-z 0-9 - _; None makes one up.
-        api_key: otherwise MSB_API_KEY of the environment or of a .env file.
+        server_url: https://HOST[:PORT], or http:// on this machine. The default is MSB_SERVER_URL from the
+            environment or from a .env file in the working directory or above it, or http://127.0.0.1:5555.
+        namespace: None means the key's namespace, or default for a key that is not limited to one.
+        name: 1 to 63 characters of A-Z a-z 0-9 - _; None generates a name.
+        api_key: the default is MSB_API_KEY from the environment or from a .env file.
 
-        Raises ConfigError when the URL, the key or the file cannot be used.
+        Raises ConfigError if the URL, the key or a .env file cannot be used.
         """
         super().__init__(server_url, namespace, name, api_key)
         self._http = AsyncHTTP(self._config)
 
     async def get_default_image(self) -> str:
-        """Return the name of the image that the sandbox is started from unless another is named."""
+        """Return the name of the image that start() uses if none is given."""
         return self._image
 
     @classmethod
@@ -76,12 +76,12 @@ class BaseSandbox(SandboxCore):
         workdir: str | None = None,
         timeout: float | None = None,
     ) -> Creation[SandboxT]:
-        """Make a sandbox and start it.
+        """Create a sandbox and start it.
 
-            async with PythonSandbox.create(name="my-sandbox") as sandbox:  # stopped at the end
+            async with PythonSandbox.create(name="my-sandbox") as sandbox:  # stopped at the end of the block
                 ...
 
-            sandbox = await PythonSandbox.create(name="my-sandbox")  # until sandbox.stop()
+            sandbox = await PythonSandbox.create(name="my-sandbox")  # runs until sandbox.stop()
 
         The parameters are those of the class and of start().
         """
@@ -108,19 +108,19 @@ class BaseSandbox(SandboxCore):
         envs: Envs | None = None,
         workdir: str | None = None,
     ) -> None:
-        """Start the sandbox, and return when it is ready. One that this object has started stays as it is.
+        """Start the sandbox, and return when it is ready. If this object has already started it, do nothing.
 
-        Starting a name that runs with an equal configuration succeeds at once; with another one it raises
-        ConflictError.
+        If a sandbox with this name is running, start succeeds immediately if its configuration is the same, and
+        raises ConflictError if it is not.
 
-        image: such as microsandbox/python; None is the language's own.
-        memory: MiB; None is the server's default, 512 unless it says otherwise.
-        cpus: virtual processors, rounded; None is the server's default, 1 unless it says otherwise.
-        timeout: seconds to wait in all; then RequestTimeoutError, and what was made so far is removed.
-            None is 180; 0 and infinity are no limit.
-        volumes: as the server offers them.
-        envs: environment variables for everything that runs in it, a dict or ["NAME=value"].
-        workdir: absolute path in which runs begin.
+        image: such as microsandbox/python; None means the image of the language.
+        memory: MiB; None means the server's default, which is 512 unless the server is configured otherwise.
+        cpus: virtual processors, rounded; None means the server's default, which is 1 unless configured otherwise.
+        timeout: total seconds to wait. After that, start raises RequestTimeoutError, and the server removes what it
+            has created. None means 180; 0 and infinity mean no limit.
+        volumes: as far as the server supports them.
+        envs: environment variables for everything that runs in the sandbox, a dict or ["NAME=value"].
+        workdir: working directory of runs, an absolute path.
         """
         if self._is_started:
             return
@@ -133,9 +133,10 @@ class BaseSandbox(SandboxCore):
         self._is_started = True
 
     async def stop(self) -> None:
-        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free.
+        """Stop the sandbox, if this object started it. Its data is deleted, and its name can be used again.
 
-        After an error, other than SandboxNotFoundError, it counts as started still, and can be used and stopped.
+        After an error other than SandboxNotFoundError, the sandbox still counts as started: it can be used, and
+        stop can be called again.
         """
         if not self._is_started:
             return
@@ -149,18 +150,18 @@ class BaseSandbox(SandboxCore):
         await self._http.close()
 
     async def close(self) -> None:
-        """Close the connections to the server, once no call is in progress, and let the sandbox run on.
+        """Close the connections to the server as soon as no call is in progress. The sandbox keeps running.
 
-        The next call opens new ones.
+        The next call opens new connections.
         """
         await self._http.close()
 
     async def run(self, code: str, timeout: float | None = None) -> Execution:
-        """Run code. What it defines is there for the next run; runs of one sandbox take turns.
+        """Run code. Variables and definitions are kept for the next run. Runs of a sandbox are executed one by one.
 
-        Code that raises is a result, whose status is error, and its traceback is in stderr.
+        If the code raises an exception, the status of the result is error, and the traceback is in stderr.
 
-        timeout: seconds after which it is interrupted; None, 0 and infinity are the server's maximum.
+        timeout: seconds after which the run is interrupted; None, 0 and infinity mean the server's maximum.
 
         Raises RunTimeoutError after timeout, NotStartedError, and the errors of the connection.
         """
@@ -173,7 +174,7 @@ class BaseSandbox(SandboxCore):
 
     @property
     def metrics(self) -> Metrics:
-        """Says what the sandbox uses."""
+        """Returns the resource usage of the sandbox."""
         return Metrics(self)
 
     async def __aenter__(self: SandboxT) -> SandboxT:
@@ -186,32 +187,32 @@ class BaseSandbox(SandboxCore):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # A task of its own: a scope that was cancelled would cancel the request to stop, too.
-        await asyncio.shield(asyncio.ensure_future(self._end(error)))
+        # Stop in a separate task, because a cancelled scope would also cancel the request to stop.
+        await asyncio.shield(asyncio.ensure_future(self._stop_and_close(error)))
 
-    async def _end(self, error: BaseException | None) -> None:
-        """Stop without hiding the error that ended the block."""
+    async def _stop_and_close(self, error: BaseException | None) -> None:
+        """Stop the sandbox. If the block ended with an error, only log a failure to stop, to keep that error."""
         try:
             await self.stop()
         except SandboxNotFoundError:
-            pass  # it is gone, as it should be
+            pass  # the sandbox no longer exists, which is the goal
         except MicrosandboxError as failure:
             if error is None:
                 raise
             _logger.warning("stop sandbox %s: %s", self._name, failure)
         finally:
-            await self.close()  # nobody else would, of a sandbox that was not stopped
+            await self.close()  # stop closes the connections only if it succeeds
 
 
 class Creation(Generic[SandboxT], Coroutine[Any, Any, SandboxT], AbstractAsyncContextManager[SandboxT]):
-    """A sandbox that starts when it is awaited or entered; see BaseSandbox.create.
+    """The return value of BaseSandbox.create. Awaiting or entering it starts the sandbox.
 
-    It is a coroutine, too, since asyncio.run() and create_task() take nothing else.
+    It is also a coroutine, because asyncio.run() and create_task() accept nothing else.
     """
 
     def __init__(self, sandbox: SandboxT, **options: Any) -> None:
         self._sandbox = sandbox
-        # Those that were given: a subclass whose start() is of version 0.1 knows not all of them.
+        # Pass only the given options, because the start() of a subclass for version 0.1 does not have all of them.
         self._options = {name: value for name, value in options.items() if value is not None}
         self._steps: Coroutine[Any, Any, SandboxT] | None = None
         self.__name__ = self.__qualname__ = f"{type(sandbox).__qualname__}.create"  # in the task's repr
@@ -224,21 +225,21 @@ class Creation(Generic[SandboxT], Coroutine[Any, Any, SandboxT], AbstractAsyncCo
         return self._start().__await__()
 
     def _coroutine(self) -> Coroutine[Any, Any, SandboxT]:
-        # Made when it is used: there is a warning about each that is not.
+        # Create the coroutine on first use, because Python warns about a coroutine that is never awaited.
         if self._steps is None:
             self._steps = self._start()
         return self._steps
 
     def send(self, value: Any, /) -> Any:
-        """Go on with the start, as the event loop does."""
+        """Continue the start. The event loop calls this."""
         return self._coroutine().send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Raise an error in the start, as the event loop does to cancel it."""
+        """Raise an error in the start. The event loop calls this to cancel it."""
         return self._coroutine().throw(*error)
 
     def close(self) -> None:
-        """End the start where it is, or before it begins."""
+        """Abort the start, or prevent it if it has not begun."""
         self._coroutine().close()
 
     async def __aenter__(self) -> SandboxT:

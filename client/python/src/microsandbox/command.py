@@ -1,4 +1,4 @@
-"""Commands in a sandbox."""
+"""Runs programs in a sandbox."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Command:
     async def run(
         self, command: str, args: Sequence[str] | None = None, timeout: float | None = None
     ) -> CommandExecution:
-        """Run a program, without a shell: for a shell's line, run sh with ["-c", line].
+        """Run a program without a shell. To run a shell command line, run sh with ["-c", line].
 
-        A program that ends with another code than 0 is a result, not an error.
+        An exit code other than 0 is not an error; see CommandExecution.exit_code.
 
-        timeout: seconds after which it is ended; None, 0 and infinity are the server's maximum.
+        timeout: seconds after which the program is killed; None, 0 and infinity mean the server's maximum.
 
-        Raises CommandNotFoundError when the sandbox has no such program, RunTimeoutError after timeout,
+        Raises CommandNotFoundError if the sandbox has no such program, RunTimeoutError after timeout,
         NotStartedError, and the errors of the connection.
         """
         call = self._sandbox._command_call(command, args, timeout)

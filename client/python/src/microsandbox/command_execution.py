@@ -4,12 +4,12 @@ from ._results import CommandExecutionData
 
 
 class CommandExecution(CommandExecutionData):
-    """How a command ended, and what it printed."""
+    """The exit code and the output of a command."""
 
     async def output(self) -> str:
-        """Return stdout. It is here already; nothing is waited for."""
+        """Return stdout. It does not wait; the method is async for compatibility with version 0.1."""
         return self.stdout
 
     async def error(self) -> str:
-        """Return stderr. It is here already; nothing is waited for."""
+        """Return stderr. It does not wait; the method is async for compatibility with version 0.1."""
         return self.stderr

@@ -1,4 +1,4 @@
-"""What can go wrong. Everything is a MicrosandboxError, and so a RuntimeError."""
+"""The errors of this package. All are subclasses of MicrosandboxError, which is a RuntimeError."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ else:
     import asyncio
 
     class _TimeoutError(TimeoutError, asyncio.TimeoutError):
-        """Until Python 3.11, asyncio has a TimeoutError of its own."""
+        """Before Python 3.11, asyncio.TimeoutError is a separate class."""
 
 
 class MicrosandboxError(RuntimeError):
     """The base of all errors of this package. No error holds the API key.
 
-    message: what happened and what to do about it; it is for people and may change.
-    code: the JSON-RPC error code, None if the server told none.
-    status: the HTTP status, None if there was no answer.
-    request_id: finds the request in the server's log; None if there was no answer.
+    message: what happened and what to do. It is for people and may change.
+    code: the JSON-RPC error code; None if the server sent none.
+    status: the HTTP status; None if there was no response.
+    request_id: identifies the request in the server's log; None if there was no response.
     retry_after: seconds that the server asks to wait; None if it did not say.
     """
 
@@ -43,38 +43,38 @@ class MicrosandboxError(RuntimeError):
         return f"{self.message} (request id {self.request_id})" if self.request_id else self.message
 
 
-# What the server tells, one for each of its error codes.
+# The server's errors, one class for each error code.
 
 
 class ParseError(MicrosandboxError):
-    """-32700: the request is not strict JSON, as with half a surrogate pair in the code."""
+    """-32700: the request is not strict JSON, for example because the code contains half a surrogate pair."""
 
 
 class InvalidRequestError(MicrosandboxError):
-    """-32600: not a request, as when it is longer than 1 MiB, or the URL's path is not the server's."""
+    """-32600: the request is invalid, for example longer than 1 MiB, or the path of the URL is wrong."""
 
 
 class MethodNotFoundError(MicrosandboxError):
-    """-32601: the server has no such method: it is older than this package."""
+    """-32601: the server does not have the method, because it is older than this package."""
 
 
 class InvalidParamsError(MicrosandboxError, ValueError):
     """-32602: a parameter is wrong, out of range or not supported; the message names it.
 
-    Its code is None for what is found before anything is sent, as a timeout that is no number.
+    code is None if this package found the mistake before sending, such as a timeout that is not a number.
     """
 
 
 class AuthenticationError(MicrosandboxError):
-    """-32002: there is no key, or it is malformed, expired, revoked or unknown."""
+    """-32002: the key is missing, malformed, expired, revoked or unknown."""
 
 
 class PermissionDeniedError(MicrosandboxError):
-    """-32004: the key is good, but limited to another namespace or to other methods."""
+    """-32004: the key is valid, but limited to other namespaces or other methods."""
 
 
 class SandboxNotFoundError(MicrosandboxError):
-    """-32003: there is no such sandbox."""
+    """-32003: the sandbox does not exist."""
 
 
 class ConflictError(MicrosandboxError):
@@ -82,11 +82,11 @@ class ConflictError(MicrosandboxError):
 
 
 class ResourceExhaustedError(MicrosandboxError):
-    """-32006: over a quota or a rate limit; retry_after says when to come back."""
+    """-32006: a quota or a rate limit was exceeded, or a run printed too much; retry_after says when to retry."""
 
 
 class RunTimeoutError(MicrosandboxError, _TimeoutError):
-    """-32007: the run reached its time limit and was interrupted. The session goes on."""
+    """-32007: the run reached its time limit and was interrupted. The session continues."""
 
 
 class CommandNotFoundError(MicrosandboxError):
@@ -94,11 +94,11 @@ class CommandNotFoundError(MicrosandboxError):
 
 
 class UnavailableError(MicrosandboxError):
-    """-32009: the server starts or stops, or the sandbox does not answer."""
+    """-32009: the server is starting or stopping, or the sandbox does not respond."""
 
 
 class InternalError(MicrosandboxError):
-    """-32603: unforeseen; the server's log has the cause under the request id."""
+    """-32603: an unexpected error; the server's log contains the cause under the request id."""
 
 
 BY_CODE = {
@@ -118,11 +118,11 @@ BY_CODE = {
 }
 
 
-# What this side finds by itself.
+# Errors that this package detects itself.
 
 
 class ConfigError(MicrosandboxError, ValueError):
-    """The server's URL, the API key or a .env file cannot be used as it is."""
+    """The server's URL, the API key or a .env file cannot be used."""
 
 
 class NotStartedError(MicrosandboxError):
@@ -130,16 +130,16 @@ class NotStartedError(MicrosandboxError):
 
 
 class ServerUnreachableError(MicrosandboxError, ConnectionError):
-    """There is no connection to the server: nothing was sent."""
+    """The connection to the server failed. Nothing was sent."""
 
 
 class ConnectionLostError(MicrosandboxError, ConnectionError):
-    """The connection ended before the answer came: what was asked for may have happened, or not."""
+    """The connection ended before the response. The call may have taken effect."""
 
 
 class RequestTimeoutError(MicrosandboxError, _TimeoutError):
-    """No answer came in time. The server interrupts what was asked for."""
+    """No response arrived in time. The server interrupts the call."""
 
 
 class UnexpectedAnswerError(MicrosandboxError):
-    """The answer is not that of msbd, but perhaps of a proxy before it."""
+    """The response is not from msbd, but possibly from a proxy in front of it."""

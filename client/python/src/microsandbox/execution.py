@@ -4,12 +4,12 @@ from ._results import ExecutionData
 
 
 class Execution(ExecutionData):
-    """How a run of code ended, and what it printed."""
+    """The status and the output of a run of code."""
 
     async def output(self) -> str:
-        """Return stdout. It is here already; nothing is waited for."""
+        """Return stdout. It does not wait; the method is async for compatibility with version 0.1."""
         return self.stdout
 
     async def error(self) -> str:
-        """Return stderr. It is here already; nothing is waited for."""
+        """Return stderr. It does not wait; the method is async for compatibility with version 0.1."""
         return self.stderr

@@ -1,4 +1,4 @@
-"""What a sandbox uses."""
+"""The resource usage of a sandbox."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """Asks what a sandbox uses, at each call anew."""
+    """Returns the resource usage of a sandbox. Each call asks the server."""
 
     def __init__(self, sandbox_instance: BaseSandbox) -> None:
         self._sandbox = sandbox_instance
 
     async def all(self) -> SandboxMetrics:
-        """Return all metrics at once, a dict. Raises SandboxNotFoundError when the sandbox is gone."""
+        """Return all metrics as a dict. Raises SandboxNotFoundError if the sandbox does not exist."""
         return metrics_result(await self._sandbox._http.call(self._sandbox._metrics_call()))
 
     async def cpu(self) -> float | None:
-        """Return the processor time that it uses, in percent of one processor."""
+        """Return the CPU usage, in percent of one processor."""
         return (await self.all())["cpu_usage"]
 
     async def memory(self) -> int | None:
-        """Return the memory that it uses, in MiB."""
+        """Return the memory usage, in MiB."""
         return (await self.all())["memory_usage"]
 
     async def disk(self) -> int | None:
-        """Return the disk space that it uses, in bytes."""
+        """Return the disk usage, in bytes."""
         return (await self.all())["disk_usage"]
 
     async def is_running(self) -> bool:
-        """Say whether the sandbox runs."""
+        """Report whether the sandbox is running. False if it does not exist."""
         try:
             return (await self.all())["running"]
         except SandboxNotFoundError:

@@ -4,7 +4,7 @@ from .base_sandbox import BaseSandbox
 
 
 class NodeSandbox(BaseSandbox):
-    """A sandbox that runs JavaScript, with Node.js."""
+    """A sandbox that runs JavaScript with Node.js."""
 
     _image = "microsandbox/node"
     _language = "nodejs"

@@ -1,11 +1,11 @@
-"""The same sandboxes for blocking code.
+"""Sandboxes for blocking code.
 
     from microsandbox.sync import PythonSandbox
 
     with PythonSandbox.create(name="my-sandbox") as sandbox:
         print(sandbox.run("6 * 7").output())
 
-Names, parameters, results and errors are those of the package itself; no method needs await.
+Names, parameters, results and errors are the same as in the package microsandbox. No method needs await.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SandboxT = TypeVar("SandboxT", bound="BaseSandbox")
 
 
 class Execution(ExecutionData):
-    """How a run of code ended, and what it printed."""
+    """The status and the output of a run of code."""
 
     def output(self) -> str:
         """Return stdout."""
@@ -48,7 +48,7 @@ class Execution(ExecutionData):
 
 
 class CommandExecution(CommandExecutionData):
-    """How a command ended, and what it printed."""
+    """The exit code and the output of a command."""
 
     def output(self) -> str:
         """Return stdout."""
@@ -66,35 +66,35 @@ class Command:
         self._sandbox = sandbox_instance
 
     def run(self, command: str, args: Sequence[str] | None = None, timeout: float | None = None) -> CommandExecution:
-        """Run a program, without a shell; see microsandbox.Command.run."""
+        """Run a program without a shell; see microsandbox.Command.run."""
         call = self._sandbox._command_call(command, args, timeout)
         return CommandExecution(run_result(self._sandbox._http.call(call)))
 
 
 class Metrics:
-    """Asks what a sandbox uses, at each call anew."""
+    """Returns the resource usage of a sandbox. Each call asks the server."""
 
     def __init__(self, sandbox_instance: BaseSandbox) -> None:
         self._sandbox = sandbox_instance
 
     def all(self) -> SandboxMetrics:
-        """Return all metrics at once, a dict. Raises SandboxNotFoundError when the sandbox is gone."""
+        """Return all metrics as a dict. Raises SandboxNotFoundError if the sandbox does not exist."""
         return metrics_result(self._sandbox._http.call(self._sandbox._metrics_call()))
 
     def cpu(self) -> float | None:
-        """Return the processor time that it uses, in percent of one processor."""
+        """Return the CPU usage, in percent of one processor."""
         return self.all()["cpu_usage"]
 
     def memory(self) -> int | None:
-        """Return the memory that it uses, in MiB."""
+        """Return the memory usage, in MiB."""
         return self.all()["memory_usage"]
 
     def disk(self) -> int | None:
-        """Return the disk space that it uses, in bytes."""
+        """Return the disk usage, in bytes."""
         return self.all()["disk_usage"]
 
     def is_running(self) -> bool:
-        """Say whether the sandbox runs."""
+        """Report whether the sandbox is running. False if it does not exist."""
         try:
             return self.all()["running"]
         except SandboxNotFoundError:
@@ -102,10 +102,10 @@ class Metrics:
 
 
 class BaseSandbox(SandboxCore):
-    """A sandbox on a server of msbd, for blocking code. Use PythonSandbox or NodeSandbox.
+    """A sandbox on an msbd server, for blocking code. Use PythonSandbox or NodeSandbox.
 
-    An object can be used by several threads. KeyboardInterrupt ends what a call runs in the sandbox.
-    All errors are a MicrosandboxError.
+    An object can be used by several threads. KeyboardInterrupt interrupts the run of a call in the sandbox.
+    All errors are subclasses of MicrosandboxError.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class BaseSandbox(SandboxCore):
         name: str | None = None,
         api_key: str | None = None,
     ) -> None:
-        """Name a sandbox. Nothing is sent. The parameters are those of microsandbox.BaseSandbox."""
+        """Create an object for a sandbox. Nothing is sent. The parameters are those of microsandbox.BaseSandbox."""
         super().__init__(server_url, namespace, name, api_key)
         self._http = SyncHTTP(self._config)
 
     def get_default_image(self) -> str:
-        """Return the name of the image that the sandbox is started from unless another is named."""
+        """Return the name of the image that start() uses if none is given."""
         return self._image
 
     @classmethod
@@ -139,7 +139,7 @@ class BaseSandbox(SandboxCore):
         workdir: str | None = None,
         timeout: float | None = None,
     ) -> SandboxT:
-        """Make a sandbox and start it; the end of a with block, or stop(), stops it."""
+        """Create a sandbox and start it. The end of a with block, or stop(), stops it."""
         sandbox = cls(server_url=server_url, namespace=namespace, name=name, api_key=api_key)
         sandbox.start(
             image=image,
@@ -175,9 +175,10 @@ class BaseSandbox(SandboxCore):
         self._is_started = True
 
     def stop(self) -> None:
-        """Stop the sandbox, if this object started it: all that was written in it is gone, and its name is free.
+        """Stop the sandbox, if this object started it. Its data is deleted, and its name can be used again.
 
-        After an error, other than SandboxNotFoundError, it counts as started still, and can be used and stopped.
+        After an error other than SandboxNotFoundError, the sandbox still counts as started: it can be used, and
+        stop can be called again.
         """
         if not self._is_started:
             return
@@ -191,14 +192,14 @@ class BaseSandbox(SandboxCore):
         self._http.close()
 
     def close(self) -> None:
-        """Close the connections to the server, once no call is in progress, and let the sandbox run on.
+        """Close the connections to the server as soon as no call is in progress. The sandbox keeps running.
 
-        The next call opens new ones.
+        The next call opens new connections.
         """
         self._http.close()
 
     def run(self, code: str, timeout: float | None = None) -> Execution:
-        """Run code. What it defines is there for the next run; see microsandbox.BaseSandbox.run."""
+        """Run code. Variables and definitions are kept for the next run; see microsandbox.BaseSandbox.run."""
         return Execution(run_result(self._http.call(self._code_call(code, timeout))))
 
     @property
@@ -208,7 +209,7 @@ class BaseSandbox(SandboxCore):
 
     @property
     def metrics(self) -> Metrics:
-        """Says what the sandbox uses."""
+        """Returns the resource usage of the sandbox."""
         return Metrics(self)
 
     def __enter__(self: SandboxT) -> SandboxT:
@@ -224,13 +225,13 @@ class BaseSandbox(SandboxCore):
         try:
             self.stop()
         except SandboxNotFoundError:
-            pass  # it is gone, as it should be
+            pass  # the sandbox no longer exists, which is the goal
         except MicrosandboxError as failure:
             if error is None:
                 raise
             _logger.warning("stop sandbox %s: %s", self._name, failure)
         finally:
-            self.close()  # nobody else would, of a sandbox that was not stopped
+            self.close()  # stop closes the connections only if it succeeds
 
 
 class PythonSandbox(BaseSandbox):
@@ -241,7 +242,7 @@ class PythonSandbox(BaseSandbox):
 
 
 class NodeSandbox(BaseSandbox):
-    """A sandbox that runs JavaScript, with Node.js."""
+    """A sandbox that runs JavaScript with Node.js."""
 
     _image = "microsandbox/node"
     _language = "nodejs"

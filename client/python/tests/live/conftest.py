@@ -1,7 +1,7 @@
-"""The suite for a real server: MSB_SERVER_URL names it, MSB_API_KEY is a key of it for everything.
+"""Tests against a real server: MSB_SERVER_URL is its URL, MSB_API_KEY an API key without limits.
 
-The server needs the images microsandbox/python and microsandbox/node. Sandboxes that take seconds to start
-are shared; each test that breaks one has its own.
+The server needs the images microsandbox/python and microsandbox/node. The tests share sandboxes, because
+starting one takes seconds. A test that breaks its sandbox starts its own.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def python_name() -> Iterator[str]:
-    """Start a sandbox for Python; returns its name."""
+    """Start a Python sandbox. Returns its name."""
     with PythonSandbox.create(name=f"live-python-{os.getpid()}") as sandbox:
         yield sandbox.name
 
 
 @pytest.fixture(scope="session")
 def node_name() -> Iterator[str]:
-    """Start a sandbox for JavaScript; returns its name."""
+    """Start a JavaScript sandbox. Returns its name."""
     with NodeSandbox.create(name=f"live-node-{os.getpid()}") as sandbox:
         yield sandbox.name

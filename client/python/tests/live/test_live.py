@@ -1,4 +1,4 @@
-"""The package with a real server and real sandboxes, in asyncio and blocking."""
+"""Tests of the package with a real server and real sandboxes, with asyncio and blocking."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from ..flavours import done, entered
 
 pytestmark = pytest.mark.anyio
 
-# Seconds after which a test gives up. However slow the machine is, nothing takes as long.
+# Seconds after which a test gives up. No operation takes this long, even on a slow machine.
 LONG = 300.0
 
 
 @pytest.fixture
 async def python(api: Any, python_name: str) -> AsyncIterator[Any]:
-    """Use the shared sandbox for Python: to start it again does nothing."""
+    """Return an object for the shared Python sandbox. Starting it again has no effect."""
     sandbox = api.PythonSandbox(name=python_name)
     await done(sandbox.start())
     yield sandbox
@@ -44,7 +44,7 @@ async def python(api: Any, python_name: str) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def node(api: Any, node_name: str) -> AsyncIterator[Any]:
-    """Use the shared sandbox for JavaScript."""
+    """Return an object for the shared JavaScript sandbox."""
     sandbox = api.NodeSandbox(name=node_name)
     await done(sandbox.start())
     yield sandbox
@@ -143,7 +143,7 @@ async def test_wrong_keys(api: Any, key: str, monkeypatch: pytest.MonkeyPatch, t
         await done(api.PythonSandbox.create(api_key=api_key))
     assert (caught.value.code, caught.value.status) == (-32002, 401)
     assert caught.value.request_id
-    assert ("None was sent" in str(caught.value)) == (key == "none")
+    assert ("No API key was sent" in str(caught.value)) == (key == "none")
 
 
 async def test_key_in_a_dotenv_file(
@@ -167,8 +167,8 @@ async def test_no_server(api: Any) -> None:
         await done(api.PythonSandbox.create(server_url="http://127.0.0.1:9"))
 
 
-async def test_life(api: Any) -> None:
-    """Options reach the sandbox; after its stop it is gone, and its name is free."""
+async def test_start_and_stop(api: Any) -> None:
+    """The options take effect in the sandbox. After its stop, the sandbox does not exist."""
     options = {"memory": 400, "cpus": 1, "envs": {"GREETING": "hello"}, "workdir": "/tmp"}
     async with entered(api.PythonSandbox.create(**options)) as sandbox:
         code = "import os; print(os.environ['GREETING'], os.getcwd()); open('a', 'w').close()"
@@ -187,16 +187,16 @@ async def test_life(api: Any) -> None:
 async def test_several_at_once() -> None:
     async def use(number: int) -> str:
         async with PythonSandbox.create() as sandbox:
-            await sandbox.run(f"mine = {number}")
-            runs = await asyncio.gather(*(sandbox.run("mine += 1; mine") for _ in range(3)))
-            # Each has a connection of its own: any may be first.
+            await sandbox.run(f"n = {number}")
+            runs = await asyncio.gather(*(sandbox.run("n += 1; n") for _ in range(3)))
+            # Each run has its own connection, so their order varies.
             return " ".join(sorted(run.stdout for run in runs))
 
     assert sorted(await asyncio.gather(use(10), use(20))) == ["11 12 13", "21 22 23"]
 
 
 async def began(sandbox: Any, name: str) -> None:
-    """Wait until a run has made a file of this name."""
+    """Wait until a run has created a file with this name."""
     script = f"until [ -e /tmp/{name} ]; do sleep 0.1; done"
     assert (await done(sandbox.command.run("sh", ["-c", script], timeout=LONG))).success
 
@@ -206,7 +206,7 @@ def endless(name: str) -> str:
 
 
 async def test_cancel(python_name: str) -> None:
-    """A run that was cancelled is over: otherwise the next one would wait for its turn for ever."""
+    """Cancelling a call ends its run. Otherwise the next run would wait for it forever."""
     sandbox = PythonSandbox(name=python_name)
     await sandbox.start()
     await sandbox.run("kept = 2")
@@ -225,7 +225,7 @@ async def test_cancel(python_name: str) -> None:
 async def test_interrupt(python_name: str) -> None:
     """Ctrl-C in a blocking call ends the run."""
     program = (
-        # Whoever runs the tests may ignore it, and children inherit that.
+        # The process that runs the tests may ignore SIGINT, and child processes inherit that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from microsandbox.sync import PythonSandbox\n"
         f"sandbox = PythonSandbox(name={python_name!r})\n"

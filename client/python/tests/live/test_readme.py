@@ -1,4 +1,4 @@
-"""The examples of the README, as they are printed."""
+"""Runs the examples of the README unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ README = Path(__file__).parents[2] / "README.md"
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
-def test_they_are_found() -> None:
+def test_readme_has_examples() -> None:
     assert len(EXAMPLES) >= 4
 
 
@@ -26,11 +26,11 @@ def test_example(text: str) -> None:
     code = compile(text, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names: dict[str, Any] = {"PythonSandbox": PythonSandbox}
 
-    async def continued() -> None:  # an example that goes on from another one's sandbox
+    async def with_sandbox() -> None:  # for an example that uses the sandbox of an earlier one
         async with PythonSandbox.create() as names["sandbox"]:
             await eval(code, names)
 
     if code.co_flags & inspect.CO_COROUTINE:
-        asyncio.run(continued())
+        asyncio.run(with_sandbox())
     else:
         eval(code, names)

@@ -1,12 +1,12 @@
-"""A program for microsandbox 0.1.8 as it is on PyPI. It uses nothing that came later.
+"""A program for microsandbox 0.1.8 from PyPI. It uses nothing that later versions added.
 
-It runs with that package, unchanged, and with ours in its place, against a real server:
+It runs against a real server, with that package and with this repository's package:
 
     MSB_SERVER_URL=… MSB_API_KEY=… python program.py
 
-It ends with 0 when every case held, and otherwise with 1 after the traceback of the one that did not.
-The virtual environment's directory must be writable: the program keeps a .env file there for a moment, since
-version 0.1.8 looks for it in the directories above the package.
+Its exit code is 0 if every case passes. Otherwise it prints a traceback and exits with 1.
+The virtual environment's directory must be writable: the program creates a temporary .env file there, because
+version 0.1.8 looks for .env in the directories above the package.
 """
 
 import asyncio
@@ -35,18 +35,18 @@ NAMESPACE = "original"
 
 @contextlib.contextmanager
 def raises(text=""):
-    """Hold that a block raises RuntimeError, the only error of version 0.1.8."""
+    """Check that a block raises RuntimeError, the only exception of version 0.1.8."""
     try:
         yield
     except RuntimeError as error:
-        assert text.lower() in str(error).lower(), f"{error!r} does not say {text!r}"
+        assert text.lower() in str(error).lower(), f"{error!r} does not contain {text!r}"
     else:
         raise AssertionError("nothing was raised")
 
 
 @contextlib.contextmanager
 def environment(**variables):
-    """Set variables of the environment, or remove those that are None; undo whatever changed."""
+    """Set environment variables, or remove those that are None. Restores the environment at the end."""
     before = dict(os.environ)
     for name, value in variables.items():
         os.environ.pop(name, None)
@@ -61,7 +61,7 @@ def environment(**variables):
 
 @contextlib.asynccontextmanager
 async def attached(**options):
-    """Start a sandbox step by step, as programs do that keep it: here one that runs already."""
+    """Use a running sandbox without create(), as programs do that keep a sandbox running."""
     sandbox = PythonSandbox(name=f"python-{RUN}", **options)
     sandbox._session = aiohttp.ClientSession()
     try:
@@ -113,7 +113,7 @@ async def python_errors(python, node, team):
     assert execution.has_error()
     assert "SyntaxError" in await execution.error()
     execution = await python.run("import sys\nprint('careful', file=sys.stderr)")
-    assert execution.has_error() is True  # anything on stderr is one
+    assert execution.has_error() is True  # any output on stderr counts as an error
     assert execution.status == "success"
     assert await (await python.run("x")).output() == "6"
 
@@ -160,7 +160,7 @@ async def commands(python, node, team):
         await python.command.run("no-such-program")
 
 
-async def files_are_the_sandbox_s(python, node, team):
+async def files_belong_to_one_sandbox(python, node, team):
     await python.run("open('/tmp/a', 'w').write('from code')")
     assert await (await python.command.run("cat", ["/tmp/a"])).output() == "from code"
     assert not (await team.command.run("cat", ["/tmp/a"])).success
@@ -231,22 +231,22 @@ async def wrong_keys(python, node, team):
     ):
         with raises("invalid API key"):
             async with PythonSandbox.create(name=f"wrong-{RUN}", api_key=bad):
-                raise AssertionError("a wrong key was taken")
+                raise AssertionError("a wrong key was accepted")
     with environment(MSB_API_KEY=None), raises("invalid API key"):
         async with PythonSandbox.create(name=f"wrong-{RUN}"):
-            raise AssertionError("no key was taken")
+            raise AssertionError("a call without a key was accepted")
 
 
 async def no_server(python, node, team):
     with raises():
         async with PythonSandbox.create(server_url="http://127.0.0.1:9"):
-            raise AssertionError("started nowhere")
+            raise AssertionError("a sandbox started without a server")
 
 
 async def bad_starts(python, node, team):
     with raises("name"):
         async with PythonSandbox.create(name="../up"):
-            raise AssertionError("a bad name was taken")
+            raise AssertionError("an invalid name was accepted")
     sandbox = PythonSandbox(name=f"python-{RUN}")
     sandbox._session = aiohttp.ClientSession()
     with raises("another configuration"):
@@ -264,8 +264,8 @@ async def not_started(python, node, team):
     await sandbox.stop()  # does nothing
 
 
-class Own(BaseSandbox):
-    """A sandbox that sends its requests by itself, with what the base has for that."""
+class Subclass(BaseSandbox):
+    """A sandbox that sends its own requests, with the attributes of the base class."""
 
     async def get_default_image(self):
         return "microsandbox/python"
@@ -280,8 +280,8 @@ class Own(BaseSandbox):
             return Execution(output_data=(await response.json())["result"])
 
 
-async def own_class(python, node, team):
-    sandbox = Own(name=f"python-{RUN}")
+async def subclass(python, node, team):
+    sandbox = Subclass(name=f"python-{RUN}")
     sandbox._session = aiohttp.ClientSession()
     await sandbox.start()
     assert await (await sandbox.run("print(6 * 7)")).output() == "42"
@@ -298,7 +298,7 @@ CASES = [
     node_keeps_state,
     node_errors,
     commands,
-    files_are_the_sandbox_s,
+    files_belong_to_one_sandbox,
     timeouts,
     metrics,
     runs_at_once,
@@ -309,19 +309,19 @@ CASES = [
     no_server,
     bad_starts,
     not_started,
-    own_class,
+    subclass,
 ]
 
 
 async def stops(sandbox, creation):
-    """Hold that a stopped sandbox is gone, its name is free, and what was in it is gone, too."""
+    """Check that a stopped sandbox and its data are gone, and that its name can be used again."""
     await creation.__aexit__(None, None, None)
     with raises("not started"):
         await sandbox.run("1")
     again = PythonSandbox(name=f"team-{RUN}", namespace=NAMESPACE)
     again._session = aiohttp.ClientSession()
     await again.start(image="microsandbox/python", memory=400, cpus=1.0, timeout=120.0)
-    assert (await again.run("mine")).has_error()
+    assert (await again.run("n")).has_error()
     await again.stop()
     await again.stop()
     with raises("not started"):
@@ -349,7 +349,7 @@ async def main():
                 raise sandbox
             entered.append(creation)
         passed("several start at once")
-        await sandboxes[2].run("mine = 1")
+        await sandboxes[2].run("n = 1")
         for case in CASES:
             try:
                 await case(*sandboxes)

@@ -1,4 +1,4 @@
-"""Fixtures: no configuration around, and a server."""
+"""Fixtures of the unit tests: an empty configuration, and a stub server."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .stub import TEST_KEY, Server
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Have no key, no server and no .env file around, but for those that a test makes; returns the directory."""
+    """Remove all configuration: environment variables and .env files. Returns the test's directory."""
     work = tmp_path / "project" / "sub"
     work.mkdir(parents=True)
     monkeypatch.chdir(work)
     for name in list(os.environ):
         if name.startswith("MSB_") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
-    # As if it was installed in a virtual environment there.
+    # Pretend that the package is installed in a virtual environment there.
     package = tmp_path / "venv" / "lib" / "_config.py"
     package.parent.mkdir(parents=True)
     package.touch(mode=0o644)
@@ -34,7 +34,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limit the wait for answers only: a short limit could else end before a slow machine has sent the request."""
+    """Limit only the wait for responses, because a slow machine may not send the request within a short limit."""
 
     class Timeouts(_http.Timeouts):
         def get(self, step: str, default: Any = None) -> Any:
@@ -44,7 +44,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Clock:
-    """The clock of the limits of calls. It stands still unless a test moves it."""
+    """The clock for the time limits of calls. It does not advance unless a test moves it."""
 
     now = 1000.0
 
@@ -61,7 +61,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """Run a server, and name it and a key in the environment."""
+    """Run a stub server, and set its URL and an API key in the environment."""
     running = Server()
     thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

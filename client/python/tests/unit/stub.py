@@ -1,4 +1,4 @@
-"""A server for the tests: real HTTP on this machine, the answers as each test says."""
+"""A stub server for the tests. It uses real HTTP on this machine, and each test sets its responses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Callable
 
 TEST_KEY = "msb_v2.public.canary-of-the-unit-tests"
 
-# Seconds after which a test gives up. However slow the machine is, nothing takes as long.
+# Seconds after which a test gives up. No operation takes this long, even on a slow machine.
 LONG = 300.0
 
-# What the server's table of methods says: the parameters of each, and which must be there.
+# The required and the known parameters of each of the server's methods.
 METHODS: dict[str, tuple[set[str], set[str]]] = {
     "sandbox.start": ({"sandbox"}, {"sandbox", "namespace", "config"}),
     "sandbox.stop": ({"sandbox"}, {"sandbox", "namespace"}),
@@ -51,7 +51,7 @@ RESULTS: dict[str, Any] = {
 
 @dataclass
 class Reply:
-    """One answer: a status, a body, further headers. A body of {…} or [… is JSON."""
+    """A response: its status, body and additional headers. A body that begins with { or [ is sent as JSON."""
 
     status: int = 200
     body: str = ""
@@ -62,14 +62,14 @@ def ok(result: Any) -> Reply:
     return Reply(200, json.dumps({"jsonrpc": "2.0", "result": result, "id": 1}))
 
 
-def refusal(status: int, code: int, **headers: str) -> Reply:
+def error_reply(status: int, code: int, **headers: str) -> Reply:
     body = {"jsonrpc": "2.0", "error": {"code": code, "message": "it is so"}, "id": 1}
     return Reply(status, json.dumps(body), {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 @dataclass
 class Request:
-    """What a client sent."""
+    """A request from a client."""
 
     path: str
     headers: dict[str, str]
@@ -82,7 +82,7 @@ Answer = Callable[["Handler"], None]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body together: apart, each answer would take 40 ms
+    wbufsize = -1  # send headers and body together; otherwise each response takes 40 ms
     server: Server
 
     def do_POST(self) -> None:
@@ -99,9 +99,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(reply)
 
     def check(self, request: Request, body: dict[str, Any]) -> None:
-        """Hold the request to what the server takes."""
+        """Record a violation if a real server would refuse the request."""
         required, known = METHODS[request.method]
-        fits = (
+        valid = (
             set(body) == {"jsonrpc", "method", "params", "id"}
             and body["jsonrpc"] == "2.0"
             and required <= set(request.params) <= known
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             and request.path.endswith("/api/v1/rpc")
             and None not in request.params.values()
         )
-        if not fits:
+        if not valid:
             self.server.violations.append(body)
 
     def reply(self, reply: Reply) -> None:
@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each method with its replies in turn, the last one again and again; otherwise with RESULTS."""
+    """Answers the calls of each method with its replies in order, repeating the last; the default is RESULTS."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -140,9 +140,9 @@ class Server(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.replies: dict[str, list[Reply | Answer]] = {}
         self.violations: list[dict[str, Any]] = []
-        self.began = threading.Event()  # a request that is not answered came
-        self.ended = threading.Event()  # its client closed the connection
-        self.go = threading.Event()  # it may be answered
+        self.began = threading.Event()  # a request arrived that is not answered yet
+        self.ended = threading.Event()  # the client of that request closed the connection
+        self.go = threading.Event()  # that request may be answered
 
     @property
     def url(self) -> str:
@@ -152,20 +152,20 @@ class Server(ThreadingHTTPServer):
         self.replies[method] = list(replies)
 
     def hang(self, handler: Handler) -> None:
-        """Do not answer until the client hangs up, which this waits for."""
+        """Do not answer. Waits until the client closes the connection."""
         self.began.set()
         if handler.connection.recv(1) == b"":
             self.ended.set()
         handler.close_connection = True
 
     def wait(self, handler: Handler) -> None:
-        """Answer once the test says so with go."""
+        """Answer when the test sets go."""
         self.began.set()
         assert self.go.wait(LONG)
         handler.reply(ok(RESULTS["sandbox.repl.run"]))
 
     def drip(self, handler: Handler) -> None:
-        """Answer byte by byte, and hardly ever get to the end."""
+        """Answer byte by byte, so slowly that the response does not end within the test."""
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 10000\r\n\r\n")
         try:
             for _ in range(10000):
@@ -177,7 +177,7 @@ class Server(ThreadingHTTPServer):
         handler.close_connection = True
 
     def drop(self, handler: Handler) -> None:
-        """Close the connection without an answer."""
+        """Close the connection without a response."""
         handler.close_connection = True
 
     def sent(self) -> list[tuple[str, dict[str, Any]]]:

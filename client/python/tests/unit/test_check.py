@@ -1,4 +1,4 @@
-"""How check.sh installs, with a python3 that notes what it is asked for, and installs nothing."""
+"""Tests how check.sh installs packages, with a fake python3 that logs its arguments and installs nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 CHECK = Path(__file__).parents[2] / "check.sh"
 
-# Both python and pip. The first attempts fail, as many as FAILURES says; NOTES has what was asked for.
+# The fake for both python and pip. The first FAILURES installs fail. It appends its arguments to the file NOTES.
 FAKE = """#!/bin/sh
 case "$(basename "$0") $*" in
 *" -VV") echo "Python 3" ;;
@@ -48,14 +48,14 @@ def test_installs_are_tried_three_times(notes: Path) -> None:
     assert done.stderr.count("failed, attempt") == 3
     assert "failed, attempt 3 of 3" in done.stderr
     assert notes.read_text().splitlines() == ["live: pip install hatchling .[test]"] * 3
-    # What failed is not taken for an environment the next time.
+    # A failed installation is not reused as an environment.
     notes.unlink()
     done = check(2, "live")
     assert (done.returncode, done.stderr.count("failed, attempt")) == (0, 2)
     assert notes.read_text().splitlines()[-1] == "live: python -m pytest --quiet tests/live"
 
 
-def test_ours_is_not_installed_over_the_original(notes: Path) -> None:
+def test_this_package_is_not_installed_over_the_original(notes: Path) -> None:
     assert check(0, "original").returncode == 0
     assert notes.read_text().splitlines() == [
         "original: pip install hatchling microsandbox==0.1.8",

@@ -1,6 +1,6 @@
-"""What programs for microsandbox 0.1.8 use is here: names, modules, parameters in their order, attributes.
+"""Tests that everything that programs for microsandbox 0.1.8 use exists: modules, names, parameters, attributes.
 
-That it does what it did is shown by tests/original, which runs with both.
+tests/original tests that it behaves the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MODULES = {
     "python_sandbox": "PythonSandbox",
 }
 
-# Each method's parameters, and whether it is awaited.
+# The parameters of each method in their order, and whether it is awaited.
 METHODS = [
     ("BaseSandbox", "__init__", ["server_url", "namespace", "name", "api_key"], False),
     ("BaseSandbox", "create", ["server_url", "namespace", "name", "api_key"], False),
@@ -74,8 +74,8 @@ def test_methods(owner: str, name: str, parameters: list[str], awaited: bool) ->
     assert inspect.iscoroutinefunction(method) == awaited
 
 
-async def test_results_made_by_hand() -> None:
-    """Programs' own tests make such, too."""
+async def test_results_created_by_programs() -> None:
+    """Tests of programs create results themselves."""
     nothing: Any = None
     for execution in (Execution(), Execution(nothing), Execution({}), Execution(output_data={"output": None})):
         assert (execution.status, execution.language, execution.has_error()) == ("unknown", "unknown", False)
@@ -90,8 +90,8 @@ async def test_results_made_by_hand() -> None:
 
 
 @pytest.mark.usefixtures("server")
-async def test_a_session_put_there_by_the_program() -> None:
-    """Version 0.1 had programs that start a sandbox by themselves put an HTTP session there, and close it."""
+async def test_session_set_by_the_program() -> None:
+    """With version 0.1, programs that do not use create() set an HTTP session and close it."""
 
     class Session:
         closed = False
@@ -108,10 +108,10 @@ async def test_a_session_put_there_by_the_program() -> None:
     assert session.closed
 
 
-async def test_a_subclass_that_sends_by_itself(server: Server) -> None:
-    """As version 0.1 had them: with the attributes of the base, and a session."""
+async def test_subclass_that_sends_requests(server: Server) -> None:
+    """A subclass for version 0.1 uses the attributes of the base class and a session."""
 
-    class Ours(BaseSandbox):
+    class Subclass(BaseSandbox):
         async def get_default_image(self) -> str:
             return "acme/python"
 
@@ -130,7 +130,7 @@ async def test_a_subclass_that_sends_by_itself(server: Server) -> None:
             )
             return Execution(output_data=response.json()["result"])
 
-    async with Ours.create(name="my-env", namespace="team") as sandbox:
+    async with Subclass.create(name="my-env", namespace="team") as sandbox:
         assert await (await sandbox.run("6 * 7")).output() == "42"
         await sandbox._session.aclose()
     assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.repl.run", "sandbox.stop"]
@@ -138,12 +138,12 @@ async def test_a_subclass_that_sends_by_itself(server: Server) -> None:
     assert server.requests[1].headers["authorization"] == f"Bearer {TEST_KEY}"
 
 
-async def test_an_image_of_a_subclass(server: Server) -> None:
-    class Ours(PythonSandbox):
+async def test_subclass_with_another_image(server: Server) -> None:
+    class Subclass(PythonSandbox):
         async def get_default_image(self) -> str:
             return "acme/python"
 
-    async with Ours.create() as sandbox:
-        assert isinstance(sandbox, Ours)
+    async with Subclass.create() as sandbox:
+        assert isinstance(sandbox, Subclass)
     assert server.requests[0].params["config"] == {"image": "acme/python"}
     assert await microsandbox.NodeSandbox().get_default_image() == "microsandbox/node"

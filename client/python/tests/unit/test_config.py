@@ -1,4 +1,4 @@
-"""Where the server and the key are found, and which are not trusted."""
+"""Tests where the server's URL and the API key are found, and which files are not trusted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
         "nearest": Case(
             {NEAR: KEY, FAR: "MSB_API_KEY=msb_other\n", VENV: "MSB_API_KEY=msb_x"}, {}, {}, DEFAULT_SERVER_URL, True
         ),
-        "each by itself": Case({NEAR: LOCAL, FAR: KEY}, {}, {}, "http://127.0.0.1:7001", True),
+        "key and server from different files": Case({NEAR: LOCAL, FAR: KEY}, {}, {}, "http://127.0.0.1:7001", True),
         "environment first": Case(
             {NEAR: "MSB_API_KEY=msb_other\nMSB_SERVER_URL=https://other\n"},
             {API_KEY: TEST_KEY, SERVER_URL: "https://a"},
@@ -63,7 +63,7 @@ class Case(NamedTuple):
         "given key, server above the package": Case(
             {VENV: REMOTE}, {}, {"api_key": TEST_KEY}, "https://sandboxes.example.org", True
         ),
-        "no key to lose": Case({NEAR: REMOTE}, {}, {}, "https://sandboxes.example.org", False),
+        "without a key, any server": Case({NEAR: REMOTE}, {}, {}, "https://sandboxes.example.org", False),
         "this machine": Case({NEAR: LOCAL}, {API_KEY: TEST_KEY}, {}, "http://127.0.0.1:7001", True),
         "local names": Case(
             {}, {}, {"server_url": "http://[::1]:80/x", "api_key": TEST_KEY}, "http://[::1]:80/x", True
@@ -75,7 +75,7 @@ class Case(NamedTuple):
     }.items(),
     ids=lambda case: case[0],
 )
-def test_found(case: tuple[str, Case], nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load(case: tuple[str, Case], nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, env, given, server, keyed = case[1]
     for name, text in files.items():
         (nowhere / name).write_text(text)
@@ -89,7 +89,7 @@ def test_found(case: tuple[str, Case], nowhere: Path, monkeypatch: pytest.Monkey
 
 class Refused(NamedTuple):
     files: dict[str, tuple[str, int]]
-    key: str  # in the environment
+    key: str  # the API key in the environment
     given: dict[str, str]
     says: str
 
@@ -98,15 +98,17 @@ class Refused(NamedTuple):
     "case",
     {
         "server beside the environment's key": Refused(
-            {NEAR: (REMOTE, 0o600)}, TEST_KEY, {}, "the API key is from elsewhere"
+            {NEAR: (REMOTE, 0o600)}, TEST_KEY, {}, "the API key is from another source"
         ),
         "server beside the caller's key": Refused(
-            {NEAR: (REMOTE, 0o600)}, "", {"api_key": TEST_KEY}, "is from elsewhere"
+            {NEAR: (REMOTE, 0o600)}, "", {"api_key": TEST_KEY}, "is from another source"
         ),
         "server beside another .env's key": Refused(
-            {FAR: (REMOTE, 0o600), NEAR: (KEY, 0o600)}, "", {}, "is from elsewhere"
+            {FAR: (REMOTE, 0o600), NEAR: (KEY, 0o600)}, "", {}, "is from another source"
         ),
-        "its own key is not the one": Refused({NEAR: (REMOTE + KEY, 0o600)}, "msb_other", {}, "is from elsewhere"),
+        "the key in the environment replaces the file's": Refused(
+            {NEAR: (REMOTE + KEY, 0o600)}, "msb_other", {}, "is from another source"
+        ),
         "written by everyone, key": Refused({FAR: (KEY, 0o666)}, "", {}, "chmod o-w"),
         "written by everyone, server": Refused({FAR: (LOCAL, 0o602)}, TEST_KEY, {}, "MSB_SERVER_URL in"),
         "written by everyone, above the package": Refused({VENV: (KEY, 0o666)}, "", {}, "chmod o-w"),
@@ -118,13 +120,13 @@ class Refused(NamedTuple):
         "a name like this machine's": Refused(
             {}, TEST_KEY, {"server_url": "http://localhost.example.org"}, "over plain http"
         ),
-        "key with a space": Refused({}, "msb_a hunter2", {}, "copy it whole"),
-        "key with a line": Refused({}, "msb_a\nhunter2", {}, "copy it whole"),
-        "key with another letter": Refused({}, "msb_hunter2é", {}, "copy it whole"),
+        "key with a space": Refused({}, "msb_a hunter2", {}, "copy the complete key"),
+        "key with a line": Refused({}, "msb_a\nhunter2", {}, "copy the complete key"),
+        "key with another letter": Refused({}, "msb_hunter2é", {}, "copy the complete key"),
     }.items(),
     ids=lambda case: case[0],
 )
-def test_refused(case: tuple[str, Refused], nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_refuses(case: tuple[str, Refused], nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, key, given, says = case[1]
     for name, (text, mode) in files.items():
         (nowhere / name).write_text(text)
@@ -162,7 +164,7 @@ def test_wrong_url(url: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-# A test of others' files without being root.
+# Fakes the owners of the files, because only root could create them.
 @pytest.mark.parametrize(
     ("owner", "package_owner", "trusted"), [(0, 1, True), (7, 1, True), (8, 1, False), (8, 8, True)]
 )
@@ -172,22 +174,22 @@ def test_files_of_other_users(owner: int, package_owner: int, trusted: bool, mon
     def info(uid: int) -> os.stat_result:
         return os.stat_result((0o100600, 0, 0, 1, uid, 0, 0, 0, 0, 0))
 
-    why = _config._distrust(info(owner), info(package_owner), "/p/.env")
-    assert (why == "") == trusted
+    reason = _config._untrusted_reason(info(owner), info(package_owner), "/p/.env")
+    assert (reason == "") == trusted
     if not trusted:
-        assert f"uid {owner}" in why
-        assert "chown 7 /p/.env" in why
+        assert f"uid {owner}" in reason
+        assert "chown 7 /p/.env" in reason
 
 
 def test_writable_like_the_package(nowhere: Path) -> None:
-    """Where everyone can write this package, as on some mounts, a .env file that everyone can write adds nothing."""
+    """If everyone can write this package, as on some mounts, a .env file that everyone can write is no further risk."""
     (nowhere / NEAR).write_text(KEY)
     (nowhere / NEAR).chmod(0o666)
     Path(_config.__file__).chmod(0o666)
     assert load().key is not None
 
 
-def test_what_is_no_dotenv(nowhere: Path) -> None:
+def test_directory_and_pipe_are_skipped(nowhere: Path) -> None:
     (nowhere / NEAR).mkdir()
     os.mkfifo(nowhere / FAR)
     (nowhere / ".env").write_text(KEY)
@@ -200,12 +202,12 @@ def test_unreadable_dotenv(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr("builtins.open", refuse)  # root may open everything
+    monkeypatch.setattr("builtins.open", refuse)  # root could open a real file without permissions
     with pytest.raises(ConfigError, match=r"sub/\.env: permission denied.*chown"):
         load()
 
 
-def test_working_directory_is_gone(nowhere: Path) -> None:
+def test_deleted_working_directory(nowhere: Path) -> None:
     (nowhere / VENV).write_text(KEY)
     (nowhere / "project/sub").rmdir()
     assert load().key is not None

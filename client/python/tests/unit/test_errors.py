@@ -1,4 +1,4 @@
-"""Each of the server's error codes is an exception of its own, and the server's own transcripts are understood."""
+"""Tests that each of the server's error codes has its exception, and that the server's transcripts are parsed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_code(code: int) -> None:
     assert str(error) == "it is so (request id ABC)"
 
 
-def test_all_exceptions_are_public_and_pickled_whole() -> None:
+def test_all_exceptions_are_public_and_can_be_pickled() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, MicrosandboxError)]
     assert len(kinds) == 20
     for kind in kinds:
@@ -77,7 +77,7 @@ def test_builtin_classes() -> None:
 
 
 def golden() -> list[tuple[int, str]]:
-    """Return the answers of the gateway's transcripts, without batches and what has no body."""
+    """Return the responses in the gateway's transcripts, except those to batches and those without a body."""
     answers = []
     for file in sorted(TRANSCRIPTS.glob("*.txt")):
         for line in file.read_text("utf-8").split("\n"):
@@ -88,7 +88,7 @@ def golden() -> list[tuple[int, str]]:
 
 
 def test_golden_answers() -> None:
-    """The transcripts are what the server really answers."""
+    """The transcripts contain the responses of the real server."""
     codes = {}
     for status, body in golden():
         want = json.loads(body)
@@ -106,15 +106,15 @@ def test_golden_answers() -> None:
     ("status", "headers", "body", "kind", "says"),
     [
         (200, {}, "<html>", "UnexpectedAnswerError", "HTTP status 200"),
-        (200, JSON, '{"message":"hello"}', "UnexpectedAnswerError", "not that of msbd"),
-        (200, JSON, '{"jsonrpc":"2.0","result":"Sand', "UnexpectedAnswerError", "not that of msbd"),
-        (200, JSON, "[]", "UnexpectedAnswerError", "not that of msbd"),
-        (200, JSON, '{"error":{"code":"x"}}', "UnexpectedAnswerError", "not that of msbd"),
-        (200, {}, '{"jsonrpc":"2.0","result":1}', "UnexpectedAnswerError", "not that of msbd"),
-        (200, JSON, "\udcff", "UnexpectedAnswerError", "not that of msbd"),
+        (200, JSON, '{"message":"hello"}', "UnexpectedAnswerError", "not from msbd"),
+        (200, JSON, '{"jsonrpc":"2.0","result":"Sand', "UnexpectedAnswerError", "not from msbd"),
+        (200, JSON, "[]", "UnexpectedAnswerError", "not from msbd"),
+        (200, JSON, '{"error":{"code":"x"}}', "UnexpectedAnswerError", "not from msbd"),
+        (200, {}, '{"jsonrpc":"2.0","result":1}', "UnexpectedAnswerError", "not from msbd"),
+        (200, JSON, "\udcff", "UnexpectedAnswerError", "not from msbd"),
         (204, {}, "", "UnexpectedAnswerError", "HTTP status 204"),
         (201, JSON, '{"jsonrpc":"2.0","result":1}', "UnexpectedAnswerError", "HTTP status 201"),
-        (307, {"location": "https://a"}, "", "UnexpectedAnswerError", "sends on to 'https://a'"),
+        (307, {"location": "https://a"}, "", "UnexpectedAnswerError", "redirects to 'https://a'"),
         (400, {}, "Client sent an HTTP request to an HTTPS server.\n", "UnexpectedAnswerError", "use https://"),
         (401, JSON, '{"message":"no"}', "AuthenticationError", "HTTP status 401"),
         (403, JSON, '{"message":"blocked"}', "PermissionDeniedError", "HTTP status 403"),
@@ -123,7 +123,7 @@ def test_golden_answers() -> None:
         (504, {}, "<html>", "UnavailableError", "HTTP status 504"),
     ],
 )
-def test_answers_of_others(status: int, headers: dict[str, str], body: str, kind: str, says: str) -> None:
+def test_foreign_responses(status: int, headers: dict[str, str], body: str, kind: str, says: str) -> None:
     with pytest.raises(MicrosandboxError, match=says) as caught:
         result(status, headers, body.encode("utf-8", "surrogateescape"))
     assert type(caught.value).__name__ == kind

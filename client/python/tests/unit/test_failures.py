@@ -1,4 +1,4 @@
-"""What is sent again, how long answers are waited for, and what a cancelled call does."""
+"""Tests which calls are retried, how long responses are awaited, and what cancelling a call does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from microsandbox._http import Timeouts
 from microsandbox._rpc import Call, Deadline
 
 from ..flavours import done, entered
-from .stub import LONG, RESULTS, Reply, Server, ok, refusal
+from .stub import LONG, RESULTS, Reply, Server, error_reply, ok
 
 pytestmark = pytest.mark.anyio
 
@@ -50,20 +50,20 @@ def calls(sandbox: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "case",
     {
-        "busy": ([refusal(429, -32006, Retry_After="0")], 2),
+        "busy": ([error_reply(429, -32006, Retry_After="0")], 2),
         "busy before a proxy": ([Reply(429, "<html>", {"Retry-After": "0"})] * 2, 3),
-        "printed too much": ([refusal(429, -32006)], 2),
-        "busy for long": ([refusal(429, -32006, Retry_After="3600")], 1),
-        "away": ([refusal(503, -32009)] * 2, 3),
+        "printed too much": ([error_reply(429, -32006)], 2),
+        "busy for a long time": ([error_reply(429, -32006, Retry_After="3600")], 1),
+        "unavailable": ([error_reply(503, -32009)] * 2, 3),
         "proxy": ([Reply(503, "<html>")], 2),
         "lost": (["drop"], 2),
-        "away for long": ([refusal(503, -32009, Retry_After="3600")], 1),
-        "answered and done": ([refusal(504, -32007)], 1),
-        "internal": ([refusal(500, -32603)], 1),
+        "unavailable for a long time": ([error_reply(503, -32009, Retry_After="3600")], 1),
+        "run timed out": ([error_reply(504, -32007)], 1),
+        "internal": ([error_reply(500, -32603)], 1),
     }.items(),
     ids=lambda case: case[0],
 )
-async def test_sent_again(api: Any, server: Server, case: tuple[str, tuple[list[Any], int]]) -> None:
+async def test_retries(api: Any, server: Server, case: tuple[str, tuple[list[Any], int]]) -> None:
     replies, times = case[1]
     replies = [server.drop if reply == "drop" else reply for reply in replies]
     for method in RESULTS:
@@ -76,14 +76,14 @@ async def test_sent_again(api: Any, server: Server, case: tuple[str, tuple[list[
             await done(calls(sandbox)[method]())
         except MicrosandboxError:
             failed = True
-        # 429 with a time to come back: it was not begun.
+        # 429 with Retry-After means that the call did not begin.
         want = times if method in REPEATABLE or case[0].startswith("busy") else 1
         assert (method, len(server.requests), failed) == (method, want, want <= len(replies))
         await done(sandbox.close())
 
 
-async def test_in_the_end_the_error_is_told(api: Any, server: Server) -> None:
-    server.answer("sandbox.start", refusal(503, -32009, Retry_After="0"))
+async def test_last_error_is_raised(api: Any, server: Server) -> None:
+    server.answer("sandbox.start", error_reply(503, -32009, Retry_After="0"))
     with pytest.raises(UnavailableError) as caught:
         await done(api.PythonSandbox.create())
     assert len(server.requests) == 3
@@ -93,7 +93,7 @@ async def test_in_the_end_the_error_is_told(api: Any, server: Server) -> None:
 def test_pauses() -> None:
     call = Call("sandbox.start", {}, 1, repeatable=True)
     run = Call("sandbox.repl.run", {}, None)
-    away = UnavailableError("", status=503)
+    unavailable = UnavailableError("", status=503)
     for busy in (
         UnavailableError("", status=503, retry_after=2),
         ResourceExhaustedError("", status=429, retry_after=2),
@@ -101,9 +101,9 @@ def test_pauses() -> None:
         assert 2 <= (call.pause(busy, 1, 60) or 0) <= 2.5
         assert call.pause(busy, 1, 1.9) is None
         assert call.pause(busy, 3, 60) is None
-    assert 0.1 <= (call.pause(away, 1, 60) or 0) <= 0.125
-    assert 0.2 <= (call.pause(away, 2, math.inf) or 0) <= 0.25
-    assert run.pause(away, 1, math.inf) is None
+    assert 0.1 <= (call.pause(unavailable, 1, 60) or 0) <= 0.125
+    assert 0.2 <= (call.pause(unavailable, 2, math.inf) or 0) <= 0.25
+    assert run.pause(unavailable, 1, math.inf) is None
     assert 2 <= (run.pause(busy, 1, math.inf) or 0) <= 2.5
 
 
@@ -121,8 +121,8 @@ async def test_nothing_listens(api: Any) -> None:
         await done(sandbox.close())
 
 
-async def test_errors_are_told_from_those_around_them(api: Any, server: Server) -> None:
-    """A call may be made while another error is handled."""
+async def test_call_while_another_error_is_handled(api: Any, server: Server) -> None:
+    """The error that is being handled must not be taken for the cause of the call's error."""
     server.answer("sandbox.repl.run", server.drop)
     async with entered(api.PythonSandbox.create()) as sandbox:
         try:
@@ -133,8 +133,8 @@ async def test_errors_are_told_from_those_around_them(api: Any, server: Server) 
 
 
 @pytest.mark.usefixtures("server")
-async def test_a_server_that_comes_up_meanwhile(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was not sent is sent again, a run, too."""
+async def test_server_that_starts_during_the_retries(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any call that could not be sent is retried, even a run."""
     sandbox = await done(api.PythonSandbox.create())
     send = sandbox._http._post
     refused = [ServerUnreachableError("no"), ServerUnreachableError("no")]
@@ -153,25 +153,25 @@ async def test_a_server_that_comes_up_meanwhile(api: Any, monkeypatch: pytest.Mo
 
 
 async def test_no_such_host(api: Any) -> None:
-    with pytest.raises(ServerUnreachableError, match="see whether the server runs and its URL is right"):
+    with pytest.raises(ServerUnreachableError, match="check that the server is running and that its URL is right"):
         await done(api.PythonSandbox.create(server_url="https://sandboxes.invalid"))
 
 
 @pytest.mark.parametrize("answer", [b"", b"hello\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"])
-async def test_a_connection_that_breaks(api: Any, server: Server, answer: bytes) -> None:
+async def test_broken_connection(api: Any, server: Server, answer: bytes) -> None:
     def broken(handler: Any) -> None:
         handler.wfile.write(answer)
         server.drop(handler)
 
     server.answer("sandbox.repl.run", broken)
     async with entered(api.PythonSandbox.create()) as sandbox:
-        with pytest.raises(ConnectionLostError, match="may have been done, or not"):
+        with pytest.raises(ConnectionLostError, match="the call may have taken effect"):
             await done(sandbox.run("1"))
     assert len(server.requests) == 3
 
 
 @pytest.mark.usefixtures("patient")
-async def test_no_answer(api: Any, server: Server) -> None:
+async def test_no_response(api: Any, server: Server) -> None:
     server.answer("sandbox.start", server.hang)
     with pytest.raises(RequestTimeoutError, match=r"sandbox.start: no answer within 0.2 s"):
         await done(api.PythonSandbox.create(timeout=0.2))
@@ -180,8 +180,8 @@ async def test_no_answer(api: Any, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-async def test_an_answer_in_drops(api: Any, server: Server) -> None:
-    """Each drop comes in time, but not all of them."""
+async def test_slow_response(api: Any, server: Server) -> None:
+    """Each part of the response arrives in time, but the complete response does not."""
     server.answer("sandbox.start", server.drip)
     with pytest.raises(RequestTimeoutError, match=r"sandbox.start: no answer within 0.5 s"):
         await done(api.PythonSandbox.create(timeout=0.5))
@@ -212,7 +212,7 @@ async def test_no_connection_in_time(api: Any, clock: Any, monkeypatch: pytest.M
 async def test_one_limit_for_all_attempts(api: Any, server: Server, clock: Any) -> None:
     def busy(handler: Any) -> None:
         clock.now += 100
-        handler.reply(refusal(503, -32009, Retry_After="0"))
+        handler.reply(error_reply(503, -32009, Retry_After="0"))
 
     server.answer("sandbox.start", busy)
     cases: list[tuple[float, int, type[Exception]]] = [
@@ -246,7 +246,7 @@ def test_one_limit_for_all_steps(clock: Any) -> None:
 
 
 @pytest.mark.parametrize("timeout", [math.nan, -1, -math.inf, True, "5", Decimal(5), [5]])
-async def test_timeouts_that_are_none(api: Any, server: Server, timeout: Any) -> None:
+async def test_invalid_timeouts(api: Any, server: Server, timeout: Any) -> None:
     sandbox = api.PythonSandbox()
     calls: list[Any] = [
         lambda: sandbox.start(timeout=timeout),
@@ -285,12 +285,12 @@ def test_limits() -> None:
         assert core._start_call("i", None, None, None, None, None, given).limit == limit
     assert core._stop_call().limit == 120
     assert core._metrics_call().limit == 30
-    # Nothing but these lasts as long as the caller likes.
+    # A run without a timeout sends none.
     assert core._code_call("1", None).params == {"sandbox": "a", "language": "python", "code": "1"}
 
 
 async def test_cancel(server: Server) -> None:
-    """Cancelling a call closes its connection: that is how the server knows."""
+    """Cancelling a call closes its connection, which tells the server to end the run."""
     server.answer("sandbox.repl.run", server.hang, ok(RESULTS["sandbox.repl.run"]))
     async with PythonSandbox.create() as sandbox:
         run = asyncio.create_task(sandbox.run("while True: pass"))
@@ -302,7 +302,7 @@ async def test_cancel(server: Server) -> None:
         assert (await sandbox.run("6 * 7")).stdout == "42"
 
 
-async def test_a_limit_of_asyncio(server: Server) -> None:
+async def test_asyncio_wait_for(server: Server) -> None:
     server.answer("sandbox.command.run", server.hang)
     async with NodeSandbox.create() as sandbox:
         run = asyncio.create_task(sandbox.command.run("sleep", ["600"]))
@@ -312,7 +312,7 @@ async def test_a_limit_of_asyncio(server: Server) -> None:
         assert await asyncio.to_thread(server.ended.wait, LONG)
 
 
-async def test_cancelled_while_it_starts(server: Server) -> None:
+async def test_cancelled_start(server: Server) -> None:
     server.answer("sandbox.start", server.hang)
     creation = PythonSandbox.create()
     start = asyncio.create_task(creation.__aenter__())
@@ -324,7 +324,7 @@ async def test_cancelled_while_it_starts(server: Server) -> None:
     assert [method for method, _ in server.sent()] == ["sandbox.start"]
 
 
-async def test_a_cancelled_block_stops_its_sandbox(server: Server) -> None:
+async def test_cancelled_block_stops_its_sandbox(server: Server) -> None:
     server.answer("sandbox.repl.run", server.hang)
 
     async def block() -> None:
@@ -339,8 +339,8 @@ async def test_a_cancelled_block_stops_its_sandbox(server: Server) -> None:
     assert server.sent()[-1][0] == "sandbox.stop"
 
 
-async def test_a_scope_that_cancels_again_and_again(server: Server) -> None:
-    """Scopes as those of anyio cancel whatever their task waits for, the stop at the end, too."""
+async def test_cancelled_anyio_scope_stops_its_sandbox(server: Server) -> None:
+    """A cancelled anyio scope cancels everything that its task waits for. The final stop must still be sent."""
     before = asyncio.all_tasks()
     with anyio.CancelScope() as scope:
         async with PythonSandbox.create() as sandbox:
@@ -351,10 +351,10 @@ async def test_a_scope_that_cancels_again_and_again(server: Server) -> None:
 
 
 def test_interrupt(server: Server) -> None:
-    """Ctrl-C in a blocking call closes its connection, and the block's end stops the sandbox."""
+    """Ctrl-C in a blocking call closes its connection, and the end of the block stops the sandbox."""
     server.answer("sandbox.repl.run", server.hang)
     program = (
-        # Whoever runs the tests may ignore it, and children inherit that.
+        # The process that runs the tests may ignore SIGINT, and child processes inherit that.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from microsandbox.sync import PythonSandbox\n"
         "with PythonSandbox.create() as sandbox:\n"

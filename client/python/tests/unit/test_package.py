@@ -1,4 +1,4 @@
-"""The package as a whole."""
+"""Tests of the built and installed package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_installed() -> None:
 
 
 def test_license(tmp_path: Path) -> None:
-    """It is in the wheel, of which this package was installed, and in the source distribution."""
+    """The license is in the wheel, from which this package was installed, and in the source distribution."""
     text = (ROOT / "LICENSE").read_text()
     assert text == (ROOT.parents[1] / "LICENSE").read_text()
     [installed] = [file for file in importlib.metadata.files("microsandbox") or () if file.name == "LICENSE"]
@@ -35,18 +35,18 @@ def test_license(tmp_path: Path) -> None:
         assert packed.read().decode() == text
 
 
-def test_import_brings_no_http_client_along() -> None:
-    """It would take most of the time of the import."""
+def test_import_does_not_import_httpx() -> None:
+    """Importing it would take most of the time."""
     program = "import microsandbox, microsandbox.sync, sys; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert not {"httpx", "httpcore", "anyio", "certifi", "h11"} & set(modules)
 
 
-def test_both_flavours_are_alike() -> None:
+def test_both_flavours_have_the_same_methods() -> None:
     for name in ("BaseSandbox", "Command", "Metrics", "Execution", "CommandExecution"):
-        ours, blocking = getattr(microsandbox, name), getattr(microsandbox.sync, name)
-        for method, function in inspect.getmembers(ours, inspect.isfunction):
-            if method not in ("__aenter__", "__aexit__", "_end"):
+        asynchronous, blocking = getattr(microsandbox, name), getattr(microsandbox.sync, name)
+        for method, function in inspect.getmembers(asynchronous, inspect.isfunction):
+            if method not in ("__aenter__", "__aexit__", "_stop_and_close"):
                 assert list(inspect.signature(function).parameters) == list(
                     inspect.signature(getattr(blocking, method)).parameters
                 ), f"{name}.{method}"

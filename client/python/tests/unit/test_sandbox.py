@@ -1,4 +1,4 @@
-"""What each method sends, and what it makes of the answer; in asyncio and blocking."""
+"""Tests what each method sends and how it handles the response, with asyncio and blocking."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from microsandbox import (
 )
 
 from ..flavours import begin, done, entered
-from .stub import LONG, TEST_KEY, Server, ok, refusal
+from .stub import LONG, TEST_KEY, Server, error_reply, ok
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_session(api: Any, server: Server) -> None:
+async def test_all_methods(api: Any, server: Server) -> None:
     async with entered(api.PythonSandbox.create(name="my-env")) as sandbox:
         execution = await done(sandbox.run("x = 6 * 7\nx"))
         assert await done(execution.output()) == execution.stdout == "42"
@@ -104,7 +104,7 @@ async def test_start_options(api: Any, server: Server) -> None:
     ]
 
 
-async def test_start_and_stop_are_once(api: Any, server: Server) -> None:
+async def test_start_and_stop_are_sent_once(api: Any, server: Server) -> None:
     sandbox = api.PythonSandbox(name="my-env")
     await done(sandbox.stop())
     async with entered(sandbox) as same:
@@ -115,7 +115,7 @@ async def test_start_and_stop_are_once(api: Any, server: Server) -> None:
     assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.stop"]
 
 
-async def test_close_leaves_the_sandbox(api: Any, server: Server) -> None:
+async def test_close_does_not_stop_the_sandbox(api: Any, server: Server) -> None:
     sandbox = await done(api.PythonSandbox.create(name="my-env"))
     await done(sandbox.close())
     await done(sandbox.close())
@@ -138,7 +138,7 @@ async def test_not_started(api: Any, server: Server) -> None:
     assert server.sent() == []
 
 
-async def test_made_up_names(api: Any) -> None:
+async def test_generated_names(api: Any) -> None:
     first, second = api.PythonSandbox(), api.PythonSandbox()
     assert first.name != second.name
     assert first.name.startswith("sandbox-")
@@ -147,7 +147,7 @@ async def test_made_up_names(api: Any) -> None:
     assert repr(first) == f"<PythonSandbox '{first.name}' at http://127.0.0.1:5555, not started>"
 
 
-async def test_code_that_raises(api: Any, server: Server) -> None:
+async def test_code_that_raises_an_exception(api: Any, server: Server) -> None:
     lines = [
         {"stream": "stdout", "text": "a"},
         {"stream": "stderr", "text": "Trace"},
@@ -162,7 +162,7 @@ async def test_code_that_raises(api: Any, server: Server) -> None:
         assert repr(execution) == "<Execution python error>"
 
 
-async def test_any_text_is_sent_as_it_is(api: Any, server: Server) -> None:
+async def test_any_text_is_sent_unchanged(api: Any, server: Server) -> None:
     code = 'print("é 😀 \\ \u2028 \x00")'
     async with entered(api.PythonSandbox.create()) as sandbox:
         await done(sandbox.run(code))
@@ -170,7 +170,7 @@ async def test_any_text_is_sent_as_it_is(api: Any, server: Server) -> None:
     assert [params["code"] for method, params in server.sent() if method == "sandbox.repl.run"] == [code, "\ud800"]
 
 
-async def test_results_of_another_form(api: Any, server: Server) -> None:
+async def test_results_in_an_unknown_format(api: Any, server: Server) -> None:
     async with entered(api.PythonSandbox.create()) as sandbox:
         results: list[Any] = [None, "done", {}, {"output": None}, []]
         for result in results:
@@ -183,9 +183,9 @@ async def test_results_of_another_form(api: Any, server: Server) -> None:
                     await done(call())
 
 
-async def test_metrics_of_a_sandbox_that_is_gone(api: Any, server: Server) -> None:
+async def test_metrics_of_a_missing_sandbox(api: Any, server: Server) -> None:
     async with entered(api.PythonSandbox.create()) as sandbox:
-        for reply in (ok({"sandboxes": []}), refusal(404, -32003)):
+        for reply in (ok({"sandboxes": []}), error_reply(404, -32003)):
             server.answer("sandbox.metrics.get", reply)
             assert await done(sandbox.metrics.is_running()) is False
             with pytest.raises(SandboxNotFoundError):
@@ -193,17 +193,17 @@ async def test_metrics_of_a_sandbox_that_is_gone(api: Any, server: Server) -> No
 
 
 async def test_start_fails(api: Any, server: Server) -> None:
-    server.answer("sandbox.start", refusal(409, -32005))
+    server.answer("sandbox.start", error_reply(409, -32005))
     with pytest.raises(ConflictError, match="it is so"):
         async with entered(api.PythonSandbox()):
-            raise AssertionError("was entered")
+            raise AssertionError("the block was entered")
     with pytest.raises(ConflictError):
         await done(api.PythonSandbox.create())
     assert {method for method, _ in server.sent()} == {"sandbox.start"}
 
 
-async def test_the_end_of_a_sandbox_that_is_gone(api: Any, server: Server) -> None:
-    server.answer("sandbox.stop", refusal(404, -32003))
+async def test_stop_of_a_missing_sandbox(api: Any, server: Server) -> None:
+    server.answer("sandbox.stop", error_reply(404, -32003))
     async with entered(api.PythonSandbox.create()):
         pass
     sandbox = await done(api.PythonSandbox.create())
@@ -212,20 +212,20 @@ async def test_the_end_of_a_sandbox_that_is_gone(api: Any, server: Server) -> No
     await done(sandbox.stop())
 
 
-async def test_a_stop_that_fails(api: Any, server: Server, caplog: pytest.LogCaptureFixture) -> None:
-    server.answer("sandbox.stop", refusal(500, -32603))
+async def test_failed_stop(api: Any, server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.answer("sandbox.stop", error_reply(500, -32603))
     with pytest.raises(InternalError):
         async with entered(api.PythonSandbox.create()):
             pass
-    # It does not hide what ended the block.
+    # The failed stop does not hide the error that ended the block.
     with pytest.raises(ZeroDivisionError):
         async with entered(api.PythonSandbox.create(name="my-env")):
             raise ZeroDivisionError
     assert caplog.messages == ["stop sandbox my-env: it is so (request id REQUEST-ID)"]
 
 
-@pytest.mark.parametrize("failure", [refusal(429, -32006, Retry_After="3600"), refusal(503, -32009), "drop"])
-async def test_a_stop_that_fails_leaves_other_calls_alone(api: Any, server: Server, failure: Any) -> None:
+@pytest.mark.parametrize("failure", [error_reply(429, -32006, Retry_After="3600"), error_reply(503, -32009), "drop"])
+async def test_failed_stop_does_not_disturb_other_calls(api: Any, server: Server, failure: Any) -> None:
     server.answer("sandbox.repl.run", server.wait)
     server.answer("sandbox.stop", server.drop if failure == "drop" else failure, ok("stopped"))
     sandbox = await done(api.PythonSandbox.create())
@@ -242,9 +242,9 @@ async def test_a_stop_that_fails_leaves_other_calls_alone(api: Any, server: Serv
 
 
 @pytest.mark.parametrize("end", ["stop", "close", "block"])
-async def test_connections_are_closed_once_no_call_is_in_progress(api: Any, server: Server, end: str) -> None:
+async def test_connections_are_closed_after_the_last_call(api: Any, server: Server, end: str) -> None:
     server.answer("sandbox.repl.run", server.wait)
-    server.answer("sandbox.stop", refusal(500, -32603) if end == "block" else ok("stopped"))
+    server.answer("sandbox.stop", error_reply(500, -32603) if end == "block" else ok("stopped"))
     sandbox = await done(api.PythonSandbox.create())
     run = begin(sandbox.run, "1")
     assert await asyncio.to_thread(server.began.wait, LONG)
@@ -274,7 +274,7 @@ async def test_create_is_awaited_or_entered(server: Server) -> None:
 
 
 async def test_create_is_a_coroutine(server: Server) -> None:
-    """Only those are taken by create_task(), by that of a TaskGroup, and by asyncio.run()."""
+    """asyncio.create_task(), TaskGroup.create_task() and asyncio.run() accept only coroutines."""
     task = asyncio.create_task(PythonSandbox.create(name="a"))
     assert "PythonSandbox.create" in repr(task)
     sandboxes = [
@@ -310,7 +310,7 @@ async def test_create_cancelled(server: Server) -> None:
 
 @pytest.mark.usefixtures("server")
 async def test_create_that_is_not_awaited() -> None:
-    """There is no warning about it; warnings are errors here."""
+    """It causes no warning. The tests turn warnings into errors."""
     PythonSandbox.create()
     closed = PythonSandbox.create()
     closed.close()
@@ -321,9 +321,9 @@ async def test_create_that_is_not_awaited() -> None:
     gc.collect()
 
 
-# Connections of an event loop that is over cannot be closed, and Python warns of that.
+# Connections of an event loop that has ended cannot be closed, and Python warns about them.
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_one_event_loop_after_the_other(server: Server) -> None:
+def test_several_event_loops_in_sequence(server: Server) -> None:
     sandbox = asyncio.run(PythonSandbox.create())
     assert asyncio.run(sandbox.run("1")).stdout == "42"
     asyncio.run(sandbox.close())
@@ -351,11 +351,11 @@ async def test_several_threads() -> None:
 
 @pytest.mark.usefixtures("server")
 def test_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    transport, made = _http._transport, []
+    transport, created = _http._transport, []
 
     def slow(config: Any) -> Any:
-        made.append(config)
-        time.sleep(0.1)  # for the others to come here, too, if they can
+        created.append(config)
+        time.sleep(0.1)  # gives the other threads time to get here, if nothing prevents it
         return transport(config)
 
     monkeypatch.setattr(_http, "_transport", slow)
@@ -363,7 +363,7 @@ def test_threads_share_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox._is_started = True
     with ThreadPoolExecutor(8) as threads:
         assert [result.stdout for result in threads.map(sandbox.run, "12345678")] == ["42"] * 8
-    assert len(made) == 1
+    assert len(created) == 1
     sandbox.close()
 
 
@@ -382,7 +382,7 @@ def test_threads_close_and_call() -> None:
     assert (sandbox._http._client, sandbox._http._calls) == (None, 0)
 
 
-async def test_a_path_below_which_a_proxy_put_the_server(api: Any, server: Server) -> None:
+async def test_server_url_with_a_path(api: Any, server: Server) -> None:
     async with entered(api.PythonSandbox.create(server_url=server.url + "/below/")):
         pass
     assert server.requests[0].path == "/below/api/v1/rpc"
@@ -390,8 +390,8 @@ async def test_a_path_below_which_a_proxy_put_the_server(api: Any, server: Serve
 
 async def test_without_a_key(api: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSB_API_KEY")
-    server.answer("sandbox.start", refusal(401, -32002), ok("started"))
-    with pytest.raises(microsandbox.AuthenticationError, match="None was sent: pass api_key, or set MSB_API_KEY"):
+    server.answer("sandbox.start", error_reply(401, -32002), ok("started"))
+    with pytest.raises(microsandbox.AuthenticationError, match="No API key was sent: pass api_key, or set MSB_API_KEY"):
         await done(api.PythonSandbox.create())
     async with entered(api.PythonSandbox.create()):
         pass
@@ -399,18 +399,18 @@ async def test_without_a_key(api: Any, server: Server, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("server")
-async def test_not_through_a_proxy_to_this_machine(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_proxy_for_this_machine(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     async with entered(api.PythonSandbox.create()):
         pass
 
 
-def test_objects_are_not_pickled(api: Any) -> None:
+def test_objects_cannot_be_pickled(api: Any) -> None:
     sandbox = api.PythonSandbox(name="my-env", api_key=TEST_KEY)
     for copying in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="make it anew"):
+        with pytest.raises(TypeError, match="create a new one"):
             copying(sandbox)
     for copying in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="not pickled"):
+        with pytest.raises(TypeError, match="cannot be pickled"):
             copying(sandbox._config.key)

@@ -1,4 +1,4 @@
-"""The API key is sent, and shown nowhere."""
+"""Tests that the API key is sent and never shown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from microsandbox import MicrosandboxError, _config
 
 from ..flavours import done
-from .stub import LONG, TEST_KEY, Answer, Reply, Server, refusal
+from .stub import LONG, TEST_KEY, Answer, Reply, Server, error_reply
 
 pytestmark = pytest.mark.anyio
 
 
 def shown(error: BaseException) -> str:
-    """Return all that a tool could show of an error: its chain, the source, and the variables of each frame."""
+    """Return everything that a tool could show of an error: its chain, source lines, and each frame's variables."""
     text = traceback.TracebackException.from_exception(error, capture_locals=True).format()
     return "".join(text) + repr(error) + repr(vars(error)) + repr(error.args)
 
@@ -28,14 +28,18 @@ async def test_errors_and_logs(
     api: Any, server: Server, failure: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    answers: dict[str, Reply | Answer] = {"refusal": refusal(401, -32002), "lost": server.drop, "timeout": server.hang}
-    server.answer("sandbox.start", answers.get(failure, server.hang))
+    replies: dict[str, Reply | Answer] = {
+        "refusal": error_reply(401, -32002),
+        "lost": server.drop,
+        "timeout": server.hang,
+    }
+    server.answer("sandbox.start", replies.get(failure, server.hang))
     if failure == "unreachable":
         monkeypatch.setenv("MSB_SERVER_URL", "http://127.0.0.1:9")
     sandbox = api.PythonSandbox(name="my-env")
     with pytest.raises(MicrosandboxError) as caught:
         await done(sandbox.start(timeout=0.2 if failure == "timeout" else None))
-    assert "sandbox.start" in shown(caught.value)  # the call is in a frame
+    assert "sandbox.start" in shown(caught.value)  # checks that shown includes the variables of frames
     assert "connect_tcp.started" in caplog.text
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -48,7 +52,7 @@ async def test_errors_and_logs(
 
 
 def test_attributes_of_version_0_1(api: Any) -> None:
-    """Its subclasses sent requests of their own."""
+    """Subclasses for version 0.1 use these attributes to send their own requests."""
     sandbox = api.PythonSandbox(name="my-env", server_url="http://127.0.0.1:7001/", api_key=TEST_KEY)
     assert (sandbox._server_url, sandbox._api_key) == ("http://127.0.0.1:7001", TEST_KEY)
     assert api.PythonSandbox()._api_key is None

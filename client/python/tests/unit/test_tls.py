@@ -1,4 +1,4 @@
-"""TLS: which certificates are taken, and what is said of the others; proxies."""
+"""Tests which certificates are accepted, the messages about the others, and proxies."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def tls_server(server: Server, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Have the server speak TLS as localhost; returns its URL without the host."""
+    """Make the server speak TLS with a certificate for localhost. Returns its URL with %s for the host."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
     plain = server.socket
     server.socket = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
-    monkeypatch.setattr(server, "handle_error", lambda *_: None)  # handshakes that the client gives up
+    monkeypatch.setattr(server, "handle_error", lambda *_: None)  # ignores handshakes that the client aborts
     port = server.server_address[1]
     monkeypatch.delenv("MSB_SERVER_URL")
     yield f"https://%s:{port}"
@@ -45,7 +45,7 @@ def trust(authority: trustme.CA, directory: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SSL_CERT_FILE", str(directory / "ca.pem"))
 
 
-async def test_own_authority(
+async def test_private_authority(
     api: Any, tls_server: str, authority: trustme.CA, nowhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trust(authority, nowhere, monkeypatch)
@@ -66,18 +66,18 @@ async def test_wrong_name(
         await done(api.PythonSandbox.create(server_url=tls_server % "127.0.0.1"))
 
 
-def test_the_system_s_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that an administrator added to the machine count, and not only those that httpx brings along."""
+def test_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Authorities that an administrator added to the machine are trusted, in addition to httpx's own."""
     loaded: list[ssl.SSLContext] = []
     monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda context, *_: loaded.append(context))
-    context = _http._authorities(Config("https://a", None))
+    context = _http._ssl_context(Config("https://a", None))
     assert context in loaded
     assert context.verify_mode == ssl.CERT_REQUIRED
     assert context.check_hostname
     assert context.cert_store_stats()["x509_ca"] > 50
 
 
-async def test_tls_to_a_server_without(api: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tls_to_a_plain_http_server(api: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "handle_error", lambda *_: None)
     with pytest.raises(ServerUnreachableError, match="if the server speaks plain http, use http://"):
         await done(api.PythonSandbox.create(server_url=server.url.replace("http:", "https:")))
@@ -85,21 +85,21 @@ async def test_tls_to_a_server_without(api: Any, server: Server, monkeypatch: py
 
 async def test_redirects_are_not_followed(api: Any, server: Server) -> None:
     server.answer("sandbox.start", Reply(307, "", {"Location": server.url + "/api/v1/rpc"}))
-    with pytest.raises(UnexpectedAnswerError, match="not followed, since the API key would go along"):
+    with pytest.raises(UnexpectedAnswerError, match="not followed, because the API key would be sent along"):
         await done(api.PythonSandbox.create())
     assert len(server.requests) == 1
 
 
 async def test_proxy(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy of the environment is asked for a tunnel to the server, and sees no key."""
-    asked: list[bytes] = []
+    """The client asks the environment's proxy for a tunnel to the server, and does not send it the key."""
+    requests: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as proxy:
 
         def serve() -> None:
             for _ in range(3):
                 connection, _ = proxy.accept()
                 with connection:
-                    asked.append(connection.recv(65536))
+                    requests.append(connection.recv(65536))
                     connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
         thread = threading.Thread(target=serve)
@@ -108,5 +108,5 @@ async def test_proxy(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ServerUnreachableError, match="403 Forbidden"):
             await done(api.PythonSandbox.create(server_url="https://sandboxes.invalid", api_key=TEST_KEY))
         thread.join()
-    assert {request.split(b"\r\n")[0] for request in asked} == {b"CONNECT sandboxes.invalid:443 HTTP/1.1"}
-    assert not any(TEST_KEY.encode() in request for request in asked)
+    assert {request.split(b"\r\n")[0] for request in requests} == {b"CONNECT sandboxes.invalid:443 HTTP/1.1"}
+    assert not any(TEST_KEY.encode() in request for request in requests)

@@ -4,7 +4,7 @@ import { ConflictError, NodeSandbox, PythonSandbox, SandboxNotFoundError } from 
 import { Server } from "../../src/server.js";
 import { access, failure, newName } from "./server.js";
 
-test("Node.js: values, state, errors, and its end", async () => {
+test("Node.js: values, state, errors, and stop", async () => {
   const sandbox = new NodeSandbox({ ...access, name: newName() });
   {
     await sandbox.start();
@@ -20,13 +20,13 @@ test("Node.js: values, state, errors, and its end", async () => {
     expect((await started.run("numbers.length")).stdout).toBe("3");
   }
   expect(sandbox.isStarted).toBe(false);
-  // The name is free, and what was there is gone.
+  // After the stop, the name can be used again, and the state is gone.
   await sandbox.start();
   expect((await sandbox.run("typeof numbers")).stdout).toContain("undefined");
   await sandbox.stop();
 });
 
-test("several sandboxes at once, apart from each other; and one that another program stopped", async () => {
+test("several sandboxes at once are isolated; a sandbox that another program stopped is reported", async () => {
   const [one, other] = await Promise.all([PythonSandbox.create(access), PythonSandbox.create(access)]);
   expect(one.name).not.toBe(other.name);
   await Promise.all([one.run("x = 'one'"), other.run("x = 'other'")]);
@@ -38,17 +38,17 @@ test("several sandboxes at once, apart from each other; and one that another pro
   expect(error).toBeInstanceOf(SandboxNotFoundError);
   expect(error).toMatchObject({ code: -32003, status: 404 });
   expect(await one.metrics.isRunning()).toBe(false);
-  await one[Symbol.asyncDispose](); // no offence
+  await one[Symbol.asyncDispose](); // does not throw
   expect(one.isStarted).toBe(false);
 });
 
-test("a start that is aborted leaves nothing", async () => {
+test("an aborted start leaves no sandbox", async () => {
   const name = newName();
   const reason = new Error("enough");
   const controller = new AbortController();
   const aborted = failure(PythonSandbox.create({ ...access, name, memory: 300, signal: controller.signal }));
   const server = new Server(loadConfig(access));
-  const known = () =>
+  const exists = () =>
     server.call({ method: "sandbox.metrics.get", params: { sandbox: name } }).then(
       () => true,
       (error: unknown) => {
@@ -56,10 +56,10 @@ test("a start that is aborted leaves nothing", async () => {
         return false;
       },
     );
-  while (!(await known()));
+  while (!(await exists()));
   controller.abort(reason);
   expect(await aborted).toBe(reason);
-  // With another configuration, it is refused as long as the first one is there.
+  // A start with another configuration is refused as long as the first sandbox exists.
   await using sandbox = new PythonSandbox({ ...access, name });
   while (!sandbox.isStarted) {
     await sandbox.start().catch((error: unknown) => expect(error).toBeInstanceOf(ConflictError));

@@ -13,7 +13,7 @@ import {
 } from "../../src/index.js";
 import { access, failure, newName } from "./server.js";
 
-// What a test ends in the sandbox would go on for longer, without that, than the test's own limit.
+// Code that a test interrupts would otherwise run longer than the time limit of the test.
 
 const options = { ...access, name: newName(), envs: { GREETING: "hello" }, workdir: "/tmp" };
 let sandbox: PythonSandbox;
@@ -25,7 +25,7 @@ beforeAll(async () => {
 afterAll(() => sandbox?.stop());
 
 describe("code", () => {
-  test("the value of an expression, what is printed, and what was defined before", async () => {
+  test("returns values of expressions and printed text, and keeps definitions", async () => {
     expect((await sandbox.run("6 * 7")).stdout).toBe("42");
     await sandbox.run("x = 'é\u{1f600}'\ndef f(n): return n + 1");
     const execution = await sandbox.run("print(x)\nprint(f(1))");
@@ -36,7 +36,7 @@ describe("code", () => {
     expect([execution.status, execution.language, execution.hasError()]).toEqual(["success", "python", false]);
   });
 
-  test("code that raises", async () => {
+  test("that raises an exception", async () => {
     await sandbox.run("kept = 1");
     const execution = await sandbox.run("print('before')\n1 / 0");
     expect(execution.status).toBe("error");
@@ -46,7 +46,7 @@ describe("code", () => {
     expect((await sandbox.run("kept")).stdout).toBe("1");
   });
 
-  test("a run that takes too long is interrupted, and the session goes on", async () => {
+  test("that takes too long is interrupted, and the session continues", async () => {
     await sandbox.run("kept = 2");
     const error = await failure(sandbox.run("while True: pass", { timeout: 1 }));
     expect(error).toBeInstanceOf(RunTimeoutError);
@@ -54,7 +54,7 @@ describe("code", () => {
     expect((await sandbox.run("kept")).stdout).toBe("2");
   });
 
-  test("a run that is aborted ends on the server: the next one has its turn, and the state is kept", async () => {
+  test("that is aborted ends on the server: the next run starts, and the state is kept", async () => {
     await sandbox.run("kept = 3");
     const controller = new AbortController();
     const done = failure(
@@ -63,16 +63,16 @@ describe("code", () => {
     await sandbox.command.run("sh", ["-c", "until test -e /tmp/began; do sleep 0.1; done"]);
     controller.abort();
     expect(await done).toMatchObject({ name: "AbortError" });
-    expect((await sandbox.run("kept")).stdout).toBe("3"); // it would wait for its turn otherwise
+    expect((await sandbox.run("kept")).stdout).toBe("3"); // otherwise it would wait for the aborted run
   });
 
-  test("code that the server does not take", async () => {
+  test("that the server refuses", async () => {
     expect(await failure(sandbox.run("#".repeat(3 << 20)))).toMatchObject({ name: "InvalidRequestError", status: 413 });
     expect(await failure(sandbox.run("'\ud800'"))).toMatchObject({ name: "ParseError", status: 400 });
     expect((await sandbox.run("1")).stdout).toBe("1");
   });
 
-  test("runs at once take turns", async () => {
+  test("runs concurrent runs one by one", async () => {
     await sandbox.run("n = 0");
     await Promise.all(Array.from({ length: 10 }, () => sandbox.run("n += 1")));
     expect((await sandbox.run("n")).stdout).toBe("10");
@@ -80,32 +80,32 @@ describe("code", () => {
 });
 
 describe("commands", () => {
-  test("their streams and exit codes", async () => {
+  test("have streams and exit codes", async () => {
     const ended = await sandbox.command.run("sh", ["-c", "echo out; echo err >&2; exit 3"]);
     expect(ended).toMatchObject({ exitCode: 3, success: false, stdout: "out", stderr: "err", command: "sh" });
     expect(await sandbox.command.run("true")).toMatchObject({ exitCode: 0, success: true, lines: [] });
   });
 
-  test("arguments are no shell's line", async () => {
+  test("get their arguments without a shell", async () => {
     const args = ["-c", 'import sys; print(len(sys.argv), *sys.argv[1:], sep="|")', "a b", "$HOME", "", "é"];
     expect((await sandbox.command.run("python3", args)).stdout).toBe("5|a b|$HOME||é");
   });
 
-  test("the environment and the working directory are as the start said", async () => {
+  test("have the environment and the working directory given to start", async () => {
     expect((await sandbox.command.run("sh", ["-c", "echo $GREETING; pwd"])).stdout).toBe("hello\n/tmp");
   });
 
-  test("a program that is not there", async () => {
+  test("that do not exist are reported", async () => {
     const error = await failure(sandbox.command.run("no-such-program"));
     expect(error).toBeInstanceOf(CommandNotFoundError);
     expect(error).toMatchObject({ code: -32008, status: 422 });
   });
 
-  test.each([[1], [{ timeout: 1 }]])("one that takes too long, with %j", async (limit) => {
+  test.each([[1], [{ timeout: 1 }]])("that take too long are ended, with %j", async (limit) => {
     expect(await failure(sandbox.command.run("sleep", ["1000"], limit))).toBeInstanceOf(RunTimeoutError);
   });
 
-  test("one that is aborted is ended in the sandbox", async () => {
+  test("that are aborted are ended in the sandbox", async () => {
     const controller = new AbortController();
     const done = failure(
       sandbox.command.run("sh", ["-c", "echo $$ >/tmp/pid.new; mv /tmp/pid.new /tmp/pid; exec sleep 1000"], controller),
@@ -117,7 +117,7 @@ describe("commands", () => {
     expect((await sandbox.command.run("sh", ["-c", gone])).exitCode).toBe(0);
   });
 
-  test("several at once", async () => {
+  test("run concurrently", async () => {
     const all = Array.from({ length: 5 }, (_, i) => sandbox.command.run("echo", [String(i)]));
     expect((await Promise.all(all)).map(({ stdout }) => stdout)).toEqual(["0", "1", "2", "3", "4"]);
   });
@@ -134,13 +134,13 @@ test("metrics", async () => {
 });
 
 describe("starting it again", () => {
-  test("with an equal configuration goes on with it", async () => {
+  test("with the same configuration uses the running sandbox", async () => {
     await sandbox.run("kept = 4");
     const again = await PythonSandbox.create(options);
     expect((await again.run("kept")).stdout).toBe("4");
   });
 
-  test("with another one is refused", async () => {
+  test("with another configuration is refused", async () => {
     const error = await failure(PythonSandbox.create({ ...options, memory: 300 }));
     expect(error).toBeInstanceOf(ConflictError);
     expect((error as Error).message).toContain("memory");
@@ -162,16 +162,16 @@ describe("starting it again", () => {
 });
 
 describe("keys", () => {
-  test.each([`${access.apiKey}x`, "msb_wrong", ""])("a wrong one, or none", async (apiKey) => {
+  test.each([`${access.apiKey}x`, "msb_wrong", ""])("that are wrong or missing are refused", async (apiKey) => {
     vi.stubEnv("MSB_API_KEY", "");
     const error = await failure(PythonSandbox.create({ ...options, apiKey }));
     vi.unstubAllEnvs();
     expect(error).toBeInstanceOf(AuthenticationError);
     expect(error).toMatchObject({ code: -32002, status: 401, requestId: expect.stringMatching(/./) });
-    expect((error as Error).message.includes("None was sent")).toBe(apiKey === "");
+    expect((error as Error).message.includes("No API key was sent")).toBe(apiKey === "");
   });
 
-  test("one of the environment, and one of a .env file", async () => {
+  test("are read from the environment and from a .env file", async () => {
     const { serverUrl, apiKey, ...rest } = options;
     vi.stubEnv("MSB_SERVER_URL", serverUrl);
     vi.stubEnv("MSB_API_KEY", apiKey);

@@ -20,17 +20,17 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  // The blocks that show keys only start it.
+  // The blocks about keys start this sandbox without stopping it.
   await (await PythonSandbox.create({ ...access, name: "my-sandbox" })).stop();
   consumer?.[Symbol.dispose]();
 });
 
-test.each(blocks.map((block, i) => [i, block]))("block %i runs as printed", async (i, block) => {
+test.each(blocks.map((block, i) => [i, block]))("block %i runs unchanged", async (i, block) => {
   const env: Record<string, string> = { MSB_SERVER_URL: access.serverUrl };
   if (!block.includes("your-api-key-here")) env.MSB_API_KEY = access.apiKey;
   const { stdout, stderr, code } = await consumer.node(`block${i}.mjs`, [], env);
   expect({ stderr, code }).toEqual({ stderr: "", code: 0 });
-  // What a comment behind a console.log says, it prints.
+  // A comment after console.log shows what it must print.
   const expected = [...block.matchAll(/console\.log\(.*\); \/\/ (.*)$/gm)].map(([, printed]) => printed);
   for (const printed of expected) expect(stdout.split("\n")).toContain(printed);
 });

@@ -1,4 +1,4 @@
-// The server that the live tests are for, and what they have in common.
+// The server of the live tests, and their common helpers.
 
 function required(name: string): string {
   const value = process.env[name];
@@ -9,17 +9,17 @@ function required(name: string): string {
 
 export const access = { serverUrl: required("MSB_SERVER_URL"), apiKey: required("MSB_API_KEY") };
 
-/** A name that no other run of the tests has. */
+/** Returns a sandbox name that is unique across test runs. */
 export function newName(): string {
   return `ts-${process.pid}-${Math.random().toString(36).slice(2, 8)}`;
 }
 
-/** What a promise that must fail fails with. */
+/** Returns the error with which a promise is rejected. Throws if the promise is resolved. */
 export async function failure(promise: Promise<unknown>): Promise<unknown> {
-  const value = await promise.then(
+  const outcome = await promise.then(
     (value) => ({ value }),
     (error: unknown) => ({ error }),
   );
-  if ("value" in value) throw new Error(`it did not fail, but gave ${JSON.stringify(value.value)}`);
-  return value.error;
+  if ("value" in outcome) throw new Error(`the promise was resolved with ${JSON.stringify(outcome.value)}`);
+  return outcome.error;
 }

@@ -17,13 +17,13 @@ afterAll(() => consumer?.[Symbol.dispose]());
 const strict = ["--strict", "--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--target", "es2022"];
 const names = Object.keys(source).sort().join(" ");
 
-test("the tarball holds what is used, and is small", () => {
+test("the tarball contains only the needed files, and is small", () => {
   const others = consumer.files.filter((path) => !/^dist\/(esm|cjs)\/[\w-]+(\.d\.ts|\.js)$/.test(path));
   expect(others.sort()).toEqual(["LICENSE", "README.md", "dist/cjs/package.json", "package.json"]);
   expect(consumer.size).toBeLessThan(40_000);
 });
 
-test("its license is the project's", () => {
+test("its license is the license of the project", () => {
   const license = readFileSync(join(consumer.installed, "LICENSE"), "utf8");
   expect(license).toBe(readFileSync(new URL("../../../../LICENSE", import.meta.url), "utf8"));
   expect(license).toContain("Apache License\n");
@@ -33,7 +33,7 @@ describe.each([
   ["nodenext", "nodenext"],
   ["esnext", "bundler"],
 ])("types with --module %s", (module, resolution) => {
-  // Without skipLibCheck, so that the package's own types are held to it, too.
+  // skipLibCheck is off, so that the package's own types are also checked.
   test.each([["es2022"], ["esnext,dom"]])("and --lib %s", async (lib) => {
     const programs = module === "nodenext" ? ["esm.mts", "original.cts"] : ["esm.mts"];
     const args = ["--module", module, "--moduleResolution", resolution, "--lib", lib, "--types", "node"];
@@ -41,7 +41,7 @@ describe.each([
   });
 });
 
-test("an ES module imports it, and ends by itself", async () => {
+test("an ES module imports it, and exits without process.exit", async () => {
   await using stub = await Stub.start();
   await consumer.tsc(...strict, "--module", "nodenext", "--types", "node", "esm.mts");
   const { access } = stub;
@@ -62,7 +62,7 @@ test("a CommonJS module requires it", async () => {
   expect(await consumer.node("cjs.cjs")).toEqual({ stdout: `${names}\nmicrosandbox\n`, stderr: "", code: 0 });
 });
 
-test("a program for the original's SDK runs", async () => {
+test("a program for the original SDK runs", async () => {
   await using stub = await Stub.start();
   await consumer.tsc(...strict, "--module", "nodenext", "--types", "node", "original.cts");
   const { stdout, stderr, code } = await consumer.node("original.cjs", [], { SERVER: stub.url });
@@ -78,11 +78,11 @@ test("a program for the original's SDK runs", async () => {
     "true",
     "",
   ]);
-  // What the original took and did not send goes to the server, too.
+  // The options that the original accepted without sending them are also sent.
   expect(stub.sent.at(-1)?.params).toEqual({
     sandbox: "all",
     config: {
-      image: "mine",
+      image: "custom",
       envs: ["A=1"],
       workdir: "/w",
       volumes: ["/a:/b"],

@@ -17,7 +17,7 @@ beforeEach(() => {
 
 afterEach(() => rmSync(root, { recursive: true }));
 
-/** Puts a program first on the PATH. */
+/** Creates a program that is first on the PATH. */
 function program(name: string, text: string): void {
   const path = join(root, "bin", name);
   writeFileSync(path, `#!/bin/bash\n${text}\n`);
@@ -29,11 +29,11 @@ function checkLint(): { status: number | null; stderr: string } {
   return spawnSync("bash", [join(root, "check.sh"), "lint"], { env, encoding: "utf8" });
 }
 
-/** Lines that end with an error, as often as given, in the files of a directory that counts them. */
+/** Returns shell code that fails the given number of times. It counts the attempts in a file. */
 const failing = (times: number) => `
 cd "${root}"
 echo x >>attempts
-if [ "$(wc -l <attempts)" -le ${times} ]; then echo hiccup >&2; exit 1; fi`;
+if [ "$(wc -l <attempts)" -le ${times} ]; then echo network error >&2; exit 1; fi`;
 
 const failed = (...attempts: number[]) =>
   attempts.map((n) => expect.stringMatching(new RegExp(`^check.sh: attempt ${n} of 3 failed: .* (ci|install) `)));
@@ -49,18 +49,25 @@ describe.each([
       program("python3", `mkdir -p "$3/bin" && ln -s "${root}/bin/pip" "$3/bin/pip"`);
     },
   ],
-])("check.sh: what %s installs from the network", (_, prepare) => {
-  test("is tried three times, and one sees it", () => {
+])("check.sh: an installation from the network with %s", (_, prepare) => {
+  test("is tried up to three times, and failed attempts are printed", () => {
     prepare(2);
     const { status, stderr } = checkLint();
-    expect(stderr.trim().split("\n")).toEqual(["hiccup", ...failed(1), "hiccup", ...failed(2)]);
+    expect(stderr.trim().split("\n")).toEqual(["network error", ...failed(1), "network error", ...failed(2)]);
     expect(status).toBe(0);
   });
 
-  test("is not tried more often", () => {
+  test("fails after three attempts", () => {
     prepare(9);
     const { status, stderr } = checkLint();
-    expect(stderr.trim().split("\n")).toEqual(["hiccup", ...failed(1), "hiccup", ...failed(2), "hiccup", ...failed(3)]);
+    expect(stderr.trim().split("\n")).toEqual([
+      "network error",
+      ...failed(1),
+      "network error",
+      ...failed(2),
+      "network error",
+      ...failed(3),
+    ]);
     expect(status).toBe(1);
   });
 });

@@ -36,13 +36,13 @@ function write(name: string, text: string, mode = 0o600): string {
   return path;
 }
 
-/** What loadConfig finds, the key as text. */
+/** Returns the result of loadConfig, with the text of the key. */
 function load(given: Parameters<typeof loadConfig>[0] = {}): { serverUrl: string; key: string | undefined } {
   const { serverUrl, key } = loadConfig(given);
   return { serverUrl, key: key?.reveal() };
 }
 
-const byDefault = "http://127.0.0.1:5555";
+const defaultServerUrl = "http://127.0.0.1:5555";
 
 interface Case {
   files?: Record<string, string>;
@@ -80,7 +80,10 @@ test.each<[string, Case]>([
   ],
   ["parent", { files: { [far]: theKey + remote }, serverUrl: "https://sandboxes.example.org", key: testKey }],
   ["nearest", { files: { [near]: theKey, [far]: "MSB_API_KEY=msb_other\n" }, key: testKey }],
-  ["each by itself", { files: { [near]: local, [far]: theKey }, serverUrl: "http://127.0.0.1:7001", key: testKey }],
+  [
+    "key and server from different files",
+    { files: { [near]: local, [far]: theKey }, serverUrl: "http://127.0.0.1:7001", key: testKey },
+  ],
   [
     "empty is unset",
     {
@@ -90,9 +93,9 @@ test.each<[string, Case]>([
       key: testKey,
     },
   ],
-  ["no key to lose", { files: { [near]: remote }, serverUrl: "https://sandboxes.example.org" }],
+  ["without a key, any server", { files: { [near]: remote }, serverUrl: "https://sandboxes.example.org" }],
   [
-    "a server of the environment",
+    "the server from the environment",
     {
       files: { [near]: theKey },
       env: { MSB_SERVER_URL: "https://a" },
@@ -105,7 +108,7 @@ test.each<[string, Case]>([
     { files: { [near]: local }, env: { MSB_API_KEY: testKey }, serverUrl: "http://127.0.0.1:7001", key: testKey },
   ],
   ["white space around the key", { given: { apiKey: ` ${testKey}\n` }, key: testKey }],
-  ["a path of a proxy", { given: { serverUrl: "https://a/msb/" }, serverUrl: "https://a/msb" }],
+  ["a URL with a path", { given: { serverUrl: "https://a/msb/" }, serverUrl: "https://a/msb" }],
   [
     "localhost",
     { given: { serverUrl: "http://LOCALHOST:1", apiKey: testKey }, serverUrl: "http://LOCALHOST:1", key: testKey },
@@ -116,7 +119,7 @@ test.each<[string, Case]>([
   ],
   ["::1", { given: { serverUrl: "http://[::1]:1", apiKey: testKey }, serverUrl: "http://[::1]:1", key: testKey }],
   [
-    "mapped",
+    "an IPv4-mapped address",
     {
       given: { serverUrl: "http://[::ffff:127.0.0.1]", apiKey: testKey },
       serverUrl: "http://[::ffff:127.0.0.1]",
@@ -124,17 +127,17 @@ test.each<[string, Case]>([
     },
   ],
   ["plain http without a key", { given: { serverUrl: "http://a" }, serverUrl: "http://a" }],
-])("it finds: %s", (_, { files = {}, env = {}, given, serverUrl = byDefault, key }) => {
+])("loadConfig finds: %s", (_, { files = {}, env = {}, given, serverUrl = defaultServerUrl, key }) => {
   for (const [name, text] of Object.entries(files)) write(name, text);
   for (const [name, value] of Object.entries(env)) vi.stubEnv(name, value);
   expect(load(given)).toEqual({ serverUrl, key });
 });
 
-// What others may have written decides neither about the key nor about where it goes.
+// Files that others may have written must determine neither the key nor the server that it is sent to.
 test.each<[string, { files: [string, string, number][]; key?: string; says?: string }]>([
   [
     "server beside the environment's key",
-    { files: [[near, remote, 0o600]], key: testKey, says: "the API key is from elsewhere" },
+    { files: [[near, remote, 0o600]], key: testKey, says: "the API key is from another source" },
   ],
   [
     "server beside another .env's key",
@@ -143,22 +146,22 @@ test.each<[string, { files: [string, string, number][]; key?: string; says?: str
         [far, remote, 0o600],
         [near, theKey, 0o600],
       ],
-      says: "the API key is from elsewhere",
+      says: "the API key is from another source",
     },
   ],
   [
-    "its own key is not the one",
-    { files: [[near, remote + theKey, 0o644]], key: "msb_other", says: "the API key is from elsewhere" },
+    "the key in the environment replaces the file's",
+    { files: [[near, remote + theKey, 0o644]], key: "msb_other", says: "the API key is from another source" },
   ],
   ["written by everyone, key", { files: [[far, theKey, 0o666]], says: "chmod o-w" }],
   ["written by everyone, server", { files: [[far, local, 0o602]], key: testKey, says: "MSB_SERVER_URL in" }],
-  ["written by everyone, neither", { files: [[far, "A=b\n", 0o666]], key: testKey }],
-  ["written by everyone, not asked", { files: [[far, "MSB_API_KEY=msb_other", 0o666]], key: testKey }],
+  ["written by everyone, without the variable", { files: [[far, "A=b\n", 0o666]], key: testKey }],
+  ["written by everyone, but not used", { files: [[far, "MSB_API_KEY=msb_other", 0o666]], key: testKey }],
   ["written by the group", { files: [[far, theKey, 0o664]] }],
-  ["unreadable as a .env", { files: [[near, "MSB_API_KEY: hunter2\n", 0o600]], says: ".env: line 1" }],
+  ["malformed", { files: [[near, "MSB_API_KEY: hunter2\n", 0o600]], says: ".env: line 1" }],
   ["no URL", { files: [[near, "MSB_SERVER_URL=hunter2\n", 0o600]], key: testKey, says: "must be https://" }],
   ["far too long", { files: [[near, "# hello\n".repeat((1 << 17) + 1), 0o600]], says: "longer than" }],
-])("whose words: %s", (_, { files, key = "", says }) => {
+])("trust in a .env file: %s", (_, { files, key = "", says }) => {
   for (const file of files) write(...file);
   vi.stubEnv("MSB_API_KEY", key);
   if (says === undefined) {
@@ -177,11 +180,11 @@ function problemOf(body: () => unknown): ConfigError {
     expect(error).toBeInstanceOf(ConfigError);
     return error as ConfigError;
   }
-  throw new Error("it did not throw");
+  throw new Error("no error was thrown");
 }
 
-// Only root can give files away; as another user, the file is one of root's, and so trusted.
-test("a file of another user is not believed", () => {
+// Only root can change the owner to another user. For other users, the test only changes their own effective user id.
+test("a file of another user is not trusted", () => {
   const path = write(near, theKey);
   const user = process.geteuid?.() ?? 0;
   vi.spyOn(process, "geteuid").mockReturnValue(user + 1000);
@@ -190,15 +193,15 @@ test("a file of another user is not believed", () => {
   vi.restoreAllMocks();
 });
 
-test("what is not a file is passed over", () => {
+test("a directory named .env is skipped", () => {
   mkdirSync(join(root, near));
   write(far, theKey);
   expect(load().key).toBe(testKey);
 });
 
-test("a working directory that is gone has no files", () => {
+test("a deleted working directory has no .env files", () => {
   rmSync(dirname(join(root, near)), { recursive: true });
-  expect(load()).toEqual({ serverUrl: byDefault, key: undefined });
+  expect(load()).toEqual({ serverUrl: defaultServerUrl, key: undefined });
 });
 
 describe("a server's URL", () => {
@@ -234,6 +237,6 @@ test.each(["http://a", "http://192.168.0.1:5555", "http://127.0.0.1.nip.io", "ht
 
 test.each(["msb_a b", "msb_a\nb", "msb_\u00e4", "msb_\u007f"])("the key %j is refused without its text", (apiKey) => {
   const { message } = problemOf(() => load({ apiKey }));
-  expect(message).toContain("copy it whole");
+  expect(message).toContain("copy the complete key");
   expect(message).not.toContain("msb_");
 });

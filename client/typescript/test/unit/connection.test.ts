@@ -17,19 +17,19 @@ import {
   UnavailableError,
   UnexpectedAnswerError,
 } from "../../src/index.js";
-import { drop, ok, refusal, Stub, unused } from "../stub.js";
+import { drop, ok, errorReply, Stub, unused } from "../stub.js";
 
-// The pauses between attempts are noted, and not waited for unless a test says so.
+// The pauses between attempts are recorded. They are skipped unless a test sets skipPauses to false.
 const pauses: number[] = [];
 let skipPauses = true;
-let inPause = async () => {};
+let onPause = async () => {};
 vi.mock("node:timers/promises", async (original) => {
   const timers = await original<typeof import("node:timers/promises")>();
   return {
     ...timers,
     setTimeout: async (pause: number, value: unknown, options: object) => {
       pauses.push(pause);
-      await inPause();
+      await onPause();
       return timers.setTimeout(skipPauses ? 0 : pause, value, options);
     },
   };
@@ -40,7 +40,7 @@ let stub: Stub;
 beforeEach(async () => {
   pauses.length = 0;
   skipPauses = true;
-  inPause = async () => {};
+  onPause = async () => {};
   stub = await Stub.start();
 });
 
@@ -50,12 +50,12 @@ afterEach(async () => {
   await stub[Symbol.asyncDispose]();
 });
 
-/** Timers that no machine is too slow for: they end when a test says so. */
+/** Uses fake timers, which only fire when a test advances them. Otherwise a slow machine could fail the test. */
 function onlyAdvancedTimers(): void {
   vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
 }
 
-/** The calls, by what they are called on the server. */
+/** The calls by their method names on the server. */
 const calls: Record<string, (sandbox: BaseSandbox, options?: { signal: AbortSignal }) => Promise<unknown>> = {
   "sandbox.start": (sandbox, options) => new PythonSandbox({ ...stub.access, name: sandbox.name }).start(options),
   "sandbox.metrics.get": (sandbox, options) => sandbox.metrics.all(options),
@@ -65,7 +65,7 @@ const calls: Record<string, (sandbox: BaseSandbox, options?: { signal: AbortSign
 };
 const repeatable = ["sandbox.start", "sandbox.metrics.get"];
 
-/** There were so many pauses, of so many ms or up to a quarter more. */
+/** Expects a number of pauses, each of length ms or up to a quarter more. */
 function expectPauses(count: number, length: number): void {
   expect(pauses).toHaveLength(count);
   expect(Math.min(...pauses, length)).toBe(length);
@@ -82,48 +82,48 @@ async function attemptsAt(method: string): Promise<{ attempts: number; error: un
   return { attempts: stub.sent.length, error };
 }
 
-describe.each(Object.keys(calls))("%s is sent again only if that is safe", (method) => {
+describe.each(Object.keys(calls))("%s is retried only if that is safe", (method) => {
   const attempts = repeatable.includes(method) ? 3 : 1;
 
-  // The first answer is for the start before.
+  // The first reply is for the start before the call.
   const replies = (...replies: Parameters<Stub["answer"]>[1][]) =>
     stub.answer(method, ...(method === "sandbox.start" ? [ok("started"), ...replies] : replies));
 
-  test("a lost connection", async () => {
+  test("after a lost connection", async () => {
     replies(drop);
     expect(await attemptsAt(method)).toEqual({ attempts, error: expect.any(ConnectionLostError) });
   });
 
-  test("too many requests: nothing was begun", async () => {
-    replies(refusal(429, -32006, { "Retry-After": "2" }));
+  test("after too many requests, where nothing began", async () => {
+    replies(errorReply(429, -32006, { "Retry-After": "2" }));
     expect(await attemptsAt(method)).toEqual({ attempts: 3, error: expect.any(ResourceExhaustedError) });
     expectPauses(2, 2000);
   });
 
-  test("too much output: a run was begun", async () => {
-    replies(refusal(429, -32006));
+  test("after too much output, where a run began", async () => {
+    replies(errorReply(429, -32006));
     expect(await attemptsAt(method)).toEqual({ attempts, error: expect.any(ResourceExhaustedError) });
   });
 
-  test("a server that is not ready", async () => {
-    replies(refusal(503, -32009, { "Retry-After": "1" }));
+  test("while the server is not ready", async () => {
+    replies(errorReply(503, -32009, { "Retry-After": "1" }));
     expect(await attemptsAt(method)).toEqual({ attempts, error: expect.any(UnavailableError) });
     expectPauses(attempts - 1, 1000);
   });
 
-  test("a long Retry-After is the caller's to wait for", async () => {
-    replies(refusal(429, -32006, { "Retry-After": "11" }));
+  test("and not after a long Retry-After", async () => {
+    replies(errorReply(429, -32006, { "Retry-After": "11" }));
     expect(await attemptsAt(method)).toMatchObject({ attempts: 1, error: { retryAfter: 11 } });
   });
 
-  test("other errors", async () => {
-    replies(refusal(500, -32603));
+  test("and not after other errors", async () => {
+    replies(errorReply(500, -32603));
     expect((await attemptsAt(method)).attempts).toBe(1);
   });
 });
 
-test("it goes on after a failure that was passing", async () => {
-  stub.answer("sandbox.start", refusal(503, -32009), drop, ok("started"));
+test("a call succeeds after temporary failures", async () => {
+  stub.answer("sandbox.start", errorReply(503, -32009), drop, ok("started"));
   const sandbox = await PythonSandbox.create(stub.access);
   expect(sandbox.isStarted).toBe(true);
   expect(stub.called).toHaveLength(3);
@@ -131,16 +131,16 @@ test("it goes on after a failure that was passing", async () => {
   expect(pauses[1]).toBeGreaterThanOrEqual(200);
 });
 
-test("a run goes on after it was turned away", async () => {
+test("a run succeeds after the server was too busy", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
-  const busy = refusal(429, -32006, { "Retry-After": "1" });
+  const busy = errorReply(429, -32006, { "Retry-After": "1" });
   stub.answer("sandbox.repl.run", busy, busy, ok({ output: [{ stream: "stdout", text: "42" }] }));
   expect((await sandbox.run("6 * 7")).stdout).toBe("42");
   expect(pauses).toHaveLength(2);
 });
 
-test("nothing listens: every call is sent again, since none was", async () => {
-  // The stub is not closed meanwhile: another test's could be given its port.
+test("if nothing listens, every call is retried, because none was sent", async () => {
+  // Do not close the stub, because the stub of another test could get its port.
   const agent = new Agent();
   const connect = agent.createConnection.bind(agent);
   let down = false;
@@ -155,19 +155,19 @@ test("nothing listens: every call is sent again, since none was", async () => {
     cause: { code: "ECONNREFUSED" },
   });
   expect(pauses).toHaveLength(2);
-  inPause = async () => {
+  onPause = async () => {
     down = false;
   };
   expect((await sandbox.run("1")).stdout).toBe("42");
   expect(pauses).toHaveLength(3);
   expect(stub.called).toEqual(["sandbox.start", "sandbox.repl.run"]);
-  // Several addresses, of which none is listened at.
+  // A host with several addresses, none of which accepts connections.
   const serverUrl = unused.replace("127.0.0.1", "localhost");
   await expect(PythonSandbox.create({ serverUrl })).rejects.toThrow("Start it with");
 });
 
-test("a name that is not there is not tried again", async () => {
-  // Not the machine's resolver, which may take its time to say so.
+test("a call to an unknown host is not retried", async () => {
+  // Do not use the machine's resolver, which may be slow.
   const agent = new Agent({
     lookup: (hostname, _, done) => {
       setImmediate(done, Object.assign(new Error(`getaddrinfo ENOTFOUND ${hostname}`), { code: "ENOTFOUND" }), "", 4);
@@ -179,39 +179,39 @@ test("a name that is not there is not tried again", async () => {
   expect(pauses).toHaveLength(0);
 });
 
-test("connections are used again, but not those that the server closed", async () => {
+test("connections are reused, except those that the server closed", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
   for (let i = 0; i < 10; i++) await sandbox.run("1");
   expect(stub.connections).toBe(1);
-  stub.http.closeIdleConnections(); // in the same turn, so that the client cannot know
+  stub.http.closeIdleConnections(); // in the same turn of the event loop, so that the client has not noticed
   await sandbox.run("1");
   expect(stub.connections).toBe(2);
-  // After a long time, whatever the machine saw of it.
+  // After a long time, a new connection is used, even if the machine was suspended.
   const now = Date.now();
   vi.spyOn(Date, "now").mockReturnValue(now + 31_000);
   await sandbox.run("1");
   expect(stub.connections).toBe(3);
 });
 
-test("many runs at once each have a connection", async () => {
+test("concurrent runs each have a connection", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
-  const waiting: (() => void)[] = [];
+  const pending: (() => void)[] = [];
   const all = new Promise<void>((resolve) => {
     stub.answer("sandbox.repl.run", (_, response) => {
-      waiting.push(() => {
+      pending.push(() => {
         response.setHeader("Content-Type", "application/json").end(ok({ output: [] }).body);
       });
-      if (waiting.length === 50) resolve();
+      if (pending.length === 50) resolve();
     });
   });
   const runs = Array.from({ length: 50 }, () => sandbox.run("1"));
   await all;
-  for (const answer of waiting) answer();
+  for (const answer of pending) answer();
   expect(await Promise.all(runs)).toHaveLength(50);
 });
 
-describe.each(Object.keys(calls))("%s ends with its signal", (method) => {
-  test("while it runs: the server sees it, and the reason is thrown", async () => {
+describe.each(Object.keys(calls))("%s is aborted by its signal", (method) => {
+  test("during the call: the connection is closed, and the reason is thrown", async () => {
     const sandbox = await PythonSandbox.create(stub.access);
     const { began, ended } = stub.hang(method);
     const controller = new AbortController();
@@ -225,7 +225,7 @@ describe.each(Object.keys(calls))("%s ends with its signal", (method) => {
     expect(stub.called.filter((called) => called === method)).toHaveLength(method === "sandbox.start" ? 2 : 1);
   });
 
-  test("before it began: nothing is sent", async () => {
+  test("before the call: nothing is sent", async () => {
     const sandbox = await PythonSandbox.create(stub.access);
     await expect(calls[method]?.(sandbox, { signal: AbortSignal.abort() })).rejects.toMatchObject({
       name: "AbortError",
@@ -236,15 +236,15 @@ describe.each(Object.keys(calls))("%s ends with its signal", (method) => {
 
 test("a signal ends the pause between attempts", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
-  stub.answer("sandbox.metrics.get", refusal(503, -32009, { "Retry-After": "10" }));
+  stub.answer("sandbox.metrics.get", errorReply(503, -32009, { "Retry-After": "10" }));
   const controller = new AbortController();
   skipPauses = false;
-  inPause = async () => controller.abort();
+  onPause = async () => controller.abort();
   await expect(sandbox.metrics.all({ signal: controller.signal })).rejects.toMatchObject({ name: "AbortError" });
   expect(stub.called).toEqual(["sandbox.start", "sandbox.metrics.get"]);
 });
 
-test("a signal ends the reading of an answer", async () => {
+test("a signal aborts reading a response", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
   const controller = new AbortController();
   stub.answer("sandbox.repl.run", (_, response) => {
@@ -253,14 +253,14 @@ test("a signal ends the reading of an answer", async () => {
   await expect(sandbox.run("1", controller)).rejects.toMatchObject({ name: "AbortError" });
 });
 
-test("a signal that outlives many calls is not left with their listeners", async () => {
+test("calls remove their listeners from the signal", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
   const { signal } = new AbortController();
   for (let i = 0; i < 20; i++) await sandbox.run("1", { signal });
   expect(getEventListeners(signal, "abort")).toHaveLength(0);
 });
 
-test("one call's signal leaves the others alone", async () => {
+test("the signal of a call does not affect other calls", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
   const { began } = stub.hang("sandbox.repl.run");
   const controller = new AbortController();
@@ -275,7 +275,7 @@ test("one call's signal leaves the others alone", async () => {
 describe("a call's timeout", () => {
   beforeEach(onlyAdvancedTimers);
 
-  test("a start is given up after it, and the server sees it", async () => {
+  test("aborts a start and closes its connection", async () => {
     const { began, ended } = stub.hang("sandbox.start");
     const done = PythonSandbox.create({ ...stub.access, timeout: 0.05 }).catch((error: unknown) => error);
     await began;
@@ -285,20 +285,20 @@ describe("a call's timeout", () => {
     expect(stub.called).toEqual(["sandbox.start"]);
   });
 
-  test("a pause that would end after it is not begun: the error is why there is one", async () => {
+  test("prevents a pause that would end after it: the last error is thrown", async () => {
     await expect(PythonSandbox.create({ serverUrl: unused, timeout: 0.09 })).rejects.toThrow(ServerUnreachableError);
-    stub.answer("sandbox.start", refusal(429, -32006, { "Retry-After": "5" }));
+    stub.answer("sandbox.start", errorReply(429, -32006, { "Retry-After": "5" }));
     await expect(PythonSandbox.create({ ...stub.access, timeout: 4 })).rejects.toThrow(ResourceExhaustedError);
     expect(stub.called).toEqual(["sandbox.start"]);
     expect(pauses).toEqual([]);
   });
 });
 
-describe("an address from which nothing comes", () => {
+describe("an address that does not respond", () => {
   beforeEach(onlyAdvancedTimers);
 
-  /** A connection that never is, and the moment from which on a request waits for it. */
-  function nowhere() {
+  /** Returns an agent whose connection is never established, and a promise that a request is waiting for it. */
+  function unresponsive() {
     const agent = new Agent();
     const waiting = new Promise<void>((resolve) => {
       agent.createConnection = () => {
@@ -309,8 +309,8 @@ describe("an address from which nothing comes", () => {
     return { agent, waiting };
   }
 
-  test("is given up after 10 s, whatever the call's own limit", async () => {
-    const { agent, waiting } = nowhere();
+  test("fails after 10 s, regardless of the limit of the call", async () => {
+    const { agent, waiting } = unresponsive();
     const done = PythonSandbox.create({ ...stub.access, agent }).catch((error: unknown) => error);
     await waiting;
     vi.advanceTimersByTime(9_999);
@@ -321,8 +321,8 @@ describe("an address from which nothing comes", () => {
     expect(pauses).toEqual([]);
   });
 
-  test("leaves nothing that runs when the call is aborted", async () => {
-    const { agent, waiting } = nowhere();
+  test("leaves no timers behind when the call is aborted", async () => {
+    const { agent, waiting } = unresponsive();
     const controller = new AbortController();
     const done = PythonSandbox.create({ ...stub.access, agent, signal: controller.signal });
     await waiting;
@@ -332,7 +332,7 @@ describe("an address from which nothing comes", () => {
   });
 });
 
-test("how long each call waits for its answer", async () => {
+test("time limits of the calls", async () => {
   onlyAdvancedTimers();
   const limits: unknown[] = [];
   const timer = vi.spyOn(globalThis, "setTimeout");
@@ -359,7 +359,7 @@ test("how long each call waits for its answer", async () => {
   expect(vi.getTimerCount()).toBe(0);
 });
 
-test("an answer that ends before its end is a lost connection", async () => {
+test("a truncated response is a lost connection", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
   stub.answer("sandbox.repl.run", (request, response) => {
     response.setHeader("Content-Type", "application/json").write('{"result":', () => request.socket.destroy());
@@ -367,7 +367,7 @@ test("an answer that ends before its end is a lost connection", async () => {
   await expect(sandbox.run("1")).rejects.toThrow(ConnectionLostError);
 });
 
-test("what is not HTTP is said to be so", async () => {
+test("a response that is not HTTP is reported as such", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
   stub.answer("sandbox.repl.run", (request) => request.socket.end("SSH-2.0-OpenSSH\r\n"));
   await expect(sandbox.run("1")).rejects.toThrow(UnexpectedAnswerError);
@@ -404,7 +404,7 @@ describe("TLS", () => {
     apiKey: stub.access.apiKey,
   });
 
-  test("an authority that is not known, and a name that is another", async () => {
+  test("unknown authority, and wrong name", async () => {
     const agent = new https.Agent({ ca: cert });
     for (const options of [access("localhost"), { ...access("127.0.0.1"), agent }]) {
       const error = await PythonSandbox.create(options).catch((error: unknown) => error);
@@ -415,7 +415,7 @@ describe("TLS", () => {
     expect(pauses).toEqual([]);
   });
 
-  test("an agent that knows it", async () => {
+  test("agent that trusts the authority", async () => {
     const agent = new https.Agent({ ca: cert, keepAlive: true });
     const sandbox = await PythonSandbox.create({ ...access("localhost"), agent });
     expect((await sandbox.run("1")).stdout).toBe("42");
@@ -423,7 +423,7 @@ describe("TLS", () => {
     agent.destroy();
   });
 
-  test("https where plain http is spoken", async () => {
+  test("https URL of a plain http server", async () => {
     const error = await PythonSandbox.create({ serverUrl: stub.url.replace("http:", "https:") }).catch(
       (error) => error,
     );

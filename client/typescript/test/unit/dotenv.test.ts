@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { lookup } from "../../src/dotenv.js";
 
-// The table that msb is held to.
+// The table is a copy of the one in client/dotenv_test.go.
 test.each([
   ["", ""],
   ["A=b", "b"],
@@ -63,17 +63,17 @@ test.each([
   ["A", "line 1: there is no ="],
   ["B=c\n\nA: hunter2", "line 3: there is no ="],
   ["export A hunter2", "line 1: there is no ="],
-  ["B='x\ny'\nA=\"hunter2", "line 3: the quote"],
-  ["A='hunter2\nB=c", "line 1: the quote"],
-  [String.raw`A="hunter2\"`, "line 1: the quote"],
-  ["A='x' hunter2", "line 1: there is something behind"],
-  ["#\r\n\r\nA='x'=hunter2#", "line 3: there is something behind"],
+  ["B='x\ny'\nA=\"hunter2", "line 3: the closing quote"],
+  ["A='hunter2\nB=c", "line 1: the closing quote"],
+  [String.raw`A="hunter2\"`, "line 1: the closing quote"],
+  ["A='x' hunter2", "line 1: there is text after"],
+  ["#\r\n\r\nA='x'=hunter2#", "line 3: there is text after"],
 ])("%j is refused without its text", (text, problem) => {
   expect(() => lookup(text, "A")).toThrow(problem);
   expect(() => lookup(text, "A")).not.toThrow("hunter2");
 });
 
-test("a long value and many lines are read at once", () => {
+test("a long value and many lines are parsed quickly", () => {
   const long = "x\\n".repeat(1 << 18);
   expect(lookup(`A="${long}"\n`, "A")).toBe("x\n".repeat(1 << 18));
   expect(lookup(`${"B='\n".repeat(1 << 16)}'\nA=b`, "A")).toBe("b");

@@ -1,9 +1,9 @@
 import { expect, test, vi } from "vitest";
 import * as sdk from "../../src/index.js";
 import { PythonSandbox } from "../../src/index.js";
-import { type Reply, refusal, Stub } from "../stub.js";
+import { type Reply, errorReply, Stub } from "../stub.js";
 
-/** What a run throws when the server answers in this way. */
+/** Returns the error of a run to which the server sends this reply. */
 async function thrown(reply: Reply, apiKey?: string): Promise<sdk.MicrosandboxError> {
   await using stub = await Stub.start();
   const sandbox = await PythonSandbox.create({ serverUrl: stub.url, apiKey });
@@ -28,11 +28,11 @@ test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
   [422, -32008, sdk.CommandNotFoundError, "CommandNotFoundError"],
   [503, -32009, sdk.UnavailableError, "UnavailableError"],
   [500, -32603, sdk.InternalError, "InternalError"],
-  // Codes of a newer server.
+  // Error codes of a newer server.
   [503, -32099, sdk.UnavailableError, "UnavailableError"],
   [418, -32099, sdk.UnexpectedAnswerError, "UnexpectedAnswerError"],
 ])("%i with %i is %o", async (status, code, kind, name) => {
-  const error = await thrown(refusal(status, code), "msb_a");
+  const error = await thrown(errorReply(status, code), "msb_a");
   expect(error.constructor).toBe(kind);
   expect(error.name).toBe(name);
   expect(String(error)).toBe(`${name}: it is so`);
@@ -42,7 +42,7 @@ test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
 
 test("Retry-After is in seconds", async () => {
   const retryAfter = async (header: string) =>
-    (await thrown(refusal(503, -32009, { "Retry-After": header }))).retryAfter;
+    (await thrown(errorReply(503, -32009, { "Retry-After": header }))).retryAfter;
   expect(await retryAfter("7")).toBe(7);
   const now = vi.spyOn(Date, "now").mockReturnValue(Date.parse("Thu, 01 Jan 2026 00:00:00 GMT"));
   expect(await retryAfter("Thu, 01 Jan 2026 00:01:00 GMT")).toBe(60);
@@ -51,14 +51,14 @@ test("Retry-After is in seconds", async () => {
   expect(await retryAfter("soon")).toBeUndefined();
 });
 
-test("who sent no key is told where it is from", async () => {
-  expect((await thrown(refusal(401, -32002))).message).toContain("MSB_API_KEY");
-  expect((await thrown(refusal(401, -32002), "msb_a")).message).toBe("it is so");
+test("without a key, the message says how to set one", async () => {
+  expect((await thrown(errorReply(401, -32002))).message).toContain("MSB_API_KEY");
+  expect((await thrown(errorReply(401, -32002), "msb_a")).message).toBe("it is so");
 });
 
 const html = "<html>";
 test.each<[string, Reply, typeof sdk.MicrosandboxError, string]>([
-  ["a page", { status: 200, body: html }, sdk.UnexpectedAnswerError, "is not that of msbd"],
+  ["a page", { status: 200, body: html }, sdk.UnexpectedAnswerError, "is not from msbd"],
   ["401", { status: 401, body: html }, sdk.AuthenticationError, "HTTP status 401"],
   ["403", { status: 403, body: html }, sdk.PermissionDeniedError, "HTTP status 403"],
   ["404", { status: 404, body: html }, sdk.UnexpectedAnswerError, "HTTP status 404"],
@@ -66,9 +66,14 @@ test.each<[string, Reply, typeof sdk.MicrosandboxError, string]>([
   ["502", { status: 502, body: html }, sdk.UnavailableError, "HTTP status 502"],
   ["503", { status: 503, body: html }, sdk.UnavailableError, "HTTP status 503"],
   ["504", { status: 504, body: html }, sdk.UnavailableError, "HTTP status 504"],
-  ["JSON of another kind", { status: 200, body: "[1]" }, sdk.UnexpectedAnswerError, "is not that of msbd"],
-  ["half of it", { status: 200, body: '{"result":' }, sdk.UnexpectedAnswerError, "is not that of msbd"],
-  ["a result that failed", { status: 500, body: '{"result":1}' }, sdk.UnexpectedAnswerError, "HTTP status 500"],
+  ["JSON that is not an object", { status: 200, body: "[1]" }, sdk.UnexpectedAnswerError, "is not from msbd"],
+  ["truncated JSON", { status: 200, body: '{"result":' }, sdk.UnexpectedAnswerError, "is not from msbd"],
+  [
+    "a result with an error status",
+    { status: 500, body: '{"result":1}' },
+    sdk.UnexpectedAnswerError,
+    "HTTP status 500",
+  ],
   ["nothing", { status: 204, body: "" }, sdk.UnexpectedAnswerError, "HTTP status 204"],
   [
     "plain http to TLS",
@@ -76,7 +81,7 @@ test.each<[string, Reply, typeof sdk.MicrosandboxError, string]>([
     sdk.UnexpectedAnswerError,
     "use https://",
   ],
-])("an answer that is not msbd's: %s", async (_, reply, kind, says) => {
+])("a response that is not from msbd: %s", async (_, reply, kind, says) => {
   const error = await thrown(reply);
   expect(error.constructor).toBe(kind);
   expect(error.message).toContain(says);

@@ -9,7 +9,7 @@ const output: OutputLine[] = [
   { stream: "stdout", text: "" },
 ];
 
-test("an execution tells what was printed", async () => {
+test("an execution contains the output", async () => {
   const execution = new Execution({ status: "success", language: "python", output });
   expect(execution.status).toBe("success");
   expect(execution.language).toBe("python");
@@ -25,11 +25,11 @@ test.each<[boolean, string, OutputLine[]]>([
   [false, "success", [{ stream: "stderr", text: "" }]],
   [true, "success", [{ stream: "stderr", text: "warning" }]],
   [true, "error", []],
-])("it has an error: %s for %s with %j", (has, status, output) => {
+])("hasError is %s for %s with %j", (has, status, output) => {
   expect(new Execution({ status, output }).hasError()).toBe(has);
 });
 
-test("a command's execution tells how it ended", async () => {
+test("a command execution contains the exit code", async () => {
   const execution = new CommandExecution({ command: "ls", args: ["-l"], exit_code: 2, success: false, output });
   expect(execution.command).toBe("ls");
   expect(execution.args).toEqual(["-l"]);
@@ -39,7 +39,7 @@ test("a command's execution tells how it ended", async () => {
   expect(await execution.error()).toBe("no");
 });
 
-test("what is not known is as the original has it", async () => {
+test("unknown values are the same as in the original", async () => {
   const code = new Execution();
   expect([code.status, code.language, await code.output(), code.hasError()]).toEqual(["unknown", "unknown", "", false]);
   const { command, args, exitCode, success } = new CommandExecution();

@@ -2,15 +2,15 @@ import { format, inspect } from "node:util";
 import { serialize } from "node:v8";
 import { expect, test } from "vitest";
 import { PythonSandbox, SandboxOptions } from "../../src/index.js";
-import { drop, refusal, Stub, testKey, unused } from "../stub.js";
+import { drop, errorReply, Stub, testKey, unused } from "../stub.js";
 
-/** All that programs print and log of a value. */
+/** Returns a value in all the ways in which programs print and log values. */
 function shown(value: unknown): string {
   const texts = [
     String(value),
     `${JSON.stringify(value)}`,
     inspect(value, { depth: null, showHidden: true, getters: true }),
-    // Not even who asks for everything; a getter would tell what it is made to tell.
+    // Without getters, because calling the getter apiKey returns the key on purpose.
     inspect(value, { depth: null, showHidden: true, customInspect: false }),
     format("%s %o %O %j", value, value, value, value),
     JSON.stringify(Object.entries(value as object)),
@@ -19,7 +19,7 @@ function shown(value: unknown): string {
   return texts.join("\n");
 }
 
-test("nothing that is printed of a sandbox tells the key", async () => {
+test("printing a sandbox does not show the key", async () => {
   await using stub = await Stub.start();
   const sandbox = await PythonSandbox.create({ ...stub.access, name: "my-env" });
   for (const value of [sandbox, sandbox.command, sandbox.metrics, { sandbox }]) {
@@ -30,15 +30,15 @@ test("nothing that is printed of a sandbox tells the key", async () => {
     `PythonSandbox {\n  name: 'my-env',\n  namespace: undefined,\n  serverUrl: '${stub.url}',\n  isStarted: true\n}`,
   );
   expect(JSON.parse(JSON.stringify(sandbox))).toEqual({ name: "my-env", serverUrl: stub.url, isStarted: true });
-  expect(sandbox.apiKey).toBe(testKey); // who asks for it gets it
+  expect(sandbox.apiKey).toBe(testKey); // this getter returns the key on purpose
 });
 
-test("no error tells the key", async () => {
+test("no error contains the key", async () => {
   await using stub = await Stub.start();
   const sandbox = await PythonSandbox.create(stub.access);
   const errors: unknown[] = [];
   const run = () => sandbox.run("1").catch((error: unknown) => errors.push(error));
-  stub.answer("sandbox.repl.run", refusal(401, -32002), refusal(500, -32603), drop, (request) =>
+  stub.answer("sandbox.repl.run", errorReply(401, -32002), errorReply(500, -32603), drop, (request) =>
     request.socket.end("nonsense\r\n\r\n"),
   );
   for (let i = 0; i < 4; i++) await run();

@@ -9,7 +9,7 @@ import {
   UnavailableError,
   UnexpectedAnswerError,
 } from "../../src/index.js";
-import { ok, refusal, Stub } from "../stub.js";
+import { ok, errorReply, Stub } from "../stub.js";
 
 let stub: Stub;
 
@@ -21,7 +21,7 @@ afterEach(() => stub[Symbol.asyncDispose]());
 
 const notStarted = "Sandbox is not started. Call start() first.";
 
-test("a sandbox's life", async () => {
+test("start, run and stop", async () => {
   const sandbox = new PythonSandbox({ ...stub.access, name: "my-env" });
   expect(sandbox.isStarted).toBe(false);
   expect(sandbox.name).toBe("my-env");
@@ -32,7 +32,7 @@ test("a sandbox's life", async () => {
   await expect(sandbox.metrics.all()).rejects.toThrow(NotStartedError);
   await sandbox.stop(); // nothing to stop
   await sandbox.start();
-  await sandbox.start(); // stays as it is
+  await sandbox.start(); // has no effect
   expect(sandbox.isStarted).toBe(true);
   expect((await sandbox.run("6 * 7")).stdout).toBe("42");
   expect((await sandbox.command.run("sh")).exitCode).toBe(3);
@@ -50,13 +50,13 @@ test("a sandbox's life", async () => {
   ]);
 });
 
-test("a name is made up", () => {
+test("a name is generated", () => {
   const name = new PythonSandbox(stub.access).name;
   expect(name).toMatch(/^sandbox-[0-9a-f]{8}$/);
   expect(new PythonSandbox(stub.access).name).not.toBe(name);
 });
 
-test("await using stops it at the end of the block", async () => {
+test("await using stops the sandbox at the end of the block", async () => {
   {
     await using sandbox = await PythonSandbox.create(stub.access);
     expect(sandbox.isStarted).toBe(true);
@@ -64,28 +64,28 @@ test("await using stops it at the end of the block", async () => {
   expect(stub.called).toEqual(["sandbox.start", "sandbox.stop"]);
 });
 
-test("await using takes no offence at a sandbox that is gone already", async () => {
-  stub.answer("sandbox.stop", refusal(404, -32003));
+test("await using ignores that the sandbox does not exist, but no other error", async () => {
+  stub.answer("sandbox.stop", errorReply(404, -32003));
   {
     await using sandbox = await PythonSandbox.create(stub.access);
     void sandbox;
   }
-  stub.answer("sandbox.stop", refusal(500, -32603));
+  stub.answer("sandbox.stop", errorReply(500, -32603));
   const sandbox = await PythonSandbox.create(stub.access);
   await expect(sandbox[Symbol.asyncDispose]()).rejects.toThrow("it is so");
 });
 
-test("a stop that failed can be repeated, unless there is nothing to stop", async () => {
+test("a failed stop can be repeated, unless the sandbox does not exist", async () => {
   const sandbox = await PythonSandbox.create(stub.access);
-  stub.answer("sandbox.stop", refusal(503, -32009), refusal(404, -32003));
+  stub.answer("sandbox.stop", errorReply(503, -32009), errorReply(404, -32003));
   await expect(sandbox.stop()).rejects.toThrow(UnavailableError);
   expect(sandbox.isStarted).toBe(true);
   await expect(sandbox.stop()).rejects.toThrow(SandboxNotFoundError);
   expect(sandbox.isStarted).toBe(false);
 });
 
-test("a start that failed leaves it not started", async () => {
-  stub.answer("sandbox.start", refusal(409, -32005), ok("started"));
+test("after a failed start, the sandbox is not started", async () => {
+  stub.answer("sandbox.start", errorReply(409, -32005), ok("started"));
   const sandbox = new PythonSandbox(stub.access);
   await expect(sandbox.start()).rejects.toThrow("it is so");
   expect(sandbox.isStarted).toBe(false);
@@ -93,7 +93,7 @@ test("a start that failed leaves it not started", async () => {
   expect(sandbox.isStarted).toBe(true);
 });
 
-test("start takes what it is not told from the constructor, and its options by position, too", async () => {
+test("start takes missing options from the constructor, and accepts options by position", async () => {
   const sandbox = new PythonSandbox({ ...stub.access, image: "a", memory: 1, cpus: 1, envs: ["A=1"] });
   await sandbox.start({ memory: 2, cpus: undefined });
   await sandbox.stop();
@@ -150,29 +150,29 @@ test("the builder collects all options", () => {
   });
 });
 
-test("what a builder has built stays as it is", () => {
+test("later calls of a builder do not change options that it has built", () => {
   const builder = SandboxOptions.builder().name("a");
   const options = builder.build();
   expect(builder.name("b").build().name).toBe("b");
   expect(options.name).toBe("a");
 });
 
-test("create makes one of the subclass, and works as a bare function", async () => {
-  class Mine extends PythonSandbox {
+test("create of a subclass creates an object of the subclass, and works as a bare function", async () => {
+  class Subclass extends PythonSandbox {
     override async getDefaultImage(): Promise<string> {
-      return "mine";
+      return "custom";
     }
   }
-  expect(await Mine.create(stub.access)).toBeInstanceOf(Mine);
-  expect(stub.sent[0]?.params.config).toEqual({ image: "mine" });
+  expect(await Subclass.create(stub.access)).toBeInstanceOf(Subclass);
+  expect(stub.sent[0]?.params.config).toEqual({ image: "custom" });
   const { create } = PythonSandbox;
   const holder = { create };
   expect(await create(stub.access)).toBeInstanceOf(PythonSandbox);
   expect(await holder.create(stub.access)).toBeInstanceOf(PythonSandbox);
-  expect(new Mine(stub.access)).toBeInstanceOf(BaseSandbox);
+  expect(new Subclass(stub.access)).toBeInstanceOf(BaseSandbox);
 });
 
-test("metrics, one by one", async () => {
+test("individual metrics", async () => {
   const { metrics } = await PythonSandbox.create(stub.access);
   expect(await metrics.cpu()).toBe(12.5);
   expect(await metrics.memory()).toBe(256);
@@ -192,15 +192,15 @@ test("metrics, one by one", async () => {
   expect(await metrics.memory()).toBeUndefined();
   expect(await metrics.disk()).toBeUndefined();
   expect(await metrics.isRunning()).toBe(false);
-  for (const gone of [ok({ sandboxes: [] }), refusal(404, -32003)]) {
-    stub.answer("sandbox.metrics.get", gone);
+  for (const notFound of [ok({ sandboxes: [] }), errorReply(404, -32003)]) {
+    stub.answer("sandbox.metrics.get", notFound);
     await expect(metrics.all()).rejects.toThrow(SandboxNotFoundError);
     expect(await metrics.isRunning()).toBe(false);
   }
 });
 
 test.each([null, [], "text", {}, { output: "text" }, { sandboxes: null }])(
-  "the result %j is not taken",
+  "the result %j is refused",
   async (result) => {
     const sandbox = await PythonSandbox.create(stub.access);
     for (const method of ["sandbox.repl.run", "sandbox.command.run", "sandbox.metrics.get"])
@@ -219,7 +219,7 @@ test.each([-1, Number.NaN, "5" as never])("the timeout %s is refused before anyt
   expect(stub.called).toEqual(["sandbox.start"]);
 });
 
-test("keys and servers are those of the environment", async () => {
+test("the key and the server are read from the environment", async () => {
   vi.stubEnv("MSB_SERVER_URL", stub.url);
   vi.stubEnv("MSB_API_KEY", stub.access.apiKey);
   const sandbox = await PythonSandbox.create();

@@ -6,9 +6,9 @@ import { Server } from "../../src/server.js";
 import { version } from "../../src/version.js";
 import { Stub, testKey } from "../stub.js";
 
-const which = { sandbox: "my-env", namespace: "team" };
+const sandboxParams = { sandbox: "my-env", namespace: "team" };
 
-test("what each call sends", async () => {
+test("each call sends the right request", async () => {
   await using stub = await Stub.start();
   const python = new PythonSandbox({ ...stub.access, name: "my-env", namespace: "team" });
   const node = new NodeSandbox({ ...stub.access, name: "my-env" });
@@ -38,7 +38,7 @@ test("what each call sends", async () => {
   await python.metrics.all();
   await python.stop();
   expect(stub.sent.map(({ method, params }) => [method, params])).toEqual([
-    ["sandbox.start", { ...which, config: { image: "microsandbox/python" } }],
+    ["sandbox.start", { ...sandboxParams, config: { image: "microsandbox/python" } }],
     [
       "sandbox.start",
       {
@@ -58,16 +58,16 @@ test("what each call sends", async () => {
         },
       },
     ],
-    ["sandbox.repl.run", { ...which, language: "python", code: "1" }],
-    ["sandbox.repl.run", { ...which, language: "python", code: "1", timeout: 1.5 }],
-    ["sandbox.repl.run", { ...which, language: "python", code: "1", timeout: 0 }],
-    ["sandbox.repl.run", { ...which, language: "python", code: "1" }],
+    ["sandbox.repl.run", { ...sandboxParams, language: "python", code: "1" }],
+    ["sandbox.repl.run", { ...sandboxParams, language: "python", code: "1", timeout: 1.5 }],
+    ["sandbox.repl.run", { ...sandboxParams, language: "python", code: "1", timeout: 0 }],
+    ["sandbox.repl.run", { ...sandboxParams, language: "python", code: "1" }],
     ["sandbox.repl.run", { sandbox: "my-env", language: "nodejs", code: "1" }],
-    ["sandbox.command.run", { ...which, command: "ls", args: [] }],
-    ["sandbox.command.run", { ...which, command: "ls", args: ["-l"], timeout: 5 }],
-    ["sandbox.command.run", { ...which, command: "ls", args: ["-l"], timeout: 5 }],
-    ["sandbox.metrics.get", which],
-    ["sandbox.stop", which],
+    ["sandbox.command.run", { ...sandboxParams, command: "ls", args: [] }],
+    ["sandbox.command.run", { ...sandboxParams, command: "ls", args: ["-l"], timeout: 5 }],
+    ["sandbox.command.run", { ...sandboxParams, command: "ls", args: ["-l"], timeout: 5 }],
+    ["sandbox.metrics.get", sandboxParams],
+    ["sandbox.stop", sandboxParams],
   ]);
   for (const { headers } of stub.sent) {
     expect(headers.authorization).toBe(`Bearer ${testKey}`);
@@ -75,13 +75,13 @@ test("what each call sends", async () => {
   }
 });
 
-test("without a key, none is sent", async () => {
+test("without a key, no Authorization header is sent", async () => {
   await using stub = await Stub.start();
   await PythonSandbox.create({ serverUrl: stub.url });
   expect(stub.sent[0]?.headers.authorization).toBeUndefined();
 });
 
-test("a path before the server's is kept", async () => {
+test("the path of the server's URL is kept", async () => {
   await using stub = await Stub.start();
   const paths: (string | undefined)[] = [];
   stub.http.prependListener("request", (request) => {
@@ -92,7 +92,7 @@ test("a path before the server's is kept", async () => {
   expect(paths).toEqual(["/msb/api/v1/rpc"]);
 });
 
-test("text comes and goes as it is", async () => {
+test("text is sent and received unchanged", async () => {
   await using stub = await Stub.start();
   const text = 'é\u{1f600}\u2028"\\\0';
   stub.answer("sandbox.repl.run", {
@@ -127,8 +127,8 @@ function transcript(name: string): Exchange[] {
   });
 }
 
-// The stub's answers are what the gateway really gives.
-test.each(["methods.txt", "errors.txt"])("every answer of %s is understood", async (name) => {
+// The transcripts contain the responses of the real gateway.
+test.each(["methods.txt", "errors.txt"])("every response in %s is parsed", async (name) => {
   const exchanges = transcript(name);
   expect(exchanges.length).toBeGreaterThan(10);
   await using stub = await Stub.start();
@@ -145,10 +145,10 @@ test.each(["methods.txt", "errors.txt"])("every answer of %s is understood", asy
       expect((answer as object).constructor).toBe(errorsByCode.get(error.code));
     }
   }
-  stub.violations.length = 0; // the transcripts hold bad requests, too
+  stub.violations.length = 0; // the transcripts also contain invalid requests
 });
 
-test("what the server does not support is sent, so that it says so", async () => {
+test("options that the server does not support are sent, so that it refuses them by name", async () => {
   const options: Record<string, SandboxOptions> = {
     volumes: { volumes: ["/etc:/etc"] },
     ports: { ports: ["80:80"] },
@@ -171,7 +171,7 @@ test("what the server does not support is sent, so that it says so", async () =>
   }
 });
 
-test("the version is the package's", () => {
+test("the version is the one in package.json", () => {
   const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
   expect(version).toBe(JSON.parse(text).version);
 });

@@ -1,4 +1,4 @@
-"""Runs a file that may await at its top level, as the examples of documentation do."""
+"""Runs a Python file that may use await at the top level, as examples in the documentation do."""
 
 import ast
 import asyncio

@@ -1,4 +1,4 @@
-// Drives a server with jayson.
+// Tests a server with the JSON-RPC client jayson.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -19,24 +19,24 @@ function connect(key) {
 
 const client = connect(process.env.MSB_API_KEY);
 
-// jayson gives a failed HTTP status as an error that has the body.
+// refused checks that a request fails. jayson turns an HTTP error status into an error that contains the body.
 async function refused(client, status, code, method, params) {
-  const err = await client.request(method, params, "an id").then((answer) => assert.fail(JSON.stringify(answer)), (err) => err);
-  const answer = JSON.parse(err.message);
-  check([err.code, answer.jsonrpc, answer.error?.code, "result" in answer], [status, "2.0", code, false]);
-  check(answer.id, status === 401 ? null : "an id"); // without a key nothing of the body is read
+  const err = await client.request(method, params, "an id").then((response) => assert.fail(JSON.stringify(response)), (err) => err);
+  const response = JSON.parse(err.message);
+  check([err.code, response.jsonrpc, response.error?.code, "result" in response], [status, "2.0", code, false]);
+  check(response.id, status === 401 ? null : "an id"); // without a valid key, the server does not read the body
 }
 
 async function main() {
   const text = 'naïve "ключ" 沙箱 🏖 \\ \u2028 end';
-  let answer = await client.request("sandbox.repl.run", { sandbox, language: "python", code: `print(${JSON.stringify(text)})` });
-  check(answer.result.output, [{ stream: "stdout", text }]);
-  answer = await client.request("sandbox.command.run", [sandbox, "default", "echo", [text]]);
-  check([answer.result.exit_code, answer.result.output], [0, [{ stream: "stdout", text }]]);
+  let response = await client.request("sandbox.repl.run", { sandbox, language: "python", code: `print(${JSON.stringify(text)})` });
+  check(response.result.output, [{ stream: "stdout", text }]);
+  response = await client.request("sandbox.command.run", [sandbox, "default", "echo", [text]]);
+  check([response.result.exit_code, response.result.output], [0, [{ stream: "stdout", text }]]);
 
   for (const id of [0, -1, Number.MAX_SAFE_INTEGER, "", "1", '7b\u0000é🏖"\\']) {
-    answer = await client.request("sandbox.metrics.get", {}, id);
-    check([answer.jsonrpc, answer.id, "error" in answer, Array.isArray(answer.result.sandboxes)], ["2.0", id, false, true]);
+    response = await client.request("sandbox.metrics.get", {}, id);
+    check([response.jsonrpc, response.id, "error" in response, Array.isArray(response.result.sandboxes)], ["2.0", id, false, true]);
   }
 
   await refused(client, 404, -32601, "sandbox.explode", {});
@@ -55,10 +55,10 @@ async function main() {
     client.request("sandbox.explode", {}, undefined, false),
     client.request("sandbox.command.run", { sandbox, command: "true" }, undefined, false),
   ];
-  const answers = await client.request(batch);
+  const responses = await client.request(batch);
   const ids = batch.filter((request) => "id" in request).map((request) => request.id);
-  check(answers.map((a) => a.id), ids);
-  check(answers.map((a) => a.error?.code), [undefined, -32601, undefined]);
+  check(responses.map((r) => r.id), ids);
+  check(responses.map((r) => r.error?.code), [undefined, -32601, undefined]);
 
   check(await client.request("rpc.discover", {}, null), undefined);
   check(await client.request([client.request("rpc.discover", {}, null, false), client.request("sandbox.explode", {}, null, false)]), undefined);

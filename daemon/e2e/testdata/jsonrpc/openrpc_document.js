@@ -1,4 +1,4 @@
-// Holds the server's description of itself against the official meta-schema of OpenRPC.
+// Validates the server's OpenRPC document against the official meta-schema.
 const assert = require('node:assert/strict');
 const { validateOpenRPCDocument } = require('@open-rpc/schema-utils-js');
 
@@ -16,7 +16,7 @@ async function main() {
       assert.ok(document.components.errors[$ref.split('/').pop()], $ref);
     }
   }
-  // The validator does refuse what is wrong.
+  // Check that the validator refuses an invalid document.
   delete document.methods[0].params;
   assert.notEqual(validateOpenRPCDocument(document), true);
   console.log(`OpenRPC ${document.openrpc}: ${document.methods.length} methods, valid`);

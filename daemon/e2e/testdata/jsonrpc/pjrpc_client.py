@@ -1,4 +1,4 @@
-"""Drives a server with pjrpc, which checks each answer against the specification by itself."""
+"""Tests a server with pjrpc, which checks that each response complies with the specification."""
 
 import os
 
@@ -18,7 +18,7 @@ def check(got, want):
 
 
 class Transport(httpx.HTTPTransport):
-    """Remembers the last answer's status and body."""
+    """Stores the status and body of the last response."""
 
     def handle_request(self, request):
         response = super().handle_request(request)
@@ -30,7 +30,7 @@ class Transport(httpx.HTTPTransport):
 def connect(key):
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     transport = Transport()
-    # Errors have an HTTP status of their own here, and an answer in the body all the same.
+    # The server answers errors with an HTTP error status and a JSON-RPC response in the body.
     return Client(URL, http_client=httpx.Client(headers=headers, transport=transport, timeout=60), raise_for_status=False), transport
 
 
@@ -40,12 +40,12 @@ def refused(client, transport, status, code, method, *args, **kwargs):
     except pjrpc.client.exceptions.JsonRpcError as err:
         check((transport.status, err.code), (status, code))
         return err
-    raise AssertionError(f"{method} answered {result!r}, want error {code}")
+    raise AssertionError(f"{method} returned {result!r}, want error {code}")
 
 
 client, transport = connect(os.environ["MSB_API_KEY"])
 
-# One call, by name, by position, and through the proxy.
+# Calls with named params, with positional params, and through the proxy.
 text = 'naïve "ключ" 沙箱 🏖 \\ \u2028 \x7f end'
 result = client.call("sandbox.repl.run", sandbox=SANDBOX, language="python", code=f"print({text!r})")
 check(result["output"], [{"stream": "stdout", "text": text}])
@@ -53,7 +53,7 @@ check(client.call("sandbox.command.run", SANDBOX, "default", "echo", [text])["ou
 check(client.proxy.__getattr__("rpc.discover")()["openrpc"].split(".")[0], "1")
 check(transport.status, 200)
 
-# Ids come back as they went, of any size and kind.
+# The server returns ids of any size and type unchanged.
 for id in [0, -1, 2**53 + 1, 10**40, "", "1", "7b\u0000é\U0001f3d6\"\\", "x" * 1000]:
     response = client.send(pjrpc.Request("sandbox.metrics.get", id=id))
     check((response.id, type(response.id), response.is_success), (id, type(id), True))
@@ -74,7 +74,7 @@ for key in ["", "msb_v2.public.nonsense"]:
     refused(*connect(key), 401, -32002, "sandbox.metrics.get")
 refused(*connect(os.environ["LIMITED_KEY"]), 403, -32004, "sandbox.metrics.get", namespace="default")
 
-# A batch is answered in one go; pjrpc refuses one whose ids are not just those of the requests.
+# A batch gets a single response. pjrpc checks that its ids are exactly those of the requests.
 with client.batch() as batch:
     batch("sandbox.metrics.get")
     batch.notify("sandbox.metrics.get")
@@ -86,7 +86,7 @@ responses = {response.id: response for response in batch.get_response()}
 check([response.is_success for _, response in sorted(responses.items())], [True, False, True, False])
 check([response.error.code for _, response in sorted(responses.items()) if response.is_error], [-32601, -32003])
 
-# Notifications have no answer.
+# Notifications get no response.
 client.notify("rpc.discover")
 check((transport.status, transport.body), (204, b""))
 with client.batch() as batch:

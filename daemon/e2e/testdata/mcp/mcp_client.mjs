@@ -1,4 +1,4 @@
-// Drives a server with the TypeScript client of MCP: over HTTP, and over stdio through the bridge.
+// Tests a server with the TypeScript client of MCP, over HTTP and over stdio through the bridge "msb mcp".
 import assert from "node:assert/strict";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
@@ -37,7 +37,7 @@ for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
   const text = 'naïve "ключ" 沙箱 🏖 \\ \u2028 end';
   let result = await call("sandbox_run_code", { sandbox, language: "python", code: `print(${JSON.stringify(text)})` });
   check([result.isError ?? false, result.content], [false, [{ type: "text", text }]]);
-  check(result.structuredContent.output, [{ stream: "stdout", text }]); // which the client has checked against the schema
+  check(result.structuredContent.output, [{ stream: "stdout", text }]); // the client has already checked it against the schema
   result = await call("sandbox_run_command", { sandbox, command: "false" });
   check([result.content[0].text, result.structuredContent.exit_code], ["(exit code 1)", 1]);
   result = await call("sandbox_start", { sandbox, config: { image: "microsandbox/python" } });
@@ -47,14 +47,14 @@ for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
   result = await call("sandbox_stop", { sandbox: "none-such" });
   check([result.isError, result._meta["io.github.msbd/error"].code], [true, -32003]);
   await assert.rejects(call("no_such_tool", {}), /unknown tool/);
-  const prompt = await client.getPrompt({ name: "create_node_sandbox", arguments: { sandbox_name: "mine" } });
-  check(prompt.messages[0].content.text.includes('"mine"'), true);
+  const prompt = await client.getPrompt({ name: "create_node_sandbox", arguments: { sandbox_name: "my-node" } });
+  check(prompt.messages[0].content.text.includes('"my-node"'), true);
 
-  const told = [];
-  result = await call("sandbox_run_code", { sandbox, language: "python", code: "import time; time.sleep(6)" }, { onprogress: (p) => told.push(p.progress) });
-  check([result.content[0].text, told.length >= 1], ["(no output)", true]);
+  const progress = [];
+  result = await call("sandbox_run_code", { sandbox, language: "python", code: "import time; time.sleep(6)" }, { onprogress: (p) => progress.push(p.progress) });
+  check([result.content[0].text, progress.length >= 1], ["(no output)", true]);
 
-  // A run that is given up is interrupted: the next one, which waits for its turn, has it long before the run's end.
+  // Aborting a call interrupts its run. Otherwise the next run would wait for it until after the timeout.
   const controller = new AbortController();
   const run = assert.rejects(call("sandbox_run_code", { sandbox, language: "python", code: "open('/tmp/began', 'w').close(); time.sleep(600)" }, { signal: controller.signal }));
   const began = () => call("sandbox_run_command", { sandbox, command: "rm", args: ["/tmp/began"] });

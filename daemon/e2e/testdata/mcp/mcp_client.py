@@ -1,4 +1,4 @@
-"""Drives a server with the Python client of MCP: over HTTP, and over stdio through the bridge."""
+"""Tests a server with the Python client of MCP, over HTTP and over stdio through the bridge "msb mcp"."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ checks = 0
 def check(got, want):
     global checks
     checks += 1
-    assert got == want, f"{got!r}, want {want!r}"
+    assert got == want, f"got {got!r}, want {want!r}"
 
 
 def http(key):
@@ -46,7 +46,7 @@ async def use(client):
     result = await client.call_tool("sandbox_start", {"sandbox": SANDBOX, "config": {"image": "microsandbox/python"}})
     check(result.content[0].text, f"Sandbox {SANDBOX} started successfully")
     result = await client.call_tool("sandbox_get_metrics", {"sandbox": SANDBOX})
-    check([box["running"] for box in result.structured_content["sandboxes"]], [True])
+    check([sandbox["running"] for sandbox in result.structured_content["sandboxes"]], [True])
 
     result = await client.call_tool("sandbox_stop", {"sandbox": "none-such"})
     check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32003))
@@ -54,19 +54,19 @@ async def use(client):
     check((result.is_error, "params.extra" in result.content[0].text), (True, True))
     try:
         await client.call_tool("no_such_tool", {})
-        assert False, "it was called"
+        assert False, "an unknown tool was called without an error"
     except MCPError as err:
         check("unknown tool" in str(err), True)
 
-    told = []
+    progress = []
 
-    async def progress(value, total, message):
-        told.append(value)
+    async def on_progress(value, total, message):
+        progress.append(value)
 
-    result = await client.call_tool("sandbox_run_code", {**run, "code": "import time; time.sleep(6)"}, progress_callback=progress)
-    check((result.content[0].text, len(told) >= 1), ("(no output)", True))
+    result = await client.call_tool("sandbox_run_code", {**run, "code": "import time; time.sleep(6)"}, progress_callback=on_progress)
+    check((result.content[0].text, len(progress) >= 1), ("(no output)", True))
 
-    # A run that is given up is interrupted: the next one, which waits for its turn, has it long before the run's end.
+    # Cancelling a call interrupts its run. Otherwise the next run would wait for it until after the timeout.
     call = asyncio.create_task(client.call_tool("sandbox_run_code", {**run, "code": "open('/tmp/began', 'w').close(); time.sleep(600)"}))
     began = {"sandbox": SANDBOX, "command": "rm", "args": ["/tmp/began"]}
     while (await client.call_tool("sandbox_run_command", began)).structured_content["exit_code"] != 0:
@@ -94,7 +94,7 @@ async def main():
             except BaseException:
                 check(True, True)
             else:
-                assert False, "it was let in"
+                assert False, "a connection with a wrong key was accepted"
     print(f"mcp (Python): {checks} checks")
 
 

@@ -12,8 +12,8 @@ const options: SandboxOptions = { name: "my-env", envs: { A: "1" }, volumes: [],
 }
 const error = await new NodeSandbox().run("1").catch((error: unknown) => error);
 console.log((error as sdk.MicrosandboxError).name, error instanceof RunTimeoutError);
-// @ts-expect-error: what may be in a list is checked
+// @ts-expect-error: the elements of a list must be strings
 void (() => new PythonSandbox({ envs: [1] }));
-// @ts-expect-error: there is no such option
+// @ts-expect-error: the option does not exist
 void (() => new PythonSandbox({ nam: "a" }));
 console.log(Object.keys(sdk).sort().join(" "));

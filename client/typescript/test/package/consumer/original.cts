@@ -1,4 +1,4 @@
-// A program in the way of the original's SDK: all that it offers, and nothing else.
+// A program for the original SDK. It uses all of the original's features, and nothing else.
 
 import {
   BaseSandbox,
@@ -11,13 +11,13 @@ import {
   SandboxOptions,
 } from "microsandbox";
 
-class Mine extends PythonSandbox {
+class Subclass extends PythonSandbox {
   override async getDefaultImage(): Promise<string> {
-    return "mine";
+    return "custom";
   }
 
-  static override async create(options?: SandboxOptions): Promise<Mine> {
-    return BaseSandbox.createBase(Mine, options);
+  static override async create(options?: SandboxOptions): Promise<Subclass> {
+    return BaseSandbox.createBase(Subclass, options);
   }
 }
 
@@ -85,7 +85,7 @@ async function main(): Promise<void> {
     .scripts({ start: "true" })
     .exec("true")
     .build();
-  console.log((await Mine.create(rest)) instanceof Mine);
+  console.log((await Subclass.create(rest)) instanceof Subclass);
 }
 
 main().catch((error) => {
