@@ -45,7 +45,8 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeRunTimeout, "run_timeout", []int{504},
-		"the run reached its time limit and was interrupted; a REPL session keeps its state", "set a longer `timeout`, or do less work in a run",
+		"the run reached its time limit and was interrupted; a REPL session keeps its state",
+		"set a longer `timeout`, or do less work in a run",
 	},
 	{CodeCommandNotFound, "command_not_found", []int{422}, "the sandbox has no such program", "check its name and the image"},
 	{
@@ -55,6 +56,7 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeInternal, "internal", []int{500},
-		"an unexpected error; only the server's log has the cause", "give the administrator the request id in `error.data.request_id`",
+		"an unexpected error; only the server's log has the cause",
+		"give the administrator the request id in `error.data.request_id`",
 	},
 }
