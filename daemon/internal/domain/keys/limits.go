@@ -18,7 +18,7 @@ func checkName(name string) error {
 	if name == "" || nameRE.MatchString(name) {
 		return nil
 	}
-	return fmt.Errorf("key name %q: use 1 to 63 of A-Z, a-z, 0-9, -, _ and ., beginning with a letter or a digit: %w",
+	return fmt.Errorf("key name %q: use 1 to 63 characters of A-Z, a-z, 0-9, -, _ and ., and begin with a letter or digit: %w",
 		abbreviate(name), errdefs.ErrInvalidArgument)
 }
 
