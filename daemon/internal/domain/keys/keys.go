@@ -1,213 +1,171 @@
+// Package keys is the domain of API keys: what a key is, how it is issued, and how the token that
+// a client presents is verified.
+//
+// A key is a record plus a signed token. The token is shown once and never kept; the record lives in
+// the Store and, all of them, in memory. A token is good only if this server signed it and its record
+// is live: a stolen signing key alone mints nothing, and a record alone opens nothing.
+//
+// A Verifier checks tokens, an Issuer creates and changes keys, and both share a keySet: every record and,
+// for the keys that are in use, the session that makes their next request cheap. A change is first made
+// durable by the Store, with its lines in the audit log, and then effective in memory; only the refusal of
+// all keys of a signing key does not wait for the Store.
+//
+// The gateway enters through the Verifier, the admin socket through the Issuer. The package knows no
+// HTTP, no gRPC and no database.
 package keys
 
 import (
-	"cmp"
-	"slices"
-	"sync"
+	"net/netip"
 	"time"
+
+	"github.com/msbd/msbd/api/audit"
 )
 
-// keySet is every key in memory, dead ones too, and what of them is in use. The Issuer changes it once a
-// change is durable; the Verifier asks it. What it says is true from the moment on that a change returns.
-type keySet struct {
-	clock    *clock
-	sessions *sessionCache
+// Scope is a permission that a key may be limited to.
+type Scope string
 
-	mu sync.RWMutex
-	// identity is that of the signing key whose tokens are taken.
-	identity *identity
-	byID     map[string]*key
-	byName   map[string][]*key // dead ones, too
-	byPrefix map[string][]*key // by the first minPrefix characters of the id
-	// oldest is in the order of position.
-	oldest []*key
-	// reserved holds the names of keys that are being made.
-	reserved map[string]struct{}
+// The scopes. The gateway's table of methods names one for each method.
+const (
+	ScopeStart   Scope = "sandbox:start"  // start sandboxes
+	ScopeStop    Scope = "sandbox:stop"   // stop sandboxes
+	ScopeExec    Scope = "sandbox:exec"   // run code and commands in sandboxes
+	ScopeRead    Scope = "sandbox:read"   // measure sandboxes
+	ScopeMetrics Scope = "server:metrics" // read the metrics of the whole server
+)
+
+// Scopes is every scope there is.
+var Scopes = []Scope{ScopeStart, ScopeStop, ScopeExec, ScopeRead, ScopeMetrics}
+
+// Record is what is kept of a key. It is authoritative: a token whose claims differ from its record
+// is refused.
+type Record struct {
+	// ID is 128 random bits in hex; the token's jti.
+	ID string `json:"id"`
+	// Name is what people call the key; may be empty. Of the keys that are live and not being replaced,
+	// no two have the same.
+	Name string `json:"name,omitempty"`
+	// Namespaces are the tenant namespaces that the key is limited to, sorted; empty means every one.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Scopes is what the key may do, sorted; empty means everything.
+	Scopes []Scope `json:"scopes,omitempty"`
+	// CreatedAt is in UTC, as are the other times, in whole milliseconds.
+	CreatedAt time.Time `json:"created_at"`
+	// CreatedBy is the uid of the local user who asked for the key.
+	CreatedBy uint32 `json:"created_by"`
+	// Life is the expiry as it was asked for, such as 3mo: that of the key which replaces this one.
+	Life string `json:"life,omitempty"`
+	// ExpiresAt is the first moment at which the key is refused; zero means never.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// SigningKeyID names the signing key of the token.
+	SigningKeyID string `json:"signing_key_id"`
+	// RevokedAt is the first moment at which the key is refused because of Revocation; zero means that
+	// it was not revoked. During the grace period of a rotation it lies in the future.
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
+	// Revocation is how the key was revoked, if it was.
+	Revocation Revocation `json:"revocation,omitempty"`
+	// ReplacedBy is the id of the key that a rotation made in place of this one.
+	ReplacedBy string `json:"replaced_by,omitempty"`
 }
 
-// key is a key in memory.
-type key struct {
-	Record           // guarded by keySet.mu; what its slices hold never changes
-	session *session // guarded by keySet.mu; nil: not seen yet, or refused
-	usage   usage
-}
+// Revocation is a way in which a key came to be refused.
+type Revocation string
 
-func newKeySet(c *clock, id *identity) *keySet {
-	return &keySet{
-		clock:    c,
-		sessions: newSessionCache(),
-		identity: id,
-		byID:     make(map[string]*key),
-		byName:   make(map[string][]*key),
-		byPrefix: make(map[string][]*key),
-		reserved: make(map[string]struct{}),
-	}
-}
+// The ways: by itself, replaced by another key, with all keys of its signing key.
+const (
+	ByHand     Revocation = "revoked"
+	ByRotation Revocation = "rotated"
+	ByReset    Revocation = "reset"
+)
 
-// position orders keys by age.
-type position struct {
-	createdAt int64 // in milliseconds since 1970
-	id        string
-}
+// State is whether a key is accepted.
+type State int
 
-func prefix(id string) string { return id[:min(len(id), minPrefix)] }
+// The states. An expired key that was revoked is revoked.
+const (
+	Live State = iota + 1
+	Expired
+	Revoked
+)
 
-func (k *key) position() position { return position{k.CreatedAt.UnixMilli(), k.ID} }
-
-func (p position) compare(other position) int {
-	return cmp.Or(cmp.Compare(p.createdAt, other.createdAt), cmp.Compare(p.id, other.id))
-}
-
-// snapshot is the key as others may have it. The caller holds keySet.mu.
-func (k *key) snapshot() Key { return Key{Record: k.Record, Usage: k.usage.load()} }
-
-// put adds keys or changes them. A key that is refused now loses what it has in progress.
-func (ks *keySet) put(records ...Record) {
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
-	var added []*key
-	for _, r := range records {
-		k, known := ks.byID[r.ID]
-		if known {
-			ks.unname(k)
-			k.Record = r
-			ks.refreshSession(k)
-		} else {
-			k = &key{Record: r}
-			ks.byID[r.ID] = k
-			ks.byPrefix[prefix(r.ID)] = append(ks.byPrefix[prefix(r.ID)], k)
-			added = append(added, k)
-		}
-		if r.Name != "" {
-			ks.byName[r.Name] = append(ks.byName[r.Name], k)
-		}
-	}
-	switch len(added) {
-	case 0:
-	case 1:
-		ks.oldest = slices.Insert(ks.oldest, ks.search(added[0].position()), added[0]) // near the end, as a rule
+// StateAt says how the key is at now.
+func (r Record) StateAt(now time.Time) State {
+	switch {
+	case reached(r.RevokedAt, now):
+		return Revoked
+	case reached(r.ExpiresAt, now):
+		return Expired
 	default:
-		ks.oldest = append(ks.oldest, added...)
-		slices.SortFunc(ks.oldest, func(a, b *key) int { return a.position().compare(b.position()) })
+		return Live
 	}
 }
 
-// load is put, with the usage, of what the store holds.
-func (ks *keySet) load(saved Saved) {
-	ks.put(saved.Records...)
-	for id, use := range saved.Usage {
-		if k, ok := ks.byID[id]; ok {
-			k.usage.set(use)
-		}
+// Until is the first moment at which the key is refused; zero means never.
+func (r Record) Until() time.Time {
+	if r.ExpiresAt.IsZero() || !r.RevokedAt.IsZero() && r.RevokedAt.Before(r.ExpiresAt) {
+		return r.RevokedAt
 	}
+	return r.ExpiresAt
 }
 
-// search finds where in ks.oldest a position is or belongs. The caller holds keySet.mu.
-func (ks *keySet) search(p position) int {
-	at, _ := slices.BinarySearchFunc(ks.oldest, p, func(k *key, p position) int { return k.position().compare(p) })
-	return at
+// reached reports whether a moment has come; the zero moment never comes.
+func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// Usage is how a key was used.
+type Usage struct {
+	// Requests counts the requests that the key authenticated.
+	Requests uint64 `json:"requests"`
+	// LastUsedAt is zero for a key that was never used.
+	LastUsedAt   time.Time  `json:"last_used_at,omitzero"`
+	LastUsedFrom netip.Addr `json:"last_used_from,omitzero"`
 }
 
-// remove forgets keys.
-func (ks *keySet) remove(ids ...string) {
-	if len(ids) == 0 {
-		return
-	}
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
-	gone := make(map[*key]bool, len(ids))
-	for _, id := range ids {
-		k := ks.byID[id]
-		gone[k] = true
-		ks.unname(k)
-		ks.closeSession(k, &rejection{cause: causeUnknown, keyID: id})
-		delete(ks.byID, id)
-		drop(ks.byPrefix, prefix(id), k)
-	}
-	ks.oldest = slices.DeleteFunc(ks.oldest, func(k *key) bool { return gone[k] })
+// Key is a record with its use so far.
+type Key struct {
+	Record
+	Usage
 }
 
-// unname takes a key out of ks.byName. The caller holds keySet.mu.
-func (ks *keySet) unname(k *key) {
-	if k.Name != "" {
-		drop(ks.byName, k.Name, k)
-	}
+// Store keeps records. A method that returned nil has made its change durable.
+type Store interface {
+	// LoadKeys returns everything.
+	LoadKeys() (Saved, error)
+	// CommitKeys makes a change and logs its events, all of it or nothing.
+	CommitKeys(Change) error
+	// SaveUsage replaces the usage of these keys, by id, and moves the clock of Saved forward to latest.
+	// A key that is not in the store is passed over.
+	SaveUsage(usage map[string]Usage, latest time.Time) error
 }
 
-func drop(index map[string][]*key, at string, k *key) {
-	if index[at] = slices.DeleteFunc(index[at], func(other *key) bool { return other == k }); len(index[at]) == 0 {
-		delete(index, at)
-	}
+// Saved is what a Store holds of keys.
+type Saved struct {
+	// Records holds dead keys, too.
+	Records []Record
+	Usage   map[string]Usage
+	// Latest is the latest time that the server is known to have seen.
+	Latest time.Time
 }
 
-// trust takes only tokens of id from now on: those of every other signing key are refused.
-func (ks *keySet) trust(id *identity) {
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
-	ks.identity = id
-	for _, k := range ks.byID {
-		if k.SigningKeyID != id.keyID {
-			ks.closeSession(k, &rejection{cause: causeReset, keyID: k.ID})
-		}
-	}
+// Change is one step.
+type Change struct {
+	// Put adds records or replaces those of the same id.
+	Put []Record
+	// Delete is the ids of records to remove, with their usage.
+	Delete []string
+	// Clock, if it is not zero, replaces the latest time that the server is known to have seen.
+	Clock time.Time
+	// Events go to the audit log, in this order.
+	Events []audit.Event
 }
 
-// trusted is whose tokens are taken.
-func (ks *keySet) trusted() *identity {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	return ks.identity
+// Counts says how many keys there are in each State.
+type Counts struct {
+	Live, Expired, Revoked int
 }
 
-// records returns all of them, the oldest first.
-func (ks *keySet) records() []Record {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	records := make([]Record, len(ks.oldest))
-	for n, k := range ks.oldest {
-		records[n] = k.Record
-	}
-	return records
-}
-
-// deadSince returns the keys that were expired or revoked at a time, the oldest first.
-func (ks *keySet) deadSince(at time.Time) (dead []Key) {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	for _, k := range ks.oldest {
-		if k.StateAt(at) != Live {
-			dead = append(dead, k.snapshot())
-		}
-	}
-	return dead
-}
-
-func (ks *keySet) counts() (c Counts) {
-	now := ks.clock.time()
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	for _, k := range ks.oldest {
-		switch k.StateAt(now) {
-		case Revoked:
-			c.Revoked++
-		case Expired:
-			c.Expired++
-		default:
-			c.Live++
-		}
-	}
-	return c
-}
-
-// usedSinceSaved is the usage of the keys that have a new one, by id.
-func (ks *keySet) usedSinceSaved() map[string]*usage {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	used := make(map[string]*usage)
-	for _, k := range ks.oldest {
-		if k.usage.requests.Load() != k.usage.saved {
-			used[k.ID] = &k.usage
-		}
-	}
-	return used
+// SigningKey is what may be known of the key that signs tokens.
+type SigningKey struct {
+	// InstanceID names this server in the tokens that it issues; it outlives resets.
+	InstanceID string
+	ID         string
+	CreatedAt  time.Time
 }
