@@ -201,8 +201,8 @@ func TestRotateRefuses(t *testing.T) {
 		is   func(error) bool
 		want string
 	}{
-		{RotateRequest{Ref: expired.ID}, errdefs.IsFailedPrecondition, "has expired: make a new one"},
-		{RotateRequest{Ref: revoked.ID}, errdefs.IsFailedPrecondition, "is revoked: make a new one"},
+		{RotateRequest{Ref: expired.ID}, errdefs.IsFailedPrecondition, "has expired: create a new one"},
+		{RotateRequest{Ref: revoked.ID}, errdefs.IsFailedPrecondition, "is revoked: create a new one"},
 		{RotateRequest{Ref: rotated.ID}, errdefs.IsFailedPrecondition, "rotate the one that replaced it, " + next.ID},
 		{RotateRequest{Ref: "nobody"}, errdefs.IsNotFound, "nobody"},
 		{RotateRequest{Ref: live.ID, Grace: "1"}, errdefs.IsInvalidArgument, "grace period"},

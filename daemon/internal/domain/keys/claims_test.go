@@ -87,12 +87,12 @@ func TestClaims(t *testing.T) {
 	if err != nil || string(payload) != want {
 		t.Errorf("the claims are\n%s, %v, want\n%s", payload, err, want)
 	}
-	if exp := expiryOf(payload); !exp.Equal(r.ExpiresAt) {
+	if exp := claimedExpiry(payload); !exp.Equal(r.ExpiresAt) {
 		t.Errorf("they expire at %s", exp)
 	}
 	r.ExpiresAt = time.Time{}
-	if payload, err = ring.payload(r); err != nil || !expiryOf(payload).IsZero() {
-		t.Errorf("%s expires at %s, %v", payload, expiryOf(payload), err)
+	if payload, err = ring.payload(r); err != nil || !claimedExpiry(payload).IsZero() {
+		t.Errorf("%s expires at %s, %v", payload, claimedExpiry(payload), err)
 	}
 	if want := base64.RawURLEncoding.EncodeToString([]byte(`{"kid":"d8b49c3024176f13"}`)); ring.encodedFooter != want {
 		t.Errorf("the footer is %s", ring.encodedFooter)

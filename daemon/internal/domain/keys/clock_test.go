@@ -49,10 +49,10 @@ func TestClockNeverGoesBack(t *testing.T) {
 	far := time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
 	c.advance(far)
 	expect(far, time.Duration(math.MaxInt64/1000)*1000)
-	c.set()
+	c.reset()
 	expect(start.Add(2*time.Hour), 0)
 	m.set(time.Date(1901, 1, 1, 0, 0, 0, 999_999, time.UTC))
-	c.set()
+	c.reset()
 	expect(time.Date(1901, 1, 1, 0, 0, 0, 0, time.UTC), 0)
 }
 
@@ -211,7 +211,7 @@ func TestStepsOfTheClockAreNoticed(t *testing.T) {
 	expect("nothing since", false)
 	m.set(start)
 	expect("back", false)
-	c.set()
+	c.reset()
 	expect("after a reset", false)
 	m.set(m.now().Add(30 * time.Minute))
 	expect("forward from there", true)

@@ -46,8 +46,8 @@ func TestParseExpiry(t *testing.T) {
 func TestParseExpiryRefuses(t *testing.T) {
 	now := time.Date(2026, 1, 10, 10, 0, 0, 0, time.UTC)
 	for s, want := range map[string]string{
-		"7":                                "Add a unit",
-		"1w2":                              "Add a unit",
+		"7":                                "has no unit",
+		"1w2":                              "has no unit",
 		"3fortnights":                      "unknown unit",
 		"3M":                               "unknown unit",
 		"1d 2h":                            "unknown unit",
@@ -103,7 +103,7 @@ func TestParseAge(t *testing.T) {
 	}
 	now := time.Date(2026, 1, 10, 10, 0, 0, 0, time.UTC)
 	for s, want := range map[string]string{
-		"90": "Add a unit", "-1d": "negative", "0d": "zero", "1x": "unknown unit", "2026y": "before the year 1",
+		"90": "has no unit", "-1d": "negative", "0d": "zero", "1x": "unknown unit", "2026y": "before the year 1",
 		"999999999999w": "before the year 1", "9999999999999s": "before the year 1", "30d ": "unknown unit",
 	} {
 		if _, err := ParseAge(s, now); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "age ") {

@@ -81,7 +81,7 @@ func TestIssueRefuses(t *testing.T) {
 		many[n] = fmt.Sprintf("%s%d", strings.Repeat("n", 50), n)
 	}
 	for want, req := range map[string]IssueRequest{
-		"Add a unit":                    {Expire: "1"},
+		"has no unit":                   {Expire: "1"},
 		`namespace "*"`:                 {Namespaces: []string{"a", "*"}},
 		`namespace "a/b"`:               {Namespaces: []string{"a/b"}},
 		`namespace ""`:                  {Namespaces: []string{""}},
@@ -92,7 +92,7 @@ func TestIssueRefuses(t *testing.T) {
 		`key name "é"`:                  {Name: "é"},
 		"key name":                      {Name: strings.Repeat("a", 64)},
 		`unknown scope "sandbox:files"`: {Scopes: []Scope{ScopeExec, "sandbox:files"}},
-		"use some of sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
+		"choose from sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
 		"name fewer namespaces": {Namespaces: many},
 	} {
 		secret, r, err := i.Issue(context.Background(), req)

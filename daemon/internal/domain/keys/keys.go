@@ -1,17 +1,17 @@
-// Package keys is the domain of API keys: what a key is, how it is issued, and how the token that
-// a client presents is verified.
+// Package keys issues and verifies API keys.
 //
-// A key is a record plus a signed token. The token is shown once and never kept; the record lives in
-// the Store and, all of them, in memory. A token is good only if this server signed it and its record
-// is live: a stolen signing key alone mints nothing, and a record alone opens nothing.
+// A key consists of a record and a signed token. The token is shown once, when the key is created, and is never
+// stored. The records are kept in the Store, and all of them are also held in memory. A token is accepted only if
+// this server's signing key signed it and its record is live. Therefore neither a stolen signing key nor a record
+// alone is enough to get access.
 //
-// A Verifier checks tokens, an Issuer creates and changes keys, and both share a keySet: every record and,
-// for the keys that are in use, the session that makes their next request cheap. A change is first made
-// durable by the Store, with its lines in the audit log, and then effective in memory; only the refusal of
-// all keys of a signing key does not wait for the Store.
+// A Verifier checks tokens, and an Issuer creates and changes keys. They share a keySet, which holds every record
+// and, for each key in use, a session that makes further requests with the key cheap. The Store first makes a
+// change durable, together with its entries in the audit log; then the change takes effect in memory. There is one
+// exception: when the signing key is replaced, the old keys are refused before the Store has marked them as revoked.
 //
-// The gateway enters through the Verifier, the admin socket through the Issuer. The package knows no
-// HTTP, no gRPC and no database.
+// The HTTP gateway uses the Verifier and the admin API uses the Issuer. The package does not depend on HTTP, gRPC
+// or a database.
 package keys
 
 import (
@@ -24,70 +24,69 @@ import (
 // Scope is a permission that a key may be limited to.
 type Scope string
 
-// The scopes. The gateway's table of methods names one for each method.
+// The scopes. The gateway's method table assigns one to each method.
 const (
 	ScopeStart   Scope = "sandbox:start"  // start sandboxes
 	ScopeStop    Scope = "sandbox:stop"   // stop sandboxes
 	ScopeExec    Scope = "sandbox:exec"   // run code and commands in sandboxes
-	ScopeRead    Scope = "sandbox:read"   // measure sandboxes
-	ScopeMetrics Scope = "server:metrics" // read the metrics of the whole server
+	ScopeRead    Scope = "sandbox:read"   // read the resource usage of sandboxes
+	ScopeMetrics Scope = "server:metrics" // read the metrics of the entire server
 )
 
-// Scopes is every scope there is.
+// Scopes lists all scopes.
 var Scopes = []Scope{ScopeStart, ScopeStop, ScopeExec, ScopeRead, ScopeMetrics}
 
-// Record is what is kept of a key. It is authoritative: a token whose claims differ from its record
+// Record is what the server stores about a key. It is authoritative: a token whose claims differ from its record
 // is refused.
 type Record struct {
-	// ID is 128 random bits in hex; the token's jti.
+	// ID is 128 random bits in hex. It is the jti claim of the token.
 	ID string `json:"id"`
-	// Name is what people call the key; may be empty. Of the keys that are live and not being replaced,
-	// no two have the same.
+	// Name is a name for people to use. It may be empty. It is unique among the keys that are live and have not
+	// been rotated.
 	Name string `json:"name,omitempty"`
-	// Namespaces are the tenant namespaces that the key is limited to, sorted; empty means every one.
+	// Namespaces lists the tenant namespaces that the key is limited to, sorted. Empty means all namespaces.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Scopes is what the key may do, sorted; empty means everything.
+	// Scopes lists what the key may do, sorted. Empty means everything.
 	Scopes []Scope `json:"scopes,omitempty"`
-	// CreatedAt is in UTC, as are the other times, in whole milliseconds.
+	// CreatedAt is in UTC and truncated to milliseconds, like all times in a Record.
 	CreatedAt time.Time `json:"created_at"`
-	// CreatedBy is the uid of the local user who asked for the key.
+	// CreatedBy is the uid of the local user who created the key.
 	CreatedBy uint32 `json:"created_by"`
-	// Life is the expiry as it was asked for, such as 3mo: that of the key which replaces this one.
+	// Life is the expiry as it was requested, such as 3mo. A key that replaces this one gets the same by default.
 	Life string `json:"life,omitempty"`
-	// ExpiresAt is the first moment at which the key is refused; zero means never.
+	// ExpiresAt is the first moment at which the key is refused because it has expired. Zero means never.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
-	// SigningKeyID names the signing key of the token.
+	// SigningKeyID identifies the signing key that signed the token.
 	SigningKeyID string `json:"signing_key_id"`
-	// RevokedAt is the first moment at which the key is refused because of Revocation; zero means that
-	// it was not revoked. During the grace period of a rotation it lies in the future.
+	// RevokedAt is the first moment at which the key is refused because of Revocation. Zero means that it was
+	// not revoked. During the grace period of a rotation, RevokedAt is in the future.
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
-	// Revocation is how the key was revoked, if it was.
+	// Revocation is how the key was revoked. It is empty if the key was not revoked.
 	Revocation Revocation `json:"revocation,omitempty"`
-	// ReplacedBy is the id of the key that a rotation made in place of this one.
+	// ReplacedBy is the id of the key that replaced this one in a rotation.
 	ReplacedBy string `json:"replaced_by,omitempty"`
 }
 
-// Revocation is a way in which a key came to be refused.
+// Revocation is the way in which a key was revoked.
 type Revocation string
 
-// The ways: by itself, replaced by another key, with all keys of its signing key.
 const (
-	ByHand     Revocation = "revoked"
-	ByRotation Revocation = "rotated"
-	ByReset    Revocation = "reset"
+	ByHand     Revocation = "revoked" // an administrator revoked this key
+	ByRotation Revocation = "rotated" // another key replaced this key
+	ByReset    Revocation = "reset"   // the signing key was replaced, which revokes all of its keys
 )
 
-// State is whether a key is accepted.
+// State is the state of a key. Only a Live key is accepted.
 type State int
 
-// The states. An expired key that was revoked is revoked.
+// The states. A key that is both expired and revoked is Revoked.
 const (
 	Live State = iota + 1
 	Expired
 	Revoked
 )
 
-// StateAt says how the key is at now.
+// StateAt returns the state of the key at the time now.
 func (r Record) StateAt(now time.Time) State {
 	switch {
 	case reached(r.RevokedAt, now):
@@ -99,7 +98,7 @@ func (r Record) StateAt(now time.Time) State {
 	}
 }
 
-// Until is the first moment at which the key is refused; zero means never.
+// Until returns the first moment at which the key is refused. Zero means never.
 func (r Record) Until() time.Time {
 	if r.ExpiresAt.IsZero() || !r.RevokedAt.IsZero() && r.RevokedAt.Before(r.ExpiresAt) {
 		return r.RevokedAt
@@ -107,64 +106,65 @@ func (r Record) Until() time.Time {
 	return r.ExpiresAt
 }
 
-// reached reports whether a moment has come; the zero moment never comes.
+// reached reports whether the time at has come. The zero time never comes.
 func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
-// Usage is how a key was used.
+// Usage describes how a key has been used.
 type Usage struct {
-	// Requests counts the requests that the key authenticated.
+	// Requests is the number of requests that the key has authenticated.
 	Requests uint64 `json:"requests"`
-	// LastUsedAt is zero for a key that was never used.
+	// LastUsedAt is zero if the key has never been used.
 	LastUsedAt   time.Time  `json:"last_used_at,omitzero"`
 	LastUsedFrom netip.Addr `json:"last_used_from,omitzero"`
 }
 
-// Key is a record with its use so far.
+// Key is a record together with the usage of its key.
 type Key struct {
 	Record
 	Usage
 }
 
-// Store keeps records. A method that returned nil has made its change durable.
+// Store stores records. When a method has returned nil, its change is durable.
 type Store interface {
-	// LoadKeys returns everything.
+	// LoadKeys returns everything that is stored about keys.
 	LoadKeys() (Saved, error)
-	// CommitKeys makes a change and logs its events, all of it or nothing.
+	// CommitKeys makes a change and writes its events to the audit log. It does all of this or nothing.
 	CommitKeys(Change) error
-	// SaveUsage replaces the usage of these keys, by id, and moves the clock of Saved forward to latest.
-	// A key that is not in the store is passed over.
+	// SaveUsage replaces the usage of the given keys, by id. It sets Saved.Latest to latest if that is later.
+	// It ignores keys that are not in the store.
 	SaveUsage(usage map[string]Usage, latest time.Time) error
 }
 
-// Saved is what a Store holds of keys.
+// Saved is what a Store holds about keys.
 type Saved struct {
-	// Records holds dead keys, too.
+	// Records includes the records of expired and revoked keys.
 	Records []Record
-	Usage   map[string]Usage
-	// Latest is the latest time that the server is known to have seen.
+	// Usage is the usage of the keys, by id.
+	Usage map[string]Usage
+	// Latest is the latest time that the server is known to have seen. See Issuer.ClockBehind.
 	Latest time.Time
 }
 
-// Change is one step.
+// Change is a set of changes that a Store makes together or not at all.
 type Change struct {
-	// Put adds records or replaces those of the same id.
+	// Put holds records to add. A record replaces the stored record with the same id.
 	Put []Record
-	// Delete is the ids of records to remove, with their usage.
+	// Delete holds the ids of records to remove. Their usage is removed with them.
 	Delete []string
-	// Clock, if it is not zero, replaces the latest time that the server is known to have seen.
+	// Clock, if not zero, replaces Saved.Latest, even by an earlier time.
 	Clock time.Time
-	// Events go to the audit log, in this order.
+	// Events are appended to the audit log in this order.
 	Events []audit.Event
 }
 
-// Counts says how many keys there are in each State.
+// Counts is the number of keys in each State.
 type Counts struct {
 	Live, Expired, Revoked int
 }
 
-// SigningKey is what may be known of the key that signs tokens.
+// SigningKey is the public information about the key that signs tokens.
 type SigningKey struct {
-	// InstanceID names this server in the tokens that it issues; it outlives resets.
+	// InstanceID identifies this server in the tokens that it issues. A reset does not change it.
 	InstanceID string
 	ID         string
 	CreatedAt  time.Time

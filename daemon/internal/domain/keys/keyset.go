@@ -7,28 +7,29 @@ import (
 	"time"
 )
 
-// keySet is every key in memory, dead ones too, and what of them is in use. The Issuer changes it once a
-// change is durable; the Verifier asks it. What it says is true from the moment on that a change returns.
+// keySet holds all keys in memory, including expired and revoked ones, and the sessions of the keys in use. The
+// Issuer updates it after a change is durable, and the Verifier reads it. As soon as an update has returned, the
+// Verifier applies it.
 type keySet struct {
 	clock    *clock
 	sessions *sessionCache
 
 	mu sync.RWMutex
-	// identity is that of the signing key whose tokens are taken.
+	// identity belongs to the signing key whose tokens are accepted.
 	identity *identity
 	byID     map[string]*key
-	byName   map[string][]*key // dead ones, too
+	byName   map[string][]*key // includes expired and revoked keys
 	byPrefix map[string][]*key // by the first minPrefix characters of the id
-	// oldest is in the order of position.
-	oldest []*key
-	// reserved holds the names of keys that are being made.
+	// byAge holds all keys, ordered by position.
+	byAge []*key
+	// reserved holds the names of keys that are being created.
 	reserved map[string]struct{}
 }
 
 // key is a key in memory.
 type key struct {
-	Record           // guarded by keySet.mu; what its slices hold never changes
-	session *session // guarded by keySet.mu; nil: not seen yet, or refused
+	Record           // guarded by keySet.mu; the elements of its slices never change
+	session *session // guarded by keySet.mu; nil if the key was not used since the start, or is refused
 	usage   usage
 }
 
@@ -44,7 +45,7 @@ func newKeySet(c *clock, id *identity) *keySet {
 	}
 }
 
-// position orders keys by age.
+// position orders keys by creation time, and by id if they were created in the same millisecond.
 type position struct {
 	createdAt int64 // in milliseconds since 1970
 	id        string
@@ -58,10 +59,10 @@ func (p position) compare(other position) int {
 	return cmp.Or(cmp.Compare(p.createdAt, other.createdAt), cmp.Compare(p.id, other.id))
 }
 
-// snapshot is the key as others may have it. The caller holds keySet.mu.
+// snapshot returns a copy of the key to be used without the lock. The caller holds keySet.mu.
 func (k *key) snapshot() Key { return Key{Record: k.Record, Usage: k.usage.load()} }
 
-// put adds keys or changes them. A key that is refused now loses what it has in progress.
+// put adds or replaces records. If a replaced record makes its key refused, put cancels the key's requests.
 func (ks *keySet) put(records ...Record) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
@@ -69,7 +70,7 @@ func (ks *keySet) put(records ...Record) {
 	for _, r := range records {
 		k, known := ks.byID[r.ID]
 		if known {
-			ks.unname(k)
+			ks.unindexName(k)
 			k.Record = r
 			ks.refreshSession(k)
 		} else {
@@ -85,14 +86,15 @@ func (ks *keySet) put(records ...Record) {
 	switch len(added) {
 	case 0:
 	case 1:
-		ks.oldest = slices.Insert(ks.oldest, ks.search(added[0].position()), added[0]) // near the end, as a rule
+		// A new key is usually the youngest, so that few elements have to move.
+		ks.byAge = slices.Insert(ks.byAge, ks.search(added[0].position()), added[0])
 	default:
-		ks.oldest = append(ks.oldest, added...)
-		slices.SortFunc(ks.oldest, func(a, b *key) int { return a.position().compare(b.position()) })
+		ks.byAge = append(ks.byAge, added...)
+		slices.SortFunc(ks.byAge, func(a, b *key) int { return a.position().compare(b.position()) })
 	}
 }
 
-// load is put, with the usage, of what the store holds.
+// load puts the records from the store and sets the usage of their keys.
 func (ks *keySet) load(saved Saved) {
 	ks.put(saved.Records...)
 	for id, use := range saved.Usage {
@@ -102,13 +104,13 @@ func (ks *keySet) load(saved Saved) {
 	}
 }
 
-// search finds where in ks.oldest a position is or belongs. The caller holds keySet.mu.
+// search returns the index in ks.byAge at which p is or would be inserted. The caller holds keySet.mu.
 func (ks *keySet) search(p position) int {
-	at, _ := slices.BinarySearchFunc(ks.oldest, p, func(k *key, p position) int { return k.position().compare(p) })
+	at, _ := slices.BinarySearchFunc(ks.byAge, p, func(k *key, p position) int { return k.position().compare(p) })
 	return at
 }
 
-// remove forgets keys.
+// remove removes keys, all of which must exist, and cancels their requests.
 func (ks *keySet) remove(ids ...string) {
 	if len(ids) == 0 {
 		return
@@ -119,28 +121,30 @@ func (ks *keySet) remove(ids ...string) {
 	for _, id := range ids {
 		k := ks.byID[id]
 		gone[k] = true
-		ks.unname(k)
+		ks.unindexName(k)
 		ks.closeSession(k, &rejection{cause: causeUnknown, keyID: id})
 		delete(ks.byID, id)
-		drop(ks.byPrefix, prefix(id), k)
+		unindex(ks.byPrefix, prefix(id), k)
 	}
-	ks.oldest = slices.DeleteFunc(ks.oldest, func(k *key) bool { return gone[k] })
+	ks.byAge = slices.DeleteFunc(ks.byAge, func(k *key) bool { return gone[k] })
 }
 
-// unname takes a key out of ks.byName. The caller holds keySet.mu.
-func (ks *keySet) unname(k *key) {
+// unindexName removes a key from ks.byName. The caller holds keySet.mu.
+func (ks *keySet) unindexName(k *key) {
 	if k.Name != "" {
-		drop(ks.byName, k.Name, k)
+		unindex(ks.byName, k.Name, k)
 	}
 }
 
-func drop(index map[string][]*key, at string, k *key) {
-	if index[at] = slices.DeleteFunc(index[at], func(other *key) bool { return other == k }); len(index[at]) == 0 {
-		delete(index, at)
+// unindex removes k from the keys that index holds under entry.
+func unindex(index map[string][]*key, entry string, k *key) {
+	index[entry] = slices.DeleteFunc(index[entry], func(other *key) bool { return other == k })
+	if len(index[entry]) == 0 {
+		delete(index, entry)
 	}
 }
 
-// trust takes only tokens of id from now on: those of every other signing key are refused.
+// trust makes id's signing key the only one whose tokens are accepted, and cancels the requests of all others.
 func (ks *keySet) trust(id *identity) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
@@ -152,29 +156,29 @@ func (ks *keySet) trust(id *identity) {
 	}
 }
 
-// trusted is whose tokens are taken.
+// trusted returns the identity of the signing key whose tokens are accepted.
 func (ks *keySet) trusted() *identity {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	return ks.identity
 }
 
-// records returns all of them, the oldest first.
+// records returns the records of all keys, oldest first.
 func (ks *keySet) records() []Record {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
-	records := make([]Record, len(ks.oldest))
-	for n, k := range ks.oldest {
+	records := make([]Record, len(ks.byAge))
+	for n, k := range ks.byAge {
 		records[n] = k.Record
 	}
 	return records
 }
 
-// deadSince returns the keys that were expired or revoked at a time, the oldest first.
+// deadSince returns the keys that were already expired or revoked at the time at, oldest first.
 func (ks *keySet) deadSince(at time.Time) (dead []Key) {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
-	for _, k := range ks.oldest {
+	for _, k := range ks.byAge {
 		if k.StateAt(at) != Live {
 			dead = append(dead, k.snapshot())
 		}
@@ -186,7 +190,7 @@ func (ks *keySet) counts() (c Counts) {
 	now := ks.clock.time()
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
-	for _, k := range ks.oldest {
+	for _, k := range ks.byAge {
 		switch k.StateAt(now) {
 		case Revoked:
 			c.Revoked++
@@ -199,12 +203,12 @@ func (ks *keySet) counts() (c Counts) {
 	return c
 }
 
-// usedSinceSaved is the usage of the keys that have a new one, by id.
+// usedSinceSaved returns, by id, the usage of the keys that were used since their usage was last saved.
 func (ks *keySet) usedSinceSaved() map[string]*usage {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	used := make(map[string]*usage)
-	for _, k := range ks.oldest {
+	for _, k := range ks.byAge {
 		if k.usage.requests.Load() != k.usage.saved {
 			used[k.ID] = &k.usage
 		}

@@ -247,7 +247,7 @@ func TestIndexAgreesWithARebuiltOne(t *testing.T) {
 			}
 			return ids
 		}
-		s := map[string]any{"oldest": ids(ks.oldest), "ids": len(ks.byID)}
+		s := map[string]any{"oldest": ids(ks.byAge), "ids": len(ks.byID)}
 		for name, keys := range ks.byName {
 			s["name "+name] = ids(keys)
 		}
