@@ -25,7 +25,7 @@ func TestParseExpiry(t *testing.T) {
 		{"2024-02-29T10:00:00Z", "1y", "2025-02-28T10:00:00Z"},
 		{"2026-10-31T10:00:00Z", "13mo", "2027-11-30T10:00:00Z"},
 		{"2026-12-31T10:00:00Z", "2mo", "2027-02-28T10:00:00Z"},
-		{"2026-01-31T23:30:00-02:00", "1mo", "2026-03-01T01:30:00Z"}, // calendars count in UTC
+		{"2026-01-31T23:30:00-02:00", "1mo", "2026-03-01T01:30:00Z"}, // months are counted in UTC
 		{"2026-01-10T10:00:00Z", "7973y", "9999-01-10T10:00:00Z"},
 	}
 	for _, tt := range tests {
@@ -39,7 +39,7 @@ func TestParseExpiry(t *testing.T) {
 		}
 	}
 	if got, err := ParseExpiry("", time.Now()); err != nil || !got.IsZero() {
-		t.Errorf("no expiry is %s, %v", got, err)
+		t.Errorf("an empty expiry is %s, %v", got, err)
 	}
 }
 
