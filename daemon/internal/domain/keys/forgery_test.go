@@ -118,7 +118,7 @@ var forgeries = map[string]func(f *forger) string{
 			return token[:at] + []string{"\n", "\r", "=", "+", "/", " ", "\x00", "."}[f.rnd.IntN(8)] + token[at:]
 		case 1:
 			return token + strings.Repeat("=", 1+f.rnd.IntN(3))
-		case 2: // unused bits of the last character set
+		case 2: // the last characters have unused bits, which must be 0
 			return token[:len(token)-1] + other(f.rnd, token[len(token)-1])
 		case 3:
 			return header + body[:len(body)-1] + other(f.rnd, body[len(body)-1]) + "." + footer

@@ -87,7 +87,7 @@ func loadKeyring(path string) (*keyring, error) {
 	// With O_NONBLOCK, a FIFO at this path cannot block the start of the server.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
-		return nil, fmt.Errorf("keyring %s is a symbolic link: replace it by the file itself: %w", path, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("keyring %s is a symbolic link: replace it with the file itself: %w", path, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, err
