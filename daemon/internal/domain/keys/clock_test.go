@@ -277,8 +277,9 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 // Random changes of the clock, restarts and new keys, compared with a model that tracks how long each key may live.
 func TestClockWalk(t *testing.T) {
 	t.Parallel()
-	for seed := range iterations(t, 20, 2000) {
-		rnd := rand.New(rand.NewPCG(uint64(seed), 11))
+	seed := RandomSeed(t)
+	for walk := range iterations(t, 20, 2000) {
+		rnd := rand.New(rand.NewPCG(seed, uint64(walk)))
 		store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 		opts := options(store, path)
 		opts.readClock = clock.read
@@ -326,11 +327,11 @@ func TestClockWalk(t *testing.T) {
 				case err != nil:
 					k.dead = true // from now on, it must always be refused
 				case k.dead:
-					t.Fatalf("seed %d: key %d is accepted after it was refused", seed, n)
+					t.Fatalf("walk %d: key %d is accepted after it was refused", walk, n)
 				case k.remaining <= 0:
-					t.Fatalf("seed %d: key %d is accepted for longer than requested", seed, n)
+					t.Fatalf("walk %d: key %d is accepted for longer than requested", walk, n)
 				case !clock.now().Before(k.expires):
-					t.Fatalf("seed %d: key %d is accepted at %s but expired at %s", seed, n, clock.now(), k.expires)
+					t.Fatalf("walk %d: key %d is accepted at %s but expired at %s", walk, n, clock.now(), k.expires)
 				}
 			}
 		}
