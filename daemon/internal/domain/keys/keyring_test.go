@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -147,10 +147,8 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 // truncation, or random bytes.
 func TestNoDamagedKeyringIsUsed(t *testing.T) {
 	t.Parallel()
-	intact, err := newKeyring("", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
+	rnd := rand.New(rand.NewPCG(RandomSeed(t), 0))
+	intact := seededKeyring(t, rnd)
 	data, err := intact.encode()
 	if err != nil {
 		t.Fatal(err)
@@ -176,12 +174,28 @@ func TestNoDamagedKeyringIsUsed(t *testing.T) {
 			t.Errorf("the first %d bytes: %v", n, err)
 		}
 	}
-	rnd := rand.New(rand.NewPCG(4, 4))
-	for range iterations(t, 2000, 100_000) {
+	for n := range iterations(t, 2000, 100_000) {
 		damaged := []byte(text)
 		for range 1 + rnd.IntN(8) {
 			damaged[rnd.IntN(len(damaged))] = byte(rnd.Uint32())
 		}
-		check("random bytes", damaged)
+		check(fmt.Sprintf("random bytes %d", n), damaged)
 	}
 }
+
+// seededKeyring is like newKeyring, but takes the random numbers from rnd, so that a test can be repeated.
+func seededKeyring(t testing.TB, rnd *rand.Rand) *keyring {
+	t.Helper()
+	seed := make([]byte, ed25519.SeedSize)
+	for n := range seed {
+		seed[n] = byte(rnd.Uint32())
+	}
+	ring, err := keyringFrom(keyringFile{InstanceID: seededID(rnd), CreatedAt: schema1Time(rnd.IntN(1000)), Seed: seed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+// seededID is like randomID, but takes the random numbers from rnd.
+func seededID(rnd *rand.Rand) string { return fmt.Sprintf("%016x%016x", rnd.Uint64(), rnd.Uint64()) }
