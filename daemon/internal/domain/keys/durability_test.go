@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,14 +20,21 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// durabilityDir is an environment variable. If it is set, the test binary is the process to be killed, and works in the
-// directory that the variable names.
-const durabilityDir = "MSBD_TEST_DURABILITY_DIR"
+// If the environment variable durabilityDir is set, the test binary is the process to be killed. It works in the
+// directory that the variable names, and takes the seed for its random numbers from the variable durabilitySeed.
+const (
+	durabilityDir  = "MSBD_TEST_DURABILITY_DIR"
+	durabilitySeed = "MSBD_TEST_DURABILITY_SEED"
+)
 
 func TestMain(m *testing.M) {
 	store.MaybeCheckChild()
 	if dir := os.Getenv(durabilityDir); dir != "" {
-		fmt.Fprintln(os.Stderr, churnForever(dir))
+		seed, err := strconv.ParseUint(os.Getenv(durabilitySeed), 10, 64)
+		if err == nil {
+			err = churnForever(dir, seed)
+		}
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
@@ -58,7 +66,7 @@ type ownKey struct{ id, token string }
 //	rotated TOKEN NEW    the key was rotated and replaced by the key with the token NEW
 //	resetting            the signing key is about to be replaced
 //	reset                the signing key was replaced: all keys printed before are invalid
-func churnForever(dir string) error {
+func churnForever(dir string, seed uint64) error {
 	_, issuer, verifier, err := openKeys(dir)
 	if err != nil {
 		return err
@@ -73,13 +81,13 @@ func churnForever(dir string) error {
 	failed := make(chan error)
 	var resetMu sync.RWMutex // so that each step is entirely before or after each reset, with the line that reports it
 	var resets int
-	churn := func(own *[]ownKey, seen *int) error {
+	churn := func(rnd *rand.Rand, own *[]ownKey, seen *int) error {
 		resetMu.RLock()
 		defer resetMu.RUnlock()
 		if *seen != resets {
 			*own, *seen = nil, resets
 		}
-		step := rand.IntN(4)
+		step := rnd.IntN(4)
 		if len(*own) == 0 {
 			step = 0
 		}
@@ -92,7 +100,7 @@ func churnForever(dir string) error {
 			*own = append(*own, ownKey{r.ID, secret.Reveal()})
 			return nil
 		}
-		n := rand.IntN(len(*own))
+		n := rnd.IntN(len(*own))
 		k := (*own)[n]
 		if _, err := verifier.Verify(k.token, from); err != nil { // opens a session
 			return err
@@ -114,12 +122,13 @@ func churnForever(dir string) error {
 		(*own)[n] = ownKey{r.ID, secret.Reveal()}
 		return nil
 	}
-	for range 4 {
+	for worker := range 4 {
 		go func() {
+			rnd := rand.New(rand.NewPCG(seed, uint64(worker)))
 			var own []ownKey
 			var seen int
 			for {
-				if err := churn(&own, &seen); err != nil {
+				if err := churn(rnd, &own, &seen); err != nil {
 					failed <- err
 					return
 				}
@@ -127,8 +136,9 @@ func churnForever(dir string) error {
 		}()
 	}
 	go func() {
+		rnd := rand.New(rand.NewPCG(seed, 4))
 		for {
-			<-time.After(time.Duration(rand.IntN(200)) * time.Millisecond)
+			<-time.After(time.Duration(rnd.IntN(200)) * time.Millisecond)
 			resetMu.Lock()
 			report("resetting")
 			if _, err := issuer.Reset(ctx, 0); err != nil {
@@ -197,7 +207,8 @@ func (a *acknowledged) markAllDead() {
 
 // Changes that were acknowledged before kill -9 are in effect afterwards: created keys are accepted, and keys that were
 // revoked, rotated or created before a reset are refused. A change that the kill interrupted happened completely or not
-// at all. The last round ends only after each kind of change was reported at least once, so that all of them are tested.
+// at all. The last round ends only after each kind of change was reported at least once, so that all of them are
+// tested. The seed decides the steps of the process and the delays, but not how many steps a delay has time for.
 func TestKillLosesNothing(t *testing.T) {
 	rounds := 20
 	switch {
@@ -208,10 +219,11 @@ func TestKillLosesNothing(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "state")
 	a := &acknowledged{good: map[string]bool{}, dead: map[string]bool{}, ending: map[string]string{}, changes: map[string]int{}}
+	rnd := rand.New(rand.NewPCG(keys.RandomSeed(t), 0))
 	var checked int
 	for round := range rounds {
 		lastRound := round == rounds-1
-		runAndKill(t, dir, a, time.Duration(1+rand.IntN(150))*time.Millisecond, func() bool { return !lastRound || a.hasAllChanges() })
+		runAndKill(t, dir, rnd, a, func() bool { return !lastRound || a.hasAllChanges() })
 		s, i, v, err := openKeys(dir)
 		if err != nil {
 			t.Fatalf("round %d: open the state of the killed process: %v", round, err)
@@ -274,11 +286,12 @@ func TestKillLosesNothing(t *testing.T) {
 }
 
 // runAndKill runs a process that executes churnForever, and adds the lines that it prints to a. After the first line at
-// which ready returns true, runAndKill waits for delay and kills the process.
-func runAndKill(t *testing.T, dir string, a *acknowledged, delay time.Duration, ready func() bool) {
+// which ready returns true, runAndKill waits for a random delay and kills the process.
+func runAndKill(t *testing.T, dir string, rnd *rand.Rand, a *acknowledged, ready func() bool) {
 	t.Helper()
+	seed, delay := rnd.Uint64(), time.Duration(1+rnd.IntN(150))*time.Millisecond
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), durabilityDir+"="+dir)
+	cmd.Env = append(os.Environ(), durabilityDir+"="+dir, durabilitySeed+"="+strconv.FormatUint(seed, 10))
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
