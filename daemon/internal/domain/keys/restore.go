@@ -48,10 +48,10 @@ type Restored struct {
 func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, by uint32) (live, invalidated int, err error) {
 	ring, err := decodeKeyring([]byte(keyring.Reveal()))
 	if err != nil {
-		return 0, 0, fmt.Errorf("read keyring in the backup: %w", err)
+		return 0, 0, fmt.Errorf("read the keyring in the backup: %w", err)
 	}
 	if err := checkRecords(records); err != nil {
-		return 0, 0, fmt.Errorf("read keys in the backup: %w", err)
+		return 0, 0, fmt.Errorf("read the keys in the backup: %w", err)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
