@@ -1,13 +1,13 @@
-// Package audit is the format of msbd's audit log: one JSON object a line, each with a number and the
-// hash of the line before, so that nothing can be changed, taken out or put in between unnoticed. The
-// server writes it; anyone can check a copy of it without the server.
+// Package audit defines the format of msbd's audit log. Each line is a JSON object with a sequence number and
+// the hash of the previous line, so that changed, removed and inserted lines are detected. The server writes the
+// log. Anyone can check a copy of it without the server.
 //
-// The hash of a line can be recomputed with the tools of any host. For the third one:
+// The hash of a line can be recomputed with standard command-line tools. For the third line:
 //
 //	sed -n 3p audit.jsonl | sed 's/,"hash":"[0-9a-f]*"}$//' | tr -d '\n' | sha256sum
 //
-// A log whose end was cut off, or that was rewritten as a whole, is consistent in itself: only the
-// Head that the server remembers tells.
+// A log that was truncated between two lines, or completely rewritten, is consistent in itself. To detect this,
+// compare its [Head] with the one that the server has stored.
 package audit
 
 import (
@@ -24,76 +24,76 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Event is something that happened, before it has its place in the log. It holds no secret.
+// Event is something that happened and is to be logged. It contains no secrets.
 type Event struct {
-	// Action is what was done: "key.create".
+	// Action is what was done, such as "key.create".
 	Action string `json:"action"`
-	// Actor is who did it: "uid:1000", or "server".
+	// Actor is who did it: a local user such as "uid:1000", or "server".
 	Actor string `json:"actor"`
-	// Target is what it was done to, such as the id of a key; may be empty.
+	// Target is what the action was applied to, such as the id of a key. It may be empty.
 	Target string `json:"target,omitempty"`
-	// Detail is what else matters of it.
+	// Detail holds further facts about the event, such as the name of a key.
 	Detail map[string]string `json:"detail,omitempty"`
 }
 
-// The actions.
+// The values of Event.Action.
 const (
 	KeyCreate     = "key.create"
 	KeyRevoke     = "key.revoke"
 	KeyRotate     = "key.rotate"
 	KeyPrune      = "key.prune"
-	KeySuspect    = "key.suspect" // well signed, but not what its record says: the signing key may be stolen
+	KeySuspect    = "key.suspect" // a token has a valid signature but matches no record: the signing key may be stolen
 	SigningReset  = "signing_key.reset"
-	KeysInvalid   = "keys.invalidate" // keys of an earlier signing key are marked as refused
+	KeysInvalid   = "keys.invalidate" // the keys of an earlier signing key are marked as revoked
 	ServerStart   = "server.start"
 	ServerStop    = "server.stop"
 	ServerBackup  = "server.backup"
 	ServerRestore = "server.restore"
-	StoreRollback = "store.rollback" // the store was put back behind the log: what was changed since is undone
+	StoreRollback = "store.rollback" // the store was set back to before the end of the log: later changes are undone
 	SandboxStop   = "sandbox.stop"   // by an administrator
 	ImageImport   = "image.import"
 )
 
-// ActorServer is the Actor of what the server does by itself.
+// ActorServer is the Actor of events that the server causes itself.
 const ActorServer = "server"
 
-// ActorUID is the Actor for a local user.
+// ActorUID returns the Actor for a local user.
 func ActorUID(uid uint32) string { return fmt.Sprintf("uid:%d", uid) }
 
-// Entry is a line of the log.
+// Entry is one line of the log.
 type Entry struct {
 	// Seq counts from 1 without gaps.
 	Seq uint64 `json:"seq"`
-	// Time is in UTC, in whole milliseconds.
+	// Time is in UTC, truncated to milliseconds.
 	Time time.Time `json:"time"`
 	Event
-	// Prev is the Hash of the entry before; of the first, it is empty.
+	// Prev is the Hash of the previous entry. It is empty in the first entry.
 	Prev string `json:"prev"`
-	// Hash is the SHA-256, in hex, of the line up to and without `,"hash":`.
+	// Hash is the SHA-256, in hex, of the line up to but excluding `,"hash":`.
 	Hash string `json:"hash,omitempty"`
 }
 
-// Head is the end of a log. The zero Head is that of an empty one.
+// Head identifies the last entry of a log. The zero Head is the head of an empty log.
 type Head struct {
 	Seq  uint64 `json:"seq"`
 	Hash string `json:"hash"`
 }
 
-// MaxLine is how long a line may be, with its newline, in bytes.
+// MaxLine is the maximum length of a line in bytes, including its newline.
 const MaxLine = 64 << 10
 
-// What follows the hashed part of a line.
+// The part of a line that follows the hashed part is beforeHash, the hash in hex, and afterHash.
 const (
 	beforeHash = `,"hash":"`
 	afterHash  = `"}`
 	tailLength = len(beforeHash) + 2*sha256.Size + len(afterHash)
 )
 
-// Append makes the line that follows h, with its newline, and the head of the log that ends with it. The
-// same input makes the same bytes. It fails only if the line would be longer than MaxLine.
+// Append returns the line that records e after h, including its newline, and the new head of the log. The same
+// input always gives the same bytes. Append fails only if the line would be longer than MaxLine.
 func (h Head) Append(at time.Time, e Event) (line []byte, next Head, err error) {
 	entry := Entry{Seq: h.Seq + 1, Time: at.UTC().Truncate(time.Millisecond), Event: e, Prev: h.Hash}
-	// Text that is not UTF-8, such as the name of a file, must not keep an event out of the log.
+	// An event must be logged even if it contains text that is not UTF-8, such as a file name.
 	line, err = json.Marshal(entry, json.Deterministic(true), jsontext.AllowInvalidUTF8(true))
 	if err != nil {
 		return nil, h, fmt.Errorf("encode audit entry %s: %w", e.Action, err)
@@ -102,7 +102,7 @@ func (h Head) Append(at time.Time, e Event) (line []byte, next Head, err error) 
 	next = Head{Seq: entry.Seq, Hash: hashOf(line)}
 	line = append(append(append(append(line, beforeHash...), next.Hash...), afterHash...), '\n')
 	if len(line) > MaxLine {
-		return nil, h, fmt.Errorf("audit entry %s has %d bytes, the most is %d", e.Action, len(line), MaxLine)
+		return nil, h, fmt.Errorf("audit entry %s is %d bytes long, the maximum is %d", e.Action, len(line), MaxLine)
 	}
 	return line, next, nil
 }
@@ -112,46 +112,47 @@ func hashOf(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Parse reads a line, without its newline, and checks that its hash is its own.
+// Parse parses a line, without its newline, and checks its hash.
 func Parse(line []byte) (Entry, error) {
 	if len(line) >= MaxLine {
 		return Entry{}, fmt.Errorf("longer than %d bytes", MaxLine)
 	}
 	hashed := line[:max(0, len(line)-tailLength)]
-	// Compared as bytes, so that a line has one spelling only.
+	// Compare the bytes, so that only one spelling of a line is valid.
 	if want := beforeHash + hashOf(hashed) + afterHash; string(line[len(hashed):]) != want {
-		return Entry{}, errors.New("changed: the hash is not that of the line")
+		return Entry{}, errors.New("changed: the hash does not match the line")
 	}
 	var e Entry
 	if err := json.Unmarshal(line, &e); err != nil {
-		return Entry{}, fmt.Errorf("not an entry: %w", err)
+		return Entry{}, fmt.Errorf("not an audit entry: %w", err)
 	}
 	return e, nil
 }
 
-// Follow checks that e, which Parse returned, is the entry that follows h, and returns the head with it.
+// Follow checks that e, which must come from Parse, is the entry that follows h, and returns the head of the log
+// with e as its last entry.
 func (h Head) Follow(e Entry) (Head, error) {
 	switch {
 	case e.Seq != h.Seq+1:
-		return h, fmt.Errorf("entry %d stands where entry %d belongs", e.Seq, h.Seq+1)
+		return h, fmt.Errorf("entry %d is in the place of entry %d", e.Seq, h.Seq+1)
 	case e.Prev != h.Hash:
-		return h, fmt.Errorf("entry %d does not follow the one before: that one was changed and hashed anew", e.Seq)
+		return h, fmt.Errorf("entry %d does not match the previous entry, which was changed and rehashed", e.Seq)
 	}
 	return Head{Seq: e.Seq, Hash: e.Hash}, nil
 }
 
-// ChainError says where a log is not as it was written.
+// ChainError reports the first line of a log that is not as the server wrote it.
 type ChainError struct {
-	// Line counts from 1.
+	// Line is the line number, from 1.
 	Line uint64
-	// Problem is what is wrong with it, in words.
+	// Problem describes what is wrong with the line.
 	Problem string
 }
 
 func (e *ChainError) Error() string { return fmt.Sprintf("audit log, line %d: %s", e.Line, e.Problem) }
 
-// Verify reads a log from its beginning to its end and returns the head of what is good. The error is a
-// *ChainError at the first line that is not, or what r returned.
+// Verify reads a log from the beginning to the end. It returns the head of the valid part. If a line is invalid, the
+// error is a *ChainError for the first such line. If r fails, the error wraps r's error.
 func Verify(r io.Reader) (Head, error) {
 	var h Head
 	lines := bufio.NewReaderSize(r, MaxLine)

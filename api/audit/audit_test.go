@@ -18,7 +18,8 @@ import (
 
 var at = time.Date(2026, 1, 2, 3, 4, 5, 678_912_345, time.FixedZone("CET", 3600))
 
-// A log of every kind of entry.
+// events covers the different shapes of entries: with and without a target and details, with text that must be
+// escaped or is not UTF-8, and with text that looks like the end of a line.
 var events = []Event{
 	{Action: ServerStart, Actor: ActorServer},
 	{Action: KeyCreate, Actor: ActorUID(1000), Target: "00112233445566778899aabbccddeeff",
@@ -43,7 +44,7 @@ func logOf(t testing.TB, events ...Event) ([]byte, Head) {
 	return log, h
 }
 
-// The format is a promise to whoever keeps logs: it never changes.
+// The format never changes, because people keep logs and must be able to check them later.
 func TestGolden(t *testing.T) {
 	log, head := logOf(t, events...)
 	golden, err := os.ReadFile("testdata/audit.jsonl")
@@ -58,7 +59,7 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-// The command of the package's doc gives the hash of each line, without any of this code.
+// The command in the package doc prints the hash of each line without using this package.
 func TestShellRecomputesTheHash(t *testing.T) {
 	file, err := filepath.Abs("testdata/audit.jsonl")
 	if err != nil {
@@ -86,12 +87,12 @@ func TestShellRecomputesTheHash(t *testing.T) {
 			t.Fatalf("%s: %v\n%s", command, err, out)
 		}
 		if sum, _, _ := strings.Cut(string(out), " "); sum != e.Hash {
-			t.Errorf("line %d: %s says %s, the entry %s", i+1, command, sum, e.Hash)
+			t.Errorf("line %d: %s prints %s, the entry has %s", i+1, command, sum, e.Hash)
 		}
 	}
 }
 
-func TestParseReturnsWhatWasAppended(t *testing.T) {
+func TestParseReturnsAppendedEvent(t *testing.T) {
 	var h Head
 	for i, e := range events {
 		line, next, err := h.Append(at, e)
@@ -103,7 +104,7 @@ func TestParseReturnsWhatWasAppended(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := Entry{Seq: uint64(i + 1), Time: at.UTC().Truncate(time.Millisecond), Event: e, Prev: h.Hash, Hash: next.Hash}
-		for name, value := range e.Detail { // what is not text is replaced
+		for name, value := range e.Detail { // Append replaces invalid UTF-8
 			want.Detail[name] = strings.ToValidUTF8(value, "\ufffd")
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
@@ -113,7 +114,7 @@ func TestParseReturnsWhatWasAppended(t *testing.T) {
 	}
 }
 
-// Whatever is done to a log is found, at the line where it was done.
+// Verify reports any change to a log at the line that was changed.
 func TestVerifyFindsTampering(t *testing.T) {
 	log, _ := logOf(t, events...)
 	lines := strings.SplitAfter(string(log), "\n")
@@ -127,20 +128,20 @@ func TestVerifyFindsTampering(t *testing.T) {
 		line    uint64
 		problem string
 	}{
-		"changed":             {strings.Replace(string(log), "team-alpha", "team-beta", 1), 2, "hash"},
-		"hash in capitals":    {join(lines[0], strings.ToUpper(lines[1])), 2, "hash"},
-		"taken out":           {join(lines[0], lines[2]), 2, "entry 3 stands where entry 2 belongs"},
-		"beginning taken out": {join(lines[1:]...), 1, "entry 2 stands where entry 1 belongs"},
-		"twice":               {join(lines[0], lines[0]), 2, "entry 1 stands"},
-		"exchanged":           {join(lines[0], lines[2], lines[1]), 2, "entry 3 stands"},
-		"put in between":      {join(lines[0], string(forged), lines[2]), 2, "changed and hashed anew"},
-		"cut off":             {join(lines[0], strings.TrimSuffix(lines[1], "\n")), 2, "cut off"},
-		"newline changed":     {strings.Replace(string(log), "\n", " ", 1), 1, "hash"},
-		"CRLF":                {strings.ReplaceAll(string(log), "\n", "\r\n"), 1, "hash"},
-		"empty line":          {join(lines[0], "\n", lines[1]), 2, "hash"},
-		"something behind":    {join(string(log), "{}\n"), 5, "hash"},
-		"too long":            {join(lines[0], strings.Repeat("x", MaxLine), "\n"), 2, "longer than"},
-		"endless":             {strings.Repeat("x", 10*MaxLine), 1, "longer than"},
+		"changed":            {strings.Replace(string(log), "team-alpha", "team-beta", 1), 2, "hash"},
+		"hash in capitals":   {join(lines[0], strings.ToUpper(lines[1])), 2, "hash"},
+		"removed":            {join(lines[0], lines[2]), 2, "entry 3 is in the place of entry 2"},
+		"first line removed": {join(lines[1:]...), 1, "entry 2 is in the place of entry 1"},
+		"repeated":           {join(lines[0], lines[0]), 2, "entry 1 is in the place"},
+		"swapped":            {join(lines[0], lines[2], lines[1]), 2, "entry 3 is in the place"},
+		"replaced":           {join(lines[0], string(forged), lines[2]), 2, "changed and rehashed"},
+		"truncated":          {join(lines[0], strings.TrimSuffix(lines[1], "\n")), 2, "cut off"},
+		"newline changed":    {strings.Replace(string(log), "\n", " ", 1), 1, "hash"},
+		"CRLF":               {strings.ReplaceAll(string(log), "\n", "\r\n"), 1, "hash"},
+		"empty line":         {join(lines[0], "\n", lines[1]), 2, "hash"},
+		"trailing object":    {join(string(log), "{}\n"), 5, "hash"},
+		"too long":           {join(lines[0], strings.Repeat("x", MaxLine), "\n"), 2, "longer than"},
+		"without newline":    {strings.Repeat("x", 10*MaxLine), 1, "longer than"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -149,15 +150,15 @@ func TestVerifyFindsTampering(t *testing.T) {
 			if !errors.As(err, &broken) || broken.Line != tt.line || !strings.Contains(err.Error(), tt.problem) {
 				t.Fatalf("Verify: %v, want line %d: %s", err, tt.line, tt.problem)
 			}
-			good := join(lines[:tt.line-1]...)
-			if want, err := Verify(strings.NewReader(good)); got != want || err != nil {
-				t.Errorf("the good part ends at %v, want %v, %v", got, want, err)
+			valid := join(lines[:tt.line-1]...)
+			if want, err := Verify(strings.NewReader(valid)); got != want || err != nil {
+				t.Errorf("the valid part ends at %v, want %v, %v", got, want, err)
 			}
 		})
 	}
 }
 
-func TestVerifyReturnsTheReadersError(t *testing.T) {
+func TestVerifyReturnsReaderError(t *testing.T) {
 	bad := errors.New("bad disk")
 	log, head := logOf(t, events...)
 	got, err := Verify(io.MultiReader(bytes.NewReader(log), iotest.ErrReader(bad)))
@@ -166,7 +167,7 @@ func TestVerifyReturnsTheReadersError(t *testing.T) {
 	}
 }
 
-func TestAppendRefusesWhatVerifyWould(t *testing.T) {
+func TestAppendRefusesLongEntries(t *testing.T) {
 	h := Head{Seq: 7, Hash: strings.Repeat("a", 64)}
 	line, _, err := h.Append(at, Event{Action: KeyPrune, Actor: ActorServer})
 	if err != nil {
@@ -182,12 +183,12 @@ func TestAppendRefusesWhatVerifyWould(t *testing.T) {
 	}
 	fits.Target += "x"
 	if line, next, err := h.Append(at, fits); err == nil || line != nil || next != h {
-		t.Errorf("an entry of one byte more: %d bytes, %v, %v", len(line), next, err)
+		t.Errorf("an entry that is one byte too long: %d bytes, %v, %v", len(line), next, err)
 	}
 }
 
-// FuzzVerify holds that a head stands for one log only, that a log that is good can be continued, and
-// that no bytes upset Verify.
+// FuzzVerify checks that only one log has a given head, that Append can continue every valid log, and that Verify
+// returns a ChainError for any other input.
 func FuzzVerify(f *testing.F) {
 	log, head := logOf(f, events...)
 	f.Add(log)
@@ -199,12 +200,12 @@ func FuzzVerify(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		got, err := Verify(bytes.NewReader(data))
 		if got == head && err == nil && !bytes.Equal(data, log) {
-			t.Fatalf("another log with the same head:\n%s", data)
+			t.Fatalf("a different log has the same head:\n%s", data)
 		}
 		if err != nil {
 			var broken *ChainError
 			if !errors.As(err, &broken) || broken.Line != got.Seq+1 {
-				t.Fatalf("good up to entry %d, but: %v", got.Seq, err)
+				t.Fatalf("valid up to entry %d, but: %v", got.Seq, err)
 			}
 			return
 		}
@@ -213,7 +214,7 @@ func FuzzVerify(f *testing.F) {
 			t.Fatal(err)
 		}
 		if end, err := Verify(bytes.NewReader(append(bytes.Clone(data), line...))); end != next || err != nil {
-			t.Fatalf("continued: %v, %v, want %v", end, err, next)
+			t.Fatalf("after appending an entry: %v, %v, want %v", end, err, next)
 		}
 	})
 }

@@ -1,19 +1,19 @@
 package rpc
 
-// CodeInfo is a code as descriptions of the API tell of it.
+// CodeInfo describes an error code in the documentation of the API: the OpenRPC document and docs/api.md.
 type CodeInfo struct {
 	Code Code
-	// Name is for programs, and for references within a description.
+	// Name identifies the code to programs and in references within the OpenRPC document.
 	Name string
-	// Status is the HTTP statuses of answers with this error alone.
+	// Status lists the HTTP statuses of responses that consist of this error. A batch has status 200.
 	Status []int
-	// Meaning is what happened; Remedy, what the caller can do.
+	// Meaning says what happened, and Remedy what the caller can do about it.
 	Meaning, Remedy string
 }
 
-// Codes is every code.
+// Codes lists every error code.
 var Codes = []CodeInfo{
-	{CodeParse, "parse", []int{400}, "the body is not strict JSON", "the message says where; mend the body"},
+	{CodeParse, "parse", []int{400}, "the body is not strict JSON", "fix the body; the message says where the error is"},
 	{
 		CodeInvalidRequest, "invalid_request", []int{400, 404, 405, 413, 415, 431},
 		"not a JSON-RPC request, or a wrong path, HTTP method, size or `Content-Type`", "the message says which",
@@ -25,35 +25,38 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeUnauthenticated, "unauthenticated", []int{401},
-		"no key, or one that is malformed, expired, revoked or unknown; the answer is the same for all", "ask the administrator for a key",
+		"the key is missing, malformed, expired, revoked or unknown; the error is the same for all of these",
+		"ask the administrator for a key",
 	},
 	{
 		CodePermissionDenied, "permission_denied", []int{403},
-		"the key is good, but limited to another namespace or to other methods", "the message names both; use another key",
+		"the key is valid but limited to another namespace or to other methods", "the message names both; use another key",
 	},
 	{CodeNotFound, "not_found", []int{404}, "there is no such sandbox", "start it"},
 	{
 		CodeConflict, "conflict", []int{409},
-		"the sandbox runs with another configuration, or is starting, stopping or failed",
+		"the sandbox runs with a different configuration, or is starting, stopping or failed",
 		"the message says what differs; stop it first, or start it again",
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at a time or a second, too many bad keys, a quota, or a run that printed too much",
-		"wait as `Retry-After` says; without it, a run was interrupted: print less",
+		"too many requests at once or per second, too many bad keys, a quota was reached, or a run printed too much",
+		"wait as long as `Retry-After` says; if it is absent, a run was interrupted because it printed too much: print less",
 	},
 	{
 		CodeRunTimeout, "run_timeout", []int{504},
-		"the run reached its time limit and was interrupted; the session goes on", "give a longer `timeout`, or less work",
+		"the run reached its time limit and was interrupted; a REPL session keeps its state",
+		"set a longer `timeout`, or do less work in a run",
 	},
 	{CodeCommandNotFound, "command_not_found", []int{422}, "the sandbox has no such program", "check its name and the image"},
 	{
 		CodeUnavailable, "unavailable", []int{503},
-		"the server starts or stops, or the sandbox does not answer",
-		"wait as `Retry-After` says and try again; then stop and start the sandbox",
+		"the server is starting or stopping, or the sandbox is not responding",
+		"wait as long as `Retry-After` says and try again; if that persists, stop the sandbox and start it again",
 	},
 	{
 		CodeInternal, "internal", []int{500},
-		"unforeseen; the cause is in the server's log only", "tell the administrator the request id in `error.data.request_id`",
+		"an unexpected error; only the server's log has the cause",
+		"give the administrator the request id in `error.data.request_id`",
 	},
 }

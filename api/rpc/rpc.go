@@ -1,14 +1,15 @@
-// Package rpc is what remote clients and the server say to each other over HTTP: the JSON-RPC 2.0
-// envelope, the names of the methods, their params and results, and the error codes. It is shared
-// vocabulary: it has no behaviour and imports nothing of this project.
+// Package rpc defines the JSON-RPC 2.0 API that remote clients use over HTTP: the envelope, the names of the
+// methods, their params and results, and the error codes. Client and server share it. It has no behaviour and
+// imports no other package of this project.
 //
 // A request is POSTed to [Path] as application/json with an API key in the Authorization header.
-// Success is HTTP 200 with a result; each failure has an HTTP status of its own and an [Error].
+// The response to a successful request is HTTP 200 with a result. The response to a failed one has an [Error]
+// and the HTTP status that belongs to the error's [Code].
 package rpc
 
 import "github.com/go-json-experiment/json/jsontext"
 
-// Paths of the HTTP API. The three last ones are aliases of Path: they take the same requests.
+// Paths of the HTTP API. The last three are aliases of Path and accept the same requests.
 const (
 	HealthPath     = "/api/v1/health"
 	MetricsPath    = "/metrics" // for Prometheus
@@ -19,41 +20,41 @@ const (
 	RunCommandPath = "/api/v1/sandbox/command/run"
 )
 
-// Version is the only value of the member jsonrpc.
+// Version is the only valid value of the jsonrpc member.
 const Version = "2.0"
 
-// MethodDiscover answers the OpenRPC document of the server. It takes no params.
+// MethodDiscover is the method that returns the server's OpenRPC document. It takes no params.
 const MethodDiscover = "rpc.discover"
 
 // Limits of one HTTP request.
 const (
-	// MaxBody is the longest accepted body in bytes.
+	// MaxBody is the maximum length of a body in bytes.
 	MaxBody = 1 << 20
-	// MaxBatch is how many requests a batch may hold.
+	// MaxBatch is the maximum number of requests in a batch.
 	MaxBatch = 100
-	// MaxDepth is how deep a body may be nested.
+	// MaxDepth is the maximum nesting depth of a body.
 	MaxDepth = 64
 )
 
-// Request is one call.
+// Request is a call of one method.
 type Request struct {
 	JSONRPC string         `json:"jsonrpc"`
 	Method  string         `json:"method"`
 	Params  jsontext.Value `json:"params,omitzero"`
-	// ID is a string, a number or null, and comes back as it was sent.
+	// ID is a string, a number or null. The response returns it unchanged.
 	ID jsontext.Value `json:"id,omitzero"`
 }
 
-// Response answers a Request. Exactly one of Result and Error is there.
+// Response is the response to a Request. Exactly one of Result and Error is present.
 type Response struct {
 	JSONRPC string         `json:"jsonrpc"`
 	Result  jsontext.Value `json:"result,omitzero"`
 	Error   *Error         `json:"error,omitzero"`
-	// ID is the request's, or null when it had none or could not be read.
+	// ID is the ID of the request, or null if the request had none or it could not be read.
 	ID jsontext.Value `json:"id"`
 }
 
-// Error says why a call failed, in words meant for the caller.
+// Error is the reason why a call failed. Message is meant for the caller.
 type Error struct {
 	Code    Code       `json:"code"`
 	Message string     `json:"message"`
@@ -62,16 +63,17 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Message }
 
-// ErrorData is what some errors tell to programs.
+// ErrorData holds details of some errors for programs.
 type ErrorData struct {
-	// RequestID finds the cause of a CodeInternal in the server's log, which alone has it.
+	// RequestID identifies the request of a CodeInternal error in the server's log, the only place that has
+	// the cause.
 	RequestID string `json:"request_id,omitzero"`
-	// RetryAfter is in how many seconds to try again: nothing of the call was begun (CodeExhausted), or it may
-	// be that by then it can be (CodeUnavailable).
+	// RetryAfter is the number of seconds after which the call may be tried again. With CodeExhausted, nothing
+	// of the call was started. With CodeUnavailable, the call may succeed by then.
 	RetryAfter int `json:"retry_after,omitzero"`
 }
 
-// Code is the class of an Error.
+// Code is the error code of an Error.
 type Code int
 
 const (
@@ -83,24 +85,24 @@ const (
 	CodeMethodNotFound Code = -32601
 	// CodeInvalidParams (HTTP 400): a param is missing, unknown, of the wrong type or out of range.
 	CodeInvalidParams Code = -32602
-	// CodeInternal (HTTP 500): unforeseen. The server's log has the cause.
+	// CodeInternal (HTTP 500): an unexpected error. The server's log has the cause.
 	CodeInternal Code = -32603
 
 	// CodeUnauthenticated (HTTP 401): no API key, or one that this server does not accept.
 	CodeUnauthenticated Code = -32002
 	// CodeNotFound (HTTP 404): there is no such sandbox.
 	CodeNotFound Code = -32003
-	// CodePermissionDenied (HTTP 403): the key is good, but not for this.
+	// CodePermissionDenied (HTTP 403): the key is valid but not for this method or namespace.
 	CodePermissionDenied Code = -32004
-	// CodeConflict (HTTP 409): the sandbox exists with another configuration, or in another state.
+	// CodeConflict (HTTP 409): the sandbox exists with another configuration or in another state.
 	CodeConflict Code = -32005
-	// CodeExhausted (HTTP 429): over a quota or a rate limit; or, without RetryAfter, a run that printed too
+	// CodeExhausted (HTTP 429): a quota or a rate limit was reached; or, without RetryAfter, a run printed too
 	// much and was interrupted.
 	CodeExhausted Code = -32006
 	// CodeRunTimeout (HTTP 504): the run reached its time limit and was interrupted.
 	CodeRunTimeout Code = -32007
 	// CodeCommandNotFound (HTTP 422): the sandbox has no such program.
 	CodeCommandNotFound Code = -32008
-	// CodeUnavailable (HTTP 503): the server starts or stops, or the sandbox does not answer.
+	// CodeUnavailable (HTTP 503): the server is starting or stopping, or the sandbox is not responding.
 	CodeUnavailable Code = -32009
 )

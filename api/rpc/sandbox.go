@@ -1,7 +1,7 @@
 package rpc
 
-// Names of the methods of sandboxes. Each is followed in this file by its params and its result. The fields of
-// params are in the order of positional params, and those without omitzero are required.
+// Names of the sandbox methods. Their params and results follow in this file in the same order. The fields of a
+// params struct are in the order of positional params. Fields without omitzero are required.
 const (
 	MethodSandboxStart      = "sandbox.start"
 	MethodSandboxStop       = "sandbox.stop"
@@ -10,20 +10,20 @@ const (
 	MethodSandboxCommandRun = "sandbox.command.run"
 )
 
-// StartParams asks for a sandbox. The result is a sentence, as a string.
+// StartParams holds the params of sandbox.start. The result is a sentence, as a string.
 type StartParams struct {
 	Sandbox string `json:"sandbox"`
-	// Namespace is by default the key's own, or "default" for a key that is not limited to one.
+	// Namespace defaults to the key's namespace if the key is limited to exactly one, else to "default".
 	Namespace *string        `json:"namespace,omitzero"`
 	Config    *SandboxConfig `json:"config,omitzero"`
 }
 
-// SandboxConfig is what a sandbox is made of. Whatever is absent is the server's default.
+// SandboxConfig is the configuration of a sandbox. An absent field means the server's default.
 type SandboxConfig struct {
 	Image string `json:"image,omitzero"`
-	// Memory in MiB.
+	// Memory is in MiB.
 	Memory int `json:"memory,omitzero"`
-	// CPUs is the number of virtual processors. 0 means 1.
+	// CPUs is the number of virtual CPUs. 0 means 1.
 	CPUs    *int     `json:"cpus,omitzero"`
 	Volumes []string `json:"volumes,omitzero"`
 	Ports   []string `json:"ports,omitzero"`
@@ -36,21 +36,21 @@ type SandboxConfig struct {
 	Exec      string            `json:"exec,omitzero"`
 }
 
-// StopParams names a sandbox to be stopped. The result is a sentence, as a string.
+// StopParams holds the params of sandbox.stop. The result is a sentence, as a string.
 type StopParams struct {
 	Sandbox   string  `json:"sandbox"`
 	Namespace *string `json:"namespace,omitzero"`
 }
 
-// MetricsParams asks what sandboxes use.
+// MetricsParams holds the params of sandbox.metrics.get.
 type MetricsParams struct {
-	// Sandbox names one; absent, all of the namespace are measured.
+	// Sandbox is the sandbox to measure. If it is absent, all sandboxes in the namespace are measured.
 	Sandbox *string `json:"sandbox,omitzero"`
 	// Namespace may be [AllNamespaces].
 	Namespace *string `json:"namespace,omitzero"`
 }
 
-// AllNamespaces stands for every namespace that the key may see.
+// AllNamespaces stands for every namespace that the key has access to.
 const AllNamespaces = "*"
 
 // MetricsResult is the result of sandbox.metrics.get.
@@ -58,12 +58,12 @@ type MetricsResult struct {
 	Sandboxes []SandboxMetrics `json:"sandboxes"`
 }
 
-// SandboxMetrics is what one sandbox uses. The usages are null when it does not run.
+// SandboxMetrics is the resource usage of one sandbox. The usage fields are null if it is not running.
 type SandboxMetrics struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 	Running   bool   `json:"running"`
-	// CPUUsage is in percent of one processor.
+	// CPUUsage is in percent of one CPU.
 	CPUUsage *float64 `json:"cpu_usage"`
 	// MemoryUsage is in MiB.
 	MemoryUsage *int64 `json:"memory_usage"`
@@ -71,51 +71,51 @@ type SandboxMetrics struct {
 	DiskUsage *int64 `json:"disk_usage"`
 }
 
-// ReplRunParams asks for code to be run in one of the sandbox's REPLs.
+// ReplRunParams holds the params of sandbox.repl.run, which runs code in one of the sandbox's REPLs.
 type ReplRunParams struct {
 	Sandbox   string  `json:"sandbox"`
 	Namespace *string `json:"namespace,omitzero"`
 	// Language is "python", or one of "node", "nodejs" and "javascript".
 	Language string `json:"language"`
 	Code     string `json:"code"`
-	// Timeout is in seconds. 0, and more than the server allows, mean the server's maximum.
+	// Timeout is in seconds. 0, or more than the server's maximum, means the server's maximum.
 	Timeout float64 `json:"timeout,omitzero"`
 }
 
 // ReplRunResult is the result of sandbox.repl.run.
 type ReplRunResult struct {
 	Status Status `json:"status"`
-	// Language as the request had it.
+	// Language is as given in the request.
 	Language string `json:"language"`
 	Output   []Line `json:"output"`
 }
 
-// Status says whether code ran to its end.
+// Status is the outcome of running code in a REPL.
 type Status string
 
 const (
 	StatusSuccess Status = "success"
-	// StatusError: the code raised; the traceback is on stderr.
+	// StatusError means that the code raised an exception. The traceback is on stderr.
 	StatusError Status = "error"
 )
 
-// CommandRunParams asks for a program to be run, without a shell.
+// CommandRunParams holds the params of sandbox.command.run, which runs a program without a shell.
 type CommandRunParams struct {
 	Sandbox   string   `json:"sandbox"`
 	Namespace *string  `json:"namespace,omitzero"`
 	Command   string   `json:"command"`
 	Args      []string `json:"args,omitzero"`
-	// Timeout is in seconds. 0, and more than the server allows, mean the server's maximum.
+	// Timeout is in seconds. 0, or more than the server's maximum, means the server's maximum.
 	Timeout float64 `json:"timeout,omitzero"`
 }
 
 // CommandRunResult is the result of sandbox.command.run.
 type CommandRunResult struct {
-	// Command and Args as the request had them.
+	// Command and Args are as given in the request.
 	Command  string   `json:"command"`
 	Args     []string `json:"args"`
 	ExitCode int      `json:"exit_code"`
-	// Success is true when ExitCode is 0.
+	// Success reports whether ExitCode is 0.
 	Success bool   `json:"success"`
 	Output  []Line `json:"output"`
 }
@@ -127,7 +127,7 @@ type Line struct {
 	Text   string `json:"text"`
 }
 
-// GetNamespace is the namespace that the params name, or nil.
+// GetNamespace returns the namespace in the params, or nil if there is none.
 func (p *StartParams) GetNamespace() *string      { return p.Namespace }
 func (p *StopParams) GetNamespace() *string       { return p.Namespace }
 func (p *MetricsParams) GetNamespace() *string    { return p.Namespace }

@@ -206,7 +206,7 @@ func TestTamperingIsReported(t *testing.T) {
 		"taken out": {edited(func(log []byte) []byte {
 			lines := bytes.SplitAfter(log, []byte("\n"))
 			return bytes.Join(slices.Delete(lines, 2, 4), nil)
-		}), true, "line 3: entry 5 stands where entry 3 belongs"},
+		}), true, "line 3: entry 5 is in the place of entry 3"},
 		"put in between": {edited(func(log []byte) []byte {
 			return append([]byte("{}\n"), log...)
 		}), true, "line 1: changed"},
@@ -217,7 +217,7 @@ func TestTamperingIsReported(t *testing.T) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
-		}, true, "line 1: entry 524 stands where entry 1 belongs"},
+		}, true, "line 1: entry 524 is in the place of entry 1"},
 		"something behind": {edited(func(log []byte) []byte {
 			return append(log, "it was not me"...)
 		}), true, "line 525"},

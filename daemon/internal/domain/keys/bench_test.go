@@ -13,21 +13,22 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// runner is something to be timed.
+// runner is an operation to be timed.
 type runner struct {
 	name string
-	// batch is how often it is done at a time: enough for some 100 µs.
+	// batch is how many times the operation is done between two readings of the clock. A batch should take some
+	// 100 µs.
 	batch int
-	// most is how many batches are enough; 0: any number.
+	// most is the maximum number of batches. 0 means no limit.
 	most int
 	do   func()
 
-	times []time.Duration // of one time each
+	times []time.Duration // the average duration of one operation, for each batch
 }
 
-// race times runners by turns, so that what else the machine does falls on all of them alike. It
-// reports the p50 and p99 of the first, the p50 of the others, and what part of these the first takes.
-func race(b *testing.B, runners ...*runner) {
+// compareTimes runs the runners in turn, so that other load on the machine affects all of them equally. It reports
+// the p50 and p99 of the first, the p50 of the others, and the ratio of the first p50 to each of these.
+func compareTimes(b *testing.B, runners ...*runner) {
 	b.Helper()
 	for b.Loop() {
 		for _, r := range runners {
@@ -41,7 +42,7 @@ func race(b *testing.B, runners ...*runner) {
 			r.times = append(r.times, time.Since(start)/time.Duration(r.batch))
 		}
 	}
-	b.ReportMetric(0, "ns/op") // of all of them together
+	b.ReportMetric(0, "ns/op") // hide the time for all runners together
 	first := runners[0]
 	b.ReportMetric(float64(first.quantile(0.5)), first.name+"-p50-ns")
 	b.ReportMetric(float64(first.quantile(0.99)), first.name+"-p99-ns")
@@ -56,14 +57,14 @@ func (r *runner) quantile(q float64) time.Duration {
 	return r.times[int(q*float64(len(r.times)-1))]
 }
 
-// must makes a runner fail the benchmark where the check is not as it is to be.
+// must fails the benchmark if a timed operation did not give the expected result.
 func must(b *testing.B, ok bool) {
 	if !ok {
-		b.Fatal("not the answer that was to be timed")
+		b.Fatal("the timed operation has an unexpected result")
 	}
 }
 
-// P5: what authentication costs a request with a key that was seen before.
+// The cost of authenticating a request with a key that was used before, compared with golang-jwt and bcrypt.
 func BenchmarkKnownKey(b *testing.B) {
 	_, i, v := newIssuer(b)
 	token, _ := issue(b, i, IssueRequest{Expire: "1h", Namespaces: []string{"team-alpha"}, Scopes: []Scope{ScopeExec}})
@@ -79,12 +80,12 @@ func BenchmarkKnownKey(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	ours := func() {
+	verify := func() {
 		_, err := v.Verify(token, from)
 		must(b, err == nil)
 	}
-	race(b,
-		&runner{name: "msbd", batch: 1000, do: ours},
+	compareTimes(b,
+		&runner{name: "msbd", batch: 1000, do: verify},
 		&runner{name: "golang-jwt-HS256", batch: 10, do: func() {
 			_, err := jwt.ParseWithClaims(signed, new(jwt.RegisteredClaims), func(*jwt.Token) (any, error) { return secret, nil },
 				jwt.WithValidMethods([]string{"HS256"}))
@@ -93,10 +94,10 @@ func BenchmarkKnownKey(b *testing.B) {
 		&runner{name: "bcrypt", batch: 1, most: 3, do: func() {
 			must(b, bcrypt.CompareHashAndPassword(hash, []byte("password")) == nil)
 		}})
-	b.ReportMetric(testing.AllocsPerRun(100, ours), "msbd-allocs")
+	b.ReportMetric(testing.AllocsPerRun(100, verify), "msbd-allocs")
 }
 
-// The same from two sources by turns.
+// The same, with requests that come from two addresses in turn.
 func BenchmarkKnownKeyFromTwoSources(b *testing.B) {
 	_, i, v := newIssuer(b)
 	token, _ := issue(b, i, IssueRequest{})
@@ -107,7 +108,7 @@ func BenchmarkKnownKeyFromTwoSources(b *testing.B) {
 	}
 }
 
-// The same from all processors at once: with keys of their own, and with one key.
+// The same on all CPUs at once: with one key for each CPU, and with a key that all of them use.
 func BenchmarkKnownKeyParallel(b *testing.B) {
 	_, i, v := newIssuer(b)
 	shared, _ := issue(b, i, IssueRequest{})
@@ -129,7 +130,7 @@ func BenchmarkKnownKeyParallel(b *testing.B) {
 	}
 }
 
-// P6: what the first request with a key costs, beside the signature check that it cannot do without.
+// The cost of the first request with a key, compared with the signature check, which it cannot avoid.
 func BenchmarkFirstSight(b *testing.B) {
 	_, i, v := newIssuer(b)
 	token, r := issue(b, i, IssueRequest{Expire: "1h", Namespaces: []string{"team-alpha"}, Scopes: []Scope{ScopeExec}})
@@ -140,7 +141,7 @@ func BenchmarkFirstSight(b *testing.B) {
 	}
 	signature := ed25519.Sign(ed25519.PrivateKey(ring.private.Reveal()), payload)
 	k := i.keys.byID[r.ID]
-	race(b,
+	compareTimes(b,
 		&runner{name: "msbd", batch: 1, do: func() {
 			_, err := v.Verify(token, from)
 			must(b, err == nil)
@@ -151,25 +152,25 @@ func BenchmarkFirstSight(b *testing.B) {
 		&runner{name: "Ed25519", batch: 1, do: func() { must(b, ed25519.Verify(ring.public, payload, signature)) }})
 }
 
-// P8: what it costs to refuse a megabyte of dots, beside the library's own parser.
+// The cost of refusing a megabyte of dots, compared with the library's own parser.
 func BenchmarkHostileToken(b *testing.B) {
 	_, i, v := newIssuer(b)
 	token := header + strings.Repeat(".", 1<<20)
 	public := i.keyring.Load().public
-	ours := func() {
+	verify := func() {
 		_, err := v.Verify(token, from)
 		must(b, err != nil)
 	}
 	library := func() {
 		must(b, parse(public, token[len(keyPrefix):], nil) != nil)
 	}
-	race(b, &runner{name: "msbd", batch: 1000, do: ours}, &runner{name: "library", batch: 1, do: library})
-	b.ReportMetric(heap(ours), "msbd-B")
-	b.ReportMetric(heap(library), "library-B")
+	compareTimes(b, &runner{name: "msbd", batch: 1000, do: verify}, &runner{name: "library", batch: 1, do: library})
+	b.ReportMetric(allocatedBytes(verify), "msbd-B")
+	b.ReportMetric(allocatedBytes(library), "library-B")
 }
 
-// heap is how much memory do allocates.
-func heap(do func()) float64 {
+// allocatedBytes returns how many bytes do allocates.
+func allocatedBytes(do func()) float64 {
 	do()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -178,14 +179,14 @@ func heap(do func()) float64 {
 	return float64(after.TotalAlloc - before.TotalAlloc)
 }
 
-// P14: what an authenticated request and a lookup cost, beside the same among few keys.
+// The cost of an authenticated request and of lookups with many keys, compared with few keys.
 func BenchmarkManyKeys(b *testing.B) {
 	type population struct {
 		i      *Issuer
 		v      *Verifier
-		tokens []string // of 100 keys in use
-		r      Record   // one in the middle
-		page   string   // where its page begins
+		tokens []string // the tokens of 100 keys that have a session
+		r      Record   // a key in the middle of the list
+		page   string   // the position of r, after which a page begins
 	}
 	populate := func(n int) population {
 		_, i, v := newIssuer(b)
@@ -193,7 +194,7 @@ func BenchmarkManyKeys(b *testing.B) {
 		records := make([]Record, n)
 		for at := range records {
 			records[at] = Record{
-				ID: randomID(), Name: fmt.Sprint("key-", at), CreatedAt: moment1(at), SigningKeyID: ring.keyID, Namespaces: []string{"a"},
+				ID: randomID(), Name: fmt.Sprint("key-", at), CreatedAt: schema1Time(at), SigningKeyID: ring.keyID, Namespaces: []string{"a"},
 			}
 		}
 		i.keys.put(records...)
@@ -229,7 +230,7 @@ func BenchmarkManyKeys(b *testing.B) {
 						must(b, bm.do(p, turn) == nil)
 					}}
 				}
-				race(b, timed("many", many), timed("few", few))
+				compareTimes(b, timed("many", many), timed("few", few))
 			})
 		}
 	}

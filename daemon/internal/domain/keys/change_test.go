@@ -14,7 +14,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// newClocked is newIssuer with a clock of its own.
+// newClocked is like newIssuer, but the issuer uses the returned clock.
 func newClocked(t testing.TB) (Memory, *Issuer, *Verifier, *manualClock) {
 	t.Helper()
 	store, clock := NewMemory(), newManualClock("2026-01-10T10:00:00Z")
@@ -33,10 +33,10 @@ func TestRevoke(t *testing.T) {
 
 	store.FailWith(errDisk)
 	if _, err := i.Revoke(context.Background(), "ci", 7); !errors.Is(err, errDisk) {
-		t.Errorf("Revoke without a store: %v", err)
+		t.Errorf("Revoke with a failing store: %v", err)
 	}
 	store.FailWith(nil)
-	accepted(t, v, token) // what cannot be logged and stored does not happen
+	accepted(t, v, token) // a change that cannot be stored and logged has no effect
 
 	clock.pass(time.Minute)
 	k, err := i.Revoke(context.Background(), "ci", 7)
@@ -44,7 +44,7 @@ func TestRevoke(t *testing.T) {
 		t.Errorf("Revoke: %+v, %v", k, err)
 	}
 	if cause := refused(t, v, token); !strings.Contains(cause, causeRevoked) || !strings.Contains(cause, r.ID) {
-		t.Errorf("the log says %q", cause)
+		t.Errorf("the logged cause is %q", cause)
 	}
 	if diff := cmp.Diff(k.Record, store.Records()[r.ID]); diff != "" {
 		t.Error(diff)
@@ -56,10 +56,10 @@ func TestRevoke(t *testing.T) {
 
 	clock.pass(time.Hour)
 	if again, err := i.Revoke(context.Background(), r.ID, 8); err != nil || !cmp.Equal(again.Record, k.Record) {
-		t.Errorf("once more: %+v, %v", again, err)
+		t.Errorf("second Revoke: %+v, %v", again, err)
 	}
 	if events := store.TakeEvents(); events != nil {
-		t.Errorf("once more logged %+v", events)
+		t.Errorf("second Revoke logged %+v", events)
 	}
 	if _, err := i.Revoke(context.Background(), "nobody", 7); !errdefs.IsNotFound(err) {
 		t.Errorf("an unknown key: %v", err)
@@ -71,7 +71,7 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
-// A key in its grace period can be revoked before that is over.
+// A key in its grace period can be revoked before the grace period ends.
 func TestRevokeEndsAGracePeriod(t *testing.T) {
 	t.Parallel()
 	_, i, v, clock := newClocked(t)
@@ -128,7 +128,7 @@ func TestRotate(t *testing.T) {
 		t.Error(diff)
 	}
 	if k, err := i.Find("ci"); err != nil || k.ID != made.ID {
-		t.Errorf("the name is %+v's, %v", k, err)
+		t.Errorf("Find returns %+v, %v, want the new key", k, err)
 	}
 	clock.pass(2*time.Hour - time.Millisecond)
 	accepted(t, v, oldToken)
@@ -143,16 +143,16 @@ func TestRotateLife(t *testing.T) {
 	ctx := context.Background()
 	for name, tt := range map[string]struct {
 		life, expire string
-		// schema1 takes the Life away that the first release did not keep.
+		// schema1 removes the Life of the old key, because the first release did not store it.
 		schema1  bool
 		wantLife string
 		want     string
 	}{
-		"as it was":      {life: "3mo", wantLife: "3mo", want: "2026-05-09T10:00:00Z"},
-		"for ever":       {},
-		"another":        {life: "3mo", expire: "1d", wantLife: "1d", want: "2026-02-10T10:00:00Z"},
-		"of schema 1":    {life: "1mo", schema1: true, wantLife: "2678400s", want: "2026-03-12T10:00:00Z"},
-		"for ever there": {schema1: true},
+		"same expiry":           {life: "3mo", wantLife: "3mo", want: "2026-05-09T10:00:00Z"},
+		"no expiry":             {},
+		"other expiry":          {life: "3mo", expire: "1d", wantLife: "1d", want: "2026-02-10T10:00:00Z"},
+		"same expiry, schema 1": {life: "1mo", schema1: true, wantLife: "2678400s", want: "2026-03-12T10:00:00Z"},
+		"no expiry, schema 1":   {schema1: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -201,8 +201,8 @@ func TestRotateRefuses(t *testing.T) {
 		is   func(error) bool
 		want string
 	}{
-		{RotateRequest{Ref: expired.ID}, errdefs.IsFailedPrecondition, "has expired: make a new one"},
-		{RotateRequest{Ref: revoked.ID}, errdefs.IsFailedPrecondition, "is revoked: make a new one"},
+		{RotateRequest{Ref: expired.ID}, errdefs.IsFailedPrecondition, "has expired: create a new one"},
+		{RotateRequest{Ref: revoked.ID}, errdefs.IsFailedPrecondition, "is revoked: create a new one"},
 		{RotateRequest{Ref: rotated.ID}, errdefs.IsFailedPrecondition, "rotate the one that replaced it, " + next.ID},
 		{RotateRequest{Ref: "nobody"}, errdefs.IsNotFound, "nobody"},
 		{RotateRequest{Ref: live.ID, Grace: "1"}, errdefs.IsInvalidArgument, "grace period"},
@@ -218,7 +218,7 @@ func TestRotateRefuses(t *testing.T) {
 	}
 	store.FailWith(errDisk)
 	if secret, _, _, err := i.Rotate(ctx, RotateRequest{Ref: "live"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
-		t.Errorf("without a store: %v", err)
+		t.Errorf("Rotate with a failing store: %v", err)
 	}
 	accepted(t, v, token)
 	if after := i.Counts(); after != before || store.TakeEvents() != nil {
@@ -259,7 +259,7 @@ func TestPrune(t *testing.T) {
 	})
 	before := i.Counts()
 	if got := prune("", true); !cmp.Equal(got, both) || i.Counts() != before || store.TakeEvents() != nil {
-		t.Errorf("a dry run says %q, want %q, and leaves %+v", got, both, i.Counts())
+		t.Errorf("a dry run returns %q, want %q, and the counts are %+v", got, both, i.Counts())
 	}
 	if got := prune("31d", false); got != nil {
 		t.Errorf("dead for 31 days: %q", got)
@@ -269,7 +269,7 @@ func TestPrune(t *testing.T) {
 	}
 	store.FailWith(errDisk)
 	if _, err := i.Prune(ctx, "", false, 7); !errors.Is(err, errDisk) || i.Counts() != before {
-		t.Errorf("without a store: %v, %+v", err, i.Counts())
+		t.Errorf("with a failing store: %v, %+v", err, i.Counts())
 	}
 	store.FailWith(nil)
 	if got := prune("30d", false); !cmp.Equal(got, []string{early.ID}) {
@@ -280,7 +280,7 @@ func TestPrune(t *testing.T) {
 		t.Error(diff)
 	}
 	if _, ok := store.Records()[early.ID]; ok {
-		t.Error("the store still has it")
+		t.Error("the store still has the pruned key")
 	}
 	for _, ref := range []string{early.ID, "early", early.ID[:6]} {
 		if k, err := i.Find(ref); !errdefs.IsNotFound(err) {
@@ -288,7 +288,7 @@ func TestPrune(t *testing.T) {
 		}
 	}
 	if got := prune("", false); !cmp.Equal(got, []string{revoked.ID}) {
-		t.Errorf("dead at all: %q", got)
+		t.Errorf("with an empty age: %q", got)
 	}
 	clock.pass(24 * time.Hour)
 	if got := prune("", false); !cmp.Equal(got, []string{grace.ID}) {
@@ -296,6 +296,6 @@ func TestPrune(t *testing.T) {
 	}
 	accepted(t, v, liveToken)
 	if k, err := i.Find("live"); err != nil || k.ID != live.ID || i.Counts() != (Counts{Live: 2}) {
-		t.Errorf("what is left: %+v, %v, %+v", k, err, i.Counts())
+		t.Errorf("the live key: %+v, %v; counts are %+v", k, err, i.Counts())
 	}
 }

@@ -13,15 +13,15 @@ import (
 
 const issuerName = "msbd"
 
-// claims is what a token says. It is never decoded: a token is good only if it is, byte for byte, what
-// its record would be signed as, and of a canonical text nothing can be read in two ways. So the order
-// of the fields is part of the format, and a field that is added must be omitted when empty.
+// claims is the signed content of a token. It is only encoded, never decoded: a token is valid only if its payload
+// is, byte for byte, the encoding of its record. This way no ambiguity in the JSON can be exploited. The order of the
+// fields is therefore part of the format, and any new field must be omitted when empty.
 type claims struct {
 	Issuer string `json:"iss"`
 	// Audience is the instance id of the server that issued the token.
 	Audience string `json:"aud"`
 	ID       string `json:"jti"`
-	// Namespaces are joined by commas; empty means every one.
+	// Namespaces are joined by commas. Empty means all namespaces.
 	Namespaces string  `json:"ns"`
 	Scopes     []Scope `json:"scopes,omitempty"`
 	IssuedAt   string  `json:"iat"`
@@ -29,20 +29,20 @@ type claims struct {
 	Expires *string `json:"exp"`
 }
 
-// footer selects the signing key.
+// footer is the footer of a token. It identifies the signing key.
 type footer struct {
 	KeyID string `json:"kid"`
 }
 
-// identity is the public side of a signing key: what it takes to recognise its tokens.
+// identity holds the public information about a signing key, which is all that is needed to verify its tokens.
 type identity struct {
 	instanceID string
 	keyID      string
 	public     ed25519.PublicKey
-	// footer and encodedFooter are those of every token that the key signs.
+	// footer is the footer of every token of this signing key. encodedFooter is its base64url encoding.
 	footer, encodedFooter string
-	// beforeID is how the claims of each of them begin, up to the key's id.
-	beforeID []byte
+	// claimsPrefix is the beginning of the claims in every token of this signing key, up to the id of the API key.
+	claimsPrefix []byte
 }
 
 func newIdentity(instanceID, keyID string, public ed25519.PublicKey) (*identity, error) {
@@ -56,11 +56,11 @@ func newIdentity(instanceID, keyID string, public ed25519.PublicKey) (*identity,
 		public:        public,
 		footer:        string(f),
 		encodedFooter: base64.RawURLEncoding.EncodeToString(f),
-		beforeID:      []byte(`{"iss":"` + issuerName + `","aud":"` + instanceID + `","jti":"`),
+		claimsPrefix:  []byte(`{"iss":"` + issuerName + `","aud":"` + instanceID + `","jti":"`),
 	}, nil
 }
 
-// payload is what the key signs for a record.
+// payload returns the encoded claims of a record, which the signing key signs.
 func (id *identity) payload(r Record) ([]byte, error) {
 	c := claims{
 		Issuer:     issuerName,
@@ -77,17 +77,17 @@ func (id *identity) payload(r Record) ([]byte, error) {
 	return json.Marshal(c)
 }
 
-// keyIDOf finds the id of the key in a payload, which need not be one of payload's.
-func (id *identity) keyIDOf(payload []byte) (keyID string, ok bool) {
-	rest, ok := bytes.CutPrefix(payload, id.beforeID)
+// claimedKeyID returns the id of the API key in a payload. The payload may be any bytes.
+func (id *identity) claimedKeyID(payload []byte) (keyID string, ok bool) {
+	rest, ok := bytes.CutPrefix(payload, id.claimsPrefix)
 	if !ok || len(rest) < idLength || !isID(rest[:idLength]) {
 		return "", false
 	}
 	return string(rest[:idLength]), true
 }
 
-// expiryOf is the expiry that a payload claims; zero if it claims none.
-func expiryOf(payload []byte) time.Time {
+// claimedExpiry returns the expiry in a payload, or zero if there is none.
+func claimedExpiry(payload []byte) time.Time {
 	_, exp, _ := bytes.Cut(payload, []byte(`,"exp":"`))
 	exp, _, _ = bytes.Cut(exp, []byte(`"`))
 	t, _ := time.Parse(time.RFC3339Nano, string(exp))

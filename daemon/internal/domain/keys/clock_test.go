@@ -26,7 +26,7 @@ func TestClockNeverGoesBack(t *testing.T) {
 			t.Errorf("the time is %s, want %s", got, want)
 		}
 		if got := c.behind(); got != behind {
-			t.Errorf("it is %s behind, want %s", got, behind)
+			t.Errorf("the wall clock is %s behind, want %s", got, behind)
 		}
 	}
 	expect(start, 0)
@@ -36,11 +36,11 @@ func TestClockNeverGoesBack(t *testing.T) {
 	expect(start.Add(time.Hour), time.Hour)
 	m.pass(time.Minute)
 	expect(start.Add(61*time.Minute), time.Hour)
-	m.set(start.Add(57 * time.Minute)) // almost right again
+	m.set(start.Add(57 * time.Minute)) // 4 minutes behind, within maxCorrection
 	expect(start.Add(61*time.Minute), 0)
 	m.set(start.Add(2 * time.Hour))
 	expect(start.Add(2*time.Hour), 0)
-	c.advance(start.Add(time.Hour)) // known already
+	c.advance(start.Add(time.Hour)) // an earlier time changes nothing
 	expect(start.Add(2*time.Hour), 0)
 	c.advance(start.Add(2*time.Hour + maxCorrection))
 	expect(start.Add(2*time.Hour+maxCorrection), 0)
@@ -49,22 +49,22 @@ func TestClockNeverGoesBack(t *testing.T) {
 	far := time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
 	c.advance(far)
 	expect(far, time.Duration(math.MaxInt64/1000)*1000)
-	c.set()
+	c.reset()
 	expect(start.Add(2*time.Hour), 0)
 	m.set(time.Date(1901, 1, 1, 0, 0, 0, 999_999, time.UTC))
-	c.set()
+	c.reset()
 	expect(time.Date(1901, 1, 1, 0, 0, 0, 0, time.UTC), 0)
 }
 
-// R11: whatever the clock does while the server runs or is down, no key is good after it has expired.
+// No key is accepted after it has expired, even if the clock is changed while the server is running or stopped.
 func TestNoClockBringsAKeyToLife(t *testing.T) {
 	t.Parallel()
 	for name, set := range map[string]time.Duration{
-		"a year back": -year, "an hour back": -time.Hour, "a minute back": -time.Minute, "an hour on": time.Hour, "a year on": year,
+		"a year back": -year, "an hour back": -time.Hour, "a minute back": -time.Minute, "an hour forward": time.Hour, "a year forward": year,
 	} {
 		for _, restart := range []bool{false, true} {
 			if restart {
-				name += ", beside a restart"
+				name += ", with a restart"
 			}
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -77,9 +77,9 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 				accepted(t, v, expired)
 				clock.pass(24 * time.Hour)
 				refused(t, v, expired)
-				left, _ := issue(t, i, IssueRequest{Expire: "2h"}) // tells the next start what time it was
+				live, _ := issue(t, i, IssueRequest{Expire: "2h"}) // its creation time tells the next start the latest time
 				end := clock.now().Add(2 * time.Hour)
-				accepted(t, v, left)
+				accepted(t, v, live)
 
 				clock.set(clock.now().Add(set))
 				if restart {
@@ -88,22 +88,22 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 				accepted(t, v, forever)
 				refused(t, v, expired)
 				if k, err := i.Find(gone.ID); err != nil || k.StateAt(i.Now()) != Expired {
-					t.Errorf("to administrators it is %+v, %v, at %s", k, err, i.Now())
+					t.Errorf("Find returns %+v, %v at %s, want an expired key", k, err, i.Now())
 				}
 				if set < 0 {
-					accepted(t, v, left)
+					accepted(t, v, live)
 				}
 				if behind := i.ClockBehind(); (set < -maxCorrection) != (behind > 0) {
 					t.Errorf("the clock is %s behind", behind)
 				}
-				// The time that is left is not longer than it was, whatever the clock says.
+				// The change of the clock does not extend the remaining time of a key.
 				for range 120 {
 					clock.pass(time.Minute)
-					if _, err := v.Verify(left, from); err == nil && set >= 0 && !clock.now().Before(end) {
-						t.Fatalf("at %s, a key is good that expired at %s", clock.now(), end)
+					if _, err := v.Verify(live, from); err == nil && set >= 0 && !clock.now().Before(end) {
+						t.Fatalf("at %s, a key is accepted that expired at %s", clock.now(), end)
 					}
 				}
-				refused(t, v, left)
+				refused(t, v, live)
 				refused(t, v, expired)
 				accepted(t, v, forever)
 			})
@@ -111,7 +111,7 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 	}
 }
 
-// The latest time outlives the keys that would tell it: it is saved with the usage.
+// The latest time is saved with the usage, so that it is known even if no key was created at that time.
 func TestLatestTimeIsSaved(t *testing.T) {
 	t.Parallel()
 	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
@@ -158,16 +158,16 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 		accepted(t, v, token)
 	}
 	behind()
-	i, v = openWith(t, opts) // also after a restart
+	i, v = openWith(t, opts)
 	behind()
 
-	// Right again, or nearly:
+	// Set the clock right, except for a small correction.
 	clock.set(start.Add(year - time.Minute))
 	issue(t, i, IssueRequest{})
 	clock.set(start)
 	behind()
-	revoke(t, i, r.ID) // which is possible
-	i.saveUsage()      // the store knows the wrong time, too
+	revoke(t, i, r.ID) // a key can be revoked although the clock is behind
+	i.saveUsage()      // now the store also has the wrong time
 
 	reset(t, i)
 	if i.ClockBehind() != 0 {
@@ -175,7 +175,7 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 	}
 	fresh, made := issue(t, i, IssueRequest{Expire: "1h"})
 	if !made.CreatedAt.Equal(clock.now()) {
-		t.Errorf("the key was made at %s, now it is %s", made.CreatedAt, clock.now())
+		t.Errorf("the key was created at %s, but the time is %s", made.CreatedAt, clock.now())
 	}
 	check := func() {
 		t.Helper()
@@ -190,7 +190,7 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 	check()
 }
 
-func TestStepsOfTheClockAreNoticed(t *testing.T) {
+func TestClockStepsForwardAreReported(t *testing.T) {
 	t.Parallel()
 	m := newManualClock("2026-01-10T10:00:00Z")
 	c := newClock(m.read)
@@ -201,24 +201,24 @@ func TestStepsOfTheClockAreNoticed(t *testing.T) {
 			t.Errorf("%s: stepped is %t", what, !want)
 		}
 	}
-	expect("nothing", false)
+	expect("at the start", false)
 	m.pass(time.Hour)
-	expect("an hour that passed", false)
+	expect("after an hour has passed", false)
 	m.set(m.now().Add(600 * time.Millisecond))
-	expect("a correction", false)
+	expect("after a correction of 600 ms", false)
 	m.set(m.now().Add(600 * time.Millisecond))
-	expect("two of them", true)
-	expect("nothing since", false)
+	expect("after a second correction of 600 ms", true)
+	expect("when called again", false)
 	m.set(start)
-	expect("back", false)
-	c.set()
+	expect("after the clock was set back", false)
+	c.reset()
 	expect("after a reset", false)
 	m.set(m.now().Add(30 * time.Minute))
-	expect("forward from there", true)
+	expect("after the clock was set forward again", true)
 }
 
-// A reset that a crash cut short clears the clock, too.
-func TestClockAfterAResetCutShort(t *testing.T) {
+// If a crash interrupts a reset, the next start discards the latest time, as the reset would have done.
+func TestClockAfterInterruptedReset(t *testing.T) {
 	t.Parallel()
 	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2027-01-10T10:00:00Z")
 	opts := options(store, path)
@@ -234,7 +234,7 @@ func TestClockAfterAResetCutShort(t *testing.T) {
 		return nil
 	})
 	if _, err := i.Reset(context.Background(), 0); err == nil {
-		t.Fatal("no error")
+		t.Fatal("Reset returned no error")
 	}
 	store.FailWith(nil)
 	for range 2 {
@@ -246,8 +246,9 @@ func TestClockAfterAResetCutShort(t *testing.T) {
 	}
 }
 
-// A clock that is set forward ends what is in progress, though its timer has time left.
-func TestClockSetForwardCutsRequests(t *testing.T) {
+// If the clock is set forward past the expiry of a key, the key's requests are cancelled, although the timer of its
+// session has not fired yet.
+func TestClockSetForwardCancelsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := newManualClock("2026-01-10T10:00:00Z")
 		opts := options(NewMemory(), keyringPath(t))
@@ -257,38 +258,39 @@ func TestClockSetForwardCutsRequests(t *testing.T) {
 		other, _ := issue(t, i, IssueRequest{Expire: "3d"})
 		ctx, cancel := accepted(t, v, token).Bind(t.Context())
 		defer cancel()
-		goesOn, cancel := accepted(t, v, other).Bind(t.Context())
+		otherCtx, cancel := accepted(t, v, other).Bind(t.Context())
 		defer cancel()
 		stop := run(t, i)
 		defer stop()
-		began := time.Now()
+		start := time.Now()
 		clock.set(clock.now().Add(24 * time.Hour))
-		cut(t, ctx)
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("it took %s", took)
+		cancelledByRefusal(t, ctx)
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("the context was cancelled only after %s", took)
 		}
-		if goesOn.Err() != nil {
-			t.Error("another key's context ended, too")
+		if otherCtx.Err() != nil {
+			t.Error("the context of another key was cancelled as well")
 		}
 	})
 }
 
-// R11 by chance: a walk of the clock, restarts and keys, beside a model of how long each may live.
+// Random changes of the clock, restarts and new keys, compared with a model that tracks how long each key may live.
 func TestClockWalk(t *testing.T) {
 	t.Parallel()
-	for seed := range count(t, 20, 2000) {
-		rnd := rand.New(rand.NewPCG(uint64(seed), 11))
+	seed := RandomSeed(t)
+	for walk := range iterations(t, 20, 2000) {
+		rnd := rand.New(rand.NewPCG(seed, uint64(walk)))
 		store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 		opts := options(store, path)
 		opts.readClock = clock.read
 		i, v := openWith(t, opts)
-		type made struct {
-			token   string
-			expires time.Time     // by the clock at its birth
-			left    time.Duration // of real time
-			dead    bool
+		type modelKey struct {
+			token     string
+			expires   time.Time     // according to the clock when the key was created
+			remaining time.Duration // of real time
+			dead      bool
 		}
-		var keys []*made
+		var keys []*modelKey
 		for range 100 {
 			switch rnd.IntN(5) {
 			case 0:
@@ -304,12 +306,12 @@ func TestClockWalk(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				keys = append(keys, &made{secret.Reveal(), r.ExpiresAt, time.Duration(hours) * time.Hour, false})
+				keys = append(keys, &modelKey{secret.Reveal(), r.ExpiresAt, time.Duration(hours) * time.Hour, false})
 			case 1:
 				d := time.Duration(rnd.Int64N(int64(12 * time.Hour)))
 				clock.pass(d)
 				for _, k := range keys {
-					k.left -= d
+					k.remaining -= d
 				}
 			case 2:
 				clock.set(clock.now().Add(time.Duration(rnd.Int64N(int64(2*year)) - int64(year))))
@@ -323,13 +325,13 @@ func TestClockWalk(t *testing.T) {
 				_, err := v.Verify(k.token, from)
 				switch {
 				case err != nil:
-					k.dead = true // and it stays so
+					k.dead = true // from now on, it must always be refused
 				case k.dead:
-					t.Fatalf("seed %d: key %d came back to life", seed, n)
-				case k.left <= 0:
-					t.Fatalf("seed %d: key %d lives longer than it was to", seed, n)
+					t.Fatalf("walk %d: key %d is accepted after it was refused", walk, n)
+				case k.remaining <= 0:
+					t.Fatalf("walk %d: key %d is accepted for longer than requested", walk, n)
 				case !clock.now().Before(k.expires):
-					t.Fatalf("seed %d: key %d is good at %s, having expired at %s", seed, n, clock.now(), k.expires)
+					t.Fatalf("walk %d: key %d is accepted at %s but expired at %s", walk, n, clock.now(), k.expires)
 				}
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,13 +20,21 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// durabilityDir tells the test binary that it is the process to be killed.
-const durabilityDir = "MSBD_TEST_DURABILITY_DIR"
+// If the environment variable durabilityDir is set, the test binary is the process to be killed. It works in the
+// directory that the variable names, and takes the seed for its random numbers from the variable durabilitySeed.
+const (
+	durabilityDir  = "MSBD_TEST_DURABILITY_DIR"
+	durabilitySeed = "MSBD_TEST_DURABILITY_SEED"
+)
 
 func TestMain(m *testing.M) {
 	store.MaybeCheckChild()
 	if dir := os.Getenv(durabilityDir); dir != "" {
-		fmt.Fprintln(os.Stderr, churnForever(dir))
+		seed, err := strconv.ParseUint(os.Getenv(durabilitySeed), 10, 64)
+		if err == nil {
+			err = churnForever(dir, seed)
+		}
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	os.Exit(m.Run())
@@ -45,39 +54,40 @@ func openKeys(dir string) (*store.Store, *keys.Issuer, *keys.Verifier, error) {
 	return s, i, v, err
 }
 
-// ownKey is a key that a churning goroutine made, of which others know nothing.
+// ownKey is a key that a goroutine of churnForever created and no other goroutine uses.
 type ownKey struct{ id, token string }
 
-// churnForever makes keys, revokes and rotates them, several at once, and now and then replaces the signing
-// key. It prints a line before each step that ends keys and after each step:
+// churnForever creates, revokes and rotates keys in several goroutines, and replaces the signing key from time to
+// time. It prints a line after each step, and also before each step that makes keys invalid:
 //
-//	good TOKEN           it was made
-//	ending TOKEN ID      its revocation or rotation begins
-//	dead TOKEN           it was revoked
-//	rotated TOKEN NEW    it was rotated; NEW was made
-//	resetting, reset     all that were printed before
-func churnForever(dir string) error {
+//	good TOKEN           the key was created
+//	ending TOKEN ID      the key is about to be revoked or rotated
+//	dead TOKEN           the key was revoked
+//	rotated TOKEN NEW    the key was rotated and replaced by the key with the token NEW
+//	resetting            the signing key is about to be replaced
+//	reset                the signing key was replaced: all keys printed before are invalid
+func churnForever(dir string, seed uint64) error {
 	_, issuer, verifier, err := openKeys(dir)
 	if err != nil {
 		return err
 	}
 	ctx := context.Background()
 	var mu sync.Mutex
-	say := func(words ...string) {
+	report := func(words ...string) {
 		mu.Lock()
 		defer mu.Unlock()
 		fmt.Println(strings.Join(words, " "))
 	}
 	failed := make(chan error)
-	var gate sync.RWMutex // so that what was printed before a reset was done before it
+	var resetMu sync.RWMutex // so that each step is entirely before or after each reset, with the line that reports it
 	var resets int
-	churn := func(own *[]ownKey, seen *int) error {
-		gate.RLock()
-		defer gate.RUnlock()
+	churn := func(rnd *rand.Rand, own *[]ownKey, seen *int) error {
+		resetMu.RLock()
+		defer resetMu.RUnlock()
 		if *seen != resets {
 			*own, *seen = nil, resets
 		}
-		step := rand.IntN(4)
+		step := rnd.IntN(4)
 		if len(*own) == 0 {
 			step = 0
 		}
@@ -86,21 +96,21 @@ func churnForever(dir string) error {
 			if err != nil {
 				return err
 			}
-			say("good", secret.Reveal())
+			report("good", secret.Reveal())
 			*own = append(*own, ownKey{r.ID, secret.Reveal()})
 			return nil
 		}
-		n := rand.IntN(len(*own))
+		n := rnd.IntN(len(*own))
 		k := (*own)[n]
-		if _, err := verifier.Verify(k.token, from); err != nil { // so that it has a session
+		if _, err := verifier.Verify(k.token, from); err != nil { // opens a session
 			return err
 		}
-		say("ending", k.token, k.id)
+		report("ending", k.token, k.id)
 		if step == 2 {
 			if _, err := issuer.Revoke(ctx, k.id, 0); err != nil {
 				return err
 			}
-			say("dead", k.token)
+			report("dead", k.token)
 			*own = append((*own)[:n], (*own)[n+1:]...)
 			return nil
 		}
@@ -108,16 +118,17 @@ func churnForever(dir string) error {
 		if err != nil {
 			return err
 		}
-		say("rotated", k.token, secret.Reveal())
+		report("rotated", k.token, secret.Reveal())
 		(*own)[n] = ownKey{r.ID, secret.Reveal()}
 		return nil
 	}
-	for range 4 {
+	for worker := range 4 {
 		go func() {
+			rnd := rand.New(rand.NewPCG(seed, uint64(worker)))
 			var own []ownKey
 			var seen int
 			for {
-				if err := churn(&own, &seen); err != nil {
+				if err := churn(rnd, &own, &seen); err != nil {
 					failed <- err
 					return
 				}
@@ -125,33 +136,35 @@ func churnForever(dir string) error {
 		}()
 	}
 	go func() {
+		rnd := rand.New(rand.NewPCG(seed, 4))
 		for {
-			<-time.After(time.Duration(rand.IntN(200)) * time.Millisecond)
-			gate.Lock()
-			say("resetting")
+			<-time.After(time.Duration(rnd.IntN(200)) * time.Millisecond)
+			resetMu.Lock()
+			report("resetting")
 			if _, err := issuer.Reset(ctx, 0); err != nil {
 				failed <- err
 				return
 			}
-			say("reset")
+			report("reset")
 			resets++
-			gate.Unlock()
+			resetMu.Unlock()
 		}
 	}()
 	return <-failed
 }
 
-// acknowledged is what the killed processes said.
+// acknowledged is what the killed processes have reported.
 type acknowledged struct {
-	good, dead map[string]bool
-	// ending holds the ids of keys by token, of which the last process did not say how it ended.
+	good, dead map[string]bool // by token
+	// ending holds the ids, by token, of the keys for which the last process reported only that their revocation or
+	// rotation was about to begin.
 	ending    map[string]string
 	resetting bool
-	changes   map[string]int
+	changes   map[string]int // the number of lines, by their first word
 }
 
-// all reports whether there was each kind of change.
-func (a *acknowledged) all() bool {
+// hasAllChanges reports whether each kind of change was reported at least once.
+func (a *acknowledged) hasAllChanges() bool {
 	for _, what := range []string{"good", "dead", "rotated", "reset"} {
 		if a.changes[what] == 0 {
 			return false
@@ -160,7 +173,8 @@ func (a *acknowledged) all() bool {
 	return true
 }
 
-func (a *acknowledged) line(words []string) {
+// add adds a line that a process has printed.
+func (a *acknowledged) add(words []string) {
 	a.changes[words[0]]++
 	switch words[0] {
 	case "good":
@@ -179,20 +193,22 @@ func (a *acknowledged) line(words []string) {
 		a.resetting = true
 	case "reset":
 		a.resetting = false
-		a.bury()
+		a.markAllDead()
 	}
 }
 
-func (a *acknowledged) bury() {
+// markAllDead moves all good keys to dead.
+func (a *acknowledged) markAllDead() {
 	for key := range a.good {
 		a.dead[key] = true
 	}
 	clear(a.good)
 }
 
-// R1: whatever was acknowledged before kill -9 holds after it: keys are good; keys that were revoked,
-// rotated or made before a reset are not. What was cut off happened wholly or not at all. Of the last round
-// it is sure, not only likely, that it is cut off after there was each kind of change.
+// Changes that were acknowledged before kill -9 are in effect afterwards: created keys are accepted, and keys that were
+// revoked, rotated or created before a reset are refused. A change that the kill interrupted happened completely or not
+// at all. The last round ends only after each kind of change was reported at least once, so that all of them are
+// tested. The seed decides the steps of the process and the delays, but not how many steps a delay has time for.
 func TestKillLosesNothing(t *testing.T) {
 	rounds := 20
 	switch {
@@ -203,13 +219,14 @@ func TestKillLosesNothing(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "state")
 	a := &acknowledged{good: map[string]bool{}, dead: map[string]bool{}, ending: map[string]string{}, changes: map[string]int{}}
+	rnd := rand.New(rand.NewPCG(keys.RandomSeed(t), 0))
 	var checked int
 	for round := range rounds {
 		lastRound := round == rounds-1
-		killedRun(t, dir, a, time.Duration(1+rand.IntN(150))*time.Millisecond, func() bool { return !lastRound || a.all() })
+		runAndKill(t, dir, rnd, a, func() bool { return !lastRound || a.hasAllChanges() })
 		s, i, v, err := openKeys(dir)
 		if err != nil {
-			t.Fatalf("round %d: the killed process's state does not open: %v", round, err)
+			t.Fatalf("round %d: open the state of the killed process: %v", round, err)
 		}
 		accepts := func(key string) bool {
 			_, err := v.Verify(key, from)
@@ -226,13 +243,13 @@ func TestKillLosesNothing(t *testing.T) {
 		}
 		for key := range a.dead {
 			if accepts(key) {
-				t.Errorf("round %d: a key is taken that was revoked, rotated or reset", round)
+				t.Errorf("round %d: a key is accepted that was revoked, rotated or reset", round)
 			}
 		}
 		for key, id := range a.ending {
 			k, err := i.Find(id)
 			if err != nil {
-				t.Errorf("round %d: a key that was being ended: %v", round, err)
+				t.Errorf("round %d: find a key that was being revoked or rotated: %v", round, err)
 				continue
 			}
 			if accepts(key) {
@@ -244,14 +261,14 @@ func TestKillLosesNothing(t *testing.T) {
 				continue
 			}
 			if _, err := i.Find(k.ReplacedBy); err != nil {
-				t.Errorf("round %d: half a rotation: %v", round, err)
+				t.Errorf("round %d: a rotation was only half done: %v", round, err)
 			}
 		}
 		if lost > 0 {
-			a.bury()
+			a.markAllDead()
 		}
 		if head, err := s.VerifyAudit(context.Background()); err != nil || head != s.AuditHead() {
-			t.Errorf("round %d: the audit log is good up to %+v, %v", round, head, err)
+			t.Errorf("round %d: the audit log is valid up to %+v, %v", round, head, err)
 		}
 		checked += len(a.good) + len(a.dead)
 		clear(a.ending)
@@ -265,14 +282,16 @@ func TestKillLosesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Logf("%d rounds, %d checks of keys; changes: %v", rounds, checked, a.changes)
+	t.Logf("%d rounds, %d keys checked; changes: %v", rounds, checked, a.changes)
 }
 
-// killedRun runs a process that churns keys and kills it some time after its first line for which enough is true.
-func killedRun(t *testing.T, dir string, a *acknowledged, after time.Duration, enough func() bool) {
+// runAndKill runs a process that executes churnForever, and adds the lines that it prints to a. After the first line at
+// which ready returns true, runAndKill waits for a random delay and kills the process.
+func runAndKill(t *testing.T, dir string, rnd *rand.Rand, a *acknowledged, ready func() bool) {
 	t.Helper()
+	seed, delay := rnd.Uint64(), time.Duration(1+rnd.IntN(150))*time.Millisecond
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), durabilityDir+"="+dir)
+	cmd.Env = append(os.Environ(), durabilityDir+"="+dir, durabilitySeed+"="+strconv.FormatUint(seed, 10))
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -285,15 +304,15 @@ func killedRun(t *testing.T, dir string, a *acknowledged, after time.Duration, e
 	var kill *time.Timer
 	for lines := bufio.NewReader(out); ; {
 		line, err := lines.ReadString('\n')
-		if err != nil { // what it did not finish it did not say
+		if err != nil { // an incomplete line does not count
 			break
 		}
-		a.line(strings.Fields(line))
-		if kill == nil && enough() {
-			kill = time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+		a.add(strings.Fields(line))
+		if kill == nil && ready() {
+			kill = time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
 		}
 	}
 	if err := cmd.Wait(); kill == nil || err == nil || cmd.ProcessState.ExitCode() != -1 {
-		t.Fatalf("the process ended by itself: %v\n%s", err, stderr.String())
+		t.Fatalf("the process ended before it was killed: %v\n%s", err, stderr.String())
 	}
 }

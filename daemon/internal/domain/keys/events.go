@@ -8,7 +8,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// everything stands for all namespaces or all scopes in the audit log; nothing can be called so.
+// everything stands for all namespaces or all scopes in the audit log. No namespace or scope can have this name.
 const everything = "*"
 
 func createEvent(r Record) audit.Event {
@@ -50,12 +50,12 @@ func keyEvent(action string, r Record, by uint32) audit.Event {
 	return e
 }
 
-// invalidateEvent tells that live keys are refused since ring is the signing key.
+// invalidateEvent returns the event that live keys became invalid because ring is now the signing key.
 func invalidateEvent(actor string, ring *keyring, live int) audit.Event {
 	return audit.Event{Action: audit.KeysInvalid, Actor: actor, Target: ring.keyID, Detail: map[string]string{"count": strconv.Itoa(live)}}
 }
 
-// signingKeyEvent tells that ring becomes the signing key.
+// signingKeyEvent returns the event that ring becomes the signing key. action says why.
 func signingKeyEvent(action, actor string, ring *keyring) audit.Event {
 	return audit.Event{Action: action, Actor: actor, Target: ring.keyID}
 }

@@ -13,7 +13,7 @@ const (
 	lastYear   = 9999
 )
 
-// spanUnits maps a unit to its seconds or to its calendar months.
+// spanUnits maps each unit to its length in seconds or in calendar months.
 var spanUnits = map[string]struct{ seconds, months int64 }{
 	"s":  {seconds: 1},
 	"m":  {seconds: 60},
@@ -24,10 +24,10 @@ var spanUnits = map[string]struct{ seconds, months int64 }{
 	"y":  {months: 12},
 }
 
-// ParseExpiry returns the moment that lies s after now, in UTC. s is a number and a unit, or several
-// of them from left to right: 30s, 15m, 24h, 7d, 2w, 3mo, 1y, 1w2d. Months and years are those of the
-// calendar: a month after January 31 is the last day of February. The empty s is never, the zero
-// time. A bad s is errdefs.ErrInvalidArgument.
+// ParseExpiry returns the time that is s after now, in UTC. s is a whole number and a unit, such as 30s, 15m, 24h,
+// 7d, 2w, 3mo or 1y, or several of these, such as 1w2d, which are applied from left to right. Months and years are
+// calendar months and years: one month after January 31 is the last day of February. If s is empty, ParseExpiry
+// returns the zero time, which means never. The error for an invalid s is errdefs.ErrInvalidArgument.
 func ParseExpiry(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -35,8 +35,9 @@ func ParseExpiry(s string, now time.Time) (time.Time, error) {
 	return parseSpan(s, now, 1)
 }
 
-// ParseAge returns the moment that lies s before now, in UTC; s is as ParseExpiry takes it. A month
-// before March 31 is the last day of February. The empty s is now. A bad s is errdefs.ErrInvalidArgument.
+// ParseAge returns the time that is s before now, in UTC. s has the format that ParseExpiry accepts. One month before
+// March 31 is the last day of February. If s is empty, ParseAge returns now. The error for an invalid s is
+// errdefs.ErrInvalidArgument.
 func ParseAge(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return now.UTC(), nil
@@ -44,14 +45,14 @@ func ParseAge(s string, now time.Time) (time.Time, error) {
 	return parseSpan(s, now, -1)
 }
 
-// parseSpan goes from now by s, in the direction that sign gives.
+// parseSpan returns the time that is s after now if sign is 1, and s before now if sign is -1.
 func parseSpan(s string, now time.Time, sign int64) (time.Time, error) {
-	what, tooFar := "expiry", fmt.Sprintf("lies beyond the year %d; leave it out for a key that never expires", lastYear)
+	kind, tooFar := "expiry", fmt.Sprintf("is after the year %d; omit it for a key that never expires", lastYear)
 	if sign < 0 {
-		what, tooFar = "age", "lies before the year 1"
+		kind, tooFar = "age", "is before the year 1"
 	}
 	bad := func(format string, a ...any) (time.Time, error) {
-		return time.Time{}, fmt.Errorf("%s %q: %s: %w", what, abbreviate(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
+		return time.Time{}, fmt.Errorf("%s %q: %s: %w", kind, abbreviate(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
 	}
 	if strings.HasPrefix(s, "-") {
 		return bad("must not be negative")
@@ -68,9 +69,9 @@ func parseSpan(s string, now time.Time, sign int64) (time.Time, error) {
 		unit, known := spanUnits[name]
 		switch {
 		case number == "":
-			return bad("wants a whole number before %q, as in 7d", abbreviate(name))
+			return bad("put a whole number before %q, as in 7d", abbreviate(name))
 		case name == "":
-			return bad("%s what? Add a unit: s, m (minutes), h, d, w, mo (months) or y", abbreviate(number))
+			return bad("%q has no unit: add s, m (minutes), h, d, w, mo (months) or y", abbreviate(number))
 		case !known:
 			return bad("unknown unit %q: use s, m (minutes), h, d, w, mo (months) or y", abbreviate(name))
 		}
@@ -78,7 +79,7 @@ func parseSpan(s string, now time.Time, sign int64) (time.Time, error) {
 		switch {
 		case number == "":
 			return bad("must not be zero")
-		case len(number) > 12: // more seconds than 9999 years have, and small enough for what follows
+		case len(number) > 12: // 12 digits cover 9999 years in seconds, and cannot overflow below
 			return bad("%s", tooFar)
 		}
 		var n int64
@@ -98,7 +99,8 @@ func parseSpan(s string, now time.Time, sign int64) (time.Time, error) {
 	return t, nil
 }
 
-// addMonths is AddDate, but it stays in the month that it reaches where that is a shorter one.
+// addMonths is like t.AddDate(0, months, 0), but if the resulting month has no such day, it returns the last day of
+// that month instead of a day in the next.
 func addMonths(t time.Time, months int) time.Time {
 	to := t.AddDate(0, months, 0)
 	if to.Day() != t.Day() {
@@ -107,6 +109,7 @@ func addMonths(t time.Time, months int) time.Time {
 	return to
 }
 
+// abbreviate shortens s for an error message.
 func abbreviate(s string) string {
 	if len(s) > 40 {
 		return s[:40] + "…"

@@ -25,7 +25,7 @@ func TestParseExpiry(t *testing.T) {
 		{"2024-02-29T10:00:00Z", "1y", "2025-02-28T10:00:00Z"},
 		{"2026-10-31T10:00:00Z", "13mo", "2027-11-30T10:00:00Z"},
 		{"2026-12-31T10:00:00Z", "2mo", "2027-02-28T10:00:00Z"},
-		{"2026-01-31T23:30:00-02:00", "1mo", "2026-03-01T01:30:00Z"}, // calendars count in UTC
+		{"2026-01-31T23:30:00-02:00", "1mo", "2026-03-01T01:30:00Z"}, // months are counted in UTC
 		{"2026-01-10T10:00:00Z", "7973y", "9999-01-10T10:00:00Z"},
 	}
 	for _, tt := range tests {
@@ -39,15 +39,15 @@ func TestParseExpiry(t *testing.T) {
 		}
 	}
 	if got, err := ParseExpiry("", time.Now()); err != nil || !got.IsZero() {
-		t.Errorf("no expiry is %s, %v", got, err)
+		t.Errorf("an empty expiry is %s, %v", got, err)
 	}
 }
 
 func TestParseExpiryRefuses(t *testing.T) {
 	now := time.Date(2026, 1, 10, 10, 0, 0, 0, time.UTC)
 	for s, want := range map[string]string{
-		"7":                                "Add a unit",
-		"1w2":                              "Add a unit",
+		"7":                                "has no unit",
+		"1w2":                              "has no unit",
 		"3fortnights":                      "unknown unit",
 		"3M":                               "unknown unit",
 		"1d 2h":                            "unknown unit",
@@ -103,7 +103,7 @@ func TestParseAge(t *testing.T) {
 	}
 	now := time.Date(2026, 1, 10, 10, 0, 0, 0, time.UTC)
 	for s, want := range map[string]string{
-		"90": "Add a unit", "-1d": "negative", "0d": "zero", "1x": "unknown unit", "2026y": "before the year 1",
+		"90": "has no unit", "-1d": "negative", "0d": "zero", "1x": "unknown unit", "2026y": "before the year 1",
 		"999999999999w": "before the year 1", "9999999999999s": "before the year 1", "30d ": "unknown unit",
 	} {
 		if _, err := ParseAge(s, now); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "age ") {

@@ -4,28 +4,30 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 )
 
-// forger makes tokens that this server did not issue, of what an attacker can have: good tokens of this
-// server and of another one, that one's signing key, and this one's public key.
+// forger makes tokens that this server did not issue. It uses only what an attacker can have: valid tokens of this
+// server, the signing key of another server, and the public key of this one.
 type forger struct {
 	rnd   *rand.Rand
-	good  []string
-	alien *keyring
-	ring  *keyring // only its public side is used
-	local map[string]string
+	valid []string
+	alien *keyring // the keyring of another server
+	ring  *keyring // the keyring of this server, of which only the public information is used
+	local []string // encrypted tokens, see forge
 }
 
 const base64Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 var forgeries = map[string]func(f *forger) string{
-	"bits": func(f *forger) string { // of what was signed, and of the signature
+	"bits": func(f *forger) string { // flipped in the payload or in the signature
 		body, footer := f.parts()
 		raw, _ := base64.RawURLEncoding.DecodeString(body)
 		for range 1 + f.rnd.IntN(3) {
@@ -40,7 +42,7 @@ var forgeries = map[string]func(f *forger) string{
 		switch f.rnd.IntN(4) {
 		case 0:
 			clear(signature)
-		case 1: // S plus the order of the group: the same, if it were not refused
+		case 1: // S plus the order of the group, which a careless implementation accepts as the same signature
 			order := []byte{0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 31: 0x10}
 			var carry int
 			for n := range order {
@@ -48,11 +50,11 @@ var forgeries = map[string]func(f *forger) string{
 				signature[32+n] = byte(carry)
 				carry >>= 8
 			}
-		case 2: // of another token
+		case 2: // the signature of another token, with one bit flipped in case it is the same token
 			other, _ := f.parts()
 			raw2, _ := base64.RawURLEncoding.DecodeString(other)
 			copy(signature, raw2[len(raw2)-ed25519.SignatureSize:])
-			signature[f.rnd.IntN(len(signature))] ^= 1 << f.rnd.IntN(8) // it may be the same one
+			signature[f.rnd.IntN(len(signature))] ^= 1 << f.rnd.IntN(8)
 		default:
 			for n := range signature {
 				signature[n] = byte(f.rnd.Uint32())
@@ -60,8 +62,8 @@ var forgeries = map[string]func(f *forger) string{
 		}
 		return header + base64.RawURLEncoding.EncodeToString(raw) + "." + footer
 	},
-	"claims": func(f *forger) string { // what an attacker wants, signed by another key
-		r := Record{ID: randomID(), CreatedAt: moment1(f.rnd.IntN(1000))}
+	"claims": func(f *forger) string { // unlimited access, signed by another signing key
+		r := Record{ID: seededID(f.rnd), CreatedAt: schema1Time(f.rnd.IntN(1000))}
 		payload, _ := f.ring.payload(r)
 		token, _ := sign(ed25519.PrivateKey(f.alien.private.Reveal()), payload, []byte(f.ring.footer))
 		return token
@@ -76,14 +78,12 @@ var forgeries = map[string]func(f *forger) string{
 		return keyPrefix + version + "." + purpose + "." + body + "." + footer
 	},
 	"local": func(f *forger) string {
-		for _, token := range f.local { // in any order
-			if f.rnd.IntN(2) == 0 {
-				return keyPrefix + token
-			}
-			_, rest, _ := strings.Cut(token[3:], ".")
-			return header + rest
+		token := f.local[f.rnd.IntN(len(f.local))]
+		if f.rnd.IntN(2) == 0 {
+			return keyPrefix + token
 		}
-		return ""
+		_, rest, _ := strings.Cut(token[3:], ".")
+		return header + rest
 	},
 	"kids": func(f *forger) string {
 		body, _ := f.parts()
@@ -109,8 +109,8 @@ var forgeries = map[string]func(f *forger) string{
 		}
 		return header + body + "." + base64.RawURLEncoding.EncodeToString(footer)
 	},
-	"encodings": func(f *forger) string { // other spellings of a good token
-		token := f.good[f.rnd.IntN(len(f.good))]
+	"encodings": func(f *forger) string { // other spellings of a valid token
+		token := f.valid[f.rnd.IntN(len(f.valid))]
 		at := len(header) + f.rnd.IntN(len(token)-len(header))
 		body, footer := f.parts()
 		switch f.rnd.IntN(7) {
@@ -118,7 +118,7 @@ var forgeries = map[string]func(f *forger) string{
 			return token[:at] + []string{"\n", "\r", "=", "+", "/", " ", "\x00", "."}[f.rnd.IntN(8)] + token[at:]
 		case 1:
 			return token + strings.Repeat("=", 1+f.rnd.IntN(3))
-		case 2: // spare bits
+		case 2: // the last characters have unused bits, which must be 0
 			return token[:len(token)-1] + other(f.rnd, token[len(token)-1])
 		case 3:
 			return header + body[:len(body)-1] + other(f.rnd, body[len(body)-1]) + "." + footer
@@ -130,8 +130,8 @@ var forgeries = map[string]func(f *forger) string{
 			return token + token[at:]
 		}
 	},
-	"alien": func(f *forger) string {
-		payload, _ := f.alien.payload(Record{ID: randomID()})
+	"alien": func(f *forger) string { // a token of another server
+		payload, _ := f.alien.payload(Record{ID: seededID(f.rnd)})
 		footer := f.alien.footer
 		if f.rnd.IntN(2) == 0 {
 			footer = f.ring.footer
@@ -141,7 +141,7 @@ var forgeries = map[string]func(f *forger) string{
 	},
 }
 
-// other is a character of base64url that c is not.
+// other returns a random character of base64url other than c.
 func other(rnd *rand.Rand, c byte) string {
 	n := rnd.IntN(len(base64Alphabet))
 	if base64Alphabet[n] == c {
@@ -150,60 +150,83 @@ func other(rnd *rand.Rand, c byte) string {
 	return base64Alphabet[n : n+1]
 }
 
+// parts returns the encoded body and footer of a random valid token.
 func (f *forger) parts() (body, footer string) {
-	body, footer, _ = strings.Cut(f.good[f.rnd.IntN(len(f.good))][len(header):], ".")
+	body, footer, _ = strings.Cut(f.valid[f.rnd.IntN(len(f.valid))][len(header):], ".")
 	return body, footer
 }
 
-// R5: whatever is done to tokens, none is taken but those that were issued.
+// No token is accepted except those that the server issued.
 func TestForgeriesAreRefused(t *testing.T) {
 	t.Parallel()
-	_, i, v := newIssuer(t)
-	_, alien, _ := newIssuer(t)
-	good := map[string]bool{}
+	seed := RandomSeed(t)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	ring, alien := seededKeyring(t, rnd), seededKeyring(t, rnd)
+	path := keyringPath(t)
+	if err := ring.save(path); err != nil {
+		t.Fatal(err)
+	}
+	// The tokens are not from Issue, because its random ids and the time would make each run different.
+	issued, records := map[string]bool{}, map[string]Record{}
 	var tokens []string
 	for n := range 10 {
-		req := IssueRequest{Namespaces: []string{"a", "b", "c"}[:n%4%3], Scopes: Scopes[:n%3]}
-		if n%2 == 0 {
-			req.Expire = "1y"
+		r := Record{
+			ID: seededID(rnd), Namespaces: []string{"a", "b", "c"}[:n%4%3], Scopes: Scopes[:n%3], CreatedAt: schema1Time(n),
+			SigningKeyID: ring.keyID,
 		}
-		token, r := issue(t, i, req)
-		good[token] = true
-		tokens = append(tokens, token)
+		if n%2 == 0 {
+			r.ExpiresAt = r.CreatedAt.AddDate(900, 0, 0)
+		}
 		if n%3 == 0 {
-			revoke(t, i, r.ID)
-			tokens = append(tokens, token)
+			r.RevokedAt, r.Revocation = r.CreatedAt, ByHand
+		}
+		token, err := ring.sign(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records[r.ID] = r
+		issued[token.Reveal()] = true
+		tokens = append(tokens, token.Reveal())
+	}
+	store := NewMemory()
+	store.SetRecords(records)
+	i, v := openIssuer(t, store, path)
+	for n, token := range tokens {
+		if n%3 == 0 {
+			refused(t, v, token)
 		} else {
-			accepted(t, v, token) // half of it has a session
+			accepted(t, v, token) // opens a session
 		}
 	}
-	ring := i.keyring.Load()
 	payload, err := ring.payload(i.keys.records()[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	local := forge(t, ring.public, payload, []byte(ring.footer))
+	encrypted := forge(t, ring.public, payload, []byte(ring.footer))
+	var local []string
+	for _, name := range slices.Sorted(maps.Keys(encrypted)) {
+		local = append(local, encrypted[name])
+	}
 
-	total := count(t, 20_000, 10_000_000)
+	total := iterations(t, 20_000, 10_000_000)
 	workers := runtime.GOMAXPROCS(0)
 	var tried [16]atomic.Int64
-	kinds := make([]string, 0, len(forgeries))
-	for kind := range forgeries {
-		kinds = append(kinds, kind)
-	}
+	kinds := slices.Sorted(maps.Keys(forgeries))
 	var wg sync.WaitGroup
 	for worker := range workers {
 		wg.Go(func() {
-			f := &forger{rand.New(rand.NewPCG(rand.Uint64(), uint64(worker))), tokens, alien.keyring.Load(), ring, local}
-			for n := range total / workers {
+			source := rand.NewPCG(0, 0)
+			f := &forger{rand.New(source), tokens, alien, ring, local}
+			for n := worker; n < total; n += workers {
+				source.Seed(seed, uint64(n)+1) // so that the forgeries do not depend on the number of workers
 				kind := n % len(kinds)
 				token := forgeries[kinds[kind]](f)
-				if good[token] {
-					continue // by chance, the same again
+				if issued[token] {
+					continue // the forgery is by chance a valid token
 				}
 				tried[kind].Add(1)
 				if p, err := v.Verify(token, from); err == nil || p.KeyID != "" {
-					t.Errorf("%s: %q speaks for %+v", kinds[kind], token, p)
+					t.Errorf("forgery %d, %s: %q is accepted: %+v", n, kinds[kind], token, p)
 					return
 				}
 			}
@@ -213,16 +236,16 @@ func TestForgeriesAreRefused(t *testing.T) {
 	for n, kind := range kinds {
 		t.Logf("%s: %d refused", kind, tried[n].Load())
 		if tried[n].Load() < int64(total/len(kinds)/2) {
-			t.Errorf("%s: too few were tried", kind)
+			t.Errorf("%s: too few forgeries were tried", kind)
 		}
 	}
 	if events := i.suspects.take(); events != nil {
-		t.Errorf("a forgery looked as if the signing key had signed it: %+v", events)
+		t.Errorf("forgeries were reported as signed by the signing key: %+v", events)
 	}
-	for token := range good {
+	for token := range issued {
 		_, err := v.Verify(token, from)
 		if s := v.keys.sessions.find(token); (err == nil) != (s != nil) {
-			t.Errorf("after it all, a good token: %v", err)
+			t.Errorf("an issued token, after the forgeries: %v", err)
 		}
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// Issuer makes keys and replaces the signing key. It is safe for concurrent use.
+// Issuer creates and changes keys and replaces the signing key. It is safe for concurrent use.
 type Issuer struct {
 	path     string
 	store    Store
@@ -22,33 +22,33 @@ type Issuer struct {
 	suspects *suspects
 	log      *slog.Logger
 
-	// mu is held for reading while a key is made, so that many who make keys share the store's commits;
-	// for writing by every other change: each sees what was there before it, and no key is acknowledged
-	// that a reset beside it invalidated. What only asks does not wait for it.
+	// Issue holds mu for reading, so that concurrent calls can share a commit of the store. Every other change
+	// holds mu for writing: each change sees the result of the previous ones, and Issue never returns a key that a
+	// concurrent reset has invalidated. Methods that change nothing do not use mu.
 	mu      sync.RWMutex
-	keyring atomic.Pointer[keyring] // changed under mu
-	// saving is held while usage is saved, with the time, and by a reset, which sets the time back. It is
-	// taken after mu.
+	keyring atomic.Pointer[keyring] // changed only while mu is held for writing
+	// saving is held while usage and the latest time are saved, and during a reset, which may set the latest time
+	// back. If both locks are needed, mu is locked first.
 	saving sync.Mutex
 }
 
-// IssueRequest says what key to make.
+// IssueRequest describes the key to create.
 type IssueRequest struct {
-	// Name may be empty; see Record.
+	// Name may be empty. See Record.Name.
 	Name string
-	// Expire is as ParseExpiry takes it; empty means never.
+	// Expire is how long the key is valid, in the format of ParseExpiry. Empty means forever.
 	Expire string
-	// Namespaces limits the key to these tenant namespaces; empty means every one.
+	// Namespaces limits the key to these tenant namespaces. Empty means all namespaces.
 	Namespaces []string
-	// Scopes limits what the key may do; empty means everything.
+	// Scopes limits what the key may do. Empty means everything.
 	Scopes []Scope
-	// CreatedBy is the uid of the local user who asks.
+	// CreatedBy is the uid of the local user who creates the key.
 	CreatedBy uint32
 }
 
-// Issue makes a key. When it returns without an error the key is durable and Verify takes it. The
-// Secret is the only copy. A bad request is errdefs.ErrInvalidArgument, a name that is taken
-// errdefs.ErrAlreadyExists; while the clock is behind, errdefs.ErrFailedPrecondition.
+// Issue creates a key. When Issue returns without an error, the key is durable and Verify accepts it. The Secret is
+// the only copy of the key. The error is errdefs.ErrInvalidArgument if the request is invalid,
+// errdefs.ErrAlreadyExists if the name is in use, and errdefs.ErrFailedPrecondition while the clock is behind.
 func (i *Issuer) Issue(ctx context.Context, req IssueRequest) (Secret, Record, error) {
 	if err := checkName(req.Name); err != nil {
 		return Secret{}, Record{}, err
@@ -82,9 +82,9 @@ func (i *Issuer) Issue(ctx context.Context, req IssueRequest) (Secret, Record, e
 	return secret, r, nil
 }
 
-// draft completes the record of a new key, and signs its token. The caller holds i.mu.
+// draft completes the record of a new key and signs its token. The caller holds i.mu.
 func (i *Issuer) draft(r Record) (Secret, Record, error) {
-	if err := i.clock.check(); err != nil {
+	if err := i.clock.checkNotBehind(); err != nil {
 		return Secret{}, Record{}, err
 	}
 	ring := i.keyring.Load()
@@ -100,13 +100,13 @@ func (i *Issuer) draft(r Record) (Secret, Record, error) {
 		return Secret{}, Record{}, fmt.Errorf("sign key: %w", err)
 	}
 	if n := len(secret.Reveal()); n > maxLength {
-		return Secret{}, Record{}, fmt.Errorf("key would be %d characters long, of which %d are too many: name fewer namespaces, or none for all of them: %w",
-			n, n-maxLength, errdefs.ErrInvalidArgument)
+		return Secret{}, Record{}, fmt.Errorf("key would be %d characters long, the maximum is %d: name fewer namespaces, or none to allow all: %w",
+			n, maxLength, errdefs.ErrInvalidArgument)
 	}
 	return secret, r, nil
 }
 
-// commit makes a change durable, and then effective. The caller holds i.mu.
+// commit makes a change durable and then applies it in memory. The caller holds i.mu.
 func (i *Issuer) commit(c Change) error {
 	if err := i.store.CommitKeys(c); err != nil {
 		return err
@@ -116,25 +116,27 @@ func (i *Issuer) commit(c Change) error {
 	return nil
 }
 
-// Counts says how many keys there are.
+// Counts returns the number of keys in each state.
 func (i *Issuer) Counts() Counts { return i.keys.counts() }
 
-// SigningKey describes the current signing key.
+// SigningKey returns information about the current signing key.
 func (i *Issuer) SigningKey() SigningKey {
 	ring := i.keyring.Load()
 	return SigningKey{InstanceID: ring.instanceID, ID: ring.keyID, CreatedAt: ring.createdAt}
 }
 
-// ClockBehind is how far the clock lies behind the latest time that the server has seen, if that is more
-// than a correction of the clock explains, else 0. Keys that expire are judged by the latter, and no key
-// can be made.
+// ClockBehind returns how far the wall clock is behind the latest time that the server has seen. It returns 0 if the
+// difference is at most 5 minutes, which a time server may have corrected. While the clock is behind, keys expire
+// by the latest time seen, and no key can be created.
 func (i *Issuer) ClockBehind() time.Duration { return i.clock.behind() }
 
-// Now is the time by which keys live and die; see ClockBehind.
+// Now returns the time that decides whether a key has expired. It never goes back, except in a reset. See
+// ClockBehind.
 func (i *Issuer) Now() time.Time { return i.clock.time() }
 
-// Run saves the usage of keys every minute, and at the end of ctx; it returns nil then. What cannot be
-// saved is logged and tried again.
+// Run saves the usage of keys every minute and when ctx is done, and then returns nil. It also writes suspicious
+// tokens to the audit log, and ends the sessions of expired keys when the clock is set forward. If something cannot
+// be saved, Run logs the error and tries again.
 func (i *Issuer) Run(ctx context.Context) error {
 	save := time.NewTicker(usageInterval)
 	defer save.Stop()
@@ -144,7 +146,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 		select {
 		case <-save.C:
 			i.saveUsage()
-			i.reportSuspects() // those that could not be written
+			i.reportSuspects() // try those again that could not be written
 		case <-i.suspects.waiting:
 			i.reportSuspects()
 		case <-watch.C:

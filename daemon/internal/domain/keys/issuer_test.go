@@ -36,26 +36,26 @@ func TestIssueAndVerify(t *testing.T) {
 	if diff := cmp.Diff(want, store.Records()[r.ID]); diff != "" {
 		t.Errorf("the store has another record:\n%s", diff)
 	}
-	for range 2 { // the second has a session
+	for range 2 { // the second time, the key has a session
 		p := accepted(t, v, key)
 		if p.KeyID != r.ID || !p.Allows("project-web") || !p.Allows("a") || p.Allows("default") || p.Allows("") {
-			t.Errorf("the key speaks for %+v", p)
+			t.Errorf("the principal is %+v", p)
 		}
 		if !p.Has(ScopeExec) || !p.Has(ScopeStop) || p.Has(ScopeStart) || p.Has("") {
-			t.Errorf("the key may do %v", p.Scopes)
+			t.Errorf("the scopes are %v", p.Scopes)
 		}
 	}
 	all, global := issue(t, i, IssueRequest{})
 	asked := []string{"b", "a", "b"}
 	issue(t, i, IssueRequest{Namespaces: asked})
 	if !slices.Equal(asked, []string{"b", "a", "b"}) {
-		t.Errorf("the caller's namespaces became %q", asked)
+		t.Errorf("Issue changed the caller's namespaces to %q", asked)
 	}
 	if p := accepted(t, v, all); !p.Allows("default") || !p.Allows("a") || !p.Has(ScopeMetrics) {
-		t.Errorf("a key without limits speaks for %+v", p)
+		t.Errorf("the principal of a key without limits is %+v", p)
 	}
-	if nobody := (Principal{}); nobody.Allows("default") || nobody.Has(ScopeRead) {
-		t.Error("nobody is allowed something")
+	if zero := (Principal{}); zero.Allows("default") || zero.Has(ScopeRead) {
+		t.Error("the zero Principal has permissions")
 	}
 	if c := i.Counts(); c != (Counts{Live: 3}) {
 		t.Errorf("counts are %+v", c)
@@ -81,7 +81,7 @@ func TestIssueRefuses(t *testing.T) {
 		many[n] = fmt.Sprintf("%s%d", strings.Repeat("n", 50), n)
 	}
 	for want, req := range map[string]IssueRequest{
-		"Add a unit":                    {Expire: "1"},
+		"has no unit":                   {Expire: "1"},
 		`namespace "*"`:                 {Namespaces: []string{"a", "*"}},
 		`namespace "a/b"`:               {Namespaces: []string{"a/b"}},
 		`namespace ""`:                  {Namespaces: []string{""}},
@@ -92,7 +92,7 @@ func TestIssueRefuses(t *testing.T) {
 		`key name "é"`:                  {Name: "é"},
 		"key name":                      {Name: strings.Repeat("a", 64)},
 		`unknown scope "sandbox:files"`: {Scopes: []Scope{ScopeExec, "sandbox:files"}},
-		"use some of sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
+		"choose from sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
 		"name fewer namespaces": {Namespaces: many},
 	} {
 		secret, r, err := i.Issue(context.Background(), req)
@@ -100,28 +100,28 @@ func TestIssueRefuses(t *testing.T) {
 			t.Errorf("Issue(%+v): %v, want %q", req, err, want)
 		}
 		if secret.Reveal() != "" || r.ID != "" {
-			t.Errorf("Issue(%+v) made a key all the same", req)
+			t.Errorf("Issue(%+v) returned a key together with an error", req)
 		}
 	}
 	store.FailWith(errDisk)
 	if secret, _, err := i.Issue(context.Background(), IssueRequest{Name: "a"}); !errors.Is(err, errDisk) || secret.Reveal() != "" {
-		t.Errorf("a key that is not stored: %v", err)
+		t.Errorf("Issue with a failing store: %v", err)
 	}
 	store.FailWith(nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := i.Issue(ctx, IssueRequest{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("a key for a caller who has gone: %v", err)
+		t.Errorf("Issue with a cancelled context: %v", err)
 	}
 	if c := i.Counts(); c != (Counts{}) || len(store.Records()) != 0 || len(store.Events()) != 0 {
-		t.Errorf("it left %+v, %v, %v", c, store.Records(), store.Events())
+		t.Errorf("after the failures, the counts are %+v, the records %v, the events %v", c, store.Records(), store.Events())
 	}
-	issue(t, i, IssueRequest{Name: "a"}) // the failure did not keep the name
+	issue(t, i, IssueRequest{Name: "a"}) // the name is free after the failure
 }
 
-// The most namespaces that a token has room for is found by trying, so that no key is made that the
-// server itself refuses.
-func TestLongestTokenIsTaken(t *testing.T) {
+// The server never issues a key that is too long for it to accept. To test this, issue keys with more and more
+// namespaces, until Issue refuses to.
+func TestLongestTokenIsAccepted(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
 	var namespaces []string
@@ -130,7 +130,7 @@ func TestLongestTokenIsTaken(t *testing.T) {
 		secret, _, err := i.Issue(context.Background(), IssueRequest{Namespaces: namespaces})
 		if err != nil {
 			if n < 50 {
-				t.Errorf("only %d namespaces: %v", n, err)
+				t.Errorf("with only %d namespaces: %v", n, err)
 			}
 			return
 		}
@@ -151,10 +151,10 @@ func TestNamesAreUnique(t *testing.T) {
 		}
 	}
 	_, a := issue(t, i, IssueRequest{Name: "a", Expire: "1h"})
-	issue(t, i, IssueRequest{Name: "A"}) // another name
+	issue(t, i, IssueRequest{Name: "A"}) // names are case-sensitive
 	taken("a")
 	clock.pass(time.Hour)
-	_, a = issue(t, i, IssueRequest{Name: "a"}) // the other one has expired
+	_, a = issue(t, i, IssueRequest{Name: "a"}) // the first key has expired
 	taken("a")
 	revoke(t, i, a.ID)
 	_, a = issue(t, i, IssueRequest{Name: "a"})
@@ -162,18 +162,18 @@ func TestNamesAreUnique(t *testing.T) {
 	if _, made, _, err := i.Rotate(context.Background(), RotateRequest{Ref: a.ID, Grace: "1h"}); err != nil || made.Name != "a" {
 		t.Errorf("rotated into %+v, %v", made, err)
 	} else {
-		taken("a") // the new key has it
+		taken("a") // by the new key
 		revoke(t, i, made.ID)
 	}
-	issue(t, i, IssueRequest{Name: "a"}) // the old one is being replaced
+	issue(t, i, IssueRequest{Name: "a"}) // the old key is still live but was rotated, so it does not hold the name
 	taken("a")
 	reset(t, i)
 	issue(t, i, IssueRequest{Name: "a"})
 }
 
-// Of many who want one name at once, one gets it. While the store keeps them waiting, all who want none
-// or another wait for it together: so they can share a commit.
-func TestIssueTogether(t *testing.T) {
+// If several concurrent calls of Issue request the same name, one gets it. The others do not wait for the store. Calls
+// with no name are in the store at the same time, so that they can share a commit.
+func TestConcurrentIssue(t *testing.T) {
 	t.Parallel()
 	store, i, v := newIssuer(t)
 	const named, unnamed = 20, 50
@@ -203,7 +203,7 @@ func TestIssueTogether(t *testing.T) {
 		})
 	}
 	for range unnamed + 1 {
-		<-arrived // all of them are in the store, and none has finished
+		<-arrived // now all of these calls are in the store, and none has finished
 	}
 	close(proceed)
 	wg.Wait()

@@ -26,15 +26,15 @@ const (
 	maxKeyringSize = 4 << 10
 )
 
-// keyring is the signing key and the identity of this server.
+// keyring holds the signing key and the identity of this server.
 type keyring struct {
 	*identity
 	createdAt time.Time
-	private   Secret // an ed25519.PrivateKey's bytes
+	private   Secret // the bytes of an ed25519.PrivateKey
 }
 
-// keyringFile is the keyring on disk. KeyID is a fingerprint of all the rest, so that a damaged file
-// is noticed, not used.
+// keyringFile is the format of the keyring on disk. KeyID is a fingerprint of the other fields except Version, so
+// that a damaged file is detected.
 type keyringFile struct {
 	Version    int       `json:"version"`
 	InstanceID string    `json:"instance_id"`
@@ -43,7 +43,7 @@ type keyringFile struct {
 	Seed       []byte    `json:"seed"`
 }
 
-// newKeyring makes a signing key. An empty instanceID makes a new instance, too.
+// newKeyring creates a signing key. If instanceID is empty, newKeyring creates an instance id as well.
 func newKeyring(instanceID string, now time.Time) (*keyring, error) {
 	if instanceID == "" {
 		instanceID = randomID()
@@ -78,16 +78,16 @@ func (k *keyring) sign(r Record) (Secret, error) {
 	return NewSecret(t), nil
 }
 
-// loadKeyring reads a keyring that only this process's user can have written and read. A missing
-// file is fs.ErrNotExist; one that is damaged is errdefs.ErrDataLoss.
+// loadKeyring reads a keyring. It refuses a file that another user could have read or written. The error is
+// fs.ErrNotExist if the file is missing, and errdefs.ErrDataLoss if it is damaged.
 func loadKeyring(path string) (*keyring, error) {
 	if err := checkPrivate(filepath.Dir(path), fs.ModeDir); err != nil {
 		return nil, err
 	}
-	// O_NONBLOCK: a FIFO put there must not hang the start.
+	// With O_NONBLOCK, a FIFO at this path cannot block the start of the server.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
-		return nil, fmt.Errorf("keyring %s is a symbolic link: %w", path, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("keyring %s is a symbolic link: replace it with the file itself: %w", path, errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func loadKeyring(path string) (*keyring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := private(path, info, 0); err != nil {
+	if err := checkPrivateInfo(path, info, 0); err != nil {
 		return nil, err
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxKeyringSize+1))
@@ -108,15 +108,15 @@ func loadKeyring(path string) (*keyring, error) {
 	switch {
 	case errdefs.IsDataLoss(err):
 		return nil, fmt.Errorf("keyring %s: %w: put it back from a backup, or start with --reset-key, "+
-			"which makes a new one and invalidates every API key", path, err)
+			"which creates a new one and invalidates every API key", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("keyring %s: %w", path, err)
 	}
 	return ring, nil
 }
 
-// decodeKeyring reads what encode wrote. A damaged one is errdefs.ErrDataLoss, one of a newer version
-// errdefs.ErrFailedPrecondition.
+// decodeKeyring decodes what encode wrote. The error is errdefs.ErrDataLoss if data is damaged, and
+// errdefs.ErrFailedPrecondition if a newer version of msbd wrote it.
 func decodeKeyring(data []byte) (*keyring, error) {
 	damaged := func(what string) error { return fmt.Errorf("damaged (%s): %w", what, errdefs.ErrDataLoss) }
 	if len(data) > maxKeyringSize {
@@ -125,9 +125,9 @@ func decodeKeyring(data []byte) (*keyring, error) {
 	var k keyringFile
 	switch err := json.Unmarshal(data, &k, json.RejectUnknownMembers(true)); {
 	case err != nil:
-		return nil, damaged("not a keyring") // not err, which may quote the seed
+		return nil, damaged("not a keyring") // err is left out because it may quote the seed
 	case k.Version > keyringVersion:
-		return nil, fmt.Errorf("written by a newer msbd (version %d, known %d): %w",
+		return nil, fmt.Errorf("written by a newer msbd (version %d, this one supports %d): install that version again: %w",
 			k.Version, keyringVersion, errdefs.ErrFailedPrecondition)
 	case k.Version < 1 || len(k.Seed) != ed25519.SeedSize || k.InstanceID == "":
 		return nil, damaged("values out of range")
@@ -137,12 +137,12 @@ func decodeKeyring(data []byte) (*keyring, error) {
 		return nil, err
 	}
 	if ring.keyID != k.KeyID {
-		return nil, damaged("its key id is not that of its contents")
+		return nil, damaged("its key id does not match its contents")
 	}
 	return ring, nil
 }
 
-// encode is the keyring as a file holds it.
+// encode returns the contents of the keyring file.
 func (k *keyring) encode() (Secret, error) {
 	private := ed25519.PrivateKey(k.private.Reveal())
 	data, err := json.Marshal(keyringFile{
@@ -158,8 +158,8 @@ func (k *keyring) encode() (Secret, error) {
 	return NewSecret(string(data)), nil
 }
 
-// save replaces the keyring at path in one step that survives a power loss. durable.ErrNotDurable is the one
-// error after which it is in place.
+// save atomically and durably replaces the keyring at path. If the error is durable.ErrNotDurable, the new keyring
+// is in place but may not survive a power loss. After any other error, the old keyring is still in place.
 func (k *keyring) save(path string) error {
 	data, err := k.encode()
 	if err != nil {
@@ -167,7 +167,7 @@ func (k *keyring) save(path string) error {
 	}
 	dir := filepath.Dir(path)
 	if err := durable.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make keyring directory: %w", err)
+		return fmt.Errorf("create keyring directory: %w", err)
 	}
 	if err := checkPrivate(dir, fs.ModeDir); err != nil {
 		return err
@@ -178,44 +178,45 @@ func (k *keyring) save(path string) error {
 	return nil
 }
 
-// writeFile is a variable so that a test can make it fail, as a bad disk does.
+// writeFile is a variable so that tests can simulate a failing disk.
 var writeFile = durable.WriteFile
 
-// checkPrivate refuses a path that is not of the wanted type, not ours, or open to others.
+// checkPrivate returns an error if path is not of the file type typ, belongs to another user, or is accessible to
+// other users.
 func checkPrivate(path string, typ fs.FileMode) error {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return err
 	}
-	return private(path, info, typ)
+	return checkPrivateInfo(path, info, typ)
 }
 
-func private(path string, info fs.FileInfo, typ fs.FileMode) error {
-	var fix string
+func checkPrivateInfo(path string, info fs.FileInfo, typ fs.FileMode) error {
+	var problem string
 	switch stat := info.Sys().(*syscall.Stat_t); {
 	case info.Mode().Type() != typ:
-		fix = "is not what it should be (" + info.Mode().String() + ")"
+		problem = "has the wrong file type (" + info.Mode().String() + ")"
 	case int(stat.Uid) != os.Geteuid():
-		fix = fmt.Sprintf("belongs to uid %d, not to %d, which runs msbd", stat.Uid, os.Geteuid())
+		problem = fmt.Sprintf("belongs to uid %d, but msbd runs as uid %d", stat.Uid, os.Geteuid())
 	case info.Mode().Perm()&0o077 != 0:
-		fix = fmt.Sprintf("is open to other users (mode %04o): see who changed it, then chmod go= it", info.Mode().Perm())
+		problem = fmt.Sprintf("is open to other users (mode %04o): find out who changed that, then run chmod go= on it", info.Mode().Perm())
 	default:
 		return nil
 	}
-	return fmt.Errorf("keyring: %s %s: %w", path, fix, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("keyring: %s %s: %w", path, problem, errdefs.ErrFailedPrecondition)
 }
 
-// idLength is that of what randomID returns.
+// idLength is the length of the ids that randomID returns.
 const idLength = 32
 
-// randomID is 128 random bits in hex.
+// randomID returns 128 random bits in hex.
 func randomID() string {
 	var b [idLength / 2]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
 }
 
-// isID reports whether s is of the form that randomID gives.
+// isID reports whether s has the form of the ids that randomID returns.
 func isID[T string | []byte](s T) bool {
 	for n := range len(s) {
 		if c := s[n]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {

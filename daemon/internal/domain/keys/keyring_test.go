@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -9,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -23,7 +23,7 @@ func TestKeysOutliveARestart(t *testing.T) {
 
 	again, v := openIssuer(t, store, path)
 	if p, err := v.Verify(key, from); err != nil || p.KeyID != r.ID {
-		t.Errorf("the key speaks for %+v, %v", p, err)
+		t.Errorf("after a restart, the principal is %+v, %v", p, err)
 	}
 	if after := again.SigningKey(); after != before {
 		t.Errorf("the signing key was %+v and is %+v", before, after)
@@ -58,27 +58,27 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 				write(changed)(t, path)
 				return
 			}
-			t.Fatalf("no %q in %s", old, data)
+			t.Fatalf("%q does not occur in %s", old, data)
 		}
 	}
 	tests := map[string]struct {
 		damage func(t *testing.T, path string)
 		is     func(error) bool
-		// reset says whether --reset-key gets over it.
+		// reset is whether Open with Reset succeeds.
 		reset bool
 	}{
 		"empty":            {write(""), errdefs.IsDataLoss, true},
 		"garbage":          {write("\x00\xff garbage"), errdefs.IsDataLoss, true},
 		"null":             {write("null"), errdefs.IsDataLoss, true},
-		"endless":          {write(strings.Repeat(" ", 1<<20)), errdefs.IsDataLoss, true},
+		"too long":         {write(strings.Repeat(" ", 1<<20)), errdefs.IsDataLoss, true},
 		"no seed":          {replace(`"seed":"`, `"seed":"","x":"`), errdefs.IsDataLoss, true},
 		"short seed":       {replace(`"seed":"`, `"seed":"AAAA","x":"`), errdefs.IsDataLoss, true},
-		"changed birth":    {replace(`"created_at":"2`, `"created_at":"1`), errdefs.IsDataLoss, true},
+		"changed time":     {replace(`"created_at":"2`, `"created_at":"1`), errdefs.IsDataLoss, true},
 		"changed instance": {replace(`"instance_id":"`, `"instance_id":"0`), errdefs.IsDataLoss, true},
 		"unknown member":   {replace(`{`, `{"extra":1,`), errdefs.IsDataLoss, true},
 		"version 0":        {replace(`"version":1`, `"version":0`), errdefs.IsDataLoss, true},
 		"newer version":    {replace(`"version":1`, `"version":2`), errdefs.IsFailedPrecondition, false},
-		"gone": {func(t *testing.T, path string) {
+		"missing": {func(t *testing.T, path string) {
 			if err := os.Remove(path); err != nil {
 				t.Fatal(err)
 			}
@@ -103,7 +103,7 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, errdefs.IsFailedPrecondition, false},
-		"another user's": {func(t *testing.T, path string) {
+		"owned by another user": {func(t *testing.T, path string) {
 			if os.Geteuid() != 0 {
 				t.Skip("needs root")
 			}
@@ -126,10 +126,10 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 				t.Fatalf("Open: %v", err)
 			}
 			if strings.Contains(err.Error(), seed) {
-				t.Error("the error has the seed")
+				t.Error("the error contains the seed")
 			}
 			if store.Records()[r.ID].Revocation != "" {
-				t.Error("keys were revoked all the same")
+				t.Error("Open failed but revoked keys")
 			}
 			opts.Reset = true
 			_, v, err := Open(opts)
@@ -143,15 +143,13 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 	}
 }
 
-// R4: of a keyring in which a bit was flipped or the end is missing, nothing is used but what is in the
-// whole one, too.
+// A damaged keyring is either refused or decoded to the same keys as the intact one. The damage is a flipped bit, a
+// truncation, or random bytes.
 func TestNoDamagedKeyringIsUsed(t *testing.T) {
 	t.Parallel()
-	whole, err := newKeyring("", time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := whole.encode()
+	rnd := rand.New(rand.NewPCG(RandomSeed(t), 0))
+	intact := seededKeyring(t, rnd)
+	data, err := intact.encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,8 +158,8 @@ func TestNoDamagedKeyringIsUsed(t *testing.T) {
 		t.Helper()
 		ring, err := decodeKeyring(text)
 		switch {
-		case err == nil && (ring.keyID != whole.keyID || ring.private.Reveal() != whole.private.Reveal() || ring.instanceID != whole.instanceID):
-			t.Errorf("%s: another key is used", damage)
+		case err == nil && (ring.keyID != intact.keyID || ring.private.Reveal() != intact.private.Reveal() || ring.instanceID != intact.instanceID):
+			t.Errorf("%s: the keyring was decoded to a different key", damage)
 		case err != nil && !errdefs.IsDataLoss(err) && !errdefs.IsFailedPrecondition(err):
 			t.Errorf("%s: %v", damage, err)
 		}
@@ -176,12 +174,28 @@ func TestNoDamagedKeyringIsUsed(t *testing.T) {
 			t.Errorf("the first %d bytes: %v", n, err)
 		}
 	}
-	rnd := rand.New(rand.NewPCG(4, 4))
-	for range count(t, 2000, 100_000) {
+	for n := range iterations(t, 2000, 100_000) {
 		damaged := []byte(text)
 		for range 1 + rnd.IntN(8) {
 			damaged[rnd.IntN(len(damaged))] = byte(rnd.Uint32())
 		}
-		check("chance", damaged)
+		check(fmt.Sprintf("random bytes %d", n), damaged)
 	}
 }
+
+// seededKeyring is like newKeyring, but takes the random numbers from rnd, so that a test can be repeated.
+func seededKeyring(t testing.TB, rnd *rand.Rand) *keyring {
+	t.Helper()
+	seed := make([]byte, ed25519.SeedSize)
+	for n := range seed {
+		seed[n] = byte(rnd.Uint32())
+	}
+	ring, err := keyringFrom(keyringFile{InstanceID: seededID(rnd), CreatedAt: schema1Time(rnd.IntN(1000)), Seed: seed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+// seededID is like randomID, but takes the random numbers from rnd.
+func seededID(rnd *rand.Rand) string { return fmt.Sprintf("%016x%016x", rnd.Uint64(), rnd.Uint64()) }

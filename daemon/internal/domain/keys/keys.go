@@ -1,213 +1,171 @@
+// Package keys issues and verifies API keys.
+//
+// A key consists of a record and a signed token. The token is shown once, when the key is created, and is never
+// stored. The records are kept in the Store, and all of them are also held in memory. A token is accepted only if
+// this server's signing key signed it and its record is live. Therefore neither a stolen signing key nor a record
+// alone is enough to get access.
+//
+// A Verifier checks tokens, and an Issuer creates and changes keys. They share a keySet, which holds every record
+// and, for each key in use, a session that makes further requests with the key cheap. The Store first makes a
+// change durable, together with its entries in the audit log; then the change takes effect in memory. There is one
+// exception: when the signing key is replaced, the old keys are refused before the Store has marked them as revoked.
+//
+// The HTTP gateway uses the Verifier and the admin API uses the Issuer. The package does not depend on HTTP, gRPC
+// or a database.
 package keys
 
 import (
-	"cmp"
-	"slices"
-	"sync"
+	"net/netip"
 	"time"
+
+	"github.com/msbd/msbd/api/audit"
 )
 
-// keySet is every key in memory, dead ones too, and what of them is in use. The Issuer changes it once a
-// change is durable; the Verifier asks it. What it says is true from the moment on that a change returns.
-type keySet struct {
-	clock    *clock
-	sessions *sessionCache
+// Scope is a permission that a key may be limited to.
+type Scope string
 
-	mu sync.RWMutex
-	// identity is that of the signing key whose tokens are taken.
-	identity *identity
-	byID     map[string]*key
-	byName   map[string][]*key // dead ones, too
-	byPrefix map[string][]*key // by the first minPrefix characters of the id
-	// oldest is in the order of position.
-	oldest []*key
-	// reserved holds the names of keys that are being made.
-	reserved map[string]struct{}
+// The scopes. The gateway's method table assigns one to each method.
+const (
+	ScopeStart   Scope = "sandbox:start"  // start sandboxes
+	ScopeStop    Scope = "sandbox:stop"   // stop sandboxes
+	ScopeExec    Scope = "sandbox:exec"   // run code and commands in sandboxes
+	ScopeRead    Scope = "sandbox:read"   // read the resource usage of sandboxes
+	ScopeMetrics Scope = "server:metrics" // read the metrics of the entire server
+)
+
+// Scopes lists all scopes.
+var Scopes = []Scope{ScopeStart, ScopeStop, ScopeExec, ScopeRead, ScopeMetrics}
+
+// Record is what the server stores about a key. It is authoritative: a token whose claims differ from its record
+// is refused.
+type Record struct {
+	// ID is 128 random bits in hex. It is the jti claim of the token.
+	ID string `json:"id"`
+	// Name is a name for people to use. It may be empty. It is unique among the keys that are live and have not
+	// been rotated.
+	Name string `json:"name,omitempty"`
+	// Namespaces lists the tenant namespaces that the key is limited to, sorted. Empty means all namespaces.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Scopes lists what the key may do, sorted. Empty means everything.
+	Scopes []Scope `json:"scopes,omitempty"`
+	// CreatedAt is in UTC and truncated to milliseconds, like all times in a Record.
+	CreatedAt time.Time `json:"created_at"`
+	// CreatedBy is the uid of the local user who created the key.
+	CreatedBy uint32 `json:"created_by"`
+	// Life is the expiry as it was requested, such as 3mo. A key that replaces this one gets the same by default.
+	Life string `json:"life,omitempty"`
+	// ExpiresAt is the first moment at which the key is refused because it has expired. Zero means never.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+	// SigningKeyID identifies the signing key that signed the token.
+	SigningKeyID string `json:"signing_key_id"`
+	// RevokedAt is the first moment at which the key is refused because of Revocation. Zero means that it was
+	// not revoked. During the grace period of a rotation, RevokedAt is in the future.
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
+	// Revocation is how the key was revoked. It is empty if the key was not revoked.
+	Revocation Revocation `json:"revocation,omitempty"`
+	// ReplacedBy is the id of the key that replaced this one in a rotation.
+	ReplacedBy string `json:"replaced_by,omitempty"`
 }
 
-// key is a key in memory.
-type key struct {
-	Record           // guarded by keySet.mu; what its slices hold never changes
-	session *session // guarded by keySet.mu; nil: not seen yet, or refused
-	usage   usage
-}
+// Revocation is the way in which a key was revoked.
+type Revocation string
 
-func newKeySet(c *clock, id *identity) *keySet {
-	return &keySet{
-		clock:    c,
-		sessions: newSessionCache(),
-		identity: id,
-		byID:     make(map[string]*key),
-		byName:   make(map[string][]*key),
-		byPrefix: make(map[string][]*key),
-		reserved: make(map[string]struct{}),
-	}
-}
+const (
+	ByHand     Revocation = "revoked" // an administrator revoked this key
+	ByRotation Revocation = "rotated" // another key replaced this key
+	ByReset    Revocation = "reset"   // the signing key was replaced, which revokes all of its keys
+)
 
-// position orders keys by age.
-type position struct {
-	createdAt int64 // in milliseconds since 1970
-	id        string
-}
+// State is the state of a key. Only a Live key is accepted.
+type State int
 
-func prefix(id string) string { return id[:min(len(id), minPrefix)] }
+// The states. A key that is both expired and revoked is Revoked.
+const (
+	Live State = iota + 1
+	Expired
+	Revoked
+)
 
-func (k *key) position() position { return position{k.CreatedAt.UnixMilli(), k.ID} }
-
-func (p position) compare(other position) int {
-	return cmp.Or(cmp.Compare(p.createdAt, other.createdAt), cmp.Compare(p.id, other.id))
-}
-
-// snapshot is the key as others may have it. The caller holds keySet.mu.
-func (k *key) snapshot() Key { return Key{Record: k.Record, Usage: k.usage.load()} }
-
-// put adds keys or changes them. A key that is refused now loses what it has in progress.
-func (ks *keySet) put(records ...Record) {
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
-	var added []*key
-	for _, r := range records {
-		k, known := ks.byID[r.ID]
-		if known {
-			ks.unname(k)
-			k.Record = r
-			ks.refreshSession(k)
-		} else {
-			k = &key{Record: r}
-			ks.byID[r.ID] = k
-			ks.byPrefix[prefix(r.ID)] = append(ks.byPrefix[prefix(r.ID)], k)
-			added = append(added, k)
-		}
-		if r.Name != "" {
-			ks.byName[r.Name] = append(ks.byName[r.Name], k)
-		}
-	}
-	switch len(added) {
-	case 0:
-	case 1:
-		ks.oldest = slices.Insert(ks.oldest, ks.search(added[0].position()), added[0]) // near the end, as a rule
+// StateAt returns the state of the key at the time now.
+func (r Record) StateAt(now time.Time) State {
+	switch {
+	case reached(r.RevokedAt, now):
+		return Revoked
+	case reached(r.ExpiresAt, now):
+		return Expired
 	default:
-		ks.oldest = append(ks.oldest, added...)
-		slices.SortFunc(ks.oldest, func(a, b *key) int { return a.position().compare(b.position()) })
+		return Live
 	}
 }
 
-// load is put, with the usage, of what the store holds.
-func (ks *keySet) load(saved Saved) {
-	ks.put(saved.Records...)
-	for id, use := range saved.Usage {
-		if k, ok := ks.byID[id]; ok {
-			k.usage.set(use)
-		}
+// Until returns the first moment at which the key is refused. Zero means never.
+func (r Record) Until() time.Time {
+	if r.ExpiresAt.IsZero() || !r.RevokedAt.IsZero() && r.RevokedAt.Before(r.ExpiresAt) {
+		return r.RevokedAt
 	}
+	return r.ExpiresAt
 }
 
-// search finds where in ks.oldest a position is or belongs. The caller holds keySet.mu.
-func (ks *keySet) search(p position) int {
-	at, _ := slices.BinarySearchFunc(ks.oldest, p, func(k *key, p position) int { return k.position().compare(p) })
-	return at
+// reached reports whether the time at has come. The zero time never comes.
+func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
+
+// Usage describes how a key has been used.
+type Usage struct {
+	// Requests is the number of requests that the key has authenticated.
+	Requests uint64 `json:"requests"`
+	// LastUsedAt is zero if the key has never been used.
+	LastUsedAt   time.Time  `json:"last_used_at,omitzero"`
+	LastUsedFrom netip.Addr `json:"last_used_from,omitzero"`
 }
 
-// remove forgets keys.
-func (ks *keySet) remove(ids ...string) {
-	if len(ids) == 0 {
-		return
-	}
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
-	gone := make(map[*key]bool, len(ids))
-	for _, id := range ids {
-		k := ks.byID[id]
-		gone[k] = true
-		ks.unname(k)
-		ks.closeSession(k, &rejection{cause: causeUnknown, keyID: id})
-		delete(ks.byID, id)
-		drop(ks.byPrefix, prefix(id), k)
-	}
-	ks.oldest = slices.DeleteFunc(ks.oldest, func(k *key) bool { return gone[k] })
+// Key is a record together with the usage of its key.
+type Key struct {
+	Record
+	Usage
 }
 
-// unname takes a key out of ks.byName. The caller holds keySet.mu.
-func (ks *keySet) unname(k *key) {
-	if k.Name != "" {
-		drop(ks.byName, k.Name, k)
-	}
+// Store stores records. When a method has returned nil, its change is durable.
+type Store interface {
+	// LoadKeys returns everything that is stored about keys.
+	LoadKeys() (Saved, error)
+	// CommitKeys makes a change and writes its events to the audit log. It does all of this or nothing.
+	CommitKeys(Change) error
+	// SaveUsage replaces the usage of the given keys, by id. It sets Saved.Latest to latest if that is later.
+	// It ignores keys that are not in the store.
+	SaveUsage(usage map[string]Usage, latest time.Time) error
 }
 
-func drop(index map[string][]*key, at string, k *key) {
-	if index[at] = slices.DeleteFunc(index[at], func(other *key) bool { return other == k }); len(index[at]) == 0 {
-		delete(index, at)
-	}
+// Saved is what a Store holds about keys.
+type Saved struct {
+	// Records includes the records of expired and revoked keys.
+	Records []Record
+	// Usage is the usage of the keys, by id.
+	Usage map[string]Usage
+	// Latest is the latest time that the server is known to have seen. See Issuer.ClockBehind.
+	Latest time.Time
 }
 
-// trust takes only tokens of id from now on: those of every other signing key are refused.
-func (ks *keySet) trust(id *identity) {
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
-	ks.identity = id
-	for _, k := range ks.byID {
-		if k.SigningKeyID != id.keyID {
-			ks.closeSession(k, &rejection{cause: causeReset, keyID: k.ID})
-		}
-	}
+// Change is a set of changes that a Store makes together or not at all.
+type Change struct {
+	// Put holds records to add. A record replaces the stored record with the same id.
+	Put []Record
+	// Delete holds the ids of records to remove. Their usage is removed with them.
+	Delete []string
+	// Clock, if not zero, replaces Saved.Latest, even by an earlier time.
+	Clock time.Time
+	// Events are appended to the audit log in this order.
+	Events []audit.Event
 }
 
-// trusted is whose tokens are taken.
-func (ks *keySet) trusted() *identity {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	return ks.identity
+// Counts is the number of keys in each State.
+type Counts struct {
+	Live, Expired, Revoked int
 }
 
-// records returns all of them, the oldest first.
-func (ks *keySet) records() []Record {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	records := make([]Record, len(ks.oldest))
-	for n, k := range ks.oldest {
-		records[n] = k.Record
-	}
-	return records
-}
-
-// deadSince returns the keys that were expired or revoked at a time, the oldest first.
-func (ks *keySet) deadSince(at time.Time) (dead []Key) {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	for _, k := range ks.oldest {
-		if k.StateAt(at) != Live {
-			dead = append(dead, k.snapshot())
-		}
-	}
-	return dead
-}
-
-func (ks *keySet) counts() (c Counts) {
-	now := ks.clock.time()
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	for _, k := range ks.oldest {
-		switch k.StateAt(now) {
-		case Revoked:
-			c.Revoked++
-		case Expired:
-			c.Expired++
-		default:
-			c.Live++
-		}
-	}
-	return c
-}
-
-// usedSinceSaved is the usage of the keys that have a new one, by id.
-func (ks *keySet) usedSinceSaved() map[string]*usage {
-	ks.mu.RLock()
-	defer ks.mu.RUnlock()
-	used := make(map[string]*usage)
-	for _, k := range ks.oldest {
-		if k.usage.requests.Load() != k.usage.saved {
-			used[k.ID] = &k.usage
-		}
-	}
-	return used
+// SigningKey is the public information about the key that signs tokens.
+type SigningKey struct {
+	// InstanceID identifies this server in the tokens that it issues. A reset does not change it.
+	InstanceID string
+	ID         string
+	CreatedAt  time.Time
 }

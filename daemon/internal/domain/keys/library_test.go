@@ -9,8 +9,8 @@ import (
 	"github.com/o1egl/paseto"
 )
 
-// forge makes tokens that need no signing key: encrypted with no key at all, or with the public key.
-// paseto.Parse, which lets a token choose its own purpose, takes the first for good.
+// forge makes tokens without a signing key: tokens that are encrypted without a key, with the public key, or with a key
+// of zeros. paseto.Parse accepts the first of these, because it lets the token choose its purpose.
 func forge(t testing.TB, public ed25519.PublicKey, payload, footer []byte) map[string]string {
 	t.Helper()
 	forged := map[string]string{}
@@ -18,10 +18,10 @@ func forge(t testing.TB, public ed25519.PublicKey, payload, footer []byte) map[s
 		protocol paseto.Protocol
 		key      []byte
 	}{
-		"v1.local without a key":        {paseto.NewV1(), nil},
-		"v1.local by the public key":    {paseto.NewV1(), public},
-		"v2.local by the public key":    {paseto.NewV2(), public},
-		"v2.local by a key of all zero": {paseto.NewV2(), make([]byte, 32)},
+		"v1.local without a key":       {paseto.NewV1(), nil},
+		"v1.local with the public key": {paseto.NewV1(), public},
+		"v2.local with the public key": {paseto.NewV2(), public},
+		"v2.local with a key of zeros": {paseto.NewV2(), make([]byte, 32)},
 	} {
 		token, err := by.protocol.Encrypt(by.key, payload, footer)
 		if err != nil {
@@ -32,13 +32,13 @@ func forge(t testing.TB, public ed25519.PublicKey, payload, footer []byte) map[s
 	return forged
 }
 
-// parse is the library's own parser, as one would use it with a public key only.
+// parse calls the library's own parser with only a public key.
 func parse(public ed25519.PublicKey, token string, payload any) error {
 	_, err := paseto.Parse(token, payload, nil, nil, map[paseto.Version]crypto.PublicKey{paseto.Version2: public})
 	return err
 }
 
-// A regression test: the payload of a live key, in tokens that no signing key made.
+// Tokens made by forge are refused, even with the payload of a live key.
 func TestForgedTokensAreRefused(t *testing.T) {
 	_, i, v := newIssuer(t)
 	key, r := issue(t, i, IssueRequest{})
@@ -51,7 +51,7 @@ func TestForgedTokensAreRefused(t *testing.T) {
 	var got []byte
 	err = parse(i.keyring.Load().public, forged["v1.local without a key"], &got)
 	if err != nil || string(got) != string(payload) {
-		t.Errorf("the library's Parse refuses the forgery (%v): this test no longer proves what it says", err)
+		t.Errorf("the library's Parse refuses the forgery (%v), so this test no longer proves anything", err)
 	}
 	for name, token := range forged {
 		t.Run(name, func(t *testing.T) {
@@ -88,7 +88,7 @@ func FuzzVerify(f *testing.F) {
 	f.Fuzz(func(t *testing.T, token string) {
 		p, err := v.Verify(token, from)
 		if (err == nil) != (token == key) || (err == nil) != (p.KeyID == r.ID) {
-			t.Errorf("%q speaks for %+v, %v", token, p, err)
+			t.Errorf("Verify(%q) = %+v, %v", token, p, err)
 		}
 	})
 }

@@ -13,16 +13,16 @@ import (
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
-// checkName refuses what no key can be called. The empty name is none.
+// checkName returns an error if name is not a valid name of a key. The empty string is valid and means no name.
 func checkName(name string) error {
 	if name == "" || nameRE.MatchString(name) {
 		return nil
 	}
-	return fmt.Errorf("key name %q: use 1 to 63 of A-Z, a-z, 0-9, -, _ and ., beginning with a letter or a digit: %w",
+	return fmt.Errorf("key name %q: use 1 to 63 characters of A-Z, a-z, 0-9, -, _ and ., and begin with a letter or digit: %w",
 		abbreviate(name), errdefs.ErrInvalidArgument)
 }
 
-// cleanNamespaces returns namespaces sorted and each once.
+// cleanNamespaces returns namespaces sorted and without duplicates, or an error if one is not a valid name.
 func cleanNamespaces(namespaces []string) ([]string, error) {
 	for _, ns := range namespaces {
 		if err := name.Validate("namespace", ns); err != nil {
@@ -32,17 +32,18 @@ func cleanNamespaces(namespaces []string) ([]string, error) {
 	return sorted(namespaces), nil
 }
 
-// cleanScopes returns scopes sorted and each once.
+// cleanScopes returns scopes sorted and without duplicates, or an error if one is unknown.
 func cleanScopes(scopes []Scope) ([]Scope, error) {
 	for _, s := range scopes {
 		if !slices.Contains(Scopes, s) {
-			return nil, fmt.Errorf("unknown scope %q: use some of %s, or none for a key that may do everything: %w",
+			return nil, fmt.Errorf("unknown scope %q: choose from %s, or give none for a key that may do everything: %w",
 				abbreviate(string(s)), joinScopes(Scopes, ", "), errdefs.ErrInvalidArgument)
 		}
 	}
 	return sorted(scopes), nil
 }
 
+// sorted returns a sorted copy of values without duplicates.
 func sorted[T ~string](values []T) []T {
 	values = slices.Clone(values)
 	slices.Sort(values)

@@ -12,23 +12,23 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
-// Filter chooses keys. The zero Filter takes all.
+// Filter selects keys. A key must match all fields that are set. The zero Filter selects all keys.
 type Filter struct {
-	// Namespace chooses keys that may act in it.
+	// Namespace selects keys that have access to this tenant namespace.
 	Namespace string
-	// UnusedFor, such as 90d, chooses keys that were not used for so long. A key that was never used
-	// counts from its creation.
+	// UnusedFor, such as 90d, selects keys that have not been used for that long. For a key that has never been
+	// used, the time since its creation counts. The format is that of ParseAge.
 	UnusedFor string
-	// State chooses keys in it.
+	// State selects keys in this state.
 	State State
 }
 
-// defaultPage is how many keys List returns if it is not told.
+// defaultPage is the number of keys that List returns if limit is 0.
 const defaultPage = 1000
 
-// List returns keys, the oldest first: at most limit of them (0: 1000), from where an earlier call left
-// off with next. An empty after begins; next is empty at the end. A bad filter or after is
-// errdefs.ErrInvalidArgument.
+// List returns the keys that f selects, oldest first, but at most limit of them. If limit is 0, it is 1000. next is
+// empty if there are no more keys. Otherwise, pass it as after to get the following keys; after is empty in the
+// first call. The error for an invalid filter or after is errdefs.ErrInvalidArgument.
 func (i *Issuer) List(f Filter, after string, limit int) (keys []Key, next string, err error) {
 	matches, err := f.compile(i.clock.time())
 	if err != nil {
@@ -49,12 +49,12 @@ func (i *Issuer) List(f Filter, after string, limit int) (keys []Key, next strin
 	return keys, next, nil
 }
 
-// page returns up to limit keys that match and lie behind a position, and whether there are more.
+// page returns up to limit matching keys that come after the position start. more reports whether there are others.
 func (ks *keySet) page(start position, limit int, matches func(*key) bool) (page []Key, more bool) {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
-	start.id += "\x00" // the next position there is
-	for _, k := range ks.oldest[ks.search(start):] {
+	start.id += "\x00" // the smallest position after start
+	for _, k := range ks.byAge[ks.search(start):] {
 		if !matches(k) {
 			continue
 		}
@@ -66,7 +66,7 @@ func (ks *keySet) page(start position, limit int, matches func(*key) bool) (page
 	return page, false
 }
 
-// compile checks the filter and makes it a function.
+// compile checks the filter and returns a function that reports whether the filter selects a key.
 func (f Filter) compile(now time.Time) (func(*key) bool, error) {
 	if f.Namespace != "" {
 		if err := name.Validate("namespace", f.Namespace); err != nil {
@@ -87,7 +87,7 @@ func (f Filter) compile(now time.Time) (func(*key) bool, error) {
 	}, nil
 }
 
-// lastUsed is when the key was used or, if it never was, made.
+// lastUsed returns when the key was last used, or when it was created if it has never been used.
 func (k *key) lastUsed() time.Time {
 	if at := k.usage.load().LastUsedAt; !at.IsZero() {
 		return at
@@ -95,11 +95,11 @@ func (k *key) lastUsed() time.Time {
 	return k.CreatedAt
 }
 
-// String is what parsePosition takes. Ids are in it so that keys made in the same millisecond differ,
-// and times so that it stays good when its key is pruned.
+// String encodes the position for parsePosition. The id distinguishes keys that were created in the same
+// millisecond. The time keeps the position valid when its key has been pruned.
 func (p position) String() string { return strconv.FormatInt(p.createdAt, 10) + "-" + p.id }
 
-// parsePosition reads a position; of the empty text, one before all keys.
+// parsePosition decodes a position. For the empty string, it returns a position before all keys.
 func parsePosition(s string) (position, error) {
 	if s == "" {
 		return position{createdAt: -1 << 63}, nil
@@ -110,6 +110,6 @@ func parsePosition(s string) (position, error) {
 			return position{createdAt, s[at+1:]}, nil
 		}
 	}
-	return position{}, fmt.Errorf("%q is not where a page of API keys ended: begin with an empty one: %w",
+	return position{}, fmt.Errorf("invalid page token %q: use the one of the previous page, or an empty one for the first page: %w",
 		abbreviate(s), errdefs.ErrInvalidArgument)
 }

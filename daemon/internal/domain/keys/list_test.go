@@ -12,7 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// pages lists everything in pages of a size, and checks that they are as long as they can be.
+// pages returns the names of all keys that f selects, listed in pages of the given size. It checks that only the last
+// page is shorter.
 func pages(t testing.TB, i *Issuer, f Filter, size int) (names []string) {
 	t.Helper()
 	for after := ""; ; {
@@ -27,7 +28,7 @@ func pages(t testing.TB, i *Issuer, f Filter, size int) (names []string) {
 			return names
 		}
 		if len(keys) != size {
-			t.Errorf("a page of %d keys is not the last one", len(keys))
+			t.Errorf("a page has only %d keys but is not the last one", len(keys))
 		}
 		after = next
 	}
@@ -64,9 +65,9 @@ func TestList(t *testing.T) {
 		{Filter{UnusedFor: "1mo"}, ""},
 		{Filter{UnusedFor: "1d", Namespace: "a", State: Expired}, "a"},
 	} {
-		for size := range 7 { // 0: the default
+		for size := range 7 { // 0 means the default
 			got := pages(t, i, tt.filter, size)
-			// Those of one millisecond are in the order of their random ids.
+			// Keys that were created in the same millisecond are ordered by their random ids.
 			want := strings.Fields(tt.want)
 			order(i, want)
 			if !slices.Equal(got, want) {
@@ -86,17 +87,17 @@ func TestList(t *testing.T) {
 	}
 	if keys, _, err := i.List(Filter{}, "", 1); err != nil || keys[0].Requests != 1 || keys[0].LastUsedFrom != from ||
 		!keys[0].LastUsedAt.Equal(clock.now().Add(-time.Hour)) {
-		t.Errorf("the use of the first key: %+v, %v", keys, err)
+		t.Errorf("the usage of the first key: %+v, %v", keys, err)
 	}
 }
 
-// order sorts names as List does their keys.
+// order sorts names in the order in which List returns their keys.
 func order(i *Issuer, names []string) {
 	position := func(name string) position { return i.keys.byName[name][0].position() }
 	slices.SortFunc(names, func(a, b string) int { return position(a).compare(position(b)) })
 }
 
-// A list that is read in pages misses nothing and repeats nothing, whatever is made or pruned meanwhile.
+// A list that is read in pages has every key exactly once, even if keys are created or pruned in the meantime.
 func TestPagesAreStable(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -117,7 +118,7 @@ func TestPagesAreStable(t *testing.T) {
 	if dead, err := i.Prune(ctx, "", true, 0); err != nil || len(dead) != 30 {
 		t.Fatal(len(dead), err)
 	}
-	i.keys.remove(first[9].ID, first[3].ID) // the very one where the page ended
+	i.keys.remove(first[9].ID, first[3].ID) // includes the key at the end of the first page
 	issue(t, i, IssueRequest{})
 	rest, end, err := i.List(Filter{}, next, 100)
 	if err != nil || end != "" {
@@ -130,12 +131,12 @@ func TestPagesAreStable(t *testing.T) {
 	slices.Sort(ids)
 	all := slices.Sorted(slices.Values(got[:30]))
 	if len(got) != 31 || !slices.Equal(all, ids) {
-		t.Errorf("the pages hold %d keys", len(got))
+		t.Errorf("the pages hold %d keys, want 31 with the first 30 among them", len(got))
 	}
 	if !slices.IsSortedFunc(append(first, rest...), func(a, b Key) int {
 		return (&key{Record: a.Record}).position().compare((&key{Record: b.Record}).position())
 	}) {
-		t.Error("they are not in the order of creation")
+		t.Error("the keys are not in the order of creation")
 	}
 }
 
@@ -164,7 +165,7 @@ func TestFind(t *testing.T) {
 	put("1234", "dead-beef", nil)
 	put("beef", "beef", nil)
 	full := strings.Repeat("0", idLength-4)
-	put("9999", "1234"+full, nil) // named like another's id
+	put("9999", "1234"+full, nil) // its name is the id of another key
 	put("5555", "twins", nil)
 	put("6666", "twins", nil)
 	put("6667", "twins", revoked)
@@ -174,12 +175,12 @@ func TestFind(t *testing.T) {
 		"aaaa1":            "aaaa1",
 		"aaaa10":           "aaaa1",
 		"bbbb":             "bbbb",
-		"ci":               "aaaa1", // it is live
-		"old":              "cccc",  // the only one that had the name
-		"moving":           "eeee2",
+		"ci":               "aaaa1", // the live key
+		"old":              "cccc",  // revoked, but the only key with this name
+		"moving":           "eeee2", // the key that was not rotated
 		"dead-beef":        "1234",
-		"beef":             "beef", // the name and the beginning of one key
-		"1234" + full:      "1234",
+		"beef":             "beef", // the name and the id prefix of the same key
+		"1234" + full:      "1234", // an id has precedence over a name
 	} {
 		if k, err := i.Find(ref); err != nil || !strings.HasPrefix(k.ID, want) {
 			t.Errorf("Find(%q): %s, %v, want %s", ref, k.ID, err, want)
@@ -188,9 +189,9 @@ func TestFind(t *testing.T) {
 	for ref, want := range map[string][]string{
 		"aaaa":  {"aaaa1", "aaaa2"},
 		"older": {"dddd1", "dddd2"},
-		"cccc":  {"cccc", "ffff"}, // one's name, another's beginning
+		"cccc":  {"cccc", "ffff"}, // the id prefix of one key and the name of another
 		"eeee":  {"eeee1", "eeee2"},
-		"twins": {"5555", "6666"}, // both live
+		"twins": {"5555", "6666"}, // the two live keys
 	} {
 		_, err := i.Find(ref)
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "use the id") {
@@ -202,7 +203,7 @@ func TestFind(t *testing.T) {
 		}
 		for _, id := range want {
 			if !strings.Contains(err.Error(), id) {
-				t.Errorf("Find(%q): %v, without %s", ref, err, id)
+				t.Errorf("Find(%q): %v, which does not name %s", ref, err, id)
 			}
 		}
 	}
@@ -219,15 +220,15 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// The index is the same however keys come into it and go.
-func TestIndexAgreesWithARebuiltOne(t *testing.T) {
+// After many changes, the indexes are the same as if they were built from the records at once.
+func TestIndexAgreesWithRebuiltIndex(t *testing.T) {
 	t.Parallel()
 	_, i, _, clock := newClocked(t)
 	for n := range 200 {
 		_, r := issue(t, i, IssueRequest{Name: fmt.Sprint("key-", n), Expire: "1h"})
 		switch n % 4 {
 		case 0:
-			clock.set(clock.now().Add(-time.Millisecond)) // nothing comes in a perfect order
+			clock.set(clock.now().Add(-time.Millisecond)) // so that keys are not always created in order
 		case 1:
 			revoke(t, i, r.ID)
 		case 2:
@@ -247,7 +248,7 @@ func TestIndexAgreesWithARebuiltOne(t *testing.T) {
 			}
 			return ids
 		}
-		s := map[string]any{"oldest": ids(ks.oldest), "ids": len(ks.byID)}
+		s := map[string]any{"by age": ids(ks.byAge), "ids": len(ks.byID)}
 		for name, keys := range ks.byName {
 			s["name "+name] = ids(keys)
 		}

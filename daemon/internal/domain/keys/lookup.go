@@ -9,16 +9,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// minPrefix is how much of an id it takes to name a key.
+// minPrefix is the minimum length of a prefix of an id that identifies a key.
 const minPrefix = 4
 
-// Find returns the key that ref names: its id, its name, or an unambiguous beginning of its id of at
-// least 4 characters. A name that several keys had is that of the one which is live and not being
-// replaced; of several such, it is ambiguous. errdefs.ErrNotFound, or errdefs.ErrInvalidArgument when ref is ambiguous.
+// Find returns the key that ref identifies: by its id, its name, or an unambiguous prefix of its id with at least 4
+// characters. If several keys have the name, Find returns the one that is live and has not been rotated. If there is
+// not exactly one such key, ref is ambiguous. The error is errdefs.ErrNotFound, or errdefs.ErrInvalidArgument if ref
+// is ambiguous.
 func (i *Issuer) Find(ref string) (Key, error) { return i.keys.find(ref) }
 
-// find returns the key that ref names: the id before a name, a name before the beginning of an id, unless
-// they are two keys'.
+// find implements Find. An id has precedence over a name. If ref is the name of one key and a prefix of the id of
+// another, it is ambiguous.
 func (ks *keySet) find(ref string) (Key, error) {
 	now := ks.clock.time()
 	ks.mu.RLock()
@@ -51,13 +52,13 @@ func (ks *keySet) find(ref string) (Key, error) {
 	if more := len(found) - most; more > 0 {
 		ids = append(ids, fmt.Sprintf("%d more", more))
 	}
-	return Key{}, fmt.Errorf("%q is ambiguous, it may be any of the API keys %s: use the id, or more of it: %w",
+	return Key{}, fmt.Errorf("%q is ambiguous, it matches the API keys %s: use the id, or a longer prefix of it: %w",
 		abbreviate(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
 }
 
-// nameHolders returns the keys that a name belongs to. There is at most one, unless the disk failed: a key whose
-// making was called off, and whose name was given away, may be found made after a restart. The caller holds
-// keySet.mu.
+// nameHolders returns the keys that hold a name. There is at most one, unless the disk failed: if the commit of a new
+// key returns an error, its name is free for another key, but the first key may turn out to be stored after a
+// restart. The caller holds keySet.mu.
 func (ks *keySet) nameHolders(name string, now time.Time) (holders []*key) {
 	for _, k := range ks.byName[name] {
 		if k.holdsName(now) {
@@ -67,12 +68,12 @@ func (ks *keySet) nameHolders(name string, now time.Time) (holders []*key) {
 	return holders
 }
 
-// holdsName reports whether no other key may have this one's name.
+// holdsName reports whether the key has a name that no other key may get.
 func (r Record) holdsName(now time.Time) bool {
 	return r.Name != "" && r.StateAt(now) == Live && r.ReplacedBy == ""
 }
 
-// reserve keeps a name, which may be empty, for a key that is being made, until release.
+// reserve reserves a name for a key that is being created, until release is called. The name may be empty.
 func (ks *keySet) reserve(name string) error {
 	if name == "" {
 		return nil
@@ -81,11 +82,11 @@ func (ks *keySet) reserve(name string) error {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	if holders := ks.nameHolders(name, now); len(holders) > 0 {
-		return fmt.Errorf("API key %s has the name %q: choose another one, or revoke or rotate that key: %w",
+		return fmt.Errorf("API key %s has the name %q: choose another name, or revoke or rotate that key: %w",
 			holders[0].ID, name, errdefs.ErrAlreadyExists)
 	}
 	if _, ok := ks.reserved[name]; ok {
-		return fmt.Errorf("another API key with the name %q is being made at this moment: choose another one: %w",
+		return fmt.Errorf("another API key with the name %q is being created: choose another name: %w",
 			name, errdefs.ErrAlreadyExists)
 	}
 	ks.reserved[name] = struct{}{}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -16,8 +18,8 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// Memory is keystest.MemoryStore, as far as the tests of this package use it. They cannot import keystest,
-// which imports this package: store_test.go, which is outside of the package, sets NewMemory.
+// Memory is the part of keystest.MemoryStore that the tests of this package use. They cannot import keystest, because
+// keystest imports this package. Instead, store_test.go, which is in package keys_test, sets NewMemory.
 type Memory interface {
 	Store
 	FailWith(error)
@@ -32,7 +34,7 @@ type Memory interface {
 // NewMemory returns an empty Memory.
 var NewMemory func() Memory
 
-// actions returns the events of the log as "action target", and forgets them.
+// actions returns the logged events in the form "action target", and removes them from the store.
 func actions(store Memory) (actions []string) {
 	for _, e := range store.TakeEvents() {
 		actions = append(actions, e.Action+" "+e.Target)
@@ -40,7 +42,7 @@ func actions(store Memory) (actions []string) {
 	return actions
 }
 
-// from is where the requests of tests come from.
+// from is the address that the requests in tests come from.
 var from = netip.MustParseAddr("192.0.2.1")
 
 func newIssuer(t testing.TB) (Memory, *Issuer, *Verifier) {
@@ -88,6 +90,7 @@ func revoke(t testing.TB, i *Issuer, ref string) Key {
 	return k
 }
 
+// accepted checks that the token is accepted, and returns its principal.
 func accepted(t testing.TB, v *Verifier, token string) Principal {
 	t.Helper()
 	p, err := v.Verify(token, from)
@@ -97,23 +100,24 @@ func accepted(t testing.TB, v *Verifier, token string) Principal {
 	return p
 }
 
-// refused fails unless the token is refused with the one error; it returns the cause for the log.
+// refused checks that the token is refused, with an error message that does not reveal the cause. It returns what slog
+// logs for the error, which includes the cause.
 func refused(t testing.TB, v *Verifier, token string) (cause string) {
 	t.Helper()
 	p, err := v.Verify(token, from)
 	if !errdefs.IsUnauthorized(err) || p.KeyID != "" || p.Allows("default") || p.Has(ScopeRead) {
-		t.Errorf("%.60q speaks for %+v, %v", token, p, err)
+		t.Errorf("%.60q is not refused: %+v, %v", token, p, err)
 		return ""
 	}
 	if err.Error() != errForm.Error() {
-		t.Errorf("%.60q: the text %q gives its cause away", token, err)
+		t.Errorf("%.60q: the message %q reveals the cause", token, err)
 	}
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("", "err", err)
 	return log.String()
 }
 
-// manualClock is a clock that tests set.
+// manualClock is a clock that a test controls.
 type manualClock struct {
 	mu           sync.Mutex
 	wall, steady time.Time
@@ -133,13 +137,14 @@ func (c *manualClock) read() (wall, steady int64) {
 	return c.wall.UnixMicro(), c.steady.UnixMicro()
 }
 
-// pass lets time pass; set sets the wall clock.
+// pass advances both the wall clock and the steady clock by d.
 func (c *manualClock) pass(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wall, c.steady = c.wall.Add(d), c.steady.Add(d)
 }
 
+// set sets the wall clock.
 func (c *manualClock) set(wall time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,16 +157,32 @@ func (c *manualClock) now() time.Time {
 	return c.wall
 }
 
-// count is how often a test tries what chance decides: few times, or with MSB_SOAK=1 full ones.
-func count(t testing.TB, few, full int) int {
+// RandomSeed returns the seed for the random numbers of a test: the decimal number in MSB_SEED if it is set, otherwise a
+// random one. It logs the seed, so that a failure can be reproduced. It is exported for the tests in package keys_test.
+func RandomSeed(t testing.TB) uint64 {
 	t.Helper()
-	n := few
+	seed := rand.Uint64()
+	if text := os.Getenv("MSB_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("MSB_SEED must be a decimal number of up to 64 bits: %v", err)
+		}
+	}
+	t.Logf("MSB_SEED=%d", seed)
+	return seed
+}
+
+// iterations returns how many iterations a randomised test runs: normal, a tenth of that with -short, or soak with
+// MSB_SOAK=1.
+func iterations(t testing.TB, normal, soak int) int {
+	t.Helper()
+	n := normal
 	switch {
 	case os.Getenv("MSB_SOAK") == "1":
-		n = full
+		n = soak
 	case testing.Short():
-		n = max(1, few/10)
+		n = max(1, normal/10)
 	}
-	t.Logf("%d times (of %d; MSB_SOAK=1 for all)", n, full)
+	t.Logf("%d iterations (%d with MSB_SOAK=1)", n, soak)
 	return n
 }

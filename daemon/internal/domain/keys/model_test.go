@@ -11,46 +11,48 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// modelKey is what the model knows of a key.
+// modelKey is a key in the model.
 type modelKey struct {
 	id, token string
-	// phase only grows.
+	// phase never decreases.
 	phase atomic.Int32
 }
 
 const (
-	good     int32 = iota // it must be taken
-	ending                // something that ends it has begun: it may be taken or not
-	finished              // that has returned: it must be refused
+	valid   int32 = iota // the key must be accepted
+	ending               // a call that makes the key invalid has begun: it may be accepted or refused
+	invalid              // that call has returned: the key must be refused
 )
 
-// model is every key that was ever made.
+// model holds all keys that were ever created.
 type model struct {
 	mu   sync.Mutex
 	keys []*modelKey
-	// resets counts the beginnings and the ends of resets: it is odd during one.
+	// resets counts the beginnings and the ends of resets, so it is odd during a reset.
 	resets int
 }
 
-// making is called before a key is made, and made after it.
-func (m *model) making() (resets int) {
+// beforeCreate must be called before a key is created. Its result must be passed to add.
+func (m *model) beforeCreate() (resets int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.resets
 }
 
-func (m *model) made(id, token string, resets int) *modelKey {
+// add adds a key that was created.
+func (m *model) add(id, token string, resets int) *modelKey {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := &modelKey{id: id, token: token}
 	if resets%2 == 1 || resets != m.resets {
-		k.phase.Store(ending) // a reset beside it may have ended it
+		k.phase.Store(ending) // a concurrent reset may have invalidated it
 	}
 	m.keys = append(m.keys, k)
 	return k
 }
 
-func (m *model) any(rnd *rand.Rand) *modelKey {
+// randomKey returns one of the keys, or nil if there are none.
+func (m *model) randomKey(rnd *rand.Rand) *modelKey {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if len(m.keys) == 0 {
@@ -59,7 +61,8 @@ func (m *model) any(rnd *rand.Rand) *modelKey {
 	return m.keys[rnd.IntN(len(m.keys))]
 }
 
-func (m *model) end(k *modelKey, phase int32) {
+// setPhase raises the phase of k to phase, unless it is higher already.
+func (m *model) setPhase(k *modelKey, phase int32) {
 	for {
 		was := k.phase.Load()
 		if was >= phase || k.phase.CompareAndSwap(was, phase) {
@@ -68,13 +71,13 @@ func (m *model) end(k *modelKey, phase int32) {
 	}
 }
 
-// reset wraps a reset, of which there is one at a time.
+// reset calls do, which resets the signing key, and updates the model. Only one reset may run at a time.
 func (m *model) reset(do func() error) error {
 	m.mu.Lock()
 	m.resets++
 	before := m.keys[:len(m.keys):len(m.keys)]
 	for _, k := range before {
-		m.end(k, ending)
+		m.setPhase(k, ending)
 	}
 	m.mu.Unlock()
 	err := do()
@@ -82,12 +85,12 @@ func (m *model) reset(do func() error) error {
 	m.resets++
 	m.mu.Unlock()
 	for _, k := range before {
-		m.end(k, finished)
+		m.setPhase(k, invalid)
 	}
 	return err
 }
 
-// check uses a key and says what is wrong.
+// check uses a key, and returns an error if the result contradicts the model.
 func (m *model) check(v *Verifier, k *modelKey) error {
 	before := k.phase.Load()
 	p, err := v.Verify(k.token, from)
@@ -95,26 +98,26 @@ func (m *model) check(v *Verifier, k *modelKey) error {
 	defer cancel()
 	after := k.phase.Load()
 	switch {
-	case before == finished && err == nil:
-		return fmt.Errorf("key %s is taken after it was ended", k.id)
-	case after == good && err != nil:
-		return fmt.Errorf("key %s is refused though nothing ended it: %v", k.id, err.(*rejection).LogValue())
-	case after == good && ctx.Err() != nil:
-		return fmt.Errorf("a request of key %s is cut though nothing ended it", k.id)
+	case before == invalid && err == nil:
+		return fmt.Errorf("key %s is accepted although it is invalid", k.id)
+	case after == valid && err != nil:
+		return fmt.Errorf("key %s is refused although it is valid: %v", k.id, err.(*rejection).LogValue())
+	case after == valid && ctx.Err() != nil:
+		return fmt.Errorf("a request of key %s is cancelled although the key is valid", k.id)
 	case err == nil && p.KeyID != k.id:
-		return fmt.Errorf("key %s speaks for %s", k.id, p.KeyID)
+		return fmt.Errorf("the token of key %s gives the principal of key %s", k.id, p.KeyID)
 	}
-	if again, cancel := p.Bind(context.Background()); err == nil && before == finished && again.Err() == nil {
+	if again, cancel := p.Bind(context.Background()); err == nil && before == invalid && again.Err() == nil {
 		cancel()
-		return fmt.Errorf("a request of key %s goes on", k.id)
+		return fmt.Errorf("a request of key %s is not cancelled although the key is invalid", k.id)
 	} else {
 		cancel()
 	}
 	return nil
 }
 
-// R7: keys that are made, used, revoked, rotated, pruned, reset and restored at once are taken and refused
-// as each of them alone would have it.
+// If keys are concurrently created, used, revoked, rotated, pruned, reset and restored, each key is accepted and
+// refused as the model requires. The seed decides the steps of each goroutine, but not how they interleave.
 func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 	t.Parallel()
 	store, path := NewMemory(), keyringPath(t)
@@ -122,12 +125,13 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 	stop := run(t, i)
 	ctx := context.Background()
 	m := new(model)
-	steps := count(t, 3000, 60_000)
+	steps := iterations(t, 3000, 60_000)
+	seed := RandomSeed(t)
 
 	var wg sync.WaitGroup
 	worker := func(n int, work func(rnd *rand.Rand) error) {
 		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(uint64(n), 7))
+			rnd := rand.New(rand.NewPCG(seed, uint64(n)))
 			for range steps / 8 {
 				if err := work(rnd); err != nil {
 					t.Error(err)
@@ -141,7 +145,7 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 		if rnd.IntN(2) == 0 {
 			name = fmt.Sprint("name-", rnd.IntN(10))
 		}
-		resets := m.making()
+		resets := m.beforeCreate()
 		secret, r, err := i.Issue(ctx, IssueRequest{Name: name})
 		if name != "" && errdefs.IsAlreadyExists(err) {
 			return nil
@@ -149,11 +153,11 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return m.check(v, m.made(r.ID, secret.Reveal(), resets))
+		return m.check(v, m.add(r.ID, secret.Reveal(), resets))
 	}
 	use := func(rnd *rand.Rand) error {
 		for range 5 {
-			if k := m.any(rnd); k != nil {
+			if k := m.randomKey(rnd); k != nil {
 				if err := m.check(v, k); err != nil {
 					return err
 				}
@@ -161,52 +165,52 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 		}
 		return nil
 	}
-	// Between a backup and its restore there is no reset, which that would undo, and no prune, which
-	// forgets that a key was revoked.
-	var alone sync.RWMutex
+	// restoreMu keeps resets and prunes from running between a backup and its restore. A restore undoes a reset, and it
+	// makes a key live again that was revoked and pruned.
+	var restoreMu sync.RWMutex
 	change := func(rnd *rand.Rand) error {
-		k := m.any(rnd)
+		k := m.randomKey(rnd)
 		if k == nil {
 			return nil
 		}
 		switch rnd.IntN(11) {
 		case 0, 1, 2:
-			m.end(k, ending)
-			if _, err := i.Revoke(ctx, k.id, 0); err != nil && !errdefs.IsNotFound(err) { // pruned
+			m.setPhase(k, ending)
+			if _, err := i.Revoke(ctx, k.id, 0); err != nil && !errdefs.IsNotFound(err) { // not found if pruned
 				return err
 			}
-			m.end(k, finished)
+			m.setPhase(k, invalid)
 		case 3, 4:
-			m.end(k, ending)
-			resets := m.making()
-			secret, made, _, err := i.Rotate(ctx, RotateRequest{Ref: k.id})
+			m.setPhase(k, ending)
+			resets := m.beforeCreate()
+			secret, created, _, err := i.Rotate(ctx, RotateRequest{Ref: k.id})
 			if errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) {
-				return nil // revoked, rotated (perhaps with a grace period that goes on) or pruned
+				return nil // revoked, already rotated (perhaps still in the grace period), or pruned
 			}
 			if err != nil {
 				return err
 			}
-			m.end(k, finished)
-			return m.check(v, m.made(made.ID, secret.Reveal(), resets))
+			m.setPhase(k, invalid)
+			return m.check(v, m.add(created.ID, secret.Reveal(), resets))
 		case 5:
-			resets := m.making()
-			secret, made, _, err := i.Rotate(ctx, RotateRequest{Ref: k.id, Grace: "1h"})
+			resets := m.beforeCreate()
+			secret, created, _, err := i.Rotate(ctx, RotateRequest{Ref: k.id, Grace: "1h"})
 			if err == nil {
-				// The old one is live still, but ends with the next that is tried on it.
-				return m.check(v, m.made(made.ID, secret.Reveal(), resets))
+				// The old key remains valid until a later step revokes it.
+				return m.check(v, m.add(created.ID, secret.Reveal(), resets))
 			}
 			if !errdefs.IsFailedPrecondition(err) && !errdefs.IsNotFound(err) {
 				return err
 			}
 		case 6:
-			alone.Lock()
-			defer alone.Unlock()
+			restoreMu.Lock()
+			defer restoreMu.Unlock()
 			if _, err := i.Prune(ctx, "", false, 0); err != nil {
 				return err
 			}
 		case 7:
-			alone.RLock()
-			defer alone.RUnlock()
+			restoreMu.RLock()
+			defer restoreMu.RUnlock()
 			var b backup
 			err := i.Snapshot(func(keyring Secret) error {
 				b = backup{keyring, i.keys.records()}
@@ -215,7 +219,7 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := use(rnd); err != nil { // and let others revoke and rotate
+			if err := use(rnd); err != nil { // also gives other goroutines time to revoke and rotate keys
 				return err
 			}
 			if _, _, err := i.Restore(ctx, b.keyring, b.records, 0); err != nil {
@@ -225,8 +229,8 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 			if rnd.IntN(10) > 0 {
 				return nil
 			}
-			alone.Lock()
-			defer alone.Unlock()
+			restoreMu.Lock()
+			defer restoreMu.Unlock()
 			return m.reset(func() error {
 				_, err := i.Reset(ctx, 0)
 				return err
@@ -239,7 +243,7 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 				return err
 			}
 			i.Counts()
-			i.saveUsage() // as each minute
+			i.saveUsage() // as Run does every minute
 		}
 		return nil
 	}
@@ -251,31 +255,31 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 	wg.Wait()
 	stop()
 
-	// Now that all is quiet, everything agrees: the model, memory, and what a restart finds.
-	if err := issueOne(rand.New(rand.NewPCG(0, 0))); err != nil { // a reset may have been the last
+	// After all goroutines have finished, the model, the memory and the state after a restart must agree.
+	if err := issueOne(rand.New(rand.NewPCG(seed, 0))); err != nil { // so that there is a valid key even if the last step was a reset
 		t.Error(err)
 	}
-	var taken int
+	var accepted int
 	for _, k := range m.keys {
 		if err := m.check(v, k); err != nil {
 			t.Error(err)
 		}
 		if _, err := v.Verify(k.token, from); err == nil {
-			taken++
+			accepted++
 		}
 	}
-	if c := i.Counts(); c.Live != taken {
-		t.Errorf("%d keys are taken, counts are %+v", taken, c)
+	if c := i.Counts(); c.Live != accepted {
+		t.Errorf("%d keys are accepted, counts are %+v", accepted, c)
 	}
 	again, v2 := openIssuer(t, store, path)
 	for _, k := range m.keys {
 		_, before := v.Verify(k.token, from)
 		if _, after := v2.Verify(k.token, from); (before == nil) != (after == nil) {
-			t.Errorf("key %s: %v, and after a restart %v", k.id, before, after)
+			t.Errorf("key %s: %v before a restart, %v after it", k.id, before, after)
 		}
 	}
 	if again.Counts() != i.Counts() {
-		t.Errorf("counts were %+v and are %+v", i.Counts(), again.Counts())
+		t.Errorf("counts were %+v and are %+v after a restart", i.Counts(), again.Counts())
 	}
 	names := map[string]string{}
 	for _, r := range again.keys.records() {
@@ -283,9 +287,9 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 			continue
 		}
 		if other, ok := names[r.Name]; ok {
-			t.Errorf("keys %s and %s have the name %s", other, r.ID, r.Name)
+			t.Errorf("keys %s and %s both have the name %s", other, r.ID, r.Name)
 		}
 		names[r.Name] = r.ID
 	}
-	t.Logf("%d keys were made, %d are live after %d resets", len(m.keys), taken, m.resets/2)
+	t.Logf("%d keys were created, %d are live after %d resets", len(m.keys), accepted, m.resets/2)
 }

@@ -12,23 +12,24 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// Options is what Open needs.
+// Options are the parameters of Open.
 type Options struct {
-	// KeyringPath is the file of the signing key. Its directory is made, or must be, private to the
-	// user who runs msbd.
+	// KeyringPath is the path of the keyring, the file that holds the signing key. If its directory does not
+	// exist, Open creates it. Otherwise the directory must be accessible only to the user who runs msbd.
 	KeyringPath string
 	Store       Store
-	// Reset replaces the signing key before anything else, also when the keyring is damaged.
+	// Reset replaces the signing key before anything else is done, even if the keyring is damaged.
 	Reset bool
 	Log   *slog.Logger
 
-	// readClock is what tests have in place of systemClock.
+	// readClock replaces systemClock in tests.
 	readClock func() (wall, steady int64)
 }
 
-// Open loads the keyring and every record. The first start makes a keyring; a keyring that is gone
-// although there are live keys, or that is damaged, is an error, never silently replaced. Records of
-// other signing keys are marked revoked: that ends a reset which a crash cut short.
+// Open loads the keyring and all records. It creates a keyring if there is none and no key depends on one. It
+// returns an error, and does not replace the keyring, if the keyring is missing although there are keys that are
+// not revoked, or if it is damaged. Open marks the records of other signing keys as revoked, which completes a reset
+// that was interrupted by a crash.
 func Open(opts Options) (*Issuer, *Verifier, error) {
 	if opts.readClock == nil {
 		opts.readClock = systemClock()
@@ -47,8 +48,8 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 	}
 	i.keys.load(saved)
 
-	// The latest time protects the expiry of this signing key's keys. If there are none, it may be one
-	// that a reset was to set right.
+	// The latest known time keeps expired keys of this signing key from becoming valid again. If this signing key
+	// has no keys, do not rely on that time: it may be a wrong one that an interrupted reset did not get to clear.
 	var change Change
 	if latest, ok := latestTime(saved.Records, ring.keyID); ok {
 		c.advance(latest)
@@ -58,13 +59,13 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 	}
 	marked, live := i.adopt(ring, c.time())
 	if len(marked) > 0 {
-		i.log.Warn("API keys of earlier signing keys are invalid from now on", "count", live, "signing_key_id", ring.keyID)
+		i.log.Warn("the API keys of earlier signing keys are invalid now", "count", live, "signing_key_id", ring.keyID)
 		change.Put = marked
 		change.Events = []audit.Event{invalidateEvent(audit.ActorServer, ring, live)}
 	}
 	if len(marked) > 0 || !change.Clock.IsZero() {
 		if err := opts.Store.CommitKeys(change); err != nil {
-			return nil, nil, fmt.Errorf("record that earlier API keys are revoked: %w", err)
+			return nil, nil, fmt.Errorf("mark the API keys of earlier signing keys as revoked: %w", err)
 		}
 	}
 	return i, &Verifier{keys: i.keys, clock: c, suspects: i.suspects}, nil
@@ -86,8 +87,8 @@ func openKeyring(opts Options, records []Record, now time.Time) (*keyring, error
 	case absent:
 		for _, r := range records {
 			if r.StateAt(now) != Revoked {
-				return nil, fmt.Errorf("keyring %s is gone, but there are API keys that it signed: put it back from a "+
-					"backup, or start with --reset-key, which makes a new one and invalidates every API key: %w",
+				return nil, fmt.Errorf("keyring %s is missing, but there are API keys that it signed: put it back from a "+
+					"backup, or start with --reset-key, which creates a new one and invalidates every API key: %w",
 					opts.KeyringPath, errdefs.ErrDataLoss)
 			}
 		}
@@ -100,9 +101,9 @@ func openKeyring(opts Options, records []Record, now time.Time) (*keyring, error
 	}
 }
 
-// latestTime is the latest time at which something happened to a signing key's keys; ok reports whether it
-// has any. The end of a grace period may lie in the future, and the key that replaced the old one has
-// the time of the rotation.
+// latestTime returns the latest time at which a key of a signing key was created or revoked. ok reports whether
+// the signing key has any keys. The time of a rotation is the creation time of the new key: the RevokedAt of the
+// rotated key may be in the future, because it is the end of the grace period.
 func latestTime(records []Record, signingKeyID string) (latest time.Time, ok bool) {
 	for _, r := range records {
 		if r.SigningKeyID != signingKeyID {

@@ -1,8 +1,8 @@
 package keys
 
-// This file alone touches the PASETO library, and of it only NewV2().Sign and .Verify on raw bytes.
-// Parse accepts forged v1.local and v2.local tokens when it is given no symmetric key; JSONToken
-// checks no expiry and takes the last of duplicate claims.
+// Only this file may use the PASETO library, and it may use only NewV2().Sign and NewV2().Verify on raw bytes. The
+// rest of the library is unsafe: Parse accepts forged v1.local and v2.local tokens when it is given no symmetric
+// key. JSONToken does not check the expiry, and of duplicate claims it uses the last.
 
 import (
 	"crypto/ed25519"
@@ -13,15 +13,16 @@ import (
 )
 
 const (
-	// keyPrefix marks our keys for people and for secret scanners; it is not part of the PASETO.
+	// keyPrefix lets people and secret scanners recognise our keys. It is not part of the PASETO.
 	keyPrefix = "msb_"
 	header    = keyPrefix + "v2.public."
 	maxLength = 2 << 10
-	// minBody is what a signature and an empty JSON object take, in base64url.
+	// minBody is the length of a signature and an empty JSON object in base64url.
 	minBody = (ed25519.SignatureSize + 2) * 8 / 6
 )
 
-// sign makes a token. The library appends into the spare capacity of what it is given: it gets none.
+// sign creates a token. It clips its arguments because the library appends to them, which would overwrite what
+// follows them in the same array.
 func sign(private ed25519.PrivateKey, payload, footer []byte) (string, error) {
 	t, err := paseto.NewV2().Sign(private, slices.Clip(payload), slices.Clip(footer))
 	if err != nil {
@@ -30,18 +31,18 @@ func sign(private ed25519.PrivateKey, payload, footer []byte) (string, error) {
 	return keyPrefix + t, nil
 }
 
-// open checks the signature of a token that checkForm let through, and returns fresh copies of what
-// was signed.
-func open(public ed25519.PublicKey, token string) (payload, footer []byte, err error) {
+// verifySignature checks the signature of a token that checkForm has accepted. It returns new copies of the signed
+// payload and footer.
+func verifySignature(public ed25519.PublicKey, token string) (payload, footer []byte, err error) {
 	if err := paseto.NewV2().Verify(token[len(keyPrefix):], public, &payload, &footer); err != nil {
 		return nil, nil, errSignature
 	}
 	return payload, footer, nil
 }
 
-// checkForm refuses, without cryptography and without heap, what cannot be one of our tokens, and
-// returns the encoded footer. The library would decode some 15 other spellings of each token, skip
-// newlines, and spend tens of milliseconds on a megabyte of dots.
+// checkForm refuses a string that cannot be one of our tokens, and returns the encoded footer of one that can. It
+// uses no cryptography and allocates nothing. The library alone would accept some 15 other spellings of each token,
+// skip newlines, and spend tens of milliseconds on a megabyte of dots.
 func checkForm(token string) (footer string, err *rejection) {
 	if len(token) > maxLength {
 		return "", errTooLong
@@ -54,14 +55,14 @@ func checkForm(token string) (footer string, err *rejection) {
 	if !ok || len(body) < minBody || footer == "" {
 		return "", errForm
 	}
-	// A further dot is not in the alphabet.
+	// This also refuses further dots, which are not in the alphabet.
 	if !canonicalBase64(body) || !canonicalBase64(footer) {
 		return "", errEncoding
 	}
 	return footer, nil
 }
 
-// canonicalBase64 says whether s is what encoding some bytes as unpadded base64url gives.
+// canonicalBase64 reports whether s is unpadded base64url as an encoder writes it, that is, with all unused bits 0.
 func canonicalBase64(s string) bool {
 	var last byte
 	for i := range len(s) {
@@ -83,7 +84,7 @@ func canonicalBase64(s string) bool {
 
 const notBase64 = 0xff
 
-// base64Value maps a character to its six bits.
+// base64Value maps each character of base64url to its six bits, and all other bytes to notBase64.
 var base64Value = func() (v [256]byte) {
 	for i := range v {
 		v[i] = notBase64

@@ -15,7 +15,7 @@ import (
 
 const libraryPath = "github.com/o1egl/paseto"
 
-// Only one file may touch the library, and of it only what was found sound.
+// Only one file may use the PASETO library, and it may use only the safe part of it.
 func TestLibraryIsUsedInOnePlace(t *testing.T) {
 	root := filepath.Join("..", "..", "..", "..")
 	var users int
@@ -45,12 +45,12 @@ func TestLibraryIsUsedInOnePlace(t *testing.T) {
 		if name == "" {
 			return nil
 		}
-		// These tests show what the dangerous side of the library does, and that ours does not.
+		// These tests demonstrate the unsafe part of the library.
 		if filepath.Dir(path) == filepath.Join(root, "daemon", "internal", "domain", "keys") && filepath.Base(path) == "library_test.go" {
 			return nil
 		}
 		if path != filepath.Join(root, "daemon", "internal", "domain", "keys", "paseto.go") {
-			t.Errorf("%s imports %s; only token/paseto.go may", path, libraryPath)
+			t.Errorf("%s imports %s; only keys/paseto.go may", path, libraryPath)
 		}
 		users++
 		ast.Inspect(file, func(n ast.Node) bool {
@@ -73,7 +73,7 @@ func TestLibraryIsUsedInOnePlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if users != 1 {
-		t.Errorf("found %d files that import the library", users)
+		t.Errorf("found %d files that import the library, want 1", users)
 	}
 }
 
@@ -94,8 +94,8 @@ func TestCanonicalBase64(t *testing.T) {
 	}
 }
 
-// The library appends into the spare capacity of what it is given; ours must stay as it is.
-func TestSignLeavesItsArgumentsAlone(t *testing.T) {
+// The library appends to its arguments. sign must not let it overwrite what follows them in memory.
+func TestSignDoesNotModifyArguments(t *testing.T) {
 	private := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 	backing := []byte("payload-and-what-follows-it" + strings.Repeat("x", 200))
 	want := string(backing)
@@ -103,6 +103,6 @@ func TestSignLeavesItsArgumentsAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(backing) != want {
-		t.Errorf("sign wrote over its caller's memory: %q", backing)
+		t.Errorf("sign overwrote its caller's memory: %q", backing)
 	}
 }

@@ -5,15 +5,16 @@ import (
 	"slices"
 )
 
-// Principal is who a request speaks for. The zero Principal is nobody and is allowed nothing.
+// Principal is the identity and the permissions of an authenticated request. The zero Principal has no permissions.
 type Principal struct {
-	// KeyID is the id of the key: fit for logs.
+	// KeyID is the id of the key. It is not secret and may be logged.
 	KeyID string
-	// Namespaces are the tenant namespaces that it is limited to; empty means every one. Read only.
+	// Namespaces lists the tenant namespaces that the principal is limited to. Empty means all namespaces. It must
+	// not be modified.
 	Namespaces []string
-	// Scopes is what it may do; empty means everything. Read only.
+	// Scopes lists what the principal may do. Empty means everything. It must not be modified.
 	Scopes []Scope
-	// alive ends, with a cause, when the key is refused; nil never ends.
+	// alive is cancelled, with a cause, when the key is refused. If alive is nil, that never happens.
 	alive context.Context
 }
 
@@ -22,24 +23,24 @@ func (p Principal) Allows(namespace string) bool {
 	return p.KeyID != "" && (len(p.Namespaces) == 0 || slices.Contains(p.Namespaces, namespace))
 }
 
-// Has reports whether the principal may do what needs a scope.
+// Has reports whether the principal has the scope s.
 func (p Principal) Has(s Scope) bool {
 	return p.KeyID != "" && (len(p.Scopes) == 0 || slices.Contains(p.Scopes, s))
 }
 
-// Bind returns a context that ends at the latest when the key does: when it expires, is revoked or its
-// signing key is replaced. The cause is then errdefs.ErrUnauthenticated. If that happened since the
-// principal was verified, the context has ended already.
+// Bind returns a copy of ctx that is also cancelled when the key expires or is revoked, or when its signing key is
+// replaced. The cause is then errdefs.ErrUnauthenticated. If this has happened since the principal was verified, Bind
+// returns a context that is already cancelled.
 func (p Principal) Bind(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if p.alive == nil {
 		return ctx, func() { cancel(nil) }
 	}
-	cut := func() { cancel(context.Cause(p.alive)) }
+	refuse := func() { cancel(context.Cause(p.alive)) }
 	if p.alive.Err() != nil {
-		cut()
+		refuse() // at once, because AfterFunc calls it in another goroutine
 	}
-	stop := context.AfterFunc(p.alive, cut)
+	stop := context.AfterFunc(p.alive, refuse)
 	return ctx, func() {
 		stop()
 		cancel(nil)

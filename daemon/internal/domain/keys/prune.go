@@ -5,11 +5,12 @@ import (
 	"fmt"
 )
 
-// Prune removes keys that have been expired or revoked for so long (such as 30d; empty: any time), and
-// returns what they were. With dryRun it only says. A bad deadFor is errdefs.ErrInvalidArgument.
+// Prune removes the keys that have been expired or revoked for at least deadFor, and returns them. deadFor, such as
+// 30d, has the format of ParseAge; if it is empty, Prune removes all expired and revoked keys. With dryRun, Prune
+// only returns the keys. The error for an invalid deadFor is errdefs.ErrInvalidArgument.
 //
-// Who uses a revoked key after it was pruned looks like somebody who has the signing key: see
-// audit.KeySuspect. And a Restore of a backup from before the key was revoked brings it back to life.
+// If a revoked key is used after it was pruned, this looks as if somebody had stolen the signing key. See
+// audit.KeySuspect. If a backup from before the revocation is restored after the prune, the key is live again.
 func (i *Issuer) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]Key, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -6,11 +6,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// rejection is the error of every refused token. To a client all of them are the same; slog, which
-// asks LogValue, learns the cause.
+// rejection is the error for every refused token. The message is the same for all causes, so that a client learns
+// nothing from it. slog calls LogValue and thus logs the cause.
 type rejection struct {
 	cause string
-	keyID string // known only once the signature was good
+	keyID string // set only if the signature is valid
 }
 
 func (*rejection) Error() string { return "API key missing, invalid, expired or revoked" }
@@ -24,21 +24,22 @@ func (r *rejection) LogValue() slog.Value {
 	return slog.StringValue("token of key " + r.keyID + " refused: " + r.cause)
 }
 
-// The refusals that need no signature check are values, so that a flood of them costs no heap.
+// The rejections of tokens without a valid signature are allocated once, so that a flood of such tokens allocates
+// nothing.
 var (
-	errTooLong    = &rejection{cause: "longer than a token can be"}
+	errTooLong    = &rejection{cause: "longer than any token"}
 	errForm       = &rejection{cause: "not of the form msb_v2.public.PAYLOAD.FOOTER"}
 	errEncoding   = &rejection{cause: "not canonical base64url"}
-	errUnknownKey = &rejection{cause: "not of the current signing key"}
+	errUnknownKey = &rejection{cause: "the footer does not name the current signing key"}
 	errSignature  = &rejection{cause: "bad signature"}
 )
 
-// What else a token is refused for. The first three cannot happen to a key that this server issued and
-// did not prune.
+// The causes of rejections of tokens with a valid signature. The first three do not occur with a key that this
+// server has issued and not pruned.
 const (
-	causeClaims   = "signed, but not claims as this server writes them"
-	causeUnknown  = "no record of it: it was pruned, or not issued here"
-	causeMismatch = "its claims are not those of its record"
+	causeClaims   = "signed correctly, but the claims do not have the form that this server writes"
+	causeUnknown  = "this server has no record of the key: it was pruned, or it was not issued by this server"
+	causeMismatch = "the claims do not match the record of the key"
 	causeRevoked  = "revoked"
 	causeExpired  = "expired"
 	causeReset    = "its signing key was replaced"

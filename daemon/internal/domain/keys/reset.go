@@ -10,9 +10,10 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
-// Reset replaces the signing key and returns how many live keys that invalidated. Every key issued
-// before is refused from before it returns, also after a crash at any point of it. As no key is left that
-// depends on it, a clock that is behind is believed from then on.
+// Reset replaces the signing key and returns how many live keys this invalidated. Once the new signing key is on disk,
+// all keys issued before are refused, even if the server crashes before Reset has returned. If only a later step
+// fails, Reset returns both the count and an error. As no remaining key depends on the latest time that the server has
+// seen, Reset discards that time and uses the wall clock again, even if it is behind.
 func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -27,30 +28,30 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 		return 0, err
 	}
 	actor := audit.ActorUID(by)
-	// The keyring before the records: once it is replaced, a crash leaves only keys that nothing
-	// verifies. One that was replaced counts from now on, however badly: the next start would refuse the
-	// old one's keys.
+	// Replace the keyring before the records. If the server crashes in between, no signing key verifies the old
+	// keys anymore. If the new keyring is in place, but perhaps not durable, use it nevertheless, because the next
+	// start would load it and refuse the keys of the old one.
 	saved := replaceKeyring(i.store, i.path, ring, signingKeyEvent(audit.SigningReset, actor, ring))
 	if saved != nil && !errors.Is(saved, durable.ErrNotDurable) {
 		return 0, saved
 	}
 	marked, invalidated := i.adopt(ring, at)
-	i.clock.set()
-	i.log.Warn("the signing key was replaced: every earlier API key is invalid from now on",
+	i.clock.reset()
+	i.log.Warn("the signing key was replaced: every earlier API key is invalid now",
 		"count", invalidated, "signing_key_id", ring.keyID)
 	c := Change{Put: marked, Clock: at}
 	if invalidated > 0 {
 		c.Events = []audit.Event{invalidateEvent(actor, ring, invalidated)}
 	}
 	if err = i.store.CommitKeys(c); err != nil {
-		err = fmt.Errorf("record that earlier API keys are revoked (they are refused already): %w", err)
+		err = fmt.Errorf("mark earlier API keys as revoked (they are already refused): %w", err)
 	}
 	return invalidated, errors.Join(saved, err)
 }
 
-// adopt makes ring, which is on disk, the one that counts: the keys of every other are refused. It
-// returns their records as they are to be stored, marked as refused from at on, and how many of them were
-// live.
+// adopt starts to use ring, which is already on disk. From now on, the keys of other signing keys are refused. adopt
+// returns their records, marked as revoked at the time at, for the caller to store. live is how many of these keys
+// were live.
 func (i *Issuer) adopt(ring *keyring, at time.Time) (marked []Record, live int) {
 	now := i.clock.time()
 	i.keyring.Store(ring)
@@ -68,8 +69,8 @@ func (i *Issuer) adopt(ring *keyring, at time.Time) (marked []Record, live int) 
 	return marked, live
 }
 
-// invalidated is the record once its signing key no longer counts. What else ended it, or was to, is kept:
-// only ByReset can ever be undone.
+// invalidated returns the record as it is after its signing key was replaced at the time at. It keeps a Revocation that
+// is already set, such as that of a rotation with a grace period, because Restore undoes only ByReset.
 func (r Record) invalidated(at time.Time) Record {
 	r.RevokedAt = at
 	if r.Revocation == "" {
@@ -78,11 +79,11 @@ func (r Record) invalidated(at time.Time) Record {
 	return r
 }
 
-// replaceKeyring writes e to the audit log and then ring to the disk: what cannot be logged is not done.
-// durable.ErrNotDurable is the one error after which ring is in place.
+// replaceKeyring writes e to the audit log and then ring to disk. If e cannot be logged, ring is not written. If the
+// error is durable.ErrNotDurable, ring is in place; after any other error it is not.
 func replaceKeyring(store Store, path string, ring *keyring, e audit.Event) error {
 	if err := store.CommitKeys(Change{Events: []audit.Event{e}}); err != nil {
-		return fmt.Errorf("write the audit log before anything is changed: %w", err)
+		return fmt.Errorf("write audit log (nothing was changed): %w", err)
 	}
 	err := ring.save(path)
 	if err != nil && !errors.Is(err, durable.ErrNotDurable) {

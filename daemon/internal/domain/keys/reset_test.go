@@ -40,7 +40,7 @@ func TestReset(t *testing.T) {
 	}
 	after := i.SigningKey()
 	if after.ID == before.ID || after.InstanceID != before.InstanceID {
-		t.Errorf("the signing key was %+v and is %+v", before, after)
+		t.Errorf("the signing key was %+v and is %+v, want another id and the same instance", before, after)
 	}
 	want := []audit.Event{
 		{Action: audit.SigningReset, Actor: "uid:7", Target: after.ID},
@@ -63,7 +63,7 @@ func TestReset(t *testing.T) {
 	check(openIssuer(t, store, path))
 }
 
-// A key in its grace period ends with the others, and stays what it was: rotated.
+// A reset also refuses a key in its grace period. The record of the key still says that it was rotated.
 func TestResetEndsAGracePeriod(t *testing.T) {
 	_, i, v := newIssuer(t)
 	old, r := issue(t, i, IssueRequest{})
@@ -80,7 +80,7 @@ func TestResetEndsAGracePeriod(t *testing.T) {
 	}
 }
 
-// Whatever ends a reset after its first step, no key from before it works again.
+// If a reset fails after the signing key was replaced, the earlier keys stay refused, and the next start completes it.
 func TestResetCutShort(t *testing.T) {
 	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
@@ -96,25 +96,25 @@ func TestResetCutShort(t *testing.T) {
 	}
 	refused(t, v, key)
 	if store.Records()[r.ID].Revocation != "" {
-		t.Fatal("the store took the mark")
+		t.Fatal("the record was marked as revoked although the store failed")
 	}
 	if _, _, err := Open(options(store, path)); !errors.Is(err, errDisk) {
-		t.Errorf("Open without a store that takes the mark: %v", err)
+		t.Errorf("Open with a failing store: %v", err)
 	}
 	store.FailWith(nil)
 	store.TakeEvents()
 	i, v = openIssuer(t, store, path)
 	refused(t, v, key)
 	if store.Records()[r.ID].Revocation != ByReset {
-		t.Error("the next start did not finish the reset")
+		t.Error("the next start did not complete the reset")
 	}
 	if got, want := actions(store), []string{audit.KeysInvalid + " " + i.SigningKey().ID}; !cmp.Equal(got, want) {
-		t.Errorf("it logged %q, want %q", got, want)
+		t.Errorf("the next start logged %q, want %q", got, want)
 	}
 }
 
-// R2: the disk as it can be after a crash at each step of a reset. It opens, with the old keys in force or
-// with none of them.
+// The server can start from the files that a crash at any step of a reset leaves. Then either all of the old keys are
+// accepted or none.
 func TestResetCrashImages(t *testing.T) {
 	t.Parallel()
 	store, path := NewMemory(), keyringPath(t)
@@ -132,7 +132,7 @@ func TestResetCrashImages(t *testing.T) {
 		keyring string
 	}
 	var images []image
-	store.FailIf(func(Change) error { // before each change
+	store.FailIf(func(Change) error { // is called before each change
 		images = append(images, image{store.Records(), file()})
 		return nil
 	})
@@ -140,11 +140,12 @@ func TestResetCrashImages(t *testing.T) {
 	reset(t, i)
 	images = append(images, image{store.Records(), file()})
 	if len(images) != 3 || images[0].keyring != old || images[1].keyring == old {
-		t.Fatalf("the reset was in %d steps", len(images))
+		t.Fatalf("the reset took %d steps", len(images))
 	}
 	written := file()
 	for n, im := range images {
-		for _, part := range []int{-1, 0, 1, len(written) / 2, len(written)} { // of a file that is being written
+		// part is how much of the new keyring was written to the temporary file. -1 means that the file does not exist.
+		for _, part := range []int{-1, 0, 1, len(written) / 2, len(written)} {
 			store, path := NewMemory(), keyringPath(t)
 			store.SetRecords(im.records)
 			err := os.MkdirAll(filepath.Dir(path), 0o700)
@@ -161,18 +162,18 @@ func TestResetCrashImages(t *testing.T) {
 			} else {
 				refused(t, v, key)
 				if store.Records()[r.ID].Revocation != ByReset {
-					t.Errorf("image %d: the record is not marked", n)
+					t.Errorf("image %d: the record is not marked as revoked", n)
 				}
 			}
 			fresh, _ := issue(t, i, IssueRequest{})
 			accepted(t, v, fresh)
-			reset(t, i) // also over what was left
+			reset(t, i) // succeeds although the temporary file may exist
 			refused(t, v, fresh)
 		}
 	}
 }
 
-// What cannot be written to the audit log does not happen.
+// If the reset cannot be written to the audit log, nothing is changed.
 func TestResetThatCannotBeLogged(t *testing.T) {
 	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
@@ -196,18 +197,18 @@ func TestResetThatCannotBeLogged(t *testing.T) {
 	}
 }
 
-// A new keyring that is in place counts, also when the disk does not vouch for it: keys made from now
-// on must be those that the next start takes.
+// If the new keyring is in place but could not be synced to disk, it is used nevertheless, so that the keys created
+// from now on are those that the next start accepts.
 func TestResetOnAFailingDisk(t *testing.T) {
 	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	old, _ := issue(t, i, IssueRequest{})
-	sound := writeFile
+	realWriteFile := writeFile
 	writeFile = func(path string, data []byte, perm fs.FileMode) error {
-		return errors.Join(sound(path, data, perm), durable.ErrNotDurable, syscall.EIO)
+		return errors.Join(realWriteFile(path, data, perm), durable.ErrNotDurable, syscall.EIO)
 	}
 	_, err := i.Reset(context.Background(), 7)
-	writeFile = sound
+	writeFile = realWriteFile
 	if !errors.Is(err, syscall.EIO) {
 		t.Errorf("Reset: %v", err)
 	}
@@ -218,8 +219,8 @@ func TestResetOnAFailingDisk(t *testing.T) {
 	accepted(t, v, fresh)
 }
 
-// A reset that cannot even begin changes nothing, and the log does not say otherwise.
-func TestResetThatCannotBegin(t *testing.T) {
+// If the new keyring cannot be written, nothing is changed, and the audit log has an entry that the reset failed.
+func TestResetThatCannotWriteKeyring(t *testing.T) {
 	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
 	key, _ := issue(t, i, IssueRequest{})
@@ -228,16 +229,16 @@ func TestResetThatCannotBegin(t *testing.T) {
 	}
 	store.TakeEvents()
 	if _, err := i.Reset(context.Background(), 7); err == nil {
-		t.Error("no error")
+		t.Error("Reset returned no error")
 	}
 	accepted(t, v, key)
 	if events := store.TakeEvents(); len(events) != 2 || events[1].Action != audit.SigningReset || events[1].Detail["failed"] == "" {
-		t.Errorf("the log says %+v", events)
+		t.Errorf("the logged events are %+v", events)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := i.Reset(ctx, 7); !errors.Is(err, context.Canceled) {
-		t.Errorf("Reset for a caller who has gone: %v", err)
+		t.Errorf("Reset with a cancelled context: %v", err)
 	}
 }
 
@@ -255,7 +256,7 @@ func TestOpenWithReset(t *testing.T) {
 		t.Errorf("the signing key was %+v and is %+v", before, after)
 	}
 	if store.Records()[r.ID].Revocation != ByReset {
-		t.Error("the record is not marked")
+		t.Error("the record is not marked as revoked")
 	}
 	want := []audit.Event{
 		{Action: audit.SigningReset, Actor: audit.ActorServer, Target: after.ID},

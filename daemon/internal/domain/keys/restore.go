@@ -13,8 +13,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
-// Snapshot calls take with the keyring file's content, while no key and no signing key changes: so take
-// should not take long.
+// Snapshot calls take with the contents of the keyring file. While take runs, no key can be created or changed and the
+// signing key cannot be replaced, so take should return quickly.
 func (i *Issuer) Snapshot(take func(keyring Secret) error) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -25,31 +25,33 @@ func (i *Issuer) Snapshot(take func(keyring Secret) error) error {
 	return take(data)
 }
 
-// Restored says what the restore of a backup did.
+// Restored is the result of restoring a backup.
 type Restored struct {
-	// TakenAt is when the backup was made.
+	// TakenAt is when the backup was taken.
 	TakenAt time.Time
-	// Live is how many keys of the backup are live, Invalidated how many keys were live before and are
-	// refused now.
+	// Live is how many keys from the backup are live now. Invalidated is how many keys were live before the
+	// restore and are refused now.
 	Live, Invalidated int
 }
 
-// Restore takes keys and a signing key from a backup: keyring is what Snapshot gave, records what the
-// store held. Keys that were made since stay if the same signing key made them; those of another are
-// refused, as after a reset. A key that either side knows as revoked is revoked; only a reset is undone,
-// by bringing back the signing key that it replaced. Of two live keys with one name, that of the backup
-// keeps it.
+// Restore restores the keys and the signing key from a backup. keyring is what Snapshot passed to take, and records
+// are the records that the store held at that time.
 //
-// It returns how many keys of the backup are live, and how many keys were live and are refused now. A
-// damaged backup is errdefs.ErrDataLoss and changes nothing. A crash at any point leaves either the old
-// keys or the new ones in force, or fewer; done again, it completes.
+// Keys that were created since the backup remain if the backup's signing key signed them. Keys of other signing keys
+// are refused, as after a reset. A key is revoked if it is revoked either in the backup or on this server. The exception
+// is a revocation by a reset: Restore undoes it if it brings back the signing key that the reset replaced. If two live
+// keys have the same name, the one from the backup keeps it.
+//
+// Restore returns how many keys from the backup are live now, and how many keys were live before and are refused now.
+// If the backup is damaged, the error is errdefs.ErrDataLoss and nothing is changed. After a crash at any point, the
+// accepted keys are either the old ones, the restored ones, or fewer. Calling Restore again then completes it.
 func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, by uint32) (live, invalidated int, err error) {
 	ring, err := decodeKeyring([]byte(keyring.Reveal()))
 	if err != nil {
-		return 0, 0, fmt.Errorf("the keyring in the backup: %w", err)
+		return 0, 0, fmt.Errorf("read the keyring in the backup: %w", err)
 	}
 	if err := checkRecords(records); err != nil {
-		return 0, 0, fmt.Errorf("the keys in the backup: %w", err)
+		return 0, 0, fmt.Errorf("read the keys in the backup: %w", err)
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -58,13 +60,13 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	}
 	now := i.clock.time()
 	before := i.keys.records()
-	after := restored(before, records, ring.keyID, now)
-	live, invalidated = compare(before, records, after, now)
+	after := mergeRecords(before, records, ring.keyID, now)
+	live, invalidated = countRestored(before, records, after, now)
 
 	actor := audit.ActorUID(by)
 	e := signingKeyEvent(audit.ServerRestore, actor, ring)
 	e.Detail = map[string]string{"keys": strconv.Itoa(len(records))}
-	// The order of a reset, for the same reason.
+	// As in Reset, replace the keyring before the records.
 	saved := replaceKeyring(i.store, i.path, ring, e)
 	if saved != nil && !errors.Is(saved, durable.ErrNotDurable) {
 		return 0, 0, saved
@@ -79,13 +81,13 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	}
 	if err = i.commit(c); err != nil {
 		return 0, invalidated, errors.Join(saved, fmt.Errorf(
-			"the backup's signing key is in force, but its API keys cannot be stored: restore it again: %w", err))
+			"the backup's signing key is in use, but its API keys could not be stored: restore the backup again: %w", err))
 	}
 	i.log.Warn("API keys were restored from a backup", "live", live, "invalidated", invalidated, "signing_key_id", ring.keyID)
 	return live, invalidated, saved
 }
 
-// checkRecords refuses what no store of this server held.
+// checkRecords returns an error if records contains a record that no store can have held, or the same id twice.
 func checkRecords(records []Record) error {
 	seen := make(map[string]bool, len(records))
 	for _, r := range records {
@@ -97,9 +99,9 @@ func checkRecords(records []Record) error {
 	return nil
 }
 
-// restored is what becomes of the records at hand and of those of a backup when the signing key with
-// signingKeyID is the one that counts from now on.
-func restored(current, backup []Record, signingKeyID string, now time.Time) []Record {
+// mergeRecords merges the current records with those from a backup. signingKeyID identifies the signing key in the
+// backup, which is the only one whose keys are accepted after the restore.
+func mergeRecords(current, backup []Record, signingKeyID string, now time.Time) []Record {
 	records := make([]Record, 0, len(backup))
 	at := make(map[string]int, len(backup))
 	for n, r := range backup {
@@ -109,7 +111,7 @@ func restored(current, backup []Record, signingKeyID string, now time.Time) []Re
 	for _, r := range current {
 		r = r.withoutReset(signingKeyID)
 		if n, ok := at[r.ID]; ok {
-			records[n] = r.revokedAs(records[n])
+			records[n] = r.withRevocationOf(records[n])
 		} else {
 			records = append(records, r)
 		}
@@ -130,7 +132,7 @@ func restored(current, backup []Record, signingKeyID string, now time.Time) []Re
 	return records
 }
 
-// withoutReset is the record when its signing key may be back in force.
+// withoutReset returns the record without a revocation by a reset, if signingKeyID is its signing key.
 func (r Record) withoutReset(signingKeyID string) Record {
 	if r.SigningKeyID == signingKeyID && r.Revocation == ByReset {
 		r.RevokedAt, r.Revocation = time.Time{}, ""
@@ -138,8 +140,9 @@ func (r Record) withoutReset(signingKeyID string) Record {
 	return r
 }
 
-// revokedAs is the record with what another version of it knows of its end.
-func (r Record) revokedAs(other Record) Record {
+// withRevocationOf returns r with the earlier of its own revocation and that of other, which is another version of the
+// same record. It also takes ReplacedBy from other if r has none.
+func (r Record) withRevocationOf(other Record) Record {
 	if !other.RevokedAt.IsZero() && (r.RevokedAt.IsZero() || other.RevokedAt.Before(r.RevokedAt)) {
 		r.RevokedAt, r.Revocation = other.RevokedAt, other.Revocation
 	}
@@ -149,9 +152,9 @@ func (r Record) revokedAs(other Record) Record {
 	return r
 }
 
-// compare counts the keys of the backup that are live after, and those that were live before and are not
-// after.
-func compare(before, backup, after []Record, now time.Time) (live, invalidated int) {
+// countRestored returns how many keys in backup are live according to after, and how many keys are live according to
+// before but not according to after.
+func countRestored(before, backup, after []Record, now time.Time) (live, invalidated int) {
 	liveAfter := make(map[string]bool, len(after))
 	for _, r := range after {
 		liveAfter[r.ID] = r.StateAt(now) == Live

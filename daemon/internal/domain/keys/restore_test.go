@@ -50,38 +50,38 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	if b := snapshot(t, i); b.keyring.Reveal() != string(file) {
-		t.Error("it is not what the file holds")
+		t.Error("the snapshot differs from the keyring file")
 	}
 	if err := i.Snapshot(func(Secret) error { return errDisk }); !errors.Is(err, errDisk) {
 		t.Errorf("Snapshot: %v", err)
 	}
-	// Nothing changes meanwhile, but all is answered.
-	made := make(chan error, 1)
+	// While a snapshot is taken, no key can be created, but the methods that change nothing do not block.
+	issued := make(chan error, 1)
 	err = i.Snapshot(func(Secret) error {
 		go func() {
 			_, _, err := i.Issue(context.Background(), IssueRequest{})
-			made <- err
+			issued <- err
 		}()
 		i.SigningKey()
 		_, _, err := i.List(Filter{}, "", 1)
 		if c := i.Counts(); c != (Counts{}) {
-			t.Errorf("a key was made meanwhile: %+v", c)
+			t.Errorf("a key was created during the snapshot: %+v", c)
 		}
 		return err
 	})
-	if err := errors.Join(err, <-made); err != nil {
+	if err := errors.Join(err, <-issued); err != nil {
 		t.Error(err)
 	}
 }
 
-// A server that lost everything has its keys again.
-func TestRestoreOnAnEmptyServer(t *testing.T) {
+// After a restore on a new server, the keys of the old server are accepted again.
+func TestRestoreOnNewServer(t *testing.T) {
 	t.Parallel()
-	_, was, _ := newIssuer(t)
-	live, r := issue(t, was, IssueRequest{Name: "ci", Expire: "1y", Scopes: []Scope{ScopeRead}})
-	dead, gone := issue(t, was, IssueRequest{})
-	revoke(t, was, gone.ID)
-	b := snapshot(t, was)
+	_, old, _ := newIssuer(t)
+	live, r := issue(t, old, IssueRequest{Name: "ci", Expire: "1y", Scopes: []Scope{ScopeRead}})
+	dead, gone := issue(t, old, IssueRequest{})
+	revoke(t, old, gone.ID)
+	b := snapshot(t, old)
 
 	store, path := NewMemory(), keyringPath(t)
 	i, v := openIssuer(t, store, path)
@@ -92,8 +92,8 @@ func TestRestoreOnAnEmptyServer(t *testing.T) {
 		t.Errorf("%d keys are live, %d invalidated", live, invalidated)
 	}
 	want := []audit.Event{
-		{Action: audit.ServerRestore, Actor: "uid:7", Target: was.SigningKey().ID, Detail: map[string]string{"keys": "2"}},
-		{Action: audit.KeysInvalid, Actor: "uid:7", Target: was.SigningKey().ID, Detail: map[string]string{"count": "1"}},
+		{Action: audit.ServerRestore, Actor: "uid:7", Target: old.SigningKey().ID, Detail: map[string]string{"keys": "2"}},
+		{Action: audit.KeysInvalid, Actor: "uid:7", Target: old.SigningKey().ID, Detail: map[string]string{"count": "1"}},
 	}
 	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
@@ -101,14 +101,14 @@ func TestRestoreOnAnEmptyServer(t *testing.T) {
 	check := func(i *Issuer, v *Verifier) {
 		t.Helper()
 		if p := accepted(t, v, live); p.KeyID != r.ID || !p.Has(ScopeRead) || p.Has(ScopeExec) {
-			t.Errorf("the key speaks for %+v", p)
+			t.Errorf("the principal of the restored key is %+v", p)
 		}
 		refused(t, v, dead)
 		refused(t, v, own)
 		if k, err := i.Find("ci"); err != nil || k.ID != r.ID {
-			t.Errorf("ci is %+v, %v", k, err)
+			t.Errorf("the key ci is %+v, %v", k, err)
 		}
-		if i.SigningKey() != was.SigningKey() {
+		if i.SigningKey() != old.SigningKey() {
 			t.Errorf("the signing key is %+v", i.SigningKey())
 		}
 		if c := i.Counts(); c != (Counts{Live: 1, Revoked: 2}) {
@@ -119,14 +119,14 @@ func TestRestoreOnAnEmptyServer(t *testing.T) {
 	check(openIssuer(t, store, path))
 	records := store.Records()
 	if live, invalidated := restore(t, i, b); live != 1 || invalidated != 0 || !cmp.Equal(records, store.Records()) {
-		t.Errorf("once more: %d live, %d invalidated\n%s", live, invalidated, cmp.Diff(records, store.Records()))
+		t.Errorf("second restore: %d live, %d invalidated\n%s", live, invalidated, cmp.Diff(records, store.Records()))
 	}
 	check(i, v)
 	fresh, _ := issue(t, i, IssueRequest{})
 	accepted(t, v, fresh)
 }
 
-// What happened since the backup under the same signing key stays.
+// If the signing key is the same, keys that were created, revoked or rotated since the backup stay so.
 func TestRestoreKeepsWhatIsKnown(t *testing.T) {
 	t.Parallel()
 	_, i, v, clock := newClocked(t)
@@ -148,7 +148,7 @@ func TestRestoreKeepsWhatIsKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i.keys.remove(d.ID) // as if it had never been here
+	i.keys.remove(d.ID) // as if this server had never had the key
 	since, e := issue(t, i, IssueRequest{Name: "moved"})
 
 	if live, invalidated := restore(t, i, taken); live != 5 || invalidated != 0 {
@@ -159,13 +159,13 @@ func TestRestoreKeepsWhatIsKnown(t *testing.T) {
 	}
 	refused(t, v, revokedSince)
 	if bound.Err() != nil {
-		t.Errorf("a key that stays was cut: %v", context.Cause(bound))
+		t.Errorf("the context of a key that stays live was cancelled: %v", context.Cause(bound))
 	}
 	if k, err := i.Find("moved"); err != nil || k.ID != d.ID {
-		t.Errorf("moved is %+v, %v, want the backup's key", k, err)
+		t.Errorf("the key moved is %+v, %v, want the one from the backup", k, err)
 	}
 	if k, err := i.Find(e.ID); err != nil || k.Name != "" {
-		t.Errorf("the key that was made since is %+v, %v", k, err)
+		t.Errorf("the key that was created since is %+v, %v, want one without a name", k, err)
 	}
 	clock.pass(time.Hour)
 	refused(t, v, rotatedSince)
@@ -175,7 +175,8 @@ func TestRestoreKeepsWhatIsKnown(t *testing.T) {
 	accepted(t, v, next.Reveal())
 }
 
-// A reset is undone, but for what else ended a key; and so is a restore of the wrong backup.
+// A restore undoes a reset, but not the expiry, revocation or rotation of a key. A second restore, of another backup,
+// undoes the first one in the same way.
 func TestRestoreUndoesAReset(t *testing.T) {
 	t.Parallel()
 	_, i, v, clock := newClocked(t)
@@ -191,12 +192,12 @@ func TestRestoreUndoesAReset(t *testing.T) {
 	b1 := snapshot(t, i)
 	revoke(t, i, a.ID)
 	reset(t, i)
-	revoke(t, i, b.ID) // refused already, but now for good
+	revoke(t, i, b.ID) // makes the revocation by the reset permanent
 	second, _ := issue(t, i, IssueRequest{Name: "second"})
 	b2 := snapshot(t, i)
 	clock.pass(time.Hour)
 
-	if live, invalidated := restore(t, i, b1); live != 2 || invalidated != 1 { // first, and what replaced d
+	if live, invalidated := restore(t, i, b1); live != 2 || invalidated != 1 { // live: first and the key that replaced d
 		t.Errorf("first backup: %d live, %d invalidated", live, invalidated)
 	}
 	accepted(t, v, first)
@@ -210,8 +211,9 @@ func TestRestoreUndoesAReset(t *testing.T) {
 	refused(t, v, first)
 }
 
-// Half a restore may have left keys of the present signing key that are marked as if it were another's.
-func TestRestoreOfKeysOnceReset(t *testing.T) {
+// An interrupted restore may have left keys of the current signing key marked as revoked by a reset. Restoring them
+// makes them live again.
+func TestRestoreOfKeysMarkedAsReset(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
 	token, _ := issue(t, i, IssueRequest{})
@@ -223,23 +225,25 @@ func TestRestoreOfKeysOnceReset(t *testing.T) {
 	accepted(t, v, token)
 }
 
-// A backup tells what time it was: its expired keys stay so, although this server's clock is wrong.
+// A restore advances the clock to the latest time in the backup, so that keys that expired before the backup stay
+// expired even if the clock of this server is behind.
 func TestRestoreAdvancesTheClock(t *testing.T) {
 	t.Parallel()
-	_, was, _, clock := newClocked(t)
-	token, _ := issue(t, was, IssueRequest{Expire: "1d"})
+	_, old, _, clock := newClocked(t)
+	token, _ := issue(t, old, IssueRequest{Expire: "1d"})
 	clock.pass(48 * time.Hour)
-	issue(t, was, IssueRequest{})
+	issue(t, old, IssueRequest{})
 	_, i, v, _ := newClocked(t)
-	restore(t, i, snapshot(t, was))
+	restore(t, i, snapshot(t, old))
 	refused(t, v, token)
 	if i.ClockBehind() != 48*time.Hour {
 		t.Errorf("the clock is %s behind", i.ClockBehind())
 	}
 }
 
-// A restore of the same signing key does not disturb a token that is being verified.
-func TestRestoreBesideAFirstRequest(t *testing.T) {
+// A token that is being verified is still accepted after a concurrent restore of the same signing key, but not after a
+// concurrent reset.
+func TestRestoreDuringFirstRequest(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
 	_, r := issue(t, i, IssueRequest{})
@@ -250,11 +254,11 @@ func TestRestoreBesideAFirstRequest(t *testing.T) {
 	}
 	restore(t, i, snapshot(t, i))
 	if p, refused := v.admit(id, "token", payload, from); refused != nil || p.KeyID != r.ID {
-		t.Errorf("the key speaks for %+v, %v", p, refused)
+		t.Errorf("after a restore, the principal is %+v, %v", p, refused)
 	}
 	reset(t, i)
 	if p, refused := v.admit(id, "token", payload, from); refused == nil || p.KeyID != "" {
-		t.Errorf("after a reset it speaks for %+v", p)
+		t.Errorf("after a reset, the token is accepted: %+v", p)
 	}
 }
 
@@ -276,7 +280,7 @@ func TestRestoreRefusesABadBackup(t *testing.T) {
 		"no id":          {good.keyring, with(func(r *Record) { r.ID = "" })},
 		"not an id":      {good.keyring, with(func(r *Record) { r.ID = "../../etc/passwd" })},
 		"no signing key": {good.keyring, with(func(r *Record) { r.SigningKeyID = "" })},
-		"never made":     {good.keyring, with(func(r *Record) { r.CreatedAt = time.Time{} })},
+		"no time":        {good.keyring, with(func(r *Record) { r.CreatedAt = time.Time{} })},
 	} {
 		if _, _, err := i.Restore(context.Background(), b.keyring, b.records, 7); !errdefs.IsDataLoss(err) {
 			t.Errorf("%s: %v", name, err)
@@ -285,30 +289,30 @@ func TestRestoreRefusesABadBackup(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := i.Restore(ctx, good.keyring, good.records, 7); !errors.Is(err, context.Canceled) {
-		t.Errorf("for a caller who has gone: %v", err)
+		t.Errorf("Restore with a cancelled context: %v", err)
 	}
 	accepted(t, v, token)
 	if events := store.TakeEvents(); events != nil {
-		t.Errorf("it logged %+v", events)
+		t.Errorf("failed restores logged %+v", events)
 	}
 }
 
-// A restore that fails or is cut off at any step leaves the old keys in force, or the new ones, or fewer;
-// done again it completes, before and after a restart.
-func TestRestoreCutShort(t *testing.T) {
+// If a restore fails at any step, the accepted keys are either the old ones, the restored ones, or fewer. Repeating the
+// restore completes it, with and without a restart in between.
+func TestInterruptedRestore(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
 		fail func(t *testing.T, store Memory, path string)
-		// old says whether the old keys are still good after it.
-		old bool
+		// oldKeysLive is whether the old keys are still accepted after the failure.
+		oldKeysLive bool
 	}{
-		"before it is logged": {func(_ *testing.T, store Memory, _ string) { store.FailWith(errDisk) }, true},
-		"before the keyring is there": {func(t *testing.T, _ Memory, path string) {
+		"the store fails": {func(_ *testing.T, store Memory, _ string) { store.FailWith(errDisk) }, true},
+		"the keyring cannot be written": {func(t *testing.T, _ Memory, path string) {
 			if err := os.MkdirAll(filepath.Join(path+".new", "in the way"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		}, true},
-		"before the records are there": {func(_ *testing.T, store Memory, _ string) {
+		"the records cannot be stored": {func(_ *testing.T, store Memory, _ string) {
 			store.FailIf(func(c Change) error {
 				if len(c.Put) > 0 {
 					return errDisk
@@ -320,11 +324,11 @@ func TestRestoreCutShort(t *testing.T) {
 		for _, restart := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				_, was, _ := newIssuer(t)
-				restoredToken, _ := issue(t, was, IssueRequest{})
-				revokedToken, gone := issue(t, was, IssueRequest{})
-				revoke(t, was, gone.ID)
-				b := snapshot(t, was)
+				_, old, _ := newIssuer(t)
+				restoredToken, _ := issue(t, old, IssueRequest{})
+				revokedToken, gone := issue(t, old, IssueRequest{})
+				revoke(t, old, gone.ID)
+				b := snapshot(t, old)
 
 				store, path := NewMemory(), keyringPath(t)
 				i, v := openIssuer(t, store, path)
@@ -332,11 +336,11 @@ func TestRestoreCutShort(t *testing.T) {
 				accepted(t, v, oldToken)
 				tt.fail(t, store, path)
 				if _, _, err := i.Restore(context.Background(), b.keyring, b.records, 7); err == nil {
-					t.Fatal("no error")
+					t.Fatal("Restore returned no error")
 				}
 				refused(t, v, restoredToken)
 				refused(t, v, revokedToken)
-				if tt.old {
+				if tt.oldKeysLive {
 					accepted(t, v, oldToken)
 				} else {
 					refused(t, v, oldToken)
@@ -351,7 +355,7 @@ func TestRestoreCutShort(t *testing.T) {
 					refused(t, v, revokedToken)
 				}
 				if live, _ := restore(t, i, b); live != 1 {
-					t.Errorf("done again: %d live", live)
+					t.Errorf("second restore: %d live", live)
 				}
 				i, v = openIssuer(t, store, path)
 				accepted(t, v, restoredToken)

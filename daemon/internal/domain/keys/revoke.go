@@ -7,9 +7,9 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// Revoke refuses a key, for good, from before it returns, and ends what it has in progress. A key that
-// is revoked already stays as it is, which is no error; but what a reset did, which Restore can undo,
-// becomes final. For ref see Find.
+// Revoke permanently revokes the key that ref identifies. See Find for ref. When Revoke returns, the key is refused
+// and the contexts of its requests are cancelled. Revoking a key that is already revoked is not an error and changes
+// nothing, with one exception: a revocation by a reset, which Restore can undo, becomes permanent.
 func (i *Issuer) Revoke(ctx context.Context, ref string, by uint32) (Key, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -15,8 +15,8 @@ import (
 
 var from = netip.MustParseAddr("192.0.2.1")
 
-// P10: how long the revocation of a key takes that has 1,000 requests in progress, among 10,000 keys, and
-// how long after it the last of them is cut; beside one fsync.
+// The time to revoke one of 10,000 keys that has 1,000 requests in progress: until Revoke returns (ack), and until the
+// last request is cancelled (cut), compared with one fsync.
 func BenchmarkRevoke(b *testing.B) {
 	const others, requests = 10_000, 1_000
 	dir := filepath.Join(b.TempDir(), "state")

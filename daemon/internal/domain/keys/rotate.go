@@ -10,20 +10,22 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// RotateRequest says which key to replace.
+// RotateRequest describes the key to replace.
 type RotateRequest struct {
-	// Ref is as Find takes it.
+	// Ref identifies the key to replace. See Find.
 	Ref string
-	// Grace is how long the old key is still accepted, as ParseExpiry takes it; empty means not at all.
+	// Grace is how long the old key is still accepted, in the format of ParseExpiry. Empty means not at all.
 	Grace string
-	// Expire is the new key's; empty means that the new key lives as long as the old one was to.
+	// Expire is how long the new key is valid, in the format of ParseExpiry. Empty means as long as was requested
+	// for the old key.
 	Expire string
-	By     uint32
+	// By is the uid of the local user who rotates the key.
+	By uint32
 }
 
-// Rotate makes a key like the one that is named, which goes when its grace period is over. Only a live
-// key that was not rotated before can be: else errdefs.ErrFailedPrecondition.
-func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, made Record, old Key, err error) {
+// Rotate creates a key with the name and the limits of an existing key, which is refused when its grace period ends.
+// The error is errdefs.ErrFailedPrecondition if the existing key is not live or was already rotated.
+func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, created Record, old Key, err error) {
 	fail := func(err error) (Secret, Record, Key, error) { return Secret{}, Record{}, Key{}, err }
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -48,37 +50,39 @@ func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, 
 	if life == "" {
 		life = old.life()
 	}
-	secret, made, err = i.draft(Record{
+	secret, created, err = i.draft(Record{
 		Name: old.Name, Namespaces: old.Namespaces, Scopes: old.Scopes, Life: life, CreatedBy: req.By,
 	})
 	if err != nil {
 		return fail(err)
 	}
-	old.RevokedAt, old.Revocation, old.ReplacedBy = end, ByRotation, made.ID
+	old.RevokedAt, old.Revocation, old.ReplacedBy = end, ByRotation, created.ID
 	err = i.commit(Change{
-		Put:    []Record{made, old.Record},
-		Events: []audit.Event{createEvent(made), rotateEvent(old.Record, req.By)},
+		Put:    []Record{created, old.Record},
+		Events: []audit.Event{createEvent(created), rotateEvent(old.Record, req.By)},
 	})
 	if err != nil {
 		return fail(fmt.Errorf("rotate key %s: %w", old.ID, err))
 	}
-	return secret, made, old, nil
+	return secret, created, old, nil
 }
 
+// rotatable returns an error if the key cannot be rotated.
 func (r Record) rotatable(now time.Time) error {
 	switch state := r.StateAt(now); {
 	case r.ReplacedBy != "":
-		return fmt.Errorf("API key %s was rotated already: rotate the one that replaced it, %s: %w", r.ID, r.ReplacedBy, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("API key %s was already rotated: rotate the one that replaced it, %s: %w", r.ID, r.ReplacedBy, errdefs.ErrFailedPrecondition)
 	case state == Revoked:
-		return fmt.Errorf("API key %s is revoked: make a new one with 'msb server keygen': %w", r.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("API key %s is revoked: create a new one with 'msb server keygen': %w", r.ID, errdefs.ErrFailedPrecondition)
 	case state == Expired:
-		return fmt.Errorf("API key %s has expired: make a new one with 'msb server keygen': %w", r.ID, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("API key %s has expired: create a new one with 'msb server keygen': %w", r.ID, errdefs.ErrFailedPrecondition)
 	default:
 		return nil
 	}
 }
 
-// life is the key's Life; of one that was made before Life was kept, its duration.
+// life returns the key's Life. For a key that was created before Life was stored, it returns the time from the
+// key's creation to its expiry.
 func (r Record) life() string {
 	if r.Life != "" || r.ExpiresAt.IsZero() {
 		return r.Life

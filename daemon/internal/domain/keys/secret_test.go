@@ -15,7 +15,7 @@ func TestSecretsPrintNothing(t *testing.T) {
 	const canary = "canary-in-a-coal-mine"
 	secret := NewSecret(canary)
 	if secret.Reveal() != canary {
-		t.Fatal("Reveal does not reveal")
+		t.Fatal("Reveal does not return the text")
 	}
 	holder := struct {
 		Public  Secret
@@ -55,6 +55,6 @@ func TestSecretsPrintNothing(t *testing.T) {
 		}
 	}
 	if !strings.Contains(out.String(), redacted) {
-		t.Error("nothing says that it was redacted")
+		t.Errorf("%q was not printed", redacted)
 	}
 }

@@ -10,23 +10,23 @@ import (
 	"time"
 )
 
-// session is what makes the second request with a key cheap: the token whose signature and claims were
-// found good, and whom it speaks for. A key has one from its first request until it is refused.
+// session caches the result of verifying a token: the token, whose signature and claims are valid, and its principal.
+// This makes further requests with the key cheap. A key has a session from its first request until it is refused.
 type session struct {
 	key       *key
 	token     string
 	principal Principal
-	// until is when the key expires or a rotation ends it, in microseconds since 1970.
+	// until is when the key expires or its grace period ends, in microseconds since 1970.
 	until atomic.Int64
-	// timer closes the session then. It is changed under keySet.mu.
+	// timer closes the session at the time until. It is guarded by keySet.mu.
 	timer *time.Timer
-	// end ends principal.alive.
+	// end cancels principal.alive.
 	end context.CancelCauseFunc
 }
 
 const never = math.MaxInt64
 
-// sessionCache finds the session of a token, without a lock. There are at most as many sessions as live keys.
+// sessionCache finds the session of a token without a lock. There are at most as many sessions as live keys.
 type sessionCache struct {
 	seed   maphash.Seed
 	byHash sync.Map // from uint64 to *session
@@ -34,8 +34,8 @@ type sessionCache struct {
 
 func newSessionCache() *sessionCache { return &sessionCache{seed: maphash.MakeSeed()} }
 
-// find returns the session of a token, or nil. Nobody can aim at the hash, whose seed is secret, so how
-// long this takes does not tell how much of a guessed token is right.
+// find returns the session of a token, or nil. The time that it takes does not reveal how much of a guessed token is
+// right: the seed of the hash is secret, so nobody can choose a token with the hash of another.
 func (c *sessionCache) find(token string) *session {
 	found, ok := c.byHash.Load(c.hash(token))
 	if !ok {
@@ -49,9 +49,10 @@ func (c *sessionCache) find(token string) *session {
 
 func (c *sessionCache) hash(token string) uint64 { return maphash.String(c.seed, token) }
 
-// openSession begins a session of a live key, unless it has one. That is the same token's, opened by a request
-// beside this one; or a thief of the signing key made another good token, which gets no session of its own.
-// The caller holds keySet.mu.
+// openSession opens a session for a live key and returns its principal. If the key already has a session, openSession
+// returns the principal of that one. Usually a concurrent request with the same token has opened it. If somebody who
+// stole the signing key has made another valid token for the key, that token gets no session of its own. The caller
+// holds keySet.mu.
 func (ks *keySet) openSession(k *key, token string) Principal {
 	if k.session != nil {
 		return k.session.principal
@@ -59,7 +60,7 @@ func (ks *keySet) openSession(k *key, token string) Principal {
 	alive, end := context.WithCancelCause(context.Background())
 	s := &session{
 		key: k,
-		// A copy, because the caller's token may be a piece of a much longer header.
+		// Copy the token, because it may be a substring that keeps a much longer header in memory.
 		token:     strings.Clone(token),
 		principal: Principal{KeyID: k.ID, Namespaces: k.Namespaces, Scopes: k.Scopes, alive: alive},
 		end:       end,
@@ -70,7 +71,8 @@ func (ks *keySet) openSession(k *key, token string) Principal {
 	return s.principal
 }
 
-// closeSession ends the session of a key, if it has one, and whatever is bound to it. The caller holds keySet.mu.
+// closeSession closes the session of a key, if it has one, and cancels all contexts that are bound to it. The caller
+// holds keySet.mu.
 func (ks *keySet) closeSession(k *key, cause *rejection) {
 	s := k.session
 	if s == nil {
@@ -84,8 +86,9 @@ func (ks *keySet) closeSession(k *key, cause *rejection) {
 	s.end(cause)
 }
 
-// refreshSession closes the session of a key that is refused now. Another session continues for as long as
-// the record says. The caller holds keySet.mu.
+// refreshSession updates the session of a key after its record has changed or its time may be over. If the key is
+// refused now, refreshSession closes the session. Otherwise it schedules the session's expiry. The caller holds
+// keySet.mu.
 func (ks *keySet) refreshSession(k *key) {
 	if cause := k.refusal(ks.clock.time()); cause != nil {
 		ks.closeSession(k, cause)
@@ -94,7 +97,8 @@ func (ks *keySet) refreshSession(k *key) {
 	}
 }
 
-// scheduleExpiry sets the end of a session to that of its key. The caller holds keySet.mu.
+// scheduleExpiry sets s.until and s.timer to the time at which the key of s will be refused. The caller holds
+// keySet.mu.
 func (ks *keySet) scheduleExpiry(s *session) {
 	until := s.key.Until()
 	if until.IsZero() {
@@ -102,7 +106,7 @@ func (ks *keySet) scheduleExpiry(s *session) {
 		return
 	}
 	s.until.Store(until.UnixMicro())
-	const longest = 365 * 24 * time.Hour // of a timer; then it is set again
+	const longest = 365 * 24 * time.Hour // the longest that a timer runs before expire sets it again
 	remaining := until.UnixMicro() - ks.clock.now()
 	wait := time.Duration(max(0, min(remaining, longest.Microseconds()))) * time.Microsecond
 	if s.timer == nil {
@@ -112,7 +116,7 @@ func (ks *keySet) scheduleExpiry(s *session) {
 	}
 }
 
-// expire refreshes a session whose time may be over.
+// expire refreshes the session s, whose timer has fired.
 func (ks *keySet) expire(s *session) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
@@ -121,20 +125,20 @@ func (ks *keySet) expire(s *session) {
 	}
 }
 
-// expireAll refreshes every session whose time is over. The timers of the sessions do that by themselves,
-// unless the clock was set forward.
+// expireAll refreshes every session whose key has expired. It is needed only after the clock was set forward, because
+// otherwise the timers of the sessions do this.
 func (ks *keySet) expireAll() {
 	now := ks.clock.now()
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
-	for _, k := range ks.oldest {
+	for _, k := range ks.byAge {
 		if k.session != nil && k.session.until.Load() <= now {
 			ks.refreshSession(k)
 		}
 	}
 }
 
-// refusal is why a key is not accepted at now; nil if it is.
+// refusal returns why the key is refused at the time now, or nil if it is accepted.
 func (r Record) refusal(now time.Time) *rejection {
 	switch r.StateAt(now) {
 	case Revoked:

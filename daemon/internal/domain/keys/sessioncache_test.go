@@ -12,17 +12,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// cut fails unless a context has ended because its key is refused.
-func cut(t testing.TB, ctx context.Context) {
+// cancelledByRefusal waits until ctx is cancelled, and checks that the cause is that its key is refused.
+func cancelledByRefusal(t testing.TB, ctx context.Context) {
 	t.Helper()
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errdefs.IsUnauthorized(cause) {
-		t.Errorf("the context ended with %v", cause)
+		t.Errorf("the context was cancelled with the cause %v", cause)
 	}
 }
 
-// Whatever ends a key cuts what was bound to it before, and what is bound after by a request that was
-// verified before.
+// When a key becomes invalid in any way, the contexts that are bound to it are cancelled. A context that is bound
+// later, by a request that was verified before, is cancelled at once.
 func TestBoundContextsEndWithTheirKey(t *testing.T) {
 	tests := map[string]struct {
 		req IssueRequest
@@ -58,7 +58,7 @@ func TestBoundContextsEndWithTheirKey(t *testing.T) {
 			_, other, _ := newIssuer(t)
 			restore(t, i, snapshot(t, other))
 		}},
-		"restore of what knows it as revoked": {end: func(t *testing.T, i *Issuer, r Record) {
+		"restore of a backup where it is revoked": {end: func(t *testing.T, i *Issuer, r Record) {
 			b := snapshot(t, i)
 			at := slices.IndexFunc(b.records, func(other Record) bool { return other.ID == r.ID })
 			b.records[at].RevokedAt, b.records[at].Revocation = r.CreatedAt, ByHand
@@ -80,32 +80,32 @@ func TestBoundContextsEndWithTheirKey(t *testing.T) {
 				_, i, v := newIssuer(t)
 				token, r := issue(t, i, tt.req)
 				other, _ := issue(t, i, IssueRequest{})
-				p, stays := accepted(t, v, token), accepted(t, v, other)
+				p, otherPrincipal := accepted(t, v, token), accepted(t, v, other)
 				before, cancel := p.Bind(t.Context())
 				defer cancel()
-				left, leave := p.Bind(t.Context())
-				leave()
-				if context.Cause(left) != context.Canceled {
-					t.Errorf("a context that its owner ended: %v", context.Cause(left))
+				finished, finish := p.Bind(t.Context())
+				finish()
+				if context.Cause(finished) != context.Canceled {
+					t.Errorf("the cause of a context that its owner cancelled is %v", context.Cause(finished))
 				}
 				if before.Err() != nil {
-					t.Fatal("it ended at once")
+					t.Fatal("the context is cancelled although the key is live")
 				}
 				tt.end(t, i, r)
-				cut(t, before)
+				cancelledByRefusal(t, before)
 				after, cancel := p.Bind(t.Context())
 				defer cancel()
 				if after.Err() == nil {
-					t.Error("a request that was verified before goes on")
+					t.Error("a context that was bound after the key became invalid is not cancelled")
 				}
-				cut(t, after)
+				cancelledByRefusal(t, after)
 				refused(t, v, token)
 				if !strings.Contains(name, "restore of another") && name != "reset" {
-					bound, cancel := stays.Bind(t.Context())
+					bound, cancel := otherPrincipal.Bind(t.Context())
 					defer cancel()
 					synctest.Wait()
 					if bound.Err() != nil {
-						t.Errorf("another key's context ended, too: %v", context.Cause(bound))
+						t.Errorf("the context of another key was cancelled as well: %v", context.Cause(bound))
 					}
 				}
 			})
@@ -113,23 +113,24 @@ func TestBoundContextsEndWithTheirKey(t *testing.T) {
 	}
 }
 
-func TestBindOfNobody(t *testing.T) {
+// A context that is bound to a Principal that Verify did not return, as in dev mode, is cancelled only with its parent.
+func TestBindWithoutSession(t *testing.T) {
 	t.Parallel()
 	parent, end := context.WithCancel(context.Background())
 	ctx, cancel := Principal{KeyID: "dev"}.Bind(parent)
 	defer cancel()
 	if ctx.Err() != nil {
-		t.Error("it ended at once")
+		t.Error("the context is cancelled before its parent")
 	}
 	end()
 	<-ctx.Done()
 }
 
-// A request that comes beside a revocation is refused, or it is cut: none goes on.
+// A request that arrives during a revocation is either refused or cancelled. None continues after Revoke has returned.
 func TestNoRequestOutlivesARevocation(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
-	for range count(t, 200, 20_000) {
+	for range iterations(t, 200, 20_000) {
 		token, r := issue(t, i, IssueRequest{})
 		var wg sync.WaitGroup
 		start := make(chan struct{})
@@ -143,7 +144,7 @@ func TestNoRequestOutlivesARevocation(t *testing.T) {
 					}
 					ctx, cancel := p.Bind(context.Background())
 					if ctx.Err() != nil {
-						cut(t, ctx)
+						cancelledByRefusal(t, ctx)
 					}
 					cancel()
 				}
@@ -156,23 +157,24 @@ func TestNoRequestOutlivesARevocation(t *testing.T) {
 		refused(t, v, token)
 		late, cancelLate := p.Bind(context.Background())
 		if late.Err() == nil {
-			t.Error("a context that was bound after the revocation goes on")
+			t.Error("a context that was bound after the revocation is not cancelled")
 		}
-		cut(t, bound)
+		cancelledByRefusal(t, bound)
 		wg.Wait()
 		cancel()
 		cancelLate()
 	}
 }
 
-// Who has the signing key can make any number of good tokens for one key; they must not fill the memory.
-func TestOneSessionForAKey(t *testing.T) {
+// Somebody who stole the signing key can make any number of valid tokens for one key. They share one session, so that
+// they cannot fill the memory.
+func TestOneSessionPerKey(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
 	token, r := issue(t, i, IssueRequest{})
 	p := accepted(t, v, token)
 	v.keys.mu.Lock()
-	again := v.keys.openSession(v.keys.byID[r.ID], "another good token")
+	again := v.keys.openSession(v.keys.byID[r.ID], "another valid token")
 	v.keys.mu.Unlock()
 	if n := sessionCount(v); n != 1 || again.alive != p.alive {
 		t.Errorf("%d sessions are open", n)

@@ -9,18 +9,19 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// suspects takes down tokens that the signing key signed and the server never issued: somebody else may
-// have the key. Requests only take them down; Run writes them to the audit log. However many there are,
-// each key id is written once in suspectInterval, and of all of them no more than maxSuspects.
+// suspects collects suspicious tokens: those that have a valid signature but were not issued by this server, so that
+// somebody may have stolen the signing key. The request only adds the token here. Issuer.Run later writes it to the
+// audit log. So that a flood of such tokens cannot fill the log, each key id is logged at most once in
+// suspectInterval, and at most maxSuspects key ids are.
 type suspects struct {
-	// waiting has an element while pending is not empty.
+	// waiting holds an element if events were added to pending since Issuer.Run last received from it.
 	waiting chan struct{}
 
 	mu sync.Mutex
-	// since is when the present interval began, in microseconds since 1970.
+	// since is when the current interval began, in microseconds since 1970.
 	since   int64
-	seen    map[string]struct{} // the key ids of the interval
-	more    int                 // what came in it beyond maxSuspects
+	seen    map[string]struct{} // the key ids that were added in the current interval
+	skipped int                 // how many tokens were not added in the current interval because of maxSuspects
 	pending []audit.Event
 }
 
@@ -33,19 +34,18 @@ func newSuspects() *suspects {
 	return &suspects{waiting: make(chan struct{}, 1), seen: make(map[string]struct{})}
 }
 
-// note takes down one token.
-func (s *suspects) note(now int64, refused *rejection, from netip.Addr) {
+// add adds a token that was refused in a request from the address from.
+func (s *suspects) add(now int64, refused *rejection, from netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now-s.since >= suspectInterval.Microseconds() || now < s.since {
-		s.turn()
-		s.since = now
+		s.startInterval(now)
 	}
 	if _, ok := s.seen[refused.keyID]; ok {
 		return
 	}
 	if len(s.seen) == maxSuspects {
-		s.more++
+		s.skipped++
 		return
 	}
 	s.seen[refused.keyID] = struct{}{}
@@ -53,23 +53,25 @@ func (s *suspects) note(now int64, refused *rejection, from netip.Addr) {
 	if from.IsValid() {
 		detail["from"] = from.String()
 	}
-	s.add(audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Target: refused.keyID, Detail: detail})
+	s.addEvent(audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Target: refused.keyID, Detail: detail})
 }
 
-// turn begins an interval, and tells of what the last one left out. The caller holds s.mu.
-func (s *suspects) turn() {
+// startInterval starts a new interval. It adds an event with the number of tokens that were skipped in the previous
+// one. The caller holds s.mu.
+func (s *suspects) startInterval(now int64) {
+	s.since = now
 	clear(s.seen)
-	if s.more > 0 {
-		s.add(audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Detail: map[string]string{
-			"cause": "more of the same", "count": strconv.Itoa(s.more),
+	if s.skipped > 0 {
+		s.addEvent(audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Detail: map[string]string{
+			"cause": "further suspicious tokens", "count": strconv.Itoa(s.skipped),
 		}})
-		s.more = 0
+		s.skipped = 0
 	}
 }
 
-// add lets an event wait for take. If nobody can write them, only the first are kept. The caller holds
-// s.mu.
-func (s *suspects) add(e audit.Event) {
+// addEvent adds an event for take to return. If too many events are pending because they cannot be written, addEvent
+// drops it. The caller holds s.mu.
+func (s *suspects) addEvent(e audit.Event) {
 	if len(s.pending) < 2*maxSuspects {
 		s.pending = append(s.pending, e)
 	}
@@ -79,7 +81,7 @@ func (s *suspects) add(e audit.Event) {
 	}
 }
 
-// take returns what waits to be written.
+// take removes and returns the events that are pending.
 func (s *suspects) take() []audit.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,14 +90,14 @@ func (s *suspects) take() []audit.Event {
 	return events
 }
 
-// putBack lets events wait that could not be written.
+// putBack makes events pending again that take has returned but that could not be written.
 func (s *suspects) putBack(events []audit.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pending = append(events, s.pending...)
 }
 
-// reportSuspects writes what suspects took down.
+// reportSuspects writes the suspicious tokens to the audit log and to the server's log.
 func (i *Issuer) reportSuspects() {
 	events := i.suspects.take()
 	if len(events) == 0 {
@@ -106,7 +108,7 @@ func (i *Issuer) reportSuspects() {
 			"key_id", e.Target, "cause", e.Detail["cause"], "from", e.Detail["from"])
 	}
 	if err := i.store.CommitKeys(Change{Events: events}); err != nil {
-		i.log.Error("suspicious tokens cannot be written to the audit log; it is tried again", "events", len(events), "err", err)
+		i.log.Error("could not write suspicious tokens to the audit log; will try again", "events", len(events), "err", err)
 		i.suspects.putBack(events)
 	}
 }

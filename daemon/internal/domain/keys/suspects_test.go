@@ -12,7 +12,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// thief signs whatever it likes with the server's signing key.
+// thief returns a function that signs any payload with the server's signing key, as somebody who stole it could.
 func thief(t testing.TB, i *Issuer) func(payload []byte) string {
 	ring := i.keyring.Load()
 	return func(payload []byte) string {
@@ -51,7 +51,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 		stop := run(t, i)
 		defer stop()
 
-		// What happens every day is no suspect.
+		// Tokens that are refused for ordinary reasons are not reported.
 		accepted(t, v, goodToken)
 		for _, token := range []string{revokedToken, expiredToken, prunedToken, resetToken, goodToken[:len(goodToken)-1], "x"} {
 			refused(t, v, token)
@@ -69,7 +69,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 		i.keys.put(earlier)
 		for _, token := range []string{
 			mint(payload(wider)), mint(payload(minted)), mint(payload(changed)), mint(payload(earlier)), mint([]byte("{}")),
-			mint(payload(wider)), mint(payload(minted)), mint([]byte("[]")), // once more
+			mint(payload(wider)), mint(payload(minted)), mint([]byte("[]")), // key ids that were already seen
 		} {
 			refused(t, v, token)
 		}
@@ -88,7 +88,7 @@ func TestSuspectsAreLogged(t *testing.T) {
 		}
 		accepted(t, v, goodToken)
 
-		// A minute later, one is worth another line.
+		// In the next interval, the same key id is reported again.
 		time.Sleep(suspectInterval)
 		refused(t, v, mint(payload(minted)))
 		synctest.Wait()
@@ -98,8 +98,8 @@ func TestSuspectsAreLogged(t *testing.T) {
 	})
 }
 
-// However many tokens a thief makes, the log grows by a bounded number of lines a minute, and says how many
-// it left out. A log that cannot be written loses none of these lines.
+// However many tokens a thief uses, the audit log grows only by a limited number of entries a minute. A further entry
+// says how many tokens were left out. If the log cannot be written for some time, none of these entries is lost.
 func TestSuspectsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, i, v := newIssuer(t)
@@ -120,16 +120,16 @@ func TestSuspectsAreBounded(t *testing.T) {
 		flood(1000)
 		synctest.Wait()
 		if events := store.TakeEvents(); events != nil {
-			t.Errorf("%d lines from a store that fails", len(events))
+			t.Errorf("a failing store has %d entries", len(events))
 		}
 		store.FailWith(nil)
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		if events := store.TakeEvents(); len(events) != maxSuspects {
-			t.Errorf("%d lines of a flood", len(events))
+			t.Errorf("a flood of tokens caused %d entries, want %d", len(events), maxSuspects)
 		}
 		flood(1)
-		stop() // the end writes what is left
+		stop() // writes the pending events
 		events := store.TakeEvents()
 		if len(events) != 2 || events[0].Detail["count"] != strconv.Itoa(1010-maxSuspects) {
 			t.Errorf("after the flood: %+v", events)

@@ -6,29 +6,29 @@ import (
 	"time"
 )
 
-// usage counts the use of a key. It is counted in memory and saved by Run: a process that is killed
-// forgets up to usageInterval of it.
+// usage records the usage of a key in memory. Issuer.Run saves it to the Store. If the process is killed, the usage
+// of up to usageInterval is lost.
 type usage struct {
 	requests atomic.Uint64
-	lastAt   atomic.Int64 // in microseconds since 1970; 0: never
-	// lastFrom points to an address without a zone, which never changes; nil is the zero Addr.
+	lastAt   atomic.Int64 // in microseconds since 1970; 0 means never
+	// lastFrom points to an address without a zone, which is never modified. nil means the zero Addr.
 	lastFrom atomic.Pointer[netip.Addr]
-	// saved is the requests that the store knows of; only Issuer.saveUsage touches it.
+	// saved is the value of requests in the store. After the start, only Issuer.saveUsage uses it.
 	saved uint64
 }
 
-// count counts one request.
+// count records one request from the address from at the time now, in microseconds since 1970.
 func (u *usage) count(now int64, from netip.Addr) {
 	u.requests.Add(1)
 	u.lastAt.Store(now)
 	u.setSource(from)
 }
 
-// setSource uses the heap only for an address other than the last one.
+// setSource sets lastFrom. It allocates only if a differs from the last address.
 func (u *usage) setSource(a netip.Addr) {
 	a = a.WithZone("")
 	if last := u.lastFrom.Load(); last == nil || *last != a {
-		from := a // so that only this branch has one on the heap
+		from := a // a copy, so that a itself is not allocated on the heap in every call
 		u.lastFrom.Store(&from)
 	}
 }
@@ -39,12 +39,12 @@ func (u *usage) load() Usage {
 		use.LastUsedFrom = *from
 	}
 	if at := u.lastAt.Load(); at != 0 {
-		use.LastUsedAt = moment(at)
+		use.LastUsedAt = fromMicros(at)
 	}
 	return use
 }
 
-// set takes over what the store knew at the start.
+// set sets the usage that was loaded from the store at the start.
 func (u *usage) set(use Usage) {
 	u.requests.Store(use.Requests)
 	u.saved = use.Requests
@@ -57,8 +57,8 @@ func (u *usage) set(use Usage) {
 // usageInterval is how often the usage of keys is saved.
 const usageInterval = time.Minute
 
-// saveUsage saves the usage of the keys that were used since it last did, and the time. What could not
-// be saved is saved the next time.
+// saveUsage saves the latest time and the usage of the keys that were used since the last save. If that fails, the next
+// call saves them.
 func (i *Issuer) saveUsage() {
 	i.saving.Lock()
 	defer i.saving.Unlock()
@@ -68,7 +68,7 @@ func (i *Issuer) saveUsage() {
 		changed[id] = u.load()
 	}
 	if err := i.store.SaveUsage(changed, i.clock.time()); err != nil {
-		i.log.Error("the usage of API keys cannot be saved; it is tried again", "keys", len(changed), "err", err)
+		i.log.Error("could not save the usage of API keys; will try again", "keys", len(changed), "err", err)
 		return
 	}
 	for id, u := range used {

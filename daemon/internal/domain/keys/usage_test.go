@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// run runs an issuer until the function that it returns is called.
+// run calls i.Run in a goroutine. stop ends it and waits until it has returned.
 func run(t testing.TB, i *Issuer) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -50,14 +50,14 @@ func TestUsage(t *testing.T) {
 		use(second)
 		want := Usage{Requests: 3, LastUsedAt: time.Now().UTC().Truncate(time.Millisecond), LastUsedFrom: second}
 		if k, err := i.Find(r.ID); err != nil || k.Usage != want {
-			t.Errorf("its use is %+v, %v, want %+v", k.Usage, err, want)
+			t.Errorf("the usage is %+v, %v, want %+v", k.Usage, err, want)
 		}
 		if _, err := v.Verify(token[:len(token)-1], from); err == nil {
-			t.Error("a bad token is taken")
+			t.Error("a truncated token is accepted")
 		}
 		synctest.Wait()
 		if usage, _ := store.Used(); len(usage) != 0 {
-			t.Error("a request waited for the store")
+			t.Error("usage was saved before the interval was over")
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -66,10 +66,10 @@ func TestUsage(t *testing.T) {
 			t.Error(diff)
 		}
 		if late := time.Since(latest); late > time.Minute || late < 0 {
-			t.Errorf("the latest time is off by %s", late)
+			t.Errorf("the saved latest time is %s old", late)
 		}
 
-		// A store that fails is tried again, and what was counted meanwhile is not lost.
+		// If saving fails, it is tried again, and no request is lost.
 		store.FailWith(errDisk)
 		use(netip.Addr{})
 		time.Sleep(3 * time.Minute)
@@ -79,19 +79,19 @@ func TestUsage(t *testing.T) {
 		if u := saved(); u.Requests != 4 || u.LastUsedFrom.IsValid() {
 			t.Errorf("after the store failed: %+v", u)
 		}
-		// Only what changed is written.
+		// Only the usage of keys that were used since the last save is written.
 		if err := store.SaveUsage(map[string]Usage{r.ID: {}}, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if u := saved(); u != (Usage{}) {
-			t.Errorf("unused, it was written: %+v", u)
+			t.Errorf("the usage of a key that was not used was written: %+v", u)
 		}
 		use(from)
-		stop() // and the end saves
+		stop() // saves the usage
 		if u := saved(); u.Requests != 5 || u.LastUsedFrom != from {
-			t.Errorf("at the end: %+v", u)
+			t.Errorf("after Run has returned: %+v", u)
 		}
 
 		again, v := openIssuer(t, store, path)
@@ -102,32 +102,32 @@ func TestUsage(t *testing.T) {
 			t.Errorf("after a restart: %+v, %v", k.Usage, err)
 		}
 		if k, err := again.Find(idle.ID); err != nil || k.Usage != (Usage{}) {
-			t.Errorf("the idle key: %+v, %v", k.Usage, err)
+			t.Errorf("the unused key: %+v, %v", k.Usage, err)
 		}
 	})
 }
 
-// Were the time saved beside a reset, which sets it back, it might be the old one that stays. No other
-// change waits for it: a revocation above all does not.
-func TestUsageIsNotSavedBesideAReset(t *testing.T) {
+// Usage is not saved during a reset: the reset sets the latest time back, and a concurrent save could overwrite that
+// with the old time. Other changes, in particular revocations, do not wait while usage is saved.
+func TestUsageIsNotSavedDuringReset(t *testing.T) {
 	t.Parallel()
 	store, i, _ := newIssuer(t)
 	_, r := issue(t, i, IssueRequest{})
 	var saves, resets int
 	store.FailIf(func(c Change) error {
-		saved := len(c.Events) == 0 && c.Clock.IsZero()
+		isSave := len(c.Events) == 0 && c.Clock.IsZero()
 		switch {
-		case saved:
+		case isSave:
 			saves++
 			revoke(t, i, r.ID)
 		case c.Clock.IsZero():
-			return nil // the revocation, and the reset's first change
+			return nil // the revocation, or the first change of the reset
 		default:
 			resets++
 		}
 		if i.saving.TryLock() {
 			i.saving.Unlock()
-			t.Errorf("another one could have begun (of usage: %t)", saved)
+			t.Errorf("i.saving is not held (while usage is saved: %t)", isSave)
 		}
 		return nil
 	})
@@ -138,8 +138,8 @@ func TestUsageIsNotSavedBesideAReset(t *testing.T) {
 	}
 }
 
-// Nor does it touch what other changes do: that is for the race detector.
-func TestUsageIsSavedBesideOtherChanges(t *testing.T) {
+// Usage can be saved during other changes. This test is mainly for the race detector.
+func TestUsageIsSavedDuringOtherChanges(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
 	var tokens []string
@@ -174,14 +174,14 @@ func TestLastUsedFrom(t *testing.T) {
 	for _, text := range []string{"255.255.255.255", "::", "::ffff:1.2.3.4", "1.2.3.4", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"} {
 		a := netip.MustParseAddr(text)
 		if u.count(1, a); u.load().LastUsedFrom != a {
-			t.Errorf("%s became %s", a, u.load().LastUsedFrom)
+			t.Errorf("%s was recorded as %s", a, u.load().LastUsedFrom)
 		}
 	}
 	if u.count(1, netip.Addr{}); u.load().LastUsedFrom.IsValid() {
-		t.Errorf("no address became %s", u.load().LastUsedFrom)
+		t.Errorf("the zero Addr was recorded as %s", u.load().LastUsedFrom)
 	}
 	if u.count(1, netip.MustParseAddr("fe80::1%eth0")); u.load().LastUsedFrom != netip.MustParseAddr("fe80::1") {
-		t.Errorf("with a zone: %s", u.load().LastUsedFrom)
+		t.Errorf("fe80::1%%eth0 was recorded as %s", u.load().LastUsedFrom)
 	}
 }
 

@@ -5,20 +5,21 @@ import (
 	"net/netip"
 )
 
-// Verifier says whom a token speaks for. It holds no private key and never touches the disk. It is
-// safe for concurrent use; the Issuer that made it keeps it up to date.
+// Verifier verifies tokens. It has no access to the private key and does not access the disk. It is safe for concurrent
+// use. The Issuer that Open returned with it keeps it up to date.
 type Verifier struct {
 	keys     *keySet
 	clock    *clock
 	suspects *suspects
 }
 
-// Verify returns whom the token (with its msb_ prefix) speaks for, and counts one use of its key by
-// from, which may be the zero Addr. Every refusal is errdefs.ErrUnauthenticated with one text, whatever
-// the cause; slog prints the cause when it is given the error itself.
+// Verify verifies a token, including its msb_ prefix, and returns its principal. It also counts a request of the key
+// from the address from, which may be the zero Addr. If the token is refused, the error is
+// errdefs.ErrUnauthenticated, and its message is the same for all causes. If the error itself is passed to slog, slog
+// logs the cause.
 //
-// For a token that was seen before this takes no cryptography and no lock, nor the heap unless the last
-// request with it came from another address.
+// For a token that was accepted before, Verify uses no cryptography and takes no lock. It allocates only if the
+// previous request with the key came from another address.
 func (v *Verifier) Verify(token string, from netip.Addr) (Principal, error) {
 	if len(token) > maxLength {
 		return Principal{}, errTooLong
@@ -35,8 +36,9 @@ func (v *Verifier) Verify(token string, from netip.Addr) (Principal, error) {
 	return s.principal, nil
 }
 
-// Known reports whether the token has a session: Verify accepted it before, and its key is still good. It
-// counts no use, takes no lock and no heap, and its time does not depend on how much of a token is right.
+// Known reports whether the token has a session, that is, whether Verify has accepted it before and its key is still
+// live. It does not count a request, takes no lock and does not allocate. Its running time does not reveal how much of
+// a guessed token is right.
 func (v *Verifier) Known(token string) bool {
 	if len(token) > maxLength {
 		return false
@@ -45,18 +47,18 @@ func (v *Verifier) Known(token string) bool {
 	return s != nil && v.clock.now() < s.until.Load()
 }
 
-// verifyFirst does the whole check of a token that was not seen before.
+// verifyFirst verifies a token that has no session.
 func (v *Verifier) verifyFirst(token string, from netip.Addr) (Principal, error) {
 	encodedFooter, rejected := checkForm(token)
 	if rejected != nil {
 		return Principal{}, rejected
 	}
 	id := v.keys.trusted()
-	// The footer is not believed yet: it only spares us the signatures of other keys.
+	// The footer is not trusted yet. This check only avoids verifying signatures of other signing keys.
 	if encodedFooter != id.encodedFooter {
 		return Principal{}, errUnknownKey
 	}
-	payload, footer, err := open(id.public, token)
+	payload, footer, err := verifySignature(id.public, token)
 	if err != nil {
 		return Principal{}, err
 	}
@@ -70,16 +72,16 @@ func (v *Verifier) verifyFirst(token string, from netip.Addr) (Principal, error)
 	return p, nil
 }
 
-// admit compares a well-signed payload with the record of its key and opens a session. The record is
-// read and the session opened under one lock: a revocation comes before both or after.
+// admit compares a payload that has a valid signature with the record of its key, and opens a session. It holds the
+// lock while it reads the record and opens the session, so that no revocation can happen in between.
 func (v *Verifier) admit(id *identity, token string, payload []byte, from netip.Addr) (Principal, *rejection) {
 	now := v.clock.now()
 	suspect := func(cause, keyID string) (Principal, *rejection) {
 		refused := &rejection{cause: cause, keyID: keyID}
-		v.suspects.note(now, refused, from)
+		v.suspects.add(now, refused, from)
 		return Principal{}, refused
 	}
-	keyID, ok := id.keyIDOf(payload)
+	keyID, ok := id.claimedKeyID(payload)
 	if !ok {
 		return suspect(causeClaims, "")
 	}
@@ -91,18 +93,19 @@ func (v *Verifier) admit(id *identity, token string, payload []byte, from netip.
 	}
 	k, ok := ks.byID[keyID]
 	if !ok {
-		// The record may have been pruned. An expired token says so itself; one that was revoked looks
-		// like one that a thief of the signing key made: better too many of these than too few.
-		if reached(expiryOf(payload), moment(now)) {
+		// The record may have been pruned. If the token has expired, its claims show that. If it was revoked, it
+		// cannot be distinguished from one that was signed with a stolen signing key, so report it as a suspect:
+		// a false alarm is better than a missed one.
+		if reached(claimedExpiry(payload), fromMicros(now)) {
 			return Principal{}, &rejection{cause: causeExpired, keyID: keyID}
 		}
 		return suspect(causeUnknown, keyID)
 	}
-	// One comparison covers every claim.
+	// This comparison covers all claims.
 	if want, err := id.payload(k.Record); err != nil || k.SigningKeyID != id.keyID || !bytes.Equal(payload, want) {
 		return suspect(causeMismatch, keyID)
 	}
-	if refused := k.refusal(moment(now)); refused != nil {
+	if refused := k.refusal(fromMicros(now)); refused != nil {
 		return Principal{}, refused
 	}
 	k.usage.count(now, from)

@@ -24,14 +24,14 @@ func TestKeysExpire(t *testing.T) {
 		for range 2 {
 			for _, key := range []string{seen, unseen} {
 				if cause := refused(t, v, key); !strings.Contains(cause, causeExpired) {
-					t.Errorf("the log says %q", cause)
+					t.Errorf("the logged cause is %q", cause)
 				}
 			}
 		}
 		time.Sleep(time.Microsecond)
 		synctest.Wait()
 		if n := sessionCount(v); n != 1 {
-			t.Errorf("%d sessions are open, want that of the key which never expires", n)
+			t.Errorf("%d sessions are open, want only that of the key that never expires", n)
 		}
 		time.Sleep(100 * 365 * 24 * time.Hour)
 		accepted(t, v, forever)
@@ -49,7 +49,7 @@ func sessionCount(v *Verifier) (n int) {
 	return n
 }
 
-// No other spelling of a good token is good.
+// Malformed tokens and other spellings of a valid token are refused.
 func TestMalformedTokensAreRefused(t *testing.T) {
 	_, i, v := newIssuer(t)
 	key, _ := issue(t, i, IssueRequest{})
@@ -63,7 +63,7 @@ func TestMalformedTokensAreRefused(t *testing.T) {
 		strings.Repeat(".", 1<<20), header + strings.Repeat("A", 1<<20), strings.Repeat("\x00", 100),
 	}
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-	for _, c := range alphabet { // the last character of body and of footer carry spare bits
+	for _, c := range alphabet { // the last characters of the body and of the footer have unused bits
 		bad = append(bad,
 			header+body[:len(body)-1]+string(c)+"."+footer,
 			header+body+"."+footer[:len(footer)-1]+string(c))
@@ -71,14 +71,14 @@ func TestMalformedTokensAreRefused(t *testing.T) {
 	for n := range len(key) {
 		bad = append(bad, key[:n], key[:n]+string(key[n]^1)+key[n+1:], key[:n]+key[n+1:])
 	}
-	for _, warm := range []bool{false, true} {
+	for _, hasSession := range []bool{false, true} {
 		for _, token := range bad {
 			if token != key {
 				refused(t, v, token)
 			}
 		}
 		if _, err := v.Verify(key, from); err != nil {
-			t.Errorf("warm %t: %v", warm, err)
+			t.Errorf("with a session %t: %v", hasSession, err)
 		}
 	}
 	if n := sessionCount(v); n != 1 {
@@ -86,7 +86,8 @@ func TestMalformedTokensAreRefused(t *testing.T) {
 	}
 }
 
-// Whoever has the signing key still mints nothing without a record, and nothing beside one.
+// Tokens that are signed with the server's signing key are refused if there is no record, or if they differ from the
+// record.
 func TestSignedButNotIssued(t *testing.T) {
 	store, i, v := newIssuer(t)
 	_, r := issue(t, i, IssueRequest{Namespaces: []string{"a"}, Expire: "1h"})
@@ -105,31 +106,31 @@ func TestSignedButNotIssued(t *testing.T) {
 		return string(payload)
 	}
 	tests := map[string]string{
-		"no record":        other(func(r *Record) { r.ID = randomID() }),
-		"wider namespace":  other(func(r *Record) { r.Namespaces = nil }),
-		"other namespace":  other(func(r *Record) { r.Namespaces = []string{"b"} }),
-		"other scopes":     other(func(r *Record) { r.Scopes = []Scope{ScopeStart} }),
-		"no expiry":        other(func(r *Record) { r.ExpiresAt = time.Time{} }),
-		"later expiry":     other(func(r *Record) { r.ExpiresAt = r.ExpiresAt.Add(time.Hour) }),
-		"other birth":      other(func(r *Record) { r.CreatedAt = r.CreatedAt.Add(time.Hour) }),
-		"other server":     strings.Replace(string(good), i.SigningKey().InstanceID, randomID(), 1),
-		"other issuer":     strings.Replace(string(good), `"iss":"msbd"`, `"iss":"msb"`, 1),
-		"exp left out":     string(good[:bytes.Index(good, []byte(`,"exp"`))]) + "}",
-		"duplicate claim":  `{"iss":"msbd",` + string(good[1:]),
-		"claim of case":    strings.Replace(string(good), `"ns"`, `"NS"`, 1),
-		"unknown claim":    `{"sub":"x",` + string(good[1:]),
-		"trailing text":    string(good) + " ",
-		"two values":       string(good) + "{}",
-		"invalid UTF-8":    strings.Replace(string(good), `"ns":"a"`, "\"ns\":\"\xff\"", 1),
-		"not an object":    `["` + r.ID + `"]`,
-		"empty object":     `{}`,
-		"escaped spelling": strings.Replace(string(good), `"ns":"a"`, `"ns":"\u0061"`, 1),
+		"no record":         other(func(r *Record) { r.ID = randomID() }),
+		"wider namespace":   other(func(r *Record) { r.Namespaces = nil }),
+		"other namespace":   other(func(r *Record) { r.Namespaces = []string{"b"} }),
+		"other scopes":      other(func(r *Record) { r.Scopes = []Scope{ScopeStart} }),
+		"no expiry":         other(func(r *Record) { r.ExpiresAt = time.Time{} }),
+		"later expiry":      other(func(r *Record) { r.ExpiresAt = r.ExpiresAt.Add(time.Hour) }),
+		"other issue time":  other(func(r *Record) { r.CreatedAt = r.CreatedAt.Add(time.Hour) }),
+		"other server":      strings.Replace(string(good), i.SigningKey().InstanceID, randomID(), 1),
+		"other issuer":      strings.Replace(string(good), `"iss":"msbd"`, `"iss":"msb"`, 1),
+		"no exp claim":      string(good[:bytes.Index(good, []byte(`,"exp"`))]) + "}",
+		"duplicate claim":   `{"iss":"msbd",` + string(good[1:]),
+		"claim in capitals": strings.Replace(string(good), `"ns"`, `"NS"`, 1),
+		"unknown claim":     `{"sub":"x",` + string(good[1:]),
+		"trailing text":     string(good) + " ",
+		"two values":        string(good) + "{}",
+		"invalid UTF-8":     strings.Replace(string(good), `"ns":"a"`, "\"ns\":\"\xff\"", 1),
+		"not an object":     `["` + r.ID + `"]`,
+		"empty object":      `{}`,
+		"escaped spelling":  strings.Replace(string(good), `"ns":"a"`, `"ns":"\u0061"`, 1),
 	}
 	private := ed25519.PrivateKey(ring.private.Reveal())
 	for name, payload := range tests {
 		t.Run(name, func(t *testing.T) {
 			if payload == string(good) {
-				t.Fatal("this is the good payload")
+				t.Fatal("this is the valid payload")
 			}
 			token, err := sign(private, []byte(payload), []byte(ring.footer))
 			if err != nil {
@@ -149,18 +150,18 @@ func TestSignedButNotIssued(t *testing.T) {
 			refused(t, v, token)
 		})
 	}
-	t.Run("the good payload", func(t *testing.T) {
+	t.Run("the valid payload", func(t *testing.T) {
 		token, err := sign(private, good, []byte(ring.footer))
 		if err != nil {
 			t.Fatal(err)
 		}
 		accepted(t, v, token)
 	})
-	t.Run("another server's key", func(t *testing.T) {
+	t.Run("key of another server", func(t *testing.T) {
 		_, alien, _ := newIssuer(t)
 		token, _ := issue(t, alien, IssueRequest{})
 		refused(t, v, token)
-		// Even one that borrows this server's footer.
+		// A token of another server is refused even if it has this server's footer.
 		token, err := sign(ed25519.PrivateKey(alien.keyring.Load().private.Reveal()), good, []byte(ring.footer))
 		if err != nil {
 			t.Fatal(err)
@@ -168,7 +169,7 @@ func TestSignedButNotIssued(t *testing.T) {
 		refused(t, v, token)
 	})
 	if len(store.Records()) != 1 || sessionCount(v) != 1 {
-		t.Error("verifying made records or sessions")
+		t.Error("refused tokens created records or sessions")
 	}
 }
 
@@ -178,13 +179,13 @@ func TestVerifyWithoutHeap(t *testing.T) {
 	accepted(t, v, key)
 	body, footer, _ := strings.Cut(strings.TrimPrefix(key, header), ".")
 	for name, token := range map[string]string{
-		"seen before":    key,
+		"with a session": key,
 		"1 MiB of dots":  header + strings.Repeat(".", 1<<20),
 		"2 KiB of dots":  header + strings.Repeat(".", maxLength-len(header)),
 		"2 KiB of text":  header + strings.Repeat("A", maxLength-len(header)-len(footer)-1) + "." + footer + "!",
-		"another kid":    header + body + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"kid":"x"}`)),
-		"no key at all":  "",
-		"spare bits set": header + body + "." + footer[:len(footer)-1] + "_",
+		"other kid":      header + body + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"kid":"x"}`)),
+		"empty":          "",
+		"unused bit set": header + body + "." + footer[:len(footer)-1] + "_",
 	} {
 		if n := testing.AllocsPerRun(100, func() { _, _ = v.Verify(token, from) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
@@ -197,11 +198,11 @@ func TestVerifyWithoutHeap(t *testing.T) {
 	}
 	use := alternating(v, key)
 	if n := testing.AllocsPerRun(100, use); n > 1 {
-		t.Errorf("from two sources: %v allocations", n)
+		t.Errorf("from two addresses in turn: %v allocations", n)
 	}
 }
 
-// A token is known from its first request until it is refused.
+// Known returns true from the first request with the token until the token is refused.
 func TestKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, i, v := newIssuer(t)
@@ -213,10 +214,10 @@ func TestKnown(t *testing.T) {
 			t.Helper()
 			for n, token := range tokens {
 				if got := v.Known(token); got != want[n] {
-					t.Errorf("%s: token %d is known: %t", when, n, got)
+					t.Errorf("%s: Known returns %t for token %d", when, got, n)
 				}
 				if v.Known(token[:len(token)-1]) || v.Known(token+"x") || v.Known(strings.Repeat(token, 100)) {
-					t.Errorf("%s: a bad token is known", when)
+					t.Errorf("%s: Known returns true for an invalid token", when)
 				}
 			}
 		}
@@ -224,24 +225,24 @@ func TestKnown(t *testing.T) {
 		for _, token := range tokens {
 			accepted(t, v, token)
 		}
-		known("after it", true, true, true)
+		known("after the first request", true, true, true)
 		revoke(t, i, r.ID)
 		known("after the revocation", true, false, true)
 		time.Sleep(time.Hour)
 		known("after the expiry", false, false, true)
 		if k, err := i.Find(r.ID); err != nil || k.Requests != 1 {
-			t.Errorf("Known counts as a use: %+v, %v", k.Usage, err)
+			t.Errorf("Known was counted as a request: %+v, %v", k.Usage, err)
 		}
 		reset(t, i)
 		known("after a reset", false, false, false)
 	})
 }
 
-// alternating uses a key, from one source and from another by turns.
+// alternating returns a function that uses a key from one of two addresses in turn.
 func alternating(v *Verifier, key string) func() {
-	sources, turn := [2]netip.Addr{from, netip.MustParseAddr("2001:db8::1")}, 0
+	addresses, next := [2]netip.Addr{from, netip.MustParseAddr("2001:db8::1")}, 0
 	return func() {
-		turn = 1 - turn
-		_, _ = v.Verify(key, sources[turn])
+		next = 1 - next
+		_, _ = v.Verify(key, addresses[next])
 	}
 }

@@ -1,5 +1,5 @@
-// Package keystest has what tests of API keys need: a keys.Store in memory, and the contract that every
-// keys.Store is tested against. Only tests import it.
+// Package keystest helps to test API keys. It has a keys.Store in memory, and a contract suite for implementations of
+// keys.Store. Only tests import it.
 package keystest
 
 import (
@@ -15,8 +15,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// MemoryStore is a keys.Store that forgets everything with the process. It remembers the events that it
-// was to log. It is safe for concurrent use.
+// MemoryStore is a keys.Store that holds everything in memory, including the events that a real store would write to
+// the audit log. It is safe for concurrent use.
 type MemoryStore struct {
 	mu      sync.Mutex
 	records map[string]keys.Record
@@ -43,7 +43,7 @@ func (m *MemoryStore) LoadKeys() (keys.Saved, error) {
 
 // CommitKeys implements keys.Store.
 func (m *MemoryStore) CommitKeys(c keys.Change) error {
-	if err := m.mayFail(c); err != nil {
+	if err := m.injectedError(c); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -77,7 +77,7 @@ func (m *MemoryStore) CommitKeys(c keys.Change) error {
 
 // SaveUsage implements keys.Store.
 func (m *MemoryStore) SaveUsage(usage map[string]keys.Usage, latest time.Time) error {
-	if err := m.mayFail(keys.Change{}); err != nil {
+	if err := m.injectedError(keys.Change{}); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -93,30 +93,31 @@ func (m *MemoryStore) SaveUsage(usage map[string]keys.Usage, latest time.Time) e
 	return nil
 }
 
-func (m *MemoryStore) mayFail(c keys.Change) error {
+// injectedError returns the error that FailIf or FailWith has requested for c, or nil.
+func (m *MemoryStore) injectedError(c keys.Change) error {
 	m.mu.Lock()
 	fail := m.fail
 	m.mu.Unlock()
 	if fail == nil {
 		return nil
 	}
-	return fail(c) // without the lock: it may wait for another change
+	return fail(c) // without the lock, because fail may wait for another change
 }
 
-// FailWith makes every change and every save of usage fail with err from now on; nil makes none fail.
+// FailWith makes CommitKeys and SaveUsage fail with err from now on. If err is nil, they succeed again.
 func (m *MemoryStore) FailWith(err error) {
 	m.FailIf(func(keys.Change) error { return err })
 }
 
-// FailIf has fail asked before each change, and before each save of usage with the empty Change. What it
-// returns an error for fails with that.
+// FailIf makes CommitKeys and SaveUsage call fail first, and return its error if it returns one. CommitKeys passes its
+// Change, and SaveUsage passes an empty one.
 func (m *MemoryStore) FailIf(fail func(keys.Change) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fail = fail
 }
 
-// Records returns all records by id.
+// Records returns all records, by id.
 func (m *MemoryStore) Records() map[string]keys.Record {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -130,21 +131,21 @@ func (m *MemoryStore) SetRecords(records map[string]keys.Record) {
 	m.records = maps.Clone(records)
 }
 
-// Used returns the usage and the time that were saved last.
+// Used returns the usage, by id, and the latest time that are stored.
 func (m *MemoryStore) Used() (usage map[string]keys.Usage, latest time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return maps.Clone(m.usage), m.latest
 }
 
-// Events returns the events since the last TakeEvents.
+// Events returns the events since the last call of TakeEvents.
 func (m *MemoryStore) Events() []audit.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.events)
 }
 
-// TakeEvents returns the events since the last TakeEvents, and forgets them.
+// TakeEvents returns the events since the last call of TakeEvents, and removes them.
 func (m *MemoryStore) TakeEvents() []audit.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()

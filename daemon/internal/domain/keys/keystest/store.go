@@ -16,21 +16,21 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// TestStore tests that an implementation keeps the contract of keys.Store. open returns a store that is
-// empty. reopen closes a store and opens it again, as a restart of the server does; nil if the
-// implementation forgets everything then.
+// TestStore tests that an implementation fulfils the contract of keys.Store. open returns an empty store. reopen closes
+// a store and opens it again, like a restart of the server. reopen must be nil if the implementation does not persist
+// anything.
 func TestStore(t *testing.T, open func(t *testing.T) keys.Store, reopen func(t *testing.T, s keys.Store) keys.Store) {
 	if reopen == nil {
 		reopen = func(_ *testing.T, s keys.Store) keys.Store { return s }
 	}
 	for name, test := range map[string]func(t *testing.T, s *storeUnderTest){
-		"empty at first":                 testEmpty,
-		"records":                        testRecords,
-		"usage":                          testUsage,
-		"latest time":                    testLatest,
-		"all of a change or nothing":     testAtomicity,
-		"changes beside each other":      testConcurrency,
-		"what is loaded is the caller's": testLoadedIsACopy,
+		"empty":              testEmpty,
+		"records":            testRecords,
+		"usage":              testUsage,
+		"latest time":        testLatest,
+		"atomic changes":     testAtomicity,
+		"concurrent changes": testConcurrency,
+		"LoadKeys copies":    testLoadReturnsCopy,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -58,20 +58,20 @@ func (s *storeUnderTest) save(t *testing.T, usage map[string]keys.Usage, latest 
 	}
 }
 
-// holds checks what the store holds, now and after a restart.
-func (s *storeUnderTest) holds(t *testing.T, want keys.Saved) {
+// wantSaved checks the contents of the store, before and after a restart.
+func (s *storeUnderTest) wantSaved(t *testing.T, want keys.Saved) {
 	t.Helper()
 	equal := cmp.Options{
 		cmpopts.EquateEmpty(), cmpopts.SortSlices(func(a, b keys.Record) bool { return a.ID < b.ID }),
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(time.Time.Equal),
 	}
-	for _, when := range []string{"now", "after a restart"} {
+	for _, when := range []string{"before a restart", "after a restart"} {
 		got, err := s.LoadKeys()
 		if err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, got, equal); diff != "" {
-			t.Errorf("%s: %s", when, diff)
+			t.Errorf("%s, the contents of the store differ (-want +got):\n%s", when, diff)
 		}
 		s.Store = s.reopen(t, s.Store)
 	}
@@ -96,19 +96,19 @@ func created(id string) audit.Event {
 }
 
 func testEmpty(t *testing.T, s *storeUnderTest) {
-	s.holds(t, keys.Saved{})
+	s.wantSaved(t, keys.Saved{})
 	s.commit(t, keys.Change{})
-	s.holds(t, keys.Saved{})
+	s.wantSaved(t, keys.Saved{})
 }
 
 func testRecords(t *testing.T, s *storeUnderTest) {
 	unlimited := keys.Record{ID: "b", CreatedAt: time.Unix(0, 0).UTC(), SigningKeyID: "k1"}
 	s.commit(t, keys.Change{Put: []keys.Record{record("a"), unlimited, record("c")}, Events: []audit.Event{created("a")}})
-	s.holds(t, keys.Saved{Records: []keys.Record{record("a"), unlimited, record("c")}})
+	s.wantSaved(t, keys.Saved{Records: []keys.Record{record("a"), unlimited, record("c")}})
 	s.commit(t, keys.Change{Put: []keys.Record{revoked(record("a")), record("d")}, Delete: []string{"c", "never-was"}})
-	s.holds(t, keys.Saved{Records: []keys.Record{revoked(record("a")), unlimited, record("d")}})
+	s.wantSaved(t, keys.Saved{Records: []keys.Record{revoked(record("a")), unlimited, record("d")}})
 	s.commit(t, keys.Change{Delete: []string{"a", "b", "d"}})
-	s.holds(t, keys.Saved{})
+	s.wantSaved(t, keys.Saved{})
 }
 
 func testUsage(t *testing.T, s *storeUnderTest) {
@@ -117,29 +117,29 @@ func testUsage(t *testing.T, s *storeUnderTest) {
 	s.save(t, map[string]keys.Usage{"a": {Requests: 1}, "b": use, "never-was": use}, moment)
 	s.save(t, map[string]keys.Usage{"a": use}, moment)
 	s.commit(t, keys.Change{Put: []keys.Record{revoked(record("a"))}, Delete: []string{"b"}})
-	s.holds(t, keys.Saved{
+	s.wantSaved(t, keys.Saved{
 		Records: []keys.Record{revoked(record("a")), record("c")}, Usage: map[string]keys.Usage{"a": use}, Latest: moment,
 	})
-	s.commit(t, keys.Change{Put: []keys.Record{record("b")}}) // the usage went with the record
-	s.holds(t, keys.Saved{
+	s.commit(t, keys.Change{Put: []keys.Record{record("b")}}) // its usage was deleted with the earlier record
+	s.wantSaved(t, keys.Saved{
 		Records: []keys.Record{revoked(record("a")), record("b"), record("c")}, Usage: map[string]keys.Usage{"a": use}, Latest: moment,
 	})
 }
 
-// The latest time goes forward by itself, and back only by a change that says so.
+// SaveUsage moves the latest time only forward. Only Change.Clock can set it back.
 func testLatest(t *testing.T, s *storeUnderTest) {
 	s.save(t, nil, moment)
 	s.save(t, nil, moment.Add(-time.Hour))
-	s.holds(t, keys.Saved{Latest: moment})
+	s.wantSaved(t, keys.Saved{Latest: moment})
 	s.commit(t, keys.Change{Put: []keys.Record{record("a")}})
-	s.holds(t, keys.Saved{Records: []keys.Record{record("a")}, Latest: moment})
+	s.wantSaved(t, keys.Saved{Records: []keys.Record{record("a")}, Latest: moment})
 	s.commit(t, keys.Change{Clock: moment.Add(-time.Hour)})
-	s.holds(t, keys.Saved{Records: []keys.Record{record("a")}, Latest: moment.Add(-time.Hour)})
+	s.wantSaved(t, keys.Saved{Records: []keys.Record{record("a")}, Latest: moment.Add(-time.Hour)})
 	s.save(t, nil, moment)
-	s.holds(t, keys.Saved{Records: []keys.Record{record("a")}, Latest: moment})
+	s.wantSaved(t, keys.Saved{Records: []keys.Record{record("a")}, Latest: moment})
 }
 
-// A change of which a part is refused changes nothing.
+// If one part of a change is refused, nothing is changed.
 func testAtomicity(t *testing.T, s *storeUnderTest) {
 	s.commit(t, keys.Change{Put: []keys.Record{record("a")}})
 	tooLong := audit.Event{Action: audit.KeyCreate, Target: strings.Repeat("x", audit.MaxLine)}
@@ -151,11 +151,11 @@ func testAtomicity(t *testing.T, s *storeUnderTest) {
 		if err := s.CommitKeys(c); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v, want invalid argument", name, err)
 		}
-		s.holds(t, keys.Saved{Records: []keys.Record{record("a")}})
+		s.wantSaved(t, keys.Saved{Records: []keys.Record{record("a")}})
 	}
 }
 
-// Changes that come at the same time are all made, each with what it says or refused by itself.
+// Concurrent changes are all made. If one of them is refused, the others are not affected.
 func testConcurrency(t *testing.T, s *storeUnderTest) {
 	const writers, each = 8, 5
 	var want keys.Saved
@@ -180,10 +180,11 @@ func testConcurrency(t *testing.T, s *storeUnderTest) {
 		})
 	}
 	wg.Wait()
-	s.holds(t, want)
+	s.wantSaved(t, want)
 }
 
-func testLoadedIsACopy(t *testing.T, s *storeUnderTest) {
+// A caller may modify what LoadKeys returned.
+func testLoadReturnsCopy(t *testing.T, s *storeUnderTest) {
 	s.commit(t, keys.Change{Put: []keys.Record{record("a")}})
 	s.save(t, map[string]keys.Usage{"a": {Requests: 1}}, moment)
 	saved, err := s.LoadKeys()
@@ -192,5 +193,5 @@ func testLoadedIsACopy(t *testing.T, s *storeUnderTest) {
 	}
 	saved.Records[0].Name = "changed"
 	saved.Usage["a"], saved.Usage["b"] = keys.Usage{}, keys.Usage{}
-	s.holds(t, keys.Saved{Records: []keys.Record{record("a")}, Usage: map[string]keys.Usage{"a": {Requests: 1}}, Latest: moment})
+	s.wantSaved(t, keys.Saved{Records: []keys.Record{record("a")}, Usage: map[string]keys.Usage{"a": {Requests: 1}}, Latest: moment})
 }
