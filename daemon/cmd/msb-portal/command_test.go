@@ -103,7 +103,7 @@ func TestCommandLimits(t *testing.T) {
 	c := startGuest(t).connect(t)
 
 	r, err := c.runCommand(t.Context(), sandbox.Command{Program: "sh", Args: []string{"-c", "sleep 60; true"}, Timeout: 200 * time.Millisecond})
-	if !errors.Is(err, sandbox.ErrRunTimeout) {
+	if !errors.Is(err, sandbox.ErrRunTimeout) || err.Error() != "the run reached its time limit of 200ms and was interrupted" {
 		t.Errorf("command over its time limit: %v, %v; want sandbox.ErrRunTimeout", r, err)
 	}
 
