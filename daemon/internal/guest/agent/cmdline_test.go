@@ -15,8 +15,8 @@ func TestParseCmdline(t *testing.T) {
 		t.Errorf("level %v", got)
 	}
 	if want := []string{
-		"agent.hotplug_timeout=25: this agent does not have it", "agent.debug_console: this agent does not have it",
-		"agent.log_vport=1025: this agent does not have it", "agent.x=y: this agent does not have it",
+		"agent.hotplug_timeout=25: not supported by this agent", "agent.debug_console: not supported by this agent",
+		"agent.log_vport=1025: not supported by this agent", "agent.x=y: not supported by this agent",
 	}; !slices.Equal(warnings, want) {
 		t.Errorf("warnings %q", warnings)
 	}

@@ -118,7 +118,7 @@ func (s *stock) testConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`level=INFO msg="kernel parameter is ignored" parameter="agent.debug_console: this agent does not have it"`,
+		`level=INFO msg="kernel parameter ignored" parameter="agent.debug_console: not supported by this agent"`,
 		"level=DEBUG msg=request method=CreateSandbox",
 	} {
 		if !strings.Contains(string(log), want) {
