@@ -46,7 +46,7 @@ func (s *Set) Root(ctx context.Context, path string) (string, error) {
 	return root, nil
 }
 
-// share mounts the share for a shim that does not ask for it.
+// mountShare mounts the share at agentShare, unless it is already mounted there.
 func (s *Set) mountShare(ctx context.Context) error {
 	if s.checkAdded(agentShare) == nil {
 		return nil

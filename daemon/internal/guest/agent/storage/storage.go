@@ -31,7 +31,7 @@ type Set struct {
 type storage struct {
 	point string // where it is mounted
 	users int
-	// mounted reports whether a file system is mounted at point.
+	// mounted is true if a file system is mounted at point.
 	mounted bool
 	// dirs are directories that were created for this storage and are removed with it.
 	dirs []string
@@ -148,7 +148,7 @@ func (s *Set) RemoveAll() error {
 	return errors.Join(errs...)
 }
 
-// inUse returns an error unless point is a storage's mount point.
+// checkAdded returns an error of class errdefs.ErrNotFound unless point is the mount point of an attached storage.
 func (s *Set) checkAdded(point string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
