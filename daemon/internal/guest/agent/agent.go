@@ -3,8 +3,8 @@
 //
 // Only the command msb-agent imports this package.
 //
-// Requests come from the host, which owns the guest and is trusted. The programs in a container are untrusted: the
-// agent accepts nothing from them but their output and their exit status.
+// Requests come from the host, which owns the guest. The programs in a container are untrusted: the agent accepts
+// nothing from them but their output and their exit status.
 //
 // The packages below this one form layers, and each imports only packages of earlier layers: refusal; then mount,
 // devices and channel; then network and storage; then container.

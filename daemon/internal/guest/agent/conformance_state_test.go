@@ -88,7 +88,7 @@ func testWrongState(t *testing.T, c *conformance) {
 	ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: containerID}))
 	ok(t)(c.CreateSandbox(ctx, goodRequests()["CreateSandbox"].(*pb.CreateSandboxRequest)))
 
-	// A paused container can be killed, and removed.
+	// A paused container can be killed and removed.
 	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: containerID}))
 	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: containerID, Signal: uint32(unix.SIGKILL)}))
 	for _, exec := range []string{containerID, sinkExec, ttyExec} {

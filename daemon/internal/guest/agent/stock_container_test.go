@@ -38,7 +38,7 @@ func (s *stock) testContainer(t *testing.T) {
 	s.exec(t, mainID, "ended", privileged("wait"))
 	ok(t)(s.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: mainID, ExecId: "ended", Signal: 15}))
 	if r := s.finish(t, mainID, "ended"); r.status != 128+15 {
-		t.Errorf("after SIGTERM: %v", r)
+		t.Errorf("exec after SIGTERM: %v, want status %d", r, 128+15)
 	}
 	ok(t)(s.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: mainID, ExecId: "bystander", Signal: 10}))
 	if r := s.finish(t, mainID, "bystander"); r.status != 7 {

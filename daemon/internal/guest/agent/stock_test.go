@@ -17,7 +17,7 @@ const stockCmdline = "tsc=reliable no_timer_check rcupdate.rcu_expedited=1 norep
 	"systemd.mask=systemd-networkd.service agent.log=debug agent.debug_console agent.debug_console_vport=1026 " +
 	"mitigations=off random.trust_cpu=on loglevel=0"
 
-// stock is a guest that is used in the way of an unmodified Kata shim and its QEMU driver.
+// stock is a guest that the tests use as an unmodified Kata shim and its QEMU driver do.
 type stock struct {
 	*guest
 	qmp *qmpClient

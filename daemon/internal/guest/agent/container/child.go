@@ -146,7 +146,7 @@ func joinContainer(pid int) error {
 	for _, kind := range kinds {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 		if err != nil {
-			return fmt.Errorf("container's main process has ended: %w", err)
+			return fmt.Errorf("the container's main process has exited: %w", err)
 		}
 		files = append(files, f)
 	}

@@ -30,7 +30,7 @@ const (
 	maxMTU = 1<<16 - 1
 )
 
-// SetUp brings the loopback interface up and configures IPv6 for all other interfaces, including future ones.
+// SetUp brings the loopback interface up and configures the IPv6 defaults of all interfaces.
 func SetUp(log *slog.Logger) error {
 	configureIPv6(log, "all")
 	configureIPv6(log, "default")
