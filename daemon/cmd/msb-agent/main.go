@@ -1,4 +1,4 @@
-// Command msb-agent is /init of a microVM's guest. See package agent.
+// Command msb-agent is the init process (/init) of a microVM's guest. See package agent.
 package main
 
 import "github.com/msbd/msbd/daemon/internal/guest/agent"

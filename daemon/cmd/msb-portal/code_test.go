@@ -17,7 +17,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// runCode runs code that is expected to end by itself.
+// runCode runs code that ends by itself and fails the test on an error of the portal.
 func runCode(t testing.TB, c *connection, language sandbox.Language, code string) codeResult {
 	t.Helper()
 	r, err := c.runCode(t.Context(), sandbox.Code{Language: language, Text: code, Timeout: time.Minute})
@@ -27,7 +27,7 @@ func runCode(t testing.TB, c *connection, language sandbox.Language, code string
 	return r
 }
 
-// expect runs code and compares what it printed; a trailing "…" in want leaves the rest open.
+// expect runs code and compares its success and output. If want ends with "…", it is only a prefix of the output.
 func expect(t testing.TB, c *connection, language sandbox.Language, code string, success bool, want string) {
 	t.Helper()
 	r := runCode(t, c, language, code)
@@ -82,7 +82,7 @@ func TestPython(t *testing.T) {
 		{"pid = os.fork()\nif pid: n = os.waitpid(pid, 0)\nelse: print('child')", true, "stdout: child\n"},
 		{"import multiprocessing\np = multiprocessing.get_context('fork').Process(target=print, args=('other',))\np.start()\np.join()\np.exitcode", true, "stdout: other\nstdout: 0\n"},
 		{"import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], capture_output=True, text=True).stdout.split()", true, "stdout: ['0', '1', '2', '3']\n"},
-		{"sys.stdout.close()", true, "stderr: ValueError while the end of the run was printed\n"},
+		{"sys.stdout.close()", true, "stderr: could not flush output at the end of the run: ValueError\n"},
 	} {
 		expect(t, c, sandbox.Python, tt.code, tt.success, tt.want)
 	}
@@ -127,7 +127,7 @@ func TestNode(t *testing.T) {
 	}
 }
 
-// A run that is interrupted leaves the session with its state.
+// TestTimeoutKeepsState checks that a session keeps its state when a run is interrupted.
 func TestTimeoutKeepsState(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
@@ -149,7 +149,7 @@ func TestTimeoutKeepsState(t *testing.T) {
 		runCode(t, c, tt.language, tt.set)
 		_, err := c.runCode(t.Context(), sandbox.Code{Language: tt.language, Text: tt.code, Timeout: 300 * time.Millisecond})
 		if !errors.Is(err, sandbox.ErrRunTimeout) {
-			t.Errorf("run %q: %v, want ErrRunTimeout", tt.code, err)
+			t.Errorf("run %q: %v, want sandbox.ErrRunTimeout", tt.code, err)
 		}
 		expect(t, c, tt.language, tt.get, true, fmt.Sprintf("stdout: %s\n", tt.set[strings.LastIndex(tt.set, " ")+1:]))
 	}
@@ -162,12 +162,12 @@ func TestRunThatCannotBeInterruptedLosesItsState(t *testing.T) {
 		sandbox.Python: "import signal\nx = signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
 		sandbox.Node:   "var x = 1; process.kill(process.pid, 'SIGSTOP')",
 	} {
-		_, err := c.runCode(t.Context(), sandbox.Code{Language: language, Text: code, Timeout: 3 * time.Second}) // the code has begun by then
+		_, err := c.runCode(t.Context(), sandbox.Code{Language: language, Text: code, Timeout: 3 * time.Second}) // long enough for the code to begin
 		if !errors.Is(err, sandbox.ErrRunTimeout) || !strings.Contains(err.Error(), "its state is lost") {
-			t.Errorf("run %q: %v, want ErrRunTimeout that tells of lost state", code, err)
+			t.Errorf("run %q: %v, want sandbox.ErrRunTimeout and that the state is lost", code, err)
 		}
 		if r := runCode(t, c, language, "x"); r.Success || !strings.Contains(text(r.Output), "x") {
-			t.Errorf("x after its session was killed:\n%s", text(r.Output))
+			t.Errorf("%s: x after its session was killed: success %t, output\n%s", language, r.Success, text(r.Output))
 		}
 	}
 }
@@ -190,13 +190,13 @@ func TestCancelInterrupts(t *testing.T) {
 		wait(t, started)
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
-			t.Errorf("cancelled run: %v", err)
+			t.Errorf("cancelled %s run: %v, want context.Canceled", language, err)
 		}
 		expect(t, c, language, "x", true, "stdout: 1\n")
 	}
 }
 
-// fifo returns the path of a named pipe.
+// fifo creates a named pipe and returns its path.
 func fifo(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "fifo")
@@ -206,7 +206,7 @@ func fifo(t testing.TB) string {
 	return path
 }
 
-// wait returns when something has opened the fifo for writing and closed it, with what it wrote.
+// wait waits until a process has opened the fifo for writing and closed it, and returns what was written.
 func wait(t testing.TB, fifo string) string {
 	t.Helper()
 	data, err := os.ReadFile(fifo)
@@ -263,11 +263,11 @@ func TestDeadREPLIsReplaced(t *testing.T) {
 	} {
 		expect(t, c, tt.language, tt.code, false, tt.want)
 		if r := runCode(t, c, tt.language, "x"); r.Success {
-			t.Errorf("x is there after %q", tt.code)
+			t.Errorf("x still exists after %q", tt.code)
 		}
 	}
 
-	// One that dies by itself is told of, too, whether that was in a run or between two.
+	// A process that exits in the background is reported, whether it exits during a run or between two runs.
 	runCode(t, c, sandbox.Python, "import os, threading\nthreading.Timer(0.05, os._exit, [4]).start()")
 	for {
 		r := runCode(t, c, sandbox.Python, "1")
@@ -275,13 +275,13 @@ func TestDeadREPLIsReplaced(t *testing.T) {
 			continue
 		}
 		if want := "the python process exited with status 4"; !strings.Contains(text(r.Output), want) {
-			t.Errorf("run after the process ended:\n%swant %s", text(r.Output), want)
+			t.Errorf("run after the process exited: output\n%swant one that contains %q", text(r.Output), want)
 		}
 		break
 	}
 }
 
-// What is printed between runs belongs to the next one.
+// TestOutputBetweenRuns checks that output printed between two runs is part of the next run's output.
 func TestOutputBetweenRuns(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
@@ -308,21 +308,21 @@ func TestBigOutputIsComplete(t *testing.T) {
 		i := 0
 		for line := range strings.Lines(text(r.Output)) {
 			if want := fmt.Sprintf("stdout: %0*d\n", width, i); line != want {
-				t.Fatalf("%s: line %d is %q", language, i, line)
+				t.Fatalf("%s: line %d is %q, want %q", language, i, line, want)
 			}
 			i++
 		}
 		if i != lines {
-			t.Fatalf("%s: %d lines, want %d", language, i, lines)
+			t.Fatalf("%s printed %d lines, want %d", language, i, lines)
 		}
 	}
 	r, err := c.runCommand(t.Context(), sandbox.Command{Program: "sh", Args: []string{"-c", "head -c 5000000 /dev/zero | tr '\\0' x; echo done >&2"}})
 	if printed := text(r.Output); err != nil || len(printed) != len("stdout: \nstderr: done\n")+5000000 {
-		t.Errorf("command: %v, %d bytes", err, len(printed))
+		t.Errorf("command: %v, %d bytes of output", err, len(printed))
 	}
 }
 
-// Who reads enough of an endless run closes it, which interrupts it; a session keeps its state.
+// TestEndlessOutput reads part of an endless run and closes it. This interrupts the run, and a session keeps its state.
 func TestEndlessOutput(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
@@ -342,7 +342,7 @@ func TestEndlessOutput(t *testing.T) {
 			event, err := p.Next()
 			out, ok := event.(sandbox.Output)
 			if err != nil || !ok {
-				t.Fatalf("%s: %v, %v", what, event, err)
+				t.Fatalf("%s: next event %v, %v; want output", what, event, err)
 			}
 			size += len(out.Data)
 		}
@@ -351,7 +351,7 @@ func TestEndlessOutput(t *testing.T) {
 	expect(t, c, sandbox.Python, "x", true, "stdout: 1\n")
 }
 
-func TestREPLSurroundings(t *testing.T) {
+func TestREPLEnvironment(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
 	dir := t.TempDir()
@@ -359,7 +359,7 @@ func TestREPLSurroundings(t *testing.T) {
 		Language: sandbox.Python, Text: "import os\nos.environ['ADDED'], os.getcwd()", Environment: sandbox.Environment{Env: []string{"ADDED=yes"}, Workdir: dir},
 	})
 	if want := fmt.Sprintf("stdout: ('yes', '%s')\n", dir); err != nil || text(r.Output) != want {
-		t.Errorf("%v\n%swant %s", err, text(r.Output), want)
+		t.Errorf("error %v, output\n%swant %s", err, text(r.Output), want)
 	}
 	for _, tt := range []struct {
 		run   sandbox.Code
@@ -367,12 +367,12 @@ func TestREPLSurroundings(t *testing.T) {
 		want  string
 	}{
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
-		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "image has no node"},
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "the image has no node"},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"NODE_OPTIONS=--nonsense"}}}, errdefs.IsFailedPrecondition, "exited with status 9"},
 		{sandbox.Code{Language: "ruby"}, errdefs.IsInvalidArgument, "language"},
 	} {
 		if _, err := c.runCode(t.Context(), tt.run); !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%+v: %v, want %q", tt.run, err, tt.want)
+			t.Errorf("run %+v: %v, want an error containing %q", tt.run, err, tt.want)
 		}
 	}
 }

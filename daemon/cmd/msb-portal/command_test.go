@@ -43,7 +43,7 @@ func TestCommand(t *testing.T) {
 	} {
 		r, err := c.runCommand(t.Context(), tt.run)
 		if err != nil || r.ExitCode != tt.code || text(r.Output) != tt.want {
-			t.Errorf("%v: code %d, %v\n%swant %d\n%s", tt.run, r.ExitCode, err, text(r.Output), tt.code, tt.want)
+			t.Errorf("run %v: exit code %d, error %v, output\n%swant %d,\n%s", tt.run, r.ExitCode, err, text(r.Output), tt.code, tt.want)
 		}
 	}
 }
@@ -75,12 +75,13 @@ func TestCommandThatCannotBeRun(t *testing.T) {
 		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "tmp"}}, errdefs.IsInvalidArgument, "absolute"},
 	} {
 		if _, err := c.runCommand(t.Context(), tt.run); err == nil || !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%.100v: %v, want %q", tt.run, err, tt.want)
+			t.Errorf("run %.100v: %v, want an error containing %q", tt.run, err, tt.want)
 		}
 	}
 }
 
-// A command ends with its process, though its children hold the pipes; they may go on printing.
+// TestBackgroundChild checks that a command ends when its process exits although a child still has the pipes open, and
+// that the child can still print.
 func TestBackgroundChild(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
@@ -93,7 +94,7 @@ func TestBackgroundChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := wait(t, alive); got != "alive\n" {
-		t.Errorf("the child said %q", got)
+		t.Errorf("the child wrote %q, want %q", got, "alive\n")
 	}
 }
 
@@ -102,11 +103,11 @@ func TestCommandLimits(t *testing.T) {
 	c := startGuest(t).connect(t)
 
 	r, err := c.runCommand(t.Context(), sandbox.Command{Program: "sh", Args: []string{"-c", "sleep 60; true"}, Timeout: 200 * time.Millisecond})
-	if !errors.Is(err, sandbox.ErrRunTimeout) {
-		t.Errorf("over its limit: %v, %v", r, err)
+	if !errors.Is(err, sandbox.ErrRunTimeout) || err.Error() != "the run reached its time limit of 200ms and was interrupted" {
+		t.Errorf("command over its time limit: %v, %v; want sandbox.ErrRunTimeout", r, err)
 	}
 
-	// Cancelling kills the whole group: when the fifo's last writer is gone, both shells are.
+	// Cancelling kills the process group. Both shells hold the fifo open, so a read ends only after both have died.
 	ctx, cancel := context.WithCancel(t.Context())
 	started, held := fifo(t), fifo(t)
 	ended := make(chan error, 1)
@@ -122,14 +123,14 @@ func TestCommandLimits(t *testing.T) {
 	wait(t, started)
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("cancelled command: %v, want context.Canceled", err)
 	}
 	if n, err := holder.Read(make([]byte, 1)); n != 0 {
-		t.Errorf("read from the fifo: %d, %v", n, err)
+		t.Errorf("read from the fifo: %d bytes, %v; want 0", n, err)
 	}
 }
 
-// The portal reaps what its commands leave behind.
+// TestOrphansAreReaped checks that the portal reaps processes that its commands leave behind.
 func TestOrphansAreReaped(t *testing.T) {
 	t.Parallel()
 	g := startGuest(t)
@@ -147,7 +148,7 @@ func TestOrphansAreReaped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A zombie would accept the signal for ever.
+		// If the process stayed a zombie, kill would succeed forever.
 		for syscall.Kill(pid, 0) == nil {
 			if err := c.Ping(t.Context()); err != nil {
 				t.Fatal(err)

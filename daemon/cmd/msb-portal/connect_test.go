@@ -13,7 +13,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
-// A newer connection finds the REPL with its state, and ends the bridge before it.
+// TestReconnect checks that a new connection ends the bridge of the previous one, and that the REPL keeps its state.
 func TestReconnect(t *testing.T) {
 	t.Parallel()
 	g := startGuest(t)
@@ -26,7 +26,7 @@ func TestReconnect(t *testing.T) {
 	first := &connection{client}
 	runCode(t, first, sandbox.Python, "x = 1")
 
-	// A run that is in progress is interrupted when its connection ends.
+	// Start a run that the end of its connection has to interrupt.
 	started := fifo(t)
 	ended := make(chan error, 1)
 	go func() {
@@ -40,11 +40,11 @@ func TestReconnect(t *testing.T) {
 	second := g.connect(t)
 	<-old.ended
 	if err := <-ended; !errdefs.IsUnavailable(err) {
-		t.Errorf("run on the old connection: %v, want ErrUnavailable", err)
+		t.Errorf("run on the old connection: %v, want errdefs.ErrUnavailable", err)
 	}
 	expect(t, second, sandbox.Python, "x", true, "stdout: 1\n")
 	if err := first.Ping(t.Context()); !errdefs.IsUnavailable(err) {
-		t.Errorf("ping on the old connection: %v, want ErrUnavailable", err)
+		t.Errorf("ping on the old connection: %v, want errdefs.ErrUnavailable", err)
 	}
 }
 
@@ -60,25 +60,25 @@ func TestBridgeEndsWithItsClient(t *testing.T) {
 	}
 	<-b.ended
 	if err := c.Ping(t.Context()); !errdefs.IsUnavailable(err) {
-		t.Errorf("ping after Close: %v, want ErrUnavailable", err)
+		t.Errorf("ping after Close: %v, want errdefs.ErrUnavailable", err)
 	}
 }
 
-// Who connects may come before the server.
+// TestConnectWaitsForTheServer starts `msb-portal connect` before `msb-portal serve`.
 func TestConnectWaitsForTheServer(t *testing.T) {
 	t.Parallel()
 	g := newGuest()
 	b := g.bridge(t)
-	greeted := make(chan error, 1)
+	connected := make(chan error, 1)
 	go func() {
 		c, err := portalclient.New(t.Context(), b)
 		if err == nil {
 			c.Close()
 		}
-		greeted <- err
+		connected <- err
 	}()
 	g.serve(t)
-	if err := <-greeted; err != nil {
+	if err := <-connected; err != nil {
 		t.Error(err)
 	}
 }
@@ -89,7 +89,7 @@ func TestNewIsBoundedByItsContext(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := portalclient.New(ctx, b); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("New without a server: %v", err)
+		t.Errorf("New without a server: %v, want context.DeadlineExceeded", err)
 	}
 }
 

@@ -1,10 +1,10 @@
 // Command msb-portal is the helper inside each sandbox.
 //
-//	msb-portal serve [SOCKET]    run code and commands for msbd: the container's main process
-//	msb-portal connect [SOCKET]  carry stdin and stdout to it
-//	msb-portal version
+//	msb-portal serve [SOCKET]    run code and commands for msbd; this is the container's main process
+//	msb-portal connect [SOCKET]  connect stdin and stdout to the process that serves
+//	msb-portal version           print the version
 //
-// It starts in every sandbox, under emulation too: mind what its imports do before main.
+// It starts in every sandbox, also on emulated machines, so its imports must not do slow work before main.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/portal"
 )
 
-// version is set by the linker.
+// version is set by the linker (-X).
 var version = "devel"
 
 func main() {
@@ -45,5 +45,5 @@ func run(args []string) error {
 	case args[0] == "connect":
 		return portal.Connect(ctx, socket, os.Stdin, os.Stdout)
 	}
-	return errors.New("use: msb-portal serve|connect [SOCKET], or msb-portal version")
+	return errors.New("invalid arguments; usage: msb-portal serve|connect [SOCKET], or msb-portal version")
 }

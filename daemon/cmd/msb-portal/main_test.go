@@ -20,18 +20,19 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
-// asPortal in the environment makes the test binary behave as msb-portal.
-const asPortal = "MSB_PORTAL_TEST_MAIN"
+// mainEnv is the environment variable that makes the test binary run msb-portal's main instead of the tests.
+const mainEnv = "MSB_PORTAL_TEST_MAIN"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asPortal) != "" {
-		os.Unsetenv(asPortal)
+	if os.Getenv(mainEnv) != "" {
+		os.Unsetenv(mainEnv)
 		main()
 		return
 	}
 	goleak.VerifyTestMain(m)
 }
 
+// msbPortal returns a command that runs msb-portal.
 func msbPortal(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
@@ -39,21 +40,21 @@ func msbPortal(t testing.TB, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self, args...)
-	cmd.Env = append(os.Environ(), asPortal+"=1")
+	cmd.Env = append(os.Environ(), mainEnv+"=1")
 	cmd.Stderr = os.Stderr
 	return cmd
 }
 
 var sockets atomic.Int64
 
-// guest is a running `msb-portal serve`.
+// guest is a process `msb-portal serve`, which serve starts.
 type guest struct{ socket string }
 
 func newGuest() *guest {
 	return &guest{socket: fmt.Sprintf("@msb-portal-test-%d-%d", os.Getpid(), sockets.Add(1))}
 }
 
-// startGuest starts the portal's server as a sandbox would, with env over the test's own.
+// startGuest starts `msb-portal serve` as a sandbox does. env is added to the test's environment.
 func startGuest(t testing.TB, env ...string) *guest {
 	t.Helper()
 	g := newGuest()
@@ -71,7 +72,7 @@ func (g *guest) serve(t testing.TB, env ...string) {
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("portal after SIGTERM: %v", err)
+			t.Errorf("msb-portal serve after SIGTERM: %v", err)
 		}
 	})
 }
@@ -91,7 +92,7 @@ func (g *guest) bridge(t testing.TB) *bridge {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Not StdoutPipe, which Wait would close below a reader.
+	// Wait would close StdoutPipe while it is being read.
 	out, outEnd, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -111,10 +112,10 @@ func (g *guest) bridge(t testing.TB) *bridge {
 	return b
 }
 
-// connection is a connection to a guest, with runs that are read to their end.
+// connection is a client of a guest with methods that run code or a command and wait for its result.
 type connection struct{ *portalclient.Client }
 
-// connect returns a client of the guest.
+// connect connects to the guest through a bridge.
 func (g *guest) connect(t testing.TB) *connection {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -127,12 +128,12 @@ func (g *guest) connect(t testing.TB) *connection {
 	return &connection{c}
 }
 
-// The portal and its client keep the contract that the fakes of other tests keep.
+// TestContract runs the contract of sandbox.Portal, which also holds the fakes of other tests, against the real portal.
 func TestContract(t *testing.T) {
 	sandboxtest.TestPortal(t, func(t *testing.T) sandbox.Portal { return startGuest(t).connect(t) })
 }
 
-// output is what a run printed, piece by piece.
+// output is what a run printed, in the pieces in which it arrived.
 type output []sandbox.Output
 
 type codeResult struct {
@@ -155,6 +156,7 @@ func (c *connection) runCommand(ctx context.Context, command sandbox.Command) (c
 	return commandResult{exit, out}, err
 }
 
+// collect reads the events of a process until it ends.
 func collect(p sandbox.Process, err error) (out output, exit int, _ error) {
 	if err != nil {
 		return nil, 0, err
@@ -173,7 +175,7 @@ func collect(p sandbox.Process, err error) (out output, exit int, _ error) {
 	}
 }
 
-// text shows output as "stream: text", one a line.
+// text formats output as lines "stream: text".
 func text(out output) string {
 	var streams [2]strings.Builder
 	var all strings.Builder

@@ -1,14 +1,15 @@
-// Package agent is the first process of a microVM's guest: it boots the guest, answers Kata's
+// Package agent is the guest agent, the first process (PID 1) of a microVM's guest. It boots the guest, serves Kata's
 // AgentService to the shim on the host, and runs the sandbox's container.
 //
-// Only the command msb-agent imports this package. Requests come from the host, which owns the guest.
-// What runs in a container is untrusted: the agent takes nothing from it but its output and its exit
-// status.
+// Only the command msb-agent imports this package.
 //
-// The packages below import each other in this direction only: refusal; mount, devices and channel;
-// network and storage; container.
+// Requests come from the host, which owns the guest. The programs in a container are untrusted: the agent accepts
+// nothing from them but their output and their exit status.
 //
-// The same binary is the first program of each process in the container (see package container).
+// The packages below this one form layers, and each imports only packages of earlier layers: refusal; then mount,
+// devices and channel; then network and storage; then container.
+//
+// Each process in a container starts as this same binary (see package container).
 package agent
 
 import (
@@ -29,18 +30,19 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
-// Main is the whole program. It never returns.
+// Main runs the agent, or the child that prepares a container's process (see container.RunIfChild). It never returns.
 func Main() {
 	container.RunIfChild()
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "msb-agent is the init of a microVM's guest: it runs as PID 1 only")
+		fmt.Fprintln(os.Stderr, "msb-agent is the init process of a microVM's guest and runs only as PID 1")
 		os.Exit(2)
 	}
-	err := run() // until something fails
-	slog.New(slog.NewTextHandler(os.Stderr, nil)).Error("guest stops", "err", err)
+	err := run()
+	slog.New(slog.NewTextHandler(os.Stderr, nil)).Error("agent failed, powering off", "err", err)
 	powerOff()
 }
 
+// run boots the guest and serves requests. It returns only on an error.
 func run() error {
 	if err := mountSystem(); err != nil {
 		return fmt.Errorf("boot: %w", err)
@@ -53,13 +55,13 @@ func run() error {
 		return fmt.Errorf("boot: %w", err)
 	}
 	for _, w := range warnings {
-		log.Info("kernel parameter is ignored", "parameter", w)
+		log.Info("kernel parameter ignored", "parameter", w)
 	}
 	a := newAgent(log)
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
 	go a.reaper.Run(sigchld)
-	go a.endOnSignal()
+	go a.powerOffOnSignal()
 
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
 	if err != nil {
@@ -70,8 +72,8 @@ func run() error {
 	return serve(server, log)
 }
 
-// configure returns the agent's log, at the level that the kernel's command line asks for, and what the agent
-// cannot use of that line.
+// configure returns a logger with the level that the kernel's command line sets, and a warning for each agent parameter
+// on that line that the agent cannot use.
 func configure() (log *slog.Logger, warnings []string, err error) {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
@@ -82,27 +84,28 @@ func configure() (log *slog.Logger, warnings []string, err error) {
 	return log, warnings, nil
 }
 
-// endOnSignal ends the sandbox when a signal stands for the machine's power button. No other signal ends
-// PID 1. They are caught rather than ignored: the containers would inherit ignored signals.
-func (a *agent) endOnSignal() {
-	// The kernel turns Ctrl-Alt-Del into SIGINT, where it would reboot.
+// powerOffOnSignal stops the sandbox and powers the machine off on SIGTERM, SIGINT or SIGPWR, which stand for the
+// machine's power button. The agent survives all other signals. It catches them rather than ignoring them, because
+// containers would inherit ignored signals.
+func (a *agent) powerOffOnSignal() {
+	// Have the kernel send SIGINT on Ctrl-Alt-Del instead of rebooting.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGHUP, unix.SIGQUIT, unix.SIGPIPE)
 	for sig := range signals {
 		if sig == unix.SIGTERM || sig == unix.SIGINT || sig == unix.SIGPWR {
-			a.log.Info("the machine is asked to stop", "signal", sig.String())
+			a.log.Info("powering off on request", "signal", sig.String())
 			break
 		}
 	}
-	time.AfterFunc(killLimit+syncLimit, powerOff) // whatever hangs
-	if err := a.endSandbox(); err != nil {
-		a.log.Warn("end the sandbox", "err", err)
+	time.AfterFunc(killLimit+syncLimit, powerOff) // in case stopSandbox hangs
+	if err := a.stopSandbox(); err != nil {
+		a.log.Warn("stop the sandbox", "err", err)
 	}
 	powerOff()
 }
 
-// serve answers on every channel that leads to the host, and returns when none does.
+// serve serves requests on every channel to the host. It returns when all channels have ended.
 func serve(server *ttrpc.Server, log *slog.Logger) error {
 	listeners, err := channel.Listen()
 	if err != nil {
@@ -117,20 +120,20 @@ func serve(server *ttrpc.Server, log *slog.Logger) error {
 		})
 	}
 	wg.Wait()
-	return fmt.Errorf("no channel to the host is left")
+	return fmt.Errorf("all channels to the host ended")
 }
 
-// agent holds the guest's state and answers AgentService.
+// agent holds the guest's state and implements AgentService.
 type agent struct {
 	log      *slog.Logger
 	reaper   *container.Reaper
 	storages *storage.Set
-	oom      chan string
+	oom      chan string // ids of containers in which the kernel killed a process, for GetOOMEvent
 
 	mu         sync.Mutex
-	containers map[string]*member
-	// changing serializes what makes and removes containers.
-	changing sync.Mutex
+	containers map[string]*containerEntry // by id
+	// lifecycleMu serializes the creation and removal of containers.
+	lifecycleMu sync.Mutex
 }
 
 func newAgent(log *slog.Logger) *agent {
@@ -139,6 +142,6 @@ func newAgent(log *slog.Logger) *agent {
 		reaper:     container.NewReaper(),
 		storages:   storage.NewSet(),
 		oom:        make(chan string, 64),
-		containers: make(map[string]*member),
+		containers: make(map[string]*containerEntry),
 	}
 }

@@ -21,7 +21,7 @@ const (
 	diskSlot = "0a"
 )
 
-// TestGuest boots one microVM and drives it through a container's life as the shim does.
+// TestGuest boots a microVM and takes a container through its lifecycle with the requests that the shim makes.
 func TestGuest(t *testing.T) {
 	content := t.TempDir()
 	if err := os.WriteFile(filepath.Join(content, "file"), []byte("on the disk"), 0o644); err != nil {
@@ -52,7 +52,7 @@ func TestGuest(t *testing.T) {
 	ok(t)(g.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec}))
 
 	t.Run("network", func(t *testing.T) { testNetwork(t, g) })
-	t.Run("blocked before start", func(t *testing.T) {
+	t.Run("exec before start", func(t *testing.T) {
 		_, err := g.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: id, ExecId: "early", Process: tool("self")})
 		wantCode(t, err, codes.FailedPrecondition)
 	})
@@ -65,7 +65,7 @@ func TestGuest(t *testing.T) {
 	t.Run("start errors", func(t *testing.T) { testStartErrors(t, g, id) })
 	t.Run("stats", func(t *testing.T) { testStats(t, g, id) })
 	t.Run("machine", func(t *testing.T) { testMachine(t, g) })
-	t.Run("host comes back", func(t *testing.T) { testReconnect(t, g, id) })
+	t.Run("reconnect", func(t *testing.T) { testReconnect(t, g, id) })
 	t.Run("memory limit", func(t *testing.T) { testOOM(t, g, id) })
 	t.Run("end of the container", func(t *testing.T) { testEnd(t, g, id) })
 	t.Run("restricted container", func(t *testing.T) { testRestricted(t, g) })
@@ -83,11 +83,11 @@ func testEnvironment(t *testing.T, g *guest, id string) {
 	var pid int
 	var rest string
 	if _, err := fmt.Sscanf(r.stdout, "%d", &pid); err != nil || pid < 2 || pid > 1000 {
-		t.Errorf("pid in the container: %v", r)
+		t.Errorf("self: %v, want a pid from 2 to 1000", r)
 	}
 	_, rest, _ = strings.Cut(strings.TrimSpace(r.stdout), " ")
 	if want := "0 0 [] box /srv /root y 2048"; rest != want {
-		t.Errorf("self: got %q, want %q", rest, want)
+		t.Errorf("self printed %q, want %q", rest, want)
 	}
 
 	p := tool("self")
@@ -96,7 +96,7 @@ func testEnvironment(t *testing.T, g *guest, id string) {
 	r = g.run(t, id, "user", p)
 	_, rest, _ = strings.Cut(strings.TrimSpace(r.stdout), " ")
 	if want := "1000 1001 [7 8] box /made/here /home/user z 2048"; rest != want {
-		t.Errorf("self as user: got %q, want %q", rest, want)
+		t.Errorf("self as another user printed %q, want %q", rest, want)
 	}
 
 	p = tool("status", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs")
@@ -108,7 +108,7 @@ func testEnvironment(t *testing.T, g *guest, id string) {
 	want := "CapInh: 0000000000000020\nCapPrm: 0000000000000020\nCapEff: 0000000000000020\n" +
 		"CapBnd: 0000000000000421\nCapAmb: 0000000000000020\nNoNewPrivs: 1\n"
 	if r = g.run(t, id, "caps", p); r.stdout != want {
-		t.Errorf("capabilities: got %v, want %q", r, want)
+		t.Errorf("capabilities: %v, want stdout %q", r, want)
 	}
 
 	r = g.run(t, id, "files", tool("files", "/etc/resolv.conf", "/proc/sys/net/ipv4/ip_unprivileged_port_start",
@@ -120,7 +120,7 @@ func testEnvironment(t *testing.T, g *guest, id string) {
 		`/proc/1/cmdline: "/tool\x00wait\x00" false` + "\n" +
 		`/proc/keys: "" false` + "\n"
 	if r.stdout != want {
-		t.Errorf("files: got %v, want %q", r, want)
+		t.Errorf("files: %v, want stdout %q", r, want)
 	}
 
 	r = g.run(t, id, "write", tool("write", "/srv/file", "/dev/shm/file", "/.msb/portal", "/etc/resolv.conf",
@@ -128,7 +128,7 @@ func testEnvironment(t *testing.T, g *guest, id string) {
 	want = "/srv/file: true\n/dev/shm/file: true\n/.msb/portal: false\n/etc/resolv.conf: false\n" +
 		"/proc/sys/kernel/hostname: false\n/sys/fs/cgroup/memory.max: false\n"
 	if r.stdout != want {
-		t.Errorf("writable: got %v, want %q", r, want)
+		t.Errorf("writable files: %v, want stdout %q", r, want)
 	}
 	if _, err := os.Stat(filepath.Join(g.share, id, "rootfs/srv/file")); err != nil {
 		t.Errorf("a file written in the container is not on the host: %v", err)
@@ -137,17 +137,17 @@ func testEnvironment(t *testing.T, g *guest, id string) {
 	r = g.run(t, id, "list", tool("list", "/dev", "/", "/sys/firmware"))
 	lines := strings.Split(r.stdout, "\n")
 	if want := "/dev/fd /dev/full /dev/mqueue /dev/null /dev/ptmx /dev/pts /dev/random /dev/shm /dev/stderr /dev/stdin /dev/stdout /dev/tty /dev/urandom /dev/zero"; lines[0] != want {
-		t.Errorf("/dev: got %q, want %q", lines[0], want)
+		t.Errorf("/dev has %q, want %q", lines[0], want)
 	}
 	if strings.Contains(lines[1], "newroot") || lines[2] != "" {
-		t.Errorf("the guest's own root shows in the container, or a masked directory does: %v", r)
+		t.Errorf("the container sees the guest's root or a masked directory: %v", r)
 	}
 
-	// The portal in the container is the guest's own, and can be run.
+	// The container can run the portal, which is mounted from the guest.
 	p = tool()
 	p.Args = []string{"/.msb/portal", "--help"}
 	if r := g.run(t, id, "portal", p); r.stdout+r.stderr == "" {
-		t.Errorf("portal: %v", r)
+		t.Errorf("portal printed nothing: %v", r)
 	}
 }
 
@@ -158,10 +158,10 @@ func testStreams(t *testing.T, g *guest, id string) {
 	}
 	const size = 3<<20 + 17
 	if r := g.run(t, id, "s2", tool("print", fmt.Sprint(size))); len(r.stdout) != size || r.status != 0 {
-		t.Errorf("printed %d of %d bytes, status %d", len(r.stdout), size, r.status)
+		t.Errorf("printed %d bytes with status %d, want %d with status 0", len(r.stdout), r.status, size)
 	}
 
-	// All of the input arrives, though the pipe is smaller, and its end does.
+	// An input that is larger than the pipe arrives completely, and so does its end.
 	g.exec(t, id, "s3", tool("copy"))
 	input := strings.Repeat("0123456789abcdef", 20_000)
 	go func() {
@@ -175,7 +175,7 @@ func testStreams(t *testing.T, g *guest, id string) {
 		}
 	}()
 	if r := g.finish(t, id, "s3"); r != (result{input, "", 0}) {
-		t.Errorf("copied %d of %d bytes: status %d", len(r.stdout), len(input), r.status)
+		t.Errorf("copied %d bytes with status %d, want %d with status 0", len(r.stdout), r.status, len(input))
 	}
 	_, err := g.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: id, ExecId: "s3", Data: []byte("x")})
 	wantCode(t, err, codes.FailedPrecondition)
@@ -191,12 +191,12 @@ func testStreams(t *testing.T, g *guest, id string) {
 		got += string(resp.Data)
 	}
 	if got != "abcdef" {
-		t.Errorf("short reads: got %q", got)
+		t.Errorf("three short reads returned %q, want abcdef", got)
 	}
 	_, err = g.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: id, ExecId: "s4", Len: 2})
 	wantCode(t, err, codes.OutOfRange)
 
-	// A child left behind does not hold the exec open.
+	// A child left in the background does not keep the exec's streams open.
 	if r := g.run(t, id, "s5", tool("orphan")); !strings.HasPrefix(r.stdout, "parent ends\n") || r.status != 0 {
 		t.Error(r)
 	}
@@ -213,7 +213,7 @@ func testTerminal(t *testing.T, g *guest, id string) {
 		for !strings.Contains(b.String(), until) {
 			resp, err := g.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: id, ExecId: "t1", Len: 1000})
 			if err != nil {
-				t.Fatalf("terminal said %q, not %q: %v", b.String(), until, err)
+				t.Fatalf("terminal printed %q, want %q: %v", b.String(), until, err)
 			}
 			b.Write(resp.Data)
 		}
@@ -233,8 +233,9 @@ func testTerminal(t *testing.T, g *guest, id string) {
 func testSignals(t *testing.T, g *guest, id string) {
 	ctx := t.Context()
 	g.exec(t, id, "k1", tool("wait"))
+	// The process prints a line after it has installed its signal handler.
 	if _, err := g.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: id, ExecId: "k1", Len: 100}); err != nil {
-		t.Fatal(err) // now it has its handler
+		t.Fatal(err)
 	}
 	ok(t)(g.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: id, ExecId: "k1", Signal: uint32(unix.SIGUSR1)}))
 	if r := g.finish(t, id, "k1"); r.status != 7 {
@@ -245,11 +246,11 @@ func testSignals(t *testing.T, g *guest, id string) {
 	if r := g.finish(t, id, "k2"); r.status != 128+9 {
 		t.Error(r)
 	}
-	// An ended process needs no signal, and its status stays.
+	// A signal to a process that has exited is not an error, and the process keeps its status.
 	ok(t)(g.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: id, ExecId: "k2", Signal: uint32(unix.SIGKILL)}))
 	resp, err := g.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: id, ExecId: "k2"})
 	if err != nil || resp.Status != 128+9 {
-		t.Errorf("second wait: %v, %v", resp, err)
+		t.Errorf("second wait: %v, %v; want status %d", resp, err, 128+9)
 	}
 }
 
@@ -268,7 +269,7 @@ func testStartErrors(t *testing.T, g *guest, id string) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	// What failed leaves its id free.
+	// A failed exec does not use up its id.
 	if r := g.run(t, id, "bad", tool("streams", "fine", "", "0")); r.stdout != "fine" {
 		t.Error(r)
 	}
@@ -281,16 +282,16 @@ func testStats(t *testing.T, g *guest, id string) {
 	}
 	cpu, memory, pids := resp.CgroupStats.CpuStats.CpuUsage, resp.CgroupStats.MemoryStats, resp.CgroupStats.PidsStats
 	if cpu.TotalUsage < 1e6 || cpu.TotalUsage > 300e9 {
-		t.Errorf("CPU time %d ns", cpu.TotalUsage)
+		t.Errorf("CPU time is %d ns, want 1 ms to 300 s", cpu.TotalUsage)
 	}
 	if memory.Usage.Usage < 100<<10 || memory.Usage.Limit != 96<<20 || memory.Stats["anon"] == 0 {
-		t.Errorf("memory %v", memory)
+		t.Errorf("memory statistics are %v", memory)
 	}
 	if pids.Current < 1 || pids.Current > 100 {
-		t.Errorf("%d processes", pids.Current)
+		t.Errorf("number of processes is %d, want 1 to 100", pids.Current)
 	}
 	if i := slices.IndexFunc(resp.NetworkStats, func(n *pb.NetworkStats) bool { return n.Name == "eth0" }); i < 0 {
-		t.Errorf("network %v", resp.NetworkStats)
+		t.Errorf("network statistics lack eth0: %v", resp.NetworkStats)
 	}
 
 	ok(t)(g.UpdateContainer(t.Context(), &pb.UpdateContainerRequest{ContainerId: id, Resources: &pb.LinuxResources{
@@ -298,10 +299,10 @@ func testStats(t *testing.T, g *guest, id string) {
 	}}))
 	r := g.run(t, id, "limits", tool("files", "/sys/fs/cgroup/cpu.weight", "/sys/fs/cgroup/pids.max", "/sys/fs/cgroup/memory.max"))
 	if want := "/sys/fs/cgroup/cpu.weight: \"20\\n\" false\n/sys/fs/cgroup/pids.max: \"200\\n\" false\n/sys/fs/cgroup/memory.max: \"100663296\\n\" false\n"; r.stdout != want {
-		t.Errorf("limits: %v", r)
+		t.Errorf("limits after UpdateContainer: %v, want stdout %q", r, want)
 	}
 
-	// A paused container does nothing; a resumed one goes on.
+	// A container that was paused and resumed can run processes.
 	ok(t)(g.PauseContainer(t.Context(), &pb.PauseContainerRequest{ContainerId: id}))
 	ok(t)(g.ResumeContainer(t.Context(), &pb.ResumeContainerRequest{ContainerId: id}))
 	if r := g.run(t, id, "resumed", tool("streams", "on", "", "0")); r.stdout != "on" {
@@ -313,7 +314,7 @@ func testMachine(t *testing.T, g *guest) {
 	ctx := t.Context()
 	details, err := g.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true})
 	if err != nil || details.AgentDetails.SupportsSeccomp {
-		t.Errorf("details %v, %v", details, err)
+		t.Errorf("guest details: %v, %v", details, err)
 	}
 	ok(t)(g.ReseedRandomDev(ctx, &pb.ReseedRandomDevRequest{Data: []byte(strings.Repeat("seed", 128))}))
 	now := time.Now()
@@ -321,11 +322,11 @@ func testMachine(t *testing.T, g *guest) {
 	ok(t)(g.RemoveStaleVirtiofsShareMounts(ctx, &pb.RemoveStaleVirtiofsShareMountsRequest{}))
 	metrics, err := g.GetMetrics(ctx, &pb.GetMetricsRequest{})
 	if err != nil || !strings.Contains(metrics.Metrics, "kata_guest_meminfo{item=\"mem_total\"} 2") {
-		t.Errorf("metrics %v, %v", metrics, err)
+		t.Errorf("metrics: %v, %v", metrics, err)
 	}
 }
 
-// testReconnect hangs up on the guest, with a request under way, and calls again.
+// testReconnect closes the connection while a request is in progress, and connects again.
 func testReconnect(t *testing.T, g *guest, id string) {
 	g.exec(t, id, "r1", tool("copy"))
 	waiting := make(chan error)
@@ -336,7 +337,7 @@ func testReconnect(t *testing.T, g *guest, id string) {
 	}()
 	g.hangUp()
 	if err := <-waiting; err == nil {
-		t.Error("a request survived its connection")
+		t.Error("the request in progress succeeded although its connection was closed")
 	}
 	g.dial()
 	ctx := t.Context()
@@ -351,10 +352,10 @@ func testOOM(t *testing.T, g *guest, id string) {
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
 	if r := g.run(t, id, "eat", tool("eat", "110")); r.status != 128+9 {
-		t.Errorf("a program over the limit: %v", r)
+		t.Errorf("program over the memory limit: %v, want status %d", r, 128+9)
 	}
 	if e, err := g.GetOOMEvent(ctx, &pb.GetOOMEventRequest{}); e.GetContainerId() != id {
-		t.Errorf("event %v, %v", e, err)
+		t.Errorf("OOM event: %v, %v; want one of container %s", e, err, id)
 	}
 }
 
@@ -364,11 +365,11 @@ func testEnd(t *testing.T, g *guest, id string) {
 	ok(t)(g.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: id, Signal: uint32(unix.SIGKILL)}))
 	for range 2 { // the shim waits twice
 		if r := g.finish(t, id, id); r.status != 128+9 {
-			t.Errorf("main process: %v", r)
+			t.Errorf("main process: %v, want status %d", r, 128+9)
 		}
 	}
 	if r := g.finish(t, id, "last"); r.status != 128+9 {
-		t.Errorf("exec of a killed container: %v", r)
+		t.Errorf("exec of a killed container: %v, want status %d", r, 128+9)
 	}
 	_, err := g.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: id, ExecId: "after", Process: tool("self")})
 	wantCode(t, err, codes.FailedPrecondition)
@@ -378,13 +379,13 @@ func testEnd(t *testing.T, g *guest, id string) {
 	ok(t)(g.RemoveStaleVirtiofsShareMounts(ctx, &pb.RemoveStaleVirtiofsShareMountsRequest{}))
 }
 
-// testRestricted runs a second container in the same guest: read-only, with a terminal, with
-// storages of its own, and removed while it runs.
+// testRestricted runs a second container in the same guest. It has a read-only root, a terminal and its own storages, and
+// is removed while it is running.
 func testRestricted(t *testing.T, g *guest) {
 	ctx := t.Context()
 	const id = "box2"
 	spec := buildRoot(t, g, id)
-	// The mount point of the portal is made before the root becomes read-only.
+	// The agent can still create the mount point of the portal: it makes the root read-only afterwards.
 	spec.Root.Readonly = true
 	spec.Process = tool("tty")
 	spec.Process.Terminal, spec.Process.ConsoleSize = true, &pb.Box{Height: 24, Width: 80}
@@ -409,21 +410,21 @@ func testRestricted(t *testing.T, g *guest) {
 	p.Cwd = "/"
 	r := g.run(t, id, "w", p)
 	if want := "/file: false\n/memory/file: true\n/readonly/file: false\n/disk/file: false\n/dev/mynull: true\n/dev/console: true\n"; r.stdout != want {
-		t.Errorf("writable: got %v, want %q", r, want)
+		t.Errorf("writable files: %v, want stdout %q", r, want)
 	}
 	p = tool("files", "/disk/file")
 	p.Cwd = "/"
 	if r := g.run(t, id, "d", p); r.stdout != "/disk/file: \"on the disk\" false\n" {
-		t.Errorf("disk: %v", r)
+		t.Errorf("file on the disk: %v", r)
 	}
 	ok(t)(g.RemoveContainer(ctx, &pb.RemoveContainerRequest{ContainerId: id}))
 
-	// A container that is never started goes as well, and its id is free again.
+	// The id of a removed container can be used again, and a container that was never started can be removed.
 	ok(t)(g.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: buildRoot(t, g, id)}))
 	ok(t)(g.RemoveContainer(ctx, &pb.RemoveContainerRequest{ContainerId: id}))
 }
 
-// ok returns a check for the results of a request that has to succeed.
+// ok returns a function that fails the test if a request returned an error. It takes the request's results.
 func ok(t *testing.T) func(resp any, err error) {
 	t.Helper()
 	return func(_ any, err error) {
@@ -434,9 +435,10 @@ func ok(t *testing.T) func(resp any, err error) {
 	}
 }
 
+// wantCode reports a test error unless err has the given status code.
 func wantCode(t *testing.T, err error, want codes.Code) {
 	t.Helper()
 	if got := status.Code(err); got != want {
-		t.Errorf("got %v (%v), want %v", got, err, want)
+		t.Errorf("status code %v (%v), want %v", got, err, want)
 	}
 }

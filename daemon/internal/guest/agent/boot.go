@@ -12,7 +12,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
-// mountSystem gives the bare initramfs the file systems that everything else needs.
+// mountSystem mounts the file systems that the rest of the agent needs. The initramfs has none of them.
 func mountSystem() error {
 	if err := moveRoot(); err != nil {
 		return fmt.Errorf("move root: %w", err)
@@ -41,12 +41,13 @@ func mountSystem() error {
 	return nil
 }
 
-// bringUp makes the machine ready for containers.
+// bringUp prepares the machine for containers: it loads kernel modules, enables cgroup controllers and sets up the
+// network.
 func bringUp(log *slog.Logger) error {
 	if err := devices.LoadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
-	// One write each: the kernel takes all controllers of a write or none.
+	// Enable one controller per write: if one of several fails, the kernel enables none of them.
 	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
 		if err := os.WriteFile(container.CgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
 			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
@@ -55,7 +56,7 @@ func bringUp(log *slog.Logger) error {
 	return network.SetUp(log)
 }
 
-// moveRoot puts a mount of the initramfs over the initramfs: pivot_root refuses the kernel's own.
+// moveRoot mounts the initramfs over itself, because pivot_root does not work on the kernel's own initramfs mount.
 func moveRoot() error {
 	if err := unix.Mount("/", "/newroot", "", unix.MS_BIND, ""); err != nil {
 		return err

@@ -11,22 +11,23 @@ var logLevels = map[string]slog.Level{
 	"error": slog.LevelError, "critical": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
 }
 
-// parseCmdline reads the agent's parameters, which have the names of Kata's. What it cannot use becomes a
-// warning and never stops the boot: the command line is often made for another agent.
+// parseCmdline parses the agent's parameters on the kernel's command line, which have the same names as those of Kata's
+// agent. It returns a warning for each parameter that it cannot use. Such a parameter must not stop the boot, since the
+// command line is often written for Kata's agent.
 func parseCmdline(line string) (level slog.Level, warnings []string) {
 	for parameter := range strings.FieldsSeq(line) {
 		key, value, _ := strings.Cut(parameter, "=")
-		key, ours := strings.CutPrefix(key, "agent.")
-		if !ours {
+		key, isAgent := strings.CutPrefix(key, "agent.")
+		if !isAgent {
 			continue
 		}
 		if key != "log" {
-			warnings = append(warnings, parameter+": this agent does not have it")
+			warnings = append(warnings, parameter+": not supported by this agent")
 			continue
 		}
 		l, ok := logLevels[value]
 		if !ok {
-			warnings = append(warnings, parameter+": unknown level")
+			warnings = append(warnings, parameter+": unknown log level")
 			continue
 		}
 		level = l

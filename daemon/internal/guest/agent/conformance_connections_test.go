@@ -21,8 +21,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
 )
 
-// serveTest runs a server as the agent does, without the methods that would change this machine, until
-// the test ends.
+// serveTest serves the agent's methods on l until the test ends, except for those that would change this machine.
 func serveTest(t testing.TB, l net.Listener) {
 	t.Helper()
 	a := newAgent(slog.New(slog.DiscardHandler))
@@ -45,12 +44,12 @@ func serveTest(t testing.TB, l net.Listener) {
 	t.Cleanup(func() {
 		server.Close()
 		if err := <-ended; !errors.Is(err, ttrpc.ErrServerClosed) {
-			t.Errorf("server: %v", err)
+			t.Errorf("server ended with %v, want ttrpc.ErrServerClosed", err)
 		}
 	})
 }
 
-// TestConnections holds every odd conversation many times at once, as the host's end of a vsock can.
+// TestConnections has every conversation on many concurrent connections, as the host can over vsock.
 func TestConnections(t *testing.T) {
 	quietClient(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
@@ -70,15 +69,15 @@ func TestConnections(t *testing.T) {
 			return conn
 		}
 		for what, v := range conversations() {
-			atOnce(10, func(int) {
+			inParallel(10, func(int) {
 				conn := dial()
 				defer conn.Close()
-				if err := v.hold(conn, callLimit); err != nil {
+				if err := v.run(conn, callTimeout); err != nil {
 					t.Errorf("%s: %v", what, err)
 				}
 			})
 		}
-		// Callers that say nothing, and one that is slow, hinder nobody.
+		// Clients that send nothing do not block others, and a slow client gets its response.
 		for range 300 {
 			conn := dial()
 			defer conn.Close()
@@ -86,10 +85,10 @@ func TestConnections(t *testing.T) {
 		conn := dial()
 		defer conn.Close()
 		go func() { _, _ = io.Copy(conn, iotest.OneByteReader(bytes.NewReader(rawCheck(1)))) }()
-		if _, code, err := readAnswer(conn); err != nil || code != codes.OK {
-			t.Errorf("slow caller: %v, %v", code, err)
+		if _, code, err := readResponse(conn); err != nil || code != codes.OK {
+			t.Errorf("slow client: status code %v, %v", code, err)
 		}
-		// A caller that ends its half has ended: what it waits for ends too.
+		// If a client closes its half of the connection, the server ends the client's pending request.
 		half := dial().(*net.UnixConn)
 		defer half.Close()
 		waiting := rawRequest(1, &ttrpc.Request{Service: "grpc.AgentService", Method: "GetOOMEvent"})
@@ -99,46 +98,47 @@ func TestConnections(t *testing.T) {
 		if err := half.CloseWrite(); err != nil {
 			t.Fatal(err)
 		}
-		_ = half.SetReadDeadline(time.Now().Add(callLimit))
+		_ = half.SetReadDeadline(time.Now().Add(callTimeout))
 		if rest, err := io.ReadAll(half); err != nil {
-			t.Errorf("after the end of a half: %q, %v", rest, err)
+			t.Errorf("half-closed connection: read %q, %v; want the end", rest, err)
 		}
 	})
 }
 
-// pipes is a listener whose callers are in this process.
-type pipes struct {
-	callers chan net.Conn
-	close   func()
+// pipeListener is a listener for clients in the same process.
+type pipeListener struct {
+	conns chan net.Conn
+	close func()
 }
 
-func listenPipes() *pipes {
-	callers := make(chan net.Conn)
-	return &pipes{callers, sync.OnceFunc(func() { close(callers) })}
+func newPipeListener() *pipeListener {
+	conns := make(chan net.Conn)
+	return &pipeListener{conns, sync.OnceFunc(func() { close(conns) })}
 }
 
-func (p *pipes) Accept() (net.Conn, error) {
-	if conn, ok := <-p.callers; ok {
+func (p *pipeListener) Accept() (net.Conn, error) {
+	if conn, ok := <-p.conns; ok {
 		return conn, nil
 	}
 	return nil, net.ErrClosed
 }
 
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
+func (p *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
 
-func (p *pipes) Close() error {
+func (p *pipeListener) Close() error {
 	p.close()
 	return nil
 }
 
-func (p *pipes) dial() net.Conn {
-	ours, theirs := net.Pipe()
-	p.callers <- theirs
-	return ours
+// dial returns the client's end of a new connection.
+func (p *pipeListener) dial() net.Conn {
+	client, server := net.Pipe()
+	p.conns <- server
+	return client
 }
 
-// FuzzConnection sends anything to the server. It takes all of it or hangs up, and serves the next
-// caller.
+// FuzzConnection sends arbitrary bytes to the server. The server must read them or close the connection, and must serve
+// the next client.
 func FuzzConnection(f *testing.F) {
 	for _, v := range conversations() {
 		if len(v.send) < 64<<10 {
@@ -146,25 +146,25 @@ func FuzzConnection(f *testing.F) {
 		}
 	}
 	quietClient(f)
-	callers := listenPipes()
-	serveTest(f, callers)
+	listener := newPipeListener()
+	serveTest(f, listener)
 	f.Fuzz(func(t *testing.T, data []byte) {
-		conn := callers.dial()
+		conn := listener.dial()
 		go func() { _, _ = io.Copy(io.Discard, conn) }()
-		_ = conn.SetWriteDeadline(time.Now().Add(callLimit))
+		_ = conn.SetWriteDeadline(time.Now().Add(callTimeout))
 		if _, err := conn.Write(data); err != nil && !errors.Is(err, io.ErrClosedPipe) {
-			t.Errorf("the server does not read: %v", err)
+			t.Errorf("write to the server: %v", err)
 		}
 		conn.Close()
 
-		next := callers.dial()
+		next := listener.dial()
 		defer next.Close()
-		_ = next.SetDeadline(time.Now().Add(callLimit))
+		_ = next.SetDeadline(time.Now().Add(callTimeout))
 		if _, err := next.Write(rawCheck(1)); err != nil {
 			t.Fatal(err)
 		}
-		if stream, code, err := readAnswer(next); stream != 1 || code != codes.OK || err != nil {
-			t.Errorf("the next caller got %v on stream %d, %v", code, stream, err)
+		if stream, code, err := readResponse(next); stream != 1 || code != codes.OK || err != nil {
+			t.Errorf("the next client got status code %v on stream %d, %v; want OK on stream 1", code, stream, err)
 		}
 	})
 }

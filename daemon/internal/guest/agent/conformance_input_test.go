@@ -17,31 +17,30 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// raw returns a message that is encoded as data.
+// raw returns a message whose encoding is data.
 func raw(data []byte) proto.Message {
 	m := &emptypb.Empty{}
 	m.ProtoReflect().SetUnknown(data)
 	return m
 }
 
-// undecodable is a field that is longer than what follows.
+// undecodable is a message with a field whose length exceeds the message.
 var undecodable = raw([]byte{0x0a, 0xff, 0x01})
 
-// refusalCodes are the answers to input that is no good. Any other means that the agent went ahead with
-// it until something broke.
+// refusalCodes are the status codes with which the agent refuses bad input. Any other error code means that the agent
+// tried to process the input until something failed.
 var refusalCodes = []codes.Code{
 	codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.FailedPrecondition, codes.Unimplemented, codes.OutOfRange,
 	codes.ResourceExhausted,
 }
 
-// patient are the methods that wait for a device, or do what is long if the request is, and the
-// waiting ones.
-var patient = append([]string{
+// slowMethods are the methods that may wait for a device, those that take long for a long request, and blockingMethods.
+var slowMethods = append([]string{
 	"UpdateInterface", "UpdateRoutes", "AddARPNeighbors",
-}, waiting...)
+}, blockingMethods...)
 
-// testExtremeInput sends each method's good request with single fields, and with several, at their
-// extremes: a choice of them, or with MSB_SOAK=1 all. MSB_SEED makes another choice.
+// testExtremeInput calls each method with valid requests in which one field, or several, have extreme values. It tries a
+// random selection of them, or all with MSB_SOAK=1. MSB_SEED selects others.
 func testExtremeInput(t *testing.T, c *conformance) {
 	seed, _ := strconv.ParseUint(os.Getenv("MSB_SEED"), 10, 64)
 	t.Logf("seed %d", seed)
@@ -51,7 +50,7 @@ func testExtremeInput(t *testing.T, c *conformance) {
 	for _, m := range methods {
 		switch m.name {
 		case "DestroySandbox":
-			continue // testEndOfSandbox
+			continue // see testEndOfSandbox
 		case "RemoveContainer", "UpdateContainer":
 			_, err := c.CreateContainer(t.Context(), goodRequests()["CreateContainer"].(*pb.CreateContainerRequest))
 			if status.Code(err) != codes.AlreadyExists {
@@ -60,7 +59,7 @@ func testExtremeInput(t *testing.T, c *conformance) {
 		}
 		good := goodRequests()[m.name]
 		all := mutations(good)
-		singles, combined := 15, 4
+		singles, combined := 15, 4 // requests with one extreme value and with several
 		switch {
 		case os.Getenv("MSB_SOAK") == "1":
 			singles, combined = -1, 200
@@ -68,9 +67,9 @@ func testExtremeInput(t *testing.T, c *conformance) {
 			combined = 0
 		}
 		started := time.Now()
-		answers := make(map[codes.Code]int)
+		counts := make(map[codes.Code]int)
 		for _, change := range pick(rnd, all, singles) {
-			answers[c.tryExtreme(t, m, change.field, mutated(good, change))]++
+			counts[c.tryExtreme(t, m, change.field, mutated(good, change))]++
 		}
 		for range combined {
 			some := pick(rnd, all, 2+rnd.IntN(4))
@@ -78,16 +77,16 @@ func testExtremeInput(t *testing.T, c *conformance) {
 			for _, s := range some {
 				fields = append(fields, s.field)
 			}
-			answers[c.tryExtreme(t, m, strings.Join(fields, ", "), mutated(good, some...))]++
+			counts[c.tryExtreme(t, m, strings.Join(fields, ", "), mutated(good, some...))]++
 		}
 		wantCode(t, c.call(t, m, undecodable), codes.InvalidArgument)
-		want := emptyAnswer(m)
-		if err := c.answer(t, m, raw(nil), want); status.Code(err) != want {
-			t.Errorf("%s without any field: got %v, want %v", m.name, err, want)
+		want := emptyRequestCode(m)
+		if err := c.callExpecting(t, m, raw(nil), want); status.Code(err) != want {
+			t.Errorf("%s without fields: %v, want status code %v", m.name, err, want)
 		}
-		t.Logf("%s: %d mutations, answers %v in %v", m.name, len(all), answers, time.Since(started).Round(time.Millisecond))
+		t.Logf("%s: %d mutations, status codes %v in %v", m.name, len(all), counts, time.Since(started).Round(time.Millisecond))
 	}
-	for _, id := range []string{boxID, "made"} {
+	for _, id := range []string{containerID, "made"} {
 		_, _ = c.RemoveContainer(t.Context(), &pb.RemoveContainerRequest{ContainerId: id})
 	}
 	for _, name := range []string{"UpdateInterface", "UpdateRoutes", "CreateSandbox"} {
@@ -101,7 +100,7 @@ func testExtremeInput(t *testing.T, c *conformance) {
 	ok(t)(c.SetGuestDateTime(t.Context(), &pb.SetGuestDateTimeRequest{Sec: now.Unix()}))
 }
 
-// tryExtreme makes one call, and undoes it if the agent took the request.
+// tryExtreme makes one call, checks its status code, and undoes the effect of a successful call.
 func (c *conformance) tryExtreme(t *testing.T, m rpcMethod, what string, req proto.Message) codes.Code {
 	t.Helper()
 	ctx := t.Context()
@@ -113,11 +112,11 @@ func (c *conformance) tryExtreme(t *testing.T, m rpcMethod, what string, req pro
 		t.Fatal(err)
 	}
 	if len(data) > frameLimit-1<<10 {
-		return codes.Aborted // no client would send it
+		return codes.Aborted // ttrpc's client would not send such a large request
 	}
-	err = c.callFor(t, m, raw(data), waitLimit)
+	err = c.callFor(t, m, raw(data), shortTimeout)
 	code := status.Code(err)
-	long := slices.Contains(patient, m.name) || strings.Contains(what, "many entries")
+	long := slices.Contains(slowMethods, m.name) || strings.Contains(what, "many entries")
 	gaveUp := code == codes.DeadlineExceeded && long
 	if code != codes.OK && !slices.Contains(refusalCodes, code) && !gaveUp {
 		t.Errorf("%s with %s: %v", m.name, what, err)
@@ -129,21 +128,21 @@ func (c *conformance) tryExtreme(t *testing.T, m rpcMethod, what string, req pro
 		}
 	case *pb.ExecProcessRequest:
 		if code == codes.OK {
-			ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: boxID, ExecId: req.ExecId, Signal: uint32(unix.SIGKILL)}))
-			c.finish(t, boxID, req.ExecId)
+			ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: containerID, ExecId: req.ExecId, Signal: uint32(unix.SIGKILL)}))
+			c.finish(t, containerID, req.ExecId)
 		}
 	case *pb.PauseContainerRequest:
-		ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: boxID}))
+		ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: containerID}))
 	case *pb.RemoveContainerRequest:
 		if code == codes.OK {
-			c.createBox(t, "made", buildSpec(boxID))
+			c.createContainer(t, "made", buildSpec(containerID))
 		}
 	}
 	return code
 }
 
-// emptyAnswer is what a request without any field gets.
-func emptyAnswer(m rpcMethod) codes.Code {
+// emptyRequestCode returns the status code that a request without fields must get.
+func emptyRequestCode(m rpcMethod) codes.Code {
 	if slices.Contains(unsupported, m.name) {
 		return codes.Unimplemented
 	}

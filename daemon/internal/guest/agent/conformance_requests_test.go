@@ -16,8 +16,8 @@ const (
 	volumePoint = "/run/kata-containers/sandbox/storage/volume"
 	volumeSize  = 8 << 20
 	testData    = "/run/kata-containers/conformance"
-	// The execs in the box that the good requests are about: one that has ended, one that takes its
-	// input, one with a terminal.
+	// The execs in the container that goodRequests uses: one that has exited, one that reads its input, and one with a
+	// terminal.
 	endedExec, sinkExec, ttyExec = "ended", "sink", "tty"
 )
 
@@ -37,8 +37,8 @@ func goodInterface() *protocols.Interface {
 	}
 }
 
-// goodRequests returns a request for each method as a shim would make it, of a guest where testFixture
-// was called.
+// goodRequests returns a valid request for each method, as a shim makes it. The requests are about the container and the
+// execs that startFixture starts.
 func goodRequests() map[string]proto.Message {
 	return map[string]proto.Message{
 		"Check":   &pb.CheckRequest{Service: "grpc.Health"},
@@ -51,7 +51,7 @@ func goodRequests() map[string]proto.Message {
 		},
 		"DestroySandbox": &pb.DestroySandboxRequest{},
 		"CreateContainer": &pb.CreateContainerRequest{
-			ContainerId: "made", ExecId: "made", OCI: buildSpec(boxID),
+			ContainerId: "made", ExecId: "made", OCI: buildSpec(containerID),
 			Storages: []*pb.Storage{
 				{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", MountPoint: testData + "/ephemeral", Options: []string{"size=1048576"}},
 				{
@@ -61,23 +61,23 @@ func goodRequests() map[string]proto.Message {
 				},
 			},
 		},
-		"StartContainer":  &pb.StartContainerRequest{ContainerId: boxID},
+		"StartContainer":  &pb.StartContainerRequest{ContainerId: containerID},
 		"RemoveContainer": &pb.RemoveContainerRequest{ContainerId: "made"},
 		"UpdateContainer": &pb.UpdateContainerRequest{ContainerId: "made", Resources: &pb.LinuxResources{
 			Memory: &pb.LinuxMemory{Limit: 96 << 20}, CPU: &pb.LinuxCPU{Shares: 512, Quota: 100_000, Period: 100_000, Cpus: "0"},
 			Pids: &pb.LinuxPids{Limit: 100},
 		}},
-		"StatsContainer":  &pb.StatsContainerRequest{ContainerId: boxID},
-		"PauseContainer":  &pb.PauseContainerRequest{ContainerId: boxID},
-		"ResumeContainer": &pb.ResumeContainerRequest{ContainerId: boxID},
-		"ExecProcess":     &pb.ExecProcessRequest{ContainerId: boxID, ExecId: "new", Process: tool("streams", "out", "err", "0")},
-		"SignalProcess":   &pb.SignalProcessRequest{ContainerId: boxID, ExecId: sinkExec, Signal: uint32(unix.SIGCONT)},
-		"WaitProcess":     &pb.WaitProcessRequest{ContainerId: boxID, ExecId: endedExec},
-		"WriteStdin":      &pb.WriteStreamRequest{ContainerId: boxID, ExecId: sinkExec, Data: []byte("input")},
-		"CloseStdin":      &pb.CloseStdinRequest{ContainerId: boxID, ExecId: endedExec},
-		"ReadStdout":      &pb.ReadStreamRequest{ContainerId: boxID, ExecId: endedExec, Len: 32 << 10},
-		"ReadStderr":      &pb.ReadStreamRequest{ContainerId: boxID, ExecId: endedExec, Len: 32 << 10},
-		"TtyWinResize":    &pb.TtyWinResizeRequest{ContainerId: boxID, ExecId: ttyExec, Row: 24, Column: 80},
+		"StatsContainer":  &pb.StatsContainerRequest{ContainerId: containerID},
+		"PauseContainer":  &pb.PauseContainerRequest{ContainerId: containerID},
+		"ResumeContainer": &pb.ResumeContainerRequest{ContainerId: containerID},
+		"ExecProcess":     &pb.ExecProcessRequest{ContainerId: containerID, ExecId: "new", Process: tool("streams", "out", "err", "0")},
+		"SignalProcess":   &pb.SignalProcessRequest{ContainerId: containerID, ExecId: sinkExec, Signal: uint32(unix.SIGCONT)},
+		"WaitProcess":     &pb.WaitProcessRequest{ContainerId: containerID, ExecId: endedExec},
+		"WriteStdin":      &pb.WriteStreamRequest{ContainerId: containerID, ExecId: sinkExec, Data: []byte("input")},
+		"CloseStdin":      &pb.CloseStdinRequest{ContainerId: containerID, ExecId: endedExec},
+		"ReadStdout":      &pb.ReadStreamRequest{ContainerId: containerID, ExecId: endedExec, Len: 32 << 10},
+		"ReadStderr":      &pb.ReadStreamRequest{ContainerId: containerID, ExecId: endedExec, Len: 32 << 10},
+		"TtyWinResize":    &pb.TtyWinResizeRequest{ContainerId: containerID, ExecId: ttyExec, Row: 24, Column: 80},
 
 		"UpdateInterface": &pb.UpdateInterfaceRequest{Interface: goodInterface()},
 		"UpdateRoutes": &pb.UpdateRoutesRequest{Routes: &pb.Routes{Routes: []*protocols.Route{
@@ -113,53 +113,53 @@ func goodRequests() map[string]proto.Message {
 	}
 }
 
-// startBox creates and starts a container, whose main process waits for a signal.
-func (c *conformance) startBox(t *testing.T, id string) {
+// startContainer creates and starts a container whose main process waits for a signal.
+func (c *conformance) startContainer(t *testing.T, id string) {
 	t.Helper()
-	c.createBox(t, id, buildSpec(boxID))
+	c.createContainer(t, id, buildSpec(containerID))
 	ok(t)(c.StartContainer(t.Context(), &pb.StartContainerRequest{ContainerId: id}))
 	resp, err := c.ReadStdout(t.Context(), &pb.ReadStreamRequest{ContainerId: id, ExecId: id, Len: 100})
 	if string(resp.GetData()) != "waiting\n" {
-		t.Fatalf("main process of %s: %q, %v", id, resp.GetData(), err)
+		t.Fatalf("main process of %s printed %q, %v; want waiting", id, resp.GetData(), err)
 	}
 }
 
-func (c *conformance) createBox(t *testing.T, id string, spec *pb.Spec) {
+func (c *conformance) createContainer(t *testing.T, id string, spec *pb.Spec) {
 	t.Helper()
 	ok(t)(c.CreateContainer(t.Context(), &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec}))
 }
 
-// startFixture makes what the good requests are about.
+// startFixture starts the container and the execs that goodRequests uses.
 func (c *conformance) startFixture(t *testing.T) {
 	t.Helper()
-	c.startBox(t, boxID)
-	if r := c.run(t, boxID, endedExec, tool("streams", "out", "err", "3")); r != (result{"out", "err", 3}) {
+	c.startContainer(t, containerID)
+	if r := c.run(t, containerID, endedExec, tool("streams", "out", "err", "3")); r != (result{"out", "err", 3}) {
 		t.Fatal(r)
 	}
-	c.exec(t, boxID, sinkExec, own("sink"))
+	c.exec(t, containerID, sinkExec, conformanceTool("sink"))
 	p := tool("tty")
 	p.Terminal = true
-	c.exec(t, boxID, ttyExec, p)
+	c.exec(t, containerID, ttyExec, p)
 }
 
-// remove removes a container, whatever state it is in.
+// remove removes a container in any state.
 func (c *conformance) remove(t *testing.T, id string) {
 	t.Helper()
 	ok(t)(c.RemoveContainer(t.Context(), &pb.RemoveContainerRequest{ContainerId: id}))
 }
 
-// testBeforeSandbox makes each call about a container or process while there is none.
-func testBeforeSandbox(t *testing.T, c *conformance) {
+// testWithoutSandbox makes each call that names a container, before there is one.
+func testWithoutSandbox(t *testing.T, c *conformance) {
 	for _, m := range rpcMethods() {
 		req := goodRequests()[m.name]
 		if req == nil {
-			t.Fatalf("the method %s is new: give it a request and a case", m.name)
+			t.Fatalf("the method %s is new: add it to goodRequests and to the tests", m.name)
 		}
 		if req.ProtoReflect().Descriptor().Fields().ByName("container_id") == nil || m.name == "CreateContainer" {
 			continue
 		}
 		if err := c.call(t, m, req); status.Code(err) != codes.NotFound {
-			t.Errorf("%s: %v", m.name, err)
+			t.Errorf("%s: %v, want status code NotFound", m.name, err)
 		}
 	}
 	_, err := c.GetVolumeStats(t.Context(), &pb.VolumeStatsRequest{VolumeGuestPath: volumePoint})

@@ -11,8 +11,9 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// about returns m's good request about another container and process; no exec leaves it out.
-func about(m rpcMethod, container, exec string) (req proto.Message, hasExec bool) {
+// requestFor returns m's request in goodRequests with another container id and exec id. It returns nil if the request has
+// no container id. hasExec reports whether it has an exec id.
+func requestFor(m rpcMethod, container, exec string) (req proto.Message, hasExec bool) {
 	req = proto.Clone(goodRequests()[m.name])
 	set := func(field protoreflect.Name, value string) bool {
 		f := req.ProtoReflect().Descriptor().Fields().ByName(field)
@@ -28,22 +29,22 @@ func about(m rpcMethod, container, exec string) (req proto.Message, hasExec bool
 	return req, set("exec_id", exec)
 }
 
-// testWrongState makes calls about containers and processes that are not there, not yet, or no longer.
+// testWrongState makes calls on containers and processes that do not exist, have not been started or have exited.
 func testWrongState(t *testing.T, c *conformance) {
 	c.startFixture(t)
-	c.startBox(t, "removed")
+	c.startContainer(t, "removed")
 	c.remove(t, "removed")
 	each := func(what, container, exec string, want func(m rpcMethod, hasExec bool) codes.Code) {
 		t.Helper()
 		for _, m := range rpcMethods() {
-			req, hasExec := about(m, container, exec)
-			makes := m.name == "CreateContainer" || m.name == "ExecProcess" && exec == "nosuch"
-			if req == nil || makes || m.name == "RemoveContainer" && (container == boxID || container == "fresh") {
+			req, hasExec := requestFor(m, container, exec)
+			creates := m.name == "CreateContainer" || m.name == "ExecProcess" && exec == "nosuch"
+			if req == nil || creates || m.name == "RemoveContainer" && (container == containerID || container == "fresh") {
 				continue
 			}
 			code := want(m, hasExec)
-			if err := c.answer(t, m, req, code); status.Code(err) != code {
-				t.Errorf("%s of %s: got %v, want %v", m.name, what, err, code)
+			if err := c.callExpecting(t, m, req, code); status.Code(err) != code {
+				t.Errorf("%s with %s: %v, want status code %v", m.name, what, err, code)
 			}
 		}
 	}
@@ -52,10 +53,10 @@ func testWrongState(t *testing.T, c *conformance) {
 	}
 	each("an unknown container", "nosuch", "x", always(codes.NotFound))
 	each("a removed container", "removed", "x", always(codes.NotFound))
-	each("no container", "", "x", always(codes.InvalidArgument))
-	each("a container outside", "../box", "x", always(codes.InvalidArgument))
+	each("an empty container id", "", "x", always(codes.InvalidArgument))
+	each("a container id with dots", "../box", "x", always(codes.InvalidArgument))
 
-	// A process is looked for after its container.
+	// If the container exists, the agent looks up the process.
 	process := func(code codes.Code) func(rpcMethod, bool) codes.Code {
 		return func(m rpcMethod, hasExec bool) codes.Code {
 			switch {
@@ -68,41 +69,42 @@ func testWrongState(t *testing.T, c *conformance) {
 			}
 		}
 	}
-	each("an unknown process", boxID, "nosuch", process(codes.NotFound))
-	each("a process outside", boxID, "a/b", process(codes.InvalidArgument))
+	each("an unknown process", containerID, "nosuch", process(codes.NotFound))
+	each("an exec id with a slash", containerID, "a/b", process(codes.InvalidArgument))
 
-	// Twice.
+	// Create, pause and resume twice, and exec in a paused container.
 	ctx := t.Context()
-	_, err := c.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: boxID, ExecId: boxID, OCI: buildSpec(boxID)})
+	_, err := c.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: containerID, ExecId: containerID, OCI: buildSpec(containerID)})
 	wantCode(t, err, codes.AlreadyExists)
-	for _, exec := range []string{boxID, endedExec, sinkExec} {
-		_, err = c.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: boxID, ExecId: exec, Process: tool("self")})
+	for _, exec := range []string{containerID, endedExec, sinkExec} {
+		_, err = c.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: containerID, ExecId: exec, Process: tool("self")})
 		wantCode(t, err, codes.AlreadyExists)
 	}
-	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: boxID}))
-	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: boxID}))
-	_, err = c.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: boxID, ExecId: "frozen", Process: tool("self")})
+	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: containerID}))
+	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: containerID}))
+	_, err = c.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: containerID, ExecId: "frozen", Process: tool("self")})
 	wantCode(t, err, codes.FailedPrecondition)
-	ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: boxID}))
-	ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: boxID}))
+	ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: containerID}))
+	ok(t)(c.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: containerID}))
 	ok(t)(c.CreateSandbox(ctx, goodRequests()["CreateSandbox"].(*pb.CreateSandboxRequest)))
 
-	// A paused container can be killed, and removed.
-	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: boxID}))
-	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: boxID, Signal: uint32(unix.SIGKILL)}))
-	for _, exec := range []string{boxID, sinkExec, ttyExec} {
-		if r := c.finish(t, boxID, exec); r.status != 128+9 {
-			t.Errorf("%s of a killed container: %v", exec, r)
+	// A paused container can be killed and removed.
+	ok(t)(c.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: containerID}))
+	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: containerID, Signal: uint32(unix.SIGKILL)}))
+	for _, exec := range []string{containerID, sinkExec, ttyExec} {
+		if r := c.finish(t, containerID, exec); r.status != 128+9 {
+			t.Errorf("%s of a killed container: %v, want status %d", exec, r, 128+9)
 		}
 	}
-	each("a container that has ended", boxID, "", inState("StartContainer", "ExecProcess", "WriteStdin", "TtyWinResize").
-		but(codes.OutOfRange, "ReadStdout", "ReadStderr").but(codes.InvalidArgument, "ExecProcess").code)
-	c.remove(t, boxID)
+	each("a container that has exited", containerID, "", failedPrecondition("StartContainer", "ExecProcess", "WriteStdin", "TtyWinResize").
+		with(codes.OutOfRange, "ReadStdout", "ReadStderr").with(codes.InvalidArgument, "ExecProcess").code)
+	c.remove(t, containerID)
 
-	// Its input is closed before it is written to, and it is started on the way.
-	c.createBox(t, "fresh", buildSpec(boxID))
-	each("a container that was not started", "fresh", "", inState("TtyWinResize", "WriteStdin").
-		but(codes.DeadlineExceeded, "WaitProcess", "ReadStdout", "ReadStderr").but(codes.InvalidArgument, "ExecProcess").code)
+	// The calls run in alphabetical order: CloseStdin comes before WriteStdin, and StartContainer starts the container
+	// before the calls after it.
+	c.createContainer(t, "fresh", buildSpec(containerID))
+	each("a container that was not started", "fresh", "", failedPrecondition("TtyWinResize", "WriteStdin").
+		with(codes.DeadlineExceeded, "WaitProcess", "ReadStdout", "ReadStderr").with(codes.InvalidArgument, "ExecProcess").code)
 	c.remove(t, "fresh")
 	testNeverStarted(t, c)
 }
@@ -110,7 +112,7 @@ func testWrongState(t *testing.T, c *conformance) {
 // testNeverStarted kills a container before its start.
 func testNeverStarted(t *testing.T, c *conformance) {
 	ctx := t.Context()
-	c.createBox(t, "fresh", buildSpec(boxID))
+	c.createContainer(t, "fresh", buildSpec(containerID))
 	_, err := c.ExecProcess(ctx, &pb.ExecProcessRequest{ContainerId: "fresh", ExecId: "early", Process: tool("self")})
 	wantCode(t, err, codes.FailedPrecondition)
 	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: "fresh", Signal: uint32(unix.SIGKILL)}))
@@ -122,19 +124,20 @@ func testNeverStarted(t *testing.T, c *conformance) {
 	c.remove(t, "fresh")
 }
 
-// answers says which code a call about a container in some state gets, by its method; others succeed.
-type answers map[string]codes.Code
+// expectedCodes are the status codes of calls on a container in some state, by method. Other calls succeed.
+type expectedCodes map[string]codes.Code
 
-func inState(refused ...string) answers {
-	a := make(answers)
-	return a.but(codes.FailedPrecondition, refused...)
+// failedPrecondition returns expectedCodes in which methods fail with codes.FailedPrecondition.
+func failedPrecondition(methods ...string) expectedCodes {
+	a := make(expectedCodes)
+	return a.with(codes.FailedPrecondition, methods...)
 }
 
-func (a answers) but(code codes.Code, methods ...string) answers {
+func (a expectedCodes) with(code codes.Code, methods ...string) expectedCodes {
 	for _, m := range methods {
 		a[m] = code
 	}
 	return a
 }
 
-func (a answers) code(m rpcMethod, _ bool) codes.Code { return a[m.name] }
+func (a expectedCodes) code(m rpcMethod, _ bool) codes.Code { return a[m.name] }

@@ -14,17 +14,16 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
-// What the host asks of the machine as a whole.
+// This file has the requests about the machine, such as its clock.
 
 const (
-	// agentVersion is the release of Kata's protocols that the agent speaks.
+	// agentVersion is the Kata release whose protocol the agent implements.
 	agentVersion = "3.20.0"
-	// maxSeed bounds the data of one ReseedRandomDev.
+	// maxSeed is the maximum number of bytes in one ReseedRandomDev request.
 	maxSeed = 4096
 )
 
-// GetGuestDetails returns what this guest supports. It takes no seccomp profiles and no devices, and its
-// memory does not grow.
+// GetGuestDetails returns the features of this guest. It supports no seccomp profiles, no devices and no memory hotplug.
 func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
 	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         agentVersion,
@@ -33,13 +32,13 @@ func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.G
 	}}, nil
 }
 
-// ReseedRandomDev makes the kernel's random numbers depend on data, at once: two guests that were
-// restored from one image must never draw the same.
+// ReseedRandomDev adds data to the kernel's random number generator and reseeds it immediately. Otherwise two guests
+// that were restored from the same snapshot would generate the same random numbers.
 func (a *agent) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
 	if len(req.Data) == 0 || len(req.Data) > maxSeed {
-		return nil, refusal.Invalid("seed of %d bytes", len(req.Data))
+		return nil, refusal.Invalid("seed of %d bytes: want 1 to %d", len(req.Data), maxSeed)
 	}
-	return done(reseed(req.Data))
+	return emptyResponse(reseed(req.Data))
 }
 
 func reseed(data []byte) error {
@@ -65,10 +64,10 @@ func reseed(data []byte) error {
 	return nil
 }
 
-// SetGuestDateTime sets the clock.
+// SetGuestDateTime sets the guest's clock.
 func (a *agent) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
 	if req.Sec <= 0 || req.Usec < 0 || req.Usec >= 1_000_000 {
-		return nil, refusal.Invalid("time %d s %d µs", req.Sec, req.Usec)
+		return nil, refusal.Invalid("invalid time: %d s and %d µs", req.Sec, req.Usec)
 	}
 	tv := unix.Timeval{Sec: req.Sec, Usec: req.Usec}
 	if err := unix.Settimeofday(&tv); err != nil {

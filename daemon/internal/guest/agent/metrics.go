@@ -16,7 +16,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
-// GetMetrics returns how the guest is, as Prometheus reads it, in the names of Kata's agent.
+// GetMetrics returns metrics of the guest in Prometheus's text format, with the names that Kata's agent uses.
 func (a *agent) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metrics, error) {
 	var b strings.Builder
 	for file, write := range map[string]func(io.Writer, *bufio.Scanner){
@@ -63,7 +63,7 @@ func writeMeminfo(w io.Writer, lines *bufio.Scanner) {
 	}
 }
 
-// parseMeminfo reads a line such as "MemFree:  123 kB" or "HugePages_Free:  1".
+// parseMeminfo parses a line such as "MemFree:  123 kB" or "HugePages_Free:  1". It converts kB to bytes.
 func parseMeminfo(line string) (name string, size uint64, ok bool) {
 	name, rest, ok := strings.Cut(line, ":")
 	fields := strings.Fields(rest)
@@ -77,33 +77,33 @@ func parseMeminfo(line string) (name string, size uint64, ok bool) {
 	return name, size, err == nil
 }
 
-// metricItem turns a name of the kernel's into one of Kata's: MemTotal into mem_total, Active(file)
-// into active_file.
+// metricItem converts a name of the kernel to the name that Kata's agent uses: MemTotal to mem_total, Active(file) to
+// active_file.
 func metricItem(name string) string {
 	var b strings.Builder
-	word := false // whether the last letter was a small one, so that a capital begins a word
+	inWord := false // whether the last rune was a lower-case letter, so that a capital letter begins a new word
 	for _, r := range strings.TrimSuffix(strings.ReplaceAll(name, "HugePages", "Hugepages"), ")") {
 		switch {
 		case 'A' <= r && r <= 'Z':
-			if word {
+			if inWord {
 				b.WriteByte('_')
 			}
 			b.WriteRune(r + 'a' - 'A')
-			word = false
+			inWord = false
 		case r == '(':
 			b.WriteByte('_')
-			word = false
+			inWord = false
 		default:
 			b.WriteRune(r)
-			word = 'a' <= r && r <= 'z'
+			inWord = 'a' <= r && r <= 'z'
 		}
 	}
 	return b.String()
 }
 
-// writeCPUTime gives the processors' times, in seconds.
+// writeCPUTime writes the times of each processor, in seconds.
 func writeCPUTime(w io.Writer, lines *bufio.Scanner) {
-	const ticks = 100 // of each second, in all that the kernel says to programs
+	const ticksPerSecond = 100 // USER_HZ, the unit in which the kernel reports times to programs
 	items := []string{"user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal", "guest", "guest_nice"}
 	metricFamily(w, "cpu_time", "counter")
 	for lines.Scan() {
@@ -118,7 +118,7 @@ func writeCPUTime(w io.Writer, lines *bufio.Scanner) {
 		}
 		for i, item := range items[:min(len(items), len(fields)-1)] {
 			n, _ := strconv.ParseUint(fields[i+1], 10, 64)
-			fmt.Fprintf(w, "kata_guest_cpu_time{cpu=%q,item=%q} %.2f\n", cpu, item, float64(n)/ticks)
+			fmt.Fprintf(w, "kata_guest_cpu_time{cpu=%q,item=%q} %.2f\n", cpu, item, float64(n)/ticksPerSecond)
 		}
 	}
 }

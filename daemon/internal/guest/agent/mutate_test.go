@@ -13,20 +13,22 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// mutation makes one field of a message extreme.
+// mutation gives one field of a message an extreme value.
 type mutation struct {
-	field string
+	field string // the field's path and the value
 	apply func(protoreflect.Message)
 }
 
 const (
-	// manyEntries is how many elements an extreme list or map has.
+	// manyEntries is the number of elements of an extreme list or map.
 	manyEntries = 10_000
-	// longEntry is what is too long to have so often: no client sends more than a frame.
+	// longEntry is the length of an entry that is too long to be repeated manyEntries times: a client cannot send more
+	// than fits in a frame.
 	longEntry = 400
-	// notUTF8 stands for bytes that no Go program would encode, until encode puts them in.
+	// notUTF8 is a placeholder, which encode replaces with bytes that are not UTF-8. Package proto refuses to encode such
+	// bytes in a string.
 	notUTF8 = "<not UTF-8>"
-	// mutateDepth bounds the descent into messages that the request leaves out.
+	// mutateDepth is how many levels of messages that the request leaves out are filled in.
 	mutateDepth = 4
 )
 
@@ -35,25 +37,25 @@ var extremeStrings = []string{
 	strings.Repeat("x", 64<<10), strings.Repeat("\x01", 1<<20), notUTF8,
 }
 
-// encode returns m as it goes over the wire, and what holds notUTF8 is not UTF-8.
+// encode returns the encoding of m, in which notUTF8 is replaced with bytes that are not UTF-8.
 func encode(m proto.Message) ([]byte, error) {
 	data, err := proto.Marshal(m)
 	return bytes.ReplaceAll(data, []byte(notUTF8), bytes.Repeat([]byte{0xff}, len(notUTF8))), err
 }
 
-// mutations returns every way to make one field of a message such as m extreme, in m's own parts and
-// in those that it leaves out.
+// mutations returns the mutations of every field of m, including those in messages that m leaves out.
 func mutations(m proto.Message) []mutation {
 	var all []mutation
 	root := m.ProtoReflect()
 	mutateFields(root.Descriptor(), root, "", func(m protoreflect.Message) protoreflect.Message { return m }, 0, &all)
 	return append(all, mutation{"unknown fields", func(m protoreflect.Message) {
-		// Number 1000 as a varint, 1001 as bytes, and the largest number there is.
+		// Field 1000 as a varint, field 1001 as bytes, and the largest field number.
 		m.SetUnknown([]byte{0xc0, 0x3e, 1, 0xca, 0x3e, 2, 'h', 'i', 0xfd, 0xff, 0xff, 0xff, 0x0f, 0, 0, 0, 0})
 	}})
 }
 
-// mutateFields adds the mutations of one message. at finds it in the root, and makes it if need be.
+// mutateFields adds the mutations of one message to all. m is the message in the original request, or nil if the request
+// leaves it out. at returns the message in a copy of the request, and creates it if it is missing.
 func mutateFields(d protoreflect.MessageDescriptor, m protoreflect.Message, path string, at func(protoreflect.Message) protoreflect.Message, depth int, all *[]mutation) {
 	fields := d.Fields()
 	for i := range fields.Len() {
@@ -124,6 +126,7 @@ func mutateFields(d protoreflect.MessageDescriptor, m protoreflect.Message, path
 	}
 }
 
+// descend calls mutateFields for a message, unless it is deeper than mutateDepth.
 func descend(d protoreflect.MessageDescriptor, m protoreflect.Message, path string, at func(protoreflect.Message) protoreflect.Message, depth int, all *[]mutation) {
 	if m == nil {
 		depth++
@@ -133,6 +136,7 @@ func descend(d protoreflect.MessageDescriptor, m protoreflect.Message, path stri
 	}
 }
 
+// mutateMap adds the mutations of a map field.
 func mutateMap(f protoreflect.FieldDescriptor, add func(string, func(protoreflect.Message))) {
 	value := func(m protoreflect.Map) protoreflect.Value { return m.NewValue() }
 	add("with many entries", func(p protoreflect.Message) {
@@ -157,7 +161,7 @@ func mutateMap(f protoreflect.FieldDescriptor, add func(string, func(protoreflec
 	}
 }
 
-// extremes returns the values at the ends of a scalar field's range, and beyond what it is for.
+// extremes returns extreme values for a scalar field: the ends of its type's range, and strings that are not meant for it.
 func extremes(f protoreflect.FieldDescriptor) []protoreflect.Value {
 	var values []protoreflect.Value
 	add := func(list ...any) {
@@ -194,6 +198,7 @@ func extremes(f protoreflect.FieldDescriptor) []protoreflect.Value {
 	return values
 }
 
+// describe returns a short text for a value.
 func describe(v protoreflect.Value) string {
 	s := fmt.Sprintf("%.20q", v.String())
 	if _, ok := v.Interface().(string); !ok {
@@ -205,7 +210,7 @@ func describe(v protoreflect.Value) string {
 	return s
 }
 
-// mutated returns m with the mutations applied.
+// mutated returns a copy of m with the mutations applied.
 func mutated(m proto.Message, list ...mutation) proto.Message {
 	clone := proto.Clone(m)
 	for _, change := range list {
@@ -214,7 +219,7 @@ func mutated(m proto.Message, list ...mutation) proto.Message {
 	return clone
 }
 
-// pick returns n of the mutations in an order that the generator gives, or all for n < 0.
+// pick returns n random mutations of all, or all of them in random order if n < 0.
 func pick(rnd *rand.Rand, all []mutation, n int) []mutation {
 	rnd.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	if n < 0 || n > len(all) {
@@ -223,7 +228,7 @@ func pick(rnd *rand.Rand, all []mutation, n int) []mutation {
 	return all[:n]
 }
 
-// TestMutations checks that the generator reaches every corner of the largest request.
+// TestMutations checks that mutations covers the fields of the largest request.
 func TestMutations(t *testing.T) {
 	good := &pb.CreateContainerRequest{ContainerId: "a", OCI: buildSpec("a")}
 	before := proto.Clone(good)
@@ -231,7 +236,7 @@ func TestMutations(t *testing.T) {
 	fields, changed := make(map[string]bool), 0
 	for _, m := range all {
 		if fields[m.field] {
-			t.Errorf("%s: twice", m.field)
+			t.Errorf("mutation %q exists twice", m.field)
 		}
 		fields[m.field] = true
 		bad := mutated(good, m)
@@ -240,10 +245,10 @@ func TestMutations(t *testing.T) {
 		}
 		data, err := encode(bad)
 		if err != nil {
-			t.Errorf("%s: %v", m.field, err)
+			t.Errorf("mutation %q: encode: %v", m.field, err)
 		}
 		if err := proto.Unmarshal(data, &pb.CreateContainerRequest{}); (err != nil) != strings.Contains(m.field, notUTF8) {
-			t.Errorf("%s: decoded with %v", m.field, err)
+			t.Errorf("mutation %q: decode: %v", m.field, err)
 		}
 	}
 	for _, want := range []string{
@@ -251,13 +256,13 @@ func TestMutations(t *testing.T) {
 		`OCI.Linux.Sysctl with key ""`, "OCI.Linux.Seccomp.Syscalls[0].Args[0].Value = 1", "storages[0].fs_group.group_change_policy = 99", "unknown fields",
 	} {
 		if !fields[want] {
-			t.Errorf("no mutation %q among %d", want, len(all))
+			t.Errorf("mutation %q is not among the %d mutations", want, len(all))
 		}
 	}
 	if changed < len(all)*9/10 {
-		t.Errorf("%d of %d mutations change something", changed, len(all))
+		t.Errorf("only %d of %d mutations change the request", changed, len(all))
 	}
 	if !proto.Equal(good, before) {
-		t.Error("the generator changed what it was given")
+		t.Error("mutated changed its argument")
 	}
 }

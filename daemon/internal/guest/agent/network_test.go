@@ -9,10 +9,10 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 )
 
-// testNetwork sets the guest's card up as the shim does for tcfilter networking.
+// testNetwork configures the guest's network card as the shim does for tcfilter networking.
 func testNetwork(t *testing.T, g *guest) {
 	ctx := t.Context()
-	for range 2 { // the shim calls twice
+	for range 2 { // the shim makes these calls twice
 		ok(t)(g.UpdateInterface(ctx, &pb.UpdateInterfaceRequest{Interface: &protocols.Interface{
 			Device: "eth0", Name: "eth0", HwAddr: strings.ToUpper(testMAC), Mtu: 1400,
 			IPAddresses: []*protocols.IPAddress{
@@ -35,7 +35,7 @@ func testNetwork(t *testing.T, g *guest) {
 	}
 	i := slices.IndexFunc(interfaces.Interfaces, func(i *protocols.Interface) bool { return i.Name == "eth0" })
 	if i < 0 {
-		t.Fatalf("no eth0: %v", interfaces)
+		t.Fatalf("interfaces lack eth0: %v", interfaces)
 	}
 	var addrs []string
 	for _, a := range interfaces.Interfaces[i].IPAddresses {
@@ -44,7 +44,7 @@ func testNetwork(t *testing.T, g *guest) {
 		}
 	}
 	if want := []string{"10.9.0.2/24", "fd00:9::2/64"}; !slices.Equal(addrs, want) || interfaces.Interfaces[i].Mtu != 1400 {
-		t.Errorf("eth0 has %v, MTU %d", addrs, interfaces.Interfaces[i].Mtu)
+		t.Errorf("eth0 has the addresses %v and MTU %d, want %v and 1400", addrs, interfaces.Interfaces[i].Mtu, want)
 	}
 	routes, err := g.ListRoutes(ctx, &pb.ListRoutesRequest{})
 	if err != nil {
@@ -58,10 +58,10 @@ func testNetwork(t *testing.T, g *guest) {
 			}
 		}
 		if n != 1 {
-			t.Errorf("%d routes by %s: %v", n, gateway, routes.Routes)
+			t.Errorf("%d routes through %s, want 1: %v", n, gateway, routes.Routes)
 		}
 	}
-	// Another address takes the place of the first.
+	// A new address replaces the first one.
 	ok(t)(g.UpdateInterface(ctx, &pb.UpdateInterfaceRequest{Interface: &protocols.Interface{
 		Name: "eth0", HwAddr: testMAC, IPAddresses: []*protocols.IPAddress{{Address: "10.9.0.3", Mask: "24"}},
 	}}))
@@ -69,6 +69,6 @@ func testNetwork(t *testing.T, g *guest) {
 		t.Fatal(err)
 	}
 	if s := interfaces.String(); strings.Contains(s, "10.9.0.2") || !strings.Contains(s, "10.9.0.3") {
-		t.Errorf("after a change of address: %s", s)
+		t.Errorf("interfaces after a change of address: %s, want 10.9.0.3 without 10.9.0.2", s)
 	}
 }

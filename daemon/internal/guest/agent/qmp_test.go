@@ -9,20 +9,21 @@ import (
 	"testing"
 )
 
-// machine is QEMU's monitor, through which Kata's driver plugs in what a sandbox needs.
-type machine struct {
+// qmpClient is a client of QEMU's monitor (QMP), with which Kata's driver hot-plugs devices.
+type qmpClient struct {
 	conn    net.Conn
 	decoder *json.Decoder
-	disks   int
+	disks   int // disks opened so far
 }
 
-// plugBridge is where Kata's driver puts disks and cards, at a slot of the first bus.
 const (
+	// plugBridge is the PCI bridge into which Kata's driver plugs disks and network cards.
 	plugBridge = "pci-bridge-0"
+	// bridgeSlot is the bridge's slot on the first bus.
 	bridgeSlot = "1e"
 )
 
-// stockArguments describe a machine as Kata's QEMU driver does.
+// stockArguments returns QEMU arguments as Kata's QEMU driver passes them. monitor is the path of the QMP socket.
 func stockArguments(monitor, cmdline string) []string {
 	return []string{
 		"-append", cmdline, "-qmp", "unix:" + monitor + ",server=on,wait=off",
@@ -30,14 +31,15 @@ func stockArguments(monitor, cmdline string) []string {
 	}
 }
 
-func dialMachine(t *testing.T, socket string) *machine {
+// dialQMP connects to QEMU's monitor.
+func dialQMP(t *testing.T, socket string) *qmpClient {
 	t.Helper()
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	m := &machine{conn: conn, decoder: json.NewDecoder(conn)}
+	m := &qmpClient{conn: conn, decoder: json.NewDecoder(conn)}
 	var greeting struct{ QMP any }
 	if err := m.decoder.Decode(&greeting); err != nil {
 		t.Fatal(err)
@@ -47,7 +49,7 @@ func dialMachine(t *testing.T, socket string) *machine {
 }
 
 // do executes a command and returns its result.
-func (m *machine) do(t *testing.T, command string, arguments map[string]any) json.RawMessage {
+func (m *qmpClient) do(t *testing.T, command string, arguments map[string]any) json.RawMessage {
 	t.Helper()
 	if arguments == nil {
 		arguments = map[string]any{}
@@ -72,12 +74,12 @@ func (m *machine) do(t *testing.T, command string, arguments map[string]any) jso
 		}
 		if answer.Return != nil {
 			return answer.Return
-		} // else an event
+		} // else it is an event
 	}
 }
 
-// waitFor reads events until one of a kind tells of a device.
-func (m *machine) waitFor(t *testing.T, event, device string) {
+// waitFor reads events until the given event has occurred for a device.
+func (m *qmpClient) waitFor(t *testing.T, event, device string) {
 	t.Helper()
 	for {
 		var e struct {
@@ -93,8 +95,8 @@ func (m *machine) waitFor(t *testing.T, event, device string) {
 	}
 }
 
-// plugDisk plugs a file in as a virtio disk, and returns its PCI path.
-func (m *machine) plugDisk(t *testing.T, file string) (path string) {
+// plugDisk plugs a file in as a virtio disk and returns its PCI path.
+func (m *qmpClient) plugDisk(t *testing.T, file string) (path string) {
 	t.Helper()
 	id := m.openDisk(t, file)
 	m.do(t, "device_add", map[string]any{
@@ -104,7 +106,8 @@ func (m *machine) plugDisk(t *testing.T, file string) (path string) {
 	return fmt.Sprintf("%s/%02x", bridgeSlot, m.disks)
 }
 
-func (m *machine) openDisk(t *testing.T, file string) (id string) {
+// openDisk opens a file as a block device of QEMU's and returns its id.
+func (m *qmpClient) openDisk(t *testing.T, file string) (id string) {
 	t.Helper()
 	m.disks++
 	id = fmt.Sprintf("disk%d", m.disks)
@@ -112,8 +115,8 @@ func (m *machine) openDisk(t *testing.T, file string) (id string) {
 	return id
 }
 
-// unplug takes a disk away, as the shim does when its container is removed.
-func (m *machine) unplug(t *testing.T, number int) {
+// unplug unplugs the disk with a number, as the shim does when its container is removed.
+func (m *qmpClient) unplug(t *testing.T, number int) {
 	t.Helper()
 	id := fmt.Sprintf("disk%d", number)
 	m.do(t, "device_del", map[string]any{"id": "dev-" + id})
@@ -121,7 +124,7 @@ func (m *machine) unplug(t *testing.T, number int) {
 	m.do(t, "blockdev-del", map[string]any{"node-name": id})
 }
 
-// makeDisk makes a file with a file system of size MiB that holds a directory.
+// makeDisk creates a file of size MiB with an ext4 file system that has the content of a directory.
 func makeDisk(t *testing.T, dir string, size int) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk.ext4")
@@ -132,7 +135,7 @@ func makeDisk(t *testing.T, dir string, size int) string {
 	return file
 }
 
-// diskFile returns a file of the file system in a disk that no machine uses.
+// diskFile returns the content of a file on a disk that no machine is using.
 func diskFile(t *testing.T, disk, path string) string {
 	t.Helper()
 	out, err := exec.Command("/sbin/debugfs", "-R", "cat "+path, disk).Output()

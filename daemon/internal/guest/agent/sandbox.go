@@ -16,23 +16,23 @@ import (
 )
 
 const (
-	// maxDNS bounds the lines of one CreateSandbox together.
+	// maxDNS is the maximum size in bytes of the DNS configuration in a CreateSandbox request.
 	maxDNS = 64 << 10
-	// killLimit bounds the wait for the containers at the end of the sandbox.
+	// killLimit bounds the wait for the containers' processes to exit when the sandbox is stopped.
 	killLimit = 5 * time.Second
-	// syncLimit bounds the wait for the disks at the end of the machine.
+	// syncLimit bounds the wait for data to be written to the disks before the machine is powered off.
 	syncLimit = 5 * time.Second
-	// powerOffDelay leaves the host time to take the answer and stop the machine itself.
+	// powerOffDelay gives the host time to receive the response and stop the machine itself.
 	powerOffDelay = 5 * time.Second
 )
 
-// CreateSandbox prepares what all containers share.
+// CreateSandbox sets up what all containers share: the hostname, DNS and the sandbox's storages.
 func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	if req.GuestHookPath != "" {
-		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks, leave it out of Kata's configuration: %w", req.GuestHookPath, refusal.ErrUnsupported)
+		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks; remove it from Kata's configuration: %w", req.GuestHookPath, refusal.ErrUnsupported)
 	}
 	if len(req.KernelModules) > 0 {
-		return nil, fmt.Errorf("kernel_modules: this guest loads its own only, leave them out of Kata's configuration: %w", refusal.ErrUnsupported)
+		return nil, fmt.Errorf("kernel_modules: this guest loads only its own modules; remove them from Kata's configuration: %w", refusal.ErrUnsupported)
 	}
 	if h := req.Hostname; h != "" {
 		if err := unix.Sethostname([]byte(h)); err != nil {
@@ -43,14 +43,15 @@ func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 		return nil, err
 	}
 	_, err := a.storages.Add(ctx, req.Storages)
-	return done(err)
+	return emptyResponse(err)
 }
 
-// writeResolvConf makes the file that the guest's own programs resolve names by, of its lines.
+// writeResolvConf writes lines to the file resolv.conf in dir, from which the guest's own programs resolve names.
+// Without lines it writes no file.
 func writeResolvConf(dir string, lines []string) error {
 	content := strings.TrimRight(strings.Join(lines, "\n"), "\n")
 	if len(content) > maxDNS || strings.ContainsRune(content, 0) {
-		return refusal.Invalid("DNS configuration of %d bytes", len(content))
+		return refusal.Invalid("DNS configuration of %d bytes is longer than %d or contains a NUL byte", len(content), maxDNS)
 	}
 	if content == "" {
 		return nil
@@ -61,12 +62,13 @@ func writeResolvConf(dir string, lines []string) error {
 	return os.WriteFile(dir+"/resolv.conf", []byte(content+"\n"), 0o644)
 }
 
-// GetOOMEvent waits until the kernel kills a container's process because memory ran out.
+// GetOOMEvent waits until the kernel kills a process of a container because it ran out of memory, and returns the
+// container's id.
 func (a *agent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
 	select {
 	case id := <-a.oom:
 		if ctx.Err() != nil {
-			a.reportOOM(id) // both were ready: the next caller takes it
+			a.reportOOM(id) // keep the event for the next caller
 			return nil, ctx.Err()
 		}
 		return &pb.OOMEvent{ContainerId: id}, nil
@@ -75,7 +77,7 @@ func (a *agent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (*pb.
 	}
 }
 
-// reportOOM queues an event. While nobody listens, it keeps only the oldest.
+// reportOOM queues an event for GetOOMEvent. If the queue is full, it drops the event.
 func (a *agent) reportOOM(id string) {
 	select {
 	case a.oom <- id:
@@ -83,17 +85,18 @@ func (a *agent) reportOOM(id string) {
 	}
 }
 
-// DestroySandbox ends all containers. The host stops the machine next; if it does not, the machine
-// stops itself.
+// DestroySandbox stops all containers. The host is expected to stop the machine next. If it does not, the machine powers
+// itself off after powerOffDelay.
 func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
-	time.AfterFunc(killLimit+syncLimit+powerOffDelay, powerOff) // whatever hangs
-	err := a.endSandbox()
+	time.AfterFunc(killLimit+syncLimit+powerOffDelay, powerOff) // in case stopSandbox hangs
+	err := a.stopSandbox()
 	time.AfterFunc(powerOffDelay, powerOff)
-	return done(err)
+	return emptyResponse(err)
 }
 
-// endSandbox ends all containers and unmounts their storages, so that the host's disks are consistent.
-func (a *agent) endSandbox() error {
+// stopSandbox kills all containers and unmounts all storages, so that the file systems on the host's disks are
+// consistent.
+func (a *agent) stopSandbox() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	var errs []error
@@ -101,30 +104,31 @@ func (a *agent) endSandbox() error {
 		errs = append(errs, c.Kill())
 	}
 	for end := time.Now().Add(killLimit); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		left := false
+		running := false
 		for _, c := range a.containers {
-			left = left || !c.Empty()
+			running = running || !c.Empty()
 		}
-		if !left {
+		if !running {
 			break
 		}
 	}
 	return errors.Join(append(errs, a.storages.RemoveAll())...)
 }
 
-// powerOff ends the guest. A VM that the host lost track of must not outlive its use.
+// powerOff syncs the disks, for at most syncLimit, and powers the machine off. It never returns. The guest does this
+// itself so that a VM that the host has lost track of does not keep running.
 func powerOff() {
-	written := make(chan struct{})
+	synced := make(chan struct{})
 	go func() {
 		unix.Sync()
-		close(written)
+		close(synced)
 	}()
 	select {
-	case <-written:
+	case <-synced:
 	case <-time.After(syncLimit):
 	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	for {
-		time.Sleep(time.Hour) // returning would panic the kernel
+		time.Sleep(time.Hour) // if PID 1 exited, the kernel would panic
 	}
 }

@@ -14,17 +14,17 @@ func TestWriteResolvConf(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(dir); err == nil {
-		t.Error("no lines made a file")
+		t.Error("writeResolvConf without lines created the directory")
 	}
 	if err := writeResolvConf(dir, []string{"nameserver 192.0.2.1", "search example.org", "", ""}); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(dir + "/resolv.conf"); err != nil || string(got) != "nameserver 192.0.2.1\nsearch example.org\n" {
-		t.Errorf("%q, %v", got, err)
+		t.Errorf("resolv.conf is %q, %v", got, err)
 	}
 	for _, bad := range [][]string{{"a\x00b"}, {string(make([]byte, maxDNS+1))}} {
 		if err := writeResolvConf(dir, bad); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%d bytes: %v", len(bad[0]), err)
+			t.Errorf("writeResolvConf with a bad line of %d bytes: %v, want errdefs.ErrInvalidArgument", len(bad[0]), err)
 		}
 	}
 }

@@ -21,20 +21,20 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// intercept is the edge: it turns error classes into status codes, and a panic into an error, for
-// the death of PID 1 is the death of the guest.
+// intercept wraps every request. It translates errors to status codes and recovers from a panic, which would otherwise
+// end PID 1 and with it the guest. It also logs the request.
 func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (resp any, err error) {
 	name := filepath.Base(info.FullMethod)
 	defer func() {
 		if p := recover(); p != nil {
-			a.log.Error("panic", "method", name, "panic", p, "stack", string(debug.Stack()))
+			a.log.Error("panic in request", "method", name, "panic", p, "stack", string(debug.Stack()))
 			resp, err = nil, status.Error(codes.Internal, refusal.Text(fmt.Errorf("%s: panic: %v", name, p)))
 		}
 	}()
 	started := time.Now()
 	resp, err = method(ctx, func(req any) error {
 		if ctx.Err() != nil {
-			return ctx.Err() // the caller is gone before its turn came
+			return ctx.Err() // the caller has already given up
 		}
 		if err := unmarshal(req); err != nil {
 			return refusal.Invalid("decode request: %v", err)
@@ -52,15 +52,15 @@ func (a *agent) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info
 	return nil, status.Error(code, text)
 }
 
-// done is the answer of a request that only has to succeed.
-func done(err error) (*emptypb.Empty, error) {
+// emptyResponse returns the results of a method that has no data to return.
+func emptyResponse(err error) (*emptypb.Empty, error) {
 	if err != nil {
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
 }
 
-// health answers Kata's Health service.
+// health implements Kata's Health service.
 type health struct{}
 
 func (health) Check(context.Context, *pb.CheckRequest) (*pb.HealthCheckResponse, error) {
@@ -71,13 +71,13 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 	return &pb.VersionCheckResponse{GrpcVersion: pb.APIVersion, AgentVersion: agentVersion}, nil
 }
 
-// member is a container of the sandbox, and the storages that it uses.
-type member struct {
+// containerEntry is a container of the sandbox and the storages that it uses.
+type containerEntry struct {
 	*container.Container
-	storages []string // mount points
+	storages []string // their mount points
 }
 
-// CreateContainer builds a container; its main process waits for StartContainer.
+// CreateContainer creates a container whose main process waits for StartContainer.
 func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	if err := container.Validate(req.ContainerId, req.OCI); err != nil {
 		return nil, err
@@ -86,12 +86,12 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	case len(req.SharedMounts) > 0:
 		return nil, fmt.Errorf("shared mounts: %w", refusal.ErrUnsupported)
 	case req.SandboxPidns:
-		return nil, fmt.Errorf("shared process ids: %w", refusal.ErrUnsupported)
+		return nil, fmt.Errorf("shared pid namespace: %w", refusal.ErrUnsupported)
 	case len(req.Devices) > 0:
 		return nil, fmt.Errorf("device %s of type %q: %w", req.Devices[0].GetContainerPath(), req.Devices[0].GetType(), refusal.ErrUnsupported)
 	}
-	a.changing.Lock()
-	defer a.changing.Unlock()
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
@@ -104,13 +104,13 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 		return nil, errors.Join(err, a.storages.Remove(points))
 	}
 	a.mu.Lock()
-	a.containers[c.ID()] = &member{c, points}
+	a.containers[c.ID()] = &containerEntry{c, points}
 	a.mu.Unlock()
 	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
 }
 
-// build makes a container. Its storages must be available.
+// build builds a container. Its storages must have been added.
 func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*container.Container, error) {
 	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {
@@ -123,8 +123,8 @@ func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*con
 	return c, nil
 }
 
-// container returns a container that was created and not removed.
-func (a *agent) container(id string) (*member, error) {
+// container returns the container with an id. The error is errdefs.ErrNotFound if there is none.
+func (a *agent) container(id string) (*containerEntry, error) {
 	if err := container.ValidateID("container", id); err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (a *agent) container(id string) (*member, error) {
 	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 }
 
-// process returns a process of a container; an empty exec id means the main one.
+// process returns a process of a container. An empty exec id means the main process.
 func (a *agent) process(containerID, execID string) (*container.Process, error) {
 	c, err := a.container(containerID)
 	if err != nil {
@@ -145,19 +145,19 @@ func (a *agent) process(containerID, execID string) (*container.Process, error) 
 	return c.Process(execID)
 }
 
-// StartContainer lets the main process run.
+// StartContainer starts the program of a container's main process.
 func (a *agent) StartContainer(_ context.Context, req *pb.StartContainerRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.Start())
+	return emptyResponse(c.Start())
 }
 
-// RemoveContainer ends what still runs of a container and forgets it.
+// RemoveContainer kills the processes of a container and removes it.
 func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerRequest) (*emptypb.Empty, error) {
-	a.changing.Lock()
-	defer a.changing.Unlock()
+	a.lifecycleMu.Lock()
+	defer a.lifecycleMu.Unlock()
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
@@ -168,31 +168,31 @@ func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerReques
 	a.mu.Lock()
 	delete(a.containers, c.ID())
 	a.mu.Unlock()
-	return done(a.storages.Remove(c.storages))
+	return emptyResponse(a.storages.Remove(c.storages))
 }
 
-// ExecProcess starts another program in a container.
+// ExecProcess starts an additional process in a container.
 func (a *agent) ExecProcess(_ context.Context, req *pb.ExecProcessRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.Exec(req.ExecId, req.Process))
+	return emptyResponse(c.Exec(req.ExecId, req.Process))
 }
 
-// SignalProcess signals a process, or for SIGKILL without an exec id the whole container.
+// SignalProcess sends a signal to a process. SIGKILL without an exec id kills all processes of the container.
 func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if req.Signal < 1 || req.Signal > 64 {
-		return nil, refusal.Invalid("signal %d", req.Signal)
+		return nil, refusal.Invalid("signal %d is not in the range 1 to 64", req.Signal)
 	}
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.Signal(req.ExecId, unix.Signal(req.Signal)))
+	return emptyResponse(c.Signal(req.ExecId, unix.Signal(req.Signal)))
 }
 
-// WaitProcess waits for the end of a process and returns its status as a shell reports it.
+// WaitProcess waits until a process has exited and returns its status as a shell reports it: 128+N after signal N.
 func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -205,16 +205,16 @@ func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*p
 	return &pb.WaitProcessResponse{Status: int32(status)}, nil
 }
 
-// UpdateContainer changes a container's limits.
+// UpdateContainer changes a container's resource limits. Limits that the request leaves out stay as they are.
 func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.Limit(req.Resources))
+	return emptyResponse(c.Limit(req.Resources))
 }
 
-// StatsContainer returns what a container uses.
+// StatsContainer returns the resource usage of a container and the traffic of all network cards.
 func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
@@ -231,20 +231,20 @@ func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest)
 	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: cards}, nil
 }
 
-// PauseContainer stops a container's processes until ResumeContainer.
+// PauseContainer freezes a container's processes until ResumeContainer is called.
 func (a *agent) PauseContainer(_ context.Context, req *pb.PauseContainerRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.Freeze(true))
+	return emptyResponse(c.Freeze(true))
 }
 
-// ResumeContainer continues a paused container.
+// ResumeContainer unfreezes a container's processes.
 func (a *agent) ResumeContainer(_ context.Context, req *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
 		return nil, err
 	}
-	return done(c.Freeze(false))
+	return emptyResponse(c.Freeze(false))
 }

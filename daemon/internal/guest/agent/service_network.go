@@ -10,7 +10,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
-// UpdateInterface sets a network card up.
+// UpdateInterface configures a network card.
 func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*protocols.Interface, error) {
 	return network.UpdateInterface(ctx, a.log, req.Interface)
 }
@@ -25,12 +25,12 @@ func (a *agent) UpdateRoutes(ctx context.Context, req *pb.UpdateRoutesRequest) (
 	return network.UpdateRoutes(ctx, req.GetRoutes().GetRoutes())
 }
 
-// ListRoutes returns the main table's routes.
+// ListRoutes returns the routes in the main routing table.
 func (a *agent) ListRoutes(context.Context, *pb.ListRoutesRequest) (*pb.Routes, error) {
 	return network.Routes()
 }
 
 // AddARPNeighbors adds or replaces entries of the neighbour table.
 func (a *agent) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
-	return done(network.UpdateNeighbors(ctx, req.GetNeighbors().GetARPNeighbors()))
+	return emptyResponse(network.UpdateNeighbors(ctx, req.GetNeighbors().GetARPNeighbors()))
 }

@@ -9,17 +9,17 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
-// CopyFile puts a file, a directory or a link into the guest.
+// CopyFile creates a file, a directory or a symbolic link in the guest.
 func (a *agent) CopyFile(_ context.Context, req *pb.CopyFileRequest) (*emptypb.Empty, error) {
-	return done(storage.CopyFile(req))
+	return emptyResponse(storage.CopyFile(req))
 }
 
-// GetVolumeStats returns how full a storage is.
+// GetVolumeStats returns how much of a storage is in use.
 func (a *agent) GetVolumeStats(_ context.Context, req *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
 	return a.storages.Stats(req.VolumeGuestPath)
 }
 
-// RemoveStaleVirtiofsShareMounts unmounts shared file systems that the host took away.
+// RemoveStaleVirtiofsShareMounts unmounts shared file systems that the host has removed.
 func (a *agent) RemoveStaleVirtiofsShareMounts(context.Context, *pb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
-	return done(storage.DetachStaleShares())
+	return emptyResponse(storage.DetachStaleShares())
 }

@@ -11,10 +11,11 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// maxRead bounds the answer to one ReadStdout or ReadStderr.
+// maxRead is the maximum number of bytes that one ReadStdout or ReadStderr returns.
 const maxRead = 1 << 20
 
-// WriteStdin writes to a process, and waits while it does not read. Nothing to write means the end.
+// WriteStdin writes to the standard input of a process. It waits until the process has read the data or the pipe has
+// room for it. A request without data closes the input.
 func (a *agent) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb.WriteStreamResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -31,7 +32,7 @@ func (a *agent) WriteStdin(ctx context.Context, req *pb.WriteStreamRequest) (*pb
 	return &pb.WriteStreamResponse{Len: uint32(n)}, nil
 }
 
-// CloseStdin ends a process's input.
+// CloseStdin closes the standard input of a process.
 func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*emptypb.Empty, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -41,7 +42,8 @@ func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*empty
 	return &emptypb.Empty{}, nil
 }
 
-// ReadStdout waits for output. The end is an error, of code OutOfRange.
+// ReadStdout waits for output of a process and returns it. At the end of the output it returns an error with the code
+// OutOfRange.
 func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -50,7 +52,7 @@ func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.
 	return readOutput(ctx, p.ReadStdout, req.Len)
 }
 
-// ReadStderr is ReadStdout for the other stream. A process with a terminal has none.
+// ReadStderr is like ReadStdout but for standard error, which is always at its end for a process with a terminal.
 func (a *agent) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -65,15 +67,15 @@ func (a *agent) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*e
 	if err != nil {
 		return nil, err
 	}
-	return done(p.Resize(req.Row, req.Column))
+	return emptyResponse(p.Resize(req.Row, req.Column))
 }
 
-// errEndOfStream is how the shim's reader learns of the end.
+// errEndOfStream tells the shim that a stream has ended.
 var errEndOfStream = fmt.Errorf("end of stream: %w", errdefs.ErrOutOfRange)
 
 func readOutput(ctx context.Context, read func(context.Context, int) ([]byte, error), limit uint32) (*pb.ReadStreamResponse, error) {
 	if limit == 0 {
-		return nil, refusal.Invalid("read of 0 bytes")
+		return nil, refusal.Invalid("read of 0 bytes: want at least 1")
 	}
 	data, err := read(ctx, int(min(limit, maxRead)))
 	if err != nil {

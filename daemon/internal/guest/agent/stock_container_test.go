@@ -13,37 +13,39 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// testContainer starts the container that stays, signals processes beside it, and ends their input.
+// testContainer starts the main container, which runs until the end of the test. It signals execs in it and closes their
+// input.
 func (s *stock) testContainer(t *testing.T) {
 	ctx := t.Context()
 	first := s.container(t, mainID)
 	first.OCI.Hostname = ""
-	mounted(first, "/etc/resolv.conf", "/etc/resolv.conf", "ro")
+	addMount(first, "/etc/resolv.conf", "/etc/resolv.conf", "ro")
 	if err := os.WriteFile(filepath.Join(s.share, mainID, "rootfs/etc/resolv.conf"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	s.start(t, first)
-	s.says(t, mainID, `/etc/resolv.conf: "nameserver 192.0.2.7\noptions ndots:5\n" false`+"\n", "files", "/etc/resolv.conf")
+	s.checkOutput(t, mainID, `/etc/resolv.conf: "nameserver 192.0.2.7\noptions ndots:5\n" false`+"\n", "files", "/etc/resolv.conf")
 	if r := s.run(t, mainID, "host", privileged("self")); !strings.Contains(r.stdout, " guest / ") {
-		t.Errorf("the host name is not the sandbox's: %v", r)
+		t.Errorf("self: %v, want the sandbox's host name guest", r)
 	}
 
-	// A signal to one process reaches no other.
+	// A signal reaches only the process that it is for.
 	s.exec(t, mainID, "bystander", privileged("wait"))
+	// The process prints a line after it has installed its signal handler.
 	if _, err := s.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: mainID, ExecId: "bystander", Len: 100}); err != nil {
-		t.Fatal(err) // now it has its handler
+		t.Fatal(err)
 	}
 	s.exec(t, mainID, "ended", privileged("wait"))
 	ok(t)(s.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: mainID, ExecId: "ended", Signal: 15}))
 	if r := s.finish(t, mainID, "ended"); r.status != 128+15 {
-		t.Errorf("after SIGTERM: %v", r)
+		t.Errorf("exec after SIGTERM: %v, want status %d", r, 128+15)
 	}
 	ok(t)(s.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: mainID, ExecId: "bystander", Signal: 10}))
 	if r := s.finish(t, mainID, "bystander"); r.status != 7 {
-		t.Errorf("exec beside: %v", r)
+		t.Errorf("bystander after SIGUSR1: %v, want status 7", r)
 	}
 
-	// Input without bytes is the end of the input.
+	// A write of no bytes closes the input.
 	s.exec(t, mainID, "in", privileged("copy"))
 	for _, part := range []string{"text", ""} {
 		ok(t)(s.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: mainID, ExecId: "in", Data: []byte(part)}))
@@ -52,7 +54,8 @@ func (s *stock) testContainer(t *testing.T) {
 		t.Error(r)
 	}
 
-	// A first process of a pid namespace without a handler for SIGTERM would not notice it.
+	// The kernel does not deliver SIGTERM to the first process of a pid namespace if the process does not handle it. The
+	// agent must kill such a process.
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		t.Fatal(err)
@@ -69,48 +72,49 @@ func (s *stock) testContainer(t *testing.T) {
 	s.start(t, sleeper)
 	ok(t)(s.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: "sleeper", Signal: 15}))
 	if r := s.finish(t, "sleeper", "sleeper"); r.status != 128+9 {
-		t.Errorf("after SIGTERM: %v", r)
+		t.Errorf("main process after SIGTERM: %v, want status %d", r, 128+9)
 	}
 	ok(t)(s.RemoveContainer(ctx, &pb.RemoveContainerRequest{ContainerId: "sleeper"}))
 }
 
-// testNestedOOM lets a program in a group that the container made itself eat too much.
+// testNestedOOM lets a program exceed the memory limit of a cgroup that the container has created below its own.
 func (s *stock) testNestedOOM(t *testing.T) {
 	ctx := t.Context()
 	req := s.container(t, "nest")
 	req.OCI.Process = privileged("nest")
-	req.OCI.Mounts[6].Options = []string{"rw", "nosuid", "noexec", "nodev"} // its groups are its own
+	req.OCI.Mounts[6].Options = []string{"rw", "nosuid", "noexec", "nodev"} // make the container's cgroups writable
 	s.start(t, req)
+	// The process prints a line after it has created its cgroup.
 	if _, err := s.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: "nest", ExecId: "nest", Len: 100}); err != nil {
-		t.Fatal(err) // now it has made its group
+		t.Fatal(err)
 	}
 	if r := s.run(t, "nest", "eat", privileged("nesteat", "40", "16")); r.status != 128+9 {
-		t.Errorf("a program over the limit: %v", r)
+		t.Errorf("program over the memory limit: %v, want status %d", r, 128+9)
 	}
 	limited, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	if e, err := s.GetOOMEvent(limited, &pb.GetOOMEventRequest{}); e.GetContainerId() != "nest" {
-		t.Errorf("event %v, %v", e, err)
+		t.Errorf("OOM event: %v, %v; want one of container nest", e, err)
 	}
 	limited, cancel = context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if e, err := s.GetOOMEvent(limited, &pb.GetOOMEventRequest{}); err == nil {
-		t.Errorf("another event: %v", e)
+		t.Errorf("second OOM event: %v, want none", e)
 	}
 	stats, err := s.StatsContainer(ctx, &pb.StatsContainerRequest{ContainerId: "nest"})
 	if err != nil || stats.CgroupStats.PidsStats.Current < 1 {
-		t.Errorf("statistics %v, %v", stats, err)
+		t.Errorf("statistics: %v, %v; want at least 1 process", stats, err)
 	}
-	s.stop(t, "nest") // with all of its groups
+	s.stop(t, "nest") // removes the nested cgroups as well
 }
 
-// testRefused asks for what this guest does not do. The answer says so, and nothing is left half done.
+// testRefused makes requests for features that this guest does not support. Each must fail with Unimplemented.
 func (s *stock) testRefused(t *testing.T) {
 	ctx := t.Context()
 	_, err := s.CreateSandbox(ctx, &pb.CreateSandboxRequest{GuestHookPath: "/usr/share/oci/hooks"})
 	wantCode(t, err, codes.Unimplemented)
 	if err != nil && !strings.Contains(err.Error(), "guest_hook_path") {
-		t.Errorf("hooks: %v", err)
+		t.Errorf("request with hooks: %v, want an error that names guest_hook_path", err)
 	}
 	_, err = s.CreateSandbox(ctx, &pb.CreateSandboxRequest{KernelModules: []*pb.KernelModule{{Name: "nosuch"}}})
 	wantCode(t, err, codes.Unimplemented)
@@ -124,18 +128,18 @@ func (s *stock) testRefused(t *testing.T) {
 		"a device": func(r *pb.CreateContainerRequest) {
 			r.Devices = []*pb.Device{{Type: "vfio-pci-gk", ContainerPath: "/dev/vfio/1"}}
 		},
-		"shared mounts":      func(r *pb.CreateContainerRequest) { r.SharedMounts = []*pb.SharedMount{{}} },
-		"shared process ids": func(r *pb.CreateContainerRequest) { r.SandboxPidns = true },
-		"huge pages":         storage(&pb.Storage{Driver: "ephemeral", Source: "nodev", Fstype: "hugetlbfs"}),
-		"a raw disk":         storage(&pb.Storage{Driver: "blk", Source: "01/01", Fstype: "bind"}),
-		"files of a group":   storage(&pb.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", FsGroup: &pb.FSGroup{GroupId: 7}}),
+		"shared mounts":          func(r *pb.CreateContainerRequest) { r.SharedMounts = []*pb.SharedMount{{}} },
+		"a shared pid namespace": func(r *pb.CreateContainerRequest) { r.SandboxPidns = true },
+		"huge pages":             storage(&pb.Storage{Driver: "ephemeral", Source: "nodev", Fstype: "hugetlbfs"}),
+		"a raw disk":             storage(&pb.Storage{Driver: "blk", Source: "01/01", Fstype: "bind"}),
+		"files of a group":       storage(&pb.Storage{Driver: "ephemeral", Source: "tmpfs", Fstype: "tmpfs", FsGroup: &pb.FSGroup{GroupId: 7}}),
 	} {
 		req := s.container(t, "refused")
 		change(req)
 		_, err := s.CreateContainer(ctx, req)
 		wantCode(t, err, codes.Unimplemented)
 		if err == nil {
-			t.Errorf("%s was taken", name)
+			t.Errorf("the agent accepted a container with %s", name)
 		}
 	}
 	details, err := s.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true, MemHotplugProbe: true})
@@ -143,6 +147,6 @@ func (s *stock) testRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if details.SupportMemHotplugProbe || details.MemBlockSizeBytes != 0 || details.AgentDetails.SupportsSeccomp {
-		t.Errorf("details %v", details)
+		t.Errorf("guest details: %v", details)
 	}
 }

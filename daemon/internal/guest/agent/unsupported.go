@@ -9,7 +9,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// The rest of AgentService: requests that a shim with our configuration never makes.
+// This file has the methods of AgentService that this guest does not support. A shim with our configuration never calls
+// them.
 
 // GetIPTables is not supported.
 func (a *agent) GetIPTables(context.Context, *pb.GetIPTablesRequest) (*pb.GetIPTablesResponse, error) {

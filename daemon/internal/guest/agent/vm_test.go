@@ -21,32 +21,32 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
-// bootLimit is generous: an emulated guest on a busy machine has taken 30 s.
+// bootLimit bounds the wait for a guest. It is long because an emulated guest on a busy machine has taken 30 s to boot.
 const bootLimit = 90 * time.Second
 
 const (
-	// shareTag is the virtiofs device that holds the containers' roots, and shimShare where the shim
-	// believes that it is mounted.
+	// shareTag is the tag of the virtiofs device with the containers' roots. shimShare is where the shim expects it to be
+	// mounted.
 	shareTag, shimShare = "kataShared", "/run/kata-containers/shared/containers"
-	// createDirectory is how the shim names a directory that an overlay needs.
+	// createDirectory is the prefix of the option with which the shim names a directory for an overlay.
 	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
 )
 
-// guest is a booted microVM, driven as the shim drives it.
+// guest is a booted microVM with a client of its agent.
 type guest struct {
 	pb.AgentServiceService
 	health pb.HealthService
 	client *ttrpc.Client
-	// options are for the client that the next dial makes.
+	// options are the options of the clients that dial creates.
 	options []ttrpc.ClientOpts
-	// hangUp ends the connection, dial makes a new one and waits for the agent's answer.
+	// hangUp closes the connection. dial opens a new one and waits for the agent's response.
 	hangUp func()
 	dial   func()
-	// socket leads to the agent, console is the file with what the guest says.
+	// socket is the path of the agent's socket. console is the path of the file with the output on the guest's console.
 	socket, console string
-	// share is the directory that the guest sees as the shim's share.
+	// share is the host directory that is the shim's share in the guest.
 	share string
-	// bootTime is from the start of QEMU to the agent's first answer.
+	// bootTime is the time from the start of QEMU to the agent's first response.
 	bootTime time.Duration
 	exited   chan struct{}
 }
@@ -57,7 +57,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 	image := filepath.Join(moduleRoot(t), "bin", "guest")
 	for _, f := range []string{"vmlinux", "initrd.img"} {
 		if _, err := os.Stat(filepath.Join(image, f)); err != nil {
-			t.Fatalf("%v: run make guest", err)
+			t.Fatalf("%v: run 'make guest' first", err)
 		}
 	}
 	dir := t.TempDir()
@@ -87,7 +87,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		"-device", "virtserialport,chardev=agent,name=kata.agent.0",
 		"-chardev", "socket,id=fs,path=" + fsSocket,
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=" + shareTag,
-		// A card with a peer that answers nothing.
+		// A network card that cannot reach the host or the outside.
 		"-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,mac=" + testMAC,
 	}, extra...)...), g.exited)
 	t.Cleanup(func() {
@@ -100,12 +100,12 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 	g.dial = func() {
 		ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 		defer cancel()
-		// More than once: a guest that has not noticed yet that the last caller hung up takes the
-		// new one for it, and finds its first request out of order.
-		waitFor(t, "the agent's answer", func() error {
+		// Try more than once. A guest that has not noticed yet that the previous client has disconnected takes the new
+		// client for it, and drops the new client's first request as out of order.
+		waitFor(t, "the agent's response", func() error {
 			select {
 			case <-g.exited:
-				t.Fatal("the machine ended")
+				t.Fatal("QEMU has exited")
 			default:
 			}
 			return g.connect(ctx)
@@ -117,7 +117,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 	return g
 }
 
-// connect makes a connection, and keeps it if the agent answers on it.
+// connect opens a connection and keeps it if the agent responds.
 func (g *guest) connect(ctx context.Context) error {
 	conn, err := net.Dial("unix", g.socket)
 	if err != nil {
@@ -133,7 +133,7 @@ func (g *guest) connect(ctx context.Context) error {
 	return nil
 }
 
-// startProcess runs cmd until the test ends. exited, if given, is closed when it ends.
+// startProcess runs cmd until the test ends. It closes exited, unless it is nil, when the process has exited.
 func startProcess(t *testing.T, name string, cmd *exec.Cmd, exited chan struct{}) {
 	t.Helper()
 	if exited == nil {
@@ -158,7 +158,7 @@ func startProcess(t *testing.T, name string, cmd *exec.Cmd, exited chan struct{}
 	})
 }
 
-// waitFor tries until it works.
+// waitFor calls try until it returns nil. It ends the test after bootLimit.
 func waitFor(t *testing.T, what string, try func() error) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -174,6 +174,7 @@ func waitFor(t *testing.T, what string, try func() error) {
 	}
 }
 
+// moduleRoot returns the directory with go.mod.
 func moduleRoot(t *testing.T) string {
 	t.Helper()
 	dir, err := os.Getwd()
@@ -185,11 +186,11 @@ func moduleRoot(t *testing.T) string {
 			return dir
 		}
 	}
-	t.Fatal("no go.mod above the test")
+	t.Fatal("found no go.mod in the test's directory and its parents")
 	return ""
 }
 
-// buildRoot makes a container's root of the test tool in the share, and returns its spec.
+// buildRoot creates a container's root with the test tool in the share, and returns the container's spec.
 func buildRoot(t *testing.T, g *guest, id string) *pb.Spec {
 	t.Helper()
 	root := filepath.Join(g.share, id, "rootfs")
@@ -210,7 +211,7 @@ func buildRoot(t *testing.T, g *guest, id string) *pb.Spec {
 	return buildSpec(id)
 }
 
-// testTool builds the program that runs in the containers, once.
+// testTool builds the program that runs in the containers. It builds it only once.
 var testTool = sync.OnceValues(func() ([]byte, error) {
 	dir, err := os.MkdirTemp("", "tool")
 	if err != nil {
@@ -226,7 +227,7 @@ var testTool = sync.OnceValues(func() ([]byte, error) {
 	return os.ReadFile(file)
 })
 
-// buildSpec returns a spec such as containerd's default one, for the root of a container.
+// buildSpec returns a spec like containerd's default spec, with the root of the container id.
 func buildSpec(id string) *pb.Spec {
 	return &pb.Spec{
 		Root:     &pb.Root{Path: filepath.Join(shimShare, id, "rootfs")},
@@ -255,7 +256,7 @@ func buildSpec(id string) *pb.Spec {
 	}
 }
 
-// tool returns a process that runs the test tool as an unprivileged root.
+// tool returns a process that runs the test tool as root with few capabilities.
 func tool(args ...string) *pb.Process {
 	caps := []string{"CAP_CHOWN", "CAP_NET_BIND_SERVICE", "CAP_KILL"}
 	return &pb.Process{
@@ -271,7 +272,7 @@ func tool(args ...string) *pb.Process {
 	}
 }
 
-// result is what a program left behind.
+// result is a program's output and exit status.
 type result struct {
 	stdout, stderr string
 	status         int32
@@ -293,7 +294,7 @@ func (g *guest) read(ctx context.Context, read func(context.Context, *pb.ReadStr
 	}
 }
 
-// finish waits for a process as the shim does: the streams' ends, then the status.
+// finish waits for a process as the shim does: first for the end of its streams, then for its status.
 func (g *guest) finish(t *testing.T, cid, exec string) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
@@ -311,13 +312,14 @@ func (g *guest) finish(t *testing.T, cid, exec string) result {
 	return r
 }
 
-// run executes a process in a container and collects what it leaves.
+// run runs a process in a container and returns its result.
 func (g *guest) run(t *testing.T, cid, exec string, p *pb.Process) result {
 	t.Helper()
 	g.exec(t, cid, exec, p)
 	return g.finish(t, cid, exec)
 }
 
+// exec starts a process in a container.
 func (g *guest) exec(t *testing.T, cid, exec string, p *pb.Process) {
 	t.Helper()
 	if _, err := g.ExecProcess(t.Context(), &pb.ExecProcessRequest{ContainerId: cid, ExecId: exec, Process: p}); err != nil {

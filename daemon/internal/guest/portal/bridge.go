@@ -10,32 +10,32 @@ import (
 	"time"
 )
 
-// socketWait is how long Connect waits for the server's socket: an emulated machine needs a
-// while to get there.
-const socketWait = 30 * time.Second
+// socketTimeout is how long Connect waits for the server to listen. On an emulated machine the server takes a
+// while to start.
+const socketTimeout = 30 * time.Second
 
-// Connect carries bytes between in, out and the server at socket until one side ends or ctx is done. It may
-// leave a read of in behind, and is meant for a process that exits then.
+// Connect copies in to the server at socket and the server's bytes to out, until either side ends or ctx is done.
+// It may leave a goroutine blocked in a read of in, so the process should exit when Connect returns.
 func Connect(ctx context.Context, socket string, in io.Reader, out io.Writer) error {
 	conn, err := dial(ctx, socket)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	ended := make(chan error, 2)
-	go func() { _, err := io.Copy(conn, in); ended <- err }()
-	go func() { _, err := io.Copy(out, conn); ended <- err }()
+	copied := make(chan error, 2)
+	go func() { _, err := io.Copy(conn, in); copied <- err }()
+	go func() { _, err := io.Copy(out, conn); copied <- err }()
 	select {
-	case err := <-ended:
+	case err := <-copied:
 		return err
 	case <-ctx.Done():
 		return nil
 	}
 }
 
-// dial waits for the socket to appear.
+// dial connects to socket. While nothing listens there, it retries for up to socketTimeout.
 func dial(ctx context.Context, socket string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, socketWait)
+	ctx, cancel := context.WithTimeout(ctx, socketTimeout)
 	defer cancel()
 	for {
 		var d net.Dialer

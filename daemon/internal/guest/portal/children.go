@@ -9,41 +9,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// children starts the portal's processes and reaps them, along with every orphan that the kernel
-// hands to the portal as PID 1. Its reap is the only wait in the program: a second one (os/exec
-// has its own) would race with it for exit statuses.
+// children starts the portal's processes. It reaps them and every orphan that the kernel reparents to the portal.
+// Nothing else in the program may wait for a child (os/exec does): it would race with reap for exit statuses.
 type children struct {
-	mu  sync.Mutex
-	own map[int]*process
+	mu        sync.Mutex
+	processes map[int]*process // that start has started and reap has not reaped, by pid
 }
 
-// process is a child, the leader of a session and a process group of its own.
+// process is a child of the portal. It leads its own session and process group.
 type process struct {
 	pid    int
 	parent *children
-	// exited is closed when the process was reaped; status is set before.
+	// exited is closed once the process has been reaped and status is set.
 	exited chan struct{}
 	status syscall.WaitStatus
 }
 
-// adoptOrphans makes this process the reaper of its descendants, as PID 1 is already, and returns
-// the children that it may have from then on.
+// adoptOrphans makes this process the reaper of its orphaned descendants, which it already is if it is PID 1. From
+// then on the returned children reaps every child.
 func adoptOrphans() (*children, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("prctl", err)
 	}
-	c := &children{own: make(map[int]*process)}
-	died := make(chan os.Signal, 1)
-	signal.Notify(died, syscall.SIGCHLD)
+	c := &children{processes: make(map[int]*process)}
+	sigchld := make(chan os.Signal, 1)
+	signal.Notify(sigchld, syscall.SIGCHLD)
 	go func() {
-		for range died {
+		for range sigchld {
 			c.reap()
 		}
 	}()
 	return c, nil
 }
 
-// reap collects every child that has exited. One SIGCHLD may stand for several of them.
+// reap collects every child that has exited. One SIGCHLD may be sent for several of them.
 func (c *children) reap() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -56,22 +55,22 @@ func (c *children) reap() {
 		if err != nil || pid <= 0 {
 			return
 		}
-		if p := c.own[pid]; p != nil {
-			delete(c.own, pid)
+		if p := c.processes[pid]; p != nil {
+			delete(c.processes, pid)
 			p.status = status
 			close(p.exited)
 		}
 	}
 }
 
-// start runs the program at path with the files as its descriptors 0, 1, 2 and so on. The error
-// is the errno of fork, chdir or exec.
+// start runs the program at path with files as its descriptors 0, 1, 2 and so on. The error is the errno of fork,
+// chdir or exec.
 func (c *children) start(path string, argv, env []string, dir string, files ...*os.File) (*process, error) {
 	fds := make([]uintptr, len(files))
 	for i, f := range files {
 		fds[i] = f.Fd()
 	}
-	// Locked so that the process cannot be reaped before it is known.
+	// Hold the lock so that the process is not reaped before it is in the map.
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
@@ -84,35 +83,35 @@ func (c *children) start(path string, argv, env []string, dir string, files ...*
 		return nil, err
 	}
 	p := &process{pid: pid, parent: c, exited: make(chan struct{})}
-	c.own[pid] = p
+	c.processes[pid] = p
 	return p, nil
 }
 
-// kill ends every process group whose leader still runs.
+// kill kills the process group of every process that is still running.
 func (c *children) kill() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for pid := range c.own {
+	for pid := range c.processes {
 		_ = syscall.Kill(-pid, syscall.SIGKILL)
 	}
 }
 
-// signal sends sig to the process alone; once it was reaped, to nobody.
+// signal sends sig to the process, but not to its group. It does nothing once the process has been reaped.
 func (p *process) signal(sig syscall.Signal) { p.send(p.pid, sig) }
 
-// signalGroup sends sig to all of the process's group, unless the process was reaped.
+// signalGroup sends sig to the process's group. It does nothing once the process has been reaped.
 func (p *process) signalGroup(sig syscall.Signal) { p.send(-p.pid, sig) }
 
 func (p *process) send(target int, sig syscall.Signal) {
 	p.parent.mu.Lock()
 	defer p.parent.mu.Unlock()
-	// A reaped process's number may belong to another by now.
-	if p.parent.own[p.pid] == p {
+	// After the process was reaped, the kernel may have reused its pid.
+	if p.parent.processes[p.pid] == p {
 		_ = syscall.Kill(target, sig)
 	}
 }
 
-// running says that the process was not reaped yet.
+// running reports whether the process has not been reaped yet.
 func (p *process) running() bool {
 	select {
 	case <-p.exited:

@@ -19,7 +19,7 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// defaultPath is where programs are looked for when the environment has no PATH.
+// defaultPath is the PATH of an environment that has none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // RunCommand implements portalv1.PortalServiceServer.
@@ -27,7 +27,7 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 	if req.GetCommand() == "" {
 		return status.Error(codes.InvalidArgument, "command is empty: name a program")
 	}
-	env, dir, err := surroundings(req.GetEnvironment())
+	env, dir, err := processEnvironment(req.GetEnvironment())
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 	}})
 }
 
-// exitCode is the code that a shell would show.
+// exitCode returns the exit code as a shell reports it: 128+N for a process that was killed by signal N.
 func exitCode(s syscall.WaitStatus) int32 {
 	if s.Signaled() {
 		return 128 + int32(s.Signal())
@@ -78,14 +78,14 @@ func exitCode(s syscall.WaitStatus) int32 {
 	return int32(s.ExitStatus())
 }
 
-// limitError is the cause of a context whose run took too long.
+// limitError is the cancellation cause of a run that reached its time limit.
 type limitError struct{ limit time.Duration }
 
 func (e limitError) Error() string {
-	return "interrupted after " + e.limit.String()
+	return fmt.Sprintf("the run reached its time limit of %s and was interrupted", e.limit)
 }
 
-// withLimit bounds ctx by a run's timeout; none, zero and less mean no limit.
+// withLimit returns a context that ends after timeout. A timeout that is nil, zero or negative means no limit.
 func withLimit(ctx context.Context, timeout *durationpb.Duration) (context.Context, context.CancelFunc) {
 	if d := timeout.AsDuration(); d > 0 {
 		return context.WithTimeoutCause(ctx, d, limitError{d})
@@ -93,7 +93,7 @@ func withLimit(ctx context.Context, timeout *durationpb.Duration) (context.Conte
 	return context.WithCancel(ctx)
 }
 
-// endError says why a run was ended whose context from withLimit is done.
+// endError returns the gRPC status for a run whose context, from withLimit, is done.
 func endError(ctx context.Context) error {
 	if e := (limitError{}); errors.As(context.Cause(ctx), &e) {
 		return status.Error(codes.DeadlineExceeded, e.Error())
@@ -101,14 +101,14 @@ func endError(ctx context.Context) error {
 	return status.FromContextError(ctx.Err()).Err()
 }
 
-// surroundings returns the environment and the working directory of a process. Both come from the
-// image, by way of the portal's own, unless e overrides them; dir is empty for the portal's own.
-func surroundings(e *portalv1.Environment) (env []string, dir string, err error) {
+// processEnvironment returns the environment and the working directory for a process. e overrides those of the portal
+// itself, which come from the image. An empty dir means the portal's working directory.
+func processEnvironment(e *portalv1.Environment) (env []string, dir string, err error) {
 	env = os.Environ()
 	for _, entry := range e.GetEnv() {
 		name, _, ok := strings.Cut(entry, "=")
 		if !ok || name == "" || strings.ContainsRune(entry, 0) {
-			return nil, "", status.Errorf(codes.InvalidArgument, "environment entry %q: use NAME=value", entry)
+			return nil, "", status.Errorf(codes.InvalidArgument, "environment entry %q is invalid: use NAME=value", entry)
 		}
 		env = setenv(env, name, entry)
 	}
@@ -117,7 +117,7 @@ func surroundings(e *portalv1.Environment) (env []string, dir string, err error)
 		return env, "", nil
 	}
 	if !filepath.IsAbs(dir) {
-		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q: use an absolute path", dir)
+		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q is not absolute: use an absolute path", dir)
 	}
 	info, err := os.Stat(dir)
 	switch {
@@ -131,7 +131,7 @@ func surroundings(e *portalv1.Environment) (env []string, dir string, err error)
 	return env, dir, nil
 }
 
-// setenv replaces the entry of that name, or adds it.
+// setenv replaces the entry of the variable name in env with entry, or appends entry.
 func setenv(env []string, name, entry string) []string {
 	for i, old := range env {
 		if strings.HasPrefix(old, name+"=") {
@@ -151,17 +151,17 @@ func getenv(env []string, name string) (value string, ok bool) {
 	return "", false
 }
 
-// lookPath finds a program as a shell does: a name with a slash is a path, seen from dir; any
-// other is searched for in the directories of env's PATH.
+// lookPath finds a program as a shell does. A name with a slash is a path, relative to dir. Any other name is searched
+// for in the directories of env's PATH.
 func lookPath(name string, env []string, dir string) (string, error) {
-	from := func(path string) string {
+	fromDir := func(path string) string {
 		if filepath.IsAbs(path) {
 			return path
 		}
 		return filepath.Join(dir, path)
 	}
 	if strings.Contains(name, "/") {
-		path := from(name)
+		path := fromDir(name)
 		if !filepath.IsAbs(path) {
 			path = "./" + path
 		}
@@ -174,24 +174,24 @@ func lookPath(name string, env []string, dir string) (string, error) {
 	if !ok {
 		list = defaultPath
 	}
-	refused := fmt.Errorf("%s is not in PATH (%s)", name, list)
+	notFound := fmt.Errorf("%s is not in PATH (%s)", name, list)
 	for _, d := range filepath.SplitList(list) {
 		if d == "" {
 			d = "."
 		}
-		path := filepath.Join(from(d), name)
+		path := filepath.Join(fromDir(d), name)
 		err := checkExecutable(path)
 		if err == nil {
 			return path, nil
 		}
 		if !errors.Is(err, os.ErrNotExist) {
-			refused = fmt.Errorf("%s: %w", path, err)
+			notFound = fmt.Errorf("%s: %w", path, err)
 		}
 	}
-	return "", refused
+	return "", notFound
 }
 
-// checkExecutable says in a few words why the file at path cannot be run.
+// checkExecutable returns an error unless the file at path can be run. It is os.ErrNotExist if there is no such file.
 func checkExecutable(path string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -207,22 +207,22 @@ func checkExecutable(path string) error {
 	return nil
 }
 
-// startError turns what exec said into words and a code.
+// startError returns the gRPC status for an error of fork, chdir or exec.
 func startError(command string, err error) error {
 	code, text := codes.Internal, err.Error()
 	switch err {
 	case syscall.ENOENT:
-		code, text = codes.NotFound, "the interpreter or loader that it needs is not in the image"
+		code, text = codes.NotFound, "the image lacks the interpreter or loader that this program needs"
 	case syscall.ENOEXEC:
-		code, text = codes.NotFound, "is not a program that the sandbox can run (wrong architecture, or a script without #! line)"
+		code, text = codes.NotFound, "the sandbox cannot run this file: it is for another architecture, or a script without a #! line"
 	case syscall.EACCES, syscall.EPERM:
 		code, text = codes.NotFound, "is not executable"
 	case syscall.E2BIG:
 		code, text = codes.InvalidArgument, "arguments and environment are too long"
 	case syscall.EINVAL:
-		code, text = codes.InvalidArgument, "an argument holds a NUL byte"
+		code, text = codes.InvalidArgument, "an argument contains a NUL byte"
 	case syscall.EAGAIN, syscall.ENOMEM:
-		code, text = codes.ResourceExhausted, "the sandbox has no room for another process: "+text
+		code, text = codes.ResourceExhausted, "the sandbox cannot start another process: "+text
 	}
 	return status.Errorf(code, "%s: %s", command, text)
 }

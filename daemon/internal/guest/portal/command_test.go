@@ -24,52 +24,52 @@ func TestLookPath(t *testing.T) {
 	for _, tt := range []struct {
 		name, path, workdir string
 		want                string
-		refusal             string
+		wantErr             string
 	}{
 		{name: "tool", path: bin + ":" + other, want: bin + "/tool"},
 		{name: "tool", path: other + ":" + bin, want: other + "/tool"},
 		{name: "tool", path: "/nonexistent:" + other, want: other + "/tool"},
 		{name: "tool", path: "bin", workdir: dir, want: bin + "/tool"},
-		{name: "tool", path: "", workdir: bin, refusal: "tool is not in PATH ()"},
+		{name: "tool", path: "", workdir: bin, wantErr: "tool is not in PATH ()"},
 		{name: "tool", path: ":", workdir: bin, want: bin + "/tool"},
-		{name: "nope", path: bin, refusal: "nope is not in PATH (" + bin + ")"},
-		{name: "data", path: bin + ":" + other, refusal: "is not executable"},
-		{name: "deep", path: bin, refusal: "is a directory"},
+		{name: "nope", path: bin, wantErr: "nope is not in PATH (" + bin + ")"},
+		{name: "data", path: bin + ":" + other, wantErr: "is not executable"},
+		{name: "deep", path: bin, wantErr: "is a directory"},
 		{name: "deep/x", path: "", workdir: bin, want: bin + "/deep/x"},
 		{name: "./tool", path: "", workdir: bin, want: bin + "/tool"},
 		{name: bin + "/tool", path: "", want: bin + "/tool"},
-		{name: bin + "/nope", path: "", refusal: "does not exist"},
-		{name: bin + "/tool/x", path: "", refusal: "does not exist"},
+		{name: bin + "/nope", path: "", wantErr: "does not exist"},
+		{name: bin + "/tool/x", path: "", wantErr: "does not exist"},
 	} {
 		got, err := lookPath(tt.name, []string{"PATH=" + tt.path}, tt.workdir)
-		if tt.refusal != "" {
-			if err == nil || !strings.Contains(err.Error(), tt.refusal) {
-				t.Errorf("lookPath(%q, PATH=%s): %q, %v; want an error with %q", tt.name, tt.path, got, err, tt.refusal)
+		if tt.wantErr != "" {
+			if err == nil || !strings.Contains(err.Error(), tt.wantErr) {
+				t.Errorf("lookPath(%q, PATH=%s) = %q, %v; want an error containing %q", tt.name, tt.path, got, err, tt.wantErr)
 			}
 			continue
 		}
 		if err != nil || got != tt.want {
-			t.Errorf("lookPath(%q, PATH=%s): %q, %v; want %q", tt.name, tt.path, got, err, tt.want)
+			t.Errorf("lookPath(%q, PATH=%s) = %q, %v; want %q", tt.name, tt.path, got, err, tt.want)
 		}
 	}
 }
 
-func TestSurroundingsOverrideThePortalsOwn(t *testing.T) {
+func TestProcessEnvironmentOverridesThePortals(t *testing.T) {
 	t.Setenv("KEPT", "1")
 	t.Setenv("CHANGED", "old")
-	env, dir, err := surroundings(&portalv1.Environment{Env: []string{"CHANGED=new=x", "ADDED="}, Workdir: "/"})
+	env, dir, err := processEnvironment(&portalv1.Environment{Env: []string{"CHANGED=new=x", "ADDED="}, Workdir: "/"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{"KEPT": "1", "CHANGED": "new=x", "ADDED": ""} {
 		if got, ok := getenv(env, name); !ok || got != want {
-			t.Errorf("%s=%q (%t), want %q", name, got, ok, want)
+			t.Errorf("%s is %q (set: %t), want %q", name, got, ok, want)
 		}
 	}
 	if n := strings.Count(strings.Join(env, "\n"), "CHANGED="); n != 1 {
-		t.Errorf("CHANGED is there %d times", n)
+		t.Errorf("the environment has %d entries for CHANGED, want 1", n)
 	}
 	if dir != "/" {
-		t.Errorf("dir is %q", dir)
+		t.Errorf("working directory is %q, want /", dir)
 	}
 }

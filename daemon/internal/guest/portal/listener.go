@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// newestOnly is a listener whose newest connection replaces the one before. A daemon that was
-// killed leaves its bridge connected; its successor's bridge ends it.
+// newestOnly is a listener that closes the previous connection when it accepts a new one. A daemon that was killed may
+// leave its bridge connected; the connection of the next daemon's bridge then replaces it.
 type newestOnly struct {
 	net.Listener
 	mu   sync.Mutex

@@ -16,47 +16,47 @@ const (
 	stderr = portalv1.Output_STREAM_STDERR
 )
 
-// maxBacklog bounds what is kept of the output that a REPL prints while no run is there to take it.
-// What exceeds it is dropped, so that a chatty thread neither stalls nor fills the memory.
+// maxBacklog is how many bytes of output are kept that a REPL prints while no run is in progress. The rest is dropped,
+// so that a background thread that prints a lot neither blocks nor fills the memory.
 const maxBacklog = 1 << 20
 
-// A program that prints a line at a time would have each one carried alone: after promptReads reads
-// without a pause of calm between them, what is printed within gather is read together. Nobody
-// waits for that: drain reads at once.
+// A program that prints line by line would have each line sent as a message. To avoid that, after unbatchedReads reads
+// without a pause of idlePause between them, pump waits batchDelay before each read and so reads more at once. A run's
+// result is not delayed by this: drain reads immediately.
 const (
-	promptReads = 32
-	calm        = 10 * time.Millisecond
-	gather      = 2 * time.Millisecond
+	unbatchedReads = 32
+	idlePause      = 10 * time.Millisecond
+	batchDelay     = 2 * time.Millisecond
 )
 
-// emitFunc passes a piece of output on. It must not keep data.
+// emitFunc receives a piece of output. It must not retain data.
 type emitFunc func(stream portalv1.Output_Stream, data []byte) error
 
 // output collects what a process and its descendants print into two pipes.
 //
-// The pipes are read until their last writer is gone, which may be long after the process: a
-// server left in the background must not die of SIGPIPE because the command that started it ended.
+// The pipes are read until their last writer has closed them, which may be long after the process has exited: a server
+// left in the background must not die of SIGPIPE because the command that started it ended.
 type output struct {
-	// mu is held from reading a piece until it was emitted: pieces are emitted as they were read,
-	// and who holds it knows that nothing that was read is still on its way.
+	// mu is held from the read of a piece until it has been emitted. Pieces are therefore emitted in the order in which
+	// they were read, and whoever holds mu knows that everything that was read has been emitted.
 	mu    sync.Mutex
 	pipes [2]outputPipe
-	// epoll watches the open pipes, and Go's poller watches ready, which is the same.
-	epoll   int
-	ready   *os.File
-	buf     [64 << 10]byte
-	emit    emitFunc
-	backlog []backlogPiece
-	kept    int
+	// epoll watches the open pipes. ready is the same descriptor as a file, which Go's poller watches.
+	epoll       int
+	ready       *os.File
+	buf         [64 << 10]byte
+	emit        emitFunc
+	backlog     []backlogPiece // output to emit when attach is called
+	backlogSize int            // bytes in backlog
 }
 
 // outputPipe is the read end of a pipe.
 type outputPipe struct {
 	stream portalv1.Output_Stream
 	fd     int
-	// open until the last writer is gone.
+	// open is true until the last writer has closed the pipe.
 	open    bool
-	midLine bool
+	midLine bool // the last byte was not a newline
 }
 
 type backlogPiece struct {
@@ -64,8 +64,8 @@ type backlogPiece struct {
 	data   []byte
 }
 
-// newOutput returns an output and the write ends of its pipes, which the caller closes after it
-// has started the process. Without an emit, output is kept until attach.
+// newOutput returns an output and the write ends of its pipes, which the caller must close after it has started the
+// process. If emit is nil, up to maxBacklog bytes are kept until attach is called.
 func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 	var fds []int
 	defer func() {
@@ -75,7 +75,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 			}
 		}
 	}()
-	// An epoll of our own says which pipe became readable first, which Go's poller does not.
+	// Go's poller does not tell which pipe became readable first. Our own epoll does.
 	ready, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, nil, nil, os.NewSyscallError("epoll_create1", err)
@@ -92,7 +92,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 			return nil, nil, nil, os.NewSyscallError("pipe2", err)
 		}
 		fds = append(fds, pair[:]...)
-		// Only our end: programs expect a blocking stdout.
+		// Only the read end is non-blocking: programs expect a blocking stdout.
 		if err := unix.SetNonblock(pair[0], true); err != nil {
 			return nil, nil, nil, os.NewSyscallError("fcntl", err)
 		}
@@ -104,12 +104,12 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 		ends[i] = pair[1]
 	}
 	o.ready = os.NewFile(uintptr(ready), "epoll")
-	go o.follow()
+	go o.pump()
 	return o, os.NewFile(uintptr(ends[0]), "stdout"), os.NewFile(uintptr(ends[1]), "stderr"), nil
 }
 
-// follow emits what comes out of the pipes until their last writers are gone.
-func (o *output) follow() {
+// pump emits what is printed into the pipes until their last writers have closed them.
+func (o *output) pump() {
 	defer o.ready.Close()
 	raw, err := o.ready.SyscallConn()
 	if err != nil {
@@ -119,11 +119,11 @@ func (o *output) follow() {
 	reads := 0
 	_ = raw.Read(func(uintptr) (ended bool) {
 		for {
-			if time.Since(last) > calm {
+			if time.Since(last) > idlePause {
 				reads = 0
 			}
-			if reads++; reads > promptReads {
-				time.Sleep(gather)
+			if reads++; reads > unbatchedReads {
+				time.Sleep(batchDelay)
 			}
 			last = time.Now()
 			o.mu.Lock()
@@ -137,8 +137,9 @@ func (o *output) follow() {
 	})
 }
 
-// read emits what is in the pipes, beginning with the one that became readable first, and returns
-// how many were readable. It does not run after a writer that never stops. mu is held.
+// read emits what is in the pipes, starting with the pipe that became readable first, and returns how many pipes were
+// readable. It leaves a pipe once it has read what was in it at the beginning, so that it returns even if a writer
+// never stops. The caller holds mu.
 func (o *output) read() int {
 	var events [len(o.pipes)]unix.EpollEvent
 	n, err := unix.EpollWait(o.epoll, events[:], 0)
@@ -154,7 +155,7 @@ func (o *output) read() int {
 				continue
 			}
 			if n > 0 {
-				o.pass(p, o.buf[:n])
+				o.deliver(p, o.buf[:n])
 			} else if err != unix.EAGAIN {
 				p.open = false
 				unix.Close(p.fd)
@@ -167,39 +168,39 @@ func (o *output) read() int {
 	return max(n, 0)
 }
 
-// pass gives data to whoever takes the output. mu is held.
-func (o *output) pass(p *outputPipe, data []byte) {
+// deliver emits data, or adds it to the backlog if there is no emit. The caller holds mu.
+func (o *output) deliver(p *outputPipe, data []byte) {
 	p.midLine = data[len(data)-1] != '\n'
 	if o.emit != nil {
-		// An error means that nobody listens any more: the run ends by its context.
+		// An error means that the caller of the run is gone. The context then ends the run.
 		_ = o.emit(p.stream, data)
 		return
 	}
-	data = data[:min(len(data), maxBacklog-o.kept)]
+	data = data[:min(len(data), maxBacklog-o.backlogSize)]
 	if len(data) > 0 {
-		o.kept += len(data)
+		o.backlogSize += len(data)
 		o.backlog = append(o.backlog, backlogPiece{p.stream, bytes.Clone(data)})
 	}
 }
 
-// attach makes emit the receiver of all output, beginning with what was printed since detach.
+// attach makes emit the receiver of all output, starting with the backlog.
 func (o *output) attach(emit emitFunc) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, piece := range o.backlog {
 		_ = emit(piece.stream, piece.data)
 	}
-	o.emit, o.backlog, o.kept = emit, nil, 0
+	o.emit, o.backlog, o.backlogSize = emit, nil, 0
 }
 
-// detach ends what attach began: emit is not called after it.
+// detach undoes attach. The function that was attached is not called after detach has returned.
 func (o *output) detach() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.emit = nil
 }
 
-// discard emits what was printed before, and nothing that is printed later.
+// discard emits what was printed before the call and drops what is printed later.
 func (o *output) discard() {
 	o.drain()
 	o.mu.Lock()
@@ -207,7 +208,7 @@ func (o *output) discard() {
 	o.emit = func(portalv1.Output_Stream, []byte) error { return nil }
 }
 
-// drain returns when all that was printed before the call was emitted.
+// drain emits everything that was printed before the call.
 func (o *output) drain() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -216,7 +217,7 @@ func (o *output) drain() {
 	}
 }
 
-// report adds a line of the portal's own to stderr.
+// report emits a line of the portal itself on stderr, on a line of its own.
 func (o *output) report(line string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -224,10 +225,10 @@ func (o *output) report(line string) {
 	if p.midLine {
 		line = "\n" + line
 	}
-	o.pass(p, []byte(line+"\n"))
+	o.deliver(p, []byte(line+"\n"))
 }
 
-// backlogText is what was printed without anyone to take it.
+// backlogText returns the backlog of both streams as text.
 func (o *output) backlogText() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()

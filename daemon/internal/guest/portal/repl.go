@@ -17,19 +17,19 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// The drivers run in the image's own interpreters. Each has five descriptors:
+// The drivers (repl.py and repl.js) run in the image's own interpreters. Each has five descriptors:
 //
 //	0     /dev/null
-//	1, 2  pipes: what is printed, by the code and by the processes that it starts
-//	3     pipe, runs: for each run a length (4 bytes, big endian) and the code
-//	4     socket, control: single bytes, below
+//	1, 2  pipes for the output of the code and of the processes that it starts
+//	3     pipe "runs": for each run its length (4 bytes, big endian) and its code
+//	4     socket "control": the single bytes below
 //
-// What is printed to one pipe keeps its order by itself. When the driver turns from one stream to
-// the other within a run, it first sends a sync byte and waits for its echo; the portal has then
-// read what is in the pipes. So the order is kept across both streams too.
+// A pipe keeps the order of what is printed to it. To keep the order across both pipes, a driver that switches from
+// one stream to the other within a run first sends a sync byte and waits for the portal to echo it. The portal echoes
+// it after it has read everything that is in the pipes.
 const (
-	controlReady  = 'r' // the driver awaits its first run
-	controlOK     = '+' // the run ended
+	controlReady  = 'r' // the driver is ready for its first run
+	controlOK     = '+' // the run ended without an error
 	controlFailed = '-' // the run ended with an error, which the driver has printed
 	controlSync   = 0x80
 )
@@ -41,24 +41,24 @@ var pythonDriver string
 var nodeDriver string
 
 const (
-	// startWait bounds the start of an interpreter; emulated machines are slow.
-	startWait = time.Minute
-	// politeWait is how long an interpreter has to react to an interrupt before its whole group
-	// gets one too, and how long one without control has to exit.
-	politeWait = time.Second
-	// patience is how long it has to react before it is killed, and its state with it. An emulated one on a busy
-	// host has taken more than 5 s.
-	patience = 15 * time.Second
+	// startTimeout bounds the start of an interpreter. It is long because emulated machines are slow.
+	startTimeout = time.Minute
+	// interruptGrace is how long an interpreter has to react to an interrupt before its process group is interrupted,
+	// and how long an interpreter has to exit once its control socket is unusable.
+	interruptGrace = time.Second
+	// killTimeout is how long an interrupted interpreter has to end the run before it is killed and loses its state.
+	// An emulated one on a busy host has taken more than 5 s.
+	killTimeout = 15 * time.Second
 )
 
-// repl runs code in one language, in a session that is started when first needed.
+// repl runs code in one language, in a session that is started by the first run.
 type repl struct {
 	name     string
 	program  string
 	args     []string
 	children *children
 	null     *os.File
-	turn     turn
+	queue    replQueue
 	session  *session
 }
 
@@ -66,40 +66,40 @@ func newREPLs(c *children, null *os.File) map[portalv1.RunCodeRequest_Language]*
 	return map[portalv1.RunCodeRequest_Language]*repl{
 		portalv1.RunCodeRequest_LANGUAGE_PYTHON: {
 			name: "python", program: "python3", args: []string{"-c", pythonDriver},
-			children: c, null: null, turn: make(turn, 1),
+			children: c, null: null, queue: make(replQueue, 1),
 		},
 		portalv1.RunCodeRequest_LANGUAGE_NODE: {
 			name: "node", program: "node", args: []string{"-e", nodeDriver},
-			children: c, null: null, turn: make(turn, 1),
+			children: c, null: null, queue: make(replQueue, 1),
 		},
 	}
 }
 
-// turn is held by the run in progress. Goroutines that wait for a channel are served in order,
-// which a mutex does not promise.
-type turn chan struct{}
+// replQueue is a lock that the run in progress holds. It is a channel because goroutines that wait for a channel are
+// served in order, which a mutex does not guarantee.
+type replQueue chan struct{}
 
-func (t turn) take(ctx context.Context) error {
+func (q replQueue) acquire(ctx context.Context) error {
 	select {
-	case t <- struct{}{}:
+	case q <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-func (t turn) give() { <-t }
+func (q replQueue) release() { <-q }
 
-// run runs the code of req and emits its output; no emit follows its return. success is false
-// when the code raised, or ended the interpreter.
+// run runs the code of req and passes its output to emit. It does not call emit after it has returned. success is
+// false if the code raised an exception or ended the interpreter.
 func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitFunc) (success bool, err error) {
-	if err := r.turn.take(ctx); err != nil {
+	if err := r.queue.acquire(ctx); err != nil {
 		return false, status.FromContextError(err).Err()
 	}
-	defer r.turn.give()
+	defer r.queue.release()
 
 	if r.session != nil && !r.session.running() {
-		r.bury(emit, " after the last run")
+		r.reportExit(emit, " after the last run")
 	}
 	if r.session == nil {
 		if r.session, err = r.start(ctx, req.GetEnvironment()); err != nil {
@@ -113,7 +113,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 	if err := s.submit(ctx, req.GetCode()); err != nil {
 		s.signalGroup(syscall.SIGKILL)
 	}
-	var event byte // none: the session is lost
+	var event byte // 0 if the session is lost
 	select {
 	case event = <-s.events:
 	case <-s.exited:
@@ -121,70 +121,71 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		err = endError(ctx)
 		if event = s.interrupt(); event == 0 {
 			st := status.Convert(err)
-			err = status.Errorf(st.Code(), "%s; the %s process %s: its state is lost", st.Message(), r.name, ending(s.status))
+			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.name, exitText(s.status))
 		}
 	}
 	if event == 0 {
-		r.bury(emit, "")
+		r.reportExit(emit, "")
 	} else {
 		s.out.detach()
 	}
 	return event == controlOK, err
 }
 
-// bury releases a session that has exited. Its last words and a line about its end go to emit.
-func (r *repl) bury(emit emitFunc, when string) {
+// reportExit releases a session whose process has exited. It passes to emit the remaining output and a line that says
+// how the process exited.
+func (r *repl) reportExit(emit emitFunc, when string) {
 	s := r.session
 	r.session = nil
 	s.out.attach(emit)
 	s.out.drain()
-	s.out.report(fmt.Sprintf("the %s process %s%s; its state is lost", r.name, ending(s.status), when))
+	s.out.report(fmt.Sprintf("the %s process %s%s; its state is lost", r.name, exitText(s.status), when))
 	s.close()
 }
 
-// ending says how a process ended.
-func ending(s syscall.WaitStatus) string {
+// exitText describes how a process ended, such as "exited with status 1".
+func exitText(s syscall.WaitStatus) string {
 	if !s.Signaled() {
 		return fmt.Sprintf("exited with status %d", s.ExitStatus())
 	}
 	return fmt.Sprintf("was killed by signal %d (%s)", s.Signal(), unix.SignalName(s.Signal()))
 }
 
-// session is an interpreter under its driver.
+// session is an interpreter that runs the language's driver.
 type session struct {
 	*process
 	out     *output
 	runs    *os.File
 	control *os.File
-	// events are the bytes that the driver sends, without syncs.
+	// events carries the bytes that the driver sends, except for syncs.
 	events chan byte
 }
 
 // start starts the interpreter and waits until it is ready.
 func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*session, error) {
-	env, dir, err := surroundings(environment)
+	env, dir, err := processEnvironment(environment)
 	if err != nil {
 		return nil, err
 	}
 	path, err := lookPath(r.program, env, dir)
 	if err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "image has no %s: %v", r.program, err)
+		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %v", r.program, err)
 	}
 	s, err := r.launch(path, env, dir)
 	if err != nil {
 		return nil, err
 	}
-	late := time.NewTimer(startWait)
-	defer late.Stop()
+	timeout := time.NewTimer(startTimeout)
+	defer timeout.Stop()
 	select {
 	case <-s.events:
 		return s, nil
 	case <-s.exited:
 		s.out.drain()
-		err = status.Errorf(codes.FailedPrecondition, "start %s: it %s: %s", r.program, ending(s.status),
+		err = status.Errorf(codes.FailedPrecondition, "start %s: it %s: %s", r.program, exitText(s.status),
 			strings.TrimSpace(s.out.backlogText()))
-	case <-late.C:
-		err = status.Errorf(codes.FailedPrecondition, "start %s: it is not ready after %v", r.program, startWait)
+	case <-timeout.C:
+		err = status.Errorf(codes.FailedPrecondition, "start %s: not ready after %v", r.program, startTimeout)
 	case <-ctx.Done():
 		err = status.FromContextError(ctx.Err()).Err()
 	}
@@ -194,11 +195,11 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 	return nil, err
 }
 
-// launch starts the process with its descriptors.
+// launch starts the interpreter with the five descriptors described above. It does not wait until it is ready.
 func (r *repl) launch(path string, env []string, dir string) (_ *session, err error) {
-	var opened []*os.File
+	var childEnds []*os.File
 	defer func() {
-		for _, f := range opened {
+		for _, f := range childEnds {
 			f.Close()
 		}
 		if err != nil {
@@ -209,7 +210,7 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	if err != nil {
 		return nil, err
 	}
-	opened = append(opened, outEnd, errEnd)
+	childEnds = append(childEnds, outEnd, errEnd)
 
 	var runs, control [2]int
 	if err := unix.Pipe2(runs[:], unix.O_CLOEXEC); err != nil {
@@ -218,7 +219,7 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	_ = unix.SetNonblock(runs[1], true)
 	s := &session{out: out, runs: os.NewFile(uintptr(runs[1]), "runs"), events: make(chan byte)}
 	runsEnd := os.NewFile(uintptr(runs[0]), "runs")
-	opened = append(opened, runsEnd)
+	childEnds = append(childEnds, runsEnd)
 
 	if control, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
 		s.runs.Close()
@@ -227,7 +228,7 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	_ = unix.SetNonblock(control[0], true)
 	s.control = os.NewFile(uintptr(control[0]), "control")
 	controlEnd := os.NewFile(uintptr(control[1]), "control")
-	opened = append(opened, controlEnd)
+	childEnds = append(childEnds, controlEnd)
 
 	argv := append([]string{r.program}, r.args...)
 	s.process, err = r.children.start(path, argv, env, dir, r.null, outEnd, errEnd, runsEnd, controlEnd)
@@ -236,15 +237,16 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 		s.control.Close()
 		return nil, err
 	}
-	go s.listen()
+	go s.serveControl()
 	return s, nil
 }
 
-// listen answers syncs and passes on events, until the driver closes its end or says what it
-// never would: then the code has laid its hands on it, and it is killed unless it exits by itself.
-func (s *session) listen() {
+// serveControl answers syncs and passes events on until the driver closes the control socket or sends a byte that it
+// never sends. Either means that the user's code has tampered with the socket or that the interpreter is exiting. If
+// the interpreter has not exited interruptGrace later, serveControl kills its process group.
+func (s *session) serveControl() {
 	defer func() {
-		timer := time.NewTimer(politeWait)
+		timer := time.NewTimer(interruptGrace)
 		defer timer.Stop()
 		select {
 		case <-s.exited:
@@ -257,7 +259,7 @@ func (s *session) listen() {
 		if _, err := s.control.Read(b[:]); err != nil {
 			return
 		}
-		// Whatever the byte means, what was printed before it comes first.
+		// Emit what was printed before the driver sent this byte, whatever the byte means.
 		s.out.drain()
 		switch {
 		case b[0] >= controlSync:
@@ -276,8 +278,8 @@ func (s *session) listen() {
 	}
 }
 
-// submit hands the code to the driver, which always reads between runs, unless the code of an
-// earlier run keeps it from it.
+// submit sends code to the driver. The driver reads whenever no run is in progress, so the write blocks only if the
+// code of an earlier run keeps the driver from reading.
 func (s *session) submit(ctx context.Context, code string) error {
 	frame := make([]byte, 4, 4+len(code))
 	binary.BigEndian.PutUint32(frame, uint32(len(code)))
@@ -288,23 +290,23 @@ func (s *session) submit(ctx context.Context, code string) error {
 	return err
 }
 
-// interrupt ends the run in progress. It returns the driver's last event, or 0 when the
-// interpreter has exited or had to be killed.
+// interrupt ends the run in progress. It returns the driver's event for the run, or 0 if the interpreter has exited or
+// had to be killed.
 func (s *session) interrupt() byte {
 	s.signal(syscall.SIGINT)
-	// The programs that the interpreter may be waiting for get an interrupt only if it does not
-	// react: what runs in the background shall live.
-	again := time.NewTicker(politeWait)
-	defer again.Stop()
-	patient := time.NewTimer(patience)
-	defer patient.Stop()
+	// The interpreter may be waiting for a program that it started, so interrupt the process group if the interpreter
+	// does not react. Not before: programs in the background should survive an interrupted run.
+	retry := time.NewTicker(interruptGrace)
+	defer retry.Stop()
+	kill := time.NewTimer(killTimeout)
+	defer kill.Stop()
 	for {
 		select {
 		case event := <-s.events:
 			return event
-		case <-again.C:
+		case <-retry.C:
 			s.signalGroup(syscall.SIGINT)
-		case <-patient.C:
+		case <-kill.C:
 			s.signalGroup(syscall.SIGKILL)
 			<-s.exited
 			return 0
@@ -314,7 +316,7 @@ func (s *session) interrupt() byte {
 	}
 }
 
-// close releases what the portal holds of a session that has exited.
+// close releases the portal's descriptors of a session whose process has exited.
 func (s *session) close() {
 	s.out.discard()
 	s.runs.Close()

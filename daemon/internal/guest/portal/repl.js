@@ -1,6 +1,6 @@
-// The Node REPL of msb-portal: takes runs from descriptor 3, evaluates them in the global context
-// and reports on descriptor 4; repl.go has the protocol. It runs as `node -e`, so Node's own
-// modules are globals, as in Node's REPL.
+// The Node REPL of msb-portal. It reads runs from descriptor 3, evaluates them in the global context
+// and reports on descriptor 4. repl.go describes the protocol. It runs as `node -e`, so Node's
+// built-in modules are globals, as in Node's REPL.
 'use strict';
 {
   const fs = require('node:fs');
@@ -14,7 +14,7 @@
   const READY = 'r', OK = '+', FAILED = '-', SYNC = 0x80;
 
   let running = false;
-  let settle = null; // ends the run in progress with an error
+  let failRun = null; // ends the run in progress with an error
   let count = 0;
 
   function writeAll(fd, data) {
@@ -23,7 +23,7 @@
         at += fs.writeSync(fd, data, at);
       } catch (e) {
         if (e.code !== 'EAGAIN') throw e;
-        // A child made the pipe non-blocking, and it is full.
+        // The pipe is full, and a child process has made it non-blocking.
         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
       }
     }
@@ -33,16 +33,16 @@
   let token = SYNC;
   const answer = Buffer.alloc(1);
 
-  // sync returns when the portal has read everything that was printed before.
+  // sync returns once the portal has read everything that was printed before.
   function sync() {
     token = SYNC | (token + 1) % SYNC;
     fs.writeSync(CONTROL, Buffer.of(token));
-    // Another token answers a sync that an interrupt cut off.
+    // Skip answers to earlier syncs, which were cut short by an interrupt.
     while (fs.readSync(CONTROL, answer) === 1 && answer[0] !== token);
   }
 
-  // Stream is descriptor 1 or 2. A write waits until the portal has read what the other one got
-  // before. It does without Writable's buffer, which an interrupt would leave in disorder.
+  // Stream is descriptor 1 or 2. A write first waits until the portal has read what the other stream
+  // wrote. It does not use Writable's buffer, because an interrupt could leave it inconsistent.
   class Stream extends Writable {
     constructor(fd) {
       super();
@@ -59,7 +59,7 @@
       if (done) process.nextTick(done);
       return true;
     }
-    // Who ends stdout is not the last one to print there.
+    // Code may end stdout, but later code must still be able to print to it.
     end(chunk, encoding, done) {
       if (typeof chunk === 'function') [chunk, done] = [undefined, chunk];
       if (chunk !== undefined && chunk !== null) this.write(chunk, encoding, done);
@@ -69,16 +69,16 @@
     destroy() { return this; }
   }
 
-  // Exit is thrown by process.exit: it ends the run, not the session.
+  // Exit is thrown by process.exit. It ends the run but not the session.
   class Exit extends Error {}
 
   let evalWithAwait = null;
 
-  // replEval is the evaluation of Node's own REPL, which knows how to import and how to keep the
-  // declarations of code with top-level await. It is slow to load.
+  // replEval evaluates code with Node's own REPL, which supports import and keeps the declarations of
+  // code with top-level await. It is slow to load.
   function replEval(code, name) {
     if (!evalWithAwait) {
-      // The REPL would catch errors in a domain of its own; ours are caught here.
+      // Node's REPL catches errors in a domain. Replace the domain so that errors reach the caller.
       const domain = require('node:domain');
       const { create } = domain;
       domain.create = () => Object.assign(new (require('node:events'))(), {
@@ -93,7 +93,7 @@
     }
     return new Promise((resolve, reject) => {
       evalWithAwait(code, globalThis, name, (err, value) => (err ? reject(err.err ?? err) : resolve(value)));
-      // The REPL's watch for SIGINT has displaced ours.
+      // Node's REPL has removed our SIGINT handler.
       process.removeListener('SIGINT', onInterrupt);
       process.on('SIGINT', onInterrupt);
     });
@@ -103,19 +103,19 @@
     if (/\b(await|import)\b/.test(code)) return replEval(code, name);
     const options = { filename: name };
     let script;
-    // `{ a: 1 }` is meant as an object, not as a block, as in Node's REPL.
+    // Like Node's REPL, take `{ a: 1 }` for an object, not for a block.
     if (/^\s*\{/.test(code) && !/;\s*$/.test(code)) {
       try {
         script = new vm.Script(`(${code.trim()})\n`, options);
       } catch {
-        // It is a block, then.
+        // Not an object: compile it as a block below.
       }
     }
     script ??= new vm.Script(code, options);
     return script.runInThisContext({ breakOnSigint: true, displayErrors: false });
   }
 
-  // show prints an error as Node's REPL does, without the frames of Node and of this file.
+  // show prints an error as Node's REPL does, without the frames of Node itself and of this file.
   function show(err) {
     let text = null;
     if (util.types.isNativeError(err) && typeof err.stack === 'string') {
@@ -123,47 +123,47 @@
       const own = lines.findIndex((line) => /^ +at .*(\(node:vm:|\(?node:repl|\[eval\])/.test(line));
       if (own >= 0) {
         err.stack = lines.slice(0, own).join('\n');
-        // Without frames it is code that did not compile: the place, if known, and the message.
+        // Code that did not compile has no frames left. Print the position, if known, and the message.
         if (!/^ +at /m.test(err.stack)) text = err.stack.replace(/^\w*Error\b/m, 'Uncaught $&');
       }
     }
     process.stderr.write(`${text ?? `Uncaught ${util.inspect(err)}`}\n`);
   }
 
-  const INTERRUPTED = 'ERR_SCRIPT_EXECUTION_INTERRUPTED'; // as Node has it
+  const INTERRUPTED = 'ERR_SCRIPT_EXECUTION_INTERRUPTED'; // Node's own error code
 
   function onInterrupt() {
-    settle?.(Object.assign(new Error('Script execution was interrupted by `SIGINT`'), { code: INTERRUPTED }));
+    failRun?.(Object.assign(new Error('Script execution was interrupted by `SIGINT`'), { code: INTERRUPTED }));
   }
 
-  // run returns whether the code ran without an error, which is printed. When the code's value is
-  // a promise, as that of a last line main() is, the run ends when it is settled. An endless loop
-  // after an await is the one thing that cannot be interrupted: Node watches for interrupts only
-  // until code first waits.
+  // run evaluates code, prints its error if it threw one, and returns whether it succeeded. If the
+  // code's value is a promise, as after a last line `main()`, the run ends when the promise settles.
+  // An endless loop after an await cannot be interrupted: Node handles SIGINT in running code only
+  // until the code first waits.
   async function run(code) {
     const name = `REPL${++count}`;
     running = true;
-    const interrupted = new Promise((resolve, reject) => { settle = reject; });
-    interrupted.catch(() => {});
+    const failed = new Promise((resolve, reject) => { failRun = reject; });
+    failed.catch(() => {});
     try {
-      const value = await Promise.race([(async () => evaluate(code, name))(), interrupted]);
+      const value = await Promise.race([(async () => evaluate(code, name))(), failed]);
       if (value !== undefined) process.stdout.write(`${util.inspect(value)}\n`);
-      // Promises that were rejected meanwhile are reported in the next turn.
-      await Promise.race([new Promise(setImmediate), interrupted]);
+      // Node reports unhandled rejections in the next turn of the event loop.
+      await Promise.race([new Promise(setImmediate), failed]);
       return true;
     } catch (err) {
-      settle = null;
+      failRun = null;
       if (err instanceof Exit) return err.code === 0;
-      // A second interrupt may be on its way: it must not hit the next run.
+      // The portal may have sent a second interrupt. Wait for it so that it does not hit the next run.
       if (err?.code === INTERRUPTED) await new Promise((done) => setTimeout(done, 10));
       try {
         show(err);
       } catch {
-        writeAll(2, Buffer.from('an error was thrown that cannot be shown\n'));
+        writeAll(2, Buffer.from('could not print the error that the code threw\n'));
       }
       return false;
     } finally {
-      settle = null;
+      failRun = null;
       running = false;
     }
   }
@@ -179,7 +179,7 @@
   };
   process.on('SIGINT', onInterrupt);
   process.on('uncaughtException', (err) => {
-    if (settle) settle(err);
+    if (failRun) failRun(err);
     else if (!(err instanceof Exit)) show(err);
   });
   globalThis.require = createRequire(`${process.cwd()}/`);

@@ -1,6 +1,8 @@
-# The Python REPL of msb-portal: takes runs from descriptor 3, executes them in one persistent
-# __main__ and reports on descriptor 4; repl.go has the protocol. Every import here delays the
-# first run of a sandbox, so only modules that are built in, and no signal, ast or types.
+# The Python REPL of msb-portal. It reads runs from descriptor 3, executes them in one persistent
+# __main__ module and reports on descriptor 4. repl.go describes the protocol.
+#
+# Every import here delays the first run of a sandbox. This file therefore imports only modules
+# that are built into the interpreter or already loaded, and not signal, ast or types.
 import _ast
 import _signal
 import _thread
@@ -12,9 +14,9 @@ import time
 
 RUNS, CONTROL = 3, 4
 READY, OK, FAILED, SYNC = b"r", b"+", b"-", 0x80
-# Tracebacks show the lines of this many runs.
+# How many of the last runs keep their source, so that tracebacks can show its lines.
 MAX_SOURCES = 1000
-# From inspect and __future__.
+# Code flags, as defined in the modules inspect and __future__.
 CO_COROUTINE = 0x80
 CO_FUTURES = 0x1FE0000
 
@@ -25,26 +27,26 @@ interruptible = False
 
 
 class Stream(io.FileIO):
-    """Descriptor 1 or 2. A write waits until the portal has read what the other one got before."""
+    """Descriptor 1 or 2. A write first waits until the portal has read what the other stream wrote."""
 
     last = 1
     token = SYNC
 
     def write(self, data):
         fd = self.fileno()
-        # Only the thread that runs the code may wait for CONTROL, and not in a forked child.
+        # Only the main thread may read from CONTROL, and only during a run. A forked child must not.
         if fd != Stream.last and running and _thread.get_ident() == main_thread:
             Stream.sync()
             Stream.last = fd
         while (n := super().write(data)) is None:
-            time.sleep(0.001)  # a child made the pipe non-blocking, and it is full
+            time.sleep(0.001)  # the pipe is full, and a child process has made it non-blocking
         return n
 
     @staticmethod
     def sync():
         Stream.token = SYNC | (Stream.token + 1) % SYNC
         os.write(CONTROL, bytes([Stream.token]))
-        # Another token answers a sync that an interrupt cut off.
+        # Skip answers to earlier syncs, which were cut short by an interrupt.
         while (answer := os.read(CONTROL, 1)) and answer[0] != Stream.token:
             pass
 
@@ -60,7 +62,7 @@ class Session:
         sys.modules["__main__"] = self.module
 
     def run(self, source):
-        """Executes source and says whether it did so without an error, which is printed."""
+        """Executes source, prints its error if it raised one, and returns whether it succeeded."""
         global running, interruptible
         running = True
         try:
@@ -72,19 +74,19 @@ class Session:
             return True
         except SystemExit as e:
             if e.code is not None and not isinstance(e.code, int):
-                attempt(print, e.code, file=sys.stderr)
+                attempt("print the exit message", print, e.code, file=sys.stderr)
             return e.code is None or e.code == 0
         except BaseException as e:
-            attempt(self.show, e)
+            attempt("print the exception", self.show, e)
             return False
         finally:
-            # The code may have closed them, or put anything in their place.
-            attempt(lambda: sys.stdout.flush())
-            attempt(lambda: sys.stderr.flush())
+            # The code may have closed or replaced sys.stdout and sys.stderr.
+            attempt("flush output", lambda: sys.stdout.flush())
+            attempt("flush output", lambda: sys.stderr.flush())
             running = False
 
     def execute(self, source):
-        """Executes source; the value of an expression at its end goes to sys.displayhook."""
+        """Executes source. If it ends with an expression, passes its value to sys.displayhook."""
         name = self.remember(source)
         tree = compile(source, name, "exec", self.flags | _ast.PyCF_ONLY_AST, True)
         last = []
@@ -117,7 +119,7 @@ class Session:
             raise
 
     def remember(self, source):
-        """Names source and keeps it for tracebacks."""
+        """Stores source for tracebacks and returns the file name for it."""
         self.count += 1
         name = f"<python-input-{self.count}>"
         self.sources[name] = len(source), None, [s + "\n" for s in source.split("\n")], name
@@ -125,18 +127,20 @@ class Session:
         self.sources.pop(stale, None)
         if "linecache" in sys.modules:
             sys.modules["linecache"].cache.pop(stale, None)
-        # Code that imports nothing cannot look at tracebacks: it is spared this slow import.
+        # Importing linecache is slow. Code that imports nothing cannot inspect tracebacks, so it does
+        # not need linecache.
         if "linecache" in sys.modules or "import" in source:
             self.publish()
         return name
 
     def publish(self):
+        """Makes the stored sources available to tracebacks."""
         import linecache
 
         linecache.cache.update(self.sources)
 
     def show(self, e):
-        """Prints e as the interpreter would, without the frames of this file."""
+        """Prints e as the interpreter does, without the frames of this file."""
         tb = e.__traceback__
         while tb and tb.tb_frame.f_code.co_filename not in self.sources:
             tb = tb.tb_next
@@ -151,11 +155,12 @@ class Session:
         traceback.print_exception(type(e), e, tb)
 
 
-def attempt(f, *args, **kwargs):
+def attempt(what, f, *args, **kwargs):
+    """Calls f, which may run the user's code, and reports its exception on descriptor 2."""
     try:
         f(*args, **kwargs)
     except BaseException as e:
-        os.write(2, f"{type(e).__name__} while the end of the run was printed\n".encode())
+        os.write(2, f"could not {what} at the end of the run: {type(e).__name__}\n".encode())
 
 
 def on_interrupt(signum, frame):
@@ -198,7 +203,7 @@ def main():
         size = int.from_bytes(read_exactly(4), "big")
         ok = session.run(read_exactly(size).decode())
         if os.getpid() != main_pid:
-            os._exit(0 if ok else 1)  # the code forked, and this is the child
+            os._exit(0 if ok else 1)  # this is a child that the code forked
         os.write(CONTROL, OK if ok else FAILED)
 
 

@@ -13,44 +13,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestTurnsAreTakenInOrder(t *testing.T) {
+func TestREPLQueueServesInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		turn := make(turn, 1)
-		if err := turn.take(t.Context()); err != nil {
+		queue := make(replQueue, 1)
+		if err := queue.acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		var order []int
 		for i := range 20 {
 			go func() {
-				if err := turn.take(t.Context()); err != nil {
+				if err := queue.acquire(t.Context()); err != nil {
 					t.Error(err)
 				}
 				order = append(order, i)
-				turn.give()
+				queue.release()
 			}()
 			synctest.Wait()
 		}
-		turn.give()
+		queue.release()
 		synctest.Wait()
 		if len(order) != 20 || !slices.IsSorted(order) {
-			t.Errorf("turns were taken in the order %v", order)
+			t.Errorf("the queue served the waiters in the order %v, want 0 to 19", order)
 		}
 	})
 }
 
-func TestWaitForATurnEndsWithItsContext(t *testing.T) {
-	turn := make(turn, 1)
-	if err := turn.take(t.Context()); err != nil {
+func TestREPLQueueWaitEndsWithContext(t *testing.T) {
+	queue := make(replQueue, 1)
+	if err := queue.acquire(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := turn.take(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("take with a cancelled context: %v", err)
+	if err := queue.acquire(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("acquire with a cancelled context: %v, want context.Canceled", err)
 	}
 }
 
-// The control socket is in reach of the sandbox's code, which may write anything to it.
+// FuzzControl sends arbitrary bytes over the control socket: the code in a sandbox can write anything to it.
 func FuzzControl(f *testing.F) {
 	f.Add([]byte("r+-"))
 	f.Add([]byte{controlReady, 0x80, 0xff, controlOK})
@@ -82,9 +82,10 @@ func FuzzControl(f *testing.F) {
 		}
 
 		ended := make(chan struct{})
-		go func() { defer close(ended); s.listen() }()
+		go func() { defer close(ended); s.serveControl() }()
 		go func() { _, _ = driver.Write(sent) }()
-		// Beside the events: the socket holds some hundred echoes, and the portal waits until they are taken.
+		// Read the echoes concurrently with the events: the socket buffers only a few hundred, and the portal blocks
+		// until they are read.
 		echoed := make(chan []byte, 1)
 		go func() {
 			got := make([]byte, len(echoes))
@@ -93,11 +94,11 @@ func FuzzControl(f *testing.F) {
 		}()
 		for i, want := range events {
 			if got := <-s.events; got != want {
-				t.Fatalf("event %d of %q is %q, want %q", i, sent, got, want)
+				t.Fatalf("after %q: event %d is %q, want %q", sent, i, got, want)
 			}
 		}
 		if got := <-echoed; !bytes.Equal(got, echoes) {
-			t.Fatalf("echoes of %q are %x, want %x", sent, got, echoes)
+			t.Fatalf("after %q: echoes are %x, want %x", sent, got, echoes)
 		}
 		_ = unix.Shutdown(pair[1], unix.SHUT_RDWR)
 		close(s.exited)

@@ -1,7 +1,10 @@
-// Package portal is the helper inside each sandbox: it runs code and commands there for
-// msbd. Serve is the container's main process, Connect the bridge over which msbd reaches it.
-// Only cmd/msb-portal enters. What runs in the sandbox could speak to the portal too and gains
-// nothing by it: the portal does for msbd only what every process in the sandbox can do itself.
+// Package portal is the helper inside each sandbox, which runs code and commands for msbd.
+//
+// Serve is the container's main process. Connect is the bridge over which msbd reaches it. Only cmd/msb-portal imports
+// this package.
+//
+// Any process in the sandbox can connect to the portal, but gains nothing by it: the portal does nothing that such a
+// process cannot do itself.
 package portal
 
 import (
@@ -19,11 +22,11 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// Socket is where Serve listens: an abstract socket, which needs no writable file system and is
-// gone with the sandbox.
+// Socket is the address at which Serve listens in a sandbox. It is an abstract socket: it needs no writable file
+// system, and it disappears with the sandbox.
 const Socket = "@msb-portal"
 
-// window is how much output may be on its way to msbd without an answer.
+// window is the gRPC flow-control window: how many bytes msbd may send ahead of what the portal has read.
 const window = 1 << 20
 
 type server struct {
@@ -35,8 +38,8 @@ type server struct {
 	repls map[portalv1.RunCodeRequest_Language]*repl
 }
 
-// Serve answers PortalService calls at socket until ctx is done, then kills what it started. It
-// reaps every orphan of the pid namespace, so the process must not wait for children itself.
+// Serve serves PortalService at socket until ctx is done, and then kills the processes that it started. It reaps every
+// child of this process and every orphan among its descendants, so the caller must not wait for children.
 func Serve(ctx context.Context, socket, version string) error {
 	lis, err := net.Listen("unix", socket)
 	if err != nil {
@@ -48,7 +51,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		return err
 	}
 	defer null.Close()
-	// Whatever was open when the portal was started is no business of what runs here.
+	// The processes that the portal starts must not inherit descriptors that were open when it was started.
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
@@ -84,7 +87,7 @@ func (s *server) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingRes
 func (s *server) RunCode(req *portalv1.RunCodeRequest, stream grpc.ServerStreamingServer[portalv1.RunCodeResponse]) error {
 	r, ok := s.repls[req.GetLanguage()]
 	if !ok {
-		return status.Errorf(codes.InvalidArgument, "language %v is not known", req.GetLanguage())
+		return status.Errorf(codes.InvalidArgument, "unknown language %v", req.GetLanguage())
 	}
 	success, err := r.run(stream.Context(), req, func(from portalv1.Output_Stream, data []byte) error {
 		return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Output{

@@ -1,5 +1,5 @@
-// Package portalclient is msbd's end of the connection to the portal in a sandbox. It implements sandbox.Portal over
-// any byte stream, which the backend opens. Only package daemon imports this package.
+// Package portalclient is msbd's client of the portal in a sandbox. It implements sandbox.Portal over a byte stream
+// that the backend opens. Only package daemon imports this package.
 package portalclient
 
 import (
@@ -22,11 +22,11 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// window is how much output a sandbox may send ahead.
+// window is the gRPC flow-control window: how many bytes of output a sandbox may send ahead of what msbd has read.
 const window = 1 << 20
 
-// Client is a connection to one portal, good for concurrent use. It does not reconnect: once the
-// stream is lost, every call returns errdefs.ErrUnavailable.
+// Client is a connection to one portal. It is safe for concurrent use. It does not reconnect: once the stream has
+// ended, every call returns errdefs.ErrUnavailable.
 type Client struct {
 	conn *grpc.ClientConn
 	rpc  portalv1.PortalServiceClient
@@ -34,22 +34,22 @@ type Client struct {
 
 var _ sandbox.Portal = (*Client)(nil)
 
-// New greets the portal at the other end of stream, which the Client owns from now on; it is
-// closed when New returns an error. The portal may take its time to answer: ctx bounds the wait.
+// New returns a client of the portal at the other end of stream. It waits until the portal answers or ctx is done. The
+// client owns stream: New closes it if it returns an error.
 func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 	var dialed atomic.Bool
 	dial := func(context.Context, string) (net.Conn, error) {
 		if dialed.Swap(true) {
-			return nil, errors.New("the stream has ended")
+			return nil, errors.New("stream has ended")
 		}
 		return &streamConn{stream}, nil
 	}
 	conn, err := grpc.NewClient("passthrough:///portal",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
-		// The default closes an idle connection after half an hour; this one cannot be opened again.
+		// By default gRPC closes a connection that is idle for half an hour, and the stream cannot be opened again.
 		grpc.WithIdleTimeout(0),
-		// The portal's side may still be starting: how long to wait for it is up to ctx.
+		// The portal may still be starting. Only ctx bounds the wait for it.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 24 * time.Hour}),
 		grpc.WithInitialWindowSize(window),
 		grpc.WithInitialConnWindowSize(window),
@@ -68,7 +68,7 @@ func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 	return c, nil
 }
 
-// Close ends the connection and with it the calls in progress.
+// Close closes the connection, which ends the calls in progress.
 func (c *Client) Close() error { return c.conn.Close() }
 
 // Ping implements sandbox.Portal.
@@ -123,7 +123,13 @@ func environment(e sandbox.Environment) *portalv1.Environment {
 	return &portalv1.Environment{Env: e.Env, Workdir: e.Workdir}
 }
 
-// asError gives a call's error the class that the domain knows.
+// runTimeout is sandbox.ErrRunTimeout with the portal's message, which already says that the time limit was reached.
+type runTimeout struct{ message string }
+
+func (e runTimeout) Error() string { return e.message }
+func (runTimeout) Unwrap() error   { return sandbox.ErrRunTimeout }
+
+// asError translates a gRPC error into the errors that sandbox.Portal promises. If ctx is done, that is the reason.
 func asError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -133,20 +139,21 @@ func asError(ctx context.Context, err error) error {
 		codes.InvalidArgument:    errdefs.ErrInvalidArgument,
 		codes.FailedPrecondition: errdefs.ErrFailedPrecondition,
 		codes.ResourceExhausted:  errdefs.ErrResourceExhausted,
-		codes.DeadlineExceeded:   sandbox.ErrRunTimeout,
 		codes.NotFound:           sandbox.ErrCommandNotFound,
 	}[s.Code()]
 	switch {
 	case class != nil:
 		return fmt.Errorf("%s: %w", s.Message(), class)
+	case s.Code() == codes.DeadlineExceeded:
+		return runTimeout{s.Message()}
 	case s.Code() == codes.Unavailable || s.Code() == codes.Canceled:
 		return fmt.Errorf("connection to the sandbox is lost (%s): %w", s.Message(), errdefs.ErrUnavailable)
 	}
 	return err
 }
 
-// streamConn lets gRPC speak over a plain stream. It has no deadlines: gRPC bounds calls by their
-// contexts and ends a stuck read by closing.
+// streamConn is a stream as the net.Conn that gRPC needs. It ignores deadlines: gRPC bounds calls by their contexts and
+// closes the connection to end a blocked read.
 type streamConn struct{ io.ReadWriteCloser }
 
 type streamAddr struct{}

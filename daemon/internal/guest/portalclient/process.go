@@ -12,23 +12,23 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// event is a message of a run's stream: output or, at the end, the result.
+// event is a message of a run's stream. It is output or, as the last message, the result.
 type event[E any] interface {
 	*E
 	GetOutput() *portalv1.Output
 }
 
-// process is a run whose events come over a stream.
+// process is a run whose events arrive over a gRPC stream. It implements sandbox.Process.
 type process[E any, P event[E]] struct {
-	ctx    context.Context // of the stream: why it ended
+	ctx    context.Context // of the stream; its error tells why the stream ended
 	cancel context.CancelFunc
 	stream grpc.ServerStreamingClient[E]
-	// exitCode is that of a result.
+	// exitCode returns the exit code in a result.
 	exitCode func(*E) int
-	ended    bool
+	ended    bool // the result has been received
 }
 
-// start begins a run. The process that it returns cancels the stream when it is closed, which interrupts the run.
+// start starts a run with call. Closing the returned process cancels the stream, which interrupts the run.
 func start[E any, P event[E]](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[E], error), exitCode func(*E) int) (sandbox.Process, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := call(ctx)
@@ -58,9 +58,9 @@ func (p *process[E, P]) Next() (sandbox.Event, error) {
 		}
 		return sandbox.Output{Stream: stream, Data: out.GetData()}, nil
 	}
-	// The result counts only if the call ended well.
+	// The result counts only if it is the last message and the call succeeds.
 	if _, err := p.stream.Recv(); err == nil {
-		return nil, fmt.Errorf("the portal sent more than the run's result: %w", errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("the portal sent another message after the run's result: %w", errdefs.ErrUnavailable)
 	} else if err != io.EOF {
 		return nil, asError(p.ctx, err)
 	}

@@ -18,27 +18,27 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// odd is a portal that does not keep to its contract.
-type odd struct {
+// fakePortal is a portal that sends the given events for a command and returns err.
+type fakePortal struct {
 	portalv1.UnimplementedPortalServiceServer
 	events []*portalv1.RunCommandResponse
 	err    error
 }
 
-func (*odd) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingResponse, error) {
+func (*fakePortal) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingResponse, error) {
 	return &portalv1.PingResponse{}, nil
 }
 
-func (o *odd) RunCommand(_ *portalv1.RunCommandRequest, stream portalv1.PortalService_RunCommandServer) error {
-	for _, e := range o.events {
+func (p *fakePortal) RunCommand(_ *portalv1.RunCommandRequest, stream portalv1.PortalService_RunCommandServer) error {
+	for _, e := range p.events {
 		if err := stream.Send(e); err != nil {
 			return err
 		}
 	}
-	return o.err
+	return p.err
 }
 
-// oneConn is a listener of one connection.
+// oneConn is a listener that accepts the connections in conns.
 type oneConn struct{ conns chan net.Conn }
 
 func (l *oneConn) Accept() (net.Conn, error) {
@@ -51,27 +51,28 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { close(l.conns); return nil }
 func (l *oneConn) Addr() net.Addr { return streamAddr{} }
 
-// What a portal says is not believed: a run has its exit only if its result came last and the call ended well.
-func TestOddPortals(t *testing.T) {
+// TestMisbehavingPortals checks that a run succeeds only if its result is the last message and the call succeeds. The
+// client must not trust the portal for this.
+func TestMisbehavingPortals(t *testing.T) {
 	output := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{Output: &portalv1.Output{Data: []byte("x")}}}
 	result := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{Result: &portalv1.CommandResult{ExitCode: 7}}}
 	for name, c := range map[string]struct {
-		portal odd
-		class  func(error) bool // nil: exit code 7
+		portal fakePortal
+		class  func(error) bool // nil if the run has to end with exit code 7
 	}{
-		"as it should be":            {odd{events: []*portalv1.RunCommandResponse{output, result}}, nil},
-		"no result":                  {odd{events: []*portalv1.RunCommandResponse{output}}, errdefs.IsUnavailable},
-		"nothing":                    {odd{}, errdefs.IsUnavailable},
-		"more after the result":      {odd{events: []*portalv1.RunCommandResponse{result, output}}, errdefs.IsUnavailable},
-		"two results":                {odd{events: []*portalv1.RunCommandResponse{result, result}}, errdefs.IsUnavailable},
-		"an error after the result":  {odd{events: []*portalv1.RunCommandResponse{result}, err: status.Error(codes.InvalidArgument, "no")}, errdefs.IsInvalidArgument},
-		"an error without a result":  {odd{err: status.Error(codes.ResourceExhausted, "no")}, errdefs.IsResourceExhausted},
-		"a status that means a loss": {odd{err: status.Error(codes.Unavailable, "no")}, errdefs.IsUnavailable},
+		"output and a result":     {fakePortal{events: []*portalv1.RunCommandResponse{output, result}}, nil},
+		"no result":               {fakePortal{events: []*portalv1.RunCommandResponse{output}}, errdefs.IsUnavailable},
+		"no message":              {fakePortal{}, errdefs.IsUnavailable},
+		"output after the result": {fakePortal{events: []*portalv1.RunCommandResponse{result, output}}, errdefs.IsUnavailable},
+		"two results":             {fakePortal{events: []*portalv1.RunCommandResponse{result, result}}, errdefs.IsUnavailable},
+		"error after the result":  {fakePortal{events: []*portalv1.RunCommandResponse{result}, err: status.Error(codes.InvalidArgument, "no")}, errdefs.IsInvalidArgument},
+		"error without a result":  {fakePortal{err: status.Error(codes.ResourceExhausted, "no")}, errdefs.IsResourceExhausted},
+		"connection is lost":      {fakePortal{err: status.Error(codes.Unavailable, "no")}, errdefs.IsUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ours, guests := net.Pipe()
+			clientConn, portalConn := net.Pipe()
 			listener := &oneConn{make(chan net.Conn, 1)}
-			listener.conns <- guests
+			listener.conns <- portalConn
 			server := grpc.NewServer()
 			portalv1.RegisterPortalServiceServer(server, &c.portal)
 			served := make(chan error, 1)
@@ -80,14 +81,14 @@ func TestOddPortals(t *testing.T) {
 				server.Stop()
 				<-served
 			}()
-			client, err := New(t.Context(), ours)
+			client, err := New(t.Context(), clientConn)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer client.Close()
 			r, err := sandboxtest.Read(client.RunCommand(t.Context(), sandbox.Command{Program: "any"}))
 			if c.class == nil && (err != nil || r.ExitCode != 7 || r.Stdout != "x") || c.class != nil && (err == nil || !c.class(err)) {
-				t.Errorf("%+v, %v", r, err)
+				t.Errorf("run: %+v, %v", r, err)
 			}
 		})
 	}

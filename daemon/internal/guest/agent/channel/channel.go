@@ -1,4 +1,4 @@
-// Package channel is how the guest agent hears from the host: a virtio-serial port or vsock.
+// Package channel accepts the host's connections to the guest agent, over a virtio-serial port or vsock.
 package channel
 
 import (
@@ -14,26 +14,27 @@ import (
 )
 
 const (
-	// portName is the virtio-serial port that the hypervisor gives the agent.
+	// portName is the name of the virtio-serial port that the hypervisor provides for the agent.
 	portName = "kata.agent.0"
-	// vsockPort is where Kata's shim dials a guest that has a vsock device.
+	// vsockPort is the port that Kata's shim dials in a guest with a vsock device.
 	vsockPort = 1024
-	// portLimit bounds the wait for the port: the kernel makes it after its driver was loaded.
-	portLimit = 10 * time.Second
+	// portTimeout bounds the wait for the virtio-serial port, which the kernel creates some time after its driver is
+	// loaded.
+	portTimeout = 10 * time.Second
 )
 
-// Listen returns a listener for each channel that this machine has, and at least one. Their connections
-// carry requests only, as those of RequestsOnly do.
+// Listen returns a listener for each channel that this machine has. It returns an error if there is none. The listeners
+// are wrapped with RequestsOnly.
 func Listen() ([]net.Listener, error) {
 	var listeners []net.Listener
 	if l, err := listenVsock(vsockPort); err == nil {
 		listeners = append(listeners, RequestsOnly(l))
 	}
-	limit := portLimit
+	timeout := portTimeout
 	if len(listeners) > 0 {
-		limit = 0
+		timeout = 0
 	}
-	device, err := findPort("/sys/class/virtio-ports", portName, limit)
+	device, err := findPort("/sys/class/virtio-ports", portName, timeout)
 	if err == nil {
 		l, err := listenPort("/dev/" + device)
 		if err != nil {
@@ -46,9 +47,9 @@ func Listen() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// findPort returns the device name of the virtio-serial port called name.
-func findPort(sysfs, name string, limit time.Duration) (string, error) {
-	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+// findPort returns the device name of the virtio-serial port with the given name. It waits up to timeout for the port.
+func findPort(sysfs, name string, timeout time.Duration) (string, error) {
+	for end := time.Now().Add(timeout); ; time.Sleep(2 * time.Millisecond) {
 		files, _ := filepath.Glob(filepath.Join(sysfs, "*", "name"))
 		for _, f := range files {
 			if data, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(data)) == name {
@@ -66,8 +67,8 @@ type channelAddr string
 func (a channelAddr) Network() string { return "guest" }
 func (a channelAddr) String() string  { return string(a) }
 
-// vsockListener accepts connections of the host, and of nobody else: where the kernel loops vsock back, a process in a
-// container could call the agent. Package net has no vsock.
+// vsockListener accepts vsock connections from the host only. If the kernel supports vsock loopback, a process in a
+// container could otherwise call the agent. Package net does not support vsock.
 type vsockListener struct {
 	file *os.File
 	raw  interface {
@@ -75,6 +76,7 @@ type vsockListener struct {
 	}
 }
 
+// listenVsock listens on a vsock port. It returns an error if this machine has no vsock device.
 func listenVsock(port uint32) (net.Listener, error) {
 	if err := requireVsockDevice(); err != nil {
 		return nil, err
@@ -100,7 +102,7 @@ func listenVsock(port uint32) (net.Listener, error) {
 	return &vsockListener{f, raw}, nil
 }
 
-// requireVsockDevice returns an error unless this machine has the device. A socket would listen without it.
+// requireVsockDevice returns an error if this machine has no vsock device. Listening would succeed without one.
 func requireVsockDevice() error {
 	f, err := os.Open("/dev/vsock")
 	if err != nil {
@@ -131,14 +133,14 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 				unix.Close(fd)
 				continue
 			}
-			// A caller that gave up is nobody's fault.
+			// These errors concern only a single connection, or none: accept the next one.
 			if acceptErr != unix.EINTR && acceptErr != unix.ECONNABORTED && acceptErr != unix.ECONNRESET {
 				return acceptErr != unix.EAGAIN
 			}
 		}
 	})
 	if err == nil {
-		err = acceptErr // as it is: the server tries again after what is temporary
+		err = acceptErr // not wrapped, so that the server recognizes temporary errors and tries again
 	}
 	if err != nil {
 		return nil, err
@@ -146,7 +148,7 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 	return vsockConn{os.NewFile(uintptr(fd), "vsock connection")}, nil
 }
 
-// vsockConn makes a net.Conn of a connected socket.
+// vsockConn is a connected vsock socket as a net.Conn.
 type vsockConn struct{ *os.File }
 
 func (vsockConn) LocalAddr() net.Addr  { return channelAddr("vsock") }

@@ -17,9 +17,9 @@ func TestFindPort(t *testing.T) {
 		}
 	}
 	if got, err := findPort(sysfs, portName, 0); err != nil || got != "vport1p2" {
-		t.Errorf("got %q, %v", got, err)
+		t.Errorf("findPort(%q) = %q, %v; want vport1p2", portName, got, err)
 	}
-	if _, err := findPort(sysfs, "absent", 0); err == nil {
-		t.Error("found a port that is not there")
+	if got, err := findPort(sysfs, "absent", 0); err == nil {
+		t.Errorf("findPort for a port that does not exist = %q, want an error", got)
 	}
 }

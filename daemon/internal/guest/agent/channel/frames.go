@@ -7,46 +7,48 @@ import (
 	"net"
 )
 
-// frameReader follows the frames of ttrpc in what a caller sends.
+// frameReader finds the headers of ttrpc frames in the bytes that a client sends.
 type frameReader struct {
-	header  [ttrpcHeader]byte // length, stream, kind, flags
-	have    int
-	payload uint32 // bytes of the current frame that are still to come
+	header    [ttrpcHeader]byte // payload length, stream id, message type, flags
+	headerLen int               // bytes of the current frame's header that have been read
+	payload   uint32            // bytes of the current frame's payload that have not been read
 }
 
 const (
-	ttrpcHeader  = 10
+	ttrpcHeader = 10 // bytes
+
+	// Message types.
 	ttrpcRequest = 1
 	ttrpcData    = 3
 )
 
-// scan shows each frame's header to accept, and returns how many of p's bytes come before one that is
-// not accepted. rest, if not nil, begins with that one: the rest of p, and what earlier calls had
-// taken of the header.
-func (r *frameReader) scan(p []byte, accept func(stream uint32, kind byte) bool) (own int, rest []byte) {
+// scan reads p and calls accept with each complete frame header in it. When accept returns false, scan stops: n is the
+// number of bytes of p before that frame, and rest is the frame's header, including the part that earlier calls have
+// read, followed by the remaining bytes of p. Otherwise n is len(p) and rest is nil.
+func (r *frameReader) scan(p []byte, accept func(stream uint32, kind byte) bool) (n int, rest []byte) {
 	for i := 0; i < len(p); {
 		if r.payload > 0 {
-			n := min(uint64(r.payload), uint64(len(p)-i))
-			r.payload -= uint32(n)
-			i += int(n)
+			skip := min(uint64(r.payload), uint64(len(p)-i))
+			r.payload -= uint32(skip)
+			i += int(skip)
 			continue
 		}
-		n := copy(r.header[r.have:], p[i:])
-		r.have += n
-		i += n
-		if r.have < ttrpcHeader {
+		copied := copy(r.header[r.headerLen:], p[i:])
+		r.headerLen += copied
+		i += copied
+		if r.headerLen < ttrpcHeader {
 			continue
 		}
 		if !accept(binary.BigEndian.Uint32(r.header[4:]), r.header[8]) {
-			return i - n, append(bytes.Clone(r.header[:]), p[i:]...)
+			return i - copied, append(bytes.Clone(r.header[:]), p[i:]...)
 		}
-		r.payload, r.have = binary.BigEndian.Uint32(r.header[:]), 0
+		r.payload, r.headerLen = binary.BigEndian.Uint32(r.header[:]), 0
 	}
 	return len(p), nil
 }
 
-// RequestsOnly returns a listener whose connections end where a caller sends anything but a request. The
-// agent's methods have no streams, and ttrpc's server dies of data for a stream that it does not know.
+// RequestsOnly returns a listener like l whose connections read as ended (io.EOF) when the client sends a data frame.
+// The agent has no streaming methods, and ttrpc's server crashes on data for a stream that it does not know.
 func RequestsOnly(l net.Listener) net.Listener { return requestListener{l} }
 
 type requestListener struct{ net.Listener }
@@ -59,7 +61,7 @@ func (l requestListener) Accept() (net.Conn, error) {
 	return &requestConn{Conn: conn}, nil
 }
 
-// requestConn ends where a caller sends data.
+// requestConn is a connection that reads as ended when the client sends a data frame.
 type requestConn struct {
 	net.Conn
 	frames frameReader
@@ -71,13 +73,13 @@ func (c *requestConn) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := c.Conn.Read(p)
-	own, rest := c.frames.scan(p[:n], func(_ uint32, kind byte) bool { return kind != ttrpcData })
+	accepted, rest := c.frames.scan(p[:n], func(_ uint32, kind byte) bool { return kind != ttrpcData })
 	if rest == nil {
 		return n, err
 	}
 	c.ended = true
-	if own == 0 {
+	if accepted == 0 {
 		return 0, io.EOF
 	}
-	return own, nil
+	return accepted, nil
 }

@@ -11,19 +11,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// past is a deadline that ends whatever waits.
+// past is a deadline that ends pending reads or writes immediately.
 var past = time.Unix(1, 0)
 
-// portListener makes a listener of a virtio-serial port, a line on which one caller follows the
-// other: one connection at a time, from the first byte of a caller until it hangs up or the next
-// one calls. The port stays open throughout: closing it would drop what the next one has sent.
+// portListener is a listener on a virtio-serial port. The port is a single byte stream on which one client follows the
+// other, so there is one connection at a time. A connection starts with the first byte from a client and ends when the
+// client disconnects or the next client sends a request. The port stays open between connections: closing it would drop
+// what the next client has sent.
 type portListener struct {
 	file *os.File
 	raw  syscall.RawConn
 	free chan struct{} // holds a token while there is no connection
-	// pending is what was read of the next caller already; it goes with the token.
+	// pending is what has already been read of the next client's bytes. Whoever holds the token may use it.
 	pending []byte
-	done    chan struct{}
+	closed  chan struct{}
 	once    sync.Once
 }
 
@@ -40,7 +41,7 @@ func newPortListener(f *os.File) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &portListener{file: f, raw: raw, free: make(chan struct{}, 1), done: make(chan struct{})}
+	l := &portListener{file: f, raw: raw, free: make(chan struct{}, 1), closed: make(chan struct{})}
 	l.free <- struct{}{}
 	return l, nil
 }
@@ -48,14 +49,14 @@ func newPortListener(f *os.File) (net.Listener, error) {
 func (l *portListener) Addr() net.Addr { return channelAddr(l.file.Name()) }
 
 func (l *portListener) Close() error {
-	l.once.Do(func() { close(l.done) })
+	l.once.Do(func() { close(l.closed) })
 	return l.file.Close()
 }
 
 func (l *portListener) Accept() (net.Conn, error) {
 	select {
 	case <-l.free:
-	case <-l.done:
+	case <-l.closed:
 		return nil, net.ErrClosed
 	}
 	if err := l.file.SetDeadline(time.Time{}); err != nil {
@@ -69,8 +70,8 @@ func (l *portListener) Accept() (net.Conn, error) {
 	return &portConn{File: l.file, listener: l}, nil
 }
 
-// waitForHost returns when the host has sent something. Without a host the port reads as ended, so
-// that a plain read would not wait.
+// waitForHost waits until the host has sent something. It polls because a read does not wait while no host is
+// connected: it returns io.EOF.
 func (l *portListener) waitForHost() error {
 	return l.raw.Read(func(fd uintptr) bool {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -79,16 +80,16 @@ func (l *portListener) waitForHost() error {
 	})
 }
 
-// portConn is one caller's time on the line.
+// portConn is the connection of one client.
 type portConn struct {
 	*os.File // of the listener
 	listener *portListener
 
-	reading sync.Mutex
-	frames  frameReader
-	last    uint32 // the last request's stream
-	next    []byte // the next caller's first bytes
-	ended   bool
+	reading    sync.Mutex // held during Read; guards the fields below
+	frames     frameReader
+	lastStream uint32 // stream id of the last request
+	next       []byte // the first bytes of the next client
+	ended      bool
 
 	once sync.Once
 }
@@ -96,7 +97,7 @@ type portConn struct {
 func (c *portConn) LocalAddr() net.Addr  { return c.listener.Addr() }
 func (c *portConn) RemoteAddr() net.Addr { return c.listener.Addr() }
 
-// Read returns the caller's bytes, and io.EOF at the end of its time.
+// Read returns the client's bytes. It returns io.EOF when the connection has ended.
 func (c *portConn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
@@ -112,34 +113,34 @@ func (c *portConn) Read(p []byte) (int, error) {
 		c.end()
 		return n, err
 	}
-	// A caller numbers its requests upwards: a number that comes again is another caller's. The line
-	// does not tell: a caller that follows at once goes unnoticed, as does the one after a restored
-	// snapshot.
-	own, next := c.frames.scan(p[:n], func(stream uint32, kind byte) bool {
+	// A client numbers its requests in increasing order, so a request whose number does not increase comes from another
+	// client. This check is needed because the port does not report a change of clients if the next one connects
+	// immediately, or if the guest was restored from a snapshot.
+	accepted, next := c.frames.scan(p[:n], func(stream uint32, kind byte) bool {
 		if kind != ttrpcRequest {
 			return true
 		}
-		last := c.last
-		c.last = stream
+		last := c.lastStream
+		c.lastStream = stream
 		return stream > last
 	})
 	if next != nil {
 		c.next = next
 		c.end()
-		if own == 0 {
+		if accepted == 0 {
 			return 0, io.EOF
 		}
 	}
-	return own, nil
+	return accepted, nil
 }
 
-// end is the end of the caller's time. A write to nobody would wait for the next one.
+// end marks the connection as ended and makes writes fail. A write would otherwise wait for the next client.
 func (c *portConn) end() {
 	c.ended = true
 	_ = c.File.SetWriteDeadline(past)
 }
 
-// Close gives the line to the next caller.
+// Close ends the connection and lets the listener accept the next client.
 func (c *portConn) Close() error {
 	c.once.Do(func() {
 		_ = c.File.SetDeadline(past)

@@ -12,14 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// frame returns a ttrpc request as it goes over the line.
+// frame returns the ttrpc frame of a request.
 func frame(stream uint32, payload string) []byte {
 	b := binary.BigEndian.AppendUint32(nil, uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, stream)
 	return append(append(b, ttrpcRequest, 0), payload...)
 }
 
-// newTestPort returns a listener on one end of a socket pair, and the other end.
+// newTestPort returns a port listener on one end of a socket pair, and the host's end.
 func newTestPort(t *testing.T) (net.Listener, *os.File) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -38,11 +38,12 @@ func newTestPort(t *testing.T) (net.Listener, *os.File) {
 	return l, host
 }
 
-// TestPortTellsCallersApart sends two callers' requests without a break between them.
-func TestPortTellsCallersApart(t *testing.T) {
+// TestPortSeparatesClients sends the requests of two clients without a pause between them. It reads them with buffers of
+// every size.
+func TestPortSeparatesClients(t *testing.T) {
 	first := append(frame(1, "one"), frame(3, "two")...)
 	second := append(frame(1, "three"), frame(3, "four")...)
-	for size := 1; size <= len(first)+len(second); size++ { // of the reader's buffer
+	for size := 1; size <= len(first)+len(second); size++ {
 		l, host := newTestPort(t)
 		if _, err := host.Write(append(bytes.Clone(first), second...)); err != nil {
 			t.Fatal(err)
@@ -52,12 +53,13 @@ func TestPortTellsCallersApart(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := readInPieces(t, conn, size)
-		// A header that came in pieces shows in part; what parses is whole.
+		// If the second client's first header arrives in pieces, the first connection may get a part of it, but never
+		// all of it.
 		if !bytes.HasPrefix(got, first) || len(got) >= len(first)+ttrpcHeader {
-			t.Fatalf("pieces of %d: first caller got %q", size, got)
+			t.Fatalf("buffer of %d bytes: first connection got %q, want %q", size, got, first)
 		}
 		if _, err := conn.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Errorf("an answer after the end: %v", err)
+			t.Errorf("buffer of %d bytes: write after the end: %v, want os.ErrDeadlineExceeded", size, err)
 		}
 		conn.Close()
 		if conn, err = l.Accept(); err != nil {
@@ -67,12 +69,13 @@ func TestPortTellsCallersApart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := readInPieces(t, conn, size); !bytes.Equal(got, second) {
-			t.Fatalf("pieces of %d: second caller got %q", size, got)
+			t.Fatalf("buffer of %d bytes: second connection got %q, want %q", size, got, second)
 		}
 		conn.Close()
 	}
 }
 
+// readInPieces reads until io.EOF with a buffer of size bytes.
 func readInPieces(t *testing.T, r io.Reader, size int) []byte {
 	t.Helper()
 	var all []byte
@@ -89,8 +92,8 @@ func readInPieces(t *testing.T, r io.Reader, size int) []byte {
 	}
 }
 
-// TestPortCloseEndsARead checks that a connection closes while somebody reads from it.
-func TestPortCloseEndsARead(t *testing.T) {
+// TestPortCloseEndsRead checks that Close ends a Read that is in progress.
+func TestPortCloseEndsRead(t *testing.T) {
 	l, host := newTestPort(t)
 	if _, err := host.Write(frame(1, "")); err != nil {
 		t.Fatal(err)
@@ -109,6 +112,6 @@ func TestPortCloseEndsARead(t *testing.T) {
 	}()
 	conn.Close()
 	if err := <-read; err == nil {
-		t.Error("the read went on")
+		t.Error("read after Close returned no error")
 	}
 }

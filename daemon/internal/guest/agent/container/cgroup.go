@@ -13,18 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CgroupRoot is where the guest's control groups (version 2) are mounted.
+// CgroupRoot is where the guest's cgroup2 file system is mounted.
 const CgroupRoot = "/sys/fs/cgroup"
 
-// cgroup is a container's control group (version 2). The container may have made more of them below.
+// cgroup is a container's cgroup (version 2). The container may have created more cgroups below it.
 type cgroup struct {
 	path string
-	dir  *os.File // for a fork straight into the group
+	dir  *os.File // to fork processes directly into the cgroup
 	oom  *oomWatch
 }
 
+// createCgroup creates the cgroup of a container.
 func createCgroup(id string) (*cgroup, error) {
-	// The prefix keeps an id from being one of the directory's own files.
+	// The prefix keeps an id from clashing with the kernel's own files in the directory.
 	path := filepath.Join(CgroupRoot, "container-"+id)
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, err
@@ -40,8 +41,8 @@ func createCgroup(id string) (*cgroup, error) {
 	return &cgroup{path, dir, oom}, nil
 }
 
-// limit applies the limits in r. What r leaves out stays as it is, and limits of huge pages are ignored:
-// this guest reserves none.
+// limit applies the limits in r. Limits that r leaves out stay as they are. Huge page limits are ignored, because this
+// guest reserves no huge pages.
 func (c *cgroup) limit(r *pb.LinuxResources) error {
 	for _, setting := range cgroupSettings(r) {
 		file := filepath.Join(c.path, setting[0])
@@ -52,7 +53,7 @@ func (c *cgroup) limit(r *pb.LinuxResources) error {
 	return nil
 }
 
-// cgroupSettings translates OCI limits to pairs of a file and its content.
+// cgroupSettings translates OCI limits to pairs of a cgroup file and the value to write to it.
 func cgroupSettings(r *pb.LinuxResources) [][2]string {
 	var s [][2]string
 	set := func(file, value string) { s = append(s, [2]string{file, value}) }
@@ -69,7 +70,7 @@ func cgroupSettings(r *pb.LinuxResources) [][2]string {
 		if m.Reservation != 0 {
 			set("memory.low", amount(m.Reservation))
 		}
-		// OCI's limit is of memory and swap together.
+		// OCI's Swap limits the sum of memory and swap. The kernel's file limits swap alone.
 		switch {
 		case m.Swap < 0:
 			set("memory.swap.max", "max")
@@ -104,16 +105,16 @@ func cgroupSettings(r *pb.LinuxResources) [][2]string {
 	return s
 }
 
-// cpuWeight maps shares (2 to 262144) to a weight (1 to 10000), as every runtime does.
+// cpuWeight converts CPU shares (2 to 262144) to a weight (1 to 10000), with the formula that other runtimes use.
 func cpuWeight(shares uint64) uint64 {
 	shares = min(max(shares, 2), 262144)
 	return 1 + (shares-2)*9999/262142
 }
 
-// kill ends every process in the group and below.
+// kill kills every process in the cgroup and those below it.
 func (c *cgroup) kill() error { return os.WriteFile(c.path+"/cgroup.kill", []byte("1"), 0) }
 
-// freeze stops or continues every process in the group and below.
+// freeze freezes or unfreezes every process in the cgroup and those below it.
 func (c *cgroup) freeze(frozen bool) error {
 	value := "0"
 	if frozen {
@@ -122,14 +123,15 @@ func (c *cgroup) freeze(frozen bool) error {
 	return os.WriteFile(c.path+"/cgroup.freeze", []byte(value), 0)
 }
 
-// forkInto returns the directory of the group into which to fork a process that joins the container of
-// process main. A group that delegated its controllers can hold no process, so the group of main is used.
+// forkInto returns the directory of the cgroup into which to fork an additional process of the container. main is the
+// pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes; in that case
+// forkInto returns the cgroup of the main process.
 func (c *cgroup) forkInto(main int) (*os.File, error) {
-	handed, err := os.ReadFile(c.path + "/cgroup.subtree_control")
+	delegated, err := os.ReadFile(c.path + "/cgroup.subtree_control")
 	if err != nil {
 		return nil, err
 	}
-	if len(strings.TrimSpace(string(handed))) == 0 {
+	if len(strings.TrimSpace(string(delegated))) == 0 {
 		return os.Open(c.path)
 	}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", main))
@@ -139,30 +141,30 @@ func (c *cgroup) forkInto(main int) (*os.File, error) {
 	_, path, _ := strings.Cut(strings.TrimSpace(string(line)), "::")
 	path = filepath.Join(CgroupRoot, path)
 	if !strings.HasPrefix(path+"/", c.path+"/") {
-		return nil, fmt.Errorf("the container's main process is in the group %s", path)
+		return nil, fmt.Errorf("the container's main process is in the cgroup %s, outside the container's", path)
 	}
 	return os.Open(path)
 }
 
-// remove kills what is left and removes the group with all below, within limit.
-func (c *cgroup) remove(limit time.Duration) error {
-	for end := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+// remove kills the processes in the cgroup and removes it with all cgroups below it. It gives up after timeout.
+func (c *cgroup) remove(timeout time.Duration) error {
+	for end := time.Now().Add(timeout); ; time.Sleep(2 * time.Millisecond) {
 		if err := c.kill(); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		c.oom.check() // the last chance
+		c.oom.check() // report the last OOM kills before the counter is gone
 		err := removeGroups(c.path)
 		if err == nil || errors.Is(err, os.ErrNotExist) {
 			return errors.Join(c.dir.Close(), c.oom.Close())
 		}
-		// Busy until the kernel has taken the last process out.
+		// The cgroup is busy until the kernel has removed the last process from it.
 		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
 			return err
 		}
 	}
 }
 
-// removeGroups removes a group after those below it.
+// removeGroups removes a cgroup and all cgroups below it.
 func removeGroups(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {
@@ -178,7 +180,7 @@ func removeGroups(path string) error {
 	return os.Remove(path)
 }
 
-// empty reports whether no process is left in the group and below.
+// empty reports whether the cgroup and those below it have no processes.
 func (c *cgroup) empty() bool {
 	events, err := readKeyed(c.path + "/cgroup.events")
 	return err != nil || events["populated"] == 0

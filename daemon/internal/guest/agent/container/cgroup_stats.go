@@ -11,7 +11,7 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 )
 
-// stats reads what the group uses. Times are in nanoseconds, sizes in bytes.
+// stats returns the resource usage of the cgroup. Times are in nanoseconds, sizes in bytes.
 func (c *cgroup) stats() (*pb.CgroupStats, error) {
 	cpu, err := readKeyed(c.path + "/cpu.stat")
 	if err != nil {
@@ -25,7 +25,7 @@ func (c *cgroup) stats() (*pb.CgroupStats, error) {
 	if err != nil {
 		return nil, err
 	}
-	addOldNames(memory)
+	addV1Names(memory)
 	io, err := os.ReadFile(c.path + "/io.stat")
 	if err != nil && !os.IsNotExist(err) {
 		return nil, err
@@ -60,9 +60,9 @@ func (c *cgroup) stats() (*pb.CgroupStats, error) {
 	}, nil
 }
 
-// addOldNames adds the figures under the names by which the shim looks for them, for hosts of either
-// version of control groups.
-func addOldNames(memory map[string]uint64) {
+// addV1Names adds the figures that the shim looks up under their cgroup version 1 names, so that its statistics work on
+// hosts with either version.
+func addV1Names(memory map[string]uint64) {
 	for name, parts := range map[string][]string{
 		"cache": {"file"}, "rss": {"anon"}, "mapped_file": {"file_mapped"}, "total_inactive_file": {"inactive_file"},
 		"workingset_refault":  {"workingset_refault_anon", "workingset_refault_file"},
@@ -74,8 +74,9 @@ func addOldNames(memory map[string]uint64) {
 	}
 }
 
-// parseIOStat reads lines such as "254:0 rbytes=1 wbytes=2 rios=3 wios=4". The shim makes version 2
-// figures of the bytes' list, with the counts among them, and version 1 figures of both.
+// parseIOStat parses lines such as "254:0 rbytes=1 wbytes=2 rios=3 wios=4". For cgroup version 2 statistics, the shim
+// reads both bytes and operation counts from IoServiceBytesRecursive. For version 1 it reads the counts from
+// IoServicedRecursive. So the counts are in both lists.
 func parseIOStat(stat string) *pb.BlkioStats {
 	s := &pb.BlkioStats{}
 	for line := range strings.Lines(stat) {
@@ -104,7 +105,8 @@ func parseIOStat(stat string) *pb.BlkioStats {
 	return s
 }
 
-// value reads a file of one number. What the kernel does not count is 0; no limit is the largest.
+// value returns the number in a cgroup file. It returns 0 if the kernel does not have the file, and math.MaxUint64 for
+// "max", which means no limit.
 func (c *cgroup) value(file string) uint64 {
 	data, err := os.ReadFile(filepath.Join(c.path, file))
 	if err != nil {
@@ -118,7 +120,7 @@ func (c *cgroup) value(file string) uint64 {
 	return n
 }
 
-// readKeyed reads a file of lines "name number".
+// readKeyed reads a file with lines of the form "name number".
 func readKeyed(path string) (map[string]uint64, error) {
 	f, err := os.Open(path)
 	if err != nil {

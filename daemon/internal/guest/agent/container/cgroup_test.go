@@ -15,11 +15,11 @@ func TestParseIOStat(t *testing.T) {
 	}
 	want := []*pb.BlkioStatsEntry{entry("read", 1), entry("write", 2), entry("rios", 3), entry("wios", 4)}
 	if !slices.EqualFunc(got.IoServiceBytesRecursive, want, sameEntry) {
-		t.Errorf("bytes: %v", got.IoServiceBytesRecursive)
+		t.Errorf("IoServiceBytesRecursive is %v, want %v", got.IoServiceBytesRecursive, want)
 	}
 	want = []*pb.BlkioStatsEntry{entry("Read", 3), entry("Write", 4)}
 	if !slices.EqualFunc(got.IoServicedRecursive, want, sameEntry) {
-		t.Errorf("requests: %v", got.IoServicedRecursive)
+		t.Errorf("IoServicedRecursive is %v, want %v", got.IoServicedRecursive, want)
 	}
 }
 
@@ -39,11 +39,11 @@ func TestCgroupSettings(t *testing.T) {
 		t.Error(diff)
 	}
 	if got := cgroupSettings(nil); got != nil {
-		t.Errorf("no limits became %v", got)
+		t.Errorf("cgroupSettings(nil) = %v, want nil", got)
 	}
 	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 262144: 10000, 1 << 40: 10000} {
 		if got := cpuWeight(shares); got != want {
-			t.Errorf("weight of %d shares: got %d, want %d", shares, got, want)
+			t.Errorf("cpuWeight(%d) = %d, want %d", shares, got, want)
 		}
 	}
 }

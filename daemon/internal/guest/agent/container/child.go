@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The child half: this binary, re-executed in the container's namespaces, until it becomes the
-// user's program. It runs on one locked thread, whose credentials and namespaces are the ones that
-// count, and ends with exec.
+// This file is what the child runs: this binary, re-executed in the container's namespaces, which prepares itself and
+// then execs the user's program. It stays on one locked thread, because credentials and namespaces belong to a thread
+// and the program gets those of the thread that calls exec.
 
 const (
 	childName = "msb-container"
@@ -23,37 +23,39 @@ const (
 	configFD  = 3
 	controlFD = 4
 
-	// maxReply bounds a childReply on the wire.
+	// maxReply is the maximum size in bytes of an encoded childReply.
 	maxReply = 8 << 10
 )
 
-// childConfig is what the agent sends to a child.
+// childConfig is the configuration that the agent sends to a child.
 type childConfig struct {
-	// Container is what to build around the main process; nil for an exec.
+	// Container describes the container to build, if the child becomes a main process. It is nil for an exec.
 	Container *containerConfig
-	// Join is the pid of the main process whose container an exec enters.
+	// Join is, for an exec, the pid of the main process of the container to enter.
 	Join    int
 	Process *pb.Process
 }
 
-// childReply is what a child sends: that it is ready, or why it ends.
+// childReply is the message that a child sends to the agent. An empty Error means that the child is ready to start the
+// program.
 type childReply struct {
 	Error string
 }
 
-// RunIfChild runs the child half if this process is a re-executed child, and never returns then.
+// RunIfChild runs the child if this process is one, and then never returns. Otherwise it does nothing. The agent must
+// call it first thing in main.
 func RunIfChild() {
 	if os.Args[0] == childName {
 		childMain()
 	}
 }
 
-// childMain never returns.
+// childMain prepares the process, waits for the agent to start it, and execs the program. It never returns.
 func childMain() {
 	runtime.LockOSThread()
 	unix.CloseOnExec(configFD)
 	unix.CloseOnExec(controlFD)
-	// The container's processes see this one: its binary and memory are not for them.
+	// The container's processes can see this process. Keep them from reading its memory and binary.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	cfg, err := readConfig()
 	if err != nil {
@@ -64,11 +66,11 @@ func childMain() {
 		childFail(err)
 	}
 	childSend(childReply{}, terminal)
-	var word [1]byte
-	if n, err := unix.Read(controlFD, word[:]); err != nil || n != 1 {
-		os.Exit(1) // the container was removed before its start
+	var b [1]byte
+	if n, err := unix.Read(controlFD, b[:]); err != nil || n != 1 {
+		os.Exit(1) // the container was removed before it was started
 	}
-	childFail(become(cfg.Process))
+	childFail(execProgram(cfg.Process))
 }
 
 func readConfig() (childConfig, error) {
@@ -81,15 +83,17 @@ func readConfig() (childConfig, error) {
 	return cfg, nil
 }
 
+// childFail sends an error to the agent and exits.
 func childFail(err error) {
 	message := err.Error()
 	if len(message) > maxReply/8 {
-		message = message[:maxReply/8] // JSON may need several bytes for one
+		message = message[:maxReply/8] // JSON may encode a byte as several
 	}
 	childSend(childReply{Error: message}, -1)
 	os.Exit(1)
 }
 
+// childSend sends a reply to the agent, with the terminal's master unless terminal is -1. On an error it exits.
 func childSend(r childReply, terminal int) {
 	data, err := json.Marshal(r)
 	if err != nil {
@@ -107,8 +111,8 @@ func childSend(r childReply, terminal int) {
 	}
 }
 
-// prepare does all that needs the agent's powers. It returns the master of the process's
-// terminal, or -1.
+// prepare does everything that needs the agent's privileges. It returns the master of the process's terminal, or -1 if
+// the process has none.
 func prepare(cfg childConfig) (terminal int, err error) {
 	if cfg.Container != nil {
 		err = buildContainer(cfg.Container)
@@ -133,20 +137,20 @@ func prepare(cfg childConfig) (terminal int, err error) {
 	return terminal, nil
 }
 
-// joinContainer enters the namespaces of the container's main process, but for the pid namespace,
-// which this process was born into.
+// joinContainer enters the cgroup and mount namespaces of the container's main process. This process was forked into the
+// pid namespace.
 func joinContainer(pid int) error {
 	var files []*os.File
 	defer func() { closeAll(files) }()
-	kinds := []string{"cgroup", "mnt"} // mnt last: it takes /proc away
+	kinds := []string{"cgroup", "mnt"}
 	for _, kind := range kinds {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", pid, kind))
 		if err != nil {
-			return fmt.Errorf("container's main process has ended: %w", err)
+			return fmt.Errorf("the container's main process has exited: %w", err)
 		}
 		files = append(files, f)
 	}
-	// A thread that shares its root and working directory cannot change its mount namespace.
+	// A thread that shares its root and working directory with other threads cannot change its mount namespace.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return err
 	}
@@ -158,12 +162,12 @@ func joinContainer(pid int) error {
 	return nil
 }
 
-// openTerminal makes a terminal of the container's devpts the process's standard streams and
-// controlling terminal, and returns its master. The main process's is /dev/console too.
+// openTerminal opens a terminal in the container's devpts, makes it the process's standard streams and controlling
+// terminal, and returns its master. If console is set, as for a main process, it is also bound to /dev/console.
 func openTerminal(p *pb.Process, console bool) (int, error) {
 	master, err := unix.Open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, fmt.Errorf("/dev/pts/ptmx: %w", err)
+		return -1, fmt.Errorf("open /dev/pts/ptmx: %w", err)
 	}
 	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
 		return -1, fmt.Errorf("unlock: %w", err)
@@ -173,7 +177,7 @@ func openTerminal(p *pb.Process, console bool) (int, error) {
 			return -1, err
 		}
 	}
-	// The peer by its master, not by a name that the container can change.
+	// Open the peer through the master, not by name: the container could replace the file of that name.
 	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if errno != 0 {
 		return -1, fmt.Errorf("open peer: %w", errno)
@@ -186,7 +190,7 @@ func openTerminal(p *pb.Process, console bool) (int, error) {
 		}
 	}
 	if err := unix.IoctlSetInt(0, unix.TIOCSCTTY, 0); err != nil {
-		return -1, fmt.Errorf("make it controlling: %w", err)
+		return -1, fmt.Errorf("set controlling terminal: %w", err)
 	}
 	if console {
 		return master, bindConsole(slave)
@@ -202,8 +206,8 @@ func resizeTerminal(fd int, rows, columns uint32) error {
 	return nil
 }
 
-// become turns this process into the user's program. It returns only an error.
-func become(p *pb.Process) error {
+// execProgram gives up the agent's privileges and execs the user's program. It returns only on an error.
+func execProgram(p *pb.Process) error {
 	if err := setRlimits(p.Rlimits); err != nil {
 		return err
 	}
@@ -212,12 +216,12 @@ func become(p *pb.Process) error {
 		cwd = "/"
 	}
 	if err := os.MkdirAll(cwd, 0o755); err != nil {
-		return fmt.Errorf("make working directory: %w", err)
+		return fmt.Errorf("create working directory: %w", err)
 	}
 	for fd := range 3 {
-		// A program may open /dev/stdout again, which needs the owner's rights.
+		// The program's user must own its standard streams to be able to open /dev/stdout and the like.
 		if err := unix.Fchown(fd, int(p.User.GetUID()), -1); err != nil {
-			return fmt.Errorf("hand over standard streams: %w", err)
+			return fmt.Errorf("change owner of standard streams: %w", err)
 		}
 	}
 	if err := filterSockets(); err != nil {
@@ -241,7 +245,7 @@ func become(p *pb.Process) error {
 	return nil
 }
 
-// lookPath finds a program as a shell does, by the PATH of its own environment.
+// lookPath finds a program as a shell does, with the PATH in env.
 func lookPath(name string, env []string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
@@ -264,7 +268,7 @@ func lookPath(name string, env []string) (string, error) {
 	return "", fmt.Errorf("exec: %q: executable file not found in $PATH", name)
 }
 
-// withHome adds HOME, which programs expect, from the container's /etc/passwd.
+// withHome adds HOME to env, with the user's home directory in the container's /etc/passwd, unless env has it.
 func withHome(env []string, uid uint32) []string {
 	for _, e := range env {
 		if strings.HasPrefix(e, "HOME=") {
@@ -275,7 +279,7 @@ func withHome(env []string, uid uint32) []string {
 	return append(env, "HOME="+homeOf(string(passwd), uid))
 }
 
-// homeOf returns the home directory that a passwd file gives a user, else "/".
+// homeOf returns the home directory of a user in the text of a passwd file, or "/" if it has none.
 func homeOf(passwd string, uid uint32) string {
 	want := fmt.Sprint(uid)
 	for line := range strings.Lines(passwd) {

@@ -10,7 +10,7 @@ func TestHomeOf(t *testing.T) {
 	const passwd = "root:x:0:0:root:/root:/bin/sh\nshort:x\nodd:x:7:7::nowhere:/bin/sh\nlast:x:8:8::/home/last:/bin/sh"
 	for uid, want := range map[uint32]string{0: "/root", 7: "/", 8: "/home/last", 9: "/"} {
 		if got := homeOf(passwd, uid); got != want {
-			t.Errorf("home of %d: got %q, want %q", uid, got, want)
+			t.Errorf("homeOf user %d = %q, want %q", uid, got, want)
 		}
 	}
 }
@@ -23,15 +23,14 @@ func TestLookPath(t *testing.T) {
 		}
 	}
 	env := []string{"PATH=/nosuch:" + dir}
-	if got, err := lookPath("run", env); err != nil || got != filepath.Join(dir, "run") {
-		t.Errorf("got %q, %v", got, err)
-	}
-	if got, err := lookPath("./x/run", env); err != nil || got != "./x/run" {
-		t.Errorf("got %q, %v", got, err)
+	for name, want := range map[string]string{"run": filepath.Join(dir, "run"), "./x/run": "./x/run"} {
+		if got, err := lookPath(name, env); err != nil || got != want {
+			t.Errorf("lookPath(%q) = %q, %v; want %q", name, got, err, want)
+		}
 	}
 	for _, name := range []string{"data", "absent"} {
 		if got, err := lookPath(name, env); err == nil {
-			t.Errorf("found %q", got)
+			t.Errorf("lookPath(%q) = %q, want an error", name, got)
 		}
 	}
 }

@@ -1,7 +1,8 @@
-// Package container runs containers in the guest: their root, control group, device filter and processes.
+// Package container runs containers in the guest. It sets up their root file system, cgroup and device filter, and
+// starts their processes.
 //
-// The first program of each process in a container is this binary again: a re-executed child prepares
-// itself (child.go) and then becomes the user's program.
+// Each process in a container starts as a re-executed copy of the agent's own binary, the child. The child prepares
+// itself (see child.go) and then execs the user's program.
 package container
 
 import (
@@ -19,13 +20,14 @@ import (
 )
 
 const (
-	// keptExecs is how many ended execs a container remembers for a late WaitProcess.
-	keptExecs = 256
-	// removeLimit bounds the wait for a container's processes to be gone.
+	// maxEndedExecs is how many execs a container keeps before it drops ended ones. Ended execs are kept for a late
+	// WaitProcess.
+	maxEndedExecs = 256
+	// removeLimit bounds the wait for a container's processes to exit.
 	removeLimit = 20 * time.Second
 )
 
-// Container is a running container, or what is remembered of an ended one until it is removed.
+// Container is a container that has been created and not yet removed. Its processes may have exited.
 type Container struct {
 	reaper *Reaper
 	id     string
@@ -33,23 +35,23 @@ type Container struct {
 	main   *Process
 	cgroup *cgroup
 
-	// forking is held by whatever starts a program, and alone by what freezes them: a fork into a
-	// frozen group does not return.
+	// forking is read-locked while a process is forked and locked while the container is frozen or unfrozen, because a
+	// fork into a frozen cgroup does not return.
 	forking sync.RWMutex
 	frozen  bool
 
 	mu      sync.Mutex
 	started bool
-	execs   map[string]*Process // nil once the container was removed
-	order   []string            // of execs, oldest first
+	execs   map[string]*Process // by id; nil once the container has been removed
+	order   []string            // ids of execs, oldest first
 }
 
-// New builds the container up to the point where only its start is missing. Validate must have accepted
-// id and spec.
+// New creates a container and the child that becomes its main process, which waits for Start. The caller must have
+// checked id and spec with Validate.
 func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 	group, err := createCgroup(id)
 	if err != nil {
-		return nil, fmt.Errorf("make cgroup: %w", err)
+		return nil, fmt.Errorf("create cgroup: %w", err)
 	}
 	linux := spec.Linux
 	main, err := func() (*Process, error) {
@@ -82,7 +84,7 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 // ID returns the container's id.
 func (c *Container) ID() string { return c.id }
 
-// Start lets the main process become the user's program.
+// Start starts the program of the main process.
 func (c *Container) Start() error {
 	c.forking.RLock()
 	defer c.forking.RUnlock()
@@ -90,7 +92,7 @@ func (c *Container) Start() error {
 	defer c.mu.Unlock()
 	switch {
 	case c.started:
-		return fmt.Errorf("container %s was started before: %w", c.id, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s has already been started: %w", c.id, errdefs.ErrFailedPrecondition)
 	case c.frozen:
 		return fmt.Errorf("container %s is paused: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
@@ -98,7 +100,7 @@ func (c *Container) Start() error {
 	return c.main.start()
 }
 
-// Exec starts another program in the container.
+// Exec starts an additional process in the container.
 func (c *Container) Exec(id string, p *pb.Process) error {
 	if err := ValidateID("process", id); err != nil {
 		return err
@@ -111,13 +113,13 @@ func (c *Container) Exec(id string, p *pb.Process) error {
 	c.mu.Lock()
 	if !c.started || c.frozen || c.execs == nil || c.main.ended() {
 		c.mu.Unlock()
-		return fmt.Errorf("container %s does not run: %w", c.id, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s is not running: %w", c.id, errdefs.ErrFailedPrecondition)
 	}
 	if _, ok := c.execs[id]; ok || id == c.id {
 		c.mu.Unlock()
 		return fmt.Errorf("process %s: %w", id, errdefs.ErrAlreadyExists)
 	}
-	c.execs[id] = nil // reserved
+	c.execs[id] = nil // reserve the id
 	c.mu.Unlock()
 
 	child, err := c.spawnExec(p)
@@ -133,14 +135,14 @@ func (c *Container) Exec(id string, p *pb.Process) error {
 	}
 	c.execs[id] = child
 	c.order = append(c.order, id)
-	c.forget()
+	c.pruneExecs()
 	return nil
 }
 
 func (c *Container) spawnExec(p *pb.Process) (*Process, error) {
 	group, err := c.cgroup.forkInto(c.main.pid)
 	if err != nil {
-		return nil, fmt.Errorf("find its cgroup: %w", err)
+		return nil, fmt.Errorf("find the container's cgroup: %w", err)
 	}
 	defer group.Close()
 	child, err := spawn(c.reaper, group, childConfig{Join: c.main.pid, Process: p})
@@ -154,11 +156,11 @@ func (c *Container) spawnExec(p *pb.Process) (*Process, error) {
 	return child, nil
 }
 
-// forget drops the oldest ended execs that are too many to keep.
-func (c *Container) forget() {
+// pruneExecs drops the oldest ended execs until at most maxEndedExecs execs are left. The caller holds mu.
+func (c *Container) pruneExecs() {
 	c.order = slices.DeleteFunc(c.order, func(id string) bool {
 		p := c.execs[id]
-		if len(c.execs) <= keptExecs || !p.ended() {
+		if len(c.execs) <= maxEndedExecs || !p.ended() {
 			return false
 		}
 		p.release()
@@ -167,7 +169,7 @@ func (c *Container) forget() {
 	})
 }
 
-// Process returns the process with an exec id. The main one's is empty or the container's own id.
+// Process returns the process with an exec id. An empty id and the container's own id mean the main process.
 func (c *Container) Process(id string) (*Process, error) {
 	if id == c.id || id == "" {
 		return c.main, nil
@@ -183,8 +185,8 @@ func (c *Container) Process(id string) (*Process, error) {
 	return nil, fmt.Errorf("process %s of container %s: %w", id, c.id, errdefs.ErrNotFound)
 }
 
-// Signal signals one process. Without an exec id that is the main one, and for SIGKILL all of the
-// container: the shim leaves the id out for each signal to a container.
+// Signal sends a signal to one process: the main process if execID is empty. SIGKILL with an empty execID kills all
+// processes of the container, because the shim uses an empty id when it signals a container rather than a process.
 func (c *Container) Signal(execID string, sig unix.Signal) error {
 	p, err := c.Process(execID)
 	if err != nil {
@@ -194,28 +196,28 @@ func (c *Container) Signal(execID string, sig unix.Signal) error {
 		return c.Kill()
 	}
 	if p == c.main && sig == unix.SIGTERM && !p.handles(sig) {
-		sig = unix.SIGKILL // the first process of a pid namespace would not notice the other
+		sig = unix.SIGKILL // the kernel does not deliver an unhandled SIGTERM to the first process of a pid namespace
 	}
 	return p.Signal(sig)
 }
 
-// Kill ends every process in the container.
+// Kill kills every process in the container.
 func (c *Container) Kill() error { return c.cgroup.kill() }
 
-// Empty reports whether no process is left in the container.
+// Empty reports whether the container has no running processes.
 func (c *Container) Empty() bool { return c.cgroup.empty() }
 
-// Limit applies the limits in r. What r leaves out stays as it is.
+// Limit applies the resource limits in r. Limits that r leaves out stay as they are.
 func (c *Container) Limit(r *pb.LinuxResources) error { return c.cgroup.limit(r) }
 
-// Stats returns what the container uses. Times are in nanoseconds, sizes in bytes.
+// Stats returns the container's resource usage. Times are in nanoseconds, sizes in bytes.
 func (c *Container) Stats() (*pb.CgroupStats, error) { return c.cgroup.stats() }
 
-// ListenOOM calls killed for each process that the kernel kills because memory ran out. It returns when
-// the container is removed.
+// ListenOOM calls killed for each process of the container that the kernel kills because it ran out of memory. It
+// returns when the container is removed.
 func (c *Container) ListenOOM(killed func()) { c.cgroup.oom.listen(killed) }
 
-// Freeze stops every process in the container, or continues them.
+// Freeze freezes or unfreezes every process in the container.
 func (c *Container) Freeze(frozen bool) error {
 	c.forking.Lock()
 	defer c.forking.Unlock()
@@ -226,12 +228,12 @@ func (c *Container) Freeze(frozen bool) error {
 	return nil
 }
 
-// Remove ends what still runs and frees everything but the storages.
+// Remove kills the container's processes and releases its resources, except for its storages.
 func (c *Container) Remove() error {
 	if err := c.cgroup.remove(removeLimit); err != nil {
 		return fmt.Errorf("remove cgroup: %w", err)
 	}
-	// Where the root is a file system of its own in the share, the host wants it back.
+	// If the root is a separate file system in the share, unmount it so that the host can remove it.
 	if err := mount.Unmount(c.root); err != nil {
 		return fmt.Errorf("unmount root: %w", err)
 	}

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// capabilityNames holds each capability at its number.
+// capabilityNames are the names of the capabilities, indexed by capability number.
 var capabilityNames = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
 	"CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE",
@@ -21,7 +21,7 @@ var capabilityNames = []string{
 	"CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 }
 
-// capabilityMask returns the set of the named capabilities.
+// capabilityMask returns the named capabilities as a bit mask.
 func capabilityMask(names []string) (uint64, error) {
 	var mask uint64
 	for _, name := range names {
@@ -34,8 +34,8 @@ func capabilityMask(names []string) (uint64, error) {
 	return mask, nil
 }
 
-// setCredentials gives up the agent's powers for those of the process. What holds for one thread
-// only holds for the one that counts: exec ends all others.
+// setCredentials replaces the agent's user, groups and capabilities with those of p. Some of these calls affect only the
+// calling thread. That is enough, because the program gets the credentials of the thread that calls exec.
 func setCredentials(p *pb.Process) error {
 	c := p.Capabilities
 	var masks [5]uint64
@@ -113,7 +113,8 @@ var rlimits = map[string]int{
 
 func setRlimits(limits []*pb.POSIXRlimit) error {
 	for _, l := range limits {
-		// syscall's, not unix's: exec would put back the open-files limit that Go found at its start.
+		// Use syscall.Setrlimit, not unix.Setrlimit: otherwise syscall.Exec would restore the limit on open files that the
+		// Go runtime found when the process started.
 		err := syscall.Setrlimit(rlimits[l.Type], &syscall.Rlimit{Cur: l.Soft, Max: l.Hard})
 		if err != nil {
 			return fmt.Errorf("set %s: %w", l.Type, err)

@@ -13,15 +13,15 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// anyNumber matches each major or minor number.
+// anyNumber matches every major or minor number.
 const anyNumber = -1
 
-// maxDeviceRules bounds a filter: the kernel takes a million instructions, an honest spec needs some
-// hundred.
+// maxDeviceRules is the maximum number of rules in a filter. The kernel accepts programs of up to a million instructions;
+// a legitimate spec needs a few hundred.
 const maxDeviceRules = 1024
 
-// defaultDevices is what every container may use, as with every runtime: make any node, and open the
-// harmless ones and terminals.
+// defaultDevices are the rules for every container, the same as those of other runtimes: a container may create any
+// device node, and may open harmless devices and terminals.
 var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: anyNumber, Minor: anyNumber, Access: "m"},
 	{Allow: true, Type: "b", Major: anyNumber, Minor: anyNumber, Access: "m"},
@@ -37,8 +37,8 @@ var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: 10, Minor: 200, Access: "rwm"},        // tun
 }
 
-// deviceRules returns what a container may do with devices: what its resources say, its own devices,
-// and the default, the last rule that matches being the one that counts. Nothing else is allowed.
+// deviceRules returns the device rules for a container: those in its resources, then its own devices, then
+// defaultDevices. The last rule that matches decides. Access that no rule matches is denied.
 func deviceRules(linux *pb.Linux) []*pb.LinuxDeviceCgroup {
 	rules := slices.Clone(linux.GetResources().GetDevices())
 	for _, d := range linux.GetDevices() {
@@ -53,10 +53,10 @@ func deviceRules(linux *pb.Linux) []*pb.LinuxDeviceCgroup {
 	return append(rules, defaultDevices...)
 }
 
-// filterDevices makes the kernel hold the group's processes to rules.
+// filterDevices attaches a device filter with the given rules to the cgroup.
 func (c *cgroup) filterDevices(rules []*pb.LinuxDeviceCgroup) error {
 	if len(rules) > maxDeviceRules {
-		return refusal.Invalid("%d device rules", len(rules))
+		return refusal.Invalid("%d device rules are more than %d", len(rules), maxDeviceRules)
 	}
 	program, err := loadDeviceProgram(deviceProgram(rules))
 	if err != nil {
@@ -75,7 +75,7 @@ func (c *cgroup) filterDevices(rules []*pb.LinuxDeviceCgroup) error {
 // instruction is struct bpf_insn of <linux/bpf.h>.
 type instruction struct {
 	op       uint8
-	dst, src uint8 // 4 bits each, in one byte of the kernel's
+	dst, src uint8 // 4 bits each, which share a byte in the kernel's struct
 	off      int16
 	imm      int32
 }
@@ -91,7 +91,7 @@ const (
 	regScratch
 )
 
-// deviceProgram translates rules to a program that returns 1 for what is allowed and 0 for the rest.
+// deviceProgram translates rules to a BPF program that returns 1 to allow an access and 0 to deny it.
 func deviceProgram(rules []*pb.LinuxDeviceCgroup) []instruction {
 	load := func(dst uint8, off int16) instruction {
 		return instruction{op: unix.BPF_LDX | unix.BPF_MEM | unix.BPF_W, dst: dst, src: regArguments, off: off}
@@ -102,51 +102,52 @@ func deviceProgram(rules []*pb.LinuxDeviceCgroup) []instruction {
 	copyTo := func(dst, src uint8) instruction {
 		return instruction{op: unix.BPF_ALU | unix.BPF_MOV | unix.BPF_X, dst: dst, src: src}
 	}
-	// struct bpf_cgroup_dev_ctx: access in the upper half of the first word and type in the lower.
+	// The argument is a struct bpf_cgroup_dev_ctx. Its first word has the access in the upper half and the type in the
+	// lower half.
 	program := []instruction{
 		load(regKind, 0), copyTo(regAccess, regKind), alu(unix.BPF_RSH, regAccess, 16), alu(unix.BPF_AND, regKind, 0xffff),
 		load(regMajor, 4), load(regMinor, 8),
 	}
-	answer := func(allow bool) []instruction {
+	returnResult := func(allow bool) []instruction {
 		value := int32(0)
 		if allow {
 			value = 1
 		}
 		return []instruction{alu(unix.BPF_MOV, regResult, value), {op: unix.BPF_JMP | unix.BPF_EXIT}}
 	}
-	for i := len(rules) - 1; i >= 0; i-- { // the last one counts
+	for i := len(rules) - 1; i >= 0; i-- { // the last rule that matches decides
 		r := rules[i]
-		var test []instruction // jumps out where the rule does not match; the targets follow
-		unless := func(reg uint8, jump uint8, imm int32) {
+		var test []instruction // jumps to the next rule if this one does not match; the offsets are set below
+		skipIf := func(reg uint8, jump uint8, imm int32) {
 			test = append(test, instruction{op: unix.BPF_JMP | jump | unix.BPF_K, dst: reg, imm: imm})
 		}
 		switch r.GetType() {
 		case "b":
-			unless(regKind, unix.BPF_JNE, unix.BPF_DEVCG_DEV_BLOCK)
+			skipIf(regKind, unix.BPF_JNE, unix.BPF_DEVCG_DEV_BLOCK)
 		case "c", "u":
-			unless(regKind, unix.BPF_JNE, unix.BPF_DEVCG_DEV_CHAR)
+			skipIf(regKind, unix.BPF_JNE, unix.BPF_DEVCG_DEV_CHAR)
 		}
 		if mask := accessMask(r.GetAccess()); mask != allAccess {
 			test = append(test, copyTo(regScratch, regAccess))
-			if r.Allow { // all that is asked for
+			if r.Allow { // matches if the rule allows every requested access
 				test = append(test, alu(unix.BPF_AND, regScratch, allAccess&^mask))
-				unless(regScratch, unix.BPF_JNE, 0)
-			} else { // any of it
+				skipIf(regScratch, unix.BPF_JNE, 0)
+			} else { // matches if the rule denies any requested access
 				test = append(test, alu(unix.BPF_AND, regScratch, mask))
-				unless(regScratch, unix.BPF_JEQ, 0)
+				skipIf(regScratch, unix.BPF_JEQ, 0)
 			}
 		}
 		if r.GetType() != "a" && r.GetType() != "" {
 			if r.Major >= 0 {
-				unless(regMajor, unix.BPF_JNE, int32(r.Major))
+				skipIf(regMajor, unix.BPF_JNE, int32(r.Major))
 			}
 			if r.Minor >= 0 {
-				unless(regMinor, unix.BPF_JNE, int32(r.Minor))
+				skipIf(regMinor, unix.BPF_JNE, int32(r.Minor))
 			}
 		}
-		body := append(test, answer(r.GetAllow())...)
+		body := append(test, returnResult(r.GetAllow())...)
 		if len(test) == 0 {
-			return append(program, body...) // the kernel takes no code that is never reached
+			return append(program, body...) // the kernel rejects programs with unreachable code
 		}
 		for n := range test {
 			if test[n].op&7 == unix.BPF_JMP {
@@ -155,12 +156,12 @@ func deviceProgram(rules []*pb.LinuxDeviceCgroup) []instruction {
 		}
 		program = append(program, body...)
 	}
-	return append(program, answer(false)...)
+	return append(program, returnResult(false)...)
 }
 
 const allAccess = unix.BPF_DEVCG_ACC_MKNOD | unix.BPF_DEVCG_ACC_READ | unix.BPF_DEVCG_ACC_WRITE
 
-// accessMask reads a rule's access, of the letters r, w and m. None means all.
+// accessMask parses a rule's access, which consists of the letters r, w and m. No letters mean all access.
 func accessMask(letters string) int32 {
 	var mask int32
 	for letter, bit := range map[string]int32{
@@ -176,17 +177,18 @@ func accessMask(letters string) int32 {
 	return mask
 }
 
+// loadDeviceProgram loads a device filter into the kernel.
 func loadDeviceProgram(program []instruction) (*os.File, error) {
 	code := make([]byte, 0, 8*len(program))
 	for _, i := range program {
 		code = append(code, i.op, i.src<<4|i.dst, byte(i.off), byte(i.off>>8),
 			byte(i.imm), byte(i.imm>>8), byte(i.imm>>16), byte(i.imm>>24))
 	}
-	license := [...]byte{0} // of no functions that ask for one
+	license := [...]byte{0} // the program calls no function that requires a license
 	attr := struct {
 		kind, count   uint32
 		code, license unsafe.Pointer
-		log           [3]uint64 // level and size, buffer, kernel version and flags: none
+		log           [3]uint64 // log level and size, log buffer, kernel version and flags; all unused
 	}{unix.BPF_PROG_TYPE_CGROUP_DEVICE, uint32(len(program)), unsafe.Pointer(&code[0]), unsafe.Pointer(&license), [3]uint64{}}
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
 	if err != nil {
@@ -195,11 +197,12 @@ func loadDeviceProgram(program []instruction) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "device filter"), nil
 }
 
+// bpf calls bpf(2).
 func bpf(command int, attr unsafe.Pointer, size uintptr) (int, error) {
 	for {
 		fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(attr), size)
 		if errno == unix.EAGAIN {
-			continue // a signal came, such as of a child's end, while the kernel looked at the program
+			continue // a signal, such as SIGCHLD, interrupted the kernel's verification of the program
 		}
 		if errno != 0 {
 			return -1, errno

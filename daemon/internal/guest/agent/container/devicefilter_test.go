@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestDeviceProgram runs filters as the kernel would.
+// TestDeviceProgram interprets device programs as the kernel does.
 func TestDeviceProgram(t *testing.T) {
 	const r, w, m = unix.BPF_DEVCG_ACC_READ, unix.BPF_DEVCG_ACC_WRITE, unix.BPF_DEVCG_ACC_MKNOD
 	const block, char = unix.BPF_DEVCG_DEV_BLOCK, unix.BPF_DEVCG_DEV_CHAR
@@ -27,26 +27,26 @@ func TestDeviceProgram(t *testing.T) {
 	}{
 		{"null", standard, r | w, char, 1, 3, 1},
 		{"mem", standard, r, char, 1, 1, 0},
-		{"make mem", standard, m, char, 1, 1, 1},
-		{"make and read mem", standard, m | r, char, 1, 1, 0},
-		{"a terminal", standard, r | w, char, 136, 77, 1},
-		{"its disk", standard, r | w, block, 254, 0, 1},
+		{"mknod of mem", standard, m, char, 1, 1, 1},
+		{"mknod and read of mem", standard, m | r, char, 1, 1, 0},
+		{"terminal", standard, r | w, char, 136, 77, 1},
+		{"the container's disk", standard, r | w, block, 254, 0, 1},
 		{"another disk", standard, r, block, 254, 16, 0},
-		{"a character device of its disk's number", standard, r, char, 254, 0, 0},
-		{"what its rules allow", standard, r, char, 10, 229, 1},
-		{"more than its rules allow", standard, r | w, char, 10, 229, 0},
-		{"everything", everything, r | w | m, block, 9, 9, 1},
-		{"all but one", everything, r | w, char, 1, 1, 0},
-		{"reading that one", everything, r, char, 1, 1, 1},
-		{"nothing", deviceProgram(nil), r, char, 1, 3, 0},
+		{"character device with the disk's number", standard, r, char, 254, 0, 0},
+		{"access that the spec allows", standard, r, char, 10, 229, 1},
+		{"more access than the spec allows", standard, r | w, char, 10, 229, 0},
+		{"rules that allow everything", everything, r | w | m, block, 9, 9, 1},
+		{"access denied by the last rule", everything, r | w, char, 1, 1, 0},
+		{"access not denied by the last rule", everything, r, char, 1, 1, 1},
+		{"no rules", deviceProgram(nil), r, char, 1, 3, 0},
 	} {
 		if got := interpret(t, tt.program, [3]uint32{tt.access<<16 | tt.kind, tt.major, tt.minor}); got != tt.want {
-			t.Errorf("%s: got %d, want %d", tt.name, got, tt.want)
+			t.Errorf("%s: program returned %d, want %d", tt.name, got, tt.want)
 		}
 	}
 }
 
-// interpret runs a program of the few instructions that deviceProgram uses.
+// interpret runs a program. It supports only the instructions that deviceProgram uses.
 func interpret(t *testing.T, program []instruction, context [3]uint32) uint64 {
 	t.Helper()
 	var reg [10]uint64
@@ -74,9 +74,9 @@ func interpret(t *testing.T, program []instruction, context [3]uint32) uint64 {
 		case unix.BPF_JMP | unix.BPF_EXIT:
 			return reg[regResult]
 		default:
-			t.Fatalf("instruction %#x", i.op)
+			t.Fatalf("unknown instruction %#x", i.op)
 		}
 	}
-	t.Fatal("the program has no end")
+	t.Fatal("program ran past its end")
 	return 0
 }

@@ -7,18 +7,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomWatch reports each process of a group, or of one below, that the kernel killed because memory ran
-// out.
+// oomWatch watches a cgroup and those below it for processes that the kernel kills because they ran out of memory.
 type oomWatch struct {
-	events  string
+	events  string // path of the cgroup's file memory.events
 	inotify *os.File
 
 	mu       sync.Mutex
-	killed   func() // nil until somebody listens
-	reported uint64
+	killed   func() // nil until listen is called
+	reported uint64 // kills that have been reported
 }
 
-// watchOOM begins to watch a group's file memory.events.
+// watchOOM starts watching a cgroup's file memory.events.
 func watchOOM(events string) (*oomWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -32,7 +31,7 @@ func watchOOM(events string) (*oomWatch, error) {
 	return w, nil
 }
 
-// listen calls killed once for each kill, until Close.
+// listen calls killed once for each kill. It returns after Close.
 func (w *oomWatch) listen(killed func()) {
 	w.mu.Lock()
 	w.killed = killed
@@ -46,7 +45,7 @@ func (w *oomWatch) listen(killed func()) {
 	}
 }
 
-// check reports the kills that were not reported yet.
+// check calls killed for the kills that have not been reported yet.
 func (w *oomWatch) check() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -18,10 +18,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prepareLimit bounds what a child does before it is ready to become the user's program.
+// prepareLimit bounds the time that a child takes to prepare itself, and to start the program once told to.
 const prepareLimit = 50 * time.Second
 
-// Process is a program in the container: its main one or an exec.
+// Process is a process in the container: the main process or an exec.
 type Process struct {
 	reaper *Reaper
 	pid    int
@@ -31,17 +31,18 @@ type Process struct {
 	// terminal is the master side of the process's terminal, if it has one.
 	terminal *os.File
 
-	// control leads to the child until it became the program.
+	// control is the connection to the child, until the child has become the program.
 	control *net.UnixConn
 
-	exited chan struct{}
-	status int // as a shell reports it; set before exited is closed
+	exited chan struct{} // closed when the process has exited
+	status int           // as a shell reports it; set before exited is closed
 }
 
-// spawn forks a child into a cgroup. The child prepares itself as cfg says and waits for start.
+// spawn forks a child into a cgroup and waits until it has prepared itself according to cfg. The child then waits for
+// start.
 func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	p := &Process{reaper: r, exited: make(chan struct{})}
-	var opened []*os.File // the child's ends, and on an error ours too
+	var opened []*os.File // descriptors that only the child needs
 	defer func() {
 		for _, f := range opened {
 			f.Close()
@@ -60,17 +61,17 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	p.control = control
 
 	var stdio [3]*os.File
-	var ours [3]*os.File
+	var agentEnds [3]*os.File
 	for i := range stdio {
 		if cfg.Process.Terminal {
 			stdio[i], err = os.OpenFile("/dev/null", os.O_RDWR, 0)
 		} else {
-			stdio[i], ours[i], err = stdioPipe(i == 0)
+			stdio[i], agentEnds[i], err = stdioPipe(i == 0)
 		}
 		if err != nil {
 			control.Close()
-			closeAll(ours[:])
-			return nil, fmt.Errorf("make standard streams: %w", err)
+			closeAll(agentEnds[:])
+			return nil, fmt.Errorf("open standard streams: %w", err)
 		}
 		opened = append(opened, stdio[i])
 	}
@@ -85,21 +86,21 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 			CgroupFD:    int(cgroup.Fd()),
 		},
 	}
-	// A container shares the guest's host name, IPC and network.
+	// A container gets its own mount and pid namespaces. It shares the guest's host name, IPC and network.
 	if cfg.Container != nil {
 		attr.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID
-		p.pid, err = r.start("/proc/self/exe", []string{childName}, attr, p.finish)
+		p.pid, err = r.start("/proc/self/exe", []string{childName}, attr, p.recordExit)
 	} else {
-		p.pid, err = startInPIDNamespace(r, cfg.Join, attr, p.finish)
+		p.pid, err = startInPIDNamespace(r, cfg.Join, attr, p.recordExit)
 	}
 	if err != nil {
 		control.Close()
-		closeAll(ours[:])
+		closeAll(agentEnds[:])
 		return nil, fmt.Errorf("fork: %w", err)
 	}
 	if !cfg.Process.Terminal {
-		p.stdin = newInput(ours[0], false)
-		p.stdout, p.stderr = newOutput(ours[1]), newOutput(ours[2])
+		p.stdin = newInput(agentEnds[0], false)
+		p.stdout, p.stderr = newOutput(agentEnds[1]), newOutput(agentEnds[2])
 	}
 	for _, f := range opened {
 		f.Close()
@@ -116,11 +117,11 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	_ = control.SetReadDeadline(time.Now().Add(prepareLimit))
 	ready, err := p.reply()
 	if err == nil && !ready {
-		err = fmt.Errorf("it ended early: %w", errdefs.ErrFailedPrecondition)
+		err = fmt.Errorf("the child exited before it was ready: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err == nil && cfg.Process.Terminal && p.terminal == nil {
-		// The kernel drops a descriptor that finds no place here.
-		err = fmt.Errorf("its terminal did not arrive: %w", errdefs.ErrResourceExhausted)
+		// The kernel drops a descriptor if the agent has too many open files.
+		err = fmt.Errorf("the child's terminal did not arrive: %w", errdefs.ErrResourceExhausted)
 	}
 	if err != nil {
 		p.discard()
@@ -130,11 +131,11 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	return p, nil
 }
 
-// startInPIDNamespace forks from a thread whose children belong to the pid namespace of pid.
+// startInPIDNamespace forks a child into the pid namespace of the process pid.
 func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func(unix.WaitStatus)) (int, error) {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", pid))
 	if err != nil {
-		return 0, fmt.Errorf("main process has ended: %w", errdefs.ErrFailedPrecondition)
+		return 0, fmt.Errorf("the container's main process has exited: %w", errdefs.ErrFailedPrecondition)
 	}
 	defer ns.Close()
 	type started struct {
@@ -143,15 +144,17 @@ func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func
 	}
 	result := make(chan started)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with its changed namespace
+		// Setns changes the namespace only for children of this thread. The thread is never unlocked, so Go ends it with
+		// the goroutine and does not run other goroutines in the changed namespace.
+		runtime.LockOSThread()
 		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWPID); err != nil {
 			result <- started{err: fmt.Errorf("enter pid namespace: %w", err)}
 			return
 		}
 		child, err := r.start("/proc/self/exe", []string{childName}, attr, exited)
 		if errors.Is(err, unix.ENOMEM) {
-			// A pid namespace whose first process is ending returns the same error.
-			err = fmt.Errorf("main process is ending, or memory is short: %w: %w", err, errdefs.ErrFailedPrecondition)
+			// The kernel also returns ENOMEM if the first process of the pid namespace is exiting.
+			err = fmt.Errorf("the container's main process is exiting, or the guest is out of memory: %w: %w", err, errdefs.ErrFailedPrecondition)
 		}
 		result <- started{child, err}
 	}()
@@ -159,22 +162,22 @@ func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func
 	return s.pid, s.err
 }
 
-// start lets the child become the program, and returns when it did or could not.
+// start tells the child to start the program. It returns when the program has started or could not be started.
 func (p *Process) start() error {
 	defer p.control.Close()
 	_ = p.control.SetDeadline(time.Now().Add(prepareLimit))
 	if _, err := p.control.Write([]byte{1}); err != nil {
 		return fmt.Errorf("start process: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	// The end of the channel without a word means that exec closed it.
+	// If the channel ends without a reply, exec has closed it and the program has started.
 	if _, err := p.reply(); err != nil {
 		return err
 	}
 	return nil
 }
 
-// reply reads the child's word: ready or an error, and the master of its terminal. It is not
-// ready when the child closed the channel.
+// reply reads a reply from the child and, if one comes with it, the master of its terminal. ready is false if the child
+// has closed the channel. An error in the reply is returned as err.
 func (p *Process) reply() (ready bool, err error) {
 	buf := make([]byte, maxReply)
 	oob := make([]byte, unix.CmsgSpace(4))
@@ -182,13 +185,13 @@ func (p *Process) reply() (ready bool, err error) {
 	if errors.Is(err, io.EOF) {
 		return false, nil
 	}
-	if errors.Is(err, unix.ECONNRESET) { // with our word unread
-		return false, fmt.Errorf("it was killed before its start: %w", errdefs.ErrFailedPrecondition)
+	if errors.Is(err, unix.ECONNRESET) { // the child ended without reading our message
+		return false, fmt.Errorf("the child was killed before it started the program: %w", errdefs.ErrFailedPrecondition)
 	}
 	if err != nil {
 		return false, err
 	}
-	if err := p.takeTerminal(oob[:oobn]); err != nil {
+	if err := p.receiveTerminal(oob[:oobn]); err != nil {
 		return false, err
 	}
 	var r childReply
@@ -201,7 +204,8 @@ func (p *Process) reply() (ready bool, err error) {
 	return true, nil
 }
 
-func (p *Process) takeTerminal(oob []byte) error {
+// receiveTerminal takes the terminal's master out of a message's ancillary data, if there is any.
+func (p *Process) receiveTerminal(oob []byte) error {
 	if len(oob) == 0 {
 		return nil
 	}
@@ -223,10 +227,10 @@ func (p *Process) takeTerminal(oob []byte) error {
 	return nil
 }
 
-// Signal sends a signal. A process that has ended needs none.
+// Signal sends a signal to the process. It does nothing if the process has exited.
 func (p *Process) Signal(sig unix.Signal) error { return p.reaper.signal(p.pid, sig) }
 
-// Wait waits for the end of the process and returns its status as a shell reports it.
+// Wait waits until the process has exited and returns its status as a shell reports it: 128+N after signal N.
 func (p *Process) Wait(ctx context.Context) (status int, err error) {
 	select {
 	case <-p.exited:
@@ -236,20 +240,21 @@ func (p *Process) Wait(ctx context.Context) (status int, err error) {
 	}
 }
 
-// WriteStdin writes to the process's input, and waits while it does not read.
+// WriteStdin writes to the process's standard input. It waits until the process has read data, its pipe has room for it,
+// or ctx is done.
 func (p *Process) WriteStdin(ctx context.Context, data []byte) (int, error) {
 	return p.stdin.write(ctx, data)
 }
 
-// CloseStdin ends the process's input. A terminal has no end of its own.
+// CloseStdin closes the process's standard input. It does nothing for a terminal, which is also the output.
 func (p *Process) CloseStdin() { p.stdin.close() }
 
-// ReadStdout waits for output and returns at most limit bytes of it. The error is io.EOF at the end.
+// ReadStdout waits for output and returns at most limit bytes of it. At the end of the output the error is io.EOF.
 func (p *Process) ReadStdout(ctx context.Context, limit int) ([]byte, error) {
 	return p.stdout.read(ctx, limit)
 }
 
-// ReadStderr is like ReadStdout but for the other stream. A process with a terminal has none.
+// ReadStderr is like ReadStdout but for standard error. For a process with a terminal it returns io.EOF.
 func (p *Process) ReadStderr(ctx context.Context, limit int) ([]byte, error) {
 	if p.stderr == nil {
 		return nil, io.EOF
@@ -260,7 +265,7 @@ func (p *Process) ReadStderr(ctx context.Context, limit int) ([]byte, error) {
 // Resize sets the size of the process's terminal.
 func (p *Process) Resize(rows, columns uint32) error {
 	if p.terminal == nil {
-		return fmt.Errorf("process has no terminal: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the process has no terminal: %w", errdefs.ErrFailedPrecondition)
 	}
 	raw, err := p.terminal.SyscallConn()
 	if err != nil {
@@ -269,12 +274,12 @@ func (p *Process) Resize(rows, columns uint32) error {
 	var resizeErr error
 	err = raw.Control(func(fd uintptr) { resizeErr = resizeTerminal(int(fd), rows, columns) })
 	if err != nil {
-		return fmt.Errorf("terminal is closed: %w", errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("the terminal is closed: %w", errdefs.ErrFailedPrecondition)
 	}
 	return resizeErr
 }
 
-// ended reports whether the program is gone.
+// ended reports whether the process has exited.
 func (p *Process) ended() bool {
 	select {
 	case <-p.exited:
@@ -284,13 +289,13 @@ func (p *Process) ended() bool {
 	}
 }
 
-// handles reports whether the program handles, ignores or blocks a signal.
+// handles reports whether the process handles, ignores or blocks a signal. It returns true if it cannot tell.
 func (p *Process) handles(sig unix.Signal) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 	return err != nil || handlesSignal(string(status), sig)
 }
 
-// handlesSignal reports the same from the masks of a file like /proc/self/status.
+// handlesSignal reports whether the masks in the text of a file like /proc/self/status contain a signal.
 func handlesSignal(status string, sig unix.Signal) bool {
 	for line := range strings.Lines(status) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
@@ -305,8 +310,8 @@ func handlesSignal(status string, sig unix.Signal) bool {
 	return false
 }
 
-// finish records the end. The reaper calls it.
-func (p *Process) finish(ws unix.WaitStatus) {
+// recordExit sets the exit status and closes exited. The reaper calls it.
+func (p *Process) recordExit(ws unix.WaitStatus) {
 	p.status = ws.ExitStatus()
 	if ws.Signaled() {
 		p.status = 128 + int(ws.Signal())
@@ -314,7 +319,7 @@ func (p *Process) finish(ws unix.WaitStatus) {
 	close(p.exited)
 }
 
-// expire ends the streams soon after the process.
+// expire waits until the process has exited, closes its input, and ends its output streams after exitGrace.
 func (p *Process) expire() {
 	<-p.exited
 	p.stdin.close()
@@ -325,7 +330,7 @@ func (p *Process) expire() {
 	}
 }
 
-// discard kills a child that never became a program and drops its streams.
+// discard kills a child that has not become a program and releases its streams.
 func (p *Process) discard() {
 	_ = p.Signal(unix.SIGKILL)
 	<-p.exited
@@ -333,7 +338,7 @@ func (p *Process) discard() {
 	p.release()
 }
 
-// release frees the streams of an ended process.
+// release closes the streams of a process that has exited.
 func (p *Process) release() {
 	if p.stdin != nil {
 		p.stdin.file.Close()
@@ -345,7 +350,7 @@ func (p *Process) release() {
 	}
 }
 
-// configFile returns an unlinked file that holds cfg for the child to read.
+// configFile returns an anonymous file from which the child reads cfg.
 func configFile(cfg childConfig) (*os.File, error) {
 	data, err := json.Marshal(cfg)
 	if err != nil {
@@ -353,7 +358,7 @@ func configFile(cfg childConfig) (*os.File, error) {
 	}
 	fd, err := unix.MemfdCreate("config", unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("make config file: %w", err)
+		return nil, fmt.Errorf("create config file: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), "config")
 	if _, err := f.WriteAt(data, 0); err != nil {
@@ -363,11 +368,11 @@ func configFile(cfg childConfig) (*os.File, error) {
 	return f, nil
 }
 
-// controlPair returns the channel between the agent and a child: whole messages, either way.
+// controlPair returns the agent's and the child's end of a control channel, which carries messages in both directions.
 func controlPair() (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make control channel: %w", err)
+		return nil, nil, fmt.Errorf("create control channel: %w", err)
 	}
 	child := os.NewFile(uintptr(fds[1]), "control")
 	f := os.NewFile(uintptr(fds[0]), "control")
@@ -375,13 +380,14 @@ func controlPair() (*net.UnixConn, *os.File, error) {
 	conn, err := net.FileConn(f)
 	if err != nil {
 		child.Close()
-		return nil, nil, fmt.Errorf("make control channel: %w", err)
+		return nil, nil, fmt.Errorf("create control channel: %w", err)
 	}
 	return conn.(*net.UnixConn), child, nil
 }
 
-// stdioPipe returns the child's blocking end and ours, which package os can wait on.
-func stdioPipe(childReads bool) (child, ours *os.File, err error) {
+// stdioPipe returns the ends of a pipe for a standard stream. The child's end blocks, as programs expect. The agent's end
+// does not block, so that package os can wait for it with deadlines.
+func stdioPipe(childReads bool) (child, agent *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
 		return nil, nil, err

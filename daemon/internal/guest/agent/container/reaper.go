@@ -8,20 +8,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reaper collects every child of PID 1: those that it started, and the orphans that it inherits.
+// Reaper reaps all children of PID 1: those that it has started and the orphans that the kernel reparents to PID 1.
 type Reaper struct {
-	// mu is held across each fork, so that no child is collected before it is known, and across
-	// each kill, so that no signal reaches a stranger with a reused pid.
+	// mu is held during each fork, so that a child is not reaped before it is in children, and during each kill, so that
+	// a signal does not reach another process that has the same pid.
 	mu       sync.Mutex
-	children map[int]func(unix.WaitStatus)
+	children map[int]func(unix.WaitStatus) // exit callbacks by pid
 }
 
-// NewReaper returns a reaper that knows no child.
+// NewReaper returns a reaper without children.
 func NewReaper() *Reaper {
 	return &Reaper{children: make(map[int]func(unix.WaitStatus))}
 }
 
-// start forks a child. exited is called once when it ends, under the reaper's lock.
+// start forks a child. The reaper calls exited once when the child has exited, while it holds mu.
 func (r *Reaper) start(argv0 string, argv []string, attr *syscall.ProcAttr, exited func(unix.WaitStatus)) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -33,7 +33,7 @@ func (r *Reaper) start(argv0 string, argv []string, attr *syscall.ProcAttr, exit
 	return pid, nil
 }
 
-// signal sends sig to a child that start returned; a child that is gone needs none.
+// signal sends sig to a child that start has returned. It does nothing if the child has exited.
 func (r *Reaper) signal(pid int, sig unix.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -43,14 +43,15 @@ func (r *Reaper) signal(pid int, sig unix.Signal) error {
 	return unix.Kill(pid, sig)
 }
 
-// Run collects children each time that a signal arrives.
+// Run reaps children each time that a SIGCHLD arrives. It returns when the channel is closed.
 func (r *Reaper) Run(sigchld <-chan os.Signal) {
 	for range sigchld {
-		r.collect()
+		r.reap()
 	}
 }
 
-func (r *Reaper) collect() {
+// reap reaps all children that have exited.
+func (r *Reaper) reap() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {

@@ -13,7 +13,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 )
 
-// containerConfig is what surrounds a container's main process.
+// containerConfig describes the environment to build for a container's main process.
 type containerConfig struct {
 	Root          string
 	ReadonlyRoot  bool
@@ -25,12 +25,12 @@ type containerConfig struct {
 	Sysctl        map[string]string
 }
 
-// buildContainer turns this process's fresh namespaces into the container. Everything below the
-// root happens after pivot_root, so that no link in the image can lead out of it.
+// buildContainer sets up the container in this process's new namespaces. It changes files in the container's root only
+// after pivot_root, so that links in the image cannot lead out of it.
 func buildContainer(c *containerConfig) error {
-	// Only now: a cgroup namespace is rooted where its creator is.
+	// A cgroup namespace is rooted at its creator's cgroup, so create it here, in the container's cgroup.
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
-		return fmt.Errorf("make cgroup namespace: %w", err)
+		return fmt.Errorf("create cgroup namespace: %w", err)
 	}
 	if c.Hostname != "" {
 		if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
@@ -56,12 +56,12 @@ func buildContainer(c *containerConfig) error {
 	}
 	if ownDev {
 		if err := populateDev(); err != nil {
-			return fmt.Errorf("fill /dev: %w", err)
+			return fmt.Errorf("populate /dev: %w", err)
 		}
 	}
 	for _, d := range c.Devices {
 		if err := makeDevice(d); err != nil {
-			return fmt.Errorf("make device %s: %w", d.Path, err)
+			return fmt.Errorf("create device %s: %w", d.Path, err)
 		}
 	}
 	for key, value := range c.Sysctl {
@@ -82,7 +82,7 @@ func buildContainer(c *containerConfig) error {
 	return nil
 }
 
-// enterRoot makes root this mount namespace's root and leaves nothing else in it.
+// enterRoot makes root the root of this mount namespace and unmounts everything else.
 func enterRoot(root string) error {
 	if err := unix.Mount(root, root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return err
@@ -102,21 +102,23 @@ func enterRoot(root string) error {
 		return err
 	}
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("leave the old root: %w", err)
+		return fmt.Errorf("unmount the old root: %w", err)
 	}
 	return unix.Chdir("/")
 }
 
-// plannedMount is a mount for the container. Its source was opened outside of it.
+// plannedMount is a mount to make in the container. The source of a bind mount is opened before the container's root is
+// entered.
 type plannedMount struct {
 	target string
 	fstype string
 	source string
 	opts   mount.Options
-	tree   int // detached copy of a bind mount's source, or -1
-	dir    bool
+	tree   int  // for a bind mount, a descriptor of a detached copy of the source's mount; else -1
+	dir    bool // the mount point is a directory
 }
 
+// planMounts translates the mounts of a spec and opens the sources of bind mounts.
 func planMounts(specs []*pb.Mount) ([]plannedMount, error) {
 	mounts := make([]plannedMount, 0, len(specs))
 	for _, s := range specs {
@@ -138,7 +140,7 @@ func planMounts(specs []*pb.Mount) ([]plannedMount, error) {
 			m.fstype, m.opts.Data = "cgroup2", ""
 		}
 		if m.opts.Bind {
-			if err := m.open(); err != nil {
+			if err := m.openSource(); err != nil {
 				return nil, fmt.Errorf("bind %s: %w", s.Source, err)
 			}
 		}
@@ -147,8 +149,8 @@ func planMounts(specs []*pb.Mount) ([]plannedMount, error) {
 	return mounts, nil
 }
 
-// open takes a copy of a bind mount's source with it.
-func (m *plannedMount) open() error {
+// openSource sets tree to a detached copy of a bind mount's source, and dir according to the source's type.
+func (m *plannedMount) openSource() error {
 	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	if m.opts.Recursive {
 		flags |= unix.AT_RECURSIVE
@@ -166,10 +168,11 @@ func (m *plannedMount) open() error {
 	return nil
 }
 
+// mount creates the mount point and mounts m there.
 func (m *plannedMount) mount() error {
 	target, err := makeMountpoint(m.target, m.dir)
 	if err != nil {
-		return fmt.Errorf("make mount point: %w", err)
+		return fmt.Errorf("create mount point: %w", err)
 	}
 	if m.tree < 0 {
 		err = unix.Mount(m.source, target, m.fstype, m.opts.Flags(), m.opts.Data)
@@ -185,7 +188,7 @@ func (m *plannedMount) mount() error {
 	return nil
 }
 
-// attachTree mounts a detached tree, with attributes (unix.MOUNT_ATTR_*), and closes it.
+// attachTree mounts a detached mount at target with attributes (unix.MOUNT_ATTR_*), and closes its descriptor.
 func attachTree(tree int, target string, attr uint64) error {
 	defer unix.Close(tree)
 	if attr != 0 {
@@ -197,7 +200,8 @@ func attachTree(tree int, target string, attr uint64) error {
 	return unix.MoveMount(tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
-// makeMountpoint creates what is missing of path and returns where its last link leads.
+// makeMountpoint creates a directory or file at path, with its parents, unless it exists. If path is a symbolic link, it
+// uses the link's target. It returns the path of the mount point.
 func makeMountpoint(path string, dir bool) (string, error) {
 	for range 40 {
 		link, err := os.Readlink(path)
@@ -218,14 +222,14 @@ func makeMountpoint(path string, dir bool) (string, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NONBLOCK, 0o644)
 	if err != nil {
 		if _, statErr := os.Lstat(path); statErr == nil {
-			return path, nil // a device or socket without an opener is a fine place too
+			return path, nil // it exists and cannot be opened, such as a socket: that is good enough for a mount point
 		}
 		return "", err
 	}
 	return path, f.Close()
 }
 
-// populateDev fills a fresh /dev with what every program may expect.
+// populateDev creates the devices and links in a new /dev that programs expect.
 func populateDev() error {
 	for _, d := range []*pb.LinuxDevice{
 		{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: 0o666},
@@ -250,6 +254,7 @@ func populateDev() error {
 	return nil
 }
 
+// makeDevice creates a device node or FIFO with its owner and mode. It does nothing if the path exists.
 func makeDevice(d *pb.LinuxDevice) error {
 	types := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
 	if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {
@@ -262,7 +267,7 @@ func makeDevice(d *pb.LinuxDevice) error {
 	if err != nil {
 		return err
 	}
-	// mknod obeys the umask.
+	// mknod applied the umask to the mode.
 	if err := unix.Chmod(d.Path, d.FileMode&0o777); err != nil {
 		return err
 	}
@@ -278,7 +283,7 @@ func makeReadonly(path string) error {
 	return attachTree(tree, path, unix.MOUNT_ATTR_RDONLY)
 }
 
-// mask hides a path's content. It does nothing if the path does not exist.
+// mask hides the content of a file or directory. It does nothing if the path does not exist.
 func mask(path string) error {
 	st, err := os.Stat(path)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
@@ -293,7 +298,7 @@ func mask(path string) error {
 	return unix.Mount("/dev/null", path, "", unix.MS_BIND, "")
 }
 
-// bindConsole makes the terminal at fd /dev/console.
+// bindConsole bind-mounts the terminal at fd over /dev/console.
 func bindConsole(fd int) error {
 	target, err := makeMountpoint("/dev/console", false)
 	if err != nil {

@@ -16,15 +16,15 @@ func TestMakeMountpoint(t *testing.T) {
 	}
 	got, err := makeMountpoint(filepath.Join(dir, "dangling"), false)
 	if err != nil || got != filepath.Join(dir, "below/target") {
-		t.Errorf("got %q, %v", got, err)
+		t.Errorf("makeMountpoint for a dangling link = %q, %v; want the link's target", got, err)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "below/target")); err != nil || !st.Mode().IsRegular() {
-		t.Errorf("target: %v, %v", st, err)
+		t.Errorf("the link's target is %v, %v; want a regular file", st, err)
 	}
 	if _, err := makeMountpoint(filepath.Join(dir, "a/b"), true); err != nil {
 		t.Error(err)
 	}
 	if _, err := makeMountpoint(filepath.Join(dir, "loop"), true); err == nil {
-		t.Error("a loop of links was taken")
+		t.Error("makeMountpoint for a loop of links returned no error")
 	}
 }

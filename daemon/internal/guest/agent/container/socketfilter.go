@@ -7,34 +7,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketRules keep a container's processes from vsock, over which they could call the host's listeners: it knows no
-// network namespace, and no device to leave out where Kata's shim calls the agent by it. Each is one way to a socket,
-// in the numbers of each ABI of the guest's processors.
+// socketRules keep the processes of a container from opening vsock sockets, through which they could connect to
+// listeners on the host. Vsock ignores network namespaces, and the device cannot be removed if Kata's shim uses it to
+// call the agent. There is a rule for each system call that can open a socket, with its number in each ABI that the
+// guest's processors support.
 var socketRules = []socketRule{
 	{unix.AUDIT_ARCH_X86_64, 41, unix.AF_VSOCK, unix.EAFNOSUPPORT},
 	{unix.AUDIT_ARCH_I386, 359, unix.AF_VSOCK, unix.EAFNOSUPPORT},
-	{unix.AUDIT_ARCH_I386, 102, 1, unix.ENOSYS}, // socketcall(SYS_SOCKET): a filter does not see its arguments
+	{unix.AUDIT_ARCH_I386, 102, 1, unix.ENOSYS}, // socketcall(SYS_SOCKET), whose arguments a filter cannot see
 	{unix.AUDIT_ARCH_AARCH64, 198, unix.AF_VSOCK, unix.EAFNOSUPPORT},
 	{unix.AUDIT_ARCH_ARM, 281, unix.AF_VSOCK, unix.EAFNOSUPPORT},
-	// io_uring_setup: a ring can make sockets, and its operations pass no filter.
+	// io_uring_setup: io_uring can open sockets, and seccomp does not filter its operations.
 	{unix.AUDIT_ARCH_X86_64, 425, anyArgument, unix.ENOSYS},
 	{unix.AUDIT_ARCH_I386, 425, anyArgument, unix.ENOSYS},
 	{unix.AUDIT_ARCH_AARCH64, 425, anyArgument, unix.ENOSYS},
 	{unix.AUDIT_ARCH_ARM, 425, anyArgument, unix.ENOSYS},
 }
 
-// socketRule refuses a system call.
+// socketRule makes a system call fail with errno if its first argument matches.
 type socketRule struct {
 	abi    uint32 // AUDIT_ARCH_*
-	number uint32
-	first  int // the argument that is refused
+	number uint32 // of the system call
+	first  int    // the first argument, or anyArgument
 	errno  unix.Errno
 }
 
 const anyArgument = -1
 
-// filterSockets holds this thread, and what it becomes and starts, to socketRules. Without no_new_privs it needs
-// CAP_SYS_ADMIN.
+// filterSockets applies socketRules to this thread, to the program that it execs and to their children. It needs
+// no_new_privs or CAP_SYS_ADMIN.
 func filterSockets() error {
 	program := socketProgram(socketRules)
 	filter := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
@@ -44,32 +45,34 @@ func filterSockets() error {
 	return nil
 }
 
-// socketProgram translates rules to a program over struct seccomp_data of <linux/seccomp.h>.
+// socketProgram translates rules to a BPF program, whose input is a struct seccomp_data of <linux/seccomp.h>.
 func socketProgram(rules []socketRule) []unix.SockFilter {
 	const (
 		number, abi, firstArgument = 0, 4, 16
-		// x32 marks the calls of that ABI, which shares x86-64's numbers for all that is here.
+		// x32 is the bit that marks system calls of the x32 ABI. The calls in socketRules have the same numbers in it as
+		// in the x86-64 ABI.
 		x32 = 0x40000000
 	)
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
-	answer := func(action uint32) unix.SockFilter {
+	returnAction := func(action uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: action}
 	}
-	equal := func(value uint32) unix.SockFilter { // jumps out of the rule where it is not
+	requireEqual := func(value uint32) unix.SockFilter { // jumps to the next rule if the values differ
 		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value}
 	}
 	var program []unix.SockFilter
 	for _, r := range rules {
 		body := []unix.SockFilter{
-			load(abi), equal(r.abi),
-			load(number), {Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: ^uint32(x32)}, equal(r.number),
+			load(abi), requireEqual(r.abi),
+			load(number), {Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: ^uint32(x32)}, requireEqual(r.number),
 		}
 		if r.first != anyArgument {
-			body = append(body, load(firstArgument), equal(uint32(r.first))) // an int: the lower half
+			// The argument is an int, so only the lower half of the 64-bit value counts.
+			body = append(body, load(firstArgument), requireEqual(uint32(r.first)))
 		}
-		body = append(body, answer(unix.SECCOMP_RET_ERRNO|uint32(r.errno)))
+		body = append(body, returnAction(unix.SECCOMP_RET_ERRNO|uint32(r.errno)))
 		for n := range body {
 			if body[n].Code&7 == unix.BPF_JMP {
 				body[n].Jf = uint8(len(body) - n - 1)
@@ -77,5 +80,5 @@ func socketProgram(rules []socketRule) []unix.SockFilter {
 		}
 		program = append(program, body...)
 	}
-	return append(program, answer(unix.SECCOMP_RET_ALLOW))
+	return append(program, returnAction(unix.SECCOMP_RET_ALLOW))
 }

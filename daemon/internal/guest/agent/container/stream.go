@@ -14,32 +14,34 @@ import (
 )
 
 const (
-	// streamChunk is how much is read of a stream at once; the shim asks for as much.
+	// streamChunk is how many bytes are read from a stream at once. The shim requests the same amount.
 	streamChunk = 32 << 10
-	// exitGrace is how long a stream stays open after its process ended. A child that was left
-	// behind may hold it forever, and the shim reports an exit only at the end of the streams.
+	// exitGrace is how long a stream stays open after its process has exited. It must not stay open for longer, because
+	// a child left in the background may hold it open forever, and the shim reports the exit only after the streams have
+	// ended.
 	exitGrace = 100 * time.Millisecond
-	// pipeCapacity is what a pipe or pty can hold: the most that a process may have left in it.
+	// pipeCapacity is how many bytes a pipe or pty can hold, and so the most that a process can leave in it.
 	pipeCapacity = 64 << 10
 )
 
-// output is a stream that a process writes and the host reads.
+// output is a stream that a process writes to and the host reads from.
 type output struct {
-	file   *os.File
-	chunks chan []byte
-	gone   chan struct{} // closed when nobody will read any more
-	// rest holds what the last reader left, and is the readers' lock.
+	file      *os.File
+	chunks    chan []byte
+	abandoned chan struct{} // closed by abandon
+	// rest holds the bytes that the last reader left. Receiving from it acquires the readers' lock, sending releases it.
 	rest chan []byte
 }
 
+// newOutput returns an output that reads f and starts its pump.
 func newOutput(f *os.File) *output {
-	o := &output{file: f, chunks: make(chan []byte), gone: make(chan struct{}), rest: make(chan []byte, 1)}
+	o := &output{file: f, chunks: make(chan []byte), abandoned: make(chan struct{}), rest: make(chan []byte, 1)}
 	o.rest <- nil
 	go o.pump()
 	return o
 }
 
-// pump moves bytes from the file to its readers. It ends with the file, or soon after expire.
+// pump moves bytes from the file to the readers. It returns at the end of the file, or soon after expire is called.
 func (o *output) pump() {
 	defer close(o.chunks)
 	defer o.file.Close()
@@ -59,7 +61,7 @@ func (o *output) pump() {
 	}
 }
 
-// drain delivers what an ended process left in its pipe, without waiting for more.
+// drain delivers what a process that has exited left in its pipe. It does not wait for more.
 func (o *output) drain(buf []byte) {
 	raw, err := o.file.SyscallConn()
 	if err != nil {
@@ -75,6 +77,7 @@ func (o *output) drain(buf []byte) {
 	}
 }
 
+// deliver passes a copy of p to a reader. It returns false if the output has been abandoned.
 func (o *output) deliver(p []byte) bool {
 	if len(p) == 0 {
 		return true
@@ -82,12 +85,12 @@ func (o *output) deliver(p []byte) bool {
 	select {
 	case o.chunks <- bytes.Clone(p):
 		return true
-	case <-o.gone:
+	case <-o.abandoned:
 		return false
 	}
 }
 
-// read waits for output and returns at most limit bytes of it; io.EOF at the end.
+// read waits for output and returns at most limit bytes of it. At the end of the output it returns io.EOF.
 func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 	var rest []byte
 	select {
@@ -104,7 +107,7 @@ func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 				return nil, io.EOF
 			}
 			if ctx.Err() != nil {
-				return nil, ctx.Err() // both were ready: the next reader takes it
+				return nil, ctx.Err() // the caller has given up: leave the chunk to the next reader
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -116,44 +119,45 @@ func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 	return p, nil
 }
 
-// expire ends the stream soon: its process is gone.
+// expire ends the stream after exitGrace. It is called when the process has exited.
 func (o *output) expire() { _ = o.file.SetReadDeadline(time.Now().Add(exitGrace)) }
 
-// abandon drops what was not read. It is called once.
+// abandon closes the stream and drops unread output. It must be called only once.
 func (o *output) abandon() {
-	close(o.gone)
+	close(o.abandoned)
 	_ = o.file.SetReadDeadline(time.Unix(1, 0))
 }
 
-// input is a stream that the host writes and a process reads.
+// input is a stream that the host writes to and a process reads from.
 type input struct {
 	file *os.File
-	// terminal is whether the file carries the output as well.
+	// terminal is true if the file is a terminal, which also carries the output.
 	terminal bool
-	// turn is the writers' lock: a deadline is the file's, and must end one write only.
-	turn chan struct{}
+	// writing is the lock of the writers. A deadline applies to the file, so without the lock one writer's deadline would
+	// end the writes of others.
+	writing chan struct{}
 }
 
 func newInput(f *os.File, terminal bool) *input {
-	return &input{file: f, terminal: terminal, turn: make(chan struct{}, 1)}
+	return &input{file: f, terminal: terminal, writing: make(chan struct{}, 1)}
 }
 
-// write waits until the process took all of p, its pipe has room for it, or ctx ends.
+// write writes p. It waits until the process has read p, the pipe has room for it, or ctx is done.
 func (in *input) write(ctx context.Context, p []byte) (int, error) {
 	select {
-	case in.turn <- struct{}{}:
+	case in.writing <- struct{}{}:
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
-	defer func() { <-in.turn }()
-	cut := make(chan struct{})
+	defer func() { <-in.writing }()
+	deadlineSet := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = in.file.SetWriteDeadline(time.Unix(1, 0))
-		close(cut)
+		close(deadlineSet)
 	})
 	defer func() {
 		if !stop() {
-			<-cut
+			<-deadlineSet
 			_ = in.file.SetWriteDeadline(time.Time{})
 		}
 	}()
@@ -168,7 +172,7 @@ func (in *input) write(ctx context.Context, p []byte) (int, error) {
 	}
 }
 
-// close ends the process's input. A terminal has no end of its own.
+// close closes the process's input. It does nothing for a terminal.
 func (in *input) close() {
 	if !in.terminal {
 		in.file.Close()

@@ -13,17 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newTestOutput returns an output and the process's end of it.
+// newTestOutput returns an output and the process's end of its pipe.
 func newTestOutput(t *testing.T) (*output, *os.File) {
 	t.Helper()
-	process, ours, err := stdioPipe(false)
+	process, agentEnd, err := stdioPipe(false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { process.Close() })
-	return newOutput(ours), process
+	return newOutput(agentEnd), process
 }
 
+// readAll reads until io.EOF.
 func readAll(t *testing.T, o *output) []byte {
 	t.Helper()
 	var all []byte
@@ -39,38 +40,39 @@ func readAll(t *testing.T, o *output) []byte {
 	}
 }
 
-func TestOutputEndsWithItsPipe(t *testing.T) {
+func TestOutputEndsWithPipe(t *testing.T) {
 	o, process := newTestOutput(t)
 	if _, err := process.WriteString("abc"); err != nil {
 		t.Fatal(err)
 	}
 	process.Close()
 	if p, err := o.read(t.Context(), 2); string(p) != "ab" || err != nil {
-		t.Errorf("got %q, %v", p, err)
+		t.Errorf("read of 2 bytes = %q, %v; want ab", p, err)
 	}
 	if p := readAll(t, o); string(p) != "c" {
-		t.Errorf("got %q", p)
+		t.Errorf("rest is %q, want c", p)
 	}
 }
 
-// A read whose caller is gone must not take what comes later.
-func TestOutputKeepsWhatNobodyRead(t *testing.T) {
+// TestOutputKeepsUnreadData checks that a read whose context is done does not take output that arrives later.
+func TestOutputKeepsUnreadData(t *testing.T) {
 	o, process := newTestOutput(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if p, err := o.read(ctx, 10); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %q, %v", p, err)
+		t.Errorf("read with a cancelled context = %q, %v; want context.Canceled", p, err)
 	}
 	if _, err := process.WriteString("late"); err != nil {
 		t.Fatal(err)
 	}
 	process.Close()
 	if p := readAll(t, o); string(p) != "late" {
-		t.Errorf("got %q", p)
+		t.Errorf("output is %q, want late", p)
 	}
 }
 
-// A process may end with a full pipe that another one holds open: all of it arrives, then the end.
+// TestOutputExpires checks that all output arrives, and then the end, if a process exits with a full pipe that another
+// process holds open.
 func TestOutputExpires(t *testing.T) {
 	o, process := newTestOutput(t)
 	want := bytes.Repeat([]byte("x"), pipeCapacity)
@@ -79,7 +81,7 @@ func TestOutputExpires(t *testing.T) {
 	}
 	o.expire()
 	if p := readAll(t, o); !bytes.Equal(p, want) {
-		t.Errorf("got %d of %d bytes", len(p), len(want))
+		t.Errorf("read %d bytes that are not the %d bytes written", len(p), len(want))
 	}
 }
 
@@ -89,40 +91,40 @@ func TestOutputAbandoned(t *testing.T) {
 		t.Fatal(err)
 	}
 	o.abandon()
-	for range o.chunks { // the pump ends
+	for range o.chunks { // until pump returns
 	}
 }
 
-func TestInputGivesUpWithItsCaller(t *testing.T) {
-	process, ours, err := stdioPipe(true)
+func TestInputWriteEndsWithContext(t *testing.T) {
+	process, agentEnd, err := stdioPipe(true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer process.Close()
-	in := newInput(ours, false)
+	in := newInput(agentEnd, false)
 	defer in.close()
-	if _, err := unix.FcntlInt(ours.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
+	if _, err := unix.FcntlInt(agentEnd.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.SetNonblock(int(ours.Fd()), true); err != nil {
+	if err := unix.SetNonblock(int(agentEnd.Fd()), true); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := in.write(t.Context(), make([]byte, 4096)); n != 4096 || err != nil {
-		t.Fatalf("to an empty pipe: wrote %d bytes, %v", n, err)
+		t.Fatalf("write to an empty pipe: %d bytes, %v; want 4096", n, err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if n, err := in.write(ctx, make([]byte, 4096)); n != 0 || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("to a full one: wrote %d bytes, %v", n, err)
+		t.Errorf("write to a full pipe: %d bytes, %v; want 0 and context.DeadlineExceeded", n, err)
 	}
 	if _, err := io.CopyN(io.Discard, process, 4096); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := in.write(t.Context(), []byte("more")); n != 4 || err != nil {
-		t.Errorf("afterwards: wrote %d bytes, %v", n, err)
+		t.Errorf("write after the pipe was emptied: %d bytes, %v; want 4", n, err)
 	}
 	process.Close()
 	if _, err := in.write(t.Context(), []byte("x")); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("to nobody: %v", err)
+		t.Errorf("write to a closed pipe: %v, want errdefs.ErrFailedPrecondition", err)
 	}
 }

@@ -12,22 +12,23 @@ import (
 )
 
 const (
-	// guestMountType is our own type of mount: a file of the guest's own, read-only.
+	// guestMountType is our own mount type. It mounts a file of the guest read-only into the container.
 	guestMountType = "msb-guest"
 
-	// maxID bounds the length of a container's or a process's id.
+	// maxID is the maximum length in bytes of a container's or process's id.
 	maxID = 128
-	// maxDeviceNumber bounds a device's major and minor number.
+	// maxDeviceNumber is the maximum major or minor number of a device.
 	maxDeviceNumber = 1<<20 - 1
-	// maxStringsBytes bounds a program's arguments and variables together.
+	// maxStringsBytes is the maximum size of a program's arguments and environment variables together.
 	maxStringsBytes = 4 << 20
 )
 
-// guestMountSources are the files that a mount of type guestMountType may name.
+// guestMountSources are the permitted sources of mounts of type guestMountType.
 var guestMountSources = []string{"/msb-portal"}
 
-// ValidateID accepts 1 to maxID letters, digits, '.', '_' and '-', beginning with a letter or digit.
-// It needs no regular expression, whose compilation each child would pay for.
+// ValidateID returns an error of class errdefs.ErrInvalidArgument unless id consists of 1 to maxID letters, digits, '.',
+// '_' and '-' and begins with a letter or digit. kind is for the error's text. It does not use a regular expression,
+// because each child would have to compile it at its start.
 func ValidateID(kind, id string) error {
 	if len(id) > maxID {
 		return refusal.Invalid("%s id of %d bytes is longer than %d", kind, len(id), maxID)
@@ -35,7 +36,7 @@ func ValidateID(kind, id string) error {
 	for i, c := range []byte(id) {
 		alnum := '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
 		if !alnum && (i == 0 || !strings.ContainsRune("._-", rune(c))) {
-			return refusal.Invalid("%s id %q", kind, id)
+			return refusal.Invalid("%s id %q is invalid", kind, id)
 		}
 	}
 	if id == "" {
@@ -44,7 +45,8 @@ func ValidateID(kind, id string) error {
 	return nil
 }
 
-// Validate checks a container's id and everything in its spec that a child trusts.
+// Validate checks a container's id and everything in its spec that a child relies on. Its errors are of class
+// errdefs.ErrInvalidArgument.
 func Validate(id string, spec *pb.Spec) error {
 	if err := ValidateID("container", id); err != nil {
 		return err
@@ -65,20 +67,20 @@ func Validate(id string, spec *pb.Spec) error {
 	}
 	linux := spec.Linux
 	if linux.GetSeccomp() != nil {
-		return refusal.Invalid("this guest takes no seccomp profile")
+		return refusal.Invalid("this guest does not support seccomp profiles")
 	}
 	if spec.Process.SelinuxLabel != "" || linux.GetMountLabel() != "" {
 		return refusal.Invalid("this guest has no SELinux: set disable_guest_selinux in Kata's configuration")
 	}
 	if len(linux.GetUIDMappings())+len(linux.GetGIDMappings()) > 0 {
-		return refusal.Invalid("this guest has no user namespaces")
+		return refusal.Invalid("this guest does not support user namespaces")
 	}
 	for _, d := range linux.GetDevices() {
 		if d == nil || !filepath.IsAbs(d.Path) || !slices.Contains([]string{"c", "u", "b", "p"}, d.Type) {
-			return refusal.Invalid("device %q of type %q", d.GetPath(), d.GetType())
+			return refusal.Invalid("device %q of type %q is invalid", d.GetPath(), d.GetType())
 		}
 		if d.Major < 0 || d.Major > maxDeviceNumber || d.Minor < 0 || d.Minor > maxDeviceNumber {
-			return refusal.Invalid("device %q with the number %d:%d", d.Path, d.Major, d.Minor)
+			return refusal.Invalid("device %q has the invalid number %d:%d", d.Path, d.Major, d.Minor)
 		}
 	}
 	for _, path := range slices.Concat(linux.GetMaskedPaths(), linux.GetReadonlyPaths()) {
@@ -88,7 +90,7 @@ func Validate(id string, spec *pb.Spec) error {
 	}
 	for key := range linux.GetSysctl() {
 		if key == "" || strings.ContainsAny(key, "/\x00") || strings.Contains(key, "..") {
-			return refusal.Invalid("sysctl %q", key)
+			return refusal.Invalid("sysctl name %q is invalid", key)
 		}
 	}
 	return nil
@@ -99,7 +101,7 @@ func validateMount(m *pb.Mount) error {
 		return refusal.Invalid("mount destination %q is not absolute", m.GetDestination())
 	}
 	if m.Type == guestMountType && !slices.Contains(guestMountSources, m.Source) {
-		return refusal.Invalid("mount of the guest's %q: not one of %q", m.Source, guestMountSources)
+		return refusal.Invalid("mount of the guest's file %q: only %q may be mounted", m.Source, guestMountSources)
 	}
 	return nil
 }
@@ -114,29 +116,29 @@ func validateProcess(p *pb.Process) error {
 	size := 0
 	for _, s := range slices.Concat(p.Args, p.Env) {
 		if strings.Contains(s, "\x00") {
-			return refusal.Invalid("an argument or variable holds a NUL byte")
+			return refusal.Invalid("an argument or environment variable contains a NUL byte")
 		}
 		size += len(s)
 	}
 	if size > maxStringsBytes {
-		return refusal.Invalid("arguments and variables take %d bytes", size)
+		return refusal.Invalid("arguments and environment variables take %d bytes, more than %d", size, maxStringsBytes)
 	}
 	for _, l := range p.Rlimits {
 		if _, ok := rlimits[l.GetType()]; !ok {
-			return refusal.Invalid("unknown limit %q", l.GetType())
+			return refusal.Invalid("unknown rlimit %q", l.GetType())
 		}
 		if l.Soft > l.Hard {
-			return refusal.Invalid("%s of %d is over its maximum, %d", l.Type, l.Soft, l.Hard)
+			return refusal.Invalid("%s: the soft limit %d is larger than the hard limit %d", l.Type, l.Soft, l.Hard)
 		}
 	}
-	// The largest number means to the kernel "leave it as it is", and it is root's.
+	// To the kernel, the largest id means "leave unchanged", so the process would keep root's id.
 	for _, id := range append([]uint32{p.User.GetUID(), p.User.GetGID()}, p.User.GetAdditionalGids()...) {
 		if id == math.MaxUint32 {
-			return refusal.Invalid("user or group %d", id)
+			return refusal.Invalid("user or group id %d is invalid", id)
 		}
 	}
 	if p.OOMScoreAdj < -1000 || p.OOMScoreAdj > 1000 {
-		return refusal.Invalid("OOM score %d", p.OOMScoreAdj)
+		return refusal.Invalid("OOM score adjustment %d is not in the range -1000 to 1000", p.OOMScoreAdj)
 	}
 	c := p.Capabilities
 	for _, names := range [][]string{c.GetBounding(), c.GetEffective(), c.GetPermitted(), c.GetInheritable(), c.GetAmbient()} {

@@ -12,7 +12,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/mount"
 )
 
-// fullSpec returns a spec that has something of each part that the agent reads.
+// fullSpec returns a valid spec that uses every part that the agent reads.
 func fullSpec() *pb.Spec {
 	caps := []string{"CAP_CHOWN", "CAP_KILL"}
 	return &pb.Spec{
@@ -49,7 +49,7 @@ func TestFullSpecIsValid(t *testing.T) {
 	}
 }
 
-// FuzzSpec decodes a spec, checks it, and plans its container as far as nothing is touched.
+// FuzzSpec decodes and validates specs, and runs the parts of building a container that do not change the machine.
 func FuzzSpec(f *testing.F) {
 	for _, change := range []func(*pb.Spec){
 		func(*pb.Spec) {},
@@ -78,7 +78,7 @@ func FuzzSpec(f *testing.F) {
 		}
 		err := Validate(id, &spec)
 		if err != nil && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("error of no class: %v", err)
+			t.Errorf("Validate: %v, want errdefs.ErrInvalidArgument", err)
 		}
 		if err == nil {
 			checkAccepted(t, id, &spec)
@@ -90,22 +90,22 @@ func FuzzSpec(f *testing.F) {
 	})
 }
 
-// checkAccepted asserts what a child relies on.
+// checkAccepted checks what a child relies on in a spec that Validate has accepted.
 func checkAccepted(t *testing.T, id string, spec *pb.Spec) {
 	t.Helper()
 	if strings.ContainsAny(id, "/\x00") || id == "" || id[0] == '.' {
-		t.Errorf("accepted container id %q", id)
+		t.Errorf("Validate accepted the container id %q", id)
 	}
 	if len(spec.Process.Args) == 0 {
-		t.Errorf("accepted %v", spec)
+		t.Errorf("Validate accepted a process without a program: %v", spec)
 	}
 	if spec.Process.User.GetUID() == math.MaxUint32 {
-		t.Error("accepted a user who would be root")
+		t.Error("Validate accepted a user id that means root")
 	}
 	deviceProgram(deviceRules(spec.Linux))
 	for _, m := range spec.Mounts {
 		if m.Type == guestMountType && m.Source != "/msb-portal" {
-			t.Errorf("accepted a mount of the guest's %q", m.Source)
+			t.Errorf("Validate accepted a mount of the guest's file %q", m.Source)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-// Package devices finds the guest's devices and loads their drivers.
+// Package devices waits for the guest's devices and loads their drivers.
 package devices
 
 import (
@@ -12,10 +12,10 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// maxPCISlots bounds the length of a PCI path: one slot for each bridge on the way, and the device's.
+// maxPCISlots is the maximum length of a PCI path, which has a slot for each bridge and one for the device.
 const maxPCISlots = 8
 
-// FindDisk finds the virtio disk at one of Kata's PCI paths.
+// FindDisk waits for the virtio disk at a PCI path in Kata's notation, such as "02/01", and returns its device file.
 func FindDisk(ctx context.Context, path string) (string, error) {
 	glob, err := diskGlob(path)
 	if err != nil {
@@ -28,23 +28,23 @@ func FindDisk(ctx context.Context, path string) (string, error) {
 	return file, nil
 }
 
-// diskGlob returns where the kernel shows the disk at one of Kata's PCI paths: the slot on each bus
-// on the way, in hex, such as "02/01".
+// diskGlob returns a glob for the directory in sysfs of the disk at a PCI path in Kata's notation. Such a path consists
+// of the slot on each bus, as two hexadecimal digits, separated by slashes.
 func diskGlob(path string) (string, error) {
 	if strings.Count(path, "/") >= maxPCISlots {
-		return "", refusal.Invalid("PCI path of more than %d slots", maxPCISlots)
+		return "", refusal.Invalid("PCI path has more than %d slots", maxPCISlots)
 	}
 	glob := "/sys/devices/pci0000:00"
 	for slot := range strings.SplitSeq(path, "/") {
 		if n, err := strconv.ParseUint(slot, 16, 8); err != nil || n > 0x1f || slot != fmt.Sprintf("%02x", n) {
-			return "", refusal.Invalid("PCI path %q", path)
+			return "", refusal.Invalid("invalid PCI path %q", path)
 		}
 		glob += "/0000:*:" + slot + ".0"
 	}
 	return glob + "/virtio*/block/*", nil
 }
 
-// findDisk waits for the disk whose directory in sysfs matches glob, and returns its file.
+// findDisk waits for the disk whose directory in sysfs matches glob, and returns its device file.
 func findDisk(ctx context.Context, glob string) (file string, err error) {
 	err = WaitFor(ctx, func() error {
 		found, err := filepath.Glob(glob)
@@ -54,7 +54,7 @@ func findDisk(ctx context.Context, glob string) (file string, err error) {
 		if len(found) != 1 {
 			return ErrNotYet
 		}
-		// The file is there before the disk is.
+		// The kernel creates the device file before the disk can be opened.
 		file = "/dev/" + filepath.Base(found[0])
 		f, err := os.Open(file)
 		if err != nil {

@@ -10,11 +10,11 @@ import (
 func TestDiskGlob(t *testing.T) {
 	got, err := diskGlob("02/0a")
 	if want := "/sys/devices/pci0000:00/0000:*:02.0/0000:*:0a.0/virtio*/block/*"; err != nil || got != want {
-		t.Errorf("got %q, %v", got, err)
+		t.Errorf("diskGlob(%q) = %q, %v; want %q", "02/0a", got, err, want)
 	}
 	for _, bad := range []string{"", "2", "02/", "../x", "0G", "002", "20", "02.1"} {
 		if _, err := diskGlob(bad); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", bad, err)
+			t.Errorf("diskGlob(%q): %v, want errdefs.ErrInvalidArgument", bad, err)
 		}
 	}
 }
@@ -26,10 +26,10 @@ func FuzzDiskGlob(f *testing.F) {
 	f.Fuzz(func(t *testing.T, path string) {
 		glob, err := diskGlob(path)
 		if err != nil && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("error of no class: %v", err)
+			t.Errorf("diskGlob(%q): %v, want errdefs.ErrInvalidArgument", path, err)
 		}
 		if err == nil && strings.Contains(glob, "..") {
-			t.Errorf("PCI path %q leads to %q", path, glob)
+			t.Errorf("diskGlob(%q) = %q, which leaves /sys/devices", path, glob)
 		}
 	})
 }

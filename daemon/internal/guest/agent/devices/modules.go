@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// moduleList names the kernel modules that every guest loads, one path on each line.
+// moduleList is a file in the guest image with the paths of the kernel modules to load, one per line.
 const moduleList = "/lib/modules/load"
 
-// LoadModules loads the kernel modules that the image lists, in its order. Only the list itself must be
-// there: a machine without a network works without its driver.
+// LoadModules loads the kernel modules in moduleList, in that order. It returns an error only if it cannot read the list.
+// A module that cannot be loaded is logged, because the machine may work without it: for example, without a network it
+// needs no network driver.
 func LoadModules(log *slog.Logger) error {
 	list, err := os.ReadFile(moduleList)
 	if err != nil {

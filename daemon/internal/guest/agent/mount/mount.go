@@ -1,4 +1,4 @@
-// Package mount reads the options of mounts and takes mounts away.
+// Package mount parses mount options and unmounts file systems.
 package mount
 
 import (
@@ -10,18 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Options are options as in fstab, sorted by the system call that takes them.
+// Options are parsed mount options, grouped by the system call and the argument that takes them.
 type Options struct {
 	Bind, Recursive bool
-	Attr            uint64  // unix.MOUNT_ATTR_*
-	Propagation     uintptr // unix.MS_SHARED and the like
-	Data            string  // for the file system
-	whole           uintptr // unix.MS_* of a file system as a whole
+	Attr            uint64  // unix.MOUNT_ATTR_* of the mount
+	Propagation     uintptr // unix.MS_SHARED, unix.MS_PRIVATE and so on
+	Data            string  // options for the file system, separated by commas
+	superblock      uintptr // unix.MS_* flags of the file system's superblock
 }
 
-// Flags returns the options for mount(2).
+// Flags returns the flags for mount(2).
 func (o Options) Flags() uintptr {
-	f := o.whole
+	f := o.superblock
 	for _, a := range attributes {
 		if a.flag != 0 && o.Attr&a.attr == a.attr {
 			f |= a.flag
@@ -30,8 +30,8 @@ func (o Options) Flags() uintptr {
 	return f
 }
 
-// attributes are options of a mount, with the numbers that mount_setattr(2) and mount(2) have for them. off
-// undoes on.
+// attributes are the options that set and clear attributes of a mount, with their values in mount_setattr(2) and
+// mount(2).
 var attributes = []struct {
 	on, off string
 	attr    uint64
@@ -46,7 +46,8 @@ var attributes = []struct {
 	{"nosymfollow", "symfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, unix.MS_NOSYMFOLLOW},
 }
 
-var flags = map[string]uintptr{
+// superblockFlags are options of the file system rather than of a mount of it.
+var superblockFlags = map[string]uintptr{
 	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "mand": unix.MS_MANDLOCK, "lazytime": unix.MS_LAZYTIME,
 }
 
@@ -57,10 +58,10 @@ var propagation = map[string]uintptr{
 	"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
 }
 
-// ignoredOptions ask for the default, or are for a runtime that copies files.
+// ignoredOptions are options that set the default, and tmpcopyup, which is for runtimes that copy files into a tmpfs.
 var ignoredOptions = []string{"", "defaults", "async", "relatime", "norelatime", "strictatime", "tmpcopyup"}
 
-// ParseOptions sorts options. Those that it does not know are for the file system.
+// ParseOptions parses mount options as in fstab(5). Unknown options are passed to the file system (Data).
 func ParseOptions(options []string) Options {
 	var o Options
 	var data []string
@@ -81,8 +82,8 @@ next:
 			o.Bind = true
 		case opt == "rbind":
 			o.Bind, o.Recursive = true, true
-		case flags[opt] != 0:
-			o.whole |= flags[opt]
+		case superblockFlags[opt] != 0:
+			o.superblock |= superblockFlags[opt]
 		case propagation[opt] != 0:
 			o.Propagation = propagation[opt]
 		case slices.Contains(ignoredOptions, opt):
@@ -94,11 +95,12 @@ next:
 	return o
 }
 
-// unmountLimit bounds the wait for a file system that is still in use.
-const unmountLimit = time.Second
+// unmountTimeout bounds the wait for a file system that is still in use.
+const unmountTimeout = time.Second
 
-// Unmount writes a file system's data and unmounts it, since the host may take its disk away next. It
-// does nothing if target is not a mount point.
+// Unmount syncs the file system at target and unmounts it. It syncs because the host may unplug the disk next. A file
+// system that is still in use after 1 s is detached, so that it is unmounted after its last use. Unmount does nothing if
+// target is not a mount point.
 func Unmount(target string) error {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
@@ -109,7 +111,7 @@ func Unmount(target string) error {
 		_ = unix.Syncfs(f)
 		unix.Close(f)
 	}
-	for end := time.Now().Add(unmountLimit); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(unmountTimeout); ; time.Sleep(10 * time.Millisecond) {
 		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 		if !errors.Is(err, unix.EBUSY) {
 			return err

@@ -21,12 +21,12 @@ func TestParseMountOptions(t *testing.T) {
 			Attr: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NODEV, Data: "mode=755,size=64k",
 		}, unix.MS_NOSUID | unix.MS_NOEXEC | unix.MS_NODEV},
 		{"ro,rw,noatime,sync,relatime,tmpcopyup", Options{
-			Attr: unix.MOUNT_ATTR_NOATIME, whole: unix.MS_SYNCHRONOUS,
+			Attr: unix.MOUNT_ATTR_NOATIME, superblock: unix.MS_SYNCHRONOUS,
 		}, unix.MS_NOATIME | unix.MS_SYNCHRONOUS},
 	} {
 		got := ParseOptions(strings.Split(tt.options, ","))
 		if got != tt.want || got.Flags() != tt.flags {
-			t.Errorf("%q: got %+v with flags %#x, want %+v with %#x", tt.options, got, got.Flags(), tt.want, tt.flags)
+			t.Errorf("ParseOptions(%q) = %+v with flags %#x, want %+v with %#x", tt.options, got, got.Flags(), tt.want, tt.flags)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-// Package network sets up the guest's network cards, routes and neighbours as the host says.
+// Package network configures the guest's network cards, routes and neighbour table as the host requests.
 package network
 
 import (
@@ -24,16 +24,16 @@ import (
 
 const (
 	ipv6Dir = "/proc/sys/net/ipv6/conf"
-	// maxLinks bounds how many cards may be in the way of a name.
-	maxLinks = 32
-	// maxMTU is the largest that a card can have.
+	// maxRenames is how often renameLink moves another card out of the way before it gives up.
+	maxRenames = 32
+	// maxMTU is the largest MTU that a request may set.
 	maxMTU = 1<<16 - 1
 )
 
-// SetUp brings the loopback interface up, and leaves the addresses of all cards to the host.
+// SetUp brings the loopback interface up and configures the IPv6 defaults of all interfaces.
 func SetUp(log *slog.Logger) error {
-	settleIPv6(log, "all")
-	settleIPv6(log, "default")
+	configureIPv6(log, "all")
+	configureIPv6(log, "default")
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find loopback: %w", err)
@@ -44,17 +44,18 @@ func SetUp(log *slog.Logger) error {
 	return nil
 }
 
-// UpdateInterface gives the card with the MAC in want the name, the MTU and the addresses in want.
+// UpdateInterface configures the card with the MAC address in want: it sets the name, MTU, ARP flag and IP addresses in
+// want and brings the card up. It waits for the card if the host has not plugged it in yet.
 func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Interface) (*protocols.Interface, error) {
 	if want == nil || strings.Trim(want.Name, ".") == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/: \t\n\x00") {
-		return nil, refusal.Invalid("interface name %q", want.GetName())
+		return nil, refusal.Invalid("invalid interface name %q", want.GetName())
 	}
 	if want.Mtu > maxMTU {
-		return nil, refusal.Invalid("MTU %d of %s", want.Mtu, want.Name)
+		return nil, refusal.Invalid("MTU %d of %s is larger than %d", want.Mtu, want.Name, maxMTU)
 	}
 	mac, err := net.ParseMAC(want.HwAddr)
 	if err != nil {
-		return nil, refusal.Invalid("interface address: %v", err)
+		return nil, refusal.Invalid("MAC address of %s: %v", want.Name, err)
 	}
 	addrs, err := parseAddresses(want.IPAddresses)
 	if err != nil {
@@ -79,7 +80,7 @@ func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Inte
 	if err := setARP(link); err != nil {
 		return nil, fmt.Errorf("set ARP of %s: %w", want.Name, err)
 	}
-	settleIPv6(log, want.Name)
+	configureIPv6(log, want.Name)
 	if err := netlink.LinkSetUp(link); err != nil {
 		return nil, fmt.Errorf("bring %s up: %w", want.Name, err)
 	}
@@ -89,28 +90,28 @@ func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Inte
 	return want, nil
 }
 
-// renameLink gives a card its name. The kernel numbers cards in an order of its own: what has the name
-// already steps aside, until the host names it too.
+// renameLink renames a card. The kernel does not number cards in the host's order, so another card may have the name.
+// renameLink gives that card a temporary name, until the host names it.
 func renameLink(link netlink.Link, name string) error {
 	if link.Attrs().Name == name {
 		return nil
 	}
-	for range maxLinks {
+	for range maxRenames {
 		err := setLinkName(link, name)
 		if !errors.Is(err, unix.EEXIST) {
 			return err
 		}
 		other, err := netlink.LinkByName(name)
 		if err != nil {
-			continue // it has gone meanwhile
+			continue // the card was removed in the meantime
 		}
 		if other.Attrs().Flags&net.FlagLoopback != 0 {
-			return refusal.Invalid("interface name %q is the loopback's", name)
+			return refusal.Invalid("interface name %q belongs to the loopback interface", name)
 		}
 		if err := setLinkName(other, fmt.Sprintf("aside%d", other.Attrs().Index)); err != nil {
 			return err
 		}
-		// One that is plugged in right now may take the name again.
+		// A card that is plugged in at this moment may take the name, so loop.
 	}
 	return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, unix.EEXIST)
 }
@@ -125,24 +126,25 @@ func setLinkName(link netlink.Link, name string) error {
 	return nil
 }
 
-// settleIPv6 leaves a card's addresses to the host. They are usable at once: nobody else has them, and a
-// tentative address would refuse connections for a second. No router advertisement adds addresses or
-// routes, since another sandbox might send it.
-func settleIPv6(log *slog.Logger, card string) {
+// configureIPv6 leaves a card's addresses and routes to the host. It turns off duplicate address detection, because the
+// host assigns unique addresses and an address would refuse connections for a second while it is tentative. It turns off
+// router advertisements, because another sandbox might send them.
+func configureIPv6(log *slog.Logger, card string) {
 	for _, setting := range []string{"accept_dad", "accept_ra"} {
 		err := os.WriteFile(filepath.Join(ipv6Dir, card, setting), []byte("0"), 0)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			log.Warn("leave IPv6 to the host", "interface", card, "setting", setting, "err", err)
+			log.Warn("configure IPv6", "interface", card, "setting", setting, "err", err)
 		}
 	}
 }
 
+// parseAddresses parses IP addresses. It skips IPv6 addresses if the kernel has no IPv6.
 func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 	var addrs []*netlink.Addr
 	for _, ip := range list {
 		addr, err := netlink.ParseAddr(ip.GetAddress() + "/" + ip.GetMask())
 		if err != nil {
-			return nil, refusal.Invalid("address %q with mask %q", ip.GetAddress(), ip.GetMask())
+			return nil, refusal.Invalid("invalid address %q with mask %q", ip.GetAddress(), ip.GetMask())
 		}
 		if addr.IP.To4() == nil {
 			if !hasIPv6() {
@@ -155,7 +157,7 @@ func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 	return addrs, nil
 }
 
-// findLink waits for the card with an address.
+// findLink waits for the card with a MAC address.
 func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err error) {
 	err = devices.WaitFor(ctx, func() error {
 		links, err := netlink.LinkList()
@@ -171,18 +173,19 @@ func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err
 		return devices.ErrNotYet
 	})
 	if err != nil {
-		return nil, fmt.Errorf("network card with the address %s: %w", mac, err)
+		return nil, fmt.Errorf("find network card with MAC address %s: %w", mac, err)
 	}
 	return link, nil
 }
 
-// hasIPv6 reports whether the kernel supports it.
+// hasIPv6 reports whether the kernel supports IPv6 and IPv6 is enabled.
 func hasIPv6() bool {
 	disabled, err := os.ReadFile(ipv6Dir + "/all/disable_ipv6")
 	return err == nil && strings.TrimSpace(string(disabled)) == "0"
 }
 
-// replaceAddresses gives link exactly the addresses in want, and leaves the kernel's link-local one.
+// replaceAddresses sets the addresses of link to those in want. It keeps IPv6 link-local addresses, which the kernel
+// assigns.
 func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -251,14 +254,14 @@ func family(ip net.IP) protocols.IPFamily {
 func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) error {
 	for _, n := range neighbors {
 		if err := ctx.Err(); err != nil {
-			return err // nobody waits for the rest
+			return err // the caller has given up
 		}
 		ip := net.ParseIP(n.GetToIPAddress().GetAddress())
 		if ip == nil {
-			return refusal.Invalid("neighbour address %q", n.GetToIPAddress().GetAddress())
+			return refusal.Invalid("invalid neighbour address %q", n.GetToIPAddress().GetAddress())
 		}
 		var mac net.HardwareAddr
-		if n.GetLladdr() != "" { // a proxy entry has none
+		if n.GetLladdr() != "" { // proxy entries have no MAC address
 			var err error
 			if mac, err = net.ParseMAC(n.Lladdr); err != nil {
 				return refusal.Invalid("neighbour %s: %v", ip, err)
@@ -282,7 +285,7 @@ func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) er
 	return nil
 }
 
-// Stats returns what each network card has carried.
+// Stats returns the traffic of each network card, except for loopback.
 func Stats() ([]*pb.NetworkStats, error) {
 	links, err := netlink.LinkList()
 	if err != nil {

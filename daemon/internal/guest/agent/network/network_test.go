@@ -9,7 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// FuzzNetworkRequests decodes requests and reads them as far as nothing is changed.
+// FuzzNetworkRequests decodes requests and runs the parts of their handling that do not change the machine.
 func FuzzNetworkRequests(f *testing.F) {
 	for _, req := range []proto.Message{
 		&pb.UpdateInterfaceRequest{Interface: &protocols.Interface{Name: "eth0", IPAddresses: []*protocols.IPAddress{
@@ -29,14 +29,14 @@ func FuzzNetworkRequests(f *testing.F) {
 		var iface pb.UpdateInterfaceRequest
 		if proto.Unmarshal(data, &iface) == nil {
 			if _, err := parseAddresses(iface.GetInterface().GetIPAddresses()); err != nil && !errdefs.IsInvalidArgument(err) {
-				t.Errorf("error of no class: %v", err)
+				t.Errorf("parse addresses: %v, want errdefs.ErrInvalidArgument", err)
 			}
 		}
 		var routes pb.UpdateRoutesRequest
 		if proto.Unmarshal(data, &routes) == nil {
 			for _, r := range routes.GetRoutes().GetRoutes() {
 				if _, err := parseRoute(r); err != nil && !errdefs.IsInvalidArgument(err) {
-					t.Errorf("error of no class: %v", err)
+					t.Errorf("parse route: %v, want errdefs.ErrInvalidArgument", err)
 				}
 			}
 		}

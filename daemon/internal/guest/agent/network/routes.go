@@ -15,13 +15,13 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// UpdateRoutes adds or replaces routes: those that lead straight to a network first, since the
-// others' gateways are found by them. It returns all routes.
+// UpdateRoutes adds or replaces routes and returns all routes. It adds the routes without a gateway first, because the
+// kernel needs them to reach the gateways of the others.
 func UpdateRoutes(ctx context.Context, routes []*protocols.Route) (*pb.Routes, error) {
 	var direct, byGateway []*netlink.Route
 	for _, r := range routes {
 		if err := ctx.Err(); err != nil {
-			return nil, err // nobody waits for the rest
+			return nil, err // the caller has given up
 		}
 		route, err := parseRoute(r)
 		if err != nil {
@@ -49,7 +49,7 @@ func UpdateRoutes(ctx context.Context, routes []*protocols.Route) (*pb.Routes, e
 	return Routes()
 }
 
-// parseRoute translates all of a route but its interface.
+// parseRoute translates a route, except for its interface.
 func parseRoute(r *protocols.Route) (*netlink.Route, error) {
 	route := &netlink.Route{
 		Scope: netlink.Scope(r.GetScope()),
@@ -76,12 +76,12 @@ func parseRoute(r *protocols.Route) (*netlink.Route, error) {
 		if err != nil {
 			return nil, refusal.Invalid("route destination: %v", err)
 		}
-		route.Dst = netlink.NewIPNet(ip) // one host
+		route.Dst = netlink.NewIPNet(ip) // a single host
 	}
 	return route, nil
 }
 
-// parseOptionalIP reads an address; a prefix length after it says nothing more.
+// parseOptionalIP parses an IP address and ignores a prefix length after it. It returns nil for an empty text.
 func parseOptionalIP(text string) (net.IP, error) {
 	if text == "" {
 		return nil, nil
@@ -89,12 +89,12 @@ func parseOptionalIP(text string) (net.IP, error) {
 	address, _, _ := strings.Cut(text, "/")
 	ip := net.ParseIP(address)
 	if ip == nil {
-		return nil, fmt.Errorf("%q is no IP address", text)
+		return nil, fmt.Errorf("%q is not an IP address", text)
 	}
 	return ip, nil
 }
 
-// Routes returns the main table's routes.
+// Routes returns the routes in the main routing table.
 func Routes() (*pb.Routes, error) {
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -104,7 +104,7 @@ func Routes() (*pb.Routes, error) {
 	for _, r := range routes {
 		link, err := netlink.LinkByIndex(r.LinkIndex)
 		if err != nil {
-			continue // its card is gone, and it with it
+			continue // the card was removed, and the route with it
 		}
 		p := &protocols.Route{
 			Device: link.Attrs().Name, Scope: uint32(r.Scope), Flags: uint32(r.Flags), Mtu: uint32(r.MTU),

@@ -1,5 +1,5 @@
-// Package refusal holds the errors by which the guest agent refuses requests, and translates errors for
-// the host.
+// Package refusal holds the errors with which the guest agent refuses requests. It also translates errors to status
+// codes and texts for the host.
 package refusal
 
 import (
@@ -14,11 +14,11 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// maxErrorText bounds an error's text: it may hold as much as a request does, an answer that is
-// longer than a frame ends the connection, and the console is slow.
+// maxErrorText is the maximum length of an error's text in bytes. An error may quote a request of any size, but a response
+// that is longer than a ttrpc frame ends the connection, and the console to which errors are logged is slow.
 const maxErrorText = 4 << 10
 
-// ErrUnsupported is the answer to a request for something that this guest does not do.
+// ErrUnsupported is the error of a request for a feature that this guest does not have.
 var ErrUnsupported = fmt.Errorf("not supported by this guest: %w", errdefs.ErrNotImplemented)
 
 // Invalid returns an error of class errdefs.ErrInvalidArgument.
@@ -26,8 +26,8 @@ func Invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// Text returns the text of an error for the host. Of a long one it returns both ends, since the cause
-// comes last. An answer that is not UTF-8 would end the connection.
+// Text returns the text of an error for the host. It shortens a long text in the middle, because the cause comes last. It
+// replaces invalid UTF-8, because a response that is not UTF-8 would end the connection.
 func Text(err error) string {
 	text := err.Error()
 	if len(text) > maxErrorText {
@@ -36,7 +36,7 @@ func Text(err error) string {
 	return strings.ToValidUTF8(text, "\ufffd")
 }
 
-// Code returns the status code of an error for the host, by its class or by the kernel's number.
+// Code returns the status code of an error for the host, by its errdefs class or by the errno in it.
 func Code(err error) codes.Code {
 	switch {
 	case errdefs.IsNotFound(err):
@@ -63,7 +63,7 @@ func Code(err error) codes.Code {
 	return codes.Internal
 }
 
-// kernelCodes are the codes for errors of the kernel when the host asked for something that it refuses.
+// kernelCodes maps errnos to the codes for requests that the kernel refused because of what the host asked for.
 var kernelCodes = map[unix.Errno]codes.Code{
 	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
 	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,

@@ -14,12 +14,12 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// copyRoot is the directory below which the host may put files.
+// copyRoot is the directory below which the host may create files.
 const copyRoot = "/run/kata-containers"
 
-// CopyFile puts a file, a directory or a link into the guest. A large file comes in parts, and gets its
-// name with the last one. The shim copies into directories that containers can write, so links are not
-// followed out of copyRoot.
+// CopyFile creates a file, a directory or a symbolic link in the guest. A large file arrives in several requests, and
+// appears under its name after the last one. The shim copies into directories that containers can write to, so CopyFile
+// follows no link that leads out of copyRoot.
 func CopyFile(req *pb.CopyFileRequest) error {
 	path, ok := strings.CutPrefix(req.Path, copyRoot+"/")
 	if !ok || filepath.Clean(req.Path) != req.Path || strings.ContainsRune(path, 0) {
@@ -27,11 +27,11 @@ func CopyFile(req *pb.CopyFileRequest) error {
 	}
 	end := req.Offset + int64(len(req.Data))
 	if req.Offset < 0 || req.FileSize < 0 || end < req.Offset {
-		return refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
+		return refusal.Invalid("invalid range: bytes %d to %d of %d", req.Offset, end, req.FileSize)
 	}
 	kind := req.FileMode & unix.S_IFMT
 	if kind == unix.S_IFREG && end > req.FileSize {
-		return refusal.Invalid("bytes %d to %d of %d", req.Offset, end, req.FileSize)
+		return refusal.Invalid("invalid range: bytes %d to %d of %d", req.Offset, end, req.FileSize)
 	}
 	if err := os.MkdirAll(copyRoot, 0o755); err != nil {
 		return err
@@ -56,11 +56,11 @@ func CopyFile(req *pb.CopyFileRequest) error {
 	case unix.S_IFREG:
 		return copyPart(root, path, req)
 	default:
-		return fmt.Errorf("file mode %#o: %w", req.FileMode, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("unsupported file mode %#o: %w", req.FileMode, errdefs.ErrInvalidArgument)
 	}
 }
 
-// copyDir makes a directory, or gives one that is there its owner and mode.
+// copyDir creates a directory, or sets the owner and mode of an existing one. It replaces a file of that name.
 func copyDir(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	if st, err := root.Lstat(path); err == nil && !st.IsDir() {
 		if err := root.Remove(path); err != nil {
@@ -73,6 +73,7 @@ func copyDir(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return setOwner(root, path, req)
 }
 
+// copyLink creates a symbolic link. It replaces a file of that name.
 func copyLink(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	if err := root.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -83,6 +84,7 @@ func copyLink(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return root.Lchown(path, int(req.Uid), int(req.Gid))
 }
 
+// copyPart writes a part of a file to a temporary file, and renames that file after the last part.
 func copyPart(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	part := path + ".part"
 	flags := os.O_WRONLY
@@ -109,7 +111,7 @@ func copyPart(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return root.Rename(part, path)
 }
 
-// setOwner gives a file or directory the owner and the mode of the host's.
+// setOwner sets the owner and mode of a file or directory to those in the request.
 func setOwner(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	if err := root.Lchown(path, int(req.Uid), int(req.Gid)); err != nil {
 		return err
@@ -117,7 +119,7 @@ func setOwner(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return root.Chmod(path, goMode(req.FileMode))
 }
 
-// goMode translates the bits of chmod(2).
+// goMode translates a mode of chmod(2) to Go's.
 func goMode(mode uint32) os.FileMode {
 	m := os.FileMode(mode & 0o777)
 	for bit, goBit := range map[uint32]os.FileMode{

@@ -17,14 +17,13 @@ import (
 )
 
 const (
-	// createDirectory is the driver option with a directory that an overlay needs and that only the
-	// guest can make.
+	// createDirectory is the prefix of a driver option that names a directory for an overlay. The guest has to create it.
 	createDirectory = "io.katacontainers.volume.overlayfs.create_directory="
-	// runtimeOptions is the prefix of the shim's own options among those of a file system.
+	// runtimeOptions is the prefix of options of the shim. They are not options of the file system.
 	runtimeOptions = "io.katacontainers."
 )
 
-// drivers are the kinds of storage that the host may ask for. Each makes st available at s.
+// drivers are the storage drivers by name. Each function attaches the storage st at s.point.
 var drivers = map[string]func(ctx context.Context, st *pb.Storage, s *storage) error{
 	"blk":       attachDisk,
 	"ephemeral": attachMemory,
@@ -36,7 +35,7 @@ func attachMount(_ context.Context, st *pb.Storage, s *storage) error {
 	return mountStorage(s, st.Source, st.Fstype, st.Options)
 }
 
-// attachMemory mounts a file system that lives in memory.
+// attachMemory mounts a file system in memory.
 func attachMemory(ctx context.Context, st *pb.Storage, s *storage) error {
 	if st.Fstype == "hugetlbfs" {
 		return fmt.Errorf("huge pages: %w", refusal.ErrUnsupported)
@@ -44,10 +43,10 @@ func attachMemory(ctx context.Context, st *pb.Storage, s *storage) error {
 	return attachMount(ctx, st, s)
 }
 
-// attachDisk mounts a disk's file system.
+// attachDisk waits for a disk and mounts its file system.
 func attachDisk(ctx context.Context, st *pb.Storage, s *storage) error {
 	if st.Fstype == "bind" || st.Fstype == "" {
-		return fmt.Errorf("a disk without a file system: %w", refusal.ErrUnsupported)
+		return fmt.Errorf("disk without a file system: %w", refusal.ErrUnsupported)
 	}
 	disk, err := devices.FindDisk(ctx, st.Source)
 	if err != nil {
@@ -56,7 +55,7 @@ func attachDisk(ctx context.Context, st *pb.Storage, s *storage) error {
 	return mountStorage(s, disk, st.Fstype, st.Options)
 }
 
-// attachOverlay makes the directories that the shim cannot make, and mounts an overlay.
+// attachOverlay creates the directories that the driver options name, and mounts an overlay.
 func attachOverlay(_ context.Context, st *pb.Storage, s *storage) error {
 	for _, o := range st.DriverOptions {
 		dir, ok := strings.CutPrefix(o, createDirectory)
@@ -74,6 +73,7 @@ func attachOverlay(_ context.Context, st *pb.Storage, s *storage) error {
 	return mountStorage(s, st.Source, st.Fstype, st.Options)
 }
 
+// mountStorage creates the mount point and mounts a file system there.
 func mountStorage(s *storage, source, fstype string, options []string) error {
 	if err := os.MkdirAll(s.point, 0o755); err != nil {
 		return err
@@ -81,7 +81,7 @@ func mountStorage(s *storage, source, fstype string, options []string) error {
 	o := mount.ParseOptions(withoutRuntimeOptions(options))
 	err := unix.Mount(source, s.point, fstype, o.Flags(), o.Data)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
-		// The disk cannot be written. mount(8) does the same.
+		// The disk is read-only: mount it read-only, as mount(8) does.
 		err = unix.Mount(source, s.point, fstype, o.Flags()|unix.MS_RDONLY, o.Data)
 	}
 	if err != nil {
@@ -91,6 +91,7 @@ func mountStorage(s *storage, source, fstype string, options []string) error {
 	return nil
 }
 
+// withoutRuntimeOptions returns options without those of the shim.
 func withoutRuntimeOptions(options []string) []string {
 	var rest []string
 	for _, o := range options {

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// shareTag is the virtiofs device that holds the containers' root file systems.
+	// shareTag is the tag of the virtiofs device with the containers' root file systems.
 	shareTag = "kataShared"
-	// shimShare is where the shim assumes it to be mounted. The shim also copies single files there.
+	// shimShare is where the shim expects the share to be mounted. The shim also copies single files there.
 	shimShare = "/run/kata-containers/shared/containers"
-	// ownShare is where the agent mounts it when the shim does not ask for it.
-	ownShare = "/run/msb/share"
+	// agentShare is where the agent mounts the share if the shim does not request the mount.
+	agentShare = "/run/msb/share"
 )
 
-// Root returns where a container's root is in the guest. A shim that uses a remote hypervisor names a
-// path in the share but never asks to mount the share.
+// Root returns the directory in the guest of a container's root file system, for the path that the shim uses. A shim
+// that uses a remote hypervisor names a path in the share but never requests to mount the share, so Root mounts it.
 func (s *Set) Root(ctx context.Context, path string) (string, error) {
 	if err := checkPath(path); err != nil {
 		return "", fmt.Errorf("root: %w", err)
@@ -36,26 +36,26 @@ func (s *Set) Root(ctx context.Context, path string) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
 	}
-	if err := s.share(ctx); err != nil {
+	if err := s.mountShare(ctx); err != nil {
 		return "", err
 	}
-	root := filepath.Join(ownShare, rest)
+	root := filepath.Join(agentShare, rest)
 	if st, err := os.Stat(root); err != nil || !st.IsDir() {
 		return "", fmt.Errorf("root %s: %w", path, errdefs.ErrNotFound)
 	}
 	return root, nil
 }
 
-// share mounts the share for a shim that does not ask for it.
-func (s *Set) share(ctx context.Context) error {
-	if s.inUse(ownShare) == nil {
+// mountShare mounts the share at agentShare, unless it is already mounted there.
+func (s *Set) mountShare(ctx context.Context) error {
+	if s.checkAdded(agentShare) == nil {
 		return nil
 	}
-	_, err := s.Add(ctx, []*pb.Storage{{Driver: "virtio-fs", Source: shareTag, Fstype: "virtiofs", MountPoint: ownShare}})
+	_, err := s.Add(ctx, []*pb.Storage{{Driver: "virtio-fs", Source: shareTag, Fstype: "virtiofs", MountPoint: agentShare}})
 	return err
 }
 
-// DetachStaleShares unmounts the file systems below the share that the host has taken away.
+// DetachStaleShares unmounts the virtiofs file systems that the host has removed.
 func DetachStaleShares() error {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {
@@ -72,7 +72,7 @@ func DetachStaleShares() error {
 	return errors.Join(errs...)
 }
 
-// virtiofsMounts returns the mount points of type virtiofs in a file like /proc/mounts.
+// virtiofsMounts returns the mount points of type virtiofs in the text of a file like /proc/mounts.
 func virtiofsMounts(mounts string) []string {
 	var points []string
 	for line := range strings.Lines(mounts) {
@@ -83,7 +83,7 @@ func virtiofsMounts(mounts string) []string {
 	return points
 }
 
-// unescapeMount undoes the octal escapes of /proc/mounts.
+// unescapeMount decodes the octal escapes in /proc/mounts.
 func unescapeMount(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {

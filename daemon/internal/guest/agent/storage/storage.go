@@ -1,5 +1,5 @@
-// Package storage makes the storages that the host asks for available to containers: file systems of
-// disks, of the host's share and in memory, and single files that the host copies.
+// Package storage attaches the storages that the host requests for containers: file systems on disks, in the host's
+// virtiofs share and in memory. It also creates the files that the host copies into the guest.
 package storage
 
 import (
@@ -20,24 +20,25 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// Set holds the mount points that are in use, and counts their users.
+// Set holds the storages that are attached, and counts the users of each.
 type Set struct {
 	mu     sync.Mutex
-	points map[string]*storage
-	order  []*storage // oldest first
+	points map[string]*storage // by mount point
+	order  []*storage          // oldest first
 }
 
-// storage is a mount point that the host asked for.
+// storage is an attached storage.
 type storage struct {
-	point string
+	point string // where it is mounted
 	users int
-	// mounted is whether a file system is mounted at point.
+	// mounted is true if a file system is mounted at point.
 	mounted bool
-	// dirs are the directories that were made for it alone.
+	// dirs are directories that were created for this storage and are removed with it.
 	dirs []string
 }
 
-// detach undoes everything. A file system that is still in use goes with its last user.
+// detach unmounts the storage and removes its directories. A file system that is still in use is detached (see
+// mount.Unmount).
 func (s *storage) detach() error {
 	var errs []error
 	if s.mounted {
@@ -55,12 +56,12 @@ func (s *storage) detach() error {
 // NewSet returns an empty set.
 func NewSet() *Set { return &Set{points: make(map[string]*storage)} }
 
-// Add makes each storage available, in order, and returns the mount points. On an error it takes back
-// what it did.
+// Add attaches each storage that is not attached yet, in order, adds a user to each, and returns the mount points. On an
+// error it undoes its changes.
 func (s *Set) Add(ctx context.Context, list []*pb.Storage) (points []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var made []*storage
+	var added []*storage
 	defer func() {
 		if err == nil {
 			return
@@ -68,8 +69,8 @@ func (s *Set) Add(ctx context.Context, list []*pb.Storage) (points []string, err
 		for _, point := range points {
 			s.points[point].users--
 		}
-		for _, one := range slices.Backward(made) {
-			err = errors.Join(err, s.forget(one))
+		for _, entry := range slices.Backward(added) {
+			err = errors.Join(err, s.drop(entry))
 		}
 		points = nil
 	}()
@@ -77,77 +78,78 @@ func (s *Set) Add(ctx context.Context, list []*pb.Storage) (points []string, err
 		if err := checkPath(st.GetMountPoint()); err != nil {
 			return points, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
 		}
-		one := s.points[filepath.Clean(st.MountPoint)]
-		if one == nil {
-			if one, err = s.attach(ctx, st); err != nil {
+		entry := s.points[filepath.Clean(st.MountPoint)]
+		if entry == nil {
+			if entry, err = s.attach(ctx, st); err != nil {
 				return points, fmt.Errorf("storage %s at %s: %w", st.Driver, st.MountPoint, err)
 			}
-			made = append(made, one)
+			added = append(added, entry)
 		}
-		one.users++
-		points = append(points, one.point)
+		entry.users++
+		points = append(points, entry.point)
 	}
 	return points, nil
 }
 
-// attach makes a storage available that is not.
+// attach attaches a storage and adds it to the set.
 func (s *Set) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
 	attach := drivers[st.Driver]
 	if attach == nil {
-		return nil, refusal.Invalid("unknown driver: this guest has %q", Drivers())
+		return nil, refusal.Invalid("unknown driver: this guest supports %q", Drivers())
 	}
 	if st.FsGroup != nil {
-		return nil, fmt.Errorf("group %d for its files: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
+		return nil, fmt.Errorf("fs_group %d: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
 	}
-	one := &storage{point: filepath.Clean(st.MountPoint)}
-	if err := attach(ctx, st, one); err != nil {
-		return nil, errors.Join(err, one.detach())
+	entry := &storage{point: filepath.Clean(st.MountPoint)}
+	if err := attach(ctx, st, entry); err != nil {
+		return nil, errors.Join(err, entry.detach())
 	}
-	s.points[one.point] = one
-	s.order = append(s.order, one)
-	return one, nil
+	s.points[entry.point] = entry
+	s.order = append(s.order, entry)
+	return entry, nil
 }
 
-// Drivers returns the names of the kinds of storage that this guest has.
+// Drivers returns the names of the storage drivers that this guest supports, sorted.
 func Drivers() []string { return slices.Sorted(maps.Keys(drivers)) }
 
-// Remove ends one use of each mount point.
+// Remove removes one user of each mount point, in reverse order. It detaches a storage that has no users left.
 func (s *Set) Remove(points []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
 	for _, point := range slices.Backward(points) {
-		one := s.points[point]
-		if one == nil {
-			continue // the sandbox ended meanwhile
+		entry := s.points[point]
+		if entry == nil {
+			continue // RemoveAll has detached it
 		}
-		if one.users--; one.users > 0 {
+		if entry.users--; entry.users > 0 {
 			continue
 		}
-		errs = append(errs, s.forget(one))
+		errs = append(errs, s.drop(entry))
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Set) forget(one *storage) error {
-	delete(s.points, one.point)
-	s.order = slices.DeleteFunc(s.order, func(o *storage) bool { return o == one })
-	return one.detach()
+// drop removes a storage from the set and detaches it.
+func (s *Set) drop(entry *storage) error {
+	delete(s.points, entry.point)
+	s.order = slices.DeleteFunc(s.order, func(o *storage) bool { return o == entry })
+	return entry.detach()
 }
 
-// RemoveAll removes all storages, even those in use, the newest first.
+// RemoveAll detaches all storages, even those with users, the newest first.
 func (s *Set) RemoveAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for _, one := range slices.Backward(slices.Clone(s.order)) {
-		errs = append(errs, s.forget(one))
+	for _, entry := range slices.Backward(slices.Clone(s.order)) {
+		errs = append(errs, s.drop(entry))
 	}
 	return errors.Join(errs...)
 }
 
-// inUse returns an error unless point is a storage's mount point.
-func (s *Set) inUse(point string) error {
+// checkAdded returns an error of class errdefs.ErrNotFound unless point is the mount point of an attached storage.
+func (s *Set) checkAdded(point string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.points[filepath.Clean(point)] == nil {
@@ -156,7 +158,7 @@ func (s *Set) inUse(point string) error {
 	return nil
 }
 
-// checkPath returns an error unless the host may put things at path. The guest's own system is not for it.
+// checkPath returns an error unless path is below /run. The host must not change the rest of the guest's system.
 func checkPath(path string) error {
 	if !strings.HasPrefix(filepath.Clean(path), "/run/") || strings.ContainsRune(path, 0) {
 		return refusal.Invalid("path %q is not below /run", path)

@@ -5,9 +5,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stats returns how full the file system of the storage at a mount point is.
+// Stats returns how much of the storage at a mount point is in use, in bytes and inodes. The error is of class
+// errdefs.ErrNotFound if no storage is attached there.
 func (s *Set) Stats(point string) (*pb.VolumeStatsResponse, error) {
-	if err := s.inUse(point); err != nil {
+	if err := s.checkAdded(point); err != nil {
 		return nil, err
 	}
 	var st unix.Statfs_t

@@ -1,4 +1,4 @@
-// Command conformance is what the conformance test runs in its containers, beside the tool of all tests.
+// Command conformance is a program that the conformance test runs in its containers, in addition to testdata/tool.
 package main
 
 import (
@@ -22,16 +22,16 @@ func main() {
 func run(name string) error {
 	switch name {
 	case "view":
-		v, err := look("/guest/proc", "/guest/cgroup")
+		v, err := readView("/guest/proc", "/guest/cgroup")
 		if err != nil {
 			return err
 		}
 		return json.NewEncoder(os.Stdout).Encode(v)
-	case "sink": // takes all of its input
+	case "sink": // reads all of its input and prints its size
 		n, err := io.Copy(io.Discard, os.Stdin)
 		fmt.Println(n)
 		return err
-	case "flood": // writes for ever
+	case "flood": // writes forever
 		line := []byte(strings.Repeat("x", 4095) + "\n")
 		for {
 			if _, err := os.Stdout.Write(line); err != nil {
@@ -43,22 +43,23 @@ func run(name string) error {
 	}
 }
 
-// view is what a guest holds, as its own /proc and control groups tell.
+// view holds the resources of a guest, as found in its /proc and cgroups.
 type view struct {
-	// Start is when PID 1 began, in the kernel's ticks.
+	// Start is the start time of PID 1, in clock ticks since the kernel booted.
 	Start string
-	// Files, Threads and KiB are PID 1's open files by kind, its threads, and its memory.
+	// Files counts PID 1's open files by kind. Threads is the number of its threads. KiB is its resident memory.
 	Files        map[string]int
 	Threads, KiB int
-	// Processes are all but the kernel's and the one that looks.
+	// Processes are all processes, except for kernel threads and this process.
 	Processes []string
-	Mounts    []string
-	Groups    []string
-	// Tainted is not 0 once the kernel has had an accident.
+	Mounts    []string // mount points
+	Groups    []string // cgroups
+	// Tainted is the kernel's taint, which is not 0 after a kernel warning or crash.
 	Tainted string
 }
 
-func look(proc, cgroup string) (view, error) {
+// readView returns the resources of the guest whose /proc and cgroups are at proc and cgroup.
+func readView(proc, cgroup string) (view, error) {
 	v := view{Files: make(map[string]int)}
 	init, err := readStat(proc + "/1/stat")
 	if err != nil {
@@ -72,7 +73,7 @@ func look(proc, cgroup string) (view, error) {
 	for _, fd := range fds {
 		target, err := os.Readlink(proc + "/1/fd/" + fd.Name())
 		if err != nil {
-			continue // closed meanwhile
+			continue // closed in the meantime
 		}
 		kind, _, _ := strings.Cut(target, ":[")
 		v.Files[kind]++
@@ -113,6 +114,7 @@ func look(proc, cgroup string) (view, error) {
 	return v, err
 }
 
+// processes returns all processes, except for kernel threads and this process.
 func processes(proc string) ([]string, error) {
 	self, err := os.Readlink(proc + "/self")
 	if err != nil {
@@ -135,7 +137,7 @@ func processes(proc string) ([]string, error) {
 	return list, nil
 }
 
-// readStat returns the fields of a stat file that follow the name: state, parent, …
+// readStat returns the fields of a file /proc/PID/stat that follow the process's name: state, parent, …
 func readStat(path string) ([]string, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Command tool is what the tests run in a container: one small program with many names.
+// Command tool is a program that the tests run in containers. Its first argument selects what it does.
 package main
 
 import (
@@ -27,39 +27,39 @@ func main() {
 
 func run(name string, args []string) error {
 	switch name {
-	case "streams": // says args[0] on stdout, args[1] on stderr and ends with args[2]
+	case "streams": // prints args[0] on stdout and args[1] on stderr, and exits with the status args[2]
 		fmt.Print(args[0])
 		fmt.Fprint(os.Stderr, args[1])
 		code, _ := strconv.Atoi(args[2])
 		os.Exit(code)
-	case "copy": // stdin to stdout
+	case "copy": // copies stdin to stdout
 		_, err := io.Copy(os.Stdout, os.Stdin)
 		return err
-	case "wait": // until killed
+	case "wait": // waits until it is killed, or exits with the status 7 on SIGUSR1
 		ch := make(chan os.Signal, 1)
 		signal.Notify(ch, syscall.SIGUSR1)
 		fmt.Println("waiting")
 		fmt.Println("got", <-ch)
 		os.Exit(7)
-	case "print": // args[0] bytes
+	case "print": // prints args[0] bytes
 		n, _ := strconv.Atoi(args[0])
 		_, err := io.WriteString(os.Stdout, strings.Repeat("x", n))
 		return err
-	case "orphan": // leaves a child behind that holds the streams
+	case "orphan": // exits and leaves a child in the background that holds the streams open
 		c := exec.Command("/tool", "wait")
 		c.Stdout, c.Stderr = os.Stdout, os.Stderr
 		if err := c.Start(); err != nil {
 			return err
 		}
 		fmt.Println("parent ends")
-	case "eat": // memory, args[0] MiB
+	case "eat": // allocates args[0] MiB of memory
 		n, _ := strconv.Atoi(args[0])
 		b := make([]byte, n<<20)
 		for i := 0; i < len(b); i += 4096 {
 			b[i] = 1
 		}
 		fmt.Println("ate", len(b))
-	case "files": // prints files, one line each: name and content, or the error
+	case "files": // prints a line for each file: its name, its content, and whether there was an error
 		for _, f := range args {
 			data, err := os.ReadFile(f)
 			fmt.Printf("%s: %q %v\n", f, data, err != nil)
@@ -76,7 +76,7 @@ func run(name string, args []string) error {
 				}
 			}
 		}
-	case "list": // directories
+	case "list": // prints a line for each directory with the paths of its files
 		for _, dir := range args {
 			names, err := filepath.Glob(dir + "/*")
 			if err != nil {
@@ -84,7 +84,7 @@ func run(name string, args []string) error {
 			}
 			fmt.Println(strings.Join(names, " "))
 		}
-	case "write": // tries to write to each file
+	case "write": // prints for each file whether it can be opened for writing
 		for _, path := range args {
 			f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
 			if err == nil {
@@ -92,18 +92,18 @@ func run(name string, args []string) error {
 			}
 			fmt.Printf("%s: %v\n", path, err == nil)
 		}
-	case "self": // who and where
+	case "self": // prints its ids, host name, working directory, environment and limit on open files
 		host, _ := os.Hostname()
 		cwd, _ := os.Getwd()
 		groups, _ := os.Getgroups()
 		var files syscall.Rlimit
 		_ = syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 		fmt.Println(os.Getpid(), os.Getuid(), os.Getgid(), groups, host, cwd, os.Getenv("HOME"), os.Getenv("X"), files.Max)
-	case "head": // prints the first bytes of files, or that they cannot be read
+	case "head": // prints the first bytes of each file, or the error
 		for _, f := range args {
 			fmt.Printf("%s: %s\n", f, head(f))
 		}
-	case "mknod": // makes a block device of the numbers args[1] and args[2] at args[0], and prints its first bytes
+	case "mknod": // creates a block device at args[0] with the numbers args[1] and args[2], and prints its first bytes
 		major, _ := strconv.Atoi(args[1])
 		minor, _ := strconv.Atoi(args[2])
 		if err := syscall.Mknod(args[0], syscall.S_IFBLK|0o600, major<<8|minor); err != nil {
@@ -114,14 +114,14 @@ func run(name string, args []string) error {
 		return os.WriteFile(args[0], []byte(args[1]), 0o644)
 	case "now": // prints the time
 		fmt.Println(time.Now().Unix())
-	case "listen": // at an address, with nobody calling
+	case "listen": // listens at the address args[0] and exits
 		l, err := net.Listen("tcp", args[0])
 		if err != nil {
 			return err
 		}
 		fmt.Println("listening")
 		return l.Close()
-	case "neighbour": // says whether the kernel knows a network card's address
+	case "neighbour": // prints whether the kernel's neighbour table has the MAC address args[0]
 		mac, err := net.ParseMAC(args[0])
 		if err != nil {
 			return err
@@ -129,7 +129,7 @@ func run(name string, args []string) error {
 		table, err := syscall.NetlinkRIB(syscall.RTM_GETNEIGH, syscall.AF_UNSPEC)
 		fmt.Println(bytes.Contains(table, mac))
 		return err
-	case "nest": // goes into a control group of its own below the container's, which hands its controllers down
+	case "nest": // enters a new cgroup below the container's, delegates the memory controller, and waits
 		if err := enterGroup("init"); err != nil {
 			return err
 		}
@@ -137,7 +137,7 @@ func run(name string, args []string) error {
 			return err
 		}
 		return run("wait", nil)
-	case "nesteat": // args[0] MiB in a group with a limit of args[1] MiB
+	case "nesteat": // allocates args[0] MiB in a cgroup with a limit of args[1] MiB
 		limit, _ := strconv.Atoi(args[1])
 		if err := os.Mkdir(cgroups+"/eaters", 0o755); err != nil && !os.IsExist(err) {
 			return err
@@ -156,13 +156,14 @@ func run(name string, args []string) error {
 		}
 		printSize()
 	default:
-		return fmt.Errorf("unknown tool %q", name)
+		return fmt.Errorf("unknown command %q", name)
 	}
 	return nil
 }
 
 const cgroups = "/sys/fs/cgroup"
 
+// enterGroup creates a cgroup below the container's and moves this process into it.
 func enterGroup(name string) error {
 	if err := os.Mkdir(cgroups+"/"+name, 0o755); err != nil && !os.IsExist(err) {
 		return err
@@ -170,7 +171,7 @@ func enterGroup(name string) error {
 	return os.WriteFile(cgroups+"/"+name+"/cgroup.procs", strconv.AppendInt(nil, int64(os.Getpid()), 10), 0)
 }
 
-// head returns the first bytes of a file, quoted, or the error.
+// head returns up to 512 bytes of a file, quoted, or the error.
 func head(path string) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -185,6 +186,7 @@ func head(path string) string {
 	return strconv.Quote(strings.TrimRight(string(b[:n]), "\x00"))
 }
 
+// printSize prints the size of the terminal.
 func printSize() {
 	var size [4]uint16
 	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))

@@ -12,9 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// testLife makes all calls in the order of a shim: a sandbox with its first container, another
-// container in it, and programs in both. The first container stays.
-func testLife(t *testing.T, c *conformance) {
+// testLifecycle makes all calls in the order in which a shim makes them: it creates a sandbox with a first container and a
+// second container, and runs programs in both. It removes the second container but not the first.
+func testLifecycle(t *testing.T, c *conformance) {
 	ctx := t.Context()
 	good := goodRequests()
 	send := func(names ...string) {
@@ -25,7 +25,7 @@ func testLife(t *testing.T, c *conformance) {
 			}
 		}
 	}
-	// The connection, and what it leads to.
+	// Check the connection and the agent's details.
 	if resp, err := c.health.Check(ctx, &pb.CheckRequest{}); err != nil || resp.Status != pb.HealthCheckResponse_SERVING {
 		t.Errorf("health: %v, %v", resp, err)
 	}
@@ -38,11 +38,11 @@ func testLife(t *testing.T, c *conformance) {
 	}
 	for _, driver := range []string{"virtio-fs", "ephemeral", "overlayfs", "blk"} {
 		if !slices.Contains(details.GetAgentDetails().GetStorageHandlers(), driver) {
-			t.Errorf("no storage driver %s: %v", driver, details)
+			t.Errorf("details lack the storage driver %s: %v", driver, details)
 		}
 	}
 
-	// The sandbox. A restored guest gets a seed and the time first.
+	// Create the sandbox. The shim first sends a seed and the time to a guest that was restored from a snapshot.
 	send("ReseedRandomDev", "UpdateInterface")
 	now := time.Now()
 	ok(t)(c.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)}))
@@ -60,20 +60,20 @@ func testLife(t *testing.T, c *conformance) {
 		t.Errorf("volume: %v, %v", stats, err)
 	}
 
-	// Its first container.
+	// Create the first container.
 	send("CopyFile")
 	ok(t)(c.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: watchID, ExecId: watchID, OCI: watchSpec()}))
 	ok(t)(c.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: watchID}))
-	c.first = c.look(t)
-	if n := len(c.first.Processes); n != 2 {
-		t.Errorf("processes %q: want PID 1 and the container's", c.first.Processes)
+	c.baseline = c.readResources(t)
+	if n := len(c.baseline.Processes); n != 2 {
+		t.Errorf("processes are %q, want only PID 1 and the container's main process", c.baseline.Processes)
 	}
 
-	// A container beside it.
+	// Create the second container.
 	ok(t)(c.CreateContainer(ctx, good["CreateContainer"].(*pb.CreateContainerRequest)))
 	send("UpdateContainer")
-	send("RemoveContainer") // it was never started
-	c.createBox(t, boxID, buildSpec(boxID))
+	send("RemoveContainer") // a container that was never started
+	c.createContainer(t, containerID, buildSpec(containerID))
 	send("StartContainer")
 	send("StatsContainer")
 	testExecs(t, c)
@@ -89,89 +89,89 @@ func testLife(t *testing.T, c *conformance) {
 		}
 	}
 
-	// Its end: the shim waits twice, and what was said before the end is not lost.
-	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: boxID, ExecId: boxID, Signal: uint32(unix.SIGUSR1)}))
+	// End the second container. The shim waits twice. Output from before the exit can still be read.
+	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: containerID, ExecId: containerID, Signal: uint32(unix.SIGUSR1)}))
 	for range 2 {
-		if resp, err := c.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: boxID, ExecId: boxID}); err != nil || resp.Status != 7 {
-			t.Errorf("wait: %v, %v", resp, err)
+		if resp, err := c.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: containerID, ExecId: containerID}); err != nil || resp.Status != 7 {
+			t.Errorf("wait: %v, %v; want status 7", resp, err)
 		}
 	}
-	if r := c.finish(t, boxID, boxID); r != (result{"waiting\ngot user defined signal 1\n", "", 7}) {
+	if r := c.finish(t, containerID, containerID); r != (result{"waiting\ngot user defined signal 1\n", "", 7}) {
 		t.Errorf("main process: %v", r)
 	}
 	send("RemoveStaleVirtiofsShareMounts")
-	c.remove(t, boxID)
+	c.remove(t, containerID)
 }
 
-// testExecs runs programs in the box, each in its way.
+// testExecs runs execs with output, an exit status, input, a terminal and signals.
 func testExecs(t *testing.T, c *conformance) {
 	ctx := t.Context()
-	if r := c.run(t, boxID, "e1", tool("streams", "out", "err", "3")); r != (result{"out", "err", 3}) {
+	if r := c.run(t, containerID, "e1", tool("streams", "out", "err", "3")); r != (result{"out", "err", 3}) {
 		t.Error(r)
 	}
-	if r := c.run(t, boxID, "e2", tool("streams", "", "", "255")); r != (result{"", "", 255}) {
+	if r := c.run(t, containerID, "e2", tool("streams", "", "", "255")); r != (result{"", "", 255}) {
 		t.Error(r)
 	}
 	for range 2 {
-		if resp, err := c.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: boxID, ExecId: "e1"}); err != nil || resp.Status != 3 {
-			t.Errorf("wait again: %v, %v", resp, err)
+		if resp, err := c.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: containerID, ExecId: "e1"}); err != nil || resp.Status != 3 {
+			t.Errorf("wait for an exited exec: %v, %v; want status 3", resp, err)
 		}
 	}
 
-	c.exec(t, boxID, "e3", tool("copy"))
-	if resp, err := c.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: boxID, ExecId: "e3", Data: []byte("through")}); err != nil || resp.Len != 7 {
-		t.Errorf("write: %v, %v", resp, err)
+	c.exec(t, containerID, "e3", tool("copy"))
+	if resp, err := c.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: containerID, ExecId: "e3", Data: []byte("through")}); err != nil || resp.Len != 7 {
+		t.Errorf("write: %v, %v; want length 7", resp, err)
 	}
-	ok(t)(c.CloseStdin(ctx, &pb.CloseStdinRequest{ContainerId: boxID, ExecId: "e3"}))
-	ok(t)(c.CloseStdin(ctx, &pb.CloseStdinRequest{ContainerId: boxID, ExecId: "e3"}))
-	if r := c.finish(t, boxID, "e3"); r != (result{"through", "", 0}) {
+	ok(t)(c.CloseStdin(ctx, &pb.CloseStdinRequest{ContainerId: containerID, ExecId: "e3"}))
+	ok(t)(c.CloseStdin(ctx, &pb.CloseStdinRequest{ContainerId: containerID, ExecId: "e3"}))
+	if r := c.finish(t, containerID, "e3"); r != (result{"through", "", 0}) {
 		t.Error(r)
 	}
 
 	p := tool("tty")
 	p.Terminal, p.ConsoleSize = true, &pb.Box{Height: 30, Width: 100}
-	c.exec(t, boxID, "e4", p)
+	c.exec(t, containerID, "e4", p)
 	c.expect(t, "e4", "size 30x100")
-	ok(t)(c.TtyWinResize(ctx, &pb.TtyWinResizeRequest{ContainerId: boxID, ExecId: "e4", Row: 40, Column: 120}))
-	ok(t)(c.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: boxID, ExecId: "e4", Data: []byte("hello\n")}))
+	ok(t)(c.TtyWinResize(ctx, &pb.TtyWinResizeRequest{ContainerId: containerID, ExecId: "e4", Row: 40, Column: 120}))
+	ok(t)(c.WriteStdin(ctx, &pb.WriteStreamRequest{ContainerId: containerID, ExecId: "e4", Data: []byte("hello\n")}))
 	c.expect(t, "e4", "size 40x120")
-	if r := c.finish(t, boxID, "e4"); r.status != 0 || r.stderr != "" {
+	if r := c.finish(t, containerID, "e4"); r.status != 0 || r.stderr != "" {
 		t.Error(r)
 	}
 
 	for sig, want := range map[unix.Signal]int32{unix.SIGUSR1: 7, unix.SIGTERM: 128 + 15, unix.SIGKILL: 128 + 9} {
 		exec := c.nextExec()
-		c.exec(t, boxID, exec, tool("wait"))
+		c.exec(t, containerID, exec, tool("wait"))
 		c.expect(t, exec, "waiting\n")
-		ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: boxID, ExecId: exec, Signal: uint32(sig)}))
-		if r := c.finish(t, boxID, exec); r.status != want {
-			t.Errorf("after %v: %v, want status %d", sig, r, want)
+		ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: containerID, ExecId: exec, Signal: uint32(sig)}))
+		if r := c.finish(t, containerID, exec); r.status != want {
+			t.Errorf("exec after %v: %v, want status %d", sig, r, want)
 		}
 	}
 }
 
-// expect reads of a process in the box until it has said what it should.
+// expect reads the output of an exec until it contains want.
 func (c *conformance) expect(t *testing.T, exec, want string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), callLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
 	defer cancel()
 	for got := ""; !strings.Contains(got, want); {
-		resp, err := c.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: boxID, ExecId: exec, Len: 1000})
+		resp, err := c.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: containerID, ExecId: exec, Len: 1000})
 		if err != nil {
-			t.Fatalf("%s said %q, not %q: %v", exec, got, want, err)
+			t.Fatalf("%s printed %q, want %q: %v", exec, got, want, err)
 		}
 		got += string(resp.Data)
 	}
 }
 
-// testOOMEvent waits for an event before there is one, as the shim does.
+// testOOMEvent requests an OOM event before there is one, as the shim does.
 func testOOMEvent(t *testing.T, c *conformance) {
-	ctx, cancel := context.WithTimeout(t.Context(), callLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), callTimeout)
 	defer cancel()
-	spec := buildSpec(boxID)
+	spec := buildSpec(containerID)
 	spec.Linux.Resources.Memory.Limit = 24 << 20
 	spec.Process = tool("eat", "32")
-	c.createBox(t, "glutton", spec)
+	c.createContainer(t, "glutton", spec)
 	event := make(chan string)
 	go func() {
 		resp, _ := c.GetOOMEvent(ctx, &pb.GetOOMEventRequest{})
@@ -179,20 +179,20 @@ func testOOMEvent(t *testing.T, c *conformance) {
 	}()
 	ok(t)(c.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: "glutton"}))
 	if r := c.finish(t, "glutton", "glutton"); r.status != 128+9 {
-		t.Errorf("a program over its limit: %v", r)
+		t.Errorf("program over the memory limit: %v, want status %d", r, 128+9)
 	}
 	if id := <-event; id != "glutton" {
-		t.Errorf("memory event of %q", id)
+		t.Errorf("OOM event of container %q, want glutton", id)
 	}
 	c.remove(t, "glutton")
 }
 
-// testEndOfSandbox removes all and lets the guest power itself off.
+// testEndOfSandbox removes the last container and destroys the sandbox. The guest must power itself off.
 func testEndOfSandbox(t *testing.T, c *conformance) {
 	ctx := t.Context()
 	ok(t)(c.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: watchID, Signal: uint32(unix.SIGKILL)}))
 	if resp, err := c.WaitProcess(ctx, &pb.WaitProcessRequest{ContainerId: watchID}); err != nil || resp.Status != 128+9 {
-		t.Errorf("wait: %v, %v", resp, err)
+		t.Errorf("wait: %v, %v; want status %d", resp, err, 128+9)
 	}
 	c.remove(t, watchID)
 	ok(t)(c.RemoveStaleVirtiofsShareMounts(ctx, &pb.RemoveStaleVirtiofsShareMountsRequest{}))
@@ -203,7 +203,7 @@ func testEndOfSandbox(t *testing.T, c *conformance) {
 	}
 	select {
 	case <-c.exited:
-		t.Error("the guest ended at a request that nobody can read")
+		t.Error("the guest powered off after a DestroySandbox request that cannot be decoded")
 	default:
 	}
 	for range 2 {
