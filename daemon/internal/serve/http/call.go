@@ -181,10 +181,10 @@ func (c *Call) release() {
 // Refusal is an error that says exactly what the client is told. Cause is for the log, where nothing may be that a
 // client made up.
 type Refusal struct {
-	Status int
-	Header http.Header // beside those of every response; may be nil
-	Told   *rpc.Error
-	Cause  error
+	Status      int
+	Header      http.Header // beside those of every response; may be nil
+	ClientError *rpc.Error
+	Cause       error
 }
 
 func (r *Refusal) Error() string { return r.Cause.Error() }
@@ -193,7 +193,7 @@ func (r *Refusal) Unwrap() error { return r.Cause }
 // refuse says what is wrong with the HTTP request, rather than with what it asks for.
 func refuse(status int, message string) *Refusal {
 	e := &rpc.Error{Code: rpc.CodeInvalidRequest, Message: message}
-	return &Refusal{Status: status, Told: e, Cause: e}
+	return &Refusal{Status: status, ClientError: e, Cause: e}
 }
 
 // refusal is what the client is told of an error. Its cause may be told to nobody.
@@ -209,7 +209,7 @@ func (c *Call) refusal(err error) *Refusal {
 		told = ErrNoKey
 		c.gateway.metrics.authFailures.Inc()
 	}
-	return &Refusal{Status: rpcerr.HTTPStatus(told.Code), Told: told, Cause: err}
+	return &Refusal{Status: rpcerr.HTTPStatus(told.Code), ClientError: told, Cause: err}
 }
 
 func headerSize(r *http.Request) int {

@@ -156,7 +156,7 @@ func TestResponses(t *testing.T) {
 			return fmt.Errorf("no such thing: %w", errdefs.ErrNotFound)
 		}, 404, rpc.CodeNotFound},
 		"refusal": {func(*gateway.Call, http.ResponseWriter, *http.Request) error {
-			return &gateway.Refusal{Status: 418, Told: &rpc.Error{Code: rpc.CodeConflict, Message: "no"}, Cause: errors.New("a cause")}
+			return &gateway.Refusal{Status: 418, ClientError: &rpc.Error{Code: rpc.CodeConflict, Message: "no"}, Cause: errors.New("a cause")}
 		}, 418, rpc.CodeConflict},
 		"flushed": {func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
 			io.WriteString(w, "wh")

@@ -166,8 +166,8 @@ func (w *response) finish(err error) (refused error) {
 			for name, values := range r.Header {
 				w.Header()[name] = values
 			}
-			rpcerr.SetHeaders(w.Header(), r.Status, r.Told)
-			rpcerr.WriteResponse(w.buffer, nil, r.Told, nil)
+			rpcerr.SetHeaders(w.Header(), r.Status, r.ClientError)
+			rpcerr.WriteResponse(w.buffer, nil, r.ClientError, nil)
 		} else if w.conn == nil {
 			w.status = r.Status // for the log: the client has another
 		}

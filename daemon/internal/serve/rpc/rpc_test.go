@@ -181,7 +181,7 @@ func TestCountMessages(t *testing.T) {
 	} {
 		n, err := s.Service.CountMessages([]byte(body))
 		refusal, _ := errors.AsType[*gateway.Refusal](err)
-		if n != want.n || (err != nil) != (want.code != 0) || refusal != nil && refusal.Told.Code != want.code {
+		if n != want.n || (err != nil) != (want.code != 0) || refusal != nil && refusal.ClientError.Code != want.code {
 			t.Errorf("%.20s: %d, %v, want %d, %d", body, n, err, want.n, want.code)
 		}
 	}
