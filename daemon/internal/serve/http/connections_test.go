@@ -112,7 +112,7 @@ func TestTLS(t *testing.T) {
 			s := New(t)
 			s.HTTPServer().ReadTimeout = 5 * time.Second
 			var runs int
-			s.Boxes.OnRun = func(ctx context.Context) error {
+			s.Sandboxes.OnRun = func(ctx context.Context) error {
 				if runs++; runs > 1 {
 					return nil
 				}

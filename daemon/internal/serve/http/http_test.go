@@ -140,7 +140,7 @@ func TestOptionsOfTheServer(t *testing.T) {
 func TestRunsInFlightEndBeforeServe(t *testing.T) {
 	s := New(t)
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.Boxes.OnRun = func(context.Context) error {
+	s.Sandboxes.OnRun = func(context.Context) error {
 		close(running)
 		<-finish
 		return nil
@@ -179,7 +179,7 @@ func TestDrainCutsLongRuns(t *testing.T) {
 	s := New(t)
 	s.SetDrain(time.Millisecond)
 	running := make(chan struct{})
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		<-ctx.Done()
 		return context.Cause(ctx)
@@ -205,7 +205,7 @@ func TestGoneClientEndsItsRun(t *testing.T) {
 	s := New(t)
 	ended := make(chan struct{})
 	running := make(chan struct{})
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		<-ctx.Done()
 		close(ended)
@@ -228,7 +228,7 @@ func TestGoneClientEndsItsRun(t *testing.T) {
 func TestRunOutlivesReadTimeout(t *testing.T) {
 	s := New(t)
 	s.HTTPServer().ReadTimeout = 500 * time.Millisecond
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -325,7 +325,7 @@ func TestRequestsInFlight(t *testing.T) {
 	s.SetMaxInFlight(1)
 	other := s.Issue(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.Boxes.OnRun = func(context.Context) error {
+	s.Sandboxes.OnRun = func(context.Context) error {
 		close(running)
 		<-finish
 		return nil

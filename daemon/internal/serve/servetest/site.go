@@ -35,7 +35,7 @@ import (
 // Sandboxes is the domain without microVMs. The sandboxes of failures exist only to fail.
 type Sandboxes struct {
 	mu      sync.Mutex
-	Boxes   map[sandbox.Name]sandbox.Request
+	Running map[sandbox.Name]sandbox.Request
 	Timeout time.Duration // of the last run
 	Args    []string      // of the last command
 	// OnRun, when set, is called by every run of code.
@@ -67,7 +67,7 @@ func (f *Sandboxes) find(n sandbox.Name) (sandbox.Request, error) {
 	if n.Name == "panic" {
 		panic("a fault of the domain")
 	}
-	req, ok := f.Boxes[n]
+	req, ok := f.Running[n]
 	if !ok {
 		return req, fmt.Errorf("sandbox %s does not exist: %w", n, errdefs.ErrNotFound)
 	}
@@ -80,7 +80,7 @@ func (f *Sandboxes) Start(_ context.Context, n sandbox.Name, req sandbox.Request
 	old, err := f.find(n)
 	switch {
 	case errdefs.IsNotFound(err) && failures[n.Name] == nil:
-		f.Boxes[n] = req
+		f.Running[n] = req
 		return nil
 	case err != nil:
 		return err
@@ -94,7 +94,7 @@ func (f *Sandboxes) Stop(_ context.Context, n sandbox.Name) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, err := f.find(n)
-	delete(f.Boxes, n)
+	delete(f.Running, n)
 	return err
 }
 
@@ -153,7 +153,7 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var all []sandbox.Metrics
-	for _, n := range slices.SortedFunc(maps.Keys(f.Boxes), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
+	for _, n := range slices.SortedFunc(maps.Keys(f.Running), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
 		if (namespace != "" && n.Namespace != namespace) || (name != "" && n.Name != name) {
 			continue
 		}
@@ -172,11 +172,11 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 // Site is a gateway with everything that it needs.
 type Site struct {
 	*gateway.Gateway
-	Service *serverpc.Service
-	Boxes   *Sandboxes
-	Log     *LogBuffer
-	Keys    *keys.Issuer
-	Key     string // of every namespace and scope
+	Service   *serverpc.Service
+	Sandboxes *Sandboxes
+	Log       *LogBuffer
+	Keys      *keys.Issuer
+	Key       string // of every namespace and scope
 }
 
 // LogBuffer is a log that many may write.
@@ -218,7 +218,7 @@ func WithEndpoint(make func(*serverpc.Service) (gateway.Endpoint, error)) func(*
 // New makes a Site.
 func New(t testing.TB, configure ...func(*Setup)) *Site {
 	t.Helper()
-	s := &Site{Boxes: &Sandboxes{Boxes: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
+	s := &Site{Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.Log, nil))
 	issuer, verifier, err := keys.Open(keys.Options{
 		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
@@ -228,7 +228,7 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 	}
 	s.Keys = issuer
 	s.Key = s.Issue(t, keys.IssueRequest{})
-	o := Setup{Options: gateway.Options{Verifier: verifier, Metrics: prometheus.NewRegistry(), Log: log}, Sandboxes: s.Boxes}
+	o := Setup{Options: gateway.Options{Verifier: verifier, Metrics: prometheus.NewRegistry(), Log: log}, Sandboxes: s.Sandboxes}
 	for _, c := range configure {
 		c(&o)
 	}
