@@ -22,12 +22,12 @@ var ErrNoKey = &rpc.Error{
 	Message: "missing or invalid API key; send one in the header Authorization: Bearer KEY (the server's administrator makes them with: msb server keygen)",
 }
 
-// developer is everybody in dev mode.
-var developer = keys.Principal{KeyID: "dev"}
+// devPrincipal is everybody in dev mode.
+var devPrincipal = keys.Principal{KeyID: "dev"}
 
-// behindKey has an endpoint serve those who have a key for it, in the bounds of that key and for as long as the key is
+// serveWithKey has an endpoint serve those who have a key for it, in the bounds of that key and for as long as the key is
 // accepted.
-func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
+func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	var err error
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
@@ -58,7 +58,7 @@ func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 	case streamBody:
 		connection := http.NewResponseController(c.response.ResponseWriter)
 		_ = connection.EnableFullDuplex() // else HTTP/1 reads the whole body before it sends anything
-		r.Body = &pacedBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), connection: connection, deadline: e.Deadline}
+		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), connection: connection, deadline: e.Deadline}
 	}
 	// Bind after reading the body, so that a key that was revoked during a slow upload starts nothing.
 	ctx, cancel := c.Principal.Bind(r.Context())
@@ -68,7 +68,7 @@ func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 	err = e.Serve(c, &c.response, r.WithContext(ctx))
 	c.failed = err != nil
 	// If the key was refused while the endpoint ran, discard what it wrote.
-	if ended := keyEnded(ctx); ended != nil {
+	if ended := keyInvalidated(ctx); ended != nil {
 		return ended
 	}
 	if err == nil && e.Scope != PerCall { // those log their calls themselves
@@ -80,13 +80,13 @@ func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 // authenticate returns whom a request speaks for. Its error is for the log: the client is told no cause.
 func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error) {
 	if g.Dev {
-		return developer, nil
+		return devPrincipal, nil
 	}
-	key := credential(r.Header)
+	key := apiKey(r.Header)
 	if key == "" {
 		return keys.Principal{}, ErrNoKey
 	}
-	from := source(c.client)
+	from := sourceNet(c.client)
 	if !g.badKeys.allow(from, key) {
 		return keys.Principal{}, errTooManyBadKeys
 	}
@@ -100,7 +100,7 @@ func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error)
 // credential is the API key in the headers, with or without its scheme. Proxy-Authorization wins
 // when it is present, even when it is of no use: which header counts must not depend on what is in
 // it. The same holds for a header that is there twice.
-func credential(h http.Header) string {
+func apiKey(h http.Header) string {
 	values := h["Proxy-Authorization"]
 	if values == nil {
 		values = h["Authorization"]
@@ -134,14 +134,14 @@ func checkScope(p keys.Principal, e *Endpoint) error {
 // readJSON reads a whole body of JSON.
 func readJSON(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max int64) error {
 	if !isJSON(r.Header.Get("Content-Type")) {
-		return refuse(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
+		return newRefusal(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
 	}
 	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, max))
 	if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
-		return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", max))
+		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", max))
 	}
 	if err != nil {
-		return refuse(http.StatusBadRequest, "the body could not be read to its end")
+		return newRefusal(http.StatusBadRequest, "the body could not be read to its end")
 	}
 	return nil
 }
@@ -155,15 +155,15 @@ func isJSON(contentType string) bool {
 	return err == nil && kind == "application/json" && (!named || strings.EqualFold(charset, "utf-8"))
 }
 
-// pacedBody is a body of which each piece must arrive in time.
-type pacedBody struct {
+// deadlineBody is a body of which each piece must arrive in time.
+type deadlineBody struct {
 	io.ReadCloser
 	connection *http.ResponseController
 	deadline   time.Duration
 	ended      error // of the last Read: after it, net/http watches the connection, without a deadline
 }
 
-func (b *pacedBody) Read(p []byte) (int, error) {
+func (b *deadlineBody) Read(p []byte) (int, error) {
 	if b.ended != nil {
 		return 0, b.ended
 	}

@@ -21,21 +21,21 @@ const (
 
 var errTooManyBadKeys = fmt.Errorf("too many bad API keys from this address; wait a moment: %w", errdefs.ErrResourceExhausted)
 
-// badKeys bounds how many bad keys a source may have checked, since a check costs cryptography. A
+// badKeyLimiter bounds how many bad keys a source may have checked, since a check costs cryptography. A
 // source over its bound loses only new keys: those that were accepted before still work, so that
 // a bad client does not lock out the good ones behind the same address.
-type badKeys struct {
+type badKeyLimiter struct {
 	verifier Verifier
 	mu       sync.RWMutex
 	sources  *limit.LRU[netip.Prefix, *rate.Limiter]
 }
 
-func newBadKeys(v Verifier) *badKeys {
-	return &badKeys{verifier: v, sources: limit.NewLRU[netip.Prefix, *rate.Limiter](maxSources)}
+func newBadKeyLimiter(v Verifier) *badKeyLimiter {
+	return &badKeyLimiter{verifier: v, sources: limit.NewLRU[netip.Prefix, *rate.Limiter](maxSources)}
 }
 
 // allow reports whether a key of a source may be checked.
-func (b *badKeys) allow(from netip.Prefix, key string) bool {
+func (b *badKeyLimiter) allow(from netip.Prefix, key string) bool {
 	b.mu.RLock()
 	bucket, ok := b.sources.Peek(from)
 	b.mu.RUnlock()
@@ -43,7 +43,7 @@ func (b *badKeys) allow(from netip.Prefix, key string) bool {
 }
 
 // count counts a key that was refused against its source.
-func (b *badKeys) count(from netip.Prefix) {
+func (b *badKeyLimiter) count(from netip.Prefix) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	bucket, ok := b.sources.Get(from)

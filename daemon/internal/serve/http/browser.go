@@ -32,7 +32,7 @@ func (g *Gateway) checkBrowser(r *http.Request) error {
 			return fmt.Errorf("%s request: in dev mode the server takes no requests from web pages: %w", rpcerr.Shorten(site), errdefs.ErrPermissionDenied)
 		}
 	}
-	if g.browsers.Check(r) != nil {
+	if g.crossOrigin.Check(r) != nil {
 		return fmt.Errorf("cross-origin request: in dev mode the server takes no requests from web pages: %w", errdefs.ErrPermissionDenied)
 	}
 	return nil

@@ -43,32 +43,32 @@ type Call struct {
 	mu       sync.Mutex
 	reserved int  // bytes of output that runs hold
 	held     int  // bytes that are counted for this request
-	ended    bool // nothing is held any more
+	released bool // nothing is held any more
 }
 
 // ServeHTTP answers one request.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.serving.Add(1)
-	defer g.serving.Done()
-	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientOf(r), remote: r.RemoteAddr, path: unknownPath}
+	g.inProgress.Add(1)
+	defer g.inProgress.Done()
+	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientIP(r), remote: r.RemoteAddr, path: unknownPath}
 	c.response = response{ResponseWriter: w, call: c, buffer: newBuffer()}
 	g.metrics.inFlight.Inc()
 	defer g.metrics.inFlight.Dec()
 	defer c.release()
-	err := g.guarded(c, r)
-	cutOff := c.response.sent && c.response.conn == nil && c.failed
+	err := g.route(c, r)
+	truncated := c.response.sent && c.response.hijacked == nil && c.failed
 	refused := c.response.finish(err)
-	g.metrics.request(c.path, c.response.status)
+	g.metrics.countResponse(c.path, c.response.status)
 	if refused != nil {
 		g.logRefused(r.Context(), c, refused)
 	}
-	if cutOff {
+	if truncated {
 		panic(http.ErrAbortHandler) // so that the client does not take a part of the response for all of it
 	}
 }
 
-// guarded turns a panic into an error.
-func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
+// route turns a panic into an error.
+func (g *Gateway) route(c *Call, r *http.Request) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.failed, c.panicked = true, true
@@ -76,7 +76,7 @@ func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
 		}
 	}()
 	if headerSize(r) > maxHeader {
-		return refuse(http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("headers hold at most %d bytes", maxHeader))
+		return newRefusal(http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("headers hold at most %d bytes", maxHeader))
 	}
 	if g.Dev {
 		if err := g.checkBrowser(r); err != nil {
@@ -93,11 +93,11 @@ func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
 			c.path = r.URL.Path
 		}
 		allow := c.response.Header().Get("Allow")
-		refused := refuse(http.StatusMethodNotAllowed, "this path takes "+allow)
+		refused := newRefusal(http.StatusMethodNotAllowed, "this path takes "+allow)
 		refused.Header = http.Header{"Allow": {allow}}
 		return refused
 	}
-	return refuse(http.StatusNotFound, "there is nothing at this path; requests go to "+rpc.Path)
+	return newRefusal(http.StatusNotFound, "there is nothing at this path; requests go to "+rpc.Path)
 }
 
 // serve has an endpoint answer.
@@ -108,12 +108,12 @@ func (c *Call) serve(e *Endpoint, path string, r *http.Request) {
 		c.failed = c.err != nil
 		return
 	}
-	c.err = c.gateway.behindKey(c, e, r)
+	c.err = c.gateway.serveWithKey(c, e, r)
 }
 
 // Source is where the request came from, for the log: with the port, unless a proxy passed it on.
 func (c *Call) Source() string {
-	if clientAddr(c.remote) == c.client {
+	if remoteIP(c.remote) == c.client {
 		return c.remote
 	}
 	return c.client.String()
@@ -128,28 +128,28 @@ func (c *Call) CountCalls(calls int) { c.bucket.Owe(calls - 1) }
 func (c *Call) Hold(n int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended { // a library went on without its request
+	if c.released { // a library went on without its request
 		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request was answered already: output limit of the run reached"}
 	}
-	if excess := c.count(max(c.reserved+n, c.held)); excess != limit.Within {
-		return c.tooMuch(excess, " and the run was interrupted", "print less", ", write to a file", ": output limit of the run reached")
+	if excess := c.holdAtLeast(max(c.reserved+n, c.held)); excess != limit.Within {
+		return c.limitError(excess, " and the run was interrupted", "print less", ", write to a file", ": output limit of the run reached")
 	}
 	c.reserved += n
 	return nil
 }
 
-// buffered counts the bytes of the response, which replace those that a run held.
-func (c *Call) buffered(bytes int) error {
+// holdResponse counts the bytes of the response, which replace those that a run held.
+func (c *Call) holdResponse(bytes int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if excess := c.count(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
-		return c.tooMuch(excess, "", "ask for less", "", "")
+	if excess := c.holdAtLeast(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
+		return c.limitError(excess, "", "ask for less", "", "")
 	}
 	return nil
 }
 
-// count makes the bytes that are held at least n. The caller holds c.mu.
-func (c *Call) count(n int) limit.Excess {
+// holdAtLeast makes the bytes that are held at least n. The caller holds c.mu.
+func (c *Call) holdAtLeast(n int) limit.Excess {
 	if n <= c.held {
 		return limit.Within
 	}
@@ -160,8 +160,8 @@ func (c *Call) count(n int) limit.Excess {
 	return excess
 }
 
-// tooMuch is without a word of trying again: the same request would come to the same end.
-func (c *Call) tooMuch(excess limit.Excess, what, remedy, orElse, end string) *rpc.Error {
+// limitError is without a word of trying again: the same request would come to the same end.
+func (c *Call) limitError(excess limit.Excess, what, remedy, orElse, end string) *rpc.Error {
 	bound, most, orElse := "this key waits", c.gateway.held.Each, orElse+", or wait for fewer answers at a time"
 	if excess == limit.OverAll {
 		bound, most, orElse = "all keys wait", c.gateway.held.All, ", or try again later"
@@ -173,7 +173,7 @@ func (c *Call) tooMuch(excess limit.Excess, what, remedy, orElse, end string) *r
 func (c *Call) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ended = true
+	c.released = true
 	c.gateway.held.Release(c.Principal.KeyID, c.held)
 	c.held = 0
 }
@@ -190,8 +190,8 @@ type Refusal struct {
 func (r *Refusal) Error() string { return r.Cause.Error() }
 func (r *Refusal) Unwrap() error { return r.Cause }
 
-// refuse says what is wrong with the HTTP request, rather than with what it asks for.
-func refuse(status int, message string) *Refusal {
+// newRefusal says what is wrong with the HTTP request, rather than with what it asks for.
+func newRefusal(status int, message string) *Refusal {
 	e := &rpc.Error{Code: rpc.CodeInvalidRequest, Message: message}
 	return &Refusal{Status: status, ClientError: e, Cause: e}
 }
@@ -202,7 +202,7 @@ func (c *Call) refusal(err error) *Refusal {
 		return r
 	}
 	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", tooLong.Limit))
+		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", tooLong.Limit))
 	}
 	told := rpcerr.JSONRPC(err, c.ID)
 	if told.Code == rpc.CodeUnauthenticated {
@@ -222,8 +222,8 @@ func headerSize(r *http.Request) int {
 	return size
 }
 
-// keyEnded returns why a request's key was refused while the request ran; nil if it was not.
-func keyEnded(ctx context.Context) error {
+// keyInvalidated returns why a request's key was refused while the request ran; nil if it was not.
+func keyInvalidated(ctx context.Context) error {
 	if cause := context.Cause(ctx); errdefs.IsUnauthorized(cause) {
 		return cause
 	}

@@ -12,9 +12,9 @@ import (
 // reports no end, counts until it is closed.
 type connections struct {
 	slots chan struct{} // holds one for each connection, and one for that which may come next
-	// share is how many one source may have, so that it cannot keep out all the others. This machine has
+	// maxPerSource is how many one source may have, so that it cannot keep out all the others. This machine has
 	// no such bound: a proxy on it speaks for everybody.
-	share int
+	maxPerSource int
 	// proxies speak for many, too.
 	proxies []netip.Prefix
 
@@ -24,7 +24,7 @@ type connections struct {
 }
 
 func newConnections(max int, proxies []netip.Prefix) *connections {
-	return &connections{slots: make(chan struct{}, max), share: (max + 1) / 2, proxies: proxies, bySource: map[netip.Prefix]int{}}
+	return &connections{slots: make(chan struct{}, max), maxPerSource: (max + 1) / 2, proxies: proxies, bySource: map[netip.Prefix]int{}}
 }
 
 // listen bounds ln.
@@ -32,11 +32,11 @@ func (c *connections) listen(ln net.Listener) net.Listener {
 	return &boundedListener{Listener: ln, connections: c, closed: make(chan struct{})}
 }
 
-// enter counts one more connection of a source, unless the source has its share.
-func (c *connections) enter(from netip.Prefix) bool {
+// add counts one more connection of a source, unless the source has its share.
+func (c *connections) add(from netip.Prefix) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.bySource[from] >= c.share && !from.Addr().IsLoopback() && !contain(c.proxies, from.Addr()) {
+	if c.bySource[from] >= c.maxPerSource && !from.Addr().IsLoopback() && !containsAddr(c.proxies, from.Addr()) {
 		return false
 	}
 	c.open++
@@ -54,12 +54,12 @@ func (c *connections) count() int {
 // track is for http.Server's ConnState.
 func (c *connections) track(conn net.Conn, state http.ConnState) {
 	if state == http.StateClosed {
-		c.leave(sourceOf(conn))
+		c.remove(connSource(conn))
 	}
 }
 
-// leave ends the count of a connection.
-func (c *connections) leave(from netip.Prefix) {
+// remove ends the count of a connection.
+func (c *connections) remove(from netip.Prefix) {
 	c.mu.Lock()
 	c.open--
 	if c.bySource[from]--; c.bySource[from] == 0 {
@@ -69,10 +69,10 @@ func (c *connections) leave(from netip.Prefix) {
 	<-c.slots
 }
 
-// hijacked returns a connection that net/http has given up, which counts until it is closed.
-func (c *connections) hijacked(conn net.Conn) net.Conn {
-	from := sourceOf(conn)
-	return &countedConn{Conn: conn, leave: sync.OnceFunc(func() { c.leave(from) })}
+// trackHijacked returns a connection that net/http has given up, which counts until it is closed.
+func (c *connections) trackHijacked(conn net.Conn) net.Conn {
+	from := connSource(conn)
+	return &countedConn{Conn: conn, leave: sync.OnceFunc(func() { c.remove(from) })}
 }
 
 // countedConn calls leave when it is closed. It may be closed again.
@@ -86,7 +86,7 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-func sourceOf(conn net.Conn) netip.Prefix { return source(clientAddr(conn.RemoteAddr().String())) }
+func connSource(conn net.Conn) netip.Prefix { return sourceNet(remoteIP(conn.RemoteAddr().String())) }
 
 // boundedListener accepts a connection only when there is a slot for it. Until then it waits in the
 // kernel's queue: slow clients are cut within seconds, and it gets its turn.
@@ -108,7 +108,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 			<-l.connections.slots
 			return nil, err
 		}
-		if l.connections.enter(sourceOf(conn)) {
+		if l.connections.add(connSource(conn)) {
 			return conn, nil
 		}
 		conn.Close()

@@ -105,12 +105,12 @@ func (g *Gateway) handle(e Endpoint) (err error) {
 	return nil
 }
 
-var health = Endpoint{
+var healthEndpoint = Endpoint{
 	Pattern: "GET " + rpc.HealthPath, Scope: Open, Deadline: AnswerDeadline,
 	Serve: func(_ *Call, w http.ResponseWriter, _ *http.Request) error {
-		_, err := w.Write(healthy)
+		_, err := w.Write(healthBody)
 		return err
 	},
 }
 
-var healthy = []byte(`{"message":"Service is healthy"}`)
+var healthBody = []byte(`{"message":"Service is healthy"}`)

@@ -27,7 +27,7 @@ func (g *Gateway) SetHeld(all, each, uncounted int) {
 }
 func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
 func (g *Gateway) OpenConnections() int                { return g.connections.count() }
-func (g *Gateway) ClientOf(r *http.Request) netip.Addr { return g.clientOf(r) }
+func (g *Gateway) ClientIP(r *http.Request) netip.Addr { return g.clientIP(r) }
 
 // WaitForConnections returns when every connection has ended: only then are all places free.
 func (g *Gateway) WaitForConnections() {

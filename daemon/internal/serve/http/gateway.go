@@ -61,9 +61,9 @@ const (
 	idleTimeout    = 60 * time.Second
 
 	// A stop waits drainTimeout for requests to end by themselves, then cuts them short and gives their
-	// answers cutTimeout to leave.
-	drainTimeout = 8 * time.Second
-	cutTimeout   = 2 * time.Second
+	// answers cancelTimeout to leave.
+	drainTimeout  = 8 * time.Second
+	cancelTimeout = 2 * time.Second
 
 	defaultMaxConnections = 10000
 
@@ -89,17 +89,17 @@ const (
 type Gateway struct {
 	Options
 	mux         *http.ServeMux
-	badKeys     *badKeys
+	badKeys     *badKeyLimiter
 	inFlight    *limit.Counts
 	held        *limit.Budget
 	rates       *limit.Rates
-	refusals    *rate.Limiter // of lines in the log about requests without a good key
-	browsers    *http.CrossOriginProtection
+	refusalLog  *rate.Limiter // of lines in the log about requests without a good key
+	crossOrigin *http.CrossOriginProtection
 	metrics     *metrics
 	connections *connections
 	server      http.Server
-	// serving counts the requests in progress, including those whose connection was hijacked.
-	serving sync.WaitGroup
+	// inProgress counts the requests in progress, including those whose connection was hijacked.
+	inProgress sync.WaitGroup
 	// drain and uncounted are the constants, except in tests.
 	drain     time.Duration
 	uncounted int
@@ -116,12 +116,12 @@ func New(o Options) (*Gateway, error) {
 	g := &Gateway{
 		Options:     o,
 		mux:         http.NewServeMux(),
-		badKeys:     newBadKeys(o.Verifier),
+		badKeys:     newBadKeyLimiter(o.Verifier),
 		inFlight:    limit.NewCounts(maxInFlight),
 		held:        limit.NewBudget(maxHeld, maxHeldOfKey),
 		rates:       limit.NewRates(o.RequestsPerSecond),
-		refusals:    rate.NewLimiter(refusalsPerSecond, refusalsBurst),
-		browsers:    http.NewCrossOriginProtection(),
+		refusalLog:  rate.NewLimiter(refusalsPerSecond, refusalsBurst),
+		crossOrigin: http.NewCrossOriginProtection(),
 		connections: newConnections(o.MaxConnections, o.TrustedProxies),
 		drain:       drainTimeout,
 		uncounted:   uncounted,
@@ -137,7 +137,7 @@ func New(o Options) (*Gateway, error) {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	g.Endpoints = append([]Endpoint{health, g.metricsEndpoint()}, o.Endpoints...)
+	g.Endpoints = append([]Endpoint{healthEndpoint, g.metricsEndpoint()}, o.Endpoints...)
 	for _, e := range g.Endpoints {
 		if err := g.handle(e); err != nil {
 			return nil, err
@@ -173,7 +173,7 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	}
 	if err := g.shutdown(requests, g.drain); errors.Is(err, context.DeadlineExceeded) {
 		cut()
-		if err := g.shutdown(context.WithoutCancel(requests), cutTimeout); err != nil {
+		if err := g.shutdown(context.WithoutCancel(requests), cancelTimeout); err != nil {
 			g.server.Close()
 		}
 	}
@@ -191,7 +191,7 @@ func (g *Gateway) shutdown(ctx context.Context, limit time.Duration) error {
 	}
 	ended := make(chan struct{})
 	go func() {
-		g.serving.Wait()
+		g.inProgress.Wait()
 		close(ended)
 	}()
 	select {

@@ -80,7 +80,7 @@ func TestShareOfOneSource(t *testing.T) {
 		t.Error("another source is kept out")
 	}
 	for i := range 6 {
-		if c.enter(source(clientAddr(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
+		if c.add(sourceNet(remoteIP(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
 			t.Error("this machine is held to a share")
 		}
 	}
@@ -91,16 +91,16 @@ func TestSource(t *testing.T) {
 		"192.0.2.1:80": "192.0.2.1/32", "[::ffff:192.0.2.1]:80": "192.0.2.1/32",
 		"[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64", "[fe80::1%eth0]:80": "fe80::/64", "@": "invalid Prefix",
 	} {
-		if got := source(clientAddr(addr)).String(); got != want {
+		if got := sourceNet(remoteIP(addr)).String(); got != want {
 			t.Errorf("source(%q) = %s, want %s", addr, got, want)
 		}
 	}
 }
 
 func TestSourcesOfBadKeysAreForgotten(t *testing.T) {
-	b := newBadKeys(nil)
+	b := newBadKeyLimiter(nil)
 	for i := range 2 * maxSources {
-		b.count(source(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
+		b.count(sourceNet(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
 	}
 	if n := b.sources.Len(); n != maxSources {
 		t.Errorf("%d sources are remembered", n)

@@ -48,12 +48,12 @@ func (g *Gateway) logRefused(ctx context.Context, c *Call, cause error) {
 	status := c.response.status
 	level := slog.LevelInfo
 	switch {
-	case c.response.left: // any client can do that
+	case c.response.clientGone: // any client can do that
 	case status == http.StatusInternalServerError, c.panicked:
 		level = slog.LevelError
 	case errors.Is(cause, errTooManyBadKeys):
 		level = slog.LevelDebug
-	case c.Principal.KeyID == "" && !g.refusals.Allow():
+	case c.Principal.KeyID == "" && !g.refusalLog.Allow():
 		// A flood that does no harm here must not fill the disk either: it is counted by the metrics.
 		level = slog.LevelDebug
 	}

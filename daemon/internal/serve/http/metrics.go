@@ -51,8 +51,8 @@ func newMetrics(g *Gateway) (*metrics, error) {
 	return m, nil
 }
 
-// request counts a response; path is an endpoint's or unknownPath.
-func (m *metrics) request(path string, status int) {
+// countResponse counts a response; path is an endpoint's or unknownPath.
+func (m *metrics) countResponse(path string, status int) {
 	if c := m.served[path]; c != nil && status == http.StatusOK {
 		c.Inc()
 		return

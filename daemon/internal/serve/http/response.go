@@ -20,14 +20,14 @@ import (
 // response is the http.ResponseWriter of an endpoint. It keeps what is written until the endpoint returns or flushes.
 type response struct {
 	http.ResponseWriter
-	call   *Call
-	ctx    context.Context // of the request; it ends with its key
-	status int             // 0 until it is known
-	buffer *bytes.Buffer
-	sent   bool  // the status and the headers, at least
-	err    error // of a write that had no room
-	left   bool  // the client has left, or accepts nothing
-	conn   net.Conn
+	call       *Call
+	ctx        context.Context // of the request; it ends with its key
+	status     int             // 0 until it is known
+	buffer     *bytes.Buffer
+	sent       bool  // the status and the headers, at least
+	err        error // of a write that had no room
+	clientGone bool  // the client has left, or accepts nothing
+	hijacked   net.Conn
 }
 
 // The headers that responses share are values, which nobody changes.
@@ -48,14 +48,14 @@ func (w *response) WriteHeader(status int) {
 func (w *response) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
 	if !w.sent {
-		if err := w.reserve(len(p)); err != nil {
+		if err := w.hold(len(p)); err != nil {
 			return 0, err
 		}
 		return w.buffer.Write(p)
 	}
 	w.setDeadline()
 	n, err := w.ResponseWriter.Write(p)
-	w.left = w.left || err != nil
+	w.clientGone = w.clientGone || err != nil
 	return n, err
 }
 
@@ -65,16 +65,16 @@ func (w *response) WriteString(s string) (int, error) {
 		return w.Write([]byte(s))
 	}
 	w.WriteHeader(http.StatusOK)
-	if err := w.reserve(len(s)); err != nil {
+	if err := w.hold(len(s)); err != nil {
 		return 0, err
 	}
 	return w.buffer.WriteString(s)
 }
 
-// reserve counts n bytes more. After an error there is room for nothing, so that nobody gets a response with a gap.
-func (w *response) reserve(n int) error {
+// hold counts n bytes more. After an error there is room for nothing, so that nobody gets a response with a gap.
+func (w *response) hold(n int) error {
 	if w.err == nil {
-		w.err = w.call.buffered(w.buffer.Len() + n)
+		w.err = w.call.holdResponse(w.buffer.Len() + n)
 	}
 	return w.err
 }
@@ -82,7 +82,7 @@ func (w *response) reserve(n int) error {
 // FlushError is what http.ResponseController calls. It sends what was written, and from now on each write is sent at
 // once.
 func (w *response) FlushError() error {
-	if w.conn != nil {
+	if w.hijacked != nil {
 		return http.ErrHijacked
 	}
 	if err := w.send(); err != nil {
@@ -108,9 +108,9 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	w.sent, w.status = true, http.StatusSwitchingProtocols
-	w.conn = w.call.gateway.connections.hijacked(conn)
-	context.AfterFunc(w.ctx, func() { w.conn.Close() })
-	return w.conn, rw, nil
+	w.hijacked = w.call.gateway.connections.trackHijacked(conn)
+	context.AfterFunc(w.ctx, func() { w.hijacked.Close() })
+	return w.hijacked, rw, nil
 }
 
 func (w *response) setDeadline() {
@@ -168,12 +168,12 @@ func (w *response) finish(err error) (refused error) {
 			}
 			rpcerr.SetHeaders(w.Header(), r.Status, r.ClientError)
 			rpcerr.WriteResponse(w.buffer, nil, r.ClientError, nil)
-		} else if w.conn == nil {
+		} else if w.hijacked == nil {
 			w.status = r.Status // for the log: the client has another
 		}
 	}
-	if w.conn != nil {
-		_ = w.conn.Close()
+	if w.hijacked != nil {
+		_ = w.hijacked.Close()
 	} else {
 		_ = w.send() // the client has left, or accepts nothing
 	}
@@ -191,11 +191,11 @@ var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 func newBuffer() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) }
 
-// maxKept is how large a buffer may be to be kept for other requests.
-const maxKept = 64 << 10
+// maxPooledBuffer is how large a buffer may be to be kept for other requests.
+const maxPooledBuffer = 64 << 10
 
 func freeBuffer(b *bytes.Buffer) {
-	if b.Cap() <= maxKept {
+	if b.Cap() <= maxPooledBuffer {
 		b.Reset()
 		buffers.Put(b)
 	}

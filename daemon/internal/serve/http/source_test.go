@@ -36,7 +36,7 @@ func TestClientsBehindProxies(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, rpc.Path, nil)
 		r.RemoteAddr = c.from
 		r.Header["X-Forwarded-For"] = c.said
-		if got := s.ClientOf(r).String(); got != c.want {
+		if got := s.ClientIP(r).String(); got != c.want {
 			t.Errorf("%s says %q: %s, want %s", c.from, c.said, got, c.want)
 		}
 	}
