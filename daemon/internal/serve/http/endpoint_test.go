@@ -50,14 +50,14 @@ func TestEndpointsAreComplete(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*gateway.Endpoint){
-		"no scope":                  func(e *gateway.Endpoint) { e.Scope = "" },
-		"no key can have the scope": func(e *gateway.Endpoint) { e.Scope = "sandbox:everything" },
-		"no deadline":               func(e *gateway.Endpoint) { e.Deadline = 0 },
-		"serves nothing":            func(e *gateway.Endpoint) { e.Serve = nil },
-		"must be a method":          func(e *gateway.Endpoint) { e.Pattern = "/x" },
-		"needs a scope of its own":  func(e *gateway.Endpoint) { e.Scope, e.WholeServer = gateway.PerCall, true },
-		"takes no body":             func(e *gateway.Endpoint) { e.Scope, e.Body = gateway.Open, gateway.Stream(1) },
-		"bad wildcard":              func(e *gateway.Endpoint) { e.Pattern = "GET /{" },
+		"no scope":                func(e *gateway.Endpoint) { e.Scope = "" },
+		"there is no scope":       func(e *gateway.Endpoint) { e.Scope = "sandbox:everything" },
+		"no deadline":             func(e *gateway.Endpoint) { e.Deadline = 0 },
+		"no Serve function":       func(e *gateway.Endpoint) { e.Serve = nil },
+		"must be a method":        func(e *gateway.Endpoint) { e.Pattern = "/x" },
+		"needs one of the scopes": func(e *gateway.Endpoint) { e.Scope, e.WholeServer = gateway.PerCall, true },
+		"cannot have a body":      func(e *gateway.Endpoint) { e.Scope, e.Body = gateway.Open, gateway.Stream(1) },
+		"bad wildcard":            func(e *gateway.Endpoint) { e.Pattern = "GET /{" },
 	} {
 		e := complete
 		if change(&e); start(e) == nil || !strings.Contains(start(e).Error(), want) {

@@ -62,7 +62,7 @@ func TestAccessLog(t *testing.T) {
 		{"no key", "{}", []func(*http.Request){WithKey("")},
 			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": gateway.ErrNoKey.Message}}},
 		{"no such path", "", []func(*http.Request){At(http.MethodGet, "/"+canary)},
-			[]line{{"level": "INFO", "msg": "request refused", "path": "other", "key_id": "", "status": 404., "err": "there is nothing at this path; requests go to /api/v1/rpc"}}},
+			[]line{{"level": "INFO", "msg": "request refused", "path": "other", "key_id": "", "status": 404., "err": "there is nothing at this path; send requests to /api/v1/rpc"}}},
 		{"health", "", []func(*http.Request){At(http.MethodGet, rpc.HealthPath)}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
