@@ -31,7 +31,7 @@ func dialTest(t *testing.T, addr string) net.Conn {
 }
 
 // ask sends a health check on an open connection and reads the answer.
-func ask(t *testing.T, conn net.Conn) {
+func checkHealth(t *testing.T, conn net.Conn) {
 	t.Helper()
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", rpc.HealthPath)
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -49,8 +49,8 @@ func TestMaxConnections(t *testing.T) {
 	addr, stop := s.Listen(t)
 	defer stop()
 	first, second, third := dialTest(t, addr), dialTest(t, addr), dialTest(t, addr)
-	ask(t, first)
-	ask(t, second)
+	checkHealth(t, first)
+	checkHealth(t, second)
 	if n := s.OpenConnections(); n != 2 {
 		t.Errorf("%d connections are counted", n)
 	}
@@ -84,7 +84,7 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 func TestStopWhenFull(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 1 })
 	addr, stop := s.Listen(t)
-	ask(t, dialTest(t, addr))
+	checkHealth(t, dialTest(t, addr))
 	dialTest(t, addr)
 	stop()
 	s.WaitForConnections()

@@ -25,7 +25,7 @@ import (
 const testPath = "/test/{name}"
 
 // with adds an endpoint for tests to a site: a POST of JSON that every key may use, unless a change says otherwise.
-func with(serve func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error, changes ...func(*gateway.Endpoint)) func(*Setup) {
+func withEndpoint(serve func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error, changes ...func(*gateway.Endpoint)) func(*Setup) {
 	e := gateway.Endpoint{
 		Pattern: "POST " + testPath, Scope: gateway.PerCall, Body: gateway.JSON(1 << 10), Deadline: gateway.AnswerDeadline, Serve: serve,
 	}
@@ -35,7 +35,7 @@ func with(serve func(c *gateway.Call, w http.ResponseWriter, r *http.Request) er
 	return func(o *Setup) { o.Endpoints = append(o.Endpoints, e) }
 }
 
-func here(r *http.Request) { At(http.MethodPost, "/test/one")(r) }
+func toTestPath(r *http.Request) { At(http.MethodPost, "/test/one")(r) }
 
 // An endpoint that does not say who may use it, or what it bounds, keeps the server from starting.
 func TestEndpointsAreComplete(t *testing.T) {
@@ -72,7 +72,7 @@ func TestEndpointsAreComplete(t *testing.T) {
 // A request passes every check before it reaches an endpoint.
 func TestEndpointsAreBehindTheChecks(t *testing.T) {
 	reached := 0
-	s := New(t, func(o *Setup) { o.RequestsPerSecond = 100 }, with(func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+	s := New(t, func(o *Setup) { o.RequestsPerSecond = 100 }, withEndpoint(func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 		reached++
 		w.Header().Set("Cache-Control", "public")
 		_, err := fmt.Fprintf(w, "%q %s", r.PathValue("name"), c.Body)
@@ -90,14 +90,14 @@ func TestEndpointsAreBehindTheChecks(t *testing.T) {
 		{"no name", "", At(http.MethodPost, "/test/"), 404, rpc.CodeInvalidRequest},
 		{"two names", "", At(http.MethodPost, "/test/one/two"), 404, rpc.CodeInvalidRequest},
 		{"text", "{}", WithHeader("Content-Type", "text/plain"), 415, rpc.CodeInvalidRequest},
-		{"too long", `"` + strings.Repeat("x", 1<<10) + `"`, here, 413, rpc.CodeInvalidRequest},
+		{"too long", `"` + strings.Repeat("x", 1<<10) + `"`, toTestPath, 413, rpc.CodeInvalidRequest},
 	} {
-		WantError(t, s.Post(c.body, here, c.change), c.status, c.code)
+		WantError(t, s.Post(c.body, toTestPath, c.change), c.status, c.code)
 		if reached != 0 {
 			t.Fatalf("%s reached the endpoint", c.name)
 		}
 	}
-	w := s.Post(`{"a":1}`, here)
+	w := s.Post(`{"a":1}`, toTestPath)
 	if w.Code != http.StatusOK || w.Body.String() != `"one" {"a":1}` || w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Request-Id") == "" {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
@@ -109,7 +109,7 @@ func TestEndpointsAreBehindTheChecks(t *testing.T) {
 // The gateway checks the scope of an endpoint that has one, and logs its requests.
 func TestScopesOfEndpoints(t *testing.T) {
 	for _, whole := range []bool{false, true} {
-		s := New(t, with(func(*gateway.Call, http.ResponseWriter, *http.Request) error { return nil },
+		s := New(t, withEndpoint(func(*gateway.Call, http.ResponseWriter, *http.Request) error { return nil },
 			func(e *gateway.Endpoint) { e.Scope, e.WholeServer = keys.ScopeRead, whole }))
 		for _, c := range []struct {
 			req    keys.IssueRequest
@@ -120,7 +120,7 @@ func TestScopesOfEndpoints(t *testing.T) {
 			{keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeExec}}, false},
 			{keys.IssueRequest{Namespaces: []string{"team"}}, !whole},
 		} {
-			w := s.Post("{}", here, WithKey(s.Issue(t, c.req)))
+			w := s.Post("{}", toTestPath, WithKey(s.Issue(t, c.req)))
 			if c.allows && w.Code != http.StatusOK {
 				t.Errorf("%+v: %d %s", c.req, w.Code, w.Body)
 			} else if !c.allows {
@@ -178,7 +178,7 @@ func TestResponses(t *testing.T) {
 			panic("a fault")
 		}, 200, 0},
 	} {
-		s := New(t, with(c.serve))
+		s := New(t, withEndpoint(c.serve))
 		w := httptest.NewRecorder()
 		cut := func() (cut bool) { // as net/http takes it
 			defer func() { cut = recover() == http.ErrAbortHandler }()
@@ -209,7 +209,7 @@ func TestResponses(t *testing.T) {
 func TestResponsesEndWithTheirKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := make(chan struct{})
-		s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+		s := New(t, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 			close(began)
 			<-r.Context().Done()
 			_, err := io.WriteString(w, "something")
@@ -217,7 +217,7 @@ func TestResponsesEndWithTheirKey(t *testing.T) {
 		}))
 		key, id := s.IssueNamed(t, keys.IssueRequest{})
 		answered := make(chan *httptest.ResponseRecorder)
-		go func() { answered <- s.Post("{}", here, WithKey(key)) }()
+		go func() { answered <- s.Post("{}", toTestPath, WithKey(key)) }()
 		<-began
 		if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 			t.Fatal(err)
@@ -229,7 +229,7 @@ func TestResponsesEndWithTheirKey(t *testing.T) {
 // All bytes that wait for a client are counted, whoever wrote them, until they are sent.
 func TestHeldBytes(t *testing.T) {
 	var serve func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error
-	s := New(t, with(func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error { return serve(c, w, r) }))
+	s := New(t, withEndpoint(func(c *gateway.Call, w http.ResponseWriter, r *http.Request) error { return serve(c, w, r) }))
 	s.SetHeld(3000, 2000, 0)
 	write := func(n int) error {
 		serve = func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
@@ -241,11 +241,11 @@ func TestHeldBytes(t *testing.T) {
 		return nil
 	}
 	write(2000)
-	if w := s.Post("{}", here); w.Code != http.StatusOK || w.Body.Len() != 2000 {
+	if w := s.Post("{}", toTestPath); w.Code != http.StatusOK || w.Body.Len() != 2000 {
 		t.Errorf("%d, %d bytes", w.Code, w.Body.Len())
 	}
 	write(2001)
-	w := s.Post("{}", here)
+	w := s.Post("{}", toTestPath)
 	WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
 	if w.Header().Get("Retry-After") != "" {
 		t.Error("the same request is asked for again")
@@ -263,7 +263,7 @@ func TestHeldBytes(t *testing.T) {
 		_, err := w.Write(make([]byte, 10_000))
 		return err
 	}
-	if w := s.Post("{}", here); w.Code != http.StatusOK || w.Body.Len() != 11_900 {
+	if w := s.Post("{}", toTestPath); w.Code != http.StatusOK || w.Body.Len() != 11_900 {
 		t.Errorf("%d, %d bytes", w.Code, w.Body.Len())
 	}
 	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
@@ -272,7 +272,7 @@ func TestHeldBytes(t *testing.T) {
 	// A library that goes on without its request holds nothing any more.
 	var call *gateway.Call
 	serve = func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error { call = c; return nil }
-	s.Post("{}", here)
+	s.Post("{}", toTestPath)
 	if err := call.Hold(1); err == nil {
 		t.Error("bytes are held for a request that was answered")
 	}
@@ -282,7 +282,7 @@ func TestHeldBytes(t *testing.T) {
 // key.
 func TestStream(t *testing.T) {
 	ended := make(chan error, 1)
-	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+	s := New(t, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Content-Type", "text/event-stream")
 		flush := http.NewResponseController(w).Flush
 		if err := flush(); err != nil {
@@ -356,7 +356,7 @@ func TestStream(t *testing.T) {
 // its key, with its endpoint, and with the server.
 func TestHijack(t *testing.T) {
 	release := make(chan struct{})
-	s := New(t, func(o *Setup) { o.MaxConnections = 3 }, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+	s := New(t, func(o *Setup) { o.MaxConnections = 3 }, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 		conn, rw, err := http.NewResponseController(w).Hijack()
 		if err != nil {
 			return err
@@ -431,7 +431,7 @@ func TestHijack(t *testing.T) {
 
 // A connection of HTTP/2 cannot be hijacked; the endpoint's error says so.
 func TestHijackOfHTTP2(t *testing.T) {
-	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+	s := New(t, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
 		_, _, err := http.NewResponseController(w).Hijack()
 		return err
 	}))
@@ -461,7 +461,7 @@ func TestHijackOfHTTP2(t *testing.T) {
 // A stream body is bounded, in bytes and in the time between its pieces. Reading on after its end harms nothing.
 func TestStreamBodies(t *testing.T) {
 	const deadline = 200 * time.Millisecond
-	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+	s := New(t, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return err
@@ -504,7 +504,7 @@ func TestStreamBodies(t *testing.T) {
 
 // An open endpoint can hijack its connection as well.
 func TestHijackOfAnOpenEndpoint(t *testing.T) {
-	s := New(t, with(func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+	s := New(t, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err == nil {
 			_, err = io.WriteString(conn, "hello")

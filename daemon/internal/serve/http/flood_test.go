@@ -25,7 +25,7 @@ import (
 )
 
 // soaking says that the full counts are to be run.
-func soaking() bool { return os.Getenv("MSB_SOAK") == "1" }
+func soak() bool { return os.Getenv("MSB_SOAK") == "1" }
 
 // slowClients are connections that keep the server waiting, each kind in its way.
 type slowClients struct {
@@ -104,7 +104,7 @@ func (c *slowClients) close() {
 }
 
 // forge is a key that no one made, and that only its signature gives away.
-func forge(key string, n int) string {
+func forgeKey(key string, n int) string {
 	parts := strings.Split(key, ".")
 	signature := []byte(parts[2])
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -146,7 +146,7 @@ func (tr *traffic) send(key, body string) (status int, answer string, err error)
 }
 
 // good sends a call and checks that it is answered as it should be.
-func (tr *traffic) good(n int) error {
+func (tr *traffic) sendGood(n int) error {
 	code := fmt.Sprint("code", n)
 	status, answer, err := tr.send(tr.s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
 	if err != nil || status != http.StatusOK || !strings.Contains(answer, `"python: `+code+`"`) {
@@ -156,8 +156,8 @@ func (tr *traffic) good(n int) error {
 }
 
 // bad sends a forged key and checks that it is refused.
-func (tr *traffic) bad(n int) (status int, err error) {
-	status, answer, err := tr.send(forge(tr.s.Key, n), Request("sandbox.stop", `{"sandbox":"a"}`))
+func (tr *traffic) sendForged(n int) (status int, err error) {
+	status, answer, err := tr.send(forgeKey(tr.s.Key, n), Request("sandbox.stop", `{"sandbox":"a"}`))
 	if err == nil && status != http.StatusUnauthorized && status != http.StatusTooManyRequests {
 		err = fmt.Errorf("a forged key is answered with %d %s", status, answer)
 	}
@@ -178,7 +178,7 @@ func memoryBytes() int {
 func TestFlood(t *testing.T) {
 	slow, good, each := 1000, 8, 50
 	s := New(t, func(o *Setup) { o.Log = slog.New(slog.DiscardHandler) })
-	if soaking() {
+	if soak() {
 		slow, each = 5000, 1000 // and the real limits of time
 	} else {
 		s.HTTPServer().ReadHeaderTimeout, s.HTTPServer().ReadTimeout, s.HTTPServer().IdleTimeout = 3*time.Second, 5*time.Second, 5*time.Second
@@ -188,20 +188,20 @@ func TestFlood(t *testing.T) {
 	defer stop()
 	tr := newTraffic(s, addr, 11*good)
 	defer tr.transport.CloseIdleConnections()
-	if err := tr.good(0); err != nil { // a key that is known to be good is not held up by the bad ones
+	if err := tr.sendGood(0); err != nil { // a key that is known to be good is not held up by the bad ones
 		t.Fatal(err)
 	}
 	debug.FreeOSMemory()
 	before := memoryBytes()
 
-	slowOnes := openSlowClients(t, s, addr, slow)
-	defer slowOnes.close()
+	slowConns := openSlowClients(t, s, addr, slow)
+	defer slowConns.close()
 	var wg sync.WaitGroup
 	var goodCalls, refused, held atomic.Int64
 	for i := range good {
 		wg.Go(func() {
 			for n := range each {
-				if err := tr.good(i*each + n); err != nil {
+				if err := tr.sendGood(i*each + n); err != nil {
 					t.Error(err)
 					return
 				}
@@ -212,7 +212,7 @@ func TestFlood(t *testing.T) {
 	for i := range 10 * good {
 		wg.Go(func() {
 			for n := range each {
-				switch status, err := tr.bad(i*each + n); {
+				switch status, err := tr.sendForged(i*each + n); {
 				case err != nil:
 					t.Error(err)
 					return
@@ -239,7 +239,7 @@ func TestFlood(t *testing.T) {
 	t.Logf("%d slow connections, %d good calls, %d forged keys (%d looked at): memory grew by %d MiB",
 		slow, goodCalls.Load(), refused.Load()+held.Load(), refused.Load(), grown>>20)
 
-	slowOnes.wait()
+	slowConns.wait()
 	tr.transport.CloseIdleConnections()
 	stop()
 	s.WaitForConnections()
@@ -253,7 +253,7 @@ func TestFlood(t *testing.T) {
 func BenchmarkFlood(b *testing.B) {
 	const perSecond = 200
 	slow := 1000
-	if soaking() {
+	if soak() {
 		slow = 5000
 	}
 	s := New(b, func(o *Setup) { o.Log = slog.New(slog.DiscardHandler) })
@@ -283,7 +283,7 @@ func BenchmarkFlood(b *testing.B) {
 		defer cancel()
 		paced(ctx, perSecond, func(n int) {
 			began := time.Now()
-			if err := tr.good(n); err != nil {
+			if err := tr.sendGood(n); err != nil {
 				b.Error(err)
 			}
 			mu.Lock()
@@ -295,12 +295,12 @@ func BenchmarkFlood(b *testing.B) {
 	}
 	for range b.N {
 		alone := measure()
-		slowOnes := openSlowClients(b, s, addr, slow)
+		slowConns := openSlowClients(b, s, addr, slow)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			paced(ctx, 10*perSecond, func(n int) {
-				if _, err := tr.bad(n); err != nil {
+				if _, err := tr.sendForged(n); err != nil {
 					b.Error(err)
 				}
 			})
@@ -308,7 +308,7 @@ func BenchmarkFlood(b *testing.B) {
 		beside := measure()
 		cancel()
 		wg.Wait()
-		slowOnes.close()
+		slowConns.close()
 		at := func(took []time.Duration, q float64) float64 {
 			return took[int(q*float64(len(took)-1))].Seconds() * 1000
 		}

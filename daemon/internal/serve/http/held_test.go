@@ -55,7 +55,7 @@ func TestOutputsAreBounded(t *testing.T) {
 // Keys have bounds of their own, and one together.
 func TestOutputsOfSeveralKeys(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
-	s := New(t, with(func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error {
+	s := New(t, withEndpoint(func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error {
 		err := c.Hold(1500)
 		close(held)
 		<-release
@@ -65,7 +65,7 @@ func TestOutputsOfSeveralKeys(t *testing.T) {
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
 	other := s.Issue(t, keys.IssueRequest{})
 	first := make(chan int)
-	go func() { first <- s.Post("{}", here).Code }()
+	go func() { first <- s.Post("{}", toTestPath).Code }()
 	<-held
 	WantError(t, s.Post(printing(501)), http.StatusTooManyRequests, rpc.CodeExhausted)
 	WantOK(t, s.Post(printing(1500), WithKey(other)))

@@ -100,7 +100,7 @@ func TestMetricsOfConnections(t *testing.T) {
 	addr, stop := s.Listen(t)
 	defer stop()
 	for range 3 {
-		ask(t, dialTest(t, addr))
+		checkHealth(t, dialTest(t, addr))
 	}
 	if text := scrape(t, s); !strings.Contains(text, "\nmsbd_connections 3\n") {
 		t.Error(text)
