@@ -51,7 +51,7 @@ const (
 type fetcher struct {
 	manager   *autocert.Manager
 	challenge *tls.Config
-	server    *observer
+	server    *errorRecorder
 
 	mu     sync.Mutex
 	orders []*order
@@ -80,7 +80,7 @@ func newFetcher(o ACME, log *slog.Logger) (*fetcher, error) {
 			f.orders = append(f.orders, &order{domain: ascii})
 		}
 	}
-	if err := privateDir(o.CacheDir); err != nil {
+	if err := makePrivateDir(o.CacheDir); err != nil {
 		return nil, err
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -91,10 +91,10 @@ func newFetcher(o ACME, log *slog.Logger) (*fetcher, error) {
 		}
 		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool(cas)}
 	}
-	f.server = &observer{RoundTripper: transport}
+	f.server = &errorRecorder{RoundTripper: transport}
 	f.manager = &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,
-		Cache:      cache{autocert.DirCache(o.CacheDir), log},
+		Cache:      loggingCache{autocert.DirCache(o.CacheDir), log},
 		HostPolicy: autocert.HostWhitelist(domains...),
 		Email:      o.Email,
 		Client: &acme.Client{
@@ -138,8 +138,8 @@ func hostName(domain string) (string, error) {
 	return ascii, nil
 }
 
-// privateDir makes dir, or takes the one that is there if it is its owner's alone.
-func privateDir(dir string) error {
+// makePrivateDir makes dir, or takes the one that is there if it is its owner's alone.
+func makePrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make ACME cache directory: %w", err)
 	}
@@ -195,8 +195,8 @@ func (f *fetcher) warnings() (out []string) {
 	return out
 }
 
-func (f *fetcher) whyNotRenewed() string {
-	if last := f.server.last.Load(); last != nil {
+func (f *fetcher) renewalProblem() string {
+	if last := f.server.lastErr.Load(); last != nil {
 		return fmt.Sprintf("it was not renewed: %v", *last)
 	}
 	return "it was not renewed yet"
@@ -225,13 +225,13 @@ func (f *fetcher) fetch(o *order) {
 	if time.Now().Before(o.next) {
 		return
 	}
-	before := f.server.last.Load()
+	before := f.server.lastErr.Load()
 	cert, err := f.manager.GetCertificate(&tls.ClientHelloInfo{
 		ServerName: o.domain,
 		// What clients of today take. One with RSA for others would be another order.
 		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256},
 	})
-	last := f.server.last.Load()
+	last := f.server.lastErr.Load()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
@@ -246,13 +246,13 @@ func (f *fetcher) fetch(o *order) {
 	o.next = time.Now().Add(o.wait)
 }
 
-// cache says what it cannot keep, which autocert passes over: each start would order anew, up to the CA's limit.
-type cache struct {
+// loggingCache says what it cannot keep, which autocert passes over: each start would order anew, up to the CA's limit.
+type loggingCache struct {
 	autocert.DirCache
 	log *slog.Logger
 }
 
-func (c cache) Put(ctx context.Context, key string, data []byte) error {
+func (c loggingCache) Put(ctx context.Context, key string, data []byte) error {
 	err := c.DirCache.Put(ctx, key, data)
 	if err != nil {
 		c.log.Error("keep what ACME fetched: make room in the cache directory, and let msbd write there", "err", err)
@@ -260,29 +260,29 @@ func (c cache) Put(ctx context.Context, key string, data []byte) error {
 	return err
 }
 
-// observer keeps what last went wrong with the ACME server. autocert does not tell: of a failed
+// errorRecorder keeps what last went wrong with the ACME server. autocert does not tell: of a failed
 // validation it says that no challenge was left, and of a failed renewal nothing.
-type observer struct {
+type errorRecorder struct {
 	http.RoundTripper
-	last atomic.Pointer[error]
+	lastErr atomic.Pointer[error]
 }
 
 const maxProblem = 64 << 10
 
-func (o *observer) RoundTrip(r *http.Request) (*http.Response, error) {
+func (o *errorRecorder) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := o.RoundTripper.RoundTrip(r)
 	if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
 		err = fmt.Errorf("%w: give a file of its CA as --acme-directory-ca", err)
 	}
 	if err != nil {
 		err = fmt.Errorf("reach the ACME server: %w", err)
-		o.last.Store(&err)
+		o.lastErr.Store(&err)
 		return nil, err
 	}
 	head, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
 	if err != nil {
 		resp.Body.Close()
-		o.last.Store(&err)
+		o.lastErr.Store(&err)
 		return nil, err
 	}
 	resp.Body = struct {
@@ -290,7 +290,7 @@ func (o *observer) RoundTrip(r *http.Request) (*http.Response, error) {
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
 	if err := problem(resp.StatusCode, head); err != nil {
-		o.last.Store(&err)
+		o.lastErr.Store(&err)
 	}
 	return resp, nil
 }

@@ -23,8 +23,8 @@ import (
 
 const (
 	host = "msb.example.org"
-	// nowhere refuses connections.
-	nowhere = "https://127.0.0.3:1"
+	// unreachableURL refuses connections.
+	unreachableURL = "https://127.0.0.3:1"
 )
 
 func listen(t *testing.T) net.Listener {
@@ -76,17 +76,17 @@ func TestACME(t *testing.T) {
 	}
 
 	t.Run("no other name is ordered", func(t *testing.T) {
-		before := tree(t, o.ACME.CacheDir)
+		before := listTree(t, o.ACME.CacheDir)
 		for _, name := range []string{"other.example.org", "", "../msb.example.org"} {
 			get(address, &tls.Config{InsecureSkipVerify: true, ServerName: name})
 			get(address, &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: []string{acme.ALPNProto}})
 		}
-		if after := tree(t, o.ACME.CacheDir); !slices.Equal(before, after) {
+		if after := listTree(t, o.ACME.CacheDir); !slices.Equal(before, after) {
 			t.Errorf("got files %q, had %q", after, before)
 		}
 	})
 	t.Run("keys are private", func(t *testing.T) {
-		for _, entry := range tree(t, o.ACME.CacheDir) {
+		for _, entry := range listTree(t, o.ACME.CacheDir) {
 			if !strings.HasPrefix(entry, "drwx------ ") && !strings.HasPrefix(entry, "-rw------- ") {
 				t.Errorf("got %q", entry)
 			}
@@ -95,7 +95,7 @@ func TestACME(t *testing.T) {
 	t.Run("a restart orders nothing", func(t *testing.T) {
 		p.stop()
 		s := open(t, o)
-		if got := served(t, serve(t, s), &tls.Config{RootCAs: p.roots, ServerName: second}); got == "" {
+		if got := servedSerial(t, serve(t, s), &tls.Config{RootCAs: p.roots, ServerName: second}); got == "" {
 			t.Error("got no certificate")
 		}
 		for _, order := range s.acme.orders {
@@ -106,8 +106,8 @@ func TestACME(t *testing.T) {
 	})
 }
 
-// tree lists modes and names.
-func tree(t *testing.T, dir string) (out []string) {
+// listTree lists modes and names.
+func listTree(t *testing.T, dir string) (out []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -161,7 +161,7 @@ func TestACMERenewsBehindClientCertificates(t *testing.T) {
 func TestChallengeConnectionsReachNothing(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "CA")
-	o := pebble{directory: nowhere}.options(t, host)
+	o := pebble{directory: unreachableURL}.options(t, host)
 	o.ClientCAFile = filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(o.ClientCAFile, ca.pem(), 0o600); err != nil {
 		t.Fatal(err)
@@ -214,7 +214,7 @@ func TestACMEFailures(t *testing.T) {
 			return startPebble(t, untrusted.Listener.Addr(), time.Hour, host).options(t, host)
 		}, []string{"the ACME server says", "see that it reaches this gateway at port 443"}},
 		{"no server", func(t *testing.T, _ net.Addr) Options {
-			return pebble{directory: nowhere}.options(t, host)
+			return pebble{directory: unreachableURL}.options(t, host)
 		}, []string{"reach the ACME server", "connection refused"}},
 		{"server of an unknown CA", func(t *testing.T, _ net.Addr) Options {
 			return pebble{directory: untrusted.URL}.options(t, host)
@@ -243,7 +243,7 @@ func TestACMEFailures(t *testing.T) {
 // CAs allow few failures an hour.
 func TestFailedOrdersAreRepeatedSlowly(t *testing.T) {
 	t.Parallel()
-	s := open(t, pebble{directory: nowhere}.options(t, host))
+	s := open(t, pebble{directory: unreachableURL}.options(t, host))
 	order := s.acme.orders[0]
 	for _, want := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
 		order.next = time.Time{}

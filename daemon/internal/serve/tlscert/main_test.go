@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// patience bounds waits for what must happen; nothing depends on how long it takes.
-const patience = 30 * time.Second
+// waitTimeout bounds waits for what must happen; nothing depends on how long it takes.
+const waitTimeout = 30 * time.Second
 
 // files is a directory with what Options name.
 type files struct{ Options }
@@ -96,7 +96,7 @@ func serveOn(t testing.TB, s *Source, ln net.Listener) {
 func get(address string, config *tls.Config) (tls.ConnectionState, string, error) {
 	transport := &http.Transport{TLSClientConfig: config.Clone(), ForceAttemptHTTP2: config.NextProtos == nil}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: patience}
+	client := &http.Client{Transport: transport, Timeout: waitTimeout}
 	resp, err := client.Get("https://" + address)
 	if err != nil {
 		return tls.ConnectionState{}, "", err
@@ -106,8 +106,8 @@ func get(address string, config *tls.Config) (tls.ConnectionState, string, error
 	return *resp.TLS, string(body), err
 }
 
-// served is the serial number of the certificate that a new connection gets.
-func served(t testing.TB, address string, config *tls.Config) string {
+// servedSerial is the serial number of the certificate that a new connection gets.
+func servedSerial(t testing.TB, address string, config *tls.Config) string {
 	t.Helper()
 	state, _, err := get(address, config)
 	if err != nil {
@@ -121,17 +121,17 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for limit := time.After(patience); !ok(); {
+	for limit := time.After(waitTimeout); !ok(); {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("waited %s in vain: %s", patience, what)
+			t.Fatalf("waited %s in vain: %s", waitTimeout, what)
 		}
 	}
 }
 
 // look looks twice: that is how long it takes to believe in a change.
-func look(s *Source) {
-	s.look(time.Now())
-	s.look(time.Now())
+func poll(s *Source) {
+	s.poll(time.Now())
+	s.poll(time.Now())
 }

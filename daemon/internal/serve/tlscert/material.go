@@ -36,9 +36,9 @@ type file struct {
 
 func (s *Source) read() material {
 	m := material{
-		cert:     readFile("TLS certificate", s.o.CertFile),
-		key:      readFile("TLS key", s.o.KeyFile),
-		clientCA: readFile("client CA file", s.o.ClientCAFile),
+		cert:     readFile("TLS certificate", s.opts.CertFile),
+		key:      readFile("TLS key", s.opts.KeyFile),
+		clientCA: readFile("client CA file", s.opts.ClientCAFile),
 	}
 	if s.acme != nil {
 		m.issued = s.acme.certificates()
@@ -94,7 +94,7 @@ func (m material) state() (*state, error) {
 		keyMode: m.key.mode,
 	}
 	if m.cert.path != "" {
-		pair, err := m.pair()
+		pair, err := m.keyPair()
 		if err != nil {
 			return nil, err
 		}
@@ -113,24 +113,24 @@ func (m material) state() (*state, error) {
 	return st, nil
 }
 
-func (m material) pair() (tls.Certificate, error) {
+func (m material) keyPair() (tls.Certificate, error) {
 	chain, err := m.cert.certificates()
 	if err != nil {
 		return tls.Certificate{}, err
 	}
 	if m.key.err != nil {
-		return tls.Certificate{}, m.key.unreadable()
+		return tls.Certificate{}, m.key.readError()
 	}
 	if bytes.Contains(m.key.data, []byte("ENCRYPTED")) {
-		return tls.Certificate{}, m.key.bad("it is encrypted: write one without a passphrase, such as with 'openssl pkey'")
+		return tls.Certificate{}, m.key.errorf("it is encrypted: write one without a passphrase, such as with 'openssl pkey'")
 	}
 	// crypto/rsa does not sign with less, so that every handshake would fail.
 	if k, ok := chain[0].PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 1024 {
-		return tls.Certificate{}, m.cert.bad("an RSA key of %d bits is too weak: make one of 2048 or more", k.N.BitLen())
+		return tls.Certificate{}, m.cert.errorf("an RSA key of %d bits is too weak: make one of 2048 or more", k.N.BitLen())
 	}
 	pair, err := tls.X509KeyPair(m.cert.data, m.key.data)
 	if err != nil {
-		return tls.Certificate{}, m.cert.bad("it cannot be used with key %s (%s): give the certificate's own key, "+
+		return tls.Certificate{}, m.cert.errorf("it cannot be used with key %s (%s): give the certificate's own key, "+
 			"and put the certificate before those of its issuers", m.key.path, err)
 	}
 	return pair, nil
@@ -140,7 +140,7 @@ func (m material) pair() (tls.Certificate, error) {
 // library's readers pass over blocks that they cannot read.
 func (f file) certificates() ([]*x509.Certificate, error) {
 	if f.err != nil {
-		return nil, f.unreadable()
+		return nil, f.readError()
 	}
 	var out []*x509.Certificate
 	blocks := 0
@@ -151,28 +151,28 @@ func (f file) certificates() ([]*x509.Certificate, error) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, f.bad("certificate %d of it is damaged (%s): write it anew", len(out)+1, err)
+			return nil, f.errorf("certificate %d of it is damaged (%s): write it anew", len(out)+1, err)
 		}
 		out = append(out, c)
 	}
 	if blocks != bytes.Count(f.data, []byte("-----BEGIN ")) {
-		return nil, f.bad("a PEM block of it is damaged or cut off: write it anew")
+		return nil, f.errorf("a PEM block of it is damaged or cut off: write it anew")
 	}
 	if len(out) == 0 {
-		return nil, f.bad("it holds no certificate: give one that is PEM, with a line -----BEGIN CERTIFICATE-----")
+		return nil, f.errorf("it holds no certificate: give one that is PEM, with a line -----BEGIN CERTIFICATE-----")
 	}
 	return out, nil
 }
 
-func (f file) unreadable() error {
+func (f file) readError() error {
 	cause := f.err
 	if inPath := (*fs.PathError)(nil); errors.As(cause, &inPath) {
 		cause = inPath.Err // f has the path already
 	}
-	return f.bad("it cannot be read (%s): name a file of PEM that the user who runs msbd can read", cause)
+	return f.errorf("it cannot be read (%s): name a file of PEM that the user who runs msbd can read", cause)
 }
 
-func (f file) bad(format string, a ...any) error {
+func (f file) errorf(format string, a ...any) error {
 	return fmt.Errorf("%s %s: %s: %w", f.what, f.path, fmt.Sprintf(format, a...), errdefs.ErrFailedPrecondition)
 }
 

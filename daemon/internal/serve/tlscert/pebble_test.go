@@ -34,7 +34,7 @@ type pebble struct {
 }
 
 // startPebble starts one to which all of hosts are at gateway. Certificates live for life.
-func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...string) pebble {
+func startPebble(t *testing.T, gateway net.Addr, lifetime time.Duration, hosts ...string) pebble {
 	t.Helper()
 	program := os.Getenv("MSB_PEBBLE")
 	if program == "" {
@@ -64,7 +64,7 @@ func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...st
 		"tlsPort":                 gateway.(*net.TCPAddr).Port,
 		"retryAfter":              map[string]int{"authz": 1, "order": 1},
 		"keyAlgorithm":            "ecdsa",
-		"profiles":                map[string]any{"default": map[string]any{"validityPeriod": int(life.Seconds())}},
+		"profiles":                map[string]any{"default": map[string]any{"validityPeriod": int(lifetime.Seconds())}},
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -93,12 +93,12 @@ func TestReplacedFilesAreServed(t *testing.T) {
 				io.Copy(io.Discard, resp.Body)
 			}
 			request()
-			if got := served(t, address, client); got != first.serial(t) {
+			if got := servedSerial(t, address, client); got != first.serial(t) {
 				t.Fatalf("got certificate %s, want the first, %s", got, first.serial(t))
 			}
 			replace(second)
 			eventually(t, "the second certificate is served", func() bool {
-				return served(t, address, client) == second.serial(t)
+				return servedSerial(t, address, client) == second.serial(t)
 			})
 			request()
 		})
@@ -173,9 +173,9 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 			}
 
 			tc.change(t, f)
-			look(s)
-			look(s)
-			if got := served(t, address, client); got != first.serial(t) {
+			poll(s)
+			poll(s)
+			if got := servedSerial(t, address, client); got != first.serial(t) {
 				t.Errorf("got certificate %s, want the first, %s", got, first.serial(t))
 			}
 			warnings := s.Status(time.Now()).Warnings
@@ -199,8 +199,8 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 			f.write(t, f.CertFile, chain)
 			f.write(t, f.KeyFile, second.key)
 			f.withClientCA(t, ca)
-			look(s)
-			if got := served(t, address, client); got != second.serial(t) {
+			poll(s)
+			if got := servedSerial(t, address, client); got != second.serial(t) {
 				t.Errorf("got certificate %s, want the second, %s", got, second.serial(t))
 			}
 			if warnings := s.Status(time.Now()).Warnings; len(warnings) > 0 {
@@ -223,12 +223,12 @@ func TestHalfWrittenChainIsNotServed(t *testing.T) {
 	for length := 2; length < 6; length++ {
 		whole = append(bytes.Clone(pair.cert), bytes.Repeat(ca.pem(), length-1)...)
 		f.write(t, f.CertFile, whole)
-		s.look(time.Now())
+		s.poll(time.Now())
 		if chain() != 1 {
 			t.Fatalf("a chain of %d was taken when it was first seen", length)
 		}
 	}
-	s.look(time.Now())
+	s.poll(time.Now())
 	if chain() != 5 {
 		t.Errorf("got a chain of %d, want 5", chain())
 	}
@@ -246,7 +246,7 @@ func TestHandshakesReadNoFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	served(t, serve(t, s), &tls.Config{RootCAs: ca.pool(), Certificates: []tls.Certificate{pair.pair(t)}})
+	servedSerial(t, serve(t, s), &tls.Config{RootCAs: ca.pool(), Certificates: []tls.Certificate{pair.pair(t)}})
 }
 
 func TestReloadUnderLoad(t *testing.T) {
@@ -292,7 +292,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			func() { f.write(t, f.KeyFile, pair.key) },
 		} {
 			step()
-			look(s)
+			poll(s)
 			for range clients + 1 { // so that one of them began after the step
 				if err := <-handshakes; err != nil {
 					t.Fatal(err)
@@ -300,7 +300,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			}
 		}
 	}
-	if got, last := served(t, address, client), pairs[len(pairs)-1].serial(t); got != last {
+	if got, last := servedSerial(t, address, client), pairs[len(pairs)-1].serial(t); got != last {
 		t.Errorf("got certificate %s, want the last, %s", got, last)
 	}
 }

@@ -36,7 +36,7 @@ const interval = 500 * time.Millisecond
 
 // Source is an open source of certificates. It is safe for concurrent use, but Run is called once.
 type Source struct {
-	o    Options
+	opts Options
 	acme *fetcher // nil: files
 	live atomic.Pointer[state]
 
@@ -50,8 +50,8 @@ type state struct {
 	config    *tls.Config
 	clientCAs []*x509.Certificate
 	keyMode   fs.FileMode
-	// refused says why this state is not that of the files as they are now.
-	refused error
+	// reloadErr says why this state is not that of the files as they are now.
+	reloadErr error
 }
 
 // Open reads the files, or the certificates that an earlier run fetched. Files that cannot be used are
@@ -61,7 +61,7 @@ func Open(o Options) (*Source, error) {
 	if files := o.CertFile != "" && o.KeyFile != ""; files == (len(o.ACME.Domains) > 0) {
 		return nil, fmt.Errorf("TLS: give a certificate file and a key file, or ACME domains: %w", errdefs.ErrInvalidArgument)
 	}
-	s := &Source{o: o}
+	s := &Source{opts: o}
 	if len(o.ACME.Domains) > 0 {
 		var err error
 		if s.acme, err = newFetcher(o.ACME, o.Log); err != nil {
@@ -115,14 +115,14 @@ func (s *Source) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			s.look(now)
+			s.poll(now)
 		}
 	}
 }
 
-// look decides on material that differs, once it has stayed the same from one look to the next: while
+// poll decides on material that differs, once it has stayed the same from one look to the next: while
 // files are being replaced, each may be half-written, or be of another set than the next.
-func (s *Source) look(now time.Time) {
+func (s *Source) poll(now time.Time) {
 	m := s.read()
 	switch sum := m.sum(); sum {
 	case s.decided:
@@ -132,12 +132,12 @@ func (s *Source) look(now time.Time) {
 		st, err := m.state()
 		if err != nil {
 			kept := *s.live.Load()
-			kept.refused = err
+			kept.reloadErr = err
 			st = &kept
 		}
 		s.live.Store(st)
 		if err == nil {
-			s.o.Log.Info("TLS certificates in use", "names", names(st.config.Certificates))
+			s.opts.Log.Info("TLS certificates in use", "names", allNames(st.config.Certificates))
 		}
 	default:
 		s.seen = sum
@@ -150,7 +150,7 @@ func (s *Source) logWarnings(now time.Time) {
 	warnings := s.Status(now).Warnings
 	for _, w := range warnings {
 		if !slices.Contains(s.logged, w) {
-			s.o.Log.Warn("TLS needs attention", "warning", w)
+			s.opts.Log.Warn("TLS needs attention", "warning", w)
 		}
 	}
 	s.logged = warnings

@@ -114,7 +114,7 @@ func TestResumptionKeepsToTheClientCAs(t *testing.T) {
 			f := newFiles(t, serverCA.issue(t, nil))
 			s := open(t, f.Options)
 			address := serve(t, s)
-			served(t, address, oldClient)
+			servedSerial(t, address, oldClient)
 			f.withClientCA(t, oldCA)
 			if state, _, err := get(address, oldClient); err != nil || !state.DidResume {
 				t.Fatalf("without client CAs: resumed: %t, error %v", state.DidResume, err)
@@ -129,7 +129,7 @@ func TestResumptionKeepsToTheClientCAs(t *testing.T) {
 				}
 			}
 			f.withClientCA(t, newCA)
-			look(s)
+			poll(s)
 			if _, _, err := get(address, oldClient); err == nil {
 				t.Error("a client of the CA that is gone was let in")
 			}
@@ -236,7 +236,7 @@ func TestModeOfTheKeyIsWatched(t *testing.T) {
 		if err := os.Chmod(f.KeyFile, mode); err != nil {
 			t.Fatal(err)
 		}
-		look(s)
+		poll(s)
 		if got := len(s.Status(time.Now()).Warnings) > 0; got != (mode != 0o600) {
 			t.Errorf("mode %s: warned: %t", mode, got)
 		}

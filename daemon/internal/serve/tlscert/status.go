@@ -25,44 +25,44 @@ type Status struct {
 // Status is that of the moment now.
 func (s *Source) Status(now time.Time) Status {
 	live := s.live.Load()
-	st := Status{Source: "files", Names: names(live.config.Certificates), ClientCertificates: len(live.clientCAs) > 0}
+	st := Status{Source: "files", Names: allNames(live.config.Certificates), ClientCertificates: len(live.clientCAs) > 0}
 	remedy := "replace it"
 	if s.acme != nil {
 		st.Source = "acme"
 		st.Warnings = s.acme.warnings()
-		remedy = s.acme.whyNotRenewed()
+		remedy = s.acme.renewalProblem()
 	}
 	warn := func(format string, a ...any) { st.Warnings = append(st.Warnings, fmt.Sprintf(format, a...)) }
-	if live.refused != nil {
-		warn("the TLS files as they are now are not in use, the earlier ones are: %v", live.refused)
+	if live.reloadErr != nil {
+		warn("the TLS files as they are now are not in use, the earlier ones are: %v", live.reloadErr)
 	}
 	if live.keyMode&0o007 != 0 {
-		warn("TLS key %s is open to every user of this host (%s): chmod o= it", s.o.KeyFile, live.keyMode)
+		warn("TLS key %s is open to every user of this host (%s): chmod o= it", s.opts.KeyFile, live.keyMode)
 	}
 	for _, c := range live.config.Certificates {
 		if st.NotAfter.IsZero() || c.Leaf.NotAfter.Before(st.NotAfter) {
 			st.NotAfter = c.Leaf.NotAfter
 		}
-		what := fmt.Sprintf("TLS certificate of %q", hosts(c.Leaf))
-		if len(hosts(c.Leaf)) == 0 {
-			what = "TLS certificate " + s.o.CertFile
+		what := fmt.Sprintf("TLS certificate of %q", certNames(c.Leaf))
+		if len(certNames(c.Leaf)) == 0 {
+			what = "TLS certificate " + s.opts.CertFile
 			warn("%s names no host (subject alternative name), so clients refuse it: %s", what, remedy)
 		}
-		if age := ageing(c.Leaf, now); age != "" {
+		if age := validityProblem(c.Leaf, now); age != "" {
 			warn("%s %s: %s", what, age, remedy)
 		}
 	}
 	for _, ca := range live.clientCAs {
-		if age := ageing(ca, now); age != "" {
-			warn("client CA %q of %s %s: replace it", ca.Subject, s.o.ClientCAFile, age)
+		if age := validityProblem(ca, now); age != "" {
+			warn("client CA %q of %s %s: replace it", ca.Subject, s.opts.ClientCAFile, age)
 		}
 	}
 	return st
 }
 
-// ageing says what is wrong with a certificate's age. Its end is near when less than 14 days and less
+// validityProblem says what is wrong with a certificate's age. Its end is near when less than 14 days and less
 // than a quarter of its life are left: some are made to live for hours.
-func ageing(c *x509.Certificate, now time.Time) string {
+func validityProblem(c *x509.Certificate, now time.Time) string {
 	left := c.NotAfter.Sub(now)
 	end := c.NotAfter.UTC().Format(time.RFC3339)
 	switch near := min(14*24*time.Hour, c.NotAfter.Sub(c.NotBefore)/4); {
@@ -79,9 +79,9 @@ func ageing(c *x509.Certificate, now time.Time) string {
 	}
 }
 
-func names(certificates []tls.Certificate) (out []string) {
+func allNames(certificates []tls.Certificate) (out []string) {
 	for _, c := range certificates {
-		for _, name := range hosts(c.Leaf) {
+		for _, name := range certNames(c.Leaf) {
 			if !slices.Contains(out, name) {
 				out = append(out, name)
 			}
@@ -90,7 +90,7 @@ func names(certificates []tls.Certificate) (out []string) {
 	return out
 }
 
-func hosts(c *x509.Certificate) []string {
+func certNames(c *x509.Certificate) []string {
 	out := slices.Clone(c.DNSNames)
 	for _, ip := range c.IPAddresses {
 		out = append(out, ip.String())
