@@ -245,7 +245,7 @@ func TestFlood(t *testing.T) {
 	stop()
 	s.WaitForConnections()
 	if n := s.InFlightKeys(); n != 0 {
-		t.Errorf("%d keys still have requests in flight", n)
+		t.Errorf("after all requests, %d keys still count as having requests in progress", n)
 	}
 }
 

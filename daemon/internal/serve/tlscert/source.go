@@ -41,8 +41,8 @@ type Source struct {
 	acme *fetcher // nil if the certificates come from files
 	live atomic.Pointer[state]
 
-	// These fields are used only by Open, and then only by Run. seen is the hash of the material at the last poll,
-	// decided that of the material that was last used or rejected, and logged has the warnings in the log.
+	// Only Open, and then only Run, uses these fields. seen is the hash of the material at the last poll. decided is the
+	// hash of the material that was last used or rejected. logged has the warnings that are in the log.
 	seen, decided [sha256.Size]byte
 	logged        []string
 }
