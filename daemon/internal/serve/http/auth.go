@@ -42,7 +42,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if wait := c.bucket.Take(); wait > 0 {
 		return &rpc.Error{
 			Code:    rpc.CodeExhausted,
-			Message: fmt.Sprintf("this key is limited to %g calls per second; try again in %d s", g.RequestsPerSecond, wait),
+			Message: fmt.Sprintf("the rate limit of this key is %g calls/s; try again in %d s", g.RequestsPerSecond, wait),
 			Data:    &rpc.ErrorData{RetryAfter: wait},
 		}
 	}
