@@ -16,31 +16,33 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// ErrNoKey is the one answer to a missing, malformed, expired, revoked or unknown key.
+// ErrNoKey is the error that a client gets for a missing, malformed, expired, revoked or unknown key. It is the same in
+// all cases, so that it reveals nothing about the key.
 var ErrNoKey = &rpc.Error{
 	Code:    rpc.CodeUnauthenticated,
-	Message: "missing or invalid API key; send one in the header Authorization: Bearer KEY (the server's administrator makes them with: msb server keygen)",
+	Message: "missing or invalid API key; send one in the header Authorization: Bearer KEY (the server's administrator creates keys with: msb server keygen)",
 }
 
-// developer is everybody in dev mode.
-var developer = keys.Principal{KeyID: "dev"}
+// devPrincipal is the principal of every request in dev mode.
+var devPrincipal = keys.Principal{KeyID: "dev"}
 
-// behindKey has an endpoint serve those who have a key for it, in the bounds of that key and for as long as the key is
-// accepted.
-func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
+// serveWithKey serves a request to an endpoint that needs an API key. It authenticates the request, applies the limits
+// of the key and checks its scope before it calls the endpoint. If the key is revoked or expires meanwhile, the
+// endpoint's context ends and its result is discarded.
+func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	var err error
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
 	}
 	if !g.inFlight.Enter(c.Principal.KeyID) {
-		return fmt.Errorf("this key has %d requests in flight; wait for some to end: %w", maxInFlight, errdefs.ErrResourceExhausted)
+		return fmt.Errorf("this key has %d requests in progress; wait until some of them finish: %w", maxInFlight, errdefs.ErrResourceExhausted)
 	}
 	defer g.inFlight.Leave(c.Principal.KeyID)
 	c.bucket = g.rates.Of(c.Principal.KeyID)
 	if wait := c.bucket.Take(); wait > 0 {
 		return &rpc.Error{
 			Code:    rpc.CodeExhausted,
-			Message: fmt.Sprintf("this key may make %g calls per second; wait %d s", g.RequestsPerSecond, wait),
+			Message: fmt.Sprintf("the rate limit of this key is %g calls/s; try again in %d s", g.RequestsPerSecond, wait),
 			Data:    &rpc.ErrorData{RetryAfter: wait},
 		}
 	}
@@ -56,37 +58,38 @@ func (g *Gateway) behindKey(c *Call, e *Endpoint, r *http.Request) error {
 		}
 		c.Body = body.Bytes()
 	case streamBody:
-		connection := http.NewResponseController(c.response.ResponseWriter)
-		_ = connection.EnableFullDuplex() // else HTTP/1 reads the whole body before it sends anything
-		r.Body = &pacedBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), connection: connection, deadline: e.Deadline}
+		conn := http.NewResponseController(c.response.ResponseWriter)
+		_ = conn.EnableFullDuplex() // otherwise HTTP/1 reads the complete body before it sends anything
+		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), conn: conn, timeout: e.Deadline}
 	}
-	// Bind after reading the body, so that a key that was revoked during a slow upload starts nothing.
+	// Bind after reading the body, so that a key revoked during a slow upload starts no call.
 	ctx, cancel := c.Principal.Bind(r.Context())
 	defer cancel()
 	c.response.ctx = ctx
 	began := time.Now()
 	err = e.Serve(c, &c.response, r.WithContext(ctx))
 	c.failed = err != nil
-	// If the key was refused while the endpoint ran, discard what it wrote.
-	if ended := keyEnded(ctx); ended != nil {
-		return ended
+	// If the key was revoked or expired while the endpoint ran, discard what it wrote.
+	if cause := keyInvalidated(ctx); cause != nil {
+		return cause
 	}
-	if err == nil && e.Scope != PerCall { // those log their calls themselves
+	if err == nil && e.Scope != PerCall { // PerCall endpoints log each of their calls themselves
 		c.log(r.Context(), c.path, "", cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
 	}
 	return err
 }
 
-// authenticate returns whom a request speaks for. Its error is for the log: the client is told no cause.
+// authenticate returns the principal of a request. Its error is for the log only: the client gets ErrNoKey, without the
+// cause.
 func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error) {
 	if g.Dev {
-		return developer, nil
+		return devPrincipal, nil
 	}
-	key := credential(r.Header)
+	key := apiKey(r.Header)
 	if key == "" {
 		return keys.Principal{}, ErrNoKey
 	}
-	from := source(c.client)
+	from := sourceNet(c.client)
 	if !g.badKeys.allow(from, key) {
 		return keys.Principal{}, errTooManyBadKeys
 	}
@@ -97,10 +100,10 @@ func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error)
 	return p, err
 }
 
-// credential is the API key in the headers, with or without its scheme. Proxy-Authorization wins
-// when it is present, even when it is of no use: which header counts must not depend on what is in
-// it. The same holds for a header that is there twice.
-func credential(h http.Header) string {
+// apiKey returns the API key in the headers, or "" if there is none. The scheme Bearer is optional. If
+// Proxy-Authorization is present, Authorization is ignored, even if the value of Proxy-Authorization is invalid:
+// the contents of a header must not decide which header counts. A header that occurs twice is invalid.
+func apiKey(h http.Header) string {
 	values := h["Proxy-Authorization"]
 	if values == nil {
 		values = h["Authorization"]
@@ -118,57 +121,61 @@ func credential(h http.Header) string {
 	return strings.TrimLeft(key, " ")
 }
 
-// checkScope checks that a principal may use an endpoint. Its error is errdefs.ErrPermissionDenied.
+// checkScope checks that a principal may use an endpoint. If not, the error is errdefs.ErrPermissionDenied.
 func checkScope(p keys.Principal, e *Endpoint) error {
 	switch {
 	case e.Scope == PerCall:
 		return nil
 	case e.WholeServer && (!p.Has(e.Scope) || len(p.Namespaces) > 0):
-		return fmt.Errorf("this needs a key with the scope %s that is not limited to namespaces: %w", e.Scope, errdefs.ErrPermissionDenied)
+		return fmt.Errorf("this path needs a key with the scope %s that is not limited to namespaces: %w", e.Scope, errdefs.ErrPermissionDenied)
 	case !p.Has(e.Scope):
-		return fmt.Errorf("this needs a key with the scope %s: %w", e.Scope, errdefs.ErrPermissionDenied)
+		return fmt.Errorf("this path needs a key with the scope %s: %w", e.Scope, errdefs.ErrPermissionDenied)
 	}
 	return nil
 }
 
-// readJSON reads a whole body of JSON.
+// readJSON reads the complete body of a request into body. The body must be declared as JSON and hold at most max
+// bytes. It is not parsed.
 func readJSON(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max int64) error {
 	if !isJSON(r.Header.Get("Content-Type")) {
-		return refuse(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
+		return newRefusal(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
 	}
 	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, max))
 	if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
-		return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", max))
+		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body exceeds the limit of %d bytes", max))
 	}
 	if err != nil {
-		return refuse(http.StatusBadRequest, "the body could not be read to its end")
+		return newRefusal(http.StatusBadRequest, "the body could not be read completely; it is malformed, cut off or too slow")
 	}
 	return nil
 }
 
+// isJSON reports whether a Content-Type header declares JSON in UTF-8.
 func isJSON(contentType string) bool {
 	if contentType == "application/json" {
 		return true
 	}
-	kind, params, err := mime.ParseMediaType(contentType)
-	charset, named := params["charset"]
-	return err == nil && kind == "application/json" && (!named || strings.EqualFold(charset, "utf-8"))
+	mediaType, params, err := mime.ParseMediaType(contentType)
+	charset, ok := params["charset"]
+	return err == nil && mediaType == "application/json" && (!ok || strings.EqualFold(charset, "utf-8"))
 }
 
-// pacedBody is a body of which each piece must arrive in time.
-type pacedBody struct {
+// deadlineBody is a request body in which each Read must complete within timeout.
+type deadlineBody struct {
 	io.ReadCloser
-	connection *http.ResponseController
-	deadline   time.Duration
-	ended      error // of the last Read: after it, net/http watches the connection, without a deadline
+	conn    *http.ResponseController
+	timeout time.Duration
+	// err is the error that ended the body. From then on, Read sets no more deadlines, because net/http reads from
+	// the connection in the background to notice when the client disconnects.
+	err error
 }
 
-func (b *pacedBody) Read(p []byte) (int, error) {
-	if b.ended != nil {
-		return 0, b.ended
+func (b *deadlineBody) Read(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
 	}
-	_ = b.connection.SetReadDeadline(time.Now().Add(b.deadline)) // tests' writers need not support it
+	_ = b.conn.SetReadDeadline(time.Now().Add(b.timeout)) // the ResponseWriter of a test may not support deadlines
 	n, err := b.ReadCloser.Read(p)
-	b.ended = err
+	b.err = err
 	return n, err
 }

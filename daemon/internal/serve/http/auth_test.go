@@ -14,7 +14,7 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-func TestHeaderForms(t *testing.T) {
+func TestAuthorizationHeaders(t *testing.T) {
 	s := New(t)
 	body := Request("sandbox.metrics.get", "{}")
 	for _, form := range []string{"Bearer %s", "bearer %s", "BEARER  %s", "%s"} {
@@ -38,7 +38,7 @@ func TestHeaderForms(t *testing.T) {
 func TestBadKeyFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(t)
-		fresh := s.Issue(t, keys.IssueRequest{})
+		unused := s.Issue(t, keys.IssueRequest{})
 		body := Request("sandbox.metrics.get", "{}")
 		WantOK(t, s.Post(body))
 		for i := range gateway.BadKeysBurst {
@@ -50,41 +50,43 @@ func TestBadKeyFlood(t *testing.T) {
 			t.Error("no Retry-After")
 		}
 		if strings.Contains(s.Log.String(), gateway.ErrTooManyBadKeys) {
-			t.Error("a flood fills the log")
+			t.Error("refusals of a flood of bad keys are in the log")
 		}
-		WantError(t, s.Post(body, WithKey(fresh)), http.StatusTooManyRequests, rpc.CodeExhausted)
-		// Others behind the same address, other addresses, and requests without a key are not held up.
+		WantError(t, s.Post(body, WithKey(unused)), http.StatusTooManyRequests, rpc.CodeExhausted)
+		// The limit does not affect keys from the same address that were used before, other addresses, and requests
+		// without a key.
 		WantOK(t, s.Post(body))
-		WantOK(t, s.Post(body, WithKey(fresh), func(r *http.Request) { r.RemoteAddr = "192.0.2.77:1" }))
+		WantOK(t, s.Post(body, WithKey(unused), func(r *http.Request) { r.RemoteAddr = "192.0.2.77:1" }))
 		WantError(t, s.Post(body, WithKey("")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 		time.Sleep(time.Second)
-		WantOK(t, s.Post(body, WithKey(fresh)))
+		WantOK(t, s.Post(body, WithKey(unused)))
 	})
 }
 
-// A key that was accepted is checked also when its source is over the bound of bad ones. Once it has
-// ended, it is one of those.
-func TestEndedKeyIsABadKey(t *testing.T) {
+// A key that was accepted before is checked even if its source is over the limit of bad keys. Once the key is revoked,
+// it counts as a bad key.
+func TestRevokedKeyCountsAsBadKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(t)
-		ended, id := s.IssueNamed(t, keys.IssueRequest{})
+		revoked, id := s.IssueNamed(t, keys.IssueRequest{})
 		body := Request("sandbox.metrics.get", "{}")
-		WantOK(t, s.Post(body, WithKey(ended)))
+		WantOK(t, s.Post(body, WithKey(revoked)))
 		if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 			t.Fatal(err)
 		}
 		for range gateway.BadKeysBurst {
-			WantError(t, s.Post(body, WithKey(ended)), http.StatusUnauthorized, rpc.CodeUnauthenticated)
+			WantError(t, s.Post(body, WithKey(revoked)), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 		}
-		WantError(t, s.Post(body, WithKey(ended)), http.StatusTooManyRequests, rpc.CodeExhausted)
+		WantError(t, s.Post(body, WithKey(revoked)), http.StatusTooManyRequests, rpc.CodeExhausted)
 	})
 }
 
-// What a browser sends, as it is seen on the wire, for each way in which a page can make it send something.
+// The test sends what a browser sends for each way in which a web page can make it send a request, as observed on the
+// wire.
 func TestDevModeRefusesWebPages(t *testing.T) {
 	s := New(t, func(o *Setup) { o.Dev = true })
 	body := Request("sandbox.metrics.get", "{}")
-	to := func(host string) func(*http.Request) { return func(r *http.Request) { r.Host = host } }
+	withHost := func(host string) func(*http.Request) { return func(r *http.Request) { r.Host = host } }
 	headers := func(pairs ...string) func(*http.Request) {
 		return func(r *http.Request) {
 			for i := 0; i < len(pairs); i += 2 {
@@ -105,59 +107,59 @@ func TestDevModeRefusesWebPages(t *testing.T) {
 		"image":                     {At(http.MethodGet, rpc.HealthPath), headers("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image")},
 		"script of /metrics":        {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "script")},
 		"fetch of /metrics":         {At(http.MethodGet, rpc.MetricsPath), headers("Origin", evil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "cors")},
-		"page of another port":      {headers("Origin", "http://localhost:3000", "Sec-Fetch-Site", "same-site")},
+		"page on another port":      {headers("Origin", "http://localhost:3000", "Sec-Fetch-Site", "same-site")},
 		"image on another port":     {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "same-site")},
-		"two answers":               {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "none", "Sec-Fetch-Site", "cross-site")},
-		"unheard-of site":           {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "")},
+		"two Sec-Fetch-Site":        {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "none", "Sec-Fetch-Site", "cross-site")},
+		"empty Sec-Fetch-Site":      {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "")},
 		"two origins":               {headers("Origin", "http://localhost:5555", "Origin", evil)},
 		"lying browser":             {headers("Origin", "http://evil", "Sec-Fetch-Site", "same-origin")},
 	}
-	// A name of the attacker's that points here: the browser takes the page for this server's own.
+	// DNS rebinding: a name of the attacker resolves to this machine, so that the browser treats the page as same-origin.
 	rebound := map[string]string{
-		"rebound name": "evil.example:5555", "private address": "192.168.1.1:5555", "every address": "0.0.0.0:5555", "no host": "",
+		"rebound name": "evil.example:5555", "private address": "192.168.1.1:5555", "unspecified address": "0.0.0.0:5555", "no host": "",
 		"name below localhost": "evil.localhost:5555", "localhost as a label": "localhost.evil.example", "trailing dot": "localhost.:5555", "two hosts": "localhost:5555,evil.example",
 	}
 	for name, host := range rebound {
-		own := headers("Origin", "http://"+host, "Sec-Fetch-Site", "same-origin")
-		attacks[name] = []func(*http.Request){to(host), own}
-		attacks[name+", health"] = []func(*http.Request){to(host), own, At(http.MethodGet, rpc.HealthPath)}
-		attacks[name+", metrics"] = []func(*http.Request){to(host), own, At(http.MethodGet, rpc.MetricsPath)}
-		attacks[name+", elsewhere"] = []func(*http.Request){to(host), own, At(http.MethodGet, "/")}
+		sameOrigin := headers("Origin", "http://"+host, "Sec-Fetch-Site", "same-origin")
+		attacks[name] = []func(*http.Request){withHost(host), sameOrigin}
+		attacks[name+", health"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, rpc.HealthPath)}
+		attacks[name+", metrics"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, rpc.MetricsPath)}
+		attacks[name+", unknown path"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, "/")}
 	}
 	for name, changes := range attacks {
 		t.Run(name, func(t *testing.T) {
-			w := s.Post(body, append([]func(*http.Request){to("localhost:5555")}, changes...)...)
+			w := s.Post(body, append([]func(*http.Request){withHost("localhost:5555")}, changes...)...)
 			WantError(t, w, http.StatusForbidden, rpc.CodePermissionDenied)
 			for h := range w.Header() {
 				if strings.HasPrefix(h, "Access-Control-") {
-					t.Error("a CORS header:", h)
+					t.Error("the response has a CORS header:", h)
 				}
 			}
 			if w.Header().Get("X-Content-Type-Options") != "nosniff" {
-				t.Error("the answer may be sniffed")
+				t.Error("the response lacks X-Content-Type-Options: nosniff")
 			}
 		})
 	}
-	// A page can send these without asking first, if nothing else stops it.
-	for _, kind := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""} {
-		WantError(t, s.Post(body, to("localhost"), WithHeader("Content-Type", kind)), http.StatusUnsupportedMediaType, rpc.CodeInvalidRequest)
+	// A page can send these content types without a CORS preflight, so they are refused even if no other check applies.
+	for _, contentType := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""} {
+		WantError(t, s.Post(body, withHost("localhost"), WithHeader("Content-Type", contentType)), http.StatusUnsupportedMediaType, rpc.CodeInvalidRequest)
 	}
 }
 
-// Programs and the address bar of a browser are let in, with any key or none.
+// Dev mode accepts requests from programs and from the address bar of a browser, with any key or none.
 func TestDevMode(t *testing.T) {
 	s := New(t, func(o *Setup) { o.Dev = true })
 	body := Request("sandbox.metrics.get", "{}")
-	to := func(host string) func(*http.Request) { return func(r *http.Request) { r.Host = host } }
+	withHost := func(host string) func(*http.Request) { return func(r *http.Request) { r.Host = host } }
 	for _, host := range []string{"localhost:5555", "127.0.0.1:5555", "127.0.0.1", "[::1]:5555", "[::1]", "LOCALHOST"} {
-		WantOK(t, s.Post(body, to(host), WithKey("")))
-		WantOK(t, s.Post(body, to(host), WithKey("anything")))
-		WantOK(t, s.Post(body, to(host), WithHeader("Origin", "http://"+host)))
+		WantOK(t, s.Post(body, withHost(host), WithKey("")))
+		WantOK(t, s.Post(body, withHost(host), WithKey("anything")))
+		WantOK(t, s.Post(body, withHost(host), WithHeader("Origin", "http://"+host)))
 		for _, path := range []string{rpc.HealthPath, rpc.MetricsPath} {
-			if w := s.Post("", to(host), WithKey(""), At(http.MethodGet, path), WithHeader("Sec-Fetch-Site", "none")); w.Code != http.StatusOK {
-				t.Errorf("%s at %s: %d %s", path, host, w.Code, w.Body)
+			if w := s.Post("", withHost(host), WithKey(""), At(http.MethodGet, path), WithHeader("Sec-Fetch-Site", "none")); w.Code != http.StatusOK {
+				t.Errorf("GET %s with host %s: response is %d %s, want 200", path, host, w.Code, w.Body)
 			}
 		}
 	}
-	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","namespace":"any"}`), to("localhost"), WithKey("")))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","namespace":"any"}`), withHost("localhost"), WithKey("")))
 }

@@ -12,44 +12,44 @@ import (
 )
 
 const (
-	// A source may try badKeysBurst bad keys at once, and badKeysPerSecond from then on.
+	// A source may send badKeysBurst bad keys at once, and badKeysPerSecond after that.
 	badKeysBurst     = 100
 	badKeysPerSecond = 20
-	// maxSources bounds how many sources are remembered.
+	// maxSources is how many sources are remembered. The least recently used one is forgotten first.
 	maxSources = 4096
 )
 
-var errTooManyBadKeys = fmt.Errorf("too many bad API keys from this address; wait a moment: %w", errdefs.ErrResourceExhausted)
+var errTooManyBadKeys = fmt.Errorf("too many bad API keys from this address; wait a moment and try again: %w", errdefs.ErrResourceExhausted)
 
-// badKeys bounds how many bad keys a source may have checked, since a check costs cryptography. A
-// source over its bound loses only new keys: those that were accepted before still work, so that
-// a bad client does not lock out the good ones behind the same address.
-type badKeys struct {
+// badKeyLimiter limits how many bad keys from one source are checked, because a check costs cryptography. If a source
+// is over the limit, only keys that were accepted before still work from there. So a bad client does not lock out the
+// good clients behind the same address.
+type badKeyLimiter struct {
 	verifier Verifier
 	mu       sync.RWMutex
 	sources  *limit.LRU[netip.Prefix, *rate.Limiter]
 }
 
-func newBadKeys(v Verifier) *badKeys {
-	return &badKeys{verifier: v, sources: limit.NewLRU[netip.Prefix, *rate.Limiter](maxSources)}
+func newBadKeyLimiter(v Verifier) *badKeyLimiter {
+	return &badKeyLimiter{verifier: v, sources: limit.NewLRU[netip.Prefix, *rate.Limiter](maxSources)}
 }
 
-// allow reports whether a key of a source may be checked.
-func (b *badKeys) allow(from netip.Prefix, key string) bool {
+// allow reports whether a key from a source may be checked.
+func (b *badKeyLimiter) allow(from netip.Prefix, key string) bool {
 	b.mu.RLock()
-	bucket, ok := b.sources.Peek(from)
+	limiter, ok := b.sources.Peek(from)
 	b.mu.RUnlock()
-	return !ok || bucket.Tokens() >= 1 || b.verifier.Known(key)
+	return !ok || limiter.Tokens() >= 1 || b.verifier.Known(key)
 }
 
-// count counts a key that was refused against its source.
-func (b *badKeys) count(from netip.Prefix) {
+// count counts a bad key against its source.
+func (b *badKeyLimiter) count(from netip.Prefix) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	bucket, ok := b.sources.Get(from)
+	limiter, ok := b.sources.Get(from)
 	if !ok {
-		bucket = rate.NewLimiter(badKeysPerSecond, badKeysBurst)
-		b.sources.Put(from, bucket)
+		limiter = rate.NewLimiter(badKeysPerSecond, badKeysBurst)
+		b.sources.Put(from, limiter)
 	}
-	bucket.Allow()
+	limiter.Allow()
 }

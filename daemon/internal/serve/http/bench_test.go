@@ -23,12 +23,12 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// client is one connection that sends the same request again and again, and does as little else as it
-// can: what is measured is the server.
+// client sends the same request over one connection again and again. It does as little else as possible, so that the
+// benchmark measures the server.
 type client struct {
-	conn    net.Conn
-	request []byte
-	answer  []byte // as long as each of the answers
+	conn     net.Conn
+	request  []byte
+	response []byte // the last response; all responses have the same length
 }
 
 func dial(b *testing.B, addr string, request []byte) *client {
@@ -50,7 +50,7 @@ func dial(b *testing.B, addr string, request []byte) *client {
 	if io.Copy(io.Discard, res.Body); res.StatusCode != http.StatusOK {
 		b.Fatal(res.Status)
 	}
-	c.answer = first.Bytes()
+	c.response = first.Bytes()
 	return c
 }
 
@@ -58,65 +58,65 @@ func (c *client) roundTrip() error {
 	if _, err := c.conn.Write(c.request); err != nil {
 		return err
 	}
-	if _, err := io.ReadFull(c.conn, c.answer); err != nil {
+	if _, err := io.ReadFull(c.conn, c.response); err != nil {
 		return err
 	}
-	if !bytes.HasPrefix(c.answer, []byte("HTTP/1.1 200 OK\r\n")) {
-		return fmt.Errorf("answer is %.40q", c.answer)
+	if !bytes.HasPrefix(c.response, []byte("HTTP/1.1 200 OK\r\n")) {
+		return fmt.Errorf("response is %.40q, want status 200", c.response)
 	}
 	return nil
 }
 
-// echo is a domain that costs nothing.
-type echo struct{ serverpc.Sandboxes }
+// helloSandboxes is a sandbox domain that costs almost nothing. Every command prints "hello".
+type helloSandboxes struct{ serverpc.Sandboxes }
 
-func (echo) RunCommand(context.Context, sandbox.Name, sandbox.Command) (sandbox.Process, error) {
-	return &echoed{}, nil
+func (helloSandboxes) RunCommand(context.Context, sandbox.Name, sandbox.Command) (sandbox.Process, error) {
+	return &helloProcess{}, nil
 }
 
-// echoed is a process that prints one line.
-type echoed struct{ events int }
+// helloProcess is a process that prints one line.
+type helloProcess struct{ events int }
 
-func (e *echoed) Next() (sandbox.Event, error) {
-	switch e.events++; e.events {
+func (p *helloProcess) Next() (sandbox.Event, error) {
+	switch p.events++; p.events {
 	case 1:
-		return hello, nil
+		return helloOutput, nil
 	case 2:
 		return sandbox.Exit{}, nil
 	}
 	return nil, io.EOF
 }
 
-func (e *echoed) Close() error { return nil }
+func (p *helloProcess) Close() error { return nil }
 
-var hello = sandbox.Output{Stream: sandbox.Stdout, Data: []byte("hello\n")}
+var helloOutput = sandbox.Output{Stream: sandbox.Stdout, Data: []byte("hello\n")}
 
-// cpuTime is what the process has used of the processors.
+// cpuTime returns the CPU time that this process has used.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
-	var use syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &use); err != nil {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
 		b.Fatal(err)
 	}
-	return time.Duration(use.Utime.Nano() + use.Stime.Nano())
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
-// BenchmarkGateway measures requests over 256 loopback connections that are kept open: with API keys,
-// without (dev mode), with API keys and the access log written, and beside a bare net/http handler that
-// reads the same body and writes the same answer. They take turns. The ratios are those of processor
-// time, clients included, of the median round: a machine that others use does not change them, and at
-// full load they are those of the throughput.
+// BenchmarkGateway measures requests over 256 loopback connections that are kept open. It compares four servers, which
+// take turns: a bare net/http handler that reads the same body and writes the same response ("bare"), the gateway in dev
+// mode ("open"), with API keys ("auth"), and with API keys and the access log ("auth+log"). The ratios compare the CPU
+// time of the median round, including that of the clients. They do not depend on the other load of the machine, and at
+// full load they equal the ratios of the throughput.
 func BenchmarkGateway(b *testing.B) {
 	body := Request("sandbox.command.run", `{"sandbox":"a","command":"echo","args":["hello"]}`)
-	quiet := func(o *Setup) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), echo{} }
+	quiet := func(o *Setup) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), helloSandboxes{} }
 	logged := func(o *Setup) {
-		o.Log, o.Sandboxes = slog.New(slog.NewTextHandler(io.Discard, nil)), echo{}
+		o.Log, o.Sandboxes = slog.New(slog.NewTextHandler(io.Discard, nil)), helloSandboxes{}
 	}
 	auth, dev, log := New(b, quiet), New(b, quiet, func(o *Setup) { o.Dev = true }), New(b, logged)
 	var sample *httptest.ResponseRecorder
 	for _, s := range []*Site{auth, dev, log} {
-		local := func(r *http.Request) { r.Host = "localhost" }
-		sample = s.Post(body, local)
+		localhost := func(r *http.Request) { r.Host = "localhost" }
+		sample = s.Post(body, localhost)
 	}
 	bare := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.ReadAll(r.Body)
@@ -130,8 +130,8 @@ func BenchmarkGateway(b *testing.B) {
 	type variant struct {
 		name    string
 		clients []*client
-		round   []time.Duration // of each round: processor time per request
-		took    []time.Duration // of each request
+		cpu     []time.Duration // the CPU time per request in each round
+		latency []time.Duration // of each request
 	}
 	var variants []*variant
 	for _, c := range []struct {
@@ -152,7 +152,7 @@ func BenchmarkGateway(b *testing.B) {
 	b.ResetTimer()
 	for b.Loop() {
 		for _, v := range variants {
-			took := make([]time.Duration, connections*each)
+			latency := make([]time.Duration, connections*each)
 			began := cpuTime(b)
 			var wg sync.WaitGroup
 			for i, c := range v.clients {
@@ -163,34 +163,34 @@ func BenchmarkGateway(b *testing.B) {
 							b.Error(err)
 							return
 						}
-						took[i*each+n] = time.Since(sent)
+						latency[i*each+n] = time.Since(sent)
 					}
 				})
 			}
 			wg.Wait()
-			v.round = append(v.round, (cpuTime(b)-began)/(connections*each))
-			v.took = append(v.took, took...)
+			v.cpu = append(v.cpu, (cpuTime(b)-began)/(connections*each))
+			v.latency = append(v.latency, latency...)
 		}
 	}
 	b.StopTimer()
 	b.ReportMetric(0, "ns/op")
-	median := func(d []time.Duration, of float64) float64 {
+	quantile := func(d []time.Duration, q float64) float64 {
 		slices.Sort(d)
-		return float64(d[int(of*float64(len(d)-1))])
+		return float64(d[int(q*float64(len(d)-1))])
 	}
-	floor := median(variants[0].round, .5)
+	bareCPU := quantile(variants[0].cpu, .5)
 	for _, v := range variants {
-		b.ReportMetric(median(v.round, .5), v.name+"-cpu-ns/request")
-		b.ReportMetric(100*floor/median(v.round, .5), v.name+"-%-of-bare")
-		b.ReportMetric(median(v.took, .5)/1e6, v.name+"-p50-ms")
-		b.ReportMetric(median(v.took, .99)/1e6, v.name+"-p99-ms")
+		b.ReportMetric(quantile(v.cpu, .5), v.name+"-cpu-ns/request")
+		b.ReportMetric(100*bareCPU/quantile(v.cpu, .5), v.name+"-%-of-bare")
+		b.ReportMetric(quantile(v.latency, .5)/1e6, v.name+"-p50-ms")
+		b.ReportMetric(quantile(v.latency, .99)/1e6, v.name+"-p99-ms")
 	}
-	b.ReportMetric(100*median(variants[1].round, .5)/median(variants[2].round, .5), "auth-%-of-open")
+	b.ReportMetric(100*quantile(variants[1].cpu, .5)/quantile(variants[2].cpu, .5), "auth-%-of-open")
 }
 
-// BenchmarkHandler measures what the gateway itself takes, without a connection.
+// BenchmarkHandler measures a request to the gateway without a connection.
 func BenchmarkHandler(b *testing.B) {
-	s := New(b, func(o *Setup) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), echo{} })
+	s := New(b, func(o *Setup) { o.Log, o.Sandboxes = slog.New(slog.DiscardHandler), helloSandboxes{} })
 	body := Request("sandbox.command.run", `{"sandbox":"a","command":"echo","args":["hello"]}`)
 	r := httptest.NewRequest(http.MethodPost, rpc.Path, nil)
 	r.Header.Set("Content-Type", "application/json")
@@ -209,7 +209,7 @@ func BenchmarkHandler(b *testing.B) {
 	}
 }
 
-// discard is a ResponseWriter to nobody.
+// discard is a ResponseWriter that discards the body.
 type discard struct {
 	header http.Header
 	status int

@@ -19,56 +19,56 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
-// Call is one HTTP request on its way through the Gateway, as an endpoint sees it.
+// Call is one HTTP request that the Gateway handles, as an endpoint sees it.
 type Call struct {
-	// ID is the request id, which the response and the log have.
+	// ID is the request id. It is also in the response (X-Request-Id) and in the log.
 	ID string
-	// Principal is whom the request speaks for.
+	// Principal is the holder of the API key; the zero Principal for Open endpoints.
 	Principal keys.Principal
-	// Body is the whole body, if the endpoint's rule is JSON. It is valid until Serve returns.
+	// Body is the complete body if the endpoint's Body is JSON. It is valid until Serve returns.
 	Body []byte
 
 	gateway  *Gateway
 	began    time.Time
-	client   netip.Addr // whose request it is, also behind trusted proxies; not valid if it cannot be told
-	remote   string     // the address of the connection
-	endpoint *Endpoint  // nil before the route is known
-	path     string     // of the endpoint, or unknownPath
+	client   netip.Addr // the client's address, also behind trusted proxies; the zero Addr if it is not known
+	remote   string     // the remote address of the connection
+	endpoint *Endpoint  // nil until the request is routed
+	path     string     // the path of the endpoint's pattern, or unknownPath
 	bucket   *limit.Bucket
 	response response
-	err      error // of the endpoint, or why its key was refused
+	err      error // the endpoint's error, or why the request was refused before the endpoint ran
 	failed   bool  // the endpoint returned an error or panicked
 	panicked bool
 
 	mu       sync.Mutex
 	reserved int  // bytes of output that runs hold
-	held     int  // bytes that are counted for this request
-	ended    bool // nothing is held any more
+	held     int  // bytes that count against the limits of the key and of the server
+	released bool // the request has ended: no more bytes can be held
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP implements http.Handler.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	g.serving.Add(1)
-	defer g.serving.Done()
-	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientOf(r), remote: r.RemoteAddr, path: unknownPath}
+	g.inProgress.Add(1)
+	defer g.inProgress.Done()
+	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientIP(r), remote: r.RemoteAddr, path: unknownPath}
 	c.response = response{ResponseWriter: w, call: c, buffer: newBuffer()}
 	g.metrics.inFlight.Inc()
 	defer g.metrics.inFlight.Dec()
 	defer c.release()
-	err := g.guarded(c, r)
-	cutOff := c.response.sent && c.response.conn == nil && c.failed
-	refused := c.response.finish(err)
-	g.metrics.request(c.path, c.response.status)
-	if refused != nil {
-		g.logRefused(r.Context(), c, refused)
+	err := g.route(c, r)
+	truncated := c.response.sent && c.response.hijacked == nil && c.failed
+	cause := c.response.finish(err)
+	g.metrics.countResponse(c.path, c.response.status)
+	if cause != nil {
+		g.logRefused(r.Context(), c, cause)
 	}
-	if cutOff {
-		panic(http.ErrAbortHandler) // so that the client does not take a part of the response for all of it
+	if truncated {
+		panic(http.ErrAbortHandler) // so that the client notices that the response is incomplete
 	}
 }
 
-// guarded turns a panic into an error.
-func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
+// route checks what all requests have in common and passes a request to its endpoint. It returns a panic as an error.
+func (g *Gateway) route(c *Call, r *http.Request) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.failed, c.panicked = true, true
@@ -76,7 +76,7 @@ func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
 		}
 	}()
 	if headerSize(r) > maxHeader {
-		return refuse(http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("headers hold at most %d bytes", maxHeader))
+		return newRefusal(http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the headers exceed the limit of %d bytes", maxHeader))
 	}
 	if g.Dev {
 		if err := g.checkBrowser(r); err != nil {
@@ -87,20 +87,20 @@ func (g *Gateway) guarded(c *Call, r *http.Request) (err error) {
 	if c.endpoint != nil {
 		return c.err
 	}
-	// The mux has answered by itself.
+	// No endpoint matched, so the mux wrote a response itself, which is replaced here.
 	if c.response.status == http.StatusMethodNotAllowed {
 		if _, exists := g.metrics.served[r.URL.Path]; exists {
 			c.path = r.URL.Path
 		}
 		allow := c.response.Header().Get("Allow")
-		refused := refuse(http.StatusMethodNotAllowed, "this path takes "+allow)
-		refused.Header = http.Header{"Allow": {allow}}
-		return refused
+		refusal := newRefusal(http.StatusMethodNotAllowed, "this path accepts only "+allow)
+		refusal.Header = http.Header{"Allow": {allow}}
+		return refusal
 	}
-	return refuse(http.StatusNotFound, "there is nothing at this path; requests go to "+rpc.Path)
+	return newRefusal(http.StatusNotFound, "there is nothing at this path; send requests to "+rpc.Path)
 }
 
-// serve has an endpoint answer.
+// serve passes a request to its endpoint, after the checks that the endpoint asks for. It sets c.err.
 func (c *Call) serve(e *Endpoint, path string, r *http.Request) {
 	c.endpoint, c.path, c.response.ctx = e, path, r.Context()
 	if e.Scope == Open {
@@ -108,48 +108,49 @@ func (c *Call) serve(e *Endpoint, path string, r *http.Request) {
 		c.failed = c.err != nil
 		return
 	}
-	c.err = c.gateway.behindKey(c, e, r)
+	c.err = c.gateway.serveWithKey(c, e, r)
 }
 
-// Source is where the request came from, for the log: with the port, unless a proxy passed it on.
+// Source returns the client's address for the log. It includes the port unless a trusted proxy forwarded the request.
 func (c *Call) Source() string {
-	if clientAddr(c.remote) == c.client {
+	if remoteIP(c.remote) == c.client {
 		return c.remote
 	}
 	return c.client.String()
 }
 
-// CountCalls counts the calls of a batch beyond the first, which is counted already, against the rate of the key. The
-// batch runs all the same: what comes after it waits for longer.
+// CountCalls counts the calls of a batch against the rate limit of the key. The first call is already counted. The batch
+// runs even if it exceeds the limit; the requests after it then have to wait longer.
 func (c *Call) CountCalls(calls int) { c.bucket.Owe(calls - 1) }
 
-// Hold counts n more bytes of a run's output, which are held until the response is sent, against the bounds of the
-// key and of the server. Its error is an *rpc.Error.
+// Hold counts n more bytes of a run's output, which are held in memory until the response is sent, against the limits of
+// the key and of the server. If a limit is exceeded, or the request has ended, the error is an *rpc.Error.
 func (c *Call) Hold(n int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ended { // a library went on without its request
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request was answered already: output limit of the run reached"}
+	if c.released { // a library that the endpoint uses still works on a request that has ended
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request has already ended: output limit of the run reached"}
 	}
-	if excess := c.count(max(c.reserved+n, c.held)); excess != limit.Within {
-		return c.tooMuch(excess, " and the run was interrupted", "print less", ", write to a file", ": output limit of the run reached")
+	if excess := c.holdAtLeast(max(c.reserved+n, c.held)); excess != limit.Within {
+		return c.limitError(excess, " and the run was interrupted", "print less", ", write to a file", ": output limit of the run reached")
 	}
 	c.reserved += n
 	return nil
 }
 
-// buffered counts the bytes of the response, which replace those that a run held.
-func (c *Call) buffered(bytes int) error {
+// holdResponse counts the size of the buffered response, in bytes. The response contains the output for which runs
+// already hold bytes, so it counts only beyond those. The first g.uncounted bytes of it do not count.
+func (c *Call) holdResponse(bytes int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if excess := c.count(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
-		return c.tooMuch(excess, "", "ask for less", "", "")
+	if excess := c.holdAtLeast(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
+		return c.limitError(excess, "", "request less data", "", "")
 	}
 	return nil
 }
 
-// count makes the bytes that are held at least n. The caller holds c.mu.
-func (c *Call) count(n int) limit.Excess {
+// holdAtLeast increases the bytes that the request holds to n, unless that would exceed a limit. The caller holds c.mu.
+func (c *Call) holdAtLeast(n int) limit.Excess {
 	if n <= c.held {
 		return limit.Within
 	}
@@ -160,58 +161,64 @@ func (c *Call) count(n int) limit.Excess {
 	return excess
 }
 
-// tooMuch is without a word of trying again: the same request would come to the same end.
-func (c *Call) tooMuch(excess limit.Excess, what, remedy, orElse, end string) *rpc.Error {
-	bound, most, orElse := "this key waits", c.gateway.held.Each, orElse+", or wait for fewer answers at a time"
+// limitError returns the error for a response or output that exceeds a limit. It has no RetryAfter, so that clients do
+// not repeat the request automatically, which would fail again.
+func (c *Call) limitError(excess limit.Excess, effect, remedy, alternative, suffix string) *rpc.Error {
+	whose, maxBytes, alternative := "this key", c.gateway.held.Each, alternative+", or send fewer requests at a time"
 	if excess == limit.OverAll {
-		bound, most, orElse = "all keys wait", c.gateway.held.All, ", or try again later"
+		whose, maxBytes, alternative = "all keys", c.gateway.held.All, ", or try again later"
 	}
-	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the answers that %s for hold more than %d MiB%s: %s%s%s", bound, most>>20, what, remedy, orElse, end)}
+	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the pending responses of %s exceed %d MiB%s: %s%s%s",
+		whose, maxBytes>>20, effect, remedy, alternative, suffix)}
 }
 
-// release ends the count of what is held.
+// release gives back all bytes that the request holds.
 func (c *Call) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.ended = true
+	c.released = true
 	c.gateway.held.Release(c.Principal.KeyID, c.held)
 	c.held = 0
 }
 
-// Refusal is an error that says exactly what the client is told. Cause is for the log, where nothing may be that a
-// client made up.
+// Refusal is an error that determines the response to the client.
 type Refusal struct {
+	// Status is the HTTP status.
 	Status int
-	Header http.Header // beside those of every response; may be nil
-	Told   *rpc.Error
-	Cause  error
+	// Header has headers to set in addition to those of every response. It may be nil.
+	Header http.Header
+	// ClientError is the body of the response.
+	ClientError *rpc.Error
+	// Cause is written to the log only. It must not contain text that a client sent.
+	Cause error
 }
 
 func (r *Refusal) Error() string { return r.Cause.Error() }
 func (r *Refusal) Unwrap() error { return r.Cause }
 
-// refuse says what is wrong with the HTTP request, rather than with what it asks for.
-func refuse(status int, message string) *Refusal {
+// newRefusal returns a Refusal of a request that is invalid as an HTTP request, whatever calls it contains.
+func newRefusal(status int, message string) *Refusal {
 	e := &rpc.Error{Code: rpc.CodeInvalidRequest, Message: message}
-	return &Refusal{Status: status, Told: e, Cause: e}
+	return &Refusal{Status: status, ClientError: e, Cause: e}
 }
 
-// refusal is what the client is told of an error. Its cause may be told to nobody.
+// refusal converts err to the response that the client gets. It counts authentication failures.
 func (c *Call) refusal(err error) *Refusal {
 	if r, ok := errors.AsType[*Refusal](err); ok {
 		return r
 	}
 	if tooLong, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return refuse(http.StatusRequestEntityTooLarge, fmt.Sprintf("a body holds at most %d bytes", tooLong.Limit))
+		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body exceeds the limit of %d bytes", tooLong.Limit))
 	}
-	told := rpcerr.JSONRPC(err, c.ID)
-	if told.Code == rpc.CodeUnauthenticated {
-		told = ErrNoKey
+	clientErr := rpcerr.JSONRPC(err, c.ID)
+	if clientErr.Code == rpc.CodeUnauthenticated {
+		clientErr = ErrNoKey
 		c.gateway.metrics.authFailures.Inc()
 	}
-	return &Refusal{Status: rpcerr.HTTPStatus(told.Code), Told: told, Cause: err}
+	return &Refusal{Status: rpcerr.HTTPStatus(clientErr.Code), ClientError: clientErr, Cause: err}
 }
 
+// headerSize returns about how many bytes the request line and the headers of r have on the wire.
 func headerSize(r *http.Request) int {
 	size := len(r.Method) + len(r.RequestURI) + len(r.Host)
 	for name, values := range r.Header {
@@ -222,8 +229,8 @@ func headerSize(r *http.Request) int {
 	return size
 }
 
-// keyEnded returns why a request's key was refused while the request ran; nil if it was not.
-func keyEnded(ctx context.Context) error {
+// keyInvalidated returns the error if ctx ended because the key of its request was revoked, expired or reset, else nil.
+func keyInvalidated(ctx context.Context) error {
 	if cause := context.Cause(ctx); errdefs.IsUnauthorized(cause) {
 		return cause
 	}

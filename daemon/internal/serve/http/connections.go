@@ -7,16 +7,15 @@ import (
 	"sync"
 )
 
-// connections bounds how many connections there are. It passes each on as it came, because net/http
-// looks at its type for TLS; so the server's ConnState hook reports when one ends. A hijacked one, of which net/http
-// reports no end, counts until it is closed.
+// connections limits the number of connections. It does not wrap them, because net/http checks the type of a connection
+// for TLS. Instead, the server's ConnState hook reports when one is closed. net/http does not report the end of a
+// hijacked connection, so trackHijacked wraps that.
 type connections struct {
-	slots chan struct{} // holds one for each connection, and one for that which may come next
-	// share is how many one source may have, so that it cannot keep out all the others. This machine has
-	// no such bound: a proxy on it speaks for everybody.
-	share int
-	// proxies speak for many, too.
-	proxies []netip.Prefix
+	slots chan struct{} // has one element for each open connection, and one for the connection that Accept waits for
+	// maxPerSource is how many connections one source may have, so that it cannot lock out all others. It does not
+	// apply to this machine and to proxies, because a proxy forwards the requests of many clients.
+	maxPerSource int
+	proxies      []netip.Prefix // the trusted proxies
 
 	mu       sync.Mutex
 	open     int
@@ -24,19 +23,19 @@ type connections struct {
 }
 
 func newConnections(max int, proxies []netip.Prefix) *connections {
-	return &connections{slots: make(chan struct{}, max), share: (max + 1) / 2, proxies: proxies, bySource: map[netip.Prefix]int{}}
+	return &connections{slots: make(chan struct{}, max), maxPerSource: (max + 1) / 2, proxies: proxies, bySource: map[netip.Prefix]int{}}
 }
 
-// listen bounds ln.
+// listen returns a listener that accepts connections from ln within the limits.
 func (c *connections) listen(ln net.Listener) net.Listener {
 	return &boundedListener{Listener: ln, connections: c, closed: make(chan struct{})}
 }
 
-// enter counts one more connection of a source, unless the source has its share.
-func (c *connections) enter(from netip.Prefix) bool {
+// add counts one more connection of a source. It reports false, and counts nothing, if the source is at its limit.
+func (c *connections) add(from netip.Prefix) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.bySource[from] >= c.share && !from.Addr().IsLoopback() && !contain(c.proxies, from.Addr()) {
+	if c.bySource[from] >= c.maxPerSource && !from.Addr().IsLoopback() && !containsAddr(c.proxies, from.Addr()) {
 		return false
 	}
 	c.open++
@@ -44,22 +43,22 @@ func (c *connections) enter(from netip.Prefix) bool {
 	return true
 }
 
-// count is how many connections there are.
+// count returns the number of open connections.
 func (c *connections) count() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.open
 }
 
-// track is for http.Server's ConnState.
+// track is the ConnState hook of the http.Server.
 func (c *connections) track(conn net.Conn, state http.ConnState) {
 	if state == http.StateClosed {
-		c.leave(sourceOf(conn))
+		c.remove(connSource(conn))
 	}
 }
 
-// leave ends the count of a connection.
-func (c *connections) leave(from netip.Prefix) {
+// remove stops counting a connection and frees its slot.
+func (c *connections) remove(from netip.Prefix) {
 	c.mu.Lock()
 	c.open--
 	if c.bySource[from]--; c.bySource[from] == 0 {
@@ -69,27 +68,27 @@ func (c *connections) leave(from netip.Prefix) {
 	<-c.slots
 }
 
-// hijacked returns a connection that net/http has given up, which counts until it is closed.
-func (c *connections) hijacked(conn net.Conn) net.Conn {
-	from := sourceOf(conn)
-	return &countedConn{Conn: conn, leave: sync.OnceFunc(func() { c.leave(from) })}
+// trackHijacked wraps a hijacked connection so that it counts until it is closed.
+func (c *connections) trackHijacked(conn net.Conn) net.Conn {
+	from := connSource(conn)
+	return &countedConn{Conn: conn, onClose: sync.OnceFunc(func() { c.remove(from) })}
 }
 
-// countedConn calls leave when it is closed. It may be closed again.
+// countedConn calls onClose each time it is closed.
 type countedConn struct {
 	net.Conn
-	leave func()
+	onClose func()
 }
 
 func (c *countedConn) Close() error {
-	defer c.leave()
+	defer c.onClose()
 	return c.Conn.Close()
 }
 
-func sourceOf(conn net.Conn) netip.Prefix { return source(clientAddr(conn.RemoteAddr().String())) }
+func connSource(conn net.Conn) netip.Prefix { return sourceNet(remoteIP(conn.RemoteAddr().String())) }
 
-// boundedListener accepts a connection only when there is a slot for it. Until then it waits in the
-// kernel's queue: slow clients are cut within seconds, and it gets its turn.
+// boundedListener accepts a connection only when a slot is free. Until then the connection waits in the kernel's queue.
+// It does not wait for long, because slow clients are disconnected within seconds.
 type boundedListener struct {
 	net.Listener
 	connections *connections
@@ -108,7 +107,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 			<-l.connections.slots
 			return nil, err
 		}
-		if l.connections.enter(sourceOf(conn)) {
+		if l.connections.add(connSource(conn)) {
 			return conn, nil
 		}
 		conn.Close()

@@ -30,8 +30,8 @@ func dialTest(t *testing.T, addr string) net.Conn {
 	return conn
 }
 
-// ask sends a health check on an open connection and reads the answer.
-func ask(t *testing.T, conn net.Conn) {
+// checkHealth sends a health check on an open connection and reads the response.
+func checkHealth(t *testing.T, conn net.Conn) {
 	t.Helper()
 	fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", rpc.HealthPath)
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -43,31 +43,31 @@ func ask(t *testing.T, conn net.Conn) {
 	}
 }
 
-// One connection more than the most waits until another ends; it is neither refused nor forgotten.
+// A connection over the limit is not refused. It waits until another connection ends, and is then served.
 func TestMaxConnections(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 2 })
 	addr, stop := s.Listen(t)
 	defer stop()
 	first, second, third := dialTest(t, addr), dialTest(t, addr), dialTest(t, addr)
-	ask(t, first)
-	ask(t, second)
+	checkHealth(t, first)
+	checkHealth(t, second)
 	if n := s.OpenConnections(); n != 2 {
-		t.Errorf("%d connections are counted", n)
+		t.Errorf("%d connections are open, want 2", n)
 	}
 	fmt.Fprintf(third, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", rpc.HealthPath)
 	third.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 	if _, err := third.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatal("a third connection was served:", err)
+		t.Fatal("read on the third connection: want a timeout, got:", err)
 	}
 	third.SetReadDeadline(time.Time{})
 	first.Close()
 	if res, err := http.ReadResponse(bufio.NewReader(third), nil); err != nil || res.StatusCode != http.StatusOK {
-		t.Fatal("the third connection did not get its turn:", err)
+		t.Fatal("the third connection was not served after another had ended:", err)
 	}
 }
 
-// Idle connections take all the places until they are cut; then those who wait are served.
-func TestIdleConnectionsMakeRoom(t *testing.T) {
+// Idle connections that use up the limit are closed at their timeout. Then the connections that wait are served.
+func TestIdleConnectionsAreClosedForOthers(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 10 })
 	s.HTTPServer().ReadHeaderTimeout = 300 * time.Millisecond
 	addr, stop := s.Listen(t)
@@ -76,29 +76,30 @@ func TestIdleConnectionsMakeRoom(t *testing.T) {
 		dialTest(t, addr)
 	}
 	if status, _ := s.Send(t, addr, Request("sandbox.metrics.get", "{}")); status != http.StatusOK {
-		t.Error("answer is", status)
+		t.Errorf("response has status %d, want 200", status)
 	}
 }
 
-// A stop does not wait for the connections that have no place.
-func TestStopWhenFull(t *testing.T) {
+// Stopping the server does not wait for connections that were not accepted because of the limit.
+func TestStopAtConnectionLimit(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 1 })
 	addr, stop := s.Listen(t)
-	ask(t, dialTest(t, addr))
+	checkHealth(t, dialTest(t, addr))
 	dialTest(t, addr)
 	stop()
 	s.WaitForConnections()
 }
 
-// newTLS wraps a listener as the wiring does, and returns a client that trusts it.
+// newTLS wraps a listener with TLS as package daemon does. It returns the listener and a client that trusts its
+// certificate. Both come from an httptest.Server, which is not used otherwise.
 func newTLS(t *testing.T, ln net.Listener, protocols ...string) (net.Listener, *http.Client) {
 	t.Helper()
-	certified := httptest.NewUnstartedServer(nil)
-	certified.EnableHTTP2 = len(protocols) > 0 && protocols[0] == "h2"
-	certified.StartTLS()
-	t.Cleanup(certified.Close)
-	t.Cleanup(certified.Client().CloseIdleConnections)
-	return tls.NewListener(ln, &tls.Config{Certificates: certified.TLS.Certificates, NextProtos: protocols}), certified.Client()
+	server := httptest.NewUnstartedServer(nil)
+	server.EnableHTTP2 = len(protocols) > 0 && protocols[0] == "h2"
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	t.Cleanup(server.Client().CloseIdleConnections)
+	return tls.NewListener(ln, &tls.Config{Certificates: server.TLS.Certificates, NextProtos: protocols}), server.Client()
 }
 
 func TestTLS(t *testing.T) {
@@ -112,11 +113,11 @@ func TestTLS(t *testing.T) {
 			s := New(t)
 			s.HTTPServer().ReadTimeout = 5 * time.Second
 			var runs int
-			s.Boxes.OnRun = func(ctx context.Context) error {
+			s.Sandboxes.OnRun = func(ctx context.Context) error {
 				if runs++; runs > 1 {
 					return nil
 				}
-				select { // the first one lasts longer than a client may take to send its request
+				select { // the first run takes longer than ReadTimeout
 				case <-ctx.Done():
 					return context.Cause(ctx)
 				case <-time.After(6 * time.Second):
@@ -134,7 +135,7 @@ func TestTLS(t *testing.T) {
 			for _, long := range []bool{false, true, false} {
 				code := "1"
 				if long {
-					code = strings.Repeat("x", 100<<10) // many frames in, many out
+					code = strings.Repeat("x", 100<<10) // so that the request and the response need many HTTP/2 frames
 				}
 				r, _ := http.NewRequest(http.MethodPost, "https://"+plain.Addr().String()+rpc.Path,
 					strings.NewReader(Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`)))
@@ -147,13 +148,13 @@ func TestTLS(t *testing.T) {
 				body, err := io.ReadAll(res.Body)
 				res.Body.Close()
 				if err != nil || res.StatusCode != http.StatusOK || res.Proto != c.want || !bytes.Contains(body, []byte("python: "+code)) {
-					t.Errorf("%s %s %.100s %v", res.Proto, res.Status, body, err)
+					t.Errorf("response is %s %s %.100s, error %v; want %s, 200 and the code in the output", res.Proto, res.Status, body, err, c.want)
 				}
 			}
-			// Plain HTTP to a TLS port is an error that says so.
+			// A plain HTTP request to the TLS port gets an error.
 			res, err := http.Get("http://" + plain.Addr().String() + rpc.HealthPath)
 			if err != nil || res.StatusCode != http.StatusBadRequest {
-				t.Errorf("plain HTTP: %v %v", res, err)
+				t.Errorf("plain HTTP: response is %v, error %v; want status 400", res, err)
 			} else {
 				res.Body.Close()
 			}
@@ -181,10 +182,10 @@ func TestDevModeServesOnLoopbackOnly(t *testing.T) {
 				continue
 			}
 			if err := s.Serve(t.Context(), ln); err == nil || !strings.Contains(err.Error(), "dev mode") {
-				t.Fatal("served on every address in dev mode:", err)
+				t.Fatal("Serve on a wildcard address in dev mode: got error:", err)
 			}
 			if _, err := plain.Accept(); err == nil {
-				t.Error("the listener is still open")
+				t.Error("Serve failed but left the listener open")
 			}
 		}
 	}

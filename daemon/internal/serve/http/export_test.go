@@ -8,7 +8,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
-// What tests of the package from outside need, which can use the sites of servetest.
+// These exports are for the tests in package http_test, which can import servetest.
 const (
 	MaxHeader         = maxHeader
 	BadKeysBurst      = badKeysBurst
@@ -27,9 +27,9 @@ func (g *Gateway) SetHeld(all, each, uncounted int) {
 }
 func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
 func (g *Gateway) OpenConnections() int                { return g.connections.count() }
-func (g *Gateway) ClientOf(r *http.Request) netip.Addr { return g.clientOf(r) }
+func (g *Gateway) ClientIP(r *http.Request) netip.Addr { return g.clientIP(r) }
 
-// WaitForConnections returns when every connection has ended: only then are all places free.
+// WaitForConnections returns when every connection has ended. It takes all slots, which are free only then.
 func (g *Gateway) WaitForConnections() {
 	c := g.connections
 	for range cap(c.slots) {

@@ -24,10 +24,10 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// soaking says that the full counts are to be run.
-func soaking() bool { return os.Getenv("MSB_SOAK") == "1" }
+// soak reports whether the test should run with its full numbers and timeouts (MSB_SOAK=1).
+func soak() bool { return os.Getenv("MSB_SOAK") == "1" }
 
-// slowClients are connections that keep the server waiting, each kind in its way.
+// slowClients are connections that keep the server waiting, in different ways.
 type slowClients struct {
 	conns []net.Conn
 	done  chan struct{}
@@ -42,7 +42,7 @@ func openSlowClients(t testing.TB, s *Site, addr string, n int) *slowClients {
 	}
 	if need := uint64(2*n + 1000); limit.Cur < need {
 		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: need, Max: max(need, limit.Max)}); err != nil {
-			t.Fatalf("%d descriptors are needed, %d allowed: raise the limit (ulimit -n): %v", need, limit.Cur, err)
+			t.Fatalf("the test needs %d file descriptors, but the limit is %d; raise it with ulimit -n: %v", need, limit.Cur, err)
 		}
 	}
 	head := func(key string) string {
@@ -50,16 +50,16 @@ func openSlowClients(t testing.TB, s *Site, addr string, n int) *slowClients {
 	}
 	key := s.Issue(t, keys.IssueRequest{})
 	kinds := []string{
-		"", // says nothing
+		"", // sends nothing
 		head(key) + "X: " + strings.Repeat("x", gateway.MaxHeader-500), // long headers that do not end
-		head(key), // and goes on byte by byte
+		head(key), // then sends one byte of a header at a time
 		head(key) + "Content-Length: 1048576\r\n\r\n" + strings.Repeat(" ", 32<<10),                   // a long body that stops
-		head("") + "Content-Length: 1048576\r\n\r\n",                                                  // the same without a key
-		"GET " + rpc.HealthPath + " HTTP/1.1\r\nHost: x\r\n\r\n",                                      // an answer, and then nothing more
-		head("msb_v2.public."+strings.Repeat("A", 2000)) + "Expect: 100-continue\r\nX: y\r\n\r\n\x16", // nonsense
+		head("") + "Content-Length: 1048576\r\n\r\n",                                                  // no key, and a body that does not begin
+		"GET " + rpc.HealthPath + " HTTP/1.1\r\nHost: x\r\n\r\n",                                      // a complete request, then idle
+		head("msb_v2.public."+strings.Repeat("A", 2000)) + "Expect: 100-continue\r\nX: y\r\n\r\n\x16", // an invalid key, then garbage
 	}
 	c := &slowClients{done: make(chan struct{})}
-	var dribbling []net.Conn
+	var byteByByte []net.Conn
 	for i := range n {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -68,7 +68,7 @@ func openSlowClients(t testing.TB, s *Site, addr string, n int) *slowClients {
 		c.conns = append(c.conns, conn)
 		io.WriteString(conn, kinds[i%len(kinds)])
 		if i%len(kinds) == 2 {
-			dribbling = append(dribbling, conn)
+			byteByByte = append(byteByByte, conn)
 		}
 	}
 	c.wg.Go(func() {
@@ -79,7 +79,7 @@ func openSlowClients(t testing.TB, s *Site, addr string, n int) *slowClients {
 			case <-c.done:
 				return
 			case <-tick.C:
-				for _, conn := range dribbling {
+				for _, conn := range byteByByte {
 					io.WriteString(conn, "x")
 				}
 			}
@@ -88,7 +88,7 @@ func openSlowClients(t testing.TB, s *Site, addr string, n int) *slowClients {
 	return c
 }
 
-// wait returns when the server has cut every connection.
+// wait returns when the server has closed every connection.
 func (c *slowClients) wait() {
 	for _, conn := range c.conns {
 		io.Copy(io.Discard, conn)
@@ -103,8 +103,8 @@ func (c *slowClients) close() {
 	}
 }
 
-// forge is a key that no one made, and that only its signature gives away.
-func forge(key string, n int) string {
+// forgeKey returns a key that differs from key only in its signature, which is invalid. It differs for each n.
+func forgeKey(key string, n int) string {
 	parts := strings.Split(key, ".")
 	signature := []byte(parts[2])
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -116,7 +116,7 @@ func forge(key string, n int) string {
 	return strings.Join(parts, ".")
 }
 
-// traffic is a number of clients of one kind.
+// traffic sends the requests of many clients to one site.
 type traffic struct {
 	s         *Site
 	addr      string
@@ -127,14 +127,15 @@ func newTraffic(s *Site, addr string, clients int) *traffic {
 	return &traffic{s, addr, &http.Transport{MaxIdleConnsPerHost: clients}}
 }
 
-func (tr *traffic) send(key, body string) (status int, answer string, err error) {
+func (tr *traffic) send(key, body string) (status int, response string, err error) {
 	r, err := http.NewRequest(http.MethodPost, "http://"+tr.addr+rpc.Path, strings.NewReader(body))
 	if err != nil {
 		return 0, "", err
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Authorization", "Bearer "+key)
-	// So that the client tries again where the server closes an idle connection in that moment.
+	// With this, the transport retries the request if the server closes an idle connection at the same moment. The header
+	// is not sent, because it has no values.
 	r.Header["Idempotency-Key"] = nil
 	res, err := tr.transport.RoundTrip(r)
 	if err != nil {
@@ -145,41 +146,41 @@ func (tr *traffic) send(key, body string) (status int, answer string, err error)
 	return res.StatusCode, string(text), err
 }
 
-// good sends a call and checks that it is answered as it should be.
-func (tr *traffic) good(n int) error {
+// sendGood sends a call with a valid key and checks the result.
+func (tr *traffic) sendGood(n int) error {
 	code := fmt.Sprint("code", n)
-	status, answer, err := tr.send(tr.s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
-	if err != nil || status != http.StatusOK || !strings.Contains(answer, `"python: `+code+`"`) {
-		return fmt.Errorf("a good request is answered with %d %s, %v", status, answer, err)
+	status, response, err := tr.send(tr.s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
+	if err != nil || status != http.StatusOK || !strings.Contains(response, `"python: `+code+`"`) {
+		return fmt.Errorf("valid key: response is %d %s, error %v; want 200 with the output", status, response, err)
 	}
 	return nil
 }
 
-// bad sends a forged key and checks that it is refused.
-func (tr *traffic) bad(n int) (status int, err error) {
-	status, answer, err := tr.send(forge(tr.s.Key, n), Request("sandbox.stop", `{"sandbox":"a"}`))
+// sendForged sends a call with a forged key and checks that it is refused.
+func (tr *traffic) sendForged(n int) (status int, err error) {
+	status, response, err := tr.send(forgeKey(tr.s.Key, n), Request("sandbox.stop", `{"sandbox":"a"}`))
 	if err == nil && status != http.StatusUnauthorized && status != http.StatusTooManyRequests {
-		err = fmt.Errorf("a forged key is answered with %d %s", status, answer)
+		err = fmt.Errorf("forged key: response is %d %s, want 401 or 429", status, response)
 	}
 	return status, err
 }
 
-// memoryBytes is how much memory the process has from the operating system; what the race detector
-// adds is not in it.
+// memoryBytes returns how much memory the Go runtime holds from the operating system. It does not include the memory of
+// the race detector.
 func memoryBytes() int {
 	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
 	metrics.Read(samples)
 	return int(samples[0].Value.Uint64() - samples[1].Value.Uint64())
 }
 
-// TestFlood lets good clients work while others keep thousands of connections waiting and send ten
-// times as many forged keys from the same address: every good call is answered, the memory is bounded,
-// and whoever keeps the server waiting is cut.
+// TestFlood sends valid calls while other clients at the same address keep thousands of slow connections open and send
+// ten times as many forged keys. Every valid call must succeed, the memory must stay within a limit, and the server must
+// close the slow connections.
 func TestFlood(t *testing.T) {
 	slow, good, each := 1000, 8, 50
 	s := New(t, func(o *Setup) { o.Log = slog.New(slog.DiscardHandler) })
-	if soaking() {
-		slow, each = 5000, 1000 // and the real limits of time
+	if soak() {
+		slow, each = 5000, 1000 // with the real timeouts
 	} else {
 		s.HTTPServer().ReadHeaderTimeout, s.HTTPServer().ReadTimeout, s.HTTPServer().IdleTimeout = 3*time.Second, 5*time.Second, 5*time.Second
 	}
@@ -188,20 +189,20 @@ func TestFlood(t *testing.T) {
 	defer stop()
 	tr := newTraffic(s, addr, 11*good)
 	defer tr.transport.CloseIdleConnections()
-	if err := tr.good(0); err != nil { // a key that is known to be good is not held up by the bad ones
+	if err := tr.sendGood(0); err != nil { // the limit of bad keys does not affect a key that was accepted before
 		t.Fatal(err)
 	}
 	debug.FreeOSMemory()
 	before := memoryBytes()
 
-	slowOnes := openSlowClients(t, s, addr, slow)
-	defer slowOnes.close()
+	slowConns := openSlowClients(t, s, addr, slow)
+	defer slowConns.close()
 	var wg sync.WaitGroup
-	var goodCalls, refused, held atomic.Int64
+	var goodCalls, refused, limited atomic.Int64
 	for i := range good {
 		wg.Go(func() {
 			for n := range each {
-				if err := tr.good(i*each + n); err != nil {
+				if err := tr.sendGood(i*each + n); err != nil {
 					t.Error(err)
 					return
 				}
@@ -212,12 +213,12 @@ func TestFlood(t *testing.T) {
 	for i := range 10 * good {
 		wg.Go(func() {
 			for n := range each {
-				switch status, err := tr.bad(i*each + n); {
+				switch status, err := tr.sendForged(i*each + n); {
 				case err != nil:
 					t.Error(err)
 					return
 				case status == http.StatusTooManyRequests:
-					held.Add(1)
+					limited.Add(1)
 				default:
 					refused.Add(1)
 				}
@@ -227,33 +228,33 @@ func TestFlood(t *testing.T) {
 	wg.Wait()
 	grown := memoryBytes() - before
 	if n := goodCalls.Load(); n != int64(good*each) {
-		t.Errorf("%d of %d good calls were answered", n, good*each)
+		t.Errorf("%d of %d valid calls succeeded", n, good*each)
 	}
-	if refused.Load() == 0 || held.Load() == 0 {
-		t.Errorf("of the forged keys %d were refused and %d not looked at", refused.Load(), held.Load())
+	if refused.Load() == 0 || limited.Load() == 0 {
+		t.Errorf("%d forged keys were checked and refused, %d were refused unchecked; want some of both", refused.Load(), limited.Load())
 	}
-	// Clients included, which are in this process.
-	if most := 256 << 20; grown > most {
-		t.Errorf("the process has grown by %d MiB", grown>>20)
+	// This includes the memory of the clients, which are in this process.
+	if limit := 256 << 20; grown > limit {
+		t.Errorf("memory grew by %d MiB, want at most %d", grown>>20, limit>>20)
 	}
-	t.Logf("%d slow connections, %d good calls, %d forged keys (%d looked at): memory grew by %d MiB",
-		slow, goodCalls.Load(), refused.Load()+held.Load(), refused.Load(), grown>>20)
+	t.Logf("%d slow connections, %d valid calls, %d forged keys (%d checked): memory grew by %d MiB",
+		slow, goodCalls.Load(), refused.Load()+limited.Load(), refused.Load(), grown>>20)
 
-	slowOnes.wait()
+	slowConns.wait()
 	tr.transport.CloseIdleConnections()
 	stop()
 	s.WaitForConnections()
 	if n := s.InFlightKeys(); n != 0 {
-		t.Errorf("%d keys still have requests in flight", n)
+		t.Errorf("after all requests, %d keys still count as having requests in progress", n)
 	}
 }
 
-// BenchmarkFlood measures good calls, 200 a second, alone and then beside slow connections and ten times
-// as many forged keys. With MSB_SOAK=1 there are 5,000 slow connections, else 1,000.
+// BenchmarkFlood measures the latency of 200 valid calls per second, first alone and then during a flood of slow
+// connections and ten times as many forged keys. There are 1,000 slow connections, or 5,000 with MSB_SOAK=1.
 func BenchmarkFlood(b *testing.B) {
 	const perSecond = 200
 	slow := 1000
-	if soaking() {
+	if soak() {
 		slow = 5000
 	}
 	s := New(b, func(o *Setup) { o.Log = slog.New(slog.DiscardHandler) })
@@ -262,7 +263,7 @@ func BenchmarkFlood(b *testing.B) {
 	defer stop()
 	tr := newTraffic(s, addr, 256)
 	defer tr.transport.CloseIdleConnections()
-	// paced calls send at a steady rate until ctx ends, and waits for the last.
+	// paced calls send at a steady rate until ctx ends, and then waits until all calls have returned.
 	paced := func(ctx context.Context, perSecond int, send func(n int)) {
 		var wg sync.WaitGroup
 		defer wg.Wait()
@@ -277,46 +278,46 @@ func BenchmarkFlood(b *testing.B) {
 			}
 		}
 	}
-	measure := func() (took []time.Duration) {
+	measure := func() (latencies []time.Duration) {
 		var mu sync.Mutex
 		ctx, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 		defer cancel()
 		paced(ctx, perSecond, func(n int) {
 			began := time.Now()
-			if err := tr.good(n); err != nil {
+			if err := tr.sendGood(n); err != nil {
 				b.Error(err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			took = append(took, time.Since(began))
+			latencies = append(latencies, time.Since(began))
 		})
-		slices.Sort(took)
-		return took
+		slices.Sort(latencies)
+		return latencies
 	}
 	for range b.N {
 		alone := measure()
-		slowOnes := openSlowClients(b, s, addr, slow)
+		slowConns := openSlowClients(b, s, addr, slow)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			paced(ctx, 10*perSecond, func(n int) {
-				if _, err := tr.bad(n); err != nil {
+				if _, err := tr.sendForged(n); err != nil {
 					b.Error(err)
 				}
 			})
 		})
-		beside := measure()
+		flooded := measure()
 		cancel()
 		wg.Wait()
-		slowOnes.close()
-		at := func(took []time.Duration, q float64) float64 {
-			return took[int(q*float64(len(took)-1))].Seconds() * 1000
+		slowConns.close()
+		quantile := func(latencies []time.Duration, q float64) float64 { // in milliseconds
+			return latencies[int(q*float64(len(latencies)-1))].Seconds() * 1000
 		}
 		b.ReportMetric(0, "ns/op")
-		b.ReportMetric(at(alone, .5), "alone-p50-ms")
-		b.ReportMetric(at(alone, .99), "alone-p99-ms")
-		b.ReportMetric(at(beside, .5), "flood-p50-ms")
-		b.ReportMetric(at(beside, .99), "flood-p99-ms")
-		b.ReportMetric(at(beside, .99)/at(alone, .99), "p99-ratio")
+		b.ReportMetric(quantile(alone, .5), "alone-p50-ms")
+		b.ReportMetric(quantile(alone, .99), "alone-p99-ms")
+		b.ReportMetric(quantile(flooded, .5), "flood-p50-ms")
+		b.ReportMetric(quantile(flooded, .99), "flood-p99-ms")
+		b.ReportMetric(quantile(flooded, .99)/quantile(alone, .99), "p99-ratio")
 	}
 }

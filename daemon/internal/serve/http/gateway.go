@@ -1,9 +1,10 @@
-// Package http serves remote clients over HTTP. It accepts connections, authenticates API keys, limits, counts and
-// logs, and hands each request to an endpoint: JSON-RPC, MCP, metrics and others. It knows nothing of sandboxes.
-// Package daemon makes the Gateway; the packages of endpoints import this one.
+// Package http serves remote clients over HTTP. The Gateway accepts connections, authenticates API keys, limits, counts
+// and logs requests, and passes each one to an endpoint such as JSON-RPC, MCP or metrics. The package does not depend on
+// sandboxes. Package daemon creates the Gateway. The packages that define endpoints import this package.
 //
-// A request passes these checks, in this order: connections, headers, browser (dev mode), route, API key, requests in
-// progress, rate, scope, body. Then the endpoint serves it.
+// A request passes these checks, in this order: the limit of connections, the size of the headers, the browser checks
+// of dev mode, the route, the API key, the limit of requests in progress, the rate limit, the scope, the body. Then the
+// endpoint serves it.
 package http
 
 import (
@@ -24,88 +25,91 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
-// Verifier checks API keys. A *keys.Verifier is one.
+// Verifier checks API keys. *keys.Verifier implements it.
 type Verifier interface {
-	// Verify returns whom a key speaks for, and counts one use of it by from. The error is errdefs.ErrUnauthenticated
-	// for a key that is not accepted, whatever the cause; it never contains the key.
+	// Verify returns the principal of a key and records that the key was used by from. For every key that is not
+	// accepted, the error is errdefs.ErrUnauthenticated. The error never contains the key.
 	Verify(key string, from netip.Addr) (keys.Principal, error)
-	// Known reports whether a key was accepted before and still is. It costs no cryptography.
+	// Known reports whether a key was accepted before and is still valid. It costs no cryptography.
 	Known(key string) bool
 }
 
 // Options configures a Gateway.
 type Options struct {
 	Verifier Verifier
-	// Endpoints are what the gateway serves, beside /health and /metrics.
+	// Endpoints are served in addition to /api/v1/health and /metrics.
 	Endpoints []Endpoint
-	// Dev accepts every request without looking at its key. Such a gateway serves on loopback only
-	// and refuses what a foreign web page may have sent.
+	// Dev accepts every request without checking its key. The gateway then serves on loopback only and refuses
+	// requests that a web page may have made a browser send.
 	Dev bool
-	// RequestsPerSecond bounds the calls of one key; 0 is no bound. A key that was quiet may make the calls
-	// of one second at once, and at least one. Each member of a batch counts.
+	// RequestsPerSecond limits the calls of each key; 0 means no limit. A key that was idle may make the calls of one
+	// second at once, and always at least one. Each call of a batch counts.
 	RequestsPerSecond float64
-	// MaxConnections bounds the connections at a time; 0 means 10000. More than that wait to be accepted.
-	// A source other than this machine gets half of them at most.
+	// MaxConnections limits the open connections; 0 means 10000. Further connections wait to be accepted. One source
+	// gets at most half of them, unless it is this machine or a trusted proxy.
 	MaxConnections int
-	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honoured. Without it, all clients
-	// behind a proxy share the bound on bad keys, and one locks out the others.
+	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honoured. Without it, all clients behind a
+	// proxy count as one source, so that the bad keys of one client lock out the new keys of the others.
 	TrustedProxies []netip.Prefix
-	// Metrics is what GET /metrics answers with; the gateway adds its own. nil means only these.
+	// Metrics is the registry that GET /metrics returns. The gateway registers its own metrics there. nil means a new
+	// registry.
 	Metrics *prometheus.Registry
 	Log     *slog.Logger
 }
 
 const (
 	headerTimeout  = 5 * time.Second
-	requestTimeout = 30 * time.Second // headers and body
+	requestTimeout = 30 * time.Second // for the headers and the body together
 	idleTimeout    = 60 * time.Second
 
-	// A stop waits drainTimeout for requests to end by themselves, then cuts them short and gives their
-	// answers cutTimeout to leave.
-	drainTimeout = 8 * time.Second
-	cutTimeout   = 2 * time.Second
+	// When the gateway stops, it waits drainTimeout for requests to finish. Then it cancels them and waits
+	// cancelTimeout until their responses are sent.
+	drainTimeout  = 8 * time.Second
+	cancelTimeout = 2 * time.Second
 
 	defaultMaxConnections = 10000
 
-	// maxHeader bounds the bytes of a request's line and headers.
+	// maxHeader limits the bytes of a request's line and headers.
 	maxHeader = 16 << 10
 
-	// maxInFlight bounds the requests of one key at a time.
+	// maxInFlight limits the requests in progress of one key.
 	maxInFlight = 256
 
-	// The most bytes that are held for responses at a time. In passing, there are up to three copies of them.
-	maxHeld      = 64 << 20 // of all keys
+	// maxHeld and maxHeldOfKey limit the bytes of pending responses, of all keys and of one key. The memory in use can
+	// briefly be three times as much, because of copies.
+	maxHeld      = 64 << 20
 	maxHeldOfKey = 32 << 20
-	// uncounted is what a response may have beyond the output of its runs before it is counted: the envelopes of a
-	// batch must fit when its runs have used up the bound.
+	// uncounted is how many bytes a response may have beyond the output of its runs before it counts. A batch whose runs
+	// have used up the limit still needs room for the rest of its JSON.
 	uncounted = 64 << 10
 
-	// Anybody can make the log longer by requests without a key: by this much, and no more.
+	// These limit the log lines about requests without a valid key, which anyone can send.
 	refusalsPerSecond = 10
 	refusalsBurst     = 1000
 )
 
-// Gateway is the HTTP handler. Make it with New.
+// Gateway is the HTTP server. Create it with New.
 type Gateway struct {
 	Options
 	mux         *http.ServeMux
-	badKeys     *badKeys
+	badKeys     *badKeyLimiter
 	inFlight    *limit.Counts
 	held        *limit.Budget
 	rates       *limit.Rates
-	refusals    *rate.Limiter // of lines in the log about requests without a good key
-	browsers    *http.CrossOriginProtection
+	refusalLog  *rate.Limiter // for log lines about requests without a valid key
+	crossOrigin *http.CrossOriginProtection
 	metrics     *metrics
 	connections *connections
 	server      http.Server
-	// serving counts the requests in progress, including those whose connection was hijacked.
-	serving sync.WaitGroup
-	// drain and uncounted are the constants, except in tests.
+	// inProgress counts the requests in progress, including those with a hijacked connection.
+	inProgress sync.WaitGroup
+	// drain and uncounted are the constants drainTimeout and uncounted, except in tests.
 	drain     time.Duration
 	uncounted int
 }
 
-// New makes a Gateway. It fails if an endpoint has no scope, no deadline, or the pattern of another.
+// New creates a Gateway. It fails if an endpoint is incomplete, such as one without a scope or a deadline, or if two
+// endpoints have conflicting patterns.
 func New(o Options) (*Gateway, error) {
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = defaultMaxConnections
@@ -116,12 +120,12 @@ func New(o Options) (*Gateway, error) {
 	g := &Gateway{
 		Options:     o,
 		mux:         http.NewServeMux(),
-		badKeys:     newBadKeys(o.Verifier),
+		badKeys:     newBadKeyLimiter(o.Verifier),
 		inFlight:    limit.NewCounts(maxInFlight),
 		held:        limit.NewBudget(maxHeld, maxHeldOfKey),
 		rates:       limit.NewRates(o.RequestsPerSecond),
-		refusals:    rate.NewLimiter(refusalsPerSecond, refusalsBurst),
-		browsers:    http.NewCrossOriginProtection(),
+		refusalLog:  rate.NewLimiter(refusalsPerSecond, refusalsBurst),
+		crossOrigin: http.NewCrossOriginProtection(),
 		connections: newConnections(o.MaxConnections, o.TrustedProxies),
 		drain:       drainTimeout,
 		uncounted:   uncounted,
@@ -131,13 +135,13 @@ func New(o Options) (*Gateway, error) {
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		IdleTimeout:       idleTimeout,
-		// Twice the limit, so that what is only somewhat over it gets an answer of ours.
+		// Twice our limit, so that a request slightly over our limit gets our error instead of that of net/http.
 		MaxHeaderBytes:               2 * maxHeader,
 		ConnState:                    g.connections.track,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	g.Endpoints = append([]Endpoint{health, g.metricsEndpoint()}, o.Endpoints...)
+	g.Endpoints = append([]Endpoint{healthEndpoint, g.metricsEndpoint()}, o.Endpoints...)
 	for _, e := range g.Endpoints {
 		if err := g.handle(e); err != nil {
 			return nil, err
@@ -150,18 +154,17 @@ func New(o Options) (*Gateway, error) {
 	return g, nil
 }
 
-// Serve answers on ln, which it closes, until ctx ends; then it drains and returns nil. It may be
-// called once. Requests that do not end in time are cut short; sandboxes are left as they are.
+// Serve serves the connections of ln, which it closes, until ctx ends. Then it waits for the requests in progress,
+// cancels those that do not finish in time, and returns nil. Sandboxes are not affected. Serve may be called once.
 //
-// A listener of TLS connections is one from tls.NewListener; HTTP/2 is spoken if its configuration
-// offers the protocol h2.
+// For TLS, ln must come from tls.NewListener. HTTP/2 is used if its configuration offers the protocol h2.
 func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	if tcp, ok := ln.Addr().(*net.TCPAddr); g.Dev && (!ok || !tcp.IP.IsLoopback()) {
 		ln.Close()
-		return fmt.Errorf("serve on %s: in dev mode nothing is authenticated, so it listens on a loopback address only", ln.Addr())
+		return fmt.Errorf("serve on %s: dev mode does not authenticate requests, so it needs a loopback address", ln.Addr())
 	}
-	requests, cut := context.WithCancel(context.WithoutCancel(ctx))
-	defer cut()
+	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancelRequests()
 	g.server.BaseContext = func(net.Listener) context.Context { return requests }
 
 	served := make(chan error, 1)
@@ -172,8 +175,8 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	case <-ctx.Done():
 	}
 	if err := g.shutdown(requests, g.drain); errors.Is(err, context.DeadlineExceeded) {
-		cut()
-		if err := g.shutdown(context.WithoutCancel(requests), cutTimeout); err != nil {
+		cancelRequests()
+		if err := g.shutdown(context.WithoutCancel(requests), cancelTimeout); err != nil {
 			g.server.Close()
 		}
 	}
@@ -181,8 +184,8 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	return nil
 }
 
-// shutdown waits for the requests in progress. Of hijacked connections, which http.Server forgets, it waits for
-// the endpoints that have them.
+// shutdown closes the listener and waits until all requests have ended. http.Server does not wait for requests whose
+// connection was hijacked, so shutdown also waits for those.
 func (g *Gateway) shutdown(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -191,7 +194,7 @@ func (g *Gateway) shutdown(ctx context.Context, limit time.Duration) error {
 	}
 	ended := make(chan struct{})
 	go func() {
-		g.serving.Wait()
+		g.inProgress.Wait()
 		close(ended)
 	}()
 	select {

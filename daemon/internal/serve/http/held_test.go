@@ -14,12 +14,14 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
+// printing returns a call that runs code which prints n bytes.
 func printing(n int) string {
 	return Request("sandbox.repl.run", fmt.Sprintf(`{"sandbox":"a","language":"python","code":"print %d"}`, n))
 }
 
-// What all runs of a request print, and all requests of a key, is bounded: no batch grows without end.
-func TestOutputsAreBounded(t *testing.T) {
+// The output of all runs of a request, and of all requests of a key, is limited together, so that a batch cannot grow
+// without limit.
+func TestRunOutputIsLimited(t *testing.T) {
 	s := New(t)
 	s.SetHeld(3000, 2000, 64<<10)
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
@@ -31,31 +33,32 @@ func TestOutputsAreBounded(t *testing.T) {
 	}
 	for i, r := range all {
 		if (r.Error == nil) != (i < 2) || r.Error != nil && r.Error.Code != rpc.CodeExhausted {
-			t.Errorf("%d: %+v", i, r.Error)
+			t.Errorf("call %d of the batch: error is %+v, want the first two to succeed and the others to be over the limit", i, r.Error)
 		}
 	}
-	// With the answer, room is free again; a run that is too long alone is not to be tried again.
+	// When the response has been sent, its bytes are free again. A run that exceeds the limit by itself must not be
+	// retried, so the error has no Retry-After.
 	WantOK(t, s.Post(printing(2000)))
 	w = s.Post(printing(2001))
 	WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
 	if w.Header().Get("Retry-After") != "" || strings.Contains(w.Body.String(), "retry_after") {
-		t.Errorf("to run it again is asked for: %v %s", w.Header(), w.Body)
+		t.Errorf("the error asks for a retry: %v %s", w.Header(), w.Body)
 	}
-	// Over a quota, nothing was begun.
+	// An error about a quota asks for a retry, because nothing was run.
 	w = s.Post(Request("sandbox.repl.run", `{"sandbox":"quota","language":"python","code":""}`))
 	WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
 	if w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"data":{"retry_after":1}`) {
-		t.Errorf("%v %s", w.Header(), w.Body)
+		t.Errorf("the error does not ask for a retry after 1 s: %v %s", w.Header(), w.Body)
 	}
 	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
-		t.Errorf("%d bytes are held for nobody, of %d keys", bytes, keys)
+		t.Errorf("after all requests, %d keys hold %d bytes", keys, bytes)
 	}
 }
 
-// Keys have bounds of their own, and one together.
-func TestOutputsOfSeveralKeys(t *testing.T) {
+// There is a limit for each key and one for all keys together.
+func TestRunOutputLimitsOfSeveralKeys(t *testing.T) {
 	held, release := make(chan struct{}), make(chan struct{})
-	s := New(t, with(func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error {
+	s := New(t, withEndpoint(func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error {
 		err := c.Hold(1500)
 		close(held)
 		<-release
@@ -65,14 +68,14 @@ func TestOutputsOfSeveralKeys(t *testing.T) {
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
 	other := s.Issue(t, keys.IssueRequest{})
 	first := make(chan int)
-	go func() { first <- s.Post("{}", here).Code }()
+	go func() { first <- s.Post("{}", toTestPath).Code }()
 	<-held
 	WantError(t, s.Post(printing(501)), http.StatusTooManyRequests, rpc.CodeExhausted)
 	WantOK(t, s.Post(printing(1500), WithKey(other)))
 	WantError(t, s.Post(printing(1501), WithKey(other)), http.StatusTooManyRequests, rpc.CodeExhausted)
 	close(release)
 	if code := <-first; code != http.StatusOK {
-		t.Error(code)
+		t.Errorf("the first request has status %d, want 200", code)
 	}
 	WantOK(t, s.Post(printing(2000), WithKey(other)))
 }

@@ -28,58 +28,58 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestRoutes(t *testing.T) {
 	s := New(t)
-	ask := func(method, path string) *httptest.ResponseRecorder {
+	send := func(method, path string) *httptest.ResponseRecorder {
 		return s.Post(Request("sandbox.metrics.get", "{}"), func(r *http.Request) { r.Method, r.URL.Path = method, path })
 	}
 	for _, path := range []string{rpc.Path, rpc.StartPath, rpc.StopPath, rpc.RunCommandPath} {
-		WantOK(t, ask(http.MethodPost, path))
+		WantOK(t, send(http.MethodPost, path))
 		WantError(t, s.Post("{}", WithKey(""), func(r *http.Request) { r.URL.Path = path }), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 		for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodOptions} {
-			w := ask(method, path)
+			w := send(method, path)
 			WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
 			if w.Header().Get("Allow") != "POST" {
-				t.Errorf("%s %s: Allow is %q", method, path, w.Header().Get("Allow"))
+				t.Errorf("%s %s: Allow is %q, want POST", method, path, w.Header().Get("Allow"))
 			}
 		}
 	}
 	for _, path := range []string{"/", "/api/v1/rpc/", "//api/v1/rpc", "/api/v1/../v1/rpc", "/api/v1/RPC", "*"} {
-		WantError(t, ask(http.MethodPost, path), http.StatusNotFound, rpc.CodeInvalidRequest)
+		WantError(t, send(http.MethodPost, path), http.StatusNotFound, rpc.CodeInvalidRequest)
 	}
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		w := s.Post("", WithKey(""), func(r *http.Request) { r.Method, r.URL.Path = method, rpc.HealthPath })
 		if w.Code != http.StatusOK || w.Body.String() != `{"message":"Service is healthy"}` || w.Header().Get("Content-Type") != "application/json" {
-			t.Errorf("%s health: %d %v %s", method, w.Code, w.Header(), w.Body)
+			t.Errorf("%s health: response is %d %v %s, want 200 and the health message", method, w.Code, w.Header(), w.Body)
 		}
 	}
-	w := ask(http.MethodPost, rpc.HealthPath)
+	w := send(http.MethodPost, rpc.HealthPath)
 	WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
 	if w.Header().Get("Allow") != "GET, HEAD" {
-		t.Error("health: Allow is", w.Header().Get("Allow"))
+		t.Errorf("POST health: Allow is %q, want GET, HEAD", w.Header().Get("Allow"))
 	}
 }
 
-func TestAnswerHeaders(t *testing.T) {
+func TestResponseHeaders(t *testing.T) {
 	s := New(t)
 	ids := map[string]bool{}
 	for _, body := range []string{Request("sandbox.metrics.get", "{}"), "not JSON", `{"jsonrpc":"2.0","method":"note"}`} {
 		w := s.Post(body)
 		ids[w.Header().Get("X-Request-Id")] = true
 		if got := w.Header().Get("Content-Type"); (got == "application/json") == (w.Code == http.StatusNoContent) {
-			t.Errorf("%d with Content-Type %q", w.Code, got)
+			t.Errorf("response %d has Content-Type %q", w.Code, got)
 		}
 	}
 	if len(ids) != 3 || ids[""] {
-		t.Error("request ids:", ids)
+		t.Error("want three different request ids, got", ids)
 	}
 }
 
 func TestContentType(t *testing.T) {
 	s := New(t)
-	for kind, ok := range map[string]bool{
+	for contentType, ok := range map[string]bool{
 		"application/json": true, "application/json; charset=utf-8": true, "Application/JSON;charset=UTF-8": true,
 		"": false, "text/plain": false, "application/x-www-form-urlencoded": false, "application/json; charset=utf-16": false, ";": false,
 	} {
-		w := s.Post(Request("sandbox.metrics.get", "{}"), WithHeader("Content-Type", kind))
+		w := s.Post(Request("sandbox.metrics.get", "{}"), WithHeader("Content-Type", contentType))
 		if ok {
 			WantOK(t, w)
 		} else {
@@ -101,14 +101,14 @@ func TestLongBody(t *testing.T) {
 }
 
 func TestPanics(t *testing.T) {
-	s := New(t, func(o *Setup) { o.Verifier = panicking{} })
+	s := New(t, func(o *Setup) { o.Verifier = panickingVerifier{} })
 	WantError(t, s.Post(Request("sandbox.metrics.get", "{}")), http.StatusInternalServerError, rpc.CodeInternal)
 	s = New(t)
 	w := s.Post(Request("sandbox.stop", `{"sandbox":"panic"}`))
 	e := WantError(t, w, http.StatusInternalServerError, rpc.CodeInternal)
 	id := w.Header().Get("X-Request-Id")
 	if !strings.Contains(e.Message, id) || e.Data == nil || e.Data.RequestID != id || strings.Contains(e.Message, "fault") {
-		t.Errorf("error is %+v, request id %s", e, id)
+		t.Errorf("error is %+v, want only the request id %s in it", e, id)
 	}
 	if log := s.Log.String(); !strings.Contains(log, id) || !strings.Contains(log, "a fault of the domain") || !strings.Contains(log, "level=ERROR") {
 		t.Error("the log lacks the cause:", log)
@@ -116,16 +116,17 @@ func TestPanics(t *testing.T) {
 	WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
 }
 
-type panicking struct{}
+// panickingVerifier is a Verifier that panics.
+type panickingVerifier struct{}
 
-func (panicking) Verify(string, netip.Addr) (keys.Principal, error) {
+func (panickingVerifier) Verify(string, netip.Addr) (keys.Principal, error) {
 	panic("a fault of the verifier")
 }
 
-func (panicking) Known(string) bool { return false }
+func (panickingVerifier) Known(string) bool { return false }
 
-// net/http answers some requests by itself unless it is told not to.
-func TestOptionsOfTheServer(t *testing.T) {
+// By default, net/http handles OPTIONS * itself. The gateway turns that off.
+func TestOptionsAsterisk(t *testing.T) {
 	s := New(t)
 	addr, stop := s.Listen(t)
 	defer stop()
@@ -133,29 +134,29 @@ func TestOptionsOfTheServer(t *testing.T) {
 	fmt.Fprint(conn, "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil || res.StatusCode != http.StatusNotFound || res.Header.Get("X-Request-Id") == "" {
-		t.Errorf("answer is %+v, %v", res, err)
+		t.Errorf("response is %+v, error %v; want 404 with a request id", res, err)
 	}
 }
 
-func TestRunsInFlightEndBeforeServe(t *testing.T) {
+func TestServeWaitsForRuns(t *testing.T) {
 	s := New(t)
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.Boxes.OnRun = func(context.Context) error {
+	s.Sandboxes.OnRun = func(context.Context) error {
 		close(running)
 		<-finish
 		return nil
 	}
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
 	addr, stop := s.Listen(t)
-	answered := make(chan int)
+	result := make(chan int)
 	go func() {
 		status, _ := s.Send(t, addr, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
-		answered <- status
+		result <- status
 	}()
 	<-running
 	stopped := make(chan struct{})
 	go func() { stop(); close(stopped) }()
-	// The listener closes at once; the run goes on.
+	// The listener closes at once, but the run continues.
 	for {
 		conn, err := net.Dial("tcp", addr)
 		if err != nil {
@@ -165,47 +166,47 @@ func TestRunsInFlightEndBeforeServe(t *testing.T) {
 	}
 	select {
 	case <-stopped:
-		t.Fatal("Serve returned with a run in flight")
+		t.Fatal("Serve returned while a run was in progress")
 	default:
 	}
 	close(finish)
-	if status := <-answered; status != http.StatusOK {
-		t.Error("the run in flight was answered with", status)
+	if status := <-result; status != http.StatusOK {
+		t.Errorf("the run in progress got status %d, want 200", status)
 	}
 	<-stopped
 }
 
-func TestDrainCutsLongRuns(t *testing.T) {
+func TestServeCancelsRunsAfterDrainTimeout(t *testing.T) {
 	s := New(t)
 	s.SetDrain(time.Millisecond)
 	running := make(chan struct{})
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		<-ctx.Done()
 		return context.Cause(ctx)
 	}
 	addr, stop := s.Listen(t)
-	type answer struct {
+	type response struct {
 		status int
 		body   string
 	}
-	answered := make(chan answer)
+	responses := make(chan response)
 	go func() {
 		status, body := s.Send(t, addr, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
-		answered <- answer{status, body}
+		responses <- response{status, body}
 	}()
 	<-running
 	go stop()
-	if a := <-answered; a.status != http.StatusServiceUnavailable || !strings.Contains(a.body, "-32009") {
-		t.Errorf("a run that was cut is answered with %d %s", a.status, a.body)
+	if r := <-responses; r.status != http.StatusServiceUnavailable || !strings.Contains(r.body, "-32009") {
+		t.Errorf("the canceled run got the response %d %s, want 503 with code -32009", r.status, r.body)
 	}
 }
 
-func TestGoneClientEndsItsRun(t *testing.T) {
+func TestDisconnectCancelsRun(t *testing.T) {
 	s := New(t)
 	ended := make(chan struct{})
 	running := make(chan struct{})
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		<-ctx.Done()
 		close(ended)
@@ -224,11 +225,11 @@ func TestGoneClientEndsItsRun(t *testing.T) {
 	<-ended
 }
 
-// A run may last longer than a client may take to send its request.
+// A run may take longer than ReadTimeout, which limits only how long a client takes to send its request.
 func TestRunOutlivesReadTimeout(t *testing.T) {
 	s := New(t)
 	s.HTTPServer().ReadTimeout = 500 * time.Millisecond
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -240,11 +241,11 @@ func TestRunOutlivesReadTimeout(t *testing.T) {
 	addr, stop := s.Listen(t)
 	defer stop()
 	if status, body := s.Send(t, addr, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`)); status != http.StatusOK {
-		t.Errorf("answer is %d %s", status, body)
+		t.Errorf("response is %d %s, want 200", status, body)
 	}
 }
 
-func TestSlowClientsAreCut(t *testing.T) {
+func TestSlowClientsAreDisconnected(t *testing.T) {
 	s := New(t)
 	s.HTTPServer().ReadHeaderTimeout, s.HTTPServer().ReadTimeout = 500*time.Millisecond, time.Second
 	addr, stop := s.Listen(t)
@@ -260,25 +261,25 @@ func TestSlowClientsAreCut(t *testing.T) {
 		}
 		defer conn.Close()
 		io.WriteString(conn, start)
-		answer, err := io.ReadAll(conn) // to the end of the connection
-		if err != nil || bytes.Contains(answer, []byte("200 OK")) {
-			t.Errorf("slow %s: %q, %v", name, answer, err)
+		response, err := io.ReadAll(conn) // until the server closes the connection
+		if err != nil || bytes.Contains(response, []byte("200 OK")) {
+			t.Errorf("slow %s: response is %q, error %v; want no 200 and the end of the connection", name, response, err)
 		}
 	}
-	def := New(t)
-	if def.HTTPServer().ReadHeaderTimeout != 5*time.Second || def.HTTPServer().IdleTimeout != 60*time.Second || def.HTTPServer().MaxHeaderBytes != 32<<10 || gateway.MaxHeader != 16<<10 {
-		t.Error("the limits are not the documented ones")
+	def := New(t).HTTPServer()
+	if def.ReadHeaderTimeout != 5*time.Second || def.IdleTimeout != 60*time.Second || def.MaxHeaderBytes != 32<<10 || gateway.MaxHeader != 16<<10 {
+		t.Error("the default limits differ from the documentation")
 	}
 }
 
-// A client that sends one request after another and takes no answer would keep its place for ever.
-func TestClientsThatTakeNoAnswerAreCut(t *testing.T) {
+// Without a write deadline, a client that sends requests and never reads a response could keep its connection forever.
+func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 	const path = "/short"
 	s := New(t, func(o *Setup) {
 		o.Endpoints = append(o.Endpoints, gateway.Endpoint{
 			Pattern: "GET " + path, Scope: gateway.Open, Deadline: 50 * time.Millisecond,
 			Serve: func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
-				_, err := io.WriteString(w, "an answer")
+				_, err := io.WriteString(w, "a response")
 				return err
 			},
 		})
@@ -290,14 +291,14 @@ func TestClientsThatTakeNoAnswerAreCut(t *testing.T) {
 	many := strings.Repeat("GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n", 1000)
 	for {
 		if _, err := io.WriteString(conn, many); errors.Is(err, os.ErrDeadlineExceeded) {
-			t.Fatal("it was not cut")
+			t.Fatal("the server did not close the connection")
 		} else if err != nil {
 			break
 		}
 	}
 }
 
-// Headers over the limit get an envelope; what is far over it, net/http cuts off by itself.
+// Headers slightly over the limit get a JSON-RPC error. For headers far over the limit, net/http sends its own error.
 func TestLongHeader(t *testing.T) {
 	s := New(t)
 	addr, stop := s.Listen(t)
@@ -313,7 +314,7 @@ func TestLongHeader(t *testing.T) {
 			body, _ := io.ReadAll(res.Body)
 			res.Body.Close()
 			if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge || strings.Contains(string(body), "-32600") != envelope {
-				t.Errorf("%d bytes of headers: %s %s", size, res.Status, body)
+				t.Errorf("%d bytes of headers: response is %s %s, want 431, JSON-RPC error: %t", size, res.Status, body, envelope)
 			}
 		}
 	}
@@ -325,7 +326,7 @@ func TestRequestsInFlight(t *testing.T) {
 	s.SetMaxInFlight(1)
 	other := s.Issue(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.Boxes.OnRun = func(context.Context) error {
+	s.Sandboxes.OnRun = func(context.Context) error {
 		close(running)
 		<-finish
 		return nil
@@ -346,6 +347,6 @@ func TestRequestsInFlight(t *testing.T) {
 	<-done
 	WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
 	if n := s.InFlightKeys(); n != 0 {
-		t.Error(n, "keys are still counted")
+		t.Errorf("after all requests, %d keys still count as having requests in progress", n)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// remoteConn and remoteListener are connections from anywhere.
+// remoteConn is a connection with any remote address.
 type remoteConn struct {
 	net.Conn
 	from   string
@@ -24,6 +24,7 @@ func (c *remoteConn) Close() error {
 	return nil
 }
 
+// remoteListener accepts the connections in conns.
 type remoteListener struct {
 	net.Listener
 	conns chan net.Conn
@@ -31,8 +32,8 @@ type remoteListener struct {
 
 func (l *remoteListener) Accept() (net.Conn, error) { return <-l.conns, nil }
 
-// No source gets more than half of the connections, but for this machine, where a proxy may be.
-func TestShareOfOneSource(t *testing.T) {
+// A source gets at most half of the connections, unless it is this machine, on which a proxy may run.
+func TestConnectionLimitPerSource(t *testing.T) {
 	c := newConnections(10, nil)
 	ln := &remoteListener{conns: make(chan net.Conn, 1)}
 	bounded := c.listen(ln)
@@ -51,58 +52,58 @@ func TestShareOfOneSource(t *testing.T) {
 		case a := <-got:
 			return a.(*remoteConn)
 		case <-conn.closed:
-			// Accept waits for the next: let it have one of another source.
+			// Accept now waits for the next connection. Give it one from another source, so that it returns.
 			ln.conns <- &remoteConn{from: "203.0.113.9:1", closed: make(chan struct{})}
 			c.track(<-got, http.StateClosed)
 			return nil
 		}
 	}
-	var open5 []*remoteConn
+	var opened []*remoteConn
 	for i := range 5 {
 		conn := open(fmt.Sprintf("192.0.2.1:%d", i+1))
 		if conn == nil {
-			t.Fatalf("connection %d of a source was closed", i+1)
+			t.Fatalf("connection %d of a source was refused", i+1)
 		}
-		open5 = append(open5, conn)
+		opened = append(opened, conn)
 	}
 	if open("192.0.2.1:9") != nil || open("[::ffff:192.0.2.1]:9") != nil {
-		t.Error("a source has more than its share")
+		t.Error("a source got more than half of the connections")
 	}
 	if len(c.slots) != 5 || c.count() != 5 {
-		t.Errorf("%d slots are taken by %d connections", len(c.slots), c.count())
+		t.Errorf("%d slots are in use and %d connections open, want 5 of both", len(c.slots), c.count())
 	}
-	c.track(open5[0], http.StateActive)
-	c.track(open5[0], http.StateClosed)
+	c.track(opened[0], http.StateActive)
+	c.track(opened[0], http.StateClosed)
 	if open("192.0.2.1:9") == nil {
-		t.Error("the share of a source does not come back")
+		t.Error("a source was refused after one of its connections had ended")
 	}
 	if open("192.0.2.2:1") == nil {
-		t.Error("another source is kept out")
+		t.Error("another source was refused")
 	}
 	for i := range 6 {
-		if c.enter(source(clientAddr(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
-			t.Error("this machine is held to a share")
+		if c.add(sourceNet(remoteIP(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
+			t.Error("the limit applies to this machine")
 		}
 	}
 }
 
-func TestSource(t *testing.T) {
+func TestSourceNet(t *testing.T) {
 	for addr, want := range map[string]string{
 		"192.0.2.1:80": "192.0.2.1/32", "[::ffff:192.0.2.1]:80": "192.0.2.1/32",
 		"[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64", "[fe80::1%eth0]:80": "fe80::/64", "@": "invalid Prefix",
 	} {
-		if got := source(clientAddr(addr)).String(); got != want {
-			t.Errorf("source(%q) = %s, want %s", addr, got, want)
+		if got := sourceNet(remoteIP(addr)).String(); got != want {
+			t.Errorf("source of %q is %s, want %s", addr, got, want)
 		}
 	}
 }
 
-func TestSourcesOfBadKeysAreForgotten(t *testing.T) {
-	b := newBadKeys(nil)
+func TestBadKeyLimiterForgetsSources(t *testing.T) {
+	b := newBadKeyLimiter(nil)
 	for i := range 2 * maxSources {
-		b.count(source(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
+		b.count(sourceNet(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
 	}
 	if n := b.sources.Len(); n != maxSources {
-		t.Errorf("%d sources are remembered", n)
+		t.Errorf("%d sources are remembered, want %d", n, maxSources)
 	}
 }

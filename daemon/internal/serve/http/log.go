@@ -11,19 +11,20 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// Log writes a line of the access log: a call of a method, or a request to an endpoint. What a client sent is not in
-// it: of errors that may quote that, there is only the code. failed and cause are nil for a call that succeeded.
-func (c *Call) Log(ctx context.Context, method, namespace string, failed *rpc.Error, took time.Duration, cause error) {
+// Log writes a line of the access log for a call of a method. rpcErr and cause are nil if the call succeeded. The line
+// contains nothing that a client sent. If an error may quote the request, the line has its code but not its text.
+func (c *Call) Log(ctx context.Context, method, namespace string, rpcErr *rpc.Error, duration time.Duration, cause error) {
 	status := http.StatusOK
-	if failed != nil {
-		status = rpcerr.HTTPStatus(failed.Code)
+	if rpcErr != nil {
+		status = rpcerr.HTTPStatus(rpcErr.Code)
 	}
-	c.log(ctx, method, namespace, status, failed, took, cause)
+	c.log(ctx, method, namespace, status, rpcErr, duration, cause)
 }
 
-func (c *Call) log(ctx context.Context, method, namespace string, status int, failed *rpc.Error, took time.Duration, cause error) {
+// log is like Log but also takes the HTTP status.
+func (c *Call) log(ctx context.Context, method, namespace string, status int, rpcErr *rpc.Error, duration time.Duration, cause error) {
 	level := slog.LevelInfo
-	if failed != nil && failed.Code == rpc.CodeInternal {
+	if rpcErr != nil && rpcErr.Code == rpc.CodeInternal {
 		level = slog.LevelError
 	}
 	log := c.gateway.Options.Log
@@ -32,10 +33,10 @@ func (c *Call) log(ctx context.Context, method, namespace string, status int, fa
 	}
 	attrs := append(make([]slog.Attr, 0, 10), slog.String("request_id", c.ID), slog.String("method", method),
 		slog.String("namespace", namespace), slog.String("key_id", c.Principal.KeyID), slog.String("source", c.Source()),
-		slog.Int("status", status), slog.Duration("duration", took))
-	if failed != nil {
-		attrs = append(attrs, slog.Int("code", int(failed.Code)))
-		switch failed.Code {
+		slog.Int("status", status), slog.Duration("duration", duration))
+	if rpcErr != nil {
+		attrs = append(attrs, slog.Int("code", int(rpcErr.Code)))
+		switch rpcErr.Code {
 		case rpc.CodeInternal, rpc.CodeUnavailable, rpc.CodeExhausted, rpc.CodePermissionDenied, rpc.CodeUnauthenticated:
 			attrs = append(attrs, slog.Any("err", cause))
 		}
@@ -43,18 +44,18 @@ func (c *Call) log(ctx context.Context, method, namespace string, status int, fa
 	log.LogAttrs(ctx, level, "call", attrs...)
 }
 
-// logRefused writes a line about a request that an endpoint did not answer.
+// logRefused writes a log line about a request that was refused or whose endpoint failed.
 func (g *Gateway) logRefused(ctx context.Context, c *Call, cause error) {
 	status := c.response.status
 	level := slog.LevelInfo
 	switch {
-	case c.response.left: // any client can do that
+	case c.response.clientGone: // not an error of the server, because any client can cause it
 	case status == http.StatusInternalServerError, c.panicked:
 		level = slog.LevelError
 	case errors.Is(cause, errTooManyBadKeys):
 		level = slog.LevelDebug
-	case c.Principal.KeyID == "" && !g.refusals.Allow():
-		// A flood that does no harm here must not fill the disk either: it is counted by the metrics.
+	case c.Principal.KeyID == "" && !g.refusalLog.Allow():
+		// A flood of requests without a valid key must not fill the disk. The metrics still count them.
 		level = slog.LevelDebug
 	}
 	g.Options.Log.LogAttrs(ctx, level, "request refused",

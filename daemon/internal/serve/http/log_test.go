@@ -17,7 +17,7 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// Every call is one line, with the same members; every refused request, too.
+// Every call and every refused request is logged as one line with the same attributes.
 func TestAccessLog(t *testing.T) {
 	var log *LogBuffer
 	s := New(t, func(o *Setup) {
@@ -31,13 +31,13 @@ func TestAccessLog(t *testing.T) {
 	for _, c := range []struct {
 		name, body string
 		changes    []func(*http.Request)
-		want       []line // beside request_id, source and duration
+		want       []line // without time, request_id, source and duration
 	}{
 		{"call", Request("sandbox.start", `{"sandbox":"a","namespace":"team-beta","config":{"envs":["X=`+canary+`"]}}`), []func(*http.Request){WithKey(key)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.start", "namespace": "team-beta", "key_id": id, "status": 200.}}},
-		{"all of a key", Request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){WithKey(key)},
+		{"all namespaces of a key", Request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){WithKey(key)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.metrics.get", "namespace": "team-alpha,team-beta", "key_id": id, "status": 200.}}},
-		{"all", Request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){WithKey(global)},
+		{"all namespaces", Request("sandbox.metrics.get", `{"namespace":"*"}`), []func(*http.Request){WithKey(global)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.metrics.get", "namespace": "*", "key_id": globalID, "status": 200.}}},
 		{"batch", "[" + Request("rpc.discover", "{}") + "," + Request(canary, "{}") + "," + Request("sandbox.stop", `{"sandbox":"`+canary+`"}`) + "]", []func(*http.Request){WithKey(global)},
 			[]line{
@@ -50,26 +50,26 @@ func TestAccessLog(t *testing.T) {
 		{"denied", Request("sandbox.stop", `{"sandbox":"`+canary+`"}`), []func(*http.Request){WithKey(key)},
 			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.stop", "namespace": "", "key_id": id, "status": 403., "code": -32004.,
 				"err": "sandbox.stop needs a key with the scope sandbox:stop: permission denied"}}},
-		{"fault", Request("sandbox.stop", `{"sandbox":"broken"}`), []func(*http.Request){WithKey(global)},
+		{"internal error", Request("sandbox.stop", `{"sandbox":"broken"}`), []func(*http.Request){WithKey(global)},
 			[]line{{"level": "ERROR", "msg": "call", "method": "sandbox.stop", "namespace": "default", "key_id": globalID, "status": 500., "code": -32603.,
 				"err": "dial unix /run/secret/path: timeout"}}},
 		{"metrics", "", []func(*http.Request){WithKey(global), At(http.MethodGet, rpc.MetricsPath)},
 			[]line{{"level": "INFO", "msg": "call", "method": "/metrics", "namespace": "", "key_id": globalID, "status": 200.}}},
-		{"no JSON", `{"` + canary + `":1,"` + canary + `":2}`, []func(*http.Request){WithKey(global)},
+		{"not strict JSON", `{"` + canary + `":1,"` + canary + `":2}`, []func(*http.Request){WithKey(global)},
 			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": globalID, "status": 400., "err": "the body is not strict JSON, or holds no calls or too many"}}},
 		{"bad key", "{}", []func(*http.Request){WithKey("Bearer msb_" + canary)},
 			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": "token refused: not of the form msb_v2.public.PAYLOAD.FOOTER"}}},
 		{"no key", "{}", []func(*http.Request){WithKey("")},
 			[]line{{"level": "INFO", "msg": "request refused", "path": rpc.Path, "key_id": "", "status": 401., "err": gateway.ErrNoKey.Message}}},
 		{"no such path", "", []func(*http.Request){At(http.MethodGet, "/"+canary)},
-			[]line{{"level": "INFO", "msg": "request refused", "path": "other", "key_id": "", "status": 404., "err": "there is nothing at this path; requests go to /api/v1/rpc"}}},
+			[]line{{"level": "INFO", "msg": "request refused", "path": "other", "key_id": "", "status": 404., "err": "there is nothing at this path; send requests to /api/v1/rpc"}}},
 		{"health", "", []func(*http.Request){At(http.MethodGet, rpc.HealthPath)}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			log.Reset()
 			w := s.Post(c.body, c.changes...)
 			if strings.Contains(log.String(), canary) {
-				t.Error("what the client sent is in the log:", log)
+				t.Error("the log contains text that the client sent:", log)
 			}
 			var got []line
 			for text := range bytes.Lines([]byte(log.String())) {
@@ -78,7 +78,7 @@ func TestAccessLog(t *testing.T) {
 					t.Fatal(err)
 				}
 				if l["request_id"] != w.Header().Get("X-Request-Id") || l["source"] != "192.0.2.1:1234" || l["duration"] == nil || l["time"] == nil {
-					t.Errorf("the line lacks something: %s", text)
+					t.Errorf("line lacks the request id, the source, the duration or the time: %s", text)
 				}
 				for _, name := range []string{"request_id", "source", "duration", "time"} {
 					delete(l, name)
@@ -86,20 +86,20 @@ func TestAccessLog(t *testing.T) {
 				got = append(got, l)
 			}
 			if len(got) != len(c.want) {
-				t.Fatalf("there are %d lines: %s", len(got), log)
+				t.Fatalf("log has %d lines, want %d: %s", len(got), len(c.want), log)
 			}
 			for i := range got {
 				want, _ := json.Marshal(c.want[i], json.Deterministic(true))
-				if have, _ := json.Marshal(got[i], json.Deterministic(true)); string(have) != string(want) {
-					t.Errorf("line %d is %s, want %s", i, have, want)
+				if got, _ := json.Marshal(got[i], json.Deterministic(true)); string(got) != string(want) {
+					t.Errorf("line %d is %s, want %s", i, got, want)
 				}
 			}
 		})
 	}
 }
 
-// Requests without a key, which anybody can send, do not fill the disk.
-func TestLogOfRefusalsIsBounded(t *testing.T) {
+// Log lines about requests without a valid key are rate limited, because anyone can send such requests and fill the disk.
+func TestRefusalLogIsRateLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(t)
 		flood := func() int {
@@ -111,17 +111,17 @@ func TestLogOfRefusalsIsBounded(t *testing.T) {
 			return strings.Count(s.Log.String(), "request refused")
 		}
 		if n := flood(); n != gateway.RefusalsBurst {
-			t.Errorf("%d lines", n)
+			t.Errorf("the flood wrote %d log lines, want %d", n, gateway.RefusalsBurst)
 		}
 		time.Sleep(time.Second)
 		if n := flood(); n != gateway.RefusalsPerSecond {
-			t.Errorf("%d lines a second later", n)
+			t.Errorf("a second later, the flood wrote %d log lines, want %d", n, gateway.RefusalsPerSecond)
 		}
-		// What a key does is all there.
+		// Requests with a valid key are always logged.
 		s.Post("{", func(*http.Request) {})
 		WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
 		if log := s.Log.String(); !strings.Contains(log, "strict JSON") || !strings.Contains(log, "msg=call") {
-			t.Error("a key's requests are not in the log")
+			t.Error("requests with a valid key are not in the log")
 		}
 	})
 }

@@ -12,28 +12,29 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// unknownPath is the label of paths without an endpoint, so that no client can make more labels.
+// unknownPath is the label of all paths without an endpoint, so that clients cannot create labels.
 const unknownPath = "other"
 
-// metrics is what the gateway reports to Prometheus.
+// metrics holds the Prometheus metrics of the gateway.
 type metrics struct {
-	requests     *prometheus.CounterVec // path, code
+	requests     *prometheus.CounterVec // labels: path, code
 	inFlight     prometheus.Gauge
 	authFailures prometheus.Counter
-	// served counts responses of 200 by path: most requests are found without hashing their labels.
+	// served has the counter of responses with status 200 for each path. Most requests are counted there, without the
+	// cost of hashing their labels.
 	served map[string]prometheus.Counter
 }
 
 func newMetrics(g *Gateway) (*metrics, error) {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "msbd_http_requests_total", Help: "HTTP requests that were answered, by path and status.",
+			Name: "msbd_http_requests_total", Help: "HTTP responses by path and status.",
 		}, []string{"path", "code"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "msbd_http_requests_in_flight", Help: "HTTP requests in progress.",
 		}),
 		authFailures: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "msbd_auth_failures_total", Help: "HTTP requests that were answered with 401.",
+			Name: "msbd_auth_failures_total", Help: "HTTP responses with status 401.",
 		}),
 		served: map[string]prometheus.Counter{},
 	}
@@ -51,8 +52,8 @@ func newMetrics(g *Gateway) (*metrics, error) {
 	return m, nil
 }
 
-// request counts a response; path is an endpoint's or unknownPath.
-func (m *metrics) request(path string, status int) {
+// countResponse counts a response. path is the path of an endpoint's pattern, or unknownPath.
+func (m *metrics) countResponse(path string, status int) {
 	if c := m.served[path]; c != nil && status == http.StatusOK {
 		c.Inc()
 		return
@@ -60,7 +61,7 @@ func (m *metrics) request(path string, status int) {
 	m.requests.WithLabelValues(path, strconv.Itoa(status)).Inc()
 }
 
-// metricsEndpoint answers in Prometheus's text format.
+// metricsEndpoint returns the endpoint that serves the metrics in the text format of Prometheus.
 func (g *Gateway) metricsEndpoint() Endpoint {
 	return Endpoint{
 		Pattern: "GET " + rpc.MetricsPath, Scope: keys.ScopeMetrics, WholeServer: true, Deadline: AnswerDeadline,

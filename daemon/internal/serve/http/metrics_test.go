@@ -67,11 +67,11 @@ func TestMetrics(t *testing.T) {
 		`msbd_connections 0`,
 	} {
 		if !strings.Contains(text, "\n"+want) {
-			t.Errorf("there is no %s", want)
+			t.Errorf("the metrics lack %s", want)
 		}
 	}
 	if strings.Contains(strings.ToLower(text), "madeup") || strings.Contains(text, "made.up") || strings.Contains(text, "made/up") {
-		t.Error("what a client made up is a label")
+		t.Error("a label has a value that a client sent")
 	}
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil || len(problems) > 0 {
@@ -88,27 +88,27 @@ func TestMetrics(t *testing.T) {
 	if t.Failed() {
 		t.Log(text)
 	}
-	// A scrape is a request, too, and a key of that scope alone will do.
+	// A scrape itself counts as a request, and a key with only the metrics scope may scrape.
 	key := s.Issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeMetrics}})
 	if again := scrape(t, s, WithKey(key)); !strings.Contains(again, `msbd_http_requests_total{code="200",path="/metrics"} 1`) {
-		t.Error("a scrape was not counted")
+		t.Error("the metrics do not count the first scrape")
 	}
 }
 
-func TestMetricsOfConnections(t *testing.T) {
+func TestConnectionsMetric(t *testing.T) {
 	s := New(t)
 	addr, stop := s.Listen(t)
 	defer stop()
 	for range 3 {
-		ask(t, dialTest(t, addr))
+		checkHealth(t, dialTest(t, addr))
 	}
 	if text := scrape(t, s); !strings.Contains(text, "\nmsbd_connections 3\n") {
-		t.Error(text)
+		t.Error("want msbd_connections 3, got:", text)
 	}
 }
 
-// What cannot be measured is an error, not half a page.
-func TestMetricsThatFail(t *testing.T) {
+// If a metric cannot be gathered, the response is an error, not a part of the metrics.
+func TestMetricsError(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.CollectorFunc(func(out chan<- prometheus.Metric) {
 		out <- prometheus.NewInvalidMetric(prometheus.NewDesc("msbd_broken", "Broken.", nil, nil), fmt.Errorf("no measure"))
@@ -119,6 +119,6 @@ func TestMetricsThatFail(t *testing.T) {
 		t.Error("the log lacks the cause:", s.Log)
 	}
 	if _, err := gateway.New(gateway.Options{Verifier: s.Verifier, Metrics: registry, Log: s.Options.Log}); err == nil {
-		t.Error("a registry was taken that has these metrics already")
+		t.Error("New accepted a registry that already has the gateway's metrics")
 	}
 }

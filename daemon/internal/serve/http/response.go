@@ -17,72 +17,72 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// response is the http.ResponseWriter of an endpoint. It keeps what is written until the endpoint returns or flushes.
+// response is the http.ResponseWriter of an endpoint. It buffers what is written until the endpoint returns or flushes.
 type response struct {
 	http.ResponseWriter
-	call   *Call
-	ctx    context.Context // of the request; it ends with its key
-	status int             // 0 until it is known
-	buffer *bytes.Buffer
-	sent   bool  // the status and the headers, at least
-	err    error // of a write that had no room
-	left   bool  // the client has left, or accepts nothing
-	conn   net.Conn
+	call       *Call
+	ctx        context.Context // of the request; it ends when the key is revoked or expires
+	status     int             // 0 until it is known
+	buffer     *bytes.Buffer
+	sent       bool     // at least the status and the headers were sent
+	err        error    // of a write that exceeded the limit of held bytes
+	clientGone bool     // a write failed: the client disconnected or did not read in time
+	hijacked   net.Conn // nil unless the endpoint hijacked the connection
 }
 
-// The headers that responses share are values, which nobody changes.
+// All responses share these header values, which must not be modified.
 var (
 	headerJSON    = []string{"application/json"}
 	headerNoSniff = []string{"nosniff"}
 	headerNoStore = []string{"no-store"}
 )
 
-// WriteHeader implements http.ResponseWriter. The first status counts.
+// WriteHeader implements http.ResponseWriter. Only the first call has an effect.
 func (w *response) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
 	}
 }
 
-// Write implements http.ResponseWriter. Its error is an *rpc.Error if the response would hold too much.
+// Write implements http.ResponseWriter. If the response would exceed the limit of held bytes, the error is an
+// *rpc.Error.
 func (w *response) Write(p []byte) (int, error) {
 	w.WriteHeader(http.StatusOK)
 	if !w.sent {
-		if err := w.reserve(len(p)); err != nil {
+		if err := w.hold(len(p)); err != nil {
 			return 0, err
 		}
 		return w.buffer.Write(p)
 	}
 	w.setDeadline()
 	n, err := w.ResponseWriter.Write(p)
-	w.left = w.left || err != nil
+	w.clientGone = w.clientGone || err != nil
 	return n, err
 }
 
-// WriteString is Write without a copy.
+// WriteString is like Write but does not copy s to a []byte while the response is buffered.
 func (w *response) WriteString(s string) (int, error) {
 	if w.sent {
 		return w.Write([]byte(s))
 	}
 	w.WriteHeader(http.StatusOK)
-	if err := w.reserve(len(s)); err != nil {
+	if err := w.hold(len(s)); err != nil {
 		return 0, err
 	}
 	return w.buffer.WriteString(s)
 }
 
-// reserve counts n bytes more. After an error there is room for nothing, so that nobody gets a response with a gap.
-func (w *response) reserve(n int) error {
+// hold counts n more buffered bytes. After an error it fails for every n, so that no response is sent with a gap.
+func (w *response) hold(n int) error {
 	if w.err == nil {
-		w.err = w.call.buffered(w.buffer.Len() + n)
+		w.err = w.call.holdResponse(w.buffer.Len() + n)
 	}
 	return w.err
 }
 
-// FlushError is what http.ResponseController calls. It sends what was written, and from now on each write is sent at
-// once.
+// FlushError sends what was written so far. From then on, each write is sent at once. http.ResponseController calls it.
 func (w *response) FlushError() error {
-	if w.conn != nil {
+	if w.hijacked != nil {
 		return http.ErrHijacked
 	}
 	if err := w.send(); err != nil {
@@ -94,31 +94,34 @@ func (w *response) FlushError() error {
 // Flush implements http.Flusher.
 func (w *response) Flush() { _ = w.FlushError() }
 
-// Hijack implements http.Hijacker. The connection closes when the endpoint returns, or when the request's context ends
-// before that. Its error is errdefs.ErrInvalidArgument for a connection that cannot be hijacked.
+// Hijack implements http.Hijacker. The connection is closed when the endpoint returns or the request's context ends,
+// whichever is first. For a connection that cannot be hijacked, such as one with HTTP/2, the error is
+// errdefs.ErrInvalidArgument.
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.sent || w.buffer.Len() > 0 {
-		return nil, nil, errors.New("hijack the connection: the response has begun")
+		return nil, nil, errors.New("hijack the connection: the response has already begun")
 	}
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
 	if errors.Is(err, http.ErrNotSupported) {
-		return nil, nil, fmt.Errorf("this path needs a connection with HTTP/1.1 alone: %w", errdefs.ErrInvalidArgument)
+		return nil, nil, fmt.Errorf("this path works only over HTTP/1.1: %w", errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
 	w.sent, w.status = true, http.StatusSwitchingProtocols
-	w.conn = w.call.gateway.connections.hijacked(conn)
-	context.AfterFunc(w.ctx, func() { w.conn.Close() })
-	return w.conn, rw, nil
+	w.hijacked = w.call.gateway.connections.trackHijacked(conn)
+	context.AfterFunc(w.ctx, func() { w.hijacked.Close() })
+	return w.hijacked, rw, nil
 }
 
+// setDeadline sets the deadline of the next write.
 func (w *response) setDeadline() {
-	// Not the server's WriteTimeout, which would count the run. Tests' writers need not support it.
+	// The WriteTimeout of http.Server would include the time of the run. The ResponseWriter of a test may not support
+	// deadlines.
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.call.deadline()))
 }
 
-// deadline is how long the client may take to accept a write.
+// deadline returns how long the client may take to accept a write.
 func (c *Call) deadline() time.Duration {
 	if c.endpoint == nil {
 		return AnswerDeadline
@@ -126,7 +129,7 @@ func (c *Call) deadline() time.Duration {
 	return c.endpoint.Deadline
 }
 
-// send sends the headers and what was written up to now.
+// send sends the headers and what was written so far. It does nothing if the headers were already sent.
 func (w *response) send() error {
 	if w.sent {
 		return nil
@@ -137,65 +140,66 @@ func (w *response) send() error {
 	h["X-Request-Id"] = []string{w.call.ID}
 	h["X-Content-Type-Options"] = headerNoSniff
 	h["Cache-Control"] = headerNoStore
-	delete(h, "Connection") // libraries set it; it is net/http's
+	delete(h, "Connection") // some libraries set it, but only net/http may decide on it
 	if w.buffer.Len() > 0 && h["Content-Type"] == nil {
 		h["Content-Type"] = headerJSON
 	}
 	w.setDeadline()
 	w.ResponseWriter.WriteHeader(w.status)
 	_, err := w.ResponseWriter.Write(w.buffer.Bytes())
-	if err == nil { // HTTP/2 may still read from the buffer after a write that failed
+	if err == nil { // after a failed write, HTTP/2 may still read from the buffer, so it is not reused
 		freeBuffer(w.buffer)
 		w.buffer = &bytes.Buffer{}
 	}
 	return err
 }
 
-// finish sends what an endpoint wrote, or in its place the error that it returned. It returns why the request was
-// refused.
-func (w *response) finish(err error) (refused error) {
+// finish sends what the endpoint wrote. If err is not nil, or the response exceeded the limit of held bytes, it sends
+// that error instead, unless the response has already begun. It returns the cause of the error for the log.
+func (w *response) finish(err error) (cause error) {
 	if err == nil {
 		err = w.err
 	}
 	if err != nil {
 		r := w.call.refusal(err)
-		refused = r.Cause
+		cause = r.Cause
 		if !w.sent {
 			w.discard()
 			w.status = r.Status
 			for name, values := range r.Header {
 				w.Header()[name] = values
 			}
-			rpcerr.SetHeaders(w.Header(), r.Status, r.Told)
-			rpcerr.WriteResponse(w.buffer, nil, r.Told, nil)
-		} else if w.conn == nil {
-			w.status = r.Status // for the log: the client has another
+			rpcerr.SetHeaders(w.Header(), r.Status, r.ClientError)
+			rpcerr.WriteResponse(w.buffer, nil, r.ClientError, nil)
+		} else if w.hijacked == nil {
+			w.status = r.Status // for the log and the metrics; the client already has another status
 		}
 	}
-	if w.conn != nil {
-		_ = w.conn.Close()
+	if w.hijacked != nil {
+		_ = w.hijacked.Close()
 	} else {
-		_ = w.send() // the client has left, or accepts nothing
+		_ = w.send() // fails if the client disconnected or does not read, which needs no handling
 	}
-	return refused
+	return cause
 }
 
-// discard forgets what was written.
+// discard discards the body and the headers written so far.
 func (w *response) discard() {
 	w.buffer.Reset()
 	clear(w.Header())
 }
 
-// buffers are for bodies.
+// buffers is a pool of buffers for request and response bodies.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 func newBuffer() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) }
 
-// maxKept is how large a buffer may be to be kept for other requests.
-const maxKept = 64 << 10
+// maxPooledBuffer is the largest capacity, in bytes, of a buffer that is kept for other requests.
+const maxPooledBuffer = 64 << 10
 
+// freeBuffer returns a buffer to the pool unless it is too large.
 func freeBuffer(b *bytes.Buffer) {
-	if b.Cap() <= maxKept {
+	if b.Cap() <= maxPooledBuffer {
 		b.Reset()
 		buffers.Put(b)
 	}

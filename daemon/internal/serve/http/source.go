@@ -7,12 +7,12 @@ import (
 	"strings"
 )
 
-// clientOf is whose request it is: who made the connection or, if that is a proxy which the administrator
-// trusts, whom that one names: the last hop of X-Forwarded-For that is no trusted proxy itself. What stands
-// before that may be anybody's invention.
-func (g *Gateway) clientOf(r *http.Request) netip.Addr {
-	client := clientAddr(r.RemoteAddr)
-	if !contain(g.TrustedProxies, client) {
+// clientIP returns the address of the client that sent r. This is the remote address of the connection, unless that
+// belongs to a trusted proxy. In this case it is the last address in X-Forwarded-For that is not a trusted proxy
+// itself. The addresses before that one may be forged.
+func (g *Gateway) clientIP(r *http.Request) netip.Addr {
+	client := remoteIP(r.RemoteAddr)
+	if !containsAddr(g.TrustedProxies, client) {
 		return client
 	}
 	hops := strings.Split(strings.Join(r.Header["X-Forwarded-For"], ","), ",")
@@ -21,30 +21,31 @@ func (g *Gateway) clientOf(r *http.Request) netip.Addr {
 		if err != nil {
 			break
 		}
-		if client = addr.Unmap().WithZone(""); !contain(g.TrustedProxies, client) {
+		if client = addr.Unmap().WithZone(""); !containsAddr(g.TrustedProxies, client) {
 			break
 		}
 	}
 	return client
 }
 
-func contain(networks []netip.Prefix, addr netip.Addr) bool {
+// containsAddr reports whether one of the networks contains addr.
+func containsAddr(networks []netip.Prefix, addr netip.Addr) bool {
 	return slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
-// clientAddr is the address in a RemoteAddr; the zero Addr if it cannot be read.
-func clientAddr(remoteAddr string) netip.Addr {
+// remoteIP returns the IP address in a RemoteAddr, or the zero Addr if remoteAddr cannot be parsed.
+func remoteIP(remoteAddr string) netip.Addr {
 	ap, _ := netip.ParseAddrPort(remoteAddr)
 	return ap.Addr().Unmap().WithZone("")
 }
 
-// source is the network that one client has for itself: an IPv4 address, or an IPv6 /64. The zero
-// Prefix stands for every address that cannot be read.
-func source(addr netip.Addr) netip.Prefix {
+// sourceNet returns the network by which clients are limited, which a single client may control: the address itself for
+// IPv4, the /64 for IPv6. For the zero Addr it returns the zero Prefix.
+func sourceNet(addr netip.Addr) netip.Prefix {
 	bits := 32
 	if addr.Is6() {
 		bits = 64
 	}
-	p, _ := addr.Prefix(bits) // the bits fit the address, if it is one
+	p, _ := addr.Prefix(bits) // cannot fail, because bits fits the address
 	return p
 }

@@ -1,5 +1,5 @@
-// Package localsock listens on the admin socket: it binds the Unix socket, or takes it from systemd. Only
-// package daemon imports this package.
+// Package localsock listens on the admin socket. It binds the Unix socket itself or takes it from systemd
+// (socket activation). Only package daemon imports this package.
 package localsock
 
 import (
@@ -21,24 +21,24 @@ import (
 )
 
 const (
-	// Group is the Unix group that may use the socket, if the host has it.
+	// Group is the Unix group that may use the socket, if that group exists on the host.
 	Group = "msb"
 
 	dialTimeout = 2 * time.Second
-	// maxPath is what fits in a sockaddr_un with its final zero.
+	// maxPath is the longest path, in bytes, that fits in a sockaddr_un with its terminating NUL.
 	maxPath = 107
 )
 
-// Listen returns the listener of the socket at path. If systemd passed a listening socket to this
-// process, that is it. Otherwise the directory of path is made if needed (0750), a socket that nobody
-// listens on is removed, and a new one bound (0660), both of Group. A socket that somebody
-// listens on is errdefs.ErrAlreadyExists.
+// Listen returns a listener on the admin socket. If systemd passed a Unix socket to this process, Listen
+// uses that socket, whatever its path. Otherwise it creates the directory of path if needed (mode 0750),
+// removes a socket there on which no process listens, and binds a new one (mode 0660). The directory and
+// the socket belong to Group. If another process listens on path, the error is errdefs.ErrAlreadyExists.
 func Listen(path string) (net.Listener, error) {
 	gid := groupID(Group)
 	if l, err := activated(); err != nil {
 		return nil, err
 	} else if l != nil {
-		if l.Addr().String() == path { // systemd's rights for it may keep Group out
+		if l.Addr().String() == path { // the modes set by systemd may lock out Group
 			if err := errors.Join(prepareDir(filepath.Dir(path), gid), restrict(path, gid)); err != nil {
 				return nil, errors.Join(err, l.Close())
 			}
@@ -46,14 +46,14 @@ func Listen(path string) (net.Listener, error) {
 		return l, nil
 	}
 	if len(path) > maxPath {
-		return nil, fmt.Errorf("admin socket %s: the path is longer than the %d bytes that a socket may have; "+
-			"use another --run-dir: %w", path, maxPath, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("admin socket %s: the path exceeds the limit of %d bytes for a socket; "+
+			"use a shorter --run-dir: %w", path, maxPath, errdefs.ErrInvalidArgument)
 	}
 	if err := prepareDir(filepath.Dir(path), gid); err != nil {
 		return nil, err
 	}
-	// Two daemons that start at once must not both find the socket stale, and the second remove what
-	// the first just bound.
+	// Without the lock, two daemons that start at once could both find the socket stale, and the second
+	// could remove the socket that the first has just bound.
 	unlock, err := lock(path + ".lock")
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func Listen(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// restrict gives the socket to its group.
+// restrict sets the group of the socket to gid and its mode to 0660.
 func restrict(path string, gid int) error {
 	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
 		return fmt.Errorf("restrict admin socket: %w", err)
@@ -80,7 +80,7 @@ func restrict(path string, gid int) error {
 	return nil
 }
 
-// activated returns the socket that systemd passed, or nil.
+// activated returns the Unix socket that systemd passed to this process, or nil if it passed none.
 func activated() (net.Listener, error) {
 	listeners, err := activation.Listeners()
 	if err != nil {
@@ -92,8 +92,8 @@ func activated() (net.Listener, error) {
 			admin = l
 			continue
 		}
-		err = fmt.Errorf("systemd passed something else than one Unix socket: leave only the admin socket in the .socket unit: %w",
-			errdefs.ErrInvalidArgument)
+		err = fmt.Errorf("systemd passed more than one socket or a socket that is not a Unix socket: "+
+			"leave only the admin socket in the .socket unit: %w", errdefs.ErrInvalidArgument)
 	}
 	if err != nil {
 		for _, l := range listeners {
@@ -106,13 +106,13 @@ func activated() (net.Listener, error) {
 	return admin, nil
 }
 
-// prepareDir makes dir, or takes the one that is there unless others could put a socket of their own
-// in it.
+// prepareDir creates dir. If dir exists, prepareDir checks that no other user could place a socket in it:
+// it must belong to the user of this process and must not be writable by its group or others.
 func prepareDir(dir string, gid int) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return fmt.Errorf("make run directory: %w", err)
+		return fmt.Errorf("create run directory: %w", err)
 	}
-	// Chmod after Mkdir because of the umask.
+	// The umask may have cleared bits of Mkdir's mode, so Chmod sets it again.
 	switch err := os.Mkdir(dir, 0o750); {
 	case err == nil:
 		if err := errors.Join(os.Chown(dir, -1, gid), os.Chmod(dir, 0o750)); err != nil {
@@ -120,7 +120,7 @@ func prepareDir(dir string, gid int) error {
 		}
 		return nil
 	case !errors.Is(err, fs.ErrExist):
-		return fmt.Errorf("make run directory: %w", err)
+		return fmt.Errorf("create run directory: %w", err)
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
@@ -128,19 +128,21 @@ func prepareDir(dir string, gid int) error {
 	}
 	owner := info.Sys().(*syscall.Stat_t)
 	if !info.IsDir() || info.Mode().Perm()&0o022 != 0 || int(owner.Uid) != os.Geteuid() {
-		return fmt.Errorf("run directory %s (%s, of user %d) must be a directory of the user who runs msbd, in which nobody else "+
-			"can put a socket: 'chmod go-w %[1]s', or use another --run-dir: %[4]w", dir, info.Mode(), owner.Uid, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("run directory %s (%s, owned by user %d) must be a directory that belongs to the user who runs msbd "+
+			"and that no other user can write to: run 'chmod go-w %[1]s', or use another --run-dir: %[4]w",
+			dir, info.Mode(), owner.Uid, errdefs.ErrFailedPrecondition)
 	}
 	if info.Mode().Perm() != 0o750 {
 		return nil
 	}
-	// Made by us when Group may not have been there yet.
+	// An earlier run created dir, perhaps before Group existed.
 	if err := os.Chown(dir, -1, gid); err != nil {
 		return fmt.Errorf("restrict run directory: %w", err)
 	}
 	return nil
 }
 
+// lock waits for an exclusive lock on the file at path, which it creates if needed.
 func lock(path string) (unlock func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -152,7 +154,7 @@ func lock(path string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// removeStale removes a socket that nobody listens on.
+// removeStale removes the socket at path if no process listens on it.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -162,7 +164,7 @@ func removeStale(path string) error {
 		return fmt.Errorf("check admin socket: %w", err)
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("admin socket %s: something else is there (%s); move it away, or use another --run-dir: %w",
+		return fmt.Errorf("admin socket %s: a file that is not a socket is there (%s); move it away, or use another --run-dir: %w",
 			path, info.Mode(), errdefs.ErrFailedPrecondition)
 	}
 	conn, err := net.DialTimeout("unix", path, dialTimeout)
@@ -171,9 +173,9 @@ func removeStale(path string) error {
 		return fmt.Errorf("another msbd is running on %s: stop it with 'msb server stop', or use another --run-dir: %w",
 			path, errdefs.ErrAlreadyExists)
 	}
-	// Only a refusal says that nobody listens; a full backlog, for one, does not.
+	// Only ECONNREFUSED proves that no process listens. Other errors do not; a full backlog, for example, is EAGAIN.
 	if !errors.Is(err, unix.ECONNREFUSED) {
-		return fmt.Errorf("see whether another msbd is running: %w", err)
+		return fmt.Errorf("check whether another msbd is running: %w", err)
 	}
 	if err := os.Remove(path); err != nil {
 		return fmt.Errorf("remove stale admin socket: %w", err)
@@ -181,8 +183,8 @@ func removeStale(path string) error {
 	return nil
 }
 
-// groupID is the id of a group that this process may give files to, or -1, which chown takes for no
-// change: users who run a msbd of their own need not be in it.
+// groupID returns the id of the named group. It returns -1, with which chown changes nothing, if the group does
+// not exist or this process may not give files to it. Users who run their own msbd need not be members.
 func groupID(name string) int {
 	g, err := user.LookupGroup(name)
 	if err != nil {

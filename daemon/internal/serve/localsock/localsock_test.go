@@ -40,7 +40,7 @@ func TestListenModes(t *testing.T) {
 	}
 }
 
-func TestListenRefusesALiveSocket(t *testing.T) {
+func TestListenRefusesSocketInUse(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "msbd.sock")
 	l, err := Listen(path)
 	if err != nil {
@@ -48,16 +48,16 @@ func TestListenRefusesALiveSocket(t *testing.T) {
 	}
 	defer l.Close()
 	if _, err := Listen(path); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "another msbd is running") {
-		t.Errorf("second Listen: %v", err)
+		t.Errorf("second Listen: got error %v, want \"another msbd is running\"", err)
 	}
 	conn, err := net.Dial("unix", path)
 	if err != nil {
-		t.Fatalf("the live socket was harmed: %v", err)
+		t.Fatalf("the first socket no longer works: %v", err)
 	}
 	conn.Close()
 }
 
-func TestListenReplacesAStaleSocket(t *testing.T) {
+func TestListenReplacesStaleSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", "msbd.sock")
 	l, err := Listen(path)
 	if err != nil {
@@ -71,32 +71,33 @@ func TestListenReplacesAStaleSocket(t *testing.T) {
 	l.Close()
 }
 
-func TestListenRefusesWhatIsNotItsOwn(t *testing.T) {
-	open, group := t.TempDir(), t.TempDir()
-	if err := errors.Join(os.Chmod(open, 0o777), os.Chmod(group, 0o770)); err != nil {
+func TestListenRefusesUnsafePaths(t *testing.T) {
+	worldWritable, groupWritable := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Chmod(worldWritable, 0o777), os.Chmod(groupWritable, 0o770)); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "msbd.sock")
 	if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{filepath.Join(open, "msbd.sock"), filepath.Join(group, "msbd.sock"), file} {
+	for _, path := range []string{filepath.Join(worldWritable, "msbd.sock"), filepath.Join(groupWritable, "msbd.sock"), file} {
 		if _, err := Listen(path); !errdefs.IsFailedPrecondition(err) {
-			t.Errorf("Listen(%s): %v, want failed precondition", path, err)
+			t.Errorf("Listen(%s): got error %v, want failed precondition", path, err)
 		}
 	}
 	if data, err := os.ReadFile(file); err != nil || string(data) != "precious" {
-		t.Errorf("the file became %q, %v", data, err)
+		t.Errorf("Listen changed the file: it is %q, error %v", data, err)
 	}
 	long := filepath.Join(t.TempDir(), strings.Repeat("x", 200), "msbd.sock")
 	if _, err := Listen(long); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("Listen with a long path: %v, want invalid argument", err)
+		t.Errorf("Listen with a long path: got error %v, want invalid argument", err)
 	}
 }
 
-// systemd passes sockets as descriptors from 3 on and names this process in LISTEN_PID. A shell between
-// stands in for systemd's fork: its pid is that of the test binary that it becomes.
-func TestSocketsFromSystemd(t *testing.T) {
+// systemd passes sockets as descriptors from 3 on and sets LISTEN_PID to the pid of the service. The test uses a
+// shell in place of systemd's forked child: the shell sets LISTEN_PID to its own pid, which the test binary keeps
+// because the shell execs it.
+func TestSocketActivation(t *testing.T) {
 	if path, ok := os.LookupEnv("LOCALSOCK_TEST_CHILD"); ok {
 		activatedChild(path)
 		return
@@ -124,20 +125,20 @@ func TestSocketsFromSystemd(t *testing.T) {
 	tests := map[string]struct {
 		files []*os.File
 		pid   string
-		// at is where it listens; empty: it refuses to.
-		at string
+		// path is where the child should listen; empty means that Listen should fail.
+		path string
 	}{
-		"one":                    {[]*os.File{admin}, "$$", passed.String()},
-		"none":                   {nil, "$$", own},
-		"for another process":    {[]*os.File{admin}, "1", own},
-		"two":                    {[]*os.File{admin, another}, "$$", ""},
-		"of the network":         {[]*os.File{tcp}, "$$", ""},
-		"one and of the network": {[]*os.File{admin, tcp}, "$$", ""},
+		"one Unix socket":                  {[]*os.File{admin}, "$$", passed.String()},
+		"no socket":                        {nil, "$$", own},
+		"for another process":              {[]*os.File{admin}, "1", own},
+		"two Unix sockets":                 {[]*os.File{admin, another}, "$$", ""},
+		"a TCP socket":                     {[]*os.File{tcp}, "$$", ""},
+		"one Unix socket and a TCP socket": {[]*os.File{admin, tcp}, "$$", ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c",
-				`LISTEN_PID=`+tt.pid+` exec "$0" -test.run='^TestSocketsFromSystemd$'`, os.Args[0])
+				`LISTEN_PID=`+tt.pid+` exec "$0" -test.run='^TestSocketActivation$'`, os.Args[0])
 			cmd.Env = append(os.Environ(), "LISTEN_FDS="+strconv.Itoa(len(tt.files)), "LOCALSOCK_TEST_CHILD="+own)
 			cmd.ExtraFiles = tt.files
 			stdout, err := cmd.StdoutPipe()
@@ -149,15 +150,15 @@ func TestSocketsFromSystemd(t *testing.T) {
 			}
 			lines := bufio.NewScanner(stdout)
 			lines.Scan()
-			said := lines.Text()
-			if tt.at == "" {
-				if !strings.Contains(said, "leave only the admin socket") {
-					t.Errorf("the child says %q", said)
+			line := lines.Text()
+			if tt.path == "" {
+				if !strings.Contains(line, "leave only the admin socket") {
+					t.Errorf("the child printed %q, want the error of Listen", line)
 				}
-			} else if said != "listening" {
-				t.Errorf("the child says %q", said)
+			} else if line != "listening" {
+				t.Errorf("the child printed %q, want listening", line)
 			} else {
-				conn, err := net.Dial("unix", tt.at)
+				conn, err := net.Dial("unix", tt.path)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -168,24 +169,25 @@ func TestSocketsFromSystemd(t *testing.T) {
 				conn.Close()
 			}
 			if t.Failed() {
-				_ = cmd.Process.Kill() // it may wait for a caller
+				_ = cmd.Process.Kill() // the child may still be waiting in Accept
 			}
 			_, _ = io.Copy(io.Discard, stdout)
 			if err := cmd.Wait(); err != nil {
 				t.Error(err)
 			}
-			// What is systemd's is left to it; what is the daemon's own goes with it.
+			// The daemon must remove the socket that it bound itself, but not the one that belongs to systemd.
 			if _, err := os.Stat(passed.String()); err != nil {
-				t.Error(err)
+				t.Error("the socket of systemd:", err)
 			}
 			if _, err := os.Stat(own); err == nil {
-				t.Error("the daemon's own socket is still there")
+				t.Error("the daemon left its own socket behind")
 			}
 		})
 	}
 }
 
-// activatedChild greets one caller by its pid, which it has from the kernel.
+// activatedChild listens on the admin socket, accepts one connection, and sends it the pid of its peer as the kernel
+// reports it. It prints "listening" or an error.
 func activatedChild(path string) {
 	l, err := Listen(path)
 	if err != nil {
@@ -194,7 +196,7 @@ func activatedChild(path string) {
 	}
 	defer l.Close()
 	if os.Getenv("LISTEN_FDS") != "" && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
-		fmt.Println("the children of msbd would inherit LISTEN_FDS")
+		fmt.Println("LISTEN_FDS is still set, so that child processes of msbd would inherit it")
 		return
 	}
 	fmt.Println("listening")
@@ -212,17 +214,17 @@ func activatedChild(path string) {
 	fmt.Fprintf(conn, "hello %d", p.PID)
 }
 
-// asNobody runs f as user and group 65534, in a thread that ends with it. Only root can.
+// asNobody runs f as user and group 65534, on a thread that ends afterwards. It needs root.
 func asNobody(t *testing.T, f func()) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread is not used again
+		runtime.LockOSThread() // never unlocked, so that the thread is not used for other goroutines
 		const nobody = 65534
 		for _, set := range [][4]uintptr{
 			{unix.SYS_SETGROUPS, 0, 0, 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
 		} {
-			// Of this thread alone, unlike what package syscall offers.
+			// A raw system call changes only this thread; package syscall would change all threads.
 			if _, _, errno := unix.RawSyscall(set[0], set[1], set[2], set[3]); errno != 0 {
 				done <- errno
 				return
@@ -236,18 +238,18 @@ func asNobody(t *testing.T, f func()) {
 	}
 }
 
-// A user's own msbd gives its socket to no group of which the user is not.
+// Without root, Listen gives the socket only to a group in which the user is a member.
 func TestListenWithoutRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
 		if gid := groupID("root"); gid != -1 {
-			t.Errorf("the group of root has id %d", gid)
+			t.Errorf("groupID(root) is %d for a user who is not in the group, want -1", gid)
 		}
 		return
 	}
 	if gid := groupID("root"); gid != 0 {
-		t.Errorf("for root, the group of root has id %d", gid)
+		t.Errorf("groupID(root) is %d for root, want 0", gid)
 	}
-	dir, err := os.MkdirTemp("", "localsock") // unlike t.TempDir, below a directory that everyone may enter
+	dir, err := os.MkdirTemp("", "localsock") // other users may not enter the parent directory of t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,10 +260,10 @@ func TestListenWithoutRoot(t *testing.T) {
 	path := filepath.Join(dir, "msb", "msbd.sock")
 	asNobody(t, func() {
 		if gid := groupID("root"); gid != -1 {
-			t.Errorf("the group of root has id %d", gid)
+			t.Errorf("groupID(root) is %d for a user who is not in the group, want -1", gid)
 		}
 		if g, err := user.LookupGroupId("65534"); err != nil || groupID(g.Name) != 65534 {
-			t.Errorf("its own group is not found: %v", err)
+			t.Errorf("groupID does not find the user's own group: %v", err)
 		}
 		l, err := Listen(path)
 		if err != nil {
@@ -273,7 +275,7 @@ func TestListenWithoutRoot(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		} else if owner := info.Sys().(*syscall.Stat_t); owner.Uid != 65534 || info.Mode().Perm() != 0o660 {
-			t.Errorf("the socket is %d's, %s", owner.Uid, info.Mode())
+			t.Errorf("the socket belongs to user %d and has mode %s, want 65534 and 0660", owner.Uid, info.Mode())
 		}
 	})
 }

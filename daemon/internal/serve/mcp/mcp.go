@@ -215,7 +215,7 @@ func (w *responseWriter) refusal() error {
 	}
 	return &gateway.Refusal{
 		Status: w.status, Cause: errRefused,
-		Told: &rpc.Error{Code: rpc.CodeInvalidRequest, Message: rpcerr.Shorten(strings.TrimSpace(string(w.text)))},
+		ClientError: &rpc.Error{Code: rpc.CodeInvalidRequest, Message: rpcerr.Shorten(strings.TrimSpace(string(w.text)))},
 	}
 }
 

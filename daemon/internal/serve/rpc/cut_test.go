@@ -57,7 +57,7 @@ func TestRequestsEndWithTheirKey(t *testing.T) {
 						s := New(t)
 						key, id := s.IssueNamed(t, keys.IssueRequest{Expire: "1h"})
 						running := make(chan struct{})
-						s.Boxes.OnRun = func(ctx context.Context) error {
+						s.Sandboxes.OnRun = func(ctx context.Context) error {
 							close(running)
 							return onRun(ctx)
 						}
@@ -79,7 +79,7 @@ func TestRequestsEndWithTheirKey(t *testing.T) {
 						if strings.Contains(w.Body.String(), "secret") {
 							t.Error("the result leaked")
 						}
-						for name := range s.Boxes.Boxes {
+						for name := range s.Sandboxes.Running {
 							if name.Name == "afterwards" {
 								t.Error("the rest of the batch was run")
 							}
@@ -99,7 +99,7 @@ func TestOthersGoOn(t *testing.T) {
 	s := New(t)
 	_, id := s.IssueNamed(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
-	s.Boxes.OnRun = func(ctx context.Context) error {
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		close(running)
 		select {
 		case <-finish:
@@ -136,7 +136,7 @@ func TestKeyEndsWhileTheBodyIsRead(t *testing.T) {
 	}
 	close(body.goOn)
 	WantError(t, <-answered, http.StatusUnauthorized, rpc.CodeUnauthenticated)
-	if len(s.Boxes.Boxes) != 0 {
+	if len(s.Sandboxes.Running) != 0 {
 		t.Error("it was run")
 	}
 }

@@ -37,7 +37,7 @@ func FuzzRPC(f *testing.F) {
 	}
 	s := New(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
-		clear(s.Boxes.Boxes)
+		clear(s.Sandboxes.Running)
 		s.Log.Reset()
 		w := s.Post(string(body))
 		if strings.Contains(s.Log.String(), "panic") && !strings.Contains(s.Log.String(), "a fault of the domain") {

@@ -69,7 +69,7 @@ var errBadBody = errors.New("the body is not strict JSON, or holds no calls or t
 
 // refuseBody refuses a body that holds no calls.
 func refuseBody(bad *rpc.Error) error {
-	return &gateway.Refusal{Status: rpcerr.HTTPStatus(bad.Code), Told: bad, Cause: errBadBody}
+	return &gateway.Refusal{Status: rpcerr.HTTPStatus(bad.Code), ClientError: bad, Cause: errBadBody}
 }
 
 // serve answers a call, or a batch of some.

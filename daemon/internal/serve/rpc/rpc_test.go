@@ -52,10 +52,10 @@ func TestTimeLimits(t *testing.T) {
 			Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1","timeout":`+seconds+`}`),
 			Request("sandbox.command.run", `{"sandbox":"a","command":"true","timeout":`+seconds+`}`),
 		} {
-			s.Boxes.Timeout = -1
+			s.Sandboxes.Timeout = -1
 			WantOK(t, s.Post(call))
-			if s.Boxes.Timeout != want {
-				t.Errorf("timeout %s became %v, want %v", seconds, s.Boxes.Timeout, want)
+			if s.Sandboxes.Timeout != want {
+				t.Errorf("timeout %s became %v, want %v", seconds, s.Sandboxes.Timeout, want)
 			}
 		}
 	}
@@ -67,12 +67,12 @@ func TestRequestsReachTheDomain(t *testing.T) {
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"b","namespace":"n","config":{"cpus":0}}`)))
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"c","namespace":"n","config":{}}`)))
 	want := "map[n/a:{i 2 256 [A=b] /w} n/b:{ 1 0 [] } n/c:{ 0 0 [] }]"
-	if got := fmt.Sprint(s.Boxes.Boxes); got != want {
+	if got := fmt.Sprint(s.Sandboxes.Running); got != want {
 		t.Errorf("started %s, want %s", got, want)
 	}
 	WantOK(t, s.Post(Request("sandbox.command.run", `{"sandbox":"a","namespace":"n","command":"sh","args":["-c","echo \"$0\"; x &"]}`)))
-	if !slices.Equal(s.Boxes.Args, []string{"-c", `echo "$0"; x &`}) {
-		t.Errorf("args became %q", s.Boxes.Args)
+	if !slices.Equal(s.Sandboxes.Args, []string{"-c", `echo "$0"; x &`}) {
+		t.Errorf("args became %q", s.Sandboxes.Args)
 	}
 }
 
@@ -162,8 +162,8 @@ func TestCall(t *testing.T) {
 			t.Errorf("%s %s of %s: %s, %v, want code %d", c.method, c.params, caller, result, failed, c.code)
 		}
 	}
-	if len(s.Boxes.Boxes) != 1 {
-		t.Error(s.Boxes.Boxes)
+	if len(s.Sandboxes.Running) != 1 {
+		t.Error(s.Sandboxes.Running)
 	}
 }
 
@@ -181,7 +181,7 @@ func TestCountMessages(t *testing.T) {
 	} {
 		n, err := s.Service.CountMessages([]byte(body))
 		refusal, _ := errors.AsType[*gateway.Refusal](err)
-		if n != want.n || (err != nil) != (want.code != 0) || refusal != nil && refusal.Told.Code != want.code {
+		if n != want.n || (err != nil) != (want.code != 0) || refusal != nil && refusal.ClientError.Code != want.code {
 			t.Errorf("%.20s: %d, %v, want %d, %d", body, n, err, want.n, want.code)
 		}
 	}

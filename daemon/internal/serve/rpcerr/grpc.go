@@ -9,8 +9,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// GRPC is err as a status for the admin socket. Its reader administers this host: the text is passed
-// on whole, but for the class, which becomes the code.
+// GRPC converts err to a gRPC status for the admin socket. The class of err becomes the code. The rest of
+// the text is passed on unchanged, because the caller administers this host. A status or nil is returned
+// unchanged.
 func GRPC(err error) error {
 	if err == nil {
 		return nil

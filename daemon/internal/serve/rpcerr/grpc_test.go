@@ -26,16 +26,16 @@ func TestGRPC(t *testing.T) {
 		context.Canceled:              codes.Canceled,
 		errors.New("disk on fire"):    codes.Internal,
 	} {
-		err := GRPC(fmt.Errorf("make key: %w", class))
+		err := GRPC(fmt.Errorf("create key: %w", class))
 		if got := status.Code(err); got != want {
-			t.Errorf("%v became %s, want %s", class, got, want)
+			t.Errorf("GRPC(%v) has code %s, want %s", class, got, want)
 		}
 	}
 	if err := GRPC(fmt.Errorf("sandbox x does not exist: %w", errdefs.ErrNotFound)); status.Convert(err).Message() != "sandbox x does not exist" {
-		t.Errorf("the text is %q", status.Convert(err).Message())
+		t.Errorf("message is %q, want it without the class", status.Convert(err).Message())
 	}
-	as := status.Error(codes.DataLoss, "as it is")
-	if GRPC(as) != as || GRPC(nil) != nil {
-		t.Error("a status or nil was changed")
+	original := status.Error(codes.DataLoss, "unchanged")
+	if GRPC(original) != original || GRPC(nil) != nil {
+		t.Error("GRPC changed a status or nil")
 	}
 }

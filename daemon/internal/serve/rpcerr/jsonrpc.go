@@ -11,9 +11,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// JSONRPC is what a remote caller is told of err. An error without a class is a fault of the
-// server: it becomes CodeInternal with a text that gives nothing away, and the caller of JSONRPC
-// logs its cause under requestID. An [rpc.Error] in err's chain is passed on as it is.
+// JSONRPC converts err to the error that a remote client gets. An error without a class is a fault of the
+// server: it becomes CodeInternal with a text that reveals nothing, and the caller of JSONRPC must log
+// the cause under requestID. If err wraps an [rpc.Error], that is returned unchanged.
 func JSONRPC(err error, requestID string) *rpc.Error {
 	if e, ok := errors.AsType[*rpc.Error](err); ok {
 		return e
@@ -39,7 +39,7 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 	case errdefs.IsUnauthorized(err):
 		code = rpc.CodeUnauthenticated
 	case errors.Is(err, context.Canceled):
-		// The caller has gone and reads no answer, or the server is going and cuts its runs short.
+		// Either the client has disconnected and will not read this, or the server is stopping and canceled the request.
 		return &rpc.Error{
 			Code: rpc.CodeUnavailable, Message: "the request was cut short because the server is stopping; try again in a moment",
 			Data: &rpc.ErrorData{RetryAfter: retryAfter},
@@ -59,10 +59,10 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 	return e
 }
 
-// retryAfter is in seconds, where how long it takes is not known.
+// retryAfter is how many seconds a client should wait when the server cannot tell how long it takes.
 const retryAfter = 1
 
-// HTTPStatus is the status of an HTTP answer that carries only an error of this code.
+// HTTPStatus returns the status of an HTTP response that carries only an error with this code.
 func HTTPStatus(code rpc.Code) int {
 	switch code {
 	case rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeInvalidParams:

@@ -13,11 +13,11 @@ import (
 
 var null = jsontext.Value("null")
 
-// WriteResponse writes an rpc.Response with a result, or with an error if failed is not nil. The id stays byte for
-// byte as it is; nil is null. The error is w's.
+// WriteResponse writes an rpc.Response to w, with failed if that is not nil, else with result. It writes id byte for
+// byte, or null if id is nil. It returns the error of w.
 func WriteResponse(w io.Writer, result jsontext.Value, failed *rpc.Error, id jsontext.Value) error {
-	write := func(what string, value jsontext.Value) error {
-		_, err := io.WriteString(w, what)
+	write := func(prefix string, value jsontext.Value) error {
+		_, err := io.WriteString(w, prefix)
 		if err == nil {
 			_, err = w.Write(value)
 		}
@@ -27,7 +27,7 @@ func WriteResponse(w io.Writer, result jsontext.Value, failed *rpc.Error, id jso
 	if failed == nil {
 		err = write(`{"jsonrpc":"2.0","result":`, result)
 	} else if _, err = io.WriteString(w, `{"jsonrpc":"2.0","error":`); err == nil {
-		// What is in a message may be what a client sent.
+		// A message may quote what a client sent, which need not be valid UTF-8.
 		err = json.MarshalWrite(w, failed, jsontext.AllowInvalidUTF8(true))
 	}
 	if err != nil {
@@ -43,7 +43,8 @@ func WriteResponse(w io.Writer, result jsontext.Value, failed *rpc.Error, id jso
 	return err
 }
 
-// SetHeaders adds what goes with an HTTP response that carries only an error.
+// SetHeaders adds the headers of an HTTP response that carries only the error e: WWW-Authenticate to a 401,
+// Retry-After to a 429 or 503.
 func SetHeaders(h http.Header, status int, e *rpc.Error) {
 	switch status {
 	case http.StatusUnauthorized:

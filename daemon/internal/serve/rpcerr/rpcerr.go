@@ -1,6 +1,6 @@
-// Package rpcerr turns a domain error into what a caller is told: a gRPC status for the admin
-// socket, a JSON-RPC error and an HTTP status for the gateway. It is the only place where an error
-// class becomes a number. The packages of serve import it; it knows nothing of requests.
+// Package rpcerr converts domain errors to the errors that clients get: a gRPC status on the admin
+// socket, a JSON-RPC error and an HTTP status on the gateway. It is the only place where an error
+// class becomes a number. Only the packages under serve import it; it does not depend on requests.
 package rpcerr
 
 import (
@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// classes are the words that an errdefs class puts at the end of an error's text. Errors of this
-// project say by themselves what happened, so that the class is noise to a reader.
+// classes lists the errdefs classes whose text Message removes from the end of an error. The errors of
+// this project already say what happened, so the text of the class adds nothing.
 var classes = []error{
 	errdefs.ErrInvalidArgument,
 	errdefs.ErrNotFound,
@@ -23,7 +23,7 @@ var classes = []error{
 	errdefs.ErrUnauthenticated,
 }
 
-// Message is the text of a classified error without its class.
+// Message returns the text of err without the text of its class at the end.
 func Message(err error) string {
 	text := err.Error()
 	for _, class := range classes {
@@ -34,7 +34,7 @@ func Message(err error) string {
 	return text
 }
 
-// Shorten keeps what a client sent from filling a message.
+// Shorten truncates s to 100 bytes of valid UTF-8. Use it for client input that is quoted in a message.
 func Shorten(s string) string {
 	if len(s) > 100 {
 		return strings.ToValidUTF8(s[:100], "") + "…"

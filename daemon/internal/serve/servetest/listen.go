@@ -12,7 +12,7 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// Listen serves the site on a loopback port until the returned function is called, which waits.
+// Listen serves the site on a loopback port. Call stop to stop the server and wait until it has stopped.
 func (s *Site) Listen(t testing.TB) (addr string, stop func()) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -22,7 +22,7 @@ func (s *Site) Listen(t testing.TB) (addr string, stop func()) {
 	return ln.Addr().String(), s.ServeOn(t, ln)
 }
 
-// ServeOn is Listen on a listener that there is. Its function may be called again.
+// ServeOn is like Listen but serves on an existing listener. stop may be called more than once.
 func (s *Site) ServeOn(t testing.TB, ln net.Listener) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error, 1)
@@ -36,7 +36,7 @@ func (s *Site) ServeOn(t testing.TB, ln net.Listener) (stop func()) {
 	})
 }
 
-// Send posts a body to an address, and returns the status and the body of the answer.
+// Send posts body to the JSON-RPC path at addr with the site's key. It returns the status and the body of the response.
 func (s *Site) Send(t testing.TB, addr, body string) (int, string) {
 	t.Helper()
 	r, err := http.NewRequest(http.MethodPost, "http://"+addr+rpc.Path, strings.NewReader(body))
@@ -51,9 +51,9 @@ func (s *Site) Send(t testing.TB, addr, body string) (int, string) {
 		return 0, ""
 	}
 	defer res.Body.Close()
-	answer, err := io.ReadAll(res.Body)
+	response, err := io.ReadAll(res.Body)
 	if err != nil {
-		t.Error("read answer:", err)
+		t.Error("read response:", err)
 	}
-	return res.StatusCode, string(answer)
+	return res.StatusCode, string(response)
 }

@@ -1,5 +1,5 @@
-// Package servetest makes a gateway with JSON-RPC and real API keys, over a sandbox domain without microVMs. Only tests
-// import it.
+// Package servetest creates a gateway with JSON-RPC and real API keys on top of a fake sandbox domain that runs no
+// microVMs. Only tests import it.
 package servetest
 
 import (
@@ -32,16 +32,19 @@ import (
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 )
 
-// Sandboxes is the domain without microVMs. The sandboxes of failures exist only to fail.
+// Sandboxes is a fake sandbox domain that runs no microVMs. Every operation on a sandbox named in failures fails with
+// the error given there.
 type Sandboxes struct {
-	mu      sync.Mutex
-	Boxes   map[sandbox.Name]sandbox.Request
+	mu sync.Mutex
+	// Running has the sandboxes that were started and not stopped.
+	Running map[sandbox.Name]sandbox.Request
 	Timeout time.Duration // of the last run
 	Args    []string      // of the last command
-	// OnRun, when set, is called by every run of code.
+	// OnRun, if set, is called by every run of code. The run fails with its error.
 	OnRun func(context.Context) error
 }
 
+// failures maps the name of a sandbox to the error of every operation on it.
 var failures = map[string]error{
 	"gone":     fmt.Errorf("sandbox default/gone does not exist: %w", errdefs.ErrNotFound),
 	"other":    fmt.Errorf("sandbox default/other is already running with another configuration: cpus is 1, not 2: %w", errdefs.ErrAlreadyExists),
@@ -57,6 +60,8 @@ var failures = map[string]error{
 	"broken":   errors.New("dial unix /run/secret/path: timeout"),
 }
 
+// find returns the request with which the sandbox n was started, or the error that its name stands for. For the name
+// "panic" it panics.
 func (f *Sandboxes) find(n sandbox.Name) (sandbox.Request, error) {
 	if err := n.Validate(); err != nil {
 		return sandbox.Request{}, err
@@ -67,7 +72,7 @@ func (f *Sandboxes) find(n sandbox.Name) (sandbox.Request, error) {
 	if n.Name == "panic" {
 		panic("a fault of the domain")
 	}
-	req, ok := f.Boxes[n]
+	req, ok := f.Running[n]
 	if !ok {
 		return req, fmt.Errorf("sandbox %s does not exist: %w", n, errdefs.ErrNotFound)
 	}
@@ -80,7 +85,7 @@ func (f *Sandboxes) Start(_ context.Context, n sandbox.Name, req sandbox.Request
 	old, err := f.find(n)
 	switch {
 	case errdefs.IsNotFound(err) && failures[n.Name] == nil:
-		f.Boxes[n] = req
+		f.Running[n] = req
 		return nil
 	case err != nil:
 		return err
@@ -94,12 +99,12 @@ func (f *Sandboxes) Stop(_ context.Context, n sandbox.Name) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	_, err := f.find(n)
-	delete(f.Boxes, n)
+	delete(f.Running, n)
 	return err
 }
 
-// RunCode prints the language and the code. Some code has a meaning: "print N" prints N bytes, "raise" raises, "bytes"
-// prints what is not UTF-8, and no code prints nothing.
+// RunCode prints the language and the code. Some code is special: "print N" prints N bytes, "raise" prints an error and
+// exits with 1, "bytes" prints bytes that are not UTF-8, and empty code prints nothing.
 func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Code) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
 		if onRun := f.OnRun; onRun != nil {
@@ -113,27 +118,28 @@ func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Co
 			return nil, 0, err
 		}
 		f.Timeout = code.Timeout
-		if n, ok := strings.CutPrefix(code.Text, "print "); ok { // so many bytes
+		if n, ok := strings.CutPrefix(code.Text, "print "); ok {
 			size, err := strconv.Atoi(n)
-			return printed(sandbox.Stdout, strings.Repeat("x", size)), 0, err
+			return output(sandbox.Stdout, strings.Repeat("x", size)), 0, err
 		}
 		switch code.Text {
 		case "":
 			return nil, 0, nil
 		case "raise":
-			return printed(sandbox.Stderr, "ValueError\n"), 1, nil
+			return output(sandbox.Stderr, "ValueError\n"), 1, nil
 		case "bytes":
-			return printed(sandbox.Stdout, "a\xffb\n"), 0, nil
+			return output(sandbox.Stdout, "a\xffb\n"), 0, nil
 		}
-		return printed(sandbox.Stdout, string(code.Language)+": "+code.Text+"\n"), 0, nil
+		return output(sandbox.Stdout, string(code.Language)+": "+code.Text+"\n"), 0, nil
 	}}, nil
 }
 
-func printed(stream sandbox.Stream, text string) []sandbox.Event {
+// output returns the events of a process that printed text to stream.
+func output(stream sandbox.Stream, text string) []sandbox.Event {
 	return []sandbox.Event{sandbox.Output{Stream: stream, Data: []byte(text)}}
 }
 
-// RunCommand prints the arguments, unless the command is false, which fails.
+// RunCommand prints the arguments. The command "false" prints nothing and exits with 1.
 func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sandbox.Command) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
 		f.mu.Lock()
@@ -145,15 +151,16 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 		if command.Program == "false" {
 			return nil, 1, nil
 		}
-		return printed(sandbox.Stdout, strings.Join(command.Args, " ")+"\n"), 0, nil
+		return output(sandbox.Stdout, strings.Join(command.Args, " ")+"\n"), 0, nil
 	}}, nil
 }
 
+// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run.
 func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var all []sandbox.Metrics
-	for _, n := range slices.SortedFunc(maps.Keys(f.Boxes), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
+	for _, n := range slices.SortedFunc(maps.Keys(f.Running), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
 		if (namespace != "" && n.Namespace != namespace) || (name != "" && n.Name != name) {
 			continue
 		}
@@ -169,17 +176,17 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 	return all, nil
 }
 
-// Site is a gateway with everything that it needs.
+// Site is a gateway with everything that it depends on.
 type Site struct {
 	*gateway.Gateway
-	Service *serverpc.Service
-	Boxes   *Sandboxes
-	Log     *LogBuffer
-	Keys    *keys.Issuer
-	Key     string // of every namespace and scope
+	Service   *serverpc.Service
+	Sandboxes *Sandboxes
+	Log       *LogBuffer
+	Keys      *keys.Issuer
+	Key       string // an API key with every scope, for every namespace
 }
 
-// LogBuffer is a log that many may write.
+// LogBuffer collects a log in memory. It is safe for concurrent use.
 type LogBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -203,22 +210,22 @@ func (b *LogBuffer) Reset() {
 	b.text.Reset()
 }
 
-// Setup is what New makes a Site from, and what a test may change of it.
+// Setup holds the parts of a Site that a test may change before New creates it.
 type Setup struct {
 	gateway.Options
-	Sandboxes serverpc.Sandboxes
-	more      []func(*serverpc.Service) (gateway.Endpoint, error)
+	Sandboxes    serverpc.Sandboxes
+	newEndpoints []func(*serverpc.Service) (gateway.Endpoint, error)
 }
 
-// WithEndpoint adds an endpoint that needs the methods of JSON-RPC.
-func WithEndpoint(make func(*serverpc.Service) (gateway.Endpoint, error)) func(*Setup) {
-	return func(o *Setup) { o.more = append(o.more, make) }
+// WithEndpoint adds an endpoint that needs the JSON-RPC service, such as the MCP endpoint.
+func WithEndpoint(newEndpoint func(*serverpc.Service) (gateway.Endpoint, error)) func(*Setup) {
+	return func(o *Setup) { o.newEndpoints = append(o.newEndpoints, newEndpoint) }
 }
 
-// New makes a Site.
+// New creates a Site. Each configure function may change the Setup.
 func New(t testing.TB, configure ...func(*Setup)) *Site {
 	t.Helper()
-	s := &Site{Boxes: &Sandboxes{Boxes: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
+	s := &Site{Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
 	log := slog.New(slog.NewTextHandler(s.Log, nil))
 	issuer, verifier, err := keys.Open(keys.Options{
 		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
@@ -228,7 +235,7 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 	}
 	s.Keys = issuer
 	s.Key = s.Issue(t, keys.IssueRequest{})
-	o := Setup{Options: gateway.Options{Verifier: verifier, Metrics: prometheus.NewRegistry(), Log: log}, Sandboxes: s.Boxes}
+	o := Setup{Options: gateway.Options{Verifier: verifier, Metrics: prometheus.NewRegistry(), Log: log}, Sandboxes: s.Sandboxes}
 	for _, c := range configure {
 		c(&o)
 	}
@@ -236,8 +243,8 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 		t.Fatal(err)
 	}
 	o.Endpoints = append(o.Endpoints, s.Service.Endpoints()...)
-	for _, make := range o.more {
-		e, err := make(s.Service)
+	for _, newEndpoint := range o.newEndpoints {
+		e, err := newEndpoint(s.Service)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -249,14 +256,14 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 	return s
 }
 
-// Issue makes a key.
+// Issue creates an API key.
 func (s *Site) Issue(t testing.TB, req keys.IssueRequest) string {
 	t.Helper()
 	key, _ := s.IssueNamed(t, req)
 	return key
 }
 
-// IssueNamed makes a key and returns its id, too.
+// IssueNamed is like Issue but also returns the id of the key.
 func (s *Site) IssueNamed(t testing.TB, req keys.IssueRequest) (key, id string) {
 	t.Helper()
 	secret, record, err := s.Keys.Issue(t.Context(), req)
@@ -266,7 +273,8 @@ func (s *Site) IssueNamed(t testing.TB, req keys.IssueRequest) (key, id string) 
 	return secret.Reveal(), record.ID
 }
 
-// Post sends a body with the site's key. Changes apply to the request before it is sent.
+// Post handles a POST of body to the JSON-RPC path with the site's key, without a connection. Each of changes may
+// change the request first.
 func (s *Site) Post(body string, changes ...func(*http.Request)) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, rpc.Path, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
@@ -279,12 +287,12 @@ func (s *Site) Post(body string, changes ...func(*http.Request)) *httptest.Respo
 	return w
 }
 
-// WithKey sends another key, or none if it is empty.
+// WithKey sets the Authorization header to key, which replaces the site's key.
 func WithKey(key string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set("Authorization", key) }
 }
 
-// At sends a request with another method, or to another path.
+// At sets the method and the path.
 func At(method, path string) func(*http.Request) {
 	return func(r *http.Request) { r.Method, r.URL.Path = method, path }
 }
@@ -294,28 +302,29 @@ func WithHeader(name, value string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set(name, value) }
 }
 
-// Request is the body of a call.
+// Request returns the JSON-RPC request for a call of method. params is JSON.
 func Request(method, params string) string {
 	return fmt.Sprintf(`{"jsonrpc":"2.0","method":%q,"params":%s,"id":1}`, method, params)
 }
 
-// WantError checks an answer's status and that its body is an error envelope of that code.
+// WantError checks that a response has the given status and that its body is only a JSON-RPC error with the given code.
+// It returns that error.
 func WantError(t *testing.T, w *httptest.ResponseRecorder, status int, code rpc.Code) *rpc.Error {
 	t.Helper()
 	var res rpc.Response
 	if err := json.Unmarshal(w.Body.Bytes(), &res, json.RejectUnknownMembers(true)); err != nil {
-		t.Fatalf("answer %d %q is no envelope: %v", w.Code, w.Body, err)
+		t.Fatalf("response %d %q is not a JSON-RPC response: %v", w.Code, w.Body, err)
 	}
 	if w.Code != status || res.Error == nil || res.Error.Code != code || res.Result != nil || res.Error.Message == "" {
-		t.Fatalf("answer is %d %s, want %d with code %d alone", w.Code, w.Body, status, code)
+		t.Fatalf("response is %d %s, want %d with only an error of code %d", w.Code, w.Body, status, code)
 	}
 	return res.Error
 }
 
-// WantOK checks that an answer has a result.
+// WantOK checks that a response is a 200 with a result.
 func WantOK(t *testing.T, w *httptest.ResponseRecorder) {
 	t.Helper()
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"result":`) {
-		t.Fatalf("answer is %d %s, want a result", w.Code, w.Body)
+		t.Fatalf("response is %d %s, want 200 with a result", w.Code, w.Body)
 	}
 }

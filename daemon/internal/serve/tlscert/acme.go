@@ -26,61 +26,63 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// ACME says how certificates are fetched. Whoever sets it accepts the CA's terms of service.
+// ACME configures how certificates are fetched. Setting Domains accepts the terms of service of the CA.
 type ACME struct {
-	// Domains are the host names, one certificate each. The CA must reach this gateway at port 443 of each.
+	// Domains are the host names. Each gets its own certificate. The CA must be able to reach this gateway at port 443
+	// of each name.
 	Domains []string
-	// Email is where the CA may write to; it may be empty.
+	// Email is the contact address for the CA. It may be empty.
 	Email string
-	// DirectoryURL is the ACME server's; empty: Let's Encrypt's. DirectoryCAFile holds the CAs (PEM) that
-	// vouch for it; empty: the host's.
+	// DirectoryURL is the directory URL of the ACME server; empty means Let's Encrypt. DirectoryCAFile is a PEM file of
+	// the CAs that the server's own certificate must come from; empty means the CAs of the host.
 	DirectoryURL, DirectoryCAFile string
-	// CacheDir keeps the account's key, and certificates with theirs. It is made if needed.
+	// CacheDir stores the account key, the certificates and their keys. It is created if needed.
 	CacheDir string
 }
 
 const (
 	requestTimeout = 30 * time.Second
-	// A failed order is repeated after firstRetry, then after twice as long each time, up to maxRetry:
-	// CAs allow few failures an hour, and autocert forgets one only after a minute.
+	// A failed order is repeated after firstRetry. The delay doubles after each failure, up to maxRetry, because CAs
+	// allow only a few failures per hour, and autocert remembers a failure for a minute.
 	firstRetry = 2 * time.Minute
 	maxRetry   = time.Hour
 )
 
-// fetcher gets certificates. The manager renews them by itself; handshakes never make it order.
+// fetcher fetches certificates through ACME. Only run orders certificates; handshakes never do. The manager renews
+// them by itself.
 type fetcher struct {
 	manager   *autocert.Manager
 	challenge *tls.Config
-	server    *observer
+	server    *errorRecorder
 
 	mu     sync.Mutex
 	orders []*order
 }
 
-// order is a domain's certificate, or why there is none.
+// order is the state of the certificate for one domain.
 type order struct {
 	domain string
-	cert   *tls.Certificate // of the manager, or of an earlier run
-	err    error
-	wait   time.Duration
-	next   time.Time
+	cert   *tls.Certificate // from the manager, or from the cache of an earlier run; nil if there is none yet
+	err    error            // of the last attempt
+	wait   time.Duration    // the delay before the next attempt; 0 after a success
+	next   time.Time        // when the next attempt may begin
 }
 
-// newFetcher starts with what an earlier run left in the cache.
+// newFetcher returns a fetcher with the certificates that an earlier run left in the cache.
 func newFetcher(o ACME, log *slog.Logger) (*fetcher, error) {
 	f := &fetcher{}
 	var domains []string
 	for _, domain := range o.Domains {
 		ascii, err := hostName(domain)
 		if err != nil {
-			return nil, fmt.Errorf("ACME domain %q: %w: give a whole host name, such as msb.example.org: %w", domain, err, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("ACME domain %q: %w; use a full host name, such as msb.example.org: %w", domain, err, errdefs.ErrInvalidArgument)
 		}
 		if !slices.Contains(domains, ascii) {
 			domains = append(domains, ascii)
 			f.orders = append(f.orders, &order{domain: ascii})
 		}
 	}
-	if err := privateDir(o.CacheDir); err != nil {
+	if err := makePrivateDir(o.CacheDir); err != nil {
 		return nil, err
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
@@ -91,10 +93,10 @@ func newFetcher(o ACME, log *slog.Logger) (*fetcher, error) {
 		}
 		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool(cas)}
 	}
-	f.server = &observer{RoundTripper: transport}
+	f.server = &errorRecorder{RoundTripper: transport}
 	f.manager = &autocert.Manager{
 		Prompt:     autocert.AcceptTOS,
-		Cache:      cache{autocert.DirCache(o.CacheDir), log},
+		Cache:      loggingCache{autocert.DirCache(o.CacheDir), log},
 		HostPolicy: autocert.HostWhitelist(domains...),
 		Email:      o.Email,
 		Client: &acme.Client{
@@ -103,14 +105,14 @@ func newFetcher(o ACME, log *slog.Logger) (*fetcher, error) {
 			UserAgent:    "msbd",
 		},
 	}
-	// The CA shows no client certificate. What it connects to is closed by net/http after the
-	// handshake, as this is no protocol of HTTP.
+	// The CA presents no client certificate, so challenge must not require one. This grants no access: net/http closes
+	// these connections after the handshake, because their protocol is not HTTP.
 	f.challenge = &tls.Config{
 		MinVersion:             tls.VersionTLS12,
 		NextProtos:             []string{acme.ALPNProto},
 		SessionTicketsDisabled: true,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			// autocert would look for any name in its cache, which is files.
+			// autocert would look up any name in its cache, which means reading files.
 			if !slices.Contains(domains, hello.ServerName) {
 				return nil, fmt.Errorf("no ACME challenge for %q", hello.ServerName)
 			}
@@ -123,37 +125,38 @@ func newFetcher(o ACME, log *slog.Logger) (*fetcher, error) {
 	return f, nil
 }
 
-// hostName is domain as it is in a certificate.
+// hostName returns domain as it appears in a certificate: in ASCII and without a trailing dot.
 func hostName(domain string) (string, error) {
 	ascii, err := idna.Lookup.ToASCII(strings.TrimSuffix(domain, "."))
 	if err != nil {
 		return "", err
 	}
 	if _, err := netip.ParseAddr(ascii); err == nil {
-		return "", errors.New("is an address")
+		return "", errors.New("it is an IP address")
 	}
 	if !strings.Contains(ascii, ".") {
-		return "", errors.New("has no dot")
+		return "", errors.New("it has no dot")
 	}
 	return ascii, nil
 }
 
-// privateDir makes dir, or takes the one that is there if it is its owner's alone.
-func privateDir(dir string) error {
+// makePrivateDir creates dir. If dir exists, makePrivateDir checks that only its owner can access it.
+func makePrivateDir(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make ACME cache directory: %w", err)
+		return fmt.Errorf("create ACME cache directory: %w", err)
 	}
 	info, err := os.Stat(dir)
 	if err != nil {
 		return fmt.Errorf("check ACME cache directory: %w", err)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("ACME cache directory %s (%s) holds keys, but is open to others: chmod 700 it: %w", dir, info.Mode(), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("ACME cache directory %s (%s) contains keys, but other users can access it: run 'chmod 700 %[1]s': %[3]w",
+			dir, info.Mode(), errdefs.ErrFailedPrecondition)
 	}
 	return nil
 }
 
-// cached is the certificate that an earlier run fetched for domain, or nil.
+// cached returns the certificate for domain from the cache, or nil if there is none that can be used.
 func (f *fetcher) cached(domain string) *tls.Certificate {
 	data, err := f.manager.Cache.Get(context.Background(), domain)
 	if err != nil {
@@ -167,11 +170,12 @@ func (f *fetcher) cached(domain string) *tls.Certificate {
 	return &pair
 }
 
+// isChallenge reports whether a handshake is the CA's check of a tls-alpn-01 challenge.
 func isChallenge(hello *tls.ClientHelloInfo) bool {
 	return len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acme.ALPNProto
 }
 
-// certificates are those that there are.
+// certificates returns the certificates that were fetched so far.
 func (f *fetcher) certificates() (out []tls.Certificate) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -183,6 +187,7 @@ func (f *fetcher) certificates() (out []tls.Certificate) {
 	return out
 }
 
+// warnings returns a warning for each domain whose last order failed.
 func (f *fetcher) warnings() (out []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -195,14 +200,15 @@ func (f *fetcher) warnings() (out []string) {
 	return out
 }
 
-func (f *fetcher) whyNotRenewed() string {
-	if last := f.server.last.Load(); last != nil {
+// renewalProblem returns a text about a certificate that should have been renewed.
+func (f *fetcher) renewalProblem() string {
+	if last := f.server.lastErr.Load(); last != nil {
 		return fmt.Sprintf("it was not renewed: %v", *last)
 	}
-	return "it was not renewed yet"
+	return "it has not been renewed yet"
 }
 
-// run orders what is missing, one certificate at a time, and takes what the manager has renewed.
+// run orders missing certificates, one at a time, and fetches renewed ones from the manager, until ctx ends.
 func (f *fetcher) run(ctx context.Context) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -220,18 +226,20 @@ func (f *fetcher) run(ctx context.Context) {
 	}
 }
 
-// fetch makes the manager order order's certificate, unless it has one already.
+// fetch sets o.cert to the manager's current certificate, which the manager orders if it has none. After a failure,
+// fetch does nothing until o.next.
 func (f *fetcher) fetch(o *order) {
 	if time.Now().Before(o.next) {
 		return
 	}
-	before := f.server.last.Load()
+	before := f.server.lastErr.Load()
 	cert, err := f.manager.GetCertificate(&tls.ClientHelloInfo{
 		ServerName: o.domain,
-		// What clients of today take. One with RSA for others would be another order.
+		// With this, autocert orders an ECDSA certificate, which all current clients support. An RSA certificate for
+		// older clients would be a second order.
 		CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256},
 	})
-	last := f.server.last.Load()
+	last := f.server.lastErr.Load()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
@@ -246,43 +254,46 @@ func (f *fetcher) fetch(o *order) {
 	o.next = time.Now().Add(o.wait)
 }
 
-// cache says what it cannot keep, which autocert passes over: each start would order anew, up to the CA's limit.
-type cache struct {
+// loggingCache logs failed writes, which autocert ignores. Without the cache, each start of the server would order new
+// certificates until the CA's limit is reached.
+type loggingCache struct {
 	autocert.DirCache
 	log *slog.Logger
 }
 
-func (c cache) Put(ctx context.Context, key string, data []byte) error {
+func (c loggingCache) Put(ctx context.Context, key string, data []byte) error {
 	err := c.DirCache.Put(ctx, key, data)
 	if err != nil {
-		c.log.Error("keep what ACME fetched: make room in the cache directory, and let msbd write there", "err", err)
+		c.log.Error("could not store ACME data: make sure that the cache directory has free space and that msbd can write to it", "err", err)
 	}
 	return err
 }
 
-// observer keeps what last went wrong with the ACME server. autocert does not tell: of a failed
-// validation it says that no challenge was left, and of a failed renewal nothing.
-type observer struct {
+// errorRecorder records the last error of the ACME server. autocert does not return it: for a failed validation it only
+// reports that no challenge is left, and for a failed renewal it reports nothing.
+type errorRecorder struct {
 	http.RoundTripper
-	last atomic.Pointer[error]
+	lastErr atomic.Pointer[error]
 }
 
+// maxProblem is how many bytes of a response are searched for an error.
 const maxProblem = 64 << 10
 
-func (o *observer) RoundTrip(r *http.Request) (*http.Response, error) {
+// RoundTrip implements http.RoundTripper.
+func (o *errorRecorder) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := o.RoundTripper.RoundTrip(r)
 	if unknown := (x509.UnknownAuthorityError{}); errors.As(err, &unknown) {
-		err = fmt.Errorf("%w: give a file of its CA as --acme-directory-ca", err)
+		err = fmt.Errorf("%w: pass a file with its CA as --acme-directory-ca", err)
 	}
 	if err != nil {
 		err = fmt.Errorf("reach the ACME server: %w", err)
-		o.last.Store(&err)
+		o.lastErr.Store(&err)
 		return nil, err
 	}
 	head, err := io.ReadAll(io.LimitReader(resp.Body, maxProblem))
 	if err != nil {
 		resp.Body.Close()
-		o.last.Store(&err)
+		o.lastErr.Store(&err)
 		return nil, err
 	}
 	resp.Body = struct {
@@ -290,15 +301,15 @@ func (o *observer) RoundTrip(r *http.Request) (*http.Response, error) {
 		io.Closer
 	}{io.MultiReader(bytes.NewReader(head), resp.Body), resp.Body}
 	if err := problem(resp.StatusCode, head); err != nil {
-		o.last.Store(&err)
+		o.lastErr.Store(&err)
 	}
 	return resp, nil
 }
 
-// problem is what an answer of the ACME server complains of (RFC 8555, sections 6.7 and 8): the request,
-// or a challenge that failed.
+// problem returns the error in a response of the ACME server (RFC 8555, sections 6.7 and 8). This is either an error
+// about the request or about a failed challenge. It returns nil if the response reports no error.
 func problem(status int, body []byte) error {
-	var answer struct {
+	var response struct {
 		Type       string `json:"type"`
 		Detail     string `json:"detail"`
 		Challenges []struct {
@@ -307,16 +318,16 @@ func problem(status int, body []byte) error {
 			} `json:"error"`
 		} `json:"challenges"`
 	}
-	if json.Unmarshal(body, &answer) != nil {
+	if json.Unmarshal(body, &response) != nil {
 		return nil
 	}
-	// A bad nonce is part of the protocol: the client tries again.
-	if status >= 400 && answer.Detail != "" && !strings.HasSuffix(answer.Type, ":badNonce") {
-		return fmt.Errorf("the ACME server says %q", answer.Detail)
+	// badNonce is not a failure: the protocol expects it, and the client retries.
+	if status >= 400 && response.Detail != "" && !strings.HasSuffix(response.Type, ":badNonce") {
+		return fmt.Errorf("the ACME server says %q", response.Detail)
 	}
-	for _, c := range answer.Challenges {
+	for _, c := range response.Challenges {
 		if c.Error.Detail != "" {
-			return fmt.Errorf("the ACME server says %q: see that it reaches this gateway at port 443 of that name", c.Error.Detail)
+			return fmt.Errorf("the ACME server says %q: check that it can reach this gateway at port 443 of that name", c.Error.Detail)
 		}
 	}
 	return nil

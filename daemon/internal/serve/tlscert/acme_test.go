@@ -23,8 +23,8 @@ import (
 
 const (
 	host = "msb.example.org"
-	// nowhere refuses connections.
-	nowhere = "https://127.0.0.3:1"
+	// unreachableURL is an address that refuses connections.
+	unreachableURL = "https://127.0.0.3:1"
 )
 
 func listen(t *testing.T) net.Listener {
@@ -37,6 +37,7 @@ func listen(t *testing.T) net.Listener {
 	return ln
 }
 
+// options returns Options for certificates from p.
 func (p pebble) options(t *testing.T, domains ...string) Options {
 	t.Helper()
 	return Options{Log: discard, ACME: ACME{
@@ -56,46 +57,46 @@ func TestACME(t *testing.T) {
 	address := ln.Addr().String()
 	serveOn(t, s, ln)
 	if st := s.Status(time.Now()); st.Source != "acme" || !st.NotAfter.IsZero() || len(st.Names) > 0 || len(st.Warnings) > 0 {
-		t.Errorf("before anything was issued: %+v", st)
+		t.Errorf("before a certificate was issued: got status %+v, want no certificates and no warnings", st)
 	}
 	if _, _, err := get(address, &tls.Config{RootCAs: p.roots, ServerName: host}); err == nil {
-		t.Error("a handshake succeeded before anything was issued")
+		t.Error("a handshake succeeded before a certificate was issued")
 	}
 
 	run(t, s)
-	eventually(t, "both certificates are issued", func() bool { return len(s.Status(time.Now()).Names) == 2 })
+	eventually(t, "both certificates to be issued", func() bool { return len(s.Status(time.Now()).Names) == 2 })
 	for _, name := range []string{host, second} {
 		_, proto, err := get(address, &tls.Config{RootCAs: p.roots, ServerName: name})
 		if err != nil || proto != "HTTP/2.0" {
-			t.Errorf("%s: got %q, error %v", name, proto, err)
+			t.Errorf("%s: got protocol %q, error %v; want HTTP/2.0", name, proto, err)
 		}
 	}
 	st := s.Status(time.Now())
 	if !slices.Equal(st.Names, []string{host, second}) || len(st.Warnings) > 0 || st.NotAfter.Before(time.Now().Add(80*24*time.Hour)) {
-		t.Errorf("got status %+v", st)
+		t.Errorf("got status %+v, want both names, an expiry in 90 days and no warnings", st)
 	}
 
-	t.Run("no other name is ordered", func(t *testing.T) {
-		before := tree(t, o.ACME.CacheDir)
+	t.Run("handshakes for other names order nothing", func(t *testing.T) {
+		before := listTree(t, o.ACME.CacheDir)
 		for _, name := range []string{"other.example.org", "", "../msb.example.org"} {
 			get(address, &tls.Config{InsecureSkipVerify: true, ServerName: name})
 			get(address, &tls.Config{InsecureSkipVerify: true, ServerName: name, NextProtos: []string{acme.ALPNProto}})
 		}
-		if after := tree(t, o.ACME.CacheDir); !slices.Equal(before, after) {
-			t.Errorf("got files %q, had %q", after, before)
+		if after := listTree(t, o.ACME.CacheDir); !slices.Equal(before, after) {
+			t.Errorf("files changed: got %q, want %q", after, before)
 		}
 	})
-	t.Run("keys are private", func(t *testing.T) {
-		for _, entry := range tree(t, o.ACME.CacheDir) {
+	t.Run("files are private", func(t *testing.T) {
+		for _, entry := range listTree(t, o.ACME.CacheDir) {
 			if !strings.HasPrefix(entry, "drwx------ ") && !strings.HasPrefix(entry, "-rw------- ") {
-				t.Errorf("got %q", entry)
+				t.Errorf("got %q, want a file that only its owner can access", entry)
 			}
 		}
 	})
-	t.Run("a restart orders nothing", func(t *testing.T) {
+	t.Run("restart orders nothing", func(t *testing.T) {
 		p.stop()
 		s := open(t, o)
-		if got := served(t, serve(t, s), &tls.Config{RootCAs: p.roots, ServerName: second}); got == "" {
+		if got := servedSerial(t, serve(t, s), &tls.Config{RootCAs: p.roots, ServerName: second}); got == "" {
 			t.Error("got no certificate")
 		}
 		for _, order := range s.acme.orders {
@@ -106,8 +107,8 @@ func TestACME(t *testing.T) {
 	})
 }
 
-// tree lists modes and names.
-func tree(t *testing.T, dir string) (out []string) {
+// listTree returns the mode and the path of each file below dir.
+func listTree(t *testing.T, dir string) (out []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
@@ -126,8 +127,8 @@ func tree(t *testing.T, dir string) (out []string) {
 	return out
 }
 
-// Where clients must show a certificate, the CA still validates, and certificates are renewed.
-func TestACMERenewsBehindClientCertificates(t *testing.T) {
+// If clients must present a certificate, the CA can still validate the domain, and certificates are renewed.
+func TestACMEWithClientCertificates(t *testing.T) {
 	t.Parallel()
 	ln := listen(t)
 	p := startPebble(t, ln.Addr(), 12*time.Second, host)
@@ -142,7 +143,7 @@ func TestACMERenewsBehindClientCertificates(t *testing.T) {
 	run(t, s)
 
 	client := &tls.Config{RootCAs: p.roots, ServerName: host, Certificates: []tls.Certificate{clientCA.issue(t, nil).pair(t)}}
-	number := func() string {
+	serialNumber := func() string { // "" if the request fails
 		state, _, err := get(ln.Addr().String(), client)
 		if err != nil {
 			return ""
@@ -150,18 +151,18 @@ func TestACMERenewsBehindClientCertificates(t *testing.T) {
 		return state.PeerCertificates[0].SerialNumber.String()
 	}
 	var first string
-	eventually(t, "a certificate is served", func() bool { first = number(); return first != "" })
+	eventually(t, "a certificate to be served", func() bool { first = serialNumber(); return first != "" })
 	if _, _, err := get(ln.Addr().String(), &tls.Config{InsecureSkipVerify: true, ServerName: host}); err == nil {
-		t.Error("a client without a certificate was let in")
+		t.Error("a client without a certificate was accepted")
 	}
-	eventually(t, "the certificate is renewed", func() bool { n := number(); return n != "" && n != first })
+	eventually(t, "the certificate to be renewed", func() bool { n := serialNumber(); return n != "" && n != first })
 }
 
-// Whoever speaks the protocol of the challenge is asked for no certificate, and reaches nothing.
-func TestChallengeConnectionsReachNothing(t *testing.T) {
+// A connection for a challenge needs no client certificate, but cannot be used for requests.
+func TestChallengeConnectionsCannotSendRequests(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "CA")
-	o := pebble{directory: nowhere}.options(t, host)
+	o := pebble{directory: unreachableURL}.options(t, host)
 	o.ClientCAFile = filepath.Join(t.TempDir(), "ca.pem")
 	if err := os.WriteFile(o.ClientCAFile, ca.pem(), 0o600); err != nil {
 		t.Fatal(err)
@@ -170,7 +171,7 @@ func TestChallengeConnectionsReachNothing(t *testing.T) {
 	const foreign = "other.example.org"
 	for _, name := range []string{host, foreign} {
 		pair := ca.issue(t, func(c *x509.Certificate) { c.DNSNames = []string{name} })
-		// As autocert keeps it while a challenge is open.
+		// autocert stores the certificate of a pending challenge in this form.
 		if err := s.acme.manager.Cache.Put(context.Background(), name+"+token", append(pair.key, pair.cert...)); err != nil {
 			t.Fatal(err)
 		}
@@ -182,21 +183,21 @@ func TestChallengeConnectionsReachNothing(t *testing.T) {
 		}
 		conn, err := dial(host)
 		if err != nil {
-			t.Fatalf("the challenge is not answered: %v", err)
+			t.Fatalf("handshake for the challenge: %v", err)
 		}
 		defer conn.Close()
 		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n")
-		if answer, _ := io.ReadAll(conn); len(answer) > 0 {
-			t.Errorf("got an answer: %q", answer)
+		if response, _ := io.ReadAll(conn); len(response) > 0 {
+			t.Errorf("got response %q, want none", response)
 		}
 		if conn, err := dial(foreign); err == nil {
 			conn.Close()
-			t.Error("the challenge of a name that is not ours was looked up")
+			t.Error("the handshake succeeded for the challenge of a domain that is not configured")
 		}
 	}
 }
 
-// What the CA says of a failed order is what the administrator is told.
+// If an order fails, a warning gives the reason that the CA reported.
 func TestACMEFailures(t *testing.T) {
 	t.Parallel()
 	untrusted := httptest.NewTLSServer(http.NotFoundHandler())
@@ -209,14 +210,14 @@ func TestACMEFailures(t *testing.T) {
 	}{
 		{"name that does not resolve", func(t *testing.T, gateway net.Addr) Options {
 			return startPebble(t, gateway, time.Hour).options(t, host)
-		}, []string{`the ACME server says "Could not resolve URL`, host, "see that it reaches this gateway at port 443"}},
-		{"name of another server", func(t *testing.T, _ net.Addr) Options {
+		}, []string{`the ACME server says "Could not resolve URL`, host, "check that it can reach this gateway at port 443"}},
+		{"name that resolves to another server", func(t *testing.T, _ net.Addr) Options {
 			return startPebble(t, untrusted.Listener.Addr(), time.Hour, host).options(t, host)
-		}, []string{"the ACME server says", "see that it reaches this gateway at port 443"}},
-		{"no server", func(t *testing.T, _ net.Addr) Options {
-			return pebble{directory: nowhere}.options(t, host)
+		}, []string{"the ACME server says", "check that it can reach this gateway at port 443"}},
+		{"unreachable ACME server", func(t *testing.T, _ net.Addr) Options {
+			return pebble{directory: unreachableURL}.options(t, host)
 		}, []string{"reach the ACME server", "connection refused"}},
-		{"server of an unknown CA", func(t *testing.T, _ net.Addr) Options {
+		{"ACME server with a certificate from an unknown CA", func(t *testing.T, _ net.Addr) Options {
 			return pebble{directory: untrusted.URL}.options(t, host)
 		}, []string{"reach the ACME server", "unknown authority", "--acme-directory-ca"}},
 	} {
@@ -227,34 +228,34 @@ func TestACMEFailures(t *testing.T) {
 			serveOn(t, s, ln)
 			run(t, s)
 			var warnings []string
-			eventually(t, "there is a warning", func() bool {
+			eventually(t, "a warning", func() bool {
 				warnings = s.Status(time.Now()).Warnings
 				return len(warnings) > 0
 			})
 			for _, want := range append(tc.want, "no new TLS certificate for "+host, "next attempt is at") {
 				if !strings.Contains(warnings[0], want) {
-					t.Errorf("got %q, want %q in it", warnings[0], want)
+					t.Errorf("got warning %q, want %q in it", warnings[0], want)
 				}
 			}
 		})
 	}
 }
 
-// CAs allow few failures an hour.
-func TestFailedOrdersAreRepeatedSlowly(t *testing.T) {
+// Retries slow down, because CAs allow only a few failures per hour.
+func TestRetryDelayOfFailedOrders(t *testing.T) {
 	t.Parallel()
-	s := open(t, pebble{directory: nowhere}.options(t, host))
+	s := open(t, pebble{directory: unreachableURL}.options(t, host))
 	order := s.acme.orders[0]
 	for _, want := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
 		order.next = time.Time{}
 		s.acme.fetch(order)
 		if order.wait != want*time.Minute {
-			t.Errorf("waits %s, want %s", order.wait, want*time.Minute)
+			t.Errorf("delay before the next attempt is %s, want %s", order.wait, want*time.Minute)
 		}
-		failed := order.err
+		err := order.err
 		s.acme.fetch(order)
-		if order.err != failed {
-			t.Error("ordered again at once")
+		if order.err != err {
+			t.Error("fetch ordered again without a delay")
 		}
 	}
 }
@@ -273,7 +274,7 @@ func TestProblems(t *testing.T) {
 		{429, "\x1b]0;\a", ""},
 		{400, `{"detail":"\u001b]0;"}`, `the ACME server says "\x1b]0;"`},
 		{200, `{"challenges":[{"type":"dns-01"},{"type":"tls-alpn-01","error":{"detail":"no route"}}]}`,
-			`the ACME server says "no route": see that it reaches this gateway at port 443 of that name`},
+			`the ACME server says "no route": check that it can reach this gateway at port 443 of that name`},
 	} {
 		var got string
 		if err := problem(tc.status, []byte(tc.body)); err != nil {
@@ -285,7 +286,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-func TestUnkeptCertificatesAreLogged(t *testing.T) {
+func TestCacheWriteErrorsAreLogged(t *testing.T) {
 	t.Parallel()
 	o := pebble{}.options(t, host)
 	var log bytes.Buffer
@@ -298,9 +299,9 @@ func TestUnkeptCertificatesAreLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.acme.manager.Cache.Put(context.Background(), host, nil); err == nil {
-		t.Error("got no error")
+		t.Error("Put into a cache that is not a directory: got no error")
 	}
-	if !strings.Contains(log.String(), "make room in the cache directory") {
-		t.Errorf("got log %q", &log)
+	if !strings.Contains(log.String(), "could not store ACME data") {
+		t.Errorf("got log %q, want the error in it", &log)
 	}
 }

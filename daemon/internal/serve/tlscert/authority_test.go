@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// authority is a CA of the tests.
+// authority is a CA for tests.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -26,14 +26,14 @@ func newAuthority(t testing.TB, name string) authority {
 	return newAuthorityUntil(t, name, time.Now().Add(365*24*time.Hour))
 }
 
-func newAuthorityUntil(t testing.TB, name string, end time.Time) authority {
+func newAuthorityUntil(t testing.TB, name string, notAfter time.Time) authority {
 	t.Helper()
 	a := authority{key: newKey(t)}
 	template := &x509.Certificate{
 		SerialNumber:          serial(t),
 		Subject:               pkix.Name{CommonName: name},
 		NotBefore:             time.Now().Add(-365 * 24 * time.Hour),
-		NotAfter:              end,
+		NotAfter:              notAfter,
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign,
@@ -48,10 +48,11 @@ func newAuthorityUntil(t testing.TB, name string, end time.Time) authority {
 	return a
 }
 
-// issued is a certificate and its key, PEM.
+// issued is a certificate and its key in PEM.
 type issued struct{ cert, key []byte }
 
-// issue signs a certificate for localhost, 127.0.0.1 and clients. change, if not nil, makes it another.
+// issue returns a certificate that servers at localhost and 127.0.0.1 and clients can use. change, if not nil, modifies
+// the template before it is signed.
 func (a authority) issue(t testing.TB, change func(*x509.Certificate)) issued {
 	t.Helper()
 	key := newKey(t)
@@ -62,6 +63,7 @@ func (a authority) issue(t testing.TB, change func(*x509.Certificate)) issued {
 	return issued{a.sign(t, &key.PublicKey, change), encode("PRIVATE KEY", der)}
 }
 
+// sign is like issue but for an existing public key.
 func (a authority) sign(t testing.TB, key crypto.PublicKey, change func(*x509.Certificate)) []byte {
 	t.Helper()
 	template := &x509.Certificate{

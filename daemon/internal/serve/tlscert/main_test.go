@@ -13,10 +13,10 @@ import (
 	"time"
 )
 
-// patience bounds waits for what must happen; nothing depends on how long it takes.
-const patience = 30 * time.Second
+// waitTimeout is how long tests wait for something that must happen. No test depends on the time that it takes.
+const waitTimeout = 30 * time.Second
 
-// files is a directory with what Options name.
+// files is a directory with the files that Options name.
 type files struct{ Options }
 
 func newFiles(t testing.TB, pair issued) files {
@@ -38,7 +38,7 @@ func (f *files) withClientCA(t testing.TB, cas ...authority) {
 	f.write(t, f.ClientCAFile, all)
 }
 
-// write writes in place.
+// write overwrites the file at path in place.
 func (f files) write(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -69,7 +69,8 @@ func run(t testing.TB, s *Source) {
 	})
 }
 
-// serve answers every request with its protocol, as the gateway would serve it, and returns the address.
+// serve starts a server with the certificates of s, as the gateway uses them, and returns its address. The response to
+// every request is the protocol of the request.
 func serve(t testing.TB, s *Source) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -80,6 +81,7 @@ func serve(t testing.TB, s *Source) string {
 	return ln.Addr().String()
 }
 
+// serveOn is like serve but serves on an existing listener.
 func serveOn(t testing.TB, s *Source, ln net.Listener) {
 	t.Helper()
 	server := &http.Server{
@@ -91,12 +93,12 @@ func serveOn(t testing.TB, s *Source, ln net.Listener) {
 	t.Cleanup(func() { server.Close(); <-done })
 }
 
-// get makes a request on a connection of its own and returns the connection's state and the body. A
-// refusal of the client's certificate arrives only with the answer.
+// get sends a request on a new connection and returns the connection's state and the body of the response. It sends a
+// request, because with TLS 1.3 a client learns only after the handshake that the server refused its certificate.
 func get(address string, config *tls.Config) (tls.ConnectionState, string, error) {
 	transport := &http.Transport{TLSClientConfig: config.Clone(), ForceAttemptHTTP2: config.NextProtos == nil}
 	defer transport.CloseIdleConnections()
-	client := &http.Client{Transport: transport, Timeout: patience}
+	client := &http.Client{Transport: transport, Timeout: waitTimeout}
 	resp, err := client.Get("https://" + address)
 	if err != nil {
 		return tls.ConnectionState{}, "", err
@@ -106,8 +108,8 @@ func get(address string, config *tls.Config) (tls.ConnectionState, string, error
 	return *resp.TLS, string(body), err
 }
 
-// served is the serial number of the certificate that a new connection gets.
-func served(t testing.TB, address string, config *tls.Config) string {
+// servedSerial returns the serial number of the certificate that the server at address uses for a new connection.
+func servedSerial(t testing.TB, address string, config *tls.Config) string {
 	t.Helper()
 	state, _, err := get(address, config)
 	if err != nil {
@@ -116,22 +118,22 @@ func served(t testing.TB, address string, config *tls.Config) string {
 	return state.PeerCertificates[0].SerialNumber.String()
 }
 
-// eventually waits until ok.
+// eventually waits until ok returns true. what completes the sentence "waited for".
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for limit := time.After(patience); !ok(); {
+	for limit := time.After(waitTimeout); !ok(); {
 		select {
 		case <-tick.C:
 		case <-limit:
-			t.Fatalf("waited %s in vain: %s", patience, what)
+			t.Fatalf("waited %s for %s", waitTimeout, what)
 		}
 	}
 }
 
-// look looks twice: that is how long it takes to believe in a change.
-func look(s *Source) {
-	s.look(time.Now())
-	s.look(time.Now())
+// poll polls the files twice, because a change is used only when two polls find it.
+func poll(s *Source) {
+	s.poll(time.Now())
+	s.poll(time.Now())
 }

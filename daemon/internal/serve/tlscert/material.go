@@ -17,16 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFile is more than any chain or list of CAs has.
+// maxFile is the largest file, in bytes, that is read. No chain or list of CAs needs as much.
 const maxFile = 1 << 20
 
-// material is what a state is made from, as it was found at one moment.
+// material is the input of a state, as it was read at one moment.
 type material struct {
 	cert, key, clientCA file
 	issued              []tls.Certificate // through ACME
 }
 
-// file is what a file held, or why it could not be read. One without a path was not asked for.
+// file has the contents of a file, or the error of reading it. The path is empty if the file is not configured.
 type file struct {
 	what, path string
 	data       []byte
@@ -34,11 +34,12 @@ type file struct {
 	err        error
 }
 
+// read reads the files, and takes the certificates that were fetched through ACME.
 func (s *Source) read() material {
 	m := material{
-		cert:     readFile("TLS certificate", s.o.CertFile),
-		key:      readFile("TLS key", s.o.KeyFile),
-		clientCA: readFile("client CA file", s.o.ClientCAFile),
+		cert:     readFile("TLS certificate", s.opts.CertFile),
+		key:      readFile("TLS key", s.opts.KeyFile),
+		clientCA: readFile("client CA file", s.opts.ClientCAFile),
 	}
 	if s.acme != nil {
 		m.issued = s.acme.certificates()
@@ -46,13 +47,14 @@ func (s *Source) read() material {
 	return m
 }
 
+// readFile reads a file. what is the name of the file in error messages.
 func readFile(what, path string) file {
 	f := file{what: what, path: path}
 	if path == "" {
 		return f
 	}
 	f.err = func() error {
-		// O_NONBLOCK: a FIFO put there must not hang us.
+		// If path is a FIFO, O_NONBLOCK keeps the open from blocking.
 		opened, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return err
@@ -74,7 +76,7 @@ func readFile(what, path string) file {
 	return f
 }
 
-// sum tells materials apart.
+// sum returns a hash that differs if the material differs.
 func (m material) sum() (sum [sha256.Size]byte) {
 	h := sha256.New()
 	for _, f := range []file{m.cert, m.key, m.clientCA} {
@@ -87,14 +89,14 @@ func (m material) sum() (sum [sha256.Size]byte) {
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// state checks m and makes a state of it, which has no certificates while none is issued.
+// state checks m and returns its state. With ACME, the state has no certificates until one is issued.
 func (m material) state() (*state, error) {
 	st := &state{
 		config:  &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, Certificates: m.issued},
 		keyMode: m.key.mode,
 	}
 	if m.cert.path != "" {
-		pair, err := m.pair()
+		pair, err := m.keyPair()
 		if err != nil {
 			return nil, err
 		}
@@ -107,40 +109,42 @@ func (m material) state() (*state, error) {
 		}
 		st.config.ClientAuth = tls.RequireAndVerifyClientCert
 		st.config.ClientCAs = pool(st.clientCAs)
-		// A resumed session would be one that earlier CAs vouched for.
+		// A session that was begun with an earlier set of client CAs could be resumed without a check against the
+		// current ones.
 		st.config.SessionTicketsDisabled = true
 	}
 	return st, nil
 }
 
-func (m material) pair() (tls.Certificate, error) {
+// keyPair returns the certificate chain with its key.
+func (m material) keyPair() (tls.Certificate, error) {
 	chain, err := m.cert.certificates()
 	if err != nil {
 		return tls.Certificate{}, err
 	}
 	if m.key.err != nil {
-		return tls.Certificate{}, m.key.unreadable()
+		return tls.Certificate{}, m.key.readError()
 	}
 	if bytes.Contains(m.key.data, []byte("ENCRYPTED")) {
-		return tls.Certificate{}, m.key.bad("it is encrypted: write one without a passphrase, such as with 'openssl pkey'")
+		return tls.Certificate{}, m.key.errorf("it is encrypted: use a key without a passphrase ('openssl pkey' can remove the passphrase)")
 	}
-	// crypto/rsa does not sign with less, so that every handshake would fail.
+	// crypto/rsa refuses to sign with a shorter key, so every handshake would fail.
 	if k, ok := chain[0].PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 1024 {
-		return tls.Certificate{}, m.cert.bad("an RSA key of %d bits is too weak: make one of 2048 or more", k.N.BitLen())
+		return tls.Certificate{}, m.cert.errorf("an RSA key of %d bits is too weak: use a key of 2048 bits or more", k.N.BitLen())
 	}
 	pair, err := tls.X509KeyPair(m.cert.data, m.key.data)
 	if err != nil {
-		return tls.Certificate{}, m.cert.bad("it cannot be used with key %s (%s): give the certificate's own key, "+
+		return tls.Certificate{}, m.cert.errorf("it does not work with the key %s (%s): use the certificate's own key, "+
 			"and put the certificate before those of its issuers", m.key.path, err)
 	}
 	return pair, nil
 }
 
-// certificates parses every certificate of f, of which there must be one or more. The standard
-// library's readers pass over blocks that they cannot read.
+// certificates parses the certificates in f. It fails if there is none or if a PEM block is damaged. The readers of the
+// standard library would skip damaged blocks.
 func (f file) certificates() ([]*x509.Certificate, error) {
 	if f.err != nil {
-		return nil, f.unreadable()
+		return nil, f.readError()
 	}
 	var out []*x509.Certificate
 	blocks := 0
@@ -151,28 +155,30 @@ func (f file) certificates() ([]*x509.Certificate, error) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, f.bad("certificate %d of it is damaged (%s): write it anew", len(out)+1, err)
+			return nil, f.errorf("certificate %d in it is damaged (%s): replace the file", len(out)+1, err)
 		}
 		out = append(out, c)
 	}
 	if blocks != bytes.Count(f.data, []byte("-----BEGIN ")) {
-		return nil, f.bad("a PEM block of it is damaged or cut off: write it anew")
+		return nil, f.errorf("a PEM block in it is damaged or cut off: replace the file")
 	}
 	if len(out) == 0 {
-		return nil, f.bad("it holds no certificate: give one that is PEM, with a line -----BEGIN CERTIFICATE-----")
+		return nil, f.errorf("it contains no certificate: use a PEM file, which has a line -----BEGIN CERTIFICATE-----")
 	}
 	return out, nil
 }
 
-func (f file) unreadable() error {
+// readError returns the error of a file that could not be read.
+func (f file) readError() error {
 	cause := f.err
 	if inPath := (*fs.PathError)(nil); errors.As(cause, &inPath) {
-		cause = inPath.Err // f has the path already
+		cause = inPath.Err // errorf adds the path
 	}
-	return f.bad("it cannot be read (%s): name a file of PEM that the user who runs msbd can read", cause)
+	return f.errorf("it cannot be read (%s): use a PEM file that the user who runs msbd can read", cause)
 }
 
-func (f file) bad(format string, a ...any) error {
+// errorf returns an errdefs.ErrFailedPrecondition whose text begins with the name and the path of the file.
+func (f file) errorf(format string, a ...any) error {
 	return fmt.Errorf("%s %s: %s: %w", f.what, f.path, fmt.Sprintf(format, a...), errdefs.ErrFailedPrecondition)
 }
 

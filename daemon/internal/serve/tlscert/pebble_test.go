@@ -21,30 +21,32 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// pebble is Let's Encrypt's ACME server for tests, in a process of its own. It validates for real: it
-// resolves a name with our DNS server, and connects to our gateway for the tls-alpn-01 challenge.
+// pebble is a process of Pebble, the ACME server that Let's Encrypt provides for tests. It validates domains like a real
+// server: it resolves the name with the DNS server of the test and connects to the gateway for the tls-alpn-01 challenge.
 type pebble struct {
+	// directory is its directory URL.
 	directory string
-	// serverCA is a file of the CA that vouches for directory.
+	// serverCA is a file with the CA of the server's own certificate.
 	serverCA string
-	// roots are those of the certificates that it issues.
+	// roots has the root of the certificates that it issues.
 	roots *x509.CertPool
-	// stop ends it. It ends with the test, too.
+	// stop stops the process. It is also called when the test ends.
 	stop func()
 }
 
-// startPebble starts one to which all of hosts are at gateway. Certificates live for life.
-func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...string) pebble {
+// startPebble starts a Pebble for which all hosts resolve to the address of gateway. The certificates that it issues are
+// valid for lifetime.
+func startPebble(t *testing.T, gateway net.Addr, lifetime time.Duration, hosts ...string) pebble {
 	t.Helper()
 	program := os.Getenv("MSB_PEBBLE")
 	if program == "" {
 		program = filepath.Join(moduleRoot(t), "bin", "tools", "pebble")
 	}
 	if _, err := os.Stat(program); err != nil {
-		t.Fatalf("the ACME server for tests is missing: make bin/tools/pebble (%v)", err)
+		t.Fatalf("the ACME server for tests is missing; run 'make bin/tools/pebble': %v", err)
 	}
 	dir := t.TempDir()
-	path := func(name string, data []byte) string {
+	writeFile := func(name string, data []byte) (path string) {
 		t.Helper()
 		name = filepath.Join(dir, name)
 		if err := os.WriteFile(name, data, 0o600); err != nil {
@@ -59,19 +61,19 @@ func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...st
 	config, err := json.Marshal(map[string]any{"pebble": map[string]any{
 		"listenAddress":           address,
 		"managementListenAddress": management,
-		"certificate":             path("cert.pem", pair.cert),
-		"privateKey":              path("key.pem", pair.key),
+		"certificate":             writeFile("cert.pem", pair.cert),
+		"privateKey":              writeFile("key.pem", pair.key),
 		"tlsPort":                 gateway.(*net.TCPAddr).Port,
 		"retryAfter":              map[string]int{"authz": 1, "order": 1},
 		"keyAlgorithm":            "ecdsa",
-		"profiles":                map[string]any{"default": map[string]any{"validityPeriod": int(life.Seconds())}},
+		"profiles":                map[string]any{"default": map[string]any{"validityPeriod": int(lifetime.Seconds())}},
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 
 	var output bytes.Buffer
-	cmd := exec.Command(program, "-config", path("config.json", config), "-dnsserver", serveDNS(t, hosts))
+	cmd := exec.Command(program, "-config", writeFile("config.json", config), "-dnsserver", serveDNS(t, hosts))
 	cmd.Stdout, cmd.Stderr = &output, &output
 	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_AUTHZREUSE=0")
 	if err := cmd.Start(); err != nil {
@@ -81,7 +83,7 @@ func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...st
 	go func() { defer close(ended); cmd.Wait() }()
 	p := pebble{
 		directory: "https://" + address + "/dir",
-		serverCA:  path("ca.pem", ca.pem()),
+		serverCA:  writeFile("ca.pem", ca.pem()),
 		roots:     x509.NewCertPool(),
 		stop:      func() { cmd.Process.Kill(); <-ended },
 	}
@@ -102,10 +104,10 @@ func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...st
 		defer resp.Body.Close()
 		return io.ReadAll(resp.Body)
 	}
-	eventually(t, "pebble answers", func() bool {
+	eventually(t, "pebble to respond", func() bool {
 		select {
 		case <-ended:
-			t.Fatal("pebble ended")
+			t.Fatal("pebble exited")
 		default:
 		}
 		root, err := fetch("https://" + management + "/roots/0")
@@ -113,7 +115,7 @@ func startPebble(t *testing.T, gateway net.Addr, life time.Duration, hosts ...st
 			return false
 		}
 		if !p.roots.AppendCertsFromPEM(root) {
-			t.Fatalf("pebble's root is %q", root)
+			t.Fatalf("pebble's root certificate is %q, want PEM", root)
 		}
 		_, err = fetch(p.directory)
 		return err == nil
@@ -138,14 +140,16 @@ func moduleRoot(t *testing.T) string {
 
 var pebbles atomic.Uint32
 
-// pebbleIP is a loopback address for one pebble alone, and none that connections leave from: pebble does not say
-// which port it got, so that those chosen for it have to be free for a while. Of the tests that run beside this
-// process, in other clones, each has other addresses.
+// pebbleIP returns a loopback address for a single Pebble process. Pebble does not report which ports it listens on, so
+// the test chooses free ports, which must still be free when Pebble starts. On an address of its own, no other process
+// and no outgoing connection takes them. The address depends on the pid, so that tests that run at the same time in other
+// clones use other addresses.
 func pebbleIP() net.IP {
 	pid := os.Getpid()
 	return net.IPv4(127, 128|byte(pid>>8), byte(pid), byte(pebbles.Add(1)))
 }
 
+// freeAddresses returns two addresses of ip with free ports.
 func freeAddresses(t *testing.T, ip net.IP) (string, string) {
 	t.Helper()
 	var ln [2]net.Listener
@@ -159,7 +163,7 @@ func freeAddresses(t *testing.T, ip net.IP) (string, string) {
 	return ln[0].Addr().String(), ln[1].Addr().String()
 }
 
-// serveDNS resolves hosts to 127.0.0.1, and no other name, over TCP as pebble asks.
+// serveDNS starts a DNS server that resolves hosts to 127.0.0.1 and no other name. It uses TCP, as Pebble does.
 func serveDNS(t *testing.T, hosts []string) (address string) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -183,6 +187,7 @@ func serveDNS(t *testing.T, hosts []string) (address string) {
 	return ln.Addr().String()
 }
 
+// answerDNS reads one query from conn and answers it.
 func answerDNS(conn io.ReadWriter, hosts []string) error {
 	var length [2]byte
 	if _, err := io.ReadFull(conn, length[:]); err != nil {
@@ -197,7 +202,7 @@ func answerDNS(conn io.ReadWriter, hosts []string) error {
 		return err
 	}
 	if len(m.Questions) != 1 {
-		return fmt.Errorf("%d questions", len(m.Questions))
+		return fmt.Errorf("query has %d questions, want 1", len(m.Questions))
 	}
 	question := m.Questions[0]
 	answer := dnsmessage.Message{

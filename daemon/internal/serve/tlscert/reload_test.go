@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Every way in which files get replaced is noticed by Run, and costs no connection.
+// Run notices every way of replacing the files. Open connections are not affected.
 func TestReplacedFilesAreServed(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "server CA")
@@ -41,8 +41,8 @@ func TestReplacedFilesAreServed(t *testing.T) {
 				}
 			}
 		},
-		// As Kubernetes does: the files are links through ..data, which is a link to a directory.
-		"linked": func(t *testing.T, f *files, first issued) func(issued) {
+		// Kubernetes does this: the files are symbolic links through ..data, which is a link to a directory.
+		"symbolic links": func(t *testing.T, f *files, first issued) func(issued) {
 			dir := t.TempDir()
 			data := filepath.Join(dir, "..data")
 			write := func(name string, pair issued) {
@@ -77,35 +77,35 @@ func TestReplacedFilesAreServed(t *testing.T) {
 			address := serve(t, s)
 			client := &tls.Config{RootCAs: ca.pool()}
 
-			kept, err := tls.Dial("tcp", address, &tls.Config{RootCAs: ca.pool(), NextProtos: []string{"http/1.1"}})
+			openConn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: ca.pool(), NextProtos: []string{"http/1.1"}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer kept.Close()
-			answers := bufio.NewReader(kept)
+			defer openConn.Close()
+			responses := bufio.NewReader(openConn)
 			request := func() {
 				t.Helper()
-				io.WriteString(kept, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-				resp, err := http.ReadResponse(answers, nil)
+				io.WriteString(openConn, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+				resp, err := http.ReadResponse(responses, nil)
 				if err != nil {
-					t.Fatalf("on the connection that was there before: %v", err)
+					t.Fatalf("request on the open connection: %v", err)
 				}
 				io.Copy(io.Discard, resp.Body)
 			}
 			request()
-			if got := served(t, address, client); got != first.serial(t) {
+			if got := servedSerial(t, address, client); got != first.serial(t) {
 				t.Fatalf("got certificate %s, want the first, %s", got, first.serial(t))
 			}
 			replace(second)
-			eventually(t, "the second certificate is served", func() bool {
-				return served(t, address, client) == second.serial(t)
+			eventually(t, "the second certificate to be served", func() bool {
+				return servedSerial(t, address, client) == second.serial(t)
 			})
 			request()
 		})
 	}
 }
 
-func TestUnusableFilesChangeNothing(t *testing.T) {
+func TestUnusableFilesAreNotUsed(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "CA")
 	first, second := ca.issue(t, nil), ca.issue(t, nil)
@@ -113,7 +113,7 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(t *testing.T, f files)
-		want   []string // in the warning; %C, %K and %A are the files
+		want   []string // substrings of the warning; %C, %K and %A stand for the certificate, key and client CA files
 	}{
 		{"certificate of another key", func(t *testing.T, f files) { f.write(t, f.CertFile, second.cert) },
 			[]string{"%C", "%K", "does not match", "the certificate's own key"}},
@@ -124,11 +124,11 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 			f.write(t, f.KeyFile, second.key)
 		}, []string{"%C", "cut off"}},
 		{"chain with a damaged issuer", func(t *testing.T, f files) {
-			f.write(t, f.CertFile, append(bytes.Clone(second.cert), encode("CERTIFICATE", []byte("nonsense"))...))
+			f.write(t, f.CertFile, append(bytes.Clone(second.cert), encode("CERTIFICATE", []byte("garbage"))...))
 			f.write(t, f.KeyFile, second.key)
-		}, []string{"%C", "certificate 2 of it is damaged"}},
+		}, []string{"%C", "certificate 2 in it is damaged"}},
 		{"empty certificate", func(t *testing.T, f files) { f.write(t, f.CertFile, nil) },
-			[]string{"%C", "holds no certificate"}},
+			[]string{"%C", "contains no certificate"}},
 		{"empty key", func(t *testing.T, f files) { f.write(t, f.KeyFile, nil) },
 			[]string{"%K", "failed to find any PEM data"}},
 		{"encrypted key", func(t *testing.T, f files) { f.write(t, f.KeyFile, encode("ENCRYPTED PRIVATE KEY", []byte("x"))) },
@@ -147,9 +147,9 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 		}, []string{"TLS key %K", "not a regular file"}},
 		{"huge certificate", func(t *testing.T, f files) { f.write(t, f.CertFile, make([]byte, maxFile+1)) },
 			[]string{"%C", "longer than"}},
-		{"client CAs are no certificates", func(t *testing.T, f files) { f.write(t, f.ClientCAFile, []byte("nothing")) },
-			[]string{"client CA file %A", "holds no certificate"}},
-		{"one client CA of two is cut off", func(t *testing.T, f files) {
+		{"client CA file without certificates", func(t *testing.T, f files) { f.write(t, f.ClientCAFile, []byte("nothing")) },
+			[]string{"client CA file %A", "contains no certificate"}},
+		{"second client CA is cut off", func(t *testing.T, f files) {
 			f.write(t, f.ClientCAFile, append(ca.pem(), ca.pem()[:100]...))
 		}, []string{"client CA file %A", "cut off"}},
 	} {
@@ -173,34 +173,34 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 			}
 
 			tc.change(t, f)
-			look(s)
-			look(s)
-			if got := served(t, address, client); got != first.serial(t) {
+			poll(s)
+			poll(s)
+			if got := servedSerial(t, address, client); got != first.serial(t) {
 				t.Errorf("got certificate %s, want the first, %s", got, first.serial(t))
 			}
 			warnings := s.Status(time.Now()).Warnings
 			if len(warnings) != 1 || !strings.Contains(warnings[0], "not in use") {
-				t.Fatalf("got warnings %q, want one that the change is not in use", warnings)
+				t.Fatalf("got warnings %q, want one that the changed files are not in use", warnings)
 			}
 			check(warnings[0])
 			if n := strings.Count(log.String(), "not in use"); n != 1 {
-				t.Errorf("logged %d times, want once:\n%s", n, &log)
+				t.Errorf("the warning was logged %d times, want once:\n%s", n, &log)
 			}
 
-			// The same files keep a server from starting.
+			// Open fails with the same files.
 			_, err := Open(f.Options)
 			if !errdefs.IsFailedPrecondition(err) {
 				t.Fatalf("Open: got %v, want a failed precondition", err)
 			}
 			check(err.Error())
 
-			// And once they are whole, they are served.
+			// When the files are valid again, they are used.
 			os.Remove(f.KeyFile)
 			f.write(t, f.CertFile, chain)
 			f.write(t, f.KeyFile, second.key)
 			f.withClientCA(t, ca)
-			look(s)
-			if got := served(t, address, client); got != second.serial(t) {
+			poll(s)
+			if got := servedSerial(t, address, client); got != second.serial(t) {
 				t.Errorf("got certificate %s, want the second, %s", got, second.serial(t))
 			}
 			if warnings := s.Status(time.Now()).Warnings; len(warnings) > 0 {
@@ -210,31 +210,29 @@ func TestUnusableFilesChangeNothing(t *testing.T) {
 	}
 }
 
-// A chain that is being written over may parse at each moment, and yet not be whole.
+// While a chain is being written, the file may be valid at each moment but incomplete.
 func TestHalfWrittenChainIsNotServed(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "CA")
 	pair := ca.issue(t, nil)
 	f := newFiles(t, pair)
 	s := open(t, f.Options)
-	chain := func() int { return len(s.live.Load().config.Certificates[0].Certificate) }
+	chainLength := func() int { return len(s.live.Load().config.Certificates[0].Certificate) }
 
-	var whole []byte
 	for length := 2; length < 6; length++ {
-		whole = append(bytes.Clone(pair.cert), bytes.Repeat(ca.pem(), length-1)...)
-		f.write(t, f.CertFile, whole)
-		s.look(time.Now())
-		if chain() != 1 {
-			t.Fatalf("a chain of %d was taken when it was first seen", length)
+		f.write(t, f.CertFile, append(bytes.Clone(pair.cert), bytes.Repeat(ca.pem(), length-1)...))
+		s.poll(time.Now())
+		if chainLength() != 1 {
+			t.Fatalf("a chain of %d certificates was used after only one poll", length)
 		}
 	}
-	s.look(time.Now())
-	if chain() != 5 {
-		t.Errorf("got a chain of %d, want 5", chain())
+	s.poll(time.Now())
+	if chainLength() != 5 {
+		t.Errorf("got a chain of %d certificates, want 5", chainLength())
 	}
 }
 
-func TestHandshakesReadNoFile(t *testing.T) {
+func TestHandshakesReadNoFiles(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "CA")
 	pair := ca.issue(t, nil)
@@ -246,7 +244,7 @@ func TestHandshakesReadNoFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	served(t, serve(t, s), &tls.Config{RootCAs: ca.pool(), Certificates: []tls.Certificate{pair.pair(t)}})
+	servedSerial(t, serve(t, s), &tls.Config{RootCAs: ca.pool(), Certificates: []tls.Certificate{pair.pair(t)}})
 }
 
 func TestReloadUnderLoad(t *testing.T) {
@@ -274,7 +272,7 @@ func TestReloadUnderLoad(t *testing.T) {
 			for {
 				state, _, err := get(address, client)
 				if err == nil && !known[state.PeerCertificates[0].SerialNumber.String()] {
-					err = errors.New("the certificate never was in the file")
+					err = errors.New("the server used a certificate that was never in the file")
 				}
 				select {
 				case handshakes <- err:
@@ -285,27 +283,27 @@ func TestReloadUnderLoad(t *testing.T) {
 		})
 	}
 	for _, pair := range pairs {
-		// Half-way, the certificate is cut off, and then of another key than the key's.
+		// In between, the certificate is first cut off and then does not match the key.
 		for _, step := range []func(){
 			func() { f.write(t, f.CertFile, pair.cert[:len(pair.cert)/2]) },
 			func() { f.write(t, f.CertFile, pair.cert) },
 			func() { f.write(t, f.KeyFile, pair.key) },
 		} {
 			step()
-			look(s)
-			for range clients + 1 { // so that one of them began after the step
+			poll(s)
+			for range clients + 1 { // so that at least one handshake began after the step
 				if err := <-handshakes; err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
 	}
-	if got, last := served(t, address, client), pairs[len(pairs)-1].serial(t); got != last {
+	if got, last := servedSerial(t, address, client), pairs[len(pairs)-1].serial(t); got != last {
 		t.Errorf("got certificate %s, want the last, %s", got, last)
 	}
 }
 
-func TestRunEndsWithItsContext(t *testing.T) {
+func TestRunReturnsWhenContextEnds(t *testing.T) {
 	t.Parallel()
 	s := open(t, newFiles(t, newAuthority(t, "CA").issue(t, nil)).Options)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,6 +1,6 @@
-// Package tlscert is where the gateway's TLS comes from: a certificate and its key in files, which may
-// be replaced at any time, or certificates that are fetched and renewed through ACME. A handshake
-// uses what was last found good; it reads no file and waits for no server. Only the wiring enters.
+// Package tlscert provides the gateway's TLS certificates. They come from a certificate file and a key file, which may be
+// replaced at any time, or are fetched and renewed through ACME. A handshake uses the last valid certificates. It reads no
+// file and waits for no server. Only package daemon imports this package.
 package tlscert
 
 import (
@@ -19,49 +19,51 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Options say where the certificates come from: from CertFile and KeyFile, or through ACME.
+// Options configures a Source. Either CertFile and KeyFile or ACME.Domains must be set, but not both.
 type Options struct {
-	// CertFile and KeyFile hold the certificate chain, the server's own first, and its key, PEM.
+	// CertFile and KeyFile are PEM files with the certificate chain, which begins with the server's own certificate,
+	// and its key.
 	CertFile, KeyFile string
-	// ClientCAFile, if set: clients must show a certificate that one of these CAs (PEM) signed. A change
-	// holds for new connections; those that are open stay.
+	// ClientCAFile is a PEM file of CAs. If it is set, clients must present a certificate signed by one of them. A
+	// change of the file affects only new connections.
 	ClientCAFile string
-	// ACME, if it has Domains: certificates are fetched and renewed.
+	// ACME fetches and renews certificates if its Domains are set.
 	ACME ACME
 	Log  *slog.Logger
 }
 
-// interval is between two looks at the files. A change is taken when two looks in a row see the same.
+// interval is the time between two polls of the files. A change is used when two polls in a row find the same contents.
 const interval = 500 * time.Millisecond
 
-// Source is an open source of certificates. It is safe for concurrent use, but Run is called once.
+// Source provides certificates. Its methods are safe for concurrent use, but Run may be called only once.
 type Source struct {
-	o    Options
-	acme *fetcher // nil: files
+	opts Options
+	acme *fetcher // nil if the certificates come from files
 	live atomic.Pointer[state]
 
-	// Of Open, and then of Run: the material last looked at and last decided on, and the warnings in the log.
+	// Only Open, and then only Run, uses these fields. seen is the hash of the material at the last poll. decided is the
+	// hash of the material that was last used or rejected. logged has the warnings that are in the log.
 	seen, decided [sha256.Size]byte
 	logged        []string
 }
 
-// state is what handshakes and Status see. It never changes; another takes its place.
+// state is what handshakes and Status use. It is immutable; a change replaces it.
 type state struct {
 	config    *tls.Config
 	clientCAs []*x509.Certificate
 	keyMode   fs.FileMode
-	// refused says why this state is not that of the files as they are now.
-	refused error
+	// reloadErr is why the current files are not used. It is nil if this state comes from them.
+	reloadErr error
 }
 
-// Open reads the files, or the certificates that an earlier run fetched. Files that cannot be used are
-// errdefs.ErrFailedPrecondition, contradictory options errdefs.ErrInvalidArgument. An expired
+// Open returns a Source with the certificates in the files, or those that an earlier run fetched. Files that cannot be
+// used are an errdefs.ErrFailedPrecondition, contradictory options an errdefs.ErrInvalidArgument. An expired
 // certificate is used, with a warning.
 func Open(o Options) (*Source, error) {
 	if files := o.CertFile != "" && o.KeyFile != ""; files == (len(o.ACME.Domains) > 0) {
-		return nil, fmt.Errorf("TLS: give a certificate file and a key file, or ACME domains: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("TLS needs either a certificate file and a key file, or ACME domains: %w", errdefs.ErrInvalidArgument)
 	}
-	s := &Source{o: o}
+	s := &Source{opts: o}
 	if len(o.ACME.Domains) > 0 {
 		var err error
 		if s.acme, err = newFetcher(o.ACME, o.Log); err != nil {
@@ -80,16 +82,17 @@ func Open(o Options) (*Source, error) {
 	return s, nil
 }
 
-// Config is for the gateway's listener: TLS 1.2 and later, HTTP/2 and HTTP/1.1, and ACME's challenge.
-// Each handshake gets the newest certificates and client CAs.
+// Config returns the configuration of the gateway's listener. It supports TLS 1.2 and later, HTTP/2 and HTTP/1.1, and the
+// tls-alpn-01 challenge of ACME. Each handshake uses the current certificates and client CAs.
 func (s *Source) Config() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, GetConfigForClient: s.configFor}
 }
 
 var protocols = []string{"h2", "http/1.1"}
 
-var errNoCertificate = errors.New("no TLS certificate yet: the ACME server has not issued one; the status says why")
+var errNoCertificate = errors.New("the ACME server has not issued a TLS certificate yet; 'msb server status' shows why")
 
+// configFor returns the configuration for one handshake.
 func (s *Source) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if s.acme != nil && isChallenge(hello) {
 		return s.acme.challenge, nil
@@ -101,11 +104,12 @@ func (s *Source) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	return config, nil
 }
 
-// Run takes changed files into use, and fetches and renews certificates, until ctx ends; it returns
-// nil then. ACME's challenges come in through the gateway, so that must serve meanwhile.
+// Run loads changed files, and fetches and renews certificates, until ctx ends. Then it returns nil. With ACME, the
+// gateway must be serving while Run runs, because it receives the challenges.
 func (s *Source) Run(ctx context.Context) error {
 	if s.acme != nil {
-		// Not waited for: autocert cannot be told to end. An order in progress ends with the process.
+		// Run does not wait for this goroutine, because autocert cannot be canceled. An order in progress ends with the
+		// process.
 		go s.acme.run(ctx)
 	}
 	tick := time.NewTicker(interval)
@@ -115,14 +119,14 @@ func (s *Source) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
-			s.look(now)
+			s.poll(now)
 		}
 	}
 }
 
-// look decides on material that differs, once it has stayed the same from one look to the next: while
-// files are being replaced, each may be half-written, or be of another set than the next.
-func (s *Source) look(now time.Time) {
+// poll reads the files and uses or rejects a change of them. It waits until two polls in a row find the same material,
+// because while files are being replaced, one may be half-written, or not match the others yet.
+func (s *Source) poll(now time.Time) {
 	m := s.read()
 	switch sum := m.sum(); sum {
 	case s.decided:
@@ -132,12 +136,12 @@ func (s *Source) look(now time.Time) {
 		st, err := m.state()
 		if err != nil {
 			kept := *s.live.Load()
-			kept.refused = err
+			kept.reloadErr = err
 			st = &kept
 		}
 		s.live.Store(st)
 		if err == nil {
-			s.o.Log.Info("TLS certificates in use", "names", names(st.config.Certificates))
+			s.opts.Log.Info("TLS certificates in use", "names", allNames(st.config.Certificates))
 		}
 	default:
 		s.seen = sum
@@ -145,12 +149,13 @@ func (s *Source) look(now time.Time) {
 	s.logWarnings(now)
 }
 
-// logWarnings logs the warnings of the status as they appear. Those that count days appear once a day.
+// logWarnings logs the warnings of the status that are new since the last call. A warning that counts days is logged
+// once a day, because its text changes.
 func (s *Source) logWarnings(now time.Time) {
 	warnings := s.Status(now).Warnings
 	for _, w := range warnings {
 		if !slices.Contains(s.logged, w) {
-			s.o.Log.Warn("TLS needs attention", "warning", w)
+			s.opts.Log.Warn("TLS needs attention", "warning", w)
 		}
 	}
 	s.logged = warnings

@@ -31,7 +31,7 @@ func TestProtocols(t *testing.T) {
 		want     string
 		wantFail bool
 	}{
-		{name: "newest", client: &tls.Config{}, want: "HTTP/2.0"},
+		{name: "default", client: &tls.Config{}, want: "HTTP/2.0"},
 		{name: "HTTP/1.1", client: &tls.Config{NextProtos: []string{"http/1.1"}}, want: "HTTP/1.1"},
 		{name: "TLS 1.2", client: &tls.Config{MaxVersion: tls.VersionTLS12}, want: "HTTP/2.0"},
 		{name: "TLS 1.1", client: &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, wantFail: true},
@@ -40,10 +40,10 @@ func TestProtocols(t *testing.T) {
 			tc.client.RootCAs = ca.pool()
 			_, proto, err := get(address, tc.client)
 			if proto != tc.want || (err != nil) != tc.wantFail {
-				t.Errorf("got %q, error %v; want %q", proto, err, tc.want)
+				t.Errorf("got protocol %q, error %v; want %q", proto, err, tc.want)
 			}
 			if tc.wantFail && !strings.Contains(err.Error(), "protocol version") {
-				t.Errorf("got %v; want a refusal of the version", err)
+				t.Errorf("got error %v, want one about the protocol version", err)
 			}
 		})
 	}
@@ -56,7 +56,7 @@ func TestClientCertificates(t *testing.T) {
 	f.withClientCA(t, firstCA, secondCA)
 	s := open(t, f.Options)
 	if !s.Status(time.Now()).ClientCertificates {
-		t.Error("the status says that clients need no certificate")
+		t.Error("status: ClientCertificates is false, want true")
 	}
 	address := serve(t, s)
 	for _, tc := range []struct {
@@ -64,11 +64,11 @@ func TestClientCertificates(t *testing.T) {
 		cert *issued
 		ok   bool
 	}{
-		{"none", nil, false},
-		{"of the first CA", new(firstCA.issue(t, nil)), true},
-		{"of the second CA", new(secondCA.issue(t, nil)), true},
-		{"of another CA", new(otherCA.issue(t, nil)), false},
-		{"of the server's CA", new(serverCA.issue(t, nil)), false},
+		{"no certificate", nil, false},
+		{"from the first CA", new(firstCA.issue(t, nil)), true},
+		{"from the second CA", new(secondCA.issue(t, nil)), true},
+		{"from another CA", new(otherCA.issue(t, nil)), false},
+		{"from the server's CA", new(serverCA.issue(t, nil)), false},
 		{"expired", new(firstCA.issue(t, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) })), false},
 		{"for servers only", new(firstCA.issue(t, func(c *x509.Certificate) {
 			c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
@@ -78,7 +78,7 @@ func TestClientCertificates(t *testing.T) {
 			t.Run(tc.name+", "+tls.VersionName(version), func(t *testing.T) {
 				client := &tls.Config{RootCAs: serverCA.pool(), MinVersion: version, MaxVersion: version}
 				if tc.cert != nil {
-					// Not Certificates: of those, the client sends none that the server would not take.
+					// From Certificates, the client would send none that the server does not accept.
 					client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 						return new(tc.cert.pair(t)), nil
 					}
@@ -91,8 +91,8 @@ func TestClientCertificates(t *testing.T) {
 	}
 }
 
-// A session that began when another CA was trusted is not resumed.
-func TestResumptionKeepsToTheClientCAs(t *testing.T) {
+// With client CAs, sessions are not resumed, because a session may have begun when other CAs were trusted.
+func TestClientCAsDisableResumption(t *testing.T) {
 	t.Parallel()
 	serverCA, oldCA, newCA := newAuthority(t, "server CA"), newAuthority(t, "old"), newAuthority(t, "new")
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
@@ -109,12 +109,12 @@ func TestResumptionKeepsToTheClientCAs(t *testing.T) {
 			}
 			oldClient, newClient := clientWith(oldCA.issue(t, nil)), clientWith(newCA.issue(t, nil))
 
-			// Without client certificates sessions are resumed, also over a change of the certificate: so
-			// the clients are able to.
+			// Without client CAs, sessions are resumed, even after the certificate has changed. This shows that the
+			// clients are able to resume.
 			f := newFiles(t, serverCA.issue(t, nil))
 			s := open(t, f.Options)
 			address := serve(t, s)
-			served(t, address, oldClient)
+			servedSerial(t, address, oldClient)
 			f.withClientCA(t, oldCA)
 			if state, _, err := get(address, oldClient); err != nil || !state.DidResume {
 				t.Fatalf("without client CAs: resumed: %t, error %v", state.DidResume, err)
@@ -129,12 +129,12 @@ func TestResumptionKeepsToTheClientCAs(t *testing.T) {
 				}
 			}
 			f.withClientCA(t, newCA)
-			look(s)
+			poll(s)
 			if _, _, err := get(address, oldClient); err == nil {
-				t.Error("a client of the CA that is gone was let in")
+				t.Error("a client with a certificate from the removed CA was accepted")
 			}
 			if _, _, err := get(address, newClient); err != nil {
-				t.Errorf("a client of the new CA: %v", err)
+				t.Errorf("a client with a certificate from the new CA was refused: %v", err)
 			}
 		})
 	}
@@ -145,12 +145,12 @@ func TestStatus(t *testing.T) {
 	ca := newAuthority(t, "CA")
 	now := time.Now().Truncate(time.Second)
 	const day = 24 * time.Hour
-	ends := now.Add(90 * day)
-	s := open(t, newFiles(t, ca.issue(t, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now, ends })).Options)
+	expiry := now.Add(90 * day)
+	s := open(t, newFiles(t, ca.issue(t, func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now, expiry })).Options)
 
-	if st := s.Status(now); st.Source != "files" || !st.NotAfter.Equal(ends) || st.ClientCertificates ||
+	if st := s.Status(now); st.Source != "files" || !st.NotAfter.Equal(expiry) || st.ClientCertificates ||
 		!slices.Equal(st.Names, []string{"localhost", "127.0.0.1"}) {
-		t.Errorf("got %+v", st)
+		t.Errorf("got status %+v, want files for localhost and 127.0.0.1 until %s, without client certificates", st, expiry)
 	}
 	for _, tc := range []struct {
 		at   time.Time
@@ -158,12 +158,14 @@ func TestStatus(t *testing.T) {
 	}{
 		{now, ""},
 		{now.Add(-time.Second), "is not valid before"},
-		{ends.Add(-14 * day), ""},
-		{ends.Add(-14*day + time.Second), "in 13 days: replace it"},
-		{ends.Add(-2 * day), "in 2 days"},
-		{ends.Add(-2*day + time.Second), "in 47 hours"},
-		{ends, "in 0 hours"},
-		{ends.Add(time.Second), "expired at " + ends.UTC().Format(time.RFC3339)},
+		{expiry.Add(-14 * day), ""},
+		{expiry.Add(-14*day + time.Second), "in 13 days: replace it"},
+		{expiry.Add(-2 * day), "in 2 days"},
+		{expiry.Add(-2*day + time.Second), "in 47 hours"},
+		{expiry.Add(-2 * time.Hour), "in 2 hours:"},
+		{expiry.Add(-time.Hour), "in 1 hour:"},
+		{expiry, "in less than 1 hour"},
+		{expiry.Add(time.Second), "expired at " + expiry.UTC().Format(time.RFC3339)},
 	} {
 		switch warnings := s.Status(tc.at).Warnings; {
 		case tc.want == "" && len(warnings) == 0:
@@ -184,24 +186,24 @@ func TestWarnings(t *testing.T) {
 		setup func(t *testing.T, f *files)
 		want  string
 	}{
-		{name: "nothing", pair: good},
-		{name: "key open to all", pair: good, setup: func(t *testing.T, f *files) {
+		{name: "no problem", pair: good},
+		{name: "key that every user can access", pair: good, setup: func(t *testing.T, f *files) {
 			if err := os.Chmod(f.KeyFile, 0o644); err != nil {
 				t.Fatal(err)
 			}
-		}, want: "open to every user of this host (-rw-r--r--): chmod o= it"},
-		{name: "key open to its group", pair: good, setup: func(t *testing.T, f *files) {
+		}, want: "every user of this host can access the TLS key"},
+		{name: "key that its group can access", pair: good, setup: func(t *testing.T, f *files) {
 			if err := os.Chmod(f.KeyFile, 0o640); err != nil {
 				t.Fatal(err)
 			}
 		}},
 		{name: "no host name", pair: ca.issue(t, func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = nil, nil }),
-			want: "names no host"},
-		{name: "made for a day", pair: ca.issue(t, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(24 * time.Hour) })},
-		{name: "made for a day, near its end", pair: ca.issue(t, func(c *x509.Certificate) {
+			want: "has no host name"},
+		{name: "lifetime of a day", pair: ca.issue(t, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(24 * time.Hour) })},
+		{name: "lifetime of a day, expires soon", pair: ca.issue(t, func(c *x509.Certificate) {
 			c.NotBefore, c.NotAfter = time.Now().Add(-19*time.Hour), time.Now().Add(5*time.Hour)
 		}), want: "in 4 hours"},
-		{name: "client CA near its end", pair: good, setup: func(t *testing.T, f *files) {
+		{name: "client CA that expires soon", pair: good, setup: func(t *testing.T, f *files) {
 			f.withClientCA(t, ca, newAuthorityUntil(t, "old CA", time.Now().Add(7*24*time.Hour)))
 		}, want: `client CA "CN=old CA"`},
 	} {
@@ -219,7 +221,7 @@ func TestWarnings(t *testing.T) {
 				t.Errorf("got warnings %q, log %q; want none", warnings, &log)
 			}
 			if tc.want != "" && (len(warnings) != 1 || !strings.Contains(warnings[0], tc.want)) {
-				t.Errorf("got warnings %q, want %q", warnings, tc.want)
+				t.Errorf("got warnings %q, want one with %q", warnings, tc.want)
 			}
 			if tc.want != "" && !strings.Contains(log.String(), "TLS needs attention") {
 				t.Errorf("got log %q, want the warning in it", &log)
@@ -228,7 +230,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-func TestModeOfTheKeyIsWatched(t *testing.T) {
+func TestKeyModeIsPolled(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t, newAuthority(t, "CA").issue(t, nil))
 	s := open(t, f.Options)
@@ -236,9 +238,9 @@ func TestModeOfTheKeyIsWatched(t *testing.T) {
 		if err := os.Chmod(f.KeyFile, mode); err != nil {
 			t.Fatal(err)
 		}
-		look(s)
+		poll(s)
 		if got := len(s.Status(time.Now()).Warnings) > 0; got != (mode != 0o600) {
-			t.Errorf("mode %s: warned: %t", mode, got)
+			t.Errorf("mode %s: there is a warning: %t, want %t", mode, got, !got)
 		}
 	}
 }
@@ -259,15 +261,15 @@ func TestOptions(t *testing.T) {
 		class error
 		want  string
 	}{
-		{"nothing", Options{}, errdefs.ErrInvalidArgument, "give a certificate file and a key file, or ACME domains"},
-		{"no key", Options{CertFile: f.CertFile}, errdefs.ErrInvalidArgument, "give a certificate file and a key file"},
-		{"no certificate", Options{KeyFile: f.KeyFile}, errdefs.ErrInvalidArgument, "give a certificate file and a key file"},
-		{"both", Options{CertFile: f.CertFile, KeyFile: f.KeyFile, ACME: acme("a.example.org")}, errdefs.ErrInvalidArgument, "or ACME domains"},
-		{"name without a dot", Options{ACME: acme("localhost")}, errdefs.ErrInvalidArgument, `"localhost": has no dot`},
-		{"address", Options{ACME: acme("192.0.2.1")}, errdefs.ErrInvalidArgument, "is an address"},
-		{"wildcard", Options{ACME: acme("*.example.org")}, errdefs.ErrInvalidArgument, "whole host name"},
-		{"cache open to others", Options{ACME: ACME{Domains: []string{"a.example.org"}, CacheDir: shared}}, errdefs.ErrFailedPrecondition, "chmod 700"},
-		{"no directory CA", Options{ACME: ACME{Domains: []string{"a.example.org"}, CacheDir: filepath.Join(t.TempDir(), "acme"), DirectoryCAFile: "/nowhere/ca.pem"}},
+		{"no source", Options{}, errdefs.ErrInvalidArgument, "either a certificate file and a key file, or ACME domains"},
+		{"no key", Options{CertFile: f.CertFile}, errdefs.ErrInvalidArgument, "a certificate file and a key file"},
+		{"no certificate", Options{KeyFile: f.KeyFile}, errdefs.ErrInvalidArgument, "a certificate file and a key file"},
+		{"both sources", Options{CertFile: f.CertFile, KeyFile: f.KeyFile, ACME: acme("a.example.org")}, errdefs.ErrInvalidArgument, "or ACME domains"},
+		{"name without a dot", Options{ACME: acme("localhost")}, errdefs.ErrInvalidArgument, `"localhost": it has no dot`},
+		{"IP address", Options{ACME: acme("192.0.2.1")}, errdefs.ErrInvalidArgument, "it is an IP address"},
+		{"wildcard", Options{ACME: acme("*.example.org")}, errdefs.ErrInvalidArgument, "full host name"},
+		{"cache that other users can access", Options{ACME: ACME{Domains: []string{"a.example.org"}, CacheDir: shared}}, errdefs.ErrFailedPrecondition, "chmod 700"},
+		{"missing directory CA file", Options{ACME: ACME{Domains: []string{"a.example.org"}, CacheDir: filepath.Join(t.TempDir(), "acme"), DirectoryCAFile: "/nowhere/ca.pem"}},
 			errdefs.ErrFailedPrecondition, "ACME directory CA file /nowhere/ca.pem: it cannot be read (no such file or directory)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -275,13 +277,13 @@ func TestOptions(t *testing.T) {
 			tc.o.Log = discard
 			_, err := Open(tc.o)
 			if !errors.Is(err, tc.class) || !strings.Contains(err.Error(), tc.want) {
-				t.Errorf("got %v, want %q", err, tc.want)
+				t.Errorf("got error %v, want %q", err, tc.want)
 			}
 		})
 	}
 }
 
-// crypto/tls takes such a key, and then fails at each handshake.
+// crypto/tls loads a key that is too weak, but then every handshake fails.
 func TestWeakKeyIsRefused(t *testing.T) {
 	t.Parallel()
 	key := weakKey(t)
@@ -290,11 +292,11 @@ func TestWeakKeyIsRefused(t *testing.T) {
 		encode("RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(key)),
 	})
 	if _, err := Open(f.Options); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "too weak") {
-		t.Errorf("got %v", err)
+		t.Errorf("got error %v, want one about a weak key", err)
 	}
 }
 
-// weakKey makes an RSA key of 512 bits, which crypto/rsa does not.
+// weakKey returns an RSA key of 512 bits. crypto/rsa does not generate such keys.
 func weakKey(t *testing.T) *rsa.PrivateKey {
 	t.Helper()
 	e := big.NewInt(65537)
