@@ -3,6 +3,7 @@ package kata
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -66,8 +67,14 @@ func TestBootWithDyingHypervisor(t *testing.T) {
 	writeFile(t, b.Containerd.LogFile(), `time="x" level=warning msg="nothing to see" sandbox=`+b.id+"\n"+
 		`time="x" level=error msg="other sandbox" sandbox=sb-other`+"\n"+
 		`time="x" level=error msg="qemu: \"x\" is no machine" error=EOF qemuPid=7 sandbox=`+b.id+" source=v\n")
+	before := pidfds(t, qemu.Process.Pid)
 	go func() {
 		b.writeConsole(t, "Kernel panic\r\n\x1b[2J\u009b2Jat \xff all")
+		// watchBoot has seen the hypervisor once it holds a descriptor of the process. The next test is for one that exits
+		// before.
+		for pidfds(t, qemu.Process.Pid) == before && t.Context().Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
 		qemu.Process.Kill()
 	}()
 	err := b.watchBoot(t.Context(), b.id, hang)
@@ -79,6 +86,22 @@ func TestBootWithDyingHypervisor(t *testing.T) {
 	if err != nil || !strings.HasPrefix(string(kept), "Kernel panic") {
 		t.Errorf("kept %q, %v", kept, err)
 	}
+}
+
+// pidfds returns how many descriptors of a process this process has.
+func pidfds(t *testing.T, pid int) (n int) {
+	t.Helper()
+	infos, err := filepath.Glob("/proc/self/fdinfo/*")
+	if err != nil || len(infos) == 0 {
+		t.Errorf("this process has %d descriptors: %v", len(infos), err)
+	}
+	for _, info := range infos {
+		text, _ := os.ReadFile(info) // it may be closed by now
+		if strings.Contains(string(text), fmt.Sprintf("\nPid:\t%d\n", pid)) {
+			n++
+		}
+	}
+	return n
 }
 
 // The hypervisor exits before it can be seen, for example because it rejects an argument.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 const year = 365 * 24 * time.Hour
@@ -277,7 +279,7 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 // Random changes of the clock, restarts and new keys, compared with a model that tracks how long each key may live.
 func TestClockWalk(t *testing.T) {
 	t.Parallel()
-	seed := RandomSeed(t)
+	seed := randtest.Seed(t)
 	for walk := range iterations(t, 20, 2000) {
 		rnd := rand.New(rand.NewPCG(seed, uint64(walk)))
 		store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")

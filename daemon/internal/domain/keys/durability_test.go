@@ -18,6 +18,8 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 // If the environment variable durabilityDir is set, the test binary is the process to be killed. It works in the
@@ -219,7 +221,7 @@ func TestKillLosesNothing(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "state")
 	a := &acknowledged{good: map[string]bool{}, dead: map[string]bool{}, ending: map[string]string{}, changes: map[string]int{}}
-	rnd := rand.New(rand.NewPCG(keys.RandomSeed(t), 0))
+	rnd := randtest.New(t)
 	var checked int
 	for round := range rounds {
 		lastRound := round == rounds-1

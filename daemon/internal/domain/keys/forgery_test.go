@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 // forger makes tokens that this server did not issue. It uses only what an attacker can have: valid tokens of this
@@ -159,7 +161,7 @@ func (f *forger) parts() (body, footer string) {
 // No token is accepted except those that the server issued.
 func TestForgeriesAreRefused(t *testing.T) {
 	t.Parallel()
-	seed := RandomSeed(t)
+	seed := randtest.Seed(t)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	ring, alien := seededKeyring(t, rnd), seededKeyring(t, rnd)
 	path := keyringPath(t)

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 func TestKeysOutliveARestart(t *testing.T) {
@@ -147,7 +149,7 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 // truncation, or random bytes.
 func TestNoDamagedKeyringIsUsed(t *testing.T) {
 	t.Parallel()
-	rnd := rand.New(rand.NewPCG(RandomSeed(t), 0))
+	rnd := randtest.New(t)
 	intact := seededKeyring(t, rnd)
 	data, err := intact.encode()
 	if err != nil {

@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -155,21 +153,6 @@ func (c *manualClock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.wall
-}
-
-// RandomSeed returns the seed for the random numbers of a test: the decimal number in MSB_SEED if it is set, otherwise a
-// random one. It logs the seed, so that a failure can be reproduced. It is exported for the tests in package keys_test.
-func RandomSeed(t testing.TB) uint64 {
-	t.Helper()
-	seed := rand.Uint64()
-	if text := os.Getenv("MSB_SEED"); text != "" {
-		var err error
-		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
-			t.Fatalf("MSB_SEED must be a decimal number of up to 64 bits: %v", err)
-		}
-	}
-	t.Logf("MSB_SEED=%d", seed)
-	return seed
 }
 
 // iterations returns how many iterations a randomised test runs: normal, a tenth of that with -short, or soak with

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 // modelKey is a key in the model.
@@ -126,7 +128,7 @@ func TestConcurrentUseAgreesWithAModel(t *testing.T) {
 	ctx := context.Background()
 	m := new(model)
 	steps := iterations(t, 3000, 60_000)
-	seed := RandomSeed(t)
+	seed := randtest.Seed(t)
 
 	var wg sync.WaitGroup
 	worker := func(n int, work func(rnd *rand.Rand) error) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
@@ -41,23 +42,28 @@ func TestTrustedProxies(t *testing.T) {
 			t.Errorf("client of a request from %s with X-Forwarded-For %q is %s, want %s", c.from, c.forwardedFor, got, c.want)
 		}
 	}
+}
 
-	// A client that sends bad keys does not lock out other clients behind the same proxy. The log has each client's
-	// address.
-	behindProxy := func(client string) func(*http.Request) {
-		return func(r *http.Request) {
-			r.RemoteAddr = "127.0.0.1:4321"
-			r.Header.Set("X-Forwarded-For", client)
+// A client that sends bad keys does not lock out other clients behind the same proxy. The log has each client's
+// address.
+func TestBadKeysBehindTrustedProxy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(t, func(o *Setup) { o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")} })
+		behindProxy := func(client string) func(*http.Request) {
+			return func(r *http.Request) {
+				r.RemoteAddr = "127.0.0.1:4321"
+				r.Header.Set("X-Forwarded-For", client)
+			}
 		}
-	}
-	body := Request("sandbox.metrics.get", "{}")
-	for i := range gateway.BadKeysBurst {
-		WantError(t, s.Post(body, WithKey(fmt.Sprint("msb_wrong", i)), behindProxy("203.0.113.9")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
-	}
-	unused := s.Issue(t, keys.IssueRequest{})
-	WantError(t, s.Post(body, WithKey(unused), behindProxy("203.0.113.9")), http.StatusTooManyRequests, rpc.CodeExhausted)
-	WantOK(t, s.Post(body, WithKey(unused), behindProxy("198.51.100.7")))
-	if log := s.Log.String(); !strings.Contains(log, "source=203.0.113.9 ") || !strings.Contains(log, "source=198.51.100.7 ") {
-		t.Error("the log lacks the addresses of the clients:", log)
-	}
+		body := Request("sandbox.metrics.get", "{}")
+		for i := range gateway.BadKeysBurst {
+			WantError(t, s.Post(body, WithKey(fmt.Sprint("msb_wrong", i)), behindProxy("203.0.113.9")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
+		}
+		unused := s.Issue(t, keys.IssueRequest{})
+		WantError(t, s.Post(body, WithKey(unused), behindProxy("203.0.113.9")), http.StatusTooManyRequests, rpc.CodeExhausted)
+		WantOK(t, s.Post(body, WithKey(unused), behindProxy("198.51.100.7")))
+		if log := s.Log.String(); !strings.Contains(log, "source=203.0.113.9 ") || !strings.Contains(log, "source=198.51.100.7 ") {
+			t.Error("the log lacks the addresses of the clients:", log)
+		}
+	})
 }

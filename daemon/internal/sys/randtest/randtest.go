@@ -1,4 +1,4 @@
-// Package randtest gives tests random numbers that can be repeated. It is for tests only.
+// Package randtest provides random numbers for tests that can be repeated. Only tests import it.
 package randtest
 
 import (
