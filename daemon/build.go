@@ -28,18 +28,19 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// startTimeout bounds a sandbox's start. Emulated boots take seconds, and many at once take turns.
+// startTimeout is the time limit of a sandbox's start. An emulated boot takes seconds, and many boots at once wait for each
+// other.
 const startTimeout = 2 * time.Minute
 
 func listenHTTP(cfg config.Config) (net.Listener, error) {
 	l, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("%w: choose another with --port, or end what uses it", err)
+		return nil, fmt.Errorf("%w; choose another port with --port, or stop the program that uses this one", err)
 	}
 	return l, nil
 }
 
-// openCertificates opens the gateway's certificates. They are nil if it speaks plain HTTP.
+// openCertificates opens the gateway's certificates. It returns nil if the gateway serves plain HTTP.
 func openCertificates(cfg config.Config, log *slog.Logger) (*tlscert.Source, error) {
 	if !cfg.TLS() {
 		return nil, nil
@@ -54,7 +55,7 @@ func openCertificates(cfg config.Config, log *slog.Logger) (*tlscert.Source, err
 	})
 }
 
-// withTLS returns the gateway's listener, which is plain without certificates.
+// withTLS returns a TLS listener on l, or l itself if certs is nil.
 func withTLS(l net.Listener, certs *tlscert.Source) net.Listener {
 	if certs == nil {
 		return l
@@ -62,34 +63,34 @@ func withTLS(l net.Listener, certs *tlscert.Source) net.Listener {
 	return tls.NewListener(l, certs.Config())
 }
 
-// keyParts are what has to do with API keys.
-type keyParts struct {
+// keyServices are the services for API keys.
+type keyServices struct {
 	issuer   *keys.Issuer
 	verifier *keys.Verifier
 	backups  *backup.Service
 }
 
-// openKeys completes a restore that was cut short, and then opens the API keys, with a new signing key if the
-// configuration asks for one.
-func openKeys(ctx context.Context, cfg config.Config, db *store.Store, log *slog.Logger) (keyParts, error) {
+// openKeys completes an interrupted restore, and then opens the API keys, with a new signing key if the configuration
+// requests one.
+func openKeys(ctx context.Context, cfg config.Config, db *store.Store, log *slog.Logger) (keyServices, error) {
 	o := keys.Options{KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: db, Log: log}
 	err := backup.Complete(ctx, cfg.StateDir, func() (backup.Keys, error) {
 		issuer, _, err := keys.Open(o)
 		return issuer, err
 	}, log)
 	if err != nil {
-		return keyParts{}, err
+		return keyServices{}, err
 	}
 	o.Reset = cfg.ResetKey
 	issuer, verifier, err := keys.Open(o)
 	if err != nil {
-		return keyParts{}, err
+		return keyServices{}, err
 	}
 	backups := backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: db, ReadKeys: store.ReadKeys, Log: log})
-	return keyParts{issuer, verifier, backups}, nil
+	return keyServices{issuer, verifier, backups}, nil
 }
 
-// newManager makes the Manager of the sandboxes. It refuses work until recoverSandboxes has run.
+// newManager returns the Manager of the sandboxes. It refuses work until recoverSandboxes has run.
 func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, log *slog.Logger) *sandbox.Manager {
 	return sandbox.NewManager(sandbox.Options{
 		Store:   db,
@@ -107,8 +108,7 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 	})
 }
 
-// recoverSandboxes makes records and microVMs agree with each other, after what an earlier daemon left and what died
-// meanwhile.
+// recoverSandboxes reconciles the records of an earlier daemon with the microVMs that still exist.
 func recoverSandboxes(ctx context.Context, manager *sandbox.Manager, machines *backend.Backend, st *status) error {
 	containerd, kata, err := machines.Versions(ctx)
 	if err != nil {
@@ -118,38 +118,38 @@ func recoverSandboxes(ctx context.Context, manager *sandbox.Manager, machines *b
 	if err != nil {
 		return err
 	}
-	st.recovered(recovery, containerd, kata)
+	st.setRecovery(recovery, containerd, kata)
 	return nil
 }
 
-// newGateway makes the HTTP gateway and its endpoints.
+// newGateway returns the HTTP gateway with its endpoints.
 func newGateway(cfg config.Config, verifier *keys.Verifier, manager *sandbox.Manager, st *status, log *slog.Logger) (*gateway.Gateway, error) {
 	metrics := newMetrics(st)
 	methods, err := rpc.New(manager, metrics)
 	if err != nil {
 		return nil, err
 	}
-	assistants, err := mcp.New(methods, cfg.Version)
+	mcpHandler, err := mcp.New(methods, cfg.Version)
 	if err != nil {
 		return nil, err
 	}
 	return gateway.New(gateway.Options{
-		Verifier: verifier, Endpoints: append(methods.Endpoints(), assistants.Endpoint()), Dev: cfg.Dev,
+		Verifier: verifier, Endpoints: append(methods.Endpoints(), mcpHandler.Endpoint()), Dev: cfg.Dev,
 		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
 		Metrics: metrics, Log: log,
 	})
 }
 
-// newAdmin makes the server of the admin socket. shutdown makes the daemon end.
-func newAdmin(keyring keyParts, db *store.Store, manager *sandbox.Manager, machines *backend.Backend, st *status, shutdown func(), log *slog.Logger) *admin.Server {
+// newAdmin returns the server of the admin socket. shutdown makes the daemon exit.
+func newAdmin(services keyServices, db *store.Store, manager *sandbox.Manager, machines *backend.Backend, st *status, shutdown func(), log *slog.Logger) *admin.Server {
 	return admin.New(admin.Options{
-		Keys:        keyring.issuer,
-		Pruner:      keyring.backups,
+		Keys:        services.issuer,
+		Pruner:      services.backups,
 		Audit:       db,
-		Backups:     keyring.backups,
+		Backups:     services.backups,
 		Sandboxes:   manager,
 		Images:      machines.Images,
-		State:       st.now,
+		State:       st.current,
 		Status:      st.report,
 		Shutdown:    shutdown,
 		Credentials: peer.Credentials(),
@@ -159,17 +159,18 @@ func newAdmin(keyring keyParts, db *store.Store, manager *sandbox.Manager, machi
 	})
 }
 
-// announce logs what the settings let in, and puts the start into the audit log with the settings that security depends
-// on.
-func announce(cfg config.Config, address string, db *store.Store, log *slog.Logger) {
+// recordStart logs warnings about insecure settings, and records the start in the audit log, with the settings that are
+// relevant to security.
+func recordStart(cfg config.Config, address string, db *store.Store, log *slog.Logger) {
 	for _, warning := range settingWarnings(cfg, address) {
 		log.Warn(warning)
 	}
-	// A full disk must not keep sandboxes from their users: the status says so, and nothing changes.
+	// Start even if the audit log cannot be written, for example because the disk is full, so that users can still use
+	// their sandboxes. The status then says that the server is degraded, and it refuses changes.
 	if err := db.Audit(audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer, Detail: map[string]string{
 		"version": cfg.Version, "address": address, "dev": strconv.FormatBool(cfg.Dev), "tls": strconv.FormatBool(cfg.TLS()),
 		"insecure_behind_proxy": strconv.FormatBool(cfg.InsecureBehindProxy), "hypervisor": cfg.Hypervisor, "accelerator": cfg.Accelerator,
 	}}); err != nil {
-		log.Error("the start is not in the audit log", "err", err)
+		log.Error("record the start in the audit log", "err", err)
 	}
 }

@@ -1,5 +1,5 @@
-// Package daemon makes msbd: it builds the parts, runs them side by side, and takes them down. It is the only
-// package that imports more than one group of daemon/internal.
+// Package daemon is msbd: it creates the components, runs them concurrently and shuts them down. It is the only package
+// that imports packages from more than one group of daemon/internal.
 package daemon
 
 import (
@@ -19,13 +19,14 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// Run serves until ctx ends or an administrator asks it to stop, and returns nil then. Sandboxes keep running unless the
-// administrator asked otherwise.
+// Run runs the daemon until ctx is cancelled or an administrator shuts it down, and then returns nil. Sandboxes keep
+// running, unless the administrator has asked to stop them.
 func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 
-	// The listeners come first: a second daemon, or a port in use, is found before anything is changed.
+	// Open the store and the listeners first, so that a second daemon or a port in use is detected before anything is
+	// changed.
 	db, err := store.Open(cfg.StateDir)
 	if err != nil {
 		return err
@@ -46,7 +47,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	keyring, err := openKeys(ctx, cfg, db, log)
+	services, err := openKeys(ctx, cfg, db, log)
 	if err != nil {
 		return err
 	}
@@ -59,31 +60,31 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	defer manager.Close()
 
 	st := &status{
-		cfg: cfg, address: httpListener.Addr().String(), began: time.Now(), state: starting,
-		store: db, issuer: keyring.issuer, manager: manager, route: machines.Route, certs: certs, log: log,
+		cfg: cfg, address: httpListener.Addr().String(), startedAt: time.Now(), state: starting,
+		store: db, issuer: services.issuer, manager: manager, route: machines.Route, certs: certs, log: log,
 	}
-	gateway, err := newGateway(cfg, keyring.verifier, manager, st, log)
+	gateway, err := newGateway(cfg, services.verifier, manager, st, log)
 	if err != nil {
 		return err
 	}
-	admin := newAdmin(keyring, db, manager, machines, st, stop, log)
-	announce(cfg, st.address, db, log)
+	admin := newAdmin(services, db, manager, machines, st, stop, log)
+	recordStart(cfg, st.address, db, log)
 
-	// From here on everything runs side by side; the first to fail, or a stop, ends all.
+	// Run everything concurrently. The first error, or a shutdown, stops all.
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return admin.Serve(ctx, socket) })
 	g.Go(func() error { return gateway.Serve(ctx, withTLS(httpListener, certs)) })
-	g.Go(func() error { return keyring.issuer.Run(ctx) })
+	g.Go(func() error { return services.issuer.Run(ctx) })
 	if certs != nil {
 		g.Go(func() error { return certs.Run(ctx) })
 	}
 	g.Go(func() error {
 		return machines.Run(ctx, func(ctx context.Context) error {
-			st.enter(recovering)
+			st.setState(recovering)
 			if err := recoverSandboxes(ctx, manager, machines, st); err != nil {
 				return err
 			}
-			st.enter(ready)
+			st.setState(ready)
 			log.Info("ready", "address", st.address, "dev", cfg.Dev, "hypervisor", machines.Route.Hypervisor, "accelerator", machines.Route.Accelerator)
 			_, err := systemd.SdNotify(false, systemd.SdNotifyReady)
 			return err
@@ -91,7 +92,7 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	})
 	g.Go(func() error {
 		<-ctx.Done()
-		st.enter(draining)
+		st.setState(draining)
 		systemd.SdNotify(false, systemd.SdNotifyStopping)
 		return nil
 	})
@@ -99,19 +100,20 @@ func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	if !holdsMicroVMs(db) {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	if !hasMicroVMs(db) {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		err = errors.Join(err, machines.Stop(ending))
+		err = errors.Join(err, machines.Stop(stopCtx))
 	}
 	return err
 }
 
-// holdsMicroVMs reports whether any sandbox has one, or may have. It asks the store: a manager that has not recovered knows
-// of no sandbox.
-func holdsMicroVMs(db *store.Store) bool {
+// hasMicroVMs reports whether any sandbox has a microVM or may have one. It reads the store, because the Manager knows of no
+// sandbox before it has recovered.
+func hasMicroVMs(db *store.Store) bool {
 	records, err := db.Sandboxes()
 	return err != nil || slices.ContainsFunc(records, func(r sandbox.Record) bool { return r.State != sandbox.Failed })
 }
 
+// closeInto calls close and joins its error to *err.
 func closeInto(err *error, close func() error) { *err = errors.Join(*err, close()) }

@@ -9,11 +9,12 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// Examine says what this host is good for as it is configured, after the checks that were made already.
-func Examine(ctx context.Context, cfg config.Config, made ...host.Check) host.Report {
+// Examine checks whether this host can run the server with the configuration cfg. The report starts with done, the checks
+// that have already been made.
+func Examine(ctx context.Context, cfg config.Config, done ...host.Check) host.Report {
 	return host.Examine(ctx, backend.HostOptions(cfg), host.Server{
 		StateDir: cfg.StateDir, Socket: cfg.SocketPath(), Group: localsock.Group,
 		Listen: cfg.Listen, MaxConnections: cfg.MaxConnections, Containerd: cfg.Containerd,
 		DefaultMemoryMiB: cfg.DefaultMemoryMiB, MaxMemoryMiB: cfg.MaxMemoryMiB,
-	}, made...)
+	}, done...)
 }

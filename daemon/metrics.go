@@ -10,27 +10,27 @@ import (
 )
 
 var (
-	buildInfo = prometheus.NewDesc("msbd_build_info", "A constant 1 that carries the version.", []string{"version"}, nil)
-	keyCount  = prometheus.NewDesc("msbd_keys", "API keys, by their state.", []string{"state"}, nil)
-	boxCount  = prometheus.NewDesc("msbd_sandboxes", "Sandboxes, by their state.", []string{"state"}, nil)
-	degraded  = prometheus.NewDesc("msbd_degraded", "1 while the server refuses to change anything.", nil, nil)
-	auditSize = prometheus.NewDesc("msbd_audit_entries", "Entries of the audit log.", nil, nil)
-	certEnd   = prometheus.NewDesc("msbd_tls_certificate_expiry_timestamp_seconds", "When the gateway's certificate expires.", nil, nil)
+	buildInfo    = prometheus.NewDesc("msbd_build_info", "Always 1; the label is the version of the server.", []string{"version"}, nil)
+	keyCount     = prometheus.NewDesc("msbd_keys", "Number of API keys, by state.", []string{"state"}, nil)
+	sandboxCount = prometheus.NewDesc("msbd_sandboxes", "Number of sandboxes, by state.", []string{"state"}, nil)
+	degraded     = prometheus.NewDesc("msbd_degraded", "1 if the server is degraded and refuses changes, else 0.", nil, nil)
+	auditSize    = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
+	certExpiry   = prometheus.NewDesc("msbd_tls_certificate_expiry_timestamp_seconds", "When the gateway's certificate expires, as a Unix timestamp.", nil, nil)
 )
 
-// newMetrics returns what GET /metrics reports, to which the gateway and JSON-RPC add theirs.
+// newMetrics returns the registry that GET /metrics reports. The gateway and JSON-RPC register their own metrics in it.
 func newMetrics(s *status) *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), statusCollector{s})
 	return r
 }
 
-// statusCollector reads the domain's state at each scrape.
+// statusCollector computes its metrics from the status at each scrape.
 type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, keyCount, boxCount, degraded, auditSize, certEnd} {
+	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, degraded, auditSize, certExpiry} {
 		out <- d
 	}
 }
@@ -45,19 +45,19 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(keyCount, float64(keys.Live), "live")
 	gauge(keyCount, float64(keys.Expired), "expired")
 	gauge(keyCount, float64(keys.Revoked), "revoked")
-	boxes := map[sandbox.State]int{}
+	counts := map[sandbox.State]int{}
 	for _, rec := range c.manager.List("") {
-		boxes[rec.State]++
+		counts[rec.State]++
 	}
 	for _, state := range []sandbox.State{sandbox.Starting, sandbox.Running, sandbox.Stopping, sandbox.Failed} {
-		gauge(boxCount, float64(boxes[state]), string(state))
+		gauge(sandboxCount, float64(counts[state]), string(state))
 	}
-	_, reasons := c.now()
+	_, reasons := c.current()
 	gauge(degraded, min(1, float64(len(reasons))))
 	gauge(auditSize, float64(c.store.AuditHead().Seq))
 	if c.certs != nil {
-		if end := c.certs.Status(time.Now()).NotAfter; !end.IsZero() {
-			gauge(certEnd, float64(end.Unix()))
+		if expiry := c.certs.Status(time.Now()).NotAfter; !expiry.IsZero() {
+			gauge(certExpiry, float64(expiry.Unix()))
 		}
 	}
 }

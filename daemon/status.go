@@ -26,17 +26,17 @@ const (
 	isDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 )
 
-// status is which state the daemon is in, and what its status reports.
+// status is the state of the daemon, with everything that it reports to administrators.
 type status struct {
-	cfg     config.Config
-	address string
-	began   time.Time
-	store   *store.Store
-	issuer  *keys.Issuer
-	manager *sandbox.Manager
-	route   host.Route
-	certs   *tlscert.Source // nil: the gateway speaks plain HTTP
-	log     *slog.Logger
+	cfg       config.Config
+	address   string
+	startedAt time.Time
+	store     *store.Store
+	issuer    *keys.Issuer
+	manager   *sandbox.Manager
+	route     host.Route
+	certs     *tlscert.Source // nil if the gateway serves plain HTTP
+	log       *slog.Logger
 
 	mu                sync.Mutex
 	state             adminv1.GetStatusResponse_DaemonState
@@ -45,20 +45,21 @@ type status struct {
 	kataVersion       string
 }
 
-func (s *status) enter(state adminv1.GetStatusResponse_DaemonState) {
+func (s *status) setState(state adminv1.GetStatusResponse_DaemonState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.state = state
 }
 
-func (s *status) recovered(r sandbox.Recovery, containerdVersion, kataVersion string) {
+func (s *status) setRecovery(r sandbox.Recovery, containerdVersion, kataVersion string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.recovery, s.containerdVersion, s.kataVersion = r, containerdVersion, kataVersion
 }
 
-// now returns the state, and why it is degraded if it is. Each admin call asks: it costs little unless the last write failed.
-func (s *status) now() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
+// current returns the state and, if it is degraded, the reasons. Each admin call calls it, so it must be cheap; it is, unless
+// the last write of the store failed.
+func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
 	s.mu.Lock()
 	state = s.state
 	s.mu.Unlock()
@@ -66,8 +67,8 @@ func (s *status) now() (state adminv1.GetStatusResponse_DaemonState, reasons []s
 		reasons = append(reasons, err.Error())
 	}
 	if behind := s.issuer.ClockBehind(); behind > 0 {
-		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, by which API keys expire: "+
-			"set the clock right; if it is right and was wrong before, 'msb server reset' makes a new beginning", behind.Round(time.Second)))
+		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, and API keys expire by that time; "+
+			"correct the clock or, if it is right and was wrong before, run 'msb server reset', which invalidates all API keys", behind.Round(time.Second)))
 	}
 	if state == ready && len(reasons) > 0 {
 		state = isDegraded
@@ -75,19 +76,19 @@ func (s *status) now() (state adminv1.GetStatusResponse_DaemonState, reasons []s
 	return state, reasons
 }
 
-// report describes the daemon in full, in every state.
+// report returns the complete status of the daemon. It works in every state.
 func (s *status) report() *adminv1.GetStatusResponse {
 	s.mu.Lock()
 	recovery, containerdVersion, kataVersion := s.recovery, s.containerdVersion, s.kataVersion
 	s.mu.Unlock()
-	state, reasons := s.now()
+	state, reasons := s.current()
 	keys, signing := s.issuer.Counts(), s.issuer.SigningKey()
 	st := &adminv1.GetStatusResponse{
 		State:               state,
 		DegradedReasons:     reasons,
 		Version:             s.cfg.Version,
 		Pid:                 int32(os.Getpid()),
-		StartedAt:           timestamppb.New(s.began),
+		StartedAt:           timestamppb.New(s.startedAt),
 		ListenAddress:       s.address,
 		AuthRequired:        !s.cfg.Dev,
 		DevMode:             s.cfg.Dev,
@@ -105,7 +106,7 @@ func (s *status) report() *adminv1.GetStatusResponse {
 	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, err.Error())
 	}
-	if kataVersion != "" { // known since the recovery
+	if kataVersion != "" { // the versions are known only after the recovery
 		for _, warning := range []string{s.route.KataWarning(kataVersion), host.ContainerdWarning(containerdVersion)} {
 			if warning != "" {
 				st.Warnings = append(st.Warnings, warning)
@@ -131,15 +132,15 @@ func (s *status) report() *adminv1.GetStatusResponse {
 	return st
 }
 
-// settingWarnings warns of settings that let in what the server refuses otherwise. They are logged at each start and
-// are in the status.
+// settingWarnings returns warnings about settings that make the server less secure. They are logged at each start and shown
+// in the status.
 func settingWarnings(cfg config.Config, address string) (warnings []string) {
 	if cfg.Dev {
-		warnings = append(warnings, fmt.Sprintf("dev mode: whoever reaches %s can do everything, without an API key: never use it in production", address))
+		warnings = append(warnings, fmt.Sprintf("dev mode: everyone who can connect to %s can do everything without an API key; never use it in production", address))
 	}
 	if cfg.InsecureBehindProxy && !cfg.TLS() {
-		warnings = append(warnings, fmt.Sprintf("insecure_behind_proxy: %s takes API keys in plain text: "+
-			"see that only a proxy with TLS reaches it, over a network that nobody else reads", address))
+		warnings = append(warnings, fmt.Sprintf("insecure_behind_proxy: %s accepts API keys in plain text; "+
+			"make sure that only a proxy with TLS can connect to it, over a trusted network", address))
 	}
 	return warnings
 }

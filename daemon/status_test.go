@@ -18,8 +18,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// What a setting opens is in the status for as long as the server runs.
-func TestStatusWarnsOfOpenings(t *testing.T) {
+// The status warns of insecure settings as long as the server runs.
+func TestStatusWarnsOfInsecureSettings(t *testing.T) {
 	t.Parallel()
 	dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
 	state, err := store.Open(dir)
@@ -55,8 +55,9 @@ func TestStatusWarnsOfOpenings(t *testing.T) {
 	}
 }
 
-// Before the sandboxes are recovered, no list has them; a server that ends then must leave their containerd running.
-func TestHoldsMicroVMs(t *testing.T) {
+// hasMicroVMs does not depend on the Manager, which lists no sandboxes before it has recovered. A server that stops then
+// must leave containerd running.
+func TestHasMicroVMs(t *testing.T) {
 	t.Parallel()
 	db, err := store.Open(filepath.Join(t.TempDir(), "state"))
 	if err != nil {
@@ -72,8 +73,8 @@ func TestHoldsMicroVMs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if got := holdsMicroVMs(db); got != step.want {
-			t.Errorf("with a sandbox that is %q: %t", step.state, got)
+		if got := hasMicroVMs(db); got != step.want {
+			t.Errorf("with a sandbox in state %q: got %t, want %t", step.state, got, step.want)
 		}
 	}
 }

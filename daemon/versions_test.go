@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// The oldest versions of libraries without holes that are known and would be reachable here.
+// Libraries must be at least as new as the first versions without known vulnerabilities that would affect msbd.
 func TestLibraryVersions(t *testing.T) {
 	for module, oldest := range map[string]string{
 		"google.golang.org/grpc":                 "v1.79.3",
@@ -20,17 +20,17 @@ func TestLibraryVersions(t *testing.T) {
 		}
 		version := strings.TrimSpace(string(out))
 		if parse(t, version) < parse(t, oldest) {
-			t.Errorf("%s is %s: use %s or newer", module, version, oldest)
+			t.Errorf("%s is %s; use %s or newer", module, version, oldest)
 		}
 	}
 }
 
-// parse makes numbers of released versions that compare as they do.
+// parse converts a released version to a number that compares like the version.
 func parse(t *testing.T, version string) (n int) {
 	t.Helper()
 	var major, minor, patch int
 	if _, err := fmt.Sscanf(version, "v%d.%d.%d", &major, &minor, &patch); err != nil || strings.Contains(version, "-") {
-		t.Fatalf("%s is no released version", version)
+		t.Fatalf("%s is not a released version", version)
 	}
 	return (major*10000+minor)*10000 + patch
 }

@@ -16,12 +16,12 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// MaybeChild must be called first in the main of every test program that uses this package: the store executes that
-// program again, to check its file. In such a child, MaybeChild does not return.
+// MaybeChild must be called first in the main function of every test program that uses this package. The store executes
+// the program again as a child process to check its file; in the child, MaybeChild does not return.
 func MaybeChild() { store.MaybeCheckChild() }
 
-// Main is the main function of msbd, with its settings and its exit codes, over microVMs that do not exist. The server
-// begins with the sandboxes default/my-env, which runs, and team/broken, which failed.
+// Main is the main function of a fake msbd. It has the same settings and exit codes as msbd, but no real microVMs. The
+// server starts with two sandboxes: default/my-env is running, and team/broken has failed.
 func Main() {
 	trouble := Trouble(os.Getenv(TroubleEnv))
 	flags := flag.NewFlagSet("msbd", flag.ExitOnError)
@@ -38,11 +38,11 @@ func Main() {
 			flags.String(s.Name, "", "")
 		}
 	}
-	_ = flags.Parse(os.Args[1:]) // which exits on an error
-	given := map[string]string{}
-	flags.Visit(func(f *flag.Flag) { given[f.Name] = f.Value.String() })
+	_ = flags.Parse(os.Args[1:]) // exits on error
+	set := map[string]string{}
+	flags.Visit(func(f *flag.Flag) { set[f.Name] = f.Value.String() })
 	cfg, err := config.Load(*file, os.LookupEnv, func(name string) (string, bool) {
-		value, ok := given[name]
+		value, ok := set[name]
 		return value, ok
 	}, func(namespace string) error { return name.Validate("namespace", namespace) })
 	switch {
@@ -68,7 +68,7 @@ func Main() {
 func run(cfg config.Config, trouble Trouble) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	s, err := open(ctx, cfg, trouble, leftSandboxes(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	s, err := open(ctx, cfg, trouble, initialSandboxes(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		return err
 	}

@@ -14,21 +14,21 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
-// Images whose microVMs do not do what they should. There is every other one, but for sandboxtest.AbsentImage.
+// Images that cause failures. Every other image works, except sandboxtest.AbsentImage.
 const (
-	Unbootable  = "unbootable"  // no microVM of it boots
-	Unstoppable = "unstoppable" // no microVM of it can be removed
-	Unreadable  = "unreadable"  // the server finds its own files damaged
+	Unbootable  = "unbootable"  // its microVMs do not boot
+	Unstoppable = "unstoppable" // its microVMs cannot be removed
+	Unreadable  = "unreadable"  // looking it up fails with an internal error of the server
 )
 
-// microVMs is a sandbox.Runtime.
+// microVMs is a sandbox.Runtime without real microVMs.
 type microVMs struct {
 	*sandboxtest.Runtime
 	mu    sync.Mutex
 	stuck map[string]bool // by id
 }
 
-// newMicroVMs returns the microVMs of the records, as an earlier server left them.
+// newMicroVMs returns a Runtime with a microVM for each running sandbox in records.
 func newMicroVMs(records []sandbox.Record) *microVMs {
 	var ids []string
 	for _, rec := range records {
@@ -69,7 +69,8 @@ func (m *microVMs) ResolveImage(ctx context.Context, image string) error {
 	return m.Runtime.ResolveImage(ctx, image)
 }
 
-// newGuest returns what is inside of every sandbox. It puts each run into runs, over one that nobody has taken.
+// newGuest returns the Guest of all sandboxes. It sends each run to runs, and discards the previous run if it was not
+// received.
 func newGuest(runs chan Run) *sandboxtest.Guest {
 	guest := sandboxtest.NewGuest()
 	guest.OnRun = func(ctx context.Context, run any) error {
@@ -79,14 +80,14 @@ func newGuest(runs chan Run) *sandboxtest.Guest {
 		}
 		select {
 		case runs <- Run{Asked: inJSON(run), Ended: ctx.Done()}:
-		default: // another run has just begun
+		default: // another run has just started and was sent instead
 		}
 		return nil
 	}
 	return guest
 }
 
-// images is the one image of the server, whatever is imported.
+// images is an admin.Images that always has the same single image.
 type images struct{}
 
 // Import implements admin.Images.
@@ -102,9 +103,9 @@ func (images) List(context.Context) ([]sandbox.Image, error) {
 	return []sandbox.Image{{Name: "microsandbox/python", Digest: "sha256:00", Size: 3 << 20, Created: time.Now()}}, nil
 }
 
-// leftSandboxes are what an earlier server left: one that runs, and one that failed, for a reason that a terminal should
-// not be commanded by.
-func leftSandboxes() []sandbox.Record {
+// initialSandboxes returns the records of an earlier server: a running sandbox, and a failed one whose reason contains a
+// terminal escape sequence, which clients must not print.
+func initialSandboxes() []sandbox.Record {
 	now := time.Now().UTC()
 	return []sandbox.Record{
 		{

@@ -1,7 +1,6 @@
-// Package daemontest is msbd for tests of its clients. The gateway, the admin server, the API keys, the store with its
-// audit log, the backups and the Manager of sandboxes are the real ones; only the microVMs are those of sandboxtest.
-// A server in trouble that these parts cannot be brought into is a double, which trouble.go has. Only tests import this
-// package.
+// Package daemontest is a fake msbd for tests of its clients. The gateway, the admin server, the API keys, the store with
+// its audit log, the backups and the Manager are the real ones; only the microVMs are the fakes of sandboxtest. trouble.go
+// fakes the kinds of trouble that a test cannot cause in the real parts. Only tests import this package.
 package daemontest
 
 import (
@@ -35,42 +34,42 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// SmallNamespace is the tenant namespace that may hold one sandbox only.
+// SmallNamespace is a tenant namespace with a quota of one sandbox.
 const SmallNamespace = "small"
 
-// Server is msbd, over microVMs that do not exist.
+// Server is a fake msbd, without real microVMs.
 type Server struct {
-	// Runs has the last run that began, until somebody takes it.
+	// Runs receives each run when it starts. It holds only the last run that was not received.
 	Runs chan Run
 
-	cfg     config.Config
-	trouble Trouble
-	began   time.Time
-	log     *slog.Logger
+	cfg       config.Config
+	trouble   Trouble
+	startedAt time.Time
+	log       *slog.Logger
 
-	store    *store.Store
-	http     net.Listener
-	socket   net.Listener
-	issuer   *keys.Issuer
-	backups  *backup.Service
-	manager  *sandbox.Manager
-	recovery sandbox.Recovery
-	gateway  *gateway.Gateway
+	store        *store.Store
+	httpListener net.Listener
+	socket       net.Listener
+	issuer       *keys.Issuer
+	backups      *backup.Service
+	manager      *sandbox.Manager
+	recovery     sandbox.Recovery
+	gateway      *gateway.Gateway
 
-	serving context.Context // ends when the server is to end
+	serving context.Context // cancelled when the server must stop
 	stop    context.CancelFunc
-	ended   chan error
+	stopped chan error // receives the result of serve
 }
 
-// Run is a run of code or of a command, as its sandbox got it.
+// Run is a run of code or of a command, as its sandbox received it.
 type Run struct {
-	// Asked is the run in JSON.
+	// Asked is the sandbox.Code or sandbox.Command, as JSON.
 	Asked string
-	// Ended is closed when the run has ended, by itself or because it was interrupted.
+	// Ended is closed when the run has ended by itself or was interrupted.
 	Ended <-chan struct{}
 }
 
-// Start starts a server whose state and admin socket are in a directory, and whose gateway has a port that is free.
+// Start starts a server with its state and its admin socket in dir, and its gateway on a free port.
 func Start(dir string) (*Server, error) {
 	cfg := config.Default()
 	cfg.StateDir, cfg.RunDir, cfg.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), "127.0.0.1:0"
@@ -80,44 +79,44 @@ func Start(dir string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.ended = make(chan error, 1)
-	go func() { s.ended <- s.serve() }()
+	s.stopped = make(chan error, 1)
+	go func() { s.stopped <- s.serve() }()
 	return s, nil
 }
 
-// Close ends a server that Start has started.
+// Close stops a server that was started with Start, and returns the error that it ended with.
 func (s *Server) Close() error {
 	s.stop()
-	return <-s.ended
+	return <-s.stopped
 }
 
-// URL is where the gateway answers.
-func (s *Server) URL() string { return "http://" + s.http.Addr().String() }
+// URL returns the base URL of the gateway.
+func (s *Server) URL() string { return "http://" + s.httpListener.Addr().String() }
 
-// Handler is the gateway, for a listener of the test's own.
+// Handler returns the gateway, so that a test can serve it on its own listener.
 func (s *Server) Handler() http.Handler { return s.gateway }
 
-// Key makes an API key of every scope, for some namespaces or for all.
+// Key creates an API key with all scopes. It is limited to namespaces if there are any.
 func (s *Server) Key(namespaces ...string) (string, error) {
 	secret, _, err := s.issuer.Issue(context.Background(), keys.IssueRequest{Namespaces: namespaces})
 	return secret.Reveal(), err
 }
 
-// Sandboxes returns the records of all sandboxes in JSON.
+// Sandboxes returns the records of all sandboxes as JSON.
 func (s *Server) Sandboxes() string { return inJSON(s.manager.List("")) }
 
 func inJSON(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // only our own types come here
+		panic(err) // cannot happen: callers pass only types of this project
 	}
 	return string(text)
 }
 
-// open makes a server, in the order in which package daemon does. Where the state directory has no sandboxes, an earlier
-// server has left these.
-func open(ctx context.Context, cfg config.Config, trouble Trouble, left []sandbox.Record, log *slog.Logger) (s *Server, err error) {
-	s = &Server{Runs: make(chan Run, 1), cfg: cfg, trouble: trouble, began: time.Now(), log: log}
+// open creates a server, in the same order as package daemon. If the state directory has no sandboxes, the server starts
+// with those in initial.
+func open(ctx context.Context, cfg config.Config, trouble Trouble, initial []sandbox.Record, log *slog.Logger) (s *Server, err error) {
+	s = &Server{Runs: make(chan Run, 1), cfg: cfg, trouble: trouble, startedAt: time.Now(), log: log}
 	s.serving, s.stop = context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -127,7 +126,7 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, left []sandbo
 	if s.store, err = store.Open(cfg.StateDir); err != nil {
 		return s, err
 	}
-	if s.http, err = net.Listen("tcp", cfg.Listen); err != nil {
+	if s.httpListener, err = net.Listen("tcp", cfg.Listen); err != nil {
 		return s, err
 	}
 	if s.socket, err = localsock.Listen(cfg.SocketPath()); err != nil {
@@ -141,7 +140,7 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, left []sandbo
 	}
 	s.issuer = issuer
 	s.backups = backup.New(backup.Options{Dir: cfg.StateDir, Keys: issuer, Store: s.store, ReadKeys: store.ReadKeys, Log: log})
-	if err := s.openSandboxes(left); err != nil {
+	if err := s.openSandboxes(initial); err != nil {
 		return s, err
 	}
 	metrics := prometheus.NewRegistry()
@@ -149,12 +148,12 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, left []sandbo
 	if err != nil {
 		return s, err
 	}
-	assistants, err := mcp.New(methods, version)
+	mcpHandler, err := mcp.New(methods, version)
 	if err != nil {
 		return s, err
 	}
 	s.gateway, err = gateway.New(gateway.Options{
-		Verifier: verifier, Endpoints: append(methods.Endpoints(), assistants.Endpoint()), Dev: cfg.Dev,
+		Verifier: verifier, Endpoints: append(methods.Endpoints(), mcpHandler.Endpoint()), Dev: cfg.Dev,
 		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
 		Metrics: metrics, Log: log,
 	})
@@ -162,17 +161,18 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, left []sandbo
 		return s, err
 	}
 	return s, s.store.Audit(audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer, Detail: map[string]string{
-		"version": version, "address": s.http.Addr().String(), "dev": strconv.FormatBool(cfg.Dev),
+		"version": version, "address": s.httpListener.Addr().String(), "dev": strconv.FormatBool(cfg.Dev),
 	}})
 }
 
-func (s *Server) openSandboxes(left []sandbox.Record) error {
+// openSandboxes creates the Manager and recovers the sandboxes, or those in initial if the store has none.
+func (s *Server) openSandboxes(initial []sandbox.Record) error {
 	records, err := s.store.Sandboxes()
 	if err == nil && len(records) == 0 {
-		for _, rec := range left {
+		for _, rec := range initial {
 			err = errors.Join(err, s.store.PutSandbox(rec))
 		}
-		records = left
+		records = initial
 	}
 	if err != nil {
 		return err
@@ -189,11 +189,11 @@ func (s *Server) openSandboxes(left []sandbox.Record) error {
 	return err
 }
 
-// serve answers until the server is to end.
+// serve serves until the server is stopped, and then closes it.
 func (s *Server) serve() error {
 	g, ctx := errgroup.WithContext(s.serving)
 	g.Go(func() error { return s.serveAdmin(ctx) })
-	g.Go(func() error { return s.gateway.Serve(ctx, s.http) })
+	g.Go(func() error { return s.gateway.Serve(ctx, s.httpListener) })
 	g.Go(func() error { return s.issuer.Run(ctx) })
 	err := g.Wait()
 	if s.serving.Err() != nil && errors.Is(err, context.Canceled) {
@@ -208,7 +208,7 @@ func (s *Server) close() error {
 	if s.manager != nil {
 		s.manager.Close()
 	}
-	for _, l := range []net.Listener{s.http, s.socket} {
+	for _, l := range []net.Listener{s.httpListener, s.socket} {
 		if l != nil {
 			l.Close()
 		}
@@ -219,7 +219,7 @@ func (s *Server) close() error {
 	return err
 }
 
-// admin makes the server of the admin socket, with the doubles of its trouble.
+// admin returns the server of the admin socket, with the fakes for s.trouble.
 func (s *Server) admin() *admin.Server {
 	return admin.New(admin.Options{
 		Keys:        smallPages{s.issuer},
@@ -238,7 +238,7 @@ func (s *Server) admin() *admin.Server {
 	})
 }
 
-// smallPages lists keys in pages of two, so that few keys take several.
+// smallPages lists keys in pages of two, so that tests need only a few keys for several pages.
 type smallPages struct{ *keys.Issuer }
 
 // List implements admin.Keys.
@@ -256,10 +256,10 @@ func (s *Server) state() (adminv1.GetStatusResponse_DaemonState, []string) {
 	return adminv1.GetStatusResponse_DAEMON_STATE_READY, nil
 }
 
-// version is that of the server.
+// version is the version of the server.
 const version = "1.2.3"
 
-// status reports what package daemon would. The host and its isolation are made up.
+// status returns the same status as package daemon, but with a fake host and isolation.
 func (s *Server) status() *adminv1.GetStatusResponse {
 	state, reasons := s.state()
 	count, signing := s.issuer.Counts(), s.issuer.SigningKey()
@@ -268,8 +268,8 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		DegradedReasons:     reasons,
 		Version:             version,
 		Pid:                 int32(os.Getpid()),
-		StartedAt:           timestamppb.New(s.began),
-		ListenAddress:       s.http.Addr().String(),
+		StartedAt:           timestamppb.New(s.startedAt),
+		ListenAddress:       s.httpListener.Addr().String(),
 		AuthRequired:        !s.cfg.Dev,
 		DevMode:             s.cfg.Dev,
 		InstanceId:          signing.InstanceID,

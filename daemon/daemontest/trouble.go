@@ -18,51 +18,51 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// Trouble names a server that the real parts are not by themselves on the host of a test: each is a double of one part
-// of it, and the rest is real. The empty Trouble is none.
+// Trouble is a kind of server that a test cannot get from the real parts on its host. Each Trouble replaces one part by a
+// fake; the other parts are real. The empty Trouble replaces nothing.
 type Trouble string
 
-// TroubleEnv is the environment variable by which Main gets a Trouble.
+// TroubleEnv is the environment variable from which Main reads the Trouble.
 const TroubleEnv = "DAEMONTEST_TROUBLE"
 
 const (
-	Degraded  Trouble = "degraded"   // it says that its disk is full, and more that its status can say
-	Denied    Trouble = "denied"     // it takes each caller for a user who may not administer it
-	CutBackup Trouble = "cut-backup" // it fails in the middle of a backup
-	OnKVM     Trouble = "kvm"        // it began when its host had KVM
-	// Old is a server of the time before the management of keys. It knows no names and scopes of keys, takes the last of
-	// several namespaces, has no calls but CreateKey, GetStatus and Shutdown, and cannot examine its host.
+	Degraded  Trouble = "degraded"   // the server is degraded because of a full disk, and its status has warnings and TLS
+	Denied    Trouble = "denied"     // the server refuses every caller of the admin socket
+	CutBackup Trouble = "cut-backup" // every backup fails in the middle
+	OnKVM     Trouble = "kvm"        // the server reports that it started on a host with KVM
+	// Old is a server from before keys could be managed. It has no names and scopes of keys, uses only the last of several
+	// namespaces, has no calls except CreateKey, GetStatus and Shutdown, and no doctor.
 	Old Trouble = "old"
-	// BadHost only examines its host, where it finds a problem.
+	// BadHost makes the doctor report a problem of the host.
 	BadHost Trouble = "bad-host"
 )
 
 func (t Trouble) backups(real admin.Backups) admin.Backups {
 	if t == CutBackup {
-		return cutBackups{real}
+		return failingBackups{real}
 	}
 	return real
 }
 
-// cutBackups breaks off each archive.
-type cutBackups struct{ admin.Backups }
+// failingBackups is a Backups that fails in the middle of each archive.
+type failingBackups struct{ admin.Backups }
 
 // Write implements admin.Backups.
-func (b cutBackups) Write(ctx context.Context, w io.Writer, by uint32) error {
-	return b.Backups.Write(ctx, &cutWriter{w, 1000}, by)
+func (b failingBackups) Write(ctx context.Context, w io.Writer, by uint32) error {
+	return b.Backups.Write(ctx, &failingWriter{w, 1000}, by)
 }
 
-// cutWriter takes so many bytes.
-type cutWriter struct {
+// failingWriter fails before it exceeds a number of bytes.
+type failingWriter struct {
 	io.Writer
-	left int
+	remaining int
 }
 
-func (w *cutWriter) Write(p []byte) (int, error) {
-	if len(p) > w.left {
+func (w *failingWriter) Write(p []byte) (int, error) {
+	if len(p) > w.remaining {
 		return 0, errors.New("the disk failed")
 	}
-	w.left -= len(p)
+	w.remaining -= len(p)
 	return w.Writer.Write(p)
 }
 
@@ -74,7 +74,7 @@ func (t Trouble) peerOf(ctx context.Context) (peer.Peer, bool) {
 	return p, ok
 }
 
-// describe changes what the status says.
+// describe adjusts the status.
 func (t Trouble) describe(st *adminv1.GetStatusResponse) {
 	switch t {
 	case Degraded:
@@ -90,7 +90,7 @@ func (t Trouble) describe(st *adminv1.GetStatusResponse) {
 	}
 }
 
-// serveAdmin serves the admin socket until ctx ends.
+// serveAdmin serves the admin socket until ctx is cancelled.
 func (s *Server) serveAdmin(ctx context.Context) error {
 	if s.trouble != Old {
 		return s.admin().Serve(ctx, s.socket)
@@ -101,6 +101,7 @@ func (s *Server) serveAdmin(ctx context.Context) error {
 	return g.Serve(s.socket)
 }
 
+// oldServer is the admin server of an Old server.
 type oldServer struct {
 	adminv1.UnimplementedAdminServiceServer
 	real *admin.Server
@@ -125,14 +126,14 @@ func (s oldServer) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (
 	return s.real.Shutdown(ctx, req)
 }
 
-// route is what every server here says that it runs on.
+// route is the route that every server reports.
 var route = host.Route{
 	Hypervisor: host.Builtin, HypervisorReason: "Kata's own driver needs KVM",
 	Accelerator: host.TCG, AcceleratorReason: "no /dev/kvm", Advice: []string{"modprobe kvm_amd"},
 }
 
-// examine is a report of a host that is none, since the real one differs from machine to machine: it lacks KVM, for a
-// reason that a terminal should not be commanded by.
+// examine returns the report of a fake host, because a real report differs from machine to machine. The host lacks KVM, and
+// the detail contains a terminal escape sequence, which clients must not print.
 func examine(cfg config.Config, trouble Trouble) host.Report {
 	r := host.Report{Status: host.Warning, Isolation: &route, Checks: []host.Check{
 		{Name: "settings", Status: host.OK, Detail: fmt.Sprintf("run %s, state %s", cfg.RunDir, cfg.StateDir)},

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: msb/admin/v1/admin.proto
 
-// Package msb.admin.v1 is what a local administrator asks of msbd over its Unix socket.
+// Package msb.admin.v1 is the API that msbd offers to local administrators on a Unix socket.
 
 package adminv1
 
@@ -24,7 +24,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// KeyState is whether a key is accepted.
+// KeyState is the state of a key. Only live keys are accepted.
 type KeyState int32
 
 const (
@@ -77,7 +77,7 @@ func (KeyState) EnumDescriptor() ([]byte, []int) {
 	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{0}
 }
 
-// DaemonState is where the daemon is in its life.
+// DaemonState is the state of the daemon.
 type GetStatusResponse_DaemonState int32
 
 const (
@@ -86,7 +86,7 @@ const (
 	GetStatusResponse_DAEMON_STATE_RECOVERING  GetStatusResponse_DaemonState = 2
 	GetStatusResponse_DAEMON_STATE_READY       GetStatusResponse_DaemonState = 3
 	GetStatusResponse_DAEMON_STATE_DRAINING    GetStatusResponse_DaemonState = 4
-	// Mutations are refused; degraded_reasons says why.
+	// Changes are refused, except revoking keys. degraded_reasons says why.
 	GetStatusResponse_DAEMON_STATE_DEGRADED GetStatusResponse_DaemonState = 5
 )
 
@@ -180,7 +180,7 @@ type GetStatusResponse struct {
 	Version         string                        `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
 	Pid             int32                         `protobuf:"varint,4,opt,name=pid,proto3" json:"pid,omitempty"`
 	StartedAt       *timestamppb.Timestamp        `protobuf:"bytes,5,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	// The HTTP gateway's address, such as 127.0.0.1:5555.
+	// The address of the HTTP gateway, such as 127.0.0.1:5555.
 	ListenAddress string `protobuf:"bytes,6,opt,name=listen_address,json=listenAddress,proto3" json:"listen_address,omitempty"`
 	// Whether remote clients need an API key. False only in dev mode.
 	AuthRequired bool `protobuf:"varint,7,opt,name=auth_required,json=authRequired,proto3" json:"auth_required,omitempty"`
@@ -193,15 +193,15 @@ type GetStatusResponse struct {
 	Isolation           *Isolation             `protobuf:"bytes,13,opt,name=isolation,proto3" json:"isolation,omitempty"`
 	SandboxesRunning    int32                  `protobuf:"varint,14,opt,name=sandboxes_running,json=sandboxesRunning,proto3" json:"sandboxes_running,omitempty"`
 	SandboxesFailed     int32                  `protobuf:"varint,15,opt,name=sandboxes_failed,json=sandboxesFailed,proto3" json:"sandboxes_failed,omitempty"`
-	// What the last start did with the sandboxes that it found.
+	// What the last start of the daemon did with the sandboxes that it found.
 	Recovery          *Recovery `protobuf:"bytes,16,opt,name=recovery,proto3" json:"recovery,omitempty"`
 	ContainerdVersion string    `protobuf:"bytes,17,opt,name=containerd_version,json=containerdVersion,proto3" json:"containerd_version,omitempty"`
 	KataVersion       string    `protobuf:"bytes,18,opt,name=kata_version,json=kataVersion,proto3" json:"kata_version,omitempty"`
-	// Absent: the gateway speaks plain HTTP.
+	// Absent if the gateway serves plain HTTP.
 	Tls *TLS `protobuf:"bytes,19,opt,name=tls,proto3" json:"tls,omitempty"`
-	// What an administrator should look at, but which keeps nothing from working.
+	// Problems that an administrator should look at, although everything works.
 	Warnings []string `protobuf:"bytes,20,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	// How many entries the audit log has.
+	// The number of entries in the audit log.
 	AuditEntries  uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -384,16 +384,16 @@ func (x *GetStatusResponse) GetAuditEntries() uint64 {
 	return 0
 }
 
-// TLS says how the gateway proves who it is.
+// TLS describes the certificate of the gateway.
 type TLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "files" or "acme".
 	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
 	// The host names in the certificate.
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
-	// Absent: there is no certificate yet.
+	// When the certificate expires. Absent if there is no certificate yet.
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	// Whether clients must show a certificate, too.
+	// Whether clients must present a certificate as well.
 	ClientCertificates bool `protobuf:"varint,4,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -517,7 +517,7 @@ func (x *KeyCounts) GetRevoked() int32 {
 	return 0
 }
 
-// Isolation says what stands between a sandbox and the host.
+// Isolation describes what isolates a sandbox from the host.
 type Isolation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "kvm" or "tcg" (emulated).
@@ -528,7 +528,7 @@ type Isolation struct {
 	Hypervisor string `protobuf:"bytes,3,opt,name=hypervisor,proto3" json:"hypervisor,omitempty"`
 	// Why this hypervisor was chosen.
 	HypervisorReason string `protobuf:"bytes,4,opt,name=hypervisor_reason,json=hypervisorReason,proto3" json:"hypervisor_reason,omitempty"`
-	// What an administrator could do on this host for a better isolation; empty when it is the best.
+	// What an administrator can do on this host to improve the isolation. Empty if nothing can be improved.
 	Advice        []string `protobuf:"bytes,5,rep,name=advice,proto3" json:"advice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -600,11 +600,12 @@ func (x *Isolation) GetAdvice() []string {
 }
 
 type Recovery struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Adopted int32                  `protobuf:"varint,1,opt,name=adopted,proto3" json:"adopted,omitempty"`
-	// Sandboxes that ran before and were found dead.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The number of sandboxes that were found running and keep running.
+	Adopted int32 `protobuf:"varint,1,opt,name=adopted,proto3" json:"adopted,omitempty"`
+	// The number of sandboxes that ran before the restart and were found dead.
 	Lost int32 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
-	// Half-made or unknown microVMs that were removed.
+	// The number of microVMs that were removed because their start or stop was incomplete, or no record explains them.
 	Removed       int32 `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -663,14 +664,15 @@ func (x *Recovery) GetRemoved() int32 {
 
 type CreateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A duration such as 30s, 15m, 24h, 7d, 2w, 3mo, 1y, or a sequence of them. Empty: never expires.
+	// How long the key is valid: a duration such as 30s, 15m, 24h, 7d, 2w, 3mo, 1y, or a sequence of them. If empty, the
+	// key never expires.
 	Expire string `protobuf:"bytes,1,opt,name=expire,proto3" json:"expire,omitempty"`
-	// The tenant namespaces that the key is limited to. Empty: every namespace.
+	// The tenant namespaces that the key is limited to. If empty, it is valid in every namespace.
 	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
-	// What people call the key: 1 to 63 of [A-Za-z0-9_.-], the first alphanumeric; no other live key has
-	// it. May be empty.
+	// A name for people: 1 to 63 of [A-Za-z0-9_.-], beginning with a letter or a digit. No two live keys may have the
+	// same name. May be empty.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	// What the key may do, such as sandbox:exec. Empty: everything.
+	// What the key may do, such as sandbox:exec. If empty, it may do everything.
 	Scopes        []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -736,7 +738,7 @@ func (x *CreateKeyRequest) GetScopes() []string {
 
 type CreateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key itself. Shown once; the server does not keep it.
+	// The key. It is returned only here; the server does not store it.
 	Key           string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Info          *Key   `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -787,33 +789,33 @@ func (x *CreateKeyResponse) GetInfo() *Key {
 	return nil
 }
 
-// Key is what may be known of a key after it was made.
+// Key is the record of an API key, without the key itself.
 type Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Empty: every tenant namespace.
+	// The tenant namespaces that the key is limited to. If empty, it is valid in every namespace.
 	Namespaces []string               `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// Absent: never expires.
+	// Absent if the key never expires.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// May be empty.
 	Name string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
-	// Empty: everything.
+	// What the key may do. If empty, it may do everything.
 	Scopes []string `protobuf:"bytes,6,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// The uid of the local user who asked for it.
+	// The uid of the local user who created the key.
 	CreatedBy uint32   `protobuf:"varint,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	State     KeyState `protobuf:"varint,8,opt,name=state,proto3,enum=msb.admin.v1.KeyState" json:"state,omitempty"`
-	// From when on it is refused because it was revoked, rotated or its signing key replaced: in the
-	// future during the grace period of a rotation. Absent: it was not.
+	// The time from which the key is refused because it was revoked or rotated, or its signing key was replaced. During
+	// the grace period of a rotation, it is in the future. Absent if none of these happened.
 	RevokedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
 	// "revoked", "rotated" or "reset".
 	Revocation string `protobuf:"bytes,10,opt,name=revocation,proto3" json:"revocation,omitempty"`
-	// The id of the key that took its place.
+	// The id of the key that replaced this one.
 	ReplacedBy   string `protobuf:"bytes,11,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
 	SigningKeyId string `protobuf:"bytes,12,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
-	// How many requests it has authenticated.
+	// The number of requests that the key has authenticated.
 	Requests uint64 `protobuf:"varint,13,opt,name=requests,proto3" json:"requests,omitempty"`
-	// Absent: never used. Up to a minute of use may be forgotten when the server is killed.
+	// Absent if the key was never used. If the server is killed, up to a minute of use may be lost.
 	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
 	// The address that the last request came from.
 	LastUsedFrom  string `protobuf:"bytes,15,opt,name=last_used_from,json=lastUsedFrom,proto3" json:"last_used_from,omitempty"`
@@ -958,15 +960,16 @@ func (x *Key) GetLastUsedFrom() string {
 
 type ListKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only keys that may act in this tenant namespace.
+	// Only keys that are valid in this tenant namespace.
 	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	// Only keys not used for so long, such as 90d. A key that was never used counts from its creation.
+	// Only keys that have not been used for at least this duration, such as 90d. For a key that was never used, the
+	// duration counts from its creation.
 	UnusedFor string `protobuf:"bytes,2,opt,name=unused_for,json=unusedFor,proto3" json:"unused_for,omitempty"`
-	// Only keys in this state. Unspecified: in any.
+	// Only keys in this state. If unspecified, keys in any state.
 	State KeyState `protobuf:"varint,3,opt,name=state,proto3,enum=msb.admin.v1.KeyState" json:"state,omitempty"`
-	// At most so many; 0: the server's choice.
+	// The maximum number of keys in the page. If 0, the server chooses it.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The next_page_token of the page before.
+	// The next_page_token of the previous page.
 	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1040,7 +1043,7 @@ func (x *ListKeysRequest) GetPageToken() string {
 type ListKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Keys  []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
-	// Empty: that was the last page.
+	// Empty if this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1269,9 +1272,9 @@ func (x *RevokeKeyResponse) GetKey() *Key {
 type RotateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Ref   string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	// How long the old key is still accepted, such as 24h. Empty: not at all.
+	// How long the old key is still accepted, such as 24h. If empty, it is refused immediately.
 	Grace string `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
-	// The new key's life, as in CreateKeyRequest. Empty: as long as the old key's was.
+	// How long the new key is valid, as in CreateKeyRequest. If empty, as long as the old key was.
 	Expire        string `protobuf:"bytes,3,opt,name=expire,proto3" json:"expire,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1330,10 +1333,10 @@ func (x *RotateKeyRequest) GetExpire() string {
 
 type RotateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The new key. Shown once; the server does not keep it.
+	// The new key. It is returned only here; the server does not store it.
 	Key  string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Info *Key   `protobuf:"bytes,2,opt,name=info,proto3" json:"info,omitempty"`
-	// The old one.
+	// The old key.
 	Old           *Key `protobuf:"bytes,3,opt,name=old,proto3" json:"old,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1392,9 +1395,10 @@ func (x *RotateKeyResponse) GetOld() *Key {
 
 type PruneKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only keys that have been dead for so long, such as 30d. Empty: all dead ones.
+	// Only keys that have been expired or revoked for at least this duration, such as 30d. If empty, all expired and
+	// revoked keys.
 	DeadFor string `protobuf:"bytes,1,opt,name=dead_for,json=deadFor,proto3" json:"dead_for,omitempty"`
-	// Change nothing, and say what would be removed.
+	// Delete nothing; only return the keys that would be deleted.
 	DryRun        bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1527,7 +1531,7 @@ func (*ResetRequest) Descriptor() ([]byte, []int) {
 type ResetResponse struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	SigningKeyId string                 `protobuf:"bytes,1,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
-	// How many live keys are refused from now on.
+	// The number of live keys that are refused from now on.
 	Invalidated   int32 `protobuf:"varint,2,opt,name=invalidated,proto3" json:"invalidated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1704,11 +1708,11 @@ func (x *RestoreRequest) GetChunk() []byte {
 type RestoreResponse struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	SigningKeyId string                 `protobuf:"bytes,1,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
-	// How many keys of the archive are live now.
+	// The number of keys of the archive that are live now.
 	Live int32 `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
-	// How many keys were live before and are refused now, because another signing key made them.
+	// The number of keys that were live before and are refused now, because they were signed with another signing key.
 	Invalidated int32 `protobuf:"varint,3,opt,name=invalidated,proto3" json:"invalidated,omitempty"`
-	// When the backup was made.
+	// When the backup was created.
 	TakenAt       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1774,9 +1778,9 @@ func (x *RestoreResponse) GetTakenAt() *timestamppb.Timestamp {
 
 type TailAuditRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many of the last entries to begin with.
+	// The number of last entries to start with.
 	Last int32 `protobuf:"varint,1,opt,name=last,proto3" json:"last,omitempty"`
-	// Go on with each new entry until the caller ends the call.
+	// Continue with each new entry until the caller cancels the call.
 	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1828,7 +1832,7 @@ func (x *TailAuditRequest) GetFollow() bool {
 
 type TailAuditResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A line of the log as it is in the file, without the newline: JSON.
+	// A line of the log as it is in the file, without the newline. It is a JSON object.
 	Line          string `protobuf:"bytes,1,opt,name=line,proto3" json:"line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1909,13 +1913,13 @@ func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
 
 type VerifyAuditResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many entries are good, from the first on.
+	// The number of intact entries, counted from the first.
 	Entries uint64 `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
-	// The hash of the last good one.
+	// The hash of the last intact entry.
 	Hash string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
-	// What is wrong with the next one. Empty: the log is whole.
+	// What is wrong with the next entry. Empty if the log is intact.
 	Problem string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
-	// The file.
+	// The path of the log file.
 	Path          string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2078,7 +2082,7 @@ func (x *ShutdownResponse) GetSandboxesLeftRunning() int32 {
 
 type ListSandboxesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Empty: all tenant namespaces.
+	// If empty, all tenant namespaces.
 	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2169,11 +2173,11 @@ type Sandbox struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// The microVM's id: the same in the logs, in containerd and in the process list.
+	// The id of the microVM, as in the logs, in containerd and in the process list.
 	Id string `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
 	// "starting", "running", "stopping" or "failed".
 	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
-	// Why it is "failed".
+	// Why the sandbox failed, if it did.
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
 	Image         string                 `protobuf:"bytes,6,opt,name=image,proto3" json:"image,omitempty"`
 	Cpus          int32                  `protobuf:"varint,7,opt,name=cpus,proto3" json:"cpus,omitempty"`
@@ -2366,7 +2370,7 @@ func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
 
 type ImportImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absolute path of an OCI archive on the server's host.
+	// The absolute path of an OCI archive on the server's host.
 	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2535,10 +2539,10 @@ func (x *ListImagesResponse) GetImages() []*Image {
 
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As used in sandbox.start, such as microsandbox/python.
+	// The name as used in sandbox.start, such as microsandbox/python.
 	Name   string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	// Compressed size in bytes.
+	// The compressed size in bytes.
 	SizeBytes     int64                  `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields

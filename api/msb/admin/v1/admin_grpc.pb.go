@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: msb/admin/v1/admin.proto
 
-// Package msb.admin.v1 is what a local administrator asks of msbd over its Unix socket.
+// Package msb.admin.v1 is the API that msbd offers to local administrators on a Unix socket.
 
 package adminv1
 
@@ -44,44 +44,46 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AdminService is served on the admin socket only. The daemon authorises each call by the peer's
-// credentials; a call that is not in its table is denied.
+// AdminService is served only on the admin socket. The daemon authorises each call by the peer credentials of the
+// connection. It denies methods that are not in its table.
 type AdminServiceClient interface {
-	// GetStatus answers in every state of the daemon, also while it starts or recovers.
+	// GetStatus is available in every state of the daemon, including while it starts or recovers.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
-	// CreateKey makes an API key. The key is in the answer and nowhere else, ever.
+	// CreateKey creates an API key. The response is the only place where the key ever appears.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
-	// ListKeys lists API keys, the oldest first, in pages.
+	// ListKeys lists API keys in pages, oldest first.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
-	// GetKey finds one API key.
+	// GetKey returns one API key.
 	GetKey(ctx context.Context, in *GetKeyRequest, opts ...grpc.CallOption) (*GetKeyResponse, error)
-	// RevokeKey refuses a key from before the answer is sent, for good, and cuts what it has in progress.
+	// RevokeKey revokes a key permanently. Before the response is sent, the key is refused and its requests in progress
+	// are cancelled.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
-	// RotateKey makes a key like another one, which is refused once the grace period is over.
+	// RotateKey creates a key with the properties of another one, which is refused after the grace period.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
-	// PruneKeys removes the records of keys that are expired or revoked.
+	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(ctx context.Context, in *PruneKeysRequest, opts ...grpc.CallOption) (*PruneKeysResponse, error)
-	// Reset replaces the signing key: every key issued before is refused before the answer is sent.
+	// Reset replaces the signing key. Before the response is sent, all existing keys are refused.
 	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error)
-	// Backup streams an archive of the keys, the signing key and the audit log, taken at one moment. The
-	// archive is as secret as the signing key.
+	// Backup streams an archive with a consistent snapshot of the keys, the signing key and the audit log. The archive
+	// is as secret as the signing key.
 	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
-	// Restore takes an archive of Backup: its signing key replaces the present one, and its keys come back,
-	// but for those that were revoked since. Nothing is changed unless the whole archive is good.
+	// Restore restores an archive from Backup: its signing key replaces the current one, and its keys become valid
+	// again, except those that were revoked since. If the archive is not complete and valid, nothing changes.
 	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreRequest, RestoreResponse], error)
-	// TailAudit streams the last entries of the audit log, and those to come if asked.
+	// TailAudit streams the last entries of the audit log and, on request, new ones.
 	TailAudit(ctx context.Context, in *TailAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailAuditResponse], error)
-	// VerifyAudit checks the audit log's chain from its beginning to the end that the store vouches for.
+	// VerifyAudit checks the hash chain of the audit log, from the first entry to the last one recorded in the store.
 	VerifyAudit(ctx context.Context, in *VerifyAuditRequest, opts ...grpc.CallOption) (*VerifyAuditResponse, error)
-	// Shutdown makes the daemon exit once the answer is sent. Sandboxes go on running unless asked.
+	// Shutdown makes the daemon exit after the response is sent. Sandboxes keep running unless the request says
+	// otherwise.
 	Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error)
-	// ListSandboxes lists sandboxes of one tenant namespace, or of all.
+	// ListSandboxes lists the sandboxes of one tenant namespace, or of all.
 	ListSandboxes(ctx context.Context, in *ListSandboxesRequest, opts ...grpc.CallOption) (*ListSandboxesResponse, error)
-	// StopSandbox stops one sandbox and removes what it held.
+	// StopSandbox stops a sandbox and removes its resources.
 	StopSandbox(ctx context.Context, in *StopSandboxRequest, opts ...grpc.CallOption) (*StopSandboxResponse, error)
-	// ImportImage reads an OCI archive on the server's host, so that sandboxes can be started from it.
+	// ImportImage imports an OCI archive on the server's host, so that sandboxes can be started from its images.
 	ImportImage(ctx context.Context, in *ImportImageRequest, opts ...grpc.CallOption) (*ImportImageResponse, error)
-	// ListImages lists the images that sandboxes can be started from.
+	// ListImages lists the images from which sandboxes can be started.
 	ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error)
 }
 
@@ -288,44 +290,46 @@ func (c *adminServiceClient) ListImages(ctx context.Context, in *ListImagesReque
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
 //
-// AdminService is served on the admin socket only. The daemon authorises each call by the peer's
-// credentials; a call that is not in its table is denied.
+// AdminService is served only on the admin socket. The daemon authorises each call by the peer credentials of the
+// connection. It denies methods that are not in its table.
 type AdminServiceServer interface {
-	// GetStatus answers in every state of the daemon, also while it starts or recovers.
+	// GetStatus is available in every state of the daemon, including while it starts or recovers.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
-	// CreateKey makes an API key. The key is in the answer and nowhere else, ever.
+	// CreateKey creates an API key. The response is the only place where the key ever appears.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)
-	// ListKeys lists API keys, the oldest first, in pages.
+	// ListKeys lists API keys in pages, oldest first.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
-	// GetKey finds one API key.
+	// GetKey returns one API key.
 	GetKey(context.Context, *GetKeyRequest) (*GetKeyResponse, error)
-	// RevokeKey refuses a key from before the answer is sent, for good, and cuts what it has in progress.
+	// RevokeKey revokes a key permanently. Before the response is sent, the key is refused and its requests in progress
+	// are cancelled.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
-	// RotateKey makes a key like another one, which is refused once the grace period is over.
+	// RotateKey creates a key with the properties of another one, which is refused after the grace period.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
-	// PruneKeys removes the records of keys that are expired or revoked.
+	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(context.Context, *PruneKeysRequest) (*PruneKeysResponse, error)
-	// Reset replaces the signing key: every key issued before is refused before the answer is sent.
+	// Reset replaces the signing key. Before the response is sent, all existing keys are refused.
 	Reset(context.Context, *ResetRequest) (*ResetResponse, error)
-	// Backup streams an archive of the keys, the signing key and the audit log, taken at one moment. The
-	// archive is as secret as the signing key.
+	// Backup streams an archive with a consistent snapshot of the keys, the signing key and the audit log. The archive
+	// is as secret as the signing key.
 	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
-	// Restore takes an archive of Backup: its signing key replaces the present one, and its keys come back,
-	// but for those that were revoked since. Nothing is changed unless the whole archive is good.
+	// Restore restores an archive from Backup: its signing key replaces the current one, and its keys become valid
+	// again, except those that were revoked since. If the archive is not complete and valid, nothing changes.
 	Restore(grpc.ClientStreamingServer[RestoreRequest, RestoreResponse]) error
-	// TailAudit streams the last entries of the audit log, and those to come if asked.
+	// TailAudit streams the last entries of the audit log and, on request, new ones.
 	TailAudit(*TailAuditRequest, grpc.ServerStreamingServer[TailAuditResponse]) error
-	// VerifyAudit checks the audit log's chain from its beginning to the end that the store vouches for.
+	// VerifyAudit checks the hash chain of the audit log, from the first entry to the last one recorded in the store.
 	VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error)
-	// Shutdown makes the daemon exit once the answer is sent. Sandboxes go on running unless asked.
+	// Shutdown makes the daemon exit after the response is sent. Sandboxes keep running unless the request says
+	// otherwise.
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
-	// ListSandboxes lists sandboxes of one tenant namespace, or of all.
+	// ListSandboxes lists the sandboxes of one tenant namespace, or of all.
 	ListSandboxes(context.Context, *ListSandboxesRequest) (*ListSandboxesResponse, error)
-	// StopSandbox stops one sandbox and removes what it held.
+	// StopSandbox stops a sandbox and removes its resources.
 	StopSandbox(context.Context, *StopSandboxRequest) (*StopSandboxResponse, error)
-	// ImportImage reads an OCI archive on the server's host, so that sandboxes can be started from it.
+	// ImportImage imports an OCI archive on the server's host, so that sandboxes can be started from its images.
 	ImportImage(context.Context, *ImportImageRequest) (*ImportImageResponse, error)
-	// ListImages lists the images that sandboxes can be started from.
+	// ListImages lists the images from which sandboxes can be started.
 	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: msb/portal/v1/portal.proto
 
-// Package msb.portal.v1 is what msbd asks of msb-portal, the helper inside each sandbox.
+// Package msb.portal.v1 is the API of msb-portal, the helper program in each sandbox. Only msbd calls it.
 
 package portalv1
 
@@ -202,7 +202,7 @@ func (x *PingResponse) GetVersion() string {
 	return ""
 }
 
-// Output is a piece of what a run printed, in the order in which it was read.
+// Output is a piece of the output of a run. Pieces are sent in the order in which they were read.
 type Output struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stream        Output_Stream          `protobuf:"varint,1,opt,name=stream,proto3,enum=msb.portal.v1.Output_Stream" json:"stream,omitempty"`
@@ -255,12 +255,12 @@ func (x *Output) GetData() []byte {
 	return nil
 }
 
-// Environment is what a sandbox's configuration gives to everything that runs in it.
+// Environment is the part of a sandbox's configuration that applies to all code and commands.
 type Environment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// NAME=value entries, over those of the image.
+	// NAME=value entries, which override those of the image.
 	Env []string `protobuf:"bytes,1,rep,name=env,proto3" json:"env,omitempty"`
-	// Empty: the image's.
+	// The working directory. If empty, that of the image.
 	Workdir       string `protobuf:"bytes,2,opt,name=workdir,proto3" json:"workdir,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -314,9 +314,9 @@ type RunCodeRequest struct {
 	state    protoimpl.MessageState  `protogen:"open.v1"`
 	Language RunCodeRequest_Language `protobuf:"varint,1,opt,name=language,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"language,omitempty"`
 	Code     string                  `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
-	// The run is interrupted after this time (DEADLINE_EXCEEDED); the session keeps its state.
+	// After this time the run is interrupted and the call fails with DEADLINE_EXCEEDED. The REPL keeps its state.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Applied when the language's REPL is started.
+	// Applied only when the REPL is started.
 	Environment   *Environment `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -462,10 +462,10 @@ func (*RunCodeResponse_Output) isRunCodeResponse_Event() {}
 
 func (*RunCodeResponse_Result) isRunCodeResponse_Event() {}
 
-// CodeResult ends a RunCode stream.
+// CodeResult is the last message of a RunCode stream.
 type CodeResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False: the code raised; the traceback was printed on stderr.
+	// False if the code raised an exception, whose traceback was printed on stderr.
 	Success       bool `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -512,7 +512,7 @@ type RunCommandRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Command string                 `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
 	Args    []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	// The command's process group is killed after this time (DEADLINE_EXCEEDED).
+	// After this time the command's process group is killed and the call fails with DEADLINE_EXCEEDED.
 	Timeout       *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	Environment   *Environment         `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -659,7 +659,7 @@ func (*RunCommandResponse_Output) isRunCommandResponse_Event() {}
 
 func (*RunCommandResponse_Result) isRunCommandResponse_Event() {}
 
-// CommandResult ends a RunCommand stream. A command killed by signal N has exit code 128+N.
+// CommandResult is the last message of a RunCommand stream. A command killed by signal N has the exit code 128+N.
 type CommandResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ExitCode      int32                  `protobuf:"varint,1,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`

@@ -8,24 +8,24 @@ import (
 	"time"
 )
 
-// entry is what the Manager knows of a name: the sandbox that has it now, and the lock that lets one start or
-// stop happen at a time.
+// entry is the state of a name: the sandbox that currently has the name, and a lock that serialises starts and stops of
+// the name.
 type entry struct {
 	name Name
-	// lock is held by the start or stop in progress. A channel, because waiters queue in order
-	// and give up with their context.
+	// lock is held by the start or stop in progress. It is a channel so that waiters get it in order and can stop waiting
+	// when their context is cancelled.
 	lock chan struct{}
 
 	mu       sync.Mutex
 	rec      Record // the zero Record if the name has no sandbox
 	conn     *conn
-	cancel   context.CancelCauseFunc // of the start in progress
-	reserved *Config                 // what the start in progress will hold
+	cancel   context.CancelCauseFunc // cancels the start in progress
+	reserved *Config                 // counts against the quota instead of rec, while a start is in progress
 	queues   map[Language]chan struct{}
 	sample   cpuSample
 
-	// attaching serialises connected, which takes long and so must not hold mu. A channel, as lock is.
-	attaching chan struct{}
+	// connecting serialises connection, which takes too long to hold mu. It is a channel for the same reasons as lock.
+	connecting chan struct{}
 }
 
 // conn is a connection to a sandbox's portal.
@@ -34,8 +34,7 @@ type conn struct {
 	broken atomic.Bool
 }
 
-// watchedStream notices when a connection ends between two runs, so that the next run attaches
-// anew instead of failing.
+// watchedStream sets broken when the stream ends, so that the next run opens a new connection instead of failing.
 type watchedStream struct {
 	io.ReadWriteCloser
 	broken *atomic.Bool
@@ -49,8 +48,8 @@ func (s *watchedStream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// acquire locks the name's entry. With create, a name that has no sandbox gets one; without, it is
-// errdefs.ErrNotFound.
+// acquire returns the entry of a name with its lock held. If the name has no sandbox, acquire creates an entry if create
+// is set, and returns errdefs.ErrNotFound otherwise.
 func (m *Manager) acquire(ctx context.Context, name Name, create bool) (*entry, error) {
 	for {
 		m.mu.Lock()
@@ -69,7 +68,7 @@ func (m *Manager) acquire(ctx context.Context, name Name, create bool) (*entry, 
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		// The entry may have been dropped while this call waited for it.
+		// The entry may have been deleted while this call waited for its lock.
 		m.mu.Lock()
 		current := m.entries[name] == e
 		m.mu.Unlock()
@@ -80,7 +79,7 @@ func (m *Manager) acquire(ctx context.Context, name Name, create bool) (*entry, 
 	}
 }
 
-// release unlocks the entry, and drops it if its name has no sandbox.
+// release unlocks the entry, and deletes it if its name has no sandbox.
 func (m *Manager) release(e *entry) {
 	m.mu.Lock()
 	if e.record().ID == "" && m.entries[e.name] == e {
@@ -91,7 +90,7 @@ func (m *Manager) release(e *entry) {
 }
 
 func newEntry(name Name) *entry {
-	return &entry{name: name, lock: make(chan struct{}, 1), attaching: make(chan struct{}, 1), queues: map[Language]chan struct{}{}}
+	return &entry{name: name, lock: make(chan struct{}, 1), connecting: make(chan struct{}, 1), queues: map[Language]chan struct{}{}}
 }
 
 func (e *entry) record() Record {
@@ -100,7 +99,7 @@ func (e *entry) record() Record {
 	return e.rec
 }
 
-// set replaces the record and the connection, and closes the connection that there was.
+// set replaces the record and the connection, and closes the previous connection.
 func (e *entry) set(rec Record, c *conn) {
 	e.mu.Lock()
 	old := e.conn
@@ -117,8 +116,8 @@ func (e *entry) setReserved(c *Config) {
 	e.reserved = c
 }
 
-// holds returns what counts against its tenant namespace's quota.
-func (e *entry) holds() (Config, bool) {
+// quotaUse returns the configuration that counts against the quota of the tenant namespace, and whether one does.
+func (e *entry) quotaUse() (Config, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.reserved != nil {
@@ -141,30 +140,31 @@ func (e *entry) cancelStart(cause error) {
 	}
 }
 
-// replQueue holds one while a run of the language is in progress. Those who wait for their turn wait in order.
+// replQueue returns the queue of runs in a language. A run sends to the channel to take its turn, and receives from it
+// when it ends. The channel has room for one, so that runs execute one at a time, in the order in which they came.
 func (e *entry) replQueue(l Language) chan struct{} {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	t := e.queues[l]
-	if t == nil {
-		t = make(chan struct{}, 1)
-		e.queues[l] = t
+	queue := e.queues[l]
+	if queue == nil {
+		queue = make(chan struct{}, 1)
+		e.queues[l] = queue
 	}
-	return t
+	return queue
 }
 
-// connected returns the connection to the sandbox, and makes one if there is none that works.
-func (e *entry) connected(ctx context.Context, connect func(context.Context, string) (*conn, error)) (*conn, error) {
-	if c, _ := e.usable(); c != nil {
+// connection returns the connection to the sandbox. If there is none that works, it calls connect with the sandbox's id.
+func (e *entry) connection(ctx context.Context, connect func(context.Context, string) (*conn, error)) (*conn, error) {
+	if c, _ := e.usableConn(); c != nil {
 		return c, nil
 	}
 	select {
-	case e.attaching <- struct{}{}:
-		defer func() { <-e.attaching }()
+	case e.connecting <- struct{}{}:
+		defer func() { <-e.connecting }()
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	c, id := e.usable()
+	c, id := e.usableConn()
 	if c != nil {
 		return c, nil
 	}
@@ -190,7 +190,8 @@ func (e *entry) connected(ctx context.Context, connect func(context.Context, str
 	return c, nil
 }
 
-func (e *entry) usable() (*conn, string) {
+// usableConn returns the connection, or nil if there is none or it is broken, and the id of the sandbox.
+func (e *entry) usableConn() (*conn, string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conn == nil || e.conn.broken.Load() {
@@ -207,9 +208,9 @@ type cpuSample struct {
 	percent float64
 }
 
-// cpuPercent is the share of one processor used since the last measurement, or since the start
-// when there is none. Measurements less than 100 ms apart repeat the last answer: too short a time
-// says nothing.
+// cpuPercent returns the share of one processor, in percent, that was used since the last measurement, or since the start
+// if there is none. used is the processor time since the start. A measurement less than 100 ms after the last one returns
+// the same result again, because so short a time is not meaningful.
 func (e *entry) cpuPercent(rec Record, used time.Duration, now time.Time) float64 {
 	e.mu.Lock()
 	defer e.mu.Unlock()

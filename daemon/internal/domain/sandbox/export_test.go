@@ -1,4 +1,4 @@
 package sandbox
 
-// CleanupLimit is for tests of the package from outside, which can use the fakes of sandboxtest.
-const CleanupLimit = cleanupLimit
+// CleanupTimeout is exported for the external tests, which, unlike tests in this package, can import sandboxtest.
+const CleanupTimeout = cleanupTimeout

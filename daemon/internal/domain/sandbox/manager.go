@@ -15,55 +15,54 @@ import (
 )
 
 const (
-	// cleanupLimit bounds work that must be done even when the caller has gone.
-	cleanupLimit = time.Minute
-	// parallelism bounds how many microVMs are worked on at once by one operation.
+	// cleanupTimeout limits cleanup, which continues even after the caller's context is cancelled.
+	cleanupTimeout = time.Minute
+	// parallelism limits how many microVMs one operation handles at the same time.
 	parallelism = 8
 )
 
-// Options is what a Manager is made from. Every field is needed.
+// Options are the dependencies and limits of a Manager. All are required.
 type Options struct {
 	Store   Store
 	Runtime Runtime
-	// Connect speaks the portal's protocol over a stream from Runtime.Attach, and has had an
-	// answer when it returns.
+	// Connect opens a connection to the portal over a stream from Runtime.Attach. It returns after the portal has answered.
 	Connect func(context.Context, io.ReadWriteCloser) (Portal, error)
-	// Defaults fills what a Request leaves empty.
+	// Defaults are the values of the fields that a Request leaves empty.
 	Defaults Config
-	// MaxCPUs and MaxMemoryMiB bound one sandbox.
+	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.
 	MaxCPUs, MaxMemoryMiB int
-	// Quota bounds a tenant namespace.
+	// Quota returns the quota of a tenant namespace.
 	Quota func(namespace string) Quota
-	// StartTimeout bounds a start, from the request to the guest's first answer.
+	// StartTimeout limits a start, from the request to the guest's first answer.
 	StartTimeout time.Duration
-	// MaxRunTime bounds one run, and is the limit of a run that names none.
+	// MaxRunTime is the longest time limit of a run, and the time limit of a run that sets none.
 	MaxRunTime time.Duration
 	Log        *slog.Logger
 }
 
-// Manager owns the sandboxes of a server: it alone changes their records, and it serialises what
-// happens to each name. Call Recover before anything else, and Close at the end.
+// Manager owns the sandboxes of a server. It alone changes their records, and it serialises the operations on each name.
+// Call Recover before any other method, and Close at the end.
 type Manager struct {
 	Options
 
-	// life ends with Close; watchers run under it.
-	life     context.Context
-	endLife  context.CancelFunc
-	watchers sync.WaitGroup
+	// lifetime is cancelled by Close. The watchers run under it.
+	lifetime    context.Context
+	endLifetime context.CancelFunc
+	watchers    sync.WaitGroup
 
 	mu      sync.Mutex
 	open    bool
 	entries map[Name]*entry
-	runs    map[string]int // in progress, by tenant namespace
+	runs    map[string]int // runs in progress, by tenant namespace
 }
 
-// NewManager makes a Manager that refuses work until Recover has run.
+// NewManager returns a Manager that refuses all work until Recover has returned.
 func NewManager(o Options) *Manager {
-	life, end := context.WithCancel(context.Background())
-	return &Manager{Options: o, life: life, endLife: end, entries: map[Name]*entry{}, runs: map[string]int{}}
+	lifetime, end := context.WithCancel(context.Background())
+	return &Manager{Options: o, lifetime: lifetime, endLifetime: end, entries: map[Name]*entry{}, runs: map[string]int{}}
 }
 
-// List returns the records of one tenant namespace, or of all when namespace is empty, by name.
+// List returns the records of a tenant namespace, or of all namespaces if namespace is empty, sorted by name.
 func (m *Manager) List(namespace string) []Record {
 	m.mu.Lock()
 	entries := slices.Collect(maps.Values(m.entries))
@@ -78,20 +77,22 @@ func (m *Manager) List(namespace string) []Record {
 	return recs
 }
 
-// Close detaches from every sandbox and leaves them running. The Manager refuses work from then on.
+// Close closes the connections to all sandboxes and leaves the sandboxes running. From then on, the Manager refuses all
+// work.
 func (m *Manager) Close() {
 	m.mu.Lock()
 	m.open = false
 	entries := slices.Collect(maps.Values(m.entries))
 	m.mu.Unlock()
-	m.endLife()
+	m.endLifetime()
 	for _, e := range entries {
 		e.set(e.record(), nil)
 	}
 	m.watchers.Wait()
 }
 
-func (m *Manager) accepting() error {
+// checkOpen returns errdefs.ErrUnavailable before Recover and after Close.
+func (m *Manager) checkOpen() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.open {
@@ -100,12 +101,12 @@ func (m *Manager) accepting() error {
 	return nil
 }
 
-// running returns the entry of a sandbox that can be used.
-func (m *Manager) running(name Name) (*entry, error) {
+// runningEntry returns the entry of a running sandbox.
+func (m *Manager) runningEntry(name Name) (*entry, error) {
 	if err := name.Validate(); err != nil {
 		return nil, err
 	}
-	if err := m.accepting(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return nil, err
 	}
 	m.mu.Lock()

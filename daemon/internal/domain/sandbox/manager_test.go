@@ -18,284 +18,286 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
-// world is a Manager and what it needs, which outlives it.
-type world struct {
+// fixture is a Manager with fake dependencies, which survive a restart of the Manager.
+type fixture struct {
 	*Manager
 	store *sandboxtest.MemoryStore
 	rt    *sandboxtest.Runtime
 	guest *sandboxtest.Guest
 }
 
-func newWorld(t *testing.T) *world {
+func newFixture(t *testing.T) *fixture {
 	t.Helper()
-	w := &world{store: sandboxtest.NewMemoryStore(), rt: sandboxtest.NewRuntime(), guest: sandboxtest.NewGuest()}
-	w.restart(t)
-	return w
+	f := &fixture{store: sandboxtest.NewMemoryStore(), rt: sandboxtest.NewRuntime(), guest: sandboxtest.NewGuest()}
+	f.restart(t)
+	return f
 }
 
-// restart makes a new Manager over the same store and microVMs, as a new daemon would.
-func (w *world) restart(t *testing.T) Recovery {
+// restart replaces the Manager by a new one with the same store and microVMs, like a restart of the daemon.
+func (f *fixture) restart(t *testing.T) Recovery {
 	t.Helper()
-	if w.Manager != nil {
-		w.Manager.Close()
+	if f.Manager != nil {
+		f.Manager.Close()
 	}
-	w.Manager = NewManager(Options{
-		Store: w.store, Runtime: w.rt,
-		Connect:  w.guest.Connect,
+	f.Manager = NewManager(Options{
+		Store: f.store, Runtime: f.rt,
+		Connect:  f.guest.Connect,
 		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512},
 		Quota:    func(string) Quota { return Quota{} },
 		MaxCPUs:  4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Hour,
 		Log: slog.New(slog.DiscardHandler),
 	})
-	r, err := w.Recover(t.Context())
+	r, err := f.Recover(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(w.Manager.Close)
+	t.Cleanup(f.Manager.Close)
 	return r
 }
 
-// records are what the store holds.
-func (w *world) records(t *testing.T) []Record {
+// records returns the records in the store.
+func (f *fixture) records(t *testing.T) []Record {
 	t.Helper()
-	recs, err := w.store.Sandboxes()
+	recs, err := f.store.Sandboxes()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return recs
 }
 
-var box1 = Name{"default", "one"}
+var testName = Name{"default", "one"}
 
 func TestStartIsIdempotentForAnEqualConfiguration(t *testing.T) {
-	w := newWorld(t)
+	f := newFixture(t)
 	for range 2 {
-		if err := w.Start(t.Context(), box1, Request{CPUs: 2}); err != nil {
+		if err := f.Start(t.Context(), testName, Request{CPUs: 2}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := w.rt.Len(); n != 1 {
-		t.Fatalf("%d microVMs, want 1", n)
+	if n := f.rt.Len(); n != 1 {
+		t.Fatalf("got %d microVMs, want 1", n)
 	}
-	err := w.Start(t.Context(), box1, Request{CPUs: 3})
+	err := f.Start(t.Context(), testName, Request{CPUs: 3})
 	if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "cpus is 2, not 3") {
-		t.Fatalf("another configuration: %v", err)
+		t.Fatalf("start with another configuration: got error %v, want AlreadyExists", err)
 	}
 }
 
 func TestBadRequestsChangeNothing(t *testing.T) {
-	w := newWorld(t)
+	f := newFixture(t)
 	for name, c := range map[string]struct {
 		name Name
 		req  Request
 	}{
-		"sandbox name":   {Name{"default", "../x"}, Request{}},
-		"empty name":     {Name{"default", ""}, Request{}},
-		"namespace":      {Name{"a b", "x"}, Request{}},
-		"long name":      {Name{"default", strings.Repeat("x", 64)}, Request{}},
-		"too many cpus":  {box1, Request{CPUs: 5}},
-		"negative cpus":  {box1, Request{CPUs: -1}},
-		"little memory":  {box1, Request{MemoryMiB: 1}},
-		"too much":       {box1, Request{MemoryMiB: 1 << 20}},
-		"environment":    {box1, Request{Env: []string{"novalue"}}},
-		"no name in env": {box1, Request{Env: []string{"=x"}}},
-		"workdir":        {box1, Request{Workdir: "relative"}},
-		"absent image":   {box1, Request{Image: sandboxtest.AbsentImage}},
+		"bad name":                {Name{"default", "../x"}, Request{}},
+		"empty name":              {Name{"default", ""}, Request{}},
+		"bad namespace":           {Name{"a b", "x"}, Request{}},
+		"name too long":           {Name{"default", strings.Repeat("x", 64)}, Request{}},
+		"too many cpus":           {testName, Request{CPUs: 5}},
+		"negative cpus":           {testName, Request{CPUs: -1}},
+		"too little memory":       {testName, Request{MemoryMiB: 1}},
+		"too much memory":         {testName, Request{MemoryMiB: 1 << 20}},
+		"environment, no value":   {testName, Request{Env: []string{"novalue"}}},
+		"environment, no name":    {testName, Request{Env: []string{"=x"}}},
+		"relative workdir":        {testName, Request{Workdir: "relative"}},
+		"image that is not there": {testName, Request{Image: sandboxtest.AbsentImage}},
 	} {
-		if err := w.Start(t.Context(), c.name, c.req); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%s: %v", name, err)
+		if err := f.Start(t.Context(), c.name, c.req); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: got error %v, want InvalidArgument", name, err)
 		}
 	}
-	if n := len(w.List("")); n != 0 || w.rt.Len() != 0 || len(w.records(t)) != 0 {
-		t.Errorf("something is left: %d records", n)
+	if n := len(f.List("")); n != 0 || f.rt.Len() != 0 || len(f.records(t)) != 0 {
+		t.Errorf("bad requests left %d sandboxes, %d microVMs and %d records", n, f.rt.Len(), len(f.records(t)))
 	}
 }
 
 func TestFailedStartLeavesItsReasonAndNothingElse(t *testing.T) {
-	w := newWorld(t)
-	w.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
-	if err := w.Start(t.Context(), box1, Request{}); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "luck") {
+	f := newFixture(t)
+	f.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
+	if err := f.Start(t.Context(), testName, Request{}); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "luck") {
 		t.Fatalf("start: %v", err)
 	}
-	if w.rt.Len() != 0 {
-		t.Error("the microVM is left")
+	if f.rt.Len() != 0 {
+		t.Error("the microVM was not removed")
 	}
-	_, err := sandboxtest.Read(w.RunCode(t.Context(), box1, Code{Language: Python}))
+	_, err := sandboxtest.Read(f.RunCode(t.Context(), testName, Code{Language: Python}))
 	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "its start failed") || strings.Contains(err.Error(), "luck") {
 		t.Errorf("run: %v", err)
 	}
-	if rec := w.List("")[0]; rec.Cause != "no such luck" {
+	if rec := f.List("")[0]; rec.Cause != "no such luck" {
 		t.Errorf("record: %+v", rec)
 	}
-	w.rt.OnStart = nil
-	if err := w.Start(t.Context(), box1, Request{}); err != nil {
+	f.rt.OnStart = nil
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Errorf("start again: %v", err)
 	}
-	if len(w.records(t)) != 1 {
-		t.Errorf("%d records, want 1", len(w.records(t)))
+	if len(f.records(t)) != 1 {
+		t.Errorf("got %d records, want 1", len(f.records(t)))
 	}
 }
 
 func TestStopWhileStarting(t *testing.T) {
-	w := newWorld(t)
+	f := newFixture(t)
 	booting := make(chan struct{})
-	w.rt.OnStart = func(ctx context.Context, _ string) error {
+	f.rt.OnStart = func(ctx context.Context, _ string) error {
 		close(booting)
 		<-ctx.Done()
 		return ctx.Err()
 	}
 	started := make(chan error)
-	go func() { started <- w.Start(context.Background(), box1, Request{}) }()
+	go func() { started <- f.Start(context.Background(), testName, Request{}) }()
 	<-booting
-	if err := w.Stop(t.Context(), box1); err != nil {
+	if err := f.Stop(t.Context(), testName); err != nil {
 		t.Errorf("stop: %v", err)
 	}
 	if err := <-started; err == nil || !strings.Contains(err.Error(), "stopped while it was starting") {
 		t.Errorf("start: %v", err)
 	}
-	if w.rt.Len() != 0 || len(w.List("")) != 0 || len(w.records(t)) != 0 {
-		t.Error("something is left")
+	if f.rt.Len() != 0 || len(f.List("")) != 0 || len(f.records(t)) != 0 {
+		t.Error("the microVM or its record was not removed")
 	}
-	if err := w.Stop(t.Context(), box1); !errdefs.IsNotFound(err) {
-		t.Errorf("second stop: %v", err)
+	if err := f.Stop(t.Context(), testName); !errdefs.IsNotFound(err) {
+		t.Errorf("second stop: got error %v, want NotFound", err)
 	}
 }
 
-func TestStartThatNeverAnswersIsUndone(t *testing.T) {
+func TestStartTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.rt.OnStart = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
-		err := w.Start(t.Context(), box1, Request{})
+		f := newFixture(t)
+		f.rt.OnStart = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		err := f.Start(t.Context(), testName, Request{})
 		if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "did not answer within 1m0s") {
 			t.Errorf("start: %v", err)
 		}
-		if w.rt.Len() != 0 {
-			t.Error("the microVM is left")
+		if f.rt.Len() != 0 {
+			t.Error("the microVM was not removed")
 		}
-		if recs := w.List(""); len(recs) != 1 || recs[0].State != Failed {
+		if recs := f.List(""); len(recs) != 1 || recs[0].State != Failed {
 			t.Errorf("records: %+v", recs)
 		}
-		w.Manager.Close()
+		f.Manager.Close()
 	})
 }
 
-// Who gives up a start, such as by a connection that broke, may not know of it, and leaves nothing.
-func TestStartThatItsCallerGivesUp(t *testing.T) {
-	for _, removes := range []bool{true, false} {
-		w := newWorld(t)
-		why := errors.New("the client has gone")
+// A start that its caller cancels, for example because the client disconnected, leaves no microVM and no record, unless the
+// microVM cannot be removed.
+func TestCancelledStart(t *testing.T) {
+	for _, removable := range []bool{true, false} {
+		f := newFixture(t)
+		errDisconnected := errors.New("the client has disconnected")
 		ctx, cancel := context.WithCancelCause(t.Context())
-		w.rt.OnStart = func(ctx context.Context, _ string) error {
-			cancel(why)
+		f.rt.OnStart = func(ctx context.Context, _ string) error {
+			cancel(errDisconnected)
 			<-ctx.Done()
 			return ctx.Err()
 		}
-		if !removes {
-			w.rt.OnRemove = func(context.Context, string) error { return errors.New("busy") }
+		if !removable {
+			f.rt.OnRemove = func(context.Context, string) error { return errors.New("busy") }
 		}
-		if err := w.Start(ctx, box1, Request{}); !errors.Is(err, why) {
-			t.Errorf("start: %v", err)
+		if err := f.Start(ctx, testName, Request{}); !errors.Is(err, errDisconnected) {
+			t.Errorf("start: got error %v, want %v", err, errDisconnected)
 		}
-		recs := w.List("")
-		if removes && (len(recs) != 0 || w.rt.Len() != 0 || len(w.records(t)) != 0) {
-			t.Errorf("left: %+v, %d microVMs, %d stored", recs, w.rt.Len(), len(w.records(t)))
+		recs := f.List("")
+		if removable && (len(recs) != 0 || f.rt.Len() != 0 || len(f.records(t)) != 0) {
+			t.Errorf("not removed: %+v, %d microVMs, %d stored records", recs, f.rt.Len(), len(f.records(t)))
 		}
-		if !removes && (len(recs) != 1 || recs[0].State != Failed || recs[0].Cause != "busy" || len(w.records(t)) != 1) {
-			t.Errorf("what could not be removed is recorded as %+v", recs)
+		if !removable && (len(recs) != 1 || recs[0].State != Failed || recs[0].Cause != "busy" || len(f.records(t)) != 1) {
+			t.Errorf("a microVM that cannot be removed is recorded as %+v", recs)
 		}
 	}
 }
 
-// What is left of an earlier attempt and cannot be removed does not hold its name for ever.
+// If the microVM of an earlier attempt cannot be removed, a start gives up after CleanupTimeout and does not block the name
+// forever.
 func TestStartAfterAnAttemptThatCannotBeRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
-		if err := w.Start(t.Context(), box1, Request{}); err == nil {
-			t.Fatal("it started")
+		f := newFixture(t)
+		f.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
+		if err := f.Start(t.Context(), testName, Request{}); err == nil {
+			t.Fatal("the sandbox started")
 		}
-		w.rt.OnRemove = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
-		began := time.Now()
-		if err := w.Start(t.Context(), box1, Request{}); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("start: %v", err)
+		f.rt.OnRemove = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		start := time.Now()
+		if err := f.Start(t.Context(), testName, Request{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("start: got error %v, want DeadlineExceeded", err)
 		}
-		if took := time.Since(began); took != CleanupLimit {
-			t.Errorf("it took %s", took)
+		if took := time.Since(start); took != CleanupTimeout {
+			t.Errorf("the start took %s, want %s", took, CleanupTimeout)
 		}
-		w.Manager.Close()
+		f.Manager.Close()
 	})
 }
 
-// A run waits for another's way into the sandbox no longer than for its own.
-func TestWaitForAConnectionEnds(t *testing.T) {
+// A run that waits for another run to connect to the sandbox stops waiting when its context is cancelled.
+func TestWaitForConnectionIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		if err := w.Start(t.Context(), box1, Request{}); err != nil {
+		f := newFixture(t)
+		if err := f.Start(t.Context(), testName, Request{}); err != nil {
 			t.Fatal(err)
 		}
-		w.restart(t) // it has no connection any more
-		w.rt.OnAttach = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
+		f.restart(t) // closes the connection
+		f.rt.OnAttach = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
 		var first sync.WaitGroup
-		first.Go(func() { sandboxtest.Read(w.RunCommand(context.Background(), box1, Command{Timeout: time.Minute})) })
+		first.Go(func() { sandboxtest.Read(f.RunCommand(context.Background(), testName, Command{Timeout: time.Minute})) })
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		began := time.Now()
-		if _, err := sandboxtest.Read(w.RunCommand(ctx, box1, Command{})); err == nil {
-			t.Error("a run in a sandbox that cannot be reached")
+		start := time.Now()
+		if _, err := sandboxtest.Read(f.RunCommand(ctx, testName, Command{})); err == nil {
+			t.Error("a run in an unreachable sandbox succeeded")
 		}
-		if took := time.Since(began); took != time.Second {
-			t.Errorf("it gave up after %s", took)
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("the run failed after %s, want 1s", took)
 		}
 		first.Wait()
-		w.Manager.Close()
+		f.Manager.Close()
 	})
 }
 
 func TestUnwritableStoreStartsNothing(t *testing.T) {
-	w := newWorld(t)
-	w.store.FailWith(errors.New("disk full"))
-	if err := w.Start(t.Context(), box1, Request{}); err == nil || !strings.Contains(err.Error(), "disk full") {
+	f := newFixture(t)
+	f.store.FailWith(errors.New("disk full"))
+	if err := f.Start(t.Context(), testName, Request{}); err == nil || !strings.Contains(err.Error(), "disk full") {
 		t.Fatalf("start: %v", err)
 	}
-	if w.rt.Len() != 0 || len(w.List("")) != 0 {
-		t.Error("something is left")
+	if f.rt.Len() != 0 || len(f.List("")) != 0 {
+		t.Error("a microVM or a record exists")
 	}
 }
 
-func TestDeathOfAMicroVMIsNoticed(t *testing.T) {
+func TestDeadMicroVMIsDetected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		if err := w.Start(t.Context(), box1, Request{}); err != nil {
+		f := newFixture(t)
+		if err := f.Start(t.Context(), testName, Request{}); err != nil {
 			t.Fatal(err)
 		}
-		w.rt.Kill(w.List("")[0].ID)
+		f.rt.Kill(f.List("")[0].ID)
 		synctest.Wait()
-		if rec := w.List("")[0]; rec.State != Failed || rec.Reason != "its microVM ended" {
+		if rec := f.List("")[0]; rec.State != Failed || rec.Reason != "its microVM ended" {
 			t.Errorf("record: %+v", rec)
 		}
-		if w.rt.Len() != 0 {
-			t.Error("its remains are left")
+		if f.rt.Len() != 0 {
+			t.Error("its resources were not removed")
 		}
-		w.Manager.Close()
+		f.Manager.Close()
 	})
 }
 
-func TestRunsOfOneLanguageTakeTurnsInOrder(t *testing.T) {
+func TestRunsInOneLanguageAreQueued(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		if err := w.Start(t.Context(), box1, Request{}); err != nil {
+		f := newFixture(t)
+		if err := f.Start(t.Context(), testName, Request{}); err != nil {
 			t.Fatal(err)
 		}
 		var order []string
-		inside := 0
-		w.guest.OnRun = func(_ context.Context, run any) error {
-			if inside++; inside > 1 {
-				t.Error("two runs at once")
+		active := 0
+		f.guest.OnRun = func(_ context.Context, run any) error {
+			if active++; active > 1 {
+				t.Error("two runs execute at the same time")
 			}
 			time.Sleep(time.Second)
 			order = append(order, run.(Code).Text)
-			inside--
+			active--
 			return nil
 		}
 		var want []string
@@ -303,77 +305,79 @@ func TestRunsOfOneLanguageTakeTurnsInOrder(t *testing.T) {
 		for i := range 5 {
 			code := fmt.Sprint(i)
 			want = append(want, code)
-			runs.Go(func() { sandboxtest.Read(w.RunCode(context.Background(), box1, Code{Language: Python, Text: code})) })
+			runs.Go(func() {
+				sandboxtest.Read(f.RunCode(context.Background(), testName, Code{Language: Python, Text: code}))
+			})
 			synctest.Wait()
 		}
 		runs.Wait()
 		if !slices.Equal(order, want) {
-			t.Errorf("order %v", order)
+			t.Errorf("runs executed in the order %v, want %v", order, want)
 		}
-		w.Manager.Close()
+		f.Manager.Close()
 	})
 }
 
 func TestRunLimits(t *testing.T) {
-	w := newWorld(t)
-	if err := w.Start(t.Context(), box1, Request{}); err != nil {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
 	}
 	for in, want := range map[time.Duration]time.Duration{0: time.Hour, time.Second: time.Second, 1 << 62: time.Hour, -1: time.Hour} {
 		var limit time.Duration
-		w.guest.OnRun = func(_ context.Context, run any) error { limit = run.(Command).Timeout; return nil }
-		if _, err := sandboxtest.Read(w.RunCommand(t.Context(), box1, Command{Program: "true", Timeout: in})); err != nil || limit != want {
-			t.Errorf("timeout %s: %s %v, want %s", in, limit, err, want)
+		f.guest.OnRun = func(_ context.Context, run any) error { limit = run.(Command).Timeout; return nil }
+		if _, err := sandboxtest.Read(f.RunCommand(t.Context(), testName, Command{Program: "true", Timeout: in})); err != nil || limit != want {
+			t.Errorf("timeout %s became %s, want %s, error %v", in, limit, want, err)
 		}
 	}
 }
 
 func TestMetrics(t *testing.T) {
-	w := newWorld(t)
-	if err := w.Start(t.Context(), box1, Request{}); err != nil {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Start(t.Context(), Name{"other", "two"}, Request{}); err != nil {
+	if err := f.Start(t.Context(), Name{"other", "two"}, Request{}); err != nil {
 		t.Fatal(err)
 	}
-	all, err := w.Metrics(t.Context(), "", "")
+	all, err := f.Metrics(t.Context(), "", "")
 	if err != nil || len(all) != 2 {
 		t.Fatalf("all: %v %v", all, err)
 	}
-	one, err := w.Metrics(t.Context(), "default", "one")
+	one, err := f.Metrics(t.Context(), "default", "one")
 	if err != nil || len(one) != 1 || *one[0].MemoryMiB != 5 || *one[0].DiskBytes != 77 || !one[0].Running {
 		t.Fatalf("one: %v %v", one, err)
 	}
-	if _, err := w.Metrics(t.Context(), "default", "two"); !errdefs.IsNotFound(err) {
-		t.Errorf("another namespace's: %v", err)
+	if _, err := f.Metrics(t.Context(), "default", "two"); !errdefs.IsNotFound(err) {
+		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
 	}
 }
 
-func TestRestartAdoptsWhatRuns(t *testing.T) {
-	w := newWorld(t)
-	if err := w.Start(t.Context(), box1, Request{}); err != nil {
+func TestRestartAdoptsRunningSandboxes(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
 	}
-	if r := w.restart(t); r != (Recovery{Adopted: 1}) {
-		t.Fatalf("recovery %+v", r)
+	if r := f.restart(t); r != (Recovery{Adopted: 1}) {
+		t.Fatalf("recovery: %+v, want 1 adopted", r)
 	}
-	if _, err := sandboxtest.Read(w.RunCode(t.Context(), box1, Code{Language: Python, Text: "1"})); err != nil {
+	if _, err := sandboxtest.Read(f.RunCode(t.Context(), testName, Code{Language: Python, Text: "1"})); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func TestAManagerRefusesWorkBeforeItRecovered(t *testing.T) {
+func TestManagerRefusesWorkBeforeRecover(t *testing.T) {
 	m := NewManager(Options{Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Defaults: Config{Image: "x", CPUs: 1, MemoryMiB: 512}, MaxCPUs: 1, MaxMemoryMiB: 512})
-	if err := m.Start(t.Context(), box1, Request{}); !errdefs.IsUnavailable(err) {
+	if err := m.Start(t.Context(), testName, Request{}); !errdefs.IsUnavailable(err) {
 		t.Errorf("start: %v", err)
 	}
-	if err := m.Stop(t.Context(), box1); !errdefs.IsUnavailable(err) {
+	if err := m.Stop(t.Context(), testName); !errdefs.IsUnavailable(err) {
 		t.Errorf("stop: %v", err)
 	}
 }
 
 func TestRecoverCarriesOutThePlan(t *testing.T) {
-	w := newWorld(t)
+	f := newFixture(t)
 	var ids []string
 	for _, r := range []Record{
 		{ID: "sb-run", Name: Name{"d", "run"}, State: Running},
@@ -381,21 +385,21 @@ func TestRecoverCarriesOutThePlan(t *testing.T) {
 		{ID: "sb-half", Name: Name{"d", "half"}, State: Starting},
 		{ID: "sb-stop", Name: Name{"d", "stop"}, State: Stopping},
 	} {
-		if err := w.store.PutSandbox(r); err != nil {
+		if err := f.store.PutSandbox(r); err != nil {
 			t.Fatal(err)
 		}
 		ids = append(ids, r.ID)
 	}
-	w.rt = sandboxtest.NewRuntime(append(ids, "sb-unknown")...)
-	w.rt.Kill("sb-dead")
-	if r := w.restart(t); r != (Recovery{Adopted: 1, Lost: 1, Removed: 3}) {
-		t.Errorf("recovery %+v", r)
+	f.rt = sandboxtest.NewRuntime(append(ids, "sb-unknown")...)
+	f.rt.Kill("sb-dead")
+	if r := f.restart(t); r != (Recovery{Adopted: 1, Lost: 1, Removed: 3}) {
+		t.Errorf("recovery: %+v, want 1 adopted, 1 lost, 3 removed", r)
 	}
-	if w.rt.Len() != 1 {
-		t.Errorf("%d microVMs are left, want the running one", w.rt.Len())
+	if f.rt.Len() != 1 {
+		t.Errorf("%d microVMs remain, want only the running one", f.rt.Len())
 	}
 	var states []string
-	for _, r := range w.List("") {
+	for _, r := range f.List("") {
 		states = append(states, r.Name.Name+" "+string(r.State))
 	}
 	if want := []string{"dead failed", "half failed", "run running"}; !slices.Equal(states, want) {

@@ -8,20 +8,20 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Metrics is what is known of a sandbox at one moment. The usages are nil when it does not run.
+// Metrics is the resource usage of a sandbox. MemoryMiB and DiskBytes are nil if it does not run or could not be measured.
 type Metrics struct {
 	Name    Name
 	Running bool
-	// CPUPercent is of one processor: two busy ones are 200.
+	// CPUPercent is in percent of one processor: two busy processors are 200.
 	CPUPercent float64
 	MemoryMiB  *int64
 	DiskBytes  *int64
 }
 
-// Metrics measures one sandbox, or all of a tenant namespace when name is empty, or all of the
-// server when both are. errdefs.ErrNotFound when the named one does not exist.
+// Metrics returns the metrics of one sandbox, of all sandboxes in a tenant namespace if name is empty, or of all sandboxes
+// of the server if both are empty. It returns errdefs.ErrNotFound if name is set and no such sandbox exists.
 func (m *Manager) Metrics(ctx context.Context, namespace, name string) ([]Metrics, error) {
-	if err := m.accepting(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return nil, err
 	}
 	recs := m.List(namespace)
@@ -52,7 +52,7 @@ func (m *Manager) measure(ctx context.Context, rec Record, out *Metrics) {
 	defer cancel()
 	u, err := m.Runtime.Usage(ctx, rec.ID)
 	if err != nil {
-		// It may have ended this moment; its watcher records that. The usages stay unknown.
+		// The microVM may have just ended, which its watcher records. Leave the usage unknown.
 		m.Log.Warn("measure sandbox", "sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "err", err)
 		return
 	}

@@ -6,58 +6,67 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Quota bounds what the sandboxes of one tenant namespace may hold at a time. A field that is 0 bounds
-// nothing. Failed sandboxes hold nothing.
+// Quota limits the resources that the sandboxes of a tenant namespace may use at a time. 0 means unlimited. Failed
+// sandboxes use nothing.
 type Quota struct {
 	Sandboxes, CPUs, MemoryMiB int
-	// Runs bounds the code and command runs in progress, those that wait for their turn included.
+	// Runs limits the runs of code and commands in progress, including those that wait in a queue.
 	Runs int
 }
 
-// reserve counts what a sandbox with cfg will hold against its namespace's quota, until the entry's record says so.
-// The error is errdefs.ErrResourceExhausted. The caller holds the entry's lock, and ends the reservation with
-// setReserved(nil).
+// reserve counts cfg against the quota of e's tenant namespace while a start is in progress. It returns
+// errdefs.ErrResourceExhausted if that exceeds the quota. The caller must hold e's lock, and end the reservation with
+// e.setReserved(nil).
 func (m *Manager) reserve(e *entry, cfg Config) error {
 	namespace := e.name.Namespace
 	q := m.Quota(namespace)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	held := Quota{Sandboxes: 1, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB}
+	used := Quota{Sandboxes: 1, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB}
 	for name, other := range m.entries {
 		if name.Namespace != namespace || other == e {
 			continue
 		}
-		if c, holds := other.holds(); holds {
-			held.Sandboxes++
-			held.CPUs += c.CPUs
-			held.MemoryMiB += c.MemoryMiB
+		if c, counts := other.quotaUse(); counts {
+			used.Sandboxes++
+			used.CPUs += c.CPUs
+			used.MemoryMiB += c.MemoryMiB
 		}
 	}
-	for _, bound := range []struct {
-		what       string
-		held, most int
+	for _, l := range []struct {
+		one, many   string
+		used, limit int
 	}{
-		{"sandboxes", held.Sandboxes, q.Sandboxes},
-		{"virtual processors", held.CPUs, q.CPUs},
-		{"MiB of memory", held.MemoryMiB, q.MemoryMiB},
+		{"sandbox", "sandboxes", used.Sandboxes, q.Sandboxes},
+		{"virtual processor", "virtual processors", used.CPUs, q.CPUs},
+		{"MiB of memory", "MiB of memory", used.MemoryMiB, q.MemoryMiB},
 	} {
-		if bound.most > 0 && bound.held > bound.most {
-			return fmt.Errorf("namespace %s may hold %d %s at a time, and this start would make it %d: stop a sandbox of it first, "+
-				"or ask the server's administrator for more: %w", namespace, bound.most, bound.what, bound.held, errdefs.ErrResourceExhausted)
+		if l.limit > 0 && l.used > l.limit {
+			return fmt.Errorf("namespace %s may use %s at a time, and this start would make it %d; stop one of its sandboxes first, "+
+				"or ask the server's administrator for more: %w", namespace, count(l.limit, l.one, l.many), l.used, errdefs.ErrResourceExhausted)
 		}
 	}
 	e.setReserved(&cfg)
 	return nil
 }
 
-// enterRun counts one more run in a tenant namespace; leave ends it.
-func (m *Manager) enterRun(namespace string) (leave func(), err error) {
-	most := m.Quota(namespace).Runs
+// count returns n and its unit, such as "1 sandbox" or "2 sandboxes".
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// beginRun counts a run against the quota of a tenant namespace until end is called. It returns
+// errdefs.ErrResourceExhausted if the quota is used up.
+func (m *Manager) beginRun(namespace string) (end func(), err error) {
+	limit := m.Quota(namespace).Runs
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if most > 0 && m.runs[namespace] >= most {
-		return nil, fmt.Errorf("namespace %s may have %d runs in progress at a time: wait for one to end: %w",
-			namespace, most, errdefs.ErrResourceExhausted)
+	if limit > 0 && m.runs[namespace] >= limit {
+		return nil, fmt.Errorf("namespace %s may have %s in progress at a time; wait for one to end: %w",
+			namespace, count(limit, "run", "runs"), errdefs.ErrResourceExhausted)
 	}
 	m.runs[namespace]++
 	return func() {

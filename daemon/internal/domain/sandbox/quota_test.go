@@ -24,50 +24,50 @@ func TestQuotaBoundsEachNamespace(t *testing.T) {
 		"memory":     {Quota{MemoryMiB: 1500}, Request{}},
 	} {
 		t.Run(what, func(t *testing.T) {
-			w := newWorld(t)
-			w.Manager.Quota = func(namespace string) Quota {
-				if namespace == "bounded" {
+			f := newFixture(t)
+			f.Manager.Quota = func(namespace string) Quota {
+				if namespace == "limited" {
 					return tt.quota
 				}
 				return Quota{}
 			}
-			start := func(namespace, name string) error { return w.Start(t.Context(), Name{namespace, name}, tt.req) }
-			for _, name := range []string{"a", "b", "b"} { // starting b again holds nothing more
-				if err := start("bounded", name); err != nil {
+			start := func(namespace, name string) error { return f.Start(t.Context(), Name{namespace, name}, tt.req) }
+			for _, name := range []string{"a", "b", "b"} { // starting b again uses nothing more
+				if err := start("limited", name); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := start("bounded", "c"); !errdefs.IsResourceExhausted(err) {
-				t.Fatalf("a third sandbox: %v", err)
+			if err := start("limited", "c"); !errdefs.IsResourceExhausted(err) {
+				t.Fatalf("third sandbox: got error %v, want ResourceExhausted", err)
 			}
 			if err := start("other", "c"); err != nil {
-				t.Fatalf("another namespace: %v", err)
+				t.Fatalf("in another namespace: %v", err)
 			}
-			if err := w.Stop(t.Context(), Name{"bounded", "a"}); err != nil {
+			if err := f.Stop(t.Context(), Name{"limited", "a"}); err != nil {
 				t.Fatal(err)
 			}
-			if err := start("bounded", "c"); err != nil {
+			if err := start("limited", "c"); err != nil {
 				t.Fatalf("after a stop: %v", err)
 			}
-			w.restart(t)
-			w.Manager.Quota = func(string) Quota { return tt.quota }
-			if err := start("bounded", "d"); !errdefs.IsResourceExhausted(err) {
-				t.Fatalf("after a restart: %v", err)
+			f.restart(t)
+			f.Manager.Quota = func(string) Quota { return tt.quota }
+			if err := start("limited", "d"); !errdefs.IsResourceExhausted(err) {
+				t.Fatalf("after a restart: got error %v, want ResourceExhausted", err)
 			}
 		})
 	}
 }
 
 func TestQuotaHoldsForStartsAtTheSameTime(t *testing.T) {
-	w := newWorld(t)
-	w.Manager.Quota = func(string) Quota { return Quota{Sandboxes: 3} }
-	var ok, refused atomic.Int32
+	f := newFixture(t)
+	f.Manager.Quota = func(string) Quota { return Quota{Sandboxes: 3} }
+	var started, refused atomic.Int32
 	var wg sync.WaitGroup
 	for n := range 20 {
 		wg.Go(func() {
-			switch err := w.Start(t.Context(), Name{"default", fmt.Sprint("box", n)}, Request{}); {
+			switch err := f.Start(t.Context(), Name{"default", fmt.Sprint("sandbox", n)}, Request{}); {
 			case err == nil:
-				ok.Add(1)
+				started.Add(1)
 			case errdefs.IsResourceExhausted(err):
 				refused.Add(1)
 			default:
@@ -76,52 +76,52 @@ func TestQuotaHoldsForStartsAtTheSameTime(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if ok.Load() != 3 || refused.Load() != 17 {
-		t.Errorf("%d started and %d refused, want 3 and 17", ok.Load(), refused.Load())
+	if started.Load() != 3 || refused.Load() != 17 {
+		t.Errorf("%d starts succeeded and %d were refused, want 3 and 17", started.Load(), refused.Load())
 	}
 }
 
-func TestFailedStartHoldsNothing(t *testing.T) {
-	w := newWorld(t)
-	w.Manager.Quota = func(string) Quota { return Quota{Sandboxes: 1} }
-	w.rt.OnStart = func(context.Context, string) error { return errors.New("no") }
-	if err := w.Start(t.Context(), box1, Request{}); !errdefs.IsUnavailable(err) {
+func TestFailedStartUsesNoQuota(t *testing.T) {
+	f := newFixture(t)
+	f.Manager.Quota = func(string) Quota { return Quota{Sandboxes: 1} }
+	f.rt.OnStart = func(context.Context, string) error { return errors.New("no") }
+	if err := f.Start(t.Context(), testName, Request{}); !errdefs.IsUnavailable(err) {
 		t.Fatal(err)
 	}
-	w.rt.OnStart = nil
-	if err := w.Start(t.Context(), Name{"default", "two"}, Request{}); err != nil {
-		t.Errorf("after a start that failed: %v", err)
+	f.rt.OnStart = nil
+	if err := f.Start(t.Context(), Name{"default", "two"}, Request{}); err != nil {
+		t.Errorf("start after a failed start: %v", err)
 	}
 }
 
 func TestQuotaBoundsRuns(t *testing.T) {
-	w := newWorld(t)
-	w.Manager.Quota = func(string) Quota { return Quota{Runs: 1} }
-	if err := w.Start(t.Context(), box1, Request{}); err != nil {
+	f := newFixture(t)
+	f.Manager.Quota = func(string) Quota { return Quota{Runs: 1} }
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
 	}
-	entered, leave := make(chan struct{}), make(chan struct{})
-	w.guest.OnRun = func(_ context.Context, run any) error {
+	running, finish := make(chan struct{}), make(chan struct{})
+	f.guest.OnRun = func(_ context.Context, run any) error {
 		if _, isCode := run.(Code); isCode {
-			close(entered)
-			<-leave
+			close(running)
+			<-finish
 		}
 		return nil
 	}
 	done := make(chan error)
 	go func() {
-		_, err := sandboxtest.Read(w.RunCode(t.Context(), box1, Code{Language: Python}))
+		_, err := sandboxtest.Read(f.RunCode(t.Context(), testName, Code{Language: Python}))
 		done <- err
 	}()
-	<-entered
-	if _, err := sandboxtest.Read(w.RunCommand(t.Context(), box1, Command{Program: "true"})); !errdefs.IsResourceExhausted(err) {
-		t.Errorf("a second run: %v", err)
+	<-running
+	if _, err := sandboxtest.Read(f.RunCommand(t.Context(), testName, Command{Program: "true"})); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("second run: got error %v, want ResourceExhausted", err)
 	}
-	close(leave)
+	close(finish)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if _, err := sandboxtest.Read(w.RunCommand(t.Context(), box1, Command{Program: "true"})); err != nil {
-		t.Errorf("after the first: %v", err)
+	if _, err := sandboxtest.Read(f.RunCommand(t.Context(), testName, Command{Program: "true"})); err != nil {
+		t.Errorf("run after the first has ended: %v", err)
 	}
 }

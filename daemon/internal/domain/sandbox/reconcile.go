@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Recovery counts what Recover did.
+// Recovery says what Recover did.
 type Recovery struct {
-	// Adopted sandboxes run on.
+	// Adopted is the number of sandboxes that were found running and keep running.
 	Adopted int
-	// Lost sandboxes ran before, and were found dead.
+	// Lost is the number of sandboxes that ran before the restart and were found dead.
 	Lost int
-	// Removed microVMs were half-made, half-removed or unknown.
+	// Removed is the number of microVMs whose start or stop was incomplete, or that no record explains.
 	Removed int
 }
 
@@ -32,15 +32,15 @@ type step struct {
 type verb string
 
 const (
-	adopt  verb = "adopt"  // it runs: take it over
-	lose   verb = "lose"   // it ran, and is gone: clean up, record why
-	undo   verb = "undo"   // its start was cut off: clean up, record why
-	finish verb = "finish" // its stop was cut off: clean up, forget it
-	keep   verb = "keep"   // it had failed, and nothing is left of it
-	purge  verb = "purge"  // a microVM that no record explains
+	adopt  verb = "adopt"  // the sandbox runs: watch it
+	lose   verb = "lose"   // the sandbox ran but its microVM is dead: clean up and record that it failed
+	undo   verb = "undo"   // a start was interrupted, or a failed sandbox was not removed: clean up and record the failure
+	finish verb = "finish" // a stop was interrupted: clean up and delete the record
+	keep   verb = "keep"   // the sandbox had failed and has no microVM: keep the record
+	purge  verb = "purge"  // a microVM has no record: remove it
 )
 
-// plan decides, from what the store remembers and what the runtime found, what becomes of each.
+// plan returns one step for each record of the store and for each microVM of the runtime that has no record.
 func plan(records []Record, found []Instance) []step {
 	alive := map[string]bool{}
 	for _, inst := range found {
@@ -72,12 +72,12 @@ func plan(records []Record, found []Instance) []step {
 	return steps
 }
 
-// Recover brings records and microVMs to agree after a restart, and opens the Manager. A step that
-// fails leaves its sandbox failed with the reason; only an unreadable store or runtime is an error.
+// Recover reconciles the records with the existing microVMs after a restart, and opens the Manager. If cleaning up fails,
+// Recover logs the error and continues; it returns an error only if the records or the microVMs cannot be listed.
 func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	records, err := m.Store.Sandboxes()
 	if err != nil {
-		return Recovery{}, fmt.Errorf("read the sandboxes' records: %w", err)
+		return Recovery{}, fmt.Errorf("read sandbox records: %w", err)
 	}
 	found, err := m.Runtime.List(ctx)
 	if err != nil {
@@ -91,7 +91,7 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	g.SetLimit(parallelism)
 	for _, s := range plan(records, found) {
 		g.Go(func() error {
-			m.carryOut(ctx, s)
+			m.execute(ctx, s)
 			mu.Lock()
 			defer mu.Unlock()
 			switch s.do {
@@ -112,7 +112,8 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 	return r, nil
 }
 
-func (m *Manager) carryOut(ctx context.Context, s step) {
+// execute carries out a step of the plan.
+func (m *Manager) execute(ctx context.Context, s step) {
 	m.Log.Info("reconcile", "do", s.do, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
 	e := newEntry(s.rec.Name)
 	if s.do != finish && s.do != purge {
@@ -133,26 +134,26 @@ func (m *Manager) carryOut(ctx context.Context, s step) {
 		if s.rec.Cause != "" {
 			cause = errors.New(s.rec.Cause)
 		}
-		m.fail(ctx, e, s.rec, cmp.Or(s.rec.Reason, "its start was cut off when the server ended"), cause)
+		m.fail(ctx, e, s.rec, cmp.Or(s.rec.Reason, "its start was interrupted when the server stopped"), cause)
 	case finish, purge:
-		ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
+		ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 		defer cancel()
 		err := m.Runtime.Remove(ctx, s.id)
 		if err == nil && s.do == finish {
 			err = m.Store.DeleteSandbox(s.id)
 		}
 		if err != nil {
-			// The next start of the server finds the same and tries again.
+			// The next start of the server will find the same state and try again.
 			m.Log.Error("reconcile", "do", s.do, "id", s.id, "err", err)
 		}
 	}
 }
 
-// watch notices when a running sandbox's microVM ends by itself.
+// watch starts a goroutine that records the failure when the microVM of a running sandbox ends by itself.
 func (m *Manager) watch(e *entry, rec Record) {
 	m.watchers.Go(func() {
-		reason, err := m.Runtime.Wait(m.life, rec.ID)
-		if m.life.Err() != nil {
+		reason, err := m.Runtime.Wait(m.lifetime, rec.ID)
+		if m.lifetime.Err() != nil {
 			return
 		}
 		if err != nil {
@@ -160,9 +161,9 @@ func (m *Manager) watch(e *entry, rec Record) {
 		}
 		e.lock <- struct{}{}
 		defer m.release(e)
-		if now := e.record(); now.ID != rec.ID || now.State != Running {
-			return // a stop was quicker
+		if current := e.record(); current.ID != rec.ID || current.State != Running {
+			return // Stop got the lock first
 		}
-		m.fail(m.life, e, rec, reason, err)
+		m.fail(m.lifetime, e, rec, reason, err)
 	})
 }

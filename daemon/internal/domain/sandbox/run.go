@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// RunCode runs code in the sandbox's REPL of that language. Runs of one language take turns, in the order in which
-// they came; RunCode returns when the turn has come. The caller closes the process.
+// RunCode runs code in the sandbox's REPL of the language. Runs in one language execute one at a time, in the order in which
+// they came; RunCode waits until the code starts. The caller must close the process.
 func (m *Manager) RunCode(ctx context.Context, name Name, code Code) (Process, error) {
 	return m.run(ctx, name, code.Timeout, code.Language, func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
 		code.Environment, code.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
@@ -18,7 +18,7 @@ func (m *Manager) RunCode(ctx context.Context, name Name, code Code) (Process, e
 	})
 }
 
-// RunCommand runs a program in the sandbox, without a shell. The caller closes the process.
+// RunCommand runs a program in the sandbox, without a shell. The caller must close the process.
 func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (Process, error) {
 	return m.run(ctx, name, command.Timeout, "", func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
 		command.Environment, command.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
@@ -26,25 +26,25 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 	})
 }
 
-// answerGrace is what a process may take beyond its time limit. The portal keeps the limit itself; this is for a guest
-// that no longer answers.
-const answerGrace = 30 * time.Second
+// responseGrace is how long after its time limit a process may still end. The portal enforces the time limit; this is for
+// a guest that no longer responds.
+const responseGrace = 30 * time.Second
 
-// run starts a process, in its turn if it has a language.
+// run starts a process with start. If language is not empty, it first waits in the queue of that language.
 func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, language Language,
 	start func(context.Context, Portal, Config, time.Duration) (Process, error),
 ) (_ Process, err error) {
-	e, err := m.running(name)
+	e, err := m.runningEntry(name)
 	if err != nil {
 		return nil, err
 	}
-	leave, err := m.enterRun(name.Namespace)
+	endRun, err := m.beginRun(name.Namespace)
 	if err != nil {
 		return nil, err
 	}
-	p := &process{m: m, entry: e, leave: leave}
+	p := &process{m: m, entry: e, endRun: endRun}
 	defer func() {
-		if err != nil || p.Process == nil { // the latter after a panic
+		if err != nil || p.Process == nil { // Process is nil after a panic in start
 			p.release()
 		}
 	}()
@@ -53,26 +53,26 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 		queue := e.replQueue(language)
 		select {
 		case queue <- struct{}{}:
-			p.leave = func() { <-queue; leave() }
+			p.endRun = func() { <-queue; endRun() }
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		// The sandbox may have been stopped meanwhile, and another one of its name started.
-		if e, err = m.running(name); err != nil {
+		// The sandbox may have been stopped meanwhile, and another one with the same name may have been started.
+		if e, err = m.runningEntry(name); err != nil {
 			return nil, err
 		}
 		if e.record().ID != id {
 			return nil, notFound(name)
 		}
 	}
-	limit := m.limit(timeout)
-	ctx, p.cancel = context.WithTimeoutCause(ctx, limit+answerGrace,
-		fmt.Errorf("sandbox %s no longer answers; stop it and start it: %w", name, errdefs.ErrUnavailable))
+	limit := m.timeLimit(timeout)
+	ctx, p.cancel = context.WithTimeoutCause(ctx, limit+responseGrace,
+		fmt.Errorf("sandbox %s is no longer responding; stop it and start it again: %w", name, errdefs.ErrUnavailable))
 	p.cause = func() error { return context.Cause(ctx) }
-	conn, err := e.connected(ctx, m.connect)
+	conn, err := e.connection(ctx, m.connect)
 	if err != nil {
-		m.Log.Warn("reach sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
-		return nil, fmt.Errorf("sandbox %s does not answer. Try again; if it goes on so, stop it and start it: %w", name, errdefs.ErrUnavailable)
+		m.Log.Warn("connect to sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
+		return nil, fmt.Errorf("sandbox %s is not responding. Try again; if that persists, stop it and start it again: %w", name, errdefs.ErrUnavailable)
 	}
 	if p.Process, err = start(ctx, conn.Portal, e.record().Config, limit); err != nil {
 		return nil, p.explain(err)
@@ -80,22 +80,23 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 	return p, nil
 }
 
-func (m *Manager) limit(timeout time.Duration) time.Duration {
+// timeLimit returns the time limit of a run that asks for timeout.
+func (m *Manager) timeLimit(timeout time.Duration) time.Duration {
 	if timeout <= 0 || timeout > m.MaxRunTime {
 		return m.MaxRunTime
 	}
 	return timeout
 }
 
-// process is a Process that holds its place among the runs of its tenant namespace, and its turn in the REPL, until
-// it has ended or is closed.
+// process is a Process that counts against the run quota of its tenant namespace, and occupies its REPL, until it has ended
+// or is closed.
 type process struct {
 	Process
 	m      *Manager
 	entry  *entry
-	leave  func()
+	endRun func()
 	cancel context.CancelFunc
-	// cause is why the process's context ended.
+	// cause returns why the context of the process was cancelled.
 	cause func() error
 	once  sync.Once
 }
@@ -123,19 +124,20 @@ func (p *process) release() {
 		if p.cancel != nil {
 			p.cancel()
 		}
-		p.leave()
+		p.endRun()
 	})
 }
 
-// explain tells what happened to the sandbox or to the caller, rather than what the connection noticed of it.
+// explain returns the reason for err: if the sandbox stopped or the caller's key was revoked, that is the reason, and err
+// is only its effect on the connection.
 func (p *process) explain(err error) error {
 	name := p.entry.name
 	if p.entry.record().State != Running {
-		if _, gone := p.m.running(name); gone != nil {
-			return gone
+		if _, notRunning := p.m.runningEntry(name); notRunning != nil {
+			return notRunning
 		}
 	}
-	// The guest no longer answers, or the caller's key was revoked.
+	// The guest no longer responds, or the caller's key was revoked.
 	if cause := p.cause(); errdefs.IsUnavailable(cause) || errdefs.IsUnauthorized(cause) {
 		return cause
 	}

@@ -12,53 +12,54 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
-// A run that waits for its turn while its sandbox is stopped says so, also if another sandbox has its name by then.
+// If a sandbox is stopped while a run waits in its queue, the run fails, even if another sandbox with the same name has been
+// started.
 func TestQueuedRunOfAStoppedSandbox(t *testing.T) {
-	for _, again := range []bool{false, true} {
+	for _, restarted := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			w := newWorld(t)
-			if err := w.Start(t.Context(), box1, Request{}); err != nil {
+			f := newFixture(t)
+			if err := f.Start(t.Context(), testName, Request{}); err != nil {
 				t.Fatal(err)
 			}
-			first, err := w.RunCode(t.Context(), box1, Code{Language: Python, Text: "1"})
+			first, err := f.RunCode(t.Context(), testName, Code{Language: Python, Text: "1"})
 			if err != nil {
 				t.Fatal(err)
 			}
 			queued := make(chan error, 1)
 			go func() {
-				_, err := sandboxtest.Read(w.RunCode(context.Background(), box1, Code{Language: Python, Text: "2"}))
+				_, err := sandboxtest.Read(f.RunCode(context.Background(), testName, Code{Language: Python, Text: "2"}))
 				queued <- err
 			}()
 			synctest.Wait()
-			if err := w.Stop(t.Context(), box1); err != nil {
+			if err := f.Stop(t.Context(), testName); err != nil {
 				t.Fatal(err)
 			}
-			if again {
-				if err := w.Start(t.Context(), box1, Request{}); err != nil {
+			if restarted {
+				if err := f.Start(t.Context(), testName, Request{}); err != nil {
 					t.Fatal(err)
 				}
 			}
 			first.Close()
 			if err := <-queued; !errdefs.IsNotFound(err) {
-				t.Errorf("started again %t: %v", again, err)
+				t.Errorf("restarted %t: got error %v, want NotFound", restarted, err)
 			}
-			if again {
-				if _, err := sandboxtest.Read(w.RunCode(t.Context(), box1, Code{Language: Python, Text: "3"})); err != nil {
-					t.Errorf("the new sandbox: %v", err)
+			if restarted {
+				if _, err := sandboxtest.Read(f.RunCode(t.Context(), testName, Code{Language: Python, Text: "3"})); err != nil {
+					t.Errorf("run in the new sandbox: %v", err)
 				}
 			}
-			w.Manager.Close()
+			f.Manager.Close()
 		})
 	}
 }
 
-// panicking is a portal whose first run panics.
-type panicking struct {
+// panickingPortal is a Portal whose first run panics.
+type panickingPortal struct {
 	Portal
 	panicked bool
 }
 
-func (p *panicking) RunCode(ctx context.Context, code Code) (Process, error) {
+func (p *panickingPortal) RunCode(ctx context.Context, code Code) (Process, error) {
 	if !p.panicked {
 		p.panicked = true
 		panic("a fault of the portal")
@@ -66,15 +67,15 @@ func (p *panicking) RunCode(ctx context.Context, code Code) (Process, error) {
 	return p.Portal.RunCode(ctx, code)
 }
 
-// However a run ends, it leaves its turn and its place among the runs of its namespace to others.
-func TestRunsLeaveTheirPlace(t *testing.T) {
-	w := newWorld(t)
-	w.Manager.Quota = func(string) Quota { return Quota{Runs: 1} }
-	w.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
-		p, err := w.guest.Connect(ctx, stream)
-		return &panicking{Portal: p}, err
+// However a run ends, it frees its REPL and its share of the run quota.
+func TestEndedRunsFreeTheirPlace(t *testing.T) {
+	f := newFixture(t)
+	f.Manager.Quota = func(string) Quota { return Quota{Runs: 1} }
+	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
+		p, err := f.guest.Connect(ctx, stream)
+		return &panickingPortal{Portal: p}, err
 	}
-	if err := w.Start(t.Context(), box1, Request{}); err != nil {
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
 	}
 	code := func(text string) Code { return Code{Language: Python, Text: text} }
@@ -84,25 +85,25 @@ func TestRunsLeaveTheirPlace(t *testing.T) {
 	}{
 		{"a panic", func() {
 			defer func() { recover() }()
-			w.RunCode(t.Context(), box1, code("1"))
+			f.RunCode(t.Context(), testName, code("1"))
 		}},
-		{"an error at the start", func() { w.RunCode(t.Context(), box1, Code{Language: "ruby"}) }},
-		{"a close", func() {
-			if p, err := w.RunCode(t.Context(), box1, code("1")); err == nil {
+		{"an error from RunCode", func() { f.RunCode(t.Context(), testName, Code{Language: "ruby"}) }},
+		{"Close", func() {
+			if p, err := f.RunCode(t.Context(), testName, code("1")); err == nil {
 				p.Close()
 				p.Close()
 			}
 		}},
-		{"an exit", func() { sandboxtest.Read(w.RunCode(t.Context(), box1, code("1"))) }},
-		{"an exit that is not closed", func() {
-			p, err := w.RunCode(t.Context(), box1, code("1"))
+		{"an exit", func() { sandboxtest.Read(f.RunCode(t.Context(), testName, code("1"))) }},
+		{"an exit without Close", func() {
+			p, err := f.RunCode(t.Context(), testName, code("1"))
 			for err == nil {
 				_, err = p.Next()
 			}
 		}},
-		{"a context", func() {
+		{"a cancelled context", func() {
 			ctx, cancel := context.WithCancel(t.Context())
-			if p, err := w.RunCode(ctx, box1, code("1")); err == nil {
+			if p, err := f.RunCode(ctx, testName, code("1")); err == nil {
 				cancel()
 				for err == nil {
 					_, err = p.Next()
@@ -112,8 +113,8 @@ func TestRunsLeaveTheirPlace(t *testing.T) {
 		}},
 	} {
 		c.end()
-		if r, err := sandboxtest.Read(w.RunCode(t.Context(), box1, code("1 + 1"))); err != nil || r.Stdout != "2\n" {
-			t.Errorf("after %s: %+v, %v", c.what, r, err)
+		if r, err := sandboxtest.Read(f.RunCode(t.Context(), testName, code("1 + 1"))); err != nil || r.Stdout != "2\n" {
+			t.Errorf("run after %s: got %+v, error %v, want 2", c.what, r, err)
 		}
 	}
 }

@@ -1,6 +1,6 @@
-// Package sandbox is the domain of sandboxes: what a sandbox is, which states it goes through, the Manager that moves it
-// from one to the next, and the processes that run in it. It knows nothing of containerd, HTTP or a database: other
-// packages implement the interfaces declared here.
+// Package sandbox is the domain of sandboxes. It defines what a sandbox is, its states, the Manager that moves it from one
+// state to the next, and the processes that run in it. It does not depend on containerd, HTTP or a database: other packages
+// implement the interfaces that it declares.
 package sandbox
 
 import (
@@ -14,10 +14,10 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
-// DefaultNamespace is the tenant namespace of a caller who names none.
+// DefaultNamespace is the tenant namespace of requests that name none.
 const DefaultNamespace = "default"
 
-// Name is a sandbox's name within its tenant namespace.
+// Name is the name of a sandbox with its tenant namespace.
 type Name struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
@@ -25,7 +25,7 @@ type Name struct {
 
 func (n Name) String() string { return n.Namespace + "/" + n.Name }
 
-// Validate checks both parts. The error is errdefs.ErrInvalidArgument.
+// Validate returns errdefs.ErrInvalidArgument if either part is not a valid name.
 func (n Name) Validate() error {
 	if err := name.Validate("namespace", n.Namespace); err != nil {
 		return err
@@ -33,21 +33,21 @@ func (n Name) Validate() error {
 	return name.Validate("sandbox name", n.Name)
 }
 
-// Config is what a sandbox is made of, after defaults were applied.
+// Config is the configuration of a sandbox, after the server's defaults are applied.
 type Config struct {
-	// Image as the client names it, such as "microsandbox/python".
+	// Image is the image as the client names it, such as "microsandbox/python".
 	Image string `json:"image"`
 	// CPUs is the number of virtual processors, at least 1.
 	CPUs int `json:"cpus"`
 	// MemoryMiB is the guest's memory in MiB.
 	MemoryMiB int `json:"memory_mib"`
-	// Env holds NAME=value entries, over those of the image.
+	// Env holds NAME=value entries, which override those of the image.
 	Env []string `json:"env,omitempty"`
-	// Workdir is absolute, or empty for the image's.
+	// Workdir is an absolute path, or empty for the working directory of the image.
 	Workdir string `json:"workdir,omitempty"`
 }
 
-// Diff says in words how other differs from c; empty when they are equal.
+// Diff describes how other differs from c. It returns "" if they are equal.
 func (c Config) Diff(other Config) string {
 	var d []string
 	if c.Image != other.Image {
@@ -68,38 +68,38 @@ func (c Config) Diff(other Config) string {
 	return strings.Join(d, "; ")
 }
 
-// State is where a sandbox is in its life.
+// State is the state of a sandbox.
 //
 //	starting → running → stopping → (gone)
 //	    └────────┴──────────┴→ failed → starting | (gone)
 type State string
 
 const (
-	// Starting: recorded, its microVM may exist in part.
+	// Starting means that the sandbox is recorded and that parts of its microVM may exist.
 	Starting State = "starting"
-	// Running: its guest answered.
+	// Running means that the guest has answered.
 	Running State = "running"
-	// Stopping: its microVM is being removed.
+	// Stopping means that the microVM is being removed.
 	Stopping State = "stopping"
-	// Failed: nothing of it exists but this record, which says why.
+	// Failed means that the sandbox has no microVM. Its record says why.
 	Failed State = "failed"
 )
 
-// Record is what the store keeps of a sandbox.
+// Record is the stored state of a sandbox.
 type Record struct {
-	// ID names the microVM: fresh for each start, and containerd's id too.
+	// ID is the id of the microVM, also in containerd. Each start creates a new one.
 	ID     string `json:"id"`
 	Name   Name   `json:"name"`
 	Config Config `json:"config"`
 	State  State  `json:"state"`
-	// Reason says why it Failed, in words for everyone who may use it.
+	// Reason says why the sandbox failed. Everyone who may use the sandbox may read it.
 	Reason string `json:"reason,omitempty"`
-	// Cause is what lay behind the Reason, for administrators: it may name parts of the host.
+	// Cause is the error behind Reason. It is only for administrators, because it may name parts of the host.
 	Cause     string    `json:"cause,omitempty"`
 	CreatedAt time.Time `json:"created_at"`
 }
 
-// Store keeps records. A method that returned nil has made its change durable.
+// Store stores records. When a method returns nil, its change is durable.
 type Store interface {
 	PutSandbox(Record) error
 	DeleteSandbox(id string) error
@@ -109,35 +109,36 @@ type Store interface {
 // Instance is a microVM that a Runtime found.
 type Instance struct {
 	ID string
-	// Alive says that its guest's main process runs.
+	// Alive reports whether the main process in its guest is running.
 	Alive bool
 }
 
-// Usage is what a running sandbox uses at one moment.
+// Usage is the current resource usage of a running sandbox.
 type Usage struct {
-	// CPUTime is what the sandbox consumed since its start.
+	// CPUTime is the processor time used since the start.
 	CPUTime time.Duration
-	// MemoryBytes is what its processes and caches occupy in the guest.
+	// MemoryBytes is the memory that processes and caches occupy in the guest.
 	MemoryBytes uint64
-	// DiskBytes is what it wrote over its image.
+	// DiskBytes is the size of the data that the sandbox has written on top of its image.
 	DiskBytes uint64
 }
 
-// Runtime makes and removes microVMs. Its errors carry errdefs classes.
+// Runtime manages microVMs. Its errors have an errdefs class.
 type Runtime interface {
-	// Start boots the microVM and its idle main process. After an error parts of it may exist: the
-	// caller removes them.
+	// Start boots a microVM with an idle main process. If it returns an error, parts of the microVM may exist; the
+	// caller must call Remove.
 	Start(ctx context.Context, id string, cfg Config) error
-	// Remove ends the microVM and removes all that it held on this host. An unknown id is no error.
+	// Remove ends a microVM and removes all its resources on this host. It is not an error if id is unknown.
 	Remove(ctx context.Context, id string) error
-	// List finds every microVM of this server, dead ones too.
+	// List returns every microVM of this server, including dead ones.
 	List(ctx context.Context) ([]Instance, error)
-	// Wait blocks until the microVM has ended, and says why.
+	// Wait blocks until a microVM has ended, and returns why it ended.
 	Wait(ctx context.Context, id string) (reason string, err error)
-	// Attach opens a byte stream to the portal in the microVM.
+	// Attach opens a byte stream to the portal in a microVM.
 	Attach(ctx context.Context, id string) (io.ReadWriteCloser, error)
-	// Usage measures a running microVM.
+	// Usage returns the resource usage of a running microVM.
 	Usage(ctx context.Context, id string) (Usage, error)
-	// ResolveImage says whether sandboxes can be started from the image (errdefs.ErrNotFound).
+	// ResolveImage returns nil if sandboxes can be started from the image, and errdefs.ErrNotFound if there is no such
+	// image.
 	ResolveImage(ctx context.Context, image string) error
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// Request is what a client asks of a new sandbox. Zero values take the server's defaults.
+// Request is the configuration that a client requests for a new sandbox. Zero values stand for the server's defaults.
 type Request struct {
 	Image     string
 	CPUs      int
@@ -25,20 +25,20 @@ type Request struct {
 	Workdir   string
 }
 
-// Start makes the sandbox and returns when it answers. Starting a running sandbox with an equal
-// configuration does nothing; with another one it is errdefs.ErrAlreadyExists and says what differs.
-// When ctx ends first, or Stop is called meanwhile, whatever was made is removed, and its record with it: nobody
-// need know of it.
+// Start starts a sandbox and returns when its guest has answered. Starting a running sandbox again with the same
+// configuration does nothing; with another configuration, Start returns errdefs.ErrAlreadyExists and says what differs. If
+// ctx is cancelled before the sandbox runs, Start removes the sandbox and its record. Stop, called meanwhile, cancels the
+// start and then removes them.
 func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	cfg, err := m.configure(name, req)
 	if err != nil {
 		return err
 	}
-	if err := m.accepting(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return err
 	}
 	if err := m.Runtime.ResolveImage(ctx, cfg.Image); errdefs.IsNotFound(err) {
-		// To a client, "not found" is a sandbox that does not exist.
+		// To a client, "not found" means that a sandbox does not exist, so report a bad argument instead.
 		return &badImage{err}
 	} else if err != nil {
 		return err
@@ -74,7 +74,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	if err := m.replace(e, old, rec); err != nil {
 		return err
 	}
-	began := time.Now()
+	bootStart := time.Now()
 	portal, err := m.boot(limited, rec)
 	if err == nil {
 		rec.State = Running
@@ -85,38 +85,38 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	if err != nil {
 		cause := context.Cause(limited)
 		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
-			m.Log.Info("sandbox's start given up", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
-			_ = m.erase(limited, e, rec, "its start was given up") // which has recorded the error
+			m.Log.Info("sandbox start cancelled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
+			_ = m.erase(limited, e, rec, "its start was cancelled") // on error, erase has recorded the failure
 		} else {
 			m.fail(limited, e, rec, "its start failed", err)
 		}
 		if cause != nil {
-			return cause // stopped, took too long, or the client has gone
+			return cause // stopped, timed out, or cancelled by the caller
 		}
-		// What broke is the host's affair, and its error may name parts of the host.
-		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator finds the cause with `msb server list`: %w",
+		// Do not return err to the client: it may name parts of the host. Administrators find it in the record.
+		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with `msb server list`: %w",
 			name, errdefs.ErrUnavailable)
 	}
 	e.set(rec, portal)
 	m.watch(e, rec)
 	m.Log.Info("sandbox started", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID,
-		"image", cfg.Image, "took", time.Since(began).Round(time.Millisecond))
+		"image", cfg.Image, "took", time.Since(bootStart).Round(time.Millisecond))
 	return nil
 }
 
-// badImage is an image that does not exist, as a bad argument.
+// badImage is the error for an image that does not exist. Its class is errdefs.ErrInvalidArgument.
 type badImage struct{ error }
 
 func (*badImage) Unwrap() error { return errdefs.ErrInvalidArgument }
 
-// replace records a new attempt in the place of whatever the name held before.
+// replace records rec, a new start attempt, in place of old, the previous record of the name.
 func (m *Manager) replace(e *entry, old, rec Record) error {
 	if old.ID != "" {
-		// A failed sandbox whose removal failed too may still hold something.
-		ctx, cancel := context.WithTimeout(m.life, cleanupLimit)
+		// If removing the microVM of a failed sandbox has failed as well, it may still have resources.
+		ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
 		defer cancel()
 		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
-			return fmt.Errorf("remove what is left of sandbox %s: %w", old.Name, err)
+			return fmt.Errorf("remove the remains of sandbox %s: %w", old.Name, err)
 		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
 			return fmt.Errorf("record the start of sandbox %s: %w", rec.Name, err)
@@ -130,7 +130,7 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 	return nil
 }
 
-// boot makes the microVM and waits for its portal's answer.
+// boot starts the microVM and waits for the portal to answer.
 func (m *Manager) boot(ctx context.Context, rec Record) (*conn, error) {
 	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
 		return nil, err
@@ -152,10 +152,10 @@ func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
 	return c, nil
 }
 
-// fail removes what rec's microVM held and records why it failed; cause may be nil. It works on when
-// ctx has ended.
+// fail removes rec's microVM and records that the sandbox failed, with reason and cause; cause may be nil. It continues even
+// if ctx is cancelled.
 func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string, cause error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	log := m.Log.With("sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID)
 	log.Warn("sandbox failed", "reason", reason, "err", cause)
@@ -172,10 +172,10 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	}
 }
 
-// erase removes what rec's microVM held, and then its record. After an error the sandbox has failed for the reason.
-// It works on when ctx has ended.
+// erase removes rec's microVM and then its record. On error, it records that the sandbox failed, with reason. It continues
+// even if ctx is cancelled.
 func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	err := m.Runtime.Remove(ctx, rec.ID)
 	if err == nil {
@@ -189,7 +189,7 @@ func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string
 	return nil
 }
 
-// configure applies the server's defaults and limits to a request.
+// configure returns the configuration for a request: it applies the server's defaults and checks its limits.
 func (m *Manager) configure(name Name, req Request) (Config, error) {
 	var zero Config
 	if err := name.Validate(); err != nil {
@@ -214,11 +214,11 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	}
 	for _, e := range cfg.Env {
 		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
-			return zero, fmt.Errorf("environment entry %q: write NAME=value: %w", k, errdefs.ErrInvalidArgument)
+			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", k, errdefs.ErrInvalidArgument)
 		}
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {
-		return zero, fmt.Errorf("workdir %q: give an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
+		return zero, fmt.Errorf("workdir %q must be an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
 	}
 	return cfg, nil
 }

@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Stop ends the sandbox and removes all that it held, its record too. A start in progress is
-// cancelled. errdefs.ErrNotFound when there is none.
+// Stop stops a sandbox and removes its microVM, its resources and its record. A start in progress is cancelled. Stop
+// returns errdefs.ErrNotFound if there is no such sandbox.
 func (m *Manager) Stop(ctx context.Context, name Name) error {
 	if err := name.Validate(); err != nil {
 		return err
 	}
-	if err := m.accepting(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -37,17 +37,17 @@ func (m *Manager) Stop(ctx context.Context, name Name) error {
 		return fmt.Errorf("record the stop of sandbox %s: %w", name, err)
 	}
 	e.set(rec, nil)
-	// A stop once begun is finished, also when the client goes away.
+	// From here on, the stop is completed even if the client disconnects.
 	if err := m.erase(ctx, e, rec, "its stop failed"); err != nil {
-		return fmt.Errorf("sandbox %s was not wholly removed; stop it again: %w", name, errdefs.ErrUnavailable)
+		return fmt.Errorf("sandbox %s could not be removed completely; stop it again: %w", name, errdefs.ErrUnavailable)
 	}
 	m.Log.Info("sandbox stopped", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID)
 	return nil
 }
 
-// StopAll stops every sandbox and says how many were stopped. It goes on after an error.
+// StopAll stops every sandbox and returns how many it stopped. It continues after errors and returns them all.
 func (m *Manager) StopAll(ctx context.Context) (int, error) {
-	if err := m.accepting(); err != nil {
+	if err := m.checkOpen(); err != nil {
 		return 0, err
 	}
 	var (

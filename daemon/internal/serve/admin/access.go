@@ -17,23 +17,23 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// access says in which states of the daemon a method is answered.
+// access is the set of daemon states in which a method is served.
 type access int
 
 const (
 	denied access = iota
-	// always: also while the daemon starts, recovers and drains.
+	// always methods are served in every state, including while the daemon starts, recovers or drains.
 	always
-	// read: once it has recovered, also when it is degraded or drains.
+	// read methods are served once the daemon has recovered, even if it is degraded or draining.
 	read
-	// revoke: once it has recovered, also when it is degraded: what takes access away is tried even
-	// then, and fails by itself if it cannot be made durable.
+	// revoke methods are served once the daemon has recovered, even if it is degraded: revoking access is attempted
+	// even then, and fails if it cannot be made durable.
 	revoke
-	// mutate: only when it is ready.
+	// mutate methods are served only while the daemon is ready.
 	mutate
 )
 
-// methods is the whole of what is served: a method that is not here is denied.
+// methods lists every served method. A method that is not listed is denied.
 var methods = map[string]access{
 	adminv1.AdminService_GetStatus_FullMethodName:     always,
 	adminv1.AdminService_Shutdown_FullMethodName:      always,
@@ -56,27 +56,27 @@ var methods = map[string]access{
 
 var errStopping = fmt.Errorf("msbd is stopping: %w", errdefs.ErrUnavailable)
 
-// intercept is the way of every call.
+// intercept is the interceptor of every unary call.
 func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	err = s.answer(ctx, info.FullMethod, func() (err error) {
+	err = s.handle(ctx, info.FullMethod, func() (err error) {
 		resp, err = handler(ctx, req)
 		return err
 	})
 	return resp, err
 }
 
-// interceptStream is the way of every streaming call. One that only tells ends when serving does:
-// whoever follows would keep the daemon from its end.
+// interceptStream returns the interceptor of every streaming call. It ends the streams of read methods when the context
+// serving is cancelled: a client that follows the audit log would otherwise delay the daemon's exit.
 func (s *Server) interceptStream(serving context.Context) grpc.StreamServerInterceptor {
 	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		return s.answer(stream.Context(), info.FullMethod, func() error {
+		return s.handle(stream.Context(), info.FullMethod, func() error {
 			if methods[info.FullMethod] != read {
 				return handler(server, stream)
 			}
 			ctx, cancel := context.WithCancelCause(stream.Context())
 			defer cancel(nil)
 			defer context.AfterFunc(serving, func() { cancel(errStopping) })()
-			err := handler(server, streamIn{stream, ctx})
+			err := handler(server, contextStream{stream, ctx})
 			if context.Cause(ctx) == errStopping {
 				return errStopping
 			}
@@ -85,42 +85,43 @@ func (s *Server) interceptStream(serving context.Context) grpc.StreamServerInter
 	}
 }
 
-// streamIn is a stream in a context of its own.
-type streamIn struct {
+// contextStream is a ServerStream with a different context.
+type contextStream struct {
 	grpc.ServerStream
 	ctx context.Context
 }
 
-func (s streamIn) Context() context.Context { return s.ctx }
+func (s contextStream) Context() context.Context { return s.ctx }
 
-// answer authorises a call, has it handled and turns its error into a status.
-func (s *Server) answer(ctx context.Context, method string, handle func() error) error {
+// handle authorises a call, runs call, and converts the error to a gRPC status.
+func (s *Server) handle(ctx context.Context, method string, call func() error) error {
 	peer, known := s.PeerOf(ctx)
-	if err := s.admit(method, peer, known); err != nil {
+	if err := s.authorise(method, peer, known); err != nil {
 		s.Log.Warn("admin call refused", "method", method, "uid", peer.UID, "err", err)
 		return rpcerr.GRPC(err)
 	}
-	err := handle()
-	if err != nil && ctx.Err() == nil { // else the caller ended it
+	err := call()
+	if err != nil && ctx.Err() == nil { // do not log calls that the client cancelled
 		s.Log.Warn("admin call failed", "method", method, "uid", peer.UID, "err", err)
 	}
 	return rpcerr.GRPC(err)
 }
 
-func (s *Server) admit(method string, peer peer.Peer, known bool) error {
+func (s *Server) authorise(method string, peer peer.Peer, known bool) error {
 	need := methods[method]
 	if need == denied {
 		return fmt.Errorf("method %s is not served: %w", method, errdefs.ErrPermissionDenied)
 	}
-	if !known || !s.mayAdminister(peer) {
-		return fmt.Errorf("only root, the user who runs msbd and members of group %[1]s may administer it: use sudo, or have yourself "+
-			"added to the group ('sudo usermod -aG %[1]s $USER', then log in again): %[2]w", s.Group, errdefs.ErrPermissionDenied)
+	if !known || !s.isAdministrator(peer) {
+		return fmt.Errorf("only root, the user that runs msbd and members of the group %[1]s may administer msbd; use sudo, or add yourself "+
+			"to the group ('sudo usermod -aG %[1]s $USER', then log in again): %[2]w", s.Group, errdefs.ErrPermissionDenied)
 	}
 	return s.ready(need)
 }
 
-// mayAdminister goes by user and group, never by pid, which can change hands.
-func (s *Server) mayAdminister(peer peer.Peer) bool {
+// isAdministrator reports whether peer may use the admin socket. It decides by user and group, never by pid, because a pid
+// can be reused by another process.
+func (s *Server) isAdministrator(peer peer.Peer) bool {
 	if peer.UID == 0 || int(peer.UID) == os.Geteuid() {
 		return true
 	}
@@ -132,6 +133,7 @@ func (s *Server) mayAdminister(peer peer.Peer) bool {
 	return err == nil && slices.Contains(peer.Groups, uint32(gid))
 }
 
+// ready returns an error if methods with the access need are not served in the daemon's current state.
 func (s *Server) ready(need access) error {
 	if need == always {
 		return nil
@@ -146,7 +148,7 @@ func (s *Server) ready(need access) error {
 		if need == revoke {
 			return nil
 		}
-		return fmt.Errorf("msbd is degraded and changes nothing, but for revoking keys (%s): %w",
+		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys (%s): %w",
 			strings.Join(reasons, "; "), errdefs.ErrFailedPrecondition)
 	default:
 		return errStopping

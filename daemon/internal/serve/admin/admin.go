@@ -1,6 +1,6 @@
-// Package admin serves the admin socket's gRPC API: each method is a few lines over the domains of keys
-// and sandboxes. Its interceptor decides, by one table, who may call what and when. Only package daemon
-// imports this package.
+// Package admin serves the gRPC API of the admin socket. Each method is a thin layer over the domains of keys and
+// sandboxes. An interceptor checks the caller of every call, and a single table says in which states of the daemon each
+// method is served. Only package daemon imports this package.
 package admin
 
 import (
@@ -22,61 +22,63 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// Keys issues API keys. A *keys.Issuer is one.
+// Keys manages API keys. *keys.Issuer implements it.
 type Keys interface {
 	Issue(ctx context.Context, req keys.IssueRequest) (keys.Secret, keys.Record, error)
 	List(f keys.Filter, after string, limit int) (keys []keys.Key, next string, err error)
 	Find(ref string) (keys.Key, error)
 	Revoke(ctx context.Context, ref string, by uint32) (keys.Key, error)
-	Rotate(ctx context.Context, req keys.RotateRequest) (secret keys.Secret, made keys.Record, old keys.Key, err error)
+	Rotate(ctx context.Context, req keys.RotateRequest) (secret keys.Secret, created keys.Record, old keys.Key, err error)
 	Reset(ctx context.Context, by uint32) (invalidated int, err error)
 	SigningKey() keys.SigningKey
-	// Now is the time by which keys live and die.
+	// Now returns the time that decides whether a key has expired.
 	Now() time.Time
 }
 
-// Pruner removes dead keys. A *backup.Service is one: it removes none that a restore could bring back.
+// Pruner removes dead keys. *backup.Service implements it: it keeps dead keys that restoring a backup could make valid
+// again.
 type Pruner interface {
-	// Prune removes the keys that have been dead for so long or, with dryRun, only returns them.
+	// Prune removes the keys that have been dead for at least the duration deadFor, and returns them. With dryRun, it
+	// only returns them.
 	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error)
 }
 
-// Audit is the audit log. A *store.Store is one.
+// Audit is the audit log. *store.Store implements it.
 type Audit interface {
-	// Audit adds an event; when it returns nil, the entry is durable.
+	// Audit appends an event. Once it returns nil, the entry is durable.
 	Audit(e audit.Event) error
 	AuditPath() string
-	// VerifyAudit returns the head of what is good and, when that is not all, an error.
+	// VerifyAudit returns the last entry of the intact part of the log, and an error if that is not the complete log.
 	VerifyAudit(ctx context.Context) (audit.Head, error)
 	// TailAudit calls line with each of the last entries and, with follow, with each new one.
 	TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error
 }
 
-// Backups writes and reads archives of the keys. A *backup.Service is one.
+// Backups writes and restores archives of the keys. *backup.Service implements it.
 type Backups interface {
-	// Write writes an archive; by is the uid of the local user who asks.
+	// Write writes an archive to w. by is the uid of the local user who requested it.
 	Write(ctx context.Context, w io.Writer, by uint32) error
-	// Restore reads one, and changes nothing unless all of it is good.
+	// Restore reads an archive from r. Unless the complete archive is valid, it changes nothing.
 	Restore(ctx context.Context, r io.Reader, by uint32) (keys.Restored, error)
 }
 
-// Sandboxes lists and stops sandboxes. A *sandbox.Manager is one.
+// Sandboxes lists and stops sandboxes. *sandbox.Manager implements it.
 type Sandboxes interface {
-	// List returns the sandboxes of one tenant namespace, or of all if it is empty.
+	// List returns the sandboxes of a tenant namespace, or of all namespaces if namespace is empty.
 	List(namespace string) []sandbox.Record
 	Stop(ctx context.Context, name sandbox.Name) error
-	// StopAll stops every sandbox and says how many.
+	// StopAll stops every sandbox and returns how many it stopped.
 	StopAll(ctx context.Context) (int, error)
 }
 
-// Images holds what sandboxes can be started from. An *image.Store is one.
+// Images manages the images from which sandboxes are started. *image.Store implements it.
 type Images interface {
-	// Import reads an OCI archive on this host.
+	// Import imports the OCI archive at a path on this host.
 	Import(ctx context.Context, path string) ([]sandbox.Image, error)
 	List(ctx context.Context) ([]sandbox.Image, error)
 }
 
-// Options is what a Server is made of.
+// Options are the dependencies of a Server. All are required.
 type Options struct {
 	Keys      Keys
 	Pruner    Pruner
@@ -84,38 +86,38 @@ type Options struct {
 	Backups   Backups
 	Sandboxes Sandboxes
 	Images    Images
-	// State is how the daemon is, and why it is degraded if it is. It is called in every state, at each
-	// call, and must not block.
+	// State returns the state of the daemon and, if it is degraded, the reasons. It is called for each call, in every
+	// state, and must not block.
 	State func() (state adminv1.GetStatusResponse_DaemonState, reasons []string)
-	// Status describes the daemon in full. It is called in every state and must not block.
+	// Status returns the complete status of the daemon. It is called in every state and must not block.
 	Status func() *adminv1.GetStatusResponse
-	// Shutdown makes the daemon end, and with it the context of Serve. It does not wait.
+	// Shutdown makes the daemon exit, which cancels the context of Serve. It does not wait.
 	Shutdown func()
-	// Credentials read who is at the other end of a connection, and PeerOf returns who made a call:
+	// Credentials reads the peer credentials of a connection, and PeerOf returns those of the caller of a call. They are
 	// peer.Credentials and peer.FromContext.
 	Credentials credentials.TransportCredentials
 	PeerOf      func(ctx context.Context) (peer.Peer, bool)
-	// Group is the Unix group whose members may do everything here, beside root and the daemon's own
-	// user. The host need not have it.
+	// Group is the Unix group whose members may call every method, as may root and the user that runs the daemon. The
+	// group need not exist on the host.
 	Group string
 	Log   *slog.Logger
 }
 
-// Server implements the AdminService.
+// Server implements the AdminService. Create it with New.
 type Server struct {
 	adminv1.UnimplementedAdminServiceServer
 	Options
 }
 
-// New makes a Server.
+// New returns a Server.
 func New(o Options) *Server { return &Server{Options: o} }
 
-// drainTimeout is how long calls in progress may go on when the daemon ends. Streams that only tell,
-// which may go on for ever, end at once.
+// drainTimeout is how long calls in progress may take to finish when the daemon stops. Streams of read methods, which may
+// be endless, are ended immediately.
 const drainTimeout = 5 * time.Second
 
-// Serve answers calls on l until ctx ends, then lets those in progress finish, and closes l. It can be
-// called before the daemon is ready: only what State says is ready is served.
+// Serve serves calls on l until ctx is cancelled. Then it waits for calls in progress and closes l. It can be called
+// before the daemon is ready: until then, it serves only the methods that State permits.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
 		grpc.Creds(s.Credentials),
@@ -132,7 +134,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	err := g.Serve(l)
 	if stopDraining() {
-		return fmt.Errorf("serve admin socket: %w", err) // nobody asked it to end
+		return fmt.Errorf("serve admin socket: %w", err) // ctx is not cancelled, so the listener has failed
 	}
 	<-drained
 	return nil
@@ -143,14 +145,14 @@ func (s *Server) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1
 	return s.Status(), nil
 }
 
-// Shutdown implements AdminServiceServer. If a sandbox cannot be stopped, the daemon stays.
+// Shutdown implements AdminServiceServer. If a sandbox cannot be stopped, the daemon keeps running.
 func (s *Server) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (*adminv1.ShutdownResponse, error) {
 	var detail map[string]string
 	if req.GetStopSandboxes() {
 		detail = map[string]string{"sandboxes": "stopped"}
 	}
 	if err := s.record(ctx, audit.Event{Action: audit.ServerStop, Detail: detail}); err != nil {
-		return nil, fmt.Errorf("msbd was not stopped ('systemctl stop msbd', or SIGTERM to process %d, does it all the same): %w", os.Getpid(), err)
+		return nil, fmt.Errorf("msbd was not stopped; to stop it without an audit entry, use 'systemctl stop msbd' or send SIGTERM to process %d: %w", os.Getpid(), err)
 	}
 	var stopped int
 	if req.GetStopSandboxes() {
@@ -169,17 +171,18 @@ func (s *Server) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (*a
 	return &adminv1.ShutdownResponse{SandboxesStopped: int32(stopped), SandboxesLeftRunning: int32(running)}, nil
 }
 
-// uid is the local user who makes a call; the interceptor has made sure that there is one.
+// uid returns the uid of the caller. The interceptor has checked that it is known.
 func (s *Server) uid(ctx context.Context) uint32 {
 	peer, _ := s.PeerOf(ctx)
 	return peer.UID
 }
 
-// record puts what the caller is about to do into the audit log. What cannot be recorded is not done.
+// record writes an event to the audit log, with the caller as its actor. Call it before performing the operation, and do
+// not perform the operation if it fails.
 func (s *Server) record(ctx context.Context, e audit.Event) error {
 	e.Actor = audit.ActorUID(s.uid(ctx))
 	if err := s.Audit.Audit(e); err != nil {
-		return fmt.Errorf("record it in the audit log, without which it is not done: %w", err)
+		return fmt.Errorf("write the audit entry (the operation was not performed): %w", err)
 	}
 	return nil
 }

@@ -27,29 +27,29 @@ import (
 )
 
 func TestEveryMethodIsInTheTable(t *testing.T) {
-	for _, m := range served() {
+	for _, m := range serviceMethods() {
 		if methods[m] == denied {
-			t.Errorf("%s is served but has no access of its own", m)
+			t.Errorf("%s is a method of the service but is not in the table", m)
 		}
 	}
-	if n := len(served()); n != len(methods) {
-		t.Errorf("the table has %d methods, the service %d", len(methods), n)
+	if n := len(serviceMethods()); n != len(methods) {
+		t.Errorf("the table has %d methods, the service has %d", len(methods), n)
 	}
 }
 
 func TestUnlistedMethodIsDenied(t *testing.T) {
 	f := newFixture(t, "")
-	for _, method := range served() {
+	for _, method := range serviceMethods() {
 		need := methods[method]
 		delete(methods, method)
 		code := f.call(t, method)
 		methods[method] = need
 		if code != codes.PermissionDenied {
-			t.Errorf("%s: %s", method, code)
+			t.Errorf("%s: got %s, want PermissionDenied", method, code)
 		}
 	}
 	if f.shutdowns != 0 || len(f.store.TakeEvents()) != 0 {
-		t.Error("something was done all the same")
+		t.Error("a denied call had an effect")
 	}
 }
 
@@ -63,7 +63,7 @@ func TestNothingElseIsServed(t *testing.T) {
 		"/msb.admin.v1.AdminService/Unknown",
 	} {
 		if code := f.call(t, method); code != codes.Unimplemented {
-			t.Errorf("%s: %s", method, code)
+			t.Errorf("%s: got %s, want Unimplemented", method, code)
 		}
 	}
 }
@@ -77,34 +77,34 @@ func TestPeersAreAuthorised(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const stranger = 4e9
-	its := []uint32{stranger, uint32(gid)}
+	const otherUID = 4e9
+	groups := []uint32{otherUID, uint32(gid)}
 	tests := map[string]struct {
 		group   string
 		peer    peer.Peer
 		unknown bool
 		want    codes.Code
 	}{
-		"root":                  {"no-such-group", peer.Peer{}, false, codes.OK},
-		"the daemon's own user": {"no-such-group", peer.Peer{UID: uint32(os.Geteuid())}, false, codes.OK},
-		"a stranger":            {"no-such-group", peer.Peer{UID: stranger, Groups: its}, false, codes.PermissionDenied},
-		"a member":              {group.Name, peer.Peer{UID: stranger, Groups: its}, false, codes.OK},
-		"not a member":          {group.Name, peer.Peer{UID: stranger, Groups: its[:1]}, false, codes.PermissionDenied},
-		"of no group":           {group.Name, peer.Peer{UID: stranger}, false, codes.PermissionDenied},
-		"peer not known":        {group.Name, peer.Peer{}, true, codes.PermissionDenied},
+		"root":                      {"no-such-group", peer.Peer{}, false, codes.OK},
+		"the daemon's own user":     {"no-such-group", peer.Peer{UID: uint32(os.Geteuid())}, false, codes.OK},
+		"group does not exist":      {"no-such-group", peer.Peer{UID: otherUID, Groups: groups}, false, codes.PermissionDenied},
+		"member of the group":       {group.Name, peer.Peer{UID: otherUID, Groups: groups}, false, codes.OK},
+		"member of another group":   {group.Name, peer.Peer{UID: otherUID, Groups: groups[:1]}, false, codes.PermissionDenied},
+		"member of no group":        {group.Name, peer.Peer{UID: otherUID}, false, codes.PermissionDenied},
+		"credentials are not known": {group.Name, peer.Peer{}, true, codes.PermissionDenied},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, tt.group)
-			f.archives.restored = make(chan error, 2)
+			f.backups.restored = make(chan error, 2)
 			f.peer, f.peerKnown = tt.peer, !tt.unknown
 			for method := range methods {
 				if got := f.call(t, method); (got == codes.PermissionDenied) != (tt.want == codes.PermissionDenied) {
-					t.Errorf("%s: %s", method, got)
+					t.Errorf("%s: got %s, want %s", method, got, tt.want)
 				}
 			}
 			if tt.want != codes.OK && (len(f.store.Records()) != 0 || f.shutdowns != 0 || len(f.store.TakeEvents()) != 0) {
-				t.Error("something was done all the same")
+				t.Error("a denied call had an effect")
 			}
 		})
 	}
@@ -137,28 +137,28 @@ func TestStatesGateMethods(t *testing.T) {
 				got := f.call(t, method)
 				if want := tt.want[need]; want != codes.OK {
 					if got != want {
-						t.Errorf("%s: %s, want %s", method, got, want)
+						t.Errorf("%s: got %s, want %s", method, got, want)
 					}
 				} else if got == codes.Unavailable || got == codes.FailedPrecondition {
-					t.Errorf("%s is refused: %s", method, got)
+					t.Errorf("%s was refused: %s", method, got)
 				}
 			}
 		})
 	}
 }
 
-// The full status counts every key: only who asks for it waits for that.
+// Computing the complete status counts every key, so only GetStatus may do it.
 func TestOnlyGetStatusAsksForTheStatus(t *testing.T) {
 	f := newFixture(t, "")
 	for method := range methods {
 		f.call(t, method)
 	}
 	if f.statuses != 1 {
-		t.Errorf("%d calls asked for the status %d times", len(methods), f.statuses)
+		t.Errorf("%d calls computed the status %d times, want once", len(methods), f.statuses)
 	}
 }
 
-// Said twice, on purpose: what is taken in a state is no accident of the table.
+// This repeats the table on purpose, so that no method is served in another state by mistake.
 func TestWhatIsServedInTrouble(t *testing.T) {
 	for state, want := range map[adminv1.GetStatusResponse_DaemonState][]string{
 		adminv1.GetStatusResponse_DAEMON_STATE_STARTING: {"GetStatus", "Shutdown"},
@@ -172,20 +172,20 @@ func TestWhatIsServedInTrouble(t *testing.T) {
 		f := newFixture(t, "")
 		f.state = state
 		var got []string
-		for _, method := range served() {
+		for _, method := range serviceMethods() {
 			if code := f.call(t, method); code != codes.Unavailable && code != codes.FailedPrecondition {
 				got = append(got, method[strings.LastIndexByte(method, '/')+1:])
 			}
 		}
 		slices.Sort(got)
 		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s: %s", state, diff)
+			t.Errorf("methods served in %s (-want +got):\n%s", state, diff)
 		}
 	}
 }
 
 func TestSandboxesAndImages(t *testing.T) {
-	f := newFixture(t, "root") // a group that every host has
+	f := newFixture(t, "root") // a group that exists on every host
 	f.peer = peer.Peer{UID: 1234, Groups: []uint32{0}}
 	at := time.Unix(9, 0)
 	f.sandboxes.records = []sandbox.Record{
@@ -217,7 +217,7 @@ func TestSandboxesAndImages(t *testing.T) {
 		t.Error(diff)
 	}
 	if events := f.store.TakeEvents(); len(events) != 0 {
-		t.Errorf("reading is in the audit log: %v", events)
+		t.Errorf("read methods wrote to the audit log: %v", events)
 	}
 
 	if _, err := f.client.StopSandbox(t.Context(), &adminv1.StopSandboxRequest{Name: "my-env"}); err != nil {
@@ -247,7 +247,7 @@ func TestShutdown(t *testing.T) {
 	f.sandboxes.records = []sandbox.Record{{ID: "a1", State: sandbox.Running}, {ID: "b2", State: sandbox.Failed}}
 	resp, err := f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{})
 	if err != nil || resp.GetSandboxesStopped() != 0 || resp.GetSandboxesLeftRunning() != 1 || f.shutdowns != 1 {
-		t.Errorf("leaving sandboxes: %v, %v, %d shutdowns", resp, err, f.shutdowns)
+		t.Errorf("leaving sandboxes running: %v, %v, %d shutdowns", resp, err, f.shutdowns)
 	}
 	resp, err = f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{StopSandboxes: true})
 	if err != nil || resp.GetSandboxesStopped() != 2 || resp.GetSandboxesLeftRunning() != 0 || f.shutdowns != 2 {
@@ -262,7 +262,7 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// What cannot be recorded is not done.
+// An operation that cannot be recorded in the audit log is not performed.
 func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 	f := newFixture(t, "")
 	f.sandboxes.records = []sandbox.Record{{ID: "a1", State: sandbox.Running}}
@@ -276,25 +276,25 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 			_, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/x.tar"})
 			return err
 		},
-		"stop": func() error {
+		"stop the server": func() error {
 			_, err := f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{StopSandboxes: true})
 			return err
 		},
-		"make a key": func() error {
+		"create a key": func() error {
 			_, err := f.client.CreateKey(t.Context(), &adminv1.CreateKeyRequest{})
 			return err
 		},
 	} {
 		if err := act(); err == nil || !strings.Contains(err.Error(), "no space left") {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: got error %v, want \"no space left\"", name, err)
 		}
 	}
 	if len(f.sandboxes.stopped) != 0 || len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
-		t.Errorf("something was done: %+v, %v, %d shutdowns", f.sandboxes, f.images.imported, f.shutdowns)
+		t.Errorf("an operation was performed: %+v, %v, %d shutdowns", f.sandboxes, f.images.imported, f.shutdowns)
 	}
 }
 
-func TestServeSaysWhenItsListenerBreaks(t *testing.T) {
+func TestServeReturnsListenerErrors(t *testing.T) {
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -302,11 +302,11 @@ func TestServeSaysWhenItsListenerBreaks(t *testing.T) {
 	l.Close()
 	s := New(Options{Credentials: insecure.NewCredentials()})
 	if err := s.Serve(t.Context(), l); err == nil {
-		t.Error("no error")
+		t.Error("Serve on a closed listener returned no error")
 	}
 }
 
-// Whoever waits for the status of a call gets the error's class and words, not gRPC's.
+// A refused call has the code and the message of the domain error, which says what to do.
 func TestRefusalsSayWhatToDo(t *testing.T) {
 	f := newFixture(t, "msb")
 	f.peer = peer.Peer{UID: 4e9}
@@ -324,6 +324,6 @@ func TestRefusalsSayWhatToDo(t *testing.T) {
 	f.store.FailWith(errors.New("no space"))
 	_, err = f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{})
 	if want := fmt.Sprintf("SIGTERM to process %d", os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("%v, without %q", err, want)
+		t.Errorf("got error %v, want it to contain %q", err, want)
 	}
 }

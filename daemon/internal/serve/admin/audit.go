@@ -13,14 +13,14 @@ import (
 // TailAudit implements AdminServiceServer.
 func (s *Server) TailAudit(req *adminv1.TailAuditRequest, stream adminv1.AdminService_TailAuditServer) error {
 	if req.GetLast() < 0 {
-		return fmt.Errorf("the last %d entries: must not be negative: %w", req.GetLast(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the number of last entries, %d, must not be negative: %w", req.GetLast(), errdefs.ErrInvalidArgument)
 	}
 	return s.Audit.TailAudit(stream.Context(), int(req.GetLast()), req.GetFollow(), func(line []byte) error {
 		return stream.Send(&adminv1.TailAuditResponse{Line: string(line)})
 	})
 }
 
-// VerifyAudit implements AdminServiceServer. A broken log is an answer, not an error.
+// VerifyAudit implements AdminServiceServer. If the log is damaged, it returns the problem in the response, not an error.
 func (s *Server) VerifyAudit(ctx context.Context, _ *adminv1.VerifyAuditRequest) (*adminv1.VerifyAuditResponse, error) {
 	head, err := s.Audit.VerifyAudit(ctx)
 	if ctx.Err() != nil {
@@ -29,7 +29,7 @@ func (s *Server) VerifyAudit(ctx context.Context, _ *adminv1.VerifyAuditRequest)
 	resp := &adminv1.VerifyAuditResponse{Entries: head.Seq, Hash: head.Hash, Path: s.Audit.AuditPath()}
 	if err != nil {
 		resp.Problem = rpcerr.Message(err)
-		s.Log.Error("audit log is not whole", "entries", head.Seq, "err", err)
+		s.Log.Error("audit log is damaged", "entries", head.Seq, "err", err)
 	}
 	return resp, nil
 }

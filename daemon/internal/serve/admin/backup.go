@@ -2,7 +2,7 @@ package admin
 
 import adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 
-// chunkSize is well below what a message may have.
+// chunkSize is the size of a chunk in bytes. It is well below the limit on the size of a message.
 const chunkSize = 64 << 10
 
 // Backup implements AdminServiceServer.
@@ -11,7 +11,7 @@ func (s *Server) Backup(_ *adminv1.BackupRequest, stream adminv1.AdminService_Ba
 	if err := s.Backups.Write(stream.Context(), chunkWriter{stream}, uid); err != nil {
 		return err
 	}
-	s.Log.Info("backup made", "uid", uid)
+	s.Log.Info("backup created", "uid", uid)
 	return nil
 }
 
@@ -26,7 +26,7 @@ func (s *Server) Restore(stream adminv1.AdminService_RestoreServer) error {
 	return stream.SendAndClose(restoredProto(restored, s.Keys.SigningKey().ID))
 }
 
-// chunkWriter sends what is written.
+// chunkWriter sends written data in chunks.
 type chunkWriter struct {
 	stream adminv1.AdminService_BackupServer
 }
@@ -42,17 +42,18 @@ func (w chunkWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// chunkReader reads what is sent. It ends with io.EOF only where the client said that this is all.
+// chunkReader reads the chunks that the client sends. It returns io.EOF only after the client has closed the stream, so
+// that an interrupted upload is not mistaken for a complete archive.
 type chunkReader struct {
 	stream adminv1.AdminService_RestoreServer
-	chunk  []byte // what is left of the last one
+	chunk  []byte // the unread rest of the last chunk
 }
 
 func (r *chunkReader) Read(p []byte) (int, error) {
 	for len(r.chunk) == 0 {
 		req, err := r.stream.Recv()
 		if err != nil {
-			return 0, err // io.EOF, too
+			return 0, err // including io.EOF
 		}
 		r.chunk = req.GetChunk()
 	}

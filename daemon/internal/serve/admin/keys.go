@@ -10,7 +10,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// A page of ListKeys.
+// The default and the largest number of keys in a page of ListKeys.
 const (
 	defaultPage = 100
 	maxPage     = 1000
@@ -32,7 +32,7 @@ func (s *Server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 	if err != nil {
 		return nil, err
 	}
-	s.Log.Info("API key made", "key_id", record.ID, "name", record.Name, "uid", s.uid(ctx))
+	s.Log.Info("API key created", "key_id", record.ID, "name", record.Name, "uid", s.uid(ctx))
 	return &adminv1.CreateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(keys.Key{Record: record})}, nil
 }
 
@@ -40,12 +40,12 @@ func (s *Server) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (
 func (s *Server) ListKeys(_ context.Context, req *adminv1.ListKeysRequest) (*adminv1.ListKeysResponse, error) {
 	state, ok := keyStates[req.GetState()]
 	if !ok {
-		return nil, fmt.Errorf("key state %d: there is no such state: %w", req.GetState(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("unknown key state %d: %w", req.GetState(), errdefs.ErrInvalidArgument)
 	}
 	size := int(req.GetPageSize())
 	switch {
 	case size < 0:
-		return nil, fmt.Errorf("page size %d: must not be negative: %w", size, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("page size %d must not be negative: %w", size, errdefs.ErrInvalidArgument)
 	case size == 0:
 		size = defaultPage
 	}
@@ -54,7 +54,7 @@ func (s *Server) ListKeys(_ context.Context, req *adminv1.ListKeysRequest) (*adm
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.ListKeysResponse{Keys: protos(keys, s.keyProto), NextPageToken: next}, nil
+	return &adminv1.ListKeysResponse{Keys: toProtos(keys, s.keyProto), NextPageToken: next}, nil
 }
 
 // GetKey implements AdminServiceServer.
@@ -78,14 +78,14 @@ func (s *Server) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) (
 
 // RotateKey implements AdminServiceServer.
 func (s *Server) RotateKey(ctx context.Context, req *adminv1.RotateKeyRequest) (*adminv1.RotateKeyResponse, error) {
-	secret, made, old, err := s.Keys.Rotate(ctx, keys.RotateRequest{
+	secret, created, old, err := s.Keys.Rotate(ctx, keys.RotateRequest{
 		Ref: req.GetRef(), Grace: req.GetGrace(), Expire: req.GetExpire(), By: s.uid(ctx),
 	})
 	if err != nil {
 		return nil, err
 	}
-	s.Log.Info("API key rotated", "key_id", old.ID, "replaced_by", made.ID, "name", made.Name, "uid", s.uid(ctx))
-	return &adminv1.RotateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(keys.Key{Record: made}), Old: s.keyProto(old)}, nil
+	s.Log.Info("API key rotated", "key_id", old.ID, "replaced_by", created.ID, "name", created.Name, "uid", s.uid(ctx))
+	return &adminv1.RotateKeyResponse{Key: secret.Reveal(), Info: s.keyProto(keys.Key{Record: created}), Old: s.keyProto(old)}, nil
 }
 
 // PruneKeys implements AdminServiceServer.
@@ -97,7 +97,7 @@ func (s *Server) PruneKeys(ctx context.Context, req *adminv1.PruneKeysRequest) (
 	if !req.GetDryRun() {
 		s.Log.Info("API keys pruned", "count", len(keys), "uid", s.uid(ctx))
 	}
-	return &adminv1.PruneKeysResponse{Keys: protos(keys, s.keyProto)}, nil
+	return &adminv1.PruneKeysResponse{Keys: toProtos(keys, s.keyProto)}, nil
 }
 
 // Reset implements AdminServiceServer.

@@ -39,7 +39,7 @@ func TestCreateKey(t *testing.T) {
 	}
 	info := resp.GetInfo()
 	if p.KeyID != info.GetId() || !p.Allows("project-web") || p.Allows("b") || !p.Has(keys.ScopeExec) || p.Has(keys.ScopeStart) {
-		t.Errorf("the key speaks for %+v, its info says %v", p, info)
+		t.Errorf("the key has the principal %+v, but its info is %v", p, info)
 	}
 	want := &adminv1.Key{
 		Id: info.GetId(), Name: "ci", Namespaces: []string{"a", "project-web"}, Scopes: []string{"sandbox:exec", "sandbox:read"},
@@ -50,32 +50,32 @@ func TestCreateKey(t *testing.T) {
 		t.Error(diff)
 	}
 	if strings.Contains(f.log.String(), resp.GetKey()) || !strings.Contains(f.log.String(), info.GetId()) {
-		t.Errorf("the log should have the key's id and not the key:\n%s", f.log.String())
+		t.Errorf("the log must have the key's id but not the key:\n%s", f.log.String())
 	}
 
 	resp = f.createKey(t, &adminv1.CreateKeyRequest{})
 	if info := resp.GetInfo(); info.GetExpiresAt() != nil || len(info.GetNamespaces()) != 0 || len(info.GetScopes()) != 0 {
-		t.Errorf("a key without limits is %v", info)
+		t.Errorf("key without limits: got %v", info)
 	}
 	for _, bad := range []*adminv1.CreateKeyRequest{
 		{Expire: "7"}, {Expire: "1fortnight"}, {Namespaces: []string{"../x"}}, {Namespaces: []string{""}}, {Scopes: []string{"sandbox:everything"}}, {Name: "a b"},
 	} {
 		if _, err := f.client.CreateKey(t.Context(), bad); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("CreateKey(%v): %v", bad, err)
+			t.Errorf("CreateKey(%v): got error %v, want InvalidArgument", bad, err)
 		}
 	}
 	if _, err := f.client.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Name: "ci"}); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("a name twice: %v", err)
+		t.Errorf("duplicate name: got error %v, want AlreadyExists", err)
 	}
 	if n := len(f.store.Records()); n != 2 {
-		t.Errorf("there are %d keys", n)
+		t.Errorf("the store has %d keys, want 2", n)
 	}
 }
 
 func TestListKeys(t *testing.T) {
 	f := newFixture(t, "")
 	const n = 5
-	var want []string // the oldest first
+	var want []string // oldest first
 	for i := range n {
 		req := new(adminv1.CreateKeyRequest)
 		if i == 1 {
@@ -83,7 +83,7 @@ func TestListKeys(t *testing.T) {
 		}
 		key := f.createKey(t, req).GetInfo()
 		want = append(want, key.GetId())
-		for time.Now().UnixMilli() == key.GetCreatedAt().AsTime().UnixMilli() { // keys of one millisecond have no order
+		for time.Now().UnixMilli() == key.GetCreatedAt().AsTime().UnixMilli() { // keys created in the same millisecond have no order
 		}
 	}
 	revoked, err := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: want[3]})
@@ -98,7 +98,7 @@ func TestListKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 			if req.PageSize > 0 && len(resp.GetKeys()) > int(req.PageSize) {
-				t.Errorf("a page has %d keys", len(resp.GetKeys()))
+				t.Errorf("a page has %d keys, want at most %d", len(resp.GetKeys()), req.PageSize)
 			}
 			for _, k := range resp.GetKeys() {
 				ids = append(ids, k.GetId())
@@ -111,10 +111,10 @@ func TestListKeys(t *testing.T) {
 	}
 	got, pages := list(&adminv1.ListKeysRequest{PageSize: 2})
 	if diff := cmp.Diff(want, got); diff != "" || pages != 3 {
-		t.Errorf("%d pages: %s", pages, diff)
+		t.Errorf("got %d pages, want 3; ids (-want +got):\n%s", pages, diff)
 	}
 	if got, pages := list(&adminv1.ListKeysRequest{PageSize: 1 << 30}); len(got) != n || pages != 1 {
-		t.Errorf("a page of any size has %v, %d", got, pages)
+		t.Errorf("with a huge page size: got %v in %d pages, want %d keys in 1 page", got, pages, n)
 	}
 	got, _ = list(&adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_REVOKED})
 	if diff := cmp.Diff([]string{revoked.GetKey().GetId()}, got); diff != "" {
@@ -125,48 +125,48 @@ func TestListKeys(t *testing.T) {
 		t.Error(diff)
 	}
 	if got, _ = list(&adminv1.ListKeysRequest{UnusedFor: "1d"}); got != nil {
-		t.Errorf("keys that are new are unused for a day: %v", got)
+		t.Errorf("new keys are listed as unused for a day: %v", got)
 	}
 	for _, bad := range []*adminv1.ListKeysRequest{{PageSize: -1}, {State: 9}, {UnusedFor: "x"}, {Namespace: "../x"}, {PageToken: "x"}} {
 		if _, err := f.client.ListKeys(t.Context(), bad); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("ListKeys(%v): %v", bad, err)
+			t.Errorf("ListKeys(%v): got error %v, want InvalidArgument", bad, err)
 		}
 	}
 }
 
-// The pages have a size of their own where none is asked for, and a largest one.
+// Pages have a default size and a maximum size.
 func TestPageSizes(t *testing.T) {
 	f := newFixture(t, "")
-	asked := new(askedKeys)
-	f.server.Keys = asked
+	recorder := new(limitRecorder)
+	f.server.Keys = recorder
 	for size, want := range map[int32]int{0: defaultPage, 1: 1, maxPage: maxPage, maxPage + 1: maxPage} {
-		if _, err := f.client.ListKeys(t.Context(), &adminv1.ListKeysRequest{PageSize: size}); err != nil || asked.limit != want {
-			t.Errorf("a page of %d is one of %d, %v", size, asked.limit, err)
+		if _, err := f.client.ListKeys(t.Context(), &adminv1.ListKeysRequest{PageSize: size}); err != nil || recorder.limit != want {
+			t.Errorf("page size %d became %d, want %d, error %v", size, recorder.limit, want, err)
 		}
 	}
 }
 
-// askedKeys remembers what List was asked for.
-type askedKeys struct {
+// limitRecorder records the limit that List was called with.
+type limitRecorder struct {
 	Keys
 	limit int
 }
 
-func (a *askedKeys) List(_ keys.Filter, _ string, limit int) ([]keys.Key, string, error) {
-	a.limit = limit
+func (r *limitRecorder) List(_ keys.Filter, _ string, limit int) ([]keys.Key, string, error) {
+	r.limit = limit
 	return nil, "", nil
 }
 
 func TestUseAndRevocationOfAKey(t *testing.T) {
 	f := newFixture(t, "")
-	made := f.createKey(t, &adminv1.CreateKeyRequest{Name: "ci"})
-	p, err := f.verifier.Verify(made.GetKey(), from)
+	created := f.createKey(t, &adminv1.CreateKeyRequest{Name: "ci"})
+	p, err := f.verifier.Verify(created.GetKey(), from)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := p.Bind(t.Context())
 	defer cancel()
-	for _, ref := range []string{"ci", made.GetInfo().GetId(), made.GetInfo().GetId()[:6]} {
+	for _, ref := range []string{"ci", created.GetInfo().GetId(), created.GetInfo().GetId()[:6]} {
 		resp, err := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: ref})
 		if k := resp.GetKey(); err != nil || k.GetId() != p.KeyID || k.GetRequests() != 1 || k.GetLastUsedAt() == nil || k.GetLastUsedFrom() != from.String() {
 			t.Errorf("GetKey(%q): %v, %v", ref, resp, err)
@@ -176,19 +176,19 @@ func TestUseAndRevocationOfAKey(t *testing.T) {
 	if k := resp.GetKey(); err != nil || k.GetState() != adminv1.KeyState_KEY_STATE_REVOKED || k.GetRevocation() != "revoked" || k.GetRevokedAt() == nil {
 		t.Errorf("RevokeKey: %v, %v", resp, err)
 	}
-	if _, err := f.verifier.Verify(made.GetKey(), from); err == nil {
-		t.Error("a revoked key is taken")
+	if _, err := f.verifier.Verify(created.GetKey(), from); err == nil {
+		t.Error("a revoked key is accepted")
 	}
 	if ctx.Err() == nil {
-		t.Error("what the key has in progress goes on")
+		t.Error("requests in progress were not cancelled")
 	}
-	for _, ref := range []string{"nobody", "0000000000000000"} {
+	for _, ref := range []string{"no-such-key", "0000000000000000"} {
 		_, get := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: ref})
 		_, revoke := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: ref})
 		_, rotate := f.client.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Ref: ref})
 		for _, err := range []error{get, revoke, rotate} {
 			if status.Code(err) != codes.NotFound {
-				t.Errorf("%q: %v", ref, err)
+				t.Errorf("%q: got error %v, want NotFound", ref, err)
 			}
 		}
 	}
@@ -196,7 +196,7 @@ func TestUseAndRevocationOfAKey(t *testing.T) {
 	got := f.store.TakeEvents()
 	for i := range got {
 		if got[i].Actor != "uid:0" || got[i].Target != p.KeyID {
-			t.Errorf("audit event %+v", got[i])
+			t.Errorf("audit event %+v, want actor uid:0 and target %s", got[i], p.KeyID)
 		}
 		got[i] = audit.Event{Action: got[i].Action}
 	}
@@ -212,18 +212,18 @@ func TestRotateKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, old := resp.GetInfo(), resp.GetOld()
-	if made.GetName() != "ci" || made.GetId() == old.GetId() || !cmp.Equal(made.GetNamespaces(), []string{"a"}) || !cmp.Equal(made.GetScopes(), []string{"sandbox:exec"}) ||
-		made.GetExpiresAt() == nil || made.GetState() != adminv1.KeyState_KEY_STATE_LIVE {
-		t.Errorf("made %v", made)
+	created, old := resp.GetInfo(), resp.GetOld()
+	if created.GetName() != "ci" || created.GetId() == old.GetId() || !cmp.Equal(created.GetNamespaces(), []string{"a"}) ||
+		!cmp.Equal(created.GetScopes(), []string{"sandbox:exec"}) || created.GetExpiresAt() == nil || created.GetState() != adminv1.KeyState_KEY_STATE_LIVE {
+		t.Errorf("new key: %v", created)
 	}
-	if old.GetId() != first.GetInfo().GetId() || old.GetState() != adminv1.KeyState_KEY_STATE_LIVE || old.GetReplacedBy() != made.GetId() ||
+	if old.GetId() != first.GetInfo().GetId() || old.GetState() != adminv1.KeyState_KEY_STATE_LIVE || old.GetReplacedBy() != created.GetId() ||
 		old.GetRevocation() != "rotated" || old.GetRevokedAt() == nil {
-		t.Errorf("old %v", old)
+		t.Errorf("old key: %v", old)
 	}
 	for _, key := range []string{first.GetKey(), resp.GetKey()} {
 		if _, err := f.verifier.Verify(key, from); err != nil {
-			t.Errorf("a key is refused in the grace period: %v", err)
+			t.Errorf("a key is refused during the grace period: %v", err)
 		}
 	}
 	again, err := f.client.RotateKey(t.Context(), &adminv1.RotateKeyRequest{Ref: "ci", Expire: "1y"})
@@ -231,23 +231,23 @@ func TestRotateKey(t *testing.T) {
 		t.Errorf("without a grace period: %v, %v", again, err)
 	}
 	if _, err := f.verifier.Verify(resp.GetKey(), from); err == nil {
-		t.Error("a key without a grace period is taken")
+		t.Error("a key that was rotated without a grace period is accepted")
 	}
 	for _, bad := range []*adminv1.RotateKeyRequest{{Ref: "ci", Grace: "x"}, {Ref: "ci", Expire: "x"}, {Ref: ""}} {
 		if _, err := f.client.RotateKey(t.Context(), bad); status.Code(err) != codes.InvalidArgument && status.Code(err) != codes.NotFound {
-			t.Errorf("RotateKey(%v): %v", bad, err)
+			t.Errorf("RotateKey(%v): got error %v, want InvalidArgument or NotFound", bad, err)
 		}
 	}
 	if strings.Contains(f.log.String(), resp.GetKey()) {
-		t.Error("the key is in the log")
+		t.Error("the log contains the key")
 	}
 }
 
 func TestPruneKeys(t *testing.T) {
 	f := newFixture(t, "")
-	f.createKey(t, &adminv1.CreateKeyRequest{Name: "stays"})
-	f.createKey(t, &adminv1.CreateKeyRequest{Name: "goes"})
-	if _, err := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: "goes"}); err != nil {
+	f.createKey(t, &adminv1.CreateKeyRequest{Name: "live"})
+	f.createKey(t, &adminv1.CreateKeyRequest{Name: "dead"})
+	if _, err := f.client.RevokeKey(t.Context(), &adminv1.RevokeKeyRequest{Ref: "dead"}); err != nil {
 		t.Fatal(err)
 	}
 	prune := func(req *adminv1.PruneKeysRequest) (names []string) {
@@ -262,13 +262,13 @@ func TestPruneKeys(t *testing.T) {
 		return names
 	}
 	if got := prune(&adminv1.PruneKeysRequest{DeadFor: "30d"}); got != nil {
-		t.Errorf("a key that has just died is pruned: %v", got)
+		t.Errorf("a key that was just revoked is pruned as dead for 30 days: %v", got)
 	}
-	if got := prune(&adminv1.PruneKeysRequest{DryRun: true}); !cmp.Equal(got, []string{"goes"}) || len(f.store.Records()) != 2 {
-		t.Errorf("a dry run: %v, %d are left", got, len(f.store.Records()))
+	if got := prune(&adminv1.PruneKeysRequest{DryRun: true}); !cmp.Equal(got, []string{"dead"}) || len(f.store.Records()) != 2 {
+		t.Errorf("dry run: got %v, %d keys remain, want 2", got, len(f.store.Records()))
 	}
-	if got := prune(&adminv1.PruneKeysRequest{}); !cmp.Equal(got, []string{"goes"}) || len(f.store.Records()) != 1 {
-		t.Errorf("pruned %v, %d are left", got, len(f.store.Records()))
+	if got := prune(&adminv1.PruneKeysRequest{}); !cmp.Equal(got, []string{"dead"}) || len(f.store.Records()) != 1 {
+		t.Errorf("pruned %v, %d keys remain, want 1", got, len(f.store.Records()))
 	}
 	if _, err := f.client.PruneKeys(t.Context(), &adminv1.PruneKeysRequest{DeadFor: "x"}); status.Code(err) != codes.InvalidArgument {
 		t.Error(err)
@@ -286,27 +286,27 @@ func TestReset(t *testing.T) {
 		t.Errorf("got %v", resp)
 	}
 	if _, err := f.verifier.Verify(key.GetKey(), from); err == nil {
-		t.Error("a key from before the reset is taken")
+		t.Error("a key from before the reset is accepted")
 	}
 }
 
-// laterKeys live by a clock that is ahead of the wall's.
-type laterKeys struct{ Keys }
+// aheadKeys is Keys with a clock that is two hours ahead.
+type aheadKeys struct{ Keys }
 
-func (k laterKeys) Now() time.Time { return k.Keys.Now().Add(2 * time.Hour) }
+func (k aheadKeys) Now() time.Time { return k.Keys.Now().Add(2 * time.Hour) }
 
-// The state of a key is what the verifier goes by, not what the wall clock says.
-func TestStateIsByTheClockOfKeys(t *testing.T) {
+// The state of a key is computed with the clock of Keys, which the verifier uses, not with the system clock.
+func TestStateUsesTheClockOfKeys(t *testing.T) {
 	f := newFixture(t, "")
 	f.createKey(t, &adminv1.CreateKeyRequest{Name: "ci", Expire: "1h"})
 	for keys, want := range map[Keys]adminv1.KeyState{
 		f.server.Keys:            adminv1.KeyState_KEY_STATE_LIVE,
-		laterKeys{f.server.Keys}: adminv1.KeyState_KEY_STATE_EXPIRED,
+		aheadKeys{f.server.Keys}: adminv1.KeyState_KEY_STATE_EXPIRED,
 	} {
 		f.server.Keys = keys
 		resp, err := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: "ci"})
 		if err != nil || resp.GetKey().GetState() != want {
-			t.Errorf("%T: %v, %v", keys, resp.GetKey().GetState(), err)
+			t.Errorf("%T: got %v, want %v, error %v", keys, resp.GetKey().GetState(), want, err)
 		}
 	}
 }

@@ -26,46 +26,46 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// store is a keys.Store and an Audit in memory.
-type store struct {
+// memoryStore is an in-memory keys.Store and Audit.
+type memoryStore struct {
 	*keystest.MemoryStore
-	mu      sync.Mutex
-	more    chan struct{} // closed and replaced with each change
-	problem error         // of the audit log
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced on each change
+	auditErr error         // returned by VerifyAudit
 }
 
-func newStore() *store {
-	return &store{MemoryStore: keystest.NewMemoryStore(), more: make(chan struct{})}
+func newStore() *memoryStore {
+	return &memoryStore{MemoryStore: keystest.NewMemoryStore(), changed: make(chan struct{})}
 }
 
-func (s *store) CommitKeys(c keys.Change) error {
+func (s *memoryStore) CommitKeys(c keys.Change) error {
 	if err := s.MemoryStore.CommitKeys(c); err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	close(s.more)
-	s.more = make(chan struct{})
+	close(s.changed)
+	s.changed = make(chan struct{})
 	return nil
 }
 
-func (s *store) Audit(e audit.Event) error {
+func (s *memoryStore) Audit(e audit.Event) error {
 	return s.CommitKeys(keys.Change{Events: []audit.Event{e}})
 }
 
-func (s *store) AuditPath() string { return "/state/audit.jsonl" }
+func (s *memoryStore) AuditPath() string { return "/state/audit.jsonl" }
 
-func (s *store) VerifyAudit(ctx context.Context) (audit.Head, error) {
+func (s *memoryStore) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return audit.Head{Seq: uint64(len(s.Events())), Hash: "h"}, s.problem
+	return audit.Head{Seq: uint64(len(s.Events())), Hash: "h"}, s.auditErr
 }
 
-func (s *store) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
+func (s *memoryStore) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
 	next := max(0, len(s.Events())-last)
 	for {
 		s.mu.Lock()
-		more := s.more
+		changed := s.changed
 		s.mu.Unlock()
 		events := s.Events()[next:]
 		next += len(events)
@@ -78,45 +78,45 @@ func (s *store) TailAudit(ctx context.Context, last int, follow bool, line func(
 			return nil
 		}
 		select {
-		case <-more:
+		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// archives is a Backups whose archive is some bytes.
-type archives struct {
-	content string
+// fakeBackups is a Backups whose archives are arbitrary text.
+type fakeBackups struct {
+	content string // what Write writes
 	by      uint32
 	err     error
-	// restored has what each Restore read, or why it could not.
+	// restored gets the error of reading the archive, for each Restore.
 	restored chan error
-	read     string
+	read     string // what the last Restore read
 }
 
-func (a *archives) Write(_ context.Context, w io.Writer, by uint32) error {
-	a.by = by
-	if _, err := io.WriteString(w, a.content); err != nil {
+func (b *fakeBackups) Write(_ context.Context, w io.Writer, by uint32) error {
+	b.by = by
+	if _, err := io.WriteString(w, b.content); err != nil {
 		return err
 	}
-	return a.err
+	return b.err
 }
 
-func (a *archives) Restore(_ context.Context, r io.Reader, by uint32) (keys.Restored, error) {
-	a.by = by
+func (b *fakeBackups) Restore(_ context.Context, r io.Reader, by uint32) (keys.Restored, error) {
+	b.by = by
 	content, err := io.ReadAll(r)
-	a.read = string(content)
-	a.restored <- err
-	return keys.Restored{TakenAt: time.Unix(9, 0), Live: 2, Invalidated: 1}, errors.Join(err, a.err)
+	b.read = string(content)
+	b.restored <- err
+	return keys.Restored{TakenAt: time.Unix(9, 0), Live: 2, Invalidated: 1}, errors.Join(err, b.err)
 }
 
-type sandboxes struct {
+type fakeSandboxes struct {
 	records []sandbox.Record
 	stopped []sandbox.Name
 }
 
-func (s *sandboxes) List(namespace string) (out []sandbox.Record) {
+func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
 	for _, r := range s.records {
 		if namespace == "" || r.Name.Namespace == namespace {
 			out = append(out, r)
@@ -125,42 +125,42 @@ func (s *sandboxes) List(namespace string) (out []sandbox.Record) {
 	return out
 }
 
-func (s *sandboxes) StopAll(context.Context) (int, error) {
+func (s *fakeSandboxes) StopAll(context.Context) (int, error) {
 	n := len(s.records)
 	s.records = nil
 	return n, nil
 }
 
-func (s *sandboxes) Stop(_ context.Context, name sandbox.Name) error {
+func (s *fakeSandboxes) Stop(_ context.Context, name sandbox.Name) error {
 	s.stopped = append(s.stopped, name)
 	return nil
 }
 
-type images struct {
+type fakeImages struct {
 	list     []sandbox.Image
 	imported []string
 }
 
-func (i *images) Import(_ context.Context, path string) ([]sandbox.Image, error) {
+func (i *fakeImages) Import(_ context.Context, path string) ([]sandbox.Image, error) {
 	i.imported = append(i.imported, path)
 	return i.list, nil
 }
 
-func (i *images) List(context.Context) ([]sandbox.Image, error) { return i.list, nil }
+func (i *fakeImages) List(context.Context) ([]sandbox.Image, error) { return i.list, nil }
 
-// log is a log that may be read while it is written.
-type log struct {
+// logBuffer is a buffer that can be read while it is written.
+type logBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder
 }
 
-func (l *log) Write(p []byte) (int, error) {
+func (l *logBuffer) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(p)
 }
 
-func (l *log) String() string {
+func (l *logBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
@@ -169,7 +169,7 @@ func (l *log) String() string {
 type fixture struct {
 	client    adminv1.AdminServiceClient
 	conn      *grpc.ClientConn
-	stop      func() error // ends the server and waits for it
+	stop      func() error // stops the server and waits for it
 	server    *Server
 	shutdowns int
 	statuses  int
@@ -177,24 +177,23 @@ type fixture struct {
 	peer      peer.Peer
 	peerKnown bool
 	verifier  *keys.Verifier
-	store     *store
-	archives  *archives
-	sandboxes *sandboxes
-	images    *images
-	log       log
+	store     *memoryStore
+	backups   *fakeBackups
+	sandboxes *fakeSandboxes
+	images    *fakeImages
+	log       logBuffer
 }
 
-// newFixture serves an AdminService over real API keys, on a socket; the caller is root until told
-// otherwise.
+// newFixture serves an AdminService with real API keys on a Unix socket. The caller is root unless a test sets f.peer.
 func newFixture(t *testing.T, group string) *fixture {
 	t.Helper()
 	f := &fixture{
 		state:     adminv1.GetStatusResponse_DAEMON_STATE_READY,
 		peerKnown: true,
 		store:     newStore(),
-		archives:  &archives{restored: make(chan error, 1)},
-		sandboxes: new(sandboxes),
-		images: &images{list: []sandbox.Image{{
+		backups:   &fakeBackups{restored: make(chan error, 1)},
+		sandboxes: new(fakeSandboxes),
+		images: &fakeImages{list: []sandbox.Image{{
 			Name: "microsandbox/python", Digest: "sha256:00", Size: 7, Created: time.Unix(1, 0),
 		}}},
 	}
@@ -210,7 +209,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		Keys:      issuer,
 		Pruner:    issuer,
 		Audit:     f.store,
-		Backups:   f.archives,
+		Backups:   f.backups,
 		Sandboxes: f.sandboxes,
 		Images:    f.images,
 		State:     func() (adminv1.GetStatusResponse_DaemonState, []string) { return f.state, []string{"no disk"} },
@@ -224,7 +223,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		Group:       group,
 		Log:         log,
 	})
-	dir, err := os.MkdirTemp("", "admin") // short, because a socket's path is limited
+	dir, err := os.MkdirTemp("", "admin") // t.TempDir may be too long for the path of a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,15 +254,15 @@ func newFixture(t *testing.T, group string) *fixture {
 	return f
 }
 
-// call makes a call of a method by name, streaming or not, with one empty request.
+// call calls a method, streaming or not, with one empty request, and returns the status code.
 func (f *fixture) call(t *testing.T, method string) codes.Code {
 	t.Helper()
 	stream, err := f.conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An empty message is valid on the wire for every request and response. A send fails with what the
-	// call ended with, which is received, too.
+	// An empty message is valid on the wire as any request and any response. If the call has already ended, sending fails,
+	// but RecvMsg returns its status as well.
 	_ = stream.SendMsg(&adminv1.ResetRequest{})
 	_ = stream.CloseSend()
 	for {
@@ -275,8 +274,8 @@ func (f *fixture) call(t *testing.T, method string) codes.Code {
 	}
 }
 
-// served is every method of the service, by its full name.
-func served() (list []string) {
+// serviceMethods returns the full name of every method of the service.
+func serviceMethods() (list []string) {
 	desc := adminv1.AdminService_ServiceDesc
 	for _, m := range desc.Methods {
 		list = append(list, "/"+desc.ServiceName+"/"+m.MethodName)

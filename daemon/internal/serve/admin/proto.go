@@ -11,7 +11,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// keyStates are a key's states by their names on the wire. Unspecified is any of them.
+// keyStates maps the key states of the API to those of the domain. Unspecified matches keys in any state.
 var keyStates = map[adminv1.KeyState]keys.State{
 	adminv1.KeyState_KEY_STATE_UNSPECIFIED: 0,
 	adminv1.KeyState_KEY_STATE_LIVE:        keys.Live,
@@ -19,7 +19,7 @@ var keyStates = map[adminv1.KeyState]keys.State{
 	adminv1.KeyState_KEY_STATE_REVOKED:     keys.Revoked,
 }
 
-// keyProto needs the server, whose keys live by a clock of their own.
+// keyProto converts k. Its state is the state at s.Keys.Now(), which may differ from the system clock.
 func (s *Server) keyProto(k keys.Key) *adminv1.Key {
 	key := &adminv1.Key{
 		Id:           k.ID,
@@ -79,7 +79,7 @@ func restoredProto(r keys.Restored, signingKeyID string) *adminv1.RestoreRespons
 	}
 }
 
-// timeProto is absent for the zero time.
+// timeProto returns nil for the zero time.
 func timeProto(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil
@@ -87,10 +87,10 @@ func timeProto(t time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(t)
 }
 
-func protos[Record, Proto any](records []Record, proto func(Record) Proto) []Proto {
+func toProtos[Record, Proto any](records []Record, convert func(Record) Proto) []Proto {
 	out := make([]Proto, 0, len(records))
 	for _, r := range records {
-		out = append(out, proto(r))
+		out = append(out, convert(r))
 	}
 	return out
 }

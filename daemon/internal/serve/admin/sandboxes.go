@@ -16,7 +16,7 @@ func (s *Server) ListSandboxes(_ context.Context, req *adminv1.ListSandboxesRequ
 			return nil, err
 		}
 	}
-	return &adminv1.ListSandboxesResponse{Sandboxes: protos(s.Sandboxes.List(req.GetNamespace()), sandboxProto)}, nil
+	return &adminv1.ListSandboxesResponse{Sandboxes: toProtos(s.Sandboxes.List(req.GetNamespace()), sandboxProto)}, nil
 }
 
 // StopSandbox implements AdminServiceServer.
@@ -46,7 +46,7 @@ func (s *Server) ImportImage(ctx context.Context, req *adminv1.ImportImageReques
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.ImportImageResponse{Images: protos(images, imageProto)}, nil
+	return &adminv1.ImportImageResponse{Images: toProtos(images, imageProto)}, nil
 }
 
 // ListImages implements AdminServiceServer.
@@ -55,5 +55,5 @@ func (s *Server) ListImages(ctx context.Context, _ *adminv1.ListImagesRequest) (
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.ListImagesResponse{Images: protos(images, imageProto)}, nil
+	return &adminv1.ListImagesResponse{Images: toProtos(images, imageProto)}, nil
 }

@@ -41,19 +41,19 @@ func (f *fixture) backup(t *testing.T) (string, error) {
 	}
 }
 
-// Larger than a message may be, and no multiple of a chunk.
+// large is an archive that exceeds the limit on messages and is not a multiple of the chunk size.
 var large = strings.Repeat("an archive ", 500_000)
 
 func TestBackup(t *testing.T) {
 	f := newFixture(t, "root")
 	f.peer = peer.Peer{UID: 1234, Groups: []uint32{0}}
-	f.archives.content = large
-	if got, err := f.backup(t); err != nil || got != large || f.archives.by != 1234 {
-		t.Errorf("got %d of %d bytes, %v, by %d", len(got), len(large), err, f.archives.by)
+	f.backups.content = large
+	if got, err := f.backup(t); err != nil || got != large || f.backups.by != 1234 {
+		t.Errorf("got %d of %d bytes, error %v, by uid %d, want 1234", len(got), len(large), err, f.backups.by)
 	}
-	f.archives.err = fmt.Errorf("the disk is gone: %w", errdefs.ErrFailedPrecondition)
+	f.backups.err = fmt.Errorf("the disk is gone: %w", errdefs.ErrFailedPrecondition)
 	if _, err := f.backup(t); status.Code(err) != codes.FailedPrecondition || status.Convert(err).Message() != "the disk is gone" {
-		t.Errorf("a backup that fails at its end: %v", err)
+		t.Errorf("a backup that fails after the last chunk: %v", err)
 	}
 }
 
@@ -71,20 +71,20 @@ func TestRestore(t *testing.T) {
 			if err := stream.Send(&adminv1.RestoreRequest{Chunk: []byte(chunk)}); err != nil {
 				t.Fatal(err)
 			}
-			if err := stream.Send(&adminv1.RestoreRequest{}); err != nil { // an empty one is no end
+			if err := stream.Send(&adminv1.RestoreRequest{}); err != nil { // an empty chunk does not end the archive
 				t.Fatal(err)
 			}
 		}
 		resp, err := stream.CloseAndRecv()
-		<-f.archives.restored
+		<-f.backups.restored
 		return resp, err
 	}
 	resp, err := restore()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.archives.read != large {
-		t.Errorf("got %d of %d bytes", len(f.archives.read), len(large))
+	if f.backups.read != large {
+		t.Errorf("got %d of %d bytes", len(f.backups.read), len(large))
 	}
 	want := &adminv1.RestoreResponse{
 		SigningKeyId: f.server.Keys.SigningKey().ID, Live: 2, Invalidated: 1, TakenAt: timestamppb.New(time.Unix(9, 0)),
@@ -92,16 +92,16 @@ func TestRestore(t *testing.T) {
 	if diff := cmp.Diff(want, resp, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	f.archives.err = fmt.Errorf("the archive is damaged: %w", errdefs.ErrDataLoss)
+	f.backups.err = fmt.Errorf("the archive is damaged: %w", errdefs.ErrDataLoss)
 	if _, err := restore(); status.Code(err) != codes.DataLoss {
 		t.Error(err)
 	}
 }
 
-// An upload that is cut is never taken for a whole archive.
-func TestRestoreOfACutUpload(t *testing.T) {
+// An interrupted upload is never mistaken for a complete archive.
+func TestRestoreOfAnInterruptedUpload(t *testing.T) {
 	f := newFixture(t, "")
-	ctx, cut := context.WithCancel(t.Context())
+	ctx, interrupt := context.WithCancel(t.Context())
 	stream, err := f.client.Restore(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -109,9 +109,9 @@ func TestRestoreOfACutUpload(t *testing.T) {
 	if err := stream.Send(&adminv1.RestoreRequest{Chunk: []byte("half")}); err != nil {
 		t.Fatal(err)
 	}
-	cut()
-	if err := <-f.archives.restored; err == nil {
-		t.Errorf("the archive %q ended well", f.archives.read)
+	interrupt()
+	if err := <-f.backups.restored; err == nil {
+		t.Errorf("the interrupted archive %q was read without an error", f.backups.read)
 	}
 }
 
@@ -128,7 +128,7 @@ func TestTailAudit(t *testing.T) {
 	}
 	wantLines(t, stream, "b", "c")
 	if _, err := stream.Recv(); err != io.EOF {
-		t.Errorf("behind the end: %v", err)
+		t.Errorf("after the last entry: got error %v, want EOF", err)
 	}
 	stream, err = f.client.TailAudit(t.Context(), &adminv1.TailAuditRequest{Last: -1})
 	if err == nil {
@@ -149,8 +149,8 @@ func wantLines(t *testing.T, stream adminv1.AdminService_TailAuditClient, want .
 	}
 }
 
-// Whoever follows the log is told that the daemon ends, and does not keep it from doing so.
-func TestFollowersDoNotHoldUpTheEnd(t *testing.T) {
+// When the daemon stops, it ends the streams that follow the audit log, so that they do not delay its exit.
+func TestFollowersDoNotDelayShutdown(t *testing.T) {
 	f := newFixture(t, "")
 	if err := f.store.Audit(audit.Event{Action: "a"}); err != nil {
 		t.Fatal(err)
@@ -167,23 +167,23 @@ func TestFollowersDoNotHoldUpTheEnd(t *testing.T) {
 	if err := f.stop(); err != nil {
 		t.Error(err)
 	}
-	// A stream that was cut off when the time to drain was over would say something else.
+	// A stream that was aborted after drainTimeout would have a different error.
 	_, err = stream.Recv()
 	if s := status.Convert(err); s.Code() != codes.Unavailable || s.Message() != "msbd is stopping" {
-		t.Errorf("the follower got %v", err)
+		t.Errorf("the follower got error %v, want Unavailable: msbd is stopping", err)
 	}
 }
 
-// A backup in progress is finished first.
-func TestBackupsAreFinishedAtTheEnd(t *testing.T) {
+// When the daemon stops, it waits for a backup in progress.
+func TestShutdownWaitsForBackups(t *testing.T) {
 	f := newFixture(t, "")
-	begun, goOn := make(chan struct{}), make(chan struct{})
-	f.server.Backups = writing(func(w io.Writer) error {
+	started, resume := make(chan struct{}), make(chan struct{})
+	f.server.Backups = writeFunc(func(w io.Writer) error {
 		if _, err := io.WriteString(w, "first "); err != nil {
 			return err
 		}
-		close(begun)
-		<-goOn
+		close(started)
+		<-resume
 		_, err := io.WriteString(w, "second")
 		return err
 	})
@@ -196,29 +196,29 @@ func TestBackupsAreFinishedAtTheEnd(t *testing.T) {
 		archive, err := f.backup(t)
 		results <- result{archive, err}
 	}()
-	<-begun
-	ended := make(chan error)
-	go func() { ended <- f.stop() }()
-	for { // until the end has begun: new calls are not taken
+	<-started
+	stopped := make(chan error)
+	go func() { stopped <- f.stop() }()
+	for { // until the server has started to drain and refuses new calls
 		if _, err := f.client.GetStatus(t.Context(), &adminv1.GetStatusRequest{}); err != nil {
 			break
 		}
 	}
-	close(goOn)
+	close(resume)
 	if r := <-results; r.err != nil || r.archive != "first second" {
 		t.Errorf("got %q, %v", r.archive, r.err)
 	}
-	if err := <-ended; err != nil {
+	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
 }
 
-// writing is a Backups of one function.
-type writing func(io.Writer) error
+// writeFunc is a Backups that only writes.
+type writeFunc func(io.Writer) error
 
-func (write writing) Write(_ context.Context, w io.Writer, _ uint32) error { return write(w) }
+func (f writeFunc) Write(_ context.Context, w io.Writer, _ uint32) error { return f(w) }
 
-func (writing) Restore(context.Context, io.Reader, uint32) (keys.Restored, error) {
+func (writeFunc) Restore(context.Context, io.Reader, uint32) (keys.Restored, error) {
 	return keys.Restored{}, errdefs.ErrNotImplemented
 }
 
@@ -235,9 +235,9 @@ func TestVerifyAudit(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	f.store.problem = errors.New("line 2: changed")
+	f.store.auditErr = errors.New("line 2: changed")
 	want.Problem = "line 2: changed"
-	// A broken log must not keep anyone from hearing about it.
+	// A damaged log degrades the daemon, which must still report the damage.
 	f.state = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 	if got, err = f.client.VerifyAudit(t.Context(), &adminv1.VerifyAuditRequest{}); err != nil {
 		t.Fatal(err)

@@ -12,8 +12,8 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// FuzzMCP sends hostile bodies, as clients of each revision do. All are answered in the form that is due, none
-// brings the server down, and nothing is run but what a valid call of a tool asks for.
+// FuzzMCP sends hostile bodies as a client of each revision. Every body gets a response of the right form, no body makes
+// the server panic, and only valid tool calls reach the domain.
 func FuzzMCP(f *testing.F) {
 	meta := `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}`
 	stop := toolCall(1, "sandbox_stop", `{"sandbox":"a"}`)
@@ -33,11 +33,11 @@ func FuzzMCP(f *testing.F) {
 		}
 	}
 	s := newSite(f)
-	s.beat = time.Millisecond
+	s.progressInterval = time.Millisecond
 	f.Fuzz(func(t *testing.T, body []byte, revision byte) {
 		w := s.post(string(body), header("Mcp-Protocol-Version", Revisions[int(revision)%len(Revisions)]), header(sessionHeader, "label"),
 			func(r *http.Request) {
-				// As a client of the newest revision does, which repeats some of the body.
+				// Clients of the newest revision repeat parts of the body in headers.
 				var m struct {
 					Method string
 					Params struct{ Name, URI string }
@@ -47,10 +47,10 @@ func FuzzMCP(f *testing.F) {
 					r.Header.Set("Mcp-Name", m.Params.Name+m.Params.URI)
 				}
 			})
-		passed := s.boxes.passed()
+		calls := s.sandboxes.takeCalls()
 		valid := jsontext.Value(body).IsValid()
-		if passed != nil && (!valid || !strings.Contains(unescaped(body), "tools/call") || w.Code != http.StatusOK) {
-			t.Fatalf("%q ran %q, and is answered with %d %s", body, passed, w.Code, w.Body)
+		if calls != nil && (!valid || !strings.Contains(unescaped(body), "tools/call") || w.Code != http.StatusOK) {
+			t.Fatalf("%q made the calls %q and got %d %s", body, calls, w.Code, w.Body)
 		}
 		switch kind := w.Header().Get("Content-Type"); {
 		case w.Code == http.StatusAccepted && w.Body.Len() == 0 && valid:
@@ -58,18 +58,18 @@ func FuzzMCP(f *testing.F) {
 		case kind == "application/json" && jsontext.Value(w.Body.Bytes()).IsValid():
 			var res rpc.Response
 			if w.Code >= 400 && (json.Unmarshal(w.Body.Bytes(), &res) != nil || res.Error == nil) {
-				t.Fatalf("%q is refused with %d %s", body, w.Code, w.Body)
+				t.Fatalf("%q got %d %s, which is not a JSON-RPC error", body, w.Code, w.Body)
 			}
 		default:
-			t.Fatalf("%q is answered with %d %s %q", body, w.Code, kind, w.Body)
+			t.Fatalf("%q got an unexpected response: %d %s %q", body, w.Code, kind, w.Body)
 		}
-		if len(s.running.runs) != 0 {
-			t.Fatalf("%q: still kept: %v", body, s.running.runs)
+		if len(s.running.cancels) != 0 {
+			t.Fatalf("%q: calls still registered: %v", body, s.running.cancels)
 		}
 	})
 }
 
-// unescaped is the text of a body whose strings may be spelt with escapes.
+// unescaped returns body with its JSON strings re-encoded, so that ASCII letters are not escaped.
 func unescaped(body []byte) string {
 	var v any
 	if json.Unmarshal(body, &v) != nil {

@@ -1,5 +1,5 @@
-// Package mcp serves the Model Context Protocol, over Streamable HTTP, to AI assistants. Its tools are the
-// methods of JSON-RPC, which check what the caller may do. Package daemon makes the Handler.
+// Package mcp serves the Model Context Protocol to AI assistants, over Streamable HTTP. Its tools call the JSON-RPC
+// methods, which authorise the caller. Package daemon creates the Handler.
 //
 // There are no sessions: the gateway authenticates every request.
 package mcp
@@ -27,39 +27,43 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// Revisions of the protocol that are spoken, the newest first.
+// Revisions are the supported protocol revisions, newest first.
 var Revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"}
 
-// Methods is the table of JSON-RPC methods. A *rpc.Service of package serve/rpc is one.
+// Methods is the table of JSON-RPC methods. *rpc.Service of package serve/rpc implements it.
 type Methods interface {
-	// Call calls a method with named params for whoever made the request c, and ends when ctx does.
+	// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx.
 	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value) (jsontext.Value, *rpc.Error)
-	// Schemas returns the JSON Schemas of a method's params, as an object, and of its result.
+	// Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is
+	// no such method.
 	Schemas(method string) (params, result jsontext.Value)
-	// CountMessages reads a body as strict JSON, and returns how many messages of JSON-RPC it holds.
+	// CountMessages checks that body is strict JSON and returns how many JSON-RPC messages it holds.
 	CountMessages(body []byte) (int, error)
 }
 
-const instructions = "Start a sandbox, a microVM, with sandbox_start; run code or commands in it, which keeps its state from one run to " +
-	"the next; and stop it with sandbox_stop when it is no longer needed. What runs inside cannot reach this machine."
+const instructions = "Start a sandbox (a microVM) with sandbox_start, run code and commands in it, and stop it with sandbox_stop when it is no " +
+	"longer needed. A sandbox keeps its state between runs. Code in a sandbox cannot reach the machine that it runs on."
 
-// sessionHeader carries a label that clients before 2026-07-28 repeat. It stands for nothing that is kept: it
-// only tells apart, among clients of one key, whose run is to be cancelled.
+// sessionHeader carries a label that the server issues at initialize and that clients of revisions before 2026-07-28
+// send with every request. The server keeps no session for it. It only distinguishes the clients of one key, so that a
+// client can cancel only its own calls.
 const sessionHeader = "Mcp-Session-Id"
 
-// Handler serves MCP. Make it with New.
+// Handler serves MCP. Create it with New.
 type Handler struct {
 	methods Methods
-	// whole answers with one JSON document, streamed with events before it.
-	whole, streamed http.Handler
-	running         running
-	// beat is how often a run reports that it is still in progress.
-	beat time.Duration
+	// The MCP library handles a request with one of these: jsonHandler responds with one JSON document, eventHandler
+	// with a stream of events that ends with the result.
+	jsonHandler, eventHandler http.Handler
+	running                   runningCalls
+	// progressInterval is the time between two progress notifications of a call.
+	progressInterval time.Duration
 }
 
-// New makes a Handler of the version that it reports to clients. It fails if methods lacks a method of a tool.
+// New returns a Handler. version is the server version that it reports to clients. New returns an error if methods
+// lacks the method of a tool.
 func New(methods Methods, version string) (*Handler, error) {
-	h := &Handler{methods: methods, beat: 5 * time.Second, running: running{runs: map[run]context.CancelCauseFunc{}}}
+	h := &Handler{methods: methods, progressInterval: 5 * time.Second, running: runningCalls{cancels: map[callKey]context.CancelCauseFunc{}}}
 	server := sdk.NewServer(&sdk.Implementation{Name: "msbd", Title: "msbd sandboxes", Version: version}, &sdk.ServerOptions{
 		Instructions: instructions,
 		// Neither list changes while the server runs.
@@ -77,18 +81,18 @@ func New(methods Methods, version string) (*Handler, error) {
 	for _, p := range prompts {
 		server.AddPrompt(p.describe(), p.get)
 	}
-	serve := func(whole bool) http.Handler {
+	newHandler := func(jsonResponse bool) http.Handler {
 		return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{
-			Stateless: true, JSONResponse: whole,
-			// The gateway has looked at the Host, which behind a proxy is not this machine's.
+			Stateless: true, JSONResponse: jsonResponse,
+			// The gateway checks the Host header, which is not a name of this machine if a proxy forwards requests.
 			DisableLocalhostProtection: true,
 		})
 	}
-	h.whole, h.streamed = serve(true), serve(false)
+	h.jsonHandler, h.eventHandler = newHandler(true), newHandler(false)
 	return h, nil
 }
 
-// Endpoint is the HTTP path of MCP.
+// Endpoint returns the HTTP path of MCP.
 func (h *Handler) Endpoint() gateway.Endpoint {
 	return gateway.Endpoint{
 		Pattern: "POST " + rpc.MCPPath, Scope: gateway.PerCall, Body: gateway.JSON(rpc.MaxBody), Deadline: gateway.AnswerDeadline,
@@ -99,19 +103,21 @@ func (h *Handler) Endpoint() gateway.Endpoint {
 // request is one HTTP request, which may hold several messages.
 type request struct {
 	call *gateway.Call
-	// ctx ends when the client leaves, its key is refused, or the client cancels its tool call. The library detaches
-	// what it runs from the context of the request.
+	// ctx is cancelled when the client disconnects, its key becomes invalid, or it cancels its tool call. It is kept
+	// here because the library does not derive the context of a tool from that of the HTTP request.
 	ctx context.Context
-	// turn holds one while a tool runs, so that a batch is no way around the bounds of a key.
-	turn chan struct{}
+	// sem is a semaphore of one: the calls of a batch run one after the other, so that a batch cannot evade the limits
+	// of the key.
+	sem chan struct{}
 }
 
-// requestKey is for the one value that has to travel in a context: the library hands nothing else of a request on to its
-// tools. (A server of its own for each request, with tools that know the request, takes four times as long.)
+// requestKey is the context key of the *request. A context value is necessary because the library passes nothing else
+// of a request to its tools. (A separate server for each request, with tools that know the request, takes four times as
+// long.)
 type requestKey struct{}
 
-// guard keeps a panic in one of the library's goroutines from ending msbd, and refuses a request whose response would
-// never end.
+// guard recovers from panics in goroutines of the library, which would otherwise end msbd, and refuses
+// subscriptions/listen, whose response would never end.
 func guard(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (res sdk.Result, err error) {
 		defer func() {
@@ -120,13 +126,13 @@ func guard(next sdk.MethodHandler) sdk.MethodHandler {
 			}
 		}()
 		if method == "subscriptions/listen" {
-			return nil, &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: "nothing here changes, so there is nothing to subscribe to"}
+			return nil, &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: "subscriptions are not supported: the tools and prompts of this server never change"}
 		}
 		return next(ctx, method, req)
 	}
 }
 
-// message is what has to be known of a JSON-RPC message before the library reads it.
+// message is the part of a JSON-RPC message that serve reads before it passes the request to the library.
 type message struct {
 	ID     jsontext.Value `json:"id"`
 	Method string         `json:"method"`
@@ -138,49 +144,52 @@ type message struct {
 	} `json:"params"`
 }
 
-// serve answers one request.
+// serve handles one HTTP request.
 func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 	var m message
 	if json.Unmarshal(c.Body, &m) != nil {
-		m = message{} // a batch, or nothing that the library takes
+		m = message{} // a batch, or a body that the library will refuse
 	}
-	this := &request{call: c, ctx: r.Context(), turn: make(chan struct{}, 1)}
-	named := run{caller: c.Principal.KeyID, label: r.Header.Get(sessionHeader), id: string(m.ID)}
+	req := &request{call: c, ctx: r.Context(), sem: make(chan struct{}, 1)}
+	key := callKey{keyID: c.Principal.KeyID, label: r.Header.Get(sessionHeader), id: string(m.ID)}
 	streams := false
 	switch m.Method {
 	case "initialize":
 		w.Header().Set(sessionHeader, rand.Text())
 	case "tools/call":
-		// Before anything else: a cancellation may overtake what the library does before it calls the tool.
-		cancellable, remove := h.running.add(this.ctx, named)
+		// Register the call before passing it to the library, so that a cancellation that arrives before the library
+		// calls the tool is not lost.
+		cancellable, remove := h.running.add(req.ctx, key)
 		defer remove()
-		this.ctx = cancellable
+		req.ctx = cancellable
 		streams = m.Params.Meta.ProgressToken != nil
 	case "notifications/cancelled":
-		named.id = string(m.Params.RequestID)
-		h.running.cancel(named)
+		key.id = string(m.Params.RequestID)
+		h.running.cancel(key)
 	}
 	n, err := h.methods.CountMessages(c.Body)
 	if err != nil {
 		return err
 	}
 	c.CountCalls(n)
-	library := h.whole
+	library := h.jsonHandler
 	if streams {
-		library = h.streamed
+		library = h.eventHandler
 	}
-	// The library must not leave before its tools, which end with this.ctx: they tell the client why.
-	r = r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), requestKey{}, this))
+	// Do not cancel the library with the request: it must wait for its tools, which end with req.ctx and tell the client
+	// why they ended.
+	r = r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), requestKey{}, req))
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(c.Body)), int64(len(c.Body))
 	out := &responseWriter{ResponseWriter: w}
 	library.ServeHTTP(out, r)
 	return out.refusal()
 }
 
-// errRefused stands in the log for what the library says of a request, which may quote the client.
-var errRefused = errors.New("the library of MCP does not take the request")
+// errRefused is logged instead of the library's message, which may quote the client.
+var errRefused = errors.New("the MCP library refused the request")
 
-// responseWriter keeps an error that the library writes in plain text, for the envelope of JSON-RPC.
+// responseWriter intercepts errors that the library writes as plain text, so that the client gets them as JSON-RPC
+// errors.
 type responseWriter struct {
 	http.ResponseWriter
 	status int
@@ -205,10 +214,10 @@ func (w *responseWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap returns the underlying writer to http.ResponseController.
 func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// refusal is what the library refused the request with; nil if it did not.
+// refusal returns the library's error as a *gateway.Refusal, or nil if the library did not refuse the request.
 func (w *responseWriter) refusal() error {
 	if w.status == 0 {
 		return nil
@@ -219,40 +228,41 @@ func (w *responseWriter) refusal() error {
 	}
 }
 
-// run names a tool call in progress: one of a key, a client of it, and an id as it was written.
-type run struct{ caller, label, id string }
+// callKey identifies a tool call in progress: the id of the API key, the label of the client, and the JSON-RPC id as the
+// client wrote it.
+type callKey struct{ keyID, label, id string }
 
-// running are the calls that a client can cancel by name. The clients of revision 2026-07-28 do so by
-// leaving, which needs no name.
-type running struct {
-	mu   sync.Mutex
-	runs map[run]context.CancelCauseFunc
+// runningCalls are the tool calls that a client can cancel with notifications/cancelled. Clients of revision 2026-07-28
+// disconnect instead.
+type runningCalls struct {
+	mu      sync.Mutex
+	cancels map[callKey]context.CancelCauseFunc
 }
 
-// add keeps a run until remove is called. The returned context ends when the client cancels it.
-func (r *running) add(ctx context.Context, this run) (_ context.Context, remove func()) {
+// add registers a call until remove is called. The returned context is cancelled when the client cancels the call.
+func (r *runningCalls) add(ctx context.Context, key callKey) (_ context.Context, remove func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	if this.label == "" {
+	if key.label == "" {
 		return ctx, func() { cancel(nil) }
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, twice := r.runs[this]; twice {
-		return ctx, func() { cancel(nil) } // ids are the client's to keep apart
+	if _, duplicate := r.cancels[key]; duplicate {
+		return ctx, func() { cancel(nil) } // clients must use unique ids; a second call cannot be cancelled
 	}
-	r.runs[this] = cancel
+	r.cancels[key] = cancel
 	return ctx, func() {
 		cancel(nil)
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		delete(r.runs, this)
+		delete(r.cancels, key)
 	}
 }
 
-func (r *running) cancel(this run) {
+func (r *runningCalls) cancel(key callKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if cancel := r.runs[this]; cancel != nil {
+	if cancel := r.cancels[key]; cancel != nil {
 		cancel(errCancelled)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// prompt asks a model to make a sandbox for a language.
+// prompt asks a model to create a sandbox for a language.
 type prompt struct {
 	name, language, image, code string
 }
@@ -25,19 +25,19 @@ const sandboxName = "sandbox_name"
 
 func (p prompt) describe() *sdk.Prompt {
 	return &sdk.Prompt{
-		Name: p.name, Title: "Create a " + p.language + " sandbox", Description: "Start a sandbox for " + p.language + " and try it out",
-		Arguments: []*sdk.PromptArgument{{Name: sandboxName, Description: "what to call the sandbox: 1 to 63 of A-Z a-z 0-9 _ -", Required: true}},
+		Name: p.name, Title: "Create a " + p.language + " sandbox", Description: "Start a " + p.language + " sandbox and test it",
+		Arguments: []*sdk.PromptArgument{{Name: sandboxName, Description: "name of the sandbox: " + nameRule, Required: true}},
 	}
 }
 
 func (p prompt) get(_ context.Context, req *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
 	sandbox := req.Params.Arguments[sandboxName]
-	// What is no name could say anything to the model.
+	// Refuse anything but a valid name: the text below is an instruction to a model.
 	if err := name.Validate(sandboxName, sandbox); err != nil {
 		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcerr.Message(err)}
 	}
-	text := fmt.Sprintf("Create a %s sandbox: call sandbox_start with sandbox %q and config {\"image\": %q}. Then run a line of %[1]s in it with "+
-		"sandbox_run_code, language %q, to see that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, sandbox, p.image, p.code)
+	text := fmt.Sprintf("Create a %s sandbox: call sandbox_start with sandbox %q and config {\"image\": %q}. Then run a line of %[1]s code in it with "+
+		"sandbox_run_code and language %q to check that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, sandbox, p.image, p.code)
 	return &sdk.GetPromptResult{
 		Description: "Create the " + p.language + " sandbox " + sandbox,
 		Messages:    []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: text}}},

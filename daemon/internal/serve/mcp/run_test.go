@@ -24,37 +24,37 @@ import (
 )
 
 const (
-	runForever = `{"sandbox":"a","language":"python","code":"forever"}`
-	leave      = 10 * time.Second // for what must happen
+	runForever  = `{"sandbox":"a","language":"python","code":"forever"}`
+	waitTimeout = 10 * time.Second // how long a test waits for an event
 )
 
-// untilCut makes runs last until their context ends, and tells of both.
-func (s *site) untilCut() (began, cut chan struct{}) {
-	began, cut = make(chan struct{}, 16), make(chan struct{}, 16)
-	s.boxes.onRun = func(ctx context.Context) error {
-		began <- struct{}{}
+// blockRuns makes every run block until its context is cancelled, and signals both its start and its cancellation.
+func (s *site) blockRuns() (started, cancelled chan struct{}) {
+	started, cancelled = make(chan struct{}, 16), make(chan struct{}, 16)
+	s.sandboxes.onRun = func(ctx context.Context) error {
+		started <- struct{}{}
 		<-ctx.Done()
-		cut <- struct{}{}
+		cancelled <- struct{}{}
 		return context.Cause(ctx)
 	}
-	return began, cut
+	return started, cancelled
 }
 
 func await(t testing.TB, what string, c <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(leave):
-		t.Fatal("it did not happen: " + what)
+	case <-time.After(waitTimeout):
+		t.Fatalf("timed out waiting for %s", what)
 	}
 }
 
-// A client that cancels a call, in the way of its revision, ends the run.
+// A client of each revision can cancel a call, which interrupts the run.
 func TestCancel(t *testing.T) {
 	for _, revision := range Revisions {
 		t.Run(revision, func(t *testing.T) {
 			s := newSite(t)
-			began, cut := s.untilCut()
+			started, cancelled := s.blockRuns()
 			c, err := connect(t, s.listen(t), s.key, revision, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -67,14 +67,14 @@ func TestCancel(t *testing.T) {
 				_, err := c.CallTool(ctx, &sdk.CallToolParams{Name: "sandbox_run_code", Arguments: json.RawMessage(runForever)})
 				failed <- err
 			}()
-			await(t, "the run", began)
+			await(t, "the run to start", started)
 			cancel()
-			await(t, "the run's end", cut)
+			await(t, "the run to be cancelled", cancelled)
 			if err := <-failed; !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
-			// The session goes on.
-			s.boxes.onRun = nil
+			// The client can make further calls.
+			s.sandboxes.onRun = nil
 			if _, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "sandbox_run_code", Arguments: json.RawMessage(runForever)}); err != nil {
 				t.Error(err)
 			}
@@ -82,22 +82,22 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// A client that leaves ends its run, whatever its revision, and with or without progress.
-func TestClientLeaves(t *testing.T) {
+// If the client disconnects, its run is cancelled, in any revision, with or without progress notifications.
+func TestClientDisconnects(t *testing.T) {
 	for _, revision := range []string{"2025-03-26", "2025-11-25"} {
 		for _, call := range []string{toolCall(1, "sandbox_run_code", runForever), withProgress(1, runForever)} {
 			s := newSite(t)
-			began, cut := s.untilCut()
+			started, cancelled := s.blockRuns()
 			ctx, cancel := context.WithCancel(t.Context())
-			answered := make(chan struct{})
+			returned := make(chan struct{})
 			go func() {
-				defer close(answered)
+				defer close(returned)
 				s.post(call, header("Mcp-Protocol-Version", revision), func(r *http.Request) { *r = *r.WithContext(ctx) })
 			}()
-			await(t, "the run", began)
+			await(t, "the run to start", started)
 			cancel()
-			await(t, "the run's end", cut)
-			await(t, "the answer's end", answered)
+			await(t, "the run to be cancelled", cancelled)
+			await(t, "the handler to return", returned)
 		}
 	}
 }
@@ -106,45 +106,45 @@ func withProgress(id int, arguments string) string {
 	return strings.Replace(toolCall(id, "sandbox_run_code", arguments), `"params":{`, `"params":{"_meta":{"progressToken":"p"},`, 1)
 }
 
-// A cancellation that overtakes its call, before the library has come to the tool, is not lost.
+// A cancellation is not lost if it arrives before the library calls the tool.
 func TestCancelBeforeTheToolIsCalled(t *testing.T) {
 	s := newSite(t)
-	s.methods = &overtaken{s.methods, func() {
+	s.methods = &hookedMethods{s.methods, func() {
 		s.post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`, header(sessionHeader, "label"))
 	}}
 	w := s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, "label"))
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), cancelled) {
-		t.Errorf("%d %s", w.Code, w.Body)
+		t.Errorf("got %d %s, want 200 with %q", w.Code, w.Body, cancelled)
 	}
 	if strings.Contains(s.Log.String(), "ERROR") {
-		t.Error("it is logged as a fault:", s.Log)
+		t.Error("the cancellation is logged as an error:", s.Log)
 	}
-	wantPassed(t, s)
+	wantCalls(t, s)
 }
 
-// overtaken does something once, before the library sees a call.
-type overtaken struct {
+// hookedMethods calls before once, before the library gets a call.
+type hookedMethods struct {
 	Methods
 	before func()
 }
 
-func (o *overtaken) CountMessages(body []byte) (int, error) {
-	if before := o.before; before != nil {
-		o.before = nil
+func (m *hookedMethods) CountMessages(body []byte) (int, error) {
+	if before := m.before; before != nil {
+		m.before = nil
 		before()
 	}
-	return o.Methods.CountMessages(body)
+	return m.Methods.CountMessages(body)
 }
 
-// The calls of one request run one at a time, so that a batch is no way around the bounds of a key.
-func TestCallsOfABatchTakeTurns(t *testing.T) {
+// The calls of a batch run one at a time, so that a batch cannot evade the limits of a key.
+func TestCallsOfABatchRunOneAtATime(t *testing.T) {
 	s := newSite(t)
-	var inside, most, runs atomic.Int32
-	s.boxes.onRun = func(context.Context) error {
-		most.Store(max(most.Load(), inside.Add(1)))
+	var active, maxActive, runs atomic.Int32
+	s.sandboxes.onRun = func(context.Context) error {
+		maxActive.Store(max(maxActive.Load(), active.Add(1)))
 		runs.Add(1)
 		runtime.Gosched()
-		inside.Add(-1)
+		active.Add(-1)
 		return nil
 	}
 	batch := make([]string, 20)
@@ -152,26 +152,26 @@ func TestCallsOfABatchTakeTurns(t *testing.T) {
 		batch[i] = toolCall(i, "sandbox_run_code", runForever)
 	}
 	w := s.post("["+strings.Join(batch, ",")+"]", header("Mcp-Protocol-Version", "2025-03-26"))
-	if w.Code != http.StatusOK || runs.Load() != 20 || most.Load() != 1 {
-		t.Errorf("%d of 20 ran, %d at once: %d %s", runs.Load(), most.Load(), w.Code, w.Body)
+	if w.Code != http.StatusOK || runs.Load() != 20 || maxActive.Load() != 1 {
+		t.Errorf("%d of 20 calls ran, up to %d at once, want 1; got %d %s", runs.Load(), maxActive.Load(), w.Code, w.Body)
 	}
 }
 
-// A cancellation reaches the runs of its own client alone: not those of another key that got hold of the
-// label, nor those of another client of the same key that uses the same id.
-func TestCancelReachesNoOther(t *testing.T) {
+// A client can cancel only its own calls: a label does not work with another key, and a client with another label of the
+// same key cannot cancel a call that has the same id.
+func TestCancelOnlyOwnCalls(t *testing.T) {
 	s := newSite(t)
-	began, cut := s.untilCut()
+	started, cancelled := s.blockRuns()
 	label := s.post(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`).
 		Header().Get(sessionHeader)
 	if label == "" {
-		t.Fatal("there is no label")
+		t.Fatal("the response to initialize has no " + sessionHeader)
 	}
-	answered := make(chan *httptest.ResponseRecorder, 1)
+	responses := make(chan *httptest.ResponseRecorder, 1)
 	go func() {
-		answered <- s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, label))
+		responses <- s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, label))
 	}()
-	await(t, "the run", began)
+	await(t, "the run to start", started)
 	cancel := `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`
 	other, _ := s.issue(t, keys.IssueRequest{})
 	for name, change := range map[string][]func(*http.Request){
@@ -187,44 +187,44 @@ func TestCancelReachesNoOther(t *testing.T) {
 		s.post(body, header(sessionHeader, label))
 	}
 	select {
-	case <-cut:
-		t.Fatal("the run was cancelled by another")
+	case <-cancelled:
+		t.Fatal("another client cancelled the run")
 	default:
 	}
 	s.post(cancel, header(sessionHeader, label))
-	await(t, "the run's end", cut)
-	if w := <-answered; !strings.Contains(w.Body.String(), "cancelled") {
+	await(t, "the run to be cancelled", cancelled)
+	if w := <-responses; !strings.Contains(w.Body.String(), "cancelled") {
 		t.Error(w.Body)
 	}
-	if len(s.running.runs) != 0 {
-		t.Error("a run is still kept:", s.running.runs)
+	if len(s.running.cancels) != 0 {
+		t.Error("calls are still registered:", s.running.cancels)
 	}
 }
 
-// A label is no session: nothing is kept for it, and any will do.
-func TestLabelsOpenNothing(t *testing.T) {
+// A label is not a session and grants nothing: every request needs a key, and the server accepts any label.
+func TestLabelsGrantNothing(t *testing.T) {
 	s := newSite(t)
 	for _, label := range []string{"", "made-up", strings.Repeat("x", 1000)} {
 		if w := s.post(toolCall(1, "sandbox_stop", `{"sandbox":"a"}`), header(sessionHeader, label), header("Authorization", "msb_none")); w.Code != http.StatusUnauthorized {
-			t.Errorf("%d %s", w.Code, w.Body)
+			t.Errorf("label %.20q with a bad key: got %d %s, want 401", label, w.Code, w.Body)
 		}
-		wantPassed(t, s)
+		wantCalls(t, s)
 		s.post(toolCall(1, "sandbox_stop", `{"sandbox":"a"}`), header(sessionHeader, label))
-		wantPassed(t, s, "stop default/a")
+		wantCalls(t, s, "stop default/a")
 	}
 }
 
-// A client that gives a token is told that its run goes on, more and more, until it has the result.
+// A client that sends a progress token gets notifications with increasing progress until the result.
 func TestProgress(t *testing.T) {
 	for _, revision := range Revisions {
 		t.Run(revision, func(t *testing.T) {
 			s := newSite(t)
-			s.beat = time.Millisecond
-			told := make(chan struct{}, 1)
-			s.boxes.onRun = func(ctx context.Context) error {
+			s.progressInterval = time.Millisecond
+			notified := make(chan struct{}, 1)
+			s.sandboxes.onRun = func(ctx context.Context) error {
 				for range 3 {
 					select {
-					case <-told:
+					case <-notified:
 					case <-ctx.Done():
 						return ctx.Err()
 					}
@@ -238,11 +238,11 @@ func TestProgress(t *testing.T) {
 					mu.Lock()
 					defer mu.Unlock()
 					if p := req.Params; p.ProgressToken != "p" || p.Progress <= last || !strings.HasPrefix(p.Message, "running for ") {
-						t.Errorf("told of %+v after %g", p, last)
+						t.Errorf("got notification %+v after progress %g", p, last)
 					}
 					last = req.Params.Progress
 					select {
-					case told <- struct{}{}:
+					case notified <- struct{}{}:
 					default:
 					}
 				},
@@ -251,59 +251,59 @@ func TestProgress(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			ctx, cancel := context.WithTimeout(t.Context(), leave)
+			ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 			defer cancel()
 			res, err := c.CallTool(ctx, &sdk.CallToolParams{Name: "sandbox_run_code", Arguments: json.RawMessage(runForever), Meta: sdk.Meta{"progressToken": "p"}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if res.IsError || text(t, res) != "ran forever" {
-				t.Errorf("%+v", res)
+				t.Errorf("got result %+v", res)
 			}
 		})
 	}
 }
 
-// The end of a key ends its runs at once, and tells nothing of what they came to.
+// When a key is revoked, its runs are cancelled immediately and their results are discarded.
 func TestRunsEndWithTheirKey(t *testing.T) {
 	runs := map[string]func(context.Context) error{
-		"stops":   func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },
-		"goes on": func(ctx context.Context) error { <-ctx.Done(); return nil },
+		"run fails":    func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },
+		"run succeeds": func(ctx context.Context) error { <-ctx.Done(); return nil },
 	}
 	for name, onRun := range runs {
 		for _, body := range []string{toolCall(1, "sandbox_run_code", runForever), withProgress(1, runForever)} {
 			synctest.Test(t, func(t *testing.T) {
 				s := newSite(t)
 				key, id := s.issue(t, keys.IssueRequest{})
-				began := make(chan struct{})
-				s.boxes.onRun = func(ctx context.Context) error {
-					close(began)
+				started := make(chan struct{})
+				s.sandboxes.onRun = func(ctx context.Context) error {
+					close(started)
 					return onRun(ctx)
 				}
-				answered := make(chan *httptest.ResponseRecorder)
-				go func() { answered <- s.post(body, header("Authorization", key)) }()
-				<-began
+				responses := make(chan *httptest.ResponseRecorder)
+				go func() { responses <- s.post(body, header("Authorization", key)) }()
+				<-started
 				if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 					t.Fatal(err)
 				}
-				w := <-answered
+				w := <-responses
 				if strings.Contains(w.Body.String(), "ran forever") || !strings.Contains(w.Body.String(), fmt.Sprint(rpc.CodeUnauthenticated)) {
 					t.Errorf("%s: %d %s", name, w.Code, w.Body)
 				}
-				// A stream ends with the error as the tool's result.
+				// A stream has already sent its status, so the error is the tool's result.
 				streamed := strings.Contains(body, "progressToken")
 				if !streamed && w.Code != http.StatusUnauthorized || streamed && (w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"isError":true`)) {
 					t.Errorf("%s: %d %s", name, w.Code, w.Body)
 				}
 				if !strings.Contains(s.Log.String(), "status=401") {
-					t.Error("the log does not tell of it:", s.Log)
+					t.Error("the log has no entry with status=401:", s.Log)
 				}
 			})
 		}
 	}
 }
 
-// MCP sends an output twice. What is too long for that is an error that the model can read.
+// MCP sends the output twice. Output that exceeds the limit when sent twice is an error that the model can read.
 func TestLongOutput(t *testing.T) {
 	s := newSite(t)
 	for code, fits := range map[string]bool{"15 MiB of x": true, "2 MiB of <": true, "6 MiB of <": false} {
@@ -319,17 +319,18 @@ func TestLongOutput(t *testing.T) {
 			continue
 		}
 		if text := res.Result.Content[0].Text; res.Result.IsError == fits || !fits && !strings.Contains(text, "print less") {
-			t.Errorf("%s: error %t: %.200s", code, res.Result.IsError, text)
+			t.Errorf("%s: error %t, want %t: %.200s", code, res.Result.IsError, !fits, text)
 		}
 	}
 }
 
-// What is streamed arrives as it is written, with the headers of every answer; what is not, is one document.
+// With a progress token, events arrive as they are written, with the headers of every response. Without one, the
+// response is one JSON document.
 func TestStreaming(t *testing.T) {
 	s := newSite(t)
-	s.beat = time.Millisecond
+	s.progressInterval = time.Millisecond
 	finish := make(chan struct{})
-	s.boxes.onRun = func(ctx context.Context) error {
+	s.sandboxes.onRun = func(ctx context.Context) error {
 		select {
 		case <-finish:
 			return nil
@@ -351,10 +352,10 @@ func TestStreaming(t *testing.T) {
 	defer res.Body.Close()
 	h := res.Header
 	if h.Get("Content-Type") != "text/event-stream" || h.Get("X-Request-Id") == "" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cache-Control") != "no-store" {
-		t.Error(h)
+		t.Error("headers of the stream:", h)
 	}
 	lines := bufio.NewReader(res.Body)
-	for { // it arrives while the run goes on
+	for { // a progress notification arrives while the run is in progress
 		line, err := lines.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
@@ -369,8 +370,8 @@ func TestStreaming(t *testing.T) {
 		t.Errorf("%s %v", rest, err)
 	}
 
-	whole := s.post(toolCall(1, "sandbox_run_code", runForever))
-	if whole.Header().Get("Content-Type") != "application/json" || !strings.Contains(whole.Body.String(), `"id":1`) {
-		t.Errorf("%v %s", whole.Header(), whole.Body)
+	w := s.post(toolCall(1, "sandbox_run_code", runForever))
+	if w.Header().Get("Content-Type") != "application/json" || !strings.Contains(w.Body.String(), `"id":1`) {
+		t.Errorf("without a progress token: %v %s", w.Header(), w.Body)
 	}
 }

@@ -26,49 +26,48 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// boxes is the domain without microVMs: every sandbox is there but "gone", and what gets through to it is
-// remembered.
-type boxes struct {
+// fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists.
+type fakeSandboxes struct {
 	mu    sync.Mutex
 	calls []string
-	// onRun, when set, is called by every run of code.
+	// onRun, if set, is called by every run of code.
 	onRun func(context.Context) error
 }
 
-func (b *boxes) call(what string, n sandbox.Name) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.calls = append(b.calls, what+" "+n.String())
+func (f *fakeSandboxes) call(what string, n sandbox.Name) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, what+" "+n.String())
 	if n.Name == "gone" {
 		return fmt.Errorf("sandbox %s does not exist: %w", n, errdefs.ErrNotFound)
 	}
 	return nil
 }
 
-// passed returns what got through since it was last asked.
-func (b *boxes) passed() []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	calls := b.calls
-	b.calls = nil
+// takeCalls returns the calls since the last takeCalls.
+func (f *fakeSandboxes) takeCalls() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	calls := f.calls
+	f.calls = nil
 	return calls
 }
 
-func (b *boxes) Start(_ context.Context, n sandbox.Name, r sandbox.Request) error {
+func (f *fakeSandboxes) Start(_ context.Context, n sandbox.Name, r sandbox.Request) error {
 	if r.MemoryMiB < 0 {
 		panic("a fault of the domain")
 	}
-	return b.call("start", n)
+	return f.call("start", n)
 }
-func (b *boxes) Stop(_ context.Context, n sandbox.Name) error { return b.call("stop", n) }
+func (f *fakeSandboxes) Stop(_ context.Context, n sandbox.Name) error { return f.call("stop", n) }
 
-func (b *boxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sandbox.Process, error) {
+func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
-		if err := b.call("code", n); err != nil {
+		if err := f.call("code", n); err != nil {
 			return nil, 0, err
 		}
-		if b.onRun != nil {
-			if err := b.onRun(ctx); err != nil {
+		if f.onRun != nil {
+			if err := f.onRun(ctx); err != nil {
 				return nil, 0, err
 			}
 		}
@@ -84,9 +83,9 @@ func (b *boxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sa
 	}}, nil
 }
 
-func (b *boxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Command) (sandbox.Process, error) {
+func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Command) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
-		if err := b.call("command", n); err != nil {
+		if err := f.call("command", n); err != nil {
 			return nil, 0, err
 		}
 		if r.Program == "false" {
@@ -96,27 +95,27 @@ func (b *boxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Comman
 	}}, nil
 }
 
-func (b *boxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
+func (f *fakeSandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
 	n := sandbox.Name{Namespace: namespace, Name: name}
-	if err := b.call("metrics", n); err != nil {
+	if err := f.call("metrics", n); err != nil {
 		return nil, err
 	}
 	return []sandbox.Metrics{{Name: n, Running: true, CPUPercent: 12.5, MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
 }
 
-// site is MCP behind the real gateway and real keys.
+// site is a Handler behind the real gateway, with real keys.
 type site struct {
 	*servetest.Site
 	*Handler
-	boxes *boxes
-	key   string // of every namespace and scope
+	sandboxes *fakeSandboxes
+	key       string // valid for every namespace and scope
 }
 
 func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 	t.Helper()
-	s := &site{boxes: &boxes{}}
+	s := &site{sandboxes: &fakeSandboxes{}}
 	s.Site = servetest.New(t, func(o *servetest.Setup) {
-		o.Sandboxes = s.boxes
+		o.Sandboxes = s.sandboxes
 		for _, c := range configure {
 			c(&o.Options)
 		}
@@ -137,7 +136,7 @@ func (s *site) issue(t testing.TB, req keys.IssueRequest) (key, id string) {
 	return s.IssueNamed(t, req)
 }
 
-// withKey adds a key to every request of a client.
+// withKey is a RoundTripper that adds a key to every request.
 type withKey struct {
 	http.RoundTripper
 	key string
@@ -149,15 +148,15 @@ func (k withKey) RoundTrip(r *http.Request) (*http.Response, error) {
 	return k.RoundTripper.RoundTrip(r)
 }
 
-// listen serves s on a port of this machine and returns the URL of MCP.
+// listen serves s on a loopback port and returns the URL of MCP.
 func (s *site) listen(t testing.TB) string {
 	t.Helper()
-	web := httptest.NewServer(s)
-	t.Cleanup(web.Close)
-	return web.URL + rpc.MCPPath
+	server := httptest.NewServer(s)
+	t.Cleanup(server.Close)
+	return server.URL + rpc.MCPPath
 }
 
-// connect makes a client of others, which speaks a revision. An empty one is that which it likes best.
+// connect connects a client of the SDK that uses the given revision, or its preferred one if revision is empty.
 func connect(t testing.TB, url, key, revision string, options *sdk.ClientOptions) (*sdk.ClientSession, error) {
 	t.Helper()
 	transport := &http.Transport{}
@@ -168,7 +167,7 @@ func connect(t testing.TB, url, key, revision string, options *sdk.ClientOptions
 	}, &sdk.ClientSessionOptions{ProtocolVersion: revision})
 }
 
-// post sends a body as a client of the revision 2025-11-25 does. Changes apply before it is sent.
+// post sends body as a client of revision 2025-11-25 does, after applying changes to the request.
 func (s *site) post(body string, changes ...func(*http.Request)) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, rpc.MCPPath, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
@@ -187,7 +186,7 @@ func header(name, value string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set(name, value) }
 }
 
-// toolCall is the body of a tool call.
+// toolCall returns the body of a tool call.
 func toolCall(id int, tool, arguments string) string {
 	return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":%q,"arguments":%s}}`, id, tool, arguments)
 }
@@ -195,18 +194,19 @@ func toolCall(id int, tool, arguments string) string {
 func text(t testing.TB, res *sdk.CallToolResult) string {
 	t.Helper()
 	if len(res.Content) != 1 {
-		t.Fatalf("the result has %d pieces of content", len(res.Content))
+		t.Fatalf("the result has %d content items, want 1", len(res.Content))
 	}
 	c, ok := res.Content[0].(*sdk.TextContent)
 	if !ok {
-		t.Fatalf("the content is %T", res.Content[0])
+		t.Fatalf("the content is %T, want text", res.Content[0])
 	}
 	return c.Text
 }
 
-func wantPassed(t testing.TB, s *site, want ...string) {
+// wantCalls checks which calls reached the domain since it was last asked.
+func wantCalls(t testing.TB, s *site, want ...string) {
 	t.Helper()
-	if got := s.boxes.passed(); !slices.Equal(got, want) {
-		t.Errorf("there got through %q, want %q", got, want)
+	if got := s.sandboxes.takeCalls(); !slices.Equal(got, want) {
+		t.Errorf("calls that reached the domain: %q, want %q", got, want)
 	}
 }

@@ -16,65 +16,69 @@ import (
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 )
 
-// errorKey is where, in the metadata of a tool's failure, the error is for programs: an rpc.Error.
+// errorKey is the metadata key of a failed tool call under which programs find the error, as an rpc.Error.
 const errorKey = "io.github.msbd/error"
 
-// What a client is told of its own cancellation.
+// cancelled is the message for a client that cancelled its call.
 const cancelled = "the client cancelled the call"
 
 var errCancelled = fmt.Errorf("%s: %w", cancelled, context.Canceled)
 
-// tool is a method in the words of MCP.
+// tool describes an MCP tool that calls a JSON-RPC method.
 type tool struct {
 	name, method       string
 	title, description string
 	hints              sdk.ToolAnnotations
-	// text is the result as people and models read it.
+	// text returns the result as text for people and models.
 	text func(result jsontext.Value) string
 }
 
-const inNamespace = " The namespace is the key's own when it is left out."
+// nameRule says what the name of a sandbox may be.
+const nameRule = "1 to 63 of A-Z a-z 0-9 _ -, beginning with a letter or a digit"
+
+const inNamespace = " If namespace is left out, it is the namespace of the API key, or \"default\" if the key is not limited to exactly one."
 
 var tools = []tool{
 	{
 		name: "sandbox_start", method: rpc.MethodSandboxStart, title: "Start a sandbox",
-		description: "Start a sandbox, an isolated microVM, under a name of your choice: 1 to 63 of A-Z a-z 0-9 _ -. " +
-			"config.image is microsandbox/python or microsandbox/node; memory is in MiB, envs holds NAME=value. " +
-			"To start one that runs with the same config changes nothing." + inNamespace,
+		description: "Start a sandbox, an isolated microVM, with a name of your choice: " + nameRule + ". " +
+			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, and config.envs is a list of NAME=value. " +
+			"Starting a sandbox that already runs with the same config changes nothing." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(false), IdempotentHint: true, OpenWorldHint: new(false)},
-		text:  sentence,
+		text:  stringText,
 	},
 	{
 		name: "sandbox_stop", method: rpc.MethodSandboxStop, title: "Stop a sandbox",
-		description: "Stop a sandbox. Its files and what its code defined are gone then." + inNamespace,
+		description: "Stop a sandbox. Its files and everything that its code defined are deleted." + inNamespace,
 		hints:       sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(false)},
-		text:        sentence,
+		text:        stringText,
 	},
 	{
 		name: "sandbox_run_code", method: rpc.MethodSandboxReplRun, title: "Run code in a sandbox",
-		description: "Run code in a sandbox that was started: language is python or node. What it defines is there for the next run, and the " +
-			"value of a last expression is printed. timeout is in seconds." + inNamespace,
+		description: "Run code in a running sandbox. language is python or node. Later runs can use what the code defines. If the code ends with " +
+			"an expression, its value is printed. timeout is in seconds." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
 		text:  codeText,
 	},
 	{
 		name: "sandbox_run_command", method: rpc.MethodSandboxCommandRun, title: "Run a command in a sandbox",
-		description: "Run a program in a sandbox that was started. args are passed as they are, without a shell: for shell syntax, run the " +
-			"command sh with the args -c and the line. timeout is in seconds." + inNamespace,
+		description: "Run a program in a running sandbox. args are passed to it unchanged, without a shell. For shell syntax, run the command sh " +
+			"with the args -c and the command line. timeout is in seconds." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
 		text:  commandText,
 	},
 	{
-		name: "sandbox_get_metrics", method: rpc.MethodSandboxMetricsGet, title: "Measure sandboxes",
-		description: "Say which sandboxes there are, whether they run, and what they use: cpu_usage in percent of one processor, memory_usage in " +
-			"MiB, disk_usage in bytes. Name one with sandbox; the namespace * is all that the key may see." + inNamespace,
+		name: "sandbox_get_metrics", method: rpc.MethodSandboxMetricsGet, title: "Get sandbox metrics",
+		description: "List the sandboxes, whether each is running, and what it uses: cpu_usage in percent of one processor, memory_usage in MiB, " +
+			"disk_usage in bytes. Set sandbox to get only that one. The namespace * stands for all namespaces that the key may use." + inNamespace,
 		hints: sdk.ToolAnnotations{ReadOnlyHint: true, IdempotentHint: true, OpenWorldHint: new(false)},
 		text:  func(result jsontext.Value) string { return string(result) },
 	},
 }
 
-// wrapped is where a result is that is no object: clients before 2026-07-28 take objects alone.
-const wrapped = "result"
+// resultKey is the member that holds a result that is not an object: clients of revisions before 2026-07-28 accept only
+// objects as structured content.
+const resultKey = "result"
 
 func isObject(schema jsontext.Value) bool {
 	var s struct {
@@ -86,7 +90,7 @@ func isObject(schema jsontext.Value) bool {
 func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
 	var output any = json.RawMessage(result)
 	if !isObject(result) {
-		output = map[string]any{"type": "object", "properties": map[string]any{wrapped: output}, "required": []string{wrapped}}
+		output = map[string]any{"type": "object", "properties": map[string]any{resultKey: output}, "required": []string{resultKey}}
 	}
 	return &sdk.Tool{
 		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints,
@@ -94,17 +98,18 @@ func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
 	}
 }
 
-// handler calls the tool's method for the request at hand. Whatever keeps that from being done is for the model to read.
+// handler returns the library's handler of a tool, which calls the tool's method on behalf of the caller of the HTTP
+// request. It returns failures as tool results, so that the model can read them.
 func (h *Handler) handler(t tool) sdk.ToolHandler {
 	return func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		r, ok := ctx.Value(requestKey{}).(*request)
 		if !ok {
-			return nil, errors.New("call a tool: the request is unknown")
+			return nil, errors.New("call tool: the context has no request")
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		defer context.AfterFunc(r.ctx, func() { cancel(context.Cause(r.ctx)) })()
-		if r.ctx.Err() != nil { // that function runs a moment later
+		if r.ctx.Err() != nil { // AfterFunc calls its function in another goroutine, a moment later
 			cancel(context.Cause(r.ctx))
 		}
 		stop := h.reportProgress(ctx, req)
@@ -125,24 +130,24 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 		}
 		var structured any = json.RawMessage(result)
 		if result.Kind() != '{' {
-			structured = map[string]any{wrapped: structured}
+			structured = map[string]any{resultKey: structured}
 		}
 		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: text}}, StructuredContent: structured}, nil
 	}
 }
 
-// reserve counts what a response holds beyond the result, which is counted already: MCP sends a text twice, and escapes
-// more of it. Whatever does not fit is for the model to read as well.
+// reserve counts the bytes of the response that exceed result, which is counted already, against the output limits: MCP
+// sends the output twice and escapes more characters than JSON-RPC does.
 func reserve(c *gateway.Call, text string, result jsontext.Value) *rpc.Error {
-	more := encodedSize(text) + encodedSize(string(result)) - len(result)
-	if err := c.Hold(more); err != nil {
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output takes %d MiB as a result of MCP, more than this key may wait for: "+
+	additional := encodedSize(text) + encodedSize(string(result)) - len(result)
+	if err := c.Hold(additional); err != nil {
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output takes %d MiB as an MCP result, which exceeds the output limit; "+
 			"print less, write to a file, or wait for fewer results at a time", (encodedSize(text)+encodedSize(string(result)))>>20)}
 	}
 	return nil
 }
 
-// encodedSize is how many bytes a text has in the library's JSON, which escapes HTML.
+// encodedSize returns how many bytes text takes as JSON from the library, which also escapes <, > and &.
 func encodedSize(text string) int {
 	size := len(text)
 	for i := range len(text) {
@@ -156,12 +161,12 @@ func encodedSize(text string) int {
 	return size
 }
 
-// invoke calls a method in its turn.
+// invoke calls a method once the other calls of the same HTTP request have returned.
 func (h *Handler) invoke(ctx context.Context, r *request, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
 	select {
-	case r.turn <- struct{}{}:
-		defer func() { <-r.turn }()
-	case <-ctx.Done(): // the method says why
+	case r.sem <- struct{}{}:
+		defer func() { <-r.sem }()
+	case <-ctx.Done(): // Call returns the cause
 	}
 	result, failed := h.methods.Call(ctx, r.call, method, params)
 	// If the key was refused while the method ran, discard its result.
@@ -171,7 +176,7 @@ func (h *Handler) invoke(ctx context.Context, r *request, method string, params 
 	return result, failed
 }
 
-// arguments are those of a call; a client may leave them out, or say null.
+// arguments returns the arguments of a call, or nil if the client left them out or sent null.
 func arguments(req *sdk.CallToolRequest) jsontext.Value {
 	args := jsontext.Value(req.Params.Arguments)
 	if len(args) == 0 || args.Kind() == 'n' {
@@ -180,7 +185,7 @@ func arguments(req *sdk.CallToolRequest) jsontext.Value {
 	return args
 }
 
-// reportProgress reports to a client that asked for it that its call is in progress, until stop is called.
+// reportProgress sends progress notifications until stop is called, if the client asked for them with a progress token.
 func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
 	token := req.Params.GetProgressToken()
 	if token == nil {
@@ -190,20 +195,20 @@ func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		ticks := time.NewTicker(h.beat)
+		ticks := time.NewTicker(h.progressInterval)
 		defer ticks.Stop()
-		for began := time.Now(); ; {
+		for start := time.Now(); ; {
 			select {
 			case <-ctx.Done():
 				return
 			case <-ticks.C:
 			}
-			ran := time.Since(began)
+			elapsed := time.Since(start)
 			err := req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{
-				ProgressToken: token, Progress: ran.Seconds(), Message: fmt.Sprintf("running for %s", ran.Round(time.Second)),
+				ProgressToken: token, Progress: elapsed.Seconds(), Message: fmt.Sprintf("running for %s", elapsed.Round(time.Second)),
 			})
 			if err != nil {
-				return // the client has left, which ends the call by itself
+				return // the client has disconnected, which cancels the call
 			}
 		}
 	}()
@@ -213,40 +218,40 @@ func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) 
 	}
 }
 
-// read decodes what a method of ours answered.
-func read[R any](result jsontext.Value) (r R) {
+// decode decodes the result of a method.
+func decode[R any](result jsontext.Value) (r R) {
 	if err := json.Unmarshal(result, &r); err != nil {
-		panic(err) // its schema is of this type
+		panic(err) // cannot happen: R is the result type of the method
 	}
 	return r
 }
 
-func sentence(result jsontext.Value) string { return read[string](result) }
+func stringText(result jsontext.Value) string { return decode[string](result) }
 
 func codeText(result jsontext.Value) string {
-	res := read[rpc.ReplRunResult](result)
+	res := decode[rpc.ReplRunResult](result)
 	if res.Status != rpc.StatusSuccess {
-		return linesText(res.Output, "(the code raised)")
+		return linesText(res.Output, "(the code failed)")
 	}
 	return linesText(res.Output, "")
 }
 
 func commandText(result jsontext.Value) string {
-	res := read[rpc.CommandRunResult](result)
+	res := decode[rpc.CommandRunResult](result)
 	if !res.Success {
 		return linesText(res.Output, fmt.Sprintf("(exit code %d)", res.ExitCode))
 	}
 	return linesText(res.Output, "")
 }
 
-// linesText is the output as a terminal shows it, and what else there is to say.
-func linesText(output []rpc.Line, end string) string {
+// linesText returns the output as a terminal shows it, followed by the line note unless that is empty.
+func linesText(output []rpc.Line, note string) string {
 	var lines []string
 	for _, l := range output {
 		lines = append(lines, l.Text)
 	}
-	if end != "" {
-		lines = append(lines, end)
+	if note != "" {
+		lines = append(lines, note)
 	}
 	if lines == nil {
 		return "(no output)"

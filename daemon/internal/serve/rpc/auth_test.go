@@ -23,48 +23,50 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// door counts the calls that get through to the domain.
-type door struct {
+// recorder is a sandbox domain that only records the calls that reach it.
+type recorder struct {
 	mu    sync.Mutex
 	calls []string
 }
 
-func (d *door) call(what, namespace string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.calls = append(d.calls, what+" in "+namespace)
+func (r *recorder) record(what, namespace string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.calls = append(r.calls, what+" in "+namespace)
 	return nil
 }
 
-// passed returns what got through since it was last asked.
-func (d *door) passed() []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	calls := d.calls
-	d.calls = nil
+// takeCalls returns the calls since the last takeCalls.
+func (r *recorder) takeCalls() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	calls := r.calls
+	r.calls = nil
 	return calls
 }
 
-func (d *door) Start(_ context.Context, n sandbox.Name, _ sandbox.Request) error {
-	return d.call("start", n.Namespace)
+func (r *recorder) Start(_ context.Context, n sandbox.Name, _ sandbox.Request) error {
+	return r.record("start", n.Namespace)
 }
-func (d *door) Stop(_ context.Context, n sandbox.Name) error { return d.call("stop", n.Namespace) }
-func (d *door) RunCode(ctx context.Context, n sandbox.Name, _ sandbox.Code) (sandbox.Process, error) {
-	return nothing(ctx), d.call("code", n.Namespace)
+func (r *recorder) Stop(_ context.Context, n sandbox.Name) error {
+	return r.record("stop", n.Namespace)
 }
-func (d *door) RunCommand(ctx context.Context, n sandbox.Name, _ sandbox.Command) (sandbox.Process, error) {
-	return nothing(ctx), d.call("command", n.Namespace)
+func (r *recorder) RunCode(ctx context.Context, n sandbox.Name, _ sandbox.Code) (sandbox.Process, error) {
+	return silentProcess(ctx), r.record("code", n.Namespace)
+}
+func (r *recorder) RunCommand(ctx context.Context, n sandbox.Name, _ sandbox.Command) (sandbox.Process, error) {
+	return silentProcess(ctx), r.record("command", n.Namespace)
 }
 
-// nothing is a process that prints nothing.
-func nothing(ctx context.Context) sandbox.Process {
+// silentProcess returns a process that prints nothing and exits with 0.
+func silentProcess(ctx context.Context) sandbox.Process {
 	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) { return nil, 0, nil }}
 }
-func (d *door) Metrics(_ context.Context, namespace, _ string) ([]sandbox.Metrics, error) {
-	return nil, d.call("metrics", namespace)
+func (r *recorder) Metrics(_ context.Context, namespace, _ string) ([]sandbox.Metrics, error) {
+	return nil, r.record("metrics", namespace)
 }
 
-// paramsFor fills every required param of a method, and names a namespace unless it is empty.
+// paramsFor returns params with a value for every required param of a method, and the namespace unless it is empty.
 func paramsFor(t *testing.T, m serverpc.Method, namespace string) string {
 	t.Helper()
 	params := map[string]string{}
@@ -72,7 +74,7 @@ func paramsFor(t *testing.T, m serverpc.Method, namespace string) string {
 		params["namespace"] = namespace
 	}
 	for _, name := range m.Required {
-		params[name] = "python" // a name, a language and code
+		params[name] = "python" // valid as a sandbox name, a language, a command and code
 	}
 	b, err := json.Marshal(params, json.Deterministic(true))
 	if err != nil {
@@ -81,18 +83,18 @@ func paramsFor(t *testing.T, m serverpc.Method, namespace string) string {
 	return string(b)
 }
 
-// target is one thing that can be asked of the gateway.
+// target is one operation that the gateway offers.
 type target struct {
 	name  string
-	scope keys.Scope // that it needs; empty: any key will do
-	// send asks for it in a namespace (empty: none is named).
+	scope keys.Scope // the scope it needs; empty if any valid key will do
+	// send requests the operation. An empty namespace is left out of the request.
 	send func(key, namespace string) *httptest.ResponseRecorder
-	// inNamespace says that it happens in one; the others concern the whole server, or nothing.
+	// inNamespace reports whether the operation runs in a namespace; the others do not depend on one.
 	inNamespace bool
 }
 
-// targets is everything that needs a key, as the tables of routes and methods have it: each method of
-// each path, alone and in a batch.
+// targets returns every operation that needs a key, taken from the tables of endpoints and methods: every method on
+// every path, and every GET path.
 func targets(t *testing.T, s *Site) (all []target) {
 	t.Helper()
 	for _, e := range s.Endpoints {
@@ -103,7 +105,7 @@ func targets(t *testing.T, s *Site) (all []target) {
 		send := func(body, key string) *httptest.ResponseRecorder {
 			return s.Post(body, WithKey(key), At(httpMethod, path))
 		}
-		if httpMethod == http.MethodGet { // and so HEAD
+		if httpMethod == http.MethodGet { // a GET pattern also serves HEAD
 			for _, httpMethod := range []string{http.MethodGet, http.MethodHead} {
 				all = append(all, target{
 					name: httpMethod + " " + path, scope: e.Scope,
@@ -128,17 +130,18 @@ func targets(t *testing.T, s *Site) (all []target) {
 	return all
 }
 
-// TestAuthorisation asks for everything with every kind of key: the whole matrix. What is added to the
-// tables is in it.
+// TestAuthorisation requests every operation with every kind of key. New endpoints and methods are covered
+// automatically.
 func TestAuthorisation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		domain := &door{}
+		domain := &recorder{}
 		s := New(t, func(o *Setup) { o.Sandboxes = domain })
 		targets := targets(t, s)
-		if len(targets) < 26 { // 4 paths of 5 methods and rpc.discover, and two of /metrics
-			t.Fatalf("there are only %d targets", len(targets))
+		if len(targets) < 26 { // 5 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
+			t.Fatalf("got only %d targets", len(targets))
 		}
-		// used is a key that was accepted before: what made its next request cheap must not keep it alive.
+		// used makes the gateway accept key once, so that its session is cached: a cached session must not keep a key
+		// valid that has expired or was revoked.
 		used := func(key string) string {
 			WantOK(t, s.Post(Request("rpc.discover", "{}"), WithKey(key)))
 			return key
@@ -175,16 +178,16 @@ func TestAuthorisation(t *testing.T) {
 		used(graced)
 		time.Sleep(2 * time.Hour)
 
-		dead := map[string]string{
-			"none": "", "scheme alone": "Bearer", "no token": "Bearer ", "other scheme": "Basic " + good, "two": good + " " + good,
-			"malformed": "msb_nonsense", "prefix": "Bearer msb_", "altered": good[:len(good)-1] + "!", "cut": good[:len(good)-1],
-			"longer": good + "A", "unknown": New(t).Key,
+		invalid := map[string]string{
+			"no key": "", "scheme alone": "Bearer", "no token": "Bearer ", "other scheme": "Basic " + good, "two keys": good + " " + good,
+			"malformed": "msb_nonsense", "prefix alone": "Bearer msb_", "altered": good[:len(good)-1] + "!", "truncated": good[:len(good)-1],
+			"too long": good + "A", "key of another server": New(t).Key,
 			"expired": "Bearer " + expired, "revoked": revoked, "pruned": pruned, "reset": signed,
-			"rotated": rotated, "rotated, after its grace": "Bearer " + graced,
+			"rotated": rotated, "rotated, grace period over": "Bearer " + graced,
 		}
 		var refusal *httptest.ResponseRecorder
 		for _, target := range targets {
-			for name, key := range dead {
+			for name, key := range invalid {
 				w := target.send(key, "team-beta")
 				WantError(t, w, http.StatusUnauthorized, rpc.CodeUnauthenticated)
 				w.Header().Del("X-Request-Id")
@@ -192,46 +195,46 @@ func TestAuthorisation(t *testing.T) {
 					refusal = w
 				}
 				if !bytes.Equal(w.Body.Bytes(), refusal.Body.Bytes()) || fmt.Sprint(w.Header()) != fmt.Sprint(refusal.Header()) {
-					t.Errorf("%s with %s key: %v %s differs from %v %s", target.name, name, w.Header(), w.Body, refusal.Header(), refusal.Body)
+					t.Errorf("%s with key %q: got %v %s, which differs from %v %s", target.name, name, w.Header(), w.Body, refusal.Header(), refusal.Body)
 				}
 				if w.Header().Get("WWW-Authenticate") != "Bearer" {
-					t.Errorf("%s with %s key: no challenge", target.name, name)
+					t.Errorf("%s with key %q: the response has no WWW-Authenticate: Bearer", target.name, name)
 				}
-				time.Sleep(time.Second) // the bound on bad keys has a test of its own
+				time.Sleep(time.Second) // stay below the limit on bad keys, which has its own test
 			}
 		}
-		if got := domain.passed(); got != nil {
-			t.Fatal("without a good key there got through:", got)
+		if got := domain.takeCalls(); got != nil {
+			t.Fatal("calls without a valid key reached the domain:", got)
 		}
 
 		team := s.Issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha"}})
 		teams := s.Issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha", "team-gamma"}})
 		secrets := []string{signed, good, expired, revoked, pruned, rotated, graced, team, teams}
 		for _, target := range targets {
-			denied := func(key, namespace string, told ...string) {
+			denied := func(key, namespace string, mentions ...string) {
 				t.Helper()
 				e := WantError(t, target.send(key, namespace), http.StatusForbidden, rpc.CodePermissionDenied)
-				for _, what := range told {
+				for _, what := range mentions {
 					if !strings.Contains(e.Message, what) {
-						t.Errorf("%s: %q does not tell of %s", target.name, e.Message, what)
+						t.Errorf("%s: message %q does not mention %s", target.name, e.Message, what)
 					}
 				}
-				if got := domain.passed(); got != nil {
-					t.Errorf("%s: there got through: %v", target.name, got)
+				if got := domain.takeCalls(); got != nil {
+					t.Errorf("%s: refused call reached the domain: %v", target.name, got)
 				}
 			}
-			passes := func(key, namespace, in string) {
+			allowed := func(key, namespace, in string) {
 				t.Helper()
 				if w := target.send(key, namespace); w.Code != http.StatusOK {
 					t.Errorf("%s in %q: %d %s", target.name, namespace, w.Code, w.Body)
 				}
-				got := domain.passed()
+				got := domain.takeCalls()
 				if target.inNamespace && (len(got) != 1 || !strings.HasSuffix(got[0], " in "+in)) || !target.inNamespace && got != nil {
-					t.Errorf("%s in %q: there got through: %v", target.name, namespace, got)
+					t.Errorf("%s in %q: calls that reached the domain: %v", target.name, namespace, got)
 				}
 			}
-			passes(good, "team-beta", "team-beta")
-			passes(good, "", "default")
+			allowed(good, "team-beta", "team-beta")
+			allowed(good, "", "default")
 			if target.scope != "" {
 				weak, strong := keys.IssueRequest{}, keys.IssueRequest{Scopes: []keys.Scope{target.scope}}
 				for _, scope := range keys.Scopes {
@@ -242,7 +245,7 @@ func TestAuthorisation(t *testing.T) {
 				weakKey, strongKey := s.Issue(t, weak), s.Issue(t, strong)
 				secrets = append(secrets, weakKey, strongKey)
 				denied(weakKey, "team-alpha", string(target.scope))
-				passes(strongKey, "team-alpha", "team-alpha")
+				allowed(strongKey, "team-alpha", "team-alpha")
 			}
 			switch {
 			case target.inNamespace:
@@ -250,34 +253,34 @@ func TestAuthorisation(t *testing.T) {
 				denied(team, "default", `"team-alpha"`, `"default"`)
 				denied(teams, "team-beta", `"team-alpha"`, `"team-gamma"`, `"team-beta"`)
 				denied(teams, "", `"team-alpha"`, `"team-gamma"`, `"default"`)
-				passes(team, "", "team-alpha")
-				passes(team, "team-alpha", "team-alpha")
-				passes(teams, "team-alpha", "team-alpha")
-				passes(teams, "team-gamma", "team-gamma")
+				allowed(team, "", "team-alpha")
+				allowed(team, "team-alpha", "team-alpha")
+				allowed(teams, "team-alpha", "team-alpha")
+				allowed(teams, "team-gamma", "team-gamma")
 			case target.scope != "":
 				denied(team, "", string(target.scope))
 				denied(teams, "", string(target.scope))
 			default:
-				passes(team, "", "")
+				allowed(team, "", "")
 			}
 		}
 		log := s.Log.String()
 		for _, secret := range secrets {
 			if strings.Contains(log, secret) || strings.Contains(log, strings.TrimPrefix(secret, "msb_")) {
-				t.Error("a key is in the log")
+				t.Error("the log contains a key")
 			}
 		}
 		for _, cause := range []string{"signing key", "expired", "revoked"} {
 			if !strings.Contains(log, cause) {
-				t.Errorf("the log does not tell that keys were refused because of %q", cause)
+				t.Errorf("the log does not give %q as the reason of a refused key", cause)
 			}
 		}
 	})
 }
 
-// In a batch, no member has more rights than alone, and none has fewer for its neighbours.
+// Each call of a batch is authorised as if it were sent alone.
 func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
-	domain := &door{}
+	domain := &recorder{}
 	s := New(t, func(o *Setup) { o.Sandboxes = domain })
 	key := s.Issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha"}, Scopes: []keys.Scope{keys.ScopeStop}})
 	w := s.Post("["+strings.Join([]string{
@@ -287,14 +290,14 @@ func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
 		`{"jsonrpc":"2.0","method":"sandbox.stop","params":{"sandbox":"a","namespace":"team-beta"}}`,
 	}, ",")+"]", WithKey(key))
 	if w.Code != http.StatusOK || strings.Count(w.Body.String(), "-32004") != 2 || strings.Count(w.Body.String(), `"result"`) != 1 {
-		t.Errorf("answer is %d %s", w.Code, w.Body)
+		t.Errorf("got %d %s, want 200 with 2 refusals and 1 result", w.Code, w.Body)
 	}
-	if got := domain.passed(); len(got) != 1 || got[0] != "stop in team-alpha" {
-		t.Errorf("there got through: %v", got)
+	if got := domain.takeCalls(); len(got) != 1 || got[0] != "stop in team-alpha" {
+		t.Errorf("calls that reached the domain: %v, want only \"stop in team-alpha\"", got)
 	}
 }
 
-// Every scope opens something, and nothing is open without one.
+// Every scope is needed by some method or path, and every path but the health check needs a key.
 func TestEveryScopeIsUsed(t *testing.T) {
 	s := New(t)
 	used := map[keys.Scope]bool{}
@@ -311,12 +314,12 @@ func TestEveryScopeIsUsed(t *testing.T) {
 	}
 	for _, scope := range keys.Scopes {
 		if !used[scope] {
-			t.Errorf("no method and no path needs %s", scope)
+			t.Errorf("no method or path needs scope %s", scope)
 		}
 		delete(used, scope)
 	}
 	if len(used) != 0 {
-		t.Errorf("scopes that keys cannot have are needed: %v", used)
+		t.Errorf("methods or paths need scopes that no key can have: %v", used)
 	}
 }
 
@@ -329,23 +332,23 @@ func TestMethodWithoutScope(t *testing.T) {
 func TestNamespaces(t *testing.T) {
 	s := New(t)
 	limited := func(namespaces ...string) string { return s.Issue(t, keys.IssueRequest{Namespaces: namespaces}) }
-	team, teams, home := limited("team-alpha"), limited("team-alpha", "team-beta"), limited("team-alpha", "default")
+	team, teams, homeTeam := limited("team-alpha"), limited("team-alpha", "team-beta"), limited("team-alpha", "default")
 	for _, namespace := range []string{"default", "team-alpha", "team-beta", "team-gamma"} {
 		WantOK(t, s.Post(Request("sandbox.start", fmt.Sprintf(`{"sandbox":"a","namespace":%q}`, namespace))))
 	}
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"b"}`), WithKey(team)))
 	for name, c := range map[string]struct{ key, params, want string }{
-		"all, global key":            {s.Key, `{"namespace":"*"}`, "default/a team-alpha/a team-alpha/b team-beta/a team-gamma/a"},
-		"all, limited key":           {team, `{"namespace":"*"}`, "team-alpha/a team-alpha/b"},
-		"all, key of two":            {teams, `{"namespace":"*"}`, "team-alpha/a team-alpha/b team-beta/a"},
-		"all, by name, key of two":   {teams, `{"namespace":"*","sandbox":"b"}`, "team-alpha/b"},
-		"all, same name, key of two": {teams, `{"namespace":"*","sandbox":"a"}`, "team-alpha/a team-beta/a"},
-		"absent, global key":         {s.Key, `{}`, "default/a"},
-		"absent, limited key":        {team, `{}`, "team-alpha/a team-alpha/b"},
-		"absent, key of the default": {home, `{}`, "default/a"},
-		"named, global key":          {s.Key, `{"namespace":"team-alpha","sandbox":"b"}`, "team-alpha/b"},
-		"named, key of two":          {teams, `{"namespace":"team-beta"}`, "team-beta/a"},
-		"by position, limited key":   {team, `["b","team-alpha"]`, "team-alpha/b"},
+		"all, global key":                                   {s.Key, `{"namespace":"*"}`, "default/a team-alpha/a team-alpha/b team-beta/a team-gamma/a"},
+		"all, key for one namespace":                        {team, `{"namespace":"*"}`, "team-alpha/a team-alpha/b"},
+		"all, key for two namespaces":                       {teams, `{"namespace":"*"}`, "team-alpha/a team-alpha/b team-beta/a"},
+		"all by name, key for two namespaces":               {teams, `{"namespace":"*","sandbox":"b"}`, "team-alpha/b"},
+		"all by name, name in both of the key's namespaces": {teams, `{"namespace":"*","sandbox":"a"}`, "team-alpha/a team-beta/a"},
+		"absent, global key":                                {s.Key, `{}`, "default/a"},
+		"absent, key for one namespace":                     {team, `{}`, "team-alpha/a team-alpha/b"},
+		"absent, key that includes the default":             {homeTeam, `{}`, "default/a"},
+		"named, global key":                                 {s.Key, `{"namespace":"team-alpha","sandbox":"b"}`, "team-alpha/b"},
+		"named, key for two namespaces":                     {teams, `{"namespace":"team-beta"}`, "team-beta/a"},
+		"by position, key for one namespace":                {team, `["b","team-alpha"]`, "team-alpha/b"},
 	} {
 		w := s.Post(Request("sandbox.metrics.get", c.params), WithKey(c.key))
 		WantOK(t, w)
@@ -358,20 +361,20 @@ func TestNamespaces(t *testing.T) {
 			got = append(got, m.Namespace+"/"+m.Name)
 		}
 		if strings.Join(got, " ") != c.want {
-			t.Errorf("%s: sees %q, want %q", name, got, c.want)
+			t.Errorf("%s: got sandboxes %q, want %q", name, got, c.want)
 		}
 	}
-	// What the key of two may not see is not there for it, and only metrics may be asked for everywhere.
+	// For a limited key, a sandbox outside its namespaces does not exist. Only sandbox.metrics.get accepts "*".
 	WantError(t, s.Post(Request("sandbox.metrics.get", `{"namespace":"*","sandbox":"nope"}`), WithKey(teams)), http.StatusNotFound, rpc.CodeNotFound)
 	WantError(t, s.Post(Request("sandbox.stop", `{"namespace":"*","sandbox":"a"}`), WithKey(teams)), http.StatusBadRequest, rpc.CodeInvalidParams)
-	// A foreign name is refused alike whether or not its sandbox exists.
-	there := s.Post(Request("sandbox.stop", `{"sandbox":"a","namespace":"default"}`), WithKey(team)).Body.String()
+	// In a namespace that the key may not use, the response does not depend on whether the sandbox exists.
+	existing := s.Post(Request("sandbox.stop", `{"sandbox":"a","namespace":"default"}`), WithKey(team)).Body.String()
 	absent := s.Post(Request("sandbox.stop", `{"sandbox":"nope","namespace":"default"}`), WithKey(team)).Body.String()
-	if there != absent {
-		t.Errorf("a foreign sandbox shows: %s, but %s", there, absent)
+	if existing != absent {
+		t.Errorf("the response reveals whether a sandbox exists: %s, but %s", existing, absent)
 	}
 	e := WantError(t, s.Post(Request("sandbox.start", `["x","other"]`), WithKey(team)), http.StatusForbidden, rpc.CodePermissionDenied)
 	if !strings.Contains(e.Message, "other") {
-		t.Error("a positional namespace was not checked:", e.Message)
+		t.Error("the namespace given by position was not checked:", e.Message)
 	}
 }

@@ -10,18 +10,19 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// maxOutput is how much a run may print, in bytes as JSON: each line counts lineCost more than its length,
-// and a character that JSON escapes counts as what that takes, so that neither a flood of empty lines nor one of
-// control characters gets past the bound.
+// maxOutput limits the output of one run, in bytes of encoded JSON. Each line counts lineCost bytes more than its text,
+// and a character that JSON escapes counts with the length of its escape, so that floods of empty lines or of control
+// characters cannot evade the limit.
 const (
 	maxOutput = 16 << 20
 	lineCost  = 32
 )
 
-// collect reads a process to its end and returns all lines that it printed, and its exit code. hold is asked before
-// more output is held; its error ends the process. The caller closes the process.
-func collect(p sandbox.Process, hold func(bytes int) error) (output []rpc.Line, exitCode int, err error) {
-	l := lines{hold: hold}
+// collect reads events until p exits, and returns the lines that p printed and its exit code. Before it keeps more
+// output, it calls reserve with the additional bytes of encoded JSON; if that fails, collect returns the error. The
+// caller must close p, which ends the process if it still runs.
+func collect(p sandbox.Process, reserve func(bytes int) error) (output []rpc.Line, exitCode int, err error) {
+	l := lines{reserve: reserve}
 	for {
 		event, err := p.Next()
 		switch event := event.(type) {
@@ -33,30 +34,31 @@ func collect(p sandbox.Process, hold func(bytes int) error) (output []rpc.Line, 
 			return l.end(), event.Code, nil
 		case nil:
 			if err == io.EOF {
-				err = io.ErrUnexpectedEOF // there was no exit
+				err = io.ErrUnexpectedEOF // the stream ended without an Exit event
 			}
 			return nil, 0, err
 		}
 	}
 }
 
-// lines assembles output into lines. The lines of the two streams are put together separately, and
-// stand in the order in which they were completed.
+// lines splits output into lines. Each stream is split separately, and the lines of both streams are kept in the order
+// in which they were completed.
 type lines struct {
-	hold    func(bytes int) error
+	reserve func(bytes int) error
 	done    []rpc.Line
 	partial [2][]byte
 	size    int
 }
 
-// add takes a piece of output. Its error is an *rpc.Error.
+// add appends a piece of output. Its own error, for output over maxOutput, is an *rpc.Error; errors of reserve are
+// returned unchanged.
 func (l *lines) add(out sandbox.Output) error {
 	cost := jsonSize(out.Data)
 	if l.size += cost; l.size > maxOutput {
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("output exceeds %d MiB as JSON and the run was interrupted: print less, or write to a file: "+
-			"output limit of the run reached", maxOutput>>20)}
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output exceeds %d MiB of JSON, so the run was interrupted; "+
+			"print less, or write to a file", maxOutput>>20)}
 	}
-	if err := l.hold(cost); err != nil {
+	if err := l.reserve(cost); err != nil {
 		return err
 	}
 	partial := &l.partial[0]
@@ -75,7 +77,8 @@ func (l *lines) add(out sandbox.Output) error {
 	}
 }
 
-// end returns all lines, including last ones that no newline ended. It is never nil.
+// end returns all lines, including a last line of each stream that has no newline. The result is never nil, so that it
+// is encoded as an array.
 func (l *lines) end() []rpc.Line {
 	for i, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
 		if len(l.partial[i]) > 0 {
@@ -95,7 +98,7 @@ func (l *lines) finish(stream sandbox.Stream, partial *[]byte) {
 
 var newline = []byte{'\n'}
 
-// jsonSize is about how many bytes a piece of output has in an answer.
+// jsonSize estimates how many bytes a piece of output takes in a response.
 func jsonSize(data []byte) int {
 	size := len(data)
 	for _, c := range data {
@@ -106,7 +109,7 @@ func jsonSize(data []byte) int {
 			size += 5
 		case c == '"', c == '\\':
 			size++
-		case c >= 0x80: // may not be UTF-8, and then is U+FFFD
+		case c >= 0x80: // may be invalid UTF-8, which is replaced by the three bytes of U+FFFD
 			size += 2
 		}
 	}

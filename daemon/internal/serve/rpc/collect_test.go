@@ -14,34 +14,34 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
-func piece(stream sandbox.Stream, data string) sandbox.Output {
+func output(stream sandbox.Stream, data string) sandbox.Output {
 	return sandbox.Output{Stream: stream, Data: []byte(data)}
 }
 
-func unbounded(int) error { return nil }
+func unlimited(int) error { return nil }
 
 func TestLines(t *testing.T) {
 	const out, err = sandbox.Stdout, sandbox.Stderr
 	for name, tt := range map[string]struct {
-		pieces []sandbox.Output
-		want   []rpc.Line
+		outputs []sandbox.Output
+		want    []rpc.Line
 	}{
-		"nothing":               {want: []rpc.Line{}},
-		"a line":                {[]sandbox.Output{piece(out, "a\n")}, []rpc.Line{{Stream: "stdout", Text: "a"}}},
-		"no newline at the end": {[]sandbox.Output{piece(out, "a\nb")}, []rpc.Line{{Stream: "stdout", Text: "a"}, {Stream: "stdout", Text: "b"}}},
-		"empty lines":           {[]sandbox.Output{piece(out, "\n\n")}, []rpc.Line{{Stream: "stdout"}, {Stream: "stdout"}}},
+		"no output":             {want: []rpc.Line{}},
+		"a line":                {[]sandbox.Output{output(out, "a\n")}, []rpc.Line{{Stream: "stdout", Text: "a"}}},
+		"no newline at the end": {[]sandbox.Output{output(out, "a\nb")}, []rpc.Line{{Stream: "stdout", Text: "a"}, {Stream: "stdout", Text: "b"}}},
+		"empty lines":           {[]sandbox.Output{output(out, "\n\n")}, []rpc.Line{{Stream: "stdout"}, {Stream: "stdout"}}},
 		"order of completion": {
-			[]sandbox.Output{piece(out, "a"), piece(err, "x\n"), piece(out, "b\n"), piece(err, "y")},
+			[]sandbox.Output{output(out, "a"), output(err, "x\n"), output(out, "b\n"), output(err, "y")},
 			[]rpc.Line{{Stream: "stderr", Text: "x"}, {Stream: "stdout", Text: "ab"}, {Stream: "stderr", Text: "y"}},
 		},
-		"carriage return is text": {[]sandbox.Output{piece(out, "a\r\n")}, []rpc.Line{{Stream: "stdout", Text: "a\r"}}},
-		"character in two pieces": {[]sandbox.Output{piece(out, "\xc3"), piece(out, "\xa4\n")}, []rpc.Line{{Stream: "stdout", Text: "ä"}}},
-		"not UTF-8":               {[]sandbox.Output{piece(out, "a\xff\n")}, []rpc.Line{{Stream: "stdout", Text: "a\uFFFD"}}},
+		"carriage return is kept": {[]sandbox.Output{output(out, "a\r\n")}, []rpc.Line{{Stream: "stdout", Text: "a\r"}}},
+		"character in two parts":  {[]sandbox.Output{output(out, "\xc3"), output(out, "\xa4\n")}, []rpc.Line{{Stream: "stdout", Text: "ä"}}},
+		"not UTF-8":               {[]sandbox.Output{output(out, "a\xff\n")}, []rpc.Line{{Stream: "stdout", Text: "a\uFFFD"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lines{hold: unbounded}
-			for _, p := range tt.pieces {
-				if err := l.add(p); err != nil {
+			l := lines{reserve: unlimited}
+			for _, o := range tt.outputs {
+				if err := l.add(o); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -59,28 +59,28 @@ func TestLinesAreBounded(t *testing.T) {
 		"escapes":       strings.Repeat("\x01", 1<<16),
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lines{hold: unbounded}
+			l := lines{reserve: unlimited}
 			for range maxOutput>>16 + 1 {
-				if err := l.add(piece(sandbox.Stdout, data)); err != nil {
+				if err := l.add(output(sandbox.Stdout, data)); err != nil {
 					if e, ok := errors.AsType[*rpc.Error](err); !ok || e.Code != rpc.CodeExhausted {
 						t.Error(err)
 					}
 					return
 				}
 			}
-			t.Error("more than maxOutput was taken")
+			t.Error("lines accepted more than maxOutput")
 		})
 	}
 }
 
-// However output is cut into pieces, its lines are the same.
+// The lines do not depend on how the output is split.
 func FuzzLines(f *testing.F) {
 	f.Add("a\nb\r\n\n\xffc", uint8(3))
 	f.Fuzz(func(t *testing.T, text string, size uint8) {
-		l := lines{hold: unbounded}
+		l := lines{reserve: unlimited}
 		for rest := text; rest != ""; {
 			n := min(int(size)+1, len(rest))
-			if err := l.add(piece(sandbox.Stderr, rest[:n])); err != nil {
+			if err := l.add(output(sandbox.Stderr, rest[:n])); err != nil {
 				t.Fatal(err)
 			}
 			rest = rest[n:]
@@ -97,34 +97,33 @@ func FuzzLines(f *testing.F) {
 		}
 		for _, line := range got {
 			if !utf8.ValidString(line.Text) {
-				t.Errorf("line %q is not UTF-8", line.Text)
+				t.Errorf("line %q is not valid UTF-8", line.Text)
 			}
 		}
 	})
 }
 
-// What is held is told before it is, in the size that it has in an answer, and no further than whoever keeps it allows.
+// lines reserves the encoded size of output before it keeps it, and keeps nothing if that fails.
 func TestLinesAreKept(t *testing.T) {
-	full := errors.New("full")
-	kept := 0
-	l := lines{hold: func(n int) error {
-		if kept += n; kept > 1000 {
-			return full
+	errFull := errors.New("full")
+	reserved := 0
+	l := lines{reserve: func(n int) error {
+		if reserved += n; reserved > 1000 {
+			return errFull
 		}
 		return nil
 	}}
-	if err := l.add(piece(sandbox.Stdout, "a\x00\"\n")); err != nil || kept != 4+lineCost+5+1 {
-		t.Errorf("%v, kept %d", err, kept)
+	if err := l.add(output(sandbox.Stdout, "a\x00\"\n")); err != nil || reserved != 4+lineCost+5+1 {
+		t.Errorf("reserved %d, want %d, error %v", reserved, 4+lineCost+5+1, err)
 	}
-	if err := l.add(piece(sandbox.Stderr, strings.Repeat("x", 1000))); err != full {
-		t.Error(err)
+	if err := l.add(output(sandbox.Stderr, strings.Repeat("x", 1000))); err != errFull {
+		t.Errorf("got error %v, want that of reserve", err)
 	}
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "a\x00\""}}, l.end()); diff != "" {
 		t.Error(diff)
 	}
 }
 
-// An endless process is closed by whoever has collected enough of it; one that ends without an exit is an error.
 func TestCollect(t *testing.T) {
 	guest, err := sandboxtest.NewGuest().Connect(t.Context(), nil)
 	if err != nil {
@@ -139,21 +138,22 @@ func TestCollect(t *testing.T) {
 		t.Cleanup(func() { p.Close() })
 		return p
 	}
-	output, code, err := collect(start("sh", "-c", "echo out; echo err >&2; exit 3"), unbounded)
+	output, code, err := collect(start("sh", "-c", "echo out; echo err >&2; exit 3"), unlimited)
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out"}, {Stream: "stderr", Text: "err"}}, output); diff != "" || code != 3 || err != nil {
-		t.Errorf("%d, %v\n%s", code, err, diff)
+		t.Errorf("exit code %d, error %v, output (-want +got):\n%s", code, err, diff)
 	}
-	if _, _, err := collect(start("yes"), unbounded); err == nil || !strings.Contains(err.Error(), "16 MiB") {
-		t.Errorf("endless output: %v", err)
+	if _, _, err := collect(start("yes"), unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
+		t.Errorf("endless output: got error %v, want the 16 MiB limit", err)
 	}
-	if _, _, err := collect(start("nope"), unbounded); !errors.Is(err, sandbox.ErrCommandNotFound) {
-		t.Errorf("no such command: %v", err)
+	if _, _, err := collect(start("nope"), unlimited); !errors.Is(err, sandbox.ErrCommandNotFound) {
+		t.Errorf("unknown command: got error %v, want ErrCommandNotFound", err)
 	}
-	if _, _, err := collect(&noExit{}, unbounded); err == nil || errors.Is(err, io.EOF) {
-		t.Errorf("no exit: %v", err)
+	if _, _, err := collect(&noExit{}, unlimited); err == nil || errors.Is(err, io.EOF) {
+		t.Errorf("stream without an exit event: got error %v, want one that is not EOF", err)
 	}
 }
 
+// noExit is a process whose events end without an exit.
 type noExit struct{}
 
 func (*noExit) Next() (sandbox.Event, error) { return nil, io.EOF }

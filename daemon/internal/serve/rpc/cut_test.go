@@ -16,8 +16,8 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// endings are the ways in which a key comes to its end while a request of it is in progress.
-var endings = map[string]func(ctx context.Context, s *Site, id string) error{
+// invalidations are the ways in which a key can become invalid while one of its requests is in progress.
+var invalidations = map[string]func(ctx context.Context, s *Site, id string) error{
 	"revoked": func(ctx context.Context, s *Site, id string) error {
 		_, err := s.Keys.Revoke(ctx, id, 0)
 		return err
@@ -37,22 +37,23 @@ var endings = map[string]func(ctx context.Context, s *Site, id string) error{
 	"expired": func(context.Context, *Site, string) error { return nil },
 }
 
-// A request in progress ends with its key, and its answer is that of any bad key, whatever became of it.
+// A request in progress is cancelled when its key becomes invalid. Its response is the same as for any invalid key,
+// whatever the handler returns.
 func TestRequestsEndWithTheirKey(t *testing.T) {
 	handlers := map[string]func(ctx context.Context) error{
-		"stops":      func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },
-		"wraps":      func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("run: %w", ctx.Err()) },
-		"goes on":    func(ctx context.Context) error { <-ctx.Done(); return nil },
-		"has failed": func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("no: %w", errdefs.ErrNotFound) },
-		"panics":     func(ctx context.Context) error { <-ctx.Done(); panic("a fault of the domain") },
+		"returns the cause":    func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },
+		"wraps Canceled":       func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("run: %w", ctx.Err()) },
+		"succeeds":             func(ctx context.Context) error { <-ctx.Done(); return nil },
+		"fails for any reason": func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("no: %w", errdefs.ErrNotFound) },
+		"panics":               func(ctx context.Context) error { <-ctx.Done(); panic("a fault of the domain") },
 	}
 	run := Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"a secret"}`)
 	start := Request("sandbox.start", `{"sandbox":"afterwards"}`)
 	bodies := map[string]string{"alone": run, "first of a batch": "[" + run + "," + start + "]", "last of a batch": "[" + Request("sandbox.metrics.get", "{}") + "," + run + "]"}
-	for ending, end := range endings {
+	for invalidation, invalidate := range invalidations {
 		for handler, onRun := range handlers {
 			for place, body := range bodies {
-				t.Run(strings.Join([]string{ending, handler, place}, ", "), func(t *testing.T) {
+				t.Run(strings.Join([]string{invalidation, handler, place}, ", "), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						s := New(t)
 						key, id := s.IssueNamed(t, keys.IssueRequest{Expire: "1h"})
@@ -62,30 +63,30 @@ func TestRequestsEndWithTheirKey(t *testing.T) {
 							return onRun(ctx)
 						}
 						WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
-						never := s.Post(run, WithKey("never"))
-						answered := make(chan *httptest.ResponseRecorder)
-						go func() { answered <- s.Post(body, WithKey(key)) }()
+						bad := s.Post(run, WithKey("never"))
+						responses := make(chan *httptest.ResponseRecorder)
+						go func() { responses <- s.Post(body, WithKey(key)) }()
 						<-running
-						if err := end(t.Context(), s, id); err != nil {
+						if err := invalidate(t.Context(), s, id); err != nil {
 							t.Fatal(err)
 						}
-						w := <-answered
+						w := <-responses
 						WantError(t, w, http.StatusUnauthorized, rpc.CodeUnauthenticated)
 						w.Header().Del("X-Request-Id")
-						never.Header().Del("X-Request-Id")
-						if w.Body.String() != never.Body.String() || fmt.Sprint(w.Header()) != fmt.Sprint(never.Header()) {
-							t.Errorf("the answer %v %s differs from that to a bad key: %v %s", w.Header(), w.Body, never.Header(), never.Body)
+						bad.Header().Del("X-Request-Id")
+						if w.Body.String() != bad.Body.String() || fmt.Sprint(w.Header()) != fmt.Sprint(bad.Header()) {
+							t.Errorf("response %v %s differs from the response to a bad key: %v %s", w.Header(), w.Body, bad.Header(), bad.Body)
 						}
 						if strings.Contains(w.Body.String(), "secret") {
-							t.Error("the result leaked")
+							t.Error("the response contains the result of the run")
 						}
 						for name := range s.Sandboxes.Running {
 							if name.Name == "afterwards" {
-								t.Error("the rest of the batch was run")
+								t.Error("the rest of the batch was still run")
 							}
 						}
 						if !strings.Contains(s.Log.String(), "status=401") {
-							t.Error("the log does not tell of it:", s.Log)
+							t.Error("the log has no entry with status=401:", s.Log)
 						}
 					})
 				})
@@ -94,8 +95,8 @@ func TestRequestsEndWithTheirKey(t *testing.T) {
 	}
 }
 
-// The requests of other keys go on.
-func TestOthersGoOn(t *testing.T) {
+// Revoking a key does not interrupt requests of other keys.
+func TestRequestsOfOtherKeysContinue(t *testing.T) {
 	s := New(t)
 	_, id := s.IssueNamed(t, keys.IssueRequest{})
 	running, finish := make(chan struct{}), make(chan struct{})
@@ -109,47 +110,48 @@ func TestOthersGoOn(t *testing.T) {
 		}
 	}
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
-	answered := make(chan *httptest.ResponseRecorder)
+	responses := make(chan *httptest.ResponseRecorder)
 	go func() {
-		answered <- s.Post(Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+		responses <- s.Post(Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
 	}()
 	<-running
 	if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 		t.Fatal(err)
 	}
 	close(finish)
-	WantOK(t, <-answered)
+	WantOK(t, <-responses)
 }
 
-// A key that ends while its request is read is not used for it.
-func TestKeyEndsWhileTheBodyIsRead(t *testing.T) {
+// A key that is revoked while the body of its request is read does not authorise that request.
+func TestKeyIsRevokedWhileTheBodyIsRead(t *testing.T) {
 	s := New(t)
 	key, id := s.IssueNamed(t, keys.IssueRequest{})
-	body := &slowBody{text: strings.NewReader(Request("sandbox.start", `{"sandbox":"a"}`)), began: make(chan struct{}), goOn: make(chan struct{})}
-	answered := make(chan *httptest.ResponseRecorder)
+	body := &slowBody{text: strings.NewReader(Request("sandbox.start", `{"sandbox":"a"}`)), started: make(chan struct{}), resume: make(chan struct{})}
+	responses := make(chan *httptest.ResponseRecorder)
 	go func() {
-		answered <- s.Post("", WithKey(key), func(r *http.Request) { r.Body, r.ContentLength = body, -1 })
+		responses <- s.Post("", WithKey(key), func(r *http.Request) { r.Body, r.ContentLength = body, -1 })
 	}()
-	<-body.began
+	<-body.started
 	if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
 		t.Fatal(err)
 	}
-	close(body.goOn)
-	WantError(t, <-answered, http.StatusUnauthorized, rpc.CodeUnauthenticated)
+	close(body.resume)
+	WantError(t, <-responses, http.StatusUnauthorized, rpc.CodeUnauthenticated)
 	if len(s.Sandboxes.Running) != 0 {
-		t.Error("it was run")
+		t.Error("the request was run")
 	}
 }
 
+// slowBody closes started at the first Read, which then waits for resume.
 type slowBody struct {
-	text        *strings.Reader
-	began, goOn chan struct{}
+	text            *strings.Reader
+	started, resume chan struct{}
 }
 
 func (b *slowBody) Read(p []byte) (int, error) {
 	if b.text.Len() == int(b.text.Size()) {
-		close(b.began)
-		<-b.goOn
+		close(b.started)
+		<-b.resume
 	}
 	return b.text.Read(p)
 }

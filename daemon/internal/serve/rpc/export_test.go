@@ -2,20 +2,20 @@ package rpc
 
 import "github.com/msbd/msbd/daemon/internal/domain/keys"
 
-// What tests of the package from outside need, which can use the sites of servetest.
+// The external tests need these; unlike tests in this package, they can import servetest.
 type (
 	Document = document
 	Schema   = schema
 )
 
-// Method is an entry of the table.
+// Method describes an entry of the table of methods.
 type Method struct {
 	Name  string
 	Scope keys.Scope
-	// Required are the names of the params that must be given.
+	// Required are the names of the required params.
 	Required []string
 	Params   []string
-	// Schema is that of the params.
+	// Schema is the schema of the params.
 	Schema schema
 }
 
@@ -33,7 +33,7 @@ func (s *Service) Table() (all []Method) {
 	return all
 }
 
-// IndexWithoutScope declares a method that anyone could call.
+// IndexWithoutScope indexes a table with a method that has no scope.
 func IndexWithoutScope() error {
 	_, err := index([]method{define("sandbox.open", "", (&Service{}).stop)})
 	return err

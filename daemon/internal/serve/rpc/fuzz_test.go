@@ -16,8 +16,8 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// FuzzRPC holds every answer to the envelope, whatever the body: JSON, one of result and error, a
-// status that goes with it, and no panic behind it.
+// FuzzRPC checks that every body gets a valid JSON-RPC response: JSON with either a result or an error, a matching HTTP
+// status, and no panic.
 func FuzzRPC(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil {
@@ -45,7 +45,7 @@ func FuzzRPC(f *testing.F) {
 		}
 		if w.Code == http.StatusNoContent {
 			if w.Body.Len() != 0 || !jsontext.Value(body).IsValid() {
-				t.Fatalf("204 with %q to %q", w.Body, body)
+				t.Fatalf("got 204 with body %q for request %q", w.Body, body)
 			}
 			return
 		}
@@ -62,14 +62,14 @@ func FuzzRPC(f *testing.F) {
 			}
 			all = []rpc.Response{one}
 		}
-		// What runs is strict JSON by the library's word, too.
+		// The JSON library agrees that everything that was parsed is strict JSON.
 		strict := jsontext.Value(body).IsValid() && serverpc.Depth(body) <= rpc.MaxDepth
 		if parsed := all[0].Error == nil || all[0].Error.Code != rpc.CodeParse; parsed != strict {
-			t.Fatalf("%q is strict JSON: %v, but is answered with %s", body, strict, answer)
+			t.Fatalf("%q: strict JSON %t, but got %s", body, strict, answer)
 		}
 		for _, res := range all {
 			if res.JSONRPC != rpc.Version || (res.Result == nil) == (res.Error == nil) || res.ID == nil {
-				t.Fatalf("%s is no response", answer)
+				t.Fatalf("%s is not a valid response", answer)
 			}
 		}
 	})

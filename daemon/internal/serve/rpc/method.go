@@ -19,42 +19,44 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// method is an entry of the table that drives every route. A caller needs its scope and may use it
-// in the namespaces of the key.
+// method is an entry of the table of JSON-RPC methods. A caller needs a key with the method's scope and can use the
+// method only in the namespaces of that key.
 type method struct {
 	name  string
 	scope keys.Scope
-	// params are what it takes, in the order of positional params.
+	// params are the parameters, in the order in which a request passes them by position.
 	params []param
-	// result is the type of what it answers.
 	result reflect.Type
-	// prepare decodes params into what is to be run, and returns the namespace that they name.
+	// prepare decodes params. It returns the namespace that they name, nil if they name none, and a handler that runs
+	// the call with them.
 	prepare func(raw jsontext.Value) (namespace *string, run handler, err *rpc.Error)
-	// anywhere says that rpc.AllNamespaces may be named.
-	anywhere bool
+	// allNamespaces reports whether a request may name rpc.AllNamespaces.
+	allNamespaces bool
 }
 
-// handler runs one call in namespaces that its caller may use: one, or, for rpc.AllNamespaces, all to
-// which the key is limited, or none for every one that there is.
+// handler runs one call in namespaces that its caller may use. There is one namespace, unless the request names
+// rpc.AllNamespaces: then namespaces are all that the key is limited to, or empty for every existing namespace if the
+// key is not limited.
 type handler func(ctx context.Context, c *gateway.Call, namespaces []string) (result any, err error)
 
-// namespaced is what every params type says of itself.
+// namespaced is the constraint on params types: each has a namespace.
 type namespaced[P any] interface {
 	*P
 	GetNamespace() *string
 }
 
-// define makes a table's entry from a handler of decoded params that runs in one namespace.
+// define returns the table entry of a method that runs in one namespace. run gets the decoded params.
 func define[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *gateway.Call, string, P) (R, error)) method {
 	return methodOf[P, R, PP](name, scope, func(ctx context.Context, c *gateway.Call, namespaces []string, p P) (R, error) {
 		return run(ctx, c, namespaces[0], p)
 	})
 }
 
-// defineAnywhere is define for a handler of any number of namespaces.
-func defineAnywhere[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *gateway.Call, []string, P) (R, error)) method {
+// defineAllNamespaces is like define, but for a method that also accepts rpc.AllNamespaces; run gets the namespaces as
+// described at handler.
+func defineAllNamespaces[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *gateway.Call, []string, P) (R, error)) method {
 	m := methodOf[P, R, PP](name, scope, run)
-	m.anywhere = true
+	m.allNamespaces = true
 	return m
 }
 
@@ -74,14 +76,14 @@ func methodOf[P, R any, PP namespaced[P]](name string, scope keys.Scope, run fun
 	}
 }
 
-// index checks a table and makes it searchable.
+// index returns the methods of a table by name. It is an error if a method has no scope or two have the same name.
 func index(table []method) (map[string]method, error) {
 	methods := map[string]method{}
 	for _, m := range table {
 		if m.scope == "" {
 			return nil, fmt.Errorf("method %s has no scope: anyone could call it", m.name)
 		}
-		if _, twice := methods[m.name]; twice {
+		if _, duplicate := methods[m.name]; duplicate {
 			return nil, fmt.Errorf("method %s is declared twice", m.name)
 		}
 		methods[m.name] = m
@@ -89,9 +91,9 @@ func index(table []method) (map[string]method, error) {
 	return methods, nil
 }
 
-// run authorises a request and runs it. It is the only way to a handler.
+// run authorises a request and runs it. Handlers are called only from here.
 func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result jsontext.Value, err error) {
-	// A panic costs its own call, not the others of a batch.
+	// A panic fails only this call, not the other calls of a batch.
 	defer func() {
 		if v := recover(); v != nil {
 			result, err = nil, fmt.Errorf("panic: %v\n%s", v, debug.Stack())
@@ -100,13 +102,13 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if req.bad != nil {
 		return nil, req.bad
 	}
-	// The others of a batch are not begun once the key or the server has ended.
+	// Do not start the remaining calls of a batch after the key was revoked, the client left or the server is stopping.
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	if req.Method == rpc.MethodDiscover {
 		c.method = rpc.MethodDiscover
-		return s.description, nil // for every key
+		return s.description, nil // needs no scope: every key may read it
 	}
 	m, ok := s.methods[req.Method]
 	if !ok {
@@ -120,7 +122,7 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if bad != nil {
 		return nil, bad
 	}
-	namespaces, err := resolveNamespaces(c.Principal, named, m.anywhere)
+	namespaces, err := resolveNamespaces(c.Principal, named, m.allNamespaces)
 	if err != nil {
 		return nil, err
 	}
@@ -131,16 +133,17 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if err != nil {
 		return nil, err
 	}
-	// What a program printed need not be UTF-8: what is not becomes U+FFFD.
+	// The output of a program need not be valid UTF-8: each invalid sequence becomes U+FFFD.
 	return json.Marshal(v, jsontext.AllowInvalidUTF8(true))
 }
 
-// resolveNamespaces is where a call runs, as a handler takes it. No other place decides that. Its
-// errors are errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
-func resolveNamespaces(caller keys.Principal, named *string, anywhere bool) ([]string, error) {
+// resolveNamespaces returns the namespaces that a call of caller runs in, as a handler expects them. named is the
+// namespace in the request, nil if there is none. No other function decides this. Its errors are
+// errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
+func resolveNamespaces(caller keys.Principal, named *string, allNamespaces bool) ([]string, error) {
 	var namespace string
 	switch {
-	case anywhere && named != nil && *named == rpc.AllNamespaces,
+	case allNamespaces && named != nil && *named == rpc.AllNamespaces,
 		named == nil && len(caller.Namespaces) == 1:
 		return caller.Namespaces, nil
 	case named == nil:
@@ -159,7 +162,7 @@ func resolveNamespaces(caller keys.Principal, named *string, anywhere bool) ([]s
 		limits = fmt.Sprintf("the namespaces %q", caller.Namespaces)
 	}
 	if named == nil {
-		return nil, fmt.Errorf("this key is limited to %s; the request names none, which means %q: name one of them: %w",
+		return nil, fmt.Errorf("this key is limited to %s; the request names no namespace, which means %q; name one of the key's namespaces: %w",
 			limits, namespace, errdefs.ErrPermissionDenied)
 	}
 	return nil, fmt.Errorf("this key is limited to %s; the request names namespace %q: %w", limits, namespace, errdefs.ErrPermissionDenied)

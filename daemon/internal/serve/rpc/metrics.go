@@ -12,16 +12,16 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 )
 
-// unknownMethod is the label of calls of methods that do not exist, so that no client can make more labels.
+// unknownMethod is the method label of every call to a method that does not exist, so that clients cannot add labels.
 const unknownMethod = "unknown"
 
-// runSeconds are the bounds of the histogram of calls: from a lookup to the longest run.
-var runSeconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
+// durationBuckets are the histogram buckets of msbd_rpc_duration_seconds, from a lookup to the longest run.
+var durationBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600}
 
-// metrics is what the Service reports to Prometheus.
+// metrics are the Prometheus metrics of a Service.
 type metrics struct {
 	calls *prometheus.CounterVec // method, code
-	// succeeded and duration are by method: most calls are found without hashing their labels.
+	// succeeded and duration are keyed by method, so that a successful call needs no hashing of labels.
 	succeeded map[string]prometheus.Counter
 	duration  map[string]prometheus.Observer
 }
@@ -29,13 +29,13 @@ type metrics struct {
 func newMetrics(registry *prometheus.Registry, methods map[string]method) (*metrics, error) {
 	m := &metrics{
 		calls: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "msbd_rpc_calls_total", Help: "JSON-RPC calls, members of batches included, by method and error code (0: none).",
+			Name: "msbd_rpc_calls_total", Help: "JSON-RPC calls, including the members of batches, by method and error code (0 if the call succeeded).",
 		}, []string{"method", "code"}),
 		succeeded: map[string]prometheus.Counter{},
 		duration:  map[string]prometheus.Observer{},
 	}
 	duration := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "msbd_rpc_duration_seconds", Help: "How long JSON-RPC calls took, by method.", Buckets: runSeconds,
+		Name: "msbd_rpc_duration_seconds", Help: "Duration of JSON-RPC calls, by method.", Buckets: durationBuckets,
 	}, []string{"method"})
 	for _, c := range []prometheus.Collector{m.calls, duration} {
 		if err := registry.Register(c); err != nil {
@@ -49,8 +49,8 @@ func newMetrics(registry *prometheus.Registry, methods map[string]method) (*metr
 	return m, nil
 }
 
-// call counts a call; method is one of the table, rpc.MethodDiscover or unknownMethod.
-func (m *metrics) call(method string, failed *rpc.Error, took time.Duration) {
+// observe records a call. method must be in the table, rpc.MethodDiscover or unknownMethod.
+func (m *metrics) observe(method string, failed *rpc.Error, took time.Duration) {
 	m.duration[method].Observe(took.Seconds())
 	if failed == nil {
 		m.succeeded[method].Inc()

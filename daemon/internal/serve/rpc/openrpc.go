@@ -13,7 +13,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
-// document is an OpenRPC description of a table of methods.
+// document is the OpenRPC description of the methods.
 type document struct {
 	OpenRPC    string       `json:"openrpc"`
 	Info       info         `json:"info"`
@@ -25,7 +25,7 @@ type components struct {
 	Errors map[string]errorInfo `json:"errors"`
 }
 
-// errorInfo says in its data what the caller can do.
+// errorInfo describes an error code. Data is what the caller can do about it.
 type errorInfo struct {
 	Code    rpc.Code `json:"code"`
 	Message string   `json:"message"`
@@ -46,9 +46,9 @@ type methodInfo struct {
 	ParamStructure string  `json:"paramStructure"`
 	Params         []value `json:"params"`
 	Result         value   `json:"result"`
-	// Errors may each come of it.
+	// Errors are the errors that the method can return.
 	Errors []reference `json:"errors"`
-	// Scope is what a key needs for it: an extension, as OpenRPC calls that.
+	// Scope is the scope that a key needs to call the method. It is an OpenRPC extension, hence the x-.
 	Scope keys.Scope `json:"x-scope"`
 }
 
@@ -58,9 +58,9 @@ type value struct {
 	Schema   schema `json:"schema"`
 }
 
-// schema is the part of JSON Schema in which the types of api/rpc can be said.
+// schema is the subset of JSON Schema that describes the types of api/rpc.
 type schema struct {
-	Type                 any               `json:"type"` // a name, or two of which one is null
+	Type                 any               `json:"type"` // a name, or a list of a name and "null"
 	Properties           map[string]schema `json:"properties,omitzero"`
 	Required             []string          `json:"required,omitzero"`
 	Items                *schema           `json:"items,omitzero"`
@@ -71,7 +71,7 @@ type schema struct {
 	AdditionalProperties any               `json:"additionalProperties,omitzero"` // a schema or false
 }
 
-// describe makes the answer to rpc.discover from the types of the table.
+// describe builds the result of rpc.discover from the table of methods.
 func describe(table []method) jsontext.Value {
 	doc := document{
 		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1"},
@@ -96,16 +96,17 @@ func describe(table []method) jsontext.Value {
 	return encode(doc)
 }
 
-// encode writes a description, always in the same order.
+// encode returns a description as JSON, with object members in a fixed order.
 func encode(description any) jsontext.Value {
 	b, err := json.Marshal(description, json.Deterministic(true))
 	if err != nil {
-		panic(err) // made of our own types alone
+		panic(err) // cannot happen: descriptions consist only of the types above
 	}
 	return b
 }
 
-// paramsSchema is that of params by name, with what handlers check beyond the types.
+// paramsSchema returns the schema of the params by name. It includes the constraints that handlers check in addition
+// to the types.
 func (m *method) paramsSchema() schema {
 	s := objectOf(m.params)
 	refine := func(of schema, name string, how func(*schema)) {
@@ -116,7 +117,7 @@ func (m *method) paramsSchema() schema {
 	}
 	refine(s, "sandbox", func(s *schema) { s.Pattern = name.Pattern })
 	refine(s, "namespace", func(s *schema) {
-		if s.Pattern = name.Pattern; m.anywhere {
+		if s.Pattern = name.Pattern; m.allNamespaces {
 			s.Pattern += `|^\*$`
 		}
 	})
@@ -153,7 +154,7 @@ func schemaOf(t reflect.Type) schema {
 	}
 }
 
-// nullable returns a schema that also takes null.
+// nullable returns a copy of s that also accepts null.
 func (s schema) nullable() schema {
 	if name, ok := s.Type.(string); ok {
 		s.Type = []any{name, "null"}
@@ -168,7 +169,7 @@ func objectOf(members []param) schema {
 		if m.required {
 			s.Required = append(s.Required, m.name)
 		} else {
-			of = of.nullable() // as if it were left out
+			of = of.nullable() // null means the same as leaving it out
 		}
 		s.Properties[m.name] = of
 	}

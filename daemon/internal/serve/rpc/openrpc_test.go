@@ -19,7 +19,7 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// docs/api.md is written by hand; what it says must be what the table and the codes say.
+// docs/api.md is written by hand and must agree with the table of methods and with rpc.Codes.
 func TestAPIDocsAreComplete(t *testing.T) {
 	data, err := os.ReadFile("../../../../docs/api.md")
 	if err != nil {
@@ -29,36 +29,36 @@ func TestAPIDocsAreComplete(t *testing.T) {
 	for _, m := range New(t).Service.Table() {
 		_, section, found := strings.Cut(doc, "\n## "+m.Name+"\n")
 		if !found {
-			t.Errorf("%s is not described", m.Name)
+			t.Errorf("docs/api.md has no section for %s", m.Name)
 			continue
 		}
 		section, _, _ = strings.Cut(section, "\n## ")
 		for _, row := range paramRows(m.Schema, "") {
 			if !strings.Contains(section, row) {
-				t.Errorf("%s: there is no param that begins with%s", m.Name, row)
+				t.Errorf("%s: docs/api.md has no row that starts with%s", m.Name, row)
 			}
 		}
 		if got, want := strings.Count(section, "\n| `"), len(paramRows(m.Schema, "")); got != want {
-			t.Errorf("%s has %d params, and %d are described", m.Name, want, got)
+			t.Errorf("%s: docs/api.md has %d rows of params, want %d", m.Name, got, want)
 		}
 		if scope := fmt.Sprintf("| `%s` |", m.Scope); !strings.Contains(doc, scope) {
-			t.Errorf("scope %s is not described", m.Scope)
+			t.Errorf("docs/api.md does not describe scope %s", m.Scope)
 		}
 	}
 	for _, c := range rpc.Codes {
 		statuses := strings.Trim(strings.Join(strings.Fields(fmt.Sprint(c.Status)), ", "), "[]")
 		if row := fmt.Sprintf("\n| %s | %d | %s | %s |\n", statuses, c.Code, c.Meaning, c.Remedy); !strings.Contains(doc, row) {
-			t.Errorf("this row is missing:%s", row)
+			t.Errorf("docs/api.md lacks this row:%s", row)
 		}
 	}
 }
 
-// paramRows is how the rows of the table of params begin.
+// paramRows returns the start of each row that the table of params must have.
 func paramRows(s serverpc.Schema, prefix string) (rows []string) {
 	for name, member := range s.Properties {
 		unsupported := prefix != "" && slices.Contains([]string{"volumes", "ports", "depends_on", "shell", "scripts", "exec"}, name)
 		if unsupported {
-			continue // they are named together
+			continue // one row names them all
 		}
 		kind := member.Type
 		if or, ok := kind.([]any); ok {
@@ -82,7 +82,7 @@ func TestEveryCodeIsDescribed(t *testing.T) {
 	for _, c := range rpc.Codes {
 		described[c.Code] = true
 		if got := rpcerr.HTTPStatus(c.Code); got != c.Status[0] {
-			t.Errorf("code %d is described with HTTP status %d, and is sent with %d", c.Code, c.Status[0], got)
+			t.Errorf("code %d is sent with HTTP status %d, but rpc.Codes says %d", c.Code, got, c.Status[0])
 		}
 	}
 	for _, code := range []rpc.Code{
@@ -91,12 +91,12 @@ func TestEveryCodeIsDescribed(t *testing.T) {
 		rpc.CodeUnavailable,
 	} {
 		if !described[code] {
-			t.Errorf("code %d is not described", code)
+			t.Errorf("rpc.Codes does not describe code %d", code)
 		}
 	}
 }
 
-// schemas are those of the params of each method, as a client has them.
+// schemas returns the params schema of each method, as a client gets it.
 func schemas(t *testing.T, s *Site) map[string]*jsonschema.Resolved {
 	t.Helper()
 	resolved := map[string]*jsonschema.Resolved{}
@@ -114,7 +114,7 @@ func schemas(t *testing.T, s *Site) map[string]*jsonschema.Resolved {
 	return resolved
 }
 
-// What the schemas refuse, the gateway refuses; what it takes, they take.
+// If the schema of a method refuses a request, the gateway refuses it as well.
 func TestSchemasAgreeWithTheGateway(t *testing.T) {
 	s := New(t)
 	of := schemas(t, s)
@@ -128,12 +128,12 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 			return false
 		}
 		if _, byName := req.Params.(map[string]any); !byName {
-			return false // by position, or none
+			return false // params by position, or no params
 		}
 		w := s.Post(body)
 		err := of[req.Method].Validate(req.Params)
 		if err != nil && w.Code != http.StatusBadRequest {
-			t.Errorf("the gateway takes %s, which its schema refuses: %v\n%s", body, err, w.Body)
+			t.Errorf("the gateway accepts %s, which the schema refuses: %v\n%s", body, err, w.Body)
 		}
 		return err != nil
 	}
@@ -168,7 +168,7 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 	} {
 		for _, p := range params {
 			if !check(Request(method, p)) {
-				t.Errorf("the schema of %s takes %s", method, p)
+				t.Errorf("the schema of %s accepts %s", method, p)
 			}
 		}
 	}

@@ -16,14 +16,14 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// parsedRequest is a member of a body: a call, or what keeps it from being one.
+// parsedRequest is a request of a body. bad, if not nil, says why it is not a valid request.
 type parsedRequest struct {
 	rpc.Request
 	bad *rpc.Error
 }
 
-// parseBody reads a whole body. Nothing of it is run before all of it was read as strict JSON: no
-// duplicate names, valid UTF-8, nested no deeper than rpc.MaxDepth. The requests share its memory.
+// parseBody parses a request or a batch. The complete body must be strict JSON (no duplicate names, valid UTF-8, nested
+// at most rpc.MaxDepth levels deep) before any request in it is run. The returned requests share the memory of body.
 func parseBody(body []byte) (requests []parsedRequest, batch bool, err *rpc.Error) {
 	if depth(body) > rpc.MaxDepth {
 		return nil, false, parseError(fmt.Errorf("nested deeper than %d levels", rpc.MaxDepth))
@@ -62,12 +62,12 @@ func parseBody(body []byte) (requests []parsedRequest, batch bool, err *rpc.Erro
 	return requests, batch, nil
 }
 
-// maxPooled is how long a text may be whose parser is kept for other requests.
+// maxPooled is the length in bytes of the longest text whose parser is kept in the pool.
 const maxPooled = 64 << 10
 
 var null = jsontext.Value("null")
 
-// parser reads JSON that is in memory.
+// parser reads JSON from memory.
 type parser struct {
 	jsontext.Decoder
 	text   []byte
@@ -83,7 +83,7 @@ func newParser(text []byte) *parser {
 	return p
 }
 
-// free keeps p, and text with it, for another request.
+// free returns p, which still refers to its text, to the pool. p must not be used afterwards.
 func (p *parser) free() {
 	if len(p.text) <= maxPooled {
 		parsers.Put(p)
@@ -98,14 +98,15 @@ func (p *parser) member() (name, value jsontext.Value, err error) {
 	return name, value, err
 }
 
-// value reads the next value. Unlike that of ReadValue, it stays as it is.
+// value reads the next value. Unlike the result of ReadValue, it stays valid after the next read.
 func (p *parser) value() (jsontext.Value, error) {
 	v, err := p.ReadValue()
 	end := int(p.InputOffset())
 	return p.text[end-len(v) : end], err
 }
 
-// request reads the next value as a request object. Its error is that the text is not strict JSON.
+// request reads the next value as a request object. It returns an error only if the text is not strict JSON; any other
+// fault is in req.bad.
 func (p *parser) request() (req parsedRequest, err error) {
 	if p.PeekKind() != '{' {
 		_, err := p.ReadValue()
@@ -135,17 +136,17 @@ func (p *parser) request() (req parsedRequest, err error) {
 	if _, err := p.ReadToken(); err != nil {
 		return req, err
 	}
-	req.bad = req.complete(version, method, unknown)
+	req.bad = req.validate(version, method, unknown)
 	if req.bad != nil && req.ID == nil {
 		req.ID = null
 	}
 	return req, nil
 }
 
-// complete checks a request whose ID and Params are as they came, and fills in the rest.
-func (req *parsedRequest) complete(version, method jsontext.Value, unknown []string) *rpc.Error {
+// validate checks a request whose ID and Params are already set, and sets its JSONRPC and Method.
+func (req *parsedRequest) validate(version, method jsontext.Value, unknown []string) *rpc.Error {
 	switch req.ID.Kind() {
-	case '"', '0', 'n', jsontext.KindInvalid: // the last: absent
+	case '"', '0', 'n', jsontext.KindInvalid: // KindInvalid: there is no id
 	default:
 		req.ID = nil
 		return invalidRequest("id must be a string, a number or null")
@@ -168,7 +169,7 @@ func (req *parsedRequest) complete(version, method jsontext.Value, unknown []str
 	}
 }
 
-// unquote is the text of a JSON string, which is strict.
+// unquote returns the text of a JSON string that has been parsed as strict JSON.
 func unquote(s jsontext.Value) []byte {
 	if bytes.IndexByte(s, '\\') < 0 {
 		return s[1 : len(s)-1]
@@ -177,9 +178,9 @@ func unquote(s jsontext.Value) []byte {
 	return text
 }
 
-// depth is how deep body's brackets are nested, whether or not it is JSON.
+// depth returns how many levels deep the brackets and braces in body are nested. body need not be valid JSON.
 func depth(body []byte) int {
-	var now, deepest int
+	var current, deepest int
 	inString := false
 	for i := 0; i < len(body); i++ {
 		switch c := body[i]; {
@@ -189,16 +190,16 @@ func depth(body []byte) int {
 			inString = !inString
 		case inString:
 		case c == '{' || c == '[':
-			now++
-			deepest = max(deepest, now)
+			current++
+			deepest = max(deepest, current)
 		case c == '}' || c == ']':
-			now--
+			current--
 		}
 	}
 	return deepest
 }
 
-// countMessages reads a whole body as strict JSON, and returns how many messages it holds.
+// countMessages checks that body is strict JSON and returns how many messages it holds: 1, or the length of a batch.
 func countMessages(body []byte) (n int, bad *rpc.Error) {
 	if depth(body) > rpc.MaxDepth {
 		return 0, parseError(fmt.Errorf("nested deeper than %d levels", rpc.MaxDepth))
@@ -229,14 +230,14 @@ func countMessages(body []byte) (n int, bad *rpc.Error) {
 	return n, nil
 }
 
-// param is one member of a method's params.
+// param is one parameter of a method.
 type param struct {
 	name     string
 	required bool
 	kind     reflect.Type
 }
 
-// membersOf lists the members of a struct in its order: for params, the one of positional params.
+// membersOf lists the fields of a struct type in their order, which for params is the order of positional params.
 func membersOf(t reflect.Type) []param {
 	var params []param
 	for f := range t.Fields() {
@@ -246,7 +247,7 @@ func membersOf(t reflect.Type) []param {
 	return params
 }
 
-// decodeParams reads params, by name or by position, into a params struct.
+// decodeParams decodes params, given by name or by position, into a params struct.
 func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 	switch raw.Kind() {
 	case '{':
@@ -267,15 +268,15 @@ func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 	}
 	v := reflect.ValueOf(into).Elem()
 	for i, p := range params {
-		if p.required && v.Field(i).IsZero() && !has(raw, p.name) {
+		if p.required && v.Field(i).IsZero() && !hasMember(raw, p.name) {
 			return invalidParams("params.%s is required", p.name)
 		}
 	}
 	return nil
 }
 
-// nullElement finds a null in an array: a member that is null is as if it were left out, but an element
-// has its place, and Go would make something empty of it.
+// nullElement returns a JSON pointer to the first null inside an array, or "" if there is none. A null member of an
+// object is the same as an absent one, but a null array element would be decoded as a zero value and so must be refused.
 func nullElement(raw jsontext.Value) (pointer string) {
 	if !bytes.Contains(raw, null) {
 		return ""
@@ -293,7 +294,7 @@ func nullElement(raw jsontext.Value) (pointer string) {
 	}
 }
 
-// byName makes an object of positional params.
+// byName converts positional params to an object.
 func byName(raw jsontext.Value, params []param) (jsontext.Value, *rpc.Error) {
 	var values []jsontext.Value
 	if err := json.Unmarshal(raw, &values); err != nil {
@@ -313,8 +314,8 @@ func byName(raw jsontext.Value, params []param) (jsontext.Value, *rpc.Error) {
 	return named, nil
 }
 
-// has says whether an object has a member that is not null.
-func has(object jsontext.Value, name string) bool {
+// hasMember reports whether object has a member with that name which is not null.
+func hasMember(object jsontext.Value, name string) bool {
 	p := newParser(object)
 	defer p.free()
 	p.ReadToken()
@@ -330,7 +331,8 @@ func has(object jsontext.Value, name string) bool {
 	return false
 }
 
-// explain says in the words of JSON, not of Go, why a value does not fit.
+// explain describes a decoding error in JSON terms rather than in terms of Go types. root is the name of the value that
+// was decoded.
 func explain(root string, err error) string {
 	e, ok := errors.AsType[*json.SemanticError](err)
 	if !ok {
@@ -343,7 +345,7 @@ func explain(root string, err error) string {
 	return fmt.Sprintf("%s must be %s", rpcerr.Shorten(at), jsonKind(e.GoType))
 }
 
-// jsonKind names what JSON a Go type is read from.
+// jsonKind returns the JSON type that t is decoded from, with its article.
 func jsonKind(t reflect.Type) string {
 	for t != nil && t.Kind() == reflect.Pointer {
 		t = t.Elem()

@@ -1,6 +1,7 @@
-// Package rpc serves JSON-RPC 2.0: one table of methods drives the HTTP paths, the tools of MCP, the scope check and
-// rpc.discover. It decodes strictly, authorises each call, calls the sandbox domain, and collects the output of a run
-// into one answer. It decides nothing about sandboxes. Package daemon makes the Service.
+// Package rpc serves JSON-RPC 2.0. One table of methods defines the calls that every HTTP path accepts, the tools of
+// MCP, the scope checks and the result of rpc.discover. The package decodes requests strictly, authorises each call,
+// calls the sandbox domain, and collects the output of a run into one response. It contains no sandbox logic itself.
+// Package daemon creates the Service.
 package rpc
 
 import (
@@ -19,8 +20,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// Sandboxes is what the methods ask of the domain; a *sandbox.Manager is one. Errors carry errdefs classes, or are
-// sandbox.ErrRunTimeout and sandbox.ErrCommandNotFound.
+// Sandboxes is the part of the sandbox domain that the methods use. *sandbox.Manager implements it. Errors have an
+// errdefs class, or are sandbox.ErrRunTimeout or sandbox.ErrCommandNotFound.
 type Sandboxes interface {
 	Start(context.Context, sandbox.Name, sandbox.Request) error
 	Stop(context.Context, sandbox.Name) error
@@ -29,7 +30,7 @@ type Sandboxes interface {
 	Metrics(ctx context.Context, namespace, name string) ([]sandbox.Metrics, error)
 }
 
-// Service is the table of methods. Make it with New.
+// Service serves the JSON-RPC methods. Create it with New.
 type Service struct {
 	sandboxes   Sandboxes
 	table       []method // in the order of rpc.discover
@@ -38,7 +39,7 @@ type Service struct {
 	metrics     *metrics
 }
 
-// New makes a Service, which adds its metrics to a registry. It fails if a method has no scope.
+// New returns a Service and registers its metrics. It returns an error if a method has no scope.
 func New(sandboxes Sandboxes, registry *prometheus.Registry) (*Service, error) {
 	s := &Service{sandboxes: sandboxes}
 	s.table = s.declare()
@@ -53,7 +54,7 @@ func New(sandboxes Sandboxes, registry *prometheus.Registry) (*Service, error) {
 	return s, nil
 }
 
-// Endpoints are the HTTP paths of JSON-RPC. Each takes every method.
+// Endpoints returns the HTTP paths of JSON-RPC. Each of them accepts every method.
 func (s *Service) Endpoints() (all []gateway.Endpoint) {
 	for _, path := range []string{rpc.Path, rpc.StartPath, rpc.StopPath, rpc.RunCommandPath} {
 		all = append(all, gateway.Endpoint{
@@ -64,15 +65,15 @@ func (s *Service) Endpoints() (all []gateway.Endpoint) {
 	return all
 }
 
-// errBadBody stands in the log for what a client sent.
+// errBadBody is logged instead of the exact error, which may quote the request.
 var errBadBody = errors.New("the body is not strict JSON, or holds no calls or too many")
 
-// refuseBody refuses a body that holds no calls.
+// refuseBody returns the error for a body without valid calls.
 func refuseBody(bad *rpc.Error) error {
 	return &gateway.Refusal{Status: rpcerr.HTTPStatus(bad.Code), ClientError: bad, Cause: errBadBody}
 }
 
-// serve answers a call, or a batch of some.
+// serve responds to a single call or a batch.
 func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
 	requests, batch, bad := parseBody(c.Body)
 	if bad != nil {
@@ -83,7 +84,8 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		req := requests[0]
 		result, failed := s.invoke(r.Context(), c, req)
 		switch {
-		// SDKs omit the id when they start a sandbox, and wait for the answer all the same.
+		// A request without an id is a notification and gets no response. The sandbox.* methods are an exception:
+		// SDKs omit the id when they start a sandbox, but still wait for the response.
 		case req.ID == nil && !strings.HasPrefix(req.Method, "sandbox."):
 			w.WriteHeader(http.StatusNoContent)
 			return nil
@@ -94,7 +96,7 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		}
 		return rpcerr.WriteResponse(w, result, failed, req.ID)
 	}
-	// One after the other, in the order of the batch: a client may start a sandbox and use it in one.
+	// Run the calls one after the other, in order: a client may start a sandbox and use it in the same batch.
 	separator := "["
 	for _, req := range requests {
 		result, failed := s.invoke(r.Context(), c, req)
@@ -117,7 +119,7 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	return err
 }
 
-// Call calls a method with named params for whoever made the request c. It ends when ctx does.
+// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx.
 func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
 	req := parsedRequest{Request: rpc.Request{JSONRPC: rpc.Version, Method: method, Params: params}}
 	if params != nil && params.Kind() != '{' {
@@ -126,8 +128,8 @@ func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, para
 	return s.invoke(ctx, c, req)
 }
 
-// Schemas returns the JSON Schemas of a method's params, as an object, and of its result. They are nil if
-// there is no such method.
+// Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is no
+// such method.
 func (s *Service) Schemas(name string) (params, result jsontext.Value) {
 	m, ok := s.methods[name]
 	if !ok {
@@ -136,7 +138,7 @@ func (s *Service) Schemas(name string) (params, result jsontext.Value) {
 	return encode(m.paramsSchema()), encode(schemaOf(m.result))
 }
 
-// CountMessages reads a body as strict JSON, and returns how many messages of JSON-RPC it holds. Its error is a
+// CountMessages checks that body is strict JSON and returns how many JSON-RPC messages it holds. Its error is a
 // *gateway.Refusal.
 func (s *Service) CountMessages(body []byte) (int, error) {
 	n, bad := countMessages(body)
@@ -146,21 +148,21 @@ func (s *Service) CountMessages(body []byte) (int, error) {
 	return n, nil
 }
 
-// invoke runs one request, if it is one, and logs and counts the call.
+// invoke runs one request, or returns why it is not valid, and logs and counts the call.
 func (s *Service) invoke(ctx context.Context, c *gateway.Call, req parsedRequest) (result jsontext.Value, failed *rpc.Error) {
-	began := time.Now()
+	start := time.Now()
 	call := &call{Call: c, method: unknownMethod}
 	result, err := s.run(ctx, call, req)
-	took := time.Since(began)
+	took := time.Since(start)
 	if err != nil {
 		failed = rpcerr.JSONRPC(err, c.ID)
 	}
-	s.metrics.call(call.method, failed, took)
+	s.metrics.observe(call.method, failed, took)
 	c.Log(ctx, call.method, call.namespace, failed, took, err)
 	return result, failed
 }
 
-// call is one request to a method. Its fields are filled as they become known, for the log.
+// call is one call of a method. run sets method and namespace as soon as they are known, for the log and the metrics.
 type call struct {
 	*gateway.Call
 	method    string

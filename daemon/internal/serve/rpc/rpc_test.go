@@ -36,7 +36,7 @@ func TestBatchLimit(t *testing.T) {
 	}
 	var res []rpc.Response
 	if err := json.Unmarshal(s.Post(batch(rpc.MaxBatch)).Body.Bytes(), &res); err != nil || len(res) != rpc.MaxBatch {
-		t.Errorf("a full batch: %d answers, %v", len(res), err)
+		t.Errorf("full batch: got %d responses, want %d, error %v", len(res), rpc.MaxBatch, err)
 	}
 	WantError(t, s.Post(batch(rpc.MaxBatch+1)), http.StatusBadRequest, rpc.CodeInvalidRequest)
 }
@@ -88,22 +88,21 @@ func TestDiscover(t *testing.T) {
 	}
 	table := s.Service.Table()
 	if len(res.Result.Methods) != len(table) {
-		t.Fatalf("%d methods are described, %d exist", len(res.Result.Methods), len(table))
+		t.Fatalf("rpc.discover describes %d methods, the table has %d", len(res.Result.Methods), len(table))
 	}
 	for i, m := range res.Result.Methods {
 		if m.Name != table[i].Name {
-			t.Fatalf("%s is described, %s exists", m.Name, table[i].Name)
+			t.Fatalf("rpc.discover describes %s, the table has %s", m.Name, table[i].Name)
 		}
 		for at, name := range table[i].Params {
 			if p := m.Params[at]; p.Name != name || p.Required != slices.Contains(table[i].Required, name) || p.Schema.Type == nil {
-				t.Errorf("%s: param %d is described as %+v, is %s", m.Name, at, p, name)
+				t.Errorf("%s: rpc.discover describes param %d as %+v, the table has %s", m.Name, at, p, name)
 			}
 		}
 	}
 	WantError(t, s.Post(`{"jsonrpc":"2.0","method":"rpc.discover","id":1}`, WithKey("")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 }
 
-// The schemas are those of rpc.discover.
 func TestSchemas(t *testing.T) {
 	s := New(t)
 	params, result := s.Service.Schemas(rpc.MethodSandboxStop)
@@ -111,17 +110,17 @@ func TestSchemas(t *testing.T) {
 		t.Errorf("params are %s, want %s", params, want)
 	}
 	if string(result) != `{"type":"string"}` {
-		t.Errorf("the result is %s", result)
+		t.Errorf("the schema of the result is %s", result)
 	}
 	if params, _ := s.Service.Schemas("sandbox.none"); params != nil {
-		t.Errorf("%s", params)
+		t.Errorf("got a schema for an unknown method: %s", params)
 	}
 }
 
 const testPath = "/test"
 
-// with adds an endpoint that passes requests on, as MCP does.
-func with(serve func(c *gateway.Call, r *http.Request)) func(*Setup) {
+// withEndpoint adds an endpoint that forwards requests to serve, as MCP does.
+func withEndpoint(serve func(c *gateway.Call, r *http.Request)) func(*Setup) {
 	return func(o *Setup) {
 		o.Endpoints = append(o.Endpoints, gateway.Endpoint{
 			Pattern: "POST " + testPath, Scope: gateway.PerCall, Body: gateway.JSON(rpc.MaxBody), Deadline: gateway.AnswerDeadline,
@@ -133,13 +132,13 @@ func with(serve func(c *gateway.Call, r *http.Request)) func(*Setup) {
 	}
 }
 
-// Call is for the caller of the request at hand.
+// Call has the rights of the caller of the HTTP request.
 func TestCall(t *testing.T) {
 	var s *Site
 	var method, params, caller string
 	var result jsontext.Value
 	var failed *rpc.Error
-	s = New(t, with(func(c *gateway.Call, r *http.Request) {
+	s = New(t, withEndpoint(func(c *gateway.Call, r *http.Request) {
 		caller = c.Principal.KeyID
 		result, failed = s.Service.Call(r.Context(), c, method, jsontext.Value(params))
 	}))
@@ -167,7 +166,7 @@ func TestCall(t *testing.T) {
 	}
 }
 
-// CountMessages takes strict JSON alone: one message or a batch.
+// CountMessages accepts one message or a batch, as strict JSON.
 func TestCountMessages(t *testing.T) {
 	s := New(t)
 	for body, want := range map[string]struct {
@@ -182,7 +181,7 @@ func TestCountMessages(t *testing.T) {
 		n, err := s.Service.CountMessages([]byte(body))
 		refusal, _ := errors.AsType[*gateway.Refusal](err)
 		if n != want.n || (err != nil) != (want.code != 0) || refusal != nil && refusal.ClientError.Code != want.code {
-			t.Errorf("%.20s: %d, %v, want %d, %d", body, n, err, want.n, want.code)
+			t.Errorf("%.20s: got %d, error %v, want %d, code %d", body, n, err, want.n, want.code)
 		}
 	}
 }

@@ -21,7 +21,7 @@ func (s *Service) declare() []method {
 	return []method{
 		define(rpc.MethodSandboxStart, keys.ScopeStart, s.start),
 		define(rpc.MethodSandboxStop, keys.ScopeStop, s.stop),
-		defineAnywhere(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
+		defineAllNamespaces(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
 		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode),
 		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand),
 	}
@@ -35,7 +35,7 @@ func (s *Service) start(ctx context.Context, _ *gateway.Call, namespace string, 
 		}
 		req = sandbox.Request{Image: c.Image, MemoryMiB: c.Memory, Env: c.Envs, Workdir: c.Workdir}
 		if c.CPUs != nil {
-			// Clients round a fraction of a processor down to 0.
+			// Clients round fractions of a processor down, so 0 means 1.
 			req.CPUs = *c.CPUs
 			if req.CPUs == 0 {
 				req.CPUs = 1
@@ -48,7 +48,8 @@ func (s *Service) start(ctx context.Context, _ *gateway.Call, namespace string, 
 	return fmt.Sprintf("Sandbox %s started successfully", p.Sandbox), nil
 }
 
-// checkSupported refuses what a sandbox would silently go without.
+// checkSupported returns an error if c sets a field that is not supported. Ignoring it silently would start a sandbox
+// that lacks something the client asked for.
 func checkSupported(c *rpc.SandboxConfig) error {
 	for _, m := range []struct {
 		name string
@@ -57,13 +58,13 @@ func checkSupported(c *rpc.SandboxConfig) error {
 	}{
 		{"volumes", len(c.Volumes) > 0, "write files with sandbox.repl.run or sandbox.command.run"},
 		{"ports", len(c.Ports) > 0, "the sandbox would start without them"},
-		{"depends_on", len(c.DependsOn) > 0, "start the sandboxes in the order that they need"},
+		{"depends_on", len(c.DependsOn) > 0, "start the sandboxes in the order of their dependencies"},
 		{"shell", c.Shell != "", "name the shell in sandbox.command.run"},
 		{"scripts", len(c.Scripts) > 0, "run them with sandbox.command.run"},
 		{"exec", c.Exec != "", "run it with sandbox.command.run"},
 	} {
 		if m.used {
-			return fmt.Errorf("config.%s is not supported yet: leave it out (%s): %w", m.name, m.hint, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("config.%s is not supported yet; leave it out (%s): %w", m.name, m.hint, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
@@ -84,7 +85,7 @@ func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := s.measureIn(ctx, namespaces, named)
+	all, err := s.metricsIn(ctx, namespaces, named)
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
@@ -101,8 +102,9 @@ func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []
 	return res, nil
 }
 
-// measureIn joins what several namespaces have; none means every one that there is.
-func (s *Service) measureIn(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+// metricsIn returns the metrics of the sandboxes in several namespaces, or in every namespace if namespaces is empty.
+// With a name, it returns only sandboxes of that name, and an error if none of the namespaces has one.
+func (s *Service) metricsIn(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
 	if len(namespaces) == 0 {
 		return s.sandboxes.Metrics(ctx, "", name)
 	}
@@ -119,7 +121,7 @@ func (s *Service) measureIn(ctx context.Context, namespaces []string, name strin
 		all = append(all, some...)
 	}
 	if all == nil {
-		return nil, missing // of a sandbox that is in none of them
+		return nil, missing // nil if no name was given
 	}
 	return all, nil
 }
@@ -132,9 +134,9 @@ var languages = map[string]sandbox.Language{
 func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
 	language, ok := languages[p.Language]
 	if !ok {
-		return rpc.ReplRunResult{}, fmt.Errorf("language %q: use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
+		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
 	}
-	timeout, err := limit(p.Timeout)
+	timeout, err := parseTimeout(p.Timeout)
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
@@ -157,9 +159,9 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 
 func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
 	if p.Command == "" {
-		return rpc.CommandRunResult{}, fmt.Errorf("command is empty: name a program: %w", errdefs.ErrInvalidArgument)
+		return rpc.CommandRunResult{}, fmt.Errorf("command is empty; name a program to run: %w", errdefs.ErrInvalidArgument)
 	}
-	timeout, err := limit(p.Timeout)
+	timeout, err := parseTimeout(p.Timeout)
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
@@ -178,12 +180,12 @@ func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace str
 	}, nil
 }
 
-// limit is a time limit in seconds as a Duration, of which 0 is the server's maximum. Whatever is
-// too long for a Duration is the longest one: some clients send nanoseconds.
-func limit(seconds float64) (time.Duration, error) {
+// parseTimeout converts a timeout in seconds to a Duration. 0 stands for the server's maximum. A timeout that does not
+// fit a Duration becomes the longest one, because some clients send nanoseconds.
+func parseTimeout(seconds float64) (time.Duration, error) {
 	switch {
 	case seconds < 0:
-		return 0, fmt.Errorf("timeout %g: give seconds, or leave it out for the server's maximum: %w", seconds, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("timeout %g is negative; give seconds, or leave it out to use the server's maximum: %w", seconds, errdefs.ErrInvalidArgument)
 	case seconds >= math.MaxInt64/float64(time.Second):
 		return math.MaxInt64, nil
 	case seconds > 0:

@@ -15,11 +15,10 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-var update = flag.Bool("update", false, "rewrite the answers in testdata")
+var update = flag.Bool("update", false, "rewrite the responses in testdata")
 
-// TestTranscripts replays testdata/*.txt: lines that begin with "> " are bodies, each sent to a
-// gateway that remembers those before in the file; "< " is the answer to it, letter for letter. A line
-// "@ PATH" has what follows sent there.
+// TestTranscripts replays testdata/*.txt. Each file has a gateway of its own. A line "> " is the body of a request, and
+// "< " is the exact status and body of the response to it. A line "@ PATH" sends the following requests to PATH.
 func TestTranscripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {

@@ -13,8 +13,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// TestPortal is the contract of sandbox.Portal and of its processes. open returns a new connection to a sandbox that
-// has Python, and nothing of an earlier test.
+// TestPortal checks the contract of sandbox.Portal and of its processes. open returns a connection to a new sandbox that has
+// Python.
 func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 	command := func(args ...string) sandbox.Command {
 		return sandbox.Command{Program: args[0], Args: args[1:], Timeout: time.Minute}
@@ -38,7 +38,7 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		} {
 			got, err := Read(p.RunCommand(t.Context(), c.run))
 			if err != nil || got != c.want {
-				t.Errorf("%s %q: %+v, %v, want %+v", c.run.Program, c.run.Args, got, err, c.want)
+				t.Errorf("%s %q: got %+v, error %v, want %+v", c.run.Program, c.run.Args, got, err, c.want)
 			}
 		}
 	})
@@ -58,33 +58,33 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 				t.Fatal(err)
 			}
 			if _, ended := last.(sandbox.Exit); ended {
-				t.Errorf("after its exit came %v", event)
+				t.Errorf("got event %v after the exit", event)
 			}
 			last = event
 		}
 		if last != (sandbox.Exit{}) {
-			t.Errorf("the last event is %v", last)
+			t.Errorf("the last event is %v, want an exit with code 0", last)
 		}
 		if _, err := process.Next(); err != io.EOF {
-			t.Errorf("after the end: %v", err)
+			t.Errorf("Next after EOF: got error %v, want EOF", err)
 		}
 	})
 	t.Run("a REPL keeps its state", func(t *testing.T) {
 		p := open(t)
 		for text, want := range map[string]Result{"x = 41": {}} {
 			if got, err := Read(p.RunCode(t.Context(), python(text))); err != nil || got != want {
-				t.Fatalf("%s: %+v, %v", text, got, err)
+				t.Fatalf("%s: got %+v, error %v", text, got, err)
 			}
 		}
 		if got, err := Read(p.RunCode(t.Context(), python("x + 1"))); err != nil || got != (Result{Stdout: "42\n"}) {
-			t.Errorf("x + 1: %+v, %v", got, err)
+			t.Errorf("x + 1: got %+v, error %v, want 42", got, err)
 		}
 		got, err := Read(p.RunCode(t.Context(), python("raise ValueError")))
 		if err != nil || got.ExitCode != 1 || !strings.Contains(got.Stderr, "ValueError") {
-			t.Errorf("an exception: %+v, %v", got, err)
+			t.Errorf("code that raises: got %+v, error %v, want exit code 1 and a traceback", got, err)
 		}
 	})
-	t.Run("output comes before the end", func(t *testing.T) {
+	t.Run("output arrives before the process exits", func(t *testing.T) {
 		p := open(t)
 		for what, start := range map[string]func() (sandbox.Process, error){
 			"command": func() (sandbox.Process, error) {
@@ -100,7 +100,7 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 			}
 			event, err := process.Next()
 			if out, ok := event.(sandbox.Output); err != nil || !ok || string(out.Data) != "first\n" || out.Stream != sandbox.Stdout {
-				t.Errorf("%s: the first event is %v, %v", what, event, err)
+				t.Errorf("%s: the first event is %v, error %v, want output", what, event, err)
 			}
 			if err := process.Close(); err != nil {
 				t.Errorf("%s: close: %v", what, err)
@@ -109,15 +109,15 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 				t.Errorf("%s: close again: %v", what, err)
 			}
 			if event, err := process.Next(); err == nil || err == io.EOF {
-				t.Errorf("%s: after it was closed: %v, %v", what, event, err)
+				t.Errorf("%s: Next after Close: got %v, error %v, want an error", what, event, err)
 			}
 		}
-		// What was interrupted has left the REPL to others.
+		// The REPL is free for other runs after an interrupted one.
 		if got, err := Read(p.RunCode(t.Context(), python("1 + 1"))); err != nil || got.Stdout != "2\n" {
-			t.Errorf("the next run: %+v, %v", got, err)
+			t.Errorf("the next run: got %+v, error %v", got, err)
 		}
 	})
-	t.Run("a process that nobody reads waits, and ends when it is closed", func(t *testing.T) {
+	t.Run("a process whose output is not read blocks until it is closed", func(t *testing.T) {
 		p := open(t)
 		process, err := p.RunCommand(t.Context(), command("yes"))
 		if err != nil {
@@ -128,8 +128,8 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 				t.Fatal(err)
 			}
 		}
-		if got, err := Read(p.RunCommand(t.Context(), command("echo", "beside it"))); err != nil || got.Stdout != "beside it\n" {
-			t.Errorf("beside it: %+v, %v", got, err)
+		if got, err := Read(p.RunCommand(t.Context(), command("echo", "other"))); err != nil || got.Stdout != "other\n" {
+			t.Errorf("another process meanwhile: got %+v, error %v", got, err)
 		}
 		process.Close()
 	})
@@ -138,29 +138,29 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		slow := command("sleep", "60")
 		slow.Timeout = 200 * time.Millisecond
 		if _, err := Read(p.RunCommand(t.Context(), slow)); !errors.Is(err, sandbox.ErrRunTimeout) {
-			t.Errorf("a command over its limit: %v", err)
+			t.Errorf("command over its time limit: got error %v, want ErrRunTimeout", err)
 		}
 		code := python("import time\ntime.sleep(60)")
-		code.Timeout = 2 * time.Second // the REPL has started by then
+		code.Timeout = 2 * time.Second // enough for the REPL to start
 		if _, err := Read(p.RunCode(t.Context(), code)); !errors.Is(err, sandbox.ErrRunTimeout) {
-			t.Errorf("code over its limit: %v", err)
+			t.Errorf("code over its time limit: got error %v, want ErrRunTimeout", err)
 		}
 	})
-	t.Run("what cannot run says why", func(t *testing.T) {
+	t.Run("runs that cannot start", func(t *testing.T) {
 		p := open(t)
 		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), "no-such-program") {
-			t.Errorf("no such program: %v", err)
+			t.Errorf("unknown program: got error %v, want ErrCommandNotFound with its name", err)
 		}
 		if _, err := Read(p.RunCommand(t.Context(), command(""))); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("no program: %v", err)
+			t.Errorf("empty program: got error %v, want InvalidArgument", err)
 		}
 		if _, err := Read(p.RunCode(t.Context(), sandbox.Code{Language: "ruby"})); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("no such language: %v", err)
+			t.Errorf("unknown language: got error %v, want InvalidArgument", err)
 		}
 	})
-	t.Run("a process ends with its context", func(t *testing.T) {
+	t.Run("a process ends when its context is cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo begun; sleep 60"))
+		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo started; sleep 60"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,12 +170,12 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		}
 		cancel()
 		if _, err := process.Next(); !errors.Is(err, context.Canceled) {
-			t.Errorf("after its context: %v", err)
+			t.Errorf("Next after cancellation: got error %v, want Canceled", err)
 		}
 	})
-	t.Run("a process ends with its connection", func(t *testing.T) {
+	t.Run("a process ends when its connection is closed", func(t *testing.T) {
 		p := open(t)
-		process, err := p.RunCommand(t.Context(), command("sh", "-c", "echo begun; sleep 60"))
+		process, err := p.RunCommand(t.Context(), command("sh", "-c", "echo started; sleep 60"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -187,10 +187,10 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 			t.Fatal(err)
 		}
 		if _, err := process.Next(); !errdefs.IsUnavailable(err) {
-			t.Errorf("after its connection: %v", err)
+			t.Errorf("Next after the connection is closed: got error %v, want Unavailable", err)
 		}
 		if err := p.Ping(t.Context()); !errdefs.IsUnavailable(err) {
-			t.Errorf("a ping after the connection: %v", err)
+			t.Errorf("Ping after the connection is closed: got error %v, want Unavailable", err)
 		}
 	})
 }

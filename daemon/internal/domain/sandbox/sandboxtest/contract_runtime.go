@@ -12,18 +12,18 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// RuntimeUnderTest is a sandbox.Runtime and what its contract needs to know.
+// RuntimeUnderTest is a sandbox.Runtime with what TestRuntime needs to test it.
 type RuntimeUnderTest struct {
 	sandbox.Runtime
-	// Image is one that it has.
+	// Image is an image that the Runtime has.
 	Image string
-	// Kill ends a microVM from outside, as a crash of it would.
+	// Kill ends a microVM from outside, like a crash.
 	Kill func(id string) error
-	// Patience bounds each step.
+	// Patience is the timeout of each step.
 	Patience time.Duration
 }
 
-// TestRuntime is the contract of sandbox.Runtime. It starts one microVM.
+// TestRuntime checks the contract of sandbox.Runtime. It starts one microVM.
 func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	const id = "sb-contract"
 	ctx, cancel := context.WithTimeout(t.Context(), 5*r.Patience)
@@ -49,26 +49,26 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	}
 
 	if err := r.ResolveImage(ctx, r.Image); err != nil {
-		t.Errorf("resolve an image: %v", err)
+		t.Errorf("resolve an existing image: %v", err)
 	}
 	if err := r.ResolveImage(ctx, AbsentImage); !errdefs.IsNotFound(err) {
-		t.Errorf("resolve an image that does not exist: %v", err)
+		t.Errorf("resolve an image that does not exist: got error %v, want NotFound", err)
 	}
 	cfg := sandbox.Config{Image: AbsentImage, CPUs: 1, MemoryMiB: 256}
 	if err := r.Start(ctx, id, cfg); !errdefs.IsNotFound(err) {
-		t.Errorf("start from an image that does not exist: %v", err)
+		t.Errorf("start from an image that does not exist: got error %v, want NotFound", err)
 	}
 	if err := r.Remove(ctx, id); err != nil {
-		t.Errorf("remove what was never there: %v", err)
+		t.Errorf("remove a microVM that was never started: %v", err)
 	}
 	if found, ok := find(); ok {
-		t.Errorf("before its start there is %+v", found)
+		t.Errorf("before the start, List returns %+v", found)
 	}
 	if _, err := r.Attach(ctx, id); err == nil {
-		t.Error("attached to nothing")
+		t.Error("Attach succeeded before the start")
 	}
 	if _, err := r.Usage(ctx, id); err == nil {
-		t.Error("measured nothing")
+		t.Error("Usage succeeded before the start")
 	}
 
 	cfg.Image = r.Image
@@ -76,10 +76,10 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 		t.Fatalf("start: %v", err)
 	}
 	if found, ok := find(); !ok || !found.Alive {
-		t.Errorf("after its start there is %+v, %t", found, ok)
+		t.Errorf("after the start, List returns %+v, found %t, want an alive microVM", found, ok)
 	}
 	if u, err := r.Usage(ctx, id); err != nil || u.MemoryBytes == 0 {
-		t.Errorf("usage: %+v, %v", u, err)
+		t.Errorf("usage: %+v, error %v", u, err)
 	}
 	stream, err := r.Attach(ctx, id)
 	if err != nil {
@@ -93,11 +93,11 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 		t.Errorf("close a stream: %v", err)
 	}
 
-	waiting, giveUp := context.WithCancelCause(ctx)
-	why := errors.New("given up")
-	giveUp(why)
-	if _, err := r.Wait(waiting, id); !errors.Is(err, why) {
-		t.Errorf("a wait that was given up: %v", err)
+	waitCtx, cancelWait := context.WithCancelCause(ctx)
+	errCancelled := errors.New("cancelled")
+	cancelWait(errCancelled)
+	if _, err := r.Wait(waitCtx, id); !errors.Is(err, errCancelled) {
+		t.Errorf("cancelled wait: got error %v, want the cause", err)
 	}
 	ended := make(chan string, 1)
 	go func() {
@@ -111,22 +111,22 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 		t.Fatalf("kill: %v", err)
 	}
 	if reason := <-ended; reason == "" || reason[0] == 'e' {
-		t.Errorf("wait: %q", reason)
+		t.Errorf("Wait returned the reason %q", reason)
 	}
 	if _, err := stream.Read(make([]byte, 1<<16)); err == nil {
-		for err == nil { // what it had sent before
+		for err == nil { // discard data that was sent before the end
 			_, err = stream.Read(make([]byte, 1<<16))
 		}
 	}
 	if found, ok := find(); !ok || found.Alive {
-		t.Errorf("after its end there is %+v, %t", found, ok)
+		t.Errorf("after the end, List returns %+v, found %t, want a dead microVM", found, ok)
 	}
-	for range 2 { // the second finds nothing
+	for range 2 { // the second Remove has nothing to remove
 		if err := r.Remove(ctx, id); err != nil {
 			t.Errorf("remove: %v", err)
 		}
 		if found, ok := find(); ok {
-			t.Errorf("after its removal there is %+v", found)
+			t.Errorf("after Remove, List returns %+v", found)
 		}
 	}
 }

@@ -14,25 +14,28 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Guest stands for what is inside a sandbox: it runs nothing, but behaves as if it did. It knows these commands: true, false, yes,
-// "echo ARGS", "sleep SECONDS", and "sh -c SCRIPT" with commands of these and "exit N", separated by ";", of which each
-// may end with " >&2". Of Python it knows "NAME = NUMBER", "NAME", "NUMBER + NUMBER" with names for numbers, too,
-// "raise NAME", "print(...)" of one of these, "time.sleep(SECONDS)", and "while True: print('TEXT')"; one statement to a
-// line. Node is like Python.
+// Guest fakes the inside of a sandbox: it interprets a few commands and statements.
+//
+// The commands are true, false, yes, "echo ARGS", "sleep SECONDS", and "sh -c SCRIPT", where SCRIPT consists of these
+// commands and "exit N", separated by ";". Each of them may end with " >&2".
+//
+// The Python statements, one to a line, are imports (ignored), "NAME = EXPRESSION", "EXPRESSION", "print(EXPRESSION)",
+// "raise NAME", "time.sleep(SECONDS)" and "while True: print('TEXT')". An EXPRESSION is a number, a name, a sum or product
+// of two of these, or, except in an assignment, a quoted string. Node works like Python.
 type Guest struct {
-	// OnRun, when it is set, runs before each process. It gets a sandbox.Code or a sandbox.Command; its error ends the
-	// process.
+	// OnRun, if set, is called before each process, with its sandbox.Code or sandbox.Command. If it returns an error, the
+	// process ends with that error.
 	OnRun func(ctx context.Context, run any) error
 
 	mu    sync.Mutex
 	repls map[sandbox.Language]map[string]int
 }
 
-// NewGuest returns a Guest whose REPLs have not been used.
+// NewGuest returns a Guest with new REPLs.
 func NewGuest() *Guest { return &Guest{repls: map[sandbox.Language]map[string]int{}} }
 
-// Connect returns a connection to the guest, which owns the stream and ends with it. A nil stream never ends. It is
-// what sandbox.Options.Connect wants.
+// Connect returns a connection to the guest. It can be used as sandbox.Options.Connect. The connection owns the stream and
+// is closed when the stream ends. If stream is nil, the connection is only closed by Close.
 func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
 	p := &portal{guest: g, stream: stream, procs: map[*proc]bool{}}
 	if stream != nil {
@@ -74,8 +77,8 @@ func (p *portal) Close() error {
 		return nil
 	}
 	p.closed = true
-	for r := range p.procs {
-		r.stop(errClosed)
+	for proc := range p.procs {
+		proc.stop(errClosed)
 	}
 	if p.stream != nil {
 		return p.stream.Close()
@@ -86,7 +89,7 @@ func (p *portal) Close() error {
 // RunCode implements sandbox.Portal.
 func (p *portal) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {
 	if code.Language != sandbox.Python && code.Language != sandbox.Node {
-		return nil, fmt.Errorf("language %q is not one of the portal's: %w", code.Language, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("the portal does not support language %q: %w", code.Language, errdefs.ErrInvalidArgument)
 	}
 	return p.start(ctx, code.Timeout, code, func(r *proc) (int, error) { return p.guest.code(r, code) })
 }
@@ -98,14 +101,14 @@ func (p *portal) RunCommand(ctx context.Context, command sandbox.Command) (sandb
 	})
 }
 
-// proc is a process of the fake. It runs in a goroutine that hands over one event at a time, as a process does that
-// waits for its output to be read.
+// proc is a fake process. It runs in a goroutine that blocks until each event is read, as a real process blocks until its
+// output is read.
 type proc struct {
 	ctx    context.Context
 	stop   context.CancelCauseFunc
 	events chan sandbox.Event
 	done   chan struct{} // closed when the goroutine has ended
-	err    error         // why it ended, set before done is closed
+	err    error         // the error of the process, set before done is closed
 	eof    bool
 }
 
@@ -126,7 +129,7 @@ func (p *portal) start(ctx context.Context, timeout time.Duration, run any, body
 			delete(p.procs, r)
 		}()
 		if timeout > 0 {
-			limit := time.AfterFunc(timeout, func() { stop(fmt.Errorf("the limit of %s: %w", timeout, sandbox.ErrRunTimeout)) })
+			limit := time.AfterFunc(timeout, func() { stop(fmt.Errorf("interrupted after %s: %w", timeout, sandbox.ErrRunTimeout)) })
 			defer limit.Stop()
 		}
 		if onRun := p.guest.OnRun; onRun != nil {
@@ -231,7 +234,7 @@ func (r *proc) script(script string) (code int, err error) {
 	return code, nil
 }
 
-// code runs the lines of a program, and prints the value of each expression of the last one.
+// code runs a program line by line. It prints the value of every expression.
 func (g *Guest) code(r *proc, code sandbox.Code) (int, error) {
 	g.mu.Lock()
 	vars := g.repls[code.Language]
@@ -285,7 +288,7 @@ func (g *Guest) code(r *proc, code sandbox.Code) (int, error) {
 	return 0, nil
 }
 
-// evaluate adds and multiplies two numbers, or returns one.
+// evaluate returns the value of a number, a variable, or a sum or product of two of these, and whether it is defined.
 func evaluate(vars map[string]int, expression string) (int, bool) {
 	number := func(text string) (int, bool) {
 		text = strings.TrimSpace(text)

@@ -8,25 +8,25 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Process is a sandbox.Process that does what Body does.
+// Process is a sandbox.Process with the events that Body returns.
 type Process struct {
-	// Body returns the events before the exit, and the exit code or an error. It is called by the first Next, in a
-	// context that ends when the process is closed.
+	// Body returns the events before the exit, and the exit code or an error. The first Next calls it, with a context
+	// that is cancelled when the process is closed.
 	Body func(ctx context.Context) ([]sandbox.Event, int, error)
-	// Context is what the process was started with.
+	// Context is the context that the process was started with.
 	Context context.Context
 
-	mu     sync.Mutex
-	cancel context.CancelFunc
-	closed bool
-	events []sandbox.Event
-	begun  bool
+	mu      sync.Mutex
+	cancel  context.CancelFunc
+	closed  bool
+	events  []sandbox.Event
+	started bool
 }
 
 // Next implements sandbox.Process.
 func (p *Process) Next() (sandbox.Event, error) {
-	if !p.begun {
-		p.begun = true
+	if !p.started {
+		p.started = true
 		p.mu.Lock()
 		ctx, cancel := context.WithCancel(p.Context)
 		p.cancel = cancel

@@ -6,13 +6,14 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Result is what became of a process.
+// Result is the exit code and the output of a process.
 type Result struct {
 	ExitCode       int
 	Stdout, Stderr string
 }
 
-// Read reads the events of a process to the end, and closes it. It takes what a method that starts one returns.
+// Read reads the events of a process until it exits, and closes it. Its arguments are the results of a method that starts a
+// process; if err is not nil, Read returns it.
 func Read(p sandbox.Process, err error) (r Result, _ error) {
 	if err != nil {
 		return r, err

@@ -1,6 +1,6 @@
-// Package sandboxtest has fakes of what the sandbox domain needs, and one contract test suite for each of its
-// interfaces. A suite runs against the real implementation and against the fake, so that a fake behaves as the real
-// one does. Only tests import this package.
+// Package sandboxtest has fakes for the interfaces of the sandbox domain, and a contract test suite for each of them. A
+// suite runs against the real implementation and against the fake, which ensures that they behave the same. Only tests
+// import this package.
 package sandboxtest
 
 import (
@@ -18,13 +18,13 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// AbsentImage is the image that Runtime does not have. It has every other one.
+// AbsentImage is the only image that Runtime does not have.
 const AbsentImage = "absent"
 
-// Runtime is a sandbox.Runtime without microVMs. Its hooks, where they are set, run before the call goes on, and their
-// error is the call's. They are set before the Runtime is used.
+// Runtime is a sandbox.Runtime without microVMs. If a hook is set, the method of that name calls it and returns its error.
+// Set the hooks before using the Runtime.
 type Runtime struct {
-	// OnStart runs when parts of the microVM exist already.
+	// OnStart is called when the microVM exists already, as if it were not yet complete.
 	OnStart  func(ctx context.Context, id string) error
 	OnRemove func(ctx context.Context, id string) error
 	OnAttach func(ctx context.Context, id string) error
@@ -33,7 +33,7 @@ type Runtime struct {
 	vms map[string]*vm
 }
 
-// vm is a microVM that runs until ended is closed.
+// vm is a fake microVM that runs until ended is closed.
 type vm struct {
 	ended chan struct{}
 	once  sync.Once
@@ -50,7 +50,7 @@ func (v *vm) alive() bool {
 	}
 }
 
-// NewRuntime returns a Runtime that has microVMs of these ids.
+// NewRuntime returns a Runtime with running microVMs of these ids.
 func NewRuntime(ids ...string) *Runtime {
 	r := &Runtime{vms: map[string]*vm{}}
 	for _, id := range ids {
@@ -87,7 +87,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	return nil
 }
 
-// Kill ends a microVM from outside.
+// Kill ends a microVM from outside, like a crash.
 func (r *Runtime) Kill(id string) {
 	if v := r.vm(id); v != nil {
 		v.end()
@@ -111,7 +111,7 @@ func (r *Runtime) List(context.Context) ([]sandbox.Instance, error) {
 	return all, nil
 }
 
-// Len returns how many microVMs have left anything.
+// Len returns the number of microVMs that have not been removed, including dead ones.
 func (r *Runtime) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,7 +132,8 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 	}
 }
 
-// Attach implements sandbox.Runtime. Nobody reads or writes the other end of the stream, which ends with the microVM.
+// Attach implements sandbox.Runtime. The other end of the stream is neither read nor written, and is closed when the microVM
+// ends.
 func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
 	if r.OnAttach != nil {
 		if err := r.OnAttach(ctx, id); err != nil {
@@ -143,14 +144,14 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	if v == nil || !v.alive() {
 		return nil, fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)
 	}
-	ours, guests := net.Pipe()
-	s := &stream{Conn: ours, closed: make(chan struct{})}
+	host, guest := net.Pipe()
+	s := &stream{Conn: host, closed: make(chan struct{})}
 	go func() {
 		select {
 		case <-v.ended:
 		case <-s.closed:
 		}
-		guests.Close()
+		guest.Close()
 	}()
 	return s, nil
 }
@@ -166,7 +167,7 @@ func (s *stream) Close() error {
 	return s.Conn.Close()
 }
 
-// Usage implements sandbox.Runtime. Every microVM uses the same.
+// Usage implements sandbox.Runtime. It returns the same usage for every microVM.
 func (r *Runtime) Usage(_ context.Context, id string) (sandbox.Usage, error) {
 	if v := r.vm(id); v == nil || !v.alive() {
 		return sandbox.Usage{}, fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)

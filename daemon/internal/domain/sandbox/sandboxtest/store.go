@@ -15,7 +15,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// MemoryStore is a sandbox.Store that forgets everything with the process. It is safe for concurrent use.
+// MemoryStore is an in-memory sandbox.Store. It is safe for concurrent use.
 type MemoryStore struct {
 	mu      sync.Mutex
 	records map[string]sandbox.Record
@@ -41,7 +41,7 @@ func (m *MemoryStore) PutSandbox(r sandbox.Record) error {
 		return m.fail
 	}
 	if r.ID == "" {
-		return fmt.Errorf("record without an id: %w", errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the record has no id: %w", errdefs.ErrInvalidArgument)
 	}
 	m.records[r.ID] = r
 	return nil
@@ -65,7 +65,7 @@ func (m *MemoryStore) Sandboxes() ([]sandbox.Record, error) {
 	return slices.Collect(maps.Values(m.records)), nil
 }
 
-// FailWith makes every change fail with err from now on; nil makes none fail.
+// FailWith makes all further changes fail with err. If err is nil, changes succeed again.
 func (m *MemoryStore) FailWith(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -79,17 +79,16 @@ func (m *MemoryStore) Records() map[string]sandbox.Record {
 	return maps.Clone(m.records)
 }
 
-// TestStore tests that an implementation keeps the contract of sandbox.Store. open returns a store that is
-// empty. reopen closes a store and opens it again, as a restart of the server does; nil if the
-// implementation forgets everything then.
+// TestStore checks the contract of sandbox.Store. open returns an empty store. reopen closes a store and opens it again, like
+// a restart of the server; it is nil if the implementation is not persistent.
 func TestStore(t *testing.T, open func(t *testing.T) sandbox.Store, reopen func(t *testing.T, s sandbox.Store) sandbox.Store) {
 	if reopen == nil {
 		reopen = func(_ *testing.T, s sandbox.Store) sandbox.Store { return s }
 	}
 	for name, test := range map[string]func(t *testing.T, s *storeUnderTest){
-		"records":                   testRecords,
-		"a record without an id":    testRecordWithoutID,
-		"changes beside each other": testConcurrentChanges,
+		"records":               testRecords,
+		"a record without id":   testRecordWithoutID,
+		"concurrent operations": testConcurrentChanges,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -103,8 +102,8 @@ type storeUnderTest struct {
 	reopen func(t *testing.T, s sandbox.Store) sandbox.Store
 }
 
-// holds checks what the store holds, now and after a restart.
-func (s *storeUnderTest) holds(t *testing.T, want ...sandbox.Record) {
+// wantRecords checks that the store has exactly these records, now and after a restart.
+func (s *storeUnderTest) wantRecords(t *testing.T, want ...sandbox.Record) {
 	t.Helper()
 	byID := cmpopts.SortSlices(func(a, b sandbox.Record) bool { return a.ID < b.ID })
 	for _, when := range []string{"now", "after a restart"} {
@@ -113,7 +112,7 @@ func (s *storeUnderTest) holds(t *testing.T, want ...sandbox.Record) {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff(want, got, byID, cmpopts.EquateEmpty()); diff != "" {
-			t.Errorf("%s: %s", when, diff)
+			t.Errorf("records %s (-want +got):\n%s", when, diff)
 		}
 		s.Store = s.reopen(t, s.Store)
 	}
@@ -131,7 +130,7 @@ func (s *storeUnderTest) put(t *testing.T, records ...sandbox.Record) {
 func storedRecord(id string, state sandbox.State) sandbox.Record {
 	return sandbox.Record{
 		ID:        id,
-		Name:      sandbox.Name{Namespace: "default", Name: "box-" + id},
+		Name:      sandbox.Name{Namespace: "default", Name: "sandbox-" + id},
 		Config:    sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, Env: []string{"A=b"}, Workdir: "/w"},
 		State:     state,
 		CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
@@ -139,29 +138,29 @@ func storedRecord(id string, state sandbox.State) sandbox.Record {
 }
 
 func testRecords(t *testing.T, s *storeUnderTest) {
-	s.holds(t)
+	s.wantRecords(t)
 	s.put(t, storedRecord("0", sandbox.Starting), storedRecord("1", sandbox.Starting))
-	s.holds(t, storedRecord("0", sandbox.Starting), storedRecord("1", sandbox.Starting))
+	s.wantRecords(t, storedRecord("0", sandbox.Starting), storedRecord("1", sandbox.Starting))
 	failed := storedRecord("1", sandbox.Failed)
 	failed.Reason, failed.Cause = "it did not start", "no disk"
 	s.put(t, storedRecord("0", sandbox.Running), failed)
-	s.holds(t, storedRecord("0", sandbox.Running), failed)
-	for range 2 { // the second time the id is unknown, which is no error
+	s.wantRecords(t, storedRecord("0", sandbox.Running), failed)
+	for range 2 { // deleting an unknown id, as in the second round, is not an error
 		if err := s.DeleteSandbox("0"); err != nil {
 			t.Fatal(err)
 		}
-		s.holds(t, failed)
+		s.wantRecords(t, failed)
 	}
 }
 
 func testRecordWithoutID(t *testing.T, s *storeUnderTest) {
 	if err := s.PutSandbox(storedRecord("", sandbox.Starting)); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("PutSandbox without an id: %v, want invalid argument", err)
+		t.Errorf("PutSandbox without an id: got error %v, want InvalidArgument", err)
 	}
-	s.holds(t)
+	s.wantRecords(t)
 }
 
-// Changes that come at the same time are all made.
+// Concurrent changes are all applied.
 func testConcurrentChanges(t *testing.T, s *storeUnderTest) {
 	var want []sandbox.Record
 	var wg sync.WaitGroup
@@ -183,5 +182,5 @@ func testConcurrentChanges(t *testing.T, s *storeUnderTest) {
 		})
 	}
 	wg.Wait()
-	s.holds(t, want...)
+	s.wantRecords(t, want...)
 }
