@@ -299,7 +299,7 @@ func TestLogHashedAnewIsNoticed(t *testing.T) {
 	s.log.mu.Lock()
 	s.log.end.Size += int64(len(forged) - size) // as if it had the same length
 	s.log.mu.Unlock()
-	if _, err := s.VerifyAudit(context.Background()); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "hashed anew") {
+	if _, err := s.VerifyAudit(context.Background()); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "rewritten with new hashes") {
 		t.Errorf("VerifyAudit: %v, want data loss", err)
 	}
 }

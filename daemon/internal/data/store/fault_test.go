@@ -115,7 +115,7 @@ func failOnce(t *testing.T, name string, nth int, errno syscall.Errno, want []st
 			t.Errorf("after %s: the store is not well again: %s", s.Did, s.Health)
 		}
 	}
-	if stopped > 0 && (name != "fdatasync" || !strings.Contains(steps[stopped].Err, "may be found made")) {
+	if stopped > 0 && (name != "fdatasync" || !strings.Contains(steps[stopped].Err, "only a restart shows")) {
 		t.Errorf("%s asks for a restart: %s", steps[stopped].Did, steps[stopped].Err)
 	}
 	if len(steps) != len(want) && steps[0].Err == "" {
