@@ -14,7 +14,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// The test binary is also the server that is killed, traced or given a bad disk.
+// Tests run this test binary again as a server that they kill, trace or give a faulty disk. These environment variables
+// select the function that it runs and its directory.
 const (
 	childRole = "MSB_TEST_ROLE"
 	childDir  = "MSB_TEST_DIR"
@@ -38,18 +39,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child is this program in another role.
+// child returns a command that runs this test binary in a role.
 func child(role, dir string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childRole+"="+role, childDir+"="+dir)
 	return cmd
 }
 
-// soak says to test for long.
+// soak is set to run the tests with many more cases.
 var soak = os.Getenv("MSB_SOAK") != ""
 
-// one of how many cases is tried. The race detector makes each of them many times as dear, and has nothing to
-// find where one goroutine opens a state by itself, or a child is traced or killed: there it is one of 20.
+// oneOf returns n if tests should try one of n cases. The race detector makes each case many times slower, and it finds
+// nothing where a single goroutine opens a state directory or a child process is traced or killed, so it is 20 there.
 func oneOf() int {
 	if racing && !soak {
 		return 20
@@ -59,7 +60,7 @@ func oneOf() int {
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// server is the key side of a server: everything that is behind its sockets.
+// server is a server's state and API keys, without its listeners and sandboxes.
 type server struct {
 	*store.Store
 	issuer   *keys.Issuer
@@ -67,7 +68,7 @@ type server struct {
 	backups  *backup.Service
 }
 
-// start opens a server as the daemon does.
+// start opens the state directory in the same order as the daemon does.
 func start(dir string) (*server, error) {
 	s, err := store.Open(dir)
 	if err != nil {
