@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/msbd/msbd/daemon/internal/data/backup"
@@ -48,6 +50,32 @@ func child(role, dir string) *exec.Cmd {
 
 // soak is set to run the tests with many more cases.
 var soak = os.Getenv("MSB_SOAK") != ""
+
+// seedVariable is the environment variable for the seed of a randomised test. Without it, each run takes another seed.
+const seedVariable = "MSB_SEED"
+
+func readSeed() (uint64, error) {
+	text := os.Getenv(seedVariable)
+	if text == "" {
+		return rand.Uint64(), nil
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", seedVariable, err)
+	}
+	return seed, nil
+}
+
+// testSeed returns the seed of a randomised test. It logs the seed, so that a failure can be reproduced.
+func testSeed(t testing.TB) uint64 {
+	t.Helper()
+	seed, err := readSeed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s=%d", seedVariable, seed)
+	return seed
+}
 
 // oneOf returns n if tests should try one of n cases. The race detector makes each case many times slower, and it finds
 // nothing where a single goroutine opens a state directory or a child process is traced or killed, so it is 20 there.

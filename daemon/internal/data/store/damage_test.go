@@ -91,8 +91,7 @@ func TestDamage(t *testing.T) {
 	if soak {
 		cases = 100_000
 	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testSeed(t)
 	all := bases(t)
 	root := t.TempDir()
 	var refused, opened, n atomic.Int64

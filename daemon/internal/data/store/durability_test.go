@@ -17,6 +17,11 @@ import (
 // churn creates keys concurrently and prints each once it was acknowledged. Now and then it revokes a key or replaces
 // the signing key, and prints a line before it begins and another when it is done.
 func churn(dir string) error {
+	seed, err := readSeed()
+	if err != nil {
+		return err
+	}
+	random := rand.New(rand.NewPCG(seed, 0))
 	srv, err := start(dir)
 	if err != nil {
 		return err
@@ -54,7 +59,7 @@ func churn(dir string) error {
 	}
 	go func() {
 		for {
-			<-time.After(time.Duration(rand.IntN(100)) * time.Millisecond)
+			<-time.After(time.Duration(random.IntN(100)) * time.Millisecond)
 			gate.Lock()
 			report("resetting", "-")
 			if _, err := srv.issuer.Reset(ctx, 0); err != nil {
@@ -79,11 +84,12 @@ func TestKillLosesNothing(t *testing.T) {
 	case testing.Short():
 		rounds = 3
 	}
+	random := rand.New(rand.NewPCG(testSeed(t), 0))
 	dir := t.TempDir() + "/state"
 	good, dead := map[string]bool{}, map[string]bool{}
 	var total int
 	for round := range rounds {
-		resetInDoubt, inDoubt := killedRun(t, dir, good, dead, time.Duration(1+rand.IntN(150))*time.Millisecond)
+		resetInDoubt, inDoubt := killedRun(t, dir, good, dead, random)
 		srv, err := start(dir)
 		if err != nil {
 			t.Fatalf("round %d: start on the state of the killed process: %v", round, err)
@@ -123,12 +129,14 @@ func TestKillLosesNothing(t *testing.T) {
 	t.Logf("%d rounds: %d checks of live keys, %d dead keys", rounds, total, len(dead))
 }
 
-// killedRun runs a process that issues keys, kills it after the given time since its first key, and adds the keys that
-// it acknowledged to good and dead. It returns whether a reset was in progress, and the keys whose revocation was in
+// killedRun runs a process that issues keys, kills it at a random time after its first key, and adds the keys that it
+// acknowledged to good and dead. It returns whether a reset was in progress, and the keys whose revocation was in
 // progress, which are in good.
-func killedRun(t *testing.T, dir string, good, dead map[string]bool, after time.Duration) (resetInDoubt bool, inDoubt map[string]bool) {
+func killedRun(t *testing.T, dir string, good, dead map[string]bool, random *rand.Rand) (resetInDoubt bool, inDoubt map[string]bool) {
 	t.Helper()
 	cmd := child("churn", dir)
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", seedVariable, random.Uint64()))
+	after := time.Duration(1+random.IntN(150)) * time.Millisecond
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
