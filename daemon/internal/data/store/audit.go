@@ -30,8 +30,8 @@ func (s *Store) AuditHead() audit.Head {
 // AuditPath returns the path of the audit log's file.
 func (s *Store) AuditPath() string { return s.log.path }
 
-// AuditProblem returns the known damage of the audit log, or of the store compared to it, as an errdefs.ErrDataLoss. It
-// checks nothing itself, so nil does not prove that the log is intact: see VerifyAudit.
+// AuditProblem returns what is known to be wrong with the audit log, or with the store compared to it, as an
+// errdefs.ErrDataLoss. It checks nothing itself, so nil does not prove that the log is intact: see VerifyAudit.
 func (s *Store) AuditProblem() error {
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
@@ -39,7 +39,7 @@ func (s *Store) AuditProblem() error {
 }
 
 // VerifyAudit checks the audit log from its first entry to its head. It returns the head of the intact part and, if that
-// is not the whole log, an errdefs.ErrDataLoss that says what is wrong. Its result replaces the one of AuditProblem.
+// is not the whole log, an errdefs.ErrDataLoss that says what is wrong. From then on, AuditProblem reports this result.
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	select {
 	case s.writes.committing <- struct{}{}:

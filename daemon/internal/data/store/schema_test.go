@@ -104,9 +104,9 @@ func TestSchema1(t *testing.T) {
 	}
 }
 
-// writeFixture writes a state directory of the current version to dir. It adds a file tokens.txt, each line of which is
-// a key's description and the key. Run it before a release and commit the files, and never change them again. When a
-// later version changes the schema, add a test like the one above for them:
+// writeFixture writes a state directory of the current version to dir. It adds a file tokens.txt; each line has the
+// description of a key and the key. Before a release, run it and commit the files. The next release adds a test like the
+// one above for them and never changes the files. The command is:
 //
 //	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema2 go test -count=1 ./daemon/internal/data/store
 func writeFixture(dir string) error {

@@ -64,7 +64,7 @@ func TestAnotherUser(t *testing.T) {
 		t.Log("nothing to test: only root can act as another user")
 		return
 	}
-	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // an abstract address, to which user nobody can connect
+	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // abstract, because nobody could not enter the directory of a socket file
 	if err != nil {
 		t.Fatal(err)
 	}
