@@ -182,7 +182,7 @@ func TestRestoreOnAnotherServer(t *testing.T) {
 	moved, foreign := from.issue(t, "moved"), to.issue(t, "foreign")
 	got, err := to.Restore(t.Context(), bytes.NewReader(from.write(t)), 0)
 	if err != nil || got.Live != 1 || got.Invalidated != 1 {
-		t.Fatalf("Restore: %+v, %v", got, err)
+		t.Fatalf("Restore: %+v, %v, want 1 live, 1 invalidated", got, err)
 	}
 	to = to.reopen(t)
 	if !to.accepts(moved) || to.accepts(foreign) {

@@ -105,7 +105,7 @@ func TestPruneWaitsForTheStage(t *testing.T) {
 	stuck := &stuckKeys{Issuer: s.issuer, stage: filepath.Join(s.dir, "restore.json")}
 	service := backup.New(backup.Options{Dir: s.dir, Keys: stuck, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
 	if got, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil || got.Live != 1 {
-		t.Fatalf("Restore: %+v, %v", got, err)
+		t.Fatalf("Restore: %+v, %v, want 1 live", got, err)
 	}
 	if _, err := s.issuer.Revoke(t.Context(), "a", 0); err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func TestPruneWaitsForTheStage(t *testing.T) {
 		t.Errorf("files in the state directory: %s", diff)
 	}
 	if s = s.reopen(t); s.accepts(key) || s.issuer.Counts() != (keys.Counts{}) {
-		t.Errorf("the pruned key is accepted: %t; counts are %+v", s.accepts(key), s.issuer.Counts())
+		t.Errorf("the pruned key is accepted: %t; counts are %+v, want none", s.accepts(key), s.issuer.Counts())
 	}
 }
 

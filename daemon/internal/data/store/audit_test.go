@@ -244,20 +244,20 @@ func TestTamperingIsReported(t *testing.T) {
 					s = open(t, dir)
 				}
 				if err := s.AuditProblem(); !running && (err != nil) != tt.atOpen {
-					t.Errorf("AuditProblem after Open: %v", err)
+					t.Errorf("AuditProblem after Open: %v, want an error: %t", err, tt.atOpen)
 				}
 				if err := addKey(s, keyRecord("new")); err != nil {
 					t.Fatal(err)
 				}
 				if err := s.AuditProblem(); tt.atOpen && !errdefs.IsDataLoss(err) {
-					t.Errorf("AuditProblem after a change: %v", err)
+					t.Errorf("AuditProblem after a change: %v, want data loss", err)
 				}
 				_, err := s.VerifyAudit(context.Background())
 				if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), tt.where) {
 					t.Errorf("VerifyAudit: %v, want data loss at %q", err, tt.where)
 				}
 				if err := s.AuditProblem(); !errdefs.IsDataLoss(err) {
-					t.Errorf("AuditProblem after VerifyAudit: %v", err)
+					t.Errorf("AuditProblem after VerifyAudit: %v, want data loss", err)
 				}
 				if !bytes.HasPrefix(readLog(t, s), before) {
 					t.Error("the earlier content of the file was changed")
@@ -265,7 +265,7 @@ func TestTamperingIsReported(t *testing.T) {
 				lines := bytes.Split(bytes.TrimSuffix(readLog(t, s), []byte("\n")), []byte("\n"))
 				e, err := audit.Parse(lines[len(lines)-1])
 				if err != nil || e.Prev != head.Hash || e.Action != audit.KeyCreate {
-					t.Errorf("the new entry is %+v, %v", e, err)
+					t.Errorf("the last entry is %+v, %v, want the new key after entry %d", e, err, head.Seq)
 				}
 				s = reopen(t, s, dir)
 				if saved := loaded(t, s); len(saved.Records) != 1 {
@@ -336,17 +336,17 @@ func TestRollbackIsReported(t *testing.T) {
 			}
 			s = open(t, dir)
 			if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "earlier copy") {
-				t.Errorf("AuditProblem: %v", err)
+				t.Errorf("AuditProblem: %v, want data loss naming an earlier copy", err)
 			}
 			if head, err := s.VerifyAudit(context.Background()); err != nil || head.Seq != 4 {
-				t.Errorf("VerifyAudit: %v, %v", head, err)
+				t.Errorf("VerifyAudit: %v, %v, want entry 4", head, err)
 			}
 			if err := s.AuditProblem(); err == nil {
 				t.Error("AuditProblem is nil after VerifyAudit, although the store was rolled back")
 			}
 			log := readLog(t, s)
 			if !bytes.HasPrefix(log, before) || targets(t, log)[3] != audit.StoreRollback {
-				t.Errorf("the log is %v", targets(t, log))
+				t.Errorf("the log is %v, want the earlier entries and then %s", targets(t, log), audit.StoreRollback)
 			}
 			logEvents(t, s, "d")
 			s = reopen(t, s, dir)
@@ -441,7 +441,7 @@ func TestLogThatCannotBeWritten(t *testing.T) {
 					t.Errorf("Health: %v, want unavailable", err)
 				}
 				if head := s.AuditHead(); head.Seq != 1 {
-					t.Errorf("AuditHead: %v", head)
+					t.Errorf("AuditHead: %v, want entry 1", head)
 				}
 				if _, err := os.Lstat(filepath.Join(dir, "elsewhere")); !errors.Is(err, fs.ErrNotExist) {
 					t.Error("the link was followed")
@@ -478,7 +478,7 @@ func TestTailAudit(t *testing.T) {
 		return targets(t, log)
 	}
 	if got := tail(10); len(got) != 0 {
-		t.Errorf("the end of an empty log is %q", got)
+		t.Errorf("TailAudit of an empty log gives %q", got)
 	}
 	var want []string
 	for i := range 1000 {

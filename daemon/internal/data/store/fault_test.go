@@ -54,7 +54,7 @@ func TestFailingCalls(t *testing.T) {
 		count[c.thread+c.name]++
 		file, inDir := c.file(dir)
 		if !inDir || file == "audit.jsonl" && c.name == "openat" && strings.Contains(c.args[2], "O_RDONLY") {
-			continue // VerifyAudit opens the log so, which history calls only for the test
+			continue // VerifyAudit, which history calls only to check the log
 		}
 		if c.thread != thread {
 			t.Errorf("the call is in another thread, where it cannot be counted: %s", c)
@@ -176,7 +176,7 @@ func TestFullDisk(t *testing.T) {
 					continue
 				}
 				if s.Err == "" && s.Did != "prune" || s.Health == "" { // there is nothing to prune
-					t.Errorf("%s: error %q, health %q", s.Did, s.Err, s.Health)
+					t.Errorf("%s: error %q, health %q, want both", s.Did, s.Err, s.Health)
 				}
 				if !s.State.same(before) || s.State.Head != before.Head {
 					t.Errorf("%s failed but changed the state: %+v, before %+v", s.Did, s.State, before)
@@ -246,7 +246,7 @@ func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 	failed := false
 	for _, c := range calls {
 		if file, ok := c.file(dir); failed && ok && c.name != "openat" && (file == "msb.db" || file == "audit.jsonl") {
-			t.Errorf("after the failed sync: %s", c)
+			t.Errorf("a call after the failed sync: %s", c)
 		}
 		failed = failed || c.injected
 	}
@@ -260,7 +260,7 @@ func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 		case !refused && s.Err == "":
 			acknowledged = s.State
 		case !refused || s.Err == "" && s.Did != "prune" || !s.stopped(): // there is nothing to prune
-			t.Errorf("%s: error %q, health %q", s.Did, s.Err, s.Health)
+			t.Errorf("%s: error %q, health %q, want both, and a request to restart", s.Did, s.Err, s.Health)
 		}
 	}
 	srv := mustStart(t, dir)

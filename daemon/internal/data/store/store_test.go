@@ -308,6 +308,6 @@ func TestSnapshot(t *testing.T) {
 		t.Errorf("ReadKeys of a truncated file: %v, want data loss", err)
 	}
 	if _, err := ReadKeys(path + "-not-there"); !os.IsNotExist(err) {
-		t.Errorf("ReadKeys of a missing file: %v", err)
+		t.Errorf("ReadKeys of a missing file: %v, want not exist", err)
 	}
 }
