@@ -27,8 +27,8 @@ type Config struct {
 	annotations []string // the regular expressions of enable_annotations
 }
 
-// Read reads the configuration at path and the files in config.d beside it. Each file overrides single settings of the
-// files before it. Every error is an errdefs.ErrInvalidArgument.
+// Read reads the configuration at path and then the files in config.d beside it, in the order of their names. Each file
+// overrides single settings of the earlier ones. Every error is an errdefs.ErrInvalidArgument.
 func Read(path string) (Config, error) {
 	// The configuration of an installation is often a symbolic link, and config.d is beside its target.
 	if target, err := filepath.EvalSymlinks(path); err == nil {

@@ -64,7 +64,7 @@ func TestAnotherUser(t *testing.T) {
 		t.Log("nothing to test: only root can act as another user")
 		return
 	}
-	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // abstract, because nobody could not enter the directory of a socket file
+	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // abstract, because the user nobody cannot enter a temporary directory
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// Read returns at most the last n bytes of a file, without control characters. It returns "" if the file cannot be read.
+// Read returns at most the last n bytes of a file, without control characters other than newlines and tabs. It returns ""
+// if the file cannot be read.
 func Read(path string, n int64) string {
 	f, err := os.Open(path)
 	if err != nil {
