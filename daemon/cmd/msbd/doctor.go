@@ -23,7 +23,7 @@ func examine(c *cli.Context, cfg config.Config, problems error) error {
 	if cfg.LibDir == "" {
 		dir, err := findLibDir()
 		if err != nil {
-			checks = append(checks, host.Check{Name: "programs", Status: host.Problem, Detail: plain(err),
+			checks = append(checks, host.Check{Name: "programs", Status: host.Problem, Detail: oneLine(err),
 				Remedy: "make build guest, or install msbd again"})
 		}
 		cfg.LibDir = dir
@@ -52,12 +52,12 @@ func examineSettings(file string, problems error) host.Check {
 	case os.Geteuid() != 0 && errors.Is(unix.Access(file, unix.R_OK), unix.EACCES):
 		check.Status, check.Detail, check.Remedy = host.Warning, "not checked: only root can read "+file, "sudo msb doctor"
 	default:
-		check.Status, check.Detail, check.Remedy = host.Problem, plain(problems), "see msbd --help"
+		check.Status, check.Detail, check.Remedy = host.Problem, oneLine(problems), "see msbd --help"
 	}
 	return check
 }
 
-// plain returns an error as one line without the text of its errdefs class.
-func plain(err error) string {
+// oneLine returns an error as one line without the text of its errdefs class.
+func oneLine(err error) string {
 	return strings.NewReplacer("\n", "; ", ": "+errdefs.ErrInvalidArgument.Error(), "", ": "+errdefs.ErrNotFound.Error(), "").Replace(err.Error())
 }

@@ -133,9 +133,9 @@ func findLibDir() (string, error) {
 	if exe, err = filepath.EvalSymlinks(exe); err != nil {
 		return "", fmt.Errorf("find the directory of msbd: %w", err)
 	}
-	beside := filepath.Dir(exe)
-	installed := filepath.Join(filepath.Dir(beside), "libexec", "msb")
-	for _, dir := range []string{beside, installed} {
+	exeDir := filepath.Dir(exe)
+	installed := filepath.Join(filepath.Dir(exeDir), "libexec", "msb")
+	for _, dir := range []string{exeDir, installed} {
 		_, err := os.Stat(filepath.Join(dir, "containerd-shim-kata-v2"))
 		if err == nil {
 			return dir, nil
@@ -145,7 +145,7 @@ func findLibDir() (string, error) {
 		}
 	}
 	return "", fmt.Errorf("containerd-shim-kata-v2 is neither in %s nor in %s: build it with 'make build', or give its "+
-		"directory with --lib-dir: %w", beside, installed, errdefs.ErrNotFound)
+		"directory with --lib-dir: %w", exeDir, installed, errdefs.ErrNotFound)
 }
 
 // harden disables core files and tracing, which would expose the signing key to other processes of the same user. Child

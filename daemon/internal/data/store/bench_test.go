@@ -76,7 +76,7 @@ func BenchmarkCreateKey(b *testing.B) {
 			Detail: map[string]string{"expires": "2026-01-02T04:04:05Z", "name": r.Name, "namespaces": "team-alpha,team-beta", "scopes": "sandbox:read"},
 		}}})
 	}
-	b.Run("1 client beside a bbolt commit", func(b *testing.B) {
+	b.Run("1 client compared with bbolt", func(b *testing.B) {
 		s := open(b, b.TempDir())
 		r, err := encode(keyBucket, "x", keyRecord("x"))
 		if err != nil {

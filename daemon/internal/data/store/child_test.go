@@ -77,9 +77,9 @@ func testSeed(t testing.TB) uint64 {
 	return seed
 }
 
-// oneOf returns n if tests should try one of n cases. The race detector makes each case many times slower, and it finds
-// nothing where a single goroutine opens a state directory or a child process is traced or killed, so it is 20 there.
-func oneOf() int {
+// sampleEvery returns n if tests should try every n-th case. With the race detector, n is 20: it makes each case many
+// times slower, and finds nothing in tests where one goroutine opens a state directory or traces or kills a child process.
+func sampleEvery() int {
 	if racing && !soak {
 		return 20
 	}

@@ -105,7 +105,7 @@ func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, 
 	}
 
 	tried := crashes[:0]
-	for n := len(crashes) % oneOf(); n < len(crashes); n += oneOf() {
+	for n := len(crashes) % sampleEvery(); n < len(crashes); n += sampleEvery() {
 		tried = append(tried, crashes[n])
 	}
 	crashes = tried
@@ -179,7 +179,7 @@ func possibleStates(c crash, steps []step, states []state) []state {
 		all = append(all, states[c.steps+1])
 	}
 	for _, s := range steps[max(0, c.steps-1):min(c.steps+1, len(steps))] {
-		if s.stopped() && s.Did == "revoke a" {
+		if s.needsRestart() && s.Did == "revoke a" {
 			revoked := before
 			revoked.Accepted = slices.DeleteFunc(slices.Clone(revoked.Accepted), func(key string) bool { return key == revoked.Issued[0] })
 			all = append(all, revoked)

@@ -87,7 +87,7 @@ func bases(t *testing.T) []base {
 // and nothing panics.
 func TestDamage(t *testing.T) {
 	t.Parallel()
-	cases := max(100, 1000/oneOf())
+	cases := max(100, 1000/sampleEvery())
 	if soak {
 		cases = 100_000
 	}

@@ -77,7 +77,7 @@ func churn(dir string) error {
 // before a reset are refused, and the audit log is intact. An interrupted reset or revocation may have happened or not.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
-	rounds := max(3, 50/oneOf())
+	rounds := max(3, 50/sampleEvery())
 	switch {
 	case soak:
 		rounds = 10_000

@@ -65,7 +65,7 @@ func TestFailingCalls(t *testing.T) {
 				continue
 			}
 			seen[key] = true
-			if sites++; sites%oneOf() != 0 {
+			if sites++; sites%sampleEvery() != 0 {
 				continue
 			}
 			nth := count[thread+c.name]
@@ -106,10 +106,10 @@ func failOnce(t *testing.T, name string, nth int, errno syscall.Errno, want []st
 		first = first && s.Err == ""
 		switch {
 		case stopped > 0:
-			if s.Err == "" && s.Did != "prune" || !s.stopped() { // there is nothing to prune
+			if s.Err == "" && s.Did != "prune" || !s.needsRestart() { // there is nothing to prune
 				t.Errorf("%s: error %q, health %q, want both to ask for a restart", s.Did, s.Err, s.Health)
 			}
-		case s.stopped():
+		case s.needsRestart():
 			stopped = i
 		case s.Health != "":
 			t.Errorf("after %s: the store has not recovered: %s", s.Did, s.Health)
@@ -194,7 +194,7 @@ func TestFullDisk(t *testing.T) {
 // sync failed either made and logged, or neither.
 func TestPersistentSyncFailure(t *testing.T) {
 	t.Parallel()
-	for nth := 5; nth < 13; nth += min(4, oneOf()) { // syncs of the first steps
+	for nth := 5; nth < 13; nth += min(4, sampleEvery()) { // syncs of the first steps
 		t.Run(fmt.Sprint(nth), func(t *testing.T) {
 			t.Parallel()
 			dir := filepath.Join(t.TempDir(), "state")
@@ -259,7 +259,7 @@ func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 		switch {
 		case !refused && s.Err == "":
 			acknowledged = s.State
-		case !refused || s.Err == "" && s.Did != "prune" || !s.stopped(): // there is nothing to prune
+		case !refused || s.Err == "" && s.Did != "prune" || !s.needsRestart(): // there is nothing to prune
 			t.Errorf("%s: error %q, health %q, want both, and a request to restart", s.Did, s.Err, s.Health)
 		}
 	}

@@ -24,7 +24,7 @@ import (
 
 // bbolt trusts the structure of its file. If a disk damaged the structure, bbolt may panic (also in its own goroutines),
 // read beyond its mapping, or overwrite pages that are in use. So bbolt's check runs first, in a child process that may
-// crash: this program, executed again. checkPages and walk check what bbolt's check omits. None of them checks the
+// crash: this program, executed again. checkPages and checkKeys check what bbolt's check omits. None of them checks the
 // values, which have checksums.
 const (
 	// checkerName is os.Args[0] of the child process.
@@ -148,7 +148,7 @@ func checkStructure(file *os.File) error {
 	for err := range tx.Check() {
 		return err // the first error; the goroutine of the check ends with the process
 	}
-	if err := tx.ForEach(walk); err != nil {
+	if err := tx.ForEach(checkKeys); err != nil {
 		return err
 	}
 	if err := tx.Rollback(); err != nil {
@@ -243,9 +243,9 @@ func checkElements(page []byte) error {
 	return nil
 }
 
-// walk checks that the keys of a bucket are in order, which tx.Check does not do in small buckets, and that it has no
+// checkKeys checks that the keys of a bucket are in order, which tx.Check does not do in small buckets, and that it has no
 // nested buckets, which the store does not use.
-func walk(name []byte, b *bbolt.Bucket) error {
+func checkKeys(name []byte, b *bbolt.Bucket) error {
 	if b == nil {
 		return fmt.Errorf("%q is not a bucket", name)
 	}

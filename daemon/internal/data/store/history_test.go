@@ -87,8 +87,8 @@ const (
 	historyRestart = "MSB_TEST_RESTART"
 )
 
-// stopped reports whether the store asks for a restart after the step.
-func (s step) stopped() bool { return strings.Contains(s.Health, "restart msbd") }
+// needsRestart reports whether the store asks for a restart after the step.
+func (s step) needsRestart() bool { return strings.Contains(s.Health, "restart msbd") }
 
 // history makes every kind of change to a server and prints each step. It does not retry a step that fails. It runs in
 // one thread, so that a test can find the n-th system call of one run in another.
@@ -183,7 +183,7 @@ func history(dir string) error {
 		if err := report(done); err != nil {
 			return err
 		}
-		if done.stopped() && os.Getenv(historyRestart) != "" {
+		if done.needsRestart() && os.Getenv(historyRestart) != "" {
 			if err := srv.Close(); err != nil {
 				return err
 			}
