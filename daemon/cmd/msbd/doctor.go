@@ -17,13 +17,13 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// examine prints the doctor's report. Settings with problems keep it from nothing: that is when it is asked.
+// examine prints the report of --doctor. It also runs if the settings have problems, which are then part of the report.
 func examine(c *cli.Context, cfg config.Config, problems error) error {
 	checks := []host.Check{examineSettings(c.String("config"), problems)}
 	if cfg.LibDir == "" {
 		dir, err := findLibDir()
 		if err != nil {
-			checks = append(checks, host.Check{Name: "programs", Status: host.Problem, Detail: plain(err),
+			checks = append(checks, host.Check{Name: "programs", Status: host.Problem, Detail: oneLine(err),
 				Remedy: "make build guest, or install msbd again"})
 		}
 		cfg.LibDir = dir
@@ -44,20 +44,20 @@ func examineSettings(file string, problems error) host.Check {
 		file = config.DefaultFile
 		check.Detail = file
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			check.Detail = "the defaults: there is no " + file
+			check.Detail = "the defaults, because " + file + " does not exist"
 		}
 	}
 	switch {
 	case problems == nil:
 	case os.Geteuid() != 0 && errors.Is(unix.Access(file, unix.R_OK), unix.EACCES):
-		check.Status, check.Detail, check.Remedy = host.Warning, "not looked at: only root can read "+file, "sudo msb doctor"
+		check.Status, check.Detail, check.Remedy = host.Warning, "not checked: only root can read "+file, "sudo msb doctor"
 	default:
-		check.Status, check.Detail, check.Remedy = host.Problem, plain(problems), "see msbd --help"
+		check.Status, check.Detail, check.Remedy = host.Problem, oneLine(problems), "see msbd --help"
 	}
 	return check
 }
 
-// plain is an error in one line, without its class, which is for programs.
-func plain(err error) string {
+// oneLine returns an error as one line without the text of its errdefs class.
+func oneLine(err error) string {
 	return strings.NewReplacer("\n", "; ", ": "+errdefs.ErrInvalidArgument.Error(), "", ": "+errdefs.ErrNotFound.Error(), "").Replace(err.Error())
 }

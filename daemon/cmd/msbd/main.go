@@ -1,5 +1,5 @@
-// Msbd is the daemon: it reads its configuration, hardens its process, and runs the server until it
-// is told to end. What it does is in package daemon.
+// Msbd is the daemon of msb. It reads its configuration, hardens its process, and runs the server until SIGTERM or
+// SIGINT. The server is in package daemon.
 package main
 
 import (
@@ -25,7 +25,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// version is set by the build.
+// version is set by the linker.
 var version = ""
 
 const (
@@ -65,19 +65,19 @@ func main() {
 	os.Exit(code)
 }
 
-const description = `Each setting can also be given in the configuration file (state_dir = "/srv/msb") and in the
-environment (MSBD_STATE_DIR=/srv/msb). Flags go over the environment, and that over the file.
-SIGTERM ends msbd and leaves sandboxes running. Exit codes: 0 ended when asked to, 1 failed,
-2 bad flags or configuration.`
+const description = `Each setting can also be given in the configuration file (state_dir = "/srv/msb") or in the
+environment (MSBD_STATE_DIR=/srv/msb). Flags override the environment, which overrides the file.
+SIGTERM stops msbd; sandboxes keep running. Exit codes: 0 stopped by a signal, 1 failure,
+2 invalid flags or configuration.`
 
 func flags() []cli.Flag {
 	list := []cli.Flag{
 		&cli.StringFlag{
 			Name:  "config",
-			Usage: "read settings from `FILE` (default: " + config.DefaultFile + " if it is there)",
+			Usage: "read settings from `FILE` (default: " + config.DefaultFile + " if it exists)",
 		},
-		&cli.BoolFlag{Name: "print-config", Usage: "check the settings of all sources, print in JSON where msbd would be, and end"},
-		&cli.BoolFlag{Name: "doctor", Usage: "examine this host, print in JSON what was found ('msb doctor' says it in words), and end: code 1 with a problem"},
+		&cli.BoolFlag{Name: "print-config", Usage: "check the settings of all sources, print the directories, the address and the mode as JSON, and exit"},
+		&cli.BoolFlag{Name: "doctor", Usage: "check this host, print a report as JSON ('msb doctor' prints it as text), and exit; the exit code is 1 if there is a problem"},
 	}
 	for _, s := range config.Settings {
 		usage := s.Usage + " [" + s.Env() + "]"
@@ -107,7 +107,7 @@ func run(c *cli.Context) error {
 		return cli.Exit(fmt.Sprintf("msbd: the configuration has problems:\n%v", err), exitUsage)
 	}
 	if c.Bool("print-config") {
-		return json.NewEncoder(c.App.Writer).Encode(map[string]any{ // msb asks for it
+		return json.NewEncoder(c.App.Writer).Encode(map[string]any{ // for msb, which reads it
 			"state_dir": cfg.StateDir, "run_dir": cfg.RunDir, "lib_dir": cfg.LibDir, "listen": cfg.Listen, "dev": cfg.Dev,
 		})
 	}
@@ -123,7 +123,8 @@ func run(c *cli.Context) error {
 	return nil
 }
 
-// findLibDir finds what is installed or built beside the executable.
+// findLibDir returns the directory that has the shim: the one of the executable, or ../libexec/msb
+// relative to it.
 func findLibDir() (string, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -132,9 +133,9 @@ func findLibDir() (string, error) {
 	if exe, err = filepath.EvalSymlinks(exe); err != nil {
 		return "", fmt.Errorf("find the directory of msbd: %w", err)
 	}
-	beside := filepath.Dir(exe)
-	installed := filepath.Join(filepath.Dir(beside), "libexec", "msb")
-	for _, dir := range []string{beside, installed} {
+	exeDir := filepath.Dir(exe)
+	installed := filepath.Join(filepath.Dir(exeDir), "libexec", "msb")
+	for _, dir := range []string{exeDir, installed} {
 		_, err := os.Stat(filepath.Join(dir, "containerd-shim-kata-v2"))
 		if err == nil {
 			return dir, nil
@@ -143,25 +144,25 @@ func findLibDir() (string, error) {
 			return "", fmt.Errorf("look for containerd-shim-kata-v2: %w", err)
 		}
 	}
-	return "", fmt.Errorf("containerd-shim-kata-v2 is neither in %s nor in %s: build it with 'make build', or name its "+
-		"directory with --lib-dir: %w", beside, installed, errdefs.ErrNotFound)
+	return "", fmt.Errorf("containerd-shim-kata-v2 is neither in %s nor in %s: build it with 'make build', or give its "+
+		"directory with --lib-dir: %w", exeDir, installed, errdefs.ErrNotFound)
 }
 
-// harden keeps the signing key out of core files and from other processes of the same user. Children
-// inherit the limit, which keeps guests' memory out of core files, too.
+// harden disables core files and tracing, which would expose the signing key to other processes of the same user. Child
+// processes inherit the limit on core files, so that QEMU writes no guest's memory to one.
 func harden() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("forbid core files: %w", err)
+		return fmt.Errorf("disable core files: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("forbid tracing: %w", err)
+		return fmt.Errorf("disable tracing: %w", err)
 	}
 	return nil
 }
 
 func newLog(cfg config.Config) *slog.Logger {
 	var level slog.Level
-	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // the configuration is valid
+	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // cannot fail, because config.Load checked it
 	options := &slog.HandlerOptions{Level: level}
 	if cfg.LogFormat == "json" {
 		return slog.New(slog.NewJSONHandler(os.Stderr, options))

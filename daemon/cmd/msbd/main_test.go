@@ -10,12 +10,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	host.MaybeProbeChild() // as in main, which a child would else not reach
+	host.MaybeProbeChild() // call these here as main does, because a child process runs TestMain instead of main
 	store.MaybeCheckChild()
 	testscript.Main(m, map[string]func(){"msbd": main})
 }
 
-// What msbd says without starting.
+// TestScripts runs the commands of msbd that do not start the server.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata"})
 }

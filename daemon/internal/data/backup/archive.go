@@ -17,7 +17,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// An archive is a tar file of these members, in this order.
+// The members of an archive, which is a tar file, in their order.
 const (
 	manifestName = "manifest.json"
 	keyringName  = "keyring.json"
@@ -28,15 +28,15 @@ const (
 const (
 	formatName    = "msb-backup"
 	formatVersion = 1
-	// In bytes. What maxManifest and maxKeyring limit is held in memory.
+	// Limits in bytes. The manifest and the keyring are held in memory.
 	maxManifest = 16 << 10
 	maxKeyring  = 16 << 10
-	maxPadding  = 64 << 10
-	maxTotal    = 16 << 30
+	maxPadding  = 64 << 10 // zeros after the end of the archive
+	maxTotal    = 16 << 30 // all members after the manifest together
 )
 
-// manifest is the first member. It says what the others are, so that damage is noticed; it does not make
-// an archive trustworthy.
+// manifest is the first member. It describes the other members, so that damage is detected. It is not signed, so it does
+// not protect against deliberate changes.
 type manifest struct {
 	Format       string    `json:"format"`
 	Version      int       `json:"version"`
@@ -53,7 +53,7 @@ type member struct {
 	SHA256 string `json:"sha256"`
 }
 
-// measure copies r to w, and returns what it was as a member.
+// measure copies r to w and returns a member with the size and checksum of the data.
 func measure(name string, w io.Writer, r io.Reader) (member, error) {
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(w, sum), r)
@@ -87,13 +87,13 @@ func writeArchive(w io.Writer, m manifest, contents ...io.Reader) error {
 	return archive.Close()
 }
 
-// readArchive reads an archive to the end of r. The store in it goes to db. What is not an archive of
-// ours is errdefs.ErrInvalidArgument, a newer one errdefs.ErrFailedPrecondition, a damaged one
-// errdefs.ErrDataLoss; an error of r is passed on.
+// readArchive reads an archive to the end of r and writes the store in it to db. It returns errdefs.ErrInvalidArgument if
+// r is not an archive of msbd, errdefs.ErrFailedPrecondition if a newer version wrote it, and errdefs.ErrDataLoss if it
+// is damaged. It wraps an error of r without adding a class.
 func readArchive(r io.Reader, db io.Writer) (manifest, keys.Secret, error) {
 	source := &faultReader{Reader: r}
 	m, keyring, err := readMembers(source, db)
-	if source.err != nil { // whatever the archive looked like for it
+	if source.err != nil { // readMembers reports damage instead
 		err = fmt.Errorf("read archive: %w", source.err)
 	}
 	return m, keyring, err
@@ -111,12 +111,12 @@ func readMembers(r io.Reader, db io.Writer) (m manifest, keyring keys.Secret, er
 		}
 	}
 	if _, err := archive.Next(); err != io.EOF {
-		return m, keyring, damaged("something follows the last member")
+		return m, keyring, damaged("data follows the last member")
 	}
-	// Some programs fill archives up with zeros.
+	// Some programs pad archives with zeros.
 	rest, err := io.ReadAll(io.LimitReader(r, maxPadding+1))
 	if err == nil && (len(rest) > maxPadding || len(bytes.Trim(rest, "\x00")) > 0) {
-		err = damaged("something follows its end")
+		err = damaged("data follows its end")
 	}
 	return m, keys.NewSecret(secret.String()), err
 }
@@ -124,26 +124,26 @@ func readMembers(r io.Reader, db io.Writer) (m manifest, keyring keys.Secret, er
 func readManifest(archive *tar.Reader) (m manifest, err error) {
 	header, err := archive.Next()
 	if err != nil || header.Name != manifestName || header.Typeflag != tar.TypeReg || header.Size > maxManifest {
-		return m, fmt.Errorf("this is no backup of msbd: %w", errdefs.ErrInvalidArgument)
+		return m, fmt.Errorf("this is not a backup of msbd: %w", errdefs.ErrInvalidArgument)
 	}
 	data, err := io.ReadAll(archive)
 	if err != nil {
 		return m, damaged("it ends within its manifest")
 	}
-	// All else may be different in what a newer version wrote.
-	var is struct {
+	// Read only these two values at first, because everything else may differ in a newer version.
+	var format struct {
 		Format  string `json:"format"`
 		Version int    `json:"version"`
 	}
-	switch err := json.Unmarshal(data, &is); {
+	switch err := json.Unmarshal(data, &format); {
 	case err != nil:
 		return m, damaged("its manifest cannot be read")
-	case is.Format != formatName:
-		return m, fmt.Errorf("this is no backup of msbd: %w", errdefs.ErrInvalidArgument)
-	case is.Version > formatVersion:
-		return m, fmt.Errorf("the backup was made by a newer msbd (format %d, this one knows %d): restore it with that version: %w",
-			is.Version, formatVersion, errdefs.ErrFailedPrecondition)
-	case is.Version < 1 || json.Unmarshal(data, &m, json.RejectUnknownMembers(true)) != nil:
+	case format.Format != formatName:
+		return m, fmt.Errorf("this is not a backup of msbd: %w", errdefs.ErrInvalidArgument)
+	case format.Version > formatVersion:
+		return m, fmt.Errorf("the backup was written by a newer msbd (format %d, this version supports up to %d): restore it with the newer version: %w",
+			format.Version, formatVersion, errdefs.ErrFailedPrecondition)
+	case format.Version < 1 || json.Unmarshal(data, &m, json.RejectUnknownMembers(true)) != nil:
 		return m, damaged("its manifest cannot be read")
 	}
 	limits := []struct {
@@ -151,18 +151,18 @@ func readManifest(archive *tar.Reader) (m manifest, err error) {
 		size int64
 	}{{keyringName, maxKeyring}, {storeName, maxTotal}, {auditName, maxTotal}}
 	if len(m.Members) != len(limits) {
-		return m, damaged("its manifest names other members")
+		return m, damaged("its manifest lists wrong members")
 	}
 	var total int64
 	for i, limit := range limits {
 		size := m.Members[i].Size
 		if m.Members[i].Name != limit.name || size < 0 || size > limit.size {
-			return m, damaged("its manifest names other members")
+			return m, damaged("its manifest lists wrong members")
 		}
 		total += size
 	}
 	if total > maxTotal {
-		return m, fmt.Errorf("the backup has %d bytes, the most is %d: %w", total, int64(maxTotal), errdefs.ErrInvalidArgument)
+		return m, fmt.Errorf("the backup has %d bytes, more than the maximum of %d: %w", total, int64(maxTotal), errdefs.ErrInvalidArgument)
 	}
 	return m, nil
 }
@@ -173,17 +173,17 @@ func readMember(archive *tar.Reader, want member, to io.Writer) error {
 		return damaged("it ends before " + want.Name)
 	}
 	if header.Name != want.Name || header.Typeflag != tar.TypeReg || header.Size != want.Size {
-		return damaged("another member is where " + want.Name + " belongs")
+		return damaged("it has another member in the place of " + want.Name)
 	}
 	sink := &faultWriter{Writer: to}
 	got, err := measure(want.Name, sink, archive)
 	switch {
 	case sink.err != nil:
-		return fmt.Errorf("put %s aside: %w: %w", want.Name, sink.err, errdefs.ErrUnavailable)
+		return fmt.Errorf("write %s to a temporary file: %w: %w", want.Name, sink.err, errdefs.ErrUnavailable)
 	case err != nil:
 		return damaged("it ends within " + want.Name)
 	case got != want:
-		return damaged(want.Name + " is not what was saved")
+		return damaged(want.Name + " has a wrong size or checksum")
 	}
 	return nil
 }
@@ -192,7 +192,8 @@ func damaged(what string) error {
 	return fmt.Errorf("the backup is damaged (%s): nothing was changed; use another one: %w", what, errdefs.ErrDataLoss)
 }
 
-// faultReader and faultWriter remember what went wrong with them: who reads and writes rephrases it.
+// faultReader and faultWriter remember the error of their Reader or Writer, because the code that uses them may replace
+// it by another one.
 type faultReader struct {
 	io.Reader
 	err error

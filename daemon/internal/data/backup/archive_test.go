@@ -21,7 +21,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// The archive can be read with tar, and its audit log be verified by anyone.
+// An archive can be read with tar, and the audit log in it can be verified without the server.
 func TestArchive(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -39,7 +39,7 @@ func TestArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 		if h.Mode != 0o600 {
-			t.Errorf("%s has mode %o", h.Name, h.Mode)
+			t.Errorf("%s has mode %o, want 600", h.Name, h.Mode)
 		}
 		names = append(names, h.Name)
 		if members[h.Name], err = io.ReadAll(r); err != nil {
@@ -54,20 +54,21 @@ func TestArchive(t *testing.T) {
 	}
 	keyring, err := os.ReadFile(filepath.Join(s.dir, "keyring.json"))
 	if err != nil || !bytes.Equal(keyring, members["keyring.json"]) {
-		t.Errorf("keyring.json is not the file: %v", err)
+		t.Errorf("keyring.json differs from the file in the state directory: %v", err)
 	}
 	if signing := s.issuer.SigningKey(); !bytes.Contains(members["manifest.json"], []byte(signing.ID)) {
 		t.Errorf("the manifest does not name the signing key:\n%s", members["manifest.json"])
 	}
 	if bytes.Contains(archive, []byte(key)) {
-		t.Error("the archive holds an API key")
+		t.Error("the archive contains an API key")
 	}
 	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
-		t.Errorf("something was left behind: %s", diff)
+		t.Errorf("files in the state directory: %s", diff)
 	}
 }
 
-// rewrite applies change to the members of an archive, and writes the archive again with matching checksums.
+// rewrite applies change to each member of an archive and returns a new archive with the right sizes in its tar headers.
+// It does not update the manifest. If change returns no header, the member is removed.
 func rewrite(t testing.TB, archive []byte, change func(h *tar.Header, content []byte) (*tar.Header, []byte)) []byte {
 	t.Helper()
 	var b bytes.Buffer
@@ -106,7 +107,7 @@ func rewrite(t testing.TB, archive []byte, change func(h *tar.Header, content []
 	return b.Bytes()
 }
 
-// A bad archive is refused, says why, and changes nothing.
+// Restore refuses a bad archive with an error that says why, and changes nothing.
 func TestBadArchives(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -128,7 +129,7 @@ func TestBadArchives(t *testing.T) {
 	replaced := func(name, old, new string) []byte {
 		return member(name, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
 			if !bytes.Contains(content, []byte(old)) {
-				t.Fatalf("%s holds no %q", name, old)
+				t.Fatalf("%s does not contain %q", name, old)
 			}
 			return h, bytes.Replace(content, []byte(old), []byte(new), 1)
 		})
@@ -153,21 +154,21 @@ func TestBadArchives(t *testing.T) {
 	tests := map[string]struct {
 		archive []byte
 		class   func(error) bool
-		says    string
+		message string
 	}{
-		"empty":                           {nil, errdefs.IsInvalidArgument, "no backup"},
-		"text":                            {[]byte("hello\n"), errdefs.IsInvalidArgument, "no backup"},
-		"other tar":                       {renamed("manifest.json", "README"), errdefs.IsInvalidArgument, "no backup"},
-		"other format":                    {replaced("manifest.json", "msb-backup", "xyz-backup"), errdefs.IsInvalidArgument, "no backup"},
+		"empty":                           {nil, errdefs.IsInvalidArgument, "not a backup"},
+		"text":                            {[]byte("hello\n"), errdefs.IsInvalidArgument, "not a backup"},
+		"other tar":                       {renamed("manifest.json", "README"), errdefs.IsInvalidArgument, "not a backup"},
+		"other format":                    {replaced("manifest.json", "msb-backup", "xyz-backup"), errdefs.IsInvalidArgument, "not a backup"},
 		"newer":                           {replaced("manifest.json", `"version": 1`, `"version": 2, "new": [{}]`), errdefs.IsFailedPrecondition, "newer msbd"},
 		"version 0":                       {replaced("manifest.json", `"version": 1`, `"version": 0`), errdefs.IsDataLoss, "manifest"},
 		"unknown in manifest":             {replaced("manifest.json", `"version": 1`, `"version": 1, "new": 1`), errdefs.IsDataLoss, "manifest"},
 		"manifest not JSON":               {replaced("manifest.json", `{`, `[`), errdefs.IsDataLoss, "manifest"},
 		"huge size":                       {replaced("manifest.json", `"size": `, `"size": 99999999999999`), errdefs.IsDataLoss, "manifest"},
 		"negative size":                   {replaced("manifest.json", `"size": `, `"size": -`), errdefs.IsDataLoss, "manifest"},
-		"path upwards":                    {renamed("keyring.json", "../keyring.json"), errdefs.IsDataLoss, "keyring.json"},
+		"path with ..":                    {renamed("keyring.json", "../keyring.json"), errdefs.IsDataLoss, "keyring.json"},
 		"absolute path":                   {renamed("msb.db", "/msb.db"), errdefs.IsDataLoss, "msb.db"},
-		"named in manifest":               {replaced("manifest.json", `"msb.db"`, `"../x"`), errdefs.IsDataLoss, "manifest"},
+		"path with .. in manifest":        {replaced("manifest.json", `"msb.db"`, `"../x"`), errdefs.IsDataLoss, "manifest"},
 		"symbolic link":                   {typed("msb.db", tar.TypeSymlink), errdefs.IsDataLoss, "msb.db"},
 		"hard link":                       {typed("keyring.json", tar.TypeLink), errdefs.IsDataLoss, "keyring.json"},
 		"device":                          {typed("audit.jsonl", tar.TypeChar), errdefs.IsDataLoss, "audit.jsonl"},
@@ -175,12 +176,12 @@ func TestBadArchives(t *testing.T) {
 		"without store":                   {without("msb.db"), errdefs.IsDataLoss, "msb.db"},
 		"without audit log":               {without("audit.jsonl"), errdefs.IsDataLoss, "audit.jsonl"},
 		"keyring changed":                 {replaced("keyring.json", `"seed":"`, `"seed":"A`), errdefs.IsDataLoss, "keyring.json"},
-		"store flipped":                   {flipped(8 << 10), errdefs.IsDataLoss, "msb.db is not what was saved"},
+		"store flipped":                   {flipped(8 << 10), errdefs.IsDataLoss, "msb.db has a wrong size or checksum"},
 		"audit log changed":               {replaced("audit.jsonl", "uid:1000", "uid:1001"), errdefs.IsDataLoss, "audit.jsonl"},
-		"cut off":                         {good[:len(good)/2], errdefs.IsDataLoss, "ends within"},
-		"cut off in manifest":             {good[:600], errdefs.IsDataLoss, "manifest"},
-		"something behind":                {append(bytes.Clone(good), "more"...), errdefs.IsDataLoss, "follows"},
-		"much behind":                     {append(bytes.Clone(good), make([]byte, 100<<10)...), errdefs.IsDataLoss, "follows"},
+		"truncated":                       {good[:len(good)/2], errdefs.IsDataLoss, "ends within"},
+		"truncated in manifest":           {good[:600], errdefs.IsDataLoss, "manifest"},
+		"text appended":                   {append(bytes.Clone(good), "more"...), errdefs.IsDataLoss, "follows"},
+		"too much padding":                {append(bytes.Clone(good), make([]byte, 100<<10)...), errdefs.IsDataLoss, "follows"},
 		"two in one":                      {append(bytes.Clone(good[:len(good)-1024]), good...), errdefs.IsDataLoss, "follows"},
 		"keyring with matching checksums": {forged(t, good, "keyring.json", `"key_id":"`, `"key_id":"0`), errdefs.IsDataLoss, "keyring"},
 		"store with matching checksums":   {forged(t, good, "msb.db", "created_at", "cReated_at"), errdefs.IsDataLoss, "store"},
@@ -188,50 +189,50 @@ func TestBadArchives(t *testing.T) {
 	before := s.actions(t)
 	for name, tt := range tests {
 		_, err := s.Restore(t.Context(), bytes.NewReader(tt.archive), 0)
-		if !tt.class(err) || !strings.Contains(err.Error(), tt.says) {
-			t.Errorf("%s: %v, want %q", name, err, tt.says)
+		if !tt.class(err) || !strings.Contains(err.Error(), tt.message) {
+			t.Errorf("%s: %v, want %q", name, err, tt.message)
 		}
 		if !s.accepts(key) {
 			t.Fatalf("%s: the present key is refused", name)
 		}
 	}
-	fault := errors.New("line is dead")
+	fault := errors.New("the connection broke")
 	_, err := s.Restore(t.Context(), io.MultiReader(bytes.NewReader(good[:9000]), iotest.ErrReader(fault)), 0)
 	if !errors.Is(err, fault) || errdefs.IsDataLoss(err) {
-		t.Errorf("an error of the reader: %v", err)
+		t.Errorf("Restore from a failing reader: %v, want %v and no data loss", err, fault)
 	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := s.Restore(canceled, bytes.NewReader(good), 0); !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled: %v", err)
+		t.Errorf("Restore with a canceled context: %v, want canceled", err)
 	}
 	if diff := cmp.Diff(before, s.actions(t)); diff != "" {
 		t.Errorf("the audit log was changed: %s", diff)
 	}
 	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
-		t.Errorf("something was left behind: %s", diff)
+		t.Errorf("files in the state directory: %s", diff)
 	}
 	if s = s.reopen(t); !s.accepts(key) {
 		t.Error("the present key is refused after a restart")
 	}
 }
 
-// forged replaces something in a member and makes the manifest fit.
+// forged replaces old by new in a member and updates the member's size and checksum in the manifest.
 func forged(t testing.TB, archive []byte, name, old, new string) []byte {
 	t.Helper()
-	var was, is string
+	var oldSum, newSum string
 	var size int
 	changed := rewrite(t, archive, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
 		if h.Name == name {
-			was = fmt.Sprintf("%x", sha256.Sum256(content))
+			oldSum = fmt.Sprintf("%x", sha256.Sum256(content))
 			content = bytes.Replace(content, []byte(old), []byte(new), 1)
-			is, size = fmt.Sprintf("%x", sha256.Sum256(content)), len(content)
+			newSum, size = fmt.Sprintf("%x", sha256.Sum256(content)), len(content)
 		}
 		return h, content
 	})
 	return rewrite(t, changed, func(h *tar.Header, content []byte) (*tar.Header, []byte) {
 		if h.Name == "manifest.json" {
-			content = bytes.Replace(content, []byte(was), []byte(is), 1)
+			content = bytes.Replace(content, []byte(oldSum), []byte(newSum), 1)
 			sizes := regexp.MustCompile(`("name": "` + name + `",\s*"size": )\d+`)
 			content = sizes.ReplaceAll(content, fmt.Appendf(nil, "${1}%d", size))
 		}

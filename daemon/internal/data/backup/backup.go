@@ -1,6 +1,6 @@
-// Package backup writes archives of the API keys, the signing key and the audit log, and brings the keys
-// of one back into force, both while the server runs. An archive is as secret as the signing key that is
-// in it. Only package daemon imports this package.
+// Package backup writes archives of the API keys, the signing key and the audit log, and restores the keys from an
+// archive, both while the server runs. An archive is as secret as the signing key in it. Only package daemon imports this
+// package.
 package backup
 
 import (
@@ -21,38 +21,38 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// Keys holds the API keys and the signing key. A *keys.Issuer is one.
+// Keys manages the API keys and the signing key. A *keys.Issuer implements it.
 type Keys interface {
 	SigningKey() keys.SigningKey
-	// Snapshot calls take with the keyring file's content, while no key and no signing key changes: so take
-	// should not take long.
+	// Snapshot calls take with the content of the keyring file. No API key and no signing key changes during the
+	// call, so take should return quickly.
 	Snapshot(take func(keyring keys.Secret) error) error
-	// Prune removes keys that have been dead for so long, or says which.
+	// Prune removes the keys that have been dead for deadFor, and returns them. With dryRun it only returns them.
 	Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error)
-	// Restore takes what Snapshot gave and the records that the store held then. What is damaged or of a
-	// newer version changes nothing. Done again, it completes.
+	// Restore restores a keyring that Snapshot passed and the records that the store had at that time. It changes
+	// nothing if they are damaged or of a newer version. If it was interrupted, calling it again completes it.
 	Restore(ctx context.Context, keyring keys.Secret, records []keys.Record, by uint32) (live, invalidated int, err error)
 }
 
-// Store holds the records. A *store.Store is one.
+// Store stores the records of the keys and the audit log. A *store.Store implements it.
 type Store interface {
-	// OpenSnapshot returns the store as it is at this moment, to be copied. Writers may wait for its Close.
+	// OpenSnapshot returns the current content of the store for copying. Writers may wait until it is closed.
 	OpenSnapshot() (interface {
 		io.WriterTo
 		io.Closer
 	}, error)
-	// OpenAudit returns the audit log as it is at this moment.
+	// OpenAudit returns the current content of the audit log.
 	OpenAudit() (io.ReadCloser, error)
 	Audit(e audit.Event) error
 }
 
-// Options is what a Service is made of.
+// Options are the dependencies of a Service.
 type Options struct {
 	// Dir is the state directory.
 	Dir   string
 	Keys  Keys
 	Store Store
-	// ReadKeys reads the keys of a Store's snapshot, in a file that it may change.
+	// ReadKeys reads the keys from a file with a snapshot of a Store. It may change the file.
 	ReadKeys func(path string) ([]keys.Record, error)
 	Log      *slog.Logger
 }
@@ -61,31 +61,32 @@ type Options struct {
 type Service struct {
 	Options
 	restoring sync.Mutex
-	// stagePending reports that the next start may complete a restore that has ended. restoring guards it.
+	// stagePending is set while the stage of a finished restore may still be on the disk, so that the next start
+	// would complete that restore again. restoring guards it.
 	stagePending bool
 }
 
-// New makes a Service.
+// New returns a Service.
 func New(o Options) *Service { return &Service{Options: o} }
 
-// Write writes an archive, for the local user with the uid by. Keys change meanwhile, and nothing waits for w.
+// Write writes an archive to w, for the local user with the uid by. Keys can change meanwhile, even if w is slow.
 func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 	temp, err := createTemp(s.Dir)
 	if err != nil {
-		return fmt.Errorf("make backup: %w: %w", err, errdefs.ErrUnavailable)
+		return fmt.Errorf("create backup: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	defer temp.Close()
-	if err := os.Remove(temp.Name()); err != nil { // it lives on until it is closed
-		return fmt.Errorf("make backup: %w: %w", err, errdefs.ErrUnavailable)
+	if err := os.Remove(temp.Name()); err != nil { // the file remains usable until it is closed
+		return fmt.Errorf("create backup: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	m, keyring, err := s.collect(temp)
 	if err != nil {
-		return fmt.Errorf("make backup: %w: see to the space on the disk of %s: %w", err, s.Dir, errdefs.ErrUnavailable)
+		return fmt.Errorf("create backup: %w: check the free disk space of %s: %w", err, s.Dir, errdefs.ErrUnavailable)
 	}
-	// Before anything is handed out: no backup is unheard of.
+	// Log first, so that no byte of a backup leaves the server without an audit entry.
 	err = s.Store.Audit(audit.Event{Action: audit.ServerBackup, Actor: audit.ActorUID(by), Target: m.SigningKeyID})
 	if err != nil {
-		return fmt.Errorf("make backup: %w", err)
+		return fmt.Errorf("create backup: %w", err)
 	}
 	db, log := m.Members[1].Size, m.Members[2].Size
 	err = writeArchive(&writerWithContext{ctx, w}, m,
@@ -96,7 +97,7 @@ func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 	return nil
 }
 
-// collect puts the store and the audit log into temp, one behind the other, as they are at one moment.
+// collect copies the store and then the audit log to temp, both as they are at one moment.
 func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err error) {
 	m = manifest{Format: formatName, Version: formatVersion}
 	var (
@@ -106,7 +107,8 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err 
 			io.Closer
 		}
 	)
-	// They are opened together, and copied once keys may change again: a revocation does not wait for that.
+	// Open both within Snapshot, so that they agree, but copy them after it, so that a revocation does not wait for the
+	// copy.
 	err = s.Keys.Snapshot(func(k keys.Secret) (err error) {
 		keyring = k
 		signing := s.Keys.SigningKey()
@@ -138,11 +140,11 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err 
 	return m, keyring, err
 }
 
-// Restore reads an archive to the end of r and brings its keys into force, for the local user with the
-// uid by; see keys.Issuer for what becomes of the present ones. Sandboxes stay as they are. It changes
-// nothing unless all of the archive is good: what is no archive is errdefs.ErrInvalidArgument, a newer
-// one errdefs.ErrFailedPrecondition, a damaged one errdefs.ErrDataLoss. A restore that a crash cuts short
-// is completed at the next start.
+// Restore reads an archive to the end of r and restores its keys, for the local user with the uid by. See
+// keys.Issuer.Restore for what happens to the present keys. Sandboxes stay as they are. Restore changes nothing unless
+// the whole archive is valid. It returns errdefs.ErrInvalidArgument if r is not an archive,
+// errdefs.ErrFailedPrecondition if a newer version wrote it, and errdefs.ErrDataLoss if it is damaged. If a crash
+// interrupts a restore, the next start completes it.
 func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Restored, error) {
 	if !s.restoring.TryLock() {
 		return keys.Restored{}, errRestoring
@@ -154,18 +156,18 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 	}
 	st.By = by
 	st.ReplacedKeyID = s.Keys.SigningKey().ID
-	s.stagePending = true // until the stage is known to be gone
+	s.stagePending = true // until the stage is removed
 	if err := st.save(s.Dir); err != nil {
-		return keys.Restored{}, fmt.Errorf("restore backup: put its keys aside: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
+		return keys.Restored{}, fmt.Errorf("restore backup: save its keys for the restore: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
 	}
-	// From here on it is not given up halfway.
+	// Ignore the cancellation of ctx from here on, because a restore must not stop halfway.
 	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), st.keyring(), st.Records, by)
-	// The caller knows how it went: the next start has nothing to complete. If the stage cannot be
-	// removed, completing it is harmless, or refused if the signing key changed since: for Prune, which it
-	// would undo, waits until it is gone.
+	// The restore is over and its result is known, so the next start must not complete it. If the stage cannot be
+	// removed, that does no harm: completing it again changes nothing, or is refused because the signing key has
+	// changed. It would only undo a Prune, which therefore waits until the stage is removed.
 	removed := removeStage(s.Dir)
 	if s.stagePending = removed != nil; s.stagePending {
-		s.Log.Error("remove what a restore put aside", "err", removed)
+		s.Log.Error("remove the stage of a finished restore", "err", removed)
 	}
 	if err != nil {
 		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
@@ -173,8 +175,9 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 	return keys.Restored{TakenAt: st.TakenAt, Live: live, Invalidated: invalidated}, nil
 }
 
-// Prune is that of Keys. Where the next start might complete a restore, which would bring back what is
-// forgotten now, nothing is: errdefs.ErrFailedPrecondition or errdefs.ErrUnavailable.
+// Prune is like Keys.Prune, but refuses to remove keys while the next start might complete a restore, which would bring
+// them back. It then returns errdefs.ErrFailedPrecondition (a restore is running) or errdefs.ErrUnavailable (the stage of
+// the last restore cannot be removed).
 func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error) {
 	if dryRun {
 		return s.Keys.Prune(ctx, deadFor, dryRun, by)
@@ -185,17 +188,17 @@ func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uin
 	defer s.restoring.Unlock()
 	if s.stagePending {
 		if err := removeStage(s.Dir); err != nil {
-			return nil, fmt.Errorf("what the last restore put aside cannot be removed, so that the next start would bring back "+
-				"pruned keys: see to %s: %w: %w", stagePath(s.Dir), err, errdefs.ErrUnavailable)
+			return nil, fmt.Errorf("prune keys: %s of the last restore cannot be removed, and the next start would bring pruned "+
+				"keys back with it; remove it first: %w: %w", stagePath(s.Dir), err, errdefs.ErrUnavailable)
 		}
 		s.stagePending = false
 	}
 	return s.Keys.Prune(ctx, deadFor, dryRun, by)
 }
 
-var errRestoring = fmt.Errorf("a backup is being restored: wait for that: %w", errdefs.ErrFailedPrecondition)
+var errRestoring = fmt.Errorf("a backup is being restored: wait until that is done: %w", errdefs.ErrFailedPrecondition)
 
-// read reads an archive.
+// read reads an archive and the keys in it.
 func (s *Service) read(r io.Reader) (_ *stage, err error) {
 	db, err := createTemp(s.Dir)
 	if err != nil {
@@ -211,43 +214,43 @@ func (s *Service) read(r io.Reader) (_ *stage, err error) {
 		return nil, damaged("its store: " + err.Error())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the backup's store: %w", err)
+		return nil, fmt.Errorf("read the store in the backup: %w", err)
 	}
 	return &stage{TakenAt: m.TakenAt, SigningKeyID: m.SigningKeyID, Keyring: []byte(keyring.Reveal()), Records: records}, nil
 }
 
-// Complete ends a restore that a crash cut short, and removes what else was left. It comes before the keys
-// are opened for use, so that a reset at the start has the last word. open opens them as they are.
+// Complete completes a restore that a crash interrupted, and removes leftover temporary files. Call it before the keys
+// are opened for use, so that a reset at startup comes after the restore. open opens the keys without a reset.
 func Complete(ctx context.Context, dir string, open func() (Keys, error), log *slog.Logger) error {
 	if err := removeTemps(dir); err != nil {
-		return fmt.Errorf("remove what a backup left: %w", err)
+		return fmt.Errorf("remove temporary files of a backup: %w", err)
 	}
 	st, err := loadStage(dir)
 	if st == nil || err != nil {
 		return err
 	}
 	incomplete := func(err error) error {
-		return fmt.Errorf("complete a restore that was cut short: %w: to give it up, remove %s; then restore the backup again",
+		return fmt.Errorf("complete an interrupted restore: %w: to abandon it, remove %s; then restore the backup again",
 			err, stagePath(dir))
 	}
 	keys, err := open()
 	if err != nil {
 		return incomplete(err)
 	}
-	// After a reset, the backup's keys must not come back.
+	// If the signing key was reset after the crash, the keys of the backup must not become valid again.
 	if id := keys.SigningKey().ID; id != st.ReplacedKeyID && id != st.SigningKeyID {
-		log.Warn("a restore that was cut short is given up: the signing key was replaced since", "taken_at", st.TakenAt)
+		log.Warn("abandoned an interrupted restore, because the signing key was replaced since", "taken_at", st.TakenAt)
 		return removeStage(dir)
 	}
 	live, invalidated, err := keys.Restore(ctx, st.keyring(), st.Records, st.By)
 	switch {
 	case errdefs.IsDataLoss(err), errdefs.IsFailedPrecondition(err):
-		// Nothing was changed, nor would it be the next time.
-		log.Error("a restore that was cut short is given up: restore the backup again", "taken_at", st.TakenAt, "err", err)
+		// Restore changed nothing, and would fail again at the next start.
+		log.Error("abandoned an interrupted restore: restore the backup again", "taken_at", st.TakenAt, "err", err)
 	case err != nil:
 		return incomplete(err)
 	default:
-		log.Warn("completed a restore that was cut short", "taken_at", st.TakenAt, "live", live, "invalidated", invalidated)
+		log.Warn("completed an interrupted restore", "taken_at", st.TakenAt, "live", live, "invalidated", invalidated)
 	}
 	return removeStage(dir)
 }

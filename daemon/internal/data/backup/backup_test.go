@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// site is a server's state, opened.
+// site is an open state directory with everything that a backup needs.
 type site struct {
 	*backup.Service
 	dir      string
@@ -97,7 +97,7 @@ func (s *site) write(t testing.TB) []byte {
 	return b.Bytes()
 }
 
-// files are the names in the state directory, but for the lock.
+// files returns the names of the files in the state directory, except for the lock.
 func (s *site) files(t testing.TB) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(s.dir)
@@ -143,7 +143,7 @@ func TestRestoreAfterReset(t *testing.T) {
 	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	made := s.issue(t, "made-later")
+	issuedLater := s.issue(t, "issued-later")
 
 	got, err := s.Restore(t.Context(), bytes.NewReader(archive), 7)
 	if err != nil {
@@ -153,15 +153,15 @@ func TestRestoreAfterReset(t *testing.T) {
 		t.Errorf("Restore: %+v, want 1 live, 1 invalidated", got)
 	}
 	for range 2 {
-		is := []bool{s.accepts(live), s.accepts(revoked), s.accepts(revokedLater), s.accepts(made)}
-		if diff := cmp.Diff([]bool{true, false, false, false}, is); diff != "" {
+		accepted := []bool{s.accepts(live), s.accepts(revoked), s.accepts(revokedLater), s.accepts(issuedLater)}
+		if diff := cmp.Diff([]bool{true, false, false, false}, accepted); diff != "" {
 			t.Error(diff)
 		}
 		if now := s.issuer.SigningKey(); now != before {
 			t.Errorf("the signing key is %v, want %v", now, before)
 		}
 		if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
-			t.Errorf("something was left behind: %s", diff)
+			t.Errorf("files in the state directory: %s", diff)
 		}
 		if _, err := s.store.VerifyAudit(t.Context()); err != nil {
 			t.Error(err)
@@ -171,7 +171,7 @@ func TestRestoreAfterReset(t *testing.T) {
 	actions := s.actions(t)
 	for _, want := range []string{audit.ServerBackup, audit.ServerRestore} {
 		if !slices.Contains(actions, want) {
-			t.Errorf("the audit log has %v, not %s", actions, want)
+			t.Errorf("the audit log has %v, want %s among them", actions, want)
 		}
 	}
 }
@@ -182,19 +182,19 @@ func TestRestoreOnAnotherServer(t *testing.T) {
 	moved, foreign := from.issue(t, "moved"), to.issue(t, "foreign")
 	got, err := to.Restore(t.Context(), bytes.NewReader(from.write(t)), 0)
 	if err != nil || got.Live != 1 || got.Invalidated != 1 {
-		t.Fatalf("Restore: %+v, %v", got, err)
+		t.Fatalf("Restore: %+v, %v, want 1 live, 1 invalidated", got, err)
 	}
 	to = to.reopen(t)
 	if !to.accepts(moved) || to.accepts(foreign) {
-		t.Errorf("accepts the backup's key: %v, its own: %v", to.accepts(moved), to.accepts(foreign))
+		t.Errorf("accepts the key of the backup: %v, want true; its earlier key: %v, want false", to.accepts(moved), to.accepts(foreign))
 	}
 	if got, want := to.issuer.SigningKey(), from.issuer.SigningKey(); got != want {
 		t.Errorf("the signing key is %v, want %v", got, want)
 	}
 }
 
-// Keys can be made while somebody reads the archive slowly.
-func TestSlowReaderHoldsNothingUp(t *testing.T) {
+// Keys can be created while a client reads the archive slowly.
+func TestSlowReaderBlocksNothing(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	r, w := io.Pipe()
@@ -212,37 +212,37 @@ func TestSlowReaderHoldsNothingUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !s.accepts(key) {
-		t.Error("a key of the same signing key is refused after the restore")
+		t.Error("a key issued after the backup with the same signing key is refused after the restore")
 	}
 }
 
-// copiedStore calls copying when a snapshot is about to be copied.
-type copiedStore struct {
+// hookedStore calls copying before a snapshot is copied.
+type hookedStore struct {
 	*store.Store
 	copying func()
 }
 
-func (s copiedStore) OpenSnapshot() (interface {
+func (s hookedStore) OpenSnapshot() (interface {
 	io.WriterTo
 	io.Closer
 }, error) {
 	snapshot, err := s.Store.OpenSnapshot()
-	return copied{snapshot, snapshot, s.copying}, err
+	return hookedSnapshot{snapshot, snapshot, s.copying}, err
 }
 
-type copied struct {
+type hookedSnapshot struct {
 	io.WriterTo
 	io.Closer
 	copying func()
 }
 
-func (c copied) WriteTo(w io.Writer) (int64, error) {
+func (c hookedSnapshot) WriteTo(w io.Writer) (int64, error) {
 	c.copying()
 	return c.WriterTo.WriteTo(w)
 }
 
-// However long the store takes to be copied, a revocation does not wait for that.
-func TestRevocationBesideACopy(t *testing.T) {
+// A revocation does not wait until the store is copied.
+func TestRevocationDuringACopy(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.issue(t, "a")
@@ -254,21 +254,22 @@ func TestRevocationBesideACopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	copies, waited := 0, error(nil)
-	beside := copiedStore{s.store, func() {
+	hooked := hookedStore{s.store, func() {
 		copies++
 		done := make(chan error, 1)
-		// It is revoked already: that takes the lock, and writes nothing. So small a store would have to grow.
+		// The key is already revoked, so this call takes the lock of the keys but writes nothing. A write would wait
+		// for the snapshot, because a store this small would have to grow.
 		go func() { done <- revoke() }()
 		select {
 		case err := <-done:
 			waited = errors.Join(waited, err)
 		case <-time.After(30 * time.Second):
-			waited = errors.New("it waits")
+			waited = errors.New("not done after 30s")
 		}
 	}}
-	service := backup.New(backup.Options{Dir: s.dir, Keys: s.issuer, Store: beside, ReadKeys: store.ReadKeys, Log: quiet})
+	service := backup.New(backup.Options{Dir: s.dir, Keys: s.issuer, Store: hooked, ReadKeys: store.ReadKeys, Log: quiet})
 	if err := service.Write(t.Context(), io.Discard, 0); err != nil || waited != nil || copies != 1 {
-		t.Errorf("%d copies, %v; the revocation: %v", copies, err, waited)
+		t.Errorf("Write: %v, with %d copies, want 1; the revocation: %v", err, copies, waited)
 	}
 }
 
@@ -281,17 +282,17 @@ func TestOneRestoreAtATime(t *testing.T) {
 		_, err := s.Restore(t.Context(), r, 0)
 		done <- err
 	}()
-	if _, err := w.Write([]byte("x")); err != nil { // the first is reading
+	if _, err := w.Write([]byte("x")); err != nil { // returns once the first restore is reading
 		t.Fatal(err)
 	}
 	if _, err := s.Restore(t.Context(), strings.NewReader(""), 0); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a second restore: %v, want failed precondition", err)
 	}
 	if _, err := s.Prune(t.Context(), "", false, 0); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("a prune beside it: %v, want failed precondition", err)
+		t.Errorf("a prune during a restore: %v, want failed precondition", err)
 	}
 	w.Close()
 	if err := <-done; !errdefs.IsInvalidArgument(err) {
-		t.Errorf("the first: %v", err)
+		t.Errorf("the first restore: %v, want invalid argument", err)
 	}
 }

@@ -23,24 +23,25 @@ const (
 	tempPattern = "backup-*.tmp"
 )
 
-// stage is what a restore is to bring into force, kept on the disk until that is done. It holds the
-// signing key.
+// stage holds everything that a restore needs. It is on the disk until the restore is done, so that the next start can
+// complete the restore after a crash. It contains the signing key.
 type stage struct {
 	By      uint32    `json:"by"`
 	TakenAt time.Time `json:"taken_at"`
-	// ReplacedKeyID is the signing key before, SigningKeyID that of the backup.
-	ReplacedKeyID string        `json:"replaced_key_id"`
-	SigningKeyID  string        `json:"signing_key_id"`
-	Keyring       []byte        `json:"keyring"`
-	Records       []keys.Record `json:"records"`
+	// ReplacedKeyID is the id of the signing key before the restore.
+	ReplacedKeyID string `json:"replaced_key_id"`
+	// SigningKeyID is the id of the signing key in the backup.
+	SigningKeyID string        `json:"signing_key_id"`
+	Keyring      []byte        `json:"keyring"`
+	Records      []keys.Record `json:"records"`
 }
 
 func (s *stage) keyring() keys.Secret { return keys.NewSecret(string(s.Keyring)) }
 
 func stagePath(dir string) string { return filepath.Join(dir, stageName) }
 
-// save writes the stage to the disk, in place of another, complete or not at all. Its first line is the
-// checksum of the rest.
+// save writes the stage to the disk atomically, replacing an earlier one. The first line of the file is the checksum of
+// the rest.
 func (s *stage) save(dir string) error {
 	content, err := json.Marshal(s)
 	if err != nil {
@@ -50,31 +51,32 @@ func (s *stage) save(dir string) error {
 	data := append(hex.AppendEncode(nil, sum[:]), '\n')
 	err = durable.WriteFile(stagePath(dir), append(data, content...), 0o600)
 	if errors.Is(err, durable.ErrNotDurable) {
-		err = errors.Join(err, os.Remove(stagePath(dir))) // the restore has failed: nothing may complete it
+		err = errors.Join(err, os.Remove(stagePath(dir))) // the restore fails, so the next start must not complete it
 	}
 	return err
 }
 
-// loadStage returns nil if there is none.
+// loadStage reads the stage from the disk. It returns nil if there is none.
 func loadStage(dir string) (*stage, error) {
 	data, err := os.ReadFile(stagePath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read what a restore put aside: %w", err)
+		return nil, fmt.Errorf("read the stage of a restore: %w", err)
 	}
 	want, content, _ := bytes.Cut(data, []byte("\n"))
 	sum := sha256.Sum256(content)
 	s := new(stage)
 	if string(want) != hex.EncodeToString(sum[:]) || json.Unmarshal(content, s, json.RejectUnknownMembers(true)) != nil {
-		return nil, fmt.Errorf("%s, by which a restore that was cut short would be completed, is damaged: remove it, "+
-			"and restore the backup again: %w", stagePath(dir), errdefs.ErrDataLoss)
+		return nil, fmt.Errorf("complete an interrupted restore: %s is damaged: remove it, and restore the backup again: %w",
+			stagePath(dir), errdefs.ErrDataLoss)
 	}
 	return s, nil
 }
 
-// removeStage removes the stage for good, also if an earlier attempt did so only until a power loss.
+// removeStage removes the stage durably. It syncs the directory even if the file does not exist, because an earlier
+// removal may not be on the disk.
 func removeStage(dir string) error {
 	if err := os.Remove(stagePath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -82,10 +84,10 @@ func removeStage(dir string) error {
 	return durable.SyncDir(dir)
 }
 
-// createTemp makes a file that only we can read.
+// createTemp creates a temporary file with mode 0600.
 func createTemp(dir string) (*os.File, error) { return os.CreateTemp(dir, tempPattern) }
 
-// removeTemps removes what a crash left of temporary files.
+// removeTemps removes the temporary files that a crash left.
 func removeTemps(dir string) error {
 	paths, err := filepath.Glob(filepath.Join(dir, tempPattern))
 	for _, path := range paths {

@@ -17,8 +17,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// A restore that a crash cut short after a reset does not bring the keys back.
-func TestResetOutlivesAStage(t *testing.T) {
+// If a crash interrupts a restore and the signing key is reset before it is completed, the next start abandons the
+// restore, so that the keys of the backup do not become valid again.
+func TestResetPreventsCompletion(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	old := s.issue(t, "old")
@@ -42,10 +43,10 @@ func TestResetOutlivesAStage(t *testing.T) {
 		t.Error("a key from before the reset is accepted")
 	}
 	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
-		t.Errorf("something was left behind: %s", diff)
+		t.Errorf("files in the state directory: %s", diff)
 	}
 
-	// Without that reset, the start completes it.
+	// Without a reset after the crash, the next start completes the restore.
 	if _, err := s.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -64,11 +65,11 @@ func TestResetOutlivesAStage(t *testing.T) {
 		t.Error("the restore was not completed")
 	}
 	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
-		t.Errorf("something was left behind: %s", diff)
+		t.Errorf("files in the state directory: %s", diff)
 	}
 }
 
-// interruptedKeys keeps what a crash during Restore would leave.
+// interruptedKeys fails Restore and saves the content of the stage, which a crash during Restore would leave.
 type interruptedKeys struct {
 	*keys.Issuer
 	stage   string
@@ -81,7 +82,7 @@ func (k *interruptedKeys) Restore(context.Context, keys.Secret, []keys.Record, u
 	return 0, 0, errors.Join(err, errors.New("interrupted"))
 }
 
-// stuckKeys sees to it that the stage of a restore cannot be removed.
+// stuckKeys makes it impossible to remove the stage of a restore, by replacing it with a directory that is not empty.
 type stuckKeys struct {
 	*keys.Issuer
 	stage   string
@@ -95,8 +96,8 @@ func (k *stuckKeys) Restore(ctx context.Context, keyring keys.Secret, records []
 	return live, invalidated, errors.Join(err, read, os.Remove(k.stage), os.MkdirAll(filepath.Join(k.stage, "in the way"), 0o700))
 }
 
-// A stage that could not be removed brings back no key that was pruned since.
-func TestPruneWaitsForAStage(t *testing.T) {
+// Prune is refused until the stage of the last restore is removed, so that the next start brings back no pruned key.
+func TestPruneWaitsForTheStage(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	key := s.issue(t, "a")
@@ -104,7 +105,7 @@ func TestPruneWaitsForAStage(t *testing.T) {
 	stuck := &stuckKeys{Issuer: s.issuer, stage: filepath.Join(s.dir, "restore.json")}
 	service := backup.New(backup.Options{Dir: s.dir, Keys: stuck, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
 	if got, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil || got.Live != 1 {
-		t.Fatalf("Restore: %+v, %v", got, err)
+		t.Fatalf("Restore: %+v, %v, want 1 live", got, err)
 	}
 	if _, err := s.issuer.Revoke(t.Context(), "a", 0); err != nil {
 		t.Fatal(err)
@@ -113,9 +114,9 @@ func TestPruneWaitsForAStage(t *testing.T) {
 		t.Errorf("Prune: %v, want unavailable naming the file", err)
 	}
 	if dead, err := service.Prune(t.Context(), "", true, 0); err != nil || len(dead) != 1 {
-		t.Errorf("a dry run: %d keys, %v", len(dead), err)
+		t.Errorf("Prune as a dry run: %d keys, %v, want 1", len(dead), err)
 	}
-	// Once it can be removed, that is done first.
+	// Once the stage can be removed, Prune removes it first.
 	if err := errors.Join(os.RemoveAll(stuck.stage), os.WriteFile(stuck.stage, stuck.content, 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -125,10 +126,10 @@ func TestPruneWaitsForAStage(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff(usualFiles, s.files(t)); diff != "" {
-		t.Errorf("something was left behind: %s", diff)
+		t.Errorf("files in the state directory: %s", diff)
 	}
 	if s = s.reopen(t); s.accepts(key) || s.issuer.Counts() != (keys.Counts{}) {
-		t.Errorf("the pruned key is accepted: %t; counts are %+v", s.accepts(key), s.issuer.Counts())
+		t.Errorf("the pruned key is accepted: %t; counts are %+v, want none", s.accepts(key), s.issuer.Counts())
 	}
 }
 

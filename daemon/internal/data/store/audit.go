@@ -21,30 +21,30 @@ func (s *Store) Audit(e audit.Event) error {
 	return s.writes.update(func(*change) error { return nil }, e)
 }
 
-// AuditHead is the end of the audit log.
+// AuditHead returns the number and the hash of the last audit entry.
 func (s *Store) AuditHead() audit.Head {
 	end, _, _ := s.log.position()
 	return end.Head
 }
 
-// AuditPath is the audit log's file.
+// AuditPath returns the path of the audit log's file.
 func (s *Store) AuditPath() string { return s.log.path }
 
-// AuditProblem says what was found to be wrong with the audit log, or with the store beside it; nil is
-// not to say that all was looked at, which VerifyAudit does. The error is errdefs.ErrDataLoss.
+// AuditProblem returns what is known to be wrong with the audit log, or with the store compared to it, as an
+// errdefs.ErrDataLoss. It checks nothing itself, so nil does not prove that the log is intact: see VerifyAudit.
 func (s *Store) AuditProblem() error {
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
 	return errors.Join(s.log.rollback, s.log.problem)
 }
 
-// VerifyAudit checks the audit log from its beginning to its head. It returns the head of what is good,
-// and, when that is not all, an error that says what is wrong: errdefs.ErrDataLoss.
+// VerifyAudit checks the audit log from its first entry to its head. It returns the head of the intact part and, if that
+// is not the whole log, an errdefs.ErrDataLoss that says what is wrong. From then on, AuditProblem reports this result.
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	select {
-	case s.writes.turn <- struct{}{}:
-		_ = s.writes.logReady() // finds what lies behind the end; an error is in Health
-		<-s.writes.turn
+	case s.writes.committing <- struct{}{}:
+		_ = s.writes.logReady() // finds lines after the log's end; Health reports an error
+		<-s.writes.committing
 	case <-ctx.Done():
 		return audit.Head{}, ctx.Err()
 	}
@@ -57,13 +57,13 @@ func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	return head, err
 }
 
-// TailAudit calls line with each of the last entries of the audit log, without newlines, and, with
-// follow, with each new one until ctx ends, which is no error. A line is good until the call returns.
+// TailAudit calls line with each of the last entries of the audit log, without the newline. If follow is set, it then
+// waits and calls line with each new entry; it returns nil when ctx ends. The slice is valid only during the call.
 func (s *Store) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
 	return s.log.tail(ctx, last, follow, line)
 }
 
-// OpenAudit returns the audit log as it is at this moment, up to its head.
+// OpenAudit returns the current content of the audit log, up to its head.
 func (s *Store) OpenAudit() (io.ReadCloser, error) {
 	end, _, _ := s.log.position()
 	f, err := s.log.reader()
@@ -76,18 +76,17 @@ func (s *Store) OpenAudit() (io.ReadCloser, error) {
 	}{io.NewSectionReader(f, 0, end.Size), f}, nil
 }
 
-// Health says why the store can change nothing at present: a write failed, and so does one that is tried
-// now. It is nil when all is well.
+// Health returns why the store cannot write at present, or nil if it can. If the last write failed, it tries another.
 func (s *Store) Health() error { return s.writes.health() }
 
-// position is where the log ends, and what closes when that moves on.
-func (l *auditLog) position() (end logEnd, moved int, grown <-chan struct{}) {
+// position returns the end of the log, the generation, and a channel that is closed when the end changes.
+func (l *auditLog) position() (end logEnd, generation int, grown <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.end, l.moved, l.grown
+	return l.end, l.generation, l.grown
 }
 
-// reader opens the file anew, so that its user need not mind the writer.
+// reader opens the file a second time, so that a reader does not have to synchronise with the writer.
 func (l *auditLog) reader() (*os.File, error) {
 	f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -100,7 +99,7 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 	end, _, _ := l.position()
 	f, err := l.reader()
 	if errors.Is(err, fs.ErrNotExist) {
-		return audit.Head{}, fmt.Errorf("audit log %s is gone: %w", l.path, errdefs.ErrDataLoss)
+		return audit.Head{}, fmt.Errorf("audit log %s is missing: %w", l.path, errdefs.ErrDataLoss)
 	}
 	if err != nil {
 		return audit.Head{}, err
@@ -114,10 +113,10 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 	case err != nil:
 		return head, err
 	case head != end.Head && l.health() != nil:
-		return head, l.health() // it waits to be written
+		return head, l.health() // the last entries could not be written yet
 	case head != end.Head:
-		return head, fmt.Errorf("audit log %s ends with entry %d, which is not entry %d as it was written: its end was cut "+
-			"off, or all of it was hashed anew: %w", l.path, head.Seq, end.Seq, errdefs.ErrDataLoss)
+		return head, fmt.Errorf("audit log %s ends with entry %d, which does not match the last written entry, %d: its end was "+
+			"cut off, or it was rewritten with new hashes: %w", l.path, head.Seq, end.Seq, errdefs.ErrDataLoss)
 	}
 	return head, nil
 }
@@ -140,7 +139,7 @@ func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]
 		return err
 	}
 	defer f.Close()
-	end, moved, grown := l.position()
+	end, generation, grown := l.position()
 	at, err := lastLines(f, end.Size, last)
 	if err != nil {
 		return err
@@ -155,20 +154,20 @@ func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]
 			return nil
 		case <-grown:
 		}
-		was := moved
-		if end, moved, grown = l.position(); moved != was {
-			return fmt.Errorf("audit log %s was replaced or changed by something else: %w", l.path, errdefs.ErrDataLoss)
+		was := generation
+		if end, generation, grown = l.position(); generation != was {
+			return fmt.Errorf("audit log %s was replaced or changed by another program: %w", l.path, errdefs.ErrDataLoss)
 		}
 	}
 }
 
-// lastLines is where the last n lines of what ends at end begin.
+// lastLines returns the offset of the last n lines of f before offset end.
 func lastLines(f io.ReaderAt, end int64, n int) (int64, error) {
 	if n <= 0 || end == 0 {
 		return end, nil
 	}
 	piece := make([]byte, 32<<10)
-	for limit := end - 1; limit > 0; { // the last newline begins no line
+	for limit := end - 1; limit > 0; { // skip the newline that ends the last line
 		b := piece[:min(limit, int64(len(piece)))]
 		limit -= int64(len(b))
 		if _, err := f.ReadAt(b, limit); err != nil {
@@ -186,7 +185,7 @@ func lastLines(f io.ReaderAt, end int64, n int) (int64, error) {
 	return 0, nil
 }
 
-// readLines calls fn with each line from at to end.
+// readLines calls fn with each line between the offsets at and end. It returns nil if ctx ends.
 func readLines(ctx context.Context, f io.ReaderAt, at, end int64, fn func([]byte) error) error {
 	r := bufio.NewReaderSize(io.NewSectionReader(f, at, end-at), audit.MaxLine)
 	for at < end && ctx.Err() == nil {

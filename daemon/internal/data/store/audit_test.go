@@ -33,7 +33,7 @@ func logEvents(t testing.TB, s *Store, targets ...string) {
 	commit(t, s, keys.Change{Events: events})
 }
 
-// logMany goes past what the outbox holds: what was logged before is in the file alone.
+// logMany logs more events than the outbox holds, so that earlier entries are only in the file.
 func logMany(t testing.TB, s *Store) {
 	t.Helper()
 	targets := make([]string, outboxLimit+10)
@@ -41,7 +41,7 @@ func logMany(t testing.TB, s *Store) {
 		targets[i] = fmt.Sprint("many-", i)
 	}
 	logEvents(t, s, targets...)
-	logEvents(t, s, "behind-many")
+	logEvents(t, s, "after-many")
 }
 
 func readLog(t testing.TB, s *Store) []byte {
@@ -53,12 +53,12 @@ func readLog(t testing.TB, s *Store) []byte {
 	return data
 }
 
-// checkLog holds that the log is whole, and that its file is exactly that.
+// checkLog checks that the log is intact and that its file ends with the head of the log.
 func checkLog(t testing.TB, s *Store) {
 	t.Helper()
 	head, err := s.VerifyAudit(context.Background())
 	if err != nil || head != s.AuditHead() {
-		t.Errorf("VerifyAudit: %v, %v, the head is %v", head, err, s.AuditHead())
+		t.Errorf("VerifyAudit: %v, %v, want the head %v", head, err, s.AuditHead())
 	}
 	if err := errors.Join(s.AuditProblem(), s.Health()); err != nil {
 		t.Error(err)
@@ -105,7 +105,7 @@ func TestAuditLogSurvivesReopening(t *testing.T) {
 	defer log.Close()
 	logEvents(t, s, "later")
 	if copied, err := io.ReadAll(log); err != nil || len(targets(t, copied)) != len(want) {
-		t.Errorf("OpenAudit gave %v, %v, want the log as it was", targets(t, copied), err)
+		t.Errorf("OpenAudit returned %v, %v, want the log without later entries", targets(t, copied), err)
 	}
 	for range 3 {
 		logMany(t, s)
@@ -114,9 +114,8 @@ func TestAuditLogSurvivesReopening(t *testing.T) {
 	checkLog(t, reopen(t, s, dir))
 }
 
-// Changes that come together share a commit. One that is refused leaves nothing behind, and the others
-// are logged once each.
-func TestGroupsLogWhatTheyCommit(t *testing.T) {
+// Concurrent changes share commits. A refused change leaves no trace, and each other change is stored and logged once.
+func TestGroupCommit(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
@@ -146,8 +145,8 @@ func TestGroupsLogWhatTheyCommit(t *testing.T) {
 	for _, r := range loaded(t, s).Records {
 		stored[r.ID]++
 	}
-	for id, is := range want {
-		if times := map[bool]int{true: 1}[is]; logged[id] != times || stored[id] != times {
+	for id, accepted := range want {
+		if times := map[bool]int{true: 1}[accepted]; logged[id] != times || stored[id] != times {
 			t.Errorf("%s: %d times in the log, %d times in the store, want %d", id, logged[id], stored[id], times)
 		}
 	}
@@ -156,11 +155,11 @@ func TestGroupsLogWhatTheyCommit(t *testing.T) {
 	}
 }
 
-// What a power loss may do to a file that was not synced is put right.
+// Open repairs what a power loss may do to an audit log that was not synced.
 func TestLostEndIsRestored(t *testing.T) {
 	t.Parallel()
 	tests := map[string]func(log []byte) []byte{
-		"gone":       func([]byte) []byte { return nil },
+		"empty":      func([]byte) []byte { return nil },
 		"half":       func(log []byte) []byte { return log[:len(log)/2] },
 		"last byte":  func(log []byte) []byte { return log[:len(log)-1] },
 		"zeros":      func(log []byte) []byte { clear(log[len(log)/2:]); return log },
@@ -187,8 +186,8 @@ func TestLostEndIsRestored(t *testing.T) {
 	}
 }
 
-// Whatever else was done to the log is found; the keys work all the same, and new entries go on from the
-// store's end. What is strange in the file stays there.
+// All other changes to the log are detected. Keys still work, new entries continue from the end that the store knows, and
+// the altered content of the file is kept.
 func TestTamperingIsReported(t *testing.T) {
 	t.Parallel()
 	edited := func(change func(log []byte) []byte) func(t *testing.T, path string) {
@@ -196,21 +195,21 @@ func TestTamperingIsReported(t *testing.T) {
 	}
 	tests := map[string]struct {
 		tamper func(t *testing.T, path string)
-		// atOpen: noticed without reading the whole log.
+		// atOpen is set if Open detects the change, which does not read the whole log.
 		atOpen bool
 		where  string
 	}{
 		"changed": {edited(func(log []byte) []byte {
 			return bytes.Replace(log, []byte("many-2"), []byte("many-3"), 1)
 		}), false, "line 4: changed"},
-		"taken out": {edited(func(log []byte) []byte {
+		"lines removed": {edited(func(log []byte) []byte {
 			lines := bytes.SplitAfter(log, []byte("\n"))
 			return bytes.Join(slices.Delete(lines, 2, 4), nil)
 		}), true, "line 3: entry 5 is in the place of entry 3"},
-		"put in between": {edited(func(log []byte) []byte {
+		"line inserted": {edited(func(log []byte) []byte {
 			return append([]byte("{}\n"), log...)
 		}), true, "line 1: changed"},
-		"end cut off": {edited(func(log []byte) []byte {
+		"truncated": {edited(func(log []byte) []byte {
 			return log[:len(log)/3]
 		}), true, ""},
 		"removed": {func(t *testing.T, path string) {
@@ -218,10 +217,10 @@ func TestTamperingIsReported(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, true, "line 1: entry 524 is in the place of entry 1"},
-		"something behind": {edited(func(log []byte) []byte {
+		"text appended": {edited(func(log []byte) []byte {
 			return append(log, "it was not me"...)
 		}), true, "line 525"},
-		"a long line behind": {edited(func(log []byte) []byte {
+		"long line appended": {edited(func(log []byte) []byte {
 			return append(log, strings.Repeat("x", 3*audit.MaxLine)...)
 		}), true, "line 525: longer"},
 	}
@@ -245,28 +244,28 @@ func TestTamperingIsReported(t *testing.T) {
 					s = open(t, dir)
 				}
 				if err := s.AuditProblem(); !running && (err != nil) != tt.atOpen {
-					t.Errorf("AuditProblem after Open: %v", err)
+					t.Errorf("AuditProblem after Open: %v, want an error: %t", err, tt.atOpen)
 				}
 				if err := addKey(s, keyRecord("new")); err != nil {
 					t.Fatal(err)
 				}
 				if err := s.AuditProblem(); tt.atOpen && !errdefs.IsDataLoss(err) {
-					t.Errorf("AuditProblem after a change: %v", err)
+					t.Errorf("AuditProblem after a change: %v, want data loss", err)
 				}
 				_, err := s.VerifyAudit(context.Background())
 				if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), tt.where) {
 					t.Errorf("VerifyAudit: %v, want data loss at %q", err, tt.where)
 				}
 				if err := s.AuditProblem(); !errdefs.IsDataLoss(err) {
-					t.Errorf("AuditProblem after VerifyAudit: %v", err)
+					t.Errorf("AuditProblem after VerifyAudit: %v, want data loss", err)
 				}
 				if !bytes.HasPrefix(readLog(t, s), before) {
-					t.Error("what was in the file is gone")
+					t.Error("the earlier content of the file was changed")
 				}
 				lines := bytes.Split(bytes.TrimSuffix(readLog(t, s), []byte("\n")), []byte("\n"))
 				e, err := audit.Parse(lines[len(lines)-1])
 				if err != nil || e.Prev != head.Hash || e.Action != audit.KeyCreate {
-					t.Errorf("the new entry is %+v, %v", e, err)
+					t.Errorf("the last entry is %+v, %v, want the new key after entry %d", e, err, head.Seq)
 				}
 				s = reopen(t, s, dir)
 				if saved := loaded(t, s); len(saved.Records) != 1 {
@@ -280,8 +279,8 @@ func TestTamperingIsReported(t *testing.T) {
 	}
 }
 
-// A log that was changed together with all its hashes is consistent in itself, but not the store's.
-func TestLogHashedAnewIsNoticed(t *testing.T) {
+// VerifyAudit detects a log that was rewritten with valid hashes, because its last hash differs from the store's.
+func TestRewrittenLogIsDetected(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	logEvents(t, s, "a", "b")
@@ -297,14 +296,14 @@ func TestLogHashedAnewIsNoticed(t *testing.T) {
 	size := len(readLog(t, s))
 	edit(t, s.AuditPath(), func([]byte) []byte { return forged })
 	s.log.mu.Lock()
-	s.log.end.Size += int64(len(forged) - size) // as if it had the same length
+	s.log.end.Size += int64(len(forged) - size) // as if the forged log had the length of the real one
 	s.log.mu.Unlock()
-	if _, err := s.VerifyAudit(context.Background()); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "hashed anew") {
+	if _, err := s.VerifyAudit(context.Background()); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "rewritten with new hashes") {
 		t.Errorf("VerifyAudit: %v, want data loss", err)
 	}
 }
 
-// An earlier copy of the store in place of the present one would bring revoked keys back to life unnoticed.
+// Replacing the store by an earlier copy makes revoked keys valid again, so it must be reported.
 func TestRollbackIsReported(t *testing.T) {
 	t.Parallel()
 	for name, rollBack := range map[string]func(path string, earlier []byte) error{
@@ -337,17 +336,17 @@ func TestRollbackIsReported(t *testing.T) {
 			}
 			s = open(t, dir)
 			if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "earlier copy") {
-				t.Errorf("AuditProblem: %v", err)
+				t.Errorf("AuditProblem: %v, want data loss naming an earlier copy", err)
 			}
 			if head, err := s.VerifyAudit(context.Background()); err != nil || head.Seq != 4 {
-				t.Errorf("VerifyAudit: %v, %v", head, err)
+				t.Errorf("VerifyAudit: %v, %v, want entry 4", head, err)
 			}
 			if err := s.AuditProblem(); err == nil {
-				t.Error("that the log is whole hides that the store is not")
+				t.Error("AuditProblem is nil after VerifyAudit, although the store was rolled back")
 			}
 			log := readLog(t, s)
 			if !bytes.HasPrefix(log, before) || targets(t, log)[3] != audit.StoreRollback {
-				t.Errorf("the log is %v", targets(t, log))
+				t.Errorf("the log is %v, want the earlier entries and then %s", targets(t, log), audit.StoreRollback)
 			}
 			logEvents(t, s, "d")
 			s = reopen(t, s, dir)
@@ -356,8 +355,8 @@ func TestRollbackIsReported(t *testing.T) {
 	}
 }
 
-// bbolt falls back to the state before the last if that is unreadable, which a crash may explain. It
-// must not undo what was acknowledged.
+// bbolt uses the state before the last one if the last one is unreadable, as after a crash during a commit. That must
+// not undo an acknowledged change.
 func TestUnreadableLastState(t *testing.T) {
 	t.Parallel()
 	for _, logged := range []bool{true, false} {
@@ -401,7 +400,7 @@ func TestUnreadableLastState(t *testing.T) {
 	}
 }
 
-// Nothing is changed that cannot be logged, and all goes on when it can.
+// While the log cannot be written, changes that must be logged are refused. They succeed again once it can be written.
 func TestLogThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	tests := map[string]func(path string) error{
@@ -442,7 +441,7 @@ func TestLogThatCannotBeWritten(t *testing.T) {
 					t.Errorf("Health: %v, want unavailable", err)
 				}
 				if head := s.AuditHead(); head.Seq != 1 {
-					t.Errorf("AuditHead: %v", head)
+					t.Errorf("AuditHead: %v, want entry 1", head)
 				}
 				if _, err := os.Lstat(filepath.Join(dir, "elsewhere")); !errors.Is(err, fs.ErrNotExist) {
 					t.Error("the link was followed")
@@ -479,7 +478,7 @@ func TestTailAudit(t *testing.T) {
 		return targets(t, log)
 	}
 	if got := tail(10); len(got) != 0 {
-		t.Errorf("the end of an empty log is %q", got)
+		t.Errorf("TailAudit of an empty log gives %q", got)
 	}
 	var want []string
 	for i := range 1000 {
@@ -501,7 +500,7 @@ func TestTailAudit(t *testing.T) {
 			t.Errorf("the last %d: %s", n, diff)
 		}
 	}
-	bad := errors.New("reader is gone")
+	bad := errors.New("the reader has closed")
 	if err := s.TailAudit(ctx, 5, true, func([]byte) error { return bad }); !errors.Is(err, bad) {
 		t.Errorf("TailAudit: %v, want the error of line", err)
 	}
@@ -540,7 +539,7 @@ func TestTailAuditFollows(t *testing.T) {
 	}
 }
 
-// Who follows a log that something else puts in place of ours is told.
+// TailAudit returns an error if another program replaces the log.
 func TestTailAuditOfAReplacedLog(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
@@ -569,6 +568,6 @@ func TestVerifyAuditEndsWithItsContext(t *testing.T) {
 		t.Errorf("VerifyAudit: %v, want canceled", err)
 	}
 	if err := s.AuditProblem(); err != nil {
-		t.Errorf("that is no problem of the log: %v", err)
+		t.Errorf("AuditProblem after a cancelled VerifyAudit: %v", err)
 	}
 }

@@ -21,35 +21,36 @@ import (
 
 const (
 	logName = "audit.jsonl"
-	// logRoom is how much space the disk holds ready for the log, in bytes: a change is not made before
-	// there is room for what it logs.
-	logRoom = 256 << 10
+	// logReserve is how much disk space, in bytes, is reserved for the log beyond its end. A change is made only
+	// once there is space for its entries.
+	logReserve = 256 << 10
 )
 
-// auditLog is the file of the audit log. What it should hold is decided in the store: a change commits
-// its lines to the outbox, and then they are written to the file. So one wait for the disk makes both
-// durable, and the file never holds what did not happen: entries that the store does not know of are a
-// sign that an earlier copy of the store was put in its place. Lines leave the outbox when the file was
-// synced. If the file is not as the store says, the next change, or the next start, catches up first.
+// auditLog is the file of the audit log. The store decides what it contains: a change first commits its lines to the
+// outbox, in the same transaction, and then writes them to the file. So one wait for the disk makes the change and its
+// lines durable, and the file never has an entry for a change that was not made. Entries that the store does not know
+// show that the store was replaced by an earlier copy. Lines leave the outbox once the file was synced. If the file
+// differs from the store, the next change, or the next Open, first makes it catch up.
 type auditLog struct {
 	path   string
 	db     *bbolt.DB
 	commit func(fn func(*change) error) (refused bool, err error)
 
-	// These belong to the writer that has the committer's turn.
+	// The writer that holds the committer's semaphore owns these.
 	file     *os.File
 	dev, ino uint64
-	reserved int64 // the disk has room for the file up to there
-	unsynced bool  // a sync failed: what it was for may be gone, although it can be read
-	caughtUp bool  // at least once
+	reserved int64 // the size up to which disk space is reserved for the file
+	unsynced bool  // a sync failed: lines may not be on the disk, although they can still be read from the cache
+	caughtUp bool  // catchUp has succeeded at least once
 
 	mu    sync.Mutex
-	end   logEnd        // written by the writer only
-	grown chan struct{} // closed when end has moved
-	moved int           // how often what is before end came to lie elsewhere
-	// problem is what is wrong with the log or, if it is behind the log, with the store; failure is why
-	// the log cannot be written.
-	problem, rollback, failure error
+	end   logEnd        // only the writer sets it
+	grown chan struct{} // closed when end changes
+	// generation counts how often the entries before end moved to another offset or another file.
+	generation int
+	problem    error // why the log is not intact
+	rollback   error // why the store is known to be older than the log
+	failure    error // why the log cannot be written at present
 }
 
 func (l *auditLog) close() error {
@@ -59,8 +60,8 @@ func (l *auditLog) close() error {
 	return l.file.Close()
 }
 
-// begin brings the file in step for the first time. With strict, a log that is not the store's is an
-// error; otherwise whatever is wrong is remembered.
+// begin opens the file and makes it catch up with the store. If strict is set, it returns an error if the file differs
+// from what the store expects; otherwise it only records the problem.
 func (l *auditLog) begin(strict bool) error {
 	err := l.db.View(func(tx *bbolt.Tx) error { return getMeta(tx, logEndKey, &l.end) })
 	if err == nil {
@@ -73,17 +74,17 @@ func (l *auditLog) begin(strict bool) error {
 	return nil
 }
 
-// ready sees to it that the file is as the store says, and can grow.
+// ready makes sure that the file is as the store expects and can grow.
 func (l *auditLog) ready() error {
-	err := l.inStep()
+	err := l.catchUpIfNeeded()
 	if err == nil {
 		err = l.reserve(0)
 	}
-	l.failed(err)
+	l.setFailure(err)
 	return err
 }
 
-func (l *auditLog) failed(err error) {
+func (l *auditLog) setFailure(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failure = err
@@ -95,7 +96,7 @@ func (l *auditLog) health() error {
 	return l.failure
 }
 
-func (l *auditLog) inStep() error {
+func (l *auditLog) catchUpIfNeeded() error {
 	if l.caughtUp && !l.unsynced {
 		var at unix.Stat_t
 		err := unix.Lstat(l.path, &at)
@@ -106,12 +107,12 @@ func (l *auditLog) inStep() error {
 	return l.catchUp(false)
 }
 
-// reserve makes sure that the disk has room for n bytes more.
+// reserve makes sure that the disk has space for n more bytes.
 func (l *auditLog) reserve(n int) error {
 	if l.end.Size+int64(n) < l.reserved {
 		return nil
 	}
-	upTo := l.end.Size + int64(n) + logRoom
+	upTo := l.end.Size + int64(n) + logReserve
 	err := unix.Fallocate(int(l.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, l.end.Size, upTo-l.end.Size)
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 		return l.unwritable(os.NewSyscallError("fallocate", err))
@@ -129,9 +130,8 @@ func (l *auditLog) sync() error {
 	return nil
 }
 
-// write adds the lines of a change that was committed. If the file does not take them, the change
-// stands, and the outbox has logged it, but the next one finds the file too short, and waits until it has
-// caught up.
+// write appends the lines of a committed change to the file. If that fails, the change remains committed, and its lines
+// remain in the outbox. The next change then finds the file too short and makes it catch up first.
 func (l *auditLog) write(lines []byte, end logEnd) {
 	var failed error
 	if _, err := l.file.Write(lines); err != nil {
@@ -150,13 +150,13 @@ func (l *auditLog) advance(end logEnd) {
 }
 
 func (l *auditLog) unwritable(err error) error {
-	return fmt.Errorf("write audit log %s: %w: nothing that belongs there is done without it; see to its disk and "+
-		"its directory: %w", l.path, err, errdefs.ErrUnavailable)
+	return fmt.Errorf("write audit log %s: %w: changes that must be logged are refused until it can be written; "+
+		"check its disk and its directory: %w", l.path, err, errdefs.ErrUnavailable)
 }
 
-// catchUp makes the file what the store says. It cuts off only what stands in the place of lines of the
-// outbox; whatever else the store does not know of, it keeps. At the first time, entries that go on from
-// the store's become part of the log. With strict, a log that is not the store's is an error.
+// catchUp makes the file agree with the store. It truncates the file only where it must write lines of the outbox;
+// all other content that the store does not know is kept. The first time, entries that continue the store's chain
+// become part of the log. If strict is set, it returns an error if the file differs from what the store expects.
 func (l *auditLog) catchUp(strict bool) error {
 	var out outbox
 	err := l.db.View(func(tx *bbolt.Tx) (err error) {
@@ -178,19 +178,19 @@ func (l *auditLog) catchUp(strict bool) error {
 		return l.unwritable(err)
 	}
 	end := logEnd{Head: out.end.Head, Size: start + int64(len(out.lines))}
-	further, size, err := l.readOn(end)
+	extended, size, err := l.readBeyond(end)
 	if err != nil {
 		return l.unwritable(err)
 	}
 	var rollback error
-	if !l.caughtUp && further.Seq > end.Seq {
-		rollback = fmt.Errorf("the store ends with audit entry %d, the audit log with entry %d: an earlier copy of the "+
-			"store was put in its place, and what was changed since is undone; see which keys were revoked since, "+
-			"they are good again: %w", end.Seq, further.Seq, errdefs.ErrDataLoss)
-		end = further
+	if !l.caughtUp && extended.Seq > end.Seq {
+		rollback = fmt.Errorf("the store ends with audit entry %d, but the audit log with entry %d: the store was replaced "+
+			"by an earlier copy, which undid all later changes; keys that were revoked since are valid again, "+
+			"find them in the audit log: %w", end.Seq, extended.Seq, errdefs.ErrDataLoss)
+		end = extended
 	}
 	if size > end.Size {
-		problem = errors.Join(problem, l.wrong("something else wrote to it behind entry %d", end.Seq))
+		problem = errors.Join(problem, l.altered("another program wrote to it after entry %d", end.Seq))
 		end.Size = size
 	}
 	if err := errors.Join(rollback, problem); strict && err != nil {
@@ -211,24 +211,25 @@ func (l *auditLog) catchUp(strict bool) error {
 		l.problem = problem
 	}
 	if reopened || start+int64(len(out.lines)) != out.end.Size {
-		l.moved++
+		l.generation++
 	}
 	l.advance(end)
 	return nil
 }
 
-func (l *auditLog) wrong(format string, a ...any) error {
-	return fmt.Errorf("audit log %s is not as it was left: %s ('msb server audit verify' checks all of it): %w",
+// altered returns an errdefs.ErrDataLoss with what changed in the file.
+func (l *auditLog) altered(format string, a ...any) error {
+	return fmt.Errorf("audit log %s was altered: %s ('msb server audit verify' checks all of it): %w",
 		l.path, fmt.Sprintf(format, a...), errdefs.ErrDataLoss)
 }
 
-// open opens the file, unless it is open already, and makes it if needed.
+// open opens the file, creating it if needed. It does nothing if the open file is still the one at l.path.
 func (l *auditLog) open() (reopened bool, err error) {
 	var at unix.Stat_t
 	if l.file != nil && unix.Lstat(l.path, &at) == nil && at.Dev == l.dev && at.Ino == l.ino {
 		return false, nil
 	}
-	// O_NONBLOCK: a FIFO put there must not hang the daemon.
+	// O_NONBLOCK keeps the daemon from blocking if someone put a FIFO there.
 	const flags = os.O_RDWR | os.O_APPEND | os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	f, err := os.OpenFile(l.path, flags, 0o600)
 	if err != nil {
@@ -236,7 +237,7 @@ func (l *auditLog) open() (reopened bool, err error) {
 	}
 	err = unix.Fstat(int(f.Fd()), &at)
 	if err == nil && at.Mode&unix.S_IFMT != unix.S_IFREG {
-		err = errors.New("it is not a plain file")
+		err = errors.New("it is not a regular file")
 	}
 	if err == nil {
 		err = durable.SyncDir(filepath.Dir(l.path))
@@ -249,8 +250,8 @@ func (l *auditLog) open() (reopened bool, err error) {
 	return true, nil
 }
 
-// locate finds where the lines of the outbox begin, or belong, in the file. problem is why that is not
-// where they were, if so.
+// locate returns the offset in the file at which the lines of the outbox begin or should begin. If that is not where the
+// store expects them, problem is why.
 func (l *auditLog) locate(out outbox) (start int64, problem, err error) {
 	start = out.end.Size - int64(len(out.lines))
 	ok, err := l.endsAt(start, out.before)
@@ -268,17 +269,17 @@ func (l *auditLog) locate(out outbox) (start int64, problem, err error) {
 		return 0, nil, err
 	}
 	if start >= 0 {
-		return start, l.wrong("something was added or taken out before entry %d", out.before.Seq), nil
+		return start, l.altered("lines were added or removed before entry %d", out.before.Seq), nil
 	}
-	start, err = l.closeLine()
-	return start, l.wrong("entry %d is gone", out.before.Seq), err
+	start, err = l.endLastLine()
+	return start, l.altered("entry %d is missing", out.before.Seq), err
 }
 
-// endsAt reports whether the entry that is the head of a log ends at offset end.
+// endsAt reports whether the file has, ending at offset end, the entry that head names.
 func (l *auditLog) endsAt(end int64, head audit.Head) (bool, error) {
 	line := make([]byte, min(end, audit.MaxLine+1))
 	if _, err := l.file.ReadAt(line, end-int64(len(line))); err == io.EOF {
-		return false, nil // it is shorter
+		return false, nil // the file is shorter
 	} else if err != nil {
 		return false, err
 	}
@@ -290,7 +291,7 @@ func (l *auditLog) endsAt(end int64, head audit.Head) (bool, error) {
 	return ok && err == nil && e.Hash == head.Hash, nil
 }
 
-// lines calls fn with each whole line from offset on, and the offset of its end, until fn returns false.
+// lines calls fn with each complete line from offset on and the offset of the line's end, until fn returns false.
 func (l *auditLog) lines(offset int64, fn func(line []byte, end int64) bool) error {
 	r := bufio.NewReaderSize(io.NewSectionReader(l.file, offset, 1<<62), audit.MaxLine)
 	for {
@@ -299,7 +300,7 @@ func (l *auditLog) lines(offset int64, fn func(line []byte, end int64) bool) err
 		switch {
 		case err == io.EOF:
 			return nil
-		case err == bufio.ErrBufferFull: // no entry; the next piece is none, either
+		case err == bufio.ErrBufferFull: // too long for an entry: pass its pieces to fn, which finds that none is an entry
 		case err != nil:
 			return err
 		}
@@ -309,8 +310,8 @@ func (l *auditLog) lines(offset int64, fn func(line []byte, end int64) bool) err
 	}
 }
 
-// closeLine ends the last line of the file, if something else left it open, and returns the file's size.
-func (l *auditLog) closeLine() (size int64, err error) {
+// endLastLine appends a newline if the file does not end with one, and returns the file's size.
+func (l *auditLog) endLastLine() (size int64, err error) {
 	info, err := l.file.Stat()
 	if err != nil {
 		return 0, err
@@ -323,33 +324,34 @@ func (l *auditLog) closeLine() (size int64, err error) {
 	return size + 1, err
 }
 
-// restore makes the file hold lines at start. A crash may have lost some of them, or left others half
-// written.
+// restore makes sure that the file has lines at offset start. A crash may have lost some of them or left some
+// incomplete.
 func (l *auditLog) restore(start int64, lines []byte) error {
-	there := make([]byte, len(lines))
-	n, err := l.file.ReadAt(there, start)
+	found := make([]byte, len(lines))
+	n, err := l.file.ReadAt(found, start)
 	if err != nil && err != io.EOF {
 		return err
 	}
-	good := 0
-	for good < n && there[good] == lines[good] {
-		good++
+	same := 0
+	for same < n && found[same] == lines[same] {
+		same++
 	}
 	if l.unsynced {
-		good = 0 // written again, it is synced again
+		same = 0 // write all of it again, so that the next sync writes it to the disk
 	}
-	if good == len(lines) {
+	if same == len(lines) {
 		return nil
 	}
-	if err := l.file.Truncate(start + int64(good)); err != nil {
+	if err := l.file.Truncate(start + int64(same)); err != nil {
 		return err
 	}
-	_, err = l.file.Write(lines[good:])
+	_, err = l.file.Write(lines[same:])
 	return err
 }
 
-// readOn reads what lies behind end: up to where entries go on from it, and in all.
-func (l *auditLog) readOn(end logEnd) (further logEnd, size int64, err error) {
+// readBeyond reads the file after end. It returns the end of the last entry that continues the chain, and the file's
+// size.
+func (l *auditLog) readBeyond(end logEnd) (extended logEnd, size int64, err error) {
 	err = l.lines(end.Size, func(line []byte, at int64) bool {
 		e, err := audit.Parse(line)
 		if err != nil {
@@ -365,11 +367,12 @@ func (l *auditLog) readOn(end logEnd) (further logEnd, size int64, err error) {
 	if err != nil {
 		return end, 0, err
 	}
-	size, err = l.closeLine()
+	size, err = l.endLastLine()
 	return end, size, err
 }
 
-// adopt makes the file's end the store's. What it is made of besides the outbox must be durable first.
+// adopt stores the end of the file as the end of the log and empties the outbox. It syncs the file first, because the
+// store will no longer have a copy of the lines. If rollback is set, it also logs an audit.StoreRollback.
 func (l *auditLog) adopt(was logEnd, end *logEnd, rollback bool) error {
 	if err := l.sync(); err != nil {
 		return err
@@ -382,7 +385,7 @@ func (l *auditLog) adopt(was logEnd, end *logEnd, rollback bool) error {
 			err = c.putMeta(logEndKey, *end)
 		}
 		if err == nil && rollback {
-			lines, after, err = c.log(l, []audit.Event{{
+			lines, after, err = c.addEvents(l, []audit.Event{{
 				Action: audit.StoreRollback,
 				Actor:  audit.ActorServer,
 				Detail: map[string]string{

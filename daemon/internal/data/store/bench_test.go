@@ -17,8 +17,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// compare times ours and its peer in turn, and reports the median and the 99th percentile of ours, and
-// the ratio of the medians.
+// compare runs ours and peer alternately. It reports the median and the 99th percentile of the times of each, and the
+// ratio of the medians.
 func compare(b *testing.B, ours func() error, peer func() error) {
 	var times [2][]time.Duration
 	for b.Loop() {
@@ -36,7 +36,7 @@ func compare(b *testing.B, ours func() error, peer func() error) {
 	at := func(i, percent int) float64 {
 		return float64(times[i][len(times[i])*percent/100].Nanoseconds()) / 1e3
 	}
-	b.ReportMetric(0, "ns/op") // of both together: it says nothing
+	b.ReportMetric(0, "ns/op") // suppresses the default metric, which would be the time of both together
 	b.ReportMetric(at(0, 50), "p50-µs")
 	b.ReportMetric(at(0, 99), "p99-µs")
 	b.ReportMetric(at(1, 50), "peer-p50-µs")
@@ -44,7 +44,7 @@ func compare(b *testing.B, ours func() error, peer func() error) {
 	b.ReportMetric(at(0, 50)/at(1, 50), "ratio")
 }
 
-// bareCommit commits records to a bbolt file of its own.
+// bareCommit returns a function that commits a record with value to a separate bbolt file.
 func bareCommit(b *testing.B, value []byte) func() error {
 	db, err := bbolt.Open(filepath.Join(b.TempDir(), "db"), 0o600, nil)
 	if err != nil {
@@ -64,19 +64,19 @@ func bareCommit(b *testing.B, value []byte) func() error {
 	}
 }
 
-// A key and its line in the audit log, durable, beside a commit of the same record to bbolt alone: a
-// single client may wait little longer, and many share commits.
+// BenchmarkCreateKey stores a key and its line in the audit log durably. With one client, it compares this with a commit
+// of the same record to bbolt alone; with 64 clients, commits are shared.
 func BenchmarkCreateKey(b *testing.B) {
 	var serial atomic.Int64
 	create := func(s *Store) error {
-		id := fmt.Sprintf("%032x", uint64(serial.Add(1))*0x9E3779B97F4A7C15) // in no order, as real ones
+		id := fmt.Sprintf("%032x", uint64(serial.Add(1))*0x9E3779B97F4A7C15) // unordered, like real ids
 		r := keyRecord(id)
 		return s.CommitKeys(keys.Change{Put: []keys.Record{r}, Events: []audit.Event{{
 			Action: audit.KeyCreate, Actor: audit.ActorUID(r.CreatedBy), Target: r.ID,
 			Detail: map[string]string{"expires": "2026-01-02T04:04:05Z", "name": r.Name, "namespaces": "team-alpha,team-beta", "scopes": "sandbox:read"},
 		}}})
 	}
-	b.Run("1 client beside a bbolt commit", func(b *testing.B) {
+	b.Run("1 client compared with bbolt", func(b *testing.B) {
 		s := open(b, b.TempDir())
 		r, err := encode(keyBucket, "x", keyRecord("x"))
 		if err != nil {
@@ -100,8 +100,8 @@ func BenchmarkCreateKey(b *testing.B) {
 	})
 }
 
-// full is a store of n keys.
-func full(b *testing.B, dir string, n int) *Store {
+// openFilled opens a store and creates n keys in it.
+func openFilled(b *testing.B, dir string, n int) *Store {
 	b.Helper()
 	s := open(b, dir)
 	for from := 0; from < n; from += 1000 {
@@ -116,9 +116,9 @@ func full(b *testing.B, dir string, n int) *Store {
 	return s
 }
 
-// A revocation among 10,000 keys is acknowledged, beside one write that is synced.
+// BenchmarkRevoke revokes one of 10,000 keys, compared with a synced write of one page.
 func BenchmarkRevoke(b *testing.B) {
-	s := full(b, b.TempDir(), 10_000)
+	s := openFilled(b, b.TempDir(), 10_000)
 	records := loaded(b, s).Records
 	f, err := os.Create(filepath.Join(b.TempDir(), "file"))
 	if err != nil {
@@ -140,10 +140,10 @@ func BenchmarkRevoke(b *testing.B) {
 	})
 }
 
-// The part of a start that is the store's, with 10,000 keys: all checks, and reading the keys.
+// BenchmarkOpen opens a store of 10,000 keys, with all checks, and loads the keys.
 func BenchmarkOpen(b *testing.B) {
 	dir := b.TempDir()
-	s := full(b, dir, 10_000)
+	s := openFilled(b, dir, 10_000)
 	for b.Loop() {
 		if err := s.Close(); err != nil {
 			b.Fatal(err)

@@ -15,8 +15,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/data/store"
 )
 
-// If something else ends the check, such as the OOM killer, the store is not reported as damaged.
-func TestCheckThatIsKilled(t *testing.T) {
+// If the process of the check is killed, for example by the OOM killer, the store is not reported as damaged.
+func TestKilledCheckIsNotDamage(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	s, err := store.Open(dir)
 	if err != nil {
@@ -25,7 +25,7 @@ func TestCheckThatIsKilled(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// While another process holds the file, the check waits for it.
+	// The check waits while another process has locked the file.
 	file, err := os.OpenFile(filepath.Join(dir, "msb.db"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func TestCheckThatIsKilled(t *testing.T) {
 	for pid == 0 {
 		select {
 		case err := <-opened:
-			t.Fatalf("opened without a check: %v", err)
+			t.Fatalf("Open returned without a check: %v", err)
 		case <-time.After(time.Millisecond):
 			pid = checker()
 		}
@@ -55,18 +55,18 @@ func TestCheckThatIsKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-opened; !errdefs.IsUnavailable(err) || errdefs.IsDataLoss(err) {
-		t.Errorf("the check was killed: %v", err)
+		t.Errorf("Open whose check was killed: %v, want unavailable", err)
 	}
 	if err := unix.Flock(int(file.Fd()), unix.LOCK_UN); err != nil {
 		t.Fatal(err)
 	}
 	if s, err = store.Open(dir); err != nil {
-		t.Fatalf("opened again: %v", err)
+		t.Fatalf("Open again: %v", err)
 	}
 	s.Close()
 }
 
-// checker finds the child process that checks a store; 0 if there is none.
+// checker returns the pid of the child process that checks a store, or 0 if there is none.
 func checker() int {
 	children, _ := filepath.Glob("/proc/self/task/*/children")
 	for _, file := range children {

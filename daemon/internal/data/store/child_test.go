@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/msbd/msbd/daemon/internal/data/backup"
@@ -14,7 +16,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// The test binary is also the server that is killed, traced or given a bad disk.
+// Tests run this test binary again as a server that they kill, trace or give a faulty disk. These environment variables
+// select the function that it runs and its directory.
 const (
 	childRole = "MSB_TEST_ROLE"
 	childDir  = "MSB_TEST_DIR"
@@ -38,19 +41,45 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child is this program in another role.
+// child returns a command that runs this test binary in a role.
 func child(role, dir string) *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childRole+"="+role, childDir+"="+dir)
 	return cmd
 }
 
-// soak says to test for long.
+// soak is set to run the tests with many more cases.
 var soak = os.Getenv("MSB_SOAK") != ""
 
-// one of how many cases is tried. The race detector makes each of them many times as dear, and has nothing to
-// find where one goroutine opens a state by itself, or a child is traced or killed: there it is one of 20.
-func oneOf() int {
+// seedVariable is the environment variable for the seed of a randomised test. Without it, each run takes another seed.
+const seedVariable = "MSB_SEED"
+
+func readSeed() (uint64, error) {
+	text := os.Getenv(seedVariable)
+	if text == "" {
+		return rand.Uint64(), nil
+	}
+	seed, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", seedVariable, err)
+	}
+	return seed, nil
+}
+
+// testSeed returns the seed of a randomised test. It logs the seed, so that a failure can be reproduced.
+func testSeed(t testing.TB) uint64 {
+	t.Helper()
+	seed, err := readSeed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s=%d", seedVariable, seed)
+	return seed
+}
+
+// sampleEvery returns n if tests should try every n-th case. With the race detector, n is 20: it makes each case many
+// times slower, and finds nothing in tests where one goroutine opens a state directory or traces or kills a child process.
+func sampleEvery() int {
 	if racing && !soak {
 		return 20
 	}
@@ -59,7 +88,7 @@ func oneOf() int {
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// server is the key side of a server: everything that is behind its sockets.
+// server is a server's state and API keys, without its listeners and sandboxes.
 type server struct {
 	*store.Store
 	issuer   *keys.Issuer
@@ -67,7 +96,7 @@ type server struct {
 	backups  *backup.Service
 }
 
-// start opens a server as the daemon does.
+// start opens the state directory in the same order as the daemon does.
 func start(dir string) (*server, error) {
 	s, err := store.Open(dir)
 	if err != nil {

@@ -13,24 +13,24 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// committer lets writers that come together share one commit, and so one wait for the disk. The first
-// commits at once; those who come meanwhile are committed together by one of them. (bbolt's own Batch
-// waits for company on a timer, which costs a lone writer more than the commit.)
+// committer lets concurrent writers share one commit, and so one wait for the disk. The first writer commits at once.
+// Writers that arrive during that commit wait, and one of them commits all their changes together. (bbolt's own Batch
+// waits on a timer for more writers, which costs a single writer more than the commit.)
 type committer struct {
 	db  *bbolt.DB
 	log *auditLog
-	// turn is filled by the writer that commits.
-	turn chan struct{}
+	// committing is a semaphore. The writer that commits holds it.
+	committing chan struct{}
 
 	mu      sync.Mutex
 	waiting []*write
 	failure error // of the last commit
-	// stopped is why nothing is written any more: a commit failed so that nobody knows what the disk has.
-	// The next Open finds out.
+	// stopped is why every write is refused: a commit failed in a way that leaves its result on the disk unknown.
+	// The next Open reads what the disk has.
 	stopped error
 }
 
-// write is a change to the records and what the audit log has to say of it.
+// write is a change to the records with the events that it adds to the audit log.
 type write struct {
 	fn     func(*change) error
 	events []audit.Event
@@ -38,15 +38,15 @@ type write struct {
 	done   chan struct{}
 }
 
-// newCommitter makes the audit log with the file at logPath, too, which its begin opens.
+// newCommitter returns a committer with an audit log whose file is at logPath. The log's begin method opens the file.
 func newCommitter(db *bbolt.DB, logPath string) *committer {
-	c := &committer{db: db, turn: make(chan struct{}, 1)}
-	c.log = &auditLog{path: logPath, db: db, commit: c.durably, grown: make(chan struct{})}
+	c := &committer{db: db, committing: make(chan struct{}, 1)}
+	c.log = &auditLog{path: logPath, db: db, commit: c.commitTx, grown: make(chan struct{})}
 	return c
 }
 
-// update runs fn in a transaction, logs the events in the same one, and returns when that is durable. fn
-// may run twice, in two transactions of which the first is rolled back.
+// update runs fn and logs the events in one transaction, and returns when the transaction is durable. fn may run twice:
+// the first transaction is then rolled back.
 func (c *committer) update(fn func(*change) error, events ...audit.Event) error {
 	w := &write{fn: fn, events: events, done: make(chan struct{})}
 	c.mu.Lock()
@@ -55,15 +55,15 @@ func (c *committer) update(fn func(*change) error, events ...audit.Event) error 
 	select {
 	case <-w.done:
 		return w.err
-	case c.turn <- struct{}{}:
+	case c.committing <- struct{}{}:
 	}
 	c.mu.Lock()
 	writes := c.waiting
 	c.waiting = nil
 	c.mu.Unlock()
 	c.commit(writes)
-	<-c.turn
-	<-w.done // mine is among writes, or was committed while I got the turn
+	<-c.committing
+	<-w.done // w was among writes, or another writer committed it before this one took the semaphore
 	return w.err
 }
 
@@ -74,14 +74,14 @@ func (c *committer) commit(writes []*write) {
 	refused, err := c.transact(writes)
 	for i, w := range writes {
 		w.err = err
-		if refused && len(writes) > 1 { // one that fails must not take the others with it
+		if refused && len(writes) > 1 { // try each alone, so that a write that fails does not fail the others
 			_, w.err = c.transact(writes[i : i+1])
 		}
 		close(w.done)
 	}
 }
 
-// transact commits writes together. When they were refused, nothing was written.
+// transact commits writes in one transaction. If refused is true, nothing was written.
 func (c *committer) transact(writes []*write) (refused bool, err error) {
 	var (
 		lines []byte
@@ -93,15 +93,15 @@ func (c *committer) transact(writes []*write) (refused bool, err error) {
 			return true, err
 		}
 	}
-	refused, err = c.durably(func(change *change) (err error) {
+	refused, err = c.commitTx(func(change *change) (err error) {
 		for _, w := range writes {
 			if err := w.fn(change); err != nil {
 				return err
 			}
 		}
 		if len(events) > 0 {
-			if lines, end, err = change.log(c.log, events); err != nil {
-				c.log.failed(err)
+			if lines, end, err = change.addEvents(c.log, events); err != nil {
+				c.log.setFailure(err)
 			}
 		}
 		return err
@@ -119,9 +119,9 @@ func eventsOf(writes []*write) (events []audit.Event) {
 	return events
 }
 
-// durably runs fn in a transaction, and returns nil once that is on the disk. If it was refused, nothing
+// commitTx runs fn in a transaction and returns nil once the transaction is on the disk. If refused is true, nothing
 // was written.
-func (c *committer) durably(fn func(*change) error) (refused bool, err error) {
+func (c *committer) commitTx(fn func(*change) error) (refused bool, err error) {
 	if err := c.stopReason(); err != nil {
 		return true, err
 	}
@@ -143,47 +143,48 @@ func (c *committer) durably(fn func(*change) error) (refused bool, err error) {
 	case err != nil && c.committed(id):
 		return false, c.stop(err)
 	case err != nil:
-		err = fmt.Errorf("write store: %w: see to its disk; nothing was changed: %w", err, errdefs.ErrUnavailable)
+		err = fmt.Errorf("write store: %w: check its disk; nothing was changed: %w", err, errdefs.ErrUnavailable)
 	}
-	c.failed(err)
+	c.setFailure(err)
 	return false, err
 }
 
-func (c *committer) failed(err error) {
+func (c *committer) setFailure(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failure = err
 }
 
-// committed reports whether bbolt takes a transaction for committed. If its commit failed all the same,
-// the last sync did: the disk has the state after the transaction, or the one before it.
-func (c *committer) committed(id int) (is bool) {
+// committed reports whether bbolt considers a transaction committed. If its commit returned an error nevertheless, only
+// the final sync failed: the disk has the state after the transaction or the state before it.
+func (c *committer) committed(id int) bool {
+	var current int
 	err := c.db.View(func(tx *bbolt.Tx) error {
-		is = tx.ID() == id
+		current = tx.ID()
 		return nil
 	})
-	return is && err == nil
+	return err == nil && current == id
 }
 
-// stop refuses every write from now on, because one failed at its very end. The next one would go over
-// pages of the state that the disk may still have, and the kernel does not try a failed sync twice.
+// stop makes the committer refuse every further write, because the final sync of one failed. The next write would
+// overwrite pages of the state that the disk may still have, and the kernel does not retry a failed sync.
 func (c *committer) stop(cause error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stopped = fmt.Errorf("the store changes nothing since its disk failed (%w), because the last change may be on the disk or not: "+
+	c.stopped = fmt.Errorf("the store refuses all changes since its disk failed (%w), because it is unknown whether the last change is on the disk: "+
 		"check the disk, then restart msbd: %w", cause, errdefs.ErrUnavailable)
-	return fmt.Errorf("write store: %w: the change may be found made after a restart, and until then nothing else is changed: "+
+	return fmt.Errorf("write store: %w: only a restart shows whether the change was saved, and until then all other changes are refused: "+
 		"check the disk, then restart msbd: %w", cause, errdefs.ErrUnavailable)
 }
 
-// stopReason is why nothing is written any more, or nil.
+// stopReason returns why every write is refused, or nil if writes are accepted.
 func (c *committer) stopReason() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.stopped
 }
 
-// logReady has the log's file catch up with the store. It fails while it is unknown what the disk has.
+// logReady makes the audit log's file catch up with the store. It returns an error if the committer has stopped.
 func (c *committer) logReady() error {
 	if err := c.stopReason(); err != nil {
 		return err
@@ -191,8 +192,9 @@ func (c *committer) logReady() error {
 	return c.log.ready()
 }
 
-// health returns why nothing can be written at present: the last attempt failed, as did one made just now.
-// It never waits for another writer, who will find out as well.
+// health returns why nothing can be written at present, or nil. If the last write failed, it tries another one and
+// returns an error only if that fails as well. It does not wait for another writer: if one is busy, it returns the
+// error of the last write.
 func (c *committer) health() error {
 	if err := c.stopReason(); err != nil {
 		return err
@@ -205,31 +207,31 @@ func (c *committer) health() error {
 		return nil
 	}
 	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
+	case c.committing <- struct{}{}:
+		defer func() { <-c.committing }()
 	default:
 		return err
 	}
 	if commit != nil {
-		if commit = c.room(); commit == nil {
+		if commit = c.checkSpace(); commit == nil {
 			_, commit = c.transact([]*write{{fn: func(*change) error { return nil }}})
 		}
 	}
 	return errors.Join(commit, c.logReady())
 }
 
-// room has the disk keep room for the store to grow by a step of bbolt's: a transaction that changes
-// nothing would succeed on a full one.
-func (c *committer) room() error {
+// checkSpace reserves enough space on the disk for bbolt to grow its file once. Without it, health would call a full
+// disk healthy: a transaction that changes nothing succeeds there.
+func (c *committer) checkSpace() error {
 	err := reserve(c.db.Path(), int64(c.db.AllocSize))
 	if err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil
 	}
-	return fmt.Errorf("write store: %w (%d MiB are wanted before it is tried again): see to its disk: %w",
+	return fmt.Errorf("write store: %w (%d MiB must be free before it is tried again): check its disk: %w",
 		err, c.db.AllocSize>>20, errdefs.ErrUnavailable)
 }
 
-// reserve has a file's disk keep room for size bytes behind its end, which stays where it is.
+// reserve reserves size bytes of disk space after the end of a file, without changing the file's size.
 func reserve(path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

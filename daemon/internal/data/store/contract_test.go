@@ -10,7 +10,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
-// reopenable is a store that knows its directory.
+// reopenable is a Store with its directory.
 type reopenable struct {
 	*store.Store
 	dir string

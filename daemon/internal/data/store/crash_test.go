@@ -19,10 +19,10 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// A power loss at any moment leaves a state that opens by itself: the one before what was under way, or
-// the one after it, with everything that was acknowledged, and an audit log that says just that. The
-// moments are after every call that writes, syncs, renames or removes; of what was not synced then,
-// all, nothing or parts may be there.
+// After a power loss at any moment, the store opens without help. It has the state before or after the change that was
+// in progress, with everything that was acknowledged, and the audit log agrees with it. The moments are after every
+// system call that writes, syncs, renames or removes. Of the data that was not synced by then, all, nothing or parts may
+// be on the disk.
 func TestPowerLoss(t *testing.T) {
 	t.Parallel()
 	t.Run("from the first start", func(t *testing.T) {
@@ -36,16 +36,17 @@ func TestPowerLoss(t *testing.T) {
 	})
 }
 
-// crash is a moment at which the power may go.
+// crash is a power loss after a system call.
 type crash struct {
 	after string
 	image map[string][]byte
-	steps int // that ended
-	// faulty: a call was made to fail before.
+	steps int // how many steps were complete
+	// faulty is set if strace made an earlier call fail.
 	faulty bool
 }
 
-// A sync that failed is no sync, nor is a later one that succeeds: what it was for is written again.
+// After a failed sync, a later sync that succeeds does not make the earlier data durable either: the store must write
+// that data again.
 func TestPowerLossAfterAFailedSync(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
@@ -61,7 +62,7 @@ func TestPowerLossAfterAFailedSync(t *testing.T) {
 		if file == "audit.jsonl" {
 			log++
 		}
-		if file == "audit.jsonl" || step == 2 || step == 7 { // two commits as there are many
+		if file == "audit.jsonl" || step == 2 || step == 7 { // two of many similar commits
 			steps, fault := step+4, fmt.Sprintf("inject=fdatasync:error=EIO:when=%d", syncs)
 			t.Run(fmt.Sprintf("%d, of %s", syncs, file), func(t *testing.T) {
 				t.Parallel()
@@ -74,9 +75,9 @@ func TestPowerLossAfterAFailedSync(t *testing.T) {
 	}
 }
 
-// powerLoss tries that with a server that finds files and does the first of the steps of history; torn is
-// how often parts of what was not synced are thrown together. If options make strace let something fail,
-// only what comes after that is tried.
+// powerLoss runs the first steps of history on a server that starts with files, and tries a power loss after each of its
+// system calls. torn is the number of images with random parts of the unsynced data per call. If options make strace let
+// a call fail, only power losses after that call are tried.
 func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, first, torn int, options ...string) {
 	dir := filepath.Join(t.TempDir(), "state")
 	if files != nil {
@@ -100,16 +101,16 @@ func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, 
 		crashes = slices.DeleteFunc(crashes, func(c crash) bool { return !c.faulty })
 	}
 	if done := crashes[len(crashes)-1].steps; done != len(steps) || len(crashes) < 20 {
-		t.Fatalf("%d moments with %d of %d steps were found", len(crashes), done, len(steps))
+		t.Fatalf("found %d moments, the last after %d of %d steps; want at least 20 and all steps", len(crashes), done, len(steps))
 	}
 
 	tried := crashes[:0]
-	for n := len(crashes) % oneOf(); n < len(crashes); n += oneOf() {
+	for n := len(crashes) % sampleEvery(); n < len(crashes); n += sampleEvery() {
 		tried = append(tried, crashes[n])
 	}
 	crashes = tried
 
-	// What was acknowledged by the first start: that of an empty server, or that of the files.
+	// states[n] is the state after n steps. The first one is the state before the first start.
 	states := []state{{Issued: issued, Accepted: steps[0].State.Accepted}}
 	for _, s := range steps {
 		states = append(states, s.State)
@@ -117,14 +118,14 @@ func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, 
 	all := states[len(states)-1].Issued
 	root := t.TempDir()
 	var wg sync.WaitGroup
-	turns := make(chan struct{}, runtime.GOMAXPROCS(0))
+	running := make(chan struct{}, runtime.GOMAXPROCS(0))
 	for n, c := range crashes {
-		turns <- struct{}{}
+		running <- struct{}{}
 		wg.Go(func() {
-			defer func() { <-turns }()
+			defer func() { <-running }()
 			dir := filepath.Join(root, fmt.Sprint(n))
-			if err := survive(t, dir, c, possible(c, steps, states), all); err != nil {
-				t.Errorf("power loss after %s, during %q: %v", c.after, steps[min(c.steps, len(steps)-1)].Did, err)
+			if err := checkRecovery(t, dir, c, possibleStates(c, steps, states), all); err != nil {
+				t.Errorf("power loss after %s, during step %q: %v", c.after, steps[min(c.steps, len(steps)-1)].Did, err)
 				return
 			}
 			_ = os.RemoveAll(dir)
@@ -134,10 +135,11 @@ func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, 
 	t.Logf("%d calls, %d different states of the disk", len(calls), len(crashes))
 }
 
+// crashesOf returns the power losses to try: one for each different content that the disk may have after each call.
 func crashesOf(t *testing.T, dir string, files map[string][]byte, calls []call, torn int) (crashes []crash) {
 	t.Helper()
 	d := newDisk(dir, files)
-	chance := rand.New(rand.NewPCG(1, 2))
+	random := rand.New(rand.NewPCG(1, 2))
 	seen := map[[sha256.Size]byte]bool{}
 	steps, faulty := 0, false
 	add := func(after string, image map[string][]byte) {
@@ -159,39 +161,42 @@ func crashesOf(t *testing.T, dir string, files map[string][]byte, calls []call, 
 			continue
 		}
 		add(c.String(), d.image(true, nil))
-		add(c.String()+", without what was not synced", d.image(false, nil))
+		add(c.String()+", without the unsynced data", d.image(false, nil))
 		for range torn {
-			add(c.String()+", with parts of what was not synced", d.image(false, chance))
+			add(c.String()+", with parts of the unsynced data", d.image(false, random))
 		}
 	}
 	return crashes
 }
 
-// possible returns what may be found after a crash: the state before what was under way, first of all, that
-// after it and, while it is in doubt whether a revocation was made that failed, both.
-func possible(c crash, steps []step, states []state) []state {
+// possibleStates returns the states that a restart after a crash may find. The first is the one before the step that was
+// in progress. Another is the one after it. If a revocation failed with an unknown result, the state with the key revoked
+// is possible as well.
+func possibleStates(c crash, steps []step, states []state) []state {
 	before := states[c.steps]
 	all := []state{before}
 	if c.steps+1 < len(states) {
 		all = append(all, states[c.steps+1])
 	}
 	for _, s := range steps[max(0, c.steps-1):min(c.steps+1, len(steps))] {
-		if s.stopped() && s.Did == "revoke a" {
-			made := before
-			made.Accepted = slices.DeleteFunc(slices.Clone(made.Accepted), func(key string) bool { return key == made.Issued[0] })
-			all = append(all, made)
+		if s.needsRestart() && s.Did == "revoke a" {
+			revoked := before
+			revoked.Accepted = slices.DeleteFunc(slices.Clone(revoked.Accepted), func(key string) bool { return key == revoked.Issued[0] })
+			all = append(all, revoked)
 		}
 	}
 	return all
 }
 
-func survive(t *testing.T, dir string, c crash, possible []state, issued []string) error {
+// checkRecovery starts a server twice on the image of a crash and checks that it has one of the possible states, of
+// which the first is the last acknowledged one.
+func checkRecovery(t *testing.T, dir string, c crash, possible []state, issued []string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	writeFiles(t, dir, c.image)
 	before := possible[0]
-	for again := range 2 { // what was put right stays so
+	for again := range 2 { // the second start must find what the first one recovered
 		srv, err := start(dir)
 		if err != nil {
 			return err
@@ -201,13 +206,13 @@ func survive(t *testing.T, dir string, c crash, possible []state, issued []strin
 			return err
 		}
 		if !slices.ContainsFunc(possible, got.same) {
-			return fmt.Errorf("the state is none of those around it: %d keys accepted (before %d), sandboxes %v (before %v), %d requests (before %d)",
+			return fmt.Errorf("the state is neither the one before nor the one after the step: %d keys accepted (before %d), sandboxes %v (before %v), %d requests (before %d)",
 				len(got.Accepted), len(before.Accepted), got.Sandboxes, before.Sandboxes, got.Requests, before.Requests)
 		}
 		if err := checkAudit(srv, before.Head); err != nil {
 			return err
 		}
-		if again == 0 { // and it goes on
+		if again == 0 { // the log can be written
 			if err := srv.Audit(audit.Event{Action: audit.ServerStart, Actor: audit.ActorServer}); err != nil {
 				return err
 			}
@@ -222,19 +227,19 @@ func survive(t *testing.T, dir string, c crash, possible []state, issued []strin
 		}
 		var names []string
 		for _, e := range entries {
-			if e.Name() != "keyring.json.new" { // the next reset removes it
+			if e.Name() != "keyring.json.new" { // a crash may leave it; the next reset removes it
 				names = append(names, e.Name())
 			}
 		}
 		if want := []string{"audit.jsonl", "keyring.json", "msb.db", "msbd.lock"}; !slices.Equal(names, want) {
-			return fmt.Errorf("the directory holds %v, want %v", names, want)
+			return fmt.Errorf("the directory has %v, want %v", names, want)
 		}
 	}
 	return nil
 }
 
-// checkAudit holds that the audit log is whole, is what its file says, and holds an entry that was
-// acknowledged.
+// checkAudit checks that the audit log is intact, that its file agrees with the store, and that it has the acknowledged
+// entry.
 func checkAudit(srv *server, acknowledged audit.Head) error {
 	file, err := os.ReadFile(srv.AuditPath())
 	if err != nil {
@@ -250,7 +255,7 @@ func checkAudit(srv *server, acknowledged audit.Head) error {
 		return err
 	}
 	if hash := []byte(`"hash":"` + acknowledged.Hash + `"`); acknowledged.Seq > 0 && !bytes.Contains(file, hash) {
-		return fmt.Errorf("audit entry %d, which was acknowledged, is gone", acknowledged.Seq)
+		return fmt.Errorf("audit entry %d, which was acknowledged, is missing", acknowledged.Seq)
 	}
 	return nil
 }

@@ -21,23 +21,23 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// base is a state directory to be damaged.
+// base is an intact state directory to be damaged.
 type base struct {
 	name  string
 	files map[string][]byte
-	// keys says which API keys are good.
+	// keys maps each API key to whether it is accepted.
 	keys map[string]bool
-	// exact: every key that is good must stay so, if the state opens at all.
+	// exact is set if every accepted key must still be accepted when the damaged state opens at all.
 	exact bool
 }
 
-// bases have every kind of key, and different changes at their ends.
+// bases returns state directories with every kind of key, which differ in their last changes.
 func bases(t *testing.T) []base {
 	t.Helper()
 	old, tokens := schema1(t)
 	good := map[string]bool{}
-	for what, key := range tokens {
-		good[key] = what != "expired" && what != "reset"
+	for description, key := range tokens {
+		good[key] = description != "expired" && description != "reset"
 	}
 	all := []base{{"schema 1", old, maps.Clone(good), false}}
 
@@ -82,16 +82,16 @@ func bases(t *testing.T) []base {
 	return all
 }
 
-// Whatever happens to the files of the state: it is refused with its class, or it is put right, and then
-// everything is as it was, and can be changed. No bad key is ever accepted, and nothing panics.
+// However the files of a state directory are damaged, the server either refuses to start with a classified error, or
+// repairs the damage. Then everything is as before, and it can be changed. A revoked or expired key is never accepted,
+// and nothing panics.
 func TestDamage(t *testing.T) {
 	t.Parallel()
-	cases := max(100, 1000/oneOf())
+	cases := max(100, 1000/sampleEvery())
 	if soak {
 		cases = 100_000
 	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
+	seed := testSeed(t)
 	all := bases(t)
 	root := t.TempDir()
 	var refused, opened, n atomic.Int64
@@ -100,13 +100,13 @@ func TestDamage(t *testing.T) {
 		wg.Go(func() {
 			dir := filepath.Join(root, fmt.Sprint(worker))
 			for i := n.Add(1); i <= int64(cases) && !t.Failed(); i = n.Add(1) {
-				chance := rand.New(rand.NewPCG(seed, uint64(i)))
-				b := all[chance.IntN(len(all))]
+				random := rand.New(rand.NewPCG(seed, uint64(i)))
+				b := all[random.IntN(len(all))]
 				files := maps.Clone(b.files)
-				what := damage(chance, files)
-				ok, err := withstand(t, dir, b, files)
+				description := damage(random, files)
+				ok, err := checkDamaged(t, dir, b, files)
 				if err != nil {
-					t.Errorf("case %d, %s, %s: %v", i, b.name, what, err)
+					t.Errorf("case %d, %s, %s: %v", i, b.name, description, err)
 				}
 				if ok {
 					opened.Add(1)
@@ -118,56 +118,58 @@ func TestDamage(t *testing.T) {
 	}
 	wg.Wait()
 	if refused.Load() < int64(cases)/10 || opened.Load() < int64(cases)/10 {
-		t.Errorf("%d refused, %d opened: that tries too little", refused.Load(), opened.Load())
+		t.Errorf("%d refused, %d opened: want at least a tenth of all cases of each", refused.Load(), opened.Load())
 	}
-	t.Logf("%d refused, %d as before", refused.Load(), opened.Load())
+	t.Logf("%d refused, %d opened unchanged", refused.Load(), opened.Load())
 }
 
-// damage changes one of the files, and says how.
-func damage(chance *rand.Rand, files map[string][]byte) string {
+// damage damages one of the files and describes how.
+func damage(random *rand.Rand, files map[string][]byte) string {
 	names := slices.Sorted(maps.Keys(files))
-	name := names[chance.IntN(len(names))]
-	if chance.IntN(2) == 0 {
+	name := names[random.IntN(len(names))]
+	if random.IntN(2) == 0 {
 		name = "msb.db"
 	}
-	was := files[name]
-	b := bytes.Clone(was)
-	at, kind := chance.IntN(len(b)), ""
-	// Most of a store's bytes are of no consequence: aim at what is not zero, too.
-	if used := bytes.IndexFunc(b[at:], func(r rune) bool { return r != 0 }); used > 0 && chance.IntN(2) == 0 {
+	intact := files[name]
+	b := bytes.Clone(intact)
+	at, kind := random.IntN(len(b)), ""
+	// Most bytes of a store are unused zeros, so choose one that is not zero half of the time.
+	if used := bytes.IndexFunc(b[at:], func(r rune) bool { return r != 0 }); used > 0 && random.IntN(2) == 0 {
 		at += used
 	}
-	span := b[at:min(len(b), at+1+chance.IntN(5000))]
-	switch chance.IntN(8) {
+	span := b[at:min(len(b), at+1+random.IntN(5000))]
+	switch random.IntN(8) {
 	case 0, 1, 2:
 		kind = "flipped a bit"
-		b[at] ^= 1 << chance.IntN(8)
+		b[at] ^= 1 << random.IntN(8)
 	case 3:
 		kind = "flipped bits"
-		for range 2 + chance.IntN(7) {
-			b[chance.IntN(len(b))] ^= 1 << chance.IntN(8)
+		for range 2 + random.IntN(7) {
+			b[random.IntN(len(b))] ^= 1 << random.IntN(8)
 		}
 	case 4:
-		kind = "cut off"
+		kind = "truncated"
 		b = b[:at]
 	case 5:
 		kind = "garbage"
 		for i := range span {
-			span[i] = byte(chance.Uint32())
+			span[i] = byte(random.Uint32())
 		}
 	case 6:
 		kind = "zeros"
 		clear(span)
 	case 7:
-		kind = "a piece of itself"
-		from := chance.IntN(len(b)) / sector * sector
+		kind = "copied another sector"
+		from := random.IntN(len(b)) / sector * sector
 		copy(b[at/sector*sector:], b[from:min(len(b), from+sector)])
 	}
 	files[name] = b
-	return fmt.Sprintf("%s: %s at %d of %d", name, kind, at, len(was))
+	return fmt.Sprintf("%s: %s at %d of %d", name, kind, at, len(intact))
 }
 
-func withstand(t *testing.T, dir string, b base, files map[string][]byte) (opened bool, err error) {
+// checkDamaged starts a server on damaged files of a base. It reports whether the server started, and returns an error
+// if the server did not treat the damage as TestDamage demands.
+func checkDamaged(t *testing.T, dir string, b base, files map[string][]byte) (opened bool, err error) {
 	t.Helper()
 	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
 		return false, err
@@ -178,16 +180,16 @@ func withstand(t *testing.T, dir string, b base, files map[string][]byte) (opene
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("refused without a class: %w", err)
+		return false, fmt.Errorf("refused with an unclassified error: %w", err)
 	}
 	defer srv.Close()
 	for key, good := range b.keys {
 		_, err := srv.verifier.Verify(key, netip.Addr{})
 		if err == nil && !good {
-			return true, errors.New("a bad key is accepted")
+			return true, errors.New("a revoked or expired key is accepted")
 		}
 		if err != nil && good && b.exact {
-			return true, errors.New("a good key is refused")
+			return true, errors.New("a live key is refused")
 		}
 	}
 	if err := srv.Health(); err != nil {
@@ -197,7 +199,7 @@ func withstand(t *testing.T, dir string, b base, files map[string][]byte) (opene
 	if err != nil {
 		return true, err
 	}
-	defer func() { // and it can be written
+	defer func() { // the state can be changed
 		_, _, issued := srv.issuer.Issue(t.Context(), keys.IssueRequest{})
 		err = errors.Join(err, issued)
 	}()
@@ -209,7 +211,7 @@ func withstand(t *testing.T, dir string, b base, files map[string][]byte) (opene
 			return true, fmt.Errorf("VerifyAudit: %w; AuditProblem: %w", err, srv.AuditProblem())
 		}
 	} else if !bytes.Equal(log, b.files["audit.jsonl"]) {
-		return true, errors.New("the audit log was changed, and VerifyAudit does not say so")
+		return true, errors.New("the audit log was changed, but VerifyAudit reports no problem")
 	}
 	return true, nil
 }

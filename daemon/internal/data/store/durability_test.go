@@ -14,22 +14,27 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// churn makes keys, several at once, and prints each when it was acknowledged. Now and then it revokes
-// one, or replaces the signing key, and says so before it begins and after it is done.
+// churn creates keys concurrently and prints each once it was acknowledged. Now and then it revokes a key or replaces
+// the signing key, and prints a line before it begins and another when it is done.
 func churn(dir string) error {
+	seed, err := readSeed()
+	if err != nil {
+		return err
+	}
+	random := rand.New(rand.NewPCG(seed, 0))
 	srv, err := start(dir)
 	if err != nil {
 		return err
 	}
 	ctx := context.Background()
 	var mu sync.Mutex
-	say := func(word, key string) {
+	report := func(word, key string) {
 		mu.Lock()
 		defer mu.Unlock()
 		fmt.Println(word, key)
 	}
 	failed := make(chan error)
-	var gate sync.RWMutex // so that what was printed before a reset was issued before it
+	var gate sync.RWMutex // held for writing during a reset, so that the keys printed before it were issued before it
 	for range 4 {
 		go func() {
 			for n := 0; ; n++ {
@@ -39,14 +44,14 @@ func churn(dir string) error {
 					failed <- err
 					return
 				}
-				say("issued", secret.Reveal())
+				report("issued", secret.Reveal())
 				if n%5 == 0 {
-					say("revoking", secret.Reveal())
+					report("revoking", secret.Reveal())
 					if _, err := srv.issuer.Revoke(ctx, r.ID, 0); err != nil {
 						failed <- err
 						return
 					}
-					say("revoked", secret.Reveal())
+					report("revoked", secret.Reveal())
 				}
 				gate.RUnlock()
 			}
@@ -54,40 +59,40 @@ func churn(dir string) error {
 	}
 	go func() {
 		for {
-			<-time.After(time.Duration(rand.IntN(100)) * time.Millisecond)
+			<-time.After(time.Duration(random.IntN(100)) * time.Millisecond)
 			gate.Lock()
-			say("resetting", "-")
+			report("resetting", "-")
 			if _, err := srv.issuer.Reset(ctx, 0); err != nil {
 				failed <- err
 				return
 			}
-			say("reset", "-")
+			report("reset", "-")
 			gate.Unlock()
 		}
 	}()
 	return <-failed
 }
 
-// Whatever was acknowledged before kill -9 holds after it: keys are good, revoked keys and those from
-// before a reset are not, and the audit log is whole. A reset or a revocation that was cut off may have
-// happened or not.
+// What was acknowledged before a kill -9 is still true after it: issued keys are accepted, revoked keys and keys from
+// before a reset are refused, and the audit log is intact. An interrupted reset or revocation may have happened or not.
 func TestKillLosesNothing(t *testing.T) {
 	t.Parallel()
-	rounds := max(3, 50/oneOf())
+	rounds := max(3, 50/sampleEvery())
 	switch {
 	case soak:
 		rounds = 10_000
 	case testing.Short():
 		rounds = 3
 	}
+	random := rand.New(rand.NewPCG(testSeed(t), 0))
 	dir := t.TempDir() + "/state"
 	good, dead := map[string]bool{}, map[string]bool{}
 	var total int
 	for round := range rounds {
-		resetInDoubt, inDoubt := killedRun(t, dir, good, dead, time.Duration(1+rand.IntN(150))*time.Millisecond)
+		resetInDoubt, inDoubt := killedRun(t, dir, good, dead, random)
 		srv, err := start(dir)
 		if err != nil {
-			t.Fatalf("round %d: the killed daemon's state does not open: %v", round, err)
+			t.Fatalf("round %d: start on the state of the killed process: %v", round, err)
 		}
 		accepted := func(key string) bool { _, err := srv.verifier.Verify(key, netip.Addr{}); return err == nil }
 		var lost int
@@ -101,7 +106,7 @@ func TestKillLosesNothing(t *testing.T) {
 		}
 		for key := range dead {
 			if accepted(key) {
-				t.Errorf("round %d: a key that was revoked or reset is taken", round)
+				t.Errorf("round %d: a key that was revoked or reset is accepted", round)
 			}
 		}
 		total += len(good)
@@ -119,17 +124,19 @@ func TestKillLosesNothing(t *testing.T) {
 		}
 	}
 	if total == 0 || len(dead) == 0 {
-		t.Errorf("nothing was tried: %d keys, %d dead", total, len(dead))
+		t.Errorf("the test tried nothing: %d keys, %d dead", total, len(dead))
 	}
-	t.Logf("%d rounds: %d keys checked, %d of them dead", rounds, total, len(dead))
+	t.Logf("%d rounds: %d checks of live keys, %d dead keys", rounds, total, len(dead))
 }
 
-// killedRun runs a process that issues keys, kills it some time after its first key, and sorts what it
-// acknowledged into good and dead. It returns what was under way: a reset, and the keys that were being
-// revoked, which are in good.
-func killedRun(t *testing.T, dir string, good, dead map[string]bool, after time.Duration) (resetInDoubt bool, inDoubt map[string]bool) {
+// killedRun runs a process that issues keys, kills it at a random time after its first key, and adds the keys that it
+// acknowledged to good and dead. It returns whether a reset was in progress, and the keys whose revocation was in
+// progress, which are in good.
+func killedRun(t *testing.T, dir string, good, dead map[string]bool, random *rand.Rand) (resetInDoubt bool, inDoubt map[string]bool) {
 	t.Helper()
 	cmd := child("churn", dir)
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", seedVariable, random.Uint64()))
+	after := time.Duration(1+random.IntN(150)) * time.Millisecond
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
@@ -149,7 +156,7 @@ func killedRun(t *testing.T, dir string, good, dead map[string]bool, after time.
 		word, key, ok := strings.Cut(lines.Text(), " ")
 		switch {
 		case !ok || word != "reset" && word != "resetting" && len(key) < 100:
-			t.Logf("cut off: %q", lines.Text())
+			t.Logf("truncated line: %q", lines.Text())
 		case word == "issued":
 			good[key] = true
 		case word == "revoking":

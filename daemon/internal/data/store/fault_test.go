@@ -15,7 +15,7 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// faults are what a disk, or a process out of descriptors, may answer to a call.
+// faults are the errors that a system call may return because of the disk or for lack of descriptors.
 var faults = map[string][]syscall.Errno{
 	"pwrite64":  {syscall.ENOSPC, syscall.EIO},
 	"write":     {syscall.ENOSPC, syscall.EIO},
@@ -30,17 +30,17 @@ var faults = map[string][]syscall.Errno{
 
 var errnoNames = map[syscall.Errno]string{syscall.ENOSPC: "ENOSPC", syscall.EIO: "EIO", syscall.EMFILE: "EMFILE"}
 
-// Each call of a history that writes fails once. The step that it belongs to says so and has changed
-// nothing, or it is done all the same; the steps after it go on; and the next start finds what the server
-// said. Only after a sync that leaves open what the disk has, every later step is refused, and the next
-// start finds the change made or not. Normally one call of each name, file and step fails, with MSB_SOAK
-// each one, with every error.
+// Each system call of a history that writes fails once. The step that made the call either returns the error and changes
+// nothing, or succeeds nevertheless. Later steps succeed, and the next start finds the state that the server reported.
+// Only after a failed sync that leaves it unknown what the disk has, every later step is refused, and the next start
+// finds the change either made or not made. Normally, one call of each name, file and step fails; with MSB_SOAK, every
+// call fails with every error.
 func TestFailingCalls(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "state")
 	stdout, calls := trace(t, historyOf(dir))
 	want := parseSteps(t, stdout)
-	thread := "" // of history: strace counts the calls of each thread
+	thread := "" // the thread that runs history: strace counts the calls of each thread separately
 	for _, c := range calls {
 		if c.lines() > 0 {
 			thread = c.thread
@@ -52,12 +52,12 @@ func TestFailingCalls(t *testing.T) {
 	for _, c := range calls {
 		step += c.lines()
 		count[c.thread+c.name]++
-		file, ours := c.file(dir)
-		if !ours || file == "audit.jsonl" && c.name == "openat" && strings.Contains(c.args[2], "O_RDONLY") {
-			continue // that is VerifyAudit, which history only asks
+		file, inDir := c.file(dir)
+		if !inDir || file == "audit.jsonl" && c.name == "openat" && strings.Contains(c.args[2], "O_RDONLY") {
+			continue // VerifyAudit, which history calls only to check the log
 		}
 		if c.thread != thread {
-			t.Errorf("in another thread, where it cannot be counted: %s", c)
+			t.Errorf("the call is in another thread, where it cannot be counted: %s", c)
 		}
 		for i, errno := range faults[c.name] {
 			key := fmt.Sprint(step, c.name, file)
@@ -65,7 +65,7 @@ func TestFailingCalls(t *testing.T) {
 				continue
 			}
 			seen[key] = true
-			if sites++; sites%oneOf() != 0 {
+			if sites++; sites%sampleEvery() != 0 {
 				continue
 			}
 			nth := count[thread+c.name]
@@ -76,7 +76,7 @@ func TestFailingCalls(t *testing.T) {
 		}
 	}
 	if sites < 100 {
-		t.Errorf("only %d sites were found", sites)
+		t.Errorf("only %d calls to fail were found, want at least 100", sites)
 	}
 }
 
@@ -92,7 +92,7 @@ func failOnce(t *testing.T, name string, nth int, errno syscall.Errno, want []st
 		"-s", "512", "-e", fmt.Sprintf("inject=%s:error=%s:when=%d", name, errnoNames[errno], nth))
 	steps := parseSteps(t, stdout)
 	if !slices.ContainsFunc(calls, func(c call) bool { return c.name == name && c.result < 0 && c.injected }) {
-		t.Fatal("no call was made to fail")
+		t.Fatal("strace made no call fail")
 	}
 	var last state
 	first, stopped := true, 0
@@ -101,45 +101,45 @@ func failOnce(t *testing.T, name string, nth int, errno syscall.Errno, want []st
 			last = s.State
 		}
 		if s.Err != "" && first && !strings.Contains(s.Err, errno.Error()) {
-			t.Errorf("%s: %s, which does not say %v", s.Did, s.Err, errno)
+			t.Errorf("%s: error %q, want %v in it", s.Did, s.Err, errno)
 		}
 		first = first && s.Err == ""
 		switch {
 		case stopped > 0:
-			if s.Err == "" && s.Did != "prune" || !s.stopped() { // there is nothing to prune
+			if s.Err == "" && s.Did != "prune" || !s.needsRestart() { // there is nothing to prune
 				t.Errorf("%s: error %q, health %q, want both to ask for a restart", s.Did, s.Err, s.Health)
 			}
-		case s.stopped():
+		case s.needsRestart():
 			stopped = i
 		case s.Health != "":
-			t.Errorf("after %s: the store is not well again: %s", s.Did, s.Health)
+			t.Errorf("after %s: the store has not recovered: %s", s.Did, s.Health)
 		}
 	}
-	if stopped > 0 && (name != "fdatasync" || !strings.Contains(steps[stopped].Err, "may be found made")) {
-		t.Errorf("%s asks for a restart: %s", steps[stopped].Did, steps[stopped].Err)
+	if stopped > 0 && (name != "fdatasync" || !strings.Contains(steps[stopped].Err, "only a restart shows")) {
+		t.Errorf("%s must not ask for a restart: %s", steps[stopped].Did, steps[stopped].Err)
 	}
 	if len(steps) != len(want) && steps[0].Err == "" {
 		t.Errorf("only %d steps of %d were done", len(steps), len(want))
 	}
 	if stopped > 0 {
-		found(t, dir, steps[stopped-1].State, want[stopped].State)
+		checkAfterRestart(t, dir, steps[stopped-1].State, want[stopped].State)
 	} else {
-		found(t, dir, last)
+		checkAfterRestart(t, dir, last)
 	}
 }
 
-// found checks what the next start finds: the last state or, if that is in doubt, what another run of the
-// same history came to.
-func found(t *testing.T, dir string, last state, inDoubt ...state) {
+// checkAfterRestart starts a server and checks that it has the last state or one like those in alternatives, which come
+// from another run of the same history.
+func checkAfterRestart(t *testing.T, dir string, last state, alternatives ...state) {
 	t.Helper()
 	srv := mustStart(t, dir)
-	is, err := observe(srv, last.Issued)
+	got, err := observe(srv, last.Issued)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !is.same(last) && !slices.ContainsFunc(inDoubt, is.like) {
+	if !got.same(last) && !slices.ContainsFunc(alternatives, got.like) {
 		t.Errorf("after a restart: %d keys accepted, sandboxes %v, %d requests; before it: %d, %v, %d",
-			len(is.Accepted), is.Sandboxes, is.Requests, len(last.Accepted), last.Sandboxes, last.Requests)
+			len(got.Accepted), got.Sandboxes, got.Requests, len(last.Accepted), last.Sandboxes, last.Requests)
 	}
 	if err := checkAudit(srv, last.Head); err != nil {
 		t.Error(err)
@@ -149,15 +149,15 @@ func found(t *testing.T, dir string, last state, inDoubt ...state) {
 	}
 }
 
-// On a disk that stays full, every change says so, nothing is changed, and the store says that it is not
-// well. Changes that are not logged go on when only the log has no room.
+// While the disk is full, every change returns an error and changes nothing, and Health reports the problem. If only the
+// audit log has no space, changes that are not logged still succeed.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
-		inject string
-		goesOn func(s step) bool
+		inject   string
+		succeeds func(s step) bool
 	}{
-		// The 20th write to the store comes after two keys and the sandboxes.
+		// The 20th write to the store comes after the steps that issue two keys and put the sandboxes.
 		"store": {"inject=pwrite64:error=ENOSPC:when=20+", func(step) bool { return false }},
 		"log": {"inject=fallocate:error=ENOSPC:when=1+", func(s step) bool {
 			return strings.Contains(s.Did, "sandbox") || s.Did == "put another"
@@ -172,29 +172,29 @@ func TestFullDisk(t *testing.T) {
 			full := false
 			for i, s := range steps[1:] {
 				before := steps[i].State
-				if full = full || s.Err != ""; !full || tt.goesOn(s) {
+				if full = full || s.Err != ""; !full || tt.succeeds(s) {
 					continue
 				}
 				if s.Err == "" && s.Did != "prune" || s.Health == "" { // there is nothing to prune
-					t.Errorf("%s: error %q, health %q", s.Did, s.Err, s.Health)
+					t.Errorf("%s: error %q, health %q, want both", s.Did, s.Err, s.Health)
 				}
 				if !s.State.same(before) || s.State.Head != before.Head {
-					t.Errorf("%s failed, and changed something: %+v, before %+v", s.Did, s.State, before)
+					t.Errorf("%s failed but changed the state: %+v, before %+v", s.Did, s.State, before)
 				}
 			}
 			if !full || len(steps) < 10 {
 				t.Errorf("the disk was never full: %+v", steps)
 			}
-			found(t, dir, steps[len(steps)-1].State)
+			checkAfterRestart(t, dir, steps[len(steps)-1].State)
 		})
 	}
 }
 
-// A sync that fails at the very end of a commit leaves open whether the change was made. Nobody is told
-// that it was; the next start finds it made or not, and its line in the log accordingly.
-func TestSyncFailsForGood(t *testing.T) {
+// If all syncs fail from some moment on, no further change is acknowledged. The next start finds the change whose final
+// sync failed either made and logged, or neither.
+func TestPersistentSyncFailure(t *testing.T) {
 	t.Parallel()
-	for nth := 5; nth < 13; nth += min(4, oneOf()) { // of the first steps
+	for nth := 5; nth < 13; nth += min(4, sampleEvery()) { // syncs of the first steps
 		t.Run(fmt.Sprint(nth), func(t *testing.T) {
 			t.Parallel()
 			dir := filepath.Join(t.TempDir(), "state")
@@ -205,17 +205,17 @@ func TestSyncFailsForGood(t *testing.T) {
 				if s.Err == "" {
 					acknowledged = s.State
 				} else if s.Health == "" && s.Did != "start" {
-					t.Errorf("%s: %s, but the store is well", s.Did, s.Err)
+					t.Errorf("%s: %s, but Health reports no problem", s.Did, s.Err)
 				}
 			}
 			srv := mustStart(t, dir)
-			is, err := observe(srv, acknowledged.Issued)
+			got, err := observe(srv, acknowledged.Issued)
 			if err != nil {
 				t.Fatal(err)
 			}
 			for _, key := range acknowledged.Accepted {
-				if !slices.Contains(is.Accepted, key) {
-					t.Error("an acknowledged key is refused, and nothing revoked it")
+				if !slices.Contains(got.Accepted, key) {
+					t.Error("an acknowledged key that was never revoked is refused")
 				}
 			}
 			if err := checkAudit(srv, acknowledged.Head); err != nil {
@@ -225,11 +225,11 @@ func TestSyncFailsForGood(t *testing.T) {
 	}
 }
 
-// After a sync that leaves open what the disk has, nothing is written until a restart, although the disk is
-// well again. The restart finds the change made or not, and its line in the log accordingly.
+// After a failed sync that leaves it unknown what the disk has, nothing is written until a restart, even though the disk
+// works again. The restart finds the change either made and logged, or neither.
 func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 	t.Parallel()
-	// The last sync of "revoke a" is that of the state.
+	// The last sync of the step "revoke a" is the one of bbolt's state.
 	dir := filepath.Join(t.TempDir(), "state")
 	_, calls := trace(t, historyOf(dir))
 	step, syncs := 0, 0
@@ -246,7 +246,7 @@ func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 	failed := false
 	for _, c := range calls {
 		if file, ok := c.file(dir); failed && ok && c.name != "openat" && (file == "msb.db" || file == "audit.jsonl") {
-			t.Errorf("after the failed sync: %s", c)
+			t.Errorf("a call after the failed sync: %s", c)
 		}
 		failed = failed || c.injected
 	}
@@ -259,16 +259,16 @@ func TestNothingIsWrittenAfterAFailedSync(t *testing.T) {
 		switch {
 		case !refused && s.Err == "":
 			acknowledged = s.State
-		case !refused || s.Err == "" && s.Did != "prune" || !s.stopped(): // there is nothing to prune
-			t.Errorf("%s: error %q, health %q", s.Did, s.Err, s.Health)
+		case !refused || s.Err == "" && s.Did != "prune" || !s.needsRestart(): // there is nothing to prune
+			t.Errorf("%s: error %q, health %q, want both, and a request to restart", s.Did, s.Err, s.Health)
 		}
 	}
 	srv := mustStart(t, dir)
-	is, err := observe(srv, acknowledged.Issued)
+	got, err := observe(srv, acknowledged.Issued)
 	if err != nil {
 		t.Fatal(err)
 	}
-	revocations := 1 - (len(is.Accepted) - (len(acknowledged.Accepted) - 1))
+	revocations := len(acknowledged.Accepted) - len(got.Accepted)
 	log, err := os.ReadFile(srv.AuditPath())
 	if n := bytes.Count(log, []byte(`"action":"key.revoke"`)); err != nil || n != revocations {
 		t.Errorf("the log has %d revocations, %v, want %d", n, err, revocations)

@@ -22,40 +22,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// bbolt trusts the form of its file: if a disk damaged it, bbolt panics, also in goroutines of its own,
-// reads beyond its mapping, or writes over pages that are in use. So bbolt's own check runs first, in a
-// process that may die of it: this program, executed again. checkPages and walk add what bbolt's check
-// leaves out. They say nothing of the values, which have checksums.
+// bbolt trusts the structure of its file. If a disk damaged the structure, bbolt may panic (also in its own goroutines),
+// read beyond its mapping, or overwrite pages that are in use. So bbolt's check runs first, in a child process that may
+// crash: this program, executed again. checkPages and checkKeys check what bbolt's check omits. None of them checks the
+// values, which have checksums.
 const (
-	// checkerName is the zeroth argument of the child process.
+	// checkerName is os.Args[0] of the child process.
 	checkerName = "msbd-store-check"
-	// checkerFD is where the child finds the file: the first of exec.Cmd's ExtraFiles.
+	// checkerFD is the child's descriptor of the file: the first of exec.Cmd's ExtraFiles.
 	checkerFD = 3
-	// checkerLimit is far beyond what the check of any store takes.
+	// checkerLimit bounds the time of a check. It is much longer than the check of any store takes.
 	checkerLimit = 2 * time.Minute
 )
 
-// The exit codes of the child. Any other, such as that of a panic, means damage.
+// The exit codes of the child. Any other, such as the one of a panic, means that the file is damaged.
 const (
 	exitIntact  = 0
 	exitDamaged = 1
-	exitHeld    = 3
-	exitLate    = 4
-	exitUnable  = 5 // the system refused something: the file was not checked
+	exitLocked  = 3
+	exitTimeout = 4
+	exitUnable  = 5 // a system call failed, so the file was not checked
 )
 
-// MaybeCheckChild must be called first in main of every program that opens a store: Open and ReadKeys
-// execute that program again, as a child process that checks a file. In such a child it does not return.
+// MaybeCheckChild must be the first call in main of every program that opens a store. Open and ReadKeys execute the
+// program again, as a child process that checks a file. In that child, MaybeCheckChild does not return.
 func MaybeCheckChild() {
 	if os.Args[0] != checkerName {
 		return
 	}
-	time.AfterFunc(checkerLimit, func() { os.Exit(exitLate) })
-	debug.SetMaxStack(64 << 20) // a damaged tree may have no end
+	time.AfterFunc(checkerLimit, func() { os.Exit(exitTimeout) })
+	debug.SetMaxStack(64 << 20) // a damaged tree may have a cycle
 	code := exitIntact
-	switch err := checkForm(os.NewFile(checkerFD, "store")); {
+	switch err := checkStructure(os.NewFile(checkerFD, "store")); {
 	case errors.Is(err, bbolt.ErrTimeout):
-		code = exitHeld
+		code = exitLocked
 	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
 		code = exitDamaged
@@ -66,31 +66,32 @@ func MaybeCheckChild() {
 	unix.Exit(code) // os.Exit takes a second under the race detector
 }
 
-// checkFile checks the form of a bbolt file in a child process. A damaged file is errdefs.ErrDataLoss, a
-// file that another process holds bbolt.ErrTimeout.
+// checkFile checks the structure of a bbolt file in a child process. It returns errdefs.ErrDataLoss if the file is
+// damaged, and bbolt.ErrTimeout if another process has locked it.
 func checkFile(path string) error {
 	if os.Args[0] == checkerName {
-		panic("store: main does not call MaybeCheckChild first") // else there would be no end of children
+		panic("store: main does not call MaybeCheckChild first") // without this, each child would start another
 	}
 	file, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	said, err := unix.MemfdCreate(checkerName, unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(checkerName, unix.MFD_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("memfd_create", err)
 	}
-	stderr := os.NewFile(uintptr(said), checkerName)
+	stderr := os.NewFile(uintptr(fd), checkerName)
 	defer stderr.Close()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{checkerName}
 	cmd.Env = []string{"GOTRACEBACK=none"}
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.Stderr = stderr
-	// It gets no signal that is for this process, and does not outlive it: it holds the file's lock.
+	// The child must not receive signals for this process group. It must not outlive this process, because it holds
+	// the file's lock.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // Pdeathsig is about the thread
+	runtime.LockOSThread() // the kernel sends Pdeathsig when the thread that started the child ends
 	err = cmd.Run()
 	runtime.UnlockOSThread()
 	exit, exited := errors.AsType[*exec.ExitError](err)
@@ -99,31 +100,33 @@ func checkFile(path string) error {
 		return nil
 	case !exited:
 		return fmt.Errorf("check store %s in a child process: %w: %w", path, err, errdefs.ErrUnavailable)
-	case exit.ExitCode() == exitHeld:
+	case exit.ExitCode() == exitLocked:
 		return bbolt.ErrTimeout
-	case exit.ExitCode() == exitLate:
-		return fmt.Errorf("its check takes more than %v: %w", checkerLimit, errdefs.ErrUnavailable)
+	case exit.ExitCode() == exitTimeout:
+		return fmt.Errorf("the check of the file took more than %v: %w", checkerLimit, errdefs.ErrUnavailable)
 	}
 	text, _ := io.ReadAll(io.NewSectionReader(stderr, 0, 1<<10))
-	what, _, _ := strings.Cut(string(text), "\n")
-	// Go turns the faults that damage causes into a panic: a signal came from outside, such as from the OOM killer.
-	if status, _ := exit.Sys().(syscall.WaitStatus); status.Signaled() || exit.ExitCode() == exitUnable || strings.Contains(what, "out of memory") {
-		return fmt.Errorf("check store %s: the check did not end (%.200s), so that nothing is known of the file; start msbd again: %w",
-			path, cmp.Or(what, exit.Error()), errdefs.ErrUnavailable)
+	message, _, _ := strings.Cut(string(text), "\n")
+	// Go turns the memory faults that damage causes into a panic. So a signal came from outside, such as from the OOM
+	// killer.
+	if status, _ := exit.Sys().(syscall.WaitStatus); status.Signaled() || exit.ExitCode() == exitUnable || strings.Contains(message, "out of memory") {
+		return fmt.Errorf("check store %s: the check did not complete (%.200s), so the file may be intact; start msbd again: %w",
+			path, cmp.Or(message, exit.Error()), errdefs.ErrUnavailable)
 	}
-	return fmt.Errorf("%.200s: %w", cmp.Or(what, exit.Error()), errdefs.ErrDataLoss)
+	return fmt.Errorf("%.200s: %w", cmp.Or(message, exit.Error()), errdefs.ErrDataLoss)
 }
 
-// checkForm checks the form of a bbolt file, which it only reads. On a damaged one it may panic or fault.
-func checkForm(file *os.File) error {
+// checkStructure checks the structure of a bbolt file without writing to it. On a damaged file it may panic or fault.
+func checkStructure(file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
 		return err
 	}
 	if info.Size() == 0 {
-		return errors.New("it is empty") // bbolt would make a store of it
+		return errors.New("it is empty") // bbolt would initialise it as a new database
 	}
-	// bbolt counts free pages only in a database that it may write. It cannot: the file is open for reading.
+	// Open it for writing, because bbolt loads the list of free pages only then. It cannot change the file, whose
+	// descriptor is read-only.
 	db, err := bbolt.Open(file.Name(), 0, &bbolt.Options{
 		Timeout:  openTimeout,
 		OpenFile: func(string, int, fs.FileMode) (*os.File, error) { return file, nil },
@@ -136,30 +139,30 @@ func checkForm(file *os.File) error {
 		return err
 	}
 	if tx.Size() > info.Size() {
-		return fmt.Errorf("%d bytes are not %d: cut off", info.Size(), tx.Size())
+		return fmt.Errorf("it is truncated: it has %d of %d bytes", info.Size(), tx.Size())
 	}
 	free, err := checkPages(file, tx, db.Info().PageSize)
 	if err != nil {
 		return err
 	}
 	for err := range tx.Check() {
-		return err // the first; the rest of the check ends with the process
+		return err // the first error; the goroutine of the check ends with the process
 	}
-	if err := tx.ForEach(walk); err != nil {
+	if err := tx.ForEach(checkKeys); err != nil {
 		return err
 	}
 	if err := tx.Rollback(); err != nil {
 		return err
 	}
-	// tx.Check takes a list of free pages for good that names pages beyond the end.
+	// tx.Check does not notice a list of free pages that names pages beyond the end of the file.
 	if stats := db.Stats(); stats.FreePageN+stats.PendingPageN != free {
 		return fmt.Errorf("%d pages are listed as free, of which %d exist", stats.FreePageN+stats.PendingPageN, free)
 	}
 	return db.Close()
 }
 
-// checkPages checks what tx.Check takes for granted: that no page overflows into more pages than there are,
-// and that what is on a page lies within it. It returns how many pages are free.
+// checkPages checks what tx.Check assumes: that no page overflows into more pages than the file has, and that the
+// elements of a page lie within it. It returns the number of free pages.
 func checkPages(file io.ReaderAt, tx *bbolt.Tx, pageSize int) (free int, err error) {
 	n := int(tx.Size() / int64(pageSize))
 	for id := 2; id < n; id++ {
@@ -172,7 +175,7 @@ func checkPages(file io.ReaderAt, tx *bbolt.Tx, pageSize int) (free int, err err
 			free++
 			continue
 		case page.OverflowCount >= n-id:
-			return 0, fmt.Errorf("page %d: %d pages long, behind the end", id, page.OverflowCount+1)
+			return 0, fmt.Errorf("page %d: %d pages long, which is beyond the end of the file", id, page.OverflowCount+1)
 		case page.Type == "branch" || page.Type == "leaf":
 			content := make([]byte, (1+page.OverflowCount)*pageSize)
 			if _, err := file.ReadAt(content, int64(id*pageSize)); err != nil {
@@ -187,16 +190,16 @@ func checkPages(file io.ReaderAt, tx *bbolt.Tx, pageSize int) (free int, err err
 	return free, nil
 }
 
-// checkElements checks that the elements of a branch or leaf page lie within it. A page begins with a
-// header: id uint64, flags, count uint16, overflow uint32. Elements of one size follow, and then their keys
-// and values, to which they point. The value of a small bucket is a leaf page in itself.
+// checkElements checks that the elements of a branch or leaf page lie within it. A page begins with a header: id uint64,
+// flags uint16, count uint16, overflow uint32. Then follow elements of equal size, which point to their keys and values
+// in the rest of the page. The value of a small bucket is itself a leaf page.
 func checkElements(page []byte) error {
 	const (
 		headerSize  = 16
 		elementSize = 16
-		branch      = 1 // of the flags of a page
-		leaf        = 2
-		bucket      = 1 // of the flags of an element
+		branch      = 1 // flag of a page
+		leaf        = 2 // flag of a page
+		bucket      = 1 // flag of an element
 		bucketSize  = 16
 	)
 	order := binary.NativeEndian
@@ -206,7 +209,7 @@ func checkElements(page []byte) error {
 	flags, count := order.Uint16(page[8:]), int(order.Uint16(page[10:]))
 	elementsEnd := headerSize + count*elementSize
 	if flags != branch && flags != leaf || elementsEnd > len(page) {
-		return fmt.Errorf("of type %#x with %d elements", flags, count)
+		return fmt.Errorf("invalid header: flags %#x, %d elements", flags, count)
 	}
 	for i := range count {
 		at := headerSize + i*elementSize
@@ -216,14 +219,14 @@ func checkElements(page []byte) error {
 			isBucket = order.Uint32(element) == bucket
 			element = element[4:]
 		}
-		key := uint64(at) + uint64(order.Uint32(element)) // an element points from where it lies
+		key := uint64(at) + uint64(order.Uint32(element)) // the offset is relative to the element
 		value := key + uint64(order.Uint32(element[4:]))
 		end := value
 		if flags == leaf {
 			end += uint64(order.Uint32(element[8:]))
 		}
 		if key < uint64(elementsEnd) || key == value || end > uint64(len(page)) {
-			return fmt.Errorf("element %d is not within the page", i)
+			return fmt.Errorf("element %d does not lie within the page", i)
 		}
 		if !isBucket {
 			continue
@@ -240,16 +243,16 @@ func checkElements(page []byte) error {
 	return nil
 }
 
-// walk checks the order of a bucket's keys: tx.Check does not look into small buckets. A bucket of ours holds
-// no other bucket.
-func walk(name []byte, b *bbolt.Bucket) error {
+// checkKeys checks that the keys of a bucket are in order, which tx.Check does not do in small buckets, and that it has no
+// nested buckets, which the store does not use.
+func checkKeys(name []byte, b *bbolt.Bucket) error {
 	if b == nil {
-		return fmt.Errorf("%q is no bucket", name)
+		return fmt.Errorf("%q is not a bucket", name)
 	}
 	var last []byte
 	return b.ForEach(func(key, value []byte) error {
 		if value == nil {
-			return fmt.Errorf("bucket %q: %q is a bucket", name, key)
+			return fmt.Errorf("bucket %q: key %q is a nested bucket", name, key)
 		}
 		if bytes.Compare(last, key) >= 0 {
 			return fmt.Errorf("bucket %q: key %q is out of order", name, key)
@@ -259,11 +262,11 @@ func walk(name []byte, b *bbolt.Bucket) error {
 	})
 }
 
-// lostState reports whether bbolt opened the file as of the transaction before the last one. bbolt writes
-// the state after a transaction to page 0 or 1, by turns. If the checksum of one is wrong, it takes that
-// for a transaction that a crash cut short, and uses the other.
+// lostState reports whether bbolt may have opened the file in the state before its last transaction. bbolt writes the
+// state after a transaction alternately to page 0 and page 1. If the checksum of one page is wrong, bbolt assumes that a
+// crash interrupted the write of that page, and uses the other one.
 func lostState(path string, pageSize int) (bool, error) {
-	const headerSize, contentSize = 16, 56 // the checksum follows
+	const headerSize, contentSize = 16, 56 // the checksum follows the content
 	file, err := os.Open(path)
 	if err != nil {
 		return false, err
@@ -283,10 +286,10 @@ func lostState(path string, pageSize int) (bool, error) {
 	return false, nil
 }
 
-// syncState makes the state that was read durable. If an earlier process ended because a sync failed, the
-// kernel may still have that state in its cache although it is not on the disk, and would never write it
-// again by itself: the next commit could then go over pages of the state that the disk has. So the pages
-// that hold the state are written again, as they are. Nobody uses the database yet.
+// syncState makes the state that bbolt read durable. If a sync failed in an earlier process, the kernel may have that
+// state in its cache but not on the disk, and does not write it again by itself. The next commit could then overwrite
+// pages of the state that the disk has. So syncState rewrites the two pages of the state unchanged and syncs them. The
+// caller must not have started a transaction yet.
 func syncState(path string, pageSize int) error {
 	file, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {

@@ -8,8 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// FuzzReadKeys reads what a backup may bring: no bytes upset it, and what it refuses, it refuses with a
-// class.
+// FuzzReadKeys checks that ReadKeys, which reads files from backups, survives any content, and that its errors are
+// classified.
 func FuzzReadKeys(f *testing.F) {
 	old, err := os.ReadFile("testdata/schema1/msb.db")
 	if err != nil {
@@ -37,7 +37,7 @@ func FuzzReadKeys(f *testing.F) {
 			t.Fatal(err)
 		}
 		if _, err := ReadKeys(path); err != nil && !errdefs.IsDataLoss(err) && !errdefs.IsFailedPrecondition(err) {
-			t.Fatalf("no class: %v", err)
+			t.Fatalf("ReadKeys: %v, want data loss or failed precondition", err)
 		}
 	})
 }

@@ -20,17 +20,17 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// state is what a server owes its users.
+// state is the part of a server's state that its users can observe.
 type state struct {
-	// Accepted holds the API keys that are good, Issued all that were.
+	// Issued holds all API keys that were issued, Accepted those that the server accepts.
 	Accepted, Issued []string
 	Sandboxes        []string
 	Requests         uint64 // of all keys
 	Head             audit.Head
 }
 
-// like reports whether a state is what another run of the same history came to, whose API keys are others. Of
-// those, only as many count as were issued here.
+// like reports whether s corresponds to a state of another run of the same history, in which the API keys have other
+// values. It ignores keys that the other run issued beyond the number of keys in s.
 func (s state) like(other state) bool {
 	accepted := func(s state, issued int) (which []bool) {
 		for _, key := range s.Issued[:issued] {
@@ -43,16 +43,16 @@ func (s state) like(other state) bool {
 		slices.Equal(s.Sandboxes, other.Sandboxes) && s.Requests == other.Requests
 }
 
-// step is a line of what a history prints: what was done, how it went, and the state after it.
+// step is a line that history prints: what it did, the result, and the state after it.
 type step struct {
 	Did   string
-	Err   string // empty: acknowledged
+	Err   string // empty if the step was acknowledged
 	State state
-	// Health is what the store says of itself then, and what is wrong with its log.
+	// Health is the store's Health after the step, joined with any problem of its audit log; empty if there is none.
 	Health string
 }
 
-// observe asks a server for its state. issued is what may be good.
+// observe returns the state of a server. issued are the keys to try.
 func observe(srv *server, issued []string) (state, error) {
 	st := state{Issued: slices.Clone(issued), Head: srv.AuditHead()}
 	for _, key := range issued {
@@ -60,11 +60,11 @@ func observe(srv *server, issued []string) (state, error) {
 			st.Accepted = append(st.Accepted, key)
 		}
 	}
-	boxes, err := srv.Sandboxes()
+	sandboxes, err := srv.Sandboxes()
 	if err != nil {
 		return st, err
 	}
-	for _, r := range boxes {
+	for _, r := range sandboxes {
 		st.Sandboxes = append(st.Sandboxes, r.ID+" "+string(r.State))
 	}
 	saved, err := srv.LoadKeys()
@@ -74,12 +74,12 @@ func observe(srv *server, issued []string) (state, error) {
 	return st, err
 }
 
-// same reports whether two states are one to their users.
+// same reports whether users cannot tell two states of one run apart.
 func (s state) same(other state) bool {
 	return slices.Equal(s.Accepted, other.Accepted) && slices.Equal(s.Sandboxes, other.Sandboxes) && s.Requests == other.Requests
 }
 
-// What history finds in its environment: API keys that may be good at the start, how many steps to do, and
+// The environment variables of history: API keys that may be accepted at the start, the number of steps to run, and
 // whether to restart the server when its store asks for that.
 const (
 	historyIssued  = "MSB_TEST_ISSUED"
@@ -87,16 +87,16 @@ const (
 	historyRestart = "MSB_TEST_RESTART"
 )
 
-// stopped reports whether the store asks for a restart after the step.
-func (s step) stopped() bool { return strings.Contains(s.Health, "restart msbd") }
+// needsRestart reports whether the store asks for a restart after the step.
+func (s step) needsRestart() bool { return strings.Contains(s.Health, "restart msbd") }
 
-// history runs a server through everything that changes its state, and prints each step. What fails is
-// tried no second time. All of it is done by one thread, so that a call that a test counts is found again.
+// history makes every kind of change to a server and prints each step. It does not retry a step that fails. It runs in
+// one thread, so that a test can find the n-th system call of one run in another.
 func history(dir string) error {
 	runtime.LockOSThread()
 	ctx := context.Background()
 	issued := strings.Fields(os.Getenv(historyIssued))
-	say := func(s step) error {
+	report := func(s step) error {
 		line, err := json.Marshal(s)
 		if err == nil {
 			_, err = os.Stdout.Write(append(line, '\n'))
@@ -105,10 +105,10 @@ func history(dir string) error {
 	}
 	srv, err := start(dir)
 	if err != nil {
-		return say(step{Did: "start", Err: err.Error()})
+		return report(step{Did: "start", Err: err.Error()})
 	}
 	st, err := observe(srv, issued)
-	if err := errors.Join(err, say(step{Did: "start", State: st})); err != nil {
+	if err := errors.Join(err, report(step{Did: "start", State: st})); err != nil {
 		return err
 	}
 
@@ -119,10 +119,10 @@ func history(dir string) error {
 			return err
 		}
 	}
-	box := func(id string, is sandbox.State) func() error {
+	putSandbox := func(id string, state sandbox.State) func() error {
 		return func() error {
 			name := sandbox.Name{Namespace: "default", Name: id}
-			return srv.PutSandbox(sandbox.Record{ID: id, Name: name, State: is, CreatedAt: time.Unix(0, 0).UTC()})
+			return srv.PutSandbox(sandbox.Record{ID: id, Name: name, State: state, CreatedAt: time.Unix(0, 0).UTC()})
 		}
 	}
 	var archive bytes.Buffer
@@ -132,9 +132,9 @@ func history(dir string) error {
 	}{
 		{"issue a", issue("a")},
 		{"issue b", issue("b")},
-		{"put sandbox", box("box-1", sandbox.Starting)},
-		{"put another", box("box-2", sandbox.Running)},
-		{"change sandbox", box("box-1", sandbox.Running)},
+		{"put sandbox", putSandbox("box-1", sandbox.Starting)},
+		{"put another", putSandbox("box-2", sandbox.Running)},
+		{"change sandbox", putSandbox("box-1", sandbox.Running)},
 		{"save usage", func() error {
 			key, err := srv.issuer.Find("a")
 			return errors.Join(err, srv.SaveUsage(map[string]keys.Usage{key.ID: {Requests: 42}}, time.Now()))
@@ -180,10 +180,10 @@ func history(dir string) error {
 		if err := errors.Join(health, checkAudit(srv, srv.AuditHead())); err != nil {
 			done.Health = err.Error()
 		}
-		if err := say(done); err != nil {
+		if err := report(done); err != nil {
 			return err
 		}
-		if done.stopped() && os.Getenv(historyRestart) != "" {
+		if done.needsRestart() && os.Getenv(historyRestart) != "" {
 			if err := srv.Close(); err != nil {
 				return err
 			}

@@ -33,7 +33,7 @@ func loadKeys(tx *bbolt.Tx) (keys.Saved, error) {
 			return err
 		}
 		if r.ID != id {
-			return fmt.Errorf("record %s %q says that it is %q: %w", keyBucket, id, r.ID, errdefs.ErrDataLoss)
+			return fmt.Errorf("record %s %q has the id %q: %w", keyBucket, id, r.ID, errdefs.ErrDataLoss)
 		}
 		saved.Records = append(saved.Records, r)
 		return nil
@@ -53,7 +53,7 @@ func loadKeys(tx *bbolt.Tx) (keys.Saved, error) {
 	return saved, getMeta(tx, latestKey, &saved.Latest)
 }
 
-// CommitKeys implements keys.Store. If the disk does not take the change, that is errdefs.ErrUnavailable.
+// CommitKeys implements keys.Store. It returns errdefs.ErrUnavailable if the change cannot be written to the disk.
 func (s *Store) CommitKeys(c keys.Change) error {
 	records := make([]record, len(c.Put))
 	for i, r := range c.Put {
@@ -95,7 +95,7 @@ func (s *Store) SaveUsage(usage map[string]keys.Usage, latest time.Time) error {
 	return s.writes.update(func(change *change) error {
 		for _, r := range records {
 			if change.tx.Bucket(keyBucket).Get([]byte(r.id)) == nil {
-				continue
+				continue // the key was deleted
 			}
 			if err := change.put(r); err != nil {
 				return err

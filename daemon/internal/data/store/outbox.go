@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
@@ -13,19 +12,19 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// outboxLimit is how many lines of the audit log may wait for its file to be synced.
+// outboxLimit is the number of lines that the outbox may hold before the audit log's file must be synced.
 const outboxLimit = 512
 
-// logEnd is the end of the audit log as the store knows it.
+// logEnd is the end of the audit log according to the store.
 type logEnd struct {
 	audit.Head
-	// Size is that of the file up to there, in bytes.
+	// Size is the size of the file up to and including the last entry, in bytes.
 	Size int64 `json:"size"`
 }
 
-// outbox is the last lines of the audit log: those that its file may lose, or lack.
+// outbox holds the last lines of the audit log: the file may not have them yet, or may lose them in a power loss.
 type outbox struct {
-	before audit.Head // of the log without them
+	before audit.Head // the head of the log without the lines
 	lines  []byte
 	end    logEnd
 }
@@ -37,7 +36,7 @@ func readOutbox(tx *bbolt.Tx) (outbox, error) {
 	}
 	b := tx.Bucket(outboxBucket)
 	if b == nil {
-		return outbox{}, fmt.Errorf("bucket %s is gone: %w", outboxBucket, errdefs.ErrDataLoss)
+		return outbox{}, fmt.Errorf("bucket %s is missing: %w", outboxBucket, errdefs.ErrDataLoss)
 	}
 	o := outbox{before: end.Head, end: end}
 	head := end.Head
@@ -51,7 +50,7 @@ func readOutbox(tx *bbolt.Tx) (outbox, error) {
 			head, err = head.Follow(e)
 		}
 		if err == nil && !bytes.Equal(key, outboxKey(e.Seq)) {
-			err = errors.New("it has another number")
+			err = fmt.Errorf("it has the number %d", e.Seq)
 		}
 		if err != nil {
 			return fmt.Errorf("audit entry %x: %w: %w", key, err, errdefs.ErrDataLoss)
@@ -75,8 +74,8 @@ func emptyOutbox(tx *bbolt.Tx) error {
 	return err
 }
 
-// log adds events to the audit log. The caller commits, and then has the lines written to l, which is ready.
-func (c *change) log(l *auditLog, events []audit.Event) (lines []byte, end logEnd, err error) {
+// addEvents adds events to the outbox. l must be ready. After the commit, the caller must write the returned lines to l.
+func (c *change) addEvents(l *auditLog, events []audit.Event) (lines []byte, end logEnd, err error) {
 	if err := getMeta(c.tx, logEndKey, &end); err != nil {
 		return nil, end, err
 	}
@@ -90,7 +89,7 @@ func (c *change) log(l *auditLog, events []audit.Event) (lines []byte, end logEn
 		}
 		b = c.tx.Bucket(outboxBucket)
 	}
-	b.FillPercent = 1 // lines come in order
+	b.FillPercent = 1 // keys are appended in order, so full pages need no space for later inserts
 	at := time.Now()
 	for _, e := range events {
 		line, head, err := end.Append(at, e)

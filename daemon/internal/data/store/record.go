@@ -12,11 +12,12 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// sumSize is the length of the checksum before each value. A disk may give back something else than what
-// was written to it; bbolt would pass it on.
+// sumSize is the length in bytes of the checksum before each value. bbolt does not notice if a disk returns other data
+// than was written.
 const sumSize = 8
 
-// checksum covers the place of a value, too: it is good nowhere else.
+// checksum returns the checksum of a value. It includes the bucket and the id, so that a value is not valid in another
+// place.
 func checksum(bucket []byte, id string, value []byte) uint64 {
 	sum := sha256.Sum256(slices.Concat(bucket, []byte{0}, []byte(id), []byte{0}, value))
 	return sumOf(sum[:])
@@ -34,12 +35,12 @@ func unseal(bucket []byte, id string, sealed []byte) (value []byte, sum uint64, 
 			return value, sum, nil
 		}
 	}
-	return nil, 0, fmt.Errorf("record %s %q is not what was written: %w", bucket, id, errdefs.ErrDataLoss)
+	return nil, 0, fmt.Errorf("record %s %q has a wrong checksum: %w", bucket, id, errdefs.ErrDataLoss)
 }
 
 func sumOf(sealed []byte) uint64 { return binary.BigEndian.Uint64(sealed) }
 
-// record is a record as it lies in its bucket.
+// record is a record as its bucket stores it: sealed is the checksum followed by the JSON value.
 type record struct {
 	bucket []byte
 	id     string
@@ -48,7 +49,7 @@ type record struct {
 
 func encode(bucket []byte, id string, content any) (record, error) {
 	if id == "" {
-		return record{}, fmt.Errorf("%s: record without an id: %w", bucket, errdefs.ErrInvalidArgument)
+		return record{}, fmt.Errorf("encode %s: record has no id: %w", bucket, errdefs.ErrInvalidArgument)
 	}
 	value, err := json.Marshal(content)
 	if err != nil {
@@ -57,7 +58,8 @@ func encode(bucket []byte, id string, content any) (record, error) {
 	return record{bucket: bucket, id: id, sealed: seal(bucket, id, value)}, nil
 }
 
-// decode is strict: what is not as we write it is errdefs.ErrDataLoss.
+// decode unmarshals the JSON of a record into content. It returns errdefs.ErrDataLoss if the JSON is invalid or has
+// unknown members.
 func decode(bucket []byte, id string, value []byte, content any) error {
 	if err := json.Unmarshal(value, content, json.RejectUnknownMembers(true)); err != nil {
 		return fmt.Errorf("record %s %q is damaged: %w: %w", bucket, id, err, errdefs.ErrDataLoss)
@@ -65,8 +67,8 @@ func decode(bucket []byte, id string, value []byte, content any) error {
 	return nil
 }
 
-// tally is how many records a bucket holds, and the sum of their checksums. It tells that a record is
-// gone, or that an earlier version of it is back.
+// tally holds the number of records in a bucket and the sum of their checksums. It reveals that a record is missing or
+// was replaced by an earlier version of itself.
 type tally struct {
 	Count uint64 `json:"count"`
 	Sum   uint64 `json:"sum"`
@@ -77,7 +79,7 @@ func (t *tally) remove(sum uint64) { t.Count, t.Sum = t.Count-1, t.Sum-sum }
 
 func tallyKey(bucket []byte) string { return "tally/" + string(bucket) }
 
-// change is a write transaction. It keeps the tallies of the buckets that it changes.
+// change is a write transaction. It updates the tallies of the buckets that it changes.
 type change struct {
 	tx      *bbolt.Tx
 	tallies map[string]*tally
@@ -85,7 +87,7 @@ type change struct {
 
 func newChange(tx *bbolt.Tx) *change { return &change{tx: tx, tallies: make(map[string]*tally)} }
 
-// put adds a record or replaces that of the same id.
+// put adds a record, or replaces the one with the same id.
 func (c *change) put(r record) error {
 	b, t, err := c.bucket(r.bucket)
 	if err != nil {
@@ -98,7 +100,7 @@ func (c *change) put(r record) error {
 	return b.Put([]byte(r.id), r.sealed)
 }
 
-// delete removes a record. An unknown id is no error.
+// delete removes a record, if it exists.
 func (c *change) delete(bucket []byte, id string) error {
 	b, t, err := c.bucket(bucket)
 	if err != nil {
@@ -125,7 +127,7 @@ func (c *change) bucket(name []byte) (*bbolt.Bucket, *tally, error) {
 	return b, t, nil
 }
 
-// finish must come last.
+// finish stores the changed tallies. It must be the last call before the commit.
 func (c *change) finish() error {
 	for bucket, t := range c.tallies {
 		if err := c.putMeta(tallyKey([]byte(bucket)), t); err != nil {
@@ -151,11 +153,11 @@ func getMeta(tx *bbolt.Tx, key string, content any) error {
 	return decode(metaBucket, key, value, content)
 }
 
-// each calls fn with every record of a bucket. It fails unless they are all that was written.
+// each calls fn with every record of a bucket. It returns errdefs.ErrDataLoss if a checksum or the tally is wrong.
 func each(tx *bbolt.Tx, bucket []byte, fn func(id string, value []byte) error) error {
 	b := tx.Bucket(bucket)
 	if b == nil {
-		return fmt.Errorf("bucket %s is gone: %w", bucket, errdefs.ErrDataLoss)
+		return fmt.Errorf("bucket %s is missing: %w", bucket, errdefs.ErrDataLoss)
 	}
 	var want, found tally
 	if err := getMeta(tx, tallyKey(bucket), &want); err != nil {
@@ -170,15 +172,15 @@ func each(tx *bbolt.Tx, bucket []byte, fn func(id string, value []byte) error) e
 		return fn(string(key), value)
 	})
 	if err == nil && found != want {
-		err = fmt.Errorf("bucket %s holds %d records, which are not the %d that were written: %w",
+		err = fmt.Errorf("bucket %s has %d records, which differ from the %d that were written: %w",
 			bucket, found.Count, want.Count, errdefs.ErrDataLoss)
 	}
 	return err
 }
 
-// check reads everything once, so that damage is found at the start and not at the first request.
+// check reads the whole store, so that damage is found at startup and not by the first request.
 func check(tx *bbolt.Tx) error {
-	err := tx.ForEach(func(name []byte, _ *bbolt.Bucket) error { return known("bucket", name, buckets) })
+	err := tx.ForEach(func(name []byte, _ *bbolt.Bucket) error { return checkKnown("bucket", name, buckets) })
 	if err != nil {
 		return err
 	}
@@ -187,7 +189,7 @@ func check(tx *bbolt.Tx) error {
 		if bytes.Equal(key, schemaKey) {
 			return nil
 		}
-		if err := known("value", key, meta); err != nil {
+		if err := checkKnown("value", key, meta); err != nil {
 			return err
 		}
 		_, _, err := unseal(metaBucket, string(key), sealed)
@@ -205,11 +207,11 @@ func check(tx *bbolt.Tx) error {
 	return err
 }
 
-func known(what string, name []byte, all [][]byte) error {
-	for _, one := range all {
-		if bytes.Equal(one, name) {
+func checkKnown(what string, name []byte, known [][]byte) error {
+	for _, k := range known {
+		if bytes.Equal(k, name) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s %q is not ours: %w", what, name, errdefs.ErrDataLoss)
+	return fmt.Errorf("unknown %s %q: %w", what, name, errdefs.ErrDataLoss)
 }

@@ -35,7 +35,7 @@ func (s *Store) Sandboxes() ([]sandbox.Record, error) {
 				return err
 			}
 			if r.ID != id {
-				return fmt.Errorf("record %s %q says that it is %q: %w", sandboxBucket, id, r.ID, errdefs.ErrDataLoss)
+				return fmt.Errorf("record %s %q has the id %q: %w", sandboxBucket, id, r.ID, errdefs.ErrDataLoss)
 			}
 			records = append(records, r)
 			return nil

@@ -20,14 +20,14 @@ var (
 	outboxBucket  = []byte("outbox")
 
 	buckets = [][]byte{metaBucket, keyBucket, usageBucket, sandboxBucket, outboxBucket}
-	// recordBuckets are those whose values carry checksums and whose contents are tallied.
+	// recordBuckets are the buckets whose values have checksums and which have a tally.
 	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket}
 
-	// schemaKey is the one value without a checksum: every version must understand it.
+	// schemaKey names the schema version, the only value without a checksum: every version must be able to read it.
 	schemaKey = []byte("schema")
 )
 
-// What the meta bucket holds beside the schema.
+// Keys of the meta bucket besides schemaKey and the tallies.
 const (
 	latestKey = "latest" // the latest time that the server is known to have seen
 	logEndKey = "audit"  // the logEnd
@@ -41,8 +41,9 @@ func metaKeys() [][]byte {
 	return keys
 }
 
-// migrations lead from one schema version to the next; the version is how many were applied. What was
-// released is never changed, only added to. Each has a fixture of the schema before it in testdata.
+// migrations lead from one schema version to the next. The schema version is the number of migrations that were
+// applied. Never change a migration that was released, only append new ones. For each, testdata has a fixture of the
+// schema before it.
 var migrations = []func(*bbolt.Tx) error{
 	func(tx *bbolt.Tx) error { return createBuckets(tx, "keys", "sandboxes") },
 	migrateTo2,
@@ -59,7 +60,7 @@ func migrate(db *bbolt.DB) error {
 	case err != nil:
 		return err
 	case version > len(migrations):
-		return fmt.Errorf("it was written by a newer msbd (schema %d, this one knows %d): install that version again: %w",
+		return fmt.Errorf("it was written by a newer msbd (schema %d, this version supports up to %d): install the newer version again: %w",
 			version, len(migrations), errdefs.ErrFailedPrecondition)
 	case version == len(migrations):
 		return nil
@@ -78,18 +79,18 @@ func migrate(db *bbolt.DB) error {
 	})
 }
 
-// schemaVersion is 0 for a store that was just made.
+// schemaVersion returns the schema version of the store, 0 for an empty one.
 func schemaVersion(tx *bbolt.Tx) (int, error) {
 	meta := tx.Bucket(metaBucket)
 	if meta == nil {
 		if name, _ := tx.Cursor().First(); name != nil {
-			return 0, fmt.Errorf("it holds %q but no schema version: %w", name, errdefs.ErrDataLoss)
+			return 0, fmt.Errorf("it has a bucket %q but no schema version: %w", name, errdefs.ErrDataLoss)
 		}
 		return 0, nil
 	}
 	version, err := strconv.Atoi(string(meta.Get(schemaKey)))
 	if err != nil || version < 1 {
-		return 0, fmt.Errorf("schema version %q: %w", meta.Get(schemaKey), errdefs.ErrDataLoss)
+		return 0, fmt.Errorf("invalid schema version %q: %w", meta.Get(schemaKey), errdefs.ErrDataLoss)
 	}
 	return version, nil
 }
@@ -97,13 +98,13 @@ func schemaVersion(tx *bbolt.Tx) (int, error) {
 func createBuckets(tx *bbolt.Tx, names ...string) error {
 	for _, name := range names {
 		if _, err := tx.CreateBucket([]byte(name)); err != nil {
-			return fmt.Errorf("make bucket %s: %w: %w", name, err, errdefs.ErrDataLoss)
+			return fmt.Errorf("create bucket %s: %w: %w", name, err, errdefs.ErrDataLoss)
 		}
 	}
 	return nil
 }
 
-// keyV1 and keyV2 are a key as schema 1 and schema 2 hold it, whatever becomes of keys.Record.
+// keyV1 and keyV2 are the key records of schema 1 and schema 2. They stay as they are when keys.Record changes.
 type keyV1 struct {
 	ID           string    `json:"id"`
 	Namespace    string    `json:"namespace,omitempty"`
@@ -127,8 +128,8 @@ type keyV2 struct {
 	Revocation   string    `json:"revocation,omitempty"`
 }
 
-// migrateTo2 gives keys a list of namespaces and a way in which they were revoked, every record a
-// checksum, and the store the usage of keys and an audit log.
+// migrateTo2 turns each key's namespace into a list and records how the key was revoked. It adds a checksum to every
+// record, the bucket for the usage of keys, and the audit log.
 func migrateTo2(tx *bbolt.Tx) error {
 	if err := createBuckets(tx, "usage", "outbox"); err != nil {
 		return err
@@ -151,7 +152,7 @@ func migrateTo2(tx *bbolt.Tx) error {
 			return nil, err
 		}
 		if v1.ID != id {
-			return nil, fmt.Errorf("record keys %q says that it is %q: %w", id, v1.ID, errdefs.ErrDataLoss)
+			return nil, fmt.Errorf("record keys %q has the id %q: %w", id, v1.ID, errdefs.ErrDataLoss)
 		}
 		v2 := keyV2{
 			ID: v1.ID, Scopes: v1.Scopes, CreatedAt: v1.CreatedAt, CreatedBy: v1.CreatedBy,
@@ -161,7 +162,7 @@ func migrateTo2(tx *bbolt.Tx) error {
 			v2.Namespaces = []string{v1.Namespace}
 		}
 		if !v1.RevokedAt.IsZero() {
-			v2.Revocation = "reset" // there was no other way
+			v2.Revocation = "reset" // schema 1 had no other way to revoke a key
 		}
 		return json.Marshal(v2)
 	})
@@ -180,11 +181,11 @@ func migrateTo2(tx *bbolt.Tx) error {
 	return c.finish()
 }
 
-// replaceAll puts a record with a checksum in place of each value of a bucket, which has none.
+// replaceAll replaces every value of a bucket, which has no checksum, by the record that replace returns, with one.
 func replaceAll(c *change, bucket string, replace func(id string, old []byte) ([]byte, error)) error {
 	b := c.tx.Bucket([]byte(bucket))
 	if b == nil {
-		return fmt.Errorf("bucket %s is gone: %w", bucket, errdefs.ErrDataLoss)
+		return fmt.Errorf("bucket %s is missing: %w", bucket, errdefs.ErrDataLoss)
 	}
 	records := make(map[string][]byte)
 	err := b.ForEach(func(key, old []byte) error {

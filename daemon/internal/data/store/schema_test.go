@@ -19,7 +19,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// schema1 is a state directory as the first release left it, and the API keys in it by what they are.
+// schema1 returns the files of a state directory of the first release, and the API keys in it by their description.
 func schema1(t testing.TB) (files map[string][]byte, tokens map[string]string) {
 	t.Helper()
 	files, tokens = map[string][]byte{}, map[string]string{}
@@ -33,17 +33,17 @@ func schema1(t testing.TB) (files map[string][]byte, tokens map[string]string) {
 			continue
 		}
 		for line := range strings.Lines(string(content)) {
-			what, key, _ := strings.Cut(strings.TrimSpace(line), " ")
-			tokens[what] = key
+			description, key, _ := strings.Cut(strings.TrimSpace(line), " ")
+			tokens[description] = key
 		}
 	}
 	if len(tokens) != 5 {
-		t.Fatalf("the fixture has %d keys", len(tokens))
+		t.Fatalf("the fixture has %d keys, want 5", len(tokens))
 	}
 	return files, tokens
 }
 
-// Whoever upgrades keeps every key, and every key that was refused stays refused.
+// After an upgrade from schema 1, every live key is still accepted, and every refused key is still refused.
 func TestSchema1(t *testing.T) {
 	t.Parallel()
 	files, tokens := schema1(t)
@@ -52,22 +52,22 @@ func TestSchema1(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFiles(t, dir, files)
-	for range 2 { // the second finds the new schema
+	for range 2 { // the second start finds the new schema
 		srv := mustStart(t, dir)
 		accepted := map[string]keys.Principal{}
-		for what, key := range tokens {
+		for description, key := range tokens {
 			if p, err := srv.verifier.Verify(key, netip.Addr{}); err == nil {
-				accepted[what] = p
+				accepted[description] = p
 			}
 		}
 		if diff := cmp.Diff([]string{"live-expiring", "live-global", "live-namespace"}, slices.Sorted(maps.Keys(accepted))); diff != "" {
 			t.Error(diff)
 		}
 		if p := accepted["live-namespace"]; len(p.Namespaces) != 1 || p.Allows("default") {
-			t.Errorf("the key of one namespace may act in %v", p.Namespaces)
+			t.Errorf("the key of one namespace is valid in %v", p.Namespaces)
 		}
 		if p := accepted["live-global"]; !p.Allows("default") || !p.Has(keys.ScopeStart) {
-			t.Error("the key of every namespace may not act in one")
+			t.Error("the key of every namespace is not valid in the default one")
 		}
 		all, _, err := srv.issuer.List(keys.Filter{}, "", 100)
 		if err != nil {
@@ -76,19 +76,19 @@ func TestSchema1(t *testing.T) {
 		states := map[keys.Revocation]int{}
 		for _, k := range all {
 			if k.RevokedAt.IsZero() != (k.Revocation == "") {
-				t.Errorf("key %s was revoked at %v as %q", k.ID, k.RevokedAt, k.Revocation)
+				t.Errorf("key %s: revoked at %v, revocation %q, want both or neither", k.ID, k.RevokedAt, k.Revocation)
 			}
 			states[k.Revocation]++
 		}
 		if diff := cmp.Diff(map[keys.Revocation]int{"": 4, keys.ByReset: 1}, states); diff != "" {
 			t.Error(diff)
 		}
-		boxes, err := srv.Sandboxes()
+		sandboxes, err := srv.Sandboxes()
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, r := range boxes {
+		for _, r := range sandboxes {
 			got = append(got, fmt.Sprint(r.Name, " ", r.Config.Image, " ", r.State, " ", r.Config.MemoryMiB))
 		}
 		want := []string{"default/box0 microsandbox/python running 512", "default/box1 microsandbox/python failed 512"}
@@ -104,9 +104,9 @@ func TestSchema1(t *testing.T) {
 	}
 }
 
-// writeFixture makes a state directory as this version leaves it, with tokens.txt: lines of what a key is,
-// and the key. Before a release, run it and commit what it wrote; the release after it adds a test like
-// the one above, and changes nothing of it:
+// writeFixture writes a state directory of the current version to dir. It adds a file tokens.txt; each line has the
+// description of a key and the key. Before a release, run it and commit the files. The next release adds a test like the
+// one above for them and never changes the files. The command is:
 //
 //	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema2 go test -count=1 ./daemon/internal/data/store
 func writeFixture(dir string) error {
@@ -116,10 +116,10 @@ func writeFixture(dir string) error {
 		return err
 	}
 	var tokens strings.Builder
-	issue := func(what string, req keys.IssueRequest) {
+	issue := func(description string, req keys.IssueRequest) {
 		secret, _, issued := srv.issuer.Issue(ctx, req)
 		err = errors.Join(err, issued)
-		fmt.Fprintln(&tokens, what, secret.Reveal())
+		fmt.Fprintln(&tokens, description, secret.Reveal())
 	}
 	done := func(_ any, failed error) { err = errors.Join(err, failed) }
 	issue("reset", keys.IssueRequest{})
@@ -139,11 +139,11 @@ func writeFixture(dir string) error {
 		usage[key.ID] = keys.Usage{Requests: uint64(i), LastUsedAt: time.Now().UTC(), LastUsedFrom: netip.MustParseAddr("192.0.2.1")}
 	}
 	done(nil, srv.SaveUsage(usage, time.Now().UTC()))
-	for i, is := range []sandbox.State{sandbox.Running, sandbox.Failed} {
+	for i, state := range []sandbox.State{sandbox.Running, sandbox.Failed} {
 		id := fmt.Sprint("box", i)
 		name := sandbox.Name{Namespace: sandbox.DefaultNamespace, Name: id}
 		cfg := sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512}
-		done(nil, srv.PutSandbox(sandbox.Record{ID: id, Name: name, Config: cfg, State: is, CreatedAt: time.Now().UTC()}))
+		done(nil, srv.PutSandbox(sandbox.Record{ID: id, Name: name, Config: cfg, State: state, CreatedAt: time.Now().UTC()}))
 	}
 	done(nil, os.WriteFile(filepath.Join(dir, "tokens.txt"), []byte(tokens.String()), 0o600))
 	return errors.Join(err, srv.Close(), os.Remove(filepath.Join(dir, "msbd.lock")))

@@ -11,8 +11,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// OpenSnapshot returns the store as it is at this moment, to be copied at leisure: ReadKeys understands what
-// is written. Changes go on until Close, but what takes long should not hold it: a store that must grow waits.
+// OpenSnapshot returns the current content of the store for copying. ReadKeys can read the copy. Writes can continue
+// while the snapshot is open, but close it soon: a write that must grow the file waits for Close.
 func (s *Store) OpenSnapshot() (interface {
 	io.WriterTo
 	io.Closer
@@ -36,9 +36,9 @@ func (s snapshot) WriteTo(w io.Writer) (int64, error) {
 
 func (s snapshot) Close() error { return s.tx.Rollback() }
 
-// ReadKeys reads the keys of a Snapshot, of this or an earlier schema, in a file that is its own. The
-// file may be changed. A damaged one is errdefs.ErrDataLoss, one of a newer schema
-// errdefs.ErrFailedPrecondition.
+// ReadKeys returns the keys in a copy of a store, of this or an earlier schema. It may change the file at path, which
+// no one else may use meanwhile. It returns errdefs.ErrDataLoss if the file is damaged, and
+// errdefs.ErrFailedPrecondition if its schema is newer.
 func ReadKeys(path string) (records []keys.Record, err error) {
 	db, _, err := openFile(path)
 	if err != nil {

@@ -1,10 +1,10 @@
-// Package store keeps what must outlive the daemon, except the signing key: the records of API keys and of
-// sandboxes, in one bbolt file, and the audit log. It implements the Store interfaces of the two domains.
+// Package store stores the state that must outlive the daemon, except the signing key. The records of API keys and
+// sandboxes are in one bbolt file, the audit log is in another file. Store implements keys.Store and sandbox.Store.
 //
-// A write that was acknowledged is on the disk, and so is what it logs. If the disk fails so that nobody
-// knows whether it has a write, that write is not acknowledged, every later write is refused, and the next
-// Open finds the write made or not. A full disk is no such failure: writes go on once there is room.
-// Every record carries a checksum, and nothing damaged is taken for good.
+// An acknowledged write is on the disk, and so are its audit entries. If a failing disk leaves it unknown whether a
+// write is on the disk, that write returns an error and every later write is refused; the next Open finds the write
+// either complete or absent. A full disk is a lesser failure: writes succeed again once there is space. Every record
+// has a checksum, so that damage is detected and damaged data is never used.
 package store
 
 import (
@@ -26,7 +26,8 @@ import (
 
 const (
 	fileName = "msb.db"
-	// openTimeout is for a backup tool that holds the file; another daemon is refused by the lock.
+	// openTimeout is how long to wait for a backup tool that holds the file. Another daemon is already refused
+	// by the lock of the state directory.
 	openTimeout = 2 * time.Second
 )
 
@@ -38,14 +39,13 @@ type Store struct {
 	writes *committer
 }
 
-// Open locks the state directory, making it if needed, and opens the store in it. A directory that
-// another process uses is errdefs.ErrFailedPrecondition, as is a store of a newer version; a damaged
-// one is errdefs.ErrDataLoss. Nothing is ever recreated in place of what cannot be read. A damaged audit
-// log does not keep the store from opening: see AuditProblem and Health. The main of the program must call
-// MaybeCheckChild.
+// Open locks the state directory, creating it if needed, and opens the store in it. It returns
+// errdefs.ErrFailedPrecondition if another process uses the directory or a newer version wrote the store, and
+// errdefs.ErrDataLoss if the store is damaged. Open never replaces a file that it cannot read. It succeeds even if the
+// audit log is damaged: see AuditProblem and Health. The program's main must call MaybeCheckChild.
 func Open(stateDir string) (_ *Store, err error) {
 	if err := durable.MkdirAll(stateDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make state directory: %w", err)
+		return nil, fmt.Errorf("create state directory: %w", err)
 	}
 	lock, err := lockDir(stateDir)
 	if err != nil {
@@ -53,7 +53,7 @@ func Open(stateDir string) (_ *Store, err error) {
 	}
 	path := filepath.Join(stateDir, fileName)
 	if err := create(path); err != nil {
-		return nil, errors.Join(fmt.Errorf("make store %s: %w", path, err), unlock(lock))
+		return nil, errors.Join(fmt.Errorf("create store %s: %w", path, err), unlock(lock))
 	}
 	db, fellBack, err := openFile(path)
 	if err != nil {
@@ -61,16 +61,17 @@ func Open(stateDir string) (_ *Store, err error) {
 	}
 	writes := newCommitter(db, filepath.Join(stateDir, logName))
 	if err := writes.log.begin(fellBack); err != nil {
-		err = fmt.Errorf("its last change is unreadable, and the audit log does not show that it was not acknowledged: %w", err)
+		err = fmt.Errorf("its last change is unreadable, and the audit log does not prove that the change was never acknowledged: %w", err)
 		return nil, errors.Join(damaged(path, err), writes.log.close(), db.Close(), unlock(lock))
 	}
 	return &Store{db: db, lock: lock, log: writes.log, writes: writes}, nil
 }
 
-// Close releases the state directory.
+// Close closes the store and unlocks the state directory.
 func (s *Store) Close() error { return errors.Join(s.db.Close(), s.log.close(), unlock(s.lock)) }
 
-// create makes a store, unless there is one. It appears whole.
+// create creates an empty store at path, unless a file exists there. It renames a complete file into place, so that a
+// crash leaves no partial store.
 func create(path string) error {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -92,15 +93,15 @@ func create(path string) error {
 	return durable.SyncDir(filepath.Dir(path))
 }
 
-// openFile opens a store that exists. If its last state was unreadable, so that the store is as it was
-// before the last change, fellBack is true.
+// openFile opens an existing store. fellBack reports whether its last state was unreadable, so that the store is as it
+// was before its last change.
 func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
 	if err = checkFile(path); err == nil {
 		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
 	}
 	switch _, isIO := errors.AsType[*fs.PathError](err); {
 	case errors.Is(err, bbolt.ErrTimeout):
-		return nil, false, fmt.Errorf("open store %s: another process holds it: %w", path, errdefs.ErrFailedPrecondition)
+		return nil, false, fmt.Errorf("open store %s: another process has locked it: %w", path, errdefs.ErrFailedPrecondition)
 	case isIO:
 		return nil, false, err
 	case err != nil:
@@ -121,22 +122,23 @@ func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
 	return db, fellBack, nil
 }
 
-// damaged says of an error that is errdefs.ErrDataLoss what to do about it.
+// damaged wraps an error of the store at path. If the error is errdefs.ErrDataLoss, it adds what to do about it.
 func damaged(path string, err error) error {
 	if !errdefs.IsDataLoss(err) {
 		return fmt.Errorf("open store %s: %w", path, err)
 	}
-	return fmt.Errorf("store %s is damaged (%w): put it back from a backup, or move it away to begin "+
+	return fmt.Errorf("store %s is damaged (%w): restore the file from a backup, or move it away to start "+
 		"without API keys: %w", path, err, errdefs.ErrDataLoss)
 }
 
-// unlock does not leave it to Close, after which a child that is just being forked still has the file.
+// unlock releases the lock explicitly: closing the file is not enough while a child process that is being forked
+// still has a copy of the descriptor.
 func unlock(lock *os.File) error {
 	return errors.Join(unix.Flock(int(lock.Fd()), unix.LOCK_UN), lock.Close())
 }
 
-// lockDir keeps a second daemon away. The lock is the kernel's: it goes with the process, however
-// that ends. The pid in the file is only for the message.
+// lockDir locks the state directory against a second daemon. The kernel releases the lock when the process ends, even
+// after a crash. The pid in the file is only for the error message.
 func lockDir(stateDir string) (*os.File, error) {
 	path := filepath.Join(stateDir, "msbd.lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)

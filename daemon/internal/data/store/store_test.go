@@ -48,7 +48,7 @@ func keyRecord(id string) keys.Record {
 	}
 }
 
-// addKey makes a key as the issuer does: with its line in the audit log.
+// addKey stores a key together with its audit event, as the issuer does.
 func addKey(s *Store, r keys.Record) error {
 	e := audit.Event{Action: audit.KeyCreate, Actor: audit.ActorUID(r.CreatedBy), Target: r.ID, Detail: map[string]string{"name": r.Name}}
 	return s.CommitKeys(keys.Change{Put: []keys.Record{r}, Events: []audit.Event{e}})
@@ -81,14 +81,14 @@ func TestBadRecordsAreRefused(t *testing.T) {
 		t.Errorf("an event that is too long: %v, want invalid argument", err)
 	}
 	if saved := loaded(t, s); len(saved.Records) != 0 || s.AuditHead() != (audit.Head{}) {
-		t.Errorf("something was changed: %v, %v", saved, s.AuditHead())
+		t.Errorf("a refused change was made: %v, %v", saved, s.AuditHead())
 	}
 	if err := s.Health(); err != nil {
-		t.Errorf("the caller's mistake is taken for the disk's: %v", err)
+		t.Errorf("Health reports the caller's mistake: %v", err)
 	}
 }
 
-func TestSecondOpenNamesTheFirst(t *testing.T) {
+func TestSecondOpenNamesTheProcess(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir)
@@ -144,7 +144,7 @@ func edit(t testing.TB, path string, change func(data []byte) []byte) {
 	}
 }
 
-// A damaged store is refused and stays as it is.
+// Open refuses a damaged store and does not change its file.
 func TestDamageIsRefused(t *testing.T) {
 	t.Parallel()
 	tx := func(damage func(tx *bbolt.Tx) error) func(t *testing.T, s *Store, path string) {
@@ -164,7 +164,7 @@ func TestDamageIsRefused(t *testing.T) {
 	get := func(tx *bbolt.Tx, bucket []byte, key string) []byte {
 		return slices.Clone(tx.Bucket(bucket).Get([]byte(key)))
 	}
-	// pages changes every page of a type: 1 is a branch, 2 a leaf, 16 the list of free pages.
+	// pages changes every page of a type: 1 is a branch, 2 is a leaf, 16 is the list of free pages.
 	pages := func(flags uint16, change func(page []byte)) func(t *testing.T, s *Store, path string) {
 		return file(func(d []byte) []byte {
 			for page := range slices.Chunk(d, os.Getpagesize()) {
@@ -182,10 +182,10 @@ func TestDamageIsRefused(t *testing.T) {
 		"one free page too many": pages(16, func(page []byte) {
 			binary.NativeEndian.PutUint16(page[10:], binary.NativeEndian.Uint16(page[10:])+1)
 		}),
-		"endless page":                pages(2, set(12, 1<<31)),
-		"endless key of a leaf":       pages(2, set(16+8, 1<<22)),
-		"endless value":               pages(2, set(16+12, 1<<22)),
-		"endless key of a branch":     pages(1, set(16+4, 1<<22)),
+		"page too long":               pages(2, set(12, 1<<31)),
+		"key of a leaf too long":      pages(2, set(16+8, 1<<22)),
+		"value too long":              pages(2, set(16+12, 1<<22)),
+		"key of a branch too long":    pages(1, set(16+4, 1<<22)),
 		"empty key of a branch":       pages(1, set(16+4, 0)),
 		"key of a branch in a header": pages(1, set(16, 0)),
 		"record without checksum":     put(keyBucket, "key-1", []byte(`{"id":"key-1"}`)),
@@ -211,27 +211,27 @@ func TestDamageIsRefused(t *testing.T) {
 			commit(t, s, keys.Change{Put: []keys.Record{revoked}})
 			put(keyBucket, "key-1", before)(t, s, path)
 		},
-		"record gone":     tx(func(tx *bbolt.Tx) error { return tx.Bucket(keyBucket).Delete([]byte("key-1")) }),
-		"clock changed":   put(metaBucket, latestKey, []byte(`"2026-01-02T03:04:05Z"`)),
-		"something else":  put(metaBucket, "lauest", []byte("x")),
-		"another bucket":  tx(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket([]byte("other")); return err }),
-		"bucket gone":     tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(sandboxBucket) }),
-		"outbox gone":     tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(outboxBucket) }),
-		"audit line gone": tx(func(tx *bbolt.Tx) error { return tx.Bucket(outboxBucket).Delete(outboxKey(200)) }),
+		"record missing":     tx(func(tx *bbolt.Tx) error { return tx.Bucket(keyBucket).Delete([]byte("key-1")) }),
+		"clock changed":      put(metaBucket, latestKey, []byte(`"2026-01-02T03:04:05Z"`)),
+		"unknown value":      put(metaBucket, "lauest", []byte("x")),
+		"unknown bucket":     tx(func(tx *bbolt.Tx) error { _, err := tx.CreateBucket([]byte("other")); return err }),
+		"bucket missing":     tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(sandboxBucket) }),
+		"outbox missing":     tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(outboxBucket) }),
+		"audit line missing": tx(func(tx *bbolt.Tx) error { return tx.Bucket(outboxBucket).Delete(outboxKey(200)) }),
 		"audit line changed": tx(func(tx *bbolt.Tx) error {
 			line := get(tx, outboxBucket, string(outboxKey(7)))
 			return tx.Bucket(outboxBucket).Put(outboxKey(7), bytes.Replace(line, []byte("1000"), []byte("1001"), 1))
 		}),
-		"no schema version":        tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(metaBucket) }),
-		"damaged schema version":   put(metaBucket, string(schemaKey), []byte("two")),
-		"earlier schema version":   put(metaBucket, string(schemaKey), []byte("1")),
-		"empty file":               file(func([]byte) []byte { return nil }),
-		"garbage":                  file(func(d []byte) []byte { return []byte(strings.Repeat("garbage!", len(d)/8)) }),
-		"truncated":                file(func(d []byte) []byte { return d[:3*os.Getpagesize()] }),
-		"truncated within a page":  file(func(d []byte) []byte { return d[:2*os.Getpagesize()+100] }),
-		"zeroed pages":             file(func(d []byte) []byte { clear(d[2*os.Getpagesize():]); return d }),
-		"both states zeroed":       file(func(d []byte) []byte { clear(d[:2*os.Getpagesize()]); return d }),
-		"text in front of the end": file(func(d []byte) []byte { return append([]byte("hello\n"), d...) }),
+		"no schema version":       tx(func(tx *bbolt.Tx) error { return tx.DeleteBucket(metaBucket) }),
+		"damaged schema version":  put(metaBucket, string(schemaKey), []byte("two")),
+		"earlier schema version":  put(metaBucket, string(schemaKey), []byte("1")),
+		"empty file":              file(func([]byte) []byte { return nil }),
+		"garbage":                 file(func(d []byte) []byte { return []byte(strings.Repeat("garbage!", len(d)/8)) }),
+		"truncated":               file(func(d []byte) []byte { return d[:3*os.Getpagesize()] }),
+		"truncated within a page": file(func(d []byte) []byte { return d[:2*os.Getpagesize()+100] }),
+		"zeroed pages":            file(func(d []byte) []byte { clear(d[2*os.Getpagesize():]); return d }),
+		"both states zeroed":      file(func(d []byte) []byte { clear(d[:2*os.Getpagesize()]); return d }),
+		"text before the content": file(func(d []byte) []byte { return append([]byte("hello\n"), d...) }),
 	}
 	for name, damage := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -289,7 +289,7 @@ func TestSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	deleted := make(chan error)
-	go func() { deleted <- s.CommitKeys(keys.Change{Delete: []string{"a", "b"}}) }() // is not in it
+	go func() { deleted <- s.CommitKeys(keys.Change{Delete: []string{"a", "b"}}) }() // must not affect the snapshot
 	if _, err := snapshot.WriteTo(f); err != nil {
 		t.Fatal(err)
 	}
@@ -305,9 +305,9 @@ func TestSnapshot(t *testing.T) {
 	}
 	edit(t, path, func(d []byte) []byte { return d[:len(d)-1] })
 	if _, err := ReadKeys(path); !errdefs.IsDataLoss(err) {
-		t.Errorf("ReadKeys of a file that was cut off: %v, want data loss", err)
+		t.Errorf("ReadKeys of a truncated file: %v, want data loss", err)
 	}
 	if _, err := ReadKeys(path + "-not-there"); !os.IsNotExist(err) {
-		t.Errorf("ReadKeys of no file: %v", err)
+		t.Errorf("ReadKeys of a missing file: %v, want not exist", err)
 	}
 }

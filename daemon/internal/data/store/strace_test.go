@@ -15,13 +15,13 @@ import (
 	"testing"
 )
 
-// call is a system call that a traced program finished.
+// call is a completed system call of a traced program.
 type call struct {
 	thread string
 	name   string
 	args   []string
 	result int64
-	// injected: strace made it fail.
+	// injected is set if strace made the call fail.
 	injected bool
 }
 
@@ -31,12 +31,13 @@ var (
 	resumedRE = regexp.MustCompile(`^<\.\.\. \w+ resumed>(.*)$`)
 )
 
-// checkerComm is what the kernel calls the process that checks a store's file: it executes /proc/self/exe.
+// checkerComm is the command name in the kernel of the process that checks a store's file, which executes
+// /proc/self/exe.
 const checkerComm = "exe"
 
-// trace runs cmd under strace with options beside those that it needs, and returns what cmd printed and
-// the calls that write, in the order in which they ended, but not those of the process that checks a store's
-// file, which only reads. cmd runs under a tracer or the test fails.
+// trace runs cmd under strace with additional options. It returns the standard output of cmd and the system calls that
+// open or change files, in the order in which they ended. It omits the calls of the process that checks a store's file,
+// which only reads. If strace cannot trace, the test fails.
 func trace(t testing.TB, cmd *exec.Cmd, options ...string) (stdout []byte, calls []call) {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "strace.out")
@@ -52,14 +53,14 @@ func trace(t testing.TB, cmd *exec.Cmd, options ...string) (stdout []byte, calls
 	cmd.Stderr = &stderr
 	stdout, err = cmd.Output()
 	if err != nil {
-		t.Fatalf("run under strace, which must be allowed to trace here (ptrace): %v\n%s", err, stderr.String())
+		t.Fatalf("run under strace (allow ptrace if it is forbidden here): %v\n%s", err, stderr.String())
 	}
 	file, err := os.Open(out)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	begun := map[string]string{} // by thread: a call that has not ended
+	begun := map[string]string{} // the call that has not ended, by thread
 	lines := bufio.NewScanner(file)
 	for lines.Buffer(nil, 16<<20); lines.Scan(); {
 		line := lines.Text()
@@ -80,7 +81,7 @@ func trace(t testing.TB, cmd *exec.Cmd, options ...string) (stdout []byte, calls
 		}
 		m := callRE.FindStringSubmatch(line)
 		if m == nil {
-			continue // it ends with the process, or tells that a thread ended
+			continue // the process ended during the call, or the line reports the end of a thread
 		}
 		c := call{thread: thread[1], name: m[1]}
 		for _, arg := range strings.Split(m[2], ", ") {
@@ -101,7 +102,7 @@ func trace(t testing.TB, cmd *exec.Cmd, options ...string) (stdout []byte, calls
 	return stdout, calls
 }
 
-// unescape undoes -xx, and takes the quotes off.
+// unescape decodes the escapes that the option -xx causes and removes the quotes.
 func unescape(arg string) string {
 	b := make([]byte, 0, len(arg)/4)
 	for i := 0; i < len(arg); i++ {
@@ -119,7 +120,7 @@ func unescape(arg string) string {
 	return string(b)
 }
 
-// fd splits an argument as -y prints it: 3</path>.
+// fd splits the first argument, which the option -y prints as 3</path>.
 func (c call) fd(t testing.TB) (n int, path string) {
 	t.Helper()
 	number, path, _ := strings.Cut(c.args[0], "<")
@@ -134,7 +135,7 @@ func trimPath(path string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(path, "(deleted)"), ">")
 }
 
-// file is that in dir, or dir itself, which a call is about.
+// file returns the name of the file in dir that a call refers to, which may be dir itself.
 func (c call) file(dir string) (name string, ok bool) {
 	for _, arg := range c.args {
 		_, path, isFD := strings.Cut(arg, "<")
@@ -149,7 +150,7 @@ func (c call) file(dir string) (name string, ok bool) {
 	return "", false
 }
 
-// lines is how many lines a call wrote to the standard output.
+// lines returns the number of lines that a call wrote to the standard output.
 func (c call) lines() int {
 	if c.name != "write" || !strings.HasPrefix(c.args[0], "1<") {
 		return 0
@@ -166,12 +167,12 @@ func (c call) number(t testing.TB, arg int) int64 {
 	return n
 }
 
-// disk is a directory as a program sees it, and what of it would survive a power loss: what was synced,
-// and of the rest anything.
+// disk is a directory as a program sees it, together with what would survive a power loss: everything that was synced,
+// and any part of the rest.
 type disk struct {
 	dir   string
 	names map[string]*inode
-	// durable is names without the changes in pending.
+	// durable is like names, but without the changes in pending, which were not synced.
 	durable map[string]*inode
 	pending []func(names map[string]*inode)
 	open    map[int]*openFile
@@ -180,10 +181,10 @@ type disk struct {
 type inode struct {
 	content []byte
 	durable []byte
-	pending []update // what leads from durable to content
+	pending []update // the updates that lead from durable to content
 }
 
-// update writes data at an offset or, with none, sets the length.
+// update writes data at an offset. If data is nil, it sets the length of the file to at.
 type update struct {
 	at   int64
 	data []byte
@@ -204,12 +205,12 @@ func newDisk(dir string, files map[string][]byte) *disk {
 	return d
 }
 
-// apply makes what a call did. It returns whether that concerned the directory.
+// apply applies the effect of a call to d. It reports whether the call changed or synced a file of the directory.
 func (d *disk) apply(t testing.TB, c call) bool {
 	t.Helper()
 	if c.result < 0 {
 		if f := d.openFile(t, c); f != nil && strings.HasSuffix(c.name, "sync") {
-			f.pending = nil // the kernel gave them up, although they can still be read
+			f.pending = nil // the kernel does not write these updates again, although they can still be read
 		}
 		return false
 	}
@@ -283,7 +284,7 @@ func (d *disk) apply(t testing.TB, c call) bool {
 	return false
 }
 
-// openFile is what a call's first argument is, if that is a file of the directory.
+// openFile returns the file of the directory that is the first argument of a call, or nil.
 func (d *disk) openFile(t testing.TB, c call) *openFile {
 	t.Helper()
 	switch c.name {
@@ -294,7 +295,7 @@ func (d *disk) openFile(t testing.TB, c call) *openFile {
 	return nil
 }
 
-// name is that of a file right in the directory.
+// name returns the last element of path, and whether the path is directly in the directory.
 func (d *disk) name(path string) (string, bool) {
 	return filepath.Base(path), filepath.Dir(path) == d.dir
 }
@@ -323,18 +324,19 @@ func (u update) applied(b []byte) []byte {
 
 const sector = 512
 
-// image is what a power loss leaves: what was synced and, of the rest, all, nothing or, with a source of
-// chance, some: names as they were at one moment, and of each file any of its sectors.
-func (d *disk) image(all bool, chance *rand.Rand) map[string][]byte {
+// image returns a possible content of the directory after a power loss: everything that was synced and, of the rest,
+// all, nothing, or random parts if random is not nil. The random parts are the names as they were at one moment, and any
+// sectors of each file.
+func (d *disk) image(all bool, random *rand.Rand) map[string][]byte {
 	names := maps.Clone(d.durable)
-	some := 0
+	n := 0
 	switch {
 	case all:
-		some = len(d.pending)
-	case chance != nil:
-		some = chance.IntN(len(d.pending) + 1)
+		n = len(d.pending)
+	case random != nil:
+		n = random.IntN(len(d.pending) + 1)
 	}
-	for _, change := range d.pending[:some] {
+	for _, change := range d.pending[:n] {
 		change(names)
 	}
 	image := make(map[string][]byte, len(names))
@@ -342,26 +344,27 @@ func (d *disk) image(all bool, chance *rand.Rand) map[string][]byte {
 		switch {
 		case all:
 			image[name] = node.content
-		case chance == nil:
+		case random == nil:
 			image[name] = node.durable
 		default:
-			image[name] = node.torn(chance)
+			image[name] = node.torn(random)
 		}
 	}
 	return image
 }
 
-func (n *inode) torn(chance *rand.Rand) []byte {
+// torn returns the durable content with some of the pending updates: the first ones completely, then random sectors.
+func (n *inode) torn(random *rand.Rand) []byte {
 	b := bytes.Clone(n.durable)
-	whole := chance.IntN(len(n.pending) + 1) // these are there
+	complete := random.IntN(len(n.pending) + 1)
 	for i, u := range n.pending {
-		if i < whole || u.data == nil && chance.IntN(2) == 0 {
+		if i < complete || u.data == nil && random.IntN(2) == 0 {
 			b = u.applied(b)
 			continue
 		}
 		for at := u.at; at < u.at+int64(len(u.data)); {
 			next := min(at/sector*sector+sector, u.at+int64(len(u.data)))
-			if chance.IntN(2) == 0 {
+			if random.IntN(2) == 0 {
 				b = update{at, u.data[at-u.at : next-u.at]}.applied(b)
 			}
 			at = next
@@ -370,7 +373,7 @@ func (n *inode) torn(chance *rand.Rand) []byte {
 	return b
 }
 
-// writeFiles puts an image into an empty directory.
+// writeFiles writes the files of an image to an empty directory.
 func writeFiles(t testing.TB, dir string, image map[string][]byte) {
 	t.Helper()
 	for name, content := range image {

@@ -1,6 +1,5 @@
-// Package config is what an administrator can set of msbd, from four sources: flags override the environment, which
-// overrides a file, which overrides the defaults. Package daemon reads the result; nothing else knows where a value came
-// from.
+// Package config reads the settings of msbd from four sources: flags override the environment, which overrides a file,
+// which overrides the defaults. Package daemon uses the result. No other package knows which source a value came from.
 package config
 
 import (
@@ -23,67 +22,74 @@ import (
 
 // Config is a validated configuration.
 type Config struct {
-	// Version of the program, for status; not a setting.
+	// Version is the version of the program, for its status. It is not a setting.
 	Version string
 
-	// StateDir outlives a reboot: store, keyring, containerd's root.
+	// StateDir is the directory for data that must survive a reboot: the store, the keyring, containerd's root.
 	StateDir string
-	// RunDir does not: sockets and what belongs to running microVMs.
+	// RunDir is the directory for data that need not survive a reboot: sockets and the files of running microVMs.
 	RunDir string
-	// LibDir holds the programs and guest files that msbd needs; empty: found beside the executable.
+	// LibDir has the programs and guest files that msbd needs. If it is empty, they are beside the executable.
 	LibDir string
 
 	// Listen is the HTTP gateway's host:port.
 	Listen string
-	// Dev takes requests without a key; on loopback only.
+	// Dev accepts requests without a key, on loopback only.
 	Dev bool
 	// InsecureBehindProxy allows plaintext HTTP on an address that is not loopback.
 	InsecureBehindProxy bool
-	// TrustedProxies are the networks of proxies that say whom they ask for.
+	// TrustedProxies are the networks of the proxies whose X-Forwarded-For header is trusted.
 	TrustedProxies []netip.Prefix
-	// ResetKey replaces the signing key at the start.
+	// ResetKey replaces the signing key at startup.
 	ResetKey bool
 
-	// TLSCert and TLSKey are files of the gateway's certificate chain and its key.
+	// TLSCert and TLSKey are the files with the gateway's certificate chain and its private key.
 	TLSCert, TLSKey string
-	// TLSClientCA is a file of the CAs of which clients must show a certificate; empty: they need none.
+	// TLSClientCA is a file with the CAs that must have signed a client's certificate. If it is empty, clients need no
+	// certificate.
 	TLSClientCA string
-	// ACMEDomains are the names that a certificate is fetched for, separated by commas.
+	// ACMEDomains are the domain names to get a certificate for, separated by commas.
 	ACMEDomains string
-	// ACMEEmail is where the CA writes to; ACMEDirectory its address, if not Let's Encrypt's, and
-	// ACMEDirectoryCA a file of the CAs that vouch for that address, if not the host's.
-	ACMEEmail, ACMEDirectory, ACMEDirectoryCA string
+	// ACMEEmail is the contact address that is given to the ACME server.
+	ACMEEmail string
+	// ACMEDirectory is the URL of the ACME server's directory. If it is empty, Let's Encrypt is used.
+	ACMEDirectory string
+	// ACMEDirectoryCA is a file with the CAs that are trusted to sign the ACME server's certificate. If it is empty, the
+	// host's CAs are.
+	ACMEDirectoryCA string
 
-	// MaxConnections bounds the gateway's connections.
+	// MaxConnections is the maximum number of connections to the gateway.
 	MaxConnections int
-	// RequestsPerSecond bounds the calls of one API key; 0: nothing does.
+	// RequestsPerSecond is the maximum rate of calls with one API key; 0 means unlimited.
 	RequestsPerSecond float64
-	// Quota bounds each tenant namespace that Quotas does not name.
+	// Quota applies to each tenant namespace that is not in Quotas.
 	Quota Quota
-	// Quotas is of the file alone: its tables [namespace.NAME]. Where one leaves out a bound, that of
-	// Quota holds.
+	// Quotas are the quotas of single tenant namespaces. Only the file can set them, in its tables [namespace.NAME]. A
+	// limit that a table omits has the value of Quota.
 	Quotas map[string]Quota
 
-	// The size and image of a sandbox whose start names none, and the most that one may ask for.
+	// The image and size of a sandbox that is started without them, and the maximum size that a start may ask for.
 	DefaultImage     string
 	DefaultCPUs      int
 	DefaultMemoryMiB int
 	MaxCPUs          int
 	MaxMemoryMiB     int
-	// MaxRunTime is the longest time limit of a run.
+	// MaxRunTime is the maximum time limit of a run.
 	MaxRunTime time.Duration
 
 	// Hypervisor is "auto", "kata" (Kata's own driver) or "builtin" (msbd's hypervisor service).
 	Hypervisor string
 	// Accelerator is "auto", "kvm" or "tcg" (emulation).
 	Accelerator string
-	// KataConfig is a file of a Kata configuration of the host's own, with its guest; empty: msbd
-	// writes one for the built-in guest. KataShim is the path of a shim of the host's own; empty: the built-in one.
-	KataConfig, KataShim string
-	// QEMU and Virtiofsd are paths of programs; empty: found where distributions put them.
+	// KataConfig is the file of the host's own Kata configuration, which also names its guest. If it is empty, msbd
+	// writes a configuration for the built-in guest.
+	KataConfig string
+	// KataShim is the path of the host's own shim. If it is empty, the built-in shim is used.
+	KataShim string
+	// QEMU and Virtiofsd are the paths of programs. If empty, they are looked for where distributions install them.
 	QEMU      string
 	Virtiofsd string
-	// Containerd is the address of a containerd to use; empty: msbd runs a private one.
+	// Containerd is the address of a containerd to use. If it is empty, msbd runs a private one.
 	Containerd string
 
 	// LogLevel is "debug", "info", "warn" or "error".
@@ -92,19 +98,19 @@ type Config struct {
 	LogFormat string
 }
 
-// TLS says whether the gateway speaks HTTPS.
+// TLS reports whether the gateway serves HTTPS.
 func (c Config) TLS() bool { return c.TLSCert != "" || c.ACMEDomains != "" }
 
-// Domains are the names of ACMEDomains.
+// Domains returns the domain names in ACMEDomains.
 func (c Config) Domains() []string {
 	return fields(c.ACMEDomains)
 }
 
-// SocketPath is where the admin socket is.
+// SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default is the configuration of a server that was told nothing. Users other than root have
-// directories of their own; package client looks for the socket in the same place.
+// Default returns the default configuration. Users other than root have their own directories. Package client looks for
+// the admin socket in the same place.
 func Default() Config {
 	stateDir, runDir := "/var/lib/msb", "/run/msb"
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
@@ -131,10 +137,10 @@ func Default() Config {
 	}
 }
 
-// MinMemoryMiB is the least memory with which a guest and an interpreter start.
+// MinMemoryMiB is the minimum memory with which a guest and an interpreter start.
 const MinMemoryMiB = 128
 
-// validate reports every problem, each as errdefs.ErrInvalidArgument.
+// validate returns an error that joins all problems, each an errdefs.ErrInvalidArgument.
 func (c Config) validate(namespace func(string) error) error {
 	var problems []error
 	check := func(ok bool, format string, a ...any) {
@@ -153,15 +159,15 @@ func (c Config) validate(namespace func(string) error) error {
 	}
 	problems = append(problems, c.validateListen()...)
 	check((c.TLSCert == "") == (c.TLSKey == ""), "tls-cert and tls-key: give both or neither")
-	check(c.TLSCert == "" || c.ACMEDomains == "", "tls-cert and acme-domains: give one of them: a certificate is in a file, or is fetched")
-	check(c.TLSClientCA == "" || c.TLS(), "tls-client-ca: needs tls-cert and tls-key, or acme-domains")
-	check(c.ACMEDomains != "" || c.ACMEEmail == "" && c.ACMEDirectory == "" && c.ACMEDirectoryCA == "", "acme-email, acme-directory and acme-directory-ca: need acme-domains")
+	check(c.TLSCert == "" || c.ACMEDomains == "", "tls-cert and acme-domains: give only one of them")
+	check(c.TLSClientCA == "" || c.TLS(), "tls-client-ca: requires tls-cert and tls-key, or acme-domains")
+	check(c.ACMEDomains != "" || c.ACMEEmail == "" && c.ACMEDirectory == "" && c.ACMEDirectoryCA == "", "acme-email, acme-directory and acme-directory-ca: require acme-domains")
 	for _, domain := range c.Domains() {
-		check(strings.Contains(strings.Trim(domain, "."), "."), "acme-domains %q: must be whole host names, such as msb.example.org", domain)
+		check(strings.Contains(strings.Trim(domain, "."), "."), "acme-domains %q: must be fully qualified host names, such as msb.example.org", domain)
 	}
 	check(c.ACMEDirectory == "" || strings.HasPrefix(c.ACMEDirectory, "https://"), "acme-directory %q: must begin with https://", c.ACMEDirectory)
 	check(c.MaxConnections >= 1, "max-connections %d: must be at least 1", c.MaxConnections)
-	check(c.RequestsPerSecond >= 0 && !math.IsInf(c.RequestsPerSecond, 0), "requests-per-second %g: must not be negative; 0 is no bound", c.RequestsPerSecond)
+	check(c.RequestsPerSecond >= 0 && !math.IsInf(c.RequestsPerSecond, 0), "requests-per-second %g: must be finite and not negative; 0 means unlimited", c.RequestsPerSecond)
 	problems = append(problems, validateQuota("quota-", c.Quota)...)
 	for _, name := range slices.Sorted(maps.Keys(c.Quotas)) {
 		if err := namespace(name); err != nil {
@@ -186,9 +192,9 @@ func (c Config) validate(namespace func(string) error) error {
 		check(false, "%s %q: must be one of %q", name, value, choices)
 	}
 	choice("hypervisor", c.Hypervisor, "auto", "kata", "builtin")
-	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: needs hypervisor kata or auto: the configuration names its own hypervisor")
+	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names its own hypervisor")
 	check(c.Hypervisor != "kata" || c.Accelerator != "tcg" || c.KataConfig != "",
-		"accelerator tcg: Kata's own driver needs KVM: use hypervisor builtin to emulate")
+		"accelerator tcg: hypervisor kata requires KVM; use hypervisor builtin for emulation")
 	choice("accelerator", c.Accelerator, "auto", "kvm", "tcg")
 	choice("log-level", c.LogLevel, "debug", "info", "warn", "error")
 	choice("log-format", c.LogFormat, "text", "json")
@@ -202,22 +208,22 @@ func (c Config) validateListen() []error {
 	}
 	var problems []error
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		problems = append(problems, invalid("listen %q: port must be a number from 0 (any free one) to 65535", c.Listen))
+		problems = append(problems, invalid("listen %q: port must be a number from 0 (any free port) to 65535", c.Listen))
 	}
 	switch {
 	case IsLoopback(host):
 	case c.Dev:
-		problems = append(problems, invalid("listen %q: dev mode takes requests without a key, so it listens on loopback only: "+
+		problems = append(problems, invalid("listen %q: dev mode accepts requests without a key, so it is allowed on loopback only: "+
 			"use 127.0.0.1, or leave out --dev", c.Listen))
 	case !c.TLS() && !c.InsecureBehindProxy:
-		problems = append(problems, invalid("listen %q: API keys would cross the network in plain text: give --tls-cert and --tls-key, "+
-			"or --acme-domains; or listen on 127.0.0.1 behind a proxy with TLS, or add --insecure-behind-proxy if such a proxy is what reaches this address", c.Listen))
+		problems = append(problems, invalid("listen %q: API keys would cross the network in plain text: give --tls-cert and --tls-key, or "+
+			"--acme-domains; or listen on 127.0.0.1 behind a proxy with TLS; or add --insecure-behind-proxy if only such a proxy can reach this address", c.Listen))
 	}
 	return problems
 }
 
-// IsLoopback reports whether a host, without a port or brackets, can only mean this machine: the name localhost or a
-// numeric loopback address. What any other name means can change.
+// IsLoopback reports whether a host, without a port or brackets, can only be this machine: the name localhost or a
+// numeric loopback address. Any other name is refused, because it can come to resolve to another machine.
 func IsLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()

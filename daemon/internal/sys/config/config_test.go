@@ -45,7 +45,7 @@ func TestDefaultIsValid(t *testing.T) {
 	}
 }
 
-func TestSourcesGoOverEachOther(t *testing.T) {
+func TestPrecedenceOfSources(t *testing.T) {
 	got, err := load(t, `
 		state_dir = "/file"
 		run_dir = "/file"
@@ -68,7 +68,7 @@ func TestSourcesGoOverEachOther(t *testing.T) {
 	}
 }
 
-// Each setting has to be reachable from each source, under the name that its help promises.
+// Each setting can be set from each source, under the name that the help text gives.
 func TestEverySettingInEverySource(t *testing.T) {
 	sample := map[string]string{
 		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "hypervisor": "kata", "log-level": "warn", "log-format": "json",
@@ -78,8 +78,8 @@ func TestEverySettingInEverySource(t *testing.T) {
 		"trusted-proxies": "127.0.0.1, 10.1.0.0/24",
 		"acme-domains":    "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
 	}
-	// What a setting is of no use without.
-	with := map[string]map[string]string{
+	// The other settings that a setting requires.
+	required := map[string]map[string]string{
 		"tls-cert": {"MSBD_TLS_KEY": "/k"}, "tls-key": {"MSBD_TLS_CERT": "/c"}, "tls-client-ca": {"MSBD_ACME_DOMAINS": "a.example"},
 		"acme-email": {"MSBD_ACME_DOMAINS": "a.example"}, "acme-directory": {"MSBD_ACME_DOMAINS": "a.example"},
 		"acme-directory-ca": {"MSBD_ACME_DOMAINS": "a.example"},
@@ -102,7 +102,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 				{env: map[string]string{"MSBD_" + strings.ToUpper(strings.ReplaceAll(s.Name, "-", "_")): value}},
 				{flags: map[string]string{s.Name: value}},
 			} {
-				env := maps.Clone(with[s.Name])
+				env := maps.Clone(required[s.Name])
 				if env == nil {
 					env = map[string]string{}
 				}
@@ -128,11 +128,11 @@ func TestAllProblemsAtOnce(t *testing.T) {
 		map[string]string{"MSBD_DEFAULT_CPUS": "many", "MSBD_DEV": "maybe"},
 		map[string]string{"max-run-time": "5", "accelerator": "xen", "port": "99999"})
 	if !errdefs.IsInvalidArgument(err) {
-		t.Fatalf("got %v", err)
+		t.Fatalf("Load: %v, want invalid argument", err)
 	}
 	for _, want := range []string{`"colour"`, "max_cpus", "relative", "MSBD_DEFAULT_CPUS", "MSBD_DEV", "max-run-time", "xen", "99999"} {
 		if !strings.Contains(err.Error(), want) {
-			t.Errorf("%s is not mentioned in:\n%v", want, err)
+			t.Errorf("the error does not mention %s:\n%v", want, err)
 		}
 	}
 }
@@ -140,10 +140,10 @@ func TestAllProblemsAtOnce(t *testing.T) {
 func TestUnreadableFile(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing.toml")
 	if _, err := Load(missing, source(nil), source(nil), namespace); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), missing) {
-		t.Errorf("missing file: %v", err)
+		t.Errorf("missing file: %v, want invalid argument naming the file", err)
 	}
 	if _, err := load(t, "a = 1\nb ==", nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), ":2:") {
-		t.Errorf("bad TOML: %v, want it with the line", err)
+		t.Errorf("bad TOML: %v, want invalid argument with the line", err)
 	}
 }
 
@@ -175,7 +175,7 @@ func TestListen(t *testing.T) {
 			flags["insecure-behind-proxy"] = "true"
 		}
 		if _, err := load(t, "", nil, flags); (err == nil) != tt.ok {
-			t.Errorf("listen %s dev %t proxy %t: %v", tt.listen, tt.dev, tt.proxy, err)
+			t.Errorf("listen %s, dev %t, proxy %t: %v, want ok: %t", tt.listen, tt.dev, tt.proxy, err, tt.ok)
 		}
 	}
 }
@@ -195,7 +195,7 @@ func TestTLSSettingsBelongTogether(t *testing.T) {
 		{map[string]string{"acme-domains": "a.example.org", "acme-directory": "http://ca.example.org"}, false},
 	} {
 		if _, err := load(t, "", nil, tt.flags); (err == nil) != tt.ok {
-			t.Errorf("%v: %v", tt.flags, err)
+			t.Errorf("%v: %v, want ok: %t", tt.flags, err, tt.ok)
 		}
 	}
 }
@@ -204,14 +204,14 @@ func TestTrustedProxies(t *testing.T) {
 	got, err := load(t, "", nil, map[string]string{"trusted-proxies": "::1,127.0.0.1 10.1.0.0/24,"})
 	want := []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.1/32"), netip.MustParsePrefix("10.1.0.0/24")}
 	if err != nil || !slices.Equal(got.TrustedProxies, want) {
-		t.Errorf("%v, %v", got.TrustedProxies, err)
+		t.Errorf("TrustedProxies = %v, %v, want %v", got.TrustedProxies, err, want)
 	}
 	if _, err := load(t, "", nil, map[string]string{"trusted-proxies": "proxy.example.org"}); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("a name: %v", err)
+		t.Errorf("a host name: %v, want invalid argument", err)
 	}
 }
 
-// A table is the beginning of its settings' names.
+// The name of a table is a prefix of the names of its settings.
 func TestTables(t *testing.T) {
 	got, err := load(t, "[kata]\nconfig = \"/k/c.toml\"\nshim = \"/k/shim\"\n[quota]\nmemory_mib = 7\n[tls]\n", nil, nil)
 	if err != nil {
@@ -222,15 +222,15 @@ func TestTables(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	for bad, said := range map[string]string{
+	for bad, want := range map[string]string{
 		"kata_shim = \"/a\"\n[kata]\nshim = \"/b\"": "kata_shim and kata.shim",
 		"[kata]\ncolour = 1":                        `"kata_colour"`,
 		"[kata.config]\npath = \"/c\"":              "kata_config",
 		"[dev]\non = true":                          "dev",
 		"[colour]\nred = 1":                         `"colour"`,
 	} {
-		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), said) {
-			t.Errorf("%q: %v, want it to mention %s", bad, err, said)
+		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want invalid argument mentioning %s", bad, err, want)
 		}
 	}
 }
@@ -255,12 +255,12 @@ func TestQuotas(t *testing.T) {
 		"[namespace]\na = 1", "[namespace.\"../x\"]\nruns = 1", "quota_cpus = -1",
 	} {
 		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", bad, err)
+			t.Errorf("%q: %v, want invalid argument", bad, err)
 		}
 	}
 }
 
-// Whatever a file holds, it is taken whole or refused with what is wrong with it.
+// FuzzFile checks that Load accepts any file completely, with valid quotas, or returns errdefs.ErrInvalidArgument.
 func FuzzFile(f *testing.F) {
 	for _, seed := range []string{
 		"", "dev = true\nlisten = \"127.0.0.1:1\"", "[namespace.a]\nruns = 1", "max_cpus = 1e9", "a = [[1]]", "state_dir = \"\x00\"",
@@ -277,13 +277,13 @@ func FuzzFile(f *testing.F) {
 		c, err := Load(path, source(nil), source(nil), namespace)
 		if err != nil {
 			if !errdefs.IsInvalidArgument(err) {
-				t.Errorf("unclassified: %v", err)
+				t.Errorf("Load: %v, want invalid argument", err)
 			}
 			return
 		}
 		for namespace := range c.Quotas {
 			if q := c.QuotaOf(namespace); q.Sandboxes < 0 || q.CPUs < 0 || q.MemoryMiB < 0 || q.Runs < 0 {
-				t.Errorf("%s: %+v", namespace, q)
+				t.Errorf("negative quota of %s: %+v", namespace, q)
 			}
 		}
 	})
@@ -296,7 +296,7 @@ func TestIsLoopback(t *testing.T) {
 		"192.168.1.1": false, "[::1]": false, "127.0.0.1:80": false, "127.1": false, "2130706433": false,
 	} {
 		if got := IsLoopback(host); got != want {
-			t.Errorf("%q: %t", host, got)
+			t.Errorf("IsLoopback(%q) = %t", host, got)
 		}
 	}
 }

@@ -7,14 +7,15 @@ import (
 	"slices"
 )
 
-// Quota bounds what the sandboxes of one tenant namespace may hold at a time. A field that is 0 bounds nothing.
+// Quota limits the resources that the sandboxes of one tenant namespace may use at a time. A field that is 0 means
+// unlimited.
 type Quota struct {
 	Sandboxes, CPUs, MemoryMiB int
-	// Runs bounds the code and command runs in progress, including those that wait for their turn.
+	// Runs limits the code and command runs in progress, including queued ones.
 	Runs int
 }
 
-// QuotaOf bounds one tenant namespace.
+// QuotaOf returns the quota of a tenant namespace.
 func (c Config) QuotaOf(namespace string) Quota {
 	if q, ok := c.Quotas[namespace]; ok {
 		return q
@@ -22,8 +23,8 @@ func (c Config) QuotaOf(namespace string) Quota {
 	return c.Quota
 }
 
-// quotaBounds are the bounds of a quota, as a table [namespace.NAME] of the file names them.
-var quotaBounds = []struct {
+// quotaLimits are the limits of a quota with their keys in a table [namespace.NAME] of the file.
+var quotaLimits = []struct {
 	name  string
 	field func(*Quota) *int
 }{
@@ -33,12 +34,12 @@ var quotaBounds = []struct {
 	{"runs", func(q *Quota) *int { return &q.Runs }},
 }
 
-// applyQuotas takes the tables [namespace.NAME] out of values. What a table leaves out is filled in by
-// Load, which knows the other sources.
+// applyQuotas removes the tables [namespace.NAME] from values and stores them in c.Quotas. Limits that a table omits are
+// unset: Load fills them in once it has read the other sources.
 func (c *Config) applyQuotas(path string, values map[string]any) (problems []error) {
 	tables, ok := values["namespace"].(map[string]any)
 	if !ok {
-		return nil // there is none, or it is unknown as it is
+		return nil // missing, or not a table: applyFile reports it as an unknown key
 	}
 	delete(values, "namespace")
 	c.Quotas = map[string]Quota{}
@@ -46,24 +47,24 @@ func (c *Config) applyQuotas(path string, values map[string]any) (problems []err
 		bad := func(format string, a ...any) {
 			problems = append(problems, invalid("%s: namespace.%s: %s", path, namespace, fmt.Sprintf(format, a...)))
 		}
-		bounds, ok := tables[namespace].(map[string]any)
+		limits, ok := tables[namespace].(map[string]any)
 		if !ok {
 			bad("must be a table: [namespace.%s]", namespace)
 			continue
 		}
 		var q Quota
-		for _, b := range quotaBounds {
-			*b.field(&q) = unset
-			if value, ok := bounds[b.name]; ok {
-				delete(bounds, b.name)
+		for _, l := range quotaLimits {
+			*l.field(&q) = unset
+			if value, ok := limits[l.name]; ok {
+				delete(limits, l.name)
 				if n, ok := value.(int64); !ok || n < 0 || n > math.MaxInt32 {
-					bad("%s = %v: must be a whole number, and not negative", b.name, value)
+					bad("%s = %v: must be an integer and not negative", l.name, value)
 				} else {
-					*b.field(&q) = int(n)
+					*l.field(&q) = int(n)
 				}
 			}
 		}
-		for _, key := range slices.Sorted(maps.Keys(bounds)) {
+		for _, key := range slices.Sorted(maps.Keys(limits)) {
 			bad("unknown key %q: use sandboxes, cpus, memory_mib or runs", key)
 		}
 		c.Quotas[namespace] = q
@@ -71,15 +72,15 @@ func (c *Config) applyQuotas(path string, values map[string]any) (problems []err
 	return problems
 }
 
-// unset is a bound that a table [namespace.NAME] leaves out.
+// unset is the value of a limit that a table [namespace.NAME] omits.
 const unset = -1
 
-// fillQuotas gives each quota of a tenant namespace what its table left out.
+// fillQuotas sets the limits that the tables [namespace.NAME] omit to those of c.Quota.
 func (c *Config) fillQuotas() {
 	for namespace, q := range c.Quotas {
-		for _, b := range quotaBounds {
-			if *b.field(&q) == unset {
-				*b.field(&q) = *b.field(&c.Quota)
+		for _, l := range quotaLimits {
+			if *l.field(&q) == unset {
+				*l.field(&q) = *l.field(&c.Quota)
 			}
 		}
 		c.Quotas[namespace] = q
@@ -87,9 +88,9 @@ func (c *Config) fillQuotas() {
 }
 
 func validateQuota(prefix string, q Quota) (problems []error) {
-	for _, b := range quotaBounds {
-		if n := *b.field(&q); n < 0 {
-			problems = append(problems, invalid("%s%s %d: must not be negative; 0 is no bound", prefix, b.name, n))
+	for _, l := range quotaLimits {
+		if n := *l.field(&q); n < 0 {
+			problems = append(problems, invalid("%s%s %d: must not be negative; 0 means unlimited", prefix, l.name, n))
 		}
 	}
 	return problems

@@ -16,64 +16,65 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// DefaultFile is the configuration file that is read if it is there and no other is named.
+// DefaultFile is the configuration file that is read if it exists and no other file is named.
 const DefaultFile = "/etc/msb/msbd.toml"
 
-// Setting is one thing that can be set: as flag --name, as variable MSBD_NAME, and in the file as
-// name, with underscores: kata_config, or config in a table [kata].
+// Setting is a value that an administrator can set: with the flag --kata-config, with the environment variable
+// MSBD_KATA_CONFIG, or in the file with the key kata_config, which may also be written as config in the table [kata].
 type Setting struct {
-	Name  string
+	Name string
+	// Usage is the help text, with the placeholder of the value in backquotes.
 	Usage string
-	// Bool settings are flags without a value.
+	// Bool is set if the flag takes no value.
 	Bool bool
 	set  func(c *Config, value string) error
 }
 
-// Env is the setting's environment variable.
+// Env returns the name of the setting's environment variable.
 func (s Setting) Env() string { return "MSBD_" + strings.ToUpper(s.fileKey()) }
 
 func (s Setting) fileKey() string { return strings.ReplaceAll(s.Name, "-", "_") }
 
-// Settings is every setting, in the order of the help text. A later one goes over an earlier one of
-// the same source where they touch the same field.
+// Settings are all settings, in the order of the help text. If two settings of one source set the same field, the later
+// one in this list overrides the earlier one.
 var Settings = []Setting{
-	text("state-dir", "`DIR` for what outlives a reboot: keys, records, images", func(c *Config) *string { return &c.StateDir }),
-	text("run-dir", "`DIR` for sockets and running microVMs", func(c *Config) *string { return &c.RunDir }),
-	text("lib-dir", "`DIR` of the shim and the guest's files (default: found beside msbd)", func(c *Config) *string { return &c.LibDir }),
+	text("state-dir", "`DIR` for data that must survive a reboot: keys, records, images", func(c *Config) *string { return &c.StateDir }),
+	text("run-dir", "`DIR` for sockets and the files of running microVMs", func(c *Config) *string { return &c.RunDir }),
+	text("lib-dir", "`DIR` with the shim and the guest's files (default: found beside msbd)", func(c *Config) *string { return &c.LibDir }),
 	text("listen", "`HOST:PORT` of the HTTP gateway", func(c *Config) *string { return &c.Listen }),
-	{Name: "host", Usage: "`HOST` of the HTTP gateway, over that of listen", set: setHost},
-	{Name: "port", Usage: "`PORT` of the HTTP gateway, over that of listen", set: setPort},
-	flag("dev", "take requests without an API key; loopback only", func(c *Config) *bool { return &c.Dev }),
-	flag("insecure-behind-proxy", "allow plaintext HTTP off loopback, where a proxy adds TLS", func(c *Config) *bool { return &c.InsecureBehindProxy }),
-	{Name: "trusted-proxies", Usage: "take from the proxies at these `ADDRESSES`, separated by commas, whom they ask for (X-Forwarded-For)", set: setTrustedProxies},
-	flag("reset-key", "replace the signing key first: every API key made before is refused", func(c *Config) *bool { return &c.ResetKey }),
-	text("tls-cert", "`FILE` of the gateway's certificate chain (PEM); a changed one is taken without a restart", func(c *Config) *string { return &c.TLSCert }),
-	text("tls-key", "`FILE` of its key (PEM)", func(c *Config) *string { return &c.TLSKey }),
-	text("tls-client-ca", "`FILE` of the CAs (PEM) of which clients must show a certificate, too", func(c *Config) *string { return &c.TLSClientCA }),
-	text("acme-domains", "fetch certificates for these `NAMES`, separated by commas, with ACME", func(c *Config) *string { return &c.ACMEDomains }),
-	text("acme-email", "`ADDRESS` that the ACME server may write to", func(c *Config) *string { return &c.ACMEEmail }),
-	text("acme-directory", "`URL` of the ACME server's directory (default: Let's Encrypt's)", func(c *Config) *string { return &c.ACMEDirectory }),
-	text("acme-directory-ca", "`FILE` of the CAs (PEM) that vouch for that server (default: the host's)", func(c *Config) *string { return &c.ACMEDirectoryCA }),
-	integer("max-connections", "the most connections, `N`, to the gateway", func(c *Config) *int { return &c.MaxConnections }),
-	number("requests-per-second", "the most calls, `N`, of one API key; 0 is no bound", func(c *Config) *float64 { return &c.RequestsPerSecond }),
-	integer("quota-sandboxes", "the most sandboxes, `N`, of a tenant namespace; 0 is no bound", func(c *Config) *int { return &c.Quota.Sandboxes }),
-	integer("quota-cpus", "the most virtual processors, `N`, of its sandboxes together", func(c *Config) *int { return &c.Quota.CPUs }),
-	integer("quota-memory-mib", "the most memory, `MIB`, of its sandboxes together", func(c *Config) *int { return &c.Quota.MemoryMiB }),
-	integer("quota-runs", "the most runs in progress, `N`, in its sandboxes together", func(c *Config) *int { return &c.Quota.Runs }),
-	text("default-image", "`IMAGE` of a sandbox that names none", func(c *Config) *string { return &c.DefaultImage }),
-	integer("default-cpus", "`N` virtual processors of a sandbox that does not say", func(c *Config) *int { return &c.DefaultCPUs }),
-	integer("default-memory-mib", "`MIB` of memory of a sandbox that does not say", func(c *Config) *int { return &c.DefaultMemoryMiB }),
-	integer("max-cpus", "the most virtual processors, `N`, of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
-	integer("max-memory-mib", "the most memory, `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
-	duration("max-run-time", "the longest time limit of a run, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
-	text("hypervisor", "`NAME` of what drives QEMU: auto, kata (Kata's own driver; needs KVM) or builtin (msbd itself)", func(c *Config) *string { return &c.Hypervisor }),
-	text("kata-config", "`FILE` of the host's own Kata configuration, with a guest of its own", func(c *Config) *string { return &c.KataConfig }),
-	text("kata-shim", "`PATH` of the host's own containerd-shim-kata-v2", func(c *Config) *string { return &c.KataShim }),
-	text("accelerator", "`NAME` of what runs the guests: auto, kvm or tcg", func(c *Config) *string { return &c.Accelerator }),
-	text("qemu", "`PATH` of QEMU", func(c *Config) *string { return &c.QEMU }),
-	text("virtiofsd", "`PATH` of virtiofsd", func(c *Config) *string { return &c.Virtiofsd }),
-	text("containerd", "`SOCKET` of a containerd to use in place of a private one", func(c *Config) *string { return &c.Containerd }),
-	text("log-level", "`LEVEL` from which on to log: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
+	{Name: "host", Usage: "`HOST` of the HTTP gateway (overrides the one in listen)", set: setHost},
+	{Name: "port", Usage: "`PORT` of the HTTP gateway (overrides the one in listen)", set: setPort},
+	flag("dev", "accept requests without an API key; on loopback only", func(c *Config) *bool { return &c.Dev }),
+	flag("insecure-behind-proxy", "allow plaintext HTTP on addresses other than loopback, for use behind a proxy that adds TLS", func(c *Config) *bool { return &c.InsecureBehindProxy }),
+	{Name: "trusted-proxies", Usage: "trust X-Forwarded-For from proxies at these `ADDRESSES` or networks, separated by commas", set: setTrustedProxies},
+	flag("reset-key", "replace the signing key at startup; all existing API keys become invalid", func(c *Config) *bool { return &c.ResetKey }),
+	text("tls-cert", "`FILE` with the gateway's certificate chain (PEM); reloaded when it changes", func(c *Config) *string { return &c.TLSCert }),
+	text("tls-key", "`FILE` with the private key of that certificate (PEM)", func(c *Config) *string { return &c.TLSKey }),
+	text("tls-client-ca", "require client certificates signed by the CAs in this PEM `FILE`", func(c *Config) *string { return &c.TLSClientCA }),
+	text("acme-domains", "get certificates for these domain `NAMES`, separated by commas, with ACME", func(c *Config) *string { return &c.ACMEDomains }),
+	text("acme-email", "contact `ADDRESS` that is given to the ACME server", func(c *Config) *string { return &c.ACMEEmail }),
+	text("acme-directory", "`URL` of the ACME server's directory (default: Let's Encrypt)", func(c *Config) *string { return &c.ACMEDirectory }),
+	text("acme-directory-ca", "`FILE` with the CAs (PEM) that are trusted to sign the ACME server's certificate (default: the host's)", func(c *Config) *string { return &c.ACMEDirectoryCA }),
+	integer("max-connections", "maximum number `N` of connections to the gateway", func(c *Config) *int { return &c.MaxConnections }),
+	number("requests-per-second", "maximum number `N` of calls per second with one API key; 0 means unlimited", func(c *Config) *float64 { return &c.RequestsPerSecond }),
+	integer("quota-sandboxes", "maximum number `N` of sandboxes in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.Sandboxes }),
+	integer("quota-cpus", "maximum number `N` of virtual CPUs of all sandboxes in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.CPUs }),
+	integer("quota-memory-mib", "maximum memory, in `MIB`, of all sandboxes in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.MemoryMiB }),
+	integer("quota-runs", "maximum number `N` of runs in progress in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.Runs }),
+	text("default-image", "default `IMAGE` of a sandbox", func(c *Config) *string { return &c.DefaultImage }),
+	integer("default-cpus", "default number `N` of virtual CPUs of a sandbox", func(c *Config) *int { return &c.DefaultCPUs }),
+	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox", func(c *Config) *int { return &c.DefaultMemoryMiB }),
+	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
+	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
+	duration("max-run-time", "maximum time limit of a run, a `DURATION` such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's own; needs KVM) or builtin (msbd's own)", func(c *Config) *string { return &c.Hypervisor }),
+	text("kata-config", "`FILE` with the host's own Kata configuration; its guest is used instead of the built-in one", func(c *Config) *string { return &c.KataConfig }),
+	text("kata-shim", "`PATH` of the host's own containerd-shim-kata-v2 (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
+	text("accelerator", "`NAME` of the accelerator of the guests: auto, kvm or tcg (emulation)", func(c *Config) *string { return &c.Accelerator }),
+	text("qemu", "`PATH` of QEMU (default: found on the host)", func(c *Config) *string { return &c.QEMU }),
+	text("virtiofsd", "`PATH` of virtiofsd (default: found on the host)", func(c *Config) *string { return &c.Virtiofsd }),
+	text("containerd", "`SOCKET` of a containerd to use instead of a private one", func(c *Config) *string { return &c.Containerd }),
+	text("log-level", "minimum `LEVEL` to log: debug, info, warn or error", func(c *Config) *string { return &c.LogLevel }),
 	text("log-format", "`FORMAT` of the log: text or json", func(c *Config) *string { return &c.LogFormat }),
 }
 
@@ -99,7 +100,7 @@ func integer(name, usage string, field func(*Config) *int) Setting {
 	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
 		n, err := strconv.ParseInt(v, 10, 32)
 		if err != nil {
-			return errors.New("must be a whole number")
+			return errors.New("must be an integer")
 		}
 		*field(c) = int(n)
 		return nil
@@ -131,7 +132,7 @@ func duration(name, usage string, field func(*Config) *time.Duration) Setting {
 func setHost(c *Config, host string) error {
 	_, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return nil // validate has more to say about it
+		return nil // validate reports the invalid listen address
 	}
 	c.Listen = net.JoinHostPort(host, port)
 	return nil
@@ -140,7 +141,7 @@ func setHost(c *Config, host string) error {
 func setPort(c *Config, port string) error {
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return nil
+		return nil // validate reports the invalid listen address
 	}
 	c.Listen = net.JoinHostPort(host, port)
 	return nil
@@ -162,32 +163,32 @@ func setTrustedProxies(c *Config, list string) error {
 	return nil
 }
 
-// fields are the parts of a list that commas separate.
+// fields returns the elements of a list that is separated by commas or spaces.
 func fields(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Load reads all sources. file is the file that --config names; if empty, DefaultFile is read if it
-// is there. getenv is os.LookupEnv. flags returns the value of a flag and whether it was given. namespace
-// returns an error for a name that no tenant namespace may have. Every problem of every source is reported at
-// once, each as errdefs.ErrInvalidArgument.
+// Load reads the configuration from all sources. file is the argument of --config; if it is empty, DefaultFile is read if
+// it exists. getenv is os.LookupEnv. flags returns the value of a flag and whether it was given. namespace returns an
+// error if a name is not valid for a tenant namespace. The returned error joins all problems of all sources, each an
+// errdefs.ErrInvalidArgument.
 func Load(file string, getenv, flags func(name string) (string, bool), namespace func(name string) error) (Config, error) {
 	c := Default()
 	problems := c.applyFile(file)
 	for _, source := range []struct {
-		what func(Setting) string
+		name func(Setting) string
 		get  func(string) (string, bool)
 	}{
 		{Setting.Env, getenv},
 		{func(s Setting) string { return s.Name }, flags},
 	} {
 		for _, s := range Settings {
-			value, ok := source.get(source.what(s))
+			value, ok := source.get(source.name(s))
 			if !ok {
 				continue
 			}
 			if err := s.set(&c, value); err != nil {
-				problems = append(problems, invalid("%s %q: %s", source.what(s), value, err))
+				problems = append(problems, invalid("%s %q: %s", source.name(s), value, err))
 			}
 		}
 	}
@@ -219,15 +220,14 @@ func (c *Config) applyFile(path string) []error {
 		}
 		return []error{invalid("%s: %s", path, err)}
 	}
-	problems := flatten(path, values)
+	problems := flattenTables(path, values)
 	for _, s := range Settings {
 		value, ok := values[s.fileKey()]
 		if !ok {
 			continue
 		}
 		delete(values, s.fileKey())
-		// A string, an integer or a boolean prints as the other sources write it; a table or a list
-		// is refused by what parses it, or by this.
+		// fmt.Sprint formats these types as the other sources write them.
 		switch value.(type) {
 		case string, int64, float64, bool:
 			err = s.set(c, fmt.Sprint(value))
@@ -250,8 +250,9 @@ func (c *Config) applyFile(path string) []error {
 	return problems
 }
 
-// flatten makes kata_config of config in a table [kata], and so with every setting of several words.
-func flatten(path string, values map[string]any) (problems []error) {
+// flattenTables replaces the key config in a table [kata] by the key kata_config, and likewise for every setting whose
+// name has several words.
+func flattenTables(path string, values map[string]any) (problems []error) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		prefix := name + "_"
 		table, ok := values[name].(map[string]any)
@@ -261,7 +262,7 @@ func flatten(path string, values map[string]any) (problems []error) {
 		delete(values, name)
 		for _, key := range slices.Sorted(maps.Keys(table)) {
 			if _, twice := values[prefix+key]; twice {
-				problems = append(problems, invalid("%s: %s and %s.%s are the same: give one of them", path, prefix+key, name, key))
+				problems = append(problems, invalid("%s: %s and %s.%s are the same setting: give only one of them", path, prefix+key, name, key))
 			}
 			values[prefix+key] = table[key]
 		}

@@ -1,6 +1,6 @@
-// Package durable changes files and directories so that the change survives a power loss. A rename or a
-// new file is on the disk only once its directory was synced, and the content of a file only once the
-// file was: a caller that skips either finds the old state, an empty file or no file after a crash.
+// Package durable changes files and directories so that the changes survive a power loss. A new file or a rename is on
+// the disk only after a sync of the directory, and the content of a file only after a sync of the file. A program that
+// omits one of them may find the old file, an empty file or no file after a crash.
 package durable
 
 import (
@@ -11,15 +11,15 @@ import (
 	"path/filepath"
 )
 
-// TempSuffix is what WriteFile appends to a path to name its temporary file. A crash may leave that file
-// behind, with content as secret as that of the file itself: the next WriteFile removes it.
+// TempSuffix is the suffix that WriteFile appends to a path to name its temporary file. A crash may leave that file,
+// which is as secret as the file itself. The next WriteFile for the path removes it.
 const TempSuffix = ".new"
 
-// ErrNotDurable says that a file was replaced, but that a power loss may still bring the old one back.
+// ErrNotDurable means that a file was replaced, but that a power loss may still bring the old one back.
 var ErrNotDurable = errors.New("replaced, but it may not survive a power loss")
 
-// SyncDir makes the names in a directory durable: files that were created, renamed or removed in it stay
-// so after a power loss. It does not sync the content of the files.
+// SyncDir makes the creation, renaming and removal of files in a directory durable. It does not sync the content of the
+// files.
 func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -28,10 +28,10 @@ func SyncDir(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// WriteFile creates the file at path with data and perm, or replaces it. After a crash at any point the
-// file has either its old content or all of data; once WriteFile has returned nil, it has data, also
-// after a power loss. After an error the old file is in place, unless the error is ErrNotDurable. Two
-// writers of one path must take turns.
+// WriteFile creates the file at path with data and perm, or replaces it atomically. After a crash at any point, the file
+// has either its old content or all of data. Once WriteFile has returned nil, the file has data even after a power loss.
+// After an error, the old file is unchanged, unless the error is ErrNotDurable. WriteFile must not be called concurrently
+// for one path.
 func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	temp := path + TempSuffix
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -43,7 +43,7 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = os.Remove(temp) // gone already if it was renamed
+			_ = os.Remove(temp) // does nothing if the file was already renamed
 		}
 	}()
 	_, err = f.Write(data)
@@ -62,8 +62,8 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	return nil
 }
 
-// MkdirAll creates a directory and its missing parents with perm, like os.MkdirAll. What it created
-// survives a power loss. A directory that exists stays as it is, and is not synced.
+// MkdirAll is like os.MkdirAll, but the directories that it creates survive a power loss. It does not change or sync a
+// directory that exists.
 func MkdirAll(dir string, perm fs.FileMode) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err

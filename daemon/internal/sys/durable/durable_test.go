@@ -21,7 +21,7 @@ func TestWriteFile(t *testing.T) {
 		}
 		got, err := os.ReadFile(path)
 		if err != nil || string(got) != content {
-			t.Errorf("the file holds %q, %v, want %q", got, err, content)
+			t.Errorf("the file has %q, %v, want %q", got, err, content)
 		}
 		info, err := os.Stat(path)
 		if err != nil || info.Mode() != 0o600 {
@@ -29,11 +29,11 @@ func TestWriteFile(t *testing.T) {
 		}
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-		t.Errorf("the directory holds %v, %v", entries, err)
+		t.Errorf("the directory has %v, %v, want only the file", entries, err)
 	}
 }
 
-// A file that cannot be replaced stays as it is, and no temporary file is left.
+// If a file cannot be replaced, it is unchanged and no temporary file is left.
 func TestWriteFileFails(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -43,13 +43,13 @@ func TestWriteFileFails(t *testing.T) {
 	}
 	err := WriteFile(path, []byte("content"), 0o600)
 	if err == nil || errors.Is(err, ErrNotDurable) {
-		t.Errorf("WriteFile over a directory: %v", err)
+		t.Errorf("WriteFile over a directory: %v, want another error than ErrNotDurable", err)
 	}
 	if _, err := os.Lstat(path + TempSuffix); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("the temporary file is left: %v", err)
+		t.Errorf("the temporary file still exists: %v", err)
 	}
 	if err := WriteFile(filepath.Join(dir, "missing", "file"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("WriteFile in no directory: %v", err)
+		t.Errorf("WriteFile in a missing directory: %v", err)
 	}
 }
 
@@ -72,7 +72,7 @@ func TestMkdirAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := MkdirAll(filepath.Join(file, "below"), 0o700); err == nil {
-		t.Error("a directory was made below a file")
+		t.Error("MkdirAll created a directory below a file")
 	}
 }
 
@@ -82,6 +82,6 @@ func TestSyncDir(t *testing.T) {
 		t.Error(err)
 	}
 	if err := SyncDir(filepath.Join(t.TempDir(), "missing")); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("SyncDir of no directory: %v", err)
+		t.Errorf("SyncDir of a missing directory: %v", err)
 	}
 }

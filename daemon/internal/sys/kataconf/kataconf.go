@@ -1,6 +1,6 @@
-// Package kataconf reads a configuration of Kata's that an administrator wrote, as Kata's shim reads it. It knows the
-// few settings that msbd depends on, and decides nothing. It is in sys because package host, which chooses what sandboxes
-// run on, and package kata, which starts them, both need it and do not import each other.
+// Package kataconf reads a Kata configuration that an administrator wrote, in the same way as Kata's shim reads it. It
+// returns the few settings that msbd depends on. It is in sys because package host, which chooses what sandboxes run on,
+// and package kata, which starts them, both need it and do not import each other.
 package kataconf
 
 import (
@@ -17,20 +17,20 @@ import (
 	"github.com/pelletier/go-toml/v2"
 )
 
-// A Config is what msbd needs to know of a configuration. The zero Config enables nothing.
+// Config has the settings of a Kata configuration that msbd needs. The zero Config enables nothing.
 type Config struct {
 	// Driver is the NAME of the one table [hypervisor.NAME], such as "qemu" or "remote".
 	Driver string
-	// StaticResources reports whether a guest has its size from the beginning. Otherwise Kata adds to it later.
+	// StaticResources is set if a guest starts with its final size. Otherwise Kata adds CPUs and memory after the start.
 	StaticResources bool
 
-	annotations []string // patterns
+	annotations []string // the regular expressions of enable_annotations
 }
 
-// Read reads the configuration at path and the files of config.d beside it, each of which overrides the ones before it,
-// table by table. The error for anything that is wrong with them is errdefs.ErrInvalidArgument.
+// Read reads the configuration at path and then the files in config.d beside it, in the order of their names. Each file
+// overrides single settings of the earlier ones. Every error is an errdefs.ErrInvalidArgument.
 func Read(path string) (Config, error) {
-	// An install's configuration is often a link, and config.d is beside its target.
+	// The configuration of an installation is often a symbolic link, and config.d is beside its target.
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 	}
@@ -69,10 +69,10 @@ func Read(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("read kata-config %s: %w: %w", path, err, errdefs.ErrInvalidArgument)
 	}
-	// Of several, Kata takes any, and not always the same one.
+	// If there are several tables, Kata uses an arbitrary one.
 	drivers := slices.Sorted(maps.Keys(file.Hypervisor))
 	if len(drivers) != 1 {
-		return Config{}, fmt.Errorf("read kata-config %s: it needs one table [hypervisor.NAME], and has %d %q: %w",
+		return Config{}, fmt.Errorf("read kata-config %s: it must have one table [hypervisor.NAME], but has %d %q: %w",
 			path, len(drivers), drivers, errdefs.ErrInvalidArgument)
 	}
 	return Config{
@@ -81,7 +81,7 @@ func Read(path string) (Config, error) {
 	}, nil
 }
 
-// mergeTOML puts layer over base, table by table.
+// mergeTOML sets the values of layer in base. Tables are merged recursively.
 func mergeTOML(base, layer map[string]any) {
 	for key, value := range layer {
 		table, isTable := value.(map[string]any)
@@ -93,10 +93,11 @@ func mergeTOML(base, layer map[string]any) {
 	}
 }
 
-// Enables reports whether an annotation may set a value of a sandbox's hypervisor, such as "default_vcpus".
+// Enables reports whether the configuration allows a sandbox's annotation to set a value of its hypervisor, such as
+// "default_vcpus".
 func (c Config) Enables(annotation string) bool {
 	return slices.ContainsFunc(c.annotations, func(pattern string) bool {
-		ok, _ := regexp.MatchString(pattern, annotation) // anywhere in it, as Kata does
+		ok, _ := regexp.MatchString(pattern, annotation) // not anchored, as in Kata
 		return ok
 	})
 }

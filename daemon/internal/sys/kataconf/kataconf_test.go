@@ -25,11 +25,11 @@ func wantError(t *testing.T, err error, parts ...string) {
 	t.Helper()
 	for _, part := range append(parts, "kata-config") {
 		if err == nil || !strings.Contains(err.Error(), part) {
-			t.Errorf("the error does not say %q: %v", part, err)
+			t.Errorf("the error does not contain %q: %v", part, err)
 		}
 	}
 	if !errdefs.IsInvalidArgument(err) {
-		t.Errorf("%v is no %v", err, errdefs.ErrInvalidArgument)
+		t.Errorf("got %v, want invalid argument", err)
 	}
 }
 
@@ -44,7 +44,7 @@ func TestRead(t *testing.T) {
 		"another driver":    {text: "[hypervisor.clh]\n", driver: "clh"},
 		"remote":            {text: "[hypervisor.remote]\nremote_hypervisor_socket = \"/run/peerpod/hypervisor.sock\"", driver: "remote"},
 		"drop-in":           {text: qemu, dropIns: map[string]string{"10-debug.toml": "[hypervisor.qemu]\nenable_debug = true\n"}, driver: "qemu"},
-		"no TOML":           {text: "[hypervisor", err: "kata.toml"},
+		"not TOML":          {text: "[hypervisor", err: "kata.toml"},
 		"empty":             {err: "has 0"},
 		"no table":          {text: "[runtime]\n", err: "has 0"},
 		"two tables":        {text: qemu + "[hypervisor.clh]\n", err: `has 2 ["clh" "qemu"]`},
@@ -63,14 +63,14 @@ func TestRead(t *testing.T) {
 		if tt.err != "" {
 			wantError(t, err, tt.err)
 		} else if err != nil || c.Driver != tt.driver {
-			t.Errorf("%s: %+v, %v", name, c, err)
+			t.Errorf("%s: %+v, %v, want driver %q", name, c, err, tt.driver)
 		}
 	}
 	_, err := Read("/nowhere/kata.toml")
 	wantError(t, err, "/nowhere/kata.toml")
 }
 
-func TestReadOfLink(t *testing.T) {
+func TestReadSymbolicLink(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "kata.toml"), qemu)
 	writeFile(t, filepath.Join(dir, "config.d", "x"), "[hypervisor.clh]\n")
@@ -82,7 +82,7 @@ func TestReadOfLink(t *testing.T) {
 	wantError(t, err, "has 2")
 }
 
-// A drop-in changes the settings that it names, and leaves the others of a table.
+// A drop-in changes the settings that it has, but not the other settings of the same table.
 func TestDropInsOverride(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kata.toml")
 	writeFile(t, path, qemu+"enable_annotations = [\"default_.*\"]\n[runtime]\nstatic_sandbox_resource_mgmt = true\n")

@@ -2,9 +2,9 @@ package limit
 
 import "sync"
 
-// Budget bounds how many bytes are held: by each key, and by all of them together.
+// Budget limits how many bytes each key holds, and how many all keys hold together.
 type Budget struct {
-	// All and Each are the most bytes that all keys and one key may hold.
+	// All is the maximum number of bytes that all keys may hold together, Each the maximum of one key.
 	All, Each int
 
 	mu    sync.Mutex
@@ -12,24 +12,24 @@ type Budget struct {
 	byKey map[string]int
 }
 
-// NewBudget returns a Budget of which nothing is held.
+// NewBudget returns a Budget with these limits and no bytes held.
 func NewBudget(all, each int) *Budget {
 	return &Budget{All: all, Each: each, byKey: map[string]int{}}
 }
 
-// Excess says which bound of a Budget would have been passed.
+// Excess is the result of Hold: which limit of a Budget would be exceeded.
 type Excess int
 
 const (
-	// Within both bounds.
+	// Within means that no limit would be exceeded.
 	Within Excess = iota
-	// OverEach is the bound of one key.
+	// OverEach means that the limit of the key would be exceeded.
 	OverEach
-	// OverAll is the bound of all keys together.
+	// OverAll means that the limit of all keys together would be exceeded.
 	OverAll
 )
 
-// Hold counts n more bytes for a key. If that would pass a bound, it counts nothing.
+// Hold adds n bytes to those that a key holds. If that would exceed a limit, it adds nothing and returns which one.
 func (b *Budget) Hold(key string, n int) Excess {
 	if n == 0 {
 		return Within
@@ -47,7 +47,7 @@ func (b *Budget) Hold(key string, n int) Excess {
 	return Within
 }
 
-// Release ends the count of n bytes of a key.
+// Release subtracts n bytes from those that a key holds.
 func (b *Budget) Release(key string, n int) {
 	if n == 0 {
 		return
@@ -60,7 +60,7 @@ func (b *Budget) Release(key string, n int) {
 	}
 }
 
-// Held returns the bytes that all keys hold, and how many keys hold any.
+// Held returns how many bytes all keys hold together, and how many keys hold any.
 func (b *Budget) Held() (bytes, keys int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -2,19 +2,19 @@ package limit
 
 import "sync"
 
-// Counts bounds how many of a kind each key has at a time, such as requests in progress.
+// Counts limits how many things of a kind each key has at a time, such as requests in progress.
 type Counts struct {
 	max   int
 	mu    sync.Mutex
 	byKey map[string]int
 }
 
-// NewCounts returns Counts of at most max for each key.
+// NewCounts returns Counts that allow each key at most max.
 func NewCounts(max int) *Counts {
 	return &Counts{max: max, byKey: map[string]int{}}
 }
 
-// Enter counts one more for a key, unless the key has the maximum, and reports whether it did.
+// Enter adds one to the count of a key and returns true, or returns false if the key has reached the maximum.
 func (c *Counts) Enter(key string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -25,7 +25,7 @@ func (c *Counts) Enter(key string) bool {
 	return true
 }
 
-// Leave ends what an Enter counted.
+// Leave subtracts one from the count of a key. Call it once for each Enter that returned true.
 func (c *Counts) Leave(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -34,7 +34,7 @@ func (c *Counts) Leave(key string) {
 	}
 }
 
-// Keys returns how many keys have any.
+// Keys returns the number of keys whose count is not zero.
 func (c *Counts) Keys() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

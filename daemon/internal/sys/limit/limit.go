@@ -1,4 +1,4 @@
-// Package limit bounds what clients can make the server hold or do: how many entries a table keeps, how often a
-// key may call, how many bytes wait for a client, how many of a kind there are at a time. Every type is safe for
-// concurrent use unless it says otherwise. Any package may import it.
+// Package limit limits the resources of the server that clients can use: the entries of a table (LRU), the rate of calls
+// (Rates), the bytes held (Budget), and the number of things at a time (Counts). Every type is safe for concurrent use
+// unless its documentation says otherwise. Any package may import it.
 package limit

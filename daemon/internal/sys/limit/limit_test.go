@@ -12,14 +12,14 @@ func TestLRU(t *testing.T) {
 	l.Put(1, 1)
 	l.Put(2, 2)
 	l.Get(1)
-	l.Peek(2) // which does not save it
+	l.Peek(2) // does not mark 2 as used
 	l.Put(3, 3)
 	l.Put(3, 4)
 	_, one := l.Get(1)
 	_, two := l.Get(2)
 	three, _ := l.Get(3)
 	if !one || two || three != 4 || l.Len() != 2 {
-		t.Errorf("after 1, 2, 1, 3: holds 1 %v, 2 %v, 3 as %d", one, two, three)
+		t.Errorf("has 1: %v, 2: %v, %d entries, 3 = %d; want 1 but not 2, and 3 = 4", one, two, l.Len(), three)
 	}
 }
 
@@ -29,29 +29,29 @@ func TestRatesAreBounded(t *testing.T) {
 		r.Of(fmt.Sprint("key", i))
 	}
 	if n := r.byKey.Len(); n != MaxRates {
-		t.Errorf("%d rates are remembered", n)
+		t.Errorf("%d buckets are kept, want %d", n, MaxRates)
 	}
 	none := NewRates(0).Of("key")
 	if none != nil || none.Take() != 0 {
-		t.Error("there is a bound where none was asked for")
+		t.Error("a rate of 0 is not unlimited")
 	}
 	none.Owe(7)
 	slow := NewRates(1e-12).Of("key")
 	slow.Take()
 	if wait := slow.Take(); wait != math.MaxInt32 {
-		t.Errorf("a very slow rate lets a key wait for %d s", wait)
+		t.Errorf("with a very low rate, Take = %d s, want %d", wait, math.MaxInt32)
 	}
 }
 
-// What is owed delays the calls after it.
+// Calls that Owe takes delay the later ones.
 func TestOwe(t *testing.T) {
-	b := NewRates(10).Of("key") // a burst of 10
+	b := NewRates(10).Of("key") // 10 calls at once
 	if b.Take() != 0 {
-		t.Fatal("the first call waits")
+		t.Fatal("the first call must wait")
 	}
 	b.Owe(29)
-	if wait := b.Take(); wait != 3 { // 21 calls at 10 a second
-		t.Errorf("the next call waits for %d s", wait)
+	if wait := b.Take(); wait != 3 { // 21 calls at 10 per second
+		t.Errorf("Take = %d s, want 3", wait)
 	}
 }
 
@@ -65,18 +65,18 @@ func TestBudget(t *testing.T) {
 		{"a", 20, Within}, {"a", 1, OverEach}, {"b", 10, Within}, {"b", 1, OverAll}, {"b", 11, OverEach}, {"c", 0, Within},
 	} {
 		if got := b.Hold(step.key, step.n); got != step.want {
-			t.Errorf("hold %d for %s: %d, want %d", step.n, step.key, got, step.want)
+			t.Errorf("Hold(%q, %d) = %d, want %d", step.key, step.n, got, step.want)
 		}
 	}
 	b.Release("a", 20)
 	if b.Hold("b", 10) != Within || b.Hold("c", 10) != Within {
-		t.Error("what was released is not free")
+		t.Error("released bytes cannot be held again")
 	}
 	b.Release("b", 20)
 	b.Release("c", 10)
 	b.Release("c", 0)
 	if bytes, _ := b.Held(); bytes != 0 {
-		t.Errorf("%d bytes are held", bytes)
+		t.Errorf("%d bytes are held, want none", bytes)
 	}
 }
 
@@ -96,13 +96,13 @@ func TestCounts(t *testing.T) {
 	}
 	wg.Wait()
 	if entered != 3 || !c.Enter("b") || c.Keys() != 2 {
-		t.Errorf("%d of 10 entered; %d keys", entered, c.Keys())
+		t.Errorf("%d of 10 entered, want 3; %d keys, want 2", entered, c.Keys())
 	}
 	c.Leave("b")
 	for range 3 {
 		c.Leave("a")
 	}
 	if c.Keys() != 0 || !c.Enter("a") {
-		t.Error("those that left are still counted")
+		t.Error("the counts are not zero after Leave")
 	}
 }

@@ -7,7 +7,7 @@ import "container/list"
 type LRU[K comparable, V any] struct {
 	max     int
 	entries map[K]*list.Element
-	order   *list.List // of entry, the most recently used in front
+	order   *list.List // of type entry, the most recently used first
 }
 
 type entry[K comparable, V any] struct {
@@ -15,12 +15,12 @@ type entry[K comparable, V any] struct {
 	value V
 }
 
-// NewLRU returns an LRU of at most max entries.
+// NewLRU returns an LRU with at most max entries.
 func NewLRU[K comparable, V any](max int) *LRU[K, V] {
 	return &LRU[K, V]{max: max, entries: map[K]*list.Element{}, order: list.New()}
 }
 
-// Get returns the value of a key and marks the key as used.
+// Get returns the value of a key, if it has one, and marks the key as used.
 func (l *LRU[K, V]) Get(key K) (value V, ok bool) {
 	e, ok := l.entries[key]
 	if !ok {

@@ -7,11 +7,12 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// MaxRates is how many keys' rates a Rates remembers. The least recently used one is forgotten, and starts again with
-// a full bucket.
+// MaxRates is the number of keys whose buckets a Rates keeps. The least recently used bucket is dropped; its key starts
+// again with a full bucket.
 const MaxRates = 16 << 10
 
-// Rates bounds the calls of each key per second. A key that was quiet may make the calls of one second at once.
+// Rates limits the calls per second of each key. A key that made no calls for a while may make the calls of one second at
+// once.
 type Rates struct {
 	perSecond rate.Limit
 	burst     int
@@ -20,7 +21,7 @@ type Rates struct {
 	byKey *LRU[string, *rate.Limiter]
 }
 
-// NewRates returns a Rates of so many calls per second and key; 0 is no bound.
+// NewRates returns a Rates that allows each key perSecond calls per second; 0 means unlimited.
 func NewRates(perSecond float64) *Rates {
 	return &Rates{
 		perSecond: rate.Limit(perSecond),
@@ -29,7 +30,7 @@ func NewRates(perSecond float64) *Rates {
 	}
 }
 
-// Bucket holds the calls that a key may make now. The nil Bucket has no bound.
+// Bucket is a token bucket with the calls that a key may make now. A nil Bucket is unlimited.
 type Bucket rate.Limiter
 
 // Of returns the bucket of a key.
@@ -47,7 +48,8 @@ func (r *Rates) Of(key string) *Bucket {
 	return (*Bucket)(bucket)
 }
 
-// Take takes one call. If there is none, it returns in how many seconds there will be one, at least 1.
+// Take takes one call from the bucket and returns 0. If the bucket is empty, it returns after how many seconds, at least
+// 1, there will be a call.
 func (b *Bucket) Take() (wait int) {
 	if b == nil || (*rate.Limiter)(b).Allow() {
 		return 0
@@ -57,8 +59,8 @@ func (b *Bucket) Take() (wait int) {
 	return int(max(1, min(math.Ceil(seconds), math.MaxInt32)))
 }
 
-// Owe takes n calls more, whether or not there are any: what comes after them waits for longer. So a batch runs as a
-// whole or not at all, and does not get its key more calls in the end.
+// Owe takes n calls from the bucket even if it has fewer, so that later calls wait longer. A batch uses it to run either
+// completely or not at all, without giving its key more calls than the rate allows.
 func (b *Bucket) Owe(n int) {
 	if b == nil {
 		return

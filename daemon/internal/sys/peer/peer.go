@@ -1,5 +1,5 @@
-// Package peer tells which local user is at the other end of a Unix socket. It decides nothing about what
-// that user may do.
+// Package peer identifies the local process and user at the other end of a Unix socket. It does not decide what that user
+// may do.
 package peer
 
 import (
@@ -15,36 +15,37 @@ import (
 	grpcpeer "google.golang.org/grpc/peer"
 )
 
-// Peer is the process at the other end of a connection, as the kernel saw it when it connected.
+// Peer is the process at the other end of a connection, as the kernel recorded it when the process connected.
 type Peer struct {
 	credentials.CommonAuthInfo
 	UID uint32
-	// Groups are its effective group and its supplementary ones.
+	// Groups are the effective group and the supplementary groups of the process.
 	Groups []uint32
-	// PID may have been given to another process by now: take hold of it, and look again, before you believe it.
+	// PID may have been reused by another process since. Before relying on it, open the process (see package process)
+	// and then check that it is still the peer.
 	PID int32
 }
 
 // AuthType implements credentials.AuthInfo.
 func (Peer) AuthType() string { return "peercred" }
 
-// FromContext returns who made the gRPC call that ctx belongs to, on a server that uses Credentials.
+// FromContext returns the peer that made the gRPC call with context ctx, on a server that uses Credentials.
 func FromContext(ctx context.Context) (Peer, bool) {
 	p, ok := grpcpeer.FromContext(ctx)
 	if !ok {
 		return Peer{}, false
 	}
-	from, ok := p.AuthInfo.(Peer)
-	return from, ok
+	caller, ok := p.AuthInfo.(Peer)
+	return caller, ok
 }
 
-// Credentials lets a gRPC server on a Unix socket learn the Peer of each connection. It refuses a connection
-// whose peer is unknown. Clients use insecure credentials.
+// Credentials returns credentials with which a gRPC server on a Unix socket gets the Peer of each connection. They refuse
+// a connection whose peer cannot be determined. Clients use insecure credentials.
 func Credentials() credentials.TransportCredentials {
 	return peerCredentials{insecure.NewCredentials()}
 }
 
-// peerCredentials adds nothing to the bytes on the wire.
+// peerCredentials sends nothing over the connection.
 type peerCredentials struct {
 	credentials.TransportCredentials
 }
@@ -69,7 +70,7 @@ func (peerCredentials) Info() credentials.ProtocolInfo {
 func Of(conn net.Conn) (Peer, error) {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
-		return Peer{}, fmt.Errorf("not a Unix socket but %T", conn)
+		return Peer{}, fmt.Errorf("not a connection to a Unix socket: %T", conn)
 	}
 	raw, err := unixConn.SyscallConn()
 	if err != nil {
@@ -104,7 +105,7 @@ func peerGroups(fd uintptr) ([]uint32, error) {
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
 		switch {
-		case errno == unix.ERANGE && int(size) > 4*len(groups): // it says how much it takes
+		case errno == unix.ERANGE && int(size) > 4*len(groups): // the kernel set size to the size that it needs
 			groups = make([]uint32, size/4)
 		case errno != 0:
 			return nil, fmt.Errorf("read groups: %w", errno)

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// The kernel's word, not the peer's, arrives in the handler.
+// A handler gets the peer's credentials as the kernel reports them.
 func TestCredentials(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "socket")
 	l, err := net.Listen("unix", path)
@@ -33,7 +33,7 @@ func TestCredentials(t *testing.T) {
 				return status.Error(codes.Internal, "no peer")
 			}
 			peers <- p
-			return status.Error(codes.NotFound, "met")
+			return status.Error(codes.NotFound, "handled")
 		}))
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(l) }()
@@ -54,17 +54,17 @@ func TestCredentials(t *testing.T) {
 	}
 	p := <-peers
 	if int(p.UID) != os.Getuid() || !slices.Contains(p.Groups, uint32(os.Getgid())) || int(p.PID) != os.Getpid() {
-		t.Errorf("peer is %+v, want this process", p)
+		t.Errorf("the peer is %+v, want this process", p)
 	}
 }
 
-// Of tells another user from this one, and all of that user's groups.
+// Of returns the user and all groups of a peer that runs as another user.
 func TestAnotherUser(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Log("only root can be somebody else")
+		t.Log("nothing to test: only root can act as another user")
 		return
 	}
-	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // abstract, so that nobody may enter
+	l, err := net.Listen("unix", "@peer-test-"+strconv.Itoa(os.Getpid())) // abstract, because the user nobody cannot enter a temporary directory
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +79,7 @@ func TestAnotherUser(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		conn.Close() // who it was is known all the same
+		conn.Close() // the kernel has already recorded the peer
 	})
 	conn, err := l.Accept()
 	if err != nil {
@@ -88,33 +88,34 @@ func TestAnotherUser(t *testing.T) {
 	defer conn.Close()
 	p, err := Of(conn)
 	if err != nil || p.UID != 65534 || !slices.Equal(p.Groups, append(groups, 65534)) {
-		t.Errorf("got %+v, %v", p, err)
+		t.Errorf("Of = %+v, %v, want user and group 65534 and groups %v", p, err, groups)
 	}
 }
 
-func TestNoUnixSocket(t *testing.T) {
+func TestNotAUnixSocket(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
 	defer b.Close()
 	if _, _, err := Credentials().ServerHandshake(a); err == nil {
-		t.Error("a connection without credentials is taken")
+		t.Error("a connection without credentials is accepted")
 	}
 	if _, err := b.Write([]byte("x")); err == nil {
 		t.Error("the connection is still open")
 	}
 }
 
-// asNobody runs f as user and group 65534, with further groups, in a thread that ends with it. Only root can.
+// asNobody runs f as user and group 65534 with the given supplementary groups, in a thread that is not used afterwards.
+// It requires root.
 func asNobody(t *testing.T, groups []uint32, f func()) {
 	t.Helper()
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread is not used again
+		runtime.LockOSThread() // without an unlock, the thread ends with the goroutine
 		const nobody = 65534
 		for _, set := range [][4]uintptr{
 			{unix.SYS_SETGROUPS, uintptr(len(groups)), uintptr(unsafe.Pointer(unsafe.SliceData(groups))), 0}, {unix.SYS_SETRESGID, nobody, nobody, nobody}, {unix.SYS_SETRESUID, nobody, nobody, nobody},
 		} {
-			// Of this thread alone, unlike what package syscall offers.
+			// Raw system calls change this thread only. Those of package syscall change all threads.
 			if _, _, errno := unix.RawSyscall(set[0], set[1], set[2], set[3]); errno != 0 {
 				done <- errno
 				return

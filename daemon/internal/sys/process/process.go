@@ -1,5 +1,5 @@
-// Package process holds on to processes of this host, whether or not they are this program's children. A pid comes to
-// name another process in time; a Process never does. Every package of the daemon may import it.
+// Package process refers to processes of this host, which need not be children of this program. The kernel reuses pids,
+// but a Process always refers to the same process. Every package of the daemon may import it.
 package process
 
 import (
@@ -16,13 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Process is one particular process, whatever becomes of its pid. Call Close when it is no longer needed.
+// Process refers to one process, even after that ended and its pid was reused. Call Close when it is no longer needed.
 type Process struct {
 	PID    int
 	handle *os.Process // with a pidfd
 }
 
-// Open takes hold of the process that has the pid now. It returns nil if there is none.
+// Open returns the process that has the pid now. It returns nil if there is none.
 func Open(pid int) (*Process, error) {
 	handle, err := os.FindProcess(pid)
 	if err == nil {
@@ -31,16 +31,16 @@ func Open(pid int) (*Process, error) {
 	if errors.Is(err, os.ErrNoHandle) && errors.Is(handle.Signal(syscall.Signal(0)), os.ErrProcessDone) {
 		return nil, nil
 	}
-	if err != nil { // os would use the bare pid, which may come to be another's
+	if err != nil { // without a pidfd, os would use the pid, which may be reused
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	return &Process{PID: pid, handle: handle}, nil
 }
 
-// Close releases the process, which runs on.
+// Close releases the reference. The process keeps running.
 func (p *Process) Close() { _ = p.handle.Release() }
 
-// Wait blocks until the process is dead, reaped or not. It returns ctx's cause if ctx ends first.
+// Wait blocks until the process has ended, whether or not it is reaped. If ctx ends first, it returns the cause.
 func (p *Process) Wait(ctx context.Context) error {
 	pidfd, err := p.pollable()
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
@@ -64,7 +64,8 @@ func (p *Process) Wait(ctx context.Context) error {
 	return nil
 }
 
-// waitWithoutPoller is Wait when no descriptor is left: a process that was killed must still be seen to end.
+// waitWithoutPoller is like Wait but polls, so that it needs no descriptor. Kill must work even if this program has
+// reached its limit of descriptors.
 func (p *Process) waitWithoutPoller(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -78,7 +79,7 @@ func (p *Process) waitWithoutPoller(ctx context.Context) error {
 	return nil
 }
 
-// pollable duplicates the pidfd as a file that Go's poller watches, so that waiting takes no thread.
+// pollable duplicates the pidfd as a file that Go's poller watches, so that waiting does not block a thread.
 func (p *Process) pollable() (*os.File, error) {
 	var fd int
 	var err error
@@ -95,14 +96,14 @@ func (p *Process) pollable() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(p.PID)), nil
 }
 
-// isDead reports whether a pidfd is readable, which it is once its process has ended.
+// isDead reports whether the process of a pidfd has ended: then the pidfd is readable.
 func isDead(pidfd uintptr) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	n, _ := unix.Poll(fds, 0)
 	return n == 1
 }
 
-// Signal sends a signal to the process. It is no error if the process has ended.
+// Signal sends a signal to the process. It returns nil if the process has ended.
 func (p *Process) Signal(sig syscall.Signal) error {
 	if err := p.handle.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("send %v to process %d: %w", sig, p.PID, err)
@@ -110,7 +111,7 @@ func (p *Process) Signal(sig syscall.Signal) error {
 	return nil
 }
 
-// Kill ends the process and waits until it is dead.
+// Kill sends SIGKILL to the process and waits until it has ended.
 func (p *Process) Kill(ctx context.Context) error {
 	if err := p.Signal(syscall.SIGKILL); err != nil {
 		return err
@@ -118,20 +119,20 @@ func (p *Process) Kill(ctx context.Context) error {
 	return p.Wait(ctx)
 }
 
-// Dead reports whether the process has ended, reaped or not.
+// Dead reports whether the process has ended, whether or not it is reaped.
 func (p *Process) Dead() (dead bool) {
 	_ = p.handle.WithHandle(func(pidfd uintptr) { dead = isDead(pidfd) })
 	return dead
 }
 
-// StartTime returns when a process began, in clock ticks since boot. A pid and its start time together name a process
-// across restarts of msbd.
+// StartTime returns when a process started, in clock ticks since boot. A pid together with the start time identifies a
+// process across restarts of msbd.
 func StartTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, fmt.Errorf("read the start time of process %d: %w", pid, err)
 	}
-	// The second field, the program's name, may hold anything, even parentheses.
+	// The second field, the program's name in parentheses, may itself contain spaces and parentheses.
 	_, rest, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
 	fields := strings.Fields(rest)
 	const startTimeField = 22 - 3 // of proc(5), counted from the third field
@@ -141,14 +142,14 @@ func StartTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[startTimeField], 10, 64)
 }
 
-// Arguments returns a process's arguments, of which the first is its program. There is at least one, which is empty if
-// the process has ended.
+// Arguments returns the arguments of a process; the first is its program. If the process has ended, it returns a single
+// empty argument.
 func Arguments(pid int) []string {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
 }
 
-// PIDs lists the processes of this host.
+// PIDs returns the pids of all processes of this host.
 func PIDs() ([]int, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 func TestProcess(t *testing.T) {
-	// A name that looks like the end of the name in /proc/PID/stat.
+	// A name with the characters that follow the name in /proc/PID/stat.
 	program := filepath.Join(t.TempDir(), "a) S 1 2")
 	if err := os.Symlink("/bin/sleep", program); err != nil {
 		t.Fatal(err)
@@ -31,51 +31,51 @@ func TestProcess(t *testing.T) {
 	}
 	defer p.Close()
 	if pids, err := PIDs(); err != nil || !slices.Contains(pids, pid) {
-		t.Errorf("process %d is not among %v, %v", pid, pids, err)
+		t.Errorf("PIDs = %v, %v, want %d among them", pids, err, pid)
 	}
 	if start, err := StartTime(pid); err != nil || start == 0 {
 		t.Errorf("StartTime = %d, %v", start, err)
 	}
 	own, err := StartTime(os.Getpid())
 	if start, _ := StartTime(pid); err != nil || start < own {
-		t.Errorf("the child began at %d, this process at %d, %v", start, own, err)
+		t.Errorf("the child started at %d, this process at %d, %v; want the child later", start, own, err)
 	}
 
 	if args := Arguments(os.Getpid()); !slices.Equal(args, os.Args) {
-		t.Errorf("Arguments = %q, not %q", args, os.Args)
+		t.Errorf("Arguments = %q, want %q", args, os.Args)
 	}
 	if p.Dead() {
-		t.Error("it is dead")
+		t.Error("the running process is reported dead")
 	}
-	gone := errors.New("the caller left")
+	cause := errors.New("the caller cancelled")
 	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(gone)
-	if err := p.Wait(ctx); !errors.Is(err, gone) {
-		t.Errorf("Wait = %v", err)
+	cancel(cause)
+	if err := p.Wait(ctx); !errors.Is(err, cause) {
+		t.Errorf("Wait with a cancelled context = %v, want %v", err, cause)
 	}
 	if err := p.Kill(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if !p.Dead() { // and not reaped yet
-		t.Error("it lives")
+	if !p.Dead() { // it is not reaped yet
+		t.Error("the killed process is not reported dead")
 	}
 	if err := p.Kill(t.Context()); err != nil {
 		t.Error(err)
 	}
 	cmd.Wait()
 	if p, err := Open(pid); p != nil || err != nil {
-		t.Errorf("Open of one that is gone = %v, %v", p, err)
+		t.Errorf("Open of a reaped process = %v, %v, want nil, nil", p, err)
 	}
 	if _, err := StartTime(pid); err == nil {
-		t.Error("one that is gone has a start time")
+		t.Error("StartTime of a reaped process succeeded")
 	}
 	if args := Arguments(pid); !slices.Equal(args, []string{""}) {
-		t.Errorf("Arguments of one that is gone = %q", args)
+		t.Errorf("Arguments of a reaped process = %q, want one empty argument", args)
 	}
 }
 
-// A process that is not a child can be waited for, after a Wait that gave up, and by several at once.
-func TestWaitForOneThatIsNoChild(t *testing.T) {
+// Wait works for a process that is not a child of this one, also after a cancelled Wait and in several goroutines.
+func TestWaitForANonChild(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
 	out, err := cmd.Output()
 	if err != nil {
@@ -90,10 +90,10 @@ func TestWaitForOneThatIsNoChild(t *testing.T) {
 		t.Fatalf("Open = %v, %v", p, err)
 	}
 	defer p.Close()
-	gaveUp, cancel := context.WithCancel(t.Context())
+	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := p.Wait(gaveUp); !errors.Is(err, context.Canceled) {
-		t.Errorf("Wait = %v", err)
+	if err := p.Wait(cancelled); !errors.Is(err, context.Canceled) {
+		t.Errorf("Wait with a cancelled context = %v", err)
 	}
 	ended := make(chan error)
 	for range 2 {
@@ -113,7 +113,7 @@ func TestWaitForOneThatIsNoChild(t *testing.T) {
 	}
 }
 
-// Without a free descriptor, a process can still be killed and seen to end.
+// Kill works even if there is no free descriptor.
 func TestKillWithoutDescriptors(t *testing.T) {
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
@@ -137,6 +137,6 @@ func TestKillWithoutDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	if killed != nil || !p.Dead() {
-		t.Errorf("Kill = %v; dead: %t", killed, p.Dead())
+		t.Errorf("Kill = %v, dead: %t; want nil and true", killed, p.Dead())
 	}
 }

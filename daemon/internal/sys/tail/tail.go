@@ -1,5 +1,5 @@
-// Package tail reads the ends of log files for error messages. What it returns can be shown to a person: a guest may
-// have written it. Every package of the daemon may import it.
+// Package tail reads the ends of log files for error messages. A guest may have written a log, so the package removes
+// what could control a terminal. Every package of the daemon may import it.
 package tail
 
 import (
@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Read returns the end of a file, at most n bytes, without what a terminal would act on. It returns "" if the file
-// cannot be read.
+// Read returns at most the last n bytes of a file, without control characters other than newlines and tabs. It returns ""
+// if the file cannot be read.
 func Read(path string, n int64) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -23,8 +23,8 @@ func Read(path string, n int64) string {
 	return printable(string(text))
 }
 
-// Quote formats the end of a log for an error message, on lines of its own below the name. It returns "" if text is
-// empty.
+// Quote formats the end of a log for an error message. The result begins with a newline and the name of the log; further
+// lines of text are indented. It returns "" if text is empty.
 func Quote(name, text string) string {
 	if text = printable(text); text == "" {
 		return ""
@@ -32,7 +32,7 @@ func Quote(name, text string) string {
 	return "\n" + name + ": " + strings.ReplaceAll(text, "\n", "\n\t")
 }
 
-// printable drops control characters, except newlines and tabs, invalid UTF-8, and space around the text.
+// printable removes control characters except newlines and tabs, invalid UTF-8, and white space around the text.
 func printable(text string) string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {

@@ -16,7 +16,7 @@ func TestRead(t *testing.T) {
 		"one\r\ntwo\n":         "one\ntwo",
 		"x\x1b[2J\u009b\x7f y": "[2J y",
 		"only half of an \xc3": "f of an",
-		"€uro 123":             "uro 123", // cut in the middle of a character
+		"€uro 123":             "uro 123", // the first byte read is in the middle of a character
 	} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
