@@ -1,12 +1,12 @@
-# `make quickstart` and `make test` do everything, on a fresh Debian 12 machine, too. `make` lists the targets.
+# `make quickstart` and `make test` do all set-up themselves, also on a fresh Debian 12 machine. `make` lists the targets.
 
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-# In the order given: deps come before what needs them, and Go builds in parallel by itself. Only `make test` runs
-# targets side by side, when everything is built.
-ifndef SIDE_BY_SIDE
+# Targets are made one after the other: deps come before the targets that need them, and Go builds in parallel by
+# itself. Only `make test` runs targets in parallel, once everything is built.
+ifndef IN_PARALLEL
 .NOTPARALLEL:
 endif
 .DEFAULT_GOAL := help
@@ -14,40 +14,41 @@ endif
 PREFIX  ?= /usr/local
 DESTDIR ?=
 VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
-# Three runs of tests go on side by side, so each takes one package at a time.
+# `make test` runs go test twice in parallel, so each run tests one package at a time.
 TESTFLAGS ?= -p 1
-# A directory for the events of the tests as JSON, one file for each run of gotestsum.
+# If set, a directory to which each run of gotestsum writes the test events as a JSON file.
 TEST_EVENTS ?=
-# How many inputs `make fuzz` gives to each target.
+# The number of inputs that `make fuzz` tries with each target.
 FUZZTIME ?= 50000x
 
-# Any Go from 1.21 on will do: it fetches the toolchain that go.mod names. Without one, bin/tools/go is made.
+# Any Go from version 1.21 works, because it fetches the toolchain that go.mod names. Without one, Go is downloaded to
+# bin/tools/go.
 GO := $(or $(shell daemon/setup/go.sh find),$(CURDIR)/bin/tools/go/bin/go)
 GO_MADE := $(filter $(CURDIR)/bin/tools/go/bin/go,$(GO))
 export PATH := $(CURDIR)/bin/tools:$(dir $(GO)):$(PATH)
 export GOTOOLCHAIN ?= auto
-# Static programs, and no compiler for C is needed. The race detector needs both: CGO_ENABLED=1.
+# Programs are static, and building them needs no C compiler. Only the race detector needs CGO_ENABLED=1.
 export CGO_ENABLED ?= 0
 
-# For every call of Go: with the same flags, builds, tests and tools share what is compiled already.
+# All calls of Go use the same flags, so that programs, tests and tools share compiled packages.
 export GOFLAGS := $(strip $(filter-out -trimpath -buildvcs=false,$(GOFLAGS)) -trimpath -buildvcs=false)
 GO_BUILD := $(GO) build
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 
-# containerd's version is the module's; this names it in the program, too.
+# containerd is built from the version that go.mod requires. The linker flag puts this version into the program.
 CONTAINERD         := github.com/containerd/containerd
 CONTAINERD_VERSION  = $(patsubst v%,%,$(shell sed -n 's,^\t$(CONTAINERD) ,,p' go.mod))
 CONTAINERD_FLAGS    = -tags no_cri,no_btrfs,no_devmapper,no_zfs,no_aufs \
 	-ldflags '-s -w -X $(CONTAINERD)/version.Version=$(CONTAINERD_VERSION)'
 
-# Tools of the checks, by exact version. They live in bin/tools.
+# Tools of the checks, with exact versions. They are installed in bin/tools.
 BUF_VERSION        := 1.75.0
 BUF_SHA256         := 98b19d4b2b46130e083157490c54dfdcb8ea771e53204d3c6a06a2b12edd0503
 PROTOC_GEN_GO      := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 PROTOC_GEN_GO_GRPC := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 STATICCHECK        := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTESTSUM          := gotest.tools/gotestsum@v1.13.0
-# The ACME server that the tests fetch certificates from.
+# The ACME server from which tests fetch certificates.
 PEBBLE             := github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1
 
 SOURCES  := go.mod go.sum $(shell find api client daemon \( -name testdata -o -path client/python -o -path client/typescript \) -prune -o \
@@ -67,12 +68,12 @@ help: ## List the targets
 		/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: quickstart
-quickstart: ## Set up everything, start the server, run Python in a first sandbox; again, it takes seconds
+quickstart: ## Set up everything, start the server, run Python in a first sandbox
 	@$(MAKE) deps build guest images
 	@daemon/setup/quickstart.sh
 
 .PHONY: clean-host
-clean-host: ## Undo quickstart: server, sandboxes, state; with PACKAGES=1 what deps installed, too
+clean-host: ## Undo quickstart: remove server, sandboxes and state; with PACKAGES=1 also the packages that deps installed
 	@daemon/setup/clean-host.sh $(if $(PACKAGES),--packages)
 
 ##@ Build
@@ -108,8 +109,8 @@ bin/containerd: go.mod go.sum | $(GO_MADE)
 	@echo "Building $@ $(CONTAINERD_VERSION) from its module (about 1 minute)"
 	@$(GO_BUILD) $(CONTAINERD_FLAGS) -o $@ $(CONTAINERD)/cmd/containerd
 
-# Only `make bench` uses it. It does not compile with the newer modules that ours has, so it gets those that
-# containerd names.
+# Only `make bench` uses ctr. It does not compile with the newer modules in our go.mod, so it is built with the modules
+# that containerd requires.
 bin/ctr: go.mod | $(GO_MADE)
 	@echo "Building $@ $(CONTAINERD_VERSION) from its module (about 1 minute)"
 	@module=$$(mktemp -d); trap 'rm -rf "$$module"' EXIT; cd "$$module"; \
@@ -121,7 +122,7 @@ bin/containerd-shim-kata-v2: $(wildcard daemon/cmd/containerd-shim-kata-v2/*) | 
 	@daemon/cmd/containerd-shim-kata-v2/build.sh $@
 	@touch $@
 
-# The metapackage names the newest kernel; `make -B bin/cache/kernel.deb` looks for a newer one.
+# The metapackage depends on the newest kernel. `make -B bin/cache/kernel.deb` looks for a newer one.
 bin/cache/kernel.deb:
 	@echo "Downloading the guest's kernel, Debian's cloud kernel"
 	@rm -rf $(@D)/deb; mkdir -p $(@D)/deb; apt-get update -qq; \
@@ -134,9 +135,9 @@ $(GUEST) &: bin/cache/kernel.deb bin/msb-agent bin/msb-portal $(MKGUEST)
 	@$(GO) run ./daemon/cmd/msb-mkguest --kernel-deb bin/cache/kernel.deb --agent bin/msb-agent --portal bin/msb-portal --out bin/guest
 	@touch $(GUEST)
 
-$(IMAGES): bin/images/%.tar: $(MKIMAGE) | $(GO_MADE)
-	@echo "Building the image microsandbox/$* from Debian packages (about 1 minute)"
-	@$(GO) run ./daemon/cmd/msb-mkimage --out $@ $*
+$(IMAGES) &: $(MKIMAGE) | $(GO_MADE)
+	@echo "Building the images microsandbox/python and microsandbox/node from Debian packages (about 1 minute)"
+	@$(GO) run ./daemon/cmd/msb-mkimage --out bin/images python node
 
 $(CURDIR)/bin/tools/go/bin/go:
 	@daemon/setup/go.sh fetch $(CURDIR)/bin/tools/go
@@ -146,14 +147,15 @@ $(CURDIR)/bin/tools/go/bin/go:
 .PHONY: test
 test: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
-	@$(MAKE) bin/lab/initrd.img
-	@$(MAKE) SIDE_BY_SIDE=1 -j test-microvms test-race test-sdks
+	@$(MAKE) $(LAB)
+	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks
 
-# gotestsum NAME RUNS the tests of packages and prints their names as they end.
+# $(call gotestsum,NAME) runs go test, prints the name of each test as it ends, and writes NAME.json to TEST_EVENTS.
 gotestsum = gotestsum --format testname --format-hide-empty-pkg $(if $(TEST_EVENTS),--jsonfile $(TEST_EVENTS)/$(1).json)
 
-# The packages where much happens at once are tested under the race detector alone, but for the store: where the
-# detector would slow its child processes down, it tries a part of the cases (oneOf in its tests), so it is tested twice.
+# These packages have much concurrent code, so they are tested under the race detector, and not again without it. The
+# store is also tested without it: some of its tests try only part of the cases under the race detector (see oneOf),
+# which would make them too slow.
 RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... serve/...)
 
 .PHONY: test-microvms test-race test-sdks
@@ -168,46 +170,51 @@ test-sdks:
 	@echo "Python SDK"; client/python/check.sh unit
 	@echo "TypeScript SDK"; client/typescript/check.sh unit
 
-# What the tests need beyond the server: strace injects failing writes, e2fsprogs makes disks for guests, busybox and
-# systemd are the lab's, Chromium is the hostile page's browser, a venv holds other projects' clients, and the race
-# detector needs a C compiler.
+# Packages that only the tests need: gcc and libc6-dev for the race detector, strace to make system calls fail, e2fsprogs
+# to create disks for guests, busybox and systemd for the lab, Chromium to load a hostile web page, and python3-venv for
+# other projects' clients.
 TEST_PACKAGES := gcc libc6-dev:/usr/include/stdio.h strace e2fsprogs:mkfs.ext4 busybox-static:busybox systemd:/lib/systemd/systemd chromium python3-venv:/usr/lib/python3.11/ensurepip
 
 .PHONY: test-kvm
-test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run the end-to-end tests on KVM, with each hypervisor; where there is no KVM, in an emulated host
+test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run the end-to-end tests on KVM with each hypervisor; without KVM, in the lab, an emulated host
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
-	@$(MAKE) bin/lab/initrd.img
+	@$(MAKE) $(LAB)
 	@$(GO) test -c -o bin/lab/e2e.test ./daemon/e2e
 	@$(call gotestsum,kvm) --raw-command -- setpriv --pdeathsig TERM daemon/setup/lab/e2e.sh '$(KVM_TESTS)'
 
-# The tests of sandboxes, which take an hour where KVM is emulated, and those of them that CI has the time for.
+# The tests of sandboxes. In the lab they take an hour, so CI runs a few of them.
 KVM_TESTS ?= TestSandboxesRunOn|TestChangeOfHypervisor|TestTheMainJob|TestNode|TestRunsThatEnd|TestConfigurationReaches|TestSandboxesAreApart|TestASandboxHas|TestSeveralAtOnce|TestStopWhile|TestGuestThat|TestKillOfTheDaemon|TestDeathOf|TestAHungGuest|TestTheHostsContainerd|TestTermination|TestResources|TestLeftSees|TestKillsUnderSandboxChurn|TestRefusedKeysLoseTheirRuns
 KVM_TESTS_CI := TestSandboxesRunOn|TestTheMainJob|TestASandboxHas|TestKillOfTheDaemonLosesNothing
 
 .PHONY: test-kvm-ci
-test-kvm-ci: ## Run a part of them, in minutes
+test-kvm-ci: ## Run a few of these tests, in minutes
 	@$(MAKE) test-kvm KVM_TESTS='$(KVM_TESTS_CI)' LAB_TIMEOUT=840
 
-# What that host runs, beside the guest's kernel.
+# The lab also needs the guest's kernel.
+LAB := bin/lab/initrd.img bin/lab/tsc
+
 bin/lab/initrd.img: bin/cache/kernel.deb $(addprefix daemon/setup/lab/,build.sh init)
 	@echo "Building bin/lab: an emulated host with KVM"
-	@$(GO) build -o $(@D)/tsc ./daemon/setup/lab/tsc
 	@daemon/setup/lab/build.sh $< $(@D)
 
+bin/lab/tsc: $(wildcard daemon/setup/lab/tsc/* daemon/internal/sys/tsc/*)
+	@$(GO) build -o $@ ./daemon/setup/lab/tsc
+
 .PHONY: race
-race: deps bin/tools/gotestsum bin/tools/pebble ## Run the part of the tests that runs under the race detector
+race: deps bin/tools/gotestsum bin/tools/pebble ## Run only the tests that run under the race detector
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) test-race
 
 .PHONY: soak
-soak: deps build guest images bin/tools/pebble ## Run the reliability tests at their full counts: hours
+soak: deps build guest images bin/tools/pebble ## Run the reliability tests with their full counts, which takes hours
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys data/store serve/http guest/agent)
 	@MSB_SOAK=1 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 24h -v -run '^TestConcurrentUseAgreesWithAModel$$' ./daemon/internal/domain/keys
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestKills' ./daemon/e2e
 
 .PHONY: lint
-lint: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc bin/tools/staticcheck ## Check format, vet, staticcheck, types, contracts; that generated code is fresh
+lint: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc bin/tools/staticcheck ## Check format, code, types, prose, and that generated code is up to date
+	@echo "plain English"; daemon/setup/plain-english.sh
 	@echo "gofmt"; unformatted=$$($(GO)fmt -l api client daemon); test -z "$$unformatted" || { echo "run gofmt -w on:" $$unformatted; exit 1; }
 	@echo "go vet"; $(GO) vet ./...
 	@echo "staticcheck"; staticcheck ./...
@@ -217,20 +224,20 @@ lint: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc bin/too
 	@daemon/setup/generated.sh check
 
 .PHONY: generate
-generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc ## Write api/ from proto/
+generate: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc ## Generate api/ from proto/
 	@daemon/setup/generated.sh write
 
 .PHONY: fuzz
-fuzz: | $(GO_MADE) ## Run each fuzz target for FUZZTIME (50000x: that many inputs)
+fuzz: | $(GO_MADE) ## Run each fuzz target with FUZZTIME inputs (default 50000x)
 	@daemon/setup/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: build guest images bin/ctr ## Measure each figure beside its peer (needs runc and zstd)
+bench: build guest images bin/ctr ## Run the benchmarks, which measure each figure next to that of a peer
 	@daemon/setup/host-packages.sh bin/host-packages "to measure" runc zstd
 	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./daemon/e2e
 	@$(GO) test -run '^$$' -bench . -timeout 60m ./daemon/internal/domain/keys ./daemon/internal/data/store ./daemon/internal/serve/http ./daemon/internal/serve/mcp ./daemon/cmd/msb-portal
 
-# Building buf takes as long as building everything else, so its makers' program for npm is used.
+# buf is downloaded as a program, because building it takes longer than building all programs of this project.
 bin/tools/buf: Makefile
 	@echo "Downloading $@ ($(BUF_VERSION)) from npm"
 	@mkdir -p $(@D); archive=$$(mktemp); trap 'rm -f "$$archive"' EXIT; \
@@ -239,7 +246,7 @@ bin/tools/buf: Makefile
 	tar -xzf "$$archive" -C $(@D) --strip-components 2 --no-same-owner package/bin/buf
 	@touch $@
 
-# A tool is built again when its version changes here.
+# A tool is built again when this file changes, since its version may have changed.
 define tool
 bin/tools/$(1): Makefile | $(GO_MADE)
 	@echo "Building $$@ ($(lastword $(subst @, ,$(2))))"
@@ -263,8 +270,8 @@ ZSH     := $(SHARE)/zsh/site-functions
 FISH    := $(SHARE)/fish/vendor_completions.d
 
 .PHONY: install
-install: ## Install what was built below PREFIX (/usr/local), the systemd unit, man page and completions
-	@for file in $(PROGRAMS) $(GUEST) $(IMAGES); do test -e $$file || { echo "$$file is missing: make build guest images"; exit 1; }; done
+install: ## Install the programs below PREFIX (/usr/local), the systemd units, the man page and completions
+	@for file in $(PROGRAMS) $(GUEST) $(IMAGES); do test -e $$file || { echo "$$file is missing: run make build guest images"; exit 1; }; done
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/msb bin/msbd
 	install -D -t $(LIBEXEC) bin/containerd bin/containerd-shim-kata-v2 bin/msb-portal bin/msb-virtiofsd
 	install -D -m 0644 -t $(LIBEXEC)/guest $(GUEST)
@@ -278,12 +285,12 @@ install: ## Install what was built below PREFIX (/usr/local), the systemd unit, 
 	install -m 0644 -t $(UNITS) daemon/setup/msbd.socket
 
 .PHONY: uninstall
-uninstall: ## Remove what install put there; state below /var/lib/msb stays
+uninstall: ## Remove the installed files; the state in /var/lib/msb stays
 	rm -f $(DESTDIR)$(PREFIX)/bin/msb $(DESTDIR)$(PREFIX)/bin/msbd $(addprefix $(UNITS)/msbd.,service socket)
 	rm -f $(MAN)/msb.1 $(BASH)/msb $(ZSH)/_msb $(FISH)/msb.fish
 	rm -rf $(LIBEXEC)
 
 .PHONY: clean
-clean: ## Remove what was built, but for the record of installed packages
-	@if [ -S /run/msb/msbd.sock ]; then echo "A server may be running from bin/: make clean-host first, if it is yours."; fi
+clean: ## Remove everything that was built
+	@if [ -S /run/msb/msbd.sock ]; then echo "A server may be running from bin/. If it is yours, run make clean-host first."; fi
 	rm -rf $(PROGRAMS) bin/guest bin/images bin/lab bin/cache bin/tools

@@ -120,7 +120,7 @@ func waitReaderGone(ctx context.Context, w io.Writer) (gone bool) {
 	return false
 }
 
-// mcpMessage is the part of a message that the bridge needs in order to forward it.
+// mcpMessage is the part of a message that the bridge needs to forward it.
 type mcpMessage struct {
 	ID     jsontext.Value `json:"id"`
 	Method string         `json:"method"`

@@ -1,6 +1,6 @@
 // Command msb-mkimage builds this project's images from the Debian packages of the host's apt sources:
 //
-//	msb-mkimage --out bin/images/python.tar python
+//	msb-mkimage --out bin/images python node
 //
 // The result is an OCI archive for `msb image import`. Equal packages give equal digests. It must run as root on Debian
 // and needs mmdebstrap. It is a build tool and is not installed.
@@ -26,6 +26,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/msbd/msbd/daemon/internal/backend/image/archive"
 )
@@ -46,33 +47,47 @@ func main() {
 func run(ctx context.Context, args []string, log io.Writer) error {
 	flags := flag.NewFlagSet("msb-mkimage", flag.ContinueOnError)
 	flags.SetOutput(log)
-	names := strings.Join(slices.Sorted(maps.Keys(recipes)), "|")
+	known := strings.Join(slices.Sorted(maps.Keys(recipes)), ", ")
 	flags.Usage = func() {
-		fmt.Fprintf(log, "usage: msb-mkimage --out FILE %s\n", names)
+		fmt.Fprintf(log, "usage: msb-mkimage --out DIR IMAGE...\nImages: %s\n", known)
 		flags.PrintDefaults()
 	}
-	out := flags.String("out", "", "write the archive to `FILE`")
+	out := flags.String("out", "", "write the archive of each image to `DIR`/IMAGE.tar")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
 		}
 		return err
 	}
-	r, ok := recipes[flags.Arg(0)]
-	if flags.NArg() != 1 || !ok || *out == "" {
+	if flags.NArg() == 0 || *out == "" {
 		flags.Usage()
-		return fmt.Errorf("give one image (%s) and --out", names)
+		return errors.New("give --out and at least one image")
 	}
+	for _, name := range flags.Args() {
+		if _, ok := recipes[name]; !ok {
+			return fmt.Errorf("there is no image %q; choose from %s", name, known)
+		}
+	}
+	// The builds wait for the network and the disk as much as for the processor, so they run in parallel.
+	g, ctx := errgroup.WithContext(ctx)
+	for _, name := range flags.Args() {
+		g.Go(func() error { return buildFile(ctx, name, filepath.Join(*out, name+".tar"), log) })
+	}
+	return g.Wait()
+}
+
+// buildFile builds an image and reports the archive's size and digest.
+func buildFile(ctx context.Context, name, out string, log io.Writer) error {
 	started := time.Now()
-	d, err := build(ctx, flags.Arg(0), r, *out, log)
+	d, err := build(ctx, name, recipes[name], out, log)
 	if err != nil {
-		return fmt.Errorf("build image %s: %w", flags.Arg(0), err)
+		return fmt.Errorf("build image %s: %w", name, err)
 	}
-	size := int64(0)
-	if info, err := os.Stat(*out); err == nil {
-		size = info.Size()
+	info, err := os.Stat(out)
+	if err != nil {
+		return err
 	}
-	fmt.Fprintf(log, "%s: %d MB, %s, in %s\n", *out, size/1e6, d, time.Since(started).Round(time.Second))
+	fmt.Fprintf(log, "%s: %d MB, %s, in %s\n", out, info.Size()/1e6, d, time.Since(started).Round(time.Second))
 	return nil
 }
 

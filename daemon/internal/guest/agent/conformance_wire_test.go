@@ -83,7 +83,7 @@ type conversation struct {
 }
 
 // conversations returns conversations that no correct client has. Many end with a valid request, to which the server must
-// respond in spite of what came before it.
+// respond, although the bytes before it were invalid.
 func conversations() map[string]conversation {
 	noise := make([]byte, 5000)
 	rnd := rand.New(rand.NewPCG(1, 2))

@@ -38,7 +38,7 @@ type emitFunc func(stream portalv1.Output_Stream, data []byte) error
 // left in the background must not die of SIGPIPE because the command that started it ended.
 type output struct {
 	// mu is held from the read of a piece until it has been emitted. Pieces are therefore emitted in the order in which
-	// they were read, and whoever holds mu knows that everything that was read has been emitted.
+	// they were read, and while mu is held, everything that was read has been emitted.
 	mu    sync.Mutex
 	pipes [2]outputPipe
 	// epoll watches the open pipes. ready is the same descriptor as a file, which Go's poller watches.

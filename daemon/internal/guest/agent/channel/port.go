@@ -22,7 +22,7 @@ type portListener struct {
 	file *os.File
 	raw  syscall.RawConn
 	free chan struct{} // holds a token while there is no connection
-	// pending is what has already been read of the next client's bytes. Whoever holds the token may use it.
+	// pending is what has already been read of the next client's bytes. Only the holder of the token may use it.
 	pending []byte
 	closed  chan struct{}
 	once    sync.Once
