@@ -159,8 +159,9 @@ gotestsum = gotestsum --format testname --format-hide-empty-pkg $(if $(TEST_EVEN
 RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... serve/...)
 
 .PHONY: test-microvms test-race test-sdks
+# -parallel 3, because tests that wait for a microVM that hangs use no processor.
 test-microvms:
-	@$(call gotestsum,microvms) -- -count=1 -timeout 30m $(TESTFLAGS) ./daemon/internal/data/store \
+	@$(call gotestsum,microvms) -- -count=1 -timeout 30m -parallel 3 $(TESTFLAGS) ./daemon/internal/data/store \
 		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
 
 test-race:
