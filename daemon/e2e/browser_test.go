@@ -26,9 +26,9 @@ import (
 //go:embed testdata/hostile.html
 var hostilePage string
 
-// TestAWebPageCannotDriveTheServer lets a real browser load a hostile page from everywhere that a page can
+// TestWebPageCannotControlServer lets a real browser load a hostile page from everywhere that a page can
 // come from. The server is in dev mode, where no key protects it.
-func TestAWebPageCannotDriveTheServer(t *testing.T) {
+func TestWebPageCannotControlServer(t *testing.T) {
 	parallel(t)
 	s := testServer(t, "--dev")
 	if err := s.importImages("python"); err != nil {
@@ -64,8 +64,8 @@ func TestAWebPageCannotDriveTheServer(t *testing.T) {
 	}
 }
 
-// TestTheHostilePageWorks proves that the page drives a server that does not protect itself.
-func TestTheHostilePageWorks(t *testing.T) {
+// TestHostilePageControlsUnprotectedServer proves that the page drives a server that does not protect itself.
+func TestHostilePageControlsUnprotectedServer(t *testing.T) {
 	parallel(t)
 	var mu sync.Mutex
 	started := map[string]bool{}
@@ -101,8 +101,8 @@ func TestTheHostilePageWorks(t *testing.T) {
 	}
 }
 
-// attacked is what the hostile page did in all its places.
-type attacked struct {
+// attackResult is what the hostile page did in all its places.
+type attackResult struct {
 	made      []string          // its attempts
 	heard     map[string]string // what it could read of the answers, by attempt
 	exchanges []exchange        // what the browser sent, and what the server answered
@@ -111,9 +111,9 @@ type attacked struct {
 }
 
 // attack has a browser load the hostile page, and returns when the server has answered every attempt.
-func attack(t *testing.T, server string) attacked {
+func attack(t *testing.T, server string) attackResult {
 	t.Helper()
-	tap := newWiretap(t, server)
+	tap := newRecordingProxy(t, server)
 	_, port, _ := net.SplitHostPort(tap.address)
 	targets := []string{"http://127.0.0.1:" + port, "http://localhost:" + port, "http://evil.test:" + port}
 
@@ -150,7 +150,7 @@ func attack(t *testing.T, server string) attacked {
 		t.Fatal(err)
 	}
 
-	a := attacked{heard: map[string]string{}, rebound: "evil.test:" + port}
+	a := attackResult{heard: map[string]string{}, rebound: "evil.test:" + port}
 	at := func(host string) string { return strings.Replace(hostile.URL, "127.0.0.1", host, 1) }
 	a.origins = []string{at("127.0.0.1"), at("localhost"), at("evil.test"), "null", "http://" + a.rebound}
 	b := startBrowser(t)
@@ -253,13 +253,13 @@ func (b *browser) close(t *testing.T) {
 	until(t, "the browser's processes to end", func() bool { return len(processes(b.profile, "chromium")) == 0 })
 }
 
-// hostilePath is where a wiretap answers with the hostile page.
+// hostilePath is where a recordingProxy answers with the hostile page.
 const hostilePath = "/page"
 
-// wiretap passes bytes between a browser and a server and remembers them. It stands in for an attacker's
+// recordingProxy passes bytes between a browser and a server and remembers them. It stands in for an attacker's
 // name server, too, which is asked for the page first and then gives the server's address: a request for the page
 // is answered here, and everything else goes on.
-type wiretap struct {
+type recordingProxy struct {
 	address, server string
 	listener        net.Listener
 	mu              sync.Mutex
@@ -276,17 +276,17 @@ type exchange struct {
 	body   []byte
 }
 
-func newWiretap(t *testing.T, server string) *wiretap {
+func newRecordingProxy(t *testing.T, server string) *recordingProxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	return &wiretap{address: l.Addr().String(), server: server, listener: l}
+	return &recordingProxy{address: l.Addr().String(), server: server, listener: l}
 }
 
-func (w *wiretap) serve(page []byte) {
+func (w *recordingProxy) serve(page []byte) {
 	go func() {
 		for {
 			c, err := w.listener.Accept()
@@ -298,7 +298,7 @@ func (w *wiretap) serve(page []byte) {
 	}()
 }
 
-func (w *wiretap) pass(client net.Conn, page []byte) {
+func (w *recordingProxy) pass(client net.Conn, page []byte) {
 	defer client.Close()
 	in := bufio.NewReader(client)
 	if line, _ := in.Peek(len("GET " + hostilePath)); string(line) == "GET "+hostilePath {
@@ -325,7 +325,7 @@ type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-func (w *wiretap) recorder(b *bytes.Buffer) io.Writer {
+func (w *recordingProxy) recorder(b *bytes.Buffer) io.Writer {
 	return writerFunc(func(p []byte) (int, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -334,7 +334,7 @@ func (w *wiretap) recorder(b *bytes.Buffer) io.Writer {
 }
 
 // exchanges reads what went by, as far as it is complete.
-func (w *wiretap) exchanges(t *testing.T) (all []exchange) {
+func (w *recordingProxy) exchanges(t *testing.T) (all []exchange) {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -11,24 +11,24 @@ import (
 	"time"
 )
 
-// crashBox is the shared sandbox, which remembers x.
-func crashBox(t *testing.T) (s *server, key string) {
+// statefulSandbox is the shared sandbox, which remembers x.
+func statefulSandbox(t *testing.T) (s *server, key string) {
 	t.Helper()
-	s, key = sharedBox(t)
+	s, key = sharedSandbox(t)
 	s.python(t, key, "box", "x = 41")
 	return s, key
 }
 
 // remembers proves that a sandbox goes on with the session that it had.
-func (s *server) remembers(t *testing.T, key, sandbox, when string) {
+func (s *server) wantStateKept(t *testing.T, key, sandbox, when string) {
 	t.Helper()
 	if r := s.python(t, key, sandbox, "x + 1"); r.text("stdout") != "42\n" {
 		t.Errorf("%s: %s: %+v", when, sandbox, r)
 	}
 }
 
-func TestKillOfTheDaemonLosesNothing(t *testing.T) {
-	s, key := crashBox(t)
+func TestDaemonKillKeepsSandboxes(t *testing.T) {
+	s, key := statefulSandbox(t)
 	for range 3 {
 		s.kill()
 		if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || !strings.Contains(stderr, "crashed or was killed") {
@@ -40,7 +40,7 @@ func TestKillOfTheDaemonLosesNothing(t *testing.T) {
 		if st, _ := s.status(); st.Recovery.Adopted != len(s.microVMs()) {
 			t.Errorf("recovery: %+v", st.Recovery)
 		}
-		s.remembers(t, key, "box", "after a kill")
+		s.wantStateKept(t, key, "box", "after a kill")
 	}
 	// A stop leaves the sandbox running, too.
 	s.mustMSB(t, "server", "stop")
@@ -51,10 +51,10 @@ func TestKillOfTheDaemonLosesNothing(t *testing.T) {
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	s.remembers(t, key, "box", "after a stop")
+	s.wantStateKept(t, key, "box", "after a stop")
 }
 
-func TestKillOfTheDaemonWhileStartingUndoesTheStart(t *testing.T) {
+func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 	s, key := sharedServer(t)
 	// Each time a little later in the start.
 	for _, moment := range []string{"container", virtiofsd, qemu} {
@@ -77,7 +77,7 @@ func TestKillOfTheDaemonWhileStartingUndoesTheStart(t *testing.T) {
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.leftOf([]string{id}); err != nil {
+		if err := s.sandboxLeaks([]string{id}); err != nil {
 			t.Errorf("killed at %s: %v", moment, err)
 		}
 		s.wantError(t, key, "sandbox.command.run", params{"sandbox": "half", "command": "true"}, 409, -32005, "cut off")
@@ -86,30 +86,30 @@ func TestKillOfTheDaemonWhileStartingUndoesTheStart(t *testing.T) {
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "half"}, nil)
 }
 
-func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
-	s, key := crashBox(t)
+func TestProcessDeathIsDetectedAndCleanedUp(t *testing.T) {
+	s, key := statefulSandbox(t)
 	for _, part := range []string{qemu, virtiofsd, shim} {
 		t.Run(part, func(t *testing.T) {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-			id := s.id("box")
+			id := s.sandboxID("box")
 			signalAll(t, processes(part, id), syscall.SIGKILL)
-			s.isLost(t, key, "box", id)
+			s.wantSandboxFailed(t, key, "box", id)
 		})
 	}
 	t.Run("restart", func(t *testing.T) {
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-		id := s.id("box")
+		id := s.sandboxID("box")
 		s.kill()
 		signalAll(t, processes(qemu, id), syscall.SIGKILL)
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		s.isLost(t, key, "box", id)
+		s.wantSandboxFailed(t, key, "box", id)
 	})
 	t.Run("adopted", func(t *testing.T) {
 		for _, part := range []string{qemu, virtiofsd} {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-			id := s.id("box")
+			id := s.sandboxID("box")
 			s.kill()
 			if err := s.start(); err != nil {
 				t.Fatal(err)
@@ -118,25 +118,25 @@ func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
 				t.Errorf("recovery: %+v", st.Recovery)
 			}
 			signalAll(t, processes(part, id), syscall.SIGKILL)
-			s.isLost(t, key, "box", id)
+			s.wantSandboxFailed(t, key, "box", id)
 		}
 	})
 }
 
-// isLost proves that the end of a sandbox's microVM is noticed, and that nothing is left of it.
-func (s *server) isLost(t *testing.T, key, sandbox, id string) {
+// wantSandboxFailed proves that the end of a sandbox's microVM is noticed, and that nothing is left of it.
+func (s *server) wantSandboxFailed(t *testing.T, key, sandbox, id string) {
 	t.Helper()
 	until(t, "the end of the sandbox to be noticed", func() bool {
 		a, err := s.call(key, "sandbox.command.run", params{"sandbox": sandbox, "command": "true", "timeout": 5})
 		return err == nil && a.Error != nil && a.Error.Code == -32005 && strings.Contains(a.Error.Message, "ended")
 	})
-	until(t, "its remains to be removed", func() bool { return s.leftOf([]string{id}) == nil })
+	until(t, "its remains to be removed", func() bool { return s.sandboxLeaks([]string{id}) == nil })
 }
 
 // A shim that is busy while the server starts, as on a busy host, is no dead one.
-func TestKillOfTheDaemonSparesABusySandbox(t *testing.T) {
-	s, key := crashBox(t)
-	id := s.id("box")
+func TestDaemonKillKeepsSandboxWithBusyShim(t *testing.T) {
+	s, key := statefulSandbox(t)
+	id := s.sandboxID("box")
 	s.kill()
 	shims := processes(shim, id)
 	signalAll(t, shims, syscall.SIGSTOP)
@@ -155,30 +155,30 @@ func TestKillOfTheDaemonSparesABusySandbox(t *testing.T) {
 		s.address = st.ListenAddress
 		return err == nil && st.State == "ready"
 	})
-	s.remembers(t, key, "box", "after its shim was busy")
+	s.wantStateKept(t, key, "box", "after its shim was busy")
 }
 
-func TestDeathOfContainerdIsMended(t *testing.T) {
-	s, key := crashBox(t)
+func TestContainerdDeathKeepsSandboxes(t *testing.T) {
+	s, key := statefulSandbox(t)
 	signalAll(t, processes("containerd", s.dir), syscall.SIGKILL)
-	s.remembers(t, key, "box", "while containerd is away")
+	s.wantStateKept(t, key, "box", "while containerd is away")
 	until(t, "containerd to be back", func() bool {
 		a, err := s.call(key, "sandbox.start", params{"sandbox": "another"})
 		return err == nil && a.Error == nil
 	})
 	t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "another"}) })
-	s.remembers(t, key, "box", "after containerd came back")
+	s.wantStateKept(t, key, "box", "after containerd came back")
 }
 
-func TestAHungGuestIsAnErrorAndCanBeStopped(t *testing.T) {
+func TestHungGuestCanBeStopped(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	key := s.key(t)
+	key := s.newKey(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-	id := s.id("box")
+	id := s.sandboxID("box")
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
 	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
 		t.Errorf("a command in a hung guest: %v, %v", a, err)
@@ -186,12 +186,12 @@ func TestAHungGuestIsAnErrorAndCanBeStopped(t *testing.T) {
 	began := time.Now()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "box"}, nil)
 	t.Logf("stopping a hung guest took %s", time.Since(began).Round(time.Millisecond))
-	if err := s.leftOf([]string{id}); err != nil {
+	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestTheHostsContainerd(t *testing.T) {
+func TestHostContainerd(t *testing.T) {
 	parallel(t)
 	dir, err := os.MkdirTemp("", "msbc")
 	if err != nil {
@@ -224,7 +224,7 @@ func TestTheHostsContainerd(t *testing.T) {
 		if err := s.importImages("python"); err != nil {
 			t.Fatal(err)
 		}
-		key := s.key(t)
+		key := s.newKey(t)
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "guest"}, nil)
 		if got := s.python(t, key, "guest", "6 * 7").text("stdout"); got != "42\n" {
 			t.Errorf("python: %q", got)
@@ -232,9 +232,9 @@ func TestTheHostsContainerd(t *testing.T) {
 		if len(processes("containerd", s.dir)) != 0 {
 			t.Error("a private containerd runs, too")
 		}
-		id := s.id("guest")
+		id := s.sandboxID("guest")
 		s.mustCall(t, key, "sandbox.stop", params{"sandbox": "guest"}, nil)
-		if err := s.leftOf([]string{id}); err != nil {
+		if err := s.sandboxLeaks([]string{id}); err != nil {
 			t.Error(err)
 		}
 	})

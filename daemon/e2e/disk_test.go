@@ -23,7 +23,7 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-func TestAFullDisk(t *testing.T) {
+func TestFullDisk(t *testing.T) {
 	parallel(t)
 	disk := t.TempDir()
 	if err := syscall.Mount("msb-test", disk, "tmpfs", 0, "size=32m,mode=0700"); err != nil {
@@ -37,8 +37,8 @@ func TestAFullDisk(t *testing.T) {
 	s := testServer(t, "--state-dir", disk)
 	keys, live := map[string]string{}, map[string]bool{}
 	made := func(name, key string) { keys[name], live[name] = key, true }
-	made("first", s.key(t, "--name", "first"))
-	made("second", s.key(t, "--name", "second"))
+	made("first", s.newKey(t, "--name", "first"))
+	made("second", s.newKey(t, "--name", "second"))
 
 	filler := filepath.Join(disk, "filler")
 	fill(t, filler)
@@ -79,12 +79,12 @@ func TestAFullDisk(t *testing.T) {
 		st, err := s.status()
 		return err == nil && st.State == "ready"
 	})
-	made("third", s.key(t, "--name", "third"))
+	made("third", s.newKey(t, "--name", "third"))
 	s.mustMSB(t, "server", "key", "revoke", "second")
 	live["second"] = false
 	for _, when := range []string{"with space again", "restarted"} {
 		s.wantAccepted(t, when, live, keys)
-		s.wantWhole(t)
+		s.wantAuditIntact(t)
 		s.kill()
 		if err := s.start(); err != nil {
 			t.Fatal(err)

@@ -57,7 +57,7 @@ func (s *server) runBlocks(t *testing.T, blocks [][]string) {
 		}
 	}
 	s.mustMSB(t, "server", "reset", "--yes")
-	key := s.key(t)
+	key := s.newKey(t)
 	// The docs use the default address and a placeholder for the key.
 	fill := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key)
 	env := []string{"MSB_API_KEY=" + key, "MSB_SERVER_URL=http://" + s.address}

@@ -6,12 +6,12 @@ import (
 )
 
 // A server that is told to end lets runs come to their end for a while, cuts off the others, and answers all.
-func TestTerminationAnswersWhatIsInFlight(t *testing.T) {
-	s, key := crashBox(t)
+func TestShutdownAnswersRequestsInProgress(t *testing.T) {
+	s, key := statefulSandbox(t)
 	// begin makes a call and returns when it has made its file in the sandbox.
-	begin := func(file, method string, p params) <-chan answer {
+	begin := func(file, method string, p params) <-chan response {
 		t.Helper()
-		answers := make(chan answer, 1)
+		answers := make(chan response, 1)
 		go func() {
 			a, err := s.call(key, method, p)
 			if err != nil {
@@ -34,7 +34,7 @@ func TestTerminationAnswersWhatIsInFlight(t *testing.T) {
 	if a := <-brief; a.Error != nil || a.Status != 200 {
 		t.Errorf("a run that ends soon: %v", a)
 	}
-	for what, answers := range map[string]<-chan answer{"command": command, "code": code} {
+	for what, answers := range map[string]<-chan response{"command": command, "code": code} {
 		if a := <-answers; a.Error == nil || a.Status != 503 {
 			t.Errorf("%s that goes on: %v", what, a)
 		}
@@ -47,5 +47,5 @@ func TestTerminationAnswersWhatIsInFlight(t *testing.T) {
 	if got := s.command(t, key, "box", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]leep 9999'").text("stdout"); got != "0\n" {
 		t.Errorf("%s commands are left", got)
 	}
-	s.remembers(t, key, "box", "after a stop amid code")
+	s.wantStateKept(t, key, "box", "after a stop amid code")
 }

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusesToStart proves that the server ends by itself with a clear word, and leaves nothing.
-func refusesToStart(t *testing.T, s *server, words ...string) {
+// wantStartRefused proves that the server ends by itself with a clear word, and leaves nothing.
+func wantStartRefused(t *testing.T, s *server, words ...string) {
 	t.Helper()
 	err := s.start()
 	if err == nil {
@@ -32,13 +32,13 @@ func refusesToStart(t *testing.T, s *server, words ...string) {
 			t.Errorf("no word of %q in:\n%s", word, s.log)
 		}
 	}
-	if err := s.left(s.dir, nil); err != nil {
+	if err := s.leaks(s.dir, nil); err != nil {
 		t.Error(err)
 	}
 	os.RemoveAll(s.dir)
 }
 
-func TestServersThatCannotStartSayWhy(t *testing.T) {
+func TestServerRefusesToStart(t *testing.T) {
 	parallel(t)
 	make := func(t *testing.T, flags ...string) *server {
 		s, err := newServer(flags...)
@@ -54,49 +54,49 @@ func TestServersThatCannotStartSayWhy(t *testing.T) {
 		}
 		defer l.Close()
 		_, port, _ := net.SplitHostPort(l.Addr().String())
-		refusesToStart(t, make(t, "--port", port), port, "in use")
+		wantStartRefused(t, make(t, "--port", port), port, "in use")
 	})
 	t.Run("unreadable configuration", func(t *testing.T) {
-		refusesToStart(t, make(t, "--config", "/nonexistent/msbd.toml"), "/nonexistent/msbd.toml")
+		wantStartRefused(t, make(t, "--config", "/nonexistent/msbd.toml"), "/nonexistent/msbd.toml")
 	})
 	t.Run("bad configuration", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "msbd.toml")
 		if err := os.WriteFile(path, []byte("colour = 'red'\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refusesToStart(t, make(t, "--config", path), "colour")
+		wantStartRefused(t, make(t, "--config", path), "colour")
 	})
 	t.Run("dev mode for the world", func(t *testing.T) {
-		refusesToStart(t, make(t, "--dev", "--host", "0.0.0.0"), "dev")
+		wantStartRefused(t, make(t, "--dev", "--host", "0.0.0.0"), "dev")
 	})
 	t.Run("plaintext for the world", func(t *testing.T) {
-		refusesToStart(t, make(t, "--host", "0.0.0.0"), "0.0.0.0")
+		wantStartRefused(t, make(t, "--host", "0.0.0.0"), "0.0.0.0")
 	})
 	t.Run("no QEMU", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "msbd.toml")
 		if err := os.WriteFile(path, []byte("qemu = '/nonexistent/qemu'\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refusesToStart(t, make(t, "--config", path), "/nonexistent/qemu")
+		wantStartRefused(t, make(t, "--config", path), "/nonexistent/qemu")
 	})
 	t.Run("no guest kernel", func(t *testing.T) {
 		lib := libDir(t)
 		if err := os.Remove(filepath.Join(lib, "guest", "vmlinux")); err != nil {
 			t.Fatal(err)
 		}
-		refusesToStart(t, make(t, "--lib-dir", lib), "vmlinux", "make guest")
+		wantStartRefused(t, make(t, "--lib-dir", lib), "vmlinux", "make guest")
 	})
 }
 
-func TestSecondDaemonOnTheSameState(t *testing.T) {
+func TestSecondDaemonIsRefused(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
-	key := s.key(t)
+	key := s.newKey(t)
 	out, stderr, err := s.msb(s.args()...)
 	if err == nil && !strings.Contains(out+stderr, "already") {
 		t.Errorf("a second start: %v\n%s%s", err, out, stderr)
 	}
-	other := &server{dir: s.dir, runDir: filepath.Join(s.dir, "run2"), settings: route}
+	other := &server{dir: s.dir, runDir: filepath.Join(s.dir, "run2"), settings: hypervisorSettings}
 	if err := other.start(); err == nil {
 		t.Error("two daemons share one state directory")
 	} else if !strings.Contains(other.log.String(), s.state()) {
@@ -106,7 +106,7 @@ func TestSecondDaemonOnTheSameState(t *testing.T) {
 	s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)
 }
 
-func TestBadInputOverTheWire(t *testing.T) {
+func TestInvalidRequestsAreRefused(t *testing.T) {
 	s, key := sharedServer(t)
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "../../etc"}, 400, -32602, "sandbox")
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "x", "namespace": "a/b"}, 400, -32602, "namespace")
@@ -117,12 +117,12 @@ func TestBadInputOverTheWire(t *testing.T) {
 	if a, err := s.post(key, "/api/v1/rpc", []byte(`{"jsonrpc":"2.0",`)); err != nil || a.Status != 400 || a.Error.Code != -32700 {
 		t.Errorf("malformed JSON: %v %v", a, err)
 	}
-	if id := s.id("x"); id != "" {
+	if id := s.sandboxID("x"); id != "" {
 		t.Errorf("a sandbox is left: %s", id)
 	}
 }
 
-func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
+func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 	parallel(t)
 	for name, initrd := range map[string][]byte{
 		"panics": cpio("nothing", nil), // no /init: the kernel panics, and the machine ends
@@ -142,11 +142,11 @@ func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
 			if err := s.importImages("python"); err != nil {
 				t.Fatal(err)
 			}
-			key := s.key(t)
+			key := s.newKey(t)
 			began := time.Now()
 			s.wantError(t, key, "sandbox.start", params{"sandbox": "mute"}, 503, -32009, "did not start")
 			t.Logf("refused after %s", time.Since(began).Round(time.Millisecond))
-			if err := s.leftOf([]string{s.id("mute")}); err != nil {
+			if err := s.sandboxLeaks([]string{s.sandboxID("mute")}); err != nil {
 				t.Error(err)
 			}
 			if n := len(s.microVMs()); n != 0 {
@@ -166,21 +166,21 @@ func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
 
 func TestStopWhileStarting(t *testing.T) {
 	s, key := sharedServer(t)
-	started := make(chan answer, 1)
+	started := make(chan response, 1)
 	go func() {
 		a, _ := s.call(key, "sandbox.start", params{"sandbox": "brief"})
 		started <- a
 	}()
 	var id string
 	until(t, "the microVM to boot", func() bool {
-		id = s.id("brief")
+		id = s.sandboxID("brief")
 		return id != "" && len(processes(qemu, id)) > 0
 	})
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "brief"}, nil)
 	if a := <-started; a.Error == nil || !strings.Contains(a.Error.Message, "stopped while it was starting") {
 		t.Errorf("start: %v", a)
 	}
-	if err := s.leftOf([]string{id}); err != nil {
+	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // Here are the guide's commands as people type them, each in a shell of its own; the curl of the guide is in
-// TestTheMainJob.
+// TestSandboxLifecycle.
 
 // shell runs a command line where msb is in PATH and finds this server.
 func (s *server) shell(t *testing.T, dir, command string) (stdout string) {
@@ -33,7 +33,7 @@ type claims struct {
 	Expires   time.Time `json:"exp"`
 }
 
-func claimsOf(t *testing.T, key string) (c claims) {
+func keyClaims(t *testing.T, key string) (c claims) {
 	t.Helper()
 	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(key, ".")[2])
 	if err == nil {
@@ -67,7 +67,7 @@ func TestGuideKeygen(t *testing.T) {
 		"msb server keygen --expire 1w --namespace project-web": {namespace: "project-web", life: 7 * 24 * time.Hour},
 	} {
 		key := strings.TrimSpace(s.shell(t, t.TempDir(), command))
-		got := claimsOf(t, key)
+		got := keyClaims(t, key)
 		end := got.Issued.Add(want.life)
 		if want.months > 0 {
 			end = got.Issued.AddDate(0, want.months, 0)
@@ -91,7 +91,7 @@ func TestGuideKeygen(t *testing.T) {
 
 func TestGuideKeysInEnvironmentAndFile(t *testing.T) {
 	s, _ := sharedServer(t)
-	key, dir := s.key(t), t.TempDir()
+	key, dir := s.newKey(t), t.TempDir()
 	fill := strings.NewReplacer("your-api-key-here", key, "ADDRESS", s.address)
 	const ask = `
 curl -sf http://ADDRESS/api/v1/rpc -H "Content-Type: application/json" -H "Authorization: Bearer $MSB_API_KEY" \
@@ -114,13 +114,13 @@ set -a; . ./.env` + ask,
 }
 
 // A person at a terminal is asked before every key is lost.
-func TestGuideResetOnATerminal(t *testing.T) {
+func TestGuideResetAsksForConfirmation(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
 	if out := s.shell(t, "", "msb server status"); !strings.Contains(out, "API key required") {
 		t.Errorf("status: %s", out)
 	}
-	key, next := s.key(t), s.key(t, "--expire", "30d")
+	key, next := s.newKey(t), s.newKey(t, "--expire", "30d")
 	for _, key := range []string{key, next} { // a new key leaves the earlier ones valid
 		s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)
 	}
@@ -141,5 +141,5 @@ func TestGuideResetOnATerminal(t *testing.T) {
 	for _, key := range []string{key, next} {
 		s.wantError(t, key, "sandbox.metrics.get", params{}, 401, -32002, "")
 	}
-	s.mustCall(t, s.key(t), "sandbox.metrics.get", params{}, nil)
+	s.mustCall(t, s.newKey(t), "sandbox.metrics.get", params{}, nil)
 }

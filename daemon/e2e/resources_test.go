@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestResources starts sandboxes of several sizes, and looks at them from inside and at what the server measures.
-func TestResources(t *testing.T) {
+// TestResourceLimits starts sandboxes of several sizes, and looks at them from inside and at what the server measures.
+func TestResourceLimits(t *testing.T) {
 	sizes := []struct{ cpus, memory int }{{1, 128}, {2, 256}, {3, 400}}
 	if patience > 1 { // a slow machine has the time for two
 		sizes = sizes[:2]

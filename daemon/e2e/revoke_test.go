@@ -10,13 +10,13 @@ import (
 // run is a command that goes on for as long as it may, called over HTTP with a key.
 type run struct {
 	mark   string // tells it from others in the sandbox's process list
-	answer chan answer
+	answer chan response
 }
 
 // startRun returns once the command is there.
 func (s *server) startRun(t *testing.T, key, sandbox, mark string) *run {
 	t.Helper()
-	r := &run{mark: mark, answer: make(chan answer, 1)}
+	r := &run{mark: mark, answer: make(chan response, 1)}
 	go func() {
 		a, err := s.call(key, "sandbox.command.run", params{"sandbox": sandbox, "command": "sleep", "args": []string{mark}})
 		if err != nil {
@@ -28,9 +28,9 @@ func (s *server) startRun(t *testing.T, key, sandbox, mark string) *run {
 }
 
 // cut proves that the run's key was refused amid it.
-func (r *run) cut(t *testing.T) {
+func (r *run) wantRefused(t *testing.T) {
 	t.Helper()
-	var a answer
+	var a response
 	until(t, "the answer to sleep "+r.mark, func() bool {
 		select {
 		case a = <-r.answer:
@@ -45,7 +45,7 @@ func (r *run) cut(t *testing.T) {
 }
 
 // goesOn proves that the run has no answer yet.
-func (r *run) goesOn(t *testing.T) {
+func (r *run) wantRunning(t *testing.T) {
 	t.Helper()
 	select {
 	case a := <-r.answer:
@@ -54,13 +54,13 @@ func (r *run) goesOn(t *testing.T) {
 	}
 }
 
-func TestRefusedKeysLoseTheirRuns(t *testing.T) {
+func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	key := s.key(t)
+	key := s.newKey(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	observer := key
 	// runs says whether a command runs in the sandbox.
@@ -77,11 +77,11 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 	}
 	ended := func(r *run) {
 		t.Helper()
-		r.cut(t)
+		r.wantRefused(t)
 		until(t, "the end of sleep "+r.mark, func() bool { return !runs(r) })
 	}
 
-	bystander := start(s.key(t, "--name", "bystander"), "9000")
+	bystander := start(s.newKey(t, "--name", "bystander"), "9000")
 	for i, refuse := range []struct {
 		name    string
 		flags   []string
@@ -91,7 +91,7 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 		{name: "rotated", command: []string{"server", "key", "rotate", "rotated"}},
 		{name: "expired", flags: []string{"--expire", (patience * 8 * time.Second).String()}}, // by itself
 	} {
-		key := s.key(t, append(refuse.flags, "--name", refuse.name)...)
+		key := s.newKey(t, append(refuse.flags, "--name", refuse.name)...)
 		r := start(key, fmt.Sprint(9001+i))
 		if refuse.command != nil {
 			s.mustMSB(t, refuse.command...)
@@ -100,14 +100,14 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 			}
 		}
 		ended(r)
-		bystander.goesOn(t)
+		bystander.wantRunning(t)
 	}
 	if !runs(bystander) {
 		t.Error("another key's run has ended, too")
 	}
 
 	// A grace period is one for runs, too.
-	old := s.key(t, "--name", "graceful")
+	old := s.newKey(t, "--name", "graceful")
 	r := start(old, "9010")
 	made := strings.TrimSpace(s.mustMSB(t, "server", "key", "rotate", "--grace", "1h", "graceful"))
 	for _, key := range []string{old, made} {
@@ -115,12 +115,12 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 			t.Errorf("in the grace period: accepted: %t, %v", ok, err)
 		}
 	}
-	r.goesOn(t)
+	r.wantRunning(t)
 
 	// Code is interrupted, and its session stays for others.
-	coder := s.key(t, "--name", "coder")
+	coder := s.newKey(t, "--name", "coder")
 	s.python(t, coder, "box", "x = 41")
-	code := make(chan answer, 1)
+	code := make(chan response, 1)
 	go func() {
 		a, _ := s.call(coder, "sandbox.repl.run", params{"sandbox": "box", "language": "python", "code": "open('/tmp/begun', 'w')\nwhile True: pass"})
 		code <- a
@@ -130,11 +130,11 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 	if a := <-code; a.Status != 401 {
 		t.Errorf("code of a revoked key: %v", a)
 	}
-	s.remembers(t, observer, "box", "after code of a revoked key")
+	s.wantStateKept(t, observer, "box", "after code of a revoked key")
 
 	// Nobody's goes on after a reset.
 	s.mustMSB(t, "server", "reset", "--yes")
-	observer = s.key(t)
+	observer = s.newKey(t)
 	ended(bystander)
 	ended(r)
 }

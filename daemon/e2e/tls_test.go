@@ -122,7 +122,7 @@ func TestTLS(t *testing.T) {
 	parallel(t)
 	dir := t.TempDir()
 	s, a := tlsServer(t, dir)
-	key := s.key(t)
+	key := s.newKey(t)
 	if out, err := s.curl(dir, key); err != nil || !strings.Contains(out, `"result"`) {
 		t.Errorf("curl: %v: %s", err, out)
 	}
@@ -185,7 +185,7 @@ func TestTLSWithClientCertificates(t *testing.T) {
 	parallel(t)
 	dir := t.TempDir()
 	s, a := tlsServer(t, dir, fmt.Sprintf("tls_client_ca = '%s/ca.pem'", dir))
-	key := s.key(t)
+	key := s.newKey(t)
 	if out, err := s.curl(dir, key); err == nil {
 		t.Errorf("without a certificate: %s", out)
 	}

@@ -57,19 +57,19 @@ func TestUpgradeKeepsKeys(t *testing.T) {
 			}
 			for _, when := range []string{"upgraded", "restarted"} {
 				s.wantAccepted(t, when, live, keys)
-				s.wantWhole(t)
+				s.wantAuditIntact(t)
 				s.kill()
 				if err := s.start(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if namespace := claimsOf(t, keys["live-namespace"]).Namespace; namespace == "" {
+			if namespace := keyClaims(t, keys["live-namespace"]).Namespace; namespace == "" {
 				t.Error("live-namespace is not limited")
 			} else {
 				s.mustCall(t, keys["live-namespace"], "sandbox.metrics.get", params{"namespace": namespace}, nil)
 				s.wantError(t, keys["live-namespace"], "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, namespace)
 			}
-			if ok, err := s.accepts(s.key(t)); !ok || err != nil {
+			if ok, err := s.accepts(s.newKey(t)); !ok || err != nil {
 				t.Errorf("a new key: accepted: %t, %v", ok, err)
 			}
 		})
@@ -90,7 +90,7 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			s.explain(t)
+			s.logDiagnostics(t)
 		}
 		if err := s.close(); err != nil {
 			t.Errorf("%v\nthe server's log:\n%s", err, s.log)
@@ -126,8 +126,8 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 	s.mustCall(t, live, "sandbox.start", box, nil)
 	s.python(t, live, "box", "import subprocess\nx = 41\nchild = subprocess.Popen(['sleep', '9999'])")
 	s.command(t, live, "box", "sh", "-c", "echo kept > /root/file")
-	id := s.id("box")
-	if guest := bootedFrom(id); guest != filepath.Join(old, "guest") {
+	id := s.sandboxID("box")
+	if guest := guestDir(id); guest != filepath.Join(old, "guest") {
 		t.Fatalf("the sandbox of %s runs the guest in %q", oldCommit, guest)
 	}
 	until(t, "the key of one second to expire", func() bool {
@@ -150,17 +150,17 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", st.PID)); err != nil || filepath.Dir(program) != filepath.Clean(bin) {
 			t.Errorf("%s: the server runs %s: %v", when, program, err)
 		}
-		if s.id("box") != id {
-			t.Errorf("%s: the sandbox is %s, was %s", when, s.id("box"), id)
+		if s.sandboxID("box") != id {
+			t.Errorf("%s: the sandbox is %s, was %s", when, s.sandboxID("box"), id)
 		}
 		s.wantAccepted(t, when, accepted, keys)
 		if got := s.keyRecords(t); !reflect.DeepEqual(got, records) {
 			t.Errorf("%s: the keys are\n%v\nwant\n%v", when, got, records)
 		}
 		s.wantError(t, live, "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, "project-web")
-		s.wantWhole(t)
+		s.wantAuditIntact(t)
 
-		s.remembers(t, live, "box", when)
+		s.wantStateKept(t, live, "box", when)
 		if r := s.python(t, live, "box", "child.poll()"); r.Status != "success" || r.text("stdout") != "" {
 			t.Errorf("%s: the background process: %+v", when, r)
 		}
@@ -183,18 +183,18 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 
 	// A sandbox of the new version runs beside it.
 	s.mustCall(t, live, "sandbox.start", params{"sandbox": "new"}, nil)
-	if guest := bootedFrom(s.id("new")); guest != filepath.Join(bin, "guest") {
+	if guest := guestDir(s.sandboxID("new")); guest != filepath.Join(bin, "guest") {
 		t.Errorf("a new sandbox runs the guest in %q", guest)
 	}
 	if got := s.python(t, live, "new", "6 * 7").text("stdout"); got != "42\n" {
 		t.Errorf("a new sandbox prints %q", got)
 	}
 	s.mustCall(t, live, "sandbox.stop", box, nil)
-	if err := s.leftOf([]string{id}); err != nil {
+	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}
 	s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "true"}, 404, -32003, "project-web/box")
-	if ok, err := s.accepts(s.key(t)); !ok || err != nil {
+	if ok, err := s.accepts(s.newKey(t)); !ok || err != nil {
 		t.Errorf("a new key: accepted: %t, %v", ok, err)
 	}
 }
@@ -273,8 +273,8 @@ func (s *server) launchOldVersion(t *testing.T, programs string) {
 	}
 }
 
-// bootedFrom returns the directory of the kernel that a sandbox's QEMU has booted.
-func bootedFrom(id string) string {
+// guestDir returns the directory of the kernel that a sandbox's QEMU has booted.
+func guestDir(id string) string {
 	for _, pid := range processes(qemu, id) {
 		if _, rest, ok := strings.Cut(processTexts()[pid], "\x00-kernel\x00"); ok {
 			kernel, _, _ := strings.Cut(rest, "\x00")

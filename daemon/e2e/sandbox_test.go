@@ -23,7 +23,7 @@ const guideCurl = `curl -X POST http://127.0.0.1:5555/api/v1/rpc \
     "id": "1"
   }'`
 
-func TestTheMainJob(t *testing.T) {
+func TestSandboxLifecycle(t *testing.T) {
 	s, key := sharedServer(t)
 	script := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key, "curl -X", "curl -s -X").Replace(guideCurl)
 	out, err := exec.Command("bash", "-c", script).CombinedOutput()
@@ -82,7 +82,7 @@ type metrics struct {
 }
 
 func TestNode(t *testing.T) {
-	s, key := sharedSandbox(t, "node", "microsandbox/node")
+	s, key := startSandbox(t, "node", "microsandbox/node")
 	run := func(code string) runResult {
 		var r runResult
 		s.mustCall(t, key, "sandbox.repl.run", params{"sandbox": "node", "language": "nodejs", "code": code}, &r)
@@ -100,8 +100,8 @@ func TestNode(t *testing.T) {
 	}
 }
 
-func TestRunsThatEndEarly(t *testing.T) {
-	s, key := sharedBox(t)
+func TestTimeoutsAndExitCodes(t *testing.T) {
+	s, key := sharedSandbox(t)
 	s.python(t, key, "box", "x = 5")
 	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "box", "language": "python", "code": "while True: pass", "timeout": 1}, 504, -32007, "")
 	if got := s.python(t, key, "box", "x").text("stdout"); got != "5\n" {
@@ -118,7 +118,7 @@ func TestRunsThatEndEarly(t *testing.T) {
 	}
 }
 
-func TestConfigurationReachesTheSandbox(t *testing.T) {
+func TestSandboxConfiguration(t *testing.T) {
 	s, key := sharedServer(t)
 	cfg := params{"image": "microsandbox/python", "memory": 256, "cpus": 2, "envs": []string{"GREETING=hello"}, "workdir": "/srv", "volumes": nil, "ports": nil}
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "settled", "config": cfg}, nil)
@@ -136,9 +136,9 @@ func TestConfigurationReachesTheSandbox(t *testing.T) {
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "settled", "config": cfg}, 409, -32005, "memory is 256 MiB, not 512")
 }
 
-func TestSandboxesAreApart(t *testing.T) {
-	s, key := sharedBox(t)
-	sharedSandbox(t, "another", "microsandbox/python")
+func TestSandboxesAreIsolated(t *testing.T) {
+	s, key := sharedSandbox(t)
+	startSandbox(t, "another", "microsandbox/python")
 	s.command(t, key, "box", "sh", "-c", "echo secret > /root/file")
 	if r := s.command(t, key, "another", "cat", "/root/file"); r.ExitCode == 0 {
 		t.Error("one sandbox reads another's file")
@@ -152,8 +152,8 @@ func TestSandboxesAreApart(t *testing.T) {
 	}
 }
 
-func TestASandboxHasNoNetwork(t *testing.T) {
-	s, key := sharedBox(t)
+func TestSandboxHasNoNetwork(t *testing.T) {
+	s, key := sharedSandbox(t)
 	if got := s.command(t, key, "box", "ls", "/sys/class/net").text("stdout"); got != "lo\n" {
 		t.Errorf("network interfaces: %q", got)
 	}
@@ -168,8 +168,8 @@ func TestASandboxHasNoNetwork(t *testing.T) {
 
 // A machine without a network card may have another way out: vsock, which leads to the host's listeners. Kata's own
 // driver gives one to each guest.
-func TestASandboxHasNoVsock(t *testing.T) {
-	s, key := sharedBox(t)
+func TestSandboxHasNoVsock(t *testing.T) {
+	s, key := sharedSandbox(t)
 	r := s.python(t, key, "box", `import ctypes, mmap, socket, struct
 VSOCK, EAFNOSUPPORT, ENOSYS, SOCKET, IO_URING_SETUP, X32 = 40, -97, -38, 41, 425, 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
@@ -198,7 +198,7 @@ print(open("/proc/self/status").read().split("Seccomp:")[1].split()[0])`)
 	}
 }
 
-func TestSeveralAtOnce(t *testing.T) {
+func TestConcurrentSandboxes(t *testing.T) {
 	s, key := sharedServer(t)
 	var g sync.WaitGroup
 	for _, name := range []string{"p1", "p2", "p3"} {

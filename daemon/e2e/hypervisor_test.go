@@ -21,22 +21,22 @@ ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ctypes.addressof(ctypes.c_char.from_buff
 print(signature.value.decode())
 `
 
-// TestSandboxesRunOnWhatStatusSays compares what the server tells its administrators with what is: on the host
+// TestStatusNamesHypervisor compares what the server tells its administrators with what is: on the host
 // and in the guest.
-func TestSandboxesRunOnWhatStatusSays(t *testing.T) {
-	s, key := sharedBox(t)
+func TestStatusNamesHypervisor(t *testing.T) {
+	s, key := sharedSandbox(t)
 	st, err := s.status()
 	if err != nil {
 		t.Fatal(err)
 	}
 	said := map[string]string{"hypervisor": st.Isolation.Hypervisor, "accelerator": st.Isolation.Accelerator}
 	t.Logf("status says %v", said)
-	for name, want := range route {
+	for name, want := range hypervisorSettings {
 		if said[name] != want {
 			t.Errorf("%s is %s, want %s", name, said[name], want)
 		}
 	}
-	pids := processes(qemu, s.id("box"))
+	pids := processes(qemu, s.sandboxID("box"))
 	if len(pids) != 1 {
 		t.Fatalf("the sandbox has the QEMUs %v", pids)
 	}
@@ -56,22 +56,22 @@ func TestSandboxesRunOnWhatStatusSays(t *testing.T) {
 	}
 }
 
-// TestChangeOfHypervisorKeepsSandboxes restarts the server with each other way to run sandboxes and back. Each
+// TestHypervisorChangeKeepsSandboxes restarts the server with each other way to run sandboxes and back. Each
 // serves those that the others have started, and cleans up after them.
-func TestChangeOfHypervisorKeepsSandboxes(t *testing.T) {
+func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 	others := map[string]func(t *testing.T, s *server) map[string]string{"the host's Kata": hostsKata}
 	for name, other := range map[string]string{"kata": "builtin", "builtin": "kata"} {
-		if route["hypervisor"] == name {
+		if hypervisorSettings["hypervisor"] == name {
 			others[other] = func(*testing.T, *server) map[string]string { return map[string]string{"hypervisor": other} }
 		}
 	}
 	for name, settings := range others {
 		t.Run(name, func(t *testing.T) {
-			s, key := crashBox(t)
-			box, settings := s.id("box"), settings(t, s)
+			s, key := statefulSandbox(t)
+			box, settings := s.sandboxID("box"), settings(t, s)
 			works := func(when, sandbox string) {
 				t.Helper()
-				s.remembers(t, key, sandbox, when)
+				s.wantStateKept(t, key, sandbox, when)
 				if r := s.command(t, key, sandbox, "sh", "-c", "exit 3"); r.ExitCode != 3 {
 					t.Errorf("%s: %s: %+v", when, sandbox, r)
 				}
@@ -94,15 +94,15 @@ func TestChangeOfHypervisorKeepsSandboxes(t *testing.T) {
 			}
 			works("back again", "box")
 			works("adopted back", "guest")
-			guest := s.id("guest")
+			guest := s.sandboxID("guest")
 			signalAll(t, processes(shim, guest), syscall.SIGKILL)
 			until(t, "the end of guest to be noticed", func() bool {
 				a, err := s.call(key, "sandbox.command.run", params{"sandbox": "guest", "command": "true", "timeout": 5})
 				return err == nil && a.Error != nil && a.Error.Code == -32005
 			})
-			until(t, "its remains to be removed", func() bool { return s.leftOf([]string{guest}) == nil })
+			until(t, "its remains to be removed", func() bool { return s.sandboxLeaks([]string{guest}) == nil })
 			works("after another's end", "box")
-			if s.id("box") != box {
+			if s.sandboxID("box") != box {
 				t.Error("box is not the same")
 			}
 		})
@@ -119,7 +119,7 @@ func hostsKata(t *testing.T, s *server) map[string]string {
 			t.Fatal(err)
 		}
 	}
-	if route != nil {
+	if hypervisorSettings != nil {
 		settings["hypervisor"] = "kata" // also where its configuration names msbd's hypervisor service
 	}
 	return settings
