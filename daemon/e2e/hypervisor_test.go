@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// readSignature asks the processor of whom it is a virtual one. Only machine code can.
+// readSignature is a Python program that prints the hypervisor signature of the processor it runs on. The CPUID
+// instruction, which returns it, can only be executed in machine code.
 const readSignature = `
 import ctypes, mmap
 # push rbx; mov eax, 0x40000000; cpuid; mov [rdi], ebx; mov [rdi+4], ecx; mov [rdi+8], edx; pop rbx; ret
@@ -21,43 +22,43 @@ ctypes.CFUNCTYPE(None, ctypes.c_void_p)(ctypes.addressof(ctypes.c_char.from_buff
 print(signature.value.decode())
 `
 
-// TestStatusNamesHypervisor compares what the server tells its administrators with what is: on the host
-// and in the guest.
+// TestStatusNamesHypervisor compares the hypervisor and accelerator in the server's status with the QEMU process on the
+// host and with the processor in the guest.
 func TestStatusNamesHypervisor(t *testing.T) {
 	s, key := sharedSandbox(t)
 	st, err := s.status()
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := map[string]string{"hypervisor": st.Isolation.Hypervisor, "accelerator": st.Isolation.Accelerator}
-	t.Logf("status says %v", said)
+	reported := map[string]string{"hypervisor": st.Isolation.Hypervisor, "accelerator": st.Isolation.Accelerator}
+	t.Logf("status reports %v", reported)
 	for name, want := range hypervisorSettings {
-		if said[name] != want {
-			t.Errorf("%s is %s, want %s", name, said[name], want)
+		if reported[name] != want {
+			t.Errorf("status reports %s %s, want %s", name, reported[name], want)
 		}
 	}
 	pids := processes(qemu, s.sandboxID("box"))
 	if len(pids) != 1 {
-		t.Fatalf("the sandbox has the QEMUs %v", pids)
+		t.Fatalf("the sandbox has the QEMU processes %v, want one", pids)
 	}
 	text := processTexts()[pids[0]]
 	accelerated := strings.Contains(text, "accel=kvm") || strings.Contains(text, "-accel\x00kvm\x00")
 	if accelerated != (st.Isolation.Accelerator == "kvm") {
-		t.Errorf("QEMU runs as %q", text)
+		t.Errorf("status reports the accelerator %s, but QEMU runs as %q", st.Isolation.Accelerator, text)
 	}
-	// msbd marks what it starts; Kata's driver has the guest's agent behind a socket of the host's kernel.
+	// msbd sets MSB_VM for each QEMU that it starts itself. Kata's driver connects to the guest agent through vsock.
 	marked, vsock := strings.Contains(text, "\x00MSB_VM="), strings.Contains(text, "vhost-vsock")
-	if ours := st.Isolation.Hypervisor == "builtin"; marked != ours || vsock == ours {
-		t.Errorf("QEMU is marked: %t, has a vsock: %t: %q", marked, vsock, text)
+	if builtin := st.Isolation.Hypervisor == "builtin"; marked != builtin || vsock == builtin {
+		t.Errorf("status reports the hypervisor %s, but QEMU has MSB_VM: %t, has a vsock: %t: %q", st.Isolation.Hypervisor, marked, vsock, text)
 	}
 	want := map[string]string{"kvm": "KVMKVMKVM\n", "tcg": "TCGTCGTCGTCG\n"}[st.Isolation.Accelerator]
-	if got := s.python(t, key, "box", readSignature); got.text("stdout") != want {
-		t.Errorf("the guest's processor is one of %+v, want %q", got, want)
+	if got := s.python(t, key, "box", readSignature); want == "" || got.text("stdout") != want {
+		t.Errorf("accelerator %q: the guest reads the hypervisor signature %+v, want %q", st.Isolation.Accelerator, got, want)
 	}
 }
 
-// TestHypervisorChangeKeepsSandboxes restarts the server with each other way to run sandboxes and back. Each
-// serves those that the others have started, and cleans up after them.
+// TestHypervisorChangeKeepsSandboxes restarts the server with each other hypervisor setting, and back. With each setting,
+// the server must serve the sandboxes that were started with another one, and clean up after them.
 func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 	others := map[string]func(t *testing.T, s *server) map[string]string{"the host's Kata": hostsKata}
 	for name, other := range map[string]string{"kata": "builtin", "builtin": "kata"} {
@@ -77,39 +78,41 @@ func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 				}
 			}
 			t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "guest"}) })
-			there := t.Run("there", func(t *testing.T) { // and back at its end
+			ok := t.Run("changed", func(t *testing.T) { // the server returns to its own setting at the end of this subtest
 				s.reconfigure(t, settings)
-				works("adopted there", "box")
+				works("adopted with "+name, "box")
 				s.mustCall(t, key, "sandbox.start", params{"sandbox": "guest"}, nil)
 				s.python(t, key, "guest", "x = 41")
-				works("started there", "guest")
-				// A program of the host's comes as any bind mount does, one of our guest's out of that.
+				works("started with "+name, "guest")
+				// With the host's Kata, the portal is bind-mounted from the host, because the guest may not contain it. Otherwise
+				// it is mounted from the file system of msbd's guest.
 				mounts := s.command(t, key, "guest", "cat", "/proc/self/mountinfo").text("stdout")
-				if ours := strings.Contains(mounts, " /msb-portal /.msb/portal "); ours == (name == "the host's Kata") {
-					t.Errorf("the portal is our guest's: %t, in\n%s", ours, mounts)
+				if fromGuest := strings.Contains(mounts, " /msb-portal /.msb/portal "); fromGuest == (name == "the host's Kata") {
+					t.Errorf("with %s, the portal is the one of msbd's guest: %t:\n%s", name, fromGuest, mounts)
 				}
 			})
-			if !there {
+			if !ok {
 				return
 			}
-			works("back again", "box")
-			works("adopted back", "guest")
+			works("adopted after the change back", "box")
+			works("adopted after the change back", "guest")
 			guest := s.sandboxID("guest")
 			signalAll(t, processes(shim, guest), syscall.SIGKILL)
-			until(t, "the end of guest to be noticed", func() bool {
+			until(t, "the server to report the end of sandbox guest", func() bool {
 				a, err := s.call(key, "sandbox.command.run", params{"sandbox": "guest", "command": "true", "timeout": 5})
 				return err == nil && a.Error != nil && a.Error.Code == -32005
 			})
-			until(t, "its remains to be removed", func() bool { return s.sandboxLeaks([]string{guest}) == nil })
-			works("after another's end", "box")
+			until(t, "the removal of what sandbox guest left", func() bool { return s.sandboxLeaks([]string{guest}) == nil })
+			works("after the end of sandbox guest", "box")
 			if s.sandboxID("box") != box {
-				t.Error("box is not the same")
+				t.Errorf("sandbox box has the id %s, want %s", s.sandboxID("box"), box)
 			}
 		})
 	}
 }
 
-// hostsKata makes a Kata installation of the host's own, from the server's, and the settings that name it.
+// hostsKata copies the server's Kata to a directory, as if the host had its own Kata installation. It returns the settings
+// that select the copy.
 func hostsKata(t *testing.T, s *server) map[string]string {
 	t.Helper()
 	dir := t.TempDir()
@@ -120,7 +123,7 @@ func hostsKata(t *testing.T, s *server) map[string]string {
 		}
 	}
 	if hypervisorSettings != nil {
-		settings["hypervisor"] = "kata" // also where its configuration names msbd's hypervisor service
+		settings["hypervisor"] = "kata" // even if the copied configuration names msbd's hypervisor service
 	}
 	return settings
 }
