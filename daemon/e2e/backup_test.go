@@ -207,7 +207,8 @@ func TestKillsDuringRestore(t *testing.T) {
 		}
 		replaceFiles(t, s.state(), before)
 	}
-	if outcomes[true] < 2 || outcomes[false] == 0 { // outcomes[true] always includes the first kill, which waits for the acknowledgement
+	// outcomes[true] always includes the first kill, which waits for the acknowledgement.
+	if outcomes[true] < 2 || outcomes[false] == 0 {
 		t.Errorf("all kills came before the change or all came after it: %v", outcomes)
 	}
 	t.Logf("%d kills before the change, %d after it", outcomes[false], outcomes[true])

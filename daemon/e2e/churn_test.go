@@ -95,7 +95,7 @@ type churn struct {
 	s          *server
 	seed       uint64
 	generators uint64       // the number of generators that generator has returned
-	rnd        *rand.Rand   // for the test's own goroutine
+	rnd        *rand.Rand   // for the goroutine of the test
 	acked      atomic.Int64 // the number of calls that were acknowledged
 	killing    atomic.Bool  // the server of this round is being killed
 
@@ -137,7 +137,8 @@ func (c *churn) fill(t *testing.T) {
 	c.changed = nil
 }
 
-// round changes keys until calls calls were acknowledged. It then kills the server while other calls are in progress.
+// round changes keys until the server has acknowledged the given number of calls. It then kills the server while other
+// calls are in progress.
 func (c *churn) round(t *testing.T, calls int) {
 	t.Helper()
 	a := c.s.admin(t)
@@ -371,7 +372,8 @@ func (s *server) admin(t testing.TB) *client.Admin {
 	return a
 }
 
-// randomSourceClient sends each request from a random loopback address, because the server limits bad keys per client address.
+// randomSourceClient sends each request from a random loopback address, because the server limits bad keys per client
+// address.
 var randomSourceClient = &http.Client{Transport: &http.Transport{
 	DisableKeepAlives: true,
 	DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -460,7 +462,7 @@ func TestKillsUnderSandboxChurn(t *testing.T) {
 			runs := a.Error == nil
 			// After a call without a response, the sandbox may be running or stopped, or its start may have failed.
 			if known := state[name]; known != "" && runs != (known == "running") {
-				t.Errorf("kill %d: sandbox %s was acknowledged as %s, but a command in it returns %v", kill, name, known, a)
+				t.Errorf("kill %d: sandbox %s was acknowledged as %s, but a command in it returned %v", kill, name, known, a)
 			}
 			state[name] = "stopped"
 			if runs {
