@@ -193,7 +193,7 @@ func signalAll(t *testing.T, pids []int, signal syscall.Signal) {
 		t.Fatalf("found no process to send %s to", signal)
 	}
 	for _, pid := range pids {
-		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) { // it may have ended because another one did
+		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) { // it may have ended with another
 			t.Fatal(err)
 		}
 	}

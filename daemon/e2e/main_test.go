@@ -68,7 +68,8 @@ func TestMain(m *testing.M) {
 		}
 	}
 	var err error
-	if serversDir, err = os.MkdirTemp("", "msb"); err != nil { // short, because the path of a Unix socket below it may have 107 bytes at most
+	// Keep the path short: the path of a Unix socket below it may have 107 bytes at most.
+	if serversDir, err = os.MkdirTemp("", "msb"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

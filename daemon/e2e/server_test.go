@@ -257,7 +257,7 @@ func (s *server) sandboxIDs() []string {
 	return ids
 }
 
-// id returns the id of a sandbox, or "" if the server does not list the sandbox.
+// sandboxID returns the id of a sandbox, or "" if the server does not list the sandbox.
 func (s *server) sandboxID(sandbox string) string {
 	for _, b := range s.list() {
 		if b.GetName() == sandbox {
