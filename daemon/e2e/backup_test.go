@@ -111,8 +111,8 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 	other.wantAccepted(t, "after restores of damaged backups", map[string]bool{"local": true}, local)
 
-	// After a restore on another server, that server has only the keys of the backup. Its own keys are gone, and keys that
-	// were revoked after the backup are valid again, because this server does not know of the revocations.
+	// After a restore on another server, that server has only the keys of the backup. Its own keys are gone, and keys
+	// that were revoked after the backup are valid again, because this server does not know of the revocations.
 	other.mustMSB(t, "server", "restore", file)
 	moved := map[string]bool{"kept": true, "limited": true, "revoked after": true}
 	for _, when := range []string{"restored on another server", "restarted"} {
@@ -130,8 +130,8 @@ func TestBackupAndRestore(t *testing.T) {
 	}
 }
 
-// TestKillsDuringRestore tests that a restore is atomic: after the server is killed during a restore, its keys are either
-// all those of the backup or all those from before.
+// TestKillsDuringRestore tests that a restore is atomic: after the server is killed during a restore, its keys are
+// either all those of the backup or all those from before.
 func TestKillsDuringRestore(t *testing.T) {
 	parallel(t)
 	file := filepath.Join(t.TempDir(), "msb.backup")
@@ -148,8 +148,9 @@ func TestKillsDuringRestore(t *testing.T) {
 	before := t.TempDir()
 	replaceFiles(t, before, s.state())
 	outcomes := map[bool]int{}
-	// The delays of the kills converge on the moment of the change, whatever this machine's speed: a kill after the change
-	// makes the next one earlier, and a kill before it makes the next one later. The steps shrink at each crossing.
+	// The delays of the kills converge on the moment of the change, whatever this machine's speed: a kill after the
+	// change makes the next one earlier, and a kill before it makes the next one later. The steps shrink at each
+	// crossing.
 	delay, step, crossed := time.Duration(0), 20*time.Millisecond, false
 	aim := func(restored bool) {
 		switch {
@@ -202,8 +203,8 @@ func TestKillsDuringRestore(t *testing.T) {
 		}
 		s.kill()
 		// The restore leaves no file that was not there before it.
-		if now, was := fileNames(t, s.state()), fileNames(t, before); !slices.Equal(now, was) {
-			t.Errorf("kill %d: the state directory has the files %q, want %q", kill, now, was)
+		if got, want := fileNames(t, s.state()), fileNames(t, before); !slices.Equal(got, want) {
+			t.Errorf("kill %d: the state directory has the files %q, want %q", kill, got, want)
 		}
 		replaceFiles(t, s.state(), before)
 	}

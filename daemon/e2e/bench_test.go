@@ -32,8 +32,8 @@ type measurement struct {
 	run           func() error
 }
 
-// compare runs each of all n times and prints a line for each, with its ratio to the first. It alternates between them, so
-// that a machine that becomes slower meanwhile slows all of them.
+// compare runs each of all n times and prints a line for each, with its ratio to the first. It alternates between them,
+// so that a machine that becomes slower meanwhile slows all of them.
 func compare(b *testing.B, n int, all ...measurement) {
 	b.Helper()
 	took := make([][]time.Duration, len(all))
@@ -97,8 +97,8 @@ func (s *server) must(key, method string, p params) func() error {
 	}
 }
 
-// BenchmarkColdStart measures the time from no sandbox to the first result of Python. It compares that with the mere boot
-// of the same kernel and initramfs, and with a plain container of the same image.
+// BenchmarkColdStart measures the time from no sandbox to the first result of Python. It compares that with the mere
+// boot of the same kernel and initramfs, and with a plain container of the same image.
 func BenchmarkColdStart(b *testing.B) {
 	s, key := sharedServer(b)
 	name := params{"sandbox": "cold"}
@@ -172,8 +172,8 @@ func BenchmarkRoundTrip(b *testing.B) {
 	)
 }
 
-// BenchmarkRequest measures a request that is authenticated, decoded and answered without a sandbox. It compares that with
-// a server in dev mode, which needs no key, and with a bare net/http handler whose response has as many bytes.
+// BenchmarkRequest measures a request that is authenticated, decoded and answered without a sandbox. It compares that
+// with a server in dev mode, which needs no key, and with a bare net/http handler whose response has as many bytes.
 func BenchmarkRequest(b *testing.B) {
 	s, key := sharedServer(b)
 	dev, err := newServer("--dev")
@@ -308,8 +308,9 @@ func readJSON(b *testing.B, path string, out any) {
 	}
 }
 
-// BenchmarkRestart measures how long a server with 10,000 keys takes from its start until it is ready, and how much memory
-// it uses then. It compares that with a server without keys. containerd keeps running, as in a crash or an upgrade.
+// BenchmarkRestart measures how long a server with 10,000 keys takes from its start until it is ready, and how much
+// memory it uses then. It compares that with a server without keys. containerd keeps running, as in a crash or an
+// upgrade.
 func BenchmarkRestart(b *testing.B) {
 	restart := func(keys int) measurement {
 		s, err := newServer()

@@ -26,8 +26,8 @@ import (
 //go:embed testdata/hostile.html
 var hostilePage string
 
-// TestWebPageCannotControlServer loads a hostile page in a real browser, from every kind of origin that a page can have.
-// The server is in dev mode, so that no API key protects it.
+// TestWebPageCannotControlServer loads a hostile page in a real browser, from every kind of origin that a page can
+// have. The server is in dev mode, so that no API key protects it.
 func TestWebPageCannotControlServer(t *testing.T) {
 	parallel(t)
 	s := testServer(t, "--dev")
@@ -111,7 +111,8 @@ type attackResult struct {
 	reboundHost string            // the attacker's host name with the server's port, for DNS rebinding
 }
 
-// attack loads the hostile page in a browser from every origin, and returns when the server has responded to every attempt.
+// attack loads the hostile page in a browser from every origin, and returns when the server has responded to every
+// attempt.
 func attack(t *testing.T, server string) attackResult {
 	t.Helper()
 	proxy := newRecordingProxy(t, server)
@@ -258,9 +259,9 @@ func (b *browser) close(t *testing.T) {
 // hostilePath is the path at which a recordingProxy serves the hostile page.
 const hostilePath = "/page"
 
-// recordingProxy forwards connections from a browser to a server and records their bytes. It also simulates DNS rebinding,
-// in which the attacker's name resolves first to the attacker's server, which serves the page, and then to the attacked
-// server: the proxy itself serves hostilePath and forwards every other request.
+// recordingProxy forwards connections from a browser to a server and records their bytes. It also simulates DNS
+// rebinding, in which the attacker's name resolves first to the attacker's server, which serves the page, and then to
+// the attacked server: the proxy itself serves hostilePath and forwards every other request.
 type recordingProxy struct {
 	address, server string
 	listener        net.Listener

@@ -37,8 +37,8 @@ func (s *server) call(key, method string, params any) (response, error) {
 	return s.post(key, "/api/v1/rpc", body)
 }
 
-// httpClient limits the time of a request, in case the server does not respond. The limit is above the server's own limit
-// of two minutes for the start of a sandbox.
+// httpClient limits the time of a request, in case the server does not respond. The limit is above the server's own
+// limit of two minutes for the start of a sandbox.
 var httpClient = &http.Client{Timeout: patience * 3 * time.Minute}
 
 // post sends a POST request with an API key, unless key is empty, and decodes the JSON-RPC response.

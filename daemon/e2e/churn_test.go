@@ -28,8 +28,8 @@ const (
 	churnWorkers = 4
 )
 
-// fullVerifyEvery is the number of kills from one comparison of all keys and the audit log to the next. A change that is
-// lost in a kill stays lost, so a later comparison finds it. After every kill, the keys that changed are compared.
+// fullVerifyEvery is the number of kills from one comparison of all keys and the audit log to the next. A change that
+// is lost in a kill stays lost, so a later comparison finds it. After every kill, the keys that changed are compared.
 const fullVerifyEvery = 20
 
 // TestKillsUnderKeyChurn kills the server at random moments while API keys are created, rotated and revoked, and
@@ -406,8 +406,8 @@ func (s *server) accepts(key string) (bool, error) {
 	}
 }
 
-// TestKillsUnderSandboxChurn kills the server at random moments while sandboxes are started and stopped, and checks that
-// every start and stop that the server acknowledged holds after the restart.
+// TestKillsUnderSandboxChurn kills the server at random moments while sandboxes are started and stopped, and checks
+// that every start and stop that the server acknowledged holds after the restart.
 func TestKillsUnderSandboxChurn(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
@@ -417,7 +417,8 @@ func TestKillsUnderSandboxChurn(t *testing.T) {
 	key := s.newKey(t)
 	names := []string{"even", "odd"}
 	rnd := randtest.New(t)
-	// The state of each sandbox according to the server's responses: running, stopped, or "" after a call without a response.
+	// The state of each sandbox according to the server's responses: running, stopped, or "" after a call without a
+	// response.
 	state := map[string]string{"even": "stopped", "odd": "stopped"}
 	for kill := range 5 {
 		var mu sync.Mutex

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// statefulSandbox returns the shared server with the running sandbox "box", in whose Python session x is 41. wantStateKept
-// checks that the session was kept.
+// statefulSandbox returns the shared server with the running sandbox "box", in whose Python session x is 41.
+// wantStateKept checks that the session was kept.
 func statefulSandbox(t *testing.T) (s *server, key string) {
 	t.Helper()
 	s, key = sharedSandbox(t)
@@ -124,8 +124,8 @@ func TestProcessDeathIsDetectedAndCleanedUp(t *testing.T) {
 	})
 }
 
-// wantSandboxFailed checks that the server reports the end of the sandbox's microVM, and that nothing of it is left on this
-// host.
+// wantSandboxFailed checks that the server reports the end of the sandbox's microVM, and that nothing of it is left on
+// this host.
 func (s *server) wantSandboxFailed(t *testing.T, key, sandbox, id string) {
 	t.Helper()
 	until(t, "the server to report the end of the sandbox", func() bool {

@@ -14,8 +14,8 @@ var docsBlock = regexp.MustCompile("(?ms)^```(bash|python|typescript)\n(.*?)^```
 
 // TestDocs runs every code block of the docs and the README: each program in Python and TypeScript by itself, then all
 // blocks in bash in order, as one script. All pages use one server. At the start of each page the server is running,
-// without sandboxes and with only the page's own API key. Blocks that cannot run like that are marked sh: TestService runs
-// those that need systemd, and CI runs the two in the README that need a fresh host.
+// without sandboxes and with only the page's own API key. Blocks that cannot run like that are marked sh: TestService
+// runs those that need systemd, and CI runs the two in the README that need a fresh host.
 func TestDocs(t *testing.T) {
 	parallel(t)
 	files, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))

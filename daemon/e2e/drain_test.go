@@ -5,23 +5,23 @@ import (
 	"testing"
 )
 
-// TestShutdownAnswersRequestsInProgress tests that on SIGTERM the server waits a while for runs to end, cancels the others,
-// and responds to all of them.
+// TestShutdownAnswersRequestsInProgress tests that on SIGTERM the server waits a while for runs to end, cancels the
+// others, and responds to all of them.
 func TestShutdownAnswersRequestsInProgress(t *testing.T) {
 	s, key := statefulSandbox(t)
 	// start starts a run and returns when the run has created file in the sandbox.
 	start := func(file, method string, p params) <-chan response {
 		t.Helper()
-		answers := make(chan response, 1)
+		responses := make(chan response, 1)
 		go func() {
 			a, err := s.call(key, method, p)
 			if err != nil {
 				t.Errorf("%s: %v", file, err)
 			}
-			answers <- a
+			responses <- a
 		}()
 		until(t, file, func() bool { return s.command(t, key, "box", "test", "-e", file).Success })
-		return answers
+		return responses
 	}
 	shell := func(script string) params {
 		return params{"sandbox": "box", "command": "sh", "args": []string{"-c", script}}
@@ -35,9 +35,9 @@ func TestShutdownAnswersRequestsInProgress(t *testing.T) {
 	if a := <-short; a.Error != nil || a.Status != 200 {
 		t.Errorf("run that ends soon after SIGTERM: %v, want success", a)
 	}
-	for what, answers := range map[string]<-chan response{"command": command, "code": code} {
-		if a := <-answers; a.Error == nil || a.Status != 503 {
-			t.Errorf("%s that does not end: got %v, want an error and HTTP 503", what, a)
+	for name, responses := range map[string]<-chan response{"command": command, "code": code} {
+		if a := <-responses; a.Error == nil || a.Status != 503 {
+			t.Errorf("%s that does not end: got %v, want an error and HTTP 503", name, a)
 		}
 	}
 	<-s.done

@@ -89,8 +89,8 @@ func TestServerRefusesToStart(t *testing.T) {
 	})
 }
 
-// TestSecondDaemonIsRefused tests that a second start of the same server changes nothing, and that a server with another run
-// directory cannot use the same state directory.
+// TestSecondDaemonIsRefused tests that a second start of the same server changes nothing, and that a server with
+// another run directory cannot use the same state directory.
 func TestSecondDaemonIsRefused(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
@@ -125,7 +125,8 @@ func TestInvalidRequestsAreRefused(t *testing.T) {
 	}
 }
 
-// TestGuestBootFailureIsCleanedUp tests that the start of a sandbox whose guest panics or hangs fails and leaves nothing.
+// TestGuestBootFailureIsCleanedUp tests that the start of a sandbox whose guest panics or hangs fails and leaves
+// nothing.
 func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 	parallel(t)
 	for name, initrd := range map[string][]byte{

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// The tests in this file run the guide's commands as people type them, each in a new shell. The guide's curl command is in
-// TestSandboxLifecycle.
+// The tests in this file run the guide's commands as people type them, each in a new shell. The guide's curl command is
+// in TestSandboxLifecycle.
 
 // shell runs a command line in directory dir, with msb in PATH and this server's socket in the environment.
 func (s *server) shell(t *testing.T, dir, command string) (stdout string) {

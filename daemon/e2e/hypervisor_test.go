@@ -57,8 +57,8 @@ func TestStatusNamesHypervisor(t *testing.T) {
 	}
 }
 
-// TestHypervisorChangeKeepsSandboxes restarts the server with each other hypervisor setting, and back. With each setting,
-// the server must serve the sandboxes that were started with another one, and clean up after them.
+// TestHypervisorChangeKeepsSandboxes restarts the server with each other hypervisor setting, and back. With each
+// setting, the server must serve the sandboxes that were started with another one, and clean up after them.
 func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 	others := map[string]func(t *testing.T, s *server) map[string]string{"the host's Kata": hostsKata}
 	for name, other := range map[string]string{"kata": "builtin", "builtin": "kata"} {
@@ -74,7 +74,7 @@ func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 				t.Helper()
 				s.wantStateKept(t, key, sandbox, when)
 				if r := s.command(t, key, sandbox, "sh", "-c", "exit 3"); r.ExitCode != 3 {
-					t.Errorf("%s: %s: %+v", when, sandbox, r)
+					t.Errorf("%s: sandbox %s: exit 3 returned %+v", when, sandbox, r)
 				}
 			}
 			t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "guest"}) })
@@ -84,8 +84,8 @@ func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 				s.mustCall(t, key, "sandbox.start", params{"sandbox": "guest"}, nil)
 				s.python(t, key, "guest", "x = 41")
 				works("started with "+name, "guest")
-				// With the host's Kata, the portal is bind-mounted from the host, because the guest may not contain it. Otherwise
-				// it is mounted from the file system of msbd's guest.
+				// With the host's Kata, the portal is bind-mounted from the host, because the guest may not contain it.
+				// Otherwise it is mounted from the file system of msbd's guest.
 				mounts := s.command(t, key, "guest", "cat", "/proc/self/mountinfo").text("stdout")
 				if fromGuest := strings.Contains(mounts, " /msb-portal /.msb/portal "); fromGuest == (name == "the host's Kata") {
 					t.Errorf("with %s, the portal is the one of msbd's guest: %t:\n%s", name, fromGuest, mounts)
@@ -111,8 +111,8 @@ func TestHypervisorChangeKeepsSandboxes(t *testing.T) {
 	}
 }
 
-// hostsKata copies the server's Kata to a directory, as if the host had its own Kata installation. It returns the settings
-// that select the copy.
+// hostsKata copies the server's Kata to a directory, as if the host had its own Kata installation. It returns the
+// settings that select the copy.
 func hostsKata(t *testing.T, s *server) map[string]string {
 	t.Helper()
 	dir := t.TempDir()

@@ -52,8 +52,8 @@ func (s *server) sandboxLeaks(ids []string) error {
 }
 
 // leaks returns an error that lists everything that a server or its sandboxes left on this host: processes, mounts, and
-// files in the directories that Kata and containerd use on every host. It finds them by the ids of the sandboxes, and by
-// the directory of the server if dir is not empty.
+// files in the directories that Kata and containerd use on every host. It finds them by the ids of the sandboxes, and
+// by the directory of the server if dir is not empty.
 func (s *server) leaks(dir string, ids []string) error {
 	names := slices.Clone(ids)
 	if dir != "" {

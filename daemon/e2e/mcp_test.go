@@ -38,9 +38,9 @@ func clientTools(t *testing.T, from string) (dir, python, node string) {
 	return dir, python, node
 }
 
-// TestIndependentMCPClients uses a real sandbox with MCP clients of other projects, at the versions in testdata/mcp, over
-// HTTP and through "msb mcp". It also runs the MCP conformance suite against the server. Each script exits with an error
-// at the first wrong response.
+// TestIndependentMCPClients uses a real sandbox with MCP clients of other projects, at the versions in testdata/mcp,
+// over HTTP and through "msb mcp". It also runs the MCP conformance suite against the server. Each script exits with an
+// error at the first wrong response.
 func TestIndependentMCPClients(t *testing.T) {
 	parallel(t)
 	s, key := startSandbox(t, "assisted", "microsandbox/python")

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestResourceLimits starts sandboxes of several sizes. It checks the processors and the memory that programs inside see
-// and can use, and the server's metrics.
+// TestResourceLimits starts sandboxes of several sizes. It checks the processors and the memory that programs inside
+// see and can use, and the server's metrics.
 func TestResourceLimits(t *testing.T) {
 	sizes := []struct{ cpus, memory int }{{1, 128}, {2, 256}, {3, 400}}
 	if patience > 1 { // on a slow machine, three sizes take too long

@@ -54,8 +54,8 @@ func (r *run) wantRunning(t *testing.T) {
 	}
 }
 
-// TestInvalidatedKeysCancelRuns tests that the runs of a key are cancelled when the key is revoked, is rotated without a
-// grace period, expires or is reset, and that the runs of other keys are not.
+// TestInvalidatedKeysCancelRuns tests that the runs of a key are cancelled when the key is revoked, is rotated without
+// a grace period, expires or is reset, and that the runs of other keys are not.
 func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	parallel(t)
 	s := testServer(t)

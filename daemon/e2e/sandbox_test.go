@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// guideCurl is the guide's request, verbatim. The test replaces only the address and the key.
+// guideCurl is the guide's request, verbatim. The test replaces the address and the key, and adds -s.
 const guideCurl = `curl -X POST http://127.0.0.1:5555/api/v1/rpc \
   -H "Content-Type: application/json" \
   -H "Authorization: Bearer your-api-key-here" \
@@ -23,8 +23,8 @@ const guideCurl = `curl -X POST http://127.0.0.1:5555/api/v1/rpc \
     "id": "1"
   }'`
 
-// TestSandboxLifecycle starts a sandbox with the guide's request, runs code and a command in it, reads its metrics, stops it
-// and starts it again.
+// TestSandboxLifecycle starts a sandbox with the guide's request, runs code and a command in it, reads its metrics,
+// stops it and starts it again.
 func TestSandboxLifecycle(t *testing.T) {
 	s, key := sharedServer(t)
 	script := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key, "curl -X", "curl -s -X").Replace(guideCurl)
@@ -103,6 +103,8 @@ func TestNode(t *testing.T) {
 	}
 }
 
+// TestTimeoutsAndExitCodes tests runs over their time limit, a program that does not exist, a background child and a
+// command that is killed.
 func TestTimeoutsAndExitCodes(t *testing.T) {
 	s, key := sharedSandbox(t)
 	s.python(t, key, "box", "x = 5")
@@ -172,9 +174,9 @@ func TestSandboxHasNoNetwork(t *testing.T) {
 	}
 }
 
-// TestSandboxHasNoVsock tests that a program in a sandbox cannot open a vsock socket, through no system call ABI and not
-// through io_uring. A guest without a network card could use vsock to reach listeners on the host, and Kata's own driver
-// gives a vsock device to each guest.
+// TestSandboxHasNoVsock tests that a program in a sandbox cannot open a vsock socket, through no system call ABI and
+// not through io_uring. A guest without a network card could use vsock to reach listeners on the host, and Kata's own
+// driver gives a vsock device to each guest.
 func TestSandboxHasNoVsock(t *testing.T) {
 	s, key := sharedSandbox(t)
 	r := s.python(t, key, "box", `import ctypes, mmap, socket, struct

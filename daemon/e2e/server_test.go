@@ -295,8 +295,8 @@ func (s *server) close() error {
 	return errors.Join(errs...)
 }
 
-// logDiagnostics logs the output of the server, and the ends of the logs of containerd and of the microVMs, including the
-// consoles of failed boots.
+// logDiagnostics logs the output of the server, and the ends of the logs of containerd and of the microVMs, including
+// the consoles of failed boots.
 func (s *server) logDiagnostics(t testing.TB) {
 	t.Logf("the server's log:\n%s", s.log)
 	files := []string{filepath.Join(s.state(), "containerd", "containerd.log")}

@@ -18,7 +18,8 @@ func TestService(t *testing.T) {
 	}
 	cmd := exec.Command(filepath.Join(root, "daemon", "setup", "lab", "run.sh"), script, root)
 	cmd.Env = append(os.Environ(), "LAB_SYSTEMD=1")
-	// End the lab with this test, even if the test is killed. Pdeathsig is sent when the thread that started the lab ends.
+	// End the lab with this test, even if the test is killed. Pdeathsig is sent when the thread that started the lab
+	// ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

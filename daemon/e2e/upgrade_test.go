@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// TestUpgradeKeepsKeys starts a server on a state directory of each released schema. tokens.txt in it lists the API keys
-// and their states.
+// TestUpgradeKeepsKeys starts a server on a state directory of each released schema. tokens.txt in it lists the API
+// keys and their states.
 func TestUpgradeKeepsKeys(t *testing.T) {
 	parallel(t)
 	fixtures, err := filepath.Glob(filepath.Join(root, "daemon", "internal", "data", "store", "testdata", "schema*"))
@@ -49,8 +49,8 @@ func TestUpgradeKeepsKeys(t *testing.T) {
 			defer tokens.Close()
 			keys, live := map[string]string{}, map[string]bool{}
 			for lines := bufio.NewScanner(tokens); lines.Scan(); {
-				what, key, _ := strings.Cut(lines.Text(), " ")
-				keys[what], live[what] = key, strings.HasPrefix(what, "live")
+				name, key, _ := strings.Cut(lines.Text(), " ")
+				keys[name], live[name] = key, strings.HasPrefix(name, "live")
 			}
 			if len(keys) < 5 {
 				t.Fatalf("tokens.txt has %d keys, want at least 5", len(keys))
@@ -79,8 +79,8 @@ func TestUpgradeKeepsKeys(t *testing.T) {
 // oldCommit is the commit that TestUpgradeKeepsSandboxes upgrades from.
 const oldCommit = "8f31572"
 
-// TestUpgradeKeepsSandboxes upgrades a server of oldCommit that has a running sandbox. The sandbox keeps its old guest and
-// portal, so the new server must be compatible with them.
+// TestUpgradeKeepsSandboxes upgrades a server of oldCommit that has a running sandbox. The sandbox keeps its old guest
+// and portal, so the new server must be compatible with them.
 func TestUpgradeKeepsSandboxes(t *testing.T) {
 	parallel(t)
 	old := buildOldVersion(t)
