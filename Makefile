@@ -184,8 +184,8 @@ test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run th
 	@$(call gotestsum,kvm) --raw-command -- setpriv --pdeathsig TERM daemon/setup/lab/e2e.sh '$(KVM_TESTS)'
 
 # The tests of sandboxes. In the lab they take an hour, so CI runs a few of them.
-KVM_TESTS ?= TestSandboxesRunOn|TestChangeOfHypervisor|TestTheMainJob|TestNode|TestRunsThatEnd|TestConfigurationReaches|TestSandboxesAreApart|TestASandboxHas|TestSeveralAtOnce|TestStopWhile|TestGuestThat|TestKillOfTheDaemon|TestDeathOf|TestAHungGuest|TestTheHostsContainerd|TestTermination|TestResources|TestLeftSees|TestKillsUnderSandboxChurn|TestRefusedKeysLoseTheirRuns
-KVM_TESTS_CI := TestSandboxesRunOn|TestTheMainJob|TestASandboxHas|TestKillOfTheDaemonLosesNothing
+KVM_TESTS ?= TestStatusNamesHypervisor|TestHypervisorChange|TestSandboxLifecycle|TestNode|TestTimeouts|TestSandboxConfiguration|TestSandboxesAreIsolated|TestSandboxHas|TestConcurrentSandboxes|TestStopWhile|TestGuestBootFailure|TestDaemonKill|TestProcessDeath|TestContainerdDeath|TestHungGuest|TestHostContainerd|TestShutdownAnswers|TestResourceLimits|TestLeaksFinds|TestKillsUnderSandboxChurn|TestInvalidatedKeysCancelRuns
+KVM_TESTS_CI := TestStatusNamesHypervisor|TestSandboxLifecycle|TestSandboxHas|TestDaemonKillKeepsSandboxes
 
 .PHONY: test-kvm-ci
 test-kvm-ci: ## Run a few of these tests, in minutes

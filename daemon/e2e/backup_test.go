@@ -14,21 +14,21 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
-// wantAccepted compares which keys a server accepts with which it should.
+// wantAccepted checks that the server accepts exactly those keys that want has as true. keys are by name.
 func (s *server) wantAccepted(t *testing.T, when string, want map[string]bool, keys map[string]string) {
 	t.Helper()
 	for name, key := range keys {
 		if got, err := s.accepts(key); err != nil || got != want[name] {
-			t.Errorf("%s: key %s accepted: %t, %v; want %t", when, name, got, err, want[name])
+			t.Errorf("%s: key %q accepted: %t, error %v; want %t", when, name, got, err, want[name])
 		}
 	}
 }
 
-// wantWhole proves that the audit log is.
-func (s *server) wantWhole(t *testing.T) {
+// wantAuditIntact checks that the audit log is intact.
+func (s *server) wantAuditIntact(t *testing.T) {
 	t.Helper()
 	if v, err := s.admin(t).VerifyAudit(t.Context()); err != nil || v.GetProblem() != "" {
-		t.Errorf("audit log: %v, %v", v, err)
+		t.Errorf("audit log is not intact: %v, error %v", v, err)
 	}
 }
 
@@ -38,32 +38,32 @@ func TestBackupAndRestore(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "msb.backup")
 	keys := map[string]string{}
 	s := testServer(t)
-	keys["kept"] = s.key(t, "--name", "kept")
-	keys["limited"] = s.key(t, "--namespace", "team-alpha", "--expire", "1y")
-	keys["dead"] = s.key(t, "--name", "dead")
-	keys["revoked since"] = s.key(t, "--name", "doomed")
-	s.mustMSB(t, "server", "key", "revoke", "dead")
+	keys["kept"] = s.newKey(t, "--name", "kept")
+	keys["limited"] = s.newKey(t, "--namespace", "team-alpha", "--expire", "1y")
+	keys["revoked before"] = s.newKey(t, "--name", "revoked-before")
+	keys["revoked after"] = s.newKey(t, "--name", "revoked-after")
+	s.mustMSB(t, "server", "key", "revoke", "revoked-before")
 
 	s.mustMSB(t, "server", "backup", file)
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the backup: %v, %v", info, err)
+		t.Errorf("backup file: %v, error %v, want mode 0600", info, err)
 	}
-	keys["made since"] = s.key(t)
-	s.mustMSB(t, "server", "key", "revoke", "doomed")
+	keys["created after"] = s.newKey(t)
+	s.mustMSB(t, "server", "key", "revoke", "revoked-after")
 
-	// On the same server, whose signing key is the same, nothing that was good or bad changes.
-	before := map[string]bool{"kept": true, "limited": true, "made since": true}
-	s.wantAccepted(t, "before", before, keys)
+	// A restore on the same server, which has the same signing key, keeps valid keys valid and invalid keys invalid.
+	accepted := map[string]bool{"kept": true, "limited": true, "created after": true}
+	s.wantAccepted(t, "before the restore", accepted, keys)
 	s.mustMSB(t, "server", "restore", file)
-	s.wantAccepted(t, "restored on the same server", before, keys)
-	s.wantWhole(t)
+	s.wantAccepted(t, "restored on the same server", accepted, keys)
+	s.wantAuditIntact(t)
 
-	// Damaged in any way, it changes nothing.
-	whole, err := os.ReadFile(file)
+	// A restore of a damaged backup changes nothing.
+	intact, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := func(s *server) string {
+	summary := func(s *server) string {
 		t.Helper()
 		st, err := s.admin(t).Status(t.Context())
 		if err != nil {
@@ -72,30 +72,30 @@ func TestBackupAndRestore(t *testing.T) {
 		return fmt.Sprint(st.GetInstanceId(), st.GetSigningKeyId(), st.GetKeys(), st.GetState(), st.GetDegradedReasons())
 	}
 	other := testServer(t)
-	local := map[string]string{"local": other.key(t)}
-	was := id(other)
+	local := map[string]string{"local": other.newKey(t)}
+	before := summary(other)
 	damage := map[string][]byte{"empty": nil, "garbage": bytes.Repeat([]byte("x"), 4096)}
-	for len(damage) < 2+20 { // the same place can come twice
-		at := rnd.IntN(len(whole) - 2048) // without the zeros at its end it is whole, too
-		damage[fmt.Sprintf("cut at %d", at)] = whole[:at]
+	for len(damage) < 2+20 { // a loop over the count, because the same offset can be drawn twice
+		at := rnd.IntN(len(intact) - 2048) // without only its trailing zeros, the archive would still be valid
+		damage[fmt.Sprintf("truncated at %d", at)] = intact[:at]
 	}
-	in := bytes.NewReader(whole)
+	in := bytes.NewReader(intact)
 	members := tar.NewReader(in)
 	for {
 		member, err := members.Next()
 		if err != nil {
 			break
 		}
-		at := len(whole) - in.Len() // the member's content begins here
-		damage["cut in "+member.Name] = whole[:at+int(member.Size)/2]
-		if member.Name != "manifest.json" { // which vouches for the others
-			damaged := bytes.Clone(whole)
+		at := len(intact) - in.Len() // offset of the member's content
+		damage["truncated in "+member.Name] = intact[:at+int(member.Size)/2]
+		if member.Name != "manifest.json" { // the checksums of the other members are in the manifest
+			damaged := bytes.Clone(intact)
 			damaged[at+rnd.IntN(int(member.Size))] ^= 1 << rnd.IntN(8)
-			damage["changed in "+member.Name] = damaged
+			damage["bit flipped in "+member.Name] = damaged
 		}
 	}
 	if len(damage) < 2+20+4+3 {
-		t.Errorf("the backup has too few members: %q", slices.Sorted(maps.Keys(damage)))
+		t.Errorf("the backup has fewer than 4 members: damaged archives %q", slices.Sorted(maps.Keys(damage)))
 	}
 	for what, archive := range damage {
 		bad := filepath.Join(t.TempDir(), "bad")
@@ -103,52 +103,54 @@ func TestBackupAndRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		if out, stderr, err := other.msb("server", "restore", bad); err == nil || stderr == "" {
-			t.Errorf("%s was restored: %s%s", what, out, stderr)
+			t.Errorf("a backup %s was restored: %s%s", what, out, stderr)
 		}
-		if now := id(other); now != was {
-			t.Errorf("%s changed the server from %s to %s", what, was, now)
+		if now := summary(other); now != before {
+			t.Errorf("the restore of a backup %s changed the server from %s to %s", what, before, now)
 		}
 	}
-	other.wantAccepted(t, "after damaged archives", map[string]bool{"local": true}, local)
+	other.wantAccepted(t, "after restores of damaged backups", map[string]bool{"local": true}, local)
 
-	// On another server its keys are the backup's: those of its own are lost, and the ones that were revoked
-	// after the backup are back, since nobody told this server.
+	// After a restore on another server, that server has only the keys of the backup. Its own keys are gone, and keys
+	// that were revoked after the backup are valid again, because this server does not know of the revocations.
 	other.mustMSB(t, "server", "restore", file)
-	moved := map[string]bool{"kept": true, "limited": true, "revoked since": true}
-	for _, when := range []string{"restored elsewhere", "restarted"} {
+	moved := map[string]bool{"kept": true, "limited": true, "revoked after": true}
+	for _, when := range []string{"restored on another server", "restarted"} {
 		other.wantAccepted(t, when, moved, keys)
 		other.wantAccepted(t, when, nil, local)
 		other.wantError(t, keys["limited"], "sandbox.metrics.get", params{"namespace": "default"}, 403, -32004, "team-alpha")
-		other.wantWhole(t)
+		other.wantAuditIntact(t)
 		other.kill()
 		if err := other.start(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if ok, err := other.accepts(other.key(t)); !ok || err != nil {
-		t.Errorf("a key made after the restore: accepted: %t, %v", ok, err)
+	if ok, err := other.accepts(other.newKey(t)); !ok || err != nil {
+		t.Errorf("key created after the restore: accepted: %t, error %v", ok, err)
 	}
 }
 
-// A restore that is cut off by the server's death has happened wholly or not at all.
+// TestKillsDuringRestore tests that a restore is atomic: after the server is killed during a restore, its keys are
+// either all those of the backup or all those from before.
 func TestKillsDuringRestore(t *testing.T) {
 	parallel(t)
 	file := filepath.Join(t.TempDir(), "msb.backup")
 	source := testServer(t)
-	keys := map[string]string{"restored": source.key(t)}
-	for range 200 { // to have more to write
-		source.key(t)
+	keys := map[string]string{"restored": source.newKey(t)}
+	for range 200 { // make the restore write more data
+		source.newKey(t)
 	}
 	source.mustMSB(t, "server", "backup", file)
 
 	s := testServer(t)
-	keys["local"] = s.key(t)
+	keys["local"] = s.newKey(t)
 	s.kill()
 	before := t.TempDir()
 	replaceFiles(t, before, s.state())
 	outcomes := map[bool]int{}
-	// Whatever this machine's speed, the kills close in on the moment of the change: a kill after the change makes the
-	// next one come earlier, a kill before it makes the next one come later, by steps that shrink at each crossing.
+	// The delays of the kills converge on the moment of the change, whatever this machine's speed: a kill after the
+	// change makes the next one earlier, and a kill before it makes the next one later. The steps shrink at each
+	// crossing.
 	delay, step, crossed := time.Duration(0), 20*time.Millisecond, false
 	aim := func(restored bool) {
 		switch {
@@ -160,7 +162,7 @@ func TestKillsDuringRestore(t *testing.T) {
 			delay = max(delay-step, 0)
 		case crossed:
 			delay += step
-		default: // it was far too early
+		default: // no kill has come after the change yet
 			delay += step
 			step *= 2
 		}
@@ -175,7 +177,7 @@ func TestKillsDuringRestore(t *testing.T) {
 			done <- err
 		}()
 		var acknowledged bool
-		if kill == 0 { // after the acknowledgement
+		if kill == 0 { // kill after the acknowledgement
 			acknowledged = <-done == nil
 			s.kill()
 		} else {
@@ -194,25 +196,26 @@ func TestKillsDuringRestore(t *testing.T) {
 			t.Errorf("kill %d: an acknowledged restore is lost", kill)
 		}
 		s.wantAccepted(t, "after a kill", map[string]bool{"restored": got, "local": !got}, keys)
-		s.wantWhole(t)
+		s.wantAuditIntact(t)
 		outcomes[got]++
 		if kill > 0 {
 			aim(got)
 		}
 		s.kill()
-		// Of the restore nothing is left beside what was there before it.
-		if now, was := fileNames(t, s.state()), fileNames(t, before); !slices.Equal(now, was) {
-			t.Errorf("kill %d: the state directory has %q, and had %q", kill, now, was)
+		// The restore leaves no file that was not there before it.
+		if got, want := fileNames(t, s.state()), fileNames(t, before); !slices.Equal(got, want) {
+			t.Errorf("kill %d: the state directory has the files %q, want %q", kill, got, want)
 		}
 		replaceFiles(t, s.state(), before)
 	}
-	if outcomes[true] < 2 || outcomes[false] == 0 { // the first kill counts for nothing: it waits for the end
-		t.Errorf("all kills came on one side of the change: %v", outcomes)
+	// outcomes[true] always includes the first kill, which waits for the acknowledgement.
+	if outcomes[true] < 2 || outcomes[false] == 0 {
+		t.Errorf("all kills came before the change or all came after it: %v", outcomes)
 	}
 	t.Logf("%d kills before the change, %d after it", outcomes[false], outcomes[true])
 }
 
-// fileNames lists what a state directory has of msbd's own; containerd has a directory there, too.
+// fileNames returns the names of msbd's files in a state directory. It omits the directory of containerd.
 func fileNames(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -227,7 +230,7 @@ func fileNames(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// replaceFiles makes the files of one directory those of another.
+// replaceFiles replaces msbd's files in directory to with those in directory from.
 func replaceFiles(t *testing.T, to, from string) {
 	t.Helper()
 	for _, name := range fileNames(t, to) {

@@ -25,16 +25,16 @@ import (
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 )
 
-// measured is one thing that a comparison times. before and after frame it, untimed.
-type measured struct {
+// measurement is an operation to time. before and after run before and after it and are not timed; they may be nil.
+type measurement struct {
 	name          string
 	before, after func() error
 	run           func() error
 }
 
-// compare runs all in turn, n times each, and prints a line for each with its ratio to the first.
-// A machine that grows slower meanwhile slows all of them.
-func compare(b *testing.B, n int, all ...measured) {
+// compare runs each of all n times and prints a line for each, with its ratio to the first. It alternates between them,
+// so that a machine that becomes slower meanwhile slows all of them.
+func compare(b *testing.B, n int, all ...measurement) {
 	b.Helper()
 	took := make([][]time.Duration, len(all))
 	for round := range n + 1 {
@@ -55,7 +55,7 @@ func compare(b *testing.B, n int, all ...measured) {
 			if err != nil {
 				b.Fatalf("%s: %v", m.name, err)
 			}
-			if round > 0 { // the first warms up
+			if round > 0 { // the first round is a warm-up
 				took[i] = append(took[i], d)
 			}
 		}
@@ -67,7 +67,7 @@ func compare(b *testing.B, n int, all ...measured) {
 		fmt.Printf("%-48s %5d %10.2f %10.2f %7.2f\n", m.name, n, ms(p50), ms(percentile(took[i], 99)), float64(p50)/float64(base))
 	}
 	b.ReportMetric(ms(base), "p50-ms")
-	b.ReportMetric(0, "ns/op") // the table says it better
+	b.ReportMetric(0, "ns/op") // omit it: the table is more precise
 }
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
@@ -78,7 +78,7 @@ func percentile(d []time.Duration, p int) time.Duration {
 	return s[min(len(s)-1, len(s)*p/100)]
 }
 
-// rounds is how often each is measured: MSB_BENCH_ROUNDS, or the default.
+// rounds returns how often to run each measurement: MSB_BENCH_ROUNDS, or def.
 func rounds(def int) int {
 	if n, err := strconv.Atoi(os.Getenv("MSB_BENCH_ROUNDS")); err == nil && n > 0 {
 		return n
@@ -86,6 +86,7 @@ func rounds(def int) int {
 	return def
 }
 
+// must returns a function that makes the call and returns an error if the call fails.
 func (s *server) must(key, method string, p params) func() error {
 	return func() error {
 		a, err := s.call(key, method, p)
@@ -96,8 +97,8 @@ func (s *server) must(key, method string, p params) func() error {
 	}
 }
 
-// BenchmarkColdStart is from nothing to the first result of Python, beside the boot alone of the
-// same kernel and initramfs, and beside a plain container of the same image.
+// BenchmarkColdStart measures the time from no sandbox to the first result of Python. It compares that with the mere
+// boot of the same kernel and initramfs, and with a plain container of the same image.
 func BenchmarkColdStart(b *testing.B) {
 	s, key := sharedServer(b)
 	name := params{"sandbox": "cold"}
@@ -111,26 +112,26 @@ func BenchmarkColdStart(b *testing.B) {
 	}
 	var bare *bareVM
 	compare(b, rounds(10),
-		measured{name: "sandbox.start + first repl.run", after: stop, run: func() error {
+		measurement{name: "sandbox.start + first repl.run", after: stop, run: func() error {
 			if err := start(); err != nil {
 				return err
 			}
 			return python()
 		}},
-		measured{name: "sandbox.start + first command.run true", after: stop, run: func() error {
+		measurement{name: "sandbox.start + first command.run true", after: stop, run: func() error {
 			if err := start(); err != nil {
 				return err
 			}
 			return s.must(key, "sandbox.command.run", params{"sandbox": "cold", "command": "true"})()
 		}},
-		measured{name: "bare QEMU boot to its agent's answer", after: func() error { return bare.end() }, run: func() (err error) {
+		measurement{name: "bare QEMU boot until its agent responds", after: func() error { return bare.stop() }, run: func() (err error) {
 			bare, err = bootBare(st.Isolation.Accelerator)
 			return err
 		}},
-		measured{name: "runc run + exec python3",
+		measurement{name: "runc run + exec python3",
 			after: func() error { return exec.Command("runc", "delete", "--force", id).Run() },
 			run: func() error {
-				// The container inherits the streams, and would keep a pipe open.
+				// No output pipe: the container would inherit it and keep it open, so that Run would not return.
 				if err := exec.Command("runc", "run", "--detach", "--bundle", bundle, id).Run(); err != nil {
 					return err
 				}
@@ -143,15 +144,15 @@ func BenchmarkColdStart(b *testing.B) {
 	)
 }
 
-// BenchmarkRoundTrip is a run in a sandbox that is warm, beside containerd's own way to run a
-// command in the same sandbox.
+// BenchmarkRoundTrip measures a run in a sandbox that has started before. It compares that with containerd's own way to
+// run a command in the same sandbox.
 func BenchmarkRoundTrip(b *testing.B) {
-	s, key := sharedSandbox(b, "warm", "microsandbox/python")
+	s, key := startSandbox(b, "warm", "microsandbox/python")
 	id := s.sandboxIDs()[0]
 	ctr := func() error {
 		cmd := exec.Command(filepath.Join(bin, "ctr"), "--address", filepath.Join(s.runDir, "containerd.sock"), "--namespace", "msb",
 			"tasks", "exec", "--exec-id", fmt.Sprintf("bench-%d", time.Now().UnixNano()), id, "true")
-		// Its standard input must not end first: ctr would close it in a way that locks up Kata's shim.
+		// Keep standard input open until ctr ends: at its end, ctr would close it in a way that locks up Kata's shim.
 		stdin, err := cmd.StdinPipe()
 		if err != nil {
 			return err
@@ -164,15 +165,15 @@ func BenchmarkRoundTrip(b *testing.B) {
 		return nil
 	}
 	compare(b, rounds(50),
-		measured{name: "ctr task exec true", run: ctr},
-		measured{name: "sandbox.command.run true", run: s.must(key, "sandbox.command.run", params{"sandbox": "warm", "command": "true"})},
-		measured{name: "sandbox.repl.run 1+1", run: s.must(key, "sandbox.repl.run", params{"sandbox": "warm", "language": "python", "code": "1+1"})},
-		measured{name: "a request that runs nothing (metrics of no sandbox)", run: s.must(key, "sandbox.metrics.get", params{"namespace": "empty"})},
+		measurement{name: "ctr task exec true", run: ctr},
+		measurement{name: "sandbox.command.run true", run: s.must(key, "sandbox.command.run", params{"sandbox": "warm", "command": "true"})},
+		measurement{name: "sandbox.repl.run 1+1", run: s.must(key, "sandbox.repl.run", params{"sandbox": "warm", "language": "python", "code": "1+1"})},
+		measurement{name: "a request that runs nothing (metrics of no sandbox)", run: s.must(key, "sandbox.metrics.get", params{"namespace": "empty"})},
 	)
 }
 
-// BenchmarkRequest is a request that is authenticated, decoded and answered without a sandbox, beside
-// the same server without keys, and beside a bare net/http handler that answers as many bytes.
+// BenchmarkRequest measures a request that is authenticated, decoded and answered without a sandbox. It compares that
+// with a server in dev mode, which needs no key, and with a bare net/http handler whose response has as many bytes.
 func BenchmarkRequest(b *testing.B) {
 	s, key := sharedServer(b)
 	dev, err := newServer("--dev")
@@ -183,28 +184,29 @@ func BenchmarkRequest(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer dev.close()
-	answer := []byte(`{"jsonrpc":"2.0","result":{"sandboxes":[]},"id":1}`)
+	body := []byte(`{"jsonrpc":"2.0","result":{"sandboxes":[]},"id":1}`)
 	bare := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		w.Header().Set("Content-Type", "application/json")
-		w.Write(answer)
+		w.Write(body)
 	}))
 	defer bare.Close()
 	plain := &server{address: bare.Listener.Addr().String()}
 	empty := params{"namespace": "empty"}
 	compare(b, rounds(2000),
-		measured{name: "bare net/http handler", run: plain.must("", "sandbox.metrics.get", empty)},
-		measured{name: "the server in dev mode", run: dev.must("", "sandbox.metrics.get", empty)},
-		measured{name: "the server with a key", run: s.must(key, "sandbox.metrics.get", empty)},
+		measurement{name: "bare net/http handler", run: plain.must("", "sandbox.metrics.get", empty)},
+		measurement{name: "the server in dev mode", run: dev.must("", "sandbox.metrics.get", empty)},
+		measurement{name: "the server with a key", run: s.must(key, "sandbox.metrics.get", empty)},
 	)
 }
 
-// bareVM is QEMU with the guest's kernel and initramfs, and nothing of ours on the host.
+// bareVM is QEMU with the guest's kernel and initramfs, without msbd, Kata or containerd.
 type bareVM struct {
 	cmd *exec.Cmd
 	dir string
 }
 
+// bootBare boots a bareVM and returns it when its guest agent responds. The caller must call stop.
 func bootBare(accelerator string) (*bareVM, error) {
 	dir, err := os.MkdirTemp("", "msb")
 	if err != nil {
@@ -229,26 +231,26 @@ func bootBare(accelerator string) (*bareVM, error) {
 	var conn net.Conn
 	for conn == nil {
 		if conn, err = net.Dial("unix", sock); err != nil && ctx.Err() != nil {
-			vm.end()
+			vm.stop()
 			return nil, err
 		}
 	}
 	client := ttrpc.NewClient(conn)
 	defer client.Close()
 	if _, err := agent.NewHealthClient(client).Check(ctx, &agent.CheckRequest{}); err != nil {
-		vm.end()
+		vm.stop()
 		return nil, err
 	}
 	return vm, nil
 }
 
-func (vm *bareVM) end() error {
+func (vm *bareVM) stop() error {
 	vm.cmd.Process.Kill()
 	vm.cmd.Wait()
 	return os.RemoveAll(vm.dir)
 }
 
-// runcBundle unpacks an image for runc.
+// runcBundle unpacks an image and returns an OCI bundle for runc.
 func runcBundle(b *testing.B, image string) string {
 	b.Helper()
 	dir := b.TempDir()
@@ -306,10 +308,11 @@ func readJSON(b *testing.B, path string, out any) {
 	}
 }
 
-// BenchmarkRestart is how long a server with 10,000 keys takes from its start to its readiness, beside one
-// without keys, and what it holds of memory then. containerd runs on, as after a crash or an upgrade.
+// BenchmarkRestart measures how long a server with 10,000 keys takes from its start until it is ready, and how much
+// memory it uses then. It compares that with a server without keys. containerd keeps running, as in a crash or an
+// upgrade.
 func BenchmarkRestart(b *testing.B) {
-	restart := func(keys int) measured {
+	restart := func(keys int) measurement {
 		s, err := newServer()
 		if err != nil {
 			b.Fatal(err)
@@ -334,7 +337,7 @@ func BenchmarkRestart(b *testing.B) {
 		if err := g.Wait(); err != nil {
 			b.Fatal(err)
 		}
-		return measured{
+		return measurement{
 			name:   fmt.Sprintf("kill -9, start to ready with %d keys", keys),
 			before: func() error { s.kill(); return nil },
 			run:    func() error { return s.start() },
@@ -347,7 +350,7 @@ func BenchmarkRestart(b *testing.B) {
 	compare(b, rounds(20), restart(0), restart(10_000))
 }
 
-// residentKiB is the memory that a process has in RAM.
+// residentKiB returns the resident memory of a process, in KiB, or 0 if the process does not exist.
 func residentKiB(pid int) (n int) {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(status)) {
@@ -356,7 +359,7 @@ func residentKiB(pid int) (n int) {
 	return n
 }
 
-// BenchmarkSDKs prints what the SDKs' runs cost beside the same request sent by hand.
+// BenchmarkSDKs prints the time of a run through each SDK, compared with the same request sent without the SDK.
 func BenchmarkSDKs(b *testing.B) {
 	s, key := sharedServer(b)
 	for _, language := range []string{"python", "typescript"} {
@@ -368,5 +371,5 @@ func BenchmarkSDKs(b *testing.B) {
 			b.Fatalf("%s: %v", language, err)
 		}
 	}
-	b.ReportMetric(0, "ns/op") // the tables say it better
+	b.ReportMetric(0, "ns/op") // omit it: the tables are more precise
 }

@@ -26,9 +26,9 @@ import (
 //go:embed testdata/hostile.html
 var hostilePage string
 
-// TestAWebPageCannotDriveTheServer lets a real browser load a hostile page from everywhere that a page can
-// come from. The server is in dev mode, where no key protects it.
-func TestAWebPageCannotDriveTheServer(t *testing.T) {
+// TestWebPageCannotControlServer loads a hostile page in a real browser, from every kind of origin that a page can
+// have. The server is in dev mode, so that no API key protects it.
+func TestWebPageCannotControlServer(t *testing.T) {
 	parallel(t)
 	s := testServer(t, "--dev")
 	if err := s.importImages("python"); err != nil {
@@ -36,40 +36,41 @@ func TestAWebPageCannotDriveTheServer(t *testing.T) {
 	}
 	a := attack(t, s.address)
 	for _, x := range a.exchanges {
-		// A GET changes nothing, and whether its answer could be read is looked at below.
-		mayAnswer := x.Method == http.MethodGet && x.Host != a.rebound
-		if x.status != http.StatusForbidden && !mayAnswer {
-			t.Errorf("%s %s from the origin %q to %s: HTTP %d %s", x.Method, x.URL, x.Header.Get("Origin"), x.Host, x.status, x.body)
+		// A GET changes nothing. Whether the page could read the response is checked below.
+		allowed := x.Method == http.MethodGet && x.Host != a.reboundHost
+		if x.status != http.StatusForbidden && !allowed {
+			t.Errorf("%s %s from the origin %q to %s: got HTTP %d %s, want 403", x.Method, x.URL, x.Header.Get("Origin"), x.Host, x.status, x.body)
 		}
 	}
-	for attempt, text := range a.heard {
-		// Once its name has become the server's, the page may read the refusals.
+	for attempt, text := range a.responses {
+		// After DNS rebinding, the page and the server have the same origin, so the page can read the refusals.
 		if text != "" && !(strings.HasPrefix(attempt, "rebound-") && strings.Contains(text, `"code":-32004`)) {
-			t.Errorf("%s could read %q", attempt, text)
+			t.Errorf("attempt %s could read the response %q", attempt, text)
 		}
 	}
 	if ids := s.sandboxIDs(); len(ids) != 0 {
 		t.Errorf("sandboxes were started: %s", s.mustMSB(t, "server", "list"))
 	}
 	log := s.log.String()
-	for _, who := range append(a.origins, a.rebound) {
-		if !strings.Contains(log, who) {
-			t.Errorf("the log names no refused request of %s", who)
+	for _, source := range append(a.origins, a.reboundHost) {
+		if !strings.Contains(log, source) {
+			t.Errorf("the log contains no refused request from %s", source)
 		}
 	}
-	// The same request is a good one when no browser sends it.
+	// The server accepts the same request if no browser sends it.
 	s.mustCall(t, "", "sandbox.start", params{"sandbox": "control"}, nil)
 	if ids := s.sandboxIDs(); len(ids) != 1 {
-		t.Errorf("started %q, want the control alone", ids)
+		t.Errorf("the server has the sandboxes %q, want only the one of this test", ids)
 	}
 }
 
-// TestTheHostilePageWorks proves that the page drives a server that does not protect itself.
-func TestTheHostilePageWorks(t *testing.T) {
+// TestHostilePageControlsUnprotectedServer tests that the hostile page of TestWebPageCannotControlServer does control a
+// server that has no protection against web pages.
+func TestHostilePageControlsUnprotectedServer(t *testing.T) {
 	parallel(t)
 	var mu sync.Mutex
 	started := map[string]bool{}
-	weak := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	unprotected := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Access-Control-Allow-Origin", r.Header.Get("Origin"))
 		h.Set("Access-Control-Allow-Credentials", "true")
@@ -81,48 +82,49 @@ func TestTheHostilePageWorks(t *testing.T) {
 			started[call.Params.Sandbox] = true
 			mu.Unlock()
 		}
-		fmt.Fprint(w, "driven")
+		fmt.Fprint(w, "accepted")
 	}))
-	defer weak.Close()
-	a := attack(t, strings.TrimPrefix(weak.URL, "http://"))
+	defer unprotected.Close()
+	a := attack(t, strings.TrimPrefix(unprotected.URL, "http://"))
 
 	mu.Lock()
 	defer mu.Unlock()
-	for _, attempt := range a.made {
+	for _, attempt := range a.attempts {
 		kind := strings.SplitN(attempt, "-", 3)[2]
 		switch verb, _, _ := strings.Cut(kind, "-"); {
-		case slices.Contains([]string{"json", "xhr", "put", "fetch"}, verb) && !strings.Contains(kind, "opaque") && a.heard[attempt] != "driven":
-			t.Errorf("%s could not read the answer", attempt)
-		case slices.Contains([]string{"fetch", "img", "script", "style", "frame", "eventsource"}, verb): // GETs
-		case slices.Contains([]string{"form-urlencoded", "form-multipart", "websocket"}, kind): // not JSON over HTTP
+		case slices.Contains([]string{"json", "xhr", "put", "fetch"}, verb) && !strings.Contains(kind, "opaque") && a.responses[attempt] != "accepted":
+			t.Errorf("attempt %s could not read the response", attempt)
+		case slices.Contains([]string{"fetch", "img", "script", "style", "frame", "eventsource"}, verb): // GET requests start nothing
+		case slices.Contains([]string{"form-urlencoded", "form-multipart", "websocket"}, kind): // no JSON over HTTP
 		case !started[attempt]:
-			t.Errorf("%s did not reach the server's heart", attempt)
+			t.Errorf("attempt %s did not start a sandbox", attempt)
 		}
 	}
 }
 
-// attacked is what the hostile page did in all its places.
-type attacked struct {
-	made      []string          // its attempts
-	heard     map[string]string // what it could read of the answers, by attempt
-	exchanges []exchange        // what the browser sent, and what the server answered
-	origins   []string          // whence it was sent
-	rebound   string            // the attacker's name with the server's port
+// attackResult is what the hostile page did, from all its origins together.
+type attackResult struct {
+	attempts    []string          // the names of the attempts
+	responses   map[string]string // the response text that the page could read, by attempt
+	exchanges   []exchange        // the browser's requests and the server's responses
+	origins     []string          // the origins of the requests
+	reboundHost string            // the attacker's host name with the server's port, for DNS rebinding
 }
 
-// attack has a browser load the hostile page, and returns when the server has answered every attempt.
-func attack(t *testing.T, server string) attacked {
+// attack loads the hostile page in a browser from every origin, and returns when the server has responded to every
+// attempt.
+func attack(t *testing.T, server string) attackResult {
 	t.Helper()
-	tap := newWiretap(t, server)
-	_, port, _ := net.SplitHostPort(tap.address)
+	proxy := newRecordingProxy(t, server)
+	_, port, _ := net.SplitHostPort(proxy.address)
 	targets := []string{"http://127.0.0.1:" + port, "http://localhost:" + port, "http://evil.test:" + port}
 
 	type report struct {
-		Page  string
-		Made  []string
-		Heard map[string]string
+		Page      string
+		Attempts  []string          `json:"made"`
+		Responses map[string]string `json:"heard"`
 	}
-	reports := make(chan report, 1) // the pages take turns
+	reports := make(chan report, 1) // one page at a time is loaded
 	mux := http.NewServeMux()
 	hostile := httptest.NewServer(mux)
 	defer hostile.Close()
@@ -144,47 +146,47 @@ func attack(t *testing.T, server string) attacked {
 		}
 		reports <- rep
 	})
-	tap.serve(page("rebound"))
+	proxy.serve(page("rebound"))
 	file := filepath.Join(t.TempDir(), "page.html")
 	if err := os.WriteFile(file, page("file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 
-	a := attacked{heard: map[string]string{}, rebound: "evil.test:" + port}
-	at := func(host string) string { return strings.Replace(hostile.URL, "127.0.0.1", host, 1) }
-	a.origins = []string{at("127.0.0.1"), at("localhost"), at("evil.test"), "null", "http://" + a.rebound}
+	a := attackResult{responses: map[string]string{}, reboundHost: "evil.test:" + port}
+	hostileURL := func(host string) string { return strings.Replace(hostile.URL, "127.0.0.1", host, 1) }
+	a.origins = []string{hostileURL("127.0.0.1"), hostileURL("localhost"), hostileURL("evil.test"), "null", "http://" + a.reboundHost}
 	b := startBrowser(t)
 	defer b.close(t)
 	for _, place := range []struct{ name, url string }{
-		{"rebound", "http://" + a.rebound + hostilePath}, // first: the browser has no connection to that name yet
-		{"address", at("127.0.0.1") + "/page/address"},
-		{"localhost", at("localhost") + "/page/localhost"},
-		{"evil", at("evil.test") + "/page/evil"},
+		{"rebound", "http://" + a.reboundHost + hostilePath}, // first, while the browser has no connection to that host yet
+		{"address", hostileURL("127.0.0.1") + "/page/address"},
+		{"localhost", hostileURL("localhost") + "/page/localhost"},
+		{"evil", hostileURL("evil.test") + "/page/evil"},
 		{"file", "file://" + file},
-		{"frame", at("127.0.0.1") + "/sandboxed"}, // of the origin null
+		{"frame", hostileURL("127.0.0.1") + "/sandboxed"}, // its origin is null
 	} {
 		b.open(t, place.url)
 		select {
 		case rep := <-reports:
-			if rep.Page != place.name || len(rep.Made) < 100 {
-				t.Fatalf("page %s reports %+v", place.name, rep)
+			if rep.Page != place.name || len(rep.Attempts) < 100 {
+				t.Fatalf("page %s reports %+v, want at least 100 attempts", place.name, rep)
 			}
-			a.made = append(a.made, rep.Made...)
-			maps.Copy(a.heard, rep.Heard)
+			a.attempts = append(a.attempts, rep.Attempts...)
+			maps.Copy(a.responses, rep.Responses)
 		case <-time.After(patience * time.Minute):
-			t.Fatalf("page %s does not report; the browser says:\n%s", place.name, b.log)
+			t.Fatalf("page %s sent no report; the output of the browser:\n%s", place.name, b.log)
 		}
 	}
-	// As if somebody followed a link there.
-	b.open(t, "http://"+a.rebound+"/api/v1/health?try=visit")
-	unanswered := append(slices.Clone(a.made), "visit")
+	// Navigate to the server, as by a link.
+	b.open(t, "http://"+a.reboundHost+"/api/v1/health?try=visit")
+	unanswered := append(slices.Clone(a.attempts), "visit")
 	defer func() {
 		if t.Failed() {
-			t.Logf("not answered: %q", unanswered)
+			t.Logf("attempts without a response: %q", unanswered)
 		}
 	}()
-	until(t, "all attempts to be answered", func() bool {
-		a.exchanges = tap.exchanges(t)
+	until(t, "the responses to all attempts", func() bool {
+		a.exchanges = proxy.exchanges(t)
 		answered := map[string]bool{}
 		for _, x := range a.exchanges {
 			answered[x.URL.Query().Get("try")] = true
@@ -195,11 +197,11 @@ func attack(t *testing.T, server string) attacked {
 	return a
 }
 
-// browser is Chromium without a window, and with less protection of local servers than it has by default.
+// browser is headless Chromium, with less protection of local servers than it has by default.
 type browser struct {
 	cmd     *exec.Cmd
 	profile string
-	debug   string // address of its DevTools
+	debug   string // address of DevTools
 	log     *output
 }
 
@@ -212,25 +214,25 @@ func startBrowser(t *testing.T) *browser {
 	b := &browser{profile: t.TempDir(), log: &output{}}
 	b.cmd = exec.Command(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--user-data-dir="+b.profile,
 		"--remote-debugging-port=0", "--host-resolver-rules=MAP evil.test 127.0.0.1", "--disable-popup-blocking",
-		// Other browsers let a page of anywhere reach this machine's servers.
+		// Turn off Chromium's protection of local servers, because other browsers have none.
 		"--disable-features=LocalNetworkAccessChecks,BlockInsecurePrivateNetworkRequests",
 		"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-breakpad", "about:blank")
 	b.cmd.Stdout, b.cmd.Stderr = b.log, b.log
 	b.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + b.profile, "TMPDIR=" + b.profile}
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // its many processes end with it
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that close can kill all its processes
 	if err := b.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the browser", func() bool {
+	until(t, "the start of the browser", func() bool {
 		text, err := os.ReadFile(filepath.Join(b.profile, "DevToolsActivePort"))
-		port, _, whole := strings.Cut(string(text), "\n")
+		port, _, complete := strings.Cut(string(text), "\n")
 		b.debug = "127.0.0.1:" + port
-		return err == nil && whole
+		return err == nil && complete
 	})
 	return b
 }
 
-// open loads a page in a tab of its own.
+// open loads a page in a new tab.
 func (b *browser) open(t *testing.T, page string) {
 	t.Helper()
 	req, err := http.NewRequest(http.MethodPut, "http://"+b.debug+"/json/new?"+url.QueryEscape(page), nil)
@@ -239,7 +241,7 @@ func (b *browser) open(t *testing.T, page string) {
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		t.Fatalf("%v; the browser says:\n%s", err, b.log)
+		t.Fatalf("open %s: %v; the output of the browser:\n%s", page, err, b.log)
 	}
 	res.Body.Close()
 	if res.StatusCode != http.StatusOK {
@@ -247,107 +249,112 @@ func (b *browser) open(t *testing.T, page string) {
 	}
 }
 
+// close kills the browser and waits until all its processes have ended.
 func (b *browser) close(t *testing.T) {
 	syscall.Kill(-b.cmd.Process.Pid, syscall.SIGKILL)
 	b.cmd.Wait()
-	until(t, "the browser's processes to end", func() bool { return len(processes(b.profile, "chromium")) == 0 })
+	until(t, "the end of the browser's processes", func() bool { return len(processes(b.profile, "chromium")) == 0 })
 }
 
-// hostilePath is where a wiretap answers with the hostile page.
+// hostilePath is the path at which a recordingProxy serves the hostile page.
 const hostilePath = "/page"
 
-// wiretap passes bytes between a browser and a server and remembers them. It stands in for an attacker's
-// name server, too, which is asked for the page first and then gives the server's address: a request for the page
-// is answered here, and everything else goes on.
-type wiretap struct {
+// recordingProxy forwards connections from a browser to a server and records their bytes. It also simulates DNS
+// rebinding, in which the attacker's name resolves first to the attacker's server, which serves the page, and then to
+// the attacked server: the proxy itself serves hostilePath and forwards every other request.
+type recordingProxy struct {
 	address, server string
 	listener        net.Listener
 	mu              sync.Mutex
 	connections     []*connection
 }
 
-// connection is what went over one, so far.
-type connection struct{ requests, answers bytes.Buffer }
+// connection is the recorded bytes of a connection in both directions.
+type connection struct{ requests, responses bytes.Buffer }
 
-// exchange is a request and its answer.
+// exchange is a request and its response.
 type exchange struct {
 	*http.Request
 	status int
 	body   []byte
 }
 
-func newWiretap(t *testing.T, server string) *wiretap {
+// newRecordingProxy listens on a free port. The caller must call serve.
+func newRecordingProxy(t *testing.T, server string) *recordingProxy {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	return &wiretap{address: l.Addr().String(), server: server, listener: l}
+	return &recordingProxy{address: l.Addr().String(), server: server, listener: l}
 }
 
-func (w *wiretap) serve(page []byte) {
+// serve accepts connections in the background. page is the hostile page.
+func (p *recordingProxy) serve(page []byte) {
 	go func() {
 		for {
-			c, err := w.listener.Accept()
+			c, err := p.listener.Accept()
 			if err != nil {
 				return
 			}
-			go w.pass(c, page)
+			go p.handle(c, page)
 		}
 	}()
 }
 
-func (w *wiretap) pass(client net.Conn, page []byte) {
+// handle serves or forwards one connection.
+func (p *recordingProxy) handle(client net.Conn, page []byte) {
 	defer client.Close()
 	in := bufio.NewReader(client)
 	if line, _ := in.Peek(len("GET " + hostilePath)); string(line) == "GET "+hostilePath {
 		fmt.Fprintf(client, "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(page), page)
 		return
 	}
-	server, err := net.Dial("tcp", w.server)
+	server, err := net.Dial("tcp", p.server)
 	if err != nil {
 		return
 	}
 	defer server.Close()
 	c := &connection{}
-	w.mu.Lock()
-	w.connections = append(w.connections, c)
-	w.mu.Unlock()
+	p.mu.Lock()
+	p.connections = append(p.connections, c)
+	p.mu.Unlock()
 	go func() {
-		io.Copy(io.MultiWriter(w.recorder(&c.requests), server), in)
+		io.Copy(io.MultiWriter(p.recorder(&c.requests), server), in)
 		server.(*net.TCPConn).CloseWrite()
 	}()
-	io.Copy(io.MultiWriter(w.recorder(&c.answers), client), server)
+	io.Copy(io.MultiWriter(p.recorder(&c.responses), client), server)
 }
 
 type writerFunc func(p []byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
-func (w *wiretap) recorder(b *bytes.Buffer) io.Writer {
-	return writerFunc(func(p []byte) (int, error) {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return b.Write(p)
+// recorder returns a writer that appends to b while it holds p.mu.
+func (p *recordingProxy) recorder(b *bytes.Buffer) io.Writer {
+	return writerFunc(func(data []byte) (int, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return b.Write(data)
 	})
 }
 
-// exchanges reads what went by, as far as it is complete.
-func (w *wiretap) exchanges(t *testing.T) (all []exchange) {
+// exchanges parses the recorded bytes and returns the requests whose responses are complete.
+func (p *recordingProxy) exchanges(t *testing.T) (all []exchange) {
 	t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, c := range w.connections {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.connections {
 		requests := bufio.NewReader(bytes.NewReader(c.requests.Bytes()))
-		answers := bufio.NewReader(bytes.NewReader(c.answers.Bytes()))
+		responses := bufio.NewReader(bytes.NewReader(c.responses.Bytes()))
 		for {
 			req, err := http.ReadRequest(requests)
 			if err != nil {
 				break
 			}
 			io.Copy(io.Discard, req.Body)
-			res, err := http.ReadResponse(answers, req)
+			res, err := http.ReadResponse(responses, req)
 			if err != nil {
 				break
 			}

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// answer is a JSON-RPC answer and its HTTP status.
-type answer struct {
+// response is a JSON-RPC response and its HTTP status.
+type response struct {
 	Status int
 	Result json.RawMessage `json:"result"`
 	Error  *struct {
@@ -21,27 +21,29 @@ type answer struct {
 	} `json:"error"`
 }
 
-func (a answer) String() string {
+func (a response) String() string {
 	if a.Error != nil {
 		return fmt.Sprintf("HTTP %d, error %d: %s", a.Status, a.Error.Code, a.Error.Message)
 	}
 	return fmt.Sprintf("HTTP %d, result %s", a.Status, a.Result)
 }
 
-// call sends one JSON-RPC request. It is safe outside of the test's goroutine.
-func (s *server) call(key, method string, params any) (answer, error) {
+// call sends one JSON-RPC request. It may be called from any goroutine.
+func (s *server) call(key, method string, params any) (response, error) {
 	body, err := json.Marshal(map[string]any{"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	return s.post(key, "/api/v1/rpc", body)
 }
 
-// caller gives up on a server that does not answer. A start takes the server's own two minutes at most.
-var caller = &http.Client{Timeout: patience * 3 * time.Minute}
+// httpClient limits the time of a request, in case the server does not respond. The limit is above the server's own
+// limit of two minutes for the start of a sandbox.
+var httpClient = &http.Client{Timeout: patience * 3 * time.Minute}
 
-func (s *server) post(key, path string, body []byte) (answer, error) {
-	var a answer
+// post sends a POST request with an API key, unless key is empty, and decodes the JSON-RPC response.
+func (s *server) post(key, path string, body []byte) (response, error) {
+	var a response
 	req, err := http.NewRequest("POST", "http://"+s.address+path, bytes.NewReader(body))
 	if err != nil {
 		return a, err
@@ -50,7 +52,7 @@ func (s *server) post(key, path string, body []byte) (answer, error) {
 	if key != "" {
 		req.Header.Set("Authorization", "Bearer "+key)
 	}
-	res, err := caller.Do(req)
+	res, err := httpClient.Do(req)
 	if err != nil {
 		return a, err
 	}
@@ -66,12 +68,12 @@ func (s *server) post(key, path string, body []byte) (answer, error) {
 	return a, nil
 }
 
-// mustCall is call for requests that must succeed; the result is decoded into out unless it is nil.
+// mustCall is like call but fails the test on an error. It decodes the result into out unless out is nil.
 func (s *server) mustCall(t testing.TB, key, method string, params, out any) {
 	t.Helper()
 	a, err := s.call(key, method, params)
 	if err != nil || a.Error != nil || a.Status != 200 {
-		t.Fatalf("%s: %v, %v", method, a, err)
+		t.Fatalf("%s: %v, error %v", method, a, err)
 	}
 	if out != nil {
 		if err := json.Unmarshal(a.Result, out); err != nil {
@@ -80,7 +82,7 @@ func (s *server) mustCall(t testing.TB, key, method string, params, out any) {
 	}
 }
 
-// wantError is call for requests that must be refused.
+// wantError makes a call and checks that its response is an error with this HTTP status, code and text in its message.
 func (s *server) wantError(t *testing.T, key, method string, params any, status, code int, text string) {
 	t.Helper()
 	a, err := s.call(key, method, params)
@@ -94,7 +96,7 @@ func (s *server) wantError(t *testing.T, key, method string, params any, status,
 
 type params map[string]any
 
-// runResult is the result of sandbox.repl.run and, with its exit code, of sandbox.command.run.
+// runResult is the result of sandbox.repl.run and of sandbox.command.run, which also has an exit code.
 type runResult struct {
 	Status   string
 	ExitCode int `json:"exit_code"`
@@ -102,7 +104,7 @@ type runResult struct {
 	Output   []struct{ Stream, Text string }
 }
 
-// text is what a run printed to one stream.
+// text returns the output of a run on one stream.
 func (r runResult) text(stream string) string {
 	var b strings.Builder
 	for _, o := range r.Output {
@@ -113,6 +115,7 @@ func (r runResult) text(stream string) string {
 	return b.String()
 }
 
+// python runs Python code in a sandbox and fails the test if the call fails.
 func (s *server) python(t testing.TB, key, name, code string) runResult {
 	t.Helper()
 	var r runResult
@@ -120,6 +123,7 @@ func (s *server) python(t testing.TB, key, name, code string) runResult {
 	return r
 }
 
+// command runs a command in a sandbox and fails the test if the call fails.
 func (s *server) command(t testing.TB, key, name, command string, args ...string) runResult {
 	t.Helper()
 	var r runResult

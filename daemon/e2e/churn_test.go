@@ -28,8 +28,8 @@ const (
 	churnWorkers = 4
 )
 
-// fullVerifyEvery is how many kills lie between two comparisons of the whole key list and audit log. Whatever a kill
-// loses stays lost, so a later comparison finds it; after every kill the keys that changed are compared.
+// fullVerifyEvery is the number of kills from one comparison of all keys and the audit log to the next. A change that
+// is lost in a kill stays lost, so a later comparison finds it. After every kill, the keys that changed are compared.
 const fullVerifyEvery = 20
 
 // TestKillsUnderKeyChurn kills the server at random moments while API keys are created, rotated and revoked, and
@@ -42,7 +42,7 @@ func TestKillsUnderKeyChurn(t *testing.T) {
 		kills = 10_000
 	}
 	s := testServer(t)
-	c := &churn{s: s, seed: randtest.Seed(t), keys: map[string]*churned{}}
+	c := &churn{s: s, seed: randtest.Seed(t), keys: map[string]*churnKey{}}
 	c.rnd = c.generator()
 	c.fill(t)
 
@@ -69,42 +69,42 @@ func TestKillsUnderKeyChurn(t *testing.T) {
 			c.verifyChanged(t)
 		}
 		if t.Failed() {
-			t.Fatalf("after kill %d", kill)
+			t.Fatalf("the checks failed after kill %d", kill)
 		}
 	}
 	c.verifyAll(t)
-	c.accepted(t, c.ids)
-	t.Logf("%d kills; %d calls acknowledged, %d without an answer; %d keys; restart p50 %v, p99 %v", kills, c.acked.Load(), c.unanswered,
+	c.checkAccepted(t, c.ids)
+	t.Logf("%d kills; %d calls acknowledged, %d without a response; %d keys; restart p50 %v, p99 %v", kills, c.acked.Load(), c.unanswered,
 		len(c.keys), percentile(restarts, 50).Round(time.Millisecond), percentile(restarts, 99).Round(time.Millisecond))
 }
 
-// churned is a key and what the server's answers say of it.
-type churned struct {
+// churnKey is a key and its state according to the server's responses.
+type churnKey struct {
 	key  string
-	info *adminv1.Key // as it was when it was made
-	// refused for good
+	info *adminv1.Key // as it was when the key was created
+	// The key must be refused.
 	revoked bool
-	// in doubt: a call that would have revoked it had no answer
-	doubt bool
-	// replaced keys go on for their grace period, but cannot be rotated again
+	// A call that would have revoked the key had no response.
+	uncertain bool
+	// The key was rotated. It remains valid for its grace period and cannot be rotated again.
 	replaced bool
 }
 
-// churn makes, rotates and revokes keys, and remembers what was acknowledged.
+// churn creates, rotates and revokes keys, and records which changes were acknowledged.
 type churn struct {
 	s          *server
 	seed       uint64
-	generators uint64     // how many generator has returned
-	rnd        *rand.Rand // for the test's own goroutine
-	acked      atomic.Int64
-	killing    atomic.Bool
+	generators uint64       // the number of generators that generator has returned
+	rnd        *rand.Rand   // for the goroutine of the test
+	acked      atomic.Int64 // the number of calls that were acknowledged
+	killing    atomic.Bool  // the server of this round is being killed
 
 	mu   sync.Mutex
-	keys map[string]*churned // by id
-	ids  []string            // of keys, as they were created
-	// changed are the ids of this round's.
+	keys map[string]*churnKey // by id
+	ids  []string             // the keys of the map, in the order of their creation
+	// changed are the ids of the keys that changed since the last comparison.
 	changed []string
-	// unanswered calls may each have made a key that nobody has.
+	// unanswered counts the calls without a response that may have created a key.
 	unanswered int
 }
 
@@ -114,7 +114,7 @@ func (c *churn) generator() *rand.Rand {
 	return rand.New(rand.NewPCG(c.seed, c.generators))
 }
 
-// fill creates the keys that are there before the first kill.
+// fill creates the keys that exist before the first kill.
 func (c *churn) fill(t *testing.T) {
 	t.Helper()
 	a := c.s.admin(t)
@@ -137,27 +137,28 @@ func (c *churn) fill(t *testing.T) {
 	c.changed = nil
 }
 
-// round changes keys until so many calls were acknowledged, and kills the server amid the next.
+// round changes keys until the server has acknowledged the given number of calls. It then kills the server while other
+// calls are in progress.
 func (c *churn) round(t *testing.T, calls int) {
 	t.Helper()
 	a := c.s.admin(t)
 	defer a.Close()
-	own := make([][]string, churnWorkers) // by worker, so that none changes another's key
+	workerIDs := make([][]string, churnWorkers) // each worker changes its own keys only
 	for _, id := range c.shuffled() {
 		k := c.keys[id]
-		if n := c.rnd.IntN(churnWorkers); !k.revoked && !k.replaced && len(own[n]) < calls {
-			own[n] = append(own[n], id)
+		if n := c.rnd.IntN(churnWorkers); !k.revoked && !k.replaced && len(workerIDs[n]) < calls {
+			workerIDs[n] = append(workerIDs[n], id)
 		}
 	}
 	c.killing.Store(false)
-	until := c.acked.Load() + int64(calls)
+	killAt := c.acked.Load() + int64(calls)
 	var g errgroup.Group
-	for _, ids := range own {
+	for _, ids := range workerIDs {
 		rnd := c.generator()
 		g.Go(func() error {
 			for {
 				err := c.call(t.Context(), a, rnd, &ids)
-				if err == nil && c.acked.Add(1) >= until && c.killing.CompareAndSwap(false, true) {
+				if err == nil && c.acked.Add(1) >= killAt && c.killing.CompareAndSwap(false, true) {
 					c.s.cmd.Process.Kill()
 				}
 				if c.killing.Load() {
@@ -174,7 +175,8 @@ func (c *churn) round(t *testing.T, calls int) {
 	}
 }
 
-// call makes one random call to change a key or look at one.
+// call makes one random call: it creates a key, or rotates, revokes or reads one of ids. It removes rotated and revoked
+// keys from ids.
 func (c *churn) call(ctx context.Context, a *client.Admin, rnd *rand.Rand, ids *[]string) error {
 	choice := rnd.IntN(10)
 	if len(*ids) == 0 || choice < 4 {
@@ -185,7 +187,7 @@ func (c *churn) call(ctx context.Context, a *client.Admin, rnd *rand.Rand, ids *
 	if choice == 9 {
 		k, err := a.Key(ctx, id)
 		if err == nil && k.GetState() != adminv1.KeyState_KEY_STATE_LIVE {
-			return fmt.Errorf("key %s is %v and was not revoked", id, k)
+			return fmt.Errorf("key %s is %v, but was not revoked", id, k)
 		}
 		return err
 	}
@@ -231,7 +233,7 @@ func (c *churn) rotate(ctx context.Context, a *client.Admin, rnd *rand.Rand, id 
 	old.replaced = true
 	if err != nil {
 		c.unanswered++
-		old.doubt = req.Grace == ""
+		old.uncertain = req.Grace == ""
 		return err
 	}
 	old.revoked = req.Grace == ""
@@ -245,11 +247,11 @@ func (c *churn) revoke(ctx context.Context, a *client.Admin, id string) error {
 	defer c.mu.Unlock()
 	c.changed = append(c.changed, id)
 	if err != nil {
-		c.keys[id].doubt = true
+		c.keys[id].uncertain = true
 		return err
 	}
 	c.keys[id].revoked = true
-	// From now on, not from a restart on.
+	// A revoked key is refused at once, not only after a restart.
 	if ok, err := c.s.accepts(c.keys[id].key); ok && err == nil {
 		return fmt.Errorf("key %s is accepted after it was revoked", id)
 	}
@@ -257,7 +259,7 @@ func (c *churn) revoke(ctx context.Context, a *client.Admin, id string) error {
 }
 
 func (c *churn) add(key string, info *adminv1.Key) {
-	c.keys[info.GetId()] = &churned{key: key, info: info}
+	c.keys[info.GetId()] = &churnKey{key: key, info: info}
 	c.ids = append(c.ids, info.GetId())
 	c.changed = append(c.changed, info.GetId())
 }
@@ -276,7 +278,7 @@ func (c *churn) verifyChanged(t *testing.T) {
 		}
 		c.compare(t, id, got)
 	}
-	c.accepted(t, check)
+	c.checkAccepted(t, check)
 }
 
 // verifyAll compares all keys in the server's list with what it acknowledged, and verifies the audit log.
@@ -302,12 +304,12 @@ func (c *churn) verifyAll(t *testing.T) {
 		}
 	}
 	if extra > c.unanswered {
-		t.Errorf("the server lists %d keys that no answered call created, after %d calls without an answer", extra, c.unanswered)
+		t.Errorf("the server lists %d keys that no acknowledged call created; only %d calls had no response", extra, c.unanswered)
 	}
-	c.accepted(t, c.sample(50))
+	c.checkAccepted(t, c.sample(50))
 	audit, err := a.VerifyAudit(t.Context())
 	if err != nil || audit.GetProblem() != "" || audit.GetEntries() < uint64(len(c.keys)) {
-		t.Errorf("audit log: %v, %v", audit, err)
+		t.Errorf("audit log: %v, error %v, want an intact log with at least %d entries", audit, err, len(c.keys))
 	}
 }
 
@@ -320,8 +322,8 @@ func (c *churn) compare(t *testing.T, id string, got *adminv1.Key) {
 		return
 	}
 	revoked := got.GetState() == adminv1.KeyState_KEY_STATE_REVOKED
-	if k.doubt {
-		k.revoked, k.doubt = revoked, false // either is right, and must not change again
+	if k.uncertain {
+		k.revoked, k.uncertain = revoked, false // both are correct, but the state must not change again
 	}
 	if revoked != k.revoked || got.GetName() != k.info.GetName() || !slices.Equal(got.GetNamespaces(), k.info.GetNamespaces()) ||
 		!got.GetExpiresAt().AsTime().Equal(k.info.GetExpiresAt().AsTime()) {
@@ -329,7 +331,7 @@ func (c *churn) compare(t *testing.T, id string, got *adminv1.Key) {
 	}
 }
 
-// sample returns the ids of the keys that changed since its last call, and of so many others.
+// sample returns the ids of the keys that changed since its last call, and the ids of others random keys.
 func (c *churn) sample(others int) []string {
 	ids := c.changed
 	c.changed = nil
@@ -345,15 +347,15 @@ func (c *churn) shuffled() []string {
 	return ids
 }
 
-// accepted sends a request with each key, and checks that the revoked ones are refused and the others accepted.
-func (c *churn) accepted(t *testing.T, ids []string) {
+// checkAccepted sends a request with each key, and checks that the revoked ones are refused and the others accepted.
+func (c *churn) checkAccepted(t *testing.T, ids []string) {
 	t.Helper()
 	var g errgroup.Group
 	g.SetLimit(16)
 	for _, id := range ids {
 		g.Go(func() error {
 			if ok, err := c.s.accepts(c.keys[id].key); err != nil || ok == c.keys[id].revoked {
-				return fmt.Errorf("key %s: accepted: %t, %v; revoked: %t", id, ok, err, c.keys[id].revoked)
+				return fmt.Errorf("key %s: accepted: %t, error %v; revoked: %t", id, ok, err, c.keys[id].revoked)
 			}
 			return nil
 		})
@@ -363,15 +365,16 @@ func (c *churn) accepted(t *testing.T, ids []string) {
 	}
 }
 
-// admin is a connection of the test's own to the admin socket.
+// admin returns a new client of the admin socket. The test closes it at its end.
 func (s *server) admin(t testing.TB) *client.Admin {
 	a := &client.Admin{Socket: filepath.Join(s.runDir, "msbd.sock")}
 	t.Cleanup(func() { a.Close() })
 	return a
 }
 
-// fromAnywhere makes each request from another loopback address, since bad keys are limited by address.
-var fromAnywhere = &http.Client{Transport: &http.Transport{
+// randomSourceClient sends each request from a random loopback address, because the server limits bad keys per client
+// address.
+var randomSourceClient = &http.Client{Transport: &http.Transport{
 	DisableKeepAlives: true,
 	DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(1+rand.IntN(254)), byte(rand.IntN(255)), byte(1+rand.IntN(254)))}}
@@ -379,7 +382,7 @@ var fromAnywhere = &http.Client{Transport: &http.Transport{
 	},
 }}
 
-// accepts says whether a key is accepted. An error says that it cannot be told.
+// accepts reports whether the server accepts a key. An error means that this is not known.
 func (s *server) accepts(key string) (bool, error) {
 	body := strings.NewReader(`{"jsonrpc": "2.0", "id": 1, "method": "sandbox.metrics.get", "params": {"namespace": "*"}}`)
 	req, err := http.NewRequest(http.MethodPost, "http://"+s.address+"/api/v1/rpc", body)
@@ -388,7 +391,7 @@ func (s *server) accepts(key string) (bool, error) {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+key)
-	res, err := fromAnywhere.Do(req)
+	res, err := randomSourceClient.Do(req)
 	if err != nil {
 		return false, err
 	}
@@ -399,21 +402,23 @@ func (s *server) accepts(key string) (bool, error) {
 	case http.StatusUnauthorized:
 		return false, nil
 	default:
-		return false, fmt.Errorf("neither accepted nor refused: %s", res.Status)
+		return false, fmt.Errorf("the key is neither accepted nor refused: %s", res.Status)
 	}
 }
 
-// TestKillsUnderSandboxChurn does the same while sandboxes are started and stopped.
+// TestKillsUnderSandboxChurn kills the server at random moments while sandboxes are started and stopped, and checks
+// that every start and stop that the server acknowledged holds after the restart.
 func TestKillsUnderSandboxChurn(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	key := s.key(t)
+	key := s.newKey(t)
 	names := []string{"even", "odd"}
 	rnd := randtest.New(t)
-	// What the server's answers say of each: running, stopped, or "" for a call without an answer.
+	// The state of each sandbox according to the server's responses: running, stopped, or "" after a call without a
+	// response.
 	state := map[string]string{"even": "stopped", "odd": "stopped"}
 	for kill := range 5 {
 		var mu sync.Mutex
@@ -442,7 +447,7 @@ func TestKillsUnderSandboxChurn(t *testing.T) {
 				}
 			})
 		}
-		time.Sleep(time.Duration(rnd.Int64N(int64(patience * 8 * time.Second)))) // a start takes half of it
+		time.Sleep(time.Duration(rnd.Int64N(int64(patience * 8 * time.Second)))) // a start takes half of this
 		killed.Store(true)
 		s.kill()
 		g.Wait()
@@ -456,9 +461,9 @@ func TestKillsUnderSandboxChurn(t *testing.T) {
 				t.Fatal(err)
 			}
 			runs := a.Error == nil
-			// Without an answer it may be as before or after, or have failed for being cut off.
+			// After a call without a response, the sandbox may be running or stopped, or its start may have failed.
 			if known := state[name]; known != "" && runs != (known == "running") {
-				t.Errorf("kill %d: %s was acknowledged as %s: %v", kill, name, known, a)
+				t.Errorf("kill %d: sandbox %s was acknowledged as %s, but a command in it returned %v", kill, name, known, a)
 			}
 			state[name] = "stopped"
 			if runs {

@@ -11,132 +11,135 @@ import (
 	"time"
 )
 
-// crashBox is the shared sandbox, which remembers x.
-func crashBox(t *testing.T) (s *server, key string) {
+// statefulSandbox returns the shared server with the running sandbox "box", in whose Python session x is 41.
+// wantStateKept checks that the session was kept.
+func statefulSandbox(t *testing.T) (s *server, key string) {
 	t.Helper()
-	s, key = sharedBox(t)
+	s, key = sharedSandbox(t)
 	s.python(t, key, "box", "x = 41")
 	return s, key
 }
 
-// remembers proves that a sandbox goes on with the session that it had.
-func (s *server) remembers(t *testing.T, key, sandbox, when string) {
+// wantStateKept checks that a sandbox still has the Python session in which x is 41. when is for the failure message.
+func (s *server) wantStateKept(t *testing.T, key, sandbox, when string) {
 	t.Helper()
 	if r := s.python(t, key, sandbox, "x + 1"); r.text("stdout") != "42\n" {
-		t.Errorf("%s: %s: %+v", when, sandbox, r)
+		t.Errorf("%s: x + 1 in sandbox %s: got %+v, want 42", when, sandbox, r)
 	}
 }
 
-func TestKillOfTheDaemonLosesNothing(t *testing.T) {
-	s, key := crashBox(t)
+func TestDaemonKillKeepsSandboxes(t *testing.T) {
+	s, key := statefulSandbox(t)
 	for range 3 {
 		s.kill()
 		if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || !strings.Contains(stderr, "crashed or was killed") {
-			t.Errorf("of a killed server, the status says: %s", stderr)
+			t.Errorf("status of a killed server: %s", stderr)
 		}
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		if st, _ := s.status(); st.Recovery.Adopted != len(s.microVMs()) {
-			t.Errorf("recovery: %+v", st.Recovery)
+		if st, err := s.status(); err != nil || st.Recovery.Adopted == 0 || st.Recovery.Adopted != len(s.microVMs()) {
+			t.Errorf("recovery: %+v, want %d microVMs adopted: error %v", st.Recovery, len(s.microVMs()), err)
 		}
-		s.remembers(t, key, "box", "after a kill")
+		s.wantStateKept(t, key, "box", "after a kill")
 	}
-	// A stop leaves the sandbox running, too.
+	// A stop of the server keeps the sandbox running.
 	s.mustMSB(t, "server", "stop")
 	<-s.done
-	if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || strings.Contains(stderr, "killed") {
-		t.Errorf("of a stopped server, the status says: %s", stderr)
+	if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || strings.Contains(stderr, "crashed") {
+		t.Errorf("status of a stopped server: %s", stderr)
 	}
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	s.remembers(t, key, "box", "after a stop")
+	s.wantStateKept(t, key, "box", "after a stop")
 }
 
-func TestKillOfTheDaemonWhileStartingUndoesTheStart(t *testing.T) {
+func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 	s, key := sharedServer(t)
-	// Each time a little later in the start.
-	for _, moment := range []string{"container", virtiofsd, qemu} {
+	// Kill the server later in the start each time: when the sandbox is starting, when virtiofsd runs, when QEMU runs.
+	for _, moment := range []string{"starting", virtiofsd, qemu} {
 		ended := make(chan struct{})
 		go func() {
 			s.call(key, "sandbox.start", params{"sandbox": "half"})
 			close(ended)
 		}()
 		var id string
-		until(t, moment, func() bool {
+		until(t, "the start of sandbox half to reach "+moment, func() bool {
 			for _, b := range s.list() {
 				if b.GetName() == "half" && b.GetState() == "starting" {
 					id = b.GetId()
 				}
 			}
-			return id != "" && (moment == "container" || len(processes(moment, id)) > 0)
+			return id != "" && (moment == "starting" || len(processes(moment, id)) > 0)
 		})
 		s.kill()
 		<-ended
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.leftOf([]string{id}); err != nil {
-			t.Errorf("killed at %s: %v", moment, err)
+		if err := s.sandboxLeaks([]string{id}); err != nil {
+			t.Errorf("killed at the moment %q: %v", moment, err)
 		}
-		s.wantError(t, key, "sandbox.command.run", params{"sandbox": "half", "command": "true"}, 409, -32005, "cut off")
+		s.wantError(t, key, "sandbox.command.run", params{"sandbox": "half", "command": "true"}, 409, -32005, "its start was")
 	}
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "half"}, nil)
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "half"}, nil)
 }
 
-func TestDeathOfAPartIsNoticedAndCleanedUp(t *testing.T) {
-	s, key := crashBox(t)
-	for _, part := range []string{qemu, virtiofsd, shim} {
-		t.Run(part, func(t *testing.T) {
+func TestProcessDeathIsDetectedAndCleanedUp(t *testing.T) {
+	s, key := statefulSandbox(t)
+	for _, program := range []string{qemu, virtiofsd, shim} {
+		t.Run(program, func(t *testing.T) {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-			id := s.id("box")
-			signalAll(t, processes(part, id), syscall.SIGKILL)
-			s.isLost(t, key, "box", id)
+			id := s.sandboxID("box")
+			signalAll(t, processes(program, id), syscall.SIGKILL)
+			s.wantSandboxFailed(t, key, "box", id)
 		})
 	}
-	t.Run("restart", func(t *testing.T) {
+	t.Run("while the server is down", func(t *testing.T) {
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-		id := s.id("box")
+		id := s.sandboxID("box")
 		s.kill()
 		signalAll(t, processes(qemu, id), syscall.SIGKILL)
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-		s.isLost(t, key, "box", id)
+		s.wantSandboxFailed(t, key, "box", id)
 	})
-	t.Run("adopted", func(t *testing.T) {
-		for _, part := range []string{qemu, virtiofsd} {
+	t.Run("after adoption", func(t *testing.T) {
+		for _, program := range []string{qemu, virtiofsd} {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-			id := s.id("box")
+			id := s.sandboxID("box")
 			s.kill()
 			if err := s.start(); err != nil {
 				t.Fatal(err)
 			}
 			if st, _ := s.status(); st.Recovery.Adopted == 0 {
-				t.Errorf("recovery: %+v", st.Recovery)
+				t.Errorf("recovery: %+v, want the sandbox adopted", st.Recovery)
 			}
-			signalAll(t, processes(part, id), syscall.SIGKILL)
-			s.isLost(t, key, "box", id)
+			signalAll(t, processes(program, id), syscall.SIGKILL)
+			s.wantSandboxFailed(t, key, "box", id)
 		}
 	})
 }
 
-// isLost proves that the end of a sandbox's microVM is noticed, and that nothing is left of it.
-func (s *server) isLost(t *testing.T, key, sandbox, id string) {
+// wantSandboxFailed checks that the server reports the end of the sandbox's microVM, and that nothing of it is left on
+// this host.
+func (s *server) wantSandboxFailed(t *testing.T, key, sandbox, id string) {
 	t.Helper()
-	until(t, "the end of the sandbox to be noticed", func() bool {
+	until(t, "the server to report the end of the sandbox", func() bool {
 		a, err := s.call(key, "sandbox.command.run", params{"sandbox": sandbox, "command": "true", "timeout": 5})
 		return err == nil && a.Error != nil && a.Error.Code == -32005 && strings.Contains(a.Error.Message, "ended")
 	})
-	until(t, "its remains to be removed", func() bool { return s.leftOf([]string{id}) == nil })
+	until(t, "the removal of what the sandbox left", func() bool { return s.sandboxLeaks([]string{id}) == nil })
 }
 
-// A shim that is busy while the server starts, as on a busy host, is no dead one.
-func TestKillOfTheDaemonSparesABusySandbox(t *testing.T) {
-	s, key := crashBox(t)
-	id := s.id("box")
+// TestDaemonKillKeepsSandboxWithBusyShim tests that a shim that does not respond while the server starts, as on a busy
+// host, is not taken for dead.
+func TestDaemonKillKeepsSandboxWithBusyShim(t *testing.T) {
+	s, key := statefulSandbox(t)
+	id := s.sandboxID("box")
 	s.kill()
 	shims := processes(shim, id)
 	signalAll(t, shims, syscall.SIGSTOP)
@@ -144,54 +147,56 @@ func TestKillOfTheDaemonSparesABusySandbox(t *testing.T) {
 	if err := s.launch(); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the server to look for its sandboxes", func() bool {
-		st, _ := s.status() // an error, too, until it is ready
+	until(t, "the server to recover its sandboxes", func() bool {
+		st, _ := s.status() // msb exits with an error until the server is ready
 		return st.State == "recovering" || st.State == "ready"
 	})
-	time.Sleep(6 * time.Second) // by default, containerd gives up after 2, twice
+	time.Sleep(6 * time.Second) // by default, containerd tries twice to connect to a shim, and gives up after 2 s each time
 	signalAll(t, shims, syscall.SIGCONT)
 	until(t, "the server to be ready", func() bool {
 		st, err := s.status()
 		s.address = st.ListenAddress
 		return err == nil && st.State == "ready"
 	})
-	s.remembers(t, key, "box", "after its shim was busy")
+	s.wantStateKept(t, key, "box", "after the shim was busy")
 }
 
-func TestDeathOfContainerdIsMended(t *testing.T) {
-	s, key := crashBox(t)
+func TestContainerdDeathKeepsSandboxes(t *testing.T) {
+	s, key := statefulSandbox(t)
 	signalAll(t, processes("containerd", s.dir), syscall.SIGKILL)
-	s.remembers(t, key, "box", "while containerd is away")
-	until(t, "containerd to be back", func() bool {
+	s.wantStateKept(t, key, "box", "while containerd is down")
+	until(t, "the restart of containerd", func() bool {
 		a, err := s.call(key, "sandbox.start", params{"sandbox": "another"})
 		return err == nil && a.Error == nil
 	})
 	t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "another"}) })
-	s.remembers(t, key, "box", "after containerd came back")
+	s.wantStateKept(t, key, "box", "after the restart of containerd")
 }
 
-func TestAHungGuestIsAnErrorAndCanBeStopped(t *testing.T) {
+// TestHungGuestCanBeStopped tests that a command in a guest that hangs fails, and that its sandbox can be stopped.
+func TestHungGuestCanBeStopped(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	key := s.key(t)
+	key := s.newKey(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-	id := s.id("box")
+	id := s.sandboxID("box")
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
 	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
-		t.Errorf("a command in a hung guest: %v, %v", a, err)
+		t.Errorf("command in a hung guest: got %v, error %v, want a JSON-RPC error", a, err)
 	}
 	began := time.Now()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "box"}, nil)
 	t.Logf("stopping a hung guest took %s", time.Since(began).Round(time.Millisecond))
-	if err := s.leftOf([]string{id}); err != nil {
+	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestTheHostsContainerd(t *testing.T) {
+// TestHostContainerd tests a server that uses the host's containerd instead of a private one.
+func TestHostContainerd(t *testing.T) {
 	parallel(t)
 	dir, err := os.MkdirTemp("", "msbc")
 	if err != nil {
@@ -218,23 +223,23 @@ func TestTheHostsContainerd(t *testing.T) {
 	if err := os.WriteFile(settings, []byte(fmt.Sprintf("containerd = %q\n", socket)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("serves", func(t *testing.T) { // its server ends before the host's containerd
+	t.Run("sandbox", func(t *testing.T) { // a subtest, so that its server is stopped before the host's containerd
 		s := testServer(t, "--config", settings)
 		s.containerd = socket
 		if err := s.importImages("python"); err != nil {
 			t.Fatal(err)
 		}
-		key := s.key(t)
+		key := s.newKey(t)
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "guest"}, nil)
 		if got := s.python(t, key, "guest", "6 * 7").text("stdout"); got != "42\n" {
-			t.Errorf("python: %q", got)
+			t.Errorf("6 * 7 in Python: got %q, want 42", got)
 		}
 		if len(processes("containerd", s.dir)) != 0 {
-			t.Error("a private containerd runs, too")
+			t.Error("the server started a private containerd, want only the host's")
 		}
-		id := s.id("guest")
+		id := s.sandboxID("guest")
 		s.mustCall(t, key, "sandbox.stop", params{"sandbox": "guest"}, nil)
-		if err := s.leftOf([]string{id}); err != nil {
+		if err := s.sandboxLeaks([]string{id}); err != nil {
 			t.Error(err)
 		}
 	})

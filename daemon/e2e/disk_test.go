@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// fill writes a file until the disk is full. It is never left half-used: the last page is taken, too.
-func fill(t *testing.T, path string) {
+// fillDisk writes a file until the disk is full to its last byte.
+func fillDisk(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)
 	if err != nil {
@@ -23,7 +23,7 @@ func fill(t *testing.T, path string) {
 	}
 }
 
-func TestAFullDisk(t *testing.T) {
+func TestFullDisk(t *testing.T) {
 	parallel(t)
 	disk := t.TempDir()
 	if err := syscall.Mount("msb-test", disk, "tmpfs", 0, "size=32m,mode=0700"); err != nil {
@@ -36,41 +36,41 @@ func TestAFullDisk(t *testing.T) {
 	})
 	s := testServer(t, "--state-dir", disk)
 	keys, live := map[string]string{}, map[string]bool{}
-	made := func(name, key string) { keys[name], live[name] = key, true }
-	made("first", s.key(t, "--name", "first"))
-	made("second", s.key(t, "--name", "second"))
+	created := func(name, key string) { keys[name], live[name] = key, true }
+	created("first", s.newKey(t, "--name", "first"))
+	created("second", s.newKey(t, "--name", "second"))
 
 	filler := filepath.Join(disk, "filler")
-	fill(t, filler)
-	// What is left of the last pages may be enough for a few more; who is told that a key was made has one.
+	fillDisk(t, filler)
+	// The last pages of msbd's own files may have room for a few more keys. Each key that is printed must be valid.
 	var refusal string
 	for n := 0; refusal == ""; n++ {
 		if n == 1000 {
-			t.Fatal("keys are made on a full disk")
+			t.Fatal("created 1000 keys on a full disk")
 		}
 		key, stderr, err := s.msb("server", "keygen")
 		if err == nil {
-			made(key[len(key)-10:], strings.TrimSpace(key))
+			created(key[len(key)-10:], strings.TrimSpace(key))
 			continue
 		}
 		if refusal = stderr; key != "" {
-			t.Errorf("a key that was not made is printed: %s", key)
+			t.Errorf("keygen failed, but printed a key: %s", key)
 		}
 	}
 	if !strings.Contains(refusal, "no space left") {
-		t.Errorf("keygen says %s", refusal)
+		t.Errorf("keygen on a full disk: %s, want \"no space left\"", refusal)
 	}
 	st, _ := s.status()
 	if st.State != "degraded" || !strings.Contains(strings.Join(st.DegradedReasons, "\n"), "space") {
-		t.Errorf("status: %+v\nkeygen said: %s", st, refusal)
+		t.Errorf("status on a full disk: %+v, want degraded for lack of space\nkeygen printed: %s", st, refusal)
 	}
 	s.wantAccepted(t, "on a full disk", live, keys)
-	// Either it is revoked, for good, or the administrator is told that it is not.
+	// The command must either revoke the key for good or report that it did not.
 	_, stderr, err := s.msb("server", "key", "revoke", "second")
 	if live["second"] = err != nil; err != nil && !strings.Contains(stderr, "space") {
-		t.Errorf("revoke says %s", stderr)
+		t.Errorf("revoke on a full disk: %s, want an error about space", stderr)
 	}
-	s.wantAccepted(t, "after revoke on a full disk", live, keys)
+	s.wantAccepted(t, "after the revoke command on a full disk", live, keys)
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
@@ -79,12 +79,12 @@ func TestAFullDisk(t *testing.T) {
 		st, err := s.status()
 		return err == nil && st.State == "ready"
 	})
-	made("third", s.key(t, "--name", "third"))
+	created("third", s.newKey(t, "--name", "third"))
 	s.mustMSB(t, "server", "key", "revoke", "second")
 	live["second"] = false
-	for _, when := range []string{"with space again", "restarted"} {
+	for _, when := range []string{"after space was freed", "restarted"} {
 		s.wantAccepted(t, when, live, keys)
-		s.wantWhole(t)
+		s.wantAuditIntact(t)
 		s.kill()
 		if err := s.start(); err != nil {
 			t.Fatal(err)

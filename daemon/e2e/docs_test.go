@@ -9,12 +9,13 @@ import (
 	"testing"
 )
 
+// docsBlock matches a code block that TestDocs runs.
 var docsBlock = regexp.MustCompile("(?ms)^```(bash|python|typescript)\n(.*?)^```")
 
-// TestDocs runs every block of the docs and the README: each program in Python and TypeScript by itself, then those in
-// bash in order, as one script. All pages use one server; each finds it running, without a sandbox and without a live
-// key but its own. Blocks that cannot run like that, such as those that need systemd or a fresh host, are marked sh:
-// TestService runs the former, CI the two of the README.
+// TestDocs runs every code block of the docs and the README: each program in Python and TypeScript by itself, then all
+// blocks in bash in order, as one script. All pages use one server. At the start of each page the server is running,
+// without sandboxes and with only the page's own API key. Blocks that cannot run like that are marked sh: TestService
+// runs those that need systemd, and CI runs the two in the README that need a fresh host.
 func TestDocs(t *testing.T) {
 	parallel(t)
 	files, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
@@ -37,15 +38,15 @@ func TestDocs(t *testing.T) {
 		}
 	}
 	if blocks < 10 {
-		t.Errorf("found %d blocks only: is the pattern right?", blocks)
+		t.Errorf("found only %d code blocks; check the pattern docsBlock", blocks)
 	}
 }
 
-// runBlocks runs the blocks of one page.
+// runBlocks runs the code blocks of one page.
 func (s *server) runBlocks(t *testing.T, blocks [][]string) {
 	t.Helper()
 	select {
-	case <-s.done: // the page before stopped the server
+	case <-s.done: // the previous page stopped the server
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
@@ -57,13 +58,13 @@ func (s *server) runBlocks(t *testing.T, blocks [][]string) {
 		}
 	}
 	s.mustMSB(t, "server", "reset", "--yes")
-	key := s.key(t)
+	key := s.newKey(t)
 	// The docs use the default address and a placeholder for the key.
-	fill := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key)
+	substitutes := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key)
 	env := []string{"MSB_API_KEY=" + key, "MSB_SERVER_URL=http://" + s.address}
 	script := "set -euo pipefail\n"
 	for _, block := range blocks {
-		language, text := block[1], fill.Replace(block[2])
+		language, text := block[1], substitutes.Replace(block[2])
 		if language == "bash" {
 			script += text
 		} else {
@@ -75,20 +76,20 @@ func (s *server) runBlocks(t *testing.T, blocks [][]string) {
 	cmd.Env = append(append(s.env(), env...), "MSBD_STATE_DIR="+s.state(), "MSBD_RUN_DIR="+s.runDir)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Errorf("%v\n%s", err, out)
+		t.Errorf("the blocks in bash: %v\n%s", err, out)
 	}
-	// curl without -f exits with 0 when the server answers with an error.
+	// curl without -f exits with 0 even if the response is an error.
 	for _, sign := range []string{`"error":`, `"isError":true`} {
 		if i := strings.Index(string(out), sign); i >= 0 {
-			t.Errorf("a request failed: %s", out[i:])
+			t.Errorf("a request in the blocks in bash failed: %s", out[i:])
 		}
 	}
 }
 
-// program is a block in the language of an SDK.
+// program is a code block in the language of an SDK.
 type program struct{ language, text string }
 
-// run runs it with the SDK of this checkout.
+// run runs the program with the SDK of this checkout.
 func (p program) run(t *testing.T, env []string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
@@ -102,6 +103,6 @@ func (p program) run(t *testing.T, env []string) {
 	cmd := exec.Command(filepath.Join(root, "client", p.language, "check.sh"), args...)
 	cmd.Dir, cmd.Env = t.TempDir(), append(os.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s\n%s", err, p.text, out)
+		t.Errorf("a block in %s: %v\n%s\n%s", p.language, err, p.text, out)
 	}
 }

@@ -5,47 +5,48 @@ import (
 	"testing"
 )
 
-// A server that is told to end lets runs come to their end for a while, cuts off the others, and answers all.
-func TestTerminationAnswersWhatIsInFlight(t *testing.T) {
-	s, key := crashBox(t)
-	// begin makes a call and returns when it has made its file in the sandbox.
-	begin := func(file, method string, p params) <-chan answer {
+// TestShutdownAnswersRequestsInProgress tests that on SIGTERM the server waits a while for runs to end, cancels the
+// others, and responds to all of them.
+func TestShutdownAnswersRequestsInProgress(t *testing.T) {
+	s, key := statefulSandbox(t)
+	// start starts a run and returns when the run has created file in the sandbox.
+	start := func(file, method string, p params) <-chan response {
 		t.Helper()
-		answers := make(chan answer, 1)
+		responses := make(chan response, 1)
 		go func() {
 			a, err := s.call(key, method, p)
 			if err != nil {
 				t.Errorf("%s: %v", file, err)
 			}
-			answers <- a
+			responses <- a
 		}()
 		until(t, file, func() bool { return s.command(t, key, "box", "test", "-e", file).Success })
-		return answers
+		return responses
 	}
 	shell := func(script string) params {
 		return params{"sandbox": "box", "command": "sh", "args": []string{"-c", script}}
 	}
-	command := begin("/tmp/command", "sandbox.command.run", shell("touch /tmp/command; exec sleep 9999"))
-	code := begin("/tmp/code", "sandbox.repl.run", params{"sandbox": "box", "language": "python", "code": "open('/tmp/code', 'w')\nwhile True: pass"})
-	brief := begin("/tmp/brief", "sandbox.command.run", shell("touch /tmp/brief; sleep 4; echo done"))
+	command := start("/tmp/command", "sandbox.command.run", shell("touch /tmp/command; exec sleep 8888"))
+	code := start("/tmp/code", "sandbox.repl.run", params{"sandbox": "box", "language": "python", "code": "open('/tmp/code', 'w')\nwhile True: pass"})
+	short := start("/tmp/short", "sandbox.command.run", shell("touch /tmp/short; sleep 4; echo done"))
 	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if a := <-brief; a.Error != nil || a.Status != 200 {
-		t.Errorf("a run that ends soon: %v", a)
+	if a := <-short; a.Error != nil || a.Status != 200 {
+		t.Errorf("run that ends soon after SIGTERM: %v, want success", a)
 	}
-	for what, answers := range map[string]<-chan answer{"command": command, "code": code} {
-		if a := <-answers; a.Error == nil || a.Status != 503 {
-			t.Errorf("%s that goes on: %v", what, a)
+	for name, responses := range map[string]<-chan response{"command": command, "code": code} {
+		if a := <-responses; a.Error == nil || a.Status != 503 {
+			t.Errorf("%s that does not end: got %v, want an error and HTTP 503", name, a)
 		}
 	}
 	<-s.done
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	// What was cut off has ended in the sandbox, too, and the session is kept.
-	if got := s.command(t, key, "box", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]leep 9999'").text("stdout"); got != "0\n" {
-		t.Errorf("%s commands are left", got)
+	// The cancelled command has also ended inside the sandbox, and the Python session is kept.
+	if got := s.command(t, key, "box", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]leep 8888'").text("stdout"); got != "0\n" {
+		t.Errorf("the cancelled command still runs in the sandbox: grep -c prints %q, want 0", got)
 	}
-	s.remembers(t, key, "box", "after a stop amid code")
+	s.wantStateKept(t, key, "box", "after a shutdown while code ran")
 }

@@ -15,32 +15,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// refusesToStart proves that the server ends by itself with a clear word, and leaves nothing.
-func refusesToStart(t *testing.T, s *server, words ...string) {
+// wantStartRefused checks that the server does not start but exits, that its output contains words, and that it leaves
+// nothing on this host.
+func wantStartRefused(t *testing.T, s *server, words ...string) {
 	t.Helper()
 	err := s.start()
 	if err == nil {
-		t.Fatal("the server started")
+		t.Fatal("the server started, want an error")
 	}
 	select {
 	case <-s.done:
 	case <-time.After(patience * 10 * time.Second):
-		t.Fatalf("the server neither serves nor ends: %v", err)
+		t.Fatalf("the server is neither ready nor has it exited: %v", err)
 	}
 	for _, word := range words {
 		if !strings.Contains(s.log.String(), word) {
-			t.Errorf("no word of %q in:\n%s", word, s.log)
+			t.Errorf("the output does not contain %q:\n%s", word, s.log)
 		}
 	}
-	if err := s.left(s.dir, nil); err != nil {
+	if err := s.leaks(s.dir, nil); err != nil {
 		t.Error(err)
 	}
 	os.RemoveAll(s.dir)
 }
 
-func TestServersThatCannotStartSayWhy(t *testing.T) {
+func TestServerRefusesToStart(t *testing.T) {
 	parallel(t)
-	make := func(t *testing.T, flags ...string) *server {
+	create := func(t *testing.T, flags ...string) *server {
 		s, err := newServer(flags...)
 		if err != nil {
 			t.Fatal(err)
@@ -54,59 +55,61 @@ func TestServersThatCannotStartSayWhy(t *testing.T) {
 		}
 		defer l.Close()
 		_, port, _ := net.SplitHostPort(l.Addr().String())
-		refusesToStart(t, make(t, "--port", port), port, "in use")
+		wantStartRefused(t, create(t, "--port", port), port, "in use")
 	})
 	t.Run("unreadable configuration", func(t *testing.T) {
-		refusesToStart(t, make(t, "--config", "/nonexistent/msbd.toml"), "/nonexistent/msbd.toml")
+		wantStartRefused(t, create(t, "--config", "/nonexistent/msbd.toml"), "/nonexistent/msbd.toml")
 	})
 	t.Run("bad configuration", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "msbd.toml")
 		if err := os.WriteFile(path, []byte("colour = 'red'\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refusesToStart(t, make(t, "--config", path), "colour")
+		wantStartRefused(t, create(t, "--config", path), "colour")
 	})
-	t.Run("dev mode for the world", func(t *testing.T) {
-		refusesToStart(t, make(t, "--dev", "--host", "0.0.0.0"), "dev")
+	t.Run("dev mode off loopback", func(t *testing.T) {
+		wantStartRefused(t, create(t, "--dev", "--host", "0.0.0.0"), "dev mode", "loopback only")
 	})
-	t.Run("plaintext for the world", func(t *testing.T) {
-		refusesToStart(t, make(t, "--host", "0.0.0.0"), "0.0.0.0")
+	t.Run("plaintext off loopback", func(t *testing.T) {
+		wantStartRefused(t, create(t, "--host", "0.0.0.0"), "0.0.0.0", "plain text")
 	})
 	t.Run("no QEMU", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "msbd.toml")
 		if err := os.WriteFile(path, []byte("qemu = '/nonexistent/qemu'\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refusesToStart(t, make(t, "--config", path), "/nonexistent/qemu")
+		wantStartRefused(t, create(t, "--config", path), "/nonexistent/qemu")
 	})
 	t.Run("no guest kernel", func(t *testing.T) {
 		lib := libDir(t)
 		if err := os.Remove(filepath.Join(lib, "guest", "vmlinux")); err != nil {
 			t.Fatal(err)
 		}
-		refusesToStart(t, make(t, "--lib-dir", lib), "vmlinux", "make guest")
+		wantStartRefused(t, create(t, "--lib-dir", lib), "vmlinux", "make guest")
 	})
 }
 
-func TestSecondDaemonOnTheSameState(t *testing.T) {
+// TestSecondDaemonIsRefused tests that a second start of the same server changes nothing, and that a server with
+// another run directory cannot use the same state directory.
+func TestSecondDaemonIsRefused(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
-	key := s.key(t)
+	key := s.newKey(t)
 	out, stderr, err := s.msb(s.args()...)
-	if err == nil && !strings.Contains(out+stderr, "already") {
-		t.Errorf("a second start: %v\n%s%s", err, out, stderr)
+	if err != nil || !strings.Contains(stderr, "already running") {
+		t.Errorf("second start of the same server: %v, want success and \"already running\"\n%s%s", err, out, stderr)
 	}
-	other := &server{dir: s.dir, runDir: filepath.Join(s.dir, "run2"), settings: route}
+	other := &server{dir: s.dir, runDir: filepath.Join(s.dir, "run2"), settings: hypervisorSettings}
 	if err := other.start(); err == nil {
-		t.Error("two daemons share one state directory")
-	} else if !strings.Contains(other.log.String(), s.state()) {
-		t.Errorf("the second says: %s", other.log)
+		t.Error("a second daemon started in the same state directory")
+	} else if !strings.Contains(other.log.String(), s.state()+" is in use") {
+		t.Errorf("the output of the second daemon does not say that %s is in use:\n%s", s.state(), other.log)
 	}
 	<-other.done
 	s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)
 }
 
-func TestBadInputOverTheWire(t *testing.T) {
+func TestInvalidRequestsAreRefused(t *testing.T) {
 	s, key := sharedServer(t)
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "../../etc"}, 400, -32602, "sandbox")
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "x", "namespace": "a/b"}, 400, -32602, "namespace")
@@ -114,24 +117,26 @@ func TestBadInputOverTheWire(t *testing.T) {
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "x", "config": params{"memory": 1 << 30}}, 400, -32602, "memory")
 	s.wantError(t, key, "sandbox.stop", params{"sandbox": "never-started"}, 404, -32003, "never-started")
 	s.wantError(t, key, "sandbox.explode", params{}, 404, -32601, "")
-	if a, err := s.post(key, "/api/v1/rpc", []byte(`{"jsonrpc":"2.0",`)); err != nil || a.Status != 400 || a.Error.Code != -32700 {
-		t.Errorf("malformed JSON: %v %v", a, err)
+	if a, err := s.post(key, "/api/v1/rpc", []byte(`{"jsonrpc":"2.0",`)); err != nil || a.Status != 400 || a.Error == nil || a.Error.Code != -32700 {
+		t.Errorf("malformed JSON: got %v, error %v, want HTTP 400, error -32700", a, err)
 	}
-	if id := s.id("x"); id != "" {
-		t.Errorf("a sandbox is left: %s", id)
+	if id := s.sandboxID("x"); id != "" {
+		t.Errorf("a refused start left sandbox x with the id %s", id)
 	}
 }
 
-func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
+// TestGuestBootFailureIsCleanedUp tests that the start of a sandbox whose guest panics or hangs fails and leaves
+// nothing.
+func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 	parallel(t)
 	for name, initrd := range map[string][]byte{
-		"panics": cpio("nothing", nil), // no /init: the kernel panics, and the machine ends
+		"panics": cpio("nothing", nil), // no /init: the kernel panics, and the VM ends
 		"hangs":  cpio("init", sleeper()),
 	} {
 		t.Run(name, func(t *testing.T) {
 			lib := libDir(t)
 			image := filepath.Join(lib, "guest", "initrd.img")
-			if err := os.Remove(image); err != nil { // a link to the real one
+			if err := os.Remove(image); err != nil { // a symbolic link to the real initramfs
 				t.Fatal(err)
 			}
 			if err := os.WriteFile(image, initrd, 0o600); err != nil {
@@ -142,23 +147,23 @@ func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
 			if err := s.importImages("python"); err != nil {
 				t.Fatal(err)
 			}
-			key := s.key(t)
+			key := s.newKey(t)
 			began := time.Now()
 			s.wantError(t, key, "sandbox.start", params{"sandbox": "mute"}, 503, -32009, "did not start")
-			t.Logf("refused after %s", time.Since(began).Round(time.Millisecond))
-			if err := s.leftOf([]string{s.id("mute")}); err != nil {
+			t.Logf("the start failed after %s", time.Since(began).Round(time.Millisecond))
+			if err := s.sandboxLeaks([]string{s.sandboxID("mute")}); err != nil {
 				t.Error(err)
 			}
 			if n := len(s.microVMs()); n != 0 {
-				t.Errorf("%d microVMs run", n)
+				t.Errorf("%d microVMs still run", n)
 			}
 			out := s.mustMSB(t, "server", "list")
 			if !strings.Contains(out, "its start failed") {
-				t.Errorf("administrators are told: %s", out)
+				t.Errorf("msb server list does not report the failed start:\n%s", out)
 			}
-			// Nobody waits for a guest that has ended.
+			// The start of a guest that panics fails at once; only a guest that hangs uses up the time limit.
 			if ended := strings.Contains(out, "Kernel panic") && !strings.Contains(out, "deadline"); ended != (name == "panics") {
-				t.Errorf("the guest has ended: %t: %s", ended, out)
+				t.Errorf("a guest that %s: reported as ended: %t:\n%s", name, ended, out)
 			}
 		})
 	}
@@ -166,26 +171,26 @@ func TestGuestThatNeverAnswersIsUndone(t *testing.T) {
 
 func TestStopWhileStarting(t *testing.T) {
 	s, key := sharedServer(t)
-	started := make(chan answer, 1)
+	started := make(chan response, 1)
 	go func() {
 		a, _ := s.call(key, "sandbox.start", params{"sandbox": "brief"})
 		started <- a
 	}()
 	var id string
 	until(t, "the microVM to boot", func() bool {
-		id = s.id("brief")
+		id = s.sandboxID("brief")
 		return id != "" && len(processes(qemu, id)) > 0
 	})
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "brief"}, nil)
 	if a := <-started; a.Error == nil || !strings.Contains(a.Error.Message, "stopped while it was starting") {
-		t.Errorf("start: %v", a)
+		t.Errorf("start of a sandbox that is stopped meanwhile: %v", a)
 	}
-	if err := s.leftOf([]string{id}); err != nil {
+	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}
 }
 
-// cpio is an initramfs of one executable file.
+// cpio returns an initramfs with one executable file.
 func cpio(name string, content []byte) []byte {
 	var b bytes.Buffer
 	entry := func(name string, mode int, content []byte) {
@@ -205,13 +210,13 @@ func cpio(name string, content []byte) []byte {
 	return b.Bytes()
 }
 
-// sleeper is a program that sleeps forever.
+// sleeper returns an ELF program that sleeps forever.
 func sleeper() []byte {
 	const address = 0x400000
 	code := []byte{
 		0xb8, byte(unix.SYS_PAUSE), 0, 0, 0, // mov eax, SYS_PAUSE
 		0x0f, 0x05, // syscall
-		0xeb, 0xf7, // jmp to the mov
+		0xeb, 0xf7, // jmp back to the mov
 	}
 	header := elf.Header64{
 		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: uint32(elf.EV_CURRENT),
@@ -231,7 +236,7 @@ func sleeper() []byte {
 	return b.Bytes()
 }
 
-// libDir is a copy of bin, in links, of which a test may change parts.
+// libDir returns a new directory with symbolic links to the files of bin. A test may replace links in it.
 func libDir(t *testing.T) string {
 	t.Helper()
 	lib := t.TempDir()

@@ -6,15 +6,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 )
 
-// Here are the guide's commands as people type them, each in a shell of its own; the curl of the guide is in
-// TestTheMainJob.
+// The tests in this file run the guide's commands as people type them, each in a new shell. The guide's curl command is
+// in TestSandboxLifecycle.
 
-// shell runs a command line where msb is in PATH and finds this server.
+// shell runs a command line in directory dir, with msb in PATH and this server's socket in the environment.
 func (s *server) shell(t *testing.T, dir, command string) (stdout string) {
 	t.Helper()
 	cmd := exec.Command("bash", "-c", command)
@@ -26,14 +27,15 @@ func (s *server) shell(t *testing.T, dir, command string) (stdout string) {
 	return string(out)
 }
 
-// claims is what a key says of itself: base64 of JSON and a signature of 64 bytes.
+// claims is the readable part of an API key.
 type claims struct {
 	Namespace string    `json:"ns"`
 	Issued    time.Time `json:"iat"`
 	Expires   time.Time `json:"exp"`
 }
 
-func claimsOf(t *testing.T, key string) (c claims) {
+// keyClaims decodes the claims of an API key. Its last part is the base64 of JSON and of a signature of 64 bytes.
+func keyClaims(t *testing.T, key string) (c claims) {
 	t.Helper()
 	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(key, ".")[2])
 	if err == nil {
@@ -67,18 +69,18 @@ func TestGuideKeygen(t *testing.T) {
 		"msb server keygen --expire 1w --namespace project-web": {namespace: "project-web", life: 7 * 24 * time.Hour},
 	} {
 		key := strings.TrimSpace(s.shell(t, t.TempDir(), command))
-		got := claimsOf(t, key)
-		end := got.Issued.Add(want.life)
+		got := keyClaims(t, key)
+		expiry := got.Issued.Add(want.life)
 		if want.months > 0 {
-			end = got.Issued.AddDate(0, want.months, 0)
-			if end.Day() != got.Issued.Day() { // that month has no such day: its last is meant
-				end = end.AddDate(0, 0, -end.Day())
+			expiry = got.Issued.AddDate(0, want.months, 0)
+			if expiry.Day() != got.Issued.Day() { // the month has no such day, so the key expires on its last day
+				expiry = expiry.AddDate(0, 0, -expiry.Day())
 			}
 		} else if want.life == 0 {
-			end = time.Time{}
+			expiry = time.Time{}
 		}
-		if !got.Expires.Equal(end) || got.Namespace != want.namespace {
-			t.Errorf("%s made a key of %+v, want namespace %q and expiry %s", command, got, want.namespace, end)
+		if !got.Expires.Equal(expiry) || got.Namespace != want.namespace {
+			t.Errorf("%s created a key with the claims %+v, want namespace %q and expiry %s", command, got, want.namespace, expiry)
 		}
 		s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)
 		if want.namespace == "" {
@@ -91,20 +93,20 @@ func TestGuideKeygen(t *testing.T) {
 
 func TestGuideKeysInEnvironmentAndFile(t *testing.T) {
 	s, _ := sharedServer(t)
-	key, dir := s.key(t), t.TempDir()
-	fill := strings.NewReplacer("your-api-key-here", key, "ADDRESS", s.address)
-	const ask = `
+	key, dir := s.newKey(t), t.TempDir()
+	substitutes := strings.NewReplacer("your-api-key-here", key, "ADDRESS", s.address)
+	const request = `
 curl -sf http://ADDRESS/api/v1/rpc -H "Content-Type: application/json" -H "Authorization: Bearer $MSB_API_KEY" \
   -d '{"jsonrpc": "2.0", "method": "sandbox.metrics.get", "id": "1"}'`
 	for _, script := range []string{
-		`export MSB_API_KEY="your-api-key-here"` + ask,
+		`export MSB_API_KEY="your-api-key-here"` + request,
 		`echo 'MSB_API_KEY="your-api-key-here"' >> .env
-set -a; . ./.env` + ask,
-		// msb finds the file by itself.
+set -a; . ./.env` + request,
+		// msb reads .env by itself.
 		`MSB_SERVER_URL=http://ADDRESS msb sandbox metrics --json`,
 	} {
-		if out := s.shell(t, dir, fill.Replace(script)); !strings.Contains(out, `"sandboxes"`) {
-			t.Errorf("%s\nanswers %s", script, out)
+		if out := s.shell(t, dir, substitutes.Replace(script)); !strings.Contains(out, `"sandboxes"`) {
+			t.Errorf("%s\nprints %s", script, out)
 		}
 	}
 	text, err := os.ReadFile(filepath.Join(dir, ".env"))
@@ -113,33 +115,34 @@ set -a; . ./.env` + ask,
 	}
 }
 
-// A person at a terminal is asked before every key is lost.
-func TestGuideResetOnATerminal(t *testing.T) {
+// TestGuideResetAsksForConfirmation tests that msb asks a person at a terminal for confirmation before it resets the
+// signing key, which invalidates every API key.
+func TestGuideResetAsksForConfirmation(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
-	if out := s.shell(t, "", "msb server status"); !strings.Contains(out, "API key required") {
-		t.Errorf("status: %s", out)
+	if out := s.shell(t, "", "msb server status"); !regexp.MustCompile(`(?m)^authentication\s+API key required`).MatchString(out) {
+		t.Errorf("status does not say that an API key is required: %s", out)
 	}
-	key, next := s.key(t), s.key(t, "--expire", "30d")
-	for _, key := range []string{key, next} { // a new key leaves the earlier ones valid
+	key, next := s.newKey(t), s.newKey(t, "--expire", "30d")
+	for _, key := range []string{key, next} { // a new key does not invalidate the earlier ones
 		s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)
 	}
 	atTerminal := func(answer string) (string, error) {
-		// script gives the command a terminal, and its exit code is the command's.
+		// script runs the command in a terminal and exits with the exit code of the command.
 		cmd := exec.Command("script", "--quiet", "--return", "--echo", "never", "--command", "msb server start --reset-key", "/dev/null")
 		cmd.Env, cmd.Stdin = append(s.env(), "SHELL=/bin/bash"), strings.NewReader(answer+"\n")
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
 	if out, err := atTerminal("no"); err == nil || !strings.Contains(out, "every API key") || !strings.Contains(out, "nothing was changed") {
-		t.Errorf("no: %v\n%s", err, out)
+		t.Errorf("reset answered with no: error %v, want a warning and that nothing was changed\n%s", err, out)
 	}
 	s.mustCall(t, key, "sandbox.metrics.get", params{}, nil)
 	if out, err := atTerminal("yes"); err != nil || !strings.Contains(out, "signing key was replaced") {
-		t.Errorf("yes: %v\n%s", err, out)
+		t.Errorf("reset answered with yes: error %v, want that the signing key was replaced\n%s", err, out)
 	}
 	for _, key := range []string{key, next} {
 		s.wantError(t, key, "sandbox.metrics.get", params{}, 401, -32002, "")
 	}
-	s.mustCall(t, s.key(t), "sandbox.metrics.get", params{}, nil)
+	s.mustCall(t, s.newKey(t), "sandbox.metrics.get", params{}, nil)
 }

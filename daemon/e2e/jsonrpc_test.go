@@ -7,13 +7,13 @@ import (
 	"testing"
 )
 
-// TestIndependentJSONRPCClients has clients of others, at the versions of testdata/jsonrpc, call a real
-// sandbox. Their scripts end with an error at the first answer that is not the right one.
+// TestIndependentJSONRPCClients calls a real sandbox with JSON-RPC clients of other projects, at the versions in
+// testdata/jsonrpc. Each script exits with an error at the first wrong response.
 func TestIndependentJSONRPCClients(t *testing.T) {
 	parallel(t)
-	s, key := sharedSandbox(t, "conform", "microsandbox/python")
+	s, key := startSandbox(t, "conform", "microsandbox/python")
 	dir, python, node := clientTools(t, "jsonrpc")
-	env := []string{"MSB_SERVER_URL=http://" + s.address, "MSB_API_KEY=" + key, "LIMITED_KEY=" + s.key(t, "--namespace", "project-web"), "SANDBOX=conform"}
+	env := []string{"MSB_SERVER_URL=http://" + s.address, "MSB_API_KEY=" + key, "LIMITED_KEY=" + s.newKey(t, "--namespace", "project-web"), "SANDBOX=conform"}
 	for _, client := range [][]string{
 		{python, "pjrpc_client.py"},
 		{python, "jsonrpcclient_client.py"},

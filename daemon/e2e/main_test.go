@@ -1,9 +1,9 @@
-// Package e2e tests the whole system as its users meet it: the built programs, a real containerd,
-// real microVMs, HTTP and the command line. Nothing here reaches into the daemon.
+// Package e2e tests the system from the outside, as its users see it: the built programs, a real containerd, real
+// microVMs, HTTP and the command line. It uses no internals of the daemon.
 //
-// The same tests run on every route: MSB_E2E_HYPERVISOR=kata or =builtin has them run on KVM with that
-// hypervisor; without it each server chooses. MSB_E2E_PATIENCE=N is for machines that are N times slower
-// than most: every limit on waiting is as many times longer.
+// With MSB_E2E_HYPERVISOR=kata or MSB_E2E_HYPERVISOR=builtin the tests run on KVM with that hypervisor; otherwise each
+// server chooses its hypervisor and accelerator. MSB_E2E_PATIENCE=N is for machines that are N times slower than most:
+// it multiplies every time limit by N.
 package e2e
 
 import (
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// bin is where `make build guest images` leaves what is tested.
+// bin is the directory of the programs, guest files and images under test. `make build guest images` creates them.
 var bin = func() string {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -27,33 +27,35 @@ var bin = func() string {
 	return filepath.Join(dir, "..", "..", "bin")
 }()
 
-// root is the checkout.
+// root is the root directory of the checkout.
 var root = filepath.Dir(bin)
 
-// route is what the servers are told to run sandboxes on, in msbd's settings.
-var route = func() map[string]string {
+// hypervisorSettings are the msbd settings that select the hypervisor and accelerator of every server under test. It is
+// nil if each server chooses for itself.
+var hypervisorSettings = func() map[string]string {
 	if hypervisor := os.Getenv("MSB_E2E_HYPERVISOR"); hypervisor != "" {
 		return map[string]string{"hypervisor": hypervisor, "accelerator": "kvm"}
 	}
 	return nil
 }()
 
-// patience is how many times longer than on most machines everything may take.
+// patience multiplies every time limit, for slow machines. It is set by MSB_E2E_PATIENCE.
 var patience = func() time.Duration {
 	n, err := strconv.Atoi(cmp.Or(os.Getenv("MSB_E2E_PATIENCE"), "1"))
 	if err != nil || n < 1 {
-		panic("MSB_E2E_PATIENCE must be a whole number from 1 on")
+		panic("MSB_E2E_PATIENCE must be an integer of at least 1")
 	}
 	return time.Duration(n)
 }()
 
-// until waits for a condition outside of this process.
+// until polls ok, a condition outside of this process, until it holds. It fails the test after patience minutes. what
+// says in the failure message what the test waited for.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	limit := patience * time.Minute
 	for deadline := time.Now().Add(limit); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited %s for %s", limit, strings.TrimSpace(what))
+			t.Fatalf("still waiting after %s for %s", limit, strings.TrimSpace(what))
 		}
 	}
 }
@@ -66,7 +68,8 @@ func TestMain(m *testing.M) {
 		}
 	}
 	var err error
-	if serversDir, err = os.MkdirTemp("", "msb"); err != nil { // short, because Unix sockets lie below it
+	// Keep the path short: the path of a Unix socket below it may have 107 bytes at most.
+	if serversDir, err = os.MkdirTemp("", "msb"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// clientTools installs what a directory of testdata names, and returns its python and its node.
+// clientTools copies a directory of testdata, installs the Python and npm packages that it lists, and returns the
+// directory of the copy and the paths of its python and node.
 func clientTools(t *testing.T, from string) (dir, python, node string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -37,18 +38,18 @@ func clientTools(t *testing.T, from string) (dir, python, node string) {
 	return dir, python, node
 }
 
-// TestIndependentMCPClients has clients of others, at the versions of testdata/mcp, use a real sandbox over
-// HTTP and through "msb mcp", and holds the server to the conformance suite of MCP. The scripts end with an
-// error at the first answer that is not the right one.
+// TestIndependentMCPClients uses a real sandbox with MCP clients of other projects, at the versions in testdata/mcp,
+// over HTTP and through "msb mcp". It also runs the MCP conformance suite against the server. Each script exits with an
+// error at the first wrong response.
 func TestIndependentMCPClients(t *testing.T) {
 	parallel(t)
-	s, key := sharedSandbox(t, "assisted", "microsandbox/python")
+	s, key := startSandbox(t, "assisted", "microsandbox/python")
 	dir, python, node := clientTools(t, "mcp")
 	run := func(program string, args ...string) (string, error) {
 		cmd := exec.Command(program, args...)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "MSB="+filepath.Join(bin, "msb"), "MSB_SERVER_URL=http://"+s.address, "MSB_API_KEY="+key,
-			"LIMITED_KEY="+s.key(t, "--namespace", "project-web"), "SANDBOX=assisted")
+			"LIMITED_KEY="+s.newKey(t, "--namespace", "project-web"), "SANDBOX=assisted")
 		out, err := cmd.CombinedOutput()
 		return strings.TrimSpace(string(out)), err
 	}
@@ -60,7 +61,7 @@ func TestIndependentMCPClients(t *testing.T) {
 		t.Log(out)
 	}
 
-	// The suite sends no key, so that something before the server has to.
+	// The conformance suite sends no API key, so a proxy adds one.
 	target, err := url.Parse("http://" + s.address)
 	if err != nil {
 		t.Fatal(err)

@@ -7,63 +7,65 @@ import (
 	"time"
 )
 
-// run is a command that goes on for as long as it may, called over HTTP with a key.
+// run is a sleep command in a sandbox that ends only when it is cancelled.
 type run struct {
-	mark   string // tells it from others in the sandbox's process list
-	answer chan answer
+	mark     string // the argument of sleep, which identifies the run in the sandbox's process list
+	response chan response
 }
 
-// startRun returns once the command is there.
+// startRun calls the command with an API key and does not wait until it runs.
 func (s *server) startRun(t *testing.T, key, sandbox, mark string) *run {
 	t.Helper()
-	r := &run{mark: mark, answer: make(chan answer, 1)}
+	r := &run{mark: mark, response: make(chan response, 1)}
 	go func() {
 		a, err := s.call(key, "sandbox.command.run", params{"sandbox": sandbox, "command": "sleep", "args": []string{mark}})
 		if err != nil {
 			t.Errorf("sleep %s: %v", mark, err)
 		}
-		r.answer <- a
+		r.response <- a
 	}()
 	return r
 }
 
-// cut proves that the run's key was refused amid it.
-func (r *run) cut(t *testing.T) {
+// wantRefused waits for the response of the run and checks that it is the one for a refused API key.
+func (r *run) wantRefused(t *testing.T) {
 	t.Helper()
-	var a answer
-	until(t, "the answer to sleep "+r.mark, func() bool {
+	var a response
+	until(t, "the response of sleep "+r.mark, func() bool {
 		select {
-		case a = <-r.answer:
+		case a = <-r.response:
 			return true
 		default:
 			return false
 		}
 	})
 	if a.Status != 401 || a.Error == nil || a.Error.Code != -32002 {
-		t.Errorf("sleep %s: %v, want HTTP 401", r.mark, a)
+		t.Errorf("sleep %s: got %v, want HTTP 401, error -32002", r.mark, a)
 	}
 }
 
-// goesOn proves that the run has no answer yet.
-func (r *run) goesOn(t *testing.T) {
+// wantRunning checks that the run has no response yet.
+func (r *run) wantRunning(t *testing.T) {
 	t.Helper()
 	select {
-	case a := <-r.answer:
-		t.Errorf("sleep %s has ended: %v", r.mark, a)
+	case a := <-r.response:
+		t.Errorf("sleep %s has ended, want it to keep running: %v", r.mark, a)
 	default:
 	}
 }
 
-func TestRefusedKeysLoseTheirRuns(t *testing.T) {
+// TestInvalidatedKeysCancelRuns tests that the runs of a key are cancelled when the key is revoked, is rotated without
+// a grace period, expires or is reset, and that the runs of other keys are not.
+func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	parallel(t)
 	s := testServer(t)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	key := s.key(t)
+	key := s.newKey(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	observer := key
-	// runs says whether a command runs in the sandbox.
+	// runs reports whether the command of a run is in the sandbox's process list.
 	runs := func(r *run) bool {
 		t.Helper()
 		got := s.command(t, observer, "box", "sh", "-c", "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '").text("stdout")
@@ -75,52 +77,52 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 		until(t, "sleep "+mark, func() bool { return runs(r) })
 		return r
 	}
-	ended := func(r *run) {
+	wantCancelled := func(r *run) {
 		t.Helper()
-		r.cut(t)
+		r.wantRefused(t)
 		until(t, "the end of sleep "+r.mark, func() bool { return !runs(r) })
 	}
 
-	bystander := start(s.key(t, "--name", "bystander"), "9000")
-	for i, refuse := range []struct {
+	bystander := start(s.newKey(t, "--name", "bystander"), "9000")
+	for i, end := range []struct {
 		name    string
 		flags   []string
 		command []string
 	}{
 		{name: "revoked", command: []string{"server", "key", "revoke", "revoked"}},
 		{name: "rotated", command: []string{"server", "key", "rotate", "rotated"}},
-		{name: "expired", flags: []string{"--expire", (patience * 8 * time.Second).String()}}, // by itself
+		{name: "expired", flags: []string{"--expire", (patience * 8 * time.Second).String()}}, // needs no command
 	} {
-		key := s.key(t, append(refuse.flags, "--name", refuse.name)...)
+		key := s.newKey(t, append(end.flags, "--name", end.name)...)
 		r := start(key, fmt.Sprint(9001+i))
-		if refuse.command != nil {
-			s.mustMSB(t, refuse.command...)
+		if end.command != nil {
+			s.mustMSB(t, end.command...)
 			if ok, err := s.accepts(key); ok || err != nil {
-				t.Errorf("%s: accepted: %t, %v", refuse.name, ok, err)
+				t.Errorf("%s key: accepted: %t, error %v, want it refused", end.name, ok, err)
 			}
 		}
-		ended(r)
-		bystander.goesOn(t)
+		wantCancelled(r)
+		bystander.wantRunning(t)
 	}
 	if !runs(bystander) {
-		t.Error("another key's run has ended, too")
+		t.Error("the run of another key was cancelled")
 	}
 
-	// A grace period is one for runs, too.
-	old := s.key(t, "--name", "graceful")
+	// During the grace period of a rotated key, its runs continue.
+	old := s.newKey(t, "--name", "graceful")
 	r := start(old, "9010")
-	made := strings.TrimSpace(s.mustMSB(t, "server", "key", "rotate", "--grace", "1h", "graceful"))
-	for _, key := range []string{old, made} {
+	successor := strings.TrimSpace(s.mustMSB(t, "server", "key", "rotate", "--grace", "1h", "graceful"))
+	for _, key := range []string{old, successor} {
 		if ok, err := s.accepts(key); !ok || err != nil {
-			t.Errorf("in the grace period: accepted: %t, %v", ok, err)
+			t.Errorf("key in the grace period: accepted: %t, error %v", ok, err)
 		}
 	}
-	r.goesOn(t)
+	r.wantRunning(t)
 
-	// Code is interrupted, and its session stays for others.
-	coder := s.key(t, "--name", "coder")
+	// Code of a revoked key is interrupted. The session stays available to other keys.
+	coder := s.newKey(t, "--name", "coder")
 	s.python(t, coder, "box", "x = 41")
-	code := make(chan answer, 1)
+	code := make(chan response, 1)
 	go func() {
 		a, _ := s.call(coder, "sandbox.repl.run", params{"sandbox": "box", "language": "python", "code": "open('/tmp/begun', 'w')\nwhile True: pass"})
 		code <- a
@@ -128,13 +130,13 @@ func TestRefusedKeysLoseTheirRuns(t *testing.T) {
 	until(t, "the code", func() bool { return s.command(t, observer, "box", "test", "-e", "/tmp/begun").Success })
 	s.mustMSB(t, "server", "key", "revoke", "coder")
 	if a := <-code; a.Status != 401 {
-		t.Errorf("code of a revoked key: %v", a)
+		t.Errorf("code of a revoked key: got %v, want HTTP 401", a)
 	}
-	s.remembers(t, observer, "box", "after code of a revoked key")
+	s.wantStateKept(t, observer, "box", "after code of a revoked key")
 
-	// Nobody's goes on after a reset.
+	// A reset cancels all runs.
 	s.mustMSB(t, "server", "reset", "--yes")
-	observer = s.key(t)
-	ended(bystander)
-	ended(r)
+	observer = s.newKey(t)
+	wantCancelled(bystander)
+	wantCancelled(r)
 }

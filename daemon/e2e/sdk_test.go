@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestPythonSDK runs the Python SDK's own tests against a real server, and a program for the original's
-// SDK, first with that and then with ours in its place.
+// TestPythonSDK runs the Python SDK's own tests against a real server. It also runs a program that was written for the
+// original SDK, first with the original and then with this SDK in its place.
 func TestPythonSDK(t *testing.T) {
 	parallel(t)
 	checkSDK(t, "python", "live", "original")
@@ -21,6 +21,7 @@ func TestTypeScriptSDK(t *testing.T) {
 	checkSDK(t, "typescript", "live")
 }
 
+// checkSDK runs suites of an SDK's check.sh against the shared server.
 func checkSDK(t *testing.T, language string, suites ...string) {
 	t.Helper()
 	s, key := sharedServer(t)

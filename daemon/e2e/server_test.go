@@ -21,21 +21,21 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-// server is a msbd of a test's own: its directories, socket and port are no other's.
+// server is an msbd under test. It shares its directories, socket and port with no other server.
 type server struct {
-	dir        string // short, because Unix sockets lie below it
+	dir        string // short, because the path of a Unix socket below it may have 107 bytes at most
 	runDir     string
-	containerd string // the socket
-	address    string
+	containerd string // path of containerd's socket
+	address    string // host and port of the HTTP gateway
 	cmd        *exec.Cmd
-	log        *output
-	done       chan struct{}
-	flags      []string
-	settings   map[string]string // msbd's, by name; over those of a file, below flags
-	imported   map[string]bool
+	log        *output           // standard output and standard error
+	done       chan struct{}     // closed when the process has ended
+	flags      []string          // of `msb server start`
+	settings   map[string]string // of msbd, by name. They override the configuration file; flags override them
+	imported   map[string]bool   // the names of the images that were imported
 }
 
-// output is what a process has printed; it may be read while the process goes on.
+// output collects the output of a process. It may be read while the process runs.
 type output struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -53,14 +53,15 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// serversDir holds a directory for each server. TestMain removes it at the end, not each server its own: an image has
-// thousands of files, and for minutes after so many were deleted, ext4 takes several times as long to create others
-// (recently_deleted in fs/ext4/ialloc.c).
+// serversDir holds a directory for each server. TestMain removes it after all tests; servers do not remove their own
+// directories. An image has thousands of files, and for minutes after so many files were deleted, ext4 takes several
+// times as long to create new ones (recently_deleted in fs/ext4/ialloc.c).
 var serversDir string
 
+// servers counts the servers, to name their directories.
 var servers atomic.Int32
 
-// newServer makes the directories of a server that is not started yet. Its end is close.
+// newServer creates the directory of a server and does not start it. The caller must call close.
 func newServer(flags ...string) (*server, error) {
 	dir := filepath.Join(serversDir, strconv.Itoa(int(servers.Add(1))))
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -69,19 +70,21 @@ func newServer(flags ...string) (*server, error) {
 	run := filepath.Join(dir, "run")
 	return &server{
 		dir: dir, runDir: run, containerd: filepath.Join(run, "containerd.sock"),
-		flags: flags, settings: route, imported: map[string]bool{},
+		flags: flags, settings: hypervisorSettings, imported: map[string]bool{},
 	}, nil
 }
 
-// parallel lets a test that has a server of its own run beside other tests. Not on KVM: Kata's own driver leaves traces
-// there that do not carry a sandbox's name (see traces), so that a second server's would be taken for a leak.
+// parallel marks a test that has its own server as able to run in parallel with other tests. On KVM the test stays
+// sequential: Kata's own driver creates resources there that do not carry the id of a sandbox (see unnamedLeaks), so
+// those of another server would be reported as leaks.
 func parallel(t *testing.T) {
 	if exec.Command(filepath.Join(root, "daemon", "setup", "lab", "kvm.sh")).Run() != nil {
 		t.Parallel()
 	}
 }
 
-// testServer starts a server for one test, and removes it and proves that nothing is left after.
+// testServer starts a server for one test. After the test it stops the server and fails the test if anything is left on
+// this host.
 func testServer(t *testing.T, flags ...string) *server {
 	t.Helper()
 	s, err := newServer(flags...)
@@ -90,7 +93,7 @@ func testServer(t *testing.T, flags ...string) *server {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			s.explain(t)
+			s.logDiagnostics(t)
 		}
 		if err := s.close(); err != nil {
 			t.Errorf("%v\nthe server's log:\n%s", err, s.log)
@@ -102,7 +105,10 @@ func testServer(t *testing.T, flags ...string) *server {
 	return s
 }
 
+// state returns the state directory.
 func (s *server) state() string { return filepath.Join(s.dir, "state") }
+
+// args returns the arguments of msb that start this server.
 func (s *server) args(more ...string) []string {
 	return append(append([]string{"server", "start", "--state-dir", s.state(), "--run-dir", s.runDir, "--port", "0"}, s.flags...), more...)
 }
@@ -122,7 +128,7 @@ func (s *server) start(more ...string) error {
 		}
 		select {
 		case <-s.done:
-			return fmt.Errorf("the server ended at its start:\n%s", s.log)
+			return fmt.Errorf("the server exited during its start:\n%s", s.log)
 		case <-ctx.Done():
 			return fmt.Errorf("the server is not ready (%v):\n%s", err, s.log)
 		case <-time.After(20 * time.Millisecond):
@@ -130,7 +136,7 @@ func (s *server) start(more ...string) error {
 	}
 }
 
-// launch runs `msb server start` in the foreground. It does not wait.
+// launch runs `msb server start` in the foreground and does not wait until the server is ready.
 func (s *server) launch(more ...string) error {
 	s.log = &output{}
 	s.cmd = exec.Command(filepath.Join(bin, "msb"), s.args(more...)...)
@@ -148,7 +154,7 @@ func (s *server) launch(more ...string) error {
 	return nil
 }
 
-// env is the environment of a msb that talks to this server, with nothing of the caller's.
+// env returns an environment in which msb uses this server. Of the environment of the test it contains only PATH.
 func (s *server) env() []string {
 	env := []string{
 		"PATH=" + bin + ":" + os.Getenv("PATH"), "HOME=" + s.dir,
@@ -160,8 +166,8 @@ func (s *server) env() []string {
 	return env
 }
 
-// reconfigure stops the server, starts it with these settings over the route's, and returns it to the route's
-// after the test. Its sandboxes run on.
+// reconfigure restarts the server with settings, which override hypervisorSettings. After the test it restarts the
+// server with hypervisorSettings alone. The sandboxes keep running.
 func (s *server) reconfigure(t *testing.T, settings map[string]string) {
 	t.Helper()
 	restart := func(settings map[string]string) {
@@ -174,16 +180,16 @@ func (s *server) reconfigure(t *testing.T, settings map[string]string) {
 		}
 	}
 	all := maps.Clone(settings)
-	for name, value := range route {
+	for name, value := range hypervisorSettings {
 		if _, ok := all[name]; !ok {
 			all[name] = value
 		}
 	}
-	t.Cleanup(func() { restart(route) })
+	t.Cleanup(func() { restart(hypervisorSettings) })
 	restart(all)
 }
 
-// msb runs the command line. stdout and stderr are returned apart.
+// msb runs msb with args and returns its standard output and standard error.
 func (s *server) msb(args ...string) (stdout, stderr string, err error) {
 	cmd := exec.Command(filepath.Join(bin, "msb"), args...)
 	var out, errs bytes.Buffer
@@ -192,6 +198,7 @@ func (s *server) msb(args ...string) (stdout, stderr string, err error) {
 	return out.String(), errs.String(), err
 }
 
+// mustMSB is like msb but fails the test on an error, and returns only the standard output.
 func (s *server) mustMSB(t testing.TB, args ...string) string {
 	t.Helper()
 	out, errs, err := s.msb(args...)
@@ -201,7 +208,7 @@ func (s *server) mustMSB(t testing.TB, args ...string) string {
 	return out
 }
 
-// status is what `msb server status --json` prints.
+// status is the part of the output of `msb server status --json` that the tests use.
 type status struct {
 	State           string   `json:"state"`
 	DegradedReasons []string `json:"degraded_reasons"`
@@ -223,15 +230,15 @@ func (s *server) status() (status, error) {
 	return st, err
 }
 
-// adminStatus asks for the status over the admin socket. Tests that poll use it: running msb costs 50 ms of
-// processor time. Each call connects again, because gRPC waits longer and longer between attempts.
+// adminStatus returns the status from the admin socket. Tests that poll use it, because running msb costs 50 ms of
+// processor time. Each call opens a new connection, because gRPC waits longer after each failed attempt to connect.
 func (s *server) adminStatus(ctx context.Context) (*adminv1.GetStatusResponse, error) {
 	a := &client.Admin{Socket: filepath.Join(s.runDir, "msbd.sock")}
 	defer a.Close()
 	return a.Status(ctx)
 }
 
-// list lists the sandboxes, over the admin socket. Without a server the list is empty.
+// list returns the sandboxes from the admin socket. The list is empty if the server is not running.
 func (s *server) list() []*adminv1.Sandbox {
 	a := &client.Admin{Socket: filepath.Join(s.runDir, "msbd.sock")}
 	defer a.Close()
@@ -250,8 +257,8 @@ func (s *server) sandboxIDs() []string {
 	return ids
 }
 
-// id returns the id of a sandbox, or "" if the server does not list the sandbox.
-func (s *server) id(sandbox string) string {
+// sandboxID returns the id of a sandbox, or "" if the server does not list the sandbox.
+func (s *server) sandboxID(sandbox string) string {
 	for _, b := range s.list() {
 		if b.GetName() == sandbox {
 			return b.GetId()
@@ -260,18 +267,18 @@ func (s *server) id(sandbox string) string {
 	return ""
 }
 
-// kill ends msbd as a crash would. Its sandboxes run on.
+// kill ends msbd with SIGKILL, as a crash would. The sandboxes keep running.
 func (s *server) kill() {
 	s.cmd.Process.Kill()
 	<-s.done
 }
 
-// close stops the server with its sandboxes, and says what it left on this host.
+// close stops the server and its sandboxes. It returns an error if anything is left on this host.
 func (s *server) close() error {
 	var errs []error
 	if s.cmd != nil {
 		select {
-		case <-s.done: // killed by the test: a new one cleans up
+		case <-s.done: // the test killed the server; a new one cleans up
 			if err := s.start(); err != nil {
 				errs = append(errs, err)
 			}
@@ -283,13 +290,14 @@ func (s *server) close() error {
 			s.cmd.Process.Kill()
 		}
 		<-s.done
-		errs = append(errs, s.left(s.dir, ids))
+		errs = append(errs, s.leaks(s.dir, ids))
 	}
 	return errors.Join(errs...)
 }
 
-// explain logs all that a server and its microVMs have said, the consoles of failed boots included.
-func (s *server) explain(t testing.TB) {
+// logDiagnostics logs the output of the server, and the ends of the logs of containerd and of the microVMs, including
+// the consoles of failed boots.
+func (s *server) logDiagnostics(t testing.TB) {
 	t.Logf("the server's log:\n%s", s.log)
 	files := []string{filepath.Join(s.state(), "containerd", "containerd.log")}
 	logs, _ := filepath.Glob(filepath.Join(s.runDir, "*", "*", "*.log"))
@@ -300,13 +308,13 @@ func (s *server) explain(t testing.TB) {
 	}
 }
 
-// key makes an API key.
-func (s *server) key(t testing.TB, flags ...string) string {
+// newKey creates an API key. flags are those of `msb server keygen`.
+func (s *server) newKey(t testing.TB, flags ...string) string {
 	t.Helper()
 	return strings.TrimSpace(s.mustMSB(t, append([]string{"server", "keygen"}, flags...)...))
 }
 
-// importImages imports those that the server does not have yet.
+// importImages imports the images that the server does not have yet.
 func (s *server) importImages(names ...string) error {
 	for _, name := range names {
 		if s.imported[name] {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestService installs msbd as a service of systemd's on a host of its own, the lab, and works with it there.
+// TestService installs msbd as a systemd service on a separate, emulated host (the lab) and uses it there.
 func TestService(t *testing.T) {
 	parallel(t)
 	script, err := filepath.Abs("testdata/service.sh")
@@ -18,11 +18,12 @@ func TestService(t *testing.T) {
 	}
 	cmd := exec.Command(filepath.Join(root, "daemon", "setup", "lab", "run.sh"), script, root)
 	cmd.Env = append(os.Environ(), "LAB_SYSTEMD=1")
-	// The lab ends with this test, however that ends.
+	// End the lab with this test, even if the test is killed. Pdeathsig is sent when the thread that started the lab
+	// ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		t.Fatalf("testdata/service.sh: %v\n%s", err, out)
 	}
 }

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// The tests that need no server of their own share one, with one key for everything.
+// shared holds the server that the tests without a server of their own share, and an unlimited API key for it.
 var shared struct {
 	once   sync.Once
 	server *server
@@ -14,6 +14,7 @@ var shared struct {
 	err    error
 }
 
+// sharedServer returns the shared server and its API key. It starts the server if it is not running.
 func sharedServer(t testing.TB) (*server, string) {
 	t.Helper()
 	shared.once.Do(func() {
@@ -26,7 +27,7 @@ func sharedServer(t testing.TB) (*server, string) {
 			err = s.importImages("python")
 		}
 		if err == nil {
-			shared.key = s.key(t)
+			shared.key = s.newKey(t)
 		}
 		shared.err = err
 	})
@@ -35,7 +36,7 @@ func sharedServer(t testing.TB) (*server, string) {
 	}
 	s := shared.server
 	select {
-	case <-s.done: // a test that failed left it so
+	case <-s.done: // an earlier test that failed left the server stopped
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
@@ -43,13 +44,13 @@ func sharedServer(t testing.TB) (*server, string) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			s.explain(t)
+			s.logDiagnostics(t)
 		}
 	})
 	return s, shared.key
 }
 
-// closeShared runs after all tests: it proves that what they left behind is nothing.
+// closeShared stops the shared server after all tests. It returns an error if the tests left anything on this host.
 func closeShared() error {
 	if shared.server == nil {
 		return nil
@@ -57,8 +58,8 @@ func closeShared() error {
 	return shared.server.close()
 }
 
-// sharedSandbox starts a sandbox on the shared server and stops it after the test.
-func sharedSandbox(t testing.TB, name, image string) (*server, string) {
+// startSandbox starts a new sandbox on the shared server and stops it after the test.
+func startSandbox(t testing.TB, name, image string) (*server, string) {
 	t.Helper()
 	s, key := sharedServer(t)
 	if err := s.importImages(path.Base(image)); err != nil {
@@ -69,9 +70,9 @@ func sharedSandbox(t testing.TB, name, image string) (*server, string) {
 	return s, key
 }
 
-// sharedBox is the shared server with the sandbox "box", which goes on to the next test that asks for it: no
-// test may expect it to be new.
-func sharedBox(t testing.TB) (*server, string) {
+// sharedSandbox returns the shared server with a running sandbox "box". The sandbox keeps running for later tests, so a
+// test must not expect a fresh one.
+func sharedSandbox(t testing.TB) (*server, string) {
 	t.Helper()
 	s, key := sharedServer(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)

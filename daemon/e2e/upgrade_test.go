@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// TestUpgradeKeepsKeys starts on the state of each released schema. tokens.txt beside it says what became of
-// which key.
+// TestUpgradeKeepsKeys starts a server on a state directory of each released schema. tokens.txt in it lists the API
+// keys and their states.
 func TestUpgradeKeepsKeys(t *testing.T) {
 	parallel(t)
 	fixtures, err := filepath.Glob(filepath.Join(root, "daemon", "internal", "data", "store", "testdata", "schema*"))
 	if err != nil || len(fixtures) == 0 {
-		t.Fatalf("no fixtures: %v", err)
+		t.Fatalf("found no state directories of released schemas: error %v", err)
 	}
 	for _, fixture := range fixtures {
 		t.Run(filepath.Base(fixture), func(t *testing.T) {
@@ -49,38 +49,38 @@ func TestUpgradeKeepsKeys(t *testing.T) {
 			defer tokens.Close()
 			keys, live := map[string]string{}, map[string]bool{}
 			for lines := bufio.NewScanner(tokens); lines.Scan(); {
-				what, key, _ := strings.Cut(lines.Text(), " ")
-				keys[what], live[what] = key, strings.HasPrefix(what, "live")
+				name, key, _ := strings.Cut(lines.Text(), " ")
+				keys[name], live[name] = key, strings.HasPrefix(name, "live")
 			}
 			if len(keys) < 5 {
-				t.Fatalf("tokens.txt has %d keys", len(keys))
+				t.Fatalf("tokens.txt has %d keys, want at least 5", len(keys))
 			}
 			for _, when := range []string{"upgraded", "restarted"} {
 				s.wantAccepted(t, when, live, keys)
-				s.wantWhole(t)
+				s.wantAuditIntact(t)
 				s.kill()
 				if err := s.start(); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if namespace := claimsOf(t, keys["live-namespace"]).Namespace; namespace == "" {
-				t.Error("live-namespace is not limited")
+			if namespace := keyClaims(t, keys["live-namespace"]).Namespace; namespace == "" {
+				t.Error("key live-namespace is not limited to a namespace")
 			} else {
 				s.mustCall(t, keys["live-namespace"], "sandbox.metrics.get", params{"namespace": namespace}, nil)
 				s.wantError(t, keys["live-namespace"], "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, namespace)
 			}
-			if ok, err := s.accepts(s.key(t)); !ok || err != nil {
-				t.Errorf("a new key: accepted: %t, %v", ok, err)
+			if ok, err := s.accepts(s.newKey(t)); !ok || err != nil {
+				t.Errorf("new key: accepted: %t, error %v", ok, err)
 			}
 		})
 	}
 }
 
-// oldCommit is the version that TestUpgradeKeepsSandboxes upgrades from.
+// oldCommit is the commit that TestUpgradeKeepsSandboxes upgrades from.
 const oldCommit = "8f31572"
 
-// TestUpgradeKeepsSandboxes upgrades a server of oldCommit with a running sandbox. The sandbox keeps its guest and its
-// portal, which the new server must understand.
+// TestUpgradeKeepsSandboxes upgrades a server of oldCommit that has a running sandbox. The sandbox keeps its old guest
+// and portal, so the new server must be compatible with them.
 func TestUpgradeKeepsSandboxes(t *testing.T) {
 	parallel(t)
 	old := buildOldVersion(t)
@@ -90,7 +90,7 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			s.explain(t)
+			s.logDiagnostics(t)
 		}
 		if err := s.close(); err != nil {
 			t.Errorf("%v\nthe server's log:\n%s", err, s.log)
@@ -126,17 +126,17 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 	s.mustCall(t, live, "sandbox.start", box, nil)
 	s.python(t, live, "box", "import subprocess\nx = 41\nchild = subprocess.Popen(['sleep', '9999'])")
 	s.command(t, live, "box", "sh", "-c", "echo kept > /root/file")
-	id := s.id("box")
-	if guest := bootedFrom(id); guest != filepath.Join(old, "guest") {
-		t.Fatalf("the sandbox of %s runs the guest in %q", oldCommit, guest)
+	id := s.sandboxID("box")
+	if guest := guestDir(id); guest != filepath.Join(old, "guest") {
+		t.Fatalf("the sandbox of %s runs the guest in %q, want the one in %s", oldCommit, guest, filepath.Join(old, "guest"))
 	}
-	until(t, "the key of one second to expire", func() bool {
+	until(t, "the expiry of a key after one second", func() bool {
 		ok, err := s.accepts(keys["expired"])
 		return err == nil && !ok
 	})
 	records := s.keyRecords(t)
 	accepted := map[string]bool{"live": true, "week": true, "revoked": false, "expired": false}
-	s.wantAccepted(t, "before", accepted, keys)
+	s.wantAccepted(t, "before the upgrade", accepted, keys)
 
 	verify := func(when string) {
 		t.Helper()
@@ -145,34 +145,34 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 		}
 		st, err := s.status()
 		if err != nil || st.State != "ready" || st.Recovery != (struct{ Adopted, Lost, Removed int }{Adopted: 1}) || len(st.DegradedReasons) > 0 {
-			t.Errorf("%s: status %+v, %v", when, st, err)
+			t.Errorf("%s: status %+v, error %v, want it ready, with 1 sandbox adopted and not degraded", when, st, err)
 		}
 		if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", st.PID)); err != nil || filepath.Dir(program) != filepath.Clean(bin) {
-			t.Errorf("%s: the server runs %s: %v", when, program, err)
+			t.Errorf("%s: the server runs %s, want the one in %s: error %v", when, program, filepath.Clean(bin), err)
 		}
-		if s.id("box") != id {
-			t.Errorf("%s: the sandbox is %s, was %s", when, s.id("box"), id)
+		if s.sandboxID("box") != id {
+			t.Errorf("%s: the sandbox has the id %s, want %s", when, s.sandboxID("box"), id)
 		}
 		s.wantAccepted(t, when, accepted, keys)
 		if got := s.keyRecords(t); !reflect.DeepEqual(got, records) {
 			t.Errorf("%s: the keys are\n%v\nwant\n%v", when, got, records)
 		}
 		s.wantError(t, live, "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, "project-web")
-		s.wantWhole(t)
+		s.wantAuditIntact(t)
 
-		s.remembers(t, live, "box", when)
+		s.wantStateKept(t, live, "box", when)
 		if r := s.python(t, live, "box", "child.poll()"); r.Status != "success" || r.text("stdout") != "" {
-			t.Errorf("%s: the background process: %+v", when, r)
+			t.Errorf("%s: poll of the background process: got %+v, want None, because it still runs", when, r)
 		}
 		if r := s.command(t, live, "box", "sh", "-c", "cat /root/file; echo error >&2; exit 3"); r.ExitCode != 3 || r.text("stdout") != "kept\n" || r.text("stderr") != "error\n" {
-			t.Errorf("%s: a command: %+v", when, r)
+			t.Errorf("%s: command: got %+v, want exit code 3 and its output on both streams", when, r)
 		}
 		s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "sleep", "args": []string{"60"}, "timeout": 1}, 504, -32007, "")
 		s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "no-such-program"}, 422, -32008, "no-such-program")
 		var m struct{ Sandboxes []metrics }
 		s.mustCall(t, live, "sandbox.metrics.get", params{}, &m)
 		if len(m.Sandboxes) != 1 || !m.Sandboxes[0].Running || m.Sandboxes[0].Namespace != "project-web" || m.Sandboxes[0].Memory == nil {
-			t.Errorf("%s: metrics: %+v", when, m)
+			t.Errorf("%s: metrics: %+v, want the running sandbox", when, m)
 		}
 	}
 	s.kill()
@@ -181,37 +181,37 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 	<-s.done
 	verify("restarted after a stop")
 
-	// A sandbox of the new version runs beside it.
+	// A sandbox of the new version can run at the same time.
 	s.mustCall(t, live, "sandbox.start", params{"sandbox": "new"}, nil)
-	if guest := bootedFrom(s.id("new")); guest != filepath.Join(bin, "guest") {
-		t.Errorf("a new sandbox runs the guest in %q", guest)
+	if guest := guestDir(s.sandboxID("new")); guest != filepath.Join(bin, "guest") {
+		t.Errorf("a new sandbox runs the guest in %q, want the one in %s", guest, filepath.Join(bin, "guest"))
 	}
 	if got := s.python(t, live, "new", "6 * 7").text("stdout"); got != "42\n" {
-		t.Errorf("a new sandbox prints %q", got)
+		t.Errorf("6 * 7 in a new sandbox: got %q, want 42", got)
 	}
 	s.mustCall(t, live, "sandbox.stop", box, nil)
-	if err := s.leftOf([]string{id}); err != nil {
+	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}
 	s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "true"}, 404, -32003, "project-web/box")
-	if ok, err := s.accepts(s.key(t)); !ok || err != nil {
-		t.Errorf("a new key: accepted: %t, %v", ok, err)
+	if ok, err := s.accepts(s.newKey(t)); !ok || err != nil {
+		t.Errorf("new key: accepted: %t, error %v", ok, err)
 	}
 }
 
 // buildOldVersion builds the programs and the guest of oldCommit from the repository's history, and returns their
-// directory. What both versions share is this checkout's: containerd, Kata's shim and the guest's kernel.
+// directory. containerd, Kata's shim and the guest's kernel are the same in both versions and come from this checkout.
 func buildOldVersion(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	run := func(name string, args ...string) ([]byte, error) {
 		cmd := exec.Command(name, args...)
 		cmd.Dir = root
-		cmd.Env = append(os.Environ(), "MAKEFLAGS=") // not the flags of a make that runs this test
+		cmd.Env = append(os.Environ(), "MAKEFLAGS=") // the flags of a make that runs this test do not apply
 		return cmd.CombinedOutput()
 	}
 	if out, err := run("git", "cat-file", "-e", oldCommit+"^{commit}"); err != nil {
-		t.Fatalf("commit %s, from which this test upgrades, is not in the repository's history: test in a complete git clone "+
+		t.Fatalf("commit %s, from which this test upgrades, is not in the repository's history; run the test in a complete clone "+
 			"(`git fetch --unshallow` completes a shallow one): %v\n%s", oldCommit, err, out)
 	}
 	source := filepath.Join(dir, "source.tar")
@@ -242,7 +242,7 @@ func buildOldVersion(t *testing.T) string {
 	return built
 }
 
-// launchOldVersion starts the server of another build and waits until it is ready.
+// launchOldVersion starts the server of oldCommit, whose programs are in a directory, and waits until it is ready.
 func (s *server) launchOldVersion(t *testing.T, programs string) {
 	t.Helper()
 	s.log = &output{}
@@ -261,7 +261,7 @@ func (s *server) launchOldVersion(t *testing.T, programs string) {
 	until(t, "the server of "+oldCommit, func() bool {
 		select {
 		case <-done:
-			t.Fatalf("the server of %s ended at its start:\n%s", oldCommit, s.log)
+			t.Fatalf("the server of %s exited during its start:\n%s", oldCommit, s.log)
 		default:
 		}
 		st, _ = s.status()
@@ -269,12 +269,12 @@ func (s *server) launchOldVersion(t *testing.T, programs string) {
 	})
 	s.address = st.ListenAddress
 	if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", st.PID)); err != nil || program != filepath.Join(programs, "msbd") {
-		t.Fatalf("the server runs %s: %v", program, err)
+		t.Fatalf("the server runs %s, want msbd in %s: error %v", program, programs, err)
 	}
 }
 
-// bootedFrom returns the directory of the kernel that a sandbox's QEMU has booted.
-func bootedFrom(id string) string {
+// guestDir returns the directory of the guest kernel that the QEMU of a sandbox booted, or "" if no QEMU is found.
+func guestDir(id string) string {
 	for _, pid := range processes(qemu, id) {
 		if _, rest, ok := strings.Cut(processTexts()[pid], "\x00-kernel\x00"); ok {
 			kernel, _, _ := strings.Cut(rest, "\x00")
@@ -284,7 +284,7 @@ func bootedFrom(id string) string {
 	return ""
 }
 
-// keyRecords returns what the server knows of each key, without what changes with each use.
+// keyRecords returns all key records of the server, without the fields that change with each use of a key.
 func (s *server) keyRecords(t *testing.T) []map[string]any {
 	t.Helper()
 	var keys []map[string]any

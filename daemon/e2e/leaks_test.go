@@ -20,8 +20,9 @@ import (
 	"github.com/containerd/containerd/snapshots"
 )
 
-// leftOf looks for what microVMs left in the server's containerd and on this host.
-func (s *server) leftOf(ids []string) error {
+// sandboxLeaks returns an error that lists everything that the sandboxes with these ids left in the server's containerd
+// and on this host.
+func (s *server) sandboxLeaks(ids []string) error {
 	client, err := containerd.New(s.containerd, containerd.WithDefaultNamespace("msb"))
 	if err != nil {
 		return err
@@ -45,31 +46,31 @@ func (s *server) leftOf(ids []string) error {
 		return nil
 	})
 	if len(found) > 0 {
-		err = errors.Join(err, fmt.Errorf("left in containerd: %v", found))
+		err = errors.Join(err, fmt.Errorf("leaked in containerd: %v", found))
 	}
-	return errors.Join(err, s.left("", ids))
+	return errors.Join(err, s.leaks("", ids))
 }
 
-// left looks for whatever a server or its microVMs may leave on a host: processes, mounts, and files in the
-// places that Kata and containerd use on every host. They are known by the microVMs' ids, and by the server's
-// directory if that is given.
-func (s *server) left(dir string, ids []string) error {
+// leaks returns an error that lists everything that a server or its sandboxes left on this host: processes, mounts, and
+// files in the directories that Kata and containerd use on every host. It finds them by the ids of the sandboxes, and
+// by the directory of the server if dir is not empty.
+func (s *server) leaks(dir string, ids []string) error {
 	names := slices.Clone(ids)
 	if dir != "" {
 		names = append(names, dir+"/")
 	}
-	for _, id := range ids { // containerd's socket of a shim is named by this
+	for _, id := range ids { // containerd derives the name of a shim's socket from this hash
 		names = append(names, fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(s.containerd, "msb", id)))))
 	}
-	ours := func(text string) bool {
+	belongs := func(text string) bool {
 		return slices.ContainsFunc(names, func(name string) bool { return strings.Contains(text, name) })
 	}
 	var found []string
-	// Processes end a moment after what they served.
+	// A process may end a moment after the sandbox that it served.
 	for deadline := time.Now().Add(patience * 5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		found = found[:0]
 		for pid, text := range processTexts() {
-			if ours(text) && pid != os.Getpid() {
+			if belongs(text) && pid != os.Getpid() {
 				found = append(found, fmt.Sprintf("process %d: %s", pid, strings.ReplaceAll(text, "\x00", " ")))
 			}
 		}
@@ -79,28 +80,28 @@ func (s *server) left(dir string, ids []string) error {
 	}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
-		if ours(line) {
+		if belongs(line) {
 			found = append(found, "mount "+line)
 		}
 	}
 	tasks := filepath.Join("containerd", "io.containerd.runtime.v2.task")
 	for _, place := range []string{"/run", "/dev/shm", "/sys/fs/cgroup", s.runDir, filepath.Join(s.state(), tasks)} {
-		found = append(found, named(place, ours)...)
+		found = append(found, findPaths(place, belongs)...)
 	}
-	for _, trace := range traces() {
-		if !slices.Contains(earlier, trace) {
-			found = append(found, "path "+trace)
+	for _, path := range unnamedLeaks() {
+		if !slices.Contains(preexistingLeaks, path) {
+			found = append(found, "path "+path)
 		}
 	}
 	if len(found) > 0 {
-		return fmt.Errorf("left behind:\n  %s", strings.Join(found, "\n  "))
+		return fmt.Errorf("leaked on this host:\n  %s", strings.Join(found, "\n  "))
 	}
 	return nil
 }
 
-// named finds what has one of our names at place or below, but not in other file systems, such as the root of
-// somebody's container. Cgroups are each one of their own.
-func named(place string, ours func(string) bool) (found []string) {
+// findPaths returns the paths at or below place for which belongs reports true. It does not enter other file systems,
+// such as the root of another container, except in /sys/fs/cgroup, where each hierarchy is a file system.
+func findPaths(place string, belongs func(string) bool) (found []string) {
 	device := func(path string) (dev uint64) {
 		if info, err := os.Lstat(path); err == nil {
 			dev = info.Sys().(*syscall.Stat_t).Dev
@@ -110,10 +111,10 @@ func named(place string, ours func(string) bool) (found []string) {
 	top := device(place)
 	filepath.WalkDir(place, func(path string, d fs.DirEntry, err error) error {
 		switch rest := strings.TrimPrefix(path, place); {
-		case err != nil: // it has gone meanwhile
+		case err != nil: // it was removed meanwhile
 		case d.Name() == ".failed": // the consoles of microVMs that did not boot are kept
 			return fs.SkipDir
-		case ours(rest + "/"):
+		case belongs(rest + "/"):
 			found = append(found, "path "+path)
 			if d.IsDir() {
 				return fs.SkipDir
@@ -126,9 +127,9 @@ func named(place string, ours func(string) bool) (found []string) {
 	return found
 }
 
-// traces are what a microVM may leave that does not have its name: taps, network namespaces of Kata's making,
-// and guests' memory.
-func traces() (found []string) {
+// unnamedLeaks returns the resources on this host that a microVM may leave and that do not carry its id: tap devices,
+// network namespaces that Kata created, and files with the memory of guests.
+func unnamedLeaks() (found []string) {
 	for _, pattern := range []string{"/sys/class/net/*kata*", "/run/netns/cnitest-*", "/dev/shm/qemu_back_mem*"} {
 		paths, _ := filepath.Glob(pattern)
 		found = append(found, paths...)
@@ -136,10 +137,11 @@ func traces() (found []string) {
 	return found
 }
 
-// earlier are the traces of others.
-var earlier = traces()
+// preexistingLeaks are the resources that were there before the tests.
+var preexistingLeaks = unnamedLeaks()
 
-// processTexts is what the kernel tells of each process: its arguments and environment.
+// processTexts returns the arguments and the environment of each process on this host, by its pid. A NUL follows each
+// argument and variable.
 func processTexts() map[int]string {
 	texts := map[int]string{}
 	paths, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -153,14 +155,15 @@ func processTexts() map[int]string {
 	return texts
 }
 
-// The programs that a sandbox's microVM is made of.
+// The programs that run a sandbox's microVM.
 const (
 	qemu      = "qemu-system-x86_64"
 	virtiofsd = "virtiofsd"
 	shim      = "containerd-shim-kata-v2"
 )
 
-// processes finds those of a program whose arguments or environment hold a word, such as a sandbox's id.
+// processes returns the pids of the processes of program whose arguments or environment contain word, such as the id of
+// a sandbox.
 func processes(program, word string) []int {
 	var pids []int
 	for pid, text := range processTexts() {
@@ -172,7 +175,8 @@ func processes(program, word string) []int {
 	return pids
 }
 
-// microVMs finds the QEMUs of this server: those of its sandboxes, and any other that descends from it.
+// microVMs returns the pids of this server's QEMU processes: those of the sandboxes that it lists, and any other whose
+// arguments or environment name the server's directory.
 func (s *server) microVMs() []int {
 	pids := processes(qemu, s.dir)
 	for _, id := range s.sandboxIDs() {
@@ -182,26 +186,28 @@ func (s *server) microVMs() []int {
 	return slices.Compact(pids)
 }
 
+// signalAll sends a signal to processes. It fails the test if pids is empty.
 func signalAll(t *testing.T, pids []int, signal syscall.Signal) {
 	t.Helper()
 	if len(pids) == 0 {
 		t.Fatalf("found no process to send %s to", signal)
 	}
 	for _, pid := range pids {
-		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) { // it may end with another
+		if err := syscall.Kill(pid, signal); err != nil && !errors.Is(err, syscall.ESRCH) { // it may have ended with another
 			t.Fatal(err)
 		}
 	}
 }
 
-// TestLeftSeesEverything proves that no trace escapes those who look for what is left.
-func TestLeftSeesEverything(t *testing.T) {
+// TestLeaksFindsEveryTrace tests that leaks finds every kind of resource that a sandbox can leave, and none of another
+// sandbox.
+func TestLeaksFindsEveryTrace(t *testing.T) {
 	s, err := newServer()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(s.dir) })
-	id := filepath.Base(s.dir)
+	id := fmt.Sprintf("leaktest%x", time.Now().UnixNano()) // on no path but those below
 	socket := fmt.Sprintf("%x", sha256.Sum256([]byte(filepath.Join(s.containerd, "msb", id))))
 	paths := []string{
 		"/run/vc/sbs/" + id, "/run/vc/vm/" + id, "/run/kata-containers/shared/sandboxes/" + id,
@@ -246,13 +252,17 @@ func TestLeftSeesEverything(t *testing.T) {
 	// The kernel shows a process's environment a moment after its start.
 	until(t, "the child's environment", func() bool { return strings.Contains(processTexts()[child.Process.Pid], id) })
 
-	found := fmt.Sprint(s.left("", []string{id}))
-	for _, trace := range append(paths, fmt.Sprintf("process %d:", child.Process.Pid), " "+mounted+" ") {
+	traces := append(paths, fmt.Sprintf("process %d:", child.Process.Pid), " "+mounted+" ")
+	found := fmt.Sprint(s.leaks("", []string{id}))
+	for _, trace := range traces {
 		if !strings.Contains(found, trace) {
-			t.Errorf("%s is overlooked in:\n%s", trace, found)
+			t.Errorf("leaks did not report %s:\n%s", trace, found)
 		}
 	}
-	if err := s.left("", []string{id + "x"}); err != nil && strings.Contains(err.Error(), id+"x") {
-		t.Errorf("what is not there is found: %v", err)
+	found = fmt.Sprint(s.leaks("", []string{id + "x"}))
+	for _, trace := range traces {
+		if !slices.Contains(unnamedLeaks(), trace) && strings.Contains(found, trace) {
+			t.Errorf("leaks reported %s, which belongs to another sandbox:\n%s", trace, found)
+		}
 	}
 }

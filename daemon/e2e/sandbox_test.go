@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// guideCurl is the guide's request, letter for letter but for the address and the key.
+// guideCurl is the guide's request, verbatim. The test replaces the address and the key, and adds -s.
 const guideCurl = `curl -X POST http://127.0.0.1:5555/api/v1/rpc \
   -H "Content-Type: application/json" \
   -H "Authorization: Bearer your-api-key-here" \
@@ -23,7 +23,9 @@ const guideCurl = `curl -X POST http://127.0.0.1:5555/api/v1/rpc \
     "id": "1"
   }'`
 
-func TestTheMainJob(t *testing.T) {
+// TestSandboxLifecycle starts a sandbox with the guide's request, runs code and a command in it, reads its metrics,
+// stops it and starts it again.
+func TestSandboxLifecycle(t *testing.T) {
 	s, key := sharedServer(t)
 	script := strings.NewReplacer("127.0.0.1:5555", s.address, "your-api-key-here", key, "curl -X", "curl -s -X").Replace(guideCurl)
 	out, err := exec.Command("bash", "-c", script).CombinedOutput()
@@ -33,46 +35,47 @@ func TestTheMainJob(t *testing.T) {
 		t.Fatalf("curl: %s, want %s", out, want)
 	}
 
-	// A kernel that runs has an id of its own, also where host and guest have the same one installed.
+	// Each running kernel has its own boot id, even if host and guest have the same kernel installed.
 	const bootID = "/proc/sys/kernel/random/boot_id"
 	r := s.python(t, key, "my-env", "print(open('"+bootID+"').read().strip())")
 	host, err := os.ReadFile(bootID)
 	if guest := r.text("stdout"); err != nil || len(guest) != len(host) || guest == string(host) {
-		t.Errorf("the guest's kernel is %q and the host's %q: no microVM; %v", guest, host, err)
+		t.Errorf("the boot id in the sandbox is %q, on the host %q, error %v: want two different ids", guest, host, err)
 	}
 	s.python(t, key, "my-env", "x = 20")
 	if got := s.python(t, key, "my-env", "x + 22").text("stdout"); got != "42\n" {
-		t.Errorf("state is not kept: %q", got)
+		t.Errorf("x + 22: got %q, want 42: the session does not keep its state", got)
 	}
 	r = s.python(t, key, "my-env", "print('before')\n1/0")
 	if r.Status != "error" || r.text("stdout") != "before\n" || !strings.Contains(r.text("stderr"), "ZeroDivisionError") {
-		t.Errorf("an exception: %+v", r)
+		t.Errorf("code that raises an exception: %+v", r)
 	}
 	c := s.command(t, key, "my-env", "sh", "-c", "echo out; echo err >&2; exit 3")
 	if c.ExitCode != 3 || c.Success || c.text("stdout") != "out\n" || c.text("stderr") != "err\n" {
-		t.Errorf("a command: %+v", c)
+		t.Errorf("command: got %+v, want exit code 3 and its output on both streams", c)
 	}
 
-	// The work makes the numbers real.
+	// Use memory, disk and processor time, so that the metrics are above zero.
 	s.python(t, key, "my-env", "b = bytearray(64 << 20)\nopen('/root/data', 'wb').write(b)\nsum(range(2000000))")
 	var m struct{ Sandboxes []metrics }
 	s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": "my-env"}, &m)
 	if len(m.Sandboxes) != 1 {
-		t.Fatalf("metrics: %+v", m)
+		t.Fatalf("metrics: %+v, want one sandbox", m)
 	}
 	if got := m.Sandboxes[0]; !got.Running || got.Namespace != "default" || got.CPU <= 0 || got.Memory == nil || *got.Memory < 64 || got.Disk == nil || *got.Disk < 64<<20 {
-		t.Errorf("metrics: %+v", got)
+		t.Errorf("metrics: %+v, want it running in namespace default, with CPU use, at least 64 MiB of memory and 64 MiB of disk", got)
 	}
 
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "my-env"}, nil)
 	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "my-env", "language": "python", "code": "1"}, 404, -32003, "my-env")
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "my-env"}, nil)
-	if r := s.python(t, key, "my-env", "x"); r.Status != "error" {
-		t.Errorf("a new sandbox knows the old one's state: %+v", r)
+	if r := s.python(t, key, "my-env", "x"); r.Status != "error" || !strings.Contains(r.text("stderr"), "NameError") {
+		t.Errorf("x in a new sandbox: got %+v, want a NameError, because x was set in the stopped one", r)
 	}
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "my-env"}, nil)
 }
 
+// metrics are the metrics of a sandbox, as sandbox.metrics.get returns them. Memory is in MiB, disk in bytes.
 type metrics struct {
 	Namespace, Name string
 	Running         bool
@@ -82,7 +85,7 @@ type metrics struct {
 }
 
 func TestNode(t *testing.T) {
-	s, key := sharedSandbox(t, "node", "microsandbox/node")
+	s, key := startSandbox(t, "node", "microsandbox/node")
 	run := func(code string) runResult {
 		var r runResult
 		s.mustCall(t, key, "sandbox.repl.run", params{"sandbox": "node", "language": "nodejs", "code": code}, &r)
@@ -90,86 +93,92 @@ func TestNode(t *testing.T) {
 	}
 	run("const x = 20")
 	if got := run("x + 22").text("stdout"); got != "42\n" {
-		t.Errorf("state is not kept: %q", got)
+		t.Errorf("x + 22: got %q, want 42: the session does not keep its state", got)
 	}
 	if r := run("throw new TypeError('boom')"); r.Status != "error" || !strings.Contains(r.text("stderr"), "TypeError: boom") {
-		t.Errorf("an error: %+v", r)
+		t.Errorf("code that throws an error: %+v", r)
 	}
 	if r := s.command(t, key, "node", "npm", "--version"); r.ExitCode != 0 {
-		t.Errorf("npm: %+v", r)
+		t.Errorf("npm --version: %+v", r)
 	}
 }
 
-func TestRunsThatEndEarly(t *testing.T) {
-	s, key := sharedBox(t)
+// TestTimeoutsAndExitCodes tests runs over their time limit, a program that does not exist, a background child and a
+// command that is killed.
+func TestTimeoutsAndExitCodes(t *testing.T) {
+	s, key := sharedSandbox(t)
 	s.python(t, key, "box", "x = 5")
 	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "box", "language": "python", "code": "while True: pass", "timeout": 1}, 504, -32007, "")
 	if got := s.python(t, key, "box", "x").text("stdout"); got != "5\n" {
-		t.Errorf("after a run that was interrupted: %q", got)
+		t.Errorf("x after a run that was interrupted: got %q, want 5", got)
 	}
 	s.wantError(t, key, "sandbox.command.run", params{"sandbox": "box", "command": "sleep", "args": []string{"60"}, "timeout": 1}, 504, -32007, "")
 	s.wantError(t, key, "sandbox.command.run", params{"sandbox": "box", "command": "no-such-program"}, 422, -32008, "no-such-program")
-	// Nobody waits for a background child.
+	// A command that leaves a background child returns at its own end.
 	if r := s.command(t, key, "box", "sh", "-c", "sleep 9999 & echo started"); r.text("stdout") != "started\n" {
-		t.Errorf("a background child: %+v", r)
+		t.Errorf("command with a background child: got %+v, want its output", r)
 	}
 	if r := s.command(t, key, "box", "sh", "-c", "kill -9 $$"); r.ExitCode != 137 {
-		t.Errorf("a killed command: %+v", r)
+		t.Errorf("command killed by SIGKILL: got %+v, want exit code 137", r)
 	}
 }
 
-func TestConfigurationReachesTheSandbox(t *testing.T) {
+func TestSandboxConfiguration(t *testing.T) {
 	s, key := sharedServer(t)
 	cfg := params{"image": "microsandbox/python", "memory": 256, "cpus": 2, "envs": []string{"GREETING=hello"}, "workdir": "/srv", "volumes": nil, "ports": nil}
-	s.mustCall(t, key, "sandbox.start", params{"sandbox": "settled", "config": cfg}, nil)
-	t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "settled"}) })
-	got := s.python(t, key, "settled", "import os\nprint(os.environ['GREETING'], os.getcwd())").text("stdout")
+	s.mustCall(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, nil)
+	t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "configured"}) })
+	got := s.python(t, key, "configured", "import os\nprint(os.environ['GREETING'], os.getcwd())").text("stdout")
 	if got != "hello /srv\n" {
-		t.Errorf("python sees %q", got)
+		t.Errorf("Python sees %q, want the environment variable and the working directory of the configuration", got)
 	}
-	if r := s.command(t, key, "settled", "sh", "-c", "echo $GREETING $PWD"); r.text("stdout") != "hello /srv\n" {
-		t.Errorf("a command sees %+v", r)
+	if r := s.command(t, key, "configured", "sh", "-c", "echo $GREETING $PWD"); r.text("stdout") != "hello /srv\n" {
+		t.Errorf("a command sees %+v, want the environment variable and the working directory of the configuration", r)
 	}
-	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "settled", "language": "nodejs", "code": "1"}, 409, -32005, "node")
-	s.mustCall(t, key, "sandbox.start", params{"sandbox": "settled", "config": cfg}, nil) // equal: nothing happens
+	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "configured", "language": "nodejs", "code": "1"}, 409, -32005, "node")
+	s.mustCall(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, nil) // the same configuration: no error
 	cfg["memory"] = 512
-	s.wantError(t, key, "sandbox.start", params{"sandbox": "settled", "config": cfg}, 409, -32005, "memory is 256 MiB, not 512")
+	s.wantError(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, 409, -32005, "memory is 256 MiB, not 512")
 }
 
-func TestSandboxesAreApart(t *testing.T) {
-	s, key := sharedBox(t)
-	sharedSandbox(t, "another", "microsandbox/python")
-	s.command(t, key, "box", "sh", "-c", "echo secret > /root/file")
-	if r := s.command(t, key, "another", "cat", "/root/file"); r.ExitCode == 0 {
-		t.Error("one sandbox reads another's file")
+func TestSandboxesAreIsolated(t *testing.T) {
+	s, key := sharedSandbox(t)
+	startSandbox(t, "another", "microsandbox/python")
+	if r := s.command(t, key, "box", "sh", "-c", "echo secret > /root/file && cat /root/file"); r.text("stdout") != "secret\n" {
+		t.Fatalf("write a file in box: %+v", r)
+	}
+	if r := s.command(t, key, "another", "cat", "/root/file"); r.ExitCode != 1 || !strings.Contains(r.text("stderr"), "No such file") {
+		t.Errorf("cat /root/file in a sandbox without this file: %+v, want that there is no such file", r)
 	}
 	ids := map[string]bool{}
 	for _, name := range []string{"box", "another"} {
 		ids[s.command(t, key, name, "cat", "/proc/sys/kernel/random/boot_id").text("stdout")] = true
 	}
-	if len(ids) != 2 {
-		t.Error("two sandboxes share a kernel")
+	if len(ids) != 2 || ids[""] {
+		t.Errorf("the kernels of two sandboxes have the boot ids %v, want two different ones", ids)
 	}
 }
 
-func TestASandboxHasNoNetwork(t *testing.T) {
-	s, key := sharedBox(t)
+func TestSandboxHasNoNetwork(t *testing.T) {
+	s, key := sharedSandbox(t)
 	if got := s.command(t, key, "box", "ls", "/sys/class/net").text("stdout"); got != "lo\n" {
-		t.Errorf("network interfaces: %q", got)
+		t.Errorf("network interfaces: %q, want only lo", got)
 	}
 	host, port, _ := strings.Cut(s.address, ":")
 	for _, target := range []string{host, "169.254.169.254", "10.0.2.2"} {
-		code := "import socket\nsocket.create_connection(('" + target + "', " + port + "), 3)"
-		if r := s.python(t, key, "box", code); r.Status != "error" {
-			t.Errorf("%s is reached: %+v", target, r)
+		code := "import socket\ntry: socket.create_connection(('" + target + "', " + port + "), 3)\n" +
+			"except OSError: print('unreachable')\nelse: print('connected')"
+		if r := s.python(t, key, "box", code); r.text("stdout") != "unreachable\n" {
+			t.Errorf("connection to %s port %s: got %+v, want unreachable", target, port, r)
 		}
 	}
 }
 
-// A machine without a network card may have another way out: vsock, which leads to the host's listeners. Kata's own
-// driver gives one to each guest.
-func TestASandboxHasNoVsock(t *testing.T) {
-	s, key := sharedBox(t)
+// TestSandboxHasNoVsock tests that a program in a sandbox cannot open a vsock socket, through no system call ABI and
+// not through io_uring. A guest without a network card could use vsock to reach listeners on the host, and Kata's own
+// driver gives a vsock device to each guest.
+func TestSandboxHasNoVsock(t *testing.T) {
+	s, key := sharedSandbox(t)
 	r := s.python(t, key, "box", `import ctypes, mmap, socket, struct
 VSOCK, EAFNOSUPPORT, ENOSYS, SOCKET, IO_URING_SETUP, X32 = 40, -97, -38, 41, 425, 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
@@ -194,29 +203,30 @@ for family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
     socket.socket(family).close()
 print(open("/proc/self/status").read().split("Seccomp:")[1].split()[0])`)
 	if got := r.text("stdout"); got != "2\n" || r.Status != "success" {
-		t.Errorf("what a program in a sandbox can open: %+v", r)
+		t.Errorf("the checks in the sandbox failed: %+v, want success and seccomp mode 2", r)
 	}
 }
 
-func TestSeveralAtOnce(t *testing.T) {
+func TestConcurrentSandboxes(t *testing.T) {
 	s, key := sharedServer(t)
 	var g sync.WaitGroup
 	for _, name := range []string{"p1", "p2", "p3"} {
 		t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": name}) })
 		g.Go(func() {
 			if a, err := s.call(key, "sandbox.start", params{"sandbox": name}); err != nil || a.Error != nil {
-				t.Errorf("start %s: %v %v", name, a, err)
+				t.Errorf("start %s: %v, error %v", name, a, err)
 				return
 			}
 			a, err := s.call(key, "sandbox.repl.run", params{"sandbox": name, "language": "python", "code": "'" + name + "' * 2"})
 			if err != nil || !strings.Contains(string(a.Result), name+name) {
-				t.Errorf("run in %s: %v %v", name, a, err)
+				t.Errorf("run in %s: %v, error %v", name, a, err)
 			}
 		})
 	}
 	g.Wait()
 }
 
+// sameJSON reports whether a and b are equal JSON values.
 func sameJSON(t *testing.T, a, b []byte) bool {
 	t.Helper()
 	var x, y any
