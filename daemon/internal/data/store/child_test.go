@@ -4,11 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"testing"
 
 	"github.com/msbd/msbd/daemon/internal/data/backup"
@@ -21,6 +19,7 @@ import (
 const (
 	childRole = "MSB_TEST_ROLE"
 	childDir  = "MSB_TEST_DIR"
+	childSeed = "MSB_TEST_SEED" // for the role churn: the seed of its random choices
 )
 
 var roles = map[string]func(dir string) error{
@@ -50,32 +49,6 @@ func child(role, dir string) *exec.Cmd {
 
 // soak is set to run the tests with many more cases.
 var soak = os.Getenv("MSB_SOAK") != ""
-
-// seedVariable is the environment variable for the seed of a randomised test. Without it, each run takes another seed.
-const seedVariable = "MSB_SEED"
-
-func readSeed() (uint64, error) {
-	text := os.Getenv(seedVariable)
-	if text == "" {
-		return rand.Uint64(), nil
-	}
-	seed, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", seedVariable, err)
-	}
-	return seed, nil
-}
-
-// testSeed returns the seed of a randomised test. It logs the seed, so that a failure can be reproduced.
-func testSeed(t testing.TB) uint64 {
-	t.Helper()
-	seed, err := readSeed()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s=%d", seedVariable, seed)
-	return seed
-}
 
 // sampleEvery returns n if tests should try every n-th case. With the race detector, n is 20: it makes each case many
 // times slower, and finds nothing in tests where one goroutine opens a state directory or traces or kills a child process.

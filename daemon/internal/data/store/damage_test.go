@@ -19,6 +19,7 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 // base is an intact state directory to be damaged.
@@ -91,7 +92,7 @@ func TestDamage(t *testing.T) {
 	if soak {
 		cases = 100_000
 	}
-	seed := testSeed(t)
+	seed := randtest.Seed(t)
 	all := bases(t)
 	root := t.TempDir()
 	var refused, opened, n atomic.Int64

@@ -6,20 +6,23 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/sys/randtest"
 )
 
 // churn creates keys concurrently and prints each once it was acknowledged. Now and then it revokes a key or replaces
 // the signing key, and prints a line before it begins and another when it is done.
 func churn(dir string) error {
-	seed, err := readSeed()
+	seed, err := strconv.ParseUint(os.Getenv(childSeed), 10, 64)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", childSeed, err)
 	}
 	random := rand.New(rand.NewPCG(seed, 0))
 	srv, err := start(dir)
@@ -84,7 +87,7 @@ func TestKillLosesNothing(t *testing.T) {
 	case testing.Short():
 		rounds = 3
 	}
-	random := rand.New(rand.NewPCG(testSeed(t), 0))
+	random := randtest.New(t)
 	dir := t.TempDir() + "/state"
 	good, dead := map[string]bool{}, map[string]bool{}
 	var total int
@@ -135,7 +138,7 @@ func TestKillLosesNothing(t *testing.T) {
 func killedRun(t *testing.T, dir string, good, dead map[string]bool, random *rand.Rand) (resetInDoubt bool, inDoubt map[string]bool) {
 	t.Helper()
 	cmd := child("churn", dir)
-	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", seedVariable, random.Uint64()))
+	cmd.Env = append(cmd.Env, fmt.Sprintf("%s=%d", childSeed, random.Uint64()))
 	after := time.Duration(1+random.IntN(150)) * time.Millisecond
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
