@@ -154,7 +154,7 @@ test: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run all te
 gotestsum = gotestsum --format testname --format-hide-empty-pkg $(if $(TEST_EVENTS),--jsonfile $(TEST_EVENTS)/$(1).json)
 
 # These packages have much concurrent code, so they are tested under the race detector, and not again without it. The
-# store is also tested without it: some of its tests try only part of the cases under the race detector (see oneOf),
+# store is also tested without it: some of its tests try only part of the cases under the race detector (see sampleEvery),
 # which would make them too slow.
 RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... serve/...)
 
