@@ -22,8 +22,8 @@ const (
 	childSeed = "MSB_TEST_SEED" // for the role churn: the seed of its random choices
 )
 
+// roles are the roles of a child process. The files that the race detector leaves out add theirs.
 var roles = map[string]func(dir string) error{
-	"churn":   churn,
 	"history": history,
 	"fixture": writeFixture,
 }
@@ -49,15 +49,6 @@ func child(role, dir string) *exec.Cmd {
 
 // soak is set to run the tests with many more cases.
 var soak = os.Getenv("MSB_SOAK") != ""
-
-// sampleEvery returns n if tests should try every n-th case. With the race detector, n is 20: it makes each case many
-// times slower, and finds nothing in tests where one goroutine opens a state directory or traces or kills a child process.
-func sampleEvery() int {
-	if racing && !soak {
-		return 20
-	}
-	return 1
-}
 
 var quiet = slog.New(slog.DiscardHandler)
 
