@@ -184,7 +184,7 @@ test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run th
 
 # The tests of sandboxes. In the lab they take an hour, so CI runs a few of them.
 KVM_TESTS ?= TestStatusNamesHypervisor|TestHypervisorChange|TestSandboxLifecycle|TestNode|TestTimeouts|TestSandboxConfiguration|TestSandboxesAreIsolated|TestSandboxHas|TestConcurrentSandboxes|TestStopWhile|TestGuestBootFailure|TestDaemonKill|TestProcessDeath|TestContainerdDeath|TestHungGuest|TestHostContainerd|TestShutdownAnswers|TestResourceLimits|TestLeaksFinds|TestKillsUnderSandboxChurn|TestInvalidatedKeysCancelRuns
-KVM_TESTS_CI := TestStatusNamesHypervisor|TestSandboxHas|TestDaemonKillKeepsSandboxes
+KVM_TESTS_CI := TestStatusNamesHypervisor|TestSandboxLifecycle|TestSandboxHas|TestDaemonKillKeepsSandboxes
 
 .PHONY: test-kvm-ci
 test-kvm-ci: ## Run a few of these tests, in minutes
