@@ -130,7 +130,7 @@ bench() {
 
 run() {
 	local dir
-	dir=$(venv live python3 '.[test]')
+	dir=$(venv run python3 .) # not the one of live, which may be in use
 	install "$dir"
 	cd -- "$OLDPWD"
 	"$dir/bin/python" "$@"

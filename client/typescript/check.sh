@@ -40,6 +40,11 @@ if ! new_enough; then
 	new_enough || { echo "check.sh: found no Node 20.19 or newer, neither on PATH nor in $dir/bin" >&2; exit 1; }
 fi
 
+# Several check.sh may run at the same time. This lock on the directory keeps one from replacing node_modules and dist
+# while another uses them.
+exec 9<.
+flock 9
+
 # Install the packages of the lock file if it changed.
 if ! cmp --silent package-lock.json node_modules/.installed; then
 	try npm ci --loglevel=error --no-audit --no-fund >/dev/null
@@ -55,11 +60,14 @@ unit)
 	;;
 live)
 	: "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}"
+	flock --unlock 9 # these tests use the source
 	npm run --silent test:live
 	;;
 bench) npm run --silent bench ;;
 run)
-	npm run --silent build
+	if [ ! -e dist/cjs/package.json ] || [ -n "$(find src package.json tsconfig*.json -newer dist/cjs/package.json)" ]; then
+		npm run --silent build
+	fi
 	# Create a package that depends on this one.
 	dir=$(mktemp -d)
 	trap 'rm -rf -- "$dir"' EXIT
