@@ -30,7 +30,15 @@ def test_example(text: str) -> None:
         async with PythonSandbox.create() as names["sandbox"]:
             await eval(code, names)
 
-    if code.co_flags & inspect.CO_COROUTINE:
-        asyncio.run(with_sandbox())
-    else:
+    if not code.co_flags & inspect.CO_COROUTINE:
         eval(code, names)
+    elif creates_sandbox(text):
+        asyncio.run(eval(code, names))
+    else:
+        asyncio.run(with_sandbox())
+
+
+def creates_sandbox(text: str) -> bool:
+    """Return whether the example assigns the variable sandbox."""
+    nodes = ast.walk(ast.parse(text))
+    return any(isinstance(n, ast.Name) and n.id == "sandbox" and isinstance(n.ctx, ast.Store) for n in nodes)
