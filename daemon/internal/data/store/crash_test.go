@@ -109,7 +109,6 @@ func powerLoss(t *testing.T, files map[string][]byte, tokens map[string]string, 
 		t.Fatalf("found %d moments, the last after %d of %d steps; want at least 20 and all steps", len(crashes), done, len(steps))
 	}
 
-
 	// states[n] is the state after n steps. The first one is the state before the first start.
 	states := []state{{Issued: issued, Accepted: steps[0].State.Accepted}}
 	for _, s := range steps {
