@@ -41,7 +41,7 @@ func restore(c *cli.Context) error {
 		return usage(c, "standard input is a terminal: give a FILE")
 	}
 	if err := confirm(c, "This replaces the server's signing key with that of "+path+
-		". If they differ, every current API key that is not in the backup becomes invalid permanently."); err != nil {
+		". If they differ, every current API key that is not in the backup becomes invalid permanently. A reset since the backup is undone."); err != nil {
 		return err
 	}
 	a := admin(c)
