@@ -37,8 +37,8 @@ const (
 	callExitCodes = "Exit codes: 0 success; 1 failure; 2 invalid usage; 3 the server cannot be reached; 4 the server is not ready\n" +
 		"or too busy (try again); 130 interrupted."
 	// runExitCodes are the exit codes of all runs, except exitInterrupted, which comes last.
-	runExitCodes = "2 invalid usage (nothing was run); 124 the\n" +
-		"time limit was reached; 125 the run could not be started or completed;"
+	runExitCodes = "2 invalid usage (nothing was run);\n" +
+		"124 the time limit was reached; 125 the run could not be started or completed;\n"
 )
 
 var (
