@@ -30,13 +30,13 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodePermissionDenied, "permission_denied", []int{403},
-		"the key is valid but limited to another namespace or to other methods", "the message names both; use another key",
+		"the key is valid but limited to another namespace or to other methods", "the message names the required scope, or the key's namespaces; use another key",
 	},
 	{CodeNotFound, "not_found", []int{404}, "there is no such sandbox", "start it"},
 	{
 		CodeConflict, "conflict", []int{409},
 		"the sandbox runs with a different configuration, or is starting, stopping or failed",
-		"the message says what differs; stop it first, or start it again",
+		"use the same configuration, or stop the sandbox first; while it starts or stops, wait; after a failure, start it again",
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},

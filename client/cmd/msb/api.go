@@ -11,8 +11,9 @@ import (
 )
 
 var apiCommand = &cli.Command{
-	Name:  "api",
-	Usage: "print the server's API description (OpenRPC)",
+	Name:      "api",
+	Usage:     "print the server's API description (OpenRPC)",
+	UsageText: "msb api [options]",
 	Description: "The document describes methods, parameters, results, scopes and errors. Programs can generate clients or\n" +
 		"documentation from it. The server and the key are found as described in 'msb sandbox --help'.\n\n" + callExitCodes,
 	Flags:  []cli.Flag{serverURLFlag, verboseFlag},

@@ -9,7 +9,7 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation"}
+var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation (msb asks only on a terminal)"}
 
 // confirm asks the user to confirm consequence. It returns an error unless the answer is yes. It does not ask with --yes
 // or if standard input is not a terminal.

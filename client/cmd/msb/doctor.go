@@ -20,12 +20,12 @@ import (
 )
 
 var doctorCommand = &cli.Command{
-	Name:  "doctor",
-	Usage: "check whether this host can run sandboxes and how well they are isolated",
-	Description: "Each problem comes with the command that fixes it. The server need not be running, and nothing is changed.\n" +
-		"With the same flags as 'msb server start', it checks what that would start. Some checks need root.\n\n" +
-		"Exit codes: 0 no problems, perhaps warnings; 1 a problem keeps sandboxes from running, or the check itself\n" +
-		"failed; 2 invalid usage.",
+	Name:      "doctor",
+	Usage:     "check whether this host can run sandboxes and how well they are isolated",
+	UsageText: "msb doctor [options]",
+	Description: "Each problem and each warning comes with what to do about it. The server need not be running, and nothing is\n" +
+		"changed. With options of 'msb server start', msb checks what that command would start. Some checks need root.\n\n" +
+		"Exit codes: 0 no problem, though perhaps warnings; 1 a problem, or the check itself failed; 2 invalid usage.",
 	Flags:  append(msbdFlagsNamed("config", "state-dir", "lib-dir", "host", "port"), runDirFlag, jsonFlag),
 	Action: doctor,
 }
@@ -224,7 +224,7 @@ func summary(r *report) []string {
 	case i == nil:
 		return []string{"Run msb doctor as root to see how sandboxes would be isolated."}
 	}
-	boundary := "Hardware virtualisation (KVM) isolates each sandbox, as production requires."
+	boundary := "Hardware virtualization (KVM) isolates each sandbox, as production requires."
 	if i.Accelerator != "kvm" {
 		boundary = "Sandboxes run emulated, without a hardware boundary. This is for development only."
 	}

@@ -7,10 +7,11 @@ import (
 )
 
 var imageList = &cli.Command{
-	Name:   "list",
-	Usage:  "list the images from which sandboxes can be started",
-	Flags:  []cli.Flag{jsonFlag},
-	Action: listImages,
+	Name:      "list",
+	UsageText: "msb image list [options]",
+	Usage:     "list the images from which sandboxes can be started",
+	Flags:     []cli.Flag{jsonFlag},
+	Action:    listImages,
 }
 
 type imageInfo struct {

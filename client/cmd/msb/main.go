@@ -52,7 +52,7 @@ func main() {
 func newApp() *cli.App {
 	app := &cli.App{
 		Name:        "msb",
-		Usage:       "run untrusted code in microVMs, behind API keys",
+		Usage:       "manage msbd and run code in its sandboxes",
 		Version:     buildVersion(),
 		HideVersion: true, // there is a version command
 		Flags: []cli.Flag{&cli.StringFlag{
@@ -68,7 +68,7 @@ func newApp() *cli.App {
 					serverStart, serverStop, serverStatus, serverKeygen,
 					{
 						Name:        "key",
-						Usage:       "list, show, revoke, rotate and prune API keys",
+						Usage:       "list, show, revoke, rotate and prune API keys ('msb server keygen' creates one)",
 						Subcommands: []*cli.Command{keyList, keyShow, keyRevoke, keyRotate, keyPrune},
 					},
 					serverReset, serverBackup, serverRestore,

@@ -24,7 +24,7 @@ import (
 var mcpCommand = &cli.Command{
 	Name:      "mcp",
 	Usage:     "connect an AI assistant on this machine to the server",
-	UsageText: "msb mcp [--server URL]\n\nmsb mcp config claude|cursor|vscode",
+	UsageText: "msb mcp [options]\nmsb mcp config [options] claude|cursor|vscode",
 	Description: "This command speaks the Model Context Protocol (MCP) on standard input and output and forwards the messages\n" +
 		"to the server. Assistants start it themselves: 'msb mcp config' prints the configuration for them.\n\n" +
 		"The server and the key are MSB_SERVER_URL and MSB_API_KEY; 'msb sandbox --help' says where they are looked up.",
@@ -66,8 +66,8 @@ type bridge struct {
 	running map[string]context.CancelCauseFunc
 }
 
-// errByClient is the cause of a request that the assistant cancelled.
-var errByClient = errors.New("cancelled by the assistant")
+// errByClient is the cause of a request that the assistant canceled.
+var errByClient = errors.New("canceled by the assistant")
 
 // serve forwards the messages from in. It returns when in has ended and every message is answered, when nobody reads the
 // answers any more, or when ctx is done.

@@ -11,7 +11,7 @@ import (
 var mcpConfig = &cli.Command{
 	Name:      "config",
 	Usage:     "print the configuration for an AI assistant",
-	UsageText: "msb mcp config claude|cursor|vscode",
+	UsageText: "msb mcp config [options] claude|cursor|vscode",
 	Description: "claude: claude_desktop_config.json (Settings, Developer, Edit Config)\n" +
 		"cursor: ~/.cursor/mcp.json\n" +
 		"vscode: .vscode/mcp.json (VS Code asks for the key once and stores it securely)\n\n" +

@@ -35,17 +35,17 @@ const (
 
 const (
 	callExitCodes = "Exit codes: 0 success; 1 failure; 2 invalid usage; 3 the server cannot be reached; 4 the server is not ready\n" +
-		"or too busy, try again; 130 interrupted."
-	runExitCodes = "124 the time limit was reached;\n" +
-		"125 the run could not be started or completed; 130 interrupted (the run is cancelled); 2 invalid usage,\n" +
-		"nothing was run."
+		"or too busy (try again); 130 interrupted."
+	// runExitCodes are the exit codes of all runs, except exitInterrupted, which comes last.
+	runExitCodes = "2 invalid usage (nothing was run);\n" +
+		"124 the time limit was reached; 125 the run could not be started or completed;\n"
 )
 
 var (
 	serverURLFlag = &cli.StringFlag{Name: "server", Usage: "`URL` of the server (default: MSB_SERVER_URL, or " + client.DefaultServerURL + ")"}
 	verboseFlag   = &cli.BoolFlag{Name: "verbose", Usage: "print where the server's URL and the API key were found"}
-	namespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "tenant namespace `NS` (default: the key's own, or \"default\")"}
-	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after `TIME`, such as 90s or 5m", DefaultText: "the server's maximum"}
+	namespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "namespace `NS` (default: the key's namespace if it has exactly one, else \"default\")"}
+	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after `TIME`, in h, m and s, such as 90s or 1h30m", DefaultText: "the server's maximum"}
 )
 
 // callServer calls the server with the configured URL and key. If the server returns an error, callServer adds what to do
@@ -124,7 +124,7 @@ func withRunExitCode(err error) error {
 	text, code := err.Error(), exitNotRun
 	switch {
 	case errors.Is(err, context.Canceled):
-		text, code = "interrupted; the run is cancelled", exitInterrupted
+		text, code = "interrupted; the run is canceled", exitInterrupted
 	case errors.Is(err, client.ErrRunTimeout):
 		code = exitTimeLimit
 	case errors.Is(err, client.ErrCommandNotFound):

@@ -12,11 +12,12 @@ import (
 var sandboxExec = &cli.Command{
 	Name:  "exec",
 	Usage: "run a program in a sandbox and exit with its exit code",
-	UsageText: "msb sandbox exec [--timeout TIME] [--json] NAME -- PROGRAM [ARGUMENT...]\n\n" +
+	UsageText: "msb sandbox exec [options] NAME -- PROGRAM [ARGUMENT...]\n\n" +
 		"msb sandbox exec my-env -- sh -c 'uname -r; exit 3'",
 	Description: "Options must come before NAME: everything after it belongs to the program. The program is run without a\n" +
 		"shell, unless PROGRAM is one. Its output is printed when it has exited.\n\n" +
-		"Exit codes: that of the program; 127 the sandbox has no such program; " + runExitCodes,
+		"Exit codes: the exit code of the program; " + runExitCodes +
+		"127 the sandbox has no such program; 130 interrupted (the run is canceled).",
 	Flags:  []cli.Flag{timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag},
 	Action: execCommand,
 }

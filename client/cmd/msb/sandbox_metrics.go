@@ -13,8 +13,10 @@ import (
 var sandboxMetrics = &cli.Command{
 	Name:      "metrics",
 	Usage:     "show the resource usage of sandboxes",
-	UsageText: "msb sandbox metrics [NAME] [--namespace NS | --namespace '*'] [--json]",
-	Description: "Without NAME, all sandboxes in the namespace are listed. '*' means every namespace that the key may access.\n\n" +
+	UsageText: "msb sandbox metrics [options] [NAME]",
+	Description: "Without NAME, msb lists all sandboxes in the namespace. With --namespace '*', it lists those in every namespace\n" +
+		"that the key may access. CPU is in percent of one processor. With --json, cpu_usage is in percent of one\n" +
+		"processor, memory_usage in MiB and disk_usage in bytes.\n\n" +
 		callExitCodes,
 	Flags:  []cli.Flag{namespaceFlag, jsonFlag, serverURLFlag, verboseFlag},
 	Action: measureSandboxes,

@@ -14,12 +14,13 @@ import (
 var sandboxRun = &cli.Command{
 	Name:  "run",
 	Usage: "run code in a sandbox",
-	UsageText: "msb sandbox run NAME [--language python|node] [CODE]\n\n" +
+	UsageText: "msb sandbox run [options] NAME [CODE]\n\n" +
 		"msb sandbox run my-env 'x = 6 * 7; x'\n" +
 		"msb sandbox run my-env <program.py",
 	Description: "Without CODE, or if CODE is -, the code is read from standard input. Variables and functions that it defines\n" +
 		"stay available to later runs. If the code ends with an expression, its value is printed.\n\n" +
-		"Exit codes: 0 success; 1 the code raised an exception; " + runExitCodes,
+		"Exit codes: 0 success; 1 the code raised an exception; " + runExitCodes +
+		"130 interrupted (the run is canceled).",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"},
 		timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,

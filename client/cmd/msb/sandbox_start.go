@@ -16,7 +16,7 @@ import (
 var sandboxStart = &cli.Command{
 	Name:      "start",
 	Usage:     "start a sandbox and wait until it is ready",
-	UsageText: "msb sandbox start NAME [--image IMAGE] [--cpus N] [--memory MIB] [--env NAME=VALUE]... [--workdir DIR]",
+	UsageText: "msb sandbox start [options] NAME",
 	Description: "If the sandbox is already running with the same options, nothing is done.\n\n" +
 		callExitCodes,
 	Flags: []cli.Flag{
@@ -25,7 +25,7 @@ var sandboxStart = &cli.Command{
 		&cli.IntFlag{Name: "memory", Usage: "memory size in `MIB`", DefaultText: "set by the server"},
 		&cli.GenericFlag{
 			Name: "env", Aliases: []string{"e"}, Value: new(assignments),
-			Usage: "set the environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
+			Usage: "environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
 				"which other users cannot see; repeatable",
 		},
 		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "working directory `DIR` of runs, an absolute path"},

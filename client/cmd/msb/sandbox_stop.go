@@ -11,7 +11,7 @@ import (
 var sandboxStop = &cli.Command{
 	Name:      "stop",
 	Usage:     "stop a sandbox and delete everything written in it",
-	UsageText: "msb sandbox stop NAME",
+	UsageText: "msb sandbox stop [options] NAME",
 	Description: "The name of the sandbox can then be used again.\n\n" +
 		callExitCodes,
 	Flags:  []cli.Flag{namespaceFlag, serverURLFlag, verboseFlag},

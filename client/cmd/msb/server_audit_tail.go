@@ -17,7 +17,7 @@ import (
 var auditTail = &cli.Command{
 	Name:      "tail",
 	Usage:     "print the last entries of the audit log",
-	UsageText: "msb server audit tail [-n N] [--follow] [--json]",
+	UsageText: "msb server audit tail [options]",
 	Description: "Each line shows the time, the action, who did it, and its target. --json prints the entries as they are in\n" +
 		"the log, one per line.",
 	Flags: []cli.Flag{

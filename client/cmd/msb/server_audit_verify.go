@@ -14,7 +14,7 @@ import (
 var auditVerify = &cli.Command{
 	Name:      "verify",
 	Usage:     "check that the audit log is complete and unchanged",
-	UsageText: "msb server audit verify [--json]\nmsb server audit verify --file FILE [--json]",
+	UsageText: "msb server audit verify [options]",
 	Description: "The running server checks its own log up to the last entry recorded in its key store, so it detects changed,\n" +
 		"missing and added entries, and a truncated log. With --file, msb checks a copy of the log without the server.\n" +
 		"A copy cannot show whether entries were added since; compare the hash of its last entry with the server's.\n\n" +

@@ -16,7 +16,7 @@ import (
 var serverBackup = &cli.Command{
 	Name:      "backup",
 	Usage:     "back up the API keys, the signing key and the audit log",
-	UsageText: "msb server backup FILE [--force]\nmsb server backup - | age --recipient ... >msb.backup.age",
+	UsageText: "msb server backup [options] FILE\n\nmsb server backup - | age --recipient ... >msb.backup.age",
 	Description: "The backup is a consistent snapshot, taken while the server runs. It does not contain sandboxes and images.\n" +
 		"If FILE is -, it is written to standard output.\n\n" +
 		"Keep FILE as secret as the signing key: anyone who has it can run a server that accepts every API key. FILE\n" +

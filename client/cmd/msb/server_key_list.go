@@ -13,13 +13,13 @@ import (
 var keyList = &cli.Command{
 	Name:      "list",
 	Usage:     "list API keys, oldest first",
-	UsageText: "msb server key list [--namespace NS] [--unused-for DURATION] [--expired] [--revoked] [--all] [--json]",
+	UsageText: "msb server key list [options]",
 	Description: "Without --expired, --revoked or --all, only live keys are listed. '*' means all namespaces or all scopes.\n" +
 		"--json prints everything that the server knows about each key, with its complete id, creator and number of\n" +
 		"requests.",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only keys that are valid in tenant namespace `NS`"},
-		&cli.StringFlag{Name: "unused-for", Usage: "only keys that were not used for `DURATION`, such as 90d; if a key was never used, its creation counts"},
+		&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "list only keys that are valid in namespace `NS`"},
+		&cli.StringFlag{Name: "unused-for", Usage: "list only keys that were not used for `DURATION`, such as 90d; if a key was never used, its creation counts"},
 		&cli.BoolFlag{Name: "expired", Usage: "list expired keys"},
 		&cli.BoolFlag{Name: "revoked", Usage: "list keys that were revoked, rotated or invalidated by a reset"},
 		&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "list keys in every state"},

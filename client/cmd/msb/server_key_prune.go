@@ -10,11 +10,11 @@ import (
 var keyPrune = &cli.Command{
 	Name:        "prune",
 	Usage:       "delete the records of expired and revoked API keys",
-	UsageText:   "msb server key prune [--dead-for DURATION] [--dry-run] [--json]",
+	UsageText:   "msb server key prune [options]",
 	Description: "The deleted records are listed. The keys remain invalid, and their entries in the audit log remain.",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "dead-for", Usage: "only keys that have been expired or revoked for at least `DURATION`, such as 30d (default: all)"},
-		&cli.BoolFlag{Name: "dry-run", Usage: "only list the records that would be deleted"},
+		&cli.StringFlag{Name: "dead-for", Usage: "delete only records of keys that have been expired or revoked for at least `DURATION`, such as 30d (default: all)"},
+		&cli.BoolFlag{Name: "dry-run", Usage: "list the records that would be deleted, and delete none"},
 		jsonFlag,
 	},
 	Action: pruneKeys,
@@ -38,9 +38,9 @@ func pruneKeys(c *cli.Context) error {
 			return err
 		}
 	}
-	deleted := plural(len(keys), "API key was deleted", "API keys were deleted")
+	deleted := plural(len(keys), "record of an API key was deleted", "records of API keys were deleted")
 	if c.Bool("dry-run") {
-		deleted = plural(len(keys), "API key would be deleted", "API keys would be deleted")
+		deleted = plural(len(keys), "record of an API key would be deleted", "records of API keys would be deleted")
 	}
 	fmt.Fprintln(c.App.ErrWriter, deleted)
 	return nil

@@ -13,8 +13,8 @@ import (
 var keyRevoke = &cli.Command{
 	Name:      "revoke",
 	Usage:     "revoke API keys, immediately and permanently",
-	UsageText: "msb server key revoke KEY... [--yes]",
-	Description: "The keys stop working before the command returns, and their running requests are cancelled. If any KEY is\n" +
+	UsageText: "msb server key revoke [options] KEY...",
+	Description: "The keys stop working before the command returns, and their running requests are canceled. If any KEY is\n" +
 		"not found, none is revoked.\n\n" + keyRefHelp,
 	Flags:  []cli.Flag{yesFlag},
 	Action: revokeKeys,

@@ -10,7 +10,7 @@ import (
 var keyRotate = &cli.Command{
 	Name:      "rotate",
 	Usage:     "replace an API key with a new one that has the same name and limits",
-	UsageText: "msb server key rotate KEY [--grace DURATION] [--expire DURATION]",
+	UsageText: "msb server key rotate [options] KEY",
 	Description: "The new key is printed as by 'msb server keygen'. The old key is revoked at the end of the grace period, or\n" +
 		"immediately if there is none.\n\n" + keyRefHelp + "\n\n" + envFileHelp,
 	Flags: append([]cli.Flag{

@@ -14,7 +14,7 @@ import (
 var keyShow = &cli.Command{
 	Name:        "show",
 	Usage:       "show the details of an API key",
-	UsageText:   "msb server key show KEY [--json]",
+	UsageText:   "msb server key show [options] KEY",
 	Description: keyRefHelp,
 	Flags:       []cli.Flag{jsonFlag},
 	Action:      showKey,

@@ -41,19 +41,19 @@ func scopeHelp() string {
 var serverKeygen = &cli.Command{
 	Name:  "keygen",
 	Usage: "create an API key",
-	UsageText: "msb server keygen [--expire DURATION] [--namespace NS]... [--scope SCOPE]... [--name NAME]\n\n" +
+	UsageText: "msb server keygen [options]\n\n" +
 		"export MSB_API_KEY=$(msb server keygen --expire 3mo)\n" +
 		"msb server keygen --namespace team-alpha --scope sandbox:exec --env-file .env",
-	Description: "The key is printed on standard output, and its details on standard error. It is shown only once, because\n" +
-		"the server keeps only a record of it. Existing keys stay valid.\n\n" + scopeHelp() + "\n\n" + envFileHelp,
+	Description: "The key is printed on standard output, and its details on standard error. The key is shown only\n" +
+		"once: the server stores a record of the key, not the key itself. Existing keys stay valid.\n\n" + scopeHelp() + "\n\n" + envFileHelp,
 	Flags: append([]cli.Flag{
 		expireFlag,
 		&cli.StringSliceFlag{
-			Name: "namespace", Aliases: []string{"n"}, Usage: "limit the key to tenant namespace `NS`; repeatable (default: all)",
+			Name: "namespace", Aliases: []string{"n"}, Usage: "limit the key to namespace `NS`; repeatable (default: all)",
 		},
 		scopeFlag,
 		&cli.StringFlag{
-			Name: "name", Usage: "set the key's `NAME`: 1 to 63 characters from A-Z a-z 0-9 _ . -, not used by another live key (default: none)",
+			Name: "name", Usage: "`NAME` of the key: 1 to 63 characters of A-Z a-z 0-9 - _ . that begin with a letter or digit, not used by another live key (default: none)",
 		},
 		secretFlag(),
 	}, newKeyFlags...),

@@ -12,9 +12,10 @@ import (
 )
 
 var serverList = &cli.Command{
-	Name:  "list",
-	Usage: "list sandboxes",
-	Flags: []cli.Flag{listNamespaceFlag, jsonFlag},
+	Name:      "list",
+	Usage:     "list the server's sandboxes",
+	UsageText: "msb server list [options]",
+	Flags:     []cli.Flag{listNamespaceFlag, jsonFlag},
 	Action: func(c *cli.Context) error {
 		if err := noArguments(c); err != nil {
 			return err
@@ -23,7 +24,7 @@ var serverList = &cli.Command{
 	},
 }
 
-var listNamespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "only sandboxes in tenant namespace `NS`"}
+var listNamespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "list only sandboxes in namespace `NS`"}
 
 type sandboxInfo struct {
 	Namespace string     `json:"namespace"`

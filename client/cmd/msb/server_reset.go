@@ -11,9 +11,12 @@ import (
 var serverReset = &cli.Command{
 	Name:      "reset",
 	Usage:     "replace the server's signing key, which invalidates all API keys",
-	UsageText: "msb server reset [--yes]",
-	Description: "All existing API keys permanently stop working before the command returns, and their running requests are\n" +
-		"cancelled. Sandboxes keep running. If the server is not running, use 'msb server start --reset-key'.",
+	UsageText: "msb server reset [options]",
+	Description: "All existing API keys stop working before the command returns, and their running requests are\n" +
+		"canceled. Sandboxes keep running. The server must be running; if it is not, use 'msb server start --reset-key',\n" +
+		"which also starts it.\n\n" +
+		"Restoring a backup from before the reset makes the keys in it valid again. If a key or the state directory\n" +
+		"leaked, delete the older backups and create a new one.",
 	Flags: []cli.Flag{yesFlag},
 	Action: func(c *cli.Context) error {
 		if err := noArguments(c); err != nil {

@@ -11,11 +11,12 @@ import (
 var serverRestore = &cli.Command{
 	Name:      "restore",
 	Usage:     "restore the API keys and the signing key from a backup",
-	UsageText: "msb server restore FILE [--yes]",
-	Description: "The running server replaces its signing key with that of the backup, so the API keys in the backup become\n" +
-		"valid. Keys that were revoked since the backup stay revoked. If the current signing key is a different one,\n" +
-		"the keys created with it become invalid. If the backup is damaged, nothing is changed. Sandboxes keep running.\n" +
-		"If FILE is -, the backup is read from standard input.",
+	UsageText: "msb server restore [options] FILE",
+	Description: "The running server replaces its signing key with the backup's, so the API keys in the backup become valid. If\n" +
+		"the current signing key is a different one, the keys created with it become invalid. If the backup is damaged,\n" +
+		"nothing is changed. Sandboxes keep running. If FILE is -, the backup is read from standard input.\n\n" +
+		"Keys that were revoked since the backup stay revoked. A reset since the backup is undone: the keys that it\n" +
+		"invalidated become valid again. If you reset the server because a key leaked, revoke that key after the restore.",
 	Flags:  []cli.Flag{yesFlag},
 	Action: restore,
 }
@@ -40,7 +41,7 @@ func restore(c *cli.Context) error {
 		return usage(c, "standard input is a terminal: give a FILE")
 	}
 	if err := confirm(c, "This replaces the server's signing key with that of "+path+
-		". If they differ, every current API key that is not in the backup becomes invalid permanently."); err != nil {
+		". If they differ, every current API key that is not in the backup becomes invalid permanently. A reset since the backup is undone."); err != nil {
 		return err
 	}
 	a := admin(c)

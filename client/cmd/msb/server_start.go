@@ -20,13 +20,13 @@ import (
 
 // msbdFlags are the flags that are passed to msbd, which has flags of the same names.
 var msbdFlags = []cli.Flag{
-	&cli.StringFlag{Name: "host", Usage: "`HOST` of the HTTP gateway (default: 127.0.0.1)"},
-	&cli.StringFlag{Name: "port", Usage: "`PORT` of the HTTP gateway (default: 5555)"},
+	&cli.StringFlag{Name: "host", Usage: "`HOST` of the HTTP API; overrides the one in the setting listen (default: 127.0.0.1)"},
+	&cli.StringFlag{Name: "port", Usage: "`PORT` of the HTTP API; overrides the one in the setting listen (default: 5555)"},
 	&cli.BoolFlag{Name: "dev", Usage: "accept requests without an API key; on loopback only, never in production"},
 	&cli.BoolFlag{Name: "reset-key", Aliases: []string{"r"}, Usage: "replace the signing key, which invalidates all existing API keys"},
 	&cli.StringFlag{Name: "config", Usage: "configuration `FILE` (default: /etc/msb/msbd.toml if it exists)"},
-	&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for persistent data (default: /var/lib/msb; for users other than root, ~/.local/state/msb)"},
-	&cli.StringFlag{Name: "lib-dir", Usage: "`DIR` with the shim and the guest's files (default: found relative to msbd)"},
+	&cli.StringFlag{Name: "state-dir", Usage: "`DIR` for data that must survive a reboot: keys, records, images (default: /var/lib/msb; for users other than root, ~/.local/state/msb)"},
+	&cli.StringFlag{Name: "lib-dir", Usage: "`DIR` with containerd, Kata's shim and the guest's files (default: the directory of msbd, or ../libexec/msb relative to it)"},
 }
 
 // msbdFlagsNamed returns those of msbdFlags that have one of these names.
@@ -42,10 +42,12 @@ func msbdFlagsNamed(names ...string) (flags []cli.Flag) {
 var runDirFlag = &cli.StringFlag{Name: "run-dir", Usage: "`DIR` for sockets and the files of running microVMs (default: the directory of the admin socket)"}
 
 var serverStart = &cli.Command{
-	Name:  "start",
-	Usage: "start the server",
-	Description: "The server, msbd, runs in the foreground and logs to standard error. With --detach, it runs in the background\n" +
-		"and logs to msbd.log in its state directory, and msb returns when it is ready.\n\n" +
+	Name:      "start",
+	Usage:     "start the server",
+	UsageText: "msb server start [options]",
+	Description: "The server, msbd, must run as root. It runs in the foreground and logs to standard error. With --detach, it\n" +
+		"runs in the background and logs to msbd.log in its state directory, and msb returns when it is ready. Unlike\n" +
+		"the systemd service, it is then not restarted after a crash.\n\n" +
 		"If the server is already running, msb says so and starts nothing. This is an error if --host, --port or --dev\n" +
 		"differ from the running server. With --reset-key, the running server replaces its signing key; msb refuses\n" +
 		"this together with --config, --state-dir or --lib-dir, because they may refer to another server.\n\n" +

@@ -17,11 +17,12 @@ import (
 var serverStatus = &cli.Command{
 	Name:      "status",
 	Usage:     "show the status of the server",
-	UsageText: "msb server status [--watch] [--json]\nmsb server status [--namespace NS] [NAME...]",
-	Description: "With NAME or --namespace, these sandboxes are listed instead.\n\n" +
-		"Exit codes: 0 running and ready; 3 not running; 4 running, but not ready (starting, recovering, draining\n" +
-		"or degraded); 1 the status could not be determined, for example without permission; 2 invalid usage. With\n" +
-		"--watch: 0 after Ctrl-C.",
+	UsageText: "msb server status [options] [NAME...]",
+	Description: "With the names of sandboxes or --namespace, msb lists these sandboxes instead. --watch cannot be combined with\n" +
+		"either.\n\n" +
+		"Exit codes: 0 running and ready, or --watch ended by Ctrl-C; 1 the status could not be determined, for example\n" +
+		"without permission; 2 invalid usage; 3 not running; 4 running, but not ready (starting, recovering, draining or\n" +
+		"degraded).",
 	Flags: []cli.Flag{
 		listNamespaceFlag,
 		&cli.BoolFlag{

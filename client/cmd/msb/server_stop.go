@@ -13,11 +13,12 @@ import (
 )
 
 var serverStop = &cli.Command{
-	Name:  "stop",
-	Usage: "stop the server and wait until its process has exited",
+	Name:      "stop",
+	Usage:     "stop the server and wait until its process has exited",
+	UsageText: "msb server stop [options]",
 	Description: "Sandboxes keep running, and the next start adopts them. Use --sandboxes to stop them as well.\n\n" +
 		"Exit codes: 0 the server is stopped, or was not running; 1 it could not be stopped; 2 invalid usage.",
-	Flags:  []cli.Flag{&cli.BoolFlag{Name: "sandboxes", Usage: "also stop all sandboxes"}},
+	Flags:  []cli.Flag{&cli.BoolFlag{Name: "sandboxes", Usage: "stop all sandboxes as well"}},
 	Action: stop,
 }
 

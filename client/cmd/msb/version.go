@@ -26,10 +26,11 @@ func buildVersion() string {
 }
 
 var versionCommand = &cli.Command{
-	Name:   "version",
-	Usage:  "print the versions of msb and of the running server",
-	Flags:  []cli.Flag{jsonFlag},
-	Action: printVersion,
+	Name:      "version",
+	UsageText: "msb version [options]",
+	Usage:     "print the versions of msb and of the running server",
+	Flags:     []cli.Flag{jsonFlag},
+	Action:    printVersion,
 }
 
 func printVersion(c *cli.Context) error {

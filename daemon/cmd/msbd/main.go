@@ -38,7 +38,7 @@ func main() {
 	store.MaybeCheckChild()
 	app := &cli.App{
 		Name:            "msbd",
-		Usage:           "run untrusted code in microVMs, behind API keys",
+		Usage:           "server that runs untrusted code in microVMs",
 		UsageText:       "msbd [options]",
 		Description:     description,
 		Version:         buildVersion(),
@@ -67,20 +67,28 @@ func main() {
 
 const description = `Each setting can also be given in the configuration file (state_dir = "/srv/msb") or in the
 environment (MSBD_STATE_DIR=/srv/msb). Flags override the environment, which overrides the file.
-SIGTERM stops msbd; sandboxes keep running. Exit codes: 0 stopped by a signal, 1 failure,
-2 invalid flags or configuration.`
+The file can also contain tables [namespace.NAME] with quotas for single namespaces: sandboxes,
+cpus, memory_mib and runs.
+
+msbd must run as root. SIGTERM stops it; sandboxes keep running.
+
+Exit codes: 0 stopped by a signal; 1 failure; 2 invalid flags or configuration.`
 
 func flags() []cli.Flag {
 	list := []cli.Flag{
 		&cli.StringFlag{
 			Name:  "config",
-			Usage: "read settings from `FILE` (default: " + config.DefaultFile + " if it exists)",
+			Usage: "configuration `FILE` (default: " + config.DefaultFile + " if it exists)",
 		},
-		&cli.BoolFlag{Name: "print-config", Usage: "check the settings of all sources, print the directories, the address and the mode as JSON, and exit"},
+		&cli.BoolFlag{Name: "print-config", Usage: "check the settings of all sources, print the directories, the address and whether dev mode is on as JSON, and exit"},
 		&cli.BoolFlag{Name: "doctor", Usage: "check this host, print a report as JSON ('msb doctor' prints it as text), and exit; the exit code is 1 if there is a problem"},
 	}
 	for _, s := range config.Settings {
-		usage := s.Usage + " [" + s.Env() + "]"
+		usage := s.Usage
+		if s.Default != "" {
+			usage += " (default: " + s.Default + ")"
+		}
+		usage += " [" + s.Env() + "]"
 		if s.Bool {
 			list = append(list, &cli.BoolFlag{Name: s.Name, Usage: usage})
 		} else {

@@ -53,7 +53,7 @@ msb sandbox start box >/dev/null
 msb sandbox run box 'x = 40'
 
 step "upgrade"
-documented 'make build guest images' | grep -v 'make build' >/tmp/upgrade
+documented 'git pull' | grep -vE 'git pull|make deps|msb image import' >/tmp/upgrade # the programs and images are the same
 . /tmp/upgrade
 [ "$(msb sandbox run box 'x')" = 40 ]
 

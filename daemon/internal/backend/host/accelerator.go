@@ -34,7 +34,7 @@ func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle 
 	}
 	if !fast {
 		obs := &obstacle{what: fmt.Sprintf("%s exists but is emulated: a small test program did not finish within %v", device, probeTimeout),
-			fix: "use a machine whose processor supports virtualisation"}
+			fix: "use a machine whose processor supports virtualization"}
 		if cpu.virtual {
 			obs.fix = enableNesting
 		}
@@ -44,10 +44,10 @@ func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle 
 	return nil
 }
 
-// enableNesting is the fix for a virtual machine whose processor does not offer virtualisation.
-const enableNesting = "enable nested virtualisation for this virtual machine"
+// enableNesting is the fix for a virtual machine whose processor does not offer virtualization.
+const enableNesting = "enable nested virtualization for this virtual machine"
 
-// obstacle returns the obstacle for a processor that does not offer virtualisation.
+// obstacle returns the obstacle for a processor that does not offer virtualization.
 func (p processor) obstacle() *obstacle {
 	obs := &obstacle{what: "the processor offers neither vmx nor svm", fix: enableInFirmware}
 	if p.virtual {

@@ -186,7 +186,7 @@ func (e examination) overlayfs(context.Context) Check {
 var minClock = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (e examination) clock(context.Context) Check {
-	const name, remedy = "clock", "synchronise it: apt install chrony, or timedatectl set-ntp true"
+	const name, remedy = "clock", "synchronize it: apt install chrony, or timedatectl set-ntp true"
 	now := time.Now()
 	if now.Before(minClock) {
 		return problem(name, remedy, "%s is in the past; the expiry of API keys depends on the clock", now.UTC().Format(time.RFC3339))
@@ -196,9 +196,9 @@ func (e examination) clock(context.Context) Check {
 	case err != nil:
 		return warning(name, asRoot, "not checked: %v", err)
 	case state == unix.TIME_ERROR:
-		return warning(name, remedy, "not synchronised; the expiry of API keys depends on the clock")
+		return warning(name, remedy, "not synchronized; the expiry of API keys depends on the clock")
 	}
-	return ok(name, "synchronised")
+	return ok(name, "synchronized")
 }
 
 // systemLogs are the sockets that Kata's shim tries for the system log.

@@ -23,7 +23,7 @@ func (m machine) exists(path string) bool {
 
 // A processor describes the host's first processor as /proc/cpuinfo does.
 type processor struct {
-	flag    string // vmx or svm, or empty if the processor does not offer virtualisation
+	flag    string // vmx or svm, or empty if the processor does not offer virtualization
 	module  string // name of the KVM kernel module for this processor
 	virtual bool   // the host is itself a virtual machine
 }

@@ -65,7 +65,7 @@ func (m machine) absentObstacle(device, module string) *obstacle {
 		fixDetail: ", and to load it at each boot: echo " + module + " >>/etc/modules-load.d/msbd.conf", fixableHere: true}
 }
 
-const enableInFirmware = "enable virtualisation (Intel: VT-x, AMD: SVM) in the firmware setup"
+const enableInFirmware = "enable virtualization (Intel: VT-x, AMD: SVM) in the firmware setup"
 
 func passDevice(device string) string { return "start the container with --device " + device }
 

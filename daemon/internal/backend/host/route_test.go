@@ -33,7 +33,7 @@ func TestChoose(t *testing.T) {
 			accelerator: "kvm: KVM is usable", advice: []string{"to use Kata's own driver: modprobe vhost_vsock"}},
 		"no KVM, no vsock": {survey: survey{kvm: noKVM, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
 			accelerator: "tcg: KVM is not usable: there is no /dev/kvm", advice: []string{"modprobe kvm_amd", "modprobe vhost_vsock"}},
-		"no virtualisation": {survey: survey{kvm: badCPU, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
+		"no virtualization": {survey: survey{kvm: badCPU, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
 			accelerator: "tcg: KVM is not usable: the processor", advice: []string{enableNesting}},
 		"accelerator kvm": {options: Options{Accelerator: KVM}, hypervisor: "kata: KVM and", accelerator: "kvm: configured"},
 		"accelerator kvm, no vsock": {survey: survey{vsock: noVsock}, options: Options{Accelerator: KVM}, hypervisor: "builtin: there is no",

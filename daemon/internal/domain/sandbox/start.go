@@ -85,13 +85,13 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	if err != nil {
 		cause := context.Cause(limited)
 		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
-			m.Log.Info("sandbox start cancelled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
-			_ = m.erase(limited, e, rec, "its start was cancelled") // on error, erase has recorded the failure
+			m.Log.Info("sandbox start canceled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
+			_ = m.erase(limited, e, rec, "its start was canceled") // on error, erase has recorded the failure
 		} else {
 			m.fail(limited, e, rec, "its start failed", err)
 		}
 		if cause != nil {
-			return cause // stopped, timed out, or cancelled by the caller
+			return cause // stopped, timed out, or canceled by the caller
 		}
 		// Do not return err to the client: it may name parts of the host. Administrators find it in the record.
 		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with `msb server list`: %w",

@@ -193,7 +193,7 @@ func TestCancelOnlyOwnCalls(t *testing.T) {
 	}
 	s.post(cancel, header(sessionHeader, label))
 	await(t, "the run to be cancelled", cancelled)
-	if w := <-responses; !strings.Contains(w.Body.String(), "cancelled") {
+	if w := <-responses; !strings.Contains(w.Body.String(), "canceled") {
 		t.Error(w.Body)
 	}
 	if len(s.running.cancels) != 0 {

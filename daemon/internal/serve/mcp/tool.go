@@ -20,7 +20,7 @@ import (
 const errorKey = "io.github.msbd/error"
 
 // cancelled is the message for a client that cancelled its call.
-const cancelled = "the client cancelled the call"
+const cancelled = "the client canceled the call"
 
 var errCancelled = fmt.Errorf("%s: %w", cancelled, context.Canceled)
 

@@ -65,7 +65,7 @@ func paramRows(s serverpc.Schema, prefix string) (rows []string) {
 			kind = or[0]
 		}
 		if kind == "array" {
-			kind = fmt.Sprint(member.Items.Type, "s")
+			kind = fmt.Sprintf("array of %vs", member.Items.Type)
 		}
 		row := fmt.Sprintf("\n| `%s%s` | %s | ", prefix, name, kind)
 		if slices.Contains(s.Required, name) {

@@ -27,7 +27,9 @@ type Setting struct {
 	Usage string
 	// Bool is set if the flag takes no value.
 	Bool bool
-	set  func(c *Config, value string) error
+	// Default is the default value for the help text. It is empty if there is none, or if Usage describes it.
+	Default string
+	set     func(c *Config, value string) error
 }
 
 // Env returns the name of the setting's environment variable.
@@ -38,38 +40,38 @@ func (s Setting) fileKey() string { return strings.ReplaceAll(s.Name, "-", "_") 
 // Settings are all settings, in the order of the help text. If two settings of one source set the same field, the later
 // one in this list overrides the earlier one.
 var Settings = []Setting{
-	text("state-dir", "`DIR` for data that must survive a reboot: keys, records, images", func(c *Config) *string { return &c.StateDir }),
-	text("run-dir", "`DIR` for sockets and the files of running microVMs", func(c *Config) *string { return &c.RunDir }),
-	text("lib-dir", "`DIR` with the shim and the guest's files (default: found beside msbd)", func(c *Config) *string { return &c.LibDir }),
-	text("listen", "`HOST:PORT` of the HTTP gateway", func(c *Config) *string { return &c.Listen }),
-	{Name: "host", Usage: "`HOST` of the HTTP gateway (overrides the one in listen)", set: setHost},
-	{Name: "port", Usage: "`PORT` of the HTTP gateway (overrides the one in listen)", set: setPort},
-	flag("dev", "accept requests without an API key; on loopback only", func(c *Config) *bool { return &c.Dev }),
+	text("state-dir", "`DIR` for data that must survive a reboot: keys, records, images (default: /var/lib/msb; for users other than root, ~/.local/state/msb)", func(c *Config) *string { return &c.StateDir }),
+	text("run-dir", "`DIR` for sockets and the files of running microVMs (default: /run/msb; for users other than root, $XDG_RUNTIME_DIR/msb)", func(c *Config) *string { return &c.RunDir }),
+	text("lib-dir", "`DIR` with containerd, Kata's shim and the guest's files (default: the directory of msbd, or ../libexec/msb relative to it)", func(c *Config) *string { return &c.LibDir }),
+	text("listen", "`HOST:PORT` of the HTTP API", func(c *Config) *string { return &c.Listen }),
+	{Name: "host", Usage: "`HOST` of the HTTP API; overrides the one in the setting listen (default: 127.0.0.1)", set: setHost},
+	{Name: "port", Usage: "`PORT` of the HTTP API; overrides the one in the setting listen (default: 5555)", set: setPort},
+	flag("dev", "accept requests without an API key; on loopback only, never in production", func(c *Config) *bool { return &c.Dev }),
 	flag("insecure-behind-proxy", "allow plaintext HTTP on addresses other than loopback, for use behind a proxy that adds TLS", func(c *Config) *bool { return &c.InsecureBehindProxy }),
-	{Name: "trusted-proxies", Usage: "trust X-Forwarded-For from proxies at these `ADDRESSES` or networks, separated by commas", set: setTrustedProxies},
-	flag("reset-key", "replace the signing key at startup; all existing API keys become invalid", func(c *Config) *bool { return &c.ResetKey }),
-	text("tls-cert", "`FILE` with the gateway's certificate chain (PEM); reloaded when it changes", func(c *Config) *string { return &c.TLSCert }),
+	{Name: "trusted-proxies", Usage: "`ADDRESSES` or networks of the proxies whose X-Forwarded-For is trusted, separated by commas", set: setTrustedProxies},
+	flag("reset-key", "replace the signing key, which invalidates all existing API keys", func(c *Config) *bool { return &c.ResetKey }),
+	text("tls-cert", "`FILE` with the server's certificate chain (PEM); reloaded when it changes", func(c *Config) *string { return &c.TLSCert }),
 	text("tls-key", "`FILE` with the private key of that certificate (PEM)", func(c *Config) *string { return &c.TLSKey }),
-	text("tls-client-ca", "require client certificates signed by the CAs in this PEM `FILE`", func(c *Config) *string { return &c.TLSClientCA }),
-	text("acme-domains", "get certificates for these domain `NAMES`, separated by commas, with ACME", func(c *Config) *string { return &c.ACMEDomains }),
+	text("tls-client-ca", "`FILE` with the CAs (PEM) for client certificates, which are then required", func(c *Config) *string { return &c.TLSClientCA }),
+	text("acme-domains", "domain `NAMES` to get certificates for with ACME, separated by commas", func(c *Config) *string { return &c.ACMEDomains }),
 	text("acme-email", "contact `ADDRESS` that is given to the ACME server", func(c *Config) *string { return &c.ACMEEmail }),
 	text("acme-directory", "`URL` of the ACME server's directory (default: Let's Encrypt)", func(c *Config) *string { return &c.ACMEDirectory }),
 	text("acme-directory-ca", "`FILE` with the CAs (PEM) that are trusted to sign the ACME server's certificate (default: the host's)", func(c *Config) *string { return &c.ACMEDirectoryCA }),
-	integer("max-connections", "maximum number `N` of connections to the gateway", func(c *Config) *int { return &c.MaxConnections }),
-	number("requests-per-second", "maximum number `N` of calls per second with one API key; 0 means unlimited", func(c *Config) *float64 { return &c.RequestsPerSecond }),
-	integer("quota-sandboxes", "maximum number `N` of sandboxes in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.Sandboxes }),
-	integer("quota-cpus", "maximum number `N` of virtual CPUs of all sandboxes in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.CPUs }),
-	integer("quota-memory-mib", "maximum memory, in `MIB`, of all sandboxes in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.MemoryMiB }),
-	integer("quota-runs", "maximum number `N` of runs in progress in each tenant namespace; 0 means unlimited", func(c *Config) *int { return &c.Quota.Runs }),
+	integer("max-connections", "maximum number `N` of connections to the HTTP API", func(c *Config) *int { return &c.MaxConnections }),
+	number("requests-per-second", "maximum number `N` of requests per second with one API key; 0, the default, means unlimited", func(c *Config) *float64 { return &c.RequestsPerSecond }),
+	integer("quota-sandboxes", "maximum number `N` of sandboxes in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.Sandboxes }),
+	integer("quota-cpus", "maximum total number `N` of virtual CPUs of the sandboxes in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.CPUs }),
+	integer("quota-memory-mib", "maximum total memory, in `MIB`, of the sandboxes in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.MemoryMiB }),
+	integer("quota-runs", "maximum number `N` of runs in progress in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.Runs }),
 	text("default-image", "default `IMAGE` of a sandbox", func(c *Config) *string { return &c.DefaultImage }),
 	integer("default-cpus", "default number `N` of virtual CPUs of a sandbox", func(c *Config) *int { return &c.DefaultCPUs }),
 	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox", func(c *Config) *int { return &c.DefaultMemoryMiB }),
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
-	duration("max-run-time", "maximum time limit of a run, a `DURATION` such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
 	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's own; needs KVM) or builtin (msbd's own)", func(c *Config) *string { return &c.Hypervisor }),
-	text("kata-config", "`FILE` with the host's own Kata configuration; its guest is used instead of the built-in one", func(c *Config) *string { return &c.KataConfig }),
-	text("kata-shim", "`PATH` of the host's own containerd-shim-kata-v2 (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
+	text("kata-config", "`FILE` with a Kata configuration of your own; its guest is used instead of msbd's", func(c *Config) *string { return &c.KataConfig }),
+	text("kata-shim", "`PATH` of a containerd-shim-kata-v2 of your own (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
 	text("accelerator", "`NAME` of the accelerator of the guests: auto, kvm or tcg (emulation)", func(c *Config) *string { return &c.Accelerator }),
 	text("qemu", "`PATH` of QEMU (default: found on the host)", func(c *Config) *string { return &c.QEMU }),
 	text("virtiofsd", "`PATH` of virtiofsd (default: found on the host)", func(c *Config) *string { return &c.Virtiofsd }),
@@ -78,8 +80,24 @@ var Settings = []Setting{
 	text("log-format", "`FORMAT` of the log: text or json", func(c *Config) *string { return &c.LogFormat }),
 }
 
+// defaultOf formats the default value of a field for Setting.Default. A zero value is not shown, because it means that
+// the setting is not used or that its usage describes what happens instead.
+func defaultOf[T comparable](usage string, field func(*Config) *T) string {
+	var zero T
+	c := Default()
+	value := *field(&c)
+	if value == zero || strings.Contains(usage, "(default: ") {
+		return ""
+	}
+	text := fmt.Sprint(value)
+	if _, ok := any(value).(time.Duration); ok {
+		text = strings.TrimSuffix(strings.TrimSuffix(text, "0s"), "0m") // 1h0m0s
+	}
+	return text
+}
+
 func text(name, usage string, field func(*Config) *string) Setting {
-	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+	return Setting{Name: name, Usage: usage, Default: defaultOf(usage, field), set: func(c *Config, v string) error {
 		*field(c) = v
 		return nil
 	}}
@@ -97,7 +115,7 @@ func flag(name, usage string, field func(*Config) *bool) Setting {
 }
 
 func integer(name, usage string, field func(*Config) *int) Setting {
-	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+	return Setting{Name: name, Usage: usage, Default: defaultOf(usage, field), set: func(c *Config, v string) error {
 		n, err := strconv.ParseInt(v, 10, 32)
 		if err != nil {
 			return errors.New("must be an integer")
@@ -108,7 +126,7 @@ func integer(name, usage string, field func(*Config) *int) Setting {
 }
 
 func number(name, usage string, field func(*Config) *float64) Setting {
-	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+	return Setting{Name: name, Usage: usage, Default: defaultOf(usage, field), set: func(c *Config, v string) error {
 		n, err := strconv.ParseFloat(v, 64)
 		if err != nil {
 			return errors.New("must be a number")
@@ -119,7 +137,7 @@ func number(name, usage string, field func(*Config) *float64) Setting {
 }
 
 func duration(name, usage string, field func(*Config) *time.Duration) Setting {
-	return Setting{Name: name, Usage: usage, set: func(c *Config, v string) error {
+	return Setting{Name: name, Usage: usage, Default: defaultOf(usage, field), set: func(c *Config, v string) error {
 		d, err := time.ParseDuration(v)
 		if err != nil {
 			return errors.New("must be a duration such as 30s or 1h30m")

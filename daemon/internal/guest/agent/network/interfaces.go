@@ -1,4 +1,4 @@
-// Package network configures the guest's network cards, routes and neighbour table as the host requests.
+// Package network configures the guest's network cards, routes and neighbor table as the host requests.
 package network
 
 import (
@@ -250,7 +250,7 @@ func family(ip net.IP) protocols.IPFamily {
 	return protocols.IPFamily_v4
 }
 
-// UpdateNeighbors adds or replaces entries of the neighbour table.
+// UpdateNeighbors adds or replaces entries of the neighbor table.
 func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) error {
 	for _, n := range neighbors {
 		if err := ctx.Err(); err != nil {
@@ -258,18 +258,18 @@ func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) er
 		}
 		ip := net.ParseIP(n.GetToIPAddress().GetAddress())
 		if ip == nil {
-			return refusal.Invalid("invalid neighbour address %q", n.GetToIPAddress().GetAddress())
+			return refusal.Invalid("invalid neighbor address %q", n.GetToIPAddress().GetAddress())
 		}
 		var mac net.HardwareAddr
 		if n.GetLladdr() != "" { // proxy entries have no MAC address
 			var err error
 			if mac, err = net.ParseMAC(n.Lladdr); err != nil {
-				return refusal.Invalid("neighbour %s: %v", ip, err)
+				return refusal.Invalid("neighbor %s: %v", ip, err)
 			}
 		}
 		link, err := netlink.LinkByName(n.Device)
 		if err != nil {
-			return fmt.Errorf("neighbour %s: interface %q: %w: %w", ip, n.Device, err, errdefs.ErrNotFound)
+			return fmt.Errorf("neighbor %s: interface %q: %w: %w", ip, n.Device, err, errdefs.ErrNotFound)
 		}
 		state := int(n.State)
 		if state == 0 {
@@ -279,7 +279,7 @@ func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) er
 			LinkIndex: link.Attrs().Index, State: state, Flags: int(n.Flags), IP: ip, HardwareAddr: mac,
 		})
 		if err != nil {
-			return fmt.Errorf("set neighbour %s: %w", ip, err)
+			return fmt.Errorf("set neighbor %s: %w", ip, err)
 		}
 	}
 	return nil
