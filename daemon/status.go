@@ -68,7 +68,7 @@ func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons
 	}
 	if behind := s.issuer.ClockBehind(); behind > 0 {
 		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, and API keys expire by that time; "+
-			"correct the clock or, if it is right and was wrong before, run 'msb server reset', which invalidates all API keys", behind.Round(time.Second)))
+			"correct the clock. If it is correct now but was ahead before, run 'msb server reset', which accepts the current time and invalidates every API key", behind.Round(time.Second)))
 	}
 	if state == ready && len(reasons) > 0 {
 		state = isDegraded
