@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	starting   = adminv1.GetStatusResponse_DAEMON_STATE_STARTING
-	recovering = adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING
-	ready      = adminv1.GetStatusResponse_DAEMON_STATE_READY
-	draining   = adminv1.GetStatusResponse_DAEMON_STATE_DRAINING
-	isDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
+	starting      = adminv1.GetStatusResponse_DAEMON_STATE_STARTING
+	recovering    = adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING
+	ready         = adminv1.GetStatusResponse_DAEMON_STATE_READY
+	draining      = adminv1.GetStatusResponse_DAEMON_STATE_DRAINING
+	stateDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 )
 
 // status is the state of the daemon, with everything that it reports to administrators.
@@ -71,7 +71,7 @@ func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons
 			"correct the clock. If it is correct now but was ahead before, run 'msb server reset', which accepts the current time and invalidates every API key", behind.Round(time.Second)))
 	}
 	if state == ready && len(reasons) > 0 {
-		state = isDegraded
+		state = stateDegraded
 	}
 	return state, reasons
 }
