@@ -40,8 +40,7 @@ func (s *pendingRestore) keyring() keys.Secret { return keys.NewSecret(string(s.
 
 func pendingPath(dir string) string { return filepath.Join(dir, pendingName) }
 
-// save writes the file atomically, replacing an earlier one. The first line of the file is the checksum of
-// the rest.
+// save writes the file atomically, replacing an earlier one. The first line of the file is the checksum of the rest.
 func (s *pendingRestore) save(dir string) error {
 	content, err := json.Marshal(s)
 	if err != nil {
