@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxCorrection is how far the wall clock may go back before the server reports that it is behind. It is more than a time server
-// would correct.
+// maxCorrection is how far the wall clock may go back before the server reports that it is behind. It is more than a time
+// server would correct.
 const maxCorrection = 5 * time.Minute
 
 // clock tells the time by which keys are created and expire. It normally follows the wall clock. If the wall clock is
@@ -20,8 +20,8 @@ type clock struct {
 	// read returns the wall clock and a monotonic clock, both in microseconds. An int64 of nanoseconds would not
 	// reach the year 9999.
 	read func() (wall, steady int64)
-	// lead is the largest difference between the wall clock and the steady clock that was seen since the last reset,
-	// or the difference that advance has set if that is larger.
+	// lead is how far the clock is ahead of the steady clock. It is the largest difference that the wall clock has shown,
+	// or that advance has set, since the last reset.
 	lead atomic.Int64
 	// steppedLead is the value of lead up to which stepped has reported steps. Only stepped uses it.
 	steppedLead int64

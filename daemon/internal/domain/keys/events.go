@@ -50,8 +50,8 @@ func keyEvent(action string, r Record, by uint32) audit.Event {
 	return e
 }
 
-// invalidateEvent returns the event for the invalidation of live keys, the number of keys that became invalid because
-// ring replaced their signing key.
+// invalidateEvent returns the event for the keys that became invalid because ring replaced their signing key. live is the
+// number of these keys.
 func invalidateEvent(actor string, ring *keyring, live int) audit.Event {
 	return audit.Event{Action: audit.KeysInvalid, Actor: actor, Target: ring.keyID, Detail: map[string]string{"count": strconv.Itoa(live)}}
 }

@@ -26,8 +26,8 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 	})
 }
 
-// responseGrace is how long after its time limit a run is given up. The portal ends a run that reaches its time limit;
-// responseGrace is for a guest that no longer responds.
+// responseGrace is how long after its time limit a run fails if the guest no longer responds. If the guest responds, its
+// portal ends the run at the time limit.
 const responseGrace = 30 * time.Second
 
 // run starts a process with start. If language is not empty, it first waits in the queue of that language.

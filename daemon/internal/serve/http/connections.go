@@ -89,7 +89,8 @@ func connSource(conn net.Conn) netip.Prefix { return sourceNet(remoteIP(conn.Rem
 
 // boundedListener accepts a connection only when a slot is free. Until then the connection waits in the kernel's queue.
 // The timeouts of http.Server free the slots of clients that are idle or send slowly, but a connection that waits for a
-// run keeps its slot until the run ends. A connection whose source is at its limit is closed at once.
+// run keeps its slot until the run ends. If the source of a connection is at its limit, the
+// connection is closed at once.
 type boundedListener struct {
 	net.Listener
 	connections *connections

@@ -24,8 +24,8 @@ const AbsentImage = "absent"
 // Runtime is a sandbox.Runtime without microVMs. If a hook is set, the method of that name calls it and returns its error.
 // Set the hooks before using the Runtime.
 type Runtime struct {
-	// OnStart is called after the microVM was added, so that List already returns it, like that of a real start which
-	// is in progress.
+	// OnStart is called after the microVM was added. List returns the microVM even before OnStart has returned, as it
+	// returns a real one that is still starting.
 	OnStart  func(ctx context.Context, id string) error
 	OnRemove func(ctx context.Context, id string) error
 	OnAttach func(ctx context.Context, id string) error
