@@ -158,9 +158,7 @@ def metrics_result(result: Any) -> SandboxMetrics:
     """Check the result of a metrics call, and return the metrics of the one sandbox in it."""
     sandboxes = result.get("sandboxes") if isinstance(result, dict) else None
     if not isinstance(sandboxes, list):
-        raise UnexpectedAnswerError(
-            "the metrics have an unexpected format; the server may be newer than this package"
-        )
+        raise UnexpectedAnswerError("the metrics have an unexpected format; the server may be newer than this package")
     if not sandboxes:
         raise SandboxNotFoundError("the sandbox does not exist")
     metrics: SandboxMetrics = sandboxes[0]
