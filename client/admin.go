@@ -87,7 +87,7 @@ func (a *Admin) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) (*
 	}
 	info := resp.GetInfo()
 	if info.GetName() != req.GetName() || !sameSet(info.GetNamespaces(), req.GetNamespaces()) || !sameSet(info.GetScopes(), req.GetScopes()) {
-		return nil, tooOld(fmt.Sprintf("created API key %s with limits other than requested; the key is not shown, so nobody can use it", info.GetId()))
+		return nil, tooOld(fmt.Sprintf("created API key %s, but ignored some of the requested limits; the key was discarded, so nobody can use it", info.GetId()))
 	}
 	return resp, nil
 }

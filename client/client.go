@@ -28,15 +28,15 @@ import (
 const DefaultServerURL = "http://127.0.0.1:5555"
 
 const (
-	// Time limits of calls, retries included. startLimit is longer than the server's own limit.
-	healthLimit = 10 * time.Second
-	queryLimit  = 30 * time.Second
-	startLimit  = 3 * time.Minute
-	stopLimit   = 2 * time.Minute
-	// runSlack is added to the time limit of a run, for the time in the queue and on the network.
+	// The timeouts of calls, including retries. startTimeout is longer than the server's own limit.
+	healthTimeout = 10 * time.Second
+	queryTimeout  = 30 * time.Second
+	startTimeout  = 3 * time.Minute
+	stopTimeout   = 2 * time.Minute
+	// runSlack is added to a run's timeout to allow for the time in the queue and on the network.
 	runSlack = 2 * time.Minute
 
-	// maxAttempts is how often a call is sent at most.
+	// maxAttempts is the maximum number of times that a call is sent.
 	maxAttempts = 3
 	// firstPause is the pause before the second attempt. It doubles with each attempt.
 	firstPause = 100 * time.Millisecond
@@ -70,7 +70,7 @@ type Client struct {
 
 // Health returns nil if msbd answers at the URL. It does not send the key.
 func (c *Client) Health(ctx context.Context) error {
-	ctx, cancel := withLimit(ctx, healthLimit)
+	ctx, cancel := withTimeout(ctx, healthTimeout)
 	defer cancel()
 	req, err := c.newRequest(ctx, http.MethodGet, rpc.HealthPath, nil)
 	if err != nil {
@@ -91,7 +91,7 @@ func (c *Client) Health(ctx context.Context) error {
 
 // Discover returns the server's description of its API, an OpenRPC document in JSON.
 func (c *Client) Discover(ctx context.Context) ([]byte, error) {
-	doc, err := post[jsontext.Value](ctx, c, request{method: rpc.MethodDiscover, limit: queryLimit, idempotent: true})
+	doc, err := post[jsontext.Value](ctx, c, request{method: rpc.MethodDiscover, timeout: queryTimeout, idempotent: true})
 	return doc, err
 }
 
@@ -99,14 +99,14 @@ func (c *Client) Discover(ctx context.Context) ([]byte, error) {
 // or default for a key that is not limited to one. [rpc.AllNamespaces] means all namespaces of the key.
 func (c *Client) Metrics(ctx context.Context, namespace string) ([]rpc.SandboxMetrics, error) {
 	res, err := post[rpc.MetricsResult](ctx, c, request{
-		method: rpc.MethodSandboxMetricsGet, params: rpc.MetricsParams{Namespace: optional(namespace)},
-		limit: queryLimit, idempotent: true,
+		method: rpc.MethodSandboxMetricsGet, params: rpc.MetricsParams{Namespace: namespaceParam(namespace)},
+		timeout: queryTimeout, idempotent: true,
 	})
 	return res.Sandboxes, err
 }
 
-// optional returns nil for an empty namespace, for which the server chooses one.
-func optional(namespace string) *string {
+// namespaceParam returns the namespace as a param. An empty namespace becomes nil, and the server then chooses one.
+func namespaceParam(namespace string) *string {
 	if namespace == "" {
 		return nil
 	}
@@ -117,8 +117,8 @@ func optional(namespace string) *string {
 type request struct {
 	method string
 	params any
-	// limit is the time limit of the call, retries included; 0 means that of its context.
-	limit time.Duration
+	// timeout is the timeout of the call, including retries. 0 means that only the call's context ends it.
+	timeout time.Duration
 	// idempotent is set if running the call twice does no harm.
 	idempotent bool
 }
@@ -129,9 +129,9 @@ func post[R any](ctx context.Context, c *Client, r request) (result R, err error
 	if err != nil {
 		return result, err
 	}
-	if r.limit > 0 {
+	if r.timeout > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = withLimit(ctx, r.limit)
+		ctx, cancel = withTimeout(ctx, r.timeout)
 		defer cancel()
 	}
 	raw, err := c.sendWithRetries(ctx, r, body)
@@ -158,8 +158,8 @@ func marshal(r request) (body []byte, err error) {
 	return body, nil
 }
 
-func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, errorf(context.DeadlineExceeded, "no response within %s", limit))
+func withTimeout(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, timeout, errorf(context.DeadlineExceeded, "no response within %s", timeout))
 }
 
 // sendWithRetries sends a request and retries it while it may be retried.

@@ -60,7 +60,7 @@ func (a *Admin) explain(err error) error {
 		return explainDial(socket, dialErr)
 	}
 	if s.Code() == codes.Unimplemented {
-		return tooOld("does not know this request")
+		return tooOld("does not support this request")
 	}
 	if s.Code() == codes.Unavailable && strings.HasPrefix(s.Message(), "error reading from server") { // gRPC's own text
 		return errorf(errdefs.ErrUnavailable, "msbd closed the connection before it answered; see 'msb server status' and its log")

@@ -70,9 +70,10 @@ func TestClientDoesNotImportDaemon(t *testing.T) {
 	}
 }
 
-// TestImportDirection checks the rule of docs/internals/architecture.md. Only package daemon and the commands import packages of
-// more than one group. The package that is a group's root, such as backend, connects the packages of the group: it may
-// import all of them, and none of them imports it.
+// TestImportDirection checks the rule of docs/internals/architecture.md. Every group may import sys, and every group but sys may
+// import domain. There are no other imports between groups: package daemon, which is in none of them, connects all groups.
+// The package that is a group's root, such as backend, connects the packages of the group: it may import all of them, and
+// none of them imports it.
 func TestImportDirection(t *testing.T) {
 	const internal = "daemon/internal/"
 	// The packages of each group that others of the group may import.

@@ -29,8 +29,8 @@ func (c *Client) Sandbox(namespace, name string) *Sandbox {
 // is equal to its configuration, and returns errdefs.ErrConflict otherwise.
 func (s *Sandbox) Start(ctx context.Context, config *rpc.SandboxConfig) error {
 	_, err := post[string](ctx, s.client, request{
-		method: rpc.MethodSandboxStart, params: rpc.StartParams{Sandbox: s.Name, Namespace: optional(s.Namespace), Config: config},
-		limit: startLimit, idempotent: true,
+		method: rpc.MethodSandboxStart, params: rpc.StartParams{Sandbox: s.Name, Namespace: namespaceParam(s.Namespace), Config: config},
+		timeout: startTimeout, idempotent: true,
 	})
 	return err
 }
@@ -38,8 +38,8 @@ func (s *Sandbox) Start(ctx context.Context, config *rpc.SandboxConfig) error {
 // Stop stops the sandbox and deletes everything that was written in it. Its name can be used again.
 func (s *Sandbox) Stop(ctx context.Context) error {
 	_, err := post[string](ctx, s.client, request{
-		method: rpc.MethodSandboxStop, params: rpc.StopParams{Sandbox: s.Name, Namespace: optional(s.Namespace)},
-		limit: stopLimit, // not idempotent: a second stop would not find the sandbox
+		method: rpc.MethodSandboxStop, params: rpc.StopParams{Sandbox: s.Name, Namespace: namespaceParam(s.Namespace)},
+		timeout: stopTimeout, // not idempotent, because a second stop would not find the sandbox
 	})
 	return err
 }
@@ -55,9 +55,9 @@ func (s *Sandbox) RunCode(ctx context.Context, language, code string, timeout ti
 	res, err := post[rpc.ReplRunResult](ctx, s.client, request{
 		method: rpc.MethodSandboxReplRun,
 		params: rpc.ReplRunParams{
-			Sandbox: s.Name, Namespace: optional(s.Namespace), Language: language, Code: code, Timeout: timeout.Seconds(),
+			Sandbox: s.Name, Namespace: namespaceParam(s.Namespace), Language: language, Code: code, Timeout: timeout.Seconds(),
 		},
-		limit: runLimit(timeout),
+		timeout: runCallTimeout(timeout),
 	})
 	if err != nil {
 		return nil, err
@@ -71,9 +71,9 @@ func (s *Sandbox) RunCommand(ctx context.Context, command string, args []string,
 	res, err := post[rpc.CommandRunResult](ctx, s.client, request{
 		method: rpc.MethodSandboxCommandRun,
 		params: rpc.CommandRunParams{
-			Sandbox: s.Name, Namespace: optional(s.Namespace), Command: command, Args: args, Timeout: timeout.Seconds(),
+			Sandbox: s.Name, Namespace: namespaceParam(s.Namespace), Command: command, Args: args, Timeout: timeout.Seconds(),
 		},
-		limit: runLimit(timeout),
+		timeout: runCallTimeout(timeout),
 	})
 	if err != nil {
 		return nil, err
@@ -84,8 +84,8 @@ func (s *Sandbox) RunCommand(ctx context.Context, command string, args []string,
 // Metrics returns the resource usage of the sandbox.
 func (s *Sandbox) Metrics(ctx context.Context) (*rpc.SandboxMetrics, error) {
 	res, err := post[rpc.MetricsResult](ctx, s.client, request{
-		method: rpc.MethodSandboxMetricsGet, params: rpc.MetricsParams{Sandbox: &s.Name, Namespace: optional(s.Namespace)},
-		limit: queryLimit, idempotent: true,
+		method: rpc.MethodSandboxMetricsGet, params: rpc.MetricsParams{Sandbox: &s.Name, Namespace: namespaceParam(s.Namespace)},
+		timeout: queryTimeout, idempotent: true,
 	})
 	if err != nil {
 		return nil, err
@@ -96,8 +96,8 @@ func (s *Sandbox) Metrics(ctx context.Context) (*rpc.SandboxMetrics, error) {
 	return &res.Sandboxes[0], nil
 }
 
-// runLimit returns the time limit of the call for a run with this timeout; 0 means that of the context.
-func runLimit(timeout time.Duration) time.Duration {
+// runCallTimeout returns the timeout of the call that makes a run with this timeout. 0 means no timeout.
+func runCallTimeout(timeout time.Duration) time.Duration {
 	if timeout <= 0 {
 		return 0
 	}

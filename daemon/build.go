@@ -171,6 +171,6 @@ func recordStart(cfg config.Config, address string, db *store.Store, log *slog.L
 		"version": cfg.Version, "address": address, "dev": strconv.FormatBool(cfg.Dev), "tls": strconv.FormatBool(cfg.TLS()),
 		"insecure_behind_proxy": strconv.FormatBool(cfg.InsecureBehindProxy), "hypervisor": cfg.Hypervisor, "accelerator": cfg.Accelerator,
 	}}); err != nil {
-		log.Error("record the start in the audit log", "err", err)
+		log.Error("could not record the start in the audit log", "err", err)
 	}
 }

@@ -1,5 +1,5 @@
-// Package daemon is msbd: it creates the components, runs them concurrently and shuts them down. It is the only package
-// that imports packages from more than one group of daemon/internal.
+// Package daemon is msbd: it creates the components, runs them concurrently and shuts them down. Only this package connects
+// all groups of packages in daemon/internal.
 package daemon
 
 import (

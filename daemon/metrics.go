@@ -14,7 +14,7 @@ var (
 	keyCount     = prometheus.NewDesc("msbd_keys", "Number of API keys, by state.", []string{"state"}, nil)
 	sandboxCount = prometheus.NewDesc("msbd_sandboxes", "Number of sandboxes, by state.", []string{"state"}, nil)
 	degraded     = prometheus.NewDesc("msbd_degraded", "1 if the server is degraded and refuses changes, else 0.", nil, nil)
-	auditSize    = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
+	auditEntries = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
 	certExpiry   = prometheus.NewDesc("msbd_tls_certificate_expiry_timestamp_seconds", "When the gateway's certificate expires, as a Unix timestamp.", nil, nil)
 )
 
@@ -30,7 +30,7 @@ type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, degraded, auditSize, certExpiry} {
+	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, degraded, auditEntries, certExpiry} {
 		out <- d
 	}
 }
@@ -54,7 +54,7 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	_, reasons := c.current()
 	gauge(degraded, min(1, float64(len(reasons))))
-	gauge(auditSize, float64(c.store.AuditHead().Seq))
+	gauge(auditEntries, float64(c.store.AuditHead().Seq))
 	if c.certs != nil {
 		if expiry := c.certs.Status(time.Now()).NotAfter; !expiry.IsZero() {
 			gauge(certExpiry, float64(expiry.Unix()))

@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	starting   = adminv1.GetStatusResponse_DAEMON_STATE_STARTING
-	recovering = adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING
-	ready      = adminv1.GetStatusResponse_DAEMON_STATE_READY
-	draining   = adminv1.GetStatusResponse_DAEMON_STATE_DRAINING
-	isDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
+	starting      = adminv1.GetStatusResponse_DAEMON_STATE_STARTING
+	recovering    = adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING
+	ready         = adminv1.GetStatusResponse_DAEMON_STATE_READY
+	draining      = adminv1.GetStatusResponse_DAEMON_STATE_DRAINING
+	stateDegraded = adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED
 )
 
 // status is the state of the daemon, with everything that it reports to administrators.
@@ -68,10 +68,10 @@ func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons
 	}
 	if behind := s.issuer.ClockBehind(); behind > 0 {
 		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, and API keys expire by that time; "+
-			"correct the clock or, if it is right and was wrong before, run 'msb server reset', which invalidates all API keys", behind.Round(time.Second)))
+			"correct the clock. If it is correct now but was ahead before, run 'msb server reset', which accepts the current time and invalidates every API key", behind.Round(time.Second)))
 	}
 	if state == ready && len(reasons) > 0 {
-		state = isDegraded
+		state = stateDegraded
 	}
 	return state, reasons
 }

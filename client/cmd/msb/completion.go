@@ -31,11 +31,11 @@ var completionScripts embed.FS
 
 func printCompletion(c *cli.Context) error {
 	if c.NArg() != 1 {
-		return usage(c, "give one shell: bash, zsh or fish")
+		return usageError(c, "give one shell: bash, zsh or fish")
 	}
 	script, err := completionScripts.ReadFile("completion/" + c.Args().First())
 	if err != nil {
-		return usage(c, "unknown shell %q: use bash, zsh or fish", c.Args().First())
+		return usageError(c, "unknown shell %q: use bash, zsh or fish", c.Args().First())
 	}
 	_, err = c.App.Writer.Write(script)
 	return err

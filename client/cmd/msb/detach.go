@@ -37,7 +37,7 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 		return err
 	}
 	defer log.Close()
-	began, err := log.Seek(0, io.SeekEnd)
+	logOffset, err := log.Seek(0, io.SeekEnd)
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}
@@ -60,7 +60,7 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 		<-ended
 		return errors.New("interrupted; msbd was stopped")
 	default:
-		return fmt.Errorf("msbd exited while starting (%w). The end of its log, %s:\n%s", err, log.Name(), tail(log, began))
+		return fmt.Errorf("msbd exited while starting (%w). The end of its log, %s:\n%s", err, log.Name(), tail(log, logOffset))
 	}
 	st, err := a.Status(c.Context)
 	if err != nil {
@@ -115,7 +115,7 @@ func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 	defer cancel()
 	poll := time.NewTicker(pollInterval)
 	defer poll.Stop()
-	began, reported := time.Now(), time.Now()
+	start, reported := time.Now(), time.Now()
 	for {
 		state := "starting"
 		// Use a new connection for each attempt, because gRPC waits longer and longer before it reconnects.
@@ -129,7 +129,7 @@ func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 		}
 		if time.Since(reported) >= progressInterval {
 			reported = time.Now()
-			fmt.Fprintf(c.App.ErrWriter, "msbd is %s (%s) …\n", state, age(time.Since(began)))
+			fmt.Fprintf(c.App.ErrWriter, "msbd is %s (%s) …\n", state, age(time.Since(start)))
 		}
 		select {
 		case err := <-ended:
@@ -144,15 +144,15 @@ func waitReady(c *cli.Context, a *client.Admin, ended <-chan error) error {
 	}
 }
 
-// tail returns the end of the log, at most logTail bytes, starting at offset began or later.
-func tail(log *os.File, began int64) []byte {
+// tail returns the end of the log, at most logTail bytes, starting at logOffset or later.
+func tail(log *os.File, logOffset int64) []byte {
 	info, err := log.Stat()
 	if err != nil {
 		return nil
 	}
-	from := max(began, info.Size()-logTail)
+	from := max(logOffset, info.Size()-logTail)
 	data, _ := io.ReadAll(io.NewSectionReader(log, from, logTail))
-	if _, rest, ok := bytes.Cut(data, []byte("\n")); ok && from > began {
+	if _, rest, ok := bytes.Cut(data, []byte("\n")); ok && from > logOffset {
 		data = rest // drop the first line, which may be incomplete
 	}
 	return bytes.TrimSpace(data)

@@ -43,20 +43,21 @@ type report struct {
 
 type check struct {
 	Name   string `json:"name"`
-	Status string `json:"status"` // fine, warning or problem
+	Status string `json:"status"` // one of the constants below
 	Detail string `json:"detail"`
 	Remedy string `json:"remedy,omitempty"`
 }
 
+// The values of Status. The Status of a report is the worst of its checks.
 const (
-	fine    = "ok"
-	warning = "warning"
-	problem = "problem"
+	statusOK      = "ok"
+	statusWarning = "warning"
+	statusProblem = "problem"
 )
 
 func (r *report) add(c check) {
 	r.Checks = append(r.Checks, c)
-	if c.Status == problem || c.Status == warning && r.Status == fine {
+	if c.Status == statusProblem || c.Status == statusWarning && r.Status == statusOK {
 		r.Status = c.Status
 	}
 }
@@ -71,8 +72,8 @@ func doctor(c *cli.Context) error {
 	}
 	r, err := examineHost(c, runDir)
 	if err != nil {
-		r = &report{Status: fine}
-		r.add(check{"msbd", problem, err.Error(), "install the msbd that belongs to this msb"})
+		r = &report{Status: statusOK}
+		r.add(check{"msbd", statusProblem, err.Error(), "install the msbd that belongs to this msb"})
 	}
 	examineServer(c.Context, filepath.Join(runDir, socketName), r)
 	if c.Bool(jsonFlag.Name) {
@@ -80,7 +81,7 @@ func doctor(c *cli.Context) error {
 	} else {
 		err = printReport(c.App.Writer, r)
 	}
-	if err == nil && r.Status == problem {
+	if err == nil && r.Status == statusProblem {
 		return cli.Exit("", exitFailure)
 	}
 	return err
@@ -120,28 +121,28 @@ func examineServer(ctx context.Context, socket string, r *report) {
 	st, err := a.Status(ctx)
 	switch {
 	case errors.Is(err, client.ErrNotRunning):
-		r.add(check{name, warning, "not running: nothing listens on " + socket, "msb server start --detach"})
+		r.add(check{name, statusWarning, "not running: nothing listens on " + socket, "msb server start --detach"})
 		return
 	case errors.Is(err, errdefs.ErrPermissionDenied):
-		r.add(check{name, warning, fmt.Sprintf("%s may not use %s", currentUser(), socket), permission()})
+		r.add(check{name, statusWarning, fmt.Sprintf("%s may not use %s", currentUser(), socket), permission()})
 		return
 	case err != nil:
-		r.add(check{name, problem, err.Error(), "see the server's log"})
+		r.add(check{name, statusProblem, err.Error(), "see the server's log"})
 		return
 	}
 	state := fmt.Sprintf("%s, msbd %s, %s (pid %d)", stateName(st), st.GetVersion(), gatewayURL(st), st.GetPid())
-	is, would := st.GetIsolation(), r.Isolation
+	current, configured := st.GetIsolation(), r.Isolation
 	switch {
 	case st.GetState() == degraded:
-		r.add(check{name, problem, state + ": " + strings.Join(st.GetDegradedReasons(), "; "), "see 'msb server status'"})
+		r.add(check{name, statusProblem, state + ": " + strings.Join(st.GetDegradedReasons(), "; "), "see 'msb server status'"})
 	case st.GetState() != ready:
-		r.add(check{name, warning, state, "wait, then see 'msb server status'"})
-	case would != nil && is.GetHypervisor() != "" && (is.GetHypervisor() != would.Hypervisor || is.GetAccelerator() != would.Accelerator):
-		r.add(check{name, warning, fmt.Sprintf("%s; it was started with hypervisor %s and accelerator %s, and would now start with %s and %s",
-			state, is.GetHypervisor(), is.GetAccelerator(), would.Hypervisor, would.Accelerator),
+		r.add(check{name, statusWarning, state, "wait, then see 'msb server status'"})
+	case configured != nil && current.GetHypervisor() != "" && (current.GetHypervisor() != configured.Hypervisor || current.GetAccelerator() != configured.Accelerator):
+		r.add(check{name, statusWarning, fmt.Sprintf("%s; it was started with hypervisor %s and accelerator %s, and would now start with %s and %s",
+			state, current.GetHypervisor(), current.GetAccelerator(), configured.Hypervisor, configured.Accelerator),
 			"msb server stop, then msb server start --detach; sandboxes keep running"})
 	default:
-		r.add(check{Name: name, Status: fine, Detail: state})
+		r.add(check{Name: name, Status: statusOK, Detail: state})
 	}
 	r.add(examineImages(ctx, a))
 }
@@ -151,15 +152,15 @@ func examineImages(ctx context.Context, a *client.Admin) check {
 	images, err := a.Images(ctx)
 	switch {
 	case err != nil:
-		return check{name, warning, "not checked: " + err.Error(), "msb image list, when the server is ready"}
+		return check{name, statusWarning, "not checked: " + err.Error(), "msb image list, when the server is ready"}
 	case len(images) == 0:
-		return check{name, warning, "there is no image to start a sandbox from", "msb image import FILE"}
+		return check{name, statusWarning, "there is no image to start a sandbox from", "msb image import FILE"}
 	}
 	var names []string
 	for _, image := range images {
 		names = append(names, image.GetName())
 	}
-	return check{Name: name, Status: fine, Detail: strings.Join(names, ", ")}
+	return check{Name: name, Status: statusOK, Detail: strings.Join(names, ", ")}
 }
 
 // permission returns the commands that let this user use the admin socket.
@@ -178,7 +179,7 @@ func currentUser() string {
 	return "this user"
 }
 
-var statusColour = map[string]colour{fine: green, warning: yellow, problem: red}
+var statusColour = map[string]colour{statusOK: green, statusWarning: yellow, statusProblem: red}
 
 // printReport prints the checks, a summary, and what to do, which comes last because it matters most to the reader.
 // Commands are not wrapped, so that they can be copied.
@@ -190,7 +191,7 @@ func printReport(w io.Writer, r *report) error {
 		name = max(name, len(c.Name))
 		count[c.Status]++
 	}
-	const status = len(warning)
+	const status = len(statusWarning)
 	for _, c := range r.Checks {
 		fmt.Fprintf(&out, "%s  %-*s  %s\n", coloured(w, statusColour[c.Status], fmt.Sprintf("%-*s", status, c.Status)), name, printable(c.Name),
 			wrapped(w, printable(c.Detail), status+name+4))
@@ -199,18 +200,18 @@ func printReport(w io.Writer, r *report) error {
 	for _, line := range summary(r) {
 		fmt.Fprintln(&out, wrapped(w, printable(line), 2))
 	}
-	if count[fine] < len(r.Checks) {
+	if count[statusOK] < len(r.Checks) {
 		out.WriteString("\nWhat to do:\n")
 	}
-	for _, severity := range []string{problem, warning} {
+	for _, severity := range []string{statusProblem, statusWarning} {
 		for _, c := range r.Checks {
 			if c.Status == severity {
 				fmt.Fprintf(&out, "  %-*s  %s\n", name, printable(c.Name), printable(c.Remedy))
 			}
 		}
 	}
-	fmt.Fprintf(&out, "\n%s: %s, %s\n", plural(len(r.Checks), "check", "checks"), plural(count[problem], "problem", "problems"),
-		plural(count[warning], "warning", "warnings"))
+	fmt.Fprintf(&out, "\n%s: %s, %s\n", plural(len(r.Checks), "check", "checks"), plural(count[statusProblem], "problem", "problems"),
+		plural(count[statusWarning], "warning", "warnings"))
 	_, err := io.WriteString(w, out.String())
 	return err
 }
@@ -219,7 +220,7 @@ func printReport(w io.Writer, r *report) error {
 func summary(r *report) []string {
 	i := r.Isolation
 	switch {
-	case i == nil && r.Status == problem:
+	case i == nil && r.Status == statusProblem:
 		return []string{"Sandboxes cannot run here as configured."}
 	case i == nil:
 		return []string{"Run msb doctor as root to see how sandboxes would be isolated."}

@@ -17,11 +17,13 @@ import (
 // maxEnvFile is the largest file that is changed, in bytes. It is larger than any file of environment variables.
 const maxEnvFile = 1 << 20
 
-// envFile is the new version of a file of lines NAME=value in which a variable is about to be set. It keeps the owner of
-// the old version. A new file that root creates gets the owner of its directory. Its mode is 0600.
-type envFile struct{ *newFile }
+// envFile is a new version of a file of environment variables, which has lines NAME=value. set sets a variable in it and
+// replaces the old version. The owner stays the same; if there is no old version and root creates the file, it gets the
+// owner of its directory. The mode is 0600.
+type envFile struct{ *atomicFile }
 
-// prepareEnvFile returns an error if the file could not be written later.
+// prepareEnvFile prepares to replace the file at path. It fails if set could not write the file later, so call it before a
+// key is created.
 func prepareEnvFile(path string) (*envFile, error) {
 	// A symbolic link is not followed, because anyone who may write in the directory could have created it.
 	info, err := os.Lstat(path)

@@ -8,16 +8,16 @@ import (
 	"path/filepath"
 )
 
-// newFile is a file that only this user can read and that appears complete or not at all: it is written to a temporary
+// atomicFile is a file that only this user can read and that appears complete or not at all: it is written to a temporary
 // file in the same directory and renamed by commit.
-type newFile struct {
+type atomicFile struct {
 	*os.File
 	path string
 }
 
 // createFile creates the temporary file for path. Call it before any step that cannot be undone, because it fails if the
 // directory cannot be written.
-func createFile(path string) (*newFile, error) {
+func createFile(path string) (*atomicFile, error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err // without the name of the temporary file
@@ -25,11 +25,11 @@ func createFile(path string) (*newFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
-	return &newFile{f, path}, nil
+	return &atomicFile{f, path}, nil
 }
 
 // commit moves the file to its path, replacing any file there, and syncs it to disk.
-func (f *newFile) commit() error {
+func (f *atomicFile) commit() error {
 	err := f.Sync()
 	if err == nil {
 		err = os.Rename(f.Name(), f.path)
@@ -44,7 +44,7 @@ func (f *newFile) commit() error {
 }
 
 // discard closes the file and removes it unless it was committed.
-func (f *newFile) discard() {
+func (f *atomicFile) discard() {
 	_ = f.Close()
 	_ = os.Remove(f.Name())
 }

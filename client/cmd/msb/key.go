@@ -77,8 +77,8 @@ func isLive(k *adminv1.Key) bool { return k.GetState() == adminv1.KeyState_KEY_S
 // shortID returns a prefix of the id that is long enough to identify the key.
 func shortID(k *adminv1.Key) string { return k.GetId()[:min(12, len(k.GetId()))] }
 
-// title returns the key's name and id for use in a sentence.
-func title(k *adminv1.Key) string {
+// describeKeyID returns the key's name and id for use in a sentence.
+func describeKeyID(k *adminv1.Key) string {
 	if k.GetName() == "" {
 		return "API key " + k.GetId()
 	}
@@ -97,8 +97,8 @@ func validIn(k *adminv1.Key) string {
 	}
 }
 
-// allows describes what the key allows.
-func allows(k *adminv1.Key) string {
+// scopesText returns what the key allows, for use in a sentence.
+func scopesText(k *adminv1.Key) string {
 	if len(k.GetScopes()) == 0 {
 		return "everything"
 	}

@@ -47,18 +47,18 @@ func newKey(c *cli.Context, create func(*client.Admin) (newKeyInfo, error)) erro
 	if err != nil {
 		return err
 	}
-	lost := func(err error) error {
+	notDelivered := func(err error) error {
 		return fmt.Errorf("%s was created, but could not be written anywhere (revoke it with 'msb server key revoke %s' and create another one): %w",
-			title(created.key), created.key.GetId(), err)
+			describeKeyID(created.key), created.key.GetId(), err)
 	}
 	if file != nil {
 		if err := file.set(keyVariable, created.secret); err != nil {
-			return lost(err)
+			return notDelivered(err)
 		}
 	}
 	err = created.print(c)
 	if err != nil && file == nil {
-		return lost(err)
+		return notDelivered(err)
 	}
 	return err
 }
@@ -96,13 +96,13 @@ func (k newKeyInfo) print(c *cli.Context) error {
 	if file != "" {
 		where = "It was written to " + file + " as " + keyVariable + "."
 	}
-	fmt.Fprintf(c.App.ErrWriter, "%s is valid in %s, allows %s and %s. %s\n", title(k.key), validIn(k.key), allows(k.key), expiry, printable(where))
+	fmt.Fprintf(c.App.ErrWriter, "%s is valid in %s, allows %s and %s. %s\n", describeKeyID(k.key), validIn(k.key), scopesText(k.key), expiry, printable(where))
 	if k.old != nil {
 		until := "is refused from now on"
 		if isLive(k.old) {
 			until = "is valid until " + localTime(k.old.GetRevokedAt())
 		}
-		fmt.Fprintf(c.App.ErrWriter, "It replaces %s, which %s.\n", title(k.old), until)
+		fmt.Fprintf(c.App.ErrWriter, "It replaces %s, which %s.\n", describeKeyID(k.old), until)
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func newApp() *cli.App {
 			manCommand,
 			versionCommand,
 		},
-		Action:         group,
+		Action:         requireSubcommand,
 		OnUsageError:   badUsage,
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 	}
@@ -108,22 +108,22 @@ func setDefaults(commands []*cli.Command) {
 		c.OnUsageError = badUsage
 		c.HideHelpCommand = true
 		if c.Action == nil {
-			c.Action = group
+			c.Action = requireSubcommand
 		}
 		setDefaults(c.Subcommands)
 	}
 }
 
-// group is the action of commands that only have subcommands.
-func group(c *cli.Context) error {
+// requireSubcommand is the action of commands that only have subcommands. It prints their help.
+func requireSubcommand(c *cli.Context) error {
 	if c.NArg() > 0 {
-		return usage(c, "unknown command %q", c.Args().First())
+		return usageError(c, "unknown command %q", c.Args().First())
 	}
 	return cli.ShowSubcommandHelp(c)
 }
 
 func badUsage(c *cli.Context, err error, _ bool) error {
-	return usage(c, "%s", flagError(c.Command, err.Error()))
+	return usageError(c, "%s", flagError(c.Command, err.Error()))
 }
 
 // flagError rewrites an error of package flag in the terms of msb's help.
@@ -156,8 +156,8 @@ func flagError(command *cli.Command, text string) string {
 	return fmt.Sprintf("invalid value %s for %s: %s", value, dashed(name), reason)
 }
 
-// usage returns the error for an invalid command line. It refers to the command's help.
-func usage(c *cli.Context, format string, a ...any) error {
+// usageError returns the error for an invalid command line. It refers to the command's help.
+func usageError(c *cli.Context, format string, a ...any) error {
 	name := strings.TrimSpace(c.Command.HelpName)
 	if name == "" {
 		name = c.App.HelpName
@@ -168,14 +168,14 @@ func usage(c *cli.Context, format string, a ...any) error {
 // noArguments returns an error if the command line has arguments other than flags.
 func noArguments(c *cli.Context) error {
 	if c.NArg() > 0 {
-		return usage(c, "unexpected argument %q", c.Args().First())
+		return usageError(c, "unexpected argument %q", c.Args().First())
 	}
-	return noneEmpty(c)
+	return checkNotEmpty(c)
 }
 
-// noneEmpty returns an error for a flag or an argument that is present, but empty. The cause is more likely an unset
-// shell variable than the wish for the default, which may be a key without limits.
-func noneEmpty(c *cli.Context) error {
+// checkNotEmpty returns an error if a flag or an argument is present but empty. Probably a shell variable is unset then, and
+// the user does not want the default, which may be a key without limits.
+func checkNotEmpty(c *cli.Context) error {
 	for _, f := range c.Command.Flags {
 		name := f.Names()[0]
 		empty := false
@@ -188,12 +188,12 @@ func noneEmpty(c *cli.Context) error {
 			}
 		}
 		if empty && c.IsSet(name) {
-			return usage(c, "--%s is empty; omit it to use the default", name)
+			return usageError(c, "--%s is empty; omit it to use the default", name)
 		}
 	}
 	for _, argument := range c.Args().Slice() {
 		if argument == "" {
-			return usage(c, "an argument is empty")
+			return usageError(c, "an argument is empty")
 		}
 	}
 	return nil

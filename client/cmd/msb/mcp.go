@@ -66,11 +66,11 @@ type bridge struct {
 	running map[string]context.CancelCauseFunc
 }
 
-// errByClient is the cause of a request that the assistant canceled.
-var errByClient = errors.New("canceled by the assistant")
+// errCanceledByAssistant is the cause of a request that the assistant canceled.
+var errCanceledByAssistant = errors.New("canceled by the assistant")
 
-// serve forwards the messages from in. It returns when in has ended and every message is answered, when nobody reads the
-// answers any more, or when ctx is done.
+// serve forwards the messages from in. It returns when in has ended and every message was answered, when in has ended and
+// the assistant no longer reads the answers, or when ctx is done.
 func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -104,8 +104,8 @@ func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 	}
 }
 
-// waitReaderGone waits until the reader of a pipe or a socket has closed it. It returns false if ctx is done first, or if
-// w is no file.
+// waitReaderGone waits until the other end of w, a pipe or a socket, is closed, and then returns true. It returns false if
+// ctx is done first, or if w is not a file.
 func waitReaderGone(ctx context.Context, w io.Writer) (gone bool) {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -134,7 +134,8 @@ type mcpMessage struct {
 	} `json:"params"`
 }
 
-// receive starts a request for a message, or cancels one if the message says so.
+// receive handles a message from the assistant: it starts a request that forwards the message or, if the message is
+// notifications/cancelled, cancels the request that it names.
 func (b *bridge) receive(ctx context.Context, line []byte, requests *sync.WaitGroup) {
 	var m mcpMessage
 	if json.Unmarshal(line, &m) != nil {
@@ -145,7 +146,7 @@ func (b *bridge) receive(ctx context.Context, line []byte, requests *sync.WaitGr
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if cancel := b.running[string(m.Params.RequestID)]; cancel != nil {
-			cancel(errByClient)
+			cancel(errCanceledByAssistant)
 		}
 		return
 	}
@@ -161,7 +162,7 @@ func (b *bridge) receive(ctx context.Context, line []byte, requests *sync.WaitGr
 		b.mu.Lock()
 		delete(b.running, id)
 		b.mu.Unlock()
-		if err != nil && context.Cause(ctx) != errByClient {
+		if err != nil && context.Cause(ctx) != errCanceledByAssistant {
 			b.replyError(m, err)
 		}
 		cancel(nil)

@@ -19,11 +19,11 @@ var mcpConfig = &cli.Command{
 	Flags: []cli.Flag{serverURLFlag},
 	Action: func(c *cli.Context) error {
 		if c.NArg() != 1 {
-			return usage(c, "give one assistant: claude, cursor or vscode")
+			return usageError(c, "give one assistant: claude, cursor or vscode")
 		}
 		settings, ok := assistants[c.Args().First()]
 		if !ok {
-			return usage(c, "unknown assistant %q: use claude, cursor or vscode", c.Args().First())
+			return usageError(c, "unknown assistant %q: use claude, cursor or vscode", c.Args().First())
 		}
 		config, err := client.LoadConfig(c.String(serverURLFlag.Name))
 		if err != nil {

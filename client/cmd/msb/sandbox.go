@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
@@ -96,7 +97,7 @@ func nextStep(e *client.Error, config *client.Config, name string) error {
 		return fmt.Errorf("%w. Choose a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
 	case errdefs.IsNotFound(e) && name != "":
 		return fmt.Errorf("%w: start it with 'msb sandbox start %s'", e, name)
-	case errdefs.IsConflict(e) && name != "":
+	case errdefs.IsConflict(e) && name != "" && strings.Contains(e.Error(), "already running with another configuration"):
 		return fmt.Errorf("%w. To stop it, run 'msb sandbox stop %s'", e, name)
 	}
 	return e
@@ -136,9 +137,9 @@ func withRunExitCode(err error) error {
 // oneSandbox returns the name of the sandbox, which must be the only argument.
 func oneSandbox(c *cli.Context) (name string, err error) {
 	if c.NArg() != 1 {
-		return "", usage(c, "give the name of one sandbox")
+		return "", usageError(c, "give the name of one sandbox")
 	}
-	return c.Args().First(), noneEmpty(c)
+	return c.Args().First(), checkNotEmpty(c)
 }
 
 // printLines writes the lines in order, each to standard output or standard error as the program did. The program is not

@@ -29,9 +29,9 @@ func execCommand(c *cli.Context) error {
 	}
 	switch {
 	case len(arguments) < 2 || arguments[0] == "" || arguments[1] == "":
-		return usage(c, "give the name of one sandbox and a program")
+		return usageError(c, "give the name of one sandbox and a program")
 	case strings.HasPrefix(c.Args().Get(1), "-") && c.Args().Get(1) != "--":
-		return usage(c, "put %q before %q", c.Args().Get(1), arguments[0])
+		return usageError(c, "put %q before %q", c.Args().Get(1), arguments[0])
 	}
 	name := arguments[0]
 	var res *rpc.CommandRunResult

@@ -24,9 +24,9 @@ var sandboxMetrics = &cli.Command{
 
 func measureSandboxes(c *cli.Context) error {
 	if c.NArg() > 1 {
-		return usage(c, "give the name of one sandbox, or none to list all")
+		return usageError(c, "give the name of one sandbox, or none to list all")
 	}
-	if err := noneEmpty(c); err != nil {
+	if err := checkNotEmpty(c); err != nil {
 		return err
 	}
 	name, namespace := c.Args().First(), c.String(namespaceFlag.Name)
@@ -51,7 +51,7 @@ func measureSandboxes(c *cli.Context) error {
 	}
 	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "CPU", "MEMORY", "DISK"}}
 	for _, m := range res.Sandboxes {
-		state, cpu, memory, disk := "stopped", "-", "-", "-"
+		state, cpu, memory, disk := "not running", "-", "-", "-"
 		if m.Running {
 			state = "running"
 		}

@@ -30,9 +30,9 @@ var sandboxRun = &cli.Command{
 
 func runCode(c *cli.Context) error {
 	if n := c.NArg(); n != 1 && n != 2 {
-		return usage(c, "give the name of one sandbox, and the code as one argument or on standard input")
+		return usageError(c, "give the name of one sandbox, and the code as one argument or on standard input")
 	}
-	if err := noneEmpty(c); err != nil {
+	if err := checkNotEmpty(c); err != nil {
 		return err
 	}
 	name, code := c.Args().First(), c.Args().Get(1)

@@ -34,13 +34,13 @@ func tailAudit(c *cli.Context) error {
 	}
 	last := c.Int("last")
 	if last < 0 || last > math.MaxInt32 {
-		return usage(c, "-n %d is out of range: must be 0 to %d", last, math.MaxInt32)
+		return usageError(c, "-n %d is out of range: must be 0 to %d", last, math.MaxInt32)
 	}
 	a := admin(c)
 	defer a.Close()
 	err := a.TailAudit(c.Context, last, c.Bool("follow"), func(line string) error {
 		if !c.Bool(jsonFlag.Name) {
-			line = readable(line)
+			line = formatEntry(line)
 		}
 		_, err := fmt.Fprintln(c.App.Writer, line)
 		return err
@@ -51,8 +51,8 @@ func tailAudit(c *cli.Context) error {
 	return err
 }
 
-// readable formats a line of the log for people. It returns a line that it cannot parse unchanged.
-func readable(line string) string {
+// formatEntry formats a line of the log for people. It returns a line that it cannot parse unchanged.
+func formatEntry(line string) string {
 	var e audit.Entry
 	if err := json.Unmarshal([]byte(line), &e); err != nil {
 		return printable(line)

@@ -34,7 +34,7 @@ func backup(c *cli.Context) error {
 	defer a.Close()
 	if path == "-" {
 		if isTerminal(c.App.Writer) {
-			return usage(c, "the backup contains secrets and is not printed on a terminal: give a FILE, or redirect the output")
+			return usageError(c, "the backup contains secrets and is not printed on a terminal: give a FILE, or redirect the output")
 		}
 		return writeBackup(c, a, c.App.Writer)
 	}
@@ -71,11 +71,11 @@ func writeBackup(c *cli.Context, a *client.Admin, w io.Writer) error {
 
 // oneFile returns the path of a file, which must be the only argument.
 func oneFile(c *cli.Context) (string, error) {
-	if err := noneEmpty(c); err != nil {
+	if err := checkNotEmpty(c); err != nil {
 		return "", err
 	}
 	if c.NArg() != 1 {
-		return "", usage(c, "give one FILE")
+		return "", usageError(c, "give one FILE")
 	}
 	return c.Args().First(), nil
 }

@@ -21,11 +21,11 @@ var keyRevoke = &cli.Command{
 }
 
 func revokeKeys(c *cli.Context) error {
-	if err := noneEmpty(c); err != nil {
+	if err := checkNotEmpty(c); err != nil {
 		return err
 	}
 	if c.NArg() == 0 {
-		return usage(c, "give one or more KEYs; 'msb server key list' lists them")
+		return usageError(c, "give one or more KEYs; 'msb server key list' lists them")
 	}
 	a := admin(c)
 	defer a.Close()
@@ -39,7 +39,7 @@ func revokeKeys(c *cli.Context) error {
 		if slices.ContainsFunc(keys, func(k *adminv1.Key) bool { return k.GetId() == key.GetId() }) {
 			continue
 		}
-		keys, titles = append(keys, key), append(titles, title(key))
+		keys, titles = append(keys, key), append(titles, describeKeyID(key))
 	}
 	if err := confirm(c, "This permanently revokes "+strings.Join(titles, ", ")+"."); err != nil {
 		return err
@@ -48,13 +48,13 @@ func revokeKeys(c *cli.Context) error {
 		// Revoke by id, because another key may have been given the name in the meantime.
 		revoked, err := a.RevokeKey(c.Context, key.GetId())
 		if err != nil {
-			return fmt.Errorf("revoke %s: %w", title(key), err)
+			return fmt.Errorf("revoke %s: %w", describeKeyID(key), err)
 		}
 		if key.GetState() == adminv1.KeyState_KEY_STATE_REVOKED {
-			fmt.Fprintf(c.App.ErrWriter, "%s was already revoked\n", title(revoked))
+			fmt.Fprintf(c.App.ErrWriter, "%s was already revoked\n", describeKeyID(revoked))
 			continue
 		}
-		fmt.Fprintf(c.App.ErrWriter, "%s was revoked\n", title(revoked))
+		fmt.Fprintf(c.App.ErrWriter, "%s was revoked\n", describeKeyID(revoked))
 	}
 	return nil
 }

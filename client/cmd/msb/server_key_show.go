@@ -22,11 +22,11 @@ var keyShow = &cli.Command{
 
 // oneKey returns the KEY argument, which must be the only argument.
 func oneKey(c *cli.Context) (string, error) {
-	if err := noneEmpty(c); err != nil {
+	if err := checkNotEmpty(c); err != nil {
 		return "", err
 	}
 	if c.NArg() != 1 {
-		return "", usage(c, "give one KEY; 'msb server key list' lists them")
+		return "", usageError(c, "give one KEY; 'msb server key list' lists them")
 	}
 	return c.Args().First(), nil
 }
@@ -85,7 +85,7 @@ func describeKey(k *adminv1.Key, now time.Time) [][]string {
 		{"name", cmp.Or(k.GetName(), "none")},
 		{"state", state},
 		{"valid in", validIn(k)},
-		{"allows", allows(k)},
+		{"allows", scopesText(k)},
 		{"created", fmt.Sprintf("%s, %s, by %s (uid %d)", localTime(k.GetCreatedAt()), ago(k.GetCreatedAt(), now), creator, k.GetCreatedBy())},
 		{"expires", expires},
 		{"last used", used},

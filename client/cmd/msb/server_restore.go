@@ -38,7 +38,7 @@ func restore(c *cli.Context) error {
 		}
 		total = info.Size()
 	} else if isTerminal(file) {
-		return usage(c, "standard input is a terminal: give a FILE")
+		return usageError(c, "standard input is a terminal: give a FILE")
 	}
 	if err := confirm(c, "This replaces the server's signing key with that of "+path+
 		". If they differ, every current API key that is not in the backup becomes invalid permanently. A reset since the backup is undone."); err != nil {

@@ -124,7 +124,7 @@ func chooseRunDir(c *cli.Context) (string, error) {
 		socket = client.DefaultSocket()
 	}
 	if filepath.Base(socket) != socketName {
-		return "", usage(c, "msbd creates its socket as %s in its run directory: use --run-dir instead of --socket %s", socketName, socket)
+		return "", usageError(c, "msbd creates its socket as %s in its run directory: use --run-dir instead of --socket %s", socketName, socket)
 	}
 	return filepath.Abs(filepath.Dir(socket))
 }
@@ -137,12 +137,12 @@ func alreadyRunning(c *cli.Context, a *client.Admin, st *adminv1.GetStatusRespon
 			"sandboxes keep running", gatewayURL(st), st.GetPid(), onOff(st.GetDevMode()))
 	}
 	if c.Bool("reset-key") {
-		// The status does not tell which configuration the running server was started with, and a reset of the wrong
+		// The status does not say with which configuration the running server was started, and resetting the wrong
 		// server would permanently invalidate its keys.
-		if others := setFlags(c, "config", "state-dir", "lib-dir"); len(others) > 0 {
+		if ambiguous := flagsInUse(c, "config", "state-dir", "lib-dir"); len(ambiguous) > 0 {
 			return fmt.Errorf("msbd is already running at %s (pid %d), but %s may refer to another server: the signing key was not reset. "+
 				"To reset the key of the running server, omit these flags; to start a second server, use a different --run-dir and --port",
-				gatewayURL(st), st.GetPid(), strings.Join(others, ", "))
+				gatewayURL(st), st.GetPid(), strings.Join(ambiguous, ", "))
 		}
 		return reset(c, a)
 	}
@@ -150,17 +150,18 @@ func alreadyRunning(c *cli.Context, a *client.Admin, st *adminv1.GetStatusRespon
 	return nil
 }
 
-// setFlags returns those of the flags that the command line sets, with their values, such as "--config FILE".
-func setFlags(c *cli.Context, names ...string) (set []string) {
+// flagsInUse returns those of the flags that the command line sets, with their values, such as "--config FILE".
+func flagsInUse(c *cli.Context, names ...string) (flags []string) {
 	for _, name := range names {
 		if c.IsSet(name) {
-			set = append(set, "--"+name+" "+c.String(name))
+			flags = append(flags, "--"+name+" "+c.String(name))
 		}
 	}
-	return set
+	return flags
 }
 
-// findMsbd returns the path of the msbd that belongs to this msb: beside it, in ../libexec/msb, or in PATH.
+// findMsbd returns the path of the msbd that belongs to this msb. It looks in the directory of this msb, in
+// ../libexec/msb, and in PATH.
 func findMsbd() (string, error) {
 	exe, err := os.Executable()
 	if err == nil {
@@ -169,15 +170,15 @@ func findMsbd() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("find msbd: %w", err)
 	}
-	beside := filepath.Dir(exe)
-	for _, path := range []string{filepath.Join(beside, "msbd"), filepath.Join(beside, "..", "libexec", "msb", "msbd")} {
+	exeDir := filepath.Dir(exe)
+	for _, path := range []string{filepath.Join(exeDir, "msbd"), filepath.Join(exeDir, "..", "libexec", "msb", "msbd")} {
 		if found, err := exec.LookPath(path); err == nil {
 			return found, nil
 		}
 	}
 	found, err := exec.LookPath("msbd")
 	if err != nil {
-		return "", fmt.Errorf("msbd is neither in %s nor in PATH: install it there", beside)
+		return "", fmt.Errorf("msbd is neither in %s nor in PATH: install it there", exeDir)
 	}
 	return filepath.Abs(found)
 }

@@ -108,12 +108,12 @@ const (
 )
 
 func status(c *cli.Context) error {
-	if err := noneEmpty(c); err != nil {
+	if err := checkNotEmpty(c); err != nil {
 		return err
 	}
 	if c.NArg() > 0 || c.IsSet(listNamespaceFlag.Name) {
 		if c.Bool("watch") {
-			return usage(c, "--watch shows the server and cannot be combined with NAME or --namespace")
+			return usageError(c, "--watch shows the server and cannot be combined with NAME or --namespace")
 		}
 		return listSandboxes(c, c.Args().Slice())
 	}
@@ -143,7 +143,8 @@ func status(c *cli.Context) error {
 	return err
 }
 
-// askStatus uses a new connection for each call, because gRPC waits longer and longer before it reconnects.
+// askStatus gets the server's status. It uses a new connection for each call, because gRPC waits longer and longer before it
+// reconnects.
 func askStatus(c *cli.Context) (*adminv1.GetStatusResponse, error) {
 	a := admin(c)
 	defer a.Close()

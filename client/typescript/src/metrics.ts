@@ -15,7 +15,7 @@ export interface SandboxMetrics {
   disk_usage: number | null;
 }
 
-/** Returns the resource usage of a sandbox. Each call asks the server. */
+/** The resource usage of a sandbox. Each method requests it from the server. */
 export class Metrics {
   readonly #sandbox: BaseSandbox;
 

@@ -113,7 +113,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
         },
       },
       limit: seconds(options.timeout ?? startLimit),
-      repeatable: true,
+      idempotent: true,
       signal: options.signal,
     });
     this.#isStarted = true;
@@ -128,7 +128,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
   async stop(options: CallOptions = {}): Promise<void> {
     if (!this.#isStarted) return;
     try {
-      // Not repeatable: a second stop would not find the sandbox.
+      // Not idempotent, because a second stop would not find the sandbox.
       await this.#server.call({
         method: "sandbox.stop",
         params: this.#sandboxParams(),
@@ -206,7 +206,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
       limit: timeout && timeout + runGrace,
       signal: options?.signal,
     })) as OutputData | null;
-    if (!Array.isArray(result?.output)) throw unknownFormat("the result of the run is");
+    if (!Array.isArray(result?.output)) throw unexpectedFormat("the result of the run has");
     return result;
   }
 
@@ -217,10 +217,10 @@ export abstract class BaseSandbox implements AsyncDisposable {
       method: "sandbox.metrics.get",
       params: this.#sandboxParams(),
       limit: metricsLimit,
-      repeatable: true,
+      idempotent: true,
       signal,
     })) as { sandboxes?: SandboxMetrics[] } | null;
-    if (!Array.isArray(result?.sandboxes)) throw unknownFormat("the metrics are");
+    if (!Array.isArray(result?.sandboxes)) throw unexpectedFormat("the metrics have");
     const [metrics] = result.sandboxes;
     if (!metrics) throw new SandboxNotFoundError(`sandbox ${this.#name} does not exist`);
     return metrics;
@@ -254,8 +254,7 @@ function isList(value: object): value is readonly string[] {
   return Array.isArray(value);
 }
 
-function unknownFormat(subject: string): UnexpectedAnswerError {
-  return new UnexpectedAnswerError(
-    `${subject} not in the format that this package knows: the server may be newer than the package`,
-  );
+/** subject is the subject and the verb of the message. */
+function unexpectedFormat(subject: string): UnexpectedAnswerError {
+  return new UnexpectedAnswerError(`${subject} an unexpected format; the server may be newer than this package`);
 }

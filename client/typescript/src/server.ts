@@ -35,7 +35,7 @@ export interface Call {
   /** Seconds to wait for the response; undefined or 0 means no limit. */
   limit?: number | undefined;
   /** Making the call twice does no harm. */
-  repeatable?: boolean;
+  idempotent?: boolean;
   signal?: AbortSignal | undefined;
 }
 
@@ -62,7 +62,7 @@ export class Server {
    * run, and throws the signal's reason.
    *
    * The call is retried only if that cannot run anything twice: if the connection was refused, if the server was too
-   * busy to begin the call, or if the call is repeatable and the connection was lost or the server was not ready. It
+   * busy to begin the call, or if the call is idempotent and the connection was lost or the server was not ready. It
    * waits before a retry as long as the server asks, up to 10 s and within the call's limit.
    */
   async call(call: Call): Promise<unknown> {
@@ -81,7 +81,7 @@ export class Server {
           return resultOf(await this.#post(call, ended.signal), this.config.key === undefined);
         } catch (error) {
           ended.signal.throwIfAborted();
-          const pause = pauseAfter(error, attempt, call.repeatable ?? false);
+          const pause = pauseAfter(error, attempt, call.idempotent ?? false);
           if (pause === undefined || Date.now() + pause > deadline) throw error;
           await sleep(pause, undefined, { signal: ended.signal }).catch(() => ended.signal.throwIfAborted());
         }
@@ -208,14 +208,14 @@ const plainAgents = new AgentPool((options) => new http.Agent(options));
 const tlsAgents = new AgentPool((options) => new https.Agent(options));
 
 /** Returns the milliseconds to wait before a retry; undefined if the call must not be retried. */
-function pauseAfter(error: unknown, attempt: number, repeatable: boolean): number | undefined {
+function pauseAfter(error: unknown, attempt: number, idempotent: boolean): number | undefined {
   if (attempt >= maxAttempts || !(error instanceof errors.MicrosandboxError)) return undefined;
   const unconnected = error instanceof errors.ServerUnreachableError && codeOf(error.cause) === "ECONNREFUSED";
   // With Retry-After, 429 means that the server refused the call before it began. Without it, 429 can also mean that
   // the run began and was ended because it printed too much.
   const refused = error.status === 429 && error.retryAfter !== undefined;
   const harmless = error instanceof errors.ConnectionLostError || error.status === 429 || error.status === 503;
-  if (!unconnected && !refused && !(repeatable && harmless)) return undefined;
+  if (!unconnected && !refused && !(idempotent && harmless)) return undefined;
   const pause = Math.max(firstPause * 2 ** (attempt - 1), (error.retryAfter ?? 0) * 1000);
   // Add a random time, so that many clients do not retry at the same time.
   return pause > longestPause ? undefined : pause * (1 + Math.random() / 4);
@@ -237,7 +237,7 @@ function resultOf(response: Response, keyless: boolean): unknown {
     throw errorOf(response, message, error.code);
   }
   if (response.status === 200 && data && "result" in data) return data.result;
-  throw foreignError(response);
+  throw notFromMsbdError(response);
 }
 
 /** Returns the JSON object in a response; undefined if it contains none. */
@@ -252,7 +252,7 @@ function parse({ headers, body }: Response): Record<string, unknown> | undefined
 }
 
 /** Returns the error for a response that is not from msbd. */
-function foreignError(response: Response): errors.MicrosandboxError {
+function notFromMsbdError(response: Response): errors.MicrosandboxError {
   const { status, headers, body } = response;
   let message =
     `the response (HTTP status ${status}) is not from msbd: ` +

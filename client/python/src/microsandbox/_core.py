@@ -1,4 +1,4 @@
-"""What the asyncio and the blocking sandboxes share: the calls that the methods make, and checks of the results."""
+"""The code that the asyncio and the blocking sandboxes share. It builds the calls and checks their results."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ class SandboxCore:
             config["envs"] = _assignments(envs)
         if workdir is not None:
             config["workdir"] = workdir
-        return Call("sandbox.start", {**self._sandbox_params(), "config": config}, limit or None, repeatable=True)
+        return Call("sandbox.start", {**self._sandbox_params(), "config": config}, limit or None, idempotent=True)
 
     def _stop_call(self) -> Call:
-        # Not repeatable: a second stop would not find the sandbox.
+        # Not idempotent, because a second stop would not find the sandbox.
         return Call("sandbox.stop", self._sandbox_params(), _STOP_LIMIT)
 
     def _code_call(self, code: str, timeout: float | None) -> Call:
@@ -118,7 +118,7 @@ class SandboxCore:
 
     def _metrics_call(self) -> Call:
         self._require_start()
-        return Call("sandbox.metrics.get", self._sandbox_params(), _METRICS_LIMIT, repeatable=True)
+        return Call("sandbox.metrics.get", self._sandbox_params(), _METRICS_LIMIT, idempotent=True)
 
 
 def _run(method: str, params: dict[str, Any], timeout: float | None) -> Call:
@@ -149,7 +149,7 @@ def run_result(result: Any) -> dict[str, Any]:
     """Check the result of a run."""
     if not isinstance(result, dict) or not isinstance(result.get("output"), list):
         raise UnexpectedAnswerError(
-            "the result of the run is not in the format that this package knows: the server may be newer"
+            "the result of the run has an unexpected format; the server may be newer than this package"
         )
     return result
 
@@ -158,9 +158,7 @@ def metrics_result(result: Any) -> SandboxMetrics:
     """Check the result of a metrics call, and return the metrics of the one sandbox in it."""
     sandboxes = result.get("sandboxes") if isinstance(result, dict) else None
     if not isinstance(sandboxes, list):
-        raise UnexpectedAnswerError(
-            "the metrics are not in the format that this package knows: the server may be newer"
-        )
+        raise UnexpectedAnswerError("the metrics have an unexpected format; the server may be newer than this package")
     if not sandboxes:
         raise SandboxNotFoundError("the sandbox does not exist")
     metrics: SandboxMetrics = sandboxes[0]

@@ -37,7 +37,7 @@ class AsyncHTTP:
         self._closing = False
 
     async def call(self, call: Call) -> Any:
-        """Make a call and return its result. Cancelling it closes its connection, and the server ends the run."""
+        """Make a call and return its result. Canceling it closes its connection, and the server ends the run."""
         deadline = Deadline(call.limit)
         attempt = 1
         self._calls += 1
@@ -193,7 +193,7 @@ class Timeouts(dict[str, Any]):
         return default if step == "pool" or remaining == math.inf else max(remaining, 0.001)
 
     def check(self) -> None:
-        """End a response that arrives slowly in small parts, each of them within the limit of a step."""
+        """Raise ReadTimeout if the call has no time left, even if each part of the response arrived in time."""
         import httpx
 
         if self._deadline.remaining() <= 0:

@@ -55,13 +55,13 @@ class Call:
     """One call of a method.
 
     limit: total seconds to wait for a response, over all attempts; None means no limit.
-    repeatable: making the call twice does no harm.
+    idempotent: making the call twice does no harm.
     """
 
     method: str
     params: dict[str, Any]
     limit: float | None
-    repeatable: bool = False
+    idempotent: bool = False
 
     def body(self) -> bytes:
         """Return the request. It may contain half a surrogate pair, which the server refuses with an explanation."""
@@ -77,7 +77,7 @@ class Call:
         # that the run began and was ended because it printed too much.
         refused = error.status == 429 and error.retry_after is not None
         not_begun = refused or isinstance(error, ServerUnreachableError)
-        harmless = self.repeatable and (isinstance(error, ConnectionLostError) or error.status in (429, 503))
+        harmless = self.idempotent and (isinstance(error, ConnectionLostError) or error.status in (429, 503))
         if attempt >= MAX_ATTEMPTS or not (not_begun or harmless):
             return None
         pause: float = max(_FIRST_PAUSE * 2 ** (attempt - 1), error.retry_after or 0)
@@ -103,7 +103,7 @@ def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: boo
             raise _error(kind, message, status, headers, error["code"])
         if status == 200 and "result" in answer:
             return answer["result"]
-    raise _foreign_error(status, headers, body)
+    raise _not_from_msbd_error(status, headers, body)
 
 
 # The errors for the statuses of responses that are not from msbd, such as those of proxies.
@@ -117,7 +117,7 @@ _BY_STATUS = {
 }
 
 
-def _foreign_error(status: int, headers: Mapping[str, str], body: bytes) -> MicrosandboxError:
+def _not_from_msbd_error(status: int, headers: Mapping[str, str], body: bytes) -> MicrosandboxError:
     """Return the error for a response that is not from msbd."""
     text = (
         f"the response (HTTP status {status}) is not from msbd: "

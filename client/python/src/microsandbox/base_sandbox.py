@@ -24,12 +24,12 @@ SandboxT = TypeVar("SandboxT", bound="BaseSandbox")
 class BaseSandbox(SandboxCore):
     """A sandbox on an msbd server, for asyncio. Use PythonSandbox or NodeSandbox.
 
-    Use create() to create and start it, or call the class and start it later; entering it starts it:
+    create() returns a sandbox that is already started. The constructor sends nothing; start() or async with starts it:
 
         async with PythonSandbox(name="my-sandbox") as sandbox:
             ...
 
-    Cancelling a call, for example with asyncio.timeout() or task.cancel(), interrupts its run in the sandbox.
+    Canceling a call, for example with asyncio.timeout() or task.cancel(), interrupts its run in the sandbox.
     All errors are subclasses of MicrosandboxError.
     """
 

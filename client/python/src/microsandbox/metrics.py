@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Metrics:
-    """Returns the resource usage of a sandbox. Each call asks the server."""
+    """The resource usage of a sandbox. Each method requests it from the server."""
 
     def __init__(self, sandbox_instance: BaseSandbox) -> None:
         self._sandbox = sandbox_instance

@@ -72,7 +72,7 @@ class Command:
 
 
 class Metrics:
-    """Returns the resource usage of a sandbox. Each call asks the server."""
+    """The resource usage of a sandbox. Each method requests it from the server."""
 
     def __init__(self, sandbox_instance: BaseSandbox) -> None:
         self._sandbox = sandbox_instance
@@ -104,7 +104,7 @@ class Metrics:
 class BaseSandbox(SandboxCore):
     """A sandbox on an msbd server, for blocking code. Use PythonSandbox or NodeSandbox.
 
-    An object can be used by several threads. KeyboardInterrupt interrupts the run of a call in the sandbox.
+    Several threads may use the same object. A KeyboardInterrupt during a call also interrupts its run in the sandbox.
     All errors are subclasses of MicrosandboxError.
     """
 

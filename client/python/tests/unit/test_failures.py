@@ -91,7 +91,7 @@ async def test_last_error_is_raised(api: Any, server: Server) -> None:
 
 
 def test_pauses() -> None:
-    call = Call("sandbox.start", {}, 1, repeatable=True)
+    call = Call("sandbox.start", {}, 1, idempotent=True)
     run = Call("sandbox.repl.run", {}, None)
     unavailable = UnavailableError("", status=503)
     for busy in (

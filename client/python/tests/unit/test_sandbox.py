@@ -179,7 +179,7 @@ async def test_results_in_an_unknown_format(api: Any, server: Server) -> None:
             server.answer("sandbox.metrics.get", ok(result))
             calls: list[Any] = [lambda: sandbox.run("1"), lambda: sandbox.command.run("true"), sandbox.metrics.all]
             for call in calls:
-                with pytest.raises(UnexpectedAnswerError, match="this package knows"):
+                with pytest.raises(UnexpectedAnswerError, match="an unexpected format"):
                     await done(call())
 
 

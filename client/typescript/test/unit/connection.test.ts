@@ -63,7 +63,7 @@ const calls: Record<string, (sandbox: BaseSandbox, options?: { signal: AbortSign
   "sandbox.command.run": (sandbox, options) => sandbox.command.run("true", [], options),
   "sandbox.stop": (sandbox, options) => sandbox.stop(options),
 };
-const repeatable = ["sandbox.start", "sandbox.metrics.get"];
+const idempotent = ["sandbox.start", "sandbox.metrics.get"];
 
 /** Expects a number of pauses, each of length ms or up to a quarter more. */
 function expectPauses(count: number, length: number): void {
@@ -83,7 +83,7 @@ async function attemptsAt(method: string): Promise<{ attempts: number; error: un
 }
 
 describe.each(Object.keys(calls))("%s is retried only if that is safe", (method) => {
-  const attempts = repeatable.includes(method) ? 3 : 1;
+  const attempts = idempotent.includes(method) ? 3 : 1;
 
   // The first reply is for the start before the call.
   const replies = (...replies: Parameters<Stub["answer"]>[1][]) =>

@@ -53,8 +53,8 @@ type member struct {
 	SHA256 string `json:"sha256"`
 }
 
-// measure copies r to w and returns a member with the size and checksum of the data.
-func measure(name string, w io.Writer, r io.Reader) (member, error) {
+// copyMember copies r to w and returns a member with the size and the checksum of the data.
+func copyMember(name string, w io.Writer, r io.Reader) (member, error) {
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(w, sum), r)
 	return member{Name: name, Size: n, SHA256: digest(sum)}, err
@@ -91,7 +91,7 @@ func writeArchive(w io.Writer, m manifest, contents ...io.Reader) error {
 // r is not an archive of msbd, errdefs.ErrFailedPrecondition if a newer version wrote it, and errdefs.ErrDataLoss if it
 // is damaged. It wraps an error of r without adding a class.
 func readArchive(r io.Reader, db io.Writer) (manifest, keys.Secret, error) {
-	source := &faultReader{Reader: r}
+	source := &errReader{Reader: r}
 	m, keyring, err := readMembers(source, db)
 	if source.err != nil { // readMembers reports damage instead
 		err = fmt.Errorf("read archive: %w", source.err)
@@ -111,12 +111,12 @@ func readMembers(r io.Reader, db io.Writer) (m manifest, keyring keys.Secret, er
 		}
 	}
 	if _, err := archive.Next(); err != io.EOF {
-		return m, keyring, damaged("data follows the last member")
+		return m, keyring, damaged("extra data after the last member")
 	}
 	// Some programs pad archives with zeros.
 	rest, err := io.ReadAll(io.LimitReader(r, maxPadding+1))
 	if err == nil && (len(rest) > maxPadding || len(bytes.Trim(rest, "\x00")) > 0) {
-		err = damaged("data follows its end")
+		err = damaged("extra data after the end")
 	}
 	return m, keys.NewSecret(secret.String()), err
 }
@@ -128,7 +128,7 @@ func readManifest(archive *tar.Reader) (m manifest, err error) {
 	}
 	data, err := io.ReadAll(archive)
 	if err != nil {
-		return m, damaged("it ends within its manifest")
+		return m, damaged("truncated in the manifest")
 	}
 	// Read only these two values at first, because everything else may differ in a newer version.
 	var format struct {
@@ -137,27 +137,27 @@ func readManifest(archive *tar.Reader) (m manifest, err error) {
 	}
 	switch err := json.Unmarshal(data, &format); {
 	case err != nil:
-		return m, damaged("its manifest cannot be read")
+		return m, damaged("invalid manifest")
 	case format.Format != formatName:
 		return m, fmt.Errorf("this is not a backup of msbd: %w", errdefs.ErrInvalidArgument)
 	case format.Version > formatVersion:
 		return m, fmt.Errorf("the backup was written by a newer msbd (format %d, this version supports up to %d): restore it with the newer version: %w",
 			format.Version, formatVersion, errdefs.ErrFailedPrecondition)
 	case format.Version < 1 || json.Unmarshal(data, &m, json.RejectUnknownMembers(true)) != nil:
-		return m, damaged("its manifest cannot be read")
+		return m, damaged("invalid manifest")
 	}
 	limits := []struct {
 		name string
 		size int64
 	}{{keyringName, maxKeyring}, {storeName, maxTotal}, {auditName, maxTotal}}
 	if len(m.Members) != len(limits) {
-		return m, damaged("its manifest lists wrong members")
+		return m, damaged("the manifest lists unexpected members")
 	}
 	var total int64
 	for i, limit := range limits {
 		size := m.Members[i].Size
 		if m.Members[i].Name != limit.name || size < 0 || size > limit.size {
-			return m, damaged("its manifest lists wrong members")
+			return m, damaged("the manifest lists unexpected members")
 		}
 		total += size
 	}
@@ -170,36 +170,36 @@ func readManifest(archive *tar.Reader) (m manifest, err error) {
 func readMember(archive *tar.Reader, want member, to io.Writer) error {
 	header, err := archive.Next()
 	if err != nil {
-		return damaged("it ends before " + want.Name)
+		return damaged("truncated before " + want.Name)
 	}
 	if header.Name != want.Name || header.Typeflag != tar.TypeReg || header.Size != want.Size {
-		return damaged("it has another member in the place of " + want.Name)
+		return damaged("unexpected member instead of " + want.Name)
 	}
-	sink := &faultWriter{Writer: to}
-	got, err := measure(want.Name, sink, archive)
+	sink := &errWriter{Writer: to}
+	got, err := copyMember(want.Name, sink, archive)
 	switch {
 	case sink.err != nil:
 		return fmt.Errorf("write %s to a temporary file: %w: %w", want.Name, sink.err, errdefs.ErrUnavailable)
 	case err != nil:
-		return damaged("it ends within " + want.Name)
+		return damaged("truncated in " + want.Name)
 	case got != want:
-		return damaged(want.Name + " has a wrong size or checksum")
+		return damaged("wrong size or checksum of " + want.Name)
 	}
 	return nil
 }
 
 func damaged(what string) error {
-	return fmt.Errorf("the backup is damaged (%s): nothing was changed; use another one: %w", what, errdefs.ErrDataLoss)
+	return fmt.Errorf("the backup is damaged (%s): nothing was changed; use another backup: %w", what, errdefs.ErrDataLoss)
 }
 
-// faultReader and faultWriter remember the error of their Reader or Writer, because the code that uses them may replace
-// it by another one.
-type faultReader struct {
+// errReader and errWriter record the error of their Reader or Writer, because the code that uses them may return a
+// different error.
+type errReader struct {
 	io.Reader
 	err error
 }
 
-func (r *faultReader) Read(b []byte) (int, error) {
+func (r *errReader) Read(b []byte) (int, error) {
 	n, err := r.Reader.Read(b)
 	if err != nil && err != io.EOF {
 		r.err = err
@@ -207,12 +207,12 @@ func (r *faultReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-type faultWriter struct {
+type errWriter struct {
 	io.Writer
 	err error
 }
 
-func (w *faultWriter) Write(b []byte) (int, error) {
+func (w *errWriter) Write(b []byte) (int, error) {
 	n, err := w.Writer.Write(b)
 	if err != nil {
 		w.err = err

@@ -61,15 +61,16 @@ type Options struct {
 type Service struct {
 	Options
 	restoring sync.Mutex
-	// stagePending is set while the stage of a finished restore may still be on the disk, so that the next start
-	// would complete that restore again. restoring guards it.
-	stagePending bool
+	// restorePending is set while the pendingRestore of a finished restore may still be on the disk, so that the next
+	// start would complete that restore again. restoring guards it.
+	restorePending bool
 }
 
 // New returns a Service.
 func New(o Options) *Service { return &Service{Options: o} }
 
-// Write writes an archive to w, for the local user with the uid by. Keys can change meanwhile, even if w is slow.
+// Write writes an archive to w. by is the uid of the local user who requested it. Keys can be changed while Write runs,
+// however slow w is.
 func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 	temp, err := createTemp(s.Dir)
 	if err != nil {
@@ -88,21 +89,22 @@ func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 	if err != nil {
 		return fmt.Errorf("create backup: %w", err)
 	}
-	db, log := m.Members[1].Size, m.Members[2].Size
+	dbSize, logSize := m.Members[1].Size, m.Members[2].Size
 	err = writeArchive(&writerWithContext{ctx, w}, m,
-		strings.NewReader(keyring.Reveal()), io.NewSectionReader(temp, 0, db), io.NewSectionReader(temp, db, log))
+		strings.NewReader(keyring.Reveal()), io.NewSectionReader(temp, 0, dbSize), io.NewSectionReader(temp, dbSize, logSize))
 	if err != nil {
 		return fmt.Errorf("write backup: %w", err)
 	}
 	return nil
 }
 
-// collect copies the store and then the audit log to temp, both as they are at one moment.
+// collect copies the store and then the audit log to temp, both as they were at the same moment. It returns the archive's
+// manifest and the keyring of that moment.
 func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err error) {
 	m = manifest{Format: formatName, Version: formatVersion}
 	var (
-		log io.ReadCloser
-		db  interface {
+		auditLog io.ReadCloser
+		snapshot interface {
 			io.WriterTo
 			io.Closer
 		}
@@ -111,38 +113,38 @@ func (s *Service) collect(temp io.Writer) (m manifest, keyring keys.Secret, err 
 	// copy.
 	err = s.Keys.Snapshot(func(k keys.Secret) (err error) {
 		keyring = k
-		signing := s.Keys.SigningKey()
-		m.TakenAt, m.InstanceID, m.SigningKeyID = time.Now().UTC().Truncate(time.Second), signing.InstanceID, signing.ID
-		if log, err = s.Store.OpenAudit(); err != nil {
+		signingKey := s.Keys.SigningKey()
+		m.TakenAt, m.InstanceID, m.SigningKeyID = time.Now().UTC().Truncate(time.Second), signingKey.InstanceID, signingKey.ID
+		if auditLog, err = s.Store.OpenAudit(); err != nil {
 			return err
 		}
-		db, err = s.Store.OpenSnapshot()
+		snapshot, err = s.Store.OpenSnapshot()
 		return err
 	})
-	if log != nil {
-		defer log.Close()
+	if auditLog != nil {
+		defer auditLog.Close()
 	}
 	if err != nil {
 		return m, keyring, err
 	}
 	sum := sha256.New()
-	size, err := db.WriteTo(io.MultiWriter(temp, sum))
-	if err = errors.Join(err, db.Close()); err != nil {
+	size, err := snapshot.WriteTo(io.MultiWriter(temp, sum))
+	if err = errors.Join(err, snapshot.Close()); err != nil {
 		return m, keyring, err
 	}
-	store := member{Name: storeName, Size: size, SHA256: digest(sum)}
-	ring, err := measure(keyringName, io.Discard, strings.NewReader(keyring.Reveal()))
+	storeMember := member{Name: storeName, Size: size, SHA256: digest(sum)}
+	keyringMember, err := copyMember(keyringName, io.Discard, strings.NewReader(keyring.Reveal()))
 	if err != nil {
 		return m, keyring, err
 	}
-	lines, err := measure(auditName, temp, log)
-	m.Members = []member{ring, store, lines}
+	auditMember, err := copyMember(auditName, temp, auditLog)
+	m.Members = []member{keyringMember, storeMember, auditMember}
 	return m, keyring, err
 }
 
-// Restore reads an archive to the end of r and restores its keys, for the local user with the uid by. See
-// keys.Issuer.Restore for what happens to the present keys. Sandboxes stay as they are. Restore changes nothing unless
-// the whole archive is valid. It returns errdefs.ErrInvalidArgument if r is not an archive,
+// Restore reads an archive to the end of r and restores its keys. by is the uid of the local user who requested it. See
+// keys.Issuer.Restore for what happens to the present keys. Sandboxes are not affected. Restore changes nothing unless the
+// entire archive is valid. It returns errdefs.ErrInvalidArgument if r is not an archive,
 // errdefs.ErrFailedPrecondition if a newer version wrote it, and errdefs.ErrDataLoss if it is damaged. If a crash
 // interrupts a restore, the next start completes it.
 func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Restored, error) {
@@ -150,33 +152,33 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 		return keys.Restored{}, errRestoring
 	}
 	defer s.restoring.Unlock()
-	st, err := s.read(readerWithContext{ctx, r})
+	pending, err := s.read(readerWithContext{ctx, r})
 	if err != nil {
 		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
 	}
-	st.By = by
-	st.ReplacedKeyID = s.Keys.SigningKey().ID
-	s.stagePending = true // until the stage is removed
-	if err := st.save(s.Dir); err != nil {
-		return keys.Restored{}, fmt.Errorf("restore backup: save its keys for the restore: %w: nothing was changed: %w", err, errdefs.ErrUnavailable)
+	pending.By = by
+	pending.ReplacedKeyID = s.Keys.SigningKey().ID
+	s.restorePending = true // until the file is removed
+	if err := pending.save(s.Dir); err != nil {
+		return keys.Restored{}, fmt.Errorf("restore backup: %w: nothing was changed; check the disk of %s: %w", err, s.Dir, errdefs.ErrUnavailable)
 	}
 	// Ignore the cancellation of ctx from here on, because a restore must not stop halfway.
-	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), st.keyring(), st.Records, by)
-	// The restore is over and its result is known, so the next start must not complete it. If the stage cannot be
-	// removed, that does no harm: completing it again changes nothing, or is refused because the signing key has
-	// changed. It would only undo a Prune, which therefore waits until the stage is removed.
-	removed := removeStage(s.Dir)
-	if s.stagePending = removed != nil; s.stagePending {
-		s.Log.Error("remove the stage of a finished restore", "err", removed)
+	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), pending.keyring(), pending.Records, by)
+	// The caller gets the result, so the next start must not complete this restore. If the file cannot be removed, the
+	// next start restores again, unless the signing key was replaced since. After a successful restore, that would
+	// only bring back pruned keys, so Prune waits until the file is removed. After a failed one, it may succeed.
+	removeErr := removePending(s.Dir)
+	if s.restorePending = removeErr != nil; s.restorePending {
+		s.Log.Error("could not remove the file of a finished restore; the next start will restore the backup again", "err", removeErr)
 	}
 	if err != nil {
 		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
 	}
-	return keys.Restored{TakenAt: st.TakenAt, Live: live, Invalidated: invalidated}, nil
+	return keys.Restored{TakenAt: pending.TakenAt, Live: live, Invalidated: invalidated}, nil
 }
 
 // Prune is like Keys.Prune, but refuses to remove keys while the next start might complete a restore, which would bring
-// them back. It then returns errdefs.ErrFailedPrecondition (a restore is running) or errdefs.ErrUnavailable (the stage of
+// them back. It then returns errdefs.ErrFailedPrecondition (a restore is running) or errdefs.ErrUnavailable (the file of
 // the last restore cannot be removed).
 func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uint32) ([]keys.Key, error) {
 	if dryRun {
@@ -186,12 +188,12 @@ func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uin
 		return nil, errRestoring
 	}
 	defer s.restoring.Unlock()
-	if s.stagePending {
-		if err := removeStage(s.Dir); err != nil {
-			return nil, fmt.Errorf("prune keys: %s of the last restore cannot be removed, and the next start would bring pruned "+
-				"keys back with it; remove it first: %w: %w", stagePath(s.Dir), err, errdefs.ErrUnavailable)
+	if s.restorePending {
+		if err := removePending(s.Dir); err != nil {
+			return nil, fmt.Errorf("prune keys: %s is left from the last restore and could not be removed, so the next start "+
+				"would bring back pruned keys; remove it first: %w: %w", pendingPath(s.Dir), err, errdefs.ErrUnavailable)
 		}
-		s.stagePending = false
+		s.restorePending = false
 	}
 	return s.Keys.Prune(ctx, deadFor, dryRun, by)
 }
@@ -199,7 +201,7 @@ func (s *Service) Prune(ctx context.Context, deadFor string, dryRun bool, by uin
 var errRestoring = fmt.Errorf("a backup is being restored: wait until that is done: %w", errdefs.ErrFailedPrecondition)
 
 // read reads an archive and the keys in it.
-func (s *Service) read(r io.Reader) (_ *stage, err error) {
+func (s *Service) read(r io.Reader) (_ *pendingRestore, err error) {
 	db, err := createTemp(s.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable)
@@ -216,7 +218,7 @@ func (s *Service) read(r io.Reader) (_ *stage, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the store in the backup: %w", err)
 	}
-	return &stage{TakenAt: m.TakenAt, SigningKeyID: m.SigningKeyID, Keyring: []byte(keyring.Reveal()), Records: records}, nil
+	return &pendingRestore{TakenAt: m.TakenAt, SigningKeyID: m.SigningKeyID, Keyring: []byte(keyring.Reveal()), Records: records}, nil
 }
 
 // Complete completes a restore that a crash interrupted, and removes leftover temporary files. Call it before the keys
@@ -225,34 +227,34 @@ func Complete(ctx context.Context, dir string, open func() (Keys, error), log *s
 	if err := removeTemps(dir); err != nil {
 		return fmt.Errorf("remove temporary files of a backup: %w", err)
 	}
-	st, err := loadStage(dir)
-	if st == nil || err != nil {
+	pending, err := loadPending(dir)
+	if pending == nil || err != nil {
 		return err
 	}
 	incomplete := func(err error) error {
 		return fmt.Errorf("complete an interrupted restore: %w: to abandon it, remove %s; then restore the backup again",
-			err, stagePath(dir))
+			err, pendingPath(dir))
 	}
 	keys, err := open()
 	if err != nil {
 		return incomplete(err)
 	}
 	// If the signing key was reset after the crash, the keys of the backup must not become valid again.
-	if id := keys.SigningKey().ID; id != st.ReplacedKeyID && id != st.SigningKeyID {
-		log.Warn("abandoned an interrupted restore, because the signing key was replaced since", "taken_at", st.TakenAt)
-		return removeStage(dir)
+	if id := keys.SigningKey().ID; id != pending.ReplacedKeyID && id != pending.SigningKeyID {
+		log.Warn("abandoned an interrupted restore, because the signing key was replaced since", "taken_at", pending.TakenAt)
+		return removePending(dir)
 	}
-	live, invalidated, err := keys.Restore(ctx, st.keyring(), st.Records, st.By)
+	live, invalidated, err := keys.Restore(ctx, pending.keyring(), pending.Records, pending.By)
 	switch {
 	case errdefs.IsDataLoss(err), errdefs.IsFailedPrecondition(err):
 		// Restore changed nothing, and would fail again at the next start.
-		log.Error("abandoned an interrupted restore: restore the backup again", "taken_at", st.TakenAt, "err", err)
+		log.Error("abandoned an interrupted restore: restore the backup again", "taken_at", pending.TakenAt, "err", err)
 	case err != nil:
 		return incomplete(err)
 	default:
-		log.Warn("completed an interrupted restore", "taken_at", st.TakenAt, "live", live, "invalidated", invalidated)
+		log.Warn("completed an interrupted restore", "taken_at", pending.TakenAt, "live", live, "invalidated", invalidated)
 	}
-	return removeStage(dir)
+	return removePending(dir)
 }
 
 type readerWithContext struct {

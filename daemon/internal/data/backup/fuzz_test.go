@@ -27,7 +27,7 @@ func FuzzArchive(f *testing.F) {
 			return
 		}
 		for i, content := range []string{keyring.Reveal(), db.String()} {
-			if got, err := measure(m.Members[i].Name, io.Discard, strings.NewReader(content)); err != nil || got != m.Members[i] {
+			if got, err := copyMember(m.Members[i].Name, io.Discard, strings.NewReader(content)); err != nil || got != m.Members[i] {
 				t.Fatalf("%+v, %v, want %+v", got, err, m.Members[i])
 			}
 		}
@@ -40,7 +40,7 @@ func smallArchive(t testing.TB) []byte {
 	contents := []string{`{"version":1}`, "store", "{}\n"}
 	var readers []io.Reader
 	for i, name := range []string{keyringName, storeName, auditName} {
-		entry, err := measure(name, io.Discard, strings.NewReader(contents[i]))
+		entry, err := copyMember(name, io.Discard, strings.NewReader(contents[i]))
 		if err != nil {
 			t.Fatal(err)
 		}

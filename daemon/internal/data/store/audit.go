@@ -23,7 +23,7 @@ func (s *Store) Audit(e audit.Event) error {
 
 // AuditHead returns the number and the hash of the last audit entry.
 func (s *Store) AuditHead() audit.Head {
-	end, _, _ := s.log.position()
+	end, _, _ := s.log.state()
 	return end.Head
 }
 
@@ -39,7 +39,7 @@ func (s *Store) AuditProblem() error {
 }
 
 // VerifyAudit checks the audit log from its first entry to its head. It returns the head of the intact part and, if that
-// is not the whole log, an errdefs.ErrDataLoss that says what is wrong. From then on, AuditProblem reports this result.
+// is not the entire log, an errdefs.ErrDataLoss that says what is wrong. From then on, AuditProblem reports this result.
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	select {
 	case s.writes.committing <- struct{}{}:
@@ -65,7 +65,7 @@ func (s *Store) TailAudit(ctx context.Context, last int, follow bool, line func(
 
 // OpenAudit returns the current content of the audit log, up to its head.
 func (s *Store) OpenAudit() (io.ReadCloser, error) {
-	end, _, _ := s.log.position()
+	end, _, _ := s.log.state()
 	f, err := s.log.reader()
 	if err != nil {
 		return nil, err
@@ -79,14 +79,14 @@ func (s *Store) OpenAudit() (io.ReadCloser, error) {
 // Health returns why the store cannot write at present, or nil if it can. If the last write failed, it tries another.
 func (s *Store) Health() error { return s.writes.health() }
 
-// position returns the end of the log, the generation, and a channel that is closed when the end changes.
-func (l *auditLog) position() (end logEnd, generation int, grown <-chan struct{}) {
+// state returns the end of the log, the generation, and a channel that is closed when the end changes.
+func (l *auditLog) state() (end logEnd, generation int, grown <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.end, l.generation, l.grown
 }
 
-// reader opens the file a second time, so that a reader does not have to synchronise with the writer.
+// reader opens the file a second time, so that a reader does not have to synchronize with the writer.
 func (l *auditLog) reader() (*os.File, error) {
 	f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -96,7 +96,7 @@ func (l *auditLog) reader() (*os.File, error) {
 }
 
 func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
-	end, _, _ := l.position()
+	end, _, _ := l.state()
 	f, err := l.reader()
 	if errors.Is(err, fs.ErrNotExist) {
 		return audit.Head{}, fmt.Errorf("audit log %s is missing: %w", l.path, errdefs.ErrDataLoss)
@@ -139,23 +139,23 @@ func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]
 		return err
 	}
 	defer f.Close()
-	end, generation, grown := l.position()
-	at, err := lastLines(f, end.Size, last)
+	end, generation, grown := l.state()
+	offset, err := lastLines(f, end.Size, last)
 	if err != nil {
 		return err
 	}
 	for {
-		if err := readLines(ctx, f, at, end.Size, line); err != nil || !follow {
+		if err := readLines(ctx, f, offset, end.Size, line); err != nil || !follow {
 			return err
 		}
-		at = end.Size
+		offset = end.Size
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-grown:
 		}
-		was := generation
-		if end, generation, grown = l.position(); generation != was {
+		oldGeneration := generation
+		if end, generation, grown = l.state(); generation != oldGeneration {
 			return fmt.Errorf("audit log %s was replaced or changed by another program: %w", l.path, errdefs.ErrDataLoss)
 		}
 	}
@@ -185,15 +185,15 @@ func lastLines(f io.ReaderAt, end int64, n int) (int64, error) {
 	return 0, nil
 }
 
-// readLines calls fn with each line between the offsets at and end. It returns nil if ctx ends.
-func readLines(ctx context.Context, f io.ReaderAt, at, end int64, fn func([]byte) error) error {
-	r := bufio.NewReaderSize(io.NewSectionReader(f, at, end-at), audit.MaxLine)
-	for at < end && ctx.Err() == nil {
+// readLines calls fn with each line between the offsets offset and end. It returns nil if ctx ends.
+func readLines(ctx context.Context, f io.ReaderAt, offset, end int64, fn func([]byte) error) error {
+	r := bufio.NewReaderSize(io.NewSectionReader(f, offset, end-offset), audit.MaxLine)
+	for offset < end && ctx.Err() == nil {
 		line, err := r.ReadSlice('\n')
 		if err != nil {
 			return fmt.Errorf("read audit log: %w", err)
 		}
-		at += int64(len(line))
+		offset += int64(len(line))
 		if err := fn(bytes.TrimSuffix(line, []byte("\n"))); err != nil {
 			return err
 		}

@@ -335,8 +335,8 @@ func TestRollbackIsReported(t *testing.T) {
 				t.Fatal(err)
 			}
 			s = open(t, dir)
-			if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "earlier copy") {
-				t.Errorf("AuditProblem: %v, want data loss naming an earlier copy", err)
+			if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "older copy") {
+				t.Errorf("AuditProblem: %v, want data loss naming an older copy", err)
 			}
 			if head, err := s.VerifyAudit(context.Background()); err != nil || head.Seq != 4 {
 				t.Errorf("VerifyAudit: %v, %v, want entry 4", head, err)

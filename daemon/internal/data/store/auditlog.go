@@ -74,8 +74,8 @@ func (l *auditLog) begin(strict bool) error {
 	return nil
 }
 
-// ready makes sure that the file is as the store expects and can grow.
-func (l *auditLog) ready() error {
+// prepare makes sure that the file is as the store expects and can grow.
+func (l *auditLog) prepare() error {
 	err := l.catchUpIfNeeded()
 	if err == nil {
 		err = l.reserve(0)
@@ -98,9 +98,9 @@ func (l *auditLog) health() error {
 
 func (l *auditLog) catchUpIfNeeded() error {
 	if l.caughtUp && !l.unsynced {
-		var at unix.Stat_t
-		err := unix.Lstat(l.path, &at)
-		if err == nil && at.Dev == l.dev && at.Ino == l.ino && at.Size == l.end.Size {
+		var stat unix.Stat_t
+		err := unix.Lstat(l.path, &stat)
+		if err == nil && stat.Dev == l.dev && stat.Ino == l.ino && stat.Size == l.end.Size {
 			return nil
 		}
 	}
@@ -133,13 +133,13 @@ func (l *auditLog) sync() error {
 // write appends the lines of a committed change to the file. If that fails, the change remains committed, and its lines
 // remain in the outbox. The next change then finds the file too short and makes it catch up first.
 func (l *auditLog) write(lines []byte, end logEnd) {
-	var failed error
+	var writeErr error
 	if _, err := l.file.Write(lines); err != nil {
-		failed = l.unwritable(err)
+		writeErr = l.unwritable(err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.failure = failed
+	l.failure = writeErr
 	l.advance(end)
 }
 
@@ -170,11 +170,11 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err != nil {
 		return l.unwritable(err)
 	}
-	start, problem, err := l.locate(out)
+	start, problem, err := l.findOutbox(out)
 	if err != nil {
 		return l.unwritable(err)
 	}
-	if err := l.restore(start, out.lines); err != nil {
+	if err := l.rewriteLines(start, out.lines); err != nil {
 		return l.unwritable(err)
 	}
 	end := logEnd{Head: out.end.Head, Size: start + int64(len(out.lines))}
@@ -184,9 +184,9 @@ func (l *auditLog) catchUp(strict bool) error {
 	}
 	var rollback error
 	if !l.caughtUp && extended.Seq > end.Seq {
-		rollback = fmt.Errorf("the store ends with audit entry %d, but the audit log with entry %d: the store was replaced "+
-			"by an earlier copy, which undid all later changes; keys that were revoked since are valid again, "+
-			"find them in the audit log: %w", end.Seq, extended.Seq, errdefs.ErrDataLoss)
+		rollback = fmt.Errorf("the audit log has entry %d, but the store ends at entry %d: the store was replaced by an older "+
+			"copy. All later changes to the store are lost, so keys that were revoked since then are valid again; find them "+
+			"in the audit log and revoke them: %w", extended.Seq, end.Seq, errdefs.ErrDataLoss)
 		end = extended
 	}
 	if size > end.Size {
@@ -197,7 +197,7 @@ func (l *auditLog) catchUp(strict bool) error {
 		return err
 	}
 	if end != out.end {
-		if err := l.adopt(out.end, &end, rollback != nil); err != nil {
+		if err := l.acceptEnd(out.end, &end, rollback != nil); err != nil {
 			return err
 		}
 	}
@@ -225,8 +225,8 @@ func (l *auditLog) altered(format string, a ...any) error {
 
 // open opens the file, creating it if needed. It does nothing if the open file is still the one at l.path.
 func (l *auditLog) open() (reopened bool, err error) {
-	var at unix.Stat_t
-	if l.file != nil && unix.Lstat(l.path, &at) == nil && at.Dev == l.dev && at.Ino == l.ino {
+	var stat unix.Stat_t
+	if l.file != nil && unix.Lstat(l.path, &stat) == nil && stat.Dev == l.dev && stat.Ino == l.ino {
 		return false, nil
 	}
 	// O_NONBLOCK keeps the daemon from blocking if someone put a FIFO there.
@@ -235,8 +235,8 @@ func (l *auditLog) open() (reopened bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	err = unix.Fstat(int(f.Fd()), &at)
-	if err == nil && at.Mode&unix.S_IFMT != unix.S_IFREG {
+	err = unix.Fstat(int(f.Fd()), &stat)
+	if err == nil && stat.Mode&unix.S_IFMT != unix.S_IFREG {
 		err = errors.New("it is not a regular file")
 	}
 	if err == nil {
@@ -246,20 +246,20 @@ func (l *auditLog) open() (reopened bool, err error) {
 		return false, errors.Join(err, f.Close())
 	}
 	_ = l.close()
-	l.file, l.dev, l.ino, l.reserved = f, at.Dev, at.Ino, 0
+	l.file, l.dev, l.ino, l.reserved = f, stat.Dev, stat.Ino, 0
 	return true, nil
 }
 
-// locate returns the offset in the file at which the lines of the outbox begin or should begin. If that is not where the
-// store expects them, problem is why.
-func (l *auditLog) locate(out outbox) (start int64, problem, err error) {
+// findOutbox returns the offset in the file at which the lines of the outbox begin, or at which they must be written if the
+// file does not have them. If the store expects another offset, problem says how the file was altered.
+func (l *auditLog) findOutbox(out outbox) (start int64, problem, err error) {
 	start = out.end.Size - int64(len(out.lines))
 	ok, err := l.endsAt(start, out.before)
 	if ok || err != nil {
 		return start, nil, err
 	}
 	start = -1
-	err = l.lines(0, func(line []byte, end int64) bool {
+	err = l.eachLine(0, func(line []byte, end int64) bool {
 		if e, err := audit.Parse(line); err == nil && e.Hash == out.before.Hash {
 			start = end
 		}
@@ -275,7 +275,8 @@ func (l *auditLog) locate(out outbox) (start int64, problem, err error) {
 	return start, l.altered("entry %d is missing", out.before.Seq), err
 }
 
-// endsAt reports whether the file has, ending at offset end, the entry that head names.
+// endsAt reports whether the line that ends at offset end is the entry that head names. If head.Seq is 0, there is no such
+// entry, and endsAt reports whether a line ends at that offset or the offset is 0.
 func (l *auditLog) endsAt(end int64, head audit.Head) (bool, error) {
 	line := make([]byte, min(end, audit.MaxLine+1))
 	if _, err := l.file.ReadAt(line, end-int64(len(line))); err == io.EOF {
@@ -291,8 +292,8 @@ func (l *auditLog) endsAt(end int64, head audit.Head) (bool, error) {
 	return ok && err == nil && e.Hash == head.Hash, nil
 }
 
-// lines calls fn with each complete line from offset on and the offset of the line's end, until fn returns false.
-func (l *auditLog) lines(offset int64, fn func(line []byte, end int64) bool) error {
+// eachLine calls fn with each complete line after offset and with the offset at which the line ends, until fn returns false.
+func (l *auditLog) eachLine(offset int64, fn func(line []byte, end int64) bool) error {
 	r := bufio.NewReaderSize(io.NewSectionReader(l.file, offset, 1<<62), audit.MaxLine)
 	for {
 		line, err := r.ReadSlice('\n')
@@ -324,9 +325,8 @@ func (l *auditLog) endLastLine() (size int64, err error) {
 	return size + 1, err
 }
 
-// restore makes sure that the file has lines at offset start. A crash may have lost some of them or left some
-// incomplete.
-func (l *auditLog) restore(start int64, lines []byte) error {
+// rewriteLines makes sure that the file has lines at offset start. It writes those that a crash has lost or left incomplete.
+func (l *auditLog) rewriteLines(start int64, lines []byte) error {
 	found := make([]byte, len(lines))
 	n, err := l.file.ReadAt(found, start)
 	if err != nil && err != io.EOF {
@@ -352,7 +352,7 @@ func (l *auditLog) restore(start int64, lines []byte) error {
 // readBeyond reads the file after end. It returns the end of the last entry that continues the chain, and the file's
 // size.
 func (l *auditLog) readBeyond(end logEnd) (extended logEnd, size int64, err error) {
-	err = l.lines(end.Size, func(line []byte, at int64) bool {
+	err = l.eachLine(end.Size, func(line []byte, lineEnd int64) bool {
 		e, err := audit.Parse(line)
 		if err != nil {
 			return false
@@ -361,7 +361,7 @@ func (l *auditLog) readBeyond(end logEnd) (extended logEnd, size int64, err erro
 		if err != nil {
 			return false
 		}
-		end = logEnd{Head: head, Size: at}
+		end = logEnd{Head: head, Size: lineEnd}
 		return true
 	})
 	if err != nil {
@@ -371,9 +371,10 @@ func (l *auditLog) readBeyond(end logEnd) (extended logEnd, size int64, err erro
 	return end, size, err
 }
 
-// adopt stores the end of the file as the end of the log and empties the outbox. It syncs the file first, because the
-// store will no longer have a copy of the lines. If rollback is set, it also logs an audit.StoreRollback.
-func (l *auditLog) adopt(was logEnd, end *logEnd, rollback bool) error {
+// acceptEnd stores the end of the file as the end of the log and empties the outbox. It syncs the file first, because the
+// store will no longer have a copy of the lines. If rollback is set, it also logs an audit.StoreRollback with storeEnd,
+// the end that the store expected.
+func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, rollback bool) error {
 	if err := l.sync(); err != nil {
 		return err
 	}
@@ -389,7 +390,7 @@ func (l *auditLog) adopt(was logEnd, end *logEnd, rollback bool) error {
 				Action: audit.StoreRollback,
 				Actor:  audit.ActorServer,
 				Detail: map[string]string{
-					"store": strconv.FormatUint(was.Seq, 10),
+					"store": strconv.FormatUint(storeEnd.Seq, 10),
 					"log":   strconv.FormatUint(end.Seq, 10),
 				},
 			}})

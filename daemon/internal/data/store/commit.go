@@ -24,7 +24,7 @@ type committer struct {
 
 	mu      sync.Mutex
 	waiting []*write
-	failure error // of the last commit
+	failure error // the error of the last commit
 	// stopped is why every write is refused: a commit failed in a way that leaves its result on the disk unknown.
 	// The next Open reads what the disk has.
 	stopped error
@@ -171,7 +171,7 @@ func (c *committer) committed(id int) bool {
 func (c *committer) stop(cause error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stopped = fmt.Errorf("the store refuses all changes since its disk failed (%w), because it is unknown whether the last change is on the disk: "+
+	c.stopped = fmt.Errorf("after a disk error (%w), it is unknown whether the last change is on the disk, so all changes are refused: "+
 		"check the disk, then restart msbd: %w", cause, errdefs.ErrUnavailable)
 	return fmt.Errorf("write store: %w: only a restart shows whether the change was saved, and until then all other changes are refused: "+
 		"check the disk, then restart msbd: %w", cause, errdefs.ErrUnavailable)
@@ -189,7 +189,7 @@ func (c *committer) logReady() error {
 	if err := c.stopReason(); err != nil {
 		return err
 	}
-	return c.log.ready()
+	return c.log.prepare()
 }
 
 // health returns why nothing can be written at present, or nil. If the last write failed, it tries another one and

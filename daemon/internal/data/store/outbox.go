@@ -74,7 +74,8 @@ func emptyOutbox(tx *bbolt.Tx) error {
 	return err
 }
 
-// addEvents adds events to the outbox. l must be ready. After the commit, the caller must write the returned lines to l.
+// addEvents adds events to the outbox. The caller must have called l.prepare, and must write the returned lines to l after
+// the commit.
 func (c *change) addEvents(l *auditLog, events []audit.Event) (lines []byte, end logEnd, err error) {
 	if err := getMeta(c.tx, logEndKey, &end); err != nil {
 		return nil, end, err

@@ -12,8 +12,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// sumSize is the length in bytes of the checksum before each value. bbolt does not notice if a disk returns other data
-// than was written.
+// sumSize is the length in bytes of the checksum before each value. The checksums are needed because bbolt does not notice
+// if a disk returns other data than was written.
 const sumSize = 8
 
 // checksum returns the checksum of a value. It includes the bucket and the id, so that a value is not valid in another
@@ -40,7 +40,7 @@ func unseal(bucket []byte, id string, sealed []byte) (value []byte, sum uint64, 
 
 func sumOf(sealed []byte) uint64 { return binary.BigEndian.Uint64(sealed) }
 
-// record is a record as its bucket stores it: sealed is the checksum followed by the JSON value.
+// record is an entry of a bucket. sealed is what the bucket stores under id: the checksum, followed by the JSON value.
 type record struct {
 	bucket []byte
 	id     string
@@ -178,8 +178,8 @@ func each(tx *bbolt.Tx, bucket []byte, fn func(id string, value []byte) error) e
 	return err
 }
 
-// check reads the whole store, so that damage is found at startup and not by the first request.
-func check(tx *bbolt.Tx) error {
+// checkContents reads the entire store, so that damage is found at startup and not by the first request.
+func checkContents(tx *bbolt.Tx) error {
 	err := tx.ForEach(func(name []byte, _ *bbolt.Bucket) error { return checkKnown("bucket", name, buckets) })
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ func (s *Store) PutSandbox(r sandbox.Record) error {
 	return s.writes.update(func(c *change) error { return c.put(encoded) })
 }
 
-// DeleteSandbox implements sandbox.Store. An unknown id is no error.
+// DeleteSandbox implements sandbox.Store. If there is no record with this id, it does nothing.
 func (s *Store) DeleteSandbox(id string) error {
 	return s.writes.update(func(c *change) error { return c.delete(sandboxBucket, id) })
 }

@@ -23,7 +23,8 @@ var (
 	// recordBuckets are the buckets whose values have checksums and which have a tally.
 	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket}
 
-	// schemaKey names the schema version, the only value without a checksum: every version must be able to read it.
+	// schemaKey is the key of the schema version. Only this value has no checksum, because every version must be able to
+	// read it.
 	schemaKey = []byte("schema")
 )
 
@@ -181,7 +182,8 @@ func migrateTo2(tx *bbolt.Tx) error {
 	return c.finish()
 }
 
-// replaceAll replaces every value of a bucket, which has no checksum, by the record that replace returns, with one.
+// replaceAll rewrites every value of a schema 1 bucket, whose values have no checksum: it calls replace with each old value
+// and stores the result with a checksum.
 func replaceAll(c *change, bucket string, replace func(id string, old []byte) ([]byte, error)) error {
 	b := c.tx.Bucket([]byte(bucket))
 	if b == nil {

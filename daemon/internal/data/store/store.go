@@ -31,7 +31,7 @@ const (
 	openTimeout = 2 * time.Second
 )
 
-// Store is an open state directory. It is safe for concurrent use.
+// Store is the open store of a state directory, which stays locked until Close. It is safe for concurrent use.
 type Store struct {
 	db     *bbolt.DB
 	lock   *os.File
@@ -61,7 +61,7 @@ func Open(stateDir string) (_ *Store, err error) {
 	}
 	writes := newCommitter(db, filepath.Join(stateDir, logName))
 	if err := writes.log.begin(fellBack); err != nil {
-		err = fmt.Errorf("its last change is unreadable, and the audit log does not prove that the change was never acknowledged: %w", err)
+		err = fmt.Errorf("its last change is unreadable and may have been acknowledged: %w", err)
 		return nil, errors.Join(damaged(path, err), writes.log.close(), db.Close(), unlock(lock))
 	}
 	return &Store{db: db, lock: lock, log: writes.log, writes: writes}, nil
@@ -114,7 +114,7 @@ func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
 		err = migrate(db)
 	}
 	if err == nil {
-		err = db.View(check)
+		err = db.View(checkContents)
 	}
 	if err != nil {
 		return nil, false, errors.Join(damaged(path, err), db.Close())

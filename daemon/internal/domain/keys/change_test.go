@@ -205,7 +205,8 @@ func TestRotateRefuses(t *testing.T) {
 		{RotateRequest{Ref: revoked.ID}, errdefs.IsFailedPrecondition, "is revoked: create a new one"},
 		{RotateRequest{Ref: rotated.ID}, errdefs.IsFailedPrecondition, "rotate the one that replaced it, " + next.ID},
 		{RotateRequest{Ref: "nobody"}, errdefs.IsNotFound, "nobody"},
-		{RotateRequest{Ref: live.ID, Grace: "1"}, errdefs.IsInvalidArgument, "grace period"},
+		{RotateRequest{Ref: live.ID, Grace: "1"}, errdefs.IsInvalidArgument, `grace period "1": "1" has no unit`},
+		{RotateRequest{Ref: live.ID, Grace: "9999y"}, errdefs.IsInvalidArgument, `grace period "9999y": is after the year 9999: `},
 		{RotateRequest{Ref: live.ID, Expire: "x"}, errdefs.IsInvalidArgument, "whole number"},
 	} {
 		secret, made, old, err := i.Rotate(ctx, tt.req)

@@ -9,18 +9,19 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// maxCorrection is how far the wall clock may go back before the server reports that it is behind. It is more than
-// time servers correct.
+// maxCorrection is how far the wall clock may go back before the server reports that it is behind. It is more than a time
+// server would correct.
 const maxCorrection = 5 * time.Minute
 
-// clock tells the time by which keys are created and expire. It never goes back. It normally follows the wall clock.
-// If the wall clock is set back, whether by mistake or on purpose, clock continues from the latest time that it has
-// seen, so that no expired key becomes valid again.
+// clock tells the time by which keys are created and expire. It normally follows the wall clock. If the wall clock is
+// set back, whether by mistake or on purpose, clock continues from the latest time that it has seen, so that no expired
+// key becomes valid again. Only reset makes it go back.
 type clock struct {
 	// read returns the wall clock and a monotonic clock, both in microseconds. An int64 of nanoseconds would not
 	// reach the year 9999.
 	read func() (wall, steady int64)
-	// lead is the largest difference seen between the wall clock and the steady clock.
+	// lead is how far the clock is ahead of the steady clock. It is the largest difference that the wall clock has shown,
+	// or that advance has set, since the last reset.
 	lead atomic.Int64
 	// steppedLead is the value of lead up to which stepped has reported steps. Only stepped uses it.
 	steppedLead int64
@@ -104,7 +105,7 @@ func (c *clock) checkNotBehind() error {
 		return nil
 	}
 	return fmt.Errorf("no API key can be created while the clock is %s behind the latest time that this server has seen (%s): "+
-		"set the clock right; if it is right and was wrong before, run 'msb server reset', which trusts the clock again and invalidates every API key: %w",
+		"correct the clock. If it is correct now but was ahead before, run 'msb server reset', which accepts the current time and invalidates every API key: %w",
 		behind.Round(time.Second), c.time().Format(time.RFC3339), errdefs.ErrFailedPrecondition)
 }
 

@@ -153,7 +153,7 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 			"Issue":  func() error { _, _, err := i.Issue(ctx, IssueRequest{}); return err }(),
 			"Rotate": func() error { _, _, _, err := i.Rotate(ctx, RotateRequest{Ref: "a"}); return err }(),
 		} {
-			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "set the clock right") || !strings.Contains(err.Error(), "server reset") {
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "correct the clock") || !strings.Contains(err.Error(), "server reset") {
 				t.Errorf("%s: %v", what, err)
 			}
 		}

@@ -50,12 +50,13 @@ func keyEvent(action string, r Record, by uint32) audit.Event {
 	return e
 }
 
-// invalidateEvent returns the event that live keys became invalid because ring is now the signing key.
+// invalidateEvent returns the event for the keys that became invalid because ring replaced their signing key. live is the
+// number of these keys.
 func invalidateEvent(actor string, ring *keyring, live int) audit.Event {
 	return audit.Event{Action: audit.KeysInvalid, Actor: actor, Target: ring.keyID, Detail: map[string]string{"count": strconv.Itoa(live)}}
 }
 
-// signingKeyEvent returns the event that ring becomes the signing key. action says why.
+// signingKeyEvent returns the event for ring becoming the signing key. action says why.
 func signingKeyEvent(action, actor string, ring *keyring) audit.Event {
 	return audit.Event{Action: action, Actor: actor, Target: ring.keyID}
 }

@@ -32,7 +32,7 @@ func ParseExpiry(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	return parseSpan(s, now, 1)
+	return parseSpan(expirySpan, s, now)
 }
 
 // ParseAge returns the time that is s before now, in UTC. s has the format that ParseExpiry accepts. One month before
@@ -42,14 +42,26 @@ func ParseAge(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return now.UTC(), nil
 	}
-	return parseSpan(s, now, -1)
+	return parseSpan(ageSpan, s, now)
 }
 
-// parseSpan returns the time that is s after now if sign is 1, and s before now if sign is -1.
-func parseSpan(s string, now time.Time, sign int64) (time.Time, error) {
-	kind, tooFar := "expiry", fmt.Sprintf("is after the year %d; omit it for a key that never expires", lastYear)
-	if sign < 0 {
-		kind, tooFar = "age", "is before the year 1"
+// spanKind is what a span of time is for, as error messages call it.
+type spanKind string
+
+const (
+	expirySpan spanKind = "expiry"
+	graceSpan  spanKind = "grace period"
+	ageSpan    spanKind = "age"
+)
+
+// parseSpan returns the time that is s after now. If kind is ageSpan, it returns the time that is s before now.
+func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
+	sign, tooFar := int64(1), fmt.Sprintf("is after the year %d", lastYear)
+	switch kind {
+	case expirySpan:
+		tooFar += "; omit it for a key that never expires"
+	case ageSpan:
+		sign, tooFar = -1, "is before the year 1"
 	}
 	bad := func(format string, a ...any) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%s %q: %s: %w", kind, abbreviate(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)

@@ -24,7 +24,8 @@ type Issuer struct {
 
 	// Issue holds mu for reading, so that concurrent calls can share a commit of the store. Every other change
 	// holds mu for writing: each change sees the result of the previous ones, and Issue never returns a key that a
-	// concurrent reset has invalidated. Methods that change nothing do not use mu.
+	// concurrent reset has invalidated. Snapshot also holds mu for writing, although it changes nothing, so that
+	// nothing changes while a snapshot is taken. The other methods that change nothing do not use mu.
 	mu      sync.RWMutex
 	keyring atomic.Pointer[keyring] // changed only while mu is held for writing
 	// saving is held while usage and the latest time are saved, and during a reset, which may set the latest time
@@ -146,7 +147,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 		select {
 		case <-save.C:
 			i.saveUsage()
-			i.reportSuspects() // try those again that could not be written
+			i.reportSuspects() // retry events that could not be written before
 		case <-i.suspects.waiting:
 			i.reportSuspects()
 		case <-watch.C:

@@ -107,8 +107,8 @@ func loadKeyring(path string) (*keyring, error) {
 	ring, err := decodeKeyring(data)
 	switch {
 	case errdefs.IsDataLoss(err):
-		return nil, fmt.Errorf("keyring %s: %w: put it back from a backup, or start with --reset-key, "+
-			"which creates a new one and invalidates every API key", path, err)
+		return nil, fmt.Errorf("keyring %s: %w: restore the file from a backup, or start with --reset-key, "+
+			"which creates a new signing key and invalidates every API key", path, err)
 	case err != nil:
 		return nil, fmt.Errorf("keyring %s: %w", path, err)
 	}
@@ -199,7 +199,7 @@ func checkPrivateInfo(path string, info fs.FileInfo, typ fs.FileMode) error {
 	case int(stat.Uid) != os.Geteuid():
 		problem = fmt.Sprintf("belongs to uid %d, but msbd runs as uid %d", stat.Uid, os.Geteuid())
 	case info.Mode().Perm()&0o077 != 0:
-		problem = fmt.Sprintf("is open to other users (mode %04o): find out who changed that, then run chmod go= on it", info.Mode().Perm())
+		problem = fmt.Sprintf("is accessible to other users (mode %04o): find out who changed the mode, then run 'chmod go= %s'", info.Mode().Perm(), path)
 	default:
 		return nil
 	}

@@ -106,7 +106,7 @@ func (r Record) Until() time.Time {
 	return r.ExpiresAt
 }
 
-// reached reports whether the time at has come. The zero time never comes.
+// reached reports whether now is at or after the time at. It returns false if at is zero.
 func reached(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 // Usage describes how a key has been used.

@@ -8,8 +8,8 @@ import (
 )
 
 // keySet holds all keys in memory, including expired and revoked ones, and the sessions of the keys in use. The
-// Issuer updates it after a change is durable, and the Verifier reads it. As soon as an update has returned, the
-// Verifier applies it.
+// Issuer updates it after a change is durable. The Verifier reads it, so it applies a change as soon as the update has
+// returned.
 type keySet struct {
 	clock    *clock
 	sessions *sessionCache
@@ -62,7 +62,8 @@ func (p position) compare(other position) int {
 // snapshot returns a copy of the key to be used without the lock. The caller holds keySet.mu.
 func (k *key) snapshot() Key { return Key{Record: k.Record, Usage: k.usage.load()} }
 
-// put adds or replaces records. If a replaced record makes its key refused, put cancels the key's requests.
+// put adds records, and replaces those whose id is already known. If the new record of a key says that the key is
+// refused, put cancels the key's requests.
 func (ks *keySet) put(records ...Record) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()

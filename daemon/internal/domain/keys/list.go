@@ -17,7 +17,7 @@ type Filter struct {
 	// Namespace selects keys that have access to this tenant namespace.
 	Namespace string
 	// UnusedFor, such as 90d, selects keys that have not been used for that long. For a key that has never been
-	// used, the time since its creation counts. The format is that of ParseAge.
+	// used, the time since its creation counts. ParseAge describes the format.
 	UnusedFor string
 	// State selects keys in this state.
 	State State
@@ -104,12 +104,12 @@ func parsePosition(s string) (position, error) {
 	if s == "" {
 		return position{createdAt: -1 << 63}, nil
 	}
-	at := strings.LastIndexByte(s, '-')
-	if at > 0 {
-		if createdAt, err := strconv.ParseInt(s[:at], 10, 64); err == nil {
-			return position{createdAt, s[at+1:]}, nil
+	dash := strings.LastIndexByte(s, '-')
+	if dash > 0 {
+		if createdAt, err := strconv.ParseInt(s[:dash], 10, 64); err == nil {
+			return position{createdAt, s[dash+1:]}, nil
 		}
 	}
-	return position{}, fmt.Errorf("invalid page token %q: use the one of the previous page, or an empty one for the first page: %w",
+	return position{}, fmt.Errorf("invalid page token %q: use the token that the previous page returned, or an empty token for the first page: %w",
 		abbreviate(s), errdefs.ErrInvalidArgument)
 }

@@ -194,7 +194,7 @@ func TestFind(t *testing.T) {
 		"twins": {"5555", "6666"}, // the two live keys
 	} {
 		_, err := i.Find(ref)
-		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "use the id") {
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "use the complete id") {
 			t.Errorf("Find(%q): %v", ref, err)
 			continue
 		}

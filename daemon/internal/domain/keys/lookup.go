@@ -52,7 +52,7 @@ func (ks *keySet) find(ref string) (Key, error) {
 	if more := len(found) - most; more > 0 {
 		ids = append(ids, fmt.Sprintf("%d more", more))
 	}
-	return Key{}, fmt.Errorf("%q is ambiguous, it matches the API keys %s: use the id, or a longer prefix of it: %w",
+	return Key{}, fmt.Errorf("%q is ambiguous: it matches the API keys %s; use the complete id or a longer prefix: %w",
 		abbreviate(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
 }
 

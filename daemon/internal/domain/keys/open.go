@@ -87,8 +87,8 @@ func openKeyring(opts Options, records []Record, now time.Time) (*keyring, error
 	case absent:
 		for _, r := range records {
 			if r.StateAt(now) != Revoked {
-				return nil, fmt.Errorf("keyring %s is missing, but there are API keys that it signed: put it back from a "+
-					"backup, or start with --reset-key, which creates a new one and invalidates every API key: %w",
+				return nil, fmt.Errorf("keyring %s is missing, but there are API keys that it signed: restore it from a "+
+					"backup, or start with --reset-key, which creates a new signing key and invalidates every API key: %w",
 					opts.KeyringPath, errdefs.ErrDataLoss)
 			}
 		}

@@ -31,9 +31,9 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 	// Replace the keyring before the records. If the server crashes in between, no signing key verifies the old
 	// keys anymore. If the new keyring is in place, but perhaps not durable, use it nevertheless, because the next
 	// start would load it and refuse the keys of the old one.
-	saved := replaceKeyring(i.store, i.path, ring, signingKeyEvent(audit.SigningReset, actor, ring))
-	if saved != nil && !errors.Is(saved, durable.ErrNotDurable) {
-		return 0, saved
+	saveErr := replaceKeyring(i.store, i.path, ring, signingKeyEvent(audit.SigningReset, actor, ring))
+	if saveErr != nil && !errors.Is(saveErr, durable.ErrNotDurable) {
+		return 0, saveErr
 	}
 	marked, invalidated := i.adopt(ring, at)
 	i.clock.reset()
@@ -46,7 +46,7 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 	if err = i.store.CommitKeys(c); err != nil {
 		err = fmt.Errorf("mark earlier API keys as revoked (they are already refused): %w", err)
 	}
-	return invalidated, errors.Join(saved, err)
+	return invalidated, errors.Join(saveErr, err)
 }
 
 // adopt starts to use ring, which is already on disk. From now on, the keys of other signing keys are refused. adopt

@@ -67,9 +67,9 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	e := signingKeyEvent(audit.ServerRestore, actor, ring)
 	e.Detail = map[string]string{"keys": strconv.Itoa(len(records))}
 	// As in Reset, replace the keyring before the records.
-	saved := replaceKeyring(i.store, i.path, ring, e)
-	if saved != nil && !errors.Is(saved, durable.ErrNotDurable) {
-		return 0, 0, saved
+	saveErr := replaceKeyring(i.store, i.path, ring, e)
+	if saveErr != nil && !errors.Is(saveErr, durable.ErrNotDurable) {
+		return 0, 0, saveErr
 	}
 	i.adopt(ring, now)
 	if latest, ok := latestTime(after, ring.keyID); ok {
@@ -80,11 +80,11 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 		c.Events = []audit.Event{invalidateEvent(actor, ring, invalidated)}
 	}
 	if err = i.commit(c); err != nil {
-		return 0, invalidated, errors.Join(saved, fmt.Errorf(
+		return 0, invalidated, errors.Join(saveErr, fmt.Errorf(
 			"the backup's signing key is in use, but its API keys could not be stored: restore the backup again: %w", err))
 	}
 	i.log.Warn("API keys were restored from a backup", "live", live, "invalidated", invalidated, "signing_key_id", ring.keyID)
-	return live, invalidated, saved
+	return live, invalidated, saveErr
 }
 
 // checkRecords returns an error if records contains a record that no store can have held, or the same id twice.
@@ -103,14 +103,14 @@ func checkRecords(records []Record) error {
 // backup, which is the only one whose keys are accepted after the restore.
 func mergeRecords(current, backup []Record, signingKeyID string, now time.Time) []Record {
 	records := make([]Record, 0, len(backup))
-	at := make(map[string]int, len(backup))
+	indexByID := make(map[string]int, len(backup))
 	for n, r := range backup {
-		at[r.ID] = n
+		indexByID[r.ID] = n
 		records = append(records, r.withoutReset(signingKeyID))
 	}
 	for _, r := range current {
 		r = r.withoutReset(signingKeyID)
-		if n, ok := at[r.ID]; ok {
+		if n, ok := indexByID[r.ID]; ok {
 			records[n] = r.withRevocationOf(records[n])
 		} else {
 			records = append(records, r)

@@ -39,12 +39,11 @@ func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, 
 	if err := old.rotatable(now); err != nil {
 		return fail(err)
 	}
-	end, err := ParseExpiry(req.Grace, now)
-	if err != nil {
-		return fail(fmt.Errorf("grace period: %w", err))
-	}
-	if end.IsZero() {
-		end = now
+	graceEnd := now
+	if req.Grace != "" {
+		if graceEnd, err = parseSpan(graceSpan, req.Grace, now); err != nil {
+			return fail(err)
+		}
 	}
 	life := req.Expire
 	if life == "" {
@@ -56,7 +55,7 @@ func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, 
 	if err != nil {
 		return fail(err)
 	}
-	old.RevokedAt, old.Revocation, old.ReplacedBy = end, ByRotation, created.ID
+	old.RevokedAt, old.Revocation, old.ReplacedBy = graceEnd, ByRotation, created.ID
 	err = i.commit(Change{
 		Put:    []Record{created, old.Record},
 		Events: []audit.Event{createEvent(created), rotateEvent(old.Record, req.By)},

@@ -20,11 +20,12 @@ type session struct {
 	until atomic.Int64
 	// timer closes the session at the time until. It is guarded by keySet.mu.
 	timer *time.Timer
-	// end cancels principal.alive.
-	end context.CancelCauseFunc
+	// cancel cancels principal.alive.
+	cancel context.CancelCauseFunc
 }
 
-const never = math.MaxInt64
+// neverExpires is the value of session.until for a key that does not expire.
+const neverExpires = math.MaxInt64
 
 // sessionCache finds the session of a token without a lock. There are at most as many sessions as live keys.
 type sessionCache struct {
@@ -57,13 +58,13 @@ func (ks *keySet) openSession(k *key, token string) Principal {
 	if k.session != nil {
 		return k.session.principal
 	}
-	alive, end := context.WithCancelCause(context.Background())
+	alive, cancel := context.WithCancelCause(context.Background())
 	s := &session{
 		key: k,
 		// Copy the token, because it may be a substring that keeps a much longer header in memory.
 		token:     strings.Clone(token),
 		principal: Principal{KeyID: k.ID, Namespaces: k.Namespaces, Scopes: k.Scopes, alive: alive},
-		end:       end,
+		cancel:    cancel,
 	}
 	k.session = s
 	ks.scheduleExpiry(s)
@@ -83,11 +84,11 @@ func (ks *keySet) closeSession(k *key, cause *rejection) {
 	if s.timer != nil {
 		s.timer.Stop()
 	}
-	s.end(cause)
+	s.cancel(cause)
 }
 
-// refreshSession updates the session of a key after its record has changed or its time may be over. If the key is
-// refused now, refreshSession closes the session. Otherwise it schedules the session's expiry. The caller holds
+// refreshSession updates a key's session after the key's record has changed or the key may have expired. If the key is
+// refused now, refreshSession closes the session. Otherwise it schedules the session's expiry again. The caller holds
 // keySet.mu.
 func (ks *keySet) refreshSession(k *key) {
 	if cause := k.refusal(ks.clock.time()); cause != nil {
@@ -102,7 +103,7 @@ func (ks *keySet) refreshSession(k *key) {
 func (ks *keySet) scheduleExpiry(s *session) {
 	until := s.key.Until()
 	if until.IsZero() {
-		s.until.Store(never)
+		s.until.Store(neverExpires)
 		return
 	}
 	s.until.Store(until.UnixMicro())

@@ -9,10 +9,10 @@ import (
 	"github.com/msbd/msbd/api/audit"
 )
 
-// suspects collects suspicious tokens: those that have a valid signature but were not issued by this server, so that
-// somebody may have stolen the signing key. The request only adds the token here. Issuer.Run later writes it to the
-// audit log. So that a flood of such tokens cannot fill the log, each key id is logged at most once in
-// suspectInterval, and at most maxSuspects key ids are.
+// suspects collects suspicious tokens. Their signature is valid, but this server did not issue them, so somebody may
+// have stolen the signing key. A request only adds its token here; Issuer.Run later writes the event to the audit log.
+// A flood of such tokens cannot fill the log, because each key id is logged at most once in suspectInterval, and at
+// most maxSuspects key ids are logged in that time.
 type suspects struct {
 	// waiting holds an element if events were added to pending since Issuer.Run last received from it.
 	waiting chan struct{}

@@ -351,6 +351,9 @@ func TestMetrics(t *testing.T) {
 	if _, err := f.Metrics(t.Context(), "default", "two"); !errdefs.IsNotFound(err) {
 		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
 	}
+	if _, err := f.Metrics(t.Context(), "", "absent"); !errdefs.IsNotFound(err) || !strings.HasPrefix(err.Error(), "sandbox absent does not exist in any namespace") {
+		t.Errorf("absent sandbox: got error %v, want NotFound without a namespace", err)
+	}
 }
 
 func TestRestartAdoptsRunningSandboxes(t *testing.T) {

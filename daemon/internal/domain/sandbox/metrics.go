@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -18,8 +20,8 @@ type Metrics struct {
 	DiskBytes  *int64
 }
 
-// Metrics returns the metrics of one sandbox, of all sandboxes in a tenant namespace if name is empty, or of all sandboxes
-// of the server if both are empty. It returns errdefs.ErrNotFound if name is set and no such sandbox exists.
+// Metrics returns the metrics of the sandboxes that match. An empty namespace matches every tenant namespace, and an empty
+// name matches every sandbox. If name is set and no sandbox matches, the error is errdefs.ErrNotFound.
 func (m *Manager) Metrics(ctx context.Context, namespace, name string) ([]Metrics, error) {
 	if err := m.checkOpen(); err != nil {
 		return nil, err
@@ -28,6 +30,9 @@ func (m *Manager) Metrics(ctx context.Context, namespace, name string) ([]Metric
 	if name != "" {
 		recs = slices.DeleteFunc(recs, func(r Record) bool { return r.Name.Name != name })
 		if len(recs) == 0 {
+			if namespace == "" {
+				return nil, fmt.Errorf("sandbox %s does not exist in any namespace: %w", name, errdefs.ErrNotFound)
+			}
 			return nil, notFound(Name{namespace, name})
 		}
 	}
@@ -53,7 +58,7 @@ func (m *Manager) measure(ctx context.Context, rec Record, out *Metrics) {
 	u, err := m.Runtime.Usage(ctx, rec.ID)
 	if err != nil {
 		// The microVM may have just ended, which its watcher records. Leave the usage unknown.
-		m.Log.Warn("measure sandbox", "sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "err", err)
+		m.Log.Warn("could not measure the sandbox", "sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "err", err)
 		return
 	}
 	m.mu.Lock()

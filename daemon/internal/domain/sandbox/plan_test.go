@@ -10,21 +10,21 @@ func TestPlan(t *testing.T) {
 	for name, c := range map[string]struct {
 		recs  []Record
 		found []Instance
-		want  verb
+		want  action
 	}{
-		"running and alive":       {[]Record{rec("a", Running)}, []Instance{{"a", true}}, adopt},
-		"running and dead":        {[]Record{rec("a", Running)}, []Instance{{"a", false}}, lose},
-		"running and gone":        {[]Record{rec("a", Running)}, nil, lose},
-		"starting":                {[]Record{rec("a", Starting)}, []Instance{{"a", true}}, undo},
-		"starting, no microVM":    {[]Record{rec("a", Starting)}, nil, undo},
-		"stopping":                {[]Record{rec("a", Stopping)}, []Instance{{"a", true}}, finish},
-		"stopping, no microVM":    {[]Record{rec("a", Stopping)}, nil, finish},
-		"failed":                  {[]Record{rec("a", Failed)}, nil, keep},
-		"failed, microVM remains": {[]Record{rec("a", Failed)}, []Instance{{"a", false}}, undo},
-		"unknown microVM":         {nil, []Instance{{"a", true}}, purge},
+		"running and alive":       {[]Record{rec("a", Running)}, []Instance{{"a", true}}, actionAdopt},
+		"running and dead":        {[]Record{rec("a", Running)}, []Instance{{"a", false}}, actionLose},
+		"running and gone":        {[]Record{rec("a", Running)}, nil, actionLose},
+		"starting":                {[]Record{rec("a", Starting)}, []Instance{{"a", true}}, actionUndo},
+		"starting, no microVM":    {[]Record{rec("a", Starting)}, nil, actionUndo},
+		"stopping":                {[]Record{rec("a", Stopping)}, []Instance{{"a", true}}, actionFinish},
+		"stopping, no microVM":    {[]Record{rec("a", Stopping)}, nil, actionFinish},
+		"failed":                  {[]Record{rec("a", Failed)}, nil, actionKeep},
+		"failed, microVM remains": {[]Record{rec("a", Failed)}, []Instance{{"a", false}}, actionUndo},
+		"unknown microVM":         {nil, []Instance{{"a", true}}, actionPurge},
 	} {
 		steps := plan(c.recs, c.found)
-		if len(steps) != 1 || steps[0].do != c.want || steps[0].id != "a" {
+		if len(steps) != 1 || steps[0].action != c.want || steps[0].id != "a" {
 			t.Errorf("%s: got %+v, want one step %q of a", name, steps, c.want)
 		}
 	}

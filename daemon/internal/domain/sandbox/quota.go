@@ -6,8 +6,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Quota limits the resources that the sandboxes of a tenant namespace may use at a time. 0 means unlimited. Failed
-// sandboxes use nothing.
+// Quota limits the resources that all sandboxes of a tenant namespace may use together. A field that is 0 means no limit.
+// Failed sandboxes do not count.
 type Quota struct {
 	Sandboxes, CPUs, MemoryMiB int
 	// Runs limits the runs of code and commands in progress, including those that wait in a queue.
@@ -42,7 +42,7 @@ func (m *Manager) reserve(e *entry, cfg Config) error {
 		{"MiB of memory", "MiB of memory", used.MemoryMiB, q.MemoryMiB},
 	} {
 		if l.limit > 0 && l.used > l.limit {
-			return fmt.Errorf("namespace %s may use %s at a time, and this start would make it %d; stop one of its sandboxes first, "+
+			return fmt.Errorf("namespace %s is limited to %s; this start would need %d. Stop one of its sandboxes first, "+
 				"or ask the server's administrator for more: %w", namespace, count(l.limit, l.one, l.many), l.used, errdefs.ErrResourceExhausted)
 		}
 	}

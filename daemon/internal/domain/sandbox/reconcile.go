@@ -12,32 +12,33 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Recovery says what Recover did.
+// Recovery is the result of Recover.
 type Recovery struct {
 	// Adopted is the number of sandboxes that were found running and keep running.
 	Adopted int
 	// Lost is the number of sandboxes that ran before the restart and were found dead.
 	Lost int
-	// Removed is the number of microVMs whose start or stop was incomplete, or that no record explains.
+	// Removed is the number of microVMs that were removed because their start or stop was interrupted, or because they
+	// had no record.
 	Removed int
 }
 
 // step is one decision of the reconcile plan.
 type step struct {
-	do  verb
-	id  string
-	rec Record // the zero Record for a microVM without one
+	action action
+	id     string
+	rec    Record // the zero Record for a microVM without one
 }
 
-type verb string
+type action string
 
 const (
-	adopt  verb = "adopt"  // the sandbox runs: watch it
-	lose   verb = "lose"   // the sandbox ran but its microVM is dead: clean up and record that it failed
-	undo   verb = "undo"   // a start was interrupted, or a failed sandbox was not removed: clean up and record the failure
-	finish verb = "finish" // a stop was interrupted: clean up and delete the record
-	keep   verb = "keep"   // the sandbox had failed and has no microVM: keep the record
-	purge  verb = "purge"  // a microVM has no record: remove it
+	actionAdopt  action = "adopt"  // the sandbox runs: watch it
+	actionLose   action = "lose"   // the sandbox ran but its microVM is dead: clean up and record that it failed
+	actionUndo   action = "undo"   // a start was interrupted, or a failed sandbox was not removed: clean up and record the failure
+	actionFinish action = "finish" // a stop was interrupted: clean up and delete the record
+	actionKeep   action = "keep"   // the sandbox had failed and has no microVM: keep the record
+	actionPurge  action = "purge"  // a microVM has no record: remove it
 )
 
 // plan returns one step for each record of the store and for each microVM of the runtime that has no record.
@@ -50,23 +51,23 @@ func plan(records []Record, found []Instance) []step {
 	for _, rec := range records {
 		isAlive, exists := alive[rec.ID]
 		delete(alive, rec.ID)
-		do := keep
+		act := actionKeep
 		switch {
 		case rec.State == Running && isAlive:
-			do = adopt
+			act = actionAdopt
 		case rec.State == Running:
-			do = lose
+			act = actionLose
 		case rec.State == Starting:
-			do = undo
+			act = actionUndo
 		case rec.State == Stopping:
-			do = finish
+			act = actionFinish
 		case exists:
-			do = undo
+			act = actionUndo
 		}
-		steps = append(steps, step{do, rec.ID, rec})
+		steps = append(steps, step{act, rec.ID, rec})
 	}
 	for id := range alive {
-		steps = append(steps, step{do: purge, id: id})
+		steps = append(steps, step{action: actionPurge, id: id})
 	}
 	slices.SortFunc(steps, func(a, b step) int { return strings.Compare(a.id, b.id) })
 	return steps
@@ -94,12 +95,12 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 			m.execute(ctx, s)
 			mu.Lock()
 			defer mu.Unlock()
-			switch s.do {
-			case adopt:
+			switch s.action {
+			case actionAdopt:
 				r.Adopted++
-			case lose:
+			case actionLose:
 				r.Lost++
-			case undo, finish, purge:
+			case actionUndo, actionFinish, actionPurge:
 				r.Removed++
 			}
 			return nil
@@ -114,37 +115,37 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 
 // execute carries out a step of the plan.
 func (m *Manager) execute(ctx context.Context, s step) {
-	m.Log.Info("reconcile", "do", s.do, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
+	m.Log.Info("reconcile", "action", s.action, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
 	e := newEntry(s.rec.Name)
-	if s.do != finish && s.do != purge {
+	if s.action != actionFinish && s.action != actionPurge {
 		m.mu.Lock()
 		m.entries[s.rec.Name] = e
 		m.mu.Unlock()
 	}
-	switch s.do {
-	case adopt:
+	switch s.action {
+	case actionAdopt:
 		e.set(s.rec, nil)
 		m.watch(e, s.rec)
-	case keep:
+	case actionKeep:
 		e.set(s.rec, nil)
-	case lose:
+	case actionLose:
 		m.fail(ctx, e, s.rec, "its microVM ended while the server was not running", nil)
-	case undo:
+	case actionUndo:
 		var cause error
 		if s.rec.Cause != "" {
 			cause = errors.New(s.rec.Cause)
 		}
 		m.fail(ctx, e, s.rec, cmp.Or(s.rec.Reason, "its start was interrupted when the server stopped"), cause)
-	case finish, purge:
+	case actionFinish, actionPurge:
 		ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
 		defer cancel()
 		err := m.Runtime.Remove(ctx, s.id)
-		if err == nil && s.do == finish {
+		if err == nil && s.action == actionFinish {
 			err = m.Store.DeleteSandbox(s.id)
 		}
 		if err != nil {
 			// The next start of the server will find the same state and try again.
-			m.Log.Error("reconcile", "do", s.do, "id", s.id, "err", err)
+			m.Log.Error("could not reconcile", "action", s.action, "id", s.id, "err", err)
 		}
 	}
 }

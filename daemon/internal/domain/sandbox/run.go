@@ -26,8 +26,8 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 	})
 }
 
-// responseGrace is how long after its time limit a process may still end. The portal enforces the time limit; this is for
-// a guest that no longer responds.
+// responseGrace is how long after its time limit a run fails if the guest no longer responds. If the guest responds, its
+// portal ends the run at the time limit.
 const responseGrace = 30 * time.Second
 
 // run starts a process with start. If language is not empty, it first waits in the queue of that language.
@@ -71,7 +71,7 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 	p.cause = func() error { return context.Cause(ctx) }
 	conn, err := e.connection(ctx, m.connect)
 	if err != nil {
-		m.Log.Warn("connect to sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
+		m.Log.Warn("could not connect to the sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
 		return nil, fmt.Errorf("sandbox %s is not responding. Try again; if that persists, stop it and start it again: %w", name, errdefs.ErrUnavailable)
 	}
 	if p.Process, err = start(ctx, conn.Portal, e.record().Config, limit); err != nil {
@@ -128,8 +128,8 @@ func (p *process) release() {
 	})
 }
 
-// explain returns the reason for err: if the sandbox stopped or the caller's key was revoked, that is the reason, and err
-// is only its effect on the connection.
+// explain returns the reason for err. If the sandbox stopped, the guest no longer responds or the caller's key was revoked,
+// it returns an error that says so, because err is then only a consequence, such as a closed connection.
 func (p *process) explain(err error) error {
 	name := p.entry.name
 	if p.entry.record().State != Running {

@@ -27,8 +27,8 @@ type Request struct {
 
 // Start starts a sandbox and returns when its guest has answered. Starting a running sandbox again with the same
 // configuration does nothing; with another configuration, Start returns errdefs.ErrAlreadyExists and says what differs. If
-// ctx is cancelled before the sandbox runs, Start removes the sandbox and its record. Stop, called meanwhile, cancels the
-// start and then removes them.
+// ctx is cancelled before the sandbox runs, Start removes the sandbox and its record. If Stop is called meanwhile, it
+// cancels the start and then removes both.
 func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	cfg, err := m.configure(name, req)
 	if err != nil {
@@ -94,7 +94,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 			return cause // stopped, timed out, or canceled by the caller
 		}
 		// Do not return err to the client: it may name parts of the host. Administrators find it in the record.
-		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with `msb server list`: %w",
+		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with 'msb server list': %w",
 			name, errdefs.ErrUnavailable)
 	}
 	e.set(rec, portal)
@@ -116,7 +116,7 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 		ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
 		defer cancel()
 		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
-			return fmt.Errorf("remove the remains of sandbox %s: %w", old.Name, err)
+			return fmt.Errorf("remove the previous microVM of sandbox %s: %w", old.Name, err)
 		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
 			return fmt.Errorf("record the start of sandbox %s: %w", rec.Name, err)
@@ -165,10 +165,10 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	}
 	e.set(rec, nil)
 	if err := m.Runtime.Remove(ctx, rec.ID); err != nil {
-		log.Error("remove failed sandbox", "err", err)
+		log.Error("could not remove the microVM of the failed sandbox", "err", err)
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {
-		log.Error("record failed sandbox", "err", err)
+		log.Error("could not record that the sandbox failed", "err", err)
 	}
 }
 

@@ -26,8 +26,8 @@ const (
 	always
 	// read methods are served once the daemon has recovered, even if it is degraded or draining.
 	read
-	// revoke methods are served once the daemon has recovered, even if it is degraded: revoking access is attempted
-	// even then, and fails if it cannot be made durable.
+	// revoke methods are served once the daemon has recovered, even if it is degraded, because an administrator must be
+	// able to revoke access even then. The call fails if the revocation cannot be made durable.
 	revoke
 	// mutate methods are served only while the daemon is ready.
 	mutate
@@ -56,7 +56,7 @@ var methods = map[string]access{
 
 var errStopping = fmt.Errorf("msbd is stopping: %w", errdefs.ErrUnavailable)
 
-// intercept is the interceptor of every unary call.
+// intercept is the gRPC interceptor for unary calls.
 func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	err = s.handle(ctx, info.FullMethod, func() (err error) {
 		resp, err = handler(ctx, req)
@@ -65,8 +65,8 @@ func (s *Server) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	return resp, err
 }
 
-// interceptStream returns the interceptor of every streaming call. It ends the streams of read methods when the context
-// serving is cancelled: a client that follows the audit log would otherwise delay the daemon's exit.
+// interceptStream returns the gRPC interceptor for streaming calls. It ends the streams of read methods when the context
+// serving is canceled, because a client that follows the audit log would otherwise delay the daemon's exit.
 func (s *Server) interceptStream(serving context.Context) grpc.StreamServerInterceptor {
 	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		return s.handle(stream.Context(), info.FullMethod, func() error {
@@ -93,10 +93,10 @@ type contextStream struct {
 
 func (s contextStream) Context() context.Context { return s.ctx }
 
-// handle authorises a call, runs call, and converts the error to a gRPC status.
+// handle authorizes a call, runs call, and converts the error to a gRPC status.
 func (s *Server) handle(ctx context.Context, method string, call func() error) error {
 	peer, known := s.PeerOf(ctx)
-	if err := s.authorise(method, peer, known); err != nil {
+	if err := s.authorize(method, peer, known); err != nil {
 		s.Log.Warn("admin call refused", "method", method, "uid", peer.UID, "err", err)
 		return rpcerr.GRPC(err)
 	}
@@ -107,14 +107,14 @@ func (s *Server) handle(ctx context.Context, method string, call func() error) e
 	return rpcerr.GRPC(err)
 }
 
-func (s *Server) authorise(method string, peer peer.Peer, known bool) error {
+func (s *Server) authorize(method string, peer peer.Peer, known bool) error {
 	need := methods[method]
 	if need == denied {
 		return fmt.Errorf("method %s is not served: %w", method, errdefs.ErrPermissionDenied)
 	}
 	if !known || !s.isAdministrator(peer) {
-		return fmt.Errorf("only root, the user that runs msbd and members of the group %[1]s may administer msbd; use sudo, or add yourself "+
-			"to the group ('sudo usermod -aG %[1]s $USER', then log in again): %[2]w", s.Group, errdefs.ErrPermissionDenied)
+		return fmt.Errorf("only root, the user who runs msbd and members of the group %[1]s may administer msbd: run msb with sudo, or join "+
+			"the group ('sudo usermod -aG %[1]s $USER', then log in again): %[2]w", s.Group, errdefs.ErrPermissionDenied)
 	}
 	return s.ready(need)
 }

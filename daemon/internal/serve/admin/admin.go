@@ -97,7 +97,7 @@ type Options struct {
 	// peer.Credentials and peer.FromContext.
 	Credentials credentials.TransportCredentials
 	PeerOf      func(ctx context.Context) (peer.Peer, bool)
-	// Group is the Unix group whose members may call every method, as may root and the user that runs the daemon. The
+	// Group is the Unix group whose members may call every method, as may root and the user who runs the daemon. The
 	// group need not exist on the host.
 	Group string
 	Log   *slog.Logger

@@ -13,7 +13,7 @@ import (
 // TailAudit implements AdminServiceServer.
 func (s *Server) TailAudit(req *adminv1.TailAuditRequest, stream adminv1.AdminService_TailAuditServer) error {
 	if req.GetLast() < 0 {
-		return fmt.Errorf("the number of last entries, %d, must not be negative: %w", req.GetLast(), errdefs.ErrInvalidArgument)
+		return fmt.Errorf("the number of entries to print is %d, but must not be negative: %w", req.GetLast(), errdefs.ErrInvalidArgument)
 	}
 	return s.Audit.TailAudit(stream.Context(), int(req.GetLast()), req.GetFollow(), func(line []byte) error {
 		return stream.Send(&adminv1.TailAuditResponse{Line: string(line)})

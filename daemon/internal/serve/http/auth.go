@@ -59,7 +59,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		c.Body = body.Bytes()
 	case streamBody:
 		conn := http.NewResponseController(c.response.ResponseWriter)
-		_ = conn.EnableFullDuplex() // otherwise HTTP/1 reads the complete body before it sends anything
+		_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
 		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), conn: conn, timeout: e.Deadline}
 	}
 	// Bind after reading the body, so that a key revoked during a slow upload starts no call.
@@ -70,7 +70,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	err = e.Serve(c, &c.response, r.WithContext(ctx))
 	c.failed = err != nil
 	// If the key was revoked or expired while the endpoint ran, discard what it wrote.
-	if cause := keyInvalidated(ctx); cause != nil {
+	if cause := keyRejection(ctx); cause != nil {
 		return cause
 	}
 	if err == nil && e.Scope != PerCall { // PerCall endpoints log each of their calls themselves

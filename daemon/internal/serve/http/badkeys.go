@@ -21,7 +21,7 @@ const (
 
 var errTooManyBadKeys = fmt.Errorf("too many bad API keys from this address; wait a moment and try again: %w", errdefs.ErrResourceExhausted)
 
-// badKeyLimiter limits how many bad keys from one source are checked, because a check costs cryptography. If a source
+// badKeyLimiter limits how many bad keys from one source are checked, because each check verifies a signature. If a source
 // is over the limit, only keys that were accepted before still work from there. So a bad client does not lock out the
 // good clients behind the same address.
 type badKeyLimiter struct {

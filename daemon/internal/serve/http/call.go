@@ -40,10 +40,10 @@ type Call struct {
 	failed   bool  // the endpoint returned an error or panicked
 	panicked bool
 
-	mu       sync.Mutex
-	reserved int  // bytes of output that runs hold
-	held     int  // bytes that count against the limits of the key and of the server
-	released bool // the request has ended: no more bytes can be held
+	mu           sync.Mutex
+	outputBytes  int  // the output of runs that is held in memory
+	countedBytes int  // the bytes that count against the limits of the key and of the server
+	released     bool // whether the request has ended, so that no more bytes can be held
 }
 
 // ServeHTTP implements http.Handler.
@@ -60,14 +60,15 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	cause := c.response.finish(err)
 	g.metrics.countResponse(c.path, c.response.status)
 	if cause != nil {
-		g.logRefused(r.Context(), c, cause)
+		g.logFailure(r.Context(), c, cause)
 	}
 	if truncated {
 		panic(http.ErrAbortHandler) // so that the client notices that the response is incomplete
 	}
 }
 
-// route checks what all requests have in common and passes a request to its endpoint. It returns a panic as an error.
+// route makes the checks that apply to every request and passes the request to its endpoint. It returns why the request
+// was refused, or the endpoint's error. A panic becomes an error as well.
 func (g *Gateway) route(c *Call, r *http.Request) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -129,47 +130,47 @@ func (c *Call) Hold(n int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.released { // a library that the endpoint uses still works on a request that has ended
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request has already ended: output limit of the run reached"}
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request has already ended"}
 	}
-	if excess := c.holdAtLeast(max(c.reserved+n, c.held)); excess != limit.Within {
-		return c.limitError(excess, " and the run was interrupted", "print less", ", write to a file", ": output limit of the run reached")
+	if excess := c.holdAtLeast(max(c.outputBytes+n, c.countedBytes)); excess != limit.Within {
+		return c.limitError(excess, " and the run was interrupted", "print less", ", write to a file")
 	}
-	c.reserved += n
+	c.outputBytes += n
 	return nil
 }
 
 // holdResponse counts the size of the buffered response, in bytes. The response contains the output for which runs
-// already hold bytes, so it counts only beyond those. The first g.uncounted bytes of it do not count.
+// already hold bytes, so it counts only beyond those. The first g.freeBytes bytes of the rest do not count.
 func (c *Call) holdResponse(bytes int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if excess := c.holdAtLeast(max(c.reserved, bytes-c.gateway.uncounted)); excess != limit.Within {
-		return c.limitError(excess, "", "request less data", "", "")
+	if excess := c.holdAtLeast(max(c.outputBytes, bytes-c.gateway.freeBytes)); excess != limit.Within {
+		return c.limitError(excess, "", "request less data", "")
 	}
 	return nil
 }
 
 // holdAtLeast increases the bytes that the request holds to n, unless that would exceed a limit. The caller holds c.mu.
 func (c *Call) holdAtLeast(n int) limit.Excess {
-	if n <= c.held {
+	if n <= c.countedBytes {
 		return limit.Within
 	}
-	excess := c.gateway.held.Hold(c.Principal.KeyID, n-c.held)
+	excess := c.gateway.held.Hold(c.Principal.KeyID, n-c.countedBytes)
 	if excess == limit.Within {
-		c.held = n
+		c.countedBytes = n
 	}
 	return excess
 }
 
 // limitError returns the error for a response or output that exceeds a limit. It has no RetryAfter, so that clients do
 // not repeat the request automatically, which would fail again.
-func (c *Call) limitError(excess limit.Excess, effect, remedy, alternative, suffix string) *rpc.Error {
+func (c *Call) limitError(excess limit.Excess, effect, remedy, alternative string) *rpc.Error {
 	whose, maxBytes, alternative := "this key", c.gateway.held.Each, alternative+", or send fewer requests at a time"
 	if excess == limit.OverAll {
 		whose, maxBytes, alternative = "all keys", c.gateway.held.All, ", or try again later"
 	}
-	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the pending responses of %s exceed %d MiB%s: %s%s%s",
-		whose, maxBytes>>20, effect, remedy, alternative, suffix)}
+	return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the pending responses of %s exceed %d MiB%s: %s%s",
+		whose, maxBytes>>20, effect, remedy, alternative)}
 }
 
 // release gives back all bytes that the request holds.
@@ -177,8 +178,8 @@ func (c *Call) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.released = true
-	c.gateway.held.Release(c.Principal.KeyID, c.held)
-	c.held = 0
+	c.gateway.held.Release(c.Principal.KeyID, c.countedBytes)
+	c.countedBytes = 0
 }
 
 // Refusal is an error that determines the response to the client.
@@ -196,7 +197,8 @@ type Refusal struct {
 func (r *Refusal) Error() string { return r.Cause.Error() }
 func (r *Refusal) Unwrap() error { return r.Cause }
 
-// newRefusal returns a Refusal of a request that is invalid as an HTTP request, whatever calls it contains.
+// newRefusal returns a Refusal of an invalid HTTP request. It is for faults of the HTTP request itself, not of the calls in
+// its body.
 func newRefusal(status int, message string) *Refusal {
 	e := &rpc.Error{Code: rpc.CodeInvalidRequest, Message: message}
 	return &Refusal{Status: status, ClientError: e, Cause: e}
@@ -218,7 +220,7 @@ func (c *Call) refusal(err error) *Refusal {
 	return &Refusal{Status: rpcerr.HTTPStatus(clientErr.Code), ClientError: clientErr, Cause: err}
 }
 
-// headerSize returns about how many bytes the request line and the headers of r have on the wire.
+// headerSize returns the approximate size of r's request line and headers on the wire, in bytes.
 func headerSize(r *http.Request) int {
 	size := len(r.Method) + len(r.RequestURI) + len(r.Host)
 	for name, values := range r.Header {
@@ -229,8 +231,9 @@ func headerSize(r *http.Request) int {
 	return size
 }
 
-// keyInvalidated returns the error if ctx ended because the key of its request was revoked, expired or reset, else nil.
-func keyInvalidated(ctx context.Context) error {
+// keyRejection returns why the request's key is no longer accepted if ctx ended because the key was revoked, expired or
+// reset. Otherwise it returns nil.
+func keyRejection(ctx context.Context) error {
 	if cause := context.Cause(ctx); errdefs.IsUnauthorized(cause) {
 		return cause
 	}

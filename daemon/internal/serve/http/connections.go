@@ -88,7 +88,9 @@ func (c *countedConn) Close() error {
 func connSource(conn net.Conn) netip.Prefix { return sourceNet(remoteIP(conn.RemoteAddr().String())) }
 
 // boundedListener accepts a connection only when a slot is free. Until then the connection waits in the kernel's queue.
-// It does not wait for long, because slow clients are disconnected within seconds.
+// The timeouts of http.Server free the slots of clients that are idle or send slowly, but a connection that waits for a
+// run keeps its slot until the run ends. If the source of a connection is at its limit, the
+// connection is closed at once.
 type boundedListener struct {
 	net.Listener
 	connections *connections

@@ -22,8 +22,8 @@ func (g *Gateway) HTTPServer() *http.Server { return &g.server }
 func (g *Gateway) SetDrain(d time.Duration) { g.drain = d }
 func (g *Gateway) SetMaxInFlight(n int)     { g.inFlight = limit.NewCounts(n) }
 func (g *Gateway) InFlightKeys() int        { return g.inFlight.Keys() }
-func (g *Gateway) SetHeld(all, each, uncounted int) {
-	g.held, g.uncounted = limit.NewBudget(all, each), uncounted
+func (g *Gateway) SetHeld(all, each, freeBytes int) {
+	g.held, g.freeBytes = limit.NewBudget(all, each), freeBytes
 }
 func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
 func (g *Gateway) OpenConnections() int                { return g.connections.count() }

@@ -30,7 +30,8 @@ type Verifier interface {
 	// Verify returns the principal of a key and records that the key was used by from. For every key that is not
 	// accepted, the error is errdefs.ErrUnauthenticated. The error never contains the key.
 	Verify(key string, from netip.Addr) (keys.Principal, error)
-	// Known reports whether a key was accepted before and is still valid. It costs no cryptography.
+	// Known reports whether a key was accepted before and is still valid. It is cheap, because it verifies no
+	// signature.
 	Known(key string) bool
 }
 
@@ -42,8 +43,8 @@ type Options struct {
 	// Dev accepts every request without checking its key. The gateway then serves on loopback only and refuses
 	// requests that a web page may have made a browser send.
 	Dev bool
-	// RequestsPerSecond limits the calls of each key; 0 means no limit. A key that was idle may make the calls of one
-	// second at once, and always at least one. Each call of a batch counts.
+	// RequestsPerSecond limits the calls of each key; 0 means no limit. A key that was idle may make as many calls at
+	// once as in one second, and at least one. Each call of a batch counts.
 	RequestsPerSecond float64
 	// MaxConnections limits the open connections; 0 means 10000. Further connections wait to be accepted. One source
 	// gets at most half of them, unless it is this machine or a trusted proxy.
@@ -79,9 +80,9 @@ const (
 	// briefly be three times as much, because of copies.
 	maxHeld      = 64 << 20
 	maxHeldOfKey = 32 << 20
-	// uncounted is how many bytes a response may have beyond the output of its runs before it counts. A batch whose runs
+	// freeBytes is how many bytes a response may have beyond the output of its runs before it counts. A batch whose runs
 	// have used up the limit still needs room for the rest of its JSON.
-	uncounted = 64 << 10
+	freeBytes = 64 << 10
 
 	// These limit the log lines about requests without a valid key, which anyone can send.
 	refusalsPerSecond = 10
@@ -103,9 +104,9 @@ type Gateway struct {
 	server      http.Server
 	// inProgress counts the requests in progress, including those with a hijacked connection.
 	inProgress sync.WaitGroup
-	// drain and uncounted are the constants drainTimeout and uncounted, except in tests.
+	// drain and freeBytes are the constants drainTimeout and freeBytes, except in tests.
 	drain     time.Duration
-	uncounted int
+	freeBytes int
 }
 
 // New creates a Gateway. It fails if an endpoint is incomplete, such as one without a scope or a deadline, or if two
@@ -128,14 +129,14 @@ func New(o Options) (*Gateway, error) {
 		crossOrigin: http.NewCrossOriginProtection(),
 		connections: newConnections(o.MaxConnections, o.TrustedProxies),
 		drain:       drainTimeout,
-		uncounted:   uncounted,
+		freeBytes:   freeBytes,
 	}
 	g.server = http.Server{
 		Handler:           g,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       requestTimeout,
 		IdleTimeout:       idleTimeout,
-		// Twice our limit, so that a request slightly over our limit gets our error instead of that of net/http.
+		// Twice our limit, so that a request slightly over our limit gets our error instead of net/http's.
 		MaxHeaderBytes:               2 * maxHeader,
 		ConnState:                    g.connections.track,
 		DisableGeneralOptionsHandler: true,

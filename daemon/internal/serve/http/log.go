@@ -11,8 +11,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// Log writes a line of the access log for a call of a method. rpcErr and cause are nil if the call succeeded. The line
-// contains nothing that a client sent. If an error may quote the request, the line has its code but not its text.
+// Log writes a line of the access log for a call of a method. rpcErr and cause are nil if the call succeeded. Of
+// the text that a client sent, the line contains only valid names of namespaces and sandboxes. If an error may quote
+// other text of the request, the line has its code but not its message.
 func (c *Call) Log(ctx context.Context, method, namespace string, rpcErr *rpc.Error, duration time.Duration, cause error) {
 	status := http.StatusOK
 	if rpcErr != nil {
@@ -44,10 +45,16 @@ func (c *Call) log(ctx context.Context, method, namespace string, status int, rp
 	log.LogAttrs(ctx, level, "call", attrs...)
 }
 
-// logRefused writes a log line about a request that was refused or whose endpoint failed.
-func (g *Gateway) logRefused(ctx context.Context, c *Call, cause error) {
+// logFailure writes a log line about a request that was refused, or that failed after its endpoint was called.
+func (g *Gateway) logFailure(ctx context.Context, c *Call, cause error) {
 	status := c.response.status
-	level := slog.LevelInfo
+	message, level := "request refused", slog.LevelInfo
+	switch {
+	case c.response.clientGone:
+		message = "client disconnected"
+	case status >= http.StatusInternalServerError, c.panicked:
+		message = "request failed"
+	}
 	switch {
 	case c.response.clientGone: // not an error of the server, because any client can cause it
 	case status == http.StatusInternalServerError, c.panicked:
@@ -58,7 +65,7 @@ func (g *Gateway) logRefused(ctx context.Context, c *Call, cause error) {
 		// A flood of requests without a valid key must not fill the disk. The metrics still count them.
 		level = slog.LevelDebug
 	}
-	g.Options.Log.LogAttrs(ctx, level, "request refused",
+	g.Options.Log.LogAttrs(ctx, level, message,
 		slog.String("request_id", c.ID), slog.String("path", c.path), slog.String("key_id", c.Principal.KeyID),
 		slog.String("source", c.Source()), slog.Int("status", status),
 		slog.Duration("duration", time.Since(c.began)), slog.Any("err", cause))

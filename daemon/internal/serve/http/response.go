@@ -21,12 +21,12 @@ import (
 type response struct {
 	http.ResponseWriter
 	call       *Call
-	ctx        context.Context // of the request; it ends when the key is revoked or expires
+	ctx        context.Context // the request's context, which ends when the key is revoked or expires
 	status     int             // 0 until it is known
 	buffer     *bytes.Buffer
-	sent       bool     // at least the status and the headers were sent
-	err        error    // of a write that exceeded the limit of held bytes
-	clientGone bool     // a write failed: the client disconnected or did not read in time
+	sent       bool     // whether at least the status and the headers were sent
+	err        error    // the error of a write that exceeded the limit of held bytes
+	clientGone bool     // whether a write failed, because the client disconnected or did not read in time
 	hijacked   net.Conn // nil unless the endpoint hijacked the connection
 }
 

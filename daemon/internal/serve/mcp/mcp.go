@@ -1,5 +1,5 @@
 // Package mcp serves the Model Context Protocol to AI assistants, over Streamable HTTP. Its tools call the JSON-RPC
-// methods, which authorise the caller. Package daemon creates the Handler.
+// methods, which authorize the caller. Package daemon creates the Handler.
 //
 // There are no sessions: the gateway authenticates every request.
 package mcp
@@ -92,7 +92,7 @@ func New(methods Methods, version string) (*Handler, error) {
 	return h, nil
 }
 
-// Endpoint returns the HTTP path of MCP.
+// Endpoint returns the gateway's endpoint for MCP.
 func (h *Handler) Endpoint() gateway.Endpoint {
 	return gateway.Endpoint{
 		Pattern: "POST " + rpc.MCPPath, Scope: gateway.PerCall, Body: gateway.JSON(rpc.MaxBody), Deadline: gateway.AnswerDeadline,
@@ -263,6 +263,6 @@ func (r *runningCalls) cancel(key callKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if cancel := r.cancels[key]; cancel != nil {
-		cancel(errCancelled)
+		cancel(errCanceled)
 	}
 }

@@ -32,7 +32,7 @@ func (p prompt) describe() *sdk.Prompt {
 
 func (p prompt) get(_ context.Context, req *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
 	sandbox := req.Params.Arguments[sandboxName]
-	// Refuse anything but a valid name: the text below is an instruction to a model.
+	// Refuse anything but a valid name, because the text below is an instruction to a model.
 	if err := name.Validate(sandboxName, sandbox); err != nil {
 		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcerr.Message(err)}
 	}

@@ -113,8 +113,8 @@ func TestCancelBeforeTheToolIsCalled(t *testing.T) {
 		s.post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`, header(sessionHeader, "label"))
 	}}
 	w := s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, "label"))
-	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), cancelled) {
-		t.Errorf("got %d %s, want 200 with %q", w.Code, w.Body, cancelled)
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), canceledMessage) {
+		t.Errorf("got %d %s, want 200 with %q", w.Code, w.Body, canceledMessage)
 	}
 	if strings.Contains(s.Log.String(), "ERROR") {
 		t.Error("the cancellation is logged as an error:", s.Log)
@@ -193,7 +193,7 @@ func TestCancelOnlyOwnCalls(t *testing.T) {
 	}
 	s.post(cancel, header(sessionHeader, label))
 	await(t, "the run to be cancelled", cancelled)
-	if w := <-responses; !strings.Contains(w.Body.String(), "canceled") {
+	if w := <-responses; !strings.Contains(w.Body.String(), canceledMessage) {
 		t.Error(w.Body)
 	}
 	if len(s.running.cancels) != 0 {

@@ -19,10 +19,10 @@ import (
 // errorKey is the metadata key of a failed tool call under which programs find the error, as an rpc.Error.
 const errorKey = "io.github.msbd/error"
 
-// cancelled is the message for a client that cancelled its call.
-const cancelled = "the client canceled the call"
+// canceledMessage is the message for a client that canceled its call.
+const canceledMessage = "the client canceled the call"
 
-var errCancelled = fmt.Errorf("%s: %w", cancelled, context.Canceled)
+var errCanceled = fmt.Errorf("%s: %w", canceledMessage, context.Canceled)
 
 // tool describes an MCP tool that calls a JSON-RPC method.
 type tool struct {
@@ -36,7 +36,7 @@ type tool struct {
 // nameRule says what the name of a sandbox may be.
 const nameRule = "1 to 63 of A-Z a-z 0-9 _ -, beginning with a letter or a digit"
 
-const inNamespace = " If namespace is left out, it is the namespace of the API key, or \"default\" if the key is not limited to exactly one."
+const inNamespace = " If namespace is omitted, the API key's own namespace is used, or \"default\" if the key is not limited to exactly one."
 
 var tools = []tool{
 	{
@@ -76,8 +76,8 @@ var tools = []tool{
 	},
 }
 
-// resultKey is the member that holds a result that is not an object: clients of revisions before 2026-07-28 accept only
-// objects as structured content.
+// resultKey is the member that holds a result that is not an object. It is needed because clients of revisions before
+// 2026-07-28 accept only objects as structured content.
 const resultKey = "result"
 
 func isObject(schema jsontext.Value) bool {
@@ -113,19 +113,19 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 			cancel(context.Cause(r.ctx))
 		}
 		stop := h.reportProgress(ctx, req)
-		result, failed := h.invoke(ctx, r, t.method, arguments(req))
+		result, rpcErr := h.invoke(ctx, r, t.method, arguments(req))
 		stop()
 		var text string
-		if failed == nil {
+		if rpcErr == nil {
 			text = t.text(result)
-			failed = reserve(r.call, text, result)
+			rpcErr = reserve(r.call, text, result)
 		}
-		if failed != nil && context.Cause(ctx) == errCancelled {
-			failed = &rpc.Error{Code: rpc.CodeUnavailable, Message: cancelled}
+		if rpcErr != nil && context.Cause(ctx) == errCanceled {
+			rpcErr = &rpc.Error{Code: rpc.CodeUnavailable, Message: canceledMessage}
 		}
-		if failed != nil {
+		if rpcErr != nil {
 			return &sdk.CallToolResult{
-				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: failed.Message}}, Meta: sdk.Meta{errorKey: failed},
+				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: rpcErr.Message}}, Meta: sdk.Meta{errorKey: rpcErr},
 			}, nil
 		}
 		var structured any = json.RawMessage(result)
@@ -136,13 +136,13 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 	}
 }
 
-// reserve counts the bytes of the response that exceed result, which is counted already, against the output limits: MCP
-// sends the output twice and escapes more characters than JSON-RPC does.
+// reserve counts the bytes of the response that exceed result, which is counted already, against the output limits. There
+// are such bytes because MCP sends the output twice and escapes more characters than JSON-RPC does.
 func reserve(c *gateway.Call, text string, result jsontext.Value) *rpc.Error {
 	additional := encodedSize(text) + encodedSize(string(result)) - len(result)
 	if err := c.Hold(additional); err != nil {
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output takes %d MiB as an MCP result, which exceeds the output limit; "+
-			"print less, write to a file, or wait for fewer results at a time", (encodedSize(text)+encodedSize(string(result)))>>20)}
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output takes %d MiB as an MCP result, which is too much together with the other pending responses; "+
+			"print less, write to a file, or send fewer requests at a time", (encodedSize(text)+encodedSize(string(result)))>>20)}
 	}
 	return nil
 }
@@ -168,12 +168,12 @@ func (h *Handler) invoke(ctx context.Context, r *request, method string, params 
 		defer func() { <-r.sem }()
 	case <-ctx.Done(): // Call returns the cause
 	}
-	result, failed := h.methods.Call(ctx, r.call, method, params)
+	result, rpcErr := h.methods.Call(ctx, r.call, method, params)
 	// If the key was refused while the method ran, discard its result.
 	if errdefs.IsUnauthorized(context.Cause(r.ctx)) {
 		return nil, gateway.ErrNoKey
 	}
-	return result, failed
+	return result, rpcErr
 }
 
 // arguments returns the arguments of a call, or nil if the client left them out or sent null.

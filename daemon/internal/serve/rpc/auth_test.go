@@ -377,4 +377,8 @@ func TestNamespaces(t *testing.T) {
 	if !strings.Contains(e.Message, "other") {
 		t.Error("the namespace given by position was not checked:", e.Message)
 	}
+	e = WantError(t, s.Post(Request("sandbox.start", `["x","other"]`), WithKey(teams)), http.StatusForbidden, rpc.CodePermissionDenied)
+	if want := `limited to the namespaces "team-alpha", "team-beta";`; !strings.Contains(e.Message, want) {
+		t.Errorf("message is %q, want %s", e.Message, want)
+	}
 }

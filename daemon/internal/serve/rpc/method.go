@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -91,7 +92,7 @@ func index(table []method) (map[string]method, error) {
 	return methods, nil
 }
 
-// run authorises a request and runs it. Handlers are called only from here.
+// run authorizes a request and runs it. Handlers are called only from here.
 func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result jsontext.Value, err error) {
 	// A panic fails only this call, not the other calls of a batch.
 	defer func() {
@@ -99,8 +100,8 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 			result, err = nil, fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 		}
 	}()
-	if req.bad != nil {
-		return nil, req.bad
+	if req.rpcErr != nil {
+		return nil, req.rpcErr
 	}
 	// Do not start the remaining calls of a batch after the key was revoked, the client left or the server is stopping.
 	if ctx.Err() != nil {
@@ -118,11 +119,11 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if !c.Principal.Has(m.scope) {
 		return nil, fmt.Errorf("%s needs a key with the scope %s: %w", m.name, m.scope, errdefs.ErrPermissionDenied)
 	}
-	named, run, bad := m.prepare(req.Params)
-	if bad != nil {
-		return nil, bad
+	requested, run, rpcErr := m.prepare(req.Params)
+	if rpcErr != nil {
+		return nil, rpcErr
 	}
-	namespaces, err := resolveNamespaces(c.Principal, named, m.allNamespaces)
+	namespaces, err := resolveNamespaces(c.Principal, requested, m.allNamespaces)
 	if err != nil {
 		return nil, err
 	}
@@ -137,19 +138,19 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	return json.Marshal(v, jsontext.AllowInvalidUTF8(true))
 }
 
-// resolveNamespaces returns the namespaces that a call of caller runs in, as a handler expects them. named is the
+// resolveNamespaces returns the namespaces that a call of caller runs in, as a handler expects them. requested is the
 // namespace in the request, nil if there is none. No other function decides this. Its errors are
 // errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
-func resolveNamespaces(caller keys.Principal, named *string, allNamespaces bool) ([]string, error) {
+func resolveNamespaces(caller keys.Principal, requested *string, allNamespaces bool) ([]string, error) {
 	var namespace string
 	switch {
-	case allNamespaces && named != nil && *named == rpc.AllNamespaces,
-		named == nil && len(caller.Namespaces) == 1:
+	case allNamespaces && requested != nil && *requested == rpc.AllNamespaces,
+		requested == nil && len(caller.Namespaces) == 1:
 		return caller.Namespaces, nil
-	case named == nil:
+	case requested == nil:
 		namespace = sandbox.DefaultNamespace
 	default:
-		namespace = *named
+		namespace = *requested
 		if err := name.Validate("namespace", namespace); err != nil {
 			return nil, err
 		}
@@ -159,11 +160,20 @@ func resolveNamespaces(caller keys.Principal, named *string, allNamespaces bool)
 	}
 	limits := fmt.Sprintf("namespace %q", caller.Namespaces[0])
 	if len(caller.Namespaces) > 1 {
-		limits = fmt.Sprintf("the namespaces %q", caller.Namespaces)
+		limits = "the namespaces " + quoteAll(caller.Namespaces)
 	}
-	if named == nil {
+	if requested == nil {
 		return nil, fmt.Errorf("this key is limited to %s; the request names no namespace, which means %q; name one of the key's namespaces: %w",
 			limits, namespace, errdefs.ErrPermissionDenied)
 	}
 	return nil, fmt.Errorf("this key is limited to %s; the request names namespace %q: %w", limits, namespace, errdefs.ErrPermissionDenied)
+}
+
+// quoteAll returns the quoted names, separated by commas.
+func quoteAll(names []string) string {
+	quoted := make([]string, len(names))
+	for i, name := range names {
+		quoted[i] = strconv.Quote(name)
+	}
+	return strings.Join(quoted, ", ")
 }

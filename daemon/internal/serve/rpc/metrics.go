@@ -50,11 +50,11 @@ func newMetrics(registry *prometheus.Registry, methods map[string]method) (*metr
 }
 
 // observe records a call. method must be in the table, rpc.MethodDiscover or unknownMethod.
-func (m *metrics) observe(method string, failed *rpc.Error, took time.Duration) {
+func (m *metrics) observe(method string, rpcErr *rpc.Error, took time.Duration) {
 	m.duration[method].Observe(took.Seconds())
-	if failed == nil {
+	if rpcErr == nil {
 		m.succeeded[method].Inc()
 		return
 	}
-	m.calls.WithLabelValues(method, strconv.Itoa(int(failed.Code))).Inc()
+	m.calls.WithLabelValues(method, strconv.Itoa(int(rpcErr.Code))).Inc()
 }

@@ -16,10 +16,10 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
-// parsedRequest is a request of a body. bad, if not nil, says why it is not a valid request.
+// parsedRequest is one request in a body. If it is not a valid request, rpcErr says why.
 type parsedRequest struct {
 	rpc.Request
-	bad *rpc.Error
+	rpcErr *rpc.Error
 }
 
 // parseBody parses a request or a batch. The complete body must be strict JSON (no duplicate names, valid UTF-8, nested
@@ -106,11 +106,11 @@ func (p *parser) value() (jsontext.Value, error) {
 }
 
 // request reads the next value as a request object. It returns an error only if the text is not strict JSON; any other
-// fault is in req.bad.
+// fault is in req.rpcErr.
 func (p *parser) request() (req parsedRequest, err error) {
 	if p.PeekKind() != '{' {
 		_, err := p.ReadValue()
-		return parsedRequest{Request: rpc.Request{ID: null}, bad: invalidRequest("a request must be a JSON object")}, err
+		return parsedRequest{Request: rpc.Request{ID: null}, rpcErr: invalidRequest("a request must be a JSON object")}, err
 	}
 	p.ReadToken()
 	var version, method jsontext.Value
@@ -136,8 +136,8 @@ func (p *parser) request() (req parsedRequest, err error) {
 	if _, err := p.ReadToken(); err != nil {
 		return req, err
 	}
-	req.bad = req.validate(version, method, unknown)
-	if req.bad != nil && req.ID == nil {
+	req.rpcErr = req.validate(version, method, unknown)
+	if req.rpcErr != nil && req.ID == nil {
 		req.ID = null
 	}
 	return req, nil
@@ -200,7 +200,7 @@ func depth(body []byte) int {
 }
 
 // countMessages checks that body is strict JSON and returns how many messages it holds: 1, or the length of a batch.
-func countMessages(body []byte) (n int, bad *rpc.Error) {
+func countMessages(body []byte) (n int, rpcErr *rpc.Error) {
 	if depth(body) > rpc.MaxDepth {
 		return 0, parseError(fmt.Errorf("nested deeper than %d levels", rpc.MaxDepth))
 	}
@@ -252,19 +252,19 @@ func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 	switch raw.Kind() {
 	case '{':
 	case '[':
-		named, err := byName(raw, params)
+		object, err := byName(raw, params)
 		if err != nil {
 			return err
 		}
-		raw = named
+		raw = object
 	default:
 		raw = jsontext.Value("{}")
 	}
 	if err := json.Unmarshal(raw, into, json.RejectUnknownMembers(true)); err != nil {
 		return invalidParams("%s", explain("params", err))
 	}
-	if at := nullElement(raw); at != "" {
-		return invalidParams("params%s must not be null", rpcerr.Shorten(strings.ReplaceAll(at, "/", ".")))
+	if pointer := nullElement(raw); pointer != "" {
+		return invalidParams("params%s must not be null", rpcerr.Shorten(strings.ReplaceAll(pointer, "/", ".")))
 	}
 	v := reflect.ValueOf(into).Elem()
 	for i, p := range params {
@@ -301,17 +301,17 @@ func byName(raw jsontext.Value, params []param) (jsontext.Value, *rpc.Error) {
 		return nil, invalidParams("%s", explain("params", err))
 	}
 	if len(values) > len(params) {
-		return nil, invalidParams("params has %d positions; this method takes %d", len(values), len(params))
+		return nil, invalidParams("params has %d values; this method takes at most %d", len(values), len(params))
 	}
 	members := map[string]jsontext.Value{}
 	for i, v := range values {
 		members[params[i].name] = v
 	}
-	named, err := json.Marshal(members)
+	object, err := json.Marshal(members)
 	if err != nil {
 		return nil, invalidParams("%s", explain("params", err))
 	}
-	return named, nil
+	return object, nil
 }
 
 // hasMember reports whether object has a member with that name which is not null.
@@ -338,11 +338,11 @@ func explain(root string, err error) string {
 	if !ok {
 		return strings.TrimPrefix(err.Error(), "jsontext: ")
 	}
-	at := strings.TrimPrefix(root+strings.ReplaceAll(string(e.JSONPointer), "/", "."), ".")
+	path := strings.TrimPrefix(root+strings.ReplaceAll(string(e.JSONPointer), "/", "."), ".")
 	if e.Err == json.ErrUnknownName {
-		return fmt.Sprintf("%s is not a known member", rpcerr.Shorten(at))
+		return fmt.Sprintf("%s is not a known member", rpcerr.Shorten(path))
 	}
-	return fmt.Sprintf("%s must be %s", rpcerr.Shorten(at), jsonKind(e.GoType))
+	return fmt.Sprintf("%s must be %s", rpcerr.Shorten(path), jsonKind(e.GoType))
 }
 
 // jsonKind returns the JSON type that t is decoded from, with its article.

@@ -54,7 +54,7 @@ func New(sandboxes Sandboxes, registry *prometheus.Registry) (*Service, error) {
 	return s, nil
 }
 
-// Endpoints returns the HTTP paths of JSON-RPC. Each of them accepts every method.
+// Endpoints returns the gateway's endpoints for JSON-RPC, one for each path. All of them accept every method.
 func (s *Service) Endpoints() (all []gateway.Endpoint) {
 	for _, path := range []string{rpc.Path, rpc.StartPath, rpc.StopPath, rpc.RunCommandPath} {
 		all = append(all, gateway.Endpoint{
@@ -69,44 +69,44 @@ func (s *Service) Endpoints() (all []gateway.Endpoint) {
 var errBadBody = errors.New("the body is not strict JSON, or holds no calls or too many")
 
 // refuseBody returns the error for a body without valid calls.
-func refuseBody(bad *rpc.Error) error {
-	return &gateway.Refusal{Status: rpcerr.HTTPStatus(bad.Code), ClientError: bad, Cause: errBadBody}
+func refuseBody(rpcErr *rpc.Error) error {
+	return &gateway.Refusal{Status: rpcerr.HTTPStatus(rpcErr.Code), ClientError: rpcErr, Cause: errBadBody}
 }
 
 // serve responds to a single call or a batch.
 func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
-	requests, batch, bad := parseBody(c.Body)
-	if bad != nil {
-		return refuseBody(bad)
+	requests, batch, rpcErr := parseBody(c.Body)
+	if rpcErr != nil {
+		return refuseBody(rpcErr)
 	}
 	c.CountCalls(len(requests))
 	if !batch {
 		req := requests[0]
-		result, failed := s.invoke(r.Context(), c, req)
+		result, rpcErr := s.invoke(r.Context(), c, req)
 		switch {
 		// A request without an id is a notification and gets no response. The sandbox.* methods are an exception:
 		// SDKs omit the id when they start a sandbox, but still wait for the response.
 		case req.ID == nil && !strings.HasPrefix(req.Method, "sandbox."):
 			w.WriteHeader(http.StatusNoContent)
 			return nil
-		case failed != nil:
-			status := rpcerr.HTTPStatus(failed.Code)
-			rpcerr.SetHeaders(w.Header(), status, failed)
+		case rpcErr != nil:
+			status := rpcerr.HTTPStatus(rpcErr.Code)
+			rpcerr.SetHeaders(w.Header(), status, rpcErr)
 			w.WriteHeader(status)
 		}
-		return rpcerr.WriteResponse(w, result, failed, req.ID)
+		return rpcerr.WriteResponse(w, result, rpcErr, req.ID)
 	}
 	// Run the calls one after the other, in order: a client may start a sandbox and use it in the same batch.
 	separator := "["
 	for _, req := range requests {
-		result, failed := s.invoke(r.Context(), c, req)
+		result, rpcErr := s.invoke(r.Context(), c, req)
 		if req.ID == nil {
 			continue
 		}
 		if _, err := w.Write([]byte(separator)); err != nil {
 			return err
 		}
-		if err := rpcerr.WriteResponse(w, result, failed, req.ID); err != nil {
+		if err := rpcerr.WriteResponse(w, result, rpcErr, req.ID); err != nil {
 			return err
 		}
 		separator = ","
@@ -119,11 +119,11 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	return err
 }
 
-// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx.
+// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx.
 func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
 	req := parsedRequest{Request: rpc.Request{JSONRPC: rpc.Version, Method: method, Params: params}}
 	if params != nil && params.Kind() != '{' {
-		req.bad = invalidParams("params must be an object")
+		req.rpcErr = invalidParams("params must be an object")
 	}
 	return s.invoke(ctx, c, req)
 }
@@ -141,25 +141,25 @@ func (s *Service) Schemas(name string) (params, result jsontext.Value) {
 // CountMessages checks that body is strict JSON and returns how many JSON-RPC messages it holds. Its error is a
 // *gateway.Refusal.
 func (s *Service) CountMessages(body []byte) (int, error) {
-	n, bad := countMessages(body)
-	if bad != nil {
-		return 0, refuseBody(bad)
+	n, rpcErr := countMessages(body)
+	if rpcErr != nil {
+		return 0, refuseBody(rpcErr)
 	}
 	return n, nil
 }
 
 // invoke runs one request, or returns why it is not valid, and logs and counts the call.
-func (s *Service) invoke(ctx context.Context, c *gateway.Call, req parsedRequest) (result jsontext.Value, failed *rpc.Error) {
+func (s *Service) invoke(ctx context.Context, c *gateway.Call, req parsedRequest) (result jsontext.Value, rpcErr *rpc.Error) {
 	start := time.Now()
 	call := &call{Call: c, method: unknownMethod}
 	result, err := s.run(ctx, call, req)
 	took := time.Since(start)
 	if err != nil {
-		failed = rpcerr.JSONRPC(err, c.ID)
+		rpcErr = rpcerr.JSONRPC(err, c.ID)
 	}
-	s.metrics.observe(call.method, failed, took)
-	c.Log(ctx, call.method, call.namespace, failed, took, err)
-	return result, failed
+	s.metrics.observe(call.method, rpcErr, took)
+	c.Log(ctx, call.method, call.namespace, rpcErr, took, err)
+	return result, rpcErr
 }
 
 // call is one call of a method. run sets method and namespace as soon as they are known, for the log and the metrics.

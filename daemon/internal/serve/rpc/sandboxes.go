@@ -57,14 +57,14 @@ func checkSupported(c *rpc.SandboxConfig) error {
 		hint string
 	}{
 		{"volumes", len(c.Volumes) > 0, "write files with sandbox.repl.run or sandbox.command.run"},
-		{"ports", len(c.Ports) > 0, "the sandbox would start without them"},
+		{"ports", len(c.Ports) > 0, "the sandbox cannot expose ports"},
 		{"depends_on", len(c.DependsOn) > 0, "start the sandboxes in the order of their dependencies"},
 		{"shell", c.Shell != "", "name the shell in sandbox.command.run"},
 		{"scripts", len(c.Scripts) > 0, "run them with sandbox.command.run"},
 		{"exec", c.Exec != "", "run it with sandbox.command.run"},
 	} {
 		if m.used {
-			return fmt.Errorf("config.%s is not supported yet; leave it out (%s): %w", m.name, m.hint, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("config.%s is not supported yet; omit it (%s): %w", m.name, m.hint, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil
@@ -78,14 +78,14 @@ func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p
 }
 
 func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
-	var named string
+	var requested string
 	if p.Sandbox != nil {
-		named = *p.Sandbox
-		if err := name.Validate("sandbox name", named); err != nil {
+		requested = *p.Sandbox
+		if err := name.Validate("sandbox name", requested); err != nil {
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := s.metricsIn(ctx, namespaces, named)
+	all, err := s.metricsIn(ctx, namespaces, requested)
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
@@ -185,7 +185,7 @@ func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace str
 func parseTimeout(seconds float64) (time.Duration, error) {
 	switch {
 	case seconds < 0:
-		return 0, fmt.Errorf("timeout %g is negative; give seconds, or leave it out to use the server's maximum: %w", seconds, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("timeout %g is negative; give seconds, or omit it to use the server's maximum: %w", seconds, errdefs.ErrInvalidArgument)
 	case seconds >= math.MaxInt64/float64(time.Second):
 		return math.MaxInt64, nil
 	case seconds > 0:

@@ -13,9 +13,9 @@ import (
 
 var null = jsontext.Value("null")
 
-// WriteResponse writes an rpc.Response to w, with failed if that is not nil, else with result. It writes id byte for
+// WriteResponse writes an rpc.Response to w, with rpcErr if that is not nil, else with result. It writes id byte for
 // byte, or null if id is nil. It returns the error of w.
-func WriteResponse(w io.Writer, result jsontext.Value, failed *rpc.Error, id jsontext.Value) error {
+func WriteResponse(w io.Writer, result jsontext.Value, rpcErr *rpc.Error, id jsontext.Value) error {
 	write := func(prefix string, value jsontext.Value) error {
 		_, err := io.WriteString(w, prefix)
 		if err == nil {
@@ -24,11 +24,11 @@ func WriteResponse(w io.Writer, result jsontext.Value, failed *rpc.Error, id jso
 		return err
 	}
 	var err error
-	if failed == nil {
+	if rpcErr == nil {
 		err = write(`{"jsonrpc":"2.0","result":`, result)
 	} else if _, err = io.WriteString(w, `{"jsonrpc":"2.0","error":`); err == nil {
 		// A message may quote what a client sent, which need not be valid UTF-8.
-		err = json.MarshalWrite(w, failed, jsontext.AllowInvalidUTF8(true))
+		err = json.MarshalWrite(w, rpcErr, jsontext.AllowInvalidUTF8(true))
 	}
 	if err != nil {
 		return err

@@ -38,8 +38,8 @@ type Sandboxes struct {
 	mu sync.Mutex
 	// Running has the sandboxes that were started and not stopped.
 	Running map[sandbox.Name]sandbox.Request
-	Timeout time.Duration // of the last run
-	Args    []string      // of the last command
+	Timeout time.Duration // the timeout of the last run
+	Args    []string      // the arguments of the last command
 	// OnRun, if set, is called by every run of code. The run fails with its error.
 	OnRun func(context.Context) error
 }
@@ -169,6 +169,9 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 			m.CPUPercent, m.MemoryMiB, m.DiskBytes = 12.5, new(int64(256)), new(int64(1<<40))
 		}
 		all = append(all, m)
+	}
+	if name != "" && namespace == "" && all == nil {
+		return nil, fmt.Errorf("sandbox %s does not exist in any namespace: %w", name, errdefs.ErrNotFound)
 	}
 	if name != "" && all == nil {
 		return nil, fmt.Errorf("sandbox %s/%s does not exist: %w", namespace, name, errdefs.ErrNotFound)

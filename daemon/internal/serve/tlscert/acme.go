@@ -62,8 +62,8 @@ type fetcher struct {
 // order is the state of the certificate for one domain.
 type order struct {
 	domain string
-	cert   *tls.Certificate // from the manager, or from the cache of an earlier run; nil if there is none yet
-	err    error            // of the last attempt
+	cert   *tls.Certificate // the current certificate, from the manager or from an earlier run's cache; nil if there is none yet
+	err    error            // the error of the last attempt; nil if it succeeded
 	wait   time.Duration    // the delay before the next attempt; 0 after a success
 	next   time.Time        // when the next attempt may begin
 }
@@ -200,7 +200,7 @@ func (f *fetcher) warnings() (out []string) {
 	return out
 }
 
-// renewalProblem returns a text about a certificate that should have been renewed.
+// renewalProblem says why a certificate that has expired, or will expire soon, was not renewed.
 func (f *fetcher) renewalProblem() string {
 	if last := f.server.lastErr.Load(); last != nil {
 		return fmt.Sprintf("it was not renewed: %v", *last)

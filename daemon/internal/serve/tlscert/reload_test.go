@@ -179,11 +179,11 @@ func TestUnusableFilesAreNotUsed(t *testing.T) {
 				t.Errorf("got certificate %s, want the first, %s", got, first.serial(t))
 			}
 			warnings := s.Status(time.Now()).Warnings
-			if len(warnings) != 1 || !strings.Contains(warnings[0], "not in use") {
-				t.Fatalf("got warnings %q, want one that the changed files are not in use", warnings)
+			if len(warnings) != 1 || !strings.Contains(warnings[0], "cannot be used") {
+				t.Fatalf("got warnings %q, want one that the changed files cannot be used", warnings)
 			}
 			check(warnings[0])
-			if n := strings.Count(log.String(), "not in use"); n != 1 {
+			if n := strings.Count(log.String(), "cannot be used"); n != 1 {
 				t.Errorf("the warning was logged %d times, want once:\n%s", n, &log)
 			}
 

@@ -41,8 +41,8 @@ type Source struct {
 	acme *fetcher // nil if the certificates come from files
 	live atomic.Pointer[state]
 
-	// Only Open, and then only Run, uses these fields. seen is the hash of the material at the last poll. decided is the
-	// hash of the material that was last used or rejected. logged has the warnings that are in the log.
+	// Only Open, and then only Run, uses these fields. seen is the hash of the inputs at the last poll. decided is the
+	// hash of the inputs that were last used or rejected. logged has the warnings that are in the log.
 	seen, decided [sha256.Size]byte
 	logged        []string
 }
@@ -70,12 +70,12 @@ func Open(o Options) (*Source, error) {
 			return nil, err
 		}
 	}
-	m := s.read()
-	st, err := m.state()
+	in := s.read()
+	st, err := in.state()
 	if err != nil {
 		return nil, err
 	}
-	s.seen = m.sum()
+	s.seen = in.sum()
 	s.decided = s.seen
 	s.live.Store(st)
 	s.logWarnings(time.Now())
@@ -124,16 +124,16 @@ func (s *Source) Run(ctx context.Context) error {
 	}
 }
 
-// poll reads the files and uses or rejects a change of them. It waits until two polls in a row find the same material,
+// poll reads the files and uses or rejects a change of them. It waits until two polls in a row find the same inputs,
 // because while files are being replaced, one may be half-written, or not match the others yet.
 func (s *Source) poll(now time.Time) {
-	m := s.read()
-	switch sum := m.sum(); sum {
+	in := s.read()
+	switch sum := in.sum(); sum {
 	case s.decided:
 		s.seen = sum
 	case s.seen:
 		s.decided = sum
-		st, err := m.state()
+		st, err := in.state()
 		if err != nil {
 			kept := *s.live.Load()
 			kept.reloadErr = err

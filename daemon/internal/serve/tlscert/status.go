@@ -34,7 +34,7 @@ func (s *Source) Status(now time.Time) Status {
 	}
 	warn := func(format string, a ...any) { st.Warnings = append(st.Warnings, fmt.Sprintf(format, a...)) }
 	if live.reloadErr != nil {
-		warn("the changed TLS files are not in use, the previous ones still are: %v", live.reloadErr)
+		warn("the changed TLS files cannot be used, so the previous ones are still in use: %v", live.reloadErr)
 	}
 	if live.keyMode&0o007 != 0 {
 		warn("every user of this host can access the TLS key %s (%s): run 'chmod o= %[1]s'", s.opts.KeyFile, live.keyMode)
@@ -60,9 +60,9 @@ func (s *Source) Status(now time.Time) Status {
 	return st
 }
 
-// validityProblem returns a text if a certificate is not valid yet, has expired or expires soon, else "". It expires soon
-// if less than 14 days and less than a quarter of its lifetime remain. The quarter is for certificates with a lifetime of
-// hours.
+// validityProblem says that a certificate is not valid yet, has expired or expires soon. If there is no problem, it returns
+// "". A certificate expires soon if less than 14 days and less than a quarter of its lifetime remain. The quarter is for
+// certificates with a lifetime of hours.
 func validityProblem(c *x509.Certificate, now time.Time) string {
 	remaining := c.NotAfter.Sub(now)
 	expiry := c.NotAfter.UTC().Format(time.RFC3339)

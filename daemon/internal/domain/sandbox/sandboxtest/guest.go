@@ -129,7 +129,7 @@ func (p *portal) start(ctx context.Context, timeout time.Duration, run any, body
 			delete(p.procs, r)
 		}()
 		if timeout > 0 {
-			limit := time.AfterFunc(timeout, func() { stop(fmt.Errorf("interrupted after %s: %w", timeout, sandbox.ErrRunTimeout)) })
+			limit := time.AfterFunc(timeout, func() { stop(runTimeout{timeout}) })
 			defer limit.Stop()
 		}
 		if onRun := p.guest.OnRun; onRun != nil {
@@ -145,6 +145,15 @@ func (p *portal) start(ctx context.Context, timeout time.Duration, run any, body
 	}()
 	return r, nil
 }
+
+// runTimeout is sandbox.ErrRunTimeout with the portal's message.
+type runTimeout struct{ limit time.Duration }
+
+func (e runTimeout) Error() string {
+	return fmt.Sprintf("the run reached its time limit of %s and was interrupted", e.limit)
+}
+
+func (runTimeout) Unwrap() error { return sandbox.ErrRunTimeout }
 
 // Next implements sandbox.Process.
 func (r *proc) Next() (sandbox.Event, error) {

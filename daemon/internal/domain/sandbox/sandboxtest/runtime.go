@@ -24,7 +24,8 @@ const AbsentImage = "absent"
 // Runtime is a sandbox.Runtime without microVMs. If a hook is set, the method of that name calls it and returns its error.
 // Set the hooks before using the Runtime.
 type Runtime struct {
-	// OnStart is called when the microVM exists already, as if it were not yet complete.
+	// OnStart is called after the microVM was added. List returns the microVM even before OnStart has returned, as it
+	// returns a real one that is still starting.
 	OnStart  func(ctx context.Context, id string) error
 	OnRemove func(ctx context.Context, id string) error
 	OnAttach func(ctx context.Context, id string) error

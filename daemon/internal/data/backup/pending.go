@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	stageName   = "restore.json"
+	pendingName = "restore.json"
 	tempPattern = "backup-*.tmp"
 )
 
-// stage holds everything that a restore needs. It is on the disk until the restore is done, so that the next start can
-// complete the restore after a crash. It contains the signing key.
-type stage struct {
+// pendingRestore holds everything that a restore needs. Its file is on the disk until the restore is done, so that the next
+// start can complete the restore after a crash. It contains the signing key.
+type pendingRestore struct {
 	By      uint32    `json:"by"`
 	TakenAt time.Time `json:"taken_at"`
 	// ReplacedKeyID is the id of the signing key before the restore.
@@ -36,49 +36,48 @@ type stage struct {
 	Records      []keys.Record `json:"records"`
 }
 
-func (s *stage) keyring() keys.Secret { return keys.NewSecret(string(s.Keyring)) }
+func (s *pendingRestore) keyring() keys.Secret { return keys.NewSecret(string(s.Keyring)) }
 
-func stagePath(dir string) string { return filepath.Join(dir, stageName) }
+func pendingPath(dir string) string { return filepath.Join(dir, pendingName) }
 
-// save writes the stage to the disk atomically, replacing an earlier one. The first line of the file is the checksum of
-// the rest.
-func (s *stage) save(dir string) error {
+// save writes the file atomically, replacing an earlier one. The first line of the file is the checksum of the rest.
+func (s *pendingRestore) save(dir string) error {
 	content, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(content)
 	data := append(hex.AppendEncode(nil, sum[:]), '\n')
-	err = durable.WriteFile(stagePath(dir), append(data, content...), 0o600)
+	err = durable.WriteFile(pendingPath(dir), append(data, content...), 0o600)
 	if errors.Is(err, durable.ErrNotDurable) {
-		err = errors.Join(err, os.Remove(stagePath(dir))) // the restore fails, so the next start must not complete it
+		err = errors.Join(err, os.Remove(pendingPath(dir))) // the restore fails, so the next start must not complete it
 	}
 	return err
 }
 
-// loadStage reads the stage from the disk. It returns nil if there is none.
-func loadStage(dir string) (*stage, error) {
-	data, err := os.ReadFile(stagePath(dir))
+// loadPending reads the file. It returns nil if there is none.
+func loadPending(dir string) (*pendingRestore, error) {
+	data, err := os.ReadFile(pendingPath(dir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the stage of a restore: %w", err)
+		return nil, fmt.Errorf("read the file of an interrupted restore: %w", err)
 	}
 	want, content, _ := bytes.Cut(data, []byte("\n"))
 	sum := sha256.Sum256(content)
-	s := new(stage)
+	s := new(pendingRestore)
 	if string(want) != hex.EncodeToString(sum[:]) || json.Unmarshal(content, s, json.RejectUnknownMembers(true)) != nil {
 		return nil, fmt.Errorf("complete an interrupted restore: %s is damaged: remove it, and restore the backup again: %w",
-			stagePath(dir), errdefs.ErrDataLoss)
+			pendingPath(dir), errdefs.ErrDataLoss)
 	}
 	return s, nil
 }
 
-// removeStage removes the stage durably. It syncs the directory even if the file does not exist, because an earlier
+// removePending removes the file durably. It syncs the directory even if the file does not exist, because an earlier
 // removal may not be on the disk.
-func removeStage(dir string) error {
-	if err := os.Remove(stagePath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+func removePending(dir string) error {
+	if err := os.Remove(pendingPath(dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return durable.SyncDir(dir)
@@ -93,8 +92,8 @@ func removeTemps(dir string) error {
 	for _, path := range paths {
 		err = errors.Join(err, os.Remove(path))
 	}
-	if removed := os.Remove(stagePath(dir) + durable.TempSuffix); !errors.Is(removed, fs.ErrNotExist) {
-		err = errors.Join(err, removed)
+	if removeErr := os.Remove(pendingPath(dir) + durable.TempSuffix); !errors.Is(removeErr, fs.ErrNotExist) {
+		err = errors.Join(err, removeErr)
 	}
 	return err
 }

@@ -24,16 +24,16 @@ func TestResetPreventsCompletion(t *testing.T) {
 	s := newSite(t)
 	old := s.issue(t, "old")
 	archive := s.write(t)
-	stage := filepath.Join(s.dir, "restore.json")
+	pending := filepath.Join(s.dir, "restore.json")
 	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	interrupted := &interruptedKeys{Issuer: s.issuer, stage: stage}
+	interrupted := &interruptedKeys{Issuer: s.issuer, pending: pending}
 	service := backup.New(backup.Options{Dir: s.dir, Keys: interrupted, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
 	if _, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err == nil {
 		t.Fatal("the interrupted restore succeeded")
 	}
-	if err := os.WriteFile(stage, interrupted.content, 0o600); err != nil {
+	if err := os.WriteFile(pending, interrupted.content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.issuer.Reset(t.Context(), 0); err != nil {
@@ -58,7 +58,7 @@ func TestResetPreventsCompletion(t *testing.T) {
 	if _, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err == nil {
 		t.Fatal("the interrupted restore succeeded")
 	}
-	if err := os.WriteFile(stage, interrupted.content, 0o600); err != nil {
+	if err := os.WriteFile(pending, interrupted.content, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if s = s.reopen(t); !s.accepts(old) {
@@ -69,40 +69,40 @@ func TestResetPreventsCompletion(t *testing.T) {
 	}
 }
 
-// interruptedKeys fails Restore and saves the content of the stage, which a crash during Restore would leave.
+// interruptedKeys fails Restore and saves the content of the pending restore's file, which a crash during Restore would leave.
 type interruptedKeys struct {
 	*keys.Issuer
-	stage   string
+	pending string
 	content []byte
 }
 
 func (k *interruptedKeys) Restore(context.Context, keys.Secret, []keys.Record, uint32) (int, int, error) {
 	var err error
-	k.content, err = os.ReadFile(k.stage)
+	k.content, err = os.ReadFile(k.pending)
 	return 0, 0, errors.Join(err, errors.New("interrupted"))
 }
 
-// stuckKeys makes it impossible to remove the stage of a restore, by replacing it with a directory that is not empty.
+// stuckKeys makes it impossible to remove the file of a restore, by replacing it with a directory that is not empty.
 type stuckKeys struct {
 	*keys.Issuer
-	stage   string
+	pending string
 	content []byte
 }
 
 func (k *stuckKeys) Restore(ctx context.Context, keyring keys.Secret, records []keys.Record, by uint32) (int, int, error) {
 	live, invalidated, err := k.Issuer.Restore(ctx, keyring, records, by)
 	var read error
-	k.content, read = os.ReadFile(k.stage)
-	return live, invalidated, errors.Join(err, read, os.Remove(k.stage), os.MkdirAll(filepath.Join(k.stage, "in the way"), 0o700))
+	k.content, read = os.ReadFile(k.pending)
+	return live, invalidated, errors.Join(err, read, os.Remove(k.pending), os.MkdirAll(filepath.Join(k.pending, "in the way"), 0o700))
 }
 
-// Prune is refused until the stage of the last restore is removed, so that the next start brings back no pruned key.
-func TestPruneWaitsForTheStage(t *testing.T) {
+// Prune is refused until the file of the last restore is removed, so that the next start brings back no pruned key.
+func TestPruneWaitsForPendingRestore(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	key := s.issue(t, "a")
 	archive := s.write(t)
-	stuck := &stuckKeys{Issuer: s.issuer, stage: filepath.Join(s.dir, "restore.json")}
+	stuck := &stuckKeys{Issuer: s.issuer, pending: filepath.Join(s.dir, "restore.json")}
 	service := backup.New(backup.Options{Dir: s.dir, Keys: stuck, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
 	if got, err := service.Restore(t.Context(), bytes.NewReader(archive), 0); err != nil || got.Live != 1 {
 		t.Fatalf("Restore: %+v, %v, want 1 live", got, err)
@@ -110,14 +110,14 @@ func TestPruneWaitsForTheStage(t *testing.T) {
 	if _, err := s.issuer.Revoke(t.Context(), "a", 0); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := service.Prune(t.Context(), "", false, 0); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), stuck.stage) {
+	if _, err := service.Prune(t.Context(), "", false, 0); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), stuck.pending) {
 		t.Errorf("Prune: %v, want unavailable naming the file", err)
 	}
 	if dead, err := service.Prune(t.Context(), "", true, 0); err != nil || len(dead) != 1 {
 		t.Errorf("Prune as a dry run: %d keys, %v, want 1", len(dead), err)
 	}
-	// Once the stage can be removed, Prune removes it first.
-	if err := errors.Join(os.RemoveAll(stuck.stage), os.WriteFile(stuck.stage, stuck.content, 0o600)); err != nil {
+	// Once the file can be removed, Prune removes it first.
+	if err := errors.Join(os.RemoveAll(stuck.pending), os.WriteFile(stuck.pending, stuck.content, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -133,15 +133,15 @@ func TestPruneWaitsForTheStage(t *testing.T) {
 	}
 }
 
-func TestDamagedStageIsRefused(t *testing.T) {
+func TestDamagedPendingRestoreIsRefused(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	stage := filepath.Join(s.dir, "restore.json")
-	if err := os.WriteFile(stage, []byte("0123\n{}"), 0o600); err != nil {
+	pending := filepath.Join(s.dir, "restore.json")
+	if err := os.WriteFile(pending, []byte("0123\n{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	err := backup.Complete(t.Context(), s.dir, func() (backup.Keys, error) { return s.issuer, nil }, quiet)
-	if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), stage) {
+	if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), pending) {
 		t.Errorf("Complete: %v, want data loss naming the file", err)
 	}
 }

@@ -20,10 +20,10 @@ import (
 // maxFile is the largest file, in bytes, that is read. No chain or list of CAs needs as much.
 const maxFile = 1 << 20
 
-// material is the input of a state, as it was read at one moment.
-type material struct {
+// inputs are the files and certificates from which a state is made, as they were read at one moment.
+type inputs struct {
 	cert, key, clientCA file
-	issued              []tls.Certificate // through ACME
+	issued              []tls.Certificate // the certificates that were issued through ACME
 }
 
 // file has the contents of a file, or the error of reading it. The path is empty if the file is not configured.
@@ -35,16 +35,16 @@ type file struct {
 }
 
 // read reads the files, and takes the certificates that were fetched through ACME.
-func (s *Source) read() material {
-	m := material{
+func (s *Source) read() inputs {
+	in := inputs{
 		cert:     readFile("TLS certificate", s.opts.CertFile),
 		key:      readFile("TLS key", s.opts.KeyFile),
 		clientCA: readFile("client CA file", s.opts.ClientCAFile),
 	}
 	if s.acme != nil {
-		m.issued = s.acme.certificates()
+		in.issued = s.acme.certificates()
 	}
-	return m
+	return in
 }
 
 // readFile reads a file. what is the name of the file in error messages.
@@ -76,35 +76,35 @@ func readFile(what, path string) file {
 	return f
 }
 
-// sum returns a hash that differs if the material differs.
-func (m material) sum() (sum [sha256.Size]byte) {
+// sum returns a hash that differs if the inputs differ.
+func (in inputs) sum() (sum [sha256.Size]byte) {
 	h := sha256.New()
-	for _, f := range []file{m.cert, m.key, m.clientCA} {
+	for _, f := range []file{in.cert, in.key, in.clientCA} {
 		fmt.Fprintf(h, "%d %s %v ", len(f.data), f.mode, f.err)
 		h.Write(f.data)
 	}
-	for _, c := range m.issued {
+	for _, c := range in.issued {
 		h.Write(c.Leaf.Raw)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// state checks m and returns its state. With ACME, the state has no certificates until one is issued.
-func (m material) state() (*state, error) {
+// state checks in and returns its state. With ACME, the state has no certificates until one is issued.
+func (in inputs) state() (*state, error) {
 	st := &state{
-		config:  &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, Certificates: m.issued},
-		keyMode: m.key.mode,
+		config:  &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, Certificates: in.issued},
+		keyMode: in.key.mode,
 	}
-	if m.cert.path != "" {
-		pair, err := m.keyPair()
+	if in.cert.path != "" {
+		pair, err := in.keyPair()
 		if err != nil {
 			return nil, err
 		}
 		st.config.Certificates = []tls.Certificate{pair}
 	}
-	if m.clientCA.path != "" {
+	if in.clientCA.path != "" {
 		var err error
-		if st.clientCAs, err = m.clientCA.certificates(); err != nil {
+		if st.clientCAs, err = in.clientCA.certificates(); err != nil {
 			return nil, err
 		}
 		st.config.ClientAuth = tls.RequireAndVerifyClientCert
@@ -117,25 +117,25 @@ func (m material) state() (*state, error) {
 }
 
 // keyPair returns the certificate chain with its key.
-func (m material) keyPair() (tls.Certificate, error) {
-	chain, err := m.cert.certificates()
+func (in inputs) keyPair() (tls.Certificate, error) {
+	chain, err := in.cert.certificates()
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	if m.key.err != nil {
-		return tls.Certificate{}, m.key.readError()
+	if in.key.err != nil {
+		return tls.Certificate{}, in.key.readError()
 	}
-	if bytes.Contains(m.key.data, []byte("ENCRYPTED")) {
-		return tls.Certificate{}, m.key.errorf("it is encrypted: use a key without a passphrase ('openssl pkey' can remove the passphrase)")
+	if bytes.Contains(in.key.data, []byte("ENCRYPTED")) {
+		return tls.Certificate{}, in.key.errorf("it is encrypted: use a key without a passphrase ('openssl pkey' can remove the passphrase)")
 	}
 	// crypto/rsa refuses to sign with a shorter key, so every handshake would fail.
 	if k, ok := chain[0].PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() < 1024 {
-		return tls.Certificate{}, m.cert.errorf("an RSA key of %d bits is too weak: use a key of 2048 bits or more", k.N.BitLen())
+		return tls.Certificate{}, in.cert.errorf("an RSA key of %d bits is too weak: use a key of 2048 bits or more", k.N.BitLen())
 	}
-	pair, err := tls.X509KeyPair(m.cert.data, m.key.data)
+	pair, err := tls.X509KeyPair(in.cert.data, in.key.data)
 	if err != nil {
-		return tls.Certificate{}, m.cert.errorf("it does not work with the key %s (%s): use the certificate's own key, "+
-			"and put the certificate before those of its issuers", m.key.path, err)
+		return tls.Certificate{}, in.cert.errorf("it does not work with the key %s (%s): use the certificate's own key, "+
+			"and put the certificate before those of its issuers", in.key.path, err)
 	}
 	return pair, nil
 }
