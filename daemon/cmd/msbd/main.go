@@ -34,8 +34,8 @@ const (
 )
 
 func main() {
-	host.MaybeProbeChild()
-	store.MaybeCheckChild()
+	host.RunProbeIfChild()
+	store.RunCheckIfChild()
 	app := &cli.App{
 		Name:            "msbd",
 		Usage:           "run untrusted code in microVMs, behind API keys",

@@ -23,7 +23,7 @@ func (m machine) exists(path string) bool {
 
 // A processor describes the host's first processor as /proc/cpuinfo does.
 type processor struct {
-	flag    string // vmx or svm, or empty if the processor does not offer virtualisation
+	flag    string // vmx or svm, or empty if the processor does not offer virtualization
 	module  string // name of the KVM kernel module for this processor
 	virtual bool   // the host is itself a virtual machine
 }
@@ -68,7 +68,7 @@ func (m machine) inContainer() bool {
 
 func (m machine) kernel() string { return strings.TrimSpace(m.read("/proc/sys/kernel/osrelease")) }
 
-// hasModule reports whether the kernel has a module: loaded, built in, or in a file that modprobe finds.
+// hasModule reports whether the kernel has the module name. It may be loaded, built in, or in a file that modprobe finds.
 func (m machine) hasModule(name string) bool {
 	if m.exists("/sys/module/" + name) {
 		return true

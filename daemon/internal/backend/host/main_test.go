@@ -8,7 +8,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	MaybeProbeChild()
+	RunProbeIfChild()
 	os.Exit(m.Run())
 }
 
@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 const (
 	intel = "vendor_id\t: GenuineIntel\nflags\t\t: fpu vmx sse\n"
 	amd   = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu svm sse\n"
-	bare  = "vendor_id\t: GenuineIntel\nflags\t\t: fpu sse\n" // without virtualisation
+	bare  = "vendor_id\t: GenuineIntel\nflags\t\t: fpu sse\n" // without virtualization
 )
 
 // virtual returns cpuinfo as it is in a virtual machine.

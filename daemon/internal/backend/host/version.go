@@ -9,15 +9,15 @@ import (
 	"strings"
 )
 
-// A version is the three numbers of a release, or a prerelease of it.
+// A version is the version of a program.
 type version struct {
-	numbers    [3]int
-	prerelease bool
+	numbers    [3]int // major, minor, patch
+	prerelease bool   // such as an alpha or a release candidate of this version
 }
 
 var (
 	versionRE = regexp.MustCompile(`^v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?(.*)$`)
-	// Other suffixes, such as -1 or ~ds1, are those of distributions and do not make a prerelease.
+	// Distributions add other suffixes, such as -1 or ~ds1. They do not mean a prerelease.
 	prereleaseRE = regexp.MustCompile(`^[-~.]?(alpha|beta|rc|pre|dev)`)
 )
 
@@ -88,7 +88,7 @@ func (r Route) KataWarning(version string) string {
 
 const newerKata = "install a newer Kata and set kata-shim and kata-config to it"
 
-// kataFault describes the known vulnerabilities of a version of Kata as the end of the sentence "Kata is …". It returns
+// kataFault describes the known vulnerabilities of Kata's version. The result completes the sentence "Kata is …". It is
 // "" if there are none.
 func (r Route) kataFault(version string) string {
 	if r.dragonball && older(version, "4.0.0") {
@@ -99,12 +99,12 @@ func (r Route) kataFault(version string) string {
 	}
 	var ids []string
 	for _, a := range kataAdvisories {
-		if older(version, a.fixedIn) && (r.ownShim || !a.rust) {
+		if older(version, a.fixedIn) && (r.hostShim || !a.rust) {
 			ids = append(ids, a.id)
 		}
 	}
 	text := fmt.Sprintf("older than %s, which fixes known vulnerabilities (%s)", fixedKata, strings.Join(ids, ", "))
-	if !r.ownShim && !r.ownConfig {
+	if !r.hostShim && !r.hostConfig {
 		text += "; clients cannot reach them with msbd's configuration"
 	}
 	return text
