@@ -25,7 +25,7 @@ type cgroup struct {
 
 // createCgroup creates the cgroup of a container.
 func createCgroup(id string) (*cgroup, error) {
-	// The prefix keeps an id from clashing with the kernel's own files in the directory.
+	// The prefix makes the name different from the kernel's files in the directory.
 	path := filepath.Join(CgroupRoot, "container-"+id)
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (c *cgroup) freeze(frozen bool) error {
 }
 
 // forkInto returns the directory of the cgroup into which to fork an additional process of the container. main is the
-// pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes; in that case
+// pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes. In that case,
 // forkInto returns the cgroup of the main process.
 func (c *cgroup) forkInto(main int) (*os.File, error) {
 	delegated, err := os.ReadFile(c.path + "/cgroup.subtree_control")
@@ -141,7 +141,7 @@ func (c *cgroup) forkInto(main int) (*os.File, error) {
 	_, path, _ := strings.Cut(strings.TrimSpace(string(line)), "::")
 	path = filepath.Join(CgroupRoot, path)
 	if !strings.HasPrefix(path+"/", c.path+"/") {
-		return nil, fmt.Errorf("the container's main process is in the cgroup %s, outside the container's", path)
+		return nil, fmt.Errorf("the container's main process is in the cgroup %s, outside the container's cgroup", path)
 	}
 	return os.Open(path)
 }

@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomWatch watches a cgroup and those below it for processes that the kernel kills because they ran out of memory.
+// oomWatch watches a cgroup and the cgroups below it for processes that the kernel kills because they ran out of
+// memory.
 type oomWatch struct {
 	events  string // path of the cgroup's file memory.events
 	inotify *os.File

@@ -79,7 +79,7 @@ func TestOutputExpires(t *testing.T) {
 	if _, err := process.Write(want); err != nil {
 		t.Fatal(err)
 	}
-	o.expire()
+	o.endAfterExit()
 	if p := readAll(t, o); !bytes.Equal(p, want) {
 		t.Errorf("read %d bytes that are not the %d bytes written", len(p), len(want))
 	}
