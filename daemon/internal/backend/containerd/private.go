@@ -162,8 +162,8 @@ func (p *Private) launch() (*process.Process, error) {
 	return launched, err
 }
 
-// waitServing waits until containerd is serving. If containerd exits first, waitServing returns an error with the end of
-// containerd's log.
+// waitServing waits until containerd is serving. If containerd exits first, waitServing returns an error with the end
+// of containerd's log.
 func (p *Private) waitServing(ctx context.Context, running *process.Process) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("containerd did not start serving on %s within %s; see %s", p.Address, startTimeout, p.LogFile()))
 	defer cancel()

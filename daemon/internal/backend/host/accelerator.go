@@ -70,9 +70,9 @@ func (m machine) vsockObstacle() *obstacle {
 	return nil
 }
 
-// fastKVM reports whether probe succeeds, which means that KVM is fast. If writeCache is set, fastKVM caches a success in
-// a file in dir. Until the next boot of the host, calls with the same dir return true without running probe. A failure is
-// not cached, because the host may just be busy. If dir is empty, nothing is cached.
+// fastKVM reports whether probe succeeds, which means that KVM is fast. If writeCache is set, fastKVM caches a success
+// in a file in dir. Until the next boot of the host, calls with the same dir return true without running probe. A
+// failure is not cached, because the host may just be busy. If dir is empty, nothing is cached.
 func fastKVM(dir string, writeCache bool, probe func() error) (bool, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -23,8 +23,8 @@ type Server struct {
 type Report struct {
 	// Status is the worst status of Checks.
 	Status Status `json:"status"`
-	// Isolation is the route that sandboxes would use. It is nil if no route is possible, or if this user may not open a
-	// device, so that the route is unknown.
+	// Isolation is the route that sandboxes would use. It is nil if no route is possible, or if this user may not open
+	// a device, so that the route is unknown.
 	Isolation *Route  `json:"isolation"`
 	Checks    []Check `json:"checks"`
 }
@@ -67,8 +67,8 @@ type examination struct {
 	route Route // zero if sandboxes cannot run as configured
 }
 
-// Examine checks everything that microVMs need on this host. It does not change the host. Each program that it runs has a
-// short timeout. The report begins with callerChecks, which are the results of checks that the caller has done.
+// Examine checks everything that microVMs need on this host. It does not change the host. Each program that it runs has
+// a short timeout. The report begins with callerChecks, which are the results of checks that the caller has done.
 func Examine(ctx context.Context, o Options, s Server, callerChecks ...Check) Report {
 	return machine{}.examine(ctx, o, s, callerChecks...)
 }

@@ -68,7 +68,8 @@ func (m machine) inContainer() bool {
 
 func (m machine) kernel() string { return strings.TrimSpace(m.read("/proc/sys/kernel/osrelease")) }
 
-// hasModule reports whether the kernel has the module name. It may be loaded, built in, or in a file that modprobe finds.
+// hasModule reports whether the kernel has the module name. It may be loaded, built in, or in a file that modprobe
+// finds.
 func (m machine) hasModule(name string) bool {
 	if m.exists("/sys/module/" + name) {
 		return true

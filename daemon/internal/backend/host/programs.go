@@ -41,8 +41,8 @@ func VirtiofsdCommand(ctx context.Context, path, translator string) ([]string, e
 	return []string{translator, "--daemon=" + path}, nil
 }
 
-// isCVirtiofsd reports whether versionOutput, the output of virtiofsd --version, comes from the C virtiofsd. It looks for
-// the name of QEMU's author, which all programs of QEMU print.
+// isCVirtiofsd reports whether versionOutput, the output of virtiofsd --version, comes from the C virtiofsd. It looks
+// for the name of QEMU's author, which all programs of QEMU print.
 func isCVirtiofsd(versionOutput string) bool { return strings.Contains(versionOutput, "Bellard") }
 
 func findProgram(what, configured, debianPackage string, candidates ...string) (string, error) {

@@ -60,9 +60,9 @@ type Route struct {
 	hostShim, hostConfig, dragonball bool
 }
 
-// Choose returns the route for these settings. It returns errdefs.ErrFailedPrecondition, with a message that says what is
-// missing, if the host lacks something that a setting requires. It returns errdefs.ErrInvalidArgument if a setting is
-// invalid.
+// Choose returns the route for these settings. It returns errdefs.ErrFailedPrecondition, with a message that says what
+// is missing, if the host lacks something that a setting requires. It returns errdefs.ErrInvalidArgument if a setting
+// is invalid.
 func Choose(o Options) (Route, error) {
 	return machine{}.survey(o, true).choose(o)
 }
@@ -85,8 +85,8 @@ func (m machine) survey(o Options, writeCache bool) survey {
 	return s
 }
 
-// choose returns the route for the settings o on the host that s describes. Its errors are those of Choose. It has no side
-// effects.
+// choose returns the route for the settings o on the host that s describes. Its errors are those of Choose. It has no
+// side effects.
 func (s survey) choose(o Options) (Route, error) {
 	r := Route{hostShim: o.KataShim != "", hostConfig: o.KataConfig != "", dragonball: s.driver == "dragonball"}
 	if s.err != nil {

@@ -16,8 +16,8 @@ const (
 	maxConsoles = 16
 )
 
-// KeepConsole moves log, the console log of the failed VM id, to FailedDir in dir, and removes the oldest logs there. It
-// returns the new path, or "" if the log is empty or cannot be moved.
+// KeepConsole moves log, the console log of the failed VM id, to FailedDir in dir, and removes the oldest logs there.
+// It returns the new path, or "" if the log is empty or cannot be moved.
 func KeepConsole(log, dir, id string) string {
 	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
 		return ""

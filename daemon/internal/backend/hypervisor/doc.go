@@ -3,8 +3,8 @@
 //
 // Kata's shims, one per sandbox, call the service through the socket. Package backend creates the Service and calls its
 // methods. Other packages of backend may import this package for constants and helpers, such as SharedRoot and
-// KeepConsole. Only this package may start or kill the QEMU processes of its VMs. It does not remove the files and mounts
-// that the shims leave on the host.
+// KeepConsole. Only this package may start or kill the QEMU processes of its VMs. It does not remove the files and
+// mounts that the shims leave on the host.
 //
 // # Lifetimes
 //

@@ -16,8 +16,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
-// A machine is a VM that the Service manages, from CreateVM or Recover until it is removed. It may not be started yet, and
-// its directory may not exist yet.
+// A machine is a VM that the Service manages, from CreateVM or Recover until it is removed. It may not be started yet,
+// and its directory may not exist yet.
 type machine struct {
 	state
 	dir string

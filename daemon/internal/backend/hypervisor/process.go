@@ -27,8 +27,8 @@ func markEnv(r role, dir string) []string {
 	return []string{markVariable + "=" + string(r) + ":" + dir}
 }
 
-// readMark returns the role and the VM directory in the mark of process pid. They are empty if the process has no mark or
-// does not exist.
+// readMark returns the role and the VM directory in the mark of process pid. They are empty if the process has no mark
+// or does not exist.
 func readMark(pid int) (r role, dir string) {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -64,8 +64,8 @@ func markedProcesses() (map[string][]markedProcess, error) {
 	return found, nil
 }
 
-// killMarked kills the found processes of the VM directory dir, and waits until each is dead. If another process has got
-// one of the pids in the meantime, killMarked skips it.
+// killMarked kills the found processes of the VM directory dir, and waits until each is dead. If another process has
+// got one of the pids in the meantime, killMarked skips it.
 func killMarked(ctx context.Context, dir string, found []markedProcess) error {
 	var errs []error
 	for _, m := range found {

@@ -37,8 +37,8 @@ const agentPort = "agent"
 // there, in the shim's mount namespace.
 const SharedRoot = "/run/kata-containers/shared/sandboxes"
 
-// memoryHeadroomMiB is the memory that a VM has in addition to its sandbox's memory, for the guest's kernel and agent. It
-// is more than they need, so that a sandbox reaches its memory limit before the VM is out of memory.
+// memoryHeadroomMiB is the memory that a VM has in addition to its sandbox's memory, for the guest's kernel and agent.
+// It is more than they need, so that a sandbox reaches its memory limit before the VM is out of memory.
 const memoryHeadroomMiB = 128
 
 // hostTSC returns the frequency of the time stamp counter that an emulated guest reads, in kHz. Package tsc explains

@@ -201,9 +201,9 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	return m, nil
 }
 
-// Remove kills the processes of VM id and removes its directory. It does not touch the VM's shim, which notices that the
-// guest is gone. If id is unknown, Remove still looks for processes and a directory with this id, and removes them. It
-// returns nil if there are none.
+// Remove kills the processes of VM id and removes its directory. It does not touch the VM's shim, which notices that
+// the guest is gone. If id is unknown, Remove still looks for processes and a directory with this id, and removes them.
+// It returns nil if there are none.
 func (s *Service) Remove(ctx context.Context, id string) error {
 	err := validateID(id)
 	m := s.lookup(id)

@@ -40,8 +40,8 @@ type Store struct {
 // NewStore returns a Store for the images in this server's namespace of client's containerd.
 func NewStore(client *containerd.Client) *Store { return &Store{client} }
 
-// Import reads the OCI or docker save archive at path, which must be absolute. It unpacks the images and stores them under
-// the names in the archive, replacing existing images with these names. It returns the imported images.
+// Import reads the OCI or docker save archive at path, which must be absolute. It unpacks the images and stores them
+// under the names in the archive, replacing existing images with these names. It returns the imported images.
 //
 // Import returns errdefs.ErrInvalidArgument if the file is not a valid archive for this machine, errdefs.ErrNotFound if
 // there is no file, or an error of containerd. If the archive cannot be read or unpacked, no image changes. Import
@@ -125,8 +125,8 @@ func openArchive(path string) (*os.File, error) {
 	return os.Open(path)
 }
 
-// notAnArchive returns an errdefs.ErrInvalidArgument that wraps err, the error from reading an archive. If err came from
-// containerd or from ctx instead of the archive's content, it returns err unchanged.
+// notAnArchive returns an errdefs.ErrInvalidArgument that wraps err, the error from reading an archive. If err came
+// from containerd or from ctx instead of the archive's content, it returns err unchanged.
 func notAnArchive(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsUnknown(err) {
 		return err

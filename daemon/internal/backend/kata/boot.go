@@ -25,8 +25,8 @@ const (
 )
 
 var (
-	// launchTimeout is how long QEMU may take to appear after the shim has created the socket of QEMU's monitor. If QEMU
-	// exits at once, it is never seen, so the boot counts as failed after this time.
+	// launchTimeout is how long QEMU may take to appear after the shim has created the socket of QEMU's monitor. If
+	// QEMU exits at once, it is never seen, so the boot counts as failed after this time.
 	launchTimeout = 30 * time.Second
 	// consoleDrain is how long to wait for the last console output of a microVM that ends.
 	consoleDrain = 200 * time.Millisecond

@@ -91,8 +91,8 @@ func (r *Runtime) watchConsole(ctx context.Context, id string) (done func()) {
 	}
 }
 
-// keepConsole keeps the console log of the failed sandbox id. It returns the new path, or "" if the log is empty or cannot
-// be moved.
+// keepConsole keeps the console log of the failed sandbox id. It returns the new path, or "" if the log is empty or
+// cannot be moved.
 func (r *Runtime) keepConsole(id string) string {
 	return hypervisor.KeepConsole(r.consoleLog(id), r.dir(""), id)
 }

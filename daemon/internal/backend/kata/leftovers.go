@@ -110,9 +110,9 @@ func unmountBelow(path string) error {
 	return err
 }
 
-// removeMountPoints removes path and everything below it. Mount points are directories and empty files. removeMountPoints
-// returns an error for any other file instead of removing it, because that may be somebody's data. containerd may remove
-// files at the same time.
+// removeMountPoints removes path and everything below it. Mount points are directories and empty files.
+// removeMountPoints returns an error for any other file instead of removing it, because that may be somebody's data.
+// containerd may remove files at the same time.
 func removeMountPoints(path string) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -15,9 +15,9 @@ import (
 )
 
 // The processes of a sandbox are its shim and the processes that the shim has started, such as QEMU and virtiofsd. They
-// are found by the cgroup that Kata names after the sandbox. They are also found by their arguments, because the shim is
-// outside of that cgroup when it starts and when it ends. Sandbox ids are random, so an id never matches a process of
-// another sandbox.
+// are found by the cgroup that Kata names after the sandbox. They are also found by their arguments, because the shim
+// is outside of that cgroup when it starts and when it ends. Sandbox ids are random, so an id never matches a process
+// of another sandbox.
 
 // belongsTo reports whether process pid belongs to sandbox id.
 func belongsTo(pid int, id string) bool {

@@ -388,8 +388,8 @@ func (r *Runtime) wait(ctx context.Context, id string) (uint32, error) {
 // dir returns msbd's directory for sandbox id. It holds the FIFOs of portal connections and the console log.
 func (r *Runtime) dir(id string) string { return filepath.Join(r.RunDir, "sandbox", id) }
 
-// shimSocket returns the path of the socket of sandbox id's shim. It computes the path as containerd's shim package does.
-// That package does not remove the socket when the shim stops.
+// shimSocket returns the path of the socket of sandbox id's shim. It computes the path as containerd's shim package
+// does. That package does not remove the socket when the shim stops.
 func shimSocket(containerdAddress, id string) string {
 	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, ctrd.Namespace, id)))
 	return fmt.Sprintf("/run/containerd/s/%x", sum)

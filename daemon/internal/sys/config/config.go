@@ -54,8 +54,8 @@ type Config struct {
 	ACMEEmail string
 	// ACMEDirectory is the URL of the ACME server's directory. If it is empty, Let's Encrypt is used.
 	ACMEDirectory string
-	// ACMEDirectoryCA is a file with the CAs that are trusted to sign the ACME server's certificate. If it is empty, the
-	// host's CAs are trusted.
+	// ACMEDirectoryCA is a file with the CAs that are trusted to sign the ACME server's certificate. If it is empty,
+	// the host's CAs are trusted.
 	ACMEDirectoryCA string
 
 	// MaxConnections is the maximum number of connections to the gateway.
@@ -81,8 +81,8 @@ type Config struct {
 	Hypervisor string
 	// Accelerator is "auto", "kvm" or "tcg" (emulation).
 	Accelerator string
-	// KataConfig is the file of the host's Kata configuration, which also names the guest. If it is empty, msbd writes a
-	// configuration for the built-in guest.
+	// KataConfig is the file of the host's Kata configuration, which also names the guest. If it is empty, msbd writes
+	// a configuration for the built-in guest.
 	KataConfig string
 	// KataShim is the path of the host's Kata shim. If it is empty, the built-in shim is used.
 	KataShim string
@@ -222,8 +222,8 @@ func (c Config) validateListen() []error {
 	return problems
 }
 
-// IsLoopback reports whether host, without a port or brackets, can only be this machine. That is the name localhost or a
-// numeric loopback address. IsLoopback returns false for any other name, because it can resolve to another machine.
+// IsLoopback reports whether host, without a port or brackets, can only be this machine. That is the name localhost or
+// a numeric loopback address. IsLoopback returns false for any other name, because it can resolve to another machine.
 func IsLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()

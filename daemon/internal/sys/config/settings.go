@@ -19,9 +19,9 @@ import (
 // DefaultFile is the configuration file that is read if it exists and no other file is named.
 const DefaultFile = "/etc/msb/msbd.toml"
 
-// Setting is a value that an administrator can set with a flag, an environment variable or a key in the file. For example,
-// the setting kata-config has the flag --kata-config, the variable MSBD_KATA_CONFIG and the key kata_config. In the file,
-// it can also be written as the key config in the table [kata].
+// Setting is a value that an administrator can set with a flag, an environment variable or a key in the file. For
+// example, the setting kata-config has the flag --kata-config, the variable MSBD_KATA_CONFIG and the key kata_config.
+// In the file, it can also be written as the key config in the table [kata].
 type Setting struct {
 	// Name is the name of the flag, without the dashes.
 	Name string
@@ -170,10 +170,10 @@ func fields(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Load reads the configuration from all sources. file is the argument of --config. If it is empty, Load reads DefaultFile
-// if that exists. getenv is os.LookupEnv. flags returns the value of the flag name, and whether it was given. namespace
-// returns an error if name is not valid for a tenant namespace. The returned error joins all problems of all sources. Each
-// of them is an errdefs.ErrInvalidArgument.
+// Load reads the configuration from all sources. file is the argument of --config. If it is empty, Load reads
+// DefaultFile if that exists. getenv is os.LookupEnv. flags returns the value of the flag name, and whether it was
+// given. namespace returns an error if name is not valid for a tenant namespace. The returned error joins all problems
+// of all sources. Each of them is an errdefs.ErrInvalidArgument.
 func Load(file string, getenv, flags func(name string) (string, bool), namespace func(name string) error) (Config, error) {
 	c := Default()
 	problems := c.applyFile(file)

@@ -62,8 +62,8 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	return nil
 }
 
-// MkdirAll is like os.MkdirAll, but the directories that it creates survive a power loss. It does not change a directory
-// that already exists. It syncs the parent of each directory that it creates.
+// MkdirAll is like os.MkdirAll, but the directories that it creates survive a power loss. It does not change a
+// directory that already exists. It syncs the parent of each directory that it creates.
 func MkdirAll(dir string, perm fs.FileMode) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err

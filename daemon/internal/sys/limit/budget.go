@@ -31,8 +31,8 @@ const (
 	OverAll
 )
 
-// Hold adds n bytes to the number that key holds, and returns Within. If that would exceed a limit, Hold adds nothing and
-// returns the limit.
+// Hold adds n bytes to the number that key holds, and returns Within. If that would exceed a limit, Hold adds nothing
+// and returns the limit.
 func (b *Budget) Hold(key string, n int) Excess {
 	if n == 0 {
 		return Within

@@ -48,8 +48,8 @@ func (r *Rates) Of(key string) *Bucket {
 	return (*Bucket)(bucket)
 }
 
-// Take takes one call from the bucket and returns 0. If the bucket is empty, Take returns the number of seconds, at least
-// 1, until a call is available.
+// Take takes one call from the bucket and returns 0. If the bucket is empty, Take returns the number of seconds, at
+// least 1, until a call is available.
 func (b *Bucket) Take() (wait int) {
 	if b == nil || (*rate.Limiter)(b).Allow() {
 		return 0
@@ -59,8 +59,8 @@ func (b *Bucket) Take() (wait int) {
 	return int(max(1, min(math.Ceil(seconds), math.MaxInt32)))
 }
 
-// Owe takes n calls from the bucket even if it has fewer, so that later calls wait longer. A batch runs either completely
-// or not at all, and calls Owe so that its key still gets no more calls than the rate allows.
+// Owe takes n calls from the bucket even if it has fewer, so that later calls wait longer. A batch runs either
+// completely or not at all, and calls Owe so that its key still gets no more calls than the rate allows.
 func (b *Bucket) Owe(n int) {
 	if b == nil {
 		return

@@ -40,8 +40,8 @@ func FromContext(ctx context.Context) (Peer, bool) {
 	return caller, ok
 }
 
-// Credentials returns credentials with which a gRPC server on a Unix socket gets the Peer of each connection. The server
-// rejects a connection if it cannot determine the peer. Clients use insecure credentials.
+// Credentials returns credentials with which a gRPC server on a Unix socket gets the Peer of each connection. The
+// server rejects a connection if it cannot determine the peer. Clients use insecure credentials.
 func Credentials() credentials.TransportCredentials {
 	return peerCredentials{insecure.NewCredentials()}
 }

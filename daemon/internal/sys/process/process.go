@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process refers to one process, even after the process has ended and its pid was reused. Call Close when the Process is
-// no longer needed.
+// Process refers to one process, even after the process has ended and its pid was reused. Call Close when the Process
+// is no longer needed.
 type Process struct {
 	PID    int
 	handle *os.Process // with a pidfd
@@ -41,7 +41,8 @@ func Open(pid int) (*Process, error) {
 // Close releases the reference. The process keeps running.
 func (p *Process) Close() { _ = p.handle.Release() }
 
-// Wait blocks until the process has ended, whether or not it is reaped. If ctx ends first, Wait returns the cause of ctx.
+// Wait blocks until the process has ended, whether or not it is reaped. If ctx ends first, Wait returns the cause of
+// ctx.
 func (p *Process) Wait(ctx context.Context) error {
 	pidfd, err := p.pollable()
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
@@ -65,8 +66,8 @@ func (p *Process) Wait(ctx context.Context) error {
 	return nil
 }
 
-// waitWithoutPoller is like Wait but polls. It needs no file descriptor, because Kill must work even if this program has
-// reached its limit of file descriptors.
+// waitWithoutPoller is like Wait but polls. It needs no file descriptor, because Kill must work even if this program
+// has reached its limit of file descriptors.
 func (p *Process) waitWithoutPoller(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -126,8 +127,8 @@ func (p *Process) Dead() (dead bool) {
 	return dead
 }
 
-// StartTime returns when process pid started, in clock ticks since boot. A pid together with the start time identifies a
-// process across restarts of msbd.
+// StartTime returns when process pid started, in clock ticks since boot. A pid together with the start time identifies
+// a process across restarts of msbd.
 func StartTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -143,8 +144,8 @@ func StartTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[startTimeField], 10, 64)
 }
 
-// Arguments returns the arguments of process pid. The first is its program. If the process has ended, Arguments returns a
-// single empty string.
+// Arguments returns the arguments of process pid. The first is its program. If the process has ended, Arguments returns
+// a single empty string.
 func Arguments(pid int) []string {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")

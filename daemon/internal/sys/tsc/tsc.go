@@ -1,7 +1,7 @@
 // Package tsc measures the frequency of this processor's time stamp counter (TSC). A guest that QEMU emulates reads the
 // host's counter. When its kernel boots, it measures the frequency against an emulated timer. If the host is busy, the
-// result can be wrong by a factor of up to 50, and the guest's clock is wrong. msbd therefore passes the frequency on the
-// guest's kernel command line.
+// result can be wrong by a factor of up to 50, and the guest's clock is wrong. msbd therefore passes the frequency on
+// the guest's kernel command line.
 package tsc
 
 import (
@@ -33,8 +33,8 @@ type reading struct {
 	ticks uint64
 }
 
-// read reads the clock and the counter at the same time. It makes several attempts and returns the one that took the least
-// time.
+// read reads the clock and the counter at the same time. It makes several attempts and returns the one that took the
+// least time.
 func read() (best reading) {
 	shortest := time.Hour
 	for range 100 {
