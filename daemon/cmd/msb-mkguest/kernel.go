@@ -23,7 +23,7 @@ var bootModules = []string{
 
 // module is a kernel module.
 type module struct {
-	name string // as the kernel shows it, with underscores
+	name string // the kernel's name of the module, with underscores
 	data []byte
 }
 
