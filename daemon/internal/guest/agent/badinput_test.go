@@ -91,7 +91,7 @@ func badInput() []struct {
 		{"UpdateRoutes", "a bad gateway", route(&protocols.Route{Gateway: "x", Device: "eth0"}), invalid},
 		{"UpdateRoutes", "a bad source", route(&protocols.Route{Source: "x", Device: "eth0"}), invalid},
 		{"UpdateRoutes", "no such interface", route(&protocols.Route{Dest: "10.0.0.0/8", Device: "nosuch"}), codes.NotFound},
-		{"AddARPNeighbors", "an empty neighbour", &pb.AddARPNeighborsRequest{Neighbors: &pb.ARPNeighbors{
+		{"AddARPNeighbors", "an empty neighbor", &pb.AddARPNeighborsRequest{Neighbors: &pb.ARPNeighbors{
 			ARPNeighbors: []*protocols.ARPNeighbor{{}},
 		}}, invalid},
 

@@ -51,8 +51,8 @@ func (s *stock) testInterfaces(t *testing.T) {
 	}
 	s.checkOutput(t, mainID, "listening\n", "listen", "[fd00:8::2]:8080") // fails if the address is still tentative
 	s.checkOutput(t, mainID, "listening\n", "listen", "10.8.1.2:8080")
-	s.checkOutput(t, mainID, "true\n", "neighbour", "02:00:00:00:00:11")
-	s.checkOutput(t, mainID, "true\n", "neighbour", "02:00:00:00:00:12")
+	s.checkOutput(t, mainID, "true\n", "neighbor", "02:00:00:00:00:11")
+	s.checkOutput(t, mainID, "true\n", "neighbor", "02:00:00:00:00:12")
 
 	interfaces, err := s.ListInterfaces(ctx, &pb.ListInterfacesRequest{})
 	if err != nil {

@@ -60,7 +60,7 @@ func TestOutputKeepsUnreadData(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if p, err := o.read(ctx, 10); !errors.Is(err, context.Canceled) {
-		t.Errorf("read with a cancelled context = %q, %v; want context.Canceled", p, err)
+		t.Errorf("read with a canceled context = %q, %v; want context.Canceled", p, err)
 	}
 	if _, err := process.WriteString("late"); err != nil {
 		t.Fatal(err)
