@@ -31,7 +31,7 @@ const (
 
 var errExited = errors.New("containerd exited while starting")
 
-// Private is the server's private containerd. It is a process in its own session. This way it and the sandboxes' shims
+// Private is the server's private containerd. It is a process in its own session. This way, it and the sandboxes' shims
 // survive the daemon. A starting daemon adopts it if it is already running. Binary, Paths and Log are required.
 type Private struct {
 	Binary string // path of the containerd executable

@@ -113,7 +113,7 @@ func (e examination) kata(ctx context.Context) Check {
 	if e.survey.err != nil {
 		return problem(name, "fix the file, or remove the setting kata-config", "%v", withoutClass(e.survey.err))
 	}
-	shim, from := e.KataShim, "the host's own"
+	shim, from := e.KataShim, "from the host"
 	if shim == "" {
 		if e.LibDir == "" {
 			return Check{}

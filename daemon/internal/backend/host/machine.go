@@ -10,7 +10,7 @@ import (
 // A machine reads facts about the host from files below root, which is empty outside tests.
 type machine struct{ root string }
 
-// read returns a file's content, or "" if the file cannot be read.
+// read returns the content of the file at path, or "" if the file cannot be read.
 func (m machine) read(path string) string {
 	content, _ := os.ReadFile(m.root + path)
 	return string(content)

@@ -24,9 +24,9 @@ func FindVirtiofsd(configured string) (string, error) {
 		"virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 }
 
-// VirtiofsdCommand returns the command that runs the virtiofsd at path: a program and its first arguments. The command
-// takes the options of the Rust virtiofsd. If path is the C virtiofsd, which came with QEMU up to 7.2, the command runs
-// translator, which translates the options.
+// VirtiofsdCommand returns the command that runs the virtiofsd at path. The command consists of a program and its first
+// arguments, and takes the options of the Rust virtiofsd. If path is the C virtiofsd, which came with QEMU up to 7.2,
+// the command runs translator, which translates the options.
 func VirtiofsdCommand(ctx context.Context, path, translator string) ([]string, error) {
 	_, output, err := askVersion(ctx, path, virtiofsdVersionRE)
 	if err != nil {

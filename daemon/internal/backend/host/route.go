@@ -85,8 +85,8 @@ func (m machine) survey(o Options, writeCache bool) survey {
 	return s
 }
 
-// choose returns the route for the settings o on the host that s describes. Its errors are those of Choose. It has no
-// side effects.
+// choose returns the route for the settings o on the host that s describes. It returns the same errors as Choose. It
+// has no side effects.
 func (s survey) choose(o Options) (Route, error) {
 	r := Route{hostShim: o.KataShim != "", hostConfig: o.KataConfig != "", dragonball: s.driver == "dragonball"}
 	if s.err != nil {

@@ -35,7 +35,7 @@ func KeepConsole(log, dir, id string) string {
 	return to
 }
 
-// modTime returns when a file was last modified, or the zero time if it does not exist any more.
+// modTime returns when the file e was last modified, or the zero time if it does not exist any more.
 func modTime(e fs.DirEntry) (t time.Time) {
 	if info, err := e.Info(); err == nil {
 		t = info.ModTime()

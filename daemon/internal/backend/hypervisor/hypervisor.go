@@ -151,7 +151,7 @@ func callerProcess(ctx context.Context) (*process.Process, uint64, error) {
 		return nil, 0, errors.New("the calling process has exited")
 	}
 	start, err := process.StartTime(pid)
-	if err != nil || p.Dead() { // if p is dead, the start time may be that of another process that got the pid
+	if err != nil || p.Dead() { // if p is dead, another process may have got the pid, and start may be its start time
 		p.Close()
 		return nil, 0, errors.Join(errors.New("the calling process has exited"), err)
 	}
@@ -219,7 +219,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		pause = 0
 		pid, err := callerPID(conn)
 		if err != nil {
-			s.cfg.Log.Warn("refusing a connection to the hypervisor socket", "err", err)
+			s.cfg.Log.Warn("rejecting a connection to the hypervisor socket", "err", err)
 			conn.Close()
 			continue
 		}

@@ -21,8 +21,8 @@ const (
 
 const markVariable = "MSB_VM"
 
-// markEnv returns the complete environment of a VM's process, which is only its mark. The process does not inherit
-// msbd's environment, which may hold secrets.
+// markEnv returns the environment of the process with role r in the VM directory dir. It consists only of the mark. The
+// process does not inherit msbd's environment, which may hold secrets.
 func markEnv(r role, dir string) []string {
 	return []string{markVariable + "=" + string(r) + ":" + dir}
 }

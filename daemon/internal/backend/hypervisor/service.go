@@ -176,7 +176,8 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	return recovery, errors.Join(errs...)
 }
 
-// adopt returns the machine for a VM of an earlier Service. It returns an error unless the VM's shim is alive.
+// adopt returns the machine for VM id of an earlier Service. found are the VM's marked processes. adopt returns an
+// error unless the VM's shim is alive.
 func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	st, err := readState(s.dir(id))
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 const (
 	// bootPollInterval is how often a boot is checked for its hypervisor and its console.
 	bootPollInterval = 20 * time.Millisecond
-	// shimErrorGrace is how long the shim may take to report its own error after the hypervisor has exited. Only after
-	// that is the exit itself reported.
+	// shimErrorGrace is how long the shim may take to report an error after the hypervisor has exited. If it does not
+	// report one in this time, watchBoot reports that the hypervisor has exited.
 	shimErrorGrace = time.Second
 )
 

@@ -312,8 +312,8 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	return found, nil
 }
 
-// taskStatus returns the status of a container's task as its shim reports it. It returns Unknown if the shim does not
-// respond in time.
+// taskStatus returns the status of the task of container c as the shim reports it. It returns Unknown if the shim does
+// not respond in time.
 func taskStatus(ctx context.Context, c containerd.Container) (containerd.ProcessStatus, error) {
 	task, err := c.Task(ctx, nil)
 	if err != nil {

@@ -32,7 +32,7 @@ func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks; remove it from Kata's configuration: %w", req.GuestHookPath, refusal.ErrUnsupported)
 	}
 	if len(req.KernelModules) > 0 {
-		return nil, fmt.Errorf("kernel_modules: this guest loads only its own modules; remove them from Kata's configuration: %w", refusal.ErrUnsupported)
+		return nil, fmt.Errorf("kernel_modules: this guest loads only the modules of its image; remove them from Kata's configuration: %w", refusal.ErrUnsupported)
 	}
 	if h := req.Hostname; h != "" {
 		if err := unix.Sethostname([]byte(h)); err != nil {
@@ -116,7 +116,7 @@ func (a *agent) stopSandbox() error {
 }
 
 // powerOff syncs the disks, for at most syncTimeout, and powers the machine off. It never returns. This way a VM
-// ends even if the host has lost track of it.
+// ends even if the host no longer knows about it.
 func powerOff() {
 	synced := make(chan struct{})
 	go func() {

@@ -42,8 +42,8 @@ func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*empty
 	return &emptypb.Empty{}, nil
 }
 
-// ReadStdout waits for output of a process and returns it. At the end of the output it returns an error with the code
-// OutOfRange.
+// ReadStdout waits for output of a process and returns it. At the end of the output, it returns an error with the
+// code OutOfRange.
 func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {

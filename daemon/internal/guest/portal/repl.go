@@ -17,7 +17,7 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// The drivers (repl.py and repl.js) run in the image's own interpreters. Each has five descriptors:
+// The drivers (repl.py and repl.js) run in the image's interpreters. Each has five descriptors:
 //
 //	0     /dev/null
 //	1, 2  pipes for the output of the code and of the processes that it starts

@@ -109,8 +109,8 @@ func (c Config) Domains() []string {
 // SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default returns the default configuration. Users other than root have their own directories. Package client looks for
-// the admin socket in the same place.
+// Default returns the default configuration. For users other than root, the directories are below their home and
+// runtime directories. Package client looks for the admin socket in the same place.
 func Default() Config {
 	stateDir, runDir := "/var/lib/msb", "/run/msb"
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
@@ -192,7 +192,7 @@ func (c Config) validate(namespace func(string) error) error {
 		check(false, "%s %q: must be one of %q", name, value, choices)
 	}
 	choice("hypervisor", c.Hypervisor, "auto", "kata", "builtin")
-	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names its own hypervisor")
+	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names the hypervisor")
 	check(c.Hypervisor != "kata" || c.Accelerator != "tcg" || c.KataConfig != "",
 		"accelerator tcg: hypervisor kata requires KVM; use hypervisor builtin for emulation")
 	choice("accelerator", c.Accelerator, "auto", "kvm", "tcg")

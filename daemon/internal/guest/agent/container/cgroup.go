@@ -23,7 +23,7 @@ type cgroup struct {
 	oom  *oomWatch
 }
 
-// createCgroup creates the cgroup of a container.
+// createCgroup creates the cgroup of container id.
 func createCgroup(id string) (*cgroup, error) {
 	// The prefix makes the name different from the kernel's files in the directory.
 	path := filepath.Join(CgroupRoot, "container-"+id)
@@ -164,7 +164,7 @@ func (c *cgroup) remove(timeout time.Duration) error {
 	}
 }
 
-// removeGroups removes a cgroup and all cgroups below it.
+// removeGroups removes the cgroup at path and all cgroups below it.
 func removeGroups(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {

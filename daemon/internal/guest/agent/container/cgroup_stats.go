@@ -120,7 +120,7 @@ func (c *cgroup) value(file string) uint64 {
 	return n
 }
 
-// readKeyed reads a file with lines of the form "name number".
+// readKeyed reads the file at path, which has lines of the form "name number". It skips other lines.
 func readKeyed(path string) (map[string]uint64, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -18,7 +18,7 @@ type oomWatch struct {
 	reported uint64 // kills that have been reported
 }
 
-// watchOOM starts watching a cgroup's file memory.events.
+// watchOOM starts watching events, the path of a cgroup's file memory.events.
 func watchOOM(events string) (*oomWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {

@@ -254,7 +254,7 @@ func populateDev() error {
 	return nil
 }
 
-// makeDevice creates a device node or FIFO with its owner and mode. It does nothing if the path exists.
+// makeDevice creates the device node or FIFO d with its owner and mode. It does nothing if the path exists.
 func makeDevice(d *pb.LinuxDevice) error {
 	types := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
 	if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {

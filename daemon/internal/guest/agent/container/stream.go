@@ -92,7 +92,7 @@ func (o *output) deliver(p []byte) bool {
 	}
 }
 
-// read waits for output and returns at most limit bytes of it. At the end of the output it returns io.EOF.
+// read waits for output and returns at most limit bytes of it. It returns io.EOF at the end of the output.
 func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 	var rest []byte
 	select {
