@@ -104,7 +104,7 @@ func (p *Private) Process() (*process.Process, error) {
 		if found == nil {
 			continue
 		}
-		if p.isOurs(pid) { // check again: before Open, another process may have got the pid
+		if p.isOurs(pid) { // check again, because another process may have got the pid before Open
 			return found, nil
 		}
 		found.Close()

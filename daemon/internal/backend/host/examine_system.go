@@ -132,10 +132,11 @@ func mib(n int) string {
 	return fmt.Sprintf("%.1f GiB", float64(n)/1024)
 }
 
-// Less free space in the state directory than lowSpace is a warning, and less than minSpace a problem. Both are in MiB.
-// An image takes about 100 MiB.
 const (
+	// lowSpace is the free space in the state directory, in MiB, below which disk returns a warning. An image takes
+	// about 100 MiB.
 	lowSpace = 5 << 10
+	// minSpace is the free space, in MiB, below which disk returns a problem.
 	minSpace = 512
 )
 
@@ -160,9 +161,9 @@ func (e examination) disk(context.Context) Check {
 	case fs.Flags&unix.ST_RDONLY != 0:
 		return problem(name, moveStateDir, "%s is on a read-only file system", e.StateDir)
 	case fs.Type == unix.OVERLAYFS_SUPER_MAGIC:
-		return problem(name, moveStateDir+" (ext4 or xfs) or on a volume of the container", "%s is on an overlayfs, and the overlayfs of a sandbox cannot be on another one", e.StateDir)
+		return problem(name, moveStateDir+" (ext4 or xfs) or on a volume of the container", "%s is on an overlayfs, but the files of a sandbox cannot be on an overlayfs", e.StateDir)
 	case fs.Type == unix.NFS_SUPER_MAGIC:
-		return problem(name, moveStateDir+" (ext4 or xfs)", "%s is on NFS, and the overlayfs of a sandbox cannot be on NFS", e.StateDir)
+		return problem(name, moveStateDir+" (ext4 or xfs)", "%s is on NFS, but the files of a sandbox cannot be on NFS", e.StateDir)
 	case free < minSpace:
 		return problem(name, "free some space, or "+moveStateDir, "%s, which is too little for images and the files of sandboxes", detail)
 	case free < lowSpace:

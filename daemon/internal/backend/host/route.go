@@ -74,7 +74,7 @@ type survey struct {
 	err        error     // from reading that configuration
 }
 
-// survey examines the host. If writeCache is set, it records in o.CacheDir if KVM is fast.
+// survey examines the host. If writeCache is set and KVM is fast, it records that in o.CacheDir.
 func (m machine) survey(o Options, writeCache bool) survey {
 	s := survey{kvm: m.kvmObstacle(o.Accelerator == KVM, o.CacheDir, writeCache), vsock: m.vsockObstacle()}
 	if o.KataConfig != "" {

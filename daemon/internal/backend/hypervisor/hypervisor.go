@@ -47,7 +47,8 @@ func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.
 }
 
 // create records the VM that req describes, and returns it with the process of the calling shim. The caller must close
-// the process. If create returns an error, nothing is left of the VM.
+// the process. It returns errdefs.ErrInvalidArgument if req is not valid, errdefs.ErrFailedPrecondition if this server
+// starts no VMs, and errdefs.ErrAlreadyExists if there is a VM with this id.
 func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process.Process, error) {
 	if err := validateID(req.GetId()); err != nil {
 		return nil, nil, err

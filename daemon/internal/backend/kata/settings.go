@@ -112,7 +112,7 @@ func (s Settings) writeConfig(dir string) (string, error) {
 		tmpl, values.Firmware = qemuConfig, findFirmware(s.QEMU)
 		for _, word := range append([]string{s.QEMU, s.Kernel, s.Initrd}, s.Virtiofsd...) {
 			if !plainRE.MatchString(word) {
-				return "", fmt.Errorf("use %q for microVMs: it may have only letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
+				return "", fmt.Errorf("invalid path %q for microVMs: it must consist of letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
 			}
 		}
 		for name, path := range map[string]string{"kernel": s.Kernel, "initramfs": s.Initrd} {

@@ -74,7 +74,7 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 // containerEntry is a container of the sandbox and the storages that it uses.
 type containerEntry struct {
 	*container.Container
-	storages []string // their mount mountPoints
+	storages []string // their mount points
 }
 
 // CreateContainer creates a container whose main process waits for StartContainer.

@@ -138,7 +138,7 @@ func (o *output) pump() {
 }
 
 // read emits the bytes that are in the pipes, and returns how many pipes were readable. It starts with the pipe that
-// became readable first. From each pipe, it reads only the bytes that were in the pipe when it started to read it, so
+// became readable first. It stops reading a pipe once it has read the bytes that were in the pipe at the beginning, so
 // that it returns even if a writer never stops. The caller holds mu.
 func (o *output) read() int {
 	var events [len(o.pipes)]unix.EpollEvent

@@ -21,9 +21,9 @@ type Peer struct {
 	UID uint32
 	// Groups are the effective group and the supplementary groups of the process.
 	Groups []uint32
-	// PID is the pid at the time when the process connected. The process may have ended since then, and another process
-	// may have got its pid. To use PID safely, open the process with package process, and then check a property that
-	// only the peer has, such as its start time.
+	// PID is the pid of the process when it connected. The process may have ended since then, and another process may
+	// have got the pid. So rely on PID only while the peer is known to be alive, for example because it waits for the
+	// response to a call.
 	PID int32
 }
 

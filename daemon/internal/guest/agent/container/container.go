@@ -101,7 +101,8 @@ func (c *Container) Start() error {
 }
 
 // Exec starts an additional process in the container. It returns errdefs.ErrFailedPrecondition if the container is not
-// running, and errdefs.ErrAlreadyExists if the container has a process id.
+// running, and errdefs.ErrAlreadyExists if the container has a process with
+// this id.
 func (c *Container) Exec(id string, p *pb.Process) error {
 	if err := ValidateID("process", id); err != nil {
 		return err

@@ -163,7 +163,7 @@ func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func
 	return s.pid, s.err
 }
 
-// start tells the child to start the program. It returns when the program has started or could not be started.
+// start makes the child exec the program. It returns when the program has started or could not be started.
 func (p *Process) start() error {
 	defer p.control.Close()
 	_ = p.control.SetDeadline(time.Now().Add(prepareTimeout))
