@@ -14,7 +14,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	store.MaybeCheckChild()
+	store.RunCheckIfChild()
 	os.Exit(m.Run())
 }
 

@@ -18,7 +18,7 @@ import (
 
 // MaybeChild must be called first in the main function of every test program that uses this package. The store executes
 // the program again as a child process to check its file; in the child, MaybeChild does not return.
-func MaybeChild() { store.MaybeCheckChild() }
+func MaybeChild() { store.RunCheckIfChild() }
 
 // Main is the main function of a fake msbd. It has the same settings and exit codes as msbd, but no real microVMs. The
 // server starts with two sandboxes: default/my-env is running, and team/broken has failed.

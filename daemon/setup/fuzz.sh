@@ -9,7 +9,7 @@ set -eu
 
 budget=${1:?usage: fuzz.sh BUDGET}
 cd -- "$(dirname -- "$0")/../.."
-# Lines "PACKAGE NAME". To ask `go test -list` would build every test of the module.
+# Find the targets with grep, as lines "PACKAGE NAME". `go test -list` would have to build every test of the module.
 targets=$(grep -roE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' api client daemon |
 	sed -E 's|^(.*)/[^/]*:func (.*)|./\1 \2|' | sort)
 if [ -z "$targets" ]; then

@@ -5,7 +5,7 @@
 //
 // It is a separate module so that it keeps the dependency versions that Kata was tested with. This file is Kata's own
 // main (Copyright 2018 HyperHQ Inc., Apache License 2.0). Everything else comes from Kata's module, under the same
-// licence. Build it with build.sh.
+// license. Build it with build.sh.
 package main
 
 import (

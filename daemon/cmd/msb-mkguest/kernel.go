@@ -23,7 +23,7 @@ var bootModules = []string{
 
 // module is a kernel module.
 type module struct {
-	name string // as the kernel shows it, with underscores
+	name string // the kernel's name of the module, with underscores
 	data []byte
 }
 
@@ -85,7 +85,7 @@ func readKernelPackage(deb string, r io.Reader) (*kernelPackage, error) {
 	return pkg, nil
 }
 
-// moduleName returns the name by which the kernel and other modules refer to the module in a file.
+// moduleName returns the name that the kernel and other modules use for the module in a file.
 func moduleName(file string) string {
 	return strings.ReplaceAll(strings.TrimSuffix(path.Base(file), ".ko"), "-", "_")
 }

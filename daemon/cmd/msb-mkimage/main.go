@@ -68,7 +68,7 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 			return fmt.Errorf("there is no image %q; choose from %s", name, known)
 		}
 	}
-	// The builds wait for the network and the disk as much as for the processor, so they run in parallel.
+	// Build in parallel, because a build waits for the network and the disk as much as for the processor.
 	g, ctx := errgroup.WithContext(ctx)
 	for _, name := range flags.Args() {
 		g.Go(func() error { return buildFile(ctx, name, filepath.Join(*out, name+".tar"), log) })
@@ -197,8 +197,8 @@ func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer)
 	return nil
 }
 
-// environment returns the environment of the build. Because scripts of packages see it, it is the same on every
-// machine, except for the proxies and the temporary directory.
+// environment returns the environment of the build. The scripts of packages see it. So that they work in the same way
+// on every machine, only the proxies and the temporary directory depend on the machine.
 func environment() []string {
 	env := []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -206,7 +206,7 @@ func environment() []string {
 		"LANG=C.UTF-8",
 		"TZ=UTC",
 		fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()),
-		// Otherwise, which files are compiled on import, and how, would depend on the order of installation.
+		// Without this, the order of installation would decide which files are compiled on import, and how.
 		"PYTHONDONTWRITEBYTECODE=1",
 	}
 	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "TMPDIR"} {

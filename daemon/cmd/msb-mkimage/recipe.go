@@ -14,7 +14,7 @@ type recipe struct {
 // certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; procps provides ps and free.
 // Compilers and git are left out, because they would double the size of the image and can be installed with apt.
 var base = []string{
-	// Used instead of usrmerge, which only converts old systems and needs all of perl.
+	// This package replaces usrmerge, which is only for converting old systems and needs the complete perl.
 	"usr-is-merged",
 	"bash", "coreutils", "ca-certificates", "curl", "procps",
 }
@@ -30,8 +30,8 @@ var recipes = map[string]recipe{
 	},
 	"node": {
 		packages: []string{"nodejs", "npm"},
-		// Debian's npm depends on packages that bundle complete tool chains with the one module that npm uses. npm's
-		// modules do not require these files, which are 17,000 of 22,000.
+		// Debian's npm depends on packages from which it uses only one module each. These packages also contain
+		// complete tool chains. npm's modules do not require the files below, which are 17,000 of the 22,000 files.
 		remove: []string{
 			"usr/share/nodejs/@babel", "usr/share/nodejs/@jridgewell", "usr/share/nodejs/@types", "usr/share/nodejs/@webassemblyjs",
 			"usr/share/nodejs/ajv", "usr/share/nodejs/caniuse-lite", "usr/share/nodejs/core-js*", "usr/share/nodejs/es-abstract",

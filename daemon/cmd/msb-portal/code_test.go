@@ -190,7 +190,7 @@ func TestCancelInterrupts(t *testing.T) {
 		wait(t, started)
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
-			t.Errorf("cancelled %s run: %v, want context.Canceled", language, err)
+			t.Errorf("canceled %s run: %v, want context.Canceled", language, err)
 		}
 		expect(t, c, language, "x", true, "stdout: 1\n")
 	}
@@ -216,7 +216,7 @@ func wait(t testing.TB, fifo string) string {
 	return string(data)
 }
 
-func TestRunsOfOneLanguageAreSerialised(t *testing.T) {
+func TestRunsOfOneLanguageAreSerialized(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
 	runCode(t, c, sandbox.Python, "import time\nn = 0")

@@ -123,7 +123,7 @@ func TestCommandLimits(t *testing.T) {
 	wait(t, started)
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled command: %v, want context.Canceled", err)
+		t.Errorf("canceled command: %v, want context.Canceled", err)
 	}
 	if n, err := holder.Read(make([]byte, 1)); n != 0 {
 		t.Errorf("read from the fifo: %d bytes, %v; want 0", n, err)

@@ -4,7 +4,8 @@
 //	msb-portal connect [SOCKET]  connect stdin and stdout to the process that serves
 //	msb-portal version           print the version
 //
-// It starts in every sandbox, also on emulated machines, so its imports must not do slow work before main.
+// It starts in every sandbox. Emulated machines are slow, so the packages that it imports must not do slow work before
+// main.
 package main
 
 import (

@@ -34,8 +34,8 @@ const (
 )
 
 func main() {
-	host.MaybeProbeChild()
-	store.MaybeCheckChild()
+	host.RunProbeIfChild()
+	store.RunCheckIfChild()
 	app := &cli.App{
 		Name:            "msbd",
 		Usage:           "server that runs untrusted code in microVMs",
@@ -131,8 +131,8 @@ func run(c *cli.Context) error {
 	return nil
 }
 
-// findLibDir returns the directory that has the shim: the one of the executable, or ../libexec/msb
-// relative to it.
+// findLibDir returns the directory that has the shim. That is the executable's directory, or ../libexec/msb relative to
+// it. findLibDir returns errdefs.ErrNotFound if neither has the shim.
 func findLibDir() (string, error) {
 	exe, err := os.Executable()
 	if err != nil {
@@ -157,7 +157,7 @@ func findLibDir() (string, error) {
 }
 
 // harden disables core files and tracing, which would expose the signing key to other processes of the same user. Child
-// processes inherit the limit on core files, so that QEMU writes no guest's memory to one.
+// processes inherit the limit on core files, so that QEMU never writes the memory of a guest to a core file.
 func harden() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("disable core files: %w", err)

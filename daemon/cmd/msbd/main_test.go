@@ -10,8 +10,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	host.MaybeProbeChild() // call these here as main does, because a child process runs TestMain instead of main
-	store.MaybeCheckChild()
+	host.RunProbeIfChild() // call these here as main does, because a child process runs TestMain instead of main
+	store.RunCheckIfChild()
 	testscript.Main(m, map[string]func(){"msbd": main})
 }
 

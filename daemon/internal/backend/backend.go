@@ -113,7 +113,7 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 	if err == nil {
 		settings.QEMU = qemu
 	}
-	if cfg.KataConfig != "" { // ignore err: a custom configuration may name programs of its own
+	if cfg.KataConfig != "" { // ignore err, because a custom configuration may name other programs
 		settings.Config, settings.Portal = cfg.KataConfig, filepath.Join(cfg.LibDir, "msb-portal")
 		return settings, nil
 	}
@@ -127,7 +127,7 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 // has no programs: the service then only manages the VMs that it started before the server's configuration changed.
 func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
 	service := hypervisor.Config{Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Log: log}
-	// A Kata configuration of the host's own may also name the service.
+	// With settings.Config, the host's Kata configuration may name the service.
 	if settings.HypervisorSocket != "" || settings.Config != "" {
 		service.QEMU, service.Virtiofsd, service.Accelerator = settings.QEMU, settings.Virtiofsd, route.Accelerator
 		service.Kernel, service.Initrd = settings.Kernel, settings.Initrd
@@ -142,7 +142,7 @@ func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) er
 	found, err := b.vms.Recover(ctx)
 	if err != nil {
 		// Not fatal: removing the sandbox tries again, and a VM that cannot be removed does not affect the others.
-		b.log.Error("recover microVMs", "err", err)
+		b.log.Error("could not recover all microVMs", "err", err)
 	}
 	b.log.Info("recovered microVMs", "adopted", len(found.Adopted), "removed", len(found.Removed))
 	g, ctx := errgroup.WithContext(ctx)
@@ -168,7 +168,7 @@ func (b *Backend) Versions(ctx context.Context) (containerd, kata string, err er
 	return version.Version, kata, err
 }
 
-// Stop stops the server's private containerd, if it has one. No sandbox may be running.
+// Stop stops the server's private containerd, if it has one. All sandboxes must have been stopped.
 func (b *Backend) Stop(ctx context.Context) error {
 	if b.private == nil {
 		return nil
@@ -176,7 +176,7 @@ func (b *Backend) Stop(ctx context.Context) error {
 	return b.private.Stop(ctx)
 }
 
-// Close releases the Backend's own resources. Sandboxes and containerd keep running.
+// Close releases the Backend's resources in this process. Sandboxes and containerd keep running.
 func (b *Backend) Close() error {
 	b.kata.Close()
 	return b.client.Close()

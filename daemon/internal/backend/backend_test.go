@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	host.MaybeProbeChild()
+	host.RunProbeIfChild()
 	os.Exit(m.Run())
 }
 

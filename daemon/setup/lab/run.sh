@@ -1,6 +1,6 @@
 #!/bin/bash
-# Runs a command on a host with KVM. If the KVM of this host is usable, that is this host. Otherwise it is the lab, a VM
-# that QEMU emulates, whose processor supports AMD virtualization.
+# Runs a command with KVM. If KVM is usable on this host, run.sh runs the command here. Otherwise it runs the command in
+# the lab. The lab is a VM that QEMU emulates. Its processor supports AMD virtualization, so it has KVM.
 #
 #   run.sh COMMAND [ARG...]
 #

@@ -86,7 +86,8 @@ const (
 	GetStatusResponse_DAEMON_STATE_RECOVERING  GetStatusResponse_DaemonState = 2
 	GetStatusResponse_DAEMON_STATE_READY       GetStatusResponse_DaemonState = 3
 	GetStatusResponse_DAEMON_STATE_DRAINING    GetStatusResponse_DaemonState = 4
-	// Changes are refused, except revoking keys. degraded_reasons says why.
+	// Calls that change something fail. Only RevokeKey, Reset and Shutdown are still tried. degraded_reasons says why
+	// the server is degraded.
 	GetStatusResponse_DAEMON_STATE_DEGRADED GetStatusResponse_DaemonState = 5
 )
 
@@ -605,7 +606,7 @@ type Recovery struct {
 	Adopted int32 `protobuf:"varint,1,opt,name=adopted,proto3" json:"adopted,omitempty"`
 	// The number of sandboxes that ran before the restart and were found dead.
 	Lost int32 `protobuf:"varint,2,opt,name=lost,proto3" json:"lost,omitempty"`
-	// The number of microVMs that were removed because their start or stop was incomplete, or no record explains them.
+	// The number of microVMs that were removed, because their start or stop was incomplete or they have no record.
 	Removed       int32 `protobuf:"varint,3,opt,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -805,8 +806,8 @@ type Key struct {
 	// The uid of the local user who created the key.
 	CreatedBy uint32   `protobuf:"varint,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	State     KeyState `protobuf:"varint,8,opt,name=state,proto3,enum=msb.admin.v1.KeyState" json:"state,omitempty"`
-	// The time from which the key is refused because it was revoked or rotated, or its signing key was replaced. During
-	// the grace period of a rotation, it is in the future. Absent if none of these happened.
+	// The time from which the server rejects the key because it was revoked or rotated, or its signing key was replaced.
+	// During the grace period of a rotation, it is in the future. Absent if none of these happened.
 	RevokedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=revoked_at,json=revokedAt,proto3" json:"revoked_at,omitempty"`
 	// "revoked", "rotated" or "reset".
 	Revocation string `protobuf:"bytes,10,opt,name=revocation,proto3" json:"revocation,omitempty"`
@@ -1094,8 +1095,9 @@ func (x *ListKeysResponse) GetNextPageToken() string {
 }
 
 type GetKeyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the key by its id, by an unambiguous prefix of its id of at least 4 characters, or by its name.
+	Ref           string `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1182,8 +1184,9 @@ func (x *GetKeyResponse) GetKey() *Key {
 }
 
 type RevokeKeyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the key by its id, by an unambiguous prefix of its id of at least 4 characters, or by its name.
+	Ref           string `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1271,10 +1274,11 @@ func (x *RevokeKeyResponse) GetKey() *Key {
 
 type RotateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Ref   string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
-	// How long the old key is still accepted, such as 24h. If empty, it is refused immediately.
+	// Identifies the key by its id, by an unambiguous prefix of its id of at least 4 characters, or by its name.
+	Ref string `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// How long the server still accepts the old key, such as 24h. If empty, it rejects the old key immediately.
 	Grace string `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
-	// How long the new key is valid, as in CreateKeyRequest. If empty, as long as the old key was.
+	// How long the new key is valid, as in CreateKeyRequest. If empty, it is valid for as long as the old key was.
 	Expire        string `protobuf:"bytes,3,opt,name=expire,proto3" json:"expire,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1531,7 +1535,7 @@ func (*ResetRequest) Descriptor() ([]byte, []int) {
 type ResetResponse struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	SigningKeyId string                 `protobuf:"bytes,1,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
-	// The number of live keys that are refused from now on.
+	// The number of keys that were live before and are rejected now.
 	Invalidated   int32 `protobuf:"varint,2,opt,name=invalidated,proto3" json:"invalidated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1708,9 +1712,9 @@ func (x *RestoreRequest) GetChunk() []byte {
 type RestoreResponse struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	SigningKeyId string                 `protobuf:"bytes,1,opt,name=signing_key_id,json=signingKeyId,proto3" json:"signing_key_id,omitempty"`
-	// The number of keys of the archive that are live now.
+	// The number of keys in the archive that are live now.
 	Live int32 `protobuf:"varint,2,opt,name=live,proto3" json:"live,omitempty"`
-	// The number of keys that were live before and are refused now, because they were signed with another signing key.
+	// The number of keys that were live before and are rejected now, because they were signed with another signing key.
 	Invalidated int32 `protobuf:"varint,3,opt,name=invalidated,proto3" json:"invalidated,omitempty"`
 	// When the backup was created.
 	TakenAt       *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=taken_at,json=takenAt,proto3" json:"taken_at,omitempty"`

@@ -44,10 +44,12 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AdminService is served only on the admin socket. The daemon authorises each call by the peer credentials of the
+// AdminService is served only on the admin socket. The daemon authorizes each call by the peer credentials of the
 // connection. It denies methods that are not in its table.
 type AdminServiceClient interface {
-	// GetStatus is available in every state of the daemon, including while it starts or recovers.
+	// GetStatus returns the state of the daemon, its version and addresses, the numbers of keys and sandboxes, the
+	// isolation of sandboxes, and known problems. It is available in every state of the daemon, including while the
+	// daemon starts or recovers.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// CreateKey creates an API key. The response is the only place where the key ever appears.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
@@ -55,20 +57,21 @@ type AdminServiceClient interface {
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// GetKey returns one API key.
 	GetKey(ctx context.Context, in *GetKeyRequest, opts ...grpc.CallOption) (*GetKeyResponse, error)
-	// RevokeKey revokes a key permanently. Before the response is sent, the key is refused and its requests in progress
-	// are cancelled.
+	// RevokeKey revokes a key permanently. When the response is sent, the server already rejects the key and has canceled
+	// its requests in progress.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
-	// RotateKey creates a key with the properties of another one, which is refused after the grace period.
+	// RotateKey creates a key with the properties of another one. The server rejects the old key after the grace period.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(ctx context.Context, in *PruneKeysRequest, opts ...grpc.CallOption) (*PruneKeysResponse, error)
-	// Reset replaces the signing key. Before the response is sent, all existing keys are refused.
+	// Reset replaces the signing key. When the response is sent, the server already rejects all keys that existed.
 	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error)
 	// Backup streams an archive with a consistent snapshot of the keys, the signing key and the audit log. The archive
 	// is as secret as the signing key.
 	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
-	// Restore restores an archive from Backup: its signing key replaces the current one, and its keys become valid
-	// again, except those that were revoked since. If the archive is not complete and valid, nothing changes.
+	// Restore restores an archive from Backup. The archive's signing key replaces the current one. The archive's keys
+	// become valid again, except for keys that were revoked since. If the archive is not complete and valid, nothing
+	// changes.
 	Restore(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[RestoreRequest, RestoreResponse], error)
 	// TailAudit streams the last entries of the audit log and, on request, new ones.
 	TailAudit(ctx context.Context, in *TailAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailAuditResponse], error)
@@ -77,7 +80,7 @@ type AdminServiceClient interface {
 	// Shutdown makes the daemon exit after the response is sent. Sandboxes keep running unless the request says
 	// otherwise.
 	Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error)
-	// ListSandboxes lists the sandboxes of one tenant namespace, or of all.
+	// ListSandboxes lists the sandboxes of one tenant namespace, or of all tenant namespaces.
 	ListSandboxes(ctx context.Context, in *ListSandboxesRequest, opts ...grpc.CallOption) (*ListSandboxesResponse, error)
 	// StopSandbox stops a sandbox and removes its resources.
 	StopSandbox(ctx context.Context, in *StopSandboxRequest, opts ...grpc.CallOption) (*StopSandboxResponse, error)
@@ -290,10 +293,12 @@ func (c *adminServiceClient) ListImages(ctx context.Context, in *ListImagesReque
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
 //
-// AdminService is served only on the admin socket. The daemon authorises each call by the peer credentials of the
+// AdminService is served only on the admin socket. The daemon authorizes each call by the peer credentials of the
 // connection. It denies methods that are not in its table.
 type AdminServiceServer interface {
-	// GetStatus is available in every state of the daemon, including while it starts or recovers.
+	// GetStatus returns the state of the daemon, its version and addresses, the numbers of keys and sandboxes, the
+	// isolation of sandboxes, and known problems. It is available in every state of the daemon, including while the
+	// daemon starts or recovers.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// CreateKey creates an API key. The response is the only place where the key ever appears.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)
@@ -301,20 +306,21 @@ type AdminServiceServer interface {
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// GetKey returns one API key.
 	GetKey(context.Context, *GetKeyRequest) (*GetKeyResponse, error)
-	// RevokeKey revokes a key permanently. Before the response is sent, the key is refused and its requests in progress
-	// are cancelled.
+	// RevokeKey revokes a key permanently. When the response is sent, the server already rejects the key and has canceled
+	// its requests in progress.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
-	// RotateKey creates a key with the properties of another one, which is refused after the grace period.
+	// RotateKey creates a key with the properties of another one. The server rejects the old key after the grace period.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(context.Context, *PruneKeysRequest) (*PruneKeysResponse, error)
-	// Reset replaces the signing key. Before the response is sent, all existing keys are refused.
+	// Reset replaces the signing key. When the response is sent, the server already rejects all keys that existed.
 	Reset(context.Context, *ResetRequest) (*ResetResponse, error)
 	// Backup streams an archive with a consistent snapshot of the keys, the signing key and the audit log. The archive
 	// is as secret as the signing key.
 	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
-	// Restore restores an archive from Backup: its signing key replaces the current one, and its keys become valid
-	// again, except those that were revoked since. If the archive is not complete and valid, nothing changes.
+	// Restore restores an archive from Backup. The archive's signing key replaces the current one. The archive's keys
+	// become valid again, except for keys that were revoked since. If the archive is not complete and valid, nothing
+	// changes.
 	Restore(grpc.ClientStreamingServer[RestoreRequest, RestoreResponse]) error
 	// TailAudit streams the last entries of the audit log and, on request, new ones.
 	TailAudit(*TailAuditRequest, grpc.ServerStreamingServer[TailAuditResponse]) error
@@ -323,7 +329,7 @@ type AdminServiceServer interface {
 	// Shutdown makes the daemon exit after the response is sent. Sandboxes keep running unless the request says
 	// otherwise.
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
-	// ListSandboxes lists the sandboxes of one tenant namespace, or of all.
+	// ListSandboxes lists the sandboxes of one tenant namespace, or of all tenant namespaces.
 	ListSandboxes(context.Context, *ListSandboxesRequest) (*ListSandboxesResponse, error)
 	// StopSandbox stops a sandbox and removes its resources.
 	StopSandbox(context.Context, *StopSandboxRequest) (*StopSandboxResponse, error)

@@ -258,9 +258,9 @@ func (x *Output) GetData() []byte {
 // Environment is the part of a sandbox's configuration that applies to all code and commands.
 type Environment struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// NAME=value entries, which override those of the image.
+	// NAME=value entries. They override the image's environment variables.
 	Env []string `protobuf:"bytes,1,rep,name=env,proto3" json:"env,omitempty"`
-	// The working directory. If empty, that of the image.
+	// The working directory. If empty, the image's working directory is used.
 	Workdir       string `protobuf:"bytes,2,opt,name=workdir,proto3" json:"workdir,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -314,9 +314,10 @@ type RunCodeRequest struct {
 	state    protoimpl.MessageState  `protogen:"open.v1"`
 	Language RunCodeRequest_Language `protobuf:"varint,1,opt,name=language,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"language,omitempty"`
 	Code     string                  `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
-	// After this time the run is interrupted and the call fails with DEADLINE_EXCEEDED. The REPL keeps its state.
+	// After this time, the run is interrupted and the call fails with DEADLINE_EXCEEDED. The REPL keeps its state, unless
+	// the interpreter ignores the interrupt and is killed. If absent, there is no time limit.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Applied only when the REPL is started.
+	// Used only when the call starts the REPL.
 	Environment   *Environment `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -465,7 +466,8 @@ func (*RunCodeResponse_Result) isRunCodeResponse_Event() {}
 // CodeResult is the last message of a RunCode stream.
 type CodeResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False if the code raised an exception, whose traceback was printed on stderr.
+	// False if the code raised an exception, exited with a code other than 0, or ended the interpreter. The traceback of
+	// an exception, or how the interpreter ended, was printed on stderr.
 	Success       bool `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -512,7 +514,8 @@ type RunCommandRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Command string                 `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
 	Args    []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	// After this time the command's process group is killed and the call fails with DEADLINE_EXCEEDED.
+	// After this time, the command's process group is killed and the call fails with DEADLINE_EXCEEDED. If absent, there
+	// is no time limit.
 	Timeout       *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	Environment   *Environment         `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
 	unknownFields protoimpl.UnknownFields

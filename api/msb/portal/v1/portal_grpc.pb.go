@@ -30,15 +30,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// PortalService runs code and commands in a sandbox. Cancelling a call interrupts the code or command.
+// PortalService runs code and commands in a sandbox. Canceling a call interrupts the code or command.
 type PortalServiceClient interface {
 	// Ping does nothing. A response shows that the portal is running.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error)
 	// RunCode runs code in the REPL of a language. The REPL is started at its first use and keeps its state between
 	// calls. Calls for the same language run one at a time.
 	RunCode(ctx context.Context, in *RunCodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCodeResponse], error)
-	// RunCommand runs a program, which is looked up in PATH, without a shell. If the program does not exist, the call
-	// fails with NOT_FOUND.
+	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
+	// call fails with NOT_FOUND.
 	RunCommand(ctx context.Context, in *RunCommandRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCommandResponse], error)
 }
 
@@ -102,15 +102,15 @@ type PortalService_RunCommandClient = grpc.ServerStreamingClient[RunCommandRespo
 // All implementations must embed UnimplementedPortalServiceServer
 // for forward compatibility.
 //
-// PortalService runs code and commands in a sandbox. Cancelling a call interrupts the code or command.
+// PortalService runs code and commands in a sandbox. Canceling a call interrupts the code or command.
 type PortalServiceServer interface {
 	// Ping does nothing. A response shows that the portal is running.
 	Ping(context.Context, *PingRequest) (*PingResponse, error)
 	// RunCode runs code in the REPL of a language. The REPL is started at its first use and keeps its state between
 	// calls. Calls for the same language run one at a time.
 	RunCode(*RunCodeRequest, grpc.ServerStreamingServer[RunCodeResponse]) error
-	// RunCommand runs a program, which is looked up in PATH, without a shell. If the program does not exist, the call
-	// fails with NOT_FOUND.
+	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
+	// call fails with NOT_FOUND.
 	RunCommand(*RunCommandRequest, grpc.ServerStreamingServer[RunCommandResponse]) error
 	mustEmbedUnimplementedPortalServiceServer()
 }

@@ -31,7 +31,7 @@ const (
 
 var errExited = errors.New("containerd exited while starting")
 
-// Private is the server's private containerd. It is a process in its own session, so that it and the sandboxes' shims
+// Private is the server's private containerd. It is a process in its own session. This way, it and the sandboxes' shims
 // survive the daemon. A starting daemon adopts it if it is already running. Binary, Paths and Log are required.
 type Private struct {
 	Binary string // path of the containerd executable
@@ -52,7 +52,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"
 [grpc]
   address = %q
 
-# Long enough that a slow shim on a busy host is not taken for a dead one.
+# Long, so that containerd does not treat a slow shim on a busy host as dead.
 [timeouts]
   "io.containerd.timeout.shim.load" = %q
   "io.containerd.timeout.task.state" = %q
@@ -73,7 +73,7 @@ func (p *Private) Start(ctx context.Context) error {
 		}
 	}
 	if err := p.waitServing(ctx, running); err != nil {
-		if !adopted { // it would keep its root directory locked
+		if !adopted { // otherwise containerd would keep its root directory locked
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 			defer cancel()
 			err = errors.Join(err, terminate(limited, running))
@@ -86,7 +86,7 @@ func (p *Private) Start(ctx context.Context) error {
 	return nil
 }
 
-// Process returns the running private containerd, whichever daemon started it, or nil if none is running. It recognises
+// Process returns the running private containerd, whichever daemon started it, or nil if none is running. It recognizes
 // containerd by its arguments. The caller must close the process.
 func (p *Private) Process() (*process.Process, error) {
 	pids, err := process.PIDs()
@@ -104,7 +104,7 @@ func (p *Private) Process() (*process.Process, error) {
 		if found == nil {
 			continue
 		}
-		if p.isOurs(pid) { // check again: before Open, another process may have got the pid
+		if p.isOurs(pid) { // check again, because another process may have got the pid before Open
 			return found, nil
 		}
 		found.Close()
@@ -112,8 +112,8 @@ func (p *Private) Process() (*process.Process, error) {
 	return nil, nil
 }
 
-// isOurs reports whether a process is a containerd with this configuration that this server's user runs. It checks the
-// user because any user can start a process with these arguments.
+// isOurs reports whether process pid is a containerd with this configuration that this server's user runs. It checks
+// the user because any user can start a process with these arguments.
 func (p *Private) isOurs(pid int) bool {
 	if info, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
 		return false
@@ -156,13 +156,14 @@ func (p *Private) launch() (*process.Process, error) {
 	if err != nil {
 		err = errors.Join(err, cmd.Process.Kill())
 	}
-	// This only reaps the process. Private watches it like an adopted one. The goroutine ends with containerd or with
+	// This goroutine only reaps the process; supervise waits for its exit. The goroutine ends with containerd or with
 	// the daemon.
 	go cmd.Wait()
 	return launched, err
 }
 
-// waitServing waits until containerd is serving. If it exits first, the error has the end of its log.
+// waitServing waits until containerd is serving. If containerd exits first, waitServing returns an error with the end
+// of containerd's log.
 func (p *Private) waitServing(ctx context.Context, running *process.Process) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("containerd did not start serving on %s within %s; see %s", p.Address, startTimeout, p.LogFile()))
 	defer cancel()
@@ -185,7 +186,8 @@ func (p *Private) waitServing(ctx context.Context, running *process.Process) err
 	return err
 }
 
-// supervise restarts containerd whenever it exits. The sandboxes keep running meanwhile.
+// supervise restarts containerd whenever it exits, until ctx ends or Stop is called. It closes running. The sandboxes
+// keep running while containerd restarts.
 func (p *Private) supervise(ctx context.Context, running *process.Process) {
 	pause := func() {
 		select {
@@ -197,7 +199,7 @@ func (p *Private) supervise(ctx context.Context, running *process.Process) {
 		pid := 0 // 0 if containerd could not be started
 		if running != nil {
 			if err := running.Wait(ctx); err != nil && ctx.Err() == nil {
-				p.Log.Error("watch containerd", "err", err)
+				p.Log.Error("could not watch containerd; trying again", "err", err)
 				pause()
 				continue
 			}
@@ -218,13 +220,13 @@ func (p *Private) supervise(ctx context.Context, running *process.Process) {
 			err = p.waitServing(ctx, running)
 		}
 		if err != nil && ctx.Err() == nil {
-			p.Log.Error("restart containerd", "err", err)
+			p.Log.Error("could not restart containerd", "err", err)
 			pause()
 		}
 	}
 }
 
-// Stop stops containerd, and kills it if ctx ends first. No sandbox may be running.
+// Stop stops containerd, and kills it if ctx ends first. All sandboxes must have been stopped.
 func (p *Private) Stop(ctx context.Context) error {
 	p.stopping.Store(true)
 	running, err := p.Process()

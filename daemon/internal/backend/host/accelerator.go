@@ -13,22 +13,23 @@ import (
 )
 
 // kvmObstacle returns the reason why KVM cannot be used, or nil if it can. It also tests KVM's speed, because on some
-// hosts /dev/kvm opens and responds but is emulated, a hundred times slower than QEMU's own emulation. If insist is
-// set, it skips the speed test. If keep is set, it stores the result of the speed test in cacheDir.
-func (m machine) kvmObstacle(insist bool, cacheDir string, keep bool) *obstacle {
+// hosts /dev/kvm opens and responds but is emulated, a hundred times slower than QEMU's emulation. If required is set,
+// the settings require KVM, and kvmObstacle skips the speed test. If writeCache is set and KVM is fast, kvmObstacle
+// records that in cacheDir.
+func (m machine) kvmObstacle(required bool, cacheDir string, writeCache bool) *obstacle {
 	const device = "/dev/kvm"
 	cpu := m.processor()
 	err := checkKVM(m.root + device)
 	denied := errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
 	switch {
-	case err == nil && insist:
+	case err == nil && required:
 		return nil
-	case cpu.flag == "" && (!insist || !denied):
+	case cpu.flag == "" && (!required || !denied):
 		return cpu.obstacle()
 	case err != nil:
 		return m.deviceObstacle(device, cpu.module, err)
 	}
-	fast, err := fastKVM(cacheDir, keep, runProbe)
+	fast, err := fastKVM(cacheDir, writeCache, runProbe)
 	if err != nil {
 		return &obstacle{what: err.Error(), fix: "mount /proc", fixableHere: true}
 	}
@@ -69,10 +70,10 @@ func (m machine) vsockObstacle() *obstacle {
 	return nil
 }
 
-// fastKVM reports whether probe finds KVM to be fast. A file in dir caches that KVM is fast until the next boot of the
-// host; the file is written only if keep is set. That KVM is slow is not cached, because the host may just be busy. If
-// dir is empty, nothing is cached.
-func fastKVM(dir string, keep bool, probe func() error) (bool, error) {
+// fastKVM reports whether probe succeeds, which means that KVM is fast. If writeCache is set, fastKVM caches a success
+// in a file in dir. Until the next boot of the host, calls with the same dir return true without running probe. A
+// failure is not cached, because the host may just be busy. If dir is empty, nothing is cached.
+func fastKVM(dir string, writeCache bool, probe func() error) (bool, error) {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return false, err
@@ -89,7 +90,7 @@ func fastKVM(dir string, keep bool, probe func() error) (bool, error) {
 		if probe() != nil {
 			continue
 		}
-		if keep {
+		if writeCache {
 			_ = os.WriteFile(cache, []byte(fast), 0o600) // if this fails, the next call runs the probe again
 		}
 		return true, nil
@@ -133,9 +134,10 @@ func runProbe() error {
 	return cmd.Run()
 }
 
-// MaybeProbeChild must be called first in main of every program that calls Choose or Examine. They run the same program
-// again as a child process that probes KVM. In that child, MaybeProbeChild runs the probe and exits.
-func MaybeProbeChild() {
+// RunProbeIfChild probes KVM and exits if this process is a child that Choose or Examine started. Otherwise it does
+// nothing. Choose and Examine run the same program again as this child. Every program that calls them must call
+// RunProbeIfChild first in main.
+func RunProbeIfChild() {
 	if os.Args[0] != probeName {
 		return
 	}

@@ -12,18 +12,18 @@ import (
 func TestFastKVM(t *testing.T) {
 	slow := errors.New("killed")
 	for name, tt := range map[string]struct {
-		keep    bool
-		results []error // of successive runs of the probe
-		want    []bool  // of successive calls of fastKVM
+		writeCache bool
+		results    []error // of successive runs of the probe
+		want       []bool  // of successive calls of fastKVM
 	}{
-		"fast":          {true, []error{nil}, []bool{true, true}},
-		"briefly slow":  {true, []error{slow, slow, nil}, []bool{true, true}},
-		"slow":          {true, []error{slow, slow, slow, nil}, []bool{false, true, true}},
-		"fast, no keep": {false, []error{nil, nil}, []bool{true, true}},
+		"fast":           {true, []error{nil}, []bool{true, true}},
+		"briefly slow":   {true, []error{slow, slow, nil}, []bool{true, true}},
+		"slow":           {true, []error{slow, slow, slow, nil}, []bool{false, true, true}},
+		"fast, no cache": {false, []error{nil, nil}, []bool{true, true}},
 	} {
 		dir, runs := t.TempDir(), 0
 		for i, want := range tt.want {
-			fast, err := fastKVM(dir, tt.keep, func() error { runs++; return tt.results[runs-1] })
+			fast, err := fastKVM(dir, tt.writeCache, func() error { runs++; return tt.results[runs-1] })
 			if fast != want || err != nil {
 				t.Errorf("%s: call %d: %v, %v", name, i, fast, err)
 			}
@@ -31,18 +31,18 @@ func TestFastKVM(t *testing.T) {
 		if runs != len(tt.results) {
 			t.Errorf("%s: the probe ran %d times, want %d", name, runs, len(tt.results))
 		}
-		if files, err := os.ReadDir(dir); len(files) > 0 != tt.keep || err != nil {
+		if files, err := os.ReadDir(dir); len(files) > 0 != tt.writeCache || err != nil {
 			t.Errorf("%s: files in the cache: %v, %v", name, files, err)
 		}
 	}
 }
 
-// A call without keep, such as the doctor's, uses what a call with keep, such as the server's, has cached.
+// A call without writeCache, such as the doctor's, uses what a call with writeCache, such as the server's, has cached.
 func TestFastKVMUsesSharedCache(t *testing.T) {
 	dir := t.TempDir()
-	for _, keep := range []bool{true, false} {
-		fast, err := fastKVM(dir, keep, func() error {
-			if !keep {
+	for _, writeCache := range []bool{true, false} {
+		fast, err := fastKVM(dir, writeCache, func() error {
+			if !writeCache {
 				return errors.New("the probe ran, but its result is cached")
 			}
 			return nil

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Server holds the other settings of a server that Examine checks against the host.
+// Server holds the settings of a server that Examine checks in addition to Options.
 type Server struct {
 	StateDir string
 	Socket   string // admin socket
@@ -23,8 +23,8 @@ type Server struct {
 type Report struct {
 	// Status is the worst status of Checks.
 	Status Status `json:"status"`
-	// Isolation is the route that sandboxes would take. It is nil if they could not start, or if this user lacks the
-	// permission to find out.
+	// Isolation is the route that sandboxes would use. It is nil if no route is possible, or if this user may not open
+	// a device, so that the route is unknown.
 	Isolation *Route  `json:"isolation"`
 	Checks    []Check `json:"checks"`
 }
@@ -67,8 +67,8 @@ type examination struct {
 	route Route // zero if sandboxes cannot run as configured
 }
 
-// Examine checks everything that microVMs need on this host. It changes nothing, and each program that it runs has a
-// short timeout. The report begins with callerChecks, the checks that the caller has already done.
+// Examine checks everything that microVMs need on this host. It does not change the host. Each program that it runs has
+// a short timeout. The report begins with callerChecks, which are the results of checks that the caller has done.
 func Examine(ctx context.Context, o Options, s Server, callerChecks ...Check) Report {
 	return machine{}.examine(ctx, o, s, callerChecks...)
 }

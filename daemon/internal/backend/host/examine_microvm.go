@@ -16,12 +16,12 @@ import (
 
 func (e examination) kvmDevice(context.Context) Check {
 	const name = "KVM"
-	insist := e.Accelerator == KVM
+	required := e.Accelerator == KVM
 	needed, _ := e.needs(e.driver)
 	switch obs := e.survey.kvm; {
 	case obs != nil && obs.denied:
 		return warning(name, obs.advice(), "not checked: %s", obs.what)
-	case obs != nil && (needed || insist):
+	case obs != nil && (needed || required):
 		return problem(name, obs.advice(), "%s", obs.what)
 	case obs != nil && e.Accelerator == TCG:
 		return ok(name, "not used, because accelerator tcg is configured (and not usable: %s)", obs.what)
@@ -57,7 +57,7 @@ func (e examination) vsockDevice(context.Context) Check {
 	case needed:
 		return problem(name, obs.advice(), "%s", obs.what)
 	case e.automatic() && e.KataConfig == "" && e.Accelerator != TCG && (kvm == nil || kvm.fixableHere):
-		return warning(name, obs.advice(), "%s: Kata's own driver needs it", obs.what)
+		return warning(name, obs.advice(), "%s, which Kata's own driver needs", obs.what)
 	}
 	return ok(name, "%s; not needed, because only Kata's own driver on KVM uses it", obs.what)
 }
@@ -68,11 +68,11 @@ const testedQEMU = "7.2.0"
 func (e examination) qemu(ctx context.Context) Check {
 	const name = "QEMU"
 	if e.KataConfig != "" {
-		return Check{} // KataConfig names its own hypervisor
+		return Check{} // KataConfig names the hypervisor
 	}
 	path, err := FindQEMU(e.QEMU)
 	if err != nil {
-		return problem(name, "apt install qemu-system-x86, or set qemu to its path", "%v", plain(err))
+		return problem(name, "apt install qemu-system-x86, or set qemu to its path", "%v", withoutClass(err))
 	}
 	version, _, err := askVersion(ctx, path, qemuVersionRE)
 	switch {
@@ -91,7 +91,7 @@ func (e examination) virtiofsd(ctx context.Context) Check {
 	}
 	path, err := FindVirtiofsd(e.Virtiofsd)
 	if err != nil {
-		return problem(name, "apt install virtiofsd (Debian 12: qemu-system-common), or set virtiofsd to its path", "%v", plain(err))
+		return problem(name, "apt install virtiofsd (Debian 12: qemu-system-common), or set virtiofsd to its path", "%v", withoutClass(err))
 	}
 	version, output, err := askVersion(ctx, path, virtiofsdVersionRE)
 	if err != nil {
@@ -99,10 +99,10 @@ func (e examination) virtiofsd(ctx context.Context) Check {
 	}
 	kind := "Rust"
 	if isCVirtiofsd(output) {
-		kind = "QEMU's, in C"
+		kind = "the C version, from QEMU"
 		translator := filepath.Join(e.LibDir, "msb-virtiofsd")
 		if _, err := os.Stat(translator); err != nil && e.LibDir != "" {
-			return problem(name, "reinstall msbd, or install the Rust virtiofsd", "%s (%s), %s: it needs msb-virtiofsd: %v", version, kind, path, err)
+			return problem(name, "reinstall msbd, or install the Rust virtiofsd", "%s (%s), %s: it cannot run without msb-virtiofsd: %v", version, kind, path, err)
 		}
 	}
 	return ok(name, "%s (%s), %s", version, kind, path)
@@ -111,9 +111,9 @@ func (e examination) virtiofsd(ctx context.Context) Check {
 func (e examination) kata(ctx context.Context) Check {
 	const name = "Kata"
 	if e.survey.err != nil {
-		return problem(name, "fix the file, or remove the setting kata-config", "%v", plain(e.survey.err))
+		return problem(name, "fix the file, or remove the setting kata-config", "%v", withoutClass(e.survey.err))
 	}
-	shim, from := e.KataShim, "the host's own"
+	shim, from := e.KataShim, "from the host"
 	if shim == "" {
 		if e.LibDir == "" {
 			return Check{}

@@ -81,7 +81,7 @@ func (e examination) cgroups(context.Context) Check {
 
 var availableRE = regexp.MustCompile(`(?m)^MemAvailable:\s*(\d+) kB$`)
 
-// headroom returns how much memory a microVM needs in addition to its sandbox's memory, in MiB.
+// headroom returns the memory, in MiB, that a microVM needs in addition to its sandbox's memory.
 func (r Route) headroom() int {
 	if r.Hypervisor == Kata {
 		return 256
@@ -98,11 +98,11 @@ func (e examination) memory(context.Context) Check {
 	kib, _ := strconv.Atoi(m[1])
 	available, headroom := kib>>10, e.route.headroom()
 	detail, fix := fmt.Sprintf("%s available", mib(available)), "free some memory"
-	if e.route.Hypervisor == Kata && !e.route.ownConfig {
+	if e.route.Hypervisor == Kata && !e.route.hostConfig {
 		// Kata's own driver keeps the memory of guests in /dev/shm.
 		var shm unix.Statfs_t
 		if err := unix.Statfs(e.root+"/dev/shm", &shm); err != nil {
-			return problem(name, "mount -t tmpfs shm /dev/shm", "%s, but no /dev/shm for the memory of guests: %v", detail, err)
+			return problem(name, "mount -t tmpfs shm /dev/shm", "%s, but /dev/shm, which holds the memory of guests, is not usable: %v", detail, err)
 		}
 		if free := int(shm.Bavail * uint64(shm.Bsize) >> 20); free < available {
 			available = free
@@ -114,12 +114,12 @@ func (e examination) memory(context.Context) Check {
 	if count == 1 {
 		sandboxes = "sandbox"
 	}
-	detail += fmt.Sprintf(", enough for %d %s of the default %s", count, sandboxes, mib(e.DefaultMemoryMiB))
+	detail += fmt.Sprintf(", enough for %d %s with the default %s", count, sandboxes, mib(e.DefaultMemoryMiB))
 	switch {
 	case available < e.DefaultMemoryMiB+headroom:
 		return problem(name, fix+", or lower default-memory-mib", "%s", detail)
 	case available < e.MaxMemoryMiB+headroom:
-		return warning(name, fix+", or lower max-memory-mib", "%s, but not for one of the maximum %s", detail, mib(e.MaxMemoryMiB))
+		return warning(name, fix+", or lower max-memory-mib", "%s, but too little for a sandbox of the maximum %s", detail, mib(e.MaxMemoryMiB))
 	}
 	return ok(name, "%s", detail)
 }
@@ -132,10 +132,11 @@ func mib(n int) string {
 	return fmt.Sprintf("%.1f GiB", float64(n)/1024)
 }
 
-// Less free space in the state directory than lowSpace is a warning, and less than minSpace a problem. Both are in MiB.
-// An image takes about 100 MiB.
 const (
+	// lowSpace is the free space in the state directory, in MiB, below which disk returns a warning. An image takes
+	// about 100 MiB.
 	lowSpace = 5 << 10
+	// minSpace is the free space, in MiB, below which disk returns a problem.
 	minSpace = 512
 )
 
@@ -160,13 +161,13 @@ func (e examination) disk(context.Context) Check {
 	case fs.Flags&unix.ST_RDONLY != 0:
 		return problem(name, moveStateDir, "%s is on a read-only file system", e.StateDir)
 	case fs.Type == unix.OVERLAYFS_SUPER_MAGIC:
-		return problem(name, moveStateDir+" (ext4 or xfs) or on a volume of the container", "%s is on an overlayfs, and the overlayfs of a sandbox cannot be on another one", e.StateDir)
+		return problem(name, moveStateDir+" (ext4 or xfs) or on a volume of the container", "%s is on an overlayfs, but the files of a sandbox cannot be on an overlayfs", e.StateDir)
 	case fs.Type == unix.NFS_SUPER_MAGIC:
-		return problem(name, moveStateDir+" (ext4 or xfs)", "%s is on NFS, and the overlayfs of a sandbox cannot be on NFS", e.StateDir)
+		return problem(name, moveStateDir+" (ext4 or xfs)", "%s is on NFS, but the files of a sandbox cannot be on NFS", e.StateDir)
 	case free < minSpace:
-		return problem(name, "free some space, or "+moveStateDir, "%s: too little for images and the files of sandboxes", detail)
+		return problem(name, "free some space, or "+moveStateDir, "%s, which is too little for images and the files of sandboxes", detail)
 	case free < lowSpace:
-		return warning(name, "free some space, or "+moveStateDir, "%s: little for images and the files of sandboxes", detail)
+		return warning(name, "free some space, or "+moveStateDir, "%s, which may be too little for images and the files of sandboxes", detail)
 	}
 	return ok(name, "%s", detail)
 }
@@ -189,14 +190,14 @@ func (e examination) clock(context.Context) Check {
 	const name, remedy = "clock", "synchronize it: apt install chrony, or timedatectl set-ntp true"
 	now := time.Now()
 	if now.Before(minClock) {
-		return problem(name, remedy, "%s is in the past; the expiry of API keys depends on the clock", now.UTC().Format(time.RFC3339))
+		return problem(name, remedy, "the clock shows %s, which is in the past; the expiry of API keys depends on the clock", now.UTC().Format(time.RFC3339))
 	}
 	state, err := unix.Adjtimex(&unix.Timex{})
 	switch {
 	case err != nil:
 		return warning(name, asRoot, "not checked: %v", err)
 	case state == unix.TIME_ERROR:
-		return warning(name, remedy, "not synchronized; the expiry of API keys depends on the clock")
+		return warning(name, remedy, "the clock is not synchronized; the expiry of API keys depends on the clock")
 	}
 	return ok(name, "synchronized")
 }
@@ -255,11 +256,11 @@ func (e examination) port(ctx context.Context) Check {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", e.Listen)
 	switch {
 	case errors.Is(err, unix.EADDRINUSE) && errors.Is(socketErr, os.ErrPermission):
-		return warning(name, asRoot, "%s is in use, maybe by msbd, but this user may not open its socket %s", e.Listen, e.Socket)
+		return warning(name, asRoot, "%s is in use, perhaps by msbd, but this user may not open the socket %s to check", e.Listen, e.Socket)
 	case errors.Is(err, unix.EADDRINUSE):
 		return problem(name, "choose another port with --port, or find the program with 'ss -ltnp' and end it", "%s is in use by another program", e.Listen)
 	case errors.Is(err, unix.EACCES):
-		return problem(name, "choose a port of 1024 or above, or run as root", "%s: only root may listen there", e.Listen)
+		return problem(name, "choose a port of 1024 or above, or run as root", "%s: only root may listen on this port", e.Listen)
 	case err != nil:
 		return problem(name, "set listen to another address", "%v", err)
 	}
@@ -267,8 +268,8 @@ func (e examination) port(ctx context.Context) Check {
 	return ok(name, "%s is free", e.Listen)
 }
 
-// plain returns the text of err without the error class at its end, which only programs need.
-func plain(err error) string {
+// withoutClass returns the text of err without the error class at its end. Only programs need the class.
+func withoutClass(err error) string {
 	text := strings.TrimSuffix(err.Error(), ": "+errdefs.ErrFailedPrecondition.Error())
 	return strings.TrimSuffix(text, ": "+errdefs.ErrInvalidArgument.Error())
 }

@@ -95,7 +95,7 @@ func TestExamine(t *testing.T) {
 		"virtiofsd":     {check: "virtiofsd", want: OK, text: []string{"1.13.0 (Rust)"}},
 		"Kata":          {check: "Kata", want: OK, text: []string{"3.31.0, built in"}},
 		"old Kata": {change: func(o *Options, _ *Server) { o.KataShim = filepath.Join(o.LibDir, "rust-shim") }, check: "Kata", want: Warning,
-			text: []string{"3.29.0, the host's own, Rust runtime", "CVE-2026-47243", "kata-shim"}},
+			text: []string{"3.29.0, from the host, Rust runtime", "CVE-2026-47243", "kata-shim"}},
 		"Kata's configuration": {change: func(o *Options, _ *Server) { o.KataConfig = kataConfig }, check: "Kata", want: OK, text: []string{kataConfig + " configures clh"}},
 		"no configuration":     {change: func(o *Options, _ *Server) { o.KataConfig = "/none.toml" }, check: "Kata", want: Problem, text: []string{"/none.toml"}},
 		"no shim":              {change: func(o *Options, _ *Server) { o.KataShim = "/none" }, check: "Kata", want: Problem, text: []string{"/none"}},

@@ -10,7 +10,7 @@ import (
 // A machine reads facts about the host from files below root, which is empty outside tests.
 type machine struct{ root string }
 
-// read returns a file's content, or "" if the file cannot be read.
+// read returns the content of the file at path, or "" if the file cannot be read.
 func (m machine) read(path string) string {
 	content, _ := os.ReadFile(m.root + path)
 	return string(content)
@@ -68,7 +68,8 @@ func (m machine) inContainer() bool {
 
 func (m machine) kernel() string { return strings.TrimSpace(m.read("/proc/sys/kernel/osrelease")) }
 
-// hasModule reports whether the kernel has a module: loaded, built in, or in a file that modprobe finds.
+// hasModule reports whether the kernel has the module name. It may be loaded, built in, or in a file that modprobe
+// finds.
 func (m machine) hasModule(name string) bool {
 	if m.exists("/sys/module/" + name) {
 		return true

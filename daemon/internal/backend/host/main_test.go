@@ -8,7 +8,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	MaybeProbeChild()
+	RunProbeIfChild()
 	os.Exit(m.Run())
 }
 

@@ -16,14 +16,14 @@ import (
 // An obstacle is the reason why a device of this host cannot be used, and its fix.
 type obstacle struct {
 	what        string // what is wrong
-	fix         string // short; a command if there is one
-	fixDetail   string // continues the sentence of fix
+	fix         string // short, with a command if there is one
+	fixDetail   string // more of the fix; follows fix in the same sentence
 	fixableHere bool   // whether the fix is on this machine, without its provider or firmware
 
 	denied bool // this user may not open the device, so its state for root is unknown
 }
 
-func (o *obstacle) Error() string { return o.what + ": " + o.fix }
+func (o *obstacle) Error() string { return o.what + "; to fix it: " + o.fix }
 
 // advice returns the complete fix.
 func (o *obstacle) advice() string { return o.fix + o.fixDetail }

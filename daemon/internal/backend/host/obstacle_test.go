@@ -45,8 +45,8 @@ func TestKVMObstacle(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, tt.files)
-			for _, insist := range []bool{false, true} {
-				got := m.kvmObstacle(insist, "", false)
+			for _, required := range []bool{false, true} {
+				got := m.kvmObstacle(required, "", false)
 				if got == nil {
 					t.Fatal("no obstacle")
 				}
@@ -59,7 +59,7 @@ func TestKVMObstacle(t *testing.T) {
 }
 
 func TestVsockObstacle(t *testing.T) {
-	if obs := newMachine(t, nil).vsockObstacle(); obs == nil || obs.Error() != "there is no /dev/vhost-vsock: modprobe vhost_vsock" ||
+	if obs := newMachine(t, nil).vsockObstacle(); obs == nil || obs.Error() != "there is no /dev/vhost-vsock; to fix it: modprobe vhost_vsock" ||
 		!strings.Contains(obs.advice(), "echo vhost_vsock >>/etc/modules-load.d/msbd.conf") {
 		t.Errorf("module not loaded: %+v", obs)
 	}
@@ -132,7 +132,7 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// On this host, KVM is usable if it is fast, or if it opens and the caller insists.
+// On this host, KVM is usable if it is fast, or if it opens and is required.
 func TestRealKVM(t *testing.T) {
 	m := newMachine(t, map[string]string{"/proc/cpuinfo": intel, "/dev/kvm": "-> /dev/kvm"})
 	opens := checkKVM("/dev/kvm") == nil
@@ -142,7 +142,7 @@ func TestRealKVM(t *testing.T) {
 	}
 	t.Logf("/dev/kvm opens: %t, is fast: %t", opens, fast)
 	if obs := m.kvmObstacle(true, "", false); (obs == nil) != opens {
-		t.Errorf("insisting: %+v", obs)
+		t.Errorf("required: %+v", obs)
 	}
 	obs := m.kvmObstacle(false, "", false)
 	if (obs == nil) != fast {

@@ -24,9 +24,9 @@ func FindVirtiofsd(configured string) (string, error) {
 		"virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 }
 
-// VirtiofsdCommand returns the command that runs the virtiofsd at path: a program and its first arguments. The command
-// takes the options of the Rust virtiofsd. If path is the C virtiofsd, which came with QEMU up to 7.2, the command runs
-// translator, which translates the options.
+// VirtiofsdCommand returns the command that runs the virtiofsd at path. The command consists of a program and its first
+// arguments, and takes the options of the Rust virtiofsd. If path is the C virtiofsd, which came with QEMU up to 7.2,
+// the command runs translator, which translates the options.
 func VirtiofsdCommand(ctx context.Context, path, translator string) ([]string, error) {
 	_, output, err := askVersion(ctx, path, virtiofsdVersionRE)
 	if err != nil {
@@ -41,8 +41,8 @@ func VirtiofsdCommand(ctx context.Context, path, translator string) ([]string, e
 	return []string{translator, "--daemon=" + path}, nil
 }
 
-// isCVirtiofsd reports whether versionOutput, the output of virtiofsd --version, is that of the C virtiofsd. It
-// recognises the name of QEMU's author, which all programs of QEMU print.
+// isCVirtiofsd reports whether versionOutput, the output of virtiofsd --version, comes from the C virtiofsd. It looks
+// for the name of QEMU's author, which all programs of QEMU print.
 func isCVirtiofsd(versionOutput string) bool { return strings.Contains(versionOutput, "Bellard") }
 
 func findProgram(what, configured, debianPackage string, candidates ...string) (string, error) {
@@ -64,7 +64,7 @@ func findProgram(what, configured, debianPackage string, candidates ...string) (
 // versionTimeout is how long a program may take to report its version.
 const versionTimeout = 5 * time.Second
 
-// combinedOutput runs a program and returns its standard output and standard error.
+// combinedOutput runs the program at path and returns its standard output and standard error.
 func combinedOutput(ctx context.Context, path string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, versionTimeout, fmt.Errorf("%s did not finish within %v", path, versionTimeout))
 	defer cancel()
@@ -88,7 +88,7 @@ var (
 	containerdVersionRE = regexp.MustCompile(`^containerd \S+ v?(\S+)`)
 )
 
-// askVersion runs a program with --version and returns the version that re finds, and the complete output.
+// askVersion runs the program at path with --version and returns the version that re finds, and the complete output.
 func askVersion(ctx context.Context, path string, re *regexp.Regexp) (version, output string, err error) {
 	output, err = combinedOutput(ctx, path, "--version")
 	if err != nil {

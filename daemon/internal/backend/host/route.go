@@ -1,5 +1,6 @@
-// Package host examines the machine that msbd runs on. It decides which hypervisor and accelerator microVMs use, and
-// why, and which changes to the machine would allow better ones. It changes nothing on the machine.
+// Package host examines the machine that msbd runs on. It chooses the hypervisor and the accelerator for microVMs and
+// gives the reasons. It also advises which changes to the machine would allow better ones. It does not change the
+// machine. The only file that it writes is the cached result of KVM's speed test, in Options.CacheDir.
 //
 // Package backend calls it once when the server starts. `msbd --doctor` prints its report.
 package host
@@ -14,7 +15,7 @@ import (
 
 // Hypervisors.
 const (
-	// Kata is Kata's own driver: the shim starts QEMU (or what its configuration names) itself.
+	// Kata is Kata's own driver. The shim itself starts QEMU, or the hypervisor that its configuration names.
 	Kata = "kata"
 	// Builtin is msbd's hypervisor service, which Kata's shim calls as its "remote hypervisor".
 	Builtin = "builtin"
@@ -32,14 +33,14 @@ const auto = "auto"
 type Options struct {
 	Hypervisor  string // "auto" (or empty), Kata or Builtin
 	Accelerator string // "auto" (or empty), KVM or TCG
-	// KataConfig and KataShim are paths of the host's own Kata. If empty, msbd's built-in ones are used.
+	// KataConfig and KataShim are paths of the host's Kata. If empty, msbd's built-in ones are used.
 	KataConfig, KataShim string
 	// QEMU and Virtiofsd are the programs' paths. If empty, the distribution's programs are used.
 	QEMU, Virtiofsd string
 	// LibDir holds the built-in shim and guest.
 	LibDir string
-	// CacheDir is where the result of KVM's speed test is kept until the next boot of the host. If empty, it is not
-	// kept.
+	// CacheDir is the directory where Choose caches that KVM is fast, until the next boot of the host. Choose does not
+	// cache that KVM is slow. If CacheDir is empty, nothing is cached.
 	CacheDir string
 }
 
@@ -47,18 +48,21 @@ type Options struct {
 type Route struct {
 	Hypervisor       string `json:"hypervisor"`
 	HypervisorReason string `json:"hypervisor_reason"`
-	// Accelerator is what this host offers. If the host's own Kata configuration names a remote hypervisor, that
-	// hypervisor may use another one.
+	// Accelerator is KVM or TCG. If the host's Kata configuration names a remote hypervisor, that hypervisor may use
+	// another accelerator.
 	Accelerator       string `json:"accelerator"`
 	AcceleratorReason string `json:"reason"`
-	// Advice lists what an administrator can do for better isolation. Each item has the command.
+	// Advice lists what an administrator can do for better isolation. An item has a command if there is one.
 	Advice []string `json:"advice"`
 
-	ownShim, ownConfig, dragonball bool
+	// hostShim and hostConfig are set if the settings name the host's Kata. dragonball is set if its configuration uses
+	// the hypervisor Dragonball.
+	hostShim, hostConfig, dragonball bool
 }
 
-// Choose returns the route for these settings. If the host lacks something that a setting requires, the error is
-// errdefs.ErrFailedPrecondition and says what is missing. If a setting is invalid, it is errdefs.ErrInvalidArgument.
+// Choose returns the route for these settings. It returns errdefs.ErrFailedPrecondition, with a message that says what
+// is missing, if the host lacks something that a setting requires. It returns errdefs.ErrInvalidArgument if a setting
+// is invalid.
 func Choose(o Options) (Route, error) {
 	return machine{}.survey(o, true).choose(o)
 }
@@ -66,13 +70,13 @@ func Choose(o Options) (Route, error) {
 // A survey holds the facts about the host that the choice depends on.
 type survey struct {
 	kvm, vsock *obstacle // nil if usable
-	driver     string    // hypervisor driver in the host's own Kata configuration; empty if there is no such configuration
+	driver     string    // hypervisor driver in the host's Kata configuration; empty without Options.KataConfig
 	err        error     // from reading that configuration
 }
 
-// survey examines the host. If keep is set, it stores the result of KVM's speed test in o.CacheDir.
-func (m machine) survey(o Options, keep bool) survey {
-	s := survey{kvm: m.kvmObstacle(o.Accelerator == KVM, o.CacheDir, keep), vsock: m.vsockObstacle()}
+// survey examines the host. If writeCache is set and KVM is fast, it records that in o.CacheDir.
+func (m machine) survey(o Options, writeCache bool) survey {
+	s := survey{kvm: m.kvmObstacle(o.Accelerator == KVM, o.CacheDir, writeCache), vsock: m.vsockObstacle()}
 	if o.KataConfig != "" {
 		var config kataconf.Config
 		config, s.err = kataconf.Read(o.KataConfig)
@@ -81,8 +85,10 @@ func (m machine) survey(o Options, keep bool) survey {
 	return s
 }
 
+// choose returns the route for the settings o on the host that s describes. It returns the same errors as Choose. It
+// has no side effects.
 func (s survey) choose(o Options) (Route, error) {
-	r := Route{ownShim: o.KataShim != "", ownConfig: o.KataConfig != "", dragonball: s.driver == "dragonball"}
+	r := Route{hostShim: o.KataShim != "", hostConfig: o.KataConfig != "", dragonball: s.driver == "dragonball"}
 	if s.err != nil {
 		return Route{}, s.err
 	}
@@ -91,7 +97,7 @@ func (s survey) choose(o Options) (Route, error) {
 		r.Accelerator, r.AcceleratorReason = TCG, "configured"
 	case KVM:
 		if s.kvm != nil {
-			return Route{}, fmt.Errorf("use KVM: %w: %w", s.kvm, errdefs.ErrFailedPrecondition)
+			return Route{}, fmt.Errorf("KVM is not usable: %w: %w", s.kvm, errdefs.ErrFailedPrecondition)
 		}
 		r.Accelerator, r.AcceleratorReason = KVM, "configured"
 	case auto, "":
@@ -100,7 +106,7 @@ func (s survey) choose(o Options) (Route, error) {
 			r.Accelerator, r.AcceleratorReason = TCG, "KVM is not usable: "+s.kvm.what
 		}
 	default:
-		return Route{}, fmt.Errorf("use accelerator %q: it must be auto, kvm or tcg: %w", o.Accelerator, errdefs.ErrInvalidArgument)
+		return Route{}, fmt.Errorf("invalid accelerator %q: it must be auto, kvm or tcg: %w", o.Accelerator, errdefs.ErrInvalidArgument)
 	}
 
 	needsKVM, needsVsock := o.needs(s.driver)
@@ -114,15 +120,15 @@ func (s survey) choose(o Options) (Route, error) {
 		}
 		switch {
 		case needsKVM && o.Accelerator == TCG:
-			return Route{}, fmt.Errorf("use Kata's own driver: it needs KVM, but accelerator tcg is configured: %w", errdefs.ErrInvalidArgument)
+			return Route{}, fmt.Errorf("hypervisor kata is not usable: Kata's own driver needs KVM, but accelerator tcg is configured: %w", errdefs.ErrInvalidArgument)
 		case needsKVM && s.kvm != nil:
-			return Route{}, fmt.Errorf("use Kata's own driver: %w: %w", s.kvm, errdefs.ErrFailedPrecondition)
+			return Route{}, fmt.Errorf("Kata's own driver is not usable: %w: %w", s.kvm, errdefs.ErrFailedPrecondition)
 		case needsVsock && s.vsock != nil:
-			return Route{}, fmt.Errorf("use Kata's own driver: %w: %w", s.vsock, errdefs.ErrFailedPrecondition)
+			return Route{}, fmt.Errorf("Kata's own driver is not usable: %w: %w", s.vsock, errdefs.ErrFailedPrecondition)
 		}
 	case !o.automatic():
-		return Route{}, fmt.Errorf("use hypervisor %q: it must be auto, kata or builtin: %w", o.Hypervisor, errdefs.ErrInvalidArgument)
-	// Kata's own driver also needs QEMU and virtiofsd. They do not matter here, because Builtin needs them as well.
+		return Route{}, fmt.Errorf("invalid hypervisor %q: it must be auto, kata or builtin: %w", o.Hypervisor, errdefs.ErrInvalidArgument)
+	// The choice below does not depend on QEMU and virtiofsd, because both drivers need them.
 	case r.Accelerator == TCG:
 		r.Hypervisor, r.HypervisorReason = Builtin, "Kata's own driver needs KVM"
 	case s.vsock != nil:
@@ -136,11 +142,11 @@ func (s survey) choose(o Options) (Route, error) {
 
 func (o Options) automatic() bool { return o.Hypervisor == auto || o.Hypervisor == "" }
 
-// needs reports which devices are required by the settings. driver is the one in KataConfig. Devices are required only
-// if the settings select Kata's own driver.
+// needs reports whether the settings o require KVM and vhost-vsock. They do so only if they select Kata's own driver.
+// driver is the hypervisor driver that o.KataConfig names.
 func (o Options) needs(driver string) (kvm, vsock bool) {
 	switch {
-	case o.Hypervisor != Kata && o.KataConfig == "", driver == "remote": // a remote hypervisor runs VMs by its own means
+	case o.Hypervisor != Kata && o.KataConfig == "", driver == "remote": // a remote hypervisor may run VMs without these devices
 		return false, false
 	case driver == "", driver == "qemu", driver == "stratovirt":
 		return true, true
@@ -153,7 +159,7 @@ func (s survey) advice(o Options, r Route) (list []string) {
 	wantsVsock := s.vsock != nil && o.automatic() && o.KataConfig == ""
 	switch {
 	case r.Hypervisor == Kata:
-		return nil // it uses KVM, or a hypervisor that msbd does not know
+		return nil // the route uses KVM, or a hypervisor that msbd does not know
 	case r.Accelerator == TCG && s.kvm == nil:
 		return []string{"to use KVM, which is usable here: remove the setting accelerator"}
 	case r.Accelerator == TCG:

@@ -29,7 +29,7 @@ func TestChoose(t *testing.T) {
 	}{
 		"all usable":    {hypervisor: "kata: KVM and /dev/vhost-vsock are usable", accelerator: "kvm: KVM is usable"},
 		"auto, spelled": {options: Options{Hypervisor: "auto", Accelerator: "auto"}, hypervisor: "kata: KVM and", accelerator: "kvm: KVM is usable"},
-		"no vsock": {survey: survey{vsock: noVsock}, hypervisor: "builtin: there is no /dev/vhost-vsock: modprobe vhost_vsock",
+		"no vsock": {survey: survey{vsock: noVsock}, hypervisor: "builtin: there is no /dev/vhost-vsock; to fix it: modprobe vhost_vsock",
 			accelerator: "kvm: KVM is usable", advice: []string{"to use Kata's own driver: modprobe vhost_vsock"}},
 		"no KVM, no vsock": {survey: survey{kvm: noKVM, vsock: noVsock}, hypervisor: "builtin: Kata's own driver needs KVM",
 			accelerator: "tcg: KVM is not usable: there is no /dev/kvm", advice: []string{"modprobe kvm_amd", "modprobe vhost_vsock"}},
@@ -38,7 +38,7 @@ func TestChoose(t *testing.T) {
 		"accelerator kvm": {options: Options{Accelerator: KVM}, hypervisor: "kata: KVM and", accelerator: "kvm: configured"},
 		"accelerator kvm, no vsock": {survey: survey{vsock: noVsock}, options: Options{Accelerator: KVM}, hypervisor: "builtin: there is no",
 			accelerator: "kvm: configured", advice: []string{"modprobe vhost_vsock"}},
-		"accelerator kvm, and missing": {survey: survey{kvm: noKVM}, options: Options{Accelerator: KVM}, err: "use KVM|modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
+		"accelerator kvm, and missing": {survey: survey{kvm: noKVM}, options: Options{Accelerator: KVM}, err: "KVM is not usable: there is no /dev/kvm; to fix it: modprobe kvm_amd", is: errdefs.IsFailedPrecondition},
 		"tcg": {options: Options{Accelerator: TCG}, hypervisor: "builtin: Kata's own driver needs KVM", accelerator: "tcg: configured",
 			advice: []string{"remove the setting accelerator"}},
 		"builtin": {options: Options{Hypervisor: Builtin}, hypervisor: "builtin: configured", accelerator: "kvm: KVM is usable"},

@@ -9,28 +9,28 @@ import (
 	"strings"
 )
 
-// A version is the three numbers of a release, or a prerelease of it.
+// A version is the version of a program.
 type version struct {
-	numbers    [3]int
-	prerelease bool
+	numbers    [3]int // major, minor, patch
+	prerelease bool   // such as an alpha or a release candidate of this version
 }
 
 var (
 	versionRE = regexp.MustCompile(`^v?(\d{1,9})\.(\d{1,9})(?:\.(\d{1,9}))?(.*)$`)
-	// Other suffixes, such as -1 or ~ds1, are those of distributions and do not make a prerelease.
+	// Distributions add other suffixes, such as -1 or ~ds1. They do not mean a prerelease.
 	prereleaseRE = regexp.MustCompile(`^[-~.]?(alpha|beta|rc|pre|dev)`)
 )
 
 // pseudoRE matches the date in a Go pseudo-version.
 var pseudoRE = regexp.MustCompile(`^v0\.0\.0-(\d{4})(\d\d)(\d\d)\d{6}-[0-9a-f]{12}$`)
 
-// readable returns a version for messages: the date of a Go pseudo-version, or else version unchanged.
+// readable returns version as messages show it. For a Go pseudo-version, that is its date.
 func readable(version string) string {
 	return pseudoRE.ReplaceAllString(version, "of $1-$2-$3")
 }
 
-// parseVersion parses a version as programs report it, such as 3.20.0, v1.7.35, 3.31.0-rc0, 7.2 or 1.7.24~ds1-6. A Go
-// pseudo-version, such as v0.0.0-20250828155603-754f07cff239, is older than any release.
+// parseVersion parses text, a version as programs report it, such as 3.20.0, v1.7.35, 3.31.0-rc0, 7.2 or 1.7.24~ds1-6.
+// A Go pseudo-version, such as v0.0.0-20250828155603-754f07cff239, is older than any release.
 func parseVersion(text string) (version, error) {
 	m := versionRE.FindStringSubmatch(text)
 	if m == nil {
@@ -50,8 +50,8 @@ func (v version) less(w version) bool {
 	return v.prerelease && !w.prerelease
 }
 
-// older reports whether text is a version before release. An invalid version counts as older than any release, because
-// nothing is known about it.
+// older reports whether text is a version before release. It returns true if text is not a valid version, because
+// nothing is known about such a version.
 func older(text, release string) bool {
 	v, err := parseVersion(text)
 	w, _ := parseVersion(release)
@@ -73,7 +73,7 @@ var kataAdvisories = []struct {
 	{"3.31.0", "CVE-2026-47243", true},  // guest root can become host root through virtiofsd
 }
 
-// KataWarning returns a warning about the known vulnerabilities of a version of Kata on this route, or "" if there are
+// KataWarning returns a warning about the known vulnerabilities of Kata's version on this route, or "" if there are
 // none.
 func (r Route) KataWarning(version string) string {
 	fault := r.kataFault(version)
@@ -88,7 +88,7 @@ func (r Route) KataWarning(version string) string {
 
 const newerKata = "install a newer Kata and set kata-shim and kata-config to it"
 
-// kataFault describes the known vulnerabilities of a version of Kata as the end of the sentence "Kata is …". It returns
+// kataFault describes the known vulnerabilities of Kata's version. The result completes the sentence "Kata is …". It is
 // "" if there are none.
 func (r Route) kataFault(version string) string {
 	if r.dragonball && older(version, "4.0.0") {
@@ -99,12 +99,12 @@ func (r Route) kataFault(version string) string {
 	}
 	var ids []string
 	for _, a := range kataAdvisories {
-		if older(version, a.fixedIn) && (r.ownShim || !a.rust) {
+		if older(version, a.fixedIn) && (r.hostShim || !a.rust) {
 			ids = append(ids, a.id)
 		}
 	}
 	text := fmt.Sprintf("older than %s, which fixes known vulnerabilities (%s)", fixedKata, strings.Join(ids, ", "))
-	if !r.ownShim && !r.ownConfig {
+	if !r.hostShim && !r.hostConfig {
 		text += "; clients cannot reach them with msbd's configuration"
 	}
 	return text
@@ -114,8 +114,7 @@ func (r Route) kataFault(version string) string {
 // CVE-2026-47262. Later series were never affected.
 var fixedContainerd = []string{"1.7.33", "2.0.10", "2.1.9", "2.2.5", "2.3.2"}
 
-// ContainerdWarning returns a warning about the known vulnerabilities of a version of containerd, or "" if there are
-// none.
+// ContainerdWarning returns a warning about the known vulnerabilities of containerd's version, or "" if there are none.
 func ContainerdWarning(version string) string {
 	fixedIn := fixedContainerd[0]
 	if v, err := parseVersion(version); err == nil {
@@ -129,5 +128,5 @@ func ContainerdWarning(version string) string {
 		return ""
 	}
 	return fmt.Sprintf("containerd %s has known vulnerabilities that %s fixes (CVE-2026-53488, CVE-2026-47262); update it, or remove the "+
-		"setting containerd so that msbd runs its own", version, fixedIn)
+		"setting containerd so that msbd runs a private one", version, fixedIn)
 }

@@ -50,7 +50,7 @@ func TestKataWarning(t *testing.T) {
 	const (
 		images, annotations, rust = "CVE-2026-24054", "CVE-2026-44210", "CVE-2026-47243"
 	)
-	builtin, own := Route{Accelerator: KVM}, Route{Accelerator: KVM, ownShim: true, ownConfig: true}
+	builtin, own := Route{Accelerator: KVM}, Route{Accelerator: KVM, hostShim: true, hostConfig: true}
 	for _, tt := range []struct {
 		route   Route
 		version string
@@ -62,7 +62,7 @@ func TestKataWarning(t *testing.T) {
 		{own, "3.9.0", []string{images, annotations, rust}, []string{"clients cannot reach"}},
 		{own, "3.26.0", []string{annotations, rust}, []string{images}},
 		{own, "3.31.0-rc0", []string{annotations, rust}, nil},
-		{Route{ownShim: true, dragonball: true}, "3.32.0", []string{"Dragonball", "4.0.0"}, nil},
+		{Route{hostShim: true, dragonball: true}, "3.32.0", []string{"Dragonball", "4.0.0"}, nil},
 	} {
 		text := tt.route.KataWarning(tt.version)
 		for _, with := range tt.with {

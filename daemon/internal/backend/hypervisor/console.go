@@ -16,8 +16,8 @@ const (
 	maxConsoles = 16
 )
 
-// KeepConsole moves the console log of a failed VM to FailedDir in dir, and removes the oldest logs there. It returns
-// the new path, or "" if the log is empty or cannot be moved.
+// KeepConsole moves log, the console log of the failed VM id, to FailedDir in dir, and removes the oldest logs there.
+// It returns the new path, or "" if the log is empty or cannot be moved.
 func KeepConsole(log, dir, id string) string {
 	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
 		return ""
@@ -35,7 +35,7 @@ func KeepConsole(log, dir, id string) string {
 	return to
 }
 
-// modTime returns when a file was last modified, or the zero time if it does not exist any more.
+// modTime returns when the file e was last modified, or the zero time if it does not exist any more.
 func modTime(e fs.DirEntry) (t time.Time) {
 	if info, err := e.Info(); err == nil {
 		t = info.ModTime()

@@ -46,6 +46,9 @@ func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.
 	return &pb.CreateVMResponse{AgentSocketPath: filepath.Join(m.dir, agentSocket)}, nil
 }
 
+// create records the VM that req describes, and returns it with the process of the calling shim. The caller must close
+// the process. It returns errdefs.ErrInvalidArgument if req is not valid, errdefs.ErrFailedPrecondition if this server
+// starts no VMs, and errdefs.ErrAlreadyExists if there is a VM with this id.
 func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process.Process, error) {
 	if err := validateID(req.GetId()); err != nil {
 		return nil, nil, err
@@ -104,7 +107,7 @@ func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.St
 	if err := m.claimStart(cancelBoot); err != nil {
 		return nil, fmt.Errorf("start VM %q: %w", m.ID, err)
 	}
-	m.busy <- struct{}{} // only Remove can hold busy here, and it has already cancelled this boot
+	m.busy <- struct{}{} // only Remove can hold busy here, and it has already canceled this boot
 	err := h.boot(bootCtx, m)
 	<-m.busy
 	if err == nil {
@@ -149,7 +152,7 @@ func callerProcess(ctx context.Context) (*process.Process, uint64, error) {
 		return nil, 0, errors.New("the calling process has exited")
 	}
 	start, err := process.StartTime(pid)
-	if err != nil || p.Dead() { // if p is still alive, the start time is its own and not that of a process with a reused pid
+	if err != nil || p.Dead() { // if p is dead, another process may have got the pid, and start may be its start time
 		p.Close()
 		return nil, 0, errors.Join(errors.New("the calling process has exited"), err)
 	}
@@ -204,7 +207,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		}
 		if err != nil && isTemporary(err) {
 			pause = min(max(2*pause, 5*time.Millisecond), maxPause)
-			s.cfg.Log.Warn("accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
+			s.cfg.Log.Warn("could not accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -217,7 +220,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		pause = 0
 		pid, err := callerPID(conn)
 		if err != nil {
-			s.cfg.Log.Warn("refusing a connection to the hypervisor socket", "err", err)
+			s.cfg.Log.Warn("rejecting a connection to the hypervisor socket", "err", err)
 			conn.Close()
 			continue
 		}
@@ -236,8 +239,8 @@ func isTemporary(err error) bool {
 		func(e error) bool { return errors.Is(err, e) })
 }
 
-// callerPID returns the pid of the process at the other end of conn. It returns an error unless that process runs as
-// this server's user.
+// callerPID returns the pid of the process at the other end of conn. It returns errdefs.ErrPermissionDenied unless that
+// process runs as this server's user.
 func callerPID(conn *net.UnixConn) (int, error) {
 	p, err := peer.Of(conn)
 	if err != nil {

@@ -16,12 +16,13 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
-// A machine is a VM that has a directory. It may be created, started, or being removed.
+// A machine is a VM that the Service manages, from CreateVM or Recover until it is removed. It may not be started yet,
+// and its directory may not exist yet.
 type machine struct {
 	state
 	dir string
 
-	// busy is held while the machine boots and while it is removed, and guards children and removed. It is a channel
+	// busy is held while the machine boots and while it is removed. It guards children and removed. It is a channel
 	// instead of a mutex so that waiting for it can end with a context.
 	busy     chan struct{}
 	children []*os.Process // processes that were started and not reaped yet
@@ -39,7 +40,8 @@ func newMachine(dir string, st state) *machine {
 
 var errRemoved = errors.New("the VM was removed while it started")
 
-// claimStart returns an error unless the machine may be started, which it may only once. A removal calls cancelBoot.
+// claimStart marks the machine as started, and records cancelBoot, which a removal calls to end the boot. It returns
+// errdefs.ErrFailedPrecondition if the machine was already started, and errdefs.ErrNotFound if it is being removed.
 func (m *machine) claimStart(cancelBoot context.CancelCauseFunc) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -119,7 +121,7 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	}
 	m.children = append(m.children, child)
 	m.setPID(roleVirtiofsd, child.Pid)
-	share.Close() // keep no copy of the socket, so that it closes when virtiofsd dies
+	share.Close() // without a copy in msbd, the socket closes when virtiofsd dies
 
 	qmp, err := listen(filepath.Join(m.dir, monitorSocket))
 	if err != nil {
@@ -191,7 +193,7 @@ func (m *machine) reap(ctx context.Context) error {
 	return nil
 }
 
-// killAll kills all processes that are marked with a VM's directory.
+// killAll kills all processes whose mark names the VM directory dir.
 func killAll(ctx context.Context, dir string) error {
 	found, err := markedProcesses()
 	if err != nil {
@@ -202,8 +204,7 @@ func killAll(ctx context.Context, dir string) error {
 	return killMarked(ctx, dir, found[dir])
 }
 
-// removeVM kills all processes that are marked with a VM's directory, and removes the directory. It works without a
-// machine.
+// removeVM kills all processes whose mark names the VM directory dir, and removes dir. It does not need a machine.
 func removeVM(ctx context.Context, dir string) error {
 	if err := killAll(ctx, dir); err != nil {
 		return err
@@ -214,7 +215,8 @@ func removeVM(ctx context.Context, dir string) error {
 	return nil
 }
 
-// logTails quotes the ends of a VM's logs for an error message. It returns "" if all of them are empty.
+// logTails quotes the ends of the logs in the VM directory dir for an error message. It returns "" if all of them are
+// empty.
 func logTails(dir string) string {
 	var b strings.Builder
 	for _, name := range []string{virtiofsdLog, qemuLog, consoleLog} {

@@ -21,14 +21,14 @@ const (
 
 const markVariable = "MSB_VM"
 
-// markEnv returns the complete environment of a VM's process, which is only its mark. The process does not inherit
-// msbd's environment, which may hold secrets.
+// markEnv returns the environment of the process with role r in the VM directory dir. It consists only of the mark. The
+// process does not inherit msbd's environment, which may hold secrets.
 func markEnv(r role, dir string) []string {
 	return []string{markVariable + "=" + string(r) + ":" + dir}
 }
 
-// readMark returns the role and the VM directory in the mark of a process. They are empty if the process has no mark or
-// does not exist.
+// readMark returns the role and the VM directory in the mark of process pid. They are empty if the process has no mark
+// or does not exist.
 func readMark(pid int) (r role, dir string) {
 	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
@@ -64,8 +64,8 @@ func markedProcesses() (map[string][]markedProcess, error) {
 	return found, nil
 }
 
-// killMarked kills the processes and waits until each is dead. It skips a pid that another process has got since it was
-// found.
+// killMarked kills the found processes of the VM directory dir, and waits until each is dead. If another process has
+// got one of the pids in the meantime, killMarked skips it.
 func killMarked(ctx context.Context, dir string, found []markedProcess) error {
 	var errs []error
 	for _, m := range found {
@@ -77,7 +77,7 @@ func killMarked(ctx context.Context, dir string, found []markedProcess) error {
 		if p == nil {
 			continue
 		}
-		// Read the mark again, because the pid could be reused until p was opened.
+		// Read the mark again, because another process may have got the pid before p was opened.
 		if r, d := readMark(m.pid); r == m.role && d == dir {
 			errs = append(errs, p.Kill(ctx))
 		}

@@ -33,23 +33,25 @@ const (
 // agentPort is the QEMU id of the virtio-serial port that the guest's agent opens, and of its chardev.
 const agentPort = "agent"
 
-// SharedRoot is where Kata's shim keeps the directories that it shares with guests, in its own mount namespace.
+// SharedRoot holds the directories that Kata's shims share with guests. Each shim mounts its sandbox's root file system
+// there, in the shim's mount namespace.
 const SharedRoot = "/run/kata-containers/shared/sandboxes"
 
-// memoryHeadroomMiB is the memory of a VM in addition to that of its sandbox, for the guest's kernel and agent. It is
-// more than they need, so that a sandbox reaches its own limit before the VM is out of memory.
+// memoryHeadroomMiB is the memory that a VM has in addition to its sandbox's memory, for the guest's kernel and agent.
+// It is more than they need, so that a sandbox reaches its memory limit before the VM is out of memory.
 const memoryHeadroomMiB = 128
 
 // hostTSC returns the frequency of the time stamp counter that an emulated guest reads, in kHz. Package tsc explains
 // why the guest does not measure it.
 var hostTSC = sync.OnceValue(tsc.KHz)
 
-// qemuCommand returns the command that runs QEMU for a VM. It runs in the VM's directory, to which the paths of sockets
-// and logs are relative. monitor is the listening QMP socket.
+// qemuCommand returns the command that runs QEMU for the VM st. QEMU runs in the VM's directory dir. The paths of its
+// sockets and logs are relative to dir. monitor is the listening QMP socket.
 func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
 	accel, cpu, kernelArgs := "kvm", "host", ""
 	if s.cfg.Accelerator == "tcg" {
-		// Without mitigations emulation is faster, and an emulated guest is no security boundary in any case.
+		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
+		// boundary in any case.
 		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max", " mitigations=off"
 		if khz := hostTSC(); khz > 0 {
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
@@ -86,8 +88,8 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 	return cmd
 }
 
-// virtiofsdCommand returns the command that runs virtiofsd for a VM. It serves the sandbox's shared directory on the
-// listening socket.
+// virtiofsdCommand returns the command that runs virtiofsd for the VM st in the VM directory dir. virtiofsd serves the
+// sandbox's shared directory on the listening socket.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
 	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
 		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),
@@ -155,8 +157,8 @@ func inMountNamespace(ns *os.File, f func() error) error {
 	return <-result
 }
 
-// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file. Without this check, only the boot of
-// a VM would fail, with a less clear message.
+// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file. Without this check, the server would
+// start, and each boot of a VM would fail with a less clear message.
 func requireFile(what, path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {

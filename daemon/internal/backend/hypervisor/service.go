@@ -79,16 +79,16 @@ const (
 func New(cfg Config) (*Service, error) {
 	for use, path := range map[string]string{"socket": cfg.Socket, "run directory": cfg.Dir} {
 		if !pathRE.MatchString(path) || filepath.Clean(path) != path {
-			return nil, fmt.Errorf("use %q as the VMs' %s: it must be an absolute path of letters, digits and /_.+-: %w",
-				path, use, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("invalid VM %s %q: it must be an absolute path of letters, digits and /_.+-: %w",
+				use, path, errdefs.ErrInvalidArgument)
 		}
 	}
 	if len(cfg.Socket) > maxSocketPath {
-		return nil, fmt.Errorf("use %s as the VMs' socket: it is longer than %d bytes: %w",
+		return nil, fmt.Errorf("invalid VM socket %q: it is longer than %d bytes: %w",
 			cfg.Socket, maxSocketPath, errdefs.ErrInvalidArgument)
 	}
 	if limit := maxSocketPath - len("/") - maxIDLen - len("/"+agentSocket); len(cfg.Dir) > limit {
-		return nil, fmt.Errorf("use %s as the VMs' run directory: it is longer than %d bytes, so the paths of sockets below it "+
+		return nil, fmt.Errorf("invalid VM run directory %q: it is longer than %d bytes, so the paths of sockets below it "+
 			"would be too long: %w", cfg.Dir, limit, errdefs.ErrInvalidArgument)
 	}
 	if cfg.QEMU != "" {
@@ -96,7 +96,7 @@ func New(cfg Config) (*Service, error) {
 			return nil, err
 		}
 		if cfg.Accelerator != "kvm" && cfg.Accelerator != "tcg" {
-			return nil, fmt.Errorf("use accelerator %q: it must be kvm or tcg: %w", cfg.Accelerator, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("invalid accelerator %q: it must be kvm or tcg: %w", cfg.Accelerator, errdefs.ErrInvalidArgument)
 		}
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
@@ -176,7 +176,8 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	return recovery, errors.Join(errs...)
 }
 
-// adopt returns the machine for a VM of an earlier Service. It returns an error unless the VM's shim is alive.
+// adopt returns the machine for VM id of an earlier Service. found are the VM's marked processes. adopt returns an
+// error unless the VM's shim is alive.
 func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	st, err := readState(s.dir(id))
 	if err != nil {
@@ -201,9 +202,9 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	return m, nil
 }
 
-// Remove kills a VM's processes and removes its directory. It does not touch the VM's shim, which notices that the
-// guest is gone. For an unknown id, Remove removes the processes and the directory that it can find by the id, if any,
-// and returns nil.
+// Remove kills the processes of VM id and removes its directory. It does not touch the VM's shim, which notices that
+// the guest is gone. If id is unknown, Remove still looks for processes and a directory with this id, and removes them.
+// It returns nil if there are none.
 func (s *Service) Remove(ctx context.Context, id string) error {
 	err := validateID(id)
 	m := s.lookup(id)
@@ -235,7 +236,7 @@ func (s *Service) dir(id string) string { return filepath.Join(s.cfg.Dir, id) }
 
 func validateID(id string) error {
 	if len(id) > maxIDLen || !idRE.MatchString(id) {
-		return fmt.Errorf("use %.80q as the id of a VM: it must have at most %d characters of A-Z, a-z, 0-9, _, . and -: %w",
+		return fmt.Errorf("invalid VM id %.80q: it must have at most %d characters of A-Z, a-z, 0-9, _, . and -: %w",
 			id, maxIDLen, errdefs.ErrInvalidArgument)
 	}
 	return nil
@@ -268,7 +269,7 @@ func (s *Service) Serve(ctx context.Context) error {
 					if ctx.Err() != nil {
 						return nil
 					}
-					s.cfg.Log.Warn("watch a VM's process; trying again", "pid", p.PID, "err", err)
+					s.cfg.Log.Warn("could not watch a VM's process; trying again", "pid", p.PID, "err", err)
 					select {
 					case <-time.After(watchRetryDelay):
 					case <-ctx.Done():
@@ -330,7 +331,7 @@ func (s *Service) watchShim(watch watchFunc, m *machine, shim *process.Process) 
 			s.cfg.Log.Warn("removing a VM whose shim has exited", "sandbox", m.ID)
 		}
 		if err := s.Remove(ctx, m.ID); err != nil {
-			s.cfg.Log.Error("remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
+			s.cfg.Log.Error("could not remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
 		}
 	})
 }
@@ -351,7 +352,7 @@ func (s *Service) watchProcesses(watch watchFunc, m *machine) error {
 			s.cfg.Log.Error("removing a VM whose process has exited", "sandbox", m.ID, "process", role,
 				"console", s.keepConsole(m), "last_words", tails)
 			if err := s.Remove(ctx, m.ID); err != nil {
-				s.cfg.Log.Error("remove a VM whose process has exited", "sandbox", m.ID, "err", err)
+				s.cfg.Log.Error("could not remove a VM whose process has exited", "sandbox", m.ID, "err", err)
 			}
 		})
 	}

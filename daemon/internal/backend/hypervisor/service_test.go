@@ -151,7 +151,7 @@ func TestRemoveKillsUnmarkedChildren(t *testing.T) {
 	}
 }
 
-// Remove returns when its context ends, even if a boot hangs and cannot be cancelled.
+// Remove returns when its context ends, even if a boot hangs and cannot be canceled.
 func TestRemoveTimesOut(t *testing.T) {
 	h, _ := startService(t, newConfig(t))
 	id := newVM(t, h.cfg)

@@ -56,7 +56,7 @@ func (s shimState) mountNamespace() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the shim's mount namespace: %w", err)
 	}
-	if shim.Dead() { // if so, the namespace may be that of another process that got the pid
+	if shim.Dead() { // another process may have got the pid, and ns may be its namespace
 		ns.Close()
 		return nil, errors.New("the shim has exited")
 	}

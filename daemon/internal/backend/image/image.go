@@ -40,10 +40,12 @@ type Store struct {
 // NewStore returns a Store for the images in this server's namespace of client's containerd.
 func NewStore(client *containerd.Client) *Store { return &Store{client} }
 
-// Import reads the OCI or docker save archive at an absolute path, unpacks its images, and stores them under the names
-// in the archive, replacing existing images with these names. It returns the imported images. Its error is
-// errdefs.ErrInvalidArgument if the file is not a valid archive for this machine, errdefs.ErrNotFound if there is no
-// file, or an error of containerd. If the import fails, no image changes.
+// Import reads the OCI or docker save archive at path, which must be absolute. It unpacks the images and stores them
+// under the names in the archive, replacing existing images with these names. It returns the imported images.
+//
+// Import returns errdefs.ErrInvalidArgument if the file is not a valid archive for this machine, errdefs.ErrNotFound if
+// there is no file, or an error of containerd. If the archive cannot be read or unpacked, no image changes. Import
+// records the names one by one after that, so if recording a name fails, the earlier names are already replaced.
 func (s *Store) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
 	imported, err := s.importArchive(ctrd.InNamespace(ctx), path)
 	if err != nil {
@@ -104,7 +106,8 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 	return imported, nil
 }
 
-// openArchive opens a regular file at an absolute path.
+// openArchive opens the archive at path. It returns errdefs.ErrInvalidArgument if path is not absolute or not a regular
+// file, and errdefs.ErrNotFound if there is no file.
 func openArchive(path string) (*os.File, error) {
 	if !filepath.IsAbs(path) {
 		return nil, fmt.Errorf("use an absolute path, because the server's working directory differs from yours: %w", errdefs.ErrInvalidArgument)
@@ -122,8 +125,8 @@ func openArchive(path string) (*os.File, error) {
 	return os.Open(path)
 }
 
-// notAnArchive returns an errdefs.ErrInvalidArgument that wraps an error in reading an archive. If err came from
-// containerd or from ctx instead of the archive's content, it returns err unchanged.
+// notAnArchive returns an errdefs.ErrInvalidArgument that wraps err, the error from reading an archive. If err came
+// from containerd or from ctx instead of the archive's content, it returns err unchanged.
 func notAnArchive(ctx context.Context, err error) error {
 	if ctx.Err() != nil || errdefs.IsUnavailable(err) || errdefs.IsCanceled(err) || errdefs.IsDeadlineExceeded(err) || errdefs.IsUnknown(err) {
 		return err
@@ -132,7 +135,7 @@ func notAnArchive(ctx context.Context, err error) error {
 		platforms.DefaultString(), err, errdefs.ErrInvalidArgument)
 }
 
-// namedImages returns the images of an archive with their normalised names.
+// namedImages returns the images of an archive with their normalized names.
 func (s *Store) namedImages(ctx context.Context, desc ocispec.Descriptor) ([]images.Image, error) {
 	var index ocispec.Index
 	blob, err := content.ReadBlob(ctx, s.client.ContentStore(), desc)
@@ -164,8 +167,8 @@ func (s *Store) namedImages(ctx context.Context, desc ocispec.Descriptor) ([]ima
 	return found, nil
 }
 
-// check returns an error if no sandbox could start from an image. Images without layers are also used in known attacks
-// on containerd's unpacking.
+// check returns an error if no sandbox could start from the image target. It also rejects images without layers because
+// known attacks on containerd's unpacking use them.
 func (s *Store) check(ctx context.Context, target ocispec.Descriptor) error {
 	store := s.client.ContentStore()
 	manifest, err := images.Manifest(ctx, store, target, platforms.Default())
@@ -219,7 +222,7 @@ func (s *Store) List(ctx context.Context) ([]sandbox.Image, error) {
 	return list, nil
 }
 
-// describe converts containerd's record of an image.
+// describe converts record, containerd's record of an image, and adds the image's size.
 func (s *Store) describe(ctx context.Context, record images.Image) (sandbox.Image, error) {
 	size, err := record.Size(ctx, s.client.ContentStore(), platforms.Default())
 	if err != nil {
@@ -228,8 +231,9 @@ func (s *Store) describe(ctx context.Context, record images.Image) (sandbox.Imag
 	return sandbox.Image{Name: familiar(record.Name), Digest: record.Target.Digest.String(), Size: size, Created: record.CreatedAt}, nil
 }
 
-// Resolve returns the image with a name, which may be short or complete. Its error is errdefs.ErrInvalidArgument if
-// name is not valid, and errdefs.ErrNotFound, with a list of the available images, if there is no such image.
+// Resolve returns the image called name, which may be short, such as python, or complete, such as
+// docker.io/microsandbox/python:latest. It returns errdefs.ErrInvalidArgument if name is not valid. If there is no such
+// image, it returns errdefs.ErrNotFound with a message that lists the available images.
 func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, error) {
 	ctx = ctrd.InNamespace(ctx)
 	ref, err := normalize(name)
@@ -251,16 +255,16 @@ func (s *Store) available(ctx context.Context) string {
 	const how = "add one with 'msb image import FILE'"
 	list, err := s.List(ctx)
 	if err != nil || len(list) == 0 {
-		return "there are no images, " + how
+		return "no images have been imported; " + how
 	}
 	names := make([]string, len(list))
 	for i, img := range list {
 		names[i] = img.Name
 	}
-	return "available are " + strings.Join(names, ", ") + "; " + how
+	return "available images: " + strings.Join(names, ", ") + "; " + how
 }
 
-// normalize completes a name. It adds docker.io if there is no registry, and latest if there is no tag.
+// normalize parses name and completes it. It adds docker.io if there is no registry, and latest if there is no tag.
 func normalize(name string) (reference.Named, error) {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -269,7 +273,7 @@ func normalize(name string) (reference.Named, error) {
 	return reference.TagNameOnly(ref), nil
 }
 
-// familiar returns a name without the parts that normalize adds.
+// familiar returns name without the parts that normalize adds.
 func familiar(name string) string {
 	ref, err := reference.ParseNormalizedNamed(name)
 	if err != nil {

@@ -97,7 +97,7 @@ func TestResolveUnknown(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = store.Resolve(ctx, "microsandbox/ruby")
-	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "available are microsandbox/node") {
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "available images: microsandbox/node") {
 		t.Errorf("with an image: %v", err)
 	}
 	for _, name := range []string{"", "a/B", "a b", "x@sha256:zz"} {

@@ -93,7 +93,7 @@ func (s *stream) Close() error {
 			}
 		}
 		if _, err := s.process.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
-			// The task has ended or is ending, and its processes with it.
+			// The process cannot be deleted, because the task has ended or is ending. Stop waiting for its streams.
 			s.io.Cancel()
 		}
 		s.io.Close()

@@ -19,14 +19,14 @@ import (
 const (
 	// bootPollInterval is how often a boot is checked for its hypervisor and its console.
 	bootPollInterval = 20 * time.Millisecond
-	// shimErrorGrace is how long the shim may take to report its own error after the hypervisor has exited. Only after
-	// that is the exit itself reported.
+	// shimErrorGrace is how long the shim may take to report an error after the hypervisor has exited. If it does not
+	// report one in this time, watchBoot reports that the hypervisor has exited.
 	shimErrorGrace = time.Second
 )
 
 var (
-	// launchTimeout is how long after its monitor's socket, which the shim creates first, QEMU may take to appear. A
-	// QEMU that exits at once is never seen.
+	// launchTimeout is how long QEMU may take to appear after the shim has created the socket of QEMU's monitor. If
+	// QEMU exits at once, it is never seen, so the boot counts as failed after this time.
 	launchTimeout = 30 * time.Second
 	// consoleDrain is how long to wait for the last console output of a microVM that ends.
 	consoleDrain = 200 * time.Millisecond
@@ -78,8 +78,8 @@ func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.C
 	return err
 }
 
-// waitHypervisorExit waits until the sandbox's QEMU has started and exited, and then returns true. It returns false if
-// ctx ends first.
+// waitHypervisorExit waits until the QEMU of sandbox id has started and exited, and then returns true. It also returns
+// true if QEMU does not appear within launchTimeout. It returns false if ctx ends first.
 func waitHypervisorExit(ctx context.Context, id string) bool {
 	var qemu *process.Process
 	var launched time.Time
@@ -99,8 +99,8 @@ func waitHypervisorExit(ctx context.Context, id string) bool {
 	return qemu.Wait(ctx) == nil
 }
 
-// shimErrors returns the last error messages of a sandbox's shim, and of its hypervisor through the shim, in
-// containerd's log.
+// shimErrors returns the last error messages of sandbox id's shim in log, which is containerd's log. The shim also
+// reports the errors of its hypervisor there.
 func shimErrors(log, id string) string {
 	const (
 		maxBytes = 64 << 10

@@ -182,7 +182,7 @@ func TestLogConsoleWaitsForLastOutput(t *testing.T) {
 		<-done
 		conn.Close()
 		if text, _ := os.ReadFile(b.consoleLog(b.id)); string(text) != want {
-			t.Errorf("cancelled with cause %v: the log has %q, want %q", cause, text, want)
+			t.Errorf("canceled with cause %v: the log has %q, want %q", cause, text, want)
 		}
 	}
 }

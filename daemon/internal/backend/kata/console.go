@@ -22,7 +22,7 @@ const (
 
 func (r *Runtime) consoleLog(id string) string { return filepath.Join(r.dir(id), "console.log") }
 
-// consoleTail returns the end of the console log.
+// consoleTail returns the end of the console log of sandbox id.
 func (r *Runtime) consoleTail(id string) string { return tail.Read(r.consoleLog(id), 1<<10) }
 
 // logConsole appends the guest's console output to the sandbox's console log until ctx or the microVM ends. Kata's QEMU
@@ -47,7 +47,7 @@ func (r *Runtime) logConsole(ctx context.Context, id string, wait bool) {
 	})()
 	log, err := os.OpenFile(r.consoleLog(id), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		r.Log.Warn("log the microVM's console", "id", id, "err", err)
+		r.Log.Warn("could not log the microVM's console", "sandbox", id, "err", err)
 		return
 	}
 	defer log.Close()
@@ -86,13 +86,13 @@ func (r *Runtime) watchConsole(ctx context.Context, id string) (done func()) {
 			return
 		}
 		if end := r.consoleTail(id); end != "" {
-			r.Log.Error("a microVM ended unexpectedly; this is the end of its console", "id", id, "console", r.keepConsole(id), "last_words", end)
+			r.Log.Error("a microVM ended unexpectedly; this is the end of its console", "sandbox", id, "console", r.keepConsole(id), "last_words", end)
 		}
 	}
 }
 
-// keepConsole keeps the console log of a failed microVM. It returns the new path, or "" if the log is empty or cannot
-// be moved.
+// keepConsole keeps the console log of the failed sandbox id. It returns the new path, or "" if the log is empty or
+// cannot be moved.
 func (r *Runtime) keepConsole(id string) string {
 	return hypervisor.KeepConsole(r.consoleLog(id), r.dir(""), id)
 }

@@ -20,11 +20,11 @@ import (
 // vmRoot is the directory where Kata's shim keeps the sockets of its QEMU processes.
 const vmRoot = "/run/vc/vm"
 
-// kataDirs are directories that hold a directory of sockets and small files for each sandbox: those of its QEMU, the
-// shim's record of it, and those of the Rust runtime.
+// kataDirs are directories in which Kata creates a directory for each sandbox. The first is for QEMU's sockets, the
+// second for the shim's record of the sandbox, and the third for the sockets and files of the Rust runtime.
 var kataDirs = []string{vmRoot, "/run/vc/sbs", "/run/kata"}
 
-// removeLeftovers removes Kata's mounts, files and cgroups of a sandbox. The sandbox's processes must have ended.
+// removeLeftovers removes Kata's mounts, files and cgroups for sandbox id. The sandbox's processes must have ended.
 func removeLeftovers(ctx context.Context, id string) error {
 	shared := filepath.Join(hypervisor.SharedRoot, id)
 	if err := unmountBelow(shared); err != nil {
@@ -41,8 +41,8 @@ func removeLeftovers(ctx context.Context, id string) error {
 	return removeCgroups(ctx, id)
 }
 
-// cgroups returns the cgroups that Kata has created for a sandbox, which have its id in their names: one below the
-// container's parent cgroup, and one for processes outside of that. With cgroup v1, each of them exists once per
+// cgroups returns the cgroups that Kata has created for sandbox id. Their names contain the id. One is below the
+// container's parent cgroup, and one is for processes outside of that. With cgroup v1, each of them exists once per
 // controller.
 func cgroups(id string) (found []string) {
 	for _, root := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/*/*/"} {
@@ -54,8 +54,7 @@ func cgroups(id string) (found []string) {
 	return found
 }
 
-// removeTree removes a directory and its content. It first unmounts everything below, and so never removes files in
-// mounts.
+// removeTree removes dir and its content. It first unmounts everything below dir, so it never removes files in mounts.
 func removeTree(dir string) error {
 	if err := unmountBelow(dir); err != nil {
 		return err
@@ -63,7 +62,7 @@ func removeTree(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// removeCgroups removes the cgroups of a sandbox, whose processes must have ended.
+// removeCgroups removes the cgroups of sandbox id. The sandbox's processes must have ended.
 func removeCgroups(ctx context.Context, id string) error {
 	for _, top := range cgroups(id) {
 		var tree []string
@@ -111,9 +110,9 @@ func unmountBelow(path string) error {
 	return err
 }
 
-// removeMountPoints removes path and everything below it. It expects only directories and empty files, as mount points
-// are, and returns an error for any other file instead of removing it, because that may be somebody's data. It
-// tolerates that containerd removes files at the same time.
+// removeMountPoints removes path and everything below it. Mount points are directories and empty files.
+// removeMountPoints returns an error for any other file instead of removing it, because that may be somebody's data.
+// containerd may remove files at the same time.
 func removeMountPoints(path string) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -15,16 +15,18 @@ import (
 )
 
 // The processes of a sandbox are its shim and the processes that the shim has started, such as QEMU and virtiofsd. They
-// are found by the cgroup that Kata names after the sandbox, or by their arguments, because the shim is outside of that
-// cgroup when it starts and when it ends. Sandbox ids are random, so an id never matches a process of another sandbox.
+// are found by the cgroup that Kata names after the sandbox. They are also found by their arguments, because the shim
+// is outside of that cgroup when it starts and when it ends. Sandbox ids are random, so an id never matches a process
+// of another sandbox.
 
-// belongsTo reports whether a process belongs to a sandbox.
+// belongsTo reports whether process pid belongs to sandbox id.
 func belongsTo(pid int, id string) bool {
 	cgroups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(cgroups)) {
 		for name := range strings.SplitSeq(strings.TrimSuffix(line, "\n"), "/") {
 			if name == "kata_"+id || name == id {
-				// A process that has ended, or a kernel thread, which ends with the hypervisor, has no executable.
+				// Skip a process without an executable. It has ended, or it is a kernel thread, which ends with the
+				// hypervisor.
 				_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 				return err == nil
 			}
@@ -45,12 +47,12 @@ func hasOption(args []string, name string, accept func(value string) bool) bool 
 	return false
 }
 
-// isShim reports whether args are those of a sandbox's shim.
+// isShim reports whether args are the arguments of sandbox id's shim.
 func isShim(args []string, id string) bool {
 	return hasOption(args, "-id", func(v string) bool { return v == id })
 }
 
-// isQEMU reports whether args are those of the QEMU that Kata's own driver starts for a sandbox.
+// isQEMU reports whether args are the arguments of the QEMU that Kata's own driver starts for sandbox id.
 func isQEMU(args []string, id string) bool {
 	return hasOption(args, "-name", func(v string) bool {
 		name, _, _ := strings.Cut(v, ",")
@@ -58,7 +60,7 @@ func isQEMU(args []string, id string) bool {
 	})
 }
 
-// isVirtiofsd reports whether args are those of a sandbox's virtiofsd.
+// isVirtiofsd reports whether args are the arguments of sandbox id's virtiofsd.
 func isVirtiofsd(args []string, id string) bool {
 	shared := filepath.Join(hypervisor.SharedRoot, id) + "/"
 	return slices.ContainsFunc(args, func(arg string) bool {
@@ -67,7 +69,7 @@ func isVirtiofsd(args []string, id string) bool {
 	})
 }
 
-// killProcesses kills all processes of a sandbox and waits until they are dead.
+// killProcesses kills all processes of sandbox id and waits until they are dead.
 func killProcesses(ctx context.Context, id string) error {
 	for {
 		pids, err := process.PIDs()
@@ -87,8 +89,8 @@ func killProcesses(ctx context.Context, id string) error {
 			if p == nil {
 				continue
 			}
-			// Check again, because the pid could be reused until p was opened. Skip a dead process that is not reaped
-			// yet.
+			// Check again, because another process may have got the pid before p was opened. Skip a process that is
+			// dead but not reaped yet.
 			if !p.Dead() && belongsTo(pid, id) {
 				found = true
 				errs = append(errs, p.Kill(ctx))
@@ -102,7 +104,8 @@ func killProcesses(ctx context.Context, id string) error {
 	}
 }
 
-// findQEMU returns the QEMU process in a sandbox's cgroup, or nil if there is none. It is cheap enough to poll.
+// findQEMU returns the QEMU process in the cgroup of sandbox id, or nil if there is none. The caller must close the
+// process. It is cheap enough to poll.
 func findQEMU(id string) (*process.Process, error) {
 	var procs []byte
 	for _, root := range []string{"", "memory", "pids", "cpu", "devices", "systemd"} { // cgroup v2, or a hierarchy of v1

@@ -36,14 +36,15 @@ const (
 	sandboxLabel = "msb.sandbox"
 	// killTimeout bounds a kill through the shim. After that the microVM's processes are killed directly.
 	killTimeout = 5 * time.Second
-	// taskDeleteTimeout bounds how long containerd may then take to notice that and let the task be deleted.
+	// taskDeleteTimeout bounds how long containerd may take to notice that the processes have been killed. Only then
+	// does it let the task be deleted.
 	taskDeleteTimeout = 20 * time.Second
 	// containerdTimeout bounds how long a removal waits for a containerd that has died and is being restarted.
 	containerdTimeout = 30 * time.Second
 	// stateTimeout bounds how long List asks a shim for the state of its task.
 	stateTimeout = 30 * time.Second
-	// parallelism bounds how many shims List asks at the same time.
-	parallelism = 8
+	// maxStatusCalls is how many shims List asks for the status of their task at the same time.
+	maxStatusCalls = 8
 )
 
 // VMs is the part of the hypervisor service that the runtime needs. The service runs QEMU where Kata's shim does not.
@@ -52,8 +53,8 @@ const (
 type VMs interface {
 	// IDs returns the ids of the microVMs that the service runs or has not removed completely.
 	IDs() []string
-	// Remove ends a microVM and removes everything of it that the service has on this host. It returns nil if id is
-	// unknown.
+	// Remove ends the microVM id, and removes its processes and files that belong to the service. It returns nil if id
+	// is unknown.
 	Remove(ctx context.Context, id string) error
 }
 
@@ -122,7 +123,7 @@ func (r *Runtime) useTempMountDir() error {
 	}
 	dir := filepath.Join(run, "mount")
 	if err := removeTree(dir); err != nil { // not fatal, because sandboxes can run regardless
-		r.Log.Warn("remove the temporary mounts of an earlier server", "err", err)
+		r.Log.Warn("could not remove the temporary mounts of an earlier server", "err", err)
 	}
 	if err := mount.SetTempMountLocation(dir); err != nil {
 		return fmt.Errorf("create the directory for temporary mounts: %w", err)
@@ -130,7 +131,7 @@ func (r *Runtime) useTempMountDir() error {
 	return nil
 }
 
-// Close releases the Runtime's own resources. Sandboxes keep running.
+// Close releases the Runtime's resources in this process. Sandboxes keep running.
 func (r *Runtime) Close() { r.syslog.close() }
 
 // ResolveImage implements sandbox.Runtime.
@@ -218,7 +219,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	return errors.Join(errs...)
 }
 
-// killVM kills all processes of a sandbox, whether the hypervisor service or Kata's shim started them.
+// killVM kills all processes of sandbox id, whether the hypervisor service or Kata's shim started them.
 func (r *Runtime) killVM(ctx context.Context, id string) error {
 	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id))
 }
@@ -239,7 +240,7 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 	if err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}
-	r.Log.Warn("the shim did not end its task; killing the microVM", "id", container.ID(), "err", err)
+	r.Log.Warn("the shim did not end its task; killing the microVM", "sandbox", container.ID(), "err", err)
 	if err := r.killVM(ctx, container.ID()); err != nil {
 		return err
 	}
@@ -252,7 +253,8 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 	})
 }
 
-// List implements sandbox.Runtime. It searches every place where a start or a crash may leave something of a sandbox.
+// List implements sandbox.Runtime. It finds sandboxes by their containers, snapshots, directories and VMs, because a
+// start or a crash may leave any of these.
 func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	ctx = ctrd.InNamespace(ctx)
 	alive := map[string]bool{}
@@ -262,7 +264,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	}
 	var mu sync.Mutex
 	var g errgroup.Group
-	g.SetLimit(parallelism)
+	g.SetLimit(maxStatusCalls)
 	for _, c := range containers {
 		g.Go(func() error {
 			isAlive, err := r.isAlive(ctx, c.ID(), stateTimeout, func(ctx context.Context) (containerd.ProcessStatus, error) {
@@ -310,8 +312,8 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	return found, nil
 }
 
-// taskStatus returns the status of a container's task as its shim reports it. It returns Unknown if the shim does not
-// respond in time.
+// taskStatus returns the status of the task of container c as the shim reports it. It returns Unknown if the shim does
+// not respond in time.
 func taskStatus(ctx context.Context, c containerd.Container) (containerd.ProcessStatus, error) {
 	task, err := c.Task(ctx, nil)
 	if err != nil {
@@ -321,9 +323,9 @@ func taskStatus(ctx context.Context, c containerd.Container) (containerd.Process
 	return status.Status, err
 }
 
-// isAlive reports whether a sandbox is alive. A shim that does not respond may be busy, so isAlive calls getStatus
-// until timeout, and treats the sandbox as alive unless containerd or the shim reports that it has ended. The error is
-// the cause of ctx.
+// isAlive reports whether sandbox id is alive. A shim that does not respond may be busy, so isAlive calls getStatus
+// until timeout. It treats the sandbox as alive unless containerd or the shim reports that it has ended. If ctx ends
+// first, isAlive returns the cause of ctx.
 func (r *Runtime) isAlive(ctx context.Context, id string, timeout time.Duration, getStatus func(context.Context) (containerd.ProcessStatus, error)) (alive bool, err error) {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -336,7 +338,7 @@ func (r *Runtime) isAlive(ctx context.Context, id string, timeout time.Duration,
 	case ctx.Err() != nil:
 		return false, context.Cause(ctx)
 	case pollErr != nil:
-		r.Log.Warn("the state of a sandbox is unknown, because its shim does not respond; treating it as alive", "id", id, "err", err)
+		r.Log.Warn("the state of a sandbox is unknown, because its shim does not respond; treating it as alive", "sandbox", id, "err", err)
 		return true, nil
 	}
 	return err == nil && status != containerd.Stopped, nil
@@ -357,7 +359,7 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 			return "", context.Cause(ctx)
 		}
 		// The shim died, or containerd is being restarted. The next call of wait shows which.
-		r.Log.Debug("watch the microVM", "id", id, "err", err)
+		r.Log.Debug("could not watch the microVM; trying again", "sandbox", id, "err", err)
 		select {
 		case <-time.After(200 * time.Millisecond):
 		case <-ctx.Done():
@@ -383,18 +385,18 @@ func (r *Runtime) wait(ctx context.Context, id string) (uint32, error) {
 	return exit.ExitCode(), exit.Error()
 }
 
-// dir returns msbd's directory for a sandbox. It holds the FIFOs of portal connections and the console log.
+// dir returns msbd's directory for sandbox id. It holds the FIFOs of portal connections and the console log.
 func (r *Runtime) dir(id string) string { return filepath.Join(r.RunDir, "sandbox", id) }
 
-// shimSocket returns the path of a shim's socket, as containerd's shim package computes it. That package does not
-// remove the socket when the shim stops.
+// shimSocket returns the path of the socket of sandbox id's shim. It computes the path as containerd's shim package
+// does. That package does not remove the socket when the shim stops.
 func shimSocket(containerdAddress, id string) string {
 	sum := sha256.Sum256([]byte(filepath.Join(containerdAddress, ctrd.Namespace, id)))
 	return fmt.Sprintf("/run/containerd/s/%x", sum)
 }
 
-// markRemoving records that a sandbox is being removed, so that the end of its microVM is expected, until done is
-// called.
+// markRemoving records that sandbox id is being removed, until done is called. Meanwhile, the end of its microVM is
+// expected.
 func (r *Runtime) markRemoving(id string) (done func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -18,9 +18,9 @@ import (
 // kataOptions is the type URL of the options that Kata's shim accepts.
 const kataOptions = "io.containerd.kata.v2.options"
 
-// Settings are the settings with which the shims run microVMs. All paths are absolute.
+// Settings determine how the shims run microVMs. All paths are absolute.
 type Settings struct {
-	// Config is the path of the host's own Kata configuration, which names its own guest. If empty, msbd writes a
+	// Config is the path of the host's Kata configuration, which also names the guest. If empty, msbd writes a
 	// configuration from the fields below.
 	Config string
 	// HypervisorSocket is the socket of msbd's hypervisor service. If empty, the shims run QEMU themselves, with the
@@ -34,8 +34,8 @@ type Settings struct {
 	Portal string
 }
 
-// useService reports whether msbd's configuration makes the shims use the hypervisor service. The host's own
-// configuration may also name the service, but useService returns false for it.
+// useService reports whether msbd's configuration makes the shims use the hypervisor service. It returns false with the
+// host's Kata configuration, even if that names the service.
 func (s Settings) useService() bool { return s.Config == "" && s.HypervisorSocket != "" }
 
 // builtinConfig is the configuration of shims that use msbd's hypervisor service. A shim reads it when its sandbox
@@ -112,7 +112,7 @@ func (s Settings) writeConfig(dir string) (string, error) {
 		tmpl, values.Firmware = qemuConfig, findFirmware(s.QEMU)
 		for _, word := range append([]string{s.QEMU, s.Kernel, s.Initrd}, s.Virtiofsd...) {
 			if !plainRE.MatchString(word) {
-				return "", fmt.Errorf("use %q for microVMs: it may have only letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
+				return "", fmt.Errorf("invalid path %q for microVMs: it must consist of letters, digits and /_.+~@=-: %w", word, errdefs.ErrInvalidArgument)
 			}
 		}
 		for name, path := range map[string]string{"kernel": s.Kernel, "initramfs": s.Initrd} {

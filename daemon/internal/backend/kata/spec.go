@@ -26,12 +26,12 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 	// The shim passes a mount of an unknown type to the guest, whose agent knows this one. For a bind mount, the shim
 	// may instead copy the file into the guest at each start.
 	portal := specs.Mount{Type: "msb-guest", Source: "/msb-portal", Destination: portalPath, Options: []string{"ro"}}
-	if r.Settings.Config != "" { // the host's own guest does not contain the portal
+	if r.Settings.Config != "" { // the guest of the host's Kata does not contain the portal
 		portal.Type, portal.Source, portal.Options = "bind", r.Settings.Portal, []string{"bind", "ro"}
 	}
 	annotations, quota := r.sizing(cfg)
-	// These must hold for every configuration, even the host's own: all processes of a sandbox are in its cgroup, and
-	// Kata creates no network.
+	// All processes of a sandbox must be in its cgroup, and Kata must create no network. Set this for every
+	// configuration, because the host's configuration may differ.
 	for name, value := range map[string]string{
 		"sandbox_cgroup_only": "true", "disable_new_netns": "true", "internetworking_model": "none",
 	} {
@@ -54,10 +54,10 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 	return opts
 }
 
-// sizing returns the annotations, and whether to set a CPU quota, so that the guest has as many processors as the
-// sandbox, and enough additional memory for its kernel and agent. Kata adds the container's limits to its own defaults.
-// The default number of processors is 1, and only an annotation can set it to 0. Where Kata adds processors to a
-// running guest, it cannot be 0 at all.
+// sizing returns the annotations for the guest's size, and whether to set a CPU quota. They give the guest as many
+// processors as the sandbox, and enough additional memory for the guest's kernel and agent. Kata adds the container's
+// limits to its defaults. The default number of processors is 1. Only an annotation can set it to 0, and it cannot be 0
+// if Kata adds processors to a running guest.
 func (r *Runtime) sizing(cfg sandbox.Config) (annotations map[string]string, quota bool) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
 	switch {
@@ -67,7 +67,7 @@ func (r *Runtime) sizing(cfg sandbox.Config) (annotations map[string]string, quo
 		// minKataMemory is enough for the guest's kernel and agent. The kernel also uses some memory to manage each
 		// page.
 		return map[string]string{cpus: "0", memory: strconv.Itoa(minKataMemory + cfg.MemoryMiB/32)}, true
-	case !r.hostConfig.Enables("default_vcpus"):
+	case !r.hostConfig.AllowsAnnotation("default_vcpus"):
 		return map[string]string{}, true // the guest gets one processor more than requested
 	case r.hostConfig.StaticResources:
 		return map[string]string{cpus: "0"}, true

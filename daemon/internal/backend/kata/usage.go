@@ -13,8 +13,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Usage implements sandbox.Runtime. CPU time and memory are what the guest's kernel counts for the sandbox. Disk usage
-// is that of the sandbox's writable layer.
+// Usage implements sandbox.Runtime. The guest's kernel measures the sandbox's CPU time and memory. The snapshotter
+// measures the disk usage of the sandbox's writable layer.
 func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	var u sandbox.Usage
 	ctx = ctrd.InNamespace(ctx)

@@ -23,7 +23,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	store.MaybeCheckChild()
+	store.RunCheckIfChild()
 	os.Exit(m.Run())
 }
 

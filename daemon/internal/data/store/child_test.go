@@ -29,7 +29,7 @@ var roles = map[string]func(dir string) error{
 }
 
 func TestMain(m *testing.M) {
-	store.MaybeCheckChild()
+	store.RunCheckIfChild()
 	if role, ok := roles[os.Getenv(childRole)]; ok {
 		if err := role(os.Getenv(childDir)); err != nil {
 			fmt.Fprintln(os.Stderr, err)

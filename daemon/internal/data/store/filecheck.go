@@ -44,9 +44,9 @@ const (
 	exitUnable  = 5 // a system call failed, so the file was not checked
 )
 
-// MaybeCheckChild must be the first call in main of every program that opens a store. Open and ReadKeys execute the
-// program again, as a child process that checks a file. In that child, MaybeCheckChild does not return.
-func MaybeCheckChild() {
+// RunCheckIfChild must be the first call in main of every program that opens a store. Open and ReadKeys execute the
+// program again, as a child process that checks a file. In that child, RunCheckIfChild does not return.
+func RunCheckIfChild() {
 	if os.Args[0] != checkerName {
 		return
 	}
@@ -70,7 +70,7 @@ func MaybeCheckChild() {
 // damaged, and bbolt.ErrTimeout if another process has locked it.
 func checkFile(path string) error {
 	if os.Args[0] == checkerName {
-		panic("store: main does not call MaybeCheckChild first") // without this, each child would start another
+		panic("store: main does not call RunCheckIfChild first") // without this, each child would start another
 	}
 	file, err := os.Open(path)
 	if err != nil {

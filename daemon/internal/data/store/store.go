@@ -42,7 +42,7 @@ type Store struct {
 // Open locks the state directory, creating it if needed, and opens the store in it. It returns
 // errdefs.ErrFailedPrecondition if another process uses the directory or a newer version wrote the store, and
 // errdefs.ErrDataLoss if the store is damaged. Open never replaces a file that it cannot read. It succeeds even if the
-// audit log is damaged: see AuditProblem and Health. The program's main must call MaybeCheckChild.
+// audit log is damaged: see AuditProblem and Health. The program's main must call RunCheckIfChild.
 func Open(stateDir string) (_ *Store, err error) {
 	if err := durable.MkdirAll(stateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)

@@ -30,7 +30,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	store.MaybeCheckChild()
+	store.RunCheckIfChild()
 	if dir := os.Getenv(durabilityDir); dir != "" {
 		seed, err := strconv.ParseUint(os.Getenv(durabilitySeed), 10, 64)
 		if err == nil {

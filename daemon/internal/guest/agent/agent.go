@@ -3,11 +3,11 @@
 //
 // Only the command msb-agent imports this package.
 //
-// Requests come from the host, which owns the guest. The programs in a container are untrusted: the agent accepts
-// nothing from them but their output and their exit status.
+// Requests come from the host, which the agent trusts. The programs in a container are not trusted. The agent accepts
+// only their output and their exit status.
 //
-// The packages below this one form layers, and each imports only packages of earlier layers: refusal; then mount,
-// devices and channel; then network and storage; then container.
+// The packages below this one form layers. The first layer is refusal, the second is mount, devices and channel, the
+// third is network and storage, and the last is container. A package imports only packages of earlier layers.
 //
 // Each process in a container starts as this same binary (see package container).
 package agent
@@ -84,9 +84,9 @@ func configure() (log *slog.Logger, warnings []string, err error) {
 	return log, warnings, nil
 }
 
-// powerOffOnSignal stops the sandbox and powers the machine off on SIGTERM, SIGINT or SIGPWR, which stand for the
-// machine's power button. The agent survives all other signals. It catches them rather than ignoring them, because
-// containers would inherit ignored signals.
+// powerOffOnSignal stops the sandbox and powers the machine off on SIGTERM, SIGINT or SIGPWR. These signals correspond
+// to the machine's power button. The agent survives all other signals. It catches them instead of ignoring them,
+// because containers would inherit ignored signals.
 func (a *agent) powerOffOnSignal() {
 	// Have the kernel send SIGINT on Ctrl-Alt-Del instead of rebooting.
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF)
@@ -98,9 +98,9 @@ func (a *agent) powerOffOnSignal() {
 			break
 		}
 	}
-	time.AfterFunc(killLimit+syncLimit, powerOff) // in case stopSandbox hangs
+	time.AfterFunc(killTimeout+syncTimeout, powerOff) // in case stopSandbox hangs
 	if err := a.stopSandbox(); err != nil {
-		a.log.Warn("stop the sandbox", "err", err)
+		a.log.Warn("could not stop the sandbox", "err", err)
 	}
 	powerOff()
 }

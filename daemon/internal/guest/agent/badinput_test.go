@@ -90,8 +90,8 @@ func badInput() []struct {
 		{"UpdateRoutes", "a bad destination", route(&protocols.Route{Dest: "x", Device: "eth0"}), invalid},
 		{"UpdateRoutes", "a bad gateway", route(&protocols.Route{Gateway: "x", Device: "eth0"}), invalid},
 		{"UpdateRoutes", "a bad source", route(&protocols.Route{Source: "x", Device: "eth0"}), invalid},
-		{"UpdateRoutes", "no such card", route(&protocols.Route{Dest: "10.0.0.0/8", Device: "nosuch"}), codes.NotFound},
-		{"AddARPNeighbors", "an empty neighbour", &pb.AddARPNeighborsRequest{Neighbors: &pb.ARPNeighbors{
+		{"UpdateRoutes", "no such interface", route(&protocols.Route{Dest: "10.0.0.0/8", Device: "nosuch"}), codes.NotFound},
+		{"AddARPNeighbors", "an empty neighbor", &pb.AddARPNeighborsRequest{Neighbors: &pb.ARPNeighbors{
 			ARPNeighbors: []*protocols.ARPNeighbor{{}},
 		}}, invalid},
 

@@ -41,22 +41,23 @@ func mountSystem() error {
 	return nil
 }
 
-// bringUp prepares the machine for containers: it loads kernel modules, enables cgroup controllers and sets up the
+// bringUp prepares the machine for containers. It loads kernel modules, enables cgroup controllers and sets up the
 // network.
 func bringUp(log *slog.Logger) error {
 	if err := devices.LoadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}
-	// Enable one controller per write: if one of several fails, the kernel enables none of them.
+	// Enable one controller per write, because if one of several fails, the kernel enables none of them.
 	for _, controller := range []string{"cpu", "cpuset", "io", "memory", "pids"} {
 		if err := os.WriteFile(container.CgroupRoot+"/cgroup.subtree_control", []byte("+"+controller), 0); err != nil {
-			log.Warn("cgroup controller is missing", "controller", controller, "err", err)
+			log.Warn("could not enable a cgroup controller", "controller", controller, "err", err)
 		}
 	}
 	return network.SetUp(log)
 }
 
-// moveRoot mounts the initramfs over itself, because pivot_root does not work on the kernel's own initramfs mount.
+// moveRoot mounts the initramfs over itself, because pivot_root does not work on the initramfs mount that the kernel
+// creates.
 func moveRoot() error {
 	if err := unix.Mount("/", "/newroot", "", unix.MS_BIND, ""); err != nil {
 		return err

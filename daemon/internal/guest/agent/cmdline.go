@@ -11,9 +11,9 @@ var logLevels = map[string]slog.Level{
 	"error": slog.LevelError, "critical": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError,
 }
 
-// parseCmdline parses the agent's parameters on the kernel's command line, which have the same names as those of Kata's
-// agent. It returns a warning for each parameter that it cannot use. Such a parameter must not stop the boot, since the
-// command line is often written for Kata's agent.
+// parseCmdline parses the agent's parameters on line, the kernel's command line. The parameters have the same names as
+// those of Kata's agent. parseCmdline returns a warning for each parameter that it cannot use. Such a parameter must
+// not stop the boot, because the command line is often written for Kata's agent.
 func parseCmdline(line string) (level slog.Level, warnings []string) {
 	for parameter := range strings.FieldsSeq(line) {
 		key, value, _ := strings.Cut(parameter, "=")

@@ -14,7 +14,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
-// This file has the requests about the machine, such as its clock.
+// This file handles the requests that concern the machine, such as setting its clock.
 
 const (
 	// agentVersion is the Kata release whose protocol the agent implements.

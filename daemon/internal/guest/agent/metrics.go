@@ -140,20 +140,20 @@ func writeDiskstats(w io.Writer, lines *bufio.Scanner) {
 }
 
 func writeNetwork(w io.Writer) error {
-	cards, err := network.Stats()
+	interfaces, err := network.Stats()
 	if err != nil {
 		return err
 	}
 	metricFamily(w, "netdev_stat", "counter")
-	for _, c := range cards {
+	for _, i := range interfaces {
 		for _, s := range []struct {
 			item string
 			n    uint64
 		}{
-			{"recv_bytes", c.RxBytes}, {"recv_packets", c.RxPackets}, {"recv_errs", c.RxErrors}, {"recv_drop", c.RxDropped},
-			{"sent_bytes", c.TxBytes}, {"sent_packets", c.TxPackets}, {"sent_errs", c.TxErrors}, {"sent_drop", c.TxDropped},
+			{"recv_bytes", i.RxBytes}, {"recv_packets", i.RxPackets}, {"recv_errs", i.RxErrors}, {"recv_drop", i.RxDropped},
+			{"sent_bytes", i.TxBytes}, {"sent_packets", i.TxPackets}, {"sent_errs", i.TxErrors}, {"sent_drop", i.TxDropped},
 		} {
-			fmt.Fprintf(w, "kata_guest_netdev_stat{interface=%q,item=%q} %d\n", c.Name, s.item, s.n)
+			fmt.Fprintf(w, "kata_guest_netdev_stat{interface=%q,item=%q} %d\n", i.Name, s.item, s.n)
 		}
 	}
 	return nil

@@ -9,7 +9,7 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 )
 
-// testNetwork configures the guest's network card as the shim does for tcfilter networking.
+// testNetwork configures the guest's network interface as the shim does for tcfilter networking.
 func testNetwork(t *testing.T, g *guest) {
 	ctx := t.Context()
 	for range 2 { // the shim makes these calls twice

@@ -17,7 +17,7 @@ type qmpClient struct {
 }
 
 const (
-	// plugBridge is the PCI bridge into which Kata's driver plugs disks and network cards.
+	// plugBridge is the PCI bridge into which Kata's driver plugs disks and network interfaces.
 	plugBridge = "pci-bridge-0"
 	// bridgeSlot is the bridge's slot on the first bus.
 	bridgeSlot = "1e"

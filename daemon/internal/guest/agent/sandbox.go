@@ -18,21 +18,21 @@ import (
 const (
 	// maxDNS is the maximum size in bytes of the DNS configuration in a CreateSandbox request.
 	maxDNS = 64 << 10
-	// killLimit bounds the wait for the containers' processes to exit when the sandbox is stopped.
-	killLimit = 5 * time.Second
-	// syncLimit bounds the wait for data to be written to the disks before the machine is powered off.
-	syncLimit = 5 * time.Second
+	// killTimeout bounds the wait for the containers' processes to exit when the sandbox is stopped.
+	killTimeout = 5 * time.Second
+	// syncTimeout bounds the wait for data to be written to the disks before the machine is powered off.
+	syncTimeout = 5 * time.Second
 	// powerOffDelay gives the host time to receive the response and stop the machine itself.
 	powerOffDelay = 5 * time.Second
 )
 
-// CreateSandbox sets up what all containers share: the hostname, DNS and the sandbox's storages.
+// CreateSandbox sets up the hostname, DNS and the sandbox's storages, which all containers share.
 func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	if req.GuestHookPath != "" {
 		return nil, fmt.Errorf("guest_hook_path %q: this guest runs no hooks; remove it from Kata's configuration: %w", req.GuestHookPath, refusal.ErrUnsupported)
 	}
 	if len(req.KernelModules) > 0 {
-		return nil, fmt.Errorf("kernel_modules: this guest loads only its own modules; remove them from Kata's configuration: %w", refusal.ErrUnsupported)
+		return nil, fmt.Errorf("kernel_modules: this guest loads only the modules of its image; remove them from Kata's configuration: %w", refusal.ErrUnsupported)
 	}
 	if h := req.Hostname; h != "" {
 		if err := unix.Sethostname([]byte(h)); err != nil {
@@ -46,8 +46,8 @@ func (a *agent) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest)
 	return emptyResponse(err)
 }
 
-// writeResolvConf writes lines to the file resolv.conf in dir, from which the guest's own programs resolve names.
-// Without lines it writes no file.
+// writeResolvConf writes lines to the file resolv.conf in dir, which the guest's programs use to resolve names.
+// Without lines, it writes no file.
 func writeResolvConf(dir string, lines []string) error {
 	content := strings.TrimRight(strings.Join(lines, "\n"), "\n")
 	if len(content) > maxDNS || strings.ContainsRune(content, 0) {
@@ -88,7 +88,7 @@ func (a *agent) reportOOM(id string) {
 // DestroySandbox stops all containers. The host is expected to stop the machine next. If it does not, the machine powers
 // itself off after powerOffDelay.
 func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
-	time.AfterFunc(killLimit+syncLimit+powerOffDelay, powerOff) // in case stopSandbox hangs
+	time.AfterFunc(killTimeout+syncTimeout+powerOffDelay, powerOff) // in case stopSandbox hangs
 	err := a.stopSandbox()
 	time.AfterFunc(powerOffDelay, powerOff)
 	return emptyResponse(err)
@@ -103,7 +103,7 @@ func (a *agent) stopSandbox() error {
 	for _, c := range a.containers {
 		errs = append(errs, c.Kill())
 	}
-	for end := time.Now().Add(killLimit); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(killTimeout); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		running := false
 		for _, c := range a.containers {
 			running = running || !c.Empty()
@@ -115,8 +115,8 @@ func (a *agent) stopSandbox() error {
 	return errors.Join(append(errs, a.storages.RemoveAll())...)
 }
 
-// powerOff syncs the disks, for at most syncLimit, and powers the machine off. It never returns. The guest does this
-// itself so that a VM that the host has lost track of does not keep running.
+// powerOff syncs the disks, for at most syncTimeout, and powers the machine off. It never returns. This way a VM
+// ends even if the host no longer knows about it.
 func powerOff() {
 	synced := make(chan struct{})
 	go func() {
@@ -125,7 +125,7 @@ func powerOff() {
 	}()
 	select {
 	case <-synced:
-	case <-time.After(syncLimit):
+	case <-time.After(syncTimeout):
 	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	for {

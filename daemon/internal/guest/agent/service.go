@@ -95,23 +95,23 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
-	points, err := a.storages.Add(ctx, req.Storages)
+	mountPoints, err := a.storages.Add(ctx, req.Storages)
 	if err != nil {
 		return nil, err
 	}
-	c, err := a.build(ctx, req)
+	c, err := a.createContainer(ctx, req)
 	if err != nil {
-		return nil, errors.Join(err, a.storages.Remove(points))
+		return nil, errors.Join(err, a.storages.Remove(mountPoints))
 	}
 	a.mu.Lock()
-	a.containers[c.ID()] = &containerEntry{c, points}
+	a.containers[c.ID()] = &containerEntry{c, mountPoints}
 	a.mu.Unlock()
 	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
 }
 
-// build builds a container. Its storages must have been added.
-func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*container.Container, error) {
+// createContainer creates the container that req describes. Its storages must have been added to a.storages.
+func (a *agent) createContainer(ctx context.Context, req *pb.CreateContainerRequest) (*container.Container, error) {
 	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {
 		return nil, err
@@ -123,7 +123,8 @@ func (a *agent) build(ctx context.Context, req *pb.CreateContainerRequest) (*con
 	return c, nil
 }
 
-// container returns the container with an id. The error is errdefs.ErrNotFound if there is none.
+// container returns the container id. It returns errdefs.ErrNotFound if there is none, and errdefs.ErrInvalidArgument
+// if id is not valid.
 func (a *agent) container(id string) (*containerEntry, error) {
 	if err := container.ValidateID("container", id); err != nil {
 		return nil, err
@@ -136,7 +137,8 @@ func (a *agent) container(id string) (*containerEntry, error) {
 	return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 }
 
-// process returns a process of a container. An empty exec id means the main process.
+// process returns the process execID of the container containerID. An empty execID means the main process. It returns
+// errdefs.ErrNotFound if there is none.
 func (a *agent) process(containerID, execID string) (*container.Process, error) {
 	c, err := a.container(containerID)
 	if err != nil {
@@ -192,7 +194,8 @@ func (a *agent) SignalProcess(_ context.Context, req *pb.SignalProcessRequest) (
 	return emptyResponse(c.Signal(req.ExecId, unix.Signal(req.Signal)))
 }
 
-// WaitProcess waits until a process has exited and returns its status as a shell reports it: 128+N after signal N.
+// WaitProcess waits until a process has exited. It returns the process's status as a shell reports it, which is 128+N
+// after signal N.
 func (a *agent) WaitProcess(ctx context.Context, req *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -214,7 +217,7 @@ func (a *agent) UpdateContainer(_ context.Context, req *pb.UpdateContainerReques
 	return emptyResponse(c.Limit(req.Resources))
 }
 
-// StatsContainer returns the resource usage of a container and the traffic of all network cards.
+// StatsContainer returns the resource usage of a container and the traffic of all network interfaces.
 func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
 	c, err := a.container(req.ContainerId)
 	if err != nil {
@@ -224,11 +227,11 @@ func (a *agent) StatsContainer(_ context.Context, req *pb.StatsContainerRequest)
 	if err != nil {
 		return nil, fmt.Errorf("read statistics of container %s: %w", c.ID(), err)
 	}
-	cards, err := network.Stats()
+	interfaces, err := network.Stats()
 	if err != nil {
 		return nil, err
 	}
-	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: cards}, nil
+	return &pb.StatsContainerResponse{CgroupStats: group, NetworkStats: interfaces}, nil
 }
 
 // PauseContainer freezes a container's processes until ResumeContainer is called.

@@ -10,12 +10,12 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 )
 
-// UpdateInterface configures a network card.
+// UpdateInterface configures a network interface.
 func (a *agent) UpdateInterface(ctx context.Context, req *pb.UpdateInterfaceRequest) (*protocols.Interface, error) {
 	return network.UpdateInterface(ctx, a.log, req.Interface)
 }
 
-// ListInterfaces returns the network cards and their addresses.
+// ListInterfaces returns the network interfaces and their addresses.
 func (a *agent) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
 	return network.Interfaces()
 }
@@ -30,7 +30,7 @@ func (a *agent) ListRoutes(context.Context, *pb.ListRoutesRequest) (*pb.Routes, 
 	return network.Routes()
 }
 
-// AddARPNeighbors adds or replaces entries of the neighbour table.
+// AddARPNeighbors adds or replaces entries of the neighbor table.
 func (a *agent) AddARPNeighbors(ctx context.Context, req *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
 	return emptyResponse(network.UpdateNeighbors(ctx, req.GetNeighbors().GetARPNeighbors()))
 }

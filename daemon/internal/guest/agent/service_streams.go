@@ -42,8 +42,8 @@ func (a *agent) CloseStdin(_ context.Context, req *pb.CloseStdinRequest) (*empty
 	return &emptypb.Empty{}, nil
 }
 
-// ReadStdout waits for output of a process and returns it. At the end of the output it returns an error with the code
-// OutOfRange.
+// ReadStdout waits for output of a process and returns it. At the end of the output, it returns an error with the
+// code OutOfRange.
 func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -52,7 +52,8 @@ func (a *agent) ReadStdout(ctx context.Context, req *pb.ReadStreamRequest) (*pb.
 	return readOutput(ctx, p.ReadStdout, req.Len)
 }
 
-// ReadStderr is like ReadStdout but for standard error, which is always at its end for a process with a terminal.
+// ReadStderr is like ReadStdout but for standard error. A process with a terminal has no standard error, so ReadStderr
+// returns OutOfRange for it.
 func (a *agent) ReadStderr(ctx context.Context, req *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error) {
 	p, err := a.process(req.ContainerId, req.ExecId)
 	if err != nil {
@@ -70,7 +71,7 @@ func (a *agent) TtyWinResize(_ context.Context, req *pb.TtyWinResizeRequest) (*e
 	return emptyResponse(p.Resize(req.Row, req.Column))
 }
 
-// errEndOfStream tells the shim that a stream has ended.
+// errEndOfStream is the error with which the shim recognizes the end of a stream.
 var errEndOfStream = fmt.Errorf("end of stream: %w", errdefs.ErrOutOfRange)
 
 func readOutput(ctx context.Context, read func(context.Context, int) ([]byte, error), limit uint32) (*pb.ReadStreamResponse, error) {

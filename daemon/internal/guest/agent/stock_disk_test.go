@@ -54,21 +54,21 @@ func (s *stock) testVolume(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(content, "file"), []byte("content"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const point = "/run/kata-containers/sandbox/storage/MDIvMDU="
+	const mountPoint = "/run/kata-containers/sandbox/storage/MDIvMDU="
 	storage := &pb.Storage{
-		Driver: "blk", Source: s.qmp.plugDisk(t, makeDisk(t, content, 8)), Fstype: "ext4", MountPoint: point,
+		Driver: "blk", Source: s.qmp.plugDisk(t, makeDisk(t, content, 8)), Fstype: "ext4", MountPoint: mountPoint,
 		Options: []string{"noatime", "io.katacontainers.fs-opt.block_device=file"},
 	}
 	for _, id := range []string{"one", "two"} {
 		req := s.container(t, id)
 		req.Storages = []*pb.Storage{storage}
-		addMount(req, point, "/data")
+		addMount(req, mountPoint, "/data")
 		s.start(t, req)
 	}
 	s.stop(t, "one")
 	s.checkOutput(t, "two", "/data/file: \"content\" false\n", "files", "/data/file")
 
-	stats, err := s.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: point})
+	stats, err := s.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: mountPoint})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func (s *stock) testVolume(t *testing.T) {
 	_, err = s.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: "/proc"})
 	wantCode(t, err, codes.NotFound)
 	s.stop(t, "two")
-	_, err = s.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: point})
+	_, err = s.GetVolumeStats(ctx, &pb.VolumeStatsRequest{VolumeGuestPath: mountPoint})
 	wantCode(t, err, codes.NotFound)
 }
 

@@ -26,7 +26,8 @@ type stock struct {
 // mainID is the container that runs from the beginning to the end of the test.
 const mainID = "main"
 
-// TestStock boots a machine as unmodified Kata does, and plugs in the disks and network cards that its containers need.
+// TestStock boots a machine as unmodified Kata does, and plugs in the disks and network interfaces that its containers
+// need.
 func TestStock(t *testing.T) {
 	monitor := filepath.Join(t.TempDir(), "qmp.sock")
 	s := &stock{guest: bootGuest(t, stockArguments(monitor, stockCmdline)...)}
@@ -44,7 +45,7 @@ func TestStock(t *testing.T) {
 	t.Run("root on a disk", s.testRootDisk)
 	t.Run("volume", s.testVolume)
 	t.Run("overlay", s.testOverlay)
-	t.Run("cards", s.testCards)
+	t.Run("interfaces", s.testInterfaces)
 	t.Run("clock and random numbers", s.testClock)
 	t.Run("memory limit in a nested cgroup", s.testNestedOOM)
 	t.Run("refused", s.testRefused)
@@ -132,10 +133,10 @@ func (s *stock) testConsole(t *testing.T) {
 // be on the disk.
 func (s *stock) testEnd(t *testing.T) {
 	disk := makeDisk(t, t.TempDir(), 8)
-	const point = "/run/kata-containers/sandbox/storage/last"
+	const mountPoint = "/run/kata-containers/sandbox/storage/last"
 	req := s.container(t, "last")
-	req.Storages = []*pb.Storage{{Driver: "blk", Source: s.qmp.plugDisk(t, disk), Fstype: "ext4", MountPoint: point}}
-	addMount(req, point, "/data")
+	req.Storages = []*pb.Storage{{Driver: "blk", Source: s.qmp.plugDisk(t, disk), Fstype: "ext4", MountPoint: mountPoint}}
+	addMount(req, mountPoint, "/data")
 	s.start(t, req)
 	s.checkOutput(t, "last", "", "put", "/data/file", "written")
 	s.qmp.do(t, "send-key", map[string]any{"keys": []map[string]any{

@@ -9,8 +9,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
 
-// This file has the methods of AgentService that this guest does not support. A shim with our configuration never calls
-// them.
+// This file has the methods of AgentService that this guest does not support. A shim with msbd's configuration never
+// calls them.
 
 // GetIPTables is not supported.
 func (a *agent) GetIPTables(context.Context, *pb.GetIPTablesRequest) (*pb.GetIPTablesResponse, error) {

@@ -87,7 +87,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		"-device", "virtserialport,chardev=agent,name=kata.agent.0",
 		"-chardev", "socket,id=fs,path=" + fsSocket,
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=" + shareTag,
-		// A network card that cannot reach the host or the outside.
+		// A network interface that cannot reach the host or the outside.
 		"-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,mac=" + testMAC,
 	}, extra...)...), g.exited)
 	t.Cleanup(func() {

@@ -14,8 +14,9 @@ import (
 // while to start.
 const socketTimeout = 30 * time.Second
 
-// Connect copies in to the server at socket and the server's bytes to out, until either side ends or ctx is done.
-// It may leave a goroutine blocked in a read of in, so the process should exit when Connect returns.
+// Connect connects in and out to the server that Serve runs at socket. It copies the bytes of in to the server, and the
+// server's bytes to out. It returns when either side ends or ctx is done. A goroutine may then still be blocked in a
+// read of in, so the process should exit.
 func Connect(ctx context.Context, socket string, in io.Reader, out io.Writer) error {
 	conn, err := dial(ctx, socket)
 	if err != nil {

@@ -9,14 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// children starts the portal's processes. It reaps them and every orphan that the kernel reparents to the portal.
-// Nothing else in the program may wait for a child (os/exec does): it would race with reap for exit statuses.
+// children starts the portal's processes. It reaps them, and every orphan that the kernel reparents to the portal.
+// Nothing else in the program may wait for a child, because it would race with reap for exit statuses. So the program
+// cannot use os/exec, which waits for its children.
 type children struct {
 	mu        sync.Mutex
-	processes map[int]*process // that start has started and reap has not reaped, by pid
+	processes map[int]*process // the processes of start that have not been reaped yet, by pid
 }
 
-// process is a child of the portal. It leads its own session and process group.
+// process is a child of the portal. It is the leader of a session and a process group.
 type process struct {
 	pid    int
 	parent *children
@@ -25,8 +26,8 @@ type process struct {
 	status syscall.WaitStatus
 }
 
-// adoptOrphans makes this process the reaper of its orphaned descendants, which it already is if it is PID 1. From
-// then on the returned children reaps every child.
+// adoptOrphans makes this process the reaper of its orphaned descendants. If it is PID 1, it already is. From then on,
+// the returned children reaps every child.
 func adoptOrphans() (*children, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("prctl", err)
@@ -63,8 +64,8 @@ func (c *children) reap() {
 	}
 }
 
-// start runs the program at path with files as its descriptors 0, 1, 2 and so on. The error is the errno of fork,
-// chdir or exec.
+// start runs the program at path with files as its descriptors 0, 1, 2 and so on. If fork, chdir or exec fails, start
+// returns its errno.
 func (c *children) start(path string, argv, env []string, dir string, files ...*os.File) (*process, error) {
 	fds := make([]uintptr, len(files))
 	for i, f := range files {

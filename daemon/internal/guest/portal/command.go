@@ -61,7 +61,7 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 		<-p.exited
 		err = endError(ctx)
 	}
-	out.discard()
+	out.finish()
 	if err != nil {
 		return err
 	}
@@ -70,7 +70,7 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 	}})
 }
 
-// exitCode returns the exit code as a shell reports it: 128+N for a process that was killed by signal N.
+// exitCode returns the exit code as a shell reports it. It is 128+N for a process that was killed by signal N.
 func exitCode(s syscall.WaitStatus) int32 {
 	if s.Signaled() {
 		return 128 + int32(s.Signal())
@@ -101,8 +101,8 @@ func endError(ctx context.Context) error {
 	return status.FromContextError(ctx.Err()).Err()
 }
 
-// processEnvironment returns the environment and the working directory for a process. e overrides those of the portal
-// itself, which come from the image. An empty dir means the portal's working directory.
+// processEnvironment returns the environment and the working directory for a process. e overrides the portal's
+// environment and working directory, which come from the image. An empty dir means the portal's working directory.
 func processEnvironment(e *portalv1.Environment) (env []string, dir string, err error) {
 	env = os.Environ()
 	for _, entry := range e.GetEnv() {
@@ -151,8 +151,8 @@ func getenv(env []string, name string) (value string, ok bool) {
 	return "", false
 }
 
-// lookPath finds a program as a shell does. A name with a slash is a path, relative to dir. Any other name is searched
-// for in the directories of env's PATH.
+// lookPath finds the program name as a shell does. A name with a slash is a path, relative to dir. For any other name,
+// lookPath searches the directories in the PATH of env.
 func lookPath(name string, env []string, dir string) (string, error) {
 	fromDir := func(path string) string {
 		if filepath.IsAbs(path) {
@@ -191,7 +191,8 @@ func lookPath(name string, env []string, dir string) (string, error) {
 	return "", notFound
 }
 
-// checkExecutable returns an error unless the file at path can be run. It is os.ErrNotExist if there is no such file.
+// checkExecutable returns an error unless the file at path can be run. It returns os.ErrNotExist if there is no such
+// file.
 func checkExecutable(path string) error {
 	info, err := os.Stat(path)
 	switch {

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// newestOnly is a listener that closes the previous connection when it accepts a new one. A daemon that was killed may
-// leave its bridge connected; the connection of the next daemon's bridge then replaces it.
+// newestOnly is a listener that closes the previous connection when it accepts a new one. If a daemon is killed, its
+// bridge may stay connected. The connection of the next daemon's bridge then replaces it.
 type newestOnly struct {
 	net.Listener
 	mu   sync.Mutex

@@ -16,13 +16,13 @@ const (
 	stderr = portalv1.Output_STREAM_STDERR
 )
 
-// maxBacklog is how many bytes of output are kept that a REPL prints while no run is in progress. The rest is dropped,
-// so that a background thread that prints a lot neither blocks nor fills the memory.
+// maxBacklog bounds the output, in bytes, that is kept while no run of a REPL is in progress. Further output is
+// dropped, so that a background thread that prints a lot neither blocks nor fills the memory.
 const maxBacklog = 1 << 20
 
-// A program that prints line by line would have each line sent as a message. To avoid that, after unbatchedReads reads
-// without a pause of idlePause between them, pump waits batchDelay before each read and so reads more at once. A run's
-// result is not delayed by this: drain reads immediately.
+// These constants make pump batch output. Otherwise each line of a program that prints line by line would be sent as a
+// message. After unbatchedReads reads without a pause of idlePause between them, pump waits batchDelay before each
+// read, so that it reads more at once. This does not delay the result of a run, because drain reads immediately.
 const (
 	unbatchedReads = 32
 	idlePause      = 10 * time.Millisecond
@@ -34,11 +34,11 @@ type emitFunc func(stream portalv1.Output_Stream, data []byte) error
 
 // output collects what a process and its descendants print into two pipes.
 //
-// The pipes are read until their last writer has closed them, which may be long after the process has exited: a server
-// left in the background must not die of SIGPIPE because the command that started it ended.
+// The pipes are read until their last writer has closed them. That may be long after the process has exited. A server
+// in the background must not die of SIGPIPE because the command that started it has ended.
 type output struct {
-	// mu is held from the read of a piece until it has been emitted. Pieces are therefore emitted in the order in which
-	// they were read, and while mu is held, everything that was read has been emitted.
+	// mu is held from the read of a piece until the piece has been emitted. Pieces are therefore emitted in the order
+	// in which they were read. A goroutine that acquires mu knows that everything that was read has been emitted.
 	mu    sync.Mutex
 	pipes [2]outputPipe
 	// epoll watches the open pipes. ready is the same descriptor as a file, which Go's poller watches.
@@ -75,7 +75,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 			}
 		}
 	}()
-	// Go's poller does not tell which pipe became readable first. Our own epoll does.
+	// A separate epoll instance reports which pipe became readable first. Go's poller does not.
 	ready, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, nil, nil, os.NewSyscallError("epoll_create1", err)
@@ -92,7 +92,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 			return nil, nil, nil, os.NewSyscallError("pipe2", err)
 		}
 		fds = append(fds, pair[:]...)
-		// Only the read end is non-blocking: programs expect a blocking stdout.
+		// Only the read end is non-blocking, because programs expect a blocking stdout.
 		if err := unix.SetNonblock(pair[0], true); err != nil {
 			return nil, nil, nil, os.NewSyscallError("fcntl", err)
 		}
@@ -108,7 +108,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 	return o, os.NewFile(uintptr(ends[0]), "stdout"), os.NewFile(uintptr(ends[1]), "stderr"), nil
 }
 
-// pump emits what is printed into the pipes until their last writers have closed them.
+// pump emits the output in the pipes until their last writers have closed them.
 func (o *output) pump() {
 	defer o.ready.Close()
 	raw, err := o.ready.SyscallConn()
@@ -137,9 +137,9 @@ func (o *output) pump() {
 	})
 }
 
-// read emits what is in the pipes, starting with the pipe that became readable first, and returns how many pipes were
-// readable. It leaves a pipe once it has read what was in it at the beginning, so that it returns even if a writer
-// never stops. The caller holds mu.
+// read emits the bytes that are in the pipes, and returns how many pipes were readable. It starts with the pipe that
+// became readable first. It stops reading a pipe once it has read the bytes that were in the pipe at the beginning, so
+// that it returns even if a writer never stops. The caller holds mu.
 func (o *output) read() int {
 	var events [len(o.pipes)]unix.EpollEvent
 	n, err := unix.EpollWait(o.epoll, events[:], 0)
@@ -200,15 +200,15 @@ func (o *output) detach() {
 	o.emit = nil
 }
 
-// discard emits what was printed before the call and drops what is printed later.
-func (o *output) discard() {
+// finish emits the output that was printed before the call, and drops all later output.
+func (o *output) finish() {
 	o.drain()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.emit = func(portalv1.Output_Stream, []byte) error { return nil }
 }
 
-// drain emits everything that was printed before the call.
+// drain emits all output that was printed before the call.
 func (o *output) drain() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -217,7 +217,8 @@ func (o *output) drain() {
 	}
 }
 
-// report emits a line of the portal itself on stderr, on a line of its own.
+// report emits a message of the portal on stderr. If the process's last line there has no newline, report first ends
+// it.
 func (o *output) report(line string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -17,16 +17,16 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// The drivers (repl.py and repl.js) run in the image's own interpreters. Each has five descriptors:
+// The drivers (repl.py and repl.js) run in the image's interpreters. Each has five descriptors:
 //
 //	0     /dev/null
 //	1, 2  pipes for the output of the code and of the processes that it starts
 //	3     pipe "runs": for each run its length (4 bytes, big endian) and its code
 //	4     socket "control": the single bytes below
 //
-// A pipe keeps the order of what is printed to it. To keep the order across both pipes, a driver that switches from
-// one stream to the other within a run first sends a sync byte and waits for the portal to echo it. The portal echoes
-// it after it has read everything that is in the pipes.
+// A pipe keeps the order of the output in it. To keep the order across both pipes, a driver that switches from one
+// stream to the other within a run first sends a sync byte and waits for the portal to echo it. The portal echoes the
+// byte after it has read everything that is in the pipes.
 const (
 	controlReady  = 'r' // the driver is ready for its first run
 	controlOK     = '+' // the run ended without an error
@@ -43,11 +43,11 @@ var nodeDriver string
 const (
 	// startTimeout bounds the start of an interpreter. It is long because emulated machines are slow.
 	startTimeout = time.Minute
-	// interruptGrace is how long an interpreter has to react to an interrupt before its process group is interrupted,
-	// and how long an interpreter has to exit once its control socket is unusable.
+	// interruptGrace is how long an interpreter has to react to an interrupt. After that, its process group is
+	// interrupted. It is also how long an interpreter has to exit once its control socket is unusable.
 	interruptGrace = time.Second
-	// killTimeout is how long an interrupted interpreter has to end the run before it is killed and loses its state.
-	// An emulated one on a busy host has taken more than 5 s.
+	// killTimeout is how long an interrupted interpreter has to end the run. After that, it is killed and loses its
+	// state. An emulated interpreter on a busy host has taken more than 5 s.
 	killTimeout = 15 * time.Second
 )
 
@@ -90,8 +90,8 @@ func (q replQueue) acquire(ctx context.Context) error {
 
 func (q replQueue) release() { <-q }
 
-// run runs the code of req and passes its output to emit. It does not call emit after it has returned. success is
-// false if the code raised an exception or ended the interpreter.
+// run runs the code of req and passes its output to emit. It does not call emit after it has returned. success is false
+// if the code raised an exception, exited with a code other than 0, or ended the interpreter.
 func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitFunc) (success bool, err error) {
 	if err := r.queue.acquire(ctx); err != nil {
 		return false, status.FromContextError(err).Err()
@@ -143,7 +143,7 @@ func (r *repl) reportExit(emit emitFunc, when string) {
 	s.close()
 }
 
-// exitText describes how a process ended, such as "exited with status 1".
+// exitText describes how a process with the wait status s ended, such as "exited with status 1".
 func exitText(s syscall.WaitStatus) string {
 	if !s.Signaled() {
 		return fmt.Sprintf("exited with status %d", s.ExitStatus())
@@ -241,9 +241,9 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	return s, nil
 }
 
-// serveControl answers syncs and passes events on until the driver closes the control socket or sends a byte that it
-// never sends. Either means that the user's code has tampered with the socket or that the interpreter is exiting. If
-// the interpreter has not exited interruptGrace later, serveControl kills its process group.
+// serveControl echoes sync bytes and passes events to s.events. It ends when the driver closes the control socket, or
+// when a byte arrives that no driver sends. Then the interpreter is exiting, or the user's code has tampered with the
+// socket. If the interpreter has not exited interruptGrace later, serveControl kills its process group.
 func (s *session) serveControl() {
 	defer func() {
 		timer := time.NewTimer(interruptGrace)
@@ -294,8 +294,8 @@ func (s *session) submit(ctx context.Context, code string) error {
 // had to be killed.
 func (s *session) interrupt() byte {
 	s.signal(syscall.SIGINT)
-	// The interpreter may be waiting for a program that it started, so interrupt the process group if the interpreter
-	// does not react. Not before: programs in the background should survive an interrupted run.
+	// The interpreter may be waiting for a program that it started. So if it does not react, interrupt its process
+	// group. Do not do this at first, because programs in the background should survive an interrupted run.
 	retry := time.NewTicker(interruptGrace)
 	defer retry.Stop()
 	kill := time.NewTimer(killTimeout)
@@ -318,7 +318,7 @@ func (s *session) interrupt() byte {
 
 // close releases the portal's descriptors of a session whose process has exited.
 func (s *session) close() {
-	s.out.discard()
+	s.out.finish()
 	s.runs.Close()
 	s.control.Close()
 }

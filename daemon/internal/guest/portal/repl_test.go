@@ -46,7 +46,7 @@ func TestREPLQueueWaitEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := queue.acquire(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("acquire with a cancelled context: %v, want context.Canceled", err)
+		t.Errorf("acquire with a canceled context: %v, want context.Canceled", err)
 	}
 }
 

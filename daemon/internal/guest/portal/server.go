@@ -1,9 +1,9 @@
-// Package portal is the helper inside each sandbox, which runs code and commands for msbd.
+// Package portal is the helper inside each sandbox. It runs code and commands for msbd.
 //
 // Serve is the container's main process. Connect is the bridge over which msbd reaches it. Only cmd/msb-portal imports
 // this package.
 //
-// Any process in the sandbox can connect to the portal, but gains nothing by it: the portal does nothing that such a
+// Any process in the sandbox can connect to the portal. This is no risk, because the portal can do nothing that such a
 // process cannot do itself.
 package portal
 
@@ -22,11 +22,11 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// Socket is the address at which Serve listens in a sandbox. It is an abstract socket: it needs no writable file
-// system, and it disappears with the sandbox.
+// Socket is the address at which Serve listens in a sandbox. It is an abstract socket, because that needs no writable
+// file system and disappears with the sandbox.
 const Socket = "@msb-portal"
 
-// window is the gRPC flow-control window: how many bytes msbd may send ahead of what the portal has read.
+// window is the gRPC flow-control window. It is the number of bytes that msbd may send before the portal reads them.
 const window = 1 << 20
 
 type server struct {

@@ -22,10 +22,11 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// window is the gRPC flow-control window: how many bytes of output a sandbox may send ahead of what msbd has read.
+// window is the gRPC flow-control window. It is the number of bytes of output that a sandbox may send before msbd reads
+// them.
 const window = 1 << 20
 
-// Client is a connection to one portal. It is safe for concurrent use. It does not reconnect: once the stream has
+// Client is a connection to one portal. It is safe for concurrent use. It does not reconnect. Once the stream has
 // ended, every call returns errdefs.ErrUnavailable.
 type Client struct {
 	conn *grpc.ClientConn
@@ -34,8 +35,8 @@ type Client struct {
 
 var _ sandbox.Portal = (*Client)(nil)
 
-// New returns a client of the portal at the other end of stream. It waits until the portal answers or ctx is done. The
-// client owns stream: New closes it if it returns an error.
+// New returns a client of the portal at the other end of stream. It waits until the portal responds or ctx is done. The
+// client takes over stream, and New closes stream if it returns an error.
 func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 	var dialed atomic.Bool
 	dial := func(context.Context, string) (net.Conn, error) {
@@ -47,7 +48,7 @@ func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 	conn, err := grpc.NewClient("passthrough:///portal",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(dial),
-		// By default gRPC closes a connection that is idle for half an hour, and the stream cannot be opened again.
+		// By default, gRPC closes a connection that is idle for half an hour. The stream could not be opened again.
 		grpc.WithIdleTimeout(0),
 		// The portal may still be starting. Only ctx bounds the wait for it.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 24 * time.Hour}),
@@ -79,7 +80,7 @@ func (c *Client) Ping(ctx context.Context) error {
 	return nil
 }
 
-// RunCode implements sandbox.Portal. No Timeout means no limit.
+// RunCode implements sandbox.Portal. If code.Timeout is 0 or negative, the run has no time limit.
 func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {
 	languages := map[sandbox.Language]portalv1.RunCodeRequest_Language{
 		sandbox.Python: portalv1.RunCodeRequest_LANGUAGE_PYTHON,
@@ -100,7 +101,7 @@ func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 	})
 }
 
-// RunCommand implements sandbox.Portal. No Timeout means no limit.
+// RunCommand implements sandbox.Portal. If command.Timeout is 0 or negative, the run has no time limit.
 func (c *Client) RunCommand(ctx context.Context, command sandbox.Command) (sandbox.Process, error) {
 	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCommandResponse], error) {
 		return c.rpc.RunCommand(ctx, &portalv1.RunCommandRequest{
@@ -129,7 +130,8 @@ type runTimeout struct{ message string }
 func (e runTimeout) Error() string { return e.message }
 func (runTimeout) Unwrap() error   { return sandbox.ErrRunTimeout }
 
-// asError translates a gRPC error into the errors that sandbox.Portal promises. If ctx is done, that is the reason.
+// asError translates err, a gRPC error, into the errors that sandbox.Portal promises. If ctx is done, asError returns
+// the error of ctx.
 func asError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -152,8 +154,8 @@ func asError(ctx context.Context, err error) error {
 	return err
 }
 
-// streamConn is a stream as the net.Conn that gRPC needs. It ignores deadlines: gRPC bounds calls by their contexts and
-// closes the connection to end a blocked read.
+// streamConn makes a stream a net.Conn, which gRPC needs. It ignores deadlines. gRPC does not need them, because it
+// bounds calls by their contexts and closes the connection to end a blocked read.
 type streamConn struct{ io.ReadWriteCloser }
 
 type streamAddr struct{}

@@ -20,7 +20,7 @@ type event[E any] interface {
 
 // process is a run whose events arrive over a gRPC stream. It implements sandbox.Process.
 type process[E any, P event[E]] struct {
-	ctx    context.Context // of the stream; its error tells why the stream ended
+	ctx    context.Context // of the stream; its error, if any, is why the stream ended
 	cancel context.CancelFunc
 	stream grpc.ServerStreamingClient[E]
 	// exitCode returns the exit code in a result.

@@ -54,8 +54,8 @@ type Config struct {
 	ACMEEmail string
 	// ACMEDirectory is the URL of the ACME server's directory. If it is empty, Let's Encrypt is used.
 	ACMEDirectory string
-	// ACMEDirectoryCA is a file with the CAs that are trusted to sign the ACME server's certificate. If it is empty, the
-	// host's CAs are.
+	// ACMEDirectoryCA is a file with the CAs that are trusted to sign the ACME server's certificate. If it is empty,
+	// the host's CAs are trusted.
 	ACMEDirectoryCA string
 
 	// MaxConnections is the maximum number of connections to the gateway.
@@ -81,12 +81,12 @@ type Config struct {
 	Hypervisor string
 	// Accelerator is "auto", "kvm" or "tcg" (emulation).
 	Accelerator string
-	// KataConfig is the file of the host's own Kata configuration, which also names its guest. If it is empty, msbd
-	// writes a configuration for the built-in guest.
+	// KataConfig is the file of the host's Kata configuration, which also names the guest. If it is empty, msbd writes
+	// a configuration for the built-in guest.
 	KataConfig string
-	// KataShim is the path of the host's own shim. If it is empty, the built-in shim is used.
+	// KataShim is the path of the host's Kata shim. If it is empty, the built-in shim is used.
 	KataShim string
-	// QEMU and Virtiofsd are the paths of programs. If empty, they are looked for where distributions install them.
+	// QEMU and Virtiofsd are the paths of these programs. If empty, msbd searches for the distribution's programs.
 	QEMU      string
 	Virtiofsd string
 	// Containerd is the address of a containerd to use. If it is empty, msbd runs a private one.
@@ -109,8 +109,8 @@ func (c Config) Domains() []string {
 // SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default returns the default configuration. Users other than root have their own directories. Package client looks for
-// the admin socket in the same place.
+// Default returns the default configuration. For users other than root, the directories are below their home and
+// runtime directories. Package client looks for the admin socket in the same place.
 func Default() Config {
 	stateDir, runDir := "/var/lib/msb", "/run/msb"
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {
@@ -140,7 +140,7 @@ func Default() Config {
 // MinMemoryMiB is the minimum memory with which a guest and an interpreter start.
 const MinMemoryMiB = 128
 
-// validate returns an error that joins all problems, each an errdefs.ErrInvalidArgument.
+// validate returns an error that joins all problems. Each of them is an errdefs.ErrInvalidArgument.
 func (c Config) validate(namespace func(string) error) error {
 	var problems []error
 	check := func(ok bool, format string, a ...any) {
@@ -192,7 +192,7 @@ func (c Config) validate(namespace func(string) error) error {
 		check(false, "%s %q: must be one of %q", name, value, choices)
 	}
 	choice("hypervisor", c.Hypervisor, "auto", "kata", "builtin")
-	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names its own hypervisor")
+	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names the hypervisor")
 	check(c.Hypervisor != "kata" || c.Accelerator != "tcg" || c.KataConfig != "",
 		"accelerator tcg: hypervisor kata requires KVM; use hypervisor builtin for emulation")
 	choice("accelerator", c.Accelerator, "auto", "kvm", "tcg")
@@ -222,13 +222,14 @@ func (c Config) validateListen() []error {
 	return problems
 }
 
-// IsLoopback reports whether a host, without a port or brackets, can only be this machine: the name localhost or a
-// numeric loopback address. Any other name is refused, because it can come to resolve to another machine.
+// IsLoopback reports whether host, without a port or brackets, can only be this machine. That is the name localhost or
+// a numeric loopback address. IsLoopback returns false for any other name, because it can resolve to another machine.
 func IsLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return strings.EqualFold(host, "localhost") || err == nil && ip.Unmap().IsLoopback()
 }
 
+// invalid returns an errdefs.ErrInvalidArgument with this message.
 func invalid(format string, a ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
 }

@@ -75,7 +75,7 @@ func (c *Config) applyQuotas(path string, values map[string]any) (problems []err
 // unset is the value of a limit that a table [namespace.NAME] omits.
 const unset = -1
 
-// fillQuotas sets the limits that the tables [namespace.NAME] omit to those of c.Quota.
+// fillQuotas sets each limit that a table [namespace.NAME] omits to the same limit of c.Quota.
 func (c *Config) fillQuotas() {
 	for namespace, q := range c.Quotas {
 		for _, l := range quotaLimits {

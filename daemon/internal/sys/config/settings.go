@@ -19,9 +19,11 @@ import (
 // DefaultFile is the configuration file that is read if it exists and no other file is named.
 const DefaultFile = "/etc/msb/msbd.toml"
 
-// Setting is a value that an administrator can set: with the flag --kata-config, with the environment variable
-// MSBD_KATA_CONFIG, or in the file with the key kata_config, which may also be written as config in the table [kata].
+// Setting is a value that an administrator can set with a flag, an environment variable or a key in the file. For
+// example, the setting kata-config has the flag --kata-config, the variable MSBD_KATA_CONFIG and the key kata_config.
+// In the file, it can also be written as the key config in the table [kata].
 type Setting struct {
+	// Name is the name of the flag, without the dashes.
 	Name string
 	// Usage is the help text, with the placeholder of the value in backquotes.
 	Usage string
@@ -69,9 +71,9 @@ var Settings = []Setting{
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
-	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's own; needs KVM) or builtin (msbd's own)", func(c *Config) *string { return &c.Hypervisor }),
-	text("kata-config", "`FILE` with a Kata configuration of your own; its guest is used instead of msbd's", func(c *Config) *string { return &c.KataConfig }),
-	text("kata-shim", "`PATH` of a containerd-shim-kata-v2 of your own (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
+	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's driver, which needs KVM) or builtin (msbd's)", func(c *Config) *string { return &c.Hypervisor }),
+	text("kata-config", "`FILE` with the host's Kata configuration, whose guest is used instead of the built-in one", func(c *Config) *string { return &c.KataConfig }),
+	text("kata-shim", "`PATH` of the host's containerd-shim-kata-v2 (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
 	text("accelerator", "`NAME` of the accelerator of the guests: auto, kvm or tcg (emulation)", func(c *Config) *string { return &c.Accelerator }),
 	text("qemu", "`PATH` of QEMU (default: found on the host)", func(c *Config) *string { return &c.QEMU }),
 	text("virtiofsd", "`PATH` of virtiofsd (default: found on the host)", func(c *Config) *string { return &c.Virtiofsd }),
@@ -186,10 +188,10 @@ func fields(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// Load reads the configuration from all sources. file is the argument of --config; if it is empty, DefaultFile is read if
-// it exists. getenv is os.LookupEnv. flags returns the value of a flag and whether it was given. namespace returns an
-// error if a name is not valid for a tenant namespace. The returned error joins all problems of all sources, each an
-// errdefs.ErrInvalidArgument.
+// Load reads the configuration from all sources. file is the argument of --config. If it is empty, Load reads
+// DefaultFile if that exists. getenv is os.LookupEnv. flags returns the value of the flag name, and whether it was
+// given. namespace returns an error if name is not valid for a tenant namespace. The returned error joins all problems
+// of all sources. Each of them is an errdefs.ErrInvalidArgument.
 func Load(file string, getenv, flags func(name string) (string, bool), namespace func(name string) error) (Config, error) {
 	c := Default()
 	problems := c.applyFile(file)

@@ -18,7 +18,7 @@ const TempSuffix = ".new"
 // ErrNotDurable means that a file was replaced, but that a power loss may still bring the old one back.
 var ErrNotDurable = errors.New("replaced, but it may not survive a power loss")
 
-// SyncDir makes the creation, renaming and removal of files in a directory durable. It does not sync the content of the
+// SyncDir makes the creation, renaming and removal of files in dir durable. It does not sync the content of the
 // files.
 func SyncDir(dir string) error {
 	f, err := os.Open(dir)
@@ -62,8 +62,8 @@ func WriteFile(path string, data []byte, perm fs.FileMode) (err error) {
 	return nil
 }
 
-// MkdirAll is like os.MkdirAll, but the directories that it creates survive a power loss. It does not change or sync a
-// directory that exists.
+// MkdirAll is like os.MkdirAll, but the directories that it creates survive a power loss. It does not change a
+// directory that already exists. It syncs the parent of each directory that it creates.
 func MkdirAll(dir string, perm fs.FileMode) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -1,6 +1,6 @@
 // Package kataconf reads a Kata configuration that an administrator wrote, in the same way as Kata's shim reads it. It
-// returns the few settings that msbd depends on. It is in sys because package host, which chooses what sandboxes run on,
-// and package kata, which starts them, both need it and do not import each other.
+// returns the few settings that msbd depends on. It is in sys because packages host and kata both need it. Package host
+// chooses the hypervisor for sandboxes, and package kata starts them. They do not import each other.
 package kataconf
 
 import (
@@ -28,7 +28,8 @@ type Config struct {
 }
 
 // Read reads the configuration at path and then the files in config.d beside it, in the order of their names. Each file
-// overrides single settings of the earlier ones. Every error is an errdefs.ErrInvalidArgument.
+// overrides single settings of the earlier ones. Read returns errdefs.ErrInvalidArgument if a file cannot be read or is
+// not valid.
 func Read(path string) (Config, error) {
 	// The configuration of an installation is often a symbolic link, and config.d is beside its target.
 	if target, err := filepath.EvalSymlinks(path); err == nil {
@@ -93,9 +94,9 @@ func mergeTOML(base, layer map[string]any) {
 	}
 }
 
-// Enables reports whether the configuration allows a sandbox's annotation to set a value of its hypervisor, such as
-// "default_vcpus".
-func (c Config) Enables(annotation string) bool {
+// AllowsAnnotation reports whether the configuration allows a sandbox to set the hypervisor's value annotation, such as
+// "default_vcpus", with an annotation.
+func (c Config) AllowsAnnotation(annotation string) bool {
 	return slices.ContainsFunc(c.annotations, func(pattern string) bool {
 		ok, _ := regexp.MatchString(pattern, annotation) // not anchored, as in Kata
 		return ok

@@ -88,11 +88,11 @@ func TestDropInsOverride(t *testing.T) {
 	writeFile(t, path, qemu+"enable_annotations = [\"default_.*\"]\n[runtime]\nstatic_sandbox_resource_mgmt = true\n")
 	writeFile(t, filepath.Join(filepath.Dir(path), "config.d", "1"), "[hypervisor.qemu]\npath = \"/opt/qemu\"\n[runtime]\nstatic_sandbox_resource_mgmt = false\n")
 	c, err := Read(path)
-	if err != nil || c.Driver != "qemu" || c.StaticResources || !c.Enables("default_vcpus") {
+	if err != nil || c.Driver != "qemu" || c.StaticResources || !c.AllowsAnnotation("default_vcpus") {
 		t.Errorf("%+v, %v", c, err)
 	}
 	writeFile(t, filepath.Join(filepath.Dir(path), "config.d", "2"), "[hypervisor.qemu]\nenable_annotations = []\n")
-	if c, err := Read(path); err != nil || c.Enables("default_vcpus") {
+	if c, err := Read(path); err != nil || c.AllowsAnnotation("default_vcpus") {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
@@ -100,7 +100,7 @@ func TestDropInsOverride(t *testing.T) {
 func TestEnables(t *testing.T) {
 	c := Config{annotations: []string{"(", "^kernel$", "default_.*"}}
 	for annotation, want := range map[string]bool{"default_vcpus": true, "kernel": true, "kernel_params": false, "(": false} {
-		if got := c.Enables(annotation); got != want {
+		if got := c.AllowsAnnotation(annotation); got != want {
 			t.Errorf("Enables(%q) = %t", annotation, got)
 		}
 	}

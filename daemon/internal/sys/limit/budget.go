@@ -4,8 +4,10 @@ import "sync"
 
 // Budget limits how many bytes each key holds, and how many all keys hold together.
 type Budget struct {
-	// All is the maximum number of bytes that all keys may hold together, Each the maximum of one key.
-	All, Each int
+	// All is the maximum number of bytes that all keys together may hold.
+	All int
+	// Each is the maximum number of bytes that one key may hold.
+	Each int
 
 	mu    sync.Mutex
 	total int
@@ -17,19 +19,20 @@ func NewBudget(all, each int) *Budget {
 	return &Budget{All: all, Each: each, byKey: map[string]int{}}
 }
 
-// Excess is the result of Hold: which limit of a Budget would be exceeded.
+// Excess is the result of Hold. It says which limit of a Budget prevented Hold from adding bytes, if any.
 type Excess int
 
 const (
-	// Within means that no limit would be exceeded.
+	// Within means that no limit was exceeded.
 	Within Excess = iota
-	// OverEach means that the limit of the key would be exceeded.
+	// OverEach means that the key would hold more than Each bytes.
 	OverEach
-	// OverAll means that the limit of all keys together would be exceeded.
+	// OverAll means that all keys together would hold more than All bytes.
 	OverAll
 )
 
-// Hold adds n bytes to those that a key holds. If that would exceed a limit, it adds nothing and returns which one.
+// Hold adds n bytes to the number that key holds, and returns Within. If that would exceed a limit, Hold adds nothing
+// and returns the limit.
 func (b *Budget) Hold(key string, n int) Excess {
 	if n == 0 {
 		return Within
@@ -47,7 +50,7 @@ func (b *Budget) Hold(key string, n int) Excess {
 	return Within
 }
 
-// Release subtracts n bytes from those that a key holds.
+// Release subtracts n bytes from the number that key holds.
 func (b *Budget) Release(key string, n int) {
 	if n == 0 {
 		return

@@ -14,7 +14,7 @@ func NewCounts(max int) *Counts {
 	return &Counts{max: max, byKey: map[string]int{}}
 }
 
-// Enter adds one to the count of a key and returns true, or returns false if the key has reached the maximum.
+// Enter adds 1 to the count of key and returns true. If the count has reached the maximum, Enter only returns false.
 func (c *Counts) Enter(key string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -25,7 +25,7 @@ func (c *Counts) Enter(key string) bool {
 	return true
 }
 
-// Leave subtracts one from the count of a key. Call it once for each Enter that returned true.
+// Leave subtracts 1 from the count of key. Call it once for each Enter that returned true.
 func (c *Counts) Leave(key string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -2,8 +2,7 @@ package limit
 
 import "container/list"
 
-// LRU is a map of bounded size: a new entry displaces the least recently used one. It is not safe for concurrent
-// use.
+// LRU is a map of bounded size. A new entry displaces the least recently used one. It is not safe for concurrent use.
 type LRU[K comparable, V any] struct {
 	max     int
 	entries map[K]*list.Element
@@ -20,7 +19,7 @@ func NewLRU[K comparable, V any](max int) *LRU[K, V] {
 	return &LRU[K, V]{max: max, entries: map[K]*list.Element{}, order: list.New()}
 }
 
-// Get returns the value of a key, if it has one, and marks the key as used.
+// Get returns the value of key, if it has one, and marks key as used.
 func (l *LRU[K, V]) Get(key K) (value V, ok bool) {
 	e, ok := l.entries[key]
 	if !ok {
@@ -30,7 +29,7 @@ func (l *LRU[K, V]) Get(key K) (value V, ok bool) {
 	return e.Value.(entry[K, V]).value, true
 }
 
-// Peek is like Get but does not mark the key as used: it changes nothing, and several Peeks may run at once.
+// Peek is like Get but does not mark key as used. It changes nothing, so several Peeks may run at once.
 func (l *LRU[K, V]) Peek(key K) (value V, ok bool) {
 	e, ok := l.entries[key]
 	if !ok {
@@ -39,7 +38,7 @@ func (l *LRU[K, V]) Peek(key K) (value V, ok bool) {
 	return e.Value.(entry[K, V]).value, true
 }
 
-// Put sets the value of a key and marks the key as used.
+// Put sets the value of key and marks key as used.
 func (l *LRU[K, V]) Put(key K, value V) {
 	if e, ok := l.entries[key]; ok {
 		e.Value = entry[K, V]{key, value}

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// MaxRates is the number of keys whose buckets a Rates keeps. The least recently used bucket is dropped; its key starts
-// again with a full bucket.
+// MaxRates is the number of keys whose buckets a Rates keeps. If there are more keys, the least recently used bucket is
+// dropped. Its key starts again with a full bucket.
 const MaxRates = 16 << 10
 
 // Rates limits the calls per second of each key. A key that made no calls for a while may make the calls of one second at
@@ -33,7 +33,7 @@ func NewRates(perSecond float64) *Rates {
 // Bucket is a token bucket with the calls that a key may make now. A nil Bucket is unlimited.
 type Bucket rate.Limiter
 
-// Of returns the bucket of a key.
+// Of returns the bucket of key.
 func (r *Rates) Of(key string) *Bucket {
 	if r.perSecond <= 0 {
 		return nil
@@ -48,8 +48,8 @@ func (r *Rates) Of(key string) *Bucket {
 	return (*Bucket)(bucket)
 }
 
-// Take takes one call from the bucket and returns 0. If the bucket is empty, it returns after how many seconds, at least
-// 1, there will be a call.
+// Take takes one call from the bucket and returns 0. If the bucket is empty, Take returns the number of seconds, at
+// least 1, until a call is available.
 func (b *Bucket) Take() (wait int) {
 	if b == nil || (*rate.Limiter)(b).Allow() {
 		return 0
@@ -59,8 +59,8 @@ func (b *Bucket) Take() (wait int) {
 	return int(max(1, min(math.Ceil(seconds), math.MaxInt32)))
 }
 
-// Owe takes n calls from the bucket even if it has fewer, so that later calls wait longer. A batch uses it to run either
-// completely or not at all, without giving its key more calls than the rate allows.
+// Owe takes n calls from the bucket even if it has fewer, so that later calls wait longer. A batch runs either
+// completely or not at all, and calls Owe so that its key still gets no more calls than the rate allows.
 func (b *Bucket) Owe(n int) {
 	if b == nil {
 		return

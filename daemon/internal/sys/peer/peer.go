@@ -21,8 +21,9 @@ type Peer struct {
 	UID uint32
 	// Groups are the effective group and the supplementary groups of the process.
 	Groups []uint32
-	// PID may have been reused by another process since. Before relying on it, open the process (see package process)
-	// and then check that it is still the peer.
+	// PID is the pid of the process when it connected. The process may have ended since then, and another process may
+	// have got the pid. So rely on PID only while the peer is known to be alive, for example because it waits for the
+	// response to a call.
 	PID int32
 }
 
@@ -39,8 +40,8 @@ func FromContext(ctx context.Context) (Peer, bool) {
 	return caller, ok
 }
 
-// Credentials returns credentials with which a gRPC server on a Unix socket gets the Peer of each connection. They refuse
-// a connection whose peer cannot be determined. Clients use insecure credentials.
+// Credentials returns credentials with which a gRPC server on a Unix socket gets the Peer of each connection. The
+// server rejects a connection if it cannot determine the peer. Clients use insecure credentials.
 func Credentials() credentials.TransportCredentials {
 	return peerCredentials{insecure.NewCredentials()}
 }

@@ -16,13 +16,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process refers to one process, even after that ended and its pid was reused. Call Close when it is no longer needed.
+// Process refers to one process, even after the process has ended and its pid was reused. Call Close when the Process
+// is no longer needed.
 type Process struct {
 	PID    int
 	handle *os.Process // with a pidfd
 }
 
-// Open returns the process that has the pid now. It returns nil if there is none.
+// Open returns the process that has pid now. It returns nil if there is none. The caller must close the Process.
 func Open(pid int) (*Process, error) {
 	handle, err := os.FindProcess(pid)
 	if err == nil {
@@ -40,7 +41,8 @@ func Open(pid int) (*Process, error) {
 // Close releases the reference. The process keeps running.
 func (p *Process) Close() { _ = p.handle.Release() }
 
-// Wait blocks until the process has ended, whether or not it is reaped. If ctx ends first, it returns the cause.
+// Wait blocks until the process has ended, whether or not it is reaped. If ctx ends first, Wait returns the cause of
+// ctx.
 func (p *Process) Wait(ctx context.Context) error {
 	pidfd, err := p.pollable()
 	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
@@ -64,8 +66,8 @@ func (p *Process) Wait(ctx context.Context) error {
 	return nil
 }
 
-// waitWithoutPoller is like Wait but polls, so that it needs no descriptor. Kill must work even if this program has
-// reached its limit of descriptors.
+// waitWithoutPoller is like Wait but polls. It needs no file descriptor, because Kill must work even if this program
+// has reached its limit of file descriptors.
 func (p *Process) waitWithoutPoller(ctx context.Context) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -96,7 +98,7 @@ func (p *Process) pollable() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd:"+strconv.Itoa(p.PID)), nil
 }
 
-// isDead reports whether the process of a pidfd has ended: then the pidfd is readable.
+// isDead reports whether the process of pidfd has ended. A pidfd becomes readable when its process ends.
 func isDead(pidfd uintptr) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	n, _ := unix.Poll(fds, 0)
@@ -125,8 +127,8 @@ func (p *Process) Dead() (dead bool) {
 	return dead
 }
 
-// StartTime returns when a process started, in clock ticks since boot. A pid together with the start time identifies a
-// process across restarts of msbd.
+// StartTime returns when process pid started, in clock ticks since boot. A pid together with the start time identifies
+// a process across restarts of msbd.
 func StartTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -142,8 +144,8 @@ func StartTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[startTimeField], 10, 64)
 }
 
-// Arguments returns the arguments of a process; the first is its program. If the process has ended, it returns a single
-// empty argument.
+// Arguments returns the arguments of process pid. The first is its program. If the process has ended, Arguments returns
+// a single empty string.
 func Arguments(pid int) []string {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")

@@ -47,11 +47,11 @@ func TestProcess(t *testing.T) {
 	if p.Dead() {
 		t.Error("the running process is reported dead")
 	}
-	cause := errors.New("the caller cancelled")
+	cause := errors.New("the caller canceled")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(cause)
 	if err := p.Wait(ctx); !errors.Is(err, cause) {
-		t.Errorf("Wait with a cancelled context = %v, want %v", err, cause)
+		t.Errorf("Wait with a canceled context = %v, want %v", err, cause)
 	}
 	if err := p.Kill(t.Context()); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestProcess(t *testing.T) {
 	}
 }
 
-// Wait works for a process that is not a child of this one, also after a cancelled Wait and in several goroutines.
+// Wait works for a process that is not a child of this one, also after a canceled Wait and in several goroutines.
 func TestWaitForANonChild(t *testing.T) {
 	cmd := exec.Command("/bin/sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
 	out, err := cmd.Output()
@@ -90,10 +90,10 @@ func TestWaitForANonChild(t *testing.T) {
 		t.Fatalf("Open = %v, %v", p, err)
 	}
 	defer p.Close()
-	cancelled, cancel := context.WithCancel(t.Context())
+	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := p.Wait(cancelled); !errors.Is(err, context.Canceled) {
-		t.Errorf("Wait with a cancelled context = %v", err)
+	if err := p.Wait(canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("Wait with a canceled context = %v", err)
 	}
 	ended := make(chan error)
 	for range 2 {

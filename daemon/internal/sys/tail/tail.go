@@ -1,5 +1,5 @@
 // Package tail reads the ends of log files for error messages. A guest may have written a log, so the package removes
-// what could control a terminal. Every package of the daemon may import it.
+// control characters, which could change the terminal of a reader. Every package of the daemon may import it.
 package tail
 
 import (
@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Read returns at most the last n bytes of a file, without control characters other than newlines and tabs. It returns ""
-// if the file cannot be read.
+// Read returns at most the last n bytes of the file at path, without control characters other than newlines and tabs.
+// It returns "" if the file cannot be read.
 func Read(path string, n int64) string {
 	f, err := os.Open(path)
 	if err != nil {
@@ -23,8 +23,8 @@ func Read(path string, n int64) string {
 	return printable(string(text))
 }
 
-// Quote formats the end of a log for an error message. The result begins with a newline and the name of the log; further
-// lines of text are indented. It returns "" if text is empty.
+// Quote formats text, the end of a log, for an error message. The result begins with a newline and the log's name.
+// Further lines of text are indented. Quote returns "" if text is empty.
 func Quote(name, text string) string {
 	if text = printable(text); text == "" {
 		return ""

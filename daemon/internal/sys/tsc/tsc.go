@@ -1,6 +1,7 @@
-// Package tsc measures how fast this processor's time stamp counter (TSC) counts. Guests that QEMU emulates read the
-// host's counter. Their kernels measure its speed as they boot, against an emulated timer, and get it wrong by a factor
-// of up to 50 if the host is busy; then the guest's clock is wrong. So the host tells them.
+// Package tsc measures the frequency of this processor's time stamp counter (TSC). A guest that QEMU emulates reads the
+// host's counter. When its kernel boots, it measures the frequency against an emulated timer. If the host is busy, the
+// result can be wrong by a factor of up to 50, and the guest's clock is wrong. msbd therefore passes the frequency on
+// the guest's kernel command line.
 package tsc
 
 import (
@@ -8,7 +9,7 @@ import (
 	"time"
 )
 
-// KHz returns the speed of the counter in kHz, or 0 if this kind of processor has none. It takes 10 ms.
+// KHz returns the frequency of the counter in kHz, or 0 if this kind of processor has none. It takes 10 ms.
 func KHz() int {
 	const apart = 2 * time.Millisecond
 	var speeds []float64
@@ -32,7 +33,8 @@ type reading struct {
 	ticks uint64
 }
 
-// read reads clock and counter at the same time: of several attempts, it takes the one in which the least time passed.
+// read reads the clock and the counter at the same time. It makes several attempts and returns the one that took the
+// least time.
 func read() (best reading) {
 	shortest := time.Hour
 	for range 100 {

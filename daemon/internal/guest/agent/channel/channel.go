@@ -47,7 +47,8 @@ func Listen() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// findPort returns the device name of the virtio-serial port with the given name. It waits up to timeout for the port.
+// findPort returns the device name of the virtio-serial port name. It waits up to timeout for the port. sysfs is the
+// directory that lists the ports.
 func findPort(sysfs, name string, timeout time.Duration) (string, error) {
 	for end := time.Now().Add(timeout); ; time.Sleep(2 * time.Millisecond) {
 		files, _ := filepath.Glob(filepath.Join(sysfs, "*", "name"))
@@ -67,8 +68,8 @@ type channelAddr string
 func (a channelAddr) Network() string { return "guest" }
 func (a channelAddr) String() string  { return string(a) }
 
-// vsockListener accepts vsock connections from the host only. If the kernel supports vsock loopback, a process in a
-// container could otherwise call the agent. Package net does not support vsock.
+// vsockListener accepts vsock connections from the host only. Otherwise a process in a container could call the agent
+// if the kernel supports vsock loopback. Package net does not support vsock.
 type vsockListener struct {
 	file *os.File
 	raw  interface {
@@ -133,7 +134,7 @@ func (l *vsockListener) Accept() (net.Conn, error) {
 				unix.Close(fd)
 				continue
 			}
-			// These errors concern only a single connection, or none: accept the next one.
+			// After these errors, accept the next connection. They concern a single connection, or none.
 			if acceptErr != unix.EINTR && acceptErr != unix.ECONNABORTED && acceptErr != unix.ECONNRESET {
 				return acceptErr != unix.EAGAIN
 			}

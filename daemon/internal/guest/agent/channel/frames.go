@@ -22,9 +22,10 @@ const (
 	ttrpcData    = 3
 )
 
-// scan reads p and calls accept with each complete frame header in it. When accept returns false, scan stops: n is the
-// number of bytes of p before that frame, and rest is the frame's header, including the part that earlier calls have
-// read, followed by the remaining bytes of p. Otherwise n is len(p) and rest is nil.
+// scan reads p and calls accept with each complete frame header in it. If accept returns true for all of them, scan
+// returns len(p) and nil. When accept returns false, scan stops. It then returns in n the number of bytes of p before
+// that frame. rest is the frame's header, including the part that earlier calls have read, followed by the remaining
+// bytes of p.
 func (r *frameReader) scan(p []byte, accept func(stream uint32, kind byte) bool) (n int, rest []byte) {
 	for i := 0; i < len(p); {
 		if r.payload > 0 {
@@ -47,8 +48,9 @@ func (r *frameReader) scan(p []byte, accept func(stream uint32, kind byte) bool)
 	return len(p), nil
 }
 
-// RequestsOnly returns a listener like l whose connections read as ended (io.EOF) when the client sends a data frame.
-// The agent has no streaming methods, and ttrpc's server crashes on data for a stream that it does not know.
+// RequestsOnly returns a listener that is like l but protects ttrpc's server, which crashes on data for a stream that
+// it does not know. When a client sends a data frame, Read on its connection returns io.EOF from then on. A correct
+// client never sends one, because the agent has no streaming methods.
 func RequestsOnly(l net.Listener) net.Listener { return requestListener{l} }
 
 type requestListener struct{ net.Listener }
@@ -61,7 +63,7 @@ func (l requestListener) Accept() (net.Conn, error) {
 	return &requestConn{Conn: conn}, nil
 }
 
-// requestConn is a connection that reads as ended when the client sends a data frame.
+// requestConn is a connection whose Read returns io.EOF once the client has sent a data frame.
 type requestConn struct {
 	net.Conn
 	frames frameReader

@@ -14,15 +14,15 @@ import (
 // past is a deadline that ends pending reads or writes immediately.
 var past = time.Unix(1, 0)
 
-// portListener is a listener on a virtio-serial port. The port is a single byte stream on which one client follows the
-// other, so there is one connection at a time. A connection starts with the first byte from a client and ends when the
-// client disconnects or the next client sends a request. The port stays open between connections: closing it would drop
-// what the next client has sent.
+// portListener is a listener on a virtio-serial port. The port is a single byte stream. One client after another uses
+// it, so there is one connection at a time. A connection starts with the first byte from a client. It ends when the
+// client disconnects, or when the next client sends a request. The port stays open between connections, because closing
+// it would drop the bytes that the next client has already sent.
 type portListener struct {
 	file *os.File
 	raw  syscall.RawConn
 	free chan struct{} // holds a token while there is no connection
-	// pending is what has already been read of the next client's bytes. Only the holder of the token may use it.
+	// pending has the bytes of the next client that have already been read. Only the holder of the token may use it.
 	pending []byte
 	closed  chan struct{}
 	once    sync.Once
@@ -70,8 +70,8 @@ func (l *portListener) Accept() (net.Conn, error) {
 	return &portConn{File: l.file, listener: l}, nil
 }
 
-// waitForHost waits until the host has sent something. It polls because a read does not wait while no host is
-// connected: it returns io.EOF.
+// waitForHost waits until the host has sent something. It polls because a read returns io.EOF immediately while no host
+// is connected.
 func (l *portListener) waitForHost() error {
 	return l.raw.Read(func(fd uintptr) bool {
 		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -113,9 +113,9 @@ func (c *portConn) Read(p []byte) (int, error) {
 		c.end()
 		return n, err
 	}
-	// A client numbers its requests in increasing order, so a request whose number does not increase comes from another
-	// client. This check is needed because the port does not report a change of clients if the next one connects
-	// immediately, or if the guest was restored from a snapshot.
+	// A client numbers its requests in increasing order. If the number of a request is not greater than the last one,
+	// the request comes from another client. This check is needed because the port does not report a change of clients
+	// if the next one connects immediately, or if the guest was restored from a snapshot.
 	accepted, next := c.frames.scan(p[:n], func(stream uint32, kind byte) bool {
 		if kind != ttrpcRequest {
 			return true
@@ -134,7 +134,7 @@ func (c *portConn) Read(p []byte) (int, error) {
 	return accepted, nil
 }
 
-// end marks the connection as ended and makes writes fail. A write would otherwise wait for the next client.
+// end marks the connection as ended and makes writes fail. Otherwise a write would wait for the next client.
 func (c *portConn) end() {
 	c.ended = true
 	_ = c.File.SetWriteDeadline(past)

@@ -23,9 +23,9 @@ type cgroup struct {
 	oom  *oomWatch
 }
 
-// createCgroup creates the cgroup of a container.
+// createCgroup creates the cgroup of container id.
 func createCgroup(id string) (*cgroup, error) {
-	// The prefix keeps an id from clashing with the kernel's own files in the directory.
+	// The prefix makes the name different from the kernel's files in the directory.
 	path := filepath.Join(CgroupRoot, "container-"+id)
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (c *cgroup) freeze(frozen bool) error {
 }
 
 // forkInto returns the directory of the cgroup into which to fork an additional process of the container. main is the
-// pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes; in that case
+// pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes. In that case,
 // forkInto returns the cgroup of the main process.
 func (c *cgroup) forkInto(main int) (*os.File, error) {
 	delegated, err := os.ReadFile(c.path + "/cgroup.subtree_control")
@@ -141,7 +141,7 @@ func (c *cgroup) forkInto(main int) (*os.File, error) {
 	_, path, _ := strings.Cut(strings.TrimSpace(string(line)), "::")
 	path = filepath.Join(CgroupRoot, path)
 	if !strings.HasPrefix(path+"/", c.path+"/") {
-		return nil, fmt.Errorf("the container's main process is in the cgroup %s, outside the container's", path)
+		return nil, fmt.Errorf("the container's main process is in the cgroup %s, outside the container's cgroup", path)
 	}
 	return os.Open(path)
 }
@@ -164,7 +164,7 @@ func (c *cgroup) remove(timeout time.Duration) error {
 	}
 }
 
-// removeGroups removes a cgroup and all cgroups below it.
+// removeGroups removes the cgroup at path and all cgroups below it.
 func removeGroups(path string) error {
 	entries, err := os.ReadDir(path)
 	if err != nil {

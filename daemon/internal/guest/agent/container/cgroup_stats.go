@@ -105,8 +105,8 @@ func parseIOStat(stat string) *pb.BlkioStats {
 	return s
 }
 
-// value returns the number in a cgroup file. It returns 0 if the kernel does not have the file, and math.MaxUint64 for
-// "max", which means no limit.
+// value returns the number in the cgroup's file. It returns 0 if the kernel does not have the file, and math.MaxUint64
+// for "max", which means no limit.
 func (c *cgroup) value(file string) uint64 {
 	data, err := os.ReadFile(filepath.Join(c.path, file))
 	if err != nil {
@@ -120,7 +120,7 @@ func (c *cgroup) value(file string) uint64 {
 	return n
 }
 
-// readKeyed reads a file with lines of the form "name number".
+// readKeyed reads the file at path, which has lines of the form "name number". It skips other lines.
 func readKeyed(path string) (map[string]uint64, error) {
 	f, err := os.Open(path)
 	if err != nil {

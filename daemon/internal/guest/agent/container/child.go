@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// This file is what the child runs: this binary, re-executed in the container's namespaces, which prepares itself and
-// then execs the user's program. It stays on one locked thread, because credentials and namespaces belong to a thread
-// and the program gets those of the thread that calls exec.
+// This file has the code of the child. The child is this binary, which the agent runs again in the container's
+// namespaces. It prepares its process and then execs the user's program. It stays on one locked thread, because
+// credentials and namespaces belong to a thread, and exec gives the program the ones of the calling thread.
 
 const (
 	childName = "msb-container"
@@ -42,8 +42,8 @@ type childReply struct {
 	Error string
 }
 
-// RunIfChild runs the child if this process is one, and then never returns. Otherwise it does nothing. The agent must
-// call it first thing in main.
+// RunIfChild runs the child and never returns if this process is a child. Otherwise it does nothing. The agent must
+// call it first in main.
 func RunIfChild() {
 	if os.Args[0] == childName {
 		childMain()
@@ -87,7 +87,7 @@ func readConfig() (childConfig, error) {
 func childFail(err error) {
 	message := err.Error()
 	if len(message) > maxReply/8 {
-		message = message[:maxReply/8] // JSON may encode a byte as several
+		message = message[:maxReply/8] // JSON may encode one byte as several bytes
 	}
 	childSend(childReply{Error: message}, -1)
 	os.Exit(1)
@@ -137,8 +137,8 @@ func prepare(cfg childConfig) (terminal int, err error) {
 	return terminal, nil
 }
 
-// joinContainer enters the cgroup and mount namespaces of the container's main process. This process was forked into the
-// pid namespace.
+// joinContainer enters the cgroup and mount namespaces of the container's main process, which is process pid. The agent
+// has already forked this process into the container's pid namespace.
 func joinContainer(pid int) error {
 	var files []*os.File
 	defer func() { closeAll(files) }()
@@ -162,8 +162,9 @@ func joinContainer(pid int) error {
 	return nil
 }
 
-// openTerminal opens a terminal in the container's devpts, makes it the process's standard streams and controlling
-// terminal, and returns its master. If console is set, as for a main process, it is also bound to /dev/console.
+// openTerminal opens a terminal in the container's devpts and returns its master. It makes the terminal this process's
+// standard streams and controlling terminal. If console is set, as for a main process, it also binds the terminal to
+// /dev/console.
 func openTerminal(p *pb.Process, console bool) (int, error) {
 	master, err := unix.Open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -177,7 +178,7 @@ func openTerminal(p *pb.Process, console bool) (int, error) {
 			return -1, err
 		}
 	}
-	// Open the peer through the master, not by name: the container could replace the file of that name.
+	// Open the peer through the master, because the container could replace the file with the peer's name.
 	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if errno != 0 {
 		return -1, fmt.Errorf("open peer: %w", errno)
@@ -245,7 +246,7 @@ func execProgram(p *pb.Process) error {
 	return nil
 }
 
-// lookPath finds a program as a shell does, with the PATH in env.
+// lookPath finds the program name as a shell does, with the PATH in env.
 func lookPath(name string, env []string) (string, error) {
 	if strings.Contains(name, "/") {
 		return name, nil
@@ -268,7 +269,8 @@ func lookPath(name string, env []string) (string, error) {
 	return "", fmt.Errorf("exec: %q: executable file not found in $PATH", name)
 }
 
-// withHome adds HOME to env, with the user's home directory in the container's /etc/passwd, unless env has it.
+// withHome adds HOME to env, unless env has it. The value is the home directory of user uid in the container's
+// /etc/passwd.
 func withHome(env []string, uid uint32) []string {
 	for _, e := range env {
 		if strings.HasPrefix(e, "HOME=") {
@@ -279,7 +281,7 @@ func withHome(env []string, uid uint32) []string {
 	return append(env, "HOME="+homeOf(string(passwd), uid))
 }
 
-// homeOf returns the home directory of a user in the text of a passwd file, or "/" if it has none.
+// homeOf returns the home directory of user uid in passwd, the content of a passwd file, or "/" if the user has none.
 func homeOf(passwd string, uid uint32) string {
 	want := fmt.Sprint(uid)
 	for line := range strings.Lines(passwd) {

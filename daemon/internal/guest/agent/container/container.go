@@ -1,8 +1,8 @@
 // Package container runs containers in the guest. It sets up their root file system, cgroup and device filter, and
 // starts their processes.
 //
-// Each process in a container starts as a re-executed copy of the agent's own binary, the child. The child prepares
-// itself (see child.go) and then execs the user's program.
+// Each process in a container starts as a child. The agent runs its binary again as this child. The child prepares its
+// process (see child.go) and then execs the user's program.
 package container
 
 import (
@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	// maxEndedExecs is how many execs a container keeps before it drops ended ones. Ended execs are kept for a late
-	// WaitProcess.
-	maxEndedExecs = 256
-	// removeLimit bounds the wait for a container's processes to exit.
-	removeLimit = 20 * time.Second
+	// maxExecs is the number of execs, running or ended, above which a container drops ended ones. It keeps ended execs
+	// for a late WaitProcess.
+	maxExecs = 256
+	// removeTimeout bounds the wait for a container's processes to exit.
+	removeTimeout = 20 * time.Second
 )
 
 // Container is a container that has been created and not yet removed. Its processes may have exited.
@@ -35,8 +35,8 @@ type Container struct {
 	main   *Process
 	cgroup *cgroup
 
-	// forking is read-locked while a process is forked and locked while the container is frozen or unfrozen, because a
-	// fork into a frozen cgroup does not return.
+	// forking is read-locked while a process is forked. It is locked while the container is frozen or unfrozen, because
+	// a fork into a frozen cgroup does not return.
 	forking sync.RWMutex
 	frozen  bool
 
@@ -46,7 +46,7 @@ type Container struct {
 	order   []string            // ids of execs, oldest first
 }
 
-// New creates a container and the child that becomes its main process, which waits for Start. The caller must have
+// New creates a container and the child that becomes its main process. The child waits for Start. The caller must have
 // checked id and spec with Validate.
 func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 	group, err := createCgroup(id)
@@ -76,7 +76,7 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 		})
 	}()
 	if err != nil {
-		return nil, errors.Join(err, group.remove(removeLimit))
+		return nil, errors.Join(err, group.remove(removeTimeout))
 	}
 	return &Container{reaper: r, id: id, root: root, main: main, cgroup: group, execs: make(map[string]*Process)}, nil
 }
@@ -100,7 +100,9 @@ func (c *Container) Start() error {
 	return c.main.start()
 }
 
-// Exec starts an additional process in the container.
+// Exec starts an additional process in the container. It returns errdefs.ErrFailedPrecondition if the container is not
+// running, and errdefs.ErrAlreadyExists if the container has a process with
+// this id.
 func (c *Container) Exec(id string, p *pb.Process) error {
 	if err := ValidateID("process", id); err != nil {
 		return err
@@ -156,11 +158,11 @@ func (c *Container) spawnExec(p *pb.Process) (*Process, error) {
 	return child, nil
 }
 
-// pruneExecs drops the oldest ended execs until at most maxEndedExecs execs are left. The caller holds mu.
+// pruneExecs drops the oldest ended execs until at most maxExecs execs are left. The caller holds mu.
 func (c *Container) pruneExecs() {
 	c.order = slices.DeleteFunc(c.order, func(id string) bool {
 		p := c.execs[id]
-		if len(c.execs) <= maxEndedExecs || !p.ended() {
+		if len(c.execs) <= maxExecs || !p.ended() {
 			return false
 		}
 		p.release()
@@ -169,7 +171,8 @@ func (c *Container) pruneExecs() {
 	})
 }
 
-// Process returns the process with an exec id. An empty id and the container's own id mean the main process.
+// Process returns the process with the exec id. An empty id and the id of the container mean the main process. It
+// returns errdefs.ErrNotFound if there is no such process.
 func (c *Container) Process(id string) (*Process, error) {
 	if id == c.id || id == "" {
 		return c.main, nil
@@ -185,8 +188,8 @@ func (c *Container) Process(id string) (*Process, error) {
 	return nil, fmt.Errorf("process %s of container %s: %w", id, c.id, errdefs.ErrNotFound)
 }
 
-// Signal sends a signal to one process: the main process if execID is empty. SIGKILL with an empty execID kills all
-// processes of the container, because the shim uses an empty id when it signals a container rather than a process.
+// Signal sends sig to the process execID, or to the main process if execID is empty. SIGKILL with an empty execID kills
+// all processes of the container, because the shim uses an empty id when it signals a container instead of a process.
 func (c *Container) Signal(execID string, sig unix.Signal) error {
 	p, err := c.Process(execID)
 	if err != nil {
@@ -230,7 +233,7 @@ func (c *Container) Freeze(frozen bool) error {
 
 // Remove kills the container's processes and releases its resources, except for its storages.
 func (c *Container) Remove() error {
-	if err := c.cgroup.remove(removeLimit); err != nil {
+	if err := c.cgroup.remove(removeTimeout); err != nil {
 		return fmt.Errorf("remove cgroup: %w", err)
 	}
 	// If the root is a separate file system in the share, unmount it so that the host can remove it.

@@ -34,8 +34,8 @@ func capabilityMask(names []string) (uint64, error) {
 	return mask, nil
 }
 
-// setCredentials replaces the agent's user, groups and capabilities with those of p. Some of these calls affect only the
-// calling thread. That is enough, because the program gets the credentials of the thread that calls exec.
+// setCredentials replaces the agent's user, groups and capabilities with the ones in p. Some of these calls affect only
+// the calling thread. That is enough, because the program gets the credentials of the thread that calls exec.
 func setCredentials(p *pb.Process) error {
 	c := p.Capabilities
 	var masks [5]uint64

@@ -20,7 +20,7 @@ const anyNumber = -1
 // a legitimate spec needs a few hundred.
 const maxDeviceRules = 1024
 
-// defaultDevices are the rules for every container, the same as those of other runtimes: a container may create any
+// defaultDevices are the rules for every container. Other runtimes have the same rules. A container may create any
 // device node, and may open harmless devices and terminals.
 var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: anyNumber, Minor: anyNumber, Access: "m"},
@@ -37,8 +37,8 @@ var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: 10, Minor: 200, Access: "rwm"},        // tun
 }
 
-// deviceRules returns the device rules for a container: those in its resources, then its own devices, then
-// defaultDevices. The last rule that matches decides. Access that no rule matches is denied.
+// deviceRules returns the device rules for a container. The rules in its resources come first, then rules for its
+// devices, then defaultDevices. The last rule that matches decides. Access that no rule matches is denied.
 func deviceRules(linux *pb.Linux) []*pb.LinuxDeviceCgroup {
 	rules := slices.Clone(linux.GetResources().GetDevices())
 	for _, d := range linux.GetDevices() {

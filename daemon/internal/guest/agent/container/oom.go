@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oomWatch watches a cgroup and those below it for processes that the kernel kills because they ran out of memory.
+// oomWatch watches a cgroup and the cgroups below it for processes that the kernel kills because they ran out of
+// memory.
 type oomWatch struct {
 	events  string // path of the cgroup's file memory.events
 	inotify *os.File
@@ -17,7 +18,7 @@ type oomWatch struct {
 	reported uint64 // kills that have been reported
 }
 
-// watchOOM starts watching a cgroup's file memory.events.
+// watchOOM starts watching events, the path of a cgroup's file memory.events.
 func watchOOM(events string) (*oomWatch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {

@@ -18,8 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// prepareLimit bounds the time that a child takes to prepare itself, and to start the program once told to.
-const prepareLimit = 50 * time.Second
+// prepareTimeout bounds the time that a child takes to prepare its process. The same limit applies again to the time
+// between start and the exec of the program.
+const prepareTimeout = 50 * time.Second
 
 // Process is a process in the container: the main process or an exec.
 type Process struct {
@@ -38,8 +39,8 @@ type Process struct {
 	status int           // as a shell reports it; set before exited is closed
 }
 
-// spawn forks a child into a cgroup and waits until it has prepared itself according to cfg. The child then waits for
-// start.
+// spawn forks a child into cgroup and waits until the child has prepared its process according to cfg. The child then
+// waits for start.
 func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	p := &Process{reaper: r, exited: make(chan struct{})}
 	var opened []*os.File // descriptors that only the child needs
@@ -86,7 +87,7 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 			CgroupFD:    int(cgroup.Fd()),
 		},
 	}
-	// A container gets its own mount and pid namespaces. It shares the guest's host name, IPC and network.
+	// A container gets new mount and pid namespaces. It shares the guest's host name, IPC and network.
 	if cfg.Container != nil {
 		attr.Sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID
 		p.pid, err = r.start("/proc/self/exe", []string{childName}, attr, p.recordExit)
@@ -114,7 +115,7 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 			return nil, fmt.Errorf("set oom_score_adj: %w", err)
 		}
 	}
-	_ = control.SetReadDeadline(time.Now().Add(prepareLimit))
+	_ = control.SetReadDeadline(time.Now().Add(prepareTimeout))
 	ready, err := p.reply()
 	if err == nil && !ready {
 		err = fmt.Errorf("the child exited before it was ready: %w", errdefs.ErrFailedPrecondition)
@@ -127,7 +128,7 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 		p.discard()
 		return nil, fmt.Errorf("prepare process: %w", err)
 	}
-	go p.expire()
+	go p.endAfterExit()
 	return p, nil
 }
 
@@ -162,22 +163,23 @@ func startInPIDNamespace(r *Reaper, pid int, attr *syscall.ProcAttr, exited func
 	return s.pid, s.err
 }
 
-// start tells the child to start the program. It returns when the program has started or could not be started.
+// start makes the child exec the program. It returns when the program has started or could not be started.
 func (p *Process) start() error {
 	defer p.control.Close()
-	_ = p.control.SetDeadline(time.Now().Add(prepareLimit))
+	_ = p.control.SetDeadline(time.Now().Add(prepareTimeout))
 	if _, err := p.control.Write([]byte{1}); err != nil {
 		return fmt.Errorf("start process: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
-	// If the channel ends without a reply, exec has closed it and the program has started.
+	// A successful exec closes the channel. So if the channel ends without a reply, the program has started.
 	if _, err := p.reply(); err != nil {
 		return err
 	}
 	return nil
 }
 
-// reply reads a reply from the child and, if one comes with it, the master of its terminal. ready is false if the child
-// has closed the channel. An error in the reply is returned as err.
+// reply reads a reply from the child. If the master of the child's terminal comes with it, reply stores that in p.
+// ready is true if the child is ready, and false if the child has closed the channel. If the reply has an error, reply
+// returns it.
 func (p *Process) reply() (ready bool, err error) {
 	buf := make([]byte, maxReply)
 	oob := make([]byte, unix.CmsgSpace(4))
@@ -204,7 +206,7 @@ func (p *Process) reply() (ready bool, err error) {
 	return true, nil
 }
 
-// receiveTerminal takes the terminal's master out of a message's ancillary data, if there is any.
+// receiveTerminal takes the terminal's master out of oob, a message's ancillary data, if there is any.
 func (p *Process) receiveTerminal(oob []byte) error {
 	if len(oob) == 0 {
 		return nil
@@ -230,7 +232,8 @@ func (p *Process) receiveTerminal(oob []byte) error {
 // Signal sends a signal to the process. It does nothing if the process has exited.
 func (p *Process) Signal(sig unix.Signal) error { return p.reaper.signal(p.pid, sig) }
 
-// Wait waits until the process has exited and returns its status as a shell reports it: 128+N after signal N.
+// Wait waits until the process has exited. It returns the process's status as a shell reports it, which is 128+N after
+// signal N.
 func (p *Process) Wait(ctx context.Context) (status int, err error) {
 	select {
 	case <-p.exited:
@@ -240,8 +243,8 @@ func (p *Process) Wait(ctx context.Context) (status int, err error) {
 	}
 }
 
-// WriteStdin writes to the process's standard input. It waits until the process has read data, its pipe has room for it,
-// or ctx is done.
+// WriteStdin writes data to the process's standard input. It waits until the process has read data, the pipe has room
+// for data, or ctx is done.
 func (p *Process) WriteStdin(ctx context.Context, data []byte) (int, error) {
 	return p.stdin.write(ctx, data)
 }
@@ -249,7 +252,7 @@ func (p *Process) WriteStdin(ctx context.Context, data []byte) (int, error) {
 // CloseStdin closes the process's standard input. It does nothing for a terminal, which is also the output.
 func (p *Process) CloseStdin() { p.stdin.close() }
 
-// ReadStdout waits for output and returns at most limit bytes of it. At the end of the output the error is io.EOF.
+// ReadStdout waits for output and returns at most limit bytes of it. It returns io.EOF at the end of the output.
 func (p *Process) ReadStdout(ctx context.Context, limit int) ([]byte, error) {
 	return p.stdout.read(ctx, limit)
 }
@@ -289,13 +292,13 @@ func (p *Process) ended() bool {
 	}
 }
 
-// handles reports whether the process handles, ignores or blocks a signal. It returns true if it cannot tell.
+// handles reports whether the process handles, ignores or blocks sig. It returns true if it cannot find out.
 func (p *Process) handles(sig unix.Signal) bool {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
 	return err != nil || handlesSignal(string(status), sig)
 }
 
-// handlesSignal reports whether the masks in the text of a file like /proc/self/status contain a signal.
+// handlesSignal reports whether the signal masks in status, the content of a file /proc/PID/status, contain sig.
 func handlesSignal(status string, sig unix.Signal) bool {
 	for line := range strings.Lines(status) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
@@ -319,13 +322,14 @@ func (p *Process) recordExit(ws unix.WaitStatus) {
 	close(p.exited)
 }
 
-// expire waits until the process has exited, closes its input, and ends its output streams after exitGrace.
-func (p *Process) expire() {
+// endAfterExit waits until the process has exited. It then closes the process's input, and ends its output streams
+// after exitGrace.
+func (p *Process) endAfterExit() {
 	<-p.exited
 	p.stdin.close()
 	for _, o := range []*output{p.stdout, p.stderr} {
 		if o != nil {
-			o.expire()
+			o.endAfterExit()
 		}
 	}
 }
@@ -350,7 +354,7 @@ func (p *Process) release() {
 	}
 }
 
-// configFile returns an anonymous file from which the child reads cfg.
+// configFile returns an anonymous file with cfg, which the child reads.
 func configFile(cfg childConfig) (*os.File, error) {
 	data, err := json.Marshal(cfg)
 	if err != nil {

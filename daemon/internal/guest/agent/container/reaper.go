@@ -8,10 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reaper reaps all children of PID 1: those that it has started and the orphans that the kernel reparents to PID 1.
+// Reaper reaps all children of PID 1. These are the processes that it has started, and the orphans that the kernel
+// reparents to PID 1.
 type Reaper struct {
-	// mu is held during each fork, so that a child is not reaped before it is in children, and during each kill, so that
-	// a signal does not reach another process that has the same pid.
+	// mu is held during each fork, so that a child is not reaped before it is in children. It is also held during each
+	// kill, so that a signal does not reach another process that has got the pid.
 	mu       sync.Mutex
 	children map[int]func(unix.WaitStatus) // exit callbacks by pid
 }

@@ -28,7 +28,7 @@ type containerConfig struct {
 // buildContainer sets up the container in this process's new namespaces. It changes files in the container's root only
 // after pivot_root, so that links in the image cannot lead out of it.
 func buildContainer(c *containerConfig) error {
-	// A cgroup namespace is rooted at its creator's cgroup, so create it here, in the container's cgroup.
+	// The root of a cgroup namespace is its creator's cgroup. So create it here, in the container's cgroup.
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("create cgroup namespace: %w", err)
 	}
@@ -222,7 +222,7 @@ func makeMountpoint(path string, dir bool) (string, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NONBLOCK, 0o644)
 	if err != nil {
 		if _, statErr := os.Lstat(path); statErr == nil {
-			return path, nil // it exists and cannot be opened, such as a socket: that is good enough for a mount point
+			return path, nil // it exists and cannot be opened, such as a socket, but it can be a mount point
 		}
 		return "", err
 	}
@@ -254,7 +254,7 @@ func populateDev() error {
 	return nil
 }
 
-// makeDevice creates a device node or FIFO with its owner and mode. It does nothing if the path exists.
+// makeDevice creates the device node or FIFO d with its owner and mode. It does nothing if the path exists.
 func makeDevice(d *pb.LinuxDevice) error {
 	types := map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}
 	if err := os.MkdirAll(filepath.Dir(d.Path), 0o755); err != nil {

@@ -16,11 +16,11 @@ import (
 const (
 	// streamChunk is how many bytes are read from a stream at once. The shim requests the same amount.
 	streamChunk = 32 << 10
-	// exitGrace is how long a stream stays open after its process has exited. It must not stay open for longer, because
-	// a child left in the background may hold it open forever, and the shim reports the exit only after the streams have
-	// ended.
+	// exitGrace is how long a stream stays open after its process has exited. A child in the background may keep the
+	// stream open forever, but the shim reports the exit only after the streams have ended.
 	exitGrace = 100 * time.Millisecond
-	// pipeCapacity is how many bytes a pipe or pty can hold, and so the most that a process can leave in it.
+	// pipeCapacity is how many bytes a pipe or pty can hold. A process that exits can leave at most this many bytes in
+	// it.
 	pipeCapacity = 64 << 10
 )
 
@@ -29,7 +29,8 @@ type output struct {
 	file      *os.File
 	chunks    chan []byte
 	abandoned chan struct{} // closed by abandon
-	// rest holds the bytes that the last reader left. Receiving from it acquires the readers' lock, sending releases it.
+	// rest holds the bytes that the last reader left. It is also the readers' lock. A receive acquires the lock, and a
+	// send releases it.
 	rest chan []byte
 }
 
@@ -41,7 +42,8 @@ func newOutput(f *os.File) *output {
 	return o
 }
 
-// pump moves bytes from the file to the readers. It returns at the end of the file, or soon after expire is called.
+// pump moves bytes from the file to the readers. It returns at the end of the file, or soon after endAfterExit is
+// called.
 func (o *output) pump() {
 	defer close(o.chunks)
 	defer o.file.Close()
@@ -61,7 +63,7 @@ func (o *output) pump() {
 	}
 }
 
-// drain delivers what a process that has exited left in its pipe. It does not wait for more.
+// drain delivers the bytes that a process that has exited left in its pipe. It does not wait for more.
 func (o *output) drain(buf []byte) {
 	raw, err := o.file.SyscallConn()
 	if err != nil {
@@ -90,7 +92,7 @@ func (o *output) deliver(p []byte) bool {
 	}
 }
 
-// read waits for output and returns at most limit bytes of it. At the end of the output it returns io.EOF.
+// read waits for output and returns at most limit bytes of it. It returns io.EOF at the end of the output.
 func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 	var rest []byte
 	select {
@@ -107,7 +109,7 @@ func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 				return nil, io.EOF
 			}
 			if ctx.Err() != nil {
-				return nil, ctx.Err() // the caller has given up: leave the chunk to the next reader
+				return nil, ctx.Err() // the caller has given up, so leave the chunk to the next reader
 			}
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -119,10 +121,10 @@ func (o *output) read(ctx context.Context, limit int) ([]byte, error) {
 	return p, nil
 }
 
-// expire ends the stream after exitGrace. It is called when the process has exited.
-func (o *output) expire() { _ = o.file.SetReadDeadline(time.Now().Add(exitGrace)) }
+// endAfterExit ends the stream after exitGrace. Call it when the process has exited.
+func (o *output) endAfterExit() { _ = o.file.SetReadDeadline(time.Now().Add(exitGrace)) }
 
-// abandon closes the stream and drops unread output. It must be called only once.
+// abandon closes the stream and drops unread output. Call it only once.
 func (o *output) abandon() {
 	close(o.abandoned)
 	_ = o.file.SetReadDeadline(time.Unix(1, 0))
@@ -133,8 +135,8 @@ type input struct {
 	file *os.File
 	// terminal is true if the file is a terminal, which also carries the output.
 	terminal bool
-	// writing is the lock of the writers. A deadline applies to the file, so without the lock one writer's deadline would
-	// end the writes of others.
+	// writing is the writers' lock. A deadline applies to the file, so without the lock, the deadline of one writer
+	// would also end the writes of the others.
 	writing chan struct{}
 }
 

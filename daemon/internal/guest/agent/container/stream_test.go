@@ -60,7 +60,7 @@ func TestOutputKeepsUnreadData(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if p, err := o.read(ctx, 10); !errors.Is(err, context.Canceled) {
-		t.Errorf("read with a cancelled context = %q, %v; want context.Canceled", p, err)
+		t.Errorf("read with a canceled context = %q, %v; want context.Canceled", p, err)
 	}
 	if _, err := process.WriteString("late"); err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestOutputExpires(t *testing.T) {
 	if _, err := process.Write(want); err != nil {
 		t.Fatal(err)
 	}
-	o.expire()
+	o.endAfterExit()
 	if p := readAll(t, o); !bytes.Equal(p, want) {
 		t.Errorf("read %d bytes that are not the %d bytes written", len(p), len(want))
 	}

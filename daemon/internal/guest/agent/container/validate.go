@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// guestMountType is our own mount type. It mounts a file of the guest read-only into the container.
+	// guestMountType is a mount type that only msbd uses. It mounts a file of the guest read-only into the container.
 	guestMountType = "msb-guest"
 
 	// maxID is the maximum length in bytes of a container's or process's id.
@@ -26,9 +26,9 @@ const (
 // guestMountSources are the permitted sources of mounts of type guestMountType.
 var guestMountSources = []string{"/msb-portal"}
 
-// ValidateID returns an error of class errdefs.ErrInvalidArgument unless id consists of 1 to maxID letters, digits, '.',
-// '_' and '-' and begins with a letter or digit. kind is for the error's text. It does not use a regular expression,
-// because each child would have to compile it at its start.
+// ValidateID returns errdefs.ErrInvalidArgument unless id consists of 1 to maxID letters, digits, '.', '_' and '-' and
+// begins with a letter or digit. kind is for the error's text. ValidateID does not use a regular expression, because
+// each child would have to compile it at its start.
 func ValidateID(kind, id string) error {
 	if len(id) > maxID {
 		return refusal.Invalid("%s id of %d bytes is longer than %d", kind, len(id), maxID)
@@ -45,8 +45,8 @@ func ValidateID(kind, id string) error {
 	return nil
 }
 
-// Validate checks a container's id and everything in its spec that a child relies on. Its errors are of class
-// errdefs.ErrInvalidArgument.
+// Validate checks a container's id, and the parts of its spec that a child relies on. It returns
+// errdefs.ErrInvalidArgument if they are not valid.
 func Validate(id string, spec *pb.Spec) error {
 	if err := ValidateID("container", id); err != nil {
 		return err

@@ -15,7 +15,9 @@ import (
 // maxPCISlots is the maximum length of a PCI path, which has a slot for each bridge and one for the device.
 const maxPCISlots = 8
 
-// FindDisk waits for the virtio disk at a PCI path in Kata's notation, such as "02/01", and returns its device file.
+// FindDisk waits for the virtio disk at path, which is a PCI path in Kata's notation, such as "02/01", and returns its
+// device file. It returns errdefs.ErrInvalidArgument if path is not valid, and errdefs.ErrNotFound if the disk does not
+// appear within the timeout of WaitFor.
 func FindDisk(ctx context.Context, path string) (string, error) {
 	glob, err := diskGlob(path)
 	if err != nil {
@@ -28,8 +30,8 @@ func FindDisk(ctx context.Context, path string) (string, error) {
 	return file, nil
 }
 
-// diskGlob returns a glob for the directory in sysfs of the disk at a PCI path in Kata's notation. Such a path consists
-// of the slot on each bus, as two hexadecimal digits, separated by slashes.
+// diskGlob returns a glob for the directory in sysfs of the disk at path, which is a PCI path in Kata's notation. Such
+// a path consists of the slot on each bus, as two hexadecimal digits, separated by slashes.
 func diskGlob(path string) (string, error) {
 	if strings.Count(path, "/") >= maxPCISlots {
 		return "", refusal.Invalid("PCI path has more than %d slots", maxPCISlots)

@@ -12,9 +12,9 @@ import (
 // moduleList is a file in the guest image with the paths of the kernel modules to load, one per line.
 const moduleList = "/lib/modules/load"
 
-// LoadModules loads the kernel modules in moduleList, in that order. It returns an error only if it cannot read the list.
-// A module that cannot be loaded is logged, because the machine may work without it: for example, without a network it
-// needs no network driver.
+// LoadModules loads the kernel modules in moduleList, in that order. It returns an error only if it cannot read the
+// list. If a module cannot be loaded, LoadModules only logs the error, because the machine may work without the module.
+// For example, a machine without a network needs no network driver.
 func LoadModules(log *slog.Logger) error {
 	list, err := os.ReadFile(moduleList)
 	if err != nil {
@@ -22,7 +22,7 @@ func LoadModules(log *slog.Logger) error {
 	}
 	for path := range strings.FieldsSeq(string(list)) {
 		if err := loadModule(path); err != nil {
-			log.Warn("load module", "path", path, "err", err)
+			log.Warn("could not load a kernel module", "path", path, "err", err)
 		}
 	}
 	return nil

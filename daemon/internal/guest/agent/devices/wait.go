@@ -12,12 +12,13 @@ import (
 // deviceTimeout bounds the wait for a device that the host plugs in.
 const deviceTimeout = 10 * time.Second
 
-// ErrNotYet makes WaitFor try again.
+// ErrNotYet is the error with which try asks WaitFor to call it again.
 var ErrNotYet = errors.New("not yet")
 
-// WaitFor calls try until it returns nil or an error other than ErrNotYet, which try returns while the device does not
-// exist. After 10 s, or when ctx is done, WaitFor returns an error of class errdefs.ErrNotFound. It polls because that
-// needs no state and, unlike listening for events, does not miss a device that appeared earlier.
+// WaitFor waits until a device exists. It calls try until try returns something other than ErrNotYet, and returns that.
+// try must return ErrNotYet while the device does not exist. After 10 s, or when ctx is done, WaitFor returns
+// errdefs.ErrNotFound. WaitFor polls because polling needs no state. It also does not miss a device that appeared
+// earlier, as listening for events would.
 func WaitFor(ctx context.Context, try func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, deviceTimeout)
 	defer cancel()

@@ -46,7 +46,7 @@ var attributes = []struct {
 	{"nosymfollow", "symfollow", unix.MOUNT_ATTR_NOSYMFOLLOW, unix.MS_NOSYMFOLLOW},
 }
 
-// superblockFlags are options of the file system rather than of a mount of it.
+// superblockFlags are the options that apply to a file system, and so to all of its mounts.
 var superblockFlags = map[string]uintptr{
 	"sync": unix.MS_SYNCHRONOUS, "dirsync": unix.MS_DIRSYNC, "mand": unix.MS_MANDLOCK, "lazytime": unix.MS_LAZYTIME,
 }
@@ -58,7 +58,8 @@ var propagation = map[string]uintptr{
 	"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
 }
 
-// ignoredOptions are options that set the default, and tmpcopyup, which is for runtimes that copy files into a tmpfs.
+// ignoredOptions are options that have no effect. Most of them request the default. A mount with norelatime or
+// strictatime keeps the default, relatime. tmpcopyup is for runtimes that copy files into a tmpfs.
 var ignoredOptions = []string{"", "defaults", "async", "relatime", "norelatime", "strictatime", "tmpcopyup"}
 
 // ParseOptions parses mount options as in fstab(5). Unknown options are passed to the file system (Data).
@@ -98,9 +99,9 @@ next:
 // unmountTimeout bounds the wait for a file system that is still in use.
 const unmountTimeout = time.Second
 
-// Unmount syncs the file system at target and unmounts it. It syncs because the host may unplug the disk next. A file
-// system that is still in use after 1 s is detached, so that it is unmounted after its last use. Unmount does nothing if
-// target is not a mount point.
+// Unmount syncs the file system at target and unmounts it. It syncs because the host may unplug the disk next. If the
+// file system is still in use after 1 s, Unmount detaches it, and the kernel unmounts it after its last use. Unmount
+// does nothing if target is not a mount point.
 func Unmount(target string) error {
 	var st unix.Statx_t
 	err := unix.Statx(unix.AT_FDCWD, target, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)

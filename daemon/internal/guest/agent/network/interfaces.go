@@ -1,4 +1,4 @@
-// Package network configures the guest's network cards, routes and neighbor table as the host requests.
+// Package network configures the guest's network interfaces, routes and neighbor table as the host requests.
 package network
 
 import (
@@ -24,7 +24,7 @@ import (
 
 const (
 	ipv6Dir = "/proc/sys/net/ipv6/conf"
-	// maxRenames is how often renameLink moves another card out of the way before it gives up.
+	// maxRenames is how often renameLink renames another interface that has the requested name before it gives up.
 	maxRenames = 32
 	// maxMTU is the largest MTU that a request may set.
 	maxMTU = 1<<16 - 1
@@ -44,8 +44,9 @@ func SetUp(log *slog.Logger) error {
 	return nil
 }
 
-// UpdateInterface configures the card with the MAC address in want: it sets the name, MTU, ARP flag and IP addresses in
-// want and brings the card up. It waits for the card if the host has not plugged it in yet.
+// UpdateInterface configures the interface with the MAC address in want. It sets the name, MTU, ARP flag and IP
+// addresses in want and brings the interface up. It waits for the interface if the host has not plugged it in yet. It
+// returns errdefs.ErrInvalidArgument if want is not valid, and errdefs.ErrNotFound if the interface does not appear.
 func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Interface) (*protocols.Interface, error) {
 	if want == nil || strings.Trim(want.Name, ".") == "" || len(want.Name) >= unix.IFNAMSIZ || strings.ContainsAny(want.Name, "/: \t\n\x00") {
 		return nil, refusal.Invalid("invalid interface name %q", want.GetName())
@@ -90,8 +91,8 @@ func UpdateInterface(ctx context.Context, log *slog.Logger, want *protocols.Inte
 	return want, nil
 }
 
-// renameLink renames a card. The kernel does not number cards in the host's order, so another card may have the name.
-// renameLink gives that card a temporary name, until the host names it.
+// renameLink renames link to name. The kernel does not number interfaces in the host's order, so another interface may
+// have the name. renameLink then gives that interface a temporary name. The host later requests its final name.
 func renameLink(link netlink.Link, name string) error {
 	if link.Attrs().Name == name {
 		return nil
@@ -103,7 +104,7 @@ func renameLink(link netlink.Link, name string) error {
 		}
 		other, err := netlink.LinkByName(name)
 		if err != nil {
-			continue // the card was removed in the meantime
+			continue // the interface was removed in the meantime
 		}
 		if other.Attrs().Flags&net.FlagLoopback != 0 {
 			return refusal.Invalid("interface name %q belongs to the loopback interface", name)
@@ -111,7 +112,7 @@ func renameLink(link netlink.Link, name string) error {
 		if err := setLinkName(other, fmt.Sprintf("aside%d", other.Attrs().Index)); err != nil {
 			return err
 		}
-		// A card that is plugged in at this moment may take the name, so loop.
+		// An interface that is plugged in at this moment may take the name, so try again.
 	}
 	return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, unix.EEXIST)
 }
@@ -126,14 +127,17 @@ func setLinkName(link netlink.Link, name string) error {
 	return nil
 }
 
-// configureIPv6 leaves a card's addresses and routes to the host. It turns off duplicate address detection, because the
-// host assigns unique addresses and an address would refuse connections for a second while it is tentative. It turns off
-// router advertisements, because another sandbox might send them.
-func configureIPv6(log *slog.Logger, card string) {
+// configureIPv6 makes sure that an interface has only the addresses and routes that the host assigns, and that its
+// addresses work immediately. iface is the name of the interface, or "all" or "default".
+//
+// configureIPv6 turns off duplicate address detection. It is not needed, because the host assigns unique addresses.
+// With it, an address would be tentative and accept no connections for a second. configureIPv6 also turns off router
+// advertisements, because another sandbox might send them.
+func configureIPv6(log *slog.Logger, iface string) {
 	for _, setting := range []string{"accept_dad", "accept_ra"} {
-		err := os.WriteFile(filepath.Join(ipv6Dir, card, setting), []byte("0"), 0)
+		err := os.WriteFile(filepath.Join(ipv6Dir, iface, setting), []byte("0"), 0)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			log.Warn("configure IPv6", "interface", card, "setting", setting, "err", err)
+			log.Warn("could not configure IPv6", "interface", iface, "setting", setting, "err", err)
 		}
 	}
 }
@@ -157,7 +161,8 @@ func parseAddresses(list []*protocols.IPAddress) ([]*netlink.Addr, error) {
 	return addrs, nil
 }
 
-// findLink waits for the card with a MAC address.
+// findLink waits for the interface with the MAC address mac and returns it. It returns errdefs.ErrNotFound if the
+// interface does not appear within the timeout of devices.WaitFor.
 func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err error) {
 	err = devices.WaitFor(ctx, func() error {
 		links, err := netlink.LinkList()
@@ -173,7 +178,7 @@ func findLink(ctx context.Context, mac net.HardwareAddr) (link netlink.Link, err
 		return devices.ErrNotYet
 	})
 	if err != nil {
-		return nil, fmt.Errorf("find network card with MAC address %s: %w", mac, err)
+		return nil, fmt.Errorf("find network interface with MAC address %s: %w", mac, err)
 	}
 	return link, nil
 }
@@ -184,7 +189,7 @@ func hasIPv6() bool {
 	return err == nil && strings.TrimSpace(string(disabled)) == "0"
 }
 
-// replaceAddresses sets the addresses of link to those in want. It keeps IPv6 link-local addresses, which the kernel
+// replaceAddresses replaces the addresses of link by want. It keeps IPv6 link-local addresses, which the kernel
 // assigns.
 func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
@@ -210,7 +215,7 @@ func replaceAddresses(link netlink.Link, want []*netlink.Addr) error {
 	return nil
 }
 
-// Interfaces returns the network cards and their addresses.
+// Interfaces returns the network interfaces and their addresses.
 func Interfaces() (*pb.Interfaces, error) {
 	links, err := netlink.LinkList()
 	if err != nil {
@@ -285,7 +290,7 @@ func UpdateNeighbors(ctx context.Context, neighbors []*protocols.ARPNeighbor) er
 	return nil
 }
 
-// Stats returns the traffic of each network card, except for loopback.
+// Stats returns the traffic of each network interface, except for loopback.
 func Stats() ([]*pb.NetworkStats, error) {
 	links, err := netlink.LinkList()
 	if err != nil {

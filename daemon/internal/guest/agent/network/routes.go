@@ -16,7 +16,7 @@ import (
 )
 
 // UpdateRoutes adds or replaces routes and returns all routes. It adds the routes without a gateway first, because the
-// kernel needs them to reach the gateways of the others.
+// kernel uses them to reach the gateways of the other routes.
 func UpdateRoutes(ctx context.Context, routes []*protocols.Route) (*pb.Routes, error) {
 	var direct, byGateway []*netlink.Route
 	for _, r := range routes {
@@ -49,7 +49,7 @@ func UpdateRoutes(ctx context.Context, routes []*protocols.Route) (*pb.Routes, e
 	return Routes()
 }
 
-// parseRoute translates a route, except for its interface.
+// parseRoute translates r, except for its interface.
 func parseRoute(r *protocols.Route) (*netlink.Route, error) {
 	route := &netlink.Route{
 		Scope: netlink.Scope(r.GetScope()),
@@ -81,7 +81,7 @@ func parseRoute(r *protocols.Route) (*netlink.Route, error) {
 	return route, nil
 }
 
-// parseOptionalIP parses an IP address and ignores a prefix length after it. It returns nil for an empty text.
+// parseOptionalIP parses text as an IP address and ignores a prefix length after it. It returns nil if text is empty.
 func parseOptionalIP(text string) (net.IP, error) {
 	if text == "" {
 		return nil, nil
@@ -104,7 +104,7 @@ func Routes() (*pb.Routes, error) {
 	for _, r := range routes {
 		link, err := netlink.LinkByIndex(r.LinkIndex)
 		if err != nil {
-			continue // the card was removed, and the route with it
+			continue // the interface was removed, and the route with it
 		}
 		p := &protocols.Route{
 			Device: link.Attrs().Name, Scope: uint32(r.Scope), Flags: uint32(r.Flags), Mtu: uint32(r.MTU),

@@ -1,4 +1,4 @@
-// Package refusal holds the errors with which the guest agent refuses requests. It also translates errors to status
+// Package refusal creates the errors for requests that the guest agent rejects. It also translates errors to status
 // codes and texts for the host.
 package refusal
 
@@ -18,15 +18,15 @@ import (
 // that is longer than a ttrpc frame ends the connection, and the console to which errors are logged is slow.
 const maxErrorText = 4 << 10
 
-// ErrUnsupported is the error of a request for a feature that this guest does not have.
+// ErrUnsupported is returned for a request for a feature that this guest does not have.
 var ErrUnsupported = fmt.Errorf("not supported by this guest: %w", errdefs.ErrNotImplemented)
 
-// Invalid returns an error of class errdefs.ErrInvalidArgument.
+// Invalid returns an errdefs.ErrInvalidArgument with a text that it formats like fmt.Errorf.
 func Invalid(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// Text returns the text of an error for the host. It shortens a long text in the middle, because the cause comes last. It
+// Text returns the text of err for the host. It shortens a long text in the middle, because the cause comes last. It
 // replaces invalid UTF-8, because a response that is not UTF-8 would end the connection.
 func Text(err error) string {
 	text := err.Error()
@@ -36,7 +36,8 @@ func Text(err error) string {
 	return strings.ToValidUTF8(text, "\ufffd")
 }
 
-// Code returns the status code of an error for the host, by its errdefs class or by the errno in it.
+// Code returns the status code of err for the host. It depends on err's errdefs class, on the error of a context, or on
+// the errno that err wraps. It is codes.Internal for any other error.
 func Code(err error) codes.Code {
 	switch {
 	case errdefs.IsNotFound(err):
@@ -63,7 +64,7 @@ func Code(err error) codes.Code {
 	return codes.Internal
 }
 
-// kernelCodes maps errnos to the codes for requests that the kernel refused because of what the host asked for.
+// kernelCodes maps the errnos that the host's request can cause to status codes.
 var kernelCodes = map[unix.Errno]codes.Code{
 	unix.EINVAL: codes.InvalidArgument, unix.ERANGE: codes.InvalidArgument, unix.E2BIG: codes.InvalidArgument,
 	unix.ENAMETOOLONG: codes.InvalidArgument, unix.ENOTDIR: codes.InvalidArgument,

@@ -17,9 +17,9 @@ import (
 // copyRoot is the directory below which the host may create files.
 const copyRoot = "/run/kata-containers"
 
-// CopyFile creates a file, a directory or a symbolic link in the guest. A large file arrives in several requests, and
-// appears under its name after the last one. The shim copies into directories that containers can write to, so CopyFile
-// follows no link that leads out of copyRoot.
+// CopyFile creates a file, a directory or a symbolic link in the guest. A large file arrives in several requests. It
+// appears under its name after the last one. CopyFile follows no link that leads out of copyRoot, because the shim
+// copies into directories that containers can write to. It returns errdefs.ErrInvalidArgument if req is not valid.
 func CopyFile(req *pb.CopyFileRequest) error {
 	path, ok := strings.CutPrefix(req.Path, copyRoot+"/")
 	if !ok || filepath.Clean(req.Path) != req.Path || strings.ContainsRune(path, 0) {
@@ -60,7 +60,8 @@ func CopyFile(req *pb.CopyFileRequest) error {
 	}
 }
 
-// copyDir creates a directory, or sets the owner and mode of an existing one. It replaces a file of that name.
+// copyDir creates the directory path, or sets the owner and mode of an existing one. If path is a file, it replaces the
+// file.
 func copyDir(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	if st, err := root.Lstat(path); err == nil && !st.IsDir() {
 		if err := root.Remove(path); err != nil {
@@ -73,7 +74,7 @@ func copyDir(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return setOwner(root, path, req)
 }
 
-// copyLink creates a symbolic link. It replaces a file of that name.
+// copyLink creates the symbolic link path. If path is a file, it replaces the file.
 func copyLink(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	if err := root.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -111,7 +112,7 @@ func copyPart(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return root.Rename(part, path)
 }
 
-// setOwner sets the owner and mode of a file or directory to those in the request.
+// setOwner sets the owner and mode of the file or directory path as req says.
 func setOwner(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	if err := root.Lchown(path, int(req.Uid), int(req.Gid)); err != nil {
 		return err
@@ -119,7 +120,7 @@ func setOwner(root *os.Root, path string, req *pb.CopyFileRequest) error {
 	return root.Chmod(path, goMode(req.FileMode))
 }
 
-// goMode translates a mode of chmod(2) to Go's.
+// goMode translates mode, as in chmod(2), to an os.FileMode.
 func goMode(mode uint32) os.FileMode {
 	m := os.FileMode(mode & 0o777)
 	for bit, goBit := range map[uint32]os.FileMode{

@@ -23,7 +23,7 @@ const (
 	runtimeOptions = "io.katacontainers."
 )
 
-// drivers are the storage drivers by name. Each function attaches the storage st at s.point.
+// drivers are the storage drivers by name. Each function attaches the storage st at s.mountPoint.
 var drivers = map[string]func(ctx context.Context, st *pb.Storage, s *storage) error{
 	"blk":       attachDisk,
 	"ephemeral": attachMemory,
@@ -75,14 +75,14 @@ func attachOverlay(_ context.Context, st *pb.Storage, s *storage) error {
 
 // mountStorage creates the mount point and mounts a file system there.
 func mountStorage(s *storage, source, fstype string, options []string) error {
-	if err := os.MkdirAll(s.point, 0o755); err != nil {
+	if err := os.MkdirAll(s.mountPoint, 0o755); err != nil {
 		return err
 	}
 	o := mount.ParseOptions(withoutRuntimeOptions(options))
-	err := unix.Mount(source, s.point, fstype, o.Flags(), o.Data)
+	err := unix.Mount(source, s.mountPoint, fstype, o.Flags(), o.Data)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) {
-		// The disk is read-only: mount it read-only, as mount(8) does.
-		err = unix.Mount(source, s.point, fstype, o.Flags()|unix.MS_RDONLY, o.Data)
+		// The disk is read-only. Mount it read-only, as mount(8) does.
+		err = unix.Mount(source, s.mountPoint, fstype, o.Flags()|unix.MS_RDONLY, o.Data)
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s %s with options %q: %w", fstype, source, options, err)
@@ -91,7 +91,7 @@ func mountStorage(s *storage, source, fstype string, options []string) error {
 	return nil
 }
 
-// withoutRuntimeOptions returns options without those of the shim.
+// withoutRuntimeOptions returns options without the options that are meant for the shim.
 func withoutRuntimeOptions(options []string) []string {
 	var rest []string
 	for _, o := range options {

@@ -23,8 +23,10 @@ const (
 	agentShare = "/run/msb/share"
 )
 
-// Root returns the directory in the guest of a container's root file system, for the path that the shim uses. A shim
-// that uses a remote hypervisor names a path in the share but never requests to mount the share, so Root mounts it.
+// Root returns the directory in the guest that has a container's root file system. path is the root's path in the
+// request of the shim. A shim that uses a remote hypervisor gives a path below shimShare, but never requests that the
+// agent mounts the share. Root then mounts the share at agentShare and returns the directory there. It returns
+// errdefs.ErrNotFound if there is no such directory, and errdefs.ErrInvalidArgument if path is not below /run.
 func (s *Set) Root(ctx context.Context, path string) (string, error) {
 	if err := checkPath(path); err != nil {
 		return "", fmt.Errorf("root: %w", err)
@@ -62,25 +64,25 @@ func DetachStaleShares() error {
 		return err
 	}
 	var errs []error
-	for _, point := range virtiofsMounts(string(mounts)) {
-		if _, err := os.Stat(point); errors.Is(err, os.ErrNotExist) {
-			if err := unix.Unmount(point, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-				errs = append(errs, fmt.Errorf("unmount %s: %w", point, err))
+	for _, mountPoint := range virtiofsMounts(string(mounts)) {
+		if _, err := os.Stat(mountPoint); errors.Is(err, os.ErrNotExist) {
+			if err := unix.Unmount(mountPoint, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", mountPoint, err))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// virtiofsMounts returns the mount points of type virtiofs in the text of a file like /proc/mounts.
+// virtiofsMounts returns the mount points of type virtiofs in mounts, which is the content of /proc/mounts.
 func virtiofsMounts(mounts string) []string {
-	var points []string
+	var mountPoints []string
 	for line := range strings.Lines(mounts) {
 		if f := strings.Fields(line); len(f) >= 3 && f[2] == "virtiofs" {
-			points = append(points, unescapeMount(f[1]))
+			mountPoints = append(mountPoints, unescapeMount(f[1]))
 		}
 	}
-	return points
+	return mountPoints
 }
 
 // unescapeMount decodes the octal escapes in /proc/mounts.

@@ -1,5 +1,5 @@
-// Package storage attaches the storages that the host requests for containers: file systems on disks, in the host's
-// virtiofs share and in memory. It also creates the files that the host copies into the guest.
+// Package storage attaches the storages that the host requests for containers. A storage is a file system on a disk, in
+// the host's virtiofs share or in memory. The package also creates the files that the host copies into the guest.
 package storage
 
 import (
@@ -22,28 +22,28 @@ import (
 
 // Set holds the storages that are attached, and counts the users of each.
 type Set struct {
-	mu     sync.Mutex
-	points map[string]*storage // by mount point
-	order  []*storage          // oldest first
+	mu          sync.Mutex
+	mountPoints map[string]*storage // by mount point
+	order       []*storage          // oldest first
 }
 
 // storage is an attached storage.
 type storage struct {
-	point string // where it is mounted
-	users int
-	// mounted is true if a file system is mounted at point.
+	mountPoint string // where it is mounted
+	users      int
+	// mounted is true if a file system is mounted at mountPoint.
 	mounted bool
 	// dirs are directories that were created for this storage and are removed with it.
 	dirs []string
 }
 
-// detach unmounts the storage and removes its directories. A file system that is still in use is detached (see
-// mount.Unmount).
+// detach unmounts the storage and removes its directories. If the file system is still in use, mount.Unmount detaches
+// it.
 func (s *storage) detach() error {
 	var errs []error
 	if s.mounted {
-		if err := mount.Unmount(s.point); err != nil {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", s.point, err))
+		if err := mount.Unmount(s.mountPoint); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", s.mountPoint, err))
 		}
 	}
 	for _, dir := range s.dirs {
@@ -54,11 +54,11 @@ func (s *storage) detach() error {
 }
 
 // NewSet returns an empty set.
-func NewSet() *Set { return &Set{points: make(map[string]*storage)} }
+func NewSet() *Set { return &Set{mountPoints: make(map[string]*storage)} }
 
-// Add attaches each storage that is not attached yet, in order, adds a user to each, and returns the mount points. On an
-// error it undoes its changes.
-func (s *Set) Add(ctx context.Context, list []*pb.Storage) (points []string, err error) {
+// Add attaches each storage in list that is not attached yet, in order. It adds a user to each storage in list and
+// returns their mount points. On an error, it undoes its changes.
+func (s *Set) Add(ctx context.Context, list []*pb.Storage) (mountPoints []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var added []*storage
@@ -66,32 +66,32 @@ func (s *Set) Add(ctx context.Context, list []*pb.Storage) (points []string, err
 		if err == nil {
 			return
 		}
-		for _, point := range points {
-			s.points[point].users--
+		for _, mountPoint := range mountPoints {
+			s.mountPoints[mountPoint].users--
 		}
 		for _, entry := range slices.Backward(added) {
 			err = errors.Join(err, s.drop(entry))
 		}
-		points = nil
+		mountPoints = nil
 	}()
 	for _, st := range list {
 		if err := checkPath(st.GetMountPoint()); err != nil {
-			return points, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
+			return mountPoints, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
 		}
-		entry := s.points[filepath.Clean(st.MountPoint)]
+		entry := s.mountPoints[filepath.Clean(st.MountPoint)]
 		if entry == nil {
 			if entry, err = s.attach(ctx, st); err != nil {
-				return points, fmt.Errorf("storage %s at %s: %w", st.Driver, st.MountPoint, err)
+				return mountPoints, fmt.Errorf("storage %s at %s: %w", st.Driver, st.MountPoint, err)
 			}
 			added = append(added, entry)
 		}
 		entry.users++
-		points = append(points, entry.point)
+		mountPoints = append(mountPoints, entry.mountPoint)
 	}
-	return points, nil
+	return mountPoints, nil
 }
 
-// attach attaches a storage and adds it to the set.
+// attach attaches the storage st and adds it to the set.
 func (s *Set) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
 	attach := drivers[st.Driver]
 	if attach == nil {
@@ -100,11 +100,11 @@ func (s *Set) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
 	if st.FsGroup != nil {
 		return nil, fmt.Errorf("fs_group %d: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
 	}
-	entry := &storage{point: filepath.Clean(st.MountPoint)}
+	entry := &storage{mountPoint: filepath.Clean(st.MountPoint)}
 	if err := attach(ctx, st, entry); err != nil {
 		return nil, errors.Join(err, entry.detach())
 	}
-	s.points[entry.point] = entry
+	s.mountPoints[entry.mountPoint] = entry
 	s.order = append(s.order, entry)
 	return entry, nil
 }
@@ -113,12 +113,12 @@ func (s *Set) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
 func Drivers() []string { return slices.Sorted(maps.Keys(drivers)) }
 
 // Remove removes one user of each mount point, in reverse order. It detaches a storage that has no users left.
-func (s *Set) Remove(points []string) error {
+func (s *Set) Remove(mountPoints []string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var errs []error
-	for _, point := range slices.Backward(points) {
-		entry := s.points[point]
+	for _, mountPoint := range slices.Backward(mountPoints) {
+		entry := s.mountPoints[mountPoint]
 		if entry == nil {
 			continue // RemoveAll has detached it
 		}
@@ -130,14 +130,14 @@ func (s *Set) Remove(points []string) error {
 	return errors.Join(errs...)
 }
 
-// drop removes a storage from the set and detaches it.
+// drop removes entry from the set and detaches it.
 func (s *Set) drop(entry *storage) error {
-	delete(s.points, entry.point)
+	delete(s.mountPoints, entry.mountPoint)
 	s.order = slices.DeleteFunc(s.order, func(o *storage) bool { return o == entry })
 	return entry.detach()
 }
 
-// RemoveAll detaches all storages, even those with users, the newest first.
+// RemoveAll detaches all storages, the newest first. It also detaches storages that have users.
 func (s *Set) RemoveAll() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,17 +148,18 @@ func (s *Set) RemoveAll() error {
 	return errors.Join(errs...)
 }
 
-// checkAdded returns an error of class errdefs.ErrNotFound unless point is the mount point of an attached storage.
-func (s *Set) checkAdded(point string) error {
+// checkAdded returns errdefs.ErrNotFound unless mountPoint is the mount point of an attached storage.
+func (s *Set) checkAdded(mountPoint string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.points[filepath.Clean(point)] == nil {
-		return fmt.Errorf("storage at %q: %w", point, errdefs.ErrNotFound)
+	if s.mountPoints[filepath.Clean(mountPoint)] == nil {
+		return fmt.Errorf("storage at %q: %w", mountPoint, errdefs.ErrNotFound)
 	}
 	return nil
 }
 
-// checkPath returns an error unless path is below /run. The host must not change the rest of the guest's system.
+// checkPath returns errdefs.ErrInvalidArgument unless path is below /run. The host must not change other files of the
+// guest.
 func checkPath(path string) error {
 	if !strings.HasPrefix(filepath.Clean(path), "/run/") || strings.ContainsRune(path, 0) {
 		return refusal.Invalid("path %q is not below /run", path)

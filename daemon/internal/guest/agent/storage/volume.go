@@ -5,14 +5,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stats returns how much of the storage at a mount point is in use, in bytes and inodes. The error is of class
-// errdefs.ErrNotFound if no storage is attached there.
-func (s *Set) Stats(point string) (*pb.VolumeStatsResponse, error) {
-	if err := s.checkAdded(point); err != nil {
+// Stats returns how much of the storage at mountPoint is in use, in bytes and inodes. It returns errdefs.ErrNotFound if
+// no storage is attached there.
+func (s *Set) Stats(mountPoint string) (*pb.VolumeStatsResponse, error) {
+	if err := s.checkAdded(mountPoint); err != nil {
 		return nil, err
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(point, &st); err != nil {
+	if err := unix.Statfs(mountPoint, &st); err != nil {
 		return nil, err
 	}
 	size := uint64(st.Bsize)

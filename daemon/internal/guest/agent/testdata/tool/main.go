@@ -121,7 +121,7 @@ func run(name string, args []string) error {
 		}
 		fmt.Println("listening")
 		return l.Close()
-	case "neighbour": // prints whether the kernel's neighbour table has the MAC address args[0]
+	case "neighbor": // prints whether the kernel's neighbor table has the MAC address args[0]
 		mac, err := net.ParseMAC(args[0])
 		if err != nil {
 			return err

@@ -13,12 +13,12 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 )
 
-// testCards plugs in network cards, swaps their names, and uses their addresses immediately.
-func (s *stock) testCards(t *testing.T) {
+// testInterfaces plugs in network interfaces, swaps their names, and uses their addresses immediately.
+func (s *stock) testInterfaces(t *testing.T) {
 	ctx := t.Context()
 	const second, third = "52:54:00:00:00:02", "52:54:00:00:00:03"
 	for i, mac := range []string{second, third} {
-		id := fmt.Sprintf("card%d", i+1)
+		id := fmt.Sprintf("interface%d", i+1)
 		s.qmp.do(t, "netdev_add", map[string]any{"type": "user", "id": id, "restrict": true})
 		s.qmp.do(t, "device_add", map[string]any{
 			"driver": "virtio-net-pci", "id": "dev-" + id, "netdev": id, "mac": mac, "bus": plugBridge, "addr": fmt.Sprintf("%02x", 0x18+i),
@@ -27,7 +27,7 @@ func (s *stock) testCards(t *testing.T) {
 	v4, v6 := protocols.IPFamily_v4, protocols.IPFamily_v6
 	for range 2 {
 		for _, i := range []*protocols.Interface{
-			// The kernel has named another card eth0, the first one.
+			// The kernel has named another interface eth0, the first one.
 			{Name: "eth0", HwAddr: second, Mtu: 1450, DevicePath: bridgeSlot + "/18", IPAddresses: []*protocols.IPAddress{
 				{Family: v4, Address: "10.8.0.2", Mask: "24"}, {Family: v4, Address: "10.8.1.2", Mask: "16"},
 				{Family: v6, Address: "fd00:8::2", Mask: "64"}, {Family: v6, Address: "fe80::5054:ff:fe00:2", Mask: "64"}}},
@@ -51,8 +51,8 @@ func (s *stock) testCards(t *testing.T) {
 	}
 	s.checkOutput(t, mainID, "listening\n", "listen", "[fd00:8::2]:8080") // fails if the address is still tentative
 	s.checkOutput(t, mainID, "listening\n", "listen", "10.8.1.2:8080")
-	s.checkOutput(t, mainID, "true\n", "neighbour", "02:00:00:00:00:11")
-	s.checkOutput(t, mainID, "true\n", "neighbour", "02:00:00:00:00:12")
+	s.checkOutput(t, mainID, "true\n", "neighbor", "02:00:00:00:00:11")
+	s.checkOutput(t, mainID, "true\n", "neighbor", "02:00:00:00:00:12")
 
 	interfaces, err := s.ListInterfaces(ctx, &pb.ListInterfacesRequest{})
 	if err != nil {
@@ -96,7 +96,7 @@ func (s *stock) testCards(t *testing.T) {
 	}
 	stats, err := s.StatsContainer(ctx, &pb.StatsContainerRequest{ContainerId: mainID})
 	if err != nil || len(stats.NetworkStats) != 3 {
-		t.Errorf("statistics of %d cards, %v; want 3", len(stats.GetNetworkStats()), err)
+		t.Errorf("statistics of %d interfaces, %v; want 3", len(stats.GetNetworkStats()), err)
 	}
 }
 
