@@ -69,9 +69,7 @@ help: ## List the targets
 
 .PHONY: quickstart
 quickstart: ## Set up everything, start the server, run Python in a first sandbox
-	@$(MAKE) deps $(GO_MADE)
-	@# The images are built in the meantime, because they wait for the network and the disk.
-	@$(MAKE) images & images=$$!; $(MAKE) build guest || { kill $$images; wait; exit 1; }; wait $$images
+	@$(MAKE) deps build guest images
 	@daemon/setup/quickstart.sh
 
 .PHONY: clean-host
