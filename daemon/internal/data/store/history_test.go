@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"runtime"
@@ -205,4 +206,26 @@ func parseSteps(t testing.TB, stdout []byte) (steps []step) {
 		steps = append(steps, s)
 	}
 	return steps
+}
+
+// checkAudit checks that the audit log is intact, that its file agrees with the store, and that it has the acknowledged
+// entry.
+func checkAudit(srv *server, acknowledged audit.Head) error {
+	file, err := os.ReadFile(srv.AuditPath())
+	if err != nil {
+		return err
+	}
+	if head, err := audit.Verify(bytes.NewReader(file)); err != nil || head != srv.AuditHead() {
+		return fmt.Errorf("the audit log's file ends with %v, %v, want %v", head, err, srv.AuditHead())
+	}
+	if head, err := srv.VerifyAudit(context.Background()); err != nil || head != srv.AuditHead() {
+		return fmt.Errorf("VerifyAudit: %v, %w", head, err)
+	}
+	if err := srv.AuditProblem(); err != nil {
+		return err
+	}
+	if hash := []byte(`"hash":"` + acknowledged.Hash + `"`); acknowledged.Seq > 0 && !bytes.Contains(file, hash) {
+		return fmt.Errorf("audit entry %d, which was acknowledged, is missing", acknowledged.Seq)
+	}
+	return nil
 }
