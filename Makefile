@@ -158,9 +158,9 @@ gotestsum = gotestsum --format testname --format-hide-empty-pkg $(if $(TEST_EVEN
 RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... serve/...)
 
 .PHONY: test-microvms test-race test-sdks
-# -vet=off, because make lint runs go vet. -parallel 3, because tests that wait for a microVM that hangs use no processor.
+# -vet=off, because make lint runs go vet. -parallel 4, because many tests only wait and use no CPU.
 test-microvms:
-	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 30m -parallel 3 $(TESTFLAGS) ./daemon/internal/data/store \
+	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 30m -parallel 4 $(TESTFLAGS) ./daemon/internal/data/store \
 		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
 
 test-race:
