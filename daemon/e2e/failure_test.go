@@ -142,7 +142,6 @@ func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 			if err := os.WriteFile(image, initrd, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			parallel(t)
 			s := testServer(t, "--lib-dir", lib)
 			if err := s.importImages("python"); err != nil {
 				t.Fatal(err)

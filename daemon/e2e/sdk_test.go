@@ -12,19 +12,21 @@ import (
 // original SDK, first with the original and then with this SDK in its place.
 func TestPythonSDK(t *testing.T) {
 	parallel(t)
-	checkSDK(t, "python", "live", "original")
+	s, key := sharedServer(t)
+	checkSDK(t, s, key, "python", "live", "original")
 }
 
-// TestTypeScriptSDK runs the TypeScript SDK's own tests against a real server.
+// TestTypeScriptSDK runs the TypeScript SDK's own tests against a real server. It does not share the server with
+// TestPythonSDK, because both run the examples of a README, which use the same names of sandboxes.
 func TestTypeScriptSDK(t *testing.T) {
 	parallel(t)
-	checkSDK(t, "typescript", "live")
+	s := testServer(t)
+	checkSDK(t, s, s.newKey(t), "typescript", "live")
 }
 
-// checkSDK runs suites of an SDK's check.sh against the shared server.
-func checkSDK(t *testing.T, language string, suites ...string) {
+// checkSDK runs suites of an SDK's check.sh against a server.
+func checkSDK(t *testing.T, s *server, key, language string, suites ...string) {
 	t.Helper()
-	s, key := sharedServer(t)
 	if err := s.importImages("python", "node"); err != nil {
 		t.Fatal(err)
 	}

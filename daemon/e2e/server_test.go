@@ -32,6 +32,7 @@ type server struct {
 	done       chan struct{}     // closed when the process has ended
 	flags      []string          // of `msb server start`
 	settings   map[string]string // of msbd, by name. They override the configuration file; flags override them
+	importMu   sync.Mutex        // held while images are imported
 	imported   map[string]bool   // the names of the images that were imported
 }
 
@@ -316,6 +317,8 @@ func (s *server) newKey(t testing.TB, flags ...string) string {
 
 // importImages imports the images that the server does not have yet.
 func (s *server) importImages(names ...string) error {
+	s.importMu.Lock()
+	defer s.importMu.Unlock()
 	for _, name := range names {
 		if s.imported[name] {
 			continue
