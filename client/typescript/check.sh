@@ -40,39 +40,48 @@ if ! new_enough; then
 	new_enough || { echo "check.sh: found no Node 20.19 or newer, neither on PATH nor in $dir/bin" >&2; exit 1; }
 fi
 
-# Several check.sh may run at the same time. This lock on the directory keeps one from replacing node_modules and dist
+# Several check.sh may run at the same time. This lock on the directory keeps one from replacing node_modules or dist
 # while another uses them.
 exec 9<.
-flock 9
 
 # Install the packages of the lock file if it changed.
 if ! cmp --silent package-lock.json node_modules/.installed; then
-	try npm ci --loglevel=error --no-audit --no-fund >/dev/null
-	cp package-lock.json node_modules/.installed
+	flock 9
+	if ! cmp --silent package-lock.json node_modules/.installed; then
+		try npm ci --loglevel=error --no-audit --no-fund >/dev/null
+		cp package-lock.json node_modules/.installed
+	fi
+	flock --unlock 9
 fi
 
 case ${1-} in
-lint) npm run --silent check ;;
+lint)
+	flock 9
+	npm run --silent check
+	;;
 unit)
+	flock 9
 	npm run --silent build
 	npm test --silent
 	npm run --silent test:package
 	;;
 live)
 	: "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}"
-	flock --unlock 9 # these tests use the source
+	flock 9
 	npm run --silent test:live
 	;;
-bench) npm run --silent bench ;;
+bench)
+	flock 9
+	npm run --silent bench
+	;;
 run)
-	if [ ! -e dist/cjs/package.json ] || [ -n "$(find src package.json tsconfig*.json -newer dist/cjs/package.json)" ]; then
-		npm run --silent build
-	fi
-	# Create a package that depends on this one.
+	# Create a package that depends on this one, with a build of its own, so that it needs no lock.
 	dir=$(mktemp -d)
 	trap 'rm -rf -- "$dir"' EXIT
-	mkdir "$dir/node_modules"
-	ln -s "$PWD" "$dir/node_modules/microsandbox"
+	package=$dir/node_modules/microsandbox
+	mkdir -p "$package"
+	cp package.json "$package"
+	node_modules/.bin/tsc -p tsconfig.esm.json --outDir "$package/dist/esm"
 	cp -- "$2" "$dir/program.mjs"
 	cd "$dir"
 	node program.mjs
