@@ -122,9 +122,9 @@ func (s survey) choose(o Options) (Route, error) {
 		case needsKVM && o.Accelerator == TCG:
 			return Route{}, fmt.Errorf("hypervisor kata is not usable: Kata's own driver needs KVM, but accelerator tcg is configured: %w", errdefs.ErrInvalidArgument)
 		case needsKVM && s.kvm != nil:
-			return Route{}, fmt.Errorf("Kata's own driver is not usable: %w: %w", s.kvm, errdefs.ErrFailedPrecondition)
+			return Route{}, fmt.Errorf("hypervisor kata is not usable: %w: %w", s.kvm, errdefs.ErrFailedPrecondition)
 		case needsVsock && s.vsock != nil:
-			return Route{}, fmt.Errorf("Kata's own driver is not usable: %w: %w", s.vsock, errdefs.ErrFailedPrecondition)
+			return Route{}, fmt.Errorf("hypervisor kata is not usable: %w: %w", s.vsock, errdefs.ErrFailedPrecondition)
 		}
 	case !o.automatic():
 		return Route{}, fmt.Errorf("invalid hypervisor %q: it must be auto, kata or builtin: %w", o.Hypervisor, errdefs.ErrInvalidArgument)
