@@ -186,6 +186,8 @@ func arguments(req *sdk.CallToolRequest) jsontext.Value {
 }
 
 // reportProgress sends progress notifications until stop is called, if the client asked for them with a progress token.
+// The first one is sent at once, so that the client and the proxies before it get the headers of the response, and know
+// that the call was accepted.
 func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
 	token := req.Params.GetProgressToken()
 	if token == nil {
@@ -198,17 +200,17 @@ func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) 
 		ticks := time.NewTicker(h.progressInterval)
 		defer ticks.Stop()
 		for start := time.Now(); ; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticks.C:
-			}
 			elapsed := time.Since(start)
 			err := req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{
 				ProgressToken: token, Progress: elapsed.Seconds(), Message: fmt.Sprintf("running for %s", elapsed.Round(time.Second)),
 			})
 			if err != nil {
 				return // the client has disconnected, which cancels the call
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticks.C:
 			}
 		}
 	}()
