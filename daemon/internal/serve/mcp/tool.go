@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/jsonschema-go/jsonschema"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -42,7 +43,8 @@ var tools = []tool{
 	{
 		name: "sandbox_start", method: rpc.MethodSandboxStart, title: "Start a sandbox",
 		description: "Start a sandbox, an isolated microVM, with a name of your choice: " + nameRule + ". " +
-			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, and config.envs is a list of NAME=value. " +
+			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, config.cpus is the number of processors, " +
+			"config.envs is a list of NAME=value, and config.workdir is the absolute path of the directory in which runs start. " +
 			"Starting a sandbox that already runs with the same config changes nothing." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(false), IdempotentHint: true, OpenWorldHint: new(false)},
 		text:  stringText,
@@ -94,8 +96,23 @@ func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
 	}
 	return &sdk.Tool{
 		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints,
-		InputSchema: json.RawMessage(params), OutputSchema: output,
+		InputSchema: inputSchema(params), OutputSchema: output,
 	}
+}
+
+// inputSchema returns the schema of a tool's arguments. It is the schema of the method's params, without the members of
+// config that the method always refuses. If a tool offered them, models would use them.
+func inputSchema(params jsontext.Value) *jsonschema.Schema {
+	var s jsonschema.Schema
+	if err := json.Unmarshal(params, &s); err != nil {
+		panic(err) // cannot happen: params is a JSON Schema
+	}
+	if config := s.Properties["config"]; config != nil {
+		for _, name := range rpc.UnsupportedConfig {
+			delete(config.Properties, name)
+		}
+	}
+	return &s
 }
 
 // handler returns the library's handler of a tool, which calls the tool's method on behalf of the caller of the HTTP
