@@ -145,7 +145,7 @@ $(CURDIR)/bin/tools/go/bin/go:
 ##@ Check
 
 .PHONY: test
-test: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run all tests, real microVMs included
+test: deps build guest images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
 	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks
@@ -245,6 +245,14 @@ bin/tools/buf: Makefile
 	echo "$(BUF_SHA256)  $$archive" | sha256sum --check --quiet; \
 	tar -xzf "$$archive" -C $(@D) --strip-components 2 --no-same-owner package/bin/buf
 	@touch $@
+
+# nginx is extracted from Debian's package. Installing the package would start a web server on this host.
+bin/tools/nginx:
+	@echo "Downloading $@, Debian's"
+	@mkdir -p $(@D); dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; \
+	download() { apt-get download -qq -o APT::Sandbox::User=root nginx; }; \
+	download 2>/dev/null || { apt-get update -qq; download; }; \
+	dpkg-deb --extract nginx_*.deb .; install -T usr/sbin/nginx $(CURDIR)/$@
 
 # A tool is built again when this file changes, since its version may have changed.
 define tool

@@ -125,7 +125,7 @@ func recoverSandboxes(ctx context.Context, manager *sandbox.Manager, machines *b
 // newGateway returns the HTTP gateway with its endpoints.
 func newGateway(cfg config.Config, verifier *keys.Verifier, manager *sandbox.Manager, st *status, log *slog.Logger) (*gateway.Gateway, error) {
 	metrics := newMetrics(st)
-	methods, err := rpc.New(manager, metrics)
+	methods, err := rpc.New(manager, cfg.Version, metrics)
 	if err != nil {
 		return nil, err
 	}

@@ -9,9 +9,12 @@ package rpc
 
 import "github.com/go-json-experiment/json/jsontext"
 
-// Paths of the HTTP API. The last three are aliases of Path and accept the same requests.
+// Paths of the HTTP API. The last three are aliases of Path and accept the same requests. HealthzPath is an alias of
+// HealthPath.
 const (
+	RootPath       = "/" // says in plain text what the server is
 	HealthPath     = "/api/v1/health"
+	HealthzPath    = "/healthz"
 	MetricsPath    = "/metrics" // for Prometheus
 	MCPPath        = "/mcp"     // the Model Context Protocol, over Streamable HTTP
 	Path           = "/api/v1/rpc"

@@ -36,6 +36,9 @@ type SandboxConfig struct {
 	Exec      string            `json:"exec,omitzero"`
 }
 
+// UnsupportedConfig has the members of a SandboxConfig that the server refuses unless they are empty.
+var UnsupportedConfig = []string{"volumes", "ports", "depends_on", "shell", "scripts", "exec"}
+
 // StopParams holds the params of sandbox.stop. The result is a sentence, as a string.
 type StopParams struct {
 	Sandbox   string  `json:"sandbox"`

@@ -144,7 +144,7 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, initial []san
 		return s, err
 	}
 	metrics := prometheus.NewRegistry()
-	methods, err := rpc.New(s.manager, metrics)
+	methods, err := rpc.New(s.manager, version, metrics)
 	if err != nil {
 		return s, err
 	}

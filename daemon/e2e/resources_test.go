@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"regexp"
 	"runtime"
 	"testing"
 )
@@ -56,8 +57,10 @@ func TestResourceLimits(t *testing.T) {
 			}
 
 			// More memory than the limit cannot be used. The sandbox survives the attempt.
-			if r := s.python(t, key, name, fmt.Sprintf("b = None\nb = bytearray(%d << 20)\nlen(b)", size.memory+8)); r.Status != "error" {
-				t.Errorf("allocate %d MiB in a sandbox of %d MiB: got %+v, want an error", size.memory+8, size.memory, r)
+			r := s.python(t, key, name, fmt.Sprintf("b = None\nb = bytearray(%d << 20)\nlen(b)", size.memory+8))
+			outOfMemory := regexp.MustCompile("MemoryError|SIGKILL|out of memory")
+			if r.Status != "error" || !outOfMemory.MatchString(r.text("stderr")) {
+				t.Errorf("allocate %d MiB in a sandbox of %d MiB: got %+v, want an error because of the memory", size.memory+8, size.memory, r)
 			}
 			if got := s.python(t, key, name, "1 + 1").text("stdout"); got != "2\n" {
 				t.Errorf("1 + 1 after memory ran out: got %q, want 2", got)

@@ -58,11 +58,7 @@ func (r *run) wantRunning(t *testing.T) {
 // a grace period, expires or is reset, and that the runs of other keys are not.
 func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	parallel(t)
-	s := testServer(t)
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
-	key := s.newKey(t)
+	s, key := pythonServer(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	observer := key
 	// runs reports whether the command of a run is in the sandbox's process list.

@@ -1,17 +1,17 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/client/internal/dotenv"
 )
 
 // maxEnvFile is the largest file that is changed, in bytes. It is larger than any file of environment variables.
@@ -67,7 +67,7 @@ func (f *envFile) set(name, value string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(setVariable(content, name, value)); err != nil {
+	if _, err := f.Write(dotenv.Set(content, name, value)); err != nil {
 		return fmt.Errorf("write %s: %w", f.path, err)
 	}
 	return f.commit()
@@ -91,34 +91,6 @@ func readEnvFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is larger than %s and cannot be a file of environment variables", path, size(maxEnvFile))
 	}
 	return content, nil
-}
-
-// setVariable replaces the value in every line that sets the variable, so that no reader of the file finds an old value.
-// If there is no such line, it adds one. The value must not need quotes.
-func setVariable(content []byte, name, value string) []byte {
-	assignment := regexp.MustCompile(`^([ \t]*(?:export[ \t]+)?)` + regexp.QuoteMeta(name) + `[ \t]*=`)
-	var out bytes.Buffer
-	ending, found := "\n", false
-	for i, line := range bytes.SplitAfter(content, []byte("\n")) {
-		text := bytes.TrimRight(line, "\r\n")
-		if i == 0 && bytes.HasSuffix(line, []byte("\r\n")) {
-			ending = "\r\n"
-		}
-		set := assignment.FindSubmatch(text)
-		if set == nil {
-			out.Write(line)
-			continue
-		}
-		found = true
-		fmt.Fprintf(&out, "%s%s=%s%s", set[1], name, value, line[len(text):])
-	}
-	if !found {
-		if len(content) > 0 && content[len(content)-1] != '\n' {
-			out.WriteString(ending)
-		}
-		fmt.Fprintf(&out, "%s=%s%s", name, value, ending)
-	}
-	return out.Bytes()
 }
 
 func ownerOf(info fs.FileInfo) *syscall.Stat_t { return info.Sys().(*syscall.Stat_t) }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/ctxio"
 )
 
 // Audit adds an event to the audit log. When it returns nil, the entry is durable.
@@ -105,7 +106,7 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 		return audit.Head{}, err
 	}
 	defer f.Close()
-	head, err := audit.Verify(readerWithContext{ctx, io.NewSectionReader(f, 0, end.Size)})
+	head, err := audit.Verify(ctxio.Reader(ctx, io.NewSectionReader(f, 0, end.Size)))
 	var broken *audit.ChainError
 	switch {
 	case errors.As(err, &broken):
@@ -119,18 +120,6 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 			"cut off, or it was rewritten with new hashes: %w", l.path, head.Seq, end.Seq, errdefs.ErrDataLoss)
 	}
 	return head, nil
-}
-
-type readerWithContext struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r readerWithContext) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(b)
 }
 
 func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]byte) error) error {

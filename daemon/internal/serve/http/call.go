@@ -89,7 +89,8 @@ func (g *Gateway) route(c *Call, r *http.Request) (err error) {
 		return c.err
 	}
 	// No endpoint matched, so the mux wrote a response itself, which is replaced here.
-	if c.response.status == http.StatusMethodNotAllowed {
+	// A client that posts to the root has the wrong path, not the wrong method.
+	if c.response.status == http.StatusMethodNotAllowed && r.URL.Path != rpc.RootPath {
 		if _, exists := g.metrics.served[r.URL.Path]; exists {
 			c.path = r.URL.Path
 		}

@@ -329,8 +329,9 @@ func TestStream(t *testing.T) {
 		return
 	}
 	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("X-Request-Id") == "" {
-		t.Errorf("response is %s %v, want 200 with the endpoint's Content-Type and a request id", res.Status, res.Header)
+	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("X-Request-Id") == "" ||
+		res.Header.Get("X-Accel-Buffering") != "no" {
+		t.Errorf("response is %s %v, want 200 with the endpoint's Content-Type, a request id and X-Accel-Buffering: no", res.Status, res.Header)
 	}
 	out := bufio.NewReader(res.Body)
 	for _, want := range []string{"first", "second", "third"} {

@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,7 +39,7 @@ type Verifier interface {
 // Options configures a Gateway.
 type Options struct {
 	Verifier Verifier
-	// Endpoints are served in addition to /api/v1/health and /metrics.
+	// Endpoints are served in addition to /metrics and the paths that need no key.
 	Endpoints []Endpoint
 	// Dev accepts every request without checking its key. The gateway then serves on loopback only and refuses
 	// requests that a web page may have made a browser send.
@@ -142,7 +143,7 @@ func New(o Options) (*Gateway, error) {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	g.Endpoints = append([]Endpoint{healthEndpoint, g.metricsEndpoint()}, o.Endpoints...)
+	g.Endpoints = slices.Concat(openEndpoints, []Endpoint{g.metricsEndpoint()}, o.Endpoints)
 	for _, e := range g.Endpoints {
 		if err := g.handle(e); err != nil {
 			return nil, err

@@ -35,6 +35,9 @@ var (
 	headerJSON    = []string{"application/json"}
 	headerNoSniff = []string{"nosniff"}
 	headerNoStore = []string{"no-store"}
+	// headerUnbuffered is the value of X-Accel-Buffering that makes nginx, and proxies that follow it, pass on each part
+	// of a response as it comes.
+	headerUnbuffered = []string{"no"}
 )
 
 // WriteHeader implements http.ResponseWriter. Only the first call has an effect.
@@ -80,10 +83,14 @@ func (w *response) hold(n int) error {
 	return w.err
 }
 
-// FlushError sends what was written so far. From then on, each write is sent at once. http.ResponseController calls it.
+// FlushError sends what was written so far. From then on, each write is sent at once, and proxies are asked to do the
+// same. http.ResponseController calls it.
 func (w *response) FlushError() error {
 	if w.hijacked != nil {
 		return http.ErrHijacked
+	}
+	if !w.sent {
+		w.Header()["X-Accel-Buffering"] = headerUnbuffered
 	}
 	if err := w.send(); err != nil {
 		return err

@@ -156,6 +156,17 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		if err := errors.Join(json.Unmarshal(params, &in), json.Unmarshal(result, &out)); err != nil {
 			t.Fatal(err)
 		}
+		if w.method == rpc.MethodSandboxStart { // models are not offered what the method always refuses
+			config := in.(map[string]any)["properties"].(map[string]any)["config"].(map[string]any)["properties"].(map[string]any)
+			for _, name := range rpc.UnsupportedConfig {
+				delete(config, name)
+			}
+			for name := range config {
+				if !strings.Contains(tool.Description, "config."+name) {
+					t.Errorf("the description of sandbox_start does not explain config.%s", name)
+				}
+			}
+		}
 		if diff := cmp.Diff(in, tool.InputSchema); diff != "" {
 			t.Errorf("%s: input schema (-want +got):\n%s", tool.Name, diff)
 		}

@@ -232,7 +232,7 @@ func TestProgress(t *testing.T) {
 				return nil
 			}
 			var mu sync.Mutex
-			var last float64
+			last := -1.0
 			c, err := connect(t, s.listen(t), s.key, revision, &sdk.ClientOptions{
 				ProgressNotificationHandler: func(ctx context.Context, req *sdk.ProgressNotificationClientRequest) {
 					mu.Lock()
@@ -324,11 +324,11 @@ func TestLongOutput(t *testing.T) {
 	}
 }
 
-// With a progress token, events arrive as they are written, with the headers of every response. Without one, the
-// response is one JSON document.
+// With a progress token, the first event arrives at once, with the headers of every response. Without one, the response
+// is one JSON document.
 func TestStreaming(t *testing.T) {
 	s := newSite(t)
-	s.progressInterval = time.Millisecond
+	s.progressInterval = time.Hour
 	finish := make(chan struct{})
 	s.sandboxes.onRun = func(ctx context.Context) error {
 		select {
@@ -338,7 +338,9 @@ func TestStreaming(t *testing.T) {
 			return ctx.Err()
 		}
 	}
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.listen(t), strings.NewReader(withProgress(1, runForever)))
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.listen(t), strings.NewReader(withProgress(1, runForever)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +353,8 @@ func TestStreaming(t *testing.T) {
 	}
 	defer res.Body.Close()
 	h := res.Header
-	if h.Get("Content-Type") != "text/event-stream" || h.Get("X-Request-Id") == "" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cache-Control") != "no-store" {
+	if h.Get("Content-Type") != "text/event-stream" || h.Get("X-Accel-Buffering") != "no" || h.Get("X-Request-Id") == "" ||
+		h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cache-Control") != "no-store" {
 		t.Error("headers of the stream:", h)
 	}
 	lines := bufio.NewReader(res.Body)

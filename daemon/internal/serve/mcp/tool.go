@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/jsonschema-go/jsonschema"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -42,7 +43,8 @@ var tools = []tool{
 	{
 		name: "sandbox_start", method: rpc.MethodSandboxStart, title: "Start a sandbox",
 		description: "Start a sandbox, an isolated microVM, with a name of your choice: " + nameRule + ". " +
-			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, and config.envs is a list of NAME=value. " +
+			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, config.cpus is the number of processors, " +
+			"config.envs is a list of NAME=value, and config.workdir is the absolute path of the directory in which runs start. " +
 			"Starting a sandbox that already runs with the same config changes nothing." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(false), IdempotentHint: true, OpenWorldHint: new(false)},
 		text:  stringText,
@@ -94,8 +96,23 @@ func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
 	}
 	return &sdk.Tool{
 		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints,
-		InputSchema: json.RawMessage(params), OutputSchema: output,
+		InputSchema: inputSchema(params), OutputSchema: output,
 	}
+}
+
+// inputSchema returns the schema of a tool's arguments. It is the schema of the method's params, without the members of
+// config that the method always refuses. If a tool offered them, models would use them.
+func inputSchema(params jsontext.Value) *jsonschema.Schema {
+	var s jsonschema.Schema
+	if err := json.Unmarshal(params, &s); err != nil {
+		panic(err) // cannot happen: params is a JSON Schema
+	}
+	if config := s.Properties["config"]; config != nil {
+		for _, name := range rpc.UnsupportedConfig {
+			delete(config.Properties, name)
+		}
+	}
+	return &s
 }
 
 // handler returns the library's handler of a tool, which calls the tool's method on behalf of the caller of the HTTP
@@ -186,6 +203,8 @@ func arguments(req *sdk.CallToolRequest) jsontext.Value {
 }
 
 // reportProgress sends progress notifications until stop is called, if the client asked for them with a progress token.
+// The first one is sent at once, so that the client and the proxies before it get the headers of the response, and know
+// that the call was accepted.
 func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
 	token := req.Params.GetProgressToken()
 	if token == nil {
@@ -198,17 +217,17 @@ func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) 
 		ticks := time.NewTicker(h.progressInterval)
 		defer ticks.Stop()
 		for start := time.Now(); ; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticks.C:
-			}
 			elapsed := time.Since(start)
 			err := req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{
 				ProgressToken: token, Progress: elapsed.Seconds(), Message: fmt.Sprintf("running for %s", elapsed.Round(time.Second)),
 			})
 			if err != nil {
 				return // the client has disconnected, which cancels the call
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticks.C:
 			}
 		}
 	}()

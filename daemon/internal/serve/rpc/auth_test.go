@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -297,7 +298,7 @@ func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
 	}
 }
 
-// Every scope is needed by some method or path, and every path but the health check needs a key.
+// Every scope is needed by some method or path, and every path needs a key, except those that say that a server is here.
 func TestEveryScopeIsUsed(t *testing.T) {
 	s := New(t)
 	used := map[keys.Scope]bool{}
@@ -306,7 +307,7 @@ func TestEveryScopeIsUsed(t *testing.T) {
 	}
 	for _, e := range s.Endpoints {
 		switch {
-		case e.Scope == gateway.Open && e.Pattern != "GET "+rpc.HealthPath:
+		case e.Scope == gateway.Open && !slices.Contains([]string{"GET /{$}", "GET /api/v1/health", "GET /healthz"}, e.Pattern):
 			t.Errorf("%s needs no key", e.Pattern)
 		case e.Scope != gateway.Open && e.Scope != gateway.PerCall:
 			used[e.Scope] = true

@@ -36,9 +36,11 @@ type reference struct {
 	Ref string `json:"$ref"`
 }
 
+// info describes the API. Version is the version of the API, and Server that of msbd.
 type info struct {
 	Title   string `json:"title"`
 	Version string `json:"version"`
+	Server  string `json:"x-server-version"`
 }
 
 type methodInfo struct {
@@ -71,10 +73,10 @@ type schema struct {
 	AdditionalProperties any               `json:"additionalProperties,omitzero"` // a schema or false
 }
 
-// describe builds the result of rpc.discover from the table of methods.
-func describe(table []method) jsontext.Value {
+// describe builds the result of rpc.discover from the table of methods and the version of msbd.
+func describe(table []method, version string) jsontext.Value {
 	doc := document{
-		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1"},
+		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1", Server: version},
 		Components: components{Errors: map[string]errorInfo{}},
 	}
 	var errs []reference

@@ -56,7 +56,7 @@ func TestAPIDocsAreComplete(t *testing.T) {
 // paramRows returns the start of each row that the table of params must have.
 func paramRows(s serverpc.Schema, prefix string) (rows []string) {
 	for name, member := range s.Properties {
-		unsupported := prefix != "" && slices.Contains([]string{"volumes", "ports", "depends_on", "shell", "scripts", "exec"}, name)
+		unsupported := prefix != "" && slices.Contains(rpc.UnsupportedConfig, name)
 		if unsupported {
 			continue // one row names them all
 		}
@@ -75,6 +75,24 @@ func paramRows(s serverpc.Schema, prefix string) (rows []string) {
 		rows = append(rows, paramRows(member, prefix+name+".")...)
 	}
 	return rows
+}
+
+// The server refuses exactly the members of config that rpc.UnsupportedConfig has.
+func TestUnsupportedConfig(t *testing.T) {
+	s := New(t)
+	params, _ := s.Service.Schemas(rpc.MethodSandboxStart)
+	var schema jsonschema.Schema
+	if err := json.Unmarshal(params, &schema); err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]string{"string": `"/x"`, "integer": `1`, "array": `["X=1"]`, "object": `{"x":"1"}`}
+	for name, member := range schema.Properties["config"].Properties {
+		w := s.Post(Request("sandbox.start", fmt.Sprintf(`{"sandbox":"with-%s","config":{%q:%s}}`, name, name, values[member.Types[0]])))
+		refused := w.Code == http.StatusBadRequest && strings.Contains(w.Body.String(), "not supported yet")
+		if want := slices.Contains(rpc.UnsupportedConfig, name); refused != want || !want && w.Code != http.StatusOK {
+			t.Errorf("config.%s: got %d %s, refused: %t, want %t", name, w.Code, w.Body, refused, want)
+		}
+	}
 }
 
 func TestEveryCodeIsDescribed(t *testing.T) {

@@ -39,15 +39,16 @@ type Service struct {
 	metrics     *metrics
 }
 
-// New returns a Service and registers its metrics. It returns an error if a method has no scope.
-func New(sandboxes Sandboxes, registry *prometheus.Registry) (*Service, error) {
+// New returns a Service and registers its metrics. version is the version of msbd that rpc.discover reports. New returns
+// an error if a method has no scope.
+func New(sandboxes Sandboxes, version string, registry *prometheus.Registry) (*Service, error) {
 	s := &Service{sandboxes: sandboxes}
 	s.table = s.declare()
 	var err error
 	if s.methods, err = index(s.table); err != nil {
 		return nil, err
 	}
-	s.description = describe(s.table)
+	s.description = describe(s.table, version)
 	if s.metrics, err = newMetrics(registry, s.methods); err != nil {
 		return nil, err
 	}

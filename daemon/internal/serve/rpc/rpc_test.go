@@ -86,6 +86,9 @@ func TestDiscover(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
 		t.Fatal(err)
 	}
+	if got := res.Result.Info.Server; got != Version {
+		t.Errorf("rpc.discover reports server version %q, want %q", got, Version)
+	}
 	table := s.Service.Table()
 	if len(res.Result.Methods) != len(table) {
 		t.Fatalf("rpc.discover describes %d methods, the table has %d", len(res.Result.Methods), len(table))

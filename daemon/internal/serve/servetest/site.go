@@ -179,6 +179,9 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 	return all, nil
 }
 
+// Version is the version of msbd that a Site reports.
+const Version = "1.2.3"
+
 // Site is a gateway with everything that it depends on.
 type Site struct {
 	*gateway.Gateway
@@ -242,7 +245,7 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 	for _, c := range configure {
 		c(&o)
 	}
-	if s.Service, err = serverpc.New(o.Sandboxes, o.Metrics); err != nil {
+	if s.Service, err = serverpc.New(o.Sandboxes, Version, o.Metrics); err != nil {
 		t.Fatal(err)
 	}
 	o.Endpoints = append(o.Endpoints, s.Service.Endpoints()...)
