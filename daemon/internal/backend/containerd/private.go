@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/msbd/msbd/daemon/internal/sys/durable"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
@@ -84,9 +86,24 @@ func (p *Private) Start(ctx context.Context) error {
 		running.Close()
 		return err
 	}
+	if adopted { // an earlier daemon, perhaps with a lower limit of open files, started it
+		if err := shareFileLimit(running.PID); err != nil {
+			p.Log.Warn("could not raise the limit of open files of the adopted containerd", "err", err)
+		}
+	}
 	p.Log.Info("containerd is serving", "pid", running.PID, "adopted", adopted, "socket", p.Address)
 	go p.supervise(ctx, running) // ends with ctx or Stop
 	return nil
+}
+
+// shareFileLimit sets the limit of open files of process pid to that of this process. The process passes it on to its
+// children, such as Kata's shims and their virtiofsd.
+func shareFileLimit(pid int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
 }
 
 // Process returns the running private containerd, whichever daemon started it, or nil if none is running. It finds the

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
@@ -85,8 +87,14 @@ func TestAdoptsRunningContainerd(t *testing.T) {
 		}
 		launched.Close()
 	})
-	// Its arguments become visible only a moment after the start.
-	waitUntil(t, "containerd is found", func() bool { return find(t, first) != nil })
+	// It has a lower limit of open files than this daemon.
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(launched.PID, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 500, Max: limit.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	second := &Private{Binary: first.Binary, Paths: first.Paths, Log: first.Log}
@@ -95,6 +103,10 @@ func TestAdoptsRunningContainerd(t *testing.T) {
 	}
 	if adopted := find(t, second); adopted == nil || adopted.PID != launched.PID {
 		t.Errorf("adopted %v, want process %d", adopted, launched.PID)
+	}
+	var raised unix.Rlimit
+	if err := unix.Prlimit(launched.PID, unix.RLIMIT_NOFILE, nil, &raised); err != nil || raised != limit {
+		t.Errorf("the adopted containerd has the limit of open files %v, %v, want %v", raised, err, limit)
 	}
 	if err := second.Stop(t.Context()); err != nil {
 		t.Error(err)
