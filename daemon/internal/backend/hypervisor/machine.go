@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
@@ -146,6 +147,9 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	monitor, err := dialMonitor(ctx, filepath.Join(m.dir, monitorSocket))
 	if err == nil {
 		defer monitor.close()
+		err = limitFiles(child.Pid) // QEMU is complete, because it answers on its monitor
+	}
+	if err == nil {
 		err = monitor.waitOpen(agentPort)
 	}
 	if err != nil && ctx.Err() != nil {
@@ -222,8 +226,22 @@ func logTails(dir string) string {
 	return b.String()
 }
 
-// maxLogSize bounds each log, in bytes, because a guest can write any amount to its console.
+// maxLogSize bounds each log, in bytes, because a guest can write any amount to its console. The Service trims a log
+// that is longer. maxFileSize bounds what QEMU itself writes, so that the bound also holds while msbd does not run.
 const maxLogSize = 1 << 20
+
+var maxFileSize uint64 = 2 * maxLogSize // changed by tests
+
+// limitFiles limits the size of the files to which QEMU, process pid, writes. QEMU discards the output beyond. Call it
+// only when QEMU has allocated the guest's memory, which is a file of a sort. QEMU must ignore SIGXFSZ, which would end
+// it. New makes child processes ignore the signal.
+func limitFiles(pid int) error {
+	limit := unix.Rlimit{Cur: maxFileSize, Max: maxFileSize}
+	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, nil); err != nil {
+		return fmt.Errorf("limit the size of QEMU's logs: %w", err)
+	}
+	return nil
+}
 
 // trimLogs truncates the logs that are longer than maxLogSize. Their writers append, so they continue at the beginning.
 func (s *Service) trimLogs() {

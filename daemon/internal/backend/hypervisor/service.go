@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -105,6 +107,7 @@ func New(cfg Config) (*Service, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the VMs' run directory: %w", err)
 	}
+	signal.Ignore(unix.SIGXFSZ) // child processes inherit this; see limitFiles
 	return &Service{cfg: cfg, vms: make(map[string]*machine)}, nil
 }
 

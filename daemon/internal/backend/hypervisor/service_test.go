@@ -411,6 +411,61 @@ func TestBootFailures(t *testing.T) {
 	})
 }
 
+// A guest that floods its console does not fill the disk, also while no Service trims the log. It keeps running.
+func TestConsoleIsBounded(t *testing.T) {
+	old := maxFileSize
+	maxFileSize = 64 << 10
+	t.Cleanup(func() { maxFileSize = old })
+	cfg := newConfig(t)
+	// The guest's firmware writes x to the serial port in a loop. It starts in the last 16 bytes:
+	// mov dx, 0x3f8; mov al, 'x'; loop: out dx, al; jmp loop
+	rom := make([]byte, 64<<10)
+	copy(rom[len(rom)-16:], []byte{0xba, 0xf8, 0x03, 0xb0, 'x', 0xee, 0xeb, 0xfd})
+	firmware := filepath.Join(filepath.Dir(cfg.Dir), "rom")
+	writeFile(t, firmware, string(rom))
+	qemu := filepath.Join(filepath.Dir(cfg.Dir), "qemu")
+	if err := os.WriteFile(qemu, []byte("#!/bin/sh\nexec "+cfg.QEMU+" \"$@\" -bios "+firmware+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cfg.QEMU = qemu
+	h, _ := startService(t, cfg)
+	id := newVM(t, cfg)
+	s := startShim(t, cfg.Socket, id)
+	s.mustCall(t, "CreateVM")
+	started := make(chan error, 1)
+	go func() {
+		_, err := s.call("StartVM") // the guest has no agent
+		started <- err
+	}()
+	console := filepath.Join(h.dir(id), consoleLog)
+	size := func() int64 {
+		info, err := os.Stat(console)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	waitUntil(t, "the console log is full", func() bool { return size() >= int64(maxFileSize) })
+	ticks := func() (n int) { // of processor time
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.VMs()[0].QEMU))
+		if err != nil {
+			t.Fatalf("QEMU has ended: %v", err)
+		}
+		fields := strings.Fields(string(stat[strings.LastIndex(string(stat), ")"):]))
+		fmt.Sscan(fields[12], &n)
+		return n
+	}
+	first := ticks()
+	waitUntil(t, "the guest has tried to write more", func() bool { return ticks() > first+10 })
+	if n := size(); n != int64(maxFileSize) {
+		t.Errorf("the console log has %d bytes, want %d", n, maxFileSize)
+	}
+	if err := h.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, <-started, errRemoved.Error())
+}
+
 // A Service without programs manages the VMs of an earlier Service, and starts none.
 func TestServiceWithoutPrograms(t *testing.T) {
 	cfg := newConfig(t)

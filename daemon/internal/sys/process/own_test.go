@@ -57,7 +57,7 @@ func start(t *testing.T, uid uint32, runs string, cmd *exec.Cmd) int {
 	}
 }
 
-// A process is this server's only if its user, its executable and its arguments are right, whoever made it look so.
+// A process is this server's only if its user, its executable and its arguments are right, however it looks otherwise.
 func TestOpenOwn(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root can run processes as another user")

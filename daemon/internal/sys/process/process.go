@@ -128,7 +128,7 @@ func (p *Process) Dead() (dead bool) {
 }
 
 // An ID identifies one process of this host until the host's next boot, also across restarts of msbd, because a pid is
-// not reused with the same start time. Whoever starts a process that outlives msbd records its ID.
+// not reused with the same start time. Code that starts a process that outlives msbd must record its ID.
 type ID struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // when the process started, in clock ticks since boot
