@@ -125,7 +125,15 @@ func run(c *cli.Context) error {
 	}
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := daemon.Run(ctx, cfg, newLog(cfg)); err != nil {
+	log := newLog(cfg)
+	limit, err := host.RaiseFileLimit()
+	if err != nil {
+		return fmt.Errorf("msbd: %w", err)
+	}
+	if check := host.CheckFileLimit(limit, cfg.MaxConnections); check.Status != host.OK {
+		log.Warn("the limit of open files is low", "problem", check.Detail, "remedy", check.Remedy)
+	}
+	if err := daemon.Run(ctx, cfg, log); err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	return nil

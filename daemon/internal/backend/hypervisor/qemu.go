@@ -89,7 +89,9 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 }
 
 // virtiofsdCommand returns the command that runs virtiofsd for the VM st in the VM directory dir. virtiofsd serves the
-// sandbox's shared directory on the listening socket.
+// sandbox's shared directory on the listening socket. It keeps a descriptor for each file that the guest's kernel
+// remembers. --inode-file-handles of the Rust virtiofsd would not save them, because the files of overlayfs cannot be
+// opened by handle.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
 	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
 		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),

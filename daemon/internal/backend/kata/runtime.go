@@ -221,7 +221,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 
 // killVM kills all processes of sandbox id, whether the hypervisor service or Kata's shim started them.
 func (r *Runtime) killVM(ctx context.Context, id string) error {
-	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id))
+	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id, append([]string{r.Shim}, r.Settings.Programs...)))
 }
 
 // removeTask deletes the sandbox's task through its shim. If the shim or the guest does not respond in time, it kills

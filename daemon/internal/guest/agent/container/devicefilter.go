@@ -21,7 +21,8 @@ const anyNumber = -1
 const maxDeviceRules = 1024
 
 // defaultDevices are the rules for every container. Other runtimes have the same rules. A container may create any
-// device node, and may open harmless devices and terminals.
+// device node, and may open harmless devices and terminals. It may not open the guest's console (5:1), whose output the
+// host logs. /dev/console of a container with a terminal is that terminal.
 var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: anyNumber, Minor: anyNumber, Access: "m"},
 	{Allow: true, Type: "b", Major: anyNumber, Minor: anyNumber, Access: "m"},
@@ -31,7 +32,6 @@ var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: 1, Minor: 8, Access: "rwm"},           // random
 	{Allow: true, Type: "c", Major: 1, Minor: 9, Access: "rwm"},           // urandom
 	{Allow: true, Type: "c", Major: 5, Minor: 0, Access: "rwm"},           // tty
-	{Allow: true, Type: "c", Major: 5, Minor: 1, Access: "rwm"},           // console
 	{Allow: true, Type: "c", Major: 5, Minor: 2, Access: "rwm"},           // ptmx
 	{Allow: true, Type: "c", Major: 136, Minor: anyNumber, Access: "rwm"}, // pts
 	{Allow: true, Type: "c", Major: 10, Minor: 200, Access: "rwm"},        // tun

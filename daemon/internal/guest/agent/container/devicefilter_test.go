@@ -30,6 +30,7 @@ func TestDeviceProgram(t *testing.T) {
 		{"mknod of mem", standard, m, char, 1, 1, 1},
 		{"mknod and read of mem", standard, m | r, char, 1, 1, 0},
 		{"terminal", standard, r | w, char, 136, 77, 1},
+		{"the guest's console", standard, w, char, 5, 1, 0},
 		{"the container's disk", standard, r | w, block, 254, 0, 1},
 		{"another disk", standard, r, block, 254, 16, 0},
 		{"character device with the disk's number", standard, r, char, 254, 0, 0},
