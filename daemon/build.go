@@ -101,6 +101,8 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
+		CheckSpace:   db.CheckSpace,
+		MakeRoom:     db.MakeRoom,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,

@@ -182,6 +182,7 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 		Store: s.store, Runtime: newMicroVMs(records), Connect: guest.Connect,
 		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
 		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
+		CheckSpace: s.store.CheckSpace, MakeRoom: s.store.MakeRoom,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(s.cfg.QuotaOf(namespace)) },
 		StartTimeout: time.Minute, MaxRunTime: s.cfg.MaxRunTime, Log: s.log,
 	})

@@ -44,8 +44,9 @@ func (s *Store) AuditProblem() error {
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	select {
 	case s.writes.committing <- struct{}{}:
+		s.writes.begin()
 		_ = s.writes.logReady() // finds lines after the log's end; Health reports an error
-		<-s.writes.committing
+		s.writes.end()
 	case <-ctx.Done():
 		return audit.Head{}, ctx.Err()
 	}
@@ -76,9 +77,6 @@ func (s *Store) OpenAudit() (io.ReadCloser, error) {
 		io.Closer
 	}{io.NewSectionReader(f, 0, end.Size), f}, nil
 }
-
-// Health returns why the store cannot write at present, or nil if it can. If the last write failed, it tries another.
-func (s *Store) Health() error { return s.writes.health() }
 
 // state returns the end of the log, the generation, and a channel that is closed when the end changes.
 func (l *auditLog) state() (end logEnd, generation int, grown <-chan struct{}) {

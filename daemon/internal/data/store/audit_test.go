@@ -449,7 +449,7 @@ func TestLogThatCannotBeWritten(t *testing.T) {
 				if err := errors.Join(os.Remove(path), os.Rename(aside, path)); err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Health(); err != nil {
+				if err := errors.Join(s.Probe(), s.Health()); err != nil {
 					t.Errorf("Health after the repair: %v", err)
 				}
 				if err := addKey(s, keyRecord("new")); err != nil {

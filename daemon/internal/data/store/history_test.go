@@ -109,7 +109,7 @@ func history(dir string) error {
 		return report(step{Did: "start", Err: err.Error()})
 	}
 	st, err := observe(srv, issued)
-	if err := errors.Join(err, report(step{Did: "start", State: st})); err != nil {
+	if err := errors.Join(err, srv.Probe(), report(step{Did: "start", State: st})); err != nil {
 		return err
 	}
 
@@ -178,6 +178,9 @@ func history(dir string) error {
 			return err
 		}
 		health := srv.Health()
+		if health != nil {
+			health = errors.Join(srv.Probe(), srv.Health())
+		}
 		if err := errors.Join(health, checkAudit(srv, srv.AuditHead())); err != nil {
 			done.Health = err.Error()
 		}

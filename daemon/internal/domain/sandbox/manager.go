@@ -31,6 +31,11 @@ type Options struct {
 	Defaults Config
 	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.
 	MaxCPUs, MaxMemoryMiB int
+	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one.
+	CheckSpace func() error
+	// MakeRoom frees disk space from a reserve if that disk is full. It reports whether it did, so that it is worth trying
+	// again what has failed.
+	MakeRoom func() bool
 	// Quota returns the quota of a tenant namespace.
 	Quota func(namespace string) Quota
 	// StartTimeout limits a start, from the request to the guest's first answer.

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -56,6 +57,9 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 		return nil
 	}
+	if err := m.checkSpace(name); err != nil {
+		return err
+	}
 	if err := m.reserve(e, cfg); err != nil {
 		return err
 	}
@@ -72,7 +76,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 
 	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
 	if err := m.replace(e, old, rec); err != nil {
-		return err
+		return cmp.Or(m.checkSpace(name), err)
 	}
 	bootStart := time.Now()
 	portal, err := m.boot(limited, rec)
@@ -93,6 +97,9 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		if cause != nil {
 			return cause // stopped, timed out, or canceled by the caller
 		}
+		if err := m.checkSpace(name); err != nil {
+			return err
+		}
 		// Do not return err to the client: it may name parts of the host. Administrators find it in the record.
 		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with 'msb server list': %w",
 			name, errdefs.ErrUnavailable)
@@ -101,6 +108,14 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	m.watch(e, rec)
 	m.Log.Info("sandbox started", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID,
 		"image", cfg.Image, "took", time.Since(bootStart).Round(time.Millisecond))
+	return nil
+}
+
+// checkSpace returns an error that wraps ErrNoSpace if the disk has no room for another sandbox.
+func (m *Manager) checkSpace(name Name) error {
+	if err := m.CheckSpace(); err != nil {
+		return fmt.Errorf("sandbox %s was not started: %w", name, err)
+	}
 	return nil
 }
 
@@ -164,7 +179,7 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 		rec.Cause = cause.Error()
 	}
 	e.set(rec, nil)
-	if err := m.Runtime.Remove(ctx, rec.ID); err != nil {
+	if err := m.remove(ctx, rec.ID); err != nil {
 		log.Error("could not remove the microVM of the failed sandbox", "err", err)
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {
@@ -172,21 +187,35 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	}
 }
 
-// erase removes rec's microVM and then its record. On error, it records that the sandbox failed, with reason. It continues
-// even if ctx is cancelled.
+// erase removes rec's microVM and then its record. If the microVM cannot be removed, it records that the sandbox failed,
+// with reason. If only the record cannot be removed, the sandbox remains as failed, without a microVM, until it is stopped
+// or started again. erase continues even if ctx is cancelled.
 func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err := m.Runtime.Remove(ctx, rec.ID)
-	if err == nil {
-		err = m.Store.DeleteSandbox(rec.ID)
-	}
-	if err != nil {
+	if err := m.remove(ctx, rec.ID); err != nil {
 		m.fail(ctx, e, rec, reason, err)
 		return err
 	}
+	if err := m.Store.DeleteSandbox(rec.ID); err != nil {
+		m.Log.Error("could not remove the record of a sandbox that was stopped; it remains as failed",
+			"sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID, "err", err)
+		rec.State, rec.Reason, rec.Cause = Failed, "it was stopped, but its record could not be removed", err.Error()
+		e.set(rec, nil)
+		return nil
+	}
 	e.set(Record{}, nil)
 	return nil
+}
+
+// remove removes a microVM, with disk space from the reserve if the disk is full.
+func (m *Manager) remove(ctx context.Context, id string) error {
+	for {
+		err := m.Runtime.Remove(ctx, id)
+		if err == nil || ctx.Err() != nil || !m.MakeRoom() {
+			return err
+		}
+	}
 }
 
 // configure returns the configuration for a request: it applies the server's defaults and checks its limits.

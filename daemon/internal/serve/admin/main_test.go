@@ -114,6 +114,7 @@ func (b *fakeBackups) Restore(_ context.Context, r io.Reader, by uint32) (keys.R
 type fakeSandboxes struct {
 	records []sandbox.Record
 	stopped []sandbox.Name
+	onStop  func() // if set, called by Stop and StopAll
 }
 
 func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
@@ -128,11 +129,17 @@ func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
 func (s *fakeSandboxes) StopAll(context.Context) (int, error) {
 	n := len(s.records)
 	s.records = nil
+	if s.onStop != nil {
+		s.onStop()
+	}
 	return n, nil
 }
 
 func (s *fakeSandboxes) Stop(_ context.Context, name sandbox.Name) error {
 	s.stopped = append(s.stopped, name)
+	if s.onStop != nil {
+		s.onStop()
+	}
 	return nil
 }
 
