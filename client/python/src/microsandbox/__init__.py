@@ -9,7 +9,7 @@
 microsandbox.sync has the same classes for blocking code.
 """
 
-from ._results import OutputLine, SandboxMetrics
+from ._results import OutputLine, SandboxInfo, SandboxMetrics
 from .base_sandbox import BaseSandbox
 from .command import Command
 from .command_execution import CommandExecution
@@ -39,6 +39,7 @@ from .execution import Execution
 from .metrics import Metrics
 from .node_sandbox import NodeSandbox
 from .python_sandbox import PythonSandbox
+from .sandboxes import list_sandboxes
 
 __version__ = "0.2.0"
 
@@ -67,9 +68,11 @@ __all__ = [
     "RequestTimeoutError",
     "ResourceExhaustedError",
     "RunTimeoutError",
+    "SandboxInfo",
     "SandboxMetrics",
     "SandboxNotFoundError",
     "ServerUnreachableError",
     "UnavailableError",
     "UnexpectedAnswerError",
+    "list_sandboxes",
 ]
