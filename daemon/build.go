@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -101,6 +102,8 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
+		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
+		Boots:        max(2, runtime.NumCPU()),
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,

@@ -23,6 +23,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // version is set by the linker.
@@ -120,12 +121,16 @@ func run(c *cli.Context) error {
 		})
 	}
 	cfg.Version = c.App.Version
+	log := newLog(cfg)
+	if err := process.ProtectFromOOM(); err != nil { // before harden, which makes the file unwritable without root
+		log.Debug("could not set the OOM score", "err", err)
+	}
 	if err := harden(); err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := daemon.Run(ctx, cfg, newLog(cfg)); err != nil {
+	if err := daemon.Run(ctx, cfg, log); err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	return nil

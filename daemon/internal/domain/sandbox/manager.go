@@ -31,9 +31,14 @@ type Options struct {
 	Defaults Config
 	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.
 	MaxCPUs, MaxMemoryMiB int
+	// Total limits the sandboxes of all tenant namespaces together. Its Runs is not used.
+	Total Quota
+	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn.
+	Boots int
 	// Quota returns the quota of a tenant namespace.
 	Quota func(namespace string) Quota
-	// StartTimeout limits a start, from the request to the guest's first answer.
+	// StartTimeout limits the boot of a microVM, up to the guest's first answer. The time that a start waits for its turn
+	// does not count.
 	StartTimeout time.Duration
 	// MaxRunTime is the longest time limit of a run, and the time limit of a run that sets none.
 	MaxRunTime time.Duration
@@ -50,6 +55,9 @@ type Manager struct {
 	endLifetime context.CancelFunc
 	watchers    sync.WaitGroup
 
+	// boots holds an element for each microVM that boots.
+	boots chan struct{}
+
 	mu      sync.Mutex
 	open    bool
 	entries map[Name]*entry
@@ -59,7 +67,9 @@ type Manager struct {
 // NewManager returns a Manager that refuses all work until Recover has returned.
 func NewManager(o Options) *Manager {
 	lifetime, end := context.WithCancel(context.Background())
-	return &Manager{Options: o, lifetime: lifetime, endLifetime: end, entries: map[Name]*entry{}, runs: map[string]int{}}
+	return &Manager{
+		Options: o, lifetime: lifetime, endLifetime: end, boots: make(chan struct{}, max(1, o.Boots)), entries: map[Name]*entry{}, runs: map[string]int{},
+	}
 }
 
 // List returns the records of a tenant namespace, or of all namespaces if namespace is empty, sorted by name.

@@ -36,17 +36,26 @@ func newFixture(t *testing.T) *fixture {
 // restart replaces the Manager by a new one with the same store and microVMs, like a restart of the daemon.
 func (f *fixture) restart(t *testing.T) Recovery {
 	t.Helper()
+	return f.restartWith(t, func(*Options) {})
+}
+
+// restartWith is like restart, with other options.
+func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
+	t.Helper()
 	if f.Manager != nil {
 		f.Manager.Close()
 	}
-	f.Manager = NewManager(Options{
+	o := Options{
 		Store: f.store, Runtime: f.rt,
 		Connect:  f.guest.Connect,
 		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512},
 		Quota:    func(string) Quota { return Quota{} },
+		Boots:    8,
 		MaxCPUs:  4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Hour,
 		Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	change(&o)
+	f.Manager = NewManager(o)
 	r, err := f.Recover(t.Context())
 	if err != nil {
 		t.Fatal(err)

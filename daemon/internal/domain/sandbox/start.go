@@ -66,16 +66,13 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	defer cancel(nil)
 	e.setCancel(cancel)
 	defer e.setCancel(nil)
-	limited, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
-		fmt.Errorf("sandbox %s did not answer within %s: %w", name, m.StartTimeout, errdefs.ErrUnavailable))
-	defer stop()
 
 	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
 	if err := m.replace(e, old, rec); err != nil {
 		return err
 	}
 	bootStart := time.Now()
-	portal, err := m.boot(limited, rec)
+	portal, cause, err := m.boot(ctx, rec)
 	if err == nil {
 		rec.State = Running
 		if err = m.Store.PutSandbox(rec); err != nil {
@@ -83,12 +80,11 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 	}
 	if err != nil {
-		cause := context.Cause(limited)
 		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
 			m.Log.Info("sandbox start canceled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
-			_ = m.erase(limited, e, rec, "its start was canceled") // on error, erase has recorded the failure
+			_ = m.erase(ctx, e, rec, "its start was canceled") // on error, erase has recorded the failure
 		} else {
-			m.fail(limited, e, rec, "its start failed", err)
+			m.fail(ctx, e, rec, "its start failed", err)
 		}
 		if cause != nil {
 			return cause // stopped, timed out, or canceled by the caller
@@ -130,12 +126,23 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 	return nil
 }
 
-// boot starts the microVM and waits for the portal to answer.
-func (m *Manager) boot(ctx context.Context, rec Record) (*conn, error) {
-	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
-		return nil, err
+// boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
+// ctx was canceled, or the guest did not answer in time.
+func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
+	select {
+	case m.boots <- struct{}{}: // starts that wait get their turn in the order in which they came
+		defer func() { <-m.boots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx), context.Cause(ctx)
 	}
-	return m.connect(ctx, rec.ID)
+	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
+		fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable))
+	defer stop()
+	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
+		return nil, context.Cause(ctx), err
+	}
+	c, err := m.connect(ctx, rec.ID)
+	return c, context.Cause(ctx), err
 }
 
 func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
