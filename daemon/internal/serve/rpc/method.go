@@ -131,6 +131,9 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 		c.namespace = rpc.AllNamespaces
 	}
 	v, err := run(ctx, c.Call, namespaces)
+	if ctx.Err() != nil && err == ctx.Err() {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}
