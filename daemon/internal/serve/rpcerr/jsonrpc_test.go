@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -55,6 +57,21 @@ func TestJSONRPC(t *testing.T) {
 		}
 		if diff := cmp.Diff(data, got.Data); diff != "" {
 			t.Errorf("JSONRPC(%v): data differs (-want +got):\n%s", c.err, diff)
+		}
+	}
+}
+
+// A message quotes at most a few KiB of what a client or a sandbox sent, whatever the class of the error.
+func TestMessagesAreBounded(t *testing.T) {
+	huge := strings.Repeat("\x1b<\"", 1<<20)
+	for _, class := range append(slices.Clone(classes), sandbox.ErrRunTimeout, sandbox.ErrCommandNotFound, sandbox.ErrRunFailed, errors.New("no class")) {
+		e := JSONRPC(fmt.Errorf("%s: %w", huge, class), "R")
+		var out strings.Builder
+		if err := WriteResponse(&out, nil, e, nil); err != nil {
+			t.Fatal(err)
+		}
+		if out.Len() > maxMessage+200 || strings.Contains(out.String(), "\x1b") {
+			t.Errorf("%v: response of %d bytes: %.100q", class, out.Len(), out.String())
 		}
 	}
 }
