@@ -12,7 +12,6 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
@@ -27,7 +26,7 @@ func (s *Service) declare() []method {
 	}
 }
 
-func (s *Service) start(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StartParams) (string, error) {
+func (s *Service) start(ctx context.Context, _ *call, namespace string, p rpc.StartParams) (string, error) {
 	var req sandbox.Request
 	if c := p.Config; c != nil {
 		if err := checkSupported(c); err != nil {
@@ -70,14 +69,14 @@ func checkSupported(c *rpc.SandboxConfig) error {
 	return nil
 }
 
-func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StopParams) (string, error) {
+func (s *Service) stop(ctx context.Context, _ *call, namespace string, p rpc.StopParams) (string, error) {
 	if err := s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("Sandbox %s stopped successfully", p.Sandbox), nil
 }
 
-func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
+func (s *Service) getMetrics(ctx context.Context, _ *call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
 	var requested string
 	if p.Sandbox != nil {
 		requested = *p.Sandbox
@@ -131,7 +130,7 @@ var languages = map[string]sandbox.Language{
 	"node":   sandbox.Node, "nodejs": sandbox.Node, "javascript": sandbox.Node,
 }
 
-func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
+func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
 	language, ok := languages[p.Language]
 	if !ok {
 		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
@@ -146,7 +145,7 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 		return rpc.ReplRunResult{}, err
 	}
 	defer process.Close()
-	output, exitCode, err := collect(process, c.Hold)
+	output, exitCode, err := collect(process, c.excerpt, c.Hold)
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
@@ -157,7 +156,7 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 	return rpc.ReplRunResult{Status: status, Language: p.Language, Output: output}, nil
 }
 
-func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
+func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
 	if p.Command == "" {
 		return rpc.CommandRunResult{}, fmt.Errorf("command is empty; name a program to run: %w", errdefs.ErrInvalidArgument)
 	}
@@ -171,7 +170,7 @@ func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace str
 		return rpc.CommandRunResult{}, err
 	}
 	defer process.Close()
-	output, exitCode, err := collect(process, c.Hold)
+	output, exitCode, err := collect(process, c.excerpt, c.Hold)
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
