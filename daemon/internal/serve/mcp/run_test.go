@@ -353,7 +353,7 @@ func TestOutputIsExcerpted(t *testing.T) {
 				head, tail = head+strings.Repeat("x", c.max/2-len(head)), tail+strings.Repeat("x", c.max/2-len(tail))
 			}
 			total := len(head) + len(tail) + omitted
-			if !cut || res.Result.IsError || total > printed+3 || total < printed-100 || len(head)+len(tail) < c.max-10 {
+			if !cut || res.Result.IsError || total > printed+6 || total < printed-100 || len(head)+len(tail) < c.max-10 {
 				t.Errorf("%q, %+v: %d and %d bytes are kept and %d left out, want together %d and about %d: %.100q … %.100q",
 					what, c, len(head), len(tail), omitted, c.max, printed, head, tail)
 			}

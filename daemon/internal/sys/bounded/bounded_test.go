@@ -46,7 +46,7 @@ func FuzzText(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// encoding/json also escapes HTML and U+2028 and U+2029, unless it is told not to.
+		// encoding/json also escapes HTML and U+2028 and U+2029, unless that is turned off.
 		plain := strings.NewReplacer(`\u003c`, "<", `\u003e`, ">", `\u0026`, "&").Replace(string(encoded))
 		if len(plain)-2 > max {
 			t.Errorf("Text(%q, %d) takes %d bytes as JSON: %s", s, max, len(plain)-2, plain)
