@@ -198,7 +198,7 @@ func TestErrorsHaveClasses(t *testing.T) {
 		rpc.CodePermissionDenied: errdefs.ErrPermissionDenied, rpc.CodeNotFound: errdefs.ErrNotFound,
 		rpc.CodeConflict: errdefs.ErrConflict, rpc.CodeExhausted: errdefs.ErrResourceExhausted,
 		rpc.CodeRunTimeout: ErrRunTimeout, rpc.CodeCommandNotFound: ErrCommandNotFound,
-		rpc.CodeUnavailable: errdefs.ErrUnavailable, -32099: errdefs.ErrUnknown,
+		rpc.CodeRunFailed: ErrRunFailed, rpc.CodeUnavailable: errdefs.ErrUnavailable, -32099: errdefs.ErrUnknown,
 	} {
 		r := refusal(599, code)
 		r.header = "Retry-After: 7"
@@ -301,6 +301,8 @@ func TestRetries(t *testing.T) {
 	away := refusal(503, rpc.CodeUnavailable)
 	never := refusal(503, rpc.CodeUnavailable)
 	never.header = "Retry-After: 3600"
+	lostRun := refusal(502, rpc.CodeRunFailed)
+	lostRun.header = "Retry-After: 1" // msbd does not send it, but a proxy may add it
 	proxy := reply{status: 503, body: "<html>"}
 	done := map[string]reply{
 		"start": ok(`""`), "stop": ok(`""`), "metrics": ok(`{}`), "list": ok(`{}`), "get": ok(`{}`), "code": ok(`{}`), "command": ok(`{}`), "discover": ok(`{}`),
@@ -319,6 +321,7 @@ func TestRetries(t *testing.T) {
 		"proxy":             {[]reply{proxy}, idempotent, 2},
 		"away for long":     {[]reply{never}, "", 0},
 		"connection lost":   {[]reply{lost}, "", 0},
+		"run failed":        {[]reply{lostRun}, "", 0},
 		"answered and done": {[]reply{refusal(504, rpc.CodeRunTimeout)}, "", 0},
 	} {
 		for call, success := range done {

@@ -26,6 +26,7 @@ export {
   PermissionDeniedError,
   RequestTimeoutError,
   ResourceExhaustedError,
+  RunFailedError,
   RunTimeoutError,
   SandboxNotFoundError,
   ServerUnreachableError,

@@ -22,6 +22,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -176,11 +177,7 @@ func harden() error {
 func newLog(cfg config.Config) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // cannot fail, because config.Load checked it
-	options := &slog.HandlerOptions{Level: level}
-	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return bounded.NewLogger(os.Stderr, cfg.LogFormat == "json", level)
 }
 
 func buildVersion() string {

@@ -61,6 +61,8 @@ def calls(api: Any, sandbox: Any) -> dict[str, Any]:
         "lost": (["drop"], 2),
         "unavailable for a long time": ([error_reply(503, -32009, Retry_After="3600")], 1),
         "run timed out": ([error_reply(504, -32007)], 1),
+        "run failed": ([error_reply(502, -32010)], 1),
+        "run failed, behind a proxy that adds Retry-After": ([error_reply(502, -32010, Retry_After="0")], 1),
         "internal": ([error_reply(500, -32603)], 1),
     }.items(),
     ids=lambda case: case[0],

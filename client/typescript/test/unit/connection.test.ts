@@ -119,6 +119,11 @@ describe.each(Object.keys(calls))("%s is retried only if that is safe", (method)
     expect(await attemptsAt(method)).toMatchObject({ attempts: 1, error: { retryAfter: 11 } });
   });
 
+  test("and not after a run that had begun", async () => {
+    replies(errorReply(502, -32010, { "Retry-After": "1" }));
+    expect((await attemptsAt(method)).attempts).toBe(1);
+  });
+
   test("and not after other errors", async () => {
     replies(errorReply(500, -32603));
     expect((await attemptsAt(method)).attempts).toBe(1);

@@ -91,7 +91,7 @@ func TestBootsTakeTurns(t *testing.T) {
 				defer mu.Unlock()
 				order, errs[name] = append(order, name), err
 			})
-			synctest.Wait()
+			time.Sleep(time.Second)
 		}
 		waiting, err := f.Get(Name{"default", "e"})
 		if err != nil || waiting.State != Starting {
@@ -101,7 +101,7 @@ func TestBootsTakeTurns(t *testing.T) {
 		if err := f.Stop(t.Context(), Name{"default", "e"}); err != nil || time.Since(before) != 0 {
 			t.Errorf("stopping a sandbox that waits took %s, error %v", time.Since(before), err)
 		}
-		time.Sleep(110 * time.Second) // c and d boot since 50 s, f and g since 100 s; h waits
+		time.Sleep(110 * time.Second) // c and d have booted, f and g boot, and h waits
 		cancel(errDisconnected)
 		synctest.Wait()
 		mu.Lock()

@@ -13,7 +13,15 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+)
+
+// Linux runs no program and enters no directory with a longer path than maxPath, in bytes. No image has a longer name than
+// maxName.
+const (
+	maxPath = 4096
+	maxName = 512
 )
 
 // Request is the configuration that a client requests for a new sandbox. Zero values stand for the server's defaults.
@@ -202,6 +210,9 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if err := name.Validate(); err != nil {
 		return zero, err
 	}
+	if len(req.Image) > maxName || len(req.Workdir) > maxPath {
+		return zero, fmt.Errorf("an image name has at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
+	}
 	cfg := m.Defaults
 	cfg.Env, cfg.Workdir = slices.Clone(req.Env), req.Workdir
 	if req.Image != "" {
@@ -221,7 +232,7 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	}
 	for _, e := range cfg.Env {
 		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
-			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", k, errdefs.ErrInvalidArgument)
+			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
 		}
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {

@@ -72,9 +72,8 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 				return nil, 0, err
 			}
 		}
-		if count, what, ok := strings.Cut(r.Text, " MiB of "); ok {
-			n, err := strconv.Atoi(count)
-			return []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(what, n<<20))}}, 0, err
+		if events := print(r.Text); events != nil {
+			return events, 0, nil
 		}
 		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
 		if r.Text == "raise" {
@@ -84,6 +83,25 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 	}}, nil
 }
 
+// print returns the output of a run of code or of a program "N KiB of TEXT", in pieces of 64 KiB, which share their memory.
+// TEXT is a quoted string. The result is nil for another program.
+func print(program string) (events []sandbox.Event) {
+	count, what, ok := strings.Cut(program, " KiB of ")
+	if !ok {
+		return nil
+	}
+	size, err1 := strconv.Atoi(count)
+	what, err2 := strconv.Unquote(what)
+	if err1 != nil || err2 != nil {
+		panic(program)
+	}
+	piece := sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(what, 64<<10/len(what)))}
+	for range size / 64 {
+		events = append(events, piece)
+	}
+	return append(events, sandbox.Output{Stream: sandbox.Stdout, Data: piece.Data[:(size%64<<10)/len(what)*len(what)]})
+}
+
 func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Command) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
 		if err := f.call("command", n); err != nil {
@@ -91,6 +109,9 @@ func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbo
 		}
 		if r.Program == "false" {
 			return nil, 1, nil
+		}
+		if events := print(r.Program); events != nil {
+			return events, 0, nil
 		}
 		return []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Join(r.Args, " ") + "\n")}}, 0, nil
 	}}, nil

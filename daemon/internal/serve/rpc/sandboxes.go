@@ -14,7 +14,6 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
@@ -31,7 +30,7 @@ func (s *Service) declare() []method {
 	}
 }
 
-func (s *Service) start(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StartParams) (string, error) {
+func (s *Service) start(ctx context.Context, _ *call, namespace string, p rpc.StartParams) (string, error) {
 	var req sandbox.Request
 	if c := p.Config; c != nil {
 		if err := checkSupported(c); err != nil {
@@ -74,7 +73,7 @@ func checkSupported(c *rpc.SandboxConfig) error {
 	return nil
 }
 
-func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StopParams) (string, error) {
+func (s *Service) stop(ctx context.Context, _ *call, namespace string, p rpc.StopParams) (string, error) {
 	if err := s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}); err != nil {
 		return "", err
 	}
@@ -83,7 +82,7 @@ func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p
 
 // list returns one page of the sandboxes. The sandboxes are sorted, so the name of a page's last sandbox says where the next
 // page begins, whatever was started or stopped in between.
-func (s *Service) list(_ context.Context, _ *gateway.Call, namespaces []string, p rpc.ListParams) (rpc.ListResult, error) {
+func (s *Service) list(_ context.Context, _ *call, namespaces []string, p rpc.ListParams) (rpc.ListResult, error) {
 	limit := rpc.MaxPage
 	switch {
 	case p.Limit < 0:
@@ -114,7 +113,7 @@ func (s *Service) list(_ context.Context, _ *gateway.Call, namespaces []string, 
 	return res, nil
 }
 
-func (s *Service) get(_ context.Context, _ *gateway.Call, namespace string, p rpc.GetParams) (rpc.SandboxInfo, error) {
+func (s *Service) get(_ context.Context, _ *call, namespace string, p rpc.GetParams) (rpc.SandboxInfo, error) {
 	rec, err := s.sandboxes.Get(sandbox.Name{Namespace: namespace, Name: p.Sandbox})
 	if err != nil {
 		return rpc.SandboxInfo{}, err
@@ -132,7 +131,7 @@ func describeSandbox(rec sandbox.Record) rpc.SandboxInfo {
 	}
 }
 
-func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
+func (s *Service) getMetrics(ctx context.Context, _ *call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
 	var requested string
 	if p.Sandbox != nil {
 		requested = *p.Sandbox
@@ -160,7 +159,7 @@ var languages = map[string]sandbox.Language{
 	"node":   sandbox.Node, "nodejs": sandbox.Node, "javascript": sandbox.Node,
 }
 
-func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
+func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
 	language, ok := languages[p.Language]
 	if !ok {
 		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
@@ -175,7 +174,7 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 		return rpc.ReplRunResult{}, err
 	}
 	defer process.Close()
-	output, exitCode, err := collect(process, c.Hold)
+	output, exitCode, err := collect(process, c.excerpt, c.Hold)
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
@@ -186,7 +185,7 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 	return rpc.ReplRunResult{Status: status, Language: p.Language, Output: output}, nil
 }
 
-func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
+func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
 	if p.Command == "" {
 		return rpc.CommandRunResult{}, fmt.Errorf("command is empty; name a program to run: %w", errdefs.ErrInvalidArgument)
 	}
@@ -200,7 +199,7 @@ func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace str
 		return rpc.CommandRunResult{}, err
 	}
 	defer process.Close()
-	output, exitCode, err := collect(process, c.Hold)
+	output, exitCode, err := collect(process, c.excerpt, c.Hold)
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}

@@ -31,6 +31,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Sandboxes is a fake sandbox domain that runs no microVMs. Every operation on a sandbox named in failures fails with
@@ -57,7 +59,9 @@ var failures = map[string]error{
 	"nocmd":    fmt.Errorf("run %q: %w", "nope", sandbox.ErrCommandNotFound),
 	"away":     fmt.Errorf("sandbox default/away no longer answers: %w", errdefs.ErrUnavailable),
 	"denied":   fmt.Errorf("not this one: %w", errdefs.ErrPermissionDenied),
+	"lost":     fmt.Errorf("the connection to the sandbox was lost during the run: %w", sandbox.ErrRunFailed),
 	"cut":      fmt.Errorf("start sandbox default/cut: %w", context.Canceled),
+	"closing":  rpcerr.ErrStopping,
 	"broken":   errors.New("dial unix /run/secret/path: timeout"),
 }
 
@@ -260,7 +264,7 @@ func WithEndpoint(newEndpoint func(*serverpc.Service) (gateway.Endpoint, error))
 func New(t testing.TB, configure ...func(*Setup)) *Site {
 	t.Helper()
 	s := &Site{Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
-	log := slog.New(slog.NewTextHandler(s.Log, nil))
+	log := bounded.NewLogger(s.Log, false, slog.LevelInfo)
 	issuer, verifier, err := keys.Open(keys.Options{
 		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
 	})
