@@ -23,6 +23,8 @@ var (
 	ErrRunTimeout = errors.New("time limit of the run reached")
 	// ErrCommandNotFound is the class of a command that names a program which the sandbox does not have.
 	ErrCommandNotFound = errors.New("command not found")
+	// ErrRunFailed is the class of a run that had begun, and failed in the sandbox or was lost. It may have taken effect.
+	ErrRunFailed = errors.New("run failed")
 )
 
 // Error is an error that the server returned. [errors.Is] matches its class:
@@ -34,6 +36,7 @@ var (
 //	rpc.CodeExhausted                             errdefs.ErrResourceExhausted
 //	rpc.CodeRunTimeout                            ErrRunTimeout
 //	rpc.CodeCommandNotFound                       ErrCommandNotFound
+//	rpc.CodeRunFailed                             ErrRunFailed
 //	rpc.CodeUnavailable                           errdefs.ErrUnavailable
 //	rpc.CodeInvalidParams, InvalidRequest, Parse  errdefs.ErrInvalidArgument
 //	rpc.CodeMethodNotFound                        errdefs.ErrNotImplemented
@@ -76,6 +79,7 @@ var codeClasses = map[rpc.Code]error{
 	rpc.CodeExhausted:        errdefs.ErrResourceExhausted,
 	rpc.CodeRunTimeout:       ErrRunTimeout,
 	rpc.CodeCommandNotFound:  ErrCommandNotFound,
+	rpc.CodeRunFailed:        ErrRunFailed,
 	rpc.CodeUnavailable:      errdefs.ErrUnavailable,
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -103,6 +104,8 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
 		CheckSpace:   db.CheckSpace,
 		MakeRoom:     db.MakeRoom,
+		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
+		Boots:        max(2, runtime.NumCPU()),
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,

@@ -121,6 +121,11 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		}
 		st.Warnings = append(st.Warnings, cert.Warnings...)
 	}
+	used := s.manager.InUse()
+	st.Capacity = &adminv1.Capacity{
+		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
+		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
+	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {
 		case sandbox.Running:

@@ -50,6 +50,11 @@ var Codes = []CodeInfo{
 	},
 	{CodeCommandNotFound, "command_not_found", []int{422}, "the sandbox has no such program", "check its name and the image"},
 	{
+		CodeRunFailed, "run_failed", []int{502},
+		"the run had begun, and failed in the sandbox or was lost, for example because the connection to the sandbox ended or the server stopped; it may have taken effect",
+		"check what the run did before you send it again; the message may come from code in the sandbox",
+	},
+	{
 		CodeUnavailable, "unavailable", []int{503},
 		"the server is starting or stopping, or the sandbox is not responding",
 		"wait as long as `Retry-After` says and try again; if that persists, stop the sandbox and start it again",

@@ -106,6 +106,8 @@ const (
 	CodeRunTimeout Code = -32007
 	// CodeCommandNotFound (HTTP 422): the sandbox has no such program.
 	CodeCommandNotFound Code = -32008
+	// CodeRunFailed (HTTP 502): the run had begun, and failed in the sandbox or was lost. It may have taken effect.
+	CodeRunFailed Code = -32010
 	// CodeUnavailable (HTTP 503): the server is starting or stopping, or the sandbox is not responding.
 	CodeUnavailable Code = -32009
 )

@@ -39,8 +39,8 @@ func TestReconnect(t *testing.T) {
 
 	second := g.connect(t)
 	<-old.ended
-	if err := <-ended; !errdefs.IsUnavailable(err) {
-		t.Errorf("run on the old connection: %v, want errdefs.ErrUnavailable", err)
+	if err := <-ended; !errors.Is(err, sandbox.ErrRunFailed) {
+		t.Errorf("run on the old connection: %v, want sandbox.ErrRunFailed", err)
 	}
 	expect(t, second, sandbox.Python, "x", true, "stdout: 1\n")
 	if err := first.Ping(t.Context()); !errdefs.IsUnavailable(err) {

@@ -22,7 +22,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // version is set by the linker.
@@ -120,12 +122,15 @@ func run(c *cli.Context) error {
 		})
 	}
 	cfg.Version = c.App.Version
+	log := newLog(cfg)
+	if err := process.ProtectFromOOM(); err != nil { // before harden, which makes the file unwritable without root
+		log.Debug("could not set the OOM score", "err", err)
+	}
 	if err := harden(); err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	log := newLog(cfg)
 	limit, err := host.RaiseFileLimit()
 	if err != nil {
 		return fmt.Errorf("msbd: %w", err)
@@ -179,11 +184,7 @@ func harden() error {
 func newLog(cfg config.Config) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // cannot fail, because config.Load checked it
-	options := &slog.HandlerOptions{Level: level}
-	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return bounded.NewLogger(os.Stderr, cfg.LogFormat == "json", level)
 }
 
 func buildVersion() string {

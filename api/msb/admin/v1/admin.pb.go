@@ -203,7 +203,9 @@ type GetStatusResponse struct {
 	// Problems that an administrator should look at, although everything works.
 	Warnings []string `protobuf:"bytes,20,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// The number of entries in the audit log.
-	AuditEntries  uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
+	AuditEntries uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
+	// The limits for all sandboxes together. Absent if the server is older than this field.
+	Capacity      *Capacity `protobuf:"bytes,30,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -385,6 +387,83 @@ func (x *GetStatusResponse) GetAuditEntries() uint64 {
 	return 0
 }
 
+func (x *GetStatusResponse) GetCapacity() *Capacity {
+	if x != nil {
+		return x.Capacity
+	}
+	return nil
+}
+
+// Capacity says how much room the server has for sandboxes. Failed sandboxes use none of it.
+type Capacity struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Sandboxes    int32                  `protobuf:"varint,1,opt,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	MaxSandboxes int32                  `protobuf:"varint,2,opt,name=max_sandboxes,json=maxSandboxes,proto3" json:"max_sandboxes,omitempty"`
+	// The memory of the sandboxes, in MiB, whether or not their guests use it.
+	MemoryMib     int64 `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	MaxMemoryMib  int64 `protobuf:"varint,4,opt,name=max_memory_mib,json=maxMemoryMib,proto3" json:"max_memory_mib,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Capacity) Reset() {
+	*x = Capacity{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Capacity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Capacity) ProtoMessage() {}
+
+func (x *Capacity) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
+func (*Capacity) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Capacity) GetSandboxes() int32 {
+	if x != nil {
+		return x.Sandboxes
+	}
+	return 0
+}
+
+func (x *Capacity) GetMaxSandboxes() int32 {
+	if x != nil {
+		return x.MaxSandboxes
+	}
+	return 0
+}
+
+func (x *Capacity) GetMemoryMib() int64 {
+	if x != nil {
+		return x.MemoryMib
+	}
+	return 0
+}
+
+func (x *Capacity) GetMaxMemoryMib() int64 {
+	if x != nil {
+		return x.MaxMemoryMib
+	}
+	return 0
+}
+
 // TLS describes the certificate of the gateway.
 type TLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -402,7 +481,7 @@ type TLS struct {
 
 func (x *TLS) Reset() {
 	*x = TLS{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +493,7 @@ func (x *TLS) String() string {
 func (*TLS) ProtoMessage() {}
 
 func (x *TLS) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +506,7 @@ func (x *TLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLS.ProtoReflect.Descriptor instead.
 func (*TLS) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TLS) GetSource() string {
@@ -469,7 +548,7 @@ type KeyCounts struct {
 
 func (x *KeyCounts) Reset() {
 	*x = KeyCounts{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +560,7 @@ func (x *KeyCounts) String() string {
 func (*KeyCounts) ProtoMessage() {}
 
 func (x *KeyCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +573,7 @@ func (x *KeyCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyCounts.ProtoReflect.Descriptor instead.
 func (*KeyCounts) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KeyCounts) GetLive() int32 {
@@ -537,7 +616,7 @@ type Isolation struct {
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +628,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +641,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Isolation) GetAccelerator() string {
@@ -614,7 +693,7 @@ type Recovery struct {
 
 func (x *Recovery) Reset() {
 	*x = Recovery{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +705,7 @@ func (x *Recovery) String() string {
 func (*Recovery) ProtoMessage() {}
 
 func (x *Recovery) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +718,7 @@ func (x *Recovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
 func (*Recovery) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Recovery) GetAdopted() int32 {
@@ -681,7 +760,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +772,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +785,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateKeyRequest) GetExpire() string {
@@ -748,7 +827,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +839,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +852,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateKeyResponse) GetKey() string {
@@ -826,7 +905,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +917,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +930,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Key) GetId() string {
@@ -978,7 +1057,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1069,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1082,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListKeysRequest) GetNamespace() string {
@@ -1052,7 +1131,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1143,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1156,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1104,7 +1183,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1195,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1208,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetKeyRequest) GetRef() string {
@@ -1148,7 +1227,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1239,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1252,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetKeyResponse) GetKey() *Key {
@@ -1193,7 +1272,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1284,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1297,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeKeyRequest) GetRef() string {
@@ -1237,7 +1316,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1328,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1341,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1286,7 +1365,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1377,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1390,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RotateKeyRequest) GetRef() string {
@@ -1348,7 +1427,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1439,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1452,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RotateKeyResponse) GetKey() string {
@@ -1410,7 +1489,7 @@ type PruneKeysRequest struct {
 
 func (x *PruneKeysRequest) Reset() {
 	*x = PruneKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1501,7 @@ func (x *PruneKeysRequest) String() string {
 func (*PruneKeysRequest) ProtoMessage() {}
 
 func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1514,7 @@ func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysRequest.ProtoReflect.Descriptor instead.
 func (*PruneKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PruneKeysRequest) GetDeadFor() string {
@@ -1461,7 +1540,7 @@ type PruneKeysResponse struct {
 
 func (x *PruneKeysResponse) Reset() {
 	*x = PruneKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1552,7 @@ func (x *PruneKeysResponse) String() string {
 func (*PruneKeysResponse) ProtoMessage() {}
 
 func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1565,7 @@ func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysResponse.ProtoReflect.Descriptor instead.
 func (*PruneKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PruneKeysResponse) GetKeys() []*Key {
@@ -1504,7 +1583,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1595,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1608,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 type ResetResponse struct {
@@ -1543,7 +1622,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1634,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1647,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResetResponse) GetSigningKeyId() string {
@@ -1593,7 +1672,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1684,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1697,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type BackupResponse struct {
@@ -1630,7 +1709,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1642,7 +1721,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1655,7 +1734,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -1674,7 +1753,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1765,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1778,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1724,7 +1803,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1815,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1828,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestoreResponse) GetSigningKeyId() string {
@@ -1792,7 +1871,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +1883,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +1896,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TailAuditRequest) GetLast() int32 {
@@ -1844,7 +1923,7 @@ type TailAuditResponse struct {
 
 func (x *TailAuditResponse) Reset() {
 	*x = TailAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1856,7 +1935,7 @@ func (x *TailAuditResponse) String() string {
 func (*TailAuditResponse) ProtoMessage() {}
 
 func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1869,7 +1948,7 @@ func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditResponse.ProtoReflect.Descriptor instead.
 func (*TailAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TailAuditResponse) GetLine() string {
@@ -1887,7 +1966,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +1978,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +1991,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 type VerifyAuditResponse struct {
@@ -1931,7 +2010,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2022,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2035,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *VerifyAuditResponse) GetEntries() uint64 {
@@ -1997,7 +2076,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2088,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2101,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -2042,7 +2121,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2133,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2146,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -2094,7 +2173,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2185,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2198,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -2138,7 +2217,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +2229,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +2242,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -2193,7 +2272,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2205,7 +2284,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2218,7 +2297,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -2294,7 +2373,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2385,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2398,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -2344,7 +2423,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2356,7 +2435,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2369,7 +2448,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 type ImportImageRequest struct {
@@ -2382,7 +2461,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2473,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2486,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -2426,7 +2505,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2517,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2530,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -2469,7 +2548,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2560,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2573,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type ListImagesResponse struct {
@@ -2506,7 +2585,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2597,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +2610,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2555,7 +2634,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2646,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2659,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Image) GetName() string {
@@ -2616,7 +2695,7 @@ var File_msb_admin_v1_admin_proto protoreflect.FileDescriptor
 const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x18msb/admin/v1/admin.proto\x12\fmsb.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xc3\b\n" +
+	"\x10GetStatusRequest\"\xf7\b\n" +
 	"\x11GetStatusResponse\x12A\n" +
 	"\x05state\x18\x01 \x01(\x0e2+.msb.admin.v1.GetStatusResponse.DaemonStateR\x05state\x12)\n" +
 	"\x10degraded_reasons\x18\x02 \x03(\tR\x0fdegradedReasons\x12\x18\n" +
@@ -2641,14 +2720,21 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\fkata_version\x18\x12 \x01(\tR\vkataVersion\x12#\n" +
 	"\x03tls\x18\x13 \x01(\v2\x11.msb.admin.v1.TLSR\x03tls\x12\x1a\n" +
 	"\bwarnings\x18\x14 \x03(\tR\bwarnings\x12#\n" +
-	"\raudit_entries\x18\x15 \x01(\x04R\fauditEntries\"\xb1\x01\n" +
+	"\raudit_entries\x18\x15 \x01(\x04R\fauditEntries\x122\n" +
+	"\bcapacity\x18\x1e \x01(\v2\x16.msb.admin.v1.CapacityR\bcapacity\"\xb1\x01\n" +
 	"\vDaemonState\x12\x1c\n" +
 	"\x18DAEMON_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DAEMON_STATE_STARTING\x10\x01\x12\x1b\n" +
 	"\x17DAEMON_STATE_RECOVERING\x10\x02\x12\x16\n" +
 	"\x12DAEMON_STATE_READY\x10\x03\x12\x19\n" +
 	"\x15DAEMON_STATE_DRAINING\x10\x04\x12\x19\n" +
-	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\x9d\x01\n" +
+	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\x92\x01\n" +
+	"\bCapacity\x12\x1c\n" +
+	"\tsandboxes\x18\x01 \x01(\x05R\tsandboxes\x12#\n" +
+	"\rmax_sandboxes\x18\x02 \x01(\x05R\fmaxSandboxes\x12\x1d\n" +
+	"\n" +
+	"memory_mib\x18\x03 \x01(\x03R\tmemoryMib\x12$\n" +
+	"\x0emax_memory_mib\x18\x04 \x01(\x03R\fmaxMemoryMib\"\x9d\x01\n" +
 	"\x03TLS\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
@@ -2842,120 +2928,122 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
 	(*GetStatusRequest)(nil),           // 2: msb.admin.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 3: msb.admin.v1.GetStatusResponse
-	(*TLS)(nil),                        // 4: msb.admin.v1.TLS
-	(*KeyCounts)(nil),                  // 5: msb.admin.v1.KeyCounts
-	(*Isolation)(nil),                  // 6: msb.admin.v1.Isolation
-	(*Recovery)(nil),                   // 7: msb.admin.v1.Recovery
-	(*CreateKeyRequest)(nil),           // 8: msb.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),          // 9: msb.admin.v1.CreateKeyResponse
-	(*Key)(nil),                        // 10: msb.admin.v1.Key
-	(*ListKeysRequest)(nil),            // 11: msb.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),           // 12: msb.admin.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),              // 13: msb.admin.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),             // 14: msb.admin.v1.GetKeyResponse
-	(*RevokeKeyRequest)(nil),           // 15: msb.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),          // 16: msb.admin.v1.RevokeKeyResponse
-	(*RotateKeyRequest)(nil),           // 17: msb.admin.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 18: msb.admin.v1.RotateKeyResponse
-	(*PruneKeysRequest)(nil),           // 19: msb.admin.v1.PruneKeysRequest
-	(*PruneKeysResponse)(nil),          // 20: msb.admin.v1.PruneKeysResponse
-	(*ResetRequest)(nil),               // 21: msb.admin.v1.ResetRequest
-	(*ResetResponse)(nil),              // 22: msb.admin.v1.ResetResponse
-	(*BackupRequest)(nil),              // 23: msb.admin.v1.BackupRequest
-	(*BackupResponse)(nil),             // 24: msb.admin.v1.BackupResponse
-	(*RestoreRequest)(nil),             // 25: msb.admin.v1.RestoreRequest
-	(*RestoreResponse)(nil),            // 26: msb.admin.v1.RestoreResponse
-	(*TailAuditRequest)(nil),           // 27: msb.admin.v1.TailAuditRequest
-	(*TailAuditResponse)(nil),          // 28: msb.admin.v1.TailAuditResponse
-	(*VerifyAuditRequest)(nil),         // 29: msb.admin.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 30: msb.admin.v1.VerifyAuditResponse
-	(*ShutdownRequest)(nil),            // 31: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 32: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 33: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 34: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 35: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 36: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 37: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 38: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 39: msb.admin.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),          // 40: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 41: msb.admin.v1.ListImagesResponse
-	(*Image)(nil),                      // 42: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 43: google.protobuf.Timestamp
+	(*Capacity)(nil),                   // 4: msb.admin.v1.Capacity
+	(*TLS)(nil),                        // 5: msb.admin.v1.TLS
+	(*KeyCounts)(nil),                  // 6: msb.admin.v1.KeyCounts
+	(*Isolation)(nil),                  // 7: msb.admin.v1.Isolation
+	(*Recovery)(nil),                   // 8: msb.admin.v1.Recovery
+	(*CreateKeyRequest)(nil),           // 9: msb.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 10: msb.admin.v1.CreateKeyResponse
+	(*Key)(nil),                        // 11: msb.admin.v1.Key
+	(*ListKeysRequest)(nil),            // 12: msb.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 13: msb.admin.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 14: msb.admin.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),             // 15: msb.admin.v1.GetKeyResponse
+	(*RevokeKeyRequest)(nil),           // 16: msb.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),          // 17: msb.admin.v1.RevokeKeyResponse
+	(*RotateKeyRequest)(nil),           // 18: msb.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 19: msb.admin.v1.RotateKeyResponse
+	(*PruneKeysRequest)(nil),           // 20: msb.admin.v1.PruneKeysRequest
+	(*PruneKeysResponse)(nil),          // 21: msb.admin.v1.PruneKeysResponse
+	(*ResetRequest)(nil),               // 22: msb.admin.v1.ResetRequest
+	(*ResetResponse)(nil),              // 23: msb.admin.v1.ResetResponse
+	(*BackupRequest)(nil),              // 24: msb.admin.v1.BackupRequest
+	(*BackupResponse)(nil),             // 25: msb.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),             // 26: msb.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),            // 27: msb.admin.v1.RestoreResponse
+	(*TailAuditRequest)(nil),           // 28: msb.admin.v1.TailAuditRequest
+	(*TailAuditResponse)(nil),          // 29: msb.admin.v1.TailAuditResponse
+	(*VerifyAuditRequest)(nil),         // 30: msb.admin.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 31: msb.admin.v1.VerifyAuditResponse
+	(*ShutdownRequest)(nil),            // 32: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 33: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 34: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 35: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 36: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 37: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 38: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 39: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 40: msb.admin.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),          // 41: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 42: msb.admin.v1.ListImagesResponse
+	(*Image)(nil),                      // 43: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 44: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	43, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	43, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
-	5,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
-	6,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
-	7,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
-	4,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
-	43, // 7: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
-	10, // 8: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	43, // 9: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	43, // 10: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 11: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	43, // 12: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	43, // 13: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	0,  // 14: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
-	10, // 15: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
-	10, // 16: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
-	10, // 17: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
-	10, // 18: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
-	10, // 19: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
-	10, // 20: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	43, // 21: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
-	35, // 22: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	43, // 23: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	42, // 24: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	42, // 25: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	43, // 26: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 27: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	8,  // 28: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	11, // 29: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	13, // 30: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	15, // 31: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	17, // 32: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	19, // 33: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	21, // 34: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	23, // 35: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	25, // 36: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	27, // 37: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	29, // 38: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	31, // 39: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	33, // 40: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	36, // 41: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	38, // 42: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	40, // 43: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	3,  // 44: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	9,  // 45: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	12, // 46: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	14, // 47: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	16, // 48: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	18, // 49: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	20, // 50: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	22, // 51: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	24, // 52: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	26, // 53: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	28, // 54: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	30, // 55: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	32, // 56: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	34, // 57: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	37, // 58: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	39, // 59: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	41, // 60: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	44, // [44:61] is the sub-list for method output_type
-	27, // [27:44] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	44, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	44, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
+	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
+	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
+	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
+	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
+	44, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
+	44, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	44, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
+	44, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	44, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
+	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
+	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
+	11, // 18: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
+	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
+	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
+	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
+	44, // 22: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	36, // 23: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	44, // 24: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	43, // 25: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	43, // 26: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	44, // 27: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 28: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	9,  // 29: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	12, // 30: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	14, // 31: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	16, // 32: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	18, // 33: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	20, // 34: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	22, // 35: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	24, // 36: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	26, // 37: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	28, // 38: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	30, // 39: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	32, // 40: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	34, // 41: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	37, // 42: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	39, // 43: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	41, // 44: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	3,  // 45: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	10, // 46: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	13, // 47: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	15, // 48: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	17, // 49: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	19, // 50: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	21, // 51: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	23, // 52: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	25, // 53: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	27, // 54: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	29, // 55: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	31, // 56: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	33, // 57: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	35, // 58: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	38, // 59: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	40, // 60: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	42, // 61: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	45, // [45:62] is the sub-list for method output_type
+	28, // [28:45] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -2969,7 +3057,7 @@ func file_msb_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

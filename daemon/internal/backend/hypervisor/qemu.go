@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
@@ -124,6 +125,7 @@ func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
 	}
+	_ = process.ExposeToOOM(cmd.Process.Pid) // fails only if the process has ended
 	return cmd.Process, nil
 }
 

@@ -14,7 +14,15 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+)
+
+// Linux runs no program and enters no directory with a longer path than maxPath, in bytes. No image has a longer name than
+// maxName.
+const (
+	maxPath = 4096
+	maxName = 512
 )
 
 // Request is the configuration that a client requests for a new sandbox. Zero values stand for the server's defaults.
@@ -70,16 +78,13 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	defer cancel(nil)
 	e.setCancel(cancel)
 	defer e.setCancel(nil)
-	limited, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
-		fmt.Errorf("sandbox %s did not answer within %s: %w", name, m.StartTimeout, errdefs.ErrUnavailable))
-	defer stop()
 
 	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
 	if err := m.replace(e, old, rec); err != nil {
 		return cmp.Or(m.checkSpace(name), err)
 	}
 	bootStart := time.Now()
-	portal, err := m.boot(limited, rec)
+	portal, cause, err := m.boot(ctx, rec)
 	if err == nil {
 		rec.State = Running
 		if err = m.Store.PutSandbox(rec); err != nil {
@@ -87,12 +92,11 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 	}
 	if err != nil {
-		cause := context.Cause(limited)
 		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
 			m.Log.Info("sandbox start canceled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
-			_ = m.erase(limited, e, rec, "its start was canceled") // on error, erase has recorded the failure
+			_ = m.erase(ctx, e, rec, "its start was canceled") // on error, erase has recorded the failure
 		} else {
-			m.fail(limited, e, rec, "its start failed", err)
+			m.fail(ctx, e, rec, "its start failed", err)
 		}
 		if cause != nil {
 			return cause // stopped, timed out, or canceled by the caller
@@ -145,12 +149,23 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 	return nil
 }
 
-// boot starts the microVM and waits for the portal to answer.
-func (m *Manager) boot(ctx context.Context, rec Record) (*conn, error) {
-	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
-		return nil, err
+// boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
+// ctx was canceled, or the guest did not answer in time.
+func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
+	select {
+	case m.boots <- struct{}{}: // starts that wait get their turn in the order in which they came
+		defer func() { <-m.boots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx), context.Cause(ctx)
 	}
-	return m.connect(ctx, rec.ID)
+	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
+		fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable))
+	defer stop()
+	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
+		return nil, context.Cause(ctx), err
+	}
+	c, err := m.connect(ctx, rec.ID)
+	return c, context.Cause(ctx), err
 }
 
 func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
@@ -224,6 +239,9 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if err := name.Validate(); err != nil {
 		return zero, err
 	}
+	if len(req.Image) > maxName || len(req.Workdir) > maxPath {
+		return zero, fmt.Errorf("an image name has at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
+	}
 	cfg := m.Defaults
 	cfg.Env, cfg.Workdir = slices.Clone(req.Env), req.Workdir
 	if req.Image != "" {
@@ -243,7 +261,7 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	}
 	for _, e := range cfg.Env {
 		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
-			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", k, errdefs.ErrInvalidArgument)
+			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
 		}
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Socket is the address at which Serve listens in a sandbox. It is an abstract socket, because that needs no writable
@@ -63,6 +64,7 @@ func Serve(ctx context.Context, socket, version string) error {
 	srv := grpc.NewServer(
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(window),
+		grpc.StreamInterceptor(boundErrors),
 	)
 	portalv1.RegisterPortalServiceServer(srv, s)
 	stopped := make(chan struct{})
@@ -76,6 +78,19 @@ func Serve(ctx context.Context, socket, version string) error {
 	}
 	<-stopped
 	return nil
+}
+
+// maxErrorText limits the text of an error, in bytes. An error may quote a request or what a program printed, and msbd
+// accepts only short trailers.
+const maxErrorText = 2 << 10
+
+// boundErrors limits the text of the errors of streams.
+func boundErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	err := handler(srv, stream)
+	if s := status.Convert(err); len(s.Message()) > maxErrorText {
+		return status.Error(s.Code(), bounded.Text(s.Message(), maxErrorText))
+	}
+	return err
 }
 
 // Ping implements portalv1.PortalServiceServer.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
@@ -165,8 +166,8 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 		ln.Close()
 		return fmt.Errorf("serve on %s: dev mode does not authenticate requests, so it needs a loopback address", ln.Addr())
 	}
-	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancelRequests()
+	requests, cancelRequests := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancelRequests(nil)
 	g.server.BaseContext = func(net.Listener) context.Context { return requests }
 
 	served := make(chan error, 1)
@@ -177,7 +178,7 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	case <-ctx.Done():
 	}
 	if err := g.shutdown(requests, g.drain); errors.Is(err, context.DeadlineExceeded) {
-		cancelRequests()
+		cancelRequests(rpcerr.ErrStopping)
 		if err := g.shutdown(context.WithoutCancel(requests), cancelTimeout); err != nil {
 			g.server.Close()
 		}

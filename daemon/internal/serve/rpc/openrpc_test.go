@@ -106,7 +106,7 @@ func TestEveryCodeIsDescribed(t *testing.T) {
 	for _, code := range []rpc.Code{
 		rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeMethodNotFound, rpc.CodeInvalidParams, rpc.CodeInternal, rpc.CodeUnauthenticated,
 		rpc.CodeNotFound, rpc.CodePermissionDenied, rpc.CodeConflict, rpc.CodeExhausted, rpc.CodeRunTimeout, rpc.CodeCommandNotFound,
-		rpc.CodeUnavailable,
+		rpc.CodeRunFailed, rpc.CodeUnavailable,
 	} {
 		if !described[code] {
 			t.Errorf("rpc.Codes does not describe code %d", code)
@@ -177,6 +177,8 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 			`{"sandbox":"a","config":{"envs":"A=1"}}`, `{"sandbox":"a","config":{"scripts":[]}}`,
 		},
 		rpc.MethodSandboxStop:       {`{"sandbox":7}`, `{"sandbox":""}`},
+		rpc.MethodSandboxList:       {`{"namespace":"**"}`, `{"limit":-1}`, `{"limit":"1"}`, `{"limit":1.5}`, `{"sandbox":"a"}`, `{"after":1}`},
+		rpc.MethodSandboxGet:        {`{}`, `{"sandbox":"a/b"}`, `{"sandbox":"a","namespace":"*"}`},
 		rpc.MethodSandboxMetricsGet: {`{"namespace":"**"}`, `{"sandbox":"*"}`, `{"sandbox":""}`},
 		rpc.MethodSandboxReplRun: {
 			`{"sandbox":"a","code":"1"}`, `{"sandbox":"a","language":"python"}`, `{"sandbox":"a","language":"ruby","code":""}`,

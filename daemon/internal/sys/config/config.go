@@ -68,6 +68,9 @@ type Config struct {
 	// limit that a table omits has the value of Quota.
 	Quotas map[string]Quota
 
+	// TotalSandboxes and TotalMemoryMiB limit the sandboxes of all tenant namespaces together.
+	TotalSandboxes, TotalMemoryMiB int
+
 	// The image and size of a sandbox that is started without them, and the maximum size that a start may ask for.
 	DefaultImage     string
 	DefaultCPUs      int
@@ -109,7 +112,7 @@ func (c Config) Domains() []string {
 // SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default returns the default configuration. For users other than root, the directories are below their home and
+// Default returns the default configuration. Limits that are 0 in it are derived from the host by Load. For users other than root, the directories are below their home and
 // runtime directories. Package client looks for the admin socket in the same place.
 func Default() Config {
 	stateDir, runDir := "/var/lib/msb", "/run/msb"
@@ -126,8 +129,6 @@ func Default() Config {
 		DefaultImage:     "microsandbox/python",
 		DefaultCPUs:      1,
 		DefaultMemoryMiB: 512,
-		MaxCPUs:          8,
-		MaxMemoryMiB:     16 << 10,
 		MaxRunTime:       time.Hour,
 		MaxConnections:   10_000,
 		Hypervisor:       "auto",
@@ -176,6 +177,9 @@ func (c Config) validate(namespace func(string) error) error {
 		problems = append(problems, validateQuota("namespace."+name+": ", c.Quotas[name])...)
 	}
 	check(c.DefaultImage != "", "default-image: must not be empty")
+	check(c.TotalSandboxes >= 1, "total-sandboxes %d: must be at least 1, or 0 for the default", c.TotalSandboxes)
+	check(c.TotalMemoryMiB >= c.DefaultMemoryMiB,
+		"total-memory-mib %d: must be at least default-memory-mib, %d, or 0 for the default", c.TotalMemoryMiB, c.DefaultMemoryMiB)
 	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1", c.MaxCPUs)
 	check(c.MaxMemoryMiB >= MinMemoryMiB, "max-memory-mib %d: must be at least %d", c.MaxMemoryMiB, MinMemoryMiB)
 	check(c.DefaultCPUs >= 1 && c.DefaultCPUs <= max(1, c.MaxCPUs),

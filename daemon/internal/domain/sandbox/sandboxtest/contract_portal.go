@@ -159,7 +159,7 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		}
 	})
 	t.Run("a process ends when its context is cancelled", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancelCause(t.Context())
 		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo started; sleep 60"))
 		if err != nil {
 			t.Fatal(err)
@@ -168,9 +168,10 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		if _, err := process.Next(); err != nil {
 			t.Fatal(err)
 		}
-		cancel()
-		if _, err := process.Next(); !errors.Is(err, context.Canceled) {
-			t.Errorf("Next after cancellation: got error %v, want Canceled", err)
+		cause := errors.New("the test ends it")
+		cancel(cause)
+		if _, err := process.Next(); err != cause {
+			t.Errorf("Next after cancellation: got error %v, want the cause", err)
 		}
 	})
 	t.Run("a process ends when its connection is closed", func(t *testing.T) {
@@ -186,8 +187,11 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		if err := p.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := process.Next(); !errdefs.IsUnavailable(err) {
-			t.Errorf("Next after the connection is closed: got error %v, want Unavailable", err)
+		if _, err := process.Next(); !errors.Is(err, sandbox.ErrRunFailed) || errdefs.IsUnavailable(err) {
+			t.Errorf("Next after the connection is closed: got error %v, want ErrRunFailed", err)
+		}
+		if _, err := p.RunCommand(t.Context(), command("true")); !errdefs.IsUnavailable(err) {
+			t.Errorf("RunCommand after the connection is closed: got error %v, want Unavailable", err)
 		}
 		if err := p.Ping(t.Context()); !errdefs.IsUnavailable(err) {
 			t.Errorf("Ping after the connection is closed: got error %v, want Unavailable", err)
