@@ -77,13 +77,13 @@ func (id *identity) payload(r Record) ([]byte, error) {
 	return json.Marshal(c)
 }
 
-// claimedKeyID returns the id of the API key in a payload. The payload may be any bytes.
-func (id *identity) claimedKeyID(payload []byte) (keyID string, ok bool) {
+// claimed returns the id of the API key that a payload names, or nothing if it names none. The payload may be any bytes.
+func (id *identity) claimed(payload []byte) (keyID []byte) {
 	rest, ok := bytes.CutPrefix(payload, id.claimsPrefix)
 	if !ok || len(rest) < idLength || !isID(rest[:idLength]) {
-		return "", false
+		return nil
 	}
-	return string(rest[:idLength]), true
+	return rest[:idLength]
 }
 
 // claimedExpiry returns the expiry in a payload, or zero if there is none.

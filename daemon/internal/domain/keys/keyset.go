@@ -31,6 +31,9 @@ type key struct {
 	Record           // guarded by keySet.mu; the elements of its slices never change
 	session *session // guarded by keySet.mu; nil if the key was not used since the start, or is refused
 	usage   usage
+	// checking is held while the signature of a token with the claims of this key is checked. It is locked before
+	// Verifier.checking and keySet.mu.
+	checking sync.Mutex
 }
 
 func newKeySet(c *clock, id *identity) *keySet {

@@ -68,7 +68,7 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 			return nil, nil, fmt.Errorf("mark the API keys of earlier signing keys as revoked: %w", err)
 		}
 	}
-	return i, &Verifier{keys: i.keys, clock: c, suspects: i.suspects}, nil
+	return i, &Verifier{keys: i.keys, clock: c, suspects: i.suspects, checkSignature: verifySignature}, nil
 }
 
 func openKeyring(opts Options, records []Record, now time.Time) (*keyring, error) {

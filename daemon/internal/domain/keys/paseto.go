@@ -6,6 +6,7 @@ package keys
 
 import (
 	"crypto/ed25519"
+	"encoding/base64"
 	"slices"
 	"strings"
 
@@ -40,26 +41,34 @@ func verifySignature(public ed25519.PublicKey, token string) (payload, footer []
 	return payload, footer, nil
 }
 
-// checkForm refuses a string that cannot be one of our tokens, and returns the encoded footer of one that can. It
-// uses no cryptography and allocates nothing. The library alone would accept some 15 other spellings of each token,
+// decodeBody decodes the beginning of a body that checkForm has returned, up to length bytes, in buffer. The last
+// ed25519.SignatureSize bytes of the complete body are the signature.
+func decodeBody(buffer *[maxLength]byte, body string, length int) []byte {
+	body = body[:min(len(body), (length+2)/3*4)]
+	n, _ := base64.RawURLEncoding.Decode(buffer[:], []byte(body)) // cannot fail, because checkForm has checked the encoding
+	return buffer[:n]
+}
+
+// checkForm refuses a string that cannot be one of our tokens, and returns the encoded body and footer of one that can.
+// The body is at least as long as a signature. checkForm uses no cryptography and allocates nothing. The library alone would accept some 15 other spellings of each token,
 // skip newlines, and spend tens of milliseconds on a megabyte of dots.
-func checkForm(token string) (footer string, err *rejection) {
+func checkForm(token string) (body, footer string, err *rejection) {
 	if len(token) > maxLength {
-		return "", errTooLong
+		return "", "", errTooLong
 	}
 	rest, ok := strings.CutPrefix(token, header)
 	if !ok {
-		return "", errForm
+		return "", "", errForm
 	}
-	body, footer, ok := strings.Cut(rest, ".")
+	body, footer, ok = strings.Cut(rest, ".")
 	if !ok || len(body) < minBody || footer == "" {
-		return "", errForm
+		return "", "", errForm
 	}
 	// This also refuses further dots, which are not in the alphabet.
 	if !canonicalBase64(body) || !canonicalBase64(footer) {
-		return "", errEncoding
+		return "", "", errEncoding
 	}
-	return footer, nil
+	return body, footer, nil
 }
 
 // canonicalBase64 reports whether s is unpadded base64url as an encoder writes it, that is, with all unused bits 0.

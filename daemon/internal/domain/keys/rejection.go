@@ -10,7 +10,11 @@ import (
 // nothing from it. slog calls LogValue and thus logs the cause.
 type rejection struct {
 	cause string
-	keyID string // set only if the signature is valid
+	// keyID is the id of the key that the token names, if the server has a record of it. The signature need not be valid.
+	keyID string
+	// suspicious reports whether the cause does not occur with a token that this server has issued, so that a valid
+	// signature means that somebody else uses the signing key.
+	suspicious bool
 }
 
 func (*rejection) Error() string { return "API key missing, invalid, expired or revoked" }
@@ -24,22 +28,26 @@ func (r *rejection) LogValue() slog.Value {
 	return slog.StringValue("token of key " + r.keyID + " refused: " + r.cause)
 }
 
-// The rejections of tokens without a valid signature are allocated once, so that a flood of such tokens allocates
-// nothing.
+// The rejections of tokens that name no record are allocated once, so that a flood of such tokens allocates little.
 var (
 	errTooLong    = &rejection{cause: "longer than any token"}
 	errForm       = &rejection{cause: "not of the form msb_v2.public.PAYLOAD.FOOTER"}
 	errEncoding   = &rejection{cause: "not canonical base64url"}
 	errUnknownKey = &rejection{cause: "the footer does not name the current signing key"}
+	errClaims     = &rejection{cause: causeClaims, suspicious: true}
+	errNoRecord   = &rejection{cause: causeUnknown, suspicious: true}
+	errExpired    = &rejection{cause: causeExpired}
 	errSignature  = &rejection{cause: "bad signature"}
+	errOtherToken = &rejection{cause: causeOther, suspicious: true}
 )
 
-// The causes of rejections of tokens with a valid signature. The first three do not occur with a key that this
-// server has issued and not pruned.
+// The causes of rejections of tokens that name the current signing key. The first four do not occur with a key that
+// this server has issued.
 const (
-	causeClaims   = "signed correctly, but the claims do not have the form that this server writes"
-	causeUnknown  = "this server has no record of the key: it was pruned, or it was not issued by this server"
+	causeClaims   = "the claims do not have the form that this server writes"
+	causeUnknown  = "this server has no record of the key"
 	causeMismatch = "the claims do not match the record of the key"
+	causeOther    = "it differs from the token of the key, which is in use"
 	causeRevoked  = "revoked"
 	causeExpired  = "expired"
 	causeReset    = "its signing key was replaced"

@@ -253,11 +253,11 @@ func TestRestoreDuringFirstRequest(t *testing.T) {
 		t.Fatal(err)
 	}
 	restore(t, i, snapshot(t, i))
-	if p, refused := v.admit(id, "token", payload, from); refused != nil || p.KeyID != r.ID {
+	if p, refused := v.admit(id, "token", payload, v.clock.now(), from); refused != nil || p.KeyID != r.ID {
 		t.Errorf("after a restore, the principal is %+v, %v", p, refused)
 	}
 	reset(t, i)
-	if p, refused := v.admit(id, "token", payload, from); refused == nil || p.KeyID != "" {
+	if p, refused := v.admit(id, "token", payload, v.clock.now(), from); refused == nil || p.KeyID != "" {
 		t.Errorf("after a reset, the token is accepted: %+v", p)
 	}
 }

@@ -6,14 +6,21 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/msbd/msbd/api/audit"
 )
 
 // suspects collects suspicious tokens. Their signature is valid, but this server did not issue them, so somebody may
 // have stolen the signing key. A request only adds its token here; Issuer.Run later writes the event to the audit log.
+//
 // A flood of such tokens cannot fill the log, because each key id is logged at most once in suspectInterval, and at
-// most maxSuspects key ids are logged in that time.
+// most maxSuspects key ids are logged in that time. A flood of tokens with invalid signatures costs little, because only
+// some of them are checked. During such a flood, a token of a stolen signing key may therefore go unreported. It is
+// refused nevertheless.
 type suspects struct {
+	// checks limits the signature checks of refused tokens.
+	checks *rate.Limiter
 	// waiting holds an element if events were added to pending since Issuer.Run last received from it.
 	waiting chan struct{}
 
@@ -28,37 +35,54 @@ type suspects struct {
 const (
 	suspectInterval = time.Minute
 	maxSuspects     = 64
+	// Refused tokens get suspectChecksBurst signature checks at once, and suspectChecksPerSecond after that.
+	suspectChecksBurst     = 100
+	suspectChecksPerSecond = 50
 )
 
 func newSuspects() *suspects {
-	return &suspects{waiting: make(chan struct{}, 1), seen: make(map[string]struct{})}
+	return &suspects{
+		checks:  rate.NewLimiter(suspectChecksPerSecond, suspectChecksBurst),
+		waiting: make(chan struct{}, 1), seen: make(map[string]struct{}),
+	}
 }
 
-// add adds a token that was refused in a request from the address from.
-func (s *suspects) add(now int64, refused *rejection, from netip.Addr) {
+// mayCheck reports whether the signature of a refused token that names keyID should be checked now.
+func (s *suspects) mayCheck(now int64, keyID string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if now-s.since >= suspectInterval.Microseconds() || now < s.since {
-		s.startInterval(now)
-	}
-	if _, ok := s.seen[refused.keyID]; ok {
+	s.startIntervalIfDue(now)
+	_, seen := s.seen[keyID]
+	return !seen && s.checks.Allow()
+}
+
+// add adds a token with a valid signature that names the key keyID, or "", and that was refused because of cause in a
+// request from the address from.
+func (s *suspects) add(now int64, keyID, cause string, from netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.startIntervalIfDue(now)
+	if _, ok := s.seen[keyID]; ok {
 		return
 	}
 	if len(s.seen) == maxSuspects {
 		s.skipped++
 		return
 	}
-	s.seen[refused.keyID] = struct{}{}
-	detail := map[string]string{"cause": refused.cause}
+	s.seen[keyID] = struct{}{}
+	detail := map[string]string{"cause": cause}
 	if from.IsValid() {
 		detail["from"] = from.String()
 	}
-	s.addEvent(audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Target: refused.keyID, Detail: detail})
+	s.addEvent(audit.Event{Action: audit.KeySuspect, Actor: audit.ActorServer, Target: keyID, Detail: detail})
 }
 
-// startInterval starts a new interval. It adds an event with the number of tokens that were skipped in the previous
-// one. The caller holds s.mu.
-func (s *suspects) startInterval(now int64) {
+// startIntervalIfDue starts a new interval if the current one has passed. It adds an event with the number of tokens that
+// were skipped in the previous one. The caller holds s.mu.
+func (s *suspects) startIntervalIfDue(now int64) {
+	if now >= s.since && now-s.since < suspectInterval.Microseconds() {
+		return
+	}
 	s.since = now
 	clear(s.seen)
 	if s.skipped > 0 {

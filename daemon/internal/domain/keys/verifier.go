@@ -2,15 +2,27 @@ package keys
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"net/netip"
+	"sync"
+	"time"
 )
 
 // Verifier verifies tokens. It has no access to the private key and does not access the disk. It is safe for concurrent
 // use. The Issuer that Open returned with it keeps it up to date.
+//
+// Anyone can send tokens, and a signature check costs as much as the rest of a request. So a token gets one only if it
+// names a live key that is not in use yet, and a few others get one to detect a stolen signing key. All other tokens are
+// accepted or refused by comparisons. A valid token is never refused because of other tokens, however many there are
+// and wherever they come from.
 type Verifier struct {
 	keys     *keySet
 	clock    *clock
 	suspects *suspects
+	// checking is held during each signature check, so that all of them together occupy at most one processor.
+	checking sync.Mutex
+	// checkSignature is verifySignature, except in tests.
+	checkSignature func(public ed25519.PublicKey, token string) (payload, footer []byte, err error)
 }
 
 // Verify verifies a token, including its msb_ prefix, and returns its principal. It also counts a request of the key
@@ -24,10 +36,14 @@ func (v *Verifier) Verify(token string, from netip.Addr) (Principal, error) {
 	if len(token) > maxLength {
 		return Principal{}, errTooLong
 	}
-	s := v.keys.sessions.find(token)
-	if s == nil {
-		return v.verifyFirst(token, from)
+	if s := v.keys.sessions.find(token); s != nil {
+		return v.use(s, from)
 	}
+	return v.verifyFirst(token, from)
+}
+
+// use counts a request of the key of a session, and returns its principal.
+func (v *Verifier) use(s *session, from netip.Addr) (Principal, error) {
 	now := v.clock.now()
 	if now >= s.until.Load() {
 		return Principal{}, &rejection{cause: causeExpired, keyID: s.principal.KeyID}
@@ -36,78 +52,137 @@ func (v *Verifier) Verify(token string, from netip.Addr) (Principal, error) {
 	return s.principal, nil
 }
 
-// Known reports whether the token has a session, that is, whether Verify has accepted it before and its key is still
-// live. It does not count a request, takes no lock and does not allocate. Its running time does not reveal how much of
-// a guessed token is right.
-func (v *Verifier) Known(token string) bool {
-	if len(token) > maxLength {
-		return false
-	}
-	s := v.keys.sessions.find(token)
-	return s != nil && v.clock.now() < s.until.Load()
-}
-
 // verifyFirst verifies a token that has no session.
 func (v *Verifier) verifyFirst(token string, from netip.Addr) (Principal, error) {
-	encodedFooter, rejected := checkForm(token)
+	body, encodedFooter, rejected := checkForm(token)
 	if rejected != nil {
 		return Principal{}, rejected
 	}
 	id := v.keys.trusted()
-	// The footer is not trusted yet. This check only avoids verifying signatures of other signing keys.
 	if encodedFooter != id.encodedFooter {
 		return Principal{}, errUnknownKey
 	}
-	payload, footer, err := verifySignature(id.public, token)
+	k, rejected := v.keys.named(id, body)
+	if rejected == nil {
+		// Tokens that name the same key wait for each other. As soon as one of them is valid, the others need no
+		// signature check.
+		k.checking.Lock()
+		defer k.checking.Unlock()
+		if !v.keys.hasSession(k) {
+			return v.verifySigned(id, token, from)
+		}
+		// A request with the same token may have opened the session in the meantime. This server issues only one token
+		// for each key, so any other token is refused.
+		if s := v.keys.sessions.find(token); s != nil {
+			return v.use(s, from)
+		}
+		rejected = errOtherToken
+	}
+	if rejected.suspicious {
+		v.checkSuspect(id, token, body, rejected, from)
+	}
+	return Principal{}, rejected
+}
+
+// verifySigned verifies a token that names a live key without a session. The caller holds the key's checking lock.
+func (v *Verifier) verifySigned(id *identity, token string, from netip.Addr) (Principal, error) {
+	payload, err := v.verify(id, token)
 	if err != nil {
 		return Principal{}, err
 	}
-	if string(footer) != id.footer {
-		return Principal{}, errUnknownKey
+	now := v.clock.now()
+	p, rejected := v.admit(id, token, payload, now, from)
+	if rejected == nil {
+		return p, nil
 	}
-	p, rejected := v.admit(id, token, payload, from)
-	if rejected != nil {
-		return Principal{}, rejected
+	if rejected.suspicious {
+		v.suspects.add(now, string(id.claimed(payload)), rejected.cause, from)
 	}
-	return p, nil
+	return Principal{}, rejected
 }
 
-// admit compares a payload that has a valid signature with the record of its key, and opens a session. It holds the
-// lock while it reads the record and opens the session, so that no revocation can happen in between.
-func (v *Verifier) admit(id *identity, token string, payload []byte, from netip.Addr) (Principal, *rejection) {
-	now := v.clock.now()
-	suspect := func(cause, keyID string) (Principal, *rejection) {
-		refused := &rejection{cause: cause, keyID: keyID}
-		v.suspects.add(now, refused, from)
-		return Principal{}, refused
+// verify checks the signature of a token and returns its payload.
+func (v *Verifier) verify(id *identity, token string) ([]byte, error) {
+	v.checking.Lock()
+	defer v.checking.Unlock()
+	payload, footer, err := v.checkSignature(id.public, token)
+	if err == nil && string(footer) != id.footer {
+		err = errUnknownKey
 	}
-	keyID, ok := id.claimedKeyID(payload)
-	if !ok {
-		return suspect(causeClaims, "")
-	}
+	return payload, err
+}
+
+// admit compares a payload that has a valid signature with the record of its key, counts a request, and opens a session.
+// It holds the lock while it reads the record and opens the session, so that no revocation can happen in between. The
+// caller holds the key's checking lock.
+func (v *Verifier) admit(id *identity, token string, payload []byte, now int64, from netip.Addr) (Principal, *rejection) {
 	ks := v.keys
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
-	if ks.identity.keyID != id.keyID {
-		return Principal{}, errUnknownKey
-	}
-	k, ok := ks.byID[keyID]
-	if !ok {
-		// The record may have been pruned. If the token has expired, its claims show that. If it was revoked, it
-		// cannot be distinguished from one that was signed with a stolen signing key, so report it as a suspect:
-		// a false alarm is better than a missed one.
-		if reached(claimedExpiry(payload), fromMicros(now)) {
-			return Principal{}, &rejection{cause: causeExpired, keyID: keyID}
-		}
-		return suspect(causeUnknown, keyID)
-	}
-	// This comparison covers all claims.
-	if want, err := id.payload(k.Record); err != nil || k.SigningKeyID != id.keyID || !bytes.Equal(payload, want) {
-		return suspect(causeMismatch, keyID)
-	}
-	if refused := k.refusal(fromMicros(now)); refused != nil {
-		return Principal{}, refused
+	k, rejected := ks.match(id, payload, fromMicros(now))
+	if rejected != nil {
+		return Principal{}, rejected
 	}
 	k.usage.count(now, from)
 	return ks.openSession(k, token), nil
+}
+
+// named returns the live key that the body of a token names. If there is none, it returns why the token is refused.
+func (ks *keySet) named(id *identity, body string) (*key, *rejection) {
+	var buffer [maxLength]byte
+	head := decodeBody(&buffer, body, len(id.claimsPrefix)+idLength)
+	now := ks.clock.time()
+	ks.mu.RLock()
+	defer ks.mu.RUnlock()
+	if k, ok := ks.byID[string(id.claimed(head))]; ok && k.StateAt(now) == Live {
+		return k, nil
+	}
+	complete := decodeBody(&buffer, body, maxLength)
+	_, rejected := ks.match(id, complete[:len(complete)-ed25519.SignatureSize], now)
+	return nil, rejected
+}
+
+// hasSession reports whether a key is in use.
+func (ks *keySet) hasSession(k *key) bool {
+	ks.mu.RLock()
+	defer ks.mu.RUnlock()
+	return k.session != nil
+}
+
+// match returns the live key of the signing key id whose claims are exactly payload. It uses no cryptography, so payload
+// may be anything. The caller holds keySet.mu.
+func (ks *keySet) match(id *identity, payload []byte, now time.Time) (*key, *rejection) {
+	if ks.identity.keyID != id.keyID {
+		return nil, errUnknownKey
+	}
+	keyID := string(id.claimed(payload))
+	if keyID == "" {
+		return nil, errClaims
+	}
+	k, ok := ks.byID[keyID]
+	if !ok {
+		// An earlier version may have removed the record of an expired key without a trace.
+		if reached(claimedExpiry(payload), now) {
+			return nil, errExpired
+		}
+		return nil, errNoRecord
+	}
+	// This comparison covers all claims.
+	if want, err := id.payload(k.Record); err != nil || k.SigningKeyID != id.keyID || !bytes.Equal(payload, want) {
+		return nil, &rejection{cause: causeMismatch, keyID: keyID, suspicious: true}
+	}
+	return k, k.refusal(now)
+}
+
+// checkSuspect reports a token that was refused for a suspicious reason if its signature is valid. Of a flood of such
+// tokens, it checks only some.
+func (v *Verifier) checkSuspect(id *identity, token, body string, refused *rejection, from netip.Addr) {
+	var buffer [maxLength]byte
+	now, keyID := v.clock.now(), string(id.claimed(decodeBody(&buffer, body, len(id.claimsPrefix)+idLength)))
+	if !v.suspects.mayCheck(now, keyID) {
+		return
+	}
+	if _, err := v.verify(id, token); err == nil {
+		v.suspects.add(now, keyID, refused.cause, from)
+	}
 }

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/binary"
 	"net/netip"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -191,51 +194,124 @@ func TestVerifyWithoutHeap(t *testing.T) {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}
-	for _, token := range []string{key, "", header + strings.Repeat(".", 1<<20)} {
-		if n := testing.AllocsPerRun(100, func() { _ = v.Known(token) }); n != 0 {
-			t.Errorf("Known(%.20s): %v allocations", token, n)
-		}
-	}
 	use := alternating(v, key)
 	if n := testing.AllocsPerRun(100, use); n > 1 {
 		t.Errorf("from two addresses in turn: %v allocations", n)
 	}
 }
 
-// Known returns true from the first request with the token until the token is refused.
-func TestKnown(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		_, i, v := newIssuer(t)
-		expiring, _ := issue(t, i, IssueRequest{Expire: "1h"})
-		revoked, r := issue(t, i, IssueRequest{})
-		reissued, _ := issue(t, i, IssueRequest{})
-		tokens := []string{expiring, revoked, reissued}
-		known := func(when string, want ...bool) {
-			t.Helper()
-			for n, token := range tokens {
-				if got := v.Known(token); got != want[n] {
-					t.Errorf("%s: Known returns %t for token %d", when, got, n)
-				}
-				if v.Known(token[:len(token)-1]) || v.Known(token+"x") || v.Known(strings.Repeat(token, 100)) {
-					t.Errorf("%s: Known returns true for an invalid token", when)
+// countChecks counts the signatures that v checks.
+func countChecks(v *Verifier) *atomic.Int64 {
+	var checks atomic.Int64
+	check := v.checkSignature
+	v.checkSignature = func(public ed25519.PublicKey, token string) (payload, footer []byte, err error) {
+		checks.Add(1)
+		return check(public, token)
+	}
+	return &checks
+}
+
+// forgeSignature returns a token that differs from token only in its signature, which is invalid. It differs for each n.
+func forgeSignature(token string, n int) string {
+	body, footer, _ := strings.Cut(token[len(header):], ".")
+	raw, _ := base64.RawURLEncoding.DecodeString(body)
+	signature := raw[len(raw)-ed25519.SignatureSize:]
+	binary.LittleEndian.PutUint32(signature, uint32(n))
+	return header + base64.RawURLEncoding.EncodeToString(raw) + "." + footer
+}
+
+// A token that cannot be valid costs no signature check, except for the few that detect a stolen signing key.
+func TestBadTokensCostNoSignatureCheck(t *testing.T) {
+	synctest.Test(t, testBadTokensCostNoSignatureCheck)
+}
+
+func testBadTokensCostNoSignatureCheck(t *testing.T) {
+	_, i, v := newIssuer(t)
+	ring := i.keyring.Load()
+	clock := i.clock.time()
+	live, _ := issue(t, i, IssueRequest{})
+	revokedToken, revoked := issue(t, i, IssueRequest{})
+	revoke(t, i, revoked.ID)
+	_, other, _ := newIssuer(t)
+	alien, _ := issue(t, other, IssueRequest{})
+	token := func(r Record) string {
+		r.CreatedAt = clock
+		payload, err := ring.payload(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, err := sign(ed25519.PrivateKey(other.keyring.Load().private.Reveal()), payload, []byte(ring.footer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signed
+	}
+	for range suspectChecksBurst { // use up the checks that detect a stolen signing key
+		refused(t, v, token(Record{ID: randomID()}))
+	}
+	checks := countChecks(v)
+	for name, bad := range map[string]string{
+		"junk": "msb_wrong", "of another server": alien, "revoked": revokedToken, "revoked, with another signature": forgeSignature(revokedToken, 1),
+		"changed claims of a revoked key": token(Record{ID: revoked.ID, Scopes: []Scope{ScopeExec}}), "unknown key": token(Record{ID: randomID()}),
+		"expired long ago": token(Record{ID: randomID(), ExpiresAt: clock.Add(-time.Hour)}),
+	} {
+		before := checks.Load()
+		for range 5 {
+			refused(t, v, bad)
+		}
+		if n := checks.Load() - before; n != 0 {
+			t.Errorf("%s: %d signatures were checked", name, n)
+		}
+	}
+	before := checks.Load()
+	for n := range 5 {
+		refused(t, v, forgeSignature(live, n)) // it names a key that is not in use
+	}
+	accepted(t, v, live)
+	if n := checks.Load() - before; n != 6 {
+		t.Errorf("%d signatures were checked of 6 tokens that name a live key", n)
+	}
+}
+
+// Any number of forged tokens with the claims of a key do not keep the key from its first use. Their signatures are
+// checked one at a time.
+func TestForgeriesDoNotLockOutTheirKey(t *testing.T) {
+	t.Parallel()
+	_, i, v := newIssuer(t)
+	token, r := issue(t, i, IssueRequest{})
+	var checking, most atomic.Int64
+	v.checkSignature = func(public ed25519.PublicKey, token string) (payload, footer []byte, err error) {
+		most.Store(max(most.Load(), checking.Add(1)))
+		defer checking.Add(-1)
+		return verifySignature(public, token)
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for worker := range 20 {
+		wg.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					if _, err := v.Verify(forgeSignature(token, worker<<16+n), from); err == nil {
+						t.Error("a forged token is accepted")
+					}
 				}
 			}
-		}
-		known("before the first request", false, false, false)
-		for _, token := range tokens {
-			accepted(t, v, token)
-		}
-		known("after the first request", true, true, true)
-		revoke(t, i, r.ID)
-		known("after the revocation", true, false, true)
-		time.Sleep(time.Hour)
-		known("after the expiry", false, false, true)
-		if k, err := i.Find(r.ID); err != nil || k.Requests != 1 {
-			t.Errorf("Known was counted as a request: %+v, %v", k.Usage, err)
-		}
-		reset(t, i)
-		known("after a reset", false, false, false)
-	})
+		})
+	}
+	for range 50 { // each is the first use after a restart
+		accepted(t, v, token)
+		i.keys.mu.Lock()
+		i.keys.closeSession(i.keys.byID[r.ID], errForm)
+		i.keys.mu.Unlock()
+	}
+	close(stop)
+	wg.Wait()
+	if n := most.Load(); n != 1 {
+		t.Errorf("%d signatures were checked at the same time", n)
+	}
 }
 
 // alternating returns a function that uses a key from one of two addresses in turn.

@@ -5,12 +5,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
@@ -33,52 +29,6 @@ func TestAuthorizationHeaders(t *testing.T) {
 	} {
 		WantError(t, s.Post(body, bad), http.StatusUnauthorized, rpc.CodeUnauthenticated)
 	}
-}
-
-func TestBadKeyFlood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := New(t)
-		unused := s.Issue(t, keys.IssueRequest{})
-		body := Request("sandbox.metrics.get", "{}")
-		WantOK(t, s.Post(body))
-		for i := range gateway.BadKeysBurst {
-			WantError(t, s.Post(body, WithKey(fmt.Sprint("msb_wrong", i))), http.StatusUnauthorized, rpc.CodeUnauthenticated)
-		}
-		w := s.Post(body, WithKey("msb_wrong"))
-		WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
-		if w.Header().Get("Retry-After") == "" {
-			t.Error("no Retry-After")
-		}
-		if strings.Contains(s.Log.String(), gateway.ErrTooManyBadKeys) {
-			t.Error("refusals of a flood of bad keys are in the log")
-		}
-		WantError(t, s.Post(body, WithKey(unused)), http.StatusTooManyRequests, rpc.CodeExhausted)
-		// The limit does not affect keys from the same address that were used before, other addresses, and requests
-		// without a key.
-		WantOK(t, s.Post(body))
-		WantOK(t, s.Post(body, WithKey(unused), func(r *http.Request) { r.RemoteAddr = "192.0.2.77:1" }))
-		WantError(t, s.Post(body, WithKey("")), http.StatusUnauthorized, rpc.CodeUnauthenticated)
-		time.Sleep(time.Second)
-		WantOK(t, s.Post(body, WithKey(unused)))
-	})
-}
-
-// A key that was accepted before is checked even if its source is over the limit of bad keys. Once the key is revoked,
-// it counts as a bad key.
-func TestRevokedKeyCountsAsBadKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := New(t)
-		revoked, id := s.IssueNamed(t, keys.IssueRequest{})
-		body := Request("sandbox.metrics.get", "{}")
-		WantOK(t, s.Post(body, WithKey(revoked)))
-		if _, err := s.Keys.Revoke(t.Context(), id, 0); err != nil {
-			t.Fatal(err)
-		}
-		for range gateway.BadKeysBurst {
-			WantError(t, s.Post(body, WithKey(revoked)), http.StatusUnauthorized, rpc.CodeUnauthenticated)
-		}
-		WantError(t, s.Post(body, WithKey(revoked)), http.StatusTooManyRequests, rpc.CodeExhausted)
-	})
 }
 
 // The test sends what a browser sends for each way in which a web page can make it send a request, as observed on the

@@ -11,9 +11,6 @@ import (
 // These exports are for the tests in package http_test, which can import servetest.
 const (
 	MaxHeader         = maxHeader
-	BadKeysBurst      = badKeysBurst
-	ErrTooManyBadKeys = "too many bad API keys"
-	BadKeysPerSecond  = badKeysPerSecond
 	RefusalsBurst     = refusalsBurst
 	RefusalsPerSecond = refusalsPerSecond
 )

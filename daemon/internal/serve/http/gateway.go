@@ -30,11 +30,9 @@ import (
 // Verifier checks API keys. *keys.Verifier implements it.
 type Verifier interface {
 	// Verify returns the principal of a key and records that the key was used by from. For every key that is not
-	// accepted, the error is errdefs.ErrUnauthenticated. The error never contains the key.
+	// accepted, the error is errdefs.ErrUnauthenticated. The error never contains the key. Anybody can send keys, so
+	// refusing many must be cheap and must not affect the keys of others.
 	Verify(key string, from netip.Addr) (keys.Principal, error)
-	// Known reports whether a key was accepted before and is still valid. It is cheap, because it verifies no
-	// signature.
-	Known(key string) bool
 }
 
 // Options configures a Gateway.
@@ -52,7 +50,7 @@ type Options struct {
 	// gets at most half of them, unless it is this machine or a trusted proxy.
 	MaxConnections int
 	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honoured. Without it, all clients behind a
-	// proxy count as one source, so that the bad keys of one client lock out the new keys of the others.
+	// proxy have the address of the proxy in the log, and share its connection limit.
 	TrustedProxies []netip.Prefix
 	// Metrics is the registry that GET /metrics returns. The gateway registers its own metrics there. nil means a new
 	// registry.
@@ -95,7 +93,6 @@ const (
 type Gateway struct {
 	Options
 	mux         *http.ServeMux
-	badKeys     *badKeyLimiter
 	inFlight    *limit.Counts
 	held        *limit.Budget
 	rates       *limit.Rates
@@ -123,7 +120,6 @@ func New(o Options) (*Gateway, error) {
 	g := &Gateway{
 		Options:     o,
 		mux:         http.NewServeMux(),
-		badKeys:     newBadKeyLimiter(o.Verifier),
 		inFlight:    limit.NewCounts(maxInFlight),
 		held:        limit.NewBudget(maxHeld, maxHeldOfKey),
 		rates:       limit.NewRates(o.RequestsPerSecond),

@@ -149,8 +149,6 @@ func (panickingVerifier) Verify(string, netip.Addr) (keys.Principal, error) {
 	panic("a fault of the verifier")
 }
 
-func (panickingVerifier) Known(string) bool { return false }
-
 // By default, net/http handles OPTIONS * itself. The gateway turns that off.
 func TestOptionsAsterisk(t *testing.T) {
 	s := New(t)

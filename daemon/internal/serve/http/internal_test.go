@@ -97,13 +97,3 @@ func TestSourceNet(t *testing.T) {
 		}
 	}
 }
-
-func TestBadKeyLimiterForgetsSources(t *testing.T) {
-	b := newBadKeyLimiter(nil)
-	for i := range 2 * maxSources {
-		b.count(sourceNet(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})))
-	}
-	if n := b.sources.Len(); n != maxSources {
-		t.Errorf("%d sources are remembered, want %d", n, maxSources)
-	}
-}

@@ -2,7 +2,6 @@ package http
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net/http"
 	"time"
@@ -59,8 +58,6 @@ func (g *Gateway) logFailure(ctx context.Context, c *Call, cause error) {
 	case c.response.clientGone: // not an error of the server, because any client can cause it
 	case status == http.StatusInternalServerError, c.panicked:
 		level = slog.LevelError
-	case errors.Is(cause, errTooManyBadKeys):
-		level = slog.LevelDebug
 	case c.Principal.KeyID == "" && !g.refusalLog.Allow():
 		// A flood of requests without a valid key must not fill the disk. The metrics still count them.
 		level = slog.LevelDebug

@@ -225,6 +225,9 @@ type Site struct {
 	Log       *LogBuffer
 	Keys      *keys.Issuer
 	Key       string // an API key with every scope, for every namespace
+
+	keyOptions keys.Options
+	configure  []func(*Setup)
 }
 
 // LogBuffer collects a log in memory. It is safe for concurrent use.
@@ -266,18 +269,35 @@ func WithEndpoint(newEndpoint func(*serverpc.Service) (gateway.Endpoint, error))
 // New creates a Site. Each configure function may change the Setup.
 func New(t testing.TB, configure ...func(*Setup)) *Site {
 	t.Helper()
-	s := &Site{Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}}
+	s := &Site{
+		Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}, configure: configure,
+		keyOptions: keys.Options{KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore()},
+	}
+	s.open(t)
+	s.Key = s.Issue(t, keys.IssueRequest{})
+	return s
+}
+
+// Restart returns a new Site with the keys, the sandboxes and the log of s, like a restart of the server.
+func (s *Site) Restart(t testing.TB) *Site {
+	t.Helper()
+	s = &Site{Sandboxes: s.Sandboxes, Log: s.Log, Key: s.Key, configure: s.configure, keyOptions: s.keyOptions}
+	s.open(t)
+	return s
+}
+
+// open opens the keys and creates the gateway.
+func (s *Site) open(t testing.TB) {
+	t.Helper()
 	log := bounded.NewLogger(s.Log, false, slog.LevelInfo)
-	issuer, verifier, err := keys.Open(keys.Options{
-		KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore(), Log: log,
-	})
+	s.keyOptions.Log = log
+	issuer, verifier, err := keys.Open(s.keyOptions)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Keys = issuer
-	s.Key = s.Issue(t, keys.IssueRequest{})
 	o := Setup{Options: gateway.Options{Verifier: verifier, Metrics: prometheus.NewRegistry(), Log: log}, Sandboxes: s.Sandboxes}
-	for _, c := range configure {
+	for _, c := range s.configure {
 		c(&o)
 	}
 	if s.Service, err = serverpc.New(o.Sandboxes, Version, o.Metrics); err != nil {
@@ -294,7 +314,6 @@ func New(t testing.TB, configure ...func(*Setup)) *Site {
 	if s.Gateway, err = gateway.New(o.Options); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
 
 // Issue creates an API key.
