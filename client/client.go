@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -325,7 +324,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		err = u.Err
 	}
 	dial, dialing := errors.AsType[*net.OpError](err)
-	if dialing && dial.Op == "dial" && errors.Is(err, syscall.ECONNREFUSED) {
+	if dialing && dial.Op == "dial" && errors.Is(err, errConnectionRefused) {
 		return fmt.Errorf("%w: nothing listens at %s. Start it with 'msb server start', or set %s to the URL of another server",
 			ErrNotRunning, c.serverURL(), EnvServerURL)
 	}

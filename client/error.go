@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -74,10 +73,10 @@ func (a *Admin) explain(err error) error {
 
 func explainDial(socket string, err error) error {
 	switch {
-	case errors.Is(err, syscall.ENOENT):
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: nothing listens on %s. Start it with 'msb server start', or give its socket with "+
 			"--socket or MSB_SOCKET", ErrNotRunning, socket)
-	case errors.Is(err, syscall.ECONNREFUSED): // a server that stops removes its socket
+	case errors.Is(err, errConnectionRefused): // a server that stops removes its socket
 		return fmt.Errorf("%w: nothing listens on %s; the server crashed or was killed. See its log ('journalctl --unit msbd', "+
 			"or msbd.log in its state directory). Sandboxes keep running; start the server again with 'msb server start'",
 			ErrNotRunning, socket)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"strings"
 	"testing"
 
@@ -45,6 +46,25 @@ func TestFlagsFirst(t *testing.T) {
 	} {
 		if diff := cmp.Diff(strings.Fields(want), flagsFirst(app, strings.Fields(line))); diff != "" {
 			t.Errorf("%s: %s", line, diff)
+		}
+	}
+}
+
+// The commands for the server's own host refuse to run on other systems, and their help works.
+func TestServerCommandsNeedLinux(t *testing.T) {
+	for system, refused := range map[string]bool{"linux": false, "darwin": true, "windows": true} {
+		ran := false
+		server := &cli.Command{Name: "server", Subcommands: []*cli.Command{{
+			Name: "start", Action: func(*cli.Context) error { ran = true; return nil },
+		}}}
+		requireLinux(system, server)
+		app := &cli.App{Name: "msb", Writer: io.Discard, ExitErrHandler: func(*cli.Context, error) {}, Commands: []*cli.Command{server}}
+		err := app.Run([]string{"msb", "server", "start"})
+		if ran == refused || refused && (err == nil || !strings.Contains(err.Error(), "the server runs on Linux only: run 'msb server start' on its host")) {
+			t.Errorf("%s: ran: %t, error: %v", system, ran, err)
+		}
+		if err := app.Run([]string{"msb", "server", "start", "--help"}); err != nil {
+			t.Errorf("%s: --help: %v", system, err)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -99,6 +101,11 @@ func newApp() *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 	}
 	setDefaults(app.Commands)
+	for _, c := range app.Commands {
+		if slices.Contains([]string{"server", "image", "doctor"}, c.Name) {
+			requireLinux(runtime.GOOS, c)
+		}
+	}
 	return app
 }
 
@@ -111,6 +118,22 @@ func setDefaults(commands []*cli.Command) {
 			c.Action = requireSubcommand
 		}
 		setDefaults(c.Subcommands)
+	}
+}
+
+// requireLinux makes a command for the server's own host, and its subcommands, refuse to run on systems other than Linux.
+func requireLinux(system string, command *cli.Command) {
+	if system == "linux" {
+		return
+	}
+	if len(command.Subcommands) == 0 {
+		command.Before = func(c *cli.Context) error {
+			return cli.Exit(fmt.Sprintf("the server runs on Linux only: run '%s' on its host. On this machine, use the commands that call "+
+				"the server over HTTP: see 'msb sandbox --help' and 'msb mcp --help'", c.Command.HelpName), exitUsage)
+		}
+	}
+	for _, sub := range command.Subcommands {
+		requireLinux(system, sub)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/client"
 )
@@ -40,11 +39,11 @@ func stop(c *cli.Context) error {
 		return err
 	}
 	// Open the pidfd before the process exits, because its pid may be reused afterwards.
-	process, err := unix.PidfdOpen(int(st.GetPid()), 0)
+	process, err := openProcess(int(st.GetPid()))
 	if err != nil {
 		return fmt.Errorf("watch process %d of msbd: %w", st.GetPid(), err)
 	}
-	defer unix.Close(process)
+	defer process.close()
 	if c.Bool("sandboxes") && st.GetSandboxesRunning() > 0 {
 		fmt.Fprintf(c.App.ErrWriter, "stopping %s …\n", plural(st.GetSandboxesRunning(), "sandbox", "sandboxes"))
 	}
@@ -66,18 +65,13 @@ func stop(c *cli.Context) error {
 	return nil
 }
 
-// waitForExit waits until the process of a pidfd has exited.
-func waitForExit(ctx context.Context, pidfd int) error {
+// waitForExit waits until a process has exited.
+func waitForExit(ctx context.Context, p process) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	for ctx.Err() == nil {
-		// Poll in steps of 100 ms to notice when ctx is done.
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		if exited, err := p.wait(100 * time.Millisecond); exited || err != nil {
 			return err
-		}
-		if n > 0 {
-			return nil
 		}
 	}
 	return ctx.Err()
