@@ -104,6 +104,27 @@ func (c *Client) Metrics(ctx context.Context, namespace string) ([]rpc.SandboxMe
 	return res.Sandboxes, err
 }
 
+// ListSandboxes returns the sandboxes in a namespace, in whatever state they are, sorted by namespace and name. An empty
+// namespace means the key's own, or default for a key that is not limited to one. [rpc.AllNamespaces] means all
+// namespaces of the key.
+func (c *Client) ListSandboxes(ctx context.Context, namespace string) ([]rpc.SandboxInfo, error) {
+	var all []rpc.SandboxInfo
+	for after := ""; ; {
+		page, err := post[rpc.ListResult](ctx, c, request{
+			method: rpc.MethodSandboxList, params: rpc.ListParams{Namespace: namespaceParam(namespace), After: after},
+			timeout: queryTimeout, idempotent: true,
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Sandboxes...)
+		if page.Next <= after { // empty on the last page
+			return all, nil
+		}
+		after = page.Next
+	}
+}
+
 // namespaceParam returns the namespace as a param. An empty namespace becomes nil, and the server then chooses one.
 func namespaceParam(namespace string) *string {
 	if namespace == "" {

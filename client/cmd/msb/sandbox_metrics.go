@@ -51,9 +51,11 @@ func measureSandboxes(c *cli.Context) error {
 	}
 	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "CPU", "MEMORY", "DISK"}}
 	for _, m := range res.Sandboxes {
-		state, cpu, memory, disk := "not running", "-", "-", "-"
-		if m.Running {
-			state = "running"
+		state, cpu, memory, disk := string(m.State), "-", "-", "-"
+		if state == "" { // a server that is older than msb
+			if state = "not running"; m.Running {
+				state = string(rpc.StateRunning)
+			}
 		}
 		if m.CPUUsage != nil {
 			cpu = strconv.FormatFloat(*m.CPUUsage, 'f', 1, 64) + " %"

@@ -30,7 +30,7 @@ for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
   const client = await connect(transport);
   check(client.getServerVersion().name, "msbd");
   const { tools } = await client.listTools();
-  check(tools.map((tool) => tool.name).sort(), ["sandbox_get_metrics", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]);
+  check(tools.map((tool) => tool.name).sort(), ["sandbox_get", "sandbox_get_metrics", "sandbox_list", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]);
   check(tools.find((tool) => tool.name === "sandbox_get_metrics").annotations.readOnlyHint, true);
 
   const call = (name, args, options) => client.callTool({ name, arguments: args }, undefined, options);
@@ -42,6 +42,10 @@ for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
   check([result.content[0].text, result.structuredContent.exit_code], ["(exit code 1)", 1]);
   result = await call("sandbox_start", { sandbox, config: { image: "microsandbox/python" } });
   check(result.structuredContent, { result: `Sandbox ${sandbox} started successfully` });
+  result = await call("sandbox_get", { sandbox });
+  check([result.structuredContent.state, result.structuredContent.image], ["running", "microsandbox/python"]);
+  result = await call("sandbox_list", {});
+  check(result.structuredContent.sandboxes.some((listed) => listed.name === sandbox), true);
   result = await call("sandbox_get_metrics", { sandbox });
   check(result.structuredContent.sandboxes[0].running, true);
   result = await call("sandbox_stop", { sandbox: "none-such" });

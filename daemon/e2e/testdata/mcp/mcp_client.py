@@ -9,7 +9,15 @@ from mcp.client.streamable_http import streamable_http_client
 
 URL = os.environ["MSB_SERVER_URL"] + "/mcp"
 SANDBOX = os.environ["SANDBOX"]
-TOOLS = ["sandbox_get_metrics", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]
+TOOLS = [
+    "sandbox_get",
+    "sandbox_get_metrics",
+    "sandbox_list",
+    "sandbox_run_code",
+    "sandbox_run_command",
+    "sandbox_start",
+    "sandbox_stop",
+]
 checks = 0
 
 
@@ -45,6 +53,10 @@ async def use(client):
     check((result.content[0].text, result.structured_content["exit_code"]), ("out\n(exit code 3)", 3))
     result = await client.call_tool("sandbox_start", {"sandbox": SANDBOX, "config": {"image": "microsandbox/python"}})
     check(result.content[0].text, f"Sandbox {SANDBOX} started successfully")
+    result = await client.call_tool("sandbox_get", {"sandbox": SANDBOX})
+    check((result.structured_content["state"], result.structured_content["memory"]), ("running", 512))
+    result = await client.call_tool("sandbox_list", {})
+    check(SANDBOX in [sandbox["name"] for sandbox in result.structured_content["sandboxes"]], True)
     result = await client.call_tool("sandbox_get_metrics", {"sandbox": SANDBOX})
     check([sandbox["running"] for sandbox in result.structured_content["sandboxes"]], [True])
 

@@ -64,12 +64,47 @@ func NewManager(o Options) *Manager {
 
 // List returns the records of a tenant namespace, or of all namespaces if namespace is empty, sorted by name.
 func (m *Manager) List(namespace string) []Record {
+	if namespace == "" {
+		return m.records(nil)
+	}
+	return m.records([]string{namespace})
+}
+
+// ListIn returns the records of several tenant namespaces, or of all namespaces if namespaces is empty, sorted by the text
+// of their names. Its error is errdefs.ErrUnavailable.
+func (m *Manager) ListIn(namespaces []string) ([]Record, error) {
+	if err := m.checkOpen(); err != nil {
+		return nil, err
+	}
+	return m.records(namespaces), nil
+}
+
+// Get returns the record of a sandbox. Its errors are errdefs.ErrInvalidArgument, ErrNotFound and ErrUnavailable.
+func (m *Manager) Get(name Name) (Record, error) {
+	if err := name.Validate(); err != nil {
+		return Record{}, err
+	}
+	if err := m.checkOpen(); err != nil {
+		return Record{}, err
+	}
+	m.mu.Lock()
+	e := m.entries[name]
+	m.mu.Unlock()
+	if e != nil {
+		if rec := e.record(); rec.ID != "" {
+			return rec, nil
+		}
+	}
+	return Record{}, notFound(name)
+}
+
+func (m *Manager) records(namespaces []string) []Record {
 	m.mu.Lock()
 	entries := slices.Collect(maps.Values(m.entries))
 	m.mu.Unlock()
 	var recs []Record
 	for _, e := range entries {
-		if rec := e.record(); rec.ID != "" && (namespace == "" || rec.Name.Namespace == namespace) {
+		if rec := e.record(); rec.ID != "" && (len(namespaces) == 0 || slices.Contains(namespaces, rec.Name.Namespace)) {
 			recs = append(recs, rec)
 		}
 	}

@@ -334,25 +334,76 @@ func TestRunLimits(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	f := newFixture(t)
-	if err := f.Start(t.Context(), testName, Request{}); err != nil {
-		t.Fatal(err)
+	two := Name{"other", "two"}
+	for _, name := range []Name{testName, two} {
+		if err := f.Start(t.Context(), name, Request{}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := f.Start(t.Context(), Name{"other", "two"}, Request{}); err != nil {
-		t.Fatal(err)
-	}
-	all, err := f.Metrics(t.Context(), "", "")
+	all, err := f.Metrics(t.Context(), nil, "")
 	if err != nil || len(all) != 2 {
 		t.Fatalf("all: %v %v", all, err)
 	}
-	one, err := f.Metrics(t.Context(), "default", "one")
-	if err != nil || len(one) != 1 || *one[0].MemoryMiB != 5 || *one[0].DiskBytes != 77 || !one[0].Running {
+	one, err := f.Metrics(t.Context(), []string{"default"}, "one")
+	if err != nil || len(one) != 1 || one[0].CPUPercent == nil || *one[0].MemoryMiB != 5 || *one[0].DiskBytes != 77 || one[0].State != Running {
 		t.Fatalf("one: %v %v", one, err)
 	}
-	if _, err := f.Metrics(t.Context(), "default", "two"); !errdefs.IsNotFound(err) {
+	for want, namespaces := range map[string][]string{
+		"sandbox default/absent does not exist":                                 {"default"},
+		"sandbox absent does not exist in any of the namespaces default, other": {"default", "other"},
+		"sandbox absent does not exist in any namespace":                        {},
+	} {
+		if _, err := f.Metrics(t.Context(), namespaces, "absent"); !errdefs.IsNotFound(err) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("absent from %q: got error %v, want %s", namespaces, err, want)
+		}
+	}
+	if _, err := f.Metrics(t.Context(), []string{"default"}, "two"); !errdefs.IsNotFound(err) {
 		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
 	}
-	if _, err := f.Metrics(t.Context(), "", "absent"); !errdefs.IsNotFound(err) || !strings.HasPrefix(err.Error(), "sandbox absent does not exist in any namespace") {
-		t.Errorf("absent sandbox: got error %v, want NotFound without a namespace", err)
+}
+
+// A sandbox has the same state in every list, and the reason is there for everyone who may use the sandbox.
+func TestListAndGet(t *testing.T) {
+	f := newFixture(t)
+	two := Name{"other", "two"}
+	if err := f.Start(t.Context(), testName, Request{CPUs: 2}); err != nil {
+		t.Fatal(err)
+	}
+	f.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
+	if err := f.Start(t.Context(), two, Request{}); err == nil {
+		t.Fatal("the start succeeded")
+	}
+	for _, tt := range []struct {
+		namespaces []string
+		want       []Name
+	}{
+		{nil, []Name{testName, two}}, {[]string{"other", "default"}, []Name{testName, two}}, {[]string{"other"}, []Name{two}}, {[]string{"empty"}, nil},
+	} {
+		var got []Name
+		recs, err := f.ListIn(tt.namespaces)
+		for _, rec := range recs {
+			got = append(got, rec.Name)
+			one, err := f.Get(rec.Name)
+			if err != nil || one.ID != rec.ID || one.Name != rec.Name || one.State != rec.State {
+				t.Errorf("Get returns %+v, error %v, but ListIn %+v", one, err, rec)
+			}
+			measured, err := f.Metrics(t.Context(), []string{rec.Name.Namespace}, rec.Name.Name)
+			if err != nil || len(measured) != 1 || measured[0].State != rec.State || measured[0].Reason != rec.Reason {
+				t.Errorf("Metrics returns %+v, error %v, but ListIn %+v", measured, err, rec)
+			}
+		}
+		if err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%q: got %v, error %v, want %v", tt.namespaces, got, err, tt.want)
+		}
+	}
+	if rec, err := f.Get(two); err != nil || rec.State != Failed || rec.Reason != "its start failed" {
+		t.Errorf("the failed sandbox: %+v, error %v", rec, err)
+	}
+	if _, err := f.Get(Name{"default", "two"}); !errdefs.IsNotFound(err) {
+		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
+	}
+	if _, err := f.Get(Name{"default", "../two"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("bad name: got error %v, want InvalidArgument", err)
 	}
 }
 
@@ -376,6 +427,12 @@ func TestManagerRefusesWorkBeforeRecover(t *testing.T) {
 	}
 	if err := m.Stop(t.Context(), testName); !errdefs.IsUnavailable(err) {
 		t.Errorf("stop: %v", err)
+	}
+	if _, err := m.ListIn(nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("list: %v", err)
+	}
+	if _, err := m.Get(testName); !errdefs.IsUnavailable(err) {
+		t.Errorf("get: %v", err)
 	}
 }
 

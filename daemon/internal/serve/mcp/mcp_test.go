@@ -3,6 +3,7 @@ package mcp
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -40,7 +41,7 @@ func TestRevisions(t *testing.T) {
 			for _, tool := range list.Tools {
 				names = append(names, tool.Name)
 			}
-			if diff := cmp.Diff([]string{"sandbox_get_metrics", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"}, names); diff != "" {
+			if diff := cmp.Diff([]string{"sandbox_get", "sandbox_get_metrics", "sandbox_list", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"}, names); diff != "" {
 				t.Error(diff)
 			}
 			for _, call := range []struct {
@@ -59,8 +60,14 @@ func TestRevisions(t *testing.T) {
 				{"sandbox_run_command", `{"sandbox":"a","command":"true"}`, "", // one empty line
 					`{"args":[],"command":"true","exit_code":0,"output":[{"stream":"stdout","text":""}],"success":true}`, "command default/a"},
 				{"sandbox_get_metrics", `{"sandbox":"a"}`,
-					`{"sandboxes":[{"namespace":"default","name":"a","running":true,"cpu_usage":12.5,"memory_usage":256,"disk_usage":1099511627776}]}`,
-					`{"sandboxes":[{"cpu_usage":12.5,"disk_usage":1099511627776,"memory_usage":256,"name":"a","namespace":"default","running":true}]}`, "metrics default/a"},
+					`{"sandboxes":[{"namespace":"default","name":"a","state":"running","running":true,"cpu_usage":12.5,"memory_usage":256,"disk_usage":1099511627776}]}`,
+					`{"sandboxes":[{"cpu_usage":12.5,"disk_usage":1099511627776,"memory_usage":256,"name":"a","namespace":"default","running":true,"state":"running"}]}`, "metrics default/a"},
+				{"sandbox_get", `{"sandbox":"a"}`,
+					`{"namespace":"default","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}`,
+					`{"namespace":"default","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}`, "get default/a"},
+				{"sandbox_list", `{"namespace":"b"}`,
+					`{"sandboxes":[{"namespace":"b","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`,
+					`{"sandboxes":[{"namespace":"b","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`, "list b/a"},
 				{"sandbox_stop", `{"sandbox":"a"}`, "Sandbox a stopped successfully", `{"result":"Sandbox a stopped successfully"}`, "stop default/a"},
 			} {
 				res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: call.tool, Arguments: json.RawMessage(call.arguments)})
@@ -135,6 +142,8 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		"sandbox_stop":        {rpc.MethodSandboxStop, hints{destructive: true}},
 		"sandbox_run_code":    {rpc.MethodSandboxReplRun, hints{destructive: true}},
 		"sandbox_run_command": {rpc.MethodSandboxCommandRun, hints{destructive: true}},
+		"sandbox_list":        {rpc.MethodSandboxList, hints{readOnly: true, idempotent: true}},
+		"sandbox_get":         {rpc.MethodSandboxGet, hints{readOnly: true, idempotent: true}},
 		"sandbox_get_metrics": {rpc.MethodSandboxMetricsGet, hints{readOnly: true, idempotent: true}},
 	}
 	var described struct {
@@ -349,14 +358,18 @@ func TestAuthorisation(t *testing.T) {
 			arguments = `{"sandbox":"a","namespace":"NS","language":"python","code":"1"}`
 		case rpc.MethodSandboxCommandRun:
 			arguments = `{"sandbox":"a","namespace":"NS","command":"true"}`
+		case rpc.MethodSandboxList:
+			arguments = `{"namespace":"NS"}`
 		}
 		calls[tool.name] = toolCall(1, tool.name, arguments)
 		requests[tool.name] = strings.ReplaceAll(calls[tool.name], "NS", "own")
 	}
 	var refusal string
-	for _, key := range []string{"", "Bearer", "msb_nonsense", revoked, "Bearer " + revoked, rotated, reset, unknown, s.key[:len(s.key)-1]} {
+	for i, key := range []string{"", "Bearer", "msb_nonsense", revoked, "Bearer " + revoked, rotated, reset, unknown, s.key[:len(s.key)-1]} {
+		// Each key comes from another address, because the gateway limits how many bad keys one address may send.
+		from := func(r *http.Request) { r.RemoteAddr = fmt.Sprintf("192.0.2.%d:1234", i+1) }
 		for name, body := range requests {
-			w := s.post(body, header("Authorization", key))
+			w := s.post(body, header("Authorization", key), from)
 			if refusal == "" {
 				refusal = w.Body.String()
 			}
@@ -371,6 +384,7 @@ func TestAuthorisation(t *testing.T) {
 	scopeOf := map[string]keys.Scope{
 		"sandbox_start": keys.ScopeStart, "sandbox_stop": keys.ScopeStop, "sandbox_run_code": keys.ScopeExec,
 		"sandbox_run_command": keys.ScopeExec, "sandbox_get_metrics": keys.ScopeRead,
+		"sandbox_list": keys.ScopeRead, "sandbox_get": keys.ScopeRead,
 	}
 	for _, tool := range tools {
 		call := func(key, namespace string) (res sdk.CallToolResult) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -95,12 +96,29 @@ func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbo
 	}}, nil
 }
 
-func (f *fakeSandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
-	n := sandbox.Name{Namespace: namespace, Name: name}
+// ListIn returns one sandbox.
+func (f *fakeSandboxes) ListIn(namespaces []string) ([]sandbox.Record, error) {
+	n := sandbox.Name{Namespace: strings.Join(namespaces, ","), Name: "a"}
+	return []sandbox.Record{record(n)}, f.call("list", n)
+}
+
+func (f *fakeSandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
+	return record(n), f.call("get", n)
+}
+
+func record(n sandbox.Name) sandbox.Record {
+	return sandbox.Record{
+		ID: "sb-1", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		Config: sandbox.Config{Image: "x", CPUs: 1, MemoryMiB: 512, Env: []string{"TOKEN=secret"}},
+	}
+}
+
+func (f *fakeSandboxes) Metrics(_ context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+	n := sandbox.Name{Namespace: strings.Join(namespaces, ","), Name: name}
 	if err := f.call("metrics", n); err != nil {
 		return nil, err
 	}
-	return []sandbox.Metrics{{Name: n, Running: true, CPUPercent: 12.5, MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
+	return []sandbox.Metrics{{Name: n, State: sandbox.Running, CPUPercent: new(12.5), MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
 }
 
 // site is a Handler behind the real gateway, with real keys.

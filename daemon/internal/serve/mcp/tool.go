@@ -38,6 +38,13 @@ const nameRule = "1 to 63 of A-Z a-z 0-9 _ -, beginning with a letter or a digit
 
 const inNamespace = " If namespace is omitted, the API key's own namespace is used, or \"default\" if the key is not limited to exactly one."
 
+const allNamespaces = "The namespace * stands for all namespaces that the key may use."
+
+const states = "The state is starting, running, stopping or failed; reason says why a sandbox failed."
+
+// readOnly are the hints of a tool that changes nothing.
+var readOnly = sdk.ToolAnnotations{ReadOnlyHint: true, IdempotentHint: true, OpenWorldHint: new(false)}
+
 var tools = []tool{
 	{
 		name: "sandbox_start", method: rpc.MethodSandboxStart, title: "Start a sandbox",
@@ -68,11 +75,21 @@ var tools = []tool{
 		text:  commandText,
 	},
 	{
+		name: "sandbox_list", method: rpc.MethodSandboxList, title: "List the sandboxes",
+		description: "List the sandboxes with their state, image and size. " + states + " Memory is in MiB. " + allNamespaces +
+			" If the result has a next, call the tool again with it as after to get more." + inNamespace,
+		hints: readOnly, text: jsonText,
+	},
+	{
+		name: "sandbox_get", method: rpc.MethodSandboxGet, title: "Get a sandbox",
+		description: "Get the state, image and size of a sandbox. " + states + " Memory is in MiB." + inNamespace,
+		hints:       readOnly, text: jsonText,
+	},
+	{
 		name: "sandbox_get_metrics", method: rpc.MethodSandboxMetricsGet, title: "Get sandbox metrics",
-		description: "List the sandboxes, whether each is running, and what it uses: cpu_usage in percent of one processor, memory_usage in MiB, " +
-			"disk_usage in bytes. Set sandbox to get only that one. The namespace * stands for all namespaces that the key may use." + inNamespace,
-		hints: sdk.ToolAnnotations{ReadOnlyHint: true, IdempotentHint: true, OpenWorldHint: new(false)},
-		text:  func(result jsontext.Value) string { return string(result) },
+		description: "List the sandboxes with their state and what each uses: cpu_usage in percent of one processor, memory_usage in MiB, " +
+			"disk_usage in bytes. " + states + " Set sandbox to get only that one. " + allNamespaces + inNamespace,
+		hints: readOnly, text: jsonText,
 	},
 }
 
@@ -225,6 +242,8 @@ func decode[R any](result jsontext.Value) (r R) {
 	}
 	return r
 }
+
+func jsonText(result jsontext.Value) string { return string(result) }
 
 func stringText(result jsontext.Value) string { return decode[string](result) }
 

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -65,6 +66,7 @@ type schema struct {
 	Required             []string          `json:"required,omitzero"`
 	Items                *schema           `json:"items,omitzero"`
 	Enum                 []string          `json:"enum,omitzero"`
+	Format               string            `json:"format,omitzero"`
 	Pattern              string            `json:"pattern,omitzero"`
 	MinLength            int               `json:"minLength,omitzero"`
 	Minimum              *int              `json:"minimum,omitzero"`
@@ -123,7 +125,9 @@ func (m *method) paramsSchema() schema {
 	})
 	refine(s, "language", func(s *schema) { s.Enum = slices.Sorted(maps.Keys(languages)) })
 	refine(s, "command", func(s *schema) { s.MinLength = 1 })
-	refine(s, "timeout", func(s *schema) { s.Minimum = new(int) })
+	for _, name := range []string{"timeout", "limit"} {
+		refine(s, name, func(s *schema) { s.Minimum = new(int) })
+	}
 	refine(s, "config", func(config *schema) {
 		for _, name := range []string{"cpus", "memory"} {
 			refine(*config, name, func(s *schema) { s.Minimum = new(int) })
@@ -133,6 +137,9 @@ func (m *method) paramsSchema() schema {
 }
 
 func schemaOf(t reflect.Type) schema {
+	if t == reflect.TypeFor[time.Time]() {
+		return schema{Type: "string", Format: "date-time"}
+	}
 	switch t.Kind() {
 	case reflect.Pointer:
 		return schemaOf(t.Elem()).nullable()

@@ -159,6 +159,8 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 			`{"sandbox":"a","config":{"envs":"A=1"}}`, `{"sandbox":"a","config":{"scripts":[]}}`,
 		},
 		rpc.MethodSandboxStop:       {`{"sandbox":7}`, `{"sandbox":""}`},
+		rpc.MethodSandboxList:       {`{"namespace":"**"}`, `{"limit":-1}`, `{"limit":"1"}`, `{"limit":1.5}`, `{"sandbox":"a"}`, `{"after":1}`},
+		rpc.MethodSandboxGet:        {`{}`, `{"sandbox":"a/b"}`, `{"sandbox":"a","namespace":"*"}`},
 		rpc.MethodSandboxMetricsGet: {`{"namespace":"**"}`, `{"sandbox":"*"}`, `{"sandbox":""}`},
 		rpc.MethodSandboxReplRun: {
 			`{"sandbox":"a","code":"1"}`, `{"sandbox":"a","language":"python"}`, `{"sandbox":"a","language":"ruby","code":""}`,

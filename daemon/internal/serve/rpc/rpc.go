@@ -27,7 +27,12 @@ type Sandboxes interface {
 	Stop(context.Context, sandbox.Name) error
 	RunCode(context.Context, sandbox.Name, sandbox.Code) (sandbox.Process, error)
 	RunCommand(context.Context, sandbox.Name, sandbox.Command) (sandbox.Process, error)
-	Metrics(ctx context.Context, namespace, name string) ([]sandbox.Metrics, error)
+	// ListIn returns the sandboxes in the namespaces, or in all namespaces if there are none, sorted by Name.String.
+	ListIn(namespaces []string) ([]sandbox.Record, error)
+	Get(sandbox.Name) (sandbox.Record, error)
+	// Metrics measures the sandboxes in the namespaces, or in all namespaces if there are none. If name is not empty, it
+	// measures only those of that name.
+	Metrics(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error)
 }
 
 // Service serves the JSON-RPC methods. Create it with New.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -21,6 +23,8 @@ func (s *Service) declare() []method {
 	return []method{
 		define(rpc.MethodSandboxStart, keys.ScopeStart, s.start),
 		define(rpc.MethodSandboxStop, keys.ScopeStop, s.stop),
+		defineAllNamespaces(rpc.MethodSandboxList, keys.ScopeRead, s.list),
+		define(rpc.MethodSandboxGet, keys.ScopeRead, s.get),
 		defineAllNamespaces(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
 		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode),
 		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand),
@@ -77,6 +81,57 @@ func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p
 	return fmt.Sprintf("Sandbox %s stopped successfully", p.Sandbox), nil
 }
 
+// list returns one page of the sandboxes. The sandboxes are sorted, so the name of a page's last sandbox says where the next
+// page begins, whatever was started or stopped in between.
+func (s *Service) list(_ context.Context, _ *gateway.Call, namespaces []string, p rpc.ListParams) (rpc.ListResult, error) {
+	limit := rpc.MaxPage
+	switch {
+	case p.Limit < 0:
+		return rpc.ListResult{}, fmt.Errorf("limit %d is negative; give a number from 1 to %d: %w", p.Limit, rpc.MaxPage, errdefs.ErrInvalidArgument)
+	case p.Limit > 0:
+		limit = min(limit, p.Limit)
+	}
+	recs, err := s.sandboxes.ListIn(namespaces)
+	if err != nil {
+		return rpc.ListResult{}, err
+	}
+	first := 0
+	if p.After != "" {
+		found := false
+		first, found = slices.BinarySearchFunc(recs, p.After, func(r sandbox.Record, after string) int { return strings.Compare(r.Name.String(), after) })
+		if found {
+			first++
+		}
+	}
+	page := recs[first:min(first+limit, len(recs))]
+	res := rpc.ListResult{Sandboxes: make([]rpc.SandboxInfo, len(page))}
+	for i, rec := range page {
+		res.Sandboxes[i] = describeSandbox(rec)
+	}
+	if first+len(page) < len(recs) {
+		res.Next = page[len(page)-1].Name.String()
+	}
+	return res, nil
+}
+
+func (s *Service) get(_ context.Context, _ *gateway.Call, namespace string, p rpc.GetParams) (rpc.SandboxInfo, error) {
+	rec, err := s.sandboxes.Get(sandbox.Name{Namespace: namespace, Name: p.Sandbox})
+	if err != nil {
+		return rpc.SandboxInfo{}, err
+	}
+	return describeSandbox(rec), nil
+}
+
+// describeSandbox returns what clients may know about a sandbox. The cause of a failure is only for administrators, and the
+// environment may contain secrets.
+func describeSandbox(rec sandbox.Record) rpc.SandboxInfo {
+	return rpc.SandboxInfo{
+		Namespace: rec.Name.Namespace, Name: rec.Name.Name, ID: rec.ID, State: rpc.State(rec.State), Reason: rec.Reason,
+		Image: rec.Config.Image, CPUs: rec.Config.CPUs, Memory: rec.Config.MemoryMiB,
+		CreatedAt: rec.CreatedAt.UTC().Truncate(time.Second),
+	}
+}
+
 func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
 	var requested string
 	if p.Sandbox != nil {
@@ -85,45 +140,19 @@ func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := s.metricsIn(ctx, namespaces, requested)
+	all, err := s.sandboxes.Metrics(ctx, namespaces, requested)
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
 	res := rpc.MetricsResult{Sandboxes: make([]rpc.SandboxMetrics, len(all))}
 	for i, m := range all {
 		res.Sandboxes[i] = rpc.SandboxMetrics{
-			Namespace: m.Name.Namespace, Name: m.Name.Name, Running: m.Running,
-			MemoryUsage: m.MemoryMiB, DiskUsage: m.DiskBytes,
-		}
-		if m.Running {
-			res.Sandboxes[i].CPUUsage = &m.CPUPercent
+			Namespace: m.Name.Namespace, Name: m.Name.Name,
+			State: rpc.State(m.State), Reason: m.Reason, Running: m.State == sandbox.Running,
+			CPUUsage: m.CPUPercent, MemoryUsage: m.MemoryMiB, DiskUsage: m.DiskBytes,
 		}
 	}
 	return res, nil
-}
-
-// metricsIn returns the metrics of the sandboxes in several namespaces, or in every namespace if namespaces is empty.
-// With a name, it returns only sandboxes of that name, and an error if none of the namespaces has one.
-func (s *Service) metricsIn(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
-	if len(namespaces) == 0 {
-		return s.sandboxes.Metrics(ctx, "", name)
-	}
-	var all []sandbox.Metrics
-	var missing error
-	for _, namespace := range namespaces {
-		some, err := s.sandboxes.Metrics(ctx, namespace, name)
-		switch {
-		case errdefs.IsNotFound(err):
-			missing = err
-		case err != nil:
-			return nil, err
-		}
-		all = append(all, some...)
-	}
-	if all == nil {
-		return nil, missing // nil if no name was given
-	}
-	return all, nil
 }
 
 var languages = map[string]sandbox.Language{

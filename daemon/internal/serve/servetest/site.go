@@ -4,6 +4,7 @@ package servetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -155,26 +156,56 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 	}}, nil
 }
 
-// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run.
-func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
+// record returns the record of a sandbox that was started with req. A sandbox named "failed" has failed.
+func record(n sandbox.Name, req sandbox.Request) sandbox.Record {
+	rec := sandbox.Record{
+		ID: "sb-0011223344556677", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		Config: sandbox.Config{
+			Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512),
+			Env: req.Env, Workdir: req.Workdir,
+		},
+	}
+	if n.Name == "failed" {
+		rec.State, rec.Reason, rec.Cause = sandbox.Failed, "its start failed", "dial unix /run/secret/path: timeout"
+	}
+	return rec
+}
+
+func (f *Sandboxes) ListIn(namespaces []string) ([]sandbox.Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var all []sandbox.Metrics
+	var recs []sandbox.Record
 	for _, n := range slices.SortedFunc(maps.Keys(f.Running), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
-		if (namespace != "" && n.Namespace != namespace) || (name != "" && n.Name != name) {
+		if len(namespaces) == 0 || slices.Contains(namespaces, n.Namespace) {
+			recs = append(recs, record(n, f.Running[n]))
+		}
+	}
+	return recs, nil
+}
+
+func (f *Sandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	req, err := f.find(n)
+	return record(n, req), err
+}
+
+// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run.
+func (f *Sandboxes) Metrics(_ context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+	recs, _ := f.ListIn(namespaces)
+	var all []sandbox.Metrics
+	for _, rec := range recs {
+		if name != "" && rec.Name.Name != name {
 			continue
 		}
-		m := sandbox.Metrics{Name: n, Running: n.Name != "failed"}
-		if m.Running {
-			m.CPUPercent, m.MemoryMiB, m.DiskBytes = 12.5, new(int64(256)), new(int64(1<<40))
+		m := sandbox.Metrics{Name: rec.Name, State: rec.State, Reason: rec.Reason}
+		if m.State == sandbox.Running {
+			m.CPUPercent, m.MemoryMiB, m.DiskBytes = new(12.5), new(int64(256)), new(int64(1<<40))
 		}
 		all = append(all, m)
 	}
-	if name != "" && namespace == "" && all == nil {
-		return nil, fmt.Errorf("sandbox %s does not exist in any namespace: %w", name, errdefs.ErrNotFound)
-	}
 	if name != "" && all == nil {
-		return nil, fmt.Errorf("sandbox %s/%s does not exist: %w", namespace, name, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("sandbox %s/%s does not exist: %w", strings.Join(namespaces, ","), name, errdefs.ErrNotFound)
 	}
 	return all, nil
 }
