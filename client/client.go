@@ -172,6 +172,9 @@ func marshal(r request) (body []byte, err error) {
 	if err == nil {
 		body, err = json.Marshal(req)
 	}
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok { // the only syntax that a Go value can violate
+		return nil, errorf(errdefs.ErrInvalidArgument, "%s is not valid UTF-8", e.JSONPointer.LastToken())
+	}
 	if err != nil {
 		return nil, errorf(errdefs.ErrInvalidArgument, "encode the request %s: %w", r.method, err)
 	}

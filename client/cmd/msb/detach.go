@@ -57,7 +57,7 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 	case errors.Is(err, context.Canceled):
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
-		return errors.New("interrupted; msbd was stopped")
+		return cli.Exit("interrupted; msbd was stopped", exitInterrupted)
 	default:
 		return fmt.Errorf("msbd exited while starting (%w). The end of its log, %s:\n%s", err, log.Name(), tail(log, logOffset))
 	}

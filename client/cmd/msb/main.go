@@ -47,6 +47,8 @@ func main() {
 		code = coded.ExitCode()
 	} else if errdefs.IsInvalidArgument(err) {
 		code = exitUsage
+	} else if errors.Is(err, context.Canceled) {
+		code = exitInterrupted
 	}
 	os.Exit(code)
 }
@@ -57,6 +59,8 @@ func newApp() *cli.App {
 		Usage:       "manage msbd and run code in its sandboxes",
 		Version:     buildVersion(),
 		HideVersion: true, // there is a version command
+		// requireSubcommand understands help, at every level.
+		HideHelpCommand: true,
 		Flags: []cli.Flag{&cli.StringFlag{
 			Name:    socketFlag,
 			Usage:   "`PATH` of the server's admin socket (default: " + client.DefaultSocket() + ")",
@@ -139,10 +143,27 @@ func requireLinux(system string, command *cli.Command) {
 
 // requireSubcommand is the action of commands that only have subcommands. It prints their help.
 func requireSubcommand(c *cli.Context) error {
-	if c.NArg() > 0 {
-		return usageError(c, "unknown command %q", c.Args().First())
+	words := c.Args().Slice()
+	if len(words) > 0 && words[0] == "help" {
+		return help(c, words[1:])
+	}
+	if len(words) > 0 {
+		return usageError(c, "unknown command %q", words[0])
 	}
 	return cli.ShowSubcommandHelp(c)
+}
+
+// help prints the help of a subcommand, whose name words contains. No words are the command itself.
+func help(c *cli.Context, words []string) error {
+	command := c.Command
+	for _, word := range words {
+		sub := command.Command(word)
+		if sub == nil {
+			return usageError(c, "unknown command %q", strings.Join(words, " "))
+		}
+		command = sub
+	}
+	return c.App.RunContext(c.Context, slices.Concat(strings.Fields(c.Command.HelpName), words, []string{"--help"}))
 }
 
 func badUsage(c *cli.Context, err error, _ bool) error {

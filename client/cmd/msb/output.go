@@ -73,6 +73,9 @@ func printable(text string) string {
 	return out.String()
 }
 
+// oneLine replaces line breaks and tabs, which would split the columns of a table, by spaces.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
+
 // colour is the parameter of a terminal's escape sequence for a colour.
 type colour string
 

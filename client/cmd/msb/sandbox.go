@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -30,6 +31,7 @@ var sandboxCommands = &cli.Command{
 const (
 	exitTimeLimit       = 124
 	exitNotRun          = 125
+	exitNotExecutable   = 126
 	exitCommandNotFound = 127
 	exitInterrupted     = 130
 )
@@ -93,9 +95,11 @@ func nextStep(e *client.Error, config *client.Config, name string) error {
 	case errdefs.IsUnauthorized(e):
 		return fmt.Errorf("the server does not accept the API key from %s: it may be expired, revoked, truncated, or belong to another server. "+
 			"Create one on the server with 'msb server keygen'", config.KeyFrom)
-	case errdefs.IsPermissionDenied(e):
+	case errdefs.IsPermissionDenied(e) && strings.Contains(e.Message, "limited to"):
 		return fmt.Errorf("%w. Choose a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
-	case errdefs.IsNotFound(e) && name != "":
+	case errdefs.IsPermissionDenied(e):
+		return fmt.Errorf("%w. Use another key; this one is from %s", e, config.KeyFrom)
+	case errdefs.IsNotFound(e) && name != "" && strings.HasPrefix(e.Message, "sandbox ") && strings.Contains(e.Message, "does not exist"):
 		return fmt.Errorf("%w: start it with 'msb sandbox start %s'", e, name)
 	case errdefs.IsConflict(e) && name != "" && strings.Contains(e.Error(), "already running with another configuration"):
 		return fmt.Errorf("%w. To stop it, run 'msb sandbox stop %s'", e, name)
@@ -117,6 +121,9 @@ func withCallExitCode(err error) error {
 	return err
 }
 
+// notExecutable matches the server's error for a program that exists, but cannot be run.
+var notExecutable = regexp.MustCompile(`is not executable|is a directory|cannot run this file|lacks the interpreter`)
+
 // withRunExitCode adds the exit code to the error of a run. See runExitCodes.
 func withRunExitCode(err error) error {
 	if err == nil {
@@ -129,7 +136,12 @@ func withRunExitCode(err error) error {
 	case errors.Is(err, client.ErrRunTimeout):
 		code = exitTimeLimit
 	case errors.Is(err, client.ErrCommandNotFound):
-		code = exitCommandNotFound
+		// The server has one code for both cases. Its text says which one it is; "command not found" is added to all.
+		if code = exitCommandNotFound; notExecutable.MatchString(text) {
+			code, text = exitNotExecutable, strings.TrimSuffix(text, ": "+client.ErrCommandNotFound.Error())
+		}
+	case errdefs.IsInvalidArgument(err):
+		code = exitUsage
 	}
 	return cli.Exit(text, code)
 }

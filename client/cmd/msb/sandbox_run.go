@@ -39,7 +39,7 @@ func runCode(c *cli.Context) error {
 	if code == "" || code == "-" {
 		var err error
 		if code, err = readCode(c); err != nil {
-			return withRunExitCode(err)
+			return err
 		}
 	}
 	var res *rpc.ReplRunResult
@@ -67,10 +67,10 @@ func readCode(c *cli.Context) (string, error) {
 	}
 	code, err := io.ReadAll(io.LimitReader(os.Stdin, rpc.MaxBody+1))
 	if err != nil {
-		return "", fmt.Errorf("read the code: %w", err)
+		return "", cli.Exit(fmt.Sprintf("read the code: %v", err), exitNotRun)
 	}
 	if len(code) > rpc.MaxBody {
-		return "", fmt.Errorf("the code is longer than the maximum size of a request, %s: split it into several runs", size(rpc.MaxBody))
+		return "", cli.Exit(fmt.Sprintf("the code is longer than the maximum size of a request, %s: split it into several runs", size(rpc.MaxBody)), exitUsage)
 	}
 	return string(code), nil
 }

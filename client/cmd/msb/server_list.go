@@ -65,15 +65,13 @@ func listSandboxes(c *cli.Context, names []string) error {
 		}
 		return printJSON(c, list)
 	}
-	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "ID"}}
+	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "ID", "REASON"}}
 	for _, s := range sandboxes {
 		rows = append(rows, []string{
 			s.GetNamespace(), s.GetName(), s.GetState(), s.GetImage(), strconv.Itoa(int(s.GetCpus())),
 			fmt.Sprintf("%d MiB", s.GetMemoryMib()), age(time.Since(s.GetCreatedAt().AsTime())), s.GetId(),
+			oneLine(s.GetReason()),
 		})
-		if s.GetReason() != "" {
-			rows = append(rows, []string{"  " + s.GetReason()})
-		}
 	}
 	return printTable(c.App.Writer, rows)
 }
