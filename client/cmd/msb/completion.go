@@ -97,6 +97,11 @@ func candidates(c *cli.Context, before []string, last string) (list [][2]string)
 				list = append(list, [2]string{sub.Name, sub.Usage})
 			}
 		}
+		if len(line.before) == 0 { // see findCommand
+			for _, sub := range sandboxCommands.Subcommands {
+				list = append(list, [2]string{sub.Name, sub.Usage})
+			}
+		}
 	}
 	if complete == nil {
 		return list

@@ -31,6 +31,7 @@ const (
 const socketFlag = "socket"
 
 func main() {
+	cli.VersionPrinter = func(c *cli.Context) { fmt.Fprintln(c.App.Writer, "msb "+c.App.Version) }
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	app := newApp()
 	err := app.RunContext(ctx, flagsFirst(app, os.Args))
@@ -57,8 +58,8 @@ func newApp() *cli.App {
 	app := &cli.App{
 		Name:        "msb",
 		Usage:       "manage msbd and run code in its sandboxes",
+		Description: "The commands of 'msb sandbox' work without the word sandbox: 'msb run' is short for 'msb sandbox run'.",
 		Version:     buildVersion(),
-		HideVersion: true, // there is a version command
 		// requireSubcommand understands help, at every level.
 		HideHelpCommand: true,
 		Flags: []cli.Flag{&cli.StringFlag{
@@ -148,22 +149,39 @@ func requireSubcommand(c *cli.Context) error {
 		return help(c, words[1:])
 	}
 	if len(words) > 0 {
-		return usageError(c, "unknown command %q", words[0])
+		return unknownCommand(c, words[0])
 	}
 	return cli.ShowSubcommandHelp(c)
 }
 
 // help prints the help of a subcommand, whose name words contains. No words are the command itself.
 func help(c *cli.Context, words []string) error {
-	command := c.Command
+	command, line := c.Command, strings.Fields(c.Command.HelpName)
 	for _, word := range words {
-		sub := command.Command(word)
-		if sub == nil {
-			return usageError(c, "unknown command %q", strings.Join(words, " "))
+		path := findCommand(command, word)
+		if path == nil {
+			return unknownCommand(c, word)
 		}
-		command = sub
+		for _, sub := range path {
+			command, line = sub, append(line, sub.Name)
+		}
 	}
-	return c.App.RunContext(c.Context, slices.Concat(strings.Fields(c.Command.HelpName), words, []string{"--help"}))
+	return c.App.RunContext(c.Context, append(line, "--help"))
+}
+
+func unknownCommand(c *cli.Context, word string) error {
+	var names []string
+	for _, sub := range c.Command.Subcommands {
+		if !sub.Hidden {
+			names = append(names, sub.Names()...)
+		}
+	}
+	if c.Command.Command(sandboxCommands.Name) != nil { // at the top level; see findCommand
+		for _, sub := range sandboxCommands.Subcommands {
+			names = append(names, sub.Names()...)
+		}
+	}
+	return usageError(c, "unknown command %q%s", word, suggestion(word, names))
 }
 
 func badUsage(c *cli.Context, err error, _ bool) error {
@@ -179,7 +197,14 @@ func flagError(command *cli.Command, text string) string {
 		return "--" + name
 	}
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
-		return "unknown option " + dashed(name)
+		if command == sandboxExec && slices.Contains([]string{"i", "t", "it", "ti", "interactive", "tty"}, name) {
+			return "-" + name + " is not supported: exec runs programs without a terminal and without standard input"
+		}
+		var names []string
+		for _, f := range command.VisibleFlags() {
+			names = append(names, f.Names()[0])
+		}
+		return "unknown option " + dashed(name) + strings.Replace(suggestion(name, names), `"`, `"--`, 1)
 	}
 	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
 		return dashed(name) + " needs a value"

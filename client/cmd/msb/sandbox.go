@@ -23,8 +23,9 @@ var sandboxCommands = &cli.Command{
 	Description: "The server's URL and the API key are read from MSB_SERVER_URL and MSB_API_KEY. Each of them is looked up in\n" +
 		"the environment, then in the file .env in this directory and the directories above it, then in\n" +
 		"~/.config/msb/env. --verbose prints where they were found. If a .env file sets the server, the key must be\n" +
-		"in the same file, unless the server is on this machine.",
-	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxMetrics, sandboxStop},
+		"in the same file, unless the server is on this machine.\n\n" +
+		"The word sandbox can be omitted: 'msb run' is short for 'msb sandbox run'.",
+	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxList, sandboxInspect, sandboxMetrics, sandboxStop},
 }
 
 // Exit codes of runs. They follow timeout, docker run and the shells, and leave lower codes to the program.

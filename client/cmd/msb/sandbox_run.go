@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 
 	"github.com/urfave/cli/v2"
 
@@ -28,6 +29,9 @@ var sandboxRun = &cli.Command{
 	Action: runCode,
 }
 
+// scriptName matches the names of files that people give in place of the code.
+var scriptName = regexp.MustCompile(`^\S+\.(py|js|mjs|cjs)$`)
+
 func runCode(c *cli.Context) error {
 	if n := c.NArg(); n != 1 && n != 2 {
 		return usageError(c, "give the name of one sandbox, and the code as one argument or on standard input")
@@ -36,6 +40,11 @@ func runCode(c *cli.Context) error {
 		return err
 	}
 	name, code := c.Args().First(), c.Args().Get(1)
+	if scriptName.MatchString(code) {
+		if info, err := os.Stat(code); err == nil && info.Mode().IsRegular() {
+			return usageError(c, "%q is the name of a file, but CODE is the code itself; to run the file, use <%[1]s", code)
+		}
+	}
 	if code == "" || code == "-" {
 		var err error
 		if code, err = readCode(c); err != nil {
