@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os/user"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -71,6 +72,19 @@ func (a *Admin) explain(err error) error {
 	return errorf(class, "%s", s.Message())
 }
 
+// JoinGroup returns the commands that let this user administer msbd without being root.
+func JoinGroup() string {
+	name := "$USER"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	const join = "run 'sudo usermod -aG msb %s', then log in again"
+	if _, err := user.LookupGroup("msb"); err != nil {
+		return fmt.Sprintf("there is no group msb yet: run 'sudo groupadd --system msb', restart the server, "+join, name)
+	}
+	return fmt.Sprintf(join, name)
+}
+
 func explainDial(socket string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -82,7 +96,7 @@ func explainDial(socket string, err error) error {
 			ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return errorf(errdefs.ErrPermissionDenied, "%s: permission denied. Run msb as root (sudo), or join the group that may "+
-			"administer msbd ('sudo usermod -aG msb $USER', then log in again; if there is no such group, see 'msb doctor')", socket)
+			"administer msbd: %s", socket, JoinGroup())
 	default:
 		return fmt.Errorf("connect to msbd: %w", err)
 	}

@@ -215,8 +215,6 @@ func flagError(command *cli.Command, text string) string {
 	}
 	value, name, reason := match[1], match[2], match[3]
 	switch findFlag(command, name).(type) {
-	case *cli.DurationFlag:
-		reason = "give a number with a unit, such as 90s or 5m"
 	case *cli.IntFlag:
 		reason = "give a whole number"
 	case *cli.BoolFlag:

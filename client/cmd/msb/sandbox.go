@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
@@ -49,7 +50,8 @@ var (
 	serverURLFlag = &cli.StringFlag{Name: "server", Usage: "`URL` of the server (default: MSB_SERVER_URL, or " + client.DefaultServerURL + ")"}
 	verboseFlag   = &cli.BoolFlag{Name: "verbose", Usage: "print where the server's URL and the API key were found"}
 	namespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "namespace `NS` (default: the key's namespace if it has exactly one, else \"default\")"}
-	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after `TIME`, in h, m and s, such as 90s or 1h30m", DefaultText: "the server's maximum"}
+	timeoutFlag   = &cli.GenericFlag{Name: "timeout", Value: new(timeLimit), Usage: "interrupt the run after `TIME`: a number of seconds, or with units, such as 90s, 1h30m or 1d " +
+		"(default: the server's maximum, usually 1h)"}
 )
 
 // callServer calls the server with the configured URL and key. If the server returns an error, callServer adds what to do
@@ -145,6 +147,11 @@ func withRunExitCode(err error) error {
 		code = exitUsage
 	}
 	return cli.Exit(text, code)
+}
+
+// runTimeout returns the value of timeoutFlag. 0 means the server's maximum.
+func runTimeout(c *cli.Context) time.Duration {
+	return time.Duration(*c.Generic(timeoutFlag.Name).(*timeLimit))
 }
 
 // oneSandbox returns the name of the sandbox, which must be the only argument.

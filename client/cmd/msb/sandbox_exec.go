@@ -36,7 +36,7 @@ func execCommand(c *cli.Context) error {
 	name := arguments[0]
 	var res *rpc.CommandRunResult
 	err := callServer(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCommand(c.Context, arguments[1], arguments[2:], c.Duration(timeoutFlag.Name))
+		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCommand(c.Context, arguments[1], arguments[2:], runTimeout(c))
 		return err
 	})
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
+var languageFlag = &cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"}
+
 var sandboxRun = &cli.Command{
 	Name:  "run",
 	Usage: "run code in a sandbox",
@@ -23,8 +25,7 @@ var sandboxRun = &cli.Command{
 		"Exit codes: 0 success; 1 the code raised an exception; " + runExitCodes +
 		"130 interrupted (the run is canceled).",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"},
-		timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
+		languageFlag, timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
 	},
 	Action: runCode,
 }
@@ -53,7 +54,7 @@ func runCode(c *cli.Context) error {
 	}
 	var res *rpc.ReplRunResult
 	err := callServer(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCode(c.Context, c.String("language"), code, c.Duration(timeoutFlag.Name))
+		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCode(c.Context, c.String("language"), code, runTimeout(c))
 		return err
 	})
 	if err != nil {
