@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/client"
 )
 
@@ -59,7 +60,7 @@ func newApp() *cli.App {
 		Name:        "msb",
 		Usage:       "manage msbd and run code in its sandboxes",
 		Description: "The commands of 'msb sandbox' work without the word sandbox: 'msb run' is short for 'msb sandbox run'.",
-		Version:     buildVersion(),
+		Version:     version.String(),
 		// requireSubcommand understands help, at every level.
 		HideHelpCommand: true,
 		Flags: []cli.Flag{&cli.StringFlag{

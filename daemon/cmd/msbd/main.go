@@ -11,22 +11,19 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/daemon"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
-
-// version is set by the linker.
-var version = ""
 
 const (
 	exitFailure = 1
@@ -41,7 +38,7 @@ func main() {
 		Usage:           "server that runs untrusted code in microVMs",
 		UsageText:       "msbd [options]",
 		Description:     description,
-		Version:         buildVersion(),
+		Version:         version.String(),
 		HideHelpCommand: true,
 		Flags:           flags(),
 		Action:          run,
@@ -176,14 +173,4 @@ func newLog(cfg config.Config) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(os.Stderr, options))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, options))
-}
-
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

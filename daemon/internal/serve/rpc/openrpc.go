@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
@@ -76,7 +77,7 @@ type schema struct {
 // describe builds the result of rpc.discover from the table of methods.
 func describe(table []method) jsontext.Value {
 	doc := document{
-		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1"},
+		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: version.Number},
 		Components: components{Errors: map[string]errorInfo{}},
 	}
 	var errs []reference
