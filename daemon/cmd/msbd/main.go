@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -43,7 +45,7 @@ func main() {
 		Flags:           flags(),
 		Action:          run,
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return cli.Exit("msbd: "+err.Error()+"; see msbd --help", exitUsage)
+			return cli.Exit("msbd: "+flagError(err)+"; see msbd --help", exitUsage)
 		},
 		ExitErrHandler: func(*cli.Context, error) {},
 	}
@@ -60,6 +62,21 @@ func main() {
 		code = coded.ExitCode()
 	}
 	os.Exit(code)
+}
+
+// flagError rewrites an error of package flag in the terms of the help.
+func flagError(err error) string {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		return "unknown option --" + name
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return "--" + name + " needs a value"
+	}
+	if match := regexp.MustCompile(`^invalid boolean value (".*") for (?:flag )?-(\S+): `).FindStringSubmatch(text); match != nil {
+		return "invalid value " + match[1] + " for --" + match[2] + ": give true or false"
+	}
+	return text
 }
 
 const description = `Each setting can also be given in the configuration file (state_dir = "/srv/msb") or in the

@@ -67,7 +67,7 @@ var Settings = []Setting{
 	integer("quota-runs", "maximum number `N` of runs in progress in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.Runs }),
 	text("default-image", "default `IMAGE` of a sandbox", func(c *Config) *string { return &c.DefaultImage }),
 	integer("default-cpus", "default number `N` of virtual CPUs of a sandbox", func(c *Config) *int { return &c.DefaultCPUs }),
-	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox", func(c *Config) *int { return &c.DefaultMemoryMiB }),
+	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox, at least 128", func(c *Config) *int { return &c.DefaultMemoryMiB }),
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
