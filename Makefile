@@ -13,7 +13,8 @@ endif
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
-VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+# The commit that is built; the number of the version is in api/version.
+COMMIT  ?= $(shell git describe --always --dirty --exclude '*' --abbrev=12 2>/dev/null)
 # How many packages `make soak` and the run with microVMs of `make test` test at a time.
 TESTFLAGS ?= -p 2
 # If set, a directory to which each run of gotestsum writes the test events as a JSON file.
@@ -33,7 +34,7 @@ export CGO_ENABLED ?= 0
 # All calls of Go use the same flags, so that programs, tests and tools share compiled packages.
 export GOFLAGS := $(strip $(filter-out -trimpath -buildvcs=false,$(GOFLAGS)) -trimpath -buildvcs=false)
 GO_BUILD := $(GO) build
-LDFLAGS  := -s -w -X main.version=$(VERSION)
+LDFLAGS  := -s -w -X github.com/msbd/msbd/api/version.commit=$(COMMIT)
 
 # containerd is built from the version that go.mod requires. The linker flag puts this version into the program.
 CONTAINERD         := github.com/containerd/containerd

@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -172,6 +171,9 @@ func marshal(r request) (body []byte, err error) {
 	}
 	if err == nil {
 		body, err = json.Marshal(req)
+	}
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok { // the only syntax that a Go value can violate
+		return nil, errorf(errdefs.ErrInvalidArgument, "%s is not valid UTF-8", e.JSONPointer.LastToken())
 	}
 	if err != nil {
 		return nil, errorf(errdefs.ErrInvalidArgument, "encode the request %s: %w", r.method, err)
@@ -346,7 +348,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		err = u.Err
 	}
 	dial, dialing := errors.AsType[*net.OpError](err)
-	if dialing && dial.Op == "dial" && errors.Is(err, syscall.ECONNREFUSED) {
+	if dialing && dial.Op == "dial" && errors.Is(err, errConnectionRefused) {
 		return fmt.Errorf("%w: nothing listens at %s. Start it with 'msb server start', or set %s to the URL of another server",
 			ErrNotRunning, c.serverURL(), EnvServerURL)
 	}

@@ -40,7 +40,7 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at once or per second, too many bad keys, a quota was reached, or a run printed too much",
+		"too many requests at once or per second, a quota was reached, or a run printed too much",
 		"wait as long as `Retry-After` says; if it is absent, a run was interrupted because it printed too much: print less",
 	},
 	{

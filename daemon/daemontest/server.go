@@ -102,6 +102,12 @@ func (s *Server) Key(namespaces ...string) (string, error) {
 	return secret.Reveal(), err
 }
 
+// ScopedKey creates an API key that has only these scopes.
+func (s *Server) ScopedKey(scopes ...keys.Scope) (string, error) {
+	secret, _, err := s.issuer.Issue(context.Background(), keys.IssueRequest{Scopes: scopes})
+	return secret.Reveal(), err
+}
+
 // Sandboxes returns the records of all sandboxes as JSON.
 func (s *Server) Sandboxes() string { return inJSON(s.manager.List("")) }
 

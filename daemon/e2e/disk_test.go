@@ -66,7 +66,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	s.wantAccepted(t, "on a full disk", live, keys)
 	// The command must either revoke the key for good or report that it did not.
-	_, stderr, err := s.msb("server", "key", "revoke", "second")
+	_, stderr, err := s.msb("server", "key", "revoke", "--yes", "second")
 	if live["second"] = err != nil; err != nil && !strings.Contains(stderr, "space") {
 		t.Errorf("revoke on a full disk: %s, want an error about space", stderr)
 	}
@@ -80,7 +80,7 @@ func TestFullDisk(t *testing.T) {
 		return err == nil && st.State == "ready"
 	})
 	created("third", s.newKey(t, "--name", "third"))
-	s.mustMSB(t, "server", "key", "revoke", "second")
+	s.mustMSB(t, "server", "key", "revoke", "--yes", "second")
 	live["second"] = false
 	for _, when := range []string{"after space was freed", "restarted"} {
 		s.wantAccepted(t, when, live, keys)

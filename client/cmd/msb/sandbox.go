@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
@@ -22,14 +24,16 @@ var sandboxCommands = &cli.Command{
 	Description: "The server's URL and the API key are read from MSB_SERVER_URL and MSB_API_KEY. Each of them is looked up in\n" +
 		"the environment, then in the file .env in this directory and the directories above it, then in\n" +
 		"~/.config/msb/env. --verbose prints where they were found. If a .env file sets the server, the key must be\n" +
-		"in the same file, unless the server is on this machine.",
-	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxMetrics, sandboxStop},
+		"in the same file, unless the server is on this machine.\n\n" +
+		"The word sandbox can be omitted: 'msb run' is short for 'msb sandbox run'.",
+	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxList, sandboxInspect, sandboxMetrics, sandboxStop},
 }
 
 // Exit codes of runs. They follow timeout, docker run and the shells, and leave lower codes to the program.
 const (
 	exitTimeLimit       = 124
 	exitNotRun          = 125
+	exitNotExecutable   = 126
 	exitCommandNotFound = 127
 	exitInterrupted     = 130
 )
@@ -46,7 +50,8 @@ var (
 	serverURLFlag = &cli.StringFlag{Name: "server", Usage: "`URL` of the server (default: MSB_SERVER_URL, or " + client.DefaultServerURL + ")"}
 	verboseFlag   = &cli.BoolFlag{Name: "verbose", Usage: "print where the server's URL and the API key were found"}
 	namespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "namespace `NS` (default: the key's namespace if it has exactly one, else \"default\")"}
-	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after `TIME`, in h, m and s, such as 90s or 1h30m", DefaultText: "the server's maximum"}
+	timeoutFlag   = &cli.GenericFlag{Name: "timeout", Value: new(timeLimit), Usage: "interrupt the run after `TIME`: a number of seconds, or with units, such as 90s, 1h30m or 1d " +
+		"(default: the server's maximum, usually 1h)"}
 )
 
 // callServer calls the server with the configured URL and key. If the server returns an error, callServer adds what to do
@@ -93,9 +98,11 @@ func nextStep(e *client.Error, config *client.Config, name string) error {
 	case errdefs.IsUnauthorized(e):
 		return fmt.Errorf("the server does not accept the API key from %s: it may be expired, revoked, truncated, or belong to another server. "+
 			"Create one on the server with 'msb server keygen'", config.KeyFrom)
-	case errdefs.IsPermissionDenied(e):
+	case errdefs.IsPermissionDenied(e) && strings.Contains(e.Message, "limited to"):
 		return fmt.Errorf("%w. Choose a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
-	case errdefs.IsNotFound(e) && name != "":
+	case errdefs.IsPermissionDenied(e):
+		return fmt.Errorf("%w. Use another key; this one is from %s", e, config.KeyFrom)
+	case errdefs.IsNotFound(e) && name != "" && strings.HasPrefix(e.Message, "sandbox ") && strings.Contains(e.Message, "does not exist"):
 		return fmt.Errorf("%w: start it with 'msb sandbox start %s'", e, name)
 	case errdefs.IsConflict(e) && name != "" && strings.Contains(e.Error(), "already running with another configuration"):
 		return fmt.Errorf("%w. To stop it, run 'msb sandbox stop %s'", e, name)
@@ -117,6 +124,9 @@ func withCallExitCode(err error) error {
 	return err
 }
 
+// notExecutable matches the server's error for a program that exists, but cannot be run.
+var notExecutable = regexp.MustCompile(`is not executable|is a directory|cannot run this file|lacks the interpreter`)
+
 // withRunExitCode adds the exit code to the error of a run. See runExitCodes.
 func withRunExitCode(err error) error {
 	if err == nil {
@@ -129,9 +139,19 @@ func withRunExitCode(err error) error {
 	case errors.Is(err, client.ErrRunTimeout):
 		code = exitTimeLimit
 	case errors.Is(err, client.ErrCommandNotFound):
-		code = exitCommandNotFound
+		// The server has one code for both cases. Its text says which one it is; "command not found" is added to all.
+		if code = exitCommandNotFound; notExecutable.MatchString(text) {
+			code, text = exitNotExecutable, strings.TrimSuffix(text, ": "+client.ErrCommandNotFound.Error())
+		}
+	case errdefs.IsInvalidArgument(err):
+		code = exitUsage
 	}
 	return cli.Exit(text, code)
+}
+
+// runTimeout returns the value of timeoutFlag. 0 means the server's maximum.
+func runTimeout(c *cli.Context) time.Duration {
+	return time.Duration(*c.Generic(timeoutFlag.Name).(*timeLimit))
 }
 
 // oneSandbox returns the name of the sandbox, which must be the only argument.

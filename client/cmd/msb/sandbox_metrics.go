@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
@@ -49,6 +48,9 @@ func measureSandboxes(c *cli.Context) error {
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, res)
 	}
+	if len(res.Sandboxes) == 0 {
+		return printNone(c, "sandboxes", namespace)
+	}
 	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "CPU", "MEMORY", "DISK"}}
 	for _, m := range res.Sandboxes {
 		state, cpu, memory, disk := string(m.State), "-", "-", "-"
@@ -61,7 +63,7 @@ func measureSandboxes(c *cli.Context) error {
 			cpu = strconv.FormatFloat(*m.CPUUsage, 'f', 1, 64) + " %"
 		}
 		if m.MemoryUsage != nil {
-			memory = fmt.Sprintf("%d MiB", *m.MemoryUsage)
+			memory = mebibytes(int(*m.MemoryUsage))
 		}
 		if m.DiskUsage != nil {
 			disk = size(*m.DiskUsage)

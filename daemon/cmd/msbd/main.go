@@ -11,13 +11,15 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
+	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/daemon"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
@@ -26,9 +28,6 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
-
-// version is set by the linker.
-var version = ""
 
 const (
 	exitFailure = 1
@@ -43,12 +42,12 @@ func main() {
 		Usage:           "server that runs untrusted code in microVMs",
 		UsageText:       "msbd [options]",
 		Description:     description,
-		Version:         buildVersion(),
+		Version:         version.String(),
 		HideHelpCommand: true,
 		Flags:           flags(),
 		Action:          run,
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return cli.Exit("msbd: "+err.Error()+"; see msbd --help", exitUsage)
+			return cli.Exit("msbd: "+flagError(err)+"; see msbd --help", exitUsage)
 		},
 		ExitErrHandler: func(*cli.Context, error) {},
 	}
@@ -65,6 +64,21 @@ func main() {
 		code = coded.ExitCode()
 	}
 	os.Exit(code)
+}
+
+// flagError rewrites an error of package flag in the terms of the help.
+func flagError(err error) string {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		return "unknown option --" + name
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return "--" + name + " needs a value"
+	}
+	if match := regexp.MustCompile(`^invalid boolean value (".*") for (?:flag )?-(\S+): `).FindStringSubmatch(text); match != nil {
+		return "invalid value " + match[1] + " for --" + match[2] + ": give true or false"
+	}
+	return text
 }
 
 const description = `Each setting can also be given in the configuration file (state_dir = "/srv/msb") or in the
@@ -185,14 +199,4 @@ func newLog(cfg config.Config) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // cannot fail, because config.Load checked it
 	return bounded.NewLogger(os.Stderr, cfg.LogFormat == "json", level)
-}
-
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
 }

@@ -193,7 +193,8 @@ func (c Config) validate(namespace func(string) error) error {
 				return
 			}
 		}
-		check(false, "%s %q: must be one of %q", name, value, choices)
+		last := len(choices) - 1
+		check(false, "%s %q: must be %s or %s", name, value, strings.Join(choices[:last], ", "), choices[last])
 	}
 	choice("hypervisor", c.Hypervisor, "auto", "kata", "builtin")
 	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names the hypervisor")

@@ -69,7 +69,7 @@ var Settings = []Setting{
 	integer("total-memory-mib", "maximum total memory, in `MIB`, of the sandboxes in all namespaces together (default: 80 % of the host's memory)", func(c *Config) *int { return &c.TotalMemoryMiB }),
 	text("default-image", "default `IMAGE` of a sandbox", func(c *Config) *string { return &c.DefaultImage }),
 	integer("default-cpus", "default number `N` of virtual CPUs of a sandbox", func(c *Config) *int { return &c.DefaultCPUs }),
-	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox", func(c *Config) *int { return &c.DefaultMemoryMiB }),
+	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox, at least 128", func(c *Config) *int { return &c.DefaultMemoryMiB }),
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox (default: twice the host's processors, at most 8)", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox (default: total-memory-mib, at most 16384)", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
