@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/containerd"
 	"github.com/containerd/containerd/cio"
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 )
@@ -39,6 +38,14 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	if err != nil {
 		return nil, fmt.Errorf("find the task: %w", err)
 	}
+	spec, err := container.Spec(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the container's spec: %w", err)
+	}
+	// The process is like the main one, and runs the same program, which may be that of an earlier version of msbd.
+	// Kata's shim does not pass on capabilities and limits, so the process has fewer.
+	connect := *spec.Process
+	connect.Args = []string{spec.Process.Args[0], "connect"}
 	var suffix [4]byte
 	rand.Read(suffix[:])
 	execID := "portal-" + hex.EncodeToString(suffix[:])
@@ -48,11 +55,7 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
 		return nil, fmt.Errorf("create the sandbox's directory: %w", err)
 	}
-	process, err := task.Exec(ctx, execID, &specs.Process{
-		Args: []string{portalPath, "connect"},
-		Cwd:  "/",
-		User: specs.User{},
-	}, func(string) (cio.IO, error) {
+	process, err := task.Exec(ctx, execID, &connect, func(string) (cio.IO, error) {
 		fifos, err := cio.NewFIFOSetInDir(r.dir(id), execID, false)
 		if err != nil {
 			return nil, err
