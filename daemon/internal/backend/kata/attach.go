@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -52,15 +53,11 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	// The streams are used for the lifetime of the connection, so they must not end with ctx.
 	connCtx := context.WithoutCancel(ctx)
 	var direct *cio.DirectIO
-	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
-		return nil, fmt.Errorf("create the sandbox's directory: %w", err)
-	}
 	process, err := task.Exec(ctx, execID, &connect, func(string) (cio.IO, error) {
-		fifos, err := cio.NewFIFOSetInDir(r.dir(id), execID, false)
+		fifos, err := newFIFOs(r.dir(id), execID)
 		if err != nil {
 			return nil, err
 		}
-		fifos.Stderr = ""
 		direct, err = cio.NewDirectIO(connCtx, fifos)
 		return direct, err
 	})
@@ -76,6 +73,17 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 		return nil, fmt.Errorf("connect to the portal: %w", err)
 	}
 	return s, nil
+}
+
+// newFIFOs chooses paths for the FIFOs of the exec execID, in the sandbox's directory dir. Start created dir. If dir is
+// missing, the sandbox was just removed, and newFIFOs returns an error. cio.NewFIFOSetInDir would create dir again.
+func newFIFOs(dir, execID string) (*cio.FIFOSet, error) {
+	temp, err := os.MkdirTemp(dir, execID)
+	if err != nil {
+		return nil, err
+	}
+	config := cio.Config{Stdin: filepath.Join(temp, "stdin"), Stdout: filepath.Join(temp, "stdout")}
+	return cio.NewFIFOSet(config, func() error { return os.RemoveAll(temp) }), nil
 }
 
 func (s *stream) Read(p []byte) (int, error)  { return s.io.Stdout.Read(p) }
