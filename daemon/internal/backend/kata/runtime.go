@@ -354,9 +354,9 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 		status, err := r.wait(ctx, id)
 		switch {
 		case err == nil:
-			return fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status), nil
+			return r.endReason(id, fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status)), nil
 		case errdefs.IsNotFound(err):
-			return "its microVM is gone, because its shim or its containerd task ended", nil
+			return r.endReason(id, "its microVM is gone, because its shim or its containerd task ended"), nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
 		}
