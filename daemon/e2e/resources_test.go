@@ -38,6 +38,13 @@ func TestResourceLimits(t *testing.T) {
 				t.Errorf("the guest has %d MiB of memory for a sandbox of %d MiB, want at most 256 MiB more", total>>10, size.memory)
 			}
 
+			// Half of the memory can be shared memory.
+			var blocks, blockSize int
+			fmt.Sscan(s.command(t, key, name, "stat", "-f", "-c", "%b %S", "/dev/shm").text("stdout"), &blocks, &blockSize)
+			if got, want := blocks*blockSize>>20, size.memory/2; got != want {
+				t.Errorf("/dev/shm has %d MiB, want %d", got, want)
+			}
+
 			// Nearly all of the sandbox's memory can be used, and the metrics count it.
 			most := size.memory - 40
 			if r := s.python(t, key, name, fmt.Sprintf("b = bytearray(%d << 20)\nlen(b) >> 20", most)); r.text("stdout") != fmt.Sprintln(most) {

@@ -142,6 +142,41 @@ func TestSandboxConfiguration(t *testing.T) {
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, 409, -32005, "memory is 256 MiB, not 512")
 }
 
+// TestPortalProcesses tests that the process that connects to the portal has the user of the main process and no more
+// rights, and that root in the sandbox cannot put another program in the place of the portal.
+func TestPortalProcesses(t *testing.T) {
+	s, key := sharedSandbox(t)
+	got := s.python(t, key, "box", `import glob, os
+def rights(pid):
+    status = dict(line.rstrip().split(":", 1) for line in open(f"/proc/{pid}/status"))
+    return [status[key].split() for key in ("Uid", "Gid", "Groups", "NoNewPrivs")]
+def capabilities(pid):
+    return [int(line.split()[1], 16) for line in open(f"/proc/{pid}/status") if line.startswith("CapBnd")][0]
+arguments = {pid: open(f"/proc/{pid}/cmdline").read().split("\0") for pid in os.listdir("/proc") if pid.isdigit()}
+connect = [pid for pid, args in arguments.items() if args[1:2] == ["connect"]]
+print(rights(1), len(connect) > 0, all(rights(pid) == rights(1) and capabilities(pid) & ~capabilities(1) == 0 for pid in connect))
+portal = arguments["1"][0]
+for name in portal, os.path.dirname(portal):
+    for change in os.unlink, lambda path: os.rename(path, "/moved"):
+        try:
+            change(name)
+            print("changed", name)
+        except OSError:
+            pass
+try:
+    open(portal, "r+")
+    print("opened", portal)
+except OSError:
+    pass
+`).text("stdout")
+	if want := "[['0', '0', '0', '0'], ['0', '0', '0', '0'], ['0'], ['0']] True True\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := s.command(t, key, "box", "sh", "-c", "ulimit -S -n; ulimit -H -n").text("stdout"); got != "65536\n1048576\n" {
+		t.Errorf("the limits of open files of a command are %q", got)
+	}
+}
+
 func TestSandboxesAreIsolated(t *testing.T) {
 	s, key := sharedSandbox(t)
 	startSandbox(t, "another", "microsandbox/python")

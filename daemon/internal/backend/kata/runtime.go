@@ -80,6 +80,7 @@ type Runtime struct {
 	kataConfig string          // path of the shims' configuration
 	hostConfig kataconf.Config // the content of Settings.Config, if that is set
 	syslog     syslogSink
+	disk       *diskMeter
 
 	mu       sync.Mutex
 	removing map[string]bool // ids of sandboxes that Remove is removing
@@ -99,6 +100,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err := r.useTempMountDir(); err != nil {
 		return nil, err
 	}
+	r.disk = newDiskMeter(r.measureDisk)
 	var err error
 	if r.kataConfig != "" {
 		if _, err = os.Stat(cfg.Settings.Portal); err == nil {
@@ -352,9 +354,9 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 		status, err := r.wait(ctx, id)
 		switch {
 		case err == nil:
-			return fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status), nil
+			return r.endReason(id, fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status)), nil
 		case errdefs.IsNotFound(err):
-			return "its microVM is gone, because its shim or its containerd task ended", nil
+			return r.endReason(id, "its microVM is gone, because its shim or its containerd task ended"), nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
 		}

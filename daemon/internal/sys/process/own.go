@@ -85,12 +85,20 @@ func runsOneOf(pid int, programs []string) bool {
 		if program == AnyProgram {
 			return true
 		}
-		if file, err := os.Stat(program); err == nil {
-			path, err := filepath.EvalSymlinks(program)
-			return os.SameFile(exe, file) || replaced && err == nil && path == old && device(exe) == device(file)
+		file, err := os.Stat(program)
+		if err == nil && os.SameFile(exe, file) {
+			return true
 		}
-		dir, err := os.Stat(filepath.Dir(program)) // the program was removed
-		return err == nil && replaced && program == old && device(exe) == device(dir)
+		if !replaced {
+			return false
+		}
+		if path, linkErr := filepath.EvalSymlinks(program); linkErr == nil {
+			program = path
+		}
+		if err != nil { // the program was removed
+			file, err = os.Stat(filepath.Dir(program))
+		}
+		return err == nil && program == old && device(exe) == device(file)
 	})
 }
 
