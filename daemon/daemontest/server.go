@@ -288,6 +288,9 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		KataVersion:       "3.0",
 		AuditEntries:      s.store.AuditHead().Seq,
 	}
+	if err := s.store.AuditProblem(); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {
 		case sandbox.Running:
