@@ -301,6 +301,9 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
 		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
 	}
+	if err := s.store.AuditProblem(); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
+	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {
 		case sandbox.Running:

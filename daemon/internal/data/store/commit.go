@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -47,7 +48,7 @@ type write struct {
 // newCommitter returns a committer with an audit log whose file is at logPath. The log's begin method opens the file.
 func newCommitter(db *bbolt.DB, logPath string, makeRoom func() bool) (*committer, error) {
 	c := &committer{db: db, makeRoom: makeRoom, committing: make(chan struct{}, 1)}
-	c.log = &auditLog{path: logPath, db: db, commit: c.commitTx, grown: make(chan struct{})}
+	c.log = &auditLog{dir: filepath.Dir(logPath), path: logPath, db: db, commit: c.commitTx, grown: make(chan struct{})}
 	var err error
 	c.dev, c.ino, err = identify(db.Path())
 	return c, err

@@ -271,16 +271,17 @@ func TestReplacedStore(t *testing.T) {
 	}
 }
 
-// Run probes until its context ends.
+// Run probes and seals the audit log until its context ends.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
+	logEvents(t, s, "a", "b")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- s.Run(ctx, slog.New(slog.DiscardHandler)) }()
-	for deadline := time.Now().Add(time.Minute); s.Space().TotalBytes == 0; {
+	go func() { done <- s.Run(ctx, 300, slog.New(slog.DiscardHandler)) }()
+	for deadline := time.Now().Add(time.Minute); s.Space().TotalBytes == 0 || len(s.AuditSegments()) == 0; {
 		if time.Now().After(deadline) {
-			t.Fatal("Run does not probe")
+			t.Fatal("Run does not probe, or does not seal the audit log")
 		}
 		runtime.Gosched()
 	}

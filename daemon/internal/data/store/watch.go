@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"time"
+
+	"github.com/msbd/msbd/api/audit"
 )
 
 // probeInterval is how often Run probes the store.
@@ -21,9 +23,10 @@ func (s *Store) Probe() error {
 	return s.disk.probe()
 }
 
-// Run probes the store at intervals, and logs changes of its Health, until ctx ends.
-func (s *Store) Run(ctx context.Context, log *slog.Logger) error {
-	healthy := true
+// Run probes the store at intervals until ctx ends. It seals the audit log's file when it has segmentSize bytes, unless
+// segmentSize is 0, and logs changes of Health and new problems of the audit log.
+func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) error {
+	healthy, problem := true, ""
 	for tick := time.NewTicker(probeInterval); ; {
 		err := errors.Join(s.Probe(), s.Health())
 		switch {
@@ -33,6 +36,16 @@ func (s *Store) Run(ctx context.Context, log *slog.Logger) error {
 			log.Info("the server is no longer degraded: its disk can be written and has enough free space")
 		}
 		healthy = err == nil
+		if err := s.sealLarge(segmentSize); err != nil && healthy {
+			log.Error("could not seal the audit log", "err", err)
+		}
+		last := problem
+		if problem = ""; s.AuditProblem() != nil {
+			problem = s.AuditProblem().Error()
+		}
+		if problem != "" && problem != last {
+			log.Error("the audit log has a problem", "err", problem)
+		}
 		select {
 		case <-ctx.Done():
 			tick.Stop()
@@ -40,4 +53,16 @@ func (s *Store) Run(ctx context.Context, log *slog.Logger) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// sealLarge seals the audit log's file if it has at least size bytes. It does nothing if size is 0.
+func (s *Store) sealLarge(size int64) error {
+	s.log.mu.Lock()
+	end := s.log.published.end
+	s.log.mu.Unlock()
+	if size == 0 || end.Size < size {
+		return nil
+	}
+	_, err := s.SealAudit(audit.ActorServer)
+	return err
 }

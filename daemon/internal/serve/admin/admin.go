@@ -51,6 +51,12 @@ type Audit interface {
 	AuditPath() string
 	// VerifyAudit returns the last entry of the intact part of the log, and an error if that is not the complete log.
 	VerifyAudit(ctx context.Context) (audit.Head, error)
+	// AuditSegments returns the sealed segments of the log.
+	AuditSegments() []audit.Segment
+	// SealAudit seals the current file of the log, for actor.
+	SealAudit(actor string) (audit.Segment, error)
+	// AcknowledgeAudit forgets the known problems of the log, which it returns, for the local user by.
+	AcknowledgeAudit(by uint32) (problems []string, err error)
 	// TailAudit calls line with each of the last entries and, with follow, with each new one.
 	TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error
 }

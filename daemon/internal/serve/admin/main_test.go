@@ -61,6 +61,21 @@ func (s *memoryStore) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	return audit.Head{Seq: uint64(len(s.Events())), Hash: "h"}, s.auditErr
 }
 
+func (s *memoryStore) AuditSegments() []audit.Segment {
+	return []audit.Segment{{Path: "/state/audit-1-2.jsonl", First: 1, Last: audit.Head{Seq: 2, Hash: "g"}, Absent: true}}
+}
+
+func (s *memoryStore) SealAudit(actor string) (audit.Segment, error) {
+	if err := s.Audit(audit.Event{Action: audit.LogSeal, Actor: actor}); err != nil {
+		return audit.Segment{}, err
+	}
+	return s.AuditSegments()[0], nil
+}
+
+func (s *memoryStore) AcknowledgeAudit(by uint32) ([]string, error) {
+	return []string{"the audit log was altered"}, s.Audit(audit.Event{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by)})
+}
+
 func (s *memoryStore) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
 	next := max(0, len(s.Events())-last)
 	for {
