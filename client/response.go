@@ -23,6 +23,9 @@ var (
 	ErrRunTimeout = errors.New("time limit of the run reached")
 	// ErrCommandNotFound is the class of a command that names a program which the sandbox does not have.
 	ErrCommandNotFound = errors.New("command not found")
+	// ErrCommandNotExecutable is the class of a command whose file exists in the sandbox but cannot be run. It is also an
+	// ErrCommandNotFound, which older servers return for it.
+	ErrCommandNotExecutable = fmt.Errorf("command cannot be run: %w", ErrCommandNotFound)
 )
 
 // Error is an error that the server returned. [errors.Is] matches its class:
@@ -34,6 +37,7 @@ var (
 //	rpc.CodeExhausted                             errdefs.ErrResourceExhausted
 //	rpc.CodeRunTimeout                            ErrRunTimeout
 //	rpc.CodeCommandNotFound                       ErrCommandNotFound
+//	rpc.CodeCommandNotExecutable                  ErrCommandNotExecutable
 //	rpc.CodeUnavailable                           errdefs.ErrUnavailable
 //	rpc.CodeInvalidParams, InvalidRequest, Parse  errdefs.ErrInvalidArgument
 //	rpc.CodeMethodNotFound                        errdefs.ErrNotImplemented
@@ -77,6 +81,8 @@ var codeClasses = map[rpc.Code]error{
 	rpc.CodeRunTimeout:       ErrRunTimeout,
 	rpc.CodeCommandNotFound:  ErrCommandNotFound,
 	rpc.CodeUnavailable:      errdefs.ErrUnavailable,
+
+	rpc.CodeCommandNotExecutable: ErrCommandNotExecutable,
 }
 
 // statusClasses is for responses of proxies and for codes that only a newer server knows.

@@ -50,6 +50,11 @@ var Codes = []CodeInfo{
 	},
 	{CodeCommandNotFound, "command_not_found", []int{422}, "the sandbox has no such program", "check its name and the image"},
 	{
+		CodeCommandNotExecutable, "command_not_executable", []int{422},
+		"the file exists in the sandbox but cannot be run: it is a directory, lacks the permission, or is for another architecture",
+		"the message says why; for a script, use its interpreter as the command",
+	},
+	{
 		CodeUnavailable, "unavailable", []int{503},
 		"the server is starting or stopping, or the sandbox is not responding",
 		"wait as long as `Retry-After` says and try again; if that persists, stop the sandbox and start it again",

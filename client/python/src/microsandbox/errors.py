@@ -93,6 +93,10 @@ class CommandNotFoundError(MicrosandboxError):
     """-32008: the sandbox has no such program."""
 
 
+class CommandNotExecutableError(CommandNotFoundError):
+    """-32011: the file exists in the sandbox but cannot be run."""
+
+
 class UnavailableError(MicrosandboxError):
     """-32009: the server is starting or stopping, or the sandbox does not respond."""
 
@@ -114,6 +118,7 @@ BY_CODE = {
     -32007: RunTimeoutError,
     -32008: CommandNotFoundError,
     -32009: UnavailableError,
+    -32011: CommandNotExecutableError,
     -32603: InternalError,
 }
 

@@ -9,6 +9,9 @@ import (
 // ErrCommandNotFound is returned for a command whose program does not exist in the sandbox.
 var ErrCommandNotFound = errors.New("command not found")
 
+// ErrCommandNotExecutable is returned for a command whose file exists in the sandbox but cannot be run.
+var ErrCommandNotExecutable = errors.New("command cannot be run")
+
 // ErrRunTimeout is returned for a process that reached its time limit and was interrupted.
 var ErrRunTimeout = errors.New("time limit of the run reached")
 
@@ -50,8 +53,8 @@ type Command struct {
 // Process is a command or a run of code in a sandbox. Only one goroutine may call Next, but another may call Close.
 type Process interface {
 	// Next returns the next event. The last event is an Exit, after which Next returns io.EOF. Any other error means
-	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, errdefs.ErrUnavailable if the connection to the
-	// sandbox is lost, or the error of the context that the process was started with.
+	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, ErrCommandNotExecutable, errdefs.ErrUnavailable if
+	// the connection to the sandbox is lost, or the error of the context that the process was started with.
 	Next() (Event, error)
 	// Close interrupts the process if it still runs, and releases its resources. It may be called more than once.
 	Close() error

@@ -168,8 +168,11 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 		return nil, err
 	}
 	path, err := lookPath(r.program, env, dir)
+	if status.Code(err) == codes.ResourceExhausted {
+		return nil, err
+	}
 	if err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %v", r.program, err)
+		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %s", r.program, status.Convert(err).Message())
 	}
 	s, err := r.launch(path, env, dir)
 	if err != nil {
@@ -203,7 +206,12 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 			f.Close()
 		}
 		if err != nil {
-			err = status.Errorf(codes.ResourceExhausted, "start %s: %v", r.program, err)
+			st := status.Convert(startError("start "+r.program, path, err))
+			code := codes.FailedPrecondition
+			if st.Code() == codes.ResourceExhausted {
+				code = st.Code()
+			}
+			err = status.Error(code, st.Message())
 		}
 	}()
 	out, outEnd, errEnd, err := newOutput(nil)

@@ -142,6 +142,7 @@ func asError(ctx context.Context, err error) error {
 		codes.FailedPrecondition: errdefs.ErrFailedPrecondition,
 		codes.ResourceExhausted:  errdefs.ErrResourceExhausted,
 		codes.NotFound:           sandbox.ErrCommandNotFound,
+		codes.PermissionDenied:   sandbox.ErrCommandNotExecutable,
 	}[s.Code()]
 	switch {
 	case class != nil:

@@ -88,7 +88,7 @@ func TestEveryCodeIsDescribed(t *testing.T) {
 	for _, code := range []rpc.Code{
 		rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeMethodNotFound, rpc.CodeInvalidParams, rpc.CodeInternal, rpc.CodeUnauthenticated,
 		rpc.CodeNotFound, rpc.CodePermissionDenied, rpc.CodeConflict, rpc.CodeExhausted, rpc.CodeRunTimeout, rpc.CodeCommandNotFound,
-		rpc.CodeUnavailable,
+		rpc.CodeUnavailable, rpc.CodeCommandNotExecutable,
 	} {
 		if !described[code] {
 			t.Errorf("rpc.Codes does not describe code %d", code)

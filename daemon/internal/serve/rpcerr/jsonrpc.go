@@ -24,6 +24,8 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		code = rpc.CodeRunTimeout
 	case errors.Is(err, sandbox.ErrCommandNotFound):
 		code = rpc.CodeCommandNotFound
+	case errors.Is(err, sandbox.ErrCommandNotExecutable):
+		code = rpc.CodeCommandNotExecutable
 	case errdefs.IsNotFound(err):
 		code = rpc.CodeNotFound
 	case errdefs.IsAlreadyExists(err), errdefs.IsFailedPrecondition(err), errdefs.IsConflict(err):
@@ -75,7 +77,7 @@ func HTTPStatus(code rpc.Code) int {
 		return http.StatusNotFound
 	case rpc.CodeConflict:
 		return http.StatusConflict
-	case rpc.CodeCommandNotFound:
+	case rpc.CodeCommandNotFound, rpc.CodeCommandNotExecutable:
 		return http.StatusUnprocessableEntity
 	case rpc.CodeExhausted:
 		return http.StatusTooManyRequests

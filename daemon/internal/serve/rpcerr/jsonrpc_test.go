@@ -32,6 +32,7 @@ func TestJSONRPC(t *testing.T) {
 		{errdefs.ErrUnauthenticated, rpc.CodeUnauthenticated, 401, "it failed"},
 		{sandbox.ErrRunTimeout, rpc.CodeRunTimeout, 504, "it failed: time limit of the run reached"},
 		{sandbox.ErrCommandNotFound, rpc.CodeCommandNotFound, 422, "it failed: command not found"},
+		{sandbox.ErrCommandNotExecutable, rpc.CodeCommandNotExecutable, 422, "it failed: command cannot be run"},
 		{context.Canceled, rpc.CodeUnavailable, 503, "the request was cut short because the server is stopping; try again in a moment"},
 		{errors.New("a secret"), rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
 		{errdefs.ErrInternal, rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
