@@ -21,8 +21,11 @@ import (
 //
 //	0     /dev/null
 //	1, 2  pipes for the output of the code and of the processes that it starts
-//	3     pipe "runs": for each run its length (4 bytes, big endian) and its code
+//	3     pipe "runs": the driver itself, then for each run its length (4 bytes, big endian) and its code
 //	4     socket "control": the single bytes below
+//
+// The interpreter's arguments are a short program that reads the driver and executes it. The driver itself would make
+// the output of ps unreadable.
 //
 // A pipe keeps the order of the output in it. To keep the order across both pipes, a driver that switches from one
 // stream to the other within a run first sends a sync byte and waits for the portal to echo it. The portal echoes the
@@ -53,23 +56,28 @@ const (
 
 // repl runs code in one language, in a session that is started by the first run.
 type repl struct {
-	name     string
-	program  string
-	args     []string
-	children *children
-	null     *os.File
-	queue    replQueue
-	session  *session
+	name    string
+	program string
+	driver  string
+	// option and loader are the interpreter's arguments. %d in loader is the size of the driver in bytes.
+	option, loader string
+	children       *children
+	null           *os.File
+	queue          replQueue
+	session        *session
 }
 
 func newREPLs(c *children, null *os.File) map[portalv1.RunCodeRequest_Language]*repl {
 	return map[portalv1.RunCodeRequest_Language]*repl{
 		portalv1.RunCodeRequest_LANGUAGE_PYTHON: {
-			name: "python", program: "python3", args: []string{"-c", pythonDriver},
+			name: "python", program: "python3", driver: pythonDriver,
+			option: "-c", loader: "import os; exec(os.read(3, %d))",
 			children: c, null: null, queue: make(replQueue, 1),
 		},
 		portalv1.RunCodeRequest_LANGUAGE_NODE: {
-			name: "node", program: "node", args: []string{"-e", nodeDriver},
+			name: "node", program: "node", driver: nodeDriver,
+			// The name [eval] lets the driver recognize its own frames, as if it were the argument.
+			option: "-e", loader: "{ const b = Buffer.alloc(%d); fs.readSync(3, b); vm.runInThisContext(b.toString(), '[eval]') }",
 			children: c, null: null, queue: make(replQueue, 1),
 		},
 	}
@@ -238,7 +246,13 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	controlEnd := os.NewFile(uintptr(control[1]), "control")
 	childEnds = append(childEnds, controlEnd)
 
-	argv := append([]string{r.program}, r.args...)
+	// A pipe has room for the driver, so this does not wait for the interpreter.
+	if _, err := s.runs.WriteString(r.driver); err != nil {
+		s.runs.Close()
+		s.control.Close()
+		return nil, err
+	}
+	argv := []string{r.program, r.option, fmt.Sprintf(r.loader, len(r.driver))}
 	s.process, err = r.children.start(path, argv, env, dir, r.null, outEnd, errEnd, runsEnd, controlEnd)
 	if err != nil {
 		s.runs.Close()
