@@ -3,8 +3,9 @@
 // Serve is the container's main process. Connect is the bridge over which msbd reaches it. Only cmd/msb-portal imports
 // this package.
 //
-// Any process in the sandbox can connect to the portal. This is no risk, because the portal can do nothing that such a
-// process cannot do itself.
+// The portal obeys only msbd. A process of the sandbox that connects to it is refused (see checkBridge), because it may
+// have given up root, which the portal has. It must not start processes through the portal, nor replace msbd's
+// connection. A root process of the sandbox can still disturb the portal in other ways.
 package portal
 
 import (
@@ -71,7 +72,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		children.kill()
 		srv.Stop()
 	})
-	if err := srv.Serve(&newestOnly{Listener: lis}); err != nil {
+	if err := srv.Serve(&bridges{Listener: lis}); err != nil {
 		return err
 	}
 	<-stopped
