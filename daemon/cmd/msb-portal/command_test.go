@@ -166,3 +166,45 @@ func TestOrphansAreReaped(t *testing.T) {
 		}
 	}
 }
+
+// TestBackgroundChildrenUseDescriptors starts commands that leave a child with their pipes in the background, until the
+// portal has no more descriptors. Each needs only two, the error says what is exhausted, and commands work again when
+// the children have ended.
+func TestBackgroundChildrenUseDescriptors(t *testing.T) {
+	t.Parallel()
+	const limit = 256
+	g := newGuest()
+	serve := msbPortal(t, "serve", g.socket)
+	serve.Args = append([]string{"sh", "-c", fmt.Sprintf("ulimit -n %d; exec \"$@\"", limit), "sh", serve.Path}, serve.Args[1:]...)
+	serve.Path = "/bin/sh"
+	g.start(t, serve)
+	c := g.connect(t)
+	held := fifo(t)
+	holder, err := os.OpenFile(held, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	background := fmt.Sprintf("cat %s &", held)
+	started := 0
+	for {
+		if _, err = sh(t.Context(), c, background); err != nil {
+			break
+		}
+		started++
+	}
+	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "sh: the sandbox cannot start another process: too many open files") {
+		t.Errorf("command without descriptors: %v, want errdefs.ErrResourceExhausted", err)
+	}
+	if most := limit/2 - 20; started < most {
+		t.Errorf("%d children in the background exhaust %d descriptors, want at least %d", started, limit, most)
+	}
+	holder.Close()
+	for {
+		if _, err := sh(t.Context(), c, "true"); err == nil {
+			break
+		} else if !errdefs.IsResourceExhausted(err) {
+			t.Fatalf("command after the children have ended: %v", err)
+		}
+	}
+}

@@ -39,7 +39,7 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 		return stream.Send(&portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{
 			Output: &portalv1.Output{Stream: from, Data: data},
 		}})
-	})
+	}, s.discard)
 	if err != nil {
 		return startError(req.GetCommand(), "", err)
 	}

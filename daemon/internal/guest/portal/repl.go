@@ -62,23 +62,24 @@ type repl struct {
 	// option and loader are the interpreter's arguments. %d in loader is the size of the driver in bytes.
 	option, loader string
 	children       *children
+	discard        *discarder
 	null           *os.File
 	queue          replQueue
 	session        *session
 }
 
-func newREPLs(c *children, null *os.File) map[portalv1.RunCodeRequest_Language]*repl {
+func newREPLs(c *children, discard *discarder, null *os.File) map[portalv1.RunCodeRequest_Language]*repl {
 	return map[portalv1.RunCodeRequest_Language]*repl{
 		portalv1.RunCodeRequest_LANGUAGE_PYTHON: {
 			name: "python", program: "python3", driver: pythonDriver,
 			option: "-c", loader: "import os; exec(os.read(3, %d))",
-			children: c, null: null, queue: make(replQueue, 1),
+			children: c, discard: discard, null: null, queue: make(replQueue, 1),
 		},
 		portalv1.RunCodeRequest_LANGUAGE_NODE: {
 			name: "node", program: "node", driver: nodeDriver,
 			// The name [eval] lets the driver recognize its own frames, as if it were the argument.
 			option: "-e", loader: "{ const b = Buffer.alloc(%d); fs.readSync(3, b); vm.runInThisContext(b.toString(), '[eval]') }",
-			children: c, null: null, queue: make(replQueue, 1),
+			children: c, discard: discard, null: null, queue: make(replQueue, 1),
 		},
 	}
 }
@@ -222,7 +223,7 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 			err = status.Error(code, st.Message())
 		}
 	}()
-	out, outEnd, errEnd, err := newOutput(nil)
+	out, outEnd, errEnd, err := newOutput(nil, r.discard)
 	if err != nil {
 		return nil, err
 	}

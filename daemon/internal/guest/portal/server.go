@@ -34,6 +34,7 @@ type server struct {
 	portalv1.UnimplementedPortalServiceServer
 	version  string
 	children *children
+	discard  *discarder
 	// null is the stdin of every process.
 	null  *os.File
 	repls map[portalv1.RunCodeRequest_Language]*repl
@@ -56,11 +57,16 @@ func Serve(ctx context.Context, socket, version string) error {
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
+	discard, err := newDiscarder()
+	if err != nil {
+		return err
+	}
+	defer discard.close()
 	children, err := adoptOrphans()
 	if err != nil {
 		return fmt.Errorf("adopt orphans: %w", err)
 	}
-	s := &server{version: version, children: children, null: null, repls: newREPLs(children, null)}
+	s := &server{version: version, children: children, discard: discard, null: null, repls: newREPLs(children, discard, null)}
 	srv := grpc.NewServer(
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(window),
