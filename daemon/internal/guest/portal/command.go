@@ -60,6 +60,10 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 		<-p.exited
 		err = endError(ctx)
 	}
+	if why := p.outOfMemory(); why != "" && err == nil {
+		out.drain()
+		out.report("killed: " + why)
+	}
 	out.finish()
 	if err != nil {
 		return err

@@ -116,6 +116,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		}
 	}
 	s := r.session
+	s.oomKills = r.children.load.oomKills()
 	s.out.attach(emit)
 	ctx, cancel := withLimit(ctx, req.GetTimeout())
 	defer cancel()
@@ -130,7 +131,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		err = endError(ctx)
 		if event = s.interrupt(); event == 0 {
 			st := status.Convert(err)
-			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.name, exitText(s.status))
+			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.name, s.exitText())
 		}
 	}
 	if event == 0 {
@@ -148,16 +149,19 @@ func (r *repl) reportExit(emit emitFunc, when string) {
 	r.session = nil
 	s.out.attach(emit)
 	s.out.drain()
-	s.out.report(fmt.Sprintf("the %s process %s%s; its state is lost", r.name, exitText(s.status), when))
+	s.out.report(fmt.Sprintf("the %s process %s%s; its state is lost", r.name, s.exitText(), when))
 	s.close()
 }
 
-// exitText describes how a process with the wait status s ended, such as "exited with status 1".
-func exitText(s syscall.WaitStatus) string {
-	if !s.Signaled() {
-		return fmt.Sprintf("exited with status %d", s.ExitStatus())
+// exitText describes how a process ended, such as "exited with status 1".
+func (p *process) exitText() string {
+	if !p.status.Signaled() {
+		return fmt.Sprintf("exited with status %d", p.status.ExitStatus())
 	}
-	return fmt.Sprintf("was killed by signal %d (%s)", s.Signal(), unix.SignalName(s.Signal()))
+	if why := p.outOfMemory(); why != "" {
+		return "was killed: " + why
+	}
+	return fmt.Sprintf("was killed by signal %d (%s)", p.status.Signal(), unix.SignalName(p.status.Signal()))
 }
 
 // session is an interpreter that runs the language's driver.
@@ -194,7 +198,7 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 		return s, nil
 	case <-s.exited:
 		s.out.drain()
-		err = status.Errorf(codes.FailedPrecondition, "start %s: it %s: %s", r.program, exitText(s.status),
+		err = status.Errorf(codes.FailedPrecondition, "start %s: it %s: %s", r.program, s.exitText(),
 			strings.TrimSpace(s.out.backlogText()))
 	case <-timeout.C:
 		err = status.Errorf(codes.FailedPrecondition, "start %s: not ready after %v", r.program, startTimeout)

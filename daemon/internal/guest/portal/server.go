@@ -43,6 +43,11 @@ type server struct {
 // Serve serves PortalService at socket until ctx is done, and then kills the processes that it started. It reaps every
 // child of this process and every orphan among its descendants, so the caller must not wait for children.
 func Serve(ctx context.Context, socket, version string) error {
+	load, err := openLoad()
+	if err != nil {
+		return fmt.Errorf("open the cgroup of the load: %w", err)
+	}
+	defer load.close()
 	lis, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
@@ -62,7 +67,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		return err
 	}
 	defer discard.close()
-	children, err := adoptOrphans()
+	children, err := adoptOrphans(load)
 	if err != nil {
 		return fmt.Errorf("adopt orphans: %w", err)
 	}
