@@ -198,7 +198,8 @@ func TestErrorsHaveClasses(t *testing.T) {
 		rpc.CodePermissionDenied: errdefs.ErrPermissionDenied, rpc.CodeNotFound: errdefs.ErrNotFound,
 		rpc.CodeConflict: errdefs.ErrConflict, rpc.CodeExhausted: errdefs.ErrResourceExhausted,
 		rpc.CodeRunTimeout: ErrRunTimeout, rpc.CodeCommandNotFound: ErrCommandNotFound,
-		rpc.CodeRunFailed: ErrRunFailed, rpc.CodeUnavailable: errdefs.ErrUnavailable, -32099: errdefs.ErrUnknown,
+		rpc.CodeRunFailed: ErrRunFailed, rpc.CodeCommandNotExecutable: ErrCommandNotExecutable,
+		rpc.CodeUnavailable: errdefs.ErrUnavailable, -32099: errdefs.ErrUnknown,
 	} {
 		r := refusal(599, code)
 		r.header = "Retry-After: 7"

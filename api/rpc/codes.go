@@ -55,6 +55,11 @@ var Codes = []CodeInfo{
 		"check what the run did before you send it again; the message may come from code in the sandbox",
 	},
 	{
+		CodeCommandNotExecutable, "command_not_executable", []int{422},
+		"the file exists in the sandbox but cannot be run: it is a directory, lacks the permission, or is for another architecture",
+		"the message says why; for a script, use its interpreter as the command",
+	},
+	{
 		CodeUnavailable, "unavailable", []int{503},
 		"the server is starting or stopping, or the sandbox is not responding",
 		"wait as long as `Retry-After` says and try again; if that persists, stop the sandbox and start it again",

@@ -110,4 +110,6 @@ const (
 	CodeRunFailed Code = -32010
 	// CodeUnavailable (HTTP 503): the server is starting or stopping, or the sandbox is not responding.
 	CodeUnavailable Code = -32009
+	// CodeCommandNotExecutable (HTTP 422): the command's file exists in the sandbox but cannot be run.
+	CodeCommandNotExecutable Code = -32011
 )

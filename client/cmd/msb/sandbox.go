@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"time"
 
@@ -124,9 +123,6 @@ func withCallExitCode(err error) error {
 	return err
 }
 
-// notExecutable matches the server's error for a program that exists, but cannot be run.
-var notExecutable = regexp.MustCompile(`is not executable|is a directory|cannot run this file|lacks the interpreter`)
-
 // withRunExitCode adds the exit code to the error of a run. See runExitCodes.
 func withRunExitCode(err error) error {
 	if err == nil {
@@ -138,11 +134,10 @@ func withRunExitCode(err error) error {
 		text, code = "interrupted; the run is canceled", exitInterrupted
 	case errors.Is(err, client.ErrRunTimeout):
 		code = exitTimeLimit
+	case errors.Is(err, client.ErrCommandNotExecutable): // which is an ErrCommandNotFound as well
+		code = exitNotExecutable
 	case errors.Is(err, client.ErrCommandNotFound):
-		// The server has one code for both cases. Its text says which one it is; "command not found" is added to all.
-		if code = exitCommandNotFound; notExecutable.MatchString(text) {
-			code, text = exitNotExecutable, strings.TrimSuffix(text, ": "+client.ErrCommandNotFound.Error())
-		}
+		code = exitCommandNotFound
 	case errdefs.IsInvalidArgument(err):
 		code = exitUsage
 	}

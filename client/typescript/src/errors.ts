@@ -71,6 +71,9 @@ export class CommandNotFoundError extends MicrosandboxError {}
 /** -32010: the run had begun, and failed in the sandbox or was lost. It may have taken effect. */
 export class RunFailedError extends MicrosandboxError {}
 
+/** -32011: the file exists in the sandbox but cannot be run. */
+export class CommandNotExecutableError extends CommandNotFoundError {}
+
 /** -32009: the server is starting or stopping, or the sandbox does not respond. */
 export class UnavailableError extends MicrosandboxError {}
 
@@ -112,6 +115,7 @@ export const errorsByCode: ReadonlyMap<number, typeof MicrosandboxError> = new M
   [-32008, CommandNotFoundError],
   [-32009, UnavailableError],
   [-32010, RunFailedError],
+  [-32011, CommandNotExecutableError],
   [-32603, InternalError],
 ]);
 
@@ -130,6 +134,7 @@ const names = {
   RunTimeoutError,
   CommandNotFoundError,
   RunFailedError,
+  CommandNotExecutableError,
   UnavailableError,
   InternalError,
   ConfigError,

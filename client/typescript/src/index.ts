@@ -11,6 +11,7 @@
 export { Command } from "./command.js";
 export {
   AuthenticationError,
+  CommandNotExecutableError,
   CommandNotFoundError,
   ConfigError,
   ConflictError,

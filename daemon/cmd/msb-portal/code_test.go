@@ -82,6 +82,7 @@ func TestPython(t *testing.T) {
 		{"pid = os.fork()\nif pid: n = os.waitpid(pid, 0)\nelse: print('child')", true, "stdout: child\n"},
 		{"import multiprocessing\np = multiprocessing.get_context('fork').Process(target=print, args=('other',))\np.start()\np.join()\np.exitcode", true, "stdout: other\nstdout: 0\n"},
 		{"import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], capture_output=True, text=True).stdout.split()", true, "stdout: ['0', '1', '2', '3']\n"},
+		{"len(open('/proc/self/cmdline').read()) < 100", true, "stdout: True\n"}, // ps stays readable
 		{"sys.stdout.close()", true, "stderr: could not flush output at the end of the run: ValueError\n"},
 	} {
 		expect(t, c, sandbox.Python, tt.code, tt.success, tt.want)
@@ -121,6 +122,7 @@ func TestNode(t *testing.T) {
 		{"process.exit()", true, ""},
 		{"console.log('bye'); process.exit(3); console.log('not this')", false, "stdout: bye\n"},
 		{"n = require('child_process').execSync('echo a >&2; cd /proc/$$/fd; echo *', { stdio: ['ignore', 'pipe', 'inherit'] }); String(n)", true, "stderr: a\nstdout: '0 1 2 3\\n'\n"},
+		{"fs.readFileSync('/proc/self/cmdline').length < 150", true, "stdout: true\n"}, // ps stays readable
 		{"x", true, "stdout: 20\n"},
 	} {
 		expect(t, c, sandbox.Node, tt.code, tt.success, tt.want)

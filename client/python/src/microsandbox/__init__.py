@@ -15,6 +15,7 @@ from .command import Command
 from .command_execution import CommandExecution
 from .errors import (
     AuthenticationError,
+    CommandNotExecutableError,
     CommandNotFoundError,
     ConfigError,
     ConflictError,
@@ -49,6 +50,7 @@ __all__ = [
     "BaseSandbox",
     "Command",
     "CommandExecution",
+    "CommandNotExecutableError",
     "CommandNotFoundError",
     "ConfigError",
     "ConflictError",

@@ -97,6 +97,10 @@ class RunFailedError(MicrosandboxError):
     """-32010: the run had begun, and failed in the sandbox or was lost. It may have taken effect."""
 
 
+class CommandNotExecutableError(CommandNotFoundError):
+    """-32011: the file exists in the sandbox but cannot be run."""
+
+
 class UnavailableError(MicrosandboxError):
     """-32009: the server is starting or stopping, or the sandbox does not respond."""
 
@@ -119,6 +123,7 @@ BY_CODE = {
     -32008: CommandNotFoundError,
     -32009: UnavailableError,
     -32010: RunFailedError,
+    -32011: CommandNotExecutableError,
     -32603: InternalError,
 }
 

@@ -9,6 +9,9 @@ import (
 // ErrCommandNotFound is returned for a command whose program does not exist in the sandbox.
 var ErrCommandNotFound = errors.New("command not found")
 
+// ErrCommandNotExecutable is returned for a command whose file exists in the sandbox but cannot be run.
+var ErrCommandNotExecutable = errors.New("command cannot be run")
+
 // ErrRunTimeout is returned for a process that reached its time limit and was interrupted.
 var ErrRunTimeout = errors.New("time limit of the run reached")
 
@@ -54,7 +57,7 @@ type Command struct {
 // Process is a command or a run of code in a sandbox. Only one goroutine may call Next, but another may call Close.
 type Process interface {
 	// Next returns the next event. The last event is an Exit, after which Next returns io.EOF. Any other error means
-	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, errdefs.ErrInvalidArgument or
+	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, ErrCommandNotExecutable, errdefs.ErrInvalidArgument or
 	// errdefs.ErrFailedPrecondition if it could not be started, the cause of the end of the context that the process was
 	// started with, or else ErrRunFailed, for example if the connection to the sandbox is lost.
 	Next() (Event, error)

@@ -3,8 +3,9 @@
 // Serve is the container's main process. Connect is the bridge over which msbd reaches it. Only cmd/msb-portal imports
 // this package.
 //
-// Any process in the sandbox can connect to the portal. This is no risk, because the portal can do nothing that such a
-// process cannot do itself.
+// The portal obeys only msbd. A process of the sandbox that connects to it is refused (see checkBridge), because it may
+// have given up root, which the portal has. It must not start processes through the portal, nor replace msbd's
+// connection. A root process of the sandbox can still disturb the portal in other ways.
 package portal
 
 import (
@@ -34,6 +35,7 @@ type server struct {
 	portalv1.UnimplementedPortalServiceServer
 	version  string
 	children *children
+	discard  *discarder
 	// null is the stdin of every process.
 	null  *os.File
 	repls map[portalv1.RunCodeRequest_Language]*repl
@@ -42,6 +44,11 @@ type server struct {
 // Serve serves PortalService at socket until ctx is done, and then kills the processes that it started. It reaps every
 // child of this process and every orphan among its descendants, so the caller must not wait for children.
 func Serve(ctx context.Context, socket, version string) error {
+	load, err := openLoad()
+	if err != nil {
+		return fmt.Errorf("open the cgroup of the load: %w", err)
+	}
+	defer load.close()
 	lis, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
@@ -56,11 +63,16 @@ func Serve(ctx context.Context, socket, version string) error {
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
-	children, err := adoptOrphans()
+	discard, err := newDiscarder()
+	if err != nil {
+		return err
+	}
+	defer discard.close()
+	children, err := adoptOrphans(load)
 	if err != nil {
 		return fmt.Errorf("adopt orphans: %w", err)
 	}
-	s := &server{version: version, children: children, null: null, repls: newREPLs(children, null)}
+	s := &server{version: version, children: children, discard: discard, null: null, repls: newREPLs(children, discard, null)}
 	srv := grpc.NewServer(
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(window),
@@ -73,7 +85,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		children.kill()
 		srv.Stop()
 	})
-	if err := srv.Serve(&newestOnly{Listener: lis}); err != nil {
+	if err := srv.Serve(&bridges{Listener: lis}); err != nil {
 		return err
 	}
 	<-stopped

@@ -174,6 +174,8 @@ func runError(ctx context.Context, err error) error {
 		return classified{text, errdefs.ErrFailedPrecondition}
 	case codes.NotFound:
 		return classified{text, sandbox.ErrCommandNotFound}
+	case codes.PermissionDenied:
+		return classified{text, sandbox.ErrCommandNotExecutable}
 	case codes.DeadlineExceeded:
 		return classified{text, sandbox.ErrRunTimeout}
 	case codes.Unavailable, codes.Canceled:

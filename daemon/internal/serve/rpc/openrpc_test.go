@@ -106,7 +106,7 @@ func TestEveryCodeIsDescribed(t *testing.T) {
 	for _, code := range []rpc.Code{
 		rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeMethodNotFound, rpc.CodeInvalidParams, rpc.CodeInternal, rpc.CodeUnauthenticated,
 		rpc.CodeNotFound, rpc.CodePermissionDenied, rpc.CodeConflict, rpc.CodeExhausted, rpc.CodeRunTimeout, rpc.CodeCommandNotFound,
-		rpc.CodeRunFailed, rpc.CodeUnavailable,
+		rpc.CodeCommandNotExecutable, rpc.CodeRunFailed, rpc.CodeUnavailable,
 	} {
 		if !described[code] {
 			t.Errorf("rpc.Codes does not describe code %d", code)

@@ -21,7 +21,7 @@ import (
 )
 
 // Sandboxes is the part of the sandbox domain that the methods use. *sandbox.Manager implements it. Errors have an
-// errdefs class, or are sandbox.ErrRunTimeout or sandbox.ErrCommandNotFound.
+// errdefs class, or are sandbox.ErrRunTimeout, sandbox.ErrCommandNotFound or sandbox.ErrCommandNotExecutable.
 type Sandboxes interface {
 	Start(context.Context, sandbox.Name, sandbox.Request) error
 	Stop(context.Context, sandbox.Name) error

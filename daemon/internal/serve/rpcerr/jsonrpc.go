@@ -27,6 +27,8 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		code = rpc.CodeCommandNotFound
 	case errors.Is(err, sandbox.ErrRunFailed): // before the classes, because it may wrap why the run was interrupted
 		code = rpc.CodeRunFailed
+	case errors.Is(err, sandbox.ErrCommandNotExecutable):
+		code = rpc.CodeCommandNotExecutable
 	case errdefs.IsNotFound(err):
 		code = rpc.CodeNotFound
 	case errdefs.IsAlreadyExists(err), errdefs.IsFailedPrecondition(err), errdefs.IsConflict(err):
@@ -94,7 +96,7 @@ func HTTPStatus(code rpc.Code) int {
 		return http.StatusNotFound
 	case rpc.CodeConflict:
 		return http.StatusConflict
-	case rpc.CodeCommandNotFound:
+	case rpc.CodeCommandNotFound, rpc.CodeCommandNotExecutable:
 		return http.StatusUnprocessableEntity
 	case rpc.CodeExhausted:
 		return http.StatusTooManyRequests

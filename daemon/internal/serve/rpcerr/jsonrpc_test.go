@@ -41,6 +41,7 @@ func TestJSONRPC(t *testing.T) {
 		{ErrStopping, rpc.CodeUnavailable, 503, "the request was cut short because the server is stopping; try again in a moment"},
 		{context.Canceled, rpc.CodeInvalidRequest, 400, "the request was canceled, because the client closed its side of the connection; keep it open until the response"},
 		{errdefs.ErrDataLoss, rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
+		{sandbox.ErrCommandNotExecutable, rpc.CodeCommandNotExecutable, 422, "it failed: command cannot be run"},
 		{errors.New("a secret"), rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
 		{errdefs.ErrInternal, rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
 		{rpcError, rpc.CodeParse, 400, "invalid JSON"},

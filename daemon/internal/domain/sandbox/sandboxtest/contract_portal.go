@@ -151,9 +151,8 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), "no-such-program") {
 			t.Errorf("unknown program: got error %v, want ErrCommandNotFound with its name", err)
 		}
-		// Msb's exit code depends on these words.
-		if _, err := Read(p.RunCommand(t.Context(), command("/etc/passwd"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), "is not executable") {
-			t.Errorf("file that is not executable: got error %v, want ErrCommandNotFound that says so", err)
+		if _, err := Read(p.RunCommand(t.Context(), command("/etc/passwd"))); !errors.Is(err, sandbox.ErrCommandNotExecutable) || !strings.Contains(err.Error(), "is not executable") {
+			t.Errorf("file that is not executable: got error %v, want ErrCommandNotExecutable that says so", err)
 		}
 		if _, err := Read(p.RunCommand(t.Context(), command(""))); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("empty program: got error %v, want InvalidArgument", err)

@@ -224,7 +224,7 @@ func (r *proc) command(args []string, stdout sandbox.Stream) (int, error) {
 			}
 		}
 	case args[0] == "/etc/passwd":
-		return 0, fmt.Errorf("%s: is not executable: %w", args[0], sandbox.ErrCommandNotFound)
+		return 0, fmt.Errorf("%s: is not executable: %w", args[0], sandbox.ErrCommandNotExecutable)
 	case args[0] == "sleep" && len(args) == 2:
 		return 0, r.sleep(args[1])
 	case args[0] == "sh" && len(args) == 3 && args[1] == "-c":
