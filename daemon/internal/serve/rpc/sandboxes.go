@@ -94,7 +94,7 @@ func (s *Service) getMetrics(ctx context.Context, _ *call, namespaces []string, 
 			Namespace: m.Name.Namespace, Name: m.Name.Name, Running: m.Running,
 			MemoryUsage: m.MemoryMiB, DiskUsage: m.DiskBytes,
 		}
-		if m.Running {
+		if m.MemoryMiB != nil { // otherwise, nothing was measured
 			res.Sandboxes[i].CPUUsage = &m.CPUPercent
 		}
 	}

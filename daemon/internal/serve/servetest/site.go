@@ -159,7 +159,8 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 	}}, nil
 }
 
-// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run.
+// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run, and one
+// named "mute" because it cannot be measured.
 func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -169,7 +170,7 @@ func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbo
 			continue
 		}
 		m := sandbox.Metrics{Name: n, Running: n.Name != "failed"}
-		if m.Running {
+		if m.Running && n.Name != "mute" {
 			m.CPUPercent, m.MemoryMiB, m.DiskBytes = 12.5, new(int64(256)), new(int64(1<<40))
 		}
 		all = append(all, m)
