@@ -67,8 +67,8 @@ func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons
 		reasons = append(reasons, err.Error())
 	}
 	if behind := s.issuer.ClockBehind(); behind > 0 {
-		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has seen, and API keys expire by that time; "+
-			"correct the clock. If it is correct now but was ahead before, run 'msb server reset', which accepts the current time and invalidates every API key", behind.Round(time.Second)))
+		reasons = append(reasons, fmt.Sprintf("the clock is %s behind the latest time that this server has used, and API keys expire by that time; "+
+			"correct the clock. If it is correct now but was ahead before, run 'msb server clock accept'", behind.Round(time.Second)))
 	}
 	if state == ready && len(reasons) > 0 {
 		state = stateDegraded
@@ -102,6 +102,10 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		KataVersion:         kataVersion,
 		AuditEntries:        s.store.AuditHead().Seq,
 		Warnings:            settingWarnings(s.cfg, s.address),
+	}
+	if ahead, wait := s.issuer.ClockAhead(); ahead > 0 {
+		st.Warnings = append(st.Warnings, fmt.Sprintf("the clock was set forward by %s; if it stays there, API keys expire by the new time in %s. "+
+			"To use the new time now, run 'msb server clock accept'", ahead.Round(time.Second), max(time.Second, wait.Round(time.Second))))
 	}
 	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, err.Error())

@@ -27,7 +27,7 @@ const (
 	// read methods are served once the daemon has recovered, even if it is degraded or draining.
 	read
 	// revoke methods are served once the daemon has recovered, even if it is degraded, because an administrator must be
-	// able to revoke access even then. The call fails if the revocation cannot be made durable.
+	// able to revoke access, or to correct the clock, even then. The call fails if the change cannot be made durable.
 	revoke
 	// mutate methods are served only while the daemon is ready.
 	mutate
@@ -44,6 +44,7 @@ var methods = map[string]access{
 	adminv1.AdminService_ListSandboxes_FullMethodName: read,
 	adminv1.AdminService_ListImages_FullMethodName:    read,
 	adminv1.AdminService_RevokeKey_FullMethodName:     revoke,
+	adminv1.AdminService_AcceptClock_FullMethodName:   revoke,
 	adminv1.AdminService_Reset_FullMethodName:         revoke,
 	adminv1.AdminService_CreateKey_FullMethodName:     mutate,
 	adminv1.AdminService_RotateKey_FullMethodName:     mutate,
@@ -148,7 +149,7 @@ func (s *Server) ready(need access) error {
 		if need == revoke {
 			return nil
 		}
-		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys (%s): %w",
+		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys and accepting the clock (%s): %w",
 			strings.Join(reasons, "; "), errdefs.ErrFailedPrecondition)
 	default:
 		return errStopping
