@@ -150,6 +150,12 @@ func (a *Admin) PruneKeys(ctx context.Context, deadFor string, dryRun bool) ([]*
 	return resp.GetKeys(), err
 }
 
+// AcceptClock makes the server use the time of its host's clock, although it has used a later time before. With dryRun,
+// it only returns what would change.
+func (a *Admin) AcceptClock(ctx context.Context, dryRun bool) (*adminv1.AcceptClockResponse, error) {
+	return call(ctx, a, adminv1.AdminServiceClient.AcceptClock, &adminv1.AcceptClockRequest{DryRun: dryRun})
+}
+
 // Reset replaces the server's signing key. The server refuses every existing API key before Reset returns.
 func (a *Admin) Reset(ctx context.Context) (*adminv1.ResetResponse, error) {
 	return call(ctx, a, adminv1.AdminServiceClient.Reset, &adminv1.ResetRequest{})

@@ -48,6 +48,7 @@ const (
 	KeySuspect     = "key.suspect" // a token has a valid signature but matches no record: the signing key may be stolen
 	SigningReset   = "signing_key.reset"
 	KeysInvalid    = "keys.invalidate" // the keys of an earlier signing key are marked as revoked
+	ClockAccept    = "clock.accept"    // the server uses the host's time, although it had used a later one
 	ServerStart    = "server.start"
 	ServerStop     = "server.stop"
 	ServerBackup   = "server.backup"

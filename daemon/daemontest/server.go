@@ -138,6 +138,11 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, initial []san
 	if s.socket, err = localsock.Listen(cfg.SocketPath()); err != nil {
 		return s, err
 	}
+	if trouble == ClockAhead {
+		if err := s.store.SaveUsage(nil, s.startedAt.Add(24*time.Hour)); err != nil {
+			return s, err
+		}
+	}
 	issuer, verifier, err := keys.Open(keys.Options{
 		KeyringPath: filepath.Join(cfg.StateDir, "keyring.json"), Store: s.store, Reset: cfg.ResetKey, Log: log,
 	})

@@ -33,6 +33,8 @@ const (
 	// Old is a server from before keys could be managed. It has no names and scopes of keys, uses only the last of several
 	// namespaces, has no calls except CreateKey, GetStatus and Shutdown, and no doctor.
 	Old Trouble = "old"
+	// ClockAhead is a server whose clock was ahead by a day before it was started.
+	ClockAhead Trouble = "clock-ahead"
 	// BadHost makes the doctor report a problem of the host.
 	BadHost Trouble = "bad-host"
 )

@@ -81,6 +81,11 @@ func newApp() *cli.App {
 					},
 					serverReset, serverBackup, serverRestore,
 					{
+						Name:        "clock",
+						Usage:       "correct the time by which API keys expire",
+						Subcommands: []*cli.Command{clockAccept},
+					},
+					{
 						Name:        "audit",
 						Usage:       "print, verify and archive the audit log of administrative changes",
 						Subcommands: []*cli.Command{auditTail, auditVerify, auditSeal, auditAcknowledge},

@@ -86,7 +86,7 @@ const (
 	GetStatusResponse_DAEMON_STATE_RECOVERING  GetStatusResponse_DaemonState = 2
 	GetStatusResponse_DAEMON_STATE_READY       GetStatusResponse_DaemonState = 3
 	GetStatusResponse_DAEMON_STATE_DRAINING    GetStatusResponse_DaemonState = 4
-	// Calls that change something fail. Only RevokeKey, Reset, StopSandbox and Shutdown are still tried. degraded_reasons says why
+	// Calls that change something fail. Only RevokeKey, AcceptClock, Reset, StopSandbox and Shutdown are still tried. degraded_reasons says why
 	// the server is degraded.
 	GetStatusResponse_DAEMON_STATE_DEGRADED GetStatusResponse_DaemonState = 5
 )
@@ -1575,6 +1575,131 @@ func (x *PruneKeysResponse) GetKeys() []*Key {
 	return nil
 }
 
+type AcceptClockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Change nothing; only return what would change.
+	DryRun        bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptClockRequest) Reset() {
+	*x = AcceptClockRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptClockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptClockRequest) ProtoMessage() {}
+
+func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptClockRequest.ProtoReflect.Descriptor instead.
+func (*AcceptClockRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *AcceptClockRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type AcceptClockResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The time that the server used, and the time that it uses now. They are equal if nothing changed.
+	From *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	To   *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// The number of expired keys that are valid again.
+	Revived int32 `protobuf:"varint,3,opt,name=revived,proto3" json:"revived,omitempty"`
+	// The number of live keys that have expired.
+	Expired int32 `protobuf:"varint,4,opt,name=expired,proto3" json:"expired,omitempty"`
+	// The number of keys that were revoked, because they were created at a time after to and would be valid for too long.
+	Revoked       int32 `protobuf:"varint,5,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptClockResponse) Reset() {
+	*x = AcceptClockResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptClockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptClockResponse) ProtoMessage() {}
+
+func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptClockResponse.ProtoReflect.Descriptor instead.
+func (*AcceptClockResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AcceptClockResponse) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *AcceptClockResponse) GetTo() *timestamppb.Timestamp {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *AcceptClockResponse) GetRevived() int32 {
+	if x != nil {
+		return x.Revived
+	}
+	return 0
+}
+
+func (x *AcceptClockResponse) GetExpired() int32 {
+	if x != nil {
+		return x.Expired
+	}
+	return 0
+}
+
+func (x *AcceptClockResponse) GetRevoked() int32 {
+	if x != nil {
+		return x.Revoked
+	}
+	return 0
+}
+
 type ResetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1583,7 +1708,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1720,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1733,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type ResetResponse struct {
@@ -1622,7 +1747,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1759,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1772,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResetResponse) GetSigningKeyId() string {
@@ -1672,7 +1797,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1684,7 +1809,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1697,7 +1822,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type BackupResponse struct {
@@ -1709,7 +1834,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1721,7 +1846,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1734,7 +1859,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -1753,7 +1878,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1765,7 +1890,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1778,7 +1903,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1803,7 +1928,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1940,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1953,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreResponse) GetSigningKeyId() string {
@@ -1871,7 +1996,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2008,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2021,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TailAuditRequest) GetLast() int32 {
@@ -1923,7 +2048,7 @@ type TailAuditResponse struct {
 
 func (x *TailAuditResponse) Reset() {
 	*x = TailAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +2060,7 @@ func (x *TailAuditResponse) String() string {
 func (*TailAuditResponse) ProtoMessage() {}
 
 func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2073,7 @@ func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditResponse.ProtoReflect.Descriptor instead.
 func (*TailAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TailAuditResponse) GetLine() string {
@@ -1966,7 +2091,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2103,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2116,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type VerifyAuditResponse struct {
@@ -2012,7 +2137,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2149,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2162,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VerifyAuditResponse) GetEntries() uint64 {
@@ -2092,7 +2217,7 @@ type AuditSegment struct {
 
 func (x *AuditSegment) Reset() {
 	*x = AuditSegment{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2229,7 @@ func (x *AuditSegment) String() string {
 func (*AuditSegment) ProtoMessage() {}
 
 func (x *AuditSegment) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2242,7 @@ func (x *AuditSegment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditSegment.ProtoReflect.Descriptor instead.
 func (*AuditSegment) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AuditSegment) GetPath() string {
@@ -2163,7 +2288,7 @@ type SealAuditRequest struct {
 
 func (x *SealAuditRequest) Reset() {
 	*x = SealAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2175,7 +2300,7 @@ func (x *SealAuditRequest) String() string {
 func (*SealAuditRequest) ProtoMessage() {}
 
 func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2188,7 +2313,7 @@ func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealAuditRequest.ProtoReflect.Descriptor instead.
 func (*SealAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 type SealAuditResponse struct {
@@ -2200,7 +2325,7 @@ type SealAuditResponse struct {
 
 func (x *SealAuditResponse) Reset() {
 	*x = SealAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2212,7 +2337,7 @@ func (x *SealAuditResponse) String() string {
 func (*SealAuditResponse) ProtoMessage() {}
 
 func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2350,7 @@ func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SealAuditResponse.ProtoReflect.Descriptor instead.
 func (*SealAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *SealAuditResponse) GetSegment() *AuditSegment {
@@ -2243,7 +2368,7 @@ type AcknowledgeAuditRequest struct {
 
 func (x *AcknowledgeAuditRequest) Reset() {
 	*x = AcknowledgeAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2255,7 +2380,7 @@ func (x *AcknowledgeAuditRequest) String() string {
 func (*AcknowledgeAuditRequest) ProtoMessage() {}
 
 func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2268,7 +2393,7 @@ func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeAuditRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 type AcknowledgeAuditResponse struct {
@@ -2281,7 +2406,7 @@ type AcknowledgeAuditResponse struct {
 
 func (x *AcknowledgeAuditResponse) Reset() {
 	*x = AcknowledgeAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2418,7 @@ func (x *AcknowledgeAuditResponse) String() string {
 func (*AcknowledgeAuditResponse) ProtoMessage() {}
 
 func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2431,7 @@ func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeAuditResponse.ProtoReflect.Descriptor instead.
 func (*AcknowledgeAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *AcknowledgeAuditResponse) GetProblems() []string {
@@ -2326,7 +2451,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2338,7 +2463,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2351,7 +2476,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -2371,7 +2496,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2383,7 +2508,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2396,7 +2521,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -2423,7 +2548,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2560,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2573,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -2467,7 +2592,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2479,7 +2604,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2492,7 +2617,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -2522,7 +2647,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2659,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +2672,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -2623,7 +2748,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2635,7 +2760,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2648,7 +2773,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -2673,7 +2798,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +2810,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +2823,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type ImportImageRequest struct {
@@ -2711,7 +2836,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2848,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2861,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -2755,7 +2880,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2767,7 +2892,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2780,7 +2905,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -2798,7 +2923,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +2935,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +2948,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type ListImagesResponse struct {
@@ -2835,7 +2960,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2847,7 +2972,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2860,7 +2985,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2884,7 +3009,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3021,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3034,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Image) GetName() string {
@@ -3074,7 +3199,15 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\bdead_for\x18\x01 \x01(\tR\adeadFor\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\":\n" +
 	"\x11PruneKeysResponse\x12%\n" +
-	"\x04keys\x18\x01 \x03(\v2\x11.msb.admin.v1.KeyR\x04keys\"\x0e\n" +
+	"\x04keys\x18\x01 \x03(\v2\x11.msb.admin.v1.KeyR\x04keys\"-\n" +
+	"\x12AcceptClockRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"\xbf\x01\n" +
+	"\x13AcceptClockResponse\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12*\n" +
+	"\x02to\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02to\x12\x18\n" +
+	"\arevived\x18\x03 \x01(\x05R\arevived\x12\x18\n" +
+	"\aexpired\x18\x04 \x01(\x05R\aexpired\x12\x18\n" +
+	"\arevoked\x18\x05 \x01(\x05R\arevoked\"\x0e\n" +
 	"\fResetRequest\"W\n" +
 	"\rResetResponse\x12$\n" +
 	"\x0esigning_key_id\x18\x01 \x01(\tR\fsigningKeyId\x12 \n" +
@@ -3156,7 +3289,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x032\xea\v\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\xbe\f\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
 	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
@@ -3164,7 +3297,8 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x06GetKey\x12\x1b.msb.admin.v1.GetKeyRequest\x1a\x1c.msb.admin.v1.GetKeyResponse\x12L\n" +
 	"\tRevokeKey\x12\x1e.msb.admin.v1.RevokeKeyRequest\x1a\x1f.msb.admin.v1.RevokeKeyResponse\x12L\n" +
 	"\tRotateKey\x12\x1e.msb.admin.v1.RotateKeyRequest\x1a\x1f.msb.admin.v1.RotateKeyResponse\x12L\n" +
-	"\tPruneKeys\x12\x1e.msb.admin.v1.PruneKeysRequest\x1a\x1f.msb.admin.v1.PruneKeysResponse\x12@\n" +
+	"\tPruneKeys\x12\x1e.msb.admin.v1.PruneKeysRequest\x1a\x1f.msb.admin.v1.PruneKeysResponse\x12R\n" +
+	"\vAcceptClock\x12 .msb.admin.v1.AcceptClockRequest\x1a!.msb.admin.v1.AcceptClockResponse\x12@\n" +
 	"\x05Reset\x12\x1a.msb.admin.v1.ResetRequest\x1a\x1b.msb.admin.v1.ResetResponse\x12E\n" +
 	"\x06Backup\x12\x1b.msb.admin.v1.BackupRequest\x1a\x1c.msb.admin.v1.BackupResponse0\x01\x12H\n" +
 	"\aRestore\x12\x1c.msb.admin.v1.RestoreRequest\x1a\x1d.msb.admin.v1.RestoreResponse(\x01\x12N\n" +
@@ -3192,7 +3326,7 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
@@ -3216,51 +3350,53 @@ var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(*RotateKeyResponse)(nil),          // 19: msb.admin.v1.RotateKeyResponse
 	(*PruneKeysRequest)(nil),           // 20: msb.admin.v1.PruneKeysRequest
 	(*PruneKeysResponse)(nil),          // 21: msb.admin.v1.PruneKeysResponse
-	(*ResetRequest)(nil),               // 22: msb.admin.v1.ResetRequest
-	(*ResetResponse)(nil),              // 23: msb.admin.v1.ResetResponse
-	(*BackupRequest)(nil),              // 24: msb.admin.v1.BackupRequest
-	(*BackupResponse)(nil),             // 25: msb.admin.v1.BackupResponse
-	(*RestoreRequest)(nil),             // 26: msb.admin.v1.RestoreRequest
-	(*RestoreResponse)(nil),            // 27: msb.admin.v1.RestoreResponse
-	(*TailAuditRequest)(nil),           // 28: msb.admin.v1.TailAuditRequest
-	(*TailAuditResponse)(nil),          // 29: msb.admin.v1.TailAuditResponse
-	(*VerifyAuditRequest)(nil),         // 30: msb.admin.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 31: msb.admin.v1.VerifyAuditResponse
-	(*AuditSegment)(nil),               // 32: msb.admin.v1.AuditSegment
-	(*SealAuditRequest)(nil),           // 33: msb.admin.v1.SealAuditRequest
-	(*SealAuditResponse)(nil),          // 34: msb.admin.v1.SealAuditResponse
-	(*AcknowledgeAuditRequest)(nil),    // 35: msb.admin.v1.AcknowledgeAuditRequest
-	(*AcknowledgeAuditResponse)(nil),   // 36: msb.admin.v1.AcknowledgeAuditResponse
-	(*ShutdownRequest)(nil),            // 37: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 38: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 39: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 40: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 41: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 42: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 43: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 44: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 45: msb.admin.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),          // 46: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 47: msb.admin.v1.ListImagesResponse
-	(*Image)(nil),                      // 48: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 49: google.protobuf.Timestamp
+	(*AcceptClockRequest)(nil),         // 22: msb.admin.v1.AcceptClockRequest
+	(*AcceptClockResponse)(nil),        // 23: msb.admin.v1.AcceptClockResponse
+	(*ResetRequest)(nil),               // 24: msb.admin.v1.ResetRequest
+	(*ResetResponse)(nil),              // 25: msb.admin.v1.ResetResponse
+	(*BackupRequest)(nil),              // 26: msb.admin.v1.BackupRequest
+	(*BackupResponse)(nil),             // 27: msb.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),             // 28: msb.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),            // 29: msb.admin.v1.RestoreResponse
+	(*TailAuditRequest)(nil),           // 30: msb.admin.v1.TailAuditRequest
+	(*TailAuditResponse)(nil),          // 31: msb.admin.v1.TailAuditResponse
+	(*VerifyAuditRequest)(nil),         // 32: msb.admin.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 33: msb.admin.v1.VerifyAuditResponse
+	(*AuditSegment)(nil),               // 34: msb.admin.v1.AuditSegment
+	(*SealAuditRequest)(nil),           // 35: msb.admin.v1.SealAuditRequest
+	(*SealAuditResponse)(nil),          // 36: msb.admin.v1.SealAuditResponse
+	(*AcknowledgeAuditRequest)(nil),    // 37: msb.admin.v1.AcknowledgeAuditRequest
+	(*AcknowledgeAuditResponse)(nil),   // 38: msb.admin.v1.AcknowledgeAuditResponse
+	(*ShutdownRequest)(nil),            // 39: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 40: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 41: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 42: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 43: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 44: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 45: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 46: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 47: msb.admin.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),          // 48: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 49: msb.admin.v1.ListImagesResponse
+	(*Image)(nil),                      // 50: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 51: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	49, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	49, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	51, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
 	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
 	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
 	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
 	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
 	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
-	49, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	51, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
 	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	49, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	49, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	51, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	51, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	49, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	49, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	51, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	51, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
 	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
 	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
 	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
@@ -3268,57 +3404,61 @@ var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
 	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
 	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	49, // 22: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
-	32, // 23: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
-	32, // 24: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
-	41, // 25: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	49, // 26: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	48, // 27: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	48, // 28: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	49, // 29: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 30: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	9,  // 31: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	12, // 32: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	14, // 33: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	16, // 34: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	18, // 35: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	20, // 36: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	22, // 37: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	24, // 38: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	26, // 39: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	28, // 40: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	30, // 41: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	33, // 42: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
-	35, // 43: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
-	37, // 44: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	39, // 45: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	42, // 46: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	44, // 47: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	46, // 48: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	3,  // 49: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	10, // 50: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	13, // 51: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	15, // 52: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	17, // 53: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	19, // 54: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	21, // 55: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	23, // 56: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	25, // 57: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	27, // 58: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	29, // 59: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	31, // 60: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	34, // 61: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
-	36, // 62: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
-	38, // 63: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	40, // 64: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	43, // 65: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	45, // 66: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	47, // 67: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	49, // [49:68] is the sub-list for method output_type
-	30, // [30:49] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	51, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
+	51, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
+	51, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	34, // 25: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
+	34, // 26: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
+	43, // 27: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	51, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	50, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	50, // 30: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	51, // 31: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 32: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	9,  // 33: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	12, // 34: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	14, // 35: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	16, // 36: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	18, // 37: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	20, // 38: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	22, // 39: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
+	24, // 40: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	26, // 41: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	28, // 42: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	30, // 43: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	32, // 44: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	35, // 45: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
+	37, // 46: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
+	39, // 47: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	41, // 48: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	44, // 49: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	46, // 50: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	48, // 51: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	3,  // 52: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	10, // 53: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	13, // 54: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	15, // 55: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	17, // 56: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	19, // 57: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	21, // 58: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	23, // 59: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
+	25, // 60: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	27, // 61: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	29, // 62: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	31, // 63: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	33, // 64: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	36, // 65: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	38, // 66: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	40, // 67: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	42, // 68: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	45, // 69: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	47, // 70: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	49, // 71: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	52, // [52:72] is the sub-list for method output_type
+	32, // [32:52] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -3332,7 +3472,7 @@ func file_msb_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   47,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

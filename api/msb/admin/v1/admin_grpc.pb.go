@@ -28,6 +28,7 @@ const (
 	AdminService_RevokeKey_FullMethodName        = "/msb.admin.v1.AdminService/RevokeKey"
 	AdminService_RotateKey_FullMethodName        = "/msb.admin.v1.AdminService/RotateKey"
 	AdminService_PruneKeys_FullMethodName        = "/msb.admin.v1.AdminService/PruneKeys"
+	AdminService_AcceptClock_FullMethodName      = "/msb.admin.v1.AdminService/AcceptClock"
 	AdminService_Reset_FullMethodName            = "/msb.admin.v1.AdminService/Reset"
 	AdminService_Backup_FullMethodName           = "/msb.admin.v1.AdminService/Backup"
 	AdminService_Restore_FullMethodName          = "/msb.admin.v1.AdminService/Restore"
@@ -66,6 +67,9 @@ type AdminServiceClient interface {
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(ctx context.Context, in *PruneKeysRequest, opts ...grpc.CallOption) (*PruneKeysResponse, error)
+	// AcceptClock makes the server use the time of the host's clock, although it has used a later time before, or still
+	// waits whether the clock stays ahead. Keys that expired by the later time may become valid again.
+	AcceptClock(ctx context.Context, in *AcceptClockRequest, opts ...grpc.CallOption) (*AcceptClockResponse, error)
 	// Reset replaces the signing key. When the response is sent, the server already rejects all keys that existed.
 	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error)
 	// Backup streams an archive with a consistent snapshot of the keys, the signing key and the audit log. The archive
@@ -168,6 +172,16 @@ func (c *adminServiceClient) PruneKeys(ctx context.Context, in *PruneKeysRequest
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PruneKeysResponse)
 	err := c.cc.Invoke(ctx, AdminService_PruneKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) AcceptClock(ctx context.Context, in *AcceptClockRequest, opts ...grpc.CallOption) (*AcceptClockResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcceptClockResponse)
+	err := c.cc.Invoke(ctx, AdminService_AcceptClock_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -339,6 +353,9 @@ type AdminServiceServer interface {
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(context.Context, *PruneKeysRequest) (*PruneKeysResponse, error)
+	// AcceptClock makes the server use the time of the host's clock, although it has used a later time before, or still
+	// waits whether the clock stays ahead. Keys that expired by the later time may become valid again.
+	AcceptClock(context.Context, *AcceptClockRequest) (*AcceptClockResponse, error)
 	// Reset replaces the signing key. When the response is sent, the server already rejects all keys that existed.
 	Reset(context.Context, *ResetRequest) (*ResetResponse, error)
 	// Backup streams an archive with a consistent snapshot of the keys, the signing key and the audit log. The archive
@@ -397,6 +414,9 @@ func (UnimplementedAdminServiceServer) RotateKey(context.Context, *RotateKeyRequ
 }
 func (UnimplementedAdminServiceServer) PruneKeys(context.Context, *PruneKeysRequest) (*PruneKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method PruneKeys not implemented")
+}
+func (UnimplementedAdminServiceServer) AcceptClock(context.Context, *AcceptClockRequest) (*AcceptClockResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptClock not implemented")
 }
 func (UnimplementedAdminServiceServer) Reset(context.Context, *ResetRequest) (*ResetResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reset not implemented")
@@ -577,6 +597,24 @@ func _AdminService_PruneKeys_Handler(srv interface{}, ctx context.Context, dec f
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).PruneKeys(ctx, req.(*PruneKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_AcceptClock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptClockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AcceptClock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AcceptClock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AcceptClock(ctx, req.(*AcceptClockRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -806,6 +844,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PruneKeys",
 			Handler:    _AdminService_PruneKeys_Handler,
+		},
+		{
+			MethodName: "AcceptClock",
+			Handler:    _AdminService_AcceptClock_Handler,
 		},
 		{
 			MethodName: "Reset",

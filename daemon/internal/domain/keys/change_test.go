@@ -19,7 +19,7 @@ func newClocked(t testing.TB) (Memory, *Issuer, *Verifier, *manualClock) {
 	t.Helper()
 	store, clock := NewMemory(), newManualClock("2026-01-10T10:00:00Z")
 	opts := options(store, keyringPath(t))
-	opts.readClock = clock.read
+	opts.readClock, opts.asleep = clock.read, clock.slept
 	i, v := openWith(t, opts)
 	return store, i, v, clock
 }

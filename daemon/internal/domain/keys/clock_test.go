@@ -20,7 +20,8 @@ const year = 365 * 24 * time.Hour
 func TestClockNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	m := newManualClock("2026-01-10T10:00:00Z")
-	c := newClock(m.read)
+	c := newClock(m.read, m.slept)
+	c.accept()
 	start := m.now()
 	expect := func(want time.Time, behind time.Duration) {
 		t.Helper()
@@ -40,6 +41,9 @@ func TestClockNeverGoesBack(t *testing.T) {
 	expect(start.Add(61*time.Minute), time.Hour)
 	m.set(start.Add(57 * time.Minute)) // 4 minutes behind, within maxCorrection
 	expect(start.Add(61*time.Minute), 0)
+	m.set(start.Add(65 * time.Minute)) // 4 minutes ahead, within maxCorrection
+	expect(start.Add(65*time.Minute), 0)
+	c.advance(start.Add(2 * time.Hour))
 	m.set(start.Add(2 * time.Hour))
 	expect(start.Add(2*time.Hour), 0)
 	c.advance(start.Add(time.Hour)) // an earlier time changes nothing
@@ -51,11 +55,167 @@ func TestClockNeverGoesBack(t *testing.T) {
 	far := time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
 	c.advance(far)
 	expect(far, time.Duration(math.MaxInt64/1000)*1000)
-	c.reset()
+	c.accept()
 	expect(start.Add(2*time.Hour), 0)
 	m.set(time.Date(1901, 1, 1, 0, 0, 0, 999_999, time.UTC))
-	c.reset()
+	c.accept()
 	expect(time.Date(1901, 1, 1, 0, 0, 0, 0, time.UTC), 0)
+}
+
+// A wall clock that is set far forward is followed only once it has stayed there. The time in which the machine was
+// suspended is followed at once.
+func TestClockWaitsWhetherTheWallClockStaysAhead(t *testing.T) {
+	t.Parallel()
+	m := newManualClock("2026-01-10T10:00:00Z")
+	c := newClock(m.read, m.slept)
+	c.advance(m.now()) // as from the store
+	start := m.now()
+	expect := func(what string, want time.Time, ahead, behind time.Duration) {
+		t.Helper()
+		c.observe() // as Run does
+		if got := c.time(); !got.Equal(want) {
+			t.Errorf("%s: the time is %s, want %s", what, got, want)
+		}
+		if got, wait := c.ahead(); got != ahead || (wait > 0) != (ahead > 0) || wait > confirmation {
+			t.Errorf("%s: the wall clock is %s ahead, to be confirmed in %s; want %s", what, got, wait, ahead)
+		}
+		if got := c.behind(); got != behind {
+			t.Errorf("%s: the wall clock is %s behind, want %s", what, got, behind)
+		}
+		if trusted := c.trustedTime(); !trusted.Equal(c.time()) {
+			t.Errorf("%s: the time to remember is %s, the time is %s", what, trusted, c.time())
+		}
+	}
+	m.set(start.Add(maxCorrection + time.Millisecond))
+	expect("just ahead", start, maxCorrection+time.Millisecond, 0)
+	m.set(start.Add(12 * year))
+	expect("12 years ahead", start, 12*year, 0)
+	m.pass(confirmation - time.Microsecond)
+	expect("almost confirmed", start.Add(confirmation-time.Microsecond).Truncate(time.Millisecond), 12*year, 0)
+	m.set(start.Add(confirmation))
+	start = m.now()
+	expect("set back", start, 0, 0)
+	m.pass(time.Hour)
+	start = m.now()
+	expect("an hour later", start, 0, 0)
+
+	m.set(start.Add(6 * time.Hour))
+	expect("6 hours ahead", start, 6*time.Hour, 0)
+	m.pass(4 * time.Minute)
+	m.set(start.Add(2*time.Hour + 4*time.Minute)) // now only the first two hours can be confirmed
+	expect("2 hours ahead", start.Add(4*time.Minute), 2*time.Hour, 0)
+	m.pass(time.Minute)
+	start = start.Add(2*time.Hour + confirmation)
+	expect("confirmed", start, 0, 0)
+	m.set(start.Add(-time.Hour))
+	expect("set back too late", start, 0, time.Hour)
+	m.set(start)
+
+	// While the wall clock jumps ahead again and again, the clock follows with a limited delay.
+	for range 10 {
+		m.set(m.now().Add(time.Hour))
+		c.now()
+		m.pass(4 * time.Minute)
+	}
+	if delay := m.now().Sub(c.time()); delay > 3*time.Hour {
+		t.Errorf("after 40 minutes, the clock is %s late", delay)
+	}
+	m.pass(confirmation)
+	c.now()
+	m.pass(confirmation)
+	start = m.now()
+	expect("at last", start, 0, 0)
+
+	m.suspend(8 * time.Hour)
+	start = start.Add(8 * time.Hour)
+	expect("after a suspension", start, 0, 0)
+	m.suspend(time.Minute)
+	m.set(m.now().Add(-2 * time.Hour))
+	start = start.Add(time.Minute)
+	expect("set back during a suspension", start, 0, 2*time.Hour)
+	m.suspend(time.Hour)
+	start = start.Add(time.Hour)
+	expect("after a suspension while behind", start, 0, 2*time.Hour)
+	m.set(start)
+	m.suspend(time.Hour)
+	m.set(m.now().Add(2 * time.Hour))
+	start = start.Add(time.Hour)
+	expect("set ahead during a suspension", start, 2*time.Hour, 0)
+	c.catchUp()
+	start = start.Add(2 * time.Hour)
+	expect("when a key was created", start, 0, 0)
+}
+
+// The time at the start is used at once, but it is remembered only once the wall clock has stayed there.
+func TestTimeAtTheStartIsRememberedLater(t *testing.T) {
+	t.Parallel()
+	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
+	opts := options(store, path)
+	opts.readClock, opts.asleep = clock.read, clock.slept
+	i, v := openWith(t, opts)
+	token, _ := issue(t, i, IssueRequest{Expire: "1d"})
+	start := clock.now()
+	restart := func(wall time.Time) {
+		i.saveUsage() // as Run does when it ends
+		clock.set(wall)
+		i, v = openWith(t, opts)
+	}
+	// The clock is wrong at the start, and corrected a minute later.
+	restart(start.Add(12 * year))
+	refused(t, v, token)
+	clock.pass(time.Minute)
+	restart(start.Add(time.Minute))
+	accepted(t, v, token)
+	if behind := i.ClockBehind(); behind != 0 {
+		t.Errorf("the clock is %s behind", behind)
+	}
+	// The clock is right at the start, and set back later.
+	restart(start.Add(24 * time.Hour))
+	refused(t, v, token)
+	clock.pass(confirmation)
+	refused(t, v, token)
+	restart(start)
+	refused(t, v, token)
+	if behind := i.ClockBehind(); behind != 24*time.Hour+confirmation {
+		t.Errorf("the clock is %s behind", behind)
+	}
+}
+
+// A clock that is wrong for a moment has no effect on keys. Afterwards, everything is as before, also after a restart.
+func TestClockThatIsWrongForAMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := newManualClock("2026-01-10T10:00:00Z")
+		opts := options(NewMemory(), keyringPath(t))
+		opts.readClock, opts.asleep = clock.read, clock.slept
+		i, v := openWith(t, opts)
+		token, r := issue(t, i, IssueRequest{Expire: "1h"})
+		ctx, cancel := accepted(t, v, token).Bind(t.Context())
+		defer cancel()
+		stop := run(t, i)
+		start := clock.now()
+		clock.set(time.Date(2038, 1, 19, 3, 14, 7, 0, time.UTC))
+		time.Sleep(2 * time.Minute) // Run saves the usage
+		synctest.Wait()
+		accepted(t, v, token)
+		if ahead, wait := i.ClockAhead(); ahead < 11*year || wait != confirmation {
+			t.Errorf("the clock is %s ahead, to be confirmed in %s", ahead, wait)
+		}
+		stop()
+		clock.set(start)
+		for range 2 {
+			accepted(t, v, token)
+			if behind := i.ClockBehind(); behind != 0 {
+				t.Errorf("the clock is %s behind", behind)
+			}
+			if k, err := i.Find(r.ID); err != nil || k.StateAt(i.Now()) != Live {
+				t.Errorf("the key is %+v, %v", k, err)
+			}
+			i, v = openWith(t, opts)
+		}
+		if ctx.Err() != nil {
+			t.Errorf("a request was canceled: %v", context.Cause(ctx))
+		}
+	})
 }
 
 // No key is accepted after it has expired, even if the clock is changed while the server is running or stopped.
@@ -72,7 +232,7 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 				t.Parallel()
 				store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 				opts := options(store, path)
-				opts.readClock = clock.read
+				opts.readClock, opts.asleep = clock.read, clock.slept
 				i, v := openWith(t, opts)
 				forever, _ := issue(t, i, IssueRequest{})
 				expired, gone := issue(t, i, IssueRequest{Expire: "1d"})
@@ -101,7 +261,8 @@ func TestNoClockBringsAKeyToLife(t *testing.T) {
 				// The change of the clock does not extend the remaining time of a key.
 				for range 120 {
 					clock.pass(time.Minute)
-					if _, err := v.Verify(live, from); err == nil && set >= 0 && !clock.now().Before(end) {
+					// A clock that was set forward is followed after some minutes.
+					if _, err := v.Verify(live, from); err == nil && set >= 0 && !clock.now().Before(end.Add(confirmation)) && restart {
 						t.Fatalf("at %s, a key is accepted that expired at %s", clock.now(), end)
 					}
 				}
@@ -118,7 +279,7 @@ func TestLatestTimeIsSaved(t *testing.T) {
 	t.Parallel()
 	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 	opts := options(store, path)
-	opts.readClock = clock.read
+	opts.readClock, opts.asleep = clock.read, clock.slept
 	i, v := openWith(t, opts)
 	token, _ := issue(t, i, IssueRequest{Expire: "1d"})
 	clock.pass(24 * time.Hour)
@@ -137,12 +298,12 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 	ctx := context.Background()
 	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 	opts := options(store, path)
-	opts.readClock = clock.read
+	opts.readClock, opts.asleep = clock.read, clock.slept
 	i, v := openWith(t, opts)
 	token, r := issue(t, i, IssueRequest{Name: "a"})
 	start := clock.now()
 	clock.set(start.Add(year))
-	issue(t, i, IssueRequest{})
+	issue(t, i, IssueRequest{}) // the clock follows at once, so that the key has its lifetime
 	clock.set(start)
 	behind := func() {
 		t.Helper()
@@ -153,7 +314,7 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 			"Issue":  func() error { _, _, err := i.Issue(ctx, IssueRequest{}); return err }(),
 			"Rotate": func() error { _, _, _, err := i.Rotate(ctx, RotateRequest{Ref: "a"}); return err }(),
 		} {
-			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "correct the clock") || !strings.Contains(err.Error(), "server reset") {
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "correct the clock") || !strings.Contains(err.Error(), "server clock accept") {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -195,7 +356,8 @@ func TestNoKeysWhileTheClockIsBehind(t *testing.T) {
 func TestClockStepsForwardAreReported(t *testing.T) {
 	t.Parallel()
 	m := newManualClock("2026-01-10T10:00:00Z")
-	c := newClock(m.read)
+	c := newClock(m.read, m.slept)
+	c.accept()
 	start := m.now()
 	expect := func(what string, want bool) {
 		t.Helper()
@@ -213,10 +375,13 @@ func TestClockStepsForwardAreReported(t *testing.T) {
 	expect("when called again", false)
 	m.set(start)
 	expect("after the clock was set back", false)
-	c.reset()
+	c.accept()
 	expect("after a reset", false)
 	m.set(m.now().Add(30 * time.Minute))
-	expect("after the clock was set forward again", true)
+	expect("after the clock was set forward again", false)
+	m.pass(confirmation)
+	expect("when the clock has stayed ahead", true)
+	expect("when called again", false)
 }
 
 // If a crash interrupts a reset, the next start discards the latest time, as the reset would have done.
@@ -224,7 +389,7 @@ func TestClockAfterInterruptedReset(t *testing.T) {
 	t.Parallel()
 	store, path, clock := NewMemory(), keyringPath(t), newManualClock("2027-01-10T10:00:00Z")
 	opts := options(store, path)
-	opts.readClock = clock.read
+	opts.readClock, opts.asleep = clock.read, clock.slept
 	i, _ := openWith(t, opts)
 	issue(t, i, IssueRequest{})
 	i.saveUsage()
@@ -248,13 +413,13 @@ func TestClockAfterInterruptedReset(t *testing.T) {
 	}
 }
 
-// If the clock is set forward past the expiry of a key, the key's requests are cancelled, although the timer of its
-// session has not fired yet.
+// If the clock is set forward past the expiry of a key and stays there, the key's requests are cancelled, although the
+// timer of its session has not fired yet.
 func TestClockSetForwardCancelsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := newManualClock("2026-01-10T10:00:00Z")
 		opts := options(NewMemory(), keyringPath(t))
-		opts.readClock = clock.read
+		opts.readClock, opts.asleep = clock.read, clock.slept
 		i, v := openWith(t, opts)
 		token, _ := issue(t, i, IssueRequest{Expire: "1d"})
 		other, _ := issue(t, i, IssueRequest{Expire: "3d"})
@@ -266,8 +431,10 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 		defer stop()
 		start := time.Now()
 		clock.set(clock.now().Add(24 * time.Hour))
+		time.Sleep(1500 * time.Millisecond) // Run looks at the clock once a second
+		clock.pass(confirmation)
 		cancelledByRefusal(t, ctx)
-		if took := time.Since(start); took > time.Second {
+		if took := time.Since(start); took > 2500*time.Millisecond {
 			t.Errorf("the context was cancelled only after %s", took)
 		}
 		if otherCtx.Err() != nil {
@@ -276,7 +443,8 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 	})
 }
 
-// Random changes of the clock, restarts and new keys, compared with a model that tracks how long each key may live.
+// Random changes of the clock, suspensions, restarts and new keys, compared with a model that tracks how long each key
+// may live, and for how long the wall clock has been past its expiry.
 func TestClockWalk(t *testing.T) {
 	t.Parallel()
 	seed := randtest.Seed(t)
@@ -284,17 +452,21 @@ func TestClockWalk(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, uint64(walk)))
 		store, path, clock := NewMemory(), keyringPath(t), newManualClock("2026-01-10T10:00:00Z")
 		opts := options(store, path)
-		opts.readClock = clock.read
+		opts.readClock, opts.asleep = clock.read, clock.slept
 		i, v := openWith(t, opts)
 		type modelKey struct {
 			token     string
 			expires   time.Time     // according to the clock when the key was created
 			remaining time.Duration // of real time
+			past      time.Duration // for how long, in time in which the server runs, the wall clock has been past expires
 			dead      bool
+			final     bool // the key is dead even after a restart with a corrected clock
 		}
 		var keys []*modelKey
 		for range 100 {
-			switch rnd.IntN(5) {
+			var passed time.Duration
+			var restarted bool
+			switch rnd.IntN(7) {
 			case 0:
 				hours := 1 + rnd.IntN(48)
 				secret, r, err := i.Issue(context.Background(), IssueRequest{Expire: fmt.Sprintf("%dh", hours)})
@@ -308,10 +480,19 @@ func TestClockWalk(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				keys = append(keys, &modelKey{secret.Reveal(), r.ExpiresAt, time.Duration(hours) * time.Hour, false})
+				for _, k := range keys {
+					k.final = k.dead // the store remembers the time with the new key
+				}
+				keys = append(keys, &modelKey{token: secret.Reveal(), expires: r.ExpiresAt, remaining: time.Duration(hours) * time.Hour})
 			case 1:
+				passed = time.Duration(rnd.Int64N(int64(12 * time.Hour)))
+				clock.pass(passed)
+			case 5:
+				passed = time.Duration(rnd.Int64N(int64(10 * time.Minute)))
+				clock.pass(passed)
+			case 6:
 				d := time.Duration(rnd.Int64N(int64(12 * time.Hour)))
-				clock.pass(d)
+				clock.suspend(d)
 				for _, k := range keys {
 					k.remaining -= d
 				}
@@ -320,19 +501,31 @@ func TestClockWalk(t *testing.T) {
 			case 3:
 				i.saveUsage()
 				i, v = openWith(t, opts)
+				restarted = true
+				for _, k := range keys {
+					k.dead, k.past = k.final, 0
+				}
 			case 4:
 				i.saveUsage()
 			}
+			i.clock.observe() // as Run does
 			for n, k := range keys {
+				k.remaining -= passed
+				if k.past += passed; clock.now().Before(k.expires) {
+					k.past = 0
+				}
 				_, err := v.Verify(k.token, from)
 				switch {
 				case err != nil:
-					k.dead = true // from now on, it must always be refused
+					k.dead = true
+					k.final = k.final || k.remaining <= 0 || k.past > 2*confirmation
+				case restarted && !clock.now().Before(k.expires):
+					t.Fatalf("walk %d: after a restart at %s, key %d is accepted but expired at %s", walk, clock.now(), n, k.expires)
 				case k.dead:
 					t.Fatalf("walk %d: key %d is accepted after it was refused", walk, n)
 				case k.remaining <= 0:
 					t.Fatalf("walk %d: key %d is accepted for longer than requested", walk, n)
-				case !clock.now().Before(k.expires):
+				case k.past > 2*confirmation:
 					t.Fatalf("walk %d: key %d is accepted at %s but expired at %s", walk, n, clock.now(), k.expires)
 				}
 			}

@@ -88,6 +88,7 @@ func (i *Issuer) draft(r Record) (Secret, Record, error) {
 	if err := i.clock.checkNotBehind(); err != nil {
 		return Secret{}, Record{}, err
 	}
+	i.clock.catchUp() // so that the key does not expire earlier than requested
 	ring := i.keyring.Load()
 	r.ID = randomID()
 	r.SigningKeyID = ring.keyID
@@ -107,8 +108,10 @@ func (i *Issuer) draft(r Record) (Secret, Record, error) {
 	return secret, r, nil
 }
 
-// commit makes a change durable and then applies it in memory. The caller holds i.mu.
+// commit makes a change durable and then applies it in memory. With the change, the store remembers the time, so that no
+// restart undoes a revocation or expiry. The caller holds i.mu.
 func (i *Issuer) commit(c Change) error {
+	c.Clock = i.clock.trust()
 	if err := i.store.CommitKeys(c); err != nil {
 		return err
 	}
@@ -126,18 +129,21 @@ func (i *Issuer) SigningKey() SigningKey {
 	return SigningKey{InstanceID: ring.instanceID, ID: ring.keyID, CreatedAt: ring.createdAt}
 }
 
-// ClockBehind returns how far the wall clock is behind the latest time that the server has seen. It returns 0 if the
+// ClockBehind returns how far the wall clock is behind the latest time that the server has used. It returns 0 if the
 // difference is at most 5 minutes, which a time server may have corrected. While the clock is behind, keys expire
-// by the latest time seen, and no key can be created.
+// by the latest time used, and no key can be created.
 func (i *Issuer) ClockBehind() time.Duration { return i.clock.behind() }
 
-// Now returns the time that decides whether a key has expired. It never goes back, except in a reset. See
-// ClockBehind.
+// ClockAhead returns how far the wall clock was set forward if the server does not use the new time yet, and for how long
+// it waits whether the wall clock stays there. Otherwise ahead is 0.
+func (i *Issuer) ClockAhead() (ahead, wait time.Duration) { return i.clock.ahead() }
+
+// Now returns the time that decides whether a key has expired. It goes back only in AcceptClock and in Reset.
 func (i *Issuer) Now() time.Time { return i.clock.time() }
 
 // Run saves the usage of keys every minute and when ctx is done, and then returns nil. It also writes suspicious
-// tokens to the audit log, and ends the sessions of expired keys when the clock is set forward. If something cannot
-// be saved, Run logs the error and tries again.
+// tokens to the audit log, watches the wall clock, and ends the sessions of expired keys when it was set forward. If
+// something cannot be saved, Run logs the error and tries again.
 func (i *Issuer) Run(ctx context.Context) error {
 	save := time.NewTicker(usageInterval)
 	defer save.Stop()

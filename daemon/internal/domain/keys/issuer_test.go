@@ -142,7 +142,7 @@ func TestNamesAreUnique(t *testing.T) {
 	t.Parallel()
 	clock := newManualClock("2026-01-10T10:00:00Z")
 	opts := options(NewMemory(), keyringPath(t))
-	opts.readClock = clock.read
+	opts.readClock, opts.asleep = clock.read, clock.slept
 	i, _ := openWith(t, opts)
 	taken := func(name string) {
 		t.Helper()

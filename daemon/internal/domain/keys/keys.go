@@ -141,7 +141,7 @@ type Saved struct {
 	Records []Record
 	// Usage is the usage of the keys, by id.
 	Usage map[string]Usage
-	// Latest is the latest time that the server is known to have seen. See Issuer.ClockBehind.
+	// Latest is the latest time that the server has used and that is confirmed. See Issuer.ClockBehind.
 	Latest time.Time
 }
 

@@ -119,6 +119,7 @@ func refused(t testing.TB, v *Verifier, token string) (cause string) {
 type manualClock struct {
 	mu           sync.Mutex
 	wall, steady time.Time
+	asleep       time.Duration
 }
 
 func newManualClock(at string) *manualClock {
@@ -140,6 +141,20 @@ func (c *manualClock) pass(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.wall, c.steady = c.wall.Add(d), c.steady.Add(d)
+}
+
+// suspend suspends the machine for d. Only the wall clock advances.
+func (c *manualClock) suspend(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wall, c.asleep = c.wall.Add(d), c.asleep+d
+}
+
+// slept returns for how long the machine was suspended, in microseconds.
+func (c *manualClock) slept() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.asleep.Microseconds()
 }
 
 // set sets the wall clock.

@@ -22,8 +22,9 @@ type Options struct {
 	Reset bool
 	Log   *slog.Logger
 
-	// readClock replaces systemClock in tests.
+	// readClock and asleep replace systemClock and systemSleep in tests.
 	readClock func() (wall, steady int64)
+	asleep    func() int64
 }
 
 // Open loads the keyring and all records. It creates a keyring if there is none and no key depends on one. It
@@ -34,7 +35,10 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 	if opts.readClock == nil {
 		opts.readClock = systemClock()
 	}
-	c := newClock(opts.readClock)
+	if opts.asleep == nil {
+		opts.asleep = systemSleep
+	}
+	c := newClock(opts.readClock, opts.asleep)
 	saved, err := opts.Store.LoadKeys()
 	if err != nil {
 		return nil, nil, fmt.Errorf("load API keys: %w", err)
@@ -52,8 +56,10 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 	// has no keys, do not rely on that time: it may be a wrong one that an interrupted reset did not get to clear.
 	var change Change
 	if latest, ok := latestTime(saved.Records, ring.keyID); ok {
+		if !saved.Latest.IsZero() { // zero after an upgrade from schema 1
+			latest = saved.Latest
+		}
 		c.advance(latest)
-		c.advance(saved.Latest)
 	} else if saved.Latest.After(c.time()) {
 		change.Clock = c.time()
 	}

@@ -13,7 +13,7 @@ import (
 // Reset replaces the signing key and returns how many live keys this invalidated. Once the new signing key is on disk,
 // all keys issued before are refused, even if the server crashes before Reset has returned. If only a later step
 // fails, Reset returns both the count and an error. As no remaining key depends on the latest time that the server has
-// seen, Reset discards that time and uses the wall clock again, even if it is behind.
+// used, Reset discards that time and uses the wall clock again, even if it is behind.
 func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -36,7 +36,7 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 		return 0, saveErr
 	}
 	marked, invalidated := i.adopt(ring, at)
-	i.clock.reset()
+	i.clock.accept()
 	i.log.Warn("the signing key was replaced: every earlier API key is invalid now",
 		"count", invalidated, "signing_key_id", ring.keyID)
 	c := Change{Put: marked, Clock: at}

@@ -57,7 +57,7 @@ func (u *usage) set(use Usage) {
 // usageInterval is how often the usage of keys is saved.
 const usageInterval = time.Minute
 
-// saveUsage saves the latest time and the usage of the keys that were used since the last save. If that fails, the next
+// saveUsage saves the time, if it is confirmed, and the usage of the keys that were used since the last save. If that fails, the next
 // call saves them.
 func (i *Issuer) saveUsage() {
 	i.saving.Lock()
@@ -67,7 +67,7 @@ func (i *Issuer) saveUsage() {
 	for id, u := range used {
 		changed[id] = u.load()
 	}
-	if err := i.store.SaveUsage(changed, i.clock.time()); err != nil {
+	if err := i.store.SaveUsage(changed, i.clock.trustedTime()); err != nil {
 		i.log.Error("could not save the usage of API keys; will try again", "keys", len(changed), "err", err)
 		return
 	}

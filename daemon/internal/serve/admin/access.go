@@ -27,7 +27,7 @@ const (
 	// read methods are served once the daemon has recovered, even if it is degraded or draining.
 	read
 	// urgent methods are served once the daemon has recovered, even if it is degraded, because an administrator must be
-	// able to revoke access and to free the disk even then.
+	// able to revoke access, to free the disk and to correct the clock even then.
 	urgent
 	// mutate methods are served only while the daemon is ready.
 	mutate
@@ -44,6 +44,7 @@ var methods = map[string]access{
 	adminv1.AdminService_ListSandboxes_FullMethodName:    read,
 	adminv1.AdminService_ListImages_FullMethodName:       read,
 	adminv1.AdminService_RevokeKey_FullMethodName:        urgent,
+	adminv1.AdminService_AcceptClock_FullMethodName:      urgent,
 	adminv1.AdminService_Reset_FullMethodName:            urgent,
 	adminv1.AdminService_CreateKey_FullMethodName:        mutate,
 	adminv1.AdminService_RotateKey_FullMethodName:        mutate,
@@ -150,7 +151,7 @@ func (s *Server) ready(need access) error {
 		if need == urgent {
 			return nil
 		}
-		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys and stopping sandboxes (%s): %w",
+		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys, stopping sandboxes and accepting the clock (%s): %w",
 			strings.Join(reasons, "; "), errdefs.ErrFailedPrecondition)
 	default:
 		return errStopping

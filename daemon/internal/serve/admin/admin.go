@@ -30,6 +30,8 @@ type Keys interface {
 	Find(ref string) (keys.Key, error)
 	Revoke(ctx context.Context, ref string, by uint32) (keys.Key, error)
 	Rotate(ctx context.Context, req keys.RotateRequest) (secret keys.Secret, created keys.Record, old keys.Key, err error)
+	// AcceptClock makes the server use the time of the wall clock. With dryRun, it only returns what would change.
+	AcceptClock(ctx context.Context, dryRun bool, by uint32) (keys.ClockChange, error)
 	Reset(ctx context.Context, by uint32) (invalidated int, err error)
 	SigningKey() keys.SigningKey
 	// Now returns the time that decides whether a key has expired.

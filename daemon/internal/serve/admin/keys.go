@@ -100,6 +100,18 @@ func (s *Server) PruneKeys(ctx context.Context, req *adminv1.PruneKeysRequest) (
 	return &adminv1.PruneKeysResponse{Keys: toProtos(keys, s.keyProto)}, nil
 }
 
+// AcceptClock implements AdminServiceServer.
+func (s *Server) AcceptClock(ctx context.Context, req *adminv1.AcceptClockRequest) (*adminv1.AcceptClockResponse, error) {
+	c, err := s.Keys.AcceptClock(ctx, req.GetDryRun(), s.uid(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.AcceptClockResponse{
+		From: timeProto(c.From), To: timeProto(c.To),
+		Revived: int32(c.Revived), Expired: int32(c.Expired), Revoked: int32(c.Revoked),
+	}, nil
+}
+
 // Reset implements AdminServiceServer.
 func (s *Server) Reset(ctx context.Context, _ *adminv1.ResetRequest) (*adminv1.ResetResponse, error) {
 	invalidated, err := s.Keys.Reset(ctx, s.uid(ctx))

@@ -1,7 +1,10 @@
 package admin
 
 import (
+	"context"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -289,6 +292,42 @@ func TestReset(t *testing.T) {
 	}
 	if _, err := f.verifier.Verify(key.GetKey(), from); err == nil {
 		t.Error("a key from before the reset is accepted")
+	}
+}
+
+// clockKeys is Keys whose AcceptClock returns change.
+type clockKeys struct {
+	Keys
+	change keys.ClockChange
+	dryRun []bool // the arguments of the calls of AcceptClock
+	by     uint32
+}
+
+func (k *clockKeys) AcceptClock(_ context.Context, dryRun bool, by uint32) (keys.ClockChange, error) {
+	k.dryRun, k.by = append(k.dryRun, dryRun), by
+	return k.change, nil
+}
+
+func TestAcceptClock(t *testing.T) {
+	f := newFixture(t, "")
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	k := &clockKeys{Keys: f.server.Keys, change: keys.ClockChange{From: now.Add(time.Hour), To: now, Revived: 1, Expired: 2, Revoked: 3}}
+	f.server.Keys = k
+	for _, dryRun := range []bool{true, false} {
+		resp, err := f.client.AcceptClock(t.Context(), &adminv1.AcceptClockRequest{DryRun: dryRun})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := keys.ClockChange{
+			From: resp.GetFrom().AsTime(), To: resp.GetTo().AsTime(),
+			Revived: int(resp.GetRevived()), Expired: int(resp.GetExpired()), Revoked: int(resp.GetRevoked()),
+		}
+		if got != k.change {
+			t.Errorf("got %+v, want %+v", got, k.change)
+		}
+	}
+	if !slices.Equal(k.dryRun, []bool{true, false}) || k.by != uint32(os.Geteuid()) {
+		t.Errorf("the calls were dry runs: %v, by uid %d", k.dryRun, k.by)
 	}
 }
 
