@@ -361,11 +361,17 @@ func TestREPLEnvironment(t *testing.T) {
 	if want := fmt.Sprintf("stdout: ('yes', '%s')\n", dir); err != nil || text(r.Output) != want {
 		t.Errorf("error %v, output\n%swant %s", err, text(r.Output), want)
 	}
+	// An interpreter of the image may print anything before it fails.
+	noisy := "#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x\nprintf '\\033[2J the end' >&2\nexit 5\n"
+	if err := os.WriteFile(filepath.Join(dir, "node"), []byte(noisy), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		run   sandbox.Code
 		class func(error) bool
 		want  string
 	}{
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=" + dir + ":/usr/bin:/bin"}}}, errdefs.IsFailedPrecondition, `\x1b[2J the end`},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "the image has no node"},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"NODE_OPTIONS=--nonsense"}}}, errdefs.IsFailedPrecondition, "exited with status 9"},
@@ -373,6 +379,8 @@ func TestREPLEnvironment(t *testing.T) {
 	} {
 		if _, err := c.runCode(t.Context(), tt.run); !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("run %+v: %v, want an error containing %q", tt.run, err, tt.want)
+		} else if len(err.Error()) > 3<<10 {
+			t.Errorf("run %+v: an error of %d bytes", tt.run, len(err.Error()))
 		}
 	}
 }

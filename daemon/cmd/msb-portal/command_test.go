@@ -61,6 +61,7 @@ func TestCommandThatCannotBeRun(t *testing.T) {
 		class func(error) bool
 		want  string
 	}{
+		{sandbox.Command{Program: strings.Repeat("\x01", 100<<10)}, notFound, `\x01\x01`}, // must not end the connection
 		{sandbox.Command{Program: "nope"}, notFound, "nope is not in PATH"},
 		{sandbox.Command{Program: "/nope"}, notFound, "/nope: file does not exist"},
 		{sandbox.Command{Program: "/etc/passwd"}, notFound, "/etc/passwd: is not executable"},

@@ -229,13 +229,19 @@ func (o *output) report(line string) {
 	o.deliver(p, []byte(line+"\n"))
 }
 
-// backlogText returns the backlog of both streams as text.
+// maxQuote limits the output that an error quotes, in bytes.
+const maxQuote = 1 << 10
+
+// backlogText returns the end of the backlog of both streams as text. An interpreter that fails says why in its last lines.
 func (o *output) backlogText() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var text []byte
 	for _, piece := range o.backlog {
 		text = append(text, piece.data...)
+	}
+	if len(text) > maxQuote {
+		return "…" + string(text[len(text)-maxQuote:])
 	}
 	return string(text)
 }

@@ -77,12 +77,12 @@ const (
 	// maxInFlight limits the requests in progress of one key.
 	maxInFlight = 256
 
-	// maxHeld and maxHeldOfKey limit the bytes of pending responses, of all keys and of one key. The memory in use can
-	// briefly be three times as much, because of copies.
+	// maxHeld and maxHeldOfKey limit the bytes of long bodies and of pending responses, of all keys and of one key. The
+	// memory in use can briefly be three times as much, because of copies.
 	maxHeld      = 64 << 20
 	maxHeldOfKey = 32 << 20
 	// freeBytes is how many bytes a response may have beyond the output of its runs before it counts. A batch whose runs
-	// have used up the limit still needs room for the rest of its JSON.
+	// have used up the limit still needs room for the rest of its JSON. As many bytes of a body do not count.
 	freeBytes = 64 << 10
 
 	// These limit the log lines about requests without a valid key, which anyone can send.

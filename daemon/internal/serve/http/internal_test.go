@@ -1,10 +1,12 @@
 package http
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -105,5 +107,26 @@ func TestBadKeyLimiterForgetsSources(t *testing.T) {
 	}
 	if n := b.sources.Len(); n != maxSources {
 		t.Errorf("%d sources are remembered, want %d", n, maxSources)
+	}
+}
+
+func TestChunks(t *testing.T) {
+	var c chunks
+	for range 2 {
+		var want bytes.Buffer
+		for i, size := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, 3*chunkSize - 2, 5} {
+			text := strings.Repeat(string(rune('a'+i)), size)
+			want.WriteString(text)
+			if i%2 == 0 {
+				c.Write([]byte(text))
+			} else {
+				c.WriteString(text)
+			}
+		}
+		var got bytes.Buffer
+		if err := c.writeTo(&got); err != nil || c.size != want.Len() || got.String() != want.String() {
+			t.Errorf("got %d bytes, size %d, error %v, want %d", got.Len(), c.size, err, want.Len())
+		}
+		c.reset()
 	}
 }

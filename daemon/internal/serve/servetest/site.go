@@ -194,7 +194,8 @@ func (f *Sandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
 	return record(n, req), err
 }
 
-// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run.
+// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run, and one
+// named "mute" because it cannot be measured.
 func (f *Sandboxes) Metrics(_ context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
 	recs, _ := f.ListIn(namespaces)
 	var all []sandbox.Metrics
@@ -203,7 +204,7 @@ func (f *Sandboxes) Metrics(_ context.Context, namespaces []string, name string)
 			continue
 		}
 		m := sandbox.Metrics{Name: rec.Name, State: rec.State, Reason: rec.Reason}
-		if m.State == sandbox.Running {
+		if m.State == sandbox.Running && rec.Name.Name != "mute" {
 			m.CPUPercent, m.MemoryMiB, m.DiskBytes = new(12.5), new(int64(256)), new(int64(1<<40))
 		}
 		all = append(all, m)
