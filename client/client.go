@@ -27,7 +27,8 @@ import (
 const DefaultServerURL = "http://127.0.0.1:5555"
 
 const (
-	// The timeouts of calls, including retries. startTimeout is longer than the server's own limit.
+	// The timeouts of calls, including retries. startTimeout is longer than the server's own limit for a boot, which does
+	// not include the time that a start waits for its turn.
 	healthTimeout = 10 * time.Second
 	queryTimeout  = 30 * time.Second
 	startTimeout  = 3 * time.Minute

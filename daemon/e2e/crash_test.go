@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/msbd/msbd/api/rpc"
 )
 
 // statefulSandbox returns the shared server with the running sandbox "box", in whose Python session x is 41.
@@ -182,6 +184,11 @@ func TestHungGuestCanBeStopped(t *testing.T) {
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
 	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
 		t.Errorf("command in a hung guest: got %v, error %v, want a JSON-RPC error", a, err)
+	}
+	var metrics rpc.MetricsResult
+	s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": "box"}, &metrics)
+	if m := metrics.Sandboxes; len(m) != 1 || m[0].State != rpc.StateRunning || m[0].MemoryUsage != nil {
+		t.Errorf("metrics of a hung guest: %+v, want its state and no usage", m)
 	}
 	began := time.Now()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "box"}, nil)
