@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,12 +31,18 @@ func (s *server) wantStateKept(t *testing.T, key, sandbox, when string) {
 	}
 }
 
+var sandboxesKeepRunning = regexp.MustCompile(`not running, but [1-9][0-9]* sandbox(es keep| keeps) running`)
+
 func TestDaemonKillKeepsSandboxes(t *testing.T) {
 	s, key := statefulSandbox(t)
 	for range 3 {
 		s.kill()
 		if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || !strings.Contains(stderr, "crashed or was killed") {
 			t.Errorf("status of a killed server: %s", stderr)
+		}
+		// Only a server can stop sandboxes, so this must not pretend to have stopped them.
+		if _, stderr, err := s.msb("server", "stop", "--sandboxes"); err == nil || !sandboxesKeepRunning.MatchString(stderr) {
+			t.Errorf("stop --sandboxes of a killed server: %v, %s", err, stderr)
 		}
 		if err := s.start(); err != nil {
 			t.Fatal(err)
@@ -50,6 +57,9 @@ func TestDaemonKillKeepsSandboxes(t *testing.T) {
 	<-s.done
 	if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || strings.Contains(stderr, "crashed") {
 		t.Errorf("status of a stopped server: %s", stderr)
+	}
+	if _, stderr, err := s.msb("server", "stop", "--sandboxes"); err == nil || !sandboxesKeepRunning.MatchString(stderr) {
+		t.Errorf("stop --sandboxes of a stopped server: %v, %s", err, stderr)
 	}
 	if err := s.start(); err != nil {
 		t.Fatal(err)
