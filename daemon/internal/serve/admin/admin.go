@@ -93,6 +93,8 @@ type Options struct {
 	Backups   Backups
 	Sandboxes Sandboxes
 	Images    Images
+	// MakeRoom frees disk space from a reserve if the disk is full. It reports whether it did.
+	MakeRoom func() bool
 	// State returns the state of the daemon and, if it is degraded, the reasons. It is called for each call, in every
 	// state, and must not block.
 	State func() (state adminv1.GetStatusResponse_DaemonState, reasons []string)

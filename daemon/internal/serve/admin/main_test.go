@@ -231,6 +231,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		Keys:      issuer,
 		Pruner:    issuer,
 		Audit:     f.store,
+		MakeRoom:  func() bool { return false },
 		Backups:   f.backups,
 		Sandboxes: f.sandboxes,
 		Images:    f.images,
