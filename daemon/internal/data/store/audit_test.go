@@ -655,3 +655,34 @@ func TestRepairedTamperingIsReported(t *testing.T) {
 		})
 	}
 }
+
+// Once the log has settled, no crash explains a change of its last lines, so the next Open reports it.
+func TestTamperingWithASettledLogIsReported(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(log []byte) []byte{
+		"emptied":            func([]byte) []byte { return nil },
+		"last lines removed": func(log []byte) []byte { return log[:bytes.Index(log, []byte("\n"))+1] },
+		"actor changed":      func(log []byte) []byte { return bytes.ReplaceAll(log, []byte("uid:0"), []byte("uid:9")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s := open(t, dir)
+			logEvents(t, s, "a", "b", "c")
+			if err := errors.Join(s.settle(), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, dir)
+			checkLog(t, s) // nothing was changed yet
+			logEvents(t, s, "d")
+			if err := errors.Join(s.settle(), s.settle(), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			edit(t, filepath.Join(dir, logName), change)
+			s = open(t, dir)
+			if err := s.AuditProblem(); !errdefs.IsDataLoss(err) {
+				t.Errorf("AuditProblem: %v, want data loss", err)
+			}
+		})
+	}
+}

@@ -48,6 +48,7 @@ type auditLog struct {
 	unsynced bool  // a sync failed: lines may not be on the disk, although they can still be read from the cache
 	behind   bool  // the file does not have all lines of the store, because msbd has not written them
 	caughtUp bool  // catchUp has succeeded at least once
+	outboxed bool  // the outbox has lines
 	unsaved  bool  // the store does not have all problems
 
 	mu sync.Mutex
@@ -171,8 +172,28 @@ func (l *auditLog) write(lines []byte, end logEnd) {
 		l.behind = true
 		writeErr = l.unwritable(err)
 	}
+	l.outboxed = true
 	l.setFailure(writeErr)
 	l.publish(end, false)
+}
+
+// settle syncs the file and empties the outbox. From then on, a crash does not explain a change of the file, so that the
+// next Open reports it.
+func (l *auditLog) settle() error {
+	if !l.outboxed {
+		return nil
+	}
+	err := l.catchUpIfNeeded()
+	if err == nil {
+		err = l.sync()
+	}
+	if err == nil {
+		_, err = l.commit(func(c *change) error { return emptyOutbox(c.tx) })
+	}
+	if err == nil {
+		l.outboxed = false
+	}
+	return err
 }
 
 // publish shows readers the current state of the log, with this end.
@@ -235,6 +256,7 @@ func (l *auditLog) catchUp(strict bool) error {
 	if changed && problem == nil && l.caughtUp && !l.unsynced && !l.behind {
 		problem = l.altered("the entries after %d were removed or changed; msbd has written them again", expected.before.Seq)
 	}
+	l.outboxed = len(out.lines) > 0
 	end := logEnd{Head: expected.end.Head, Size: start + int64(len(expected.lines))}
 	extended, size, err := l.readBeyond(end)
 	if err != nil {
@@ -482,7 +504,7 @@ func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, adopted []segment, ro
 		return err
 	}
 	l.segments = slices.Concat(l.segments, adopted)
-	l.unsaved = false
+	l.unsaved, l.outboxed = false, len(lines) > 0
 	*end = after
 	if _, err := l.file.Write(lines); err != nil {
 		l.behind = true
