@@ -353,7 +353,7 @@ func TestRollbackIsReported(t *testing.T) {
 			if err := s.AuditProblem(); err == nil {
 				t.Error("AuditProblem is nil after a restart, although no administrator has acknowledged the problem")
 			}
-			if _, err := s.AcknowledgeAudit(0); err != nil {
+			if _, err := s.AcknowledgeAudit(t.Context(), 0); err != nil {
 				t.Error(err)
 			}
 			checkLog(t, s)
@@ -638,7 +638,7 @@ func TestRepairedTamperingIsReported(t *testing.T) {
 					s = reopen(t, s, dir)
 				}
 			}
-			problems, err := s.AcknowledgeAudit(7)
+			problems, err := s.AcknowledgeAudit(t.Context(), 7)
 			if err != nil || len(problems) != 1 {
 				t.Errorf("AcknowledgeAudit: %q, %v, want one problem", problems, err)
 			}
@@ -649,7 +649,7 @@ func TestRepairedTamperingIsReported(t *testing.T) {
 			if last := lines[len(lines)-1]; last != audit.LogAcknowledge {
 				t.Errorf("the last entry is %s, want %s", last, audit.LogAcknowledge)
 			}
-			if problems, err := s.AcknowledgeAudit(7); err != nil || problems != nil || s.AuditHead().Seq != uint64(len(lines)) {
+			if problems, err := s.AcknowledgeAudit(t.Context(), 7); err != nil || problems != nil || s.AuditHead().Seq != uint64(len(lines)) {
 				t.Errorf("AcknowledgeAudit without a problem: %q, %v, want no change", problems, err)
 			}
 		})

@@ -55,8 +55,10 @@ type auditLog struct {
 	// published is what readers use. The writer replaces it when it has changed the log.
 	published logView
 	grown     chan struct{} // closed when published changes
-	problems  []string      // what is wrong with the log, until an administrator acknowledges it
-	failure   error         // why the log cannot be written at present
+	// problems are what is wrong with the log, until an administrator acknowledges them. Only a writer that holds the
+	// semaphore changes them.
+	problems []string
+	failure  error // why the log cannot be written at present
 }
 
 // logView is the log at one moment.

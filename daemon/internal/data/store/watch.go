@@ -37,7 +37,7 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 		}
 		healthy = err == nil
 		if healthy {
-			if err := errors.Join(s.sealLarge(segmentSize), s.settle()); err != nil {
+			if err := errors.Join(s.sealLarge(ctx, segmentSize), s.settle()); err != nil {
 				log.Error("could not maintain the audit log", "err", err)
 			}
 		}
@@ -61,8 +61,9 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 // settle makes the last lines of the audit log durable in its file, so that a change of the file is detected even if msbd
 // does not run.
 func (s *Store) settle() error {
-	s.writes.committing <- struct{}{}
-	s.writes.begin()
+	if err := s.writes.acquire(context.Background()); err != nil {
+		return err
+	}
 	defer s.writes.end()
 	if err := s.writes.stopReason(); err != nil {
 		return err
@@ -71,13 +72,13 @@ func (s *Store) settle() error {
 }
 
 // sealLarge seals the audit log's file if it has at least size bytes. It does nothing if size is 0.
-func (s *Store) sealLarge(size int64) error {
+func (s *Store) sealLarge(ctx context.Context, size int64) error {
 	s.log.mu.Lock()
 	end := s.log.published.end
 	s.log.mu.Unlock()
 	if size == 0 || end.Size < size {
 		return nil
 	}
-	_, err := s.SealAudit(audit.ActorServer)
+	_, err := s.SealAudit(ctx, audit.ActorServer)
 	return err
 }

@@ -54,9 +54,9 @@ type Audit interface {
 	// AuditSegments returns the sealed segments of the log.
 	AuditSegments() []audit.Segment
 	// SealAudit seals the current file of the log, for actor.
-	SealAudit(actor string) (audit.Segment, error)
+	SealAudit(ctx context.Context, actor string) (audit.Segment, error)
 	// AcknowledgeAudit forgets the known problems of the log, which it returns, for the local user by.
-	AcknowledgeAudit(by uint32) (problems []string, err error)
+	AcknowledgeAudit(ctx context.Context, by uint32) (problems []string, err error)
 	// TailAudit calls line with each of the last entries and, with follow, with each new one.
 	TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error
 }
