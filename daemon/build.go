@@ -154,6 +154,7 @@ func newAdmin(services keyServices, db *store.Store, manager *sandbox.Manager, m
 		Backups:     services.backups,
 		Sandboxes:   manager,
 		Images:      machines.Images,
+		MakeRoom:    db.MakeRoom,
 		State:       st.current,
 		Status:      st.report,
 		Shutdown:    shutdown,

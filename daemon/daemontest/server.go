@@ -242,6 +242,7 @@ func (s *Server) admin() *admin.Server {
 		Backups:     s.trouble.backups(s.backups),
 		Sandboxes:   s.manager,
 		Images:      images{},
+		MakeRoom:    s.store.MakeRoom,
 		State:       s.state,
 		Status:      s.status,
 		Shutdown:    s.stop,
