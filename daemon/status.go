@@ -14,6 +14,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
@@ -107,6 +108,10 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		st.Warnings = append(st.Warnings, fmt.Sprintf("the clock was set forward by %s; if it stays there, API keys expire by the new time in %s. "+
 			"To use the new time now, run 'msb server clock accept'", ahead.Round(time.Second), max(time.Second, wait.Round(time.Second))))
 	}
+	most, files := gateway.LimitConnections(s.cfg.MaxConnections)
+	if warning := connectionWarning(s.cfg.MaxConnections, most, files); warning != "" {
+		st.Warnings = append(st.Warnings, warning)
+	}
 	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, err.Error())
 	}
@@ -147,6 +152,16 @@ func settingWarnings(cfg config.Config, address string) (warnings []string) {
 			"make sure that only a proxy with TLS can connect to it, over a trusted network", address))
 	}
 	return warnings
+}
+
+// connectionWarning returns a warning if the limit of open files is too low for the configured number of connections,
+// which is want. The server then has at most most connections.
+func connectionWarning(want, most int, files uint64) string {
+	if most >= want {
+		return ""
+	}
+	return fmt.Sprintf("the limit of %d open files allows only %d connections, although max_connections is %d: run msbd as the systemd service, "+
+		"or raise the limit (ulimit -n) before the start", files, most, want)
 }
 
 func isolation(r host.Route) *adminv1.Isolation {

@@ -43,6 +43,7 @@ func TestStatusWarnsOfInsecureSettings(t *testing.T) {
 		"with TLS":       {func(c *config.Config) { c.InsecureBehindProxy, c.TLSCert = true, "cert.pem" }, ""},
 	} {
 		cfg := config.Default()
+		cfg.MaxConnections = 100
 		tt.change(&cfg)
 		s := &status{cfg: cfg, address: cfg.Listen, store: state, issuer: issuer, manager: manager, log: log}
 		warnings := s.report().GetWarnings()
@@ -52,6 +53,15 @@ func TestStatusWarnsOfInsecureSettings(t *testing.T) {
 		default:
 			t.Errorf("%s: warnings are %q, want %q", name, warnings, tt.want)
 		}
+	}
+}
+
+func TestConnectionWarning(t *testing.T) {
+	if w := connectionWarning(10000, 10000, 20000); w != "" {
+		t.Errorf("warning with enough descriptors: %s", w)
+	}
+	if w := connectionWarning(10000, 512, 1024); !strings.Contains(w, "1024 open files") || !strings.Contains(w, "only 512 connections") {
+		t.Errorf("warning is %q", w)
 	}
 }
 

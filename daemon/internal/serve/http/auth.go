@@ -34,6 +34,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
 	}
+	g.connections.markKnown(r.Context())
 	if !g.inFlight.Enter(c.Principal.KeyID) {
 		return fmt.Errorf("this key has %d requests in progress; wait until some of them finish: %w", maxInFlight, errdefs.ErrResourceExhausted)
 	}

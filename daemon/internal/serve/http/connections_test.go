@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -43,14 +44,31 @@ func checkHealth(t *testing.T, conn net.Conn) {
 	}
 }
 
-// A connection over the limit is not refused. It waits until another connection ends, and is then served.
+// sendKey sends a call with a valid key on an open connection and reads the response.
+func sendKey(t *testing.T, s *Site, conn net.Conn) {
+	t.Helper()
+	body := Request("sandbox.metrics.get", "{}")
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
+		rpc.Path, s.Key, len(body), body)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if io.Copy(io.Discard, res.Body); res.StatusCode != http.StatusOK {
+		t.Fatal(res.Status)
+	}
+}
+
+// A connection over the limit is not refused. If all others have sent a valid key, it waits until one of them ends, and is
+// then served.
 func TestMaxConnections(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 2 })
 	addr, stop := s.Listen(t)
 	defer stop()
-	first, second, third := dialTest(t, addr), dialTest(t, addr), dialTest(t, addr)
-	checkHealth(t, first)
-	checkHealth(t, second)
+	first := dialTest(t, addr)
+	sendKey(t, s, first)
+	sendKey(t, s, dialTest(t, addr))
+	third := dialTest(t, addr)
 	if n := s.OpenConnections(); n != 2 {
 		t.Errorf("%d connections are open, want 2", n)
 	}
@@ -66,17 +84,127 @@ func TestMaxConnections(t *testing.T) {
 	}
 }
 
-// Idle connections that use up the limit are closed at their timeout. Then the connections that wait are served.
-func TestIdleConnectionsAreClosedForOthers(t *testing.T) {
-	s := New(t, func(o *Setup) { o.MaxConnections = 10 })
-	s.HTTPServer().ReadHeaderTimeout = 300 * time.Millisecond
-	addr, stop := s.Listen(t)
-	defer stop()
-	for range 20 {
-		dialTest(t, addr)
+// If the limit is reached, each new connection replaces the oldest one on which no valid key was sent, however long that
+// may still take.
+func TestNewConnectionsReplaceStrangers(t *testing.T) {
+	for _, withTLS := range []bool{false, true} {
+		s := New(t, func(o *Setup) { o.MaxConnections = 10 })
+		s.HTTPServer().ReadHeaderTimeout, s.HTTPServer().ReadTimeout = time.Hour, time.Hour
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr, client, scheme := ln.Addr().String(), http.DefaultClient, "http://"
+		if withTLS {
+			ln, client = newTLS(t, ln, "h2")
+			scheme = "https://"
+		}
+		stop := s.ServeOn(t, ln)
+		send := func() {
+			t.Helper()
+			r, _ := http.NewRequest(http.MethodPost, scheme+addr+rpc.Path, strings.NewReader(Request("sandbox.metrics.get", "{}")))
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Authorization", "Bearer "+s.Key)
+			res, err := client.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if io.Copy(io.Discard, res.Body); res.StatusCode != http.StatusOK {
+				t.Errorf("response is %s, want 200", res.Status)
+			}
+			res.Body.Close()
+		}
+		send()
+		var strangers []net.Conn
+		for i := range 50 {
+			conn := dialTest(t, addr)
+			strangers = append(strangers, conn)
+			io.WriteString(conn, []string{"", "POST / HTTP/1.1\r\nHost: x\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"}[i%3])
+		}
+		send() // on the same connection as before
+		client.CloseIdleConnections()
+		send() // on a new connection
+		for _, conn := range strangers[:30] {
+			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal("an old connection without a key is still open")
+			}
+		}
+		if n := s.OpenConnections(); n > 10 {
+			t.Errorf("%d connections are open, want at most 10", n)
+		}
+		client.CloseIdleConnections()
+		for _, conn := range strangers {
+			conn.Close()
+		}
+		stop()
+		s.WaitForConnections()
 	}
-	if status, _ := s.Send(t, addr, Request("sandbox.metrics.get", "{}")); status != http.StatusOK {
-		t.Errorf("response has status %d, want 200", status)
+}
+
+// fewFilesEnv makes the test binary serve a Site.
+const fewFilesEnv = "MSB_TEST_FEW_FILES"
+
+// With a limit of 64 open files, a valid key is served at once while 1000 clients send half of a request.
+func TestFewDescriptors(t *testing.T) {
+	if os.Getenv(fewFilesEnv) != "" {
+		s := New(t, func(o *Setup) { o.MaxConnections = 10000 })
+		addr, stop := s.Listen(t)
+		fmt.Printf("\nserving %s %s\n", addr, s.Key)
+		io.Copy(io.Discard, os.Stdin) // until the parent has finished
+		stop()
+		s.WaitForConnections()
+		return
+	}
+	t.Parallel()
+	server := exec.Command("sh", "-c", `ulimit -n 64 && exec "$0" -test.run='^TestFewDescriptors$'`, os.Args[0])
+	server.Env = append(os.Environ(), fewFilesEnv+"=1")
+	server.Stderr = os.Stderr
+	stdin, err := server.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := server.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		stdin.Close()
+		if err := server.Wait(); err != nil {
+			t.Error("the server:", err)
+		}
+	}()
+	var addr, key string
+	for lines := bufio.NewScanner(stdout); addr == ""; {
+		if !lines.Scan() {
+			t.Fatal("the server did not start")
+		}
+		fmt.Sscanf(lines.Text(), "serving %s %s", &addr, &key)
+	}
+	go io.Copy(io.Discard, stdout)
+	var slow []net.Conn
+	for range 1000 {
+		conn := dialTest(t, addr)
+		slow = append(slow, conn)
+		fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\n", rpc.Path)
+	}
+	began := time.Now()
+	tr := newTraffic(&Site{Key: key}, addr, 1)
+	defer tr.transport.CloseIdleConnections()
+	for range 20 {
+		tr.transport.CloseIdleConnections()
+		if status, response, err := tr.send(key, Request("sandbox.metrics.get", "{}")); err != nil || status != http.StatusOK {
+			t.Fatalf("a valid key: response is %d %s, error %v", status, response, err)
+		}
+	}
+	if took := time.Since(began); took > 4*time.Second { // the timeout for headers is 5 s
+		t.Errorf("20 valid calls took %s", took)
+	}
+	for _, conn := range slow { // the server would wait for some of them when it stops
+		conn.Close()
 	}
 }
 
@@ -84,7 +212,7 @@ func TestIdleConnectionsAreClosedForOthers(t *testing.T) {
 func TestStopAtConnectionLimit(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 1 })
 	addr, stop := s.Listen(t)
-	checkHealth(t, dialTest(t, addr))
+	sendKey(t, s, dialTest(t, addr))
 	dialTest(t, addr)
 	stop()
 	s.WaitForConnections()

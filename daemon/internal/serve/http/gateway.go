@@ -44,8 +44,9 @@ type Options struct {
 	// RequestsPerSecond limits the calls of each key; 0 means no limit. A key that was idle may make as many calls at
 	// once as in one second, and at least one. Each call of a batch counts.
 	RequestsPerSecond float64
-	// MaxConnections limits the open connections; 0 means 10000. Further connections wait to be accepted. One source
-	// gets at most half of them, unless it is this machine or a trusted proxy.
+	// MaxConnections limits the open connections; 0 means 10000. LimitConnections reduces it if the limit of open files is
+	// too low. A further connection replaces the oldest one on which no valid key was sent; if there is none, it waits to
+	// be accepted. One source gets at most half of them, unless it is this machine or a trusted proxy.
 	MaxConnections int
 	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honoured. Without it, all clients behind a
 	// proxy have the address of the proxy in the log, and share its connection limit.
@@ -112,6 +113,7 @@ func New(o Options) (*Gateway, error) {
 	if o.MaxConnections <= 0 {
 		o.MaxConnections = defaultMaxConnections
 	}
+	o.MaxConnections, _ = LimitConnections(o.MaxConnections)
 	if o.Metrics == nil {
 		o.Metrics = prometheus.NewRegistry()
 	}
@@ -134,6 +136,7 @@ func New(o Options) (*Gateway, error) {
 		IdleTimeout:       idleTimeout,
 		// Twice our limit, so that a request slightly over our limit gets our error instead of net/http's.
 		MaxHeaderBytes:               2 * maxHeader,
+		ConnContext:                  g.connections.context,
 		ConnState:                    g.connections.track,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),

@@ -81,9 +81,11 @@ func TestConnectionLimitPerSource(t *testing.T) {
 		t.Error("another source was refused")
 	}
 	for i := range 6 {
-		if c.add(sourceNet(remoteIP(fmt.Sprintf("127.0.0.1:%d", i+1)))) != true {
+		local := sourceNet(remoteIP(fmt.Sprintf("127.0.0.1:%d", i+1)))
+		if !c.mayAdd(local) {
 			t.Error("the limit applies to this machine")
 		}
+		c.add(&remoteConn{}, local)
 	}
 }
 
