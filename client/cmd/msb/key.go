@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 )
@@ -15,7 +16,8 @@ import (
 // keyRefHelp describes the KEY argument of all commands that take one.
 const keyRefHelp = "KEY is the name of a key, its id, or an unambiguous prefix of its id with at least 4 characters."
 
-// keyInfo is a key in JSON. Its lists are never null. An empty list of namespaces or scopes means all of them.
+// keyInfo is a key in JSON. Its lists are never empty: ["*"] means all namespaces or all scopes. An empty list would look
+// like a key that may do nothing.
 type keyInfo struct {
 	ID           string     `json:"id"`
 	Name         string     `json:"name"`
@@ -44,8 +46,8 @@ func keyJSON(k *adminv1.Key) keyInfo {
 		ID:           k.GetId(),
 		Name:         k.GetName(),
 		State:        keyState(k),
-		Namespaces:   append([]string{}, k.GetNamespaces()...),
-		Scopes:       append([]string{}, k.GetScopes()...),
+		Namespaces:   orStar(k.GetNamespaces()),
+		Scopes:       orStar(k.GetScopes()),
 		CreatedAt:    jsonTime(k.GetCreatedAt()),
 		CreatedBy:    userInfo{k.GetCreatedBy(), userName(k.GetCreatedBy())},
 		ExpiresAt:    jsonTime(k.GetExpiresAt()),
@@ -105,20 +107,45 @@ func scopesText(k *adminv1.Key) string {
 	return strings.Join(k.GetScopes(), ", ")
 }
 
-// listOrStar formats a list for a cell of a table. An empty list means all and becomes "*".
-func listOrStar(list []string) string {
+// orStar returns a list of namespaces or scopes. The server's empty list, which means all, becomes "*".
+func orStar(list []string) []string {
 	if len(list) == 0 {
-		return "*"
+		return []string{"*"}
 	}
-	return strings.Join(list, ",")
+	return list
+}
+
+// stateText describes the state of a key. at formats the time at which a rotated key will be refused or was refused.
+func stateText(k *adminv1.Key, at func(*timestamppb.Timestamp) string) string {
+	state := keyState(k)
+	switch revocation := k.GetRevocation(); {
+	case revocation == "":
+		return state
+	case isLive(k):
+		return fmt.Sprintf("%s until %s (%s)", state, at(k.GetRevokedAt()), revocation)
+	default:
+		return revocation // it says how the key was revoked
+	}
+}
+
+// shortTime formats a time without seconds, and without the date if that is today's.
+func shortTime(now time.Time) func(*timestamppb.Timestamp) string {
+	return func(t *timestamppb.Timestamp) string {
+		at := t.AsTime().Local()
+		if at.Format(time.DateOnly) == now.Local().Format(time.DateOnly) {
+			return at.Format("15:04")
+		}
+		return at.Format("2006-01-02 15:04")
+	}
 }
 
 // printKeys prints a table of keys. Keys that are not live are dimmed.
 func printKeys(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
-	rows := [][]string{{"ID", "NAME", "NAMESPACES", "SCOPES", "CREATED", "BY", "EXPIRES IN", "LAST USED", "FROM"}}
+	rows := [][]string{{"ID", "NAME", "STATE", "NAMESPACES", "SCOPES", "CREATED", "BY", "EXPIRES IN", "LAST USED", "FROM"}}
 	for _, k := range keys {
 		rows = append(rows, []string{
-			shortID(k), k.GetName(), listOrStar(k.GetNamespaces()), listOrStar(k.GetScopes()), ago(k.GetCreatedAt(), now),
+			shortID(k), k.GetName(), stateText(k, shortTime(now)),
+			strings.Join(orStar(k.GetNamespaces()), ","), strings.Join(orStar(k.GetScopes()), ","), ago(k.GetCreatedAt(), now),
 			cmp.Or(userName(k.GetCreatedBy()), strconv.FormatUint(uint64(k.GetCreatedBy()), 10)), expiresIn(k, now),
 			ago(k.GetLastUsedAt(), now), k.GetLastUsedFrom(),
 		})

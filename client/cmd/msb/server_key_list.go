@@ -16,8 +16,8 @@ var keyList = &cli.Command{
 	Usage:     "list API keys, oldest first",
 	UsageText: "msb server key list [options]",
 	Description: "Without --expired, --revoked or --all, only live keys are listed. '*' means all namespaces or all scopes.\n" +
-		"--json prints everything that the server knows about each key, with its complete id, creator and number of\n" +
-		"requests.",
+		"A key that was rotated with a grace period is live until the time in the column STATE. --json prints everything\n" +
+		"that the server knows about each key, with its complete id, creator and number of requests.",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "list only keys that are valid in namespace `NS`"},
 		&cli.StringFlag{Name: "unused-for", Usage: "list only keys that were not used for `DURATION`, such as 90d; if a key was never used, its creation counts"},
@@ -83,20 +83,17 @@ func ago(t *timestamppb.Timestamp, now time.Time) string {
 	return age(now.Sub(t.AsTime())) + " ago"
 }
 
-// expiresIn formats the time until a key expires or its rotation revokes it. For a dead key, it returns the reason.
+// expiresIn formats the time until a live key is refused, because it expires or was rotated. For other keys it returns "".
 func expiresIn(k *adminv1.Key, now time.Time) string {
-	switch k.GetState() {
-	case adminv1.KeyState_KEY_STATE_REVOKED:
-		return k.GetRevocation()
-	case adminv1.KeyState_KEY_STATE_EXPIRED:
-		return "expired"
+	if !isLive(k) {
+		return ""
 	}
-	expiry, reason := k.GetExpiresAt(), ""
-	if at := k.GetRevokedAt(); at != nil && (expiry == nil || at.AsTime().Before(expiry.AsTime())) {
-		expiry, reason = at, " ("+k.GetRevocation()+")"
+	until := k.GetExpiresAt()
+	if at := k.GetRevokedAt(); at != nil && (until == nil || at.AsTime().Before(until.AsTime())) {
+		until = at
 	}
-	if expiry == nil {
+	if until == nil {
 		return "never"
 	}
-	return age(expiry.AsTime().Sub(now)) + reason
+	return age(until.AsTime().Sub(now))
 }

@@ -58,22 +58,16 @@ const stateRow = 2
 
 // describeKey returns the rows of a table with the details of a key.
 func describeKey(k *adminv1.Key, now time.Time) [][]string {
-	state := keyState(k)
-	switch revocation := k.GetRevocation(); {
-	case revocation == "":
-	case isLive(k):
-		state += fmt.Sprintf(" until %s (%s)", localTime(k.GetRevokedAt()), revocation)
-	case revocation == state:
+	state := stateText(k, localTime)
+	if k.GetState() == adminv1.KeyState_KEY_STATE_REVOKED {
 		state += " " + localTime(k.GetRevokedAt())
-	default:
-		state += fmt.Sprintf(", %s %s", revocation, localTime(k.GetRevokedAt()))
 	}
 	creator := cmp.Or(userName(k.GetCreatedBy()), "an unknown user")
 	expires := "never"
 	if at := k.GetExpiresAt(); at != nil {
 		expires = localTime(at)
-		if remaining := at.AsTime().Sub(now); remaining > 0 {
-			expires += ", in " + age(remaining)
+		if isLive(k) && k.GetRevokedAt() == nil {
+			expires += ", in " + age(at.AsTime().Sub(now))
 		}
 	}
 	used := "never"

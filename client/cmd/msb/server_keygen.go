@@ -12,8 +12,8 @@ import (
 var (
 	expireFlag = &cli.StringFlag{
 		Name: "expire",
-		Usage: "let the key expire after `DURATION`: a number with the unit s, m (minutes), h, d, w, mo (months) or y, or several of " +
-			"them, such as 1w2d (default: never)",
+		Usage: "let the key expire after `DURATION`: a number with the unit s, m (minutes), h, d, w, mo (months) or y, such as 1.5h, or " +
+			"several of them, such as 1w2d (default: never)",
 	}
 	scopeFlag = &cli.StringSliceFlag{
 		Name:  "scope",

@@ -744,7 +744,7 @@ func (x *Recovery) GetRemoved() int32 {
 
 type CreateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How long the key is valid: a duration such as 30s, 15m, 24h, 7d, 2w, 3mo, 1y, or a sequence of them. If empty, the
+	// How long the key is valid: a duration such as 30s, 15m, 1.5h, 7d, 2w, 3mo, 1y, or a sequence of them. If empty, the
 	// key never expires.
 	Expire string `protobuf:"bytes,1,opt,name=expire,proto3" json:"expire,omitempty"`
 	// The tenant namespaces that the key is limited to. If empty, it is valid in every namespace.

@@ -24,10 +24,11 @@ var spanUnits = map[string]struct{ seconds, months int64 }{
 	"y":  {months: 12},
 }
 
-// ParseExpiry returns the time that is s after now, in UTC. s is a whole number and a unit, such as 30s, 15m, 24h,
-// 7d, 2w, 3mo or 1y, or several of these, such as 1w2d, which are applied from left to right. Months and years are
-// calendar months and years: one month after January 31 is the last day of February. If s is empty, ParseExpiry
-// returns the zero time, which means never. The error for an invalid s is errdefs.ErrInvalidArgument.
+// ParseExpiry returns the time that is s after now, in UTC. s is a number and a unit, such as 30s, 15m, 1.5h, 7d, 2w, 3mo
+// or 1y, or several of these, such as 1w2d, which are applied from left to right. A number has at most three decimals;
+// those of months and years have none. Months and years are calendar months and years: one month after January 31 is
+// the last day of February. If s is empty, ParseExpiry returns the zero time, which means never. The error for an
+// invalid s is errdefs.ErrInvalidArgument.
 func ParseExpiry(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -71,7 +72,7 @@ func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
 	}
 	t := now.UTC()
 	for rest := s; rest != ""; {
-		number := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789"))]
+		number := rest[:len(rest)-len(strings.TrimLeft(rest, "0123456789."))]
 		rest = rest[len(number):]
 		name := rest
 		if i := strings.IndexAny(rest, "0123456789"); i >= 0 {
@@ -81,15 +82,26 @@ func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
 		unit, known := spanUnits[name]
 		switch {
 		case number == "":
-			return bad("put a whole number before %q, as in 7d", abbreviate(name))
+			return bad("put a number before %q, as in 7d", abbreviate(name))
 		case name == "":
 			return bad("%q has no unit: add s, m (minutes), h, d, w, mo (months) or y", abbreviate(number))
 		case !known:
 			return bad("unknown unit %q: use s, m (minutes), h, d, w, mo (months) or y", abbreviate(name))
 		}
-		number = strings.TrimLeft(number, "0")
+		whole, decimals, hasPoint := strings.Cut(number, ".")
 		switch {
-		case number == "":
+		case hasPoint && (whole == "" || decimals == "" || len(decimals) > 3 || strings.Contains(decimals, ".")):
+			return bad("%q must be a number with at most three decimals, as in 1.5h", abbreviate(number))
+		case hasPoint && unit.months > 0:
+			return bad("the number of months or years must be a whole number; use a smaller unit")
+		}
+		var thousandths int64
+		for _, digit := range (decimals + "000")[:3] {
+			thousandths = thousandths*10 + int64(digit-'0')
+		}
+		number = strings.TrimLeft(whole, "0")
+		switch {
+		case number == "" && thousandths == 0:
 			return bad("must not be zero")
 		case len(number) > 12: // 12 digits cover 9999 years in seconds, and cannot overflow below
 			return bad("%s", tooFar)
@@ -104,6 +116,7 @@ func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
 		n *= sign
 		t = addMonths(t, int(n*unit.months))
 		t = time.Unix(t.Unix()+n*unit.seconds, int64(t.Nanosecond())).UTC()
+		t = t.Add(time.Duration(sign*thousandths*unit.seconds) * time.Millisecond)
 		if t.Year() > lastYear || t.Year() < 1 {
 			return bad("%s", tooFar)
 		}
