@@ -57,8 +57,8 @@ func (s *status) setRecovery(r sandbox.Recovery, containerdVersion, kataVersion 
 	s.recovery, s.containerdVersion, s.kataVersion = r, containerdVersion, kataVersion
 }
 
-// current returns the state and, if it is degraded, the reasons. Each admin call calls it, so it must be cheap; it is, unless
-// the last write of the store failed.
+// current returns the state and, if it is degraded, the reasons. Each admin call and each scrape calls it, so it must not
+// block, even if the disk hangs.
 func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
 	s.mu.Lock()
 	state = s.state

@@ -182,8 +182,9 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 		Store: s.store, Runtime: newMicroVMs(records), Connect: guest.Connect,
 		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
 		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
-		Total:        sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
-		Boots:        4,
+		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
+		Boots:      4,
+		CheckSpace: s.store.CheckSpace, MakeRoom: s.store.MakeRoom,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(s.cfg.QuotaOf(namespace)) },
 		StartTimeout: time.Minute, MaxRunTime: s.cfg.MaxRunTime, Log: s.log,
 	})
@@ -230,6 +231,7 @@ func (s *Server) admin() *admin.Server {
 		Backups:     s.trouble.backups(s.backups),
 		Sandboxes:   s.manager,
 		Images:      images{},
+		MakeRoom:    s.store.MakeRoom,
 		State:       s.state,
 		Status:      s.status,
 		Shutdown:    s.stop,
@@ -293,6 +295,9 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 	st.Capacity = &adminv1.Capacity{
 		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
 		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
+	}
+	if err := s.store.AuditProblem(); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
 	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {

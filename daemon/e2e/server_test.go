@@ -292,6 +292,7 @@ func (s *server) close() error {
 		}
 		<-s.done
 		errs = append(errs, s.leaks(s.dir, ids))
+		_ = os.Remove(filepath.Join(s.state(), "ballast")) // the directory stays until the end of all tests
 	}
 	return errors.Join(errs...)
 }

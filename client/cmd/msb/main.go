@@ -74,8 +74,8 @@ func newApp() *cli.App {
 					serverReset, serverBackup, serverRestore,
 					{
 						Name:        "audit",
-						Usage:       "print and verify the audit log of administrative changes",
-						Subcommands: []*cli.Command{auditTail, auditVerify},
+						Usage:       "print, verify and archive the audit log of administrative changes",
+						Subcommands: []*cli.Command{auditTail, auditVerify, auditSeal, auditAcknowledge},
 					},
 					serverList,
 				},

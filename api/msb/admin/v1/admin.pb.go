@@ -86,7 +86,7 @@ const (
 	GetStatusResponse_DAEMON_STATE_RECOVERING  GetStatusResponse_DaemonState = 2
 	GetStatusResponse_DAEMON_STATE_READY       GetStatusResponse_DaemonState = 3
 	GetStatusResponse_DAEMON_STATE_DRAINING    GetStatusResponse_DaemonState = 4
-	// Calls that change something fail. Only RevokeKey, Reset and Shutdown are still tried. degraded_reasons says why
+	// Calls that change something fail. Only RevokeKey, Reset, StopSandbox and Shutdown are still tried. degraded_reasons says why
 	// the server is degraded.
 	GetStatusResponse_DAEMON_STATE_DEGRADED GetStatusResponse_DaemonState = 5
 )
@@ -2003,7 +2003,9 @@ type VerifyAuditResponse struct {
 	// What is wrong with the next entry. Empty if the log is intact.
 	Problem string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
 	// The path of the log file.
-	Path          string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// The sealed segments of the log, from the first to the last.
+	Segments      []*AuditSegment `protobuf:"bytes,5,rep,name=segments,proto3" json:"segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2066,6 +2068,254 @@ func (x *VerifyAuditResponse) GetPath() string {
 	return ""
 }
 
+func (x *VerifyAuditResponse) GetSegments() []*AuditSegment {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+// AuditSegment is a sealed part of the audit log.
+type AuditSegment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// The numbers of the first and the last entry.
+	First uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last  uint64 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	// The hash of the last entry.
+	Hash string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The file does not exist anymore, for example because it was moved to an archive. It was not checked.
+	Absent        bool `protobuf:"varint,5,opt,name=absent,proto3" json:"absent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditSegment) Reset() {
+	*x = AuditSegment{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditSegment) ProtoMessage() {}
+
+func (x *AuditSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditSegment.ProtoReflect.Descriptor instead.
+func (*AuditSegment) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AuditSegment) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *AuditSegment) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *AuditSegment) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *AuditSegment) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *AuditSegment) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
+type SealAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealAuditRequest) Reset() {
+	*x = SealAuditRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealAuditRequest) ProtoMessage() {}
+
+func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealAuditRequest.ProtoReflect.Descriptor instead.
+func (*SealAuditRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+type SealAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Segment       *AuditSegment          `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealAuditResponse) Reset() {
+	*x = SealAuditResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealAuditResponse) ProtoMessage() {}
+
+func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealAuditResponse.ProtoReflect.Descriptor instead.
+func (*SealAuditResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *SealAuditResponse) GetSegment() *AuditSegment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
+type AcknowledgeAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeAuditRequest) Reset() {
+	*x = AcknowledgeAuditRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeAuditRequest) ProtoMessage() {}
+
+func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeAuditRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeAuditRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+type AcknowledgeAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The problems that were acknowledged. Empty if there were none.
+	Problems      []string `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeAuditResponse) Reset() {
+	*x = AcknowledgeAuditResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeAuditResponse) ProtoMessage() {}
+
+func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeAuditResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeAuditResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AcknowledgeAuditResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stop every sandbox first.
@@ -2076,7 +2326,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2338,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2351,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -2121,7 +2371,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2383,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2396,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -2173,7 +2423,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +2435,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +2448,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -2217,7 +2467,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2479,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2492,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -2272,7 +2522,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2284,7 +2534,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2297,7 +2547,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -2373,7 +2623,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2385,7 +2635,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2398,7 +2648,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -2423,7 +2673,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2685,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2698,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type ImportImageRequest struct {
@@ -2461,7 +2711,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +2723,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +2736,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -2505,7 +2755,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2767,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2780,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -2548,7 +2798,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2810,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2823,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 type ListImagesResponse struct {
@@ -2585,7 +2835,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +2847,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +2860,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2634,7 +2884,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2896,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2909,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Image) GetName() string {
@@ -2844,12 +3094,25 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"'\n" +
 	"\x11TailAuditResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\tR\x04line\"\x14\n" +
-	"\x12VerifyAuditRequest\"q\n" +
+	"\x12VerifyAuditRequest\"\xa9\x01\n" +
 	"\x13VerifyAuditResponse\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x18\n" +
 	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04path\x18\x04 \x01(\tR\x04path\"8\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x126\n" +
+	"\bsegments\x18\x05 \x03(\v2\x1a.msb.admin.v1.AuditSegmentR\bsegments\"x\n" +
+	"\fAuditSegment\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x04R\x04last\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x16\n" +
+	"\x06absent\x18\x05 \x01(\bR\x06absent\"\x12\n" +
+	"\x10SealAuditRequest\"I\n" +
+	"\x11SealAuditResponse\x124\n" +
+	"\asegment\x18\x01 \x01(\v2\x1a.msb.admin.v1.AuditSegmentR\asegment\"\x19\n" +
+	"\x17AcknowledgeAuditRequest\"6\n" +
+	"\x18AcknowledgeAuditResponse\x12\x1a\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\"8\n" +
 	"\x0fShutdownRequest\x12%\n" +
 	"\x0estop_sandboxes\x18\x01 \x01(\bR\rstopSandboxes\"u\n" +
 	"\x10ShutdownResponse\x12+\n" +
@@ -2893,8 +3156,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x032\xb9\n" +
-	"\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\xea\v\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
 	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
@@ -2907,7 +3169,9 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x06Backup\x12\x1b.msb.admin.v1.BackupRequest\x1a\x1c.msb.admin.v1.BackupResponse0\x01\x12H\n" +
 	"\aRestore\x12\x1c.msb.admin.v1.RestoreRequest\x1a\x1d.msb.admin.v1.RestoreResponse(\x01\x12N\n" +
 	"\tTailAudit\x12\x1e.msb.admin.v1.TailAuditRequest\x1a\x1f.msb.admin.v1.TailAuditResponse0\x01\x12R\n" +
-	"\vVerifyAudit\x12 .msb.admin.v1.VerifyAuditRequest\x1a!.msb.admin.v1.VerifyAuditResponse\x12I\n" +
+	"\vVerifyAudit\x12 .msb.admin.v1.VerifyAuditRequest\x1a!.msb.admin.v1.VerifyAuditResponse\x12L\n" +
+	"\tSealAudit\x12\x1e.msb.admin.v1.SealAuditRequest\x1a\x1f.msb.admin.v1.SealAuditResponse\x12a\n" +
+	"\x10AcknowledgeAudit\x12%.msb.admin.v1.AcknowledgeAuditRequest\x1a&.msb.admin.v1.AcknowledgeAuditResponse\x12I\n" +
 	"\bShutdown\x12\x1d.msb.admin.v1.ShutdownRequest\x1a\x1e.msb.admin.v1.ShutdownResponse\x12X\n" +
 	"\rListSandboxes\x12\".msb.admin.v1.ListSandboxesRequest\x1a#.msb.admin.v1.ListSandboxesResponse\x12R\n" +
 	"\vStopSandbox\x12 .msb.admin.v1.StopSandboxRequest\x1a!.msb.admin.v1.StopSandboxResponse\x12R\n" +
@@ -2928,7 +3192,7 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
@@ -2962,36 +3226,41 @@ var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(*TailAuditResponse)(nil),          // 29: msb.admin.v1.TailAuditResponse
 	(*VerifyAuditRequest)(nil),         // 30: msb.admin.v1.VerifyAuditRequest
 	(*VerifyAuditResponse)(nil),        // 31: msb.admin.v1.VerifyAuditResponse
-	(*ShutdownRequest)(nil),            // 32: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 33: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 34: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 35: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 36: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 37: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 38: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 39: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 40: msb.admin.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),          // 41: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 42: msb.admin.v1.ListImagesResponse
-	(*Image)(nil),                      // 43: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 44: google.protobuf.Timestamp
+	(*AuditSegment)(nil),               // 32: msb.admin.v1.AuditSegment
+	(*SealAuditRequest)(nil),           // 33: msb.admin.v1.SealAuditRequest
+	(*SealAuditResponse)(nil),          // 34: msb.admin.v1.SealAuditResponse
+	(*AcknowledgeAuditRequest)(nil),    // 35: msb.admin.v1.AcknowledgeAuditRequest
+	(*AcknowledgeAuditResponse)(nil),   // 36: msb.admin.v1.AcknowledgeAuditResponse
+	(*ShutdownRequest)(nil),            // 37: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 38: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 39: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 40: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 41: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 42: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 43: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 44: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 45: msb.admin.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),          // 46: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 47: msb.admin.v1.ListImagesResponse
+	(*Image)(nil),                      // 48: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 49: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	44, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	44, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	49, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	49, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
 	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
 	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
 	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
 	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
 	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
-	44, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	49, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
 	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	44, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	44, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	49, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	49, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	44, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	44, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	49, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	49, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
 	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
 	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
 	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
@@ -2999,51 +3268,57 @@ var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
 	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
 	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	44, // 22: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
-	36, // 23: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	44, // 24: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	43, // 25: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	43, // 26: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	44, // 27: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 28: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	9,  // 29: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	12, // 30: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	14, // 31: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	16, // 32: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	18, // 33: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	20, // 34: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	22, // 35: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	24, // 36: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	26, // 37: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	28, // 38: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	30, // 39: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	32, // 40: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	34, // 41: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	37, // 42: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	39, // 43: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	41, // 44: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	3,  // 45: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	10, // 46: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	13, // 47: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	15, // 48: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	17, // 49: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	19, // 50: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	21, // 51: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	23, // 52: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	25, // 53: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	27, // 54: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	29, // 55: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	31, // 56: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	33, // 57: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	35, // 58: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	38, // 59: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	40, // 60: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	42, // 61: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	45, // [45:62] is the sub-list for method output_type
-	28, // [28:45] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	49, // 22: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	32, // 23: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
+	32, // 24: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
+	41, // 25: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	49, // 26: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	48, // 27: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	48, // 28: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	49, // 29: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 30: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	9,  // 31: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	12, // 32: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	14, // 33: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	16, // 34: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	18, // 35: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	20, // 36: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	22, // 37: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	24, // 38: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	26, // 39: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	28, // 40: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	30, // 41: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	33, // 42: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
+	35, // 43: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
+	37, // 44: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	39, // 45: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	42, // 46: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	44, // 47: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	46, // 48: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	3,  // 49: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	10, // 50: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	13, // 51: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	15, // 52: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	17, // 53: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	19, // 54: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	21, // 55: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	23, // 56: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	25, // 57: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	27, // 58: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	29, // 59: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	31, // 60: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	34, // 61: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	36, // 62: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	38, // 63: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	40, // 64: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	43, // 65: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	45, // 66: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	47, // 67: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	49, // [49:68] is the sub-list for method output_type
+	30, // [30:49] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -3057,7 +3332,7 @@ func file_msb_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   42,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -197,6 +198,9 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	}
 	killErr := r.killVM(ctx, id)
 	check("kill the microVM", killErr)
+	if killErr == nil {
+		check("delete what the sandbox has written", r.emptyLayer(ctx, id))
+	}
 	if err == nil {
 		check("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
 	}
@@ -217,6 +221,31 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 		check("remove the sandbox's directory", os.RemoveAll(r.dir(id)))
 	}
 	return errors.Join(errs...)
+}
+
+// emptyLayer deletes what a sandbox has written, directly in its writable layer. containerd needs free disk space to remove
+// a snapshot, and deletes its files only later.
+func (r *Runtime) emptyLayer(ctx context.Context, id string) error {
+	mounts, err := r.Client.SnapshotService(ctrd.Snapshotter).Mounts(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, mount := range mounts {
+		for _, option := range mount.Options {
+			layer, ok := strings.CutPrefix(option, "upperdir=")
+			if !ok {
+				continue
+			}
+			entries, err := os.ReadDir(layer)
+			for _, entry := range entries {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(layer, entry.Name())))
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // killVM kills all processes of sandbox id, whether the hypervisor service or Kata's shim started them.

@@ -25,6 +25,10 @@ type fixture struct {
 	store *sandboxtest.MemoryStore
 	rt    *sandboxtest.Runtime
 	guest *sandboxtest.Guest
+	disk  struct {
+		full  bool // CheckSpace refuses
+		parts int  // how often MakeRoom still frees something
+	}
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -53,6 +57,16 @@ func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
 		Quota:    func(string) Quota { return Quota{} },
 		Boots:    8,
 		MaxCPUs:  4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Hour,
+		CheckSpace: func() error {
+			if f.disk.full {
+				return ErrNoSpace
+			}
+			return nil
+		},
+		MakeRoom: func() bool {
+			f.disk.parts--
+			return f.disk.parts >= 0
+		},
 		Log: slog.New(slog.DiscardHandler),
 	}
 	change(&o)
@@ -283,6 +297,15 @@ func TestUnwritableStoreStartsNothing(t *testing.T) {
 
 // No error of the microVMs' host reaches a client, because it may name parts of the host. The log has it.
 func TestErrorsOfTheHostStayThere(t *testing.T) {
+	// An error without a class does not reach clients. Other classes must not, because they would say something about a
+	// sandbox.
+	f := newFixture(t)
+	for _, class := range []error{errors.New("failed"), errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrAlreadyExists} {
+		f.rt.OnResolveImage = func(context.Context, string) error { return fmt.Errorf("open /secret/path: %w", class) }
+		if err := f.Start(t.Context(), testName, Request{}); err == nil || errors.Is(err, class) {
+			t.Errorf("an image lookup that fails with %v: got error %v, want one without a class", class, err)
+		}
+	}
 	secret := func(context.Context, string) error {
 		return fmt.Errorf("dial unix /secret/path: %w", errdefs.ErrUnavailable)
 	}
@@ -335,6 +358,80 @@ func TestErrorsOfTheHostStayThere(t *testing.T) {
 				t.Errorf("the log does not have the cause: %s", log.String())
 			}
 		})
+	}
+}
+
+// A sandbox that has filled the disk can be stopped: Stop does not need the store, and removes the microVM with disk space
+// from the reserve.
+func TestStopOnAFullDisk(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	full := errors.New("no space left on device")
+	f.store.FailWith(full)
+	f.disk.full, f.disk.parts = true, 2
+	f.rt.OnRemove = func(context.Context, string) error { // succeeds with the second part, and then the disk has room
+		if f.disk.parts > 0 {
+			return full
+		}
+		f.store.FailWith(nil)
+		return nil
+	}
+	if err := f.Stop(t.Context(), testName); err != nil {
+		t.Fatal(err)
+	}
+	if f.rt.Len() != 0 || len(f.List("")) != 0 || len(f.records(t)) != 0 {
+		t.Errorf("left: %d microVMs, sandboxes %v, records %v", f.rt.Len(), f.List(""), f.records(t))
+	}
+}
+
+// If the store cannot be written at all, Stop removes the microVM nevertheless. The sandbox is listed as failed until its
+// record can be removed.
+func TestStopWithoutTheStore(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	f.store.FailWith(errors.New("input/output error"))
+	if err := f.Stop(t.Context(), testName); err != nil || f.rt.Len() != 0 {
+		t.Fatalf("stop: %v, %d microVMs", err, f.rt.Len())
+	}
+	if list := f.List(""); len(list) != 1 || list[0].State != Failed || !strings.Contains(list[0].Reason, "stopped") {
+		t.Errorf("sandboxes: %+v, want one that has failed because it was stopped", list)
+	}
+	f.store.FailWith(nil)
+	if r := f.restart(t); r.Lost != 1 {
+		t.Errorf("recovery after a restart: %+v, want one lost sandbox", r)
+	}
+	if err := f.Stop(t.Context(), testName); err != nil || len(f.records(t)) != 0 {
+		t.Errorf("stop again: %v, records %v", err, f.records(t))
+	}
+}
+
+func TestStartOnAFullDisk(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	f.disk.full = true
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Errorf("start of a running sandbox: %v, want nil, because it needs no space", err)
+	}
+	other := Name{"default", "two"}
+	if err := f.Start(t.Context(), other, Request{}); !errors.Is(err, ErrNoSpace) || !errdefs.IsResourceExhausted(err) {
+		t.Errorf("start: got error %v, want ErrNoSpace", err)
+	}
+	f.disk.full = false
+	f.rt.OnStart = func(context.Context, string) error {
+		f.disk.full = true // by another sandbox
+		return errors.New("no space left on device")
+	}
+	if err := f.Start(t.Context(), other, Request{}); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("start that fills the disk: got error %v, want ErrNoSpace", err)
+	}
+	if n := f.rt.Len(); n != 1 {
+		t.Errorf("%d microVMs, want 1", n)
 	}
 }
 

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -65,6 +66,9 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 		return nil
 	}
+	if err := m.checkSpace(name); err != nil {
+		return err
+	}
 	if err := m.reserve(e, cfg); err != nil {
 		return err
 	}
@@ -78,7 +82,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 
 	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
 	if err := m.replace(e, old, rec); err != nil {
-		return err
+		return cmp.Or(m.checkSpace(name), err)
 	}
 	bootStart := time.Now()
 	portal, cause, err := m.boot(ctx, rec)
@@ -98,6 +102,9 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		if cause != nil {
 			return cause // stopped, timed out, or canceled by the caller
 		}
+		if err := m.checkSpace(name); err != nil {
+			return err
+		}
 		// Do not return err to the client: it may name parts of the host. Administrators find it in the record.
 		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with 'msb server list': %w",
 			name, errdefs.ErrUnavailable)
@@ -106,6 +113,14 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	m.watch(e, rec)
 	m.Log.Info("sandbox started", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID,
 		"image", cfg.Image, "took", time.Since(bootStart).Round(time.Millisecond))
+	return nil
+}
+
+// checkSpace returns an error that wraps ErrNoSpace if the disk has no room for another sandbox.
+func (m *Manager) checkSpace(name Name) error {
+	if err := m.CheckSpace(); err != nil {
+		return fmt.Errorf("sandbox %s was not started: %w", name, err)
+	}
 	return nil
 }
 
@@ -120,7 +135,7 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 		// If removing the microVM of a failed sandbox has failed as well, it may still have resources.
 		ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
 		defer cancel()
-		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
+		if err := m.remove(ctx, old.ID); err != nil {
 			return m.hideCause(old.Name, "remove what an earlier start left of the sandbox", err)
 		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
@@ -135,15 +150,20 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 	return nil
 }
 
-// hideCause logs why the server could not do something for a client, and returns an error without the cause, because the
-// cause may name parts of the host. The error is errdefs.ErrUnavailable, or the end of the context if that is the cause.
+// hideCause returns an error for clients without the cause, which may name parts of the host. If trying again may help, the
+// cause is logged and the error is errdefs.ErrUnavailable. Otherwise it has no class, and the gateway logs its text instead of
+// sending it. The end of the caller's context is returned unchanged.
 func (m *Manager) hideCause(name Name, what string, cause error) error {
-	if errors.Is(cause, context.Canceled) {
+	switch {
+	case errors.Is(cause, context.Canceled):
 		return cause
+	case errdefs.IsUnavailable(cause), errors.Is(cause, context.DeadlineExceeded):
+		m.Log.Error("could not "+what, "sandbox", name.Name, "namespace", name.Namespace, "err", cause)
+		return fmt.Errorf("sandbox %s: the server could not %s. Try again; if it fails again, the server's log has the cause: %w",
+			name, what, errdefs.ErrUnavailable)
+	default:
+		return fmt.Errorf("%s %s: %v", what, name, cause)
 	}
-	m.Log.Error("could not "+what, "sandbox", name.Name, "namespace", name.Namespace, "err", cause)
-	return fmt.Errorf("sandbox %s: the server could not %s. Try again; if it fails again, the server's log has the cause: %w",
-		name, what, errdefs.ErrUnavailable)
 }
 
 // boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
@@ -191,7 +211,7 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 		rec.Cause = cause.Error()
 	}
 	e.set(rec, nil)
-	if err := m.Runtime.Remove(ctx, rec.ID); err != nil {
+	if err := m.remove(ctx, rec.ID); err != nil {
 		log.Error("could not remove the microVM of the failed sandbox", "err", err)
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {
@@ -199,21 +219,35 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	}
 }
 
-// erase removes rec's microVM and then its record. On error, it records that the sandbox failed, with reason. It continues
-// even if ctx is cancelled.
+// erase removes rec's microVM and then its record. If the microVM cannot be removed, it records that the sandbox failed,
+// with reason. If only the record cannot be removed, the sandbox remains as failed, without a microVM, until it is stopped
+// or started again. erase continues even if ctx is cancelled.
 func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err := m.Runtime.Remove(ctx, rec.ID)
-	if err == nil {
-		err = m.Store.DeleteSandbox(rec.ID)
-	}
-	if err != nil {
+	if err := m.remove(ctx, rec.ID); err != nil {
 		m.fail(ctx, e, rec, reason, err)
 		return err
 	}
+	if err := m.Store.DeleteSandbox(rec.ID); err != nil {
+		m.Log.Error("could not remove the record of a sandbox that was stopped; it remains as failed",
+			"sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID, "err", err)
+		rec.State, rec.Reason, rec.Cause = Failed, "it was stopped, but its record could not be removed", err.Error()
+		e.set(rec, nil)
+		return nil
+	}
 	e.set(Record{}, nil)
 	return nil
+}
+
+// remove removes a microVM, with disk space from the reserve if the disk is full.
+func (m *Manager) remove(ctx context.Context, id string) error {
+	for {
+		err := m.Runtime.Remove(ctx, id)
+		if err == nil || ctx.Err() != nil || !m.MakeRoom() {
+			return err
+		}
+	}
 }
 
 // configure returns the configuration for a request: it applies the server's defaults and checks its limits.

@@ -80,6 +80,9 @@ type Config struct {
 	// MaxRunTime is the maximum time limit of a run.
 	MaxRunTime time.Duration
 
+	// AuditSegmentMiB is the size, in MiB, at which the file of the audit log is sealed; 0 means never.
+	AuditSegmentMiB int
+
 	// Hypervisor is "auto", "kata" (Kata's own driver) or "builtin" (msbd's hypervisor service).
 	Hypervisor string
 	// Accelerator is "auto", "kvm" or "tcg" (emulation).
@@ -131,6 +134,7 @@ func Default() Config {
 		DefaultMemoryMiB: 512,
 		MaxRunTime:       time.Hour,
 		MaxConnections:   10_000,
+		AuditSegmentMiB:  64,
 		Hypervisor:       "auto",
 		Accelerator:      "auto",
 		LogLevel:         "info",
@@ -187,6 +191,7 @@ func (c Config) validate(namespace func(string) error) error {
 	check(c.DefaultMemoryMiB >= MinMemoryMiB && c.DefaultMemoryMiB <= max(MinMemoryMiB, c.MaxMemoryMiB),
 		"default-memory-mib %d: must be from %d to max-memory-mib, %d", c.DefaultMemoryMiB, MinMemoryMiB, c.MaxMemoryMiB)
 	check(c.MaxRunTime >= time.Second, "max-run-time %s: must be at least 1s", c.MaxRunTime)
+	check(c.AuditSegmentMiB >= 0, "audit-segment-mib %d: must not be negative; 0 means that the file is never sealed by itself", c.AuditSegmentMiB)
 	choice := func(name, value string, choices ...string) {
 		for _, c := range choices {
 			if value == c {

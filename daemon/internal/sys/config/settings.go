@@ -73,6 +73,7 @@ var Settings = []Setting{
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox (default: twice the host's processors, at most 8)", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox (default: total-memory-mib, at most 16384)", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	integer("audit-segment-mib", "size, in `MIB`, at which the audit log continues in a new file; 0 means only with 'msb server audit seal'", func(c *Config) *int { return &c.AuditSegmentMiB }),
 	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's driver, which needs KVM) or builtin (msbd's)", func(c *Config) *string { return &c.Hypervisor }),
 	text("kata-config", "`FILE` with the host's Kata configuration, whose guest is used instead of the built-in one", func(c *Config) *string { return &c.KataConfig }),
 	text("kata-shim", "`PATH` of the host's containerd-shim-kata-v2 (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
