@@ -193,9 +193,9 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 		Store: s.store, Runtime: newMicroVMs(records), Connect: guest.Connect,
 		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
 		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
+		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
+		Boots:      4,
 		CheckSpace: s.store.CheckSpace, MakeRoom: s.store.MakeRoom,
-		Total:        sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
-		Boots:        4,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(s.cfg.QuotaOf(namespace)) },
 		StartTimeout: time.Minute, MaxRunTime: s.cfg.MaxRunTime, Log: s.log,
 	})

@@ -295,6 +295,72 @@ func TestUnwritableStoreStartsNothing(t *testing.T) {
 	}
 }
 
+// No error of the microVMs' host reaches a client, because it may name parts of the host. The log has it.
+func TestErrorsOfTheHostStayThere(t *testing.T) {
+	// An error without a class does not reach clients. Other classes must not, because they would say something about a
+	// sandbox.
+	f := newFixture(t)
+	for _, class := range []error{errors.New("failed"), errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrAlreadyExists} {
+		f.rt.OnResolveImage = func(context.Context, string) error { return fmt.Errorf("open /secret/path: %w", class) }
+		if err := f.Start(t.Context(), testName, Request{}); err == nil || errors.Is(err, class) {
+			t.Errorf("an image lookup that fails with %v: got error %v, want one without a class", class, err)
+		}
+	}
+	secret := func(context.Context, string) error {
+		return fmt.Errorf("dial unix /secret/path: %w", errdefs.ErrUnavailable)
+	}
+	for name, tt := range map[string]struct {
+		change func(*fixture)
+		call   func(*fixture) error
+	}{
+		"the image cannot be looked up": {
+			func(f *fixture) { f.rt.OnResolveImage = secret },
+			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
+		},
+		"an earlier start cannot be removed": {
+			func(f *fixture) {
+				f.rt.OnStart = secret
+				_ = f.Start(t.Context(), Name{"default", "two"}, Request{})
+				f.rt.OnRemove = secret
+			},
+			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
+		},
+		"the microVM cannot be started": {
+			func(f *fixture) { f.rt.OnStart = secret },
+			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
+		},
+		"the sandbox cannot be reached": {
+			func(f *fixture) { f.restart(t); f.rt.OnAttach = secret },
+			func(f *fixture) error {
+				_, err := f.RunCommand(t.Context(), testName, Command{Program: "true"})
+				return err
+			},
+		},
+		"the microVM cannot be removed": {
+			func(f *fixture) { f.rt.OnRemove = secret },
+			func(f *fixture) error { return f.Stop(t.Context(), testName) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			var log bytes.Buffer
+			f.restartWith(t, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+			if err := f.Start(t.Context(), testName, Request{}); err != nil {
+				t.Fatal(err)
+			}
+			tt.change(f)
+			err := tt.call(f)
+			if !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "sandbox default/") {
+				t.Errorf("got error %v, want Unavailable that names the sandbox and not the cause", err)
+			}
+			f.Manager.Close()
+			if name != "the sandbox cannot be reached" && !strings.Contains(log.String(), "secret") {
+				t.Errorf("the log does not have the cause: %s", log.String())
+			}
+		})
+	}
+}
+
 // A sandbox that has filled the disk can be stopped: Stop does not need the store, and removes the microVM with disk space
 // from the reserve.
 func TestStopOnAFullDisk(t *testing.T) {
@@ -366,63 +432,6 @@ func TestStartOnAFullDisk(t *testing.T) {
 	}
 	if n := f.rt.Len(); n != 1 {
 		t.Errorf("%d microVMs, want 1", n)
-	}
-}
-
-// No error of the microVMs' host reaches a client, because it may name parts of the host. The log has it.
-func TestErrorsOfTheHostStayThere(t *testing.T) {
-	secret := func(context.Context, string) error {
-		return fmt.Errorf("dial unix /secret/path: %w", errdefs.ErrUnavailable)
-	}
-	for name, tt := range map[string]struct {
-		change func(*fixture)
-		call   func(*fixture) error
-	}{
-		"the image cannot be looked up": {
-			func(f *fixture) { f.rt.OnResolveImage = secret },
-			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
-		},
-		"an earlier start cannot be removed": {
-			func(f *fixture) {
-				f.rt.OnStart = secret
-				_ = f.Start(t.Context(), Name{"default", "two"}, Request{})
-				f.rt.OnRemove = secret
-			},
-			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
-		},
-		"the microVM cannot be started": {
-			func(f *fixture) { f.rt.OnStart = secret },
-			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
-		},
-		"the sandbox cannot be reached": {
-			func(f *fixture) { f.restart(t); f.rt.OnAttach = secret },
-			func(f *fixture) error {
-				_, err := f.RunCommand(t.Context(), testName, Command{Program: "true"})
-				return err
-			},
-		},
-		"the microVM cannot be removed": {
-			func(f *fixture) { f.rt.OnRemove = secret },
-			func(f *fixture) error { return f.Stop(t.Context(), testName) },
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			f := newFixture(t)
-			var log bytes.Buffer
-			f.restartWith(t, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
-			if err := f.Start(t.Context(), testName, Request{}); err != nil {
-				t.Fatal(err)
-			}
-			tt.change(f)
-			err := tt.call(f)
-			if !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "sandbox default/") {
-				t.Errorf("got error %v, want Unavailable that names the sandbox and not the cause", err)
-			}
-			f.Manager.Close()
-			if name != "the sandbox cannot be reached" && !strings.Contains(log.String(), "secret") {
-				t.Errorf("the log does not have the cause: %s", log.String())
-			}
-		})
 	}
 }
 

@@ -135,7 +135,7 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 		// If removing the microVM of a failed sandbox has failed as well, it may still have resources.
 		ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
 		defer cancel()
-		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
+		if err := m.remove(ctx, old.ID); err != nil {
 			return m.hideCause(old.Name, "remove what an earlier start left of the sandbox", err)
 		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
@@ -150,15 +150,20 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 	return nil
 }
 
-// hideCause logs why the server could not do something for a client, and returns an error without the cause, because the
-// cause may name parts of the host. The error is errdefs.ErrUnavailable, or the end of the context if that is the cause.
+// hideCause returns an error for clients without the cause, which may name parts of the host. If trying again may help, the
+// cause is logged and the error is errdefs.ErrUnavailable. Otherwise it has no class, and the gateway logs its text instead of
+// sending it. The end of the caller's context is returned unchanged.
 func (m *Manager) hideCause(name Name, what string, cause error) error {
-	if errors.Is(cause, context.Canceled) {
+	switch {
+	case errors.Is(cause, context.Canceled):
 		return cause
+	case errdefs.IsUnavailable(cause), errors.Is(cause, context.DeadlineExceeded):
+		m.Log.Error("could not "+what, "sandbox", name.Name, "namespace", name.Namespace, "err", cause)
+		return fmt.Errorf("sandbox %s: the server could not %s. Try again; if it fails again, the server's log has the cause: %w",
+			name, what, errdefs.ErrUnavailable)
+	default:
+		return fmt.Errorf("%s %s: %v", what, name, cause)
 	}
-	m.Log.Error("could not "+what, "sandbox", name.Name, "namespace", name.Namespace, "err", cause)
-	return fmt.Errorf("sandbox %s: the server could not %s. Try again; if it fails again, the server's log has the cause: %w",
-		name, what, errdefs.ErrUnavailable)
 }
 
 // boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
