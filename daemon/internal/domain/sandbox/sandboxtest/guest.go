@@ -206,8 +206,6 @@ func (r *proc) command(args []string, stdout sandbox.Stream) (int, error) {
 	switch {
 	case args[0] == "":
 		return 0, fmt.Errorf("command is empty: %w", errdefs.ErrInvalidArgument)
-	case args[0] == "/":
-		return 0, fmt.Errorf("/: is a directory: %w", sandbox.ErrCommandNotExecutable)
 	case args[0] == "true":
 		return 0, nil
 	case args[0] == "false":
