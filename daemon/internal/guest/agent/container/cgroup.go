@@ -41,7 +41,7 @@ type cgroup struct {
 	oom    *oomWatch
 }
 
-// createCgroup creates the cgroup of container id. portal says whether its main process is the portal.
+// createCgroup creates the cgroup of container id. portal is true if its main process is the portal.
 func createCgroup(id string, portal bool) (*cgroup, error) {
 	// The prefix makes the name different from the kernel's files in the directory.
 	path := filepath.Join(CgroupRoot, "container-"+id)
