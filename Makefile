@@ -13,7 +13,8 @@ endif
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
-VERSION ?= $(or $(shell git describe --tags --always --dirty 2>/dev/null),unknown)
+# The commit that is built; the number of the version is in api/version.
+COMMIT  ?= $(shell git describe --always --dirty --exclude '*' --abbrev=12 2>/dev/null)
 # How many packages `make soak` and the run with microVMs of `make test` test at a time.
 TESTFLAGS ?= -p 2
 # If set, a directory to which each run of gotestsum writes the test events as a JSON file.
@@ -33,7 +34,7 @@ export CGO_ENABLED ?= 0
 # All calls of Go use the same flags, so that programs, tests and tools share compiled packages.
 export GOFLAGS := $(strip $(filter-out -trimpath -buildvcs=false,$(GOFLAGS)) -trimpath -buildvcs=false)
 GO_BUILD := $(GO) build
-LDFLAGS  := -s -w -X main.version=$(VERSION)
+LDFLAGS  := -s -w -X github.com/msbd/msbd/api/version.commit=$(COMMIT)
 
 # containerd is built from the version that go.mod requires. The linker flag puts this version into the program.
 CONTAINERD         := github.com/containerd/containerd
@@ -145,7 +146,7 @@ $(CURDIR)/bin/tools/go/bin/go:
 ##@ Check
 
 .PHONY: test
-test: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run all tests, real microVMs included
+test: deps build guest images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
 	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks
@@ -245,6 +246,14 @@ bin/tools/buf: Makefile
 	echo "$(BUF_SHA256)  $$archive" | sha256sum --check --quiet; \
 	tar -xzf "$$archive" -C $(@D) --strip-components 2 --no-same-owner package/bin/buf
 	@touch $@
+
+# nginx is extracted from Debian's package. Installing the package would start a web server on this host.
+bin/tools/nginx:
+	@echo "Downloading $@, Debian's"
+	@mkdir -p $(@D); dir=$$(mktemp -d); trap 'rm -rf "$$dir"' EXIT; cd "$$dir"; \
+	download() { apt-get download -qq -o APT::Sandbox::User=root nginx; }; \
+	download 2>/dev/null || { apt-get update -qq; download; }; \
+	dpkg-deb --extract nginx_*.deb .; install -T usr/sbin/nginx $(CURDIR)/$@
 
 # A tool is built again when this file changes, since its version may have changed.
 define tool

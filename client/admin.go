@@ -220,6 +220,18 @@ func (a *Admin) VerifyAudit(ctx context.Context) (*adminv1.VerifyAuditResponse, 
 	return call(ctx, a, adminv1.AdminServiceClient.VerifyAudit, &adminv1.VerifyAuditRequest{})
 }
 
+// SealAudit asks the server to seal the current file of its audit log, and returns the sealed segment.
+func (a *Admin) SealAudit(ctx context.Context) (*adminv1.AuditSegment, error) {
+	resp, err := call(ctx, a, adminv1.AdminServiceClient.SealAudit, &adminv1.SealAuditRequest{})
+	return resp.GetSegment(), err
+}
+
+// AcknowledgeAudit removes the known problems of the audit log from the warnings of the status, and returns them.
+func (a *Admin) AcknowledgeAudit(ctx context.Context) ([]string, error) {
+	resp, err := call(ctx, a, adminv1.AdminServiceClient.AcknowledgeAudit, &adminv1.AcknowledgeAuditRequest{})
+	return resp.GetProblems(), err
+}
+
 // Shutdown asks the server to stop. It returns before the process has exited. Sandboxes keep running unless
 // stopSandboxes is set.
 func (a *Admin) Shutdown(ctx context.Context, stopSandboxes bool) (*adminv1.ShutdownResponse, error) {

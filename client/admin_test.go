@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -38,7 +39,7 @@ func TestDialFailuresSayWhatToDo(t *testing.T) {
 		"stale":   {&Admin{Socket: stale}, ErrNotRunning, stale},
 		"forbidden": {&Admin{Dial: func(context.Context, string) (net.Conn, error) {
 			return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}
-		}}, errdefs.ErrPermissionDenied, "group"},
+		}}, errdefs.ErrPermissionDenied, JoinGroup()},
 		"other": {&Admin{Dial: func(context.Context, string) (net.Conn, error) {
 			return nil, syscall.EMFILE
 		}}, syscall.EMFILE, "connect to msbd"},
@@ -50,6 +51,15 @@ func TestDialFailuresSayWhatToDo(t *testing.T) {
 				t.Errorf("got %v, want %v with %q", err, tt.is, tt.hint)
 			}
 		})
+	}
+}
+
+// The advice to join the group does not assume that the group exists.
+func TestJoinGroup(t *testing.T) {
+	_, err := user.LookupGroup("msb")
+	advice := JoinGroup()
+	if strings.Contains(advice, "groupadd") != (err != nil) || !strings.Contains(advice, "sudo usermod -aG msb ") {
+		t.Errorf("group msb: %v; got %s", err, advice)
 	}
 }
 

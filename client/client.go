@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -105,6 +104,27 @@ func (c *Client) Metrics(ctx context.Context, namespace string) ([]rpc.SandboxMe
 	return res.Sandboxes, err
 }
 
+// ListSandboxes returns the sandboxes in a namespace, in whatever state they are, sorted by namespace and name. An empty
+// namespace means the key's own, or default for a key that is not limited to one. [rpc.AllNamespaces] means all
+// namespaces of the key.
+func (c *Client) ListSandboxes(ctx context.Context, namespace string) ([]rpc.SandboxInfo, error) {
+	var all []rpc.SandboxInfo
+	for after := ""; ; {
+		page, err := post[rpc.ListResult](ctx, c, request{
+			method: rpc.MethodSandboxList, params: rpc.ListParams{Namespace: namespaceParam(namespace), After: after},
+			timeout: queryTimeout, idempotent: true,
+		})
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Sandboxes...)
+		if page.Next <= after { // empty on the last page
+			return all, nil
+		}
+		after = page.Next
+	}
+}
+
 // namespaceParam returns the namespace as a param. An empty namespace becomes nil, and the server then chooses one.
 func namespaceParam(namespace string) *string {
 	if namespace == "" {
@@ -151,6 +171,9 @@ func marshal(r request) (body []byte, err error) {
 	}
 	if err == nil {
 		body, err = json.Marshal(req)
+	}
+	if e, ok := errors.AsType[*jsontext.SyntacticError](err); ok { // the only syntax that a Go value can violate
+		return nil, errorf(errdefs.ErrInvalidArgument, "%s is not valid UTF-8", e.JSONPointer.LastToken())
 	}
 	if err != nil {
 		return nil, errorf(errdefs.ErrInvalidArgument, "encode the request %s: %w", r.method, err)
@@ -325,7 +348,7 @@ func (c *Client) explain(ctx context.Context, err error) error {
 		err = u.Err
 	}
 	dial, dialing := errors.AsType[*net.OpError](err)
-	if dialing && dial.Op == "dial" && errors.Is(err, syscall.ECONNREFUSED) {
+	if dialing && dial.Op == "dial" && errors.Is(err, errConnectionRefused) {
 		return fmt.Errorf("%w: nothing listens at %s. Start it with 'msb server start', or set %s to the URL of another server",
 			ErrNotRunning, c.serverURL(), EnvServerURL)
 	}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -74,6 +75,8 @@ var calls = map[string]func(context.Context, *Client) error{
 	"discover": func(ctx context.Context, c *Client) error { _, err := c.Discover(ctx); return err },
 	"start":    func(ctx context.Context, c *Client) error { return c.Sandbox("", "a").Start(ctx, nil) },
 	"stop":     func(ctx context.Context, c *Client) error { return c.Sandbox("", "a").Stop(ctx) },
+	"list":     func(ctx context.Context, c *Client) error { _, err := c.ListSandboxes(ctx, ""); return err },
+	"get":      func(ctx context.Context, c *Client) error { _, err := c.Sandbox("", "a").Get(ctx); return err },
 	"metrics":  func(ctx context.Context, c *Client) error { _, err := c.Metrics(ctx, ""); return err },
 	"code": func(ctx context.Context, c *Client) error {
 		_, err := c.Sandbox("", "a").RunCode(ctx, "python", "1", 10*time.Second)
@@ -102,8 +105,14 @@ func TestRequestsAndResults(t *testing.T) {
 	sb := c.Sandbox("", "my-env")
 	team := c.Sandbox("team-alpha", "my-env")
 	cpu, memory := 12.5, int64(256)
-	measured := rpc.SandboxMetrics{Namespace: "default", Name: "my-env", Running: true, CPUUsage: &cpu, MemoryUsage: &memory}
-	const metrics = `{"sandboxes":[{"namespace":"default","name":"my-env","running":true,"cpu_usage":12.5,"memory_usage":256,"disk_usage":null,"of_tomorrow":1}]}`
+	measured := rpc.SandboxMetrics{Namespace: "default", Name: "my-env", State: rpc.StateRunning, Running: true, CPUUsage: &cpu, MemoryUsage: &memory}
+	const metrics = `{"sandboxes":[{"namespace":"default","name":"my-env","state":"running","running":true,"cpu_usage":12.5,"memory_usage":256,"disk_usage":null,"of_tomorrow":1}]}`
+	failed := rpc.SandboxInfo{
+		Namespace: "default", Name: "my-env", ID: "sb-1", State: rpc.StateFailed, Reason: "its start failed", Image: "microsandbox/python",
+		CPUs: 1, Memory: 512, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+	}
+	const info = `{"namespace":"default","name":"my-env","id":"sb-1","state":"failed","reason":"its start failed","image":"microsandbox/python",` +
+		`"cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z","of_tomorrow":1}`
 	for _, tt := range []struct {
 		result       string
 		call         func() (any, error)
@@ -125,6 +134,10 @@ func TestRequestsAndResults(t *testing.T) {
 			func() (any, error) { return sb.RunCommand(t.Context(), "sh", []string{"-c", "exit 3"}, 0) },
 			"sandbox.command.run", `{"sandbox":"my-env","command":"sh","args":["-c","exit 3"]}`,
 			&rpc.CommandRunResult{Command: "sh", Args: []string{"-c", "exit 3"}, ExitCode: 3, Output: []rpc.Line{}}},
+		{info, func() (any, error) { return team.Get(t.Context()) },
+			"sandbox.get", `{"sandbox":"my-env","namespace":"team-alpha"}`, &failed},
+		{`{"sandboxes":[` + info + `]}`, func() (any, error) { return c.ListSandboxes(t.Context(), rpc.AllNamespaces) },
+			"sandbox.list", `{"namespace":"*"}`, []rpc.SandboxInfo{failed}},
 		{metrics, func() (any, error) { return sb.Metrics(t.Context()) },
 			"sandbox.metrics.get", `{"sandbox":"my-env"}`, &measured},
 		{metrics, func() (any, error) { return c.Metrics(t.Context(), rpc.AllNamespaces) },
@@ -185,6 +198,7 @@ func TestErrorsHaveClasses(t *testing.T) {
 		rpc.CodePermissionDenied: errdefs.ErrPermissionDenied, rpc.CodeNotFound: errdefs.ErrNotFound,
 		rpc.CodeConflict: errdefs.ErrConflict, rpc.CodeExhausted: errdefs.ErrResourceExhausted,
 		rpc.CodeRunTimeout: ErrRunTimeout, rpc.CodeCommandNotFound: ErrCommandNotFound,
+		rpc.CodeRunFailed: ErrRunFailed, rpc.CodeCommandNotExecutable: ErrCommandNotExecutable,
 		rpc.CodeUnavailable: errdefs.ErrUnavailable, -32099: errdefs.ErrUnknown,
 	} {
 		r := refusal(599, code)
@@ -254,6 +268,31 @@ func TestTimeLimits(t *testing.T) {
 	})
 }
 
+// A list may have several pages. A server that never ends the list does not keep the client forever.
+func TestListHasPages(t *testing.T) {
+	t.Parallel()
+	pages := map[string]string{
+		`{}`:                    `{"sandboxes":[{"name":"a"},{"name":"b"}],"next":"default/b"}`,
+		`{"after":"default/b"}`: `{"sandboxes":[{"name":"c"}],"next":"default/c"}`,
+		`{"after":"default/c"}`: `{"sandboxes":[{"name":"c"}],"next":"default/c"}`,
+	}
+	c := &Client{HTTP: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		var req rpc.Request
+		if err := json.UnmarshalRead(r.Body, &req); err != nil {
+			return nil, err
+		}
+		return ok(pages[string(req.Params)]).response()
+	})}}
+	all, err := c.ListSandboxes(t.Context(), "")
+	var names []string
+	for _, s := range all {
+		names = append(names, s.Name)
+	}
+	if err != nil || strings.Join(names, " ") != "a b c c" {
+		t.Errorf("got %q, error %v", names, err)
+	}
+}
+
 func TestRetries(t *testing.T) {
 	t.Parallel()
 	refused := reply{err: &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}}
@@ -263,11 +302,13 @@ func TestRetries(t *testing.T) {
 	away := refusal(503, rpc.CodeUnavailable)
 	never := refusal(503, rpc.CodeUnavailable)
 	never.header = "Retry-After: 3600"
+	lostRun := refusal(502, rpc.CodeRunFailed)
+	lostRun.header = "Retry-After: 1" // msbd does not send it, but a proxy may add it
 	proxy := reply{status: 503, body: "<html>"}
 	done := map[string]reply{
-		"start": ok(`""`), "stop": ok(`""`), "metrics": ok(`{}`), "code": ok(`{}`), "command": ok(`{}`), "discover": ok(`{}`),
+		"start": ok(`""`), "stop": ok(`""`), "metrics": ok(`{}`), "list": ok(`{}`), "get": ok(`{}`), "code": ok(`{}`), "command": ok(`{}`), "discover": ok(`{}`),
 	}
-	const all, idempotent = "start stop metrics code command discover", "start metrics discover"
+	const all, idempotent = "start stop metrics list get code command discover", "start metrics list get discover"
 	for name, tt := range map[string]struct {
 		replies  []reply
 		retried  string // the calls that are retried
@@ -281,6 +322,7 @@ func TestRetries(t *testing.T) {
 		"proxy":             {[]reply{proxy}, idempotent, 2},
 		"away for long":     {[]reply{never}, "", 0},
 		"connection lost":   {[]reply{lost}, "", 0},
+		"run failed":        {[]reply{lostRun}, "", 0},
 		"answered and done": {[]reply{refusal(504, rpc.CodeRunTimeout)}, "", 0},
 	} {
 		for call, success := range done {
@@ -324,7 +366,7 @@ func TestRetries(t *testing.T) {
 // A server may close an idle connection at the moment when a request is sent. Only idempotent calls are retried.
 func TestConnectionClosedUnderARequest(t *testing.T) {
 	t.Parallel()
-	for call, want := range map[string]bool{"metrics": true, "start": true, "stop": false, "code": false, "command": false} {
+	for call, want := range map[string]bool{"metrics": true, "list": true, "get": true, "start": true, "stop": false, "code": false, "command": false} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

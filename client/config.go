@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/client/internal/dotenv"
 )
 
 // The environment variables of LoadConfig.
@@ -123,7 +125,7 @@ func lookup(name string, files []string) (value, from string, err error) {
 		if err != nil {
 			return "", "", fmt.Errorf("read %s: %w", path, err)
 		}
-		value, err := lookupDotenv(text, name)
+		value, err := dotenv.Lookup(text, name)
 		if err != nil {
 			return "", "", errorf(errdefs.ErrInvalidArgument, "read %s from %s: %w", name, path, err)
 		}

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os/user"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
@@ -72,18 +72,31 @@ func (a *Admin) explain(err error) error {
 	return errorf(class, "%s", s.Message())
 }
 
+// JoinGroup returns the commands that let this user administer msbd without being root.
+func JoinGroup() string {
+	name := "$USER"
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	const join = "run 'sudo usermod -aG msb %s', then log in again"
+	if _, err := user.LookupGroup("msb"); err != nil {
+		return fmt.Sprintf("there is no group msb yet: run 'sudo groupadd --system msb', restart the server, "+join, name)
+	}
+	return fmt.Sprintf(join, name)
+}
+
 func explainDial(socket string, err error) error {
 	switch {
-	case errors.Is(err, syscall.ENOENT):
+	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: nothing listens on %s. Start it with 'msb server start', or give its socket with "+
 			"--socket or MSB_SOCKET", ErrNotRunning, socket)
-	case errors.Is(err, syscall.ECONNREFUSED): // a server that stops removes its socket
+	case errors.Is(err, errConnectionRefused): // a server that stops removes its socket
 		return fmt.Errorf("%w: nothing listens on %s; the server crashed or was killed. See its log ('journalctl --unit msbd', "+
 			"or msbd.log in its state directory). Sandboxes keep running; start the server again with 'msb server start'",
 			ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return errorf(errdefs.ErrPermissionDenied, "%s: permission denied. Run msb as root (sudo), or join the group that may "+
-			"administer msbd ('sudo usermod -aG msb $USER', then log in again; if there is no such group, see 'msb doctor')", socket)
+			"administer msbd: %s", socket, JoinGroup())
 	default:
 		return fmt.Errorf("connect to msbd: %w", err)
 	}

@@ -24,7 +24,8 @@ func server() *httptest.Server {
 		rpc.MethodSandboxStop:       `"error":{"code":-32003,"message":"sandbox default/nope does not exist"}`,
 		rpc.MethodSandboxReplRun:    `"result":{"status":"success","language":"python","output":[{"stream":"stdout","text":"42"}]}`,
 		rpc.MethodSandboxCommandRun: `"result":{"command":"sh","args":["-c","echo hello; exit 3"],"exit_code":3,"success":false,"output":[{"stream":"stdout","text":"hello"}]}`,
-		rpc.MethodSandboxMetricsGet: `"result":{"sandboxes":[{"namespace":"default","name":"my-env","running":true,"cpu_usage":1.25,"memory_usage":61,"disk_usage":16384}]}`,
+		rpc.MethodSandboxList:       `"result":{"sandboxes":[{"namespace":"default","name":"my-env","id":"sb-1","state":"failed","reason":"its start failed","image":"microsandbox/python","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`,
+		rpc.MethodSandboxMetricsGet: `"result":{"sandboxes":[{"namespace":"default","name":"my-env","state":"running","running":true,"cpu_usage":1.25,"memory_usage":61,"disk_usage":16384}]}`,
 	}
 	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -104,6 +105,21 @@ func ExampleSandbox_RunCommand() {
 	}
 	fmt.Println(res.ExitCode, res.Output[0].Text)
 	// Output: 3 hello
+}
+
+func ExampleClient_ListSandboxes() {
+	server := server()
+	defer server.Close()
+	c := &client.Client{ServerURL: server.URL, Key: client.NewKey("your-api-key-here")}
+
+	sandboxes, err := c.ListSandboxes(context.Background(), rpc.AllNamespaces)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, s := range sandboxes {
+		fmt.Printf("%s/%s: %s: %s\n", s.Namespace, s.Name, s.State, s.Reason)
+	}
+	// Output: default/my-env: failed: its start failed
 }
 
 func ExampleClient_Metrics() {

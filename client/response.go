@@ -23,6 +23,11 @@ var (
 	ErrRunTimeout = errors.New("time limit of the run reached")
 	// ErrCommandNotFound is the class of a command that names a program which the sandbox does not have.
 	ErrCommandNotFound = errors.New("command not found")
+	// ErrRunFailed is the class of a run that had begun, and failed in the sandbox or was lost. It may have taken effect.
+	ErrRunFailed = errors.New("run failed")
+	// ErrCommandNotExecutable is the class of a command whose file exists in the sandbox but cannot be run. It is also an
+	// ErrCommandNotFound, which older servers return for it.
+	ErrCommandNotExecutable = fmt.Errorf("command cannot be run: %w", ErrCommandNotFound)
 )
 
 // Error is an error that the server returned. [errors.Is] matches its class:
@@ -34,6 +39,8 @@ var (
 //	rpc.CodeExhausted                             errdefs.ErrResourceExhausted
 //	rpc.CodeRunTimeout                            ErrRunTimeout
 //	rpc.CodeCommandNotFound                       ErrCommandNotFound
+//	rpc.CodeRunFailed                             ErrRunFailed
+//	rpc.CodeCommandNotExecutable                  ErrCommandNotExecutable
 //	rpc.CodeUnavailable                           errdefs.ErrUnavailable
 //	rpc.CodeInvalidParams, InvalidRequest, Parse  errdefs.ErrInvalidArgument
 //	rpc.CodeMethodNotFound                        errdefs.ErrNotImplemented
@@ -76,7 +83,10 @@ var codeClasses = map[rpc.Code]error{
 	rpc.CodeExhausted:        errdefs.ErrResourceExhausted,
 	rpc.CodeRunTimeout:       ErrRunTimeout,
 	rpc.CodeCommandNotFound:  ErrCommandNotFound,
+	rpc.CodeRunFailed:        ErrRunFailed,
 	rpc.CodeUnavailable:      errdefs.ErrUnavailable,
+
+	rpc.CodeCommandNotExecutable: ErrCommandNotExecutable,
 }
 
 // statusClasses is for responses of proxies and for codes that only a newer server knows.

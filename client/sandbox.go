@@ -44,6 +44,18 @@ func (s *Sandbox) Stop(ctx context.Context) error {
 	return err
 }
 
+// Get returns the state and the configuration of the sandbox. If it does not exist, the error is errdefs.ErrNotFound.
+func (s *Sandbox) Get(ctx context.Context) (*rpc.SandboxInfo, error) {
+	res, err := post[rpc.SandboxInfo](ctx, s.client, request{
+		method: rpc.MethodSandboxGet, params: rpc.GetParams{Sandbox: s.Name, Namespace: namespaceParam(s.Namespace)},
+		timeout: queryTimeout, idempotent: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 // RunCode runs code in the sandbox's REPL of a language, python or node. What the code defines is available to
 // the next run. Code that raises an exception is not an error: the result then has the status rpc.StatusError.
 //

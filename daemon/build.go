@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"time"
 
@@ -101,6 +102,10 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
+		CheckSpace:   db.CheckSpace,
+		MakeRoom:     db.MakeRoom,
+		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
+		Boots:        max(2, runtime.NumCPU()),
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,
@@ -125,7 +130,7 @@ func recoverSandboxes(ctx context.Context, manager *sandbox.Manager, machines *b
 // newGateway returns the HTTP gateway with its endpoints.
 func newGateway(cfg config.Config, verifier *keys.Verifier, manager *sandbox.Manager, st *status, log *slog.Logger) (*gateway.Gateway, error) {
 	metrics := newMetrics(st)
-	methods, err := rpc.New(manager, metrics)
+	methods, err := rpc.New(manager, cfg.Version, metrics)
 	if err != nil {
 		return nil, err
 	}

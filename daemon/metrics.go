@@ -15,6 +15,8 @@ var (
 	sandboxCount = prometheus.NewDesc("msbd_sandboxes", "Number of sandboxes, by state.", []string{"state"}, nil)
 	degraded     = prometheus.NewDesc("msbd_degraded", "1 if the server is degraded and refuses changes, else 0.", nil, nil)
 	auditEntries = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
+	diskFree     = prometheus.NewDesc("msbd_disk_free_bytes", "Free space on the disk of the state directory, in bytes, without the reserve.", nil, nil)
+	diskInodes   = prometheus.NewDesc("msbd_disk_free_inodes", "Free inodes on the disk of the state directory; absent if its file system has no limit.", nil, nil)
 	certExpiry   = prometheus.NewDesc("msbd_tls_certificate_expiry_timestamp_seconds", "When the gateway's certificate expires, as a Unix timestamp.", nil, nil)
 )
 
@@ -30,7 +32,7 @@ type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, degraded, auditEntries, certExpiry} {
+	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
 		out <- d
 	}
 }
@@ -55,6 +57,12 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	_, reasons := c.current()
 	gauge(degraded, min(1, float64(len(reasons))))
 	gauge(auditEntries, float64(c.store.AuditHead().Seq))
+	if space := c.store.Space(); space.TotalBytes > 0 { // measured
+		gauge(diskFree, float64(space.FreeBytes))
+		if space.TotalInodes > 0 {
+			gauge(diskInodes, float64(space.FreeInodes))
+		}
+	}
 	if c.certs != nil {
 		if expiry := c.certs.Status(time.Now()).NotAfter; !expiry.IsZero() {
 			gauge(certExpiry, float64(expiry.Unix()))

@@ -58,8 +58,8 @@ func (s *status) setRecovery(r sandbox.Recovery, containerdVersion, kataVersion 
 	s.recovery, s.containerdVersion, s.kataVersion = r, containerdVersion, kataVersion
 }
 
-// current returns the state and, if it is degraded, the reasons. Each admin call calls it, so it must be cheap; it is, unless
-// the last write of the store failed.
+// current returns the state and, if it is degraded, the reasons. Each admin call and each scrape calls it, so it must not
+// block, even if the disk hangs.
 func (s *status) current() (state adminv1.GetStatusResponse_DaemonState, reasons []string) {
 	s.mu.Lock()
 	state = s.state
@@ -129,6 +129,11 @@ func (s *status) report() *adminv1.GetStatusResponse {
 			st.Tls.NotAfter = timestamppb.New(cert.NotAfter)
 		}
 		st.Warnings = append(st.Warnings, cert.Warnings...)
+	}
+	used := s.manager.InUse()
+	st.Capacity = &adminv1.Capacity{
+		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
+		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
 	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {

@@ -6,6 +6,9 @@
 //
 //	sed -n 3p audit.jsonl | sed 's/,"hash":"[0-9a-f]*"}$//' | tr -d '\n' | sha256sum
 //
+// The server can divide a log into segments, which are files. The hash chain continues from one segment to the next, so
+// each can be checked on its own with [Head.Verify], and [Segment] says where it begins and ends.
+//
 // A log that was truncated between two lines, or completely rewritten, is consistent in itself. To detect this,
 // compare its [Head] with the one that the server has stored.
 package audit
@@ -38,21 +41,23 @@ type Event struct {
 
 // The values of Event.Action.
 const (
-	KeyCreate     = "key.create"
-	KeyRevoke     = "key.revoke"
-	KeyRotate     = "key.rotate"
-	KeyPrune      = "key.prune"
-	KeySuspect    = "key.suspect" // a token has a valid signature but matches no record: the signing key may be stolen
-	SigningReset  = "signing_key.reset"
-	KeysInvalid   = "keys.invalidate" // the keys of an earlier signing key are marked as revoked
-	ClockAccept   = "clock.accept"    // the server uses the host's time, although it had used a later one
-	ServerStart   = "server.start"
-	ServerStop    = "server.stop"
-	ServerBackup  = "server.backup"
-	ServerRestore = "server.restore"
-	StoreRollback = "store.rollback" // the store was set back to before the end of the log: later changes are undone
-	SandboxStop   = "sandbox.stop"   // by an administrator
-	ImageImport   = "image.import"
+	KeyCreate      = "key.create"
+	KeyRevoke      = "key.revoke"
+	KeyRotate      = "key.rotate"
+	KeyPrune       = "key.prune"
+	KeySuspect     = "key.suspect" // a token has a valid signature but matches no record: the signing key may be stolen
+	SigningReset   = "signing_key.reset"
+	KeysInvalid    = "keys.invalidate" // the keys of an earlier signing key are marked as revoked
+	ClockAccept    = "clock.accept"    // the server uses the host's time, although it had used a later one
+	ServerStart    = "server.start"
+	ServerStop     = "server.stop"
+	ServerBackup   = "server.backup"
+	ServerRestore  = "server.restore"
+	StoreRollback  = "store.rollback" // the store was set back to before the end of the log: later changes are undone
+	SandboxStop    = "sandbox.stop"   // by an administrator
+	ImageImport    = "image.import"
+	LogSeal        = "audit.seal"        // a segment of this log was sealed; this entry is the first of the next segment
+	LogAcknowledge = "audit.acknowledge" // an administrator has acknowledged the problems of this log
 )
 
 // ActorServer is the Actor of events that the server causes itself.
@@ -78,6 +83,17 @@ type Entry struct {
 type Head struct {
 	Seq  uint64 `json:"seq"`
 	Hash string `json:"hash"`
+}
+
+// Segment is a sealed part of a log: a file to which nothing is added anymore.
+type Segment struct {
+	Path string
+	// First is the number of its first entry.
+	First uint64
+	// Last is its last entry.
+	Last Head
+	// Absent is set if the file does not exist anymore, for example because it was moved to an archive.
+	Absent bool
 }
 
 // MaxLine is the maximum length of a line in bytes, including its newline.
@@ -152,10 +168,29 @@ type ChainError struct {
 
 func (e *ChainError) Error() string { return fmt.Sprintf("audit log, line %d: %s", e.Line, e.Problem) }
 
+// Before returns the head that the first line of a segment follows, and sets r back to its beginning. It is the zero Head
+// for the first segment of a log. If the first line is not valid, Before returns the zero Head, and Verify reports why.
+func Before(r io.ReadSeeker) (Head, error) {
+	line, err := bufio.NewReaderSize(r, MaxLine).ReadSlice('\n')
+	if err != nil && err != io.EOF && err != bufio.ErrBufferFull {
+		return Head{}, fmt.Errorf("read audit log: %w", err)
+	}
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return Head{}, fmt.Errorf("read audit log: %w", err)
+	}
+	e, err := Parse(bytes.TrimSuffix(line, []byte("\n")))
+	if err != nil || e.Seq == 0 {
+		return Head{}, nil
+	}
+	return Head{Seq: e.Seq - 1, Hash: e.Prev}, nil
+}
+
 // Verify reads a log from the beginning to the end. It returns the head of the valid part. If a line is invalid, the
 // error is a *ChainError for the first such line. If r fails, the error wraps r's error.
-func Verify(r io.Reader) (Head, error) {
-	var h Head
+func Verify(r io.Reader) (Head, error) { return Head{}.Verify(r) }
+
+// Verify is like the function Verify, but reads a segment that follows h.
+func (h Head) Verify(r io.Reader) (Head, error) {
 	lines := bufio.NewReaderSize(r, MaxLine)
 	for number := uint64(1); ; number++ {
 		line, err := lines.ReadSlice('\n')

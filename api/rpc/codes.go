@@ -40,7 +40,7 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at once or per second, too many bad keys, a quota was reached, or a run printed too much",
+		"too many requests at once or per second, a quota was reached, or a run printed too much",
 		"wait as long as `Retry-After` says; if it is absent, a run was interrupted because it printed too much: print less",
 	},
 	{
@@ -49,6 +49,16 @@ var Codes = []CodeInfo{
 		"set a longer `timeout`, or do less work in a run",
 	},
 	{CodeCommandNotFound, "command_not_found", []int{422}, "the sandbox has no such program", "check its name and the image"},
+	{
+		CodeRunFailed, "run_failed", []int{502},
+		"the run had begun, and failed in the sandbox or was lost, for example because the connection to the sandbox ended or the server stopped; it may have taken effect",
+		"check what the run did before you send it again; the message may come from code in the sandbox",
+	},
+	{
+		CodeCommandNotExecutable, "command_not_executable", []int{422},
+		"the file exists in the sandbox but cannot be run: it is a directory, lacks the permission, or is for another architecture",
+		"the message says why; for a script, use its interpreter as the command",
+	},
 	{
 		CodeUnavailable, "unavailable", []int{503},
 		"the server is starting or stopping, or the sandbox is not responding",

@@ -9,9 +9,12 @@ package rpc
 
 import "github.com/go-json-experiment/json/jsontext"
 
-// Paths of the HTTP API. The last three are aliases of Path and accept the same requests.
+// Paths of the HTTP API. The last three are aliases of Path and accept the same requests. HealthzPath is an alias of
+// HealthPath.
 const (
+	RootPath       = "/" // says in plain text what the server is
 	HealthPath     = "/api/v1/health"
+	HealthzPath    = "/healthz"
 	MetricsPath    = "/metrics" // for Prometheus
 	MCPPath        = "/mcp"     // the Model Context Protocol, over Streamable HTTP
 	Path           = "/api/v1/rpc"
@@ -103,6 +106,10 @@ const (
 	CodeRunTimeout Code = -32007
 	// CodeCommandNotFound (HTTP 422): the sandbox has no such program.
 	CodeCommandNotFound Code = -32008
+	// CodeRunFailed (HTTP 502): the run had begun, and failed in the sandbox or was lost. It may have taken effect.
+	CodeRunFailed Code = -32010
 	// CodeUnavailable (HTTP 503): the server is starting or stopping, or the sandbox is not responding.
 	CodeUnavailable Code = -32009
+	// CodeCommandNotExecutable (HTTP 422): the command's file exists in the sandbox but cannot be run.
+	CodeCommandNotExecutable Code = -32011
 )

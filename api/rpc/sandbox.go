@@ -1,10 +1,14 @@
 package rpc
 
+import "time"
+
 // Names of the sandbox methods. Their params and results follow in this file in the same order. The fields of a
 // params struct are in the order of positional params. Fields without omitzero are required.
 const (
 	MethodSandboxStart      = "sandbox.start"
 	MethodSandboxStop       = "sandbox.stop"
+	MethodSandboxList       = "sandbox.list"
+	MethodSandboxGet        = "sandbox.get"
 	MethodSandboxMetricsGet = "sandbox.metrics.get"
 	MethodSandboxReplRun    = "sandbox.repl.run"
 	MethodSandboxCommandRun = "sandbox.command.run"
@@ -36,11 +40,71 @@ type SandboxConfig struct {
 	Exec      string            `json:"exec,omitzero"`
 }
 
+// UnsupportedConfig has the members of a SandboxConfig that the server refuses unless they are empty.
+var UnsupportedConfig = []string{"volumes", "ports", "depends_on", "shell", "scripts", "exec"}
+
 // StopParams holds the params of sandbox.stop. The result is a sentence, as a string.
 type StopParams struct {
 	Sandbox   string  `json:"sandbox"`
 	Namespace *string `json:"namespace,omitzero"`
 }
+
+// MaxPage is the maximum number of sandboxes in the result of one sandbox.list.
+const MaxPage = 1000
+
+// ListParams holds the params of sandbox.list.
+type ListParams struct {
+	// Namespace may be [AllNamespaces].
+	Namespace *string `json:"namespace,omitzero"`
+	// After continues a list: it is the Next of the previous result.
+	After string `json:"after,omitzero"`
+	// Limit is the maximum number of sandboxes in the result. 0, or more than MaxPage, means MaxPage.
+	Limit int `json:"limit,omitzero"`
+}
+
+// ListResult is the result of sandbox.list.
+type ListResult struct {
+	// Sandboxes are sorted by namespace and name.
+	Sandboxes []SandboxInfo `json:"sandboxes"`
+	// Next is the After of the request for the sandboxes that follow. It is empty if none follow.
+	Next string `json:"next,omitzero"`
+}
+
+// GetParams holds the params of sandbox.get. The result is a SandboxInfo.
+type GetParams struct {
+	Sandbox   string  `json:"sandbox"`
+	Namespace *string `json:"namespace,omitzero"`
+}
+
+// SandboxInfo describes a sandbox.
+type SandboxInfo struct {
+	Namespace string `json:"namespace"`
+	Name      string `json:"name"`
+	// ID differs for each start of a sandbox. The server's log and its administrators use it.
+	ID    string `json:"id"`
+	State State  `json:"state"`
+	// Reason says why the sandbox failed. It is empty in the other states.
+	Reason string `json:"reason,omitzero"`
+	Image  string `json:"image"`
+	// CPUs is the number of virtual CPUs.
+	CPUs int `json:"cpus"`
+	// Memory is in MiB.
+	Memory int `json:"memory"`
+	// CreatedAt is when the sandbox was started, in UTC, to the second.
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// State is the state of a sandbox. Later versions may add states.
+type State string
+
+const (
+	StateStarting State = "starting"
+	// StateRunning is the only state in which code and commands can run.
+	StateRunning  State = "running"
+	StateStopping State = "stopping"
+	// StateFailed means that the sandbox does not run, and that nothing of it is left but its name and the reason.
+	StateFailed State = "failed"
+)
 
 // MetricsParams holds the params of sandbox.metrics.get.
 type MetricsParams struct {
@@ -58,11 +122,16 @@ type MetricsResult struct {
 	Sandboxes []SandboxMetrics `json:"sandboxes"`
 }
 
-// SandboxMetrics is the resource usage of one sandbox. The usage fields are null if it is not running.
+// SandboxMetrics is the resource usage of one sandbox. The usage fields are null if it is not running, or if they could
+// not be measured.
 type SandboxMetrics struct {
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
-	Running   bool   `json:"running"`
+	State     State  `json:"state"`
+	// Reason says why the sandbox failed. It is empty in the other states.
+	Reason string `json:"reason,omitzero"`
+	// Running reports whether State is StateRunning.
+	Running bool `json:"running"`
 	// CPUUsage is in percent of one CPU.
 	CPUUsage *float64 `json:"cpu_usage"`
 	// MemoryUsage is in MiB.
@@ -130,6 +199,8 @@ type Line struct {
 // GetNamespace returns the namespace in the params, or nil if there is none.
 func (p *StartParams) GetNamespace() *string      { return p.Namespace }
 func (p *StopParams) GetNamespace() *string       { return p.Namespace }
+func (p *ListParams) GetNamespace() *string       { return p.Namespace }
+func (p *GetParams) GetNamespace() *string        { return p.Namespace }
 func (p *MetricsParams) GetNamespace() *string    { return p.Namespace }
 func (p *ReplRunParams) GetNamespace() *string    { return p.Namespace }
 func (p *CommandRunParams) GetNamespace() *string { return p.Namespace }

@@ -141,7 +141,7 @@ lint | unit) ;;
 run) ;;
 live | original | bench) : "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}" ;;
 *)
-	sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+	sed -n '2,/^set/s/^# \{0,1\}//p' "$(basename -- "$0")" >&2
 	exit 2
 	;;
 esac

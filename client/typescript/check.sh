@@ -12,6 +12,17 @@ set -euo pipefail
 
 cd -- "$(dirname -- "$0")"
 
+case ${1-}:$# in
+lint:1 | unit:1 | bench:1 | run:2) ;;
+live:1)
+	: "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}"
+	;;
+*)
+	sed -n '2,/^set/s/^# \{0,1\}//p' "$(basename -- "$0")" >&2
+	exit 2
+	;;
+esac
+
 # new_enough checks that the node on PATH is new enough and that npm exists.
 new_enough() {
 	node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || (major == 20 && minor >= 19) ? 0 : 1)' 2>/dev/null &&
@@ -54,7 +65,7 @@ if ! cmp --silent package-lock.json node_modules/.installed; then
 	flock --unlock 9
 fi
 
-case ${1-} in
+case $1 in
 lint)
 	flock 9
 	npm run --silent check
@@ -66,7 +77,6 @@ unit)
 	npm run --silent test:package
 	;;
 live)
-	: "${MSB_SERVER_URL:?set it to the URL of the server}" "${MSB_API_KEY:?set it to an API key of that server}"
 	flock 9
 	npm run --silent test:live
 	;;
@@ -85,9 +95,5 @@ run)
 	cp -- "$2" "$dir/program.mjs"
 	cd "$dir"
 	node program.mjs
-	;;
-*)
-	sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
-	exit 2
 	;;
 esac

@@ -73,7 +73,7 @@ type Run struct {
 func Start(dir string) (*Server, error) {
 	cfg := config.Default()
 	cfg.StateDir, cfg.RunDir, cfg.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), "127.0.0.1:0"
-	cfg.MaxCPUs = 2
+	cfg.MaxCPUs, cfg.MaxMemoryMiB, cfg.TotalSandboxes, cfg.TotalMemoryMiB = 2, 16<<10, 100, 32<<10
 	cfg.Quotas = map[string]config.Quota{SmallNamespace: {Sandboxes: 1}}
 	s, err := open(context.Background(), cfg, "", nil, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -99,6 +99,12 @@ func (s *Server) Handler() http.Handler { return s.gateway }
 // Key creates an API key with all scopes. It is limited to namespaces if there are any.
 func (s *Server) Key(namespaces ...string) (string, error) {
 	secret, _, err := s.issuer.Issue(context.Background(), keys.IssueRequest{Namespaces: namespaces})
+	return secret.Reveal(), err
+}
+
+// ScopedKey creates an API key that has only these scopes.
+func (s *Server) ScopedKey(scopes ...keys.Scope) (string, error) {
+	secret, _, err := s.issuer.Issue(context.Background(), keys.IssueRequest{Scopes: scopes})
 	return secret.Reveal(), err
 }
 
@@ -149,7 +155,7 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, initial []san
 		return s, err
 	}
 	metrics := prometheus.NewRegistry()
-	methods, err := rpc.New(s.manager, metrics)
+	methods, err := rpc.New(s.manager, version, metrics)
 	if err != nil {
 		return s, err
 	}
@@ -187,6 +193,9 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 		Store: s.store, Runtime: newMicroVMs(records), Connect: guest.Connect,
 		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
 		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
+		CheckSpace: s.store.CheckSpace, MakeRoom: s.store.MakeRoom,
+		Total:        sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
+		Boots:        4,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(s.cfg.QuotaOf(namespace)) },
 		StartTimeout: time.Minute, MaxRunTime: s.cfg.MaxRunTime, Log: s.log,
 	})
@@ -291,6 +300,14 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		ContainerdVersion: "1.7",
 		KataVersion:       "3.0",
 		AuditEntries:      s.store.AuditHead().Seq,
+	}
+	used := s.manager.InUse()
+	st.Capacity = &adminv1.Capacity{
+		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
+		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
+	}
+	if err := s.store.AuditProblem(); err != nil {
+		st.Warnings = append(st.Warnings, err.Error())
 	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {

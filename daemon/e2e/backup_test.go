@@ -42,19 +42,19 @@ func TestBackupAndRestore(t *testing.T) {
 	keys["limited"] = s.newKey(t, "--namespace", "team-alpha", "--expire", "1y")
 	keys["revoked before"] = s.newKey(t, "--name", "revoked-before")
 	keys["revoked after"] = s.newKey(t, "--name", "revoked-after")
-	s.mustMSB(t, "server", "key", "revoke", "revoked-before")
+	s.mustMSB(t, "server", "key", "revoke", "--yes", "revoked-before")
 
 	s.mustMSB(t, "server", "backup", file)
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("backup file: %v, error %v, want mode 0600", info, err)
 	}
 	keys["created after"] = s.newKey(t)
-	s.mustMSB(t, "server", "key", "revoke", "revoked-after")
+	s.mustMSB(t, "server", "key", "revoke", "--yes", "revoked-after")
 
 	// A restore on the same server, which has the same signing key, keeps valid keys valid and invalid keys invalid.
 	accepted := map[string]bool{"kept": true, "limited": true, "created after": true}
 	s.wantAccepted(t, "before the restore", accepted, keys)
-	s.mustMSB(t, "server", "restore", file)
+	s.mustMSB(t, "server", "restore", "--yes", file)
 	s.wantAccepted(t, "restored on the same server", accepted, keys)
 	s.wantAuditIntact(t)
 
@@ -102,7 +102,7 @@ func TestBackupAndRestore(t *testing.T) {
 		if err := os.WriteFile(bad, archive, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if out, stderr, err := other.msb("server", "restore", bad); err == nil || stderr == "" {
+		if out, stderr, err := other.msb("server", "restore", "--yes", bad); err == nil || stderr == "" {
 			t.Errorf("a backup %s was restored: %s%s", what, out, stderr)
 		}
 		if now := summary(other); now != before {
@@ -113,7 +113,7 @@ func TestBackupAndRestore(t *testing.T) {
 
 	// After a restore on another server, that server has only the keys of the backup. Its own keys are gone, and keys
 	// that were revoked after the backup are valid again, because this server does not know of the revocations.
-	other.mustMSB(t, "server", "restore", file)
+	other.mustMSB(t, "server", "restore", "--yes", file)
 	moved := map[string]bool{"kept": true, "limited": true, "revoked after": true}
 	for _, when := range []string{"restored on another server", "restarted"} {
 		other.wantAccepted(t, when, moved, keys)
@@ -173,7 +173,7 @@ func TestKillsDuringRestore(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() {
-			_, _, err := s.msb("server", "restore", file)
+			_, _, err := s.msb("server", "restore", "--yes", file)
 			done <- err
 		}()
 		var acknowledged bool
@@ -223,7 +223,7 @@ func fileNames(t *testing.T, dir string) (names []string) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if e.Name() != "containerd" {
+		if e.Name() != "containerd" && e.Name() != "ballast" {
 			names = append(names, e.Name())
 		}
 	}

@@ -410,11 +410,7 @@ func (s *server) accepts(key string) (bool, error) {
 // that every start and stop that the server acknowledged holds after the restart.
 func TestKillsUnderSandboxChurn(t *testing.T) {
 	parallel(t)
-	s := testServer(t)
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
-	key := s.newKey(t)
+	s, key := pythonServer(t)
 	names := []string{"even", "odd"}
 	rnd := randtest.New(t)
 	// The state of each sandbox according to the server's responses: running, stopped, or "" after a call without a

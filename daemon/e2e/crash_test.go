@@ -176,11 +176,7 @@ func TestContainerdDeathKeepsSandboxes(t *testing.T) {
 // TestHungGuestCanBeStopped tests that a command in a guest that hangs fails, and that its sandbox can be stopped.
 func TestHungGuestCanBeStopped(t *testing.T) {
 	parallel(t)
-	s := testServer(t)
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
-	key := s.newKey(t)
+	s, key := pythonServer(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	id := s.sandboxID("box")
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
@@ -224,12 +220,8 @@ func TestHostContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("sandbox", func(t *testing.T) { // a subtest, so that its server is stopped before the host's containerd
-		s := testServer(t, "--config", settings)
+		s, key := pythonServer(t, "--config", settings)
 		s.containerd = socket
-		if err := s.importImages("python"); err != nil {
-			t.Fatal(err)
-		}
-		key := s.newKey(t)
 		s.mustCall(t, key, "sandbox.start", params{"sandbox": "guest"}, nil)
 		if got := s.python(t, key, "guest", "6 * 7").text("stdout"); got != "42\n" {
 			t.Errorf("6 * 7 in Python: got %q, want 42", got)

@@ -1,32 +1,21 @@
 package e2e
 
 import (
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
-// fillDisk writes a file until the disk is full to its last byte.
-func fillDisk(t *testing.T, path string) {
-	t.Helper()
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for size := 1 << 20; size > 0; {
-		if _, err := f.Write(make([]byte, size)); err != nil {
-			size /= 2
-		}
-	}
-}
-
+// Sandboxes fill the disk that also holds the keys and the audit log, and keep writing to it. The server says so, starts
+// no further sandbox, and still revokes keys and stops sandboxes, over HTTP and on the admin socket, also after it was
+// killed.
 func TestFullDisk(t *testing.T) {
 	parallel(t)
 	disk := t.TempDir()
-	if err := syscall.Mount("msb-test", disk, "tmpfs", 0, "size=32m,mode=0700"); err != nil {
+	if err := syscall.Mount("msb-test", disk, "tmpfs", 0, "size=300m,mode=0700"); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -35,59 +24,76 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	s := testServer(t, "--state-dir", disk)
-	keys, live := map[string]string{}, map[string]bool{}
-	created := func(name, key string) { keys[name], live[name] = key, true }
-	created("first", s.newKey(t, "--name", "first"))
-	created("second", s.newKey(t, "--name", "second"))
-
-	filler := filepath.Join(disk, "filler")
-	fillDisk(t, filler)
-	// The last pages of msbd's own files may have room for a few more keys. Each key that is printed must be valid.
-	var refusal string
-	for n := 0; refusal == ""; n++ {
-		if n == 1000 {
-			t.Fatal("created 1000 keys on a full disk")
-		}
-		key, stderr, err := s.msb("server", "keygen")
-		if err == nil {
-			created(key[len(key)-10:], strings.TrimSpace(key))
-			continue
-		}
-		if refusal = stderr; key != "" {
-			t.Errorf("keygen failed, but printed a key: %s", key)
-		}
-	}
-	if !strings.Contains(refusal, "no space left") {
-		t.Errorf("keygen on a full disk: %s, want \"no space left\"", refusal)
-	}
-	st, _ := s.status()
-	if st.State != "degraded" || !strings.Contains(strings.Join(st.DegradedReasons, "\n"), "space") {
-		t.Errorf("status on a full disk: %+v, want degraded for lack of space\nkeygen printed: %s", st, refusal)
-	}
-	s.wantAccepted(t, "on a full disk", live, keys)
-	// The command must either revoke the key for good or report that it did not.
-	_, stderr, err := s.msb("server", "key", "revoke", "second")
-	if live["second"] = err != nil; err != nil && !strings.Contains(stderr, "space") {
-		t.Errorf("revoke on a full disk: %s, want an error about space", stderr)
-	}
-	s.wantAccepted(t, "after the revoke command on a full disk", live, keys)
-
-	if err := os.Remove(filler); err != nil {
+	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the server to be ready again", func() bool {
-		st, err := s.status()
-		return err == nil && st.State == "ready"
-	})
-	created("third", s.newKey(t, "--name", "third"))
-	s.mustMSB(t, "server", "key", "revoke", "second")
+	key := s.newKey(t, "--name", "first")
+	keys := map[string]string{"first": key, "second": s.newKey(t, "--name", "second"), "third": s.newKey(t, "--name", "third")}
+	live := map[string]bool{"first": true, "second": true, "third": true}
+
+	// Each sandbox writes whenever there is room.
+	const fill = "while :; do cat /dev/zero >>/fill; done"
+	for _, name := range []string{"one", "two"} {
+		s.mustCall(t, key, "sandbox.start", params{"sandbox": name}, nil)
+		s.command(t, key, name, "sh", "-c", "("+fill+") >/dev/null 2>&1 </dev/null &")
+	}
+	full := func() {
+		t.Helper()
+		until(t, "the sandboxes to fill the disk", func() bool {
+			var st unix.Statfs_t
+			if err := unix.Statfs(disk, &st); err != nil {
+				t.Fatal(err)
+			}
+			return st.Bavail == 0
+		})
+		until(t, "the server to notice that", func() bool {
+			st, _ := s.status()
+			return st.State == "degraded" && strings.Contains(strings.Join(st.DegradedReasons, "\n"), "the disk of "+disk+" is almost full: ")
+		})
+	}
+	full()
+	s.wantError(t, key, "sandbox.start", params{"sandbox": "three"}, 429, -32006, "the server's disk is almost full")
+	if _, stderr, err := s.msb("server", "keygen"); err == nil || !strings.Contains(stderr, "almost full") {
+		t.Errorf("keygen on a full disk: %v, %s, want it refused", err, stderr)
+	}
+	s.mustMSB(t, "server", "key", "revoke", "second", "--yes")
 	live["second"] = false
-	for _, when := range []string{"after space was freed", "restarted"} {
-		s.wantAccepted(t, when, live, keys)
-		s.wantAuditIntact(t)
-		s.kill()
-		if err := s.start(); err != nil {
-			t.Fatal(err)
-		}
+	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "one"}, nil)
+
+	full() // by the other sandbox
+	s.kill()
+	if err := s.launch(); err != nil {
+		t.Fatal(err)
+	}
+	full()
+	st, err := s.adminStatus(t.Context())
+	if err != nil || st.GetRecovery().GetAdopted() != 1 {
+		t.Errorf("after a kill: %v, %v, want one adopted sandbox", st, err)
+	}
+	s.address = st.GetListenAddress()
+	s.mustMSB(t, "server", "key", "revoke", "third", "--yes")
+	live["third"] = false
+	s.wantAccepted(t, "on a full disk", live, keys)
+	ids := s.sandboxIDs()
+	s.mustMSB(t, "server", "stop", "--sandboxes")
+	<-s.done
+	if err := s.leaks(s.dir, ids); err != nil {
+		t.Error(err)
+	}
+
+	// containerd deletes the layers of removed sandboxes only later, and not at all on a full disk.
+	layers, err := filepath.Glob(filepath.Join(disk, "containerd", "*", "snapshots", "*", "fs", "fill"))
+	if err != nil || len(layers) > 0 {
+		t.Errorf("what the sandboxes wrote is still on the disk: %v, %v", layers, err)
+	}
+
+	if err := s.start(); err != nil {
+		t.Fatal(err)
+	}
+	keys["fourth"], live["fourth"] = s.newKey(t), true
+	s.wantAccepted(t, "after the sandboxes were stopped", live, keys)
+	s.wantAuditIntact(t)
+	if list := s.list(); len(list) != 0 {
+		t.Errorf("the sandboxes %v are left", list)
 	}
 }

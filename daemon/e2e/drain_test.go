@@ -36,8 +36,8 @@ func TestShutdownAnswersRequestsInProgress(t *testing.T) {
 		t.Errorf("run that ends soon after SIGTERM: %v, want success", a)
 	}
 	for name, responses := range map[string]<-chan response{"command": command, "code": code} {
-		if a := <-responses; a.Error == nil || a.Status != 503 {
-			t.Errorf("%s that does not end: got %v, want an error and HTTP 503", name, a)
+		if a := <-responses; a.Error == nil || a.Status != 502 {
+			t.Errorf("%s that does not end: got %v, want an error and HTTP 502", name, a)
 		}
 	}
 	<-s.done

@@ -142,11 +142,7 @@ func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 			if err := os.WriteFile(image, initrd, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			s := testServer(t, "--lib-dir", lib)
-			if err := s.importImages("python"); err != nil {
-				t.Fatal(err)
-			}
-			key := s.newKey(t)
+			s, key := pythonServer(t, "--lib-dir", lib)
 			began := time.Now()
 			s.wantError(t, key, "sandbox.start", params{"sandbox": "mute"}, 503, -32009, "did not start")
 			t.Logf("the start failed after %s", time.Since(began).Round(time.Millisecond))

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"regexp"
 	"runtime"
 	"testing"
 )
@@ -37,6 +38,13 @@ func TestResourceLimits(t *testing.T) {
 				t.Errorf("the guest has %d MiB of memory for a sandbox of %d MiB, want at most 256 MiB more", total>>10, size.memory)
 			}
 
+			// Half of the memory can be shared memory.
+			var blocks, blockSize int
+			fmt.Sscan(s.command(t, key, name, "stat", "-f", "-c", "%b %S", "/dev/shm").text("stdout"), &blocks, &blockSize)
+			if got, want := blocks*blockSize>>20, size.memory/2; got != want {
+				t.Errorf("/dev/shm has %d MiB, want %d", got, want)
+			}
+
 			// Nearly all of the sandbox's memory can be used, and the metrics count it.
 			most := size.memory - 40
 			if r := s.python(t, key, name, fmt.Sprintf("b = bytearray(%d << 20)\nlen(b) >> 20", most)); r.text("stdout") != fmt.Sprintln(most) {
@@ -56,8 +64,10 @@ func TestResourceLimits(t *testing.T) {
 			}
 
 			// More memory than the limit cannot be used. The sandbox survives the attempt.
-			if r := s.python(t, key, name, fmt.Sprintf("b = None\nb = bytearray(%d << 20)\nlen(b)", size.memory+8)); r.Status != "error" {
-				t.Errorf("allocate %d MiB in a sandbox of %d MiB: got %+v, want an error", size.memory+8, size.memory, r)
+			r := s.python(t, key, name, fmt.Sprintf("b = None\nb = bytearray(%d << 20)\nlen(b)", size.memory+8))
+			outOfMemory := regexp.MustCompile("MemoryError|SIGKILL|out of memory")
+			if r.Status != "error" || !outOfMemory.MatchString(r.text("stderr")) {
+				t.Errorf("allocate %d MiB in a sandbox of %d MiB: got %+v, want an error because of the memory", size.memory+8, size.memory, r)
 			}
 			if got := s.python(t, key, name, "1 + 1").text("stdout"); got != "2\n" {
 				t.Errorf("1 + 1 after memory ran out: got %q, want 2", got)

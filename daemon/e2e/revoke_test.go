@@ -58,11 +58,7 @@ func (r *run) wantRunning(t *testing.T) {
 // a grace period, expires or is reset, and that the runs of other keys are not.
 func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	parallel(t)
-	s := testServer(t)
-	if err := s.importImages("python"); err != nil {
-		t.Fatal(err)
-	}
-	key := s.newKey(t)
+	s, key := pythonServer(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	observer := key
 	// runs reports whether the command of a run is in the sandbox's process list.
@@ -89,7 +85,7 @@ func TestInvalidatedKeysCancelRuns(t *testing.T) {
 		flags   []string
 		command []string
 	}{
-		{name: "revoked", command: []string{"server", "key", "revoke", "revoked"}},
+		{name: "revoked", command: []string{"server", "key", "revoke", "--yes", "revoked"}},
 		{name: "rotated", command: []string{"server", "key", "rotate", "rotated"}},
 		{name: "expired", flags: []string{"--expire", (patience * 8 * time.Second).String()}}, // needs no command
 	} {
@@ -128,7 +124,7 @@ func TestInvalidatedKeysCancelRuns(t *testing.T) {
 		code <- a
 	}()
 	until(t, "the code", func() bool { return s.command(t, observer, "box", "test", "-e", "/tmp/begun").Success })
-	s.mustMSB(t, "server", "key", "revoke", "coder")
+	s.mustMSB(t, "server", "key", "revoke", "--yes", "coder")
 	if a := <-code; a.Status != 401 {
 		t.Errorf("code of a revoked key: got %v, want HTTP 401", a)
 	}

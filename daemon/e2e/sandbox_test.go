@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -141,6 +142,41 @@ func TestSandboxConfiguration(t *testing.T) {
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, 409, -32005, "memory is 256 MiB, not 512")
 }
 
+// TestPortalProcesses tests that the process that connects to the portal has the user of the main process and no more
+// rights, and that root in the sandbox cannot put another program in the place of the portal.
+func TestPortalProcesses(t *testing.T) {
+	s, key := sharedSandbox(t)
+	got := s.python(t, key, "box", `import glob, os
+def rights(pid):
+    status = dict(line.rstrip().split(":", 1) for line in open(f"/proc/{pid}/status"))
+    return [status[key].split() for key in ("Uid", "Gid", "Groups", "NoNewPrivs")]
+def capabilities(pid):
+    return [int(line.split()[1], 16) for line in open(f"/proc/{pid}/status") if line.startswith("CapBnd")][0]
+arguments = {pid: open(f"/proc/{pid}/cmdline").read().split("\0") for pid in os.listdir("/proc") if pid.isdigit()}
+connect = [pid for pid, args in arguments.items() if args[1:2] == ["connect"]]
+print(rights(1), len(connect) > 0, all(rights(pid) == rights(1) and capabilities(pid) & ~capabilities(1) == 0 for pid in connect))
+portal = arguments["1"][0]
+for name in portal, os.path.dirname(portal):
+    for change in os.unlink, lambda path: os.rename(path, "/moved"):
+        try:
+            change(name)
+            print("changed", name)
+        except OSError:
+            pass
+try:
+    open(portal, "r+")
+    print("opened", portal)
+except OSError:
+    pass
+`).text("stdout")
+	if want := "[['0', '0', '0', '0'], ['0', '0', '0', '0'], ['0'], ['0']] True True\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := s.command(t, key, "box", "sh", "-c", "ulimit -S -n; ulimit -H -n").text("stdout"); got != "65536\n1048576\n" {
+		t.Errorf("the limits of open files of a command are %q", got)
+	}
+}
+
 func TestSandboxesAreIsolated(t *testing.T) {
 	s, key := sharedSandbox(t)
 	startSandbox(t, "another", "microsandbox/python")
@@ -159,18 +195,43 @@ func TestSandboxesAreIsolated(t *testing.T) {
 	}
 }
 
+// TestSandboxHasNoNetwork tests that a sandbox has no route to any address outside of it, and that its loopback interface
+// is not the host's.
 func TestSandboxHasNoNetwork(t *testing.T) {
 	s, key := sharedSandbox(t)
 	if got := s.command(t, key, "box", "ls", "/sys/class/net").text("stdout"); got != "lo\n" {
 		t.Errorf("network interfaces: %q, want only lo", got)
 	}
-	host, port, _ := strings.Cut(s.address, ":")
-	for _, target := range []string{host, "169.254.169.254", "10.0.2.2"} {
-		code := "import socket\ntry: socket.create_connection(('" + target + "', " + port + "), 3)\n" +
-			"except OSError: print('unreachable')\nelse: print('connected')"
-		if r := s.python(t, key, "box", code); r.text("stdout") != "unreachable\n" {
-			t.Errorf("connection to %s port %s: got %+v, want unreachable", target, port, r)
+	// Addresses of the host, of a cloud's metadata service, of QEMU's own network, and some that are for documentation.
+	targets := []string{"169.254.169.254", "10.0.2.2", "192.0.2.1", "2001:db8::1"}
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range addresses {
+		if ip := a.(*net.IPNet).IP; ip.IsGlobalUnicast() {
+			targets = append(targets, ip.String())
 		}
+	}
+	want := "127.0.0.1: ECONNREFUSED\n" // the host listens there
+	for _, target := range targets {
+		want += target + ": ENETUNREACH ENETUNREACH\n"
+	}
+	_, port, _ := strings.Cut(s.address, ":")
+	r := s.python(t, key, "box", `import errno, socket
+def connect(address, kind):
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, kind) as s:
+        s.settimeout(5)
+        try:
+            s.connect((address, `+port+`))
+        except OSError as e:
+            return errno.errorcode.get(e.errno, repr(e))
+        return "connected"
+print("127.0.0.1:", connect("127.0.0.1", socket.SOCK_STREAM))
+for address in "`+strings.Join(targets, " ")+`".split():
+    print(address + ":", connect(address, socket.SOCK_STREAM), connect(address, socket.SOCK_DGRAM))`)
+	if got := r.text("stdout"); got != want {
+		t.Errorf("connections from a sandbox: got %+v, want:\n%s", r, want)
 	}
 }
 

@@ -106,6 +106,16 @@ func testServer(t *testing.T, flags ...string) *server {
 	return s
 }
 
+// pythonServer is like testServer but also imports the Python image, and returns a key of the server.
+func pythonServer(t *testing.T, flags ...string) (*server, string) {
+	t.Helper()
+	s := testServer(t, flags...)
+	if err := s.importImages("python"); err != nil {
+		t.Fatal(err)
+	}
+	return s, s.newKey(t)
+}
+
 // state returns the state directory.
 func (s *server) state() string { return filepath.Join(s.dir, "state") }
 
@@ -292,6 +302,7 @@ func (s *server) close() error {
 		}
 		<-s.done
 		errs = append(errs, s.leaks(s.dir, ids))
+		_ = os.Remove(filepath.Join(s.state(), "ballast")) // the directory stays until the end of all tests
 	}
 	return errors.Join(errs...)
 }

@@ -39,8 +39,12 @@ for image in python node; do
 done
 
 step "An API key, a sandbox, Python"
-# The key is only for this run. curl reads it from stdin, because every user can read arguments.
-key=$($msb server keygen --expire 1h 2>/dev/null)
+# The key is only for this run, at the end of which it is revoked. curl reads it from stdin, because every user can read
+# arguments.
+created=$($msb server keygen --name quickstart --expire 1h --json 2>/dev/null)
+key=$(field key <<<"$created")
+id=$(field id <<<"$created")
+trap '$msb server key revoke --yes "$id" 2>/dev/null || true' EXIT
 
 rpc() {
 	curl --silent --show-error --fail-with-body --max-time 180 "http://$address/api/v1/rpc" \

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"github.com/xrash/smetrics"
 )
 
 // commandLine is a parsed command line.
@@ -38,20 +40,51 @@ func parseWords(app *cli.App, words []string) *commandLine {
 				line.pending = f
 			}
 		default:
-			sub := line.command.Command(word)
-			if sub == nil || len(line.arguments) > 0 {
+			path := findCommand(line.command, word)
+			if path == nil || len(line.arguments) > 0 {
 				line.arguments = append(line.arguments, word)
 				continue
 			}
-			line.before, line.flags = slices.Concat(line.before, line.flags, []string{word}), nil
-			line.command = sub
+			line.before, line.flags = slices.Concat(line.before, line.flags), nil
+			for _, c := range path {
+				line.before, line.command = append(line.before, c.Name), c
+			}
 		}
 	}
 	return line
 }
 
+// findCommand returns the subcommand that a word names, or nil. Besides the command's own subcommands, at the top level
+// these are the ones of sandbox, so that 'msb run' is short for 'msb sandbox run'. The result then has both commands.
+func findCommand(command *cli.Command, word string) (path []*cli.Command) {
+	if sub := command.Command(word); sub != nil {
+		return []*cli.Command{sub}
+	}
+	if sandbox := command.Command(sandboxCommands.Name); sandbox != nil {
+		if sub := sandbox.Command(word); sub != nil {
+			return []*cli.Command{sandbox, sub}
+		}
+	}
+	return nil
+}
+
+// suggestion returns a hint for a word that is none of the names, if one of them is similar to it, or "".
+func suggestion(word string, names []string) string {
+	const similar = 2 // letters to insert or delete, such as those of a swapped pair
+	best, closest := similar+1, ""
+	for _, name := range names {
+		if changes := smetrics.WagnerFischer(name, word, 1, 1, 2); changes < best {
+			best, closest = changes, name
+		}
+	}
+	if closest == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", closest)
+}
+
 // flagsFirst moves the flags of a command before its arguments, because urfave/cli does not parse flags after an
-// argument, but people write them there.
+// argument, but people write them there. It also replaces short forms by the complete names of commands.
 func flagsFirst(app *cli.App, args []string) []string {
 	line := parseWords(app, args[1:])
 	if line.command.SkipFlagParsing || len(line.command.Subcommands) > 0 {

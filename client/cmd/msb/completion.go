@@ -5,6 +5,8 @@ import (
 	"context"
 	"embed"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,8 +20,9 @@ import (
 var completionCommand = &cli.Command{
 	Name:      "completion",
 	Usage:     "print a completion script for a shell",
-	UsageText: "msb completion bash|zsh|fish",
-	Description: "bash: source <(msb completion bash), or install it for all users:\n" +
+	UsageText: "msb completion [bash|zsh|fish]",
+	Description: "Without an argument, msb uses the name of the shell in the variable SHELL.\n\n" +
+		"bash: source <(msb completion bash), or install it for all users:\n" +
 		"      msb completion bash >/usr/share/bash-completion/completions/msb\n" +
 		"zsh:  msb completion zsh >\"${fpath[1]}/_msb\"\n" +
 		"fish: msb completion fish >~/.config/fish/completions/msb.fish",
@@ -30,12 +33,16 @@ var completionCommand = &cli.Command{
 var completionScripts embed.FS
 
 func printCompletion(c *cli.Context) error {
-	if c.NArg() != 1 {
+	if c.NArg() > 1 {
 		return usageError(c, "give one shell: bash, zsh or fish")
 	}
-	script, err := completionScripts.ReadFile("completion/" + c.Args().First())
+	shell := c.Args().First()
+	if c.NArg() == 0 {
+		shell = filepath.Base(os.Getenv("SHELL"))
+	}
+	script, err := completionScripts.ReadFile("completion/" + shell)
 	if err != nil {
-		return usageError(c, "unknown shell %q: use bash, zsh or fish", c.Args().First())
+		return usageError(c, "unknown shell %q: use bash, zsh or fish", shell)
 	}
 	_, err = c.App.Writer.Write(script)
 	return err
@@ -65,13 +72,37 @@ var completeCommand = &cli.Command{
 
 // The completers return candidates for the arguments of a command and for the values of a flag. Some ask the server.
 var (
-	argumentCompleters = map[*cli.Command]func(context.Context, *client.Admin) [][2]string{
+	argumentCompleters = map[*cli.Command]completer{
 		keyShow: keyNames, keyRevoke: keyNames, keyRotate: keyNames, serverStatus: sandboxNames,
+		sandboxRun: ownSandboxNames, sandboxExec: ownSandboxNames, sandboxStop: ownSandboxNames, sandboxMetrics: ownSandboxNames,
+		sandboxInspect: ownSandboxNames,
+		mcpConfig:      words("claude", "cursor", "vscode"), completionCommand: words("bash", "zsh", "fish"),
 	}
-	valueCompleters = map[cli.Flag]func(context.Context, *client.Admin) [][2]string{
-		scopeFlag: func(context.Context, *client.Admin) [][2]string { return scopes },
+	valueCompleters = map[cli.Flag]completer{
+		scopeFlag: func(*completion) [][2]string { return scopes }, languageFlag: words("python", "node"), imageFlag: imageNames,
 	}
+	// severalArguments are the commands whose completers are for all arguments, not only for the first one.
+	severalArguments = []*cli.Command{keyRevoke, serverStatus, sandboxStop}
 )
+
+type completer func(*completion) [][2]string
+
+// completion is what completers may use.
+type completion struct {
+	ctx   context.Context
+	line  *commandLine
+	admin *client.Admin
+}
+
+// words returns a completer for a fixed list.
+func words(list ...string) completer {
+	return func(*completion) (out [][2]string) {
+		for _, word := range list {
+			out = append(out, [2]string{word, ""})
+		}
+		return out
+	}
+}
 
 // completionTimeout limits the request to the server. It is short, because the user is waiting at the prompt.
 const completionTimeout = 2 * time.Second
@@ -79,6 +110,9 @@ const completionTimeout = 2 * time.Second
 func candidates(c *cli.Context, before []string, last string) (list [][2]string) {
 	line := parseWords(c.App, before)
 	complete := argumentCompleters[line.command]
+	if len(line.arguments) > 0 && !slices.Contains(severalArguments, line.command) {
+		complete = nil
+	}
 	switch {
 	case line.pending != nil:
 		complete = valueCompleters[line.pending]
@@ -97,6 +131,11 @@ func candidates(c *cli.Context, before []string, last string) (list [][2]string)
 				list = append(list, [2]string{sub.Name, sub.Usage})
 			}
 		}
+		if len(line.before) == 0 { // see findCommand
+			for _, sub := range sandboxCommands.Subcommands {
+				list = append(list, [2]string{sub.Name, sub.Usage})
+			}
+		}
 	}
 	if complete == nil {
 		return list
@@ -105,24 +144,29 @@ func candidates(c *cli.Context, before []string, last string) (list [][2]string)
 	defer cancel()
 	a := &client.Admin{Socket: cmp.Or(socketOf(line), c.String(socketFlag))}
 	defer a.Close()
-	return append(list, complete(ctx, a)...)
+	return append(list, complete(&completion{ctx, line, a})...)
 }
 
 // socketOf returns the value of --socket in a command line, or "".
-func socketOf(line *commandLine) (socket string) {
-	for i, word := range line.before {
-		if value, ok := strings.CutPrefix(word, "--"+socketFlag+"="); ok {
-			socket = value
-		} else if word == "--"+socketFlag && i+1 < len(line.before) {
-			socket = line.before[i+1]
+func socketOf(line *commandLine) string { return valueIn(line.before, "--"+socketFlag) }
+
+// valueIn returns the last value of a flag among words, or "". The flag is given with its dashes, in each of its forms.
+func valueIn(words []string, forms ...string) (value string) {
+	for i, word := range words {
+		for _, form := range forms {
+			if v, ok := strings.CutPrefix(word, form+"="); ok {
+				value = v
+			} else if word == form && i+1 < len(words) {
+				value = words[i+1]
+			}
 		}
 	}
-	return socket
+	return value
 }
 
 // keyNames returns the names of live keys, and the ids of those without a name.
-func keyNames(ctx context.Context, a *client.Admin) (list [][2]string) {
-	for key, err := range a.Keys(ctx, &adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_LIVE}) {
+func keyNames(c *completion) (list [][2]string) {
+	for key, err := range c.admin.Keys(c.ctx, &adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_LIVE}) {
 		if err != nil {
 			break // a completion cannot report errors
 		}
@@ -135,10 +179,35 @@ func keyNames(ctx context.Context, a *client.Admin) (list [][2]string) {
 	return list
 }
 
-func sandboxNames(ctx context.Context, a *client.Admin) (list [][2]string) {
-	sandboxes, _ := a.Sandboxes(ctx, "")
+func sandboxNames(c *completion) (list [][2]string) {
+	sandboxes, _ := c.admin.Sandboxes(c.ctx, "")
 	for _, s := range sandboxes {
 		list = append(list, [2]string{s.GetName(), s.GetNamespace() + ", " + s.GetState()})
+	}
+	return list
+}
+
+// ownSandboxNames returns the sandboxes of the API key, in the namespace of the command line.
+func ownSandboxNames(c *completion) (list [][2]string) {
+	config, err := client.LoadConfig(valueIn(c.line.flags, "--"+serverURLFlag.Name))
+	if err != nil {
+		return nil
+	}
+	sandboxes, _ := config.Client().ListSandboxes(c.ctx, valueIn(c.line.flags, "--"+namespaceFlag.Name, "-n"))
+	for _, s := range sandboxes {
+		list = append(list, [2]string{s.Name, s.Namespace + ", " + string(s.State)})
+	}
+	return list
+}
+
+// imageNames returns the server's images, or, if only administrators may list them, those that every server has.
+func imageNames(c *completion) (list [][2]string) {
+	images, err := c.admin.Images(c.ctx)
+	if err != nil {
+		return words("microsandbox/python", "microsandbox/node")(c)
+	}
+	for _, i := range images {
+		list = append(list, [2]string{i.GetName(), size(i.GetSizeBytes())})
 	}
 	return list
 }

@@ -9,13 +9,16 @@ import (
 	"github.com/urfave/cli/v2"
 )
 
-var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation (msb asks only on a terminal)"}
+var yesFlag = &cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask for confirmation; required if standard input is not a terminal"}
 
-// confirm asks the user to confirm consequence. It returns an error unless the answer is yes. It does not ask with --yes
-// or if standard input is not a terminal.
+// confirm asks the user on the terminal to confirm consequence. It returns an error unless the answer is yes. Without a
+// terminal it cannot ask, so it requires --yes: whatever is on standard input is not an answer.
 func confirm(c *cli.Context, consequence string) error {
-	if c.Bool(yesFlag.Name) || !isTerminal(c.App.Reader) {
+	if c.Bool(yesFlag.Name) {
 		return nil
+	}
+	if !isTerminal(c.App.Reader) {
+		return cli.Exit(consequence+" Nothing was changed, because msb can ask for confirmation only on a terminal: add --yes to confirm", exitUsage)
 	}
 	fmt.Fprint(c.App.ErrWriter, printable(consequence)+" Continue? [y/N] ")
 	// Read in a goroutine: a read from a terminal cannot be cancelled, and Ctrl-C must not wait for it.
@@ -29,9 +32,12 @@ func confirm(c *cli.Context, consequence string) error {
 		if a := strings.ToLower(strings.TrimSpace(answer)); a == "y" || a == "yes" {
 			return nil
 		}
+		if !strings.HasSuffix(answer, "\n") { // the user pressed Ctrl-D
+			fmt.Fprintln(c.App.ErrWriter)
+		}
 		return errors.New("nothing was changed")
 	case <-c.Context.Done():
 		fmt.Fprintln(c.App.ErrWriter)
-		return errors.New("interrupted; nothing was changed")
+		return cli.Exit("interrupted; nothing was changed", exitInterrupted)
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/client"
 )
@@ -43,7 +42,7 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 	}
 	cmd := exec.Command(msbd, args...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.SysProcAttr = newSession
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start msbd: %w", err)
 	}
@@ -58,7 +57,7 @@ func detach(c *cli.Context, a *client.Admin, msbd string, args []string) error {
 	case errors.Is(err, context.Canceled):
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		<-ended
-		return errors.New("interrupted; msbd was stopped")
+		return cli.Exit("interrupted; msbd was stopped", exitInterrupted)
 	default:
 		return fmt.Errorf("msbd exited while starting (%w). The end of its log, %s:\n%s", err, log.Name(), tail(log, logOffset))
 	}
@@ -102,7 +101,7 @@ func openLog(ctx context.Context, msbd string, args []string) (*os.File, error) 
 	if err := os.MkdirAll(config.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create state directory: %w", err)
 	}
-	log, err := os.OpenFile(filepath.Join(config.StateDir, "msbd.log"), os.O_RDWR|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
+	log, err := os.OpenFile(filepath.Join(config.StateDir, "msbd.log"), os.O_RDWR|os.O_CREATE|os.O_APPEND|noFollow, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}

@@ -124,7 +124,7 @@ func examineServer(ctx context.Context, socket string, r *report) {
 		r.add(check{name, statusWarning, "not running: nothing listens on " + socket, "msb server start --detach"})
 		return
 	case errors.Is(err, errdefs.ErrPermissionDenied):
-		r.add(check{name, statusWarning, fmt.Sprintf("%s may not use %s", currentUser(), socket), permission()})
+		r.add(check{name, statusWarning, fmt.Sprintf("%s may not use %s", currentUser(), socket), "run msb with sudo; or join the group msb: " + client.JoinGroup()})
 		return
 	case err != nil:
 		r.add(check{name, statusProblem, err.Error(), "see the server's log"})
@@ -161,15 +161,6 @@ func examineImages(ctx context.Context, a *client.Admin) check {
 		names = append(names, image.GetName())
 	}
 	return check{Name: name, Status: statusOK, Detail: strings.Join(names, ", ")}
-}
-
-// permission returns the commands that let this user use the admin socket.
-func permission() string {
-	join := "sudo usermod -aG msb " + currentUser()
-	if _, err := user.LookupGroup("msb"); err != nil {
-		join = "sudo groupadd --system msb && " + join + ", restart the server"
-	}
-	return "run msb with sudo; or " + join + ", then log in again"
 }
 
 func currentUser() string {

@@ -1,17 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"regexp"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/msbd/msbd/client/internal/dotenv"
 )
 
 // maxEnvFile is the largest file that is changed, in bytes. It is larger than any file of environment variables.
@@ -20,105 +17,85 @@ const maxEnvFile = 1 << 20
 // envFile is a new version of a file of environment variables, which has lines NAME=value. set sets a variable in it and
 // replaces the old version. The owner stays the same; if there is no old version and root creates the file, it gets the
 // owner of its directory. The mode is 0600.
-type envFile struct{ *atomicFile }
+type envFile struct {
+	*atomicFile
+	owner owner // the temporary file already belongs to it
+}
 
 // prepareEnvFile prepares to replace the file at path. It fails if set could not write the file later, so call it before a
 // key is created.
 func prepareEnvFile(path string) (*envFile, error) {
-	// A symbolic link is not followed, because anyone who may write in the directory could have created it.
-	info, err := os.Lstat(path)
-	exists := err == nil
-	switch {
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return nil, err
-	case exists && info.Mode().Type() == fs.ModeSymlink:
-		return nil, fmt.Errorf("%s is a symbolic link: use the path of the file that it points to", path)
-	case exists && !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a regular file", path)
-	}
-	if _, err := readEnvFile(path); err != nil {
-		return nil, err
-	}
-	f, err := createFile(path)
+	temp, err := createFile(path)
 	if err != nil {
 		return nil, err
 	}
-	// When root writes in a user's directory, the file must belong to the user.
-	if !exists && os.Geteuid() == 0 {
-		if info, err = os.Stat(filepath.Dir(path)); err != nil {
-			f.discard()
-			return nil, err
+	f := &envFile{atomicFile: temp}
+	if _, f.owner, err = f.read(); err == nil {
+		if err = f.owner.give(f.File); err != nil {
+			err = fmt.Errorf("set the owner of %s: %w", path, err)
 		}
 	}
-	if info != nil {
-		if owner := ownerOf(info); int(owner.Uid) != os.Geteuid() {
-			if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
-				f.discard()
-				return nil, fmt.Errorf("set the owner of %s: %w", path, err)
-			}
-		}
+	if err != nil {
+		f.discard()
+		return nil, err
 	}
-	return &envFile{f}, nil
+	return f, nil
 }
 
 // set sets a variable and leaves all other lines as they are.
 func (f *envFile) set(name, value string) error {
-	content, err := readEnvFile(f.path)
+	content, owner, err := f.read()
 	if err != nil {
 		return err
 	}
-	if _, err := f.Write(setVariable(content, name, value)); err != nil {
-		return fmt.Errorf("write %s: %w", f.path, err)
+	if owner != f.owner {
+		return f.changed()
+	}
+	if _, err := f.Write(dotenv.Set(content, name, value)); err != nil {
+		return f.explain(err)
 	}
 	return f.commit()
 }
 
-// readEnvFile returns the content of a file, or nil if the file does not exist.
-func readEnvFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+func (f *envFile) changed() error {
+	return fmt.Errorf("%s was replaced by somebody else in the meantime; try again", f.path)
+}
+
+// read returns the content of the old version, or nil if there is none, and the owner of the new version. Both are of the
+// same file: nobody may get the content of another user's file.
+func (f *envFile) read() ([]byte, owner, error) {
+	found, err := f.old()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		info, err := f.Stat()
+		if err == nil && os.Geteuid() == 0 {
+			info, err = f.dir.Lstat(".") // when root writes in a user's directory, the file must belong to the user
+		}
+		if err != nil {
+			return nil, owner{}, f.explain(err)
+		}
+		return nil, ownerOf(info), nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, owner{}, err
 	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxEnvFile+1))
+	file, err := f.dir.OpenFile(f.name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would block
 	if err != nil {
-		return nil, err
+		return nil, owner{}, f.explain(err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err == nil && !os.SameFile(info, found) {
+		return nil, owner{}, f.changed()
+	}
+	var content []byte
+	if err == nil {
+		content, err = io.ReadAll(io.LimitReader(file, maxEnvFile+1))
+	}
+	if err != nil {
+		return nil, owner{}, f.explain(err)
 	}
 	if len(content) > maxEnvFile {
-		return nil, fmt.Errorf("%s is larger than %s and cannot be a file of environment variables", path, size(maxEnvFile))
+		return nil, owner{}, fmt.Errorf("%s is larger than %s and cannot be a file of environment variables", f.path, size(maxEnvFile))
 	}
-	return content, nil
+	return content, ownerOf(info), nil
 }
-
-// setVariable replaces the value in every line that sets the variable, so that no reader of the file finds an old value.
-// If there is no such line, it adds one. The value must not need quotes.
-func setVariable(content []byte, name, value string) []byte {
-	assignment := regexp.MustCompile(`^([ \t]*(?:export[ \t]+)?)` + regexp.QuoteMeta(name) + `[ \t]*=`)
-	var out bytes.Buffer
-	ending, found := "\n", false
-	for i, line := range bytes.SplitAfter(content, []byte("\n")) {
-		text := bytes.TrimRight(line, "\r\n")
-		if i == 0 && bytes.HasSuffix(line, []byte("\r\n")) {
-			ending = "\r\n"
-		}
-		set := assignment.FindSubmatch(text)
-		if set == nil {
-			out.Write(line)
-			continue
-		}
-		found = true
-		fmt.Fprintf(&out, "%s%s=%s%s", set[1], name, value, line[len(text):])
-	}
-	if !found {
-		if len(content) > 0 && content[len(content)-1] != '\n' {
-			out.WriteString(ending)
-		}
-		fmt.Fprintf(&out, "%s=%s%s", name, value, ending)
-	}
-	return out.Bytes()
-}
-
-func ownerOf(info fs.FileInfo) *syscall.Stat_t { return info.Sys().(*syscall.Stat_t) }

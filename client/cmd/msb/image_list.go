@@ -8,6 +8,7 @@ import (
 
 var imageList = &cli.Command{
 	Name:      "list",
+	Aliases:   []string{"ls"},
 	UsageText: "msb image list [options]",
 	Usage:     "list the images from which sandboxes can be started",
 	Flags:     []cli.Flag{jsonFlag},
@@ -37,6 +38,9 @@ func listImages(c *cli.Context) error {
 			list = append(list, imageInfo{i.GetName(), i.GetDigest(), i.GetSizeBytes(), jsonTime(i.GetCreatedAt())})
 		}
 		return printJSON(c, list)
+	}
+	if len(images) == 0 {
+		return printNone(c, "images; import one with 'msb image import'", "")
 	}
 	rows := [][]string{{"NAME", "SIZE", "AGE", "DIGEST"}}
 	for _, i := range images {

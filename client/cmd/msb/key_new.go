@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -22,7 +24,7 @@ var newKeyFlags = []cli.Flag{
 const envFileHelp = "With --env-file, the key is not printed, not even with --json. It is written to the file: it replaces the\n" +
 	"value in every line that sets MSB_API_KEY, or is added on a new line. The other lines and the file's owner do\n" +
 	"not change; a file created by root gets the owner of its directory. The file's mode is set to 0600. Symbolic\n" +
-	"links are not followed. If the file cannot be written, no key is created."
+	"links are not followed. If the file cannot be written, no key is created, or it is revoked."
 
 // newKeyInfo is a key that was just created.
 type newKeyInfo struct {
@@ -47,20 +49,37 @@ func newKey(c *cli.Context, create func(*client.Admin) (newKeyInfo, error)) erro
 	if err != nil {
 		return err
 	}
-	notDelivered := func(err error) error {
-		return fmt.Errorf("%s was created, but could not be written anywhere (revoke it with 'msb server key revoke %s' and create another one): %w",
-			describeKeyID(created.key), created.key.GetId(), err)
-	}
 	if file != nil {
 		if err := file.set(keyVariable, created.secret); err != nil {
-			return notDelivered(err)
+			return revokeLost(c, a, created, err)
 		}
 	}
 	err = created.print(c)
 	if err != nil && file == nil {
-		return notDelivered(err)
+		return revokeLost(c, a, created, err)
 	}
 	return err
+}
+
+// revokeTimeout limits how long revokeLost waits for the server.
+const revokeTimeout = 10 * time.Second
+
+// revokeLost revokes a new key that could not be handed over because of err: nobody needs it, and a part of it may be in
+// a file. It returns err with what was done.
+func revokeLost(c *cli.Context, a *client.Admin, created newKeyInfo, err error) error {
+	// Ctrl-C may be the reason why the key was not handed over.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Context), revokeTimeout)
+	defer cancel()
+	key := describeKeyID(created.key)
+	if _, revokeErr := a.RevokeKey(ctx, created.key.GetId()); revokeErr != nil {
+		return fmt.Errorf("%s was created, but could not be written anywhere (%w), and it could not be revoked (%w): revoke it with "+
+			"'msb server key revoke %s' and create another one", key, err, revokeErr, created.key.GetId())
+	}
+	replaced := ""
+	if created.old != nil && !isLive(created.old) {
+		replaced = fmt.Sprintf(" The key that it replaced, %s, is revoked as well.", created.old.GetId())
+	}
+	return fmt.Errorf("%s was created, but could not be written anywhere, so it was revoked: %w.%s Fix the cause and create another key", key, err, replaced)
 }
 
 func (k newKeyInfo) print(c *cli.Context) error {

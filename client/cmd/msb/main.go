@@ -9,12 +9,15 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/client"
 )
 
@@ -29,6 +32,7 @@ const (
 const socketFlag = "socket"
 
 func main() {
+	cli.VersionPrinter = func(c *cli.Context) { fmt.Fprintln(c.App.Writer, "msb "+c.App.Version) }
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	app := newApp()
 	err := app.RunContext(ctx, flagsFirst(app, os.Args))
@@ -45,6 +49,8 @@ func main() {
 		code = coded.ExitCode()
 	} else if errdefs.IsInvalidArgument(err) {
 		code = exitUsage
+	} else if errors.Is(err, context.Canceled) {
+		code = exitInterrupted
 	}
 	os.Exit(code)
 }
@@ -53,8 +59,10 @@ func newApp() *cli.App {
 	app := &cli.App{
 		Name:        "msb",
 		Usage:       "manage msbd and run code in its sandboxes",
-		Version:     buildVersion(),
-		HideVersion: true, // there is a version command
+		Description: "The commands of 'msb sandbox' work without the word sandbox: 'msb run' is short for 'msb sandbox run'.",
+		Version:     version.String(),
+		// requireSubcommand understands help, at every level.
+		HideHelpCommand: true,
 		Flags: []cli.Flag{&cli.StringFlag{
 			Name:    socketFlag,
 			Usage:   "`PATH` of the server's admin socket (default: " + client.DefaultSocket() + ")",
@@ -79,8 +87,8 @@ func newApp() *cli.App {
 					},
 					{
 						Name:        "audit",
-						Usage:       "print and verify the audit log of administrative changes",
-						Subcommands: []*cli.Command{auditTail, auditVerify},
+						Usage:       "print, verify and archive the audit log of administrative changes",
+						Subcommands: []*cli.Command{auditTail, auditVerify, auditSeal, auditAcknowledge},
 					},
 					serverList,
 				},
@@ -104,6 +112,11 @@ func newApp() *cli.App {
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 	}
 	setDefaults(app.Commands)
+	for _, c := range app.Commands {
+		if slices.Contains([]string{"server", "image", "doctor"}, c.Name) {
+			requireLinux(runtime.GOOS, c)
+		}
+	}
 	return app
 }
 
@@ -119,12 +132,62 @@ func setDefaults(commands []*cli.Command) {
 	}
 }
 
+// requireLinux makes a command for the server's own host, and its subcommands, refuse to run on systems other than Linux.
+func requireLinux(system string, command *cli.Command) {
+	if system == "linux" {
+		return
+	}
+	if len(command.Subcommands) == 0 {
+		command.Before = func(c *cli.Context) error {
+			return cli.Exit(fmt.Sprintf("the server runs on Linux only: run '%s' on its host. On this machine, use the commands that call "+
+				"the server over HTTP: see 'msb sandbox --help' and 'msb mcp --help'", c.Command.HelpName), exitUsage)
+		}
+	}
+	for _, sub := range command.Subcommands {
+		requireLinux(system, sub)
+	}
+}
+
 // requireSubcommand is the action of commands that only have subcommands. It prints their help.
 func requireSubcommand(c *cli.Context) error {
-	if c.NArg() > 0 {
-		return usageError(c, "unknown command %q", c.Args().First())
+	words := c.Args().Slice()
+	if len(words) > 0 && words[0] == "help" {
+		return help(c, words[1:])
+	}
+	if len(words) > 0 {
+		return unknownCommand(c, words[0])
 	}
 	return cli.ShowSubcommandHelp(c)
+}
+
+// help prints the help of a subcommand, whose name words contains. No words are the command itself.
+func help(c *cli.Context, words []string) error {
+	command, line := c.Command, strings.Fields(c.Command.HelpName)
+	for _, word := range words {
+		path := findCommand(command, word)
+		if path == nil {
+			return unknownCommand(c, word)
+		}
+		for _, sub := range path {
+			command, line = sub, append(line, sub.Name)
+		}
+	}
+	return c.App.RunContext(c.Context, append(line, "--help"))
+}
+
+func unknownCommand(c *cli.Context, word string) error {
+	var names []string
+	for _, sub := range c.Command.Subcommands {
+		if !sub.Hidden {
+			names = append(names, sub.Names()...)
+		}
+	}
+	if c.Command.Command(sandboxCommands.Name) != nil { // at the top level; see findCommand
+		for _, sub := range sandboxCommands.Subcommands {
+			names = append(names, sub.Names()...)
+		}
+	}
+	return usageError(c, "unknown command %q%s", word, suggestion(word, names))
 }
 
 func badUsage(c *cli.Context, err error, _ bool) error {
@@ -140,7 +203,14 @@ func flagError(command *cli.Command, text string) string {
 		return "--" + name
 	}
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
-		return "unknown option " + dashed(name)
+		if command == sandboxExec && slices.Contains([]string{"i", "t", "it", "ti", "interactive", "tty"}, name) {
+			return "-" + name + " is not supported: exec runs programs without a terminal and without standard input"
+		}
+		var names []string
+		for _, f := range command.VisibleFlags() {
+			names = append(names, f.Names()[0])
+		}
+		return "unknown option " + dashed(name) + strings.Replace(suggestion(name, names), `"`, `"--`, 1)
 	}
 	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
 		return dashed(name) + " needs a value"
@@ -151,8 +221,6 @@ func flagError(command *cli.Command, text string) string {
 	}
 	value, name, reason := match[1], match[2], match[3]
 	switch findFlag(command, name).(type) {
-	case *cli.DurationFlag:
-		reason = "give a number with a unit, such as 90s or 5m"
 	case *cli.IntFlag:
 		reason = "give a whole number"
 	case *cli.BoolFlag:

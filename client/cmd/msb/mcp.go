@@ -8,14 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/client"
@@ -102,22 +100,6 @@ func (b *bridge) serve(ctx context.Context, in io.Reader) error {
 	case <-ctx.Done():
 		return nil // an assistant ends msb mcp with a signal
 	}
-}
-
-// waitReaderGone waits until the other end of w, a pipe or a socket, is closed, and then returns true. It returns false if
-// ctx is done first, or if w is not a file.
-func waitReaderGone(ctx context.Context, w io.Writer) (gone bool) {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	for ctx.Err() == nil {
-		fds := []unix.PollFd{{Fd: int32(f.Fd())}} // no Events: poll always reports POLLERR and POLLHUP
-		if n, err := unix.Poll(fds, 500); n > 0 || err != nil && err != unix.EINTR {
-			return n > 0 && fds[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
-		}
-	}
-	return false
 }
 
 // mcpMessage is the part of a message that the bridge needs to forward it.

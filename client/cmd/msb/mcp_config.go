@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -25,6 +27,11 @@ var mcpConfig = &cli.Command{
 		if !ok {
 			return usageError(c, "unknown assistant %q: use claude, cursor or vscode", c.Args().First())
 		}
+		// Assistants with a window do not have the PATH of a shell.
+		program, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("find the path of msb: %w", err)
+		}
 		config, err := client.LoadConfig(c.String(serverURLFlag.Name))
 		if err != nil {
 			return err
@@ -32,7 +39,7 @@ var mcpConfig = &cli.Command{
 		out := json.NewEncoder(c.App.Writer)
 		out.SetIndent("", "  ")
 		out.SetEscapeHTML(false)
-		return out.Encode(settings(config.ServerURL))
+		return out.Encode(settings(program, config.ServerURL))
 	},
 }
 
@@ -41,13 +48,13 @@ const keyPlaceholder = "your-api-key-here"
 // object is a JSON object.
 type object = map[string]any
 
-// assistants maps each assistant to a function that returns its settings for a server's URL.
-var assistants = map[string]func(url string) object{
+// assistants maps each assistant to a function that returns its settings for the path of msb and a server's URL.
+var assistants = map[string]func(program, url string) object{
 	"claude": mcpServers,
 	"cursor": mcpServers,
-	"vscode": func(url string) object {
+	"vscode": func(program, url string) object {
 		const input = "msb-api-key"
-		server := serverEntry(url, "${input:"+input+"}")
+		server := serverEntry(program, url, "${input:"+input+"}")
 		server["type"] = "stdio"
 		return object{
 			"inputs":  []object{{"type": "promptString", "id": input, "description": "API key of " + url, "password": true}},
@@ -56,11 +63,11 @@ var assistants = map[string]func(url string) object{
 	},
 }
 
-func mcpServers(url string) object {
-	return object{"mcpServers": object{"msbd": serverEntry(url, keyPlaceholder)}}
+func mcpServers(program, url string) object {
+	return object{"mcpServers": object{"msbd": serverEntry(program, url, keyPlaceholder)}}
 }
 
 // serverEntry returns the settings with which an assistant starts msb mcp.
-func serverEntry(url, key string) object {
-	return object{"command": "msb", "args": []string{"mcp"}, "env": object{client.EnvServerURL: url, client.EnvAPIKey: key}}
+func serverEntry(program, url, key string) object {
+	return object{"command": program, "args": []string{"mcp"}, "env": object{client.EnvServerURL: url, client.EnvAPIKey: key}}
 }

@@ -326,16 +326,25 @@ func TestMCPBridgeAssistantExits(t *testing.T) {
 	}
 }
 
-// The settings contain the server's URL and a placeholder for the key, never the key itself.
+// The settings contain the absolute path of msb, the server's URL and a placeholder for the key, never the key itself.
 func TestMCPConfig(t *testing.T) {
 	t.Setenv("MSB_SERVER_URL", "https://msb.example.org")
 	t.Setenv("MSB_API_KEY", "msb_secret")
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := json.Marshal(executable)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for assistant, want := range map[string]string{
-		"claude": `{"mcpServers":{"msbd":{"args":["mcp"],"command":"msb","env":{"MSB_API_KEY":"your-api-key-here","MSB_SERVER_URL":"https://msb.example.org"}}}}`,
-		"cursor": `{"mcpServers":{"msbd":{"args":["mcp"],"command":"msb","env":{"MSB_API_KEY":"your-api-key-here","MSB_SERVER_URL":"https://msb.example.org"}}}}`,
+		"claude": `{"mcpServers":{"msbd":{"args":["mcp"],"command":PROGRAM,"env":{"MSB_API_KEY":"your-api-key-here","MSB_SERVER_URL":"https://msb.example.org"}}}}`,
+		"cursor": `{"mcpServers":{"msbd":{"args":["mcp"],"command":PROGRAM,"env":{"MSB_API_KEY":"your-api-key-here","MSB_SERVER_URL":"https://msb.example.org"}}}}`,
 		"vscode": `{"inputs":[{"description":"API key of https://msb.example.org","id":"msb-api-key","password":true,"type":"promptString"}],` +
-			`"servers":{"msbd":{"args":["mcp"],"command":"msb","env":{"MSB_API_KEY":"${input:msb-api-key}","MSB_SERVER_URL":"https://msb.example.org"},"type":"stdio"}}}`,
+			`"servers":{"msbd":{"args":["mcp"],"command":PROGRAM,"env":{"MSB_API_KEY":"${input:msb-api-key}","MSB_SERVER_URL":"https://msb.example.org"},"type":"stdio"}}}`,
 	} {
+		want = strings.ReplaceAll(want, "PROGRAM", string(program))
 		var out, got bytes.Buffer
 		app := newApp()
 		app.Writer = &out

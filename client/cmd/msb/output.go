@@ -16,6 +16,8 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/msbd/msbd/api/rpc"
 )
 
 var jsonFlag = &cli.BoolFlag{Name: "json", Usage: "print JSON"}
@@ -72,6 +74,32 @@ func printable(text string) string {
 	}
 	return out.String()
 }
+
+// printNone says on standard error that a list is empty, because a table without rows looks like a mistake. namespace is
+// the one that was listed, or empty if none was given.
+func printNone(c *cli.Context, what, namespace string) error {
+	where := ""
+	switch namespace {
+	case "":
+	case rpc.AllNamespaces:
+		where = " in any namespace of this key"
+	default:
+		where = " in namespace " + namespace
+	}
+	_, err := fmt.Fprintln(c.App.ErrWriter, "no "+what+printable(where))
+	return err
+}
+
+// mebibytes formats a size of memory.
+func mebibytes(mib int) string {
+	if mib >= 1024 && mib%1024 == 0 {
+		return fmt.Sprintf("%d GiB", mib/1024)
+	}
+	return fmt.Sprintf("%d MiB", mib)
+}
+
+// oneLine replaces line breaks and tabs, which would split the columns of a table, by spaces.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
 // colour is the parameter of a terminal's escape sequence for a colour.
 type colour string
@@ -143,6 +171,7 @@ func localTime(t *timestamppb.Timestamp) string {
 
 // age formats a duration in its one or two largest units, such as 3h20m.
 func age(d time.Duration) string {
+	const year = 365 * 24 * time.Hour
 	switch {
 	case d < time.Second:
 		return "0s"
@@ -152,8 +181,10 @@ func age(d time.Duration) string {
 		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
 	case d < 24*time.Hour:
 		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
-	default:
+	case d < year:
 		return fmt.Sprintf("%dd%dh", d/(24*time.Hour), d%(24*time.Hour)/time.Hour)
+	default:
+		return fmt.Sprintf("%dy%dd", d/year, d%year/(24*time.Hour))
 	}
 }
 

@@ -34,7 +34,7 @@ func TestTable(t *testing.T) {
 func TestAge(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		-time.Second: "0s", 59 * time.Second: "59s", 90 * time.Second: "1m30s", 25 * time.Hour: "1d1h", 59*time.Minute + 59*time.Second: "59m59s",
-		23*time.Hour + 59*time.Minute: "23h59m", 400 * 24 * time.Hour: "400d0h",
+		23*time.Hour + 59*time.Minute: "23h59m", 364 * 24 * time.Hour: "364d0h", 400 * 24 * time.Hour: "1y35d",
 	} {
 		if got := age(d); got != want {
 			t.Errorf("age(%s) = %s, want %s", d, got, want)

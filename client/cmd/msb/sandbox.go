@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
@@ -22,14 +23,16 @@ var sandboxCommands = &cli.Command{
 	Description: "The server's URL and the API key are read from MSB_SERVER_URL and MSB_API_KEY. Each of them is looked up in\n" +
 		"the environment, then in the file .env in this directory and the directories above it, then in\n" +
 		"~/.config/msb/env. --verbose prints where they were found. If a .env file sets the server, the key must be\n" +
-		"in the same file, unless the server is on this machine.",
-	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxMetrics, sandboxStop},
+		"in the same file, unless the server is on this machine.\n\n" +
+		"The word sandbox can be omitted: 'msb run' is short for 'msb sandbox run'.",
+	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxList, sandboxInspect, sandboxMetrics, sandboxStop},
 }
 
 // Exit codes of runs. They follow timeout, docker run and the shells, and leave lower codes to the program.
 const (
 	exitTimeLimit       = 124
 	exitNotRun          = 125
+	exitNotExecutable   = 126
 	exitCommandNotFound = 127
 	exitInterrupted     = 130
 )
@@ -46,7 +49,8 @@ var (
 	serverURLFlag = &cli.StringFlag{Name: "server", Usage: "`URL` of the server (default: MSB_SERVER_URL, or " + client.DefaultServerURL + ")"}
 	verboseFlag   = &cli.BoolFlag{Name: "verbose", Usage: "print where the server's URL and the API key were found"}
 	namespaceFlag = &cli.StringFlag{Name: "namespace", Aliases: []string{"n"}, Usage: "namespace `NS` (default: the key's namespace if it has exactly one, else \"default\")"}
-	timeoutFlag   = &cli.DurationFlag{Name: "timeout", Usage: "interrupt the run after `TIME`, in h, m and s, such as 90s or 1h30m", DefaultText: "the server's maximum"}
+	timeoutFlag   = &cli.GenericFlag{Name: "timeout", Value: new(timeLimit), Usage: "interrupt the run after `TIME`: a number of seconds, or with units, such as 90s, 1h30m or 1d " +
+		"(default: the server's maximum, usually 1h)"}
 )
 
 // callServer calls the server with the configured URL and key. If the server returns an error, callServer adds what to do
@@ -93,9 +97,11 @@ func nextStep(e *client.Error, config *client.Config, name string) error {
 	case errdefs.IsUnauthorized(e):
 		return fmt.Errorf("the server does not accept the API key from %s: it may be expired, revoked, truncated, or belong to another server. "+
 			"Create one on the server with 'msb server keygen'", config.KeyFrom)
-	case errdefs.IsPermissionDenied(e):
+	case errdefs.IsPermissionDenied(e) && strings.Contains(e.Message, "limited to"):
 		return fmt.Errorf("%w. Choose a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
-	case errdefs.IsNotFound(e) && name != "":
+	case errdefs.IsPermissionDenied(e):
+		return fmt.Errorf("%w. Use another key; this one is from %s", e, config.KeyFrom)
+	case errdefs.IsNotFound(e) && name != "" && strings.HasPrefix(e.Message, "sandbox ") && strings.Contains(e.Message, "does not exist"):
 		return fmt.Errorf("%w: start it with 'msb sandbox start %s'", e, name)
 	case errdefs.IsConflict(e) && name != "" && strings.Contains(e.Error(), "already running with another configuration"):
 		return fmt.Errorf("%w. To stop it, run 'msb sandbox stop %s'", e, name)
@@ -128,10 +134,19 @@ func withRunExitCode(err error) error {
 		text, code = "interrupted; the run is canceled", exitInterrupted
 	case errors.Is(err, client.ErrRunTimeout):
 		code = exitTimeLimit
+	case errors.Is(err, client.ErrCommandNotExecutable): // which is an ErrCommandNotFound as well
+		code = exitNotExecutable
 	case errors.Is(err, client.ErrCommandNotFound):
 		code = exitCommandNotFound
+	case errdefs.IsInvalidArgument(err):
+		code = exitUsage
 	}
 	return cli.Exit(text, code)
+}
+
+// runTimeout returns the value of timeoutFlag. 0 means the server's maximum.
+func runTimeout(c *cli.Context) time.Duration {
+	return time.Duration(*c.Generic(timeoutFlag.Name).(*timeLimit))
 }
 
 // oneSandbox returns the name of the sandbox, which must be the only argument.

@@ -17,7 +17,7 @@ var sandboxExec = &cli.Command{
 	Description: "Options must come before NAME: everything after it belongs to the program. The program is run without a\n" +
 		"shell, unless PROGRAM is one. Its output is printed when it has exited.\n\n" +
 		"Exit codes: the exit code of the program; " + runExitCodes +
-		"127 the sandbox has no such program; 130 interrupted (the run is canceled).",
+		"126 the program is not executable; 127 the sandbox has no such program; 130 interrupted (the run is canceled).",
 	Flags:  []cli.Flag{timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag},
 	Action: execCommand,
 }
@@ -36,7 +36,7 @@ func execCommand(c *cli.Context) error {
 	name := arguments[0]
 	var res *rpc.CommandRunResult
 	err := callServer(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCommand(c.Context, arguments[1], arguments[2:], c.Duration(timeoutFlag.Name))
+		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCommand(c.Context, arguments[1], arguments[2:], runTimeout(c))
 		return err
 	})
 	if err != nil {

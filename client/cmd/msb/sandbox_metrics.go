@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"strconv"
 
 	"github.com/urfave/cli/v2"
@@ -49,17 +48,22 @@ func measureSandboxes(c *cli.Context) error {
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, res)
 	}
+	if len(res.Sandboxes) == 0 {
+		return printNone(c, "sandboxes", namespace)
+	}
 	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "CPU", "MEMORY", "DISK"}}
 	for _, m := range res.Sandboxes {
-		state, cpu, memory, disk := "not running", "-", "-", "-"
-		if m.Running {
-			state = "running"
+		state, cpu, memory, disk := string(m.State), "-", "-", "-"
+		if state == "" { // a server that is older than msb
+			if state = "not running"; m.Running {
+				state = string(rpc.StateRunning)
+			}
 		}
 		if m.CPUUsage != nil {
 			cpu = strconv.FormatFloat(*m.CPUUsage, 'f', 1, 64) + " %"
 		}
 		if m.MemoryUsage != nil {
-			memory = fmt.Sprintf("%d MiB", *m.MemoryUsage)
+			memory = mebibytes(int(*m.MemoryUsage))
 		}
 		if m.DiskUsage != nil {
 			disk = size(*m.DiskUsage)

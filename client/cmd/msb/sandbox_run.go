@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/client"
 )
+
+var languageFlag = &cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"}
 
 var sandboxRun = &cli.Command{
 	Name:  "run",
@@ -22,11 +25,13 @@ var sandboxRun = &cli.Command{
 		"Exit codes: 0 success; 1 the code raised an exception; " + runExitCodes +
 		"130 interrupted (the run is canceled).",
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"},
-		timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
+		languageFlag, timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
 	},
 	Action: runCode,
 }
+
+// scriptName matches the names of files that people give in place of the code.
+var scriptName = regexp.MustCompile(`^\S+\.(py|js|mjs|cjs)$`)
 
 func runCode(c *cli.Context) error {
 	if n := c.NArg(); n != 1 && n != 2 {
@@ -36,15 +41,20 @@ func runCode(c *cli.Context) error {
 		return err
 	}
 	name, code := c.Args().First(), c.Args().Get(1)
+	if scriptName.MatchString(code) {
+		if info, err := os.Stat(code); err == nil && info.Mode().IsRegular() {
+			return usageError(c, "%q is the name of a file, but CODE is the code itself; to run the file, use <%[1]s", code)
+		}
+	}
 	if code == "" || code == "-" {
 		var err error
 		if code, err = readCode(c); err != nil {
-			return withRunExitCode(err)
+			return err
 		}
 	}
 	var res *rpc.ReplRunResult
 	err := callServer(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCode(c.Context, c.String("language"), code, c.Duration(timeoutFlag.Name))
+		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCode(c.Context, c.String("language"), code, runTimeout(c))
 		return err
 	})
 	if err != nil {
@@ -67,10 +77,10 @@ func readCode(c *cli.Context) (string, error) {
 	}
 	code, err := io.ReadAll(io.LimitReader(os.Stdin, rpc.MaxBody+1))
 	if err != nil {
-		return "", fmt.Errorf("read the code: %w", err)
+		return "", cli.Exit(fmt.Sprintf("read the code: %v", err), exitNotRun)
 	}
 	if len(code) > rpc.MaxBody {
-		return "", fmt.Errorf("the code is longer than the maximum size of a request, %s: split it into several runs", size(rpc.MaxBody))
+		return "", cli.Exit(fmt.Sprintf("the code is longer than the maximum size of a request, %s: split it into several runs", size(rpc.MaxBody)), exitUsage)
 	}
 	return string(code), nil
 }

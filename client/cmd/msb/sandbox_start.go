@@ -13,6 +13,8 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
+var imageFlag = &cli.StringFlag{Name: "image", Usage: "`IMAGE` to start from, such as microsandbox/python or microsandbox/node (default: set by the server, usually microsandbox/python)"}
+
 var sandboxStart = &cli.Command{
 	Name:      "start",
 	Usage:     "start a sandbox and wait until it is ready",
@@ -20,9 +22,12 @@ var sandboxStart = &cli.Command{
 	Description: "If the sandbox is already running with the same options, nothing is done.\n\n" +
 		callExitCodes,
 	Flags: []cli.Flag{
-		&cli.StringFlag{Name: "image", Usage: "`IMAGE` to start from, such as microsandbox/python or microsandbox/node (default: set by the server)"},
-		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs", DefaultText: "set by the server"},
-		&cli.IntFlag{Name: "memory", Usage: "memory size in `MIB`", DefaultText: "set by the server"},
+		imageFlag,
+		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs, at most the server's maximum", DefaultText: "set by the server, usually 1"},
+		&cli.GenericFlag{
+			Name: "memory", Aliases: []string{"m"}, Value: new(memorySize),
+			Usage: "memory `SIZE`: a number of MiB, or with a unit, such as 512m or 1g; from 128 MiB to the server's maximum (default: set by the server, usually 512 MiB)",
+		},
 		&cli.GenericFlag{
 			Name: "env", Aliases: []string{"e"}, Value: new(assignments),
 			Usage: "environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
@@ -40,16 +45,26 @@ func startSandbox(c *cli.Context) error {
 		return err
 	}
 	config := &rpc.SandboxConfig{
-		Image: c.String("image"), Memory: c.Int("memory"), Envs: *c.Generic("env").(*assignments), Workdir: c.String("workdir"),
+		Image: c.String("image"), Memory: int(*c.Generic("memory").(*memorySize)), Envs: *c.Generic("env").(*assignments), Workdir: c.String("workdir"),
 	}
 	if c.IsSet("cpus") {
 		config.CPUs = new(c.Int("cpus"))
 	}
-	began := time.Now()
+	began, running := time.Now(), false
 	err = callServer(c, name, func(r *client.Client) error {
-		return r.Sandbox(c.String(namespaceFlag.Name), name).Start(c.Context, config)
+		s := r.Sandbox(c.String(namespaceFlag.Name), name)
+		// The response to a start does not contain the earlier state. A key without the scope sandbox:read cannot get it.
+		info, err := s.Get(c.Context)
+		if _, answered := errors.AsType[*client.Error](err); err != nil && !answered {
+			return err
+		}
+		running = err == nil && info.State == rpc.StateRunning
+		return s.Start(c.Context, config)
 	})
-	if err == nil {
+	switch {
+	case err == nil && running:
+		fmt.Fprintf(c.App.ErrWriter, "sandbox %s was already running\n", name)
+	case err == nil:
 		fmt.Fprintf(c.App.ErrWriter, "sandbox %s is ready (%s)\n", name, time.Since(began).Round(100*time.Millisecond))
 	}
 	return withCallExitCode(err)

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -21,7 +23,8 @@ import (
 
 // TestSandboxScripts runs the scripts in testdata/sandbox, which test the commands for holders of an API key against a
 // server without microVMs. The server answers at $URL over plain HTTP, and at $TLS_URL with the certificate in $CA.
-// Nothing listens at $DEAD_URL. The key $GOOD may do everything, and $TEAM is limited to the namespace team-alpha.
+// Nothing listens at $DEAD_URL. The key $GOOD may do everything, $TEAM is limited to the namespace team-alpha,
+// and $READER may only read.
 func TestSandboxScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -61,9 +64,13 @@ func TestSandboxScripts(t *testing.T) {
 			if err := os.MkdirAll(home, 0o700); err != nil {
 				return err
 			}
+			reader, err := s.ScopedKey("sandbox:read")
+			if err != nil {
+				return err
+			}
 			for name, value := range map[string]string{
 				"URL": s.URL(), "TLS_URL": secure.URL, "DEAD_URL": "http://127.0.0.3:1", "CA": ca, "HOME": home,
-				"GOOD": good, "TEAM": team, "XDG_CONFIG_HOME": "", "MSB_API_KEY": "", "MSB_SERVER_URL": "",
+				"GOOD": good, "TEAM": team, "READER": reader, "XDG_CONFIG_HOME": "", "MSB_API_KEY": "", "MSB_SERVER_URL": "",
 			} {
 				env.Setenv(name, value)
 			}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -38,14 +37,18 @@ func backup(c *cli.Context) error {
 		}
 		return writeBackup(c, a, c.App.Writer)
 	}
-	if err := checkTarget(path, c.Bool("force")); err != nil {
-		return err
-	}
 	f, err := createFile(path)
 	if err != nil {
 		return err
 	}
 	defer f.discard()
+	switch _, err := f.old(); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case !c.Bool("force"):
+		return fmt.Errorf("%s already exists; use --force to replace it", path)
+	}
 	if err := writeBackup(c, a, f); err != nil {
 		return err
 	}
@@ -78,22 +81,6 @@ func oneFile(c *cli.Context) (string, error) {
 		return "", usageError(c, "give one FILE")
 	}
 	return c.Args().First(), nil
-}
-
-// checkTarget returns an error unless a new file may be written to path.
-func checkTarget(path string, replace bool) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is not a regular file; use - for standard output", path)
-	case !replace:
-		return fmt.Errorf("%s already exists; use --force to replace it", path)
-	}
-	return nil
 }
 
 // progress is a writer that counts bytes and shows their number on a terminal.

@@ -12,6 +12,7 @@ import (
 
 var keyList = &cli.Command{
 	Name:      "list",
+	Aliases:   []string{"ls"},
 	Usage:     "list API keys, oldest first",
 	UsageText: "msb server key list [options]",
 	Description: "Without --expired, --revoked or --all, only live keys are listed. '*' means all namespaces or all scopes.\n" +
@@ -50,6 +51,9 @@ func listKeys(c *cli.Context) error {
 	}
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, keysJSON(keys))
+	}
+	if len(keys) == 0 {
+		return printNone(c, "such API keys; --all lists those in every state", "")
 	}
 	return printKeys(c, keys, time.Now())
 }

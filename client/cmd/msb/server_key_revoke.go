@@ -12,6 +12,7 @@ import (
 
 var keyRevoke = &cli.Command{
 	Name:      "revoke",
+	Aliases:   []string{"delete", "rm"},
 	Usage:     "revoke API keys, immediately and permanently",
 	UsageText: "msb server key revoke [options] KEY...",
 	Description: "The keys stop working before the command returns, and their running requests are canceled. If any KEY is\n" +

@@ -26,7 +26,7 @@ var scopes = [][2]string{
 	{"sandbox:start", "start sandboxes"},
 	{"sandbox:stop", "stop sandboxes"},
 	{"sandbox:exec", "run code and commands in sandboxes"},
-	{"sandbox:read", "read sandboxes' metrics"},
+	{"sandbox:read", "list sandboxes and read their metrics"},
 	{"server:metrics", "read the metrics of the whole server"},
 }
 

@@ -13,6 +13,7 @@ import (
 
 var serverList = &cli.Command{
 	Name:      "list",
+	Aliases:   []string{"ls", "ps"},
 	Usage:     "list the server's sandboxes",
 	UsageText: "msb server list [options]",
 	Flags:     []cli.Flag{listNamespaceFlag, jsonFlag},
@@ -65,15 +66,16 @@ func listSandboxes(c *cli.Context, names []string) error {
 		}
 		return printJSON(c, list)
 	}
-	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "ID"}}
+	if len(sandboxes) == 0 {
+		return printNone(c, "sandboxes", c.String(listNamespaceFlag.Name))
+	}
+	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "ID", "REASON"}}
 	for _, s := range sandboxes {
 		rows = append(rows, []string{
 			s.GetNamespace(), s.GetName(), s.GetState(), s.GetImage(), strconv.Itoa(int(s.GetCpus())),
-			fmt.Sprintf("%d MiB", s.GetMemoryMib()), age(time.Since(s.GetCreatedAt().AsTime())), s.GetId(),
+			mebibytes(int(s.GetMemoryMib())), age(time.Since(s.GetCreatedAt().AsTime())), s.GetId(),
+			oneLine(s.GetReason()),
 		})
-		if s.GetReason() != "" {
-			rows = append(rows, []string{"  " + s.GetReason()})
-		}
 	}
 	return printTable(c.App.Writer, rows)
 }

@@ -72,7 +72,8 @@ func start(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("reset-key") {
+	// Unlike other commands, --reset-key needs no --yes without a terminal: the flag has no other purpose.
+	if c.Bool("reset-key") && isTerminal(c.App.Reader) {
 		if err := confirm(c, resetConsequence); err != nil {
 			return err
 		}

@@ -54,6 +54,7 @@ type statusInfo struct {
 	AuditEntries    uint64        `json:"audit_entries"`
 	Isolation       isolationInfo `json:"isolation"`
 	Sandboxes       sandboxCounts `json:"sandboxes"`
+	Capacity        *capacityInfo `json:"capacity"` // null if the server is older than msb
 	Recovery        recoveryInfo  `json:"recovery"`
 	Containerd      string        `json:"containerd_version"`
 	Kata            string        `json:"kata_version"`
@@ -88,6 +89,13 @@ type isolationInfo struct {
 type sandboxCounts struct {
 	Running int32 `json:"running"`
 	Failed  int32 `json:"failed"`
+}
+
+type capacityInfo struct {
+	Sandboxes    int32 `json:"sandboxes"`
+	MaxSandboxes int32 `json:"max_sandboxes"`
+	MemoryMiB    int64 `json:"memory_mib"`
+	MaxMemoryMiB int64 `json:"max_memory_mib"`
 }
 
 type recoveryInfo struct {
@@ -181,6 +189,9 @@ func statusDocument(st *adminv1.GetStatusResponse, err error) any {
 		Containerd:      st.GetContainerdVersion(),
 		Kata:            st.GetKataVersion(),
 	}
+	if c := st.GetCapacity(); c != nil {
+		info.Capacity = &capacityInfo{c.GetSandboxes(), c.GetMaxSandboxes(), c.GetMemoryMib(), c.GetMaxMemoryMib()}
+	}
 	if t := st.GetTls(); t != nil {
 		info.TLS = &tlsInfo{t.GetSource(), append([]string{}, t.GetNames()...), jsonTime(t.GetNotAfter()), t.GetClientCertificates()}
 	}
@@ -256,6 +267,7 @@ func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 		{"audit log", plural(st.GetAuditEntries(), "entry", "entries")},
 	}, isolationRows(describeIsolation(st.GetIsolation())), [][]string{
 		{"sandboxes", fmt.Sprintf("%d running, %d failed", st.GetSandboxesRunning(), st.GetSandboxesFailed())},
+	}, capacityRows(st.GetCapacity()), [][]string{
 		{"recovery", fmt.Sprintf("%d adopted, %d lost, %d removed when the server started",
 			st.GetRecovery().GetAdopted(), st.GetRecovery().GetLost(), st.GetRecovery().GetRemoved())},
 	})
@@ -265,6 +277,14 @@ func describe(st *adminv1.GetStatusResponse, now time.Time) [][]string {
 		}
 	}
 	return rows
+}
+
+func capacityRows(c *adminv1.Capacity) [][]string {
+	if c == nil { // the server is older than msb
+		return nil
+	}
+	return [][]string{{"capacity", fmt.Sprintf("%d of %d sandboxes, %d of %d MiB of memory",
+		c.GetSandboxes(), c.GetMaxSandboxes(), c.GetMemoryMib(), c.GetMaxMemoryMib())}}
 }
 
 func isolationRows(i isolationInfo) [][]string {

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/client"
 )
@@ -17,7 +20,10 @@ var serverStop = &cli.Command{
 	Usage:     "stop the server and wait until its process has exited",
 	UsageText: "msb server stop [options]",
 	Description: "Sandboxes keep running, and the next start adopts them. Use --sandboxes to stop them as well.\n\n" +
-		"Exit codes: 0 the server is stopped, or was not running; 1 it could not be stopped; 2 invalid usage.",
+		"If the server is not running, msb stops nothing. With --sandboxes, it is an error if sandboxes of an earlier\n" +
+		"server keep running, for example because the server crashed.\n\n" +
+		"Exit codes: 0 the server is stopped, or was not running; 1 it or the sandboxes could not be stopped; 2 invalid\n" +
+		"usage.",
 	Flags:  []cli.Flag{&cli.BoolFlag{Name: "sandboxes", Usage: "stop all sandboxes as well"}},
 	Action: stop,
 }
@@ -33,18 +39,17 @@ func stop(c *cli.Context) error {
 	defer a.Close()
 	st, err := a.Status(c.Context)
 	if errors.Is(err, client.ErrNotRunning) {
-		fmt.Fprintln(c.App.ErrWriter, "msbd is not running")
-		return nil
+		return alreadyStopped(c)
 	}
 	if err != nil {
 		return err
 	}
 	// Open the pidfd before the process exits, because its pid may be reused afterwards.
-	process, err := unix.PidfdOpen(int(st.GetPid()), 0)
+	process, err := openProcess(int(st.GetPid()))
 	if err != nil {
 		return fmt.Errorf("watch process %d of msbd: %w", st.GetPid(), err)
 	}
-	defer unix.Close(process)
+	defer process.close()
 	if c.Bool("sandboxes") && st.GetSandboxesRunning() > 0 {
 		fmt.Fprintf(c.App.ErrWriter, "stopping %s …\n", plural(st.GetSandboxesRunning(), "sandbox", "sandboxes"))
 	}
@@ -66,18 +71,38 @@ func stop(c *cli.Context) error {
 	return nil
 }
 
-// waitForExit waits until the process of a pidfd has exited.
-func waitForExit(ctx context.Context, pidfd int) error {
+// alreadyStopped reports that there is no server to stop. Its sandboxes may run nevertheless, and only a server can stop
+// them.
+func alreadyStopped(c *cli.Context) error {
+	// Each sandbox has a directory here until it was removed completely.
+	dir := filepath.Join(filepath.Dir(cmp.Or(c.String(socketFlag), client.DefaultSocket())), "sandbox")
+	left, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	switch {
+	case !c.Bool("sandboxes") && len(left) > 0:
+		fmt.Fprintf(c.App.ErrWriter, "msbd is not running; %s running. The next 'msb server start' adopts them\n",
+			plural(len(left), "sandbox keeps", "sandboxes keep"))
+		return nil
+	case !c.Bool("sandboxes"):
+	case err != nil:
+		return fmt.Errorf("msbd is not running, and msb could not find out whether its sandboxes are: %w", err)
+	case len(left) > 0:
+		return fmt.Errorf("msbd is not running, but %s running and can be stopped only by a server, which adopts them: "+
+			"run 'msb server start --detach', then 'msb server stop --sandboxes'", plural(len(left), "sandbox keeps", "sandboxes keep"))
+	}
+	fmt.Fprintln(c.App.ErrWriter, "msbd is not running")
+	return nil
+}
+
+// waitForExit waits until a process has exited.
+func waitForExit(ctx context.Context, p process) error {
 	ctx, cancel := context.WithTimeout(ctx, drainTimeout)
 	defer cancel()
 	for ctx.Err() == nil {
-		// Poll in steps of 100 ms to notice when ctx is done.
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 100)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		if exited, err := p.wait(100 * time.Millisecond); exited || err != nil {
 			return err
-		}
-		if n > 0 {
-			return nil
 		}
 	}
 	return ctx.Err()

@@ -4,26 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/client"
 )
-
-// version is set by the build.
-var version = ""
-
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
-}
 
 var versionCommand = &cli.Command{
 	Name:      "version",
@@ -46,13 +33,13 @@ func printVersion(c *cli.Context) error {
 		doc := struct {
 			MSB  string  `json:"msb"`
 			MSBD *string `json:"msbd"` // null if the server is not running or does not answer
-		}{MSB: buildVersion()}
+		}{MSB: version.String()}
 		if err == nil {
 			doc.MSBD = &status.Version
 		}
 		return printJSON(c, doc)
 	}
-	fmt.Fprintln(c.App.Writer, "msb  "+buildVersion())
+	fmt.Fprintln(c.App.Writer, "msb  "+version.String())
 	switch {
 	case err == nil:
 		fmt.Fprintln(c.App.Writer, "msbd "+status.GetVersion())

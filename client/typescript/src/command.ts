@@ -15,8 +15,8 @@ export class Command {
    * 0 is not an error.
    *
    * @param options seconds after which the program is killed, or RunOptions
-   * @throws CommandNotFoundError if the sandbox has no such program, RunTimeoutError after the timeout,
-   *   NotStartedError, the errors of the connection, and the signal's reason
+   * @throws CommandNotFoundError if the sandbox has no such program, CommandNotExecutableError if it cannot be run,
+   *   RunTimeoutError after the timeout, NotStartedError, the errors of the connection, and the signal's reason
    */
   async run(command: string, args: readonly string[] = [], options?: number | RunOptions): Promise<CommandExecution> {
     const limits = typeof options === "number" ? { timeout: options } : options;

@@ -40,7 +40,7 @@ interface Found {
 /**
  * Finds the server and the key. Each is looked up separately, and the first value that is not empty is used:
  *
- * 1. the options,
+ * 1. the options, which must not be empty if they are given,
  * 2. the environment,
  * 3. the file .env of the working directory and of each parent directory, the nearest first.
  *
@@ -50,6 +50,11 @@ interface Found {
  * the key is from another source.
  */
 export function loadConfig(given: { serverUrl?: string | undefined; apiKey?: string | undefined }): Config {
+  for (const [name, value] of Object.entries(given)) {
+    if (typeof value === "string" && value.trim() === "") {
+      throw new ConfigError(`${name} is empty: give a value, or leave it out to use the environment or a .env file`);
+    }
+  }
   const server = find("MSB_SERVER_URL", given.serverUrl);
   const serverUrl = (server.value || defaultServerUrl).replace(/\/+$/, "");
   const url = parseServerUrl(serverUrl, server.file);

@@ -68,6 +68,12 @@ export class RunTimeoutError extends MicrosandboxError {}
 /** -32008: the sandbox has no such program. */
 export class CommandNotFoundError extends MicrosandboxError {}
 
+/** -32010: the run had begun, and failed in the sandbox or was lost. It may have taken effect. */
+export class RunFailedError extends MicrosandboxError {}
+
+/** -32011: the file exists in the sandbox but cannot be run. */
+export class CommandNotExecutableError extends CommandNotFoundError {}
+
 /** -32009: the server is starting or stopping, or the sandbox does not respond. */
 export class UnavailableError extends MicrosandboxError {}
 
@@ -108,6 +114,8 @@ export const errorsByCode: ReadonlyMap<number, typeof MicrosandboxError> = new M
   [-32007, RunTimeoutError],
   [-32008, CommandNotFoundError],
   [-32009, UnavailableError],
+  [-32010, RunFailedError],
+  [-32011, CommandNotExecutableError],
   [-32603, InternalError],
 ]);
 
@@ -125,6 +133,8 @@ const names = {
   ResourceExhaustedError,
   RunTimeoutError,
   CommandNotFoundError,
+  RunFailedError,
+  CommandNotExecutableError,
   UnavailableError,
   InternalError,
   ConfigError,

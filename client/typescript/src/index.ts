@@ -11,6 +11,7 @@
 export { Command } from "./command.js";
 export {
   AuthenticationError,
+  CommandNotExecutableError,
   CommandNotFoundError,
   ConfigError,
   ConflictError,
@@ -26,6 +27,7 @@ export {
   PermissionDeniedError,
   RequestTimeoutError,
   ResourceExhaustedError,
+  RunFailedError,
   RunTimeoutError,
   SandboxNotFoundError,
   ServerUnreachableError,
@@ -33,6 +35,7 @@ export {
   UnexpectedAnswerError,
 } from "./errors.js";
 export { CommandExecution, Execution, type OutputData, type OutputLine } from "./execution.js";
+export { type ListOptions, listSandboxes, type SandboxInfo, type SandboxState } from "./list.js";
 export { Metrics, type SandboxMetrics } from "./metrics.js";
 export { NodeSandbox } from "./node-sandbox.js";
 export {
@@ -40,6 +43,7 @@ export {
   type RunOptions,
   SandboxOptions,
   type SandboxOptionsBuilder,
+  type ServerOptions,
   type StartOptions,
 } from "./options.js";
 export { PythonSandbox } from "./python-sandbox.js";

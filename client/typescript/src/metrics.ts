@@ -1,11 +1,15 @@
 import { SandboxNotFoundError } from "./errors.js";
+import type { SandboxState } from "./list.js";
 import type { CallOptions } from "./options.js";
 import type { BaseSandbox } from "./sandbox.js";
 
-/** The resource usage of a sandbox. The usages are null if the sandbox is not running. */
+/** The resource usage of a sandbox. The usages are null if it is not running, or if they could not be measured. */
 export interface SandboxMetrics {
   namespace: string;
   name: string;
+  state: SandboxState;
+  /** Why the sandbox failed; only of a failed one. */
+  reason?: string;
   running: boolean;
   /** Percent of one processor. */
   cpu_usage: number | null;

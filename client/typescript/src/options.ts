@@ -48,21 +48,25 @@ export interface StartOptions extends CallOptions {
   timeout?: number | undefined;
 }
 
-/** Options of a sandbox and of its start. */
-export interface SandboxOptions extends StartOptions {
+/** Options that say which server to call, with which key. */
+export interface ServerOptions {
   /**
    * https://HOST[:PORT], or http:// on this machine. The default is MSB_SERVER_URL from the environment or from a
    * .env file in the working directory or above it, or http://127.0.0.1:5555.
    */
   serverUrl?: string | undefined;
-  /** Namespace of the sandbox; the default is the key's namespace, or default for a key that is not limited to one. */
-  namespace?: string | undefined;
-  /** 1 to 63 characters of A-Z a-z 0-9 - _; the default is a generated name. */
-  name?: string | undefined;
   /** API key; the default is MSB_API_KEY from the environment or from a .env file in the working directory or above. */
   apiKey?: string | undefined;
   /** An Agent of node:http(s) that opens the connections, for proxies, client certificates and private authorities. */
   agent?: Agent | undefined;
+}
+
+/** Options of a sandbox and of its start. */
+export interface SandboxOptions extends StartOptions, ServerOptions {
+  /** Namespace of the sandbox; the default is the key's namespace, or default for a key that is not limited to one. */
+  namespace?: string | undefined;
+  /** 1 to 63 characters of A-Z a-z 0-9 - _; the default is a generated name. */
+  name?: string | undefined;
 }
 
 /** Collects SandboxOptions with one call for each option. */

@@ -1,10 +1,12 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import { randomUUID } from "node:crypto";
 import { type InspectOptions, inspect } from "node:util";
+import { assignments, checkNotEmpty, checkOptions, unexpectedFormat } from "./check.js";
 import { Command } from "./command.js";
 import { loadConfig } from "./config.js";
-import { InvalidParamsError, NotStartedError, SandboxNotFoundError, UnexpectedAnswerError } from "./errors.js";
+import { InvalidParamsError, NotStartedError, SandboxNotFoundError } from "./errors.js";
 import type { Execution, OutputData } from "./execution.js";
+import { queryLimit, type SandboxInfo } from "./list.js";
 import { Metrics, type SandboxMetrics } from "./metrics.js";
 import type { CallOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
 import { Server } from "./server.js";
@@ -17,7 +19,6 @@ if (!Symbol.asyncDispose) {
 // Seconds to wait for a response. The server's own limits are shorter.
 const startLimit = 180;
 const stopLimit = 120;
-const metricsLimit = 30;
 /** Seconds that a run may take beyond its time limit: waiting while other runs finish, and the network. */
 const runGrace = 120;
 
@@ -39,10 +40,11 @@ export abstract class BaseSandbox implements AsyncDisposable {
    * @throws ConfigError if the server's URL, the key or a .env file cannot be used
    */
   constructor(options?: SandboxOptions) {
-    const { serverUrl, apiKey, agent, namespace, name, ...startOptions } = options ?? {};
+    const { serverUrl, apiKey, agent, namespace, name, ...startOptions } = checkOptions(options);
+    checkNotEmpty({ namespace, name });
     this.#server = new Server(loadConfig({ serverUrl, apiKey }), agent);
-    this.#namespace = namespace || undefined;
-    this.#name = name || `sandbox-${randomUUID().slice(0, 8)}`;
+    this.#namespace = namespace ?? undefined;
+    this.#name = name ?? `sandbox-${randomUUID().slice(0, 8)}`;
     this.#startOptions = startOptions;
   }
 
@@ -91,16 +93,17 @@ export abstract class BaseSandbox implements AsyncDisposable {
     if (this.#isStarted) return;
     const given = typeof first === "object" && first ? first : { image: first, memory, cpus, timeout };
     const options: StartOptions = { ...this.#startOptions, ...defined(given) };
-    const { envs, workdir, volumes, ports, dependsOn, shell, scripts, exec } = options;
+    const { image, envs, workdir, volumes, ports, dependsOn, shell, scripts, exec } = options;
+    checkNotEmpty({ image });
     await this.#server.call({
       method: "sandbox.start",
       params: {
         ...this.#sandboxParams(),
         config: {
-          image: options.image || (await this.getDefaultImage()),
+          image: image ?? (await this.getDefaultImage()),
           memory: options.memory,
           cpus: options.cpus === undefined ? undefined : Math.round(options.cpus),
-          envs: envs && (isList(envs) ? envs : Object.entries(envs).map(([name, value]) => `${name}=${value}`)),
+          envs: envs && assignments(envs),
           workdir,
           // Send these although the server does not support all of them, so that it refuses them by name instead of
           // ignoring them silently.
@@ -151,6 +154,23 @@ export abstract class BaseSandbox implements AsyncDisposable {
     }
   }
 
+  /**
+   * Returns the sandbox's state and configuration. This object need not have started the sandbox.
+   *
+   * @throws SandboxNotFoundError if the sandbox does not exist, the errors of the connection, and the signal's reason
+   */
+  async info({ signal }: CallOptions = {}): Promise<SandboxInfo> {
+    const info = (await this.#server.call({
+      method: "sandbox.get",
+      params: this.#sandboxParams(),
+      limit: queryLimit,
+      idempotent: true,
+      signal,
+    })) as SandboxInfo | null;
+    if (typeof info?.state !== "string") throw unexpectedFormat("the description of the sandbox has");
+    return info;
+  }
+
   /** Runs programs in the sandbox. */
   get command(): Command {
     return new Command(this);
@@ -199,12 +219,13 @@ export abstract class BaseSandbox implements AsyncDisposable {
   /** @internal Makes a run and returns its result. Without a timeout, it may take as long as the server allows. */
   async _run(method: string, params: Record<string, unknown>, options?: RunOptions): Promise<OutputData> {
     this.#requireStart();
-    const timeout = seconds(options?.timeout);
+    const { timeout: given, signal } = checkOptions(options);
+    const timeout = seconds(given);
     const result = (await this.#server.call({
       method,
       params: { ...this.#sandboxParams(), ...params, timeout },
       limit: timeout && timeout + runGrace,
-      signal: options?.signal,
+      signal,
     })) as OutputData | null;
     if (!Array.isArray(result?.output)) throw unexpectedFormat("the result of the run has");
     return result;
@@ -216,7 +237,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
     const result = (await this.#server.call({
       method: "sandbox.metrics.get",
       params: this.#sandboxParams(),
-      limit: metricsLimit,
+      limit: queryLimit,
       idempotent: true,
       signal,
     })) as { sandboxes?: SandboxMetrics[] } | null;
@@ -247,14 +268,4 @@ function seconds(timeout: number | undefined): number | undefined {
 /** Returns the members that are neither undefined nor null. */
 function defined<T extends object>(options: T): Partial<T> {
   return Object.fromEntries(Object.entries(options).filter(([, value]) => value != null)) as Partial<T>;
-}
-
-/** Like Array.isArray, but also narrows the type of read-only arrays. */
-function isList(value: object): value is readonly string[] {
-  return Array.isArray(value);
-}
-
-/** subject is the subject and the verb of the message. */
-function unexpectedFormat(subject: string): UnexpectedAnswerError {
-  return new UnexpectedAnswerError(`${subject} an unexpected format; the server may be newer than this package`);
 }

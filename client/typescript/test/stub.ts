@@ -20,7 +20,21 @@ const methods: Record<string, { required: string[]; known: string[] }> = {
     required: ["sandbox", "command"],
     known: ["sandbox", "namespace", "command", "args", "timeout"],
   },
+  "sandbox.list": { required: [], known: ["namespace", "after", "limit"] },
+  "sandbox.get": { required: ["sandbox"], known: ["sandbox", "namespace"] },
   "sandbox.metrics.get": { required: [], known: ["sandbox", "namespace"] },
+};
+
+export const info = {
+  namespace: "default",
+  name: "my-env",
+  id: "sb-1",
+  state: "failed",
+  reason: "its start failed",
+  image: "microsandbox/python",
+  cpus: 1,
+  memory: 512,
+  created_at: "2026-01-02T03:04:05Z",
 };
 
 const results: Record<string, unknown> = {
@@ -37,11 +51,14 @@ const results: Record<string, unknown> = {
       { stream: "stderr", text: "no" },
     ],
   },
+  "sandbox.list": { sandboxes: [info] },
+  "sandbox.get": info,
   "sandbox.metrics.get": {
     sandboxes: [
       {
         namespace: "default",
         name: "my-env",
+        state: "running",
         running: true,
         cpu_usage: 12.5,
         memory_usage: 256,

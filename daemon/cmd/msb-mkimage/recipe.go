@@ -11,12 +11,13 @@ type recipe struct {
 }
 
 // base lists the packages of every image. Code that an AI writes expects a shell, the usual tools and TLS root
-// certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; procps provides ps and free.
+// certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; procps provides ps and free;
+// without tzdata, TZ=America/New_York would silently mean UTC, and Python's zoneinfo would know no zone.
 // Compilers and git are left out, because they would double the size of the image and can be installed with apt.
 var base = []string{
 	// This package replaces usrmerge, which is only for converting old systems and needs the complete perl.
 	"usr-is-merged",
-	"bash", "coreutils", "ca-certificates", "curl", "procps",
+	"bash", "coreutils", "ca-certificates", "curl", "procps", "tzdata",
 }
 
 var recipes = map[string]recipe{

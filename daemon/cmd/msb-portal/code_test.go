@@ -82,6 +82,7 @@ func TestPython(t *testing.T) {
 		{"pid = os.fork()\nif pid: n = os.waitpid(pid, 0)\nelse: print('child')", true, "stdout: child\n"},
 		{"import multiprocessing\np = multiprocessing.get_context('fork').Process(target=print, args=('other',))\np.start()\np.join()\np.exitcode", true, "stdout: other\nstdout: 0\n"},
 		{"import subprocess\nsubprocess.run(['ls', '/proc/self/fd'], capture_output=True, text=True).stdout.split()", true, "stdout: ['0', '1', '2', '3']\n"},
+		{"len(open('/proc/self/cmdline').read()) < 100", true, "stdout: True\n"}, // ps stays readable
 		{"sys.stdout.close()", true, "stderr: could not flush output at the end of the run: ValueError\n"},
 	} {
 		expect(t, c, sandbox.Python, tt.code, tt.success, tt.want)
@@ -121,6 +122,7 @@ func TestNode(t *testing.T) {
 		{"process.exit()", true, ""},
 		{"console.log('bye'); process.exit(3); console.log('not this')", false, "stdout: bye\n"},
 		{"n = require('child_process').execSync('echo a >&2; cd /proc/$$/fd; echo *', { stdio: ['ignore', 'pipe', 'inherit'] }); String(n)", true, "stderr: a\nstdout: '0 1 2 3\\n'\n"},
+		{"fs.readFileSync('/proc/self/cmdline').length < 150", true, "stdout: true\n"}, // ps stays readable
 		{"x", true, "stdout: 20\n"},
 	} {
 		expect(t, c, sandbox.Node, tt.code, tt.success, tt.want)
@@ -361,11 +363,17 @@ func TestREPLEnvironment(t *testing.T) {
 	if want := fmt.Sprintf("stdout: ('yes', '%s')\n", dir); err != nil || text(r.Output) != want {
 		t.Errorf("error %v, output\n%swant %s", err, text(r.Output), want)
 	}
+	// An interpreter of the image may print anything before it fails.
+	noisy := "#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x\nprintf '\\033[2J the end' >&2\nexit 5\n"
+	if err := os.WriteFile(filepath.Join(dir, "node"), []byte(noisy), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		run   sandbox.Code
 		class func(error) bool
 		want  string
 	}{
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=" + dir + ":/usr/bin:/bin"}}}, errdefs.IsFailedPrecondition, `\x1b[2J the end`},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "the image has no node"},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"NODE_OPTIONS=--nonsense"}}}, errdefs.IsFailedPrecondition, "exited with status 9"},
@@ -373,6 +381,8 @@ func TestREPLEnvironment(t *testing.T) {
 	} {
 		if _, err := c.runCode(t.Context(), tt.run); !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("run %+v: %v, want an error containing %q", tt.run, err, tt.want)
+		} else if len(err.Error()) > 3<<10 {
+			t.Errorf("run %+v: an error of %d bytes", tt.run, len(err.Error()))
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -51,21 +52,31 @@ func TestCommand(t *testing.T) {
 func TestCommandThatCannotBeRun(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
-	script := t.TempDir() + "/script"
-	if err := os.WriteFile(script, []byte("#!/nonexistent\n"), 0o755); err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for name, content := range map[string]string{"ruby": "#!/opt/ruby -w\n", "windows": "#!/bin/sh\r\necho\r\n", "data": "\x00"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	notFound := func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }
+	notExecutable := func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotExecutable) }
 	for _, tt := range []struct {
 		run   sandbox.Command
 		class func(error) bool
 		want  string
 	}{
+		{sandbox.Command{Program: strings.Repeat("\x01", 100<<10)}, notFound, `\x01\x01`}, // must not end the connection
 		{sandbox.Command{Program: "nope"}, notFound, "nope is not in PATH"},
 		{sandbox.Command{Program: "/nope"}, notFound, "/nope: file does not exist"},
-		{sandbox.Command{Program: "/etc/passwd"}, notFound, "/etc/passwd: is not executable"},
-		{sandbox.Command{Program: "/"}, notFound, "is a directory"},
-		{sandbox.Command{Program: script}, notFound, "interpreter"},
+		{sandbox.Command{Program: "ls -la /"}, notFound, `use command "ls" with args ["-la", "/"], or command "sh" with args ["-c", "ls -la /"]`},
+		{sandbox.Command{Program: "/bin/ls | grep " + strings.Repeat("x", 100)}, notFound, `put its arguments into args`},
+		{sandbox.Command{Program: "cd"}, notFound, `use command "sh" with args ["-c", "cd …"]`},
+		{sandbox.Command{Program: "/etc/passwd"}, notExecutable, "/etc/passwd: is not executable"},
+		{sandbox.Command{Program: "/"}, notExecutable, "is a directory"},
+		{sandbox.Command{Program: "passwd", Environment: sandbox.Environment{Env: []string{"PATH=/etc"}}}, notExecutable, "/etc/passwd: is not executable"},
+		{sandbox.Command{Program: dir + "/data"}, notExecutable, "for another architecture, or a script without a #! line"},
+		{sandbox.Command{Program: dir + "/ruby"}, notFound, `the image lacks the interpreter "/opt/ruby" of this script`},
+		{sandbox.Command{Program: dir + "/windows"}, notFound, "line endings of Windows"},
 		{sandbox.Command{}, errdefs.IsInvalidArgument, "command is empty"},
 		{sandbox.Command{Program: "true", Args: []string{"\x00"}}, errdefs.IsInvalidArgument, "NUL"},
 		{sandbox.Command{Program: "true", Args: []string{strings.Repeat("x", 1<<20)}}, errdefs.IsInvalidArgument, "too long"},
@@ -153,6 +164,48 @@ func TestOrphansAreReaped(t *testing.T) {
 			if err := c.Ping(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+}
+
+// TestBackgroundChildrenUseDescriptors starts commands that leave a child with their pipes in the background, until the
+// portal has no more descriptors. Each needs only two, the error says what is exhausted, and commands work again when
+// the children have ended.
+func TestBackgroundChildrenUseDescriptors(t *testing.T) {
+	t.Parallel()
+	const limit = 256
+	g := newGuest()
+	serve := msbPortal(t, "serve", g.socket)
+	serve.Args = append([]string{"sh", "-c", fmt.Sprintf("ulimit -n %d; exec \"$@\"", limit), "sh", serve.Path}, serve.Args[1:]...)
+	serve.Path = "/bin/sh"
+	g.start(t, serve)
+	c := g.connect(t)
+	held := fifo(t)
+	holder, err := os.OpenFile(held, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	background := fmt.Sprintf("cat %s &", held)
+	started := 0
+	for {
+		if _, err = sh(t.Context(), c, background); err != nil {
+			break
+		}
+		started++
+	}
+	if !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "sh: the sandbox cannot start another process: too many open files") {
+		t.Errorf("command without descriptors: %v, want sandbox.ErrRunFailed", err)
+	}
+	if most := limit/2 - 20; started < most {
+		t.Errorf("%d children in the background exhaust %d descriptors, want at least %d", started, limit, most)
+	}
+	holder.Close()
+	for {
+		if _, err := sh(t.Context(), c, "true"); err == nil {
+			break
+		} else if !errors.Is(err, sandbox.ErrRunFailed) {
+			t.Fatalf("command after the children have ended: %v", err)
 		}
 	}
 }

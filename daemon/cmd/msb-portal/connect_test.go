@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -39,13 +43,89 @@ func TestReconnect(t *testing.T) {
 
 	second := g.connect(t)
 	<-old.ended
-	if err := <-ended; !errdefs.IsUnavailable(err) {
-		t.Errorf("run on the old connection: %v, want errdefs.ErrUnavailable", err)
+	if err := <-ended; !errors.Is(err, sandbox.ErrRunFailed) {
+		t.Errorf("run on the old connection: %v, want sandbox.ErrRunFailed", err)
 	}
 	expect(t, second, sandbox.Python, "x", true, "stdout: 1\n")
 	if err := first.Ping(t.Context()); !errdefs.IsUnavailable(err) {
 		t.Errorf("ping on the old connection: %v, want errdefs.ErrUnavailable", err)
 	}
+}
+
+// dialPortal connects to the portal and prints how many bytes arrive before the connection ends, at most 1. The portal
+// sends something as soon as it accepts a connection.
+const dialPortal = `import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("\0" + %q)
+print(len(s.recv(1)))
+`
+
+// TestOnlyBridgesConnect connects to the portal as processes of the sandbox do, and as another user. They are refused,
+// and do not disturb a run.
+func TestOnlyBridgesConnect(t *testing.T) {
+	t.Parallel()
+	g := startGuest(t)
+	c := g.connect(t)
+	dial := fmt.Sprintf(dialPortal, strings.TrimPrefix(g.socket, "@"))
+	started, end := fifo(t), fifo(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := sh(t.Context(), c, fmt.Sprintf("echo >%s; read x <%s", started, end))
+		ended <- err
+	}()
+	wait(t, started)
+
+	expect(t, c, sandbox.Python, dial, true, "stdout: 0\n")
+	// The child's parent exits, so the child becomes an orphan.
+	answer := fifo(t)
+	if _, err := sh(t.Context(), c, fmt.Sprintf("(python3 -c '%s' >%s &)", dial, answer)); err != nil {
+		t.Fatal(err)
+	}
+	if got := wait(t, answer); got != "0\n" {
+		t.Errorf("an orphan got %q bytes from the portal, want 0", got)
+	}
+	// The portal's own program is no proof that msbd has started it.
+	r, err := c.runCommand(t.Context(), sandbox.Command{
+		Program: msbPortal(t).Path, Args: []string{"connect", g.socket}, Environment: sandbox.Environment{Env: []string{mainEnv + "=1"}},
+	})
+	if err != nil || len(r.Output) != 0 {
+		t.Errorf("msb-portal connect in the sandbox: %v, output\n%s", err, text(r.Output))
+	}
+	if os.Getuid() == 0 {
+		if n, err := readAs(65534, g.socket); n != 0 || err != nil {
+			t.Errorf("another user got %d bytes from the portal, %v; want 0", n, err)
+		}
+	}
+
+	if err := os.WriteFile(end, []byte("\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("run during the connections: %v", err)
+	}
+}
+
+// readAs connects to a socket as the user uid and reads a byte.
+func readAs(uid int, socket string) (n int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread has another user, so it must end
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
+			err = errno
+			return
+		}
+		var fd int
+		if fd, err = syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0); err != nil {
+			return
+		}
+		defer syscall.Close(fd)
+		if err = syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}); err == nil {
+			n, err = syscall.Read(fd, make([]byte, 1))
+		}
+	}()
+	<-done
+	return n, err
 }
 
 func TestBridgeEndsWithItsClient(t *testing.T) {

@@ -16,11 +16,9 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/daemon/internal/guest/portal"
 )
-
-// version is set by the linker (-X).
-var version = "devel"
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -38,11 +36,11 @@ func run(args []string) error {
 	}
 	switch {
 	case len(args) == 1 && args[0] == "version":
-		fmt.Println(version)
+		fmt.Println(version.String())
 		return nil
 	case len(args) < 1 || len(args) > 2:
 	case args[0] == "serve":
-		return portal.Serve(ctx, socket, version)
+		return portal.Serve(ctx, socket, version.String())
 	case args[0] == "connect":
 		return portal.Connect(ctx, socket, os.Stdin, os.Stdout)
 	}

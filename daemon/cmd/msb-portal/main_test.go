@@ -66,6 +66,12 @@ func (g *guest) serve(t testing.TB, env ...string) {
 	t.Helper()
 	cmd := msbPortal(t, "serve", g.socket)
 	cmd.Env = append(cmd.Env, env...)
+	g.start(t, cmd)
+}
+
+// start starts the command `msb-portal serve`, and stops it after the test.
+func (g *guest) start(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ func examine(c *cli.Context, cfg config.Config, problems error) error {
 		}
 		cfg.LibDir = dir
 	}
+	_, _ = host.RaiseFileLimit() // as the server does; the report says if the limit is too low
 	report := daemon.Examine(c.Context, cfg, checks...)
 	if err := json.NewEncoder(c.App.Writer).Encode(report); err != nil {
 		return fmt.Errorf("msbd: %w", err)

@@ -11,22 +11,23 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
+	"regexp"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/daemon"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
-
-// version is set by the linker.
-var version = ""
 
 const (
 	exitFailure = 1
@@ -41,12 +42,12 @@ func main() {
 		Usage:           "server that runs untrusted code in microVMs",
 		UsageText:       "msbd [options]",
 		Description:     description,
-		Version:         buildVersion(),
+		Version:         version.String(),
 		HideHelpCommand: true,
 		Flags:           flags(),
 		Action:          run,
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return cli.Exit("msbd: "+err.Error()+"; see msbd --help", exitUsage)
+			return cli.Exit("msbd: "+flagError(err)+"; see msbd --help", exitUsage)
 		},
 		ExitErrHandler: func(*cli.Context, error) {},
 	}
@@ -63,6 +64,21 @@ func main() {
 		code = coded.ExitCode()
 	}
 	os.Exit(code)
+}
+
+// flagError rewrites an error of package flag in the terms of the help.
+func flagError(err error) string {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		return "unknown option --" + name
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return "--" + name + " needs a value"
+	}
+	if match := regexp.MustCompile(`^invalid boolean value (".*") for (?:flag )?-(\S+): `).FindStringSubmatch(text); match != nil {
+		return "invalid value " + match[1] + " for --" + match[2] + ": give true or false"
+	}
+	return text
 }
 
 const description = `Each setting can also be given in the configuration file (state_dir = "/srv/msb") or in the
@@ -120,12 +136,23 @@ func run(c *cli.Context) error {
 		})
 	}
 	cfg.Version = c.App.Version
+	log := newLog(cfg)
+	if err := process.ProtectFromOOM(); err != nil { // before harden, which makes the file unwritable without root
+		log.Debug("could not set the OOM score", "err", err)
+	}
 	if err := harden(); err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	ctx, stop := signal.NotifyContext(c.Context, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	if err := daemon.Run(ctx, cfg, newLog(cfg)); err != nil {
+	limit, err := host.RaiseFileLimit()
+	if err != nil {
+		return fmt.Errorf("msbd: %w", err)
+	}
+	if check := host.CheckFileLimit(limit, cfg.MaxConnections); check.Status != host.OK {
+		log.Warn("the limit of open files is low", "problem", check.Detail, "remedy", check.Remedy)
+	}
+	if err := daemon.Run(ctx, cfg, log); err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	return nil
@@ -171,19 +198,5 @@ func harden() error {
 func newLog(cfg config.Config) *slog.Logger {
 	var level slog.Level
 	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // cannot fail, because config.Load checked it
-	options := &slog.HandlerOptions{Level: level}
-	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
-	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
-}
-
-func buildVersion() string {
-	if version != "" {
-		return version
-	}
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "unknown"
+	return bounded.NewLogger(os.Stderr, cfg.LogFormat == "json", level)
 }

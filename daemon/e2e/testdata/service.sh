@@ -51,6 +51,11 @@ MSB_API_KEY=$(msb server keygen --expire 1h --quiet)
 export MSB_API_KEY
 msb sandbox start box >/dev/null
 msb sandbox run box 'x = 40'
+# When memory runs out, the kernel kills sandboxes before the daemon.
+[ "$(cat "/proc/$(systemctl show -P MainPID msbd)/oom_score_adj")" = -500 ]
+for pid in $(pgrep -f /usr/bin/qemu-system-x86_64); do
+	[ "$(cat "/proc/$pid/oom_score_adj")" -ge 0 ]
+done
 
 step "upgrade"
 documented 'git pull' | grep -vE 'git pull|make deps|msb image import' >/tmp/upgrade # the programs and images are the same

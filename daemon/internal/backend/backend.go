@@ -112,6 +112,7 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 	}
 	if err == nil {
 		settings.QEMU = qemu
+		settings.Programs = []string{qemu, virtiofsd}
 	}
 	if cfg.KataConfig != "" { // ignore err, because a custom configuration may name other programs
 		settings.Config, settings.Portal = cfg.KataConfig, filepath.Join(cfg.LibDir, "msb-portal")
@@ -126,7 +127,9 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 // serviceConfig returns the configuration of the hypervisor service. If no shim can call the service, the configuration
 // has no programs: the service then only manages the VMs that it started before the server's configuration changed.
 func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
-	service := hypervisor.Config{Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Log: log}
+	service := hypervisor.Config{
+		Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Programs: settings.Programs, Log: log,
+	}
 	// With settings.Config, the host's Kata configuration may name the service.
 	if settings.HypervisorSocket != "" || settings.Config != "" {
 		service.QEMU, service.Virtiofsd, service.Accelerator = settings.QEMU, settings.Virtiofsd, route.Accelerator

@@ -86,7 +86,7 @@ const (
 	GetStatusResponse_DAEMON_STATE_RECOVERING  GetStatusResponse_DaemonState = 2
 	GetStatusResponse_DAEMON_STATE_READY       GetStatusResponse_DaemonState = 3
 	GetStatusResponse_DAEMON_STATE_DRAINING    GetStatusResponse_DaemonState = 4
-	// Calls that change something fail. Only RevokeKey, AcceptClock, Reset and Shutdown are still tried. degraded_reasons says why
+	// Calls that change something fail. Only RevokeKey, AcceptClock, Reset, StopSandbox and Shutdown are still tried. degraded_reasons says why
 	// the server is degraded.
 	GetStatusResponse_DAEMON_STATE_DEGRADED GetStatusResponse_DaemonState = 5
 )
@@ -203,7 +203,9 @@ type GetStatusResponse struct {
 	// Problems that an administrator should look at, although everything works.
 	Warnings []string `protobuf:"bytes,20,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// The number of entries in the audit log.
-	AuditEntries  uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
+	AuditEntries uint64 `protobuf:"varint,21,opt,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
+	// The limits for all sandboxes together. Absent if the server is older than this field.
+	Capacity      *Capacity `protobuf:"bytes,30,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -385,6 +387,83 @@ func (x *GetStatusResponse) GetAuditEntries() uint64 {
 	return 0
 }
 
+func (x *GetStatusResponse) GetCapacity() *Capacity {
+	if x != nil {
+		return x.Capacity
+	}
+	return nil
+}
+
+// Capacity says how much room the server has for sandboxes. Failed sandboxes use none of it.
+type Capacity struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Sandboxes    int32                  `protobuf:"varint,1,opt,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	MaxSandboxes int32                  `protobuf:"varint,2,opt,name=max_sandboxes,json=maxSandboxes,proto3" json:"max_sandboxes,omitempty"`
+	// The memory of the sandboxes, in MiB, whether or not their guests use it.
+	MemoryMib     int64 `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	MaxMemoryMib  int64 `protobuf:"varint,4,opt,name=max_memory_mib,json=maxMemoryMib,proto3" json:"max_memory_mib,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Capacity) Reset() {
+	*x = Capacity{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Capacity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Capacity) ProtoMessage() {}
+
+func (x *Capacity) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Capacity.ProtoReflect.Descriptor instead.
+func (*Capacity) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Capacity) GetSandboxes() int32 {
+	if x != nil {
+		return x.Sandboxes
+	}
+	return 0
+}
+
+func (x *Capacity) GetMaxSandboxes() int32 {
+	if x != nil {
+		return x.MaxSandboxes
+	}
+	return 0
+}
+
+func (x *Capacity) GetMemoryMib() int64 {
+	if x != nil {
+		return x.MemoryMib
+	}
+	return 0
+}
+
+func (x *Capacity) GetMaxMemoryMib() int64 {
+	if x != nil {
+		return x.MaxMemoryMib
+	}
+	return 0
+}
+
 // TLS describes the certificate of the gateway.
 type TLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -402,7 +481,7 @@ type TLS struct {
 
 func (x *TLS) Reset() {
 	*x = TLS{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +493,7 @@ func (x *TLS) String() string {
 func (*TLS) ProtoMessage() {}
 
 func (x *TLS) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +506,7 @@ func (x *TLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TLS.ProtoReflect.Descriptor instead.
 func (*TLS) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TLS) GetSource() string {
@@ -469,7 +548,7 @@ type KeyCounts struct {
 
 func (x *KeyCounts) Reset() {
 	*x = KeyCounts{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +560,7 @@ func (x *KeyCounts) String() string {
 func (*KeyCounts) ProtoMessage() {}
 
 func (x *KeyCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +573,7 @@ func (x *KeyCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyCounts.ProtoReflect.Descriptor instead.
 func (*KeyCounts) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KeyCounts) GetLive() int32 {
@@ -537,7 +616,7 @@ type Isolation struct {
 
 func (x *Isolation) Reset() {
 	*x = Isolation{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -549,7 +628,7 @@ func (x *Isolation) String() string {
 func (*Isolation) ProtoMessage() {}
 
 func (x *Isolation) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -562,7 +641,7 @@ func (x *Isolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Isolation.ProtoReflect.Descriptor instead.
 func (*Isolation) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Isolation) GetAccelerator() string {
@@ -614,7 +693,7 @@ type Recovery struct {
 
 func (x *Recovery) Reset() {
 	*x = Recovery{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -626,7 +705,7 @@ func (x *Recovery) String() string {
 func (*Recovery) ProtoMessage() {}
 
 func (x *Recovery) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -639,7 +718,7 @@ func (x *Recovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recovery.ProtoReflect.Descriptor instead.
 func (*Recovery) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Recovery) GetAdopted() int32 {
@@ -681,7 +760,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +772,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +785,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateKeyRequest) GetExpire() string {
@@ -748,7 +827,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -760,7 +839,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -773,7 +852,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateKeyResponse) GetKey() string {
@@ -826,7 +905,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +917,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +930,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Key) GetId() string {
@@ -978,7 +1057,7 @@ type ListKeysRequest struct {
 
 func (x *ListKeysRequest) Reset() {
 	*x = ListKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -990,7 +1069,7 @@ func (x *ListKeysRequest) String() string {
 func (*ListKeysRequest) ProtoMessage() {}
 
 func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1003,7 +1082,7 @@ func (x *ListKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysRequest.ProtoReflect.Descriptor instead.
 func (*ListKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListKeysRequest) GetNamespace() string {
@@ -1052,7 +1131,7 @@ type ListKeysResponse struct {
 
 func (x *ListKeysResponse) Reset() {
 	*x = ListKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1143,7 @@ func (x *ListKeysResponse) String() string {
 func (*ListKeysResponse) ProtoMessage() {}
 
 func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1156,7 @@ func (x *ListKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKeysResponse.ProtoReflect.Descriptor instead.
 func (*ListKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListKeysResponse) GetKeys() []*Key {
@@ -1104,7 +1183,7 @@ type GetKeyRequest struct {
 
 func (x *GetKeyRequest) Reset() {
 	*x = GetKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1195,7 @@ func (x *GetKeyRequest) String() string {
 func (*GetKeyRequest) ProtoMessage() {}
 
 func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1208,7 @@ func (x *GetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetKeyRequest) GetRef() string {
@@ -1148,7 +1227,7 @@ type GetKeyResponse struct {
 
 func (x *GetKeyResponse) Reset() {
 	*x = GetKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1239,7 @@ func (x *GetKeyResponse) String() string {
 func (*GetKeyResponse) ProtoMessage() {}
 
 func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1252,7 @@ func (x *GetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetKeyResponse) GetKey() *Key {
@@ -1193,7 +1272,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1205,7 +1284,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1218,7 +1297,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RevokeKeyRequest) GetRef() string {
@@ -1237,7 +1316,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1328,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1341,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1286,7 +1365,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1377,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1390,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RotateKeyRequest) GetRef() string {
@@ -1348,7 +1427,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1439,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1452,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RotateKeyResponse) GetKey() string {
@@ -1410,7 +1489,7 @@ type PruneKeysRequest struct {
 
 func (x *PruneKeysRequest) Reset() {
 	*x = PruneKeysRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1501,7 @@ func (x *PruneKeysRequest) String() string {
 func (*PruneKeysRequest) ProtoMessage() {}
 
 func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1514,7 @@ func (x *PruneKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysRequest.ProtoReflect.Descriptor instead.
 func (*PruneKeysRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PruneKeysRequest) GetDeadFor() string {
@@ -1461,7 +1540,7 @@ type PruneKeysResponse struct {
 
 func (x *PruneKeysResponse) Reset() {
 	*x = PruneKeysResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1552,7 @@ func (x *PruneKeysResponse) String() string {
 func (*PruneKeysResponse) ProtoMessage() {}
 
 func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1565,7 @@ func (x *PruneKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneKeysResponse.ProtoReflect.Descriptor instead.
 func (*PruneKeysResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PruneKeysResponse) GetKeys() []*Key {
@@ -1506,7 +1585,7 @@ type AcceptClockRequest struct {
 
 func (x *AcceptClockRequest) Reset() {
 	*x = AcceptClockRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1597,7 @@ func (x *AcceptClockRequest) String() string {
 func (*AcceptClockRequest) ProtoMessage() {}
 
 func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1610,7 @@ func (x *AcceptClockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockRequest.ProtoReflect.Descriptor instead.
 func (*AcceptClockRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AcceptClockRequest) GetDryRun() bool {
@@ -1558,7 +1637,7 @@ type AcceptClockResponse struct {
 
 func (x *AcceptClockResponse) Reset() {
 	*x = AcceptClockResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1649,7 @@ func (x *AcceptClockResponse) String() string {
 func (*AcceptClockResponse) ProtoMessage() {}
 
 func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1662,7 @@ func (x *AcceptClockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptClockResponse.ProtoReflect.Descriptor instead.
 func (*AcceptClockResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AcceptClockResponse) GetFrom() *timestamppb.Timestamp {
@@ -1629,7 +1708,7 @@ type ResetRequest struct {
 
 func (x *ResetRequest) Reset() {
 	*x = ResetRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1720,7 @@ func (x *ResetRequest) String() string {
 func (*ResetRequest) ProtoMessage() {}
 
 func (x *ResetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1733,7 @@ func (x *ResetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetRequest.ProtoReflect.Descriptor instead.
 func (*ResetRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 type ResetResponse struct {
@@ -1668,7 +1747,7 @@ type ResetResponse struct {
 
 func (x *ResetResponse) Reset() {
 	*x = ResetResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1680,7 +1759,7 @@ func (x *ResetResponse) String() string {
 func (*ResetResponse) ProtoMessage() {}
 
 func (x *ResetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1693,7 +1772,7 @@ func (x *ResetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResetResponse.ProtoReflect.Descriptor instead.
 func (*ResetResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResetResponse) GetSigningKeyId() string {
@@ -1718,7 +1797,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1730,7 +1809,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1743,7 +1822,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 type BackupResponse struct {
@@ -1755,7 +1834,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1846,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1859,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -1799,7 +1878,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1811,7 +1890,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1824,7 +1903,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestoreRequest) GetChunk() []byte {
@@ -1849,7 +1928,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +1940,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +1953,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreResponse) GetSigningKeyId() string {
@@ -1917,7 +1996,7 @@ type TailAuditRequest struct {
 
 func (x *TailAuditRequest) Reset() {
 	*x = TailAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2008,7 @@ func (x *TailAuditRequest) String() string {
 func (*TailAuditRequest) ProtoMessage() {}
 
 func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2021,7 @@ func (x *TailAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditRequest.ProtoReflect.Descriptor instead.
 func (*TailAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TailAuditRequest) GetLast() int32 {
@@ -1969,7 +2048,7 @@ type TailAuditResponse struct {
 
 func (x *TailAuditResponse) Reset() {
 	*x = TailAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2060,7 @@ func (x *TailAuditResponse) String() string {
 func (*TailAuditResponse) ProtoMessage() {}
 
 func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2073,7 @@ func (x *TailAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TailAuditResponse.ProtoReflect.Descriptor instead.
 func (*TailAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TailAuditResponse) GetLine() string {
@@ -2012,7 +2091,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2103,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2116,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 type VerifyAuditResponse struct {
@@ -2049,14 +2128,16 @@ type VerifyAuditResponse struct {
 	// What is wrong with the next entry. Empty if the log is intact.
 	Problem string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
 	// The path of the log file.
-	Path          string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// The sealed segments of the log, from the first to the last.
+	Segments      []*AuditSegment `protobuf:"bytes,5,rep,name=segments,proto3" json:"segments,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2068,7 +2149,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2081,7 +2162,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *VerifyAuditResponse) GetEntries() uint64 {
@@ -2112,6 +2193,254 @@ func (x *VerifyAuditResponse) GetPath() string {
 	return ""
 }
 
+func (x *VerifyAuditResponse) GetSegments() []*AuditSegment {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+// AuditSegment is a sealed part of the audit log.
+type AuditSegment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// The numbers of the first and the last entry.
+	First uint64 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last  uint64 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	// The hash of the last entry.
+	Hash string `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The file does not exist anymore, for example because it was moved to an archive. It was not checked.
+	Absent        bool `protobuf:"varint,5,opt,name=absent,proto3" json:"absent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditSegment) Reset() {
+	*x = AuditSegment{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditSegment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditSegment) ProtoMessage() {}
+
+func (x *AuditSegment) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditSegment.ProtoReflect.Descriptor instead.
+func (*AuditSegment) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *AuditSegment) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *AuditSegment) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *AuditSegment) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *AuditSegment) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *AuditSegment) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
+type SealAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealAuditRequest) Reset() {
+	*x = SealAuditRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealAuditRequest) ProtoMessage() {}
+
+func (x *SealAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealAuditRequest.ProtoReflect.Descriptor instead.
+func (*SealAuditRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+type SealAuditResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Segment       *AuditSegment          `protobuf:"bytes,1,opt,name=segment,proto3" json:"segment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SealAuditResponse) Reset() {
+	*x = SealAuditResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SealAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SealAuditResponse) ProtoMessage() {}
+
+func (x *SealAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SealAuditResponse.ProtoReflect.Descriptor instead.
+func (*SealAuditResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *SealAuditResponse) GetSegment() *AuditSegment {
+	if x != nil {
+		return x.Segment
+	}
+	return nil
+}
+
+type AcknowledgeAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeAuditRequest) Reset() {
+	*x = AcknowledgeAuditRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeAuditRequest) ProtoMessage() {}
+
+func (x *AcknowledgeAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeAuditRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeAuditRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+type AcknowledgeAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The problems that were acknowledged. Empty if there were none.
+	Problems      []string `protobuf:"bytes,1,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeAuditResponse) Reset() {
+	*x = AcknowledgeAuditResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeAuditResponse) ProtoMessage() {}
+
+func (x *AcknowledgeAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeAuditResponse.ProtoReflect.Descriptor instead.
+func (*AcknowledgeAuditResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *AcknowledgeAuditResponse) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 type ShutdownRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Stop every sandbox first.
@@ -2122,7 +2451,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2463,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2476,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ShutdownRequest) GetStopSandboxes() bool {
@@ -2167,7 +2496,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2508,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2521,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ShutdownResponse) GetSandboxesStopped() int32 {
@@ -2219,7 +2548,7 @@ type ListSandboxesRequest struct {
 
 func (x *ListSandboxesRequest) Reset() {
 	*x = ListSandboxesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2560,7 @@ func (x *ListSandboxesRequest) String() string {
 func (*ListSandboxesRequest) ProtoMessage() {}
 
 func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2573,7 @@ func (x *ListSandboxesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesRequest.ProtoReflect.Descriptor instead.
 func (*ListSandboxesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListSandboxesRequest) GetNamespace() string {
@@ -2263,7 +2592,7 @@ type ListSandboxesResponse struct {
 
 func (x *ListSandboxesResponse) Reset() {
 	*x = ListSandboxesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2275,7 +2604,7 @@ func (x *ListSandboxesResponse) String() string {
 func (*ListSandboxesResponse) ProtoMessage() {}
 
 func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2288,7 +2617,7 @@ func (x *ListSandboxesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSandboxesResponse.ProtoReflect.Descriptor instead.
 func (*ListSandboxesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListSandboxesResponse) GetSandboxes() []*Sandbox {
@@ -2318,7 +2647,7 @@ type Sandbox struct {
 
 func (x *Sandbox) Reset() {
 	*x = Sandbox{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2659,7 @@ func (x *Sandbox) String() string {
 func (*Sandbox) ProtoMessage() {}
 
 func (x *Sandbox) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2672,7 @@ func (x *Sandbox) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sandbox.ProtoReflect.Descriptor instead.
 func (*Sandbox) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Sandbox) GetNamespace() string {
@@ -2419,7 +2748,7 @@ type StopSandboxRequest struct {
 
 func (x *StopSandboxRequest) Reset() {
 	*x = StopSandboxRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2431,7 +2760,7 @@ func (x *StopSandboxRequest) String() string {
 func (*StopSandboxRequest) ProtoMessage() {}
 
 func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2444,7 +2773,7 @@ func (x *StopSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxRequest.ProtoReflect.Descriptor instead.
 func (*StopSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StopSandboxRequest) GetNamespace() string {
@@ -2469,7 +2798,7 @@ type StopSandboxResponse struct {
 
 func (x *StopSandboxResponse) Reset() {
 	*x = StopSandboxResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2810,7 @@ func (x *StopSandboxResponse) String() string {
 func (*StopSandboxResponse) ProtoMessage() {}
 
 func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2823,7 @@ func (x *StopSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopSandboxResponse.ProtoReflect.Descriptor instead.
 func (*StopSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type ImportImageRequest struct {
@@ -2507,7 +2836,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2848,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2861,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportImageRequest) GetPath() string {
@@ -2551,7 +2880,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2563,7 +2892,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2576,7 +2905,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -2594,7 +2923,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2606,7 +2935,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +2948,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type ListImagesResponse struct {
@@ -2631,7 +2960,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2972,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2985,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2680,7 +3009,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2692,7 +3021,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2705,7 +3034,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Image) GetName() string {
@@ -2741,7 +3070,7 @@ var File_msb_admin_v1_admin_proto protoreflect.FileDescriptor
 const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x18msb/admin/v1/admin.proto\x12\fmsb.admin.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xc3\b\n" +
+	"\x10GetStatusRequest\"\xf7\b\n" +
 	"\x11GetStatusResponse\x12A\n" +
 	"\x05state\x18\x01 \x01(\x0e2+.msb.admin.v1.GetStatusResponse.DaemonStateR\x05state\x12)\n" +
 	"\x10degraded_reasons\x18\x02 \x03(\tR\x0fdegradedReasons\x12\x18\n" +
@@ -2766,14 +3095,21 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\fkata_version\x18\x12 \x01(\tR\vkataVersion\x12#\n" +
 	"\x03tls\x18\x13 \x01(\v2\x11.msb.admin.v1.TLSR\x03tls\x12\x1a\n" +
 	"\bwarnings\x18\x14 \x03(\tR\bwarnings\x12#\n" +
-	"\raudit_entries\x18\x15 \x01(\x04R\fauditEntries\"\xb1\x01\n" +
+	"\raudit_entries\x18\x15 \x01(\x04R\fauditEntries\x122\n" +
+	"\bcapacity\x18\x1e \x01(\v2\x16.msb.admin.v1.CapacityR\bcapacity\"\xb1\x01\n" +
 	"\vDaemonState\x12\x1c\n" +
 	"\x18DAEMON_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15DAEMON_STATE_STARTING\x10\x01\x12\x1b\n" +
 	"\x17DAEMON_STATE_RECOVERING\x10\x02\x12\x16\n" +
 	"\x12DAEMON_STATE_READY\x10\x03\x12\x19\n" +
 	"\x15DAEMON_STATE_DRAINING\x10\x04\x12\x19\n" +
-	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\x9d\x01\n" +
+	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\x92\x01\n" +
+	"\bCapacity\x12\x1c\n" +
+	"\tsandboxes\x18\x01 \x01(\x05R\tsandboxes\x12#\n" +
+	"\rmax_sandboxes\x18\x02 \x01(\x05R\fmaxSandboxes\x12\x1d\n" +
+	"\n" +
+	"memory_mib\x18\x03 \x01(\x03R\tmemoryMib\x12$\n" +
+	"\x0emax_memory_mib\x18\x04 \x01(\x03R\fmaxMemoryMib\"\x9d\x01\n" +
 	"\x03TLS\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
@@ -2891,12 +3227,25 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x06follow\x18\x02 \x01(\bR\x06follow\"'\n" +
 	"\x11TailAuditResponse\x12\x12\n" +
 	"\x04line\x18\x01 \x01(\tR\x04line\"\x14\n" +
-	"\x12VerifyAuditRequest\"q\n" +
+	"\x12VerifyAuditRequest\"\xa9\x01\n" +
 	"\x13VerifyAuditResponse\x12\x18\n" +
 	"\aentries\x18\x01 \x01(\x04R\aentries\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x18\n" +
 	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04path\x18\x04 \x01(\tR\x04path\"8\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x126\n" +
+	"\bsegments\x18\x05 \x03(\v2\x1a.msb.admin.v1.AuditSegmentR\bsegments\"x\n" +
+	"\fAuditSegment\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\x04R\x04last\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\tR\x04hash\x12\x16\n" +
+	"\x06absent\x18\x05 \x01(\bR\x06absent\"\x12\n" +
+	"\x10SealAuditRequest\"I\n" +
+	"\x11SealAuditResponse\x124\n" +
+	"\asegment\x18\x01 \x01(\v2\x1a.msb.admin.v1.AuditSegmentR\asegment\"\x19\n" +
+	"\x17AcknowledgeAuditRequest\"6\n" +
+	"\x18AcknowledgeAuditResponse\x12\x1a\n" +
+	"\bproblems\x18\x01 \x03(\tR\bproblems\"8\n" +
 	"\x0fShutdownRequest\x12%\n" +
 	"\x0estop_sandboxes\x18\x01 \x01(\bR\rstopSandboxes\"u\n" +
 	"\x10ShutdownResponse\x12+\n" +
@@ -2940,7 +3289,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x032\x8d\v\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\xbe\f\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
 	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
@@ -2954,7 +3303,9 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x06Backup\x12\x1b.msb.admin.v1.BackupRequest\x1a\x1c.msb.admin.v1.BackupResponse0\x01\x12H\n" +
 	"\aRestore\x12\x1c.msb.admin.v1.RestoreRequest\x1a\x1d.msb.admin.v1.RestoreResponse(\x01\x12N\n" +
 	"\tTailAudit\x12\x1e.msb.admin.v1.TailAuditRequest\x1a\x1f.msb.admin.v1.TailAuditResponse0\x01\x12R\n" +
-	"\vVerifyAudit\x12 .msb.admin.v1.VerifyAuditRequest\x1a!.msb.admin.v1.VerifyAuditResponse\x12I\n" +
+	"\vVerifyAudit\x12 .msb.admin.v1.VerifyAuditRequest\x1a!.msb.admin.v1.VerifyAuditResponse\x12L\n" +
+	"\tSealAudit\x12\x1e.msb.admin.v1.SealAuditRequest\x1a\x1f.msb.admin.v1.SealAuditResponse\x12a\n" +
+	"\x10AcknowledgeAudit\x12%.msb.admin.v1.AcknowledgeAuditRequest\x1a&.msb.admin.v1.AcknowledgeAuditResponse\x12I\n" +
 	"\bShutdown\x12\x1d.msb.admin.v1.ShutdownRequest\x1a\x1e.msb.admin.v1.ShutdownResponse\x12X\n" +
 	"\rListSandboxes\x12\".msb.admin.v1.ListSandboxesRequest\x1a#.msb.admin.v1.ListSandboxesResponse\x12R\n" +
 	"\vStopSandbox\x12 .msb.admin.v1.StopSandboxRequest\x1a!.msb.admin.v1.StopSandboxResponse\x12R\n" +
@@ -2975,126 +3326,139 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
 	(*GetStatusRequest)(nil),           // 2: msb.admin.v1.GetStatusRequest
 	(*GetStatusResponse)(nil),          // 3: msb.admin.v1.GetStatusResponse
-	(*TLS)(nil),                        // 4: msb.admin.v1.TLS
-	(*KeyCounts)(nil),                  // 5: msb.admin.v1.KeyCounts
-	(*Isolation)(nil),                  // 6: msb.admin.v1.Isolation
-	(*Recovery)(nil),                   // 7: msb.admin.v1.Recovery
-	(*CreateKeyRequest)(nil),           // 8: msb.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),          // 9: msb.admin.v1.CreateKeyResponse
-	(*Key)(nil),                        // 10: msb.admin.v1.Key
-	(*ListKeysRequest)(nil),            // 11: msb.admin.v1.ListKeysRequest
-	(*ListKeysResponse)(nil),           // 12: msb.admin.v1.ListKeysResponse
-	(*GetKeyRequest)(nil),              // 13: msb.admin.v1.GetKeyRequest
-	(*GetKeyResponse)(nil),             // 14: msb.admin.v1.GetKeyResponse
-	(*RevokeKeyRequest)(nil),           // 15: msb.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),          // 16: msb.admin.v1.RevokeKeyResponse
-	(*RotateKeyRequest)(nil),           // 17: msb.admin.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 18: msb.admin.v1.RotateKeyResponse
-	(*PruneKeysRequest)(nil),           // 19: msb.admin.v1.PruneKeysRequest
-	(*PruneKeysResponse)(nil),          // 20: msb.admin.v1.PruneKeysResponse
-	(*AcceptClockRequest)(nil),         // 21: msb.admin.v1.AcceptClockRequest
-	(*AcceptClockResponse)(nil),        // 22: msb.admin.v1.AcceptClockResponse
-	(*ResetRequest)(nil),               // 23: msb.admin.v1.ResetRequest
-	(*ResetResponse)(nil),              // 24: msb.admin.v1.ResetResponse
-	(*BackupRequest)(nil),              // 25: msb.admin.v1.BackupRequest
-	(*BackupResponse)(nil),             // 26: msb.admin.v1.BackupResponse
-	(*RestoreRequest)(nil),             // 27: msb.admin.v1.RestoreRequest
-	(*RestoreResponse)(nil),            // 28: msb.admin.v1.RestoreResponse
-	(*TailAuditRequest)(nil),           // 29: msb.admin.v1.TailAuditRequest
-	(*TailAuditResponse)(nil),          // 30: msb.admin.v1.TailAuditResponse
-	(*VerifyAuditRequest)(nil),         // 31: msb.admin.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),        // 32: msb.admin.v1.VerifyAuditResponse
-	(*ShutdownRequest)(nil),            // 33: msb.admin.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 34: msb.admin.v1.ShutdownResponse
-	(*ListSandboxesRequest)(nil),       // 35: msb.admin.v1.ListSandboxesRequest
-	(*ListSandboxesResponse)(nil),      // 36: msb.admin.v1.ListSandboxesResponse
-	(*Sandbox)(nil),                    // 37: msb.admin.v1.Sandbox
-	(*StopSandboxRequest)(nil),         // 38: msb.admin.v1.StopSandboxRequest
-	(*StopSandboxResponse)(nil),        // 39: msb.admin.v1.StopSandboxResponse
-	(*ImportImageRequest)(nil),         // 40: msb.admin.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),        // 41: msb.admin.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),          // 42: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 43: msb.admin.v1.ListImagesResponse
-	(*Image)(nil),                      // 44: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 45: google.protobuf.Timestamp
+	(*Capacity)(nil),                   // 4: msb.admin.v1.Capacity
+	(*TLS)(nil),                        // 5: msb.admin.v1.TLS
+	(*KeyCounts)(nil),                  // 6: msb.admin.v1.KeyCounts
+	(*Isolation)(nil),                  // 7: msb.admin.v1.Isolation
+	(*Recovery)(nil),                   // 8: msb.admin.v1.Recovery
+	(*CreateKeyRequest)(nil),           // 9: msb.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),          // 10: msb.admin.v1.CreateKeyResponse
+	(*Key)(nil),                        // 11: msb.admin.v1.Key
+	(*ListKeysRequest)(nil),            // 12: msb.admin.v1.ListKeysRequest
+	(*ListKeysResponse)(nil),           // 13: msb.admin.v1.ListKeysResponse
+	(*GetKeyRequest)(nil),              // 14: msb.admin.v1.GetKeyRequest
+	(*GetKeyResponse)(nil),             // 15: msb.admin.v1.GetKeyResponse
+	(*RevokeKeyRequest)(nil),           // 16: msb.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),          // 17: msb.admin.v1.RevokeKeyResponse
+	(*RotateKeyRequest)(nil),           // 18: msb.admin.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 19: msb.admin.v1.RotateKeyResponse
+	(*PruneKeysRequest)(nil),           // 20: msb.admin.v1.PruneKeysRequest
+	(*PruneKeysResponse)(nil),          // 21: msb.admin.v1.PruneKeysResponse
+	(*AcceptClockRequest)(nil),         // 22: msb.admin.v1.AcceptClockRequest
+	(*AcceptClockResponse)(nil),        // 23: msb.admin.v1.AcceptClockResponse
+	(*ResetRequest)(nil),               // 24: msb.admin.v1.ResetRequest
+	(*ResetResponse)(nil),              // 25: msb.admin.v1.ResetResponse
+	(*BackupRequest)(nil),              // 26: msb.admin.v1.BackupRequest
+	(*BackupResponse)(nil),             // 27: msb.admin.v1.BackupResponse
+	(*RestoreRequest)(nil),             // 28: msb.admin.v1.RestoreRequest
+	(*RestoreResponse)(nil),            // 29: msb.admin.v1.RestoreResponse
+	(*TailAuditRequest)(nil),           // 30: msb.admin.v1.TailAuditRequest
+	(*TailAuditResponse)(nil),          // 31: msb.admin.v1.TailAuditResponse
+	(*VerifyAuditRequest)(nil),         // 32: msb.admin.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),        // 33: msb.admin.v1.VerifyAuditResponse
+	(*AuditSegment)(nil),               // 34: msb.admin.v1.AuditSegment
+	(*SealAuditRequest)(nil),           // 35: msb.admin.v1.SealAuditRequest
+	(*SealAuditResponse)(nil),          // 36: msb.admin.v1.SealAuditResponse
+	(*AcknowledgeAuditRequest)(nil),    // 37: msb.admin.v1.AcknowledgeAuditRequest
+	(*AcknowledgeAuditResponse)(nil),   // 38: msb.admin.v1.AcknowledgeAuditResponse
+	(*ShutdownRequest)(nil),            // 39: msb.admin.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 40: msb.admin.v1.ShutdownResponse
+	(*ListSandboxesRequest)(nil),       // 41: msb.admin.v1.ListSandboxesRequest
+	(*ListSandboxesResponse)(nil),      // 42: msb.admin.v1.ListSandboxesResponse
+	(*Sandbox)(nil),                    // 43: msb.admin.v1.Sandbox
+	(*StopSandboxRequest)(nil),         // 44: msb.admin.v1.StopSandboxRequest
+	(*StopSandboxResponse)(nil),        // 45: msb.admin.v1.StopSandboxResponse
+	(*ImportImageRequest)(nil),         // 46: msb.admin.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),        // 47: msb.admin.v1.ImportImageResponse
+	(*ListImagesRequest)(nil),          // 48: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 49: msb.admin.v1.ListImagesResponse
+	(*Image)(nil),                      // 50: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 51: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	45, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	45, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
-	5,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
-	6,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
-	7,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
-	4,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
-	45, // 7: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
-	10, // 8: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	45, // 9: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	45, // 10: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 11: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	45, // 12: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	45, // 13: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
-	0,  // 14: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
-	10, // 15: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
-	10, // 16: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
-	10, // 17: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
-	10, // 18: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
-	10, // 19: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
-	10, // 20: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	45, // 21: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
-	45, // 22: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
-	45, // 23: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
-	37, // 24: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	45, // 25: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	44, // 26: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	44, // 27: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	45, // 28: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 29: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	8,  // 30: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	11, // 31: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	13, // 32: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	15, // 33: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	17, // 34: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	19, // 35: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	21, // 36: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
-	23, // 37: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	25, // 38: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	27, // 39: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	29, // 40: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	31, // 41: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	33, // 42: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	35, // 43: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	38, // 44: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	40, // 45: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	42, // 46: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	3,  // 47: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	9,  // 48: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	12, // 49: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	14, // 50: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	16, // 51: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	18, // 52: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	20, // 53: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	22, // 54: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
-	24, // 55: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	26, // 56: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	28, // 57: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	30, // 58: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	32, // 59: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	34, // 60: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	36, // 61: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	39, // 62: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	41, // 63: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	43, // 64: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	47, // [47:65] is the sub-list for method output_type
-	29, // [29:47] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	51, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	51, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
+	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
+	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
+	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
+	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
+	51, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
+	51, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	51, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
+	51, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	51, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
+	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
+	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
+	11, // 18: msb.admin.v1.RevokeKeyResponse.key:type_name -> msb.admin.v1.Key
+	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
+	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
+	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
+	51, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
+	51, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
+	51, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	34, // 25: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
+	34, // 26: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
+	43, // 27: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
+	51, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	50, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	50, // 30: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	51, // 31: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 32: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	9,  // 33: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	12, // 34: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	14, // 35: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	16, // 36: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	18, // 37: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	20, // 38: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	22, // 39: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
+	24, // 40: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	26, // 41: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	28, // 42: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	30, // 43: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	32, // 44: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	35, // 45: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
+	37, // 46: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
+	39, // 47: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	41, // 48: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	44, // 49: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	46, // 50: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	48, // 51: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	3,  // 52: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	10, // 53: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	13, // 54: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	15, // 55: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	17, // 56: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	19, // 57: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	21, // 58: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	23, // 59: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
+	25, // 60: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	27, // 61: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	29, // 62: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	31, // 63: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	33, // 64: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	36, // 65: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	38, // 66: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	40, // 67: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	42, // 68: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	45, // 69: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	47, // 70: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	49, // 71: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	52, // [52:72] is the sub-list for method output_type
+	32, // [32:52] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -3108,7 +3472,7 @@ func file_msb_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

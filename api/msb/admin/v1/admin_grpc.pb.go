@@ -21,24 +21,26 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminService_GetStatus_FullMethodName     = "/msb.admin.v1.AdminService/GetStatus"
-	AdminService_CreateKey_FullMethodName     = "/msb.admin.v1.AdminService/CreateKey"
-	AdminService_ListKeys_FullMethodName      = "/msb.admin.v1.AdminService/ListKeys"
-	AdminService_GetKey_FullMethodName        = "/msb.admin.v1.AdminService/GetKey"
-	AdminService_RevokeKey_FullMethodName     = "/msb.admin.v1.AdminService/RevokeKey"
-	AdminService_RotateKey_FullMethodName     = "/msb.admin.v1.AdminService/RotateKey"
-	AdminService_PruneKeys_FullMethodName     = "/msb.admin.v1.AdminService/PruneKeys"
-	AdminService_AcceptClock_FullMethodName   = "/msb.admin.v1.AdminService/AcceptClock"
-	AdminService_Reset_FullMethodName         = "/msb.admin.v1.AdminService/Reset"
-	AdminService_Backup_FullMethodName        = "/msb.admin.v1.AdminService/Backup"
-	AdminService_Restore_FullMethodName       = "/msb.admin.v1.AdminService/Restore"
-	AdminService_TailAudit_FullMethodName     = "/msb.admin.v1.AdminService/TailAudit"
-	AdminService_VerifyAudit_FullMethodName   = "/msb.admin.v1.AdminService/VerifyAudit"
-	AdminService_Shutdown_FullMethodName      = "/msb.admin.v1.AdminService/Shutdown"
-	AdminService_ListSandboxes_FullMethodName = "/msb.admin.v1.AdminService/ListSandboxes"
-	AdminService_StopSandbox_FullMethodName   = "/msb.admin.v1.AdminService/StopSandbox"
-	AdminService_ImportImage_FullMethodName   = "/msb.admin.v1.AdminService/ImportImage"
-	AdminService_ListImages_FullMethodName    = "/msb.admin.v1.AdminService/ListImages"
+	AdminService_GetStatus_FullMethodName        = "/msb.admin.v1.AdminService/GetStatus"
+	AdminService_CreateKey_FullMethodName        = "/msb.admin.v1.AdminService/CreateKey"
+	AdminService_ListKeys_FullMethodName         = "/msb.admin.v1.AdminService/ListKeys"
+	AdminService_GetKey_FullMethodName           = "/msb.admin.v1.AdminService/GetKey"
+	AdminService_RevokeKey_FullMethodName        = "/msb.admin.v1.AdminService/RevokeKey"
+	AdminService_RotateKey_FullMethodName        = "/msb.admin.v1.AdminService/RotateKey"
+	AdminService_PruneKeys_FullMethodName        = "/msb.admin.v1.AdminService/PruneKeys"
+	AdminService_AcceptClock_FullMethodName      = "/msb.admin.v1.AdminService/AcceptClock"
+	AdminService_Reset_FullMethodName            = "/msb.admin.v1.AdminService/Reset"
+	AdminService_Backup_FullMethodName           = "/msb.admin.v1.AdminService/Backup"
+	AdminService_Restore_FullMethodName          = "/msb.admin.v1.AdminService/Restore"
+	AdminService_TailAudit_FullMethodName        = "/msb.admin.v1.AdminService/TailAudit"
+	AdminService_VerifyAudit_FullMethodName      = "/msb.admin.v1.AdminService/VerifyAudit"
+	AdminService_SealAudit_FullMethodName        = "/msb.admin.v1.AdminService/SealAudit"
+	AdminService_AcknowledgeAudit_FullMethodName = "/msb.admin.v1.AdminService/AcknowledgeAudit"
+	AdminService_Shutdown_FullMethodName         = "/msb.admin.v1.AdminService/Shutdown"
+	AdminService_ListSandboxes_FullMethodName    = "/msb.admin.v1.AdminService/ListSandboxes"
+	AdminService_StopSandbox_FullMethodName      = "/msb.admin.v1.AdminService/StopSandbox"
+	AdminService_ImportImage_FullMethodName      = "/msb.admin.v1.AdminService/ImportImage"
+	AdminService_ListImages_FullMethodName       = "/msb.admin.v1.AdminService/ListImages"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -81,6 +83,10 @@ type AdminServiceClient interface {
 	TailAudit(ctx context.Context, in *TailAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TailAuditResponse], error)
 	// VerifyAudit checks the hash chain of the audit log, from the first entry to the last one recorded in the store.
 	VerifyAudit(ctx context.Context, in *VerifyAuditRequest, opts ...grpc.CallOption) (*VerifyAuditResponse, error)
+	// SealAudit seals the current file of the audit log. It can then be moved to an archive.
+	SealAudit(ctx context.Context, in *SealAuditRequest, opts ...grpc.CallOption) (*SealAuditResponse, error)
+	// AcknowledgeAudit removes the problems of the audit log from the warnings of the status, and logs them.
+	AcknowledgeAudit(ctx context.Context, in *AcknowledgeAuditRequest, opts ...grpc.CallOption) (*AcknowledgeAuditResponse, error)
 	// Shutdown makes the daemon exit after the response is sent. Sandboxes keep running unless the request says
 	// otherwise.
 	Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error)
@@ -253,6 +259,26 @@ func (c *adminServiceClient) VerifyAudit(ctx context.Context, in *VerifyAuditReq
 	return out, nil
 }
 
+func (c *adminServiceClient) SealAudit(ctx context.Context, in *SealAuditRequest, opts ...grpc.CallOption) (*SealAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SealAuditResponse)
+	err := c.cc.Invoke(ctx, AdminService_SealAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) AcknowledgeAudit(ctx context.Context, in *AcknowledgeAuditRequest, opts ...grpc.CallOption) (*AcknowledgeAuditResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcknowledgeAuditResponse)
+	err := c.cc.Invoke(ctx, AdminService_AcknowledgeAudit_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) Shutdown(ctx context.Context, in *ShutdownRequest, opts ...grpc.CallOption) (*ShutdownResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ShutdownResponse)
@@ -343,6 +369,10 @@ type AdminServiceServer interface {
 	TailAudit(*TailAuditRequest, grpc.ServerStreamingServer[TailAuditResponse]) error
 	// VerifyAudit checks the hash chain of the audit log, from the first entry to the last one recorded in the store.
 	VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error)
+	// SealAudit seals the current file of the audit log. It can then be moved to an archive.
+	SealAudit(context.Context, *SealAuditRequest) (*SealAuditResponse, error)
+	// AcknowledgeAudit removes the problems of the audit log from the warnings of the status, and logs them.
+	AcknowledgeAudit(context.Context, *AcknowledgeAuditRequest) (*AcknowledgeAuditResponse, error)
 	// Shutdown makes the daemon exit after the response is sent. Sandboxes keep running unless the request says
 	// otherwise.
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
@@ -402,6 +432,12 @@ func (UnimplementedAdminServiceServer) TailAudit(*TailAuditRequest, grpc.ServerS
 }
 func (UnimplementedAdminServiceServer) VerifyAudit(context.Context, *VerifyAuditRequest) (*VerifyAuditResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method VerifyAudit not implemented")
+}
+func (UnimplementedAdminServiceServer) SealAudit(context.Context, *SealAuditRequest) (*SealAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SealAudit not implemented")
+}
+func (UnimplementedAdminServiceServer) AcknowledgeAudit(context.Context, *AcknowledgeAuditRequest) (*AcknowledgeAuditResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcknowledgeAudit not implemented")
 }
 func (UnimplementedAdminServiceServer) Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Shutdown not implemented")
@@ -648,6 +684,42 @@ func _AdminService_VerifyAudit_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_SealAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SealAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SealAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SealAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SealAudit(ctx, req.(*SealAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_AcknowledgeAudit_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeAuditRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AcknowledgeAudit(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AcknowledgeAudit_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AcknowledgeAudit(ctx, req.(*AcknowledgeAuditRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_Shutdown_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ShutdownRequest)
 	if err := dec(in); err != nil {
@@ -784,6 +856,14 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "VerifyAudit",
 			Handler:    _AdminService_VerifyAudit_Handler,
+		},
+		{
+			MethodName: "SealAudit",
+			Handler:    _AdminService_SealAudit_Handler,
+		},
+		{
+			MethodName: "AcknowledgeAudit",
+			Handler:    _AdminService_AcknowledgeAudit_Handler,
 		},
 		{
 			MethodName: "Shutdown",

@@ -9,12 +9,13 @@
 microsandbox.sync has the same classes for blocking code.
 """
 
-from ._results import OutputLine, SandboxMetrics
+from ._results import OutputLine, SandboxInfo, SandboxMetrics
 from .base_sandbox import BaseSandbox
 from .command import Command
 from .command_execution import CommandExecution
 from .errors import (
     AuthenticationError,
+    CommandNotExecutableError,
     CommandNotFoundError,
     ConfigError,
     ConflictError,
@@ -29,6 +30,7 @@ from .errors import (
     PermissionDeniedError,
     RequestTimeoutError,
     ResourceExhaustedError,
+    RunFailedError,
     RunTimeoutError,
     SandboxNotFoundError,
     ServerUnreachableError,
@@ -39,6 +41,7 @@ from .execution import Execution
 from .metrics import Metrics
 from .node_sandbox import NodeSandbox
 from .python_sandbox import PythonSandbox
+from .sandboxes import list_sandboxes
 
 __version__ = "0.2.0"
 
@@ -47,6 +50,7 @@ __all__ = [
     "BaseSandbox",
     "Command",
     "CommandExecution",
+    "CommandNotExecutableError",
     "CommandNotFoundError",
     "ConfigError",
     "ConflictError",
@@ -66,10 +70,13 @@ __all__ = [
     "PythonSandbox",
     "RequestTimeoutError",
     "ResourceExhaustedError",
+    "RunFailedError",
     "RunTimeoutError",
+    "SandboxInfo",
     "SandboxMetrics",
     "SandboxNotFoundError",
     "ServerUnreachableError",
     "UnavailableError",
     "UnexpectedAnswerError",
+    "list_sandboxes",
 ]

@@ -61,7 +61,7 @@ def load(server_url: str | None = None, api_key: str | None = None) -> Config:
 
     Each is looked up separately, and the first value that is not empty is used:
 
-    1. the argument,
+    1. the argument, which must not be empty if it is given,
     2. the environment,
     3. the file .env of the working directory and of each parent directory, the nearest first,
     4. the file .env of each directory above this package; if this package is in a virtual environment inside a
@@ -73,6 +73,9 @@ def load(server_url: str | None = None, api_key: str | None = None) -> Config:
     key is from another source, unless that file is above this package.
     """
     files = _dotenv_files()
+    for param, value in (("server_url", server_url), ("api_key", api_key)):
+        if value is not None and not value.strip():
+            raise ConfigError(f"{param} is empty: give a value, or leave it out to use the environment or a .env file")
     if server_url:
         server_from = None
     else:

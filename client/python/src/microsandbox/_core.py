@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Union
 
 from . import _config
-from ._results import SandboxMetrics
+from ._results import SandboxInfo, SandboxMetrics
 from ._rpc import MAX_SECONDS, Call
 from .errors import InvalidParamsError, NotStartedError, SandboxNotFoundError, UnexpectedAnswerError
 
 # Seconds to wait for a response. The server's own limits are shorter.
 _START_LIMIT = 180.0
 _STOP_LIMIT = 120.0
-_METRICS_LIMIT = 30.0
+_QUERY_LIMIT = 30.0
 # Seconds that a run may take beyond its time limit: waiting while other runs finish, and the network.
 _RUN_GRACE = 120.0
 
@@ -31,8 +31,8 @@ class SandboxCore:
 
     def __init__(self, server_url: str | None, namespace: str | None, name: str | None, api_key: str | None) -> None:
         self._config = _config.load(server_url, api_key)
-        self._namespace = namespace
-        self._name = name or f"sandbox-{uuid.uuid4().hex[:8]}"
+        self._namespace = _not_empty("namespace", namespace)
+        self._name = _not_empty("name", name) or f"sandbox-{uuid.uuid4().hex[:8]}"
         self._is_started = False
 
     @property
@@ -89,13 +89,13 @@ class SandboxCore:
         timeout: float | None,
     ) -> Call:
         limit = _START_LIMIT if timeout is None else _seconds(timeout)
-        config: dict[str, Any] = {"image": image}
+        config: dict[str, Any] = {"image": _not_empty("image", image)}
         if memory is not None:
             config["memory"] = memory
         if cpus is not None:
             config["cpus"] = round(cpus)
         if volumes:
-            config["volumes"] = list(volumes)
+            config["volumes"] = _strings("volumes", volumes)
         if envs:
             config["envs"] = _assignments(envs)
         if workdir is not None:
@@ -113,12 +113,15 @@ class SandboxCore:
 
     def _command_call(self, command: str, args: Sequence[str] | None, timeout: float | None) -> Call:
         self._require_start()
-        params = {**self._sandbox_params(), "command": command, "args": list(args or ())}
+        params = {**self._sandbox_params(), "command": command, "args": _strings("args", args or ())}
         return _run("sandbox.command.run", params, timeout)
 
     def _metrics_call(self) -> Call:
         self._require_start()
-        return Call("sandbox.metrics.get", self._sandbox_params(), _METRICS_LIMIT, idempotent=True)
+        return Call("sandbox.metrics.get", self._sandbox_params(), _QUERY_LIMIT, idempotent=True)
+
+    def _info_call(self) -> Call:
+        return Call("sandbox.get", self._sandbox_params(), _QUERY_LIMIT, idempotent=True)
 
 
 def _run(method: str, params: dict[str, Any], timeout: float | None) -> Call:
@@ -140,9 +143,26 @@ def _seconds(timeout: float | None) -> float | None:
 
 
 def _assignments(envs: Envs) -> list[str]:
-    if isinstance(envs, Mapping):
-        return [f"{name}={value}" for name, value in envs.items()]
-    return list(envs)
+    if not isinstance(envs, Mapping):
+        return _strings("envs", envs)
+    unset = [name for name, value in envs.items() if value is None]
+    if unset:
+        raise InvalidParamsError(f"envs: {unset[0]} has no value: give a string, or leave the variable out")
+    return [f"{name}={value}" for name, value in envs.items()]
+
+
+def _strings(param: str, values: Sequence[str]) -> list[str]:
+    """Return a list of strings. A single string is refused, because it is also a sequence of its characters."""
+    if isinstance(values, (str, bytes)):
+        raise InvalidParamsError(f"{param} must be a list of strings, not the string {values!r}: put it in [ and ]")
+    return list(values)
+
+
+def _not_empty(param: str, value: str | None) -> str | None:
+    """Check that a value that was given is not empty, so that it is not taken for one that was left out."""
+    if value == "":
+        raise InvalidParamsError(f"{param} is empty: give a {param}, or leave it out")
+    return value
 
 
 def run_result(result: Any) -> dict[str, Any]:
@@ -152,6 +172,35 @@ def run_result(result: Any) -> dict[str, Any]:
             "the result of the run has an unexpected format; the server may be newer than this package"
         )
     return result
+
+
+def list_call(namespace: str | None, after: str) -> Call:
+    """Return the call for the sandboxes that follow after, a value from list_result; "" begins the list."""
+    params = {}
+    if _not_empty("namespace", namespace) is not None:
+        params["namespace"] = namespace
+    if after:
+        params["after"] = after
+    return Call("sandbox.list", params, _QUERY_LIMIT, idempotent=True)
+
+
+def list_result(result: Any, after: str) -> tuple[list[SandboxInfo], str]:
+    """Check the result of list_call. Return its sandboxes, and the after of the next call, "" if none follow."""
+    sandboxes = result.get("sandboxes") if isinstance(result, dict) else None
+    if not isinstance(sandboxes, list):
+        raise UnexpectedAnswerError("the list has an unexpected format; the server may be newer than this package")
+    following = result.get("next") or ""
+    return sandboxes, following if following > after else ""
+
+
+def info_result(result: Any) -> SandboxInfo:
+    """Check the result of a call for a sandbox."""
+    if not isinstance(result, dict) or not isinstance(result.get("state"), str):
+        raise UnexpectedAnswerError(
+            "the description of the sandbox has an unexpected format; the server may be newer than this package"
+        )
+    info: SandboxInfo = result  # type: ignore[assignment]
+    return info
 
 
 def metrics_result(result: Any) -> SandboxMetrics:

@@ -13,11 +13,29 @@ class OutputLine(TypedDict):
     text: str
 
 
-class SandboxMetrics(TypedDict):
-    """The resource usage of a sandbox. The usages are None if the sandbox is not running."""
+class _Failure(TypedDict, total=False):
+    reason: str  # only of a failed sandbox: why it failed
+
+
+class SandboxInfo(_Failure):
+    """What the server knows about a sandbox. It has a reason if its state is failed."""
 
     namespace: str
     name: str
+    id: str  # differs for each start of the sandbox
+    state: str  # starting, running, stopping or failed
+    image: str
+    cpus: int
+    memory: int  # MiB
+    created_at: str  # the time of the start in UTC, such as 2026-01-02T03:04:05Z
+
+
+class SandboxMetrics(_Failure):
+    """The resource usage of a sandbox. The usages are None if it is not running, or if they could not be measured."""
+
+    namespace: str
+    name: str
+    state: str  # as in SandboxInfo
     running: bool
     cpu_usage: float | None  # percent of one processor
     memory_usage: int | None  # MiB

@@ -9,8 +9,9 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from ._core import Envs, SandboxCore, run_result
+from ._core import Envs, SandboxCore, info_result, run_result
 from ._http import AsyncHTTP
+from ._results import SandboxInfo
 from .command import Command
 from .errors import MicrosandboxError, SandboxNotFoundError
 from .execution import Execution
@@ -124,7 +125,9 @@ class BaseSandbox(SandboxCore):
         """
         if self._is_started:
             return
-        call = self._start_call(image or await self.get_default_image(), memory, cpus, volumes, envs, workdir, timeout)
+        if image is None:
+            image = await self.get_default_image()
+        call = self._start_call(image, memory, cpus, volumes, envs, workdir, timeout)
         try:
             await self._http.call(call)
         except BaseException:
@@ -155,6 +158,17 @@ class BaseSandbox(SandboxCore):
         The next call opens new connections.
         """
         await self._http.close()
+
+    async def info(self) -> SandboxInfo:
+        """Return the sandbox's state and configuration as a dict. The sandbox need not be started by this object.
+
+        Raises SandboxNotFoundError if it does not exist, and the errors of the connection.
+        """
+        try:
+            return info_result(await self._http.call(self._info_call()))
+        finally:
+            if not self._is_started:
+                await self._http.close()
 
     async def run(self, code: str, timeout: float | None = None) -> Execution:
         """Run code. Variables and definitions are kept for the next run. Runs of a sandbox are executed one by one.

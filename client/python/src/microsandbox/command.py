@@ -27,8 +27,8 @@ class Command:
 
         timeout: seconds after which the program is killed; None, 0 and infinity mean the server's maximum.
 
-        Raises CommandNotFoundError if the sandbox has no such program, RunTimeoutError after timeout,
-        NotStartedError, and the errors of the connection.
+        Raises CommandNotFoundError if the sandbox has no such program, CommandNotExecutableError if it cannot
+        be run, RunTimeoutError after timeout, NotStartedError, and the errors of the connection.
         """
         call = self._sandbox._command_call(command, args, timeout)
         return CommandExecution(run_result(await self._sandbox._http.call(call)))

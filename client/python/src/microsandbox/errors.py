@@ -93,6 +93,14 @@ class CommandNotFoundError(MicrosandboxError):
     """-32008: the sandbox has no such program."""
 
 
+class RunFailedError(MicrosandboxError):
+    """-32010: the run had begun, and failed in the sandbox or was lost. It may have taken effect."""
+
+
+class CommandNotExecutableError(CommandNotFoundError):
+    """-32011: the file exists in the sandbox but cannot be run."""
+
+
 class UnavailableError(MicrosandboxError):
     """-32009: the server is starting or stopping, or the sandbox does not respond."""
 
@@ -114,6 +122,8 @@ BY_CODE = {
     -32007: RunTimeoutError,
     -32008: CommandNotFoundError,
     -32009: UnavailableError,
+    -32010: RunFailedError,
+    -32011: CommandNotExecutableError,
     -32603: InternalError,
 }
 

@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
-from ._core import Envs, SandboxCore, metrics_result, run_result
+from . import _config
+from ._core import Envs, SandboxCore, info_result, list_call, list_result, metrics_result, run_result
 from ._http import SyncHTTP
-from ._results import CommandExecutionData, ExecutionData, SandboxMetrics
+from ._results import CommandExecutionData, ExecutionData, SandboxInfo, SandboxMetrics
 from .errors import MicrosandboxError, SandboxNotFoundError
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Metrics",
     "NodeSandbox",
     "PythonSandbox",
+    "list_sandboxes",
 ]
 
 _logger = logging.getLogger("microsandbox")
@@ -166,7 +168,9 @@ class BaseSandbox(SandboxCore):
         """Start the sandbox, and return when it is ready; see microsandbox.BaseSandbox.start."""
         if self._is_started:
             return
-        call = self._start_call(image or self.get_default_image(), memory, cpus, volumes, envs, workdir, timeout)
+        if image is None:
+            image = self.get_default_image()
+        call = self._start_call(image, memory, cpus, volumes, envs, workdir, timeout)
         try:
             self._http.call(call)
         except BaseException:
@@ -197,6 +201,14 @@ class BaseSandbox(SandboxCore):
         The next call opens new connections.
         """
         self._http.close()
+
+    def info(self) -> SandboxInfo:
+        """Return the sandbox's state and configuration as a dict; see microsandbox.BaseSandbox.info."""
+        try:
+            return info_result(self._http.call(self._info_call()))
+        finally:
+            if not self._is_started:
+                self._http.close()
 
     def run(self, code: str, timeout: float | None = None) -> Execution:
         """Run code. Variables and definitions are kept for the next run; see microsandbox.BaseSandbox.run."""
@@ -246,3 +258,20 @@ class NodeSandbox(BaseSandbox):
 
     _image = "microsandbox/node"
     _language = "nodejs"
+
+
+def list_sandboxes(
+    namespace: str | None = None, *, server_url: str | None = None, api_key: str | None = None
+) -> list[SandboxInfo]:
+    """Return all sandboxes of a namespace; see microsandbox.list_sandboxes."""
+    http = SyncHTTP(_config.load(server_url, api_key))
+    sandboxes: list[SandboxInfo] = []
+    after = ""
+    try:
+        while True:
+            page, after = list_result(http.call(list_call(namespace, after)), after)
+            sandboxes += page
+            if not after:
+                return sandboxes
+    finally:
+        http.close()

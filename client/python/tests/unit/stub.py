@@ -20,7 +20,21 @@ METHODS: dict[str, tuple[set[str], set[str]]] = {
     "sandbox.stop": ({"sandbox"}, {"sandbox", "namespace"}),
     "sandbox.repl.run": ({"sandbox", "language", "code"}, {"sandbox", "namespace", "language", "code", "timeout"}),
     "sandbox.command.run": ({"sandbox", "command"}, {"sandbox", "namespace", "command", "args", "timeout"}),
+    "sandbox.list": (set(), {"namespace", "after", "limit"}),
+    "sandbox.get": ({"sandbox"}, {"sandbox", "namespace"}),
     "sandbox.metrics.get": (set(), {"sandbox", "namespace"}),
+}
+
+INFO: dict[str, Any] = {
+    "namespace": "default",
+    "name": "my-env",
+    "id": "sb-1",
+    "state": "failed",
+    "reason": "its start failed",
+    "image": "microsandbox/python",
+    "cpus": 1,
+    "memory": 512,
+    "created_at": "2026-01-02T03:04:05Z",
 }
 
 RESULTS: dict[str, Any] = {
@@ -34,11 +48,14 @@ RESULTS: dict[str, Any] = {
         "success": False,
         "output": [{"stream": "stdout", "text": "hello"}, {"stream": "stderr", "text": "no"}],
     },
+    "sandbox.list": {"sandboxes": [INFO]},
+    "sandbox.get": INFO,
     "sandbox.metrics.get": {
         "sandboxes": [
             {
                 "namespace": "default",
                 "name": "my-env",
+                "state": "running",
                 "running": True,
                 "cpu_usage": 12.5,
                 "memory_usage": 256,

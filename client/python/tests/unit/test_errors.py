@@ -32,6 +32,8 @@ CODES = {
     -32007: "RunTimeoutError",
     -32008: "CommandNotFoundError",
     -32009: "UnavailableError",
+    -32010: "RunFailedError",
+    -32011: "CommandNotExecutableError",
     -32603: "InternalError",
     -32099: "MicrosandboxError",
 }

@@ -34,14 +34,16 @@ from .stub import LONG, RESULTS, Reply, Server, error_reply, ok
 
 pytestmark = pytest.mark.anyio
 
-REPEATABLE = {"sandbox.start", "sandbox.metrics.get"}
+REPEATABLE = {"sandbox.start", "sandbox.list", "sandbox.get", "sandbox.metrics.get"}
 
 
-def calls(sandbox: Any) -> dict[str, Any]:
+def calls(api: Any, sandbox: Any) -> dict[str, Any]:
     return {
         "sandbox.start": sandbox.start,
         "sandbox.repl.run": lambda: sandbox.run("1"),
         "sandbox.command.run": lambda: sandbox.command.run("true"),
+        "sandbox.list": lambda: api.list_sandboxes(server_url=sandbox.server_url),
+        "sandbox.get": sandbox.info,
         "sandbox.metrics.get": sandbox.metrics.all,
         "sandbox.stop": sandbox.stop,
     }
@@ -59,6 +61,8 @@ def calls(sandbox: Any) -> dict[str, Any]:
         "lost": (["drop"], 2),
         "unavailable for a long time": ([error_reply(503, -32009, Retry_After="3600")], 1),
         "run timed out": ([error_reply(504, -32007)], 1),
+        "run failed": ([error_reply(502, -32010)], 1),
+        "run failed, behind a proxy that adds Retry-After": ([error_reply(502, -32010, Retry_After="0")], 1),
         "internal": ([error_reply(500, -32603)], 1),
     }.items(),
     ids=lambda case: case[0],
@@ -73,7 +77,7 @@ async def test_retries(api: Any, server: Server, case: tuple[str, tuple[list[Any
         server.answer(method, *replies, ok(RESULTS[method]))
         failed = False
         try:
-            await done(calls(sandbox)[method]())
+            await done(calls(api, sandbox)[method]())
         except MicrosandboxError:
             failed = True
         # 429 with Retry-After means that the call did not begin.
@@ -112,7 +116,7 @@ async def test_nothing_listens(api: Any) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         sandbox = api.PythonSandbox(server_url=url)
-        for method, call in calls(sandbox).items():
+        for method, call in calls(api, sandbox).items():
             sandbox._is_started = method != "sandbox.start"
             with pytest.raises(
                 ServerUnreachableError, match=f"nothing listens at {url}. Start it with 'msb server start'"

@@ -15,8 +15,10 @@ import pytest
 
 import microsandbox
 from microsandbox import (
+    ConfigError,
     ConflictError,
     InternalError,
+    InvalidParamsError,
     MicrosandboxError,
     NodeSandbox,
     NotStartedError,
@@ -27,7 +29,7 @@ from microsandbox import (
 )
 
 from ..flavours import begin, done, entered
-from .stub import LONG, TEST_KEY, Server, error_reply, ok
+from .stub import INFO, LONG, TEST_KEY, Server, error_reply, ok
 
 pytestmark = pytest.mark.anyio
 
@@ -65,6 +67,81 @@ async def test_all_methods(api: Any, server: Server) -> None:
     ]
     assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {TEST_KEY}"}
     assert server.requests[0].headers["user-agent"] == f"microsandbox-python/{microsandbox.__version__}"
+
+
+async def test_info_of_a_sandbox_that_another_program_started(api: Any, server: Server) -> None:
+    sandbox = api.PythonSandbox(name="my-env", namespace="team-alpha")
+    assert await done(sandbox.info()) == INFO
+    assert not sandbox._http._client  # nothing is left to close
+    await done(sandbox.start())
+    assert (await done(sandbox.info()))["state"] == "failed"
+    assert sandbox._http._client
+    server.answer("sandbox.get", error_reply(404, -32003))
+    with pytest.raises(SandboxNotFoundError):
+        await done(sandbox.info())
+    await done(sandbox.stop())
+    which = {"sandbox": "my-env", "namespace": "team-alpha"}
+    assert [params for method, params in server.sent() if method == "sandbox.get"] == [which] * 3
+
+
+async def test_list(api: Any, server: Server) -> None:
+    assert await done(api.list_sandboxes()) == [INFO]
+    a, b, c = ({**INFO, "name": name} for name in "abc")
+    pages = [{"sandboxes": [a, b], "next": "default/b"}, {"sandboxes": [c], "next": "default/c"}]
+    server.answer("sandbox.list", *(ok(page) for page in pages))  # the last page repeats, as no real server does
+    assert await done(api.list_sandboxes("*", server_url=server.url, api_key=TEST_KEY)) == [a, b, c, c]
+    assert server.sent() == [
+        ("sandbox.list", {}),
+        ("sandbox.list", {"namespace": "*"}),
+        ("sandbox.list", {"namespace": "*", "after": "default/b"}),
+        ("sandbox.list", {"namespace": "*", "after": "default/c"}),
+    ]
+    assert {request.headers["authorization"] for request in server.requests} == {f"Bearer {TEST_KEY}"}
+    server.answer("sandbox.list", error_reply(500, -32603))
+    with pytest.raises(InternalError):
+        await done(api.list_sandboxes())
+    results: list[Any] = [None, [], {}, {"sandboxes": "a"}]
+    for result in results:
+        server.answer("sandbox.list", ok(result))
+        server.answer("sandbox.get", ok(result))
+        for call in (api.list_sandboxes, api.PythonSandbox(name="a").info):
+            with pytest.raises(UnexpectedAnswerError, match="an unexpected format"):
+                await done(call())
+
+
+async def test_a_string_is_not_a_list(api: Any, server: Server) -> None:
+    """A string is also a sequence, of its characters. It must not be sent as such."""
+    sandbox = await done(api.PythonSandbox.create(name="my-env"))
+    other = api.PythonSandbox(name="other")
+    calls: dict[str, Any] = {
+        "args": lambda: sandbox.command.run("echo", "hello"),
+        "envs": lambda: other.start(envs="A=1"),
+        "volumes": lambda: other.start(volumes="a:/b"),
+    }
+    for param, call in calls.items():
+        with pytest.raises(InvalidParamsError, match=f"^{param} must be a list of strings, not the string "):
+            await done(call())
+    with pytest.raises(InvalidParamsError, match="envs: A has no value"):
+        await done(other.start(envs={"A": None}))
+    await done(sandbox.command.run("echo", ("hello",)))
+    await done(sandbox.stop())
+    assert [method for method, _ in server.sent()] == ["sandbox.start", "sandbox.command.run", "sandbox.stop"]
+
+
+async def test_an_empty_value_is_not_a_missing_one(api: Any, server: Server) -> None:
+    for param in ("name", "namespace"):
+        with pytest.raises(InvalidParamsError, match=f"^{param} is empty"):
+            api.PythonSandbox(**{param: ""})
+    with pytest.raises(InvalidParamsError, match="namespace is empty"):
+        await done(api.list_sandboxes(""))
+    with pytest.raises(InvalidParamsError, match="image is empty"):
+        await done(api.PythonSandbox.create(image=""))
+    for param in ("api_key", "server_url"):
+        for value in ("", " \n"):
+            for create in (api.PythonSandbox, api.PythonSandbox.create, api.list_sandboxes):
+                with pytest.raises(ConfigError, match=f"^{param} is empty"):
+                    await done(create(**{param: value}))
+    assert server.sent() == []
 
 
 async def test_start_options(api: Any, server: Server) -> None:

@@ -85,9 +85,8 @@ test.each<[string, Case]>([
     { files: { [near]: local, [far]: theKey }, serverUrl: "http://127.0.0.1:7001", key: testKey },
   ],
   [
-    "empty is unset",
+    "empty in a file is unset",
     {
-      given: { serverUrl: "", apiKey: "" },
       files: { [near]: "MSB_API_KEY=\nMSB_SERVER_URL=''\n", [far]: theKey + local },
       serverUrl: "http://127.0.0.1:7001",
       key: testKey,

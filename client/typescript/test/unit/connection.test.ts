@@ -10,6 +10,7 @@ import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import {
   type BaseSandbox,
   ConnectionLostError,
+  listSandboxes,
   PythonSandbox,
   RequestTimeoutError,
   ResourceExhaustedError,
@@ -58,12 +59,14 @@ function onlyAdvancedTimers(): void {
 /** The calls by their method names on the server. */
 const calls: Record<string, (sandbox: BaseSandbox, options?: { signal: AbortSignal }) => Promise<unknown>> = {
   "sandbox.start": (sandbox, options) => new PythonSandbox({ ...stub.access, name: sandbox.name }).start(options),
+  "sandbox.list": (_, options) => listSandboxes({ ...stub.access, ...options }),
+  "sandbox.get": (sandbox, options) => sandbox.info(options),
   "sandbox.metrics.get": (sandbox, options) => sandbox.metrics.all(options),
   "sandbox.repl.run": (sandbox, options) => sandbox.run("1", options),
   "sandbox.command.run": (sandbox, options) => sandbox.command.run("true", [], options),
   "sandbox.stop": (sandbox, options) => sandbox.stop(options),
 };
-const idempotent = ["sandbox.start", "sandbox.metrics.get"];
+const idempotent = ["sandbox.start", "sandbox.list", "sandbox.get", "sandbox.metrics.get"];
 
 /** Expects a number of pauses, each of length ms or up to a quarter more. */
 function expectPauses(count: number, length: number): void {
@@ -114,6 +117,11 @@ describe.each(Object.keys(calls))("%s is retried only if that is safe", (method)
   test("and not after a long Retry-After", async () => {
     replies(errorReply(429, -32006, { "Retry-After": "11" }));
     expect(await attemptsAt(method)).toMatchObject({ attempts: 1, error: { retryAfter: 11 } });
+  });
+
+  test("and not after a run that had begun", async () => {
+    replies(errorReply(502, -32010, { "Retry-After": "1" }));
+    expect((await attemptsAt(method)).attempts).toBe(1);
   });
 
   test("and not after other errors", async () => {

@@ -26,6 +26,8 @@ test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
   [429, -32006, sdk.ResourceExhaustedError, "ResourceExhaustedError"],
   [504, -32007, sdk.RunTimeoutError, "RunTimeoutError"],
   [422, -32008, sdk.CommandNotFoundError, "CommandNotFoundError"],
+  [502, -32010, sdk.RunFailedError, "RunFailedError"],
+  [422, -32011, sdk.CommandNotExecutableError, "CommandNotExecutableError"],
   [503, -32009, sdk.UnavailableError, "UnavailableError"],
   [500, -32603, sdk.InternalError, "InternalError"],
   // Error codes of a newer server.

@@ -1,7 +1,9 @@
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import {
   BaseSandbox,
+  ConfigError,
   InvalidParamsError,
+  listSandboxes,
   NotStartedError,
   PythonSandbox,
   SandboxNotFoundError,
@@ -9,7 +11,7 @@ import {
   UnavailableError,
   UnexpectedAnswerError,
 } from "../../src/index.js";
-import { ok, errorReply, Stub } from "../stub.js";
+import { ok, errorReply, info, Stub } from "../stub.js";
 
 let stub: Stub;
 
@@ -199,15 +201,77 @@ test("individual metrics", async () => {
   }
 });
 
+test("info describes the sandbox, even if another program started it", async () => {
+  const sandbox = new PythonSandbox({ ...stub.access, name: "my-env", namespace: "team" });
+  expect(await sandbox.info()).toEqual(info);
+  expect(sandbox.isStarted).toBe(false);
+  stub.answer("sandbox.get", errorReply(404, -32003));
+  await expect(sandbox.info()).rejects.toThrow(SandboxNotFoundError);
+  expect(stub.sent.map(({ params }) => params)).toEqual(Array(2).fill({ sandbox: "my-env", namespace: "team" }));
+});
+
+test("all pages of the list are fetched", async () => {
+  expect(await listSandboxes(stub.access)).toEqual([info]);
+  const [a, b, c] = ["a", "b", "c"].map((name) => ({ ...info, name }));
+  // The last page repeats, as no real server does.
+  stub.answer("sandbox.list", ok({ sandboxes: [a, b], next: "default/b" }), ok({ sandboxes: [c], next: "default/c" }));
+  expect(await listSandboxes({ ...stub.access, namespace: "*" })).toEqual([a, b, c, c]);
+  expect(stub.sent.map(({ params }) => params)).toEqual([
+    {},
+    { namespace: "*" },
+    { namespace: "*", after: "default/b" },
+    { namespace: "*", after: "default/c" },
+  ]);
+});
+
+test("an empty option is not taken for a missing one", async () => {
+  vi.stubEnv("MSB_API_KEY", stub.access.apiKey);
+  vi.stubEnv("MSB_SERVER_URL", stub.url);
+  for (const option of ["apiKey", "serverUrl"]) {
+    for (const value of ["", " \n"]) {
+      expect(() => new PythonSandbox({ [option]: value })).toThrow(
+        new ConfigError(`${option} is empty: give a value, or leave it out to use the environment or a .env file`),
+      );
+      await expect(listSandboxes({ [option]: value })).rejects.toThrow(ConfigError);
+    }
+  }
+  for (const option of ["name", "namespace", "image"]) {
+    const error = new InvalidParamsError(`${option} is empty: give a ${option}, or leave it out`);
+    await expect(PythonSandbox.create({ [option]: "" })).rejects.toThrow(error);
+  }
+  await expect(listSandboxes({ namespace: "" })).rejects.toThrow(InvalidParamsError);
+  vi.unstubAllEnvs();
+  expect(stub.called).toEqual([]);
+});
+
+test("arguments of the wrong type are refused, and not ignored or taken apart", async () => {
+  const wrong = (value: unknown) => value as never;
+  expect(() => new PythonSandbox(wrong("my-env"))).toThrow("the options must be an object, such as");
+  await expect(PythonSandbox.create({ ...stub.access, envs: wrong("A=1") })).rejects.toThrow('not the string "A=1"');
+  await expect(PythonSandbox.create({ ...stub.access, envs: wrong({ A: null }) })).rejects.toThrow("A has no value");
+  const sandbox = await PythonSandbox.create(stub.access);
+  await expect(sandbox.run("1", wrong(5))).rejects.toThrow("the options must be an object, such as");
+  await expect(listSandboxes(wrong("team"))).rejects.toThrow(InvalidParamsError);
+  expect(stub.called).toEqual(["sandbox.start"]);
+});
+
 test.each([null, [], "text", {}, { output: "text" }, { sandboxes: null }])(
   "the result %j is refused",
   async (result) => {
     const sandbox = await PythonSandbox.create(stub.access);
-    for (const method of ["sandbox.repl.run", "sandbox.command.run", "sandbox.metrics.get"])
+    for (const method of [
+      "sandbox.repl.run",
+      "sandbox.command.run",
+      "sandbox.metrics.get",
+      "sandbox.list",
+      "sandbox.get",
+    ])
       stub.answer(method, ok(result));
     await expect(sandbox.run("1")).rejects.toThrow(UnexpectedAnswerError);
     await expect(sandbox.command.run("true")).rejects.toThrow(UnexpectedAnswerError);
     await expect(sandbox.metrics.all()).rejects.toThrow(UnexpectedAnswerError);
+    await expect(sandbox.info()).rejects.toThrow(UnexpectedAnswerError);
+    await expect(listSandboxes(stub.access)).rejects.toThrow(UnexpectedAnswerError);
   },
 );
 

@@ -9,7 +9,15 @@ from mcp.client.streamable_http import streamable_http_client
 
 URL = os.environ["MSB_SERVER_URL"] + "/mcp"
 SANDBOX = os.environ["SANDBOX"]
-TOOLS = ["sandbox_get_metrics", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]
+TOOLS = [
+    "sandbox_get",
+    "sandbox_get_metrics",
+    "sandbox_list",
+    "sandbox_run_code",
+    "sandbox_run_command",
+    "sandbox_start",
+    "sandbox_stop",
+]
 checks = 0
 
 
@@ -36,15 +44,19 @@ async def use(client):
     text = 'naïve "ключ" 沙箱 🏖 \\ \u2028 end'
     result = await client.call_tool("sandbox_run_code", {**run, "code": f"x = {text!r}\nprint(x)"})
     check((result.is_error or False, result.content[0].text), (False, text))
-    check(result.structured_content["output"], [{"stream": "stdout", "text": text}])
+    check(result.meta["io.github.msbd/result"], {"status": "success"})
     result = await client.call_tool("sandbox_run_code", {**run, "code": "len(x)"})  # the state is kept
     check(result.content[0].text, str(len(text)))
     result = await client.call_tool("sandbox_run_code", {**run, "code": "1/0"})
-    check((result.structured_content["status"], "ZeroDivisionError" in result.content[0].text), ("error", True))
+    check((result.meta["io.github.msbd/result"]["status"], "ZeroDivisionError" in result.content[0].text), ("error", True))
     result = await client.call_tool("sandbox_run_command", {"sandbox": SANDBOX, "command": "sh", "args": ["-c", "echo out; exit 3"]})
-    check((result.content[0].text, result.structured_content["exit_code"]), ("out\n(exit code 3)", 3))
+    check((result.content[0].text, result.meta["io.github.msbd/result"]["exit_code"]), ("out\n(exit code 3)", 3))
     result = await client.call_tool("sandbox_start", {"sandbox": SANDBOX, "config": {"image": "microsandbox/python"}})
     check(result.content[0].text, f"Sandbox {SANDBOX} started successfully")
+    result = await client.call_tool("sandbox_get", {"sandbox": SANDBOX})
+    check((result.structured_content["state"], result.structured_content["memory"]), ("running", 512))
+    result = await client.call_tool("sandbox_list", {})
+    check(SANDBOX in [sandbox["name"] for sandbox in result.structured_content["sandboxes"]], True)
     result = await client.call_tool("sandbox_get_metrics", {"sandbox": SANDBOX})
     check([sandbox["running"] for sandbox in result.structured_content["sandboxes"]], [True])
 
@@ -69,7 +81,7 @@ async def use(client):
     # Cancelling a call interrupts its run. Otherwise the next run would wait for it until after the timeout.
     call = asyncio.create_task(client.call_tool("sandbox_run_code", {**run, "code": "open('/tmp/began', 'w').close(); time.sleep(600)"}))
     began = {"sandbox": SANDBOX, "command": "rm", "args": ["/tmp/began"]}
-    while (await client.call_tool("sandbox_run_command", began)).structured_content["exit_code"] != 0:
+    while not (await client.call_tool("sandbox_run_command", began)).meta["io.github.msbd/result"]["success"]:
         pass
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)

@@ -2,16 +2,21 @@ package containerd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/durable"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
@@ -81,45 +86,70 @@ func (p *Private) Start(ctx context.Context) error {
 		running.Close()
 		return err
 	}
+	if adopted { // an earlier daemon, perhaps with a lower limit of open files, started it
+		if err := shareFileLimit(running.PID); err != nil {
+			p.Log.Warn("could not raise the limit of open files of the adopted containerd", "err", err)
+		}
+	}
 	p.Log.Info("containerd is serving", "pid", running.PID, "adopted", adopted, "socket", p.Address)
 	go p.supervise(ctx, running) // ends with ctx or Stop
 	return nil
 }
 
-// Process returns the running private containerd, whichever daemon started it, or nil if none is running. It recognizes
-// containerd by its arguments. The caller must close the process.
-func (p *Private) Process() (*process.Process, error) {
-	pids, err := process.PIDs()
-	if err != nil {
-		return nil, err
+// shareFileLimit sets the limit of open files of process pid to that of this process. The process passes it on to its
+// children, such as Kata's shims and their virtiofsd.
+func shareFileLimit(pid int) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
 	}
-	for _, pid := range pids {
-		if !p.isOurs(pid) {
-			continue
-		}
-		found, err := process.Open(pid)
-		if err != nil {
-			return nil, err
-		}
-		if found == nil {
-			continue
-		}
-		if p.isOurs(pid) { // check again, because another process may have got the pid before Open
-			return found, nil
-		}
-		found.Close()
-	}
-	return nil, nil
+	return unix.Prlimit(pid, unix.RLIMIT_NOFILE, &limit, nil)
 }
 
-// isOurs reports whether process pid is a containerd with this configuration that this server's user runs. It checks
-// the user because any user can start a process with these arguments.
-func (p *Private) isOurs(pid int) bool {
-	if info, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Geteuid()) {
-		return false
+// Process returns the running private containerd, whichever daemon started it, or nil if none is running. It finds the
+// process that launch recorded. If there is no record, because the daemon was killed right after the launch or was an
+// older one, it searches. The caller must close the process.
+func (p *Private) Process() (*process.Process, error) {
+	var id process.ID
+	if record, err := os.ReadFile(p.processFile()); err == nil && json.Unmarshal(record, &id) == nil {
+		if running, err := id.Open(); running != nil || err != nil {
+			return running, err
+		}
 	}
-	args := process.Arguments(pid)
-	return len(args) > 2 && args[1] == "--config" && args[2] == p.configFile()
+	found, err := process.FindOwn([]string{p.Binary}, func(pid int) bool {
+		args := process.Arguments(pid)
+		return len(args) > 2 && args[1] == "--config" && args[2] == p.configFile()
+	})
+	defer func() { process.CloseAll(found) }()
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	// A child of containerd looks like containerd until it executes another program.
+	oldest, first := 0, process.ID{}
+	for i, candidate := range found {
+		if id, err := candidate.ID(); err == nil && (first.PID == 0 || id.Start < first.Start) {
+			oldest, first = i, id
+		}
+	}
+	running := found[oldest]
+	found = slices.Delete(found, oldest, oldest+1)
+	return running, nil
+}
+
+// processFile is where launch records containerd's process.
+func (p *Private) processFile() string { return filepath.Join(p.State, "process.json") }
+
+// record writes the process file.
+func (p *Private) record(launched *process.Process) error {
+	id, err := launched.ID()
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(p.processFile(), data, 0o600)
 }
 
 func (p *Private) configFile() string { return filepath.Join(p.State, "containerd.toml") }
@@ -138,7 +168,7 @@ func (p *Private) launch() (*process.Process, error) {
 		return nil, fmt.Errorf("open containerd's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(p.Binary, "--config", p.configFile(), "--log-level", "warn") // isOurs looks for this
+	cmd := exec.Command(p.Binary, "--config", p.configFile(), "--log-level", "warn") // Process looks for this
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = "/"
 	// Pass few variables: shims and hypervisors inherit the environment, and some shims read their configuration from
@@ -152,14 +182,23 @@ func (p *Private) launch() (*process.Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start containerd: %w", err)
 	}
+	_ = process.ExposeToOOM(cmd.Process.Pid)       // fails only if containerd has ended; shims inherit the score
 	launched, err := process.Open(cmd.Process.Pid) // the pid cannot be reused until the process is reaped
+	if err == nil {
+		if err = p.record(launched); err != nil {
+			launched.Close()
+		}
+	}
 	if err != nil {
-		err = errors.Join(err, cmd.Process.Kill())
+		err = fmt.Errorf("start containerd: %w", errors.Join(err, cmd.Process.Kill()))
 	}
 	// This goroutine only reaps the process; supervise waits for its exit. The goroutine ends with containerd or with
 	// the daemon.
 	go cmd.Wait()
-	return launched, err
+	if err != nil {
+		return nil, err
+	}
+	return launched, nil
 }
 
 // waitServing waits until containerd is serving. If containerd exits first, waitServing returns an error with the end

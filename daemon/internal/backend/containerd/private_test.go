@@ -3,15 +3,32 @@ package containerd
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
+
+// plantedProcess is the name under which the test program acts as a planted process. It blocks until it is killed.
+const plantedProcess = "containerd-test-planted"
+
+func TestMain(m *testing.M) {
+	if os.Args[0] == plantedProcess {
+		io.Copy(io.Discard, os.Stdin) // never ends
+		return
+	}
+	os.Exit(m.Run())
+}
 
 // newPrivate returns a containerd that has not been started.
 func newPrivate(t *testing.T) *Private {
@@ -70,8 +87,14 @@ func TestAdoptsRunningContainerd(t *testing.T) {
 		}
 		launched.Close()
 	})
-	// Its arguments become visible only a moment after the start.
-	waitUntil(t, "containerd is found", func() bool { return find(t, first) != nil })
+	// It has a lower limit of open files than this daemon.
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(launched.PID, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 500, Max: limit.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	second := &Private{Binary: first.Binary, Paths: first.Paths, Log: first.Log}
@@ -81,6 +104,10 @@ func TestAdoptsRunningContainerd(t *testing.T) {
 	if adopted := find(t, second); adopted == nil || adopted.PID != launched.PID {
 		t.Errorf("adopted %v, want process %d", adopted, launched.PID)
 	}
+	var raised unix.Rlimit
+	if err := unix.Prlimit(launched.PID, unix.RLIMIT_NOFILE, nil, &raised); err != nil || raised != limit {
+		t.Errorf("the adopted containerd has the limit of open files %v, %v, want %v", raised, err, limit)
+	}
 	if err := second.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
@@ -89,6 +116,52 @@ func TestAdoptsRunningContainerd(t *testing.T) {
 	}
 	if found := find(t, first); found != nil {
 		t.Errorf("process %d still runs after Stop", found.PID)
+	}
+}
+
+// A local user can start a process with containerd's arguments. It does not prevent a start, and Stop does not end it.
+// This also holds for a process of root's with another executable.
+func TestPlantedContainerd(t *testing.T) {
+	p := newPrivate(t)
+	var planted []*exec.Cmd
+	for _, uid := range []uint32{65534, 0} {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Args = []string{plantedProcess, "--config", p.configFile()}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		if _, err := cmd.StdinPipe(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		waitUntil(t, "its arguments are visible", func() bool { return slices.Equal(process.Arguments(cmd.Process.Pid), cmd.Args) })
+		planted = append(planted, cmd)
+	}
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	launched := find(t, p)
+	if launched == nil {
+		t.Fatal("the containerd that was started is not found")
+	}
+	// An earlier version of msbd did not record the process.
+	if err := os.Remove(p.processFile()); err != nil {
+		t.Fatal(err)
+	}
+	if adopted := find(t, p); adopted == nil || adopted.PID != launched.PID {
+		t.Errorf("without a record, found %v, want process %d", adopted, launched.PID)
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !launched.Dead() {
+		t.Error("containerd still runs after Stop")
+	}
+	for _, cmd := range planted {
+		if err := cmd.Process.Signal(syscall.Signal(0)); err != nil {
+			t.Errorf("the planted process was ended: %v", err)
+		}
 	}
 }
 

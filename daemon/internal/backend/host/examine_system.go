@@ -226,17 +226,11 @@ func tryDial(ctx context.Context, network, path string) error {
 }
 
 func (e examination) files(context.Context) Check {
-	const name = "open files"
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return warning(name, asRoot, "not checked: %v", err)
+		return warning("open files", asRoot, "not checked: %v", err)
 	}
-	// In addition to the connections, each sandbox needs a few open files.
-	if need := uint64(e.MaxConnections) + 1000; limit.Max < need {
-		return warning(name, fmt.Sprintf("ulimit -Hn %d, or LimitNOFILE= of the systemd unit", max(need, 65536)),
-			"the limit in this session is %d, which is too low for max-connections %d", limit.Max, e.MaxConnections)
-	}
-	return ok(name, "limit %d", limit.Max)
+	return CheckFileLimit(limit.Max, e.MaxConnections)
 }
 
 func (e examination) group(context.Context) Check {

@@ -1,7 +1,9 @@
 package host
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -9,6 +11,12 @@ import (
 
 func TestMain(m *testing.M) {
 	RunProbeIfChild()
+	if os.Args[0] == fileLimitChild {
+		limit, err := RaiseFileLimit()
+		inherited, _ := exec.Command("/bin/sh", "-c", "ulimit -n").Output()
+		fmt.Printf("%d %s%v", limit, inherited, err)
+		return
+	}
 	os.Exit(m.Run())
 }
 

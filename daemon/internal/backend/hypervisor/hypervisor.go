@@ -64,11 +64,14 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 		}
 		*value = n
 	}
-	shim, start, err := callerProcess(ctx)
+	shim, err := callerProcess(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	st.Shim = shimState{PID: shim.PID, Start: start}
+	if st.Shim, err = shim.ID(); err != nil {
+		shim.Close()
+		return nil, nil, err
+	}
 	m := newMachine(s.dir(st.ID), st)
 
 	s.mu.Lock()
@@ -141,22 +144,17 @@ func (h hypervisor) Version(context.Context, *pb.VersionRequest) (*pb.VersionRes
 // callerKey is the context key for the pid of the calling process.
 type callerKey struct{}
 
-// callerProcess returns the process that made the call, and its start time.
-func callerProcess(ctx context.Context) (*process.Process, uint64, error) {
+// callerProcess returns the process that made the call. The caller must close it.
+func callerProcess(ctx context.Context) (*process.Process, error) {
 	pid, _ := ctx.Value(callerKey{}).(int)
 	p, err := process.Open(pid)
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	if p == nil {
-		return nil, 0, errors.New("the calling process has exited")
+		return nil, errors.New("the calling process has exited")
 	}
-	start, err := process.StartTime(pid)
-	if err != nil || p.Dead() { // if p is dead, another process may have got the pid, and start may be its start time
-		p.Close()
-		return nil, 0, errors.Join(errors.New("the calling process has exited"), err)
-	}
-	return p, start, nil
+	return p, nil
 }
 
 func (s *Service) listen() (*net.UnixListener, error) {

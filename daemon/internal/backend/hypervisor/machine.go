@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
@@ -28,8 +29,7 @@ type machine struct {
 	children []*os.Process // processes that were started and not reaped yet
 	removed  bool
 
-	mu         sync.Mutex
-	pids       map[role]int            // of the started processes
+	mu         sync.Mutex              // also guards state.Processes
 	cancelBoot context.CancelCauseFunc // nil before StartVM
 	removing   bool                    // a removal has begun or is complete
 }
@@ -70,42 +70,49 @@ func (m *machine) startRemoval() bool {
 // requiredRoles are the roles of the processes that every running VM needs.
 var requiredRoles = []role{roleQEMU, roleVirtiofsd}
 
-func (m *machine) pid(r role) int {
+// process returns the ID of the VM's process with role r. It is zero if the process was not started.
+func (m *machine) process(r role) process.ID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.pids[r]
+	return m.Processes[r]
 }
 
-func (m *machine) setPID(r role, pid int) {
+// record sets the ID of the VM's process with role r to that of p, and returns the state with it.
+func (m *machine) record(r role, p *process.Process) (state, error) {
+	id, err := p.ID()
+	if err != nil {
+		return state{}, err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.pids == nil {
-		m.pids = map[role]int{}
+	processes := maps.Clone(m.Processes) // the state that was returned before must not change
+	if processes == nil {
+		processes = map[role]process.ID{}
 	}
-	m.pids[r] = pid
+	processes[r] = id
+	m.Processes = processes
+	return m.state, nil
 }
 
-// open returns the VM's process with role r, or nil if there is none.
-func (m *machine) open(r role) (*process.Process, error) {
-	pid := m.pid(r)
-	if pid == 0 {
-		return nil, nil
+// adoptChild adds child, a process that was just started with role r, to the machine and to its state file.
+func (m *machine) adoptChild(r role, child *os.Process) error {
+	m.children = append(m.children, child)
+	p, err := process.Open(child.Pid) // the pid cannot be reused until the child is reaped
+	if err != nil {
+		return err
 	}
-	p, err := process.Open(pid)
-	if p == nil || err != nil {
-		return nil, err
+	defer p.Close()
+	st, err := m.record(r, p)
+	if err != nil {
+		return err
 	}
-	if found, dir := readMark(pid); found != r || dir != m.dir {
-		p.Close()
-		return nil, nil
-	}
-	return p, nil
+	return writeState(m.dir, st)
 }
 
 // boot starts virtiofsd and QEMU and waits until the guest's agent has opened its port. On error, the caller must
 // remove the machine.
 func (s *Service) boot(ctx context.Context, m *machine) error {
-	namespace, err := m.Shim.mountNamespace()
+	namespace, err := mountNamespace(m.Shim)
 	if err != nil {
 		return err
 	}
@@ -119,8 +126,9 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	if err != nil {
 		return err
 	}
-	m.children = append(m.children, child)
-	m.setPID(roleVirtiofsd, child.Pid)
+	if err := m.adoptChild(roleVirtiofsd, child); err != nil {
+		return err
+	}
 	share.Close() // without a copy in msbd, the socket closes when virtiofsd dies
 
 	qmp, err := listen(filepath.Join(m.dir, monitorSocket))
@@ -131,13 +139,17 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	if child, err = spawn(s.qemuCommand(m.dir, m.state, qmp), filepath.Join(m.dir, qemuLog), nil); err != nil {
 		return err
 	}
-	m.children = append(m.children, child)
-	m.setPID(roleQEMU, child.Pid)
+	if err := m.adoptChild(roleQEMU, child); err != nil {
+		return err
+	}
 	qmp.Close()
 
 	monitor, err := dialMonitor(ctx, filepath.Join(m.dir, monitorSocket))
 	if err == nil {
 		defer monitor.close()
+		err = limitFiles(child.Pid) // QEMU is complete, because it answers on its monitor
+	}
+	if err == nil {
 		err = monitor.waitOpen(agentPort)
 	}
 	if err != nil && ctx.Err() != nil {
@@ -146,8 +158,8 @@ func (s *Service) boot(ctx context.Context, m *machine) error {
 	return err
 }
 
-// remove kills the VM's processes and removes its directory. It may be called more than once.
-func (m *machine) remove(ctx context.Context) error {
+// remove kills the processes of the VM m and removes its directory. It may be called more than once.
+func (s *Service) remove(ctx context.Context, m *machine) error {
 	m.startRemoval()
 	select {
 	case m.busy <- struct{}{}:
@@ -158,13 +170,13 @@ func (m *machine) remove(ctx context.Context) error {
 	if m.removed {
 		return nil
 	}
-	if err := killAll(ctx, m.dir); err != nil {
+	if err := s.killAll(ctx, m.dir); err != nil {
 		return err
 	}
 	if err := m.reap(ctx); err != nil {
 		return err
 	}
-	if err := removeVM(ctx, m.dir); err != nil {
+	if err := s.removeVM(ctx, m.dir); err != nil {
 		return err
 	}
 	m.removed = true
@@ -193,20 +205,9 @@ func (m *machine) reap(ctx context.Context) error {
 	return nil
 }
 
-// killAll kills all processes whose mark names the VM directory dir.
-func killAll(ctx context.Context, dir string) error {
-	found, err := markedProcesses()
-	if err != nil {
-		return err
-	}
-	// Kill virtiofsd's worker first, so that its parent reaps it. A child usually has a greater pid than its parent.
-	slices.SortFunc(found[dir], func(a, b markedProcess) int { return b.pid - a.pid })
-	return killMarked(ctx, dir, found[dir])
-}
-
-// removeVM kills all processes whose mark names the VM directory dir, and removes dir. It does not need a machine.
-func removeVM(ctx context.Context, dir string) error {
-	if err := killAll(ctx, dir); err != nil {
+// removeVM kills the processes of the VM directory dir, and removes dir. It does not need a machine.
+func (s *Service) removeVM(ctx context.Context, dir string) error {
+	if err := s.killAll(ctx, dir); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -225,8 +226,22 @@ func logTails(dir string) string {
 	return b.String()
 }
 
-// maxLogSize bounds each log, in bytes, because a guest can write any amount to its console.
+// maxLogSize bounds each log, in bytes, because a guest can write any amount to its console. The Service trims a log
+// that is longer. maxFileSize bounds what QEMU itself writes, so that the bound also holds while msbd does not run.
 const maxLogSize = 1 << 20
+
+var maxFileSize uint64 = 2 * maxLogSize // changed by tests
+
+// limitFiles limits the size of the files to which QEMU, process pid, writes. QEMU discards the output beyond. Call it
+// only when QEMU has allocated the guest's memory, which is a file of a sort. QEMU must ignore SIGXFSZ, which would end
+// it. New makes child processes ignore the signal.
+func limitFiles(pid int) error {
+	limit := unix.Rlimit{Cur: maxFileSize, Max: maxFileSize}
+	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, nil); err != nil {
+		return fmt.Errorf("limit the size of QEMU's logs: %w", err)
+	}
+	return nil
+}
 
 // trimLogs truncates the logs that are longer than maxLogSize. Their writers append, so they continue at the beginning.
 func (s *Service) trimLogs() {

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	programs "github.com/msbd/msbd/daemon/internal/backend/host"
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 const (
@@ -180,6 +181,7 @@ func newConfig(t *testing.T) Config {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg.Programs = []string{cfg.QEMU, virtiofsd, "/bin/sleep"} // startMarkedProcess runs sleep
 	for _, file := range []string{cfg.Kernel, cfg.Initrd} {
 		if _, err := os.Stat(file); err != nil {
 			t.Fatalf("%v: run make guest", err)
@@ -271,19 +273,26 @@ func (h *testService) boot(t *testing.T, id string) (*shim, agent.HealthService)
 // killProcess kills the process of a VM with role r, as if it had crashed.
 func (h *testService) killProcess(t *testing.T, id string, r role) {
 	t.Helper()
-	found, err := markedProcesses()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range found[h.dir(id)] {
-		if p.role == r {
-			if err := unix.Kill(p.pid, unix.SIGKILL); err != nil {
+	for _, p := range h.processes(t, id) {
+		if found, _ := readMark(p.PID); found == r {
+			if err := p.Signal(unix.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
 			return
 		}
 	}
 	t.Fatalf("the VM has no %s process", r)
+}
+
+// processes returns the processes of a VM.
+func (h *testService) processes(t *testing.T, id string) []*process.Process {
+	t.Helper()
+	found, err := h.marked(func(dir string) bool { return dir == h.dir(id) })
+	t.Cleanup(func() { process.CloseAll(found) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
 
 func checkHealth(t *testing.T, health agent.HealthService) {
@@ -298,16 +307,12 @@ func checkHealth(t *testing.T, health agent.HealthService) {
 // isRemoved reports whether a VM has no record, no processes and no directory.
 func (h *testService) isRemoved(t *testing.T, id string) bool {
 	t.Helper()
-	found, err := markedProcesses()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, vm := range h.VMs() {
 		if vm.ID == id {
 			return false
 		}
 	}
-	return len(found[h.dir(id)]) == 0 && missing(h.dir(id))
+	return len(h.processes(t, id)) == 0 && missing(h.dir(id))
 }
 
 func missing(path string) bool {
@@ -329,11 +334,14 @@ func waitUntil(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// startMarkedProcess starts a process with the mark of a VM.
-func startMarkedProcess(t *testing.T, r role, dir string) *exec.Cmd {
+// startMarkedProcess starts a process with the mark of a VM, as user uid. It runs program, a copy of sleep.
+func startMarkedProcess(t *testing.T, uid uint32, program string, r role, dir string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("/bin/sleep", "1000")
+	cmd := exec.Command(program, "1000")
 	cmd.Env = markEnv(r, dir)
+	if uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

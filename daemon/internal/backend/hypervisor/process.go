@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
@@ -43,45 +44,37 @@ func readMark(pid int) (r role, dir string) {
 	return "", ""
 }
 
-// A markedProcess is a process that was found by its mark.
-type markedProcess struct {
-	pid  int
-	role role
+// marked returns this server's processes whose mark names a VM directory for which wanted returns true. A VM has two
+// virtiofsd processes. The caller must close the processes. marked returns them also with an error.
+func (s *Service) marked(wanted func(dir string) bool) ([]*process.Process, error) {
+	return process.FindOwn(s.cfg.Programs, func(pid int) bool {
+		r, dir := readMark(pid)
+		return r != "" && wanted(dir)
+	})
 }
 
-// markedProcesses returns the processes of all VMs by VM directory. A VM has two virtiofsd processes.
-func markedProcesses() (map[string][]markedProcess, error) {
-	pids, err := process.PIDs()
-	if err != nil {
-		return nil, err
-	}
-	found := make(map[string][]markedProcess)
-	for _, pid := range pids {
-		if r, dir := readMark(pid); r != "" {
-			found[dir] = append(found[dir], markedProcess{pid: pid, role: r})
-		}
-	}
-	return found, nil
-}
-
-// killMarked kills the found processes of the VM directory dir, and waits until each is dead. If another process has
-// got one of the pids in the meantime, killMarked skips it.
-func killMarked(ctx context.Context, dir string, found []markedProcess) error {
+// killAll kills the processes of the VM directory dir, and waits until each is dead: those that its state file records,
+// and those whose mark names it.
+func (s *Service) killAll(ctx context.Context, dir string) error {
+	st, _ := readState(dir) // without a valid state file, the marks remain
+	var found []*process.Process
 	var errs []error
-	for _, m := range found {
-		p, err := process.Open(m.pid)
-		if err != nil {
-			errs = append(errs, err)
-			continue
+	for _, id := range st.Processes {
+		p, err := id.Open()
+		if p != nil {
+			found = append(found, p)
 		}
-		if p == nil {
-			continue
-		}
-		// Read the mark again, because another process may have got the pid before p was opened.
-		if r, d := readMark(m.pid); r == m.role && d == dir {
-			errs = append(errs, p.Kill(ctx))
-		}
-		p.Close()
+		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	recorded := len(found)
+	marked, err := s.marked(func(d string) bool { return d == dir })
+	for _, m := range marked {
+		if slices.ContainsFunc(found[:recorded], func(p *process.Process) bool { return p.PID == m.PID }) {
+			m.Close()
+			continue
+		}
+		found = append(found, m)
+	}
+	defer process.CloseAll(found)
+	return errors.Join(append(errs, err, process.KillAll(ctx, found))...)
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
@@ -89,7 +90,9 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 }
 
 // virtiofsdCommand returns the command that runs virtiofsd for the VM st in the VM directory dir. virtiofsd serves the
-// sandbox's shared directory on the listening socket.
+// sandbox's shared directory on the listening socket. It keeps a descriptor for each file that the guest's kernel
+// remembers. --inode-file-handles of the Rust virtiofsd would not save them, because the files of overlayfs cannot be
+// opened by handle.
 func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
 	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
 		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),
@@ -122,6 +125,7 @@ func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
 	}
+	_ = process.ExposeToOOM(cmd.Process.Pid) // fails only if the process has ended
 	return cmd.Process, nil
 }
 

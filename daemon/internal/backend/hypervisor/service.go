@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -31,6 +33,9 @@ type Config struct {
 	// starts no VMs and needs none of the fields below. It then only adopts and removes VMs of an earlier Service.
 	QEMU      string
 	Virtiofsd []string
+	// Programs are the paths of the executables of QEMU and virtiofsd. A Service recognizes by them the processes that
+	// an earlier Service did not record.
+	Programs []string
 	// Kernel is an uncompressed vmlinux with a PVH entry point. The /init of Initrd is the guest agent.
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
@@ -102,6 +107,7 @@ func New(cfg Config) (*Service, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the VMs' run directory: %w", err)
 	}
+	signal.Ignore(unix.SIGXFSZ) // child processes inherit this; see limitFiles
 	return &Service{cfg: cfg, vms: make(map[string]*machine)}, nil
 }
 
@@ -115,7 +121,7 @@ func (s *Service) VMs() []VM {
 	s.mu.Unlock()
 	vms := make([]VM, 0, len(machines))
 	for _, m := range machines {
-		vms = append(vms, VM{ID: m.ID, Shim: m.Shim.PID, QEMU: m.pid(roleQEMU),
+		vms = append(vms, VM{ID: m.ID, Shim: m.Shim.PID, QEMU: m.process(roleQEMU).PID,
 			VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, Since: m.Since})
 	}
 	slices.SortFunc(vms, func(a, b VM) int { return strings.Compare(a.ID, b.ID) })
@@ -133,7 +139,8 @@ func (s *Service) IDs() []string {
 // a VM that lost another process, so that its shim can report the end; Serve then removes that VM. Call Recover once,
 // before Serve. If some VMs cannot be removed, Recover still handles all others and returns an error that names them.
 func (s *Service) Recover(ctx context.Context) (Recovery, error) {
-	found, err := markedProcesses()
+	found, err := s.marked(func(dir string) bool { return filepath.Dir(dir) == s.cfg.Dir })
+	defer process.CloseAll(found)
 	if err != nil {
 		return Recovery{}, err
 	}
@@ -147,16 +154,17 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 			ids[e.Name()] = true
 		}
 	}
-	for dir := range found { // a VM may have processes but no directory
-		if filepath.Dir(dir) == s.cfg.Dir {
-			ids[filepath.Base(dir)] = true
+	for _, p := range found { // a VM may have processes but no directory
+		_, dir := readMark(p.PID)
+		if id := filepath.Base(dir); dir == s.dir(id) && validateID(id) == nil {
+			ids[id] = true
 		}
 	}
 
 	var recovery Recovery
 	var errs []error
 	for id := range ids {
-		m, err := s.adopt(id, found[s.dir(id)])
+		m, err := s.adopt(id, found)
 		if err == nil {
 			s.mu.Lock()
 			s.vms[id] = m
@@ -176,14 +184,14 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	return recovery, errors.Join(errs...)
 }
 
-// adopt returns the machine for VM id of an earlier Service. found are the VM's marked processes. adopt returns an
-// error unless the VM's shim is alive.
-func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
+// adopt returns the machine for VM id of an earlier Service. found are the marked processes of all VMs. adopt uses them
+// only where the state file records no process. It returns an error unless the VM's shim is alive.
+func (s *Service) adopt(id string, found []*process.Process) (*machine, error) {
 	st, err := readState(s.dir(id))
 	if err != nil {
 		return nil, err
 	}
-	shim, err := st.Shim.open()
+	shim, err := st.Shim.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +203,8 @@ func (s *Service) adopt(id string, found []markedProcess) (*machine, error) {
 	m.cancelBoot = func(error) {} // its boot is over
 	for _, p := range found {
 		// virtiofsd has two processes, and if one exits, so does the other. Either can be recorded.
-		if m.pid(p.role) == 0 {
-			m.setPID(p.role, p.pid)
+		if r, dir := readMark(p.PID); dir == m.dir && m.process(r) == (process.ID{}) {
+			_, _ = m.record(r, p) // fails if it has ended, and then the VM lacks it
 		}
 	}
 	return m, nil
@@ -211,9 +219,9 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	switch {
 	case err != nil:
 	case m == nil:
-		err = removeVM(ctx, s.dir(id))
+		err = s.removeVM(ctx, s.dir(id))
 	default:
-		err = m.remove(ctx)
+		err = s.remove(ctx, m)
 	}
 	if err != nil {
 		return fmt.Errorf("remove VM %q: %w", id, err)
@@ -312,7 +320,7 @@ func (s *Service) watchAdopted(watch watchFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.vms {
-		shim, err := m.Shim.open()
+		shim, err := m.Shim.Open()
 		if err != nil {
 			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
@@ -340,7 +348,7 @@ func (s *Service) watchShim(watch watchFunc, m *machine, shim *process.Process) 
 // that the guest is gone, and reports it.
 func (s *Service) watchProcesses(watch watchFunc, m *machine) error {
 	for _, role := range requiredRoles {
-		p, err := m.open(role)
+		p, err := m.process(role).Open()
 		if err != nil {
 			return err
 		}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 func TestLifecycle(t *testing.T) {
@@ -28,14 +30,14 @@ func TestLifecycle(t *testing.T) {
 	if r, dir := readMark(vms[0].QEMU); r != roleQEMU || dir != h.dir(id) {
 		t.Errorf("process %d is not the VM's QEMU", vms[0].QEMU)
 	}
-	found, err := markedProcesses()
-	if err != nil || len(found[h.dir(id)]) < len(requiredRoles) {
-		t.Fatalf("the VM's processes: %v, %v", found, err)
+	found := h.processes(t, id)
+	if len(found) < len(requiredRoles) {
+		t.Fatalf("the VM's processes: %v", found)
 	}
-	for _, p := range found[h.dir(id)] {
-		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.pid))
+	for _, p := range found {
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID))
 		if err != nil || strings.Contains(string(env), "secret") {
-			t.Errorf("%s sees the environment %q, %v", p.role, env, err)
+			t.Errorf("process %d sees the environment %q, %v", p.PID, env, err)
 		}
 	}
 	if _, err := s.call("StartVM"); err == nil {
@@ -261,14 +263,14 @@ func TestRecoverAfterDeaths(t *testing.T) {
 func TestRecoverRemovesLeftovers(t *testing.T) {
 	tests := map[string]func(t *testing.T, dir string){
 		"invalid state": func(t *testing.T, dir string) {
-			startMarkedProcess(t, roleQEMU, dir)
+			startMarkedProcess(t, 0, "/bin/sleep", roleQEMU, dir)
 			writeFile(t, filepath.Join(dir, stateFile), "{")
 		},
 		"no state": func(t *testing.T, dir string) {
-			startMarkedProcess(t, roleVirtiofsd, dir)
+			startMarkedProcess(t, 0, "/bin/sleep", roleVirtiofsd, dir)
 			writeFile(t, filepath.Join(dir, stateFile+".new"), "")
 		},
-		"no directory": func(t *testing.T, dir string) { startMarkedProcess(t, roleQEMU, dir) },
+		"no directory": func(t *testing.T, dir string) { startMarkedProcess(t, 0, "/bin/sleep", roleQEMU, dir) },
 		"state of another VM": func(t *testing.T, dir string) {
 			writeFile(t, filepath.Join(dir, stateFile), `{"id":"other","shim":{"pid":1}}`)
 		},
@@ -296,6 +298,99 @@ func TestRecoverRemovesLeftovers(t *testing.T) {
 	}
 }
 
+// A local user can start a process with the mark of a VM. It is neither adopted nor ended, and the VM's processes are
+// found all the same, whether they are recorded or an earlier msbd, which recorded none, started them.
+func TestPlantedProcesses(t *testing.T) {
+	for name, recorded := range map[string]bool{"recorded": true, "not recorded": false} {
+		t.Run(name, func(t *testing.T) {
+			h, _ := startService(t, newConfig(t))
+			id := newVM(t, h.cfg)
+			dir := h.dir(id)
+			bin, err := os.MkdirTemp("/tmp", "vmm-bin") // another user must reach it
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(bin) })
+			sleep, err := os.ReadFile("/bin/sleep")
+			if err != nil {
+				t.Fatal(err)
+			}
+			other, setuid := filepath.Join(bin, "other"), filepath.Join(bin, "setuid")
+			for program, mode := range map[string]os.FileMode{bin: 0o755, other: 0o755, setuid: 0o755 | os.ModeSetuid} {
+				if program != bin {
+					writeFile(t, program, string(sleep))
+				}
+				if err := os.Chmod(program, mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+			h.cfg.Programs = append(h.cfg.Programs, setuid)
+			const nobody = 65534
+			var planted []*exec.Cmd
+			plant := func() {
+				for _, r := range requiredRoles {
+					planted = append(planted,
+						startMarkedProcess(t, nobody, "/bin/sleep", r, dir),
+						startMarkedProcess(t, nobody, setuid, r, dir),
+						startMarkedProcess(t, 0, other, r, dir))
+				}
+			}
+			plant() // with smaller pids than the VM's processes
+			startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
+			real := map[role]*exec.Cmd{}
+			m := h.lookup(id)
+			for _, r := range requiredRoles {
+				real[r] = startMarkedProcess(t, 0, "/bin/sleep", r, dir)
+				if recorded {
+					if err := m.adoptChild(r, real[r].Process); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			plant() // and with greater ones
+			h.stop()
+
+			h, recovery := startService(t, h.cfg)
+			if len(recovery.Adopted) != 1 || len(recovery.Removed) != 0 {
+				t.Fatalf("Recover = %+v", recovery)
+			}
+			for _, r := range requiredRoles {
+				if got, want := h.lookup(id).process(r).PID, real[r].Process.Pid; got != want {
+					t.Errorf("adopted process %d as %s, want %d", got, r, want)
+				}
+			}
+			// Other VMs, which do not exist, must not appear.
+			startMarkedProcess(t, nobody, "/bin/sleep", roleQEMU, h.dir("other"))
+			if _, err := os.Stat(h.dir("other")); err == nil {
+				t.Error("a VM appeared")
+			}
+			planted[0].Process.Kill() // its end is not the end of the VM
+			planted[0].Wait()
+			// The end of a real process is.
+			if err := real[roleQEMU].Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
+			waitUntil(t, "its virtiofsd ends", func() bool {
+				p, err := process.Open(real[roleVirtiofsd].Process.Pid)
+				if p == nil || err != nil {
+					return true
+				}
+				defer p.Close()
+				return p.Dead()
+			})
+			if log := h.log.String(); strings.Count(log, "whose process has exited") != 1 {
+				t.Errorf("log: %s", log)
+			}
+			for i, p := range planted[1:] {
+				if err := p.Process.Signal(unix.Signal(0)); err != nil {
+					t.Errorf("planted process %d (%s): %v", i+1, p.Path, err)
+				}
+			}
+		})
+	}
+}
+
 func TestBootFailures(t *testing.T) {
 	t.Run("QEMU exits", func(t *testing.T) {
 		cfg := newConfig(t)
@@ -314,6 +409,61 @@ func TestBootFailures(t *testing.T) {
 			t.Errorf("kept consoles: %v, %v", kept, err)
 		}
 	})
+}
+
+// A guest that floods its console does not fill the disk, also while no Service trims the log. It keeps running.
+func TestConsoleIsBounded(t *testing.T) {
+	old := maxFileSize
+	maxFileSize = 64 << 10
+	t.Cleanup(func() { maxFileSize = old })
+	cfg := newConfig(t)
+	// The guest's firmware writes x to the serial port in a loop. It starts in the last 16 bytes:
+	// mov dx, 0x3f8; mov al, 'x'; loop: out dx, al; jmp loop
+	rom := make([]byte, 64<<10)
+	copy(rom[len(rom)-16:], []byte{0xba, 0xf8, 0x03, 0xb0, 'x', 0xee, 0xeb, 0xfd})
+	firmware := filepath.Join(filepath.Dir(cfg.Dir), "rom")
+	writeFile(t, firmware, string(rom))
+	qemu := filepath.Join(filepath.Dir(cfg.Dir), "qemu")
+	if err := os.WriteFile(qemu, []byte("#!/bin/sh\nexec "+cfg.QEMU+" \"$@\" -bios "+firmware+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cfg.QEMU = qemu
+	h, _ := startService(t, cfg)
+	id := newVM(t, cfg)
+	s := startShim(t, cfg.Socket, id)
+	s.mustCall(t, "CreateVM")
+	started := make(chan error, 1)
+	go func() {
+		_, err := s.call("StartVM") // the guest has no agent
+		started <- err
+	}()
+	console := filepath.Join(h.dir(id), consoleLog)
+	size := func() int64 {
+		info, err := os.Stat(console)
+		if err != nil {
+			return 0
+		}
+		return info.Size()
+	}
+	waitUntil(t, "the console log is full", func() bool { return size() >= int64(maxFileSize) })
+	ticks := func() (n int) { // of processor time
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.VMs()[0].QEMU))
+		if err != nil {
+			t.Fatalf("QEMU has ended: %v", err)
+		}
+		fields := strings.Fields(string(stat[strings.LastIndex(string(stat), ")"):]))
+		fmt.Sscan(fields[12], &n)
+		return n
+	}
+	first := ticks()
+	waitUntil(t, "the guest has tried to write more", func() bool { return ticks() > first+10 })
+	if n := size(); n != int64(maxFileSize) {
+		t.Errorf("the console log has %d bytes, want %d", n, maxFileSize)
+	}
+	if err := h.Remove(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	wantError(t, <-started, errRemoved.Error())
 }
 
 // A Service without programs manages the VMs of an earlier Service, and starts none.

@@ -14,37 +14,22 @@ import (
 
 const stateFile = "state.json"
 
-// state is the content of the state file in a VM's directory. The file is written once, before the VM has any process.
+// state is the content of the state file in a VM's directory. The file is first written before the VM has any process,
+// and again after each start of a process.
 type state struct {
-	ID        string    `json:"id"`
-	VCPUs     int       `json:"vcpus"`
-	MemoryMiB int       `json:"memory_mib"`
-	Since     time.Time `json:"since"`
-	Shim      shimState `json:"shim"`
+	ID        string     `json:"id"`
+	VCPUs     int        `json:"vcpus"`
+	MemoryMiB int        `json:"memory_mib"`
+	Since     time.Time  `json:"since"`
+	Shim      process.ID `json:"shim"`
+	// Processes are QEMU and virtiofsd. One is missing if it does not run yet, if msbd was killed right after it
+	// started it, or if an msbd that did not record it started it.
+	Processes map[role]process.ID `json:"processes,omitempty"`
 }
 
-type shimState struct {
-	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // its start time, from process.StartTime
-}
-
-// open returns the shim's process, or nil if it is dead.
-func (s shimState) open() (*process.Process, error) {
-	p, err := process.Open(s.PID)
-	if p == nil || err != nil {
-		return nil, err
-	}
-	// StartTime returns an error if the process exits at this moment.
-	if start, err := process.StartTime(s.PID); err != nil || start != s.Start || p.Dead() {
-		p.Close()
-		return nil, nil
-	}
-	return p, nil
-}
-
-// mountNamespace opens the mount namespace of the shim, in which the sandbox's root file system is mounted.
-func (s shimState) mountNamespace() (*os.File, error) {
-	shim, err := s.open()
+// mountNamespace opens the mount namespace of a VM's shim, in which the sandbox's root file system is mounted.
+func mountNamespace(id process.ID) (*os.File, error) {
+	shim, err := id.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +37,7 @@ func (s shimState) mountNamespace() (*os.File, error) {
 		return nil, errors.New("the shim has exited")
 	}
 	defer shim.Close()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", s.PID))
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", id.PID))
 	if err != nil {
 		return nil, fmt.Errorf("open the shim's mount namespace: %w", err)
 	}

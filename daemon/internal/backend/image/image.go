@@ -63,11 +63,15 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 
 	// The lease protects all content until an image refers to it. Content that a crash leaves behind has neither, so
 	// containerd collects it when the lease has expired.
-	ctx, release, err := s.client.WithLease(ctx, leases.WithRandomID(), leases.WithExpiration(leaseDuration))
+	manager := s.client.LeasesService()
+	lease, err := manager.Create(ctx, leases.WithRandomID(), leases.WithExpiration(leaseDuration))
 	if err != nil {
 		return nil, fmt.Errorf("create a lease: %w", err)
 	}
-	defer release(context.WithoutCancel(ctx))
+	ctx = leases.WithLease(ctx, lease.ID)
+	// A synchronous delete runs the garbage collector. It removes the content of images that were replaced, unless a
+	// sandbox uses it, and that of a failed import.
+	defer manager.Delete(context.WithoutCancel(ctx), lease, leases.SynchronousDelete)
 
 	content := s.client.ContentStore()
 	index, err := archive.ImportIndex(ctx, content, file, archive.WithImportCompression())

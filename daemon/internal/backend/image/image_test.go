@@ -70,7 +70,8 @@ func TestImportListResolve(t *testing.T) {
 		}
 	}
 
-	// An import replaces the image with the same name.
+	content := contents(t, client)
+	// An import replaces the image with the same name, and the content of the old one is removed.
 	path = writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "two"})
 	if _, err := store.Import(ctx, path); err != nil {
 		t.Fatal(err)
@@ -82,6 +83,30 @@ func TestImportListResolve(t *testing.T) {
 	if got := readFile(t, client, img, "etc/motd"); got != "two" {
 		t.Errorf("after the second import the image has %q", got)
 	}
+	if after := contents(t, client); len(after) != len(content) {
+		t.Errorf("content before and after an image was replaced:\n%v\n%v", content, after)
+	}
+}
+
+// contents returns the digests of all content and the names of all snapshots.
+func contents(t *testing.T, client *containerd.Client) (found []string) {
+	t.Helper()
+	ctx := ctrd.InNamespace(t.Context())
+	err := client.ContentStore().Walk(ctx, func(info content.Info) error {
+		found = append(found, info.Digest.String())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		found = append(found, info.Name)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }
 
 func TestResolveUnknown(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"github.com/containerd/containerd"
 	"github.com/containerd/containerd/cio"
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 )
@@ -39,25 +39,25 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	if err != nil {
 		return nil, fmt.Errorf("find the task: %w", err)
 	}
+	spec, err := container.Spec(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the container's spec: %w", err)
+	}
+	// The process is like the main one, and runs the same program, which may be that of an earlier version of msbd.
+	// Kata's shim does not pass on capabilities and limits, so the process has fewer.
+	connect := *spec.Process
+	connect.Args = []string{spec.Process.Args[0], "connect"}
 	var suffix [4]byte
 	rand.Read(suffix[:])
 	execID := "portal-" + hex.EncodeToString(suffix[:])
 	// The streams are used for the lifetime of the connection, so they must not end with ctx.
 	connCtx := context.WithoutCancel(ctx)
 	var direct *cio.DirectIO
-	if err := os.MkdirAll(r.dir(id), 0o700); err != nil {
-		return nil, fmt.Errorf("create the sandbox's directory: %w", err)
-	}
-	process, err := task.Exec(ctx, execID, &specs.Process{
-		Args: []string{portalPath, "connect"},
-		Cwd:  "/",
-		User: specs.User{},
-	}, func(string) (cio.IO, error) {
-		fifos, err := cio.NewFIFOSetInDir(r.dir(id), execID, false)
+	process, err := task.Exec(ctx, execID, &connect, func(string) (cio.IO, error) {
+		fifos, err := newFIFOs(r.dir(id), execID)
 		if err != nil {
 			return nil, err
 		}
-		fifos.Stderr = ""
 		direct, err = cio.NewDirectIO(connCtx, fifos)
 		return direct, err
 	})
@@ -73,6 +73,17 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 		return nil, fmt.Errorf("connect to the portal: %w", err)
 	}
 	return s, nil
+}
+
+// newFIFOs chooses paths for the FIFOs of the exec execID, in the sandbox's directory dir. Start created dir. If dir is
+// missing, the sandbox was just removed, and newFIFOs returns an error. cio.NewFIFOSetInDir would create dir again.
+func newFIFOs(dir, execID string) (*cio.FIFOSet, error) {
+	temp, err := os.MkdirTemp(dir, execID)
+	if err != nil {
+		return nil, err
+	}
+	config := cio.Config{Stdin: filepath.Join(temp, "stdin"), Stdout: filepath.Join(temp, "stdout")}
+	return cio.NewFIFOSet(config, func() error { return os.RemoveAll(temp) }), nil
 }
 
 func (s *stream) Read(p []byte) (int, error)  { return s.io.Stdout.Read(p) }

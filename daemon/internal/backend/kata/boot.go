@@ -124,5 +124,19 @@ func shimErrors(log, id string) string {
 	return strings.Join(lines[max(0, len(lines)-maxLines):], "\n")
 }
 
+// endReason returns why the microVM of sandbox id ended. Kata's shim pings the guest's agent every few seconds, ends the
+// microVM if there is no answer within 30 s, and only logs why. With the host's containerd, msbd does not see the
+// shim's log. If there is no such reason in the log, endReason returns other.
+func (r *Runtime) endReason(id, other string) string {
+	const maxBytes = 256 << 10
+	for line := range strings.Lines(tail.Read(r.Containerd.LogFile(), maxBytes)) {
+		if strings.Contains(line, " sandbox="+id+" ") &&
+			strings.Contains(line, "failed to ping agent: rpc error: code = DeadlineExceeded") {
+			return "its guest did not answer for 30 s, so Kata's shim ended it"
+		}
+	}
+	return other
+}
+
 // logTextRE matches the message and the error in a log line of the shim.
 var logTextRE = regexp.MustCompile(` (?:msg|error)=("(?:[^"\\]|\\.)*"|\S+)`)

@@ -221,3 +221,28 @@ func TestConsoleOfRunningMicroVM(t *testing.T) {
 		}
 	}
 }
+
+// The reason for the end of a microVM says if Kata's shim ended it.
+func TestEndReason(t *testing.T) {
+	r, _ := newTestRuntime(t)
+	const id = "sb-1634ca3220e1ee80"
+	// A line of Kata 3.
+	pinged := `time="2026-11-30T00:49:36Z" level=warning msg="sandbox stopped unexpectedly" error="failed to ping agent: rpc error: ` +
+		`code = DeadlineExceeded desc = CheckRequest timed out" name=containerd-shim-v2 pid=26361 sandbox=` + id + ` source=containerd-kata-shim-v2`
+	for name, tt := range map[string]struct {
+		log  string
+		want string
+	}{
+		"no log":          {"", "other"},
+		"no answer":       {"x\n" + pinged + "\ny\n", "its guest did not answer for 30 s, so Kata's shim ended it"},
+		"another sandbox": {strings.Replace(pinged, id, id+"0", 1), "other"},
+		"another error":   {strings.Replace(pinged, "DeadlineExceeded", "Unavailable", 1), "other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			writeFile(t, r.Containerd.LogFile(), tt.log)
+			if got := r.endReason(id, "other"); got != tt.want {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}

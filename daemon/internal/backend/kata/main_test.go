@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -42,8 +43,24 @@ func newID(t *testing.T) string {
 // startFake starts a fake process with these arguments, in a cgroup unless that is "".
 func startFake(t *testing.T, cgroup string, args ...string) *exec.Cmd {
 	t.Helper()
+	cmd := startFakeAs(t, 0, args...)
+	if cgroup != "" {
+		writeFile(t, filepath.Join(cgroup, "cgroup.procs"), strconv.Itoa(cmd.Process.Pid))
+	}
+	return cmd
+}
+
+// testPrograms are the executables of the fake processes.
+var testPrograms = []string{"/proc/self/exe"}
+
+// startFakeAs is like startFake without a cgroup, but the process runs as user uid.
+func startFakeAs(t *testing.T, uid uint32, args ...string) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = append([]string{fakeProcess}, args...)
+	if uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	}
 	if _, err := cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -53,9 +70,6 @@ func startFake(t *testing.T, cgroup string, args ...string) *exec.Cmd {
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	// The arguments of a process become visible only a moment after its start.
 	waitUntil(t, "its arguments are visible", func() bool { return slices.Equal(process.Arguments(cmd.Process.Pid), cmd.Args) })
-	if cgroup != "" {
-		writeFile(t, filepath.Join(cgroup, "cgroup.procs"), strconv.Itoa(cmd.Process.Pid))
-	}
 	return cmd
 }
 

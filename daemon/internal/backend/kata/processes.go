@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,25 +16,59 @@ import (
 )
 
 // The processes of a sandbox are its shim and the processes that the shim has started, such as QEMU and virtiofsd. They
-// are found by the cgroup that Kata names after the sandbox. They are also found by their arguments, because the shim
-// is outside of that cgroup when it starts and when it ends. Sandbox ids are random, so an id never matches a process
-// of another sandbox.
+// are found by the cgroup that Kata names after the sandbox. They are also found by their executable and arguments,
+// because the shim is outside of that cgroup when it starts and when it ends. Sandbox ids are random, so an id never
+// matches a process of another sandbox.
 
-// belongsTo reports whether process pid belongs to sandbox id.
-func belongsTo(pid int, id string) bool {
+// inCgroup reports whether process pid is in a cgroup with a name that Kata gives to cgroups of sandbox id.
+func inCgroup(pid int, id string) bool {
 	cgroups, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	for line := range strings.Lines(string(cgroups)) {
 		for name := range strings.SplitSeq(strings.TrimSuffix(line, "\n"), "/") {
 			if name == "kata_"+id || name == id {
-				// Skip a process without an executable. It has ended, or it is a kernel thread, which ends with the
-				// hypervisor.
-				_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-				return err == nil
+				return true
 			}
 		}
 	}
-	args := process.Arguments(pid)
-	return isShim(args, id) || isQEMU(args, id) || isVirtiofsd(args, id)
+	return false
+}
+
+// cgroupMembers returns the pids of the processes in the cgroups of sandbox id. It does not search all processes for a
+// cgroup with this name, because users may have a part of the tree where they can create one.
+func cgroupMembers(id string) (pids []int) {
+	for _, top := range cgroups(id) {
+		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.Name() == "cgroup.procs" {
+				procs, _ := os.ReadFile(path) // fails if the cgroup was just removed, and then it has no members
+				for field := range strings.FieldsSeq(string(procs)) {
+					if pid, err := strconv.Atoi(field); err == nil {
+						pids = append(pids, pid)
+					}
+				}
+			}
+			return nil
+		})
+	}
+	slices.Sort(pids) // cgroup v1 has a hierarchy for each controller
+	return slices.Compact(pids)
+}
+
+// findProcesses returns the processes of sandbox id. programs are the executables of shims, QEMU and virtiofsd. The
+// caller must close the processes. findProcesses returns them also with an error.
+func findProcesses(id string, programs []string) ([]*process.Process, error) {
+	found, err := process.FindOwn(programs, func(pid int) bool {
+		args := process.Arguments(pid)
+		return !inCgroup(pid, id) && (isShim(args, id) || isQEMU(args, id) || isVirtiofsd(args, id))
+	})
+	errs := []error{err}
+	for _, pid := range cgroupMembers(id) {
+		p, err := process.OpenOwn(pid, []string{process.AnyProgram}, func(pid int) bool { return inCgroup(pid, id) })
+		if p != nil {
+			found = append(found, p)
+		}
+		errs = append(errs, err)
+	}
+	return found, errors.Join(errs...)
 }
 
 // hasOption reports whether args have the option name, followed by a value in the next argument for which accept
@@ -70,35 +105,15 @@ func isVirtiofsd(args []string, id string) bool {
 }
 
 // killProcesses kills all processes of sandbox id and waits until they are dead.
-func killProcesses(ctx context.Context, id string) error {
+func killProcesses(ctx context.Context, id string, programs []string) error {
 	for {
-		pids, err := process.PIDs()
-		if err != nil {
-			return err
-		}
-		var errs []error
-		found := false
-		for _, pid := range pids {
-			if !belongsTo(pid, id) {
-				continue
-			}
-			p, err := process.Open(pid)
-			if err != nil {
-				errs = append(errs, err)
-			}
-			if p == nil {
-				continue
-			}
-			// Check again, because another process may have got the pid before p was opened. Skip a process that is
-			// dead but not reaped yet.
-			if !p.Dead() && belongsTo(pid, id) {
-				found = true
-				errs = append(errs, p.Kill(ctx))
-			}
-			p.Close()
+		found, err := findProcesses(id, programs)
+		if len(found) > 0 {
+			err = errors.Join(err, process.KillAll(ctx, found))
+			process.CloseAll(found)
 		}
 		// Search again, because a process may have started another one before it was killed.
-		if err := errors.Join(errs...); err != nil || !found {
+		if err != nil || len(found) == 0 {
 			return err
 		}
 	}
@@ -116,17 +131,12 @@ func findQEMU(id string) (*process.Process, error) {
 	}
 	for field := range strings.FieldsSeq(string(procs)) {
 		pid, _ := strconv.Atoi(field)
-		if !isQEMU(process.Arguments(pid), id) {
-			continue
+		qemu, err := process.OpenOwn(pid, []string{process.AnyProgram}, func(pid int) bool {
+			return inCgroup(pid, id) && isQEMU(process.Arguments(pid), id)
+		})
+		if qemu != nil || err != nil {
+			return qemu, err
 		}
-		p, err := process.Open(pid)
-		if p == nil || err != nil {
-			return nil, err
-		}
-		if isQEMU(process.Arguments(pid), id) {
-			return p, nil
-		}
-		p.Close()
 	}
 	return nil, nil
 }

@@ -4,6 +4,7 @@ import (
 	"os/exec"
 	"testing"
 
+	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
@@ -30,7 +31,7 @@ func TestKillProcesses(t *testing.T) {
 		"virtiofsd of another sandbox":   startFake(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"0/shared"),
 		"option -id without a value":     startFake(t, "", "-id"),
 	}
-	if err := killProcesses(t.Context(), id); err != nil {
+	if err := killProcesses(t.Context(), id, testPrograms); err != nil {
 		t.Fatal(err)
 	}
 	for name, cmd := range ofSandbox {
@@ -43,8 +44,40 @@ func TestKillProcesses(t *testing.T) {
 			t.Errorf("%s was killed", name)
 		}
 	}
-	if err := killProcesses(t.Context(), id); err != nil { // now there are only zombies
+	if err := killProcesses(t.Context(), id, testPrograms); err != nil { // now there are only zombies
 		t.Error(err)
+	}
+}
+
+// A local user can start a process with the arguments of a sandbox's process. It is not killed, and it does not hinder
+// the removal of the sandbox.
+func TestKillProcessesSparesPlantedOnes(t *testing.T) {
+	id := newID(t)
+	planted := []*exec.Cmd{
+		startFakeAs(t, 65534, "-id", id),
+		startFakeAs(t, 65534, "-name", "sandbox-"+id),
+		startFakeAs(t, 65534, "--shared-dir="+hypervisor.SharedRoot+"/"+id+"/shared"),
+	}
+	// Another program of root's, for example one that another user runs with sudo.
+	sh := exec.Command("/bin/sh", "-c", "read x", "-id", id)
+	if _, err := sh.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := sh.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sh.Process.Kill(); sh.Wait() })
+	waitUntil(t, "its arguments are visible", func() bool { return isShim(process.Arguments(sh.Process.Pid), id) })
+	// A user may have a part of the cgroup tree, and creates a cgroup there.
+	cgroup := newCgroup(t, "msb-test/of/a/user/kata_"+id)
+	inCgroup := startFake(t, cgroup)
+	if err := killProcesses(t.Context(), id, testPrograms); err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range append(planted, sh, inCgroup) {
+		if isDead(t, cmd) {
+			t.Errorf("%q was killed", cmd.Args)
+		}
 	}
 }
 
@@ -77,7 +110,7 @@ func TestKillProcessesThatFork(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	if err := killProcesses(t.Context(), id); err != nil {
+	if err := killProcesses(t.Context(), id, testPrograms); err != nil {
 		t.Fatal(err)
 	}
 	if err := removeCgroups(t.Context(), id); err != nil { // fails if a process remains

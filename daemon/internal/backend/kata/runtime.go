@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -80,6 +81,7 @@ type Runtime struct {
 	kataConfig string          // path of the shims' configuration
 	hostConfig kataconf.Config // the content of Settings.Config, if that is set
 	syslog     syslogSink
+	disk       *diskMeter
 
 	mu       sync.Mutex
 	removing map[string]bool // ids of sandboxes that Remove is removing
@@ -99,6 +101,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err := r.useTempMountDir(); err != nil {
 		return nil, err
 	}
+	r.disk = newDiskMeter(r.measureDisk)
 	var err error
 	if r.kataConfig != "" {
 		if _, err = os.Stat(cfg.Settings.Portal); err == nil {
@@ -197,6 +200,9 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	}
 	killErr := r.killVM(ctx, id)
 	check("kill the microVM", killErr)
+	if killErr == nil {
+		check("delete what the sandbox has written", r.emptyLayer(ctx, id))
+	}
 	if err == nil {
 		check("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
 	}
@@ -219,9 +225,34 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	return errors.Join(errs...)
 }
 
+// emptyLayer deletes what a sandbox has written, directly in its writable layer. containerd needs free disk space to remove
+// a snapshot, and deletes its files only later.
+func (r *Runtime) emptyLayer(ctx context.Context, id string) error {
+	mounts, err := r.Client.SnapshotService(ctrd.Snapshotter).Mounts(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, mount := range mounts {
+		for _, option := range mount.Options {
+			layer, ok := strings.CutPrefix(option, "upperdir=")
+			if !ok {
+				continue
+			}
+			entries, err := os.ReadDir(layer)
+			for _, entry := range entries {
+				err = errors.Join(err, os.RemoveAll(filepath.Join(layer, entry.Name())))
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // killVM kills all processes of sandbox id, whether the hypervisor service or Kata's shim started them.
 func (r *Runtime) killVM(ctx context.Context, id string) error {
-	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id))
+	return errors.Join(r.VMs.Remove(ctx, id), killProcesses(ctx, id, append([]string{r.Shim}, r.Settings.Programs...)))
 }
 
 // removeTask deletes the sandbox's task through its shim. If the shim or the guest does not respond in time, it kills
@@ -352,9 +383,9 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 		status, err := r.wait(ctx, id)
 		switch {
 		case err == nil:
-			return fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status), nil
+			return r.endReason(id, fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status)), nil
 		case errdefs.IsNotFound(err):
-			return "its microVM is gone, because its shim or its containerd task ended", nil
+			return r.endReason(id, "its microVM is gone, because its shim or its containerd task ended"), nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
 		}

@@ -46,7 +46,7 @@ func startRuntime(t *testing.T) (*Runtime, fakeVMs, *ctrd.Private) {
 	vms := fakeVMs{map[string]bool{}}
 	r, err := New(Config{
 		Client: client, Containerd: private.Paths, Shim: filepath.Join(filepath.Dir(private.Binary), "containerd-shim-kata-v2"),
-		Settings: Settings{HypervisorSocket: filepath.Join(dir, "hypervisor.sock")}, RunDir: filepath.Join(dir, "run"), VMs: vms,
+		Settings: Settings{HypervisorSocket: filepath.Join(dir, "hypervisor.sock"), Programs: testPrograms}, RunDir: filepath.Join(dir, "run"), VMs: vms,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

@@ -29,6 +29,8 @@ type Settings struct {
 	Kernel, Initrd   string
 	QEMU             string
 	Virtiofsd        []string // a command
+	// Programs are the paths of the executables of QEMU and virtiofsd. They may be unknown with Config.
+	Programs []string
 	// Portal is the path of the portal program on this host. It is used with Config, whose guest does not contain the
 	// portal.
 	Portal string

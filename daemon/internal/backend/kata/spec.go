@@ -1,10 +1,13 @@
 package kata
 
 import (
+	"context"
+	"fmt"
 	"path/filepath"
 	"strconv"
 
 	"github.com/containerd/containerd"
+	"github.com/containerd/containerd/containers"
 	"github.com/containerd/containerd/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -14,8 +17,9 @@ import (
 const (
 	// cgroupParent is the cgroup in which Kata creates the sandboxes' cgroups.
 	cgroupParent = "/msb"
-	// portalPath is the path of the portal program in the sandbox.
-	portalPath = "/.msb/portal"
+	// portalPath is the path of the portal program in the sandbox. It is a mount point in the root directory, so that
+	// root in the sandbox can neither rename nor replace it, nor a directory above it.
+	portalPath = "/.msb-portal"
 	// minKataMemory is the smallest default memory of a guest that Kata accepts, in MiB.
 	minKataMemory = 256
 )
@@ -42,7 +46,10 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 		oci.WithImageConfig(image),
 		oci.WithProcessArgs(portalPath, "serve"),
 		oci.WithHostname("sandbox"),
-		oci.WithMounts([]specs.Mount{portal}),
+		oci.WithNewPrivileges, // otherwise sudo would not work; the microVM is the boundary
+		withFileLimit,
+		oci.WithoutMounts("/dev/shm"),
+		oci.WithMounts([]specs.Mount{portal, sharedMemory(cfg)}),
 		oci.WithAnnotations(annotations),
 		oci.WithMemoryLimit(uint64(cfg.MemoryMiB) << 20),
 		oci.WithCgroup(filepath.Join(cgroupParent, id)),
@@ -52,6 +59,23 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 		opts = append(opts, oci.WithCPUCFS(int64(cfg.CPUs)*period, period))
 	}
 	return opts
+}
+
+// withFileLimit sets the limits of open files that the programs of a sandbox begin with. A program can raise its own to
+// the hard limit. The soft limit is lower, because some programs allocate memory for each possible descriptor, or close
+// all of them.
+func withFileLimit(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1 << 16, Hard: 1 << 20}}
+	return nil
+}
+
+// sharedMemory returns the mount of /dev/shm. It may take half of the sandbox's memory, like a tmpfs of a host. Kata's
+// shim replaces a mount whose destination is exactly "/dev/shm" by one of 64 MiB, so this one ends in a slash.
+func sharedMemory(cfg sandbox.Config) specs.Mount {
+	return specs.Mount{
+		Type: "tmpfs", Source: "shm", Destination: "/dev/shm/",
+		Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%dk", cfg.MemoryMiB<<10/2)},
+	}
 }
 
 // sizing returns the annotations for the guest's size, and whether to set a CPU quota. They give the guest as many

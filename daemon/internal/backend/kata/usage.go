@@ -14,7 +14,7 @@ import (
 )
 
 // Usage implements sandbox.Runtime. The guest's kernel measures the sandbox's CPU time and memory. The snapshotter
-// measures the disk usage of the sandbox's writable layer.
+// measures the disk usage of the sandbox's writable layer, which may be older than the rest; see diskMeter.
 func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	var u sandbox.Usage
 	ctx = ctrd.InNamespace(ctx)
@@ -45,10 +45,14 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	default:
 		return u, fmt.Errorf("decode metrics: unknown type %T", stats)
 	}
-	disk, err := r.Client.SnapshotService(ctrd.Snapshotter).Usage(ctx, id)
-	if err != nil {
+	if u.DiskBytes, err = r.disk.usage(ctx, id); err != nil {
 		return u, fmt.Errorf("measure disk usage: %w", err)
 	}
-	u.DiskBytes = uint64(disk.Size)
 	return u, nil
+}
+
+// measureDisk returns the size of the writable layer of sandbox id, in bytes.
+func (r *Runtime) measureDisk(ctx context.Context, id string) (uint64, error) {
+	usage, err := r.Client.SnapshotService(ctrd.Snapshotter).Usage(ctx, id)
+	return uint64(usage.Size), err
 }

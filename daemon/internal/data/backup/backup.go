@@ -19,6 +19,7 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/sys/ctxio"
 )
 
 // Keys manages the API keys and the signing key. A *keys.Issuer implements it.
@@ -90,7 +91,7 @@ func (s *Service) Write(ctx context.Context, w io.Writer, by uint32) error {
 		return fmt.Errorf("create backup: %w", err)
 	}
 	dbSize, logSize := m.Members[1].Size, m.Members[2].Size
-	err = writeArchive(&writerWithContext{ctx, w}, m,
+	err = writeArchive(ctxio.Writer(ctx, w), m,
 		strings.NewReader(keyring.Reveal()), io.NewSectionReader(temp, 0, dbSize), io.NewSectionReader(temp, dbSize, logSize))
 	if err != nil {
 		return fmt.Errorf("write backup: %w", err)
@@ -152,7 +153,7 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 		return keys.Restored{}, errRestoring
 	}
 	defer s.restoring.Unlock()
-	pending, err := s.read(readerWithContext{ctx, r})
+	pending, err := s.read(ctxio.Reader(ctx, r))
 	if err != nil {
 		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
 	}
@@ -255,28 +256,4 @@ func Complete(ctx context.Context, dir string, open func() (Keys, error), log *s
 		log.Warn("completed an interrupted restore", "taken_at", pending.TakenAt, "live", live, "invalidated", invalidated)
 	}
 	return removePending(dir)
-}
-
-type readerWithContext struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r readerWithContext) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(b)
-}
-
-type writerWithContext struct {
-	ctx context.Context
-	io.Writer
-}
-
-func (w writerWithContext) Write(b []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return w.Writer.Write(b)
 }

@@ -9,11 +9,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/ctxio"
 )
 
 // Audit adds an event to the audit log. When it returns nil, the entry is durable.
@@ -23,38 +27,96 @@ func (s *Store) Audit(e audit.Event) error {
 
 // AuditHead returns the number and the hash of the last audit entry.
 func (s *Store) AuditHead() audit.Head {
-	end, _, _ := s.log.state()
-	return end.Head
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	return s.log.published.end.Head
 }
 
-// AuditPath returns the path of the audit log's file.
+// AuditPath returns the path of the file to which the audit log adds entries.
 func (s *Store) AuditPath() string { return s.log.path }
 
-// AuditProblem returns what is known to be wrong with the audit log, or with the store compared to it, as an
-// errdefs.ErrDataLoss. It checks nothing itself, so nil does not prove that the log is intact: see VerifyAudit.
+// AuditProblem returns what was found to be wrong with the audit log, or with the store compared to it, since an
+// administrator last acknowledged that, as an errdefs.ErrDataLoss. It checks nothing itself, so nil does not prove that the
+// log is intact: see VerifyAudit.
 func (s *Store) AuditProblem() error {
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
-	return errors.Join(s.log.rollback, s.log.problem)
+	if len(s.log.problems) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s ('msb server audit acknowledge' removes this warning): %w", strings.Join(s.log.problems, "; "), errdefs.ErrDataLoss)
 }
 
-// VerifyAudit checks the audit log from its first entry to its head. It returns the head of the intact part and, if that
-// is not the entire log, an errdefs.ErrDataLoss that says what is wrong. From then on, AuditProblem reports this result.
+// AcknowledgeAudit removes the problems that AuditProblem reports, and records them in the audit log, with the local user
+// by as the actor. It returns them.
+func (s *Store) AcknowledgeAudit(by uint32) (problems []string, err error) {
+	s.log.mu.Lock()
+	problems = slices.Clone(s.log.problems)
+	s.log.mu.Unlock()
+	if len(problems) == 0 {
+		return nil, nil
+	}
+	detail := map[string]string{}
+	for i, problem := range problems {
+		detail[fmt.Sprint("problem_", i+1)] = problem[:min(len(problem), audit.MaxLine/4/maxProblems)]
+	}
+	isAcknowledged := func(problem string) bool { return slices.Contains(problems, problem) }
+	e := audit.Event{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by), Detail: detail}
+	err = s.writes.update(func(c *change) error {
+		return c.putMeta(problemsKey, slices.DeleteFunc(slices.Clone(s.log.problems), isAcknowledged))
+	}, e)
+	if err != nil {
+		return nil, err
+	}
+	s.log.mu.Lock()
+	defer s.log.mu.Unlock()
+	s.log.problems = slices.DeleteFunc(s.log.problems, isAcknowledged)
+	return problems, nil
+}
+
+// VerifyAudit checks the audit log from its first entry to its head, with the exception of sealed segments that are absent.
+// It returns the head of the intact part and, if that is not the entire log, an errdefs.ErrDataLoss that says what is wrong.
+// From then on, AuditProblem reports that.
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
-	select {
-	case s.writes.committing <- struct{}{}:
-		_ = s.writes.logReady() // finds lines after the log's end; Health reports an error
-		<-s.writes.committing
-	case <-ctx.Done():
-		return audit.Head{}, ctx.Err()
+	check := func() error {
+		select {
+		case s.writes.committing <- struct{}{}:
+			s.writes.begin()
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	if err := check(); err != nil {
+		return audit.Head{}, err
+	}
+	_ = s.writes.logReady() // finds lines after the log's end; Health reports an error
+	s.writes.end()
 	head, err := s.log.verify(ctx)
-	if err == nil || errdefs.IsDataLoss(err) {
-		s.log.mu.Lock()
-		s.log.problem = err
-		s.log.mu.Unlock()
+	if !errdefs.IsDataLoss(err) {
+		return head, err
 	}
+	if err := check(); err != nil {
+		return audit.Head{}, err
+	}
+	defer s.writes.end()
+	s.log.addProblems(err)
+	_ = s.writes.logReady() // saves it
 	return head, err
+}
+
+// AuditSegments returns the sealed segments of the audit log, from the first to the last.
+func (s *Store) AuditSegments() []audit.Segment {
+	s.log.mu.Lock()
+	segments := s.log.published.segments
+	s.log.mu.Unlock()
+	var all []audit.Segment
+	for _, seg := range segments {
+		path := filepath.Join(s.log.dir, seg.name())
+		_, err := os.Lstat(path)
+		all = append(all, audit.Segment{Path: path, First: seg.First, Last: seg.Last, Absent: errors.Is(err, fs.ErrNotExist)})
+	}
+	return all
 }
 
 // TailAudit calls line with each of the last entries of the audit log, without the newline. If follow is set, it then
@@ -63,102 +125,190 @@ func (s *Store) TailAudit(ctx context.Context, last int, follow bool, line func(
 	return s.log.tail(ctx, last, follow, line)
 }
 
-// OpenAudit returns the current content of the audit log, up to its head.
+// OpenAudit returns the current content of the audit log, up to its head. If sealed segments are absent, it begins after
+// the last of these.
 func (s *Store) OpenAudit() (io.ReadCloser, error) {
-	end, _, _ := s.log.state()
-	f, err := s.log.reader()
+	v, err := s.log.view()
 	if err != nil {
 		return nil, err
+	}
+	var (
+		readers []io.Reader
+		files   = closers{v.file}
+	)
+	for _, seg := range v.segments {
+		f, err := openFileToRead(filepath.Join(s.log.dir, seg.name()))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			readers = nil
+		case err != nil:
+			return nil, errors.Join(err, files.Close())
+		default:
+			files = append(files, f)
+			readers = append(readers, io.NewSectionReader(f, 0, seg.Size))
+		}
 	}
 	return struct {
 		io.Reader
 		io.Closer
-	}{io.NewSectionReader(f, 0, end.Size), f}, nil
+	}{io.MultiReader(append(readers, io.NewSectionReader(v.file, 0, v.end.Size))...), files}, nil
 }
 
-// Health returns why the store cannot write at present, or nil if it can. If the last write failed, it tries another.
-func (s *Store) Health() error { return s.writes.health() }
+// closers closes files.
+type closers []io.Closer
 
-// state returns the end of the log, the generation, and a channel that is closed when the end changes.
-func (l *auditLog) state() (end logEnd, generation int, grown <-chan struct{}) {
+func (c closers) Close() error {
+	var err error
+	for _, f := range c {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// view returns the log at this moment, with a file that the caller must close. It remains readable even if the writer
+// replaces it.
+func (l *auditLog) view() (logView, error) {
+	v, _, err := l.viewAndGrown()
+	return v, err
+}
+
+// viewAndGrown is like view, but also returns a channel that is closed when the log has changed.
+func (l *auditLog) viewAndGrown() (logView, <-chan struct{}, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.end, l.generation, l.grown
+	v := l.published
+	if v.file == nil {
+		return v, nil, fmt.Errorf("read audit log: %w", l.failure)
+	}
+	fd, err := unix.FcntlInt(v.file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return v, nil, fmt.Errorf("read audit log: %w", os.NewSyscallError("fcntl", err))
+	}
+	v.file = os.NewFile(uintptr(fd), l.path)
+	return v, l.grown, nil
 }
 
-// reader opens the file a second time, so that a reader does not have to synchronize with the writer.
-func (l *auditLog) reader() (*os.File, error) {
-	f, err := os.OpenFile(l.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// openFileToRead opens a file that an administrator may have replaced by anything.
+func openFileToRead(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("read audit log: %w", err)
 	}
 	return f, nil
 }
 
+// verify checks the segments and the file. It returns the head of the intact part.
 func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
-	end, _, _ := l.state()
-	f, err := l.reader()
-	if errors.Is(err, fs.ErrNotExist) {
-		return audit.Head{}, fmt.Errorf("audit log %s is missing: %w", l.path, errdefs.ErrDataLoss)
-	}
+	v, err := l.view()
 	if err != nil {
 		return audit.Head{}, err
 	}
-	defer f.Close()
-	head, err := audit.Verify(readerWithContext{ctx, io.NewSectionReader(f, 0, end.Size)})
-	var broken *audit.ChainError
-	switch {
-	case errors.As(err, &broken):
-		return head, fmt.Errorf("%s: %w: %w", l.path, err, errdefs.ErrDataLoss)
-	case err != nil:
-		return head, err
-	case head != end.Head && l.health() != nil:
-		return head, l.health() // the last entries could not be written yet
-	case head != end.Head:
-		return head, fmt.Errorf("audit log %s ends with entry %d, which does not match the last written entry, %d: its end was "+
-			"cut off, or it was rewritten with new hashes: %w", l.path, head.Seq, end.Seq, errdefs.ErrDataLoss)
+	defer v.file.Close()
+	var (
+		base     audit.Head
+		intact   audit.Head
+		problems error
+	)
+	// check checks a file, which follows base and must end with want. It returns an error if the file cannot be checked.
+	check := func(path string, f io.ReaderAt, size int64, want audit.Head, mismatch string) error {
+		head, err := base.Verify(ctxio.Reader(ctx, io.NewSectionReader(f, 0, size)))
+		base = want
+		_, broken := errors.AsType[*audit.ChainError](err)
+		switch {
+		case broken:
+			err = fmt.Errorf("%s: %w: %w", path, err, errdefs.ErrDataLoss)
+		case err != nil:
+			return err
+		case head != want:
+			err = fmt.Errorf("audit log %s ends with entry %d, which does not match the last written entry, %d: %s: %w",
+				path, head.Seq, want.Seq, mismatch, errdefs.ErrDataLoss)
+		}
+		if problems == nil {
+			intact = head
+		}
+		problems = errors.Join(problems, err)
+		return nil
 	}
-	return head, nil
-}
-
-type readerWithContext struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r readerWithContext) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
+	for _, seg := range v.segments {
+		path := filepath.Join(l.dir, seg.name())
+		f, err := openFileToRead(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			base = seg.Last
+			if problems == nil {
+				intact = base
+			}
+			continue
+		}
+		if err != nil {
+			return intact, err
+		}
+		info, err := f.Stat()
+		if err == nil {
+			err = check(path, f, info.Size(), seg.Last, "it was changed after it was sealed")
+		}
+		f.Close()
+		if err != nil {
+			return intact, err
+		}
 	}
-	return r.Reader.Read(b)
+	before := problems
+	err = check(l.path, v.file, v.end.Size, v.end.Head, "its end was cut off, or it was rewritten with new hashes")
+	if failure := l.health(); err == nil && failure != nil && problems != before {
+		return intact, errors.Join(before, failure) // the last entries could not be written yet
+	}
+	return intact, errors.Join(problems, err)
 }
 
 func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]byte) error) error {
-	f, err := l.reader()
+	v, grown, err := l.viewAndGrown()
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	end, generation, grown := l.state()
-	offset, err := lastLines(f, end.Size, last)
-	if err != nil {
-		return err
-	}
-	for {
-		if err := readLines(ctx, f, offset, end.Size, line); err != nil || !follow {
+	seen := v.end.Seq - min(uint64(max(0, last)), v.end.Seq)
+	for alterations := v.alterations; ; {
+		err := l.readAfter(ctx, v, seen, line)
+		if err := errors.Join(err, v.file.Close()); err != nil || !follow {
 			return err
 		}
-		offset = end.Size
+		seen = v.end.Seq
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-grown:
 		}
-		oldGeneration := generation
-		if end, generation, grown = l.state(); generation != oldGeneration {
-			return fmt.Errorf("audit log %s was replaced or changed by another program: %w", l.path, errdefs.ErrDataLoss)
+		if v, grown, err = l.viewAndGrown(); err != nil {
+			return err
+		}
+		if v.alterations != alterations {
+			return errors.Join(fmt.Errorf("audit log %s was replaced or changed by another program: %w", l.path, errdefs.ErrDataLoss), v.file.Close())
 		}
 	}
+}
+
+// readAfter calls line with each entry after entry seen, except those in segments that are absent. It returns nil if ctx
+// ends.
+func (l *auditLog) readAfter(ctx context.Context, v logView, seen uint64, line func([]byte) error) error {
+	read := func(f io.ReaderAt, size int64, last uint64) error {
+		offset, err := lastLines(f, size, int(last-seen))
+		if err != nil {
+			return err
+		}
+		return readLines(ctx, f, offset, size, line)
+	}
+	for _, seg := range v.segments {
+		if seg.Last.Seq <= seen {
+			continue
+		}
+		f, err := openFileToRead(filepath.Join(l.dir, seg.name()))
+		if err == nil {
+			err = errors.Join(read(f, seg.Size, seg.Last.Seq), f.Close())
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		seen = seg.Last.Seq
+	}
+	return read(v.file, v.end.Size, v.end.Seq)
 }
 
 // lastLines returns the offset of the last n lines of f before offset end.

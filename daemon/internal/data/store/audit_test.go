@@ -296,7 +296,7 @@ func TestRewrittenLogIsDetected(t *testing.T) {
 	size := len(readLog(t, s))
 	edit(t, s.AuditPath(), func([]byte) []byte { return forged })
 	s.log.mu.Lock()
-	s.log.end.Size += int64(len(forged) - size) // as if the forged log had the length of the real one
+	s.log.published.end.Size += int64(len(forged) - size) // as if the forged log had the length of the real one
 	s.log.mu.Unlock()
 	if _, err := s.VerifyAudit(context.Background()); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "rewritten with new hashes") {
 		t.Errorf("VerifyAudit: %v, want data loss", err)
@@ -350,6 +350,12 @@ func TestRollbackIsReported(t *testing.T) {
 			}
 			logEvents(t, s, "d")
 			s = reopen(t, s, dir)
+			if err := s.AuditProblem(); err == nil {
+				t.Error("AuditProblem is nil after a restart, although no administrator has acknowledged the problem")
+			}
+			if _, err := s.AcknowledgeAudit(0); err != nil {
+				t.Error(err)
+			}
 			checkLog(t, s)
 		})
 	}
@@ -449,7 +455,7 @@ func TestLogThatCannotBeWritten(t *testing.T) {
 				if err := errors.Join(os.Remove(path), os.Rename(aside, path)); err != nil {
 					t.Fatal(err)
 				}
-				if err := s.Health(); err != nil {
+				if err := errors.Join(s.Probe(), s.Health()); err != nil {
 					t.Errorf("Health after the repair: %v", err)
 				}
 				if err := addKey(s, keyRecord("new")); err != nil {
@@ -569,5 +575,83 @@ func TestVerifyAuditEndsWithItsContext(t *testing.T) {
 	}
 	if err := s.AuditProblem(); err != nil {
 		t.Errorf("AuditProblem after a cancelled VerifyAudit: %v", err)
+	}
+}
+
+// While msbd runs, a crash does not explain a change of the log. So it is a problem even if msbd can repair it, and the
+// problem stays until an administrator acknowledges it, also after a clean check and a restart.
+func TestRepairedTamperingIsReported(t *testing.T) {
+	t.Parallel()
+	// replaced writes the changed log to a new file, as editors do.
+	replaced := func(change func(log []byte) []byte) func(t *testing.T, path string) {
+		return func(t *testing.T, path string) {
+			log, err := os.ReadFile(path)
+			if err == nil {
+				err = os.WriteFile(path+".new", change(bytes.Clone(log)), 0o600)
+			}
+			if err := errors.Join(err, os.Rename(path+".new", path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for name, tamper := range map[string]func(t *testing.T, path string){
+		"last lines removed": func(t *testing.T, path string) {
+			edit(t, path, func(log []byte) []byte {
+				lines := bytes.SplitAfter(log, []byte("\n"))
+				return bytes.Join(lines[:len(lines)-3], nil)
+			})
+		},
+		"emptied": func(t *testing.T, path string) { edit(t, path, func([]byte) []byte { return nil }) },
+		"removed": func(t *testing.T, path string) {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"actor changed": replaced(func(log []byte) []byte { return bytes.Replace(log, []byte("uid:0"), []byte("uid:9"), 1) }),
+		"line removed": replaced(func(log []byte) []byte {
+			return bytes.Join(slices.Delete(bytes.SplitAfter(log, []byte("\n")), 3, 4), nil)
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s := open(t, dir)
+			for i := range 10 {
+				logEvents(t, s, fmt.Sprint(i))
+			}
+			want := readLog(t, s)
+			tamper(t, filepath.Join(dir, logName))
+			logEvents(t, s, "next")
+			if !bytes.HasPrefix(readLog(t, s), want) {
+				t.Error("the log was not repaired")
+			}
+			for _, when := range []string{"after the next change", "after a clean check", "after a restart"} {
+				if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "altered") {
+					t.Errorf("AuditProblem %s: %v, want data loss", when, err)
+				}
+				switch when {
+				case "after the next change":
+					if head, err := s.VerifyAudit(t.Context()); err != nil || head.Seq != 11 {
+						t.Errorf("VerifyAudit: %v, %v, want 11 intact entries", head, err)
+					}
+				case "after a clean check":
+					s = reopen(t, s, dir)
+				}
+			}
+			problems, err := s.AcknowledgeAudit(7)
+			if err != nil || len(problems) != 1 {
+				t.Errorf("AcknowledgeAudit: %q, %v, want one problem", problems, err)
+			}
+			checkLog(t, s)
+			s = reopen(t, s, dir)
+			checkLog(t, s)
+			lines := targets(t, readLog(t, s))
+			if last := lines[len(lines)-1]; last != audit.LogAcknowledge {
+				t.Errorf("the last entry is %s, want %s", last, audit.LogAcknowledge)
+			}
+			if problems, err := s.AcknowledgeAudit(7); err != nil || problems != nil || s.AuditHead().Seq != uint64(len(lines)) {
+				t.Errorf("AcknowledgeAudit without a problem: %q, %v, want no change", problems, err)
+			}
+		})
 	}
 }

@@ -1,14 +1,15 @@
 package store
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -26,44 +27,72 @@ const (
 	logReserve = 256 << 10
 )
 
-// auditLog is the file of the audit log. The store decides what it contains: a change first commits its lines to the
-// outbox, in the same transaction, and then writes them to the file. So one wait for the disk makes the change and its
-// lines durable, and the file never has an entry for a change that was not made. Entries that the store does not know
-// show that the store was replaced by an earlier copy. Lines leave the outbox once the file was synced. If the file
-// differs from the store, the next change, or the next Open, first makes it catch up.
+// auditLog is the audit log: a file to which entries are added, and the segments that were sealed before. The store
+// decides what it contains: a change first commits its lines to the outbox, in the same transaction, and then writes them
+// to the file. So one wait for the disk makes the change and its lines durable, and the file never has an entry for a
+// change that was not made. Entries that the store does not know show that the store was replaced by an earlier copy.
+// Lines leave the outbox once the file was synced. If the file differs from the store, the next change, or the next Open,
+// first makes it catch up. A crash explains such a difference only at Open. Later, another program has changed the file,
+// which is a problem of the log.
 type auditLog struct {
-	path   string
+	dir    string // the state directory
+	path   string // of the file
 	db     *bbolt.DB
 	commit func(fn func(*change) error) (refused bool, err error)
 
 	// The writer that holds the committer's semaphore owns these.
 	file     *os.File
 	dev, ino uint64
+	segments []segment
 	reserved int64 // the size up to which disk space is reserved for the file
 	unsynced bool  // a sync failed: lines may not be on the disk, although they can still be read from the cache
+	behind   bool  // the file does not have all lines of the store, because msbd has not written them
 	caughtUp bool  // catchUp has succeeded at least once
+	unsaved  bool  // the store does not have all problems
 
-	mu    sync.Mutex
-	end   logEnd        // only the writer sets it
-	grown chan struct{} // closed when end changes
-	// generation counts how often the entries before end moved to another offset or another file.
-	generation int
-	problem    error // why the log is not intact
-	rollback   error // why the store is known to be older than the log
-	failure    error // why the log cannot be written at present
+	mu sync.Mutex
+	// published is what readers use. The writer replaces it when it has changed the log.
+	published logView
+	grown     chan struct{} // closed when published changes
+	problems  []string      // what is wrong with the log, until an administrator acknowledges it
+	failure   error         // why the log cannot be written at present
 }
 
+// logView is the log at one moment.
+type logView struct {
+	end      logEnd
+	file     *os.File // nil if the file was never opened
+	segments []segment
+	// alterations counts how often another program has changed the log.
+	alterations int
+}
+
+// maxProblems is the number of problems that the log keeps.
+const maxProblems = 10
+
 func (l *auditLog) close() error {
-	if l.file == nil {
-		return nil
+	var err error
+	if l.file != nil {
+		err = l.file.Close()
 	}
-	return l.file.Close()
+	if f := l.published.file; f != nil && f != l.file {
+		err = errors.Join(err, f.Close())
+	}
+	return err
 }
 
 // begin opens the file and makes it catch up with the store. If strict is set, it returns an error if the file differs
 // from what the store expects; otherwise it only records the problem.
 func (l *auditLog) begin(strict bool) error {
-	err := l.db.View(func(tx *bbolt.Tx) error { return getMeta(tx, logEndKey, &l.end) })
+	err := l.db.View(func(tx *bbolt.Tx) (err error) {
+		if err := getMeta(tx, problemsKey, &l.problems); err != nil {
+			return err
+		}
+		if l.segments, err = loadSegments(tx); err != nil {
+			return err
+		}
+		return getMeta(tx, logEndKey, &l.published.end)
+	})
 	if err == nil {
 		err = l.catchUp(strict)
 	}
@@ -77,6 +106,9 @@ func (l *auditLog) begin(strict bool) error {
 // prepare makes sure that the file is as the store expects and can grow.
 func (l *auditLog) prepare() error {
 	err := l.catchUpIfNeeded()
+	if err == nil && l.unsaved {
+		err = l.saveProblems()
+	}
 	if err == nil {
 		err = l.reserve(0)
 	}
@@ -97,10 +129,10 @@ func (l *auditLog) health() error {
 }
 
 func (l *auditLog) catchUpIfNeeded() error {
-	if l.caughtUp && !l.unsynced {
+	if l.caughtUp && !l.unsynced && !l.behind {
 		var stat unix.Stat_t
 		err := unix.Lstat(l.path, &stat)
-		if err == nil && stat.Dev == l.dev && stat.Ino == l.ino && stat.Size == l.end.Size {
+		if err == nil && stat.Dev == l.dev && stat.Ino == l.ino && stat.Size == l.published.end.Size {
 			return nil
 		}
 	}
@@ -109,11 +141,12 @@ func (l *auditLog) catchUpIfNeeded() error {
 
 // reserve makes sure that the disk has space for n more bytes.
 func (l *auditLog) reserve(n int) error {
-	if l.end.Size+int64(n) < l.reserved {
+	end := l.published.end.Size
+	if end+int64(n) < l.reserved {
 		return nil
 	}
-	upTo := l.end.Size + int64(n) + logReserve
-	err := unix.Fallocate(int(l.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, l.end.Size, upTo-l.end.Size)
+	upTo := end + int64(n) + logReserve
+	err := unix.Fallocate(int(l.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, end, upTo-end)
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
 		return l.unwritable(os.NewSyscallError("fallocate", err))
 	}
@@ -131,20 +164,28 @@ func (l *auditLog) sync() error {
 }
 
 // write appends the lines of a committed change to the file. If that fails, the change remains committed, and its lines
-// remain in the outbox. The next change then finds the file too short and makes it catch up first.
+// remain in the outbox. The next change then makes the file catch up first.
 func (l *auditLog) write(lines []byte, end logEnd) {
 	var writeErr error
 	if _, err := l.file.Write(lines); err != nil {
+		l.behind = true
 		writeErr = l.unwritable(err)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.failure = writeErr
-	l.advance(end)
+	l.setFailure(writeErr)
+	l.publish(end, false)
 }
 
-func (l *auditLog) advance(end logEnd) {
-	l.end = end
+// publish shows readers the current state of the log, with this end.
+func (l *auditLog) publish(end logEnd, altered bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if f := l.published.file; f != nil && f != l.file {
+		f.Close()
+	}
+	l.published.end, l.published.file, l.published.segments = end, l.file, l.segments
+	if altered {
+		l.published.alterations++
+	}
 	close(l.grown)
 	l.grown = make(chan struct{})
 }
@@ -166,27 +207,44 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err != nil {
 		return err
 	}
-	reopened, err := l.open()
+	if err := l.placeSegment(); err != nil {
+		return l.unwritable(err)
+	}
+	var adopted []segment
+	expected, base := out, l.base()
+	if !l.caughtUp {
+		if adopted, err = l.adoptSegments(out.end.Head); err != nil {
+			return l.unwritable(err)
+		}
+		if n := len(adopted); n > 0 {
+			base = adopted[n-1].Last
+			expected = outbox{before: base, end: logEnd{Head: base}}
+		}
+	}
+	if err := l.open(); err != nil {
+		return l.unwritable(err)
+	}
+	start, problem, err := l.findOutbox(base, expected)
 	if err != nil {
 		return l.unwritable(err)
 	}
-	start, problem, err := l.findOutbox(out)
+	changed, err := l.rewriteLines(start, expected.lines)
 	if err != nil {
 		return l.unwritable(err)
 	}
-	if err := l.rewriteLines(start, out.lines); err != nil {
-		return l.unwritable(err)
+	if changed && problem == nil && l.caughtUp && !l.unsynced && !l.behind {
+		problem = l.altered("the entries after %d were removed or changed; msbd has written them again", expected.before.Seq)
 	}
-	end := logEnd{Head: out.end.Head, Size: start + int64(len(out.lines))}
+	end := logEnd{Head: expected.end.Head, Size: start + int64(len(expected.lines))}
 	extended, size, err := l.readBeyond(end)
 	if err != nil {
 		return l.unwritable(err)
 	}
 	var rollback error
-	if !l.caughtUp && extended.Seq > end.Seq {
+	if !l.caughtUp && extended.Seq > out.end.Seq {
 		rollback = fmt.Errorf("the audit log has entry %d, but the store ends at entry %d: the store was replaced by an older "+
 			"copy. All later changes to the store are lost, so keys that were revoked since then are valid again; find them "+
-			"in the audit log and revoke them: %w", extended.Seq, end.Seq, errdefs.ErrDataLoss)
+			"in the audit log and revoke them: %w", extended.Seq, out.end.Seq, errdefs.ErrDataLoss)
 		end = extended
 	}
 	if size > end.Size {
@@ -196,25 +254,43 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err := errors.Join(rollback, problem); strict && err != nil {
 		return err
 	}
+	l.addProblems(rollback, problem)
 	if end != out.end {
-		if err := l.acceptEnd(out.end, &end, rollback != nil); err != nil {
+		if err := l.acceptEnd(out.end, &end, adopted, rollback != nil); err != nil {
 			return err
 		}
 	}
-	l.unsynced, l.caughtUp = false, true
+	l.unsynced, l.behind, l.caughtUp = false, false, true
+	l.publish(end, rollback != nil || problem != nil)
+	if l.unsaved {
+		return l.saveProblems()
+	}
+	return nil
+}
+
+// addProblems adds what is wrong with the log to its problems, which are kept until an administrator acknowledges them.
+func (l *auditLog) addProblems(problems ...error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if rollback != nil {
-		l.rollback = rollback
+	for _, err := range problems {
+		if err == nil {
+			continue
+		}
+		text := strings.TrimSuffix(err.Error(), ": "+errdefs.ErrDataLoss.Error())
+		if !slices.Contains(l.problems, text) && len(l.problems) < maxProblems {
+			l.problems = append(l.problems, text)
+			l.unsaved = true
+		}
 	}
-	if problem != nil {
-		l.problem = problem
+}
+
+// saveProblems stores the problems.
+func (l *auditLog) saveProblems() error {
+	_, err := l.commit(func(c *change) error { return c.putMeta(problemsKey, l.problems) })
+	if err == nil {
+		l.unsaved = false
 	}
-	if reopened || start+int64(len(out.lines)) != out.end.Size {
-		l.generation++
-	}
-	l.advance(end)
-	return nil
+	return err
 }
 
 // altered returns an errdefs.ErrDataLoss with what changed in the file.
@@ -224,16 +300,16 @@ func (l *auditLog) altered(format string, a ...any) error {
 }
 
 // open opens the file, creating it if needed. It does nothing if the open file is still the one at l.path.
-func (l *auditLog) open() (reopened bool, err error) {
+func (l *auditLog) open() error {
 	var stat unix.Stat_t
 	if l.file != nil && unix.Lstat(l.path, &stat) == nil && stat.Dev == l.dev && stat.Ino == l.ino {
-		return false, nil
+		return nil
 	}
 	// O_NONBLOCK keeps the daemon from blocking if someone put a FIFO there.
 	const flags = os.O_RDWR | os.O_APPEND | os.O_CREATE | unix.O_NOFOLLOW | unix.O_NONBLOCK
 	f, err := os.OpenFile(l.path, flags, 0o600)
 	if err != nil {
-		return false, err
+		return err
 	}
 	err = unix.Fstat(int(f.Fd()), &stat)
 	if err == nil && stat.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -243,23 +319,29 @@ func (l *auditLog) open() (reopened bool, err error) {
 		err = durable.SyncDir(filepath.Dir(l.path))
 	}
 	if err != nil {
-		return false, errors.Join(err, f.Close())
+		return errors.Join(err, f.Close())
 	}
-	_ = l.close()
+	if l.file != nil && l.file != l.published.file { // readers use the published file
+		_ = l.file.Close()
+	}
 	l.file, l.dev, l.ino, l.reserved = f, stat.Dev, stat.Ino, 0
-	return true, nil
+	return nil
 }
 
 // findOutbox returns the offset in the file at which the lines of the outbox begin, or at which they must be written if the
-// file does not have them. If the store expects another offset, problem says how the file was altered.
-func (l *auditLog) findOutbox(out outbox) (start int64, problem, err error) {
+// file does not have them. base is the head of the log before the file. If the store expects another offset, problem says
+// how the file was altered.
+func (l *auditLog) findOutbox(base audit.Head, out outbox) (start int64, problem, err error) {
 	start = out.end.Size - int64(len(out.lines))
-	ok, err := l.endsAt(start, out.before)
+	ok, err := endsAt(l.file, start, out.before)
+	if out.before == base {
+		ok, err = l.endsLine(start)
+	}
 	if ok || err != nil {
 		return start, nil, err
 	}
 	start = -1
-	err = l.eachLine(0, func(line []byte, end int64) bool {
+	err = eachLine(l.file, 0, func(line []byte, end int64) bool {
 		if e, err := audit.Parse(line); err == nil && e.Hash == out.before.Hash {
 			start = end
 		}
@@ -275,40 +357,30 @@ func (l *auditLog) findOutbox(out outbox) (start int64, problem, err error) {
 	return start, l.altered("entry %d is missing", out.before.Seq), err
 }
 
-// endsAt reports whether the line that ends at offset end is the entry that head names. If head.Seq is 0, there is no such
-// entry, and endsAt reports whether a line ends at that offset or the offset is 0.
-func (l *auditLog) endsAt(end int64, head audit.Head) (bool, error) {
-	line := make([]byte, min(end, audit.MaxLine+1))
-	if _, err := l.file.ReadAt(line, end-int64(len(line))); err == io.EOF {
+// endsAt reports whether the line that ends at offset end is the entry that head names.
+func endsAt(f io.ReaderAt, end int64, head audit.Head) (bool, error) {
+	line := make([]byte, max(0, min(end, audit.MaxLine+1)))
+	if _, err := f.ReadAt(line, end-int64(len(line))); err == io.EOF {
 		return false, nil // the file is shorter
 	} else if err != nil {
 		return false, err
 	}
 	line, ok := bytes.CutSuffix(line, []byte("\n"))
-	if head.Seq == 0 {
-		return ok || end == 0, nil
-	}
 	e, err := audit.Parse(line[bytes.LastIndexByte(line, '\n')+1:])
 	return ok && err == nil && e.Hash == head.Hash, nil
 }
 
-// eachLine calls fn with each complete line after offset and with the offset at which the line ends, until fn returns false.
-func (l *auditLog) eachLine(offset int64, fn func(line []byte, end int64) bool) error {
-	r := bufio.NewReaderSize(io.NewSectionReader(l.file, offset, 1<<62), audit.MaxLine)
-	for {
-		line, err := r.ReadSlice('\n')
-		offset += int64(len(line))
-		switch {
-		case err == io.EOF:
-			return nil
-		case err == bufio.ErrBufferFull: // too long for an entry: pass its pieces to fn, which finds that none is an entry
-		case err != nil:
-			return err
-		}
-		if !fn(bytes.TrimSuffix(line, []byte("\n")), offset) {
-			return nil
-		}
+// endsLine reports whether the file begins or a line ends at offset end.
+func (l *auditLog) endsLine(end int64) (bool, error) {
+	if end == 0 {
+		return true, nil
 	}
+	var last [1]byte
+	_, err := l.file.ReadAt(last[:], end-1)
+	if err == io.EOF {
+		return false, nil // the file is shorter
+	}
+	return last[0] == '\n', err
 }
 
 // endLastLine appends a newline if the file does not end with one, and returns the file's size.
@@ -318,19 +390,20 @@ func (l *auditLog) endLastLine() (size int64, err error) {
 		return 0, err
 	}
 	size = info.Size()
-	if ok, err := l.endsAt(size, audit.Head{}); ok || err != nil {
+	if ok, err := l.endsLine(size); ok || err != nil {
 		return size, err
 	}
 	_, err = l.file.Write([]byte("\n"))
 	return size + 1, err
 }
 
-// rewriteLines makes sure that the file has lines at offset start. It writes those that a crash has lost or left incomplete.
-func (l *auditLog) rewriteLines(start int64, lines []byte) error {
+// rewriteLines makes sure that the file has lines at offset start. It writes those that are missing, incomplete or
+// changed, and reports whether there were any.
+func (l *auditLog) rewriteLines(start int64, lines []byte) (changed bool, err error) {
 	found := make([]byte, len(lines))
 	n, err := l.file.ReadAt(found, start)
 	if err != nil && err != io.EOF {
-		return err
+		return false, err
 	}
 	same := 0
 	for same < n && found[same] == lines[same] {
@@ -340,19 +413,19 @@ func (l *auditLog) rewriteLines(start int64, lines []byte) error {
 		same = 0 // write all of it again, so that the next sync writes it to the disk
 	}
 	if same == len(lines) {
-		return nil
+		return false, nil
 	}
 	if err := l.file.Truncate(start + int64(same)); err != nil {
-		return err
+		return false, err
 	}
 	_, err = l.file.Write(lines[same:])
-	return err
+	return true, err
 }
 
 // readBeyond reads the file after end. It returns the end of the last entry that continues the chain, and the file's
 // size.
 func (l *auditLog) readBeyond(end logEnd) (extended logEnd, size int64, err error) {
-	err = l.eachLine(end.Size, func(line []byte, lineEnd int64) bool {
+	err = eachLine(l.file, end.Size, func(line []byte, lineEnd int64) bool {
 		e, err := audit.Parse(line)
 		if err != nil {
 			return false
@@ -372,9 +445,9 @@ func (l *auditLog) readBeyond(end logEnd) (extended logEnd, size int64, err erro
 }
 
 // acceptEnd stores the end of the file as the end of the log and empties the outbox. It syncs the file first, because the
-// store will no longer have a copy of the lines. If rollback is set, it also logs an audit.StoreRollback with storeEnd,
-// the end that the store expected.
-func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, rollback bool) error {
+// store will no longer have a copy of the lines. It stores the segments that were adopted and the problems of the log as
+// well. If rollback is set, it also logs an audit.StoreRollback with storeEnd, the end that the store expected.
+func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, adopted []segment, rollback bool) error {
 	if err := l.sync(); err != nil {
 		return err
 	}
@@ -384,6 +457,14 @@ func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, rollback bool) error 
 		err := emptyOutbox(c.tx)
 		if err == nil {
 			err = c.putMeta(logEndKey, *end)
+		}
+		if err == nil {
+			err = c.putMeta(problemsKey, l.problems)
+		}
+		for _, s := range adopted {
+			if err == nil {
+				err = c.putSegment(s)
+			}
 		}
 		if err == nil && rollback {
 			lines, after, err = c.addEvents(l, []audit.Event{{
@@ -400,8 +481,11 @@ func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, rollback bool) error 
 	if err != nil {
 		return err
 	}
+	l.segments = slices.Concat(l.segments, adopted)
+	l.unsaved = false
 	*end = after
 	if _, err := l.file.Write(lines); err != nil {
+		l.behind = true
 		return l.unwritable(err)
 	}
 	return nil

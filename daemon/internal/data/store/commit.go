@@ -3,8 +3,11 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
@@ -17,14 +20,18 @@ import (
 // Writers that arrive during that commit wait, and one of them commits all their changes together. (bbolt's own Batch
 // waits on a timer for more writers, which costs a single writer more than the commit.)
 type committer struct {
-	db  *bbolt.DB
-	log *auditLog
+	db       *bbolt.DB
+	dev, ino uint64 // of the file that db has open
+	log      *auditLog
+	// makeRoom frees disk space from a reserve, and reports whether there was any.
+	makeRoom func() bool
 	// committing is a semaphore. The writer that commits holds it.
 	committing chan struct{}
 
 	mu      sync.Mutex
 	waiting []*write
-	failure error // the error of the last commit
+	failure error     // the error of the last commit
+	busy    time.Time // since when a writer has committed; zero if none does
 	// stopped is why every write is refused: a commit failed in a way that leaves its result on the disk unknown.
 	// The next Open reads what the disk has.
 	stopped error
@@ -39,10 +46,35 @@ type write struct {
 }
 
 // newCommitter returns a committer with an audit log whose file is at logPath. The log's begin method opens the file.
-func newCommitter(db *bbolt.DB, logPath string) *committer {
-	c := &committer{db: db, committing: make(chan struct{}, 1)}
-	c.log = &auditLog{path: logPath, db: db, commit: c.commitTx, grown: make(chan struct{})}
-	return c
+func newCommitter(db *bbolt.DB, logPath string, makeRoom func() bool) (*committer, error) {
+	c := &committer{db: db, makeRoom: makeRoom, committing: make(chan struct{}, 1)}
+	c.log = &auditLog{dir: filepath.Dir(logPath), path: logPath, db: db, commit: c.commitTx, grown: make(chan struct{})}
+	var err error
+	c.dev, c.ino, err = identify(db.Path())
+	return c, err
+}
+
+// identify returns what distinguishes the file at path from every other file.
+func identify(path string) (dev, ino uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, 0, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return st.Dev, st.Ino, nil
+}
+
+// begin marks the writer as the one that commits, which holds the semaphore. end releases it.
+func (c *committer) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.busy = time.Now()
+}
+
+func (c *committer) end() {
+	c.mu.Lock()
+	c.busy = time.Time{}
+	c.mu.Unlock()
+	<-c.committing
 }
 
 // update runs fn and logs the events in one transaction, and returns when the transaction is durable. fn may run twice:
@@ -56,13 +88,14 @@ func (c *committer) update(fn func(*change) error, events ...audit.Event) error 
 	case <-w.done:
 		return w.err
 	case c.committing <- struct{}{}:
+		c.begin()
 	}
 	c.mu.Lock()
 	writes := c.waiting
 	c.waiting = nil
 	c.mu.Unlock()
 	c.commit(writes)
-	<-c.committing
+	c.end()
 	<-w.done // w was among writes, or another writer committed it before this one took the semaphore
 	return w.err
 }
@@ -81,8 +114,18 @@ func (c *committer) commit(writes []*write) {
 	}
 }
 
-// transact commits writes in one transaction. If refused is true, nothing was written.
+// transact commits writes in one transaction, with disk space from the reserve if the disk is full. If refused is true,
+// nothing was written.
 func (c *committer) transact(writes []*write) (refused bool, err error) {
+	for {
+		refused, err = c.attempt(writes)
+		if !errors.Is(err, unix.ENOSPC) || c.stopReason() != nil || !c.makeRoom() {
+			return refused, err
+		}
+	}
+}
+
+func (c *committer) attempt(writes []*write) (refused bool, err error) {
 	var (
 		lines []byte
 		end   logEnd
@@ -100,7 +143,7 @@ func (c *committer) transact(writes []*write) (refused bool, err error) {
 			}
 		}
 		if len(events) > 0 {
-			if lines, end, err = change.addEvents(c.log, events); err != nil {
+			if lines, end, err = change.addEvents(c.log, events); err != nil && !errdefs.IsInvalidArgument(err) {
 				c.log.setFailure(err)
 			}
 		}
@@ -123,6 +166,10 @@ func eventsOf(writes []*write) (events []audit.Event) {
 // was written.
 func (c *committer) commitTx(fn func(*change) error) (refused bool, err error) {
 	if err := c.stopReason(); err != nil {
+		return true, err
+	}
+	if err := c.checkFile(); err != nil {
+		c.setFailure(err)
 		return true, err
 	}
 	id := 0
@@ -192,35 +239,73 @@ func (c *committer) logReady() error {
 	return c.log.prepare()
 }
 
-// health returns why nothing can be written at present, or nil. If the last write failed, it tries another one and
-// returns an error only if that fails as well. It does not wait for another writer: if one is busy, it returns the
-// error of the last write.
+// checkFile returns an error if the store's file is no longer the one at its path. What is written to a file that was
+// removed or replaced is lost when msbd ends.
+func (c *committer) checkFile() error {
+	dev, ino, err := identify(c.db.Path())
+	if err == nil && dev == c.dev && ino == c.ino {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("another file is in its place")
+	}
+	return fmt.Errorf("the store %s was removed or replaced while msbd is running (%w): all changes are refused, because the "+
+		"next start of msbd would not find them: put the file back, or restart msbd to use what is there: %w",
+		c.db.Path(), err, errdefs.ErrUnavailable)
+}
+
+// slow is how long a commit may take before the disk is called slow.
+const slow = 10 * time.Second
+
+// health returns why nothing can be written, as far as the last write and the last probe know, or nil. It does not
+// access the disk.
 func (c *committer) health() error {
 	if err := c.stopReason(); err != nil {
 		return err
 	}
 	c.mu.Lock()
-	commit := c.failure
+	failure, busy := c.failure, c.busy
 	c.mu.Unlock()
-	err := errors.Join(commit, c.log.health())
-	if err == nil {
-		return nil
+	if took := time.Since(busy); !busy.IsZero() && took > slow {
+		failure = errors.Join(failure, fmt.Errorf("a write to %s has waited for the disk for %s: check the disk: %w",
+			c.db.Path(), took.Round(time.Second), errdefs.ErrUnavailable))
 	}
-	select {
-	case c.committing <- struct{}{}:
-		defer func() { <-c.committing }()
-	default:
-		return err
-	}
-	if commit != nil {
-		if commit = c.checkSpace(); commit == nil {
-			_, commit = c.transact([]*write{{fn: func(*change) error { return nil }}})
-		}
-	}
-	return errors.Join(commit, c.logReady())
+	return errors.Join(failure, c.log.health())
 }
 
-// checkSpace reserves enough space on the disk for bbolt to grow its file once. Without it, health would call a full
+// probe finds out whether a failure persists: if the last write has failed, it tries another one. If another writer is
+// busy, it does nothing.
+func (c *committer) probe() {
+	select {
+	case c.committing <- struct{}{}:
+		c.begin()
+		defer c.end()
+	default:
+		return
+	}
+	if c.stopReason() != nil {
+		return
+	}
+	c.mu.Lock()
+	failed := c.failure != nil
+	c.mu.Unlock()
+	if err := c.checkFile(); err != nil {
+		c.setFailure(err)
+		return
+	}
+	if failed {
+		if err := c.checkSpace(); err != nil {
+			c.setFailure(err)
+		} else {
+			_, _ = c.transact([]*write{{fn: func(*change) error { return nil }}})
+		}
+	}
+	if c.log.health() != nil {
+		_ = c.logReady()
+	}
+}
+
+// checkSpace reserves enough space on the disk for bbolt to grow its file once. Without it, probe would call a full
 // disk healthy: a transaction that changes nothing succeeds there.
 func (c *committer) checkSpace() error {
 	err := reserve(c.db.Path(), int64(c.db.AllocSize))

@@ -207,6 +207,9 @@ func checkDamaged(t *testing.T, dir string, b base, files map[string][]byte) (op
 	}
 	defer func() { // the state can be changed
 		_, _, issued := srv.issuer.Issue(t.Context(), keys.IssueRequest{})
+		if !b.exact && errdefs.IsFailedPrecondition(issued) {
+			issued = nil // schema 1 has no checksums, so a damaged time may be in the future
+		}
 		err = errors.Join(err, issued)
 	}()
 	if !b.exact {

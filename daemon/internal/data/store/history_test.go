@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"runtime"
@@ -109,7 +110,7 @@ func history(dir string) error {
 		return report(step{Did: "start", Err: err.Error()})
 	}
 	st, err := observe(srv, issued)
-	if err := errors.Join(err, report(step{Did: "start", State: st})); err != nil {
+	if err := errors.Join(err, srv.Probe(), report(step{Did: "start", State: st})); err != nil {
 		return err
 	}
 
@@ -154,6 +155,7 @@ func history(dir string) error {
 			return srv.CommitKeys(keys.Change{Events: slices.Repeat([]audit.Event{{Action: audit.SandboxStop, Actor: "uid:0"}}, 600)})
 		}},
 		{"issue c", issue("c")},
+		{"seal", func() error { _, err := srv.SealAudit("uid:0"); return err }},
 		{"delete sandbox", func() error { return srv.DeleteSandbox("box-1") }},
 		{"reset", func() error { _, err := srv.issuer.Reset(ctx, 0); return err }},
 		{"issue d", issue("d")},
@@ -178,6 +180,9 @@ func history(dir string) error {
 			return err
 		}
 		health := srv.Health()
+		if health != nil {
+			health = errors.Join(srv.Probe(), srv.Health())
+		}
 		if err := errors.Join(health, checkAudit(srv, srv.AuditHead())); err != nil {
 			done.Health = err.Error()
 		}
@@ -211,12 +216,19 @@ func parseSteps(t testing.TB, stdout []byte) (steps []step) {
 // checkAudit checks that the audit log is intact, that its file agrees with the store, and that it has the acknowledged
 // entry.
 func checkAudit(srv *server, acknowledged audit.Head) error {
-	file, err := os.ReadFile(srv.AuditPath())
+	log, err := srv.OpenAudit()
 	if err != nil {
 		return err
 	}
+	file, err := io.ReadAll(log)
+	if err := errors.Join(err, log.Close()); err != nil {
+		return err
+	}
 	if head, err := audit.Verify(bytes.NewReader(file)); err != nil || head != srv.AuditHead() {
-		return fmt.Errorf("the audit log's file ends with %v, %v, want %v", head, err, srv.AuditHead())
+		return fmt.Errorf("the audit log ends with %v, %v, want %v", head, err, srv.AuditHead())
+	}
+	if current, err := os.ReadFile(srv.AuditPath()); err != nil || !bytes.HasSuffix(file, current) {
+		return fmt.Errorf("the current file of the audit log is not its end: %w", err)
 	}
 	if head, err := srv.VerifyAudit(context.Background()); err != nil || head != srv.AuditHead() {
 		return fmt.Errorf("VerifyAudit: %v, %w", head, err)

@@ -18,10 +18,11 @@ var (
 	usageBucket   = []byte("usage")
 	sandboxBucket = []byte("sandboxes")
 	outboxBucket  = []byte("outbox")
+	segmentBucket = []byte("segments")
 
-	buckets = [][]byte{metaBucket, keyBucket, usageBucket, sandboxBucket, outboxBucket}
+	buckets = [][]byte{metaBucket, keyBucket, usageBucket, sandboxBucket, outboxBucket, segmentBucket}
 	// recordBuckets are the buckets whose values have checksums and which have a tally.
-	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket}
+	recordBuckets = [][]byte{keyBucket, usageBucket, sandboxBucket, segmentBucket}
 
 	// schemaKey is the key of the schema version. Only this value has no checksum, because every version must be able to
 	// read it.
@@ -32,10 +33,12 @@ var (
 const (
 	latestKey = "latest" // the latest time that the server is known to have seen
 	logEndKey = "audit"  // the logEnd
+	// problemsKey is the key of the problems of the audit log that no administrator has acknowledged, a []string.
+	problemsKey = "audit/problems"
 )
 
 func metaKeys() [][]byte {
-	keys := [][]byte{[]byte(latestKey), []byte(logEndKey)}
+	keys := [][]byte{[]byte(latestKey), []byte(logEndKey), []byte(problemsKey)}
 	for _, bucket := range recordBuckets {
 		keys = append(keys, []byte(tallyKey(bucket)))
 	}
@@ -48,6 +51,7 @@ func metaKeys() [][]byte {
 var migrations = []func(*bbolt.Tx) error{
 	func(tx *bbolt.Tx) error { return createBuckets(tx, "keys", "sandboxes") },
 	migrateTo2,
+	migrateTo3,
 }
 
 // migrate brings the store to the current schema in one transaction.
@@ -207,4 +211,16 @@ func replaceAll(c *change, bucket string, replace func(id string, old []byte) ([
 		}
 	}
 	return nil
+}
+
+// migrateTo3 adds the sealed segments of the audit log, and its problems.
+func migrateTo3(tx *bbolt.Tx) error {
+	if err := createBuckets(tx, "segments"); err != nil {
+		return err
+	}
+	c := newChange(tx)
+	if err := c.putMeta("tally/segments", tally{}); err != nil {
+		return err
+	}
+	return c.putMeta("audit/problems", []string{})
 }

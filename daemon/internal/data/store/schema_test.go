@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +22,16 @@ import (
 
 // schema1 returns the files of a state directory of the first release, and the API keys in it by their description.
 func schema1(t testing.TB) (files map[string][]byte, tokens map[string]string) {
+	return fixture(t, "schema1", 5, "msb.db", "keyring.json")
+}
+
+// fixture returns the files with these names in a directory of testdata, and the API keys that its file tokens.txt has, by
+// their description.
+func fixture(t testing.TB, dir string, keys int, names ...string) (files map[string][]byte, tokens map[string]string) {
 	t.Helper()
 	files, tokens = map[string][]byte{}, map[string]string{}
-	for _, name := range []string{"msb.db", "keyring.json", "tokens.txt"} {
-		content, err := os.ReadFile(filepath.Join("testdata", "schema1", name))
+	for _, name := range append(names, "tokens.txt") {
+		content, err := os.ReadFile(filepath.Join("testdata", dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -37,8 +44,8 @@ func schema1(t testing.TB) (files map[string][]byte, tokens map[string]string) {
 			tokens[description] = key
 		}
 	}
-	if len(tokens) != 5 {
-		t.Fatalf("the fixture has %d keys, want 5", len(tokens))
+	if len(tokens) != keys {
+		t.Fatalf("the fixture has %d keys, want %d", len(tokens), keys)
 	}
 	return files, tokens
 }
@@ -104,11 +111,52 @@ func TestSchema1(t *testing.T) {
 	}
 }
 
+// After an upgrade from schema 2, every live key is still accepted, every refused key is still refused, and the audit log
+// continues.
+func TestSchema2(t *testing.T) {
+	t.Parallel()
+	files, tokens := fixture(t, "schema2", 6, "msb.db", "keyring.json", "audit.jsonl")
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	writeFiles(t, dir, files)
+	for start := range uint64(2) { // the second start finds the new schema
+		srv := mustStart(t, dir)
+		var accepted []string
+		for description, key := range tokens {
+			if _, err := srv.verifier.Verify(key, netip.Addr{}); err == nil {
+				accepted = append(accepted, description)
+			}
+		}
+		slices.Sort(accepted)
+		if diff := cmp.Diff([]string{"live-expiring", "live-global", "live-limited"}, accepted); diff != "" {
+			t.Error(diff)
+		}
+		st, err := observe(srv, nil)
+		if err != nil || len(st.Sandboxes) != 2 || st.Requests == 0 {
+			t.Errorf("the state is %+v, %v, want the sandboxes and the usage", st, err)
+		}
+		if head := srv.AuditHead(); head.Seq != uint64(bytes.Count(files["audit.jsonl"], []byte("\n")))+start {
+			t.Errorf("the audit log ends with entry %d", head.Seq)
+		}
+		if err := checkAudit(srv, srv.AuditHead()); err != nil {
+			t.Error(err)
+		}
+		if _, err := srv.SealAudit("uid:0"); err != nil && start == 0 {
+			t.Error(err)
+		}
+		if err := srv.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // writeFixture writes a state directory of the current version to dir. It adds a file tokens.txt; each line has the
 // description of a key and the key. Before a release, run it and commit the files. The next release adds a test like the
 // one above for them and never changes the files. The command is:
 //
-//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema2 go test -count=1 ./daemon/internal/data/store
+//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema3 go test -count=1 ./daemon/internal/data/store
 func writeFixture(dir string) error {
 	ctx := context.Background()
 	srv, err := start(dir)

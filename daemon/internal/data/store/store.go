@@ -37,6 +37,7 @@ type Store struct {
 	lock   *os.File
 	log    *auditLog
 	writes *committer
+	disk   *disk
 }
 
 // Open locks the state directory, creating it if needed, and opens the store in it. It returns
@@ -59,12 +60,16 @@ func Open(stateDir string) (_ *Store, err error) {
 	if err != nil {
 		return nil, errors.Join(err, unlock(lock))
 	}
-	writes := newCommitter(db, filepath.Join(stateDir, logName))
+	disk := &disk{dir: stateDir}
+	writes, err := newCommitter(db, filepath.Join(stateDir, logName), disk.release)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open store: %w", err), db.Close(), unlock(lock))
+	}
 	if err := writes.log.begin(fellBack); err != nil {
 		err = fmt.Errorf("its last change is unreadable and may have been acknowledged: %w", err)
 		return nil, errors.Join(damaged(path, err), writes.log.close(), db.Close(), unlock(lock))
 	}
-	return &Store{db: db, lock: lock, log: writes.log, writes: writes}, nil
+	return &Store{db: db, lock: lock, log: writes.log, writes: writes, disk: disk}, nil
 }
 
 // Close closes the store and unlocks the state directory.

@@ -29,7 +29,7 @@ const (
 	ScopeStart   Scope = "sandbox:start"  // start sandboxes
 	ScopeStop    Scope = "sandbox:stop"   // stop sandboxes
 	ScopeExec    Scope = "sandbox:exec"   // run code and commands in sandboxes
-	ScopeRead    Scope = "sandbox:read"   // read the resource usage of sandboxes
+	ScopeRead    Scope = "sandbox:read"   // read which sandboxes exist, their state and their resource usage
 	ScopeMetrics Scope = "server:metrics" // read the metrics of the entire server
 )
 

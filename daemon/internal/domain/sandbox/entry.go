@@ -28,16 +28,22 @@ type entry struct {
 	connecting chan struct{}
 }
 
-// conn is a connection to a sandbox's portal.
+// conn is a connection to a sandbox's portal. Once it is broken, the next run opens a new one.
 type conn struct {
 	Portal
 	broken atomic.Bool
 }
 
-// watchedStream sets broken when the stream ends, so that the next run opens a new connection instead of failing.
+// watchedStream sets broken when the stream ends, on either side. The portal's client closes it after every error of the
+// connection, whatever the guest sent.
 type watchedStream struct {
 	io.ReadWriteCloser
 	broken *atomic.Bool
+}
+
+func (s *watchedStream) Close() error {
+	s.broken.Store(true)
+	return s.ReadWriteCloser.Close()
 }
 
 func (s *watchedStream) Read(p []byte) (int, error) {

@@ -31,9 +31,19 @@ type Options struct {
 	Defaults Config
 	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.
 	MaxCPUs, MaxMemoryMiB int
+	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one.
+	CheckSpace func() error
+	// MakeRoom frees disk space from a reserve if that disk is full. It reports whether it did, so that it is worth trying
+	// again what has failed.
+	MakeRoom func() bool
+	// Total limits the sandboxes of all tenant namespaces together. Its Runs is not used.
+	Total Quota
+	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn.
+	Boots int
 	// Quota returns the quota of a tenant namespace.
 	Quota func(namespace string) Quota
-	// StartTimeout limits a start, from the request to the guest's first answer.
+	// StartTimeout limits the boot of a microVM, up to the guest's first answer. The time that a start waits for its turn
+	// does not count.
 	StartTimeout time.Duration
 	// MaxRunTime is the longest time limit of a run, and the time limit of a run that sets none.
 	MaxRunTime time.Duration
@@ -50,6 +60,9 @@ type Manager struct {
 	endLifetime context.CancelFunc
 	watchers    sync.WaitGroup
 
+	// boots holds an element for each microVM that boots.
+	boots chan struct{}
+
 	mu      sync.Mutex
 	open    bool
 	entries map[Name]*entry
@@ -59,17 +72,54 @@ type Manager struct {
 // NewManager returns a Manager that refuses all work until Recover has returned.
 func NewManager(o Options) *Manager {
 	lifetime, end := context.WithCancel(context.Background())
-	return &Manager{Options: o, lifetime: lifetime, endLifetime: end, entries: map[Name]*entry{}, runs: map[string]int{}}
+	return &Manager{
+		Options: o, lifetime: lifetime, endLifetime: end, boots: make(chan struct{}, max(1, o.Boots)), entries: map[Name]*entry{}, runs: map[string]int{},
+	}
 }
 
 // List returns the records of a tenant namespace, or of all namespaces if namespace is empty, sorted by name.
 func (m *Manager) List(namespace string) []Record {
+	if namespace == "" {
+		return m.records(nil)
+	}
+	return m.records([]string{namespace})
+}
+
+// ListIn returns the records of several tenant namespaces, or of all namespaces if namespaces is empty, sorted by the text
+// of their names. Its error is errdefs.ErrUnavailable.
+func (m *Manager) ListIn(namespaces []string) ([]Record, error) {
+	if err := m.checkOpen(); err != nil {
+		return nil, err
+	}
+	return m.records(namespaces), nil
+}
+
+// Get returns the record of a sandbox. Its errors are errdefs.ErrInvalidArgument, ErrNotFound and ErrUnavailable.
+func (m *Manager) Get(name Name) (Record, error) {
+	if err := name.Validate(); err != nil {
+		return Record{}, err
+	}
+	if err := m.checkOpen(); err != nil {
+		return Record{}, err
+	}
+	m.mu.Lock()
+	e := m.entries[name]
+	m.mu.Unlock()
+	if e != nil {
+		if rec := e.record(); rec.ID != "" {
+			return rec, nil
+		}
+	}
+	return Record{}, notFound(name)
+}
+
+func (m *Manager) records(namespaces []string) []Record {
 	m.mu.Lock()
 	entries := slices.Collect(maps.Values(m.entries))
 	m.mu.Unlock()
 	var recs []Record
 	for _, e := range entries {
-		if rec := e.record(); rec.ID != "" && (namespace == "" || rec.Name.Namespace == namespace) {
+		if rec := e.record(); rec.ID != "" && (len(namespaces) == 0 || slices.Contains(namespaces, rec.Name.Namespace)) {
 			recs = append(recs, rec)
 		}
 	}

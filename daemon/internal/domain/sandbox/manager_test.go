@@ -24,6 +24,10 @@ type fixture struct {
 	store *sandboxtest.MemoryStore
 	rt    *sandboxtest.Runtime
 	guest *sandboxtest.Guest
+	disk  struct {
+		full  bool // CheckSpace refuses
+		parts int  // how often MakeRoom still frees something
+	}
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -36,17 +40,36 @@ func newFixture(t *testing.T) *fixture {
 // restart replaces the Manager by a new one with the same store and microVMs, like a restart of the daemon.
 func (f *fixture) restart(t *testing.T) Recovery {
 	t.Helper()
+	return f.restartWith(t, func(*Options) {})
+}
+
+// restartWith is like restart, with other options.
+func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
+	t.Helper()
 	if f.Manager != nil {
 		f.Manager.Close()
 	}
-	f.Manager = NewManager(Options{
+	o := Options{
 		Store: f.store, Runtime: f.rt,
 		Connect:  f.guest.Connect,
 		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512},
 		Quota:    func(string) Quota { return Quota{} },
+		Boots:    8,
 		MaxCPUs:  4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Hour,
+		CheckSpace: func() error {
+			if f.disk.full {
+				return ErrNoSpace
+			}
+			return nil
+		},
+		MakeRoom: func() bool {
+			f.disk.parts--
+			return f.disk.parts >= 0
+		},
 		Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	change(&o)
+	f.Manager = NewManager(o)
 	r, err := f.Recover(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -265,6 +288,80 @@ func TestUnwritableStoreStartsNothing(t *testing.T) {
 	}
 }
 
+// A sandbox that has filled the disk can be stopped: Stop does not need the store, and removes the microVM with disk space
+// from the reserve.
+func TestStopOnAFullDisk(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	full := errors.New("no space left on device")
+	f.store.FailWith(full)
+	f.disk.full, f.disk.parts = true, 2
+	f.rt.OnRemove = func(context.Context, string) error { // succeeds with the second part, and then the disk has room
+		if f.disk.parts > 0 {
+			return full
+		}
+		f.store.FailWith(nil)
+		return nil
+	}
+	if err := f.Stop(t.Context(), testName); err != nil {
+		t.Fatal(err)
+	}
+	if f.rt.Len() != 0 || len(f.List("")) != 0 || len(f.records(t)) != 0 {
+		t.Errorf("left: %d microVMs, sandboxes %v, records %v", f.rt.Len(), f.List(""), f.records(t))
+	}
+}
+
+// If the store cannot be written at all, Stop removes the microVM nevertheless. The sandbox is listed as failed until its
+// record can be removed.
+func TestStopWithoutTheStore(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	f.store.FailWith(errors.New("input/output error"))
+	if err := f.Stop(t.Context(), testName); err != nil || f.rt.Len() != 0 {
+		t.Fatalf("stop: %v, %d microVMs", err, f.rt.Len())
+	}
+	if list := f.List(""); len(list) != 1 || list[0].State != Failed || !strings.Contains(list[0].Reason, "stopped") {
+		t.Errorf("sandboxes: %+v, want one that has failed because it was stopped", list)
+	}
+	f.store.FailWith(nil)
+	if r := f.restart(t); r.Lost != 1 {
+		t.Errorf("recovery after a restart: %+v, want one lost sandbox", r)
+	}
+	if err := f.Stop(t.Context(), testName); err != nil || len(f.records(t)) != 0 {
+		t.Errorf("stop again: %v, records %v", err, f.records(t))
+	}
+}
+
+func TestStartOnAFullDisk(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	f.disk.full = true
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Errorf("start of a running sandbox: %v, want nil, because it needs no space", err)
+	}
+	other := Name{"default", "two"}
+	if err := f.Start(t.Context(), other, Request{}); !errors.Is(err, ErrNoSpace) || !errdefs.IsResourceExhausted(err) {
+		t.Errorf("start: got error %v, want ErrNoSpace", err)
+	}
+	f.disk.full = false
+	f.rt.OnStart = func(context.Context, string) error {
+		f.disk.full = true // by another sandbox
+		return errors.New("no space left on device")
+	}
+	if err := f.Start(t.Context(), other, Request{}); !errors.Is(err, ErrNoSpace) {
+		t.Errorf("start that fills the disk: got error %v, want ErrNoSpace", err)
+	}
+	if n := f.rt.Len(); n != 1 {
+		t.Errorf("%d microVMs, want 1", n)
+	}
+}
+
 func TestDeadMicroVMIsDetected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
@@ -334,25 +431,76 @@ func TestRunLimits(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	f := newFixture(t)
-	if err := f.Start(t.Context(), testName, Request{}); err != nil {
-		t.Fatal(err)
+	two := Name{"other", "two"}
+	for _, name := range []Name{testName, two} {
+		if err := f.Start(t.Context(), name, Request{}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	if err := f.Start(t.Context(), Name{"other", "two"}, Request{}); err != nil {
-		t.Fatal(err)
-	}
-	all, err := f.Metrics(t.Context(), "", "")
+	all, err := f.Metrics(t.Context(), nil, "")
 	if err != nil || len(all) != 2 {
 		t.Fatalf("all: %v %v", all, err)
 	}
-	one, err := f.Metrics(t.Context(), "default", "one")
-	if err != nil || len(one) != 1 || *one[0].MemoryMiB != 5 || *one[0].DiskBytes != 77 || !one[0].Running {
+	one, err := f.Metrics(t.Context(), []string{"default"}, "one")
+	if err != nil || len(one) != 1 || one[0].CPUPercent == nil || *one[0].MemoryMiB != 5 || *one[0].DiskBytes != 77 || one[0].State != Running {
 		t.Fatalf("one: %v %v", one, err)
 	}
-	if _, err := f.Metrics(t.Context(), "default", "two"); !errdefs.IsNotFound(err) {
+	for want, namespaces := range map[string][]string{
+		"sandbox default/absent does not exist":                                 {"default"},
+		"sandbox absent does not exist in any of the namespaces default, other": {"default", "other"},
+		"sandbox absent does not exist in any namespace":                        {},
+	} {
+		if _, err := f.Metrics(t.Context(), namespaces, "absent"); !errdefs.IsNotFound(err) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("absent from %q: got error %v, want %s", namespaces, err, want)
+		}
+	}
+	if _, err := f.Metrics(t.Context(), []string{"default"}, "two"); !errdefs.IsNotFound(err) {
 		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
 	}
-	if _, err := f.Metrics(t.Context(), "", "absent"); !errdefs.IsNotFound(err) || !strings.HasPrefix(err.Error(), "sandbox absent does not exist in any namespace") {
-		t.Errorf("absent sandbox: got error %v, want NotFound without a namespace", err)
+}
+
+// A sandbox has the same state in every list, and the reason is there for everyone who may use the sandbox.
+func TestListAndGet(t *testing.T) {
+	f := newFixture(t)
+	two := Name{"other", "two"}
+	if err := f.Start(t.Context(), testName, Request{CPUs: 2}); err != nil {
+		t.Fatal(err)
+	}
+	f.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
+	if err := f.Start(t.Context(), two, Request{}); err == nil {
+		t.Fatal("the start succeeded")
+	}
+	for _, tt := range []struct {
+		namespaces []string
+		want       []Name
+	}{
+		{nil, []Name{testName, two}}, {[]string{"other", "default"}, []Name{testName, two}}, {[]string{"other"}, []Name{two}}, {[]string{"empty"}, nil},
+	} {
+		var got []Name
+		recs, err := f.ListIn(tt.namespaces)
+		for _, rec := range recs {
+			got = append(got, rec.Name)
+			one, err := f.Get(rec.Name)
+			if err != nil || one.ID != rec.ID || one.Name != rec.Name || one.State != rec.State {
+				t.Errorf("Get returns %+v, error %v, but ListIn %+v", one, err, rec)
+			}
+			measured, err := f.Metrics(t.Context(), []string{rec.Name.Namespace}, rec.Name.Name)
+			if err != nil || len(measured) != 1 || measured[0].State != rec.State || measured[0].Reason != rec.Reason {
+				t.Errorf("Metrics returns %+v, error %v, but ListIn %+v", measured, err, rec)
+			}
+		}
+		if err != nil || !slices.Equal(got, tt.want) {
+			t.Errorf("%q: got %v, error %v, want %v", tt.namespaces, got, err, tt.want)
+		}
+	}
+	if rec, err := f.Get(two); err != nil || rec.State != Failed || rec.Reason != "its start failed" {
+		t.Errorf("the failed sandbox: %+v, error %v", rec, err)
+	}
+	if _, err := f.Get(Name{"default", "two"}); !errdefs.IsNotFound(err) {
+		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
+	}
+	if _, err := f.Get(Name{"default", "../two"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("bad name: got error %v, want InvalidArgument", err)
 	}
 }
 
@@ -376,6 +524,12 @@ func TestManagerRefusesWorkBeforeRecover(t *testing.T) {
 	}
 	if err := m.Stop(t.Context(), testName); !errdefs.IsUnavailable(err) {
 		t.Errorf("stop: %v", err)
+	}
+	if _, err := m.ListIn(nil); !errdefs.IsUnavailable(err) {
+		t.Errorf("list: %v", err)
+	}
+	if _, err := m.Get(testName); !errdefs.IsUnavailable(err) {
+		t.Errorf("get: %v", err)
 	}
 }
 

@@ -4,44 +4,45 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 )
 
-// Metrics is the resource usage of a sandbox. MemoryMiB and DiskBytes are nil if it does not run or could not be measured.
+// Metrics is the resource usage of a sandbox. CPUPercent, MemoryMiB and DiskBytes are nil if it does not run or could not be
+// measured.
 type Metrics struct {
-	Name    Name
-	Running bool
+	Name  Name
+	State State
+	// Reason says why the sandbox failed, like that of a Record.
+	Reason string
 	// CPUPercent is in percent of one processor: two busy processors are 200.
-	CPUPercent float64
+	CPUPercent *float64
 	MemoryMiB  *int64
 	DiskBytes  *int64
 }
 
-// Metrics returns the metrics of the sandboxes that match. An empty namespace matches every tenant namespace, and an empty
-// name matches every sandbox. If name is set and no sandbox matches, the error is errdefs.ErrNotFound.
-func (m *Manager) Metrics(ctx context.Context, namespace, name string) ([]Metrics, error) {
-	if err := m.checkOpen(); err != nil {
+// Metrics returns the metrics of the sandboxes in several tenant namespaces, or in all namespaces if namespaces is empty. If
+// name is set, it returns only sandboxes of that name, and errdefs.ErrNotFound if there is none.
+func (m *Manager) Metrics(ctx context.Context, namespaces []string, name string) ([]Metrics, error) {
+	recs, err := m.ListIn(namespaces)
+	if err != nil {
 		return nil, err
 	}
-	recs := m.List(namespace)
 	if name != "" {
 		recs = slices.DeleteFunc(recs, func(r Record) bool { return r.Name.Name != name })
 		if len(recs) == 0 {
-			if namespace == "" {
-				return nil, fmt.Errorf("sandbox %s does not exist in any namespace: %w", name, errdefs.ErrNotFound)
-			}
-			return nil, notFound(Name{namespace, name})
+			return nil, notFoundIn(namespaces, name)
 		}
 	}
 	all := make([]Metrics, len(recs))
 	var g errgroup.Group
 	g.SetLimit(parallelism)
 	for i, rec := range recs {
-		all[i] = Metrics{Name: rec.Name, Running: rec.State == Running}
-		if all[i].Running {
+		all[i] = Metrics{Name: rec.Name, State: rec.State, Reason: rec.Reason}
+		if rec.State == Running {
 			g.Go(func() error {
 				m.measure(ctx, rec, &all[i])
 				return nil
@@ -50,6 +51,18 @@ func (m *Manager) Metrics(ctx context.Context, namespace, name string) ([]Metric
 	}
 	g.Wait()
 	return all, nil
+}
+
+// notFoundIn returns the error for a name that no sandbox in the namespaces has; none stands for all namespaces.
+func notFoundIn(namespaces []string, name string) error {
+	switch len(namespaces) {
+	case 0:
+		return fmt.Errorf("sandbox %s does not exist in any namespace: %w", name, errdefs.ErrNotFound)
+	case 1:
+		return notFound(Name{namespaces[0], name})
+	default:
+		return fmt.Errorf("sandbox %s does not exist in any of the namespaces %s: %w", name, strings.Join(namespaces, ", "), errdefs.ErrNotFound)
+	}
 }
 
 func (m *Manager) measure(ctx context.Context, rec Record, out *Metrics) {
@@ -65,7 +78,8 @@ func (m *Manager) measure(ctx context.Context, rec Record, out *Metrics) {
 	e := m.entries[rec.Name]
 	m.mu.Unlock()
 	if e != nil {
-		out.CPUPercent = e.cpuPercent(rec, u.CPUTime, time.Now())
+		percent := e.cpuPercent(rec, u.CPUTime, time.Now())
+		out.CPUPercent = &percent
 	}
 	mem, disk := int64(u.MemoryBytes>>20), int64(u.DiskBytes)
 	out.MemoryMiB, out.DiskBytes = &mem, &disk

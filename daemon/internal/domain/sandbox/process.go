@@ -9,8 +9,15 @@ import (
 // ErrCommandNotFound is returned for a command whose program does not exist in the sandbox.
 var ErrCommandNotFound = errors.New("command not found")
 
+// ErrCommandNotExecutable is returned for a command whose file exists in the sandbox but cannot be run.
+var ErrCommandNotExecutable = errors.New("command cannot be run")
+
 // ErrRunTimeout is returned for a process that reached its time limit and was interrupted.
 var ErrRunTimeout = errors.New("time limit of the run reached")
+
+// ErrRunFailed is returned for a process that failed or was lost after it had begun, so that it may have taken effect.
+// Nothing may run it again by itself. Its text may come from the sandbox.
+var ErrRunFailed = errors.New("run failed")
 
 // Language is the language of a REPL in a sandbox.
 type Language string
@@ -50,8 +57,9 @@ type Command struct {
 // Process is a command or a run of code in a sandbox. Only one goroutine may call Next, but another may call Close.
 type Process interface {
 	// Next returns the next event. The last event is an Exit, after which Next returns io.EOF. Any other error means
-	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, errdefs.ErrUnavailable if the connection to the
-	// sandbox is lost, or the error of the context that the process was started with.
+	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, ErrCommandNotExecutable, errdefs.ErrInvalidArgument or
+	// errdefs.ErrFailedPrecondition if it could not be started, the cause of the end of the context that the process was
+	// started with, or else ErrRunFailed, for example if the connection to the sandbox is lost.
 	Next() (Event, error)
 	// Close interrupts the process if it still runs, and releases its resources. It may be called more than once.
 	Close() error
@@ -82,8 +90,9 @@ type Exit struct{ Code int }
 func (Output) event() {}
 func (Exit) event()   {}
 
-// Portal is a connection to the portal, the helper program inside a sandbox. Its errors have an errdefs class; a lost
-// connection is errdefs.ErrUnavailable. A process ends when the context that it was started with is cancelled.
+// Portal is a connection to the portal, the helper program inside a sandbox. An error of one of its methods means that the
+// connection does not work and that nothing was started; it is errdefs.ErrUnavailable, or the cause of the end of the
+// context. A process ends when the context that it was started with is cancelled.
 type Portal interface {
 	Ping(ctx context.Context) error
 	RunCode(ctx context.Context, code Code) (Process, error)

@@ -6,7 +6,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Quota limits the resources that all sandboxes of a tenant namespace may use together. A field that is 0 means no limit.
+// Quota limits the resources that the sandboxes of a tenant namespace, or of the server, may use together. A field that is 0 means no limit.
 // Failed sandboxes do not count.
 type Quota struct {
 	Sandboxes, CPUs, MemoryMiB int
@@ -14,39 +14,68 @@ type Quota struct {
 	Runs int
 }
 
-// reserve counts cfg against the quota of e's tenant namespace while a start is in progress. It returns
-// errdefs.ErrResourceExhausted if that exceeds the quota. The caller must hold e's lock, and end the reservation with
+// reserve counts cfg against the quota of e's tenant namespace and against the limits of the server, while a start is in
+// progress. It returns errdefs.ErrResourceExhausted if that exceeds one of them. The caller must hold e's lock, and end the reservation with
 // e.setReserved(nil).
 func (m *Manager) reserve(e *entry, cfg Config) error {
 	namespace := e.name.Namespace
 	q := m.Quota(namespace)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	used := Quota{Sandboxes: 1, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB}
-	for name, other := range m.entries {
-		if name.Namespace != namespace || other == e {
-			continue
-		}
-		if c, counts := other.quotaUse(); counts {
-			used.Sandboxes++
-			used.CPUs += c.CPUs
-			used.MemoryMiB += c.MemoryMiB
-		}
+	one := Quota{Sandboxes: 1, CPUs: cfg.CPUs, MemoryMiB: cfg.MemoryMiB}
+	used := m.use(func(other *entry) bool { return other != e && other.name.Namespace == namespace }).plus(one)
+	if l := used.exceeds(q); l != nil {
+		return fmt.Errorf("namespace %s is limited to %s; this start would need %d. Stop one of its sandboxes first, "+
+			"or ask the server's administrator for more: %w", namespace, count(l.limit, l.one, l.many), l.used, errdefs.ErrResourceExhausted)
 	}
-	for _, l := range []struct {
-		one, many   string
-		used, limit int
-	}{
-		{"sandbox", "sandboxes", used.Sandboxes, q.Sandboxes},
-		{"virtual processor", "virtual processors", used.CPUs, q.CPUs},
-		{"MiB of memory", "MiB of memory", used.MemoryMiB, q.MemoryMiB},
-	} {
-		if l.limit > 0 && l.used > l.limit {
-			return fmt.Errorf("namespace %s is limited to %s; this start would need %d. Stop one of its sandboxes first, "+
-				"or ask the server's administrator for more: %w", namespace, count(l.limit, l.one, l.many), l.used, errdefs.ErrResourceExhausted)
-		}
+	// Do not say what is in use: it belongs to other tenants.
+	if l := m.use(func(other *entry) bool { return other != e }).plus(one).exceeds(m.Total); l != nil {
+		return fmt.Errorf("the server is limited to %s for all sandboxes together, and not enough is left for this one. Stop a sandbox "+
+			"that is no longer needed, ask for less memory, or try again later; the server's administrator can raise the limit: %w",
+			count(l.limit, l.one, l.many), errdefs.ErrResourceExhausted)
 	}
 	e.setReserved(&cfg)
+	return nil
+}
+
+// InUse returns what the sandboxes of all tenant namespaces use, as Options.Total limits it.
+func (m *Manager) InUse() Quota {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.use(func(*entry) bool { return true })
+}
+
+// use returns what the sandboxes of the matching entries use. The caller must hold m.mu.
+func (m *Manager) use(matches func(*entry) bool) (used Quota) {
+	for _, e := range m.entries {
+		if c, counts := e.quotaUse(); counts && matches(e) {
+			used = used.plus(Quota{Sandboxes: 1, CPUs: c.CPUs, MemoryMiB: c.MemoryMiB})
+		}
+	}
+	return used
+}
+
+func (q Quota) plus(other Quota) Quota {
+	return Quota{Sandboxes: q.Sandboxes + other.Sandboxes, CPUs: q.CPUs + other.CPUs, MemoryMiB: q.MemoryMiB + other.MemoryMiB}
+}
+
+// limit is a limit of a quota, with its unit.
+type limit struct {
+	one, many   string
+	used, limit int
+}
+
+// exceeds returns the first limit of a quota that q exceeds, or nil.
+func (q Quota) exceeds(limits Quota) *limit {
+	for _, l := range []limit{
+		{"sandbox", "sandboxes", q.Sandboxes, limits.Sandboxes},
+		{"virtual processor", "virtual processors", q.CPUs, limits.CPUs},
+		{"MiB of memory", "MiB of memory", q.MemoryMiB, limits.MemoryMiB},
+	} {
+		if l.limit > 0 && l.used > l.limit {
+			return &l
+		}
+	}
 	return nil
 }
 

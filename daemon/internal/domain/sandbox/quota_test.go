@@ -4,15 +4,132 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	. "github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
+
+// All namespaces share the limits of the server. The error does not say what other tenants use.
+func TestTotalBoundsTheServer(t *testing.T) {
+	for what, tt := range map[string]struct {
+		total Quota
+		limit string
+	}{
+		"sandboxes":  {Quota{Sandboxes: 2}, "2 sandboxes"},
+		"processors": {Quota{CPUs: 5}, "5 virtual processors"},
+		"memory":     {Quota{MemoryMiB: 1500}, "1500 MiB of memory"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			f := newFixture(t)
+			f.Manager.Total = tt.total
+			start := func(namespace string) error { return f.Start(t.Context(), Name{namespace, "a"}, Request{CPUs: 2}) }
+			for _, namespace := range []string{"one", "two", "two"} { // starting it again uses nothing more
+				if err := start(namespace); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, want := f.InUse(), (Quota{Sandboxes: 2, CPUs: 4, MemoryMiB: 1024}); got != want {
+				t.Errorf("in use: %+v, want %+v", got, want)
+			}
+			err := start("three")
+			want := "the server is limited to " + tt.limit + " for all sandboxes together, and not enough is left for this one."
+			if !errdefs.IsResourceExhausted(err) || !strings.HasPrefix(err.Error(), want) {
+				t.Fatalf("third sandbox: got error %v, want %s", err, want)
+			}
+			if strings.Contains(err.Error(), "two") || strings.Contains(err.Error(), "1536") || len(f.List("three")) != 0 {
+				t.Errorf("the refused start left %+v, and its error is %v", f.List("three"), err)
+			}
+			f.rt.Kill(f.List("one")[0].ID)
+			for f.List("one")[0].State != Failed { // failed sandboxes do not count
+				runtime.Gosched()
+			}
+			if err := start("three"); err != nil {
+				t.Errorf("after a sandbox has failed: %v", err)
+			}
+		})
+	}
+}
+
+// Only so many microVMs boot at a time. Further starts wait in the order in which they came; the wait does not count against
+// the time limit of the boot, and a stop or a cancellation ends it.
+func TestBootsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.restartWith(t, func(o *Options) { o.Boots = 2 })
+		var mu sync.Mutex
+		var booting, most int
+		f.rt.OnStart = func(ctx context.Context, _ string) error {
+			mu.Lock()
+			booting++
+			most = max(most, booting)
+			mu.Unlock()
+			time.Sleep(50 * time.Second) // a boot may take a minute
+			mu.Lock()
+			booting--
+			mu.Unlock()
+			return ctx.Err()
+		}
+		var wg sync.WaitGroup
+		var order []string
+		errs := map[string]error{}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		errDisconnected := errors.New("the client has disconnected")
+		for i := range 8 {
+			name := string(rune('a' + i))
+			wg.Go(func() {
+				err := f.Start(ctx, Name{"default", name}, Request{})
+				mu.Lock()
+				defer mu.Unlock()
+				order, errs[name] = append(order, name), err
+			})
+			time.Sleep(time.Second)
+		}
+		waiting, err := f.Get(Name{"default", "e"})
+		if err != nil || waiting.State != Starting {
+			t.Errorf("a start that waits: %+v, error %v", waiting, err)
+		}
+		before := time.Now()
+		if err := f.Stop(t.Context(), Name{"default", "e"}); err != nil || time.Since(before) != 0 {
+			t.Errorf("stopping a sandbox that waits took %s, error %v", time.Since(before), err)
+		}
+		time.Sleep(110 * time.Second) // c and d have booted, f and g boot, and h waits
+		cancel(errDisconnected)
+		synctest.Wait()
+		mu.Lock()
+		if got := strings.Join(order, ""); got != "eabcdh" {
+			t.Errorf("the starts returned in the order %q", got)
+		}
+		mu.Unlock()
+		wg.Wait()
+		for _, name := range []string{"a", "b", "c", "d"} {
+			if errs[name] != nil {
+				t.Errorf("start of %s: %v", name, errs[name])
+			}
+		}
+		if err := errs["e"]; !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("the stopped start: got error %v, want FailedPrecondition", err)
+		}
+		if err := errs["h"]; !errors.Is(err, errDisconnected) {
+			t.Errorf("the canceled start: got error %v, want %v", err, errDisconnected)
+		}
+		if most != 2 {
+			t.Errorf("%d microVMs booted at a time, want 2", most)
+		}
+		if recs := f.List(""); len(recs) != 4 {
+			t.Errorf("records: %+v", recs)
+		}
+		f.Manager.Close()
+	})
+}
 
 func TestQuotaBoundsEachNamespace(t *testing.T) {
 	for what, tt := range map[string]struct {

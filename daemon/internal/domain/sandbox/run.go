@@ -2,7 +2,9 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"time"
 
@@ -20,6 +22,9 @@ func (m *Manager) RunCode(ctx context.Context, name Name, code Code) (Process, e
 
 // RunCommand runs a program in the sandbox, without a shell. The caller must close the process.
 func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (Process, error) {
+	if len(command.Program) > maxPath {
+		return nil, fmt.Errorf("the name of a program has at most %d bytes: %w", maxPath, errdefs.ErrInvalidArgument)
+	}
 	return m.run(ctx, name, command.Timeout, "", func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
 		command.Environment, command.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
 		return p.RunCommand(ctx, command)
@@ -66,18 +71,31 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 		}
 	}
 	limit := m.timeLimit(timeout)
+	caller := ctx
 	ctx, p.cancel = context.WithTimeoutCause(ctx, limit+responseGrace,
-		fmt.Errorf("sandbox %s is no longer responding; stop it and start it again: %w", name, errdefs.ErrUnavailable))
+		&failure{"sandbox " + name.String() + " is no longer responding; stop it and start it again", nil})
 	p.cause = func() error { return context.Cause(ctx) }
-	conn, err := e.connection(ctx, m.connect)
-	if err != nil {
-		m.Log.Warn("could not connect to the sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
-		return nil, fmt.Errorf("sandbox %s is not responding. Try again; if that persists, stop it and start it again: %w", name, errdefs.ErrUnavailable)
+	for range 2 {
+		var conn *conn
+		if conn, err = e.connection(ctx, m.connect); err != nil {
+			break
+		}
+		if p.Process, err = start(ctx, conn.Portal, e.record().Config, limit); err == nil {
+			return p, nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		conn.broken.Store(true) // nothing was sent, so try once more over a new connection
 	}
-	if p.Process, err = start(ctx, conn.Portal, e.record().Config, limit); err != nil {
-		return nil, p.explain(err)
+	if caller.Err() != nil {
+		return nil, context.Cause(caller)
 	}
-	return p, nil
+	if notRunning := p.notRunning(); notRunning != nil {
+		return nil, notRunning
+	}
+	m.Log.Warn("could not connect to the sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
+	return nil, fmt.Errorf("sandbox %s is not responding. Try again; if that persists, stop it and start it again: %w", name, errdefs.ErrUnavailable)
 }
 
 // timeLimit returns the time limit of a run that asks for timeout.
@@ -128,18 +146,43 @@ func (p *process) release() {
 	})
 }
 
-// explain returns the reason for err. If the sandbox stopped, the guest no longer responds or the caller's key was revoked,
-// it returns an error that says so, because err is then only a consequence, such as a closed connection.
+// explain returns the reason for err, the error of a process that had begun. If the sandbox stopped, the guest no longer
+// responds or the request was canceled, it returns an error that says so, because err is then only a consequence, such as a
+// closed connection. None of its errors invites the client to try again.
 func (p *process) explain(err error) error {
-	name := p.entry.name
-	if p.entry.record().State != Running {
-		if _, notRunning := p.m.runningEntry(name); notRunning != nil {
-			return notRunning
-		}
+	if err == io.EOF { // the process has ended, and so has its context
+		return err
 	}
-	// The guest no longer responds, or the caller's key was revoked.
-	if cause := p.cause(); errdefs.IsUnavailable(cause) || errdefs.IsUnauthorized(cause) {
+	if notRunning := p.notRunning(); notRunning != nil && !errdefs.IsUnavailable(notRunning) {
+		return notRunning
+	}
+	cause := p.cause()
+	switch {
+	case cause == nil:
+		return err
+	case errdefs.IsUnauthorized(cause), errors.Is(cause, ErrRunFailed): // the key was revoked, or the guest no longer responds
 		return cause
+	case cause == context.Canceled:
+		return &failure{"the run was interrupted, because the client ended the request", cause}
+	default:
+		return &failure{fmt.Sprintf("the run was interrupted: %v", cause), cause}
 	}
+}
+
+// notRunning returns why the sandbox no longer runs, or nil if it does.
+func (p *process) notRunning() error {
+	if p.entry.record().State == Running {
+		return nil
+	}
+	_, err := p.m.runningEntry(p.entry.name)
 	return err
 }
+
+// failure is an ErrRunFailed that says what happened.
+type failure struct {
+	text  string
+	cause error // nil if text says everything
+}
+
+func (f *failure) Error() string   { return f.text }
+func (f *failure) Unwrap() []error { return []error{ErrRunFailed, f.cause} }

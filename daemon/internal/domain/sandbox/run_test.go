@@ -53,16 +53,19 @@ func TestQueuedRunOfAStoppedSandbox(t *testing.T) {
 	}
 }
 
-// panickingPortal is a Portal whose first run panics.
+// panickingPortal is a Portal that panics at its first run if armed. It refuses to run Ruby.
 type panickingPortal struct {
 	Portal
-	panicked bool
+	armed *bool
 }
 
 func (p *panickingPortal) RunCode(ctx context.Context, code Code) (Process, error) {
-	if !p.panicked {
-		p.panicked = true
+	if *p.armed {
+		*p.armed = false
 		panic("a fault of the portal")
+	}
+	if code.Language == "ruby" {
+		return nil, errdefs.ErrUnavailable
 	}
 	return p.Portal.RunCode(ctx, code)
 }
@@ -71,9 +74,10 @@ func (p *panickingPortal) RunCode(ctx context.Context, code Code) (Process, erro
 func TestEndedRunsFreeTheirPlace(t *testing.T) {
 	f := newFixture(t)
 	f.Manager.Quota = func(string) Quota { return Quota{Runs: 1} }
+	armed := true
 	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
 		p, err := f.guest.Connect(ctx, stream)
-		return &panickingPortal{Portal: p}, err
+		return &panickingPortal{p, &armed}, err
 	}
 	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
@@ -87,7 +91,11 @@ func TestEndedRunsFreeTheirPlace(t *testing.T) {
 			defer func() { recover() }()
 			f.RunCode(t.Context(), testName, code("1"))
 		}},
-		{"an error from RunCode", func() { f.RunCode(t.Context(), testName, Code{Language: "ruby"}) }},
+		{"an error from RunCode", func() {
+			if _, err := f.RunCode(t.Context(), testName, Code{Language: "ruby"}); !errdefs.IsUnavailable(err) {
+				t.Errorf("RunCode of a portal that refuses: %v, want Unavailable", err)
+			}
+		}},
 		{"Close", func() {
 			if p, err := f.RunCode(t.Context(), testName, code("1")); err == nil {
 				p.Close()

@@ -11,11 +11,22 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 )
 
 // DefaultNamespace is the tenant namespace of requests that name none.
 const DefaultNamespace = "default"
+
+// ErrNoSpace is the class of the errors of a start for which the server's disk has too little free space. It is an
+// errdefs.ErrResourceExhausted. Trying again does not help until somebody has freed space.
+var ErrNoSpace error = noSpace{}
+
+type noSpace struct{}
+
+func (noSpace) Error() string { return "the server's disk is almost full" }
+func (noSpace) Unwrap() error { return errdefs.ErrResourceExhausted }
 
 // Name is the name of a sandbox with its tenant namespace.
 type Name struct {

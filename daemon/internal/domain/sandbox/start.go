@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -13,7 +14,15 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+)
+
+// Linux runs no program and enters no directory with a longer path than maxPath, in bytes. No image has a longer name than
+// maxName.
+const (
+	maxPath = 4096
+	maxName = 512
 )
 
 // Request is the configuration that a client requests for a new sandbox. Zero values stand for the server's defaults.
@@ -56,6 +65,9 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 		return nil
 	}
+	if err := m.checkSpace(name); err != nil {
+		return err
+	}
 	if err := m.reserve(e, cfg); err != nil {
 		return err
 	}
@@ -66,16 +78,13 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	defer cancel(nil)
 	e.setCancel(cancel)
 	defer e.setCancel(nil)
-	limited, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
-		fmt.Errorf("sandbox %s did not answer within %s: %w", name, m.StartTimeout, errdefs.ErrUnavailable))
-	defer stop()
 
 	rec := Record{ID: newID(), Name: name, Config: cfg, State: Starting, CreatedAt: time.Now().UTC()}
 	if err := m.replace(e, old, rec); err != nil {
-		return err
+		return cmp.Or(m.checkSpace(name), err)
 	}
 	bootStart := time.Now()
-	portal, err := m.boot(limited, rec)
+	portal, cause, err := m.boot(ctx, rec)
 	if err == nil {
 		rec.State = Running
 		if err = m.Store.PutSandbox(rec); err != nil {
@@ -83,15 +92,17 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 	}
 	if err != nil {
-		cause := context.Cause(limited)
 		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
 			m.Log.Info("sandbox start canceled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
-			_ = m.erase(limited, e, rec, "its start was canceled") // on error, erase has recorded the failure
+			_ = m.erase(ctx, e, rec, "its start was canceled") // on error, erase has recorded the failure
 		} else {
-			m.fail(limited, e, rec, "its start failed", err)
+			m.fail(ctx, e, rec, "its start failed", err)
 		}
 		if cause != nil {
 			return cause // stopped, timed out, or canceled by the caller
+		}
+		if err := m.checkSpace(name); err != nil {
+			return err
 		}
 		// Do not return err to the client: it may name parts of the host. Administrators find it in the record.
 		return fmt.Errorf("sandbox %s did not start. Try again; if it fails again, the server's administrator can see the cause with 'msb server list': %w",
@@ -101,6 +112,14 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	m.watch(e, rec)
 	m.Log.Info("sandbox started", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID,
 		"image", cfg.Image, "took", time.Since(bootStart).Round(time.Millisecond))
+	return nil
+}
+
+// checkSpace returns an error that wraps ErrNoSpace if the disk has no room for another sandbox.
+func (m *Manager) checkSpace(name Name) error {
+	if err := m.CheckSpace(); err != nil {
+		return fmt.Errorf("sandbox %s was not started: %w", name, err)
+	}
 	return nil
 }
 
@@ -130,12 +149,23 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 	return nil
 }
 
-// boot starts the microVM and waits for the portal to answer.
-func (m *Manager) boot(ctx context.Context, rec Record) (*conn, error) {
-	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
-		return nil, err
+// boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
+// ctx was canceled, or the guest did not answer in time.
+func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
+	select {
+	case m.boots <- struct{}{}: // starts that wait get their turn in the order in which they came
+		defer func() { <-m.boots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx), context.Cause(ctx)
 	}
-	return m.connect(ctx, rec.ID)
+	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
+		fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable))
+	defer stop()
+	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
+		return nil, context.Cause(ctx), err
+	}
+	c, err := m.connect(ctx, rec.ID)
+	return c, context.Cause(ctx), err
 }
 
 func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
@@ -164,7 +194,7 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 		rec.Cause = cause.Error()
 	}
 	e.set(rec, nil)
-	if err := m.Runtime.Remove(ctx, rec.ID); err != nil {
+	if err := m.remove(ctx, rec.ID); err != nil {
 		log.Error("could not remove the microVM of the failed sandbox", "err", err)
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {
@@ -172,21 +202,35 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	}
 }
 
-// erase removes rec's microVM and then its record. On error, it records that the sandbox failed, with reason. It continues
-// even if ctx is cancelled.
+// erase removes rec's microVM and then its record. If the microVM cannot be removed, it records that the sandbox failed,
+// with reason. If only the record cannot be removed, the sandbox remains as failed, without a microVM, until it is stopped
+// or started again. erase continues even if ctx is cancelled.
 func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	err := m.Runtime.Remove(ctx, rec.ID)
-	if err == nil {
-		err = m.Store.DeleteSandbox(rec.ID)
-	}
-	if err != nil {
+	if err := m.remove(ctx, rec.ID); err != nil {
 		m.fail(ctx, e, rec, reason, err)
 		return err
 	}
+	if err := m.Store.DeleteSandbox(rec.ID); err != nil {
+		m.Log.Error("could not remove the record of a sandbox that was stopped; it remains as failed",
+			"sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID, "err", err)
+		rec.State, rec.Reason, rec.Cause = Failed, "it was stopped, but its record could not be removed", err.Error()
+		e.set(rec, nil)
+		return nil
+	}
 	e.set(Record{}, nil)
 	return nil
+}
+
+// remove removes a microVM, with disk space from the reserve if the disk is full.
+func (m *Manager) remove(ctx context.Context, id string) error {
+	for {
+		err := m.Runtime.Remove(ctx, id)
+		if err == nil || ctx.Err() != nil || !m.MakeRoom() {
+			return err
+		}
+	}
 }
 
 // configure returns the configuration for a request: it applies the server's defaults and checks its limits.
@@ -194,6 +238,9 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	var zero Config
 	if err := name.Validate(); err != nil {
 		return zero, err
+	}
+	if len(req.Image) > maxName || len(req.Workdir) > maxPath {
+		return zero, fmt.Errorf("an image name has at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
 	}
 	cfg := m.Defaults
 	cfg.Env, cfg.Workdir = slices.Clone(req.Env), req.Workdir
@@ -214,7 +261,7 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	}
 	for _, e := range cfg.Env {
 		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
-			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", k, errdefs.ErrInvalidArgument)
+			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
 		}
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {

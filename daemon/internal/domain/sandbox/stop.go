@@ -11,7 +11,8 @@ import (
 )
 
 // Stop stops a sandbox and removes its microVM, its resources and its record. A start in progress is cancelled. Stop
-// returns errdefs.ErrNotFound if there is no such sandbox.
+// returns errdefs.ErrNotFound if there is no such sandbox. It does not depend on the store: even if the disk is full or
+// broken, it removes the microVM, which frees what the sandbox has written.
 func (m *Manager) Stop(ctx context.Context, name Name) error {
 	if err := name.Validate(); err != nil {
 		return err
@@ -34,7 +35,9 @@ func (m *Manager) Stop(ctx context.Context, name Name) error {
 	rec := e.record()
 	rec.State = Stopping
 	if err := m.Store.PutSandbox(rec); err != nil {
-		return fmt.Errorf("record the stop of sandbox %s: %w", name, err)
+		// If the server ends before the microVM is removed, its next start finds the sandbox running, or failed.
+		m.Log.Warn("could not record the stop of a sandbox; it is stopped nevertheless",
+			"sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "err", err)
 	}
 	e.set(rec, nil)
 	// From here on, the stop is completed even if the client disconnects.

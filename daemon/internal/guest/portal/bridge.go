@@ -34,14 +34,15 @@ func Connect(ctx context.Context, socket string, in io.Reader, out io.Writer) er
 	}
 }
 
-// dial connects to socket. While nothing listens there, it retries for up to socketTimeout.
+// dial connects to socket. While nothing listens there, or too many connections wait there, it retries for up to
+// socketTimeout.
 func dial(ctx context.Context, socket string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, socketTimeout)
 	defer cancel()
 	for {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "unix", socket)
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) {
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
 		}
 		select {

@@ -13,6 +13,9 @@ import (
 // Nothing else in the program may wait for a child, because it would race with reap for exit statuses. So the program
 // cannot use os/exec, which waits for its children.
 type children struct {
+	load       *load
+	protection protection
+
 	mu        sync.Mutex
 	processes map[int]*process // the processes of start that have not been reaped yet, by pid
 }
@@ -24,15 +27,19 @@ type process struct {
 	// exited is closed once the process has been reaped and status is set.
 	exited chan struct{}
 	status syscall.WaitStatus
+	// killed says that the portal sent SIGKILL to the process or its group.
+	killed bool
+	// oomKills is how many processes of the load had been killed before this one started.
+	oomKills uint64
 }
 
 // adoptOrphans makes this process the reaper of its orphaned descendants. If it is PID 1, it already is. From then on,
-// the returned children reaps every child.
-func adoptOrphans() (*children, error) {
+// the returned children reaps every child. It starts processes in load.
+func adoptOrphans(load *load) (*children, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("prctl", err)
 	}
-	c := &children{processes: make(map[int]*process)}
+	c := &children{load: load, protection: ownProtection(), processes: make(map[int]*process)}
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, syscall.SIGCHLD)
 	go func() {
@@ -74,17 +81,19 @@ func (c *children) start(path string, argv, env []string, dir string, files ...*
 	// Hold the lock so that the process is not reaped before it is in the map.
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{
-		Dir:   dir,
-		Env:   env,
-		Files: fds,
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+	p := &process{parent: c, exited: make(chan struct{}), oomKills: c.load.oomKills()}
+	attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: fds, Sys: &syscall.SysProcAttr{Setsid: true}}
+	if c.load != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(c.load.dir.Fd())
+	}
+	err := c.protection.without(func() (err error) {
+		p.pid, err = syscall.ForkExec(path, argv, attr)
+		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	p := &process{pid: pid, parent: c, exited: make(chan struct{})}
-	c.processes[pid] = p
+	c.processes[p.pid] = p
 	return p, nil
 }
 
@@ -108,6 +117,7 @@ func (p *process) send(target int, sig syscall.Signal) {
 	defer p.parent.mu.Unlock()
 	// After the process was reaped, the kernel may have reused its pid.
 	if p.parent.processes[p.pid] == p {
+		p.killed = p.killed || sig == syscall.SIGKILL
 		_ = syscall.Kill(target, sig)
 	}
 }
@@ -120,4 +130,15 @@ func (p *process) running() bool {
 	default:
 		return true
 	}
+}
+
+// outOfMemory returns why the process ended, if it has ended because the kernel killed it or a process that it waited
+// for when memory ran out. Otherwise it returns "". Other processes may have been killed at the same time, so the
+// process must also have ended as such a process does: by SIGKILL, or with the exit code that shells give it. The caller
+// must have waited for exited.
+func (p *process) outOfMemory() string {
+	if p.killed || exitCode(p.status) != 128+int32(syscall.SIGKILL) || p.parent.load.oomKills() == p.oomKills {
+		return ""
+	}
+	return p.parent.load.outOfMemory()
 }

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -33,23 +32,23 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 	}
 	path, err := lookPath(req.GetCommand(), env, dir)
 	if err != nil {
-		return status.Error(codes.NotFound, err.Error())
+		return err
 	}
 
 	out, outEnd, errEnd, err := newOutput(func(from portalv1.Output_Stream, data []byte) error {
 		return stream.Send(&portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{
 			Output: &portalv1.Output{Stream: from, Data: data},
 		}})
-	})
+	}, s.discard)
 	if err != nil {
-		return status.Errorf(codes.ResourceExhausted, "run %q: %v", req.GetCommand(), err)
+		return startError(req.GetCommand(), "", err)
 	}
 	argv := append([]string{req.GetCommand()}, req.GetArgs()...)
 	p, err := s.children.start(path, argv, env, dir, s.null, outEnd, errEnd)
 	outEnd.Close()
 	errEnd.Close()
 	if err != nil {
-		return startError(req.GetCommand(), err)
+		return startError(req.GetCommand(), path, err)
 	}
 
 	ctx, cancel := withLimit(stream.Context(), req.GetTimeout())
@@ -60,6 +59,10 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 		p.signalGroup(syscall.SIGKILL)
 		<-p.exited
 		err = endError(ctx)
+	}
+	if why := p.outOfMemory(); why != "" && err == nil {
+		out.drain()
+		out.report("killed: " + why)
 	}
 	out.finish()
 	if err != nil {
@@ -149,81 +152,4 @@ func getenv(env []string, name string) (value string, ok bool) {
 		}
 	}
 	return "", false
-}
-
-// lookPath finds the program name as a shell does. A name with a slash is a path, relative to dir. For any other name,
-// lookPath searches the directories in the PATH of env.
-func lookPath(name string, env []string, dir string) (string, error) {
-	fromDir := func(path string) string {
-		if filepath.IsAbs(path) {
-			return path
-		}
-		return filepath.Join(dir, path)
-	}
-	if strings.Contains(name, "/") {
-		path := fromDir(name)
-		if !filepath.IsAbs(path) {
-			path = "./" + path
-		}
-		if err := checkExecutable(path); err != nil {
-			return "", fmt.Errorf("%s: %w", name, err)
-		}
-		return path, nil
-	}
-	list, ok := getenv(env, "PATH")
-	if !ok {
-		list = defaultPath
-	}
-	notFound := fmt.Errorf("%s is not in PATH (%s)", name, list)
-	for _, d := range filepath.SplitList(list) {
-		if d == "" {
-			d = "."
-		}
-		path := filepath.Join(fromDir(d), name)
-		err := checkExecutable(path)
-		if err == nil {
-			return path, nil
-		}
-		if !errors.Is(err, os.ErrNotExist) {
-			notFound = fmt.Errorf("%s: %w", path, err)
-		}
-	}
-	return "", notFound
-}
-
-// checkExecutable returns an error unless the file at path can be run. It returns os.ErrNotExist if there is no such
-// file.
-func checkExecutable(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
-		return os.ErrNotExist
-	case err != nil:
-		return errors.Unwrap(err)
-	case info.IsDir():
-		return errors.New("is a directory")
-	case unix.Access(path, unix.X_OK) != nil:
-		return errors.New("is not executable")
-	}
-	return nil
-}
-
-// startError returns the gRPC status for an error of fork, chdir or exec.
-func startError(command string, err error) error {
-	code, text := codes.Internal, err.Error()
-	switch err {
-	case syscall.ENOENT:
-		code, text = codes.NotFound, "the image lacks the interpreter or loader that this program needs"
-	case syscall.ENOEXEC:
-		code, text = codes.NotFound, "the sandbox cannot run this file: it is for another architecture, or a script without a #! line"
-	case syscall.EACCES, syscall.EPERM:
-		code, text = codes.NotFound, "is not executable"
-	case syscall.E2BIG:
-		code, text = codes.InvalidArgument, "arguments and environment are too long"
-	case syscall.EINVAL:
-		code, text = codes.InvalidArgument, "an argument contains a NUL byte"
-	case syscall.EAGAIN, syscall.ENOMEM:
-		code, text = codes.ResourceExhausted, "the sandbox cannot start another process: "+text
-	}
-	return status.Errorf(code, "%s: %s", command, text)
 }

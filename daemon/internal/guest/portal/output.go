@@ -34,8 +34,8 @@ type emitFunc func(stream portalv1.Output_Stream, data []byte) error
 
 // output collects what a process and its descendants print into two pipes.
 //
-// The pipes are read until their last writer has closed them. That may be long after the process has exited. A server
-// in the background must not die of SIGPIPE because the command that started it has ended.
+// The pipes are read until their last writer has closed them, by a discarder after the process's end. That may take
+// long. A server in the background must not die of SIGPIPE because the command that started it has ended.
 type output struct {
 	// mu is held from the read of a piece until the piece has been emitted. Pieces are therefore emitted in the order
 	// in which they were read. A goroutine that acquires mu knows that everything that was read has been emitted.
@@ -44,6 +44,7 @@ type output struct {
 	// epoll watches the open pipes. ready is the same descriptor as a file, which Go's poller watches.
 	epoll       int
 	ready       *os.File
+	discard     *discarder
 	buf         [64 << 10]byte
 	emit        emitFunc
 	backlog     []backlogPiece // output to emit when attach is called
@@ -65,8 +66,8 @@ type backlogPiece struct {
 }
 
 // newOutput returns an output and the write ends of its pipes, which the caller must close after it has started the
-// process. If emit is nil, up to maxBacklog bytes are kept until attach is called.
-func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
+// process. If emit is nil, up to maxBacklog bytes are kept until attach is called. discard reads the pipes after finish.
+func newOutput(emit emitFunc, discard *discarder) (_ *output, outEnd, errEnd *os.File, err error) {
 	var fds []int
 	defer func() {
 		if err != nil {
@@ -84,7 +85,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 	if err := unix.SetNonblock(ready, true); err != nil {
 		return nil, nil, nil, os.NewSyscallError("fcntl", err)
 	}
-	o := &output{emit: emit, epoll: ready}
+	o := &output{emit: emit, epoll: ready, discard: discard}
 	var ends [2]int
 	for i, stream := range []portalv1.Output_Stream{stdout, stderr} {
 		var pair [2]int
@@ -108,7 +109,7 @@ func newOutput(emit emitFunc) (_ *output, outEnd, errEnd *os.File, err error) {
 	return o, os.NewFile(uintptr(ends[0]), "stdout"), os.NewFile(uintptr(ends[1]), "stderr"), nil
 }
 
-// pump emits the output in the pipes until their last writers have closed them.
+// pump emits the output in the pipes until their last writers have closed them, or finish was called.
 func (o *output) pump() {
 	defer o.ready.Close()
 	raw, err := o.ready.SyscallConn()
@@ -127,8 +128,11 @@ func (o *output) pump() {
 			}
 			last = time.Now()
 			o.mu.Lock()
-			n := o.read()
-			ended = !o.pipes[0].open && !o.pipes[1].open
+			n := 0
+			if ended = !o.pipes[0].open && !o.pipes[1].open; !ended {
+				n = o.read()
+				ended = !o.pipes[0].open && !o.pipes[1].open
+			}
 			o.mu.Unlock()
 			if ended || n == 0 {
 				return ended
@@ -200,12 +204,19 @@ func (o *output) detach() {
 	o.emit = nil
 }
 
-// finish emits the output that was printed before the call, and drops all later output.
+// finish emits the output that was printed before the call, and drops all later output. Nothing is emitted after it.
 func (o *output) finish() {
 	o.drain()
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.emit = func(portalv1.Output_Stream, []byte) error { return nil }
+	for i := range o.pipes {
+		if p := &o.pipes[i]; p.open {
+			p.open = false
+			_ = unix.EpollCtl(o.epoll, unix.EPOLL_CTL_DEL, p.fd, nil)
+			o.discard.add(p.fd)
+		}
+	}
+	o.mu.Unlock()
+	o.ready.Close() // waits until pump has ended
 }
 
 // drain emits all output that was printed before the call.
@@ -229,13 +240,19 @@ func (o *output) report(line string) {
 	o.deliver(p, []byte(line+"\n"))
 }
 
-// backlogText returns the backlog of both streams as text.
+// maxQuote limits the output that an error quotes, in bytes.
+const maxQuote = 1 << 10
+
+// backlogText returns the end of the backlog of both streams as text. An interpreter that fails says why in its last lines.
 func (o *output) backlogText() string {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var text []byte
 	for _, piece := range o.backlog {
 		text = append(text, piece.data...)
+	}
+	if len(text) > maxQuote {
+		return "…" + string(text[len(text)-maxQuote:])
 	}
 	return string(text)
 }

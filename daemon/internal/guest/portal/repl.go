@@ -21,8 +21,11 @@ import (
 //
 //	0     /dev/null
 //	1, 2  pipes for the output of the code and of the processes that it starts
-//	3     pipe "runs": for each run its length (4 bytes, big endian) and its code
+//	3     pipe "runs": the driver itself, then for each run its length (4 bytes, big endian) and its code
 //	4     socket "control": the single bytes below
+//
+// The interpreter's arguments are a short program that reads the driver and executes it. The driver itself would make
+// the output of ps unreadable.
 //
 // A pipe keeps the order of the output in it. To keep the order across both pipes, a driver that switches from one
 // stream to the other within a run first sends a sync byte and waits for the portal to echo it. The portal echoes the
@@ -53,24 +56,30 @@ const (
 
 // repl runs code in one language, in a session that is started by the first run.
 type repl struct {
-	name     string
-	program  string
-	args     []string
-	children *children
-	null     *os.File
-	queue    replQueue
-	session  *session
+	name    string
+	program string
+	driver  string
+	// option and loader are the interpreter's arguments. %d in loader is the size of the driver in bytes.
+	option, loader string
+	children       *children
+	discard        *discarder
+	null           *os.File
+	queue          replQueue
+	session        *session
 }
 
-func newREPLs(c *children, null *os.File) map[portalv1.RunCodeRequest_Language]*repl {
+func newREPLs(c *children, discard *discarder, null *os.File) map[portalv1.RunCodeRequest_Language]*repl {
 	return map[portalv1.RunCodeRequest_Language]*repl{
 		portalv1.RunCodeRequest_LANGUAGE_PYTHON: {
-			name: "python", program: "python3", args: []string{"-c", pythonDriver},
-			children: c, null: null, queue: make(replQueue, 1),
+			name: "python", program: "python3", driver: pythonDriver,
+			option: "-c", loader: "import os; exec(os.read(3, %d))",
+			children: c, discard: discard, null: null, queue: make(replQueue, 1),
 		},
 		portalv1.RunCodeRequest_LANGUAGE_NODE: {
-			name: "node", program: "node", args: []string{"-e", nodeDriver},
-			children: c, null: null, queue: make(replQueue, 1),
+			name: "node", program: "node", driver: nodeDriver,
+			// The name [eval] lets the driver recognize its own frames, as if it were the argument.
+			option: "-e", loader: "{ const b = Buffer.alloc(%d); fs.readSync(3, b); vm.runInThisContext(b.toString(), '[eval]') }",
+			children: c, discard: discard, null: null, queue: make(replQueue, 1),
 		},
 	}
 }
@@ -107,6 +116,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		}
 	}
 	s := r.session
+	s.oomKills = r.children.load.oomKills()
 	s.out.attach(emit)
 	ctx, cancel := withLimit(ctx, req.GetTimeout())
 	defer cancel()
@@ -121,7 +131,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		err = endError(ctx)
 		if event = s.interrupt(); event == 0 {
 			st := status.Convert(err)
-			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.name, exitText(s.status))
+			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.name, s.exitText())
 		}
 	}
 	if event == 0 {
@@ -139,16 +149,19 @@ func (r *repl) reportExit(emit emitFunc, when string) {
 	r.session = nil
 	s.out.attach(emit)
 	s.out.drain()
-	s.out.report(fmt.Sprintf("the %s process %s%s; its state is lost", r.name, exitText(s.status), when))
+	s.out.report(fmt.Sprintf("the %s process %s%s; its state is lost", r.name, s.exitText(), when))
 	s.close()
 }
 
-// exitText describes how a process with the wait status s ended, such as "exited with status 1".
-func exitText(s syscall.WaitStatus) string {
-	if !s.Signaled() {
-		return fmt.Sprintf("exited with status %d", s.ExitStatus())
+// exitText describes how a process ended, such as "exited with status 1".
+func (p *process) exitText() string {
+	if !p.status.Signaled() {
+		return fmt.Sprintf("exited with status %d", p.status.ExitStatus())
 	}
-	return fmt.Sprintf("was killed by signal %d (%s)", s.Signal(), unix.SignalName(s.Signal()))
+	if why := p.outOfMemory(); why != "" {
+		return "was killed: " + why
+	}
+	return fmt.Sprintf("was killed by signal %d (%s)", p.status.Signal(), unix.SignalName(p.status.Signal()))
 }
 
 // session is an interpreter that runs the language's driver.
@@ -168,8 +181,11 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 		return nil, err
 	}
 	path, err := lookPath(r.program, env, dir)
+	if status.Code(err) == codes.ResourceExhausted {
+		return nil, err
+	}
 	if err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %v", r.program, err)
+		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %s", r.program, status.Convert(err).Message())
 	}
 	s, err := r.launch(path, env, dir)
 	if err != nil {
@@ -182,7 +198,7 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 		return s, nil
 	case <-s.exited:
 		s.out.drain()
-		err = status.Errorf(codes.FailedPrecondition, "start %s: it %s: %s", r.program, exitText(s.status),
+		err = status.Errorf(codes.FailedPrecondition, "start %s: it %s: %s", r.program, s.exitText(),
 			strings.TrimSpace(s.out.backlogText()))
 	case <-timeout.C:
 		err = status.Errorf(codes.FailedPrecondition, "start %s: not ready after %v", r.program, startTimeout)
@@ -203,10 +219,15 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 			f.Close()
 		}
 		if err != nil {
-			err = status.Errorf(codes.ResourceExhausted, "start %s: %v", r.program, err)
+			st := status.Convert(startError("start "+r.program, path, err))
+			code := codes.FailedPrecondition
+			if st.Code() == codes.ResourceExhausted {
+				code = st.Code()
+			}
+			err = status.Error(code, st.Message())
 		}
 	}()
-	out, outEnd, errEnd, err := newOutput(nil)
+	out, outEnd, errEnd, err := newOutput(nil, r.discard)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +251,13 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	controlEnd := os.NewFile(uintptr(control[1]), "control")
 	childEnds = append(childEnds, controlEnd)
 
-	argv := append([]string{r.program}, r.args...)
+	// A pipe has room for the driver, so this does not wait for the interpreter.
+	if _, err := s.runs.WriteString(r.driver); err != nil {
+		s.runs.Close()
+		s.control.Close()
+		return nil, err
+	}
+	argv := []string{r.program, r.option, fmt.Sprintf(r.loader, len(r.driver))}
 	s.process, err = r.children.start(path, argv, env, dir, r.null, outEnd, errEnd, runsEnd, controlEnd)
 	if err != nil {
 		s.runs.Close()

@@ -3,8 +3,9 @@
 // Serve is the container's main process. Connect is the bridge over which msbd reaches it. Only cmd/msb-portal imports
 // this package.
 //
-// Any process in the sandbox can connect to the portal. This is no risk, because the portal can do nothing that such a
-// process cannot do itself.
+// The portal obeys only msbd. A process of the sandbox that connects to it is refused (see checkBridge), because it may
+// have given up root, which the portal has. It must not start processes through the portal, nor replace msbd's
+// connection. A root process of the sandbox can still disturb the portal in other ways.
 package portal
 
 import (
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Socket is the address at which Serve listens in a sandbox. It is an abstract socket, because that needs no writable
@@ -33,6 +35,7 @@ type server struct {
 	portalv1.UnimplementedPortalServiceServer
 	version  string
 	children *children
+	discard  *discarder
 	// null is the stdin of every process.
 	null  *os.File
 	repls map[portalv1.RunCodeRequest_Language]*repl
@@ -41,6 +44,11 @@ type server struct {
 // Serve serves PortalService at socket until ctx is done, and then kills the processes that it started. It reaps every
 // child of this process and every orphan among its descendants, so the caller must not wait for children.
 func Serve(ctx context.Context, socket, version string) error {
+	load, err := openLoad()
+	if err != nil {
+		return fmt.Errorf("open the cgroup of the load: %w", err)
+	}
+	defer load.close()
 	lis, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
@@ -55,14 +63,20 @@ func Serve(ctx context.Context, socket, version string) error {
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
-	children, err := adoptOrphans()
+	discard, err := newDiscarder()
+	if err != nil {
+		return err
+	}
+	defer discard.close()
+	children, err := adoptOrphans(load)
 	if err != nil {
 		return fmt.Errorf("adopt orphans: %w", err)
 	}
-	s := &server{version: version, children: children, null: null, repls: newREPLs(children, null)}
+	s := &server{version: version, children: children, discard: discard, null: null, repls: newREPLs(children, discard, null)}
 	srv := grpc.NewServer(
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(window),
+		grpc.StreamInterceptor(boundErrors),
 	)
 	portalv1.RegisterPortalServiceServer(srv, s)
 	stopped := make(chan struct{})
@@ -71,11 +85,24 @@ func Serve(ctx context.Context, socket, version string) error {
 		children.kill()
 		srv.Stop()
 	})
-	if err := srv.Serve(&newestOnly{Listener: lis}); err != nil {
+	if err := srv.Serve(&bridges{Listener: lis}); err != nil {
 		return err
 	}
 	<-stopped
 	return nil
+}
+
+// maxErrorText limits the text of an error, in bytes. An error may quote a request or what a program printed, and msbd
+// accepts only short trailers.
+const maxErrorText = 2 << 10
+
+// boundErrors limits the text of the errors of streams.
+func boundErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	err := handler(srv, stream)
+	if s := status.Convert(err); len(s.Message()) > maxErrorText {
+		return status.Error(s.Code(), bounded.Text(s.Message(), maxErrorText))
+	}
+	return err
 }
 
 // Ping implements portalv1.PortalServiceServer.

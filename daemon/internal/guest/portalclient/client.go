@@ -20,11 +20,25 @@ import (
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
-// window is the gRPC flow-control window. It is the number of bytes of output that a sandbox may send before msbd reads
-// them.
-const window = 1 << 20
+// Code in the sandbox can replace the portal, so msbd does not trust what it sends. These limits bound the memory that
+// the other end of a connection can occupy. Everything else that it sends is counted by the reader of a process.
+const (
+	// window is the gRPC flow-control window of a run, in bytes. It is the output that a sandbox may send before msbd
+	// reads it. A namespace may have many runs, so it is small.
+	window = 128 << 10
+	// connWindow is the window of a connection.
+	connWindow = 1 << 20
+	// maxMessage limits a message, in bytes. The portal's longest messages have 64 KiB of output.
+	maxMessage = 128 << 10
+	// maxHeaders limits the headers and trailers of a call, in bytes. Flow control does not apply to them. The portal's
+	// longest trailers have an error that quotes a path.
+	maxHeaders = 64 << 10
+	// maxErrorText limits the text of the portal's errors, in bytes.
+	maxErrorText = 2 << 10
+)
 
 // Client is a connection to one portal. It is safe for concurrent use. It does not reconnect. Once the stream has
 // ended, every call returns errdefs.ErrUnavailable.
@@ -53,7 +67,9 @@ func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 		// The portal may still be starting. Only ctx bounds the wait for it.
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 24 * time.Hour}),
 		grpc.WithInitialWindowSize(window),
-		grpc.WithInitialConnWindowSize(window),
+		grpc.WithInitialConnWindowSize(connWindow),
+		grpc.WithMaxHeaderListSize(maxHeaders),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithDisableServiceConfig(),
 	)
 	if err != nil {
@@ -75,7 +91,7 @@ func (c *Client) Close() error { return c.conn.Close() }
 // Ping implements sandbox.Portal.
 func (c *Client) Ping(ctx context.Context) error {
 	if _, err := c.rpc.Ping(ctx, &portalv1.PingRequest{}); err != nil {
-		return asError(ctx, err)
+		return connectionError(ctx, err)
 	}
 	return nil
 }
@@ -124,34 +140,49 @@ func environment(e sandbox.Environment) *portalv1.Environment {
 	return &portalv1.Environment{Env: e.Env, Workdir: e.Workdir}
 }
 
-// runTimeout is sandbox.ErrRunTimeout with the portal's message, which already says that the time limit was reached.
-type runTimeout struct{ message string }
+// classified is an error with the text of the portal, or of gRPC, and a class of the domain.
+type classified struct {
+	text  string
+	class error
+}
 
-func (e runTimeout) Error() string { return e.message }
-func (runTimeout) Unwrap() error   { return sandbox.ErrRunTimeout }
+func (e classified) Error() string { return e.text }
+func (e classified) Unwrap() error { return e.class }
 
-// asError translates err, a gRPC error, into the errors that sandbox.Portal promises. If ctx is done, asError returns
-// the error of ctx.
-func asError(ctx context.Context, err error) error {
+// connectionError translates err, a gRPC error of a call that started no process. If ctx is done, it returns the cause.
+func connectionError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return context.Cause(ctx)
+	}
+	text := bounded.Text(status.Convert(err).Message(), maxErrorText)
+	return classified{"the connection to the sandbox does not work (" + text + ")", errdefs.ErrUnavailable}
+}
+
+// runError translates err, the gRPC error at the end of a process, into the errors that sandbox.Process promises. The
+// portal chooses its code and its text, so there is no code that makes a client send a run again, and the text is bounded.
+// If ctx is done, runError returns the cause.
+func runError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	s := status.Convert(err)
-	class := map[codes.Code]error{
-		codes.InvalidArgument:    errdefs.ErrInvalidArgument,
-		codes.FailedPrecondition: errdefs.ErrFailedPrecondition,
-		codes.ResourceExhausted:  errdefs.ErrResourceExhausted,
-		codes.NotFound:           sandbox.ErrCommandNotFound,
-	}[s.Code()]
-	switch {
-	case class != nil:
-		return fmt.Errorf("%s: %w", s.Message(), class)
-	case s.Code() == codes.DeadlineExceeded:
-		return runTimeout{s.Message()}
-	case s.Code() == codes.Unavailable || s.Code() == codes.Canceled:
-		return fmt.Errorf("connection to the sandbox is lost (%s): %w", s.Message(), errdefs.ErrUnavailable)
+	text := bounded.Text(s.Message(), maxErrorText)
+	switch s.Code() {
+	case codes.InvalidArgument:
+		return classified{text, errdefs.ErrInvalidArgument}
+	case codes.FailedPrecondition:
+		return classified{text, errdefs.ErrFailedPrecondition}
+	case codes.NotFound:
+		return classified{text, sandbox.ErrCommandNotFound}
+	case codes.PermissionDenied:
+		return classified{text, sandbox.ErrCommandNotExecutable}
+	case codes.DeadlineExceeded:
+		return classified{text, sandbox.ErrRunTimeout}
+	case codes.Unavailable, codes.Canceled:
+		return classified{"the connection to the sandbox was lost during the run (" + text + ")", sandbox.ErrRunFailed}
+	default:
+		return classified{"the sandbox reported an error: " + text, sandbox.ErrRunFailed}
 	}
-	return err
 }
 
 // streamConn makes a stream a net.Conn, which gRPC needs. It ignores deadlines. gRPC does not need them, because it

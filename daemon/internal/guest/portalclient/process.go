@@ -2,10 +2,8 @@ package portalclient
 
 import (
 	"context"
-	"fmt"
 	"io"
 
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
@@ -28,13 +26,15 @@ type process[E any, P event[E]] struct {
 	ended    bool // the result has been received
 }
 
-// start starts a run with call. Closing the returned process cancels the stream, which interrupts the run.
+// start starts a run with call. An error of call means that nothing was sent: gRPC reports what happens later when the
+// stream is read. Closing the returned process cancels the stream, which interrupts the run.
 func start[E any, P event[E]](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[E], error), exitCode func(*E) int) (sandbox.Process, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := call(ctx)
 	if err != nil {
+		err = connectionError(ctx, err)
 		cancel()
-		return nil, asError(ctx, err)
+		return nil, err
 	}
 	return &process[E, P]{ctx: ctx, cancel: cancel, stream: stream, exitCode: exitCode}, nil
 }
@@ -46,10 +46,10 @@ func (p *process[E, P]) Next() (sandbox.Event, error) {
 	}
 	message, err := p.stream.Recv()
 	if err == io.EOF {
-		return nil, fmt.Errorf("read the run's result: %w", errdefs.ErrUnavailable)
+		return nil, classified{"the sandbox ended the run without a result", sandbox.ErrRunFailed}
 	}
 	if err != nil {
-		return nil, asError(p.ctx, err)
+		return nil, runError(p.ctx, err)
 	}
 	if out := P(message).GetOutput(); out != nil {
 		stream := sandbox.Stdout
@@ -60,9 +60,9 @@ func (p *process[E, P]) Next() (sandbox.Event, error) {
 	}
 	// The result counts only if it is the last message and the call succeeds.
 	if _, err := p.stream.Recv(); err == nil {
-		return nil, fmt.Errorf("the portal sent another message after the run's result: %w", errdefs.ErrUnavailable)
+		return nil, classified{"the sandbox sent more after the run's result", sandbox.ErrRunFailed}
 	} else if err != io.EOF {
-		return nil, asError(p.ctx, err)
+		return nil, runError(p.ctx, err)
 	}
 	p.ended = true
 	return sandbox.Exit{Code: p.exitCode(message)}, nil

@@ -2,6 +2,7 @@ package portalclient
 
 import (
 	"context"
+	"errors"
 	"net"
 	"testing"
 
@@ -54,6 +55,7 @@ func (l *oneConn) Addr() net.Addr { return streamAddr{} }
 // TestMisbehavingPortals checks that a run succeeds only if its result is the last message and the call succeeds. The
 // client must not trust the portal for this.
 func TestMisbehavingPortals(t *testing.T) {
+	failed := func(err error) bool { return errors.Is(err, sandbox.ErrRunFailed) && !errdefs.IsUnavailable(err) }
 	output := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{Output: &portalv1.Output{Data: []byte("x")}}}
 	result := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{Result: &portalv1.CommandResult{ExitCode: 7}}}
 	for name, c := range map[string]struct {
@@ -61,13 +63,13 @@ func TestMisbehavingPortals(t *testing.T) {
 		class  func(error) bool // nil if the run has to end with exit code 7
 	}{
 		"output and a result":     {fakePortal{events: []*portalv1.RunCommandResponse{output, result}}, nil},
-		"no result":               {fakePortal{events: []*portalv1.RunCommandResponse{output}}, errdefs.IsUnavailable},
-		"no message":              {fakePortal{}, errdefs.IsUnavailable},
-		"output after the result": {fakePortal{events: []*portalv1.RunCommandResponse{result, output}}, errdefs.IsUnavailable},
-		"two results":             {fakePortal{events: []*portalv1.RunCommandResponse{result, result}}, errdefs.IsUnavailable},
+		"no result":               {fakePortal{events: []*portalv1.RunCommandResponse{output}}, failed},
+		"no message":              {fakePortal{}, failed},
+		"output after the result": {fakePortal{events: []*portalv1.RunCommandResponse{result, output}}, failed},
+		"two results":             {fakePortal{events: []*portalv1.RunCommandResponse{result, result}}, failed},
 		"error after the result":  {fakePortal{events: []*portalv1.RunCommandResponse{result}, err: status.Error(codes.InvalidArgument, "no")}, errdefs.IsInvalidArgument},
-		"error without a result":  {fakePortal{err: status.Error(codes.ResourceExhausted, "no")}, errdefs.IsResourceExhausted},
-		"connection is lost":      {fakePortal{err: status.Error(codes.Unavailable, "no")}, errdefs.IsUnavailable},
+		"error without a result":  {fakePortal{err: status.Error(codes.ResourceExhausted, "no")}, failed},
+		"connection is lost":      {fakePortal{err: status.Error(codes.Unavailable, "no")}, failed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clientConn, portalConn := net.Pipe()

@@ -26,33 +26,35 @@ const (
 	always
 	// read methods are served once the daemon has recovered, even if it is degraded or draining.
 	read
-	// revoke methods are served once the daemon has recovered, even if it is degraded, because an administrator must be
-	// able to revoke access, or to correct the clock, even then. The call fails if the change cannot be made durable.
-	revoke
+	// urgent methods are served once the daemon has recovered, even if it is degraded, because an administrator must be
+	// able to revoke access, to free the disk and to correct the clock even then.
+	urgent
 	// mutate methods are served only while the daemon is ready.
 	mutate
 )
 
 // methods lists every served method. A method that is not listed is denied.
 var methods = map[string]access{
-	adminv1.AdminService_GetStatus_FullMethodName:     always,
-	adminv1.AdminService_Shutdown_FullMethodName:      always,
-	adminv1.AdminService_ListKeys_FullMethodName:      read,
-	adminv1.AdminService_GetKey_FullMethodName:        read,
-	adminv1.AdminService_TailAudit_FullMethodName:     read,
-	adminv1.AdminService_VerifyAudit_FullMethodName:   read,
-	adminv1.AdminService_ListSandboxes_FullMethodName: read,
-	adminv1.AdminService_ListImages_FullMethodName:    read,
-	adminv1.AdminService_RevokeKey_FullMethodName:     revoke,
-	adminv1.AdminService_AcceptClock_FullMethodName:   revoke,
-	adminv1.AdminService_Reset_FullMethodName:         revoke,
-	adminv1.AdminService_CreateKey_FullMethodName:     mutate,
-	adminv1.AdminService_RotateKey_FullMethodName:     mutate,
-	adminv1.AdminService_PruneKeys_FullMethodName:     mutate,
-	adminv1.AdminService_Backup_FullMethodName:        mutate,
-	adminv1.AdminService_Restore_FullMethodName:       mutate,
-	adminv1.AdminService_StopSandbox_FullMethodName:   mutate,
-	adminv1.AdminService_ImportImage_FullMethodName:   mutate,
+	adminv1.AdminService_GetStatus_FullMethodName:        always,
+	adminv1.AdminService_Shutdown_FullMethodName:         always,
+	adminv1.AdminService_ListKeys_FullMethodName:         read,
+	adminv1.AdminService_GetKey_FullMethodName:           read,
+	adminv1.AdminService_TailAudit_FullMethodName:        read,
+	adminv1.AdminService_VerifyAudit_FullMethodName:      read,
+	adminv1.AdminService_ListSandboxes_FullMethodName:    read,
+	adminv1.AdminService_ListImages_FullMethodName:       read,
+	adminv1.AdminService_RevokeKey_FullMethodName:        urgent,
+	adminv1.AdminService_AcceptClock_FullMethodName:      urgent,
+	adminv1.AdminService_Reset_FullMethodName:            urgent,
+	adminv1.AdminService_CreateKey_FullMethodName:        mutate,
+	adminv1.AdminService_RotateKey_FullMethodName:        mutate,
+	adminv1.AdminService_PruneKeys_FullMethodName:        mutate,
+	adminv1.AdminService_Backup_FullMethodName:           mutate,
+	adminv1.AdminService_Restore_FullMethodName:          mutate,
+	adminv1.AdminService_StopSandbox_FullMethodName:      urgent,
+	adminv1.AdminService_SealAudit_FullMethodName:        mutate,
+	adminv1.AdminService_AcknowledgeAudit_FullMethodName: mutate,
+	adminv1.AdminService_ImportImage_FullMethodName:      mutate,
 }
 
 var errStopping = fmt.Errorf("msbd is stopping: %w", errdefs.ErrUnavailable)
@@ -146,10 +148,10 @@ func (s *Server) ready(need access) error {
 	case need == read, state == adminv1.GetStatusResponse_DAEMON_STATE_READY:
 		return nil
 	case state == adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED:
-		if need == revoke {
+		if need == urgent {
 			return nil
 		}
-		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys and accepting the clock (%s): %w",
+		return fmt.Errorf("msbd is degraded and accepts no changes except revoking keys, stopping sandboxes and accepting the clock (%s): %w",
 			strings.Join(reasons, "; "), errdefs.ErrFailedPrecondition)
 	default:
 		return errStopping

@@ -5,6 +5,7 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -52,6 +53,12 @@ type Audit interface {
 	AuditPath() string
 	// VerifyAudit returns the last entry of the intact part of the log, and an error if that is not the complete log.
 	VerifyAudit(ctx context.Context) (audit.Head, error)
+	// AuditSegments returns the sealed segments of the log.
+	AuditSegments() []audit.Segment
+	// SealAudit seals the current file of the log, for actor.
+	SealAudit(actor string) (audit.Segment, error)
+	// AcknowledgeAudit forgets the known problems of the log, which it returns, for the local user by.
+	AcknowledgeAudit(by uint32) (problems []string, err error)
 	// TailAudit calls line with each of the last entries and, with follow, with each new one.
 	TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error
 }
@@ -149,19 +156,21 @@ func (s *Server) GetStatus(context.Context, *adminv1.GetStatusRequest) (*adminv1
 
 // Shutdown implements AdminServiceServer. If a sandbox cannot be stopped, the daemon keeps running.
 func (s *Server) Shutdown(ctx context.Context, req *adminv1.ShutdownRequest) (*adminv1.ShutdownResponse, error) {
-	var detail map[string]string
+	var (
+		stopped int
+		err     error
+	)
 	if req.GetStopSandboxes() {
-		detail = map[string]string{"sandboxes": "stopped"}
+		e := audit.Event{Action: audit.ServerStop, Detail: map[string]string{"sandboxes": "stopped"}}
+		err = s.recordStop(ctx, e, func() (err error) {
+			stopped, err = s.Sandboxes.StopAll(ctx)
+			return err
+		})
+	} else if err = s.record(ctx, audit.Event{Action: audit.ServerStop}); err != nil {
+		err = fmt.Errorf("msbd was not stopped; to stop it without an audit entry, use 'systemctl stop msbd' or send SIGTERM to process %d: %w", os.Getpid(), err)
 	}
-	if err := s.record(ctx, audit.Event{Action: audit.ServerStop, Detail: detail}); err != nil {
-		return nil, fmt.Errorf("msbd was not stopped; to stop it without an audit entry, use 'systemctl stop msbd' or send SIGTERM to process %d: %w", os.Getpid(), err)
-	}
-	var stopped int
-	if req.GetStopSandboxes() {
-		var err error
-		if stopped, err = s.Sandboxes.StopAll(ctx); err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
 	running := 0
 	for _, r := range s.Sandboxes.List("") {
@@ -185,6 +194,24 @@ func (s *Server) record(ctx context.Context, e audit.Event) error {
 	e.Actor = audit.ActorUID(s.uid(ctx))
 	if err := s.Audit.Audit(e); err != nil {
 		return fmt.Errorf("write the audit entry (the operation was not performed): %w", err)
+	}
+	return nil
+}
+
+// recordStop records e and calls stop, which stops sandboxes. If the entry cannot be written, it calls stop nevertheless,
+// because that may be the only way to free the disk, and then tries to write the entry again. If that fails as well, it
+// returns an error, so that the missing entry is noticed.
+func (s *Server) recordStop(ctx context.Context, e audit.Event, stop func() error) error {
+	e.Actor = audit.ActorUID(s.uid(ctx))
+	recordErr := s.Audit.Audit(e)
+	if err := stop(); err != nil {
+		return errors.Join(err, recordErr)
+	}
+	if recordErr == nil {
+		return nil
+	}
+	if err := s.Audit.Audit(e); err != nil {
+		return fmt.Errorf("the sandboxes were stopped, but that is not in the audit log: %w", err)
 	}
 	return nil
 }

@@ -119,15 +119,15 @@ func TestStatesGateMethods(t *testing.T) {
 	}{
 		"starting": {
 			adminv1.GetStatusResponse_DAEMON_STATE_STARTING,
-			want{read: codes.Unavailable, revoke: codes.Unavailable, mutate: codes.Unavailable},
+			want{read: codes.Unavailable, urgent: codes.Unavailable, mutate: codes.Unavailable},
 		},
 		"recovering": {
 			adminv1.GetStatusResponse_DAEMON_STATE_RECOVERING,
-			want{read: codes.Unavailable, revoke: codes.Unavailable, mutate: codes.Unavailable},
+			want{read: codes.Unavailable, urgent: codes.Unavailable, mutate: codes.Unavailable},
 		},
 		"ready":    {adminv1.GetStatusResponse_DAEMON_STATE_READY, want{}},
 		"degraded": {degraded, want{mutate: codes.FailedPrecondition}},
-		"draining": {adminv1.GetStatusResponse_DAEMON_STATE_DRAINING, want{revoke: codes.Unavailable, mutate: codes.Unavailable}},
+		"draining": {adminv1.GetStatusResponse_DAEMON_STATE_DRAINING, want{urgent: codes.Unavailable, mutate: codes.Unavailable}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -163,7 +163,7 @@ func TestWhatIsServedInTrouble(t *testing.T) {
 	for state, want := range map[adminv1.GetStatusResponse_DaemonState][]string{
 		adminv1.GetStatusResponse_DAEMON_STATE_STARTING: {"GetStatus", "Shutdown"},
 		adminv1.GetStatusResponse_DAEMON_STATE_DEGRADED: {
-			"AcceptClock", "GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "Reset", "RevokeKey", "Shutdown", "TailAudit", "VerifyAudit",
+			"AcceptClock", "GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "Reset", "RevokeKey", "Shutdown", "StopSandbox", "TailAudit", "VerifyAudit",
 		},
 		adminv1.GetStatusResponse_DAEMON_STATE_DRAINING: {
 			"GetKey", "GetStatus", "ListImages", "ListKeys", "ListSandboxes", "Shutdown", "TailAudit", "VerifyAudit",
@@ -262,22 +262,18 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// An operation that cannot be recorded in the audit log is not performed.
+// An operation that cannot be recorded in the audit log is not performed, except stopping sandboxes.
 func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 	f := newFixture(t, "")
 	f.sandboxes.records = []sandbox.Record{{ID: "a1", State: sandbox.Running}}
 	f.store.FailWith(errors.New("no space left on device"))
 	for name, act := range map[string]func() error{
-		"stop a sandbox": func() error {
-			_, err := f.client.StopSandbox(t.Context(), &adminv1.StopSandboxRequest{Name: "my-env"})
-			return err
-		},
 		"import": func() error {
 			_, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/x.tar"})
 			return err
 		},
 		"stop the server": func() error {
-			_, err := f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{StopSandboxes: true})
+			_, err := f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{})
 			return err
 		},
 		"create a key": func() error {
@@ -289,8 +285,44 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 			t.Errorf("%s: got error %v, want \"no space left\"", name, err)
 		}
 	}
-	if len(f.sandboxes.stopped) != 0 || len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
+	if len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
 		t.Errorf("an operation was performed: %+v, %v, %d shutdowns", f.sandboxes, f.images.imported, f.shutdowns)
+	}
+}
+
+// An administrator can stop sandboxes even if the disk is full. The entry in the audit log is written when a stop has freed
+// the disk. If that fails as well, the caller gets an error.
+func TestSandboxesCanBeStoppedWithoutAnAuditLine(t *testing.T) {
+	for name, call := range map[string]func(f *fixture) error{
+		"stop a sandbox": func(f *fixture) error {
+			_, err := f.client.StopSandbox(t.Context(), &adminv1.StopSandboxRequest{Name: "my-env"})
+			return err
+		},
+		"stop the server": func(f *fixture) error {
+			_, err := f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{StopSandboxes: true})
+			return err
+		},
+	} {
+		for _, freed := range []bool{true, false} {
+			f := newFixture(t, "")
+			f.sandboxes.records = []sandbox.Record{{ID: "a1", State: sandbox.Running}}
+			f.store.FailWith(errors.New("no space left on device"))
+			f.sandboxes.onStop = func() {
+				if freed {
+					f.store.FailWith(nil)
+				}
+			}
+			err := call(f)
+			if len(f.sandboxes.stopped) == 0 && len(f.sandboxes.records) != 0 {
+				t.Errorf("%s: nothing was stopped", name)
+			}
+			if !freed && (err == nil || !strings.Contains(err.Error(), "not in the audit log") || f.shutdowns != 0) {
+				t.Errorf("%s: got error %v and %d shutdowns, want an error about the audit log", name, err, f.shutdowns)
+			}
+			if events := f.store.TakeEvents(); freed && (err != nil || len(events) != 1) {
+				t.Errorf("%s: got error %v and the entries %v, want one entry", name, err, events)
+			}
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
@@ -26,10 +27,34 @@ func (s *Server) VerifyAudit(ctx context.Context, _ *adminv1.VerifyAuditRequest)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	resp := &adminv1.VerifyAuditResponse{Entries: head.Seq, Hash: head.Hash, Path: s.Audit.AuditPath()}
+	resp := &adminv1.VerifyAuditResponse{
+		Entries: head.Seq, Hash: head.Hash, Path: s.Audit.AuditPath(), Segments: toProtos(s.Audit.AuditSegments(), segmentProto),
+	}
 	if err != nil {
 		resp.Problem = rpcerr.Message(err)
 		s.Log.Error("audit log is damaged", "entries", head.Seq, "err", err)
 	}
 	return resp, nil
+}
+
+// SealAudit implements AdminServiceServer.
+func (s *Server) SealAudit(ctx context.Context, _ *adminv1.SealAuditRequest) (*adminv1.SealAuditResponse, error) {
+	segment, err := s.Audit.SealAudit(audit.ActorUID(s.uid(ctx)))
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.SealAuditResponse{Segment: segmentProto(segment)}, nil
+}
+
+// AcknowledgeAudit implements AdminServiceServer.
+func (s *Server) AcknowledgeAudit(ctx context.Context, _ *adminv1.AcknowledgeAuditRequest) (*adminv1.AcknowledgeAuditResponse, error) {
+	problems, err := s.Audit.AcknowledgeAudit(s.uid(ctx))
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.AcknowledgeAuditResponse{Problems: problems}, nil
+}
+
+func segmentProto(s audit.Segment) *adminv1.AuditSegment {
+	return &adminv1.AuditSegment{Path: s.Path, First: s.First, Last: s.Last.Seq, Hash: s.Last.Hash, Absent: s.Absent}
 }

@@ -61,6 +61,21 @@ func (s *memoryStore) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	return audit.Head{Seq: uint64(len(s.Events())), Hash: "h"}, s.auditErr
 }
 
+func (s *memoryStore) AuditSegments() []audit.Segment {
+	return []audit.Segment{{Path: "/state/audit-1-2.jsonl", First: 1, Last: audit.Head{Seq: 2, Hash: "g"}, Absent: true}}
+}
+
+func (s *memoryStore) SealAudit(actor string) (audit.Segment, error) {
+	if err := s.Audit(audit.Event{Action: audit.LogSeal, Actor: actor}); err != nil {
+		return audit.Segment{}, err
+	}
+	return s.AuditSegments()[0], nil
+}
+
+func (s *memoryStore) AcknowledgeAudit(by uint32) ([]string, error) {
+	return []string{"the audit log was altered"}, s.Audit(audit.Event{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by)})
+}
+
 func (s *memoryStore) TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error {
 	next := max(0, len(s.Events())-last)
 	for {
@@ -114,6 +129,7 @@ func (b *fakeBackups) Restore(_ context.Context, r io.Reader, by uint32) (keys.R
 type fakeSandboxes struct {
 	records []sandbox.Record
 	stopped []sandbox.Name
+	onStop  func() // if set, called by Stop and StopAll
 }
 
 func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
@@ -128,11 +144,17 @@ func (s *fakeSandboxes) List(namespace string) (out []sandbox.Record) {
 func (s *fakeSandboxes) StopAll(context.Context) (int, error) {
 	n := len(s.records)
 	s.records = nil
+	if s.onStop != nil {
+		s.onStop()
+	}
 	return n, nil
 }
 
 func (s *fakeSandboxes) Stop(_ context.Context, name sandbox.Name) error {
 	s.stopped = append(s.stopped, name)
+	if s.onStop != nil {
+		s.onStop()
+	}
 	return nil
 }
 

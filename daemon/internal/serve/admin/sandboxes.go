@@ -28,10 +28,10 @@ func (s *Server) StopSandbox(ctx context.Context, req *adminv1.StopSandboxReques
 	if err := name.Validate(); err != nil {
 		return nil, err
 	}
-	if err := s.record(ctx, audit.Event{Action: audit.SandboxStop, Target: name.String()}); err != nil {
-		return nil, err
-	}
-	if err := s.Sandboxes.Stop(ctx, name); err != nil {
+	err := s.recordStop(ctx, audit.Event{Action: audit.SandboxStop, Target: name.String()}, func() error {
+		return s.Sandboxes.Stop(ctx, name)
+	})
+	if err != nil {
 		return nil, err
 	}
 	return new(adminv1.StopSandboxResponse), nil

@@ -227,7 +227,8 @@ func TestVerifyAudit(t *testing.T) {
 	if err := f.store.Audit(audit.Event{Action: "a"}); err != nil {
 		t.Fatal(err)
 	}
-	want := &adminv1.VerifyAuditResponse{Entries: 1, Hash: "h", Path: "/state/audit.jsonl"}
+	segment := &adminv1.AuditSegment{Path: "/state/audit-1-2.jsonl", First: 1, Last: 2, Hash: "g", Absent: true}
+	want := &adminv1.VerifyAuditResponse{Entries: 1, Hash: "h", Path: "/state/audit.jsonl", Segments: []*adminv1.AuditSegment{segment}}
 	got, err := f.client.VerifyAudit(t.Context(), &adminv1.VerifyAuditRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -243,6 +244,23 @@ func TestVerifyAudit(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestSealAndAcknowledgeAudit(t *testing.T) {
+	f := newFixture(t, "root")
+	f.peer = peer.Peer{UID: 1234, Groups: []uint32{0}}
+	sealed, err := f.client.SealAudit(t.Context(), &adminv1.SealAuditRequest{})
+	if err != nil || sealed.GetSegment().GetPath() != "/state/audit-1-2.jsonl" {
+		t.Errorf("SealAudit: %v, %v", sealed, err)
+	}
+	acknowledged, err := f.client.AcknowledgeAudit(t.Context(), &adminv1.AcknowledgeAuditRequest{})
+	if err != nil || len(acknowledged.GetProblems()) != 1 {
+		t.Errorf("AcknowledgeAudit: %v, %v", acknowledged, err)
+	}
+	want := []audit.Event{{Action: audit.LogSeal, Actor: "uid:1234"}, {Action: audit.LogAcknowledge, Actor: "uid:1234"}}
+	if diff := cmp.Diff(want, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
 }

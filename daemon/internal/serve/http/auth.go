@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -52,9 +53,25 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	}
 	switch e.Body.kind {
 	case jsonBody:
+		if !isJSON(r.Header.Get("Content-Type")) {
+			return newRefusal(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
+		}
+		size, known := min(r.ContentLength, e.Body.max), r.ContentLength >= 0
+		if !known {
+			size = e.Body.max
+		}
+		if err := c.holdBody(int(size)); err != nil {
+			return err
+		}
 		body := newBuffer()
 		defer freeBuffer(body)
-		if err := readJSON(body, c.response.ResponseWriter, r, e.Body.max); err != nil {
+		if known {
+			body.Grow(int(size) + bytes.MinRead) // so that ReadFrom need not enlarge it
+		}
+		if err := readBody(body, c.response.ResponseWriter, r, e.Body.max); err != nil {
+			return err
+		}
+		if err := c.holdBody(body.Len()); err != nil { // never fails, because it is not longer than was announced
 			return err
 		}
 		c.Body = body.Bytes()
@@ -127,12 +144,8 @@ func checkScope(p keys.Principal, e *Endpoint) error {
 	return nil
 }
 
-// readJSON reads the complete body of a request into body. The body must be declared as JSON and hold at most max
-// bytes. It is not parsed.
-func readJSON(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max int64) error {
-	if !isJSON(r.Header.Get("Content-Type")) {
-		return newRefusal(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
-	}
+// readBody reads the complete body of a request, of at most max bytes, into body. It is not parsed.
+func readBody(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max int64) error {
 	_, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, max))
 	if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
 		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body exceeds the limit of %d bytes", max))

@@ -54,6 +54,7 @@ func TestDevModeRefusesWebPages(t *testing.T) {
 		"preflight":                 {At(http.MethodOptions, rpc.Path), headers("Origin", evil, "Access-Control-Request-Method", "POST", "Access-Control-Request-Headers", "content-type", "Sec-Fetch-Site", "cross-site")},
 		"WebSocket":                 {At(http.MethodGet, rpc.Path), headers("Origin", evil, "Upgrade", "websocket", "Connection", "Upgrade", "Sec-WebSocket-Key", "x", "Sec-WebSocket-Version", "13")},
 		"navigation":                {At(http.MethodGet, rpc.HealthPath), headers("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")},
+		"navigation to the root":    {At(http.MethodGet, rpc.RootPath), headers("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate")},
 		"image":                     {At(http.MethodGet, rpc.HealthPath), headers("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "image")},
 		"script of /metrics":        {At(http.MethodGet, rpc.MetricsPath), headers("Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors", "Sec-Fetch-Dest", "script")},
 		"fetch of /metrics":         {At(http.MethodGet, rpc.MetricsPath), headers("Origin", evil, "Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "cors")},
@@ -74,7 +75,8 @@ func TestDevModeRefusesWebPages(t *testing.T) {
 		attacks[name] = []func(*http.Request){withHost(host), sameOrigin}
 		attacks[name+", health"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, rpc.HealthPath)}
 		attacks[name+", metrics"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, rpc.MetricsPath)}
-		attacks[name+", unknown path"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, "/")}
+		attacks[name+", root"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, rpc.RootPath)}
+		attacks[name+", unknown path"] = []func(*http.Request){withHost(host), sameOrigin, At(http.MethodGet, "/unknown")}
 	}
 	for name, changes := range attacks {
 		t.Run(name, func(t *testing.T) {
@@ -105,7 +107,7 @@ func TestDevMode(t *testing.T) {
 		WantOK(t, s.Post(body, withHost(host), WithKey("")))
 		WantOK(t, s.Post(body, withHost(host), WithKey("anything")))
 		WantOK(t, s.Post(body, withHost(host), WithHeader("Origin", "http://"+host)))
-		for _, path := range []string{rpc.HealthPath, rpc.MetricsPath} {
+		for _, path := range []string{rpc.RootPath, rpc.HealthPath, rpc.MetricsPath} {
 			if w := s.Post("", withHost(host), WithKey(""), At(http.MethodGet, path), WithHeader("Sec-Fetch-Site", "none")); w.Code != http.StatusOK {
 				t.Errorf("GET %s with host %s: response is %d %s, want 200", path, host, w.Code, w.Body)
 			}

@@ -40,10 +40,11 @@ type Call struct {
 	failed   bool  // the endpoint returned an error or panicked
 	panicked bool
 
-	mu           sync.Mutex
-	outputBytes  int  // the output of runs that is held in memory
-	countedBytes int  // the bytes that count against the limits of the key and of the server
-	released     bool // whether the request has ended, so that no more bytes can be held
+	mu            sync.Mutex
+	outputBytes   int  // the output of runs that is held in memory
+	responseBytes int  // the bytes of the response that count against the limits of the key and of the server
+	bodyBytes     int  // the bytes that count for the request's body
+	released      bool // whether the request has ended, so that no more bytes can be held
 }
 
 // ServeHTTP implements http.Handler.
@@ -51,7 +52,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.inProgress.Add(1)
 	defer g.inProgress.Done()
 	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientIP(r), remote: r.RemoteAddr, path: unknownPath}
-	c.response = response{ResponseWriter: w, call: c, buffer: newBuffer()}
+	c.response = response{ResponseWriter: w, call: c}
 	g.metrics.inFlight.Inc()
 	defer g.metrics.inFlight.Dec()
 	defer c.release()
@@ -89,7 +90,8 @@ func (g *Gateway) route(c *Call, r *http.Request) (err error) {
 		return c.err
 	}
 	// No endpoint matched, so the mux wrote a response itself, which is replaced here.
-	if c.response.status == http.StatusMethodNotAllowed {
+	// A client that posts to the root has the wrong path, not the wrong method.
+	if c.response.status == http.StatusMethodNotAllowed && r.URL.Path != rpc.RootPath {
 		if _, exists := g.metrics.served[r.URL.Path]; exists {
 			c.path = r.URL.Path
 		}
@@ -132,7 +134,7 @@ func (c *Call) Hold(n int) error {
 	if c.released { // a library that the endpoint uses still works on a request that has ended
 		return &rpc.Error{Code: rpc.CodeExhausted, Message: "the request has already ended"}
 	}
-	if excess := c.holdAtLeast(max(c.outputBytes+n, c.countedBytes)); excess != limit.Within {
+	if excess := c.holdAtLeast(c.outputBytes + n); excess != limit.Within {
 		return c.limitError(excess, " and the run was interrupted", "print less", ", write to a file")
 	}
 	c.outputBytes += n
@@ -150,16 +152,36 @@ func (c *Call) holdResponse(bytes int) error {
 	return nil
 }
 
-// holdAtLeast increases the bytes that the request holds to n, unless that would exceed a limit. The caller holds c.mu.
+// holdAtLeast increases the bytes that count for the response to n, unless that would exceed a limit. The caller holds c.mu.
 func (c *Call) holdAtLeast(n int) limit.Excess {
-	if n <= c.countedBytes {
+	if n <= c.responseBytes {
 		return limit.Within
 	}
-	excess := c.gateway.held.Hold(c.Principal.KeyID, n-c.countedBytes)
+	excess := c.gateway.held.Hold(c.Principal.KeyID, n-c.responseBytes)
 	if excess == limit.Within {
-		c.countedBytes = n
+		c.responseBytes = n
 	}
 	return excess
+}
+
+// bodyCopies is how often a body counts: it and the params that are decoded from it exist until the call returns.
+const bodyCopies = 2
+
+// holdBody counts a body of the given size, in bytes, instead of what was counted for it before. Like those of the response,
+// its first g.freeBytes bytes do not count. The error asks the client to try again, because nothing was started.
+func (c *Call) holdBody(bytes int) error {
+	n := bodyCopies * max(0, bytes-c.gateway.freeBytes)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n > c.bodyBytes && c.gateway.held.Hold(c.Principal.KeyID, n-c.bodyBytes) != limit.Within {
+		return fmt.Errorf("the pending requests and responses take too much memory; wait until some of them finish, or send shorter requests: %w",
+			errdefs.ErrResourceExhausted)
+	}
+	if n < c.bodyBytes {
+		c.gateway.held.Release(c.Principal.KeyID, c.bodyBytes-n)
+	}
+	c.bodyBytes = n
+	return nil
 }
 
 // limitError returns the error for a response or output that exceeds a limit. It has no RetryAfter, so that clients do
@@ -178,8 +200,8 @@ func (c *Call) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.released = true
-	c.gateway.held.Release(c.Principal.KeyID, c.countedBytes)
-	c.countedBytes = 0
+	c.gateway.held.Release(c.Principal.KeyID, c.responseBytes+c.bodyBytes)
+	c.responseBytes, c.bodyBytes = 0, 0
 }
 
 // Refusal is an error that determines the response to the client.

@@ -2,6 +2,7 @@ package http
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -70,10 +71,10 @@ func JSON(max int64) Body { return Body{jsonBody, max} }
 // must complete within the endpoint's Deadline.
 func Stream(max int64) Body { return Body{streamBody, max} }
 
-// path returns the pattern without the method.
+// path returns the pattern without the method and without the {$} that limits it to that path.
 func (e Endpoint) path() string {
 	_, path, _ := strings.Cut(e.Pattern, " ")
-	return path
+	return strings.TrimSuffix(path, "{$}")
 }
 
 // handle checks an endpoint and adds it to the routes.
@@ -106,12 +107,33 @@ func (g *Gateway) handle(e Endpoint) (err error) {
 	return nil
 }
 
-var healthEndpoint = Endpoint{
-	Pattern: "GET " + rpc.HealthPath, Scope: Open, Deadline: AnswerDeadline,
-	Serve: func(_ *Call, w http.ResponseWriter, _ *http.Request) error {
-		_, err := w.Write(healthBody)
-		return err
-	},
+// openEndpoints need no API key, so they only say that a server is here. The version is not public.
+var openEndpoints = []Endpoint{
+	constant("GET "+rpc.RootPath+"{$}", "text/plain; charset=utf-8", rootText),
+	constant("GET "+rpc.HealthPath, "application/json", healthBody),
+	constant("GET "+rpc.HealthzPath, "application/json", healthBody),
 }
 
-var healthBody = []byte(`{"message":"Service is healthy"}`)
+const healthBody = `{"message":"Service is healthy"}`
+
+const rootText = `This is msbd, a server that runs code in sandboxes.
+
+Check that it works:  GET ` + rpc.HealthPath + `
+Call its methods:     POST ` + rpc.Path + ` (JSON-RPC 2.0, with an API key)
+Connect an assistant: POST ` + rpc.MCPPath + ` (MCP, with an API key)
+
+The method rpc.discover describes all methods.
+Documentation: https://github.com/msbd/msbd
+`
+
+// constant returns an open endpoint that always returns the same body.
+func constant(pattern, contentType, body string) Endpoint {
+	return Endpoint{
+		Pattern: pattern, Scope: Open, Deadline: AnswerDeadline,
+		Serve: func(_ *Call, w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Content-Type", contentType)
+			_, err := io.WriteString(w, body)
+			return err
+		},
+	}
+}

@@ -244,11 +244,11 @@ func TestHeldBytes(t *testing.T) {
 		return nil
 	}
 	write(2000)
-	if w := s.Post("{}", toTestPath); w.Code != http.StatusOK || w.Body.Len() != 2000 {
+	if w := s.Post("", toTestPath); w.Code != http.StatusOK || w.Body.Len() != 2000 {
 		t.Errorf("response is %d with %d bytes, want 200 with 2000", w.Code, w.Body.Len())
 	}
 	write(2001)
-	w := s.Post("{}", toTestPath)
+	w := s.Post("", toTestPath)
 	WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
 	if w.Header().Get("Retry-After") != "" {
 		t.Error("the response has Retry-After, although the same request would fail again")
@@ -266,7 +266,7 @@ func TestHeldBytes(t *testing.T) {
 		_, err := w.Write(make([]byte, 10_000))
 		return err
 	}
-	if w := s.Post("{}", toTestPath); w.Code != http.StatusOK || w.Body.Len() != 11_900 {
+	if w := s.Post("", toTestPath); w.Code != http.StatusOK || w.Body.Len() != 11_900 {
 		t.Errorf("response is %d with %d bytes, want 200 with 11900", w.Code, w.Body.Len())
 	}
 	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
@@ -275,7 +275,7 @@ func TestHeldBytes(t *testing.T) {
 	// A library that still works on a request that has ended cannot hold bytes for it.
 	var call *gateway.Call
 	serve = func(c *gateway.Call, _ http.ResponseWriter, _ *http.Request) error { call = c; return nil }
-	s.Post("{}", toTestPath)
+	s.Post("", toTestPath)
 	if err := call.Hold(1); err == nil {
 		t.Error("Hold succeeded for a request that has ended")
 	}
@@ -329,8 +329,9 @@ func TestStream(t *testing.T) {
 		return
 	}
 	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("X-Request-Id") == "" {
-		t.Errorf("response is %s %v, want 200 with the endpoint's Content-Type and a request id", res.Status, res.Header)
+	if res.StatusCode != http.StatusOK || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("X-Request-Id") == "" ||
+		res.Header.Get("X-Accel-Buffering") != "no" {
+		t.Errorf("response is %s %v, want 200 with the endpoint's Content-Type, a request id and X-Accel-Buffering: no", res.Status, res.Header)
 	}
 	out := bufio.NewReader(res.Body)
 	for _, want := range []string{"first", "second", "third"} {

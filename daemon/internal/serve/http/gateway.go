@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
@@ -36,7 +38,7 @@ type Verifier interface {
 // Options configures a Gateway.
 type Options struct {
 	Verifier Verifier
-	// Endpoints are served in addition to /api/v1/health and /metrics.
+	// Endpoints are served in addition to /metrics and the paths that need no key.
 	Endpoints []Endpoint
 	// Dev accepts every request without checking its key. The gateway then serves on loopback only and refuses
 	// requests that a web page may have made a browser send.
@@ -75,12 +77,12 @@ const (
 	// maxInFlight limits the requests in progress of one key.
 	maxInFlight = 256
 
-	// maxHeld and maxHeldOfKey limit the bytes of pending responses, of all keys and of one key. The memory in use can
-	// briefly be three times as much, because of copies.
+	// maxHeld and maxHeldOfKey limit the bytes of long bodies and of pending responses, of all keys and of one key. The
+	// memory in use can briefly be three times as much, because of copies.
 	maxHeld      = 64 << 20
 	maxHeldOfKey = 32 << 20
 	// freeBytes is how many bytes a response may have beyond the output of its runs before it counts. A batch whose runs
-	// have used up the limit still needs room for the rest of its JSON.
+	// have used up the limit still needs room for the rest of its JSON. As many bytes of a body do not count.
 	freeBytes = 64 << 10
 
 	// These limit the log lines about requests without a valid key, which anyone can send.
@@ -141,7 +143,7 @@ func New(o Options) (*Gateway, error) {
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
-	g.Endpoints = append([]Endpoint{healthEndpoint, g.metricsEndpoint()}, o.Endpoints...)
+	g.Endpoints = slices.Concat(openEndpoints, []Endpoint{g.metricsEndpoint()}, o.Endpoints)
 	for _, e := range g.Endpoints {
 		if err := g.handle(e); err != nil {
 			return nil, err
@@ -163,8 +165,8 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 		ln.Close()
 		return fmt.Errorf("serve on %s: dev mode does not authenticate requests, so it needs a loopback address", ln.Addr())
 	}
-	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancelRequests()
+	requests, cancelRequests := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancelRequests(nil)
 	g.server.BaseContext = func(net.Listener) context.Context { return requests }
 
 	served := make(chan error, 1)
@@ -175,7 +177,7 @@ func (g *Gateway) Serve(ctx context.Context, ln net.Listener) error {
 	case <-ctx.Done():
 	}
 	if err := g.shutdown(requests, g.drain); errors.Is(err, context.DeadlineExceeded) {
-		cancelRequests()
+		cancelRequests(rpcerr.ErrStopping)
 		if err := g.shutdown(context.WithoutCancel(requests), cancelTimeout); err != nil {
 			g.server.Close()
 		}

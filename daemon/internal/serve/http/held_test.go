@@ -79,3 +79,44 @@ func TestRunOutputLimitsOfSeveralKeys(t *testing.T) {
 	}
 	WantOK(t, s.Post(printing(2000), WithKey(other)))
 }
+
+// Long bodies of requests in progress count like responses. A request that must wait for others may be repeated.
+func TestBodiesAreLimited(t *testing.T) {
+	serving, finish := make(chan struct{}), make(chan struct{})
+	s := New(t, withEndpoint(func(*gateway.Call, http.ResponseWriter, *http.Request) error {
+		serving <- struct{}{}
+		<-finish
+		return nil
+	}))
+	s.SetHeld(3000, 2000, 100)
+	body := `"` + strings.Repeat("x", 598) + `"` // counts 2 * 500
+	unknownLength := func(r *http.Request) { r.ContentLength = -1 }
+	responses := make(chan int)
+	for range 2 {
+		go func() { responses <- s.Post(body, toTestPath).Code }()
+		<-serving
+	}
+	if bytes, _ := s.Held(); bytes != 2000 {
+		t.Errorf("two requests hold %d bytes, want 2000", bytes)
+	}
+	for _, change := range []func(*http.Request){func(*http.Request) {}, unknownLength} {
+		w := s.Post(body, toTestPath, change)
+		WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
+		if w.Header().Get("Retry-After") == "" {
+			t.Error("the error does not ask for a retry")
+		}
+	}
+	go func() { responses <- s.Post("{}", toTestPath).Code }() // short bodies do not count
+	<-serving
+	other := s.Issue(t, keys.IssueRequest{})
+	WantError(t, s.Post(`"`+strings.Repeat("x", 698)+`"`, toTestPath, WithKey(other)), http.StatusTooManyRequests, rpc.CodeExhausted) // all keys together
+	close(finish)
+	for range 3 {
+		if code := <-responses; code != http.StatusOK {
+			t.Errorf("status %d, want 200", code)
+		}
+	}
+	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
+		t.Errorf("after all requests, %d keys hold %d bytes", keys, bytes)
+	}
+}

@@ -45,16 +45,42 @@ func TestRoutes(t *testing.T) {
 	for _, path := range []string{"/", "/api/v1/rpc/", "//api/v1/rpc", "/api/v1/../v1/rpc", "/api/v1/RPC", "*"} {
 		WantError(t, send(http.MethodPost, path), http.StatusNotFound, rpc.CodeInvalidRequest)
 	}
-	for _, method := range []string{http.MethodGet, http.MethodHead} {
-		w := s.Post("", WithKey(""), func(r *http.Request) { r.Method, r.URL.Path = method, rpc.HealthPath })
-		if w.Code != http.StatusOK || w.Body.String() != `{"message":"Service is healthy"}` || w.Header().Get("Content-Type") != "application/json" {
-			t.Errorf("%s health: response is %d %v %s, want 200 and the health message", method, w.Code, w.Header(), w.Body)
+	for _, path := range []string{rpc.HealthPath, "/healthz"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			w := s.Post("", WithKey(""), At(method, path))
+			if w.Code != http.StatusOK || w.Body.String() != `{"message":"Service is healthy"}` || w.Header().Get("Content-Type") != "application/json" {
+				t.Errorf("%s %s: response is %d %v %s, want 200 and the health message", method, path, w.Code, w.Header(), w.Body)
+			}
+		}
+		w := send(http.MethodPost, path)
+		WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
+		if w.Header().Get("Allow") != "GET, HEAD" {
+			t.Errorf("POST %s: Allow is %q, want GET, HEAD", path, w.Header().Get("Allow"))
 		}
 	}
-	w := send(http.MethodPost, rpc.HealthPath)
-	WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
-	if w.Header().Get("Allow") != "GET, HEAD" {
-		t.Errorf("POST health: Allow is %q, want GET, HEAD", w.Header().Get("Allow"))
+}
+
+// Somebody who opens the server in a browser learns what it is and where the API is, but not its version.
+func TestRoot(t *testing.T) {
+	s := New(t)
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		w := s.Post("", WithKey(""), At(method, "/"))
+		text := w.Body.String()
+		if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "text/plain; charset=utf-8" {
+			t.Errorf("%s /: response is %d %v, want 200 and plain text", method, w.Code, w.Header())
+		}
+		for _, want := range []string{"msbd", rpc.HealthPath, rpc.Path, rpc.MCPPath, rpc.MethodDiscover, "https://"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s /: the text does not mention %s: %s", method, want, text)
+			}
+		}
+		if strings.Contains(text, Version) {
+			t.Errorf("%s / reveals the version: %s", method, text)
+		}
+	}
+	e := WantError(t, s.Post(Request("sandbox.metrics.get", "{}"), At(http.MethodPost, "/")), http.StatusNotFound, rpc.CodeInvalidRequest)
+	if !strings.Contains(e.Message, rpc.Path) {
+		t.Errorf("POST /: the message does not name the right path: %s", e.Message)
 	}
 }
 

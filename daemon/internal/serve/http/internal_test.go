@@ -1,10 +1,12 @@
 package http
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"testing"
 )
 
@@ -97,5 +99,26 @@ func TestSourceNet(t *testing.T) {
 		if got := sourceNet(remoteIP(addr)).String(); got != want {
 			t.Errorf("source of %q is %s, want %s", addr, got, want)
 		}
+	}
+}
+
+func TestChunks(t *testing.T) {
+	var c chunks
+	for range 2 {
+		var want bytes.Buffer
+		for i, size := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, 3*chunkSize - 2, 5} {
+			text := strings.Repeat(string(rune('a'+i)), size)
+			want.WriteString(text)
+			if i%2 == 0 {
+				c.Write([]byte(text))
+			} else {
+				c.WriteString(text)
+			}
+		}
+		var got bytes.Buffer
+		if err := c.writeTo(&got); err != nil || c.size != want.Len() || got.String() != want.String() {
+			t.Errorf("got %d bytes, size %d, error %v, want %d", got.Len(), c.size, err, want.Len())
+		}
+		c.reset()
 	}
 }

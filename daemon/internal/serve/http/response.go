@@ -23,7 +23,7 @@ type response struct {
 	call       *Call
 	ctx        context.Context // the request's context, which ends when the key is revoked or expires
 	status     int             // 0 until it is known
-	buffer     *bytes.Buffer
+	buffer     chunks
 	sent       bool     // whether at least the status and the headers were sent
 	err        error    // the error of a write that exceeded the limit of held bytes
 	clientGone bool     // whether a write failed, because the client disconnected or did not read in time
@@ -35,6 +35,9 @@ var (
 	headerJSON    = []string{"application/json"}
 	headerNoSniff = []string{"nosniff"}
 	headerNoStore = []string{"no-store"}
+	// headerUnbuffered is the value of X-Accel-Buffering that makes nginx, and proxies that follow it, pass on each part
+	// of a response as it comes.
+	headerUnbuffered = []string{"no"}
 )
 
 // WriteHeader implements http.ResponseWriter. Only the first call has an effect.
@@ -75,15 +78,19 @@ func (w *response) WriteString(s string) (int, error) {
 // hold counts n more buffered bytes. After an error it fails for every n, so that no response is sent with a gap.
 func (w *response) hold(n int) error {
 	if w.err == nil {
-		w.err = w.call.holdResponse(w.buffer.Len() + n)
+		w.err = w.call.holdResponse(w.buffer.size + n)
 	}
 	return w.err
 }
 
-// FlushError sends what was written so far. From then on, each write is sent at once. http.ResponseController calls it.
+// FlushError sends what was written so far. From then on, each write is sent at once, and proxies are asked to do the
+// same. http.ResponseController calls it.
 func (w *response) FlushError() error {
 	if w.hijacked != nil {
 		return http.ErrHijacked
+	}
+	if !w.sent {
+		w.Header()["X-Accel-Buffering"] = headerUnbuffered
 	}
 	if err := w.send(); err != nil {
 		return err
@@ -98,7 +105,7 @@ func (w *response) Flush() { _ = w.FlushError() }
 // whichever is first. For a connection that cannot be hijacked, such as one with HTTP/2, the error is
 // errdefs.ErrInvalidArgument.
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if w.sent || w.buffer.Len() > 0 {
+	if w.sent || w.buffer.size > 0 {
 		return nil, nil, errors.New("hijack the connection: the response has already begun")
 	}
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
@@ -141,15 +148,14 @@ func (w *response) send() error {
 	h["X-Content-Type-Options"] = headerNoSniff
 	h["Cache-Control"] = headerNoStore
 	delete(h, "Connection") // some libraries set it, but only net/http may decide on it
-	if w.buffer.Len() > 0 && h["Content-Type"] == nil {
+	if w.buffer.size > 0 && h["Content-Type"] == nil {
 		h["Content-Type"] = headerJSON
 	}
 	w.setDeadline()
 	w.ResponseWriter.WriteHeader(w.status)
-	_, err := w.ResponseWriter.Write(w.buffer.Bytes())
+	err := w.buffer.writeTo(w.ResponseWriter)
 	if err == nil { // after a failed write, HTTP/2 may still read from the buffer, so it is not reused
-		freeBuffer(w.buffer)
-		w.buffer = &bytes.Buffer{}
+		w.buffer.reset()
 	}
 	return err
 }
@@ -170,7 +176,7 @@ func (w *response) finish(err error) (cause error) {
 				w.Header()[name] = values
 			}
 			rpcerr.SetHeaders(w.Header(), r.Status, r.ClientError)
-			rpcerr.WriteResponse(w.buffer, nil, r.ClientError, nil)
+			rpcerr.WriteResponse(&w.buffer, nil, r.ClientError, nil)
 		} else if w.hijacked == nil {
 			w.status = r.Status // for the log and the metrics; the client already has another status
 		}
@@ -185,11 +191,60 @@ func (w *response) finish(err error) (cause error) {
 
 // discard discards the body and the headers written so far.
 func (w *response) discard() {
-	w.buffer.Reset()
+	w.buffer.reset()
 	clear(w.Header())
 }
 
-// buffers is a pool of buffers for request and response bodies.
+// chunks holds the body of a response in pieces of equal size. Unlike bytes.Buffer, it does not copy what it holds when it
+// grows, which would occupy several times the memory that is counted.
+type chunks struct {
+	all  []*[chunkSize]byte
+	size int
+}
+
+const chunkSize = 16 << 10
+
+var chunkPool = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+func (c *chunks) Write(p []byte) (int, error) { return appendChunks(c, p), nil }
+
+func (c *chunks) WriteString(s string) (int, error) { return appendChunks(c, s), nil }
+
+func appendChunks[T string | []byte](c *chunks, p T) int {
+	n := len(p)
+	for len(p) > 0 {
+		used := c.size % chunkSize
+		if used == 0 {
+			c.all = append(c.all, chunkPool.Get().(*[chunkSize]byte))
+		}
+		copied := copy(c.all[len(c.all)-1][used:], p)
+		c.size += copied
+		p = p[copied:]
+	}
+	return n
+}
+
+func (c *chunks) writeTo(w io.Writer) error {
+	left := c.size
+	for _, chunk := range c.all {
+		n := min(left, chunkSize)
+		if _, err := w.Write(chunk[:n]); err != nil {
+			return err
+		}
+		left -= n
+	}
+	return nil
+}
+
+// reset empties c. Its memory is reused.
+func (c *chunks) reset() {
+	for _, chunk := range c.all {
+		chunkPool.Put(chunk)
+	}
+	c.all, c.size = nil, 0
+}
+
+// buffers is a pool of buffers for request bodies.
 var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
 func newBuffer() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) }

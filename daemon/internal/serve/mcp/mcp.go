@@ -32,8 +32,9 @@ var Revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"}
 
 // Methods is the table of JSON-RPC methods. *rpc.Service of package serve/rpc implements it.
 type Methods interface {
-	// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx.
-	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value) (jsontext.Value, *rpc.Error)
+	// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx. If excerpt is not 0,
+	// the output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
+	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error)
 	// Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is
 	// no such method.
 	Schemas(method string) (params, result jsontext.Value)
@@ -188,8 +189,8 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 // errRefused is logged instead of the library's message, which may quote the client.
 var errRefused = errors.New("the MCP library refused the request")
 
-// responseWriter intercepts errors that the library writes as plain text, so that the client gets them as JSON-RPC
-// errors.
+// responseWriter removes HTML escapes. It also intercepts errors that the library writes as plain text, so that the client
+// gets them as JSON-RPC errors.
 type responseWriter struct {
 	http.ResponseWriter
 	status int
@@ -206,12 +207,42 @@ func (w *responseWriter) WriteHeader(status int) {
 
 func (w *responseWriter) Write(p []byte) (int, error) {
 	if w.status == 0 {
-		return w.ResponseWriter.Write(p)
+		if _, err := w.ResponseWriter.Write(unescapeHTML(p)); err != nil {
+			return 0, err
+		}
+		return len(p), nil
 	}
 	if len(w.text) < 1<<10 {
 		w.text = append(w.text, p...)
 	}
 	return len(p), nil
+}
+
+// unescapeHTML replaces the escapes of <, > and & in JSON, which the library needlessly writes as six bytes each. It does
+// not modify p, which must not end within an escape: the library writes each message at once.
+func unescapeHTML(p []byte) []byte {
+	if !bytes.Contains(p, []byte(`\u00`)) {
+		return p
+	}
+	out := make([]byte, 0, len(p))
+	for {
+		i := bytes.IndexByte(p, '\\')
+		if i < 0 || i+1 == len(p) {
+			return append(out, p...)
+		}
+		out = append(out, p[:i]...)
+		p = p[i:]
+		switch {
+		case bytes.HasPrefix(p, []byte(`\u003c`)):
+			out, p = append(out, '<'), p[6:]
+		case bytes.HasPrefix(p, []byte(`\u003e`)):
+			out, p = append(out, '>'), p[6:]
+		case bytes.HasPrefix(p, []byte(`\u0026`)):
+			out, p = append(out, '&'), p[6:]
+		default: // another escape, such as that of a backslash
+			out, p = append(out, p[:2]...), p[2:]
+		}
+	}
 }
 
 // Unwrap returns the underlying writer to http.ResponseController.

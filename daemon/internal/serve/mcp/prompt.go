@@ -37,7 +37,7 @@ func (p prompt) get(_ context.Context, req *sdk.GetPromptRequest) (*sdk.GetPromp
 		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcerr.Message(err)}
 	}
 	text := fmt.Sprintf("Create a %s sandbox: call sandbox_start with sandbox %q and config {\"image\": %q}. Then run a line of %[1]s code in it with "+
-		"sandbox_run_code and language %q to check that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, sandbox, p.image, p.code)
+		"sandbox_run_code and language %[4]q to check that it works. Stop it with sandbox_stop when it is no longer needed.", p.language, sandbox, p.image, p.code)
 	return &sdk.GetPromptResult{
 		Description: "Create the " + p.language + " sandbox " + sandbox,
 		Messages:    []*sdk.PromptMessage{{Role: "user", Content: &sdk.TextContent{Text: text}}},

@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -232,7 +233,7 @@ func TestProgress(t *testing.T) {
 				return nil
 			}
 			var mu sync.Mutex
-			var last float64
+			last := -1.0
 			c, err := connect(t, s.listen(t), s.key, revision, &sdk.ClientOptions{
 				ProgressNotificationHandler: func(ctx context.Context, req *sdk.ProgressNotificationClientRequest) {
 					mu.Lock()
@@ -303,32 +304,108 @@ func TestRunsEndWithTheirKey(t *testing.T) {
 	}
 }
 
-// MCP sends the output twice. Output that exceeds the limit when sent twice is an error that the model can read.
-func TestLongOutput(t *testing.T) {
+// escapes has the output of one run for each way in which JSON or MCP may encode a character, and how many bytes a
+// character takes in a response.
+var escapes = map[string]int{
+	"x": 1, "<": 1, "&": 1, ">": 1, "é": 2, `"`: 2, `\`: 2, `\u003c`: 8, "\n": 2, "\t": 2, "\x01": 6, "\x7f": 1, "\xff": 3, "\u2028": 6, "😀": 4,
+}
+
+// A model gets the beginning and the end of a long output, once. Whatever is printed, the response takes no more bytes than
+// the limit and the escapes of JSON ask for.
+func TestOutputIsExcerpted(t *testing.T) {
+	const printed = 300 << 10
 	s := newSite(t)
-	for code, fits := range map[string]bool{"15 MiB of x": true, "2 MiB of <": true, "6 MiB of <": false} {
-		w := s.post(toolCall(1, "sandbox_run_code", `{"sandbox":"a","language":"python","code":"`+code+`"}`))
-		var res struct {
-			Result struct {
-				IsError bool
-				Content []struct{ Text string }
+	for what, cost := range escapes {
+		for _, c := range []struct {
+			tool, argument string
+			max            int
+			stream         bool
+		}{
+			{"sandbox_run_code", `"language":"python","code"`, 50_000, false},
+			{"sandbox_run_command", `"command"`, 50_000, true},
+			{"sandbox_run_command", `"max_output_bytes":200000,"command"`, 200_000, false},
+		} {
+			code, err := json.Marshal(fmt.Sprintf("%d KiB of %+q", printed>>10, what))
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-		if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil || w.Code != http.StatusOK || len(res.Result.Content) != 1 {
-			t.Errorf("%s: %d, %d bytes, %v", code, w.Code, w.Body.Len(), err)
-			continue
-		}
-		if text := res.Result.Content[0].Text; res.Result.IsError == fits || !fits && !strings.Contains(text, "print less") {
-			t.Errorf("%s: error %t, want %t: %.200s", code, res.Result.IsError, !fits, text)
+			body := toolCall(1, c.tool, fmt.Sprintf(`{"sandbox":"a",%s:%s}`, c.argument, code))
+			if c.stream {
+				body = strings.Replace(body, `"params":{`, `"params":{"_meta":{"progressToken":"p"},`, 1)
+			}
+			w := s.post(body)
+			response := w.Body.String()
+			if most := c.max/len(what)*cost + 1000; w.Code != http.StatusOK || len(response) > most {
+				t.Errorf("%q, %+v: %d, %d bytes, want at most %d: %.300s", what, c, w.Code, len(response), most, response)
+			}
+			if c.stream {
+				response = response[strings.LastIndex(response, "data: ")+len("data: "):] // after the events of progress
+			}
+			var res struct{ Result sdk.CallToolResult }
+			if err := json.Unmarshal([]byte(response), &res); err != nil {
+				t.Fatal(err)
+			}
+			head, rest, cut := strings.Cut(text(t, &res.Result), "\n[… ")
+			_, tail, _ := strings.Cut(rest, " …]\n")
+			var omitted int
+			fmt.Sscan(rest, &omitted)
+			if what == "\xff" { // each run of invalid bytes becomes one character
+				head, tail = head+strings.Repeat("x", c.max/2-len(head)), tail+strings.Repeat("x", c.max/2-len(tail))
+			}
+			total := len(head) + len(tail) + omitted
+			if !cut || res.Result.IsError || total > printed+6 || total < printed-100 || len(head)+len(tail) < c.max-10 {
+				t.Errorf("%q, %+v: %d and %d bytes are kept and %d left out, want together %d and about %d: %.100q … %.100q",
+					what, c, len(head), len(tail), omitted, c.max, printed, head, tail)
+			}
 		}
 	}
 }
 
-// With a progress token, events arrive as they are written, with the headers of every response. Without one, the
-// response is one JSON document.
+func TestMaxOutputArgument(t *testing.T) {
+	s := newSite(t)
+	for argument, ok := range map[string]bool{"1": true, "200000": true, "null": true, "0": false, "-1": false, "200001": false, `"1"`: false, "1.5": false, "[]": false} {
+		w := s.post(toolCall(1, "sandbox_run_code", `{"sandbox":"a","language":"python","code":"1","max_output_bytes":`+argument+`}`))
+		if strings.Contains(w.Body.String(), `"isError":true`) == ok || !ok && !strings.Contains(w.Body.String(), "max_output_bytes must be an integer from 1 to 200000") {
+			t.Errorf("%s: %d %s", argument, w.Code, w.Body)
+		}
+		if calls := s.sandboxes.takeCalls(); (len(calls) == 1) != ok {
+			t.Errorf("%s: calls %q", argument, calls)
+		}
+	}
+	// Other tools do not have it.
+	if w := s.post(toolCall(1, "sandbox_stop", `{"sandbox":"a","max_output_bytes":1}`)); !strings.Contains(w.Body.String(), "not a known member") {
+		t.Error(w.Body)
+	}
+}
+
+func FuzzUnescapeHTML(f *testing.F) {
+	f.Add("<a href=\"x\">&\\u003c\\\\<\u2028\x00")
+	f.Fuzz(func(t *testing.T, s string) {
+		s = strings.ToValidUTF8(s, "")
+		encoded, err := json.Marshal(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := string(encoded)
+		got := unescapeHTML(encoded)
+		var decoded string
+		if err := json.Unmarshal(got, &decoded); err != nil || decoded != s || string(encoded) != before {
+			t.Errorf("%s became %s, error %v", before, got, err)
+		}
+		var want bytes.Buffer
+		e := json.NewEncoder(&want)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(s); err != nil || want.String() != string(got)+"\n" {
+			t.Errorf("%s became %s, want %s", before, got, want.String())
+		}
+	})
+}
+
+// With a progress token, the first event arrives at once, with the headers of every response. Without one, the response
+// is one JSON document.
 func TestStreaming(t *testing.T) {
 	s := newSite(t)
-	s.progressInterval = time.Millisecond
+	s.progressInterval = time.Hour
 	finish := make(chan struct{})
 	s.sandboxes.onRun = func(ctx context.Context) error {
 		select {
@@ -338,7 +415,9 @@ func TestStreaming(t *testing.T) {
 			return ctx.Err()
 		}
 	}
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.listen(t), strings.NewReader(withProgress(1, runForever)))
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, s.listen(t), strings.NewReader(withProgress(1, runForever)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +430,8 @@ func TestStreaming(t *testing.T) {
 	}
 	defer res.Body.Close()
 	h := res.Header
-	if h.Get("Content-Type") != "text/event-stream" || h.Get("X-Request-Id") == "" || h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cache-Control") != "no-store" {
+	if h.Get("Content-Type") != "text/event-stream" || h.Get("X-Accel-Buffering") != "no" || h.Get("X-Request-Id") == "" ||
+		h.Get("X-Content-Type-Options") != "nosniff" || h.Get("Cache-Control") != "no-store" {
 		t.Error("headers of the stream:", h)
 	}
 	lines := bufio.NewReader(res.Body)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -71,9 +72,8 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 				return nil, 0, err
 			}
 		}
-		if count, what, ok := strings.Cut(r.Text, " MiB of "); ok {
-			n, err := strconv.Atoi(count)
-			return []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(what, n<<20))}}, 0, err
+		if events := print(r.Text); events != nil {
+			return events, 0, nil
 		}
 		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
 		if r.Text == "raise" {
@@ -81,6 +81,25 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 		}
 		return out, 0, nil
 	}}, nil
+}
+
+// print returns the output of a run of code or of a program "N KiB of TEXT", in pieces of 64 KiB, which share their memory.
+// TEXT is a quoted string. The result is nil for another program.
+func print(program string) (events []sandbox.Event) {
+	count, what, ok := strings.Cut(program, " KiB of ")
+	if !ok {
+		return nil
+	}
+	size, err1 := strconv.Atoi(count)
+	what, err2 := strconv.Unquote(what)
+	if err1 != nil || err2 != nil {
+		panic(program)
+	}
+	piece := sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(what, 64<<10/len(what)))}
+	for range size / 64 {
+		events = append(events, piece)
+	}
+	return append(events, sandbox.Output{Stream: sandbox.Stdout, Data: piece.Data[:(size%64<<10)/len(what)*len(what)]})
 }
 
 func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Command) (sandbox.Process, error) {
@@ -91,16 +110,36 @@ func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbo
 		if r.Program == "false" {
 			return nil, 1, nil
 		}
+		if events := print(r.Program); events != nil {
+			return events, 0, nil
+		}
 		return []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Join(r.Args, " ") + "\n")}}, 0, nil
 	}}, nil
 }
 
-func (f *fakeSandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
-	n := sandbox.Name{Namespace: namespace, Name: name}
+// ListIn returns one sandbox.
+func (f *fakeSandboxes) ListIn(namespaces []string) ([]sandbox.Record, error) {
+	n := sandbox.Name{Namespace: strings.Join(namespaces, ","), Name: "a"}
+	return []sandbox.Record{record(n)}, f.call("list", n)
+}
+
+func (f *fakeSandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
+	return record(n), f.call("get", n)
+}
+
+func record(n sandbox.Name) sandbox.Record {
+	return sandbox.Record{
+		ID: "sb-1", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		Config: sandbox.Config{Image: "x", CPUs: 1, MemoryMiB: 512, Env: []string{"TOKEN=secret"}},
+	}
+}
+
+func (f *fakeSandboxes) Metrics(_ context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+	n := sandbox.Name{Namespace: strings.Join(namespaces, ","), Name: name}
 	if err := f.call("metrics", n); err != nil {
 		return nil, err
 	}
-	return []sandbox.Metrics{{Name: n, Running: true, CPUPercent: 12.5, MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
+	return []sandbox.Metrics{{Name: n, State: sandbox.Running, CPUPercent: new(12.5), MemoryMiB: new(int64(256)), DiskBytes: new(int64(1 << 40))}}, nil
 }
 
 // site is a Handler behind the real gateway, with real keys.

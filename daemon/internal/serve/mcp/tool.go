@@ -19,6 +19,16 @@ import (
 // errorKey is the metadata key of a failed tool call under which programs find the error, as an rpc.Error.
 const errorKey = "io.github.msbd/error"
 
+// resultMetaKey is the metadata key of a run under which programs find its result without its output.
+const resultMetaKey = "io.github.msbd/result"
+
+// The output of a run is limited for the model's sake. A call can choose another limit, in bytes, with an argument.
+const (
+	maxOutputArgument = "max_output_bytes"
+	defaultMaxOutput  = 50_000
+	highestMaxOutput  = 200_000
+)
+
 // canceledMessage is the message for a client that canceled its call.
 const canceledMessage = "the client canceled the call"
 
@@ -29,8 +39,10 @@ type tool struct {
 	name, method       string
 	title, description string
 	hints              sdk.ToolAnnotations
-	// text returns the result as text for people and models.
+	// text returns the result as text for people and models. nil means that the tool is a run.
 	text func(result jsontext.Value) string
+	// runText is the text of a run. It also returns what programs find under resultMetaKey.
+	runText func(result jsontext.Value) (text string, meta any)
 }
 
 // nameRule says what the name of a sandbox may be.
@@ -38,11 +50,22 @@ const nameRule = "1 to 63 of A-Z a-z 0-9 _ -, beginning with a letter or a digit
 
 const inNamespace = " If namespace is omitted, the API key's own namespace is used, or \"default\" if the key is not limited to exactly one."
 
+const allNamespaces = "The namespace * stands for all namespaces that the key may use."
+
+const states = "The state is starting, running, stopping or failed; reason says why a sandbox failed."
+
+// readOnly are the hints of a tool that changes nothing.
+var readOnly = sdk.ToolAnnotations{ReadOnlyHint: true, IdempotentHint: true, OpenWorldHint: new(false)}
+
+var aboutOutput = fmt.Sprintf(" If the output has more than %s bytes (%d unless you set it, at most %d), you get its beginning and its end.",
+	maxOutputArgument, defaultMaxOutput, highestMaxOutput)
+
 var tools = []tool{
 	{
 		name: "sandbox_start", method: rpc.MethodSandboxStart, title: "Start a sandbox",
 		description: "Start a sandbox, an isolated microVM, with a name of your choice: " + nameRule + ". " +
-			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, and config.envs is a list of NAME=value. " +
+			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, config.cpus is the number of processors, " +
+			"config.envs is a list of NAME=value, and config.workdir is the absolute path of the directory in which runs start. " +
 			"Starting a sandbox that already runs with the same config changes nothing." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(false), IdempotentHint: true, OpenWorldHint: new(false)},
 		text:  stringText,
@@ -56,23 +79,33 @@ var tools = []tool{
 	{
 		name: "sandbox_run_code", method: rpc.MethodSandboxReplRun, title: "Run code in a sandbox",
 		description: "Run code in a running sandbox. language is python or node. Later runs can use what the code defines. If the code ends with " +
-			"an expression, its value is printed. timeout is in seconds." + inNamespace,
-		hints: sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
-		text:  codeText,
+			"an expression, its value is printed. timeout is in seconds." + aboutOutput + inNamespace,
+		hints:   sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
+		runText: codeText,
 	},
 	{
 		name: "sandbox_run_command", method: rpc.MethodSandboxCommandRun, title: "Run a command in a sandbox",
 		description: "Run a program in a running sandbox. args are passed to it unchanged, without a shell. For shell syntax, run the command sh " +
-			"with the args -c and the command line. timeout is in seconds." + inNamespace,
-		hints: sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
-		text:  commandText,
+			"with the args -c and the command line. timeout is in seconds." + aboutOutput + inNamespace,
+		hints:   sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
+		runText: commandText,
+	},
+	{
+		name: "sandbox_list", method: rpc.MethodSandboxList, title: "List the sandboxes",
+		description: "List the sandboxes with their state, image and size. " + states + " Memory is in MiB. " + allNamespaces +
+			" If the result has a next, call the tool again with it as after to get more." + inNamespace,
+		hints: readOnly, text: jsonText,
+	},
+	{
+		name: "sandbox_get", method: rpc.MethodSandboxGet, title: "Get a sandbox",
+		description: "Get the state, image and size of a sandbox. " + states + " Memory is in MiB." + inNamespace,
+		hints:       readOnly, text: jsonText,
 	},
 	{
 		name: "sandbox_get_metrics", method: rpc.MethodSandboxMetricsGet, title: "Get sandbox metrics",
-		description: "List the sandboxes, whether each is running, and what it uses: cpu_usage in percent of one processor, memory_usage in MiB, " +
-			"disk_usage in bytes. Set sandbox to get only that one. The namespace * stands for all namespaces that the key may use." + inNamespace,
-		hints: sdk.ToolAnnotations{ReadOnlyHint: true, IdempotentHint: true, OpenWorldHint: new(false)},
-		text:  func(result jsontext.Value) string { return string(result) },
+		description: "List the sandboxes with their state and what each uses: cpu_usage in percent of one processor, memory_usage in MiB, " +
+			"disk_usage in bytes. " + states + " Set sandbox to get only that one. " + allNamespaces + inNamespace,
+		hints: readOnly, text: jsonText,
 	},
 }
 
@@ -88,14 +121,54 @@ func isObject(schema jsontext.Value) bool {
 }
 
 func (t *tool) describe(params, result jsontext.Value) *sdk.Tool {
-	var output any = json.RawMessage(result)
-	if !isObject(result) {
-		output = map[string]any{"type": "object", "properties": map[string]any{resultKey: output}, "required": []string{resultKey}}
+	d := &sdk.Tool{
+		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints, InputSchema: t.inputSchema(params),
 	}
-	return &sdk.Tool{
-		Name: t.name, Title: t.title, Description: t.description, Annotations: &t.hints,
-		InputSchema: json.RawMessage(params), OutputSchema: output,
+	switch {
+	case t.runText != nil: // a run returns only text
+	case isObject(result):
+		d.OutputSchema = json.RawMessage(result)
+	default:
+		d.OutputSchema = map[string]any{"type": "object", "properties": map[string]any{resultKey: json.RawMessage(result)}, "required": []string{resultKey}}
 	}
+	return d
+}
+
+// takeMaxOutput removes maxOutputArgument from the arguments of a run and returns it, or its default.
+func takeMaxOutput(arguments jsontext.Value) (rest jsontext.Value, maxOutput int, rpcErr *rpc.Error) {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(arguments, &members) != nil {
+		return arguments, defaultMaxOutput, nil // the method refuses what is not an object
+	}
+	value, given := members[maxOutputArgument]
+	if !given {
+		return arguments, defaultMaxOutput, nil
+	}
+	delete(members, maxOutputArgument)
+	rest, err := json.Marshal(members)
+	maxOutput = defaultMaxOutput
+	if err != nil || json.Unmarshal(value, &maxOutput) != nil || maxOutput < 1 || maxOutput > highestMaxOutput {
+		return nil, 0, &rpc.Error{Code: rpc.CodeInvalidParams, Message: fmt.Sprintf("%s must be an integer from 1 to %d", maxOutputArgument, highestMaxOutput)}
+	}
+	return rest, maxOutput, nil
+}
+
+// inputSchema returns the schema of the tool's arguments. It is the schema of the method's params, without the members of
+// config that the method always refuses, because models would use them. The tool of a run also has maxOutputArgument.
+func (t *tool) inputSchema(params jsontext.Value) any {
+	schema := decode[map[string]any](params)
+	properties := schema["properties"].(map[string]any)
+	if t.runText != nil {
+		properties[maxOutputArgument] = map[string]any{
+			"type": []string{"integer", "null"}, "minimum": 1, "maximum": highestMaxOutput, "default": defaultMaxOutput,
+		}
+	}
+	if config, ok := properties["config"].(map[string]any); ok {
+		for _, name := range rpc.UnsupportedConfig {
+			delete(config["properties"].(map[string]any), name)
+		}
+	}
+	return schema
 }
 
 // handler returns the library's handler of a tool, which calls the tool's method on behalf of the caller of the HTTP
@@ -113,62 +186,61 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 			cancel(context.Cause(r.ctx))
 		}
 		stop := h.reportProgress(ctx, req)
-		result, rpcErr := h.invoke(ctx, r, t.method, arguments(req))
+		res, rpcErr := h.run(ctx, r, t, arguments(req))
 		stop()
-		var text string
-		if rpcErr == nil {
-			text = t.text(result)
-			rpcErr = reserve(r.call, text, result)
-		}
 		if rpcErr != nil && context.Cause(ctx) == errCanceled {
-			rpcErr = &rpc.Error{Code: rpc.CodeUnavailable, Message: canceledMessage}
+			rpcErr = &rpc.Error{Code: rpc.CodeRunFailed, Message: canceledMessage}
 		}
 		if rpcErr != nil {
 			return &sdk.CallToolResult{
 				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: rpcErr.Message}}, Meta: sdk.Meta{errorKey: rpcErr},
 			}, nil
 		}
+		return res, nil
+	}
+}
+
+// run calls the method of a tool and returns its result for the model.
+func (h *Handler) run(ctx context.Context, r *request, t tool, args jsontext.Value) (*sdk.CallToolResult, *rpc.Error) {
+	if t.runText == nil {
+		result, rpcErr := h.invoke(ctx, r, t.method, args, 0)
+		if rpcErr != nil {
+			return nil, rpcErr
+		}
 		var structured any = json.RawMessage(result)
 		if result.Kind() != '{' {
 			structured = map[string]any{resultKey: structured}
 		}
-		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: text}}, StructuredContent: structured}, nil
+		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: t.text(result)}}, StructuredContent: structured}, nil
 	}
+	args, maxOutput, rpcErr := takeMaxOutput(args)
+	if rpcErr != nil {
+		return nil, rpcErr
+	}
+	result, rpcErr := h.invoke(ctx, r, t.method, args, maxOutput)
+	if rpcErr != nil {
+		return nil, rpcErr
+	}
+	// There is no structured content, because it would repeat the output, and some clients show the model only that.
+	text, meta := t.runText(result)
+	if r.call.Hold(libraryCopies*len(text)) != nil {
+		return nil, &rpc.Error{Code: rpc.CodeExhausted, Message: "the run has ended, but there is no room for its output, because other responses are pending; " +
+			"print less, write to a file, or send fewer requests at a time"}
+	}
+	return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: text}}, Meta: sdk.Meta{resultMetaKey: meta}}, nil
 }
 
-// reserve counts the bytes of the response that exceed result, which is counted already, against the output limits. There
-// are such bytes because MCP sends the output twice and escapes more characters than JSON-RPC does.
-func reserve(c *gateway.Call, text string, result jsontext.Value) *rpc.Error {
-	additional := encodedSize(text) + encodedSize(string(result)) - len(result)
-	if err := c.Hold(additional); err != nil {
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output takes %d MiB as an MCP result, which is too much together with the other pending responses; "+
-			"print less, write to a file, or send fewer requests at a time", (encodedSize(text)+encodedSize(string(result)))>>20)}
-	}
-	return nil
-}
-
-// encodedSize returns how many bytes text takes as JSON from the library, which also escapes <, > and &.
-func encodedSize(text string) int {
-	size := len(text)
-	for i := range len(text) {
-		switch c := text[i]; {
-		case c == '<', c == '>', c == '&', c < ' ':
-			size += 5
-		case c == '"', c == '\\':
-			size++
-		}
-	}
-	return size
-}
+// libraryCopies is how many more copies of a text exist while the library encodes it. Some escapes are six bytes.
+const libraryCopies = 4
 
 // invoke calls a method once the other calls of the same HTTP request have returned.
-func (h *Handler) invoke(ctx context.Context, r *request, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
+func (h *Handler) invoke(ctx context.Context, r *request, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error) {
 	select {
 	case r.sem <- struct{}{}:
 		defer func() { <-r.sem }()
 	case <-ctx.Done(): // Call returns the cause
 	}
-	result, rpcErr := h.methods.Call(ctx, r.call, method, params)
+	result, rpcErr := h.methods.Call(ctx, r.call, method, params, excerpt)
 	// If the key was refused while the method ran, discard its result.
 	if errdefs.IsUnauthorized(context.Cause(r.ctx)) {
 		return nil, gateway.ErrNoKey
@@ -186,6 +258,8 @@ func arguments(req *sdk.CallToolRequest) jsontext.Value {
 }
 
 // reportProgress sends progress notifications until stop is called, if the client asked for them with a progress token.
+// The first one is sent at once, so that the client and the proxies before it get the headers of the response, and know
+// that the call was accepted.
 func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
 	token := req.Params.GetProgressToken()
 	if token == nil {
@@ -198,17 +272,17 @@ func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) 
 		ticks := time.NewTicker(h.progressInterval)
 		defer ticks.Stop()
 		for start := time.Now(); ; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticks.C:
-			}
 			elapsed := time.Since(start)
 			err := req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{
 				ProgressToken: token, Progress: elapsed.Seconds(), Message: fmt.Sprintf("running for %s", elapsed.Round(time.Second)),
 			})
 			if err != nil {
 				return // the client has disconnected, which cancels the call
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticks.C:
 			}
 		}
 	}()
@@ -226,22 +300,26 @@ func decode[R any](result jsontext.Value) (r R) {
 	return r
 }
 
+func jsonText(result jsontext.Value) string { return string(result) }
+
 func stringText(result jsontext.Value) string { return decode[string](result) }
 
-func codeText(result jsontext.Value) string {
+func codeText(result jsontext.Value) (text string, meta any) {
 	res := decode[rpc.ReplRunResult](result)
+	meta = map[string]any{"status": res.Status}
 	if res.Status != rpc.StatusSuccess {
-		return linesText(res.Output, "(the code failed)")
+		return linesText(res.Output, "(the code failed)"), meta
 	}
-	return linesText(res.Output, "")
+	return linesText(res.Output, ""), meta
 }
 
-func commandText(result jsontext.Value) string {
+func commandText(result jsontext.Value) (text string, meta any) {
 	res := decode[rpc.CommandRunResult](result)
+	meta = map[string]any{"exit_code": res.ExitCode, "success": res.Success}
 	if !res.Success {
-		return linesText(res.Output, fmt.Sprintf("(exit code %d)", res.ExitCode))
+		return linesText(res.Output, fmt.Sprintf("(exit code %d)", res.ExitCode)), meta
 	}
-	return linesText(res.Output, "")
+	return linesText(res.Output, ""), meta
 }
 
 // linesText returns the output as a terminal shows it, followed by the line note unless that is empty.

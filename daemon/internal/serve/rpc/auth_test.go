@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -62,8 +63,14 @@ func (r *recorder) RunCommand(ctx context.Context, n sandbox.Name, _ sandbox.Com
 func silentProcess(ctx context.Context) sandbox.Process {
 	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) { return nil, 0, nil }}
 }
-func (r *recorder) Metrics(_ context.Context, namespace, _ string) ([]sandbox.Metrics, error) {
-	return nil, r.record("metrics", namespace)
+func (r *recorder) ListIn(namespaces []string) ([]sandbox.Record, error) {
+	return nil, r.record("list", strings.Join(namespaces, ","))
+}
+func (r *recorder) Get(n sandbox.Name) (sandbox.Record, error) {
+	return sandbox.Record{}, r.record("get", n.Namespace)
+}
+func (r *recorder) Metrics(_ context.Context, namespaces []string, _ string) ([]sandbox.Metrics, error) {
+	return nil, r.record("metrics", strings.Join(namespaces, ","))
 }
 
 // paramsFor returns params with a value for every required param of a method, and the namespace unless it is empty.
@@ -137,7 +144,7 @@ func TestAuthorisation(t *testing.T) {
 		domain := &recorder{}
 		s := New(t, func(o *Setup) { o.Sandboxes = domain })
 		targets := targets(t, s)
-		if len(targets) < 26 { // 5 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
+		if len(targets) < 34 { // 7 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
 			t.Fatalf("got only %d targets", len(targets))
 		}
 		// used makes the gateway accept key once, so that its session is cached: a cached session must not keep a key
@@ -297,7 +304,7 @@ func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
 	}
 }
 
-// Every scope is needed by some method or path, and every path but the health check needs a key.
+// Every scope is needed by some method or path, and every path needs a key, except those that say that a server is here.
 func TestEveryScopeIsUsed(t *testing.T) {
 	s := New(t)
 	used := map[keys.Scope]bool{}
@@ -306,7 +313,7 @@ func TestEveryScopeIsUsed(t *testing.T) {
 	}
 	for _, e := range s.Endpoints {
 		switch {
-		case e.Scope == gateway.Open && e.Pattern != "GET "+rpc.HealthPath:
+		case e.Scope == gateway.Open && !slices.Contains([]string{"GET /{$}", "GET /api/v1/health", "GET /healthz"}, e.Pattern):
 			t.Errorf("%s needs no key", e.Pattern)
 		case e.Scope != gateway.Open && e.Scope != gateway.PerCall:
 			used[e.Scope] = true
@@ -350,23 +357,39 @@ func TestNamespaces(t *testing.T) {
 		"named, key for two namespaces":                     {teams, `{"namespace":"team-beta"}`, "team-beta/a"},
 		"by position, key for one namespace":                {team, `["b","team-alpha"]`, "team-alpha/b"},
 	} {
-		w := s.Post(Request("sandbox.metrics.get", c.params), WithKey(c.key))
-		WantOK(t, w)
-		var res struct{ Result rpc.MetricsResult }
-		if err := json.Unmarshal(w.Body.Bytes(), &res, json.MatchCaseInsensitiveNames(true)); err != nil {
-			t.Fatal(err)
+		methods := []string{rpc.MethodSandboxMetricsGet}
+		if strings.HasPrefix(c.params, "{") && !strings.Contains(c.params, `"sandbox"`) {
+			methods = append(methods, rpc.MethodSandboxList)
 		}
-		var got []string
-		for _, m := range res.Result.Sandboxes {
-			got = append(got, m.Namespace+"/"+m.Name)
-		}
-		if strings.Join(got, " ") != c.want {
-			t.Errorf("%s: got sandboxes %q, want %q", name, got, c.want)
+		for _, method := range methods {
+			w := s.Post(Request(method, c.params), WithKey(c.key))
+			WantOK(t, w)
+			var res struct {
+				Result struct {
+					Sandboxes []struct{ Namespace, Name string }
+				}
+			}
+			if err := json.Unmarshal(w.Body.Bytes(), &res, json.MatchCaseInsensitiveNames(true)); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, m := range res.Result.Sandboxes {
+				got = append(got, m.Namespace+"/"+m.Name)
+			}
+			if strings.Join(got, " ") != c.want {
+				t.Errorf("%s of %s: got sandboxes %q, want %q", method, name, got, c.want)
+			}
 		}
 	}
-	// For a limited key, a sandbox outside its namespaces does not exist. Only sandbox.metrics.get accepts "*".
+	// The position in a list does not show what the key may not see.
+	w := s.Post(Request("sandbox.list", `{"namespace":"*","after":"default/"}`), WithKey(team))
+	if WantOK(t, w); strings.Contains(w.Body.String(), `"default"`) || !strings.Contains(w.Body.String(), `"team-alpha"`) {
+		t.Errorf("a list after default/ is %s", w.Body)
+	}
+	// For a limited key, a sandbox outside its namespaces does not exist. Only the methods that list accept "*".
 	WantError(t, s.Post(Request("sandbox.metrics.get", `{"namespace":"*","sandbox":"nope"}`), WithKey(teams)), http.StatusNotFound, rpc.CodeNotFound)
 	WantError(t, s.Post(Request("sandbox.stop", `{"namespace":"*","sandbox":"a"}`), WithKey(teams)), http.StatusBadRequest, rpc.CodeInvalidParams)
+	WantError(t, s.Post(Request("sandbox.get", `{"namespace":"*","sandbox":"a"}`), WithKey(teams)), http.StatusBadRequest, rpc.CodeInvalidParams)
 	// In a namespace that the key may not use, the response does not depend on whether the sandbox exists.
 	existing := s.Post(Request("sandbox.stop", `{"sandbox":"a","namespace":"default"}`), WithKey(team)).Body.String()
 	absent := s.Post(Request("sandbox.stop", `{"sandbox":"nope","namespace":"default"}`), WithKey(team)).Body.String()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
@@ -19,10 +20,17 @@ const (
 )
 
 // collect reads events until p exits, and returns the lines that p printed and its exit code. Before it keeps more
-// output, it calls reserve with the additional bytes of encoded JSON; if that fails, collect returns the error. The
-// caller must close p, which ends the process if it still runs.
-func collect(p sandbox.Process, reserve func(bytes int) error) (output []rpc.Line, exitCode int, err error) {
+// output, it calls reserve with the additional bytes of encoded JSON; if that fails, collect returns the error. If excerpt
+// is not 0, collect keeps only the beginning and the end of the output, together about excerpt bytes, and returns them as
+// one line. The caller must close p, which ends the process if it still runs.
+func collect(p sandbox.Process, excerpt int, reserve func(bytes int) error) (output []rpc.Line, exitCode int, err error) {
 	l := lines{reserve: reserve}
+	if excerpt != 0 {
+		l.excerpt = &headTail{half: excerpt / 2}
+		if err := reserve(2 * excerpt); err != nil {
+			return nil, 0, err
+		}
+	}
 	for {
 		event, err := p.Next()
 		switch event := event.(type) {
@@ -45,6 +53,7 @@ func collect(p sandbox.Process, reserve func(bytes int) error) (output []rpc.Lin
 // in which they were completed.
 type lines struct {
 	reserve func(bytes int) error
+	excerpt *headTail // if not nil, it gets the text instead of done
 	done    []rpc.Line
 	partial [2][]byte
 	size    int
@@ -53,13 +62,18 @@ type lines struct {
 // add appends a piece of output. Its own error, for output over maxOutput, is an *rpc.Error; errors of reserve are
 // returned unchanged.
 func (l *lines) add(out sandbox.Output) error {
-	cost := jsonSize(out.Data)
+	cost := len(out.Data)
+	if l.excerpt == nil {
+		cost = jsonSize(out.Data)
+	}
 	if l.size += cost; l.size > maxOutput {
-		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output exceeds %d MiB of JSON, so the run was interrupted; "+
+		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output exceeds %d MiB, so the run was interrupted; "+
 			"print less, or write to a file", maxOutput>>20)}
 	}
-	if err := l.reserve(cost); err != nil {
-		return err
+	if l.excerpt == nil {
+		if err := l.reserve(cost); err != nil {
+			return err
+		}
 	}
 	partial := &l.partial[0]
 	if out.Stream == sandbox.Stderr {
@@ -70,6 +84,10 @@ func (l *lines) add(out sandbox.Output) error {
 		line, rest, complete := bytes.Cut(data, newline)
 		*partial = append(*partial, line...)
 		if !complete {
+			if l.excerpt != nil && len(*partial) > l.excerpt.half { // an excerpt of a long line need not wait for its end
+				l.excerpt.Write(*partial)
+				*partial = (*partial)[:0]
+			}
 			return nil
 		}
 		l.finish(out.Stream, partial)
@@ -85,6 +103,9 @@ func (l *lines) end() []rpc.Line {
 			l.finish(stream, &l.partial[i])
 		}
 	}
+	if l.excerpt != nil && l.excerpt.size > 0 {
+		l.done = []rpc.Line{{Stream: string(sandbox.Stdout), Text: strings.TrimSuffix(l.excerpt.String(), "\n")}}
+	}
 	if l.done == nil {
 		return []rpc.Line{}
 	}
@@ -92,11 +113,60 @@ func (l *lines) end() []rpc.Line {
 }
 
 func (l *lines) finish(stream sandbox.Stream, partial *[]byte) {
+	if l.excerpt != nil {
+		l.excerpt.Write(append(*partial, '\n'))
+		*partial = (*partial)[:0]
+		return
+	}
 	l.done = append(l.done, rpc.Line{Stream: string(stream), Text: strings.ToValidUTF8(string(*partial), "\uFFFD")})
 	*partial = (*partial)[:0]
 }
 
 var newline = []byte{'\n'}
+
+// headTail keeps the first and the last half bytes of what is written to it. It holds at most three times half bytes.
+type headTail struct {
+	half       int
+	size       int // bytes that were written
+	head, tail []byte
+}
+
+func (h *headTail) Write(p []byte) {
+	h.size += len(p)
+	n := min(len(p), h.half-len(h.head))
+	h.head = append(h.head, p[:n]...)
+	if p = p[n:]; len(p) > h.half {
+		p = p[len(p)-h.half:]
+	}
+	h.tail = append(h.tail, p...)
+	if len(h.tail) > 2*h.half {
+		h.tail = append(h.tail[:0], h.tail[len(h.tail)-h.half:]...)
+	}
+}
+
+// String returns what was written as valid UTF-8. If bytes in the middle are left out, a line says how many.
+func (h *headTail) String() string {
+	head, tail := h.head, h.tail[max(0, len(h.tail)-h.half):]
+	omitted := h.size - len(head) - len(tail)
+	if omitted == 0 {
+		return strings.ToValidUTF8(string(head)+string(tail), "\uFFFD")
+	}
+	// Do not replace the halves of a character that was cut.
+	for range utf8.UTFMax - 1 {
+		if r, n := utf8.DecodeLastRune(head); r != utf8.RuneError || n != 1 {
+			break
+		}
+		head, omitted = head[:len(head)-1], omitted+1
+	}
+	for range utf8.UTFMax - 1 {
+		if len(tail) == 0 || utf8.RuneStart(tail[0]) {
+			break
+		}
+		tail, omitted = tail[1:], omitted+1
+	}
+	return fmt.Sprintf("%s\n[… %d bytes of the output are left out here; to read them, write the output to a file and print parts of it …]\n%s",
+		strings.ToValidUTF8(string(head), "\uFFFD"), omitted, strings.ToValidUTF8(string(tail), "\uFFFD"))
+}
 
 // jsonSize estimates how many bytes a piece of output takes in a response.
 func jsonSize(data []byte) int {

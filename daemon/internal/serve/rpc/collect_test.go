@@ -2,7 +2,9 @@ package rpc
 
 import (
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -124,6 +126,41 @@ func TestLinesAreKept(t *testing.T) {
 	}
 }
 
+func TestHeadTail(t *testing.T) {
+	const middle = "\n[… %d bytes of the output are left out here; to read them, write the output to a file and print parts of it …]\n"
+	for _, c := range []struct {
+		text string
+		half int
+		want string
+	}{
+		{"", 2, ""},
+		{"abcd", 2, "abcd"},
+		{"abcde", 2, "ab" + fmt.Sprintf(middle, 1) + "de"},
+		{"a", 0, fmt.Sprintf(middle, 1)},
+		{"é€é", 3, "é" + fmt.Sprintf(middle, 3) + "é"},
+		{"é€é", 4, "é€é"},
+		{"a\xffé\xff", 1, "a" + fmt.Sprintf(middle, 3) + "\uFFFD"},
+		{"😀😀😀", 5, "😀" + fmt.Sprintf(middle, 4) + "😀"},
+	} {
+		for _, size := range []int{1, 2, 100} { // of the pieces
+			h := headTail{half: c.half}
+			for piece := range slices.Chunk([]byte(c.text), size) {
+				h.Write(piece)
+			}
+			if got := h.String(); got != c.want {
+				t.Errorf("%q, half %d, pieces of %d: got %q, want %q", c.text, c.half, size, got, c.want)
+			}
+		}
+	}
+	h := headTail{half: 1000}
+	for range 1000 {
+		h.Write(make([]byte, 3000))
+	}
+	if held := cap(h.head) + cap(h.tail); held > 8000 || h.size != 3e6 {
+		t.Errorf("holds %d bytes of %d", held, h.size)
+	}
+}
+
 func TestCollect(t *testing.T) {
 	guest, err := sandboxtest.NewGuest().Connect(t.Context(), nil)
 	if err != nil {
@@ -138,17 +175,27 @@ func TestCollect(t *testing.T) {
 		t.Cleanup(func() { p.Close() })
 		return p
 	}
-	output, code, err := collect(start("sh", "-c", "echo out; echo err >&2; exit 3"), unlimited)
+	output, code, err := collect(start("sh", "-c", "echo out; echo err >&2; exit 3"), 0, unlimited)
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out"}, {Stream: "stderr", Text: "err"}}, output); diff != "" || code != 3 || err != nil {
 		t.Errorf("exit code %d, error %v, output (-want +got):\n%s", code, err, diff)
 	}
-	if _, _, err := collect(start("yes"), unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
+	output, _, err = collect(start("sh", "-c", "echo out; echo err >&2"), 1000, unlimited)
+	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out\nerr"}}, output); diff != "" || err != nil {
+		t.Errorf("excerpt of a short output: error %v, output (-want +got):\n%s", err, diff)
+	}
+	if output, _, err := collect(start("true"), 1000, unlimited); err != nil || len(output) != 0 {
+		t.Errorf("excerpt of no output: %+v, error %v", output, err)
+	}
+	if _, _, err := collect(start("yes"), 1000, unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
+		t.Errorf("excerpt of endless output: got error %v, want the 16 MiB limit", err)
+	}
+	if _, _, err := collect(start("yes"), 0, unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
 		t.Errorf("endless output: got error %v, want the 16 MiB limit", err)
 	}
-	if _, _, err := collect(start("nope"), unlimited); !errors.Is(err, sandbox.ErrCommandNotFound) {
+	if _, _, err := collect(start("nope"), 0, unlimited); !errors.Is(err, sandbox.ErrCommandNotFound) {
 		t.Errorf("unknown command: got error %v, want ErrCommandNotFound", err)
 	}
-	if _, _, err := collect(&noExit{}, unlimited); err == nil || errors.Is(err, io.EOF) {
+	if _, _, err := collect(&noExit{}, 0, unlimited); err == nil || errors.Is(err, io.EOF) {
 		t.Errorf("stream without an exit event: got error %v, want one that is not EOF", err)
 	}
 }

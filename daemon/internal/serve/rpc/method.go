@@ -16,7 +16,6 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
@@ -38,7 +37,7 @@ type method struct {
 // handler runs one call in namespaces that its caller may use. There is one namespace, unless the request names
 // rpc.AllNamespaces: then namespaces are all that the key is limited to, or empty for every existing namespace if the
 // key is not limited.
-type handler func(ctx context.Context, c *gateway.Call, namespaces []string) (result any, err error)
+type handler func(ctx context.Context, c *call, namespaces []string) (result any, err error)
 
 // namespaced is the constraint on params types: each has a namespace.
 type namespaced[P any] interface {
@@ -47,21 +46,21 @@ type namespaced[P any] interface {
 }
 
 // define returns the table entry of a method that runs in one namespace. run gets the decoded params.
-func define[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *gateway.Call, string, P) (R, error)) method {
-	return methodOf[P, R, PP](name, scope, func(ctx context.Context, c *gateway.Call, namespaces []string, p P) (R, error) {
+func define[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *call, string, P) (R, error)) method {
+	return methodOf[P, R, PP](name, scope, func(ctx context.Context, c *call, namespaces []string, p P) (R, error) {
 		return run(ctx, c, namespaces[0], p)
 	})
 }
 
 // defineAllNamespaces is like define, but for a method that also accepts rpc.AllNamespaces; run gets the namespaces as
 // described at handler.
-func defineAllNamespaces[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *gateway.Call, []string, P) (R, error)) method {
+func defineAllNamespaces[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *call, []string, P) (R, error)) method {
 	m := methodOf[P, R, PP](name, scope, run)
 	m.allNamespaces = true
 	return m
 }
 
-func methodOf[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *gateway.Call, []string, P) (R, error)) method {
+func methodOf[P, R any, PP namespaced[P]](name string, scope keys.Scope, run func(context.Context, *call, []string, P) (R, error)) method {
 	params := membersOf(reflect.TypeFor[P]())
 	return method{
 		name: name, scope: scope, params: params, result: reflect.TypeFor[R](),
@@ -70,7 +69,7 @@ func methodOf[P, R any, PP namespaced[P]](name string, scope keys.Scope, run fun
 			if err := decodeParams(raw, params, p); err != nil {
 				return nil, nil, err
 			}
-			return p.GetNamespace(), func(ctx context.Context, c *gateway.Call, namespaces []string) (any, error) {
+			return p.GetNamespace(), func(ctx context.Context, c *call, namespaces []string) (any, error) {
 				return run(ctx, c, namespaces, *p)
 			}, nil
 		},
@@ -130,7 +129,10 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if c.namespace = strings.Join(namespaces, ","); len(namespaces) == 0 {
 		c.namespace = rpc.AllNamespaces
 	}
-	v, err := run(ctx, c.Call, namespaces)
+	v, err := run(ctx, c, namespaces)
+	if ctx.Err() != nil && err == ctx.Err() {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -36,9 +37,11 @@ type reference struct {
 	Ref string `json:"$ref"`
 }
 
+// info describes the API. Version is the version of the API, and Server that of msbd.
 type info struct {
 	Title   string `json:"title"`
 	Version string `json:"version"`
+	Server  string `json:"x-server-version"`
 }
 
 type methodInfo struct {
@@ -65,16 +68,17 @@ type schema struct {
 	Required             []string          `json:"required,omitzero"`
 	Items                *schema           `json:"items,omitzero"`
 	Enum                 []string          `json:"enum,omitzero"`
+	Format               string            `json:"format,omitzero"`
 	Pattern              string            `json:"pattern,omitzero"`
 	MinLength            int               `json:"minLength,omitzero"`
 	Minimum              *int              `json:"minimum,omitzero"`
 	AdditionalProperties any               `json:"additionalProperties,omitzero"` // a schema or false
 }
 
-// describe builds the result of rpc.discover from the table of methods.
-func describe(table []method) jsontext.Value {
+// describe builds the result of rpc.discover from the table of methods and the version of msbd.
+func describe(table []method, version string) jsontext.Value {
 	doc := document{
-		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1"},
+		OpenRPC: "1.3.2", Info: info{Title: "msbd", Version: "1", Server: version},
 		Components: components{Errors: map[string]errorInfo{}},
 	}
 	var errs []reference
@@ -123,7 +127,9 @@ func (m *method) paramsSchema() schema {
 	})
 	refine(s, "language", func(s *schema) { s.Enum = slices.Sorted(maps.Keys(languages)) })
 	refine(s, "command", func(s *schema) { s.MinLength = 1 })
-	refine(s, "timeout", func(s *schema) { s.Minimum = new(int) })
+	for _, name := range []string{"timeout", "limit"} {
+		refine(s, name, func(s *schema) { s.Minimum = new(int) })
+	}
 	refine(s, "config", func(config *schema) {
 		for _, name := range []string{"cpus", "memory"} {
 			refine(*config, name, func(s *schema) { s.Minimum = new(int) })
@@ -133,6 +139,9 @@ func (m *method) paramsSchema() schema {
 }
 
 func schemaOf(t reflect.Type) schema {
+	if t == reflect.TypeFor[time.Time]() {
+		return schema{Type: "string", Format: "date-time"}
+	}
 	switch t.Kind() {
 	case reflect.Pointer:
 		return schemaOf(t.Elem()).nullable()

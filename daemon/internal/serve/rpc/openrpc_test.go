@@ -56,7 +56,7 @@ func TestAPIDocsAreComplete(t *testing.T) {
 // paramRows returns the start of each row that the table of params must have.
 func paramRows(s serverpc.Schema, prefix string) (rows []string) {
 	for name, member := range s.Properties {
-		unsupported := prefix != "" && slices.Contains([]string{"volumes", "ports", "depends_on", "shell", "scripts", "exec"}, name)
+		unsupported := prefix != "" && slices.Contains(rpc.UnsupportedConfig, name)
 		if unsupported {
 			continue // one row names them all
 		}
@@ -77,6 +77,24 @@ func paramRows(s serverpc.Schema, prefix string) (rows []string) {
 	return rows
 }
 
+// The server refuses exactly the members of config that rpc.UnsupportedConfig has.
+func TestUnsupportedConfig(t *testing.T) {
+	s := New(t)
+	params, _ := s.Service.Schemas(rpc.MethodSandboxStart)
+	var schema jsonschema.Schema
+	if err := json.Unmarshal(params, &schema); err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]string{"string": `"/x"`, "integer": `1`, "array": `["X=1"]`, "object": `{"x":"1"}`}
+	for name, member := range schema.Properties["config"].Properties {
+		w := s.Post(Request("sandbox.start", fmt.Sprintf(`{"sandbox":"with-%s","config":{%q:%s}}`, name, name, values[member.Types[0]])))
+		refused := w.Code == http.StatusBadRequest && strings.Contains(w.Body.String(), "not supported yet")
+		if want := slices.Contains(rpc.UnsupportedConfig, name); refused != want || !want && w.Code != http.StatusOK {
+			t.Errorf("config.%s: got %d %s, refused: %t, want %t", name, w.Code, w.Body, refused, want)
+		}
+	}
+}
+
 func TestEveryCodeIsDescribed(t *testing.T) {
 	described := map[rpc.Code]bool{}
 	for _, c := range rpc.Codes {
@@ -88,7 +106,7 @@ func TestEveryCodeIsDescribed(t *testing.T) {
 	for _, code := range []rpc.Code{
 		rpc.CodeParse, rpc.CodeInvalidRequest, rpc.CodeMethodNotFound, rpc.CodeInvalidParams, rpc.CodeInternal, rpc.CodeUnauthenticated,
 		rpc.CodeNotFound, rpc.CodePermissionDenied, rpc.CodeConflict, rpc.CodeExhausted, rpc.CodeRunTimeout, rpc.CodeCommandNotFound,
-		rpc.CodeUnavailable,
+		rpc.CodeCommandNotExecutable, rpc.CodeRunFailed, rpc.CodeUnavailable,
 	} {
 		if !described[code] {
 			t.Errorf("rpc.Codes does not describe code %d", code)
@@ -159,6 +177,8 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 			`{"sandbox":"a","config":{"envs":"A=1"}}`, `{"sandbox":"a","config":{"scripts":[]}}`,
 		},
 		rpc.MethodSandboxStop:       {`{"sandbox":7}`, `{"sandbox":""}`},
+		rpc.MethodSandboxList:       {`{"namespace":"**"}`, `{"limit":-1}`, `{"limit":"1"}`, `{"limit":1.5}`, `{"sandbox":"a"}`, `{"after":1}`},
+		rpc.MethodSandboxGet:        {`{}`, `{"sandbox":"a/b"}`, `{"sandbox":"a","namespace":"*"}`},
 		rpc.MethodSandboxMetricsGet: {`{"namespace":"**"}`, `{"sandbox":"*"}`, `{"sandbox":""}`},
 		rpc.MethodSandboxReplRun: {
 			`{"sandbox":"a","code":"1"}`, `{"sandbox":"a","language":"python"}`, `{"sandbox":"a","language":"ruby","code":""}`,

@@ -21,13 +21,18 @@ import (
 )
 
 // Sandboxes is the part of the sandbox domain that the methods use. *sandbox.Manager implements it. Errors have an
-// errdefs class, or are sandbox.ErrRunTimeout or sandbox.ErrCommandNotFound.
+// errdefs class, or are sandbox.ErrRunTimeout, sandbox.ErrCommandNotFound or sandbox.ErrCommandNotExecutable.
 type Sandboxes interface {
 	Start(context.Context, sandbox.Name, sandbox.Request) error
 	Stop(context.Context, sandbox.Name) error
 	RunCode(context.Context, sandbox.Name, sandbox.Code) (sandbox.Process, error)
 	RunCommand(context.Context, sandbox.Name, sandbox.Command) (sandbox.Process, error)
-	Metrics(ctx context.Context, namespace, name string) ([]sandbox.Metrics, error)
+	// ListIn returns the sandboxes in the namespaces, or in all namespaces if there are none, sorted by Name.String.
+	ListIn(namespaces []string) ([]sandbox.Record, error)
+	Get(sandbox.Name) (sandbox.Record, error)
+	// Metrics measures the sandboxes in the namespaces, or in all namespaces if there are none. If name is not empty, it
+	// measures only those of that name.
+	Metrics(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error)
 }
 
 // Service serves the JSON-RPC methods. Create it with New.
@@ -39,15 +44,16 @@ type Service struct {
 	metrics     *metrics
 }
 
-// New returns a Service and registers its metrics. It returns an error if a method has no scope.
-func New(sandboxes Sandboxes, registry *prometheus.Registry) (*Service, error) {
+// New returns a Service and registers its metrics. version is the version of msbd that rpc.discover reports. New returns
+// an error if a method has no scope.
+func New(sandboxes Sandboxes, version string, registry *prometheus.Registry) (*Service, error) {
 	s := &Service{sandboxes: sandboxes}
 	s.table = s.declare()
 	var err error
 	if s.methods, err = index(s.table); err != nil {
 		return nil, err
 	}
-	s.description = describe(s.table)
+	s.description = describe(s.table, version)
 	if s.metrics, err = newMetrics(registry, s.methods); err != nil {
 		return nil, err
 	}
@@ -82,7 +88,7 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	c.CountCalls(len(requests))
 	if !batch {
 		req := requests[0]
-		result, rpcErr := s.invoke(r.Context(), c, req)
+		result, rpcErr := s.invoke(r.Context(), c, req, 0)
 		switch {
 		// A request without an id is a notification and gets no response. The sandbox.* methods are an exception:
 		// SDKs omit the id when they start a sandbox, but still wait for the response.
@@ -99,7 +105,7 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	// Run the calls one after the other, in order: a client may start a sandbox and use it in the same batch.
 	separator := "["
 	for _, req := range requests {
-		result, rpcErr := s.invoke(r.Context(), c, req)
+		result, rpcErr := s.invoke(r.Context(), c, req, 0)
 		if req.ID == nil {
 			continue
 		}
@@ -119,13 +125,14 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	return err
 }
 
-// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx.
-func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value) (jsontext.Value, *rpc.Error) {
+// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not 0, the
+// output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
+func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error) {
 	req := parsedRequest{Request: rpc.Request{JSONRPC: rpc.Version, Method: method, Params: params}}
 	if params != nil && params.Kind() != '{' {
 		req.rpcErr = invalidParams("params must be an object")
 	}
-	return s.invoke(ctx, c, req)
+	return s.invoke(ctx, c, req, excerpt)
 }
 
 // Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is no
@@ -149,9 +156,9 @@ func (s *Service) CountMessages(body []byte) (int, error) {
 }
 
 // invoke runs one request, or returns why it is not valid, and logs and counts the call.
-func (s *Service) invoke(ctx context.Context, c *gateway.Call, req parsedRequest) (result jsontext.Value, rpcErr *rpc.Error) {
+func (s *Service) invoke(ctx context.Context, c *gateway.Call, req parsedRequest, excerpt int) (result jsontext.Value, rpcErr *rpc.Error) {
 	start := time.Now()
-	call := &call{Call: c, method: unknownMethod}
+	call := &call{Call: c, method: unknownMethod, excerpt: excerpt}
 	result, err := s.run(ctx, call, req)
 	took := time.Since(start)
 	if err != nil {
@@ -167,4 +174,5 @@ type call struct {
 	*gateway.Call
 	method    string
 	namespace string
+	excerpt   int // how many bytes of a run's output are wanted, or 0 for all
 }

@@ -86,6 +86,9 @@ func TestDiscover(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
 		t.Fatal(err)
 	}
+	if got := res.Result.Info.Server; got != Version {
+		t.Errorf("rpc.discover reports server version %q, want %q", got, Version)
+	}
 	table := s.Service.Table()
 	if len(res.Result.Methods) != len(table) {
 		t.Fatalf("rpc.discover describes %d methods, the table has %d", len(res.Result.Methods), len(table))
@@ -140,7 +143,7 @@ func TestCall(t *testing.T) {
 	var failed *rpc.Error
 	s = New(t, withEndpoint(func(c *gateway.Call, r *http.Request) {
 		caller = c.Principal.KeyID
-		result, failed = s.Service.Call(r.Context(), c, method, jsontext.Value(params))
+		result, failed = s.Service.Call(r.Context(), c, method, jsontext.Value(params), 0)
 	}))
 	key, id := s.IssueNamed(t, keys.IssueRequest{Namespaces: []string{"own"}, Scopes: []keys.Scope{keys.ScopeStart}})
 	for _, c := range []struct {

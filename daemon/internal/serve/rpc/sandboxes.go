@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -12,7 +14,6 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
@@ -21,13 +22,15 @@ func (s *Service) declare() []method {
 	return []method{
 		define(rpc.MethodSandboxStart, keys.ScopeStart, s.start),
 		define(rpc.MethodSandboxStop, keys.ScopeStop, s.stop),
+		defineAllNamespaces(rpc.MethodSandboxList, keys.ScopeRead, s.list),
+		define(rpc.MethodSandboxGet, keys.ScopeRead, s.get),
 		defineAllNamespaces(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
 		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode),
 		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand),
 	}
 }
 
-func (s *Service) start(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StartParams) (string, error) {
+func (s *Service) start(ctx context.Context, _ *call, namespace string, p rpc.StartParams) (string, error) {
 	var req sandbox.Request
 	if c := p.Config; c != nil {
 		if err := checkSupported(c); err != nil {
@@ -70,14 +73,65 @@ func checkSupported(c *rpc.SandboxConfig) error {
 	return nil
 }
 
-func (s *Service) stop(ctx context.Context, _ *gateway.Call, namespace string, p rpc.StopParams) (string, error) {
+func (s *Service) stop(ctx context.Context, _ *call, namespace string, p rpc.StopParams) (string, error) {
 	if err := s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("Sandbox %s stopped successfully", p.Sandbox), nil
 }
 
-func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
+// list returns one page of the sandboxes. The sandboxes are sorted, so the name of a page's last sandbox says where the next
+// page begins, whatever was started or stopped in between.
+func (s *Service) list(_ context.Context, _ *call, namespaces []string, p rpc.ListParams) (rpc.ListResult, error) {
+	limit := rpc.MaxPage
+	switch {
+	case p.Limit < 0:
+		return rpc.ListResult{}, fmt.Errorf("limit %d is negative; give a number from 1 to %d: %w", p.Limit, rpc.MaxPage, errdefs.ErrInvalidArgument)
+	case p.Limit > 0:
+		limit = min(limit, p.Limit)
+	}
+	recs, err := s.sandboxes.ListIn(namespaces)
+	if err != nil {
+		return rpc.ListResult{}, err
+	}
+	first := 0
+	if p.After != "" {
+		found := false
+		first, found = slices.BinarySearchFunc(recs, p.After, func(r sandbox.Record, after string) int { return strings.Compare(r.Name.String(), after) })
+		if found {
+			first++
+		}
+	}
+	page := recs[first:min(first+limit, len(recs))]
+	res := rpc.ListResult{Sandboxes: make([]rpc.SandboxInfo, len(page))}
+	for i, rec := range page {
+		res.Sandboxes[i] = describeSandbox(rec)
+	}
+	if first+len(page) < len(recs) {
+		res.Next = page[len(page)-1].Name.String()
+	}
+	return res, nil
+}
+
+func (s *Service) get(_ context.Context, _ *call, namespace string, p rpc.GetParams) (rpc.SandboxInfo, error) {
+	rec, err := s.sandboxes.Get(sandbox.Name{Namespace: namespace, Name: p.Sandbox})
+	if err != nil {
+		return rpc.SandboxInfo{}, err
+	}
+	return describeSandbox(rec), nil
+}
+
+// describeSandbox returns what clients may know about a sandbox. The cause of a failure is only for administrators, and the
+// environment may contain secrets.
+func describeSandbox(rec sandbox.Record) rpc.SandboxInfo {
+	return rpc.SandboxInfo{
+		Namespace: rec.Name.Namespace, Name: rec.Name.Name, ID: rec.ID, State: rpc.State(rec.State), Reason: rec.Reason,
+		Image: rec.Config.Image, CPUs: rec.Config.CPUs, Memory: rec.Config.MemoryMiB,
+		CreatedAt: rec.CreatedAt.UTC().Truncate(time.Second),
+	}
+}
+
+func (s *Service) getMetrics(ctx context.Context, _ *call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
 	var requested string
 	if p.Sandbox != nil {
 		requested = *p.Sandbox
@@ -85,45 +139,19 @@ func (s *Service) getMetrics(ctx context.Context, _ *gateway.Call, namespaces []
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := s.metricsIn(ctx, namespaces, requested)
+	all, err := s.sandboxes.Metrics(ctx, namespaces, requested)
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
 	res := rpc.MetricsResult{Sandboxes: make([]rpc.SandboxMetrics, len(all))}
 	for i, m := range all {
 		res.Sandboxes[i] = rpc.SandboxMetrics{
-			Namespace: m.Name.Namespace, Name: m.Name.Name, Running: m.Running,
-			MemoryUsage: m.MemoryMiB, DiskUsage: m.DiskBytes,
-		}
-		if m.Running {
-			res.Sandboxes[i].CPUUsage = &m.CPUPercent
+			Namespace: m.Name.Namespace, Name: m.Name.Name,
+			State: rpc.State(m.State), Reason: m.Reason, Running: m.State == sandbox.Running,
+			CPUUsage: m.CPUPercent, MemoryUsage: m.MemoryMiB, DiskUsage: m.DiskBytes,
 		}
 	}
 	return res, nil
-}
-
-// metricsIn returns the metrics of the sandboxes in several namespaces, or in every namespace if namespaces is empty.
-// With a name, it returns only sandboxes of that name, and an error if none of the namespaces has one.
-func (s *Service) metricsIn(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
-	if len(namespaces) == 0 {
-		return s.sandboxes.Metrics(ctx, "", name)
-	}
-	var all []sandbox.Metrics
-	var missing error
-	for _, namespace := range namespaces {
-		some, err := s.sandboxes.Metrics(ctx, namespace, name)
-		switch {
-		case errdefs.IsNotFound(err):
-			missing = err
-		case err != nil:
-			return nil, err
-		}
-		all = append(all, some...)
-	}
-	if all == nil {
-		return nil, missing // nil if no name was given
-	}
-	return all, nil
 }
 
 var languages = map[string]sandbox.Language{
@@ -131,7 +159,7 @@ var languages = map[string]sandbox.Language{
 	"node":   sandbox.Node, "nodejs": sandbox.Node, "javascript": sandbox.Node,
 }
 
-func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
+func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
 	language, ok := languages[p.Language]
 	if !ok {
 		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
@@ -146,7 +174,7 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 		return rpc.ReplRunResult{}, err
 	}
 	defer process.Close()
-	output, exitCode, err := collect(process, c.Hold)
+	output, exitCode, err := collect(process, c.excerpt, c.Hold)
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
@@ -157,7 +185,7 @@ func (s *Service) runCode(ctx context.Context, c *gateway.Call, namespace string
 	return rpc.ReplRunResult{Status: status, Language: p.Language, Output: output}, nil
 }
 
-func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
+func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
 	if p.Command == "" {
 		return rpc.CommandRunResult{}, fmt.Errorf("command is empty; name a program to run: %w", errdefs.ErrInvalidArgument)
 	}
@@ -171,7 +199,7 @@ func (s *Service) runCommand(ctx context.Context, c *gateway.Call, namespace str
 		return rpc.CommandRunResult{}, err
 	}
 	defer process.Close()
-	output, exitCode, err := collect(process, c.Hold)
+	output, exitCode, err := collect(process, c.excerpt, c.Hold)
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}

@@ -9,9 +9,10 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
-// JSONRPC converts err to the error that a remote client gets. An error without a class is a fault of the
+// JSONRPC converts err to the error that a remote client gets, with a text of limited length. An error without a class is a fault of the
 // server: it becomes CodeInternal with a text that reveals nothing, and the caller of JSONRPC must log
 // the cause under requestID. If err wraps an [rpc.Error], that is returned unchanged.
 func JSONRPC(err error, requestID string) *rpc.Error {
@@ -24,6 +25,10 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		code = rpc.CodeRunTimeout
 	case errors.Is(err, sandbox.ErrCommandNotFound):
 		code = rpc.CodeCommandNotFound
+	case errors.Is(err, sandbox.ErrRunFailed): // before the classes, because it may wrap why the run was interrupted
+		code = rpc.CodeRunFailed
+	case errors.Is(err, sandbox.ErrCommandNotExecutable):
+		code = rpc.CodeCommandNotExecutable
 	case errdefs.IsNotFound(err):
 		code = rpc.CodeNotFound
 	case errdefs.IsAlreadyExists(err), errdefs.IsFailedPrecondition(err), errdefs.IsConflict(err):
@@ -38,11 +43,15 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		code = rpc.CodePermissionDenied
 	case errdefs.IsUnauthorized(err):
 		code = rpc.CodeUnauthenticated
-	case errors.Is(err, context.Canceled):
-		// Either the client has disconnected and will not read this, or the server is stopping and canceled the request.
+	case errors.Is(err, ErrStopping):
 		return &rpc.Error{
 			Code: rpc.CodeUnavailable, Message: "the request was cut short because the server is stopping; try again in a moment",
 			Data: &rpc.ErrorData{RetryAfter: retryAfter},
+		}
+	case errors.Is(err, context.Canceled): // reaches the client only if it closed just its own side of the connection
+		return &rpc.Error{
+			Code:    rpc.CodeInvalidRequest,
+			Message: "the request was canceled, because the client closed its side of the connection; keep it open until the response",
 		}
 	}
 	if code == rpc.CodeInternal {
@@ -52,12 +61,24 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 			Data:    &rpc.ErrorData{RequestID: requestID},
 		}
 	}
-	e := &rpc.Error{Code: code, Message: Message(err)}
-	if code == rpc.CodeExhausted || code == rpc.CodeUnavailable {
+	e := &rpc.Error{Code: code, Message: bounded.Text(Message(err), maxMessage)}
+	if (code == rpc.CodeExhausted || code == rpc.CodeUnavailable) && !errors.Is(err, sandbox.ErrNoSpace) {
 		e.Data = &rpc.ErrorData{RetryAfter: retryAfter}
 	}
 	return e
 }
+
+// ErrStopping is why the contexts of requests end when the server stops. A call that had not begun a run may be tried
+// again.
+var ErrStopping error = stopping{}
+
+type stopping struct{}
+
+func (stopping) Error() string { return "the server is stopping" }
+func (stopping) Unwrap() error { return context.Canceled }
+
+// maxMessage limits the text of an error, in bytes. It may quote what a client or code in a sandbox sent.
+const maxMessage = 4 << 10
 
 // retryAfter is how many seconds a client should wait when the server cannot tell how long it takes.
 const retryAfter = 1
@@ -75,10 +96,12 @@ func HTTPStatus(code rpc.Code) int {
 		return http.StatusNotFound
 	case rpc.CodeConflict:
 		return http.StatusConflict
-	case rpc.CodeCommandNotFound:
+	case rpc.CodeCommandNotFound, rpc.CodeCommandNotExecutable:
 		return http.StatusUnprocessableEntity
 	case rpc.CodeExhausted:
 		return http.StatusTooManyRequests
+	case rpc.CodeRunFailed:
+		return http.StatusBadGateway
 	case rpc.CodeUnavailable:
 		return http.StatusServiceUnavailable
 	case rpc.CodeRunTimeout:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -30,9 +32,16 @@ func TestJSONRPC(t *testing.T) {
 		{errdefs.ErrUnavailable, rpc.CodeUnavailable, 503, "it failed"},
 		{errdefs.ErrPermissionDenied, rpc.CodePermissionDenied, 403, "it failed"},
 		{errdefs.ErrUnauthenticated, rpc.CodeUnauthenticated, 401, "it failed"},
+		{sandbox.ErrNoSpace, rpc.CodeExhausted, 429, "it failed: the server's disk is almost full"},
 		{sandbox.ErrRunTimeout, rpc.CodeRunTimeout, 504, "it failed: time limit of the run reached"},
 		{sandbox.ErrCommandNotFound, rpc.CodeCommandNotFound, 422, "it failed: command not found"},
-		{context.Canceled, rpc.CodeUnavailable, 503, "the request was cut short because the server is stopping; try again in a moment"},
+		{sandbox.ErrRunFailed, rpc.CodeRunFailed, 502, "it failed: run failed"},
+		{errors.Join(sandbox.ErrRunFailed, ErrStopping), rpc.CodeRunFailed, 502, "it failed: run failed\nthe server is stopping"},
+		{errors.Join(sandbox.ErrRunFailed, errdefs.ErrUnavailable), rpc.CodeRunFailed, 502, "it failed: run failed\nunavailable"},
+		{ErrStopping, rpc.CodeUnavailable, 503, "the request was cut short because the server is stopping; try again in a moment"},
+		{context.Canceled, rpc.CodeInvalidRequest, 400, "the request was canceled, because the client closed its side of the connection; keep it open until the response"},
+		{errdefs.ErrDataLoss, rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
+		{sandbox.ErrCommandNotExecutable, rpc.CodeCommandNotExecutable, 422, "it failed: command cannot be run"},
 		{errors.New("a secret"), rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
 		{errdefs.ErrInternal, rpc.CodeInternal, 500, "internal error; the server's log has the cause under request id R"},
 		{rpcError, rpc.CodeParse, 400, "invalid JSON"},
@@ -43,6 +52,7 @@ func TestJSONRPC(t *testing.T) {
 		}
 		var data *rpc.ErrorData
 		switch {
+		case c.err == sandbox.ErrNoSpace: // trying again does not help
 		case c.code == rpc.CodeInternal:
 			data = &rpc.ErrorData{RequestID: "R"}
 		case c.code == rpc.CodeExhausted || c.code == rpc.CodeUnavailable:
@@ -50,6 +60,21 @@ func TestJSONRPC(t *testing.T) {
 		}
 		if diff := cmp.Diff(data, got.Data); diff != "" {
 			t.Errorf("JSONRPC(%v): data differs (-want +got):\n%s", c.err, diff)
+		}
+	}
+}
+
+// A message quotes at most a few KiB of what a client or a sandbox sent, whatever the class of the error.
+func TestMessagesAreBounded(t *testing.T) {
+	huge := strings.Repeat("\x1b<\"", 1<<20)
+	for _, class := range append(slices.Clone(classes), sandbox.ErrRunTimeout, sandbox.ErrCommandNotFound, sandbox.ErrRunFailed, errors.New("no class")) {
+		e := JSONRPC(fmt.Errorf("%s: %w", huge, class), "R")
+		var out strings.Builder
+		if err := WriteResponse(&out, nil, e, nil); err != nil {
+			t.Fatal(err)
+		}
+		if out.Len() > maxMessage+200 || strings.Contains(out.String(), "\x1b") {
+			t.Errorf("%v: response of %d bytes: %.100q", class, out.Len(), out.String())
 		}
 	}
 }

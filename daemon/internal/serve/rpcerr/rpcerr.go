@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // classes lists the errdefs classes whose text Message removes from the end of an error. The errors of
@@ -21,6 +23,7 @@ var classes = []error{
 	errdefs.ErrConflict,
 	errdefs.ErrUnavailable,
 	errdefs.ErrUnauthenticated,
+	errdefs.ErrDataLoss,
 }
 
 // Message returns the text of err without the text of its class at the end.
@@ -34,10 +37,5 @@ func Message(err error) string {
 	return text
 }
 
-// Shorten truncates s to 100 bytes of valid UTF-8. Use it for client input that is quoted in a message.
-func Shorten(s string) string {
-	if len(s) > 100 {
-		return strings.ToValidUTF8(s[:100], "") + "…"
-	}
-	return s
-}
+// Shorten truncates s to 100 printable bytes. Use it for client input that is quoted in a message.
+func Shorten(s string) string { return bounded.Text(s, 100) }

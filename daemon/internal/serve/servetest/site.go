@@ -4,6 +4,7 @@ package servetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Sandboxes is a fake sandbox domain that runs no microVMs. Every operation on a sandbox named in failures fails with
@@ -56,7 +59,9 @@ var failures = map[string]error{
 	"nocmd":    fmt.Errorf("run %q: %w", "nope", sandbox.ErrCommandNotFound),
 	"away":     fmt.Errorf("sandbox default/away no longer answers: %w", errdefs.ErrUnavailable),
 	"denied":   fmt.Errorf("not this one: %w", errdefs.ErrPermissionDenied),
+	"lost":     fmt.Errorf("the connection to the sandbox was lost during the run: %w", sandbox.ErrRunFailed),
 	"cut":      fmt.Errorf("start sandbox default/cut: %w", context.Canceled),
+	"closing":  rpcerr.ErrStopping,
 	"broken":   errors.New("dial unix /run/secret/path: timeout"),
 }
 
@@ -155,29 +160,63 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 	}}, nil
 }
 
-// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run.
-func (f *Sandboxes) Metrics(_ context.Context, namespace, name string) ([]sandbox.Metrics, error) {
+// record returns the record of a sandbox that was started with req. A sandbox named "failed" has failed.
+func record(n sandbox.Name, req sandbox.Request) sandbox.Record {
+	rec := sandbox.Record{
+		ID: "sb-0011223344556677", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		Config: sandbox.Config{
+			Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512),
+			Env: req.Env, Workdir: req.Workdir,
+		},
+	}
+	if n.Name == "failed" {
+		rec.State, rec.Reason, rec.Cause = sandbox.Failed, "its start failed", "dial unix /run/secret/path: timeout"
+	}
+	return rec
+}
+
+func (f *Sandboxes) ListIn(namespaces []string) ([]sandbox.Record, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	var all []sandbox.Metrics
+	var recs []sandbox.Record
 	for _, n := range slices.SortedFunc(maps.Keys(f.Running), func(a, b sandbox.Name) int { return strings.Compare(a.String(), b.String()) }) {
-		if (namespace != "" && n.Namespace != namespace) || (name != "" && n.Name != name) {
+		if len(namespaces) == 0 || slices.Contains(namespaces, n.Namespace) {
+			recs = append(recs, record(n, f.Running[n]))
+		}
+	}
+	return recs, nil
+}
+
+func (f *Sandboxes) Get(n sandbox.Name) (sandbox.Record, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	req, err := f.find(n)
+	return record(n, req), err
+}
+
+// Metrics returns the same figures for every sandbox. A sandbox named "failed" has none because it does not run, and one
+// named "mute" because it cannot be measured.
+func (f *Sandboxes) Metrics(_ context.Context, namespaces []string, name string) ([]sandbox.Metrics, error) {
+	recs, _ := f.ListIn(namespaces)
+	var all []sandbox.Metrics
+	for _, rec := range recs {
+		if name != "" && rec.Name.Name != name {
 			continue
 		}
-		m := sandbox.Metrics{Name: n, Running: n.Name != "failed"}
-		if m.Running {
-			m.CPUPercent, m.MemoryMiB, m.DiskBytes = 12.5, new(int64(256)), new(int64(1<<40))
+		m := sandbox.Metrics{Name: rec.Name, State: rec.State, Reason: rec.Reason}
+		if m.State == sandbox.Running && rec.Name.Name != "mute" {
+			m.CPUPercent, m.MemoryMiB, m.DiskBytes = new(12.5), new(int64(256)), new(int64(1<<40))
 		}
 		all = append(all, m)
 	}
-	if name != "" && namespace == "" && all == nil {
-		return nil, fmt.Errorf("sandbox %s does not exist in any namespace: %w", name, errdefs.ErrNotFound)
-	}
 	if name != "" && all == nil {
-		return nil, fmt.Errorf("sandbox %s/%s does not exist: %w", namespace, name, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("sandbox %s/%s does not exist: %w", strings.Join(namespaces, ","), name, errdefs.ErrNotFound)
 	}
 	return all, nil
 }
+
+// Version is the version of msbd that a Site reports.
+const Version = "1.2.3"
 
 // Site is a gateway with everything that it depends on.
 type Site struct {
@@ -251,7 +290,7 @@ func (s *Site) Restart(t testing.TB) *Site {
 // open opens the keys and creates the gateway.
 func (s *Site) open(t testing.TB) {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(s.Log, nil))
+	log := bounded.NewLogger(s.Log, false, slog.LevelInfo)
 	s.keyOptions.Log = log
 	issuer, verifier, err := keys.Open(s.keyOptions)
 	if err != nil {
@@ -262,7 +301,7 @@ func (s *Site) open(t testing.TB) {
 	for _, c := range s.configure {
 		c(&o)
 	}
-	if s.Service, err = serverpc.New(o.Sandboxes, o.Metrics); err != nil {
+	if s.Service, err = serverpc.New(o.Sandboxes, Version, o.Metrics); err != nil {
 		t.Fatal(err)
 	}
 	o.Endpoints = append(o.Endpoints, s.Service.Endpoints()...)

@@ -68,6 +68,9 @@ type Config struct {
 	// limit that a table omits has the value of Quota.
 	Quotas map[string]Quota
 
+	// TotalSandboxes and TotalMemoryMiB limit the sandboxes of all tenant namespaces together.
+	TotalSandboxes, TotalMemoryMiB int
+
 	// The image and size of a sandbox that is started without them, and the maximum size that a start may ask for.
 	DefaultImage     string
 	DefaultCPUs      int
@@ -76,6 +79,9 @@ type Config struct {
 	MaxMemoryMiB     int
 	// MaxRunTime is the maximum time limit of a run.
 	MaxRunTime time.Duration
+
+	// AuditSegmentMiB is the size, in MiB, at which the file of the audit log is sealed; 0 means never.
+	AuditSegmentMiB int
 
 	// Hypervisor is "auto", "kata" (Kata's own driver) or "builtin" (msbd's hypervisor service).
 	Hypervisor string
@@ -109,7 +115,7 @@ func (c Config) Domains() []string {
 // SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default returns the default configuration. For users other than root, the directories are below their home and
+// Default returns the default configuration. Limits that are 0 in it are derived from the host by Load. For users other than root, the directories are below their home and
 // runtime directories. Package client looks for the admin socket in the same place.
 func Default() Config {
 	stateDir, runDir := "/var/lib/msb", "/run/msb"
@@ -126,10 +132,9 @@ func Default() Config {
 		DefaultImage:     "microsandbox/python",
 		DefaultCPUs:      1,
 		DefaultMemoryMiB: 512,
-		MaxCPUs:          8,
-		MaxMemoryMiB:     16 << 10,
 		MaxRunTime:       time.Hour,
 		MaxConnections:   10_000,
+		AuditSegmentMiB:  64,
 		Hypervisor:       "auto",
 		Accelerator:      "auto",
 		LogLevel:         "info",
@@ -176,6 +181,9 @@ func (c Config) validate(namespace func(string) error) error {
 		problems = append(problems, validateQuota("namespace."+name+": ", c.Quotas[name])...)
 	}
 	check(c.DefaultImage != "", "default-image: must not be empty")
+	check(c.TotalSandboxes >= 1, "total-sandboxes %d: must be at least 1, or 0 for the default", c.TotalSandboxes)
+	check(c.TotalMemoryMiB >= c.DefaultMemoryMiB,
+		"total-memory-mib %d: must be at least default-memory-mib, %d, or 0 for the default", c.TotalMemoryMiB, c.DefaultMemoryMiB)
 	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1", c.MaxCPUs)
 	check(c.MaxMemoryMiB >= MinMemoryMiB, "max-memory-mib %d: must be at least %d", c.MaxMemoryMiB, MinMemoryMiB)
 	check(c.DefaultCPUs >= 1 && c.DefaultCPUs <= max(1, c.MaxCPUs),
@@ -183,13 +191,15 @@ func (c Config) validate(namespace func(string) error) error {
 	check(c.DefaultMemoryMiB >= MinMemoryMiB && c.DefaultMemoryMiB <= max(MinMemoryMiB, c.MaxMemoryMiB),
 		"default-memory-mib %d: must be from %d to max-memory-mib, %d", c.DefaultMemoryMiB, MinMemoryMiB, c.MaxMemoryMiB)
 	check(c.MaxRunTime >= time.Second, "max-run-time %s: must be at least 1s", c.MaxRunTime)
+	check(c.AuditSegmentMiB >= 0, "audit-segment-mib %d: must not be negative; 0 means that the file is never sealed by itself", c.AuditSegmentMiB)
 	choice := func(name, value string, choices ...string) {
 		for _, c := range choices {
 			if value == c {
 				return
 			}
 		}
-		check(false, "%s %q: must be one of %q", name, value, choices)
+		last := len(choices) - 1
+		check(false, "%s %q: must be %s or %s", name, value, strings.Join(choices[:last], ", "), choices[last])
 	}
 	choice("hypervisor", c.Hypervisor, "auto", "kata", "builtin")
 	check(c.Hypervisor != "builtin" || c.KataConfig == "", "kata-config: requires hypervisor kata or auto, because the Kata configuration names the hypervisor")

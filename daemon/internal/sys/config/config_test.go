@@ -40,8 +40,51 @@ func TestDefaultIsValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(Default(), got); diff != "" {
+	want := Default()
+	want.deriveLimits(ThisHost())
+	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Limits that are not set suit the host, and do not contradict those that are.
+func TestDerivedLimits(t *testing.T) {
+	set := func(change func(*Config)) Config {
+		c := Default()
+		change(&c)
+		return c
+	}
+	limits := func(c Config) [4]int { return [4]int{c.TotalSandboxes, c.TotalMemoryMiB, c.MaxCPUs, c.MaxMemoryMiB} }
+	for name, tt := range map[string]struct {
+		config Config
+		host   Host
+		want   [4]int
+	}{
+		"large host":               {Default(), Host{32, 64 << 10}, [4]int{2048, 52428, 8, 16384}},
+		"small host":               {Default(), Host{2, 4 << 10}, [4]int{128, 3276, 4, 3276}},
+		"less than one sandbox":    {Default(), Host{1, 500}, [4]int{64, 512, 2, 512}},
+		"unknown memory":           {Default(), Host{4, 0}, [4]int{256, 16384, 8, 16384}},
+		"large default sandbox":    {set(func(c *Config) { c.DefaultMemoryMiB, c.DefaultCPUs = 4096, 6 }), Host{2, 4 << 10}, [4]int{128, 4096, 6, 4096}},
+		"maximum beyond the host":  {set(func(c *Config) { c.MaxMemoryMiB = 16 << 10 }), Host{2, 4 << 10}, [4]int{128, 16384, 4, 16384}},
+		"total beyond the host":    {set(func(c *Config) { c.TotalMemoryMiB = 64 << 10 }), Host{2, 4 << 10}, [4]int{128, 65536, 4, 16384}},
+		"total smaller than usual": {set(func(c *Config) { c.TotalMemoryMiB, c.TotalSandboxes = 1024, 3 }), Host{2, 4 << 10}, [4]int{3, 1024, 4, 1024}},
+	} {
+		c := tt.config
+		c.deriveLimits(tt.host)
+		if got := limits(c); got != tt.want {
+			t.Errorf("%s: got %v, want %v", name, got, tt.want)
+		}
+		if err := c.validate(namespace); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if h := ThisHost(); h.Processors < 1 || h.MemoryMiB < 64 {
+		t.Errorf("this host has %+v", h)
+	}
+	for _, bad := range []string{"total-memory-mib", "total-sandboxes"} {
+		if _, err := load(t, "", nil, map[string]string{bad: "-1"}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), bad) {
+			t.Errorf("%s -1: %v", bad, err)
+		}
 	}
 }
 
@@ -63,6 +106,7 @@ func TestPrecedenceOfSources(t *testing.T) {
 	want := Default()
 	want.StateDir, want.RunDir, want.QEMU = "/file", "/env", "/flag"
 	want.MaxCPUs, want.MaxRunTime, want.Listen = 5, 30*time.Second, "[::1]:2"
+	want.deriveLimits(ThisHost())
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
@@ -72,8 +116,9 @@ func TestPrecedenceOfSources(t *testing.T) {
 func TestEverySettingInEverySource(t *testing.T) {
 	sample := map[string]string{
 		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "hypervisor": "kata", "log-level": "warn", "log-format": "json",
-		"max-run-time": "7s", "max-cpus": "7", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
+		"max-run-time": "7s", "max-cpus": "3", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
 		"default-image": "other", "max-connections": "9", "requests-per-second": "2.5",
+		"audit-segment-mib": "3", "total-sandboxes": "3", "total-memory-mib": "700",
 		"quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
 		"trusted-proxies": "127.0.0.1, 10.1.0.0/24",
 		"acme-domains":    "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
@@ -219,6 +264,7 @@ func TestTables(t *testing.T) {
 	}
 	want := Default()
 	want.KataConfig, want.KataShim, want.Quota.MemoryMiB = "/k/c.toml", "/k/shim", 7
+	want.deriveLimits(ThisHost())
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}

@@ -65,12 +65,15 @@ var Settings = []Setting{
 	integer("quota-cpus", "maximum total number `N` of virtual CPUs of the sandboxes in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.CPUs }),
 	integer("quota-memory-mib", "maximum total memory, in `MIB`, of the sandboxes in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.MemoryMiB }),
 	integer("quota-runs", "maximum number `N` of runs in progress in each namespace; 0, the default, means unlimited", func(c *Config) *int { return &c.Quota.Runs }),
+	integer("total-sandboxes", "maximum number `N` of sandboxes in all namespaces together (default: 64 for each processor of the host)", func(c *Config) *int { return &c.TotalSandboxes }),
+	integer("total-memory-mib", "maximum total memory, in `MIB`, of the sandboxes in all namespaces together (default: 80 % of the host's memory)", func(c *Config) *int { return &c.TotalMemoryMiB }),
 	text("default-image", "default `IMAGE` of a sandbox", func(c *Config) *string { return &c.DefaultImage }),
 	integer("default-cpus", "default number `N` of virtual CPUs of a sandbox", func(c *Config) *int { return &c.DefaultCPUs }),
-	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox", func(c *Config) *int { return &c.DefaultMemoryMiB }),
-	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox", func(c *Config) *int { return &c.MaxCPUs }),
-	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox", func(c *Config) *int { return &c.MaxMemoryMiB }),
+	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox, at least 128", func(c *Config) *int { return &c.DefaultMemoryMiB }),
+	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox (default: twice the host's processors, at most 8)", func(c *Config) *int { return &c.MaxCPUs }),
+	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox (default: total-memory-mib, at most 16384)", func(c *Config) *int { return &c.MaxMemoryMiB }),
 	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	integer("audit-segment-mib", "size, in `MIB`, at which the audit log continues in a new file; 0 means only with 'msb server audit seal'", func(c *Config) *int { return &c.AuditSegmentMiB }),
 	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's driver, which needs KVM) or builtin (msbd's)", func(c *Config) *string { return &c.Hypervisor }),
 	text("kata-config", "`FILE` with the host's Kata configuration, whose guest is used instead of the built-in one", func(c *Config) *string { return &c.KataConfig }),
 	text("kata-shim", "`PATH` of the host's containerd-shim-kata-v2 (default: the built-in one)", func(c *Config) *string { return &c.KataShim }),
@@ -213,6 +216,7 @@ func Load(file string, getenv, flags func(name string) (string, bool), namespace
 		}
 	}
 	c.fillQuotas()
+	c.deriveLimits(ThisHost())
 	if err := c.validate(namespace); err != nil {
 		problems = append(problems, err)
 	}

@@ -127,21 +127,64 @@ func (p *Process) Dead() (dead bool) {
 	return dead
 }
 
-// StartTime returns when process pid started, in clock ticks since boot. A pid together with the start time identifies
-// a process across restarts of msbd.
-func StartTime(pid int) (uint64, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+// An ID identifies one process of this host until the host's next boot, also across restarts of msbd, because a pid is
+// not reused with the same start time. Code that starts a process that outlives msbd must record its ID.
+type ID struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // when the process started, in clock ticks since boot
+}
+
+// ID returns the ID of the process, which may have ended. It returns an error if the process has been reaped.
+func (p *Process) ID() (ID, error) {
+	fields, err := stat(p.PID)
 	if err != nil {
-		return 0, fmt.Errorf("read the start time of process %d: %w", pid, err)
+		return ID{}, err
+	}
+	start, err := strconv.ParseUint(fields[startTimeField], 10, 64)
+	if err != nil {
+		return ID{}, fmt.Errorf("read the start time of process %d: %w", p.PID, err)
+	}
+	// If it was reaped, another process may have got the pid, and start may be its start time.
+	if err := p.handle.Signal(syscall.Signal(0)); errors.Is(err, os.ErrProcessDone) {
+		return ID{}, fmt.Errorf("read the start time of process %d: %w", p.PID, err)
+	}
+	return ID{PID: p.PID, Start: start}, nil
+}
+
+// Open returns the process that id identifies, or nil if it has ended. The caller must close the Process.
+func (id ID) Open() (*Process, error) {
+	if id.PID <= 0 {
+		return nil, nil
+	}
+	p, err := Open(id.PID)
+	if p == nil || err != nil {
+		return nil, err
+	}
+	if found, err := p.ID(); err != nil || found != id || p.Dead() { // there is an error if it was just reaped
+		p.Close()
+		return nil, nil
+	}
+	return p, nil
+}
+
+// Fields of /proc/PID/stat (proc(5)), counted from the third.
+const (
+	parentField    = 4 - 3
+	startTimeField = 22 - 3
+)
+
+// stat returns the fields of /proc/PID/stat from the third.
+func stat(pid int) ([]string, error) {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, fmt.Errorf("read the state of process %d: %w", pid, err)
 	}
 	// The second field, the program's name in parentheses, may itself contain spaces and parentheses.
-	_, rest, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
-	fields := strings.Fields(rest)
-	const startTimeField = 22 - 3 // of proc(5), counted from the third field
+	fields := strings.Fields(string(line[bytes.LastIndexByte(line, ')')+1:]))
 	if len(fields) <= startTimeField {
-		return 0, fmt.Errorf("read the start time of process %d: unexpected /proc/%d/stat", pid, pid)
+		return nil, fmt.Errorf("read the state of process %d: unexpected /proc/%d/stat", pid, pid)
 	}
-	return strconv.ParseUint(fields[startTimeField], 10, 64)
+	return fields, nil
 }
 
 // Arguments returns the arguments of process pid. The first is its program. If the process has ended, Arguments returns
@@ -149,19 +192,4 @@ func StartTime(pid int) (uint64, error) {
 func Arguments(pid int) []string {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-}
-
-// PIDs returns the pids of all processes of this host.
-func PIDs() ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	var pids []int
-	for _, entry := range entries {
-		if pid, err := strconv.Atoi(entry.Name()); err == nil {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
 }

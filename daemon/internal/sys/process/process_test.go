@@ -30,15 +30,19 @@ func TestProcess(t *testing.T) {
 		t.Fatalf("Open = %v, %v", p, err)
 	}
 	defer p.Close()
-	if pids, err := PIDs(); err != nil || !slices.Contains(pids, pid) {
-		t.Errorf("PIDs = %v, %v, want %d among them", pids, err, pid)
+	id, err := p.ID()
+	if err != nil || id.PID != pid {
+		t.Errorf("ID = %v, %v", id, err)
 	}
-	if start, err := StartTime(pid); err != nil || start == 0 {
-		t.Errorf("StartTime = %d, %v", start, err)
+	if again, err := id.Open(); again == nil || err != nil {
+		t.Errorf("Open of %v = %v, %v", id, again, err)
+	} else {
+		again.Close()
 	}
-	own, err := StartTime(os.Getpid())
-	if start, _ := StartTime(pid); err != nil || start < own {
-		t.Errorf("the child started at %d, this process at %d, %v; want the child later", start, own, err)
+	for _, other := range []ID{{}, {PID: pid}, {PID: pid, Start: id.Start + 1}, {PID: -1, Start: id.Start}} {
+		if p, err := other.Open(); p != nil || err != nil {
+			t.Errorf("Open of %v, which does not exist, = %v, %v", other, p, err)
+		}
 	}
 
 	if args := Arguments(os.Getpid()); !slices.Equal(args, os.Args) {
@@ -62,12 +66,18 @@ func TestProcess(t *testing.T) {
 	if err := p.Kill(t.Context()); err != nil {
 		t.Error(err)
 	}
+	if again, err := p.ID(); again != id || err != nil { // a start records a process even if it ends at once
+		t.Errorf("ID of a process that is not reaped = %v, %v, want %v", again, err, id)
+	}
+	if p, err := id.Open(); p != nil || err != nil {
+		t.Errorf("Open of a dead process = %v, %v, want nil, nil", p, err)
+	}
 	cmd.Wait()
 	if p, err := Open(pid); p != nil || err != nil {
 		t.Errorf("Open of a reaped process = %v, %v, want nil, nil", p, err)
 	}
-	if _, err := StartTime(pid); err == nil {
-		t.Error("StartTime of a reaped process succeeded")
+	if _, err := p.ID(); err == nil {
+		t.Error("ID of a reaped process succeeded")
 	}
 	if args := Arguments(pid); !slices.Equal(args, []string{""}) {
 		t.Errorf("Arguments of a reaped process = %q, want one empty argument", args)

@@ -1,14 +1,15 @@
 // Package tail reads the ends of log files for error messages. A guest may have written a log, so the package removes
-// control characters, which could change the terminal of a reader. Every package of the daemon may import it.
+// characters that could change the terminal of a reader or the order of the text. Every package of the daemon may import it.
 package tail
 
 import (
 	"io"
 	"os"
 	"strings"
+	"unicode"
 )
 
-// Read returns at most the last n bytes of the file at path, without control characters other than newlines and tabs.
+// Read returns at most the last n bytes of the file at path, without what is not printable other than newlines and tabs.
 // It returns "" if the file cannot be read.
 func Read(path string, n int64) string {
 	f, err := os.Open(path)
@@ -32,10 +33,11 @@ func Quote(name, text string) string {
 	return "\n" + name + ": " + strings.ReplaceAll(text, "\n", "\n\t")
 }
 
-// printable removes control characters except newlines and tabs, invalid UTF-8, and white space around the text.
+// printable removes what is not printable except newlines and tabs, such as control characters and marks that change
+// the direction of text. It also removes invalid UTF-8, and white space around the text.
 func printable(text string) string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r == '\n' || r == '\t' || r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
+		if r == '\n' || r == '\t' || unicode.IsPrint(r) {
 			return r
 		}
 		return -1

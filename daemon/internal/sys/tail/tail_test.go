@@ -15,6 +15,7 @@ func TestRead(t *testing.T) {
 		"a longer text ends\n": "ext ends",
 		"one\r\ntwo\n":         "one\ntwo",
 		"x\x1b[2J\u009b\x7f y": "[2J y",
+		"b\u202ec\u2028d":      "bcd",
 		"only half of an \xc3": "f of an",
 		"€uro 123":             "uro 123", // the first byte read is in the middle of a character
 	} {

@@ -151,6 +151,9 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), "no-such-program") {
 			t.Errorf("unknown program: got error %v, want ErrCommandNotFound with its name", err)
 		}
+		if _, err := Read(p.RunCommand(t.Context(), command("/etc/passwd"))); !errors.Is(err, sandbox.ErrCommandNotExecutable) || !strings.Contains(err.Error(), "is not executable") {
+			t.Errorf("file that is not executable: got error %v, want ErrCommandNotExecutable that says so", err)
+		}
 		if _, err := Read(p.RunCommand(t.Context(), command(""))); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("empty program: got error %v, want InvalidArgument", err)
 		}
@@ -159,7 +162,7 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		}
 	})
 	t.Run("a process ends when its context is cancelled", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancelCause(t.Context())
 		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo started; sleep 60"))
 		if err != nil {
 			t.Fatal(err)
@@ -168,9 +171,10 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		if _, err := process.Next(); err != nil {
 			t.Fatal(err)
 		}
-		cancel()
-		if _, err := process.Next(); !errors.Is(err, context.Canceled) {
-			t.Errorf("Next after cancellation: got error %v, want Canceled", err)
+		cause := errors.New("the test ends it")
+		cancel(cause)
+		if _, err := process.Next(); err != cause {
+			t.Errorf("Next after cancellation: got error %v, want the cause", err)
 		}
 	})
 	t.Run("a process ends when its connection is closed", func(t *testing.T) {
@@ -186,8 +190,11 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		if err := p.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := process.Next(); !errdefs.IsUnavailable(err) {
-			t.Errorf("Next after the connection is closed: got error %v, want Unavailable", err)
+		if _, err := process.Next(); !errors.Is(err, sandbox.ErrRunFailed) || errdefs.IsUnavailable(err) {
+			t.Errorf("Next after the connection is closed: got error %v, want ErrRunFailed", err)
+		}
+		if _, err := p.RunCommand(t.Context(), command("true")); !errdefs.IsUnavailable(err) {
+			t.Errorf("RunCommand after the connection is closed: got error %v, want Unavailable", err)
 		}
 		if err := p.Ping(t.Context()); !errdefs.IsUnavailable(err) {
 			t.Errorf("Ping after the connection is closed: got error %v, want Unavailable", err)

@@ -57,7 +57,10 @@ type portal struct {
 	procs  map[*proc]bool
 }
 
-var errClosed = fmt.Errorf("connection to the sandbox is lost (closed): %w", errdefs.ErrUnavailable)
+var (
+	errClosed = fmt.Errorf("the connection to the sandbox does not work (closed): %w", errdefs.ErrUnavailable)
+	errLost   = fmt.Errorf("the connection to the sandbox was lost during the run: %w", sandbox.ErrRunFailed)
+)
 
 // Ping implements sandbox.Portal.
 func (p *portal) Ping(context.Context) error {
@@ -78,7 +81,7 @@ func (p *portal) Close() error {
 	}
 	p.closed = true
 	for proc := range p.procs {
-		proc.stop(errClosed)
+		proc.stop(errLost)
 	}
 	if p.stream != nil {
 		return p.stream.Close()
@@ -88,10 +91,12 @@ func (p *portal) Close() error {
 
 // RunCode implements sandbox.Portal.
 func (p *portal) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {
-	if code.Language != sandbox.Python && code.Language != sandbox.Node {
-		return nil, fmt.Errorf("the portal does not support language %q: %w", code.Language, errdefs.ErrInvalidArgument)
-	}
-	return p.start(ctx, code.Timeout, code, func(r *proc) (int, error) { return p.guest.code(r, code) })
+	return p.start(ctx, code.Timeout, code, func(r *proc) (int, error) {
+		if code.Language != sandbox.Python && code.Language != sandbox.Node {
+			return 0, fmt.Errorf("the portal does not support language %q: %w", code.Language, errdefs.ErrInvalidArgument)
+		}
+		return p.guest.code(r, code)
+	})
 }
 
 // RunCommand implements sandbox.Portal.
@@ -218,6 +223,8 @@ func (r *proc) command(args []string, stdout sandbox.Stream) (int, error) {
 				return 0, err
 			}
 		}
+	case args[0] == "/etc/passwd":
+		return 0, fmt.Errorf("%s: is not executable: %w", args[0], sandbox.ErrCommandNotExecutable)
 	case args[0] == "sleep" && len(args) == 2:
 		return 0, r.sleep(args[1])
 	case args[0] == "sh" && len(args) == 3 && args[1] == "-c":

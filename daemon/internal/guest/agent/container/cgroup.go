@@ -16,15 +16,33 @@ import (
 // CgroupRoot is where the guest's cgroup2 file system is mounted.
 const CgroupRoot = "/sys/fs/cgroup"
 
+const (
+	// portalMemory is the memory in bytes that is reserved for the portal. msb-portal serve and connect together use
+	// 5 to 10 MiB while little runs.
+	portalMemory = 16 << 20
+	// portalWeight is the portal's share of the processors while they are busy, relative to the 100 of the load. It is
+	// the maximum.
+	portalWeight = 10_000
+	// portalOOMScoreAdj makes the kernel kill a process of the portal only if nothing else can be killed.
+	portalOOMScoreAdj = -999
+)
+
 // cgroup is a container's cgroup (version 2). The container may have created more cgroups below it.
+//
+// If the container's main process is the portal, the cgroup has no processes itself, but two cgroups below it: "portal"
+// with the portal's processes, and "load" with all others. The load cannot use the memory that is reserved for the
+// portal, and the portal comes first when the processors are busy. So whatever the load does, the portal responds. The
+// device filter and the statistics are those of the whole container.
 type cgroup struct {
-	path string
-	dir  *os.File // to fork processes directly into the cgroup
-	oom  *oomWatch
+	path   string
+	load   string // path of the cgroup for the container's processes other than the portal; path, if portal is empty
+	portal string // path of the cgroup for the portal's processes; empty if the container does not run the portal
+	dir    *os.File
+	oom    *oomWatch
 }
 
-// createCgroup creates the cgroup of container id.
-func createCgroup(id string) (*cgroup, error) {
+// createCgroup creates the cgroup of container id. portal says whether its main process is the portal.
+func createCgroup(id string, portal bool) (*cgroup, error) {
 	// The prefix makes the name different from the kernel's files in the directory.
 	path := filepath.Join(CgroupRoot, "container-"+id)
 	if err := os.Mkdir(path, 0o755); err != nil {
@@ -38,19 +56,117 @@ func createCgroup(id string) (*cgroup, error) {
 	if err != nil {
 		return nil, errors.Join(err, dir.Close(), os.Remove(path))
 	}
-	return &cgroup{path, dir, oom}, nil
+	c := &cgroup{path: path, load: path, dir: dir, oom: oom}
+	if portal {
+		if err := c.separatePortal(); err != nil {
+			return nil, errors.Join(err, c.remove(removeTimeout))
+		}
+	}
+	return c, nil
+}
+
+// separatePortal creates the cgroups "portal" and "load".
+func (c *cgroup) separatePortal() error {
+	c.load, c.portal = c.path+"/load", c.path+"/portal"
+	for _, dir := range []string{c.load, c.portal} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, setting := range [][3]string{
+		{c.path, "cgroup.subtree_control", "+cpu +memory +pids"},
+		// A cgroup is protected only as far as the one above it is.
+		{c.path, "memory.min", strconv.Itoa(portalMemory)},
+		{c.portal, "memory.min", strconv.Itoa(portalMemory)},
+		{c.portal, "cpu.weight", strconv.Itoa(portalWeight)},
+	} {
+		if err := writeSetting(setting[0], setting[1], setting[2]); err != nil {
+			return err
+		}
+	}
+	return c.limitLoad("pids.max", "max") // in case the spec has no limit
 }
 
 // limit applies the limits in r. Limits that r leaves out stay as they are. Huge page limits are ignored, because this
 // guest reserves no huge pages.
 func (c *cgroup) limit(r *pb.LinuxResources) error {
 	for _, setting := range cgroupSettings(r) {
-		file := filepath.Join(c.path, setting[0])
-		if err := os.WriteFile(file, []byte(setting[1]), 0); err != nil {
-			return fmt.Errorf("set %s to %s: %w", setting[0], setting[1], err)
+		file, value := setting[0], setting[1]
+		limitsLoad := c.portal != "" && (file == "cpu.max" || file == "pids.max")
+		if !limitsLoad {
+			if err := writeSetting(c.path, file, value); err != nil {
+				return err
+			}
+		}
+		if limitsLoad || c.portal != "" && file == "memory.max" {
+			if err := c.limitLoad(file, value); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// limitLoad applies a limit of the container to the load, which leaves something for the portal and the agent.
+func (c *cgroup) limitLoad(file, value string) error {
+	limit, err := strconv.ParseUint(value, 10, 64)
+	switch {
+	case file == "memory.max" && err == nil:
+		value = strconv.FormatUint(limit-min(limit/4, portalMemory), 10)
+	case file == "pids.max":
+		threads, readErr := maxThreads()
+		if readErr != nil {
+			return readErr
+		}
+		if err != nil || limit > threads/2 {
+			value = strconv.FormatUint(threads/2, 10)
+		}
+	}
+	return writeSetting(c.load, file, value)
+}
+
+// maxThreads returns how many threads the guest's kernel can have. The kernel derives the number from the memory.
+func maxThreads() (uint64, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64)
+}
+
+func writeSetting(dir, file, value string) error {
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(value), 0); err != nil {
+		return fmt.Errorf("set %s to %s: %w", file, value, err)
+	}
+	return nil
+}
+
+// protect moves the process pid, which is the portal's, to the portal's cgroup.
+func (c *cgroup) protect(pid int) error {
+	return writeSetting(c.portal, "cgroup.procs", strconv.Itoa(pid))
+}
+
+// handOver returns a descriptor through which the portal, running as user uid, reads the cgroup and starts processes in
+// the load. The directory is a mount of its own that is read-only, because the programs in the container may be able to
+// open the portal's descriptors: no path leads from it to other cgroups, and nothing in it can be changed.
+func (c *cgroup) handOver(uid uint32) (*os.File, error) {
+	// To start a process in another cgroup, one must be allowed to write to these files. The mount does not matter.
+	for _, dir := range []string{c.path, c.load} {
+		if err := os.Chown(dir+"/cgroup.procs", int(uid), -1); err != nil {
+			return nil, err
+		}
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, c.path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("open_tree", err)
+	}
+	file := os.NewFile(uintptr(tree), c.path)
+	set := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, set); err != nil {
+		file.Close()
+		return nil, os.NewSyscallError("mount_setattr", err)
+	}
+	return file, nil
 }
 
 // cgroupSettings translates OCI limits to pairs of a cgroup file and the value to write to it.
@@ -127,12 +243,12 @@ func (c *cgroup) freeze(frozen bool) error {
 // pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes. In that case,
 // forkInto returns the cgroup of the main process.
 func (c *cgroup) forkInto(main int) (*os.File, error) {
-	delegated, err := os.ReadFile(c.path + "/cgroup.subtree_control")
+	delegated, err := os.ReadFile(c.load + "/cgroup.subtree_control")
 	if err != nil {
 		return nil, err
 	}
 	if len(strings.TrimSpace(string(delegated))) == 0 {
-		return os.Open(c.path)
+		return os.Open(c.load)
 	}
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", main))
 	if err != nil {

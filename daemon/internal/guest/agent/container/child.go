@@ -20,8 +20,12 @@ import (
 const (
 	childName = "msb-container"
 
-	configFD  = 3
-	controlFD = 4
+	configFD   = 3
+	controlFD  = 4
+	handOverFD = 5 // only if the process is the portal and the container's main process
+
+	// portalFD is the descriptor at which the portal, as the container's main process, gets its cgroup.
+	portalFD = 3
 
 	// maxReply is the maximum size in bytes of an encoded childReply.
 	maxReply = 8 << 10
@@ -32,8 +36,13 @@ type childConfig struct {
 	// Container describes the container to build, if the child becomes a main process. It is nil for an exec.
 	Container *containerConfig
 	// Join is, for an exec, the pid of the main process of the container to enter.
-	Join    int
+	Join int
+	// Portal says that the program is the portal. It is protected from the other processes in the container.
+	Portal  bool
 	Process *pb.Process
+
+	// handOver is the file that the main process gets as portalFD, if Portal is set.
+	handOver *os.File
 }
 
 // childReply is the message that a child sends to the agent. An empty Error means that the child is ready to start the
@@ -55,6 +64,7 @@ func childMain() {
 	runtime.LockOSThread()
 	unix.CloseOnExec(configFD)
 	unix.CloseOnExec(controlFD)
+	unix.CloseOnExec(handOverFD)
 	// The container's processes can see this process. Keep them from reading its memory and binary.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	cfg, err := readConfig()
@@ -69,6 +79,11 @@ func childMain() {
 	var b [1]byte
 	if n, err := unix.Read(controlFD, b[:]); err != nil || n != 1 {
 		os.Exit(1) // the container was removed before it was started
+	}
+	if cfg.Portal && cfg.Container != nil {
+		if err := unix.Dup3(handOverFD, portalFD, 0); err != nil { // the config is closed
+			childFail(fmt.Errorf("hand over the cgroup: %w", err))
+		}
 	}
 	childFail(execProgram(cfg.Process))
 }

@@ -8,6 +8,7 @@ package container
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -33,6 +34,7 @@ type Container struct {
 	id     string
 	root   string
 	main   *Process
+	portal string // path of the portal's program in the container; empty if the main process is not the portal
 	cgroup *cgroup
 
 	// forking is read-locked while a process is forked. It is locked while the container is frozen or unfrozen, because
@@ -49,7 +51,8 @@ type Container struct {
 // New creates a container and the child that becomes its main process. The child waits for Start. The caller must have
 // checked id and spec with Validate.
 func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
-	group, err := createCgroup(id)
+	portal := portalProgram(spec)
+	group, err := createCgroup(id, portal != "")
 	if err != nil {
 		return nil, fmt.Errorf("create cgroup: %w", err)
 	}
@@ -61,7 +64,13 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 		if err := group.filterDevices(deviceRules(linux)); err != nil {
 			return nil, err
 		}
-		return spawn(r, group.dir, childConfig{
+		load, err := os.Open(group.load)
+		if err != nil {
+			return nil, err
+		}
+		defer load.Close()
+		cfg := childConfig{
+			Portal: portal != "",
 			Container: &containerConfig{
 				Root:          root,
 				ReadonlyRoot:  spec.Root.Readonly,
@@ -73,12 +82,44 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 				Sysctl:        linux.GetSysctl(),
 			},
 			Process: spec.Process,
-		})
+		}
+		if !cfg.Portal {
+			return spawn(r, load, cfg)
+		}
+		if cfg.handOver, err = group.handOver(spec.Process.GetUser().GetUID()); err != nil {
+			return nil, err
+		}
+		defer cfg.handOver.Close()
+		// The child creates the container's cgroup namespace, whose root is the child's cgroup at that time. So let the
+		// portal begin in the load, whose processes then see their own cgroup as the root.
+		main, err := spawn(r, load, cfg)
+		if err != nil {
+			return nil, err
+		}
+		if err := group.protect(main.pid); err != nil {
+			main.discard()
+			return nil, err
+		}
+		return main, nil
 	}()
 	if err != nil {
 		return nil, errors.Join(err, group.remove(removeTimeout))
 	}
-	return &Container{reaper: r, id: id, root: root, main: main, cgroup: group, execs: make(map[string]*Process)}, nil
+	return &Container{
+		reaper: r, id: id, root: root, main: main, portal: portal, cgroup: group, execs: make(map[string]*Process),
+	}, nil
+}
+
+// portalProgram returns the path of the portal's program if it is the program of the container's main process.
+// Otherwise it returns "".
+func portalProgram(spec *pb.Spec) string {
+	program := spec.Process.Args[0]
+	for _, m := range spec.Mounts {
+		if m.Type == guestMountType && m.Source == portalSource && m.Destination == program {
+			return program
+		}
+	}
+	return ""
 }
 
 // ID returns the container's id.
@@ -142,12 +183,19 @@ func (c *Container) Exec(id string, p *pb.Process) error {
 }
 
 func (c *Container) spawnExec(p *pb.Process) (*Process, error) {
-	group, err := c.cgroup.forkInto(c.main.pid)
+	cfg := childConfig{Join: c.main.pid, Portal: c.portal != "" && p.Args[0] == c.portal, Process: p}
+	var group *os.File
+	var err error
+	if cfg.Portal {
+		group, err = os.Open(c.cgroup.portal)
+	} else {
+		group, err = c.cgroup.forkInto(c.main.pid)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("find the container's cgroup: %w", err)
 	}
 	defer group.Close()
-	child, err := spawn(c.reaper, group, childConfig{Join: c.main.pid, Process: p})
+	child, err := spawn(c.reaper, group, cfg)
 	if err != nil {
 		return nil, err
 	}

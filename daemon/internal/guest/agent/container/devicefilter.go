@@ -20,8 +20,9 @@ const anyNumber = -1
 // a legitimate spec needs a few hundred.
 const maxDeviceRules = 1024
 
-// defaultDevices are the rules for every container. Other runtimes have the same rules. A container may create any
-// device node, and may open harmless devices and terminals.
+// defaultDevices are the rules for every container. A container may create any device node, and may open harmless
+// devices and terminals. Other runtimes have the same rules, except that they allow the console. Here, the console is
+// the guest's, whose output the host keeps. A terminal that is bound to /dev/console is a pts.
 var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: anyNumber, Minor: anyNumber, Access: "m"},
 	{Allow: true, Type: "b", Major: anyNumber, Minor: anyNumber, Access: "m"},
@@ -31,10 +32,10 @@ var defaultDevices = []*pb.LinuxDeviceCgroup{
 	{Allow: true, Type: "c", Major: 1, Minor: 8, Access: "rwm"},           // random
 	{Allow: true, Type: "c", Major: 1, Minor: 9, Access: "rwm"},           // urandom
 	{Allow: true, Type: "c", Major: 5, Minor: 0, Access: "rwm"},           // tty
-	{Allow: true, Type: "c", Major: 5, Minor: 1, Access: "rwm"},           // console
 	{Allow: true, Type: "c", Major: 5, Minor: 2, Access: "rwm"},           // ptmx
 	{Allow: true, Type: "c", Major: 136, Minor: anyNumber, Access: "rwm"}, // pts
 	{Allow: true, Type: "c", Major: 10, Minor: 200, Access: "rwm"},        // tun
+	{Allow: false, Type: "c", Major: 5, Minor: 1, Access: "rw"},           // console
 }
 
 // deviceRules returns the device rules for a container. The rules in its resources come first, then rules for its

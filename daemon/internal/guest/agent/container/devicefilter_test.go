@@ -15,6 +15,9 @@ func TestDeviceProgram(t *testing.T) {
 		Devices:   []*pb.LinuxDevice{{Path: "/dev/disk", Type: "b", Major: 254, Minor: 0}, {Path: "/dev/fifo", Type: "p"}},
 		Resources: &pb.LinuxResources{Devices: []*pb.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}, {Allow: true, Type: "c", Major: 10, Minor: 229, Access: "r"}}},
 	}))
+	withConsole := deviceProgram(deviceRules(&pb.Linux{
+		Resources: &pb.LinuxResources{Devices: []*pb.LinuxDeviceCgroup{{Allow: true, Type: "c", Major: 5, Minor: 1, Access: "rwm"}}},
+	}))
 	everything := deviceProgram([]*pb.LinuxDeviceCgroup{
 		{Allow: false, Type: "a"}, {Allow: true, Type: "a", Major: anyNumber, Minor: anyNumber, Access: "rwm"},
 		{Allow: false, Type: "c", Major: 1, Minor: 1, Access: "w"},
@@ -38,6 +41,9 @@ func TestDeviceProgram(t *testing.T) {
 		{"rules that allow everything", everything, r | w | m, block, 9, 9, 1},
 		{"access denied by the last rule", everything, r | w, char, 1, 1, 0},
 		{"access not denied by the last rule", everything, r, char, 1, 1, 1},
+		{"console", standard, w, char, 5, 1, 0},
+		{"mknod of the console", standard, m, char, 5, 1, 1},
+		{"console that the spec allows", withConsole, w, char, 5, 1, 0},
 		{"no rules", deviceProgram(nil), r, char, 1, 3, 0},
 	} {
 		if got := interpret(t, tt.program, [3]uint32{tt.access<<16 | tt.kind, tt.major, tt.minor}); got != tt.want {

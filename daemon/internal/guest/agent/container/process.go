@@ -77,10 +77,14 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 		opened = append(opened, stdio[i])
 	}
 
+	files := []uintptr{stdio[0].Fd(), stdio[1].Fd(), stdio[2].Fd(), config.Fd(), childControl.Fd()}
+	if cfg.handOver != nil {
+		files = append(files, cfg.handOver.Fd())
+	}
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{},
-		Files: []uintptr{stdio[0].Fd(), stdio[1].Fd(), stdio[2].Fd(), config.Fd(), childControl.Fd()},
+		Files: files,
 		Sys: &syscall.SysProcAttr{
 			Setsid:      true,
 			UseCgroupFD: true,
@@ -108,7 +112,11 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	}
 	opened = nil
 
-	if adj := cfg.Process.OOMScoreAdj; adj != 0 {
+	adj := cfg.Process.OOMScoreAdj
+	if cfg.Portal {
+		adj = portalOOMScoreAdj
+	}
+	if adj != 0 {
 		file := fmt.Sprintf("/proc/%d/oom_score_adj", p.pid)
 		if err := os.WriteFile(file, strconv.AppendInt(nil, adj, 10), 0); err != nil {
 			p.discard()

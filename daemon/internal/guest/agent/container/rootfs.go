@@ -47,6 +47,7 @@ func buildContainer(c *containerConfig) error {
 	if err := enterRoot(c.Root); err != nil {
 		return fmt.Errorf("enter root %s: %w", c.Root, err)
 	}
+	writeEtc("/", c.Hostname) // before anything is mounted in the root
 	ownDev := false
 	for _, m := range mounts {
 		if err := m.mount(); err != nil {

@@ -14,6 +14,8 @@ import (
 const (
 	// guestMountType is a mount type that only msbd uses. It mounts a file of the guest read-only into the container.
 	guestMountType = "msb-guest"
+	// portalSource is the portal's program in the guest.
+	portalSource = "/msb-portal"
 
 	// maxID is the maximum length in bytes of a container's or process's id.
 	maxID = 128
@@ -24,7 +26,7 @@ const (
 )
 
 // guestMountSources are the permitted sources of mounts of type guestMountType.
-var guestMountSources = []string{"/msb-portal"}
+var guestMountSources = []string{portalSource}
 
 // ValidateID returns errdefs.ErrInvalidArgument unless id consists of 1 to maxID letters, digits, '.', '_' and '-' and
 // begins with a letter or digit. kind is for the error's text. ValidateID does not use a regular expression, because

@@ -1,6 +1,9 @@
-package client
+// Package dotenv reads and changes .env files, which have lines NAME=value. It has no other imports than the standard
+// library, so that its fuzz targets build quickly.
+package dotenv
 
 import (
+	"bytes"
 	"fmt"
 	"regexp"
 	"strings"
@@ -9,12 +12,12 @@ import (
 // assignment matches the part of a line in a .env file that precedes the value.
 var assignment = regexp.MustCompile(`^[ \t]*(?:export[ \t]+)?([\w.-]+)[ \t]*(=?)[ \t]*`)
 
-// lookupDotenv returns the value of a variable in the text of a .env file, or "" if it is not set. It supports
+// Lookup returns the value of a variable in the text of a .env file, or "" if it is not set. It supports
 // what the popular dotenv tools agree on: lines NAME=value, optionally after export; values without quotes or in
 // single or double quotes; quoted values of several lines; comments after #; if a name occurs several times, the
 // last value counts. Nothing is interpolated. Malformed lines are skipped, except those of the variable itself,
 // which are an error. The error contains the line's number, but none of its text, which may be secret.
-func lookupDotenv(text, name string) (value string, err error) {
+func Lookup(text, name string) (value string, err error) {
 	text = strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(strings.TrimPrefix(text, "\ufeff"))
 	for number := 1; text != ""; {
 		line, next, _ := strings.Cut(text, "\n")
@@ -92,4 +95,32 @@ func unquote(text string) (value, rest string, ok bool) {
 		}
 	}
 	return "", "", false
+}
+
+// Set replaces the value in every line that sets the variable, so that no reader of the file finds an old value.
+// If there is no such line, it adds one. The value must not need quotes.
+func Set(content []byte, name, value string) []byte {
+	assignment := regexp.MustCompile(`^([ \t]*(?:export[ \t]+)?)` + regexp.QuoteMeta(name) + `[ \t]*=`)
+	var out bytes.Buffer
+	ending, found := "\n", false
+	for i, line := range bytes.SplitAfter(content, []byte("\n")) {
+		text := bytes.TrimRight(line, "\r\n")
+		if i == 0 && bytes.HasSuffix(line, []byte("\r\n")) {
+			ending = "\r\n"
+		}
+		set := assignment.FindSubmatch(text)
+		if set == nil {
+			out.Write(line)
+			continue
+		}
+		found = true
+		fmt.Fprintf(&out, "%s%s=%s%s", set[1], name, value, line[len(text):])
+	}
+	if !found {
+		if len(content) > 0 && content[len(content)-1] != '\n' {
+			out.WriteString(ending)
+		}
+		fmt.Fprintf(&out, "%s=%s%s", name, value, ending)
+	}
+	return out.Bytes()
 }

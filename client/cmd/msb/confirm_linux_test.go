@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"io"
 	"strings"
@@ -26,7 +27,9 @@ func TestConfirmIsInterrupted(t *testing.T) {
 	}
 	interrupt()
 	go io.Copy(io.Discard, asked)
-	if err := <-answer; err == nil || !strings.Contains(err.Error(), "interrupted; nothing was changed") {
+	err = <-answer
+	var coded cli.ExitCoder
+	if !errors.As(err, &coded) || coded.ExitCode() != exitInterrupted || !strings.Contains(err.Error(), "interrupted; nothing was changed") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,11 +1,12 @@
-package client
+package dotenv
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 )
 
-func TestLookupDotenv(t *testing.T) {
+func TestLookup(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"A=b":                            "b",
@@ -60,7 +61,7 @@ func TestLookupDotenv(t *testing.T) {
 		"\x00\xff\nA=\xff":               "\xff",
 		"if [ -f x ]; then\n  A=b\nfi\n": "b",
 	} {
-		if got, err := lookupDotenv(text, "A"); err != nil || got != want {
+		if got, err := Lookup(text, "A"); err != nil || got != want {
 			t.Errorf("%q gives %q, %v; want %q", text, got, err, want)
 		}
 	}
@@ -74,15 +75,15 @@ func TestLookupDotenv(t *testing.T) {
 		"A='x' hunter2":           "line 1: there is text after",
 		"#\r\n\r\nA='x'=hunter2#": "line 3: there is text after",
 	} {
-		_, err := lookupDotenv(text, "A")
+		_, err := Lookup(text, "A")
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}
 }
 
-// lookupDotenv accepts any text without a panic, and it returns a value that was written in quotes unchanged.
-func FuzzDotenv(f *testing.F) {
+// Lookup accepts any text without a panic, and it returns a value that was written in quotes unchanged.
+func FuzzLookup(f *testing.F) {
 	for _, text := range []string{"", "A=b", "export A='b\nc'", "A=\"\\", "\ufeff#\r\n", "B='x\nA"} {
 		f.Add(text, "msb_v2.public.x")
 		f.Add("A=b # c", text)
@@ -90,7 +91,7 @@ func FuzzDotenv(f *testing.F) {
 	double := strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`, "\r", `\r`)
 	single := strings.NewReplacer(`\`, `\\`, `'`, `\'`, "\r", "")
 	f.Fuzz(func(t *testing.T, text, value string) {
-		got, err := lookupDotenv(text, "A")
+		got, err := Lookup(text, "A")
 		if err != nil && got != "" {
 			t.Errorf("%q gives both %q and %v", text, got, err)
 		}
@@ -101,13 +102,64 @@ func FuzzDotenv(f *testing.F) {
 			`A="` + double.Replace(value) + `"`,
 			"#" + strings.NewReplacer("\r", "", "\n", "").Replace(text) + "\r\n export A = \"" + double.Replace(value) + "\" # A=c\r\nB=d",
 		} {
-			if got, err := lookupDotenv(line, "A"); err != nil || got != value {
+			if got, err := Lookup(line, "A"); err != nil || got != value {
 				t.Errorf("%q gives %q, %v", line, got, err)
 			}
 		}
 		value = strings.ReplaceAll(value, "\r", "")
-		if got, err := lookupDotenv("A='"+single.Replace(value)+"'", "A"); err != nil || got != value {
+		if got, err := Lookup("A='"+single.Replace(value)+"'", "A"); err != nil || got != value {
 			t.Errorf("%q in single quotes gives %q, %v", value, got, err)
+		}
+	})
+}
+
+func TestSet(t *testing.T) {
+	for name, tt := range map[string]struct{ before, after string }{
+		"empty":                 {"", "K=v\n"},
+		"added":                 {"A=1\n", "A=1\nK=v\n"},
+		"added without newline": {"A=1", "A=1\nK=v\n"},
+		"added with CRLF":       {"A=1\r\nB=2", "A=1\r\nB=2\r\nK=v\r\n"},
+		"replaced":              {"A=1\nK=old\nB=2\n", "A=1\nK=v\nB=2\n"},
+		"no newline":            {"A=1\nK=old", "A=1\nK=v"},
+		"CRLF":                  {"A=1\r\nK=old\r\nB=2\r\n", "A=1\r\nK=v\r\nB=2\r\n"},
+		"mixed endings":         {"A=1\nK=old\r\nB=2\n", "A=1\nK=v\r\nB=2\n"},
+		"export":                {"export K=\"old\"\n", "export K=v\n"},
+		"indented, with spaces": {"\t export  K = 'old' # why\n", "\t export  K=v\n"},
+		"every one":             {"K=a\nA=1\nexport K=b\nK=\n", "K=v\nA=1\nexport K=v\nK=v\n"},
+		"comments":              {"# K=old\n#K=old\n", "# K=old\n#K=old\nK=v\n"},
+		"other names":           {"K_FILE=a\nXK=b\nK2=c\nk=d\nexportK=e\n", "K_FILE=a\nXK=b\nK2=c\nk=d\nexportK=e\nK=v\n"},
+		"not text":              {"\x00\xff\n\n\r\nA", "\x00\xff\n\n\r\nA\nK=v\n"},
+		"empty lines":           {"\n\n", "\n\nK=v\n"},
+		"no assignment":         {"K\nexport K\n", "K\nexport K\nK=v\n"},
+	} {
+		got := Set([]byte(tt.before), "K", "v")
+		if string(got) != tt.after {
+			t.Errorf("%s: %q became %q, want %q", name, tt.before, got, tt.after)
+		}
+		if again := Set(got, "K", "v"); !bytes.Equal(again, got) {
+			t.Errorf("%s: set again, it became %q", name, again)
+		}
+	}
+}
+
+// Set changes no line but those that set the variable, and changes nothing if the variable already has the value.
+func FuzzSet(f *testing.F) {
+	for _, seed := range []string{"", "K=a", "A=1\r\nexport K=b\r\n", "K=\n\nK = x", "\r\r\nK=", "# K=\n"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, before []byte) {
+		after := Set(before, "K", "v")
+		old, now := bytes.Split(before, []byte("\n")), bytes.Split(after, []byte("\n"))
+		set := false
+		for i, line := range now {
+			if bytes.HasSuffix(bytes.TrimRight(line, "\r"), []byte("K=v")) {
+				set = true
+			} else if i < len(old) && !bytes.Equal(line, old[i]) && !(i == len(old)-1 && bytes.Equal(line, append(bytes.Clone(old[i]), '\r'))) {
+				t.Fatalf("%q became %q: line %d was changed", before, after, i)
+			}
+		}
+		if !set || !bytes.Equal(Set(after, "K", "v"), after) {
+			t.Fatalf("%q became %q", before, after)
 		}
 	})
 }

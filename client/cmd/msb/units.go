@@ -1,0 +1,67 @@
+package main
+
+import (
+	"errors"
+	"math"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// timeLimit is the value of a flag that takes a time: a number of seconds, or numbers with units, such as 1d or 1h30m.
+type timeLimit time.Duration
+
+var daysPattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?)d(.*)$`)
+
+func (t *timeLimit) Set(text string) error {
+	wrong := errors.New("give a number of seconds, or a number with a unit, such as 90s, 5m, 1h30m or 1d")
+	total, rest := 0.0, text
+	if seconds, err := strconv.ParseFloat(text, 64); err == nil {
+		total, rest = seconds, ""
+	} else if days := daysPattern.FindStringSubmatch(text); days != nil {
+		n, _ := strconv.ParseFloat(days[1], 64)
+		total, rest = n*24*60*60, days[2]
+	}
+	if rest != "" || text == "" {
+		d, err := time.ParseDuration(rest)
+		if err != nil {
+			return wrong
+		}
+		total += d.Seconds()
+	}
+	if !(total >= 0 && total < time.Duration(math.MaxInt64).Seconds()) { // also refuses NaN
+		return wrong
+	}
+	*t = timeLimit(math.Round(total * float64(time.Second)))
+	return nil
+}
+
+func (t *timeLimit) String() string { return "" }
+
+// memorySize is the value of a flag that takes a size of memory, in MiB: a number, or a number with a unit, such as 1g or
+// 512MB. As with docker, KVM and the server, all units are powers of 1024.
+type memorySize int
+
+var memoryPattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?(m|mb|mib|g|gb|gib|t|tb|tib)?$`)
+
+func (m *memorySize) Set(text string) error {
+	parts := memoryPattern.FindStringSubmatch(strings.ToLower(text))
+	if parts == nil {
+		return errors.New("give a number of MiB, or a number with a unit, such as 512m, 512MB or 1g")
+	}
+	n, _ := strconv.ParseFloat(parts[1], 64)
+	switch {
+	case strings.HasPrefix(parts[2], "g"):
+		n *= 1 << 10
+	case strings.HasPrefix(parts[2], "t"):
+		n *= 1 << 20
+	}
+	if n != math.Trunc(n) || n < 1 || n > math.MaxInt32 {
+		return errors.New("give a whole number of MiB, at least 1")
+	}
+	*m = memorySize(n)
+	return nil
+}
+
+func (m *memorySize) String() string { return "" }

@@ -1,0 +1,322 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/api/audit"
+)
+
+func sealLog(t testing.TB, s *Store) audit.Segment {
+	t.Helper()
+	seg, err := s.SealAudit("uid:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seg
+}
+
+func wholeLog(t testing.TB, s *Store) []byte {
+	t.Helper()
+	log, err := s.OpenAudit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, err := io.ReadAll(log)
+	if err := errors.Join(err, log.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func lastEntries(t testing.TB, s *Store, n int) []string {
+	t.Helper()
+	var log []byte
+	err := s.TailAudit(t.Context(), n, false, func(line []byte) error {
+		log = append(append(log, line...), '\n')
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return targets(t, log)
+}
+
+// sealed returns a store with two sealed segments and three further entries.
+func sealed(t testing.TB, dir string) (s *Store, segments []audit.Segment) {
+	t.Helper()
+	s = open(t, dir)
+	logEvents(t, s, "a", "b")
+	segments = append(segments, sealLog(t, s))
+	logMany(t, s)
+	segments = append(segments, sealLog(t, s))
+	logEvents(t, s, "c", "d")
+	return s, segments
+}
+
+func checkIntact(t testing.TB, s *Store) {
+	t.Helper()
+	if head, err := s.VerifyAudit(context.Background()); err != nil || head != s.AuditHead() {
+		t.Errorf("VerifyAudit: %v, %v, want the head %v", head, err, s.AuditHead())
+	}
+	if err := errors.Join(s.AuditProblem(), s.Health()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSeal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, segments := sealed(t, dir)
+	want := []string{"sandbox.stop a", "sandbox.stop b", "audit.seal audit-000000000001-000000000002.jsonl"}
+	for i := range outboxLimit + 10 {
+		want = append(want, fmt.Sprint("sandbox.stop many-", i))
+	}
+	want = append(want, "sandbox.stop after-many", "audit.seal audit-000000000003-000000000526.jsonl", "sandbox.stop c", "sandbox.stop d")
+	for range 2 {
+		checkIntact(t, s)
+		if diff := cmp.Diff(segments, s.AuditSegments()); diff != "" {
+			t.Errorf("segments differ: %s", diff)
+		}
+		if diff := cmp.Diff(want, targets(t, wholeLog(t, s))); diff != "" {
+			t.Errorf("the whole log differs: %s", diff)
+		}
+		if got := len(targets(t, readLog(t, s))); got != 3 {
+			t.Errorf("the current file has %d entries, want 3", got)
+		}
+		for _, n := range []int{0, 1, 3, 4, 5, 500, len(want) - 2, len(want) - 1, len(want), 1000} {
+			if got := lastEntries(t, s, n); !cmp.Equal(want[max(0, len(want)-n):], got) && n > 0 || len(got) != min(n, len(want)) {
+				t.Errorf("the last %d entries are %d: %.200q", n, len(got), got)
+			}
+		}
+		s = reopen(t, s, dir)
+	}
+	// Each segment can be checked on its own.
+	head := audit.Head{}
+	for _, seg := range segments {
+		content, err := os.ReadFile(seg.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if head, err = head.Verify(bytes.NewReader(content)); err != nil || head != seg.Last {
+			t.Errorf("%s ends with %v, %v, want %v", seg.Path, head, err, seg.Last)
+		}
+	}
+}
+
+func TestSealWithoutNewEntries(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	for range 2 {
+		if _, err := s.SealAudit("uid:0"); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("SealAudit: %v, want failed precondition", err)
+		}
+		checkIntact(t, s)
+		if s.AuditHead().Seq == 0 {
+			logEvents(t, s, "a")
+			sealLog(t, s)
+		}
+	}
+}
+
+// Sealed segments can be moved away. The rest of the log is still checked, read and copied.
+func TestArchivedSegments(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, segments := sealed(t, dir)
+	if err := os.Rename(segments[1].Path, filepath.Join(t.TempDir(), "archived")); err != nil {
+		t.Fatal(err)
+	}
+	segments[1].Absent = true
+	for range 2 {
+		checkIntact(t, s)
+		if diff := cmp.Diff(segments, s.AuditSegments()); diff != "" {
+			t.Error(diff)
+		}
+		want := []string{"audit.seal audit-000000000003-000000000526.jsonl", "sandbox.stop c", "sandbox.stop d"}
+		if diff := cmp.Diff(want, targets(t, wholeLog(t, s))); diff != "" {
+			t.Errorf("the copy differs: %s", diff)
+		}
+		if diff := cmp.Diff(append([]string{"sandbox.stop a", "sandbox.stop b"}, want...), lastEntries(t, s, 1000)); diff != "" {
+			t.Errorf("the entries differ: %s", diff)
+		}
+		s = reopen(t, s, dir)
+	}
+	logEvents(t, s, "e")
+	checkIntact(t, s)
+}
+
+func TestChangedSegmentIsReported(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(log []byte) []byte{
+		"changed": func(log []byte) []byte { return bytes.Replace(log, []byte("many-7"), []byte("many-8"), 1) },
+		"cut":     func(log []byte) []byte { return log[:bytes.LastIndexByte(log[:len(log)-1], '\n')+1] },
+		"emptied": func([]byte) []byte { return nil },
+		"longer":  func(log []byte) []byte { return append(log, "more\n"...) },
+		"rehashed": func(log []byte) []byte {
+			head := audit.Head{}
+			var out []byte
+			for line := range bytes.Lines(log) {
+				e, _ := audit.Parse(bytes.TrimSuffix(line, []byte("\n")))
+				if out == nil {
+					head = audit.Head{Seq: e.Seq - 1, Hash: e.Prev}
+				}
+				e.Actor = "uid:9"
+				line, head, _ = head.Append(e.Time, e.Event)
+				out = append(out, line...)
+			}
+			return out
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, segments := sealed(t, t.TempDir())
+			edit(t, segments[1].Path, change)
+			head, err := s.VerifyAudit(t.Context())
+			if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), segments[1].Path) || strings.Contains(err.Error(), logName) {
+				t.Errorf("VerifyAudit: %v, want data loss that names only the segment", err)
+			}
+			if head.Seq < segments[0].Last.Seq || head.Seq > segments[1].Last.Seq {
+				t.Errorf("the intact part ends with entry %d, want an entry of the changed segment", head.Seq)
+			}
+			if s.AuditProblem() == nil {
+				t.Error("AuditProblem is nil")
+			}
+		})
+	}
+}
+
+// A crash may come between the steps of a seal. The next start completes it.
+func TestInterruptedSeal(t *testing.T) {
+	t.Parallel()
+	for name, undo := range map[string]func(path string, seg audit.Segment) error{
+		"before the rename":    func(path string, seg audit.Segment) error { return os.Rename(seg.Path, path) },
+		"before the new file":  func(path string, seg audit.Segment) error { return os.Remove(path) },
+		"before the new entry": func(path string, seg audit.Segment) error { return os.Truncate(path, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s := open(t, dir)
+			logMany(t, s)
+			seg := sealLog(t, s)
+			want := wholeLog(t, s)
+			if err := errors.Join(s.Close(), undo(filepath.Join(dir, logName), seg)); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, dir)
+			checkIntact(t, s)
+			if !bytes.Equal(wholeLog(t, s), want) {
+				t.Error("the log differs")
+			}
+			if _, err := os.Stat(seg.Path); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// While the file of a segment cannot be renamed, no entry is added.
+func TestSealWithoutRename(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir)
+	logEvents(t, s, "a")
+	obstacle := filepath.Join(dir, "audit-000000000001-000000000001.jsonl")
+	s.log.dir = filepath.Join(dir, "missing") // the rename fails
+	sealLog(t, s)
+	if err := addKey(s, keyRecord("a")); err == nil {
+		t.Error("a change was logged although the segment is not in its place")
+	}
+	s.log.dir = dir
+	if err := addKey(s, keyRecord("a")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(obstacle); err != nil {
+		t.Error(err)
+	}
+	checkIntact(t, s)
+}
+
+// An older copy of the store does not know the segments that were sealed since. They remain part of the log.
+func TestRollbackBeforeASeal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, fileName)
+	s := open(t, dir)
+	logEvents(t, s, "a", "b")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	earlier, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	logEvents(t, s, "c")
+	sealLog(t, s)
+	logEvents(t, s, "d")
+	sealLog(t, s)
+	logEvents(t, s, "e")
+	want, segments := wholeLog(t, s), s.AuditSegments()
+	if err := errors.Join(s.Close(), os.WriteFile(path, earlier, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "the audit log has entry 7, but the store ends at entry 2") {
+		t.Errorf("AuditProblem: %v, want data loss naming both ends", err)
+	}
+	for range 2 {
+		if head, err := s.VerifyAudit(t.Context()); err != nil || head.Seq != 8 {
+			t.Errorf("VerifyAudit: %v, %v, want entry 8", head, err)
+		}
+		log := wholeLog(t, s)
+		if all := targets(t, log); !bytes.HasPrefix(log, want) || all[len(all)-1] != audit.StoreRollback {
+			t.Errorf("the log is %v, want the earlier entries and then %s", all, audit.StoreRollback)
+		}
+		if diff := cmp.Diff(segments, s.AuditSegments()); diff != "" {
+			t.Error(diff)
+		}
+		s = reopen(t, s, dir)
+	}
+}
+
+func TestTailFollowsOverASeal(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	logEvents(t, s, "before")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seen, done := make(chan string), make(chan error)
+	go func() {
+		done <- s.TailAudit(ctx, 1, true, func(line []byte) error {
+			seen <- targets(t, append(bytes.Clone(line), '\n'))[0]
+			return nil
+		})
+	}()
+	want := []string{"sandbox.stop before", "sandbox.stop one", "audit.seal audit-000000000001-000000000002.jsonl", "sandbox.stop two"}
+	got := []string{<-seen}
+	logEvents(t, s, "one")
+	sealLog(t, s)
+	logEvents(t, s, "two")
+	for range want[1:] {
+		got = append(got, <-seen)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

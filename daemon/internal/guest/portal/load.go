@@ -1,0 +1,124 @@
+package portal
+
+import (
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupFD is the descriptor at which msbd's guest agent gives the portal its container's cgroup.
+const cgroupFD = 3
+
+// load is the cgroup in which the portal starts its processes. The portal itself runs in another one, so that it
+// responds even if its processes use all the memory, processors and process ids that they may use. A nil load means
+// that the guest's agent did not provide the cgroups, as an agent other than msbd's. Then the processes run in the
+// portal's cgroup.
+type load struct {
+	container *os.File // the directory of the container's cgroup, whose limit on memory is that of the sandbox
+	dir       *os.File // the directory of the load's cgroup, which is below it
+}
+
+// openLoad returns the load that the guest's agent has provided, or nil if there is none.
+func openLoad() (*load, error) {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(cgroupFD, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil, nil
+	}
+	l := &load{container: os.NewFile(cgroupFD, "cgroup")}
+	var err error
+	if l.dir, err = openAt(l.container, "load", unix.O_DIRECTORY); err != nil {
+		l.container.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+func openAt(dir *os.File, name string, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "openat", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+func (l *load) close() {
+	if l != nil {
+		l.dir.Close()
+		l.container.Close()
+	}
+}
+
+// oomKills returns how many processes of the load the kernel has killed because memory ran out. It returns 0 if it
+// cannot find out.
+func (l *load) oomKills() uint64 {
+	if l == nil {
+		return 0
+	}
+	events, err := readAt(l.dir, "memory.events")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(events) {
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			n, _ := strconv.ParseUint(value, 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// outOfMemory describes why the kernel killed a process of the load.
+func (l *load) outOfMemory() string {
+	text, err := readAt(l.container, "memory.max")
+	if err == nil {
+		if bytes, err := strconv.ParseUint(strings.TrimSpace(text), 10, 64); err == nil {
+			return "out of memory (the sandbox has " + strconv.FormatUint(bytes>>20, 10) + " MiB)"
+		}
+	}
+	return "out of memory"
+}
+
+// readAt returns the content of a file in dir.
+func readAt(dir *os.File, name string) (string, error) {
+	f, err := openAt(dir, name, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(f)
+	return string(data), err
+}
+
+// oomScoreAdjFile decides which process the kernel kills when memory runs out: the one with the highest value and the
+// most memory. Children inherit the value.
+const oomScoreAdjFile = "/proc/self/oom_score_adj"
+
+// protection is the portal's own value in oomScoreAdjFile, if it is negative. Its children must not inherit that.
+type protection struct{ value string }
+
+// ownProtection returns the portal's protection.
+func ownProtection() protection {
+	data, err := os.ReadFile(oomScoreAdjFile)
+	value := strings.TrimSpace(string(data))
+	if n, parseErr := strconv.Atoi(value); errors.Join(err, parseErr) != nil || n >= 0 {
+		return protection{}
+	}
+	return protection{value}
+}
+
+// without calls fork while the portal has no protection, so that the child has none from the beginning: a child that
+// forks at once would pass it on. The caller makes sure that only one such call is in progress.
+func (p protection) without(fork func() error) error {
+	if p.value == "" {
+		return fork()
+	}
+	if err := os.WriteFile(oomScoreAdjFile, []byte("0"), 0); err != nil {
+		return err
+	}
+	defer func() { _ = os.WriteFile(oomScoreAdjFile, []byte(p.value), 0) }()
+	return fork()
+}

@@ -1,0 +1,66 @@
+package process
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func oomScore(t *testing.T, pid string) string {
+	t.Helper()
+	score, err := os.ReadFile("/proc/" + pid + "/oom_score_adj")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(score))
+}
+
+// A protected process keeps its score to itself, because the kernel must kill what uses the memory. A score that an
+// administrator has set is kept.
+func TestOOMScore(t *testing.T) {
+	initial := os.Getenv("OOM_TEST")
+	if initial == "" {
+		for _, initial := range []string{"0", "100"} {
+			// Change the score of a child, so that this process keeps its own.
+			cmd := exec.Command("sh", "-c", `echo "$OOM_TEST" >/proc/self/oom_score_adj && exec "$0" -test.run='^TestOOMScore$' -test.v`, os.Args[0])
+			cmd.Env = append(os.Environ(), "OOM_TEST="+initial)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("with the score %s: %v\n%s", initial, err, out)
+			}
+		}
+		if err := ExposeToOOM(1 << 30); err == nil {
+			t.Error("a process that does not exist was exposed")
+		}
+		return
+	}
+	want := initial
+	err := ProtectFromOOM()
+	if initial == "0" && errors.Is(err, fs.ErrPermission) {
+		t.Skip("lowering the score requires CAP_SYS_RESOURCE")
+	}
+	if initial == "0" {
+		want = strconv.Itoa(protectedOOMScore)
+	}
+	if got := oomScore(t, "self"); err != nil || got != want {
+		t.Errorf("the process has the score %s, error %v, want %s", got, err, want)
+	}
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	pid := strconv.Itoa(cmd.Process.Pid)
+	if got := oomScore(t, pid); got != want {
+		t.Errorf("the child has the score %s, want %s", got, want)
+	}
+	if err := ExposeToOOM(cmd.Process.Pid); err != nil || oomScore(t, pid) != "0" {
+		t.Errorf("the exposed child has the score %s, error %v", oomScore(t, pid), err)
+	}
+}

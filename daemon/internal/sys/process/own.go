@@ -1,0 +1,143 @@
+package process
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// AnyProgram is an element of a list of programs that matches every executable. Use it only with a condition that no
+// other user can meet, such as being in a cgroup that only root can move processes to.
+const AnyProgram = "*"
+
+// OpenOwn returns process pid if it is one that this server started, and otherwise nil. This is the only place that
+// decides this for a process whose ID was not recorded. Any local user can start a process with any arguments and any
+// environment, and can start a setuid program with them. So the process must also run as this server's user only, and
+// its executable must be one of programs, which are absolute paths. wanted then decides by what the process says about
+// itself. The caller must close the Process.
+func OpenOwn(pid int, programs []string, wanted func(pid int) bool) (*Process, error) {
+	p, err := Open(pid)
+	if p == nil || err != nil {
+		return nil, err
+	}
+	// The pid is not reused while the process lives. So if it still lives in the end, all that was read is about it.
+	if isOwner(pid) && runsOneOf(pid, programs) && wanted(pid) && !p.Dead() {
+		return p, nil
+	}
+	p.Close()
+	return nil, nil
+}
+
+// FindOwn returns all processes of this host for which OpenOwn returns a process. It returns them also with an error.
+// The caller must close them.
+func FindOwn(programs []string, wanted func(pid int) bool) ([]*Process, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var found []*Process
+	var errs []error
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || !isOwner(pid) { // OpenOwn checks again; this saves it most processes of a host
+			continue
+		}
+		p, err := OpenOwn(pid, programs, wanted)
+		if p != nil {
+			found = append(found, p)
+		}
+		errs = append(errs, err)
+	}
+	return found, errors.Join(errs...)
+}
+
+// isOwner reports whether all user ids of process pid are this program's effective user id. The real user id of a setuid
+// program is that of the user who started it.
+func isOwner(pid int) bool {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut(string(status), "\nUid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	uids := strings.Fields(line) // real, effective, saved, of file accesses
+	own := strconv.Itoa(os.Geteuid())
+	return len(uids) == 4 && !slices.ContainsFunc(uids, func(uid string) bool { return uid != own })
+}
+
+// runsOneOf reports whether the executable of process pid is one of programs. An executable that was replaced while
+// it ran, such as by an upgrade, is recognized by the path that it had. It must be on the same file system as its
+// replacement, because a path may mean another file in another mount namespace. A kernel thread and a process that has
+// ended have no executable.
+func runsOneOf(pid int, programs []string) bool {
+	link := fmt.Sprintf("/proc/%d/exe", pid)
+	exe, err := os.Stat(link)
+	if err != nil {
+		return false
+	}
+	target, _ := os.Readlink(link)
+	old, replaced := strings.CutSuffix(target, " (deleted)")
+	return slices.ContainsFunc(programs, func(program string) bool {
+		if program == AnyProgram {
+			return true
+		}
+		file, err := os.Stat(program)
+		if err == nil && os.SameFile(exe, file) {
+			return true
+		}
+		if !replaced {
+			return false
+		}
+		if path, linkErr := filepath.EvalSymlinks(program); linkErr == nil {
+			program = path
+		}
+		if err != nil { // the program was removed
+			file, err = os.Stat(filepath.Dir(program))
+		}
+		return err == nil && program == old && device(exe) == device(file)
+	})
+}
+
+func device(info os.FileInfo) uint64 { return uint64(info.Sys().(*syscall.Stat_t).Dev) }
+
+// KillAll kills the processes and waits until each is dead. It kills children before their parents, so that the parents
+// reap them.
+func KillAll(ctx context.Context, processes []*Process) error {
+	parents := make(map[int]int, len(processes))
+	for _, p := range processes {
+		parents[p.PID] = 0
+		if fields, err := stat(p.PID); err == nil {
+			parents[p.PID], _ = strconv.Atoi(fields[parentField])
+		}
+	}
+	var errs []error
+	for _, p := range childrenFirst(processes, parents) {
+		errs = append(errs, p.Kill(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// childrenFirst sorts processes so that each comes before its parent. parents has the pid of each process's parent. A
+// child may have a smaller pid than its parent, because pids start again at the beginning when they reach their maximum.
+func childrenFirst(processes []*Process, parents map[int]int) []*Process {
+	ancestors := func(p *Process) (n int) { // among processes
+		for parent, ok := parents[p.PID]; ok && n < len(parents); parent, ok = parents[parent] {
+			n++
+		}
+		return n
+	}
+	return slices.SortedStableFunc(slices.Values(processes), func(a, b *Process) int {
+		return cmp.Compare(ancestors(b), ancestors(a))
+	})
+}
+
+// CloseAll closes the processes.
+func CloseAll(processes []*Process) {
+	for _, p := range processes {
+		p.Close()
+	}
+}
