@@ -207,7 +207,7 @@ func TestRotateRefuses(t *testing.T) {
 		{RotateRequest{Ref: "nobody"}, errdefs.IsNotFound, "nobody"},
 		{RotateRequest{Ref: live.ID, Grace: "1"}, errdefs.IsInvalidArgument, `grace period "1": "1" has no unit`},
 		{RotateRequest{Ref: live.ID, Grace: "9999y"}, errdefs.IsInvalidArgument, `grace period "9999y": is after the year 9999: `},
-		{RotateRequest{Ref: live.ID, Expire: "x"}, errdefs.IsInvalidArgument, "whole number"},
+		{RotateRequest{Ref: live.ID, Expire: "x"}, errdefs.IsInvalidArgument, "put a number"},
 	} {
 		secret, made, old, err := i.Rotate(ctx, tt.req)
 		if !tt.is(err) || !strings.Contains(err.Error(), tt.want) {
