@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"strings"
 	"time"
 
@@ -27,7 +28,8 @@ import (
 const DefaultServerURL = "http://127.0.0.1:5555"
 
 const (
-	// The timeouts of calls, including retries. startTimeout is longer than the server's own limit.
+	// The timeouts of calls, including retries. startTimeout is longer than the server's own limit for a boot, which does
+	// not include the time that a start waits for its turn.
 	healthTimeout = 10 * time.Second
 	queryTimeout  = 30 * time.Second
 	startTimeout  = 3 * time.Minute
@@ -349,8 +351,11 @@ func (c *Client) explain(ctx context.Context, err error) error {
 	}
 	dial, dialing := errors.AsType[*net.OpError](err)
 	if dialing && dial.Op == "dial" && errors.Is(err, errConnectionRefused) {
-		return fmt.Errorf("%w: nothing listens at %s. Start it with 'msb server start', or set %s to the URL of another server",
-			ErrNotRunning, c.serverURL(), EnvServerURL)
+		start := "Start it with 'msb server start', or set"
+		if runtime.GOOS != "linux" { // msbd runs on Linux only
+			start = "Set"
+		}
+		return fmt.Errorf("%w: nothing listens at %s. %s %s to the URL of another server", ErrNotRunning, c.serverURL(), start, EnvServerURL)
 	}
 	hint := "check that the server is running and that its URL is right"
 	if errors.Is(err, http.ErrSchemeMismatch) {

@@ -104,6 +104,9 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		AuditEntries:        s.store.AuditHead().Seq,
 		Warnings:            settingWarnings(s.cfg, s.address),
 	}
+	if warning := s.store.Space().Warning(); warning != "" {
+		st.Warnings = append(st.Warnings, warning)
+	}
 	if ahead, wait := s.issuer.ClockAhead(); ahead > 0 {
 		st.Warnings = append(st.Warnings, fmt.Sprintf("the clock was set forward by %s; if it stays there, API keys expire by the new time in %s. "+
 			"To use the new time now, run 'msb server clock accept'", ahead.Round(time.Second), max(time.Second, wait.Round(time.Second))))

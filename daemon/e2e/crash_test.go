@@ -5,10 +5,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/msbd/msbd/api/rpc"
 )
 
 // statefulSandbox returns the shared server with the running sandbox "box", in whose Python session x is 41.
@@ -28,12 +31,18 @@ func (s *server) wantStateKept(t *testing.T, key, sandbox, when string) {
 	}
 }
 
+var sandboxesKeepRunning = regexp.MustCompile(`not running, but [1-9][0-9]* sandbox(es keep| keeps) running`)
+
 func TestDaemonKillKeepsSandboxes(t *testing.T) {
 	s, key := statefulSandbox(t)
 	for range 3 {
 		s.kill()
 		if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || !strings.Contains(stderr, "crashed or was killed") {
 			t.Errorf("status of a killed server: %s", stderr)
+		}
+		// Only a server can stop sandboxes, so this must not pretend to have stopped them.
+		if _, stderr, err := s.msb("server", "stop", "--sandboxes"); err == nil || !sandboxesKeepRunning.MatchString(stderr) {
+			t.Errorf("stop --sandboxes of a killed server: %v, %s", err, stderr)
 		}
 		if err := s.start(); err != nil {
 			t.Fatal(err)
@@ -48,6 +57,9 @@ func TestDaemonKillKeepsSandboxes(t *testing.T) {
 	<-s.done
 	if _, stderr, _ := s.msb("server", "status"); !strings.Contains(stderr, "not running") || strings.Contains(stderr, "crashed") {
 		t.Errorf("status of a stopped server: %s", stderr)
+	}
+	if _, stderr, err := s.msb("server", "stop", "--sandboxes"); err == nil || !sandboxesKeepRunning.MatchString(stderr) {
+		t.Errorf("stop --sandboxes of a stopped server: %v, %s", err, stderr)
 	}
 	if err := s.start(); err != nil {
 		t.Fatal(err)
@@ -182,6 +194,11 @@ func TestHungGuestCanBeStopped(t *testing.T) {
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
 	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
 		t.Errorf("command in a hung guest: got %v, error %v, want a JSON-RPC error", a, err)
+	}
+	var metrics rpc.MetricsResult
+	s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": "box"}, &metrics)
+	if m := metrics.Sandboxes; len(m) != 1 || m[0].State != rpc.StateRunning || m[0].MemoryUsage != nil {
+		t.Errorf("metrics of a hung guest: %+v, want its state and no usage", m)
 	}
 	began := time.Now()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "box"}, nil)

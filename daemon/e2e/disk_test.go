@@ -72,7 +72,8 @@ func TestFullDisk(t *testing.T) {
 	}
 	s.address = st.GetListenAddress()
 	s.mustMSB(t, "server", "key", "revoke", "third", "--yes")
-	live["third"] = false
+	s.mustMSB(t, "server", "reset", "--yes")
+	clear(live)
 	s.wantAccepted(t, "on a full disk", live, keys)
 	ids := s.sandboxIDs()
 	s.mustMSB(t, "server", "stop", "--sandboxes")

@@ -143,7 +143,8 @@ func TestSandboxConfiguration(t *testing.T) {
 }
 
 // TestPortalProcesses tests that the process that connects to the portal has the user of the main process and no more
-// rights, and that root in the sandbox cannot put another program in the place of the portal.
+// rights, and that root in the sandbox can neither put another program in the place of the portal nor write to the
+// console of the guest.
 func TestPortalProcesses(t *testing.T) {
 	s, key := sharedSandbox(t)
 	got := s.python(t, key, "box", `import glob, os
@@ -168,6 +169,12 @@ try:
     print("opened", portal)
 except OSError:
     pass
+os.mknod("/dev/c0", 0o020600, os.makedev(5, 1)) # the guest's console, which the host logs
+try:
+    open("/dev/c0", "wb")
+    print("opened the console")
+except PermissionError:
+    os.unlink("/dev/c0")
 `).text("stdout")
 	if want := "[['0', '0', '0', '0'], ['0', '0', '0', '0'], ['0'], ['0']] True True\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)

@@ -80,7 +80,7 @@ func suggestion(word string, names []string) string {
 	if closest == "" {
 		return ""
 	}
-	return fmt.Sprintf("; did you mean %q?", closest)
+	return fmt.Sprintf(" (did you mean %q?)", closest)
 }
 
 // flagsFirst moves the flags of a command before its arguments, because urfave/cli does not parse flags after an

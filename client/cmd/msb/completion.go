@@ -33,14 +33,14 @@ var completionCommand = &cli.Command{
 var completionScripts embed.FS
 
 func printCompletion(c *cli.Context) error {
-	if c.NArg() > 1 {
-		return usageError(c, "give one shell: bash, zsh or fish")
-	}
 	shell := c.Args().First()
 	if c.NArg() == 0 {
-		shell = filepath.Base(os.Getenv("SHELL"))
+		shell = os.Getenv("SHELL") // a path
 	}
-	script, err := completionScripts.ReadFile("completion/" + shell)
+	if c.NArg() > 1 || shell == "" {
+		return usageError(c, "give one shell: bash, zsh or fish")
+	}
+	script, err := completionScripts.ReadFile("completion/" + filepath.Base(shell))
 	if err != nil {
 		return usageError(c, "unknown shell %q: use bash, zsh or fish", shell)
 	}

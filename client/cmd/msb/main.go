@@ -187,7 +187,27 @@ func unknownCommand(c *cli.Context, word string) error {
 			names = append(names, sub.Names()...)
 		}
 	}
-	return usageError(c, "unknown command %q%s", word, suggestion(word, names))
+	hint := suggestion(word, names)
+	if path := elsewhere(c.App.Commands, word); path != "" {
+		hint = fmt.Sprintf(" (did you mean 'msb%s'?)", path)
+	}
+	return usageError(c, "unknown command %q%s", word, hint)
+}
+
+// elsewhere returns the words with which a command that word names can be called, each after a space, or "" if there is no
+// such command.
+func elsewhere(commands []*cli.Command, word string) string {
+	for _, c := range commands {
+		if !c.Hidden && c.HasName(word) {
+			return " " + c.Name
+		}
+	}
+	for _, c := range commands {
+		if path := elsewhere(c.Subcommands, word); path != "" {
+			return " " + c.Name + path
+		}
+	}
+	return ""
 }
 
 func badUsage(c *cli.Context, err error, _ bool) error {

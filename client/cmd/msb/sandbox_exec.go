@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -46,6 +48,9 @@ func execCommand(c *cli.Context) error {
 		err = printJSON(c, res)
 	} else {
 		err = printLines(c, res.Output)
+	}
+	if err == nil && len(res.Output) == 0 && len(arguments) == 2 && isTerminal(os.Stdin) {
+		fmt.Fprintf(c.App.ErrWriter, "msb: %s ran without a terminal and without standard input; interactive programs are not supported\n", printable(arguments[1]))
 	}
 	if err == nil && res.ExitCode != 0 {
 		return cli.Exit("", res.ExitCode)

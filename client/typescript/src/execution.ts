@@ -26,12 +26,22 @@ class Output {
 
   /** The standard output, without trailing white space. */
   get stdout(): string {
-    return this.#text("stdout");
+    return this.#select("stdout");
   }
 
   /** The standard error, without trailing white space. */
   get stderr(): string {
-    return this.#text("stderr");
+    return this.#select("stderr");
+  }
+
+  /** Both, in the order of lines, without trailing white space. */
+  get text(): string {
+    return this.#select("stdout", "stderr");
+  }
+
+  /** Returns text. */
+  toString(): string {
+    return this.text;
   }
 
   /** The standard output, without surrounding white space. It does not wait; the original SDK made it async. */
@@ -44,8 +54,8 @@ class Output {
     return this.stderr.trim();
   }
 
-  #text(stream: OutputLine["stream"]): string {
-    const lines = this.lines.filter((line) => line.stream === stream);
+  #select(...streams: OutputLine["stream"][]): string {
+    const lines = this.lines.filter((line) => streams.includes(line.stream));
     return lines
       .map((line) => line.text)
       .join("\n")

@@ -105,6 +105,24 @@ func TestOnlyBridgesConnect(t *testing.T) {
 	}
 }
 
+// TestPortalThatIsNotRoot connects to a portal that runs as the user of its image. The bridge is root.
+func TestPortalThatIsNotRoot(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("only root can start a process of another user")
+	}
+	g := newGuest()
+	serve := msbPortal(t, "serve", g.socket)
+	serve.Path = "/proc/self/exe" // the user may not enter the directory of the test's program
+	serve.Dir = "/"
+	serve.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	g.start(t, serve)
+	r, err := sh(t.Context(), g.connect(t), "id -u")
+	if err != nil || text(r.Output) != "stdout: 65534\n" {
+		t.Errorf("id -u: %v, output\n%s", err, text(r.Output))
+	}
+}
+
 // readAs connects to a socket as the user uid and reads a byte.
 func readAs(uid int, socket string) (n int, err error) {
 	done := make(chan struct{})

@@ -149,8 +149,12 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("msbd: %w", err)
 	}
-	if check := host.CheckFileLimit(limit, cfg.MaxConnections); check.Status != host.OK {
-		log.Warn("the limit of open files is low", "problem", check.Detail, "remedy", check.Remedy)
+	for _, check := range []host.Check{
+		host.CheckFileLimit(limit, cfg.MaxConnections), host.CheckDirectories(cfg.StateDir, cfg.RunDir),
+	} {
+		if check.Status != host.OK {
+			log.Warn(check.Name+": "+check.Detail, "remedy", check.Remedy)
+		}
 	}
 	if err := daemon.Run(ctx, cfg, log); err != nil {
 		return fmt.Errorf("msbd: %w", err)

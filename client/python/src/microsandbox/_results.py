@@ -58,8 +58,16 @@ class Output:
         """The standard error, without trailing white space."""
         return self._text("stderr")
 
-    def _text(self, stream: str) -> str:
-        return "\n".join(line.get("text", "") for line in self.lines if line.get("stream") == stream).rstrip()
+    @property
+    def text(self) -> str:
+        """Both, in the order of lines, without trailing white space. print(result) prints it."""
+        return self._text("stdout", "stderr")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _text(self, *streams: str) -> str:
+        return "\n".join(line.get("text", "") for line in self.lines if line.get("stream") in streams).rstrip()
 
 
 class ExecutionData(Output):

@@ -104,11 +104,22 @@ async def test_metrics(python: Any) -> None:
     metrics = await done(python.metrics.all())
     assert metrics["name"] == python.name
     assert metrics["namespace"] == "default"
+    assert metrics["state"] == "running"
     assert metrics["running"] is True
     assert await done(python.metrics.is_running()) is True
     assert await done(python.metrics.cpu()) >= 0
     assert isinstance(await done(python.metrics.memory()), int)
     assert isinstance(await done(python.metrics.disk()), int)
+
+
+async def test_info_and_list(api: Any, python: Any) -> None:
+    info = await done(python.info())
+    assert (info["name"], info["state"], info["image"]) == (python.name, "running", "microsandbox/python")
+    assert (info["cpus"], info["memory"]) == (1, 512)
+    listed = await done(api.list_sandboxes("*"))
+    assert info in listed
+    with pytest.raises(SandboxNotFoundError):
+        await done(api.PythonSandbox(name="no-such-sandbox").info())
 
 
 async def test_bad_requests(api: Any, python: Any) -> None:

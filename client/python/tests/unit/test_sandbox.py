@@ -47,6 +47,7 @@ async def test_all_methods(api: Any, server: Server) -> None:
         assert await done(command.error()) == command.stderr == "no"
         assert (command.command, command.args) == ("sh", ["-c", "echo hello; echo no >&2; exit 3"])
         assert (command.exit_code, command.success) == (3, False)
+        assert command.text == str(command) == "hello\nno"
 
         metrics = await done(sandbox.metrics.all())
         assert metrics["name"] == "my-env"
@@ -235,6 +236,7 @@ async def test_code_that_raises_an_exception(api: Any, server: Server) -> None:
         execution = await done(sandbox.run("raise E"))
         assert execution.has_error()
         assert (execution.status, execution.stdout, execution.stderr) == ("error", "a", "Trace\nE")
+        assert execution.text == str(execution) == "a\nTrace\nE"
         assert execution.lines == lines
         assert repr(execution) == "<Execution python error>"
 

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { loadConfig } from "../../src/config.js";
-import { ConflictError, NodeSandbox, PythonSandbox, SandboxNotFoundError } from "../../src/index.js";
+import { ConflictError, listSandboxes, NodeSandbox, PythonSandbox, SandboxNotFoundError } from "../../src/index.js";
 import { Server } from "../../src/server.js";
 import { access, failure, newName } from "./server.js";
 
@@ -29,6 +29,9 @@ test("Node.js: values, state, errors, and stop", async () => {
 test("several sandboxes at once are isolated; a sandbox that another program stopped is reported", async () => {
   const [one, other] = await Promise.all([PythonSandbox.create(access), PythonSandbox.create(access)]);
   expect(one.name).not.toBe(other.name);
+  const info = await one.info();
+  expect(info).toMatchObject({ name: one.name, state: "running", image: "microsandbox/python", cpus: 1, memory: 512 });
+  expect(await listSandboxes({ ...access, namespace: "*" })).toContainEqual(info);
   await Promise.all([one.run("x = 'one'"), other.run("x = 'other'")]);
   const values = await Promise.all([one.run("print(x)"), other.run("print(x)")]);
   expect(values.map(({ stdout }) => stdout)).toEqual(["one", "other"]);
@@ -38,6 +41,7 @@ test("several sandboxes at once are isolated; a sandbox that another program sto
   expect(error).toBeInstanceOf(SandboxNotFoundError);
   expect(error).toMatchObject({ code: -32003, status: 404 });
   expect(await one.metrics.isRunning()).toBe(false);
+  expect(await failure(one.info())).toBeInstanceOf(SandboxNotFoundError);
   await one[Symbol.asyncDispose](); // does not throw
   expect(one.isStarted).toBe(false);
 });

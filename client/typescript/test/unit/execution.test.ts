@@ -16,6 +16,8 @@ test("an execution contains the output", async () => {
   expect(execution.lines).toEqual(output);
   expect(execution.stdout).toBe("  first\n\nsecond");
   expect(execution.stderr).toBe(" no");
+  expect(execution.text).toBe("  first\n no\n\nsecond");
+  expect(`${execution}`).toBe(execution.text);
   expect(await execution.output()).toBe("first\n\nsecond");
   expect(await execution.error()).toBe("no");
 });

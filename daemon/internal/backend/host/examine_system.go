@@ -172,6 +172,10 @@ func (e examination) disk(context.Context) Check {
 	return ok(name, "%s", detail)
 }
 
+func (e examination) directories(context.Context) Check {
+	return CheckDirectories(e.StateDir, filepath.Dir(e.Socket))
+}
+
 func (e examination) overlayfs(context.Context) Check {
 	const name = "overlayfs"
 	switch {

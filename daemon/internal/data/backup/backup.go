@@ -172,6 +172,10 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 	if s.restorePending = removeErr != nil; s.restorePending {
 		s.Log.Error("could not remove the file of a finished restore; the next start will restore the backup again", "err", removeErr)
 	}
+	if err != nil && s.restorePending {
+		err = fmt.Errorf("%w; the next start of msbd will try the restore again, because %s could not be removed (%v): remove it "+
+			"if you do not want that", err, pendingPath(s.Dir), removeErr)
+	}
 	if err != nil {
 		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
 	}

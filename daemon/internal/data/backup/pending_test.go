@@ -96,6 +96,29 @@ func (k *stuckKeys) Restore(ctx context.Context, keyring keys.Secret, records []
 	return live, invalidated, errors.Join(err, read, os.Remove(k.pending), os.MkdirAll(filepath.Join(k.pending, "in the way"), 0o700))
 }
 
+// failingKeys is like stuckKeys, but its Restore fails.
+type failingKeys struct{ stuckKeys }
+
+func (k *failingKeys) Restore(ctx context.Context, keyring keys.Secret, records []keys.Record, by uint32) (live, invalidated int, err error) {
+	if _, _, err := k.stuckKeys.Restore(ctx, keyring, records, by); err != nil {
+		return 0, 0, err
+	}
+	return 0, 0, errors.New("no space left on device")
+}
+
+// If a restore fails and the next start will try it again, the error says so.
+func TestFailedRestoreThatStaysPending(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	archive := s.write(t)
+	failing := &failingKeys{stuckKeys{Issuer: s.issuer, pending: filepath.Join(s.dir, "restore.json")}}
+	service := backup.New(backup.Options{Dir: s.dir, Keys: failing, Store: s.store, ReadKeys: store.ReadKeys, Log: quiet})
+	_, err := service.Restore(t.Context(), bytes.NewReader(archive), 0)
+	if err == nil || !strings.Contains(err.Error(), "no space left") || !strings.Contains(err.Error(), "next start of msbd will try the restore again, because "+failing.pending) {
+		t.Errorf("Restore: %v, want the cause and that the next start will try again", err)
+	}
+}
+
 // Prune is refused until the file of the last restore is removed, so that the next start brings back no pruned key.
 func TestPruneWaitsForPendingRestore(t *testing.T) {
 	t.Parallel()

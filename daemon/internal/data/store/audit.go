@@ -49,10 +49,12 @@ func (s *Store) AuditProblem() error {
 
 // AcknowledgeAudit removes the problems that AuditProblem reports, and records them in the audit log, with the local user
 // by as the actor. It returns them.
-func (s *Store) AcknowledgeAudit(by uint32) (problems []string, err error) {
-	s.log.mu.Lock()
+func (s *Store) AcknowledgeAudit(ctx context.Context, by uint32) (problems []string, err error) {
+	if err := s.writes.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer s.writes.end()
 	problems = slices.Clone(s.log.problems)
-	s.log.mu.Unlock()
 	if len(problems) == 0 {
 		return nil, nil
 	}
@@ -60,17 +62,20 @@ func (s *Store) AcknowledgeAudit(by uint32) (problems []string, err error) {
 	for i, problem := range problems {
 		detail[fmt.Sprint("problem_", i+1)] = problem[:min(len(problem), audit.MaxLine/4/maxProblems)]
 	}
-	isAcknowledged := func(problem string) bool { return slices.Contains(problems, problem) }
-	e := audit.Event{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by), Detail: detail}
-	err = s.writes.update(func(c *change) error {
-		return c.putMeta(problemsKey, slices.DeleteFunc(slices.Clone(s.log.problems), isAcknowledged))
-	}, e)
+	// The write may find further problems, which stay.
+	others := func() []string {
+		return slices.DeleteFunc(slices.Clone(s.log.problems), func(p string) bool { return slices.Contains(problems, p) })
+	}
+	_, err = s.writes.transact([]*write{{
+		fn:     func(c *change) error { return c.putMeta(problemsKey, others()) },
+		events: []audit.Event{{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by), Detail: detail}},
+	}})
 	if err != nil {
 		return nil, err
 	}
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
-	s.log.problems = slices.DeleteFunc(s.log.problems, isAcknowledged)
+	s.log.problems = others()
 	return problems, nil
 }
 
@@ -78,16 +83,7 @@ func (s *Store) AcknowledgeAudit(by uint32) (problems []string, err error) {
 // It returns the head of the intact part and, if that is not the entire log, an errdefs.ErrDataLoss that says what is wrong.
 // From then on, AuditProblem reports that.
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
-	check := func() error {
-		select {
-		case s.writes.committing <- struct{}{}:
-			s.writes.begin()
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if err := check(); err != nil {
+	if err := s.writes.acquire(ctx); err != nil {
 		return audit.Head{}, err
 	}
 	_ = s.writes.logReady() // finds lines after the log's end; Health reports an error
@@ -96,7 +92,7 @@ func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	if !errdefs.IsDataLoss(err) {
 		return head, err
 	}
-	if err := check(); err != nil {
+	if err := s.writes.acquire(ctx); err != nil {
 		return audit.Head{}, err
 	}
 	defer s.writes.end()

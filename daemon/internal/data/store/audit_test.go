@@ -353,7 +353,7 @@ func TestRollbackIsReported(t *testing.T) {
 			if err := s.AuditProblem(); err == nil {
 				t.Error("AuditProblem is nil after a restart, although no administrator has acknowledged the problem")
 			}
-			if _, err := s.AcknowledgeAudit(0); err != nil {
+			if _, err := s.AcknowledgeAudit(t.Context(), 0); err != nil {
 				t.Error(err)
 			}
 			checkLog(t, s)
@@ -638,7 +638,7 @@ func TestRepairedTamperingIsReported(t *testing.T) {
 					s = reopen(t, s, dir)
 				}
 			}
-			problems, err := s.AcknowledgeAudit(7)
+			problems, err := s.AcknowledgeAudit(t.Context(), 7)
 			if err != nil || len(problems) != 1 {
 				t.Errorf("AcknowledgeAudit: %q, %v, want one problem", problems, err)
 			}
@@ -649,8 +649,39 @@ func TestRepairedTamperingIsReported(t *testing.T) {
 			if last := lines[len(lines)-1]; last != audit.LogAcknowledge {
 				t.Errorf("the last entry is %s, want %s", last, audit.LogAcknowledge)
 			}
-			if problems, err := s.AcknowledgeAudit(7); err != nil || problems != nil || s.AuditHead().Seq != uint64(len(lines)) {
+			if problems, err := s.AcknowledgeAudit(t.Context(), 7); err != nil || problems != nil || s.AuditHead().Seq != uint64(len(lines)) {
 				t.Errorf("AcknowledgeAudit without a problem: %q, %v, want no change", problems, err)
+			}
+		})
+	}
+}
+
+// Once the log has settled, no crash explains a change of its last lines, so the next Open reports it.
+func TestTamperingWithASettledLogIsReported(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(log []byte) []byte{
+		"emptied":            func([]byte) []byte { return nil },
+		"last lines removed": func(log []byte) []byte { return log[:bytes.Index(log, []byte("\n"))+1] },
+		"actor changed":      func(log []byte) []byte { return bytes.ReplaceAll(log, []byte("uid:0"), []byte("uid:9")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s := open(t, dir)
+			logEvents(t, s, "a", "b", "c")
+			if err := errors.Join(s.settle(), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, dir)
+			checkLog(t, s) // nothing was changed yet
+			logEvents(t, s, "d")
+			if err := errors.Join(s.settle(), s.settle(), s.Close()); err != nil {
+				t.Fatal(err)
+			}
+			edit(t, filepath.Join(dir, logName), change)
+			s = open(t, dir)
+			if err := s.AuditProblem(); !errdefs.IsDataLoss(err) {
+				t.Errorf("AuditProblem: %v, want data loss", err)
 			}
 		})
 	}

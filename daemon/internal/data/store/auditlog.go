@@ -48,14 +48,17 @@ type auditLog struct {
 	unsynced bool  // a sync failed: lines may not be on the disk, although they can still be read from the cache
 	behind   bool  // the file does not have all lines of the store, because msbd has not written them
 	caughtUp bool  // catchUp has succeeded at least once
+	outboxed bool  // the outbox has lines
 	unsaved  bool  // the store does not have all problems
 
 	mu sync.Mutex
 	// published is what readers use. The writer replaces it when it has changed the log.
 	published logView
 	grown     chan struct{} // closed when published changes
-	problems  []string      // what is wrong with the log, until an administrator acknowledges it
-	failure   error         // why the log cannot be written at present
+	// problems are what is wrong with the log, until an administrator acknowledges them. Only a writer that holds the
+	// semaphore changes them.
+	problems []string
+	failure  error // why the log cannot be written at present
 }
 
 // logView is the log at one moment.
@@ -171,8 +174,28 @@ func (l *auditLog) write(lines []byte, end logEnd) {
 		l.behind = true
 		writeErr = l.unwritable(err)
 	}
+	l.outboxed = true
 	l.setFailure(writeErr)
 	l.publish(end, false)
+}
+
+// settle syncs the file and empties the outbox. From then on, a crash does not explain a change of the file, so that the
+// next Open reports it.
+func (l *auditLog) settle() error {
+	if !l.outboxed {
+		return nil
+	}
+	err := l.catchUpIfNeeded()
+	if err == nil {
+		err = l.sync()
+	}
+	if err == nil {
+		_, err = l.commit(func(c *change) error { return emptyOutbox(c.tx) })
+	}
+	if err == nil {
+		l.outboxed = false
+	}
+	return err
 }
 
 // publish shows readers the current state of the log, with this end.
@@ -228,13 +251,18 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err != nil {
 		return l.unwritable(err)
 	}
+	if !strict { // add each problem at once, because the next attempt would not find it after a repair
+		l.addProblems(problem)
+	}
 	changed, err := l.rewriteLines(start, expected.lines)
 	if err != nil {
 		return l.unwritable(err)
 	}
 	if changed && problem == nil && l.caughtUp && !l.unsynced && !l.behind {
 		problem = l.altered("the entries after %d were removed or changed; msbd has written them again", expected.before.Seq)
+		l.addProblems(problem)
 	}
+	l.outboxed = len(out.lines) > 0
 	end := logEnd{Head: expected.end.Head, Size: start + int64(len(expected.lines))}
 	extended, size, err := l.readBeyond(end)
 	if err != nil {
@@ -248,13 +276,17 @@ func (l *auditLog) catchUp(strict bool) error {
 		end = extended
 	}
 	if size > end.Size {
-		problem = errors.Join(problem, l.altered("another program wrote to it after entry %d", end.Seq))
+		foreign := l.altered("another program wrote to it after entry %d", end.Seq)
+		problem = errors.Join(problem, foreign)
+		if !strict {
+			l.addProblems(foreign)
+		}
 		end.Size = size
 	}
 	if err := errors.Join(rollback, problem); strict && err != nil {
 		return err
 	}
-	l.addProblems(rollback, problem)
+	l.addProblems(rollback)
 	if end != out.end {
 		if err := l.acceptEnd(out.end, &end, adopted, rollback != nil); err != nil {
 			return err
@@ -276,7 +308,7 @@ func (l *auditLog) addProblems(problems ...error) {
 		if err == nil {
 			continue
 		}
-		text := strings.TrimSuffix(err.Error(), ": "+errdefs.ErrDataLoss.Error())
+		text := strings.TrimSuffix(strings.ReplaceAll(err.Error(), "\n", "; "), ": "+errdefs.ErrDataLoss.Error())
 		if !slices.Contains(l.problems, text) && len(l.problems) < maxProblems {
 			l.problems = append(l.problems, text)
 			l.unsaved = true
@@ -482,7 +514,7 @@ func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, adopted []segment, ro
 		return err
 	}
 	l.segments = slices.Concat(l.segments, adopted)
-	l.unsaved = false
+	l.unsaved, l.outboxed = false, len(lines) > 0
 	*end = after
 	if _, err := l.file.Write(lines); err != nil {
 		l.behind = true

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -68,6 +69,17 @@ func (c *committer) begin() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.busy = time.Now()
+}
+
+// acquire waits until no other writer commits, and then begins. The caller must call end.
+func (c *committer) acquire(ctx context.Context) error {
+	select {
+	case c.committing <- struct{}{}:
+		c.begin()
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (c *committer) end() {

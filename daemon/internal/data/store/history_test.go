@@ -155,7 +155,7 @@ func history(dir string) error {
 			return srv.CommitKeys(keys.Change{Events: slices.Repeat([]audit.Event{{Action: audit.SandboxStop, Actor: "uid:0"}}, 600)})
 		}},
 		{"issue c", issue("c")},
-		{"seal", func() error { _, err := srv.SealAudit("uid:0"); return err }},
+		{"seal", func() error { _, err := srv.SealAudit(ctx, "uid:0"); return err }},
 		{"delete sandbox", func() error { return srv.DeleteSandbox("box-1") }},
 		{"reset", func() error { _, err := srv.issuer.Reset(ctx, 0); return err }},
 		{"issue d", issue("d")},

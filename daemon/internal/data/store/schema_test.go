@@ -143,7 +143,7 @@ func TestSchema2(t *testing.T) {
 		if err := checkAudit(srv, srv.AuditHead()); err != nil {
 			t.Error(err)
 		}
-		if _, err := srv.SealAudit("uid:0"); err != nil && start == 0 {
+		if _, err := srv.SealAudit(t.Context(), "uid:0"); err != nil && start == 0 {
 			t.Error(err)
 		}
 		if err := srv.Close(); err != nil {

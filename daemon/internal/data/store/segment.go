@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -79,9 +80,10 @@ func (l *auditLog) base() audit.Head {
 // SealAudit seals the current file of the audit log: it becomes a segment with a name of its own, and further entries are
 // added to a new file, of which the first records the segment. actor is who asked for it. SealAudit returns
 // errdefs.ErrFailedPrecondition if there is no entry since the last segment was sealed.
-func (s *Store) SealAudit(actor string) (audit.Segment, error) {
-	s.writes.committing <- struct{}{}
-	s.writes.begin()
+func (s *Store) SealAudit(ctx context.Context, actor string) (audit.Segment, error) {
+	if err := s.writes.acquire(ctx); err != nil {
+		return audit.Segment{}, err
+	}
 	defer s.writes.end()
 	if err := s.writes.logReady(); err != nil {
 		return audit.Segment{}, err

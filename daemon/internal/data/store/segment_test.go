@@ -19,7 +19,7 @@ import (
 
 func sealLog(t testing.TB, s *Store) audit.Segment {
 	t.Helper()
-	seg, err := s.SealAudit("uid:0")
+	seg, err := s.SealAudit(t.Context(), "uid:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ func TestSealWithoutNewEntries(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	for range 2 {
-		if _, err := s.SealAudit("uid:0"); !errdefs.IsFailedPrecondition(err) {
+		if _, err := s.SealAudit(t.Context(), "uid:0"); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("SealAudit: %v, want failed precondition", err)
 		}
 		checkIntact(t, s)

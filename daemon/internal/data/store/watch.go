@@ -23,8 +23,8 @@ func (s *Store) Probe() error {
 	return s.disk.probe()
 }
 
-// Run probes the store at intervals until ctx ends. It seals the audit log's file when it has segmentSize bytes, unless
-// segmentSize is 0, and logs changes of Health and new problems of the audit log.
+// Run probes the store and settles the audit log at intervals until ctx ends. It seals the log's file when it has
+// segmentSize bytes, unless segmentSize is 0, and logs changes of Health and new problems of the audit log.
 func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) error {
 	healthy, problem := true, ""
 	for tick := time.NewTicker(probeInterval); ; {
@@ -36,8 +36,10 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 			log.Info("the server is no longer degraded: its disk can be written and has enough free space")
 		}
 		healthy = err == nil
-		if err := s.sealLarge(segmentSize); err != nil && healthy {
-			log.Error("could not seal the audit log", "err", err)
+		if healthy {
+			if err := errors.Join(s.sealLarge(ctx, segmentSize), s.settle()); err != nil {
+				log.Error("could not maintain the audit log", "err", err)
+			}
 		}
 		last := problem
 		if problem = ""; s.AuditProblem() != nil {
@@ -49,20 +51,34 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 		select {
 		case <-ctx.Done():
 			tick.Stop()
+			_ = s.settle() // a failure costs nothing: the next start reads the outbox
 			return nil
 		case <-tick.C:
 		}
 	}
 }
 
+// settle makes the last lines of the audit log durable in its file, so that a change of the file is detected even if msbd
+// does not run.
+func (s *Store) settle() error {
+	if err := s.writes.acquire(context.Background()); err != nil {
+		return err
+	}
+	defer s.writes.end()
+	if err := s.writes.stopReason(); err != nil {
+		return err
+	}
+	return s.log.settle()
+}
+
 // sealLarge seals the audit log's file if it has at least size bytes. It does nothing if size is 0.
-func (s *Store) sealLarge(size int64) error {
+func (s *Store) sealLarge(ctx context.Context, size int64) error {
 	s.log.mu.Lock()
 	end := s.log.published.end
 	s.log.mu.Unlock()
 	if size == 0 || end.Size < size {
 		return nil
 	}
-	_, err := s.SealAudit(audit.ActorServer)
+	_, err := s.SealAudit(ctx, audit.ActorServer)
 	return err
 }

@@ -174,6 +174,9 @@ func (e *entry) connection(ctx context.Context, connect func(context.Context, st
 	if c != nil {
 		return c, nil
 	}
+	if id == "" { // it was stopped while this call waited
+		return nil, notFound(e.name)
+	}
 	c, err := connect(ctx, id)
 	if err != nil {
 		return nil, err

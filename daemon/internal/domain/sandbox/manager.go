@@ -31,15 +31,15 @@ type Options struct {
 	Defaults Config
 	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.
 	MaxCPUs, MaxMemoryMiB int
+	// Total limits the sandboxes of all tenant namespaces together. Its Runs is not used.
+	Total Quota
+	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn.
+	Boots int
 	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one.
 	CheckSpace func() error
 	// MakeRoom frees disk space from a reserve if that disk is full. It reports whether it did, so that it is worth trying
 	// again what has failed.
 	MakeRoom func() bool
-	// Total limits the sandboxes of all tenant namespaces together. Its Runs is not used.
-	Total Quota
-	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn.
-	Boots int
 	// Quota returns the quota of a tenant namespace.
 	Quota func(namespace string) Quota
 	// StartTimeout limits the boot of a microVM, up to the guest's first answer. The time that a start waits for its turn

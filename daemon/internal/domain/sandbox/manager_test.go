@@ -1,6 +1,7 @@
 package sandbox_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -122,6 +123,12 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 		"too much memory":         {testName, Request{MemoryMiB: 1 << 20}},
 		"environment, no value":   {testName, Request{Env: []string{"novalue"}}},
 		"environment, no name":    {testName, Request{Env: []string{"=x"}}},
+		"environment, space":      {testName, Request{Env: []string{"A B=q"}}},
+		"environment, at the end": {testName, Request{Env: []string{"A =q"}}},
+		"environment, tab":        {testName, Request{Env: []string{"\tA=q"}}},
+		"environment, wide space": {testName, Request{Env: []string{"A\u00a0=q"}}},
+		"environment, escape":     {testName, Request{Env: []string{"A\x1b=q"}}},
+		"environment, NUL":        {testName, Request{Env: []string{"A=\x00"}}},
 		"relative workdir":        {testName, Request{Workdir: "relative"}},
 		"image that is not there": {testName, Request{Image: sandboxtest.AbsentImage}},
 	} {
@@ -241,8 +248,8 @@ func TestStartAfterAnAttemptThatCannotBeRemoved(t *testing.T) {
 		}
 		f.rt.OnRemove = func(ctx context.Context, _ string) error { <-ctx.Done(); return ctx.Err() }
 		start := time.Now()
-		if err := f.Start(t.Context(), testName, Request{}); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("start: got error %v, want DeadlineExceeded", err)
+		if err := f.Start(t.Context(), testName, Request{}); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "deadline") {
+			t.Errorf("start: got error %v, want Unavailable without the cause", err)
 		}
 		if took := time.Since(start); took != CleanupTimeout {
 			t.Errorf("the start took %s, want %s", took, CleanupTimeout)
@@ -279,12 +286,78 @@ func TestWaitForConnectionIsCancelled(t *testing.T) {
 
 func TestUnwritableStoreStartsNothing(t *testing.T) {
 	f := newFixture(t)
-	f.store.FailWith(errors.New("disk full"))
-	if err := f.Start(t.Context(), testName, Request{}); err == nil || !strings.Contains(err.Error(), "disk full") {
-		t.Fatalf("start: %v", err)
+	f.store.FailWith(fmt.Errorf("write /secret/path: disk full: %w", errdefs.ErrUnavailable))
+	if err := f.Start(t.Context(), testName, Request{}); !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") {
+		t.Fatalf("start: got error %v, want Unavailable without the cause", err)
 	}
 	if f.rt.Len() != 0 || len(f.List("")) != 0 {
 		t.Error("a microVM or a record exists")
+	}
+}
+
+// No error of the microVMs' host reaches a client, because it may name parts of the host. The log has it.
+func TestErrorsOfTheHostStayThere(t *testing.T) {
+	// An error without a class does not reach clients. Other classes must not, because they would say something about a
+	// sandbox.
+	f := newFixture(t)
+	for _, class := range []error{errors.New("failed"), errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrAlreadyExists} {
+		f.rt.OnResolveImage = func(context.Context, string) error { return fmt.Errorf("open /secret/path: %w", class) }
+		if err := f.Start(t.Context(), testName, Request{}); err == nil || errors.Is(err, class) {
+			t.Errorf("an image lookup that fails with %v: got error %v, want one without a class", class, err)
+		}
+	}
+	secret := func(context.Context, string) error {
+		return fmt.Errorf("dial unix /secret/path: %w", errdefs.ErrUnavailable)
+	}
+	for name, tt := range map[string]struct {
+		change func(*fixture)
+		call   func(*fixture) error
+	}{
+		"the image cannot be looked up": {
+			func(f *fixture) { f.rt.OnResolveImage = secret },
+			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
+		},
+		"an earlier start cannot be removed": {
+			func(f *fixture) {
+				f.rt.OnStart = secret
+				_ = f.Start(t.Context(), Name{"default", "two"}, Request{})
+				f.rt.OnRemove = secret
+			},
+			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
+		},
+		"the microVM cannot be started": {
+			func(f *fixture) { f.rt.OnStart = secret },
+			func(f *fixture) error { return f.Start(t.Context(), Name{"default", "two"}, Request{}) },
+		},
+		"the sandbox cannot be reached": {
+			func(f *fixture) { f.restart(t); f.rt.OnAttach = secret },
+			func(f *fixture) error {
+				_, err := f.RunCommand(t.Context(), testName, Command{Program: "true"})
+				return err
+			},
+		},
+		"the microVM cannot be removed": {
+			func(f *fixture) { f.rt.OnRemove = secret },
+			func(f *fixture) error { return f.Stop(t.Context(), testName) },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			var log bytes.Buffer
+			f.restartWith(t, func(o *Options) { o.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+			if err := f.Start(t.Context(), testName, Request{}); err != nil {
+				t.Fatal(err)
+			}
+			tt.change(f)
+			err := tt.call(f)
+			if !errdefs.IsUnavailable(err) || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "sandbox default/") {
+				t.Errorf("got error %v, want Unavailable that names the sandbox and not the cause", err)
+			}
+			f.Manager.Close()
+			if name != "the sandbox cannot be reached" && !strings.Contains(log.String(), "secret") {
+				t.Errorf("the log does not have the cause: %s", log.String())
+			}
+		})
 	}
 }
 
@@ -456,6 +529,53 @@ func TestMetrics(t *testing.T) {
 	}
 	if _, err := f.Metrics(t.Context(), []string{"default"}, "two"); !errdefs.IsNotFound(err) {
 		t.Errorf("sandbox of another namespace: got error %v, want NotFound", err)
+	}
+}
+
+// A guest that hangs does not delay the others, and is listed with its state.
+func TestMetricsOfGuestsThatHang(t *testing.T) {
+	for _, hanging := range []int{1, 500} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t)
+			for i := range hanging + 40 {
+				if err := f.Start(t.Context(), Name{"default", fmt.Sprintf("s%03d", i)}, Request{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			hangs := map[string]bool{}
+			for _, rec := range f.List("")[:hanging] {
+				hangs[rec.ID] = true
+			}
+			f.rt.OnUsage = func(ctx context.Context, id string) error {
+				if hangs[id] {
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			}
+			time.Sleep(time.Second) // a processor time since the start
+			start := time.Now()
+			all, err := f.Metrics(t.Context(), nil, "")
+			took := time.Since(start)
+			if err != nil || len(all) != hanging+40 || hanging == 1 && took > 3*time.Second || took > 10*time.Second {
+				t.Errorf("%d of %d hang: got %d metrics in %s, error %v", hanging, hanging+40, len(all), took, err)
+			}
+			measured := 0
+			for _, m := range all {
+				if m.State != Running {
+					t.Errorf("%s: state %s", m.Name, m.State)
+				}
+				if (m.CPUPercent == nil) != (m.MemoryMiB == nil) || (m.MemoryMiB == nil) != (m.DiskBytes == nil) {
+					t.Errorf("%s was measured in part: %+v", m.Name, m)
+				}
+				if m.MemoryMiB != nil {
+					measured++
+				}
+			}
+			if hanging == 1 && measured != 40 {
+				t.Errorf("%d sandboxes were measured, want 40", measured)
+			}
+			f.Manager.Close()
+		})
 	}
 }
 

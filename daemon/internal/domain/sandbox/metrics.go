@@ -11,6 +11,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+const (
+	// measureTimeout limits the measurement of one sandbox. It allows for guests that are emulated on a busy host.
+	measureTimeout = 3 * time.Second
+	// allMeasuredTimeout limits a call that measures many sandboxes.
+	allMeasuredTimeout = 10 * time.Second
+	// measured is how many sandboxes one call measures at the same time. A measurement waits for its guest most of the time.
+	measured = 128
+)
+
 // Metrics is the resource usage of a sandbox. CPUPercent, MemoryMiB and DiskBytes are nil if it does not run or could not be
 // measured.
 type Metrics struct {
@@ -37,9 +46,11 @@ func (m *Manager) Metrics(ctx context.Context, namespaces []string, name string)
 			return nil, notFoundIn(namespaces, name)
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, allMeasuredTimeout)
+	defer cancel()
 	all := make([]Metrics, len(recs))
 	var g errgroup.Group
-	g.SetLimit(parallelism)
+	g.SetLimit(measured)
 	for i, rec := range recs {
 		all[i] = Metrics{Name: rec.Name, State: rec.State, Reason: rec.Reason}
 		if rec.State == Running {
@@ -66,7 +77,7 @@ func notFoundIn(namespaces []string, name string) error {
 }
 
 func (m *Manager) measure(ctx context.Context, rec Record, out *Metrics) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, measureTimeout)
 	defer cancel()
 	u, err := m.Runtime.Usage(ctx, rec.ID)
 	if err != nil {

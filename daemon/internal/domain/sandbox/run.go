@@ -47,14 +47,13 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 	if err != nil {
 		return nil, err
 	}
-	p := &process{m: m, entry: e, endRun: endRun}
+	p := &process{m: m, entry: e, id: e.record().ID, endRun: endRun}
 	defer func() {
 		if err != nil || p.Process == nil { // Process is nil after a panic in start
 			p.release()
 		}
 	}()
 	if language != "" {
-		id := e.record().ID
 		queue := e.replQueue(language)
 		select {
 		case queue <- struct{}{}:
@@ -62,13 +61,9 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		// The sandbox may have been stopped meanwhile, and another one with the same name may have been started.
-		if e, err = m.runningEntry(name); err != nil {
-			return nil, err
-		}
-		if e.record().ID != id {
-			return nil, notFound(name)
-		}
+	}
+	if err := p.notRunning(); err != nil { // the sandbox may have been stopped meanwhile
+		return nil, err
 	}
 	limit := m.timeLimit(timeout)
 	caller := ctx
@@ -112,6 +107,7 @@ type process struct {
 	Process
 	m      *Manager
 	entry  *entry
+	id     string // of the sandbox
 	endRun func()
 	cancel context.CancelFunc
 	// cause returns why the context of the process was cancelled.
@@ -153,8 +149,11 @@ func (p *process) explain(err error) error {
 	if err == io.EOF { // the process has ended, and so has its context
 		return err
 	}
-	if notRunning := p.notRunning(); notRunning != nil && !errdefs.IsUnavailable(notRunning) {
-		return notRunning
+	switch rec := p.entry.record(); {
+	case rec.ID != p.id || rec.State == Stopping:
+		return &failure{fmt.Sprintf("the run was interrupted, because sandbox %s was stopped", p.entry.name), nil}
+	case rec.State == Failed:
+		return &failure{fmt.Sprintf("the run was interrupted, because sandbox %s failed: %s", p.entry.name, rec.Reason), nil}
 	}
 	cause := p.cause()
 	switch {
@@ -171,11 +170,13 @@ func (p *process) explain(err error) error {
 
 // notRunning returns why the sandbox no longer runs, or nil if it does.
 func (p *process) notRunning() error {
-	if p.entry.record().State == Running {
+	if rec := p.entry.record(); rec.ID == p.id && rec.State == Running {
 		return nil
 	}
-	_, err := p.m.runningEntry(p.entry.name)
-	return err
+	if _, err := p.m.runningEntry(p.entry.name); err != nil {
+		return err
+	}
+	return fmt.Errorf("sandbox %s was stopped, and has been started again since: %w", p.entry.name, errdefs.ErrNotFound)
 }
 
 // failure is an ErrRunFailed that says what happened.

@@ -2,7 +2,9 @@ package sandbox_test
 
 import (
 	"context"
+	"errors"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -47,6 +49,91 @@ func TestQueuedRunOfAStoppedSandbox(t *testing.T) {
 				if _, err := sandboxtest.Read(f.RunCode(t.Context(), testName, Code{Language: Python, Text: "3"})); err != nil {
 					t.Errorf("run in the new sandbox: %v", err)
 				}
+			}
+			f.Manager.Close()
+		})
+	}
+}
+
+// Runs that wait for a connection when their sandbox is stopped say that it was stopped. They did not begin.
+func TestStopWhileRunsConnect(t *testing.T) {
+	for _, restarted := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t)
+			if err := f.Start(t.Context(), testName, Request{}); err != nil {
+				t.Fatal(err)
+			}
+			f.restart(t) // closes the connection
+			id := f.List("")[0].ID
+			stopped := make(chan struct{})
+			f.rt.OnAttach = func(_ context.Context, attached string) error {
+				if attached == "" {
+					t.Error("attached to no sandbox")
+				}
+				if attached == id {
+					<-stopped
+					return errors.New("the microVM is gone")
+				}
+				return nil
+			}
+			errs := make(chan error)
+			for range 3 {
+				go func() {
+					_, err := f.RunCommand(context.Background(), testName, Command{Program: "true"})
+					errs <- err
+				}()
+			}
+			go func() {
+				_, err := f.RunCode(context.Background(), testName, Code{Language: Python, Text: "1"})
+				errs <- err
+			}()
+			synctest.Wait()
+			if err := f.Stop(t.Context(), testName); err != nil {
+				t.Fatal(err)
+			}
+			if restarted {
+				if err := f.Start(t.Context(), testName, Request{}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			close(stopped)
+			for range 4 {
+				if err := <-errs; !errdefs.IsNotFound(err) {
+					t.Errorf("restarted %t: got error %v, want NotFound", restarted, err)
+				}
+			}
+			f.Manager.Close()
+		})
+	}
+}
+
+// A run that had begun when its sandbox was stopped or failed may have taken effect, and says why it ended.
+func TestRunOfASandboxThatEnds(t *testing.T) {
+	for want, end := range map[string]func(*fixture) error{
+		"sandbox default/one was stopped":               func(f *fixture) error { return f.Stop(context.Background(), testName) },
+		"sandbox default/one failed: its microVM ended": func(f *fixture) error { f.rt.Kill(f.List("")[0].ID); return nil },
+		"sandbox default/one was stopped, and started again": func(f *fixture) error {
+			return errors.Join(f.Stop(context.Background(), testName), f.Start(context.Background(), testName, Request{}))
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFixture(t)
+			if err := f.Start(t.Context(), testName, Request{}); err != nil {
+				t.Fatal(err)
+			}
+			f.guest.OnRun = func(ctx context.Context, _ any) error { <-ctx.Done(); return context.Cause(ctx) }
+			p, err := f.RunCommand(t.Context(), testName, Command{Program: "sleep"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close()
+			if err := end(f); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			want, _, _ := strings.Cut(want, ", and")
+			if _, err := p.Next(); !errors.Is(err, ErrRunFailed) || err.Error() != "the run was interrupted, because "+want {
+				t.Errorf("got error %v, want ErrRunFailed because %s", err, want)
 			}
 			f.Manager.Close()
 		})

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 
@@ -50,7 +51,7 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		// To a client, "not found" means that a sandbox does not exist, so report a bad argument instead.
 		return &badImage{err}
 	} else if err != nil {
-		return err
+		return m.hideCause(name, "find the image of the sandbox", err)
 	}
 	e, err := m.acquire(ctx, name, true)
 	if err != nil {
@@ -134,19 +135,35 @@ func (m *Manager) replace(e *entry, old, rec Record) error {
 		// If removing the microVM of a failed sandbox has failed as well, it may still have resources.
 		ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
 		defer cancel()
-		if err := m.Runtime.Remove(ctx, old.ID); err != nil {
-			return fmt.Errorf("remove the previous microVM of sandbox %s: %w", old.Name, err)
+		if err := m.remove(ctx, old.ID); err != nil {
+			return m.hideCause(old.Name, "remove what an earlier start left of the sandbox", err)
 		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
-			return fmt.Errorf("record the start of sandbox %s: %w", rec.Name, err)
+			return m.hideCause(rec.Name, "record the start of the sandbox", err)
 		}
 	}
 	if err := m.Store.PutSandbox(rec); err != nil {
 		e.set(Record{}, nil)
-		return fmt.Errorf("record the start of sandbox %s: %w", rec.Name, err)
+		return m.hideCause(rec.Name, "record the start of the sandbox", err)
 	}
 	e.set(rec, nil)
 	return nil
+}
+
+// hideCause returns an error for clients without the cause, which may name parts of the host. If trying again may help, the
+// cause is logged and the error is errdefs.ErrUnavailable. Otherwise it has no class, and the gateway logs its text instead of
+// sending it. The end of the caller's context is returned unchanged.
+func (m *Manager) hideCause(name Name, what string, cause error) error {
+	switch {
+	case errors.Is(cause, context.Canceled):
+		return cause
+	case errdefs.IsUnavailable(cause), errors.Is(cause, context.DeadlineExceeded):
+		m.Log.Error("could not "+what, "sandbox", name.Name, "namespace", name.Namespace, "err", cause)
+		return fmt.Errorf("sandbox %s: the server could not %s. Try again; if it fails again, the server's log has the cause: %w",
+			name, what, errdefs.ErrUnavailable)
+	default:
+		return fmt.Errorf("%s %s: %v", what, name, cause)
+	}
 }
 
 // boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
@@ -260,8 +277,13 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
 	}
 	for _, e := range cfg.Env {
-		if k, _, ok := strings.Cut(e, "="); !ok || k == "" || strings.ContainsRune(e, 0) {
+		k, _, ok := strings.Cut(e, "=")
+		if !ok || k == "" || strings.ContainsRune(e, 0) {
 			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
+		}
+		// Any other name is used somewhere, but no shell can set or read these, so they are mistakes.
+		if strings.ContainsFunc(k, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+			return zero, fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
 		}
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {

@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -73,7 +74,11 @@ func checkBridge(conn net.Conn) error {
 			return err
 		}
 	}
-	return os.NewSyscallError("pidfd_send_signal", unix.PidfdSendSignal(process, 0, nil, 0))
+	// A portal that is not root may not send a signal to a bridge that is, but it learns that the bridge is alive.
+	if err := unix.PidfdSendSignal(process, 0, nil, 0); err != nil && !errors.Is(err, unix.EPERM) {
+		return os.NewSyscallError("pidfd_send_signal", err)
+	}
+	return nil
 }
 
 // parent returns the pid of a process's parent, or 0 if the parent is in another pid namespace.

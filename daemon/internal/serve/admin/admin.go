@@ -56,9 +56,9 @@ type Audit interface {
 	// AuditSegments returns the sealed segments of the log.
 	AuditSegments() []audit.Segment
 	// SealAudit seals the current file of the log, for actor.
-	SealAudit(actor string) (audit.Segment, error)
+	SealAudit(ctx context.Context, actor string) (audit.Segment, error)
 	// AcknowledgeAudit forgets the known problems of the log, which it returns, for the local user by.
-	AcknowledgeAudit(by uint32) (problems []string, err error)
+	AcknowledgeAudit(ctx context.Context, by uint32) (problems []string, err error)
 	// TailAudit calls line with each of the last entries and, with follow, with each new one.
 	TailAudit(ctx context.Context, last int, follow bool, line func([]byte) error) error
 }
@@ -95,6 +95,8 @@ type Options struct {
 	Backups   Backups
 	Sandboxes Sandboxes
 	Images    Images
+	// MakeRoom frees disk space from a reserve if the disk is full. It reports whether it did.
+	MakeRoom func() bool
 	// State returns the state of the daemon and, if it is degraded, the reasons. It is called for each call, in every
 	// state, and must not block.
 	State func() (state adminv1.GetStatusResponse_DaemonState, reasons []string)

@@ -39,7 +39,7 @@ func (s *Server) VerifyAudit(ctx context.Context, _ *adminv1.VerifyAuditRequest)
 
 // SealAudit implements AdminServiceServer.
 func (s *Server) SealAudit(ctx context.Context, _ *adminv1.SealAuditRequest) (*adminv1.SealAuditResponse, error) {
-	segment, err := s.Audit.SealAudit(audit.ActorUID(s.uid(ctx)))
+	segment, err := s.Audit.SealAudit(ctx, audit.ActorUID(s.uid(ctx)))
 	if err != nil {
 		return nil, err
 	}
@@ -48,7 +48,7 @@ func (s *Server) SealAudit(ctx context.Context, _ *adminv1.SealAuditRequest) (*a
 
 // AcknowledgeAudit implements AdminServiceServer.
 func (s *Server) AcknowledgeAudit(ctx context.Context, _ *adminv1.AcknowledgeAuditRequest) (*adminv1.AcknowledgeAuditResponse, error) {
-	problems, err := s.Audit.AcknowledgeAudit(s.uid(ctx))
+	problems, err := s.Audit.AcknowledgeAudit(ctx, s.uid(ctx))
 	if err != nil {
 		return nil, err
 	}

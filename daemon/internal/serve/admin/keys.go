@@ -2,9 +2,11 @@ package admin
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
@@ -115,6 +117,9 @@ func (s *Server) AcceptClock(ctx context.Context, req *adminv1.AcceptClockReques
 // Reset implements AdminServiceServer.
 func (s *Server) Reset(ctx context.Context, _ *adminv1.ResetRequest) (*adminv1.ResetResponse, error) {
 	invalidated, err := s.Keys.Reset(ctx, s.uid(ctx))
+	for errors.Is(err, unix.ENOSPC) && s.MakeRoom() { // the keyring could not be written
+		invalidated, err = s.Keys.Reset(ctx, s.uid(ctx))
+	}
 	if err != nil {
 		return nil, err
 	}

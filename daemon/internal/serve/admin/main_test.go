@@ -65,14 +65,14 @@ func (s *memoryStore) AuditSegments() []audit.Segment {
 	return []audit.Segment{{Path: "/state/audit-1-2.jsonl", First: 1, Last: audit.Head{Seq: 2, Hash: "g"}, Absent: true}}
 }
 
-func (s *memoryStore) SealAudit(actor string) (audit.Segment, error) {
+func (s *memoryStore) SealAudit(_ context.Context, actor string) (audit.Segment, error) {
 	if err := s.Audit(audit.Event{Action: audit.LogSeal, Actor: actor}); err != nil {
 		return audit.Segment{}, err
 	}
 	return s.AuditSegments()[0], nil
 }
 
-func (s *memoryStore) AcknowledgeAudit(by uint32) ([]string, error) {
+func (s *memoryStore) AcknowledgeAudit(_ context.Context, by uint32) ([]string, error) {
 	return []string{"the audit log was altered"}, s.Audit(audit.Event{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by)})
 }
 
@@ -231,6 +231,7 @@ func newFixture(t *testing.T, group string) *fixture {
 		Keys:      issuer,
 		Pruner:    issuer,
 		Audit:     f.store,
+		MakeRoom:  func() bool { return false },
 		Backups:   f.backups,
 		Sandboxes: f.sandboxes,
 		Images:    f.images,

@@ -29,6 +29,9 @@ type Runtime struct {
 	OnStart  func(ctx context.Context, id string) error
 	OnRemove func(ctx context.Context, id string) error
 	OnAttach func(ctx context.Context, id string) error
+	OnUsage  func(ctx context.Context, id string) error
+	// OnResolveImage gets the name of the image.
+	OnResolveImage func(ctx context.Context, image string) error
 
 	mu  sync.Mutex
 	vms map[string]*vm
@@ -169,7 +172,12 @@ func (s *stream) Close() error {
 }
 
 // Usage implements sandbox.Runtime. It returns the same usage for every microVM.
-func (r *Runtime) Usage(_ context.Context, id string) (sandbox.Usage, error) {
+func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
+	if r.OnUsage != nil {
+		if err := r.OnUsage(ctx, id); err != nil {
+			return sandbox.Usage{}, err
+		}
+	}
 	if v := r.vm(id); v == nil || !v.alive() {
 		return sandbox.Usage{}, fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)
 	}
@@ -177,7 +185,12 @@ func (r *Runtime) Usage(_ context.Context, id string) (sandbox.Usage, error) {
 }
 
 // ResolveImage implements sandbox.Runtime.
-func (r *Runtime) ResolveImage(_ context.Context, image string) error {
+func (r *Runtime) ResolveImage(ctx context.Context, image string) error {
+	if r.OnResolveImage != nil {
+		if err := r.OnResolveImage(ctx, image); err != nil {
+			return err
+		}
+	}
 	if image == AbsentImage {
 		return fmt.Errorf("image %q: %w", image, errdefs.ErrNotFound)
 	}
