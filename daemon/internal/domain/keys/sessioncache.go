@@ -50,9 +50,12 @@ func (c *sessionCache) find(token string) *session {
 
 func (c *sessionCache) hash(token string) uint64 { return maphash.String(c.seed, token) }
 
-// openSession opens a session for a live key that has none, and returns its principal. The caller holds key.checking, so
-// that nothing else opens one, and keySet.mu.
+// openSession opens a session for a live key and returns its principal. If the key already has a session, openSession
+// returns the principal of that one. The caller holds keySet.mu.
 func (ks *keySet) openSession(k *key, token string) Principal {
+	if k.session != nil {
+		return k.session.principal
+	}
 	alive, cancel := context.WithCancelCause(context.Background())
 	s := &session{
 		key: k,
