@@ -103,6 +103,9 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		AuditEntries:        s.store.AuditHead().Seq,
 		Warnings:            settingWarnings(s.cfg, s.address),
 	}
+	if warning := s.store.Space().Warning(); warning != "" {
+		st.Warnings = append(st.Warnings, warning)
+	}
 	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, err.Error())
 	}

@@ -40,8 +40,8 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at once or per second, too many bad keys, a quota was reached, or a run printed too much",
-		"wait as long as `Retry-After` says; if it is absent, a run was interrupted because it printed too much: print less",
+		"too many requests at once or per second, too many bad keys, a quota was reached, a run printed too much, or the server's disk is almost full",
+		"wait as long as `Retry-After` says; if it is absent, trying again does not help: print less, or stop sandboxes that have written much",
 	},
 	{
 		CodeRunTimeout, "run_timeout", []int{504},

@@ -63,12 +63,13 @@ func TestUpgradeKeepsKeys(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if namespace := keyClaims(t, keys["live-namespace"]).Namespace; namespace == "" {
-				t.Error("key live-namespace is not limited to a namespace")
-			} else {
-				s.mustCall(t, keys["live-namespace"], "sandbox.metrics.get", params{"namespace": namespace}, nil)
-				s.wantError(t, keys["live-namespace"], "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, namespace)
+			limited, namespace := keys["live-limited"], "team-alpha"
+			if limited == "" { // the fixture of schema 1 has another key
+				limited = keys["live-namespace"]
+				namespace = keyClaims(t, limited).Namespace
 			}
+			s.mustCall(t, limited, "sandbox.metrics.get", params{"namespace": namespace}, nil)
+			s.wantError(t, limited, "sandbox.metrics.get", params{"namespace": "elsewhere"}, 403, -32004, namespace)
 			if ok, err := s.accepts(s.newKey(t)); !ok || err != nil {
 				t.Errorf("new key: accepted: %t, error %v", ok, err)
 			}

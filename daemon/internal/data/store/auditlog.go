@@ -251,12 +251,16 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err != nil {
 		return l.unwritable(err)
 	}
+	if !strict { // add each problem at once, because the next attempt would not find it after a repair
+		l.addProblems(problem)
+	}
 	changed, err := l.rewriteLines(start, expected.lines)
 	if err != nil {
 		return l.unwritable(err)
 	}
 	if changed && problem == nil && l.caughtUp && !l.unsynced && !l.behind {
 		problem = l.altered("the entries after %d were removed or changed; msbd has written them again", expected.before.Seq)
+		l.addProblems(problem)
 	}
 	l.outboxed = len(out.lines) > 0
 	end := logEnd{Head: expected.end.Head, Size: start + int64(len(expected.lines))}
@@ -272,13 +276,17 @@ func (l *auditLog) catchUp(strict bool) error {
 		end = extended
 	}
 	if size > end.Size {
-		problem = errors.Join(problem, l.altered("another program wrote to it after entry %d", end.Seq))
+		foreign := l.altered("another program wrote to it after entry %d", end.Seq)
+		problem = errors.Join(problem, foreign)
+		if !strict {
+			l.addProblems(foreign)
+		}
 		end.Size = size
 	}
 	if err := errors.Join(rollback, problem); strict && err != nil {
 		return err
 	}
-	l.addProblems(rollback, problem)
+	l.addProblems(rollback)
 	if end != out.end {
 		if err := l.acceptEnd(out.end, &end, adopted, rollback != nil); err != nil {
 			return err
@@ -300,7 +308,7 @@ func (l *auditLog) addProblems(problems ...error) {
 		if err == nil {
 			continue
 		}
-		text := strings.TrimSuffix(err.Error(), ": "+errdefs.ErrDataLoss.Error())
+		text := strings.TrimSuffix(strings.ReplaceAll(err.Error(), "\n", "; "), ": "+errdefs.ErrDataLoss.Error())
 		if !slices.Contains(l.problems, text) && len(l.problems) < maxProblems {
 			l.problems = append(l.problems, text)
 			l.unsaved = true

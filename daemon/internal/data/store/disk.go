@@ -40,6 +40,17 @@ type Space struct {
 	FreeBytes, FreeInodes uint64
 	// TotalBytes and TotalInodes are the size of the disk. TotalInodes is 0 if the file system has no fixed number.
 	TotalBytes, TotalInodes uint64
+	// Ballast is how much the ballast file occupies, in bytes.
+	Ballast uint64
+}
+
+// Warning returns a warning if the disk has less space in reserve than it should, or "".
+func (s Space) Warning() string {
+	if s.Ballast >= s.reserve() {
+		return ""
+	}
+	return fmt.Sprintf("only %s of %s of disk space are in reserve, so it may be impossible to stop sandboxes or to revoke keys when the disk is full: "+
+		"the reserve is completed when there is enough free space, on file systems that can reserve space", mib(s.Ballast), mib(s.reserve()))
 }
 
 // reserve returns the size of the ballast file in bytes: 5 % of the disk, but at most maxBallast.
@@ -126,6 +137,10 @@ func (d *disk) probe() error {
 		if space, err = d.measure(); err != nil {
 			return err
 		}
+	}
+	if f, allocated, err := d.open(0); err == nil {
+		space.Ballast = allocated
+		f.Close()
 	}
 	d.space = space
 	return nil

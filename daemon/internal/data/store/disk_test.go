@@ -81,8 +81,8 @@ func TestBallast(t *testing.T) {
 	if got := allocated(t, path); got != 10<<20 {
 		t.Errorf("the ballast has %d bytes, want 5 %% of the disk", got)
 	}
-	if err := errors.Join(s.Health(), s.CheckSpace()); err != nil {
-		t.Errorf("on a disk with room: %v", err)
+	if err := errors.Join(s.Health(), s.CheckSpace()); err != nil || s.Space().Warning() != "" {
+		t.Errorf("on a disk with room: %v, warning %q", err, s.Space().Warning())
 	}
 	if s.MakeRoom() {
 		t.Error("MakeRoom released ballast on a disk with room")
@@ -119,6 +119,9 @@ func TestBallast(t *testing.T) {
 		t.Errorf("the ballast has %d bytes after all of it was released", got)
 	}
 	probe(t, s)
+	if warning := s.Space().Warning(); !strings.Contains(warning, "only 0.0 MiB of 10.0 MiB") {
+		t.Errorf("the warning is %q, want it to say that nothing is in reserve", warning)
+	}
 	if got := allocated(t, path); got != 0 {
 		t.Errorf("the ballast took the last %d bytes of the disk", got)
 	}
