@@ -104,6 +104,9 @@ func TestOpenOwn(t *testing.T) {
 		"kernel thread":               {2, AnyProgram, yes, false},
 		"does not exist":              {1 << 22, AnyProgram, yes, false},
 	}
+	if _, err := os.Stat("/proc/2/exe"); err == nil { // in a container, process 2 is any process
+		delete(tests, "kernel thread")
+	}
 	copyProgram(t, path("upgraded"), 0o755) // now it is another file
 	if err := os.Remove(path("removed")); err != nil {
 		t.Fatal(err)
