@@ -40,6 +40,8 @@ const (
 	// taskDeleteTimeout bounds how long containerd may take to notice that the processes have been killed. Only then
 	// does it let the task be deleted.
 	taskDeleteTimeout = 20 * time.Second
+	// deleteTimeout bounds how long a removal waits until the files of a sandbox are deleted.
+	deleteTimeout = 20 * time.Second
 	// containerdTimeout bounds how long a removal waits for a containerd that has died and is being restarted.
 	containerdTimeout = 30 * time.Second
 	// stateTimeout bounds how long List asks a shim for the state of its task.
@@ -226,8 +228,11 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 }
 
 // deleteLayer deletes what a sandbox has written, directly in its writable layer. containerd needs free disk space to remove
-// a snapshot, and deletes its files only later.
+// a snapshot, and deletes its files only later. If there are so many files that their deletion takes longer than
+// deleteTimeout, deleteLayer leaves the rest to containerd.
 func (r *Runtime) deleteLayer(ctx context.Context, id string) error {
+	limited, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
 	mounts, err := r.Client.SnapshotService(ctrd.Snapshotter).Mounts(ctx, id)
 	if err != nil {
 		return err
@@ -235,7 +240,10 @@ func (r *Runtime) deleteLayer(ctx context.Context, id string) error {
 	for _, mount := range mounts {
 		for _, option := range mount.Options {
 			if layer, ok := strings.CutPrefix(option, "upperdir="); ok {
-				if err := deleteTree(ctx, layer); err != nil {
+				err := deleteTree(limited, layer)
+				if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+					r.Log.Info("deleting the files of a sandbox takes long; containerd deletes the rest", "sandbox", id)
+				} else if err != nil {
 					return err
 				}
 			}
