@@ -347,7 +347,7 @@ func TestPlantedProcesses(t *testing.T) {
 					}
 				}
 			}
-			plant() // and with greater ones
+			plant()                                                                   // and with greater ones
 			startMarkedProcess(t, nobody, "/bin/sleep", roleQEMU, h.dir("sb-absent")) // of a VM that does not exist
 			h.stop()
 
