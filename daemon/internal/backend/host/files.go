@@ -19,20 +19,22 @@ const (
 	minFiles = 1 << 12
 )
 
-// RaiseFileLimit raises the soft and the hard limit of open files of this process, as far as it may, and returns the
-// new limit. Processes that it starts inherit it: containerd, and through it Kata's shims and their virtiofsd, and the
-// virtiofsd of the hypervisor service. It returns errdefs.ErrFailedPrecondition if the limit is too low to run
-// sandboxes.
+// RaiseFileLimit raises the soft limit of open files of this process to wantedFiles, and the hard limit if it is lower, as
+// far as it may, and returns the new soft limit. Processes that it starts inherit it: containerd, and through it Kata's
+// shims and their virtiofsd, and the virtiofsd of the hypervisor service. It returns errdefs.ErrFailedPrecondition if the
+// limit is too low to run sandboxes.
 func RaiseFileLimit() (uint64, error) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return 0, fmt.Errorf("read the limit of open files: %w", err)
 	}
+	// A hard limit may be a thousand times wantedFiles. Go has raised this process's soft limit to it. Child processes must
+	// not inherit that, because some programs allocate memory for each possible descriptor, or close all of them.
+	wanted := syscall.Rlimit{Cur: wantedFiles, Max: max(limit.Max, wantedFiles)}
 	// Only root with CAP_SYS_RESOURCE may raise the hard limit, and not beyond fs.nr_open. Use syscall.Setrlimit, not
 	// unix.Setrlimit: otherwise Go would give child processes the old soft limit.
-	wanted := max(limit.Max, wantedFiles)
-	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: wanted, Max: wanted}) == nil {
-		return wanted, nil
+	if syscall.Setrlimit(syscall.RLIMIT_NOFILE, &wanted) == nil {
+		return wanted.Cur, nil
 	}
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: limit.Max, Max: limit.Max}); err != nil {
 		return 0, fmt.Errorf("raise the limit of open files: %w", err)

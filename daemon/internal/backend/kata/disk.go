@@ -21,8 +21,9 @@ const (
 	diskTimeout = time.Minute
 	// diskMemory is how long a result is kept after it could be measured again.
 	diskMemory = time.Hour
-	// diskPatience is how long a caller waits for a measurement before it gets the previous result.
-	diskPatience = 3 * time.Second
+	// diskPatience is how long a caller waits for a measurement before it gets the previous result. It is shorter than the
+	// time that the domain allows for all measurements of a sandbox, so that the others are not lost.
+	diskPatience = time.Second
 )
 
 // errNotMeasured is the result until the first measurement of a sandbox is complete.
@@ -49,8 +50,8 @@ func newDiskMeter(measure func(ctx context.Context, id string) (uint64, error)) 
 }
 
 // usage returns the disk space that sandbox id uses, in bytes. It may be as old as the last measurement took times
-// diskIntervalFactor, or minDiskInterval if that is longer. Only one measurement of a sandbox runs at a time. It continues
-// if the caller does not wait for its end.
+// diskIntervalFactor, or minDiskInterval if that is longer. Only one measurement of a sandbox runs at a time. If it takes
+// longer than diskPatience or ctx, it continues, and usage returns the previous result or errNotMeasured.
 func (m *diskMeter) usage(ctx context.Context, id string) (uint64, error) {
 	m.mu.Lock()
 	last, known := m.results[id]
@@ -81,7 +82,6 @@ func (m *diskMeter) usage(ctx context.Context, id string) (uint64, error) {
 		result := done.Val.(diskResult)
 		return result.bytes, result.err
 	case <-ctx.Done():
-		return 0, context.Cause(ctx)
 	case <-time.After(diskPatience):
 	}
 	if !known {

@@ -54,6 +54,11 @@ func TestDiskMeter(t *testing.T) {
 		}
 		callers.Go(func() { want("during a first walk", "c", 0, errNotMeasured) })
 		callers.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if got, err := m.usage(ctx, "a"); got != 3 || err != nil {
+			t.Errorf("during a walk, with a canceled context: %d, %v; want 3, nil", got, err)
+		}
 		time.Sleep(took)
 		want("after a long walk", "a", 4, nil)
 		want("after a long first walk", "c", 1, nil)

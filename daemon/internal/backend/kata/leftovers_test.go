@@ -1,6 +1,8 @@
 package kata
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -90,5 +92,48 @@ func TestRemoveRefusesFiles(t *testing.T) {
 	wantError(t, removeLeftovers(t.Context(), id), file)
 	if err := os.RemoveAll(filepath.Join(hypervisor.SharedRoot, id)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A sandbox may have nested its directories deeper than msbd has descriptors. The deletion does not need one for each.
+func TestDeleteDeepTree(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layer")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	const few = 500
+	parent, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	for range 2 * few {
+		if err == nil {
+			err = unix.Mkdirat(parent, "d", 0o755)
+		}
+		if err == nil {
+			var child int
+			child, err = unix.Openat(parent, "d", unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			unix.Close(parent)
+			parent = child
+		}
+	}
+	unix.Close(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
+	for range 2 { // a removal may be repeated
+		if err := deleteTree(t.Context(), dir); err != nil || !missing(dir) {
+			t.Errorf("deleteTree: %v, gone: %t", err, missing(dir))
+		}
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := deleteTree(canceled, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("deleteTree with a canceled context: %v, want Canceled", err)
 	}
 }

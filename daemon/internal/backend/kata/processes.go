@@ -53,8 +53,16 @@ func cgroupMembers(id string) (pids []int) {
 	return slices.Compact(pids)
 }
 
-// findProcesses returns the processes of sandbox id. programs are the executables of shims, QEMU and virtiofsd. The
-// caller must close the processes. findProcesses returns them also with an error.
+// hasExecutable reports whether process pid has an executable. A kernel thread has none, and ends with the hypervisor for
+// which it works.
+func hasExecutable(pid int) bool {
+	_, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return err == nil
+}
+
+// findProcesses returns the processes of sandbox id. programs are the executables of shims, QEMU and virtiofsd. Those in
+// the sandbox's cgroups may have any executable and any user, because Kata can be configured to run QEMU as another user.
+// The caller must close the processes. findProcesses returns them also with an error.
 func findProcesses(id string, programs []string) ([]*process.Process, error) {
 	found, err := process.FindOwn(programs, func(pid int) bool {
 		args := process.Arguments(pid)
@@ -62,7 +70,7 @@ func findProcesses(id string, programs []string) ([]*process.Process, error) {
 	})
 	errs := []error{err}
 	for _, pid := range cgroupMembers(id) {
-		p, err := process.OpenOwn(pid, []string{process.AnyProgram}, func(pid int) bool { return inCgroup(pid, id) })
+		p, err := process.OpenIf(pid, func(pid int) bool { return inCgroup(pid, id) && hasExecutable(pid) })
 		if p != nil {
 			found = append(found, p)
 		}
@@ -131,7 +139,7 @@ func findQEMU(id string) (*process.Process, error) {
 	}
 	for field := range strings.FieldsSeq(string(procs)) {
 		pid, _ := strconv.Atoi(field)
-		qemu, err := process.OpenOwn(pid, []string{process.AnyProgram}, func(pid int) bool {
+		qemu, err := process.OpenIf(pid, func(pid int) bool {
 			return inCgroup(pid, id) && isQEMU(process.Arguments(pid), id)
 		})
 		if qemu != nil || err != nil {

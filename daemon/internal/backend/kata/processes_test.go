@@ -2,6 +2,8 @@ package kata
 
 import (
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
@@ -21,7 +23,9 @@ func TestKillProcesses(t *testing.T) {
 		"C virtiofsd":                    startFake(t, "", "-o", "source=/run/kata-containers/shared/sandboxes/"+id+"/shared"),
 		"process in the cgroup":          startFake(t, cgroup),
 		"process in the overhead cgroup": startFake(t, overhead),
+		"QEMU of another user":           startFakeAs(t, 65534, "-name", "sandbox-"+id),
 	}
+	writeFile(t, filepath.Join(cgroup, "cgroup.procs"), strconv.Itoa(ofSandbox["QEMU of another user"].Process.Pid))
 	others := map[string]*exec.Cmd{
 		"shim of another sandbox":        startFake(t, "", "-id", other),
 		"QEMU of another sandbox":        startFake(t, "", "-name", "sandbox-"+other),

@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -29,6 +28,7 @@ import (
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
@@ -40,6 +40,8 @@ const (
 	// taskDeleteTimeout bounds how long containerd may take to notice that the processes have been killed. Only then
 	// does it let the task be deleted.
 	taskDeleteTimeout = 20 * time.Second
+	// deleteTimeout bounds how long a removal waits until the files of a sandbox are deleted.
+	deleteTimeout = 20 * time.Second
 	// containerdTimeout bounds how long a removal waits for a containerd that has died and is being restarted.
 	containerdTimeout = 30 * time.Second
 	// stateTimeout bounds how long List asks a shim for the state of its task.
@@ -201,7 +203,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	killErr := r.killVM(ctx, id)
 	check("kill the microVM", killErr)
 	if killErr == nil {
-		check("delete what the sandbox has written", r.emptyLayer(ctx, id))
+		check("delete what the sandbox has written", r.deleteLayer(ctx, id))
 	}
 	if err == nil {
 		check("delete the container", container.Delete(ctx, containerd.WithSnapshotCleanup))
@@ -225,27 +227,41 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	return errors.Join(errs...)
 }
 
-// emptyLayer deletes what a sandbox has written, directly in its writable layer. containerd needs free disk space to remove
-// a snapshot, and deletes its files only later.
-func (r *Runtime) emptyLayer(ctx context.Context, id string) error {
+// deleteLayer deletes what a sandbox has written, directly in its writable layer. containerd needs free disk space to remove
+// a snapshot, and deletes its files only later. If there are so many files that their deletion takes longer than
+// deleteTimeout, deleteLayer leaves the rest to containerd.
+func (r *Runtime) deleteLayer(ctx context.Context, id string) error {
+	limited, cancel := context.WithTimeout(ctx, deleteTimeout)
+	defer cancel()
 	mounts, err := r.Client.SnapshotService(ctrd.Snapshotter).Mounts(ctx, id)
 	if err != nil {
 		return err
 	}
 	for _, mount := range mounts {
 		for _, option := range mount.Options {
-			layer, ok := strings.CutPrefix(option, "upperdir=")
-			if !ok {
-				continue
-			}
-			entries, err := os.ReadDir(layer)
-			for _, entry := range entries {
-				err = errors.Join(err, os.RemoveAll(filepath.Join(layer, entry.Name())))
-			}
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
+			if layer, ok := strings.CutPrefix(option, "upperdir="); ok {
+				err := deleteTree(limited, layer)
+				if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+					r.Log.Info("deleting the files of a sandbox takes long; containerd deletes the rest", "sandbox", id)
+				} else if err != nil {
+					return err
+				}
 			}
 		}
+	}
+	return nil
+}
+
+// deleteTree deletes dir and everything in it, which a sandbox may have written. os.RemoveAll does not suit, because a
+// sandbox could exhaust the descriptors and the memory of msbd with directories nested a million deep: os.RemoveAll holds
+// a descriptor for each level. rm needs few, and ends with ctx.
+func deleteTree(ctx context.Context, dir string) error {
+	out, err := exec.CommandContext(ctx, "rm", "-rf", "--", dir).CombinedOutput()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("rm: %w: %s", err, bounded.Text(strings.TrimSpace(string(out)), 1<<10))
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package kata
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -14,7 +15,8 @@ import (
 )
 
 // Usage implements sandbox.Runtime. The guest's kernel measures the sandbox's CPU time and memory. The snapshotter
-// measures the disk usage of the sandbox's writable layer, which may be older than the rest; see diskMeter.
+// measures the disk usage of the sandbox's writable layer, which may be older than the rest; see diskMeter. A failure to
+// measure it is logged.
 func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	var u sandbox.Usage
 	ctx = ctrd.InNamespace(ctx)
@@ -45,8 +47,10 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	default:
 		return u, fmt.Errorf("decode metrics: unknown type %T", stats)
 	}
-	if u.DiskBytes, err = r.disk.usage(ctx, id); err != nil {
-		return u, fmt.Errorf("measure disk usage: %w", err)
+	if disk, err := r.disk.usage(ctx, id); err == nil {
+		u.DiskBytes = &disk
+	} else if !errors.Is(err, errNotMeasured) {
+		r.Log.Warn("could not measure the disk usage of the sandbox", "sandbox", id, "err", err)
 	}
 	return u, nil
 }

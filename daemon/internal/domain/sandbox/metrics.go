@@ -92,6 +92,8 @@ func (m *Manager) measure(ctx context.Context, rec Record, out *Metrics) {
 		percent := e.cpuPercent(rec, u.CPUTime, time.Now())
 		out.CPUPercent = &percent
 	}
-	mem, disk := int64(u.MemoryBytes>>20), int64(u.DiskBytes)
-	out.MemoryMiB, out.DiskBytes = &mem, &disk
+	out.MemoryMiB = new(int64(u.MemoryBytes >> 20))
+	if u.DiskBytes != nil {
+		out.DiskBytes = new(int64(*u.DiskBytes))
+	}
 }

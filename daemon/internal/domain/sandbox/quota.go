@@ -6,8 +6,8 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Quota limits the resources that the sandboxes of a tenant namespace, or of the server, may use together. A field that is 0 means no limit.
-// Failed sandboxes do not count.
+// Quota limits the resources that the sandboxes of a tenant namespace, or of the server, may use together. A field that is 0
+// means no limit. Failed sandboxes do not count.
 type Quota struct {
 	Sandboxes, CPUs, MemoryMiB int
 	// Runs limits the runs of code and commands in progress, including those that wait in a queue.
@@ -15,8 +15,8 @@ type Quota struct {
 }
 
 // reserve counts cfg against the quota of e's tenant namespace and against the limits of the server, while a start is in
-// progress. It returns errdefs.ErrResourceExhausted if that exceeds one of them. The caller must hold e's lock, and end the reservation with
-// e.setReserved(nil).
+// progress. It returns errdefs.ErrResourceExhausted if that exceeds one of them. The caller must hold e's lock, and end the
+// reservation with e.setReserved(nil).
 func (m *Manager) reserve(e *entry, cfg Config) error {
 	namespace := e.name.Namespace
 	q := m.Quota(namespace)

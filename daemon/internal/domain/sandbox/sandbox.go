@@ -130,8 +130,9 @@ type Usage struct {
 	CPUTime time.Duration
 	// MemoryBytes is the memory that processes and caches occupy in the guest.
 	MemoryBytes uint64
-	// DiskBytes is the size of the data that the sandbox has written on top of its image.
-	DiskBytes uint64
+	// DiskBytes is the size of the data that the sandbox has written on top of its image. It is nil if it is not known,
+	// for example because the sandbox has so many files that they are still being counted.
+	DiskBytes *uint64
 }
 
 // Runtime manages microVMs. Its errors have an errdefs class.

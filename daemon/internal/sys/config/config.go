@@ -115,8 +115,9 @@ func (c Config) Domains() []string {
 // SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
 
-// Default returns the default configuration. Limits that are 0 in it are derived from the host by Load. For users other than root, the directories are below their home and
-// runtime directories. Package client looks for the admin socket in the same place.
+// Default returns the default configuration. Load derives the limits that are 0 in it from the host. For users other than
+// root, the directories are below their home and runtime directories. Package client looks for the admin socket in the same
+// place.
 func Default() Config {
 	stateDir, runDir := "/var/lib/msb", "/run/msb"
 	if home, err := os.UserHomeDir(); os.Geteuid() != 0 && err == nil {

@@ -13,9 +13,20 @@ import (
 	"syscall"
 )
 
-// AnyProgram is an element of a list of programs that matches every executable. Use it only with a condition that no
-// other user can meet, such as being in a cgroup that only root can move processes to.
-const AnyProgram = "*"
+// OpenIf returns process pid if wanted reports true for it, and otherwise nil. Use it only with a condition that no other
+// user can meet, such as being in a cgroup that only root can move processes to. The caller must close the Process.
+func OpenIf(pid int, wanted func(pid int) bool) (*Process, error) {
+	p, err := Open(pid)
+	if p == nil || err != nil {
+		return nil, err
+	}
+	// The pid is not reused while the process lives. So if it still lives in the end, all that was read is about it.
+	if wanted(pid) && !p.Dead() {
+		return p, nil
+	}
+	p.Close()
+	return nil, nil
+}
 
 // OpenOwn returns process pid if it is one that this server started, and otherwise nil. This is the only place that
 // decides this for a process whose ID was not recorded. Any local user can start a process with any arguments and any
@@ -23,16 +34,7 @@ const AnyProgram = "*"
 // its executable must be one of programs, which are absolute paths. wanted then decides by what the process says about
 // itself. The caller must close the Process.
 func OpenOwn(pid int, programs []string, wanted func(pid int) bool) (*Process, error) {
-	p, err := Open(pid)
-	if p == nil || err != nil {
-		return nil, err
-	}
-	// The pid is not reused while the process lives. So if it still lives in the end, all that was read is about it.
-	if isOwner(pid) && runsOneOf(pid, programs) && wanted(pid) && !p.Dead() {
-		return p, nil
-	}
-	p.Close()
-	return nil, nil
+	return OpenIf(pid, func(pid int) bool { return isOwner(pid) && runsOneOf(pid, programs) && wanted(pid) })
 }
 
 // FindOwn returns all processes of this host for which OpenOwn returns a process. It returns them also with an error.
@@ -82,9 +84,6 @@ func runsOneOf(pid int, programs []string) bool {
 	target, _ := os.Readlink(link)
 	old, replaced := strings.CutSuffix(target, " (deleted)")
 	return slices.ContainsFunc(programs, func(program string) bool {
-		if program == AnyProgram {
-			return true
-		}
 		file, err := os.Stat(program)
 		if err == nil && os.SameFile(exe, file) {
 			return true

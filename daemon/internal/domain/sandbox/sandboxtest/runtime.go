@@ -181,7 +181,7 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	if v := r.vm(id); v == nil || !v.alive() {
 		return sandbox.Usage{}, fmt.Errorf("find the microVM %s: %w", id, errdefs.ErrNotFound)
 	}
-	return sandbox.Usage{CPUTime: time.Second, MemoryBytes: 5 << 20, DiskBytes: 77}, nil
+	return sandbox.Usage{CPUTime: time.Second, MemoryBytes: 5 << 20, DiskBytes: new(uint64(77))}, nil
 }
 
 // ResolveImage implements sandbox.Runtime.
