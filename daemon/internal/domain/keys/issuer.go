@@ -158,7 +158,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 			i.reportSuspects()
 		case <-watch.C:
 			if i.clock.stepped() {
-				i.keys.expireAll()
+				i.keys.refreshAll()
 			}
 		case <-ctx.Done():
 			i.saveUsage()
