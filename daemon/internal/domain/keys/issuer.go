@@ -115,8 +115,7 @@ func (i *Issuer) commit(c Change) error {
 	if err := i.store.CommitKeys(c); err != nil {
 		return err
 	}
-	i.keys.put(c.Put...)
-	i.keys.remove(c.Delete...)
+	i.keys.apply(c.Delete, c.Put)
 	return nil
 }
 

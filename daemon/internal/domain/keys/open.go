@@ -63,13 +63,14 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 	} else if saved.Latest.After(c.time()) {
 		change.Clock = c.time()
 	}
-	marked, live := i.adopt(ring, c.time())
+	marked, forgotten, live := i.adopt(ring, c.time())
+	change.Delete = forgotten
 	if len(marked) > 0 {
 		i.log.Warn("the API keys of earlier signing keys are invalid now", "count", live, "signing_key_id", ring.keyID)
 		change.Put = marked
 		change.Events = []audit.Event{invalidateEvent(audit.ActorServer, ring, live)}
 	}
-	if len(marked) > 0 || !change.Clock.IsZero() {
+	if len(marked) > 0 || len(forgotten) > 0 || !change.Clock.IsZero() {
 		if err := opts.Store.CommitKeys(change); err != nil {
 			return nil, nil, fmt.Errorf("mark the API keys of earlier signing keys as revoked: %w", err)
 		}

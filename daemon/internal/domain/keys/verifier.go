@@ -161,7 +161,10 @@ func (ks *keySet) match(id *identity, payload []byte, now time.Time) (*key, *rej
 	}
 	k, ok := ks.byID[keyID]
 	if !ok {
-		// An earlier version may have removed the record of an expired key without a trace.
+		if _, pruned := ks.pruned[keyID]; pruned {
+			return nil, &rejection{cause: causePruned, keyID: keyID}
+		}
+		// Prune leaves no trace of an expired key.
 		if reached(claimedExpiry(payload), now) {
 			return nil, errExpired
 		}
