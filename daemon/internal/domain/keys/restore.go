@@ -148,9 +148,11 @@ func (r Record) withoutReset(signingKeyID string) Record {
 }
 
 // withRevocationOf returns r with the earlier of its own revocation and that of other, which is another version of the
-// same record. It also takes ReplacedBy from other if r has none.
+// same record. If one of them is a tombstone, so is the result. It also takes ReplacedBy from other if r has none.
 func (r Record) withRevocationOf(other Record) Record {
-	if !other.RevokedAt.IsZero() && (r.RevokedAt.IsZero() || other.RevokedAt.Before(r.RevokedAt)) {
+	switch {
+	case r.Revocation == Pruned, other.RevokedAt.IsZero():
+	case other.Revocation == Pruned, r.RevokedAt.IsZero(), other.RevokedAt.Before(r.RevokedAt):
 		r.RevokedAt, r.Revocation = other.RevokedAt, other.Revocation
 	}
 	if r.ReplacedBy == "" {
