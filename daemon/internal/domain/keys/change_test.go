@@ -318,6 +318,12 @@ func TestPrunedKeysStayKnown(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.saveUsage()
+	revoked := snapshot(t, i)
+	for n := range revoked.records { // the prune comes later
+		if r := &revoked.records[n]; !r.RevokedAt.IsZero() {
+			r.RevokedAt = r.RevokedAt.Add(-time.Second)
+		}
+	}
 	if dead, err := i.Prune(t.Context(), "", false, 0); err != nil || len(dead) != 2 {
 		t.Fatalf("Prune returns %d keys, %v", len(dead), err)
 	}
@@ -352,6 +358,8 @@ func TestPrunedKeysStayKnown(t *testing.T) {
 	check("after a restart")
 	restore(t, i, early)
 	check("after a restore of a backup in which the keys are live")
+	restore(t, i, revoked)
+	check("after a restore of a backup in which the keys are revoked")
 	late := snapshot(t, i)
 	late.records = slices.Collect(maps.Values(store.Records())) // as in a file of the store
 
@@ -366,6 +374,11 @@ func TestPrunedKeysStayKnown(t *testing.T) {
 	accepted(t, v, token)
 	restore(t, i, late)
 	check("on a server that still had the keys")
+	store, path = NewMemory(), keyringPath(t)
+	i, v = openIssuer(t, store, path)
+	restore(t, i, revoked)
+	restore(t, i, late)
+	check("on a server on which the keys were only revoked")
 
 	reset(t, i)
 	if len(i.keys.tombstones()) != 0 {

@@ -50,8 +50,8 @@ func decodeBody(buffer []byte, body string) []byte {
 }
 
 // checkForm refuses a string that cannot be one of our tokens, and returns the encoded body and footer of one that can.
-// The body is at least as long as a signature. checkForm uses no cryptography and allocates nothing. The library alone would accept some 15 other spellings of each token,
-// skip newlines, and spend tens of milliseconds on a megabyte of dots.
+// The body is at least as long as a signature. checkForm uses no cryptography and allocates nothing. The library alone
+// would accept some 15 other spellings of each token, skip newlines, and spend tens of milliseconds on a megabyte of dots.
 func checkForm(token string) (body, footer string, err *rejection) {
 	if len(token) > maxLength {
 		return "", "", errTooLong

@@ -12,8 +12,8 @@ type rejection struct {
 	cause string
 	// keyID is the id of the key that the token names, if the server knows it. The signature need not be valid.
 	keyID string
-	// suspicious reports whether the cause does not occur with a token that this server has issued, so that a valid
-	// signature means that somebody else uses the signing key.
+	// suspicious reports whether the cause does not occur with the token of a key that this server has issued and not
+	// pruned, so that a valid signature suggests that somebody else uses the signing key.
 	suspicious bool
 }
 
@@ -42,7 +42,7 @@ var (
 )
 
 // The causes of rejections of tokens that name the current signing key. The first four do not occur with a key that
-// this server has issued.
+// this server has issued and not pruned.
 const (
 	causeClaims   = "the claims do not have the form that this server writes"
 	causeUnknown  = "this server has no record of the key"

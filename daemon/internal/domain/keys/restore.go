@@ -74,7 +74,7 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 		return 0, 0, saveErr
 	}
 	_, forgotten, _ := i.adopt(ring, now)
-	if latest, ok := latestTime(after, ring.keyID); ok {
+	if latest, ok := latestTime(newTimes(before, after), ring.keyID); ok {
 		i.clock.advance(latest)
 	}
 	c := Change{Delete: forgotten, Put: after}
@@ -87,6 +87,22 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	}
 	i.log.Warn("API keys were restored from a backup", "live", live, "invalidated", invalidated, "signing_key_id", ring.keyID)
 	return live, invalidated, saveErr
+}
+
+// newTimes returns the records in after, but without the creation times of those keys that are also in before. The server
+// has used these times. If it uses an earlier time now, an administrator has accepted that one.
+func newTimes(before, after []Record) []Record {
+	known := make(map[string]bool, len(before))
+	for _, r := range before {
+		known[r.ID] = true
+	}
+	after = slices.Clone(after)
+	for n, r := range after {
+		if known[r.ID] {
+			after[n].CreatedAt = time.Time{}
+		}
+	}
+	return after
 }
 
 // checkRecords returns an error if records contains a record that no store can have held, or the same id twice.
@@ -148,9 +164,11 @@ func (r Record) withoutReset(signingKeyID string) Record {
 }
 
 // withRevocationOf returns r with the earlier of its own revocation and that of other, which is another version of the
-// same record. It also takes ReplacedBy from other if r has none.
+// same record. If one of them is a tombstone, so is the result. It also takes ReplacedBy from other if r has none.
 func (r Record) withRevocationOf(other Record) Record {
-	if !other.RevokedAt.IsZero() && (r.RevokedAt.IsZero() || other.RevokedAt.Before(r.RevokedAt)) {
+	switch {
+	case r.Revocation == Pruned, other.RevokedAt.IsZero():
+	case other.Revocation == Pruned, r.RevokedAt.IsZero(), other.RevokedAt.Before(r.RevokedAt):
 		r.RevokedAt, r.Revocation = other.RevokedAt, other.Revocation
 	}
 	if r.ReplacedBy == "" {

@@ -124,14 +124,13 @@ func (ks *keySet) expire(s *session) {
 	}
 }
 
-// expireAll refreshes every session whose key has expired. It is needed only after the clock was set forward, because
-// otherwise the timers of the sessions do this.
-func (ks *keySet) expireAll() {
-	now := ks.clock.now()
+// refreshAll refreshes every session. It is needed only after the clock was set forward or back, because the timers of the
+// sessions then fire at the wrong time.
+func (ks *keySet) refreshAll() {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	for _, k := range ks.byAge {
-		if k.session != nil && k.session.until.Load() <= now {
+		if k.session != nil {
 			ks.refreshSession(k)
 		}
 	}

@@ -50,8 +50,9 @@ func (greedySandboxes) RunCommand(ctx context.Context, _ sandbox.Name, c sandbox
 	}}, nil
 }
 
-// A single key does its worst: it makes many requests at a time, in a soak 256, through every door, with the longest bodies and outputs, and
-// does not read many of the responses. The memory stays within a limit, and other keys are served.
+// A single key does its worst: it makes many requests at a time, in a soak 256, through every door, with the longest
+// bodies and outputs, and does not read many of the responses. The memory stays within a limit, and other keys are
+// served.
 func TestGreedyKey(t *testing.T) {
 	rounds, inFlight := 1, 128
 	if soak() {
