@@ -169,12 +169,12 @@ try:
     print("opened", portal)
 except OSError:
     pass
-os.mknod("/root/console", 0o020600, os.makedev(5, 1)) # the guest's console, which the host logs
+os.mknod("/dev/c0", 0o020600, os.makedev(5, 1)) # the guest's console, which the host logs
 try:
-    open("/root/console", "wb")
+    open("/dev/c0", "wb")
     print("opened the console")
 except PermissionError:
-    os.unlink("/root/console")
+    os.unlink("/dev/c0")
 `).text("stdout")
 	if want := "[['0', '0', '0', '0'], ['0', '0', '0', '0'], ['0'], ['0']] True True\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)

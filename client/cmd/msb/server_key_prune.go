@@ -8,10 +8,11 @@ import (
 )
 
 var keyPrune = &cli.Command{
-	Name:        "prune",
-	Usage:       "delete the records of expired and revoked API keys",
-	UsageText:   "msb server key prune [options]",
-	Description: "The deleted records are listed. The keys remain invalid, and their entries in the audit log remain.",
+	Name:      "prune",
+	Usage:     "delete the records of expired and revoked API keys",
+	UsageText: "msb server key prune [options]",
+	Description: "The deleted records are listed. The keys remain invalid, and their entries in the audit log remain. Of each\n" +
+		"revoked key, the server keeps the id, so that its use causes no alarm.",
 	Flags: []cli.Flag{
 		&cli.StringFlag{Name: "dead-for", Usage: "delete only records of keys that have been expired or revoked for at least `DURATION`, such as 30d (default: all)"},
 		&cli.BoolFlag{Name: "dry-run", Usage: "list the records that would be deleted, and delete none"},

@@ -288,11 +288,14 @@ func TestOutputBetweenRuns(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).connect(t)
 	for language, code := range map[sandbox.Language]string{
-		sandbox.Python: "import threading\ngo = threading.Event()\ndef late():\n    go.wait()\n    print('late', flush=True)\n    open(%q, 'w').close()\nt = threading.Thread(target=late)\nt.start()\nn = threading.Timer(0.05, go.set).start()",
-		sandbox.Node:   "void setTimeout(() => { console.log('late'); fs.writeFileSync(%q, '') }, 50)",
+		sandbox.Python: "import threading\ndef late():\n    open(%q).read()\n    print('late', flush=True)\n    open(%q, 'w').close()\nt = threading.Thread(target=late).start()",
+		sandbox.Node:   "fs.readFile(%q, () => { console.log('late'); fs.writeFileSync(%q, '') })",
 	} {
-		printed := fifo(t)
-		expect(t, c, language, fmt.Sprintf(code, printed), true, "")
+		ended, printed := fifo(t), fifo(t)
+		expect(t, c, language, fmt.Sprintf(code, ended, printed), true, "")
+		if err := os.WriteFile(ended, nil, 0); err != nil { // waits for the reader
+			t.Fatal(err)
+		}
 		wait(t, printed)
 		expect(t, c, language, "1", true, "stdout: late\nstdout: 1\n")
 	}

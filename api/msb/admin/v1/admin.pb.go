@@ -86,8 +86,8 @@ const (
 	GetStatusResponse_DAEMON_STATE_RECOVERING  GetStatusResponse_DaemonState = 2
 	GetStatusResponse_DAEMON_STATE_READY       GetStatusResponse_DaemonState = 3
 	GetStatusResponse_DAEMON_STATE_DRAINING    GetStatusResponse_DaemonState = 4
-	// Calls that change something fail. Only RevokeKey, AcceptClock, Reset, StopSandbox and Shutdown are still tried. degraded_reasons says why
-	// the server is degraded.
+	// Calls that change something fail. Only RevokeKey, AcceptClock, Reset, StopSandbox and Shutdown are still tried.
+	// degraded_reasons says why the server is degraded.
 	GetStatusResponse_DAEMON_STATE_DEGRADED GetStatusResponse_DaemonState = 5
 )
 

@@ -68,7 +68,7 @@ type AdminServiceClient interface {
 	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(ctx context.Context, in *PruneKeysRequest, opts ...grpc.CallOption) (*PruneKeysResponse, error)
 	// AcceptClock makes the server use the time of the host's clock, although it has used a later time before, or still
-	// waits whether the clock stays ahead. Keys that expired by the later time may become valid again.
+	// waits to see whether the clock stays ahead. Keys that expired by the later time may become valid again.
 	AcceptClock(ctx context.Context, in *AcceptClockRequest, opts ...grpc.CallOption) (*AcceptClockResponse, error)
 	// Reset replaces the signing key. When the response is sent, the server already rejects all keys that existed.
 	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetResponse, error)
@@ -354,7 +354,7 @@ type AdminServiceServer interface {
 	// PruneKeys deletes the records of expired and revoked keys.
 	PruneKeys(context.Context, *PruneKeysRequest) (*PruneKeysResponse, error)
 	// AcceptClock makes the server use the time of the host's clock, although it has used a later time before, or still
-	// waits whether the clock stays ahead. Keys that expired by the later time may become valid again.
+	// waits to see whether the clock stays ahead. Keys that expired by the later time may become valid again.
 	AcceptClock(context.Context, *AcceptClockRequest) (*AcceptClockResponse, error)
 	// Reset replaces the signing key. When the response is sent, the server already rejects all keys that existed.
 	Reset(context.Context, *ResetRequest) (*ResetResponse, error)

@@ -32,7 +32,6 @@ var errNotMeasured = errors.New("its files are still being counted")
 // A diskMeter measures how much disk space sandboxes use. It remembers the results.
 type diskMeter struct {
 	measure func(ctx context.Context, id string) (uint64, error)
-	now     func() time.Time
 	running singleflight.Group // by sandbox id
 
 	mu      sync.Mutex
@@ -46,7 +45,7 @@ type diskResult struct {
 }
 
 func newDiskMeter(measure func(ctx context.Context, id string) (uint64, error)) *diskMeter {
-	return &diskMeter{measure: measure, now: time.Now, results: map[string]diskResult{}}
+	return &diskMeter{measure: measure, results: map[string]diskResult{}}
 }
 
 // usage returns the disk space that sandbox id uses, in bytes. It may be as old as the last measurement took times
@@ -56,7 +55,7 @@ func (m *diskMeter) usage(ctx context.Context, id string) (uint64, error) {
 	m.mu.Lock()
 	last, known := m.results[id]
 	m.mu.Unlock()
-	start := m.now()
+	start := time.Now()
 	if known && start.Before(last.next) {
 		return last.bytes, last.err
 	}
@@ -68,7 +67,7 @@ func (m *diskMeter) usage(ctx context.Context, id string) (uint64, error) {
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		now := m.now()
+		now := time.Now()
 		result := diskResult{bytes: bytes, err: err, next: now.Add(max(minDiskInterval, diskIntervalFactor*now.Sub(start)))}
 		m.mu.Lock()
 		defer m.mu.Unlock()

@@ -34,10 +34,10 @@ func TestDiskMeter(t *testing.T) {
 			}
 		}
 		want("first", "a", 1, nil)
-		time.Sleep(minDiskInterval - 1)
+		time.Sleep(minDiskInterval - time.Nanosecond)
 		want("remembered", "a", 1, nil)
 		want("another sandbox", "b", 1, nil)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		want("measured again", "a", 2, nil)
 		time.Sleep(2 * diskMemory)
 		want("measured after a long time", "a", 3, nil)

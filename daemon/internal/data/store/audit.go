@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/ctxio"
 )
 
@@ -60,7 +61,7 @@ func (s *Store) AcknowledgeAudit(ctx context.Context, by uint32) (problems []str
 	}
 	detail := map[string]string{}
 	for i, problem := range problems {
-		detail[fmt.Sprint("problem_", i+1)] = problem[:min(len(problem), audit.MaxLine/4/maxProblems)]
+		detail[fmt.Sprint("problem_", i+1)] = bounded.Text(problem, audit.MaxLine/4/maxProblems)
 	}
 	// The write may find further problems, which stay.
 	others := func() []string {

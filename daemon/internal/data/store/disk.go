@@ -171,7 +171,7 @@ func (d *disk) release() bool {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil || allocated == 0 {
+	if err != nil || allocated == 0 || info.Size() == 0 { // some file systems allocate blocks even for an empty file
 		return false
 	}
 	// A part has at least 1 MiB, because less than that is of no use.

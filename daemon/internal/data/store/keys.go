@@ -63,16 +63,16 @@ func (s *Store) CommitKeys(c keys.Change) error {
 		}
 	}
 	return s.writes.update(func(change *change) error {
-		for _, r := range records {
-			if err := change.put(r); err != nil {
-				return err
-			}
-		}
 		for _, id := range c.Delete {
 			for _, bucket := range [][]byte{keyBucket, usageBucket} {
 				if err := change.delete(bucket, id); err != nil {
 					return err
 				}
+			}
+		}
+		for _, r := range records {
+			if err := change.put(r); err != nil {
+				return err
 			}
 		}
 		if c.Clock.IsZero() {

@@ -158,21 +158,20 @@ func (l *auditLog) placeSegment() error {
 // the last entry that the store knows. A segment is adopted only if the chain leads from the log before the current file,
 // over head, to the last entry of the segment.
 func (l *auditLog) adoptSegments(head audit.Head) (adopted []segment, err error) {
-	paths, err := filepath.Glob(filepath.Join(l.dir, "audit-*.jsonl"))
+	files, err := os.ReadDir(l.dir)
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(paths)
 	base, known := l.base(), false
-	for _, path := range paths {
+	for _, file := range files { // sorted by name, and so by number
 		var first, last uint64
-		name := filepath.Base(path)
+		name := file.Name()
 		if _, err := fmt.Sscanf(name, segmentPattern, &first, &last); err != nil || first != base.Seq+1 {
 			continue
 		}
 		known = known || head == base
 		seg := segment{First: first, Last: base, SealedAt: time.Now().UTC().Truncate(time.Second)}
-		f, err := openFileToRead(path)
+		f, err := openFileToRead(filepath.Join(l.dir, name))
 		if err != nil {
 			return nil, err
 		}

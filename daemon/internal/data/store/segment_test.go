@@ -251,7 +251,7 @@ func TestSealWithoutRename(t *testing.T) {
 // An older copy of the store does not know the segments that were sealed since. They remain part of the log.
 func TestRollbackBeforeASeal(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	dir := filepath.Join(t.TempDir(), "[state") // not a pattern
 	path := filepath.Join(dir, fileName)
 	s := open(t, dir)
 	logEvents(t, s, "a", "b")

@@ -52,7 +52,7 @@ func (i *Issuer) AcceptClock(ctx context.Context, dryRun bool, by uint32) (Clock
 	}
 	i.keys.put(put...)
 	i.clock.accept()
-	i.keys.expireAll()
+	i.keys.refreshAll()
 	i.log.Warn("the time of the host's clock was accepted", "from", c.From, "to", c.To,
 		"revived", c.Revived, "expired", c.Expired, "revoked", c.Revoked)
 	return c, nil

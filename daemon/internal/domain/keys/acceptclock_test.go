@@ -169,3 +169,29 @@ func TestAcceptClockThatIsAhead(t *testing.T) {
 		t.Errorf("the clock is %s ahead", ahead)
 	}
 }
+
+// Keys and tombstones with times in the future do not set the clock forward again when a backup is restored.
+func TestRestoreAfterAcceptClock(t *testing.T) {
+	t.Parallel()
+	w := newWrongClock(t)
+	if _, err := w.i.Prune(t.Context(), "", false, 0); err != nil {
+		t.Fatal(err)
+	}
+	early := snapshot(t, w.i)
+	if _, err := w.i.AcceptClock(t.Context(), false, 0); err != nil {
+		t.Fatal(err)
+	}
+	before := w.live()
+	for _, b := range []struct {
+		when   string
+		backup backup
+	}{{"while the clock was ahead", early}, {"now", snapshot(t, w.i)}} {
+		restore(t, w.i, b.backup)
+		if w.i.ClockBehind() != 0 || !w.i.Now().Equal(w.clock.now()) {
+			t.Errorf("after the restore of a backup made %s, the time is %s, want %s", b.when, w.i.Now(), w.clock.now())
+		}
+		if diff := cmp.Diff(before, w.live()); diff != "" {
+			t.Errorf("after the restore of a backup made %s: %s", b.when, diff)
+		}
+	}
+}

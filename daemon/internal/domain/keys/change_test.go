@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -280,8 +281,8 @@ func TestPrune(t *testing.T) {
 	if diff := cmp.Diff(want, store.TakeEvents()); diff != "" {
 		t.Error(diff)
 	}
-	if _, ok := store.Records()[early.ID]; ok {
-		t.Error("the store still has the pruned key")
+	if r, ok := store.Records()[early.ID]; ok {
+		t.Errorf("the store still has the pruned key, which has expired: %+v", r)
 	}
 	for _, ref := range []string{early.ID, "early", early.ID[:6]} {
 		if k, err := i.Find(ref); !errdefs.IsNotFound(err) {
@@ -298,5 +299,133 @@ func TestPrune(t *testing.T) {
 	accepted(t, v, liveToken)
 	if k, err := i.Find("live"); err != nil || k.ID != live.ID || i.Counts() != (Counts{Live: 2}) {
 		t.Errorf("the live key: %+v, %v; counts are %+v", k, err, i.Counts())
+	}
+}
+
+// A client that still uses a key that was revoked and pruned is refused without an alarm, also after a restart and after
+// the restore of any backup with the same signing key. A reset forgets the key.
+func TestPrunedKeysStayKnown(t *testing.T) {
+	t.Parallel()
+	store, path := NewMemory(), keyringPath(t)
+	i, v := openIssuer(t, store, path)
+	token, r := issue(t, i, IssueRequest{Name: "secret-name", Namespaces: []string{"secret-namespace"}, Expire: "1y"})
+	rotatedToken, rotated := issue(t, i, IssueRequest{})
+	live, _ := issue(t, i, IssueRequest{})
+	accepted(t, v, token)
+	early := snapshot(t, i)
+	revoke(t, i, r.ID)
+	if _, _, _, err := i.Rotate(t.Context(), RotateRequest{Ref: rotated.ID}); err != nil {
+		t.Fatal(err)
+	}
+	i.saveUsage()
+	revoked := snapshot(t, i)
+	for n := range revoked.records { // the prune comes later
+		if r := &revoked.records[n]; !r.RevokedAt.IsZero() {
+			r.RevokedAt = r.RevokedAt.Add(-time.Second)
+		}
+	}
+	if dead, err := i.Prune(t.Context(), "", false, 0); err != nil || len(dead) != 2 {
+		t.Fatalf("Prune returns %d keys, %v", len(dead), err)
+	}
+	check := func(when string) {
+		t.Helper()
+		accepted(t, v, live)
+		for _, token := range []string{token, rotatedToken} {
+			if cause := refused(t, v, token); !strings.Contains(cause, causePruned) {
+				t.Errorf("%s: the logged cause is %q", when, cause)
+			}
+		}
+		if events := i.suspects.take(); events != nil {
+			t.Errorf("%s: alarms: %+v", when, events)
+		}
+		if k, err := i.Find(r.ID); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: the pruned key is found: %+v", when, k)
+		}
+		if n := len(i.keys.records()); n != 2 || i.Counts() != (Counts{Live: 2}) {
+			t.Errorf("%s: there are %d records, counts are %+v", when, n, i.Counts())
+		}
+		kept := store.Records()[r.ID]
+		want := Record{ID: r.ID, CreatedAt: r.CreatedAt, ExpiresAt: r.ExpiresAt, SigningKeyID: r.SigningKeyID, RevokedAt: kept.RevokedAt, Revocation: Pruned}
+		if diff := cmp.Diff(want, kept); diff != "" {
+			t.Errorf("%s: the store has another tombstone: %s", when, diff)
+		}
+	}
+	check("after the prune")
+	if usage, _ := store.Used(); usage[r.ID].Requests != 0 {
+		t.Error("the store still has the usage of the pruned key")
+	}
+	i, v = openIssuer(t, store, path)
+	check("after a restart")
+	restore(t, i, early)
+	check("after a restore of a backup in which the keys are live")
+	restore(t, i, revoked)
+	check("after a restore of a backup in which the keys are revoked")
+	late := snapshot(t, i)
+	late.records = slices.Collect(maps.Values(store.Records())) // as in a file of the store
+
+	// On another server, too, the backup keeps the keys refused, even if that server still has them.
+	store, path = NewMemory(), keyringPath(t)
+	i, v = openIssuer(t, store, path)
+	restore(t, i, late)
+	check("on another server")
+	store, path = NewMemory(), keyringPath(t)
+	i, v = openIssuer(t, store, path)
+	restore(t, i, early)
+	accepted(t, v, token)
+	restore(t, i, late)
+	check("on a server that still had the keys")
+	store, path = NewMemory(), keyringPath(t)
+	i, v = openIssuer(t, store, path)
+	restore(t, i, revoked)
+	restore(t, i, late)
+	check("on a server on which the keys were only revoked")
+
+	reset(t, i)
+	if len(i.keys.tombstones()) != 0 {
+		t.Error("after a reset, there are tombstones")
+	}
+	for id, r := range store.Records() {
+		if r.Revocation == Pruned {
+			t.Errorf("after a reset, the store has a tombstone of %s", id)
+		}
+	}
+	refused(t, v, token)
+}
+
+// The number of tombstones is bounded. Those of keys that have expired in the meantime are dropped first.
+func TestTombstonesAreBounded(t *testing.T) {
+	t.Parallel()
+	store, i, v, clock := newClocked(t)
+	expiring, r := issue(t, i, IssueRequest{Expire: "1h"})
+	revoke(t, i, r.ID)
+	prune := func() {
+		t.Helper()
+		if _, err := i.Prune(t.Context(), "", false, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune()
+	clock.pass(time.Hour)
+	old, r := issue(t, i, IssueRequest{})
+	revoke(t, i, r.ID)
+	prune()
+	if _, ok := store.Records()[r.ID]; !ok || len(store.Records()) != 1 {
+		t.Errorf("the store has %d tombstones, want only that of the key that does not expire", len(store.Records()))
+	}
+	refused(t, v, expiring)
+	clock.pass(time.Minute)
+	dead := make([]Record, maxTombstones)
+	for n := range dead {
+		dead[n] = Record{ID: randomID(), CreatedAt: clock.now(), SigningKeyID: r.SigningKeyID, RevokedAt: clock.now(), Revocation: ByHand}
+	}
+	if err := i.commit(Change{Put: dead}); err != nil {
+		t.Fatal(err)
+	}
+	prune()
+	if n := len(i.keys.tombstones()); n != maxTombstones || len(store.Records()) != maxTombstones {
+		t.Errorf("there are %d tombstones, want %d", n, maxTombstones)
+	}
+	if cause := refused(t, v, old); !strings.Contains(cause, causeUnknown) {
+		t.Errorf("the logged cause for the oldest pruned key is %q", cause)
 	}
 }

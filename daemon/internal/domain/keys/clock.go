@@ -13,7 +13,8 @@ import (
 
 const (
 	// maxCorrection is how far the wall clock may be set back before the server reports that it is behind, and how far it
-	// may be set forward before the server waits whether it stays there. It is more than a time server would correct.
+	// may be set forward before the server waits to see whether it stays there. It is more than a time server would
+	// correct.
 	maxCorrection = 5 * time.Minute
 	// confirmation is how long the wall clock must stay ahead until the server uses its time.
 	confirmation = 5 * time.Minute
@@ -196,8 +197,8 @@ func (c *clock) behind() time.Duration {
 	return behind
 }
 
-// ahead returns how far the wall clock is ahead of the clock while the clock waits whether it stays there, and for how
-// long the clock waits at most if it does. Otherwise ahead is 0.
+// ahead returns how far the wall clock is ahead of the clock while the clock waits to see whether it stays there, and
+// for how long the clock waits at most if it does. Otherwise ahead is 0.
 func (c *clock) ahead() (ahead, wait time.Duration) {
 	c.observe()
 	c.mu.Lock()

@@ -414,7 +414,7 @@ func TestClockAfterInterruptedReset(t *testing.T) {
 }
 
 // If the clock is set forward past the expiry of a key and stays there, the key's requests are cancelled, although the
-// timer of its session has not fired yet.
+// timer of its session has not fired yet. Those of a key that expires later are cancelled when it expires by the new time.
 func TestClockSetForwardCancelsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := newManualClock("2026-01-10T10:00:00Z")
@@ -422,7 +422,7 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 		opts.readClock, opts.asleep = clock.read, clock.slept
 		i, v := openWith(t, opts)
 		token, _ := issue(t, i, IssueRequest{Expire: "1d"})
-		other, _ := issue(t, i, IssueRequest{Expire: "3d"})
+		other, _ := issue(t, i, IssueRequest{Expire: "26h"})
 		ctx, cancel := accepted(t, v, token).Bind(t.Context())
 		defer cancel()
 		otherCtx, cancel := accepted(t, v, other).Bind(t.Context())
@@ -440,6 +440,10 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 		if otherCtx.Err() != nil {
 			t.Error("the context of another key was cancelled as well")
 		}
+		clock.pass(2 * time.Hour)
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		cancelledByRefusal(t, otherCtx)
 	})
 }
 

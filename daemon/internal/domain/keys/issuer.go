@@ -115,8 +115,7 @@ func (i *Issuer) commit(c Change) error {
 	if err := i.store.CommitKeys(c); err != nil {
 		return err
 	}
-	i.keys.put(c.Put...)
-	i.keys.remove(c.Delete...)
+	i.keys.apply(c.Delete, c.Put)
 	return nil
 }
 
@@ -135,7 +134,7 @@ func (i *Issuer) SigningKey() SigningKey {
 func (i *Issuer) ClockBehind() time.Duration { return i.clock.behind() }
 
 // ClockAhead returns how far the wall clock was set forward if the server does not use the new time yet, and for how long
-// it waits whether the wall clock stays there. Otherwise ahead is 0.
+// it waits to see whether the wall clock stays there. Otherwise ahead is 0.
 func (i *Issuer) ClockAhead() (ahead, wait time.Duration) { return i.clock.ahead() }
 
 // Now returns the time that decides whether a key has expired. It goes back only in AcceptClock and in Reset.
@@ -158,7 +157,7 @@ func (i *Issuer) Run(ctx context.Context) error {
 			i.reportSuspects()
 		case <-watch.C:
 			if i.clock.stepped() {
-				i.keys.expireAll()
+				i.keys.refreshAll()
 			}
 		case <-ctx.Done():
 			i.saveUsage()

@@ -74,6 +74,8 @@ const (
 	ByHand     Revocation = "revoked" // an administrator revoked this key
 	ByRotation Revocation = "rotated" // another key replaced this key
 	ByReset    Revocation = "reset"   // the signing key was replaced, which revokes all of its keys
+	// Pruned marks what Prune leaves of the record of a revoked key. See Record.tombstone.
+	Pruned Revocation = "pruned"
 )
 
 // State is the state of a key. Only a Live key is accepted.
@@ -137,7 +139,7 @@ type Store interface {
 
 // Saved is what a Store holds about keys.
 type Saved struct {
-	// Records includes the records of expired and revoked keys.
+	// Records includes the records of expired, revoked and pruned keys.
 	Records []Record
 	// Usage is the usage of the keys, by id.
 	Usage map[string]Usage
@@ -147,10 +149,10 @@ type Saved struct {
 
 // Change is a set of changes that a Store makes together or not at all.
 type Change struct {
-	// Put holds records to add. A record replaces the stored record with the same id.
-	Put []Record
 	// Delete holds the ids of records to remove. Their usage is removed with them.
 	Delete []string
+	// Put holds records to add, after the removals. A record replaces the stored record with the same id.
+	Put []Record
 	// Clock, if not zero, replaces Saved.Latest, even by an earlier time.
 	Clock time.Time
 	// Events are appended to the audit log in this order.

@@ -2,6 +2,7 @@ package keys
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +25,8 @@ type keySet struct {
 	byAge []*key
 	// reserved holds the names of keys that are being created.
 	reserved map[string]struct{}
+	// pruned holds the tombstones of pruned keys, by id. These keys are in none of the fields above.
+	pruned map[string]Record
 }
 
 // key is a key in memory.
@@ -45,6 +48,7 @@ func newKeySet(c *clock, id *identity) *keySet {
 		byName:   make(map[string][]*key),
 		byPrefix: make(map[string][]*key),
 		reserved: make(map[string]struct{}),
+		pruned:   make(map[string]Record),
 	}
 }
 
@@ -65,13 +69,36 @@ func (p position) compare(other position) int {
 // snapshot returns a copy of the key to be used without the lock. The caller holds keySet.mu.
 func (k *key) snapshot() Key { return Key{Record: k.Record, Usage: k.usage.load()} }
 
-// put adds records, and replaces those whose id is already known. If the new record of a key says that the key is
-// refused, put cancels the key's requests.
-func (ks *keySet) put(records ...Record) {
+// apply removes the keys and tombstones with the ids in remove, and then adds the records in put, in one step.
+func (ks *keySet) apply(remove []string, put []Record) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
+	ks.removeLocked(remove)
+	ks.putLocked(put)
+}
+
+// put adds records, and replaces those whose id is already known. If the new record of a key says that the key is
+// refused, put cancels the key's requests.
+func (ks *keySet) put(records ...Record) { ks.apply(nil, records) }
+
+// remove removes keys and tombstones, if they exist, and cancels the requests of the keys.
+func (ks *keySet) remove(ids ...string) { ks.apply(ids, nil) }
+
+// putLocked implements put. The caller holds ks.mu.
+func (ks *keySet) putLocked(records []Record) {
+	var pruned []string
+	for _, r := range records {
+		if r.Revocation == Pruned {
+			pruned = append(pruned, r.ID)
+		}
+	}
+	ks.removeLocked(pruned)
 	var added []*key
 	for _, r := range records {
+		if r.Revocation == Pruned {
+			ks.pruned[r.ID] = r
+			continue
+		}
 		k, known := ks.byID[r.ID]
 		if known {
 			ks.unindexName(k)
@@ -114,23 +141,31 @@ func (ks *keySet) search(p position) int {
 	return at
 }
 
-// remove removes keys, all of which must exist, and cancels their requests.
-func (ks *keySet) remove(ids ...string) {
-	if len(ids) == 0 {
-		return
-	}
-	ks.mu.Lock()
-	defer ks.mu.Unlock()
+// removeLocked implements remove. The caller holds ks.mu.
+func (ks *keySet) removeLocked(ids []string) {
 	gone := make(map[*key]bool, len(ids))
 	for _, id := range ids {
-		k := ks.byID[id]
+		delete(ks.pruned, id)
+		k, ok := ks.byID[id]
+		if !ok {
+			continue
+		}
 		gone[k] = true
 		ks.unindexName(k)
 		ks.closeSession(k, &rejection{cause: causeUnknown, keyID: id})
 		delete(ks.byID, id)
 		unindex(ks.byPrefix, prefix(id), k)
 	}
-	ks.byAge = slices.DeleteFunc(ks.byAge, func(k *key) bool { return gone[k] })
+	if len(gone) > 0 {
+		ks.byAge = slices.DeleteFunc(ks.byAge, func(k *key) bool { return gone[k] })
+	}
+}
+
+// tombstones returns the tombstones of pruned keys, in no particular order.
+func (ks *keySet) tombstones() []Record {
+	ks.mu.RLock()
+	defer ks.mu.RUnlock()
+	return slices.Collect(maps.Values(ks.pruned))
 }
 
 // unindexName removes a key from ks.byName. The caller holds keySet.mu.
@@ -167,7 +202,7 @@ func (ks *keySet) trusted() *identity {
 	return ks.identity
 }
 
-// records returns the records of all keys, oldest first.
+// records returns the records of all keys that were not pruned, oldest first.
 func (ks *keySet) records() []Record {
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()

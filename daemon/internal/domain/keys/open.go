@@ -63,13 +63,14 @@ func Open(opts Options) (*Issuer, *Verifier, error) {
 	} else if saved.Latest.After(c.time()) {
 		change.Clock = c.time()
 	}
-	marked, live := i.adopt(ring, c.time())
+	marked, forgotten, live := i.adopt(ring, c.time())
+	change.Delete = forgotten
 	if len(marked) > 0 {
 		i.log.Warn("the API keys of earlier signing keys are invalid now", "count", live, "signing_key_id", ring.keyID)
 		change.Put = marked
 		change.Events = []audit.Event{invalidateEvent(audit.ActorServer, ring, live)}
 	}
-	if len(marked) > 0 || !change.Clock.IsZero() {
+	if len(marked) > 0 || len(forgotten) > 0 || !change.Clock.IsZero() {
 		if err := opts.Store.CommitKeys(change); err != nil {
 			return nil, nil, fmt.Errorf("mark the API keys of earlier signing keys as revoked: %w", err)
 		}
@@ -109,7 +110,8 @@ func openKeyring(opts Options, records []Record, now time.Time) (*keyring, error
 
 // latestTime returns the latest time at which a key of a signing key was created or revoked. ok reports whether
 // the signing key has any keys. The time of a rotation is the creation time of the new key: the RevokedAt of the
-// rotated key may be in the future, because it is the end of the grace period.
+// rotated key may be in the future, because it is the end of the grace period. The RevokedAt of a tombstone does not
+// count, because the key is refused at any time.
 func latestTime(records []Record, signingKeyID string) (latest time.Time, ok bool) {
 	for _, r := range records {
 		if r.SigningKeyID != signingKeyID {
@@ -119,7 +121,7 @@ func latestTime(records []Record, signingKeyID string) (latest time.Time, ok boo
 		if r.CreatedAt.After(latest) {
 			latest = r.CreatedAt
 		}
-		if r.Revocation != ByRotation && r.RevokedAt.After(latest) {
+		if r.Revocation != ByRotation && r.Revocation != Pruned && r.RevokedAt.After(latest) {
 			latest = r.RevokedAt
 		}
 	}

@@ -41,17 +41,17 @@ func verifySignature(public ed25519.PublicKey, token string) (payload, footer []
 	return payload, footer, nil
 }
 
-// decodeBody decodes the beginning of a body that checkForm has returned, up to length bytes, in buffer. The last
+// decodeBody decodes a body that checkForm has returned, or as much of it as fits in buffer. The last
 // ed25519.SignatureSize bytes of the complete body are the signature.
-func decodeBody(buffer *[maxLength]byte, body string, length int) []byte {
-	body = body[:min(len(body), (length+2)/3*4)]
-	n, _ := base64.RawURLEncoding.Decode(buffer[:], []byte(body)) // cannot fail, because checkForm has checked the encoding
+func decodeBody(buffer []byte, body string) []byte {
+	body = body[:min(len(body), len(buffer)/3*4)]
+	n, _ := base64.RawURLEncoding.Decode(buffer, []byte(body)) // cannot fail, because checkForm has checked the encoding
 	return buffer[:n]
 }
 
 // checkForm refuses a string that cannot be one of our tokens, and returns the encoded body and footer of one that can.
-// The body is at least as long as a signature. checkForm uses no cryptography and allocates nothing. The library alone would accept some 15 other spellings of each token,
-// skip newlines, and spend tens of milliseconds on a megabyte of dots.
+// The body is at least as long as a signature. checkForm uses no cryptography and allocates nothing. The library alone
+// would accept some 15 other spellings of each token, skip newlines, and spend tens of milliseconds on a megabyte of dots.
 func checkForm(token string) (body, footer string, err *rejection) {
 	if len(token) > maxLength {
 		return "", "", errTooLong
@@ -73,18 +73,19 @@ func checkForm(token string) (body, footer string, err *rejection) {
 
 // canonicalBase64 reports whether s is unpadded base64url as an encoder writes it, that is, with all unused bits 0.
 func canonicalBase64(s string) bool {
-	var last byte
+	var last, all byte
 	for i := range len(s) {
-		if last = base64Value[s[i]]; last == notBase64 {
-			return false
-		}
+		last = base64Value[s[i]]
+		all |= last
 	}
-	switch len(s) % 4 {
-	case 0:
+	switch {
+	case all == notBase64: // only notBase64 has the highest bit, and it has all others
+		return false
+	case len(s)%4 == 0:
 		return true
-	case 2:
+	case len(s)%4 == 2:
 		return last&0b1111 == 0
-	case 3:
+	case len(s)%4 == 3:
 		return last&0b11 == 0
 	default:
 		return false

@@ -10,10 +10,10 @@ import (
 // nothing from it. slog calls LogValue and thus logs the cause.
 type rejection struct {
 	cause string
-	// keyID is the id of the key that the token names, if the server has a record of it. The signature need not be valid.
+	// keyID is the id of the key that the token names, if the server knows it. The signature need not be valid.
 	keyID string
-	// suspicious reports whether the cause does not occur with a token that this server has issued, so that a valid
-	// signature means that somebody else uses the signing key.
+	// suspicious reports whether the cause does not occur with the token of a key that this server has issued and not
+	// pruned, so that a valid signature suggests that somebody else uses the signing key.
 	suspicious bool
 }
 
@@ -42,13 +42,14 @@ var (
 )
 
 // The causes of rejections of tokens that name the current signing key. The first four do not occur with a key that
-// this server has issued.
+// this server has issued and not pruned.
 const (
 	causeClaims   = "the claims do not have the form that this server writes"
 	causeUnknown  = "this server has no record of the key"
 	causeMismatch = "the claims do not match the record of the key"
 	causeOther    = "it differs from the token of the key, which is in use"
 	causeRevoked  = "revoked"
+	causePruned   = "revoked, and its record was pruned"
 	causeExpired  = "expired"
 	causeReset    = "its signing key was replaced"
 )

@@ -35,11 +35,11 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 	if saveErr != nil && !errors.Is(saveErr, durable.ErrNotDurable) {
 		return 0, saveErr
 	}
-	marked, invalidated := i.adopt(ring, at)
+	marked, forgotten, invalidated := i.adopt(ring, at)
 	i.clock.accept()
 	i.log.Warn("the signing key was replaced: every earlier API key is invalid now",
 		"count", invalidated, "signing_key_id", ring.keyID)
-	c := Change{Put: marked, Clock: at}
+	c := Change{Delete: forgotten, Put: marked, Clock: at}
 	if invalidated > 0 {
 		c.Events = []audit.Event{invalidateEvent(actor, ring, invalidated)}
 	}
@@ -50,9 +50,9 @@ func (i *Issuer) Reset(ctx context.Context, by uint32) (invalidated int, err err
 }
 
 // adopt starts to use ring, which is already on disk. From now on, the keys of other signing keys are refused. adopt
-// returns their records, marked as revoked at the time at, for the caller to store. live is how many of these keys
-// were live.
-func (i *Issuer) adopt(ring *keyring, at time.Time) (marked []Record, live int) {
+// returns their records, marked as revoked at the time at, for the caller to store, and the ids of the tombstones of
+// their pruned keys, for the caller to delete. live is how many of these keys were live.
+func (i *Issuer) adopt(ring *keyring, at time.Time) (marked []Record, forgotten []string, live int) {
 	now := i.clock.time()
 	i.keyring.Store(ring)
 	i.keys.trust(ring.identity)
@@ -66,7 +66,13 @@ func (i *Issuer) adopt(ring *keyring, at time.Time) (marked []Record, live int) 
 		marked = append(marked, r.invalidated(at))
 	}
 	i.keys.put(marked...)
-	return marked, live
+	for _, r := range i.keys.tombstones() {
+		if r.SigningKeyID != ring.keyID {
+			forgotten = append(forgotten, r.ID)
+		}
+	}
+	i.keys.remove(forgotten...)
+	return marked, forgotten, live
 }
 
 // invalidated returns the record as it is after its signing key was replaced at the time at. It keeps a Revocation that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -39,8 +40,9 @@ type Restored struct {
 //
 // Keys that were created since the backup remain if the backup's signing key signed them. Keys of other signing keys
 // are refused, as after a reset. A key is revoked if it is revoked either in the backup or on this server. The exception
-// is a revocation by a reset: Restore undoes it if it brings back the signing key that the reset replaced. If two live
-// keys have the same name, the one from the backup keeps it.
+// is a revocation by a reset: Restore undoes it if it brings back the signing key that the reset replaced. A key that was
+// revoked and pruned remains refused while its tombstone exists. If two live keys have the same name, the one from the
+// backup keeps it.
 //
 // Restore returns how many keys from the backup are live now, and how many keys were live before and are refused now.
 // If the backup is damaged, the error is errdefs.ErrDataLoss and nothing is changed. After a crash at any point, the
@@ -59,7 +61,7 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 		return 0, 0, err
 	}
 	now := i.clock.time()
-	before := i.keys.records()
+	before := append(i.keys.records(), i.keys.tombstones()...)
 	after := mergeRecords(before, records, ring.keyID, now)
 	live, invalidated = countRestored(before, records, after, now)
 
@@ -71,11 +73,11 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	if saveErr != nil && !errors.Is(saveErr, durable.ErrNotDurable) {
 		return 0, 0, saveErr
 	}
-	i.adopt(ring, now)
-	if latest, ok := latestTime(after, ring.keyID); ok {
+	_, forgotten, _ := i.adopt(ring, now)
+	if latest, ok := latestTime(newTimes(before, after), ring.keyID); ok {
 		i.clock.advance(latest)
 	}
-	c := Change{Put: after}
+	c := Change{Delete: forgotten, Put: after}
 	if invalidated > 0 {
 		c.Events = []audit.Event{invalidateEvent(actor, ring, invalidated)}
 	}
@@ -85,6 +87,22 @@ func (i *Issuer) Restore(ctx context.Context, keyring Secret, records []Record, 
 	}
 	i.log.Warn("API keys were restored from a backup", "live", live, "invalidated", invalidated, "signing_key_id", ring.keyID)
 	return live, invalidated, saveErr
+}
+
+// newTimes returns the records in after, but without the creation times of those keys that are also in before. The server
+// has used these times. If it uses an earlier time now, an administrator has accepted that one.
+func newTimes(before, after []Record) []Record {
+	known := make(map[string]bool, len(before))
+	for _, r := range before {
+		known[r.ID] = true
+	}
+	after = slices.Clone(after)
+	for n, r := range after {
+		if known[r.ID] {
+			after[n].CreatedAt = time.Time{}
+		}
+	}
+	return after
 }
 
 // checkRecords returns an error if records contains a record that no store can have held, or the same id twice.
@@ -116,8 +134,13 @@ func mergeRecords(current, backup []Record, signingKeyID string, now time.Time) 
 			records = append(records, r)
 		}
 	}
+	records = slices.DeleteFunc(records, func(r Record) bool { return r.Revocation == Pruned && r.SigningKeyID != signingKeyID })
 	names := make(map[string]bool)
 	for n, r := range records {
+		if r.Revocation == Pruned {
+			records[n] = r.tombstone(r.RevokedAt)
+			continue
+		}
 		if r.SigningKeyID != signingKeyID && r.StateAt(now) != Revoked {
 			r = r.invalidated(now)
 		}
@@ -141,9 +164,11 @@ func (r Record) withoutReset(signingKeyID string) Record {
 }
 
 // withRevocationOf returns r with the earlier of its own revocation and that of other, which is another version of the
-// same record. It also takes ReplacedBy from other if r has none.
+// same record. If one of them is a tombstone, so is the result. It also takes ReplacedBy from other if r has none.
 func (r Record) withRevocationOf(other Record) Record {
-	if !other.RevokedAt.IsZero() && (r.RevokedAt.IsZero() || other.RevokedAt.Before(r.RevokedAt)) {
+	switch {
+	case r.Revocation == Pruned, other.RevokedAt.IsZero():
+	case other.Revocation == Pruned, r.RevokedAt.IsZero(), other.RevokedAt.Before(r.RevokedAt):
 		r.RevokedAt, r.Revocation = other.RevokedAt, other.Revocation
 	}
 	if r.ReplacedBy == "" {

@@ -50,9 +50,12 @@ func (c *sessionCache) find(token string) *session {
 
 func (c *sessionCache) hash(token string) uint64 { return maphash.String(c.seed, token) }
 
-// openSession opens a session for a live key that has none, and returns its principal. The caller holds key.checking, so
-// that nothing else opens one, and keySet.mu.
+// openSession opens a session for a live key and returns its principal. If the key already has a session, openSession
+// returns the principal of that one. The caller holds keySet.mu.
 func (ks *keySet) openSession(k *key, token string) Principal {
+	if k.session != nil {
+		return k.session.principal
+	}
 	alive, cancel := context.WithCancelCause(context.Background())
 	s := &session{
 		key: k,
@@ -121,14 +124,13 @@ func (ks *keySet) expire(s *session) {
 	}
 }
 
-// expireAll refreshes every session whose key has expired. It is needed only after the clock was set forward, because
-// otherwise the timers of the sessions do this.
-func (ks *keySet) expireAll() {
-	now := ks.clock.now()
+// refreshAll refreshes every session. It is needed only after the clock was set forward or back, because the timers of the
+// sessions then fire at the wrong time.
+func (ks *keySet) refreshAll() {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	for _, k := range ks.byAge {
-		if k.session != nil && k.session.until.Load() <= now {
+		if k.session != nil {
 			ks.refreshSession(k)
 		}
 	}

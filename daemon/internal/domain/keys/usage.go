@@ -57,8 +57,8 @@ func (u *usage) set(use Usage) {
 // usageInterval is how often the usage of keys is saved.
 const usageInterval = time.Minute
 
-// saveUsage saves the time, if it is confirmed, and the usage of the keys that were used since the last save. If that fails, the next
-// call saves them.
+// saveUsage saves the time, if it is confirmed, and the usage of the keys that were used since the last save. If that
+// fails, the next call saves them.
 func (i *Issuer) saveUsage() {
 	i.saving.Lock()
 	defer i.saving.Unlock()

@@ -129,17 +129,25 @@ func (v *Verifier) admit(id *identity, token string, payload []byte, now int64, 
 
 // named returns the live key that the body of a token names. If there is none, it returns why the token is refused.
 func (ks *keySet) named(id *identity, body string) (*key, *rejection) {
-	var buffer [maxLength]byte
-	head := decodeBody(&buffer, body, len(id.claimsPrefix)+idLength)
+	var buffer [headSize]byte
+	head := decodeBody(buffer[:], body)
 	now := ks.clock.time()
 	ks.mu.RLock()
 	defer ks.mu.RUnlock()
 	if k, ok := ks.byID[string(id.claimed(head))]; ok && k.StateAt(now) == Live {
 		return k, nil
 	}
-	complete := decodeBody(&buffer, body, maxLength)
-	_, rejected := ks.match(id, complete[:len(complete)-ed25519.SignatureSize], now)
-	return nil, rejected
+	return ks.matchBody(id, body, now)
+}
+
+// headSize is how many bytes at the beginning of a payload contain the id of the key.
+const headSize = 129
+
+// matchBody is like match, but takes the body of a token. The caller holds keySet.mu.
+func (ks *keySet) matchBody(id *identity, body string, now time.Time) (*key, *rejection) {
+	var buffer [maxLength]byte
+	payload := decodeBody(buffer[:], body)
+	return ks.match(id, payload[:len(payload)-ed25519.SignatureSize], now)
 }
 
 // hasSession reports whether a key is in use.
@@ -161,7 +169,10 @@ func (ks *keySet) match(id *identity, payload []byte, now time.Time) (*key, *rej
 	}
 	k, ok := ks.byID[keyID]
 	if !ok {
-		// An earlier version may have removed the record of an expired key without a trace.
+		if _, pruned := ks.pruned[keyID]; pruned {
+			return nil, &rejection{cause: causePruned, keyID: keyID}
+		}
+		// Prune leaves no trace of an expired key.
 		if reached(claimedExpiry(payload), now) {
 			return nil, errExpired
 		}
@@ -177,8 +188,8 @@ func (ks *keySet) match(id *identity, payload []byte, now time.Time) (*key, *rej
 // checkSuspect reports a token that was refused for a suspicious reason if its signature is valid. Of a flood of such
 // tokens, it checks only some.
 func (v *Verifier) checkSuspect(id *identity, token, body string, refused *rejection, from netip.Addr) {
-	var buffer [maxLength]byte
-	now, keyID := v.clock.now(), string(id.claimed(decodeBody(&buffer, body, len(id.claimsPrefix)+idLength)))
+	var buffer [headSize]byte
+	now, keyID := v.clock.now(), string(id.claimed(decodeBody(buffer[:], body)))
 	if !v.suspects.mayCheck(now, keyID) {
 		return
 	}

@@ -173,7 +173,8 @@ func runError(ctx context.Context, err error) error {
 	case codes.FailedPrecondition:
 		return classified{text, errdefs.ErrFailedPrecondition}
 	case codes.NotFound:
-		return classified{text, sandbox.ErrCommandNotFound}
+		// Programs that use the original's SDK look for the words "not found".
+		return classified{text + ": command not found", sandbox.ErrCommandNotFound}
 	case codes.PermissionDenied:
 		return classified{text, sandbox.ErrCommandNotExecutable}
 	case codes.DeadlineExceeded:

@@ -68,15 +68,16 @@ func (c *connections) listen(ln net.Listener) net.Listener {
 	return &boundedListener{Listener: ln, connections: c, closed: make(chan struct{})}
 }
 
-// mayAdd reports whether a source may have one more connection.
-func (c *connections) mayAdd(from netip.Prefix) bool {
+// mayAdd reports whether the source of an address may have one more connection.
+func (c *connections) mayAdd(from netip.Addr) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.bySource[from] < c.maxPerSource || from.Addr().IsLoopback() || containsAddr(c.proxies, from.Addr())
+	return c.bySource[sourceNet(from)] < c.maxPerSource || from.IsLoopback() || containsAddr(c.proxies, from)
 }
 
-// add counts one more connection. Its slot is already taken.
-func (c *connections) add(conn net.Conn, from netip.Prefix) {
+// add counts one more connection from an address. Its slot is already taken.
+func (c *connections) add(conn net.Conn, addr netip.Addr) {
+	from := sourceNet(addr)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	added := &connection{Conn: conn, from: from}
@@ -190,8 +191,6 @@ func (c *countedConn) Close() error {
 	return c.Conn.Close()
 }
 
-func connSource(conn net.Conn) netip.Prefix { return sourceNet(remoteIP(conn.RemoteAddr().String())) }
-
 // boundedListener accepts connections within the limits. If a connection with a valid key has each slot, one new
 // connection waits here, and the others wait in the kernel's queue. If the source of a connection is at its limit, the
 // connection is closed at once.
@@ -207,7 +206,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := connSource(conn)
+		from := remoteIP(conn.RemoteAddr().String())
 		if !l.connections.mayAdd(from) {
 			conn.Close()
 			continue

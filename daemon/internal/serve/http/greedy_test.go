@@ -26,7 +26,7 @@ import (
 )
 
 // greedySandboxes is a domain without microVMs. The program "print" prints its argument until it has printed 15.9 MB, and
-// "print-a-bit" 1 MB, in pieces that share their memory. The program "wait" runs until it is canceled.
+// "print-a-bit" 400 kB, in pieces that share their memory. The program "wait" runs until it is canceled.
 type greedySandboxes struct{ *Sandboxes }
 
 func (greedySandboxes) RunCommand(ctx context.Context, _ sandbox.Name, c sandbox.Command) (sandbox.Process, error) {
@@ -39,7 +39,7 @@ func (greedySandboxes) RunCommand(ctx context.Context, _ sandbox.Name, c sandbox
 			const size = 64 << 10
 			total := 15_900_000
 			if c.Program == "print-a-bit" {
-				total = 1_000_000
+				total = 400_000
 			}
 			piece := sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(c.Args[0], size/len(c.Args[0])))}
 			for range total / size {
@@ -50,12 +50,13 @@ func (greedySandboxes) RunCommand(ctx context.Context, _ sandbox.Name, c sandbox
 	}}, nil
 }
 
-// A single key does its worst: it makes 256 requests at a time through every door, with the longest bodies and outputs, and
-// does not read many of the responses. The memory stays within a limit, and other keys are served.
+// A single key does its worst: it makes many requests at a time, in a soak 256, through every door, with the longest
+// bodies and outputs, and does not read many of the responses. The memory stays within a limit, and other keys are
+// served.
 func TestGreedyKey(t *testing.T) {
-	rounds := 1
+	rounds, inFlight := 1, 128
 	if soak() {
-		rounds = 30
+		rounds, inFlight = 30, 256
 	}
 	s := New(t, func(o *Setup) { o.Sandboxes = greedySandboxes{o.Sandboxes.(*Sandboxes)} },
 		WithEndpoint(func(methods *serverpc.Service) (gateway.Endpoint, error) {
@@ -84,7 +85,10 @@ func TestGreedyKey(t *testing.T) {
 	longest := strings.Repeat("x", 1<<20-200)
 	discover := `{"jsonrpc":"2.0","method":"rpc.discover","id":1}`
 	kinds := map[string][]request{
-		"long bodies": {{rpc.Path, Request("sandbox.command.run", command("wait", longest))}},
+		"long bodies": {
+			{rpc.Path, Request("sandbox.command.run", command("wait", longest))},
+			{rpc.MCPPath, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sandbox_run_command","arguments":` + command("wait", longest[1000:]) + "}}"},
+		},
 		"discovery": {
 			{rpc.Path, "[" + strings.Repeat(discover+",", 99) + discover + "]"},
 			{rpc.MCPPath, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`},
@@ -109,12 +113,12 @@ func TestGreedyKey(t *testing.T) {
 				responses := make(chan int)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
-				for i := range 256 {
+				for i := range inFlight {
 					r := requests[i/3%len(requests)]
 					go func() { responses <- postGreedily(ctx, t, addr, r.path, greedy, r.body, i%3 != 0) }()
 				}
 				// Once all requests have been sent and the fast responses are there, other keys are still served.
-				left, peak := 256, 0
+				left, peak := inFlight, 0
 				var latencies []time.Duration
 				for left > 0 {
 					select {
@@ -140,6 +144,7 @@ func TestGreedyKey(t *testing.T) {
 			})
 		}
 	}
+	stop()
 	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
 		t.Errorf("after all requests, %d keys hold %d bytes", keys, bytes)
 	}

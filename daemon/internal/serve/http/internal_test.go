@@ -34,9 +34,9 @@ type remoteListener struct {
 
 func (l *remoteListener) Accept() (net.Conn, error) { return <-l.conns, nil }
 
-// A source gets at most half of the connections, unless it is this machine, on which a proxy may run.
+// A source gets at most half of the connections, unless it is this machine, on which a proxy may run, or a trusted proxy.
 func TestConnectionLimitPerSource(t *testing.T) {
-	c := newConnections(10, nil)
+	c := newConnections(10, []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8::7/128")})
 	ln := &remoteListener{conns: make(chan net.Conn, 1)}
 	bounded := c.listen(ln)
 	open := func(from string) (accepted *remoteConn) {
@@ -82,12 +82,17 @@ func TestConnectionLimitPerSource(t *testing.T) {
 	if open("192.0.2.2:1") == nil {
 		t.Error("another source was refused")
 	}
-	for i := range 6 {
-		local := sourceNet(remoteIP(fmt.Sprintf("127.0.0.1:%d", i+1)))
-		if !c.mayAdd(local) {
-			t.Error("the limit applies to this machine")
+	for _, from := range []string{"127.0.0.1", "::1", "198.51.100.7", "2001:db8::7"} {
+		for range 6 {
+			addr := netip.MustParseAddr(from)
+			if !c.mayAdd(addr) {
+				t.Errorf("the limit applies to %s", from)
+			}
+			c.add(&remoteConn{}, addr)
 		}
-		c.add(&remoteConn{}, local)
+	}
+	if c.mayAdd(netip.MustParseAddr("2001:db8::8")) {
+		t.Error("the limit does not apply to a neighbor of a trusted proxy")
 	}
 }
 

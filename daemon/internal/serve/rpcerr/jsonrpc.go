@@ -12,9 +12,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
-// JSONRPC converts err to the error that a remote client gets, with a text of limited length. An error without a class is a fault of the
-// server: it becomes CodeInternal with a text that reveals nothing, and the caller of JSONRPC must log
-// the cause under requestID. If err wraps an [rpc.Error], that is returned unchanged.
+// JSONRPC converts err to the error that a remote client gets, with a text of limited length. An error without a class
+// is a fault of the server: it becomes CodeInternal with a text that reveals nothing, and the caller of JSONRPC must
+// log the cause under requestID. If err wraps an [rpc.Error], that is returned unchanged.
 func JSONRPC(err error, requestID string) *rpc.Error {
 	if e, ok := errors.AsType[*rpc.Error](err); ok {
 		return e

@@ -60,12 +60,12 @@ func (m *MemoryStore) CommitKeys(c keys.Change) error {
 			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 		}
 	}
-	for _, r := range c.Put {
-		m.records[r.ID] = r
-	}
 	for _, id := range c.Delete {
 		delete(m.records, id)
 		delete(m.usage, id)
+	}
+	for _, r := range c.Put {
+		m.records[r.ID] = r
 	}
 	if !c.Clock.IsZero() {
 		m.latest = c.Clock

@@ -27,6 +27,7 @@ func TestStore(t *testing.T, open func(t *testing.T) keys.Store, reopen func(t *
 		"empty":              testEmpty,
 		"records":            testRecords,
 		"usage":              testUsage,
+		"replacement":        testReplacement,
 		"latest time":        testLatest,
 		"atomic changes":     testAtomicity,
 		"concurrent changes": testConcurrency,
@@ -123,6 +124,16 @@ func testUsage(t *testing.T, s *storeUnderTest) {
 	s.commit(t, keys.Change{Put: []keys.Record{record("b")}}) // its usage was deleted with the earlier record
 	s.wantSaved(t, keys.Saved{
 		Records: []keys.Record{revoked(record("a")), record("b"), record("c")}, Usage: map[string]keys.Usage{"a": use}, Latest: moment,
+	})
+}
+
+// A change that both deletes and adds a record replaces it, without its usage.
+func testReplacement(t *testing.T, s *storeUnderTest) {
+	s.commit(t, keys.Change{Put: []keys.Record{record("a"), record("b")}})
+	s.save(t, map[string]keys.Usage{"a": {Requests: 1}, "b": {Requests: 2}}, moment)
+	s.commit(t, keys.Change{Delete: []string{"a"}, Put: []keys.Record{revoked(record("a")), revoked(record("b"))}})
+	s.wantSaved(t, keys.Saved{
+		Records: []keys.Record{revoked(record("a")), revoked(record("b"))}, Usage: map[string]keys.Usage{"b": {Requests: 2}}, Latest: moment,
 	})
 }
 

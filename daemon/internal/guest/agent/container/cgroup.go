@@ -107,22 +107,26 @@ func (c *cgroup) limit(r *pb.LinuxResources) error {
 	return nil
 }
 
-// limitLoad applies a limit of the container to the load, which leaves something for the portal and the agent.
+// limitLoad applies a limit of the container to the load.
 func (c *cgroup) limitLoad(file, value string) error {
+	threads, err := maxThreads()
+	if err != nil {
+		return err
+	}
+	return writeSetting(c.load, file, loadLimit(file, value, threads))
+}
+
+// loadLimit returns the limit of the load for a limit of the container. It leaves memory for the portal, and half of the
+// threads that the guest's kernel can have for the portal and the agent.
+func loadLimit(file, value string, threads uint64) string {
 	limit, err := strconv.ParseUint(value, 10, 64)
 	switch {
 	case file == "memory.max" && err == nil:
-		value = strconv.FormatUint(limit-min(limit/4, portalMemory), 10)
-	case file == "pids.max":
-		threads, readErr := maxThreads()
-		if readErr != nil {
-			return readErr
-		}
-		if err != nil || limit > threads/2 {
-			value = strconv.FormatUint(threads/2, 10)
-		}
+		return strconv.FormatUint(limit-min(limit/4, portalMemory), 10)
+	case file == "pids.max" && (err != nil || limit > threads/2): // err means no limit
+		return strconv.FormatUint(threads/2, 10)
 	}
-	return writeSetting(c.load, file, value)
+	return value
 }
 
 // maxThreads returns how many threads the guest's kernel can have. The kernel derives the number from the memory.

@@ -47,3 +47,19 @@ func TestCgroupSettings(t *testing.T) {
 		}
 	}
 }
+
+func TestLoadLimit(t *testing.T) {
+	for _, tt := range []struct{ file, value, want string }{
+		{"memory.max", "134217728", "117440512"}, // 128 MiB less 16 MiB
+		{"memory.max", "16777216", "12582912"},
+		{"memory.max", "max", "max"},
+		{"pids.max", "max", "500"},
+		{"pids.max", "501", "500"},
+		{"pids.max", "200", "200"},
+		{"cpu.max", "100000 100000", "100000 100000"},
+	} {
+		if got := loadLimit(tt.file, tt.value, 1000); got != tt.want {
+			t.Errorf("loadLimit(%s, %s) = %s, want %s", tt.file, tt.value, got, tt.want)
+		}
+	}
+}
