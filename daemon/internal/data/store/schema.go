@@ -31,7 +31,7 @@ var (
 
 // Keys of the meta bucket besides schemaKey and the tallies.
 const (
-	latestKey = "latest" // the latest time that the server is known to have seen
+	latestKey = "latest" // the latest time that the server has used and that is confirmed
 	logEndKey = "audit"  // the logEnd
 	// problemsKey is the key of the problems of the audit log that no administrator has acknowledged, a []string.
 	problemsKey = "audit/problems"

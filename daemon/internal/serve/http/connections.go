@@ -19,7 +19,7 @@ const reservedFiles = 1024
 // LimitConnections returns how many connections the server may have open if want are configured: so many that
 // descriptors are left for everything else. files is the limit of open files of this process.
 func LimitConnections(want int) (most int, files uint64) {
-	// Go has raised the soft limit to the hard limit when the process started.
+	// The soft limit counts. Go and host.RaiseFileLimit have raised it as far as they may.
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
 		return want, 0

@@ -253,6 +253,15 @@ func TestHeldBytes(t *testing.T) {
 	if w.Header().Get("Retry-After") != "" {
 		t.Error("the response has Retry-After, although the same request would fail again")
 	}
+	// Libraries flush even after a write that has failed.
+	serve = func(_ *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
+		w.Write([]byte("event"))
+		w.Write(make([]byte, 2000))
+		w.(http.Flusher).Flush()
+		w.Write([]byte("event"))
+		return nil
+	}
+	WantError(t, s.Post("", toTestPath), http.StatusTooManyRequests, rpc.CodeExhausted)
 	// The output that a run holds is not counted again when it is written to the response. Flushed bytes do not count.
 	serve = func(c *gateway.Call, w http.ResponseWriter, _ *http.Request) error {
 		if err := c.Hold(1900); err != nil {

@@ -84,10 +84,14 @@ func (w *response) hold(n int) error {
 }
 
 // FlushError sends what was written so far. From then on, each write is sent at once, and proxies are asked to do the
-// same. http.ResponseController calls it.
+// same. After a write that exceeded the limit of held bytes, it sends nothing, so that finish can send that error.
+// http.ResponseController calls it.
 func (w *response) FlushError() error {
 	if w.hijacked != nil {
 		return http.ErrHijacked
+	}
+	if w.err != nil {
+		return w.err
 	}
 	if !w.sent {
 		w.Header()["X-Accel-Buffering"] = headerUnbuffered
