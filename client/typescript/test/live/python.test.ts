@@ -162,13 +162,13 @@ describe("starting it again", () => {
 });
 
 describe("keys", () => {
-  test.each([`${access.apiKey}x`, "msb_wrong", ""])("that are wrong or missing are refused", async (apiKey) => {
+  test.each([`${access.apiKey}x`, "msb_wrong", undefined])("that are wrong or missing are refused", async (apiKey) => {
     vi.stubEnv("MSB_API_KEY", "");
     const error = await failure(PythonSandbox.create({ ...options, apiKey }));
     vi.unstubAllEnvs();
     expect(error).toBeInstanceOf(AuthenticationError);
     expect(error).toMatchObject({ code: -32002, status: 401, requestId: expect.stringMatching(/./) });
-    expect((error as Error).message.includes("No API key was sent")).toBe(apiKey === "");
+    expect((error as Error).message.includes("No API key was sent")).toBe(apiKey === undefined);
   });
 
   test("are read from the environment and from a .env file", async () => {
