@@ -59,6 +59,8 @@ func (s *Sandbox) Get(ctx context.Context) (*rpc.SandboxInfo, error) {
 // RunCode runs code in the sandbox's REPL of a language, python or node. What the code defines is available to
 // the next run. Code that raises an exception is not an error: the result then has the status rpc.StatusError.
 //
+// A run that began and was lost, or failed in the sandbox itself, is an ErrRunFailed. It is not sent again.
+//
 // A run that takes longer than timeout is interrupted, and the error is ErrRunTimeout. A timeout of 0 means the
 // server's maximum. Runs of the same language are queued, and timeout does not include the time in the queue.
 // RunCode gives up if there is no response 2 minutes after timeout; to wait longer, use a timeout of 0 and a ctx

@@ -226,7 +226,7 @@ func TestMaintainerDocsNameCode(t *testing.T) {
 // TestDocLinks checks that every relative link in the documentation leads to a file, and to a heading if it names one.
 func TestDocLinks(t *testing.T) {
 	var files []string
-	for _, pattern := range []string{"../README.md", "../docs/*.md", "../docs/internals/*.md", "../client/*/README.md"} {
+	for _, pattern := range []string{"../README.md", "../CHANGELOG.md", "../docs/*.md", "../docs/internals/*.md", "../client/*/README.md"} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

@@ -1,5 +1,4 @@
-// Package version has the version of this release. msb, msbd, the portal in each sandbox and the description of the API
-// all state it.
+// Package version has the version of this release. msb, msbd, the portal in each sandbox and rpc.discover all report it.
 package version
 
 import "runtime/debug"

@@ -41,6 +41,7 @@ fi
 server_pids() {
 	local p exe
 	for p in /proc/[0-9]*; do
+		[ -O "$p" ] || continue # another user can start a process that looks like one of the server
 		exe=$(readlink "$p/exe" 2>/dev/null) || continue
 		exe=${exe% (deleted)}
 		case ${exe##*/} in

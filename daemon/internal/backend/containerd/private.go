@@ -179,10 +179,9 @@ func (p *Private) launch() (*process.Process, error) {
 		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := process.WithoutOOMProtection(cmd.Start); err != nil { // shims inherit this
 		return nil, fmt.Errorf("start containerd: %w", err)
 	}
-	_ = process.ExposeToOOM(cmd.Process.Pid)       // fails only if containerd has ended; shims inherit the score
 	launched, err := process.Open(cmd.Process.Pid) // the pid cannot be reused until the process is reaped
 	if err == nil {
 		if err = p.record(launched); err != nil {

@@ -24,20 +24,21 @@ func CheckDirectories(dirs ...string) Check {
 // replaceable returns why another user could replace dir, or "" if none can. It follows symbolic links, because their
 // targets and the directories with the links both matter.
 func replaceable(dir string) string {
-	if target, err := filepath.EvalSymlinks(dir); err == nil && target != dir {
-		if weak := replaceable(target); weak != "" {
-			return weak
-		}
-	}
 	for ; ; dir = filepath.Dir(dir) {
-		if info, err := os.Stat(dir); err == nil {
+		if info, err := os.Lstat(dir); err == nil {
 			owner := info.Sys().(*syscall.Stat_t)
 			const others = 0o022
-			switch foreign := owner.Uid != 0 && int(owner.Uid) != os.Geteuid(); {
-			case foreign:
+			switch {
+			case owner.Uid != 0 && int(owner.Uid) != os.Geteuid():
 				return fmt.Sprintf("%s belongs to user %d", dir, owner.Uid)
+			case info.Mode()&os.ModeSymlink != 0: // every link has the mode 0777
 			case info.Mode()&others != 0 && info.Mode()&os.ModeSticky == 0:
 				return fmt.Sprintf("its group or all users can write to %s (%s)", dir, info.Mode())
+			}
+		}
+		if target, err := filepath.EvalSymlinks(dir); err == nil && target != dir {
+			if weak := replaceable(target); weak != "" {
+				return weak
 			}
 		}
 		if dir == filepath.Dir(dir) {

@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,8 +29,8 @@ func TestCheckDirectories(t *testing.T) {
 	}
 	private, foreign, public := mkdir("private", 0o755, 0), mkdir("foreign", 0o755, 65534), mkdir("public", 0o777, 0)
 	sticky := mkdir("sticky", 0o777|os.ModeSticky, 0)
-	link := filepath.Join(private, "link")
-	if err := os.Symlink(filepath.Join(foreign), link); err != nil {
+	link, foreignLink := filepath.Join(private, "link"), filepath.Join(sticky, "link")
+	if err := errors.Join(os.Symlink(foreign, link), os.Symlink(private, foreignLink), os.Lchown(foreignLink, 65534, 0)); err != nil {
 		t.Fatal(err)
 	}
 	for dir, want := range map[string]string{
@@ -40,6 +41,8 @@ func TestCheckDirectories(t *testing.T) {
 		filepath.Join(foreign, "new/dir"): "belongs to user 65534",
 		filepath.Join(public, "new"):      "can write to " + public,
 		link:                              "belongs to user 65534",
+		filepath.Join(link, "new"):        foreign + " belongs to user 65534",
+		filepath.Join(foreignLink, "new"): foreignLink + " belongs to user 65534",
 	} {
 		c := CheckDirectories(private, dir)
 		if (c.Status == OK) != (want == "") || !strings.Contains(c.Detail, want) {

@@ -117,15 +117,13 @@ func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if ns == nil {
-		err = cmd.Start()
-	} else {
-		err = inMountNamespace(ns, cmd.Start)
+	start := cmd.Start
+	if ns != nil {
+		start = func() error { return inMountNamespace(ns, cmd.Start) }
 	}
-	if err != nil {
+	if err := process.WithoutOOMProtection(start); err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
 	}
-	_ = process.ExposeToOOM(cmd.Process.Pid) // fails only if the process has ended
 	return cmd.Process, nil
 }
 

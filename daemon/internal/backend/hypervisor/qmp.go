@@ -88,7 +88,7 @@ func (m *monitor) waitOpen(port string) error {
 // meanwhile.
 func (m *monitor) execute(command string, result any) error {
 	if err := json.NewEncoder(m.conn).Encode(map[string]string{"execute": command}); err != nil {
-		return fmt.Errorf("send QEMU the command %s: %w", command, err)
+		return fmt.Errorf("send QEMU the command %s: %w", command, connError(err))
 	}
 	for {
 		msg, err := m.next()
@@ -107,12 +107,18 @@ func (m *monitor) execute(command string, result any) error {
 
 func (m *monitor) next() (message, error) {
 	var msg message
-	err := m.decode.Decode(&msg)
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.ECONNRESET) {
-		return msg, errors.New("QEMU exited")
-	}
-	if err != nil {
-		return msg, fmt.Errorf("read from QEMU: %w", err)
+	if err := m.decode.Decode(&msg); err != nil {
+		return msg, fmt.Errorf("read from QEMU: %w", connError(err))
 	}
 	return msg, nil
+}
+
+// connError says it if err means that QEMU closed the connection, which it does only when it exits.
+func connError(err error) error {
+	for _, closed := range []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE} {
+		if errors.Is(err, closed) {
+			return errors.New("QEMU exited")
+		}
+	}
+	return err
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd"
 	"github.com/containerd/containerd/cio"
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 )
@@ -43,10 +44,7 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	if err != nil {
 		return nil, fmt.Errorf("read the container's spec: %w", err)
 	}
-	// The process is like the main one, and runs the same program, which may be that of an earlier version of msbd.
-	// Kata's shim does not pass on capabilities and limits, so the process has fewer.
-	connect := *spec.Process
-	connect.Args = []string{spec.Process.Args[0], "connect"}
+	connect := bridge(*spec.Process)
 	var suffix [4]byte
 	rand.Read(suffix[:])
 	execID := "portal-" + hex.EncodeToString(suffix[:])
@@ -73,6 +71,15 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 		return nil, fmt.Errorf("connect to the portal: %w", err)
 	}
 	return s, nil
+}
+
+// bridge returns the process that connects msbd to the portal, main. It is like main, and runs the same program, which may
+// be that of an earlier version of msbd. It runs in the root directory, because the sandbox may have removed the working
+// directory of its image. Kata's shim does not pass on capabilities and limits, so the process has fewer.
+func bridge(main specs.Process) specs.Process {
+	main.Args = []string{main.Args[0], "connect"}
+	main.Cwd = "/"
+	return main
 }
 
 // newFIFOs chooses paths for the FIFOs of the exec execID, in the sandbox's directory dir. Start created dir. If dir is

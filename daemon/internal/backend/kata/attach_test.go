@@ -4,7 +4,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // A connection to a sandbox that was just removed does not create its directory again, which would stay.
@@ -25,5 +28,14 @@ func TestAttachCreatesNoDirectory(t *testing.T) {
 	}
 	if left, err := os.ReadDir(dir); len(left) != 0 || err != nil {
 		t.Errorf("left in the directory: %v, %v", left, err)
+	}
+}
+
+// The bridge has the user of the portal, but not its working directory, which the sandbox may have removed or replaced.
+func TestBridge(t *testing.T) {
+	main := specs.Process{Args: []string{"/.msb/portal", "serve"}, Cwd: "/app", User: specs.User{UID: 7}, Env: []string{"A=b"}}
+	want := specs.Process{Args: []string{"/.msb/portal", "connect"}, Cwd: "/", User: specs.User{UID: 7}, Env: []string{"A=b"}}
+	if got := bridge(main); !reflect.DeepEqual(got, want) || main.Args[1] != "serve" {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -213,3 +213,58 @@ func TestEndedRunsFreeTheirPlace(t *testing.T) {
 		}
 	}
 }
+
+// deadPortal is a Portal that starts nothing, although its connection seems to be open.
+type deadPortal struct{ Portal }
+
+func (deadPortal) RunCommand(context.Context, Command) (Process, error) {
+	return nil, errdefs.ErrUnavailable
+}
+
+// If a run cannot be started over a connection, it is started over a new one.
+func TestUnusableConnectionIsReplaced(t *testing.T) {
+	f := newFixture(t)
+	connections := 0
+	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
+		p, err := f.guest.Connect(ctx, stream)
+		if connections++; connections == 1 {
+			return deadPortal{p}, err
+		}
+		return p, err
+	}
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if r, err := sandboxtest.Read(f.RunCommand(t.Context(), testName, Command{Program: "echo", Args: []string{"x"}})); err != nil || r.Stdout != "x\n" {
+			t.Errorf("got %+v, error %v", r, err)
+		}
+	}
+	if connections != 2 {
+		t.Errorf("%d connections were opened, want 2", connections)
+	}
+}
+
+// A run that had begun fails with ErrRunFailed if its request is canceled, so that no client sends it again.
+func TestCanceledRun(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for cause, want := range map[error]string{
+		nil:                         "the run was interrupted, because the client ended the request",
+		errors.New("the tests end"): "the run was interrupted: the tests end",
+		errdefs.ErrUnavailable:      "the run was interrupted: unavailable",
+	} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		p, err := f.RunCommand(ctx, testName, Command{Program: "sleep", Args: []string{"60"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel(cause)
+		if _, err := p.Next(); !errors.Is(err, ErrRunFailed) || err.Error() != want {
+			t.Errorf("canceled with %v: got error %v, want %q", cause, err, want)
+		}
+		p.Close()
+	}
+}

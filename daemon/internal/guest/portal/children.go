@@ -7,14 +7,15 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	processes "github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // children starts the portal's processes. It reaps them, and every orphan that the kernel reparents to the portal.
 // Nothing else in the program may wait for a child, because it would race with reap for exit statuses. So the program
 // cannot use os/exec, which waits for its children.
 type children struct {
-	load       *load
-	protection protection
+	load *load
 
 	mu        sync.Mutex
 	processes map[int]*process // the processes of start that have not been reaped yet, by pid
@@ -39,7 +40,7 @@ func adoptOrphans(load *load) (*children, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, os.NewSyscallError("prctl", err)
 	}
-	c := &children{load: load, protection: ownProtection(), processes: make(map[int]*process)}
+	c := &children{load: load, processes: make(map[int]*process)}
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, syscall.SIGCHLD)
 	go func() {
@@ -86,7 +87,7 @@ func (c *children) start(path string, argv, env []string, dir string, files ...*
 	if c.load != nil {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(c.load.dir.Fd())
 	}
-	err := c.protection.without(func() (err error) {
+	err := processes.WithoutOOMProtection(func() (err error) {
 		p.pid, err = syscall.ForkExec(path, argv, attr)
 		return err
 	})

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	processes "github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // bridges is a listener that accepts only the connections of bridges (Connect) that msbd has started. It closes the
@@ -61,37 +61,23 @@ func checkBridge(conn net.Conn) error {
 		return fmt.Errorf("process %d is of user %d", peer.Pid, peer.Uid)
 	}
 	// While the descriptor shows that the process is alive, no other process has its pid.
-	process, err := unix.PidfdOpen(int(peer.Pid), 0)
+	// Package process opens it in a way that starts a child to test the kernel, and the portal would reap the child.
+	pidfd, err := unix.PidfdOpen(int(peer.Pid), 0)
 	if err != nil {
 		return os.NewSyscallError("pidfd_open", err)
 	}
-	defer unix.Close(process)
+	defer unix.Close(pidfd)
 	for pid := int(peer.Pid); pid != 0; {
 		if pid == os.Getpid() {
 			return fmt.Errorf("process %d is one of the sandbox", peer.Pid)
 		}
-		if pid, err = parent(pid); err != nil {
+		if pid, err = processes.Parent(pid); err != nil {
 			return err
 		}
 	}
 	// A portal that is not root may not send a signal to a bridge that is, but it learns that the bridge is alive.
-	if err := unix.PidfdSendSignal(process, 0, nil, 0); err != nil && !errors.Is(err, unix.EPERM) {
+	if err := unix.PidfdSendSignal(pidfd, 0, nil, 0); err != nil && !errors.Is(err, unix.EPERM) {
 		return os.NewSyscallError("pidfd_send_signal", err)
 	}
 	return nil
-}
-
-// parent returns the pid of a process's parent, or 0 if the parent is in another pid namespace.
-func parent(pid int) (int, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The format is "pid (name) state ppid …". The name can contain anything.
-	_, rest, _ := strings.Cut(string(stat[max(0, strings.LastIndexByte(string(stat), ')')):]), ") ")
-	fields := strings.Fields(rest)
-	if len(fields) < 2 {
-		return 0, fmt.Errorf("/proc/%d/stat is %q", pid, stat)
-	}
-	return strconv.Atoi(fields[1])
 }

@@ -1,7 +1,6 @@
 package portal
 
 import (
-	"errors"
 	"io"
 	"os"
 	"strconv"
@@ -91,34 +90,4 @@ func readAt(dir *os.File, name string) (string, error) {
 	defer f.Close()
 	data, err := io.ReadAll(f)
 	return string(data), err
-}
-
-// oomScoreAdjFile decides which process the kernel kills when memory runs out: the one with the highest value and the
-// most memory. Children inherit the value.
-const oomScoreAdjFile = "/proc/self/oom_score_adj"
-
-// protection is the portal's own value in oomScoreAdjFile, if it is negative. Its children must not inherit that.
-type protection struct{ value string }
-
-// ownProtection returns the portal's protection.
-func ownProtection() protection {
-	data, err := os.ReadFile(oomScoreAdjFile)
-	value := strings.TrimSpace(string(data))
-	if n, parseErr := strconv.Atoi(value); errors.Join(err, parseErr) != nil || n >= 0 {
-		return protection{}
-	}
-	return protection{value}
-}
-
-// without calls fork while the portal has no protection, so that the child has none from the beginning: a child that
-// forks at once would pass it on. The caller makes sure that only one such call is in progress.
-func (p protection) without(fork func() error) error {
-	if p.value == "" {
-		return fork()
-	}
-	if err := os.WriteFile(oomScoreAdjFile, []byte("0"), 0); err != nil {
-		return err
-	}
-	defer func() { _ = os.WriteFile(oomScoreAdjFile, []byte(p.value), 0) }()
-	return fork()
 }

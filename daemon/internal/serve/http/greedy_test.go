@@ -74,6 +74,24 @@ func TestGreedyKey(t *testing.T) {
 	good := newTraffic(s, addr, 1)
 	defer good.transport.CloseIdleConnections()
 
+	// goodCall sends a call of another key and adds its latency. The latencies are logged only: the clients of the greedy key
+	// run in this process and take most of the time of its processors.
+	goodCall := func(latencies *[]time.Duration) {
+		began := time.Now()
+		if err := good.sendGood(len(*latencies)); err != nil {
+			t.Error(err)
+		}
+		*latencies = append(*latencies, time.Since(began))
+	}
+	p99 := func(latencies []time.Duration) time.Duration {
+		slices.Sort(latencies)
+		return latencies[len(latencies)*99/100]
+	}
+	var alone []time.Duration
+	for range 200 {
+		goodCall(&alone)
+	}
+
 	command := func(program, argument string) string {
 		args, err := json.Marshal([]string{argument})
 		if err != nil {
@@ -126,18 +144,14 @@ func TestGreedyKey(t *testing.T) {
 						statuses[status]++
 						left--
 					case <-time.After(time.Millisecond):
-						began := time.Now()
-						if err := good.sendGood(len(latencies)); err != nil {
-							t.Error(err)
-						}
-						if latencies = append(latencies, time.Since(began)); len(latencies) == 50 {
+						if goodCall(&latencies); len(latencies) == 200 {
 							cancel()
 						}
 					}
 					peak = max(peak, memoryBytes()-before)
 				}
-				slices.Sort(latencies)
-				t.Logf("memory grew by %d MiB; statuses %v; median of another key's %d calls: %s", peak>>20, statuses, len(latencies), latencies[len(latencies)/2])
+				t.Logf("memory grew by %d MiB; statuses %v; p99 of another key's %d calls: %s, alone %s",
+					peak>>20, statuses, len(latencies), p99(latencies), p99(alone))
 				if peak > 256<<20 {
 					t.Errorf("memory grew by %d MiB, want at most 256", peak>>20)
 				}

@@ -39,9 +39,9 @@ type tool struct {
 	name, method       string
 	title, description string
 	hints              sdk.ToolAnnotations
-	// text returns the result as text for people and models. nil means that the tool is a run.
+	// text returns the result as text for people and models. It is nil for a run, which has runText.
 	text func(result jsontext.Value) string
-	// runText is the text of a run. It also returns what programs find under resultMetaKey.
+	// runText is like text. It also returns what programs find under resultMetaKey.
 	runText func(result jsontext.Value) (text string, meta any)
 }
 
@@ -189,7 +189,7 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 		res, rpcErr := h.run(ctx, r, t, arguments(req))
 		stop()
 		if rpcErr != nil && context.Cause(ctx) == errCanceled {
-			rpcErr = &rpc.Error{Code: rpc.CodeRunFailed, Message: canceledMessage}
+			rpcErr = &rpc.Error{Code: rpcErr.Code, Message: canceledMessage}
 		}
 		if rpcErr != nil {
 			return &sdk.CallToolResult{

@@ -34,6 +34,9 @@ func TestGRPC(t *testing.T) {
 	if err := GRPC(fmt.Errorf("sandbox x does not exist: %w", errdefs.ErrNotFound)); status.Convert(err).Message() != "sandbox x does not exist" {
 		t.Errorf("message is %q, want it without the class", status.Convert(err).Message())
 	}
+	if got := status.Convert(GRPC(fmt.Errorf("the store is damaged: %w", errdefs.ErrDataLoss))); got.Code() != codes.DataLoss || got.Message() != "the store is damaged" {
+		t.Errorf("data loss became %v", got)
+	}
 	original := status.Error(codes.DataLoss, "unchanged")
 	if GRPC(original) != original || GRPC(nil) != nil {
 		t.Error("GRPC changed a status or nil")

@@ -4,20 +4,25 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 )
 
-// protectedOOMScore is the oom_score_adj of a protected process. When the kernel chooses what to kill, it then assumes that
-// the process uses less memory than it does, by half of the host's memory.
+// oomScoreFile decides which process the kernel kills when memory runs out: the one with the highest value and the most
+// memory. Child processes inherit the value.
+const oomScoreFile = "/proc/self/oom_score_adj"
+
+// protectedOOMScore is the value of a protected process. When the kernel chooses what to kill, it then assumes that the
+// process uses less memory than it does, by half of the host's memory.
 const protectedOOMScore = -500
 
 // ProtectFromOOM makes the kernel kill other processes first when memory runs out, such as those of the sandboxes that use
-// it. Child processes inherit this until ExposeToOOM is called for them. It does nothing if a score is already set, for
-// example by systemd. It needs CAP_SYS_RESOURCE.
+// it. It does nothing if a score is already set, for example by systemd. It needs CAP_SYS_RESOURCE. Start child processes
+// that must not be protected in WithoutOOMProtection.
 func ProtectFromOOM() error {
-	const file = "/proc/self/oom_score_adj"
-	score, err := os.ReadFile(file)
+	score, err := os.ReadFile(oomScoreFile)
 	if err == nil && string(score) == "0\n" {
-		err = os.WriteFile(file, []byte(strconv.Itoa(protectedOOMScore)), 0)
+		err = os.WriteFile(oomScoreFile, []byte(strconv.Itoa(protectedOOMScore)), 0)
 	}
 	if err != nil {
 		return fmt.Errorf("protect this process when memory runs out: %w", err)
@@ -25,10 +30,18 @@ func ProtectFromOOM() error {
 	return nil
 }
 
-// ExposeToOOM gives a child process the default score again.
-func ExposeToOOM(pid int) error {
-	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("0"), 0); err != nil {
-		return fmt.Errorf("reset the OOM score of process %d: %w", pid, err)
+var oomMu sync.Mutex // held while this process has no protection
+
+// WithoutOOMProtection calls fork, which starts a child process, while this process has no protection. So the child has
+// none from the beginning: a child that forks at once would pass it on. If this process may not change its score, the
+// child inherits it.
+func WithoutOOMProtection(fork func() error) error {
+	oomMu.Lock()
+	defer oomMu.Unlock()
+	data, _ := os.ReadFile(oomScoreFile)
+	score := strings.TrimSpace(string(data))
+	if strings.HasPrefix(score, "-") && os.WriteFile(oomScoreFile, []byte("0"), 0) == nil {
+		defer func() { _ = os.WriteFile(oomScoreFile, []byte(score), 0) }()
 	}
-	return nil
+	return fork()
 }

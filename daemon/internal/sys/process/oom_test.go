@@ -32,9 +32,6 @@ func TestOOMScore(t *testing.T) {
 				t.Errorf("with the score %s: %v\n%s", initial, err, out)
 			}
 		}
-		if err := ExposeToOOM(1 << 30); err == nil {
-			t.Error("a process that does not exist was exposed")
-		}
 		return
 	}
 	want := initial
@@ -48,19 +45,27 @@ func TestOOMScore(t *testing.T) {
 	if got := oomScore(t, "self"); err != nil || got != want {
 		t.Errorf("the process has the score %s, error %v, want %s", got, err, want)
 	}
-	cmd := exec.Command("sleep", "60")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	for _, tt := range []struct {
+		how   string
+		start func(*exec.Cmd) error
+		want  string
+	}{
+		{"usual", (*exec.Cmd).Start, want},
+		{"unprotected", func(cmd *exec.Cmd) error { return WithoutOOMProtection(cmd.Start) }, strings.Replace(want, strconv.Itoa(protectedOOMScore), "0", 1)},
+	} {
+		cmd := exec.Command("sleep", "60")
+		if err := tt.start(cmd); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}()
+		if got := oomScore(t, strconv.Itoa(cmd.Process.Pid)); got != tt.want {
+			t.Errorf("the %s child has the score %s, want %s", tt.how, got, tt.want)
+		}
 	}
-	defer func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}()
-	pid := strconv.Itoa(cmd.Process.Pid)
-	if got := oomScore(t, pid); got != want {
-		t.Errorf("the child has the score %s, want %s", got, want)
-	}
-	if err := ExposeToOOM(cmd.Process.Pid); err != nil || oomScore(t, pid) != "0" {
-		t.Errorf("the exposed child has the score %s, error %v", oomScore(t, pid), err)
+	if got := oomScore(t, "self"); got != want {
+		t.Errorf("after it has started the children, the process has the score %s, want %s", got, want)
 	}
 }

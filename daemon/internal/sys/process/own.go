@@ -108,10 +108,7 @@ func device(info os.FileInfo) uint64 { return uint64(info.Sys().(*syscall.Stat_t
 func KillAll(ctx context.Context, processes []*Process) error {
 	parents := make(map[int]int, len(processes))
 	for _, p := range processes {
-		parents[p.PID] = 0
-		if fields, err := stat(p.PID); err == nil {
-			parents[p.PID], _ = strconv.Atoi(fields[parentField])
-		}
+		parents[p.PID], _ = Parent(p.PID) // 0 if the process has ended
 	}
 	var errs []error
 	for _, p := range childrenFirst(processes, parents) {

@@ -187,6 +187,15 @@ func stat(pid int) ([]string, error) {
 	return fields, nil
 }
 
+// Parent returns the pid of the parent of process pid, or 0 if the parent is in another pid namespace.
+func Parent(pid int) (int, error) {
+	fields, err := stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(fields[parentField])
+}
+
 // Arguments returns the arguments of process pid. The first is its program. If the process has ended, Arguments returns
 // a single empty string.
 func Arguments(pid int) []string {

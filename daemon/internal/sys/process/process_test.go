@@ -34,6 +34,9 @@ func TestProcess(t *testing.T) {
 	if err != nil || id.PID != pid {
 		t.Errorf("ID = %v, %v", id, err)
 	}
+	if parent, err := Parent(pid); err != nil || parent != os.Getpid() {
+		t.Errorf("Parent = %d, %v, want this process, %d", parent, err, os.Getpid())
+	}
 	if again, err := id.Open(); again == nil || err != nil {
 		t.Errorf("Open of %v = %v, %v", id, again, err)
 	} else {
