@@ -144,27 +144,18 @@ func (c *clock) trustedTime() time.Time {
 	return fromMicros(steady + c.trusted)
 }
 
-// trust returns the time, like time, and makes it one to remember, because a record is about to be stored that depends
-// on it.
-func (c *clock) trust() time.Time {
-	now := c.now()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.trusted = c.lead.Load()
-	return fromMicros(now)
+// latest returns the time of the wall clock, if that is later, and otherwise the time, both in the same form as time. The
+// clock does not change.
+func (c *clock) latest() time.Time {
+	now, wall := c.time(), c.wall()
+	if wall.After(now) {
+		return wall
+	}
+	return now
 }
 
-// catchUp makes the clock use the time of the wall clock without confirmation, if that is later.
-func (c *clock) catchUp() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	wall, steady := c.read()
-	c.raise(wall - steady)
-	c.trusted = c.lead.Load()
-	c.pending, c.pendingSince = 0, noTime
-}
-
-// advance moves the clock forward to a time that is known to have passed.
+// advance moves the clock forward to a time that is known to have passed, or that a stored record depends on. That time
+// may be remembered.
 func (c *clock) advance(to time.Time) {
 	if to.IsZero() {
 		return
@@ -173,6 +164,9 @@ func (c *clock) advance(to time.Time) {
 	defer c.mu.Unlock()
 	_, steady := c.read()
 	c.trusted = max(c.trusted, to.UnixMicro()-steady)
+	if c.pending <= c.trusted+maxCorrection.Microseconds() {
+		c.pending, c.pendingSince = 0, noTime
+	}
 	c.raise(c.trusted)
 }
 

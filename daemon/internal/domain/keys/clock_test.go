@@ -141,7 +141,10 @@ func TestClockWaitsWhetherTheWallClockStaysAhead(t *testing.T) {
 	m.set(m.now().Add(2 * time.Hour))
 	start = start.Add(time.Hour)
 	expect("set ahead during a suspension", start, 2*time.Hour, 0)
-	c.catchUp()
+	if got := c.latest(); !got.Equal(start.Add(2 * time.Hour)) {
+		t.Errorf("a key would be created at %s", got)
+	}
+	c.advance(c.latest())
 	start = start.Add(2 * time.Hour)
 	expect("when a key was created", start, 0, 0)
 }
@@ -181,14 +184,16 @@ func TestTimeAtTheStartIsRememberedLater(t *testing.T) {
 	}
 }
 
-// A clock that is wrong for a moment has no effect on keys. Afterwards, everything is as before, also after a restart.
+// A clock that is wrong for a moment has no effect on keys, even if an administrator tries to create one meanwhile.
+// Afterwards, everything is as before, also after a restart.
 func TestClockThatIsWrongForAMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := newManualClock("2026-01-10T10:00:00Z")
-		opts := options(NewMemory(), keyringPath(t))
+		store := NewMemory()
+		opts := options(store, keyringPath(t))
 		opts.readClock, opts.asleep = clock.read, clock.slept
 		i, v := openWith(t, opts)
-		token, r := issue(t, i, IssueRequest{Expire: "1h"})
+		token, r := issue(t, i, IssueRequest{Name: "taken", Expire: "1h"})
 		ctx, cancel := accepted(t, v, token).Bind(t.Context())
 		defer cancel()
 		stop := run(t, i)
@@ -196,6 +201,13 @@ func TestClockThatIsWrongForAMoment(t *testing.T) {
 		clock.set(time.Date(2038, 1, 19, 3, 14, 7, 0, time.UTC))
 		time.Sleep(2 * time.Minute) // Run saves the usage
 		synctest.Wait()
+		for _, req := range []IssueRequest{{Expire: "soon"}, {Name: "taken"}, {Name: "not-stored"}} {
+			store.FailWith(errDisk)
+			if _, _, err := i.Issue(t.Context(), req); err == nil {
+				t.Errorf("a key was created: %+v", req)
+			}
+			store.FailWith(nil)
+		}
 		accepted(t, v, token)
 		if ahead, wait := i.ClockAhead(); ahead < 11*year || wait != confirmation {
 			t.Errorf("the clock is %s ahead, to be confirmed in %s", ahead, wait)

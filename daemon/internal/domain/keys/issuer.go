@@ -77,22 +77,22 @@ func (i *Issuer) Issue(ctx context.Context, req IssueRequest) (Secret, Record, e
 		return Secret{}, Record{}, err
 	}
 	defer i.keys.release(r.Name)
-	if err := i.commit(Change{Put: []Record{r}, Events: []audit.Event{createEvent(r)}}); err != nil {
+	if err := i.commit(Change{Put: []Record{r}, Clock: r.CreatedAt, Events: []audit.Event{createEvent(r)}}); err != nil {
 		return Secret{}, Record{}, fmt.Errorf("store key: %w", err)
 	}
 	return secret, r, nil
 }
 
-// draft completes the record of a new key and signs its token. The caller holds i.mu.
+// draft completes the record of a new key and signs its token. The record's CreatedAt may be later than the clock, so the
+// change that stores it must move the clock. The caller holds i.mu.
 func (i *Issuer) draft(r Record) (Secret, Record, error) {
 	if err := i.clock.checkNotBehind(); err != nil {
 		return Secret{}, Record{}, err
 	}
-	i.clock.catchUp() // so that the key does not expire earlier than requested
 	ring := i.keyring.Load()
 	r.ID = randomID()
 	r.SigningKeyID = ring.keyID
-	r.CreatedAt = i.clock.time()
+	r.CreatedAt = i.clock.latest() // so that the key does not expire earlier than requested
 	var err error
 	if r.ExpiresAt, err = ParseExpiry(r.Life, r.CreatedAt); err != nil {
 		return Secret{}, Record{}, err
@@ -109,12 +109,15 @@ func (i *Issuer) draft(r Record) (Secret, Record, error) {
 }
 
 // commit makes a change durable and then applies it in memory. With the change, the store remembers the time, so that no
-// restart undoes a revocation or expiry. The caller holds i.mu.
+// restart undoes a revocation or expiry. If c.Clock is later, the clock moves forward to it. The caller holds i.mu.
 func (i *Issuer) commit(c Change) error {
-	c.Clock = i.clock.trust()
+	if now := i.clock.time(); now.After(c.Clock) {
+		c.Clock = now
+	}
 	if err := i.store.CommitKeys(c); err != nil {
 		return err
 	}
+	i.clock.advance(c.Clock)
 	i.keys.apply(c.Delete, c.Put)
 	return nil
 }

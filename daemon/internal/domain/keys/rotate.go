@@ -39,9 +39,9 @@ func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, 
 	if err := old.rotatable(now); err != nil {
 		return fail(err)
 	}
-	graceEnd := now
+	graceEnd := i.clock.latest()
 	if req.Grace != "" {
-		if graceEnd, err = parseSpan(graceSpan, req.Grace, now); err != nil {
+		if graceEnd, err = parseSpan(graceSpan, req.Grace, graceEnd); err != nil {
 			return fail(err)
 		}
 	}
@@ -58,6 +58,7 @@ func (i *Issuer) Rotate(ctx context.Context, req RotateRequest) (secret Secret, 
 	old.RevokedAt, old.Revocation, old.ReplacedBy = graceEnd, ByRotation, created.ID
 	err = i.commit(Change{
 		Put:    []Record{created, old.Record},
+		Clock:  created.CreatedAt,
 		Events: []audit.Event{createEvent(created), rotateEvent(old.Record, req.By)},
 	})
 	if err != nil {
