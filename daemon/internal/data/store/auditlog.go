@@ -230,19 +230,23 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err != nil {
 		return err
 	}
-	if err := l.placeSegment(); err != nil {
-		return l.unwritable(err)
-	}
-	var adopted []segment
+	var (
+		adopted   []segment
+		misplaced error
+	)
 	expected, base := out, l.base()
 	if !l.caughtUp {
 		if adopted, err = l.adoptSegments(out.end.Head); err != nil {
 			return l.unwritable(err)
 		}
-		if n := len(adopted); n > 0 {
-			base = adopted[n-1].Last
-			expected = outbox{before: base, end: logEnd{Head: base}}
-		}
+	}
+	if n := len(adopted); n > 0 {
+		base = adopted[n-1].Last
+		expected = outbox{before: base, end: logEnd{Head: base}}
+	} else if misplaced, err = l.placeSegment(out, strict); err != nil {
+		return l.unwritable(err)
+	} else if strict && misplaced != nil {
+		return misplaced
 	}
 	if err := l.open(); err != nil {
 		return l.unwritable(err)
@@ -254,6 +258,7 @@ func (l *auditLog) catchUp(strict bool) error {
 	if !strict { // add each problem at once, because the next attempt would not find it after a repair
 		l.addProblems(problem)
 	}
+	problem = errors.Join(misplaced, problem)
 	changed, err := l.rewriteLines(start, expected.lines)
 	if err != nil {
 		return l.unwritable(err)
