@@ -97,7 +97,7 @@ func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 		return audit.Head{}, err
 	}
 	defer s.writes.end()
-	s.log.addProblems(err)
+	s.log.addProblem(err)
 	_ = s.writes.logReady() // saves it
 	return head, err
 }

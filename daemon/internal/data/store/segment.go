@@ -165,7 +165,7 @@ func (l *auditLog) placeSegment(out outbox, strict bool) (problem, err error) {
 			return problem, nil
 		}
 		// Save the problem first, because after the rename nothing shows it to the next Open.
-		l.addProblems(problem)
+		l.addProblem(problem)
 		if l.unsaved {
 			if err := l.saveProblems(); err != nil {
 				return problem, err
