@@ -720,13 +720,13 @@ func TestTamperingWithASettledLogIsReported(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir)
 			logEvents(t, s, "a", "b", "c")
-			if err := errors.Join(s.settle(), s.Close()); err != nil {
+			if err := errors.Join(s.settle(t.Context()), s.Close()); err != nil {
 				t.Fatal(err)
 			}
 			s = open(t, dir)
 			checkLog(t, s) // nothing was changed yet
 			logEvents(t, s, "d")
-			if err := errors.Join(s.settle(), s.settle(), s.Close()); err != nil {
+			if err := errors.Join(s.settle(t.Context()), s.settle(t.Context()), s.Close()); err != nil {
 				t.Fatal(err)
 			}
 			edit(t, filepath.Join(dir, logName), change)
