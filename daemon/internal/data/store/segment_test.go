@@ -196,6 +196,27 @@ func TestChangedSegmentIsReported(t *testing.T) {
 	}
 }
 
+// What keeps the log from being written is not a problem of a segment that was changed.
+func TestChangedSegmentOfALogThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, segments := sealed(t, dir)
+	edit(t, segments[1].Path, func(log []byte) []byte { return bytes.Replace(log, []byte("many-7"), []byte("many-8"), 1) })
+	path := filepath.Join(dir, logName)
+	if err := errors.Join(os.Rename(path, filepath.Join(dir, "aside")), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.VerifyAudit(t.Context()); !errdefs.IsDataLoss(err) || errdefs.IsUnavailable(err) {
+		t.Errorf("VerifyAudit: %v, want only data loss", err)
+	}
+	if err := s.AuditProblem(); err == nil || strings.Contains(err.Error(), path) {
+		t.Errorf("AuditProblem: %v, want one that does not name the current file", err)
+	}
+	if err := s.Health(); !errdefs.IsUnavailable(err) {
+		t.Errorf("Health: %v, want unavailable", err)
+	}
+}
+
 // A crash may come between the steps of a seal. The next start completes it.
 func TestInterruptedSeal(t *testing.T) {
 	t.Parallel()
