@@ -2,10 +2,40 @@ package daemon
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/msbd/msbd/api/version"
 )
+
+// Every place that has the version of an SDK has the version of the release.
+func TestSDKVersions(t *testing.T) {
+	for file, pattern := range map[string]string{
+		"python/src/microsandbox/__init__.py": `(?m)^__version__ = "(.*)"$`,
+		"typescript/src/version.ts":           `(?m)^export const version = "(.*)";$`,
+		"typescript/package.json":             `(?m)^  "version": "(.*)",$`,
+		"typescript/package-lock.json":        `"name": "microsandbox",\n +"version": "(.*)",`,
+		"typescript/README.md":                `microsandbox-(.*)\.tgz`,
+	} {
+		content, err := os.ReadFile(filepath.Join("../client", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := regexp.MustCompile(pattern).FindAllSubmatch(content, -1)
+		if len(found) == 0 {
+			t.Errorf("client/%s has no version that matches %s", file, pattern)
+		}
+		for _, match := range found {
+			if got := string(match[1]); got != version.Number {
+				t.Errorf("client/%s has version %s, and api/version has %s", file, got, version.Number)
+			}
+		}
+	}
+}
 
 // Libraries must be at least as new as the first versions without known vulnerabilities that would affect msbd.
 func TestLibraryVersions(t *testing.T) {

@@ -3,7 +3,7 @@ package version
 
 import "runtime/debug"
 
-// Number is the version of the release. It follows semver.org.
+// Number is the version of the release, also of the SDKs. It follows semver.org.
 const Number = "0.3.0"
 
 // commit is the Git commit that was built. It is set by the linker (-X), see Makefile.

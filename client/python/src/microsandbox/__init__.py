@@ -43,7 +43,7 @@ from .node_sandbox import NodeSandbox
 from .python_sandbox import PythonSandbox
 from .sandboxes import list_sandboxes
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AuthenticationError",

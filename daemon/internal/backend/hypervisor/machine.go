@@ -170,9 +170,6 @@ func (s *Service) remove(ctx context.Context, m *machine) error {
 	if m.removed {
 		return nil
 	}
-	if err := s.killAll(ctx, m.dir); err != nil {
-		return err
-	}
 	if err := m.reap(ctx); err != nil {
 		return err
 	}
@@ -183,8 +180,8 @@ func (s *Service) remove(ctx context.Context, m *machine) error {
 	return nil
 }
 
-// reap kills and reaps the machine's children. Most are already dead, but killAll cannot find a child during its
-// execve, because its mark is not visible then.
+// reap kills and reaps the machine's children. killAll is not enough, because it cannot find a child during its execve,
+// when its mark is not visible.
 func (m *machine) reap(ctx context.Context) error {
 	for len(m.children) > 0 {
 		child := m.children[0]

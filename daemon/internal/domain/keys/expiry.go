@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 const (
@@ -65,7 +67,7 @@ func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
 		sign, tooFar = -1, "is before the year 1"
 	}
 	bad := func(format string, a ...any) (time.Time, error) {
-		return time.Time{}, fmt.Errorf("%s %q: %s: %w", kind, abbreviate(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
+		return time.Time{}, fmt.Errorf("%s %q: %s: %w", kind, bounded.Short(s), fmt.Sprintf(format, a...), errdefs.ErrInvalidArgument)
 	}
 	if strings.HasPrefix(s, "-") {
 		return bad("must not be negative")
@@ -82,16 +84,16 @@ func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
 		unit, known := spanUnits[name]
 		switch {
 		case number == "":
-			return bad("put a number before %q, as in 7d", abbreviate(name))
+			return bad("put a number before %q, as in 7d", bounded.Short(name))
 		case name == "":
-			return bad("%q has no unit: add s, m (minutes), h, d, w, mo (months) or y", abbreviate(number))
+			return bad("%q has no unit: add s, m (minutes), h, d, w, mo (months) or y", bounded.Short(number))
 		case !known:
-			return bad("unknown unit %q: use s, m (minutes), h, d, w, mo (months) or y", abbreviate(name))
+			return bad("unknown unit %q: use s, m (minutes), h, d, w, mo (months) or y", bounded.Short(name))
 		}
 		whole, decimals, hasPoint := strings.Cut(number, ".")
 		switch {
 		case hasPoint && (whole == "" || decimals == "" || len(decimals) > 3 || strings.Contains(decimals, ".")):
-			return bad("%q must be a number with at most three decimals, as in 1.5h", abbreviate(number))
+			return bad("%q must be a number with at most three decimals, as in 1.5h", bounded.Short(number))
 		case hasPoint && unit.months > 0:
 			return bad("the number of months or years must be a whole number; use a smaller unit")
 		}
@@ -132,12 +134,4 @@ func addMonths(t time.Time, months int) time.Time {
 		to = to.AddDate(0, 0, -to.Day())
 	}
 	return to
-}
-
-// abbreviate shortens s for an error message.
-func abbreviate(s string) string {
-	if len(s) > 40 {
-		return s[:40] + "…"
-	}
-	return s
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
@@ -19,7 +20,7 @@ func checkName(name string) error {
 		return nil
 	}
 	return fmt.Errorf("key name %q: use 1 to 63 characters of A-Z, a-z, 0-9, -, _ and ., and begin with a letter or digit: %w",
-		abbreviate(name), errdefs.ErrInvalidArgument)
+		bounded.Short(name), errdefs.ErrInvalidArgument)
 }
 
 // cleanNamespaces returns namespaces sorted and without duplicates, or an error if one is not a valid name.
@@ -37,7 +38,7 @@ func cleanScopes(scopes []Scope) ([]Scope, error) {
 	for _, s := range scopes {
 		if !slices.Contains(Scopes, s) {
 			return nil, fmt.Errorf("unknown scope %q: choose from %s, or give none for a key that may do everything: %w",
-				abbreviate(string(s)), joinScopes(Scopes, ", "), errdefs.ErrInvalidArgument)
+				bounded.Short(string(s)), joinScopes(Scopes, ", "), errdefs.ErrInvalidArgument)
 		}
 	}
 	return sorted(scopes), nil

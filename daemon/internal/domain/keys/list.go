@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Filter selects keys. A key must match all fields that are set. The zero Filter selects all keys.
@@ -111,5 +112,5 @@ func parsePosition(s string) (position, error) {
 		}
 	}
 	return position{}, fmt.Errorf("invalid page token %q: use the token that the previous page returned, or an empty token for the first page: %w",
-		abbreviate(s), errdefs.ErrInvalidArgument)
+		bounded.Short(s), errdefs.ErrInvalidArgument)
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // pages returns the names of all keys that f selects, listed in pages of the given size. It checks that only the last
@@ -209,7 +211,7 @@ func TestFind(t *testing.T) {
 	}
 	for _, ref := range []string{"", "aaa", "AAAA1", "aaaa3", "CI", "c", strings.Repeat("x", 1e5)} {
 		if k, err := i.Find(ref); !errdefs.IsNotFound(err) || len(err.Error()) > 300 {
-			t.Errorf("Find(%q): %s, %v", abbreviate(ref), k.ID, err)
+			t.Errorf("Find(%q): %s, %v", bounded.Short(ref), k.ID, err)
 		}
 	}
 	for n := range 20 {

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // minPrefix is the minimum length of a prefix of an id that identifies a key.
@@ -40,7 +42,7 @@ func (ks *keySet) find(ref string) (Key, error) {
 	}
 	switch len(found) {
 	case 0:
-		return Key{}, fmt.Errorf("no API key has the name or id %q: see 'msb server key list': %w", abbreviate(ref), errdefs.ErrNotFound)
+		return Key{}, fmt.Errorf("no API key has the name or id %q: see 'msb server key list': %w", bounded.Short(ref), errdefs.ErrNotFound)
 	case 1:
 		return found[0].snapshot(), nil
 	}
@@ -53,7 +55,7 @@ func (ks *keySet) find(ref string) (Key, error) {
 		ids = append(ids, fmt.Sprintf("%d more", more))
 	}
 	return Key{}, fmt.Errorf("%q is ambiguous: it matches the API keys %s; use the complete id or a longer prefix: %w",
-		abbreviate(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
+		bounded.Short(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
 }
 
 // nameHolders returns the keys that hold a name. There is at most one, unless the disk failed: if the commit of a new

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/audit"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/durable"
 )
 
@@ -110,7 +111,7 @@ func checkRecords(records []Record) error {
 	seen := make(map[string]bool, len(records))
 	for _, r := range records {
 		if !isID(r.ID) || seen[r.ID] || r.SigningKeyID == "" || r.CreatedAt.IsZero() {
-			return fmt.Errorf("record %q is damaged: %w", abbreviate(r.ID), errdefs.ErrDataLoss)
+			return fmt.Errorf("record %q is damaged: %w", bounded.Short(r.ID), errdefs.ErrDataLoss)
 		}
 		seen[r.ID] = true
 	}

@@ -159,10 +159,11 @@ func (e *entry) replQueue(l Language) chan struct{} {
 	return queue
 }
 
-// connection returns the connection to the sandbox. If there is none that works, it calls connect with the sandbox's id.
-func (e *entry) connection(ctx context.Context, connect func(context.Context, string) (*conn, error)) (*conn, error) {
-	if c, _ := e.usableConn(); c != nil {
-		return c, nil
+// connection returns the connection to the sandbox with this id. If there is none that works, it calls connect with the
+// id. If the name does not have that sandbox, because it was stopped, connection returns errdefs.ErrNotFound.
+func (e *entry) connection(ctx context.Context, id string, connect func(context.Context, string) (*conn, error)) (*conn, error) {
+	if c, err := e.usableConn(id); c != nil || err != nil {
+		return c, err
 	}
 	select {
 	case e.connecting <- struct{}{}:
@@ -170,12 +171,8 @@ func (e *entry) connection(ctx context.Context, connect func(context.Context, st
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	c, id := e.usableConn()
-	if c != nil {
-		return c, nil
-	}
-	if id == "" { // it was stopped while this call waited
-		return nil, notFound(e.name)
+	if c, err := e.usableConn(id); c != nil || err != nil { // the state may have changed while this call waited
+		return c, err
 	}
 	c, err := connect(ctx, id)
 	if err != nil {
@@ -199,14 +196,18 @@ func (e *entry) connection(ctx context.Context, connect func(context.Context, st
 	return c, nil
 }
 
-// usableConn returns the connection, or nil if there is none or it is broken, and the id of the sandbox.
-func (e *entry) usableConn() (*conn, string) {
+// usableConn returns the connection to the sandbox with this id, or nil if there is none or it is broken. If the name
+// does not have that sandbox, usableConn returns errdefs.ErrNotFound.
+func (e *entry) usableConn(id string) (*conn, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.conn == nil || e.conn.broken.Load() {
-		return nil, e.rec.ID
+	if e.rec.ID != id {
+		return nil, notFound(e.name)
 	}
-	return e.conn, e.rec.ID
+	if e.conn == nil || e.conn.broken.Load() {
+		return nil, nil
+	}
+	return e.conn, nil
 }
 
 // cpuSample is the last measurement of a sandbox's processor time.

@@ -47,7 +47,8 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 	if err != nil {
 		return nil, err
 	}
-	p := &process{m: m, entry: e, id: e.record().ID, endRun: endRun}
+	rec := e.record()
+	p := &process{m: m, entry: e, id: rec.ID, endRun: endRun}
 	defer func() {
 		if err != nil || p.Process == nil { // Process is nil after a panic in start
 			p.release()
@@ -72,10 +73,10 @@ func (m *Manager) run(ctx context.Context, name Name, timeout time.Duration, lan
 	p.cause = func() error { return context.Cause(ctx) }
 	for range 2 {
 		var conn *conn
-		if conn, err = e.connection(ctx, m.connect); err != nil {
+		if conn, err = e.connection(ctx, rec.ID, m.connect); err != nil {
 			break
 		}
-		if p.Process, err = start(ctx, conn.Portal, e.record().Config, limit); err == nil {
+		if p.Process, err = start(ctx, conn.Portal, rec.Config, limit); err == nil {
 			return p, nil
 		}
 		if ctx.Err() != nil {

@@ -245,6 +245,47 @@ func TestUnusableConnectionIsReplaced(t *testing.T) {
 	}
 }
 
+// failingPortal is a Portal that calls fail instead of starting a command.
+type failingPortal struct {
+	Portal
+	fail func()
+}
+
+func (p failingPortal) RunCommand(context.Context, Command) (Process, error) {
+	p.fail()
+	return nil, errdefs.ErrUnavailable
+}
+
+// A run never begins in another sandbox than the one that had the name when the run was requested, even if that one fails
+// and is started again just before the run begins.
+func TestRunDoesNotMoveToNewSandbox(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		defer f.Manager.Close()
+		connections := 0
+		f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
+			p, err := f.guest.Connect(ctx, stream)
+			if connections++; connections > 1 {
+				return p, err
+			}
+			return failingPortal{p, func() {
+				f.rt.Kill(f.List("")[0].ID)
+				synctest.Wait() // until the sandbox has failed
+				if err := f.Start(t.Context(), testName, Request{}); err != nil {
+					t.Error(err)
+				}
+			}}, err
+		}
+		if err := f.Start(t.Context(), testName, Request{}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := sandboxtest.Read(f.RunCommand(t.Context(), testName, Command{Program: "echo", Args: []string{"x"}}))
+		if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "has been started again since") {
+			t.Errorf("got %+v, error %v, want that the sandbox has been started again", r, err)
+		}
+	})
+}
+
 // A run that had begun fails with ErrRunFailed if its request is canceled, so that no client sends it again.
 func TestCanceledRun(t *testing.T) {
 	f := newFixture(t)

@@ -279,11 +279,11 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	for _, e := range cfg.Env {
 		k, _, ok := strings.Cut(e, "=")
 		if !ok || k == "" || strings.ContainsRune(e, 0) {
-			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
+			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
 		}
 		// Any other name is used somewhere, but no shell can set or read these, so they are mistakes.
 		if strings.ContainsFunc(k, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-			return zero, fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Text(k, 100), errdefs.ErrInvalidArgument)
+			return zero, fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
 		}
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {

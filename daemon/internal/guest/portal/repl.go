@@ -21,7 +21,7 @@ import (
 //
 //	0     /dev/null
 //	1, 2  pipes for the output of the code and of the processes that it starts
-//	3     pipe "runs": the driver itself, then for each run its length (4 bytes, big endian) and its code
+//	3     socket "runs": the driver itself, then for each run its length (4 bytes, big endian) and its code
 //	4     socket "control": the single bytes below
 //
 // The interpreter's arguments are a short program that reads the driver and executes it. The driver itself would make
@@ -233,25 +233,20 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	}
 	childEnds = append(childEnds, outEnd, errEnd)
 
-	var runs, control [2]int
-	if err := unix.Pipe2(runs[:], unix.O_CLOEXEC); err != nil {
+	s := &session{out: out, events: make(chan byte)}
+	var runsEnd, controlEnd *os.File
+	if s.runs, runsEnd, err = socketPair("runs"); err != nil {
 		return nil, err
 	}
-	_ = unix.SetNonblock(runs[1], true)
-	s := &session{out: out, runs: os.NewFile(uintptr(runs[1]), "runs"), events: make(chan byte)}
-	runsEnd := os.NewFile(uintptr(runs[0]), "runs")
 	childEnds = append(childEnds, runsEnd)
-
-	if control, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+	if s.control, controlEnd, err = socketPair("control"); err != nil {
 		s.runs.Close()
 		return nil, err
 	}
-	_ = unix.SetNonblock(control[0], true)
-	s.control = os.NewFile(uintptr(control[0]), "control")
-	controlEnd := os.NewFile(uintptr(control[1]), "control")
 	childEnds = append(childEnds, controlEnd)
 
-	// A pipe has room for the driver, so this does not wait for the interpreter.
+	// A socket has room for the driver, so this does not wait for the interpreter, which is started later. A pipe may be
+	// too small: it has 64 KiB, but only one or two pages if the portal is not root and its user has many pipes.
 	if _, err := s.runs.WriteString(r.driver); err != nil {
 		s.runs.Close()
 		s.control.Close()
@@ -266,6 +261,16 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 	}
 	go s.serveControl()
 	return s, nil
+}
+
+// socketPair returns the two ends of a stream: ours does not block, and the child inherits theirs.
+func socketPair(name string) (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	_ = unix.SetNonblock(fds[0], true)
+	return os.NewFile(uintptr(fds[0]), name), os.NewFile(uintptr(fds[1]), name), nil
 }
 
 // serveControl echoes sync bytes and passes events to s.events. It ends when the driver closes the control socket, or

@@ -7,10 +7,13 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
 	"golang.org/x/sys/unix"
+
+	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
 func TestREPLQueueServesInOrder(t *testing.T) {
@@ -48,6 +51,39 @@ func TestREPLQueueWaitEndsWithContext(t *testing.T) {
 	if err := queue.acquire(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("acquire with a canceled context: %v, want context.Canceled", err)
 	}
+}
+
+// An interpreter starts even if its driver is larger than a pipe, whose size depends on how many pipes the user has.
+func TestDriverLargerThanAPipe(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	children, err := adoptOrphans(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	discard, err := newDiscarder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer discard.close()
+	for language, comment := range map[portalv1.RunCodeRequest_Language]string{
+		portalv1.RunCodeRequest_LANGUAGE_PYTHON: "\n#", portalv1.RunCodeRequest_LANGUAGE_NODE: "\n//",
+	} {
+		r := newREPLs(children, discard, null)[language]
+		r.driver += comment + strings.Repeat("x", 100<<10)
+		var printed bytes.Buffer
+		ok, err := r.run(t.Context(), &portalv1.RunCodeRequest{Code: "1 + 1"}, func(_ portalv1.Output_Stream, data []byte) error {
+			printed.Write(data)
+			return nil
+		})
+		if err != nil || !ok || printed.String() != "2\n" {
+			t.Errorf("%s: success %t, error %v, output %q, want 2", r.name, ok, err, &printed)
+		}
+	}
+	children.kill()
 }
 
 // FuzzControl sends arbitrary bytes over the control socket: the code in a sandbox can write anything to it.

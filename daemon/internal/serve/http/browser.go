@@ -9,7 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
@@ -31,7 +31,7 @@ func (g *Gateway) checkBrowser(r *http.Request) error {
 	// of this server, which serves no pages.
 	for _, site := range r.Header["Sec-Fetch-Site"] {
 		if site != "same-origin" && site != "none" {
-			return fmt.Errorf("%s request: in dev mode the server accepts no requests from web pages: %w", rpcerr.Shorten(site), errdefs.ErrPermissionDenied)
+			return fmt.Errorf("%s request: in dev mode the server accepts no requests from web pages: %w", bounded.Short(site), errdefs.ErrPermissionDenied)
 		}
 	}
 	if g.crossOrigin.Check(r) != nil {

@@ -24,7 +24,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
-	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Revisions are the supported protocol revisions, newest first.
@@ -255,7 +255,7 @@ func (w *responseWriter) refusal() error {
 	}
 	return &gateway.Refusal{
 		Status: w.status, Cause: errRefused,
-		ClientError: &rpc.Error{Code: rpc.CodeInvalidRequest, Message: rpcerr.Shorten(strings.TrimSpace(string(w.text)))},
+		ClientError: &rpc.Error{Code: rpc.CodeInvalidRequest, Message: bounded.Short(strings.TrimSpace(string(w.text)))},
 	}
 }
 

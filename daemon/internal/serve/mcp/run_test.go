@@ -107,20 +107,25 @@ func withProgress(id int, arguments string) string {
 	return strings.Replace(toolCall(id, "sandbox_run_code", arguments), `"params":{`, `"params":{"_meta":{"progressToken":"p"},`, 1)
 }
 
-// A cancellation is not lost if it arrives before the library calls the tool.
+// A cancellation is not lost if it arrives before the library calls the tool. The error of a start or stop does not say
+// that a run failed.
 func TestCancelBeforeTheToolIsCalled(t *testing.T) {
-	s := newSite(t)
-	s.methods = &hookedMethods{s.methods, func() {
-		s.post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`, header(sessionHeader, "label"))
-	}}
-	w := s.post(toolCall(7, "sandbox_run_code", runForever), header(sessionHeader, "label"))
-	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), canceledMessage) {
-		t.Errorf("got %d %s, want 200 with %q", w.Code, w.Body, canceledMessage)
+	for tool, arguments := range map[string]string{
+		"sandbox_run_code": runForever, "sandbox_start": `{"sandbox":"a"}`, "sandbox_stop": `{"sandbox":"a"}`,
+	} {
+		s := newSite(t)
+		s.methods = &hookedMethods{s.methods, func() {
+			s.post(`{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}`, header(sessionHeader, "label"))
+		}}
+		w := s.post(toolCall(7, tool, arguments), header(sessionHeader, "label"))
+		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), fmt.Sprintf(`{"code":%d,"message":%q}`, rpc.CodeInvalidRequest, canceledMessage)) {
+			t.Errorf("%s: got %d %s, want 200 with the code %d and %q", tool, w.Code, w.Body, rpc.CodeInvalidRequest, canceledMessage)
+		}
+		if strings.Contains(s.Log.String(), "ERROR") {
+			t.Error(tool, "the cancellation is logged as an error:", s.Log)
+		}
+		wantCalls(t, s)
 	}
-	if strings.Contains(s.Log.String(), "ERROR") {
-		t.Error("the cancellation is logged as an error:", s.Log)
-	}
-	wantCalls(t, s)
 }
 
 // hookedMethods calls before once, before the library gets a call.

@@ -54,13 +54,22 @@ func (f *fakeSandboxes) takeCalls() []string {
 	return calls
 }
 
-func (f *fakeSandboxes) Start(_ context.Context, n sandbox.Name, r sandbox.Request) error {
+func (f *fakeSandboxes) Start(ctx context.Context, n sandbox.Name, r sandbox.Request) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if r.MemoryMiB < 0 {
 		panic("a fault of the domain")
 	}
 	return f.call("start", n)
 }
-func (f *fakeSandboxes) Stop(_ context.Context, n sandbox.Name) error { return f.call("stop", n) }
+
+func (f *fakeSandboxes) Stop(ctx context.Context, n sandbox.Name) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return f.call("stop", n)
+}
 
 func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {

@@ -16,7 +16,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // method is an entry of the table of JSON-RPC methods. A caller needs a key with the method's scope and can use the
@@ -112,7 +112,7 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	}
 	m, ok := s.methods[req.Method]
 	if !ok {
-		return nil, &rpc.Error{Code: rpc.CodeMethodNotFound, Message: fmt.Sprintf("there is no method %q", rpcerr.Shorten(req.Method))}
+		return nil, &rpc.Error{Code: rpc.CodeMethodNotFound, Message: fmt.Sprintf("there is no method %q", bounded.Short(req.Method))}
 	}
 	c.method = m.name
 	if !c.Principal.Has(m.scope) {

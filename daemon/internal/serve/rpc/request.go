@@ -13,7 +13,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
-	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // parsedRequest is one request in a body. If it is not a valid request, rpcErr says why.
@@ -152,7 +152,7 @@ func (req *parsedRequest) validate(version, method jsontext.Value, unknown []str
 		return invalidRequest("id must be a string, a number or null")
 	}
 	if unknown != nil {
-		return invalidRequest("%s is not a known member", rpcerr.Shorten(unknown[0]))
+		return invalidRequest("%s is not a known member", bounded.Short(unknown[0]))
 	}
 	if version.Kind() != '"' || string(unquote(version)) != rpc.Version {
 		return invalidRequest(`jsonrpc must be the string "2.0"`)
@@ -264,7 +264,7 @@ func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 		return invalidParams("%s", explain("params", err))
 	}
 	if pointer := nullElement(raw); pointer != "" {
-		return invalidParams("params%s must not be null", rpcerr.Shorten(strings.ReplaceAll(pointer, "/", ".")))
+		return invalidParams("params%s must not be null", bounded.Short(strings.ReplaceAll(pointer, "/", ".")))
 	}
 	v := reflect.ValueOf(into).Elem()
 	for i, p := range params {
@@ -340,9 +340,9 @@ func explain(root string, err error) string {
 	}
 	path := strings.TrimPrefix(root+strings.ReplaceAll(string(e.JSONPointer), "/", "."), ".")
 	if e.Err == json.ErrUnknownName {
-		return fmt.Sprintf("%s is not a known member", rpcerr.Shorten(path))
+		return fmt.Sprintf("%s is not a known member", bounded.Short(path))
 	}
-	return fmt.Sprintf("%s must be %s", rpcerr.Shorten(path), jsonKind(e.GoType))
+	return fmt.Sprintf("%s must be %s", bounded.Short(path), jsonKind(e.GoType))
 }
 
 // jsonKind returns the JSON type that t is decoded from, with its article.
@@ -368,7 +368,7 @@ func jsonKind(t reflect.Type) string {
 }
 
 func parseError(err error) *rpc.Error {
-	return &rpc.Error{Code: rpc.CodeParse, Message: "the body is not strict JSON: " + rpcerr.Shorten(strings.TrimPrefix(err.Error(), "jsontext: "))}
+	return &rpc.Error{Code: rpc.CodeParse, Message: "the body is not strict JSON: " + bounded.Short(strings.TrimPrefix(err.Error(), "jsontext: "))}
 }
 
 func invalidRequest(format string, args ...any) *rpc.Error {

@@ -14,7 +14,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // declare returns every method of the server.
@@ -162,7 +162,7 @@ var languages = map[string]sandbox.Language{
 func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
 	language, ok := languages[p.Language]
 	if !ok {
-		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", rpcerr.Shorten(p.Language), errdefs.ErrInvalidArgument)
+		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", bounded.Short(p.Language), errdefs.ErrInvalidArgument)
 	}
 	timeout, err := parseTimeout(p.Timeout)
 	if err != nil {

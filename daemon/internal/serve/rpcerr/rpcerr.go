@@ -7,8 +7,6 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
-
-	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // classes lists the errdefs classes whose text Message removes from the end of an error. The errors of
@@ -36,6 +34,3 @@ func Message(err error) string {
 	}
 	return text
 }
-
-// Shorten truncates s to 100 printable bytes. Use it for client input that is quoted in a message.
-func Shorten(s string) string { return bounded.Text(s, 100) }

@@ -38,6 +38,9 @@ func Text(s string, max int) string {
 	return b.String()
 }
 
+// Short is Text with a limit of 100 bytes, for what a client sent and an error quotes.
+func Short(s string) string { return Text(s, 100) }
+
 // isPlain reports whether s is short and has only characters that need no escape.
 func isPlain(s string, max int) bool {
 	if len(s) > max {

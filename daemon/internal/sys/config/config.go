@@ -185,8 +185,8 @@ func (c Config) validate(namespace func(string) error) error {
 	check(c.TotalSandboxes >= 1, "total-sandboxes %d: must be at least 1, or 0 for the default", c.TotalSandboxes)
 	check(c.TotalMemoryMiB >= c.DefaultMemoryMiB,
 		"total-memory-mib %d: must be at least default-memory-mib, %d, or 0 for the default", c.TotalMemoryMiB, c.DefaultMemoryMiB)
-	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1", c.MaxCPUs)
-	check(c.MaxMemoryMiB >= MinMemoryMiB, "max-memory-mib %d: must be at least %d", c.MaxMemoryMiB, MinMemoryMiB)
+	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1, or 0 for the default", c.MaxCPUs)
+	check(c.MaxMemoryMiB >= MinMemoryMiB, "max-memory-mib %d: must be at least %d, or 0 for the default", c.MaxMemoryMiB, MinMemoryMiB)
 	check(c.DefaultCPUs >= 1 && c.DefaultCPUs <= max(1, c.MaxCPUs),
 		"default-cpus %d: must be from 1 to max-cpus, %d", c.DefaultCPUs, c.MaxCPUs)
 	check(c.DefaultMemoryMiB >= MinMemoryMiB && c.DefaultMemoryMiB <= max(MinMemoryMiB, c.MaxMemoryMiB),

@@ -225,6 +225,28 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// 0 means the default for the limits that depend on the host. An error about such a limit says so.
+func TestLimitsAcceptZero(t *testing.T) {
+	want, err := load(t, "", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"total-sandboxes", "total-memory-mib", "max-cpus", "max-memory-mib"} {
+		got, err := load(t, "", nil, map[string]string{name: "0"})
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s 0: %v, %s", name, err, diff)
+		}
+		if _, err := load(t, "", nil, map[string]string{name: "-1"}); err == nil || !strings.Contains(err.Error(), name+" -1: must be at least ") ||
+			!strings.Contains(err.Error(), ", or 0 for the default") {
+			t.Errorf("%s -1: %v, want an error that mentions 0", name, err)
+		}
+		i := slices.IndexFunc(Settings, func(s Setting) bool { return s.Name == name })
+		if !strings.Contains(Settings[i].Usage, "0 means the default") {
+			t.Errorf("the help of %s does not mention 0: %s", name, Settings[i].Usage)
+		}
+	}
+}
+
 func TestTLSSettingsBelongTogether(t *testing.T) {
 	for _, tt := range []struct {
 		flags map[string]string
