@@ -45,12 +45,11 @@ func TestDocs(t *testing.T) {
 // runBlocks runs the code blocks of one page.
 func (s *server) runBlocks(t *testing.T, blocks [][]string) {
 	t.Helper()
-	select {
-	case <-s.done: // the previous page stopped the server
+	if _, err := s.adminStatus(t.Context()); err != nil { // the previous page stopped the server
+		<-s.done
 		if err := s.start(); err != nil {
 			t.Fatal(err)
 		}
-	default:
 	}
 	for _, b := range s.list() {
 		if err := s.admin(t).StopSandbox(t.Context(), b.GetNamespace(), b.GetName()); err != nil {

@@ -97,7 +97,7 @@ func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 		return audit.Head{}, err
 	}
 	defer s.writes.end()
-	s.log.addProblems(err)
+	s.log.addProblem(err)
 	_ = s.writes.logReady() // saves it
 	return head, err
 }
@@ -205,6 +205,7 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 		base     audit.Head
 		intact   audit.Head
 		problems error
+		found    bool // whether check found a problem in the last file
 	)
 	// check checks a file, which follows base and must end with want. It returns an error if the file cannot be checked.
 	check := func(path string, f io.ReaderAt, size int64, want audit.Head, mismatch string) error {
@@ -223,6 +224,7 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 		if problems == nil {
 			intact = head
 		}
+		found = err != nil
 		problems = errors.Join(problems, err)
 		return nil
 	}
@@ -250,7 +252,7 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 	}
 	before := problems
 	err = check(l.path, v.file, v.end.Size, v.end.Head, "its end was cut off, or it was rewritten with new hashes")
-	if failure := l.health(); err == nil && failure != nil && problems != before {
+	if failure := l.health(); err == nil && failure != nil && found {
 		return intact, errors.Join(before, failure) // the last entries could not be written yet
 	}
 	return intact, errors.Join(problems, err)

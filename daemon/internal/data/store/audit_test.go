@@ -361,6 +361,57 @@ func TestRollbackIsReported(t *testing.T) {
 	}
 }
 
+// Only a limited number of problems is kept. If there are more, AuditProblem says so, and a rollback is among those that are
+// kept.
+func TestManyProblems(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, fileName)
+	s := open(t, dir)
+	const notKept = "after entry 10"
+	for n := range maxProblems + 2 {
+		logEvents(t, s, "a") // entry n+1
+		edit(t, s.AuditPath(), func(log []byte) []byte { return append(log, "more\n"...) })
+		if n == maxProblems-1 {
+			if err := s.AuditProblem(); err == nil || strings.Contains(err.Error(), moreProblems) {
+				t.Errorf("AuditProblem after %d problems: %v, want all of them", n, err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	earlier, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(rolledBack bool) {
+		t.Helper()
+		s.log.mu.Lock()
+		problems := slices.Clone(s.log.problems)
+		s.log.mu.Unlock()
+		if len(problems) != maxProblems || problems[len(problems)-1] != moreProblems ||
+			strings.Contains(problems[0], "older copy") != rolledBack || strings.Contains(strings.Join(problems, ""), notKept) {
+			t.Errorf("the problems are %q, want %d, a rollback: %t, and that there were more", problems, maxProblems, rolledBack)
+		}
+	}
+	s = open(t, dir)
+	logEvents(t, s, "b")
+	check(false)
+	logEvents(t, s, "c")
+	if err := errors.Join(s.Close(), os.WriteFile(path, earlier, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	check(true)
+	s = reopen(t, s, dir)
+	check(true)
+	problems, err := s.AcknowledgeAudit(t.Context(), 0)
+	if err != nil || len(problems) != maxProblems || s.AuditProblem() != nil {
+		t.Errorf("AcknowledgeAudit returns %d problems and %v, and leaves %v", len(problems), err, s.AuditProblem())
+	}
+}
+
 // bbolt uses the state before the last one if the last one is unreadable, as after a crash during a commit. That must
 // not undo an acknowledged change.
 func TestUnreadableLastState(t *testing.T) {
@@ -669,13 +720,13 @@ func TestTamperingWithASettledLogIsReported(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir)
 			logEvents(t, s, "a", "b", "c")
-			if err := errors.Join(s.settle(), s.Close()); err != nil {
+			if err := errors.Join(s.settle(t.Context()), s.Close()); err != nil {
 				t.Fatal(err)
 			}
 			s = open(t, dir)
 			checkLog(t, s) // nothing was changed yet
 			logEvents(t, s, "d")
-			if err := errors.Join(s.settle(), s.settle(), s.Close()); err != nil {
+			if err := errors.Join(s.settle(t.Context()), s.settle(t.Context()), s.Close()); err != nil {
 				t.Fatal(err)
 			}
 			edit(t, filepath.Join(dir, logName), change)

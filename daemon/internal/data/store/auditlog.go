@@ -70,8 +70,12 @@ type logView struct {
 	alterations int
 }
 
-// maxProblems is the number of problems that the log keeps.
-const maxProblems = 10
+const (
+	// maxProblems is the number of problems that the log keeps, including moreProblems.
+	maxProblems = 10
+	// moreProblems is the last of the problems if there were too many to keep.
+	moreProblems = "more problems were found, which are not listed here: 'msb server audit verify' lists those that the log still has"
+)
 
 func (l *auditLog) close() error {
 	var err error
@@ -230,19 +234,23 @@ func (l *auditLog) catchUp(strict bool) error {
 	if err != nil {
 		return err
 	}
-	if err := l.placeSegment(); err != nil {
-		return l.unwritable(err)
-	}
-	var adopted []segment
+	var (
+		adopted   []segment
+		misplaced error
+	)
 	expected, base := out, l.base()
 	if !l.caughtUp {
 		if adopted, err = l.adoptSegments(out.end.Head); err != nil {
 			return l.unwritable(err)
 		}
-		if n := len(adopted); n > 0 {
-			base = adopted[n-1].Last
-			expected = outbox{before: base, end: logEnd{Head: base}}
-		}
+	}
+	if n := len(adopted); n > 0 {
+		base = adopted[n-1].Last
+		expected = outbox{before: base, end: logEnd{Head: base}}
+	} else if misplaced, err = l.placeSegment(out, strict); err != nil {
+		return l.unwritable(err)
+	} else if strict && misplaced != nil {
+		return misplaced
 	}
 	if err := l.open(); err != nil {
 		return l.unwritable(err)
@@ -252,15 +260,16 @@ func (l *auditLog) catchUp(strict bool) error {
 		return l.unwritable(err)
 	}
 	if !strict { // add each problem at once, because the next attempt would not find it after a repair
-		l.addProblems(problem)
+		l.addProblem(problem)
 	}
+	problem = errors.Join(misplaced, problem)
 	changed, err := l.rewriteLines(start, expected.lines)
 	if err != nil {
 		return l.unwritable(err)
 	}
 	if changed && problem == nil && l.caughtUp && !l.unsynced && !l.behind {
 		problem = l.altered("the entries after %d were removed or changed; msbd has written them again", expected.before.Seq)
-		l.addProblems(problem)
+		l.addProblem(problem)
 	}
 	l.outboxed = len(out.lines) > 0
 	end := logEnd{Head: expected.end.Head, Size: start + int64(len(expected.lines))}
@@ -279,14 +288,14 @@ func (l *auditLog) catchUp(strict bool) error {
 		foreign := l.altered("another program wrote to it after entry %d", end.Seq)
 		problem = errors.Join(problem, foreign)
 		if !strict {
-			l.addProblems(foreign)
+			l.addProblem(foreign)
 		}
 		end.Size = size
 	}
 	if err := errors.Join(rollback, problem); strict && err != nil {
 		return err
 	}
-	l.addProblems(rollback)
+	l.addRollback(rollback)
 	if end != out.end {
 		if err := l.acceptEnd(out.end, &end, adopted, rollback != nil); err != nil {
 			return err
@@ -300,20 +309,34 @@ func (l *auditLog) catchUp(strict bool) error {
 	return nil
 }
 
-// addProblems adds what is wrong with the log to its problems, which are kept until an administrator acknowledges them.
-func (l *auditLog) addProblems(problems ...error) {
+// addProblem adds what is wrong with the log to its problems, which are kept until an administrator acknowledges them. It
+// does nothing if err is nil.
+func (l *auditLog) addProblem(err error) { l.insertProblem(maxProblems, err) }
+
+// addRollback is like addProblem, but puts the problem before the others, so that it is kept however many there are: a
+// rollback makes revoked keys valid again, and no later check finds it.
+func (l *auditLog) addRollback(err error) { l.insertProblem(0, err) }
+
+// insertProblem inserts a new problem at index, or at the end if index is beyond it. If there are too many problems, it
+// drops the last ones and adds moreProblems instead.
+func (l *auditLog) insertProblem(index int, err error) {
+	if err == nil {
+		return
+	}
+	text := strings.TrimSuffix(strings.ReplaceAll(err.Error(), "\n", "; "), ": "+errdefs.ErrDataLoss.Error())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, err := range problems {
-		if err == nil {
-			continue
-		}
-		text := strings.TrimSuffix(strings.ReplaceAll(err.Error(), "\n", "; "), ": "+errdefs.ErrDataLoss.Error())
-		if !slices.Contains(l.problems, text) && len(l.problems) < maxProblems {
-			l.problems = append(l.problems, text)
-			l.unsaved = true
-		}
+	if slices.Contains(l.problems, text) {
+		return
 	}
+	kept := slices.DeleteFunc(slices.Clone(l.problems), func(p string) bool { return p == moreProblems })
+	dropped := len(kept) < len(l.problems)
+	kept = slices.Insert(kept, min(index, len(kept)), text)
+	if dropped || len(kept) >= maxProblems {
+		kept = append(kept[:min(len(kept), maxProblems-1)], moreProblems)
+	}
+	l.unsaved = l.unsaved || !slices.Equal(kept, l.problems)
+	l.problems = kept
 }
 
 // saveProblems stores the problems.

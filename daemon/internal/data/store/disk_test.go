@@ -293,3 +293,36 @@ func TestRun(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Run ends with its context even if another writer waits for a disk that hangs.
+func TestRunEndsWhileAWriterHangs(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir())
+	logEvents(t, s, "a")
+	if err := s.writes.acquire(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer s.writes.end()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() { done <- s.Run(ctx, 0, slog.New(slog.DiscardHandler)) }()
+	deadline := time.After(time.Minute)
+	for s.Space().TotalBytes == 0 { // next, Run settles the audit log
+		select {
+		case <-deadline:
+			t.Fatal("Run does not probe")
+		default:
+			runtime.Gosched()
+		}
+	}
+	cancel()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-deadline:
+		t.Error("Run does not end")
+	}
+}

@@ -127,31 +127,66 @@ func (l *auditLog) seal(actor string) (segment, error) {
 	return seg, nil
 }
 
-// placeSegment renames the file of the segment that was sealed last, if it still has the name of the current file.
-func (l *auditLog) placeSegment() error {
-	if len(l.segments) == 0 {
-		return nil
+// placeSegment renames the file of the segment that was sealed last, if a crash came before its rename: the outbox, out,
+// then begins with the entry of the seal, no file has the segment's name, and the current file is not the new one. If
+// another program has changed the file since it was sealed, placeSegment renames it nevertheless, so that its content is
+// kept, and returns a problem that is already among the problems of the log. If strict is set, it only returns the problem.
+func (l *auditLog) placeSegment(out outbox, strict bool) (problem, err error) {
+	if len(l.segments) == 0 || len(out.lines) == 0 || out.before != l.base() {
+		return nil, nil
 	}
 	seg := l.segments[len(l.segments)-1]
 	path := filepath.Join(l.dir, seg.name())
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil, err
 	}
 	f, err := openFileToRead(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer f.Close()
-	if ok, err := endsAt(f, seg.Size, seg.Last); !ok || err != nil {
-		return err // an administrator has moved the segment away
+	if isNew, err := beginsLike(f, out.lines); isNew || err != nil {
+		return nil, err // an administrator has moved the segment away
+	}
+	intact, err := endsAt(f, seg.Size, seg.Last)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !intact || info.Size() != seg.Size {
+		problem = l.altered("it no longer ended with entry %d, with which it was sealed; msbd has renamed it to %s", seg.Last.Seq, seg.name())
+		if strict {
+			return problem, nil
+		}
+		// Save the problem first, because after the rename nothing shows it to the next Open.
+		l.addProblem(problem)
+		if l.unsaved {
+			if err := l.saveProblems(); err != nil {
+				return problem, err
+			}
+		}
 	}
 	if err := os.Rename(l.path, path); err != nil {
-		return err
+		return problem, err
 	}
-	return durable.SyncDir(l.dir)
+	return problem, durable.SyncDir(l.dir)
+}
+
+// beginsLike reports whether f begins with the first of lines, or, if f is shorter than that, with a part of it.
+func beginsLike(f io.ReaderAt, lines []byte) (bool, error) {
+	first, _, _ := bytes.Cut(lines, []byte("\n"))
+	found := make([]byte, len(first))
+	n, err := f.ReadAt(found, 0)
+	if err != nil && err != io.EOF {
+		return false, err
+	}
+	return bytes.HasPrefix(first, found[:n]), nil
 }
 
 // adoptSegments returns the segments that were sealed after the state of the store, which is then an older copy. head is

@@ -196,6 +196,27 @@ func TestChangedSegmentIsReported(t *testing.T) {
 	}
 }
 
+// What keeps the log from being written is not a problem of a segment that was changed.
+func TestChangedSegmentOfALogThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s, segments := sealed(t, dir)
+	edit(t, segments[1].Path, func(log []byte) []byte { return bytes.Replace(log, []byte("many-7"), []byte("many-8"), 1) })
+	path := filepath.Join(dir, logName)
+	if err := errors.Join(os.Rename(path, filepath.Join(dir, "aside")), os.Mkdir(path, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.VerifyAudit(t.Context()); !errdefs.IsDataLoss(err) || errdefs.IsUnavailable(err) {
+		t.Errorf("VerifyAudit: %v, want only data loss", err)
+	}
+	if err := s.AuditProblem(); err == nil || strings.Contains(err.Error(), path) {
+		t.Errorf("AuditProblem: %v, want one that does not name the current file", err)
+	}
+	if err := s.Health(); !errdefs.IsUnavailable(err) {
+		t.Errorf("Health: %v, want unavailable", err)
+	}
+}
+
 // A crash may come between the steps of a seal. The next start completes it.
 func TestInterruptedSeal(t *testing.T) {
 	t.Parallel()
@@ -223,6 +244,132 @@ func TestInterruptedSeal(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// Another program may change the file of a segment between the commit of the seal and the rename, while msbd does not run
+// because it was killed there. The next start completes the seal, reports the change and keeps what the file contains.
+func TestTamperingWithAnInterruptedSealIsReported(t *testing.T) {
+	t.Parallel()
+	lastLine := func(log []byte) int { return bytes.LastIndexByte(log[:len(log)-1], '\n') + 1 }
+	for name, tamper := range map[string]func(log []byte) []byte{
+		"not changed": nil,
+		"last line changed": func(log []byte) []byte {
+			n := lastLine(log)
+			return append(log[:n:n], bytes.Replace(log[n:], []byte("uid:0"), []byte("uid:9"), 1)...)
+		},
+		"last line removed": func(log []byte) []byte { return log[:lastLine(log)] },
+		"only a part left":  func(log []byte) []byte { return log[:10] },
+		"zeros":             func(log []byte) []byte { return make([]byte, len(log)) },
+		"line added":        func(log []byte) []byte { return append(log, "more\n"...) },
+		"replaced":          func([]byte) []byte { return []byte("it was not me\n") },
+	} {
+		for _, running := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, running %v", name, running), func(t *testing.T) {
+				t.Parallel()
+				dir := t.TempDir()
+				s := open(t, dir)
+				logMany(t, s)
+				s.log.dir = filepath.Join(dir, "missing") // the rename fails
+				seg := sealLog(t, s)
+				s.log.dir = dir
+				if !running {
+					if err := s.Close(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				path := filepath.Join(dir, filepath.Base(seg.Path))
+				want, err := os.ReadFile(filepath.Join(dir, logName))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tamper != nil {
+					want = tamper(want)
+					edit(t, filepath.Join(dir, logName), func([]byte) []byte { return want })
+				}
+				if running {
+					logEvents(t, s, "next")
+				} else {
+					s = open(t, dir)
+				}
+				for range 2 {
+					if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
+						t.Errorf("the segment has %d bytes, %v, want what the file had, %d bytes", len(got), err, len(want))
+					}
+					if got := targets(t, readLog(t, s)); got[0] != audit.LogSeal+" "+filepath.Base(path) {
+						t.Errorf("the new file begins with %s, want the entry of the seal", got[0])
+					}
+					if tamper == nil {
+						checkIntact(t, s)
+					} else if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), filepath.Base(path)) {
+						t.Errorf("AuditProblem: %v, want data loss naming the segment", err)
+					}
+					if err := s.Health(); err != nil {
+						t.Error(err)
+					}
+					s = reopen(t, s, dir)
+				}
+			})
+		}
+	}
+}
+
+// A segment may be moved away at once, even before a crash. The current file then remains what it is.
+func TestArchivedBeforeTheLogHasSettled(t *testing.T) {
+	t.Parallel()
+	for name, cut := range map[string]func(log []byte) []byte{
+		"complete":                  func(log []byte) []byte { return log },
+		"without the end":           func(log []byte) []byte { return log[:len(log)-50] },
+		"a part of the first entry": func(log []byte) []byte { return log[:50] },
+		"empty":                     func([]byte) []byte { return nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			s, segments := sealed(t, dir)
+			if err := errors.Join(s.Close(), os.Remove(segments[1].Path)); err != nil {
+				t.Fatal(err)
+			}
+			edit(t, filepath.Join(dir, logName), cut)
+			s = open(t, dir)
+			checkIntact(t, s)
+			if segments := s.AuditSegments(); !segments[1].Absent || len(targets(t, readLog(t, s))) != 3 {
+				t.Errorf("the segments are %+v and the current file has %s", segments, readLog(t, s))
+			}
+		})
+	}
+}
+
+// An older copy of the store may end with a seal whose segment was moved away since. The current file then belongs to a
+// later segment.
+func TestRollbackToAnArchivedSeal(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, fileName)
+	s := open(t, dir)
+	logEvents(t, s, "a", "b")
+	archived := sealLog(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	earlier, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	logEvents(t, s, "c")
+	sealLog(t, s)
+	logEvents(t, s, "d")
+	want := readLog(t, s)
+	if err := errors.Join(s.Close(), os.Remove(archived.Path), os.WriteFile(path, earlier, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	if err := s.AuditProblem(); !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), "older copy") || strings.Contains(err.Error(), "altered") {
+		t.Errorf("AuditProblem: %v, want data loss that only names an older copy", err)
+	}
+	if !bytes.HasPrefix(readLog(t, s), want) || len(s.AuditSegments()) != 2 {
+		t.Errorf("the current file is %s, want the entries that it had; the segments are %v", readLog(t, s), s.AuditSegments())
 	}
 }
 

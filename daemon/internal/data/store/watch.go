@@ -12,6 +12,9 @@ import (
 // probeInterval is how often Run probes the store.
 const probeInterval = 2 * time.Second
 
+// lastSettle is how long Run waits at its end for another writer, before it settles the audit log.
+const lastSettle = time.Second
+
 // Health returns why the store cannot write, or why its disk has too little free space, or nil. It reports what the last
 // write and the last Probe found. It does not access the disk, so it does not block even if the disk hangs.
 func (s *Store) Health() error { return errors.Join(s.writes.health(), s.disk.health()) }
@@ -24,7 +27,8 @@ func (s *Store) Probe() error {
 }
 
 // Run probes the store and settles the audit log at intervals until ctx ends. It seals the log's file when it has
-// segmentSize bytes, unless segmentSize is 0, and logs changes of Health and new problems of the audit log.
+// segmentSize bytes, unless segmentSize is 0, and logs changes of Health and new problems of the audit log. It ends even
+// if another writer waits for a disk that hangs.
 func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) error {
 	healthy, problem := true, ""
 	for tick := time.NewTicker(probeInterval); ; {
@@ -37,7 +41,7 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 		}
 		healthy = err == nil
 		if healthy {
-			if err := errors.Join(s.sealLarge(ctx, segmentSize), s.settle()); err != nil {
+			if err := errors.Join(s.sealLarge(ctx, segmentSize), s.settle(ctx)); err != nil && ctx.Err() == nil {
 				log.Error("could not maintain the audit log", "err", err)
 			}
 		}
@@ -51,7 +55,9 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 		select {
 		case <-ctx.Done():
 			tick.Stop()
-			_ = s.settle() // a failure costs nothing: the next start reads the outbox
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastSettle)
+			defer cancel()
+			_ = s.settle(ctx) // a failure costs nothing: the next start reads the outbox
 			return nil
 		case <-tick.C:
 		}
@@ -59,9 +65,9 @@ func (s *Store) Run(ctx context.Context, segmentSize int64, log *slog.Logger) er
 }
 
 // settle makes the last lines of the audit log durable in its file, so that a change of the file is detected even if msbd
-// does not run.
-func (s *Store) settle() error {
-	if err := s.writes.acquire(context.Background()); err != nil {
+// does not run. It returns the error of ctx if that ends while another writer commits.
+func (s *Store) settle(ctx context.Context) error {
+	if err := s.writes.acquire(ctx); err != nil {
 		return err
 	}
 	defer s.writes.end()

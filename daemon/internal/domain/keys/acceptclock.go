@@ -36,7 +36,7 @@ func (i *Issuer) AcceptClock(ctx context.Context, dryRun bool, by uint32) (Clock
 		c.From = c.To
 		return c, nil
 	}
-	put, revoked := c.apply(i.keys.records())
+	put, revoked := c.apply(append(i.keys.records(), i.keys.tombstones()...))
 	if dryRun {
 		return c, nil
 	}
@@ -58,7 +58,7 @@ func (i *Issuer) AcceptClock(ctx context.Context, dryRun bool, by uint32) (Clock
 	return c, nil
 }
 
-// apply sets the counts of c. It returns the records that change, and those of them that it revokes.
+// apply sets the counts of c. records include tombstones. It returns the records that change, and those of them that it revokes.
 func (c *ClockChange) apply(records []Record) (put, revoked []Record) {
 	createdAt := make(map[string]time.Time, len(records))
 	names := make(map[string]bool)
@@ -72,7 +72,7 @@ func (c *ClockChange) apply(records []Record) (put, revoked []Record) {
 		before := r.StateAt(c.From)
 		changed := false
 		switch {
-		case before == Revoked:
+		case before == Revoked, r.Revocation == Pruned:
 			if changed = r.RevokedAt.After(c.To); changed {
 				r.RevokedAt = c.To
 			}

@@ -195,3 +195,32 @@ func TestRestoreAfterAcceptClock(t *testing.T) {
 		}
 	}
 }
+
+// Prune drops the oldest tombstones first. Those from the time in which the clock was ahead are not younger than later ones.
+func TestTombstonesAfterAcceptClock(t *testing.T) {
+	t.Parallel()
+	w := newWrongClock(t)
+	if _, err := w.i.Prune(t.Context(), "", false, 0); err != nil {
+		t.Fatal(err)
+	}
+	want := len(w.i.keys.tombstones())
+	got, err := w.i.AcceptClock(t.Context(), false, 0)
+	if err != nil || got.Revived != 0 || got.Expired != 0 || got.Revoked != 1 {
+		t.Errorf("AcceptClock returns %+v, %v, want tombstones not to count", got, err)
+	}
+	check := func(when string) {
+		t.Helper()
+		tombstones := w.i.keys.tombstones()
+		if len(tombstones) != want || want == 0 {
+			t.Errorf("%s, there are %d tombstones, want %d", when, len(tombstones), want)
+		}
+		for _, r := range tombstones {
+			if r.RevokedAt.After(w.right) {
+				t.Errorf("%s, a tombstone is from %s, which has not come yet", when, r.RevokedAt)
+			}
+		}
+	}
+	check("after AcceptClock")
+	w.i, w.v = openWith(t, w.opts)
+	check("after a restart")
+}
