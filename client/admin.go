@@ -173,7 +173,7 @@ func (a *Admin) Backup(ctx context.Context, w io.Writer) error {
 // Restore reads an archive that Backup wrote from r and sends it to the server. The server changes nothing
 // unless the archive is complete and r was read to the end without an error.
 func (a *Admin) Restore(ctx context.Context, r io.Reader) (*adminv1.RestoreResponse, error) {
-	// If reading fails, cancelling ctx tells the server that the archive is incomplete.
+	// If reading fails, canceling ctx tells the server that the archive is incomplete.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn, err := a.connection()

@@ -56,7 +56,7 @@ type Server struct {
 	recovery     sandbox.Recovery
 	gateway      *gateway.Gateway
 
-	serving context.Context // cancelled when the server must stop
+	serving context.Context // canceled when the server must stop
 	stop    context.CancelFunc
 	stopped chan error // receives the result of serve
 }

@@ -150,7 +150,7 @@ func printKeys(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
 			ago(k.GetLastUsedAt(), now), k.GetLastUsedFrom(),
 		})
 	}
-	return printColoured(c.App.Writer, rows, func(row int) colour {
+	return printColored(c.App.Writer, rows, func(row int) color {
 		if row == 0 || isLive(keys[row-1]) {
 			return plain
 		}

@@ -124,7 +124,7 @@ func (b *bridge) receive(ctx context.Context, line []byte, requests *sync.WaitGr
 		m = mcpMessage{ID: jsontext.Value("null")} // forwarded, because the server's answer says what is wrong
 	}
 	if m.Method == "notifications/cancelled" {
-		// Cancelling the HTTP request makes the server interrupt its run, in every revision of the protocol.
+		// Canceling the HTTP request makes the server interrupt its run, in every revision of the protocol.
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if cancel := b.running[string(m.Params.RequestID)]; cancel != nil {

@@ -111,7 +111,7 @@ func TestIssueRefuses(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := i.Issue(ctx, IssueRequest{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("Issue with a cancelled context: %v", err)
+		t.Errorf("Issue with a canceled context: %v", err)
 	}
 	if c := i.Counts(); c != (Counts{}) || len(store.Records()) != 0 || len(store.Events()) != 0 {
 		t.Errorf("after the failures, the counts are %+v, the records %v, the events %v", c, store.Records(), store.Events())

@@ -68,7 +68,7 @@ func TestNothingElseIsServed(t *testing.T) {
 	}
 }
 
-func TestPeersAreAuthorised(t *testing.T) {
+func TestPeersAreAuthorized(t *testing.T) {
 	group, err := user.LookupGroup("daemon")
 	if err != nil {
 		t.Fatal(err)

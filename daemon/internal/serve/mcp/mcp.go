@@ -32,7 +32,7 @@ var Revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"}
 
 // Methods is the table of JSON-RPC methods. *rpc.Service of package serve/rpc implements it.
 type Methods interface {
-	// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx. If excerpt is not 0,
+	// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not 0,
 	// the output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
 	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error)
 	// Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is
@@ -104,7 +104,7 @@ func (h *Handler) Endpoint() gateway.Endpoint {
 // request is one HTTP request, which may hold several messages.
 type request struct {
 	call *gateway.Call
-	// ctx is cancelled when the client disconnects, its key becomes invalid, or it cancels its tool call. It is kept
+	// ctx is canceled when the client disconnects, its key becomes invalid, or it cancels its tool call. It is kept
 	// here because the library does not derive the context of a tool from that of the HTTP request.
 	ctx context.Context
 	// sem is a semaphore of one: the calls of a batch run one after the other, so that a batch cannot evade the limits
@@ -270,7 +270,7 @@ type runningCalls struct {
 	cancels map[callKey]context.CancelCauseFunc
 }
 
-// add registers a call until remove is called. The returned context is cancelled when the client cancels the call.
+// add registers a call until remove is called. The returned context is canceled when the client cancels the call.
 func (r *runningCalls) add(ctx context.Context, key callKey) (_ context.Context, remove func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if key.label == "" {
@@ -279,7 +279,7 @@ func (r *runningCalls) add(ctx context.Context, key callKey) (_ context.Context,
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, duplicate := r.cancels[key]; duplicate {
-		return ctx, func() { cancel(nil) } // clients must use unique ids; a second call cannot be cancelled
+		return ctx, func() { cancel(nil) } // clients must use unique ids; a second call cannot be canceled
 	}
 	r.cancels[key] = cancel
 	return ctx, func() {

@@ -293,7 +293,7 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
-// A batch, which only revision 2025-03-26 has, gets a response to every call, and each call is authorised separately.
+// A batch, which only revision 2025-03-26 has, gets a response to every call, and each call is authorized separately.
 func TestBatch(t *testing.T) {
 	s := newSite(t)
 	limited, _ := s.issue(t, keys.IssueRequest{Namespaces: []string{"own"}})
@@ -354,7 +354,7 @@ func TestAccessLog(t *testing.T) {
 }
 
 // Every MCP request needs a valid key, whose scopes and namespaces decide which tools it may call.
-func TestAuthorisation(t *testing.T) {
+func TestAuthorization(t *testing.T) {
 	s := newSite(t)
 	reset := s.key
 	if _, err := s.Keys.Reset(t.Context(), 0); err != nil {
