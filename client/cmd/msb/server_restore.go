@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
@@ -34,12 +35,15 @@ func restore(c *cli.Context) error {
 	file, total := os.Stdin, int64(0)
 	if path != "-" {
 		if file, err = os.Open(path); err != nil {
-			return err
+			return fileError("read", path, err)
 		}
 		defer file.Close()
 		info, err := file.Stat()
 		if err != nil {
-			return err
+			return fileError("read", path, err)
+		}
+		if info.IsDir() {
+			return fmt.Errorf("could not read %s: it is a directory", path)
 		}
 		total = info.Size()
 	} else if isTerminal(file) {
@@ -59,7 +63,13 @@ func restore(c *cli.Context) error {
 	resp, err := a.Restore(c.Context, io.TeeReader(file, progress))
 	progress.end()
 	if err != nil {
-		return fmt.Errorf("restore: %w", err)
+		err = fmt.Errorf("could not restore %s: %w", path, err)
+	}
+	if errdefs.IsInvalidArgument(err) {
+		return cli.Exit(err.Error(), exitFailure) // the file is wrong, not the command line
+	}
+	if err != nil {
+		return err
 	}
 	fmt.Fprintf(c.App.ErrWriter, "the backup of %s was restored: it contains %s; %s; the signing key is %s\n",
 		localTime(resp.GetTakenAt()), plural(resp.GetLive(), "live API key", "live API keys"),
