@@ -29,6 +29,9 @@ var mcpCommand = &cli.Command{
 	Flags:       []cli.Flag{serverURLFlag},
 	Subcommands: []*cli.Command{mcpConfig},
 	Action: func(c *cli.Context) error {
+		if c.NArg() > 0 {
+			return unknownCommand(c, c.Args().First())
+		}
 		if err := noArguments(c); err != nil {
 			return err
 		}

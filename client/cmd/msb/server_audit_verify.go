@@ -96,7 +96,7 @@ func verifyFiles(paths []string) (info auditInfo, err error) {
 	for i, path := range paths {
 		f, err := os.Open(path)
 		if err != nil {
-			return info, err
+			return info, fileError("read", path, err)
 		}
 		defer f.Close()
 		if i == 0 {

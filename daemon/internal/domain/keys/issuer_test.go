@@ -93,7 +93,8 @@ func TestIssueRefuses(t *testing.T) {
 		"key name":                      {Name: strings.Repeat("a", 64)},
 		`unknown scope "sandbox:files"`: {Scopes: []Scope{ScopeExec, "sandbox:files"}},
 		"choose from sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
-		"name fewer namespaces": {Namespaces: many},
+		"name fewer namespaces":   {Namespaces: many},
+		"covers the whole server": {Scopes: []Scope{ScopeRead, ScopeMetrics}, Namespaces: []string{"a"}},
 	} {
 		secret, r, err := i.Issue(context.Background(), req)
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
