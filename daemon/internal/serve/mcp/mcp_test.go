@@ -293,6 +293,60 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
+// A message whose form is wrong gets an error in the terms of JSON, with the id of the message.
+func TestMessageErrors(t *testing.T) {
+	s := newSite(t)
+	const notMessage = "not a JSON-RPC 2.0 message: "
+	for _, c := range []struct {
+		body, revision string
+		status         int
+		code           rpc.Code
+		message, id    string
+	}{
+		{`{"jsonrpc":"2.0","id":7,"method":"nope"}`, "", 200, rpc.CodeMethodNotFound, `there is no method "nope"`, "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"nope"}`, "2026-07-28", 404, rpc.CodeMethodNotFound, `there is no method "nope"`, "7"},
+		{`{"jsonrpc":"2.0","id":"x","method":"logging/setLevel","params":{"level":1}}`, "", 200, rpc.CodeMethodNotFound, `there is no method "logging/setLevel"`, `"x"`},
+		{`{"jsonrpc":"2.0","method":"notifications/nope"}`, "", 404, rpc.CodeMethodNotFound, `there is no method "notifications/nope"`, "null"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":5}}`, "", 200, rpc.CodeInvalidParams, "params.name must be a string", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[]}`, "", 200, rpc.CodeInvalidParams, "params must be an object", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"sandbox_list","_meta":5}}`, "", 200, rpc.CodeInvalidParams, "params._meta must be an object", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call"}`, "", 200, rpc.CodeInvalidParams, "params.name is required", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"initialize"}`, "", 200, rpc.CodeInvalidParams, "params.protocolVersion is required", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{"cursor":1}}`, "", 200, rpc.CodeInvalidParams, "params.cursor must be a string", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"prompts/get","params":{"name":"create_node_sandbox","arguments":{"sandbox_name":5}}}`, "", 200,
+			rpc.CodeInvalidParams, "params.arguments must be an object of strings", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"prompts/get","params":{"name":"create_node_sandbox"}}`, "", 200,
+			rpc.CodeInvalidParams, "the argument sandbox_name is required", "7"},
+		{`{}`, "", 400, rpc.CodeInvalidRequest, notMessage + `jsonrpc must be the string "2.0"`, "null"},
+		{`{"jsonrpc":"2.0","id":7}`, "", 400, rpc.CodeInvalidRequest, notMessage + "method must be a string", "7"},
+		{`{"jsonrpc":"2.0","id":null,"method":"ping"}`, "", 400, rpc.CodeInvalidRequest, notMessage + "id must be a string or a number", "null"},
+		{`{"jsonrpc":"2.0","method":"tools/call","params":{"name":"x"}}`, "", 400, rpc.CodeInvalidRequest, notMessage + "tools/call needs an id", "null"},
+		{`{"jsonrpc":"2.0","id":7,"method":"notifications/initialized"}`, "", 400, rpc.CodeInvalidRequest,
+			notMessage + "notifications/initialized is a notification, which must not have an id", "7"},
+		{`7`, "", 400, rpc.CodeInvalidRequest, notMessage + "a message must be a JSON object", "null"},
+		{`[7]`, "2025-03-26", 400, rpc.CodeInvalidRequest, notMessage + "a message must be a JSON object", "null"},
+		{`{"jsonrpc":"2.0","id":7,"method":"ping"}`, "1999-01-01", 400, rpc.CodeInvalidRequest,
+			`MCP-Protocol-Version "1999-01-01" is not supported; use one of 2026-07-28, 2025-11-25, 2025-06-18, 2025-03-26`, "null"},
+	} {
+		w := s.post(c.body, func(r *http.Request) {
+			if c.revision != "" {
+				r.Header.Set("Mcp-Protocol-Version", c.revision)
+			}
+		})
+		var res struct {
+			ID    json.RawMessage
+			Error rpc.Error
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
+			t.Errorf("%s: %d %s: %v", c.body, w.Code, w.Body, err)
+		}
+		if w.Code != c.status || res.Error.Code != c.code || res.Error.Message != c.message || string(res.ID) != c.id {
+			t.Errorf("%s: got %d %s,\nwant %d with code %d, message %q and id %s", c.body, w.Code, w.Body, c.status, c.code, c.message, c.id)
+		}
+		wantCalls(t, s)
+	}
+}
+
 // A batch, which only revision 2025-03-26 has, gets a response to every call, and each call is authorised separately.
 func TestBatch(t *testing.T) {
 	s := newSite(t)
