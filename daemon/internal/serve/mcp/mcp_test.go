@@ -105,6 +105,16 @@ func TestRevisions(t *testing.T) {
 			}
 			wantCalls(t, s, "stop default/gone")
 
+			for tool, arguments := range map[string]string{
+				"sandbox_get": "", "sandbox_get_metrics": "", "sandbox_run_code": `,"language":"python","code":"1"`, "sandbox_run_command": `,"command":"true"`,
+			} {
+				res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: tool, Arguments: json.RawMessage(`{"sandbox":"gone"` + arguments + `}`)})
+				if err != nil || !res.IsError || text(t, res) != "sandbox default/gone does not exist; start it with sandbox_start" {
+					t.Errorf("%s of a sandbox that does not exist returns %+v, %v", tool, res, err)
+				}
+			}
+			s.sandboxes.takeCalls()
+
 			for name, want := range map[string]string{
 				"create_python_sandbox": `Create a Python sandbox: call sandbox_start with sandbox "my-env" and config {"image": "microsandbox/python"}. Then run a line of Python code ` +
 					`in it with sandbox_run_code and language "python" to check that it works. Stop it with sandbox_stop when it is no longer needed.`,
