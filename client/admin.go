@@ -220,7 +220,8 @@ func (a *Admin) VerifyAudit(ctx context.Context) (*adminv1.VerifyAuditResponse, 
 	return call(ctx, a, adminv1.AdminServiceClient.VerifyAudit, &adminv1.VerifyAuditRequest{})
 }
 
-// SealAudit asks the server to seal the current file of its audit log, and returns the sealed segment.
+// SealAudit asks the server to seal the current file of its audit log, and returns the sealed segment. It returns nil if the
+// log has no entries since it was last sealed.
 func (a *Admin) SealAudit(ctx context.Context) (*adminv1.AuditSegment, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.SealAudit, &adminv1.SealAuditRequest{})
 	return resp.GetSegment(), err

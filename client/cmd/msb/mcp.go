@@ -162,7 +162,7 @@ func (b *bridge) send(ctx context.Context, m mcpMessage, line []byte) error {
 		return err
 	}
 	defer res.Body.Close()
-	answered := m.ID == nil
+	answered := m.ID == nil || m.Method == "" // a notification, or a response
 	deliver := func(text []byte) error {
 		if m.Method == "initialize" {
 			b.setRevision(text)

@@ -174,6 +174,7 @@ func TestMCPBridgeErrors(t *testing.T) {
 			`"io.modelcontextprotocol/clientCapabilities":{}}}}`, `"supported":["2026-07-28"`, ""}, // the assistant then uses a supported one
 		{"a notification", url, "msb_bad", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, "", "msb: the server does not accept the API key"},
 		{"not JSON", url, "msb_bad", `{"jsonrpc"`, `"id":null}`, ""},
+		{"a response", url, "msb_good", `{"jsonrpc":"2.0","id":7,"result":{}}`, "", ""},
 		{"cancels nothing", url, "msb_good", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}`, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

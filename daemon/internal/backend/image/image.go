@@ -268,7 +268,7 @@ func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, err
 
 // available lists the available images and says how to add one, for the error about a missing image.
 func (s *Store) available(ctx context.Context) string {
-	const how = "add one with 'msb image import FILE'"
+	const how = "an administrator can add one with 'msb image import FILE'"
 	list, err := s.List(ctx)
 	if err != nil || len(list) == 0 {
 		return "no images have been imported; " + how
