@@ -232,8 +232,11 @@ func (c *Config) applyFile(path string) []error {
 	if optional && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return []error{invalid("the configuration file %s does not exist", path)}
+	}
 	if err != nil {
-		return []error{invalid("read configuration: %s", err)}
+		return []error{invalid("could not read the configuration file: %s", err)}
 	}
 	values := map[string]any{}
 	if err := toml.Unmarshal(data, &values); err != nil {
