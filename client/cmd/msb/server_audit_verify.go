@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -94,7 +93,7 @@ func verifyAudit(c *cli.Context) error {
 func verifyFiles(paths []string) (info auditInfo, err error) {
 	var head audit.Head
 	for i, path := range paths {
-		f, err := os.Open(path)
+		f, err := openFile(path)
 		if err != nil {
 			return info, err
 		}
