@@ -86,8 +86,8 @@ func TestCommandThatCannotBeRun(t *testing.T) {
 		{sandbox.Command{Program: "true", Args: []string{"\x00"}}, errdefs.IsInvalidArgument, "NUL"},
 		{sandbox.Command{Program: "true", Args: []string{strings.Repeat("x", 1<<20)}}, errdefs.IsInvalidArgument, "too long"},
 		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Env: []string{"x"}}}, errdefs.IsInvalidArgument, "NAME=value"},
-		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, "does not exist"},
-		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "/etc/passwd"}}, errdefs.IsInvalidArgument, "not a directory"},
+		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsFailedPrecondition, "does not exist in the sandbox: stop the sandbox and start it with another workdir"},
+		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "/etc/passwd"}}, errdefs.IsFailedPrecondition, "not a directory"},
 		{sandbox.Command{Program: "true", Environment: sandbox.Environment{Workdir: "tmp"}}, errdefs.IsInvalidArgument, "absolute"},
 	} {
 		if _, err := c.runCommand(t.Context(), tt.run); err == nil || !tt.class(err) || !strings.Contains(err.Error(), tt.want) {
