@@ -102,6 +102,7 @@ const shellSyntax = "|&;<>$`\"'\\()*?[]{}~#=!\n"
 // command line of msb replaces the part that starts with "; use command" by its own advice.
 func hint(name string) string {
 	const maxExample = 100 // bytes
+	const commandLine = ", because this is a command line, not the name of a program; use command "
 	words := strings.Fields(name)
 	switch {
 	case slices.Contains(shellBuiltins, name):
@@ -109,13 +110,13 @@ func hint(name string) string {
 	case len(words) < 2 && !strings.ContainsAny(name, "|&;<>$"):
 		return ""
 	case len(name) > maxExample:
-		return `, because this is a command line, not the name of a program; use command "sh" with args ["-c", …], or put the arguments into args`
+		return commandLine + `"sh" with args ["-c", …], or put the arguments into args`
 	}
-	shell := `command "sh" with args ` + list("-c", name)
+	shell := `"sh" with args ` + list("-c", name)
 	if strings.ContainsAny(name, shellSyntax) || slices.Contains(shellBuiltins, words[0]) {
-		return `, because this is a command line, not the name of a program; use ` + shell
+		return commandLine + shell
 	}
-	return fmt.Sprintf(`, because this is a command line, not the name of a program; use command %q with args %s, or %s`, words[0], list(words[1:]...), shell)
+	return fmt.Sprintf("%s%q with args %s, or command %s", commandLine, words[0], list(words[1:]...), shell)
 }
 
 // list returns words as the API writes a list.
