@@ -32,7 +32,7 @@ func createFile(path string) (*atomicFile, error) {
 	}
 	dir, err := os.OpenRoot(parent)
 	if err != nil {
-		return nil, fileError("write", path, err)
+		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
 	f := &atomicFile{dir: dir, name: name, temp: "." + name + "." + rand.Text(), path: path}
 	f.File, err = dir.OpenFile(f.temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -43,36 +43,14 @@ func createFile(path string) (*atomicFile, error) {
 	return f, nil
 }
 
-// openFile opens a regular file, or a pipe, for reading.
-func openFile(path string) (*os.File, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fileError("read", path, err)
-	}
-	if info, err := f.Stat(); err == nil && info.IsDir() {
-		_ = f.Close()
-		return nil, fmt.Errorf("%s is a directory: give the path of a file", path)
-	}
-	return f, nil
-}
-
 // explain names the file that the user gave in an error, instead of the temporary one.
-func (f *atomicFile) explain(err error) error { return fileError("write", f.path, err) }
-
-// fileError returns the error for a file that the user named, which msb could not "read" or "write".
-func fileError(do, path string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) && do == "write" {
-		return fmt.Errorf("could not write %s: the directory %s does not exist", path, filepath.Dir(path))
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("could not read %s: there is no such file", path)
-	}
+func (f *atomicFile) explain(err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err
 	} else if e, ok := errors.AsType[*os.LinkError](err); ok {
 		err = e.Err
 	}
-	return fmt.Errorf("could not %s %s: %w", do, path, err)
+	return fmt.Errorf("write %s: %w", f.path, err)
 }
 
 // old returns information about the file that commit replaces. It returns fs.ErrNotExist if there is none, and an error if

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/urfave/cli/v2"
 
@@ -93,7 +94,7 @@ func verifyAudit(c *cli.Context) error {
 func verifyFiles(paths []string) (info auditInfo, err error) {
 	var head audit.Head
 	for i, path := range paths {
-		f, err := openFile(path)
+		f, err := os.Open(path)
 		if err != nil {
 			return info, err
 		}

@@ -5,7 +5,6 @@ import (
 	"io"
 	"os"
 
-	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 )
 
@@ -27,9 +26,9 @@ func restore(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	file, total, name := os.Stdin, int64(0), path
+	file, total := os.Stdin, int64(0)
 	if path != "-" {
-		if file, err = openFile(path); err != nil {
+		if file, err = os.Open(path); err != nil {
 			return err
 		}
 		defer file.Close()
@@ -38,11 +37,8 @@ func restore(c *cli.Context) error {
 			return err
 		}
 		total = info.Size()
-	} else {
-		name = "the backup from standard input"
-		if isTerminal(file) {
-			return usageError(c, "standard input is a terminal: give a FILE")
-		}
+	} else if isTerminal(file) {
+		return usageError(c, "standard input is a terminal: give a FILE")
 	}
 	if err := confirm(c, "This replaces the server's signing key with that of "+path+
 		". If they differ, every current API key that is not in the backup becomes invalid permanently. A reset since the backup is undone."); err != nil {
@@ -54,11 +50,7 @@ func restore(c *cli.Context) error {
 	resp, err := a.Restore(c.Context, io.TeeReader(file, progress))
 	progress.end()
 	if err != nil {
-		err = fmt.Errorf("could not restore %s: %w", name, err)
-		if errdefs.IsInvalidArgument(err) { // the file is wrong, not the usage
-			return cli.Exit(err.Error(), exitFailure)
-		}
-		return err
+		return fmt.Errorf("restore: %w", err)
 	}
 	fmt.Fprintf(c.App.ErrWriter, "the backup of %s was restored: it contains %s; %s; the signing key is %s\n",
 		localTime(resp.GetTakenAt()), plural(resp.GetLive(), "live API key", "live API keys"),
