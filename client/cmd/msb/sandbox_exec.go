@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -42,7 +43,7 @@ func execCommand(c *cli.Context) error {
 		return err
 	})
 	if err != nil {
-		return withRunExitCode(err)
+		return withRunExitCode(adviseShell(c, err, name, arguments[1:]))
 	}
 	if c.Bool(jsonFlag.Name) {
 		err = printJSON(c, res)
@@ -56,4 +57,23 @@ func execCommand(c *cli.Context) error {
 		return cli.Exit("", res.ExitCode)
 	}
 	return withRunExitCode(err)
+}
+
+// adviseShell replaces the server's advice to use a shell, which names params of the API, by a command line of msb.
+func adviseShell(c *cli.Context, err error, name string, command []string) error {
+	e, ok := errors.AsType[*client.Error](err)
+	if !ok || !errors.Is(err, client.ErrCommandNotFound) {
+		return err
+	}
+	text, _, advised := strings.Cut(e.Message, "; use command ")
+	if !advised {
+		return err
+	}
+	if namespace := c.String(namespaceFlag.Name); namespace != "" {
+		name = "--namespace " + namespace + " " + name
+	}
+	script := strings.ReplaceAll(strings.Join(command, " "), "'", `'\''`)
+	own := *e
+	own.Message = fmt.Sprintf("%s; run: msb exec %s -- sh -c '%s'", text, name, script)
+	return &own
 }

@@ -13,16 +13,17 @@ import (
 // timeLimit is the value of a flag that takes a time: a number of seconds, or numbers with units, such as 1d or 1h30m.
 type timeLimit time.Duration
 
-var daysPattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?)d(.*)$`)
+var weeksPattern = regexp.MustCompile(`^(?:([0-9]+(?:\.[0-9]+)?)w)?(?:([0-9]+(?:\.[0-9]+)?)d)?(.*)$`)
 
 func (t *timeLimit) Set(text string) error {
-	wrong := errors.New("give a number of seconds, or a number with a unit, such as 90s, 5m, 1h30m or 1d")
+	wrong := errors.New("give a number of seconds, or a number with a unit, s, m, h, d or w, such as 90s, 1h30m or 1d")
 	total, rest := 0.0, text
 	if seconds, err := strconv.ParseFloat(text, 64); err == nil {
 		total, rest = seconds, ""
-	} else if days := daysPattern.FindStringSubmatch(text); days != nil {
-		n, _ := strconv.ParseFloat(days[1], 64)
-		total, rest = n*24*60*60, days[2]
+	} else if match := weeksPattern.FindStringSubmatch(text); match != nil && match[3] != text {
+		weeks, _ := strconv.ParseFloat("0"+match[1], 64)
+		days, _ := strconv.ParseFloat("0"+match[2], 64)
+		total, rest = (weeks*7+days)*24*60*60, match[3]
 	}
 	if rest != "" || text == "" {
 		d, err := time.ParseDuration(rest)

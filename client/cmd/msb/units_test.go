@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -8,16 +9,18 @@ import (
 func TestTimeLimit(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"5": 5 * time.Second, "0": 0, "0.5": 500 * time.Millisecond, "90s": 90 * time.Second, "1h30m": 90 * time.Minute,
-		"1d": 24 * time.Hour, "1.5d": 36 * time.Hour, "1d2h": 26 * time.Hour, "100ms": 100 * time.Millisecond,
+		"1d": 24 * time.Hour, "1.5d": 36 * time.Hour, "1d2h": 26 * time.Hour, "1w": 7 * 24 * time.Hour, "1w1d1h": 193 * time.Hour, "100ms": 100 * time.Millisecond,
 	} {
 		var got timeLimit
 		if err := got.Set(text); err != nil || time.Duration(got) != want {
 			t.Errorf("%q is %v, %v; want %v", text, time.Duration(got), err, want)
 		}
 	}
-	for _, text := range []string{"", "-1", "-1s", "soon", "5 minutes", "d", "1h1d", "NaN", "Inf", "1e300", "200000d", "-1d"} {
+	for _, text := range []string{"", "-1", "-1s", "soon", "5 minutes", "1d\n", "w", "d", "1h1d", "NaN", "Inf", "1e300", "200000d", "-1d"} {
 		if err := new(timeLimit).Set(text); err == nil {
 			t.Errorf("%q is accepted", text)
+		} else if !strings.Contains(err.Error(), "s, m, h, d or w") {
+			t.Errorf("%q: %v, want an error that lists the units", text, err)
 		}
 	}
 }

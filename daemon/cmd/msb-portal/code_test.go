@@ -379,8 +379,8 @@ func TestREPLEnvironment(t *testing.T) {
 		want  string
 	}{
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=" + dir + ":/usr/bin:/bin"}}}, errdefs.IsFailedPrecondition, `\x1b[2J the end`},
-		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsInvalidArgument, `workdir "/nonexistent" does not exist`},
-		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "the image has no node"},
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Workdir: "/nonexistent"}}, errdefs.IsFailedPrecondition, `workdir "/nonexistent" does not exist`},
+		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"PATH=/nonexistent"}}}, errdefs.IsFailedPrecondition, "; use a sandbox with an image that has it, such as microsandbox/node"},
 		{sandbox.Code{Language: sandbox.Node, Environment: sandbox.Environment{Env: []string{"NODE_OPTIONS=--nonsense"}}}, errdefs.IsFailedPrecondition, "exited with status 9"},
 		{sandbox.Code{Language: "ruby"}, errdefs.IsInvalidArgument, "language"},
 	} {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 
-	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
@@ -58,7 +57,5 @@ func examineSettings(file string, problems error) host.Check {
 	return check
 }
 
-// oneLine returns an error as one line without the text of its errdefs class.
-func oneLine(err error) string {
-	return strings.NewReplacer("\n", "; ", ": "+errdefs.ErrInvalidArgument.Error(), "", ": "+errdefs.ErrNotFound.Error(), "").Replace(err.Error())
-}
+// oneLine returns the text of plain as one line.
+func oneLine(err error) string { return strings.ReplaceAll(plain(err), "\n", "; ") }

@@ -24,6 +24,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
@@ -55,7 +56,7 @@ func main() {
 	if err == nil {
 		return
 	}
-	if text := err.Error(); text != "" {
+	if text := plain(err); text != "" {
 		fmt.Fprintln(os.Stderr, text)
 	}
 	code := exitFailure
@@ -64,6 +65,16 @@ func main() {
 		code = coded.ExitCode()
 	}
 	os.Exit(code)
+}
+
+// plain returns the text of an error without the text of a class at the end of a line. An error with several problems has
+// a line for each of them.
+func plain(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, line := range lines {
+		lines[i] = rpcerr.Message(errors.New(line))
+	}
+	return strings.Join(lines, "\n")
 }
 
 // flagError rewrites an error of package flag in the terms of the help.

@@ -401,7 +401,7 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 		case err == nil:
 			return r.endReason(id, fmt.Sprintf("its microVM ended unexpectedly (exit status %d)", status)), nil
 		case errdefs.IsNotFound(err):
-			return r.endReason(id, "its microVM is gone, because its shim or its containerd task ended"), nil
+			return r.endReason(id, "its microVM ended unexpectedly"), nil
 		case ctx.Err() != nil:
 			return "", context.Cause(ctx)
 		}

@@ -192,18 +192,23 @@ func checkPrivate(path string, typ fs.FileMode) error {
 }
 
 func checkPrivateInfo(path string, info fs.FileInfo, typ fs.FileMode) error {
-	var problem string
+	what, problem := "keyring", ""
+	if typ == fs.ModeDir {
+		what = "the state directory"
+	}
 	switch stat := info.Sys().(*syscall.Stat_t); {
 	case info.Mode().Type() != typ:
 		problem = "has the wrong file type (" + info.Mode().String() + ")"
 	case int(stat.Uid) != os.Geteuid():
 		problem = fmt.Sprintf("belongs to uid %d, but msbd runs as uid %d", stat.Uid, os.Geteuid())
+	case info.Mode().Perm()&0o077 != 0 && typ == fs.ModeDir: // the files in it are private, or are refused
+		problem = fmt.Sprintf("is accessible to other users (mode %04o): run 'chmod 700 %s'", info.Mode().Perm(), path)
 	case info.Mode().Perm()&0o077 != 0:
 		problem = fmt.Sprintf("is accessible to other users (mode %04o): find out who changed the mode, then run 'chmod go= %s'", info.Mode().Perm(), path)
 	default:
 		return nil
 	}
-	return fmt.Errorf("keyring: %s %s: %w", path, problem, errdefs.ErrFailedPrecondition)
+	return fmt.Errorf("%s %s %s: %w", what, path, problem, errdefs.ErrFailedPrecondition)
 }
 
 // idLength is the length of the ids that randomID returns.

@@ -145,6 +145,20 @@ func TestBadKeyringsAreRefused(t *testing.T) {
 	}
 }
 
+// A state directory that its user created is often readable by others. The error says what to do.
+func TestStateDirectoryOpenToOthers(t *testing.T) {
+	path := keyringPath(t)
+	dir := filepath.Dir(path)
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := Open(options(NewMemory(), path))
+	want := "the state directory " + dir + " is accessible to other users (mode 0755): run 'chmod 700 " + dir + "'"
+	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "keyring") {
+		t.Errorf("Open: %v, want %s", err, want)
+	}
+}
+
 // A damaged keyring is either refused or decoded to the same keys as the intact one. The damage is a flipped bit, a
 // truncation, or random bytes.
 func TestNoDamagedKeyringIsUsed(t *testing.T) {

@@ -170,8 +170,10 @@ func (m *Manager) runningEntry(name Name) (*entry, error) {
 		return e, nil
 	case Failed:
 		return nil, fmt.Errorf("sandbox %s is not running: %s. Start it again: %w", name, rec.Reason, errdefs.ErrFailedPrecondition)
-	case Starting, Stopping:
-		return nil, fmt.Errorf("sandbox %s is %s: %w", name, rec.State, errdefs.ErrFailedPrecondition)
+	case Starting:
+		return nil, fmt.Errorf("sandbox %s is starting; try again when its state is running: %w", name, errdefs.ErrFailedPrecondition)
+	case Stopping:
+		return nil, fmt.Errorf("sandbox %s is stopping; start it again when it has stopped: %w", name, errdefs.ErrFailedPrecondition)
 	default:
 		return nil, notFound(name)
 	}

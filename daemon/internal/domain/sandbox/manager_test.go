@@ -177,6 +177,10 @@ func TestStopWhileStarting(t *testing.T) {
 	started := make(chan error)
 	go func() { started <- f.Start(context.Background(), testName, Request{}) }()
 	<-booting
+	if _, err := f.RunCommand(t.Context(), testName, Command{Program: "true"}); !errdefs.IsFailedPrecondition(err) ||
+		!strings.Contains(err.Error(), "is starting; try again when its state is running") {
+		t.Errorf("run: %v", err)
+	}
 	if err := f.Stop(t.Context(), testName); err != nil {
 		t.Errorf("stop: %v", err)
 	}

@@ -122,16 +122,21 @@ func processEnvironment(e *portalv1.Environment) (env []string, dir string, err 
 	if !filepath.IsAbs(dir) {
 		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q is not absolute: use an absolute path", dir)
 	}
+	var problem string
 	info, err := os.Stat(dir)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q does not exist in the sandbox", dir)
+		problem = "does not exist in the sandbox"
 	case err != nil:
-		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q: %v", dir, errors.Unwrap(err))
+		problem = "cannot be used: " + errors.Unwrap(err).Error()
 	case !info.IsDir():
-		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q is not a directory", dir)
+		problem = "is not a directory"
+	default:
+		return env, dir, nil
 	}
-	return env, dir, nil
+	// The request of the run is right. The workdir is in the sandbox's configuration, or a run has removed it.
+	return nil, "", status.Errorf(codes.FailedPrecondition,
+		"workdir %q %s: stop the sandbox and start it with another workdir, or none", dir, problem)
 }
 
 // setenv replaces the entry of the variable name in env with entry, or appends entry.

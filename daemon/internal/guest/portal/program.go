@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -21,6 +22,8 @@ import (
 //	PermissionDenied   the file exists but cannot be run; a shell has the exit code 126 for this
 //	ResourceExhausted  the sandbox has no more processes, open files or memory
 //	InvalidArgument    the arguments or the environment cannot be passed to any program
+//
+// The text of a NotFound contains "not found", because programs that use the original's SDK look for these words.
 
 // lookPath finds the program name as a shell does. A name with a slash is a path, relative to dir. For any other name,
 // lookPath searches the directories in the PATH of env.
@@ -38,19 +41,19 @@ func lookPath(name string, env []string, dir string) (string, error) {
 		}
 		err := checkExecutable(path)
 		if errors.Is(err, fs.ErrNotExist) {
-			return "", status.Errorf(codes.NotFound, "%s: file does not exist%s", name, hint(name))
+			return "", status.Errorf(codes.NotFound, "file %q not found%s", name, hint(name))
 		}
 		if err != nil {
 			return "", startError(name, path, err)
 		}
 		return path, nil
 	}
-	list, ok := getenv(env, "PATH")
+	search, ok := getenv(env, "PATH")
 	if !ok {
-		list = defaultPath
+		search = defaultPath
 	}
-	notFound := status.Errorf(codes.NotFound, "%s is not in PATH (%s)%s", name, list, hint(name))
-	for _, d := range filepath.SplitList(list) {
+	notFound := status.Errorf(codes.NotFound, "program %q not found in PATH (%s)%s", name, search, hint(name))
+	for _, d := range filepath.SplitList(search) {
 		if d == "" {
 			d = "."
 		}
@@ -91,20 +94,38 @@ var shellBuiltins = []string{
 	"umask", "unalias", "unset", "until", "wait", "while",
 }
 
-// hint returns what to do about a program that does not exist, if its name shows that it is not meant as a program.
+// shellSyntax are the characters that mean something to a shell, so that a text with one of them is not only a program and
+// its arguments.
+const shellSyntax = "|&;<>$`\"'\\()*?[]{}~#=!\n"
+
+// hint returns what to do about a program that does not exist, if its name shows that it is not meant as a program. The
+// command line of msb replaces the part that starts with "; use command" by its own advice.
 func hint(name string) string {
 	const maxExample = 100 // bytes
+	const commandLine = ", because this is a command line, not the name of a program; use command "
 	words := strings.Fields(name)
 	switch {
 	case slices.Contains(shellBuiltins, name):
-		return fmt.Sprintf(`; it is a builtin of the shell: use command "sh" with args ["-c", "%s …"]`, name)
-	case len(words) < 2:
+		return fmt.Sprintf(`, because it is a builtin of the shell; use command "sh" with args %s`, list("-c", name+" …"))
+	case len(words) < 2 && !strings.ContainsAny(name, "|&;<>$"):
 		return ""
 	case len(name) > maxExample:
-		return `; command is only the name of a program: put its arguments into args, or use command "sh" with args ["-c", …]`
+		return commandLine + `"sh" with args ["-c", …], or put the arguments into args`
 	}
-	return fmt.Sprintf(`; command is only the name of a program: use command %q with args ["%s"], or command "sh" with args ["-c", %q]`,
-		words[0], strings.Join(words[1:], `", "`), name)
+	shell := `"sh" with args ` + list("-c", name)
+	if strings.ContainsAny(name, shellSyntax) || slices.Contains(shellBuiltins, words[0]) {
+		return commandLine + shell
+	}
+	return fmt.Sprintf("%s%q with args %s, or command %s", commandLine, words[0], list(words[1:]...), shell)
+}
+
+// list returns words as the API writes a list.
+func list(words ...string) string {
+	var quoted []string
+	for _, word := range words {
+		quoted = append(quoted, strconv.Quote(word))
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
 // startError returns the gRPC status for an error of fork, chdir or exec, or for one of checkExecutable. path is the
@@ -115,26 +136,26 @@ func startError(command, path string, err error) error {
 	errors.As(err, &errno)
 	switch errno {
 	case syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOSPC:
-		code, text = codes.ResourceExhausted, "the sandbox cannot start another process: "+errno.Error()
+		code, text = codes.ResourceExhausted, "cannot be run: the sandbox cannot start another process: "+errno.Error()
 	case syscall.ENOENT:
-		code, text = codes.NotFound, missingInterpreter(path)
+		code, text = codes.NotFound, "cannot be run: "+missingInterpreter(path)
 	case syscall.ENOEXEC:
-		text = "the sandbox cannot run this file: it is for another architecture, or a script without a #! line"
+		text = "cannot be run: it is for another architecture, or a script without a #! line"
 	case syscall.EACCES, syscall.EPERM:
 		text = "is not executable"
 	case syscall.E2BIG:
-		code, text = codes.InvalidArgument, "arguments and environment are too long"
+		code, text = codes.InvalidArgument, "cannot be run: arguments and environment are too long"
 	case syscall.EINVAL:
-		code, text = codes.InvalidArgument, "an argument contains a NUL byte"
+		code, text = codes.InvalidArgument, "cannot be run: an argument contains a NUL byte"
 	case 0: // errDirectory
 		text = err.Error()
 	}
-	return status.Errorf(code, "%s: %s", command, text)
+	return status.Errorf(code, "%s %s", command, text)
 }
 
 // missingInterpreter says why the file at path cannot be run, although it exists.
 func missingInterpreter(path string) string {
-	const unknown = "the image lacks the interpreter or loader that this program needs"
+	const unknown = "the interpreter or loader that this program needs was not found in the image"
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return unknown
@@ -149,8 +170,8 @@ func missingInterpreter(path string) string {
 	}
 	interpreter := strings.TrimLeft(line, " \t")
 	if strings.HasSuffix(interpreter, "\r") {
-		return `the script has the line endings of Windows (CR LF): remove the carriage returns, as with sed -i 's/\r$//'`
+		return `its interpreter was not found, because the script has the line endings of Windows (CR LF): remove the carriage returns, as with sed -i 's/\r$//'`
 	}
 	interpreter, _, _ = strings.Cut(strings.ReplaceAll(interpreter, "\t", " "), " ")
-	return fmt.Sprintf("the image lacks the interpreter %q of this script", interpreter)
+	return fmt.Sprintf("the interpreter %q of this script was not found in the image", interpreter)
 }

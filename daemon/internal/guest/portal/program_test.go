@@ -28,16 +28,16 @@ func TestLookPath(t *testing.T) {
 		{name: "tool", path: other + ":" + bin, want: other + "/tool"},
 		{name: "tool", path: "/nonexistent:" + other, want: other + "/tool"},
 		{name: "tool", path: "bin", workdir: dir, want: bin + "/tool"},
-		{name: "tool", path: "", workdir: bin, wantErr: "tool is not in PATH ()"},
+		{name: "tool", path: "", workdir: bin, wantErr: `program "tool" not found in PATH ()`},
 		{name: "tool", path: ":", workdir: bin, want: bin + "/tool"},
-		{name: "nope", path: bin, wantErr: "nope is not in PATH (" + bin + ")"},
+		{name: "nope", path: bin, wantErr: `program "nope" not found in PATH (` + bin + ")"},
 		{name: "data", path: bin + ":" + other, wantErr: "is not executable"},
 		{name: "deep", path: bin, wantErr: "is a directory"},
 		{name: "deep/x", path: "", workdir: bin, want: bin + "/deep/x"},
 		{name: "./tool", path: "", workdir: bin, want: bin + "/tool"},
 		{name: bin + "/tool", path: "", want: bin + "/tool"},
-		{name: bin + "/nope", path: "", wantErr: "does not exist"},
-		{name: bin + "/tool/x", path: "", wantErr: "does not exist"},
+		{name: bin + "/nope", path: "", wantErr: "not found"},
+		{name: bin + "/tool/x", path: "", wantErr: "not found"},
 	} {
 		got, err := lookPath(tt.name, []string{"PATH=" + tt.path}, tt.workdir)
 		if tt.wantErr != "" {

@@ -185,7 +185,8 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 		return nil, err
 	}
 	if err != nil {
-		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %s", r.program, status.Convert(err).Message())
+		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %s; use a sandbox with an image that has it, such as microsandbox/%s",
+			r.program, status.Convert(err).Message(), r.name)
 	}
 	s, err := r.launch(path, env, dir)
 	if err != nil {
@@ -219,7 +220,7 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 			f.Close()
 		}
 		if err != nil {
-			st := status.Convert(startError("start "+r.program, path, err))
+			st := status.Convert(startError(r.program, path, err))
 			code := codes.FailedPrecondition
 			if st.Code() == codes.ResourceExhausted {
 				code = st.Code()

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -173,14 +174,18 @@ func runError(ctx context.Context, err error) error {
 	case codes.FailedPrecondition:
 		return classified{text, errdefs.ErrFailedPrecondition}
 	case codes.NotFound:
-		// Programs that use the original's SDK look for the words "not found".
-		return classified{text + ": command not found", sandbox.ErrCommandNotFound}
+		// Programs that use the original's SDK look for these words. The portal of an older version may not send them.
+		if !strings.Contains(text, "not found") {
+			text += ": command not found"
+		}
+		return classified{text, sandbox.ErrCommandNotFound}
 	case codes.PermissionDenied:
 		return classified{text, sandbox.ErrCommandNotExecutable}
 	case codes.DeadlineExceeded:
 		return classified{text, sandbox.ErrRunTimeout}
 	case codes.Unavailable, codes.Canceled:
-		return classified{"the connection to the sandbox was lost during the run (" + text + ")", sandbox.ErrRunFailed}
+		return classified{"the connection to the sandbox was lost during the run, for example because the program ended it. " +
+			"The run may have taken effect: check before you repeat it", sandbox.ErrRunFailed}
 	default:
 		return classified{"the sandbox reported an error: " + text, sandbox.ErrRunFailed}
 	}

@@ -95,3 +95,20 @@ func TestMisbehavingPortals(t *testing.T) {
 		})
 	}
 }
+
+// TestErrorTexts checks the parts of errors that users and programs rely on, whatever the portal or gRPC says.
+func TestErrorTexts(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{status.Error(codes.NotFound, `program "x" not found in PATH`), `program "x" not found in PATH`},
+		{status.Error(codes.NotFound, "x: file does not exist"), "x: file does not exist: command not found"}, // of an older portal
+		{status.Error(codes.Unavailable, "error reading from server: EOF"), "the connection to the sandbox was lost during the run, " +
+			"for example because the program ended it. The run may have taken effect: check before you repeat it"},
+	} {
+		if got := runError(t.Context(), c.err); got.Error() != c.want {
+			t.Errorf("%v became %q, want %q", c.err, got, c.want)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -178,6 +179,20 @@ func TestAllProblemsAtOnce(t *testing.T) {
 	for _, want := range []string{`"color"`, "max_cpus", "relative", "MSBD_DEFAULT_CPUS", "MSBD_DEV", "max-run-time", "xen", "99999"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not mention %s:\n%v", want, err)
+		}
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for text, want := range map[string]time.Duration{"1d": 24 * time.Hour, "1d12h": 36 * time.Hour, "90m": 90 * time.Minute} {
+		c, err := load(t, fmt.Sprintf("max_run_time = %q", text), nil, nil)
+		if err != nil || c.MaxRunTime != want {
+			t.Errorf("%q is %s, %v; want %s", text, c.MaxRunTime, err, want)
+		}
+	}
+	for _, text := range []string{"", "5", "1w", "d", "1d-1h", "-1d", "99999999d"} {
+		if _, err := load(t, fmt.Sprintf("max_run_time = %q", text), nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "s, m, h or d") {
+			t.Errorf("%q: %v, want an error that lists the units", text, err)
 		}
 	}
 }

@@ -72,7 +72,7 @@ var Settings = []Setting{
 	integer("default-memory-mib", "default memory, in `MIB`, of a sandbox, at least 128", func(c *Config) *int { return &c.DefaultMemoryMiB }),
 	integer("max-cpus", "maximum number `N` of virtual CPUs of one sandbox; 0 means the default (default: twice the host's processors, at most 8)", func(c *Config) *int { return &c.MaxCPUs }),
 	integer("max-memory-mib", "maximum memory, in `MIB`, of one sandbox; 0 means the default (default: total-memory-mib, at most 16384)", func(c *Config) *int { return &c.MaxMemoryMiB }),
-	duration("max-run-time", "maximum `TIME` of a run, in h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
+	duration("max-run-time", "maximum `TIME` of a run, in d, h, m and s, such as 1h30m", func(c *Config) *time.Duration { return &c.MaxRunTime }),
 	integer("audit-segment-mib", "size, in `MIB`, at which the audit log continues in a new file; 0 means only with 'msb server audit seal'", func(c *Config) *int { return &c.AuditSegmentMiB }),
 	text("hypervisor", "`NAME` of the driver for QEMU: auto, kata (Kata's driver, which needs KVM) or builtin (msbd's)", func(c *Config) *string { return &c.Hypervisor }),
 	text("kata-config", "`FILE` with the host's Kata configuration, whose guest is used instead of the built-in one", func(c *Config) *string { return &c.KataConfig }),
@@ -141,11 +141,28 @@ func number(name, usage string, field func(*Config) *float64) Setting {
 	}}
 }
 
+// parseDuration is like time.ParseDuration, but text may begin with a number of days, such as 1d or 1d12h, as in msb's
+// --timeout.
+func parseDuration(text string) (time.Duration, error) {
+	days, rest, ok := strings.Cut(text, "d")
+	n, err := strconv.ParseUint(days, 10, 16)
+	if !ok || err != nil {
+		return time.ParseDuration(text)
+	}
+	var d time.Duration
+	if rest != "" {
+		if d, err = time.ParseDuration(rest); d < 0 {
+			err = errors.New("negative")
+		}
+	}
+	return time.Duration(n)*24*time.Hour + d, err
+}
+
 func duration(name, usage string, field func(*Config) *time.Duration) Setting {
 	return Setting{Name: name, Usage: usage, Default: defaultOf(usage, field), set: func(c *Config, v string) error {
-		d, err := time.ParseDuration(v)
+		d, err := parseDuration(v)
 		if err != nil {
-			return errors.New("must be a duration such as 30s or 1h30m")
+			return errors.New("must be a number with a unit, s, m, h or d, such as 30s, 1h30m or 1d")
 		}
 		*field(c) = d
 		return nil
@@ -232,8 +249,11 @@ func (c *Config) applyFile(path string) []error {
 	if optional && errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return []error{invalid("the configuration file %s does not exist", path)}
+	}
 	if err != nil {
-		return []error{invalid("read configuration: %s", err)}
+		return []error{invalid("could not read the configuration file: %s", err)}
 	}
 	values := map[string]any{}
 	if err := toml.Unmarshal(data, &values); err != nil {

@@ -148,10 +148,14 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 	})
 	t.Run("runs that cannot start", func(t *testing.T) {
 		p := open(t)
-		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), "no-such-program") {
+		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), `"no-such-program" not found`) {
 			t.Errorf("unknown program: got error %v, want ErrCommandNotFound with its name", err)
 		}
-		if _, err := Read(p.RunCommand(t.Context(), command("/etc/passwd"))); !errors.Is(err, sandbox.ErrCommandNotExecutable) || !strings.Contains(err.Error(), "is not executable") {
+		// The command line of msb looks for this advice.
+		if _, err := Read(p.RunCommand(t.Context(), command("ls | wc"))); err == nil || !strings.Contains(err.Error(), `; use command "sh" with args ["-c", "ls | wc"]`) {
+			t.Errorf("command line as a program: got error %v, want advice to use a shell", err)
+		}
+		if _, err := Read(p.RunCommand(t.Context(), command("/etc/passwd"))); !errors.Is(err, sandbox.ErrCommandNotExecutable) || !strings.Contains(err.Error(), "/etc/passwd is not executable") {
 			t.Errorf("file that is not executable: got error %v, want ErrCommandNotExecutable that says so", err)
 		}
 		if _, err := Read(p.RunCommand(t.Context(), command(""))); !errdefs.IsInvalidArgument(err) {

@@ -59,7 +59,8 @@ type portal struct {
 
 var (
 	errClosed = fmt.Errorf("the connection to the sandbox does not work (closed): %w", errdefs.ErrUnavailable)
-	errLost   = fmt.Errorf("the connection to the sandbox was lost during the run: %w", sandbox.ErrRunFailed)
+	errLost   = fmt.Errorf("the connection to the sandbox was lost during the run, for example because the program ended it. "+
+		"The run may have taken effect: check before you repeat it: %w", sandbox.ErrRunFailed)
 )
 
 // Ping implements sandbox.Portal.
@@ -224,13 +225,17 @@ func (r *proc) command(args []string, stdout sandbox.Stream) (int, error) {
 			}
 		}
 	case args[0] == "/etc/passwd":
-		return 0, fmt.Errorf("%s: is not executable: %w", args[0], sandbox.ErrCommandNotExecutable)
+		return 0, fmt.Errorf("%s is not executable: %w", args[0], sandbox.ErrCommandNotExecutable)
 	case args[0] == "sleep" && len(args) == 2:
 		return 0, r.sleep(args[1])
 	case args[0] == "sh" && len(args) == 3 && args[1] == "-c":
 		return r.script(args[2])
 	}
-	return 0, fmt.Errorf("%s is not in PATH: %w", args[0], sandbox.ErrCommandNotFound)
+	hint := ""
+	if strings.Contains(args[0], " ") {
+		hint = fmt.Sprintf(`, because this is a command line, not the name of a program; use command "sh" with args ["-c", %q]`, args[0])
+	}
+	return 0, fmt.Errorf("program %q not found in PATH%s: %w", args[0], hint, sandbox.ErrCommandNotFound)
 }
 
 func (r *proc) script(script string) (code int, err error) {

@@ -126,7 +126,7 @@ func (r *Runtime) Len() int {
 func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 	v := r.vm(id)
 	if v == nil {
-		return "its microVM is gone", nil
+		return "its microVM ended unexpectedly", nil
 	}
 	select {
 	case <-v.ended:
