@@ -169,12 +169,10 @@ func (m *Manager) hideCause(name Name, what string, cause error) error {
 // boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
 // ctx was canceled, or the guest did not answer in time.
 func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
-	select {
-	case m.boots <- struct{}{}: // starts that wait get their turn in the order in which they came
-		defer func() { <-m.boots }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx), context.Cause(ctx)
+	if err := m.boots.take(ctx, rec.Name.Namespace); err != nil {
+		return nil, err, err
 	}
+	defer m.boots.end()
 	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
 		fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable))
 	defer stop()
