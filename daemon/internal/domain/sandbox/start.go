@@ -26,6 +26,16 @@ const (
 	maxName = 512
 )
 
+// Linux runs no program with an environment entry of maxEnvEntry bytes or more (MAX_ARG_STRLEN in execve(2), which counts the
+// NUL byte at the end), nor with more than 2 MiB of environment and arguments, a quarter of the usual limit on the stack.
+// maxEnv, also in bytes, leaves half of that to the arguments and to the environment of the image. Each entry costs its text,
+// a NUL byte and a pointer: envEntryCost is the last two.
+const (
+	maxEnvEntry  = 128 << 10
+	maxEnv       = 1 << 20
+	envEntryCost = 1 + 8
+)
+
 // Request is the configuration that a client requests for a new sandbox. Zero values stand for the server's defaults.
 type Request struct {
 	Image     string
@@ -274,6 +284,7 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if cfg.MemoryMiB < config.MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
 		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
 	}
+	env := 0
 	for _, e := range cfg.Env {
 		k, _, ok := strings.Cut(e, "=")
 		if !ok || k == "" || strings.ContainsRune(e, 0) {
@@ -283,6 +294,15 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 		if strings.ContainsFunc(k, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
 			return zero, fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
 		}
+		if len(e) >= maxEnvEntry {
+			return zero, fmt.Errorf("environment variable %q: with its name, it has %d bytes, but Linux allows at most %d. Write long values to "+
+				"a file in the sandbox instead: %w", bounded.Short(k), len(e), maxEnvEntry-1, errdefs.ErrInvalidArgument)
+		}
+		env += len(e) + envEntryCost
+	}
+	if env > maxEnv {
+		return zero, fmt.Errorf("the environment has %d bytes, with %d for each variable, but at most %d are allowed. Write long values to "+
+			"a file in the sandbox instead: %w", env, envEntryCost, maxEnv, errdefs.ErrInvalidArgument)
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {
 		return zero, fmt.Errorf("workdir %q must be an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
