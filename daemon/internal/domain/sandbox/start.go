@@ -208,16 +208,13 @@ func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
 }
 
 // fail removes rec's microVM and records that the sandbox failed, with reason and cause; cause may be nil. It continues even
-// if ctx is canceled.
+// if ctx is canceled. The caller must hold e's lock.
 func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	log := m.Log.With("sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID)
 	log.Warn("sandbox failed", "reason", reason, "err", cause)
-	rec.State, rec.Reason, rec.Cause = Failed, reason, ""
-	if cause != nil {
-		rec.Cause = cause.Error()
-	}
+	rec = failed(rec, reason, cause)
 	e.set(rec, nil)
 	if err := m.remove(ctx, rec.ID); err != nil {
 		log.Error("could not remove the microVM of the failed sandbox", "err", err)
@@ -225,6 +222,7 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	if err := m.Store.PutSandbox(rec); err != nil {
 		log.Error("could not record that the sandbox failed", "err", err)
 	}
+	m.limitFailed(ctx, rec.Name.Namespace)
 }
 
 // erase removes rec's microVM and then its record. If the microVM cannot be removed, it records that the sandbox failed,
@@ -240,8 +238,7 @@ func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string
 	if err := m.Store.DeleteSandbox(rec.ID); err != nil {
 		m.Log.Error("could not remove the record of a sandbox that was stopped; it remains as failed",
 			"sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID, "err", err)
-		rec.State, rec.Reason, rec.Cause = Failed, "it was stopped, but its record could not be removed", err.Error()
-		e.set(rec, nil)
+		e.set(failed(rec, "it was stopped, but its record could not be removed", err), nil)
 		return nil
 	}
 	e.set(Record{}, nil)
