@@ -1,4 +1,7 @@
 package sandbox
 
-// CleanupTimeout is exported for the external tests, which, unlike tests in this package, can import sandboxtest.
-const CleanupTimeout = cleanupTimeout
+// These are exported for the external tests, which, unlike tests in this package, can import sandboxtest.
+const (
+	CleanupTimeout = cleanupTimeout
+	MaxFailed      = maxFailed
+)

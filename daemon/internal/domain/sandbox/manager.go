@@ -33,7 +33,8 @@ type Options struct {
 	MaxCPUs, MaxMemoryMiB int
 	// Total limits the sandboxes of all tenant namespaces together. Its Runs is not used.
 	Total Quota
-	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn.
+	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn, and the tenant namespaces
+	// take turns.
 	Boots int
 	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one.
 	CheckSpace func() error
@@ -60,8 +61,8 @@ type Manager struct {
 	endLifetime context.CancelFunc
 	watchers    sync.WaitGroup
 
-	// boots holds an element for each microVM that boots.
-	boots chan struct{}
+	// boots are the turns of the microVMs that boot.
+	boots turns
 
 	mu      sync.Mutex
 	open    bool
@@ -73,7 +74,7 @@ type Manager struct {
 func NewManager(o Options) *Manager {
 	lifetime, end := context.WithCancel(context.Background())
 	return &Manager{
-		Options: o, lifetime: lifetime, endLifetime: end, boots: make(chan struct{}, max(1, o.Boots)), entries: map[Name]*entry{}, runs: map[string]int{},
+		Options: o, lifetime: lifetime, endLifetime: end, boots: turns{free: max(1, o.Boots)}, entries: map[Name]*entry{}, runs: map[string]int{},
 	}
 }
 

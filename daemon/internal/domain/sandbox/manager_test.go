@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -129,6 +131,9 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 		"environment, wide space": {testName, Request{Env: []string{"A\u00a0=q"}}},
 		"environment, escape":     {testName, Request{Env: []string{"A\x1b=q"}}},
 		"environment, NUL":        {testName, Request{Env: []string{"A=\x00"}}},
+		"environment, long entry": {testName, Request{Env: []string{"A=" + strings.Repeat("x", 128<<10-2)}}},
+		"environment, long":       {testName, Request{Env: slices.Repeat([]string{"A=" + strings.Repeat("x", 64<<10)}, 16)}},
+		"environment, many":       {testName, Request{Env: slices.Repeat([]string{"A="}, 100_000)}},
 		"relative workdir":        {testName, Request{Workdir: "relative"}},
 		"image that is not there": {testName, Request{Image: sandboxtest.AbsentImage}},
 	} {
@@ -138,6 +143,38 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 	}
 	if n := len(f.List("")); n != 0 || f.rt.Len() != 0 || len(f.records(t)) != 0 {
 		t.Errorf("bad requests left %d sandboxes, %d microVMs and %d records", n, f.rt.Len(), len(f.records(t)))
+	}
+}
+
+// Linux runs programs with the longest environments that a start accepts, even if a long argument follows.
+func TestLongestEnvironmentsCanRun(t *testing.T) {
+	f := newFixture(t)
+	entries := func(n, size int) (env []string) {
+		for i := range n {
+			name := fmt.Sprintf("N%06d=", i)
+			env = append(env, name+strings.Repeat("x", size-len(name)))
+		}
+		return env
+	}
+	for name, env := range map[string][]string{
+		"long entries": entries(7, 128<<10-1),
+		"many entries": entries(1<<20/(8+9), 8),
+		"all bytes":    entries(8, 128<<10-9),
+	} {
+		if err := f.Start(t.Context(), Name{"default", "longest"}, Request{Env: env}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := f.Stop(t.Context(), Name{"default", "longest"}); err != nil {
+			t.Error(err)
+		}
+		cmd := exec.Command("true", strings.Repeat("x", 128<<10-1))
+		cmd.Env = env
+		if err := cmd.Run(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := exec.Command("env", entries(1, 128<<10)...).Run(); !errors.Is(err, syscall.E2BIG) {
+		t.Errorf("an entry of 128 KiB: got error %v, want E2BIG", err)
 	}
 }
 

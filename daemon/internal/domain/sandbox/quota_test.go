@@ -131,6 +131,61 @@ func TestBootsTakeTurns(t *testing.T) {
 	})
 }
 
+// The starts of one namespace do not delay those of another one: when starts wait, the namespaces take turns. Starts that were
+// stopped or canceled have no turn, and no turn is lost.
+func TestNamespacesTakeTurnsToBoot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.restartWith(t, func(o *Options) { o.Boots = 1 })
+		f.rt.OnStart = func(context.Context, string) error { time.Sleep(10 * time.Second); return nil }
+		began := time.Now()
+		var mu sync.Mutex
+		var order []string
+		var wg sync.WaitGroup
+		start := func(ctx context.Context, namespace, name string) {
+			wg.Go(func() {
+				if err := f.Start(ctx, Name{namespace, name}, Request{}); err != nil {
+					return
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, fmt.Sprintf("%s@%.0f", name, time.Since(began).Seconds()))
+			})
+			synctest.Wait()
+		}
+		canceled, cancel := context.WithCancel(t.Context())
+		for i := range 6 {
+			start(t.Context(), "a", fmt.Sprint("a", i))
+		}
+		start(canceled, "gone", "gone0")
+		start(t.Context(), "b", "b0")
+		start(canceled, "b", "gone1")
+		start(t.Context(), "b", "b1")
+		start(t.Context(), "c", "c0")
+		start(t.Context(), "stopped", "stopped0")
+		cancel()
+		for _, name := range []Name{{"stopped", "stopped0"}, {"a", "a3"}} {
+			if err := f.Stop(t.Context(), name); err != nil {
+				t.Errorf("stop %s: %v", name, err)
+			}
+		}
+		synctest.Wait()
+		if n := len(f.List("")); n != 8 || time.Since(began) != 0 {
+			t.Errorf("%d sandboxes after %s, want the 8 that were neither stopped nor canceled, at once", n, time.Since(began))
+		}
+		wg.Wait()
+		if got, want := strings.Join(order, " "), "a0@10 a1@20 b0@30 c0@40 a2@50 b1@60 a4@70 a5@80"; got != want {
+			t.Errorf("the starts returned in the order\n%s, want\n%s", got, want)
+		}
+		start(t.Context(), "d", "d0") // the turn is free again
+		wg.Wait()
+		if got, want := order[len(order)-1], "d0@90"; got != want {
+			t.Errorf("a start after all others: %s, want %s", got, want)
+		}
+		f.Manager.Close()
+	})
+}
+
 func TestQuotaBoundsEachNamespace(t *testing.T) {
 	for what, tt := range map[string]struct {
 		quota Quota

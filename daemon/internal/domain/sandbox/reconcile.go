@@ -107,6 +107,13 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 		})
 	}
 	g.Wait()
+	namespaces := map[string]bool{}
+	for _, rec := range records {
+		namespaces[rec.Name.Namespace] = true
+	}
+	for namespace := range namespaces {
+		m.limitFailed(ctx, namespace)
+	}
 	m.mu.Lock()
 	m.open = true
 	m.mu.Unlock()
@@ -117,6 +124,8 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 func (m *Manager) execute(ctx context.Context, s step) {
 	m.Log.Info("reconcile", "action", s.action, "id", s.id, "sandbox", s.rec.Name.Name, "namespace", s.rec.Name.Namespace)
 	e := newEntry(s.rec.Name)
+	e.lock <- struct{}{}
+	defer m.release(e)
 	if s.action != actionFinish && s.action != actionPurge {
 		m.mu.Lock()
 		m.entries[s.rec.Name] = e
@@ -127,6 +136,12 @@ func (m *Manager) execute(ctx context.Context, s step) {
 		e.set(s.rec, nil)
 		m.watch(e, s.rec)
 	case actionKeep:
+		if s.rec.Config.Env != nil { // from a version that kept it
+			s.rec.Config.Env = nil
+			if err := m.Store.PutSandbox(s.rec); err != nil {
+				m.Log.Error("could not reconcile", "action", s.action, "id", s.id, "err", err)
+			}
+		}
 		e.set(s.rec, nil)
 	case actionLose:
 		m.fail(ctx, e, s.rec, "its microVM ended while the server was not running", nil)

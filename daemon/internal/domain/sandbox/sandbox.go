@@ -52,7 +52,7 @@ type Config struct {
 	CPUs int `json:"cpus"`
 	// MemoryMiB is the guest's memory in MiB.
 	MemoryMiB int `json:"memory_mib"`
-	// Env holds NAME=value entries, which override those of the image.
+	// Env holds NAME=value entries, which override those of the image. The record of a failed sandbox has none.
 	Env []string `json:"env,omitempty"`
 	// Workdir is an absolute path, or empty for the working directory of the image.
 	Workdir string `json:"workdir,omitempty"`

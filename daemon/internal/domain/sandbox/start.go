@@ -26,6 +26,16 @@ const (
 	maxName = 512
 )
 
+// Linux runs no program with an environment entry of maxEnvEntry bytes or more (MAX_ARG_STRLEN in execve(2), which counts the
+// NUL byte at the end), nor with more than 2 MiB of environment and arguments, a quarter of the usual limit on the stack.
+// maxEnv, also in bytes, leaves half of that to the arguments and to the environment of the image. Each entry costs its text,
+// a NUL byte and a pointer: envEntryCost is the last two.
+const (
+	maxEnvEntry  = 128 << 10
+	maxEnv       = 1 << 20
+	envEntryCost = 1 + 8
+)
+
 // Request is the configuration that a client requests for a new sandbox. Zero values stand for the server's defaults.
 type Request struct {
 	Image     string
@@ -169,12 +179,10 @@ func (m *Manager) hideCause(name Name, what string, cause error) error {
 // boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
 // ctx was canceled, or the guest did not answer in time.
 func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
-	select {
-	case m.boots <- struct{}{}: // starts that wait get their turn in the order in which they came
-		defer func() { <-m.boots }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx), context.Cause(ctx)
+	if err := m.boots.take(ctx, rec.Name.Namespace); err != nil {
+		return nil, err, err
 	}
+	defer m.boots.end()
 	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
 		fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable))
 	defer stop()
@@ -200,16 +208,13 @@ func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
 }
 
 // fail removes rec's microVM and records that the sandbox failed, with reason and cause; cause may be nil. It continues even
-// if ctx is canceled.
+// if ctx is canceled. The caller must hold e's lock.
 func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	log := m.Log.With("sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID)
 	log.Warn("sandbox failed", "reason", reason, "err", cause)
-	rec.State, rec.Reason, rec.Cause = Failed, reason, ""
-	if cause != nil {
-		rec.Cause = cause.Error()
-	}
+	rec = failed(rec, reason, cause)
 	e.set(rec, nil)
 	if err := m.remove(ctx, rec.ID); err != nil {
 		log.Error("could not remove the microVM of the failed sandbox", "err", err)
@@ -217,6 +222,7 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 	if err := m.Store.PutSandbox(rec); err != nil {
 		log.Error("could not record that the sandbox failed", "err", err)
 	}
+	m.limitFailed(ctx, rec.Name.Namespace)
 }
 
 // erase removes rec's microVM and then its record. If the microVM cannot be removed, it records that the sandbox failed,
@@ -232,8 +238,7 @@ func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string
 	if err := m.Store.DeleteSandbox(rec.ID); err != nil {
 		m.Log.Error("could not remove the record of a sandbox that was stopped; it remains as failed",
 			"sandbox", rec.Name.Name, "namespace", rec.Name.Namespace, "id", rec.ID, "err", err)
-		rec.State, rec.Reason, rec.Cause = Failed, "it was stopped, but its record could not be removed", err.Error()
-		e.set(rec, nil)
+		e.set(failed(rec, "it was stopped, but its record could not be removed", err), nil)
 		return nil
 	}
 	e.set(Record{}, nil)
@@ -276,6 +281,7 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if cfg.MemoryMiB < config.MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
 		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
 	}
+	env := 0
 	for _, e := range cfg.Env {
 		k, _, ok := strings.Cut(e, "=")
 		if !ok || k == "" || strings.ContainsRune(e, 0) {
@@ -285,6 +291,15 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 		if strings.ContainsFunc(k, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
 			return zero, fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
 		}
+		if len(e) >= maxEnvEntry {
+			return zero, fmt.Errorf("environment variable %q: with its name, it has %d bytes, but Linux allows at most %d. Write long values to "+
+				"a file in the sandbox instead: %w", bounded.Short(k), len(e), maxEnvEntry-1, errdefs.ErrInvalidArgument)
+		}
+		env += len(e) + envEntryCost
+	}
+	if env > maxEnv {
+		return zero, fmt.Errorf("the environment has %d bytes, with %d for each variable, but at most %d are allowed. Write long values to "+
+			"a file in the sandbox instead: %w", env, envEntryCost, maxEnv, errdefs.ErrInvalidArgument)
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {
 		return zero, fmt.Errorf("workdir %q must be an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
