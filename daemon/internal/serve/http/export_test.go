@@ -26,6 +26,13 @@ func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
 func (g *Gateway) OpenConnections() int                { return g.connections.count() }
 func (g *Gateway) ClientIP(r *http.Request) netip.Addr { return g.clientIP(r) }
 
+// ConnectionOwners returns how many keys have connections.
+func (g *Gateway) ConnectionOwners() int {
+	g.connections.mu.Lock()
+	defer g.connections.mu.Unlock()
+	return len(g.connections.byKey)
+}
+
 // WaitForConnections returns when every connection has ended. It takes all slots, which are free only then.
 func (g *Gateway) WaitForConnections() {
 	c := g.connections

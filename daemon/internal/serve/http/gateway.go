@@ -47,8 +47,8 @@ type Options struct {
 	// once as in one second, and at least one. Each call of a batch counts.
 	RequestsPerSecond float64
 	// MaxConnections limits the open connections; 0 means 10000. LimitConnections reduces it if the limit of open files is
-	// too low. A further connection replaces the oldest one on which no valid key was sent; if there is none, it waits to
-	// be accepted. One source gets at most half of them, unless it is this machine or a trusted proxy.
+	// too low. A further connection replaces an idle one of the key that has the most connections; if none is idle, it
+	// waits to be accepted. One source gets at most half of them, unless it is this machine or a trusted proxy.
 	MaxConnections int
 	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honored. Without it, all clients behind a
 	// proxy have the address of the proxy in the log, and share its connection limit.
