@@ -10,9 +10,12 @@ import (
 
 // These exports are for the tests in package http_test, which can import servetest.
 const (
-	MaxHeader         = maxHeader
-	RefusalsBurst     = refusalsBurst
-	RefusalsPerSecond = refusalsPerSecond
+	MaxHeader          = maxHeader
+	StrangersBurst     = strangersBurst
+	StrangersPerSecond = strangersPerSecond
+	RefusalsBurst      = refusalsBurst
+	SuccessesBurst     = successesBurst
+	LeftOutInterval    = leftOutInterval
 )
 
 func (g *Gateway) HTTPServer() *http.Server { return &g.server }
