@@ -35,11 +35,10 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
 	}
-	g.connections.markKnown(r.Context())
 	if !g.inFlight.Enter(c.Principal.KeyID) {
 		return fmt.Errorf("this key has %d requests in progress; wait until some of them finish: %w", maxInFlight, errdefs.ErrResourceExhausted)
 	}
-	defer g.inFlight.Leave(c.Principal.KeyID)
+	c.onRelease = append(c.onRelease, func() { g.inFlight.Leave(c.Principal.KeyID) })
 	c.bucket = g.rates.Of(c.Principal.KeyID)
 	if wait := c.bucket.Take(); wait > 0 {
 		return &rpc.Error{
@@ -51,6 +50,11 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if err := checkScope(c.Principal, e); err != nil {
 		return err
 	}
+	end, err := g.connections.begin(r.Context(), c.Principal.KeyID)
+	if err != nil {
+		return err
+	}
+	c.onRelease = append(c.onRelease, end)
 	switch e.Body.kind {
 	case jsonBody:
 		if !isJSON(r.Header.Get("Content-Type")) {

@@ -40,6 +40,8 @@ type Call struct {
 	err      error // the endpoint's error, or why the request was refused before the endpoint ran
 	failed   bool  // the endpoint returned an error or panicked
 	panicked bool
+	// onRelease is called after the response was written. Until then, the request is in progress.
+	onRelease []func()
 
 	mu            sync.Mutex
 	outputBytes   int  // the output of runs that is held in memory
@@ -199,8 +201,11 @@ func (c *Call) limitError(excess limit.Excess, effect, remedy, alternative strin
 		whose, maxBytes>>20, effect, remedy, alternative)}
 }
 
-// release gives back all bytes that the request holds.
+// release gives back all bytes that the request holds, and its place among the requests in progress.
 func (c *Call) release() {
+	for _, f := range c.onRelease {
+		f()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.released = true

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
@@ -44,30 +45,55 @@ func checkHealth(t *testing.T, conn net.Conn) {
 	}
 }
 
-// sendKey sends a call with a valid key on an open connection and reads the response.
-func sendKey(t *testing.T, s *Site, conn net.Conn) {
-	t.Helper()
-	body := Request("sandbox.metrics.get", "{}")
+// writeCall sends a call with a key on an open connection, without reading the response.
+func writeCall(conn net.Conn, key, body string) {
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
-		rpc.Path, s.Key, len(body), body)
+		rpc.Path, key, len(body), body)
+}
+
+// wantStatus reads a response from an open connection.
+func wantStatus(t *testing.T, conn net.Conn, status int) {
+	t.Helper()
+	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if io.Copy(io.Discard, res.Body); res.StatusCode != http.StatusOK {
-		t.Fatal(res.Status)
+	if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != status {
+		t.Fatalf("response is %s, error %v, want status %d", res.Status, err, status)
 	}
 }
 
-// A connection over the limit is not refused. If all others have sent a valid key, it waits until one of them ends, and is
-// then served.
+// blockRuns makes the runs of a Site wait. It returns a channel that gets an element when a run begins, and one of which
+// each element ends a run.
+func blockRuns(t *testing.T, s *Site) (began, end chan struct{}) {
+	t.Helper()
+	began, end = make(chan struct{}), make(chan struct{})
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
+		began <- struct{}{}
+		select {
+		case <-end:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	return began, end
+}
+
+// If a request is in progress on every connection, a connection over the limit is not refused. It waits until one of the
+// requests has its response, and is then served.
 func TestMaxConnections(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 2 })
+	began, end := blockRuns(t, s)
 	addr, stop := s.Listen(t)
 	defer stop()
-	first := dialTest(t, addr)
-	sendKey(t, s, first)
-	sendKey(t, s, dialTest(t, addr))
+	busy := []net.Conn{dialTest(t, addr), dialTest(t, addr)}
+	for _, conn := range busy {
+		writeCall(conn, s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+		<-began
+	}
 	third := dialTest(t, addr)
 	if n := s.OpenConnections(); n != 2 {
 		t.Errorf("%d connections are open, want 2", n)
@@ -77,15 +103,66 @@ func TestMaxConnections(t *testing.T) {
 	if _, err := third.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatal("read on the third connection: want a timeout, got:", err)
 	}
-	third.SetReadDeadline(time.Time{})
-	first.Close()
-	if res, err := http.ReadResponse(bufio.NewReader(third), nil); err != nil || res.StatusCode != http.StatusOK {
-		t.Fatal("the third connection was not served after another had ended:", err)
+	end <- struct{}{}
+	wantStatus(t, third, http.StatusOK)
+	third.Close()
+	end <- struct{}{}
+	for _, conn := range busy {
+		wantStatus(t, conn, http.StatusOK)
 	}
 }
 
-// If the limit is reached, each new connection replaces the oldest one on which no valid key was sent, however long that
-// may still take.
+// A key that holds all connections does not keep others from being served, even if all of its requests are refused, and
+// even if it sends halves of further requests. A connection with a request in progress is not closed.
+func TestOneKeyCannotHoldAllConnections(t *testing.T) {
+	s := New(t, func(o *Setup) { o.MaxConnections = 10 })
+	weak := s.Issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeMetrics}})
+	began, end := blockRuns(t, s)
+	addr, stop := s.Listen(t)
+	busy := dialTest(t, addr)
+	writeCall(busy, s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+	<-began
+	var other []net.Conn // idle, but fewer than those of the weak key
+	for range 2 {
+		conn := dialTest(t, addr)
+		writeCall(conn, s.Key, Request("sandbox.metrics.get", "{}"))
+		wantStatus(t, conn, http.StatusOK)
+		other = append(other, conn)
+	}
+	for i := range 50 {
+		conn := dialTest(t, addr)
+		writeCall(conn, weak, Request("sandbox.metrics.get", "{}"))
+		wantStatus(t, conn, http.StatusForbidden)
+		if i%2 == 0 {
+			io.WriteString(conn, "POST / HTTP/1.1\r\nHost: x\r\n")
+		}
+		if i == 40 {
+			third := dialTest(t, addr)
+			writeCall(third, s.Issue(t, keys.IssueRequest{}), Request("sandbox.metrics.get", "{}"))
+			wantStatus(t, third, http.StatusOK)
+			other = append(other, third)
+		}
+	}
+	if n := s.OpenConnections(); n > 10 {
+		t.Errorf("%d connections are open, want at most 10", n)
+	}
+	for i, conn := range other {
+		writeCall(conn, s.Key, Request("sandbox.metrics.get", "{}"))
+		if wantStatus(t, conn, http.StatusOK); t.Failed() {
+			t.Errorf("connection %d of another key was closed", i)
+		}
+	}
+	end <- struct{}{}
+	wantStatus(t, busy, http.StatusOK)
+	stop()
+	s.WaitForConnections()
+	if n := s.ConnectionOwners(); n != 0 {
+		t.Errorf("after all connections, %d keys have some", n)
+	}
+}
+
+// If the limit is reached, new connections replace the oldest ones on which no valid key was sent, however long that may
+// still take.
 func TestNewConnectionsReplaceStrangers(t *testing.T) {
 	for _, withTLS := range []bool{false, true} {
 		s := New(t, func(o *Setup) { o.MaxConnections = 10 })
@@ -119,15 +196,18 @@ func TestNewConnectionsReplaceStrangers(t *testing.T) {
 		for i := range 50 {
 			conn := dialTest(t, addr)
 			strangers = append(strangers, conn)
+			if withTLS { // what is not TLS would end the connection
+				continue
+			}
 			io.WriteString(conn, []string{"", "POST / HTTP/1.1\r\nHost: x\r\n", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"}[i%3])
 		}
 		send() // on the same connection as before
 		client.CloseIdleConnections()
 		send() // on a new connection
-		for _, conn := range strangers[:30] {
+		for i, conn := range strangers[:30] {
 			conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Fatal("an old connection without a key is still open")
+				t.Fatalf("with TLS %v: old connection %d without a key is still open; %d are open", withTLS, i, s.OpenConnections())
 			}
 		}
 		if n := s.OpenConnections(); n > 10 {
@@ -211,8 +291,11 @@ func TestFewDescriptors(t *testing.T) {
 // Stopping the server does not wait for connections that were not accepted because of the limit.
 func TestStopAtConnectionLimit(t *testing.T) {
 	s := New(t, func(o *Setup) { o.MaxConnections = 1 })
+	s.SetDrain(0)
 	addr, stop := s.Listen(t)
-	sendKey(t, s, dialTest(t, addr))
+	began, _ := blockRuns(t, s)
+	writeCall(dialTest(t, addr), s.Key, Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`))
+	<-began
 	dialTest(t, addr)
 	stop()
 	s.WaitForConnections()

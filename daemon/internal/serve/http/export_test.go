@@ -10,9 +10,12 @@ import (
 
 // These exports are for the tests in package http_test, which can import servetest.
 const (
-	MaxHeader         = maxHeader
-	RefusalsBurst     = refusalsBurst
-	RefusalsPerSecond = refusalsPerSecond
+	MaxHeader          = maxHeader
+	StrangersBurst     = strangersBurst
+	StrangersPerSecond = strangersPerSecond
+	RefusalsBurst      = refusalsBurst
+	SuccessesBurst     = successesBurst
+	LeftOutInterval    = leftOutInterval
 )
 
 func (g *Gateway) HTTPServer() *http.Server { return &g.server }
@@ -25,6 +28,13 @@ func (g *Gateway) SetHeld(all, each, freeBytes int) {
 func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
 func (g *Gateway) OpenConnections() int                { return g.connections.count() }
 func (g *Gateway) ClientIP(r *http.Request) netip.Addr { return g.clientIP(r) }
+
+// ConnectionOwners returns how many keys have connections.
+func (g *Gateway) ConnectionOwners() int {
+	g.connections.mu.Lock()
+	defer g.connections.mu.Unlock()
+	return len(g.connections.byKey)
+}
 
 // WaitForConnections returns when every connection has ended. It takes all slots, which are free only then.
 func (g *Gateway) WaitForConnections() {

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
@@ -47,8 +46,8 @@ type Options struct {
 	// once as in one second, and at least one. Each call of a batch counts.
 	RequestsPerSecond float64
 	// MaxConnections limits the open connections; 0 means 10000. LimitConnections reduces it if the limit of open files is
-	// too low. A further connection replaces the oldest one on which no valid key was sent; if there is none, it waits to
-	// be accepted. One source gets at most half of them, unless it is this machine or a trusted proxy.
+	// too low. A further connection replaces an idle one of the key that has the most connections; if none is idle, it
+	// waits to be accepted. One source gets at most half of them, unless it is this machine or a trusted proxy.
 	MaxConnections int
 	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honored. Without it, all clients behind a
 	// proxy have the address of the proxy in the log, and share its connection limit.
@@ -86,8 +85,17 @@ const (
 	freeBytes = 64 << 10
 
 	// These limit the log lines about requests without a valid key, which anyone can send.
-	refusalsPerSecond = 10
-	refusalsBurst     = 1000
+	strangersPerSecond = 10
+	strangersBurst     = 1000
+	// These limit the log lines about the requests of one key that were refused or failed. Faults of the server, which
+	// are logged as errors, are not limited.
+	refusalsPerSecond = 1
+	refusalsBurst     = 20
+	// These limit the log lines about the calls of one key that succeeded.
+	successesPerSecond = 100
+	successesBurst     = 1000
+	// leftOutInterval is how often the log says how many lines of a key were left out.
+	leftOutInterval = 10 * time.Second
 )
 
 // Gateway is the HTTP server. Create it with New.
@@ -97,7 +105,9 @@ type Gateway struct {
 	inFlight    *limit.Counts
 	held        *limit.Budget
 	rates       *limit.Rates
-	refusalLog  *rate.Limiter // for log lines about requests without a valid key
+	strangerLog *lineLimits // for requests without a valid key
+	refusalLog  *lineLimits // for requests with a valid key that did not succeed
+	successLog  *lineLimits
 	crossOrigin *http.CrossOriginProtection
 	metrics     *metrics
 	connections *connections
@@ -125,7 +135,9 @@ func New(o Options) (*Gateway, error) {
 		inFlight:    limit.NewCounts(maxInFlight),
 		held:        limit.NewBudget(maxHeld, maxHeldOfKey),
 		rates:       limit.NewRates(o.RequestsPerSecond),
-		refusalLog:  rate.NewLimiter(refusalsPerSecond, refusalsBurst),
+		strangerLog: newLineLimits(o.Log, strangersPerSecond, strangersBurst, "requests refused"),
+		refusalLog:  newLineLimits(o.Log, refusalsPerSecond, refusalsBurst, "requests refused"),
+		successLog:  newLineLimits(o.Log, successesPerSecond, successesBurst, "calls"),
 		crossOrigin: http.NewCrossOriginProtection(),
 		connections: newConnections(o.MaxConnections, o.TrustedProxies),
 		drain:       drainTimeout,

@@ -2,12 +2,15 @@ package http
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/containerd/errdefs"
 )
 
 // remoteConn is a connection with any remote address.
@@ -125,5 +128,49 @@ func TestChunks(t *testing.T) {
 			t.Errorf("got %d bytes, size %d, error %v, want %d", got.Len(), c.size, err, want.Len())
 		}
 		c.reset()
+	}
+}
+
+// A connection becomes idle again whatever the order in which net/http reports that an HTTP/2 client canceled a request. A
+// request that begins after its connection was closed is refused.
+func TestCanceledRequestsLeaveIdleConnections(t *testing.T) {
+	c := newConnections(1, nil)
+	conn, client := net.Pipe()
+	defer client.Close()
+	c.takeSlot(nil)
+	c.add(conn, netip.MustParseAddr("127.0.0.1"))
+	ctx, cancel := context.WithCancel(c.context(t.Context(), conn))
+	endEarly, err := c.begin(ctx, "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.track(conn, http.StateIdle) // while the handler still runs
+	if c.closeIdle() {
+		t.Fatal("a connection with a request in progress was closed")
+	}
+	cancel()
+	c.track(conn, http.StateIdle)
+	end, err := c.begin(ctx, "b") // a second handler starts after the report
+	if err != nil {
+		t.Fatal(err)
+	}
+	endEarly()
+	if c.closeIdle() {
+		t.Fatal("a connection with a request in progress was closed")
+	}
+	end()
+	if !c.closeIdle() || c.closeIdle() {
+		t.Error("the idle connection was not closed exactly once")
+	}
+	for range 2 {
+		if _, err := c.begin(ctx, "b"); !errdefs.IsUnavailable(err) {
+			t.Error("a request on a closed connection: error is", err)
+		}
+		if c.open[conn] != nil {
+			c.track(conn, http.StateClosed)
+		}
+	}
+	if len(c.byKey) != 0 || len(c.slots) != 0 {
+		t.Errorf("after the connection, %d keys have some and %d slots are taken", len(c.byKey), len(c.slots))
 	}
 }

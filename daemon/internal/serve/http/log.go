@@ -4,10 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
 // Log writes a line of the access log for a call of a method. rpcErr and cause are nil if the call succeeded. Of
@@ -27,7 +31,13 @@ func (c *Call) log(ctx context.Context, method, namespace string, status int, rp
 	if rpcErr != nil && rpcErr.Code == rpc.CodeInternal {
 		level = slog.LevelError
 	}
-	log := c.gateway.Options.Log
+	log, limits := c.gateway.Options.Log, c.gateway.refusalLog
+	if rpcErr == nil {
+		limits = c.gateway.successLog
+	}
+	if level == slog.LevelInfo && !limits.allow(c.Principal.KeyID) {
+		level = slog.LevelDebug
+	}
 	if !log.Enabled(ctx, level) {
 		return
 	}
@@ -54,16 +64,70 @@ func (g *Gateway) logFailure(ctx context.Context, c *Call, cause error) {
 	case status >= http.StatusInternalServerError, c.panicked:
 		message = "request failed"
 	}
-	switch {
-	case c.response.clientGone: // not an error of the server, because any client can cause it
-	case status == http.StatusInternalServerError, c.panicked:
+	// A client that disconnects is not an error of the server, because any client can do that.
+	if !c.response.clientGone && status == http.StatusInternalServerError || c.panicked {
 		level = slog.LevelError
-	case c.Principal.KeyID == "" && !g.refusalLog.Allow():
-		// A flood of requests without a valid key must not fill the disk. The metrics still count them.
-		level = slog.LevelDebug
+	} else {
+		limits := g.refusalLog
+		if c.Principal.KeyID == "" {
+			limits = g.strangerLog
+		}
+		if !limits.allow(c.Principal.KeyID) {
+			level = slog.LevelDebug
+		}
 	}
 	g.Options.Log.LogAttrs(ctx, level, message,
 		slog.String("request_id", c.ID), slog.String("path", c.path), slog.String("key_id", c.Principal.KeyID),
 		slog.String("source", c.Source()), slog.Int("status", status),
 		slog.Duration("duration", time.Since(c.began)), slog.Any("err", cause))
+}
+
+// lineLimits limits the log lines at level INFO about the requests of each key, so that no client fills the disk. The
+// metrics still count all requests.
+type lineLimits struct {
+	perSecond rate.Limit
+	burst     int
+	log       *slog.Logger
+	message   string // of the line with the number of those that were left out
+
+	mu    sync.Mutex
+	byKey *limit.LRU[string, *lines]
+}
+
+// lines are the log lines about the requests of one key.
+type lines struct {
+	limiter *rate.Limiter
+	leftOut int // those that were left out since the last line with their number
+}
+
+func newLineLimits(log *slog.Logger, perSecond rate.Limit, burst int, message string) *lineLimits {
+	return &lineLimits{
+		perSecond: perSecond, burst: burst, log: log, message: message,
+		byKey: limit.NewLRU[string, *lines](limit.MaxRates),
+	}
+}
+
+// allow reports whether a line about a request of the key with this id may be written. If not, it writes within
+// leftOutInterval how many lines were left out. The id "" stands for all requests without a valid key.
+func (l *lineLimits) allow(keyID string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	of, ok := l.byKey.Get(keyID)
+	if !ok {
+		of = &lines{limiter: rate.NewLimiter(l.perSecond, l.burst)}
+		l.byKey.Put(keyID, of)
+	}
+	if of.limiter.Allow() {
+		return true
+	}
+	if of.leftOut++; of.leftOut == 1 {
+		time.AfterFunc(leftOutInterval, func() {
+			l.mu.Lock()
+			n := of.leftOut
+			of.leftOut = 0
+			l.mu.Unlock()
+			l.log.Info(l.message, "key_id", keyID, "left_out", n)
+		})
+	}
+	return false
 }

@@ -2,8 +2,11 @@ package http_test
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -104,24 +107,96 @@ func TestRefusalLogIsRateLimited(t *testing.T) {
 		s := New(t)
 		flood := func() int {
 			s.Log.Reset()
-			for range gateway.RefusalsBurst + 100 {
+			for range gateway.StrangersBurst + 100 {
 				s.Post("{}", WithKey(""))
 				s.Post("", At(http.MethodGet, "/nothing"))
 			}
-			return strings.Count(s.Log.String(), "request refused")
+			return strings.Count(s.Log.String(), "msg=\"request refused\"")
 		}
-		if n := flood(); n != gateway.RefusalsBurst {
-			t.Errorf("the flood wrote %d log lines, want %d", n, gateway.RefusalsBurst)
+		if n := flood(); n != gateway.StrangersBurst {
+			t.Errorf("the flood wrote %d log lines, want %d", n, gateway.StrangersBurst)
 		}
 		time.Sleep(time.Second)
-		if n := flood(); n != gateway.RefusalsPerSecond {
-			t.Errorf("a second later, the flood wrote %d log lines, want %d", n, gateway.RefusalsPerSecond)
+		if n := flood(); n != gateway.StrangersPerSecond {
+			t.Errorf("a second later, the flood wrote %d log lines, want %d", n, gateway.StrangersPerSecond)
 		}
-		// Requests with a valid key are always logged.
+		// Requests with a valid key have limits of their own.
 		s.Post("{", func(*http.Request) {})
 		WantOK(t, s.Post(Request("sandbox.metrics.get", "{}")))
 		if log := s.Log.String(); !strings.Contains(log, "strict JSON") || !strings.Contains(log, "msg=call") {
 			t.Error("requests with a valid key are not in the log")
 		}
 	})
+}
+
+var responsesMetric = regexp.MustCompile(`(?m)^msbd_http_requests_total\{.*\} (\d+)$`)
+
+// The log lines about the requests of one key are rate limited, whatever the requests are, and a line says how many were
+// left out. The metrics count all of them, and other keys are not affected.
+func TestLogOfOneKeyIsRateLimited(t *testing.T) {
+	const requests = 3000
+	denied, discover := Request("sandbox.stop", `{"sandbox":"a"}`), Request("rpc.discover", "{}")
+	for _, c := range []struct {
+		name, body string
+		lines      int // how many lines one request would write without a limit
+		maxLines   int
+		change     func(*http.Request)
+	}{
+		{"refused calls", denied, 1, gateway.RefusalsBurst, nil},
+		{"refused batches", "[" + strings.Repeat(denied+",", 9) + denied + "]", 10, gateway.RefusalsBurst, nil},
+		{"unknown methods", Request("nothing", "{}"), 1, gateway.RefusalsBurst, nil},
+		{"not JSON", "{", 1, gateway.RefusalsBurst, nil},
+		{"wrong type", "{}", 1, gateway.RefusalsBurst, WithHeader("Content-Type", "text/plain")},
+		{"refused path", "", 1, gateway.RefusalsBurst, At(http.MethodGet, rpc.MetricsPath)},
+		{"above the rate", Request("nothing", "{}"), 1, gateway.RefusalsBurst, nil},
+		{"successes", discover, 1, gateway.SuccessesBurst, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := New(t, func(o *Setup) {
+					if c.name == "above the rate" {
+						o.RequestsPerSecond = 1
+					}
+				})
+				weak, id := s.IssueNamed(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeRead}})
+				send := func() {
+					changes := []func(*http.Request){WithKey(weak)}
+					if c.change != nil {
+						changes = append(changes, c.change)
+					}
+					s.Post(c.body, changes...)
+				}
+				s.Log.Reset()
+				send()
+				first := len(s.Log.String())
+				for range requests - 1 {
+					send()
+				}
+				log := s.Log.String()
+				if n := strings.Count(log, "\n"); n != c.maxLines {
+					t.Errorf("the flood wrote %d lines, want %d", n, c.maxLines)
+				}
+				if most := (first/c.lines + 100) * c.maxLines; len(log) > most {
+					t.Errorf("the flood wrote %d bytes, want at most %d", len(log), most)
+				}
+				if WantOK(t, s.Post(Request("sandbox.metrics.get", "{}"))); s.Log.String() == log {
+					t.Error("a call of another key is not in the log")
+				}
+				s.Log.Reset()
+				time.Sleep(gateway.LeftOutInterval)
+				synctest.Wait()
+				if want := fmt.Sprintf("key_id=%s left_out=%d\n", id, requests*c.lines-c.maxLines); !strings.HasSuffix(s.Log.String(), want) {
+					t.Errorf("the log does not end with %q: %s", want, s.Log)
+				}
+				counted := 0
+				for _, match := range responsesMetric.FindAllStringSubmatch(s.Post("", At(http.MethodGet, rpc.MetricsPath)).Body.String(), -1) {
+					n, _ := strconv.Atoi(match[1])
+					counted += n
+				}
+				if counted != requests+1 {
+					t.Errorf("the metrics count %d responses, want %d", counted, requests+1)
+				}
+			})
+		})
+	}
 }
