@@ -173,7 +173,7 @@ func (a *Admin) Backup(ctx context.Context, w io.Writer) error {
 // Restore reads an archive that Backup wrote from r and sends it to the server. The server changes nothing
 // unless the archive is complete and r was read to the end without an error.
 func (a *Admin) Restore(ctx context.Context, r io.Reader) (*adminv1.RestoreResponse, error) {
-	// If reading fails, cancelling ctx tells the server that the archive is incomplete.
+	// If reading fails, canceling ctx tells the server that the archive is incomplete.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	conn, err := a.connection()
@@ -220,7 +220,8 @@ func (a *Admin) VerifyAudit(ctx context.Context) (*adminv1.VerifyAuditResponse, 
 	return call(ctx, a, adminv1.AdminServiceClient.VerifyAudit, &adminv1.VerifyAuditRequest{})
 }
 
-// SealAudit asks the server to seal the current file of its audit log, and returns the sealed segment.
+// SealAudit asks the server to seal the current file of its audit log, and returns the sealed segment. It returns nil if the
+// log has no entries since it was last sealed.
 func (a *Admin) SealAudit(ctx context.Context) (*adminv1.AuditSegment, error) {
 	resp, err := call(ctx, a, adminv1.AdminServiceClient.SealAudit, &adminv1.SealAuditRequest{})
 	return resp.GetSegment(), err

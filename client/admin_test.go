@@ -141,7 +141,7 @@ func TestServerErrorsHaveClasses(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := a.CreateKey(ctx, &adminv1.CreateKeyRequest{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("a cancelled call: %v", err)
+		t.Errorf("a canceled call: %v", err)
 	}
 }
 

@@ -242,7 +242,7 @@ func (c *Client) send(ctx context.Context, r request, body []byte) (jsontext.Val
 	}
 	res, err := c.do(req)
 	if err != nil {
-		return nil, fmt.Errorf("call %s: %w", r.method, err)
+		return nil, err
 	}
 	return res.result()
 }

@@ -411,7 +411,7 @@ func TestConnectionClosedUnderARequest(t *testing.T) {
 	}
 }
 
-// The server interrupts a run when its request is cancelled, so cancelling the context must cancel the request.
+// The server interrupts a run when its request is canceled, so canceling the context must cancel the request.
 func TestContextCancelsRequest(t *testing.T) {
 	t.Parallel()
 	began, ended := make(chan struct{}), make(chan struct{})

@@ -3,7 +3,6 @@ package client
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"net/http"
 
@@ -34,7 +33,7 @@ func (c *Client) MCP(ctx context.Context, message []byte, header http.Header) (*
 	}
 	res, err := c.http().Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("send an MCP message: %w", c.explain(ctx, err))
+		return nil, c.explain(ctx, err)
 	}
 	if res.StatusCode/100 == 2 {
 		return res, nil
@@ -42,7 +41,7 @@ func (c *Client) MCP(ctx context.Context, message []byte, header http.Header) (*
 	defer res.Body.Close()
 	r := &response{status: res.StatusCode, header: res.Header}
 	if r.body, err = io.ReadAll(io.LimitReader(res.Body, maxResponse)); err != nil {
-		return nil, fmt.Errorf("send an MCP message: %w", c.explain(ctx, err))
+		return nil, c.explain(ctx, err)
 	}
 	// A response with an id answers the message.
 	var reply struct {

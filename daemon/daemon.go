@@ -19,7 +19,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
-// Run runs the daemon until ctx is cancelled or an administrator shuts it down, and then returns nil. Sandboxes keep
+// Run runs the daemon until ctx is canceled or an administrator shuts it down, and then returns nil. Sandboxes keep
 // running, unless the administrator has asked to stop them.
 func Run(ctx context.Context, cfg config.Config, log *slog.Logger) (err error) {
 	ctx, stop := context.WithCancel(ctx)

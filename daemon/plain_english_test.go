@@ -78,6 +78,10 @@ var plainEnglishExamples = []plainEnglishExample{
 	{"the aforementioned key", "aforementioned"},
 	{"It commences.", "commences"},
 	{"It endeavours to stop.", "endeavours"},
+	{"The run was cancelled.", "cancelled"},
+	{"the colour of a row", "colour"},
+	{"It fulfils the contract.", "fulfils"},
+	{"It serialises the starts.", "serialises"},
 }
 
 // TestPlainEnglish tests that setup/plain-english.sh finds every kind of place, and nothing else.
@@ -132,6 +136,7 @@ func TestPlainEnglish(t *testing.T) {
 It is a whole number of the whole file, and the package as a whole.
 Two of them cannot be told apart. That is too much, too late.
 The hypervisor that sandboxes run on, with its accelerator. It makes a key valid.
+A client sends notifications/cancelled. The program raises asyncio.CancelledError.
 The message is "whom, too". <!-- plain-english: quoted -->
 
 | Name | Meaning |

@@ -15,6 +15,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
@@ -116,7 +117,7 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		st.Warnings = append(st.Warnings, warning)
 	}
 	if err := s.store.AuditProblem(); err != nil {
-		st.Warnings = append(st.Warnings, err.Error())
+		st.Warnings = append(st.Warnings, rpcerr.Message(err))
 	}
 	if kataVersion != "" { // the versions are known only after the recovery
 		for _, warning := range []string{s.route.KataWarning(kataVersion), host.ContainerdWarning(containerdVersion)} {

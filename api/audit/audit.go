@@ -53,11 +53,12 @@ const (
 	ServerStop     = "server.stop"
 	ServerBackup   = "server.backup"
 	ServerRestore  = "server.restore"
-	StoreRollback  = "store.rollback" // the store was set back to before the end of the log: later changes are undone
-	SandboxStop    = "sandbox.stop"   // by an administrator
-	ImageImport    = "image.import"
-	LogSeal        = "audit.seal"        // a segment of this log was sealed; this entry is the first of the next segment
-	LogAcknowledge = "audit.acknowledge" // an administrator has acknowledged the problems of this log
+	StoreRollback  = "store.rollback"      // the store was set back to before the end of the log: later changes are undone
+	SandboxStop    = "sandbox.stop"        // by an administrator
+	ImageImport    = "image.import"        // an import began
+	ImportFailed   = "image.import_failed" // the import that began last, with the same target, failed
+	LogSeal        = "audit.seal"          // a segment of this log was sealed; this entry is the first of the next segment
+	LogAcknowledge = "audit.acknowledge"   // an administrator has acknowledged the problems of this log
 )
 
 // ActorServer is the Actor of events that the server causes itself.

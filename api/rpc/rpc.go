@@ -1,5 +1,5 @@
 // Package rpc defines the JSON-RPC 2.0 API that remote clients use over HTTP: the envelope, the names of the
-// methods, their params and results, and the error codes. Client and server share it. It has no behaviour and
+// methods, their params and results, and the error codes. Client and server share it. It has no behavior and
 // imports no other package of this project.
 //
 // A request is POSTed to [Path] as application/json with an API key in the Authorization header.

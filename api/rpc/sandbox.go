@@ -58,8 +58,8 @@ type ListParams struct {
 	Namespace *string `json:"namespace,omitzero"`
 	// After continues a list: it is the Next of the previous result.
 	After string `json:"after,omitzero"`
-	// Limit is the maximum number of sandboxes in the result. 0, or more than MaxPage, means MaxPage.
-	Limit int `json:"limit,omitzero"`
+	// Limit is the maximum number of sandboxes in the result, from 1 to MaxPage, which is the default.
+	Limit *int `json:"limit,omitzero"`
 }
 
 // ListResult is the result of sandbox.list.

@@ -30,6 +30,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/localsock"
 	"github.com/msbd/msbd/daemon/internal/serve/mcp"
 	"github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
@@ -56,7 +57,7 @@ type Server struct {
 	recovery     sandbox.Recovery
 	gateway      *gateway.Gateway
 
-	serving context.Context // cancelled when the server must stop
+	serving context.Context // canceled when the server must stop
 	stop    context.CancelFunc
 	stopped chan error // receives the result of serve
 }
@@ -308,7 +309,7 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
 	}
 	if err := s.store.AuditProblem(); err != nil {
-		st.Warnings = append(st.Warnings, err.Error())
+		st.Warnings = append(st.Warnings, rpcerr.Message(err))
 	}
 	for _, rec := range s.manager.List("") {
 		switch rec.State {

@@ -92,7 +92,7 @@ func (t Trouble) describe(st *adminv1.GetStatusResponse) {
 	}
 }
 
-// serveAdmin serves the admin socket until ctx is cancelled.
+// serveAdmin serves the admin socket until ctx is canceled.
 func (s *Server) serveAdmin(ctx context.Context) error {
 	if s.trouble != Old {
 		return s.admin().Serve(ctx, s.socket)

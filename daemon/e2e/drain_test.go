@@ -44,9 +44,9 @@ func TestShutdownAnswersRequestsInProgress(t *testing.T) {
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
-	// The cancelled command has also ended inside the sandbox, and the Python session is kept.
+	// The canceled command has also ended inside the sandbox, and the Python session is kept.
 	if got := s.command(t, key, "box", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[s]leep 8888'").text("stdout"); got != "0\n" {
-		t.Errorf("the cancelled command still runs in the sandbox: grep -c prints %q, want 0", got)
+		t.Errorf("the canceled command still runs in the sandbox: grep -c prints %q, want 0", got)
 	}
 	s.wantStateKept(t, key, "box", "after a shutdown while code ran")
 }

@@ -62,10 +62,10 @@ func TestServerRefusesToStart(t *testing.T) {
 	})
 	t.Run("bad configuration", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "msbd.toml")
-		if err := os.WriteFile(path, []byte("colour = 'red'\n"), 0o600); err != nil {
+		if err := os.WriteFile(path, []byte("color = 'red'\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		wantStartRefused(t, create(t, "--config", path), "colour")
+		wantStartRefused(t, create(t, "--config", path), "color")
 	})
 	t.Run("dev mode off loopback", func(t *testing.T) {
 		wantStartRefused(t, create(t, "--dev", "--host", "0.0.0.0"), "dev mode", "loopback only")

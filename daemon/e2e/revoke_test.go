@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// run is a sleep command in a sandbox that ends only when it is cancelled.
+// run is a sleep command in a sandbox that ends only when it is canceled.
 type run struct {
 	mark     string // the argument of sleep, which identifies the run in the sandbox's process list
 	response chan response
@@ -54,7 +54,7 @@ func (r *run) wantRunning(t *testing.T) {
 	}
 }
 
-// TestInvalidatedKeysCancelRuns tests that the runs of a key are cancelled when the key is revoked, is rotated without
+// TestInvalidatedKeysCancelRuns tests that the runs of a key are canceled when the key is revoked, is rotated without
 // a grace period, expires or is reset, and that the runs of other keys are not.
 func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	parallel(t)
@@ -73,7 +73,7 @@ func TestInvalidatedKeysCancelRuns(t *testing.T) {
 		until(t, "sleep "+mark, func() bool { return runs(r) })
 		return r
 	}
-	wantCancelled := func(r *run) {
+	wantCanceled := func(r *run) {
 		t.Helper()
 		r.wantRefused(t)
 		until(t, "the end of sleep "+r.mark, func() bool { return !runs(r) })
@@ -97,11 +97,11 @@ func TestInvalidatedKeysCancelRuns(t *testing.T) {
 				t.Errorf("%s key: accepted: %t, error %v, want it refused", end.name, ok, err)
 			}
 		}
-		wantCancelled(r)
+		wantCanceled(r)
 		bystander.wantRunning(t)
 	}
 	if !runs(bystander) {
-		t.Error("the run of another key was cancelled")
+		t.Error("the run of another key was canceled")
 	}
 
 	// During the grace period of a rotated key, its runs continue.
@@ -133,6 +133,6 @@ func TestInvalidatedKeysCancelRuns(t *testing.T) {
 	// A reset cancels all runs.
 	s.mustMSB(t, "server", "reset", "--yes")
 	observer = s.newKey(t)
-	wantCancelled(bystander)
-	wantCancelled(r)
+	wantCanceled(bystander)
+	wantCanceled(r)
 }

@@ -7,9 +7,10 @@
 # with a plain replacement. It also reports Markdown tables that have a column without a heading. It exits with 1 if it
 # finds anything.
 #
-# The list contains archaic words, idioms that many readers do not know, phrases that hide who does what, and long forms
-# of short words. Each rule is a Perl-compatible regular expression, which ignores case, and its replacement. Add a rule
-# only if the words have no other common meaning, and add an example to the test in daemon/plain_english_test.go.
+# The list contains archaic words, idioms that many readers do not know, phrases that hide who does what, long forms of
+# short words, and British spelling. Each rule is a Perl-compatible regular expression, which ignores case, and its
+# replacement. Add a rule only if the words have no other common meaning, and add an example to the test in
+# daemon/plain_english_test.go.
 #
 # To quote the text of others, such as a message of another program, add a comment with the marker
 # "plain-english: quoted" at the end of the line. The script ignores what precedes the marker.
@@ -107,6 +108,11 @@ not whole|\b(?:is|are|was|were|be|been|it|them|stays?|came|come|arrives?) whole\
 \baforementioned\b => this
 \bcommenc(?:e|es|ed|ing)\b => start
 \bendeavou?r(?:s|ed|ing)?\b => try
+# British spelling.
+(?<!notifications/)(?<!\.)cancell(?:ed|ing)(?!Error|\(\)|_) => canceled, canceling
+(?:col|hon|fav|behavi|neighb)our => color, honor, favor, behavior, neighbor
+\bfulfils?\b => fulfill
+\b(?:author|initial|normal|optim|organ|random|recogn|serial|summar|synchron)is(?:e[ds]?|ing|ation)\b => -ize
 RULES
 
 git grep -Il '' -- '*.md' | while IFS= read -r file; do

@@ -84,9 +84,12 @@ func suggestion(word string, names []string) string {
 }
 
 // flagsFirst moves the flags of a command before its arguments, because urfave/cli does not parse flags after an
-// argument, but people write them there. It also replaces short forms by the complete names of commands.
+// argument, but people write them there. It moves --help after the command whose help the user wants, and replaces short forms by the complete names of commands.
 func flagsFirst(app *cli.App, args []string) []string {
 	line := parseWords(app, args[1:])
+	if help := slices.IndexFunc(line.before, isHelp); help >= 0 {
+		return slices.Concat(args[:1], slices.Delete(line.before, help, help+1), []string{"--help"})
+	}
 	if line.command.SkipFlagParsing || len(line.command.Subcommands) > 0 {
 		return args
 	}
@@ -99,6 +102,8 @@ func flagsFirst(app *cli.App, args []string) []string {
 	}
 	return append(out, line.arguments...)
 }
+
+func isHelp(word string) bool { return word == "-h" || word == "--help" }
 
 // findFlag returns the flag of command that a word such as --name=value or -n sets, or nil.
 func findFlag(command *cli.Command, word string) cli.Flag {

@@ -164,16 +164,18 @@ func valueIn(words []string, forms ...string) (value string) {
 	return value
 }
 
-// keyNames returns the names of live keys, and the ids of those without a name.
+// keyNames returns the names of live keys, each once, and the ids of those without a name.
 func keyNames(c *completion) (list [][2]string) {
+	seen := map[string]bool{} // a rotated key and its replacement have the same name
 	for key, err := range c.admin.Keys(c.ctx, &adminv1.ListKeysRequest{State: adminv1.KeyState_KEY_STATE_LIVE}) {
 		if err != nil {
 			break // a completion cannot report errors
 		}
-		if name := key.GetName(); name != "" {
-			list = append(list, [2]string{name, shortID(key)})
-		} else {
+		switch name := key.GetName(); {
+		case name == "":
 			list = append(list, [2]string{shortID(key), validIn(key)})
+		case !seen[name]:
+			list, seen[name] = append(list, [2]string{name, shortID(key)}), true
 		}
 	}
 	return list

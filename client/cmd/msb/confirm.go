@@ -21,7 +21,7 @@ func confirm(c *cli.Context, consequence string) error {
 		return cli.Exit(consequence+" Nothing was changed, because msb can ask for confirmation only on a terminal: add --yes to confirm", exitUsage)
 	}
 	fmt.Fprint(c.App.ErrWriter, printable(consequence)+" Continue? [y/N] ")
-	// Read in a goroutine: a read from a terminal cannot be cancelled, and Ctrl-C must not wait for it.
+	// Read in a goroutine: a read from a terminal cannot be canceled, and Ctrl-C must not wait for it.
 	answers := make(chan string, 1)
 	go func() {
 		answer, _ := bufio.NewReader(c.App.Reader).ReadString('\n')

@@ -170,7 +170,7 @@ func currentUser() string {
 	return "this user"
 }
 
-var statusColour = map[string]colour{statusOK: green, statusWarning: yellow, statusProblem: red}
+var statusColor = map[string]color{statusOK: green, statusWarning: yellow, statusProblem: red}
 
 // printReport prints the checks, a summary, and what to do, which comes last because it matters most to the reader.
 // Commands are not wrapped, so that they can be copied.
@@ -184,7 +184,7 @@ func printReport(w io.Writer, r *report) error {
 	}
 	const status = len(statusWarning)
 	for _, c := range r.Checks {
-		fmt.Fprintf(&out, "%s  %-*s  %s\n", coloured(w, statusColour[c.Status], fmt.Sprintf("%-*s", status, c.Status)), name, printable(c.Name),
+		fmt.Fprintf(&out, "%s  %-*s  %s\n", colored(w, statusColor[c.Status], fmt.Sprintf("%-*s", status, c.Status)), name, printable(c.Name),
 			wrapped(w, printable(c.Detail), status+name+4))
 	}
 	out.WriteByte('\n')

@@ -32,7 +32,7 @@ func createFile(path string) (*atomicFile, error) {
 	}
 	dir, err := os.OpenRoot(parent)
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", path, err)
+		return nil, fileError("write", path, err)
 	}
 	f := &atomicFile{dir: dir, name: name, temp: "." + name + "." + rand.Text(), path: path}
 	f.File, err = dir.OpenFile(f.temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -44,13 +44,17 @@ func createFile(path string) (*atomicFile, error) {
 }
 
 // explain names the file that the user gave in an error, instead of the temporary one.
-func (f *atomicFile) explain(err error) error {
+func (f *atomicFile) explain(err error) error { return fileError("write", f.path, err) }
+
+// fileError returns the error for a failed attempt to read or write the file at path. It leaves out the system call and the
+// path in err, which may be that of another file.
+func fileError(action, path string, err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err
 	} else if e, ok := errors.AsType[*os.LinkError](err); ok {
 		err = e.Err
 	}
-	return fmt.Errorf("write %s: %w", f.path, err)
+	return fmt.Errorf("could not %s %s: %w", action, path, err)
 }
 
 // old returns information about the file that commit replaces. It returns fs.ErrNotExist if there is none, and an error if

@@ -16,6 +16,9 @@ import (
 // keyRefHelp describes the KEY argument of all commands that take one.
 const keyRefHelp = "KEY is the name of a key, its id, or an unambiguous prefix of its id with at least 4 characters."
 
+// minIDPrefix is the minimum length of a prefix of an id that identifies a key; see keyRefHelp.
+const minIDPrefix = 4
+
 // keyInfo is a key in JSON. Its lists are never empty: ["*"] means all namespaces or all scopes. An empty list would look
 // like a key that may do nothing.
 type keyInfo struct {
@@ -115,6 +118,16 @@ func orStar(list []string) []string {
 	return list
 }
 
+// acceptedUntil returns when a live key will be refused: when it expires or when its grace period after a rotation ends,
+// whichever is first. It returns nil if that is never.
+func acceptedUntil(k *adminv1.Key) *timestamppb.Timestamp {
+	expiry, revocation := k.GetExpiresAt(), k.GetRevokedAt()
+	if expiry == nil || revocation != nil && revocation.AsTime().Before(expiry.AsTime()) {
+		return revocation
+	}
+	return expiry
+}
+
 // stateText describes the state of a key. at formats the time at which a rotated key will be refused or was refused.
 func stateText(k *adminv1.Key, at func(*timestamppb.Timestamp) string) string {
 	state := keyState(k)
@@ -122,20 +135,20 @@ func stateText(k *adminv1.Key, at func(*timestamppb.Timestamp) string) string {
 	case revocation == "":
 		return state
 	case isLive(k):
-		return fmt.Sprintf("%s until %s (%s)", state, at(k.GetRevokedAt()), revocation)
+		return fmt.Sprintf("%s until %s (%s)", state, at(acceptedUntil(k)), revocation)
 	default:
 		return revocation // it says how the key was revoked
 	}
 }
 
-// shortTime formats a time without seconds, and without the date if that is today's.
+// shortTime formats a time without seconds, with the time zone, and without the date if that is today's.
 func shortTime(now time.Time) func(*timestamppb.Timestamp) string {
 	return func(t *timestamppb.Timestamp) string {
 		at := t.AsTime().Local()
 		if at.Format(time.DateOnly) == now.Local().Format(time.DateOnly) {
-			return at.Format("15:04")
+			return at.Format("15:04 MST")
 		}
-		return at.Format("2006-01-02 15:04")
+		return at.Format("2006-01-02 15:04 MST")
 	}
 }
 
@@ -150,7 +163,7 @@ func printKeys(c *cli.Context, keys []*adminv1.Key, now time.Time) error {
 			ago(k.GetLastUsedAt(), now), k.GetLastUsedFrom(),
 		})
 	}
-	return printColoured(c.App.Writer, rows, func(row int) colour {
+	return printColored(c.App.Writer, rows, func(row int) color {
 		if row == 0 || isLive(keys[row-1]) {
 			return plain
 		}

@@ -119,7 +119,7 @@ func (k newKeyInfo) print(c *cli.Context) error {
 	if k.old != nil {
 		until := "is refused from now on"
 		if isLive(k.old) {
-			until = "is valid until " + localTime(k.old.GetRevokedAt())
+			until = "is valid until " + localTime(acceptedUntil(k.old))
 		}
 		fmt.Fprintf(c.App.ErrWriter, "It replaces %s, which %s.\n", describeKeyID(k.old), until)
 	}

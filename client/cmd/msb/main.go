@@ -57,16 +57,18 @@ func main() {
 
 func newApp() *cli.App {
 	app := &cli.App{
-		Name:        "msb",
-		Usage:       "manage msbd and run code in its sandboxes",
-		Description: "The commands of 'msb sandbox' work without the word sandbox: 'msb run' is short for 'msb sandbox run'.",
-		Version:     version.String(),
+		Name:  "msb",
+		Usage: "manage msbd and run code in its sandboxes",
+		Description: "The commands of 'msb sandbox' work without the word sandbox: " + sandboxCommandNames() + ".\n" +
+			"For example, 'msb run' is short for 'msb sandbox run'.",
+		Version: version.String(),
 		// requireSubcommand understands help, at every level.
 		HideHelpCommand: true,
 		Flags: []cli.Flag{&cli.StringFlag{
-			Name:    socketFlag,
-			Usage:   "`PATH` of the server's admin socket (default: " + client.DefaultSocket() + ")",
-			EnvVars: []string{"MSB_SOCKET"},
+			Name:        socketFlag,
+			Usage:       "`PATH` of the server's admin socket",
+			DefaultText: client.DefaultSocket(),
+			EnvVars:     []string{"MSB_SOCKET"},
 		}},
 		Commands: []*cli.Command{
 			{
@@ -120,6 +122,15 @@ func newApp() *cli.App {
 	return app
 }
 
+// sandboxCommandNames lists the commands of 'msb sandbox'.
+func sandboxCommandNames() string {
+	var names []string
+	for _, c := range sandboxCommands.Subcommands {
+		names = append(names, c.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
 // setDefaults sets the fields of the commands that urfave/cli does not inherit from the application.
 func setDefaults(commands []*cli.Command) {
 	for _, c := range commands {
@@ -157,6 +168,9 @@ func requireSubcommand(c *cli.Context) error {
 	if len(words) > 0 {
 		return unknownCommand(c, words[0])
 	}
+	if c.Command.Command(sandboxCommands.Name) != nil { // at the top level
+		return cli.ShowAppHelp(c)
+	}
 	return cli.ShowSubcommandHelp(c)
 }
 
@@ -176,29 +190,39 @@ func help(c *cli.Context, words []string) error {
 }
 
 func unknownCommand(c *cli.Context, word string) error {
+	ofSandboxes := c.Command == sandboxCommands || c.Command.Command(sandboxCommands.Name) != nil // at the top level; see findCommand
 	var names []string
 	for _, sub := range c.Command.Subcommands {
 		if !sub.Hidden {
-			names = append(names, sub.Names()...)
+			names = append(names, sub.Name)
 		}
 	}
-	if c.Command.Command(sandboxCommands.Name) != nil { // at the top level; see findCommand
+	if ofSandboxes {
 		for _, sub := range sandboxCommands.Subcommands {
-			names = append(names, sub.Names()...)
+			names = append(names, sub.Name)
 		}
 	}
 	hint := suggestion(word, names)
 	if path := elsewhere(c.App.Commands, word); path != "" {
 		hint = fmt.Sprintf(" (did you mean 'msb%s'?)", path)
 	}
+	if name := otherWords[word]; name != "" && ofSandboxes {
+		hint = fmt.Sprintf(" (did you mean 'msb %s'?)", name)
+	}
 	return usageError(c, "unknown command %q%s", word, hint)
 }
 
-// elsewhere returns the words with which a command that word names can be called, each after a space, or "" if there is no
-// such command.
+// otherWords maps words that other programs have for a command of sandboxes to the name of that command.
+var otherWords = map[string]string{
+	"create": "start", "delete": "stop", "destroy": "stop", "kill": "stop", "remove": "stop", "shell": "exec", "ssh": "exec",
+}
+
+// elsewhere returns the words with which the command that is called word can be called, each after a space, or "" if there
+// is none. It leaves out commands that take something away, because the user probably means another thing, and aliases,
+// because these mean a different thing in each place.
 func elsewhere(commands []*cli.Command, word string) string {
 	for _, c := range commands {
-		if !c.Hidden && c.HasName(word) {
+		if c.Name == word && !c.Hidden && !takesAway(c) {
 			return " " + c.Name
 		}
 	}
@@ -208,6 +232,11 @@ func elsewhere(commands []*cli.Command, word string) string {
 		}
 	}
 	return ""
+}
+
+// takesAway reports whether the effect of a command cannot be undone or stops something.
+func takesAway(c *cli.Command) bool {
+	return slices.Contains([]*cli.Command{serverStop, sandboxStop, keyPrune}, c) || slices.Contains(c.Flags, cli.Flag(yesFlag))
 }
 
 func badUsage(c *cli.Context, err error, _ bool) error {
@@ -229,6 +258,9 @@ func flagError(command *cli.Command, text string) string {
 		var names []string
 		for _, f := range command.VisibleFlags() {
 			names = append(names, f.Names()[0])
+		}
+		if command == serverStart && suggestion(name, names) == "" {
+			return "unknown option " + dashed(name) + ": put other settings of msbd into its configuration file ('msbd --help' lists them)"
 		}
 		return "unknown option " + dashed(name) + strings.Replace(suggestion(name, names), `"`, `"--`, 1)
 	}

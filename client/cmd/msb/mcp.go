@@ -29,6 +29,9 @@ var mcpCommand = &cli.Command{
 	Flags:       []cli.Flag{serverURLFlag},
 	Subcommands: []*cli.Command{mcpConfig},
 	Action: func(c *cli.Context) error {
+		if c.NArg() > 0 {
+			return unknownCommand(c, c.Args().First())
+		}
 		if err := noArguments(c); err != nil {
 			return err
 		}
@@ -124,7 +127,7 @@ func (b *bridge) receive(ctx context.Context, line []byte, requests *sync.WaitGr
 		m = mcpMessage{ID: jsontext.Value("null")} // forwarded, because the server's answer says what is wrong
 	}
 	if m.Method == "notifications/cancelled" {
-		// Cancelling the HTTP request makes the server interrupt its run, in every revision of the protocol.
+		// Canceling the HTTP request makes the server interrupt its run, in every revision of the protocol.
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if cancel := b.running[string(m.Params.RequestID)]; cancel != nil {
@@ -159,7 +162,7 @@ func (b *bridge) send(ctx context.Context, m mcpMessage, line []byte) error {
 		return err
 	}
 	defer res.Body.Close()
-	answered := m.ID == nil
+	answered := m.ID == nil || m.Method == "" // a notification, or a response
 	deliver := func(text []byte) error {
 		if m.Method == "initialize" {
 			b.setRevision(text)

@@ -22,12 +22,12 @@ import (
 )
 
 // mcpServer starts an MCP server that requires key, built with the SDK. Its tool echo returns its arguments, and its tool
-// wait waits until the request is cancelled. revision is the protocol revision in the header of the last request. began
-// and cancelled receive a value when a call of wait begins and when it is cancelled.
-func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, began, cancelled chan struct{}) {
+// wait waits until the request is canceled. revision is the protocol revision in the header of the last request. began
+// and canceled receive a value when a call of wait begins and when it is canceled.
+func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, began, canceled chan struct{}) {
 	t.Helper()
 	revision = &atomic.Value{}
-	began, cancelled = make(chan struct{}, 1), make(chan struct{}, 1)
+	began, canceled = make(chan struct{}, 1), make(chan struct{}, 1)
 	server := sdk.NewServer(&sdk.Implementation{Name: "stand-in", Version: "1"}, nil)
 	object := json.RawMessage(`{"type":"object"}`)
 	server.AddTool(&sdk.Tool{Name: "echo", InputSchema: object}, func(ctx context.Context, req *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
@@ -44,8 +44,8 @@ func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, be
 	server.AddTool(&sdk.Tool{Name: "wait", InputSchema: object}, func(ctx context.Context, _ *sdk.CallToolRequest) (*sdk.CallToolResult, error) {
 		began <- struct{}{}
 		<-ctx.Value(requestContext{}).(context.Context).Done()
-		cancelled <- struct{}{}
-		return nil, errors.New("cancelled")
+		canceled <- struct{}{}
+		return nil, errors.New("canceled")
 	})
 	handler := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{Stateless: true})
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -62,7 +62,7 @@ func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, be
 		}
 	}))
 	t.Cleanup(web.Close)
-	return web.URL, revision, began, cancelled
+	return web.URL, revision, began, canceled
 }
 
 // startBridge runs "msb mcp" until the test ends, and returns a transport that is connected to it.
@@ -94,7 +94,7 @@ func startBridge(t *testing.T, url, key string) (transport *sdk.IOTransport, std
 func TestMCPBridge(t *testing.T) {
 	for _, revision := range []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"} {
 		t.Run(revision, func(t *testing.T) {
-			url, sentRevision, began, cancelled := mcpServer(t, "msb_good")
+			url, sentRevision, began, canceled := mcpServer(t, "msb_good")
 			transport, _ := startBridge(t, url, "msb_good")
 			progress := make(chan struct{}, 3)
 			client := sdk.NewClient(&sdk.Implementation{Name: "assistant", Version: "1"}, &sdk.ClientOptions{
@@ -128,7 +128,7 @@ func TestMCPBridge(t *testing.T) {
 			if _, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "none"}); err == nil || !strings.Contains(err.Error(), "unknown tool") {
 				t.Error(err)
 			}
-			// A call in progress does not block other calls, and it ends when it is cancelled.
+			// A call in progress does not block other calls, and it ends when it is canceled.
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			failed := make(chan error, 1)
@@ -142,9 +142,9 @@ func TestMCPBridge(t *testing.T) {
 			}
 			cancel()
 			select {
-			case <-cancelled:
+			case <-canceled:
 			case <-time.After(10 * time.Second):
-				t.Fatal("the run was not cancelled")
+				t.Fatal("the run was not canceled")
 			}
 			if err := <-failed; !errors.Is(err, context.Canceled) {
 				t.Error(err)
@@ -174,6 +174,7 @@ func TestMCPBridgeErrors(t *testing.T) {
 			`"io.modelcontextprotocol/clientCapabilities":{}}}}`, `"supported":["2026-07-28"`, ""}, // the assistant then uses a supported one
 		{"a notification", url, "msb_bad", `{"jsonrpc":"2.0","method":"notifications/initialized"}`, "", "msb: the server does not accept the API key"},
 		{"not JSON", url, "msb_bad", `{"jsonrpc"`, `"id":null}`, ""},
+		{"a response", url, "msb_good", `{"jsonrpc":"2.0","id":7,"result":{}}`, "", ""},
 		{"cancels nothing", url, "msb_good", `{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}`, "", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -292,15 +293,15 @@ func TestMCPBridgeCutOff(t *testing.T) {
 	}
 }
 
-// If the assistant exits without cancelling its run, the bridge cancels it. If the assistant only closes its output, it
+// If the assistant exits without canceling its run, the bridge cancels it. If the assistant only closes its output, it
 // still gets the answer.
 func TestMCPBridgeAssistantExits(t *testing.T) {
-	began, cancelled := make(chan struct{}), make(chan struct{})
+	began, canceled := make(chan struct{}), make(chan struct{})
 	web := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		close(began)
 		<-r.Context().Done()
-		close(cancelled)
+		close(canceled)
 	}))
 	defer web.Close()
 	t.Setenv("MSB_SERVER_URL", web.URL)
@@ -315,12 +316,12 @@ func TestMCPBridgeAssistantExits(t *testing.T) {
 	go func() { ended <- app.RunContext(t.Context(), []string{"msb", "mcp"}) }()
 	<-began
 	select {
-	case <-cancelled:
-		t.Fatal("the end of the input cancelled the run")
+	case <-canceled:
+		t.Fatal("the end of the input canceled the run")
 	case <-time.After(time.Second):
 	}
 	reader.Close()
-	<-cancelled
+	<-canceled
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}

@@ -30,12 +30,12 @@ func printJSON(c *cli.Context, v any) error {
 
 // printTable prints rows with aligned columns. The first row is the heading.
 func printTable(w io.Writer, rows [][]string) error {
-	return printColoured(w, rows, func(int) colour { return plain })
+	return printColored(w, rows, func(int) color { return plain })
 }
 
-// printColoured is like printTable, but prints each row in the colour that colourOf returns, if w is a terminal and
-// colours are not disabled.
-func printColoured(w io.Writer, rows [][]string, colourOf func(row int) colour) error {
+// printColored is like printTable, but prints each row in the color that colorOf returns, if w is a terminal and
+// colors are not disabled.
+func printColored(w io.Writer, rows [][]string, colorOf func(row int) color) error {
 	var out strings.Builder
 	t := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	lines := make([]int, len(rows)) // the number of lines of each row, because a cell may have several
@@ -52,7 +52,7 @@ func printColoured(w io.Writer, rows [][]string, colourOf func(row int) colour) 
 		for range lines[i] {
 			var line string
 			line, rest, _ = strings.Cut(rest, "\n")
-			if _, err := fmt.Fprintln(w, coloured(w, colourOf(i), strings.TrimRight(line, " "))); err != nil {
+			if _, err := fmt.Fprintln(w, colored(w, colorOf(i), strings.TrimRight(line, " "))); err != nil {
 				return err
 			}
 		}
@@ -101,19 +101,19 @@ func mebibytes(mib int) string {
 // oneLine replaces line breaks and tabs, which would split the columns of a table, by spaces.
 func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }
 
-// colour is the parameter of a terminal's escape sequence for a colour.
-type colour string
+// color is the parameter of a terminal's escape sequence for a color.
+type color string
 
 const (
-	plain  colour = ""
-	red    colour = "31"
-	green  colour = "32"
-	yellow colour = "33"
-	dim    colour = "2"
+	plain  color = ""
+	red    color = "31"
+	green  color = "32"
+	yellow color = "33"
+	dim    color = "2"
 )
 
-// coloured returns text in a colour, or unchanged if w is not a terminal or colours are disabled.
-func coloured(w io.Writer, c colour, text string) string {
+// colored returns text in a color, or unchanged if w is not a terminal or colors are disabled.
+func colored(w io.Writer, c color, text string) string {
 	if c == plain || !isTerminal(w) || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
 		return text
 	}

@@ -21,6 +21,9 @@ var sandboxList = &cli.Command{
 		callExitCodes,
 	Flags: []cli.Flag{namespaceFlag, jsonFlag, serverURLFlag, verboseFlag},
 	Action: func(c *cli.Context) error {
+		if c.NArg() > 0 {
+			return usageError(c, "unexpected argument %q; to show one sandbox: msb inspect %[1]s", c.Args().First())
+		}
 		if err := noArguments(c); err != nil {
 			return err
 		}

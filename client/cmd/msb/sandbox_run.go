@@ -37,6 +37,9 @@ func runCode(c *cli.Context) error {
 	if n := c.NArg(); n != 1 && n != 2 {
 		return usageError(c, "give the name of one sandbox, and the code as one argument or on standard input")
 	}
+	if c.NArg() == 2 && c.Args().First() != "" && c.Args().Get(1) == "" {
+		return usageError(c, "the code is empty")
+	}
 	if err := checkNotEmpty(c); err != nil {
 		return err
 	}

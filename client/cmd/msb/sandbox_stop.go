@@ -37,6 +37,9 @@ func stopSandboxes(c *cli.Context) error {
 			fmt.Fprintf(c.App.ErrWriter, "sandbox %s was stopped\n", name)
 			continue
 		}
+		if len(failed) > 0 {
+			err = fmt.Errorf("msb: %w", err) // each error is a line, and main begins only the first one with this
+		}
 		failed = append(failed, err)
 		if _, answered := errors.AsType[*client.Error](err); !answered {
 			break // the server cannot be reached, or msb was interrupted

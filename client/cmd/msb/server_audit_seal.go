@@ -14,7 +14,8 @@ var auditSeal = &cli.Command{
 	UsageText: "msb server audit seal [options]",
 	Description: "The file audit.jsonl becomes a sealed segment with a name of its own, and the server continues the log in a\n" +
 		"new file. It prints the path of the segment. Nothing is added to a segment anymore, so you can move it to an archive.\n" +
-		"The server remembers where each segment begins and ends, and the chain of hashes continues in the new file.",
+		"The server remembers where each segment begins and ends, and the chain of hashes continues in the new file.\n" +
+		"If the log has no entries since it was last sealed, nothing happens.",
 	Flags:  []cli.Flag{jsonFlag},
 	Action: sealAudit,
 }
@@ -41,6 +42,13 @@ func sealAudit(c *cli.Context) error {
 	segment, err := a.SealAudit(c.Context)
 	if err != nil {
 		return err
+	}
+	if segment == nil {
+		fmt.Fprintln(c.App.ErrWriter, "the audit log has no entries since it was last sealed")
+		if c.Bool(jsonFlag.Name) {
+			return printJSON(c, nil)
+		}
+		return nil
 	}
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, newSegmentInfo(segment))

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/urfave/cli/v2"
@@ -77,12 +80,18 @@ func verifyAudit(c *cli.Context) error {
 	}
 	switch {
 	case info.Problem != "":
+		if len(c.StringSlice("file")) == 0 { // the server's text names the damaged files
+			info.Path = "the audit log"
+		}
 		return fmt.Errorf("%s is damaged after %s: %s", info.Path, plural(info.Entries, "valid entry", "valid entries"), info.Problem)
 	case info.Entries == 0:
 		fmt.Fprintf(c.App.Writer, "%s is empty\n", printable(info.Path))
 	case info.First > 0:
 		fmt.Fprintf(c.App.Writer, "%s is complete and unchanged: entries %d to %d, the hash of the last entry is %s, and the hash of the entry before is %s\n",
 			printable(info.Path), info.First, info.Entries, info.Hash, info.Before)
+	case len(info.Segments) > 0:
+		fmt.Fprintf(c.App.Writer, "the audit log (%s and %s) is complete and unchanged: %s, the hash of the last entry is %s\n", printable(info.Path),
+			plural(len(info.Segments), "sealed segment", "sealed segments"), plural(info.Entries, "entry", "entries"), info.Hash)
 	default:
 		fmt.Fprintf(c.App.Writer, "%s is complete and unchanged: %s, the hash of the last entry is %s\n", printable(info.Path),
 			plural(info.Entries, "entry", "entries"), info.Hash)
@@ -96,7 +105,7 @@ func verifyFiles(paths []string) (info auditInfo, err error) {
 	for i, path := range paths {
 		f, err := os.Open(path)
 		if err != nil {
-			return info, err
+			return info, fileError("read", path, err)
 		}
 		defer f.Close()
 		if i == 0 {
@@ -106,6 +115,9 @@ func verifyFiles(paths []string) (info auditInfo, err error) {
 			if head.Seq > 0 {
 				info.First, info.Before = head.Seq+1, head.Hash
 			}
+		}
+		if first := firstEntry(f); i > 0 && first > 0 && first != head.Seq+1 {
+			return info, fmt.Errorf("%s begins with entry %d, but entry %d is next: give the files in their order", path, first, head.Seq+1)
 		}
 		head, err = head.Verify(f)
 		info.Path, info.Entries, info.Hash = path, head.Seq, head.Hash
@@ -118,4 +130,17 @@ func verifyFiles(paths []string) (info auditInfo, err error) {
 		}
 	}
 	return info, nil
+}
+
+// firstEntry returns the number of the first entry in f, or 0 if the first line is not valid. It does not move the offset of f.
+func firstEntry(f io.ReaderAt) uint64 {
+	line, err := bufio.NewReader(io.NewSectionReader(f, 0, audit.MaxLine)).ReadBytes('\n')
+	if err != nil {
+		return 0
+	}
+	e, err := audit.Parse(bytes.TrimSuffix(line, []byte("\n")))
+	if err != nil {
+		return 0
+	}
+	return e.Seq
 }

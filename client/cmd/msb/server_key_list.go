@@ -8,6 +8,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/client"
 )
 
 var keyList = &cli.Command{
@@ -53,9 +54,31 @@ func listKeys(c *cli.Context) error {
 		return printJSON(c, keysJSON(keys))
 	}
 	if len(keys) == 0 {
-		return printNone(c, "such API keys; --all lists those in every state", "")
+		return printNoKeys(c, a)
 	}
 	return printKeys(c, keys, time.Now())
+}
+
+// printNoKeys says that no key matches the options, and how many keys in other states do.
+func printNoKeys(c *cli.Context, a *client.Admin) error {
+	others := 0
+	for _, err := range a.Keys(c.Context, &adminv1.ListKeysRequest{Namespace: c.String("namespace"), UnusedFor: c.String("unused-for")}) {
+		if err != nil {
+			return err
+		}
+		others++
+	}
+	what := "such API keys"
+	switch filtered := c.IsSet("namespace") || c.IsSet("unused-for"); {
+	case others > 0:
+		if !filtered && !c.Bool("expired") && !c.Bool("revoked") {
+			what = "live API keys"
+		}
+		what += "; --all shows " + plural(others, "other", "others")
+	case !filtered:
+		what = "API keys; create one with 'msb server keygen'"
+	}
+	return printNone(c, what, "")
 }
 
 func chosenStates(c *cli.Context) (states []adminv1.KeyState) {
@@ -88,10 +111,7 @@ func expiresIn(k *adminv1.Key, now time.Time) string {
 	if !isLive(k) {
 		return ""
 	}
-	until := k.GetExpiresAt()
-	if at := k.GetRevokedAt(); at != nil && (until == nil || at.AsTime().Before(until.AsTime())) {
-		until = at
-	}
+	until := acceptedUntil(k)
 	if until == nil {
 		return "never"
 	}

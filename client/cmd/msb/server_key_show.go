@@ -45,7 +45,7 @@ func showKey(c *cli.Context) error {
 	if c.Bool(jsonFlag.Name) {
 		return printJSON(c, keyJSON(key))
 	}
-	return printColoured(c.App.Writer, describeKey(key, time.Now()), func(row int) colour {
+	return printColored(c.App.Writer, describeKey(key, time.Now()), func(row int) color {
 		if row != stateRow || isLive(key) {
 			return plain
 		}

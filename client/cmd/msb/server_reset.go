@@ -15,8 +15,9 @@ var serverReset = &cli.Command{
 	Description: "All existing API keys stop working before the command returns, and their running requests are\n" +
 		"canceled. Sandboxes keep running. The server must be running; if it is not, use 'msb server start --reset-key',\n" +
 		"which also starts it.\n\n" +
-		"Restoring a backup from before the reset makes the keys in it valid again. If a key or the state directory\n" +
-		"leaked, delete the older backups and create a new one.",
+		"Restoring a backup from before the reset undoes the reset: the keys that it invalidated become valid again, also\n" +
+		"those that were created after the backup. If a key or the state directory leaked, delete the older backups and\n" +
+		"create a new one.",
 	Flags: []cli.Flag{yesFlag},
 	Action: func(c *cli.Context) error {
 		if err := noArguments(c); err != nil {

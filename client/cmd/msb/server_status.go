@@ -217,7 +217,7 @@ func gatewayURL(st *adminv1.GetStatusResponse) string {
 
 func printStatus(c *cli.Context, st *adminv1.GetStatusResponse) error {
 	rows := describe(st, time.Now())
-	return printColoured(c.App.Writer, rows, func(row int) colour {
+	return printColored(c.App.Writer, rows, func(row int) color {
 		switch {
 		case rows[row][0] == "warning":
 			return yellow

@@ -66,5 +66,5 @@ func showStatus(c *cli.Context, st *adminv1.GetStatusResponse, err error) error 
 	if err == nil {
 		return printStatus(c, st)
 	}
-	return printColoured(c.App.Writer, [][]string{{"server", err.Error()}}, func(int) colour { return red })
+	return printColored(c.App.Writer, [][]string{{"server", err.Error()}}, func(int) color { return red })
 }

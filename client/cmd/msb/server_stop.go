@@ -66,7 +66,7 @@ func stop(c *cli.Context) error {
 		fmt.Fprintln(c.App.ErrWriter, plural(n, "sandbox was stopped", "sandboxes were stopped"))
 	}
 	if n := resp.GetSandboxesLeftRunning(); n > 0 {
-		fmt.Fprintf(c.App.ErrWriter, "%s running; the next 'msb server start' adopts them\n", plural(n, "sandbox keeps", "sandboxes keep"))
+		fmt.Fprintf(c.App.ErrWriter, "%s running; the next 'msb server start' adopts %s\n", plural(n, "sandbox keeps", "sandboxes keep"), itOrThem(n))
 	}
 	return nil
 }
@@ -82,18 +82,27 @@ func alreadyStopped(c *cli.Context) error {
 	}
 	switch {
 	case !c.Bool("sandboxes") && len(left) > 0:
-		fmt.Fprintf(c.App.ErrWriter, "msbd is not running; %s running. The next 'msb server start' adopts them\n",
-			plural(len(left), "sandbox keeps", "sandboxes keep"))
+		fmt.Fprintf(c.App.ErrWriter, "msbd is not running; %s running. The next 'msb server start' adopts %s\n",
+			plural(len(left), "sandbox keeps", "sandboxes keep"), itOrThem(int32(len(left))))
 		return nil
 	case !c.Bool("sandboxes"):
 	case err != nil:
 		return fmt.Errorf("msbd is not running, and msb could not find out whether its sandboxes are: %w", err)
 	case len(left) > 0:
-		return fmt.Errorf("msbd is not running, but %s running and can be stopped only by a server, which adopts them: "+
-			"run 'msb server start --detach', then 'msb server stop --sandboxes'", plural(len(left), "sandbox keeps", "sandboxes keep"))
+		return fmt.Errorf("msbd is not running, but %s running and can be stopped only by a server, which adopts %s: "+
+			"run 'msb server start --detach', then 'msb server stop --sandboxes'",
+			plural(len(left), "sandbox keeps", "sandboxes keep"), itOrThem(int32(len(left))))
 	}
 	fmt.Fprintln(c.App.ErrWriter, "msbd is not running")
 	return nil
+}
+
+// itOrThem returns the pronoun for n things.
+func itOrThem(n int32) string {
+	if n == 1 {
+		return "it"
+	}
+	return "them"
 }
 
 // waitForExit waits until a process has exited.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"regexp"
 	"strconv"
@@ -44,6 +45,9 @@ func (t *timeLimit) String() string { return "" }
 // 512MB. As with docker, KVM and the server, all units are powers of 1024.
 type memorySize int
 
+// minMemory is the least memory of a sandbox, in MiB. The server checks it as well.
+const minMemory = 128
+
 var memoryPattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?(m|mb|mib|g|gb|gib|t|tb|tib)?$`)
 
 func (m *memorySize) Set(text string) error {
@@ -58,8 +62,11 @@ func (m *memorySize) Set(text string) error {
 	case strings.HasPrefix(parts[2], "t"):
 		n *= 1 << 20
 	}
-	if n != math.Trunc(n) || n < 1 || n > math.MaxInt32 {
-		return errors.New("give a whole number of MiB, at least 1")
+	switch {
+	case n < minMemory:
+		return fmt.Errorf("give at least %d MiB", minMemory)
+	case n != math.Trunc(n) || n > math.MaxInt32:
+		return errors.New("give a whole number of MiB")
 	}
 	*m = memorySize(n)
 	return nil

@@ -39,4 +39,9 @@ func TestMemorySize(t *testing.T) {
 			t.Errorf("%q is accepted", text)
 		}
 	}
+	for _, text := range []string{"127", "0.1g", "1"} {
+		if err := new(memorySize).Set(text); err == nil || err.Error() != "give at least 128 MiB" {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
 }

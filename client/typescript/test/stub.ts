@@ -76,7 +76,7 @@ export interface Reply {
 }
 
 /** A custom handler, which may also not answer. */
-type Behaviour = (request: IncomingMessage, response: ServerResponse) => void;
+type Behavior = (request: IncomingMessage, response: ServerResponse) => void;
 
 export function ok(result: unknown): Reply {
   return { status: 200, body: JSON.stringify({ jsonrpc: "2.0", result, id: 1 }) };
@@ -87,7 +87,7 @@ export function errorReply(status: number, code: number, headers: Record<string,
 }
 
 /** Closes the connection without a response. */
-export const drop: Behaviour = (request) => request.socket.destroy();
+export const drop: Behavior = (request) => request.socket.destroy();
 
 /** A request from a client. */
 interface Sent {
@@ -103,7 +103,7 @@ export class Stub implements AsyncDisposable {
   readonly violations: string[] = [];
   connections = 0;
   readonly http: Server;
-  readonly #replies = new Map<string, (Reply | Behaviour)[]>();
+  readonly #replies = new Map<string, (Reply | Behavior)[]>();
 
   constructor() {
     this.http = createServer((request, response) => void this.#serve(request, response));
@@ -128,7 +128,7 @@ export class Stub implements AsyncDisposable {
     return { serverUrl: this.url, apiKey: testKey };
   }
 
-  answer(method: string, ...replies: (Reply | Behaviour)[]): void {
+  answer(method: string, ...replies: (Reply | Behavior)[]): void {
     this.#replies.set(method, replies);
   }
 
@@ -169,7 +169,7 @@ export class Stub implements AsyncDisposable {
       Object.entries(params).every(([name, value]) => known.includes(name) && value !== null);
     if (!valid) this.violations.push(`${request.method} ${request.url} ${body}`);
     const replies = this.#replies.get(method) ?? [ok(results[method])];
-    const reply = (replies.length > 1 ? replies.shift() : replies[0]) as Reply | Behaviour;
+    const reply = (replies.length > 1 ? replies.shift() : replies[0]) as Reply | Behavior;
     if (typeof reply === "function") {
       reply(request, response);
       return;

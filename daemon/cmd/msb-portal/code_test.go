@@ -149,9 +149,11 @@ func TestTimeoutKeepsState(t *testing.T) {
 		{sandbox.Node, "x = 10", "for (;;) { console.log(1); console.error(2) }", "x"},
 	} {
 		runCode(t, c, tt.language, tt.set)
-		_, err := c.runCode(t.Context(), sandbox.Code{Language: tt.language, Text: tt.code, Timeout: 300 * time.Millisecond})
+		r, err := c.runCode(t.Context(), sandbox.Code{Language: tt.language, Text: tt.code, Timeout: 300 * time.Millisecond})
 		if !errors.Is(err, sandbox.ErrRunTimeout) {
-			t.Errorf("run %q: %v, want sandbox.ErrRunTimeout", tt.code, err)
+			output := text(r.Output)
+			t.Errorf("run %q: error %v, success %t, output that ends with\n%s\nwant sandbox.ErrRunTimeout",
+				tt.code, err, r.Success, output[max(0, len(output)-300):])
 		}
 		expect(t, c, tt.language, tt.get, true, fmt.Sprintf("stdout: %s\n", tt.set[strings.LastIndex(tt.set, " ")+1:]))
 	}

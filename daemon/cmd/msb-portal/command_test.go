@@ -123,7 +123,7 @@ func TestCommandLimits(t *testing.T) {
 		t.Errorf("command over its time limit: %v, %v; want sandbox.ErrRunTimeout", r, err)
 	}
 
-	// Cancelling kills the process group. Both shells hold the fifo open, so a read ends only after both have died.
+	// Canceling kills the process group. Both shells hold the fifo open, so a read ends only after both have died.
 	ctx, cancel := context.WithCancel(t.Context())
 	started, held := fifo(t), fifo(t)
 	ended := make(chan error, 1)

@@ -98,8 +98,12 @@ def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: boo
         if isinstance(error, dict) and isinstance(error.get("code"), int):
             kind = BY_CODE.get(error["code"], MicrosandboxError)
             message = str(error.get("message"))
-            if kind is AuthenticationError and keyless:
-                message += ". No API key was sent: pass api_key, or set MSB_API_KEY in the environment or a .env file"
+            if kind is AuthenticationError:
+                message = (
+                    "the server requires an API key. No API key was sent: pass api_key, or set MSB_API_KEY in the environment or a .env file"
+                    if keyless
+                    else "the server does not accept the API key: check api_key or MSB_API_KEY (the server's administrator creates keys)"
+                )
             raise _error(kind, message, status, headers, error["code"])
         if status == 200 and "result" in answer:
             return answer["result"]

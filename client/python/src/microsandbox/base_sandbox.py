@@ -201,7 +201,7 @@ class BaseSandbox(SandboxCore):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Stop in a separate task, because a cancelled scope would also cancel the request to stop.
+        # Stop in a separate task, because a canceled scope would also cancel the request to stop.
         await asyncio.shield(asyncio.ensure_future(self._stop_and_close(error)))
 
     async def _stop_and_close(self, error: BaseException | None) -> None:

@@ -217,12 +217,12 @@ def endless(name: str) -> str:
 
 
 async def test_cancel(python_name: str) -> None:
-    """Cancelling a call ends its run. Otherwise the next run would wait for it forever."""
+    """Canceling a call ends its run. Otherwise the next run would wait for it forever."""
     sandbox = PythonSandbox(name=python_name)
     await sandbox.start()
     await sandbox.run("kept = 2")
-    run = asyncio.create_task(sandbox.run(endless("cancelled")))
-    await began(sandbox, "cancelled")
+    run = asyncio.create_task(sandbox.run(endless("canceled")))
+    await began(sandbox, "canceled")
     run.cancel()
     with pytest.raises(asyncio.CancelledError):
         await run

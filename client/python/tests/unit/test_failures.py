@@ -1,4 +1,4 @@
-"""Tests which calls are retried, how long responses are awaited, and what cancelling a call does."""
+"""Tests which calls are retried, how long responses are awaited, and what canceling a call does."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_limits() -> None:
 
 
 async def test_cancel(server: Server) -> None:
-    """Cancelling a call closes its connection, which tells the server to end the run."""
+    """Canceling a call closes its connection, which tells the server to end the run."""
     server.answer("sandbox.repl.run", server.hang, ok(RESULTS["sandbox.repl.run"]))
     async with PythonSandbox.create() as sandbox:
         run = asyncio.create_task(sandbox.run("while True: pass"))
@@ -316,7 +316,7 @@ async def test_asyncio_wait_for(server: Server) -> None:
         assert await asyncio.to_thread(server.ended.wait, LONG)
 
 
-async def test_cancelled_start(server: Server) -> None:
+async def test_canceled_start(server: Server) -> None:
     server.answer("sandbox.start", server.hang)
     creation = PythonSandbox.create()
     start = asyncio.create_task(creation.__aenter__())
@@ -328,7 +328,7 @@ async def test_cancelled_start(server: Server) -> None:
     assert [method for method, _ in server.sent()] == ["sandbox.start"]
 
 
-async def test_cancelled_block_stops_its_sandbox(server: Server) -> None:
+async def test_canceled_block_stops_its_sandbox(server: Server) -> None:
     server.answer("sandbox.repl.run", server.hang)
 
     async def block() -> None:
@@ -343,8 +343,8 @@ async def test_cancelled_block_stops_its_sandbox(server: Server) -> None:
     assert server.sent()[-1][0] == "sandbox.stop"
 
 
-async def test_cancelled_anyio_scope_stops_its_sandbox(server: Server) -> None:
-    """A cancelled anyio scope cancels everything that its task waits for. The final stop must still be sent."""
+async def test_canceled_anyio_scope_stops_its_sandbox(server: Server) -> None:
+    """A canceled anyio scope cancels everything that its task waits for. The final stop must still be sent."""
     before = asyncio.all_tasks()
     with anyio.CancelScope() as scope:
         async with PythonSandbox.create() as sandbox:

@@ -372,7 +372,7 @@ async def test_create_is_a_coroutine(server: Server) -> None:
     assert sorted(names) == ["a", "b", "c", "d", "e"][: len(sandboxes)]
 
 
-async def test_create_cancelled(server: Server) -> None:
+async def test_create_canceled(server: Server) -> None:
     server.answer("sandbox.start", server.hang)
     never = asyncio.create_task(PythonSandbox.create())
     never.cancel()

@@ -78,7 +78,7 @@ async def use(client):
     result = await client.call_tool("sandbox_run_code", {**run, "code": "import time; time.sleep(6)"}, progress_callback=on_progress)
     check((result.content[0].text, len(progress) >= 1), ("(no output)", True))
 
-    # Cancelling a call interrupts its run. Otherwise the next run would wait for it until after the timeout.
+    # Canceling a call interrupts its run. Otherwise the next run would wait for it until after the timeout.
     call = asyncio.create_task(client.call_tool("sandbox_run_code", {**run, "code": "open('/tmp/began', 'w').close(); time.sleep(600)"}))
     began = {"sandbox": SANDBOX, "command": "rm", "args": ["/tmp/began"]}
     while not (await client.call_tool("sandbox_run_command", began)).meta["io.github.msbd/result"]["success"]:

@@ -122,11 +122,23 @@ func openArchive(path string) (*os.File, error) {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("no such file on the server's host: %w", errdefs.ErrNotFound)
 	case err != nil:
-		return nil, err
+		return nil, unreadable(err)
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("not a regular file; use an OCI archive: %w", errdefs.ErrInvalidArgument)
 	}
-	return os.Open(path)
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	return file, nil
+}
+
+// unreadable leaves out the path in an error, which the caller adds.
+func unreadable(err error) error {
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		err = e.Err
+	}
+	return fmt.Errorf("could not read it: %w", err)
 }
 
 // notAnArchive returns an errdefs.ErrInvalidArgument that wraps err, the error from reading an archive. If err came
@@ -256,7 +268,7 @@ func (s *Store) Resolve(ctx context.Context, name string) (containerd.Image, err
 
 // available lists the available images and says how to add one, for the error about a missing image.
 func (s *Store) available(ctx context.Context) string {
-	const how = "add one with 'msb image import FILE'"
+	const how = "an administrator can add one with 'msb image import FILE'"
 	list, err := s.List(ctx)
 	if err != nil || len(list) == 0 {
 		return "no images have been imported; " + how

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"os"
@@ -171,6 +172,7 @@ func TestImportRejects(t *testing.T) {
 	}{
 		"relative":   {"images/python.tar", errdefs.IsInvalidArgument, "absolute"},
 		"missing":    {filepath.Join(dir, "no"), errdefs.IsNotFound, "no such file"},
+		"in a file":  {filepath.Join(fifo, "x"), func(err error) bool { return errors.Is(err, syscall.ENOTDIR) }, "could not read it: not a directory"},
 		"directory":  {dir, errdefs.IsInvalidArgument, "regular file"},
 		"fifo":       {fifo, errdefs.IsInvalidArgument, "regular file"},
 		"device":     {"/dev/zero", errdefs.IsInvalidArgument, "regular file"},

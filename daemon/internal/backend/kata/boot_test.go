@@ -130,7 +130,7 @@ func TestBootReturnsErrorOfShim(t *testing.T) {
 	}
 }
 
-func TestBootCancelled(t *testing.T) {
+func TestBootCanceled(t *testing.T) {
 	b := newBoot(t)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	err := b.watchBoot(ctx, b.id, func(ctx context.Context) error {

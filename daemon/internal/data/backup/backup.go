@@ -155,13 +155,13 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 	defer s.restoring.Unlock()
 	pending, err := s.read(ctxio.Reader(ctx, r))
 	if err != nil {
-		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
+		return keys.Restored{}, err
 	}
 	pending.By = by
 	pending.ReplacedKeyID = s.Keys.SigningKey().ID
 	s.restorePending = true // until the file is removed
 	if err := pending.save(s.Dir); err != nil {
-		return keys.Restored{}, fmt.Errorf("restore backup: %w: nothing was changed; check the disk of %s: %w", err, s.Dir, errdefs.ErrUnavailable)
+		return keys.Restored{}, fmt.Errorf("%w: nothing was changed; check the disk of %s: %w", err, s.Dir, errdefs.ErrUnavailable)
 	}
 	// Ignore the cancellation of ctx from here on, because a restore must not stop halfway.
 	live, invalidated, err := s.Keys.Restore(context.WithoutCancel(ctx), pending.keyring(), pending.Records, by)
@@ -177,7 +177,7 @@ func (s *Service) Restore(ctx context.Context, r io.Reader, by uint32) (keys.Res
 			"if you do not want that", err, pendingPath(s.Dir), removeErr)
 	}
 	if err != nil {
-		return keys.Restored{}, fmt.Errorf("restore backup: %w", err)
+		return keys.Restored{}, err
 	}
 	return keys.Restored{TakenAt: pending.TakenAt, Live: live, Invalidated: invalidated}, nil
 }

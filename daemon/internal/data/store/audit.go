@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -67,8 +68,15 @@ func (s *Store) AcknowledgeAudit(ctx context.Context, by uint32) (problems []str
 	others := func() []string {
 		return slices.DeleteFunc(slices.Clone(s.log.problems), func(p string) bool { return slices.Contains(problems, p) })
 	}
+	acknowledged := s.log.acknowledged
+	for _, problem := range problems {
+		if text := withoutFile(problem); !slices.Contains(acknowledged, text) {
+			acknowledged = append(slices.Clip(acknowledged), text)
+		}
+	}
+	acknowledged = acknowledged[max(0, len(acknowledged)-maxAcknowledged):]
 	_, err = s.writes.transact([]*write{{
-		fn:     func(c *change) error { return c.putMeta(problemsKey, others()) },
+		fn:     func(c *change) error { return c.putProblems(others(), acknowledged) },
 		events: []audit.Event{{Action: audit.LogAcknowledge, Actor: audit.ActorUID(by), Detail: detail}},
 	}})
 	if err != nil {
@@ -76,31 +84,43 @@ func (s *Store) AcknowledgeAudit(ctx context.Context, by uint32) (problems []str
 	}
 	s.log.mu.Lock()
 	defer s.log.mu.Unlock()
-	s.log.problems = others()
+	s.log.problems, s.log.acknowledged = others(), acknowledged
 	return problems, nil
 }
 
 // VerifyAudit checks the audit log from its first entry to its head, with the exception of sealed segments that are absent.
 // It returns the head of the intact part and, if that is not the entire log, an errdefs.ErrDataLoss that says what is wrong.
-// From then on, AuditProblem reports that.
+// From then on, AuditProblem reports that, except what an administrator has already acknowledged.
 func (s *Store) VerifyAudit(ctx context.Context) (audit.Head, error) {
 	if err := s.writes.acquire(ctx); err != nil {
 		return audit.Head{}, err
 	}
 	_ = s.writes.logReady() // finds lines after the log's end; Health reports an error
 	s.writes.end()
-	head, err := s.log.verify(ctx)
-	if !errdefs.IsDataLoss(err) {
+	head, problems, err := s.log.verify(ctx)
+	if len(problems) == 0 {
 		return head, err
 	}
 	if err := s.writes.acquire(ctx); err != nil {
 		return audit.Head{}, err
 	}
 	defer s.writes.end()
-	s.log.addProblem(err)
-	_ = s.writes.logReady() // saves it
+	for _, problem := range problems {
+		if !slices.Contains(s.log.acknowledged, withoutFile(problem)) {
+			s.log.addProblem(errors.New(problem))
+		}
+	}
+	_ = s.writes.logReady() // saves them
+	err = fmt.Errorf("%s: %w", strings.Join(problems, "; "), errdefs.ErrDataLoss)
 	return head, err
 }
+
+// logFile matches the path of a file of the log in a problem.
+var logFile = regexp.MustCompile(`\S*audit[-0-9]*\.jsonl`)
+
+// withoutFile returns a problem without the path of its file. A file of the log gets another name when it is sealed, but
+// its entries keep their numbers.
+func withoutFile(problem string) string { return logFile.ReplaceAllString(problem, "") }
 
 // AuditSegments returns the sealed segments of the audit log, from the first to the last.
 func (s *Store) AuditSegments() []audit.Segment {
@@ -194,38 +214,39 @@ func openFileToRead(path string) (*os.File, error) {
 	return f, nil
 }
 
-// verify checks the segments and the file. It returns the head of the intact part.
-func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
+// verify checks the segments and the file. It returns the head of the intact part, and what is wrong with each file.
+func (l *auditLog) verify(ctx context.Context) (audit.Head, []string, error) {
 	v, err := l.view()
 	if err != nil {
-		return audit.Head{}, err
+		return audit.Head{}, nil, err
 	}
 	defer v.file.Close()
 	var (
 		base     audit.Head
 		intact   audit.Head
-		problems error
-		found    bool // whether check found a problem in the last file
+		problems []string // one for each damaged file
+		found    bool     // whether check found a problem in the last file
 	)
 	// check checks a file, which follows base and must end with want. It returns an error if the file cannot be checked.
 	check := func(path string, f io.ReaderAt, size int64, want audit.Head, mismatch string) error {
 		head, err := base.Verify(ctxio.Reader(ctx, io.NewSectionReader(f, 0, size)))
 		base = want
-		_, broken := errors.AsType[*audit.ChainError](err)
+		problem := ""
+		broken, isBroken := errors.AsType[*audit.ChainError](err)
 		switch {
-		case broken:
-			err = fmt.Errorf("%s: %w: %w", path, err, errdefs.ErrDataLoss)
+		case isBroken:
+			problem = fmt.Sprintf("%s, after entry %d, line %d: %s", path, head.Seq, broken.Line, broken.Problem)
 		case err != nil:
 			return err
 		case head != want:
-			err = fmt.Errorf("audit log %s ends with entry %d, which does not match the last written entry, %d: %s: %w",
-				path, head.Seq, want.Seq, mismatch, errdefs.ErrDataLoss)
+			problem = fmt.Sprintf("%s ends with entry %d, which does not match the last written entry, %d: %s", path, head.Seq, want.Seq, mismatch)
 		}
 		if problems == nil {
 			intact = head
 		}
-		found = err != nil
-		problems = errors.Join(problems, err)
+		if found = problem != ""; found {
+			problems = append(problems, problem)
+		}
 		return nil
 	}
 	for _, seg := range v.segments {
@@ -239,7 +260,7 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 			continue
 		}
 		if err != nil {
-			return intact, err
+			return intact, problems, err
 		}
 		info, err := f.Stat()
 		if err == nil {
@@ -247,15 +268,15 @@ func (l *auditLog) verify(ctx context.Context) (audit.Head, error) {
 		}
 		f.Close()
 		if err != nil {
-			return intact, err
+			return intact, problems, err
 		}
 	}
 	before := problems
 	err = check(l.path, v.file, v.end.Size, v.end.Head, "its end was cut off, or it was rewritten with new hashes")
 	if failure := l.health(); err == nil && failure != nil && found {
-		return intact, errors.Join(before, failure) // the last entries could not be written yet
+		return intact, before, failure // the last entries could not be written yet
 	}
-	return intact, errors.Join(problems, err)
+	return intact, problems, err
 }
 
 func (l *auditLog) tail(ctx context.Context, last int, follow bool, line func([]byte) error) error {

@@ -625,7 +625,7 @@ func TestVerifyAuditEndsWithItsContext(t *testing.T) {
 		t.Errorf("VerifyAudit: %v, want canceled", err)
 	}
 	if err := s.AuditProblem(); err != nil {
-		t.Errorf("AuditProblem after a cancelled VerifyAudit: %v", err)
+		t.Errorf("AuditProblem after a canceled VerifyAudit: %v", err)
 	}
 }
 

@@ -58,7 +58,10 @@ type auditLog struct {
 	// problems are what is wrong with the log, until an administrator acknowledges them. Only a writer that holds the
 	// semaphore changes them.
 	problems []string
-	failure  error // why the log cannot be written at present
+	// acknowledged are the last problems that an administrator has acknowledged, without the names of the files. A check that
+	// finds one of them again does not add it to problems. The writer owns them.
+	acknowledged []string
+	failure      error // why the log cannot be written at present
 }
 
 // logView is the log at one moment.
@@ -73,6 +76,8 @@ type logView struct {
 const (
 	// maxProblems is the number of problems that the log keeps, including moreProblems.
 	maxProblems = 10
+	// maxAcknowledged is the number of acknowledged problems that the log remembers.
+	maxAcknowledged = 100
 	// moreProblems is the last of the problems if there were too many to keep.
 	moreProblems = "more problems were found, which are not listed here: 'msb server audit verify' lists those that the log still has"
 )
@@ -92,8 +97,16 @@ func (l *auditLog) close() error {
 // from what the store expects; otherwise it only records the problem.
 func (l *auditLog) begin(strict bool) error {
 	err := l.db.View(func(tx *bbolt.Tx) (err error) {
-		if err := getMeta(tx, problemsKey, &l.problems); err != nil {
+		var problems []string
+		if err := getMeta(tx, problemsKey, &problems); err != nil {
 			return err
+		}
+		for _, problem := range problems {
+			if text, acknowledged := strings.CutPrefix(problem, acknowledgedMark); acknowledged {
+				l.acknowledged = append(l.acknowledged, text)
+			} else {
+				l.problems = append(l.problems, problem)
+			}
 		}
 		if l.segments, err = loadSegments(tx); err != nil {
 			return err
@@ -341,11 +354,20 @@ func (l *auditLog) insertProblem(index int, err error) {
 
 // saveProblems stores the problems.
 func (l *auditLog) saveProblems() error {
-	_, err := l.commit(func(c *change) error { return c.putMeta(problemsKey, l.problems) })
+	_, err := l.commit(func(c *change) error { return c.putProblems(l.problems, l.acknowledged) })
 	if err == nil {
 		l.unsaved = false
 	}
 	return err
+}
+
+// putProblems stores the problems, and those that an administrator has acknowledged.
+func (c *change) putProblems(problems, acknowledged []string) error {
+	all := slices.Clone(problems)
+	for _, text := range acknowledged {
+		all = append(all, acknowledgedMark+text)
+	}
+	return c.putMeta(problemsKey, all)
 }
 
 // altered returns an errdefs.ErrDataLoss with what changed in the file.
@@ -514,7 +536,7 @@ func (l *auditLog) acceptEnd(storeEnd logEnd, end *logEnd, adopted []segment, ro
 			err = c.putMeta(logEndKey, *end)
 		}
 		if err == nil {
-			err = c.putMeta(problemsKey, l.problems)
+			err = c.putProblems(l.problems, l.acknowledged)
 		}
 		for _, s := range adopted {
 			if err == nil {

@@ -123,7 +123,7 @@ func checkStructure(file *os.File) error {
 		return err
 	}
 	if info.Size() == 0 {
-		return errors.New("it is empty") // bbolt would initialise it as a new database
+		return errors.New("it is empty") // bbolt would initialize it as a new database
 	}
 	// Open it for writing, because bbolt loads the list of free pages only then. It cannot change the file, whose
 	// descriptor is read-only.

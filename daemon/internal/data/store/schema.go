@@ -33,8 +33,10 @@ var (
 const (
 	latestKey = "latest" // the latest time that the server has used and that is confirmed
 	logEndKey = "audit"  // the logEnd
-	// problemsKey is the key of the problems of the audit log that no administrator has acknowledged, a []string.
-	problemsKey = "audit/problems"
+	// problemsKey is the key of the problems of the audit log, a []string. Those that an administrator has acknowledged begin
+	// with acknowledgedMark.
+	problemsKey      = "audit/problems"
+	acknowledgedMark = "acknowledged: "
 )
 
 func metaKeys() [][]byte {

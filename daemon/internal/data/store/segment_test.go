@@ -196,6 +196,36 @@ func TestChangedSegmentIsReported(t *testing.T) {
 	}
 }
 
+// A problem that an administrator has acknowledged does not come back with the next check, not even after its file was
+// sealed or the server was restarted. Another problem does.
+func TestAcknowledgedProblemDoesNotComeBack(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir)
+	logMany(t, s)
+	edit(t, s.AuditPath(), func(log []byte) []byte { return bytes.Replace(log, []byte("many-7"), []byte("many-8"), 1) })
+	verify := func(what string, problem bool) {
+		t.Helper()
+		if _, err := s.VerifyAudit(t.Context()); !errdefs.IsDataLoss(err) {
+			t.Errorf("%s: VerifyAudit: %v, want data loss", what, err)
+		}
+		if err := s.AuditProblem(); (err != nil) != problem {
+			t.Errorf("%s: AuditProblem: %v, want a problem: %t", what, err, problem)
+		}
+	}
+	verify("at first", true)
+	if _, err := s.AcknowledgeAudit(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	verify("acknowledged", false)
+	sealed := sealLog(t, s)
+	verify("sealed", false)
+	s = reopen(t, s, dir)
+	verify("reopened", false)
+	edit(t, sealed.Path, func(log []byte) []byte { return bytes.Replace(log, []byte("many-2"), []byte("many-3"), 1) })
+	verify("changed again", true)
+}
+
 // What keeps the log from being written is not a problem of a segment that was changed.
 func TestChangedSegmentOfALogThatCannotBeWritten(t *testing.T) {
 	t.Parallel()

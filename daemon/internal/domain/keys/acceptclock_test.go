@@ -105,7 +105,7 @@ func TestAcceptClock(t *testing.T) {
 	if got, err := w.i.AcceptClock(t.Context(), false, 7); err != nil || got != want {
 		t.Errorf("AcceptClock returns %+v, %v, want %+v", got, err, want)
 	}
-	cancelledByRefusal(t, bound)
+	canceledByRefusal(t, bound)
 	wantEvents := []audit.Event{
 		{Action: audit.ClockAccept, Actor: "uid:7", Detail: map[string]string{
 			"from": "2026-01-11T10:00:00Z", "to": "2026-01-10T10:00:00Z", "revived": "1", "expired": "0",
@@ -162,7 +162,7 @@ func TestAcceptClockThatIsAhead(t *testing.T) {
 	if want := (ClockChange{From: clock.now().Add(-24 * time.Hour), To: clock.now(), Expired: 1}); err != nil || got != want {
 		t.Errorf("AcceptClock returns %+v, %v, want %+v", got, err, want)
 	}
-	cancelledByRefusal(t, bound)
+	canceledByRefusal(t, bound)
 	refused(t, v, token)
 	accepted(t, v, other)
 	if ahead, _ := i.ClockAhead(); ahead != 0 {

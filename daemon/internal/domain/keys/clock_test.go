@@ -425,8 +425,8 @@ func TestClockAfterInterruptedReset(t *testing.T) {
 	}
 }
 
-// If the clock is set forward past the expiry of a key and stays there, the key's requests are cancelled, although the
-// timer of its session has not fired yet. Those of a key that expires later are cancelled when it expires by the new time.
+// If the clock is set forward past the expiry of a key and stays there, the key's requests are canceled, although the
+// timer of its session has not fired yet. Those of a key that expires later are canceled when it expires by the new time.
 func TestClockSetForwardCancelsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := newManualClock("2026-01-10T10:00:00Z")
@@ -445,17 +445,17 @@ func TestClockSetForwardCancelsRequests(t *testing.T) {
 		clock.set(clock.now().Add(24 * time.Hour))
 		time.Sleep(1500 * time.Millisecond) // Run looks at the clock once a second
 		clock.pass(confirmation)
-		cancelledByRefusal(t, ctx)
+		canceledByRefusal(t, ctx)
 		if took := time.Since(start); took > 2500*time.Millisecond {
-			t.Errorf("the context was cancelled only after %s", took)
+			t.Errorf("the context was canceled only after %s", took)
 		}
 		if otherCtx.Err() != nil {
-			t.Error("the context of another key was cancelled as well")
+			t.Error("the context of another key was canceled as well")
 		}
 		clock.pass(2 * time.Hour)
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		cancelledByRefusal(t, otherCtx)
+		canceledByRefusal(t, otherCtx)
 	})
 }
 

@@ -40,30 +40,30 @@ func ParseExpiry(s string, now time.Time) (time.Time, error) {
 
 // ParseAge returns the time that is s before now, in UTC. s has the format that ParseExpiry accepts. One month before
 // March 31 is the last day of February. If s is empty, ParseAge returns now. The error for an invalid s is
-// errdefs.ErrInvalidArgument.
-func ParseAge(s string, now time.Time) (time.Time, error) {
+// errdefs.ErrInvalidArgument. It calls s what.
+func ParseAge(what, s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return now.UTC(), nil
 	}
-	return parseSpan(ageSpan, s, now)
+	return parseSpan(spanKind(what), s, now)
 }
 
-// spanKind is what a span of time is for, as error messages call it.
+// spanKind is what a span of time is for, as error messages call it. Any other kind than these is an age.
 type spanKind string
 
 const (
 	expirySpan spanKind = "expiry"
 	graceSpan  spanKind = "grace period"
-	ageSpan    spanKind = "age"
 )
 
-// parseSpan returns the time that is s after now. If kind is ageSpan, it returns the time that is s before now.
+// parseSpan returns the time that is s after now. If kind is an age, it returns the time that is s before now.
 func parseSpan(kind spanKind, s string, now time.Time) (time.Time, error) {
 	sign, tooFar := int64(1), fmt.Sprintf("is after the year %d", lastYear)
 	switch kind {
 	case expirySpan:
 		tooFar += "; omit it for a key that never expires"
-	case ageSpan:
+	case graceSpan:
+	default:
 		sign, tooFar = -1, "is before the year 1"
 	}
 	bad := func(format string, a ...any) (time.Time, error) {

@@ -105,7 +105,7 @@ func TestParseAge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := ParseAge(tt.s, now)
+		got, err := ParseAge("dead-for", tt.s, now)
 		if err != nil || got.Format(time.RFC3339Nano) != tt.want {
 			t.Errorf("%s before %s is %s, %v; want %s", tt.s, tt.now, got.Format(time.RFC3339Nano), err, tt.want)
 		}
@@ -115,7 +115,7 @@ func TestParseAge(t *testing.T) {
 		"90": "has no unit", "-1d": "negative", "0d": "zero", "1x": "unknown unit", "2026y": "before the year 1",
 		"999999999999w": "before the year 1", "9999999999999s": "before the year 1", "30d ": "unknown unit",
 	} {
-		if _, err := ParseAge(s, now); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "age ") {
+		if _, err := ParseAge("dead-for", s, now); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "dead-for ") {
 			t.Errorf("%q: %v, want %q", s, err, want)
 		}
 	}
@@ -131,7 +131,7 @@ func FuzzParseExpiry(f *testing.F) {
 		if err == nil && s != "" && (!got.After(now) || got.Year() > lastYear) {
 			t.Errorf("%q after %s is %s", s, now, got)
 		}
-		got, err = ParseAge(s, now)
+		got, err = ParseAge("dead-for", s, now)
 		if err == nil && s != "" && (!got.Before(now) || got.Year() < 1) {
 			t.Errorf("%q before %s is %s", s, now, got)
 		}

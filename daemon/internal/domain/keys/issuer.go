@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,10 @@ func (i *Issuer) Issue(ctx context.Context, req IssueRequest) (Secret, Record, e
 	scopes, err := cleanScopes(req.Scopes)
 	if err != nil {
 		return Secret{}, Record{}, err
+	}
+	if len(namespaces) > 0 && slices.Contains(scopes, ScopeMetrics) {
+		return Secret{}, Record{}, fmt.Errorf("the scope %s covers the whole server, so it does not work in a key with namespaces: "+
+			"omit the scope or the namespaces: %w", ScopeMetrics, errdefs.ErrInvalidArgument)
 	}
 	i.mu.RLock()
 	defer i.mu.RUnlock()

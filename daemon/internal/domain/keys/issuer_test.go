@@ -93,7 +93,8 @@ func TestIssueRefuses(t *testing.T) {
 		"key name":                      {Name: strings.Repeat("a", 64)},
 		`unknown scope "sandbox:files"`: {Scopes: []Scope{ScopeExec, "sandbox:files"}},
 		"choose from sandbox:start, sandbox:stop, sandbox:exec, sandbox:read, server:metrics": {Scopes: []Scope{""}},
-		"name fewer namespaces": {Namespaces: many},
+		"name fewer namespaces":   {Namespaces: many},
+		"covers the whole server": {Scopes: []Scope{ScopeRead, ScopeMetrics}, Namespaces: []string{"a"}},
 	} {
 		secret, r, err := i.Issue(context.Background(), req)
 		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
@@ -111,7 +112,7 @@ func TestIssueRefuses(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := i.Issue(ctx, IssueRequest{}); !errors.Is(err, context.Canceled) {
-		t.Errorf("Issue with a cancelled context: %v", err)
+		t.Errorf("Issue with a canceled context: %v", err)
 	}
 	if c := i.Counts(); c != (Counts{}) || len(store.Records()) != 0 || len(store.Events()) != 0 {
 		t.Errorf("after the failures, the counts are %+v, the records %v, the events %v", c, store.Records(), store.Events())

@@ -77,7 +77,7 @@ func (f Filter) compile(now time.Time) (func(*key) bool, error) {
 	if f.State < 0 || f.State > Revoked {
 		return nil, fmt.Errorf("unknown key state %d: %w", f.State, errdefs.ErrInvalidArgument)
 	}
-	unusedSince, err := ParseAge(f.UnusedFor, now)
+	unusedSince, err := ParseAge("unused-for", f.UnusedFor, now)
 	if err != nil {
 		return nil, err
 	}

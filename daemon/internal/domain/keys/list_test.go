@@ -168,6 +168,8 @@ func TestFind(t *testing.T) {
 	put("beef", "beef", nil)
 	full := strings.Repeat("0", idLength-4)
 	put("9999", "1234"+full, nil) // its name is the id of another key
+	put("abab", "grace", func(r *Record) { r.RevokedAt, r.ReplacedBy = at.Add(time.Hour), "acac" })
+	put("acac", "grace", revoked)
 	put("5555", "twins", nil)
 	put("6666", "twins", nil)
 	put("6667", "twins", revoked)
@@ -180,6 +182,7 @@ func TestFind(t *testing.T) {
 		"ci":               "aaaa1", // the live key
 		"old":              "cccc",  // revoked, but the only key with this name
 		"moving":           "eeee2", // the key that was not rotated
+		"grace":            "abab",  // the only live key, although it was rotated
 		"dead-beef":        "1234",
 		"beef":             "beef", // the name and the id prefix of the same key
 		"1234" + full:      "1234", // an id has precedence over a name

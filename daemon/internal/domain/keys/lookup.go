@@ -15,8 +15,8 @@ import (
 const minPrefix = 4
 
 // Find returns the key that ref identifies: by its id, its name, or an unambiguous prefix of its id with at least 4
-// characters. If several keys have the name, Find returns the one that is live and has not been rotated. If there is
-// not exactly one such key, ref is ambiguous. The error is errdefs.ErrNotFound, or errdefs.ErrInvalidArgument if ref
+// characters. If several keys have the name, Find returns the one that is live and has not been rotated, or else the
+// only one that is live. If there is no such key, ref is ambiguous. The error is errdefs.ErrNotFound, or errdefs.ErrInvalidArgument if ref
 // is ambiguous.
 func (i *Issuer) Find(ref string) (Key, error) { return i.keys.find(ref) }
 
@@ -29,10 +29,7 @@ func (ks *keySet) find(ref string) (Key, error) {
 	if k, ok := ks.byID[ref]; ok {
 		return k.snapshot(), nil
 	}
-	var found []*key
-	if found = ks.nameHolders(ref, now); len(found) == 0 {
-		found = append(found, ks.byName[ref]...)
-	}
+	found := ks.meant(ref, now)
 	if len(ref) >= minPrefix {
 		for _, k := range ks.byPrefix[prefix(ref)] {
 			if strings.HasPrefix(k.ID, ref) && !slices.Contains(found, k) {
@@ -56,6 +53,24 @@ func (ks *keySet) find(ref string) (Key, error) {
 	}
 	return Key{}, fmt.Errorf("%q is ambiguous: it matches the API keys %s; use the complete id or a longer prefix: %w",
 		bounded.Short(ref), strings.Join(ids, ", "), errdefs.ErrInvalidArgument)
+}
+
+// meant returns the keys that a name means: those that hold it, or else the live ones with it, or else all with it. The
+// caller holds keySet.mu.
+func (ks *keySet) meant(name string, now time.Time) []*key {
+	if holders := ks.nameHolders(name, now); len(holders) > 0 {
+		return holders
+	}
+	var live []*key
+	for _, k := range ks.byName[name] {
+		if k.StateAt(now) == Live {
+			live = append(live, k)
+		}
+	}
+	if len(live) > 0 {
+		return live
+	}
+	return slices.Clone(ks.byName[name])
 }
 
 // nameHolders returns the keys that hold a name. There is at most one, unless the disk failed: if the commit of a new

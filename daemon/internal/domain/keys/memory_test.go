@@ -170,7 +170,7 @@ func (c *manualClock) now() time.Time {
 	return c.wall
 }
 
-// iterations returns how many iterations a randomised test runs: normal, a tenth of that with -short, or soak with
+// iterations returns how many iterations a randomized test runs: normal, a tenth of that with -short, or soak with
 // MSB_SOAK=1.
 func iterations(t testing.TB, normal, soak int) int {
 	t.Helper()

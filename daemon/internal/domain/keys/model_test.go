@@ -105,13 +105,13 @@ func (m *model) check(v *Verifier, k *modelKey) error {
 	case after == valid && err != nil:
 		return fmt.Errorf("key %s is refused although it is valid: %v", k.id, err.(*rejection).LogValue())
 	case after == valid && ctx.Err() != nil:
-		return fmt.Errorf("a request of key %s is cancelled although the key is valid", k.id)
+		return fmt.Errorf("a request of key %s is canceled although the key is valid", k.id)
 	case err == nil && p.KeyID != k.id:
 		return fmt.Errorf("the token of key %s gives the principal of key %s", k.id, p.KeyID)
 	}
 	if again, cancel := p.Bind(context.Background()); err == nil && before == invalid && again.Err() == nil {
 		cancel()
-		return fmt.Errorf("a request of key %s is not cancelled although the key is invalid", k.id)
+		return fmt.Errorf("a request of key %s is not canceled although the key is invalid", k.id)
 	} else {
 		cancel()
 	}

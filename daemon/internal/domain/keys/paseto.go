@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// keyPrefix lets people and secret scanners recognise our keys. It is not part of the PASETO.
+	// keyPrefix lets people and secret scanners recognize our keys. It is not part of the PASETO.
 	keyPrefix = "msb_"
 	header    = keyPrefix + "v2.public."
 	maxLength = 2 << 10

@@ -14,7 +14,7 @@ type Principal struct {
 	Namespaces []string
 	// Scopes lists what the principal may do. Empty means everything. It must not be modified.
 	Scopes []Scope
-	// alive is cancelled, with a cause, when the key is refused. If alive is nil, that never happens.
+	// alive is canceled, with a cause, when the key is refused. If alive is nil, that never happens.
 	alive context.Context
 }
 
@@ -28,9 +28,9 @@ func (p Principal) Has(s Scope) bool {
 	return p.KeyID != "" && (len(p.Scopes) == 0 || slices.Contains(p.Scopes, s))
 }
 
-// Bind returns a copy of ctx that is also cancelled when the key expires or is revoked, or when its signing key is
+// Bind returns a copy of ctx that is also canceled when the key expires or is revoked, or when its signing key is
 // replaced. The cause is then errdefs.ErrUnauthenticated. If this has happened since the principal was verified, Bind
-// returns a context that is already cancelled.
+// returns a context that is already canceled.
 func (p Principal) Bind(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if p.alive == nil {

@@ -31,7 +31,7 @@ func (i *Issuer) Prune(ctx context.Context, deadFor string, dryRun bool, by uint
 		return nil, err
 	}
 	now := i.clock.time()
-	at, err := ParseAge(deadFor, now)
+	at, err := ParseAge("dead-for", deadFor, now)
 	if err != nil {
 		return nil, err
 	}

@@ -238,7 +238,7 @@ func TestResetThatCannotWriteKeyring(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := i.Reset(ctx, 7); !errors.Is(err, context.Canceled) {
-		t.Errorf("Reset with a cancelled context: %v", err)
+		t.Errorf("Reset with a canceled context: %v", err)
 	}
 }
 

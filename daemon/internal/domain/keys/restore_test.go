@@ -159,7 +159,7 @@ func TestRestoreKeepsWhatIsKnown(t *testing.T) {
 	}
 	refused(t, v, revokedSince)
 	if bound.Err() != nil {
-		t.Errorf("the context of a key that stays live was cancelled: %v", context.Cause(bound))
+		t.Errorf("the context of a key that stays live was canceled: %v", context.Cause(bound))
 	}
 	if k, err := i.Find("moved"); err != nil || k.ID != d.ID {
 		t.Errorf("the key moved is %+v, %v, want the one from the backup", k, err)
@@ -289,7 +289,7 @@ func TestRestoreRefusesABadBackup(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, _, err := i.Restore(ctx, good.keyring, good.records, 7); !errors.Is(err, context.Canceled) {
-		t.Errorf("Restore with a cancelled context: %v", err)
+		t.Errorf("Restore with a canceled context: %v", err)
 	}
 	accepted(t, v, token)
 	if events := store.TakeEvents(); events != nil {

@@ -8,7 +8,7 @@ import (
 )
 
 // Revoke permanently revokes the key that ref identifies. See Find for ref. When Revoke returns, the key is refused
-// and the contexts of its requests are cancelled. Revoking a key that is already revoked is not an error and changes
+// and the contexts of its requests are canceled. Revoking a key that is already revoked is not an error and changes
 // nothing, with one exception: a revocation by a reset, which Restore can undo, becomes permanent.
 func (i *Issuer) Revoke(ctx context.Context, ref string, by uint32) (Key, error) {
 	i.mu.Lock()

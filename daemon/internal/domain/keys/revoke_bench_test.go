@@ -16,7 +16,7 @@ import (
 var from = netip.MustParseAddr("192.0.2.1")
 
 // The time to revoke one of 10,000 keys that has 1,000 requests in progress: until Revoke returns (ack), and until the
-// last request is cancelled (cut), compared with one fsync.
+// last request is canceled (cut), compared with one fsync.
 func BenchmarkRevoke(b *testing.B) {
 	const others, requests = 10_000, 1_000
 	dir := filepath.Join(b.TempDir(), "state")

@@ -12,17 +12,17 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// cancelledByRefusal waits until ctx is cancelled, and checks that the cause is that its key is refused.
-func cancelledByRefusal(t testing.TB, ctx context.Context) {
+// canceledByRefusal waits until ctx is canceled, and checks that the cause is that its key is refused.
+func canceledByRefusal(t testing.TB, ctx context.Context) {
 	t.Helper()
 	<-ctx.Done()
 	if cause := context.Cause(ctx); !errdefs.IsUnauthorized(cause) {
-		t.Errorf("the context was cancelled with the cause %v", cause)
+		t.Errorf("the context was canceled with the cause %v", cause)
 	}
 }
 
-// When a key becomes invalid in any way, the contexts that are bound to it are cancelled. A context that is bound
-// later, by a request that was verified before, is cancelled at once.
+// When a key becomes invalid in any way, the contexts that are bound to it are canceled. A context that is bound
+// later, by a request that was verified before, is canceled at once.
 func TestBoundContextsEndWithTheirKey(t *testing.T) {
 	tests := map[string]struct {
 		req IssueRequest
@@ -86,26 +86,26 @@ func TestBoundContextsEndWithTheirKey(t *testing.T) {
 				finished, finish := p.Bind(t.Context())
 				finish()
 				if context.Cause(finished) != context.Canceled {
-					t.Errorf("the cause of a context that its owner cancelled is %v", context.Cause(finished))
+					t.Errorf("the cause of a context that its owner canceled is %v", context.Cause(finished))
 				}
 				if before.Err() != nil {
-					t.Fatal("the context is cancelled although the key is live")
+					t.Fatal("the context is canceled although the key is live")
 				}
 				tt.end(t, i, r)
-				cancelledByRefusal(t, before)
+				canceledByRefusal(t, before)
 				after, cancel := p.Bind(t.Context())
 				defer cancel()
 				if after.Err() == nil {
-					t.Error("a context that was bound after the key became invalid is not cancelled")
+					t.Error("a context that was bound after the key became invalid is not canceled")
 				}
-				cancelledByRefusal(t, after)
+				canceledByRefusal(t, after)
 				refused(t, v, token)
 				if !strings.Contains(name, "restore of another") && name != "reset" {
 					bound, cancel := otherPrincipal.Bind(t.Context())
 					defer cancel()
 					synctest.Wait()
 					if bound.Err() != nil {
-						t.Errorf("the context of another key was cancelled as well: %v", context.Cause(bound))
+						t.Errorf("the context of another key was canceled as well: %v", context.Cause(bound))
 					}
 				}
 			})
@@ -113,20 +113,20 @@ func TestBoundContextsEndWithTheirKey(t *testing.T) {
 	}
 }
 
-// A context that is bound to a Principal that Verify did not return, as in dev mode, is cancelled only with its parent.
+// A context that is bound to a Principal that Verify did not return, as in dev mode, is canceled only with its parent.
 func TestBindWithoutSession(t *testing.T) {
 	t.Parallel()
 	parent, end := context.WithCancel(context.Background())
 	ctx, cancel := Principal{KeyID: "dev"}.Bind(parent)
 	defer cancel()
 	if ctx.Err() != nil {
-		t.Error("the context is cancelled before its parent")
+		t.Error("the context is canceled before its parent")
 	}
 	end()
 	<-ctx.Done()
 }
 
-// A request that arrives during a revocation is either refused or cancelled. None continues after Revoke has returned.
+// A request that arrives during a revocation is either refused or canceled. None continues after Revoke has returned.
 func TestNoRequestOutlivesARevocation(t *testing.T) {
 	t.Parallel()
 	_, i, v := newIssuer(t)
@@ -144,7 +144,7 @@ func TestNoRequestOutlivesARevocation(t *testing.T) {
 					}
 					ctx, cancel := p.Bind(context.Background())
 					if ctx.Err() != nil {
-						cancelledByRefusal(t, ctx)
+						canceledByRefusal(t, ctx)
 					}
 					cancel()
 				}
@@ -157,9 +157,9 @@ func TestNoRequestOutlivesARevocation(t *testing.T) {
 		refused(t, v, token)
 		late, cancelLate := p.Bind(context.Background())
 		if late.Err() == nil {
-			t.Error("a context that was bound after the revocation is not cancelled")
+			t.Error("a context that was bound after the revocation is not canceled")
 		}
-		cancelledByRefusal(t, bound)
+		canceledByRefusal(t, bound)
 		wg.Wait()
 		cancel()
 		cancelLate()

@@ -8,7 +8,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
 )
 
-// The fakes fulfil the same contracts as the real implementations.
+// The fakes fulfill the same contracts as the real implementations.
 func TestFakePortal(t *testing.T) {
 	sandboxtest.TestPortal(t, func(t *testing.T) sandbox.Portal {
 		p, err := sandboxtest.NewGuest().Connect(t.Context(), nil)

@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// entry is the state of a name: the sandbox that currently has the name, and a lock that serialises starts and stops of
+// entry is the state of a name: the sandbox that currently has the name, and a lock that serializes starts and stops of
 // the name.
 type entry struct {
 	name Name
 	// lock is held by the start or stop in progress. It is a channel so that waiters get it in order and can stop waiting
-	// when their context is cancelled.
+	// when their context is canceled.
 	lock chan struct{}
 
 	mu       sync.Mutex
@@ -24,7 +24,7 @@ type entry struct {
 	queues   map[Language]chan struct{}
 	sample   cpuSample
 
-	// connecting serialises connection, which takes too long to hold mu. It is a channel for the same reasons as lock.
+	// connecting serializes connection, which takes too long to hold mu. It is a channel for the same reasons as lock.
 	connecting chan struct{}
 }
 

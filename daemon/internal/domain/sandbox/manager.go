@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	// cleanupTimeout limits cleanup, which continues even after the caller's context is cancelled.
+	// cleanupTimeout limits cleanup, which continues even after the caller's context is canceled.
 	cleanupTimeout = time.Minute
 	// parallelism limits how many microVMs one operation handles at the same time.
 	parallelism = 8
@@ -50,12 +50,12 @@ type Options struct {
 	Log        *slog.Logger
 }
 
-// Manager owns the sandboxes of a server. It alone changes their records, and it serialises the operations on each name.
+// Manager owns the sandboxes of a server. It alone changes their records, and it serializes the operations on each name.
 // Call Recover before any other method, and Close at the end.
 type Manager struct {
 	Options
 
-	// lifetime is cancelled by Close. The watchers run under it.
+	// lifetime is canceled by Close. The watchers run under it.
 	lifetime    context.Context
 	endLifetime context.CancelFunc
 	watchers    sync.WaitGroup

@@ -215,7 +215,7 @@ func TestStartTimeout(t *testing.T) {
 
 // A start that its caller cancels, for example because the client disconnected, leaves no microVM and no record, unless the
 // microVM cannot be removed.
-func TestCancelledStart(t *testing.T) {
+func TestCanceledStart(t *testing.T) {
 	for _, removable := range []bool{true, false} {
 		f := newFixture(t)
 		errDisconnected := errors.New("the client has disconnected")
@@ -262,8 +262,8 @@ func TestStartAfterAnAttemptThatCannotBeRemoved(t *testing.T) {
 	})
 }
 
-// A run that waits for another run to connect to the sandbox stops waiting when its context is cancelled.
-func TestWaitForConnectionIsCancelled(t *testing.T) {
+// A run that waits for another run to connect to the sandbox stops waiting when its context is canceled.
+func TestWaitForConnectionIsCanceled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
 		if err := f.Start(t.Context(), testName, Request{}); err != nil {

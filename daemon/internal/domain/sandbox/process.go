@@ -92,7 +92,7 @@ func (Exit) event()   {}
 
 // Portal is a connection to the portal, the helper program inside a sandbox. An error of one of its methods means that the
 // connection does not work and that nothing was started; it is errdefs.ErrUnavailable, or the cause of the end of the
-// context. A process ends when the context that it was started with is cancelled.
+// context. A process ends when the context that it was started with is canceled.
 type Portal interface {
 	Ping(ctx context.Context) error
 	RunCode(ctx context.Context, code Code) (Process, error)

@@ -111,7 +111,7 @@ type process struct {
 	id     string // of the sandbox
 	endRun func()
 	cancel context.CancelFunc
-	// cause returns why the context of the process was cancelled.
+	// cause returns why the context of the process was canceled.
 	cause func() error
 	once  sync.Once
 }

@@ -196,7 +196,7 @@ func TestEndedRunsFreeTheirPlace(t *testing.T) {
 				_, err = p.Next()
 			}
 		}},
-		{"a cancelled context", func() {
+		{"a canceled context", func() {
 			ctx, cancel := context.WithCancel(t.Context())
 			if p, err := f.RunCode(ctx, testName, code("1")); err == nil {
 				cancel()

@@ -37,7 +37,7 @@ type Request struct {
 
 // Start starts a sandbox and returns when its guest has answered. Starting a running sandbox again with the same
 // configuration does nothing; with another configuration, Start returns errdefs.ErrAlreadyExists and says what differs. If
-// ctx is cancelled before the sandbox runs, Start removes the sandbox and its record. If Stop is called meanwhile, it
+// ctx is canceled before the sandbox runs, Start removes the sandbox and its record. If Stop is called meanwhile, it
 // cancels the start and then removes both.
 func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	cfg, err := m.configure(name, req)
@@ -200,7 +200,7 @@ func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
 }
 
 // fail removes rec's microVM and records that the sandbox failed, with reason and cause; cause may be nil. It continues even
-// if ctx is cancelled.
+// if ctx is canceled.
 func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string, cause error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
@@ -221,7 +221,7 @@ func (m *Manager) fail(ctx context.Context, e *entry, rec Record, reason string,
 
 // erase removes rec's microVM and then its record. If the microVM cannot be removed, it records that the sandbox failed,
 // with reason. If only the record cannot be removed, the sandbox remains as failed, without a microVM, until it is stopped
-// or started again. erase continues even if ctx is cancelled.
+// or started again. erase continues even if ctx is canceled.
 func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// Stop stops a sandbox and removes its microVM, its resources and its record. A start in progress is cancelled. Stop
+// Stop stops a sandbox and removes its microVM, its resources and its record. A start in progress is canceled. Stop
 // returns errdefs.ErrNotFound if there is no such sandbox. It does not depend on the store: even if the disk is full or
 // broken, it removes the microVM, which frees what the sandbox has written.
 func (m *Manager) Stop(ctx context.Context, name Name) error {

@@ -136,6 +136,23 @@
     failRun?.(Object.assign(new Error('Script execution was interrupted by `SIGINT`'), { code: INTERRUPTED }));
   }
 
+  const pause = new vm.Script('Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)');
+
+  // takeInterrupts waits for a second interrupt that the portal may have sent, so that it does not hit a
+  // later run. Node may also remember one of two interrupts until a script runs long enough to be
+  // interrupted, so run one that only waits.
+  async function takeInterrupts() {
+    await new Promise((done) => setTimeout(done, 10));
+    for (let i = 0; i < 3; i++) {
+      try {
+        pause.runInThisContext({ breakOnSigint: true });
+        return;
+      } catch {
+        // It was interrupted.
+      }
+    }
+  }
+
   // run evaluates code, prints its error if it threw one, and returns whether it succeeded. If the
   // code's value is a promise, as after a last line `main()`, the run ends when the promise settles.
   // An endless loop after an await cannot be interrupted: Node handles SIGINT in running code only
@@ -154,8 +171,7 @@
     } catch (err) {
       failRun = null;
       if (err instanceof Exit) return err.code === 0;
-      // The portal may have sent a second interrupt. Wait for it so that it does not hit the next run.
-      if (err?.code === INTERRUPTED) await new Promise((done) => setTimeout(done, 10));
+      if (err?.code === INTERRUPTED) await takeInterrupts();
       try {
         show(err);
       } catch {

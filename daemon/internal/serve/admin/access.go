@@ -104,7 +104,7 @@ func (s *Server) handle(ctx context.Context, method string, call func() error) e
 		return rpcerr.GRPC(err)
 	}
 	err := call()
-	if err != nil && ctx.Err() == nil { // do not log calls that the client cancelled
+	if err != nil && ctx.Err() == nil { // do not log calls that the client canceled
 		s.Log.Warn("admin call failed", "method", method, "uid", peer.UID, "err", err)
 	}
 	return rpcerr.GRPC(err)

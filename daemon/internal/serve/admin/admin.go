@@ -127,7 +127,7 @@ func New(o Options) *Server { return &Server{Options: o} }
 // be endless, are ended immediately.
 const drainTimeout = 5 * time.Second
 
-// Serve serves calls on l until ctx is cancelled. Then it waits for calls in progress and closes l. It can be called
+// Serve serves calls on l until ctx is canceled. Then it waits for calls in progress and closes l. It can be called
 // before the daemon is ready: until then, it serves only the methods that State permits.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(
@@ -145,7 +145,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	})
 	err := g.Serve(l)
 	if stopDraining() {
-		return fmt.Errorf("serve admin socket: %w", err) // ctx is not cancelled, so the listener has failed
+		return fmt.Errorf("serve admin socket: %w", err) // ctx is not canceled, so the listener has failed
 	}
 	<-drained
 	return nil

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -68,7 +69,7 @@ func TestNothingElseIsServed(t *testing.T) {
 	}
 }
 
-func TestPeersAreAuthorised(t *testing.T) {
+func TestPeersAreAuthorized(t *testing.T) {
 	group, err := user.LookupGroup("daemon")
 	if err != nil {
 		t.Fatal(err)
@@ -233,9 +234,15 @@ func TestSandboxesAndImages(t *testing.T) {
 	if diff := cmp.Diff(wantImages, imported.GetImages(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
+	f.images.err = fmt.Errorf("/y.tar is not an image: %w", errdefs.ErrInvalidArgument)
+	if _, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/y.tar"}); err == nil {
+		t.Error("a failed import returns no error")
+	}
 	wantEvents := []audit.Event{
 		{Action: audit.SandboxStop, Actor: "uid:1234", Target: "default/my-env"},
 		{Action: audit.ImageImport, Actor: "uid:1234", Target: "/x.tar"},
+		{Action: audit.ImageImport, Actor: "uid:1234", Target: "/y.tar"},
+		{Action: audit.ImportFailed, Actor: "uid:1234", Target: "/y.tar", Detail: map[string]string{"error": "/y.tar is not an image"}},
 	}
 	if diff := cmp.Diff(wantEvents, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)

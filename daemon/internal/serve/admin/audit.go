@@ -37,9 +37,12 @@ func (s *Server) VerifyAudit(ctx context.Context, _ *adminv1.VerifyAuditRequest)
 	return resp, nil
 }
 
-// SealAudit implements AdminServiceServer.
+// SealAudit implements AdminServiceServer. If there is nothing to seal, the response has no segment.
 func (s *Server) SealAudit(ctx context.Context, _ *adminv1.SealAuditRequest) (*adminv1.SealAuditResponse, error) {
 	segment, err := s.Audit.SealAudit(ctx, audit.ActorUID(s.uid(ctx)))
+	if errdefs.IsFailedPrecondition(err) {
+		return new(adminv1.SealAuditResponse), nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -185,7 +185,7 @@ func TestUseAndRevocationOfAKey(t *testing.T) {
 	select {
 	case <-ctx.Done(): // Bind cancels it in another goroutine, a moment after RevokeKey has returned
 	case <-time.After(time.Minute):
-		t.Error("requests in progress were not cancelled")
+		t.Error("requests in progress were not canceled")
 	}
 	for _, ref := range []string{"no-such-key", "0000000000000000"} {
 		_, get := f.client.GetKey(t.Context(), &adminv1.GetKeyRequest{Ref: ref})

@@ -161,10 +161,14 @@ func (s *fakeSandboxes) Stop(_ context.Context, name sandbox.Name) error {
 type fakeImages struct {
 	list     []sandbox.Image
 	imported []string
+	err      error // of Import
 }
 
 func (i *fakeImages) Import(_ context.Context, path string) ([]sandbox.Image, error) {
 	i.imported = append(i.imported, path)
+	if i.err != nil {
+		return nil, i.err
+	}
 	return i.list, nil
 }
 

@@ -7,6 +7,8 @@ import (
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // ListSandboxes implements AdminServiceServer.
@@ -37,13 +39,18 @@ func (s *Server) StopSandbox(ctx context.Context, req *adminv1.StopSandboxReques
 	return new(adminv1.StopSandboxResponse), nil
 }
 
-// ImportImage implements AdminServiceServer.
+// ImportImage implements AdminServiceServer. It records the import before it begins, so that no image is added without an
+// entry. If the import then fails, a second entry says so.
 func (s *Server) ImportImage(ctx context.Context, req *adminv1.ImportImageRequest) (*adminv1.ImportImageResponse, error) {
 	if err := s.record(ctx, audit.Event{Action: audit.ImageImport, Target: req.GetPath()}); err != nil {
 		return nil, err
 	}
 	images, err := s.Images.Import(ctx, req.GetPath())
 	if err != nil {
+		failed := audit.Event{Action: audit.ImportFailed, Target: req.GetPath(), Detail: map[string]string{"error": bounded.Short(rpcerr.Message(err))}}
+		if recordErr := s.record(ctx, failed); recordErr != nil {
+			s.Log.Error("could not record that an import failed", "path", req.GetPath(), "err", recordErr)
+		}
 		return nil, err
 	}
 	return &adminv1.ImportImageResponse{Images: toProtos(images, imageProto)}, nil

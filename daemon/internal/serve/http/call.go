@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
@@ -90,13 +91,16 @@ func (g *Gateway) route(c *Call, r *http.Request) (err error) {
 		return c.err
 	}
 	// No endpoint matched, so the mux wrote a response itself, which is replaced here.
-	// A client that posts to the root has the wrong path, not the wrong method.
-	if c.response.status == http.StatusMethodNotAllowed && r.URL.Path != rpc.RootPath {
+	if c.response.status == http.StatusMethodNotAllowed {
 		if _, exists := g.metrics.served[r.URL.Path]; exists {
 			c.path = r.URL.Path
 		}
 		allow := c.response.Header().Get("Allow")
-		refusal := newRefusal(http.StatusMethodNotAllowed, "this path accepts only "+allow)
+		message := "this path accepts only " + allow
+		if r.URL.Path == rpc.RootPath {
+			message += "; send calls to " + rpc.Path
+		}
+		refusal := newRefusal(http.StatusMethodNotAllowed, message)
 		refusal.Header = http.Header{"Allow": {allow}}
 		return refusal
 	}
@@ -212,6 +216,8 @@ type Refusal struct {
 	Header http.Header
 	// ClientError is the body of the response.
 	ClientError *rpc.Error
+	// ID is the id of the JSON-RPC request, or nil if it is not known.
+	ID jsontext.Value
 	// Cause is written to the log only. It must not contain text that a client sent.
 	Cause error
 }

@@ -50,7 +50,7 @@ type Options struct {
 	// too low. A further connection replaces the oldest one on which no valid key was sent; if there is none, it waits to
 	// be accepted. One source gets at most half of them, unless it is this machine or a trusted proxy.
 	MaxConnections int
-	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honoured. Without it, all clients behind a
+	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is honored. Without it, all clients behind a
 	// proxy have the address of the proxy in the log, and share its connection limit.
 	TrustedProxies []netip.Prefix
 	// Metrics is the registry that GET /metrics returns. The gateway registers its own metrics there. nil means a new

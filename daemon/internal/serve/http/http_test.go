@@ -42,7 +42,7 @@ func TestRoutes(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{"/", "/api/v1/rpc/", "//api/v1/rpc", "/api/v1/../v1/rpc", "/api/v1/RPC", "*"} {
+	for _, path := range []string{"/api/v1/rpc/", "//api/v1/rpc", "/api/v1/../v1/rpc", "/api/v1/RPC", "*"} {
 		WantError(t, send(http.MethodPost, path), http.StatusNotFound, rpc.CodeInvalidRequest)
 	}
 	for _, path := range []string{rpc.HealthPath, "/healthz"} {
@@ -78,9 +78,10 @@ func TestRoot(t *testing.T) {
 			t.Errorf("%s / reveals the version: %s", method, text)
 		}
 	}
-	e := WantError(t, s.Post(Request("sandbox.metrics.get", "{}"), At(http.MethodPost, "/")), http.StatusNotFound, rpc.CodeInvalidRequest)
-	if !strings.Contains(e.Message, rpc.Path) {
-		t.Errorf("POST /: the message does not name the right path: %s", e.Message)
+	w := s.Post(Request("sandbox.metrics.get", "{}"), At(http.MethodPost, "/"))
+	e := WantError(t, w, http.StatusMethodNotAllowed, rpc.CodeInvalidRequest)
+	if !strings.Contains(e.Message, rpc.Path) || w.Header().Get("Allow") != "GET, HEAD" {
+		t.Errorf("POST /: the message does not name the right path, or Allow is wrong: %s, %v", e.Message, w.Header())
 	}
 }
 

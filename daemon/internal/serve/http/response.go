@@ -180,7 +180,7 @@ func (w *response) finish(err error) (cause error) {
 				w.Header()[name] = values
 			}
 			rpcerr.SetHeaders(w.Header(), r.Status, r.ClientError)
-			rpcerr.WriteResponse(&w.buffer, nil, r.ClientError, nil)
+			rpcerr.WriteResponse(&w.buffer, nil, r.ClientError, r.ID)
 		} else if w.hijacked == nil {
 			w.status = r.Status // for the log and the metrics; the client already has another status
 		}

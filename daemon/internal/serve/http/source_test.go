@@ -11,7 +11,7 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-// X-Forwarded-For is honoured only from trusted proxies. It determines the client only up to the last address that is
+// X-Forwarded-For is honored only from trusted proxies. It determines the client only up to the last address that is
 // not a trusted proxy.
 func TestTrustedProxies(t *testing.T) {
 	s := New(t, func(o *Setup) {

@@ -19,11 +19,11 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/modelcontextprotocol/go-sdk/jsonrpc"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
 
 	"github.com/msbd/msbd/api/rpc"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
@@ -32,7 +32,7 @@ var Revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"}
 
 // Methods is the table of JSON-RPC methods. *rpc.Service of package serve/rpc implements it.
 type Methods interface {
-	// Call calls a method with named params on behalf of the caller of c. It is cancelled with ctx. If excerpt is not 0,
+	// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not 0,
 	// the output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
 	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error)
 	// Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is
@@ -49,6 +49,9 @@ const instructions = "Start a sandbox (a microVM) with sandbox_start, run code a
 // send with every request. The server keeps no session for it. It only distinguishes the clients of one key, so that a
 // client can cancel only its own calls.
 const sessionHeader = "Mcp-Session-Id"
+
+// revisionHeader carries the revision of the protocol that the client uses.
+const revisionHeader = "MCP-Protocol-Version"
 
 // Handler serves MCP. Create it with New.
 type Handler struct {
@@ -104,7 +107,7 @@ func (h *Handler) Endpoint() gateway.Endpoint {
 // request is one HTTP request, which may hold several messages.
 type request struct {
 	call *gateway.Call
-	// ctx is cancelled when the client disconnects, its key becomes invalid, or it cancels its tool call. It is kept
+	// ctx is canceled when the client disconnects, its key becomes invalid, or it cancels its tool call. It is kept
 	// here because the library does not derive the context of a tool from that of the HTTP request.
 	ctx context.Context
 	// sem is a semaphore of one: the calls of a batch run one after the other, so that a batch cannot evade the limits
@@ -117,8 +120,7 @@ type request struct {
 // long.)
 type requestKey struct{}
 
-// guard recovers from panics in goroutines of the library, which would otherwise end msbd, and refuses
-// subscriptions/listen, whose response would never end.
+// guard recovers from panics in goroutines of the library, which would otherwise end msbd.
 func guard(next sdk.MethodHandler) sdk.MethodHandler {
 	return func(ctx context.Context, method string, req sdk.Request) (res sdk.Result, err error) {
 		defer func() {
@@ -126,35 +128,19 @@ func guard(next sdk.MethodHandler) sdk.MethodHandler {
 				res, err = nil, fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 			}
 		}()
-		if method == "subscriptions/listen" {
-			return nil, &jsonrpc.Error{Code: jsonrpc.CodeMethodNotFound, Message: "subscriptions are not supported: the tools and prompts of this server never change"}
-		}
 		return next(ctx, method, req)
 	}
 }
 
-// message is the part of a JSON-RPC message that serve reads before it passes the request to the library.
-type message struct {
-	ID     jsontext.Value `json:"id"`
-	Method string         `json:"method"`
-	Params struct {
-		Meta struct {
-			ProgressToken jsontext.Value `json:"progressToken"`
-		} `json:"_meta"`
-		RequestID jsontext.Value `json:"requestId"`
-	} `json:"params"`
-}
-
 // serve handles one HTTP request.
 func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
-	var m message
-	if json.Unmarshal(c.Body, &m) != nil {
-		m = message{} // a batch, or a body that the library will refuse
-	}
+	m, id, invalid := checkMessages(c.Body)
+	var params paramsOf
+	_ = json.Unmarshal(m.Params, &params) // a tool reports what is wrong with its arguments
 	req := &request{call: c, ctx: r.Context(), sem: make(chan struct{}, 1)}
 	key := callKey{keyID: c.Principal.KeyID, label: r.Header.Get(sessionHeader), id: string(m.ID)}
 	streams := false
-	switch m.Method {
+	switch m.method() {
 	case "initialize":
 		w.Header().Set(sessionHeader, rand.Text())
 	case "tools/call":
@@ -163,9 +149,9 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		cancellable, remove := h.running.add(req.ctx, key)
 		defer remove()
 		req.ctx = cancellable
-		streams = m.Params.Meta.ProgressToken != nil
+		streams = params.Meta.ProgressToken != nil
 	case "notifications/cancelled":
-		key.id = string(m.Params.RequestID)
+		key.id = string(params.RequestID)
 		h.running.cancel(key)
 	}
 	n, err := h.methods.CountMessages(c.Body)
@@ -173,6 +159,13 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		return err
 	}
 	c.CountCalls(n)
+	revision := r.Header.Get(revisionHeader)
+	if rpcErr := checkRevision(revision); rpcErr != nil {
+		return refuse(rpcErr, nil, revision)
+	}
+	if invalid != nil {
+		return refuse(invalid, id, revision)
+	}
 	library := h.jsonHandler
 	if streams {
 		library = h.eventHandler
@@ -185,6 +178,19 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	library.ServeHTTP(out, r)
 	return out.refusal()
 }
+
+// refuse returns the error for a message whose id is id, or nil if that is not known. Until revision 2026-07-28, the error of
+// a request has the status 200, because 404 tells clients that their session has ended.
+func refuse(rpcErr *rpc.Error, id jsontext.Value, revision string) error {
+	status := rpcerr.HTTPStatus(rpcErr.Code)
+	if id != nil && rpcErr.Code != rpc.CodeInvalidRequest && revision < Revisions[0] {
+		status = http.StatusOK
+	}
+	return &gateway.Refusal{Status: status, ClientError: rpcErr, ID: id, Cause: errNotMCP}
+}
+
+// errNotMCP is logged instead of the exact error, which may quote the request.
+var errNotMCP = errors.New("the body is not a valid MCP message")
 
 // errRefused is logged instead of the library's message, which may quote the client.
 var errRefused = errors.New("the MCP library refused the request")
@@ -270,7 +276,7 @@ type runningCalls struct {
 	cancels map[callKey]context.CancelCauseFunc
 }
 
-// add registers a call until remove is called. The returned context is cancelled when the client cancels the call.
+// add registers a call until remove is called. The returned context is canceled when the client cancels the call.
 func (r *runningCalls) add(ctx context.Context, key callKey) (_ context.Context, remove func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if key.label == "" {
@@ -279,7 +285,7 @@ func (r *runningCalls) add(ctx context.Context, key callKey) (_ context.Context,
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, duplicate := r.cancels[key]; duplicate {
-		return ctx, func() { cancel(nil) } // clients must use unique ids; a second call cannot be cancelled
+		return ctx, func() { cancel(nil) } // clients must use unique ids; a second call cannot be canceled
 	}
 	r.cancels[key] = cancel
 	return ctx, func() {

@@ -105,6 +105,16 @@ func TestRevisions(t *testing.T) {
 			}
 			wantCalls(t, s, "stop default/gone")
 
+			for tool, arguments := range map[string]string{
+				"sandbox_get": "", "sandbox_get_metrics": "", "sandbox_run_code": `,"language":"python","code":"1"`, "sandbox_run_command": `,"command":"true"`,
+			} {
+				res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: tool, Arguments: json.RawMessage(`{"sandbox":"gone"` + arguments + `}`)})
+				if err != nil || !res.IsError || text(t, res) != "sandbox default/gone does not exist; start it with sandbox_start" {
+					t.Errorf("%s of a sandbox that does not exist returns %+v, %v", tool, res, err)
+				}
+			}
+			s.sandboxes.takeCalls()
+
 			for name, want := range map[string]string{
 				"create_python_sandbox": `Create a Python sandbox: call sandbox_start with sandbox "my-env" and config {"image": "microsandbox/python"}. Then run a line of Python code ` +
 					`in it with sandbox_run_code and language "python" to check that it works. Stop it with sandbox_stop when it is no longer needed.`,
@@ -293,7 +303,61 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
-// A batch, which only revision 2025-03-26 has, gets a response to every call, and each call is authorised separately.
+// A message whose form is wrong gets an error in the terms of JSON, with the id of the message.
+func TestMessageErrors(t *testing.T) {
+	s := newSite(t)
+	const notMessage = "not a JSON-RPC 2.0 message: "
+	for _, c := range []struct {
+		body, revision string
+		status         int
+		code           rpc.Code
+		message, id    string
+	}{
+		{`{"jsonrpc":"2.0","id":7,"method":"nope"}`, "", 200, rpc.CodeMethodNotFound, `there is no method "nope"`, "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"nope"}`, "2026-07-28", 404, rpc.CodeMethodNotFound, `there is no method "nope"`, "7"},
+		{`{"jsonrpc":"2.0","id":"x","method":"logging/setLevel","params":{"level":1}}`, "", 200, rpc.CodeMethodNotFound, `there is no method "logging/setLevel"`, `"x"`},
+		{`{"jsonrpc":"2.0","method":"notifications/nope"}`, "", 404, rpc.CodeMethodNotFound, `there is no method "notifications/nope"`, "null"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":5}}`, "", 200, rpc.CodeInvalidParams, "params.name must be a string", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[]}`, "", 200, rpc.CodeInvalidParams, "params must be an object", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"sandbox_list","_meta":5}}`, "", 200, rpc.CodeInvalidParams, "params._meta must be an object", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/call"}`, "", 200, rpc.CodeInvalidParams, "params.name is required", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"initialize"}`, "", 200, rpc.CodeInvalidParams, "params.protocolVersion is required", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"tools/list","params":{"cursor":1}}`, "", 200, rpc.CodeInvalidParams, "params.cursor must be a string", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"prompts/get","params":{"name":"create_node_sandbox","arguments":{"sandbox_name":5}}}`, "", 200,
+			rpc.CodeInvalidParams, "params.arguments must be an object of strings", "7"},
+		{`{"jsonrpc":"2.0","id":7,"method":"prompts/get","params":{"name":"create_node_sandbox"}}`, "", 200,
+			rpc.CodeInvalidParams, "the argument sandbox_name is required", "7"},
+		{`{}`, "", 400, rpc.CodeInvalidRequest, notMessage + `jsonrpc must be the string "2.0"`, "null"},
+		{`{"jsonrpc":"2.0","id":7}`, "", 400, rpc.CodeInvalidRequest, notMessage + "method must be a string", "7"},
+		{`{"jsonrpc":"2.0","id":null,"method":"ping"}`, "", 400, rpc.CodeInvalidRequest, notMessage + "id must be a string or a number", "null"},
+		{`{"jsonrpc":"2.0","method":"tools/call","params":{"name":"x"}}`, "", 400, rpc.CodeInvalidRequest, notMessage + "tools/call needs an id", "null"},
+		{`{"jsonrpc":"2.0","id":7,"method":"notifications/initialized"}`, "", 400, rpc.CodeInvalidRequest,
+			notMessage + "notifications/initialized is a notification, which must not have an id", "7"},
+		{`7`, "", 400, rpc.CodeInvalidRequest, notMessage + "a message must be a JSON object", "null"},
+		{`[7]`, "2025-03-26", 400, rpc.CodeInvalidRequest, notMessage + "a message must be a JSON object", "null"},
+		{`{"jsonrpc":"2.0","id":7,"method":"ping"}`, "1999-01-01", 400, rpc.CodeInvalidRequest,
+			`MCP-Protocol-Version "1999-01-01" is not supported; use one of 2026-07-28, 2025-11-25, 2025-06-18, 2025-03-26`, "null"},
+	} {
+		w := s.post(c.body, func(r *http.Request) {
+			if c.revision != "" {
+				r.Header.Set("Mcp-Protocol-Version", c.revision)
+			}
+		})
+		var res struct {
+			ID    json.RawMessage
+			Error rpc.Error
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
+			t.Errorf("%s: %d %s: %v", c.body, w.Code, w.Body, err)
+		}
+		if w.Code != c.status || res.Error.Code != c.code || res.Error.Message != c.message || string(res.ID) != c.id {
+			t.Errorf("%s: got %d %s,\nwant %d with code %d, message %q and id %s", c.body, w.Code, w.Body, c.status, c.code, c.message, c.id)
+		}
+		wantCalls(t, s)
+	}
+}
+
+// A batch, which only revision 2025-03-26 has, gets a response to every call, and each call is authorized separately.
 func TestBatch(t *testing.T) {
 	s := newSite(t)
 	limited, _ := s.issue(t, keys.IssueRequest{Namespaces: []string{"own"}})
@@ -354,7 +418,7 @@ func TestAccessLog(t *testing.T) {
 }
 
 // Every MCP request needs a valid key, whose scopes and namespaces decide which tools it may call.
-func TestAuthorisation(t *testing.T) {
+func TestAuthorization(t *testing.T) {
 	s := newSite(t)
 	reset := s.key
 	if _, err := s.Keys.Reset(t.Context(), 0); err != nil {

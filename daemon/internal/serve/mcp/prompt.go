@@ -31,7 +31,10 @@ func (p prompt) describe() *sdk.Prompt {
 }
 
 func (p prompt) get(_ context.Context, req *sdk.GetPromptRequest) (*sdk.GetPromptResult, error) {
-	sandbox := req.Params.Arguments[sandboxName]
+	sandbox, given := req.Params.Arguments[sandboxName]
+	if !given {
+		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: "the argument " + sandboxName + " is required"}
+	}
 	// Refuse anything but a valid name, because the text below is an instruction to a model.
 	if err := name.Validate(sandboxName, sandbox); err != nil {
 		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcerr.Message(err)}

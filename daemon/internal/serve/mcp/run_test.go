@@ -29,16 +29,16 @@ const (
 	waitTimeout = 10 * time.Second // how long a test waits for an event
 )
 
-// blockRuns makes every run block until its context is cancelled, and signals both its start and its cancellation.
-func (s *site) blockRuns() (started, cancelled chan struct{}) {
-	started, cancelled = make(chan struct{}, 16), make(chan struct{}, 16)
+// blockRuns makes every run block until its context is canceled, and signals both its start and its cancellation.
+func (s *site) blockRuns() (started, canceled chan struct{}) {
+	started, canceled = make(chan struct{}, 16), make(chan struct{}, 16)
 	s.sandboxes.onRun = func(ctx context.Context) error {
 		started <- struct{}{}
 		<-ctx.Done()
-		cancelled <- struct{}{}
+		canceled <- struct{}{}
 		return context.Cause(ctx)
 	}
-	return started, cancelled
+	return started, canceled
 }
 
 func await(t testing.TB, what string, c <-chan struct{}) {
@@ -55,7 +55,7 @@ func TestCancel(t *testing.T) {
 	for _, revision := range Revisions {
 		t.Run(revision, func(t *testing.T) {
 			s := newSite(t)
-			started, cancelled := s.blockRuns()
+			started, canceled := s.blockRuns()
 			c, err := connect(t, s.listen(t), s.key, revision, nil)
 			if err != nil {
 				t.Fatal(err)
@@ -70,7 +70,7 @@ func TestCancel(t *testing.T) {
 			}()
 			await(t, "the run to start", started)
 			cancel()
-			await(t, "the run to be cancelled", cancelled)
+			await(t, "the run to be canceled", canceled)
 			if err := <-failed; !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
@@ -83,12 +83,12 @@ func TestCancel(t *testing.T) {
 	}
 }
 
-// If the client disconnects, its run is cancelled, in any revision, with or without progress notifications.
+// If the client disconnects, its run is canceled, in any revision, with or without progress notifications.
 func TestClientDisconnects(t *testing.T) {
 	for _, revision := range []string{"2025-03-26", "2025-11-25"} {
 		for _, call := range []string{toolCall(1, "sandbox_run_code", runForever), withProgress(1, runForever)} {
 			s := newSite(t)
-			started, cancelled := s.blockRuns()
+			started, canceled := s.blockRuns()
 			ctx, cancel := context.WithCancel(t.Context())
 			returned := make(chan struct{})
 			go func() {
@@ -97,7 +97,7 @@ func TestClientDisconnects(t *testing.T) {
 			}()
 			await(t, "the run to start", started)
 			cancel()
-			await(t, "the run to be cancelled", cancelled)
+			await(t, "the run to be canceled", canceled)
 			await(t, "the handler to return", returned)
 		}
 	}
@@ -167,7 +167,7 @@ func TestCallsOfABatchRunOneAtATime(t *testing.T) {
 // same key cannot cancel a call that has the same id.
 func TestCancelOnlyOwnCalls(t *testing.T) {
 	s := newSite(t)
-	started, cancelled := s.blockRuns()
+	started, canceled := s.blockRuns()
 	label := s.post(`{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-11-25","capabilities":{},"clientInfo":{"name":"x","version":"1"}}}`).
 		Header().Get(sessionHeader)
 	if label == "" {
@@ -193,12 +193,12 @@ func TestCancelOnlyOwnCalls(t *testing.T) {
 		s.post(body, header(sessionHeader, label))
 	}
 	select {
-	case <-cancelled:
-		t.Fatal("another client cancelled the run")
+	case <-canceled:
+		t.Fatal("another client canceled the run")
 	default:
 	}
 	s.post(cancel, header(sessionHeader, label))
-	await(t, "the run to be cancelled", cancelled)
+	await(t, "the run to be canceled", canceled)
 	if w := <-responses; !strings.Contains(w.Body.String(), canceledMessage) {
 		t.Error(w.Body)
 	}
@@ -270,7 +270,7 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-// When a key is revoked, its runs are cancelled immediately and their results are discarded.
+// When a key is revoked, its runs are canceled immediately and their results are discarded.
 func TestRunsEndWithTheirKey(t *testing.T) {
 	runs := map[string]func(context.Context) error{
 		"run fails":    func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },

@@ -39,6 +39,8 @@ type tool struct {
 	name, method       string
 	title, description string
 	hints              sdk.ToolAnnotations
+	// needsSandbox means that the sandbox must exist, so that the model should start it if it does not.
+	needsSandbox bool
 	// text returns the result as text for people and models. It is nil for a run, which has runText.
 	text func(result jsontext.Value) string
 	// runText is like text. It also returns what programs find under resultMetaKey.
@@ -77,14 +79,14 @@ var tools = []tool{
 		text:        stringText,
 	},
 	{
-		name: "sandbox_run_code", method: rpc.MethodSandboxReplRun, title: "Run code in a sandbox",
+		name: "sandbox_run_code", method: rpc.MethodSandboxReplRun, needsSandbox: true, title: "Run code in a sandbox",
 		description: "Run code in a running sandbox. language is python or node. Later runs can use what the code defines. If the code ends with " +
 			"an expression, its value is printed. timeout is in seconds." + aboutOutput + inNamespace,
 		hints:   sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
 		runText: codeText,
 	},
 	{
-		name: "sandbox_run_command", method: rpc.MethodSandboxCommandRun, title: "Run a command in a sandbox",
+		name: "sandbox_run_command", method: rpc.MethodSandboxCommandRun, needsSandbox: true, title: "Run a command in a sandbox",
 		description: "Run a program in a running sandbox. args are passed to it unchanged, without a shell. For shell syntax, run the command sh " +
 			"with the args -c and the command line. timeout is in seconds." + aboutOutput + inNamespace,
 		hints:   sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
@@ -97,12 +99,12 @@ var tools = []tool{
 		hints: readOnly, text: jsonText,
 	},
 	{
-		name: "sandbox_get", method: rpc.MethodSandboxGet, title: "Get a sandbox",
+		name: "sandbox_get", method: rpc.MethodSandboxGet, needsSandbox: true, title: "Get a sandbox",
 		description: "Get the state, image and size of a sandbox. " + states + " Memory is in MiB." + inNamespace,
 		hints:       readOnly, text: jsonText,
 	},
 	{
-		name: "sandbox_get_metrics", method: rpc.MethodSandboxMetricsGet, title: "Get sandbox metrics",
+		name: "sandbox_get_metrics", method: rpc.MethodSandboxMetricsGet, needsSandbox: true, title: "Get sandbox metrics",
 		description: "List the sandboxes with their state and what each uses: cpu_usage in percent of one processor, memory_usage in MiB, " +
 			"disk_usage in bytes. " + states + " Set sandbox to get only that one. " + allNamespaces + inNamespace,
 		hints: readOnly, text: jsonText,
@@ -190,6 +192,9 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 		stop()
 		if rpcErr != nil && context.Cause(ctx) == errCanceled {
 			rpcErr = &rpc.Error{Code: rpcErr.Code, Message: canceledMessage}
+		}
+		if rpcErr != nil && rpcErr.Code == rpc.CodeNotFound && t.needsSandbox {
+			rpcErr = &rpc.Error{Code: rpcErr.Code, Message: rpcErr.Message + "; start it with sandbox_start", Data: rpcErr.Data}
 		}
 		if rpcErr != nil {
 			return &sdk.CallToolResult{

@@ -137,9 +137,9 @@ func targets(t *testing.T, s *Site) (all []target) {
 	return all
 }
 
-// TestAuthorisation requests every operation with every kind of key. New endpoints and methods are covered
+// TestAuthorization requests every operation with every kind of key. New endpoints and methods are covered
 // automatically.
-func TestAuthorisation(t *testing.T) {
+func TestAuthorization(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		domain := &recorder{}
 		s := New(t, func(o *Setup) { o.Sandboxes = domain })
@@ -285,8 +285,8 @@ func TestAuthorisation(t *testing.T) {
 	})
 }
 
-// Each call of a batch is authorised as if it were sent alone.
-func TestBatchesAreAuthorisedMemberByMember(t *testing.T) {
+// Each call of a batch is authorized as if it were sent alone.
+func TestBatchesAreAuthorizedMemberByMember(t *testing.T) {
 	domain := &recorder{}
 	s := New(t, func(o *Setup) { o.Sandboxes = domain })
 	key := s.Issue(t, keys.IssueRequest{Namespaces: []string{"team-alpha"}, Scopes: []keys.Scope{keys.ScopeStop}})

@@ -37,7 +37,7 @@ var invalidations = map[string]func(ctx context.Context, s *Site, id string) err
 	"expired": func(context.Context, *Site, string) error { return nil },
 }
 
-// A request in progress is cancelled when its key becomes invalid. Its response is the same as for any invalid key,
+// A request in progress is canceled when its key becomes invalid. Its response is the same as for any invalid key,
 // whatever the handler returns.
 func TestRequestsEndWithTheirKey(t *testing.T) {
 	handlers := map[string]func(ctx context.Context) error{
@@ -122,7 +122,7 @@ func TestRequestsOfOtherKeysContinue(t *testing.T) {
 	WantOK(t, <-responses)
 }
 
-// A key that is revoked while the body of its request is read does not authorise that request.
+// A key that is revoked while the body of its request is read does not authorize that request.
 func TestKeyIsRevokedWhileTheBodyIsRead(t *testing.T) {
 	s := New(t)
 	key, id := s.IssueNamed(t, keys.IssueRequest{})

@@ -72,6 +72,7 @@ type schema struct {
 	Pattern              string            `json:"pattern,omitzero"`
 	MinLength            int               `json:"minLength,omitzero"`
 	Minimum              *int              `json:"minimum,omitzero"`
+	Maximum              *int              `json:"maximum,omitzero"`
 	AdditionalProperties any               `json:"additionalProperties,omitzero"` // a schema or false
 }
 
@@ -127,9 +128,8 @@ func (m *method) paramsSchema() schema {
 	})
 	refine(s, "language", func(s *schema) { s.Enum = slices.Sorted(maps.Keys(languages)) })
 	refine(s, "command", func(s *schema) { s.MinLength = 1 })
-	for _, name := range []string{"timeout", "limit"} {
-		refine(s, name, func(s *schema) { s.Minimum = new(int) })
-	}
+	refine(s, "timeout", func(s *schema) { s.Minimum = new(0) })
+	refine(s, "limit", func(s *schema) { s.Minimum, s.Maximum = new(1), new(rpc.MaxPage) })
 	refine(s, "config", func(config *schema) {
 		for _, name := range []string{"cpus", "memory"} {
 			refine(*config, name, func(s *schema) { s.Minimum = new(int) })

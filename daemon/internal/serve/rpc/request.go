@@ -44,7 +44,7 @@ func parseBody(body []byte) (requests []parsedRequest, batch bool, err *rpc.Erro
 		}
 	}
 	if len(requests) > rpc.MaxBatch {
-		return nil, false, invalidRequest("a batch must hold at most %d requests", rpc.MaxBatch)
+		return nil, false, badBatch()
 	}
 	if batch {
 		if _, err := p.ReadToken(); err != nil {
@@ -57,7 +57,7 @@ func parseBody(body []byte) (requests []parsedRequest, batch bool, err *rpc.Erro
 		return nil, false, parseError(err)
 	}
 	if len(requests) == 0 {
-		return nil, false, invalidRequest("a batch must hold at least one request")
+		return nil, false, badBatch()
 	}
 	return requests, batch, nil
 }
@@ -225,7 +225,7 @@ func countMessages(body []byte) (n int, rpcErr *rpc.Error) {
 	case err != io.EOF:
 		return 0, parseError(err)
 	case n == 0 || n > rpc.MaxBatch:
-		return 0, invalidRequest("a batch must hold 1 to %d requests", rpc.MaxBatch)
+		return 0, badBatch()
 	}
 	return n, nil
 }
@@ -361,18 +361,40 @@ func jsonKind(t reflect.Type) string {
 	case reflect.Float64:
 		return "a number"
 	case reflect.Slice:
-		return "an array or null"
+		if t.Elem().Kind() == reflect.String {
+			return "an array of strings"
+		}
+		return "an array"
 	default:
 		return "an object"
 	}
 }
 
+// parseError returns the error for a body that is not strict JSON.
 func parseError(err error) *rpc.Error {
-	return &rpc.Error{Code: rpc.CodeParse, Message: "the body is not strict JSON: " + bounded.Short(strings.TrimPrefix(err.Error(), "jsontext: "))}
+	message := "the body is not strict JSON: "
+	syntax, ok := errors.AsType[*jsontext.SyntacticError](err)
+	switch {
+	case err == io.EOF:
+		message = "the body is empty; send a JSON-RPC 2.0 request"
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		message += "it ends before its last value is complete"
+	case ok && syntax.Err == jsontext.ErrDuplicateName:
+		message += fmt.Sprintf("the name %q occurs twice in an object, at byte %d", bounded.Short(syntax.JSONPointer.LastToken()), syntax.ByteOffset+1)
+	case ok:
+		message += bounded.Short(fmt.Sprintf("%v, at byte %d", syntax.Err, syntax.ByteOffset+1))
+	default:
+		message += bounded.Short(err.Error())
+	}
+	return &rpc.Error{Code: rpc.CodeParse, Message: message}
 }
 
 func invalidRequest(format string, args ...any) *rpc.Error {
 	return &rpc.Error{Code: rpc.CodeInvalidRequest, Message: "not a JSON-RPC 2.0 request: " + fmt.Sprintf(format, args...)}
+}
+
+func badBatch() *rpc.Error {
+	return invalidRequest("a batch must hold 1 to %d requests", rpc.MaxBatch)
 }
 
 func invalidParams(format string, args ...any) *rpc.Error {

@@ -1,5 +1,5 @@
 // Package rpc serves JSON-RPC 2.0. One table of methods defines the calls that every HTTP path accepts, the tools of
-// MCP, the scope checks and the result of rpc.discover. The package decodes requests strictly, authorises each call,
+// MCP, the scope checks and the result of rpc.discover. The package decodes requests strictly, authorizes each call,
 // calls the sandbox domain, and collects the output of a run into one response. It contains no sandbox logic itself.
 // Package daemon creates the Service.
 package rpc

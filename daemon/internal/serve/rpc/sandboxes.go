@@ -84,11 +84,10 @@ func (s *Service) stop(ctx context.Context, _ *call, namespace string, p rpc.Sto
 // page begins, whatever was started or stopped in between.
 func (s *Service) list(_ context.Context, _ *call, namespaces []string, p rpc.ListParams) (rpc.ListResult, error) {
 	limit := rpc.MaxPage
-	switch {
-	case p.Limit < 0:
-		return rpc.ListResult{}, fmt.Errorf("limit %d is negative; give a number from 1 to %d: %w", p.Limit, rpc.MaxPage, errdefs.ErrInvalidArgument)
-	case p.Limit > 0:
-		limit = min(limit, p.Limit)
+	if p.Limit != nil {
+		if limit = *p.Limit; limit < 1 || limit > rpc.MaxPage {
+			return rpc.ListResult{}, fmt.Errorf("limit %d: give a number from 1 to %d: %w", limit, rpc.MaxPage, errdefs.ErrInvalidArgument)
+		}
 	}
 	recs, err := s.sandboxes.ListIn(namespaces)
 	if err != nil {

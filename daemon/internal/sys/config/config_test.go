@@ -170,13 +170,13 @@ func TestEverySettingInEverySource(t *testing.T) {
 }
 
 func TestAllProblemsAtOnce(t *testing.T) {
-	_, err := load(t, "colour = 1\nmax_cpus = []\nstate_dir = \"relative\"",
+	_, err := load(t, "color = 1\nmax_cpus = []\nstate_dir = \"relative\"",
 		map[string]string{"MSBD_DEFAULT_CPUS": "many", "MSBD_DEV": "maybe"},
 		map[string]string{"max-run-time": "5", "accelerator": "xen", "port": "99999"})
 	if !errdefs.IsInvalidArgument(err) {
 		t.Fatalf("Load: %v, want invalid argument", err)
 	}
-	for _, want := range []string{`"colour"`, "max_cpus", "relative", "MSBD_DEFAULT_CPUS", "MSBD_DEV", "max-run-time", "xen", "99999"} {
+	for _, want := range []string{`"color"`, "max_cpus", "relative", "MSBD_DEFAULT_CPUS", "MSBD_DEV", "max-run-time", "xen", "99999"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not mention %s:\n%v", want, err)
 		}
@@ -307,10 +307,10 @@ func TestTables(t *testing.T) {
 	}
 	for bad, want := range map[string]string{
 		"kata_shim = \"/a\"\n[kata]\nshim = \"/b\"": "kata_shim and kata.shim",
-		"[kata]\ncolour = 1":                        `"kata_colour"`,
+		"[kata]\ncolor = 1":                         `"kata_color"`,
 		"[kata.config]\npath = \"/c\"":              "kata_config",
 		"[dev]\non = true":                          "dev",
-		"[colour]\nred = 1":                         `"colour"`,
+		"[color]\nred = 1":                          `"color"`,
 	} {
 		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want invalid argument mentioning %s", bad, err, want)
@@ -334,7 +334,7 @@ func TestQuotas(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{
-		"[namespace.a]\nsandboxes = -1", "[namespace.a]\nsandboxes = \"many\"", "[namespace.a]\ncolour = 1", "namespace = 3",
+		"[namespace.a]\nsandboxes = -1", "[namespace.a]\nsandboxes = \"many\"", "[namespace.a]\ncolor = 1", "namespace = 3",
 		"[namespace]\na = 1", "[namespace.\"../x\"]\nruns = 1", "quota_cpus = -1",
 	} {
 		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) {

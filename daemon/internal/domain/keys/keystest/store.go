@@ -16,7 +16,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 )
 
-// TestStore tests that an implementation fulfils the contract of keys.Store. open returns an empty store. reopen closes
+// TestStore tests that an implementation fulfills the contract of keys.Store. open returns an empty store. reopen closes
 // a store and opens it again, like a restart of the server. reopen must be nil if the implementation does not persist
 // anything.
 func TestStore(t *testing.T, open func(t *testing.T) keys.Store, reopen func(t *testing.T, s keys.Store) keys.Store) {

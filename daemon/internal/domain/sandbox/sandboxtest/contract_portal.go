@@ -165,7 +165,7 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 			t.Errorf("unknown language: got error %v, want InvalidArgument", err)
 		}
 	})
-	t.Run("a process ends when its context is cancelled", func(t *testing.T) {
+	t.Run("a process ends when its context is canceled", func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo started; sleep 60"))
 		if err != nil {

@@ -94,10 +94,10 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	}
 
 	waitCtx, cancelWait := context.WithCancelCause(ctx)
-	errCancelled := errors.New("cancelled")
-	cancelWait(errCancelled)
-	if _, err := r.Wait(waitCtx, id); !errors.Is(err, errCancelled) {
-		t.Errorf("cancelled wait: got error %v, want the cause", err)
+	errCanceled := errors.New("canceled")
+	cancelWait(errCanceled)
+	if _, err := r.Wait(waitCtx, id); !errors.Is(err, errCanceled) {
+		t.Errorf("canceled wait: got error %v, want the cause", err)
 	}
 	ended := make(chan string, 1)
 	go func() {

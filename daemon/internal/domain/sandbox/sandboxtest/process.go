@@ -11,7 +11,7 @@ import (
 // Process is a sandbox.Process with the events that Body returns.
 type Process struct {
 	// Body returns the events before the exit, and the exit code or an error. The first Next calls it, with a context
-	// that is cancelled when the process is closed.
+	// that is canceled when the process is closed.
 	Body func(ctx context.Context) ([]sandbox.Event, int, error)
 	// Context is the context that the process was started with.
 	Context context.Context
