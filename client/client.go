@@ -302,6 +302,11 @@ func parseServerURL(text string) (*url.URL, error) {
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return nil, errorf(errdefs.ErrInvalidArgument, "the server's URL must be https://HOST[:PORT] or http://HOST[:PORT], without a user, query or fragment")
 	}
+	for _, path := range []string{rpc.Path, rpc.MCPPath} {
+		if strings.HasSuffix(strings.TrimSuffix(u.Path, "/"), path) {
+			return nil, errorf(errdefs.ErrInvalidArgument, "the server's URL must not end with %s: leave that out", path)
+		}
+	}
 	return u, nil
 }
 

@@ -458,6 +458,18 @@ func TestKeyGoesOnlyWhereItIsSafe(t *testing.T) {
 			t.Errorf("%q: %v", serverURL, err)
 		}
 	}
+	for serverURL, path := range map[string]string{"http://127.0.0.1:5555/api/v1/rpc": "/api/v1/rpc", "https://example.org/below/mcp/": "/mcp"} {
+		err := calls["stop"](t.Context(), &Client{ServerURL: serverURL, Key: NewKey(testKey), HTTP: h})
+		if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "must not end with "+path+": leave that out") {
+			t.Errorf("%q: got %v, want an error that names %s", serverURL, err, path)
+		}
+	}
+	for serverURL, shown := range map[string]bool{"foo": true, testKey: false, "http://a:hunter2@example.org": false, "x?hunter2": false} {
+		_, err := LoadConfig(serverURL)
+		if err == nil || strings.Contains(err.Error(), serverURL) != shown || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("LoadConfig(%q): got %v, want an error that contains the URL: %t", serverURL, err, shown)
+		}
+	}
 	for _, bad := range []string{"Bearer " + testKey, "msb_a\r\nHost: x", "msb_é", "\"msb_a b\"", "msb_\x00"} {
 		err := calls["stop"](t.Context(), &Client{Key: NewKey(bad), HTTP: h})
 		if !errors.Is(err, errdefs.ErrInvalidArgument) || strings.Contains(err.Error(), "msb_") {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -70,7 +71,10 @@ func LoadConfig(serverURL string) (*Config, error) {
 	}
 	u, err := parseServerURL(c.ServerURL)
 	if err != nil && serverURL != "" {
-		return nil, err
+		if strings.ContainsAny(serverURL, "@?#") || strings.HasPrefix(serverURL, "msb_") { // it may contain a password or a key
+			return nil, err
+		}
+		return nil, fmt.Errorf("server %q: %w", serverURL, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s from %s: %w", EnvServerURL, c.ServerFrom, err)

@@ -168,7 +168,7 @@ func TestMCPBridgeErrors(t *testing.T) {
 	}{
 		{"another key", url, "msb_bad", `{"jsonrpc":"2.0","id":"x","method":"tools/list"}`, `{"jsonrpc":"2.0","error":{"code":-32002,"message":"the server does not accept the API key from the environment`, ""},
 		{"no key", url, "", `{"jsonrpc":"2.0","id":18446744073709551617,"method":"tools/list"}`, `the server requires an API key, but none was found`, ""},
-		{"no server", gone.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `msbd is not running: nothing listens at`, ""},
+		{"no server", gone.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `"message":"msbd is not running: nothing listens at`, ""},
 		{"another server", other.URL, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`, `did not come from msbd`, ""},
 		{"another revision", url, "msb_good", `{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2099-01-01",` +
 			`"io.modelcontextprotocol/clientCapabilities":{}}}}`, `"supported":["2026-07-28"`, ""}, // the assistant then uses a supported one

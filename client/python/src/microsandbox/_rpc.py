@@ -87,6 +87,14 @@ class Call:
         return pause if pause < remaining else None
 
 
+# What the caller can do about a refused key. The server's text is about the HTTP header.
+_NO_KEY = (
+    "the server requires an API key. No API key was sent: "
+    "pass api_key, or set MSB_API_KEY in the environment or a .env file"
+)
+_BAD_KEY = "the server does not accept the API key: check api_key or MSB_API_KEY"
+
+
 def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: bool = False) -> Any:
     """Return the result in a response, or raise its error. keyless: the call was sent without an API key."""
     answer: Any = None
@@ -99,11 +107,7 @@ def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: boo
             kind = BY_CODE.get(error["code"], MicrosandboxError)
             message = str(error.get("message"))
             if kind is AuthenticationError:
-                message = (
-                    "the server requires an API key. No API key was sent: pass api_key, or set MSB_API_KEY in the environment or a .env file"
-                    if keyless
-                    else "the server does not accept the API key: check api_key or MSB_API_KEY (the server's administrator creates keys)"
-                )
+                message = _NO_KEY if keyless else _BAD_KEY
             raise _error(kind, message, status, headers, error["code"])
         if status == 200 and "result" in answer:
             return answer["result"]

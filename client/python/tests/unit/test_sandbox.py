@@ -467,6 +467,12 @@ async def test_server_url_with_a_path(api: Any, server: Server) -> None:
     assert server.requests[0].path == "/below/api/v1/rpc"
 
 
+async def test_with_a_bad_key(api: Any, server: Server) -> None:
+    server.answer("sandbox.start", error_reply(401, -32002))
+    with pytest.raises(microsandbox.AuthenticationError, match="check api_key or MSB_API_KEY"):
+        await done(api.PythonSandbox.create())
+
+
 async def test_without_a_key(api: Any, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MSB_API_KEY")
     server.answer("sandbox.start", error_reply(401, -32002), ok("started"))

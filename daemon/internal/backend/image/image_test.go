@@ -116,7 +116,7 @@ func TestResolveUnknown(t *testing.T) {
 	ctx := t.Context()
 
 	_, err := store.Resolve(ctx, "microsandbox/ruby")
-	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "msb image import") {
+	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "an administrator can add one with 'msb image import") {
 		t.Errorf("without images: %v", err)
 	}
 	if _, err := store.Import(ctx, writeArchive(t, "docker.io/microsandbox/node:latest", map[string]string{"x": ""})); err != nil {
