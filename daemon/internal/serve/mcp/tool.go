@@ -263,31 +263,37 @@ func arguments(req *sdk.CallToolRequest) jsontext.Value {
 }
 
 // reportProgress sends progress notifications until stop is called, if the client asked for them with a progress token.
-// The first one is sent at once, so that the client and the proxies before it get the headers of the response, and know
-// that the call was accepted.
+// The first one is sent before reportProgress returns, so that the client and the proxies before it get the headers of
+// the response, and know that the call was accepted.
 func (h *Handler) reportProgress(ctx context.Context, req *sdk.CallToolRequest) (stop func()) {
 	token := req.Params.GetProgressToken()
 	if token == nil {
 		return func() {}
 	}
 	ctx, cancel := context.WithCancel(ctx)
+	start := time.Now()
+	notify := func() error {
+		elapsed := time.Since(start)
+		return req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{
+			ProgressToken: token, Progress: elapsed.Seconds(), Message: fmt.Sprintf("running for %s", elapsed.Round(time.Second)),
+		})
+	}
+	if notify() != nil {
+		return cancel // the client has disconnected, which cancels the call
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		ticks := time.NewTicker(h.progressInterval)
 		defer ticks.Stop()
-		for start := time.Now(); ; {
-			elapsed := time.Since(start)
-			err := req.Session.NotifyProgress(ctx, &sdk.ProgressNotificationParams{
-				ProgressToken: token, Progress: elapsed.Seconds(), Message: fmt.Sprintf("running for %s", elapsed.Round(time.Second)),
-			})
-			if err != nil {
-				return // the client has disconnected, which cancels the call
-			}
+		for {
 			select {
 			case <-ctx.Done():
 				return
 			case <-ticks.C:
+			}
+			if notify() != nil {
+				return // as above
 			}
 		}
 	}()
