@@ -199,7 +199,7 @@ func TestBackgroundChildrenUseDescriptors(t *testing.T) {
 		}
 		started++
 	}
-	if !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "sh: the sandbox cannot start another process: too many open files") {
+	if !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "the sandbox cannot start another process: too many open files") {
 		t.Errorf("command without descriptors: %v, want sandbox.ErrRunFailed", err)
 	}
 	if most := limit/2 - 20; started < most {

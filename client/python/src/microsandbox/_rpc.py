@@ -87,12 +87,13 @@ class Call:
         return pause if pause < remaining else None
 
 
-# What the caller can do about a refused key. The server's text is about the HTTP header.
+# What the caller can do about a refused key. The server's text is about the HTTP header, but programs look for its first
+# words.
 _NO_KEY = (
-    "the server requires an API key. No API key was sent: "
+    "missing or invalid API key. No API key was sent: "
     "pass api_key, or set MSB_API_KEY in the environment or a .env file"
 )
-_BAD_KEY = "the server does not accept the API key: check api_key or MSB_API_KEY"
+_BAD_KEY = "missing or invalid API key: check api_key or MSB_API_KEY"
 
 
 def result(status: int, headers: Mapping[str, str], body: bytes, *, keyless: bool = False) -> Any:

@@ -54,7 +54,7 @@ def test_code(code: int) -> None:
     assert isinstance(error, RuntimeError)  # as in version 0.1
     assert (error.code, error.status, error.request_id, error.retry_after) == (code, 599, "ABC", 7.0)
     # The server's text about a key names the HTTP header, which users of this package do not set.
-    said = "the server does not accept the API key: check api_key or MSB_API_KEY" if code == -32002 else "it is so"
+    said = "missing or invalid API key: check api_key or MSB_API_KEY" if code == -32002 else "it is so"
     assert error.message == said
     assert str(error) == f"{said} (request id ABC)"
 

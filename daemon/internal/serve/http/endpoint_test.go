@@ -304,6 +304,10 @@ func TestStream(t *testing.T) {
 		for {
 			line, err := in.ReadString('\n')
 			if err != nil {
+				select {
+				case <-r.Context().Done(): // the body may end a moment earlier
+				case <-time.After(10 * time.Second):
+				}
 				ended <- context.Cause(r.Context())
 				return err
 			}

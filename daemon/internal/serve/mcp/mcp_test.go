@@ -315,7 +315,7 @@ func TestMessageErrors(t *testing.T) {
 	}{
 		{`{"jsonrpc":"2.0","id":7,"method":"nope"}`, "", 200, rpc.CodeMethodNotFound, `there is no method "nope"`, "7"},
 		{`{"jsonrpc":"2.0","id":7,"method":"nope"}`, "2026-07-28", 404, rpc.CodeMethodNotFound, `there is no method "nope"`, "7"},
-		{`{"jsonrpc":"2.0","id":"x","method":"logging/setLevel","params":{"level":1}}`, "", 200, rpc.CodeMethodNotFound, `there is no method "logging/setLevel"`, `"x"`},
+		{`{"jsonrpc":"2.0","id":"x","method":"logging/setLevel","params":{"level":1}}`, "", 200, rpc.CodeInvalidParams, "params.level must be a string", `"x"`},
 		{`{"jsonrpc":"2.0","method":"notifications/nope"}`, "", 404, rpc.CodeMethodNotFound, `there is no method "notifications/nope"`, "null"},
 		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":5}}`, "", 200, rpc.CodeInvalidParams, "params.name must be a string", "7"},
 		{`{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[]}`, "", 200, rpc.CodeInvalidParams, "params must be an object", "7"},

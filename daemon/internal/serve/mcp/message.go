@@ -56,6 +56,7 @@ var cursor = []param{{"cursor", textForm, false}}
 var methods = map[string][]param{
 	"initialize":               {{"protocolVersion", textForm, true}, {"capabilities", object, false}, {"clientInfo", object, false}},
 	"ping":                     nil,
+	"logging/setLevel":         {{"level", textForm, true}}, // some clients set it although the server sends no log messages
 	"server/discover":          nil,
 	"tools/list":               cursor,
 	"tools/call":               {{"name", textForm, true}},
