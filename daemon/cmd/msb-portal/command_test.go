@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -171,6 +172,26 @@ func TestOrphansAreReaped(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStreamsThatEndBeforeTheirProcess runs commands at the same time that close one of their streams early. The portal
+// must not use the descriptor of a stream again that it has closed, because it may be that of another command by then.
+func TestStreamsThatEndBeforeTheirProcess(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 100 {
+				r, err := sh(t.Context(), c, "exec 2>&-; echo a; sleep 0.001 & echo b")
+				if err != nil || text(r.Output) != "stdout: a\nstdout: b\n" {
+					t.Errorf("error %v, output\n%s", err, text(r.Output))
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // TestBackgroundChildrenUseDescriptors starts commands that leave a child with their pipes in the background, until the

@@ -161,7 +161,7 @@ func (o *output) read() int {
 			if n > 0 {
 				o.deliver(p, o.buf[:n])
 			} else if err != unix.EAGAIN {
-				p.open = false
+				o.unwatch(p)
 				unix.Close(p.fd)
 			}
 			if waiting -= n; waiting <= 0 || n <= 0 {
@@ -210,13 +210,20 @@ func (o *output) finish() {
 	o.mu.Lock()
 	for i := range o.pipes {
 		if p := &o.pipes[i]; p.open {
-			p.open = false
-			_ = unix.EpollCtl(o.epoll, unix.EPOLL_CTL_DEL, p.fd, nil)
+			o.unwatch(p)
 			o.discard.add(p.fd)
 		}
 	}
 	o.mu.Unlock()
 	o.ready.Close() // waits until pump has ended
+}
+
+// unwatch ends the use of a pipe. Closing it would not remove it from epoll if a child that is just being forked holds it
+// for a moment. Then epoll would report it again, when its descriptor may already be that of another file. The caller
+// holds mu.
+func (o *output) unwatch(p *outputPipe) {
+	p.open = false
+	_ = unix.EpollCtl(o.epoll, unix.EPOLL_CTL_DEL, p.fd, nil)
 }
 
 // drain emits all output that was printed before the call.
