@@ -87,8 +87,8 @@ class Call:
         return pause if pause < remaining else None
 
 
-# What the caller can do about a refused key. The server's text is about the HTTP header, but programs look for its first
-# words.
+# What the caller can do about a refused key. The server's text is about the HTTP header, but programs look for its
+# first words.
 _NO_KEY = (
     "missing or invalid API key. No API key was sent: "
     "pass api_key, or set MSB_API_KEY in the environment or a .env file"
