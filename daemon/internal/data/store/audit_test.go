@@ -563,19 +563,32 @@ func TestTailAudit(t *testing.T) {
 	}
 }
 
+// followAudit follows the log from its last entry. It returns a channel with the action and target of each entry, and a
+// function that ends it.
+func followAudit(t *testing.T, s *Store) (seen <-chan string, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	entries, done := make(chan string), make(chan error)
+	go func() {
+		done <- s.TailAudit(ctx, 1, true, func(line []byte) error {
+			entries <- targets(t, append(bytes.Clone(line), '\n'))[0]
+			return nil
+		})
+	}()
+	return entries, func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("TailAudit: %v", err)
+		}
+	}
+}
+
 func TestTailAuditFollows(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	logEvents(t, s, "before")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	seen, done := make(chan string), make(chan error)
-	go func() {
-		done <- s.TailAudit(ctx, 1, true, func(line []byte) error {
-			seen <- targets(t, append(bytes.Clone(line), '\n'))[0]
-			return nil
-		})
-	}()
+	seen, stop := followAudit(t, s)
 	expect := func(names ...string) {
 		t.Helper()
 		for _, want := range names {
@@ -590,10 +603,7 @@ func TestTailAuditFollows(t *testing.T) {
 	logEvents(t, s, "two", "three")
 	logEvents(t, s, "four")
 	expect("two", "three", "four")
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("TailAudit: %v", err)
-	}
+	stop()
 }
 
 // TailAudit returns an error if another program replaces the log.

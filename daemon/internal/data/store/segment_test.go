@@ -472,15 +472,7 @@ func TestTailFollowsOverASeal(t *testing.T) {
 	t.Parallel()
 	s := open(t, t.TempDir())
 	logEvents(t, s, "before")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	seen, done := make(chan string), make(chan error)
-	go func() {
-		done <- s.TailAudit(ctx, 1, true, func(line []byte) error {
-			seen <- targets(t, append(bytes.Clone(line), '\n'))[0]
-			return nil
-		})
-	}()
+	seen, stop := followAudit(t, s)
 	want := []string{"sandbox.stop before", "sandbox.stop one", "audit.seal audit-000000000001-000000000002.jsonl", "sandbox.stop two"}
 	got := []string{<-seen}
 	logEvents(t, s, "one")
@@ -492,8 +484,5 @@ func TestTailFollowsOverASeal(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 }
