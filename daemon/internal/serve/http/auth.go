@@ -35,6 +35,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
 	}
+	c.turn.key = c.Principal.KeyID
 	if !g.inFlight.Enter(c.Principal.KeyID) {
 		return fmt.Errorf("this key has %d requests in progress; wait until some of them finish: %w", maxInFlight, errdefs.ErrResourceExhausted)
 	}
@@ -82,14 +83,14 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	case streamBody:
 		conn := http.NewResponseController(c.response.ResponseWriter)
 		_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
-		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), conn: conn, timeout: e.Deadline}
+		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), call: c, conn: conn, timeout: e.Deadline}
 	}
 	// Bind after reading the body, so that a key revoked during a slow upload starts no call.
 	ctx, cancel := c.Principal.Bind(r.Context())
 	defer cancel()
 	c.response.ctx = ctx
 	began := time.Now()
-	err = e.Serve(c, &c.response, r.WithContext(ctx))
+	err = c.work(e, r.WithContext(ctx))
 	c.failed = err != nil
 	// If the key was revoked or expired while the endpoint ran, discard what it wrote.
 	if cause := keyRejection(ctx); cause != nil {
@@ -99,6 +100,13 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		c.log(r.Context(), c.path, "", cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
 	}
 	return err
+}
+
+// work serves a request, from now on with a turn if it is large.
+func (c *Call) work(e *Endpoint, r *http.Request) error {
+	c.turn.resume()
+	defer c.turn.pause() // also if Serve panics
+	return e.Serve(c, &c.response, r)
 }
 
 // authenticate returns the principal of a request. Its error is for the log only: the client gets ErrNoKey, without the
@@ -173,6 +181,7 @@ func isJSON(contentType string) bool {
 // deadlineBody is a request body in which each Read must complete within timeout.
 type deadlineBody struct {
 	io.ReadCloser
+	call    *Call
 	conn    *http.ResponseController
 	timeout time.Duration
 	// err is the error that ended the body. From then on, Read sets no more deadlines, because net/http reads from
@@ -180,12 +189,11 @@ type deadlineBody struct {
 	err error
 }
 
-func (b *deadlineBody) Read(p []byte) (int, error) {
+func (b *deadlineBody) Read(p []byte) (n int, err error) {
 	if b.err != nil {
 		return 0, b.err
 	}
 	_ = b.conn.SetReadDeadline(time.Now().Add(b.timeout)) // the ResponseWriter of a test may not support deadlines
-	n, err := b.ReadCloser.Read(p)
-	b.err = err
-	return n, err
+	b.call.Wait(func() { n, b.err = b.ReadCloser.Read(p) })
+	return n, b.err
 }

@@ -42,6 +42,7 @@ type Call struct {
 	panicked bool
 	// onRelease is called after the response was written. Until then, the request is in progress.
 	onRelease []func()
+	turn      turn
 
 	mu            sync.Mutex
 	outputBytes   int  // the output of runs that is held in memory
@@ -55,6 +56,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.inProgress.Add(1)
 	defer g.inProgress.Done()
 	c := &Call{ID: rand.Text(), gateway: g, began: time.Now(), client: g.clientIP(r), remote: r.RemoteAddr, path: unknownPath}
+	c.turn = turn{turns: g.turns, waits: 1} // until an endpoint serves it
 	c.response = response{ResponseWriter: w, call: c}
 	g.metrics.inFlight.Inc()
 	defer g.metrics.inFlight.Dec()
@@ -163,6 +165,7 @@ func (c *Call) holdAtLeast(n int) limit.Excess {
 	if n <= c.responseBytes {
 		return limit.Within
 	}
+	c.takeTurnsIfLarge(n + c.bodyBytes)
 	excess := c.gateway.held.Hold(c.Principal.KeyID, n-c.responseBytes)
 	if excess == limit.Within {
 		c.responseBytes = n
@@ -187,7 +190,15 @@ func (c *Call) holdBody(bytes int) error {
 		c.gateway.held.Release(c.Principal.KeyID, c.bodyBytes-n)
 	}
 	c.bodyBytes = n
+	c.takeTurnsIfLarge(n)
 	return nil
+}
+
+// takeTurnsIfLarge makes the request take turns if it is to hold many bytes.
+func (c *Call) takeTurnsIfLarge(bytes int) {
+	if bytes > largeRequest {
+		c.turn.need()
+	}
 }
 
 // limitError returns the error for a response or output that exceeds a limit. It has no RetryAfter, so that clients do

@@ -2,18 +2,25 @@ package http_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
@@ -29,6 +36,15 @@ import (
 // "print-a-bit" 400 kB, in pieces that share their memory. The program "wait" runs until it is canceled.
 type greedySandboxes struct{ *Sandboxes }
 
+// greedyPieces are the pieces of output that "print" prints, by its argument.
+var greedyPieces = func() map[string]sandbox.Output {
+	pieces := map[string]sandbox.Output{}
+	for _, what := range []string{"x", "<", "\n", "\x01", "é"} {
+		pieces[what] = sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(what, 64<<10/len(what)))}
+	}
+	return pieces
+}()
+
 func (greedySandboxes) RunCommand(ctx context.Context, _ sandbox.Name, c sandbox.Command) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) (events []sandbox.Event, code int, err error) {
 		switch c.Program {
@@ -36,62 +52,99 @@ func (greedySandboxes) RunCommand(ctx context.Context, _ sandbox.Name, c sandbox
 			<-ctx.Done()
 			return nil, 0, context.Cause(ctx)
 		default:
-			const size = 64 << 10
 			total := 15_900_000
 			if c.Program == "print-a-bit" {
 				total = 400_000
 			}
-			piece := sandbox.Output{Stream: sandbox.Stdout, Data: []byte(strings.Repeat(c.Args[0], size/len(c.Args[0])))}
-			for range total / size {
-				events = append(events, piece)
-			}
+			piece := greedyPieces[c.Args[0]]
+			events = slices.Repeat([]sandbox.Event{piece}, total/len(piece.Data))
 		}
 		return events, 0, nil
 	}}, nil
 }
 
-// A single key does its worst: it makes many requests at a time, in a soak 256, through every door, with the longest
-// bodies and outputs, and does not read many of the responses. The memory stays within a limit, and other keys are
-// served.
-func TestGreedyKey(t *testing.T) {
-	rounds, inFlight := 1, 128
-	if soak() {
-		rounds, inFlight = 30, 256
+// greedyJob is what a greedy client does. Tests run this test binary again as such a client, so that the memory and the
+// goroutines of the client are not those of the server. It gets the job on its standard input, as JSON.
+type greedyJob struct {
+	Addr, Key string
+	InFlight  int
+	// Requests take turns.
+	Requests []greedyRequest
+}
+
+type greedyRequest struct{ Path, Body string }
+
+// greedyClient is the environment variable that makes this test binary a greedy client.
+const greedyClient = "MSB_TEST_GREEDY_CLIENT"
+
+// runGreedyClient does the job on the standard input until that ends, and prints how many responses had each status. It
+// leaves the processors to the server, if that needs them.
+func runGreedyClient() error {
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 19); err != nil {
+		return err
 	}
-	s := New(t, func(o *Setup) { o.Sandboxes = greedySandboxes{o.Sandboxes.(*Sandboxes)} },
-		WithEndpoint(func(methods *serverpc.Service) (gateway.Endpoint, error) {
-			h, err := mcp.New(methods, "1")
-			if err != nil {
-				return gateway.Endpoint{}, err
+	in := jsontext.NewDecoder(os.Stdin)
+	var job greedyJob
+	if err := json.UnmarshalDecode(in, &job); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var (
+		wg       sync.WaitGroup
+		mu       sync.Mutex
+		statuses = map[int]int{}
+	)
+	for i := range job.InFlight {
+		wg.Go(func() {
+			for n := i / 3; ctx.Err() == nil; n++ {
+				r := job.Requests[n%len(job.Requests)]
+				status := postGreedily(ctx, job.Addr, r.Path, job.Key, r.Body, i%3 != 0)
+				mu.Lock()
+				statuses[status]++
+				mu.Unlock()
 			}
-			return h.Endpoint(), nil
-		}))
-	s.SetDrain(time.Millisecond)
-	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
-	greedy := s.Issue(t, keys.IssueRequest{Name: "greedy"})
-	addr, stop := s.Listen(t)
-	defer stop()
-	good := newTraffic(s, addr, 1)
-	defer good.transport.CloseIdleConnections()
+		})
+	}
+	_, _ = in.ReadToken() // fails when the test closes the pipe
+	cancel()
+	wg.Wait()
+	return json.MarshalWrite(os.Stdout, statuses)
+}
 
-	// goodCall sends a call of another key and adds its latency. The latencies are logged only: the clients of the greedy key
-	// run in this process and take most of the time of its processors.
-	goodCall := func(latencies *[]time.Duration) {
-		began := time.Now()
-		if err := good.sendGood(len(*latencies)); err != nil {
-			t.Error(err)
+// startGreedyClient starts a greedy client. Call stop to end it; it returns how many responses had each status. 0 stands for
+// those that the client did not read.
+func startGreedyClient(t testing.TB, job greedyJob) (stop func() (statuses map[int]int)) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), greedyClient+"=1")
+	cmd.Stderr = os.Stderr
+	var out bytes.Buffer
+	cmd.Stdout = &out
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceValue(func() (statuses map[int]int) {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Error("greedy client:", err)
+		} else if err := json.Unmarshal(out.Bytes(), &statuses); err != nil {
+			t.Error("greedy client:", err)
 		}
-		*latencies = append(*latencies, time.Since(began))
+		return statuses
+	})
+	t.Cleanup(func() { stop() })
+	if err := json.MarshalWrite(in, job); err != nil {
+		t.Fatal(err)
 	}
-	p99 := func(latencies []time.Duration) time.Duration {
-		slices.Sort(latencies)
-		return latencies[len(latencies)*99/100]
-	}
-	var alone []time.Duration
-	for range 200 {
-		goodCall(&alone)
-	}
+	return stop
+}
 
+// greedyKinds returns the requests of each kind with which a key does its worst to the sandbox a.
+func greedyKinds(t testing.TB) map[string][]greedyRequest {
 	command := func(program, argument string) string {
 		args, err := json.Marshal([]string{argument})
 		if err != nil {
@@ -99,10 +152,9 @@ func TestGreedyKey(t *testing.T) {
 		}
 		return fmt.Sprintf(`{"sandbox":"a","command":%q,"args":%s}`, program, args)
 	}
-	type request struct{ path, body string }
 	longest := strings.Repeat("x", 1<<20-200)
 	discover := `{"jsonrpc":"2.0","method":"rpc.discover","id":1}`
-	kinds := map[string][]request{
+	kinds := map[string][]greedyRequest{
 		"long bodies": {
 			{rpc.Path, Request("sandbox.command.run", command("wait", longest))},
 			{rpc.MCPPath, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sandbox_run_command","arguments":` + command("wait", longest[1000:]) + "}}"},
@@ -112,64 +164,132 @@ func TestGreedyKey(t *testing.T) {
 			{rpc.MCPPath, `{"jsonrpc":"2.0","id":1,"method":"tools/list"}`},
 		},
 	}
-	for _, what := range []string{"x", "<", "\n", "\x01", "é"} {
+	for what := range greedyPieces {
 		params := command("print", what)
 		run := Request("sandbox.command.run", params)
 		params = command("print-a-bit", what)
 		tool := fmt.Sprintf(`{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sandbox_run_command","arguments":%s}}`,
 			strings.Replace(params, "{", `{"max_output_bytes":200000,`, 1))
 		stream := strings.Replace(tool, `"params":{`, `"params":{"_meta":{"progressToken":"p"},`, 1)
-		kinds["outputs"] = append(kinds["outputs"], request{rpc.Path, run}, request{rpc.Path, "[" + strings.Repeat(run+",", 9) + run + "]"})
-		kinds["excerpts"] = append(kinds["excerpts"], request{rpc.MCPPath, tool}, request{rpc.MCPPath, stream})
+		kinds["outputs"] = append(kinds["outputs"], greedyRequest{rpc.Path, run}, greedyRequest{rpc.Path, "[" + strings.Repeat(run+",", 9) + run + "]"})
+		kinds["excerpts"] = append(kinds["excerpts"], greedyRequest{rpc.MCPPath, tool}, greedyRequest{rpc.MCPPath, stream})
 	}
-	for name, requests := range kinds {
-		for range rounds {
-			t.Run(name, func(t *testing.T) {
-				debug.FreeOSMemory()
-				before := memoryBytes()
-				statuses := map[int]int{}
-				responses := make(chan int)
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				for i := range inFlight {
-					r := requests[i/3%len(requests)]
-					go func() { responses <- postGreedily(ctx, t, addr, r.path, greedy, r.body, i%3 != 0) }()
-				}
-				// Once all requests have been sent and the fast responses are there, other keys are still served.
-				left, peak := inFlight, 0
-				var latencies []time.Duration
-				for left > 0 {
-					select {
-					case status := <-responses:
-						statuses[status]++
-						left--
-					case <-time.After(time.Millisecond):
-						if goodCall(&latencies); len(latencies) == 200 {
-							cancel()
-						}
-					}
-					peak = max(peak, memoryBytes()-before)
-				}
-				t.Logf("memory grew by %d MiB; statuses %v; p99 of another key's %d calls: %s, alone %s",
-					peak>>20, statuses, len(latencies), p99(latencies), p99(alone))
-				if peak > 256<<20 {
-					t.Errorf("memory grew by %d MiB, want at most 256", peak>>20)
-				}
-			})
+	return kinds
+}
+
+// greedySite is a server with a sandbox a, a key that does its worst, and a client with another key.
+type greedySite struct {
+	*Site
+	addr, greedy string
+	good         *traffic
+	sent         int // by good
+	stop         func()
+}
+
+func newGreedySite(t testing.TB) *greedySite {
+	t.Helper()
+	s := New(t, func(o *Setup) {
+		o.Sandboxes, o.Log = greedySandboxes{o.Sandboxes.(*Sandboxes)}, slog.New(slog.DiscardHandler)
+	}, WithEndpoint(func(methods *serverpc.Service) (gateway.Endpoint, error) {
+		h, err := mcp.New(methods, "1")
+		if err != nil {
+			return gateway.Endpoint{}, err
 		}
+		return h.Endpoint(), nil
+	}))
+	s.SetDrain(time.Millisecond)
+	if w := s.Post(Request("sandbox.start", `{"sandbox":"a"}`)); w.Code != http.StatusOK {
+		t.Fatalf("start: %d %s", w.Code, w.Body)
 	}
-	stop()
-	if bytes, keys := s.Held(); bytes != 0 || keys != 0 {
+	greedy := s.Issue(t, keys.IssueRequest{Name: "greedy"})
+	addr, stop := s.Listen(t)
+	t.Cleanup(stop)
+	good := newTraffic(s, addr, 1)
+	t.Cleanup(good.transport.CloseIdleConnections)
+	return &greedySite{Site: s, addr: addr, greedy: greedy, good: good, stop: stop}
+}
+
+// calls makes n calls of the other key, one after the other with pauses, and returns their latencies in order of length.
+func (g *greedySite) calls(t testing.TB, n int) (latencies []time.Duration) {
+	for range n {
+		time.Sleep(time.Millisecond)
+		began := time.Now()
+		if err := g.good.sendGood(g.sent); err != nil {
+			t.Error(err)
+		}
+		g.sent++
+		latencies = append(latencies, time.Since(began))
+	}
+	slices.Sort(latencies)
+	return latencies
+}
+
+// p99 returns the 99th percentile of sorted latencies.
+func p99(latencies []time.Duration) time.Duration { return latencies[len(latencies)*99/100] }
+
+// A single key does its worst: it makes many requests at a time, in a soak 256, through every door, with the longest
+// bodies and outputs, and does not read many of the responses. The memory stays within a limit, and other keys are
+// served. BenchmarkGreedyKey measures how fast.
+func TestGreedyKey(t *testing.T) {
+	calls, inFlight := 200, 128
+	if soak() {
+		calls, inFlight = 6000, 256
+	}
+	g := newGreedySite(t)
+	for name, requests := range greedyKinds(t) {
+		t.Run(name, func(t *testing.T) {
+			debug.FreeOSMemory()
+			before, peak := memoryBytes(), 0
+			end := startGreedyClient(t, greedyJob{g.addr, g.greedy, inFlight, requests})
+			for range calls / 10 {
+				g.calls(t, 10)
+				peak = max(peak, memoryBytes()-before)
+			}
+			statuses := end()
+			t.Logf("memory grew by %d MiB; statuses %v", peak>>20, statuses)
+			if peak > 256<<20 {
+				t.Errorf("memory grew by %d MiB, want at most 256", peak>>20)
+			}
+			if len(statuses) < 2 {
+				t.Errorf("the greedy client got responses with the statuses %v, so it did not do its worst", statuses)
+			}
+		})
+	}
+	g.stop()
+	g.WaitForConnections()
+	if bytes, keys := g.Held(); bytes != 0 || keys != 0 {
 		t.Errorf("after all requests, %d keys hold %d bytes", keys, bytes)
+	}
+}
+
+// BenchmarkGreedyKey measures the latency of a key's calls, first alone and then while another key does its worst with 256
+// requests at a time.
+func BenchmarkGreedyKey(b *testing.B) {
+	g := newGreedySite(b)
+	alone := g.calls(b, 1000)
+	for name, requests := range greedyKinds(b) {
+		b.Run(strings.ReplaceAll(name, " ", "_"), func(b *testing.B) {
+			for range b.N {
+				end := startGreedyClient(b, greedyJob{g.addr, g.greedy, 256, requests})
+				g.calls(b, 100) // until the client has sent its first requests
+				beside := g.calls(b, 1000)
+				end()
+				b.ReportMetric(0, "ns/op")
+				b.ReportMetric(alone[len(alone)/2].Seconds()*1000, "alone-p50-ms")
+				b.ReportMetric(p99(alone).Seconds()*1000, "alone-p99-ms")
+				b.ReportMetric(beside[len(beside)/2].Seconds()*1000, "beside-p50-ms")
+				b.ReportMetric(p99(beside).Seconds()*1000, "beside-p99-ms")
+				b.ReportMetric(float64(p99(beside))/float64(p99(alone)), "p99-ratio")
+			}
+		})
 	}
 }
 
 // postGreedily sends a request over a connection of its own. If read is set, it reads the response and returns its status.
 // Otherwise it reads nothing. In any case it ends with ctx, and then returns 0.
-func postGreedily(ctx context.Context, t *testing.T, addr, path, key, body string, read bool) int {
+func postGreedily(ctx context.Context, addr, path, key, body string, read bool) int {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
-		t.Error(err)
 		return 0
 	}
 	defer conn.Close()

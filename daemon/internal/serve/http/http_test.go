@@ -24,7 +24,16 @@ import (
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(greedyClient) != "" {
+		if err := runGreedyClient(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestRoutes(t *testing.T) {
 	s := New(t)

@@ -124,7 +124,7 @@ func TestChunks(t *testing.T) {
 			}
 		}
 		var got bytes.Buffer
-		if err := c.writeTo(&got); err != nil || c.size != want.Len() || got.String() != want.String() {
+		if err := c.writeTo(got.Write); err != nil || c.size != want.Len() || got.String() != want.String() {
 			t.Errorf("got %d bytes, size %d, error %v, want %d", got.Len(), c.size, err, want.Len())
 		}
 		c.reset()

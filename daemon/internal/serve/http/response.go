@@ -49,7 +49,7 @@ func (w *response) WriteHeader(status int) {
 
 // Write implements http.ResponseWriter. If the response would exceed the limit of held bytes, the error is an
 // *rpc.Error.
-func (w *response) Write(p []byte) (int, error) {
+func (w *response) Write(p []byte) (n int, err error) {
 	w.WriteHeader(http.StatusOK)
 	if !w.sent {
 		if err := w.hold(len(p)); err != nil {
@@ -58,7 +58,7 @@ func (w *response) Write(p []byte) (int, error) {
 		return w.buffer.Write(p)
 	}
 	w.setDeadline()
-	n, err := w.ResponseWriter.Write(p)
+	w.call.turn.write(func() { n, err = w.ResponseWriter.Write(p) })
 	w.clientGone = w.clientGone || err != nil
 	return n, err
 }
@@ -86,7 +86,7 @@ func (w *response) hold(n int) error {
 // FlushError sends what was written so far. From then on, each write is sent at once, and proxies are asked to do the
 // same. After a write that exceeded the limit of held bytes, it sends nothing, so that finish can send that error.
 // http.ResponseController calls it.
-func (w *response) FlushError() error {
+func (w *response) FlushError() (err error) {
 	if w.hijacked != nil {
 		return http.ErrHijacked
 	}
@@ -99,7 +99,8 @@ func (w *response) FlushError() error {
 	if err := w.send(); err != nil {
 		return err
 	}
-	return http.NewResponseController(w.ResponseWriter).Flush()
+	w.call.turn.write(func() { err = http.NewResponseController(w.ResponseWriter).Flush() })
+	return err
 }
 
 // Flush implements http.Flusher.
@@ -119,6 +120,7 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	w.call.turn.pause() // the endpoint reads and writes the connection itself, so nobody knows when it waits
 	w.sent, w.status = true, http.StatusSwitchingProtocols
 	w.hijacked = w.call.gateway.connections.trackHijacked(conn)
 	context.AfterFunc(w.ctx, func() { w.hijacked.Close() })
@@ -157,7 +159,10 @@ func (w *response) send() error {
 	}
 	w.setDeadline()
 	w.ResponseWriter.WriteHeader(w.status)
-	err := w.buffer.writeTo(w.ResponseWriter)
+	err := w.buffer.writeTo(func(p []byte) (n int, err error) {
+		w.call.turn.write(func() { n, err = w.ResponseWriter.Write(p) })
+		return n, err
+	})
 	if err == nil { // after a failed write, HTTP/2 may still read from the buffer, so it is not reused
 		w.buffer.reset()
 	}
@@ -188,7 +193,9 @@ func (w *response) finish(err error) (cause error) {
 	if w.hijacked != nil {
 		_ = w.hijacked.Close()
 	} else {
+		w.call.turn.resume()
 		_ = w.send() // fails if the client disconnected or does not read, which needs no handling
+		w.call.turn.pause()
 	}
 	return cause
 }
@@ -228,11 +235,11 @@ func appendChunks[T string | []byte](c *chunks, p T) int {
 	return n
 }
 
-func (c *chunks) writeTo(w io.Writer) error {
+func (c *chunks) writeTo(write func([]byte) (int, error)) error {
 	left := c.size
 	for _, chunk := range c.all {
 		n := min(left, chunkSize)
-		if _, err := w.Write(chunk[:n]); err != nil {
+		if _, err := write(chunk[:n]); err != nil {
 			return err
 		}
 		left -= n

@@ -175,6 +175,7 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	r = r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), requestKey{}, req))
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(c.Body)), int64(len(c.Body))
 	out := &responseWriter{ResponseWriter: w}
+	c.TakeTurns() // the library works long even for a small message
 	library.ServeHTTP(out, r)
 	return out.refusal()
 }

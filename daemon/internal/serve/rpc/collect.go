@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -18,6 +19,28 @@ const (
 	maxOutput = 16 << 20
 	lineCost  = 32
 )
+
+// output starts a process with start and returns what it printed and its exit code. Its errors are those of start and of
+// collect.
+func (c *call) output(start func() (sandbox.Process, error)) (output []rpc.Line, exitCode int, err error) {
+	var p sandbox.Process
+	if c.Wait(func() { p, err = start() }); err != nil {
+		return nil, 0, err
+	}
+	defer c.Wait(func() { _ = p.Close() })
+	return collect(waitingProcess{p, c}, c.excerpt, c.Hold)
+}
+
+// waitingProcess is a process of a call, which waits for its events.
+type waitingProcess struct {
+	sandbox.Process
+	call *call
+}
+
+func (p waitingProcess) Next() (event sandbox.Event, err error) {
+	p.call.Wait(func() { event, err = p.Process.Next() })
+	return event, err
+}
 
 // collect reads events until p exits, and returns the lines that p printed and its exit code. Before it keeps more
 // output, it calls reserve with the additional bytes of encoded JSON; if that fails, collect returns the error. If excerpt
@@ -79,19 +102,39 @@ func (l *lines) add(out sandbox.Output) error {
 	if out.Stream == sandbox.Stderr {
 		partial = &l.partial[1]
 	}
-	data := out.Data
+	if l.excerpt != nil {
+		l.addToExcerpt(out.Data, partial)
+		return nil
+	}
+	// The lines share the memory of text, so that output with many short lines does not become as many objects.
+	text := string(out.Data)
 	for {
-		line, rest, complete := bytes.Cut(data, newline)
-		*partial = append(*partial, line...)
+		line, rest, complete := strings.Cut(text, "\n")
 		if !complete {
-			if l.excerpt != nil && len(*partial) > l.excerpt.half { // an excerpt of a long line need not wait for its end
-				l.excerpt.Write(*partial)
-				*partial = (*partial)[:0]
-			}
+			*partial = append(*partial, line...)
 			return nil
 		}
-		l.finish(out.Stream, partial)
-		data = rest
+		if len(*partial) > 0 {
+			line = string(append(*partial, line...))
+			*partial = (*partial)[:0]
+		}
+		l.finish(out.Stream, line)
+		text = rest
+	}
+}
+
+// addToExcerpt appends a piece of output to the excerpt, except its last line, which it keeps in partial until the line is
+// complete or long.
+func (l *lines) addToExcerpt(data []byte, partial *[]byte) {
+	end := bytes.LastIndexByte(data, '\n') + 1
+	if end > 0 {
+		l.excerpt.Write(*partial)
+		l.excerpt.Write(data[:end])
+		*partial = (*partial)[:0]
+	}
+	if *partial = append(*partial, data[end:]...); len(*partial) > l.excerpt.half {
+		l.excerpt.Write(*partial)
+		*partial = (*partial)[:0]
 	}
 }
 
@@ -99,8 +142,12 @@ func (l *lines) add(out sandbox.Output) error {
 // is encoded as an array.
 func (l *lines) end() []rpc.Line {
 	for i, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
-		if len(l.partial[i]) > 0 {
-			l.finish(stream, &l.partial[i])
+		switch {
+		case len(l.partial[i]) == 0:
+		case l.excerpt != nil:
+			l.excerpt.Write(append(l.partial[i], '\n'))
+		default:
+			l.finish(stream, string(l.partial[i]))
 		}
 	}
 	if l.excerpt != nil && l.excerpt.size > 0 {
@@ -112,17 +159,12 @@ func (l *lines) end() []rpc.Line {
 	return l.done
 }
 
-func (l *lines) finish(stream sandbox.Stream, partial *[]byte) {
-	if l.excerpt != nil {
-		l.excerpt.Write(append(*partial, '\n'))
-		*partial = (*partial)[:0]
-		return
+func (l *lines) finish(stream sandbox.Stream, line string) {
+	if len(l.done) == cap(l.done) {
+		l.done = slices.Grow(l.done, max(len(l.done), 4)) // append would copy long output more often
 	}
-	l.done = append(l.done, rpc.Line{Stream: string(stream), Text: strings.ToValidUTF8(string(*partial), "\uFFFD")})
-	*partial = (*partial)[:0]
+	l.done = append(l.done, rpc.Line{Stream: string(stream), Text: strings.ToValidUTF8(line, "\uFFFD")})
 }
-
-var newline = []byte{'\n'}
 
 // headTail keeps the first and the last half bytes of what is written to it. It holds at most three times half bytes.
 type headTail struct {
@@ -170,18 +212,28 @@ func (h *headTail) String() string {
 
 // jsonSize estimates how many bytes a piece of output takes in a response.
 func jsonSize(data []byte) int {
-	size := len(data)
+	size := 0
 	for _, c := range data {
-		switch {
-		case c == '\n':
-			size += lineCost
-		case c < ' ': // \u0000
-			size += 5
-		case c == '"', c == '\\':
-			size++
-		case c >= 0x80: // may be invalid UTF-8, which is replaced by the three bytes of U+FFFD
-			size += 2
-		}
+		size += int(jsonSizes[c])
 	}
 	return size
 }
+
+// jsonSizes has the size of each byte.
+var jsonSizes = func() (sizes [256]uint8) {
+	for c := range sizes {
+		switch {
+		case c == '\n':
+			sizes[c] = 1 + lineCost
+		case c < ' ': // \u0000
+			sizes[c] = 6
+		case c == '"', c == '\\':
+			sizes[c] = 2
+		case c >= 0x80: // may be invalid UTF-8, which is replaced by the three bytes of U+FFFD
+			sizes[c] = 3
+		default:
+			sizes[c] = 1
+		}
+	}
+	return sizes
+}()

@@ -30,22 +30,24 @@ func (s *Service) declare() []method {
 	}
 }
 
-func (s *Service) start(ctx context.Context, _ *call, namespace string, p rpc.StartParams) (string, error) {
+func (s *Service) start(ctx context.Context, c *call, namespace string, p rpc.StartParams) (string, error) {
 	var req sandbox.Request
-	if c := p.Config; c != nil {
-		if err := checkSupported(c); err != nil {
+	if config := p.Config; config != nil {
+		if err := checkSupported(config); err != nil {
 			return "", err
 		}
-		req = sandbox.Request{Image: c.Image, MemoryMiB: c.Memory, Env: c.Envs, Workdir: c.Workdir}
-		if c.CPUs != nil {
+		req = sandbox.Request{Image: config.Image, MemoryMiB: config.Memory, Env: config.Envs, Workdir: config.Workdir}
+		if config.CPUs != nil {
 			// Clients round fractions of a processor down, so 0 means 1.
-			req.CPUs = *c.CPUs
+			req.CPUs = *config.CPUs
 			if req.CPUs == 0 {
 				req.CPUs = 1
 			}
 		}
 	}
-	if err := s.sandboxes.Start(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, req); err != nil {
+	var err error
+	c.Wait(func() { err = s.sandboxes.Start(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, req) })
+	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("Sandbox %s started successfully", p.Sandbox), nil
@@ -73,8 +75,10 @@ func checkSupported(c *rpc.SandboxConfig) error {
 	return nil
 }
 
-func (s *Service) stop(ctx context.Context, _ *call, namespace string, p rpc.StopParams) (string, error) {
-	if err := s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}); err != nil {
+func (s *Service) stop(ctx context.Context, c *call, namespace string, p rpc.StopParams) (string, error) {
+	var err error
+	c.Wait(func() { err = s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}) })
+	if err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("Sandbox %s stopped successfully", p.Sandbox), nil
@@ -130,7 +134,7 @@ func describeSandbox(rec sandbox.Record) rpc.SandboxInfo {
 	}
 }
 
-func (s *Service) getMetrics(ctx context.Context, _ *call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
+func (s *Service) getMetrics(ctx context.Context, c *call, namespaces []string, p rpc.MetricsParams) (rpc.MetricsResult, error) {
 	var requested string
 	if p.Sandbox != nil {
 		requested = *p.Sandbox
@@ -138,7 +142,9 @@ func (s *Service) getMetrics(ctx context.Context, _ *call, namespaces []string, 
 			return rpc.MetricsResult{}, err
 		}
 	}
-	all, err := s.sandboxes.Metrics(ctx, namespaces, requested)
+	var all []sandbox.Metrics
+	var err error
+	c.Wait(func() { all, err = s.sandboxes.Metrics(ctx, namespaces, requested) })
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
@@ -167,13 +173,10 @@ func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
-	process, err := s.sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-		sandbox.Code{Language: language, Text: p.Code, Timeout: timeout})
-	if err != nil {
-		return rpc.ReplRunResult{}, err
-	}
-	defer process.Close()
-	output, exitCode, err := collect(process, c.excerpt, c.Hold)
+	output, exitCode, err := c.output(func() (sandbox.Process, error) {
+		return s.sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
+			sandbox.Code{Language: language, Text: p.Code, Timeout: timeout})
+	})
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
@@ -192,13 +195,10 @@ func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p r
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
-	process, err := s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-		sandbox.Command{Program: p.Command, Args: p.Args, Timeout: timeout})
-	if err != nil {
-		return rpc.CommandRunResult{}, err
-	}
-	defer process.Close()
-	output, exitCode, err := collect(process, c.excerpt, c.Hold)
+	output, exitCode, err := c.output(func() (sandbox.Process, error) {
+		return s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
+			sandbox.Command{Program: p.Command, Args: p.Args, Timeout: timeout})
+	})
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}

@@ -3,7 +3,9 @@ package limit
 import (
 	"fmt"
 	"math"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -104,5 +106,31 @@ func TestCounts(t *testing.T) {
 	}
 	if c.Keys() != 0 || !c.Enter("a") {
 		t.Error("the counts are not zero after Leave")
+	}
+}
+
+// At most two goroutines of a key have a turn at a time, and those of other keys do not matter.
+func TestTurns(t *testing.T) {
+	turns := NewTurns(2)
+	turns.Take("other")
+	turns.Take("other")
+	var wg sync.WaitGroup
+	var working, peak atomic.Int32
+	for range 20 {
+		wg.Go(func() {
+			for range 50 {
+				turns.Take("a")
+				if n := working.Add(1); n > peak.Load() {
+					peak.Store(n)
+				}
+				runtime.Gosched()
+				working.Add(-1)
+				turns.Return("a")
+			}
+		})
+	}
+	wg.Wait()
+	if peak.Load() != 2 || turns.Keys() != 1 {
+		t.Errorf("%d goroutines worked at a time, want 2; %d keys use turns, want 1", peak.Load(), turns.Keys())
 	}
 }
