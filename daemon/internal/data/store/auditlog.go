@@ -22,9 +22,9 @@ import (
 
 const (
 	logName = "audit.jsonl"
-	// logReserve is how much disk space, in bytes, is reserved for the log beyond its end. A change is made only
-	// once there is space for its entries.
-	logReserve = 256 << 10
+	// logReserve is how much disk space, in bytes, is reserved for the log beyond its end: enough for thousands of changes
+	// on a full disk. A change is made only once there is space for its entries.
+	logReserve = 1 << 20
 )
 
 // auditLog is the audit log: a file to which entries are added, and the segments that were sealed before. The store
@@ -166,12 +166,18 @@ func (l *auditLog) reserve(n int) error {
 		return nil
 	}
 	upTo := end + int64(n) + logReserve
-	err := unix.Fallocate(int(l.file.Fd()), unix.FALLOC_FL_KEEP_SIZE, end, upTo-end)
-	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
-		return l.unwritable(os.NewSyscallError("fallocate", err))
+	if err := allocate(l.file, upTo, unix.FALLOC_FL_KEEP_SIZE); err != nil {
+		return l.unwritable(err)
 	}
 	l.reserved = upTo
 	return nil
+}
+
+// refill completes the reserve if half of it is used up and the disk has space.
+func (l *auditLog) refill() {
+	if end := l.published.end.Size; l.file != nil && l.reserved-end < logReserve/2 && allocate(l.file, end+logReserve, unix.FALLOC_FL_KEEP_SIZE) == nil {
+		l.reserved = end + logReserve
+	}
 }
 
 // sync makes the file durable.
@@ -401,7 +407,8 @@ func (l *auditLog) open() error {
 	if l.file != nil && l.file != l.published.file { // readers use the published file
 		_ = l.file.Close()
 	}
-	l.file, l.dev, l.ino, l.reserved = f, stat.Dev, stat.Ino, 0
+	// What an earlier run of msbd reserved is still there.
+	l.file, l.dev, l.ino, l.reserved = f, stat.Dev, stat.Ino, stat.Blocks*512
 	return nil
 }
 

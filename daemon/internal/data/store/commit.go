@@ -306,8 +306,10 @@ func (c *committer) probe() {
 		return
 	}
 	if failed {
-		if err := c.checkSpace(); err != nil {
-			c.setFailure(err)
+		// A transaction that changes nothing succeeds even on a full disk, so there must be space for bbolt to grow its file.
+		if err := c.reserve(c.db.AllocSize); err != nil {
+			c.setFailure(fmt.Errorf("write store: %w (%d MiB must be free before it is tried again): check its disk: %w",
+				err, c.db.AllocSize>>20, errdefs.ErrUnavailable))
 		} else {
 			_, _ = c.transact([]*write{{fn: func(*change) error { return nil }}})
 		}
@@ -315,22 +317,19 @@ func (c *committer) probe() {
 	if c.log.health() != nil {
 		_ = c.logReady()
 	}
+	// If these fail, nothing is lost yet: the next write that needs space reports it.
+	_ = c.reserve(storeReserve)
+	c.log.refill()
 }
 
-// checkSpace reserves enough space on the disk for bbolt to grow its file once. Without it, probe would call a full
-// disk healthy: a transaction that changes nothing succeeds there.
-func (c *committer) checkSpace() error {
-	err := reserve(c.db.Path(), int64(c.db.AllocSize))
-	if err == nil || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-		return nil
-	}
-	return fmt.Errorf("write store: %w (%d MiB must be free before it is tried again): check its disk: %w",
-		err, c.db.AllocSize>>20, errdefs.ErrUnavailable)
-}
+// storeReserve is how much disk space, in bytes, is reserved for the store's file beyond the pages that bbolt has used. It
+// is for thousands of changes on a full disk, because a change uses the pages again that an earlier one has left.
+const storeReserve = 2 << 20
 
-// reserve reserves size bytes of disk space after the end of a file, without changing the file's size.
-func reserve(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+// reserve reserves disk space for size more bytes of pages, so that others cannot take it. It makes the file longer if
+// necessary: bbolt discards what is reserved beyond the end when it makes the file longer itself, which reserves nothing.
+func (c *committer) reserve(size int) error {
+	f, err := os.OpenFile(c.db.Path(), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -339,5 +338,23 @@ func reserve(path string, size int64) error {
 	if err != nil {
 		return err
 	}
-	return os.NewSyscallError("fallocate", unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, info.Size(), size))
+	var used int64
+	if err := c.db.View(func(tx *bbolt.Tx) error { used = tx.Size(); return nil }); err != nil {
+		return err
+	}
+	return allocate(f, max(used+int64(size), info.Size()), 0)
+}
+
+// allocate reserves disk space for the first size bytes of a file. mode is 0 to make a shorter file size bytes long, or
+// unix.FALLOC_FL_KEEP_SIZE. On a file system that cannot reserve space, allocate does nothing and returns nil.
+func allocate(f *os.File, size int64, mode uint32) error {
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) == nil && st.Blocks*512 >= size && (st.Size >= size || mode != 0) {
+		return nil
+	}
+	err := unix.Fallocate(int(f.Fd()), mode, 0, size)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	return os.NewSyscallError("fallocate", err)
 }

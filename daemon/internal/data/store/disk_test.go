@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -144,6 +145,53 @@ func TestBallast(t *testing.T) {
 	if probe(t, s); allocated(t, path) != 10<<20 {
 		t.Error("the ballast occupies no space")
 	}
+	checkLog(t, s)
+}
+
+// While another program writes whenever there is room, the changes do not depend on the ballast: the files of the store have
+// reserved the space that they need, also after a restart.
+func TestChangesBesideAWriter(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, "size=200m")
+	s := open(t, dir)
+	probe(t, s)
+	filler, err := os.OpenFile(filepath.Join(dir, "filler"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, filler.Name())
+	var stop atomic.Bool
+	stopped := make(chan error)
+	go func() {
+		for !stop.Load() {
+			_, _ = filler.Write(make([]byte, 4096))
+		}
+		stopped <- errors.Join(filler.Truncate(0), filler.Close())
+	}()
+	n := 0
+	change := func() {
+		for range 500 {
+			n++
+			revoked := keyRecord("a")
+			revoked.RevokedAt = moment.Add(time.Duration(n) * time.Second)
+			commit(t, s, keys.Change{Put: []keys.Record{revoked}, Events: []audit.Event{{Action: audit.KeyRevoke, Actor: "uid:0", Target: "a"}}})
+		}
+		if got := allocated(t, filepath.Join(dir, ballastName)); got != 10<<20 {
+			t.Errorf("after %d changes, the ballast has %d bytes, want all", n, got)
+		}
+	}
+	change()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	probe(t, s)
+	change()
+	stop.Store(true)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	probe(t, s)
 	checkLog(t, s)
 }
 

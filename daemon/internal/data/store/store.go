@@ -102,7 +102,14 @@ func create(path string) error {
 // was before its last change.
 func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
 	if err = checkFile(path); err == nil {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{Timeout: openTimeout, FreelistType: bbolt.FreelistMapType})
+		var info fs.FileInfo
+		if info, err = os.Stat(path); err == nil {
+			// When bbolt makes the file longer for the first time, it makes it as long as the mapping, which must not
+			// be shorter than the file with its reserve.
+			db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+				Timeout: openTimeout, FreelistType: bbolt.FreelistMapType, InitialMmapSize: int(info.Size()) + storeReserve,
+			})
+		}
 	}
 	switch _, isIO := errors.AsType[*fs.PathError](err); {
 	case errors.Is(err, bbolt.ErrTimeout):
@@ -158,11 +165,12 @@ func lockDir(stateDir string) (*os.File, error) {
 			"'msb server stop', or use another --state-dir: %w",
 			stateDir, bytes.TrimSpace(pid), path, errdefs.ErrFailedPrecondition)
 	}
-	if err == nil {
-		err = f.Truncate(0)
+	pid := fmt.Sprintln(os.Getpid())
+	if err == nil { // in this order, the file keeps its block, so that msbd can start on a full disk
+		_, err = f.WriteAt([]byte(pid), 0)
 	}
 	if err == nil {
-		_, err = fmt.Fprintln(f, os.Getpid())
+		err = f.Truncate(int64(len(pid)))
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())
