@@ -35,8 +35,8 @@ var Codes = []CodeInfo{
 	{CodeNotFound, "not_found", []int{404}, "there is no such sandbox", "start it"},
 	{
 		CodeConflict, "conflict", []int{409},
-		"the sandbox runs with a different configuration, or is starting, stopping or failed",
-		"use the same configuration, or stop the sandbox first; while it starts or stops, wait; after a failure, start it again",
+		"the sandbox runs with a different configuration, is starting, stopping or failed, or lacks its workdir",
+		"use the same configuration, or stop the sandbox first; while it starts or stops, wait; after a failure, start it again; create the workdir",
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},

@@ -225,15 +225,17 @@ function codeOf(error: unknown): unknown {
   return (error as NodeJS.ErrnoException | undefined)?.code;
 }
 
+const noKey =
+  "missing or invalid API key. No API key was sent: pass apiKey, or set MSB_API_KEY in the environment or a .env file";
+const badKey = "missing or invalid API key: check apiKey or MSB_API_KEY";
+
 /** Returns the result in a response, or throws its error. keyless: the call was sent without an API key. */
 function resultOf(response: Response, keyless: boolean): unknown {
   const data = parse(response);
   const error = data?.error as { code?: unknown; message?: unknown } | undefined;
   if (typeof error?.code === "number") {
     let message = String(error.message);
-    if (keyless && error.code === -32002) {
-      message += ". No API key was sent: pass apiKey, or set MSB_API_KEY in the environment or a .env file";
-    }
+    if (error.code === -32002) message = keyless ? noKey : badKey; // the server's message is about HTTP headers
     throw errorOf(response, message, error.code);
   }
   if (response.status === 200 && data && "result" in data) return data.result;

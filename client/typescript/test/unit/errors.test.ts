@@ -14,6 +14,8 @@ async function thrown(reply: Reply, apiKey?: string): Promise<sdk.MicrosandboxEr
   return error as sdk.MicrosandboxError;
 }
 
+const badKey = "missing or invalid API key: check apiKey or MSB_API_KEY";
+
 test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
   [400, -32700, sdk.ParseError, "ParseError"],
   [400, -32600, sdk.InvalidRequestError, "InvalidRequestError"],
@@ -35,10 +37,11 @@ test.each<[number, number, typeof sdk.MicrosandboxError, string]>([
   [418, -32099, sdk.UnexpectedAnswerError, "UnexpectedAnswerError"],
 ])("%i with %i is %o", async (status, code, kind, name) => {
   const error = await thrown(errorReply(status, code), "msb_a");
+  const message = code === -32002 ? badKey : "it is so";
   expect(error.constructor).toBe(kind);
   expect(error.name).toBe(name);
-  expect(String(error)).toBe(`${name}: it is so`);
-  expect(error.stack).toContain(`${name}: it is so`);
+  expect(String(error)).toBe(`${name}: ${message}`);
+  expect(error.stack).toContain(`${name}: ${message}`);
   expect({ ...error }).toEqual({ code, status, requestId: "REQUEST-ID" });
 });
 
@@ -53,9 +56,9 @@ test("Retry-After is in seconds", async () => {
   expect(await retryAfter("soon")).toBeUndefined();
 });
 
-test("without a key, the message says how to set one", async () => {
-  expect((await thrown(errorReply(401, -32002))).message).toContain("MSB_API_KEY");
-  expect((await thrown(errorReply(401, -32002), "msb_a")).message).toBe("it is so");
+test("the message about a bad key says where the key comes from", async () => {
+  expect((await thrown(errorReply(401, -32002))).message).toContain("pass apiKey, or set MSB_API_KEY");
+  expect((await thrown(errorReply(401, -32002), "msb_a")).message).toBe(badKey);
 });
 
 const html = "<html>";

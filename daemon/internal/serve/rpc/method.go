@@ -112,7 +112,7 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	}
 	m, ok := s.methods[req.Method]
 	if !ok {
-		return nil, &rpc.Error{Code: rpc.CodeMethodNotFound, Message: fmt.Sprintf("there is no method %q", bounded.Short(req.Method))}
+		return nil, &rpc.Error{Code: rpc.CodeMethodNotFound, Message: fmt.Sprintf("there is no method %q; %s lists the methods", bounded.Short(req.Method), rpc.MethodDiscover)}
 	}
 	c.method = m.name
 	if !c.Principal.Has(m.scope) {
