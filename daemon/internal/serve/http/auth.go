@@ -39,7 +39,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if !g.inFlight.Enter(c.Principal.KeyID) {
 		return fmt.Errorf("this key has %d requests in progress; wait until some of them finish: %w", maxInFlight, errdefs.ErrResourceExhausted)
 	}
-	c.onRelease = append(c.onRelease, func() { g.inFlight.Leave(c.Principal.KeyID) })
+	c.inFlight = true
 	c.bucket = g.rates.Of(c.Principal.KeyID)
 	if wait := c.bucket.Take(); wait > 0 {
 		return &rpc.Error{
@@ -51,11 +51,9 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if err := checkScope(c.Principal, e); err != nil {
 		return err
 	}
-	end, err := g.connections.begin(r.Context(), c.Principal.KeyID)
-	if err != nil {
+	if c.endOnConnection, err = g.connections.begin(r.Context(), c.Principal.KeyID); err != nil {
 		return err
 	}
-	c.onRelease = append(c.onRelease, end)
 	switch e.Body.kind {
 	case jsonBody:
 		if !isJSON(r.Header.Get("Content-Type")) {

@@ -40,9 +40,10 @@ type Call struct {
 	err      error // the endpoint's error, or why the request was refused before the endpoint ran
 	failed   bool  // the endpoint returned an error or panicked
 	panicked bool
-	// onRelease is called after the response was written. Until then, the request is in progress.
-	onRelease []func()
-	turn      turn
+	turn     turn
+	inFlight bool // the request counts as one of its key's that are in progress, until the response was written
+	// endOnConnection, if set, makes the connection count as idle again after the response was written.
+	endOnConnection func()
 
 	mu            sync.Mutex
 	outputBytes   int  // the output of runs that is held in memory
@@ -214,8 +215,11 @@ func (c *Call) limitError(excess limit.Excess, effect, remedy, alternative strin
 
 // release gives back all bytes that the request holds, and its place among the requests in progress.
 func (c *Call) release() {
-	for _, f := range c.onRelease {
-		f()
+	if c.inFlight {
+		c.gateway.inFlight.Leave(c.Principal.KeyID)
+	}
+	if c.endOnConnection != nil {
+		c.endOnConnection()
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
