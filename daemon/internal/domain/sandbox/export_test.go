@@ -4,4 +4,5 @@ package sandbox
 const (
 	CleanupTimeout = cleanupTimeout
 	MaxFailed      = maxFailed
+	MaxAllFailed   = maxAllFailed
 )

@@ -5,9 +5,12 @@ import (
 	"slices"
 )
 
-// maxFailed is how many failed sandboxes of a tenant namespace are kept. They do not count against its quota, but their
-// records occupy memory and disk space.
-const maxFailed = 100
+// maxFailed and maxAllFailed are how many failed sandboxes of a tenant namespace, and of all namespaces together, are kept.
+// They do not count against the quotas, but their records occupy memory and disk space.
+const (
+	maxFailed    = 100
+	maxAllFailed = 1000
+)
 
 // failed returns the record of rec's sandbox after it has failed, with reason and cause; cause may be nil. It has no
 // environment, which may be long: another start brings its own.
@@ -20,12 +23,19 @@ func failed(rec Record, reason string, cause error) Record {
 	return rec
 }
 
-// limitFailed removes the oldest failed sandboxes of a tenant namespace that has more than maxFailed. It keeps those that
-// another operation is changing, and those whose microVM or record cannot be removed.
+// limitFailed removes the oldest failed sandboxes of a tenant namespace that has more than maxFailed, and then those of all
+// namespaces if they have more than maxAllFailed.
 func (m *Manager) limitFailed(ctx context.Context, namespace string) {
-	recs := slices.DeleteFunc(m.List(namespace), func(r Record) bool { return r.State != Failed })
+	m.forgetOldest(ctx, m.List(namespace), maxFailed)
+	m.forgetOldest(ctx, m.List(""), maxAllFailed)
+}
+
+// forgetOldest removes the failed sandboxes among recs but for the newest, of which it keeps as many as kept says. It also
+// keeps those that another operation is changing, and those whose microVM or record cannot be removed.
+func (m *Manager) forgetOldest(ctx context.Context, recs []Record, kept int) {
+	recs = slices.DeleteFunc(recs, func(r Record) bool { return r.State != Failed })
 	slices.SortFunc(recs, func(a, b Record) int { return a.CreatedAt.Compare(b.CreatedAt) })
-	for _, rec := range recs[:max(0, len(recs)-maxFailed)] {
+	for _, rec := range recs[:max(0, len(recs)-kept)] {
 		m.mu.Lock()
 		e := m.entries[rec.Name]
 		m.mu.Unlock()
@@ -56,5 +66,5 @@ func (m *Manager) forget(ctx context.Context, e *entry, rec Record) {
 		return
 	}
 	e.set(Record{}, nil)
-	log.Warn("removed a failed sandbox, because its namespace has many newer ones", "reason", rec.Reason, "kept", maxFailed)
+	log.Warn("removed a failed sandbox, because there are many newer ones", "reason", rec.Reason)
 }

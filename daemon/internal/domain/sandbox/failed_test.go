@@ -106,6 +106,35 @@ func TestFailedSandboxesAreBounded(t *testing.T) {
 	}
 }
 
+// There is a bound for all namespaces together, so that a key for all of them cannot evade the bound of each.
+func TestFailedSandboxesOfAllNamespacesAreBounded(t *testing.T) {
+	f := newFixture(t)
+	f.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
+	for i := range MaxAllFailed {
+		n := Name{fmt.Sprintf("n%d", i), "old"}
+		rec := Record{ID: fmt.Sprintf("sb-%016x", i), Name: n, State: Failed, CreatedAt: time.Now().Add(time.Duration(i-MaxAllFailed) * time.Second)}
+		if err := f.store.PutSandbox(rec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.restart(t)
+	for i := range 3 {
+		if err := f.Start(t.Context(), Name{fmt.Sprintf("new%d", i), "a"}, Request{}); err == nil {
+			t.Error("a sandbox started")
+		}
+	}
+	kept := map[string]bool{}
+	for _, rec := range f.List("") {
+		kept[rec.Name.Namespace] = true
+	}
+	if len(kept) != MaxAllFailed || kept["n0"] || kept["n2"] || !kept["n3"] || !kept["new0"] {
+		t.Errorf("%d sandboxes are kept, want the %d newest", len(kept), MaxAllFailed)
+	}
+	if stored := len(f.records(t)); stored != MaxAllFailed {
+		t.Errorf("%d records are stored, want %d", stored, MaxAllFailed)
+	}
+}
+
 // The bound holds if many starts fail, and their sandboxes are stopped and started again, at the same time.
 func TestFailedSandboxesAreBoundedAtTheSameTime(t *testing.T) {
 	f := newFixture(t)

@@ -107,13 +107,14 @@ func (m *Manager) Recover(ctx context.Context) (Recovery, error) {
 		})
 	}
 	g.Wait()
-	namespaces := map[string]bool{}
-	for _, rec := range records {
-		namespaces[rec.Name.Namespace] = true
+	byNamespace := map[string][]Record{}
+	for _, rec := range m.List("") {
+		byNamespace[rec.Name.Namespace] = append(byNamespace[rec.Name.Namespace], rec)
 	}
-	for namespace := range namespaces {
-		m.limitFailed(ctx, namespace)
+	for _, recs := range byNamespace {
+		m.forgetOldest(ctx, recs, maxFailed)
 	}
+	m.forgetOldest(ctx, m.List(""), maxAllFailed)
 	m.mu.Lock()
 	m.open = true
 	m.mu.Unlock()
