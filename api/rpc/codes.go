@@ -36,7 +36,7 @@ var Codes = []CodeInfo{
 	{
 		CodeConflict, "conflict", []int{409},
 		"the sandbox runs with a different configuration, is starting, stopping or failed, or lacks its workdir",
-		"use the same configuration, or stop the sandbox first; while it starts or stops, wait; after a failure, start it again; create the workdir",
+		"use the same configuration, or stop the sandbox first; while it starts or stops, wait; after a failure, start it again; without its workdir, stop it and start it with another one",
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},

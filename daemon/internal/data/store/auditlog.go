@@ -407,8 +407,8 @@ func (l *auditLog) open() error {
 	if l.file != nil && l.file != l.published.file { // readers use the published file
 		_ = l.file.Close()
 	}
-	// What an earlier run of msbd reserved is still there.
-	l.file, l.dev, l.ino, l.reserved = f, stat.Dev, stat.Ino, stat.Blocks*512
+	// What an earlier run of msbd reserved is still there. Some of the blocks may hold what the file system needs itself.
+	l.file, l.dev, l.ino, l.reserved = f, stat.Dev, stat.Ino, stat.Blocks*512-logReserve/16
 	return nil
 }
 
@@ -499,8 +499,11 @@ func (l *auditLog) rewriteLines(start int64, lines []byte) (changed bool, err er
 	if same == len(lines) {
 		return false, nil
 	}
-	if err := l.file.Truncate(start + int64(same)); err != nil {
-		return false, err
+	if same < n { // a Truncate that removes nothing would free the reserve
+		if err := l.file.Truncate(start + int64(same)); err != nil {
+			return false, err
+		}
+		l.reserved = 0
 	}
 	_, err = l.file.Write(lines[same:])
 	return true, err

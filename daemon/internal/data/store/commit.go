@@ -317,6 +317,9 @@ func (c *committer) probe() {
 	if c.log.health() != nil {
 		_ = c.logReady()
 	}
+	if c.stopReason() != nil {
+		return
+	}
 	// If these fail, nothing is lost yet: the next write that needs space reports it.
 	_ = c.reserve(storeReserve)
 	c.log.refill()
@@ -334,15 +337,11 @@ func (c *committer) reserve(size int) error {
 		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
 	var used int64
 	if err := c.db.View(func(tx *bbolt.Tx) error { used = tx.Size(); return nil }); err != nil {
 		return err
 	}
-	return allocate(f, max(used+int64(size), info.Size()), 0)
+	return allocate(f, used+int64(size), 0)
 }
 
 // allocate reserves disk space for the first size bytes of a file. mode is 0 to make a shorter file size bytes long, or

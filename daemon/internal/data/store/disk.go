@@ -49,7 +49,7 @@ func (s Space) Warning() string {
 	if s.Ballast >= s.reserve() {
 		return ""
 	}
-	return fmt.Sprintf("only %s of %s of disk space are in reserve, so it may be impossible to stop sandboxes or to revoke keys when the disk is full: "+
+	return fmt.Sprintf("only %s of %s of disk space are in reserve, so it may be impossible to stop sandboxes or to reset keys when the disk is full: "+
 		"the reserve is completed when there is enough free space, on file systems that can reserve space", mib(s.Ballast), mib(s.reserve()))
 }
 

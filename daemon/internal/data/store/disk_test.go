@@ -153,8 +153,21 @@ func TestBallast(t *testing.T) {
 func TestChangesBesideAWriter(t *testing.T) {
 	t.Parallel()
 	dir := smallDisk(t, "size=200m")
+	log := filepath.Join(dir, logName)
 	s := open(t, dir)
+	logEvents(t, s, "a", "lost")
 	probe(t, s)
+	// A power loss has taken the last line, so the next start writes it again. That must not free the reserve.
+	if err := errors.Join(s.Close(), os.Truncate(log, s.log.published.end.Size-10)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(log, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(allocate(f, logReserve, unix.FALLOC_FL_KEEP_SIZE), f.Close()); err != nil {
+		t.Fatal(err)
+	}
 	filler, err := os.OpenFile(filepath.Join(dir, "filler"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		t.Fatal(err)
@@ -168,6 +181,8 @@ func TestChangesBesideAWriter(t *testing.T) {
 		}
 		stopped <- errors.Join(filler.Truncate(0), filler.Close())
 	}()
+	s = open(t, dir)
+	probe(t, s)
 	n := 0
 	change := func() {
 		for range 500 {
@@ -193,6 +208,18 @@ func TestChangesBesideAWriter(t *testing.T) {
 	}
 	probe(t, s)
 	checkLog(t, s)
+	// A sealed segment needs no reserve, and the new file has one.
+	seg, err := s.SealAudit(t.Context(), "uid:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(seg.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sealed, current := allocated(t, seg.Path), allocated(t, log); sealed > info.Size()+4096 || current < logReserve {
+		t.Errorf("a segment of %d bytes occupies %d, the current file %d; want no reserve, and at least %d", info.Size(), sealed, current, logReserve)
+	}
 }
 
 func TestInodesRunOut(t *testing.T) {

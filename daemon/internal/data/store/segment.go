@@ -124,6 +124,7 @@ func (l *auditLog) seal(actor string) (segment, error) {
 	l.behind = true
 	// The segment is sealed even if its file cannot be renamed now. No entry is added before that.
 	l.setFailure(l.catchUp(false))
+	l.refill()
 	return seg, nil
 }
 
@@ -174,6 +175,11 @@ func (l *auditLog) placeSegment(out outbox, strict bool) (problem, err error) {
 	}
 	if err := os.Rename(l.path, path); err != nil {
 		return problem, err
+	}
+	if problem == nil { // it needs no reserve any more
+		if err := os.Truncate(path, seg.Size); err != nil {
+			return nil, err
+		}
 	}
 	return problem, durable.SyncDir(l.dir)
 }

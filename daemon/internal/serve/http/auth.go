@@ -77,6 +77,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		if err := c.holdBody(body.Len()); err != nil { // never fails, because it is not longer than was announced
 			return err
 		}
+		c.takeTurnsIfLarge(c.bodyBytes)
 		c.Body = body.Bytes()
 	case streamBody:
 		conn := http.NewResponseController(c.response.ResponseWriter)

@@ -191,7 +191,6 @@ func (c *Call) holdBody(bytes int) error {
 		c.gateway.held.Release(c.Principal.KeyID, c.bodyBytes-n)
 	}
 	c.bodyBytes = n
-	c.takeTurnsIfLarge(n)
 	return nil
 }
 

@@ -26,7 +26,7 @@ func (g *Gateway) SetHeld(all, each, freeBytes int) {
 	g.held, g.freeBytes = limit.NewBudget(all, each), freeBytes
 }
 func (g *Gateway) SetTurns(n int)                      { g.turns = limit.NewTurns(n) }
-func (g *Gateway) KeysWithTurns() int                  { return g.turns.Keys() }
+func (g *Gateway) UsersOfTurns() int                   { return g.turns.Users() }
 func (g *Gateway) Held() (bytes, keys int)             { return g.held.Held() }
 func (g *Gateway) OpenConnections() int                { return g.connections.count() }
 func (g *Gateway) ClientIP(r *http.Request) netip.Addr { return g.clientIP(r) }

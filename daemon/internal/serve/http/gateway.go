@@ -84,7 +84,7 @@ const (
 	// freeBytes is how many bytes a response may have beyond the output of its runs before it counts. A batch whose runs
 	// have used up the limit still needs room for the rest of its JSON. As many bytes of a body do not count.
 	freeBytes = 64 << 10
-	// A request that holds more than largeRequest bytes takes turns with the others of its key.
+	// A request takes turns with the others of its key once more than largeRequest bytes count for it.
 	largeRequest = 64 << 10
 
 	// These limit the log lines about requests without a valid key, which anyone can send.
@@ -138,7 +138,7 @@ func New(o Options) (*Gateway, error) {
 		mux:         http.NewServeMux(),
 		inFlight:    limit.NewCounts(maxInFlight),
 		held:        limit.NewBudget(maxHeld, maxHeldOfKey),
-		turns:       limit.NewTurns(max(1, runtime.NumCPU()/2)), // the other half is for other keys
+		turns:       limit.NewTurns(max(1, runtime.GOMAXPROCS(0)/2)), // the other half is for other keys
 		rates:       limit.NewRates(o.RequestsPerSecond),
 		strangerLog: newLineLimits(o.Log, strangersPerSecond, strangersBurst, "requests refused"),
 		refusalLog:  newLineLimits(o.Log, refusalsPerSecond, refusalsBurst, "requests refused"),

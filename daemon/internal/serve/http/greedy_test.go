@@ -153,11 +153,16 @@ func greedyKinds(t testing.TB) map[string][]greedyRequest {
 		return fmt.Sprintf(`{"sandbox":"a","command":%q,"args":%s}`, program, args)
 	}
 	longest := strings.Repeat("x", 1<<20-200)
+	start := `{"jsonrpc":"2.0","method":"sandbox.start","params":{"sandbox":"a"}}`
 	discover := `{"jsonrpc":"2.0","method":"rpc.discover","id":1}`
 	kinds := map[string][]greedyRequest{
 		"long bodies": {
 			{rpc.Path, Request("sandbox.command.run", command("wait", longest))},
 			{rpc.MCPPath, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sandbox_run_command","arguments":` + command("wait", longest[1000:]) + "}}"},
+		},
+		"batches": {
+			{rpc.Path, "[" + strings.Repeat(`{"jsonrpc":"2.0","method":"sandbox.list","id":1},`, 99) + `{"jsonrpc":"2.0","method":"sandbox.list","id":1}]`},
+			{rpc.Path, "[" + strings.Repeat(start+",", 99) + start + "]"},
 		},
 		"discovery": {
 			{rpc.Path, "[" + strings.Repeat(discover+",", 99) + discover + "]"},
@@ -186,9 +191,9 @@ type greedySite struct {
 	stop         func()
 }
 
-func newGreedySite(t testing.TB) *greedySite {
+func newGreedySite(t testing.TB, options ...func(*Setup)) *greedySite {
 	t.Helper()
-	s := New(t, func(o *Setup) {
+	s := New(t, append(options, func(o *Setup) {
 		o.Sandboxes, o.Log = greedySandboxes{o.Sandboxes.(*Sandboxes)}, slog.New(slog.DiscardHandler)
 	}, WithEndpoint(func(methods *serverpc.Service) (gateway.Endpoint, error) {
 		h, err := mcp.New(methods, "1")
@@ -196,7 +201,7 @@ func newGreedySite(t testing.TB) *greedySite {
 			return gateway.Endpoint{}, err
 		}
 		return h.Endpoint(), nil
-	}))
+	}))...)
 	s.SetDrain(time.Millisecond)
 	if w := s.Post(Request("sandbox.start", `{"sandbox":"a"}`)); w.Code != http.StatusOK {
 		t.Fatalf("start: %d %s", w.Code, w.Body)
@@ -224,6 +229,16 @@ func (g *greedySite) calls(t testing.TB, n int) (latencies []time.Duration) {
 	return latencies
 }
 
+// waitForTurns returns when requests of the greedy key wait for their turn, so that the client does its worst.
+func (g *greedySite) waitForTurns(t testing.TB) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); g.UsersOfTurns() < 10; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the greedy client does not send its requests")
+		}
+	}
+}
+
 // p99 returns the 99th percentile of sorted latencies.
 func p99(latencies []time.Duration) time.Duration { return latencies[len(latencies)*99/100] }
 
@@ -241,6 +256,7 @@ func TestGreedyKey(t *testing.T) {
 			debug.FreeOSMemory()
 			before, peak := memoryBytes(), 0
 			end := startGreedyClient(t, greedyJob{g.addr, g.greedy, inFlight, requests})
+			g.waitForTurns(t)
 			for range calls / 10 {
 				g.calls(t, 10)
 				peak = max(peak, memoryBytes()-before)
@@ -249,9 +265,6 @@ func TestGreedyKey(t *testing.T) {
 			t.Logf("memory grew by %d MiB; statuses %v", peak>>20, statuses)
 			if peak > 256<<20 {
 				t.Errorf("memory grew by %d MiB, want at most 256", peak>>20)
-			}
-			if len(statuses) < 2 {
-				t.Errorf("the greedy client got responses with the statuses %v, so it did not do its worst", statuses)
 			}
 		})
 	}
@@ -271,7 +284,7 @@ func BenchmarkGreedyKey(b *testing.B) {
 		b.Run(strings.ReplaceAll(name, " ", "_"), func(b *testing.B) {
 			for range b.N {
 				end := startGreedyClient(b, greedyJob{g.addr, g.greedy, 256, requests})
-				g.calls(b, 100) // until the client has sent its first requests
+				g.waitForTurns(b)
 				beside := g.calls(b, 1000)
 				end()
 				b.ReportMetric(0, "ns/op")

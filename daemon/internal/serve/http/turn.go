@@ -8,8 +8,8 @@ import (
 )
 
 // turn lets a large request use a processor. Each key has few turns at a time, so that the requests of other keys find a
-// free processor, however many large requests one key sends. Small requests need no turn: together they take less time
-// than the checks of the turns would.
+// free processor, however many large requests one key sends. A request is large if it holds many bytes, or if its endpoint
+// says so, as for batches. The others take so little time that they need no turn.
 //
 // A request that waits for its client or for a sandbox has no turn.
 type turn struct {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -106,22 +105,27 @@ func (l *lines) add(out sandbox.Output) error {
 		l.addToExcerpt(out.Data, partial)
 		return nil
 	}
-	// The lines share the memory of text, so that output with many short lines does not become as many objects.
-	text := string(out.Data)
-	for {
-		line, rest, complete := strings.Cut(text, "\n")
-		if !complete {
-			*partial = append(*partial, line...)
+	data := out.Data
+	if len(*partial) > 0 { // complete the line that has begun in an earlier piece
+		line, rest, complete := bytes.Cut(data, newline)
+		if *partial = append(*partial, line...); !complete {
 			return nil
 		}
-		if len(*partial) > 0 {
-			line = string(append(*partial, line...))
-			*partial = (*partial)[:0]
-		}
-		l.finish(out.Stream, line)
-		text = rest
+		l.finish(out.Stream, string(*partial))
+		*partial, data = (*partial)[:0], rest
 	}
+	if end := bytes.LastIndexByte(data, '\n'); end >= 0 {
+		// These lines share the memory of one string, so that output with many short lines does not become as many objects.
+		for line := range strings.SplitSeq(string(data[:end]), "\n") {
+			l.finish(out.Stream, line)
+		}
+		data = data[end+1:]
+	}
+	*partial = append(*partial, data...)
+	return nil
 }
+
+var newline = []byte{'\n'}
 
 // addToExcerpt appends a piece of output to the excerpt, except its last line, which it keeps in partial until the line is
 // complete or long.
@@ -160,9 +164,6 @@ func (l *lines) end() []rpc.Line {
 }
 
 func (l *lines) finish(stream sandbox.Stream, line string) {
-	if len(l.done) == cap(l.done) {
-		l.done = slices.Grow(l.done, max(len(l.done), 4)) // append would copy long output more often
-	}
 	l.done = append(l.done, rpc.Line{Stream: string(stream), Text: strings.ToValidUTF8(line, "\uFFFD")})
 }
 

@@ -102,6 +102,7 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		}
 		return rpcerr.WriteResponse(w, result, rpcErr, req.ID)
 	}
+	c.TakeTurns() // together, the calls may be much work even if each is small
 	// Run the calls one after the other, in order: a client may start a sandbox and use it in the same batch.
 	separator := "["
 	for _, req := range requests {

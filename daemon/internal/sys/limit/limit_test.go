@@ -130,7 +130,7 @@ func TestTurns(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if peak.Load() != 2 || turns.Keys() != 1 {
-		t.Errorf("%d goroutines worked at a time, want 2; %d keys use turns, want 1", peak.Load(), turns.Keys())
+	if peak.Load() != 2 || turns.Users() != 2 {
+		t.Errorf("%d goroutines worked at a time, want 2; %d use turns, want 2", peak.Load(), turns.Users())
 	}
 }

@@ -45,9 +45,13 @@ func (t *Turns) Return(key string) {
 	}
 }
 
-// Keys returns the number of keys that have a turn or wait for one.
-func (t *Turns) Keys() int {
+// Users returns how many goroutines have a turn or wait for one.
+func (t *Turns) Users() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.byKey)
+	n := 0
+	for _, k := range t.byKey {
+		n += k.users
+	}
+	return n
 }
