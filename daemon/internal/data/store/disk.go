@@ -25,8 +25,8 @@ const (
 
 // disk is the disk that holds the state directory. Sandboxes write to it too, so they may fill it. The ballast file
 // occupies space that is released in parts when a reset of the keys, the removal of a sandbox, or a store that has used up
-// the reserve of its own files, needs some. So an administrator can do these even then. The file contains nothing, so it does not matter when a crash interrupts
-// a change to it.
+// the reserve of its own files, needs some. So these work even then. The file contains nothing, so it does not matter when
+// a crash interrupts a change to it.
 type disk struct {
 	dir string
 

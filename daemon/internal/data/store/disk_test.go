@@ -222,6 +222,33 @@ func TestChangesBesideAWriter(t *testing.T) {
 	}
 }
 
+// When bbolt makes the file of a small store longer for the first time, it does not cut off the reserve.
+func TestSmallStoreKeepsItsReserve(t *testing.T) {
+	t.Parallel()
+	dir := smallDisk(t, "size=200m")
+	add := func(s *Store, id string) {
+		t.Helper()
+		if err := addKey(s, keyRecord(id)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, dir)
+	for i := range 50 { // its size, and so bbolt's mapping, is then a power of two with free space
+		add(s, fmt.Sprint("old", i))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, dir)
+	probe(t, s)
+	for i := range 200 {
+		add(s, fmt.Sprint("new", i))
+		if got := allocated(t, filepath.Join(dir, fileName)); got < storeReserve {
+			t.Fatalf("after %d changes, the store's file occupies %d bytes, want at least the reserve of %d", i+1, got, storeReserve)
+		}
+	}
+}
+
 func TestInodesRunOut(t *testing.T) {
 	t.Parallel()
 	dir := smallDisk(t, "size=20m,nr_inodes=1000")

@@ -176,10 +176,8 @@ func (l *auditLog) placeSegment(out outbox, strict bool) (problem, err error) {
 	if err := os.Rename(l.path, path); err != nil {
 		return problem, err
 	}
-	if problem == nil { // it needs no reserve any more
-		if err := os.Truncate(path, seg.Size); err != nil {
-			return nil, err
-		}
+	if problem == nil { // free its reserve, which it no longer needs; if that fails, nothing is lost but space
+		_ = os.Truncate(path, seg.Size)
 	}
 	return problem, durable.SyncDir(l.dir)
 }

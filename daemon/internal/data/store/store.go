@@ -102,14 +102,12 @@ func create(path string) error {
 // was before its last change.
 func openFile(path string) (db *bbolt.DB, fellBack bool, err error) {
 	if err = checkFile(path); err == nil {
-		var info fs.FileInfo
-		if info, err = os.Stat(path); err == nil {
-			// When bbolt makes the file longer for the first time, it makes it as long as the mapping, which must not
-			// be shorter than the file with its reserve.
-			db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-				Timeout: openTimeout, FreelistType: bbolt.FreelistMapType, InitialMmapSize: int(info.Size()) + storeReserve,
-			})
-		}
+		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+			Timeout: openTimeout, FreelistType: bbolt.FreelistMapType,
+			// The first time that bbolt needs a longer file, it makes it as long as the mapping, even if the file is longer.
+			// This must not cut off the reserve of a small store.
+			InitialMmapSize: 2 * storeReserve,
+		})
 	}
 	switch _, isIO := errors.AsType[*fs.PathError](err); {
 	case errors.Is(err, bbolt.ErrTimeout):
