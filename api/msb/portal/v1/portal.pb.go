@@ -30,6 +30,8 @@ const (
 	Output_STREAM_UNSPECIFIED Output_Stream = 0
 	Output_STREAM_STDOUT      Output_Stream = 1
 	Output_STREAM_STDERR      Output_Stream = 2
+	// What a terminal shows, which is stdout and stderr together. Only processes of ProcessService have terminals.
+	Output_STREAM_TERMINAL Output_Stream = 3
 )
 
 // Enum value maps for Output_Stream.
@@ -38,11 +40,13 @@ var (
 		0: "STREAM_UNSPECIFIED",
 		1: "STREAM_STDOUT",
 		2: "STREAM_STDERR",
+		3: "STREAM_TERMINAL",
 	}
 	Output_Stream_value = map[string]int32{
 		"STREAM_UNSPECIFIED": 0,
 		"STREAM_STDOUT":      1,
 		"STREAM_STDERR":      2,
+		"STREAM_TERMINAL":    3,
 	}
 )
 
@@ -159,8 +163,11 @@ func (*PingRequest) Descriptor() ([]byte, []int) {
 }
 
 type PingResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The version of the contract. 0 means only PortalService, with the first four fields of RunCodeRequest. 1 means
+	// everything in this package.
+	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +207,13 @@ func (x *PingResponse) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *PingResponse) GetContract() uint32 {
+	if x != nil {
+		return x.Contract
+	}
+	return 0
 }
 
 // Output is a piece of the output of a run. Pieces are sent in the order in which they were read.
@@ -318,7 +332,17 @@ type RunCodeRequest struct {
 	// the interpreter ignores the interrupt and is killed. If absent, there is no time limit.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// Used only when the call starts the REPL.
-	Environment   *Environment `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
+	Environment *Environment `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
+	// NAME=value entries for this run.
+	Env []string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty"`
+	// The working directory of this run, as in StartProcessRequest. If empty, the REPL's working directory stays what it is.
+	Cwd string `protobuf:"bytes,6,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	// The user of the REPL, as in StartProcessRequest. Each user has a REPL of their own.
+	User string `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
+	// The standard input of this run.
+	Input []byte `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
+	// How long after the interrupt the interpreter is killed. If absent, 15 seconds.
+	Grace         *durationpb.Duration `protobuf:"bytes,9,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +401,41 @@ func (x *RunCodeRequest) GetTimeout() *durationpb.Duration {
 func (x *RunCodeRequest) GetEnvironment() *Environment {
 	if x != nil {
 		return x.Environment
+	}
+	return nil
+}
+
+func (x *RunCodeRequest) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *RunCodeRequest) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *RunCodeRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *RunCodeRequest) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *RunCodeRequest) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
 	}
 	return nil
 }
@@ -712,24 +771,31 @@ var File_msb_portal_v1_portal_proto protoreflect.FileDescriptor
 const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\n" +
 	"\x1amsb/portal/v1/portal.proto\x12\rmsb.portal.v1\x1a\x1egoogle/protobuf/duration.proto\"\r\n" +
-	"\vPingRequest\"(\n" +
+	"\vPingRequest\"D\n" +
 	"\fPingResponse\x12\x18\n" +
-	"\aversion\x18\x01 \x01(\tR\aversion\"\x9a\x01\n" +
+	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1a\n" +
+	"\bcontract\x18\x02 \x01(\rR\bcontract\"\xaf\x01\n" +
 	"\x06Output\x124\n" +
 	"\x06stream\x18\x01 \x01(\x0e2\x1c.msb.portal.v1.Output.StreamR\x06stream\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"F\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"[\n" +
 	"\x06Stream\x12\x16\n" +
 	"\x12STREAM_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDOUT\x10\x01\x12\x11\n" +
-	"\rSTREAM_STDERR\x10\x02\"9\n" +
+	"\rSTREAM_STDERR\x10\x02\x12\x13\n" +
+	"\x0fSTREAM_TERMINAL\x10\x03\"9\n" +
 	"\vEnvironment\x12\x10\n" +
 	"\x03env\x18\x01 \x03(\tR\x03env\x12\x18\n" +
-	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xa9\x02\n" +
+	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xa8\x03\n" +
 	"\x0eRunCodeRequest\x12B\n" +
 	"\blanguage\x18\x01 \x01(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\blanguage\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12<\n" +
-	"\venvironment\x18\x04 \x01(\v2\x1a.msb.portal.v1.EnvironmentR\venvironment\"L\n" +
+	"\venvironment\x18\x04 \x01(\v2\x1a.msb.portal.v1.EnvironmentR\venvironment\x12\x10\n" +
+	"\x03env\x18\x05 \x03(\tR\x03env\x12\x10\n" +
+	"\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n" +
+	"\x04user\x18\a \x01(\tR\x04user\x12\x14\n" +
+	"\x05input\x18\b \x01(\fR\x05input\x12/\n" +
+	"\x05grace\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05grace\"L\n" +
 	"\bLanguage\x12\x18\n" +
 	"\x14LANGUAGE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fLANGUAGE_PYTHON\x10\x01\x12\x11\n" +
@@ -792,23 +858,24 @@ var file_msb_portal_v1_portal_proto_depIdxs = []int32{
 	1,  // 1: msb.portal.v1.RunCodeRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
 	12, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 3: msb.portal.v1.RunCodeRequest.environment:type_name -> msb.portal.v1.Environment
-	4,  // 4: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
-	8,  // 5: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
-	12, // 6: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	5,  // 7: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
-	4,  // 8: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
-	11, // 9: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
-	2,  // 10: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
-	6,  // 11: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
-	9,  // 12: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
-	3,  // 13: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
-	7,  // 14: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
-	10, // 15: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	12, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
+	4,  // 5: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
+	8,  // 6: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
+	12, // 7: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	5,  // 8: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
+	4,  // 9: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
+	11, // 10: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
+	2,  // 11: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
+	6,  // 12: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
+	9,  // 13: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
+	3,  // 14: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
+	7,  // 15: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
+	10, // 16: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
+	14, // [14:17] is the sub-list for method output_type
+	11, // [11:14] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_msb_portal_v1_portal_proto_init() }

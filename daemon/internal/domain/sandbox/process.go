@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"io"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // ErrCommandNotFound is returned for a command whose program does not exist in the sandbox.
@@ -18,6 +21,15 @@ var ErrRunTimeout = errors.New("time limit of the run reached")
 // ErrRunFailed is returned for a process that failed or was lost after it had begun, so that it may have taken effect.
 // Nothing may run it again by itself. Its text may come from the sandbox.
 var ErrRunFailed = errors.New("run failed")
+
+// ErrSandboxFull is returned if the disk of a sandbox has no space left. It is an errdefs.ErrResourceExhausted, but trying again
+// does not help.
+var ErrSandboxFull error = sandboxFull{}
+
+type sandboxFull struct{}
+
+func (sandboxFull) Error() string { return "the sandbox's disk is full" }
+func (sandboxFull) Unwrap() error { return errdefs.ErrResourceExhausted }
 
 // Language is the language of a REPL in a sandbox.
 type Language string
@@ -35,13 +47,30 @@ type Environment struct {
 	Workdir string
 }
 
+// RunOptions are what a request may choose for one run or process.
+type RunOptions struct {
+	// Env holds NAME=value entries, which override those of the sandbox.
+	Env []string
+	// Cwd is the working directory. A relative path begins at the workdir of the sandbox, and "~" is the home directory of
+	// the user. If it is empty, a process starts in the workdir; a run of code starts where the run before it ended.
+	Cwd string
+	// User is a name or number, optionally followed by ":" and a group. If it is empty, it is the user of the image.
+	User string
+	// Input is the standard input. With ProcessRequest.OpenInput, it is only its beginning.
+	Input []byte
+	// Grace is the time between the interrupt at the time limit and the kill. 0 stands for the portal's default: 2 s for
+	// a command, 15 s for code.
+	Grace time.Duration
+}
+
 // Code is code to run in the REPL of a language.
 type Code struct {
 	Language Language
 	Text     string
 	// Timeout is the time limit. 0 stands for the server's maximum.
 	Timeout time.Duration
-	Environment
+	RunOptions
+	Environment Environment
 }
 
 // Command is a program to run, without a shell.
@@ -49,24 +78,81 @@ type Command struct {
 	// Program is looked up in PATH.
 	Program string
 	Args    []string
-	// Timeout is the time limit. 0 stands for the server's maximum.
+	// Timeout is the time limit. 0 stands for the server's maximum, or, for a process that goes on without its client, for
+	// no limit.
 	Timeout time.Duration
-	Environment
+	RunOptions
+	Environment Environment
 }
 
-// Process is a command or a run of code in a sandbox. Only one goroutine may call Next, but another may call Close.
+// ProcessRequest is a program to start. It goes on when its client disconnects, unless WithCall is set.
+type ProcessRequest struct {
+	Command
+	// Tag is a name for ProcessID. It need not be unique.
+	Tag string
+	// Terminal, if not nil, gives the process a terminal of this size as its standard streams.
+	Terminal *TerminalSize
+	// OpenInput keeps the standard input open for WriteInput. It always is with a terminal.
+	OpenInput bool
+	// WithCall ends the process when its Process is closed or the context that it was started with ends.
+	WithCall bool
+}
+
+// TerminalSize is the size of a terminal, in characters.
+type TerminalSize struct{ Columns, Rows uint16 }
+
+// ProcessID names a process of a sandbox: by its pid, or, if PID is 0, as the newest process with a tag.
+type ProcessID struct {
+	PID uint32
+	Tag string
+}
+
+// AttachOptions says which events of a process AttachProcess returns. The zero value means all from now on.
+type AttachOptions struct {
+	// Replay begins with the output in the ring buffer of the process.
+	Replay bool
+	// NoOutput leaves out the output. A Process without it makes the process wait until its output is read.
+	NoOutput bool
+	// NoFollow ends after the output in the ring buffer. If the process still runs, Next then returns io.EOF without an
+	// Exit.
+	NoFollow bool
+}
+
+// ProcessInfo describes a process that was started in a sandbox. Its texts come from the sandbox.
+type ProcessInfo struct {
+	PID         uint32
+	Argv, Env   []string
+	Cwd, User   string
+	Tag         string
+	Terminal    bool
+	WithCall    bool
+	StartedAt   time.Time
+	Exit        *Exit // nil while the process runs
+	OutputBytes uint64
+}
+
+// Process is a command, a run of code or another process in a sandbox. Only one goroutine may call Next, but another may
+// call Close.
 type Process interface {
 	// Next returns the next event. The last event is an Exit, after which Next returns io.EOF. Any other error means
 	// that the process has ended: ErrRunTimeout, ErrCommandNotFound, ErrCommandNotExecutable, errdefs.ErrInvalidArgument or
 	// errdefs.ErrFailedPrecondition if it could not be started, the cause of the end of the context that the process was
 	// started with, or else ErrRunFailed, for example if the connection to the sandbox is lost.
 	Next() (Event, error)
-	// Close interrupts the process if it still runs, and releases its resources. It may be called more than once.
+	// Close interrupts the process if it still runs, unless it goes on without its client, and releases the resources of the
+	// Process. It may be called more than once.
 	Close() error
 }
 
-// Event is an event of a process: Output or Exit.
+// Event is an event of a process: Started, Output or Exit.
 type Event interface{ event() }
+
+// Started is the first event of a process from StartProcess or AttachProcess.
+type Started struct {
+	PID uint32
+	// SkippedBytes is how much the process had printed before the first Output.
+	SkippedBytes uint64
+}
 
 // Stream is the stream to which output was written.
 type Stream string
@@ -74,6 +160,8 @@ type Stream string
 const (
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
+	// Terminal is the stream of what a terminal shows.
+	Terminal Stream = "terminal"
 )
 
 // Output is a piece of the output of a process. It may end in the middle of a line or a character. Pieces come in the
@@ -83,20 +171,69 @@ type Output struct {
 	Data   []byte
 }
 
-// Exit reports that a process has ended. Code is the exit code of a command, or 128+N if signal N killed it. Code in a REPL
-// exits with 0, or with 1 if it raised an exception, whose traceback is in the output.
-type Exit struct{ Code int }
+// Exit reports that a process has ended.
+type Exit struct {
+	// Code is the exit code of a command, or 128+N if signal N killed it. Code in a REPL exits with 0, or with 1 if it raised an
+	// exception, whose traceback is in the output.
+	Code int
+	// Signal is the number of the signal that ended the process, or 0.
+	Signal int
+	// TimedOut means that the process was ended because it reached its time limit. RunCode and RunCommand return
+	// ErrRunTimeout instead.
+	TimedOut bool
+	// Reason says why the kernel killed the process. It is empty unless memory ran out. It comes from the sandbox.
+	Reason string
+}
 
-func (Output) event() {}
-func (Exit) event()   {}
+func (Started) event() {}
+func (Output) event()  {}
+func (Exit) event()    {}
 
-// Portal is a connection to the portal, the helper program inside a sandbox. An error of one of its methods means that the
-// connection does not work and that nothing was started; it is errdefs.ErrUnavailable, or the cause of the end of the
-// context. A process ends when the context that it was started with is canceled.
+// Portal is a connection to the portal, the helper program inside a sandbox. A process that RunCode or RunCommand has started
+// ends when the context that it was started with is canceled.
+//
+// An error of RunCode, RunCommand, StartProcess and AttachProcess means that the connection does not work and that nothing was
+// started; it is errdefs.ErrUnavailable, or the cause of the end of the context. The errors of the other methods are these, and
+// those that the interfaces list; ErrRunFailed means that the call may have taken effect. A portal of an earlier version does
+// not support every method: the error is errdefs.ErrFailedPrecondition and says so.
 type Portal interface {
 	Ping(ctx context.Context) error
 	RunCode(ctx context.Context, code Code) (Process, error)
 	RunCommand(ctx context.Context, command Command) (Process, error)
+	Processes
+	Files
+	// Dial connects to an address in the sandbox. If nothing listens there, the error is errdefs.ErrNotFound.
+	Dial(ctx context.Context, address Address) (Conn, error)
 	// Close closes the connection and ends the processes that were started over it.
 	Close() error
+}
+
+// Processes are the processes of a sandbox. If there is no such process, the error is errdefs.ErrNotFound; if it has ended, or
+// has no input or no terminal, errdefs.ErrFailedPrecondition.
+type Processes interface {
+	// StartProcess starts a program. The error errdefs.ErrResourceExhausted of Next means that too many processes run.
+	StartProcess(ctx context.Context, req ProcessRequest) (Process, error)
+	// AttachProcess returns the events of a process.
+	AttachProcess(ctx context.Context, id ProcessID, o AttachOptions) (Process, error)
+	// ListProcesses returns the processes that run and those that ended last, in the order of their start.
+	ListProcesses(ctx context.Context) ([]ProcessInfo, error)
+	// WriteInput copies data to the input of a process until data ends. With end, it then closes the input.
+	WriteInput(ctx context.Context, id ProcessID, data io.Reader, end bool) error
+	// SignalProcess sends a signal to a process, or to everything that it started.
+	SignalProcess(ctx context.Context, id ProcessID, signal int, all bool) error
+	ResizeTerminal(ctx context.Context, id ProcessID, size TerminalSize) error
+}
+
+// Address is a place in a sandbox that listens for connections: a TCP port on its loopback interface or, if Port is 0, the
+// path of a Unix socket, which begins with "@" for an abstract one.
+type Address struct {
+	Port uint16
+	Unix string
+}
+
+// Conn is a connection to a program in a sandbox. One goroutine may read while another writes.
+type Conn interface {
+	io.ReadWriteCloser
+	// CloseWrite ends the direction to the program.
+	CloseWrite() error
 }

@@ -281,30 +281,38 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if cfg.MemoryMiB < config.MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
 		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
 	}
-	env := 0
-	for _, e := range cfg.Env {
-		k, _, ok := strings.Cut(e, "=")
-		if !ok || k == "" || strings.ContainsRune(e, 0) {
-			return zero, fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
-		}
-		// Any other name is used somewhere, but no shell can set or read these, so they are mistakes.
-		if strings.ContainsFunc(k, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-			return zero, fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
-		}
-		if len(e) >= maxEnvEntry {
-			return zero, fmt.Errorf("environment variable %q: with its name, it has %d bytes, but Linux allows at most %d. Write long values to "+
-				"a file in the sandbox instead: %w", bounded.Short(k), len(e), maxEnvEntry-1, errdefs.ErrInvalidArgument)
-		}
-		env += len(e) + envEntryCost
-	}
-	if env > maxEnv {
-		return zero, fmt.Errorf("the environment has %d bytes, with %d for each variable, but at most %d are allowed. Write long values to "+
-			"a file in the sandbox instead: %w", env, envEntryCost, maxEnv, errdefs.ErrInvalidArgument)
+	if err := validateEnv(cfg.Env); err != nil {
+		return zero, err
 	}
 	if cfg.Workdir != "" && (!path.IsAbs(cfg.Workdir) || strings.ContainsRune(cfg.Workdir, 0)) {
 		return zero, fmt.Errorf("workdir %q must be an absolute path: %w", cfg.Workdir, errdefs.ErrInvalidArgument)
 	}
 	return cfg, nil
+}
+
+// validateEnv returns errdefs.ErrInvalidArgument if Linux can run no program with entries as a part of its environment.
+func validateEnv(entries []string) error {
+	env := 0
+	for _, e := range entries {
+		k, _, ok := strings.Cut(e, "=")
+		if !ok || k == "" || strings.ContainsRune(e, 0) {
+			return fmt.Errorf("environment entry %q must have the form NAME=value: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
+		}
+		// Any other name is used somewhere, but no shell can set or read these, so they are mistakes.
+		if strings.ContainsFunc(k, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+			return fmt.Errorf("environment variable %q: a name has no white space and no control characters: %w", bounded.Short(k), errdefs.ErrInvalidArgument)
+		}
+		if len(e) >= maxEnvEntry {
+			return fmt.Errorf("environment variable %q: with its name, it has %d bytes, but Linux allows at most %d. Write long values to "+
+				"a file in the sandbox instead: %w", bounded.Short(k), len(e), maxEnvEntry-1, errdefs.ErrInvalidArgument)
+		}
+		env += len(e) + envEntryCost
+	}
+	if env > maxEnv {
+		return fmt.Errorf("the environment has %d bytes, with %d for each variable, but at most %d are allowed. Write long values to "+
+			"a file in the sandbox instead: %w", env, envEntryCost, maxEnv, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 func newID() string {

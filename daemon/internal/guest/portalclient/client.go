@@ -44,6 +44,8 @@ const (
 // Client is a connection to one portal. It is safe for concurrent use. It does not reconnect. Once the stream has
 // ended, every call returns errdefs.ErrUnavailable.
 type Client struct {
+	sandbox.Processes
+	sandbox.Files
 	conn *grpc.ClientConn
 	rpc  portalv1.PortalServiceClient
 }
@@ -96,6 +98,9 @@ func (c *Client) Ping(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Dial implements sandbox.Portal.
+func (c *Client) Dial(context.Context, sandbox.Address) (sandbox.Conn, error) { panic("no implementation yet") }
 
 // RunCode implements sandbox.Portal. If code.Timeout is 0 or negative, the run has no time limit.
 func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {

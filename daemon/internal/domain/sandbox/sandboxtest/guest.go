@@ -47,8 +47,10 @@ func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser) (sandbox.P
 	return p, nil
 }
 
-// portal is a connection to a Guest.
+// portal is a connection to a Guest. It has no processes other than runs, and no files.
 type portal struct {
+	sandbox.Processes
+	sandbox.Files
 	guest  *Guest
 	stream io.ReadWriteCloser
 
@@ -88,6 +90,11 @@ func (p *portal) Close() error {
 		return p.stream.Close()
 	}
 	return nil
+}
+
+// Dial implements sandbox.Portal.
+func (p *portal) Dial(context.Context, sandbox.Address) (sandbox.Conn, error) {
+	return nil, fmt.Errorf("nothing listens there: %w", errdefs.ErrNotFound)
 }
 
 // RunCode implements sandbox.Portal.

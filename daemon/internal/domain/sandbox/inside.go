@@ -1,0 +1,260 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+// This file has the operations in a running sandbox other than runs. Each is one call of its portal.
+
+// StartProcess starts a program. The caller must close the process, which ends the program only with WithCall. With WithCall,
+// it is a run like RunCommand.
+func (m *Manager) StartProcess(ctx context.Context, name Name, req ProcessRequest) (Process, error) {
+	if err := req.validate(); err != nil {
+		return nil, err
+	}
+	if req.WithCall {
+		return m.run(ctx, name, req.Timeout, req.Grace, "", func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
+			req.Environment, req.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
+			return p.StartProcess(ctx, req)
+		})
+	}
+	return m.attach(ctx, name, func(ctx context.Context, p Portal, cfg Config) (Process, error) {
+		req.Environment = Environment{cfg.Env, cfg.Workdir}
+		return p.StartProcess(ctx, req)
+	})
+}
+
+// AttachProcess returns the events of a process. The caller must close the Process, which does not end the process.
+func (m *Manager) AttachProcess(ctx context.Context, name Name, id ProcessID, o AttachOptions) (Process, error) {
+	return m.attach(ctx, name, func(ctx context.Context, p Portal, _ Config) (Process, error) { return p.AttachProcess(ctx, id, o) })
+}
+
+func (m *Manager) attach(ctx context.Context, name Name, call func(context.Context, Portal, Config) (Process, error)) (Process, error) {
+	in, err := m.inside(name)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	p := &process{inside: in, ctx: ctx, end: cancel}
+	if p.Process, err = onPortal(ctx, in, func(portal Portal) (Process, error) { return call(ctx, portal, in.rec.Config) }); err != nil {
+		cancel()
+		return nil, err
+	}
+	return p, nil
+}
+
+// ListProcesses returns the processes that run in a sandbox and those that ended last.
+func (m *Manager) ListProcesses(ctx context.Context, name Name) ([]ProcessInfo, error) {
+	return quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) ([]ProcessInfo, error) { return p.ListProcesses(ctx) })
+}
+
+// WriteInput copies data to the input of a process, and with end closes the input.
+func (m *Manager) WriteInput(ctx context.Context, name Name, id ProcessID, data io.Reader, end bool) error {
+	_, err := long(ctx, m, name, func(p Portal, _ Config) (none, error) { return none{}, p.WriteInput(ctx, id, data, end) })
+	return err
+}
+
+// SignalProcess sends a signal to a process, or with all to everything that it started.
+func (m *Manager) SignalProcess(ctx context.Context, name Name, id ProcessID, signal int, all bool) error {
+	_, err := quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) (none, error) {
+		return none{}, p.SignalProcess(ctx, id, signal, all)
+	})
+	return err
+}
+
+// ResizeTerminal changes the size of a process's terminal.
+func (m *Manager) ResizeTerminal(ctx context.Context, name Name, id ProcessID, size TerminalSize) error {
+	_, err := quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) (none, error) {
+		return none{}, p.ResizeTerminal(ctx, id, size)
+	})
+	return err
+}
+
+// StatFile describes a file, without following a symbolic link at the end of the path.
+func (m *Manager) StatFile(ctx context.Context, name Name, path Path, xattrs bool) (FileInfo, error) {
+	return quick(ctx, m, name, func(ctx context.Context, p Portal, cfg Config) (FileInfo, error) {
+		return p.StatFile(ctx, path.in(cfg), xattrs)
+	})
+}
+
+// ListFiles calls each for the entries of a directory, as Files.ListFiles does.
+func (m *Manager) ListFiles(ctx context.Context, name Name, path Path, depth int, each func(FileInfo) error) error {
+	_, err := long(ctx, m, name, func(p Portal, cfg Config) (none, error) {
+		return none{}, p.ListFiles(ctx, path.in(cfg), depth, each)
+	})
+	return err
+}
+
+// ReadFile returns a description of a file and its bytes, as Files.ReadFile does. The caller must close the reader.
+func (m *Manager) ReadFile(ctx context.Context, name Name, path Path, offset, length int64) (info FileInfo, data io.ReadCloser, err error) {
+	data, err = long(ctx, m, name, func(p Portal, cfg Config) (data io.ReadCloser, err error) {
+		info, data, err = p.ReadFile(ctx, path.in(cfg), offset, length)
+		return data, err
+	})
+	return info, data, err
+}
+
+// WriteFile writes a file, as Files.WriteFile does.
+func (m *Manager) WriteFile(ctx context.Context, name Name, path Path, o WriteOptions, data io.Reader) (info FileInfo, created bool, err error) {
+	info, err = long(ctx, m, name, func(p Portal, cfg Config) (info FileInfo, err error) {
+		info, created, err = p.WriteFile(ctx, path.in(cfg), o, data)
+		return info, err
+	})
+	return info, created, err
+}
+
+// MakeDirectory creates a directory, as Files.MakeDirectory does.
+func (m *Manager) MakeDirectory(ctx context.Context, name Name, path Path, mode *uint32) (info FileInfo, created bool, err error) {
+	info, err = quick(ctx, m, name, func(ctx context.Context, p Portal, cfg Config) (info FileInfo, err error) {
+		info, created, err = p.MakeDirectory(ctx, path.in(cfg), mode)
+		return info, err
+	})
+	return info, created, err
+}
+
+// MoveFile renames a file or directory, as Files.MoveFile does.
+func (m *Manager) MoveFile(ctx context.Context, name Name, from, to Path) (FileInfo, error) {
+	return long(ctx, m, name, func(p Portal, cfg Config) (FileInfo, error) { return p.MoveFile(ctx, from.in(cfg), to.in(cfg)) })
+}
+
+// RemoveFile removes a file or directory, as Files.RemoveFile does.
+func (m *Manager) RemoveFile(ctx context.Context, name Name, path Path, recursive bool) error {
+	_, err := long(ctx, m, name, func(p Portal, cfg Config) (none, error) { return none{}, p.RemoveFile(ctx, path.in(cfg), recursive) })
+	return err
+}
+
+// ReadTree returns a file or directory as a tar archive. The caller must close the reader.
+func (m *Manager) ReadTree(ctx context.Context, name Name, path Path) (io.ReadCloser, error) {
+	return long(ctx, m, name, func(p Portal, cfg Config) (io.ReadCloser, error) { return p.ReadTree(ctx, path.in(cfg)) })
+}
+
+// WriteTree extracts a tar archive into a directory, as Files.WriteTree does.
+func (m *Manager) WriteTree(ctx context.Context, name Name, path Path, keepOwners bool, archive io.Reader) (entries uint64, err error) {
+	return long(ctx, m, name, func(p Portal, cfg Config) (uint64, error) { return p.WriteTree(ctx, path.in(cfg), keepOwners, archive) })
+}
+
+// WatchFiles reports changes of files, as Files.WatchFiles does. The caller must close the Watch.
+func (m *Manager) WatchFiles(ctx context.Context, name Name, path Path, o WatchOptions) (Watch, error) {
+	return long(ctx, m, name, func(p Portal, cfg Config) (Watch, error) { return p.WatchFiles(ctx, path.in(cfg), o) })
+}
+
+// Dial connects to an address in a sandbox. The connection ends when ctx does.
+func (m *Manager) Dial(ctx context.Context, name Name, address Address) (Conn, error) {
+	return long(ctx, m, name, func(p Portal, _ Config) (Conn, error) { return p.Dial(ctx, address) })
+}
+
+// in returns the path with the workdir of a sandbox.
+func (p Path) in(cfg Config) Path {
+	p.Workdir = cfg.Workdir
+	return p
+}
+
+// none is the result of an operation without one.
+type none struct{}
+
+// quick makes a call that depends on no program in the sandbox, so that it fails if the guest does not respond in time.
+func quick[T any](ctx context.Context, m *Manager, name Name, call func(context.Context, Portal, Config) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, responseGrace, notResponding(name))
+	defer cancel()
+	return long(ctx, m, name, func(p Portal, cfg Config) (T, error) { return call(ctx, p, cfg) })
+}
+
+// long makes a call that may take any time. It ends when ctx does, which call gets from its caller.
+func long[T any](ctx context.Context, m *Manager, name Name, call func(Portal, Config) (T, error)) (none T, err error) {
+	in, err := m.inside(name)
+	if err != nil {
+		return none, err
+	}
+	result, err := onPortal(ctx, in, func(p Portal) (T, error) { return call(p, in.rec.Config) })
+	if errors.Is(err, ErrRunFailed) {
+		return none, in.explain(ctx, err)
+	}
+	return result, err
+}
+
+// inside is a running sandbox during one operation in it.
+type inside struct {
+	m     *Manager
+	entry *entry
+	rec   Record // at the beginning
+}
+
+// inside returns a running sandbox.
+func (m *Manager) inside(name Name) (inside, error) {
+	e, err := m.runningEntry(name)
+	if err != nil {
+		return inside{}, err
+	}
+	return inside{m, e, e.record()}, nil
+}
+
+// onPortal makes a call on the portal of a sandbox. If the connection does not work, so that nothing was sent, it tries once
+// more over a new one.
+func onPortal[T any](ctx context.Context, in inside, call func(Portal) (T, error)) (none T, err error) {
+	if err := in.notRunning(); err != nil { // the sandbox may have been stopped meanwhile
+		return none, err
+	}
+	for range 2 {
+		var c *conn
+		if c, err = in.entry.connection(ctx, in.rec.ID, in.m.connect); err != nil {
+			break
+		}
+		var result T
+		if result, err = call(c.Portal); err == nil || ctx.Err() == nil && !errdefs.IsUnavailable(err) {
+			return result, err
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		c.broken.Store(true)
+	}
+	if ctx.Err() != nil {
+		return none, context.Cause(ctx)
+	}
+	if notRunning := in.notRunning(); notRunning != nil {
+		return none, notRunning
+	}
+	name := in.entry.name
+	in.m.Log.Warn("could not connect to the sandbox", "sandbox", name.Name, "namespace", name.Namespace, "err", err)
+	return none, fmt.Errorf("sandbox %s is not responding. Try again; if that persists, stop it and start it again: %w", name, errdefs.ErrUnavailable)
+}
+
+// notRunning returns why the sandbox no longer runs, or nil if it does.
+func (in inside) notRunning() error {
+	if rec := in.entry.record(); rec.ID == in.rec.ID && rec.State == Running {
+		return nil
+	}
+	if _, err := in.m.runningEntry(in.entry.name); err != nil {
+		return err
+	}
+	return fmt.Errorf("sandbox %s was stopped, and has been started again since: %w", in.entry.name, errdefs.ErrNotFound)
+}
+
+// explain returns the reason for err, the error of an operation that had begun. ctx is its context. If the sandbox stopped,
+// the guest no longer responds or the request was canceled, explain returns an error that says so, because err is then only a
+// consequence, such as a closed connection. None of its errors invites the client to try again.
+func (in inside) explain(ctx context.Context, err error) error {
+	switch rec := in.entry.record(); {
+	case rec.ID != in.rec.ID || rec.State == Stopping:
+		return &failure{fmt.Sprintf("the run was interrupted, because sandbox %s was stopped", in.entry.name), nil}
+	case rec.State == Failed:
+		return &failure{fmt.Sprintf("the run was interrupted, because sandbox %s failed: %s", in.entry.name, rec.Reason), nil}
+	}
+	cause := context.Cause(ctx)
+	switch {
+	case cause == nil:
+		return err
+	case errdefs.IsUnauthorized(cause), errors.Is(cause, ErrRunFailed): // the key was revoked, or the guest no longer responds
+		return cause
+	case cause == context.Canceled:
+		return &failure{"the run was interrupted, because the client ended the request", cause}
+	default:
+		return &failure{fmt.Sprintf("the run was interrupted: %v", cause), cause}
+	}
+}
