@@ -211,7 +211,7 @@ type Portal interface {
 // Processes are the processes of a sandbox. If there is no such process, the error is errdefs.ErrNotFound; if it has ended, or
 // has no input or no terminal, errdefs.ErrFailedPrecondition.
 type Processes interface {
-	// StartProcess starts a program. The error errdefs.ErrResourceExhausted of Next means that too many processes run.
+	// StartProcess starts a program. If too many processes run, the error of Next is errdefs.ErrFailedPrecondition.
 	StartProcess(ctx context.Context, req ProcessRequest) (Process, error)
 	// AttachProcess returns the events of a process.
 	AttachProcess(ctx context.Context, id ProcessID, o AttachOptions) (Process, error)

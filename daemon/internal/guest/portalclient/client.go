@@ -44,10 +44,12 @@ const (
 // Client is a connection to one portal. It is safe for concurrent use. It does not reconnect. Once the stream has
 // ended, every call returns errdefs.ErrUnavailable.
 type Client struct {
-	sandbox.Processes
-	sandbox.Files
-	conn *grpc.ClientConn
-	rpc  portalv1.PortalServiceClient
+	conn      *grpc.ClientConn
+	runs      portalv1.PortalServiceClient
+	processes portalv1.ProcessServiceClient
+	files     portalv1.FileServiceClient
+	// contract is the version of the contract that the portal serves, as in PingResponse. It is set by the first ping.
+	contract atomic.Uint32
 }
 
 var _ sandbox.Portal = (*Client)(nil)
@@ -79,7 +81,9 @@ func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 		stream.Close()
 		return nil, fmt.Errorf("connect to the portal: %w", err)
 	}
-	c := &Client{conn: conn, rpc: portalv1.NewPortalServiceClient(conn)}
+	c := &Client{
+		conn: conn, runs: portalv1.NewPortalServiceClient(conn), processes: portalv1.NewProcessServiceClient(conn), files: portalv1.NewFileServiceClient(conn),
+	}
 	if err := c.Ping(ctx); err != nil {
 		conn.Close()
 		stream.Close()
@@ -93,49 +97,25 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // Ping implements sandbox.Portal.
 func (c *Client) Ping(ctx context.Context) error {
-	if _, err := c.rpc.Ping(ctx, &portalv1.PingRequest{}); err != nil {
+	res, err := c.runs.Ping(ctx, &portalv1.PingRequest{})
+	if err != nil {
 		return connectionError(ctx, err)
 	}
+	c.contract.Store(res.GetContract())
 	return nil
 }
 
-// Dial implements sandbox.Portal.
-func (c *Client) Dial(context.Context, sandbox.Address) (sandbox.Conn, error) { panic("no implementation yet") }
-
-// RunCode implements sandbox.Portal. If code.Timeout is 0 or negative, the run has no time limit.
-func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {
-	languages := map[sandbox.Language]portalv1.RunCodeRequest_Language{
-		sandbox.Python: portalv1.RunCodeRequest_LANGUAGE_PYTHON,
-		sandbox.Node:   portalv1.RunCodeRequest_LANGUAGE_NODE,
+// checkContract returns errdefs.ErrFailedPrecondition unless the portal serves everything in the contract of this version.
+// Sandboxes that an earlier version started have its portal.
+func (c *Client) checkContract() error {
+	if c.contract.Load() >= 1 {
+		return nil
 	}
-	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCodeResponse], error) {
-		return c.rpc.RunCode(ctx, &portalv1.RunCodeRequest{
-			Language:    languages[code.Language],
-			Code:        code.Text,
-			Timeout:     timeout(code.Timeout),
-			Environment: environment(code.Environment),
-		})
-	}, func(event *portalv1.RunCodeResponse) int {
-		if event.GetResult().GetSuccess() {
-			return 0
-		}
-		return 1
-	})
+	return fmt.Errorf("the sandbox was started by an earlier version of msbd, which did not have this. Stop it and start it again: %w",
+		errdefs.ErrFailedPrecondition)
 }
 
-// RunCommand implements sandbox.Portal. If command.Timeout is 0 or negative, the run has no time limit.
-func (c *Client) RunCommand(ctx context.Context, command sandbox.Command) (sandbox.Process, error) {
-	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCommandResponse], error) {
-		return c.rpc.RunCommand(ctx, &portalv1.RunCommandRequest{
-			Command:     command.Program,
-			Args:        command.Args,
-			Timeout:     timeout(command.Timeout),
-			Environment: environment(command.Environment),
-		})
-	}, func(event *portalv1.RunCommandResponse) int { return int(event.GetResult().GetExitCode()) })
-}
-
-func timeout(d time.Duration) *durationpb.Duration {
+func duration(d time.Duration) *durationpb.Duration {
 	if d <= 0 {
 		return nil
 	}
@@ -155,7 +135,7 @@ type classified struct {
 func (e classified) Error() string { return e.text }
 func (e classified) Unwrap() error { return e.class }
 
-// connectionError translates err, a gRPC error of a call that started no process. If ctx is done, it returns the cause.
+// connectionError translates err, a gRPC error of a call of which nothing was sent. If ctx is done, it returns the cause.
 func connectionError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -164,10 +144,10 @@ func connectionError(ctx context.Context, err error) error {
 	return classified{"the connection to the sandbox does not work (" + text + ")", errdefs.ErrUnavailable}
 }
 
-// runError translates err, the gRPC error at the end of a process, into the errors that sandbox.Process promises. The
-// portal chooses its code and its text, so there is no code that makes a client send a run again, and the text is bounded.
-// If ctx is done, runError returns the cause.
-func runError(ctx context.Context, err error) error {
+// callError translates err, the gRPC error at the end of a call, into the errors that sandbox.Portal promises. The portal
+// chooses its code and its text, so there is no code that makes a client repeat a call, and the text is bounded. If ctx is
+// done, callError returns the cause.
+func callError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -179,13 +159,14 @@ func runError(ctx context.Context, err error) error {
 	case codes.FailedPrecondition:
 		return classified{text, errdefs.ErrFailedPrecondition}
 	case codes.NotFound:
-		// Programs that use the original's SDK look for these words. The portal of an older version may not send them.
-		if !strings.Contains(text, "not found") {
-			text += ": command not found"
+		return classified{text, errdefs.ErrNotFound}
+	case codes.AlreadyExists:
+		return classified{text, errdefs.ErrAlreadyExists}
+	case codes.ResourceExhausted:
+		if strings.Contains(text, "no space left") {
+			return classified{text, sandbox.ErrSandboxFull}
 		}
-		return classified{text, sandbox.ErrCommandNotFound}
-	case codes.PermissionDenied:
-		return classified{text, sandbox.ErrCommandNotExecutable}
+		return classified{text, errdefs.ErrFailedPrecondition}
 	case codes.DeadlineExceeded:
 		return classified{text, sandbox.ErrRunTimeout}
 	case codes.Unavailable, codes.Canceled:
@@ -194,6 +175,46 @@ func runError(ctx context.Context, err error) error {
 	default:
 		return classified{"the sandbox reported an error: " + text, sandbox.ErrRunFailed}
 	}
+}
+
+// startError is callError for a call that starts a program.
+func startError(ctx context.Context, err error) error {
+	s := status.Convert(err)
+	switch {
+	case ctx.Err() != nil:
+	case s.Code() == codes.NotFound:
+		text := bounded.Text(s.Message(), maxErrorText)
+		// Programs that use the original's SDK look for these words. The portal of an older version may not send them.
+		if !strings.Contains(text, "not found") {
+			text += ": command not found"
+		}
+		return classified{text, sandbox.ErrCommandNotFound}
+	case s.Code() == codes.PermissionDenied:
+		return classified{bounded.Text(s.Message(), maxErrorText), sandbox.ErrCommandNotExecutable}
+	}
+	return callError(ctx, err)
+}
+
+// call makes a call with one request and one response.
+func call[Response any](ctx context.Context, c *Client, method string, req any) (*Response, error) {
+	if err := c.checkContract(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.conn.NewStream(ctx, &grpc.StreamDesc{}, method)
+	if err != nil {
+		return nil, connectionError(ctx, err)
+	}
+	res := new(Response)
+	// If a send fails, the reason is the error of the receive.
+	if stream.SendMsg(req) == nil {
+		_ = stream.CloseSend()
+	}
+	if err := stream.RecvMsg(res); err != nil {
+		return nil, callError(ctx, err)
+	}
+	return res, nil
 }
 
 // streamConn makes a stream a net.Conn, which gRPC needs. It ignores deadlines. gRPC does not need them, because it

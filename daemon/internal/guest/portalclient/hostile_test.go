@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/protobuf/proto"
@@ -40,10 +41,11 @@ type guest struct {
 	buf    [16 << 10]byte
 }
 
-// attack is what a guest does instead of responding to a run in the given stream.
+// attack is what a guest does instead of responding to a call in the given stream.
 type attack func(g *guest, stream uint32)
 
-// serve answers pings. It passes each run to next, or responds with the output "fine" if next is nil.
+// serve answers pings. It passes each other call to next, or responds as to a command that prints "fine" if next returns
+// nil.
 func serve(conn io.ReadWriteCloser, next func() attack) {
 	defer conn.Close()
 	g := &guest{conn: conn, framer: http2.NewFramer(conn, conn)}
@@ -81,24 +83,28 @@ func serve(conn io.ReadWriteCloser, next func() attack) {
 			paths[frame.StreamID] = frame.PseudoValue("path")
 		case *http2.DataFrame:
 			stream := frame.StreamID
-			if !frame.StreamEnded() {
+			if n := uint32(len(frame.Data())); n > 0 { // or the client may send no more over this connection
+				background(func() { write(func() error { return g.framer.WriteWindowUpdate(0, n) }) })
+			}
+			path, first := paths[stream]
+			delete(paths, stream)
+			if !first {
 				continue
 			}
-			if strings.HasSuffix(paths[stream], "/Ping") {
+			if strings.HasSuffix(path, "/Ping") {
 				background(func() {
 					g.headers(stream, false, ":status", "200", "content-type", "application/grpc")
-					g.message(stream, &portalv1.PingResponse{})
+					g.message(stream, &portalv1.PingResponse{Contract: 1})
 					g.headers(stream, true, "grpc-status", "0")
 				})
 			} else if a := next(); a != nil {
-				background(func() { a(g, stream) })
+				background(a.of(g, stream))
 			} else {
-				background(func() {
-					g.headers(stream, false, ":status", "200", "content-type", "application/grpc")
+				background(begun(func(g *guest, stream uint32) {
 					g.output(stream, []byte("fine\n"))
-					g.message(stream, &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{Result: &portalv1.CommandResult{}}})
+					g.event(stream, &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{}}})
 					g.headers(stream, true, "grpc-status", "0")
-				})
+				}).of(g, stream))
 			}
 		}
 	}
@@ -140,8 +146,12 @@ func (g *guest) message(stream uint32, m proto.Message) {
 	g.data(stream, append([]byte{0, byte(len(data) >> 24), byte(len(data) >> 16), byte(len(data) >> 8), byte(len(data))}, data...))
 }
 
+func (g *guest) event(stream uint32, e *portalv1.ProcessEvent) {
+	g.message(stream, &portalv1.StartProcessResponse{Event: e})
+}
+
 func (g *guest) output(stream uint32, data []byte) {
-	g.message(stream, &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{Output: &portalv1.Output{Data: data}}})
+	g.event(stream, &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Output{Output: &portalv1.Output{Data: data}}})
 }
 
 func (g *guest) data(stream uint32, data []byte) {
@@ -181,14 +191,18 @@ func trailersOnly(code int, text string) attack {
 	}
 }
 
-// begun sends output first, so that the run has begun.
+// begun sends a start and output first, so that the run has begun.
 func begun(a attack) attack {
 	return func(g *guest, stream uint32) {
 		g.headers(stream, false, ":status", "200", "content-type", "application/grpc")
+		g.event(stream, &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: &portalv1.ProcessStarted{Pid: 9}}})
 		g.output(stream, []byte("begun\n"))
 		a(g, stream)
 	}
 }
+
+// of returns a function that makes the attack.
+func (a attack) of(g *guest, stream uint32) func() { return func() { a(g, stream) } }
 
 func attacks() map[string]attack {
 	all := map[string]attack{
@@ -273,15 +287,18 @@ func (r *hostileRuntime) Attach(ctx context.Context, id string) (io.ReadWriteClo
 	return host, nil
 }
 
-func (r *hostileRuntime) attackNext(a attack) {
+// attackNext sets the attack for the next call. It reports whether the one before was not made.
+func (r *hostileRuntime) attackNext(a attack) (left bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	left = r.next != nil
 	r.next = a
+	return left
 }
 
 // newHostile returns the real gateway, methods, domain and portal client, in front of a hostile portal. The sandbox "a"
 // runs.
-func newHostile(t *testing.T) (*servetest.Site, *hostileRuntime) {
+func newHostile(t *testing.T) (*servetest.Site, *sandbox.Manager, *hostileRuntime) {
 	rt := &hostileRuntime{Runtime: sandboxtest.NewRuntime()}
 	t.Cleanup(rt.serving.Wait)
 	var log servetest.LogBuffer
@@ -306,10 +323,48 @@ func newHostile(t *testing.T) (*servetest.Site, *hostileRuntime) {
 	t.Cleanup(m.Close)
 	s := servetest.New(t, func(o *servetest.Setup) { o.Sandboxes = m })
 	servetest.WantOK(t, s.Post(servetest.Request(rpc.MethodSandboxStart, `{"sandbox":"a"}`)))
-	return s, rt
+	return s, m, rt
 }
 
 var runTrue = servetest.Request(rpc.MethodSandboxCommandRun, `{"sandbox":"a","command":"true"}`)
+
+// operations are calls of each form, other than runs: with one response, with a stream of responses, with a stream of
+// requests, and with both.
+var operations = map[string]func(context.Context, *sandbox.Manager) error{
+	"stat": func(ctx context.Context, m *sandbox.Manager) error {
+		_, err := m.StatFile(ctx, hostileName, sandbox.Path{Path: "/x"}, true)
+		return err
+	},
+	"list": func(ctx context.Context, m *sandbox.Manager) error {
+		return m.ListFiles(ctx, hostileName, sandbox.Path{Path: "/x"}, 1, func(sandbox.FileInfo) error { return nil })
+	},
+	"read": func(ctx context.Context, m *sandbox.Manager) error {
+		_, data, err := m.ReadFile(ctx, hostileName, sandbox.Path{Path: "/x"}, 0, -1)
+		if err != nil {
+			return err
+		}
+		defer data.Close()
+		_, err = io.Copy(io.Discard, data)
+		return err
+	},
+	"write": func(ctx context.Context, m *sandbox.Manager) error {
+		_, _, err := m.WriteFile(ctx, hostileName, sandbox.Path{Path: "/x"}, sandbox.WriteOptions{}, strings.NewReader(longText))
+		return err
+	},
+	"dial": func(ctx context.Context, m *sandbox.Manager) error {
+		conn, err := m.Dial(ctx, hostileName, sandbox.Address{Port: 80})
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, longText) // the attack may have ended the connection
+		_ = conn.CloseWrite()
+		_, err = io.Copy(io.Discard, conn)
+		return err
+	},
+}
+
+var hostileName = sandbox.Name{Namespace: "default", Name: "a"}
 
 // memoryBytes returns how much memory the Go runtime holds from the operating system.
 func memoryBytes() int {
@@ -321,7 +376,7 @@ func memoryBytes() int {
 // Whatever a portal sends, the client gets a short error that does not make it send the run again, unless nothing was
 // sent. The log stays short, the memory stays small, and the next run works.
 func TestHostilePortals(t *testing.T) {
-	s, rt := newHostile(t)
+	s, m, rt := newHostile(t)
 	debug.FreeOSMemory()
 	before := memoryBytes()
 	rounds := 1
@@ -329,7 +384,7 @@ func TestHostilePortals(t *testing.T) {
 		rounds = 100
 	}
 	for range rounds {
-		testAttacks(t, s, rt)
+		testAttacks(t, s, m, rt)
 	}
 	if grown := memoryBytes() - before; grown > 16<<20 {
 		t.Errorf("memory grew by %d MiB, want at most 16", grown>>20)
@@ -339,10 +394,26 @@ func TestHostilePortals(t *testing.T) {
 }
 
 // testAttacks makes each attack once, and then one attack in several runs at the same time.
-func testAttacks(t *testing.T, s *servetest.Site, rt *hostileRuntime) {
+func testAttacks(t *testing.T, s *servetest.Site, m *sandbox.Manager, rt *hostileRuntime) {
 	for name, a := range attacks() {
 		s.Log.Reset()
-		rt.attackNext(a)
+		for operation, call := range operations {
+			var attacked sync.WaitGroup
+			attacked.Add(1)
+			rt.attackNext(func(g *guest, stream uint32) {
+				defer attacked.Done()
+				a(g, stream)
+			})
+			err := call(t.Context(), m)
+			if rt.attackNext(nil) {
+				attacked.Done() // the connection ended before the attack
+			}
+			attacked.Wait()
+			if errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) || err != nil && len(err.Error()) > 5<<10 {
+				t.Errorf("%s: %s: error %.300q", name, operation, err)
+			}
+		}
+		rt.attackNext(a) // if the last one ends the connection only now, this run is lost instead
 		w := s.Post(runTrue)
 		body := w.Body.String()
 		if w.Code == http.StatusInternalServerError || w.Code == http.StatusTooManyRequests || w.Code == http.StatusServiceUnavailable ||
@@ -355,6 +426,7 @@ func testAttacks(t *testing.T, s *servetest.Site, rt *hostileRuntime) {
 		if log := s.Log.String(); len(log) > 4<<10 || strings.Contains(log, "ERROR") {
 			t.Errorf("%s: log of %d bytes: %.300s", name, len(log), log)
 		}
+		rt.attackNext(nil)
 		if w := s.Post(runTrue); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "fine") {
 			t.Errorf("%s: the next run: %d %.300s", name, w.Code, w.Body)
 		}
@@ -372,7 +444,7 @@ func testAttacks(t *testing.T, s *servetest.Site, rt *hostileRuntime) {
 // If the guest never responds, the run ends a while after its time limit, and the client is not told to send it again.
 func TestSilentPortal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, rt := newHostile(t)
+		s, _, rt := newHostile(t)
 		rt.attackNext(begun(func(*guest, uint32) {}))
 		w := s.Post(runTrue)
 		e := servetest.WantError(t, w, http.StatusBadGateway, rpc.CodeRunFailed)

@@ -8,27 +8,35 @@ import (
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
-// event is a message of a run's stream. It is output or, as the last message, the result.
-type event[E any] interface {
-	*E
-	GetOutput() *portalv1.Output
-}
+// kind says which events a stream has, and what its errors mean.
+type kind int
 
-// process is a run whose events arrive over a gRPC stream. It implements sandbox.Process.
-type process[E any, P event[E]] struct {
+const (
+	run      kind = iota // output and an exit, as of a run
+	started              // of StartProcess: also a start, at the beginning
+	attached             // of AttachProcess: the same, but the error NOT_FOUND means the process
+	snapshot             // of AttachProcess with NoFollow: the same, but the exit may be missing
+)
+
+// process is a stream of events. It implements sandbox.Process.
+type process[Response any] struct {
 	ctx    context.Context // of the stream; its error, if any, is why the stream ended
 	cancel context.CancelFunc
-	stream grpc.ServerStreamingClient[E]
-	// exitCode returns the exit code in a result.
-	exitCode func(*E) int
-	ended    bool // the result has been received
+	stream grpc.ServerStreamingClient[Response]
+	event  func(*Response) *portalv1.ProcessEvent
+	kind   kind
+	begun  bool // the start has been received, if there is one
+	ended  bool // the last event has been received
 }
 
-// start starts a run with call. An error of call means that nothing was sent: gRPC reports what happens later when the
-// stream is read. Closing the returned process cancels the stream, which interrupts the run.
-func start[E any, P event[E]](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[E], error), exitCode func(*E) int) (sandbox.Process, error) {
+// start opens a stream of events with call. An error of call means that nothing was sent: gRPC reports what happens later when
+// the stream is read. Closing the returned process cancels the stream.
+func start[Response any](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[Response], error),
+	event func(*Response) *portalv1.ProcessEvent, kind kind,
+) (sandbox.Process, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := call(ctx)
 	if err != nil {
@@ -36,40 +44,84 @@ func start[E any, P event[E]](ctx context.Context, call func(context.Context) (g
 		cancel()
 		return nil, err
 	}
-	return &process[E, P]{ctx: ctx, cancel: cancel, stream: stream, exitCode: exitCode}, nil
+	return &process[Response]{ctx: ctx, cancel: cancel, stream: stream, event: event, kind: kind, begun: kind == run}, nil
 }
 
 // Next implements sandbox.Process.
-func (p *process[E, P]) Next() (sandbox.Event, error) {
+func (p *process[Response]) Next() (sandbox.Event, error) {
 	if p.ended {
 		return nil, io.EOF
 	}
-	message, err := p.stream.Recv()
+	response, err := p.stream.Recv()
+	if err == io.EOF && p.kind == snapshot && p.begun {
+		p.ended = true
+		return nil, io.EOF
+	}
 	if err == io.EOF {
 		return nil, classified{"the sandbox ended the run without a result", sandbox.ErrRunFailed}
 	}
 	if err != nil {
-		return nil, runError(p.ctx, err)
+		return nil, p.error(err)
 	}
-	if out := P(message).GetOutput(); out != nil {
-		stream := sandbox.Stdout
-		if out.GetStream() == portalv1.Output_STREAM_STDERR {
-			stream = sandbox.Stderr
+	switch event := p.event(response).GetEvent().(type) {
+	case *portalv1.ProcessEvent_Started:
+		if p.begun {
+			break
 		}
-		return sandbox.Output{Stream: stream, Data: out.GetData()}, nil
+		p.begun = true
+		return sandbox.Started{PID: event.Started.GetPid(), SkippedBytes: event.Started.GetSkippedBytes()}, nil
+	case *portalv1.ProcessEvent_Output:
+		if !p.begun {
+			break
+		}
+		return sandbox.Output{Stream: stream(event.Output.GetStream()), Data: event.Output.GetData()}, nil
+	case *portalv1.ProcessEvent_Exit:
+		if !p.begun {
+			break
+		}
+		return p.last(exit(event.Exit))
 	}
-	// The result counts only if it is the last message and the call succeeds.
+	return nil, classified{"the sandbox sent the events of a process in the wrong order", sandbox.ErrRunFailed}
+}
+
+// stream returns a stream of output. Every number that no portal sends is stdout.
+func stream(s portalv1.Output_Stream) sandbox.Stream {
+	switch s {
+	case portalv1.Output_STREAM_STDERR:
+		return sandbox.Stderr
+	case portalv1.Output_STREAM_TERMINAL:
+		return sandbox.Terminal
+	default:
+		return sandbox.Stdout
+	}
+}
+
+// last returns the exit if it is the last message and the call succeeds.
+func (p *process[Response]) last(exit sandbox.Exit) (sandbox.Event, error) {
 	if _, err := p.stream.Recv(); err == nil {
 		return nil, classified{"the sandbox sent more after the run's result", sandbox.ErrRunFailed}
 	} else if err != io.EOF {
-		return nil, runError(p.ctx, err)
+		return nil, p.error(err)
 	}
 	p.ended = true
-	return sandbox.Exit{Code: p.exitCode(message)}, nil
+	return exit, nil
+}
+
+func (p *process[Response]) error(err error) error {
+	if p.kind == run || p.kind == started {
+		return startError(p.ctx, err)
+	}
+	return callError(p.ctx, err)
 }
 
 // Close implements sandbox.Process.
-func (p *process[E, P]) Close() error {
+func (p *process[Response]) Close() error {
 	p.cancel()
 	return nil
+}
+
+func exit(e *portalv1.ProcessExit) sandbox.Exit {
+	return sandbox.Exit{
+		Code: int(e.GetExitCode()), Signal: int(e.GetSignal()), TimedOut: e.GetTimedOut(), Reason: bounded.Text(e.GetReason(), maxErrorText),
+	}
 }

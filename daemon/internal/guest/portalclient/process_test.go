@@ -3,14 +3,19 @@ package portalclient
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
@@ -19,24 +24,67 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakePortal is a portal that sends the given events for a command and returns err.
-type fakePortal struct {
-	portalv1.UnimplementedPortalServiceServer
-	events []*portalv1.RunCommandResponse
-	err    error
+// script is what a portal responds to every call except Ping.
+type script struct {
+	contract uint32
+	messages [][]byte
+	err      error
 }
 
-func (*fakePortal) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingResponse, error) {
-	return &portalv1.PingResponse{}, nil
+// scriptOf returns a script with the given messages.
+func scriptOf(contract uint32, err error, messages ...proto.Message) script {
+	s := script{contract: contract, err: err}
+	for _, m := range messages {
+		data, _ := proto.Marshal(m)
+		s.messages = append(s.messages, data)
+	}
+	return s
 }
 
-func (p *fakePortal) RunCommand(_ *portalv1.RunCommandRequest, stream portalv1.PortalService_RunCommandServer) error {
-	for _, e := range p.events {
-		if err := stream.Send(e); err != nil {
+// serve responds to a call of any method.
+func (s script) serve(_ any, stream grpc.ServerStream) error {
+	var request []byte
+	if err := stream.RecvMsg(&request); err != nil && err != io.EOF {
+		return err
+	}
+	if method, _ := grpc.MethodFromServerStream(stream); method == portalv1.PortalService_Ping_FullMethodName {
+		ping, _ := proto.Marshal(&portalv1.PingResponse{Contract: s.contract})
+		return stream.SendMsg(&ping)
+	}
+	for _, m := range s.messages {
+		if err := stream.SendMsg(&m); err != nil {
 			return err
 		}
 	}
-	return p.err
+	return s.err
+}
+
+// rawCodec passes messages as the bytes that they are encoded to.
+type rawCodec struct{}
+
+func (rawCodec) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
+func (rawCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil }
+func (rawCodec) Name() string                       { return "proto" }
+
+// connect returns a client of a portal that follows the script.
+func (s script) connect(t testing.TB) *Client {
+	t.Helper()
+	clientConn, portalConn := net.Pipe()
+	listener := &oneConn{make(chan net.Conn, 1)}
+	listener.conns <- portalConn
+	server := grpc.NewServer(grpc.UnknownServiceHandler(s.serve), grpc.ForceServerCodec(rawCodec{}))
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	t.Cleanup(func() {
+		server.Stop()
+		<-served
+	})
+	client, err := New(t.Context(), clientConn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return client
 }
 
 // oneConn is a listener that accepts the connections in conns.
@@ -52,48 +100,306 @@ func (l *oneConn) Accept() (net.Conn, error) {
 func (l *oneConn) Close() error   { close(l.conns); return nil }
 func (l *oneConn) Addr() net.Addr { return streamAddr{} }
 
+func failed(err error) bool {
+	return errors.Is(err, sandbox.ErrRunFailed) && !errdefs.IsUnavailable(err)
+}
+
+// events of a process, as a portal sends them
+var (
+	eventStart  = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: &portalv1.ProcessStarted{Pid: 9, SkippedBytes: 3}}}
+	eventOutput = outputEvent(&portalv1.Output{Data: []byte("x")})
+	eventExit   = exitEvent(7)
+	eventLimit  = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{ExitCode: 143, Signal: 15, TimedOut: true}}}
+)
+
+// processScript returns a script with the events of a process.
+func processScript(err error, events ...*portalv1.ProcessEvent) script {
+	var messages []proto.Message
+	for _, e := range events {
+		messages = append(messages, &portalv1.StartProcessResponse{Event: e})
+	}
+	return scriptOf(1, err, messages...)
+}
+
 // TestMisbehavingPortals checks that a run succeeds only if its result is the last message and the call succeeds. The
 // client must not trust the portal for this.
 func TestMisbehavingPortals(t *testing.T) {
-	failed := func(err error) bool { return errors.Is(err, sandbox.ErrRunFailed) && !errdefs.IsUnavailable(err) }
 	output := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{Output: &portalv1.Output{Data: []byte("x")}}}
 	result := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{Result: &portalv1.CommandResult{ExitCode: 7}}}
+	timedOut := func(err error) bool {
+		return errors.Is(err, sandbox.ErrRunTimeout) && err.Error() == "the run reached its time limit of 1s and was interrupted"
+	}
 	for name, c := range map[string]struct {
-		portal fakePortal
-		class  func(error) bool // nil if the run has to end with exit code 7
+		script script
+		class  func(error) bool // nil if the run has to print x and end with exit code 7
 	}{
-		"output and a result":     {fakePortal{events: []*portalv1.RunCommandResponse{output, result}}, nil},
-		"no result":               {fakePortal{events: []*portalv1.RunCommandResponse{output}}, failed},
-		"no message":              {fakePortal{}, failed},
-		"output after the result": {fakePortal{events: []*portalv1.RunCommandResponse{result, output}}, failed},
-		"two results":             {fakePortal{events: []*portalv1.RunCommandResponse{result, result}}, failed},
-		"error after the result":  {fakePortal{events: []*portalv1.RunCommandResponse{result}, err: status.Error(codes.InvalidArgument, "no")}, errdefs.IsInvalidArgument},
-		"error without a result":  {fakePortal{err: status.Error(codes.ResourceExhausted, "no")}, failed},
-		"connection is lost":      {fakePortal{err: status.Error(codes.Unavailable, "no")}, failed},
+		"earlier version: output and a result":     {scriptOf(0, nil, output, result), nil},
+		"earlier version: no result":               {scriptOf(0, nil, output), failed},
+		"earlier version: no message":              {scriptOf(0, nil), failed},
+		"earlier version: output after the result": {scriptOf(0, nil, result, output), failed},
+		"earlier version: two results":             {scriptOf(0, nil, result, result), failed},
+		"earlier version: error after the result":  {scriptOf(0, status.Error(codes.InvalidArgument, "no"), result), errdefs.IsInvalidArgument},
+		"earlier version: no result, error":        {scriptOf(0, status.Error(codes.ResourceExhausted, "no")), errdefs.IsFailedPrecondition},
+		"earlier version: connection is lost":      {scriptOf(0, status.Error(codes.Unavailable, "no")), failed},
+		"a start, output and an exit":              {processScript(nil, eventStart, eventOutput, eventExit), nil},
+		"no exit":                                  {processScript(nil, eventStart, eventOutput), failed},
+		"no message":                               {processScript(nil), failed},
+		"no start":                                 {processScript(nil, eventOutput, eventExit), failed},
+		"an exit only":                             {processScript(nil, eventExit), failed},
+		"two starts":                               {processScript(nil, eventStart, eventStart, eventExit), failed},
+		"output after the exit":                    {processScript(nil, eventStart, eventExit, eventOutput), failed},
+		"an event that is none":                    {processScript(nil, eventStart, &portalv1.ProcessEvent{}), failed},
+		"a response without an event":              {processScript(nil, eventStart, nil), failed},
+		"error after the exit":                     {processScript(status.Error(codes.Internal, "no"), eventStart, eventExit), failed},
+		"no such program":                          {processScript(status.Error(codes.NotFound, "no")), func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }},
+		"time limit":                               {processScript(nil, eventStart, eventOutput, eventLimit), timedOut},
 	} {
 		t.Run(name, func(t *testing.T) {
-			clientConn, portalConn := net.Pipe()
-			listener := &oneConn{make(chan net.Conn, 1)}
-			listener.conns <- portalConn
-			server := grpc.NewServer()
-			portalv1.RegisterPortalServiceServer(server, &c.portal)
-			served := make(chan error, 1)
-			go func() { served <- server.Serve(listener) }()
-			defer func() {
-				server.Stop()
-				<-served
-			}()
-			client, err := New(t.Context(), clientConn)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.Close()
-			r, err := sandboxtest.Read(client.RunCommand(t.Context(), sandbox.Command{Program: "any"}))
+			client := c.script.connect(t)
+			r, err := sandboxtest.Read(client.RunCommand(t.Context(), sandbox.Command{Program: "any", Timeout: time.Second}))
 			if c.class == nil && (err != nil || r.ExitCode != 7 || r.Stdout != "x") || c.class != nil && (err == nil || !c.class(err)) {
 				t.Errorf("run: %+v, %v", r, err)
 			}
 		})
 	}
+}
+
+// operation is a call of a Client that must not trust the response.
+type operation struct {
+	name string
+	call func(context.Context, *Client) error
+}
+
+// operations are all calls except runs.
+var operations = []operation{
+	{"StartProcess", func(ctx context.Context, c *Client) error {
+		return drain(c.StartProcess(ctx, sandbox.ProcessRequest{Command: sandbox.Command{Program: "x"}}))
+	}},
+	{"AttachProcess", func(ctx context.Context, c *Client) error {
+		return drain(c.AttachProcess(ctx, sandbox.ProcessID{PID: 1}, sandbox.AttachOptions{Replay: true}))
+	}},
+	{"ListProcesses", func(ctx context.Context, c *Client) error {
+		_, err := c.ListProcesses(ctx)
+		return err
+	}},
+	{"WriteInput", func(ctx context.Context, c *Client) error {
+		return c.WriteInput(ctx, sandbox.ProcessID{PID: 1}, strings.NewReader("x"), true)
+	}},
+	{"SignalProcess", func(ctx context.Context, c *Client) error {
+		return c.SignalProcess(ctx, sandbox.ProcessID{PID: 1}, 15, false)
+	}},
+	{"ResizeTerminal", func(ctx context.Context, c *Client) error {
+		return c.ResizeTerminal(ctx, sandbox.ProcessID{Tag: "x"}, sandbox.TerminalSize{Columns: 80, Rows: 24})
+	}},
+	{"StatFile", func(ctx context.Context, c *Client) error {
+		_, err := c.StatFile(ctx, sandbox.Path{Path: "x"}, true)
+		return err
+	}},
+	{"ListFiles", func(ctx context.Context, c *Client) error {
+		return c.ListFiles(ctx, sandbox.Path{Path: "x"}, 1, func(sandbox.FileInfo) error { return nil })
+	}},
+	{"ReadFile", func(ctx context.Context, c *Client) error {
+		_, data, err := c.ReadFile(ctx, sandbox.Path{Path: "x"}, 0, -1)
+		return discard(data, err)
+	}},
+	{"WriteFile", func(ctx context.Context, c *Client) error {
+		_, _, err := c.WriteFile(ctx, sandbox.Path{Path: "x"}, sandbox.WriteOptions{}, strings.NewReader("x"))
+		return err
+	}},
+	{"MakeDirectory", func(ctx context.Context, c *Client) error {
+		_, _, err := c.MakeDirectory(ctx, sandbox.Path{Path: "x"}, nil)
+		return err
+	}},
+	{"MoveFile", func(ctx context.Context, c *Client) error {
+		_, err := c.MoveFile(ctx, sandbox.Path{Path: "x"}, sandbox.Path{Path: "y"})
+		return err
+	}},
+	{"RemoveFile", func(ctx context.Context, c *Client) error { return c.RemoveFile(ctx, sandbox.Path{Path: "x"}, true) }},
+	{"ReadTree", func(ctx context.Context, c *Client) error {
+		data, err := c.ReadTree(ctx, sandbox.Path{Path: "x"})
+		return discard(data, err)
+	}},
+	{"WriteTree", func(ctx context.Context, c *Client) error {
+		_, err := c.WriteTree(ctx, sandbox.Path{Path: "x"}, false, strings.NewReader("x"))
+		return err
+	}},
+	{"WatchFiles", func(ctx context.Context, c *Client) error {
+		w, err := c.WatchFiles(ctx, sandbox.Path{Path: "x"}, sandbox.WatchOptions{})
+		if err != nil {
+			return err
+		}
+		defer w.Close()
+		for err == nil {
+			_, err = w.Next()
+		}
+		return err
+	}},
+	{"Dial", func(ctx context.Context, c *Client) error {
+		conn, err := c.Dial(ctx, sandbox.Address{Port: 1})
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, _ = conn.Write([]byte("x")) // fails if the other end is gone
+		_ = conn.CloseWrite()
+		_, err = io.Copy(io.Discard, conn)
+		return err
+	}},
+}
+
+func drain(p sandbox.Process, err error) error {
+	_, err = sandboxtest.Read(p, err)
+	return err
+}
+
+func discard(data io.ReadCloser, err error) error {
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	_, err = io.Copy(io.Discard, data)
+	return err
+}
+
+// Each operation translates each status of gRPC, and none of them makes a client try again.
+func TestOperationErrors(t *testing.T) {
+	classes := map[codes.Code]func(error) bool{
+		codes.InvalidArgument: errdefs.IsInvalidArgument, codes.NotFound: errdefs.IsNotFound, codes.AlreadyExists: errdefs.IsAlreadyExists,
+		codes.FailedPrecondition: errdefs.IsFailedPrecondition, codes.ResourceExhausted: errdefs.IsFailedPrecondition,
+	}
+	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
+		client := scriptOf(1, status.Error(code, "the guest says no\x1b"+strings.Repeat("x", 4<<10))).connect(t)
+		for _, o := range operations {
+			err := o.call(t.Context(), client)
+			class := classes[code]
+			switch {
+			case code == codes.DeadlineExceeded:
+				class = func(err error) bool { return errors.Is(err, sandbox.ErrRunTimeout) }
+			case code == codes.NotFound && o.name == "StartProcess":
+				class = func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }
+			case code == codes.PermissionDenied && o.name == "StartProcess":
+				class = func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotExecutable) }
+			case class == nil:
+				class = failed
+			}
+			if err == nil || !class(err) || errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err) ||
+				len(err.Error()) > maxErrorText+100 || strings.Contains(err.Error(), "\x1b") {
+				t.Errorf("%s, status %v: error %.200q", o.name, code, err)
+			}
+		}
+	}
+	full := scriptOf(1, status.Error(codes.ResourceExhausted, "write: no space left on device")).connect(t)
+	if _, _, err := full.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{}, strings.NewReader("x")); !errors.Is(err, sandbox.ErrSandboxFull) {
+		t.Errorf("no space: error %v, want ErrSandboxFull", err)
+	}
+}
+
+// The portal of an earlier version does not know the operations. The error says what to do.
+func TestEarlierPortal(t *testing.T) {
+	client := scriptOf(0, nil).connect(t)
+	all := append(operations, operation{"RunCommand with cwd", func(ctx context.Context, c *Client) error {
+		return drain(c.RunCommand(ctx, sandbox.Command{Program: "x", RunOptions: sandbox.RunOptions{Cwd: "/"}}))
+	}}, operation{"RunCode with input", func(ctx context.Context, c *Client) error {
+		return drain(c.RunCode(ctx, sandbox.Code{Language: sandbox.Python, RunOptions: sandbox.RunOptions{Input: []byte("x")}}))
+	}})
+	for _, o := range all {
+		if err := o.call(t.Context(), client); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "Stop it and start it again") {
+			t.Errorf("%s: error %v, want advice to start the sandbox again", o.name, err)
+		}
+	}
+}
+
+// What a sandbox says about files and processes is bounded, and has the ranges that callers rely on.
+func TestHostileDescriptions(t *testing.T) {
+	deep := &portalv1.FileInfo{}
+	for range 100 {
+		deep = &portalv1.FileInfo{Target: deep, Size: -1, Mode: 1 << 31, Type: 99}
+	}
+	client := scriptOf(1, nil, &portalv1.StatFileResponse{Info: deep}).connect(t)
+	info, err := client.StatFile(t.Context(), sandbox.Path{Path: "x"}, false)
+	if err != nil || info.Size != 0 || info.Mode != 0 || info.Type != sandbox.OtherFile || info.Target == nil || info.Target.Target != nil {
+		t.Errorf("stat: %+v, %v", info, err)
+	}
+
+	entry := &portalv1.ListProcessesResponse{Process: &portalv1.ProcessInfo{Argv: []string{strings.Repeat("x", 32<<10)}}}
+	endless := make([]proto.Message, 1000)
+	for i := range endless {
+		endless[i] = entry
+	}
+	if _, err := scriptOf(1, nil, endless...).connect(t).ListProcesses(t.Context()); !failed(err) {
+		t.Errorf("list of %d MiB: error %v, want ErrRunFailed", len(endless)*32>>10, err)
+	}
+
+	exit := &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{Reason: strings.Repeat("\x1b", 64<<10)}}}
+	p, err := processScript(nil, eventStart, exit).connect(t).AttachProcess(t.Context(), sandbox.ProcessID{PID: 9}, sandbox.AttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if event, err := p.Next(); err != nil || event != (sandbox.Started{PID: 9, SkippedBytes: 3}) {
+		t.Errorf("first event: %v, %v", event, err)
+	}
+	if event, err := p.Next(); err != nil || len(event.(sandbox.Exit).Reason) > maxErrorText+100 || strings.Contains(event.(sandbox.Exit).Reason, "\x1b") {
+		t.Errorf("exit: %.200v, %v", event, err)
+	}
+}
+
+// A snapshot of a process that still runs ends without an exit.
+func TestSnapshot(t *testing.T) {
+	for want, s := range map[error]script{io.EOF: processScript(nil, eventStart, eventOutput), sandbox.ErrRunFailed: processScript(nil)} {
+		p, err := s.connect(t).AttachProcess(t.Context(), sandbox.ProcessID{PID: 9}, sandbox.AttachOptions{Replay: true, NoFollow: true})
+		for err == nil {
+			_, err = p.Next()
+		}
+		if !errors.Is(err, want) {
+			t.Errorf("error %v, want %v", err, want)
+		}
+	}
+}
+
+// Data that fails cancels the call, so that the sandbox does not take it for complete.
+func TestDataThatFails(t *testing.T) {
+	broken := errors.New("the client is gone")
+	client := scriptOf(1, nil, &portalv1.WriteFileResponse{}).connect(t)
+	data := io.MultiReader(strings.NewReader("begin"), &failingReader{broken})
+	if _, _, err := client.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{}, data); err != broken {
+		t.Errorf("error %v, want that of the data", err)
+	}
+}
+
+type failingReader struct{ err error }
+
+func (r *failingReader) Read([]byte) (int, error) { return 0, r.err }
+
+// FuzzResponses sends any two messages to any operation.
+func FuzzResponses(f *testing.F) {
+	add := func(m proto.Message) []byte {
+		data, _ := proto.Marshal(m)
+		return data
+	}
+	info := &portalv1.FileInfo{Path: []byte("/x"), Size: 1, Target: &portalv1.FileInfo{Path: []byte("/y")}}
+	for i := range operations {
+		f.Add(uint8(i), add(&portalv1.StartProcessResponse{Event: eventStart}), add(&portalv1.StartProcessResponse{Event: eventExit}), uint8(0))
+		f.Add(uint8(i), add(&portalv1.ReadFileResponse{Part: &portalv1.ReadFileResponse_Info{Info: info}}), add(&portalv1.DialResponse{Data: []byte("x")}), uint8(5))
+		f.Add(uint8(i), add(&portalv1.WatchFilesResponse{Type: 1}), add(&portalv1.WatchFilesResponse{Type: 2, Info: info}), uint8(0))
+		f.Add(uint8(i), add(&portalv1.ListProcessesResponse{Process: &portalv1.ProcessInfo{Pid: 1, Exit: &portalv1.ProcessExit{}}}), []byte{0xff}, uint8(1))
+	}
+	f.Fuzz(func(t *testing.T, number uint8, first, second []byte, code uint8) {
+		o := operations[int(number)%len(operations)]
+		s := script{contract: 1, messages: [][]byte{first, second}}
+		if code %= 17; code != 0 {
+			s.err = status.Error(codes.Code(code), string(first))
+		}
+		client := s.connect(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		err := o.call(ctx, client)
+		if ctx.Err() != nil {
+			t.Fatalf("%s does not end", o.name)
+		}
+		if err != nil && (errdefs.IsUnavailable(err) || len(err.Error()) > 8<<10) {
+			t.Errorf("%s: error %.200q", o.name, fmt.Sprint(err))
+		}
+	})
 }
 
 // TestErrorTexts checks the parts of errors that users and programs rely on, whatever the portal or gRPC says.
@@ -107,7 +413,7 @@ func TestErrorTexts(t *testing.T) {
 		{status.Error(codes.Unavailable, "error reading from server: EOF"), "the connection to the sandbox was lost during the run, " +
 			"for example because the program ended it. The run may have taken effect: check before you repeat it"},
 	} {
-		if got := runError(t.Context(), c.err); got.Error() != c.want {
+		if got := startError(t.Context(), c.err); got.Error() != c.want {
 			t.Errorf("%v became %q, want %q", c.err, got, c.want)
 		}
 	}

@@ -1,0 +1,126 @@
+package portalclient
+
+import (
+	"context"
+	"io"
+
+	"google.golang.org/grpc"
+
+	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+)
+
+// StartProcess implements sandbox.Processes.
+func (c *Client) StartProcess(ctx context.Context, req sandbox.ProcessRequest) (sandbox.Process, error) {
+	if err := c.checkContract(); err != nil {
+		return nil, err
+	}
+	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.StartProcessResponse], error) {
+		return c.processes.StartProcess(ctx, &portalv1.StartProcessRequest{
+			Argv:        append([]string{req.Program}, req.Args...),
+			Environment: environment(req.Environment),
+			Env:         req.Env,
+			Cwd:         req.Cwd,
+			User:        req.User,
+			Terminal:    terminal(req.Terminal),
+			Input:       req.Input,
+			OpenInput:   req.OpenInput,
+			Tag:         req.Tag,
+			Timeout:     duration(req.Timeout),
+			Grace:       duration(req.Grace),
+			WithCall:    req.WithCall,
+		})
+	}, (*portalv1.StartProcessResponse).GetEvent, started)
+}
+
+func terminal(size *sandbox.TerminalSize) *portalv1.TerminalSize {
+	if size == nil {
+		return nil
+	}
+	return &portalv1.TerminalSize{Columns: uint32(size.Columns), Rows: uint32(size.Rows)}
+}
+
+// AttachProcess implements sandbox.Processes.
+func (c *Client) AttachProcess(ctx context.Context, id sandbox.ProcessID, o sandbox.AttachOptions) (sandbox.Process, error) {
+	if err := c.checkContract(); err != nil {
+		return nil, err
+	}
+	kind := attached
+	if o.NoFollow {
+		kind = snapshot
+	}
+	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.AttachProcessResponse], error) {
+		return c.processes.AttachProcess(ctx, &portalv1.AttachProcessRequest{
+			Process: selector(id), Replay: o.Replay, NoOutput: o.NoOutput, NoFollow: o.NoFollow,
+		})
+	}, (*portalv1.AttachProcessResponse).GetEvent, kind)
+}
+
+func selector(id sandbox.ProcessID) *portalv1.ProcessSelector {
+	return &portalv1.ProcessSelector{Pid: id.PID, Tag: id.Tag}
+}
+
+// maxList bounds what a sandbox may send as the list of its processes, in bytes of memory.
+const maxList = 8 << 20
+
+// ListProcesses implements sandbox.Processes.
+func (c *Client) ListProcesses(ctx context.Context) (list []sandbox.ProcessInfo, err error) {
+	stream, err := receive(ctx, c, c.processes.ListProcesses, &portalv1.ListProcessesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	defer stream.cancel()
+	for size := 0; size <= maxList; {
+		response, err := stream.Recv()
+		if err == io.EOF {
+			return list, nil
+		}
+		if err != nil {
+			return nil, callError(stream.ctx, err)
+		}
+		p := response.GetProcess()
+		info := sandbox.ProcessInfo{
+			PID: p.GetPid(), Argv: p.GetArgv(), Env: p.GetEnv(), Cwd: p.GetCwd(), User: p.GetUser(), Tag: p.GetTag(), Terminal: p.GetTerminal(),
+			WithCall: p.GetWithCall(), StartedAt: p.GetStartedAt().AsTime(), OutputBytes: p.GetOutputBytes(),
+		}
+		if e := p.GetExit(); e != nil {
+			info.Exit = new(exit(e))
+		}
+		list = append(list, info)
+		const perEntry, perText = 256, 16 // about what Go needs for them beside the text
+		size += perEntry + len(info.Cwd) + len(info.User) + len(info.Tag)
+		for _, texts := range [][]string{info.Argv, info.Env} {
+			for _, text := range texts {
+				size += perText + len(text)
+			}
+		}
+	}
+	return nil, classified{"the sandbox sent a list of processes that is too long", sandbox.ErrRunFailed}
+}
+
+// WriteInput implements sandbox.Processes.
+func (c *Client) WriteInput(ctx context.Context, id sandbox.ProcessID, data io.Reader, end bool) error {
+	_, err := send(ctx, c, c.processes.WriteInput, data,
+		&portalv1.WriteInputRequest{Process: selector(id)},
+		func(piece []byte) *portalv1.WriteInputRequest { return &portalv1.WriteInputRequest{Data: piece} },
+		func(stream grpc.ClientStreamingClient[portalv1.WriteInputRequest, portalv1.WriteInputResponse]) {
+			if end {
+				_ = stream.Send(&portalv1.WriteInputRequest{Close: true})
+			}
+		})
+	return err
+}
+
+// SignalProcess implements sandbox.Processes.
+func (c *Client) SignalProcess(ctx context.Context, id sandbox.ProcessID, signal int, all bool) error {
+	_, err := call[portalv1.SignalProcessResponse](ctx, c, portalv1.ProcessService_SignalProcess_FullMethodName,
+		&portalv1.SignalProcessRequest{Process: selector(id), Signal: int32(signal), All: all})
+	return err
+}
+
+// ResizeTerminal implements sandbox.Processes.
+func (c *Client) ResizeTerminal(ctx context.Context, id sandbox.ProcessID, size sandbox.TerminalSize) error {
+	_, err := call[portalv1.ResizeTerminalResponse](ctx, c, portalv1.ProcessService_ResizeTerminal_FullMethodName,
+		&portalv1.ResizeTerminalRequest{Process: selector(id), Size: terminal(&size)})
+	return err
+}
