@@ -220,8 +220,8 @@ func TestBackgroundChildrenUseDescriptors(t *testing.T) {
 		}
 		started++
 	}
-	if !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "the sandbox cannot start another process: too many open files") {
-		t.Errorf("command without descriptors: %v, want sandbox.ErrRunFailed", err)
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "the sandbox cannot start another process: too many open files") {
+		t.Errorf("command without descriptors: %v, want FailedPrecondition", err)
 	}
 	if most := limit/2 - 20; started < most {
 		t.Errorf("%d children in the background exhaust %d descriptors, want at least %d", started, limit, most)
@@ -230,7 +230,7 @@ func TestBackgroundChildrenUseDescriptors(t *testing.T) {
 	for {
 		if _, err := sh(t.Context(), c, "true"); err == nil {
 			break
-		} else if !errors.Is(err, sandbox.ErrRunFailed) {
+		} else if !errdefs.IsFailedPrecondition(err) {
 			t.Fatalf("command after the children have ended: %v", err)
 		}
 	}
