@@ -152,7 +152,7 @@ type FilePath struct {
 	Path []byte `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// The sandbox's working directory. If empty, that of the image.
 	Workdir string `protobuf:"bytes,2,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	// The user to whom new files and directories belong: a name or number, optionally followed by ":" and a group. If
+	// The user who owns new files and directories: a name or number, optionally followed by ":" and a group. If
 	// empty, the user of the image.
 	User          string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields

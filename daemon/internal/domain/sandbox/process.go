@@ -78,7 +78,7 @@ type Command struct {
 	// Program is looked up in PATH.
 	Program string
 	Args    []string
-	// Timeout is the time limit. 0 stands for the server's maximum, or, for a process that goes on without its client, for
+	// Timeout is the time limit. 0 stands for the server's maximum, or, for a process that outlives its client, for
 	// no limit.
 	Timeout time.Duration
 	RunOptions
@@ -139,7 +139,7 @@ type Process interface {
 	// errdefs.ErrFailedPrecondition if it could not be started, the cause of the end of the context that the process was
 	// started with, or else ErrRunFailed, for example if the connection to the sandbox is lost.
 	Next() (Event, error)
-	// Close interrupts the process if it still runs, unless it goes on without its client, and releases the resources of the
+	// Close interrupts the process if it still runs, unless it outlives its client, and releases the resources of the
 	// Process. It may be called more than once.
 	Close() error
 }
