@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -14,8 +13,6 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	"github.com/msbd/msbd/daemon/internal/domain/name"
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
@@ -122,7 +119,7 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if rpcErr != nil {
 		return nil, rpcErr
 	}
-	namespaces, err := resolveNamespaces(c.Principal, requested, m.allNamespaces)
+	namespaces, err := c.Namespaces(requested, m.allNamespaces)
 	if err != nil {
 		return nil, err
 	}
@@ -138,44 +135,4 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	}
 	// The output of a program need not be valid UTF-8: each invalid sequence becomes U+FFFD.
 	return json.Marshal(v, jsontext.AllowInvalidUTF8(true))
-}
-
-// resolveNamespaces returns the namespaces that a call of caller runs in, as a handler expects them. requested is the
-// namespace in the request, nil if there is none. No other function decides this. Its errors are
-// errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
-func resolveNamespaces(caller keys.Principal, requested *string, allNamespaces bool) ([]string, error) {
-	var namespace string
-	switch {
-	case allNamespaces && requested != nil && *requested == rpc.AllNamespaces,
-		requested == nil && len(caller.Namespaces) == 1:
-		return caller.Namespaces, nil
-	case requested == nil:
-		namespace = sandbox.DefaultNamespace
-	default:
-		namespace = *requested
-		if err := name.Validate("namespace", namespace); err != nil {
-			return nil, err
-		}
-	}
-	if caller.Allows(namespace) {
-		return []string{namespace}, nil
-	}
-	limits := fmt.Sprintf("namespace %q", caller.Namespaces[0])
-	if len(caller.Namespaces) > 1 {
-		limits = "the namespaces " + quoteAll(caller.Namespaces)
-	}
-	if requested == nil {
-		return nil, fmt.Errorf("this key is limited to %s; the request names no namespace, which means %q; name one of the key's namespaces: %w",
-			limits, namespace, errdefs.ErrPermissionDenied)
-	}
-	return nil, fmt.Errorf("this key is limited to %s; the request names namespace %q: %w", limits, namespace, errdefs.ErrPermissionDenied)
-}
-
-// quoteAll returns the quoted names, separated by commas.
-func quoteAll(names []string) string {
-	quoted := make([]string, len(names))
-	for i, name := range names {
-		quoted[i] = strconv.Quote(name)
-	}
-	return strings.Join(quoted, ", ")
 }
