@@ -29,8 +29,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists.
 type fakeSandboxes struct {
-	mu    sync.Mutex
-	calls []string
+	serverpc.Sandboxes // for the methods that no tool calls; it is nil
+	mu                 sync.Mutex
+	calls              []string
 	// onRun, if set, is called by every run of code.
 	onRun func(context.Context) error
 }

@@ -197,12 +197,27 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 			rpcErr = &rpc.Error{Code: rpcErr.Code, Message: rpcErr.Message + "; start it with sandbox_start", Data: rpcErr.Data}
 		}
 		if rpcErr != nil {
+			text, rpcErr := r.errorText(rpcErr)
 			return &sdk.CallToolResult{
-				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: rpcErr.Message}}, Meta: sdk.Meta{errorKey: rpcErr},
+				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: text}}, Meta: sdk.Meta{errorKey: rpcErr},
 			}, nil
 		}
 		return res, nil
 	}
+}
+
+// errorText returns the text of an error for the model: its message, after what the run had printed. It also returns the error
+// without that output, so that the response does not repeat it.
+func (r *request) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
+	if rpcErr.Data == nil || rpcErr.Data.PartialOutput == nil {
+		return rpcErr.Message, rpcErr
+	}
+	rest = &rpc.Error{Code: rpcErr.Code, Message: rpcErr.Message}
+	text = linesText(rpcErr.Data.Output, rpcErr.Message)
+	if r.call.Hold(libraryCopies*len(text)) != nil {
+		text = rpcErr.Message
+	}
+	return text, rest
 }
 
 // run calls the method of a tool and returns its result for the model.

@@ -41,7 +41,7 @@ func TestLines(t *testing.T) {
 		"not UTF-8":               {[]sandbox.Output{output(out, "a\xff\n")}, []rpc.Line{{Stream: "stdout", Text: "a\uFFFD"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lines{reserve: unlimited}
+			l := lines{quota: quota{reserve: unlimited}}
 			for _, o := range tt.outputs {
 				if err := l.add(o); err != nil {
 					t.Fatal(err)
@@ -61,7 +61,7 @@ func TestLinesAreBounded(t *testing.T) {
 		"escapes":       strings.Repeat("\x01", 1<<16),
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lines{reserve: unlimited}
+			l := lines{quota: quota{reserve: unlimited}}
 			for range maxOutput>>16 + 1 {
 				if err := l.add(output(sandbox.Stdout, data)); err != nil {
 					if e, ok := errors.AsType[*rpc.Error](err); !ok || e.Code != rpc.CodeExhausted {
@@ -79,7 +79,7 @@ func TestLinesAreBounded(t *testing.T) {
 func FuzzLines(f *testing.F) {
 	f.Add("a\nb\r\n\n\xffc", uint8(3))
 	f.Fuzz(func(t *testing.T, text string, size uint8) {
-		l := lines{reserve: unlimited}
+		l := lines{quota: quota{reserve: unlimited}}
 		for rest := text; rest != ""; {
 			n := min(int(size)+1, len(rest))
 			if err := l.add(output(sandbox.Stderr, rest[:n])); err != nil {
@@ -109,12 +109,12 @@ func FuzzLines(f *testing.F) {
 func TestLinesAreKept(t *testing.T) {
 	errFull := errors.New("full")
 	reserved := 0
-	l := lines{reserve: func(n int) error {
+	l := lines{quota: quota{reserve: func(n int) error {
 		if reserved += n; reserved > 1000 {
 			return errFull
 		}
 		return nil
-	}}
+	}}}
 	if err := l.add(output(sandbox.Stdout, "a\x00\"\n")); err != nil || reserved != 4+lineCost+5+1 {
 		t.Errorf("reserved %d, want %d, error %v", reserved, 4+lineCost+5+1, err)
 	}
@@ -175,28 +175,44 @@ func TestCollect(t *testing.T) {
 		t.Cleanup(func() { p.Close() })
 		return p
 	}
-	output, code, err := collect(start("sh", "-c", "echo out; echo err >&2; exit 3"), 0, unlimited)
-	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out"}, {Stream: "stderr", Text: "err"}}, output); diff != "" || code != 3 || err != nil {
-		t.Errorf("exit code %d, error %v, output (-want +got):\n%s", code, err, diff)
+	read := func(p sandbox.Process, out sink) (output []rpc.Line, exit *sandbox.Exit, err error) {
+		_, exit, err = collect(p, out)
+		return out.end(), exit, err
 	}
-	output, _, err = collect(start("sh", "-c", "echo out; echo err >&2"), 1000, unlimited)
+	newLines := func() sink { return &lines{quota: quota{reserve: unlimited}} }
+	newExcerpt := func() sink {
+		e, err := newExcerpt(1000, unlimited)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	both := start("sh", "-c", "echo out; echo err >&2; exit 3")
+	output, exit, err := read(both, newLines())
+	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out"}, {Stream: "stderr", Text: "err"}}, output); diff != "" || exit.Code != 3 || err != nil {
+		t.Errorf("exit %+v, error %v, output (-want +got):\n%s", exit, err, diff)
+	}
+	output, _, err = read(start("sh", "-c", "echo out; echo err >&2"), newExcerpt())
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out\nerr"}}, output); diff != "" || err != nil {
 		t.Errorf("excerpt of a short output: error %v, output (-want +got):\n%s", err, diff)
 	}
-	if output, _, err := collect(start("true"), 1000, unlimited); err != nil || len(output) != 0 {
+	output, _, err = read(start("sh", "-c", "echo out; echo err >&2"), &pieces{quota: quota{reserve: unlimited}})
+	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Base64: []byte("out\n")}, {Stream: "stderr", Base64: []byte("err\n")}}, output); diff != "" || err != nil {
+		t.Errorf("pieces: error %v, output (-want +got):\n%s", err, diff)
+	}
+	if output, _, err := read(start("true"), newExcerpt()); err != nil || len(output) != 0 {
 		t.Errorf("excerpt of no output: %+v, error %v", output, err)
 	}
-	if _, _, err := collect(start("yes"), 1000, unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
-		t.Errorf("excerpt of endless output: got error %v, want the 16 MiB limit", err)
+	for name, out := range map[string]sink{"excerpt": newExcerpt(), "lines": newLines(), "pieces": &pieces{quota: quota{reserve: unlimited}}} {
+		if _, _, err := read(start("yes"), out); err == nil || !strings.Contains(err.Error(), "16 MiB") {
+			t.Errorf("%s of endless output: got error %v, want the 16 MiB limit", name, err)
+		}
 	}
-	if _, _, err := collect(start("yes"), 0, unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
-		t.Errorf("endless output: got error %v, want the 16 MiB limit", err)
-	}
-	if _, _, err := collect(start("nope"), 0, unlimited); !errors.Is(err, sandbox.ErrCommandNotFound) {
+	if _, _, err := read(start("nope"), newLines()); !errors.Is(err, sandbox.ErrCommandNotFound) {
 		t.Errorf("unknown command: got error %v, want ErrCommandNotFound", err)
 	}
-	if _, _, err := collect(&noExit{}, 0, unlimited); err == nil || errors.Is(err, io.EOF) {
-		t.Errorf("stream without an exit event: got error %v, want one that is not EOF", err)
+	if _, exit, err := read(&noExit{}, newLines()); err != nil || exit != nil {
+		t.Errorf("events without an exit: got exit %v, error %v", exit, err)
 	}
 }
 

@@ -29,6 +29,23 @@ type method struct {
 	prepare func(raw jsontext.Value) (namespace *string, run handler, err *rpc.Error)
 	// allNamespaces reports whether a request may name rpc.AllNamespaces.
 	allNamespaces bool
+	// events says whether the method has events other than its result.
+	events eventUse
+}
+
+// eventUse says whether a method has events other than its result.
+type eventUse string
+
+const (
+	noEvents       eventUse = ""
+	optionalEvents eventUse = "optional" // it can also be called without a stream of events
+	requiredEvents eventUse = "required"
+)
+
+// with returns the method with another use of events.
+func (m method) with(events eventUse) method {
+	m.events = events
+	return m
 }
 
 // handler runs one call in namespaces that its caller may use. There is one namespace, unless the request names
@@ -125,6 +142,15 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	}
 	if c.namespace = strings.Join(namespaces, ","); len(namespaces) == 0 {
 		c.namespace = rpc.AllNamespaces
+	}
+	switch {
+	case c.events != nil:
+		if err := c.events.begin(); err != nil {
+			return nil, err
+		}
+	case m.events == requiredEvents:
+		return nil, &rpc.Error{Code: rpc.CodeInvalidRequest, Message: fmt.Sprintf("%s responds only with a stream of events; send it alone, with the header Accept: %s",
+			m.name, rpc.EventStream)}
 	}
 	v, err := run(ctx, c, namespaces)
 	if ctx.Err() != nil && err == ctx.Err() {
