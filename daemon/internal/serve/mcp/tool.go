@@ -156,11 +156,13 @@ func takeMaxOutput(arguments jsontext.Value) (rest jsontext.Value, maxOutput int
 }
 
 // inputSchema returns the schema of the tool's arguments. It is the schema of the method's params, without the members of
-// config that the method always refuses, because models would use them. The tool of a run also has maxOutputArgument.
+// config that the method always refuses, because models would use them. The tool of a run has maxOutputArgument instead of
+// encoding.
 func (t *tool) inputSchema(params jsontext.Value) any {
 	schema := decode[map[string]any](params)
 	properties := schema["properties"].(map[string]any)
 	if t.runText != nil {
+		delete(properties, "encoding") // the output for models is always text
 		properties[maxOutputArgument] = map[string]any{
 			"type": []string{"integer", "null"}, "minimum": 1, "maximum": highestMaxOutput, "default": defaultMaxOutput,
 		}

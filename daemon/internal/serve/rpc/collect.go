@@ -66,7 +66,8 @@ func (c *call) follow(encoding rpc.Encoding, start func() (sandbox.Process, erro
 func (c *call) addOutput(err error, output []rpc.Line) error {
 	e := *rpcerr.JSONRPC(err, c.ID)
 	switch {
-	case e.Code == rpc.CodeRunTimeout, e.Code == rpc.CodeExhausted, e.Code == rpc.CodeRunFailed && len(output) > 0:
+	case e.Code == rpc.CodeRunTimeout, e.Code == rpc.CodeRunFailed && len(output) > 0:
+	case e.Code == rpc.CodeExhausted && e.Data == nil: // otherwise, nothing was started
 	default:
 		return err
 	}
