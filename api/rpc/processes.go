@@ -115,7 +115,7 @@ type ProcessWaitParams struct {
 	Timeout float64 `json:"timeout,omitzero"`
 }
 
-// ProcessState says whether a process runs.
+// ProcessState reports whether a process runs.
 type ProcessState struct {
 	Running bool `json:"running"`
 	// Exit is nil while the process runs.

@@ -29,11 +29,11 @@ type method struct {
 	prepare func(raw jsontext.Value) (namespace *string, run handler, err *rpc.Error)
 	// allNamespaces reports whether a request may name rpc.AllNamespaces.
 	allNamespaces bool
-	// events says whether the method has events other than its result.
+	// events is how the method uses events other than its result.
 	events eventUse
 }
 
-// eventUse says whether a method has events other than its result.
+// eventUse is how a method uses events other than its result.
 type eventUse string
 
 const (

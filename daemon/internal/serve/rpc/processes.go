@@ -190,7 +190,7 @@ func (s *Service) waitForProcess(ctx context.Context, c *call, namespace string,
 	return f.state(), err
 }
 
-// state says whether the process runs.
+// state reports whether the process runs.
 func (f followed) state() rpc.ProcessState {
 	if f.exit == nil {
 		return rpc.ProcessState{Running: true}

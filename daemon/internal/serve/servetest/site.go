@@ -47,7 +47,7 @@ type Sandboxes struct {
 	All     bool               // whether the last signal was for everything that its process started
 	// MaxRunTime is the longest wait for a process.
 	MaxRunTime time.Duration
-	// Changes are what a watch of files reports. Recursive says whether the last watch was recursive.
+	// Changes are what a watch of files reports. Recursive reports whether the last watch was recursive.
 	Changes   chan sandbox.FileChange
 	Recursive bool
 	// OnRun, if set, is called by every run of code. The run fails with its error.
