@@ -134,7 +134,7 @@ type ProcessSignalParams struct {
 // ProcessInputParams holds the params of sandbox.process.input. The result is empty.
 type ProcessInputParams struct {
 	ProcessTarget
-	Data     string   `json:"data"`
+	Data     string   `json:"data,omitzero"`
 	Encoding Encoding `json:"encoding,omitzero"`
 	// Close closes the input after Data.
 	Close bool `json:"close,omitzero"`

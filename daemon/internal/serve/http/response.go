@@ -102,11 +102,17 @@ func (w *response) FlushError() (err error) {
 	return err
 }
 
+// lastWrite is how long the client may take to accept what an endpoint writes after the context of the request has ended,
+// such as the reason.
+const lastWrite = time.Second
+
 // write calls f, which writes to the client. It fails at the deadline, and when the context of the request ends, because a
 // client that does not read must not keep its request from ending with the key.
 func (w *response) write(f func()) {
-	w.setDeadline(time.Now().Add(w.call.deadline()))
-	if w.ctx.Err() == nil { // otherwise, f sends why the request ended
+	if w.ctx.Err() != nil {
+		w.setDeadline(time.Now().Add(min(lastWrite, w.call.deadline())))
+	} else {
+		w.setDeadline(time.Now().Add(w.call.deadline()))
 		ended := make(chan struct{})
 		stop := context.AfterFunc(w.ctx, func() {
 			w.setDeadline(time.Now())

@@ -72,6 +72,7 @@ type events struct {
 	w      http.ResponseWriter
 	cancel context.CancelCauseFunc // ends the call
 	begun  bool
+	gone   bool // whether a write failed
 	// silence fires when nothing was sent for maxSilence.
 	silence *time.Timer
 }
@@ -88,7 +89,7 @@ func (e *events) begin() error {
 	e.call.TakeTurns() // there is no limit to how much it sends
 	e.silence = time.NewTimer(maxSilence)
 	e.w.Header().Set("Content-Type", rpc.EventStream)
-	return e.flush(nil)
+	return e.write("")
 }
 
 // send sends an event. If that fails, the call ends.
@@ -98,22 +99,22 @@ func (e *events) send(event string, data any) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(e.w, "event: %s\ndata: %s\n\n", event, text)
-	return e.flush(err)
+	return e.write("event: %s\ndata: %s\n\n", event, text)
 }
 
 // keepAlive sends a comment.
-func (e *events) keepAlive() error {
-	_, err := fmt.Fprint(e.w, ": keep-alive\n\n")
-	return e.flush(err)
-}
+func (e *events) keepAlive() error { return e.write(": keep-alive\n\n") }
 
-// flush sends what was written with the error err.
-func (e *events) flush(err error) error {
+func (e *events) write(format string, args ...any) error {
+	if e.gone {
+		return errClientGone
+	}
+	_, err := fmt.Fprintf(e.w, format, args...)
 	if err == nil {
 		err = http.NewResponseController(e.w).Flush()
 	}
 	if err != nil {
+		e.gone = true
 		e.cancel(errClientGone)
 		return errClientGone
 	}

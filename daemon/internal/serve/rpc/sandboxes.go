@@ -243,7 +243,7 @@ func parseRunOptions(o rpc.RunOptions, grace float64) (options sandbox.RunOption
 	if options.Input, err = decodeText("stdin", o.Stdin, o.Encoding); err != nil {
 		return options, err
 	}
-	options.Grace, err = parseSeconds("grace", grace, "the default")
+	options.Grace, err = parseSeconds("grace", grace, "to use the default")
 	return options, err
 }
 
@@ -254,7 +254,7 @@ func decodeText(name, text string, encoding rpc.Encoding) ([]byte, error) {
 	}
 	data, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
-		return nil, fmt.Errorf("%s is not base64, which encoding promises: %v: %w", name, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%s must be base64, as encoding says: %v: %w", name, err, errdefs.ErrInvalidArgument)
 	}
 	return data, nil
 }
@@ -269,15 +269,15 @@ func checkEncoding(encoding rpc.Encoding) error {
 
 // parseTimeout converts the timeout of a run, in seconds. 0 stands for the server's maximum.
 func parseTimeout(seconds float64) (time.Duration, error) {
-	return parseSeconds("timeout", seconds, "the server's maximum")
+	return parseSeconds("timeout", seconds, "to use the server's maximum")
 }
 
 // parseSeconds converts the param with this name, in seconds, to a Duration. A time that does not fit a Duration becomes the
-// longest one, because some clients send nanoseconds. byDefault is what 0 stands for.
-func parseSeconds(name string, seconds float64, byDefault string) (time.Duration, error) {
+// longest one, because some clients send nanoseconds. why completes the sentence "omit it …" of the error.
+func parseSeconds(name string, seconds float64, why string) (time.Duration, error) {
 	switch {
 	case seconds < 0:
-		return 0, fmt.Errorf("%s %g is negative; give seconds, or omit it to use %s: %w", name, seconds, byDefault, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s %g is negative; give seconds, or omit it %s: %w", name, seconds, why, errdefs.ErrInvalidArgument)
 	case seconds >= math.MaxInt64/float64(time.Second):
 		return math.MaxInt64, nil
 	case seconds > 0:
