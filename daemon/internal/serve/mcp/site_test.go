@@ -86,6 +86,9 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 			return events, 0, nil
 		}
 		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
+		if r.Text == "overtime" {
+			return out, 0, sandbox.ErrRunTimeout
+		}
 		if r.Text == "raise" {
 			return append(out, sandbox.Output{Stream: sandbox.Stderr, Data: []byte("ValueError\n")}), 1, nil
 		}

@@ -83,7 +83,9 @@ func (r *recorder) AttachProcess(ctx context.Context, n sandbox.Name, _ sandbox.
 
 // startedProcess is like silentProcess, with the event of the start.
 func startedProcess(ctx context.Context) sandbox.Process {
-	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) { return []sandbox.Event{sandbox.Started{PID: 1}}, 0, nil }}
+	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
+		return []sandbox.Event{sandbox.Started{PID: 1}}, 0, nil
+	}}
 }
 func (r *recorder) ListProcesses(_ context.Context, n sandbox.Name) ([]sandbox.ProcessInfo, error) {
 	return []sandbox.ProcessInfo{{PID: 1, Tag: anyText}}, r.record("list processes", n.Namespace)

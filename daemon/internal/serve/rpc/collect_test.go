@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -124,6 +127,100 @@ func TestLinesAreKept(t *testing.T) {
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "a\x00\""}}, l.end()); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// The output of an error has at most half bytes from the beginning and half from the end, and no half characters.
+func TestHeadAndTail(t *testing.T) {
+	text := func(texts ...string) (all []rpc.Line) {
+		for _, s := range texts {
+			all = append(all, rpc.Line{Stream: "stdout", Text: s})
+		}
+		return all
+	}
+	pieces := func(texts ...string) (all []rpc.Line) {
+		for _, s := range texts {
+			all = append(all, rpc.Line{Stream: "stderr", Base64: []byte(s)})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		output []rpc.Line
+		half   int
+		want   []rpc.Line
+		cut    bool
+	}{
+		{[]rpc.Line{}, 4, []rpc.Line{}, false},
+		{text("abc", "def"), 4, text("abc", "def"), false},
+		{text("abc", "", "def"), 4, text("abc", "def"), true},
+		{text("abcd", "efgh"), 4, text("abcd", "efgh"), true},
+		{text("ab", "cd", "ef", "gh"), 4, text("ab", "c", "f", "gh"), true},
+		{text("abcdefghij"), 4, text("abcd", "ghij"), true},
+		{text("", "", "", "", ""), 2, text("", "", "", ""), true},
+		{text("äöü", "äöü"), 3, text("ä", "ü"), true},
+		{text("😀", "😀"), 3, text("", ""), true},
+		{pieces("abcdef", "ghijkl"), 4, pieces("abcd", "ijkl"), true},
+		{pieces("ab", "cd", "ef", "gh"), 4, pieces("ab", "c", "f", "gh"), true},
+	} {
+		got, cut := headAndTail(c.output, c.half)
+		if diff := cmp.Diff(c.want, got); diff != "" || cut != c.cut {
+			t.Errorf("%+v, half %d: cut %t, want %t, output (-want +got):\n%s", c.output, c.half, cut, c.cut, diff)
+		}
+	}
+}
+
+func FuzzHeadAndTail(f *testing.F) {
+	f.Add("one\ntwö\n\nthree", uint8(4))
+	f.Fuzz(func(t *testing.T, text string, half uint8) {
+		l := lines{quota: quota{reserve: unlimited}}
+		if err := l.add(output(sandbox.Stdout, text)); err != nil {
+			t.Fatal(err)
+		}
+		all := l.end()
+		kept, cut := headAndTail(all, int(half))
+		size := 0
+		for _, line := range kept {
+			if size += len(line.Text); !utf8.ValidString(line.Text) {
+				t.Errorf("%q is not valid UTF-8", line.Text)
+			}
+		}
+		if cut && size > 2*int(half) || !cut && !cmp.Equal(all, kept) {
+			t.Errorf("%q, half %d: cut %t: %+v", text, half, cut, kept)
+		}
+	})
+}
+
+// The text of events does not depend on how the output is split.
+func FuzzEventText(f *testing.F) {
+	f.Add("a\xc3\xa4\xff\xe2\x82", uint8(1))
+	f.Add("😀\xf0\x9f", uint8(2))
+	f.Fuzz(func(t *testing.T, text string, size uint8) {
+		w := httptest.NewRecorder()
+		sink := &eventSink{
+			events:     &events{w: w, begun: true, silence: time.NewTimer(maxSilence), cancel: func(error) {}},
+			incomplete: map[sandbox.Stream][]byte{},
+		}
+		for piece := range slices.Chunk([]byte(text), int(size)+1) {
+			if err := sink.add(sandbox.Output{Stream: sandbox.Stderr, Data: piece}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sink.end()
+		var got strings.Builder
+		for data := range strings.SplitSeq(w.Body.String(), "\n\n") {
+			data, ok := strings.CutPrefix(data, "event: output\ndata: ")
+			if !ok {
+				continue
+			}
+			var line rpc.Line
+			if err := json.Unmarshal([]byte(data), &line); err != nil || line.Stream != "stderr" || line.Text == "" {
+				t.Fatalf("%q: %+v, %v", data, line, err)
+			}
+			got.WriteString(line.Text)
+		}
+		if want := string([]rune(text)); got.String() != want {
+			t.Errorf("%q in pieces of %d: got %q, want %q", text, size+1, got.String(), want)
+		}
+	})
 }
 
 func TestHeadTail(t *testing.T) {
