@@ -398,6 +398,30 @@ func (w *deafWriter) Write([]byte) (int, error) {
 	}
 }
 
+// When the context of a stream has ended, a client that does not read delays its end by at most a second.
+func TestLastEventOfAClientThatDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, l := newLive(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, rpc.Path, strings.NewReader(runLive))
+		r.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {s.Key}, "Accept": {rpc.EventStream}}
+		began := time.Now()
+		func() {
+			defer func() {
+				if v := recover(); v != http.ErrAbortHandler {
+					t.Errorf("the response was not aborted: %v", v)
+				}
+			}()
+			s.ServeHTTP(&deafWriter{ResponseRecorder: httptest.NewRecorder(), changed: make(chan struct{}, 1)}, r)
+		}()
+		if took := time.Since(began); took != 6*time.Second {
+			t.Errorf("the stream ended after %s, want 6s", took)
+		}
+		<-l.ended
+	})
+}
+
 // A client that leaves ends the run.
 func TestEventsEndWithTheirClient(t *testing.T) {
 	s, l := newLive(t)

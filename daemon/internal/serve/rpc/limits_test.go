@@ -60,6 +60,19 @@ func TestOutputOfARunThatPrintsTooMuch(t *testing.T) {
 	}
 }
 
+// Also if all the output that is left is short, the error says that some is missing.
+func TestOutputOfARunThatPrintsOneLongPiece(t *testing.T) {
+	s, l := newLive(t)
+	go func() {
+		l.events <- output("first\n")
+		l.events <- output(strings.Repeat("x", 17<<20))
+	}()
+	e := WantError(t, s.Post(runLive), http.StatusTooManyRequests, rpc.CodeExhausted)
+	if e.Data == nil || e.Data.PartialOutput == nil || !e.Data.Truncated || len(e.Data.Output) != 1 || e.Data.Output[0].Text != "first" {
+		t.Errorf("got data %+v", e.Data)
+	}
+}
+
 func TestReadFileIsLimited(t *testing.T) {
 	s := newWithSandbox(t)
 	write := func(path string, data []byte) {
@@ -87,7 +100,13 @@ func TestReadFileIsLimited(t *testing.T) {
 	if e.Data != nil || strings.Contains(e.Message, "the run") {
 		t.Errorf("a response that does not fit: %+v", e)
 	}
-	WantOK(t, s.Post(Request("sandbox.fs.read", `{"sandbox":"a","path":"/escapes","encoding":"base64"}`)))
+	large := Request("sandbox.fs.read", `{"sandbox":"a","path":"/escapes","encoding":"base64"}`)
+	WantOK(t, s.Post(large))
+	// What a call returns counts before it is encoded, so only the call that exceeds the limit of the key fails.
+	w := s.Post("[" + large + "," + large + "," + large + "]")
+	if results := strings.Count(w.Body.String(), `"result"`); w.Code != http.StatusOK || results != 2 {
+		t.Errorf("three large files in a batch: status %d, %d results, want 2", w.Code, results)
+	}
 }
 
 func TestListFilesIsLimited(t *testing.T) {
@@ -121,6 +140,23 @@ func TestRunOptions(t *testing.T) {
 		WantOK(t, s.Post(body))
 		if got := fmt.Sprint(s.Sandboxes.Options); got != want || s.Sandboxes.Timeout != 1500*time.Millisecond {
 			t.Errorf("%s: options %s, timeout %s, want %s", body, got, s.Sandboxes.Timeout, want)
+		}
+	}
+
+	for method, want := range map[string]sandbox.AttachOptions{
+		"sandbox.process.wait": {NoOutput: true}, "sandbox.process.logs": {Replay: true, NoFollow: true}, // neither makes the process wait
+	} {
+		WantOK(t, s.Post(Request(method, `{"sandbox":"a","pid":101}`)))
+		if s.Sandboxes.Attach != want {
+			t.Errorf("%s attaches with %+v, want %+v", method, s.Sandboxes.Attach, want)
+		}
+	}
+	for i, all := range []bool{true, false} {
+		s.Sandboxes.All = !all
+		WantOK(t, s.Post(Request("sandbox.process.start", `{"sandbox":"a","command":"sleep"}`)))
+		WantOK(t, s.Post(Request("sandbox.process.signal", fmt.Sprintf(`{"sandbox":"a","pid":%d,"signal":"9","all":%t}`, 102+i, all))))
+		if s.Sandboxes.All != all {
+			t.Errorf("a signal with all %t was sent with all %t", all, s.Sandboxes.All)
 		}
 	}
 

@@ -110,6 +110,7 @@ func (f *Sandboxes) AttachProcess(ctx context.Context, n sandbox.Name, id sandbo
 	if err != nil {
 		return nil, err
 	}
+	f.Attach = o
 	a := &attached{fake: f, ctx: ctx, process: p, options: o}
 	if !o.Replay {
 		a.read = len(p.output)
