@@ -78,7 +78,7 @@ func TestImportDirection(t *testing.T) {
 	const internal = "daemon/internal/"
 	// The packages of each group that others of the group may import.
 	base := map[string][]string{
-		"serve":   {"http", "rpcerr"},
+		"serve":   {"http", "rpcerr", "wire"},
 		"domain":  {"name"},
 		"backend": {"containerd", "disk", "hypervisor", "network"},
 		"guest":   nil,

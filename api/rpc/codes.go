@@ -32,21 +32,24 @@ var Codes = []CodeInfo{
 		CodePermissionDenied, "permission_denied", []int{403},
 		"the key is valid but limited to another namespace or to other methods", "the message names the required scope, or the key's namespaces; use another key",
 	},
-	{CodeNotFound, "not_found", []int{404}, "there is no such sandbox", "start it"},
+	{
+		CodeNotFound, "not_found", []int{404}, "there is no such sandbox, or no such process or file in it",
+		"the message says which; start the sandbox, or check the pid, the tag or the path",
+	},
 	{
 		CodeConflict, "conflict", []int{409},
-		"the sandbox runs with a different configuration, is starting, stopping or failed, or lacks its workdir",
-		"use the same configuration, or stop the sandbox first; while it starts or stops, wait; after a failure, start it again; without its workdir, stop it and start it with another one",
+		"the sandbox runs with a different configuration, is starting, stopping or failed, or lacks its workdir; a process has ended, or has no input or terminal; or a file is of the wrong type, too large or not text, or the sandbox refuses the operation",
+		"for a sandbox, use the same configuration, or stop it first; while it starts or stops, wait; after a failure, start it again; without its workdir, stop it and start it with another one; for a process or a file, the message says what is wrong",
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at once or per second, a quota was reached, a run printed too much, or the server's disk is almost full",
-		"wait as long as `Retry-After` says; if it is absent, trying again does not help: print less, or stop sandboxes that have written much",
+		"too many requests at once or per second, a quota was reached, a run printed too much, or the disk of the server or of the sandbox is full",
+		"wait as long as `Retry-After` says; if it is absent, trying again does not help: print less, remove files, or stop sandboxes that have written much",
 	},
 	{
 		CodeRunTimeout, "run_timeout", []int{504},
 		"the run reached its time limit and was interrupted; a REPL session keeps its state",
-		"set a longer `timeout`, or do less work in a run",
+		"set a longer `timeout`, or do less work in a run; `error.data.output` has what the run printed",
 	},
 	{CodeCommandNotFound, "command_not_found", []int{422}, "the sandbox has no such program", "check its name and the image"},
 	{

@@ -4,7 +4,8 @@
 //
 // A request is POSTed to [Path] as application/json with an API key in the Authorization header.
 // The response to a successful request is HTTP 200 with a result. The response to a failed one has an [Error]
-// and the HTTP status that belongs to the error's [Code].
+// and the HTTP status that belongs to the error's [Code]. To a request that accepts only [EventStream], the response is a
+// stream of events.
 package rpc
 
 import "github.com/go-json-experiment/json/jsontext"
@@ -74,7 +75,37 @@ type ErrorData struct {
 	// RetryAfter is the number of seconds after which the call may be tried again. With CodeExhausted, nothing
 	// of the call was started. With CodeUnavailable, the call may succeed by then.
 	RetryAfter int `json:"retry_after,omitzero"`
+	// PartialOutput is what a run had printed that reached a limit, or that failed after it had printed something. It is
+	// nil for other errors.
+	*PartialOutput
 }
+
+// PartialOutput is what a run printed before it was interrupted.
+type PartialOutput struct {
+	// Output is like that of the result. It has at most the first and the last [PartialBytes] bytes.
+	Output []Line `json:"output"`
+	// Truncated reports whether something between the elements of Output, or after them, is missing.
+	Truncated bool `json:"truncated"`
+	// TimedOut reports whether the run reached its time limit.
+	TimedOut bool `json:"timed_out"`
+}
+
+// PartialBytes is how much of the beginning and of the end of a run's output an error has, in bytes.
+const PartialBytes = 64 << 10
+
+// EventStream is the media type of a stream of server-sent events. A request whose Accept header has it, and does not have
+// application/json, is answered with such a stream: any number of events of the method, and then exactly one EventResult or
+// EventError. The data of an event is JSON.
+const EventStream = "text/event-stream"
+
+// Types of events.
+const (
+	EventOutput  = "output"  // a Line
+	EventStarted = "started" // of sandbox.fs.watch: changes from now on are reported
+	EventChange  = "change"  // an FSChange
+	EventResult  = "result"  // the result of the method
+	EventError   = "error"   // an Error
+)
 
 // Code is the error code of an Error.
 type Code int
@@ -93,11 +124,11 @@ const (
 
 	// CodeUnauthenticated (HTTP 401): no API key, or one that this server does not accept.
 	CodeUnauthenticated Code = -32002
-	// CodeNotFound (HTTP 404): there is no such sandbox.
+	// CodeNotFound (HTTP 404): there is no such sandbox, process or file.
 	CodeNotFound Code = -32003
 	// CodePermissionDenied (HTTP 403): the key is valid but not for this method or namespace.
 	CodePermissionDenied Code = -32004
-	// CodeConflict (HTTP 409): the sandbox exists with another configuration or in another state.
+	// CodeConflict (HTTP 409): the sandbox, process or file exists, but not in the state or of the kind that the method needs.
 	CodeConflict Code = -32005
 	// CodeExhausted (HTTP 429): a quota or a rate limit was reached; or, without RetryAfter, a run printed too
 	// much and was interrupted.

@@ -1,6 +1,11 @@
 package rpc
 
-import "time"
+import (
+	"encoding/base64"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
 
 // Names of the sandbox methods. Their params and results follow in this file in the same order. The fields of a
 // params struct are in the order of positional params. Fields without omitzero are required.
@@ -149,7 +154,33 @@ type ReplRunParams struct {
 	Code     string `json:"code"`
 	// Timeout is in seconds. 0, or more than the server's maximum, means the server's maximum.
 	Timeout float64 `json:"timeout,omitzero"`
+	RunOptions
+	// Grace is the time between the interrupt at the time limit and the kill, in seconds. 0 means the default.
+	Grace float64 `json:"grace,omitzero"`
 }
+
+// RunOptions are params of the methods that run code or start a program.
+type RunOptions struct {
+	// Cwd is the working directory. A relative path begins at the workdir of the sandbox, and "~" is the home directory of
+	// the user. By default, a program starts in the workdir, and code where the run before it ended.
+	Cwd string `json:"cwd,omitzero"`
+	// Envs holds NAME=value entries, which override those of the sandbox.
+	Envs []string `json:"envs,omitzero"`
+	// User is a name or number, optionally followed by ":" and a group. The default is the user of the image.
+	User string `json:"user,omitzero"`
+	// Stdin is the standard input, in Encoding.
+	Stdin    string   `json:"stdin,omitzero"`
+	Encoding Encoding `json:"encoding,omitzero"`
+}
+
+// Encoding says how bytes from or for a sandbox are written in JSON.
+type Encoding string
+
+const (
+	// EncodingUTF8 is text, and the default.
+	EncodingUTF8   Encoding = "utf-8"
+	EncodingBase64 Encoding = "base64"
+)
 
 // ReplRunResult is the result of sandbox.repl.run.
 type ReplRunResult struct {
@@ -176,6 +207,9 @@ type CommandRunParams struct {
 	Args      []string `json:"args,omitzero"`
 	// Timeout is in seconds. 0, or more than the server's maximum, means the server's maximum.
 	Timeout float64 `json:"timeout,omitzero"`
+	RunOptions
+	// Grace is the time between SIGTERM at the time limit and SIGKILL, in seconds. 0 means the default.
+	Grace float64 `json:"grace,omitzero"`
 }
 
 // CommandRunResult is the result of sandbox.command.run.
@@ -189,11 +223,31 @@ type CommandRunResult struct {
 	Output  []Line `json:"output"`
 }
 
-// Line is a line of output, without its newline.
+// Line is a line of output, without its newline. With EncodingBase64, and in a stream of events, it is a piece of output that
+// may begin and end anywhere.
 type Line struct {
-	// Stream is "stdout" or "stderr".
+	// Stream is "stdout", "stderr" or "terminal".
 	Stream string `json:"stream"`
-	Text   string `json:"text"`
+	// Text is the output, unless Base64 is present.
+	Text string `json:"text,omitzero"`
+	// Base64 is the output with EncodingBase64.
+	Base64 []byte `json:"base64,omitzero"`
+}
+
+// MarshalJSONTo writes the stream, and exactly one of the text and the base64, even if it is empty.
+func (l Line) MarshalJSONTo(e *jsontext.Encoder) error {
+	name, value := "text", l.Text
+	if l.Base64 != nil {
+		name, value = "base64", base64.StdEncoding.EncodeToString(l.Base64)
+	}
+	for _, t := range [...]jsontext.Token{
+		jsontext.BeginObject, jsontext.String("stream"), jsontext.String(l.Stream), jsontext.String(name), jsontext.String(value), jsontext.EndObject,
+	} {
+		if err := e.WriteToken(t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // GetNamespace returns the namespace in the params, or nil if there is none.

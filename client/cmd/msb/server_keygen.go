@@ -26,7 +26,8 @@ var scopes = [][2]string{
 	{"sandbox:start", "start sandboxes"},
 	{"sandbox:stop", "stop sandboxes"},
 	{"sandbox:exec", "run code and commands in sandboxes"},
-	{"sandbox:read", "list sandboxes and read their metrics"},
+	{"sandbox:files", "read and write the files of sandboxes"},
+	{"sandbox:read", "list sandboxes and their processes, and read metrics and logs"},
 	{"server:metrics", "read the metrics of the whole server"},
 }
 

@@ -29,12 +29,13 @@ const (
 	ScopeStart   Scope = "sandbox:start"  // start sandboxes
 	ScopeStop    Scope = "sandbox:stop"   // stop sandboxes
 	ScopeExec    Scope = "sandbox:exec"   // run code and commands in sandboxes
+	ScopeFiles   Scope = "sandbox:files"  // read and write the files of sandboxes
 	ScopeRead    Scope = "sandbox:read"   // read which sandboxes exist, their state and their resource usage
 	ScopeMetrics Scope = "server:metrics" // read the metrics of the entire server
 )
 
 // Scopes lists all scopes.
-var Scopes = []Scope{ScopeStart, ScopeStop, ScopeExec, ScopeRead, ScopeMetrics}
+var Scopes = []Scope{ScopeStart, ScopeStop, ScopeExec, ScopeFiles, ScopeRead, ScopeMetrics}
 
 // Record is what the server stores about a key. It is authoritative: a token whose claims differ from its record
 // is refused.

@@ -66,7 +66,7 @@ func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Durati
 			return nil, context.Cause(ctx)
 		}
 	}
-	limit := m.timeLimit(timeout)
+	limit := m.TimeLimit(timeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit+grace+responseGrace, notResponding(name))
 	end := p.end
 	p.end = func() { cancel(); end() }
@@ -113,8 +113,8 @@ func (r ProcessRequest) validate() error {
 	return r.Command.validate()
 }
 
-// timeLimit returns the time limit of a run that asks for timeout.
-func (m *Manager) timeLimit(timeout time.Duration) time.Duration {
+// TimeLimit returns the time limit of a run that asks for timeout. 0 stands for the server's maximum, which no run exceeds.
+func (m *Manager) TimeLimit(timeout time.Duration) time.Duration {
 	if timeout <= 0 || timeout > m.MaxRunTime {
 		return m.MaxRunTime
 	}

@@ -3,11 +3,14 @@ package http_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,5 +90,39 @@ func TestRequestsCutShort(t *testing.T) {
 				t.Errorf("got %q, data %+v, headers %v; want %q, retry %t", e.Message, e.Data, res.Header, c.message, c.retry)
 			}
 		})
+	}
+}
+
+// A stream of events ends with an error that says that the server stops.
+func TestEventsCutShort(t *testing.T) {
+	began := make(chan struct{})
+	s := New(t)
+	s.Sandboxes.OnRun = func(ctx context.Context) error {
+		close(began)
+		<-ctx.Done()
+		return fmt.Errorf("the run was interrupted: %w", errors.Join(sandbox.ErrRunFailed, context.Cause(ctx)))
+	}
+	s.SetDrain(time.Millisecond)
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
+	addr, stop := s.Listen(t)
+	defer stop()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	body := Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":""}`)
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nAccept: text/event-stream\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
+		rpc.Path, s.Key, len(body), body)
+	<-began
+	go stop()
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(res.Body)
+	if err != nil || !strings.HasPrefix(string(text), `event: error`+"\n"+`data: {"code":-32010,"message":"the run was interrupted: `) ||
+		!strings.Contains(string(text), "the server is stopping") {
+		t.Errorf("got %q, %v", text, err)
 	}
 }

@@ -57,8 +57,7 @@ func (w *response) Write(p []byte) (n int, err error) {
 		}
 		return w.buffer.Write(p)
 	}
-	w.setDeadline()
-	w.call.turn.write(func() { n, err = w.ResponseWriter.Write(p) })
+	w.write(func() { n, err = w.ResponseWriter.Write(p) })
 	w.clientGone = w.clientGone || err != nil
 	return n, err
 }
@@ -99,8 +98,33 @@ func (w *response) FlushError() (err error) {
 	if err := w.send(); err != nil {
 		return err
 	}
-	w.call.turn.write(func() { err = http.NewResponseController(w.ResponseWriter).Flush() })
+	w.write(func() { err = http.NewResponseController(w.ResponseWriter).Flush() })
 	return err
+}
+
+// lastWrite is how long the client may take to accept what an endpoint writes after the context of the request has ended,
+// such as the reason.
+const lastWrite = time.Second
+
+// write calls f, which writes to the client. It fails at the deadline, and when the context of the request ends, because a
+// client that does not read must not keep its request from ending with the key.
+func (w *response) write(f func()) {
+	if w.ctx.Err() != nil {
+		w.setDeadline(time.Now().Add(min(lastWrite, w.call.deadline())))
+	} else {
+		w.setDeadline(time.Now().Add(w.call.deadline()))
+		ended := make(chan struct{})
+		stop := context.AfterFunc(w.ctx, func() {
+			w.setDeadline(time.Now())
+			close(ended)
+		})
+		defer func() {
+			if !stop() {
+				<-ended // so that it does not affect the next write
+			}
+		}()
+	}
+	w.call.turn.write(f)
 }
 
 // Flush implements http.Flusher.
@@ -127,11 +151,11 @@ func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return w.hijacked, rw, nil
 }
 
-// setDeadline sets the deadline of the next write.
-func (w *response) setDeadline() {
+// setDeadline sets the deadline of the next write, and of one in progress.
+func (w *response) setDeadline(t time.Time) {
 	// The WriteTimeout of http.Server would include the time of the run. The ResponseWriter of a test may not support
 	// deadlines.
-	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(w.call.deadline()))
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(t)
 }
 
 // deadline returns how long the client may take to accept a write.
@@ -157,7 +181,7 @@ func (w *response) send() error {
 	if w.buffer.size > 0 && h["Content-Type"] == nil {
 		h["Content-Type"] = headerJSON
 	}
-	w.setDeadline()
+	w.setDeadline(time.Now().Add(w.call.deadline()))
 	w.ResponseWriter.WriteHeader(w.status)
 	err := w.buffer.writeTo(func(p []byte) (n int, err error) {
 		w.call.turn.write(func() { n, err = w.ResponseWriter.Write(p) })

@@ -113,6 +113,9 @@ func TestLargeRequestsTakeTurns(t *testing.T) {
 		"output":     func() { s.send("output", `""`, toTestPath, do("hold output")) },
 		"response":   func() { s.send("response", `""`, toTestPath, do("write a response")) },
 		"batch":      func() { s.send("batch", "["+Request("sandbox.list", "{}")+"]") },
+		"events": func() {
+			s.send("events", Request("sandbox.list", "{}"), func(r *http.Request) { r.Header.Set("Accept", "text/event-stream") })
+		},
 		"large output": func() {
 			s.send("large output", Request("sandbox.command.run", `{"sandbox":"a","command":"print","args":["x"]}`))
 		},

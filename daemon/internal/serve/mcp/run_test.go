@@ -460,3 +460,31 @@ func TestStreaming(t *testing.T) {
 		t.Errorf("without a progress token: %v %s", w.Header(), w.Body)
 	}
 }
+
+// The error of a run that was interrupted begins with what the run had printed, once and at most as long as other output.
+func TestErrorsHaveTheOutput(t *testing.T) {
+	s := newSite(t)
+	for arguments, want := range map[string]string{
+		`{"sandbox":"a","language":"python","code":"overtime"}`:                      "ran overtime\ntime limit of the run reached",
+		`{"sandbox":"a","language":"python","code":"overtime","max_output_bytes":8}`: "ran \n[… 5 bytes",
+		`{"sandbox":"a","language":"python","code":"overtime","encoding":"base64"}`:  "ran overtime\ntime limit of the run reached",
+		`{"sandbox":"a","language":"python","code":"20000 KiB of \"x\""}`:            strings.Repeat("x", 100),
+		`{"sandbox":"gone","language":"python","code":"overtime"}`:                   "sandbox default/gone does not exist",
+	} {
+		w := s.post(toolCall(1, "sandbox_run_code", arguments))
+		var res struct{ Result sdk.CallToolResult }
+		if err := json.Unmarshal(w.Body.Bytes(), &res); err != nil {
+			t.Fatal(err)
+		}
+		text := res.Result.Content[0].(*sdk.TextContent).Text
+		if !res.Result.IsError || !strings.HasPrefix(text, want) || len(text) > 51_000 {
+			t.Errorf("%s: text of %d bytes: %.300q, want %.100q", arguments, len(text), text, want)
+		}
+		if strings.Contains(arguments, "KiB") && !strings.HasSuffix(text, "print less, or write to a file") {
+			t.Errorf("the text ends with %q", text[len(text)-100:])
+		}
+		if meta := fmt.Sprint(res.Result.Meta); strings.Contains(meta, "ran ") || strings.Contains(meta, "output:") || !strings.Contains(meta, "message:") {
+			t.Errorf("%s: metadata %.300s", arguments, meta)
+		}
+	}
+}

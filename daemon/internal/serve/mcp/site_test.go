@@ -29,8 +29,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists.
 type fakeSandboxes struct {
-	mu    sync.Mutex
-	calls []string
+	serverpc.Sandboxes // for the methods that no tool calls; it is nil
+	mu                 sync.Mutex
+	calls              []string
 	// onRun, if set, is called by every run of code.
 	onRun func(context.Context) error
 }
@@ -85,6 +86,9 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 			return events, 0, nil
 		}
 		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
+		if r.Text == "overtime" {
+			return out, 0, sandbox.ErrRunTimeout
+		}
 		if r.Text == "raise" {
 			return append(out, sandbox.Output{Stream: sandbox.Stderr, Data: []byte("ValueError\n")}), 1, nil
 		}

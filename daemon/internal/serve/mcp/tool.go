@@ -156,11 +156,13 @@ func takeMaxOutput(arguments jsontext.Value) (rest jsontext.Value, maxOutput int
 }
 
 // inputSchema returns the schema of the tool's arguments. It is the schema of the method's params, without the members of
-// config that the method always refuses, because models would use them. The tool of a run also has maxOutputArgument.
+// config that the method always refuses, because models would use them. The tool of a run has maxOutputArgument instead of
+// encoding.
 func (t *tool) inputSchema(params jsontext.Value) any {
 	schema := decode[map[string]any](params)
 	properties := schema["properties"].(map[string]any)
 	if t.runText != nil {
+		delete(properties, "encoding") // the output for models is always text
 		properties[maxOutputArgument] = map[string]any{
 			"type": []string{"integer", "null"}, "minimum": 1, "maximum": highestMaxOutput, "default": defaultMaxOutput,
 		}
@@ -197,12 +199,27 @@ func (h *Handler) handler(t tool) sdk.ToolHandler {
 			rpcErr = &rpc.Error{Code: rpcErr.Code, Message: rpcErr.Message + "; start it with sandbox_start", Data: rpcErr.Data}
 		}
 		if rpcErr != nil {
+			text, rpcErr := r.errorText(rpcErr)
 			return &sdk.CallToolResult{
-				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: rpcErr.Message}}, Meta: sdk.Meta{errorKey: rpcErr},
+				IsError: true, Content: []sdk.Content{&sdk.TextContent{Text: text}}, Meta: sdk.Meta{errorKey: rpcErr},
 			}, nil
 		}
 		return res, nil
 	}
+}
+
+// errorText returns the text of an error for the model: its message, after what the run had printed. It also returns the error
+// without that output, so that the response does not repeat it.
+func (r *request) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
+	if rpcErr.Data == nil || rpcErr.Data.PartialOutput == nil {
+		return rpcErr.Message, rpcErr
+	}
+	rest = &rpc.Error{Code: rpcErr.Code, Message: rpcErr.Message}
+	text = linesText(rpcErr.Data.Output, rpcErr.Message)
+	if r.call.Hold(libraryCopies*len(text)) != nil {
+		text = rpcErr.Message
+	}
+	return text, rest
 }
 
 // run calls the method of a tool and returns its result for the model.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -73,15 +74,85 @@ func (r *recorder) Metrics(_ context.Context, namespaces []string, _ string) ([]
 	return nil, r.record("metrics", strings.Join(namespaces, ","))
 }
 
+func (r *recorder) StartProcess(ctx context.Context, n sandbox.Name, _ sandbox.ProcessRequest) (sandbox.Process, error) {
+	return startedProcess(ctx), r.record("start process", n.Namespace)
+}
+func (r *recorder) AttachProcess(ctx context.Context, n sandbox.Name, _ sandbox.ProcessID, _ sandbox.AttachOptions) (sandbox.Process, error) {
+	return startedProcess(ctx), r.record("attach process", n.Namespace)
+}
+
+// startedProcess is like silentProcess, with the event of the start.
+func startedProcess(ctx context.Context) sandbox.Process {
+	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
+		return []sandbox.Event{sandbox.Started{PID: 1}}, 0, nil
+	}}
+}
+func (r *recorder) ListProcesses(_ context.Context, n sandbox.Name) ([]sandbox.ProcessInfo, error) {
+	return []sandbox.ProcessInfo{{PID: 1, Tag: anyText}}, r.record("list processes", n.Namespace)
+}
+func (r *recorder) WriteInput(_ context.Context, n sandbox.Name, _ sandbox.ProcessID, _ io.Reader, _ bool) error {
+	return r.record("input", n.Namespace)
+}
+func (r *recorder) SignalProcess(_ context.Context, n sandbox.Name, _ sandbox.ProcessID, _ int, _ bool) error {
+	return r.record("signal", n.Namespace)
+}
+func (r *recorder) ResizeTerminal(_ context.Context, n sandbox.Name, _ sandbox.ProcessID, _ sandbox.TerminalSize) error {
+	return r.record("resize", n.Namespace)
+}
+func (r *recorder) TimeLimit(time.Duration) time.Duration { return time.Minute }
+func (r *recorder) StatFile(_ context.Context, n sandbox.Name, _ sandbox.Path, _ bool) (sandbox.FileInfo, error) {
+	return sandbox.FileInfo{}, r.record("stat", n.Namespace)
+}
+func (r *recorder) ListFiles(_ context.Context, n sandbox.Name, _ sandbox.Path, _ int, _ func(sandbox.FileInfo) error) error {
+	return r.record("list files", n.Namespace)
+}
+func (r *recorder) ReadFile(_ context.Context, n sandbox.Name, _ sandbox.Path, _, _ int64) (sandbox.FileInfo, io.ReadCloser, error) {
+	return sandbox.FileInfo{}, io.NopCloser(strings.NewReader("")), r.record("read", n.Namespace)
+}
+func (r *recorder) WriteFile(_ context.Context, n sandbox.Name, _ sandbox.Path, _ sandbox.WriteOptions, _ io.Reader) (sandbox.FileInfo, bool, error) {
+	return sandbox.FileInfo{}, true, r.record("write", n.Namespace)
+}
+func (r *recorder) MakeDirectory(_ context.Context, n sandbox.Name, _ sandbox.Path, _ *uint32) (sandbox.FileInfo, bool, error) {
+	return sandbox.FileInfo{}, true, r.record("mkdir", n.Namespace)
+}
+func (r *recorder) MoveFile(_ context.Context, n sandbox.Name, _, _ sandbox.Path) (sandbox.FileInfo, error) {
+	return sandbox.FileInfo{}, r.record("move", n.Namespace)
+}
+func (r *recorder) RemoveFile(_ context.Context, n sandbox.Name, _ sandbox.Path, _ bool) error {
+	return r.record("remove", n.Namespace)
+}
+func (r *recorder) WatchFiles(_ context.Context, n sandbox.Name, _ sandbox.Path, _ sandbox.WatchOptions) (sandbox.Watch, error) {
+	return endedWatch{}, r.record("watch", n.Namespace)
+}
+
+// endedWatch reports no changes.
+type endedWatch struct{}
+
+func (endedWatch) Next() (sandbox.FileChange, error) { return sandbox.FileChange{}, io.EOF }
+func (endedWatch) Close() error                      { return nil }
+
+// anyText is valid as a sandbox name, a language, a command, code, a tag and a path.
+const anyText = "python"
+
 // paramsFor returns params with a value for every required param of a method, and the namespace unless it is empty.
 func paramsFor(t *testing.T, m serverpc.Method, namespace string) string {
 	t.Helper()
-	params := map[string]string{}
+	params := map[string]any{}
 	if namespace != "" {
 		params["namespace"] = namespace
 	}
+	if slices.Contains(m.Params, "pid") { // or a tag is required
+		params["tag"] = anyText
+	}
 	for _, name := range m.Required {
-		params[name] = "python" // valid as a sandbox name, a language, a command and code
+		switch {
+		case name == "signal":
+			params[name] = "TERM"
+		case m.Schema.Properties[name].Type == "integer":
+			params[name] = 1
+		default:
+			params[name] = anyText
+		}
 	}
 	b, err := json.Marshal(params, json.Deterministic(true))
 	if err != nil {
@@ -109,8 +180,8 @@ func targets(t *testing.T, s *Site) (all []target) {
 			continue
 		}
 		httpMethod, path, _ := strings.Cut(e.Pattern, " ")
-		send := func(body, key string) *httptest.ResponseRecorder {
-			return s.Post(body, WithKey(key), At(httpMethod, path))
+		send := func(body, key string, changes ...func(*http.Request)) *httptest.ResponseRecorder {
+			return s.Post(body, append(changes, WithKey(key), At(httpMethod, path))...)
 		}
 		if httpMethod == http.MethodGet { // a GET pattern also serves HEAD
 			for _, httpMethod := range []string{http.MethodGet, http.MethodHead} {
@@ -129,7 +200,11 @@ func targets(t *testing.T, s *Site) (all []target) {
 			all = append(all, target{
 				name: path + " " + m.Name, scope: m.Scope, inNamespace: true,
 				send: func(key, namespace string) *httptest.ResponseRecorder {
-					return send(Request(m.Name, paramsFor(t, m, namespace)), key)
+					var changes []func(*http.Request)
+					if m.OnlyEvents {
+						changes = append(changes, WithHeader("Accept", rpc.EventStream))
+					}
+					return send(Request(m.Name, paramsFor(t, m, namespace)), key, changes...)
 				},
 			})
 		}
@@ -144,7 +219,7 @@ func TestAuthorization(t *testing.T) {
 		domain := &recorder{}
 		s := New(t, func(o *Setup) { o.Sandboxes = domain })
 		targets := targets(t, s)
-		if len(targets) < 34 { // 7 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
+		if len(targets) < 106 { // 25 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
 			t.Fatalf("got only %d targets", len(targets))
 		}
 		// used makes the gateway accept key once, so that its session is cached: a cached session must not keep a key
@@ -232,7 +307,7 @@ func TestAuthorization(t *testing.T) {
 			}
 			allowed := func(key, namespace, in string) {
 				t.Helper()
-				if w := target.send(key, namespace); w.Code != http.StatusOK {
+				if w := target.send(key, namespace); w.Code != http.StatusOK || strings.Contains(w.Body.String(), "event: error") {
 					t.Errorf("%s in %q: %d %s", target.name, namespace, w.Code, w.Body)
 				}
 				got := domain.takeCalls()

@@ -2,13 +2,16 @@ package rpc
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
 
 // maxOutput limits the output of one run, in bytes of encoded JSON. Each line counts lineCost bytes more than its text,
@@ -19,15 +22,64 @@ const (
 	lineCost  = 32
 )
 
-// output starts a process with start and returns what it printed and its exit code. Its errors are those of start and of
-// collect.
-func (c *call) output(start func() (sandbox.Process, error)) (output []rpc.Line, exitCode int, err error) {
-	var p sandbox.Process
-	if c.Wait(func() { p, err = start() }); err != nil {
+// followed is what a process did while a call followed it.
+type followed struct {
+	output []rpc.Line // what it printed; empty in a stream of events
+	// skipped is how many bytes it had printed before.
+	skipped uint64
+	exit    *sandbox.Exit // nil if it still runs
+}
+
+// run is follow for a process that ends with the call. It returns the output and the exit code.
+func (c *call) run(encoding rpc.Encoding, start func() (sandbox.Process, error)) (output []rpc.Line, exitCode int, err error) {
+	f, err := c.follow(encoding, start)
+	if err == nil && f.exit == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
 		return nil, 0, err
 	}
-	defer c.Wait(func() { _ = p.Close() })
-	return collect(waitingProcess{p, c}, c.excerpt, c.Hold)
+	return f.output, f.exit.Code, nil
+}
+
+// follow starts a process with start, or attaches to one, and reads its events to their end. Its errors are those of start
+// and of collect. If the process was interrupted after it had begun, the error has its output.
+func (c *call) follow(encoding rpc.Encoding, start func() (sandbox.Process, error)) (f followed, err error) {
+	var p sandbox.Process
+	if c.wait(func() { p, err = start() }); err != nil {
+		return f, err
+	}
+	defer c.wait(func() { _ = p.Close() })
+	out, err := c.newSink(encoding)
+	if err != nil {
+		return f, err
+	}
+	f.skipped, f.exit, err = collect(waitingProcess{p, c}, out)
+	f.output = out.end()
+	if err != nil {
+		err = c.addOutput(err, f.output)
+	}
+	return f, err
+}
+
+// addOutput adds output to err, the error of a run that reached a limit, or that failed after it had printed something.
+func (c *call) addOutput(err error, output []rpc.Line) error {
+	e := *rpcerr.JSONRPC(err, c.ID)
+	switch {
+	case e.Code == rpc.CodeRunTimeout, e.Code == rpc.CodeRunFailed && len(output) > 0:
+	case e.Code == rpc.CodeExhausted && e.Data == nil: // otherwise, nothing was started
+	default:
+		return err
+	}
+	partial := &rpc.PartialOutput{Output: output, TimedOut: e.Code == rpc.CodeRunTimeout}
+	if c.excerpt == 0 {
+		partial.Output, partial.Truncated = headAndTail(output, rpc.PartialBytes)
+	}
+	if e.Code == rpc.CodeExhausted { // the output that exceeded the limit is missing
+		partial.Truncated = true
+	}
+	e.Data = &rpc.ErrorData{PartialOutput: partial}
+	return &e
 }
 
 // waitingProcess is a process of a call, which waits for its events.
@@ -37,75 +89,96 @@ type waitingProcess struct {
 }
 
 func (p waitingProcess) Next() (event sandbox.Event, err error) {
-	p.call.Wait(func() { event, err = p.Process.Next() })
+	p.call.wait(func() { event, err = p.Process.Next() })
 	return event, err
 }
 
-// collect reads events until p exits, and returns the lines that p printed and its exit code. Before it keeps more
-// output, it calls reserve with the additional bytes of encoded JSON; if that fails, collect returns the error. If excerpt
-// is not 0, collect keeps only the beginning and the end of the output, together about excerpt bytes, and returns them as
-// one line. The caller must close p, which ends the process if it still runs.
-func collect(p sandbox.Process, excerpt int, reserve func(bytes int) error) (output []rpc.Line, exitCode int, err error) {
-	l := lines{reserve: reserve}
-	if excerpt != 0 {
-		l.excerpt = &headTail{half: excerpt / 2}
-		if err := reserve(2 * excerpt); err != nil {
-			return nil, 0, err
-		}
-	}
+// collect passes the output of p to out, until p exits or its events end. Then exit is nil. skipped is how much p had printed
+// before. The caller must close p, which ends a run that has not exited.
+func collect(p sandbox.Process, out sink) (skipped uint64, exit *sandbox.Exit, err error) {
 	for {
 		event, err := p.Next()
 		switch event := event.(type) {
+		case sandbox.Started:
+			skipped = event.SkippedBytes
 		case sandbox.Output:
-			if err := l.add(event); err != nil {
-				return nil, 0, err
+			if err := out.add(event); err != nil {
+				return skipped, nil, err
 			}
 		case sandbox.Exit:
-			return l.end(), event.Code, nil
+			return skipped, &event, nil
 		case nil:
 			if err == io.EOF {
-				err = io.ErrUnexpectedEOF // the stream ended without an Exit event
+				err = nil
 			}
-			return nil, 0, err
+			return skipped, nil, err
 		}
 	}
 }
 
-// lines splits output into lines. Each stream is split separately, and the lines of both streams are kept in the order
-// in which they were completed.
-type lines struct {
-	reserve func(bytes int) error
-	excerpt *headTail // if not nil, it gets the text instead of done
-	done    []rpc.Line
-	partial [2][]byte
-	size    int
+// sink takes the output of a process.
+type sink interface {
+	// add takes a piece of output, unless it returns an error.
+	add(sandbox.Output) error
+	// end returns the output for the result of the call. It is not nil, so that it is encoded as an array.
+	end() []rpc.Line
 }
 
-// add appends a piece of output. Its own error, for output over maxOutput, is an *rpc.Error; errors of reserve are
-// returned unchanged.
-func (l *lines) add(out sandbox.Output) error {
-	cost := len(out.Data)
-	if l.excerpt == nil {
-		cost = jsonSize(out.Data)
+// newSink returns the sink that the response to c needs.
+func (c *call) newSink(encoding rpc.Encoding) (sink, error) {
+	switch {
+	case c.events != nil:
+		return &eventSink{events: c.events, encoding: encoding, incomplete: map[sandbox.Stream][]byte{}}, nil
+	case c.excerpt != 0:
+		return newExcerpt(c.excerpt, c.Hold)
+	case encoding == rpc.EncodingBase64:
+		return &pieces{quota: quota{reserve: c.Hold}}, nil
+	default:
+		return &lines{quota: quota{reserve: c.Hold}}, nil
 	}
-	if l.size += cost; l.size > maxOutput {
+}
+
+// quota counts the output of a run.
+type quota struct {
+	size int
+	// reserve counts more bytes of encoded JSON, before they are kept.
+	reserve func(bytes int) error
+}
+
+// take counts n more bytes. Its own error, for output over maxOutput, is an *rpc.Error; errors of reserve are returned
+// unchanged.
+func (q *quota) take(n int) error {
+	if q.size += n; q.size > maxOutput {
 		return &rpc.Error{Code: rpc.CodeExhausted, Message: fmt.Sprintf("the output exceeds %d MiB, so the run was interrupted; "+
 			"print less, or write to a file", maxOutput>>20)}
 	}
-	if l.excerpt == nil {
-		if err := l.reserve(cost); err != nil {
-			return err
-		}
+	return q.reserve(n)
+}
+
+// lines splits output into lines. Each stream is split separately, and the lines of all streams are kept in the order
+// in which they were completed.
+type lines struct {
+	quota
+	done    []rpc.Line
+	partial partialLines
+}
+
+// partialLines has the last line of each stream, which is not complete yet.
+type partialLines [len(streams)][]byte
+
+// streams are the streams of a process. A process has either the first two or the last one.
+var streams = [...]sandbox.Stream{sandbox.Stdout, sandbox.Stderr, sandbox.Terminal}
+
+// of returns the partial line of a stream.
+func (p *partialLines) of(stream sandbox.Stream) *[]byte {
+	return &p[max(0, slices.Index(streams[:], stream))]
+}
+
+func (l *lines) add(out sandbox.Output) error {
+	if err := l.take(jsonSize(out.Data)); err != nil {
+		return err
 	}
-	partial := &l.partial[0]
-	if out.Stream == sandbox.Stderr {
-		partial = &l.partial[1]
-	}
-	if l.excerpt != nil {
-		l.addToExcerpt(out.Data, partial)
-		return nil
-	}
-	data := out.Data
+	partial, data := l.partial.of(out.Stream), out.Data
 	if len(*partial) > 0 { // complete the line that has begun in an earlier piece
 		line, rest, complete := bytes.Cut(data, newline)
 		if *partial = append(*partial, line...); !complete {
@@ -127,35 +200,12 @@ func (l *lines) add(out sandbox.Output) error {
 
 var newline = []byte{'\n'}
 
-// addToExcerpt appends a piece of output to the excerpt, except its last line, which it keeps in partial until the line is
-// complete or long.
-func (l *lines) addToExcerpt(data []byte, partial *[]byte) {
-	end := bytes.LastIndexByte(data, '\n') + 1
-	if end > 0 {
-		l.excerpt.Write(*partial)
-		l.excerpt.Write(data[:end])
-		*partial = (*partial)[:0]
-	}
-	if *partial = append(*partial, data[end:]...); len(*partial) > l.excerpt.half {
-		l.excerpt.Write(*partial)
-		*partial = (*partial)[:0]
-	}
-}
-
-// end returns all lines, including a last line of each stream that has no newline. The result is never nil, so that it
-// is encoded as an array.
+// end returns all lines, including a last line of each stream that has no newline.
 func (l *lines) end() []rpc.Line {
-	for i, stream := range []sandbox.Stream{sandbox.Stdout, sandbox.Stderr} {
-		switch {
-		case len(l.partial[i]) == 0:
-		case l.excerpt != nil:
-			l.excerpt.Write(append(l.partial[i], '\n'))
-		default:
-			l.finish(stream, string(l.partial[i]))
+	for i, partial := range l.partial {
+		if len(partial) > 0 {
+			l.finish(streams[i], string(partial))
 		}
-	}
-	if l.excerpt != nil && l.excerpt.size > 0 {
-		l.done = []rpc.Line{{Stream: string(sandbox.Stdout), Text: strings.TrimSuffix(l.excerpt.String(), "\n")}}
 	}
 	if l.done == nil {
 		return []rpc.Line{}
@@ -165,6 +215,173 @@ func (l *lines) end() []rpc.Line {
 
 func (l *lines) finish(stream sandbox.Stream, line string) {
 	l.done = append(l.done, rpc.Line{Stream: string(stream), Text: strings.ToValidUTF8(line, "\uFFFD")})
+}
+
+// pieces keeps output as it was read.
+type pieces struct {
+	quota
+	done []rpc.Line
+}
+
+func (p *pieces) add(out sandbox.Output) error {
+	if err := p.take(base64.StdEncoding.EncodedLen(len(out.Data)) + lineCost); err != nil {
+		return err
+	}
+	p.done = append(p.done, rpc.Line{Stream: string(out.Stream), Base64: slices.Clone(out.Data)})
+	return nil
+}
+
+func (p *pieces) end() []rpc.Line {
+	if p.done == nil {
+		return []rpc.Line{}
+	}
+	return p.done
+}
+
+// excerpt keeps only the beginning and the end of output, as one line.
+type excerpt struct {
+	quota
+	text    headTail
+	partial partialLines
+}
+
+// newExcerpt returns an excerpt of about size bytes. Its error is that of reserve.
+func newExcerpt(size int, reserve func(bytes int) error) (*excerpt, error) {
+	return &excerpt{quota: quota{reserve: func(int) error { return nil }}, text: headTail{half: size / 2}}, reserve(2 * size)
+}
+
+// add keeps the last line of each stream in partial until the line is complete or long, so that lines stay complete.
+func (e *excerpt) add(out sandbox.Output) error {
+	if err := e.take(len(out.Data)); err != nil {
+		return err
+	}
+	partial := e.partial.of(out.Stream)
+	end := bytes.LastIndexByte(out.Data, '\n') + 1
+	if end > 0 {
+		e.text.Write(*partial)
+		e.text.Write(out.Data[:end])
+		*partial = (*partial)[:0]
+	}
+	if *partial = append(*partial, out.Data[end:]...); len(*partial) > e.text.half {
+		e.text.Write(*partial)
+		*partial = (*partial)[:0]
+	}
+	return nil
+}
+
+func (e *excerpt) end() []rpc.Line {
+	for _, partial := range e.partial {
+		if len(partial) > 0 {
+			e.text.Write(append(partial, '\n'))
+		}
+	}
+	if e.text.size == 0 {
+		return []rpc.Line{}
+	}
+	return []rpc.Line{{Stream: string(sandbox.Stdout), Text: strings.TrimSuffix(e.text.String(), "\n")}}
+}
+
+// eventSink sends output as events. It keeps nothing but the incomplete last character of each stream.
+type eventSink struct {
+	events     *events
+	encoding   rpc.Encoding
+	incomplete map[sandbox.Stream][]byte
+}
+
+func (s *eventSink) add(out sandbox.Output) error {
+	if s.encoding == rpc.EncodingBase64 {
+		return s.events.send(rpc.EventOutput, rpc.Line{Stream: string(out.Stream), Base64: out.Data})
+	}
+	text := out.Data
+	if begun := s.incomplete[out.Stream]; len(begun) > 0 {
+		text = append(begun, text...)
+	}
+	complete := completeRunes(text)
+	s.incomplete[out.Stream] = slices.Clone(text[complete:])
+	if complete == 0 {
+		return nil
+	}
+	return s.events.send(rpc.EventOutput, rpc.Line{Stream: string(out.Stream), Text: string(text[:complete])})
+}
+
+// end sends what is left of incomplete characters.
+func (s *eventSink) end() []rpc.Line {
+	for _, stream := range streams {
+		if text := s.incomplete[stream]; len(text) > 0 {
+			_ = s.events.send(rpc.EventOutput, rpc.Line{Stream: string(stream), Text: string(text)}) // if it fails, so does the result
+		}
+	}
+	return []rpc.Line{}
+}
+
+// completeRunes returns the length of text without the beginning of a character at its end.
+func completeRunes(text []byte) int {
+	for n := len(text) - 1; n >= 0 && n > len(text)-utf8.UTFMax; n-- {
+		if utf8.RuneStart(text[n]) {
+			if !utf8.FullRune(text[n:]) {
+				return n
+			}
+			break
+		}
+	}
+	return len(text)
+}
+
+// headAndTail returns the first and the last half bytes of output, if there are more. Each line counts one byte more than its
+// text.
+func headAndTail(output []rpc.Line, half int) (kept []rpc.Line, cut bool) {
+	size := 0
+	for _, l := range output {
+		size += lineSize(l)
+	}
+	if size <= 2*half {
+		return output, false
+	}
+	head, room := 0, half
+	for ; lineSize(output[head]) <= room; head++ {
+		room -= lineSize(output[head])
+	}
+	kept = append(kept, output[:head]...)
+	if room > 0 {
+		kept = append(kept, firstBytes(output[head], room))
+	}
+	tail, room := len(output), half
+	for ; lineSize(output[tail-1]) <= room; tail-- {
+		room -= lineSize(output[tail-1])
+	}
+	if room > 0 {
+		kept = append(kept, lastBytes(output[tail-1], room))
+	}
+	return append(kept, output[tail:]...), true
+}
+
+func lineSize(l rpc.Line) int { return len(l.Text) + len(l.Base64) + 1 }
+
+// firstBytes returns the first n bytes of a line, without the beginning of a character at their end.
+func firstBytes(l rpc.Line, n int) rpc.Line {
+	if l.Base64 != nil {
+		l.Base64 = l.Base64[:n]
+		return l
+	}
+	for n > 0 && n < len(l.Text) && !utf8.RuneStart(l.Text[n]) {
+		n--
+	}
+	l.Text = l.Text[:n]
+	return l
+}
+
+// lastBytes returns the last n bytes of a line, without the end of a character at their beginning.
+func lastBytes(l rpc.Line, n int) rpc.Line {
+	if l.Base64 != nil {
+		l.Base64 = l.Base64[len(l.Base64)-n:]
+		return l
+	}
+	from := len(l.Text) - n
+	for from < len(l.Text) && !utf8.RuneStart(l.Text[from]) {
+		from++
+	}
+	l.Text = l.Text[from:]
+	return l
 }
 
 // headTail keeps the first and the last half bytes of what is written to it. It holds at most three times half bytes.

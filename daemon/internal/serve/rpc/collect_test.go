@@ -4,11 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
+	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -41,7 +44,7 @@ func TestLines(t *testing.T) {
 		"not UTF-8":               {[]sandbox.Output{output(out, "a\xff\n")}, []rpc.Line{{Stream: "stdout", Text: "a\uFFFD"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lines{reserve: unlimited}
+			l := lines{quota: quota{reserve: unlimited}}
 			for _, o := range tt.outputs {
 				if err := l.add(o); err != nil {
 					t.Fatal(err)
@@ -61,7 +64,7 @@ func TestLinesAreBounded(t *testing.T) {
 		"escapes":       strings.Repeat("\x01", 1<<16),
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := lines{reserve: unlimited}
+			l := lines{quota: quota{reserve: unlimited}}
 			for range maxOutput>>16 + 1 {
 				if err := l.add(output(sandbox.Stdout, data)); err != nil {
 					if e, ok := errors.AsType[*rpc.Error](err); !ok || e.Code != rpc.CodeExhausted {
@@ -79,7 +82,7 @@ func TestLinesAreBounded(t *testing.T) {
 func FuzzLines(f *testing.F) {
 	f.Add("a\nb\r\n\n\xffc", uint8(3))
 	f.Fuzz(func(t *testing.T, text string, size uint8) {
-		l := lines{reserve: unlimited}
+		l := lines{quota: quota{reserve: unlimited}}
 		for rest := text; rest != ""; {
 			n := min(int(size)+1, len(rest))
 			if err := l.add(output(sandbox.Stderr, rest[:n])); err != nil {
@@ -109,12 +112,12 @@ func FuzzLines(f *testing.F) {
 func TestLinesAreKept(t *testing.T) {
 	errFull := errors.New("full")
 	reserved := 0
-	l := lines{reserve: func(n int) error {
+	l := lines{quota: quota{reserve: func(n int) error {
 		if reserved += n; reserved > 1000 {
 			return errFull
 		}
 		return nil
-	}}
+	}}}
 	if err := l.add(output(sandbox.Stdout, "a\x00\"\n")); err != nil || reserved != 4+lineCost+5+1 {
 		t.Errorf("reserved %d, want %d, error %v", reserved, 4+lineCost+5+1, err)
 	}
@@ -124,6 +127,100 @@ func TestLinesAreKept(t *testing.T) {
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "a\x00\""}}, l.end()); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// The output of an error has at most half bytes from the beginning and half from the end, and no half characters.
+func TestHeadAndTail(t *testing.T) {
+	text := func(texts ...string) (all []rpc.Line) {
+		for _, s := range texts {
+			all = append(all, rpc.Line{Stream: "stdout", Text: s})
+		}
+		return all
+	}
+	pieces := func(texts ...string) (all []rpc.Line) {
+		for _, s := range texts {
+			all = append(all, rpc.Line{Stream: "stderr", Base64: []byte(s)})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		output []rpc.Line
+		half   int
+		want   []rpc.Line
+		cut    bool
+	}{
+		{[]rpc.Line{}, 4, []rpc.Line{}, false},
+		{text("abc", "def"), 4, text("abc", "def"), false},
+		{text("abc", "", "def"), 4, text("abc", "def"), true},
+		{text("abcd", "efgh"), 4, text("abcd", "efgh"), true},
+		{text("ab", "cd", "ef", "gh"), 4, text("ab", "c", "f", "gh"), true},
+		{text("abcdefghij"), 4, text("abcd", "ghij"), true},
+		{text("", "", "", "", ""), 2, text("", "", "", ""), true},
+		{text("äöü", "äöü"), 3, text("ä", "ü"), true},
+		{text("😀", "😀"), 3, text("", ""), true},
+		{pieces("abcdef", "ghijkl"), 4, pieces("abcd", "ijkl"), true},
+		{pieces("ab", "cd", "ef", "gh"), 4, pieces("ab", "c", "f", "gh"), true},
+	} {
+		got, cut := headAndTail(c.output, c.half)
+		if diff := cmp.Diff(c.want, got); diff != "" || cut != c.cut {
+			t.Errorf("%+v, half %d: cut %t, want %t, output (-want +got):\n%s", c.output, c.half, cut, c.cut, diff)
+		}
+	}
+}
+
+func FuzzHeadAndTail(f *testing.F) {
+	f.Add("one\ntwö\n\nthree", uint8(4))
+	f.Fuzz(func(t *testing.T, text string, half uint8) {
+		l := lines{quota: quota{reserve: unlimited}}
+		if err := l.add(output(sandbox.Stdout, text)); err != nil {
+			t.Fatal(err)
+		}
+		all := l.end()
+		kept, cut := headAndTail(all, int(half))
+		size := 0
+		for _, line := range kept {
+			if size += len(line.Text); !utf8.ValidString(line.Text) {
+				t.Errorf("%q is not valid UTF-8", line.Text)
+			}
+		}
+		if cut && size > 2*int(half) || !cut && !cmp.Equal(all, kept) {
+			t.Errorf("%q, half %d: cut %t: %+v", text, half, cut, kept)
+		}
+	})
+}
+
+// The text of events does not depend on how the output is split.
+func FuzzEventText(f *testing.F) {
+	f.Add("a\xc3\xa4\xff\xe2\x82", uint8(1))
+	f.Add("😀\xf0\x9f", uint8(2))
+	f.Fuzz(func(t *testing.T, text string, size uint8) {
+		w := httptest.NewRecorder()
+		sink := &eventSink{
+			events:     &events{w: w, begun: true, silence: time.NewTimer(maxSilence), cancel: func(error) {}},
+			incomplete: map[sandbox.Stream][]byte{},
+		}
+		for piece := range slices.Chunk([]byte(text), int(size)+1) {
+			if err := sink.add(sandbox.Output{Stream: sandbox.Stderr, Data: piece}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sink.end()
+		var got strings.Builder
+		for data := range strings.SplitSeq(w.Body.String(), "\n\n") {
+			data, ok := strings.CutPrefix(data, "event: output\ndata: ")
+			if !ok {
+				continue
+			}
+			var line rpc.Line
+			if err := json.Unmarshal([]byte(data), &line); err != nil || line.Stream != "stderr" || line.Text == "" {
+				t.Fatalf("%q: %+v, %v", data, line, err)
+			}
+			got.WriteString(line.Text)
+		}
+		if want := string([]rune(text)); got.String() != want {
+			t.Errorf("%q in pieces of %d: got %q, want %q", text, size+1, got.String(), want)
+		}
+	})
 }
 
 func TestHeadTail(t *testing.T) {
@@ -175,28 +272,44 @@ func TestCollect(t *testing.T) {
 		t.Cleanup(func() { p.Close() })
 		return p
 	}
-	output, code, err := collect(start("sh", "-c", "echo out; echo err >&2; exit 3"), 0, unlimited)
-	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out"}, {Stream: "stderr", Text: "err"}}, output); diff != "" || code != 3 || err != nil {
-		t.Errorf("exit code %d, error %v, output (-want +got):\n%s", code, err, diff)
+	read := func(p sandbox.Process, out sink) (output []rpc.Line, exit *sandbox.Exit, err error) {
+		_, exit, err = collect(p, out)
+		return out.end(), exit, err
 	}
-	output, _, err = collect(start("sh", "-c", "echo out; echo err >&2"), 1000, unlimited)
+	newLines := func() sink { return &lines{quota: quota{reserve: unlimited}} }
+	newExcerpt := func() sink {
+		e, err := newExcerpt(1000, unlimited)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	both := start("sh", "-c", "echo out; echo err >&2; exit 3")
+	output, exit, err := read(both, newLines())
+	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out"}, {Stream: "stderr", Text: "err"}}, output); diff != "" || exit.Code != 3 || err != nil {
+		t.Errorf("exit %+v, error %v, output (-want +got):\n%s", exit, err, diff)
+	}
+	output, _, err = read(start("sh", "-c", "echo out; echo err >&2"), newExcerpt())
 	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Text: "out\nerr"}}, output); diff != "" || err != nil {
 		t.Errorf("excerpt of a short output: error %v, output (-want +got):\n%s", err, diff)
 	}
-	if output, _, err := collect(start("true"), 1000, unlimited); err != nil || len(output) != 0 {
+	output, _, err = read(start("sh", "-c", "echo out; echo err >&2"), &pieces{quota: quota{reserve: unlimited}})
+	if diff := cmp.Diff([]rpc.Line{{Stream: "stdout", Base64: []byte("out\n")}, {Stream: "stderr", Base64: []byte("err\n")}}, output); diff != "" || err != nil {
+		t.Errorf("pieces: error %v, output (-want +got):\n%s", err, diff)
+	}
+	if output, _, err := read(start("true"), newExcerpt()); err != nil || len(output) != 0 {
 		t.Errorf("excerpt of no output: %+v, error %v", output, err)
 	}
-	if _, _, err := collect(start("yes"), 1000, unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
-		t.Errorf("excerpt of endless output: got error %v, want the 16 MiB limit", err)
+	for name, out := range map[string]sink{"excerpt": newExcerpt(), "lines": newLines(), "pieces": &pieces{quota: quota{reserve: unlimited}}} {
+		if _, _, err := read(start("yes"), out); err == nil || !strings.Contains(err.Error(), "16 MiB") {
+			t.Errorf("%s of endless output: got error %v, want the 16 MiB limit", name, err)
+		}
 	}
-	if _, _, err := collect(start("yes"), 0, unlimited); err == nil || !strings.Contains(err.Error(), "16 MiB") {
-		t.Errorf("endless output: got error %v, want the 16 MiB limit", err)
-	}
-	if _, _, err := collect(start("nope"), 0, unlimited); !errors.Is(err, sandbox.ErrCommandNotFound) {
+	if _, _, err := read(start("nope"), newLines()); !errors.Is(err, sandbox.ErrCommandNotFound) {
 		t.Errorf("unknown command: got error %v, want ErrCommandNotFound", err)
 	}
-	if _, _, err := collect(&noExit{}, 0, unlimited); err == nil || errors.Is(err, io.EOF) {
-		t.Errorf("stream without an exit event: got error %v, want one that is not EOF", err)
+	if _, exit, err := read(&noExit{}, newLines()); err != nil || exit != nil {
+		t.Errorf("events without an exit: got exit %v, error %v", exit, err)
 	}
 }
 

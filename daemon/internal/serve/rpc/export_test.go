@@ -17,11 +17,13 @@ type Method struct {
 	Params   []string
 	// Schema is the schema of the params.
 	Schema schema
+	// OnlyEvents means that the method responds only with a stream of events.
+	OnlyEvents bool
 }
 
 func (s *Service) Table() (all []Method) {
 	for _, m := range s.table {
-		method := Method{Name: m.name, Scope: m.scope, Schema: m.paramsSchema()}
+		method := Method{Name: m.name, Scope: m.scope, Schema: m.paramsSchema(), OnlyEvents: m.events == requiredEvents}
 		for _, p := range m.params {
 			method.Params = append(method.Params, p.name)
 			if p.required {

@@ -12,12 +12,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 	. "github.com/msbd/msbd/daemon/internal/serve/servetest"
 )
 
 // FuzzRPC checks that every body gets a valid JSON-RPC response: JSON with either a result or an error, a matching HTTP
-// status, and no panic.
+// status, and no panic. As a stream of events, the response ends with a result or an error.
 func FuzzRPC(f *testing.F) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil {
@@ -36,9 +37,20 @@ func FuzzRPC(f *testing.F) {
 		text.Close()
 	}
 	s := New(f)
+	s.Sandboxes.Changes = make(chan sandbox.FileChange)
+	close(s.Sandboxes.Changes)
 	f.Fuzz(func(t *testing.T, body []byte) {
 		clear(s.Sandboxes.Running)
 		s.Log.Reset()
+		if w := s.Post(string(body), asEvents); w.Header().Get("Content-Type") == rpc.EventStream {
+			all := eventsOf(t, w)
+			for i, e := range all {
+				if last := i == len(all)-1; (e.name == rpc.EventResult || e.name == rpc.EventError) != last || !jsontext.Value(e.data).IsValid() {
+					t.Fatalf("event %d of %d is %+v", i, len(all), e)
+				}
+			}
+		}
+		clear(s.Sandboxes.Running)
 		w := s.Post(string(body))
 		if strings.Contains(s.Log.String(), "panic") && !strings.Contains(s.Log.String(), "a fault of the domain") {
 			t.Fatalf("panic: %s", s.Log)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -14,8 +13,6 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
-	"github.com/msbd/msbd/daemon/internal/domain/name"
-	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
@@ -32,6 +29,23 @@ type method struct {
 	prepare func(raw jsontext.Value) (namespace *string, run handler, err *rpc.Error)
 	// allNamespaces reports whether a request may name rpc.AllNamespaces.
 	allNamespaces bool
+	// events is how the method uses events other than its result.
+	events eventUse
+}
+
+// eventUse is how a method uses events other than its result.
+type eventUse string
+
+const (
+	noEvents       eventUse = ""
+	optionalEvents eventUse = "optional" // it can also be called without a stream of events
+	requiredEvents eventUse = "required"
+)
+
+// with returns the method with another use of events.
+func (m method) with(events eventUse) method {
+	m.events = events
+	return m
 }
 
 // handler runs one call in namespaces that its caller may use. There is one namespace, unless the request names
@@ -122,12 +136,21 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if rpcErr != nil {
 		return nil, rpcErr
 	}
-	namespaces, err := resolveNamespaces(c.Principal, requested, m.allNamespaces)
+	namespaces, err := c.Namespaces(requested, m.allNamespaces)
 	if err != nil {
 		return nil, err
 	}
 	if c.namespace = strings.Join(namespaces, ","); len(namespaces) == 0 {
 		c.namespace = rpc.AllNamespaces
+	}
+	switch {
+	case c.events != nil:
+		if err := c.events.begin(); err != nil {
+			return nil, err
+		}
+	case m.events == requiredEvents:
+		return nil, &rpc.Error{Code: rpc.CodeInvalidRequest, Message: fmt.Sprintf("%s responds only with a stream of events; send it alone, with the header Accept: %s",
+			m.name, rpc.EventStream)}
 	}
 	v, err := run(ctx, c, namespaces)
 	if ctx.Err() != nil && err == ctx.Err() {
@@ -138,44 +161,4 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	}
 	// The output of a program need not be valid UTF-8: each invalid sequence becomes U+FFFD.
 	return json.Marshal(v, jsontext.AllowInvalidUTF8(true))
-}
-
-// resolveNamespaces returns the namespaces that a call of caller runs in, as a handler expects them. requested is the
-// namespace in the request, nil if there is none. No other function decides this. Its errors are
-// errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
-func resolveNamespaces(caller keys.Principal, requested *string, allNamespaces bool) ([]string, error) {
-	var namespace string
-	switch {
-	case allNamespaces && requested != nil && *requested == rpc.AllNamespaces,
-		requested == nil && len(caller.Namespaces) == 1:
-		return caller.Namespaces, nil
-	case requested == nil:
-		namespace = sandbox.DefaultNamespace
-	default:
-		namespace = *requested
-		if err := name.Validate("namespace", namespace); err != nil {
-			return nil, err
-		}
-	}
-	if caller.Allows(namespace) {
-		return []string{namespace}, nil
-	}
-	limits := fmt.Sprintf("namespace %q", caller.Namespaces[0])
-	if len(caller.Namespaces) > 1 {
-		limits = "the namespaces " + quoteAll(caller.Namespaces)
-	}
-	if requested == nil {
-		return nil, fmt.Errorf("this key is limited to %s; the request names no namespace, which means %q; name one of the key's namespaces: %w",
-			limits, namespace, errdefs.ErrPermissionDenied)
-	}
-	return nil, fmt.Errorf("this key is limited to %s; the request names namespace %q: %w", limits, namespace, errdefs.ErrPermissionDenied)
-}
-
-// quoteAll returns the quoted names, separated by commas.
-func quoteAll(names []string) string {
-	quoted := make([]string, len(names))
-	for i, name := range names {
-		quoted[i] = strconv.Quote(name)
-	}
-	return strings.Join(quoted, ", ")
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"time"
@@ -53,6 +54,8 @@ type methodInfo struct {
 	Errors []reference `json:"errors"`
 	// Scope is the scope that a key needs to call the method. It is an OpenRPC extension, hence the x-.
 	Scope keys.Scope `json:"x-scope"`
+	// Stream says that the method has events: "optional", or "required" if it responds only with a stream of events.
+	Stream eventUse `json:"x-stream,omitzero"`
 }
 
 type value struct {
@@ -74,6 +77,7 @@ type schema struct {
 	Minimum              *int              `json:"minimum,omitzero"`
 	Maximum              *int              `json:"maximum,omitzero"`
 	AdditionalProperties any               `json:"additionalProperties,omitzero"` // a schema or false
+	ContentEncoding      string            `json:"contentEncoding,omitzero"`
 }
 
 // describe builds the result of rpc.discover from the table of methods and the version of msbd.
@@ -89,7 +93,7 @@ func describe(table []method, version string) jsontext.Value {
 	}
 	for _, m := range table {
 		mi := methodInfo{
-			Name: m.name, ParamStructure: "either", Errors: errs, Scope: m.scope,
+			Name: m.name, ParamStructure: "either", Errors: errs, Scope: m.scope, Stream: m.events,
 			Result: value{Name: "result", Schema: schemaOf(m.result)},
 		}
 		params := m.paramsSchema()
@@ -127,8 +131,22 @@ func (m *method) paramsSchema() schema {
 		}
 	})
 	refine(s, "language", func(s *schema) { s.Enum = slices.Sorted(maps.Keys(languages)) })
-	refine(s, "command", func(s *schema) { s.MinLength = 1 })
-	refine(s, "timeout", func(s *schema) { s.Minimum = new(0) })
+	for _, name := range []string{"command", "path", "from", "to", "signal"} {
+		refine(s, name, func(s *schema) { s.MinLength = 1 })
+	}
+	for _, name := range []string{"timeout", "grace", "offset", "length", "depth"} {
+		refine(s, name, func(s *schema) { s.Minimum = new(0) })
+	}
+	refine(s, "pid", func(s *schema) { s.Minimum = new(1) })
+	refine(s, "encoding", func(s *schema) { s.Enum = []string{string(rpc.EncodingUTF8), string(rpc.EncodingBase64)} })
+	refine(s, "mode", func(s *schema) { s.Pattern = "^[0-7]*$" })
+	refineTerminal := func(terminal *schema) {
+		for _, name := range []string{"cols", "rows"} {
+			refine(*terminal, name, func(s *schema) { s.Minimum, s.Maximum = new(1), new(math.MaxUint16) })
+		}
+	}
+	refine(s, "terminal", refineTerminal)
+	refineTerminal(&s)
 	refine(s, "limit", func(s *schema) { s.Minimum, s.Maximum = new(1), new(rpc.MaxPage) })
 	refine(s, "config", func(config *schema) {
 		for _, name := range []string{"cpus", "memory"} {
@@ -139,8 +157,11 @@ func (m *method) paramsSchema() schema {
 }
 
 func schemaOf(t reflect.Type) schema {
-	if t == reflect.TypeFor[time.Time]() {
+	switch t {
+	case reflect.TypeFor[time.Time]():
 		return schema{Type: "string", Format: "date-time"}
+	case reflect.TypeFor[[]byte]():
+		return schema{Type: "string", ContentEncoding: "base64"}
 	}
 	switch t.Kind() {
 	case reflect.Pointer:

@@ -184,7 +184,16 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 			`{"sandbox":"a","code":"1"}`, `{"sandbox":"a","language":"python"}`, `{"sandbox":"a","language":"ruby","code":""}`,
 			`{"sandbox":"a","language":"python","code":"1","timeout":-1}`, `{"sandbox":"a","language":"python","code":"1","timeout":"1"}`,
 		},
-		rpc.MethodSandboxCommandRun: {`{"sandbox":"a"}`, `{"sandbox":"a","command":""}`, `{"sandbox":"a","command":"x","args":[null]}`, `{"sandbox":"a","command":"x","args":[1]}`},
+		rpc.MethodProcessStart:      {`{"sandbox":"a"}`, `{"sandbox":"a","command":"x","encoding":"hex"}`, `{"sandbox":"a","command":"x","terminal":{"cols":0,"rows":1}}`, `{"sandbox":"a","command":"x","terminal":{"cols":1}}`},
+		rpc.MethodProcessGet:        {`{"sandbox":"a","pid":0}`, `{"sandbox":"a","pid":"1"}`},
+		rpc.MethodProcessWait:       {`{"sandbox":"a","tag":"x","timeout":-1}`},
+		rpc.MethodProcessSignal:     {`{"sandbox":"a","tag":"x"}`, `{"sandbox":"a","tag":"x","signal":""}`, `{"sandbox":"a","tag":"x","signal":9}`},
+		rpc.MethodProcessResize:     {`{"sandbox":"a","tag":"x","cols":1}`, `{"sandbox":"a","tag":"x","cols":1,"rows":65536}`},
+		rpc.MethodFSRead:            {`{"sandbox":"a"}`, `{"sandbox":"a","path":""}`, `{"sandbox":"a","path":"x","offset":-1}`, `{"sandbox":"a","path":"x","length":-1}`},
+		rpc.MethodFSWrite:           {`{"sandbox":"a","path":"x"}`, `{"sandbox":"a","path":"x","content":"","mode":"8"}`},
+		rpc.MethodFSList:            {`{"sandbox":"a","path":"x","depth":-1}`},
+		rpc.MethodFSMove:            {`{"sandbox":"a","from":"x"}`, `{"sandbox":"a","from":"","to":"x"}`},
+		rpc.MethodSandboxCommandRun: {`{"sandbox":"a","command":"x","grace":-1}`, `{"sandbox":"a"}`, `{"sandbox":"a","command":""}`, `{"sandbox":"a","command":"x","args":[null]}`, `{"sandbox":"a","command":"x","args":[1]}`},
 	} {
 		for _, p := range params {
 			if !check(Request(method, p)) {

@@ -235,14 +235,19 @@ type param struct {
 	name     string
 	required bool
 	kind     reflect.Type
+	index    []int // of the field
 }
 
-// membersOf lists the fields of a struct type in their order, which for params is the order of positional params.
+// membersOf lists the fields of a struct type in their order, which for params is the order of positional params. Those of an
+// embedded struct are in its place.
 func membersOf(t reflect.Type) []param {
 	var params []param
-	for f := range t.Fields() {
+	for _, f := range reflect.VisibleFields(t) {
+		if f.Anonymous {
+			continue
+		}
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		params = append(params, param{name, options != "omitzero", f.Type})
+		params = append(params, param{name, options != "omitzero", f.Type, f.Index})
 	}
 	return params
 }
@@ -267,8 +272,8 @@ func decodeParams(raw jsontext.Value, params []param, into any) *rpc.Error {
 		return invalidParams("params%s must not be null", bounded.Short(strings.ReplaceAll(pointer, "/", ".")))
 	}
 	v := reflect.ValueOf(into).Elem()
-	for i, p := range params {
-		if p.required && v.Field(i).IsZero() && !hasMember(raw, p.name) {
+	for _, p := range params {
+		if p.required && v.FieldByIndex(p.index).IsZero() && !hasMember(raw, p.name) {
 			return invalidParams("params.%s is required", p.name)
 		}
 	}
@@ -358,6 +363,8 @@ func jsonKind(t reflect.Type) string {
 		return "a string"
 	case reflect.Int:
 		return "an integer"
+	case reflect.Bool:
+		return "true or false"
 	case reflect.Float64:
 		return "a number"
 	case reflect.Slice:

@@ -33,6 +33,8 @@ type Sandboxes interface {
 	// Metrics measures the sandboxes in the namespaces, or in all namespaces if there are none. If name is not empty, it
 	// measures only those of that name.
 	Metrics(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error)
+	Processes
+	Files
 }
 
 // Service serves the JSON-RPC methods. Create it with New.
@@ -86,27 +88,29 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 		return refuseBody(rpcErr)
 	}
 	c.CountCalls(len(requests))
-	if !batch {
+	events := acceptsOnlyEvents(r.Header)
+	switch {
+	case events && batch:
+		return refuseBody(&rpc.Error{Code: rpc.CodeInvalidRequest, Message: "a stream of events responds to one request, not to a batch; send the requests of the batch one by one"})
+	case events:
+		return s.serveEvents(c, w, r, requests[0])
+	case !batch:
 		req := requests[0]
-		result, rpcErr := s.invoke(r.Context(), c, req, 0)
+		result, rpcErr := s.invoke(r.Context(), &call{Call: c}, req)
 		switch {
 		// A request without an id is a notification and gets no response. The sandbox.* methods are an exception:
 		// SDKs omit the id when they start a sandbox, but still wait for the response.
 		case req.ID == nil && !strings.HasPrefix(req.Method, "sandbox."):
 			w.WriteHeader(http.StatusNoContent)
 			return nil
-		case rpcErr != nil:
-			status := rpcerr.HTTPStatus(rpcErr.Code)
-			rpcerr.SetHeaders(w.Header(), status, rpcErr)
-			w.WriteHeader(status)
 		}
-		return rpcerr.WriteResponse(w, result, rpcErr, req.ID)
+		return writeResponse(w, result, rpcErr, req.ID)
 	}
 	c.TakeTurns() // together, the calls may be much work even if each is small
 	// Run the calls one after the other, in order: a client may start a sandbox and use it in the same batch.
 	separator := "["
 	for _, req := range requests {
-		result, rpcErr := s.invoke(r.Context(), c, req, 0)
+		result, rpcErr := s.invoke(r.Context(), &call{Call: c}, req)
 		if req.ID == nil {
 			continue
 		}
@@ -126,6 +130,16 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	return err
 }
 
+// writeResponse writes the response to a single call.
+func writeResponse(w http.ResponseWriter, result jsontext.Value, rpcErr *rpc.Error, id jsontext.Value) error {
+	if rpcErr != nil {
+		status := rpcerr.HTTPStatus(rpcErr.Code)
+		rpcerr.SetHeaders(w.Header(), status, rpcErr)
+		w.WriteHeader(status)
+	}
+	return rpcerr.WriteResponse(w, result, rpcErr, id)
+}
+
 // Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not 0, the
 // output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
 func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error) {
@@ -133,7 +147,7 @@ func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, para
 	if params != nil && params.Kind() != '{' {
 		req.rpcErr = invalidParams("params must be an object")
 	}
-	return s.invoke(ctx, c, req, excerpt)
+	return s.invoke(ctx, &call{Call: c, excerpt: excerpt}, req)
 }
 
 // Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is no
@@ -157,16 +171,16 @@ func (s *Service) CountMessages(body []byte) (int, error) {
 }
 
 // invoke runs one request, or returns why it is not valid, and logs and counts the call.
-func (s *Service) invoke(ctx context.Context, c *gateway.Call, req parsedRequest, excerpt int) (result jsontext.Value, rpcErr *rpc.Error) {
+func (s *Service) invoke(ctx context.Context, c *call, req parsedRequest) (result jsontext.Value, rpcErr *rpc.Error) {
 	start := time.Now()
-	call := &call{Call: c, method: unknownMethod, excerpt: excerpt}
-	result, err := s.run(ctx, call, req)
+	c.method = unknownMethod
+	result, err := s.run(ctx, c, req)
 	took := time.Since(start)
 	if err != nil {
 		rpcErr = rpcerr.JSONRPC(err, c.ID)
 	}
-	s.metrics.observe(call.method, rpcErr, took)
-	c.Log(ctx, call.method, call.namespace, rpcErr, took, err)
+	s.metrics.observe(c.method, rpcErr, took)
+	c.Log(ctx, c.method, c.namespace, rpcErr, took, err)
 	return result, rpcErr
 }
 
@@ -175,5 +189,6 @@ type call struct {
 	*gateway.Call
 	method    string
 	namespace string
-	excerpt   int // how many bytes of a run's output are wanted, or 0 for all
+	excerpt   int     // how many bytes of a run's output are wanted, or 0 for all
+	events    *events // nil if the response is not a stream of events
 }

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"math"
 	"slices"
@@ -25,8 +26,26 @@ func (s *Service) declare() []method {
 		defineAllNamespaces(rpc.MethodSandboxList, keys.ScopeRead, s.list),
 		define(rpc.MethodSandboxGet, keys.ScopeRead, s.get),
 		defineAllNamespaces(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
-		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode),
-		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand),
+		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode).with(optionalEvents),
+		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand).with(optionalEvents),
+		define(rpc.MethodProcessStart, keys.ScopeExec, s.startProcess),
+		define(rpc.MethodProcessList, keys.ScopeRead, s.listProcesses),
+		define(rpc.MethodProcessGet, keys.ScopeRead, s.getProcess),
+		define(rpc.MethodProcessWait, keys.ScopeExec, s.waitForProcess),
+		define(rpc.MethodProcessSignal, keys.ScopeExec, s.signalProcess),
+		define(rpc.MethodProcessInput, keys.ScopeExec, s.writeInput),
+		define(rpc.MethodProcessResize, keys.ScopeExec, s.resizeTerminal),
+		define(rpc.MethodProcessLogs, keys.ScopeRead, s.readLogs).with(optionalEvents),
+		define(rpc.MethodProcessConnect, keys.ScopeExec, s.connectProcess).with(requiredEvents),
+		define(rpc.MethodFSRead, keys.ScopeFiles, s.readFile),
+		define(rpc.MethodFSWrite, keys.ScopeFiles, s.writeFile),
+		define(rpc.MethodFSList, keys.ScopeFiles, s.listFiles),
+		define(rpc.MethodFSStat, keys.ScopeFiles, s.statFile),
+		define(rpc.MethodFSExists, keys.ScopeFiles, s.fileExists),
+		define(rpc.MethodFSMkdir, keys.ScopeFiles, s.makeDirectory),
+		define(rpc.MethodFSMove, keys.ScopeFiles, s.moveFile),
+		define(rpc.MethodFSRemove, keys.ScopeFiles, s.removeFile),
+		define(rpc.MethodFSWatch, keys.ScopeFiles, s.watchFiles).with(requiredEvents),
 	}
 }
 
@@ -46,7 +65,7 @@ func (s *Service) start(ctx context.Context, c *call, namespace string, p rpc.St
 		}
 	}
 	var err error
-	c.Wait(func() { err = s.sandboxes.Start(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, req) })
+	c.wait(func() { err = s.sandboxes.Start(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, req) })
 	if err != nil {
 		return "", err
 	}
@@ -77,7 +96,7 @@ func checkSupported(c *rpc.SandboxConfig) error {
 
 func (s *Service) stop(ctx context.Context, c *call, namespace string, p rpc.StopParams) (string, error) {
 	var err error
-	c.Wait(func() { err = s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}) })
+	c.wait(func() { err = s.sandboxes.Stop(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}) })
 	if err != nil {
 		return "", err
 	}
@@ -144,7 +163,7 @@ func (s *Service) getMetrics(ctx context.Context, c *call, namespaces []string, 
 	}
 	var all []sandbox.Metrics
 	var err error
-	c.Wait(func() { all, err = s.sandboxes.Metrics(ctx, namespaces, requested) })
+	c.wait(func() { all, err = s.sandboxes.Metrics(ctx, namespaces, requested) })
 	if err != nil {
 		return rpc.MetricsResult{}, err
 	}
@@ -173,9 +192,13 @@ func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
-	output, exitCode, err := c.output(func() (sandbox.Process, error) {
+	options, err := parseRunOptions(p.RunOptions, p.Grace)
+	if err != nil {
+		return rpc.ReplRunResult{}, err
+	}
+	output, exitCode, err := c.run(p.Encoding, func() (sandbox.Process, error) {
 		return s.sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-			sandbox.Code{Language: language, Text: p.Code, Timeout: timeout})
+			sandbox.Code{Language: language, Text: p.Code, Timeout: timeout, RunOptions: options})
 	})
 	if err != nil {
 		return rpc.ReplRunResult{}, err
@@ -188,16 +211,16 @@ func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.
 }
 
 func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
-	if p.Command == "" {
-		return rpc.CommandRunResult{}, fmt.Errorf("command is empty; name a program to run: %w", errdefs.ErrInvalidArgument)
-	}
 	timeout, err := parseTimeout(p.Timeout)
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
-	output, exitCode, err := c.output(func() (sandbox.Process, error) {
-		return s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-			sandbox.Command{Program: p.Command, Args: p.Args, Timeout: timeout})
+	command, err := parseCommand(p.Command, p.Args, timeout, p.RunOptions, p.Grace)
+	if err != nil {
+		return rpc.CommandRunResult{}, err
+	}
+	output, exitCode, err := c.run(p.Encoding, func() (sandbox.Process, error) {
+		return s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, command)
 	})
 	if err != nil {
 		return rpc.CommandRunResult{}, err
@@ -207,12 +230,54 @@ func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p r
 	}, nil
 }
 
-// parseTimeout converts a timeout in seconds to a Duration. 0 stands for the server's maximum. A timeout that does not
-// fit a Duration becomes the longest one, because some clients send nanoseconds.
+func parseCommand(program string, args []string, timeout time.Duration, o rpc.RunOptions, grace float64) (sandbox.Command, error) {
+	if program == "" {
+		return sandbox.Command{}, fmt.Errorf("command is empty; name a program to run: %w", errdefs.ErrInvalidArgument)
+	}
+	options, err := parseRunOptions(o, grace)
+	return sandbox.Command{Program: program, Args: args, Timeout: timeout, RunOptions: options}, err
+}
+
+func parseRunOptions(o rpc.RunOptions, grace float64) (options sandbox.RunOptions, err error) {
+	options = sandbox.RunOptions{Env: o.Envs, Cwd: o.Cwd, User: o.User}
+	if options.Input, err = decodeText("stdin", o.Stdin, o.Encoding); err != nil {
+		return options, err
+	}
+	options.Grace, err = parseSeconds("grace", grace, "to use the default")
+	return options, err
+}
+
+// decodeText returns the bytes of the param with this name.
+func decodeText(name, text string, encoding rpc.Encoding) ([]byte, error) {
+	if err := checkEncoding(encoding); err != nil || encoding != rpc.EncodingBase64 {
+		return []byte(text), err
+	}
+	data, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s must be base64, as encoding says: %v: %w", name, err, errdefs.ErrInvalidArgument)
+	}
+	return data, nil
+}
+
+func checkEncoding(encoding rpc.Encoding) error {
+	switch encoding {
+	case "", rpc.EncodingUTF8, rpc.EncodingBase64:
+		return nil
+	}
+	return fmt.Errorf("encoding %q is not supported; use utf-8 or base64: %w", bounded.Short(string(encoding)), errdefs.ErrInvalidArgument)
+}
+
+// parseTimeout converts the timeout of a run, in seconds. 0 stands for the server's maximum.
 func parseTimeout(seconds float64) (time.Duration, error) {
+	return parseSeconds("timeout", seconds, "to use the server's maximum")
+}
+
+// parseSeconds converts the param with this name, in seconds, to a Duration. A time that does not fit a Duration becomes the
+// longest one, because some clients send nanoseconds. why completes the sentence "omit it …" of the error.
+func parseSeconds(name string, seconds float64, why string) (time.Duration, error) {
 	switch {
 	case seconds < 0:
-		return 0, fmt.Errorf("timeout %g is negative; give seconds, or omit it to use the server's maximum: %w", seconds, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s %g is negative; give seconds, or omit it %s: %w", name, seconds, why, errdefs.ErrInvalidArgument)
 	case seconds >= math.MaxInt64/float64(time.Second):
 		return math.MaxInt64, nil
 	case seconds > 0:

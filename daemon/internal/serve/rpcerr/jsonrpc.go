@@ -62,7 +62,7 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		}
 	}
 	e := &rpc.Error{Code: code, Message: bounded.Text(Message(err), maxMessage)}
-	if (code == rpc.CodeExhausted || code == rpc.CodeUnavailable) && !errors.Is(err, sandbox.ErrNoSpace) {
+	if (code == rpc.CodeExhausted || code == rpc.CodeUnavailable) && !errors.Is(err, sandbox.ErrNoSpace) && !errors.Is(err, sandbox.ErrSandboxFull) {
 		e.Data = &rpc.ErrorData{RetryAfter: retryAfter}
 	}
 	return e

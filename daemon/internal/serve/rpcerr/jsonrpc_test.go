@@ -33,6 +33,7 @@ func TestJSONRPC(t *testing.T) {
 		{errdefs.ErrPermissionDenied, rpc.CodePermissionDenied, 403, "it failed"},
 		{errdefs.ErrUnauthenticated, rpc.CodeUnauthenticated, 401, "it failed"},
 		{sandbox.ErrNoSpace, rpc.CodeExhausted, 429, "it failed: the server's disk is almost full"},
+		{sandbox.ErrSandboxFull, rpc.CodeExhausted, 429, "it failed: the sandbox's disk is full"},
 		{sandbox.ErrRunTimeout, rpc.CodeRunTimeout, 504, "it failed: time limit of the run reached"},
 		{sandbox.ErrCommandNotFound, rpc.CodeCommandNotFound, 422, "it failed: command not found"},
 		{sandbox.ErrRunFailed, rpc.CodeRunFailed, 502, "it failed: run failed"},
@@ -52,7 +53,7 @@ func TestJSONRPC(t *testing.T) {
 		}
 		var data *rpc.ErrorData
 		switch {
-		case c.err == sandbox.ErrNoSpace: // trying again does not help
+		case c.err == sandbox.ErrNoSpace, c.err == sandbox.ErrSandboxFull: // trying again does not help
 		case c.code == rpc.CodeInternal:
 			data = &rpc.ErrorData{RequestID: "R"}
 		case c.code == rpc.CodeExhausted || c.code == rpc.CodeUnavailable:

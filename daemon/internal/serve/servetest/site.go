@@ -41,10 +41,21 @@ type Sandboxes struct {
 	mu sync.Mutex
 	// Running has the sandboxes that were started and not stopped.
 	Running map[sandbox.Name]sandbox.Request
-	Timeout time.Duration // the timeout of the last run
-	Args    []string      // the arguments of the last command
+	Timeout time.Duration         // the timeout of the last run or process
+	Args    []string              // the arguments of the last command
+	Options sandbox.RunOptions    // the options of the last run or process
+	All     bool                  // whether the last signal was for everything that its process started
+	Attach  sandbox.AttachOptions // the options of the last AttachProcess
+	// MaxRunTime is the longest wait for a process.
+	MaxRunTime time.Duration
+	// Changes are what a watch of files reports. Recursive reports whether the last watch was recursive.
+	Changes   chan sandbox.FileChange
+	Recursive bool
 	// OnRun, if set, is called by every run of code. The run fails with its error.
 	OnRun func(context.Context) error
+
+	processes map[sandbox.Name][]*process
+	files     map[sandbox.Name]files
 }
 
 // failures maps the name of a sandbox to the error of every operation on it.
@@ -109,7 +120,8 @@ func (f *Sandboxes) Stop(_ context.Context, n sandbox.Name) error {
 }
 
 // RunCode prints the language and the code. Some code is special: "print N" prints N bytes, "raise" prints an error and
-// exits with 1, "bytes" prints bytes that are not UTF-8, and empty code prints nothing.
+// exits with 1, "bytes" prints bytes that are not UTF-8, and empty code prints nothing. "overtime TEXT" prints TEXT and reaches
+// the time limit, and "lose TEXT" prints TEXT and is lost.
 func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Code) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
 		if onRun := f.OnRun; onRun != nil {
@@ -122,10 +134,16 @@ func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Co
 		if _, err := f.find(n); err != nil {
 			return nil, 0, err
 		}
-		f.Timeout = code.Timeout
+		f.Timeout, f.Options = code.Timeout, code.RunOptions
 		if n, ok := strings.CutPrefix(code.Text, "print "); ok {
 			size, err := strconv.Atoi(n)
 			return output(sandbox.Stdout, strings.Repeat("x", size)), 0, err
+		}
+		if text, ok := strings.CutPrefix(code.Text, "overtime "); ok {
+			return output(sandbox.Stdout, text), 0, sandbox.ErrRunTimeout
+		}
+		if text, ok := strings.CutPrefix(code.Text, "lose "); ok {
+			return output(sandbox.Stdout, text), 0, failures["lost"]
 		}
 		switch code.Text {
 		case "":
@@ -144,7 +162,7 @@ func output(stream sandbox.Stream, text string) []sandbox.Event {
 	return []sandbox.Event{sandbox.Output{Stream: stream, Data: []byte(text)}}
 }
 
-// RunCommand prints the arguments. The command "false" prints nothing and exits with 1.
+// RunCommand prints the arguments. The command "false" prints nothing and exits with 1, and "cat" prints the input.
 func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sandbox.Command) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(context.Context) ([]sandbox.Event, int, error) {
 		f.mu.Lock()
@@ -152,9 +170,12 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 		if _, err := f.find(n); err != nil {
 			return nil, 0, err
 		}
-		f.Timeout, f.Args = command.Timeout, command.Args
+		f.Timeout, f.Args, f.Options = command.Timeout, command.Args, command.RunOptions
 		if command.Program == "false" {
 			return nil, 1, nil
+		}
+		if command.Program == "cat" {
+			return output(sandbox.Stdout, string(command.Input)), 0, nil
 		}
 		return output(sandbox.Stdout, strings.Join(command.Args, " ")+"\n"), 0, nil
 	}}, nil
@@ -271,7 +292,7 @@ func WithEndpoint(newEndpoint func(*serverpc.Service) (gateway.Endpoint, error))
 func New(t testing.TB, configure ...func(*Setup)) *Site {
 	t.Helper()
 	s := &Site{
-		Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}}, Log: &LogBuffer{}, configure: configure,
+		Sandboxes: &Sandboxes{Running: map[sandbox.Name]sandbox.Request{}, MaxRunTime: time.Millisecond}, Log: &LogBuffer{}, configure: configure,
 		keyOptions: keys.Options{KeyringPath: filepath.Join(t.TempDir(), "keys", "keyring.json"), Store: keystest.NewMemoryStore()},
 	}
 	s.open(t)

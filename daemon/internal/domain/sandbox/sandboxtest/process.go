@@ -10,7 +10,7 @@ import (
 
 // Process is a sandbox.Process with the events that Body returns.
 type Process struct {
-	// Body returns the events before the exit, and the exit code or an error. The first Next calls it, with a context
+	// Body returns the events before the end, and the exit code or an error. The first Next calls it, with a context
 	// that is canceled when the process is closed.
 	Body func(ctx context.Context) ([]sandbox.Event, int, error)
 	// Context is the context that the process was started with.
@@ -20,6 +20,7 @@ type Process struct {
 	cancel  context.CancelFunc
 	closed  bool
 	events  []sandbox.Event
+	err     error // at the end of the events
 	started bool
 }
 
@@ -35,13 +36,12 @@ func (p *Process) Next() (sandbox.Event, error) {
 		}
 		p.mu.Unlock()
 		events, code, err := p.Body(ctx)
-		if err != nil {
-			return nil, err
+		if p.events, p.err = events, err; err == nil {
+			p.events, p.err = append(events, sandbox.Exit{Code: code}), io.EOF
 		}
-		p.events = append(events, sandbox.Exit{Code: code})
 	}
 	if len(p.events) == 0 {
-		return nil, io.EOF
+		return nil, p.err
 	}
 	event := p.events[0]
 	p.events = p.events[1:]
