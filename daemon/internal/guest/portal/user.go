@@ -17,6 +17,7 @@ type account struct {
 	uid, gid   uint32
 	groups     []uint32
 	name, home string // name is the uid in decimal if /etc/passwd does not have the user
+	named      bool   // false if it was looked up as ""
 }
 
 // lookupUser returns the account for spec, which is a name or number, optionally followed by ":" and a group. For "", it
@@ -31,6 +32,7 @@ func lookupUser(spec string) (*account, error) {
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "user %q does not exist in the sandbox", name)
 	}
+	a.named = true
 	if !hasGroup {
 		return a, nil
 	}
