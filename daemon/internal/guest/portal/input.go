@@ -72,9 +72,15 @@ func (in *input) writeNext(ctx context.Context, data []byte, end bool) error {
 		return status.Error(codes.FailedPrecondition, "a terminal cannot be closed: send the character Ctrl-D (4) to end its input")
 	}
 	_ = in.file.SetWriteDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { _ = in.file.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		_ = in.file.SetWriteDeadline(time.Unix(1, 0))
+	})
 	_, err := in.file.Write(data)
+	if !stop() {
+		<-interrupted // it must not interrupt the next write
+	}
 	switch {
 	case in.ended.Load():
 		return status.Error(codes.FailedPrecondition, "the process has ended")

@@ -43,9 +43,13 @@ func openLoad() (*load, error) {
 	return l, nil
 }
 
+// isCgroup reports whether fd is the directory of a cgroup. A descriptor that the agent has not provided may be that of a
+// file in a cgroup, because Go's runtime keeps the limit on the processors open.
 func isCgroup(fd int) bool {
 	var fs unix.Statfs_t
-	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+	var file unix.Stat_t
+	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC &&
+		unix.Fstat(fd, &file) == nil && file.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
 func openAt(dir *os.File, name string, flags int) (*os.File, error) {

@@ -148,7 +148,7 @@ func (s processService) ResizeTerminal(_ context.Context, req *portalv1.ResizeTe
 	if !p.info.GetTerminal() {
 		return nil, status.Error(codes.FailedPrecondition, "the process has no terminal")
 	}
-	if err := p.resize(req.GetSize()); err != nil {
+	if err := resize(p.input.file, req.GetSize()); err != nil {
 		return nil, errProcessEnded // which has closed the terminal
 	}
 	return &portalv1.ResizeTerminalResponse{}, nil

@@ -11,8 +11,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/creack/pty"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -118,12 +116,17 @@ func (s *programs) start(call context.Context, req *portalv1.StartProcessRequest
 		programs: s, done: make(chan struct{}),
 		changed: sync.NewCond(&s.mu), readers: map[*reader]bool{first: true},
 		info: &portalv1.ProcessInfo{
-			Argv: cut(argv), Env: cut(req.GetEnv()), Cwd: strings.ToValidUTF8(l.dir, "\uFFFD"), User: strings.ToValidUTF8(user.name, "\uFFFD"), Tag: req.GetTag(),
+			Argv: cut(argv), Env: cut(req.GetEnv()), Tag: req.GetTag(),
+			Cwd: strings.ToValidUTF8(l.dir, "\uFFFD"), User: strings.ToValidUTF8(user.name, "\uFFFD"),
 			Terminal: l.terminal, WithCall: req.GetWithCall(), StartedAt: timestamppb.Now(),
 		},
 	}
 	if err := p.launch(l, req); err != nil {
 		s.unreserve(req.GetWithCall())
+		if l.credential != nil && errors.Is(err, syscall.EACCES) {
+			return nil, nil, status.Errorf(codes.PermissionDenied,
+				"%s cannot be run by the user %q, who may not use the program or the working directory %q", argv[0], user.name, l.dir)
+		}
 		return nil, nil, startError(argv[0], l.path, err)
 	}
 	p.info.Pid = uint32(p.pid)
@@ -179,11 +182,15 @@ func (p *program) launch(l launch, req *portalv1.StartProcessRequest) (err error
 		}
 	}()
 	if l.terminal {
-		var peer *os.File
-		if peer, err = p.openTerminal(req.GetTerminal()); err != nil {
+		master, peer, err := openTerminal(req.GetTerminal())
+		if err != nil {
 			return err
 		}
 		childEnds = []*os.File{peer}
+		p.input = newInput(master, true)
+		if p.out, err = newTerminalOutput(p.print, p.programs.discard, master); err != nil {
+			return err
+		}
 		l.files = []*os.File{peer, peer, peer}
 	} else {
 		in := p.programs.null
@@ -205,51 +212,6 @@ func (p *program) launch(l launch, req *portalv1.StartProcessRequest) (err error
 	}
 	p.process, err = p.programs.children.start(l)
 	return err
-}
-
-// openTerminal opens a terminal as the input and output of the program, and returns the program's side of it.
-func (p *program) openTerminal(size *portalv1.TerminalSize) (peer *os.File, err error) {
-	master, peer, err := pty.Open()
-	if err != nil {
-		return nil, err
-	}
-	p.input = newInput(master, true)
-	fd := -1
-	if err = p.resize(size); err == nil {
-		// The input and the output have a descriptor each, because each of them is closed on its own.
-		err = control(master, func(master int) (err error) {
-			fd, err = unix.FcntlInt(uintptr(master), unix.F_DUPFD_CLOEXEC, 0)
-			return err
-		})
-	}
-	if err == nil {
-		p.out, err = newOutput(p.print, p.programs.discard, source{stream: tty, fd: fd})
-	}
-	if err != nil {
-		peer.Close()
-		unix.Close(fd)
-		return nil, err
-	}
-	return peer, nil
-}
-
-// resize sets the size of the program's terminal.
-func (p *program) resize(size *portalv1.TerminalSize) error {
-	window := &unix.Winsize{Row: uint16(size.GetRows()), Col: uint16(size.GetColumns())}
-	return control(p.input.file, func(fd int) error { return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, window) })
-}
-
-// control calls f with the descriptor of file.
-func control(file *os.File, f func(fd int) error) error {
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var result error
-	if err := raw.Control(func(fd uintptr) { result = f(int(fd)) }); err != nil {
-		return err
-	}
-	return result
 }
 
 // writeFirst writes the beginning of the input in a goroutine. Later writes wait for it.
