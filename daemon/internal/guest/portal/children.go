@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	processes "github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -80,11 +82,28 @@ type launch struct {
 	path      string // of the program
 	argv, env []string
 	dir       string // the working directory; empty for that of the portal
-	// credential is the user of the process; nil for that of the portal.
+	user      *account
+	// credential is that of user; nil if the process has the credentials of the portal.
 	credential *syscall.Credential
 	files      []*os.File // its descriptors 0, 1, 2 and so on
 	terminal   bool       // descriptor 0 is the terminal that controls it
 	ownGroup   bool       // start it in a cgroup of its own, if possible
+}
+
+// setUser sets the user of the process. It returns a gRPC status if the portal may not start processes of that user.
+func (l *launch) setUser(user *account) (err error) {
+	l.user = user
+	l.credential, err = user.credential()
+	return err
+}
+
+// startError returns the gRPC status for an error of the start of the program name.
+func (l *launch) startError(name string, err error) error {
+	if l.credential != nil && errors.Is(err, syscall.EACCES) {
+		return status.Errorf(codes.PermissionDenied,
+			"%s cannot be run by the user %q, who may not use the program or the working directory %q", name, l.user.name, l.dir)
+	}
+	return startError(name, l.path, err)
 }
 
 // own makes the user of the process the owner of files. Otherwise it could not open /dev/stdout and the like.
@@ -164,7 +183,9 @@ func (p *process) signalAll(sig syscall.Signal) error {
 		return p.group.signal(sig)
 	}
 	p.parent.mu.Lock()
-	p.killed = p.killed || p.parent.processes[p.pid] == p
+	if p.parent.processes[p.pid] == p {
+		p.killed = true
+	}
 	p.parent.mu.Unlock()
 	return p.group.kill()
 }

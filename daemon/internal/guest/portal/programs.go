@@ -89,7 +89,7 @@ func (s *programs) start(call context.Context, req *portalv1.StartProcessRequest
 		return nil, nil, err
 	}
 	l := launch{argv: argv, terminal: req.GetTerminal() != nil, ownGroup: true}
-	if l.credential, err = user.credential(); err != nil {
+	if err := l.setUser(user); err != nil {
 		return nil, nil, err
 	}
 	if l.env, err = environment(user, req.GetEnvironment().GetEnv(), req.GetEnv()); err != nil {
@@ -123,11 +123,7 @@ func (s *programs) start(call context.Context, req *portalv1.StartProcessRequest
 	}
 	if err := p.launch(l, req); err != nil {
 		s.unreserve(req.GetWithCall())
-		if l.credential != nil && errors.Is(err, syscall.EACCES) {
-			return nil, nil, status.Errorf(codes.PermissionDenied,
-				"%s cannot be run by the user %q, who may not use the program or the working directory %q", argv[0], user.name, l.dir)
-		}
-		return nil, nil, startError(argv[0], l.path, err)
+		return nil, nil, l.startError(argv[0], err)
 	}
 	p.info.Pid = uint32(p.pid)
 	s.mu.Lock()

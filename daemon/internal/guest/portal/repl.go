@@ -254,9 +254,9 @@ type session struct {
 
 // start starts the interpreter and waits until it is ready.
 func (r *repl) start(ctx context.Context, e *portalv1.Environment) (*session, error) {
-	l := launch{}
-	var err error
-	if l.credential, err = r.user.credential(); err != nil {
+	var l launch
+	err := l.setUser(r.user)
+	if err != nil {
 		return nil, err
 	}
 	if l.env, err = environment(r.user, e.GetEnv()); err != nil {
@@ -307,7 +307,7 @@ func (r *repl) launch(l launch) (_ *session, err error) {
 		}
 		if err != nil {
 			s.close()
-			st := status.Convert(startError(r.program, l.path, err))
+			st := status.Convert(l.startError(r.program, err))
 			code := codes.FailedPrecondition
 			if st.Code() == codes.ResourceExhausted {
 				code = st.Code()
