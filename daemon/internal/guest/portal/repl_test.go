@@ -55,7 +55,7 @@ func TestREPLQueueWaitEndsWithContext(t *testing.T) {
 
 // An interpreter starts even if its driver is larger than a pipe, whose size depends on how many pipes the user has.
 func TestDriverLargerThanAPipe(t *testing.T) {
-	children, err := adoptOrphans(nil)
+	children, err := theChildren()
 	if err != nil {
 		t.Fatal(err)
 	}

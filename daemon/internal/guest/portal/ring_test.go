@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"testing"
-
-	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// content returns everything in the ring: each byte of the output and its stream.
-func (r *ring) content(t *testing.T) (data []byte, streams []portalv1.Output_Stream) {
+// content returns everything in the ring: the output, and the stream of each byte.
+func (r *ring) content(t *testing.T) (data, streams []byte) {
 	t.Helper()
 	for at := r.start; at < r.end; {
 		stream, piece := r.at(at)
@@ -17,9 +15,7 @@ func (r *ring) content(t *testing.T) (data []byte, streams []portalv1.Output_Str
 			t.Fatalf("at(%d) returned %d bytes", at, len(piece))
 		}
 		data = append(data, piece...)
-		for range piece {
-			streams = append(streams, stream)
-		}
+		streams = append(streams, bytes.Repeat([]byte{byte(stream)}, len(piece))...)
 		at += uint64(len(piece))
 	}
 	return data, streams
@@ -27,7 +23,9 @@ func (r *ring) content(t *testing.T) (data []byte, streams []portalv1.Output_Str
 
 // TestRing writes pieces of random sizes and compares the ring with everything that was written.
 func TestRing(t *testing.T) {
-	random := rand.New(rand.NewPCG(1, 2))
+	const checks = 10 // how often the content is compared
+	source := rand.NewChaCha8([32]byte{})
+	random := rand.New(source)
 	for _, tt := range []struct {
 		name            string
 		piece, total    int
@@ -44,16 +42,14 @@ func TestRing(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			var r ring
 			var data []byte
-			var streams []portalv1.Output_Stream
-			reserved := 0
+			var streams []byte
+			stream := stdout
+			reserved, checked := 0, 0
 			for len(data) < tt.total {
 				piece := make([]byte, 1+random.IntN(tt.piece))
-				for i := range piece {
-					piece[i] = byte(random.Uint32())
-				}
-				stream := stdout
-				if tt.alternate && len(streams) > 0 && (tt.piece == 2 || random.IntN(2) == 0) {
-					stream = stdout + stderr - streams[len(streams)-1]
+				_, _ = source.Read(piece)
+				if tt.alternate && (tt.piece == 2 || random.IntN(2) == 0) {
+					stream = stdout + stderr - stream
 				}
 				r.write(stream, piece, func(n int) bool {
 					if reserved+n > tt.budget {
@@ -63,15 +59,17 @@ func TestRing(t *testing.T) {
 					return true
 				})
 				data = append(data, piece...)
-				for range piece {
-					streams = append(streams, stream)
-				}
+				streams = append(streams, bytes.Repeat([]byte{byte(stream)}, len(piece))...)
 				if len(r.buf) != reserved || len(r.marks) > len(r.buf)/bytesPerMark {
 					t.Fatalf("the ring has %d bytes and %d marks, want %d and at most %d", len(r.buf), len(r.marks), reserved, len(r.buf)/bytesPerMark)
 				}
-				if r.end != uint64(len(data)) || random.IntN(100) > 0 && len(data) < tt.total {
+				if r.end != uint64(len(data)) {
+					t.Fatalf("after %d bytes, end is %d", len(data), r.end)
+				}
+				if len(data) < (checked+1)*tt.total/checks {
 					continue
 				}
+				checked++
 				kept, keptStreams := r.content(t)
 				if want := min(len(data), tt.minKept); len(kept) < want {
 					t.Fatalf("after %d bytes, the ring has %d, want %d", len(data), len(kept), want)
@@ -79,10 +77,8 @@ func TestRing(t *testing.T) {
 				if !bytes.Equal(kept, data[len(data)-len(kept):]) {
 					t.Fatalf("after %d bytes, the ring does not have the last %d", len(data), len(kept))
 				}
-				for i, stream := range keptStreams {
-					if want := streams[len(streams)-len(kept)+i]; stream != want {
-						t.Fatalf("byte %d has the stream %v, want %v", i, stream, want)
-					}
+				if !bytes.Equal(keptStreams, streams[len(streams)-len(kept):]) {
+					t.Fatalf("after %d bytes, the ring does not have their streams", len(data))
 				}
 			}
 		})
