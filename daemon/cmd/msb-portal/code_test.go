@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
+	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
@@ -390,4 +395,155 @@ func TestREPLEnvironment(t *testing.T) {
 			t.Errorf("run %+v: an error of %d bytes", tt.run, len(err.Error()))
 		}
 	}
+}
+
+// code runs code with raw requests. It returns whether the code succeeded, and its output.
+func (c *rpc) code(t testing.TB, req *portalv1.RunCodeRequest) (bool, string, error) {
+	t.Helper()
+	stream, err := c.portal.RunCode(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var printed strings.Builder
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			return false, printed.String(), err
+		}
+		if result := resp.GetResult(); result != nil {
+			return result.GetSuccess(), printed.String(), nil
+		}
+		printed.Write(resp.GetOutput().GetData())
+	}
+}
+
+const (
+	python = portalv1.RunCodeRequest_LANGUAGE_PYTHON
+	node   = portalv1.RunCodeRequest_LANGUAGE_NODE
+)
+
+// TestCodeOptions runs code with an environment, a working directory and an input of its own.
+func TestCodeOptions(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t, "SET=image").dial(t)
+	workdir := t.TempDir()
+	if err := os.Mkdir(workdir+"/sub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sandboxEnv := &portalv1.Environment{Workdir: workdir, Env: []string{"SANDBOX=1"}}
+	big := bytes.Repeat([]byte("input"), 100_000)
+	type request = portalv1.RunCodeRequest
+	for language, code := range map[portalv1.RunCodeRequest_Language]struct {
+		show, change, keep, input, line, large, leave string
+	}{
+		python: {
+			show:   "import os, sys; print(os.environ.get('SET'), os.environ.get('NEW'), os.environ.get('SANDBOX'), os.getcwd())",
+			change: "os.environ['NEW'] = 'changed'; os.environ['KEPT'] = 'kept'",
+			keep:   "print(os.environ.get('NEW'), os.environ.get('KEPT'))",
+			input:  "print(repr(sys.stdin.read()))",
+			line:   "print(repr(input()))",
+			large:  "print(len(sys.stdin.buffer.read()))",
+			leave:  "os.chdir('sub')",
+		},
+		node: {
+			show:   "console.log(process.env.SET ?? 'None', process.env.NEW ?? 'None', process.env.SANDBOX, process.cwd())",
+			change: "process.env.NEW = 'changed'; process.env.KEPT = 'kept'; undefined",
+			keep:   "console.log(process.env.NEW ?? 'None', process.env.KEPT)",
+			input:  "console.log(`'${fs.readFileSync(0)}'`)",
+			line:   "text = ''; for await (const piece of process.stdin) { text += piece; if (text.includes('\\n')) break }; console.log(`'${text.split('\\n')[0]}'`)",
+			large:  "console.log(await new Promise((end) => { let n = 0; process.stdin.on('data', (d) => { n += d.length }).on('end', () => end(n)) }))",
+			leave:  "process.chdir('sub')",
+		},
+	} {
+		for i, tt := range []struct {
+			req  *request
+			want string
+		}{
+			{&request{Code: code.show}, "image None 1 " + workdir + "\n"},
+			{&request{Code: code.show, Env: []string{"SET=run", "NEW=a=b", "NEW=c=d"}, Cwd: "sub"}, "run c=d 1 " + workdir + "/sub\n"},
+			{&request{Code: code.show}, "image None 1 " + workdir + "\n"},
+			{&request{Code: code.show, Env: []string{"NEW="}}, "image  1 " + workdir + "\n"},
+			{&request{Code: code.show, Cwd: "/usr"}, "image None 1 /usr\n"},
+			{&request{Code: code.change, Env: []string{"NEW=run"}}, ""},
+			{&request{Code: code.keep}, "None kept\n"},
+			{&request{Code: code.input}, "''\n"},
+			{&request{Code: code.input, Input: []byte("first")}, "'first'\n"},
+			{&request{Code: code.line, Input: []byte("line\nnot read\n")}, "'line'\n"},
+			{&request{Code: code.input}, "''\n"},
+			{&request{Code: code.large, Input: big}, fmt.Sprintln(len(big))},
+			{&request{Code: code.line, Input: []byte("äöü\n")}, "'äöü'\n"},
+			{&request{Code: code.leave, Cwd: "/"}, ""}, // fails, and the directory is restored
+			{&request{Code: code.leave}, ""},
+			{&request{Code: code.show}, "image None 1 " + workdir + "/sub\n"},
+		} {
+			tt.req.Language, tt.req.Environment = language, sandboxEnv
+			ok, printed, err := c.code(t, tt.req)
+			fails := tt.req.GetCode() == code.leave && tt.req.GetCwd() != ""
+			if err != nil || ok == fails || !fails && printed != tt.want {
+				t.Errorf("%v, run %d, %q: success %t, %v, output %q, want %q", language, i, tt.req.GetCode(), ok, err, printed, tt.want)
+			}
+		}
+	}
+	for want, req := range map[string]*request{
+		`cwd "nope" does not exist in the sandbox`:  {Cwd: "nope"},
+		`user "nope" does not exist in the sandbox`: {User: "nope"},
+		"use NAME=value": {Env: []string{"x"}},
+	} {
+		req.Language = python
+		_, _, err := c.code(t, req)
+		wantStatus(t, "code", err, codes.InvalidArgument, want)
+	}
+}
+
+// TestCodeOfUsers checks that each user has a REPL of their own.
+func TestCodeOfUsers(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).dial(t)
+	// The test's own python3 may be one that only root can run.
+	environment := &portalv1.Environment{Workdir: "/", Env: []string{"PATH=/usr/bin:/bin"}}
+	for _, tt := range []struct{ user, code, want string }{
+		{"", "import os; x = 'root'", ""},
+		{"daemon", "import os; x = os.getuid()", ""},
+		{"0", "x", "'root'\n"},
+		{"1:1", "x, os.getgid(), os.environ['HOME'], open('/dev/stdin').read()", "(1, 1, '/usr/sbin', '')\n"},
+		{"daemon:sys", "'x' in globals()", "False\n"},
+	} {
+		ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: tt.user, Code: tt.code, Environment: environment})
+		if err != nil || !ok || printed != tt.want {
+			t.Errorf("as %q, %q: success %t, %v, output %q, want %q", tt.user, tt.code, ok, err, printed, tt.want)
+		}
+	}
+	// A directory that the user may not enter is an error of the run, and the REPL works on.
+	closed := t.TempDir()
+	if err := os.Chmod(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: "daemon", Cwd: closed, Code: "print('not this')"})
+	if err != nil || ok || !strings.Contains(printed, "PermissionError") || strings.Contains(printed, "not this") {
+		t.Errorf("run in a closed directory: success %t, %v, output %q", ok, err, printed)
+	}
+	if ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: "daemon", Code: "os.getcwd()"}); err != nil || !ok || printed != "'/'\n" {
+		t.Errorf("the next run: success %t, %v, output %q", ok, err, printed)
+	}
+	// Three REPLs exist, and 16 is the most.
+	broken := &portalv1.Environment{Env: []string{"PATH=/nonexistent"}}
+	for i := range 14 {
+		_, _, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: fmt.Sprint(5000 + i), Environment: broken})
+		if want := codes.FailedPrecondition; i < 13 && status.Code(err) != want {
+			t.Errorf("REPL %d: %v, want %v", i+4, err, want)
+		} else if i == 13 {
+			wantStatus(t, "REPL 17", err, codes.ResourceExhausted, "run the code as one of these users")
+		}
+	}
+}
+
+// TestGraceOfCode checks that a run which ignores the interrupt is killed after its grace.
+func TestGraceOfCode(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).dial(t)
+	_, _, err := c.code(t, &portalv1.RunCodeRequest{
+		Language: python, Code: "import signal\nx = signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
+		Timeout: durationpb.New(3 * time.Second), Grace: durationpb.New(time.Millisecond), // long enough for the code to begin
+	})
+	wantStatus(t, "code", err, codes.DeadlineExceeded, "its state is lost")
 }

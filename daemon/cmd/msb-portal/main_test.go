@@ -183,9 +183,9 @@ func collect(p sandbox.Process, err error) (out output, exit int, _ error) {
 
 // text formats output as lines "stream: text".
 func text(out output) string {
-	var streams [2]strings.Builder
+	names := []sandbox.Stream{sandbox.Stdout, sandbox.Stderr, sandbox.Terminal}
+	streams := make([]strings.Builder, len(names))
 	var all strings.Builder
-	names := []sandbox.Stream{sandbox.Stdout, sandbox.Stderr}
 	for _, o := range out {
 		i := slices.Index(names, o.Stream)
 		for piece := range strings.Lines(string(o.Data)) {

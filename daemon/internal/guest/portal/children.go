@@ -1,12 +1,15 @@
 package portal
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	processes "github.com/msbd/msbd/daemon/internal/sys/process"
 )
@@ -28,6 +31,8 @@ type process struct {
 	// exited is closed once the process has been reaped and status is set.
 	exited chan struct{}
 	status syscall.WaitStatus
+	// group is the process's own cgroup, with everything that it started. It is nil if there is no such cgroup.
+	group *group
 	// killed says that the portal sent SIGKILL to the process or its group.
 	killed bool
 	// oomKills is how many processes of the load had been killed before this one started.
@@ -72,26 +77,78 @@ func (c *children) reap() {
 	}
 }
 
-// start runs the program at path with files as its descriptors 0, 1, 2 and so on. If fork, chdir or exec fails, start
-// returns its errno.
-func (c *children) start(path string, argv, env []string, dir string, files ...*os.File) (*process, error) {
-	fds := make([]uintptr, len(files))
-	for i, f := range files {
+// launch describes a process to start.
+type launch struct {
+	path      string // of the program
+	argv, env []string
+	dir       string // the working directory; empty for that of the portal
+	user      *account
+	// credential is that of user; nil if the process has the credentials of the portal.
+	credential *syscall.Credential
+	files      []*os.File // its descriptors 0, 1, 2 and so on
+	terminal   bool       // descriptor 0 is the terminal that controls it
+	ownGroup   bool       // start it in a cgroup of its own, if possible
+}
+
+// setUser sets the user of the process. It returns a gRPC status if the portal may not start processes of that user.
+func (l *launch) setUser(user *account) (err error) {
+	l.user = user
+	l.credential, err = user.credential()
+	return err
+}
+
+// startError returns the gRPC status for an error of the start of the program name.
+func (l *launch) startError(name string, err error) error {
+	if l.credential != nil && errors.Is(err, syscall.EACCES) {
+		return status.Errorf(codes.PermissionDenied,
+			"%s cannot be run by the user %q, who may not use the program or the working directory %q", name, l.user.name, l.dir)
+	}
+	return startError(name, l.path, err)
+}
+
+// own makes the user of the process the owner of files. Otherwise it could not open /dev/stdout and the like.
+func (l *launch) own(files ...*os.File) error {
+	if l.credential == nil {
+		return nil
+	}
+	for _, f := range files {
+		if err := f.Chown(int(l.credential.Uid), -1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// start starts a process. If fork, chdir or exec fails, start returns its errno.
+func (c *children) start(l launch) (*process, error) {
+	fds := make([]uintptr, len(l.files))
+	for i, f := range l.files {
 		fds[i] = f.Fd()
+	}
+	p := &process{parent: c, exited: make(chan struct{}), oomKills: c.load.oomKills()}
+	attr := &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: fds, Sys: &syscall.SysProcAttr{
+		Setsid: true, Setctty: l.terminal, Credential: l.credential,
+	}}
+	if c.load != nil {
+		dir := c.load.dir
+		if l.ownGroup && c.load.groups != nil {
+			var err error
+			if p.group, dir, err = c.load.groups.create(); err != nil {
+				return nil, err
+			}
+			defer dir.Close()
+		}
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
 	}
 	// Hold the lock so that the process is not reaped before it is in the map.
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := &process{parent: c, exited: make(chan struct{}), oomKills: c.load.oomKills()}
-	attr := &syscall.ProcAttr{Dir: dir, Env: env, Files: fds, Sys: &syscall.SysProcAttr{Setsid: true}}
-	if c.load != nil {
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(c.load.dir.Fd())
-	}
 	err := processes.WithoutOOMProtection(func() (err error) {
-		p.pid, err = syscall.ForkExec(path, argv, attr)
+		p.pid, err = syscall.ForkExec(l.path, l.argv, attr)
 		return err
 	})
 	if err != nil {
+		p.group.release()
 		return nil, err
 	}
 	c.processes[p.pid] = p
@@ -107,20 +164,41 @@ func (c *children) kill() {
 	}
 }
 
-// signal sends sig to the process, but not to its group. It does nothing once the process has been reaped.
-func (p *process) signal(sig syscall.Signal) { p.send(p.pid, sig) }
+// errEnded is returned for a process that has been reaped. The kernel may have given its pid to another process.
+var errEnded = errors.New("the process has ended")
 
-// signalGroup sends sig to the process's group. It does nothing once the process has been reaped.
-func (p *process) signalGroup(sig syscall.Signal) { p.send(-p.pid, sig) }
+// signal sends sig to the process, but not to its group.
+func (p *process) signal(sig syscall.Signal) error { return p.send(p.pid, sig) }
 
-func (p *process) send(target int, sig syscall.Signal) {
+// signalGroup sends sig to the process's group.
+func (p *process) signalGroup(sig syscall.Signal) error { return p.send(-p.pid, sig) }
+
+// signalAll sends sig to everything that the process has started. If the process has no cgroup of its own, that is its
+// process group; otherwise it also works after the process has been reaped.
+func (p *process) signalAll(sig syscall.Signal) error {
+	if p.group == nil {
+		return p.signalGroup(sig)
+	}
+	if sig != syscall.SIGKILL {
+		return p.group.signal(sig)
+	}
+	p.parent.mu.Lock()
+	if p.parent.processes[p.pid] == p {
+		p.killed = true
+	}
+	p.parent.mu.Unlock()
+	return p.group.kill()
+}
+
+func (p *process) send(target int, sig syscall.Signal) error {
 	p.parent.mu.Lock()
 	defer p.parent.mu.Unlock()
 	// After the process was reaped, the kernel may have reused its pid.
-	if p.parent.processes[p.pid] == p {
-		p.killed = p.killed || sig == syscall.SIGKILL
-		_ = syscall.Kill(target, sig)
+	if p.parent.processes[p.pid] != p {
+		return errEnded
 	}
+	p.killed = p.killed || sig == syscall.SIGKILL
+	return syscall.Kill(target, sig)
 }
 
 // running reports whether the process has not been reaped yet.

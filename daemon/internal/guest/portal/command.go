@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -18,58 +15,29 @@ import (
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-// defaultPath is the PATH of an environment that has none.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
 // RunCommand implements portalv1.PortalServiceServer.
 func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerStreamingServer[portalv1.RunCommandResponse]) error {
-	if req.GetCommand() == "" {
-		return status.Error(codes.InvalidArgument, "command is empty: name a program")
-	}
-	env, dir, err := processEnvironment(req.GetEnvironment())
+	ctx, cancel := withLimit(stream.Context(), req.GetTimeout())
+	defer cancel()
+	p, r, err := s.programs.start(ctx, &portalv1.StartProcessRequest{
+		Argv: append([]string{req.GetCommand()}, req.GetArgs()...), Environment: req.GetEnvironment(), WithCall: true,
+	})
 	if err != nil {
 		return err
 	}
-	path, err := lookPath(req.GetCommand(), env, dir)
-	if err != nil {
-		return err
-	}
-
-	out, outEnd, errEnd, err := newOutput(func(from portalv1.Output_Stream, data []byte) error {
+	err = p.follow(stream.Context(), r, func(uint64) error { return nil }, func(from portalv1.Output_Stream, data []byte) error {
 		return stream.Send(&portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{
 			Output: &portalv1.Output{Stream: from, Data: data},
 		}})
-	}, s.discard)
-	if err != nil {
-		return startError(req.GetCommand(), "", err)
-	}
-	argv := append([]string{req.GetCommand()}, req.GetArgs()...)
-	p, err := s.children.start(path, argv, env, dir, s.null, outEnd, errEnd)
-	outEnd.Close()
-	errEnd.Close()
-	if err != nil {
-		return startError(req.GetCommand(), path, err)
-	}
-
-	ctx, cancel := withLimit(stream.Context(), req.GetTimeout())
-	defer cancel()
-	select {
-	case <-p.exited:
-	case <-ctx.Done():
-		p.signalGroup(syscall.SIGKILL)
-		<-p.exited
-		err = endError(ctx)
-	}
-	if why := p.outOfMemory(); why != "" && err == nil {
-		out.drain()
-		out.report("killed: " + why)
-	}
-	out.finish()
+	})
 	if err != nil {
 		return err
 	}
+	if p.callEnded {
+		return endError(ctx)
+	}
 	return stream.Send(&portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{
-		Result: &portalv1.CommandResult{ExitCode: exitCode(p.status)},
+		Result: &portalv1.CommandResult{ExitCode: p.exit.GetExitCode()},
 	}})
 }
 
@@ -102,59 +70,4 @@ func endError(ctx context.Context) error {
 		return status.Error(codes.DeadlineExceeded, e.Error())
 	}
 	return status.FromContextError(ctx.Err()).Err()
-}
-
-// processEnvironment returns the environment and the working directory for a process. e overrides the portal's
-// environment and working directory, which come from the image. An empty dir means the portal's working directory.
-func processEnvironment(e *portalv1.Environment) (env []string, dir string, err error) {
-	env = os.Environ()
-	for _, entry := range e.GetEnv() {
-		name, _, ok := strings.Cut(entry, "=")
-		if !ok || name == "" || strings.ContainsRune(entry, 0) {
-			return nil, "", status.Errorf(codes.InvalidArgument, "environment entry %q is invalid: use NAME=value", entry)
-		}
-		env = setenv(env, name, entry)
-	}
-	dir = e.GetWorkdir()
-	if dir == "" {
-		return env, "", nil
-	}
-	if !filepath.IsAbs(dir) {
-		return nil, "", status.Errorf(codes.InvalidArgument, "workdir %q is not absolute: use an absolute path", dir)
-	}
-	var problem string
-	info, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		problem = "does not exist in the sandbox"
-	case err != nil:
-		problem = "cannot be used: " + errors.Unwrap(err).Error()
-	case !info.IsDir():
-		problem = "is not a directory"
-	default:
-		return env, dir, nil
-	}
-	// The request of the run is right. The workdir is in the sandbox's configuration, or a run has removed it.
-	return nil, "", status.Errorf(codes.FailedPrecondition,
-		"workdir %q %s: stop the sandbox and start it with another workdir, or none", dir, problem)
-}
-
-// setenv replaces the entry of the variable name in env with entry, or appends entry.
-func setenv(env []string, name, entry string) []string {
-	for i, old := range env {
-		if strings.HasPrefix(old, name+"=") {
-			env[i] = entry
-			return env
-		}
-	}
-	return append(env, entry)
-}
-
-func getenv(env []string, name string) (value string, ok bool) {
-	for _, entry := range env {
-		if v, found := strings.CutPrefix(entry, name+"="); found {
-			return v, true
-		}
-	}
-	return "", false
 }

@@ -9,8 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroupFD is the descriptor at which msbd's guest agent gives the portal its container's cgroup.
-const cgroupFD = 3
+// The descriptors at which msbd's guest agent gives the portal its cgroups. An agent before the contract 1 gives it only
+// the first one.
+const (
+	containerFD = 3 // the container's cgroup, which is read-only
+	processesFD = 4 // the cgroup "processes" below the load, in which the portal creates cgroups
+)
 
 // load is the cgroup in which the portal starts its processes. The portal itself runs in another one, so that it
 // responds even if its processes use all the memory, processors and process ids that they may use. A nil load means
@@ -19,21 +23,33 @@ const cgroupFD = 3
 type load struct {
 	container *os.File // the directory of the container's cgroup, whose limit on memory is that of the sandbox
 	dir       *os.File // the directory of the load's cgroup, which is below it
+	groups    *groups  // nil if the agent does not provide a cgroup for them
 }
 
 // openLoad returns the load that the guest's agent has provided, or nil if there is none.
 func openLoad() (*load, error) {
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(cgroupFD, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
+	if !isCgroup(containerFD) {
 		return nil, nil
 	}
-	l := &load{container: os.NewFile(cgroupFD, "cgroup")}
+	l := &load{container: os.NewFile(containerFD, "cgroup")}
+	if isCgroup(processesFD) {
+		l.groups = &groups{dir: os.NewFile(processesFD, "processes")}
+	}
 	var err error
 	if l.dir, err = openAt(l.container, "load", unix.O_DIRECTORY); err != nil {
 		l.container.Close()
 		return nil, err
 	}
 	return l, nil
+}
+
+// isCgroup reports whether fd is the directory of a cgroup. A descriptor that the agent has not provided may be that of a
+// file in a cgroup, because Go's runtime keeps the limit on the processors open.
+func isCgroup(fd int) bool {
+	var fs unix.Statfs_t
+	var file unix.Stat_t
+	return unix.Fstatfs(fd, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC &&
+		unix.Fstat(fd, &file) == nil && file.Mode&unix.S_IFMT == unix.S_IFDIR
 }
 
 func openAt(dir *os.File, name string, flags int) (*os.File, error) {
@@ -46,6 +62,9 @@ func openAt(dir *os.File, name string, flags int) (*os.File, error) {
 
 func (l *load) close() {
 	if l != nil {
+		if l.groups != nil {
+			l.groups.dir.Close()
+		}
 		l.dir.Close()
 		l.container.Close()
 	}

@@ -3,6 +3,7 @@ package portal
 import (
 	"bytes"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,6 +15,15 @@ import (
 const (
 	stdout = portalv1.Output_STREAM_STDOUT
 	stderr = portalv1.Output_STREAM_STDERR
+	tty    = portalv1.Output_STREAM_TERMINAL
+)
+
+const (
+	// maxPiece is the largest piece of output, in bytes.
+	maxPiece = 64 << 10
+	// maxTerminal is more than the kernel buffers of the output of a terminal, in bytes: 8 KiB of the pseudo-terminal
+	// and 4 KiB of its line discipline.
+	maxTerminal = 16 << 10
 )
 
 // maxBacklog bounds the output, in bytes, that is kept while no run of a REPL is in progress. Further output is
@@ -32,30 +42,31 @@ const (
 // emitFunc receives a piece of output. It must not retain data.
 type emitFunc func(stream portalv1.Output_Stream, data []byte) error
 
-// output collects what a process and its descendants print into two pipes.
+// output collects what a process and its descendants print into two pipes, or on a terminal.
 //
-// The pipes are read until their last writer has closed them, by a discarder after the process's end. That may take
+// These sources are read until their last writer has closed them, by a discarder after the process's end. That may take
 // long. A server in the background must not die of SIGPIPE because the command that started it has ended.
 type output struct {
 	// mu is held from the read of a piece until the piece has been emitted. Pieces are therefore emitted in the order
 	// in which they were read. A goroutine that acquires mu knows that everything that was read has been emitted.
-	mu    sync.Mutex
-	pipes [2]outputPipe
-	// epoll watches the open pipes. ready is the same descriptor as a file, which Go's poller watches.
+	mu sync.Mutex
+	// sources are stdout and stderr, or a terminal. Messages of the portal go to the last one.
+	sources []source
+	// epoll watches the open sources. ready is the same descriptor as a file, which Go's poller watches.
 	epoll       int
 	ready       *os.File
 	discard     *discarder
-	buf         [64 << 10]byte
+	buf         [maxPiece]byte
 	emit        emitFunc
 	backlog     []backlogPiece // output to emit when attach is called
 	backlogSize int            // bytes in backlog
 }
 
-// outputPipe is the read end of a pipe.
-type outputPipe struct {
+// source is the non-blocking read end of a pipe, or the master of a terminal.
+type source struct {
 	stream portalv1.Output_Stream
 	fd     int
-	// open is true until the last writer has closed the pipe.
+	// open is true until the last writer has closed the source.
 	open    bool
 	midLine bool // the last byte was not a newline
 }
@@ -65,9 +76,9 @@ type backlogPiece struct {
 	data   []byte
 }
 
-// newOutput returns an output and the write ends of its pipes, which the caller must close after it has started the
-// process. If emit is nil, up to maxBacklog bytes are kept until attach is called. discard reads the pipes after finish.
-func newOutput(emit emitFunc, discard *discarder) (_ *output, outEnd, errEnd *os.File, err error) {
+// newPipes returns an output of two new pipes, and their write ends, which the caller must close after it has started the
+// process. The other parameters are those of newOutput.
+func newPipes(emit emitFunc, discard *discarder) (_ *output, outEnd, errEnd *os.File, err error) {
 	var fds []int
 	defer func() {
 		if err != nil {
@@ -76,18 +87,8 @@ func newOutput(emit emitFunc, discard *discarder) (_ *output, outEnd, errEnd *os
 			}
 		}
 	}()
-	// A separate epoll instance reports which pipe became readable first. Go's poller does not.
-	ready, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, nil, nil, os.NewSyscallError("epoll_create1", err)
-	}
-	fds = append(fds, ready)
-	if err := unix.SetNonblock(ready, true); err != nil {
-		return nil, nil, nil, os.NewSyscallError("fcntl", err)
-	}
-	o := &output{emit: emit, epoll: ready, discard: discard}
-	var ends [2]int
-	for i, stream := range []portalv1.Output_Stream{stdout, stderr} {
+	var sources []source
+	for _, stream := range []portalv1.Output_Stream{stdout, stderr} {
 		var pair [2]int
 		if err := unix.Pipe2(pair[:], unix.O_CLOEXEC); err != nil {
 			return nil, nil, nil, os.NewSyscallError("pipe2", err)
@@ -97,19 +98,41 @@ func newOutput(emit emitFunc, discard *discarder) (_ *output, outEnd, errEnd *os
 		if err := unix.SetNonblock(pair[0], true); err != nil {
 			return nil, nil, nil, os.NewSyscallError("fcntl", err)
 		}
-		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}
-		if err := unix.EpollCtl(ready, unix.EPOLL_CTL_ADD, pair[0], &event); err != nil {
-			return nil, nil, nil, os.NewSyscallError("epoll_ctl", err)
-		}
-		o.pipes[i] = outputPipe{stream: stream, fd: pair[0], open: true}
-		ends[i] = pair[1]
+		sources = append(sources, source{stream: stream, fd: pair[0]})
 	}
-	o.ready = os.NewFile(uintptr(ready), "epoll")
-	go o.pump()
-	return o, os.NewFile(uintptr(ends[0]), "stdout"), os.NewFile(uintptr(ends[1]), "stderr"), nil
+	o, err := newOutput(emit, discard, sources...)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return o, os.NewFile(uintptr(fds[1]), "stdout"), os.NewFile(uintptr(fds[3]), "stderr"), nil
 }
 
-// pump emits the output in the pipes until their last writers have closed them, or finish was called.
+// newOutput returns an output of sources, whose descriptors it takes over unless it returns an error. If emit is nil, up
+// to maxBacklog bytes are kept until attach is called. discard reads the sources after finish.
+func newOutput(emit emitFunc, discard *discarder, sources ...source) (*output, error) {
+	// A separate epoll instance reports which source became readable first. Go's poller does not.
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(epoll, true); err != nil {
+		unix.Close(epoll)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	for i := range sources {
+		event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)}
+		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, sources[i].fd, &event); err != nil {
+			unix.Close(epoll)
+			return nil, os.NewSyscallError("epoll_ctl", err)
+		}
+		sources[i].open = true
+	}
+	o := &output{emit: emit, sources: sources, epoll: epoll, ready: os.NewFile(uintptr(epoll), "epoll"), discard: discard}
+	go o.pump()
+	return o, nil
+}
+
+// pump emits the output of the sources until their last writers have closed them, or finish was called.
 func (o *output) pump() {
 	defer o.ready.Close()
 	raw, err := o.ready.SyscallConn()
@@ -128,62 +151,85 @@ func (o *output) pump() {
 			}
 			last = time.Now()
 			o.mu.Lock()
-			n := 0
-			if ended = !o.pipes[0].open && !o.pipes[1].open; !ended {
-				n = o.read()
-				ended = !o.pipes[0].open && !o.pipes[1].open
-			}
+			progress := o.read()
+			ended = !o.open()
 			o.mu.Unlock()
-			if ended || n == 0 {
+			if ended || !progress {
 				return ended
 			}
 		}
 	})
 }
 
-// read emits the bytes that are in the pipes, and returns how many pipes were readable. It starts with the pipe that
-// became readable first. It stops reading a pipe once it has read the bytes that were in the pipe at the beginning, so
-// that it returns even if a writer never stops. The caller holds mu.
-func (o *output) read() int {
-	var events [len(o.pipes)]unix.EpollEvent
+// open reports whether a source is open. The caller holds mu.
+func (o *output) open() bool {
+	return slices.ContainsFunc(o.sources, func(s source) bool { return s.open })
+}
+
+// read emits the bytes that are in the sources, and reports whether there were any or a source has ended. It starts with
+// the source that became readable first. It stops reading a source once it has read the bytes that were in it at the
+// beginning, so that it returns even if a writer never stops. The caller holds mu.
+func (o *output) read() (progress bool) {
+	if !o.open() {
+		return false
+	}
+	for _, i := range o.readySources() {
+		s := &o.sources[i]
+		waiting := maxTerminal
+		if s.stream != tty {
+			waiting, _ = unix.IoctlGetInt(s.fd, unix.TIOCINQ)
+		}
+		for more := true; more; {
+			n, err := unix.Read(s.fd, o.buf[:])
+			switch {
+			case err == unix.EINTR:
+			case err == unix.EAGAIN:
+				more = false
+			case n <= 0: // a terminal without writers returns EIO
+				o.unwatch(s)
+				unix.Close(s.fd)
+				progress, more = true, false
+			default:
+				o.deliver(s, o.buf[:n])
+				waiting -= n
+				progress, more = true, waiting > 0
+			}
+		}
+	}
+	return progress
+}
+
+// readySources returns the indexes of the sources that have something to read, in the order in which they became
+// readable. It always returns that of a terminal, because the kernel may not yet have moved what was printed on it to the
+// buffer that epoll watches. A read waits for that.
+func (o *output) readySources() []int32 {
+	if o.sources[0].stream == tty {
+		return []int32{0}
+	}
+	var events [2]unix.EpollEvent
 	n, err := unix.EpollWait(o.epoll, events[:], 0)
 	for err == unix.EINTR {
 		n, err = unix.EpollWait(o.epoll, events[:], 0)
 	}
+	var ready []int32
 	for _, event := range events[:max(n, 0)] {
-		p := &o.pipes[event.Fd]
-		waiting, _ := unix.IoctlGetInt(p.fd, unix.TIOCINQ)
-		for {
-			n, err := unix.Read(p.fd, o.buf[:])
-			if err == unix.EINTR {
-				continue
-			}
-			if n > 0 {
-				o.deliver(p, o.buf[:n])
-			} else if err != unix.EAGAIN {
-				o.unwatch(p)
-				unix.Close(p.fd)
-			}
-			if waiting -= n; waiting <= 0 || n <= 0 {
-				break
-			}
-		}
+		ready = append(ready, event.Fd)
 	}
-	return max(n, 0)
+	return ready
 }
 
 // deliver emits data, or adds it to the backlog if there is no emit. The caller holds mu.
-func (o *output) deliver(p *outputPipe, data []byte) {
-	p.midLine = data[len(data)-1] != '\n'
+func (o *output) deliver(s *source, data []byte) {
+	s.midLine = data[len(data)-1] != '\n'
 	if o.emit != nil {
 		// An error means that the caller of the run is gone. The context then ends the run.
-		_ = o.emit(p.stream, data)
+		_ = o.emit(s.stream, data)
 		return
 	}
 	data = data[:min(len(data), maxBacklog-o.backlogSize)]
 	if len(data) > 0 {
 		o.backlogSize += len(data)
-		o.backlog = append(o.backlog, backlogPiece{p.stream, bytes.Clone(data)})
+		o.backlog = append(o.backlog, backlogPiece{s.stream, bytes.Clone(data)})
 	}
 }
 
@@ -208,43 +254,45 @@ func (o *output) detach() {
 func (o *output) finish() {
 	o.drain()
 	o.mu.Lock()
-	for i := range o.pipes {
-		if p := &o.pipes[i]; p.open {
-			o.unwatch(p)
-			o.discard.add(p.fd)
+	for i := range o.sources {
+		if s := &o.sources[i]; s.open {
+			o.unwatch(s)
+			o.discard.add(s.fd)
 		}
 	}
 	o.mu.Unlock()
 	o.ready.Close() // waits until pump has ended
 }
 
-// unwatch ends the use of a pipe. Closing it would not remove it from epoll if a child that is just being forked holds it
-// for a moment. Then epoll would report it again, when its descriptor may already be that of another file. The caller
+// unwatch ends the use of a source. Closing it would not remove it from epoll if a child that is just being forked holds
+// it for a moment. Then epoll would report it again, when its descriptor may already be that of another file. The caller
 // holds mu.
-func (o *output) unwatch(p *outputPipe) {
-	p.open = false
-	_ = unix.EpollCtl(o.epoll, unix.EPOLL_CTL_DEL, p.fd, nil)
+func (o *output) unwatch(s *source) {
+	s.open = false
+	_ = unix.EpollCtl(o.epoll, unix.EPOLL_CTL_DEL, s.fd, nil)
 }
 
 // drain emits all output that was printed before the call.
 func (o *output) drain() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.pipes[0].open || o.pipes[1].open {
-		o.read()
-	}
+	o.read()
 }
 
-// report emits a message of the portal on stderr. If the process's last line there has no newline, report first ends
-// it.
+// report emits a message of the portal on stderr, or on the terminal. If the process's last line there has no newline,
+// report first ends it.
 func (o *output) report(line string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	p := &o.pipes[1]
-	if p.midLine {
-		line = "\n" + line
+	s := &o.sources[len(o.sources)-1]
+	newline := "\n"
+	if s.stream == tty {
+		newline = "\r\n"
 	}
-	o.deliver(p, []byte(line+"\n"))
+	if s.midLine {
+		line = newline + line
+	}
+	o.deliver(s, []byte(line+newline))
 }
 
 // maxQuote limits the output that an error quotes, in bytes.

@@ -5,23 +5,28 @@ import (
 	_ "embed"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
 // The drivers (repl.py and repl.js) run in the image's interpreters. Each has five descriptors:
 //
-//	0     /dev/null
+//	0     an anonymous file with the input of the run in progress
 //	1, 2  pipes for the output of the code and of the processes that it starts
-//	3     socket "runs": the driver itself, then for each run its length (4 bytes, big endian) and its code
+//	3     socket "runs": the driver itself, then for each run two strings, each after its length (4 bytes, big endian):
+//	      the options and the code. The options are the working directory and NAME=value entries, separated by NUL
+//	      bytes. If they are empty, the run has none; if the directory is empty, it stays what it is.
 //	4     socket "control": the single bytes below
 //
 // The interpreter's arguments are a short program that reads the driver and executes it. The driver itself would make
@@ -49,39 +54,85 @@ const (
 	// interruptGrace is how long an interpreter has to react to an interrupt. After that, its process group is
 	// interrupted. It is also how long an interpreter has to exit once its control socket is unusable.
 	interruptGrace = time.Second
-	// killTimeout is how long an interrupted interpreter has to end the run. After that, it is killed and loses its
-	// state. An emulated interpreter on a busy host has taken more than 5 s.
+	// killTimeout is how long an interrupted interpreter has to end the run, unless the run has its own grace. After
+	// that, it is killed and loses its state. An emulated interpreter on a busy host has taken more than 5 s.
 	killTimeout = 15 * time.Second
+	// maxREPLs is how many REPLs a portal has.
+	maxREPLs = 16
 )
 
-// repl runs code in one language, in a session that is started by the first run.
-type repl struct {
+// interpreter says how to run code in a language.
+type interpreter struct {
 	name    string
 	program string
 	driver  string
 	// option and loader are the interpreter's arguments. %d in loader is the size of the driver in bytes.
 	option, loader string
-	children       *children
-	discard        *discarder
-	null           *os.File
-	queue          replQueue
-	session        *session
 }
 
-func newREPLs(c *children, discard *discarder, null *os.File) map[portalv1.RunCodeRequest_Language]*repl {
-	return map[portalv1.RunCodeRequest_Language]*repl{
-		portalv1.RunCodeRequest_LANGUAGE_PYTHON: {
-			name: "python", program: "python3", driver: pythonDriver,
-			option: "-c", loader: "import os; exec(os.read(3, %d))",
-			children: c, discard: discard, null: null, queue: make(replQueue, 1),
-		},
-		portalv1.RunCodeRequest_LANGUAGE_NODE: {
-			name: "node", program: "node", driver: nodeDriver,
-			// The name [eval] lets the driver recognize its own frames, as if it were the argument.
-			option: "-e", loader: "{ const b = Buffer.alloc(%d); fs.readSync(3, b); vm.runInThisContext(b.toString(), '[eval]') }",
-			children: c, discard: discard, null: null, queue: make(replQueue, 1),
-		},
+var interpreters = map[portalv1.RunCodeRequest_Language]interpreter{
+	portalv1.RunCodeRequest_LANGUAGE_PYTHON: {
+		name: "python", program: "python3", driver: pythonDriver,
+		option: "-c", loader: "import os; exec(os.read(3, %d))",
+	},
+	portalv1.RunCodeRequest_LANGUAGE_NODE: {
+		name: "node", program: "node", driver: nodeDriver,
+		// The name [eval] lets the driver recognize its own frames, as if it were the argument.
+		option: "-e", loader: "{ const b = Buffer.alloc(%d); fs.readSync(3, b); vm.runInThisContext(b.toString(), '[eval]') }",
+	},
+}
+
+// repls are the REPLs of a portal: one for each language and user that has been used.
+type repls struct {
+	children *children
+	discard  *discarder
+
+	mu  sync.Mutex
+	all map[replKey]*repl
+}
+
+type replKey struct {
+	language portalv1.RunCodeRequest_Language
+	uid, gid uint32
+}
+
+func newREPLs(c *children, discard *discarder) *repls {
+	return &repls{children: c, discard: discard, all: make(map[replKey]*repl)}
+}
+
+// find returns the REPL of a language and a user, as in StartProcessRequest. Errors are gRPC statuses.
+func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*repl, error) {
+	interpreter, ok := interpreters[language]
+	if !ok {
+		return nil, status.Errorf(codes.InvalidArgument, "unknown language %v", language)
 	}
+	account, err := lookupUser(user)
+	if err != nil {
+		return nil, err
+	}
+	key := replKey{language, account.uid, account.gid}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.all[key]
+	if r == nil {
+		if len(s.all) >= maxREPLs {
+			return nil, status.Errorf(codes.ResourceExhausted,
+				"the sandbox has REPLs of %d users and languages, which is the most that it can: run the code as one of these users", maxREPLs)
+		}
+		r = &repl{interpreter: interpreter, user: account, children: s.children, discard: s.discard, queue: make(replQueue, 1)}
+		s.all[key] = r
+	}
+	return r, nil
+}
+
+// repl runs code in one language as one user, in a session that is started by the first run.
+type repl struct {
+	interpreter
+	user     *account
+	children *children
+	discard  *discarder
+	queue    replQueue
+	session  *session
 }
 
 // replQueue is a lock that the run in progress holds. It is a channel because goroutines that wait for a channel are
@@ -102,6 +153,10 @@ func (q replQueue) release() { <-q }
 // run runs the code of req and passes its output to emit. It does not call emit after it has returned. success is false
 // if the code raised an exception, exited with a code other than 0, or ended the interpreter.
 func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitFunc) (success bool, err error) {
+	options, err := r.options(req)
+	if err != nil {
+		return false, err
+	}
 	if err := r.queue.acquire(ctx); err != nil {
 		return false, status.FromContextError(err).Err()
 	}
@@ -116,12 +171,15 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		}
 	}
 	s := r.session
+	if err := s.setInput(req.GetInput()); err != nil {
+		return false, status.Errorf(codes.ResourceExhausted, "pass the input to the %s process: %v", r.name, err)
+	}
 	s.oomKills = r.children.load.oomKills()
 	s.out.attach(emit)
 	ctx, cancel := withLimit(ctx, req.GetTimeout())
 	defer cancel()
-	if err := s.submit(ctx, req.GetCode()); err != nil {
-		s.signalGroup(syscall.SIGKILL)
+	if err := s.submit(ctx, options, req.GetCode()); err != nil {
+		_ = s.signalGroup(syscall.SIGKILL)
 	}
 	var event byte // 0 if the session is lost
 	select {
@@ -129,7 +187,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 	case <-s.exited:
 	case <-ctx.Done():
 		err = endError(ctx)
-		if event = s.interrupt(); event == 0 {
+		if event = s.interrupt(req.GetGrace()); event == 0 {
 			st := status.Convert(err)
 			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.name, s.exitText())
 		}
@@ -140,6 +198,24 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, emit emitF
 		s.out.detach()
 	}
 	return event == controlOK, err
+}
+
+// options returns the options of a run, as its frame has them.
+func (r *repl) options(req *portalv1.RunCodeRequest) (string, error) {
+	if req.GetCwd() == "" && len(req.GetEnv()) == 0 {
+		return "", nil
+	}
+	if err := checkEnv(req.GetEnv()); err != nil {
+		return "", err
+	}
+	dir := ""
+	if req.GetCwd() != "" {
+		var err error
+		if dir, err = directory(req.GetEnvironment().GetWorkdir(), req.GetCwd(), r.user.home); err != nil {
+			return "", err
+		}
+	}
+	return strings.Join(append([]string{dir}, req.GetEnv()...), "\x00"), nil
 }
 
 // reportExit releases a session whose process has exited. It passes to emit the remaining output and a line that says
@@ -167,7 +243,9 @@ func (p *process) exitText() string {
 // session is an interpreter that runs the language's driver.
 type session struct {
 	*process
-	out     *output
+	out *output
+	// input is the interpreter's descriptor 0.
+	input   *os.File
 	runs    *os.File
 	control *os.File
 	// events carries the bytes that the driver sends, except for syncs.
@@ -175,12 +253,19 @@ type session struct {
 }
 
 // start starts the interpreter and waits until it is ready.
-func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*session, error) {
-	env, dir, err := processEnvironment(environment)
+func (r *repl) start(ctx context.Context, e *portalv1.Environment) (*session, error) {
+	var l launch
+	err := l.setUser(r.user)
 	if err != nil {
 		return nil, err
 	}
-	path, err := lookPath(r.program, env, dir)
+	if l.env, err = environment(r.user, e.GetEnv()); err != nil {
+		return nil, err
+	}
+	if l.dir, err = directory(e.GetWorkdir(), "", ""); err != nil {
+		return nil, err
+	}
+	l.path, err = lookPath(r.program, l.env, l.dir)
 	if status.Code(err) == codes.ResourceExhausted {
 		return nil, err
 	}
@@ -188,7 +273,7 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 		return nil, status.Errorf(codes.FailedPrecondition, "the image has no %s: %s; use a sandbox with an image that has it, such as microsandbox/%s",
 			r.program, status.Convert(err).Message(), r.name)
 	}
-	s, err := r.launch(path, env, dir)
+	s, err := r.launch(l)
 	if err != nil {
 		return nil, err
 	}
@@ -206,21 +291,23 @@ func (r *repl) start(ctx context.Context, environment *portalv1.Environment) (*s
 	case <-ctx.Done():
 		err = status.FromContextError(ctx.Err()).Err()
 	}
-	s.signalGroup(syscall.SIGKILL)
+	_ = s.signalGroup(syscall.SIGKILL)
 	<-s.exited
 	s.close()
 	return nil, err
 }
 
-// launch starts the interpreter with the five descriptors described above. It does not wait until it is ready.
-func (r *repl) launch(path string, env []string, dir string) (_ *session, err error) {
+// launch starts the interpreter as l says, with the five descriptors described above. It does not wait until it is ready.
+func (r *repl) launch(l launch) (_ *session, err error) {
+	s := &session{events: make(chan byte)}
 	var childEnds []*os.File
 	defer func() {
 		for _, f := range childEnds {
 			f.Close()
 		}
 		if err != nil {
-			st := status.Convert(startError(r.program, path, err))
+			s.close()
+			st := status.Convert(l.startError(r.program, err))
 			code := codes.FailedPrecondition
 			if st.Code() == codes.ResourceExhausted {
 				code = st.Code()
@@ -228,40 +315,54 @@ func (r *repl) launch(path string, env []string, dir string) (_ *session, err er
 			err = status.Error(code, st.Message())
 		}
 	}()
-	out, outEnd, errEnd, err := newOutput(nil, r.discard)
+	memory, err := unix.MemfdCreate("stdin", unix.MFD_CLOEXEC)
 	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	s.input = os.NewFile(uintptr(memory), "stdin")
+	l.files = []*os.File{s.input}
+	var outEnd, errEnd, runsEnd, controlEnd *os.File
+	if s.out, outEnd, errEnd, err = newPipes(nil, r.discard); err != nil {
 		return nil, err
 	}
 	childEnds = append(childEnds, outEnd, errEnd)
-
-	s := &session{out: out, events: make(chan byte)}
-	var runsEnd, controlEnd *os.File
+	if err := l.own(outEnd, errEnd); err != nil {
+		return nil, err
+	}
 	if s.runs, runsEnd, err = socketPair("runs"); err != nil {
 		return nil, err
 	}
 	childEnds = append(childEnds, runsEnd)
 	if s.control, controlEnd, err = socketPair("control"); err != nil {
-		s.runs.Close()
 		return nil, err
 	}
 	childEnds = append(childEnds, controlEnd)
+	l.files = append(l.files, childEnds...)
 
 	// A socket has room for the driver, so this does not wait for the interpreter, which is started later. A pipe may be
 	// too small: it has 64 KiB, but only one or two pages if the portal is not root and its user has many pipes.
 	if _, err := s.runs.WriteString(r.driver); err != nil {
-		s.runs.Close()
-		s.control.Close()
 		return nil, err
 	}
-	argv := []string{r.program, r.option, fmt.Sprintf(r.loader, len(r.driver))}
-	s.process, err = r.children.start(path, argv, env, dir, r.null, outEnd, errEnd, runsEnd, controlEnd)
-	if err != nil {
-		s.runs.Close()
-		s.control.Close()
+	l.argv = []string{r.program, r.option, fmt.Sprintf(r.loader, len(r.driver))}
+	if s.process, err = r.children.start(l); err != nil {
 		return nil, err
 	}
 	go s.serveControl()
 	return s, nil
+}
+
+// setInput makes data the input of the next run. The interpreter has the same open file, so it reads from where the
+// portal seeks to.
+func (s *session) setInput(data []byte) error {
+	if err := s.input.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := s.input.WriteAt(data, 0); err != nil {
+		return err
+	}
+	_, err := s.input.Seek(0, io.SeekStart)
+	return err
 }
 
 // socketPair returns the two ends of a stream: ours does not block, and the child inherits theirs.
@@ -284,7 +385,7 @@ func (s *session) serveControl() {
 		select {
 		case <-s.exited:
 		case <-timer.C:
-			s.signalGroup(syscall.SIGKILL)
+			_ = s.signalGroup(syscall.SIGKILL)
 		}
 	}()
 	var b [1]byte
@@ -311,36 +412,43 @@ func (s *session) serveControl() {
 	}
 }
 
-// submit sends code to the driver. The driver reads whenever no run is in progress, so the write blocks only if the
-// code of an earlier run keeps the driver from reading.
-func (s *session) submit(ctx context.Context, code string) error {
-	frame := make([]byte, 4, 4+len(code))
-	binary.BigEndian.PutUint32(frame, uint32(len(code)))
+// submit sends a run to the driver. The driver reads whenever no run is in progress, so the write blocks only if the code
+// of an earlier run keeps the driver from reading.
+func (s *session) submit(ctx context.Context, options, code string) error {
+	frame := make([]byte, 0, 8+len(options)+len(code))
+	for _, text := range []string{options, code} {
+		frame = binary.BigEndian.AppendUint32(frame, uint32(len(text)))
+		frame = append(frame, text...)
+	}
 	_ = s.runs.SetWriteDeadline(time.Time{})
 	stop := context.AfterFunc(ctx, func() { _ = s.runs.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
-	_, err := s.runs.Write(append(frame, code...))
+	_, err := s.runs.Write(frame)
 	return err
 }
 
 // interrupt ends the run in progress. It returns the driver's event for the run, or 0 if the interpreter has exited or
-// had to be killed.
-func (s *session) interrupt() byte {
-	s.signal(syscall.SIGINT)
+// had to be killed after grace, or after killTimeout if grace is nil.
+func (s *session) interrupt(grace *durationpb.Duration) byte {
+	_ = s.signal(syscall.SIGINT)
 	// The interpreter may be waiting for a program that it started. So if it does not react, interrupt its process
 	// group. Do not do this at first, because programs in the background should survive an interrupted run.
 	retry := time.NewTicker(interruptGrace)
 	defer retry.Stop()
-	kill := time.NewTimer(killTimeout)
+	timeout := killTimeout
+	if grace != nil {
+		timeout = grace.AsDuration()
+	}
+	kill := time.NewTimer(timeout)
 	defer kill.Stop()
 	for {
 		select {
 		case event := <-s.events:
 			return event
 		case <-retry.C:
-			s.signalGroup(syscall.SIGINT)
+			_ = s.signalGroup(syscall.SIGINT)
 		case <-kill.C:
-			s.signalGroup(syscall.SIGKILL)
+			_ = s.signalGroup(syscall.SIGKILL)
 			<-s.exited
 			return 0
 		case <-s.exited:
@@ -349,9 +457,12 @@ func (s *session) interrupt() byte {
 	}
 }
 
-// close releases the portal's descriptors of a session whose process has exited.
+// close releases the portal's descriptors of a session whose process has exited or was not started.
 func (s *session) close() {
-	s.out.finish()
-	s.runs.Close()
-	s.control.Close()
+	if s.out != nil {
+		s.out.finish()
+	}
+	for _, f := range []*os.File{s.input, s.runs, s.control} {
+		f.Close() // which does nothing for nil
+	}
 }

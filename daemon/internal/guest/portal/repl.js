@@ -14,6 +14,8 @@
   const READY = 'r', OK = '+', FAILED = '-', SYNC = 0x80;
 
   let running = false;
+  const { env } = process;
+  let stdin = null; // process.stdin of the run in progress, once it is used
   let failRun = null; // ends the run in progress with an error
   let count = 0;
 
@@ -157,12 +159,26 @@
   // code's value is a promise, as after a last line `main()`, the run ends when the promise settles.
   // An endless loop after an await cannot be interrupted: Node handles SIGINT in running code only
   // until the code first waits.
-  async function run(code) {
+  async function run(options, code) {
     const name = `REPL${++count}`;
+    const [directory, ...entries] = options.split('\0');
+    const previous = {};
+    let previousDirectory = null;
+    stdin?.destroy();
+    stdin = null;
     running = true;
     const failed = new Promise((resolve, reject) => { failRun = reject; });
     failed.catch(() => {});
     try {
+      for (const entry of entries) {
+        const [, key, value] = /^([^=]*)=([^]*)$/.exec(entry);
+        if (!Object.hasOwn(previous, key)) previous[key] = env[key];
+        env[key] = value;
+      }
+      if (directory) {
+        previousDirectory = process.cwd();
+        process.chdir(directory);
+      }
       const value = await Promise.race([(async () => evaluate(code, name))(), failed]);
       if (value !== undefined) process.stdout.write(`${util.inspect(value)}\n`);
       // Node reports unhandled rejections in the next turn of the event loop.
@@ -181,6 +197,17 @@
     } finally {
       failRun = null;
       running = false;
+      for (const [key, value] of Object.entries(previous)) {
+        if (value === undefined) delete env[key];
+        else env[key] = value;
+      }
+      if (previousDirectory !== null) {
+        try {
+          process.chdir(previousDirectory);
+        } catch {
+          writeAll(2, Buffer.from('could not return to the previous directory at the end of the run\n'));
+        }
+      }
     }
   }
 
@@ -188,6 +215,11 @@
     const stream = new Stream(fd);
     Object.defineProperty(process, name, { configurable: true, enumerable: true, get: () => stream });
   }
+  // Each run has an input of its own, so it gets a stream of its own.
+  Object.defineProperty(process, 'stdin', {
+    configurable: true, enumerable: true,
+    get: () => stdin ??= new fs.ReadStream(null, { fd: 0, autoClose: false }),
+  });
   process.exit = (code) => {
     const exit = new Exit('process.exit ended the run');
     exit.code = Number(code ?? process.exitCode ?? 0);
@@ -207,13 +239,18 @@
   let input = Buffer.alloc(0);
   let tail = Promise.resolve();
   const runs = new net.Socket({ fd: RUNS, writable: false });
+  // text returns the string in input that begins at a length at the offset, and where it ends, or undefined if input does
+  // not have all of it yet.
+  function text(at) {
+    if (input.length < at + 4) return undefined;
+    const end = at + 4 + input.readUInt32BE(at);
+    return input.length < end ? undefined : [input.toString('utf8', at + 4, end), end];
+  }
   runs.on('data', (data) => {
     input = Buffer.concat([input, data]);
-    while (input.length >= 4 && input.length >= 4 + input.readUInt32BE()) {
-      const end = 4 + input.readUInt32BE();
-      const code = input.toString('utf8', 4, end);
-      input = input.subarray(end);
-      tail = tail.then(() => run(code)).then((ok) => fs.writeSync(CONTROL, ok ? OK : FAILED));
+    for (let options, code; (options = text(0)) && (code = text(options[1])); input = input.subarray(code[1])) {
+      const [o, c] = [options[0], code[0]];
+      tail = tail.then(() => run(o, c)).then((ok) => fs.writeSync(CONTROL, ok ? OK : FAILED));
     }
   });
   runs.on('end', () => process.reallyExit(0));

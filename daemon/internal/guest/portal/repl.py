@@ -22,6 +22,7 @@ CO_FUTURES = 0x1FE0000
 
 main_pid = os.getpid()
 main_thread = _thread.get_ident()
+environ = os.environ  # also if the code replaces it
 running = False
 interruptible = False
 
@@ -59,15 +60,25 @@ class Session:
         self.loop = None
         self.count = 0
         self.sources = {}
+        self.stdin = sys.stdin
         sys.modules["__main__"] = self.module
 
-    def run(self, source):
+    def run(self, options, source):
         """Executes source, prints its error if it raised one, and returns whether it succeeded."""
         global running, interruptible
         running = True
+        directory, *entries = options.split("\0")
+        entries = dict(entry.split("=", 1) for entry in entries)
+        previous = {name: environ.get(name) for name in entries}
+        previous_directory = None
+        self.renew_stdin()
         try:
             try:
                 interruptible = True
+                environ.update(entries)
+                if directory:
+                    previous_directory = os.open(".", os.O_PATH)
+                    os.chdir(directory)
                 self.execute(source)
             finally:
                 interruptible = False
@@ -83,7 +94,21 @@ class Session:
             # The code may have closed or replaced sys.stdout and sys.stderr.
             attempt("flush output", lambda: sys.stdout.flush())
             attempt("flush output", lambda: sys.stderr.flush())
+            for name, value in previous.items():
+                if value is None:
+                    environ.pop(name, None)
+                else:
+                    environ[name] = value
+            if previous_directory is not None:
+                attempt("return to the previous directory", os.chdir, previous_directory)
+                os.close(previous_directory)
             running = False
+
+    def renew_stdin(self):
+        """Makes sys.stdin a stream without the buffer of the last run, unless the code has replaced it."""
+        if sys.stdin is self.stdin:
+            raw = io.BufferedReader(io.FileIO(0, "r", closefd=False))
+            sys.stdin = sys.__stdin__ = self.stdin = io.TextIOWrapper(raw, "utf-8")
 
     def execute(self, source):
         """Executes source. If it ends with an expression, passes its value to sys.displayhook."""
@@ -176,6 +201,10 @@ def in_forked_child():
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
+def read_text():
+    return read_exactly(int.from_bytes(read_exactly(4), "big")).decode()
+
+
 def read_exactly(n):
     data = b""
     while len(data) < n:
@@ -200,8 +229,8 @@ def main():
     session = Session()
     os.write(CONTROL, READY)
     while True:
-        size = int.from_bytes(read_exactly(4), "big")
-        ok = session.run(read_exactly(size).decode())
+        options = read_text()
+        ok = session.run(options, read_text())
         if os.getpid() != main_pid:
             os._exit(0 if ok else 1)  # this is a child that the code forked
         os.write(CONTROL, OK if ok else FAILED)

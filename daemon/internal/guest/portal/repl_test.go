@@ -55,12 +55,7 @@ func TestREPLQueueWaitEndsWithContext(t *testing.T) {
 
 // An interpreter starts even if its driver is larger than a pipe, whose size depends on how many pipes the user has.
 func TestDriverLargerThanAPipe(t *testing.T) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	children, err := adoptOrphans(nil)
+	children, err := theChildren()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +67,10 @@ func TestDriverLargerThanAPipe(t *testing.T) {
 	for language, comment := range map[portalv1.RunCodeRequest_Language]string{
 		portalv1.RunCodeRequest_LANGUAGE_PYTHON: "\n#", portalv1.RunCodeRequest_LANGUAGE_NODE: "\n//",
 	} {
-		r := newREPLs(children, discard, null)[language]
+		r, err := newREPLs(children, discard).find(language, "")
+		if err != nil {
+			t.Fatal(err)
+		}
 		r.driver += comment + strings.Repeat("x", 100<<10)
 		var printed bytes.Buffer
 		ok, err := r.run(t.Context(), &portalv1.RunCodeRequest{Code: "1 + 1"}, func(_ portalv1.Output_Stream, data []byte) error {

@@ -17,7 +17,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
@@ -34,14 +33,14 @@ const window = 1 << 20
 type server struct {
 	portalv1.UnimplementedPortalServiceServer
 	version  string
-	children *children
-	discard  *discarder
-	// null is the stdin of every process.
-	null  *os.File
-	repls map[portalv1.RunCodeRequest_Language]*repl
+	programs *programs
+	repls    *repls
 }
 
-// Serve serves PortalService at socket until ctx is done, and then kills the processes that it started. It reaps every
+// maxCalls is how many calls may run at a time.
+const maxCalls = 1024
+
+// Serve serves the portal's services at socket until ctx is done, and then kills the processes that it started. It reaps every
 // child of this process and every orphan among its descendants, so the caller must not wait for children.
 func Serve(ctx context.Context, socket, version string) error {
 	load, err := openLoad()
@@ -72,13 +71,16 @@ func Serve(ctx context.Context, socket, version string) error {
 	if err != nil {
 		return fmt.Errorf("adopt orphans: %w", err)
 	}
-	s := &server{version: version, children: children, discard: discard, null: null, repls: newREPLs(children, discard, null)}
+	programs := &programs{children: children, discard: discard, null: null}
 	srv := grpc.NewServer(
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(window),
-		grpc.StreamInterceptor(boundErrors),
+		grpc.MaxConcurrentStreams(maxCalls),
+		grpc.StreamInterceptor(boundStreamErrors),
+		grpc.UnaryInterceptor(boundErrors),
 	)
-	portalv1.RegisterPortalServiceServer(srv, s)
+	portalv1.RegisterPortalServiceServer(srv, &server{version: version, programs: programs, repls: newREPLs(children, discard)})
+	portalv1.RegisterProcessServiceServer(srv, processService{programs: programs})
 	stopped := make(chan struct{})
 	context.AfterFunc(ctx, func() {
 		defer close(stopped)
@@ -96,25 +98,38 @@ func Serve(ctx context.Context, socket, version string) error {
 // accepts only short trailers.
 const maxErrorText = 2 << 10
 
-// boundErrors limits the text of the errors of streams.
-func boundErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	err := handler(srv, stream)
+// boundError limits the text of err.
+func boundError(err error) error {
 	if s := status.Convert(err); len(s.Message()) > maxErrorText {
 		return status.Error(s.Code(), bounded.Text(s.Message(), maxErrorText))
 	}
 	return err
 }
 
+// boundStreamErrors limits the text of the errors of streams.
+func boundStreamErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return boundError(handler(srv, stream))
+}
+
+// boundErrors limits the text of the errors of other calls.
+func boundErrors(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	return resp, boundError(err)
+}
+
+// contract is the version of the contract that PingResponse describes.
+const contract = 1
+
 // Ping implements portalv1.PortalServiceServer.
 func (s *server) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingResponse, error) {
-	return &portalv1.PingResponse{Version: s.version}, nil
+	return &portalv1.PingResponse{Version: s.version, Contract: contract}, nil
 }
 
 // RunCode implements portalv1.PortalServiceServer.
 func (s *server) RunCode(req *portalv1.RunCodeRequest, stream grpc.ServerStreamingServer[portalv1.RunCodeResponse]) error {
-	r, ok := s.repls[req.GetLanguage()]
-	if !ok {
-		return status.Errorf(codes.InvalidArgument, "unknown language %v", req.GetLanguage())
+	r, err := s.repls.find(req.GetLanguage(), req.GetUser())
+	if err != nil {
+		return err
 	}
 	success, err := r.run(stream.Context(), req, func(from portalv1.Output_Stream, data []byte) error {
 		return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Output{

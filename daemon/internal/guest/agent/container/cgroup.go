@@ -25,6 +25,9 @@ const (
 	portalWeight = 10_000
 	// portalOOMScoreAdj makes the kernel kill a process of the portal only if nothing else can be killed.
 	portalOOMScoreAdj = -999
+	// maxCgroups is how many cgroups there can be below the load. The portal creates one for each program that it starts,
+	// and a root process in the container could create more.
+	maxCgroups = 4096
 )
 
 // cgroup is a container's cgroup (version 2). The container may have created more cgroups below it.
@@ -33,6 +36,9 @@ const (
 // with the portal's processes, and "load" with all others. The load cannot use the memory that is reserved for the
 // portal, and the portal comes first when the processors are busy. So whatever the load does, the portal responds. The
 // device filter and the statistics are those of the whole container.
+//
+// Below the load is the cgroup "processes", in which the portal creates a cgroup for each program, so that it can end
+// everything that the program started. These cgroups have no limits of their own. Those of the load apply to all of them.
 type cgroup struct {
 	path   string
 	load   string // path of the cgroup for the container's processes other than the portal; path, if portal is empty
@@ -65,10 +71,10 @@ func createCgroup(id string, portal bool) (*cgroup, error) {
 	return c, nil
 }
 
-// separatePortal creates the cgroups "portal" and "load".
+// separatePortal creates the cgroups "portal" and "load", and "processes" below the load.
 func (c *cgroup) separatePortal() error {
 	c.load, c.portal = c.path+"/load", c.path+"/portal"
-	for _, dir := range []string{c.load, c.portal} {
+	for _, dir := range []string{c.load, c.portal, c.processes()} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
@@ -79,6 +85,7 @@ func (c *cgroup) separatePortal() error {
 		{c.path, "memory.min", strconv.Itoa(portalMemory)},
 		{c.portal, "memory.min", strconv.Itoa(portalMemory)},
 		{c.portal, "cpu.weight", strconv.Itoa(portalWeight)},
+		{c.load, "cgroup.max.descendants", strconv.Itoa(maxCgroups)},
 	} {
 		if err := writeSetting(setting[0], setting[1], setting[2]); err != nil {
 			return err
@@ -150,27 +157,42 @@ func (c *cgroup) protect(pid int) error {
 	return writeSetting(c.portal, "cgroup.procs", strconv.Itoa(pid))
 }
 
-// handOver returns a descriptor through which the portal, running as user uid, reads the cgroup and starts processes in
-// the load. The directory is a mount of its own that is read-only, because the programs in the container may be able to
-// open the portal's descriptors: no path leads from it to other cgroups, and nothing in it can be changed.
-func (c *cgroup) handOver(uid uint32) (*os.File, error) {
-	// To start a process in another cgroup, one must be allowed to write to these files. The mount does not matter.
-	for _, dir := range []string{c.path, c.load} {
-		if err := os.Chown(dir+"/cgroup.procs", int(uid), -1); err != nil {
+// processes returns the path of the cgroup below the load in which the portal creates cgroups.
+func (c *cgroup) processes() string { return c.load + "/processes" }
+
+// handOver returns two descriptors for the portal, which runs as user uid. Through the first one, it reads the container's
+// cgroup and starts processes in the load. Through the second one, it creates and removes cgroups in "processes", and ends
+// what is in them. The directories are mounts of their own, because the programs in the container may be able to open the
+// portal's descriptors: no path leads from them to other cgroups. In the first one, nothing can be changed. In the second
+// one, a root process can create cgroups, and move, freeze and kill the programs in them, which it could also stop and kill
+// with signals. It cannot change a limit, because the files with the limits are above, nor create more than maxCgroups.
+func (c *cgroup) handOver(uid uint32) (files []*os.File, err error) {
+	// To start a process in another cgroup, one must be allowed to write to these files. The mounts do not matter.
+	for _, name := range []string{
+		c.path + "/cgroup.procs", c.load + "/cgroup.procs", c.processes(), c.processes() + "/cgroup.procs",
+	} {
+		if err := os.Chown(name, int(uid), -1); err != nil {
 			return nil, err
 		}
 	}
-	tree, err := unix.OpenTree(unix.AT_FDCWD, c.path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("open_tree", err)
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			files = nil
+		}
+	}()
+	for _, path := range []string{c.path, c.processes()} {
+		tree, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+		if err != nil {
+			return files, os.NewSyscallError("open_tree", err)
+		}
+		files = append(files, os.NewFile(uintptr(tree), path))
 	}
-	file := os.NewFile(uintptr(tree), c.path)
 	set := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, set); err != nil {
-		file.Close()
-		return nil, os.NewSyscallError("mount_setattr", err)
+	if err := unix.MountSetattr(int(files[0].Fd()), "", unix.AT_EMPTY_PATH, set); err != nil {
+		return files, os.NewSyscallError("mount_setattr", err)
 	}
-	return file, nil
+	return files, nil
 }
 
 // cgroupSettings translates OCI limits to pairs of a cgroup file and the value to write to it.

@@ -20,12 +20,13 @@ import (
 const (
 	childName = "msb-container"
 
-	configFD   = 3
-	controlFD  = 4
-	handOverFD = 5 // only if the process is the portal and the container's main process
+	// The portal, as the container's main process, gets its handOvers cgroups at the descriptors from handOverFD on. For
+	// other processes, they are closed.
+	handOverFD = 3
+	handOvers  = 2
 
-	// portalFD is the descriptor at which the portal, as the container's main process, gets its cgroup.
-	portalFD = 3
+	configFD  = handOverFD + handOvers
+	controlFD = configFD + 1
 
 	// maxReply is the maximum size in bytes of an encoded childReply.
 	maxReply = 8 << 10
@@ -41,8 +42,8 @@ type childConfig struct {
 	Portal  bool
 	Process *pb.Process
 
-	// handOver is the file that the main process gets as portalFD, if Portal is set.
-	handOver *os.File
+	// handOver are the files that the main process gets from handOverFD on, if Portal is set.
+	handOver []*os.File
 }
 
 // childReply is the message that a child sends to the agent. An empty Error means that the child is ready to start the
@@ -62,9 +63,9 @@ func RunIfChild() {
 // childMain prepares the process, waits for the agent to start it, and execs the program. It never returns.
 func childMain() {
 	runtime.LockOSThread()
-	unix.CloseOnExec(configFD)
-	unix.CloseOnExec(controlFD)
-	unix.CloseOnExec(handOverFD)
+	for fd := handOverFD; fd <= controlFD; fd++ {
+		unix.CloseOnExec(fd)
+	}
 	// The container's processes can see this process. Keep them from reading its memory and binary.
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
 	cfg, err := readConfig()
@@ -81,8 +82,10 @@ func childMain() {
 		os.Exit(1) // the container was removed before it was started
 	}
 	if cfg.Portal && cfg.Container != nil {
-		if err := unix.Dup3(handOverFD, portalFD, 0); err != nil { // the config is closed
-			childFail(fmt.Errorf("hand over the cgroup: %w", err))
+		for fd := range handOvers {
+			if _, err := unix.FcntlInt(uintptr(handOverFD+fd), unix.F_SETFD, 0); err != nil {
+				childFail(fmt.Errorf("hand over the cgroups: %w", err))
+			}
 		}
 	}
 	childFail(execProgram(cfg.Process))

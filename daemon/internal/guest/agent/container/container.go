@@ -89,7 +89,7 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 		if cfg.handOver, err = group.handOver(spec.Process.GetUser().GetUID()); err != nil {
 			return nil, err
 		}
-		defer cfg.handOver.Close()
+		defer closeAll(cfg.handOver)
 		// The child creates the container's cgroup namespace, whose root is the child's cgroup at that time. So let the
 		// portal begin in the load, whose processes then see their own cgroup as the root.
 		main, err := spawn(r, load, cfg)

@@ -77,10 +77,15 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 		opened = append(opened, stdio[i])
 	}
 
-	files := []uintptr{stdio[0].Fd(), stdio[1].Fd(), stdio[2].Fd(), config.Fd(), childControl.Fd()}
-	if cfg.handOver != nil {
-		files = append(files, cfg.handOver.Fd())
+	files := []uintptr{stdio[0].Fd(), stdio[1].Fd(), stdio[2].Fd()}
+	for i := range handOvers {
+		fd := ^uintptr(0) // closed
+		if cfg.handOver != nil {
+			fd = cfg.handOver[i].Fd()
+		}
+		files = append(files, fd)
 	}
+	files = append(files, config.Fd(), childControl.Fd())
 	attr := &syscall.ProcAttr{
 		Dir:   "/",
 		Env:   []string{},
