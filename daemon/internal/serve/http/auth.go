@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,10 @@ var devPrincipal = keys.Principal{KeyID: "dev"}
 // of the key and checks its scope before it calls the endpoint. If the key is revoked or expires meanwhile, the
 // endpoint's context ends and its result is discarded.
 func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
+	conn := http.NewResponseController(c.response.ResponseWriter)
+	if e.Body.kind == streamBody {
+		_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
+	}
 	var err error
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
@@ -54,6 +59,12 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if c.endOnConnection, err = g.connections.begin(r.Context(), c.Principal.KeyID); err != nil {
 		return err
 	}
+	if e.WebSocket {
+		if err := checkHandshake(r); err != nil {
+			return err
+		}
+	}
+	var stream *deadlineBody
 	switch e.Body.kind {
 	case jsonBody:
 		if !isJSON(r.Header.Get("Content-Type")) {
@@ -80,14 +91,16 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		c.takeTurnsIfLarge(c.bodyBytes)
 		c.Body = body.Bytes()
 	case streamBody:
-		conn := http.NewResponseController(c.response.ResponseWriter)
-		_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
-		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), call: c, conn: conn, timeout: e.Deadline}
+		stream = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), call: c, conn: conn, timeout: e.Deadline}
+		r.Body = stream
 	}
 	// Bind after reading the body, so that a key revoked during a slow upload starts no call.
 	ctx, cancel := c.Principal.Bind(r.Context())
 	defer cancel()
 	c.response.ctx = ctx
+	if stream != nil {
+		stream.ctx = ctx
+	}
 	began := time.Now()
 	err = c.work(e, r.WithContext(ctx))
 	c.failed = err != nil
@@ -96,7 +109,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		return cause
 	}
 	if err == nil && e.Scope != PerCall { // PerCall endpoints log each of their calls themselves
-		c.log(r.Context(), c.path, "", cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
+		c.log(r.Context(), c.path, c.namespaces, cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
 	}
 	return err
 }
@@ -115,6 +128,9 @@ func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error)
 		return devPrincipal, nil
 	}
 	key := apiKey(r.Header)
+	if c.endpoint.WebSocket && r.Header["Authorization"] == nil && r.Header["Proxy-Authorization"] == nil {
+		key = handshakeKey(r.Header)
+	}
 	if key == "" {
 		return keys.Principal{}, ErrNoKey
 	}
@@ -162,10 +178,12 @@ func readBody(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max in
 		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body exceeds the limit of %d bytes", max))
 	}
 	if err != nil {
-		return newRefusal(http.StatusBadRequest, "the body could not be read completely; it is malformed, cut off or too slow")
+		return errIncompleteBody
 	}
 	return nil
 }
+
+var errIncompleteBody = newRefusal(http.StatusBadRequest, "the body could not be read completely; it is malformed, cut off or too slow")
 
 // isJSON reports whether a Content-Type header declares JSON in UTF-8.
 func isJSON(contentType string) bool {
@@ -177,9 +195,11 @@ func isJSON(contentType string) bool {
 	return err == nil && mediaType == "application/json" && (!ok || strings.EqualFold(charset, "utf-8"))
 }
 
-// deadlineBody is a request body in which each Read must complete within timeout.
+// deadlineBody is a request body in which each Read must complete within timeout, and before ctx ends. Its errors other than
+// io.EOF are those that the client should get.
 type deadlineBody struct {
 	io.ReadCloser
+	ctx     context.Context
 	call    *Call
 	conn    *http.ResponseController
 	timeout time.Duration
@@ -193,6 +213,14 @@ func (b *deadlineBody) Read(p []byte) (n int, err error) {
 		return 0, b.err
 	}
 	_ = b.conn.SetReadDeadline(time.Now().Add(b.timeout)) // the ResponseWriter of a test may not support deadlines
+	stop := context.AfterFunc(b.ctx, func() { _ = b.conn.SetReadDeadline(time.Now()) })
 	b.call.Wait(func() { n, b.err = b.ReadCloser.Read(p) })
+	stop()
+	if _, tooLong := errors.AsType[*http.MaxBytesError](b.err); b.err == nil || b.err == io.EOF || tooLong {
+		return n, b.err
+	}
+	if b.err = errIncompleteBody; b.ctx.Err() != nil {
+		b.err = context.Cause(b.ctx)
+	}
 	return n, b.err
 }
