@@ -32,9 +32,8 @@ var devPrincipal = keys.Principal{KeyID: "dev"}
 // of the key and checks its scope before it calls the endpoint. If the key is revoked or expires meanwhile, the
 // endpoint's context ends and its result is discarded.
 func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
-	conn := http.NewResponseController(c.response.ResponseWriter)
 	if e.Body.kind == streamBody {
-		_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
+		c.upload = newDeadlineBody(c, e, r)
 	}
 	var err error
 	if c.Principal, err = g.authenticate(c, r); err != nil {
@@ -64,9 +63,7 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 			return err
 		}
 	}
-	var stream *deadlineBody
-	switch e.Body.kind {
-	case jsonBody:
+	if e.Body.kind == jsonBody {
 		if !isJSON(r.Header.Get("Content-Type")) {
 			return newRefusal(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
 		}
@@ -90,19 +87,18 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		}
 		c.takeTurnsIfLarge(c.bodyBytes)
 		c.Body = body.Bytes()
-	case streamBody:
-		stream = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), call: c, conn: conn, timeout: e.Deadline}
-		r.Body = stream
 	}
 	// Bind after reading the body, so that a key revoked during a slow upload starts no call.
 	ctx, cancel := c.Principal.Bind(r.Context())
 	defer cancel()
 	c.response.ctx = ctx
-	if stream != nil {
-		stream.ctx = ctx
+	r = r.WithContext(ctx)
+	if c.upload != nil {
+		c.upload.ctx = ctx
+		r.Body = c.upload // in the copy, because net/http needs the original to decide whether to use the connection again
 	}
 	began := time.Now()
-	err = c.work(e, r.WithContext(ctx))
+	err = c.work(e, r)
 	c.failed = err != nil
 	// If the key was revoked or expired while the endpoint ran, discard what it wrote.
 	if cause := keyRejection(ctx); cause != nil {
@@ -203,10 +199,25 @@ type deadlineBody struct {
 	call    *Call
 	conn    *http.ResponseController
 	timeout time.Duration
+	http1   bool
 	// err is the error that ended the body. From then on, Read sets no more deadlines, because net/http reads from
 	// the connection in the background to notice when the client disconnects.
 	err error
 }
+
+func newDeadlineBody(c *Call, e *Endpoint, r *http.Request) *deadlineBody {
+	w := c.response.ResponseWriter
+	conn := http.NewResponseController(w)
+	_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
+	return &deadlineBody{
+		ReadCloser: http.MaxBytesReader(w, r.Body, e.Body.max), ctx: r.Context(), call: c, conn: conn, timeout: e.Deadline,
+		http1: r.ProtoMajor == 1,
+	}
+}
+
+// endsConnection reports whether a response that is sent now must be the last on its connection. With HTTP/1, it must be if
+// the rest of the body was not read: net/http would take that for the next request.
+func (b *deadlineBody) endsConnection() bool { return b != nil && b.http1 && b.err != io.EOF }
 
 func (b *deadlineBody) Read(p []byte) (n int, err error) {
 	if b.err != nil {
@@ -219,8 +230,11 @@ func (b *deadlineBody) Read(p []byte) (n int, err error) {
 	if _, tooLong := errors.AsType[*http.MaxBytesError](b.err); b.err == nil || b.err == io.EOF || tooLong {
 		return n, b.err
 	}
-	if b.err = errIncompleteBody; b.ctx.Err() != nil {
-		b.err = context.Cause(b.ctx)
+	// If the client has closed the connection, net/http may have canceled the context before.
+	if cause := context.Cause(b.ctx); cause == nil || cause == context.Canceled {
+		b.err = errIncompleteBody
+	} else {
+		b.err = cause
 	}
 	return n, b.err
 }

@@ -39,8 +39,9 @@ type Call struct {
 	// namespaces are those that the request runs in, for the log.
 	namespaces string
 	response   response
-	err        error // the endpoint's error, or why the request was refused before the endpoint ran
-	failed     bool  // the endpoint returned an error or panicked
+	upload     *deadlineBody // nil unless the body of the endpoint is a Stream
+	err        error         // the endpoint's error, or why the request was refused before the endpoint ran
+	failed     bool          // the endpoint returned an error or panicked
 	panicked   bool
 	turn       turn
 	inFlight   bool // the request counts as one of its key's that are in progress, until the response was written
@@ -265,6 +266,9 @@ func (c *Call) refusal(err error) *Refusal {
 	if clientErr.Code == rpc.CodeUnauthenticated {
 		clientErr = ErrNoKey
 		c.gateway.metrics.authFailures.Inc()
+	}
+	if !quotesNothing(clientErr.Code) {
+		err = fmt.Errorf("error %d; the log does not contain its message, which may quote the request or the sandbox", clientErr.Code)
 	}
 	return &Refusal{Status: rpcerr.HTTPStatus(clientErr.Code), ClientError: clientErr, Cause: err}
 }

@@ -32,6 +32,7 @@ var (
 	headerJSON    = []string{"application/json"}
 	headerNoSniff = []string{"nosniff"}
 	headerNoStore = []string{"no-store"}
+	headerClose   = []string{"close"}
 	// headerUnbuffered is the value of X-Accel-Buffering that makes nginx, and proxies that follow it, pass on each part
 	// of a response as it comes.
 	headerUnbuffered = []string{"no"}
@@ -141,6 +142,9 @@ func (w *response) setHeaders() {
 	h["Cache-Control"] = headerNoStore
 	if h["Upgrade"] == nil {
 		delete(h, "Connection") // some libraries set it, but only net/http may decide on it
+	}
+	if w.call.upload.endsConnection() {
+		h["Connection"] = headerClose
 	}
 }
 

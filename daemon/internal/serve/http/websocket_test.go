@@ -207,3 +207,38 @@ func TestRefusedUploadIsNotRead(t *testing.T) {
 		conn.Close()
 	}
 }
+
+// What an endpoint does not read of a body is never taken for another request, and the client gets the response.
+func TestUnreadBodyIsNoRequest(t *testing.T) {
+	s := New(t, withEndpoint(func(_ *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+		if r.PathValue("name") == "flush" {
+			return http.NewResponseController(w).Flush()
+		}
+		return fmt.Errorf("no such file: %w", errdefs.ErrNotFound)
+	}, func(e *gateway.Endpoint) { e.Body = gateway.Stream(1 << 30) }))
+	addr, stop := s.Listen(t)
+	defer stop()
+	second := "GET /api/v1/health HTTP/1.1\r\nHost: x\r\n\r\n"
+	for _, name := range []string{"one", "flush"} {
+		for _, size := range []int{0, 10, 256 << 10, 1 << 20} {
+			conn := dialTest(t, addr)
+			body := strings.Repeat("x", size) + second
+			go fmt.Fprintf(conn, "POST /test/%s HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Length: %d\r\n\r\n%s", name, s.Key, len(body), body)
+			in := bufio.NewReader(conn)
+			res, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := io.ReadAll(res.Body)
+			if want := name == "one"; err != nil || strings.Contains(string(text), "no such file") != want || !res.Close {
+				t.Errorf("%s, %d bytes: response is %s %v %s, error %v; want one that closes the connection", name, size, res.Status, res.Header, text, err)
+			}
+			if rest, _ := io.ReadAll(in); len(rest) > 0 { // its error may be a reset, because the body was not read
+				t.Errorf("%s, %d bytes: the response is followed by %q", name, size, rest)
+			}
+		}
+	}
+	if strings.Contains(s.Log.String(), "panic") {
+		t.Error("the log has a panic:", s.Log)
+	}
+}
