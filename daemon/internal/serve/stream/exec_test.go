@@ -249,8 +249,6 @@ func TestExecWarnings(t *testing.T) {
 func TestExecErrors(t *testing.T) {
 	s, d := newSite(t)
 	c, _ := connect(t, s)
-	var events []sandbox.Event
-	d.scripted = func(context.Context) (sandbox.Process, error) { return &script{events}, nil }
 	valid := `{"command":"cat"}`
 	for name, test := range map[string]struct {
 		path   string
@@ -289,9 +287,10 @@ func TestExecErrors(t *testing.T) {
 		"two starts":          {"exec", []string{`{"command":"scripted"}`}, -32010, "invalid event", 1011},
 		"no pid":              {"exec", []string{`{"command":"scripted"}`}, -32010, "invalid event", 1011},
 	} {
-		events = map[string][]sandbox.Event{
+		events := map[string][]sandbox.Event{
 			"two starts": {sandbox.Started{PID: 1}, sandbox.Started{PID: 2}}, "no pid": {sandbox.Started{}},
 		}[name]
+		d.set(hooks{scripted: func(context.Context) (sandbox.Process, error) { return &script{events}, nil }})
 		e := c.open(test.path)
 		for _, message := range test.send {
 			if data, binary := strings.CutPrefix(message, "binary "); binary {
@@ -365,7 +364,7 @@ func (*script) Close() error { return nil }
 func TestExecPanic(t *testing.T) {
 	s, d := newSite(t)
 	c, stop := connect(t, s)
-	d.scripted = func(context.Context) (sandbox.Process, error) { panic("a fault of the domain") }
+	d.set(hooks{scripted: func(context.Context) (sandbox.Process, error) { panic("a fault of the domain") }})
 	e := c.open("exec")
 	e.text(`{"command":"scripted"}`)
 	e.wantError("error", -32603, "internal error; the server's log has the cause under request id")
@@ -447,7 +446,7 @@ func TestInput(t *testing.T) {
 func TestPings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, d := newSite(t)
-		c, stop := connectMemory(t, s)
+		c, _ := connectMemory(t, s)
 		pings := 0
 		alive := c.open("exec", func(o *websocket.DialOptions) {
 			o.OnPingReceived = func(context.Context, []byte) bool { pings++; return true }
@@ -457,6 +456,9 @@ func TestPings(t *testing.T) {
 		messages := make(chan string)
 		go func() { messages <- alive.next() }()
 		time.Sleep(time.Hour + time.Second)
+		if err := alive.Ping(t.Context()); err != nil {
+			t.Error("the ping of a client was not answered:", err)
+		}
 		alive.input("still here")
 		if got := <-messages; got != "1still here" || pings != 240 {
 			t.Errorf("after an hour and %d pings, the client got %q; want 240 pings", pings, got)
@@ -498,9 +500,9 @@ func TestPings(t *testing.T) {
 		slow.CloseNow()
 
 		// A client may read nothing for almost a minute, and meanwhile send pings.
-		d.scripted = func(ctx context.Context) (sandbox.Process, error) {
+		d.set(hooks{scripted: func(ctx context.Context) (sandbox.Process, error) {
 			return &endless{ctx: ctx, printed: new(atomic.Int64)}, nil
-		}
+		}})
 		lazy := c.open("exec")
 		lazy.text(`{"command":"scripted"}`)
 		lazy.next()
@@ -512,8 +514,6 @@ func TestPings(t *testing.T) {
 			lazy.next()
 		}
 		lazy.CloseNow()
-		stop()
-		d.killAll()
 	})
 }
 
@@ -528,7 +528,7 @@ func TestSocketsEnd(t *testing.T) {
 					key, id := s.IssueNamed(t, keys.IssueRequest{})
 					c.key = key
 					program, guest := net.Pipe()
-					d.dial = func() (sandbox.Conn, error) { return pipeToProgram{guest}, nil }
+					d.set(hooks{dial: func() (sandbox.Conn, error) { return pipeToProgram{guest}, nil }})
 					defer program.Close()
 					e := c.open(map[string]string{"exec": "exec", "ports": "ports/80"}[path])
 					if path == "exec" {
@@ -545,8 +545,6 @@ func TestSocketsEnd(t *testing.T) {
 					if took := time.Since(began); end == "revoked" && took > time.Second || took > 10*time.Second {
 						t.Errorf("the connection was closed after %s", took)
 					}
-					stop()
-					d.killAll()
 				})
 			})
 		}
@@ -642,7 +640,7 @@ func TestSlowReader(t *testing.T) {
 		s, d := newSite(t)
 		c, stop := connectMemory(t, s)
 		var printed atomic.Int64
-		d.scripted = func(ctx context.Context) (sandbox.Process, error) { return &endless{ctx: ctx, printed: &printed}, nil }
+		d.set(hooks{scripted: func(ctx context.Context) (sandbox.Process, error) { return &endless{ctx: ctx, printed: &printed}, nil }})
 		e := c.open("exec")
 		e.text(`{"command":"scripted"}`)
 		e.next()
@@ -660,7 +658,6 @@ func TestSlowReader(t *testing.T) {
 		if took := time.Since(began); took > 11*time.Second {
 			t.Errorf("the server has stopped after %s", took)
 		}
-		e.CloseNow()
 	})
 }
 

@@ -30,16 +30,32 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // directory of the host, its ports are those of the host, and its programs are functions.
 type domain struct {
 	root string
-	// These replace an operation unless they are nil.
+
+	mu        sync.Mutex
+	hooks     hooks
+	calls     []string
+	processes []*process
+	ended     sync.WaitGroup // for the processes
+}
+
+// hooks change what the sandbox does, unless they are zero.
+type hooks struct {
 	readFile func(ctx context.Context, offset, length int64) (sandbox.FileInfo, io.ReadCloser, error)
 	scripted func(context.Context) (sandbox.Process, error) // the program scripted
 	dial     func() (sandbox.Conn, error)
 	full     bool // whether the disk is full
+}
 
-	mu        sync.Mutex
-	calls     []string
-	processes []*process
-	ended     sync.WaitGroup // for the processes
+func (d *domain) set(h hooks) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hooks = h
+}
+
+func (d *domain) get() hooks {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.hooks
 }
 
 // newSite returns a gateway with the endpoints of this package.
@@ -128,8 +144,8 @@ func (d *domain) ReadFile(ctx context.Context, name sandbox.Name, path sandbox.P
 	if err := d.enter("read", name); err != nil {
 		return sandbox.FileInfo{}, nil, err
 	}
-	if d.readFile != nil {
-		return d.readFile(ctx, offset, length)
+	if read := d.get().readFile; read != nil {
+		return read(ctx, offset, length)
 	}
 	file, err := os.Open(d.host(path))
 	if err != nil {
@@ -184,7 +200,7 @@ func (d *domain) WriteFile(_ context.Context, name sandbox.Name, path sandbox.Pa
 		return none, false, fileError(path, err)
 	}
 	defer file.Close()
-	if d.full {
+	if d.get().full {
 		_, err := io.CopyN(file, data, 1)
 		return none, false, cmp.Or(err, sandbox.ErrSandboxFull)
 	}
@@ -267,8 +283,8 @@ func (d *domain) Dial(ctx context.Context, name sandbox.Name, address sandbox.Ad
 	if err := d.enter("dial", name); err != nil {
 		return nil, err
 	}
-	if d.dial != nil {
-		return d.dial()
+	if dial := d.get().dial; dial != nil {
+		return dial()
 	}
 	conn, err := net.DialTCP("tcp", nil, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: int(address.Port)})
 	if err != nil {
@@ -364,7 +380,7 @@ func (d *domain) StartProcess(ctx context.Context, name sandbox.Name, req sandbo
 		return nil, err
 	}
 	if req.Program == "scripted" {
-		return d.scripted(ctx)
+		return d.get().scripted(ctx)
 	}
 	run := programs[req.Program]
 	if run == nil {
@@ -409,6 +425,8 @@ func (v *view) Next() (sandbox.Event, error) {
 	if !v.started {
 		v.started = true
 		skipped := 0
+		v.p.mu.Lock()
+		defer v.p.mu.Unlock()
 		for _, event := range v.p.events[:v.next] {
 			if output, ok := event.(sandbox.Output); ok {
 				skipped += len(output.Data)

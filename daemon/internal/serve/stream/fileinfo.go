@@ -17,8 +17,8 @@ type fileInfo struct {
 	Mode       string    `json:"mode"` // octal
 	UID        uint32    `json:"uid"`
 	GID        uint32    `json:"gid"`
-	User       string    `json:"user,omitzero"`
-	Group      string    `json:"group,omitzero"`
+	User       string    `json:"user"`
+	Group      string    `json:"group"`
 	ModifiedAt time.Time `json:"modified_at"`
 	LinkTarget string    `json:"link_target,omitzero"`
 	Target     *fileInfo `json:"target,omitzero"`

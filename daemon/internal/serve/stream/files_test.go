@@ -110,6 +110,7 @@ type file struct {
 	UID        uint32    `json:"uid"`
 	GID        uint32    `json:"gid"`
 	User       string    `json:"user"`
+	Group      string    `json:"group"`
 	ModifiedAt time.Time `json:"modified_at"`
 }
 
@@ -442,7 +443,7 @@ func TestHostileFiles(t *testing.T) {
 		"range, more bytes":  {info: sandbox.FileInfo{Size: 10}, data: zeros, rng: "bytes=5-"},
 	} {
 		opened := 0
-		d.readFile = func(context.Context, int64, int64) (sandbox.FileInfo, io.ReadCloser, error) {
+		d.set(hooks{readFile: func(context.Context, int64, int64) (sandbox.FileInfo, io.ReadCloser, error) {
 			opened++
 			info := test.info
 			info.ModifiedAt = now
@@ -450,7 +451,7 @@ func TestHostileFiles(t *testing.T) {
 				info = *test.later
 			}
 			return info, io.NopCloser(test.data), nil
-		}
+		}})
 		res := c.do("GET", c.filesURL("/a"), nil, "Range", test.rng)
 		text, err := io.ReadAll(res.Body)
 		if test.fails && (err != nil || res.StatusCode != http.StatusBadGateway || !strings.Contains(string(text), `"code":-32010`)) {
@@ -461,9 +462,9 @@ func TestHostileFiles(t *testing.T) {
 		}
 	}
 	for name, at := range map[string]time.Time{"too late": time.Unix(1<<55, 0), "too early": time.Unix(-1<<55, 0), "zero": {}} {
-		d.readFile = func(context.Context, int64, int64) (sandbox.FileInfo, io.ReadCloser, error) {
+		d.set(hooks{readFile: func(context.Context, int64, int64) (sandbox.FileInfo, io.ReadCloser, error) {
 			return sandbox.FileInfo{Size: 3, ModifiedAt: at}, io.NopCloser(strings.NewReader("few")), nil
-		}
+		}})
 		res := c.do("GET", c.filesURL("/a"), nil)
 		if status, text := c.read(res); status != http.StatusOK || text != "few" || res.Header.Get("Last-Modified") != "" {
 			t.Errorf("%s: got %d %q, headers %v", name, status, text, res.Header)
@@ -495,13 +496,13 @@ func TestTransfersHoldNoMemory(t *testing.T) {
 			}
 		}
 	}
-	d.readFile = func(context.Context, int64, int64) (sandbox.FileInfo, io.ReadCloser, error) {
+	d.set(hooks{readFile: func(context.Context, int64, int64) (sandbox.FileInfo, io.ReadCloser, error) {
 		count := every(16 << 20)
 		return sandbox.FileInfo{Size: size, ModifiedAt: time.Now()}, io.NopCloser(io.LimitReader(readerFunc(func(p []byte) (int, error) {
 			count(len(p))
 			return len(p), nil
 		}), size)), nil
-	}
+	}})
 	runtime.GC()
 	var before runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -545,9 +546,9 @@ func TestTransfersEnd(t *testing.T) {
 				c, stop := connectMemory(t, s)
 				key, id := s.IssueNamed(t, keys.IssueRequest{})
 				c.key = key
-				d.readFile = func(ctx context.Context, _, _ int64) (sandbox.FileInfo, io.ReadCloser, error) {
+				d.set(hooks{readFile: func(ctx context.Context, _, _ int64) (sandbox.FileInfo, io.ReadCloser, error) {
 					return sandbox.FileInfo{Size: 1 << 40, ModifiedAt: time.Now()}, io.NopCloser(readerFunc(func(p []byte) (int, error) { return len(p), nil })), nil
-				}
+				}})
 				download := c.do("GET", c.filesURL("/a"), nil)
 				if _, err := io.CopyN(io.Discard, download.Body, 1<<20); err != nil {
 					t.Fatal(err)
@@ -589,7 +590,7 @@ func TestTransfersEnd(t *testing.T) {
 // An upload gets its response although it was not read: the disk of the sandbox is full after some bytes.
 func TestUploadIsRefusedEarly(t *testing.T) {
 	s, d := newSite(t)
-	d.full = true
+	d.set(hooks{full: true})
 	c, _ := connect(t, s)
 	conn := c.dial()
 	fmt.Fprintf(conn, "PUT /api/v1/sandboxes/box/files?path=/b HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nContent-Length: %d\r\n\r\n%s", c.key, 1<<40, strings.Repeat("x", 1<<16))

@@ -1,10 +1,13 @@
 package stream
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"sync/atomic"
@@ -27,20 +30,24 @@ const (
 	// pingInterval is the time between two pings, which keep proxies from closing a connection that is idle, and show
 	// that the client still exists.
 	pingInterval = 15 * time.Second
-	// pongPatience is how long the response to a ping of the client waits for a message that is being written. The library
-	// closes the connection if the response takes 5 seconds.
-	pongPatience = 2 * time.Second
+	// These are opcodes of the protocol.
+	opPing = 9
+	opPong = 10
 )
 
 // socket is the server's end of a WebSocket.
 //
 // The library closes a connection without a close frame when the context of an operation ends. So the operations of a socket
-// do not use the context of the request.
+// do not use the context of the request. The library also closes a connection on which it cannot write a ping, or the answer
+// to one, within 5 seconds. This would cut off clients that read slowly, so the socket writes these itself.
 type socket struct {
 	conn *websocket.Conn
+	raw  net.Conn // below conn
 	call *gateway.Call
-	// writing has an element while a message is written.
+	// writing has an element while a frame other than a close frame is written.
 	writing chan struct{}
+	pings   chan []byte   // has the content of the client's last ping until that is answered
+	pongs   chan struct{} // has an element if the client has answered a ping
 	opened  time.Time
 	// waiting is the age of the socket when the receiver began to wait for the client, or 0 if it does not wait.
 	waiting atomic.Int64
@@ -48,20 +55,47 @@ type socket struct {
 
 // accept answers the handshake of a WebSocket.
 func accept(c *gateway.Call, w http.ResponseWriter, r *http.Request) (*socket, error) {
-	s := &socket{call: c, writing: make(chan struct{}, 1), opened: time.Now()}
+	s := &socket{
+		call: c, writing: make(chan struct{}, 1), pings: make(chan []byte, 1), pongs: make(chan struct{}, 1), opened: time.Now(),
+	}
 	var err error
-	s.conn, err = websocket.Accept(w, r, &websocket.AcceptOptions{
-		OnPingReceived: s.mayRespond,
-		Subprotocols:   []string{rpc.WebSocketProtocol},
+	s.conn, err = websocket.Accept(hijacker{w, s}, r, &websocket.AcceptOptions{
+		Subprotocols: []string{rpc.WebSocketProtocol},
 		// Web pages of any site may connect, because they need an API key. In dev mode, which needs no key, the gateway
 		// refuses the requests of all web pages.
 		InsecureSkipVerify: true,
+		OnPingReceived: func(_ context.Context, content []byte) bool {
+			select {
+			case <-s.pings: // the answer to a ping also answers those before it
+			default:
+			}
+			s.pings <- bytes.Clone(content)
+			return false
+		},
+		OnPongReceived: func(context.Context, []byte) {
+			select {
+			case s.pongs <- struct{}{}:
+			default:
+			}
+		},
 	})
 	if err != nil {
 		return nil, refuse(http.StatusBadRequest, "the WebSocket handshake is not valid; it needs the method GET and a Sec-WebSocket-Key of 16 bytes in base64")
 	}
 	s.conn.SetReadLimit(maxMessage)
 	return s, nil
+}
+
+// hijacker is a ResponseWriter that keeps the connection that the library hijacks.
+type hijacker struct {
+	http.ResponseWriter
+	socket *socket
+}
+
+func (h hijacker) Hijack() (conn net.Conn, rw *bufio.ReadWriter, err error) {
+	conn, rw, err = http.NewResponseController(h.ResponseWriter).Hijack()
+	h.socket.raw = conn
+	return conn, rw, err
 }
 
 var (
@@ -89,7 +123,7 @@ func (m *mistake) Unwrap() error { return m.err }
 // when their context ends. serve returns the error, or nil for errFinished and errClientGone.
 func (s *socket) serve(ctx context.Context, receive func(context.Context, websocket.MessageType, io.Reader) error, others ...func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, f := range append(others, s.ping, func(ctx context.Context) error { return s.receiveAll(ctx, receive) }) {
+	for _, f := range append(others, s.ping, s.pong, func(ctx context.Context) error { return s.receiveAll(ctx, receive) }) {
 		g.Go(func() (err error) {
 			defer func() {
 				if v := recover(); v != nil {
@@ -180,21 +214,8 @@ func (s *socket) age() int64 { return 1 + int64(time.Since(s.opened)) }
 func (s *socket) beginWait() { s.waiting.Store(s.age()) }
 func (s *socket) endWait()   { s.waiting.Store(0) }
 
-// mayRespond reports whether the library may respond to a ping of the client. It may not while a message cannot be written,
-// because the client does not read. The client cannot expect a response then.
-func (s *socket) mayRespond(context.Context, []byte) bool {
-	select {
-	case s.writing <- struct{}{}:
-		<-s.writing
-		return true
-	case <-time.After(pongPatience):
-		return false
-	}
-}
-
-// ping sends pings. It returns errClientGone if the client does not respond to one of them within the deadline. It sends none
-// while the receiver does not read, because the sandbox does not, so that nobody would see the response. It also sends none
-// while a message is written, which has its own deadline: the library closes the connection if a ping has to wait for long.
+// ping sends pings. It returns errClientGone if the client does not answer one of them within the deadline. While the receiver
+// does not read, because the sandbox does not, it could not see the answer. So ping sends none then.
 func (s *socket) ping(ctx context.Context) error {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
@@ -205,17 +226,56 @@ func (s *socket) ping(ctx context.Context) error {
 			return nil
 		}
 		since := s.waiting.Load()
-		if since == 0 || len(s.writing) > 0 {
+		if since == 0 {
 			continue
 		}
-		deadline, cancel := context.WithTimeout(context.Background(), gateway.AnswerDeadline)
-		err := s.conn.Ping(deadline)
-		expired := deadline.Err() != nil // otherwise the ping was not sent, because a message began to be written
-		cancel()
-		if err != nil && expired && s.waiting.Load() == since {
-			return errClientGone
+		select {
+		case <-s.pongs: // of an earlier ping
+		default:
+		}
+		if err := s.writeControl(ctx, opPing, nil); err != nil {
+			return err
+		}
+		select {
+		case <-s.pongs:
+		case <-time.After(gateway.AnswerDeadline):
+			if s.waiting.Load() == since {
+				return errClientGone
+			}
+		case <-ctx.Done():
+			return nil
 		}
 	}
+}
+
+// pong answers pings.
+func (s *socket) pong(ctx context.Context) error {
+	for {
+		select {
+		case content := <-s.pings:
+			if err := s.writeControl(ctx, opPong, content); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// writeControl sends a ping or a pong, unless ctx has ended.
+func (s *socket) writeControl(ctx context.Context, opcode byte, content []byte) error {
+	s.writing <- struct{}{}
+	defer func() { <-s.writing }()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	deadline := time.AfterFunc(gateway.AnswerDeadline, func() { s.raw.Close() })
+	defer deadline.Stop()
+	const final = 0x80 // the frame is complete
+	if _, err := s.raw.Write(append([]byte{final | opcode, byte(len(content))}, content...)); err != nil {
+		return errClientGone
+	}
+	return nil
 }
 
 // write sends a message. Several goroutines may call it.
