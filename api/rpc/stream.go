@@ -32,7 +32,7 @@ type ExecStart struct {
 	User    string   `json:"user,omitzero"`
 	// Terminal, if not nil, gives the process a terminal of this size.
 	Terminal *ExecTerminal `json:"terminal,omitzero"`
-	// Stdin says whether the standard input is open. nil means true. It always is with a terminal.
+	// Stdin keeps the standard input open. nil means true. With a terminal, it always is open.
 	Stdin *bool  `json:"stdin,omitzero"`
 	Tag   string `json:"tag,omitzero"`
 	// Timeout and Grace are in seconds. 0 means no time limit, and the default grace.

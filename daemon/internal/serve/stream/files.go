@@ -282,8 +282,8 @@ func (f *content) close() {
 }
 
 // Seek implements io.Seeker. Its offset is never invalid, because ServeContent checks ranges.
-func (f *content) Seek(offset int64, whence int) (int64, error) {
-	if whence == io.SeekEnd {
+func (f *content) Seek(offset int64, from int) (int64, error) {
+	if from == io.SeekEnd {
 		offset += f.info.Size
 	}
 	f.at = offset
