@@ -24,6 +24,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/localsock"
 	"github.com/msbd/msbd/daemon/internal/serve/mcp"
 	"github.com/msbd/msbd/daemon/internal/serve/rpc"
+	"github.com/msbd/msbd/daemon/internal/serve/stream"
 	"github.com/msbd/msbd/daemon/internal/serve/tlscert"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
@@ -138,8 +139,9 @@ func newGateway(cfg config.Config, verifier *keys.Verifier, manager *sandbox.Man
 	if err != nil {
 		return nil, err
 	}
+	endpoints := append(methods.Endpoints(), mcpHandler.Endpoint())
 	return gateway.New(gateway.Options{
-		Verifier: verifier, Endpoints: append(methods.Endpoints(), mcpHandler.Endpoint()), Dev: cfg.Dev,
+		Verifier: verifier, Endpoints: append(endpoints, stream.Endpoints(manager)...), Dev: cfg.Dev,
 		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
 		Metrics: metrics, Log: log,
 	})

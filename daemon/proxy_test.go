@@ -21,11 +21,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/mcp"
 	serverpc "github.com/msbd/msbd/daemon/internal/serve/rpc"
 	"github.com/msbd/msbd/daemon/internal/serve/servetest"
+	"github.com/msbd/msbd/daemon/internal/serve/stream"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 )
 
@@ -135,11 +139,12 @@ func documentedNginx(t *testing.T) string {
 	return blocks[0][1]
 }
 
-// startSite starts a gateway with JSON-RPC and MCP, which trusts proxies on this host.
-func startSite(t *testing.T) (s *servetest.Site, addr string) {
+// startSite starts a gateway with all endpoints, which trusts proxies on this host. Files and connections are those of streams.
+func startSite(t *testing.T, streams stream.Sandboxes) (s *servetest.Site, addr string) {
 	t.Helper()
 	s = servetest.New(t, func(o *servetest.Setup) {
 		o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		o.Endpoints = stream.Endpoints(streams)
 	}, servetest.WithEndpoint(func(methods *serverpc.Service) (gateway.Endpoint, error) {
 		h, err := mcp.New(methods, "1.2.3")
 		if err != nil {
@@ -150,6 +155,39 @@ func startSite(t *testing.T) (s *servetest.Site, addr string) {
 	addr, stop := s.Listen(t)
 	t.Cleanup(stop)
 	return s, addr
+}
+
+// streams is a sandbox with a program that sends back what it gets, and with a file that only counts its bytes.
+type streams struct {
+	stream.Sandboxes
+	wrote chan int // gets the size of each piece that is written to the file
+}
+
+func (*streams) Dial(context.Context, sandbox.Name, sandbox.Address) (sandbox.Conn, error) {
+	near, far := net.Pipe()
+	go func() {
+		io.Copy(far, far)
+		far.Close()
+	}()
+	return pipeConn{near}, nil
+}
+
+type pipeConn struct{ net.Conn }
+
+func (pipeConn) CloseWrite() error { return nil }
+
+func (s *streams) WriteFile(_ context.Context, _ sandbox.Name, _ sandbox.Path, _ sandbox.WriteOptions, data io.Reader) (info sandbox.FileInfo, created bool, err error) {
+	for {
+		n, err := data.Read(make([]byte, 64<<10))
+		info.Size += int64(n)
+		s.wrote <- n
+		if err == io.EOF {
+			return info, true, nil
+		}
+		if err != nil {
+			return info, false, err
+		}
+	}
 }
 
 // post posts body with an API key. The caller closes the body of the response.
@@ -175,9 +213,11 @@ func (n nginx) post(t *testing.T, url, key, body string, change ...func(*http.Re
 }
 
 // The settings for nginx in docs/operations.md work: it waits for the longest run, and it passes on complete bodies, the
-// address of the client, and events at once. Even with nginx's own defaults, events are passed on at once.
+// address of the client, WebSockets, and events and uploads at once. Even with nginx's own defaults, events are passed on at
+// once.
 func TestNginx(t *testing.T) {
-	s, addr := startSite(t)
+	files := &streams{wrote: make(chan int)}
+	s, addr := startSite(t, files)
 	n := startNginx(t, addr)
 	read := func(res *http.Response) string {
 		t.Helper()
@@ -211,6 +251,72 @@ func TestNginx(t *testing.T) {
 			if text := read(res); res.StatusCode != status || !strings.HasPrefix(text, `{"jsonrpc"`) {
 				t.Errorf("%d bytes: got %s %.100s, want %d from the gateway", len(body), res.Status, text, status)
 			}
+		}
+	})
+
+	t.Run("upload", func(t *testing.T) {
+		// The rest of the file is sent only after the first piece has arrived.
+		const size = 32 << 20
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		body, file := io.Pipe()
+		r, err := http.NewRequestWithContext(ctx, http.MethodPut, n.documented+"/api/v1/sandboxes/a/files?path=/f", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.ContentLength = size
+		r.Header.Set("Authorization", "Bearer "+s.Key)
+		go func() {
+			defer file.Close()
+			file.Write([]byte("first"))
+			for received := 0; received < len("first"); {
+				select {
+				case n := <-files.wrote:
+					received += n
+				case <-ctx.Done():
+					return
+				}
+			}
+			go func() { // until the end of the test
+				for {
+					select {
+					case <-files.wrote:
+					case <-ctx.Done():
+						return
+					}
+				}
+			}()
+			file.Write(make([]byte, size-len("first")))
+		}()
+		res, err := n.client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := read(res); res.StatusCode != http.StatusCreated || !strings.Contains(text, fmt.Sprintf(`"size":%d`, size)) {
+			t.Errorf("got %s %s, want 201 with the size", res.Status, text)
+		}
+	})
+
+	t.Run("WebSocket", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		conn, res, err := websocket.Dial(ctx, n.documented+"/api/v1/sandboxes/a/ports/80", &websocket.DialOptions{
+			HTTPClient: n.client, Subprotocols: []string{"msb", "msb.key." + s.Key},
+		})
+		if err != nil {
+			t.Fatal(res, err)
+		}
+		defer conn.CloseNow()
+		for _, sent := range []string{"one", "two"} {
+			if err := conn.Write(ctx, websocket.MessageBinary, []byte(sent)); err != nil {
+				t.Fatal(err)
+			}
+			if _, got, err := conn.Read(ctx); err != nil || string(got) != sent {
+				t.Errorf("sent %q and got %q, error %v", sent, got, err)
+			}
+		}
+		if err := conn.Close(websocket.StatusNormalClosure, ""); err != nil {
+			t.Error(err)
 		}
 	})
 

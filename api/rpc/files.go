@@ -15,9 +15,6 @@ const (
 	MethodFSWatch  = "sandbox.fs.watch"
 )
 
-// FilesPath is the path of the HTTP endpoint for files of any size, as a pattern of http.ServeMux.
-const FilesPath = "/api/v1/sandboxes/{name}/files"
-
 // Limits of the results of methods for files.
 const (
 	// MaxReadFile is the most that sandbox.fs.read returns, in bytes.

@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,6 +32,9 @@ var devPrincipal = keys.Principal{KeyID: "dev"}
 // of the key and checks its scope before it calls the endpoint. If the key is revoked or expires meanwhile, the
 // endpoint's context ends and its result is discarded.
 func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
+	if e.Body.kind == streamBody {
+		c.upload = newDeadlineBody(c, e, r)
+	}
 	var err error
 	if c.Principal, err = g.authenticate(c, r); err != nil {
 		return err
@@ -54,8 +58,12 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 	if c.endOnConnection, err = g.connections.begin(r.Context(), c.Principal.KeyID); err != nil {
 		return err
 	}
-	switch e.Body.kind {
-	case jsonBody:
+	if e.WebSocket {
+		if err := checkHandshake(r); err != nil {
+			return err
+		}
+	}
+	if e.Body.kind == jsonBody {
 		if !isJSON(r.Header.Get("Content-Type")) {
 			return newRefusal(http.StatusUnsupportedMediaType, "send the header Content-Type: application/json")
 		}
@@ -79,24 +87,25 @@ func (g *Gateway) serveWithKey(c *Call, e *Endpoint, r *http.Request) error {
 		}
 		c.takeTurnsIfLarge(c.bodyBytes)
 		c.Body = body.Bytes()
-	case streamBody:
-		conn := http.NewResponseController(c.response.ResponseWriter)
-		_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
-		r.Body = &deadlineBody{ReadCloser: http.MaxBytesReader(c.response.ResponseWriter, r.Body, e.Body.max), call: c, conn: conn, timeout: e.Deadline}
 	}
 	// Bind after reading the body, so that a key revoked during a slow upload starts no call.
 	ctx, cancel := c.Principal.Bind(r.Context())
 	defer cancel()
 	c.response.ctx = ctx
+	r = r.WithContext(ctx)
+	if c.upload != nil {
+		c.upload.ctx = ctx
+		r.Body = c.upload // in the copy, because net/http needs the original to decide whether to use the connection again
+	}
 	began := time.Now()
-	err = c.work(e, r.WithContext(ctx))
+	err = c.work(e, r)
 	c.failed = err != nil
 	// If the key was revoked or expired while the endpoint ran, discard what it wrote.
 	if cause := keyRejection(ctx); cause != nil {
 		return cause
 	}
 	if err == nil && e.Scope != PerCall { // PerCall endpoints log each of their calls themselves
-		c.log(r.Context(), c.path, "", cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
+		c.log(r.Context(), c.path, c.namespaces, cmp.Or(c.response.status, http.StatusOK), nil, time.Since(began), nil)
 	}
 	return err
 }
@@ -115,6 +124,9 @@ func (g *Gateway) authenticate(c *Call, r *http.Request) (keys.Principal, error)
 		return devPrincipal, nil
 	}
 	key := apiKey(r.Header)
+	if c.endpoint.WebSocket && r.Header["Authorization"] == nil && r.Header["Proxy-Authorization"] == nil {
+		key = handshakeKey(r.Header)
+	}
 	if key == "" {
 		return keys.Principal{}, ErrNoKey
 	}
@@ -162,10 +174,12 @@ func readBody(body io.ReaderFrom, w http.ResponseWriter, r *http.Request, max in
 		return newRefusal(http.StatusRequestEntityTooLarge, fmt.Sprintf("the body exceeds the limit of %d bytes", max))
 	}
 	if err != nil {
-		return newRefusal(http.StatusBadRequest, "the body could not be read completely; it is malformed, cut off or too slow")
+		return errIncompleteBody
 	}
 	return nil
 }
+
+var errIncompleteBody = newRefusal(http.StatusBadRequest, "the body could not be read completely; it is malformed, cut off or too slow")
 
 // isJSON reports whether a Content-Type header declares JSON in UTF-8.
 func isJSON(contentType string) bool {
@@ -177,22 +191,50 @@ func isJSON(contentType string) bool {
 	return err == nil && mediaType == "application/json" && (!ok || strings.EqualFold(charset, "utf-8"))
 }
 
-// deadlineBody is a request body in which each Read must complete within timeout.
+// deadlineBody is a request body in which each Read must complete within timeout, and before ctx ends. Its errors other than
+// io.EOF are those that the client should get.
 type deadlineBody struct {
 	io.ReadCloser
+	ctx     context.Context
 	call    *Call
 	conn    *http.ResponseController
 	timeout time.Duration
+	http1   bool
 	// err is the error that ended the body. From then on, Read sets no more deadlines, because net/http reads from
 	// the connection in the background to notice when the client disconnects.
 	err error
 }
+
+func newDeadlineBody(c *Call, e *Endpoint, r *http.Request) *deadlineBody {
+	w := c.response.ResponseWriter
+	conn := http.NewResponseController(w)
+	_ = conn.EnableFullDuplex() // otherwise HTTP/1 would read the entire body before it sends anything
+	return &deadlineBody{
+		ReadCloser: http.MaxBytesReader(w, r.Body, e.Body.max), ctx: r.Context(), call: c, conn: conn, timeout: e.Deadline,
+		http1: r.ProtoMajor == 1,
+	}
+}
+
+// endsConnection reports whether a response that is sent now must be the last on its connection. With HTTP/1, it must be if
+// the rest of the body was not read: net/http would take that for the next request.
+func (b *deadlineBody) endsConnection() bool { return b != nil && b.http1 && b.err != io.EOF }
 
 func (b *deadlineBody) Read(p []byte) (n int, err error) {
 	if b.err != nil {
 		return 0, b.err
 	}
 	_ = b.conn.SetReadDeadline(time.Now().Add(b.timeout)) // the ResponseWriter of a test may not support deadlines
+	stop := context.AfterFunc(b.ctx, func() { _ = b.conn.SetReadDeadline(time.Now()) })
 	b.call.Wait(func() { n, b.err = b.ReadCloser.Read(p) })
+	stop()
+	if _, tooLong := errors.AsType[*http.MaxBytesError](b.err); b.err == nil || b.err == io.EOF || tooLong {
+		return n, b.err
+	}
+	// If the client has closed the connection, net/http may have canceled the context before.
+	if cause := context.Cause(b.ctx); cause == nil || cause == context.Canceled {
+		b.err = errIncompleteBody
+	} else {
+		b.err = cause
+	}
 	return n, b.err
 }

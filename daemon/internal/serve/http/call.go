@@ -36,12 +36,15 @@ type Call struct {
 	endpoint *Endpoint  // nil until the request is routed
 	path     string     // the path of the endpoint's pattern, or unknownPath
 	bucket   *limit.Bucket
-	response response
-	err      error // the endpoint's error, or why the request was refused before the endpoint ran
-	failed   bool  // the endpoint returned an error or panicked
-	panicked bool
-	turn     turn
-	inFlight bool // the request counts as one of its key's that are in progress, until the response was written
+	// namespaces are those that the request runs in, for the log.
+	namespaces string
+	response   response
+	upload     *deadlineBody // nil unless the body of the endpoint is a Stream
+	err        error         // the endpoint's error, or why the request was refused before the endpoint ran
+	failed     bool          // the endpoint returned an error or panicked
+	panicked   bool
+	turn       turn
+	inFlight   bool // the request counts as one of its key's that are in progress, until the response was written
 	// endOnConnection, if set, makes the connection count as idle again after the response was written.
 	endOnConnection func()
 
@@ -263,6 +266,9 @@ func (c *Call) refusal(err error) *Refusal {
 	if clientErr.Code == rpc.CodeUnauthenticated {
 		clientErr = ErrNoKey
 		c.gateway.metrics.authFailures.Inc()
+	}
+	if !quotesNothing(clientErr.Code) {
+		err = fmt.Errorf("error %d; the log does not contain its message, which may quote the request or the sandbox", clientErr.Code)
 	}
 	return &Refusal{Status: rpcerr.HTTPStatus(clientErr.Code), ClientError: clientErr, Cause: err}
 }

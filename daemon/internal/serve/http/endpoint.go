@@ -25,6 +25,9 @@ type Endpoint struct {
 	WholeServer bool
 	// Body is the rule for the request's body.
 	Body Body
+	// WebSocket means that Serve answers the handshake of a WebSocket. Requests without a handshake are refused. Because
+	// the programs in web pages cannot set headers, the handshake may have the API key in Sec-WebSocket-Protocol.
+	WebSocket bool
 	// Deadline is how long the client may take to accept each write of the response. It is required: New fails
 	// without it.
 	Deadline time.Duration
@@ -35,7 +38,8 @@ type Endpoint struct {
 	// w buffers the response until Serve returns, so that no client gets a partial response, or a result after its
 	// key was revoked. After the first Flush, w sends each write at once. If Serve then returns an error, the response
 	// is aborted, so that the client notices that it is incomplete. Serve may hijack the connection, which is closed
-	// when Serve returns. Use w from one goroutine at a time, and not after Serve has returned.
+	// when Serve returns, and half a second after the context of r has ended, so that Serve can send the client the
+	// reason. Use w from one goroutine at a time, and not after Serve has returned.
 	Serve func(c *Call, w http.ResponseWriter, r *http.Request) error
 }
 
@@ -90,6 +94,8 @@ func (g *Gateway) handle(e Endpoint) (err error) {
 		return fmt.Errorf("endpoint %q: WholeServer needs one of the scopes of a key", e.Pattern)
 	case e.Scope == Open && e.Body != (Body{}):
 		return fmt.Errorf("endpoint %q: an open endpoint cannot have a body", e.Pattern)
+	case e.WebSocket && (method != http.MethodGet || e.Body != (Body{})):
+		return fmt.Errorf("endpoint %q: a WebSocket needs the method GET and has no body", e.Pattern)
 	case e.Deadline <= 0:
 		return fmt.Errorf("endpoint %q has no deadline, so a client that does not read could block its connection forever", e.Pattern)
 	case e.Serve == nil:

@@ -59,6 +59,8 @@ func TestIncompleteEndpointsAreRejected(t *testing.T) {
 		"must be a method":        func(e *gateway.Endpoint) { e.Pattern = "/x" },
 		"needs one of the scopes": func(e *gateway.Endpoint) { e.Scope, e.WholeServer = gateway.PerCall, true },
 		"cannot have a body":      func(e *gateway.Endpoint) { e.Scope, e.Body = gateway.Open, gateway.Stream(1) },
+		"needs the method GET":    func(e *gateway.Endpoint) { e.Pattern, e.WebSocket = "POST /x", true },
+		"and has no body":         func(e *gateway.Endpoint) { e.Body, e.WebSocket = gateway.Stream(1), true },
 		"bad wildcard":            func(e *gateway.Endpoint) { e.Pattern = "GET /{" },
 	} {
 		e := complete

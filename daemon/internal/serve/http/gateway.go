@@ -1,10 +1,11 @@
 // Package http serves remote clients over HTTP. The Gateway accepts connections, authenticates API keys, limits, counts
 // and logs requests, and passes each one to an endpoint such as JSON-RPC, MCP or metrics. The package decides which tenant
-// namespaces a request may use, but does not use sandboxes. Package daemon creates the Gateway. The packages that define endpoints import this package.
+// namespaces a request may use, but does not use sandboxes. Package daemon creates the Gateway. The packages that define
+// endpoints import this package.
 //
 // A request passes these checks, in this order: the limit of connections, the size of the headers, the browser checks
-// of dev mode, the route, the API key, the limit of requests in progress, the rate limit, the scope, the body. Then the
-// endpoint serves it.
+// of dev mode, the route, the API key, the limit of requests in progress, the rate limit, the scope, the body or the
+// WebSocket handshake. Then the endpoint serves it.
 package http
 
 import (

@@ -46,12 +46,21 @@ func (c *Call) log(ctx context.Context, method, namespace string, status int, rp
 		slog.Int("status", status), slog.Duration("duration", duration))
 	if rpcErr != nil {
 		attrs = append(attrs, slog.Int("code", int(rpcErr.Code)))
-		switch rpcErr.Code {
-		case rpc.CodeInternal, rpc.CodeUnavailable, rpc.CodeExhausted, rpc.CodePermissionDenied, rpc.CodeUnauthenticated:
+		if quotesNothing(rpcErr.Code) {
 			attrs = append(attrs, slog.Any("err", cause))
 		}
 	}
 	log.LogAttrs(ctx, level, "call", attrs...)
+}
+
+// quotesNothing reports whether errors with a code never quote text of a client or a sandbox other than valid names, so that
+// they may be logged.
+func quotesNothing(code rpc.Code) bool {
+	switch code {
+	case rpc.CodeInternal, rpc.CodeUnavailable, rpc.CodeExhausted, rpc.CodePermissionDenied, rpc.CodeUnauthenticated:
+		return true
+	}
+	return false
 }
 
 // logFailure writes a log line about a request that was refused, or that failed after its endpoint was called.

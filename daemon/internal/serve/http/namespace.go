@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -17,7 +18,12 @@ import (
 // all that the key is limited to, or none if the key is not limited. No other function decides this. The errors are
 // errdefs.ErrInvalidArgument and errdefs.ErrPermissionDenied.
 func (c *Call) Namespaces(requested *string, allNamespaces bool) ([]string, error) {
-	caller := c.Principal
+	namespaces, err := resolveNamespaces(c.Principal, requested, allNamespaces)
+	c.namespaces = strings.Join(namespaces, ",")
+	return namespaces, err
+}
+
+func resolveNamespaces(caller keys.Principal, requested *string, allNamespaces bool) ([]string, error) {
 	var namespace string
 	switch {
 	case allNamespaces && requested != nil && *requested == rpc.AllNamespaces,

@@ -5,14 +5,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"sync"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 )
@@ -35,6 +32,7 @@ var (
 	headerJSON    = []string{"application/json"}
 	headerNoSniff = []string{"nosniff"}
 	headerNoStore = []string{"no-store"}
+	headerClose   = []string{"close"}
 	// headerUnbuffered is the value of X-Accel-Buffering that makes nginx, and proxies that follow it, pass on each part
 	// of a response as it comes.
 	headerUnbuffered = []string{"no"}
@@ -130,25 +128,48 @@ func (w *response) write(f func()) {
 // Flush implements http.Flusher.
 func (w *response) Flush() { _ = w.FlushError() }
 
-// Hijack implements http.Hijacker. The connection is closed when the endpoint returns or the request's context ends,
-// whichever is first. For a connection that cannot be hijacked, such as one with HTTP/2, the error is
-// errdefs.ErrInvalidArgument.
+// hijackGrace is the time between the end of a request's context and the close of its hijacked connection.
+const hijackGrace = 500 * time.Millisecond
+
+// Hijack implements http.Hijacker. If the endpoint has written the status 101, Hijack first sends that and the headers. The
+// connection is closed when the endpoint returns, or hijackGrace after the request's context has ended, whichever is first.
+// For a connection that cannot be hijacked, such as one with HTTP/2, the error is errdefs.ErrInvalidArgument.
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if w.sent || w.buffer.size > 0 {
 		return nil, nil, errors.New("hijack the connection: the response has already begun")
 	}
-	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()
-	if errors.Is(err, http.ErrNotSupported) {
-		return nil, nil, fmt.Errorf("this path works only over HTTP/1.1: %w", errdefs.ErrInvalidArgument)
+	hijacker, ok := w.ResponseWriter.(http.Hijacker)
+	if !ok {
+		return nil, nil, errOnlyHTTP1
 	}
+	if w.status == http.StatusSwitchingProtocols {
+		w.setHeaders()
+		w.ResponseWriter.WriteHeader(w.status)
+		w.sent = true
+	}
+	conn, rw, err := hijacker.Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
 	w.call.turn.pause() // the endpoint reads and writes the connection itself, so nobody knows when it waits
 	w.sent, w.status = true, http.StatusSwitchingProtocols
 	w.hijacked = w.call.gateway.connections.trackHijacked(conn)
-	context.AfterFunc(w.ctx, func() { w.hijacked.Close() })
+	context.AfterFunc(w.ctx, func() { time.AfterFunc(hijackGrace, func() { w.hijacked.Close() }) })
 	return w.hijacked, rw, nil
+}
+
+// setHeaders sets the headers of every response.
+func (w *response) setHeaders() {
+	h := w.Header()
+	h["X-Request-Id"] = []string{w.call.ID}
+	h["X-Content-Type-Options"] = headerNoSniff
+	h["Cache-Control"] = headerNoStore
+	if h["Upgrade"] == nil {
+		delete(h, "Connection") // some libraries set it, but only net/http may decide on it
+	}
+	if w.call.upload.endsConnection() {
+		h["Connection"] = headerClose
+	}
 }
 
 // setDeadline sets the deadline of the next write, and of one in progress.
@@ -173,11 +194,8 @@ func (w *response) send() error {
 	}
 	w.WriteHeader(http.StatusOK)
 	w.sent = true
+	w.setHeaders()
 	h := w.Header()
-	h["X-Request-Id"] = []string{w.call.ID}
-	h["X-Content-Type-Options"] = headerNoSniff
-	h["Cache-Control"] = headerNoStore
-	delete(h, "Connection") // some libraries set it, but only net/http may decide on it
 	if w.buffer.size > 0 && h["Content-Type"] == nil {
 		h["Content-Type"] = headerJSON
 	}
@@ -210,7 +228,7 @@ func (w *response) finish(err error) (cause error) {
 			}
 			rpcerr.SetHeaders(w.Header(), r.Status, r.ClientError)
 			rpcerr.WriteResponse(&w.buffer, nil, r.ClientError, r.ID)
-		} else if w.hijacked == nil {
+		} else {
 			w.status = r.Status // for the log and the metrics; the client already has another status
 		}
 	}
