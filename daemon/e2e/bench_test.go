@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -164,11 +166,79 @@ func BenchmarkRoundTrip(b *testing.B) {
 		}
 		return nil
 	}
+	// The floor of a command is what the emulated or virtual processor needs to start the program, as measured inside.
+	floor := func() error {
+		code := "import subprocess, time\nbegan = time.monotonic()\nfor _ in range(20): subprocess.run(['true'])\nprint((time.monotonic() - began) / 20 * 1000)"
+		ms, err := strconv.ParseFloat(strings.TrimSpace(s.python(b, key, "warm", code).text("stdout")), 64)
+		fmt.Printf("\nstart and end of true in the guest, by Python: %.2f ms\n", ms)
+		return err
+	}
+	if err := floor(); err != nil {
+		b.Fatal(err)
+	}
 	compare(b, rounds(50),
 		measurement{name: "ctr task exec true", run: ctr},
 		measurement{name: "sandbox.command.run true", run: s.must(key, "sandbox.command.run", params{"sandbox": "warm", "command": "true"})},
 		measurement{name: "sandbox.repl.run 1+1", run: s.must(key, "sandbox.repl.run", params{"sandbox": "warm", "language": "python", "code": "1+1"})},
 		measurement{name: "a request that runs nothing (metrics of no sandbox)", run: s.must(key, "sandbox.metrics.get", params{"namespace": "empty"})},
+	)
+}
+
+// BenchmarkStream measures the time from a request until the first byte that code prints is at the client, while the code
+// still runs. It compares that with the complete result of the same code.
+func BenchmarkStream(b *testing.B) {
+	s, key := startSandbox(b, "stream", "microsandbox/python")
+	p := params{"sandbox": "stream", "language": "python", "code": "print('x')"}
+	var open *events
+	compare(b, rounds(50),
+		measurement{name: "sandbox.repl.run print('x')", run: s.must(key, "sandbox.repl.run", p)},
+		measurement{name: "the same as event stream, until the first output", run: func() error {
+			open = s.stream(b, key, "sandbox.repl.run", p)
+			open.want(b, "output", "x")
+			return nil
+		}, after: func() error {
+			open.want(b, "result", "success")
+			return open.body.Close()
+		}},
+	)
+}
+
+// BenchmarkFiles measures the transfer of a file of 64 MiB between the client and the disk of a sandbox. It compares that
+// with the same bytes over the standard streams of containerd's exec.
+func BenchmarkFiles(b *testing.B) {
+	s, key := startSandbox(b, "box", "microsandbox/python")
+	id := s.sandboxIDs()[0]
+	const size = 64 << 20
+	data := make([]byte, size)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	ctr := func(stdin io.Reader, stdout io.Writer, command string) error {
+		cmd := exec.Command(filepath.Join(bin, "ctr"), "--address", filepath.Join(s.runDir, "containerd.sock"), "--namespace", "msb",
+			"tasks", "exec", "--exec-id", fmt.Sprintf("bench-%d", time.Now().UnixNano()), id, "sh", "-c", command)
+		cmd.Stdin, cmd.Stdout = stdin, stdout
+		return cmd.Run()
+	}
+	status := func(res *http.Response, want int) error {
+		n, err := io.Copy(io.Discard, res.Body)
+		if err == nil && (res.StatusCode != want || want == 200 && n != size) {
+			err = fmt.Errorf("HTTP %d with %d bytes", res.StatusCode, n)
+		}
+		return err
+	}
+	if err := status(s.file(b, key, "PUT", "/root/file", bytes.NewReader(data)), 201); err != nil {
+		b.Fatal(err)
+	}
+	compare(b, rounds(3),
+		measurement{name: "64 MiB down: ctr task exec cat", run: func() error { return ctr(nil, io.Discard, "cat /root/file") }},
+		measurement{name: "64 MiB down: GET file", run: func() error { return status(s.file(b, key, "GET", "/root/file", nil), 200) }},
+	)
+	compare(b, rounds(3),
+		measurement{name: "64 MiB up: ctr task exec head", run: func() error {
+			return ctr(bytes.NewReader(data), io.Discard, fmt.Sprintf("head -c %d > /root/copy", size))
+		}},
+		measurement{name: "64 MiB up: PUT file", run: func() error {
+			s.command(b, key, "box", "rm", "-f", "/root/copy")
+			return status(s.file(b, key, "PUT", "/root/copy", bytes.NewReader(data)), 201)
+		}},
 	)
 }
 

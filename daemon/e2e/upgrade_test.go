@@ -170,6 +170,14 @@ func TestUpgradeKeepsSandboxes(t *testing.T) {
 		}
 		s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "sleep", "args": []string{"60"}, "timeout": 1}, 504, -32007, "")
 		s.wantError(t, live, "sandbox.command.run", params{"sandbox": "box", "command": "no-such-program"}, 422, -32008, "no-such-program")
+		// What the old portal does not have is refused with advice.
+		for method, p := range map[string]params{
+			"sandbox.command.run":   {"sandbox": "box", "command": "true", "cwd": "/"},
+			"sandbox.process.start": {"sandbox": "box", "command": "true"},
+			"sandbox.fs.stat":       {"sandbox": "box", "path": "/"},
+		} {
+			s.wantError(t, live, method, p, 409, -32005, "Stop it and start it again")
+		}
 		var m struct{ Sandboxes []metrics }
 		s.mustCall(t, live, "sandbox.metrics.get", params{}, &m)
 		if len(m.Sandboxes) != 1 || !m.Sandboxes[0].Running || m.Sandboxes[0].Namespace != "project-web" || m.Sandboxes[0].Memory == nil {
