@@ -492,11 +492,23 @@ func TestProcessInput(t *testing.T) {
 	if _, err := stream.CloseAndRecv(); status.Code(err) != codes.Canceled {
 		t.Errorf("canceled write: %v", err)
 	}
-	ended2 := make(chan error, 1)
-	go func() { ended2 <- c.write(t, &portalv1.WriteInputRequest{Process: id, Data: big}) }()
+	result := make(chan error, 1)
+	go func() { result <- c.write(t, &portalv1.WriteInputRequest{Process: id, Data: big}) }()
 	release(t, held)
 	e.finish(t)
-	wantStatus(t, "write during the end of the process", <-ended2, codes.FailedPrecondition, "the process has")
+	wantStatus(t, "write during the end of the process", <-result, codes.FailedPrecondition, "the process has")
+
+	// Here a child in the background still has the input.
+	keep := fifo(t)
+	req = shell("exec 3<&0; (read x <%s) & read line; echo reading; read x <%s", keep, held)
+	req.OpenInput = true
+	e = c.start(t, req)
+	go func() { result <- c.write(t, &portalv1.WriteInputRequest{Process: e.selector(), Data: big}) }()
+	e.until(t, "reading")
+	release(t, held)
+	e.finish(t)
+	wantStatus(t, "write during the end of the process", <-result, codes.FailedPrecondition, "the process has ended")
+	release(t, keep)
 }
 
 func TestTerminal(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,6 +131,16 @@ func TestRingsAreBounded(t *testing.T) {
 	print.WithCall = true
 	if p := run(t, s, print); p.ring.buf != nil || p.printed() != maxRing {
 		t.Errorf("with with_call, the ring has %d bytes", len(p.ring.buf))
+	}
+}
+
+// A program that has been reaped gets no signal, because the kernel may have given its pid to another process.
+func TestNoSignalAfterTheEnd(t *testing.T) {
+	p := run(t, newPrograms(t), &portalv1.StartProcessRequest{Argv: []string{"true"}})
+	for _, send := range []func(syscall.Signal) error{p.signal, p.signalGroup, p.signalAll} {
+		if err := send(syscall.SIGTERM); !errors.Is(err, errEnded) {
+			t.Errorf("signal after the end: %v, want errEnded", err)
+		}
 	}
 }
 
