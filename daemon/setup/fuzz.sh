@@ -19,9 +19,9 @@ fi
 echo "$targets" | while read -r package name; do
 	inputs=$budget
 	case $name:$budget in
-	FuzzReadKeys:*x | FuzzProcessService:*x) inputs=$((${budget%x} / 10))x ;; # they start processes for each input
+	FuzzReadKeys:*x | FuzzProcessService:*x | FuzzExtract:*x) inputs=$((${budget%x} / 10))x ;; # slow: they start processes or write files
 	esac
 	echo "$name ($package), $inputs"
 	go test -run '^$' -fuzz "^$name\$" -fuzztime "$inputs" -fuzzminimizetime 10x "$package"
 done
-echo "$(echo "$targets" | wc -l) fuzz targets passed, with $budget each (FuzzReadKeys and FuzzProcessService with a tenth of that)"
+echo "$(echo "$targets" | wc -l) fuzz targets passed, with $budget each (FuzzReadKeys, FuzzProcessService and FuzzExtract with a tenth of that)"

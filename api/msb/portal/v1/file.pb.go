@@ -1555,8 +1555,11 @@ func (*DialRequest_Data) isDialRequest_Part() {}
 
 // DialResponse is a message of a Dial stream. The first one is empty and means that the connection is established.
 type DialResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// The program has ended its direction, so this is the last message. The call ends when the client ends its
+	// direction.
+	End           bool `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1596,6 +1599,13 @@ func (x *DialResponse) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *DialResponse) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
 }
 
 type WriteFileRequest_Start struct {
@@ -1840,9 +1850,10 @@ const file_msb_portal_v1_file_proto_rawDesc = "" +
 	"\btcp_port\x18\x01 \x01(\rH\x00R\atcpPort\x12\x1d\n" +
 	"\tunix_path\x18\x02 \x01(\tH\x00R\bunixPath\x12\x14\n" +
 	"\x04data\x18\x03 \x01(\fH\x00R\x04dataB\x06\n" +
-	"\x04part\"\"\n" +
+	"\x04part\"4\n" +
 	"\fDialResponse\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data*\x81\x01\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\bR\x03end*\x81\x01\n" +
 	"\bFileType\x12\x19\n" +
 	"\x15FILE_TYPE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11FILE_TYPE_REGULAR\x10\x01\x12\x17\n" +

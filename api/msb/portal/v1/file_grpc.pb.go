@@ -46,7 +46,8 @@ type FileServiceClient interface {
 	StatFile(ctx context.Context, in *StatFileRequest, opts ...grpc.CallOption) (*StatFileResponse, error)
 	// ListFiles returns the entries of a directory in lexical order, each directory before its entries.
 	ListFiles(ctx context.Context, in *ListFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListFilesResponse], error)
-	// ReadFile returns a description of a file and then its bytes. It follows symbolic links.
+	// ReadFile returns a description of a file and then its bytes. It follows symbolic links. Of files that the kernel
+	// generates, as in /proc, it reads up to 1 MiB, and reports the size that they then have.
 	ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadFileResponse], error)
 	// WriteFile writes a file. Missing parent directories are created. The file is complete when the call succeeds; a call
 	// that is canceled changes nothing, except with an offset.
@@ -58,14 +59,16 @@ type FileServiceClient interface {
 	// RemoveFile removes a file or directory.
 	RemoveFile(ctx context.Context, in *RemoveFileRequest, opts ...grpc.CallOption) (*RemoveFileResponse, error)
 	// ReadTree returns a file or directory as a tar archive (PAX). The names in it are relative to path, which is ".".
-	// Sockets, devices and pipes are left out.
+	// Sockets, devices and pipes are left out, and so are files that the kernel generates, as in /proc.
 	ReadTree(ctx context.Context, in *ReadTreeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadTreeResponse], error)
-	// WriteTree extracts a tar archive into a directory, which is created. No entry leads out of the directory.
+	// WriteTree extracts a tar archive into a directory, which is created. No entry leads out of the directory. Files are
+	// replaced. Directories that exist are kept; they get the mode and time in the archive, except for the directory itself.
 	WriteTree(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[WriteTreeRequest, WriteTreeResponse], error)
-	// WatchFiles reports changes below a path. At most 64 calls watch at a time.
+	// WatchFiles reports changes below a path. At most 64 calls watch at a time, and each at most 8192 directories. The call
+	// ends with NOT_FOUND when the path itself is removed or, if it is a directory, moved.
 	WatchFiles(ctx context.Context, in *WatchFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchFilesResponse], error)
-	// Dial connects to a TCP port on the loopback interface or to a Unix socket. Each side closes its direction by ending
-	// its stream. Error: NOT_FOUND if nothing listens there.
+	// Dial connects to a TCP port on the loopback interface or to a Unix socket. The client closes its direction by ending
+	// its stream, and the program's direction ends with a message. Error: NOT_FOUND if nothing listens there.
 	Dial(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DialRequest, DialResponse], error)
 }
 
@@ -246,7 +249,8 @@ type FileServiceServer interface {
 	StatFile(context.Context, *StatFileRequest) (*StatFileResponse, error)
 	// ListFiles returns the entries of a directory in lexical order, each directory before its entries.
 	ListFiles(*ListFilesRequest, grpc.ServerStreamingServer[ListFilesResponse]) error
-	// ReadFile returns a description of a file and then its bytes. It follows symbolic links.
+	// ReadFile returns a description of a file and then its bytes. It follows symbolic links. Of files that the kernel
+	// generates, as in /proc, it reads up to 1 MiB, and reports the size that they then have.
 	ReadFile(*ReadFileRequest, grpc.ServerStreamingServer[ReadFileResponse]) error
 	// WriteFile writes a file. Missing parent directories are created. The file is complete when the call succeeds; a call
 	// that is canceled changes nothing, except with an offset.
@@ -258,14 +262,16 @@ type FileServiceServer interface {
 	// RemoveFile removes a file or directory.
 	RemoveFile(context.Context, *RemoveFileRequest) (*RemoveFileResponse, error)
 	// ReadTree returns a file or directory as a tar archive (PAX). The names in it are relative to path, which is ".".
-	// Sockets, devices and pipes are left out.
+	// Sockets, devices and pipes are left out, and so are files that the kernel generates, as in /proc.
 	ReadTree(*ReadTreeRequest, grpc.ServerStreamingServer[ReadTreeResponse]) error
-	// WriteTree extracts a tar archive into a directory, which is created. No entry leads out of the directory.
+	// WriteTree extracts a tar archive into a directory, which is created. No entry leads out of the directory. Files are
+	// replaced. Directories that exist are kept; they get the mode and time in the archive, except for the directory itself.
 	WriteTree(grpc.ClientStreamingServer[WriteTreeRequest, WriteTreeResponse]) error
-	// WatchFiles reports changes below a path. At most 64 calls watch at a time.
+	// WatchFiles reports changes below a path. At most 64 calls watch at a time, and each at most 8192 directories. The call
+	// ends with NOT_FOUND when the path itself is removed or, if it is a directory, moved.
 	WatchFiles(*WatchFilesRequest, grpc.ServerStreamingServer[WatchFilesResponse]) error
-	// Dial connects to a TCP port on the loopback interface or to a Unix socket. Each side closes its direction by ending
-	// its stream. Error: NOT_FOUND if nothing listens there.
+	// Dial connects to a TCP port on the loopback interface or to a Unix socket. The client closes its direction by ending
+	// its stream, and the program's direction ends with a message. Error: NOT_FOUND if nothing listens there.
 	Dial(grpc.BidiStreamingServer[DialRequest, DialResponse]) error
 	mustEmbedUnimplementedFileServiceServer()
 }

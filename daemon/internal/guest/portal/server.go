@@ -80,6 +80,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		grpc.UnaryInterceptor(boundErrors),
 	)
 	portalv1.RegisterPortalServiceServer(srv, &server{version: version, programs: programs, repls: newREPLs(children, discard)})
+	portalv1.RegisterFileServiceServer(srv, newFileServer(socket))
 	portalv1.RegisterProcessServiceServer(srv, processService{programs: programs})
 	stopped := make(chan struct{})
 	context.AfterFunc(ctx, func() {

@@ -216,6 +216,9 @@ func (c *Client) Dial(ctx context.Context, address sandbox.Address) (sandbox.Con
 	}
 	next := func() ([]byte, error) {
 		res, err := stream.Recv()
+		if res.GetEnd() {
+			err = io.EOF
+		}
 		return res.GetData(), err
 	}
 	return &dialed{receiver{ctx: ctx, cancel: cancel, next: next}, stream}, nil

@@ -1,0 +1,238 @@
+package portal
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+)
+
+// xattrRecord is the prefix of the PAX records for extended attributes.
+const xattrRecord = "SCHILY.xattr."
+
+// The name of a PAX record has no "=". GNU tar escapes it in this way.
+var (
+	escapeXattr   = strings.NewReplacer("%", "%25", "=", "%3D")
+	unescapeXattr = strings.NewReplacer("%25", "%", "%3D", "=")
+)
+
+// ReadTree implements portalv1.FileServiceServer.
+func (s *fileServer) ReadTree(req *portalv1.ReadTreeRequest, stream grpc.ServerStreamingServer[portalv1.ReadTreeResponse]) error {
+	loc, err := locate(req.GetRoot())
+	if err != nil {
+		return err
+	}
+	real, err := filepath.EvalSymlinks(loc.path)
+	if err != nil {
+		return fileError(loc.path, err)
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return fileError(loc.path, err)
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return status.Errorf(codes.FailedPrecondition, "%s is neither a directory nor a regular file", quote(loc.path))
+	}
+	out := bufio.NewWriterSize(pieces(func(data []byte) error { return stream.Send(&portalv1.ReadTreeResponse{Data: data}) }), pieceSize)
+	if err := archive(out, real, filepath.Base(loc.path), false); err != nil {
+		return fileError(loc.path, err)
+	}
+	return fileError(loc.path, out.Flush())
+}
+
+// archive writes the file or directory at path to out as a tar archive. It does not follow a symbolic link at path. The
+// names in the archive begin with "./", except that a file other than a directory is called name. With complete,
+// archive fails if a file cannot be archived. Otherwise, it leaves out sockets, devices and pipes.
+func archive(out io.Writer, path, name string, complete bool) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	a := archiver{
+		w: tar.NewWriter(out), complete: complete,
+		names: newNameTable(), links: make(map[inode]string), buf: make([]byte, pieceSize),
+	}
+	base := filepath.Base(path)
+	if path == "/" {
+		base = "."
+	}
+	if info, err := os.Lstat(path); err != nil {
+		return err
+	} else if info.IsDir() {
+		name = "."
+	}
+	if err := a.add(dir, base, name, path); err != nil {
+		return err
+	}
+	return a.w.Close()
+}
+
+// inode identifies a file that has several names.
+type inode struct{ device, number uint64 }
+
+// archiver writes files to a tar archive.
+type archiver struct {
+	w        *tar.Writer
+	complete bool
+	names    nameTable
+	links    map[inode]string // the names in the archive of the files that have several links
+	buf      []byte
+}
+
+// add adds the file name in dir, which has the absolute path path, and everything below it to the archive. archived is
+// its name in the archive. A file that does not exist is left out.
+func (a *archiver) add(dir *os.File, name, archived, path string) error {
+	var st unix.Stat_t
+	err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if vanished(err) {
+		return nil
+	}
+	if err != nil {
+		return fileError(path, err)
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR, unix.S_IFREG:
+		f, err := openAt(dir, name, unix.O_NOFOLLOW|unix.O_NONBLOCK)
+		if vanished(err) {
+			return nil
+		}
+		if err != nil {
+			return fileError(path, err)
+		}
+		defer f.Close()
+		return a.addOpen(f, archived, path)
+	case unix.S_IFLNK:
+		hdr := a.header(&st, tar.TypeSymlink, archived)
+		if hdr.Linkname, err = readlinkAt(int(dir.Fd()), name); err != nil {
+			if vanished(err) {
+				return nil
+			}
+			return fileError(path, err)
+		}
+		return a.w.WriteHeader(hdr)
+	case unix.S_IFIFO:
+		if a.complete {
+			return a.w.WriteHeader(a.header(&st, tar.TypeFifo, archived))
+		}
+	default:
+		if a.complete {
+			return status.Errorf(codes.FailedPrecondition, "%s is a socket or device, which cannot be copied: remove it first", quote(path))
+		}
+	}
+	return nil
+}
+
+// addOpen adds a file or directory that is open.
+func (a *archiver) addOpen(f *os.File, archived, path string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fileError(path, err)
+	}
+	attrs, err := xattrs(f)
+	if err != nil {
+		return fileError(path, err)
+	}
+	records := make(map[string]string)
+	for name, value := range attrs {
+		records[xattrRecord+escapeXattr.Replace(name)] = string(value)
+	}
+
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		hdr := a.header(&st, tar.TypeDir, archived+"/")
+		hdr.PAXRecords = records
+		if err := a.w.WriteHeader(hdr); err != nil {
+			return err
+		}
+		if isGenerated(f) {
+			return nil
+		}
+		names, err := sortedNames(f)
+		if err != nil {
+			return fileError(path, err)
+		}
+		for _, name := range names {
+			if err := a.add(f, name, archived+"/"+name, filepath.Join(path, name)); err != nil {
+				return err
+			}
+		}
+		return nil
+	case unix.S_IFREG:
+		hdr := a.header(&st, tar.TypeReg, archived)
+		if st.Nlink > 1 {
+			id := inode{uint64(st.Dev), st.Ino}
+			if first, ok := a.links[id]; ok {
+				hdr.Typeflag, hdr.Linkname = tar.TypeLink, first
+				return a.w.WriteHeader(hdr)
+			}
+			a.links[id] = archived
+		}
+		hdr.Size, hdr.PAXRecords = st.Size, records
+		if err := a.w.WriteHeader(hdr); err != nil {
+			return err
+		}
+		n, err := io.CopyBuffer(a.w, io.LimitReader(f, st.Size), a.buf)
+		if err == nil && n < st.Size {
+			err = changed(path)
+		}
+		return fileError(path, err)
+	}
+	return changed(path)
+}
+
+// header returns the header of a file with the status st.
+func (a *archiver) header(st *unix.Stat_t, typeflag byte, name string) *tar.Header {
+	return &tar.Header{
+		Format: tar.FormatPAX, Typeflag: typeflag, Name: name, Mode: int64(st.Mode & permissions),
+		Uid: int(st.Uid), Gid: int(st.Gid), Uname: a.names.user(st.Uid), Gname: a.names.group(st.Gid),
+		ModTime: time.Unix(st.Mtim.Unix()),
+	}
+}
+
+// moveByCopy moves a file or directory to another file system. It does not replace the destination, nor remove the
+// source, before the copy is complete.
+func moveByCopy(ctx context.Context, source, destination string) error {
+	info, err := os.Lstat(source)
+	if err != nil {
+		return fileError(source, err)
+	}
+	temp, err := os.MkdirTemp(filepath.Dir(destination), tempPattern)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	const name = "file"
+	tree, into := io.Pipe()
+	archived := make(chan error, 1)
+	go func() {
+		err := archive(into, source, name, true)
+		into.CloseWithError(err)
+		archived <- err
+	}()
+	_, err = extract(ctx, tree, temp, extractOptions{keepOwners: true, root: true})
+	tree.CloseWithError(err) // so that archive ends
+	<-archived
+	if err != nil {
+		return err
+	}
+	complete := temp
+	if !info.IsDir() {
+		complete = filepath.Join(temp, name)
+	}
+	if err := unix.Rename(complete, destination); err != nil {
+		return err
+	}
+	return fileError(source, os.RemoveAll(source))
+}
