@@ -230,6 +230,11 @@
     if (failRun) failRun(err);
     else if (!(err instanceof Exit)) show(err);
   });
+  try {
+    process.chdir('.');
+  } catch {
+    process.chdir('/'); // the user may not enter the working directory of the image
+  }
   globalThis.require = createRequire(`${process.cwd()}/`);
   globalThis.module = { exports: {}, require: globalThis.require };
   globalThis.exports = globalThis.module.exports;

@@ -216,6 +216,10 @@ def read_exactly(n):
 
 
 def main():
+    try:
+        os.chdir(".")
+    except OSError:
+        os.chdir("/")  # the user may not enter the working directory of the image
     for fd in RUNS, CONTROL:
         os.set_inheritable(fd, False)
     os.register_at_fork(after_in_child=in_forked_child)

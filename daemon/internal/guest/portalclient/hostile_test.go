@@ -448,8 +448,8 @@ func TestSilentPortal(t *testing.T) {
 		rt.attackNext(begun(func(*guest, uint32) {}))
 		w := s.Post(runTrue)
 		e := servetest.WantError(t, w, http.StatusBadGateway, rpc.CodeRunFailed)
-		if e.Data != nil || !strings.Contains(e.Message, "no longer responding") {
-			t.Errorf("%+v", e)
+		if e.Data == nil || e.Data.RetryAfter != 0 || !strings.Contains(e.Message, "no longer responding") {
+			t.Errorf("%+v, %+v", e, e.Data)
 		}
 		if w := s.Post(runTrue); w.Code != http.StatusOK {
 			t.Errorf("the next run: %d %s", w.Code, w.Body)
