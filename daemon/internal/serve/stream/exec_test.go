@@ -528,11 +528,14 @@ func TestSocketsEnd(t *testing.T) {
 					key, id := s.IssueNamed(t, keys.IssueRequest{})
 					c.key = key
 					program, guest := net.Pipe()
-					d.set(hooks{dial: func() (sandbox.Conn, error) { return pipeToProgram{guest}, nil }})
+					d.set(hooks{
+						dial:     func() (sandbox.Conn, error) { return pipeToProgram{guest}, nil },
+						scripted: func(ctx context.Context) (sandbox.Process, error) { return &stubborn{ctx: ctx}, nil },
+					})
 					defer program.Close()
 					e := c.open(map[string]string{"exec": "exec", "ports": "ports/80"}[path])
 					if path == "exec" {
-						e.text(`{"command":"cat"}`)
+						e.text(`{"command":"scripted"}`)
 						e.next()
 					}
 					began := time.Now()
@@ -550,6 +553,23 @@ func TestSocketsEnd(t *testing.T) {
 		}
 	}
 }
+
+// stubborn is a process that prints something when its client should get no more.
+type stubborn struct {
+	ctx     context.Context
+	started bool
+}
+
+func (p *stubborn) Next() (sandbox.Event, error) {
+	if !p.started {
+		p.started = true
+		return sandbox.Started{PID: 1}, nil
+	}
+	<-p.ctx.Done()
+	return sandbox.Output{Stream: sandbox.Stdout, Data: []byte("a secret")}, nil
+}
+
+func (*stubborn) Close() error { return nil }
 
 type pipeToProgram struct{ net.Conn }
 

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/coder/websocket"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // program listens on a port and handles one connection.
@@ -46,7 +48,7 @@ func TestPort(t *testing.T) {
 	if calls := d.takeCalls(); len(calls) != 1 || calls[0] != "dial in team" {
 		t.Errorf("got calls %q", calls)
 	}
-	sent := bytes.Repeat([]byte("\x00\xff\r\n0123456789"), 1<<20)
+	sent := bytes.Repeat([]byte("\x00\xff\r\n0123456789"), 1<<18)
 	go func() {
 		for data := sent; len(data) > 0; {
 			n := min(len(data), 1<<20-1)
@@ -106,6 +108,47 @@ func TestPortClosedByProgram(t *testing.T) {
 			t.Errorf("%s: got %d bytes, want %d", name, n, size)
 		}
 	}
+}
+
+// refusing is a program that accepts no input, and then answers.
+type refusing struct {
+	refused chan struct{}
+	answer  io.Reader
+}
+
+func (r *refusing) Write([]byte) (int, error) {
+	close(r.refused) // panics if it is called again
+	return 0, net.ErrClosed
+}
+
+func (r *refusing) Read(p []byte) (int, error) {
+	<-r.refused
+	return r.answer.Read(p)
+}
+
+func (*refusing) CloseWrite() error { return nil }
+func (*refusing) Close() error      { return nil }
+
+// What the program does not accept is discarded. The answer that says why still arrives.
+func TestPortRefusesInput(t *testing.T) {
+	s, d := newSite(t)
+	c, _ := connect(t, s)
+	answer, program := io.Pipe()
+	d.set(hooks{dial: func() (sandbox.Conn, error) { return &refusing{make(chan struct{}), answer}, nil }})
+	p := c.open("ports/80")
+	for range 3 {
+		if err := p.Write(t.Context(), websocket.MessageBinary, []byte("request")); err != nil {
+			t.Error(err)
+		}
+	}
+	go func() {
+		program.Write([]byte("too long"))
+		program.Close()
+	}()
+	if _, data, err := p.Read(t.Context()); err != nil || string(data) != "too long" {
+		t.Errorf("got %q, error %v; want the answer", data, err)
+	}
+	p.wantClose(websocket.StatusNormalClosure)
 }
 
 // zeros is a reader without an end.
