@@ -82,7 +82,7 @@ func (in *input) writeNext(ctx context.Context, data []byte, end bool) error {
 		<-interrupted // it must not interrupt the next write
 	}
 	switch {
-	case in.ended.Load():
+	case err != nil && in.ended.Load():
 		return status.Error(codes.FailedPrecondition, "the process has ended")
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return status.FromContextError(ctx.Err()).Err()

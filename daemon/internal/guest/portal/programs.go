@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// maxRunning is how many programs run at a time that go on without their call.
+	// maxRunning is how many programs run at a time that continue without their call.
 	maxRunning = 64
 	// maxEnded is how many programs that have ended are remembered.
 	maxEnded = 64
