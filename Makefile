@@ -184,7 +184,7 @@ test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run th
 	@$(call gotestsum,kvm) --raw-command -- setpriv --pdeathsig TERM daemon/setup/lab/e2e.sh '$(KVM_TESTS)'
 
 # The tests of sandboxes. In the lab they take an hour, so CI runs a few of them.
-KVM_TESTS ?= TestStatusNamesHypervisor|TestHypervisorChange|TestSandboxLifecycle|TestNode|TestTimeouts|TestSandboxConfiguration|TestSandboxesAreIsolated|TestSandboxHas|TestConcurrentSandboxes|TestStopWhile|TestGuestBootFailure|TestDaemonKill|TestProcessDeath|TestContainerdDeath|TestHungGuest|TestHostContainerd|TestShutdownAnswers|TestResourceLimits|TestLeaksFinds|TestKillsUnderSandboxChurn|TestInvalidatedKeysCancelRuns
+KVM_TESTS ?= TestStatusNamesHypervisor|TestHypervisorChange|TestSandboxLifecycle|TestNode|TestTimeouts|TestSandboxConfiguration|TestSandboxesAreIsolated|TestSandboxHas|TestConcurrentSandboxes|TestStopWhile|TestGuestBootFailure|TestDaemonKill|TestProcessDeath|TestContainerdDeath|TestHungGuest|TestHostContainerd|TestShutdownAnswers|TestResourceLimits|TestLeaksFinds|TestKillsUnderSandboxChurn|TestInvalidatedKeysCancelRuns|TestRunOptions|TestEventStream|TestProcesses|TestExecSocket|TestFiles
 KVM_TESTS_CI := TestStatusNamesHypervisor|TestSandboxLifecycle|TestSandboxHas|TestDaemonKillKeepsSandboxes
 
 .PHONY: test-kvm-ci
@@ -212,6 +212,7 @@ soak: deps build guest images bin/tools/pebble ## Run the reliability tests with
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys data/store serve/http guest/agent)
 	@MSB_SOAK=1 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 24h -v -run '^TestConcurrentUseAgreesWithAModel$$' ./daemon/internal/domain/keys
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestKills' ./daemon/e2e
+	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v -run '^TestNginx' ./daemon
 
 .PHONY: lint
 lint: bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc bin/tools/staticcheck ## Check format, code, types, prose, and that generated code is up to date

@@ -193,7 +193,7 @@ func (s *streams) WriteFile(_ context.Context, _ sandbox.Name, _ sandbox.Path, _
 // post posts body with an API key. The caller closes the body of the response.
 func (n nginx) post(t *testing.T, url, key, body string, change ...func(*http.Request)) *http.Response {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // a test that fails must end
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // a test that fails must end
 	t.Cleanup(cancel)
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
 	if err != nil {
@@ -328,6 +328,38 @@ func TestNginx(t *testing.T) {
 		// nginx appends the address from which this test connects. That one and the one before it are trusted.
 		if text := read(res); res.StatusCode != http.StatusOK || !strings.Contains(s.Log.String(), "192.0.2.1") {
 			t.Errorf("got %s %s; want the forwarded address in the log: %s", res.Status, text, s.Log)
+		}
+	})
+
+	// A run that prints nothing sends comments. They keep nginx from ending the response after its proxy_read_timeout,
+	// which is 60 seconds by default.
+	t.Run("silence", func(t *testing.T) {
+		comments := 1
+		if os.Getenv("MSB_SOAK") != "" {
+			comments = 6 // 90 seconds
+		}
+		finish := make(chan struct{})
+		s.Sandboxes.OnRun = func(context.Context) error {
+			<-finish
+			return nil
+		}
+		res := n.post(t, n.defaults+rpc.Path, s.Key, servetest.Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"1"}`),
+			func(r *http.Request) { r.Header.Set("Accept", rpc.EventStream) })
+		defer res.Body.Close()
+		lines := bufio.NewReader(res.Body)
+		for comments > 0 {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				close(finish)
+				t.Fatalf("the stream ended before the run: %v", err)
+			}
+			if strings.HasPrefix(line, ":") {
+				comments--
+			}
+		}
+		close(finish)
+		if rest, err := io.ReadAll(lines); err != nil || !strings.Contains(string(rest), "event: result") {
+			t.Errorf("the stream ends with %q, error %v; want the result", rest, err)
 		}
 	})
 

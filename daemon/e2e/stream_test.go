@@ -261,7 +261,7 @@ func TestEventStream(t *testing.T) {
 	e.want(t, "error", "-32008")
 }
 
-// TestProcesses tests processes that go on without their client.
+// TestProcesses tests processes that outlive their client.
 func TestProcesses(t *testing.T) {
 	s, key := sharedSandbox(t)
 	type process struct {
