@@ -69,6 +69,7 @@ func TestGuest(t *testing.T) {
 	t.Run("memory limit", func(t *testing.T) { testOOM(t, g, id) })
 	t.Run("end of the container", func(t *testing.T) { testEnd(t, g, id) })
 	t.Run("restricted container", func(t *testing.T) { testRestricted(t, g) })
+	t.Run("portal", func(t *testing.T) { testPortal(t, g) })
 
 	ok(t)(g.DestroySandbox(ctx, &pb.DestroySandboxRequest{}))
 	select {
