@@ -307,6 +307,11 @@ func TestEarlierPortal(t *testing.T) {
 			t.Errorf("%s: error %v, want advice to start the sandbox again", o.name, err)
 		}
 	}
+	// Options that are empty are none.
+	code := sandbox.Code{Language: sandbox.Python, RunOptions: sandbox.RunOptions{Env: []string{}, Input: []byte{}}}
+	if err := drain(client.RunCode(t.Context(), code)); !failed(err) {
+		t.Errorf("code without options: error %v, want that of the missing result", err)
+	}
 }
 
 // What a sandbox says about files and processes is bounded, and has the ranges that callers rely on.

@@ -3,7 +3,6 @@ package portalclient
 import (
 	"context"
 	"fmt"
-	"reflect"
 	"time"
 
 	"google.golang.org/grpc"
@@ -78,10 +77,10 @@ func (c *Client) runCommandWithoutContract(ctx context.Context, command sandbox.
 
 // checkOptions returns an error if a request uses options that the portal does not support.
 func (c *Client) checkOptions(o sandbox.RunOptions) error {
-	if reflect.ValueOf(o).IsZero() {
-		return nil
+	if len(o.Env) > 0 || o.Cwd != "" || o.User != "" || len(o.Input) > 0 || o.Grace != 0 {
+		return c.checkContract()
 	}
-	return c.checkContract()
+	return nil
 }
 
 func outputEvent(out *portalv1.Output) *portalv1.ProcessEvent {
