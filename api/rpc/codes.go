@@ -15,7 +15,7 @@ type CodeInfo struct {
 var Codes = []CodeInfo{
 	{CodeParse, "parse", []int{400}, "the body is not strict JSON", "fix the body; the message says where the error is"},
 	{
-		CodeInvalidRequest, "invalid_request", []int{400, 404, 405, 412, 413, 415, 416, 426, 431},
+		CodeInvalidRequest, "invalid_request", []int{400, 404, 405, 411, 412, 413, 415, 416, 426, 431},
 		"not a JSON-RPC request, or a wrong path, HTTP method, size or `Content-Type`", "the message says which",
 	},
 	{CodeMethodNotFound, "method_not_found", []int{404}, "there is no such method", "see `rpc.discover`"},

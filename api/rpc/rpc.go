@@ -113,7 +113,7 @@ type Code int
 const (
 	// CodeParse (HTTP 400): the body is not strict JSON.
 	CodeParse Code = -32700
-	// CodeInvalidRequest (HTTP 400, 404, 405, 412, 413, 415, 416, 426, 431): not a JSON-RPC 2.0 request.
+	// CodeInvalidRequest (HTTP 400, 404, 405, 411, 412, 413, 415, 416, 426, 431): not a JSON-RPC 2.0 request.
 	CodeInvalidRequest Code = -32600
 	// CodeMethodNotFound (HTTP 404): there is no such method.
 	CodeMethodNotFound Code = -32601

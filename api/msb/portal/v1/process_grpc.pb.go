@@ -34,7 +34,7 @@ const (
 // ProcessService starts programs in a sandbox and controls them.
 //
 // A process goes on when the client that started it disconnects, unless it was started with with_call. At most 64
-// processes without with_call run at a time. Of the processes that have ended, the portal remembers the last 64.
+// processes without with_call run at a time. Of those that have ended, the portal remembers the last 64.
 //
 // Errors: NOT_FOUND if there is no such process, FAILED_PRECONDITION if the process has ended, or has no input or no
 // terminal.
@@ -163,7 +163,7 @@ func (c *processServiceClient) ResizeTerminal(ctx context.Context, in *ResizeTer
 // ProcessService starts programs in a sandbox and controls them.
 //
 // A process goes on when the client that started it disconnects, unless it was started with with_call. At most 64
-// processes without with_call run at a time. Of the processes that have ended, the portal remembers the last 64.
+// processes without with_call run at a time. Of those that have ended, the portal remembers the last 64.
 //
 // Errors: NOT_FOUND if there is no such process, FAILED_PRECONDITION if the process has ended, or has no input or no
 // terminal.

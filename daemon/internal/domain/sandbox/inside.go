@@ -35,15 +35,23 @@ func (m *Manager) AttachProcess(ctx context.Context, name Name, id ProcessID, o 
 	return m.attach(ctx, name, func(ctx context.Context, p Portal, _ Config) (Process, error) { return p.AttachProcess(ctx, id, o) })
 }
 
+// attach returns the process that call starts or attaches to, once its first event has come. That depends on no program in the
+// sandbox.
 func (m *Manager) attach(ctx context.Context, name Name, call func(context.Context, Portal, Config) (Process, error)) (Process, error) {
 	in, err := m.inside(name)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	p := &process{inside: in, ctx: ctx, end: cancel}
+	ctx, cancel := context.WithCancelCause(ctx)
+	p := &process{inside: in, ctx: ctx, end: func() { cancel(nil) }}
+	limit := time.AfterFunc(responseGrace, func() { cancel(notResponding(name)) })
+	defer limit.Stop()
 	if p.Process, err = onPortal(ctx, in, func(portal Portal) (Process, error) { return call(ctx, portal, in.rec.Config) }); err != nil {
-		cancel()
+		cancel(nil)
+		return nil, err
+	}
+	if p.first, err = p.Next(); err != nil {
+		p.Close()
 		return nil, err
 	}
 	return p, nil

@@ -129,9 +129,14 @@ type process struct {
 	ctx    context.Context // which the process was started with, or attached to
 	end    func()          // called once, when the process has ended or is closed
 	once   sync.Once
+	first  Event // the next event, if it was read already
 }
 
 func (p *process) Next() (Event, error) {
+	if event := p.first; event != nil {
+		p.first = nil
+		return event, nil
+	}
 	event, err := p.Process.Next()
 	if err != nil {
 		if err != io.EOF {

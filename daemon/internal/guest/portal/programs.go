@@ -245,6 +245,7 @@ func (p *program) supervise(killed <-chan struct{}, timeout, grace *durationpb.D
 		p.out.report("killed: " + exit.Reason)
 	}
 	p.out.finish()
+	p.out = nil
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.finished = true
@@ -320,7 +321,7 @@ func (p *program) attach(replay, noFollow bool) *reader {
 	p.programs.mu.Lock()
 	defer p.programs.mu.Unlock()
 	r := &reader{next: p.printed(), end: 1<<64 - 1}
-	if noFollow {
+	if noFollow && (p.exit == nil || p.finished) { // the rest of the output of a program that has ended is about to come
 		r.end = r.next
 	}
 	if replay {
@@ -373,7 +374,7 @@ func (p *program) follow(ctx context.Context, r *reader, started func(skipped ui
 // that worked. The caller holds mu.
 func (s *programs) growRings(n int) bool {
 	for s.rings+n > maxRings {
-		if !s.forgetOldest() {
+		if !s.forgetOldest(anyProgram) {
 			return false
 		}
 	}
@@ -381,16 +382,21 @@ func (s *programs) growRings(n int) bool {
 	return true
 }
 
-// forgetExcess forgets programs that have ended until at most maxEnded are left. The caller holds mu.
+// forgetExcess forgets programs that have ended: those with with_call, whose call has returned everything, and of the others
+// so many that at most maxEnded are left. The caller holds mu.
 func (s *programs) forgetExcess() {
-	for len(s.ended) > maxEnded && s.forgetOldest() {
+	for s.forgetOldest(func(p *program) bool { return p.info.GetWithCall() }) {
+	}
+	for len(s.ended) > maxEnded && s.forgetOldest(anyProgram) {
 	}
 }
 
-// forgetOldest forgets the program that ended first. A program that has readers is not forgotten, nor one whose output has
+func anyProgram(*program) bool { return true }
+
+// forgetOldest forgets the program that ended first of those for which suitable returns true. A program that has readers is not forgotten, nor one whose output has
 // not been printed yet. forgetOldest returns false if there is no other. The caller holds mu.
-func (s *programs) forgetOldest() bool {
-	i := slices.IndexFunc(s.ended, func(p *program) bool { return p.finished && len(p.readers) == 0 })
+func (s *programs) forgetOldest(suitable func(*program) bool) bool {
+	i := slices.IndexFunc(s.ended, func(p *program) bool { return p.finished && len(p.readers) == 0 && suitable(p) })
 	if i < 0 {
 		return false
 	}

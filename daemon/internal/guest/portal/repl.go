@@ -115,6 +115,12 @@ func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*r
 	defer s.mu.Unlock()
 	r := s.all[key]
 	if r == nil {
+		if _, err := account.credential(); err != nil {
+			return nil, err
+		}
+		if len(s.all) >= maxREPLs {
+			s.forgetUnused()
+		}
 		if len(s.all) >= maxREPLs {
 			return nil, status.Errorf(codes.ResourceExhausted,
 				"the sandbox has REPLs of %d users and languages, which is the most that it can: run the code as one of these users", maxREPLs)
@@ -123,6 +129,20 @@ func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*r
 		s.all[key] = r
 	}
 	return r, nil
+}
+
+// forgetUnused forgets the REPLs that have no session, because it was never started or has ended. The caller holds mu.
+func (s *repls) forgetUnused() {
+	for key, r := range s.all {
+		select {
+		case r.queue <- struct{}{}: // no run is in progress
+			if r.session == nil || !r.session.running() {
+				delete(s.all, key)
+			}
+			r.queue.release()
+		default:
+		}
+	}
 }
 
 // repl runs code in one language as one user, in a session that is started by the first run.

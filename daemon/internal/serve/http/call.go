@@ -267,7 +267,7 @@ func (c *Call) refusal(err error) *Refusal {
 		clientErr = ErrNoKey
 		c.gateway.metrics.authFailures.Inc()
 	}
-	if !quotesNothing(clientErr.Code) {
+	if !quotesNothing(clientErr.Code, err) {
 		err = fmt.Errorf("error %d; the log does not contain its message, which may quote the request or the sandbox", clientErr.Code)
 	}
 	return &Refusal{Status: rpcerr.HTTPStatus(clientErr.Code), ClientError: clientErr, Cause: err}

@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
@@ -46,19 +48,19 @@ func (c *Call) log(ctx context.Context, method, namespace string, status int, rp
 		slog.Int("status", status), slog.Duration("duration", duration))
 	if rpcErr != nil {
 		attrs = append(attrs, slog.Int("code", int(rpcErr.Code)))
-		if quotesNothing(rpcErr.Code) {
+		if quotesNothing(rpcErr.Code, cause) {
 			attrs = append(attrs, slog.Any("err", cause))
 		}
 	}
 	log.LogAttrs(ctx, level, "call", attrs...)
 }
 
-// quotesNothing reports whether errors with a code never quote text of a client or a sandbox other than valid names, so that
-// they may be logged.
-func quotesNothing(code rpc.Code) bool {
+// quotesNothing reports whether err, an error with a code, quotes no text of a client or a sandbox other than valid names, so
+// that it may be logged.
+func quotesNothing(code rpc.Code, err error) bool {
 	switch code {
 	case rpc.CodeInternal, rpc.CodeUnavailable, rpc.CodeExhausted, rpc.CodePermissionDenied, rpc.CodeUnauthenticated:
-		return true
+		return !errors.Is(err, sandbox.ErrSandboxFull) // which quotes the sandbox
 	}
 	return false
 }

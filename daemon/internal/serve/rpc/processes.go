@@ -87,13 +87,16 @@ func (s *Service) listProcesses(ctx context.Context, c *call, namespace string, 
 	if err != nil {
 		return rpc.ProcessListResult{}, err
 	}
-	res := rpc.ProcessListResult{Processes: make([]rpc.ProcessInfo, len(all))}
-	for i, info := range all {
-		var size int
-		res.Processes[i], size = describeProcess(info)
+	res := rpc.ProcessListResult{Processes: []rpc.ProcessInfo{}}
+	for _, p := range all {
+		if p.WithCall { // it is the run of another request
+			continue
+		}
+		info, size := describeProcess(p)
 		if err := c.holdResult(size); err != nil {
 			return rpc.ProcessListResult{}, err
 		}
+		res.Processes = append(res.Processes, info)
 	}
 	return res, nil
 }
@@ -143,7 +146,7 @@ func (s *Service) getProcess(ctx context.Context, c *call, namespace string, p r
 		return rpc.ProcessInfo{}, err
 	}
 	for i := len(all) - 1; i >= 0; i-- { // the newest first
-		if of := all[i]; id.PID != 0 && of.PID == id.PID || id.PID == 0 && of.Tag == id.Tag {
+		if of := all[i]; !of.WithCall && (id.PID != 0 && of.PID == id.PID || id.PID == 0 && of.Tag == id.Tag) {
 			info, _ := describeProcess(of)
 			return info, nil
 		}
@@ -239,6 +242,9 @@ func (s *Service) resizeTerminal(ctx context.Context, c *call, namespace string,
 
 func (s *Service) readLogs(ctx context.Context, c *call, namespace string, p rpc.ProcessLogsParams) (rpc.ProcessLogsResult, error) {
 	f, err := s.attach(ctx, c, namespace, p.ProcessTarget, p.Encoding, sandbox.AttachOptions{Replay: true, NoFollow: true})
+	if e, ok := errors.AsType[*rpc.Error](err); ok && e.Code == rpc.CodeExhausted { // the ring buffer is small, but not its JSON
+		err = fmt.Errorf("the log has too many lines for one response; request it with the encoding base64: %w", errdefs.ErrFailedPrecondition)
+	}
 	return rpc.ProcessLogsResult{Output: f.output, SkippedBytes: wire.Count(f.skipped), ProcessState: f.state()}, err
 }
 

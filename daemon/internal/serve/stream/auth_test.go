@@ -46,6 +46,7 @@ func TestAuthorization(t *testing.T) {
 				if namespace != "" {
 					r.URL.RawQuery += "&namespace=" + namespace
 				}
+				r.Header.Set("Content-Length", "0")
 				r.Header.Set("Connection", "Upgrade")
 				r.Header.Set("Upgrade", "websocket")
 				r.Header.Set("Sec-WebSocket-Version", "13")

@@ -63,7 +63,7 @@ func (s *service) getFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 	modified := wire.Time(content.info.ModifiedAt)
 	h := w.Header()
 	h.Set("Content-Type", "application/octet-stream")
-	h.Set("ETag", fmt.Sprintf(`W/"%x-%x"`, content.info.Size, modified.UnixNano()))
+	h.Set("ETag", fmt.Sprintf(`"%x-%x"`, content.info.Size, modified.UnixNano()))
 	setFilename(h, path.Base(file.Path))
 	out := &bodyWriter{ResponseWriter: w}
 	http.ServeContent(out, r, "", modified, content)
@@ -124,6 +124,9 @@ func (s *service) putFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return refuse(http.StatusUnsupportedMediaType, "the body has a Content-Encoding; send the bytes of the file as they are")
 	}
+	if err := checkUnconditional(r); err != nil {
+		return err
+	}
 	if r.Header.Get("Content-Range") != "" {
 		return refuse(http.StatusBadRequest, "Content-Range is not supported; to write into an existing file, use the parameter offset")
 	}
@@ -153,6 +156,9 @@ func (s *service) putFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 		}
 		options.Offset = new(int64(offset))
 	}
+	if r.ContentLength == 0 && r.ProtoMajor == 1 && r.Header.Get("Content-Length") == "" {
+		return refuse(http.StatusLengthRequired, "the request has no body; send the file with a Content-Length or in chunks")
+	}
 	body := &upload{Reader: r.Body}
 	var info sandbox.FileInfo
 	var created bool
@@ -164,6 +170,16 @@ func (s *service) putFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 		w.WriteHeader(http.StatusCreated)
 	}
 	return writeJSON(w, wire.FileInfo(info))
+}
+
+// checkUnconditional refuses conditions for changes, which would not be checked in the same step as the change.
+func checkUnconditional(r *http.Request) error {
+	for _, name := range []string{"If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		if r.Header.Get(name) != "" {
+			return refuse(http.StatusBadRequest, name+" is supported only to read files")
+		}
+	}
+	return nil
 }
 
 // putTree extracts the body, a tar archive, into a directory.
@@ -195,6 +211,9 @@ func (s *service) putTree(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 
 // deleteFile removes a file or directory.
 func (s *service) deleteFile(c *gateway.Call, w http.ResponseWriter, r *http.Request) error {
+	if err := checkUnconditional(r); err != nil {
+		return err
+	}
 	name, params, err := target(c, r, "path", "recursive")
 	if err != nil {
 		return err

@@ -30,6 +30,8 @@ const (
 	// pingInterval is the time between two pings, which keep proxies from closing a connection that is idle, and show
 	// that the client still exists.
 	pingInterval = 15 * time.Second
+	// closeTimeout is how long the client may take to respond to the close of a WebSocket.
+	closeTimeout = 5 * time.Second
 	// These are opcodes of the protocol.
 	opPing = 9
 	opPong = 10
@@ -145,6 +147,8 @@ func (s *socket) serve(ctx context.Context, receive func(context.Context, websoc
 
 // close sends the client the reason for the end, and closes the connection.
 func (s *socket) close(cause error) {
+	// The library reads the rest of a message that the client has begun without a limit of time.
+	defer time.AfterFunc(closeTimeout, func() { s.raw.Close() }).Stop()
 	switch {
 	case cause == errFinished:
 		s.conn.Close(websocket.StatusNormalClosure, "")
