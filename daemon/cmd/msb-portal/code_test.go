@@ -525,12 +525,17 @@ func TestCodeOfUsers(t *testing.T) {
 	if ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: "daemon", Code: "os.getcwd()"}); err != nil || !ok || printed != "'/'\n" {
 		t.Errorf("the next run: success %t, %v, output %q", ok, err, printed)
 	}
-	// Three REPLs exist, and 16 is the most.
+	// REPLs that could not be started take no place. Three run, and 16 is the most.
 	broken := &portalv1.Environment{Env: []string{"PATH=/nonexistent"}}
+	for i := range 20 {
+		if _, _, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: fmt.Sprint(5000 + i), Environment: broken}); status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("REPL without an interpreter: %v, want FailedPrecondition", err)
+		}
+	}
 	for i := range 14 {
-		_, _, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: fmt.Sprint(5000 + i), Environment: broken})
-		if want := codes.FailedPrecondition; i < 13 && status.Code(err) != want {
-			t.Errorf("REPL %d: %v, want %v", i+4, err, want)
+		_, _, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: fmt.Sprint(6000 + i), Environment: environment})
+		if i < 13 && err != nil {
+			t.Errorf("REPL %d: %v", i+4, err)
 		} else if i == 13 {
 			wantStatus(t, "REPL 17", err, codes.ResourceExhausted, "run the code as one of these users")
 		}

@@ -100,7 +100,8 @@ func newREPLs(c *children, discard *discarder) *repls {
 	return &repls{children: c, discard: discard, all: make(map[replKey]*repl)}
 }
 
-// find returns the REPL of a language and a user, as in StartProcessRequest. Errors are gRPC statuses.
+// find returns the REPL of a language and a user, as in StartProcessRequest. The caller must call release. Errors are gRPC
+// statuses.
 func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*repl, error) {
 	interpreter, ok := interpreters[language]
 	if !ok {
@@ -128,20 +129,27 @@ func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*r
 		r = &repl{interpreter: interpreter, user: account, children: s.children, discard: s.discard, queue: make(replQueue, 1)}
 		s.all[key] = r
 	}
+	r.runs++
 	return r, nil
+}
+
+// release ends the use of a REPL that find has returned.
+func (s *repls) release(r *repl) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r.runs--
 }
 
 // forgetUnused forgets the REPLs that have no session, because it was never started or has ended. The caller holds mu.
 func (s *repls) forgetUnused() {
 	for key, r := range s.all {
-		select {
-		case r.queue <- struct{}{}: // no run is in progress
-			if r.session == nil || !r.session.running() {
-				delete(s.all, key)
-			}
-			r.queue.release()
-		default:
+		if r.runs > 0 || r.session != nil && r.session.running() {
+			continue
 		}
+		if r.session != nil {
+			r.session.close()
+		}
+		delete(s.all, key)
 	}
 }
 
@@ -152,7 +160,8 @@ type repl struct {
 	children *children
 	discard  *discarder
 	queue    replQueue
-	session  *session
+	session  *session // used by the run that holds queue, and by forgetUnused while there is no run
+	runs     int      // in progress or waiting; guarded by repls.mu
 }
 
 // replQueue is a lock that the run in progress holds. It is a channel because goroutines that wait for a channel are

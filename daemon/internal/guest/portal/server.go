@@ -132,6 +132,7 @@ func (s *server) RunCode(req *portalv1.RunCodeRequest, stream grpc.ServerStreami
 	if err != nil {
 		return err
 	}
+	defer s.repls.release(r)
 	success, err := r.run(stream.Context(), req, func(from portalv1.Output_Stream, data []byte) error {
 		return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Output{
 			Output: &portalv1.Output{Stream: from, Data: data},
