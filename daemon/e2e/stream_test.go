@@ -238,12 +238,12 @@ func TestEventStream(t *testing.T) {
 		result string
 	}{
 		{"sandbox.command.run", params{
-			"sandbox": "box", "command": "sh", "args": []string{"-c", "mkfifo /tmp/command; echo first; read x </tmp/command; echo $x >&2; exit 3"},
-		}, "/tmp/command", `"exit_code":3`},
+			"sandbox": "box", "command": "sh", "args": []string{"-c", "mkfifo /tmp/stream-command; echo first; read x </tmp/stream-command; echo $x >&2; exit 3"},
+		}, "/tmp/stream-command", `"exit_code":3`},
 		{"sandbox.repl.run", params{
 			"sandbox": "box", "language": "python",
-			"code": "import os, sys\nos.mkfifo('/tmp/code')\nprint('first')\nprint(open('/tmp/code').read(), file=sys.stderr)\n1/0",
-		}, "/tmp/code", `"status":"error"`},
+			"code": "import os, sys\nos.mkfifo('/tmp/stream-code')\nprint('first')\nprint(open('/tmp/stream-code').read(), file=sys.stderr)\n1/0",
+		}, "/tmp/stream-code", `"status":"error"`},
 	} {
 		e := s.stream(t, key, c.method, c.params)
 		e.want(t, "output", `"first\n"`)
