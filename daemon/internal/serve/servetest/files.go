@@ -44,12 +44,12 @@ func (f *Sandboxes) inFiles(n sandbox.Name, p sandbox.Path, do func(all files, a
 	return do(f.files[n], absolute(p))
 }
 
-// absolute returns an absolute path. A relative one begins at /work.
+// absolute returns an absolute path. A relative one begins at /srv.
 func absolute(p sandbox.Path) string {
 	if path.IsAbs(p.Path) {
 		return path.Clean(p.Path)
 	}
-	return path.Join("/work", p.Path)
+	return path.Join("/srv", p.Path)
 }
 
 // stat describes a file.
