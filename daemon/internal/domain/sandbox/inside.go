@@ -35,26 +35,24 @@ func (m *Manager) AttachProcess(ctx context.Context, name Name, id ProcessID, o 
 	return m.attach(ctx, name, func(ctx context.Context, p Portal, _ Config) (Process, error) { return p.AttachProcess(ctx, id, o) })
 }
 
-// attach returns the process that call starts or attaches to, once its first event has come. That depends on no program in the
-// sandbox.
+// attach returns the process that call starts or attaches to, once its first event has come.
 func (m *Manager) attach(ctx context.Context, name Name, call func(context.Context, Portal, Config) (Process, error)) (Process, error) {
 	in, err := m.inside(name)
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	p := &process{inside: in, ctx: ctx, end: func() { cancel(nil) }}
-	limit := time.AfterFunc(responseGrace, func() { cancel(notResponding(name)) })
-	defer limit.Stop()
-	if p.Process, err = onPortal(ctx, in, func(portal Portal) (Process, error) { return call(ctx, portal, in.rec.Config) }); err != nil {
-		cancel(nil)
-		return nil, err
-	}
-	if p.first, err = p.Next(); err != nil {
-		p.Close()
-		return nil, err
-	}
-	return p, nil
+	return begin(ctx, name, func(ctx context.Context) (Process, error) {
+		running, err := onPortal(ctx, in, func(portal Portal) (Process, error) { return call(ctx, portal, in.rec.Config) })
+		if err != nil {
+			return nil, err
+		}
+		p := &process{Process: running, inside: in, ctx: ctx, end: func() {}}
+		if p.first, err = p.Next(); err != nil {
+			p.Close()
+			return nil, err
+		}
+		return p, nil
+	})
 }
 
 // ListProcesses returns the processes that run in a sandbox and those that ended last.
@@ -154,7 +152,9 @@ func (m *Manager) WatchFiles(ctx context.Context, name Name, path Path, o WatchO
 
 // Dial connects to an address in a sandbox. The connection ends when ctx does.
 func (m *Manager) Dial(ctx context.Context, name Name, address Address) (Conn, error) {
-	return long(ctx, m, name, func(p Portal, _ Config) (Conn, error) { return p.Dial(ctx, address) })
+	return begin(ctx, name, func(ctx context.Context) (Conn, error) {
+		return long(ctx, m, name, func(p Portal, _ Config) (Conn, error) { return p.Dial(ctx, address) })
+	})
 }
 
 // in returns the path with the workdir of a sandbox.
@@ -171,6 +171,19 @@ func quick[T any](ctx context.Context, m *Manager, name Name, call func(context.
 	ctx, cancel := context.WithTimeoutCause(ctx, responseGrace, notResponding(name))
 	defer cancel()
 	return long(ctx, m, name, func(p Portal, cfg Config) (T, error) { return call(ctx, p, cfg) })
+}
+
+// begin makes a call that depends on no program in the sandbox, so that it fails if the guest does not respond in time. Its
+// result may be used until ctx ends.
+func begin[T any](ctx context.Context, name Name, call func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	limit := time.AfterFunc(responseGrace, func() { cancel(notResponding(name)) })
+	defer limit.Stop()
+	result, err := call(ctx)
+	if err != nil {
+		cancel(err)
+	}
+	return result, err
 }
 
 // long makes a call that may take any time. It ends when ctx does, which call gets from its caller.

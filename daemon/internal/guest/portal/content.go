@@ -138,20 +138,46 @@ func (s *fileServer) WriteFile(stream grpc.ClientStreamingServer[portalv1.WriteF
 	if start.GetOffset() < 0 {
 		return status.Error(codes.InvalidArgument, "offset is negative: use 0 or more")
 	}
-	resp, err := loc.write(start, func() ([]byte, error) {
-		req, err := stream.Recv()
-		if err != nil {
-			return nil, err
-		}
-		if _, ok := req.GetPart().(*portalv1.WriteFileRequest_Data); !ok {
-			return nil, status.Error(codes.InvalidArgument, "a message after the first has no data")
-		}
-		return req.GetData(), nil
-	})
+	resp, err := loc.write(start, upload(stream, func(req *portalv1.WriteFileRequest) ([]byte, bool) {
+		_, ok := req.GetPart().(*portalv1.WriteFileRequest_Data)
+		return req.GetData(), ok
+	}))
 	if err != nil {
 		return fileError(loc.path, err)
 	}
 	return stream.SendAndClose(resp)
+}
+
+// uploaded is the data of the messages of an upload. It implements io.Reader.
+type uploaded struct {
+	next func() ([]byte, error) // the data of the next message, or io.EOF
+	rest []byte
+}
+
+// upload returns the data of the messages that follow in the stream. data reports whether a message has data, and returns it.
+func upload[Request, Response any](stream grpc.ClientStreamingServer[Request, Response], data func(*Request) ([]byte, bool)) *uploaded {
+	return &uploaded{next: func() ([]byte, error) {
+		req, err := stream.Recv()
+		if err != nil {
+			return nil, err
+		}
+		if data, ok := data(req); ok {
+			return data, nil
+		}
+		return nil, status.Error(codes.InvalidArgument, "a message after the first has no data")
+	}}
+}
+
+// Read implements io.Reader.
+func (u *uploaded) Read(b []byte) (n int, err error) {
+	for len(u.rest) == 0 {
+		if u.rest, err = u.next(); err != nil {
+			return 0, err
+		}
+	}
+	n = copy(b, u.rest)
+	u.rest = u.rest[n:]
+	return n, nil
 }
 
 // checkXattrs returns an error unless a request may set the attributes.
@@ -179,8 +205,8 @@ func setXattrs(f *os.File, attrs map[string][]byte) error {
 	return nil
 }
 
-// write writes a file as start requests, with the data that next returns until io.EOF.
-func (l location) write(start *portalv1.WriteFileRequest_Start, next func() ([]byte, error)) (_ *portalv1.WriteFileResponse, err error) {
+// write writes data to a file, as start requests.
+func (l location) write(start *portalv1.WriteFileRequest_Start, data io.Reader) (_ *portalv1.WriteFileResponse, err error) {
 	path, err := followLinks(l.path)
 	if err != nil {
 		return nil, err
@@ -222,17 +248,9 @@ func (l location) write(start *portalv1.WriteFileRequest_Start, next func() ([]b
 			return nil, err
 		}
 	}
-	for {
-		data, err := next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		if _, err := f.Write(data); err != nil {
-			return nil, err
-		}
+	// A file would be written without the buffer if it were not only a Writer.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, data, make([]byte, pieceSize)); err != nil {
+		return nil, err
 	}
 
 	// The kernel may clear bits of the mode when the owner changes, and may permit attributes only while the mode does.

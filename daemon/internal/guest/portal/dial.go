@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
@@ -19,6 +20,9 @@ import (
 )
 
 type dialStream = grpc.BidiStreamingServer[portalv1.DialRequest, portalv1.DialResponse]
+
+// connectTimeout is how long a program may take to accept a connection.
+const connectTimeout = 10 * time.Second
 
 // halfConn is a connection whose directions end separately.
 type halfConn interface {
@@ -115,7 +119,7 @@ func connectTCP(ctx context.Context, port uint32) (halfConn, error) {
 	}
 	var first error
 	for _, ip := range []string{"127.0.0.1", "::1"} {
-		var d net.Dialer
+		d := net.Dialer{Timeout: connectTimeout}
 		conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(ip, strconv.Itoa(int(port))))
 		if err == nil {
 			return conn.(*net.TCPConn), nil
@@ -156,7 +160,7 @@ func connectError(ctx context.Context, address string, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return status.FromContextError(ctx.Err()).Err()
-	case errors.Is(err, unix.EAGAIN):
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return status.Errorf(codes.ResourceExhausted, "%s has too many connections that wait to be accepted: try again", address)
 	case errors.As(err, &errno):
 		err = errno

@@ -46,40 +46,17 @@ func (s *fileServer) WriteTree(stream grpc.ClientStreamingServer[portalv1.WriteT
 	if err != nil {
 		return fileError(loc.path, err)
 	}
-	messages := &messageReader{next: func() ([]byte, error) {
-		req, err := stream.Recv()
-		if err != nil {
-			return nil, err
-		}
-		if _, ok := req.GetPart().(*portalv1.WriteTreeRequest_Data); !ok {
-			return nil, status.Error(codes.InvalidArgument, "a message after the first has no data")
-		}
-		return req.GetData(), nil
-	}}
-	entries, err := extract(stream.Context(), messages, loc.path, extractOptions{
+	archived := upload(stream, func(req *portalv1.WriteTreeRequest) ([]byte, bool) {
+		_, ok := req.GetPart().(*portalv1.WriteTreeRequest_Data)
+		return req.GetData(), ok
+	})
+	entries, err := extract(stream.Context(), archived, loc.path, extractOptions{
 		user: loc.user, keepOwners: start.GetKeepOwners(), root: created,
 	})
 	if err != nil {
 		return fileError(loc.path, err)
 	}
 	return stream.SendAndClose(&portalv1.WriteTreeResponse{Entries: entries})
-}
-
-// messageReader reads the data of messages. next returns io.EOF after the last one.
-type messageReader struct {
-	next func() ([]byte, error)
-	rest []byte
-}
-
-func (r *messageReader) Read(b []byte) (n int, err error) {
-	for len(r.rest) == 0 {
-		if r.rest, err = r.next(); err != nil {
-			return 0, err
-		}
-	}
-	n = copy(b, r.rest)
-	r.rest = r.rest[n:]
-	return n, nil
 }
 
 // stickyReader remembers why a reader ended. The reader of an archive reports some errors in its own words.

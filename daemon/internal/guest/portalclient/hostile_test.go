@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -441,10 +442,35 @@ func testAttacks(t *testing.T, s *servetest.Site, m *sandbox.Manager, rt *hostil
 	runs.Wait()
 }
 
-// If the guest never responds, the run ends a while after its time limit, and the client is not told to send it again.
+// If the guest never responds, the run ends a while after its time limit, and the client is not told to send it again. The same
+// is true of a process that does not start, and of a connection.
 func TestSilentPortal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, _, rt := newHostile(t)
+		s, m, rt := newHostile(t)
+		silent := func(*guest, uint32) {}
+		for name, call := range map[string]func() error{
+			"start": func() error {
+				_, err := m.StartProcess(t.Context(), hostileName, sandbox.ProcessRequest{Command: sandbox.Command{Program: "true"}})
+				return err
+			},
+			"attach": func() error {
+				_, err := m.AttachProcess(t.Context(), hostileName, sandbox.ProcessID{PID: 9}, sandbox.AttachOptions{})
+				return err
+			},
+			"dial": func() error {
+				_, err := m.Dial(t.Context(), hostileName, sandbox.Address{Port: 80})
+				return err
+			},
+		} {
+			rt.attackNext(silent)
+			began := time.Now()
+			if err := call(); !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "no longer responding") {
+				t.Errorf("%s: error %v, want that the sandbox no longer responds", name, err)
+			}
+			if took := time.Since(began); took > time.Minute {
+				t.Errorf("%s: failed after %s", name, took)
+			}
+		}
 		rt.attackNext(begun(func(*guest, uint32) {}))
 		w := s.Post(runTrue)
 		e := servetest.WantError(t, w, http.StatusBadGateway, rpc.CodeRunFailed)
