@@ -635,6 +635,37 @@ func TestHandshakes(t *testing.T) {
 	}
 }
 
+// The connection of a client that sends a message that is not valid, but not the end of it, is closed.
+func TestCloseDuringMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newSite(t)
+		c, _ := connectMemory(t, s)
+		conn := c.dial()
+		fmt.Fprintf(conn, "GET /api/v1/sandboxes/box/exec HTTP/1.1\r\nHost: x\r\nAuthorization: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %s\r\n\r\n", c.key, base64.StdEncoding.EncodeToString(make([]byte, 16)))
+		in := bufio.NewReader(conn)
+		if res, err := http.ReadResponse(in, nil); err != nil || res.StatusCode != 101 {
+			t.Fatal(res, err)
+		}
+		// frame sends the header of a message of length bytes, and data. The mask is zero.
+		frame := func(opcode byte, length int, data string) {
+			conn.Write(append([]byte{0x80 | opcode, 0x80 | byte(length), 0, 0, 0, 0}, data...))
+		}
+		start := `{"command":"wait"}`
+		frame(1, len(start), start)
+		synctest.Wait()
+		began := time.Now()
+		frame(2, 100, "\x09ten bytes")
+		received, err := io.ReadAll(in)
+		if err != nil || !strings.Contains(string(received), "begins with the byte 0") {
+			t.Errorf("received %q, error %v", received, err)
+		}
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("the connection was closed after %s, want 5 s", took)
+		}
+	})
+}
+
 // In dev mode, a page of another site cannot connect.
 func TestDevMode(t *testing.T) {
 	s, _ := newSite(t, func(o *servetest.Setup) { o.Dev = true })
