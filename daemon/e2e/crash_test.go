@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -185,16 +186,23 @@ func TestContainerdDeathKeepsSandboxes(t *testing.T) {
 	s.wantStateKept(t, key, "box", "after the restart of containerd")
 }
 
-// TestHungGuestCanBeStopped tests that a command in a guest that hangs fails, and that its sandbox can be stopped.
+// TestHungGuestCanBeStopped tests that a sandbox whose guest hangs is described without its usage, and can be stopped, which
+// ends a command in it.
 func TestHungGuestCanBeStopped(t *testing.T) {
 	parallel(t)
 	s, key := pythonServer(t)
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 	id := s.sandboxID("box")
 	signalAll(t, processes(qemu, id), syscall.SIGSTOP)
-	if a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true", "timeout": 2}); err != nil || a.Error == nil {
-		t.Errorf("command in a hung guest: got %v, error %v, want a JSON-RPC error", a, err)
-	}
+	// Kata's shim ends a guest that has not responded for 30 s, so the rest must be faster.
+	command := make(chan error, 1)
+	go func() {
+		a, err := s.call(key, "sandbox.command.run", params{"sandbox": "box", "command": "true"})
+		if err == nil && a.Error == nil {
+			err = errors.New("it succeeded")
+		}
+		command <- err
+	}()
 	var metrics rpc.MetricsResult
 	s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": "box"}, &metrics)
 	if m := metrics.Sandboxes; len(m) != 1 || m[0].State != rpc.StateRunning || m[0].MemoryUsage != nil {
@@ -203,6 +211,9 @@ func TestHungGuestCanBeStopped(t *testing.T) {
 	began := time.Now()
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "box"}, nil)
 	t.Logf("stopping a hung guest took %s", time.Since(began).Round(time.Millisecond))
+	if err := <-command; err != nil {
+		t.Error("command in a hung guest:", err)
+	}
 	if err := s.sandboxLeaks([]string{id}); err != nil {
 		t.Error(err)
 	}

@@ -56,6 +56,8 @@ func TestAccessLog(t *testing.T) {
 		{"internal error", Request("sandbox.stop", `{"sandbox":"broken"}`), []func(*http.Request){WithKey(global)},
 			[]line{{"level": "ERROR", "msg": "call", "method": "sandbox.stop", "namespace": "default", "key_id": globalID, "status": 500., "code": -32603.,
 				"err": "dial unix /run/secret/path: timeout"}}},
+		{"full sandbox", Request("sandbox.fs.write", `{"sandbox":"a","namespace":"team-beta","path":"/full/`+canary+`","content":"x"}`), []func(*http.Request){WithKey(global)},
+			[]line{{"level": "INFO", "msg": "call", "method": "sandbox.fs.write", "namespace": "team-beta", "key_id": globalID, "status": 429., "code": -32006.}}},
 		{"metrics", "", []func(*http.Request){WithKey(global), At(http.MethodGet, rpc.MetricsPath)},
 			[]line{{"level": "INFO", "msg": "call", "method": "/metrics", "namespace": "", "key_id": globalID, "status": 200.}}},
 		{"not strict JSON", `{"` + canary + `":1,"` + canary + `":2}`, []func(*http.Request){WithKey(global)},
