@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -358,6 +359,42 @@ func TestProcesses(t *testing.T) {
 	s.mustCall(t, key, "sandbox.process.signal", params{"sandbox": "box", "pid": server.PID, "signal": "TERM"}, nil)
 }
 
+// TestProcessesOutliveTheServer tests that a process goes on while the server is killed and started again, that clients can
+// then attach to it and write to it, and that runs end with the server.
+func TestProcessesOutliveTheServer(t *testing.T) {
+	s, key := sharedSandbox(t)
+	survivor := params{"sandbox": "box", "tag": "survivor"}
+	with := func(more params) params {
+		p := maps.Clone(survivor)
+		maps.Copy(p, more)
+		return p
+	}
+	s.mustCall(t, key, "sandbox.process.start", with(params{"command": "cat", "open_stdin": true}), nil)
+	s.mustCall(t, key, "sandbox.process.input", with(params{"data": "before\n"}), nil)
+	attached := s.stream(t, key, "sandbox.process.connect", with(params{"replay": true}))
+	attached.want(t, "output", "before")
+	run := s.stream(t, key, "sandbox.command.run", params{"sandbox": "box", "command": "sh", "args": []string{"-c", "echo begun; sleep 4321"}})
+	run.want(t, "output", "begun")
+	s.kill()
+	for _, e := range []*events{attached, run} {
+		if ev, ok := e.next(); ok {
+			t.Errorf("event of a killed server: %+v", ev)
+		}
+	}
+	if err := s.start(); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the end of the run", func() bool { return !s.runsIn(t, key, "sleep 4321") })
+	s.mustCall(t, key, "sandbox.process.input", with(params{"data": "after\n"}), nil)
+	s.mustCall(t, key, "sandbox.process.input", with(params{"close": true}), nil)
+	s.mustCall(t, key, "sandbox.process.wait", survivor, nil)
+	var logs runResult
+	s.mustCall(t, key, "sandbox.process.logs", survivor, &logs)
+	if got := logs.text("stdout"); got != "before\nafter\n" {
+		t.Errorf("logs after a restart: %q", got)
+	}
+}
+
 // TestExecSocket tests a terminal over a WebSocket, and connections to ports.
 func TestExecSocket(t *testing.T) {
 	s, key := sharedSandbox(t)
@@ -515,4 +552,15 @@ func TestFiles(t *testing.T) {
 		t.Errorf("exists: %s", got)
 	}
 	s.wantError(t, key, "sandbox.fs.write", params{"sandbox": "box", "path": "/dev/shm/large/..", "content": "x"}, 409, -32005, "directory")
+
+	// A full disk in the sandbox is an error of the upload, which leaves nothing.
+	s.command(t, key, "box", "sh", "-c", "head -c 1G /dev/zero >/dev/shm/filler")
+	if res := s.file(t, key, "PUT", "/dev/shm/upload", strings.NewReader(strings.Repeat("x", 1<<20))); res.StatusCode != 429 {
+		t.Errorf("upload to a full disk: HTTP %d %s", res.StatusCode, readAll(t, res.Body))
+	}
+	s.wantError(t, key, "sandbox.fs.write", params{"sandbox": "box", "path": "/dev/shm/upload", "content": strings.Repeat("x", 8<<10)}, 429, -32006, "no space left in the sandbox")
+	if got := s.command(t, key, "box", "ls", "-A", "/dev/shm").text("stdout"); got != "elsewhere\nfiller\n" {
+		t.Errorf("after the uploads, the full disk has %q", got)
+	}
+	call("sandbox.fs.remove", params{"path": "/dev/shm/filler"})
 }

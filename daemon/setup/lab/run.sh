@@ -8,7 +8,9 @@
 # directory and with the same environment. run.sh prints its output and exits with its exit code, except for
 #
 #   124  the lab reached its time limit
-#   125  the lab crashed; run.sh prints the end of its console
+#   125  the lab crashed
+#
+# In both cases it prints the end of the lab's console.
 #
 # LAB_SYSTEMD     1: always use the lab, with the host's systemd as PID 1, and run the command as a service
 # LAB_TIMEOUT     time limit of the lab in seconds (default 900)
@@ -95,9 +97,10 @@ if [ -s "$dir/results/exit" ]; then
 	exit "$(cat "$dir/results/exit")"
 fi
 if [ "$code" = 124 ]; then
-	echo "run.sh: the lab did not finish within $time_limit s (LAB_TIMEOUT)" >&2
-	exit 124
+	echo "run.sh: the lab did not finish within $time_limit s (LAB_TIMEOUT). The end of its console:" >&2
+else
+	echo "run.sh: the lab crashed (QEMU exited with $code). The end of its console:" >&2
+	code=125
 fi
-echo "run.sh: the lab crashed (QEMU exited with $code). The end of its console:" >&2
 tail -n 40 "$dir"/console "$dir"/*.log >&2
-exit 125
+exit "$code"
