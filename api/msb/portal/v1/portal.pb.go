@@ -165,7 +165,7 @@ func (*PingRequest) Descriptor() ([]byte, []int) {
 type PingResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// The version of the contract. 0 means only PortalService, with the first four fields of RunCodeRequest. 1 means
+	// The version of the contract. 0 means only PortalService, with the first four fields of the requests of a run. 1 means
 	// everything in this package.
 	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -573,10 +573,20 @@ type RunCommandRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Command string                 `protobuf:"bytes,1,opt,name=command,proto3" json:"command,omitempty"`
 	Args    []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
-	// After this time, the command's process group is killed and the call fails with DEADLINE_EXCEEDED. If absent, there
-	// is no time limit.
-	Timeout       *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	Environment   *Environment         `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
+	// After this time, everything that the program started gets SIGTERM, or SIGKILL with contract 0. The call fails with
+	// DEADLINE_EXCEEDED once the program has ended. If absent, there is no time limit.
+	Timeout     *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Environment *Environment         `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
+	// NAME=value entries for this program.
+	Env []string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty"`
+	// The working directory, as in StartProcessRequest.
+	Cwd string `protobuf:"bytes,6,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	// The user, as in StartProcessRequest.
+	User string `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
+	// The standard input.
+	Input []byte `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
+	// How long after SIGTERM everything is killed. If absent, two seconds.
+	Grace         *durationpb.Duration `protobuf:"bytes,9,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -635,6 +645,41 @@ func (x *RunCommandRequest) GetTimeout() *durationpb.Duration {
 func (x *RunCommandRequest) GetEnvironment() *Environment {
 	if x != nil {
 		return x.Environment
+	}
+	return nil
+}
+
+func (x *RunCommandRequest) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *RunCommandRequest) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *RunCommandRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *RunCommandRequest) GetInput() []byte {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *RunCommandRequest) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
 	}
 	return nil
 }
@@ -806,12 +851,17 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x05event\"&\n" +
 	"\n" +
 	"CodeResult\x12\x18\n" +
-	"\asuccess\x18\x01 \x01(\bR\asuccess\"\xb4\x01\n" +
+	"\asuccess\x18\x01 \x01(\bR\asuccess\"\xb3\x02\n" +
 	"\x11RunCommandRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x123\n" +
 	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12<\n" +
-	"\venvironment\x18\x04 \x01(\v2\x1a.msb.portal.v1.EnvironmentR\venvironment\"\x86\x01\n" +
+	"\venvironment\x18\x04 \x01(\v2\x1a.msb.portal.v1.EnvironmentR\venvironment\x12\x10\n" +
+	"\x03env\x18\x05 \x03(\tR\x03env\x12\x10\n" +
+	"\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n" +
+	"\x04user\x18\a \x01(\tR\x04user\x12\x14\n" +
+	"\x05input\x18\b \x01(\fR\x05input\x12/\n" +
+	"\x05grace\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05grace\"\x86\x01\n" +
 	"\x12RunCommandResponse\x12/\n" +
 	"\x06output\x18\x01 \x01(\v2\x15.msb.portal.v1.OutputH\x00R\x06output\x126\n" +
 	"\x06result\x18\x02 \x01(\v2\x1c.msb.portal.v1.CommandResultH\x00R\x06resultB\a\n" +
@@ -863,19 +913,20 @@ var file_msb_portal_v1_portal_proto_depIdxs = []int32{
 	8,  // 6: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
 	12, // 7: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 8: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
-	4,  // 9: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
-	11, // 10: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
-	2,  // 11: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
-	6,  // 12: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
-	9,  // 13: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
-	3,  // 14: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
-	7,  // 15: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
-	10, // 16: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
-	14, // [14:17] is the sub-list for method output_type
-	11, // [11:14] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	12, // 9: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
+	4,  // 10: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
+	11, // 11: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
+	2,  // 12: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
+	6,  // 13: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
+	9,  // 14: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
+	3,  // 15: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
+	7,  // 16: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
+	10, // 17: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
+	15, // [15:18] is the sub-list for method output_type
+	12, // [12:15] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_msb_portal_v1_portal_proto_init() }

@@ -38,8 +38,8 @@ type PortalServiceClient interface {
 	// calls. Calls for the same language run one at a time.
 	RunCode(ctx context.Context, in *RunCodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCodeResponse], error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
-	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. Only versions
-	// of msbd before the contract 1 call it; ProcessService replaces it.
+	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
+	// does not know the program. With contract 1, the end of the call kills everything that the program started.
 	RunCommand(ctx context.Context, in *RunCommandRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCommandResponse], error)
 }
 
@@ -111,8 +111,8 @@ type PortalServiceServer interface {
 	// calls. Calls for the same language run one at a time.
 	RunCode(*RunCodeRequest, grpc.ServerStreamingServer[RunCodeResponse]) error
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
-	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. Only versions
-	// of msbd before the contract 1 call it; ProcessService replaces it.
+	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
+	// does not know the program. With contract 1, the end of the call kills everything that the program started.
 	RunCommand(*RunCommandRequest, grpc.ServerStreamingServer[RunCommandResponse]) error
 	mustEmbedUnimplementedPortalServiceServer()
 }

@@ -55,9 +55,12 @@ func (m *Manager) attach(ctx context.Context, name Name, call func(context.Conte
 	})
 }
 
-// ListProcesses returns the processes that run in a sandbox and those that ended last.
-func (m *Manager) ListProcesses(ctx context.Context, name Name) ([]ProcessInfo, error) {
-	return quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) ([]ProcessInfo, error) { return p.ListProcesses(ctx) })
+// ListProcesses calls each for the processes of a sandbox, as Processes.ListProcesses does.
+func (m *Manager) ListProcesses(ctx context.Context, name Name, each func(ProcessInfo) error) error {
+	_, err := quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) (none, error) {
+		return none{}, p.ListProcesses(ctx, each)
+	})
+	return err
 }
 
 // WriteInput copies data to the input of a process, and with end closes the input.

@@ -215,8 +215,9 @@ type Processes interface {
 	StartProcess(ctx context.Context, req ProcessRequest) (Process, error)
 	// AttachProcess returns the events of a process.
 	AttachProcess(ctx context.Context, id ProcessID, o AttachOptions) (Process, error)
-	// ListProcesses returns the processes that run and those that ended last, in the order of their start.
-	ListProcesses(ctx context.Context) ([]ProcessInfo, error)
+	// ListProcesses calls each for the processes that run and those that ended last, in the order of their start. A sandbox may
+	// send any number of them. An error of each ends the call and is returned.
+	ListProcesses(ctx context.Context, each func(ProcessInfo) error) error
 	// WriteInput copies data to the input of a process until data ends. With end, it then closes the input.
 	WriteInput(ctx context.Context, id ProcessID, data io.Reader, end bool) error
 	// SignalProcess sends a signal to a process, or to everything that it started.

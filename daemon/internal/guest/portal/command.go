@@ -17,15 +17,14 @@ import (
 
 // RunCommand implements portalv1.PortalServiceServer.
 func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerStreamingServer[portalv1.RunCommandResponse]) error {
-	ctx, cancel := withLimit(stream.Context(), req.GetTimeout())
-	defer cancel()
-	p, r, err := s.programs.start(ctx, &portalv1.StartProcessRequest{
-		Argv: append([]string{req.GetCommand()}, req.GetArgs()...), Environment: req.GetEnvironment(), WithCall: true,
+	p, r, err := s.programs.run(stream.Context(), &portalv1.StartProcessRequest{
+		Argv: append([]string{req.GetCommand()}, req.GetArgs()...), Environment: req.GetEnvironment(), Env: req.GetEnv(),
+		Cwd: req.GetCwd(), User: req.GetUser(), Input: req.GetInput(), Timeout: req.GetTimeout(), Grace: req.GetGrace(),
 	})
 	if err != nil {
 		return err
 	}
-	err = p.follow(stream.Context(), r, func(uint64) error { return nil }, func(from portalv1.Output_Stream, data []byte) error {
+	_, err = p.follow(stream.Context(), r, func(uint64) error { return nil }, func(from portalv1.Output_Stream, data []byte) error {
 		return stream.Send(&portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{
 			Output: &portalv1.Output{Stream: from, Data: data},
 		}})
@@ -33,8 +32,8 @@ func (s *server) RunCommand(req *portalv1.RunCommandRequest, stream grpc.ServerS
 	if err != nil {
 		return err
 	}
-	if p.callEnded {
-		return endError(ctx)
+	if p.exit.GetTimedOut() {
+		return status.Error(codes.DeadlineExceeded, limitError{req.GetTimeout().AsDuration()}.Error())
 	}
 	return stream.Send(&portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{
 		Result: &portalv1.CommandResult{ExitCode: p.exit.GetExitCode()},

@@ -39,10 +39,7 @@ func (s processService) StartProcess(req *portalv1.StartProcessRequest, stream g
 	send := func(e *portalv1.ProcessEvent) error {
 		return stream.Send(&portalv1.StartProcessResponse{Event: e})
 	}
-	if err := p.sendOutput(stream.Context(), r, send); err != nil {
-		return err
-	}
-	return p.sendExit(send)
+	return p.sendEvents(stream.Context(), r, send)
 }
 
 // AttachProcess implements portalv1.ProcessServiceServer.
@@ -51,42 +48,49 @@ func (s processService) AttachProcess(req *portalv1.AttachProcessRequest, stream
 	if err != nil {
 		return err
 	}
-	r := p.attach(req.GetReplay() && !req.GetNoOutput(), req.GetNoFollow() || req.GetNoOutput())
 	send := func(e *portalv1.ProcessEvent) error {
 		return stream.Send(&portalv1.AttachProcessResponse{Event: e})
 	}
-	if err := p.sendOutput(stream.Context(), r, send); err != nil {
+	if !req.GetNoOutput() {
+		return p.sendEvents(stream.Context(), p.attach(req.GetReplay(), req.GetNoFollow()), send)
+	}
+	s.programs.mu.Lock()
+	printed := p.printed()
+	s.programs.mu.Unlock()
+	if err := p.sendStarted(printed, send); err != nil {
 		return err
 	}
-	if req.GetNoOutput() && !req.GetNoFollow() {
-		select {
-		case <-p.done:
-		case <-stream.Context().Done():
-			return status.FromContextError(stream.Context().Err()).Err()
-		}
+	select {
+	case <-p.done:
+		return p.sendExit(send)
+	case <-stream.Context().Done():
+		return status.FromContextError(stream.Context().Err()).Err()
 	}
-	return p.sendExit(send)
 }
 
-// sendOutput sends ProcessStarted and the output that r gets.
-func (p *program) sendOutput(ctx context.Context, r *reader, send func(*portalv1.ProcessEvent) error) error {
-	return p.follow(ctx, r, func(skipped uint64) error {
-		started := &portalv1.ProcessStarted{Pid: p.info.GetPid(), SkippedBytes: skipped}
-		return send(&portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: started}})
+// sendEvents sends ProcessStarted and the output that r gets. If that is everything that the program has printed until its end,
+// it also sends ProcessExit.
+func (p *program) sendEvents(ctx context.Context, r *reader, send func(*portalv1.ProcessEvent) error) error {
+	complete, err := p.follow(ctx, r, func(skipped uint64) error {
+		return p.sendStarted(skipped, send)
 	}, func(stream portalv1.Output_Stream, data []byte) error {
 		output := &portalv1.Output{Stream: stream, Data: data}
 		return send(&portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Output{Output: output}})
 	})
+	if err != nil || !complete {
+		return err
+	}
+	return p.sendExit(send)
 }
 
-// sendExit sends the exit, unless the program still runs.
+func (p *program) sendStarted(skipped uint64, send func(*portalv1.ProcessEvent) error) error {
+	started := &portalv1.ProcessStarted{Pid: p.info.GetPid(), SkippedBytes: skipped}
+	return send(&portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: started}})
+}
+
+// sendExit sends the exit of a program that has ended.
 func (p *program) sendExit(send func(*portalv1.ProcessEvent) error) error {
-	select {
-	case <-p.done:
-		return send(&portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: p.exit}})
-	default:
-		return nil
-	}
+	return send(&portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: p.exit}})
 }
 
 // ListProcesses implements portalv1.ProcessServiceServer.

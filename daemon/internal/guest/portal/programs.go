@@ -30,7 +30,8 @@ const (
 	defaultGrace = 2 * time.Second
 )
 
-// programs are the programs that run, and those of the last ones that have ended.
+// programs are the programs that StartProcess has started: those that run, and those of the last ones that have ended. Programs
+// of RunCommand are started here as well, but no other call can name them.
 type programs struct {
 	children *children
 	discard  *discarder
@@ -39,7 +40,7 @@ type programs struct {
 	// mu guards the fields below, and the fields of each program that say so.
 	mu      sync.Mutex
 	all     []*program // in the order of their start
-	ended   []*program // those of all that have ended, in the order of their end
+	ended   []*program // those of all without with_call that have ended, in the order of their end
 	running int        // programs that count for maxRunning
 	rings   int        // bytes of all ring buffers
 }
@@ -57,8 +58,6 @@ type program struct {
 	// done is closed when the program has ended and exit is set. Its output may not have been read yet.
 	done chan struct{}
 	exit *portalv1.ProcessExit
-	// callEnded says that the program was killed because its call ended.
-	callEnded bool
 
 	// The fields below are guarded by programs.mu. changed is signaled when one of them changes.
 	changed *sync.Cond
@@ -76,10 +75,46 @@ type reader struct {
 	end  uint64 // the offset at which to stop
 }
 
-// start starts the program that req describes. The returned reader gets its output from the beginning; the caller must call
-// follow. If req has with_call, everything that the program has started is killed when call ends before the program. Errors
-// are gRPC statuses.
+// start starts the program that req describes, and lets other calls name it. The returned reader gets its output from the
+// beginning; the caller must call follow. If req has with_call, everything that the program has started is killed when call
+// ends before the program. Errors are gRPC statuses.
 func (s *programs) start(call context.Context, req *portalv1.StartProcessRequest) (*program, *reader, error) {
+	if req.GetWithCall() {
+		return s.launch(call, req, true)
+	}
+	if err := s.reserve(); err != nil {
+		return nil, nil, err
+	}
+	p, r, err := s.launch(context.Background(), req, true)
+	if err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.running--
+	}
+	return p, r, err
+}
+
+// run is start for a program that only its call can name.
+func (s *programs) run(call context.Context, req *portalv1.StartProcessRequest) (*program, *reader, error) {
+	req.WithCall = true
+	return s.launch(call, req, false)
+}
+
+// reserve counts a program without with_call that is about to start.
+func (s *programs) reserve() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running >= maxRunning {
+		return status.Errorf(codes.ResourceExhausted,
+			"%d processes run in the sandbox, which is the most that can: end one of them, or wait until one ends", maxRunning)
+	}
+	s.running++
+	return nil
+}
+
+// launch starts a program. Everything that it has started is killed when call ends before it. If named is true, other calls
+// can name the program.
+func (s *programs) launch(call context.Context, req *portalv1.StartProcessRequest, named bool) (*program, *reader, error) {
 	argv := req.GetArgv()
 	if len(argv) == 0 || argv[0] == "" {
 		return nil, nil, status.Error(codes.InvalidArgument, "command is empty: name a program")
@@ -104,10 +139,6 @@ func (s *programs) start(call context.Context, req *portalv1.StartProcessRequest
 	if l.path, err = lookPath(argv[0], l.env, l.dir); err != nil {
 		return nil, nil, err
 	}
-	if err := s.reserve(req.GetWithCall()); err != nil {
-		return nil, nil, err
-	}
-
 	if l.dir == "" {
 		l.dir, _ = os.Getwd() // that of the portal
 	}
@@ -122,45 +153,19 @@ func (s *programs) start(call context.Context, req *portalv1.StartProcessRequest
 		},
 	}
 	if err := p.launch(l, req); err != nil {
-		s.unreserve(req.GetWithCall())
 		return nil, nil, l.startError(argv[0], err)
 	}
 	p.info.Pid = uint32(p.pid)
-	s.mu.Lock()
-	s.all = append(s.all, p)
-	s.mu.Unlock()
 	if p.input != nil {
 		p.writeFirst(req.GetInput(), !req.GetOpenInput() && !l.terminal)
 	}
-	var killed <-chan struct{}
-	if req.GetWithCall() {
-		killed = call.Done()
+	if named {
+		s.mu.Lock()
+		s.all = append(s.all, p)
+		s.mu.Unlock()
 	}
-	go p.supervise(killed, req.GetTimeout(), req.GetGrace())
+	go p.supervise(call.Done(), req.GetTimeout(), req.GetGrace())
 	return p, first, nil
-}
-
-// reserve counts a program that is about to start.
-func (s *programs) reserve(withCall bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !withCall {
-		if s.running >= maxRunning {
-			return status.Errorf(codes.ResourceExhausted,
-				"%d processes run in the sandbox, which is the most that can: end one of them, or wait until one ends", maxRunning)
-		}
-		s.running++
-	}
-	return nil
-}
-
-// unreserve undoes reserve.
-func (s *programs) unreserve(withCall bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !withCall {
-		s.running--
-	}
 }
 
 // launch opens the standard streams of the program and starts it.
@@ -215,7 +220,7 @@ func (p *program) writeFirst(data []byte, end bool) {
 	if len(data) == 0 && !end {
 		return
 	}
-	_ = p.input.queue.acquire(context.Background()) // nobody holds it yet
+	_ = p.input.queue.acquire(context.Background()) // no other call knows the program yet
 	go func() { _ = p.input.writeNext(context.Background(), data, end) }()
 }
 
@@ -234,8 +239,8 @@ func (p *program) supervise(killed <-chan struct{}, timeout, grace *durationpb.D
 	s.mu.Lock()
 	p.exit = exit
 	close(p.done)
-	s.ended = append(s.ended, p)
 	if !p.info.GetWithCall() {
+		s.ended = append(s.ended, p)
 		s.running--
 	}
 	s.mu.Unlock()
@@ -271,7 +276,6 @@ func (p *program) wait(killed <-chan struct{}, timeout, grace *durationpb.Durati
 			return timedOut
 		case <-killed:
 			killed = nil
-			p.callEnded = true
 			_ = p.signalAll(syscall.SIGKILL)
 		case <-limit:
 			timedOut = true
@@ -315,14 +319,31 @@ func (p *program) behind() bool {
 // printed returns how many bytes the program has printed. The caller holds programs.mu.
 func (p *program) printed() uint64 { return p.ring.end + uint64(len(p.piece)) }
 
+// endPatience is how long a reader that does not follow a program waits for the rest of its output after its end. Others that
+// read slowly may delay that.
+const endPatience = time.Second
+
 // attach adds a reader. With replay, it begins with the output in the ring; with noFollow, it ends with what has been
 // printed so far. The caller must call follow.
 func (p *program) attach(replay, noFollow bool) *reader {
-	p.programs.mu.Lock()
-	defer p.programs.mu.Unlock()
+	s := p.programs
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	r := &reader{next: p.printed(), end: 1<<64 - 1}
-	if noFollow && (p.exit == nil || p.finished) { // the rest of the output of a program that has ended is about to come
-		r.end = r.next
+	stop := func() {
+		r.end = p.printed()
+		p.changed.Broadcast()
+	}
+	switch {
+	case !noFollow:
+	case p.exit != nil && !p.finished: // the rest of the output is about to come
+		time.AfterFunc(endPatience, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			stop()
+		})
+	default:
+		stop()
 	}
 	if replay {
 		r.next = p.ring.start
@@ -331,9 +352,9 @@ func (p *program) attach(replay, noFollow bool) *reader {
 	return r
 }
 
-// follow calls started, and then output for each piece of output that r gets. It returns when r has all of it, ctx is done
-// or a call returns an error. It then removes r.
-func (p *program) follow(ctx context.Context, r *reader, started func(skipped uint64) error, output emitFunc) error {
+// follow calls started, and then output for each piece of output that r gets. It returns when r has all of it, ctx is done or a
+// call returns an error. It then removes r. complete reports whether the program has ended, and r has got all of its output.
+func (p *program) follow(ctx context.Context, r *reader, started func(skipped uint64) error, output emitFunc) (complete bool, err error) {
 	s := p.programs
 	stop := context.AfterFunc(ctx, func() {
 		s.mu.Lock()
@@ -341,7 +362,7 @@ func (p *program) follow(ctx context.Context, r *reader, started func(skipped ui
 		p.changed.Broadcast()
 	})
 	defer stop()
-	err := started(r.next)
+	err = started(r.next)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for err == nil {
@@ -367,44 +388,44 @@ func (p *program) follow(ctx context.Context, r *reader, started func(skipped ui
 	delete(p.readers, r)
 	p.changed.Broadcast()
 	s.forgetExcess()
-	return err
+	return p.finished && r.next == p.printed(), err
 }
 
-// growRings reserves n more bytes for ring buffers, and forgets programs that have ended if necessary. It reports whether
-// that worked. The caller holds mu.
+// growRings reserves n more bytes for ring buffers. If necessary, it empties those of the programs that ended first. It reports
+// whether that worked. The caller holds mu.
 func (s *programs) growRings(n int) bool {
-	for s.rings+n > maxRings {
-		if !s.forgetOldest(anyProgram) {
-			return false
+	for _, p := range s.ended {
+		if s.rings+n <= maxRings {
+			break
 		}
+		if p.idle() {
+			s.rings -= p.ring.discard()
+		}
+	}
+	if s.rings+n > maxRings {
+		return false
 	}
 	s.rings += n
 	return true
 }
 
+// idle reports whether everything that the program has printed is in the ring, and nobody reads it. The caller holds
+// programs.mu.
+func (p *program) idle() bool { return p.finished && len(p.readers) == 0 }
+
 // forgetExcess forgets programs that have ended: those with with_call, whose call has returned everything, and of the others
 // so many that at most maxEnded are left. The caller holds mu.
 func (s *programs) forgetExcess() {
-	for s.forgetOldest(func(p *program) bool { return p.info.GetWithCall() }) {
-	}
-	for len(s.ended) > maxEnded && s.forgetOldest(anyProgram) {
-	}
-}
-
-func anyProgram(*program) bool { return true }
-
-// forgetOldest forgets the program that ended first of those for which suitable returns true. A program that has readers is not forgotten, nor one whose output has
-// not been printed yet. forgetOldest returns false if there is no other. The caller holds mu.
-func (s *programs) forgetOldest(suitable func(*program) bool) bool {
-	i := slices.IndexFunc(s.ended, func(p *program) bool { return p.finished && len(p.readers) == 0 && suitable(p) })
-	if i < 0 {
-		return false
-	}
-	p := s.ended[i]
-	s.rings -= len(p.ring.buf)
-	s.ended = slices.Delete(s.ended, i, i+1)
-	s.all = slices.DeleteFunc(s.all, func(q *program) bool { return q == p })
-	return true
+	excess := len(s.ended) - maxEnded
+	s.ended = slices.DeleteFunc(s.ended, func(p *program) bool {
+		if excess <= 0 || !p.idle() {
+			return false
+		}
+		excess--
+		s.rings -= p.ring.discard()
+		return true
+	})
+	s.all = slices.DeleteFunc(s.all, func(p *program) bool { return p.idle() && !slices.Contains(s.ended, p) })
 }
 
 // find returns the newest program with the pid or tag. Errors are gRPC statuses.

@@ -78,7 +78,7 @@ func run(t *testing.T, s *programs, req *portalv1.StartProcessRequest) *program 
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	_ = p.follow(gone, r, func(uint64) error { return nil }, nil)
+	_, _ = p.follow(gone, r, func(uint64) error { return nil }, nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for !p.finished {
@@ -87,8 +87,8 @@ func run(t *testing.T, s *programs, req *portalv1.StartProcessRequest) *program 
 	return p
 }
 
-// TestRingsAreBounded runs programs whose ring buffers together would be larger than maxRings. The ones that ended first are
-// forgotten, but not one that is read. When no ended one is left, the ring of a program that runs stays small.
+// TestRingsAreBounded runs programs whose ring buffers together would be larger than maxRings. Those of the programs that ended
+// first are emptied, but not one that is read. When no other is left, the ring of a program that runs stays small.
 func TestRingsAreBounded(t *testing.T) {
 	s := newPrograms(t)
 	print := &portalv1.StartProcessRequest{Argv: []string{"head", "-c", fmt.Sprint(maxRing), "/dev/zero"}}
@@ -102,11 +102,15 @@ func TestRingsAreBounded(t *testing.T) {
 	}
 	read := ended[0].attach(true, false)
 	last := run(t, s, print)
-	if len(s.all) != most || s.all[0] != ended[0] || s.all[1] != ended[2] || s.all[most-1] != last || s.rings > maxRings {
-		t.Errorf("%d programs have %d bytes; the one that is read is remembered: %t, the second one: %t", len(s.all), s.rings, s.all[0] == ended[0], s.all[1] == ended[1])
+	kept := func(p *program) bool { return len(p.ring.buf) == maxRing }
+	if len(s.all) != most+1 || !kept(ended[0]) || kept(ended[1]) || !kept(ended[2]) || !kept(last) || s.rings > maxRings {
+		t.Errorf("%d programs have %d bytes; the output of the one that is read is kept: %t, of the second one: %t", len(s.all), s.rings, kept(ended[0]), kept(ended[1]))
+	}
+	if got := ended[1].ring; got.start != maxRing || got.end != maxRing {
+		t.Errorf("the ring that was emptied has the bytes from %d to %d", got.start, got.end)
 	}
 	for _, p := range append(ended[2:], last) {
-		p.attach(true, false) // nothing can be forgotten any more
+		p.attach(true, false) // nothing can be emptied any more
 	}
 	small := run(t, s, print)
 	if s.rings > maxRings || len(small.ring.buf) > 0 || small.printed() != maxRing {
@@ -119,7 +123,7 @@ func TestRingsAreBounded(t *testing.T) {
 	if total != s.rings {
 		t.Errorf("the rings have %d bytes, but %d are counted", total, s.rings)
 	}
-	err := ended[0].follow(t.Context(), read, func(uint64) error { return nil }, func(_ portalv1.Output_Stream, data []byte) error {
+	_, err := ended[0].follow(t.Context(), read, func(uint64) error { return nil }, func(_ portalv1.Output_Stream, data []byte) error {
 		total -= len(data)
 		return nil
 	})
@@ -131,6 +135,100 @@ func TestRingsAreBounded(t *testing.T) {
 	print.WithCall = true
 	if p := run(t, s, print); p.ring.buf != nil || p.printed() != maxRing {
 		t.Errorf("with with_call, the ring has %d bytes", len(p.ring.buf))
+	}
+}
+
+// The exit of a program is reported only together with all of its output, whenever it ends.
+func TestExitHasAllOutput(t *testing.T) {
+	s := newPrograms(t)
+	p, r, err := s.start(t.Context(), &portalv1.StartProcessRequest{Argv: []string{"sh", "-c", "echo first; read x; echo last"}, OpenInput: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _ = p.follow(gone, r, func(uint64) error { return nil }, nil)
+	s.mu.Lock()
+	for p.printed() == 0 {
+		p.changed.Wait()
+	}
+	s.mu.Unlock()
+	logs := func(meanwhile func()) (events string) {
+		err := p.sendEvents(t.Context(), p.attach(true, true), func(e *portalv1.ProcessEvent) error {
+			events += string(e.GetOutput().GetData())
+			if e.GetExit() != nil {
+				events += "exit"
+			}
+			meanwhile()
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return events
+	}
+	end := sync.OnceFunc(func() {
+		if err := p.input.write(t.Context(), []byte("x\n"), true); err != nil {
+			t.Error(err)
+		}
+		<-p.done
+	})
+	if got := logs(end); got != "first\n" && got != "first\nlast\nexit" {
+		t.Errorf("the log while the program ends: %q", got)
+	}
+	if got := logs(func() {}); got != "first\nlast\nexit" {
+		t.Errorf("the log after the end: %q", got)
+	}
+}
+
+// A client that does not read delays nobody who asks for the exit or the log of a program that has ended.
+func TestSlowReaderDelaysNobody(t *testing.T) {
+	s := newPrograms(t)
+	p, _, err := s.start(t.Context(), &portalv1.StartProcessRequest{Argv: []string{"echo", "hello"}}) // whose reader does nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+	p.info.Tag = "slow"
+	client := serveProcesses(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for _, req := range []*portalv1.AttachProcessRequest{{NoOutput: true}, {Replay: true, NoFollow: true}} {
+		req.Process = &portalv1.ProcessSelector{Tag: "slow"}
+		stream, err := client.AttachProcess(ctx, req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if err != io.EOF {
+			t.Errorf("%v: %v", req, err)
+		}
+	}
+}
+
+// Programs that belong to a call do not make the portal forget others.
+func TestCallsForgetNobody(t *testing.T) {
+	s := newPrograms(t)
+	run(t, s, &portalv1.StartProcessRequest{Argv: []string{"true"}, Tag: "mine"})
+	for i := range maxEnded + 6 {
+		start := s.start
+		if i%2 == 0 {
+			start = s.run
+		}
+		p, _, err := start(t.Context(), &portalv1.StartProcessRequest{Argv: []string{"true"}, WithCall: true}) // nobody reads its output
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-p.done
+	}
+	run(t, s, &portalv1.StartProcessRequest{Argv: []string{"true"}})
+	if _, err := s.find(&portalv1.ProcessSelector{Tag: "mine"}); err != nil {
+		t.Error(err)
+	}
+	if n := len(s.list()); n != 2+(maxEnded+6)/2 {
+		t.Errorf("%d programs are listed, want those that other calls can name", n)
 	}
 }
 
@@ -215,7 +313,7 @@ func FuzzProcessService(f *testing.F) {
 			t.Fatal(err)
 		}
 		var printed strings.Builder
-		err = p.follow(t.Context(), r, func(uint64) error { return nil }, func(_ portalv1.Output_Stream, data []byte) error {
+		_, err = p.follow(t.Context(), r, func(uint64) error { return nil }, func(_ portalv1.Output_Stream, data []byte) error {
 			printed.Write(data)
 			return nil
 		})

@@ -81,6 +81,13 @@ func (r *ring) skip(n int) {
 	r.start = r.end
 }
 
+// discard empties the ring, and returns the size that its buffer had.
+func (r *ring) discard() int {
+	size := len(r.buf)
+	r.buf, r.marks, r.start = nil, nil, r.end
+	return size
+}
+
 // at returns a piece of the output in the ring that begins at the offset from, which is one of a byte in the ring. The
 // caller must not keep it after the next write.
 func (r *ring) at(from uint64) (portalv1.Output_Stream, []byte) {

@@ -103,7 +103,7 @@ func serve(conn io.ReadWriteCloser, next func() attack) {
 			} else {
 				background(begun(func(g *guest, stream uint32) {
 					g.output(stream, []byte("fine\n"))
-					g.event(stream, &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{}}})
+					g.message(stream, &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{Result: &portalv1.CommandResult{}}})
 					g.headers(stream, true, "grpc-status", "0")
 				}).of(g, stream))
 			}
@@ -147,12 +147,8 @@ func (g *guest) message(stream uint32, m proto.Message) {
 	g.data(stream, append([]byte{0, byte(len(data) >> 24), byte(len(data) >> 16), byte(len(data) >> 8), byte(len(data))}, data...))
 }
 
-func (g *guest) event(stream uint32, e *portalv1.ProcessEvent) {
-	g.message(stream, &portalv1.StartProcessResponse{Event: e})
-}
-
 func (g *guest) output(stream uint32, data []byte) {
-	g.event(stream, &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Output{Output: &portalv1.Output{Data: data}}})
+	g.message(stream, &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{Output: &portalv1.Output{Data: data}}})
 }
 
 func (g *guest) data(stream uint32, data []byte) {
@@ -192,11 +188,10 @@ func trailersOnly(code int, text string) attack {
 	}
 }
 
-// begun sends a start and output first, so that the run has begun.
+// begun sends output first, so that the run has begun.
 func begun(a attack) attack {
 	return func(g *guest, stream uint32) {
 		g.headers(stream, false, ":status", "200", "content-type", "application/grpc")
-		g.event(stream, &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: &portalv1.ProcessStarted{Pid: 9}}})
 		g.output(stream, []byte("begun\n"))
 		a(g, stream)
 	}

@@ -109,7 +109,6 @@ var (
 	eventStart  = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: &portalv1.ProcessStarted{Pid: 9, SkippedBytes: 3}}}
 	eventOutput = outputEvent(&portalv1.Output{Data: []byte("x")})
 	eventExit   = exitEvent(7)
-	eventLimit  = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{ExitCode: 143, Signal: 15, TimedOut: true}}}
 )
 
 // processScript returns a script with the events of a process.
@@ -121,47 +120,64 @@ func processScript(err error, events ...*portalv1.ProcessEvent) script {
 	return scriptOf(1, err, messages...)
 }
 
-// TestMisbehavingPortals checks that a run succeeds only if its result is the last message and the call succeeds. The
-// client must not trust the portal for this.
+// TestMisbehavingPortals checks that a run or a process succeeds only if its result is the last message and the call succeeds.
+// The client must not trust the portal for this.
 func TestMisbehavingPortals(t *testing.T) {
 	output := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Output{Output: &portalv1.Output{Data: []byte("x")}}}
 	result := &portalv1.RunCommandResponse{Event: &portalv1.RunCommandResponse_Result{Result: &portalv1.CommandResult{ExitCode: 7}}}
-	timedOut := func(err error) bool {
-		return errors.Is(err, sandbox.ErrRunTimeout) && err.Error() == "the run reached its time limit of 1s and was interrupted"
+	command := sandbox.Command{Program: "any", Timeout: time.Second}
+	run := func(c *Client) (sandbox.Process, error) { return c.RunCommand(t.Context(), command) }
+	process := func(c *Client) (sandbox.Process, error) {
+		p, err := c.StartProcess(t.Context(), sandbox.ProcessRequest{Command: command})
+		return startedFirst{p}, err
 	}
+	timedOut := func(err error) bool { return errors.Is(err, sandbox.ErrRunTimeout) }
 	for name, c := range map[string]struct {
+		call   func(*Client) (sandbox.Process, error)
 		script script
-		class  func(error) bool // nil if the run has to print x and end with exit code 7
+		class  func(error) bool // nil if it has to print x and end with exit code 7
 	}{
-		"earlier version: output and a result":     {scriptOf(0, nil, output, result), nil},
-		"earlier version: no result":               {scriptOf(0, nil, output), failed},
-		"earlier version: no message":              {scriptOf(0, nil), failed},
-		"earlier version: output after the result": {scriptOf(0, nil, result, output), failed},
-		"earlier version: two results":             {scriptOf(0, nil, result, result), failed},
-		"earlier version: error after the result":  {scriptOf(0, status.Error(codes.InvalidArgument, "no"), result), errdefs.IsInvalidArgument},
-		"earlier version: no result, error":        {scriptOf(0, status.Error(codes.ResourceExhausted, "no")), errdefs.IsFailedPrecondition},
-		"earlier version: connection is lost":      {scriptOf(0, status.Error(codes.Unavailable, "no")), failed},
-		"a start, output and an exit":              {processScript(nil, eventStart, eventOutput, eventExit), nil},
-		"no exit":                                  {processScript(nil, eventStart, eventOutput), failed},
-		"no message":                               {processScript(nil), failed},
-		"no start":                                 {processScript(nil, eventOutput, eventExit), failed},
-		"an exit only":                             {processScript(nil, eventExit), failed},
-		"two starts":                               {processScript(nil, eventStart, eventStart, eventExit), failed},
-		"output after the exit":                    {processScript(nil, eventStart, eventExit, eventOutput), failed},
-		"an event that is none":                    {processScript(nil, eventStart, &portalv1.ProcessEvent{}), failed},
-		"a response without an event":              {processScript(nil, eventStart, nil), failed},
-		"error after the exit":                     {processScript(status.Error(codes.Internal, "no"), eventStart, eventExit), failed},
-		"no such program":                          {processScript(status.Error(codes.NotFound, "no")), func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }},
-		"time limit":                               {processScript(nil, eventStart, eventOutput, eventLimit), timedOut},
+		"run: output and a result":                {run, scriptOf(0, nil, output, result), nil},
+		"run: no result":                          {run, scriptOf(0, nil, output), failed},
+		"run: no message":                         {run, scriptOf(0, nil), failed},
+		"run: output after the result":            {run, scriptOf(0, nil, result, output), failed},
+		"run: two results":                        {run, scriptOf(0, nil, result, result), failed},
+		"run: a response without an event":        {run, scriptOf(0, nil, output, &portalv1.RunCommandResponse{}), failed},
+		"run: error after the result":             {run, scriptOf(0, status.Error(codes.InvalidArgument, "no"), result), errdefs.IsInvalidArgument},
+		"run: no result, error":                   {run, scriptOf(0, status.Error(codes.ResourceExhausted, "no")), errdefs.IsFailedPrecondition},
+		"run: connection is lost":                 {run, scriptOf(0, status.Error(codes.Unavailable, "no")), failed},
+		"run: time limit":                         {run, scriptOf(1, status.Error(codes.DeadlineExceeded, "limit"), output), timedOut},
+		"process: a start, output and an exit":    {process, processScript(nil, eventStart, eventOutput, eventExit), nil},
+		"process: no exit":                        {process, processScript(nil, eventStart, eventOutput), failed},
+		"process: no message":                     {process, processScript(nil), failed},
+		"process: no start":                       {process, processScript(nil, eventOutput, eventExit), failed},
+		"process: an exit only":                   {process, processScript(nil, eventExit), failed},
+		"process: two starts":                     {process, processScript(nil, eventStart, eventStart, eventExit), failed},
+		"process: output after the exit":          {process, processScript(nil, eventStart, eventExit, eventOutput), failed},
+		"process: an event that is none":          {process, processScript(nil, eventStart, &portalv1.ProcessEvent{}), failed},
+		"process: a response without an event":    {process, processScript(nil, eventStart, nil), failed},
+		"process: error after the exit":           {process, processScript(status.Error(codes.Internal, "no"), eventStart, eventExit), failed},
+		"process: no such program":                {process, processScript(status.Error(codes.NotFound, "no")), func(err error) bool { return errors.Is(err, sandbox.ErrCommandNotFound) }},
+		"process: connection is lost after start": {process, processScript(status.Error(codes.Unavailable, "no"), eventStart), failed},
 	} {
 		t.Run(name, func(t *testing.T) {
-			client := c.script.connect(t)
-			r, err := sandboxtest.Read(client.RunCommand(t.Context(), sandbox.Command{Program: "any", Timeout: time.Second}))
+			r, err := sandboxtest.Read(c.call(c.script.connect(t)))
 			if c.class == nil && (err != nil || r.ExitCode != 7 || r.Stdout != "x") || c.class != nil && (err == nil || !c.class(err)) {
-				t.Errorf("run: %+v, %v", r, err)
+				t.Errorf("got %+v, %v", r, err)
 			}
 		})
 	}
+}
+
+// startedFirst is a process whose start is not returned.
+type startedFirst struct{ sandbox.Process }
+
+func (p startedFirst) Next() (sandbox.Event, error) {
+	event, err := p.Process.Next()
+	if _, ok := event.(sandbox.Started); ok {
+		return p.Process.Next()
+	}
+	return event, err
 }
 
 // operation is a call of a Client that must not trust the response.
@@ -179,7 +195,7 @@ var operations = []operation{
 		return drain(c.AttachProcess(ctx, sandbox.ProcessID{PID: 1}, sandbox.AttachOptions{Replay: true}))
 	}},
 	{"ListProcesses", func(ctx context.Context, c *Client) error {
-		_, err := c.ListProcesses(ctx)
+		err := c.ListProcesses(ctx, func(sandbox.ProcessInfo) error { return nil })
 		return err
 	}},
 	{"WriteInput", func(ctx context.Context, c *Client) error {
@@ -331,8 +347,15 @@ func TestHostileDescriptions(t *testing.T) {
 	for i := range endless {
 		endless[i] = entry
 	}
-	if _, err := scriptOf(1, nil, endless...).connect(t).ListProcesses(t.Context()); !failed(err) {
-		t.Errorf("list of %d MiB: error %v, want ErrRunFailed", len(endless)*32>>10, err)
+	enough, listed := errors.New("enough"), 0
+	err = scriptOf(1, nil, endless...).connect(t).ListProcesses(t.Context(), func(sandbox.ProcessInfo) error {
+		if listed++; listed == 3 {
+			return enough
+		}
+		return nil
+	})
+	if err != enough || listed != 3 {
+		t.Errorf("list that the caller ends: error %v after %d entries", err, listed)
 	}
 
 	exit := &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{Reason: strings.Repeat("\x1b", 64<<10)}}}

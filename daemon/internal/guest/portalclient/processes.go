@@ -60,23 +60,20 @@ func selector(id sandbox.ProcessID) *portalv1.ProcessSelector {
 	return &portalv1.ProcessSelector{Pid: id.PID, Tag: id.Tag}
 }
 
-// maxList bounds what a sandbox may send as the list of its processes, in bytes of memory.
-const maxList = 8 << 20
-
 // ListProcesses implements sandbox.Processes.
-func (c *Client) ListProcesses(ctx context.Context) (list []sandbox.ProcessInfo, err error) {
+func (c *Client) ListProcesses(ctx context.Context, each func(sandbox.ProcessInfo) error) error {
 	stream, err := receive(ctx, c, c.processes.ListProcesses, &portalv1.ListProcessesRequest{})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer stream.cancel()
-	for size := 0; size <= maxList; {
+	for {
 		response, err := stream.Recv()
 		if err == io.EOF {
-			return list, nil
+			return nil
 		}
 		if err != nil {
-			return nil, callError(stream.ctx, err)
+			return callError(stream.ctx, err)
 		}
 		p := response.GetProcess()
 		info := sandbox.ProcessInfo{
@@ -86,16 +83,10 @@ func (c *Client) ListProcesses(ctx context.Context) (list []sandbox.ProcessInfo,
 		if e := p.GetExit(); e != nil {
 			info.Exit = new(exit(e))
 		}
-		list = append(list, info)
-		const perEntry, perText = 256, 16 // about what Go needs for them beside the text
-		size += perEntry + len(info.Cwd) + len(info.User) + len(info.Tag)
-		for _, texts := range [][]string{info.Argv, info.Env} {
-			for _, text := range texts {
-				size += perText + len(text)
-			}
+		if err := each(info); err != nil {
+			return err
 		}
 	}
-	return nil, classified{"the sandbox sent a list of processes that is too long", sandbox.ErrRunFailed}
 }
 
 // WriteInput implements sandbox.Processes.

@@ -2,8 +2,6 @@ package portalclient
 
 import (
 	"context"
-	"fmt"
-	"time"
 
 	"google.golang.org/grpc"
 
@@ -33,30 +31,21 @@ func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 			Grace:       duration(code.Grace),
 		})
 	}, func(response *portalv1.RunCodeResponse) *portalv1.ProcessEvent {
-		if out := response.GetOutput(); out != nil {
-			return outputEvent(out)
+		switch event := response.GetEvent().(type) {
+		case *portalv1.RunCodeResponse_Output:
+			return outputEvent(event.Output)
+		case *portalv1.RunCodeResponse_Result:
+			if event.Result.GetSuccess() {
+				return exitEvent(0)
+			}
+			return exitEvent(1)
 		}
-		if response.GetResult().GetSuccess() {
-			return exitEvent(0)
-		}
-		return exitEvent(1)
+		return nil
 	}, run)
 }
 
 // RunCommand implements sandbox.Portal. If command.Timeout is 0 or negative, the run has no time limit.
 func (c *Client) RunCommand(ctx context.Context, command sandbox.Command) (sandbox.Process, error) {
-	if c.checkContract() != nil {
-		return c.runCommandWithoutContract(ctx, command)
-	}
-	p, err := c.StartProcess(ctx, sandbox.ProcessRequest{Command: command, WithCall: true})
-	if err != nil {
-		return nil, err
-	}
-	return &runOfProcess{p, command.Timeout}, nil
-}
-
-// runCommandWithoutContract runs a command with the portal of an earlier version.
-func (c *Client) runCommandWithoutContract(ctx context.Context, command sandbox.Command) (sandbox.Process, error) {
 	if err := c.checkOptions(command.RunOptions); err != nil {
 		return nil, err
 	}
@@ -66,12 +55,20 @@ func (c *Client) runCommandWithoutContract(ctx context.Context, command sandbox.
 			Args:        command.Args,
 			Timeout:     duration(command.Timeout),
 			Environment: environment(command.Environment),
+			Env:         command.Env,
+			Cwd:         command.Cwd,
+			User:        command.User,
+			Input:       command.Input,
+			Grace:       duration(command.Grace),
 		})
 	}, func(response *portalv1.RunCommandResponse) *portalv1.ProcessEvent {
-		if out := response.GetOutput(); out != nil {
-			return outputEvent(out)
+		switch event := response.GetEvent().(type) {
+		case *portalv1.RunCommandResponse_Output:
+			return outputEvent(event.Output)
+		case *portalv1.RunCommandResponse_Result:
+			return exitEvent(event.Result.GetExitCode())
 		}
-		return exitEvent(response.GetResult().GetExitCode())
+		return nil
 	}, run)
 }
 
@@ -89,22 +86,4 @@ func outputEvent(out *portalv1.Output) *portalv1.ProcessEvent {
 
 func exitEvent(code int32) *portalv1.ProcessEvent {
 	return &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{ExitCode: code}}}
-}
-
-// runOfProcess is a run of a command, which the portal serves as a process.
-type runOfProcess struct {
-	sandbox.Process
-	timeout time.Duration
-}
-
-// Next implements sandbox.Process.
-func (r *runOfProcess) Next() (sandbox.Event, error) {
-	event, err := r.Process.Next()
-	if _, started := event.(sandbox.Started); started {
-		event, err = r.Process.Next()
-	}
-	if exit, ended := event.(sandbox.Exit); ended && exit.TimedOut {
-		return nil, classified{fmt.Sprintf("the run reached its time limit of %s and was interrupted", r.timeout), sandbox.ErrRunTimeout}
-	}
-	return event, err
 }

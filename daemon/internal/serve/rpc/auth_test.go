@@ -3,6 +3,7 @@ package rpc_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -87,8 +88,8 @@ func startedProcess(ctx context.Context) sandbox.Process {
 		return []sandbox.Event{sandbox.Started{PID: 1}}, 0, nil
 	}}
 }
-func (r *recorder) ListProcesses(_ context.Context, n sandbox.Name) ([]sandbox.ProcessInfo, error) {
-	return []sandbox.ProcessInfo{{PID: 1, Tag: anyText}}, r.record("list processes", n.Namespace)
+func (r *recorder) ListProcesses(_ context.Context, n sandbox.Name, each func(sandbox.ProcessInfo) error) error {
+	return errors.Join(each(sandbox.ProcessInfo{PID: 1, Tag: anyText}), r.record("list processes", n.Namespace))
 }
 func (r *recorder) WriteInput(_ context.Context, n sandbox.Name, _ sandbox.ProcessID, _ io.Reader, _ bool) error {
 	return r.record("input", n.Namespace)

@@ -127,7 +127,7 @@ type sink interface {
 // newSink returns the sink that the response to c needs.
 func (c *call) newSink(encoding rpc.Encoding) (sink, error) {
 	switch {
-	case c.events != nil:
+	case c.outputEvents:
 		return &eventSink{events: c.events, encoding: encoding, incomplete: map[sandbox.Stream][]byte{}}, nil
 	case c.excerpt != 0:
 		return newExcerpt(c.excerpt, c.Hold)

@@ -148,6 +148,7 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 		if err := c.events.begin(); err != nil {
 			return nil, err
 		}
+		c.outputEvents = m.events != noEvents
 	case m.events == requiredEvents:
 		return nil, &rpc.Error{Code: rpc.CodeInvalidRequest, Message: fmt.Sprintf("%s responds only with a stream of events; send it alone, with the header Accept: %s",
 			m.name, rpc.EventStream)}

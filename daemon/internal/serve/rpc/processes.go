@@ -21,7 +21,7 @@ import (
 type Processes interface {
 	StartProcess(context.Context, sandbox.Name, sandbox.ProcessRequest) (sandbox.Process, error)
 	AttachProcess(context.Context, sandbox.Name, sandbox.ProcessID, sandbox.AttachOptions) (sandbox.Process, error)
-	ListProcesses(context.Context, sandbox.Name) ([]sandbox.ProcessInfo, error)
+	ListProcesses(ctx context.Context, n sandbox.Name, each func(sandbox.ProcessInfo) error) error
 	WriteInput(ctx context.Context, n sandbox.Name, id sandbox.ProcessID, data io.Reader, end bool) error
 	SignalProcess(ctx context.Context, n sandbox.Name, id sandbox.ProcessID, signal int, all bool) error
 	ResizeTerminal(context.Context, sandbox.Name, sandbox.ProcessID, sandbox.TerminalSize) error
@@ -81,24 +81,16 @@ func parseTerminal(prefix string, size rpc.TerminalSize) (sandbox.TerminalSize, 
 }
 
 func (s *Service) listProcesses(ctx context.Context, c *call, namespace string, p rpc.ProcessListParams) (rpc.ProcessListResult, error) {
-	var all []sandbox.ProcessInfo
-	var err error
-	c.wait(func() { all, err = s.sandboxes.ListProcesses(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}) })
-	if err != nil {
-		return rpc.ProcessListResult{}, err
-	}
 	res := rpc.ProcessListResult{Processes: []rpc.ProcessInfo{}}
-	for _, p := range all {
-		if p.WithCall { // it is the run of another request
-			continue
-		}
-		info, size := describeProcess(p)
-		if err := c.holdResult(size); err != nil {
-			return rpc.ProcessListResult{}, err
-		}
-		res.Processes = append(res.Processes, info)
-	}
-	return res, nil
+	var err error
+	c.wait(func() {
+		err = s.sandboxes.ListProcesses(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, func(p sandbox.ProcessInfo) error {
+			info, size := describeProcess(p)
+			res.Processes = append(res.Processes, info)
+			return c.holdResult(size)
+		})
+	})
+	return res, err
 }
 
 // maxProcessText limits the texts of a process in a response, in bytes. The portal cuts them off as well, but it may have been
@@ -140,18 +132,22 @@ func (s *Service) getProcess(ctx context.Context, c *call, namespace string, p r
 	if err != nil {
 		return rpc.ProcessInfo{}, err
 	}
-	var all []sandbox.ProcessInfo
-	c.wait(func() { all, err = s.sandboxes.ListProcesses(ctx, n) })
-	if err != nil {
+	var newest *sandbox.ProcessInfo
+	c.wait(func() {
+		err = s.sandboxes.ListProcesses(ctx, n, func(p sandbox.ProcessInfo) error {
+			if id.PID != 0 && p.PID == id.PID || id.PID == 0 && p.Tag == id.Tag {
+				newest = &p
+			}
+			return nil
+		})
+	})
+	switch {
+	case err != nil:
 		return rpc.ProcessInfo{}, err
-	}
-	for i := len(all) - 1; i >= 0; i-- { // the newest first
-		if of := all[i]; !of.WithCall && (id.PID != 0 && of.PID == id.PID || id.PID == 0 && of.Tag == id.Tag) {
-			info, _ := describeProcess(of)
-			return info, nil
-		}
-	}
-	if id.PID == 0 {
+	case newest != nil:
+		info, _ := describeProcess(*newest)
+		return info, nil
+	case id.PID == 0:
 		return rpc.ProcessInfo{}, fmt.Errorf("sandbox %s has no process with tag %q: %w", n, bounded.Short(id.Tag), errdefs.ErrNotFound)
 	}
 	return rpc.ProcessInfo{}, fmt.Errorf("sandbox %s has no process %d: %w", n, id.PID, errdefs.ErrNotFound)
@@ -182,16 +178,24 @@ func (s *Service) waitForProcess(ctx context.Context, c *call, namespace string,
 	if err != nil {
 		return rpc.ProcessState{}, err
 	}
-	waiting, cancel := context.WithTimeout(ctx, s.sandboxes.TimeLimit(timeout))
-	defer cancel()
+	waiting, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	f, err := c.follow(rpc.EncodingUTF8, func() (sandbox.Process, error) {
-		return s.sandboxes.AttachProcess(waiting, n, id, sandbox.AttachOptions{NoOutput: true})
+		p, err := s.sandboxes.AttachProcess(waiting, n, id, sandbox.AttachOptions{NoOutput: true})
+		if err == nil { // the process exists
+			limit := time.AfterFunc(s.sandboxes.TimeLimit(timeout), func() { cancel(errWaited) })
+			context.AfterFunc(waiting, func() { limit.Stop() })
+		}
+		return p, err
 	})
-	if err != nil && ctx.Err() == nil && waiting.Err() != nil {
+	if errors.Is(err, errWaited) {
 		return rpc.ProcessState{Running: true}, nil
 	}
 	return f.state(), err
 }
+
+// errWaited is why the wait for a process ends at its time limit.
+var errWaited = errors.New("the process still runs at the time limit of the wait")
 
 // state reports whether the process runs.
 func (f followed) state() rpc.ProcessState {

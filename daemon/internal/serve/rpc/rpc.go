@@ -191,4 +191,6 @@ type call struct {
 	namespace string
 	excerpt   int     // how many bytes of a run's output are wanted, or 0 for all
 	events    *events // nil if the response is not a stream of events
+	// outputEvents says that output is sent as events. Otherwise it is part of the result.
+	outputEvents bool
 }

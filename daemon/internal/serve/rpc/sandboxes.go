@@ -35,7 +35,7 @@ func (s *Service) declare() []method {
 		define(rpc.MethodProcessSignal, keys.ScopeExec, s.signalProcess),
 		define(rpc.MethodProcessInput, keys.ScopeExec, s.writeInput),
 		define(rpc.MethodProcessResize, keys.ScopeExec, s.resizeTerminal),
-		define(rpc.MethodProcessLogs, keys.ScopeRead, s.readLogs).with(optionalEvents),
+		define(rpc.MethodProcessLogs, keys.ScopeRead, s.readLogs), // not as events: a slow client would make the process wait
 		define(rpc.MethodProcessConnect, keys.ScopeExec, s.connectProcess).with(requiredEvents),
 		define(rpc.MethodFSRead, keys.ScopeFiles, s.readFile),
 		define(rpc.MethodFSWrite, keys.ScopeFiles, s.writeFile),

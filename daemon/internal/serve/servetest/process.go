@@ -172,16 +172,18 @@ func (a *attached) next() (event sandbox.Event, wait <-chan struct{}, err error)
 
 func (a *attached) Close() error { return nil }
 
-func (f *Sandboxes) ListProcesses(_ context.Context, n sandbox.Name) (all []sandbox.ProcessInfo, err error) {
+func (f *Sandboxes) ListProcesses(_ context.Context, n sandbox.Name, each func(sandbox.ProcessInfo) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, err := f.find(n); err != nil {
-		return nil, err
+		return err
 	}
 	for _, p := range f.processes[n] {
-		all = append(all, p.info)
+		if err := each(p.info); err != nil {
+			return err
+		}
 	}
-	return all, nil
+	return nil
 }
 
 // withRunning calls do with a process that runs.
