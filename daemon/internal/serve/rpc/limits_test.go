@@ -205,4 +205,14 @@ func TestProcessesAreBounded(t *testing.T) {
 	if w.Body.Len() > 100_000 || strings.Contains(w.Body.String(), "secret") || strings.Contains(w.Body.String(), "\x1b") {
 		t.Errorf("a response of %d bytes: %.300s", w.Body.Len(), w.Body)
 	}
+
+	// The descriptions count as what the server holds for the key.
+	args = []string{strings.Repeat("x", 12<<10)}
+	for range 3000 {
+		if _, err := s.Sandboxes.StartProcess(t.Context(), sandboxA, sandbox.ProcessRequest{Command: sandbox.Command{Program: "true", Args: args}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	WantError(t, s.Post(Request("sandbox.process.list", `{"sandbox":"a"}`)), http.StatusTooManyRequests, rpc.CodeExhausted)
+	WantOK(t, s.Post(Request("sandbox.process.get", `{"sandbox":"a","tag":"t"}`)))
 }
