@@ -517,6 +517,42 @@ func TestPings(t *testing.T) {
 	})
 }
 
+// A client that disconnects while the program does not read what it sends is noticed within two pings.
+func TestGoneClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := newSite(t)
+		c, _ := connectMemory(t, s)
+		gone := func(client socket, ended <-chan struct{}) {
+			t.Helper()
+			go func() {
+				for client.Write(context.Background(), websocket.MessageBinary, make([]byte, 1<<19)) == nil {
+				}
+			}()
+			synctest.Wait() // until the program's input is full
+			client.CloseNow()
+			select {
+			case <-ended:
+			case <-time.After(31 * time.Second):
+				t.Error("the call still runs 31 s after its client has disconnected")
+			}
+		}
+
+		exec := c.open("exec")
+		exec.text(`{"command":"wait","tag":"gone","with_connection":true}`)
+		exec.next()
+		exec.want("1out", "2err")
+		p, err := d.process(sandbox.ProcessID{Tag: "gone"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone(exec, p.done)
+
+		program := newDeaf(false)
+		d.set(hooks{dial: func() (sandbox.Conn, error) { return program, nil }})
+		gone(c.open("ports/80"), program.closed)
+	})
+}
+
 // When the key is revoked or the server stops, a WebSocket is closed with the reason, whatever the process does.
 func TestSocketsEnd(t *testing.T) {
 	for end, want := range map[string]websocket.StatusCode{"revoked": websocket.StatusPolicyViolation, "stopped": websocket.StatusGoingAway} {

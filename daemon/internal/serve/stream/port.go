@@ -44,8 +44,7 @@ func (s *service) port(c *gateway.Call, w http.ResponseWriter, r *http.Request) 
 		_, err := io.CopyBuffer(program, message, received[:])
 		return err
 	}
-	return socket.serve(r.Context(), receive, func(ctx context.Context) error {
-		defer context.AfterFunc(ctx, func() { conn.Close() })() // ends a Read or Write
+	send := func(ctx context.Context) error {
 		for {
 			n, err := conn.Read(sent[:])
 			if ctx.Err() != nil {
@@ -63,7 +62,13 @@ func (s *service) port(c *gateway.Call, w http.ResponseWriter, r *http.Request) 
 				return fmt.Errorf("the connection to port %d was lost: %w", port, sandbox.ErrRunFailed)
 			}
 		}
-	})
+	}
+	closeConn := func(ctx context.Context) error {
+		<-ctx.Done()
+		conn.Close() // ends a Read or Write
+		return nil
+	}
+	return socket.serve(r.Context(), receive, send, closeConn)
 }
 
 // program is the end of a connection to which the client's data goes. Once the program does not accept any more, the rest is

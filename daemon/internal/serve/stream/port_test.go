@@ -8,7 +8,10 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/coder/websocket"
 
@@ -149,6 +152,63 @@ func TestPortRefusesInput(t *testing.T) {
 		t.Errorf("got %q, error %v; want the answer", data, err)
 	}
 	p.wantClose(websocket.StatusNormalClosure)
+}
+
+// deaf is a connection to a program that does not read.
+type deaf struct {
+	half    bool          // whether the program ends its direction when it gets something
+	written chan struct{} // closed when Write is called, which happens once
+	closed  chan struct{} // closed by Close
+	close   func()
+}
+
+func newDeaf(half bool) *deaf {
+	d := &deaf{half: half, written: make(chan struct{}), closed: make(chan struct{})}
+	d.close = sync.OnceFunc(func() { close(d.closed) })
+	return d
+}
+
+func (d *deaf) Write([]byte) (int, error) {
+	close(d.written)
+	<-d.closed
+	return 0, net.ErrClosed
+}
+
+func (d *deaf) Read([]byte) (int, error) {
+	if d.half {
+		<-d.written
+		return 0, io.EOF
+	}
+	<-d.closed
+	return 0, net.ErrClosed
+}
+
+func (*deaf) CloseWrite() error { return nil }
+
+func (d *deaf) Close() error {
+	d.close()
+	return nil
+}
+
+// When the program ends its direction, the connection ends, even if the program does not read what the client sends.
+func TestPortEndedByDeafProgram(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, d := newSite(t)
+		c, _ := connectMemory(t, s)
+		program := newDeaf(true)
+		d.set(hooks{dial: func() (sandbox.Conn, error) { return program, nil }})
+		p := c.open("ports/80")
+		if err := p.Write(t.Context(), websocket.MessageBinary, []byte("request")); err != nil {
+			t.Error(err)
+		}
+		p.wantClose(websocket.StatusNormalClosure)
+		select {
+		case <-program.closed:
+		case <-time.After(time.Minute):
+			t.Error("the connection to the program is still open a minute after its end")
+			program.Close()
+		}
+	})
 }
 
 // zeros is a reader without an end.

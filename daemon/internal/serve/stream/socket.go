@@ -218,8 +218,10 @@ func (s *socket) age() int64 { return 1 + int64(time.Since(s.opened)) }
 func (s *socket) beginWait() { s.waiting.Store(s.age()) }
 func (s *socket) endWait()   { s.waiting.Store(0) }
 
-// ping sends pings. It returns errClientGone if the client does not answer one of them within the deadline. While the receiver
-// does not read, because the sandbox does not, it could not see the answer. So ping sends none then.
+// ping sends pings. It returns errClientGone if the client does not answer one of them within the deadline, or has closed the
+// connection. While the receiver does not read, because the sandbox does not, it cannot see an answer. ping then sends pongs,
+// which need none: some clients cannot answer while they wait to send a message, and disconnect. After a client has closed the
+// connection, the first or second of these frames cannot be written.
 func (s *socket) ping(ctx context.Context) error {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
@@ -231,6 +233,9 @@ func (s *socket) ping(ctx context.Context) error {
 		}
 		since := s.waiting.Load()
 		if since == 0 {
+			if err := s.writeControl(ctx, opPong, nil); err != nil {
+				return err
+			}
 			continue
 		}
 		select {
