@@ -26,7 +26,12 @@ type entry struct {
 
 	// connecting serializes connection, which takes too long to hold mu. It is a channel for the same reasons as lock.
 	connecting chan struct{}
+	// calls has an element for each operation in the sandbox that has not ended.
+	calls chan struct{}
 }
+
+// maxCalls is how many operations in a sandbox may be in progress at a time. The portal serves 1,024 calls; more would wait.
+const maxCalls = 1000
 
 // conn is a connection to a sandbox's portal. Once it is broken, the next run opens a new one.
 type conn struct {
@@ -96,7 +101,10 @@ func (m *Manager) release(e *entry) {
 }
 
 func newEntry(name Name) *entry {
-	return &entry{name: name, lock: make(chan struct{}, 1), connecting: make(chan struct{}, 1), queues: map[Language]chan struct{}{}}
+	return &entry{
+		name: name, lock: make(chan struct{}, 1), connecting: make(chan struct{}, 1), calls: make(chan struct{}, maxCalls),
+		queues: map[Language]chan struct{}{},
+	}
 }
 
 func (e *entry) record() Record {

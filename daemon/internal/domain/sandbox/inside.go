@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 )
 
-// This file has the operations in a running sandbox other than runs. Each is one call of its portal.
+// This file has the operations in a running sandbox other than runs. Each is one call of its portal. If maxCalls operations and
+// runs are in progress in the sandbox, the error of another one is errdefs.ErrResourceExhausted.
 
 // StartProcess starts a program. The caller must close the process, which ends the program only with WithCall. With WithCall,
 // it is a run like RunCommand.
@@ -102,7 +104,7 @@ func (m *Manager) ListFiles(ctx context.Context, name Name, path Path, depth int
 
 // ReadFile returns a description of a file and its bytes, as Files.ReadFile does. The caller must close the reader.
 func (m *Manager) ReadFile(ctx context.Context, name Name, path Path, offset, length int64) (info FileInfo, data io.ReadCloser, err error) {
-	data, err = long(ctx, m, name, func(p Portal, cfg Config) (data io.ReadCloser, err error) {
+	data, err = open(ctx, m, name, newOpenReader, func(p Portal, cfg Config) (data io.ReadCloser, err error) {
 		info, data, err = p.ReadFile(ctx, path.in(cfg), offset, length)
 		return data, err
 	})
@@ -140,7 +142,7 @@ func (m *Manager) RemoveFile(ctx context.Context, name Name, path Path, recursiv
 
 // ReadTree returns a file or directory as a tar archive. The caller must close the reader.
 func (m *Manager) ReadTree(ctx context.Context, name Name, path Path) (io.ReadCloser, error) {
-	return long(ctx, m, name, func(p Portal, cfg Config) (io.ReadCloser, error) { return p.ReadTree(ctx, path.in(cfg)) })
+	return open(ctx, m, name, newOpenReader, func(p Portal, cfg Config) (io.ReadCloser, error) { return p.ReadTree(ctx, path.in(cfg)) })
 }
 
 // WriteTree extracts a tar archive into a directory, as Files.WriteTree does.
@@ -150,13 +152,13 @@ func (m *Manager) WriteTree(ctx context.Context, name Name, path Path, keepOwner
 
 // WatchFiles reports changes of files, as Files.WatchFiles does. The caller must close the Watch.
 func (m *Manager) WatchFiles(ctx context.Context, name Name, path Path, o WatchOptions) (Watch, error) {
-	return long(ctx, m, name, func(p Portal, cfg Config) (Watch, error) { return p.WatchFiles(ctx, path.in(cfg), o) })
+	return open(ctx, m, name, newOpenWatch, func(p Portal, cfg Config) (Watch, error) { return p.WatchFiles(ctx, path.in(cfg), o) })
 }
 
-// Dial connects to an address in a sandbox. The connection ends when ctx does.
+// Dial connects to an address in a sandbox. The caller must close the Conn. The connection ends when ctx does.
 func (m *Manager) Dial(ctx context.Context, name Name, address Address) (Conn, error) {
 	return begin(ctx, name, func(ctx context.Context) (Conn, error) {
-		return long(ctx, m, name, func(p Portal, _ Config) (Conn, error) { return p.Dial(ctx, address) })
+		return open(ctx, m, name, newOpenConn, func(p Portal, _ Config) (Conn, error) { return p.Dial(ctx, address) })
 	})
 }
 
@@ -195,6 +197,7 @@ func long[T any](ctx context.Context, m *Manager, name Name, call func(Portal, C
 	if err != nil {
 		return none, err
 	}
+	defer in.end()
 	result, err := onPortal(ctx, in, func(p Portal) (T, error) { return call(p, in.rec.Config) })
 	if errors.Is(err, ErrRunFailed) {
 		return none, in.explain(ctx, err)
@@ -202,25 +205,102 @@ func long[T any](ctx context.Context, m *Manager, name Name, call func(Portal, C
 	return result, err
 }
 
+// open is like long, but the operation lasts until its result is closed. The caller gets the result as wrap returns it.
+func open[T io.Closer](ctx context.Context, m *Manager, name Name, wrap func(opened, T) T, call func(Portal, Config) (T, error)) (none T, err error) {
+	in, err := m.inside(name)
+	if err != nil {
+		return none, err
+	}
+	result, err := onPortal(ctx, in, func(p Portal) (T, error) { return call(p, in.rec.Config) })
+	if errors.Is(err, ErrRunFailed) {
+		return none, in.explain(ctx, err)
+	}
+	if err != nil {
+		return none, err
+	}
+	return wrap(opened{in, result}, result), nil
+}
+
+// opened is an operation that lasts until its result is closed.
+type opened struct {
+	inside
+	result io.Closer
+}
+
+// Close closes the result and ends the operation.
+func (o opened) Close() error {
+	defer o.end()
+	return o.result.Close()
+}
+
+// openReader is an operation whose result is a reader.
+type openReader struct {
+	opened
+	data io.Reader
+}
+
+func newOpenReader(o opened, data io.ReadCloser) io.ReadCloser { return openReader{o, data} }
+
+func (r openReader) Read(p []byte) (int, error) {
+	return r.data.Read(p)
+}
+
+// openWatch is an operation whose result is a Watch.
+type openWatch struct {
+	opened
+	changes Watch
+}
+
+func newOpenWatch(o opened, changes Watch) Watch { return openWatch{o, changes} }
+
+func (w openWatch) Next() (FileChange, error) {
+	return w.changes.Next()
+}
+
+// openConn is an operation whose result is a Conn.
+type openConn struct {
+	openReader
+	conn Conn
+}
+
+func newOpenConn(o opened, conn Conn) Conn { return openConn{openReader{o, conn}, conn} }
+
+func (c openConn) Write(p []byte) (int, error) { return c.conn.Write(p) }
+func (c openConn) CloseWrite() error           { return c.conn.CloseWrite() }
+
 // inside is a running sandbox during one operation in it.
 type inside struct {
 	m     *Manager
 	entry *entry
 	rec   Record // at the beginning
+	end   func() // ends the operation; it may be called again
 }
 
-// inside returns a running sandbox.
+// inside begins an operation in a running sandbox. It returns errdefs.ErrResourceExhausted if too many are in progress. The
+// caller must end the operation.
 func (m *Manager) inside(name Name) (inside, error) {
 	e, err := m.runningEntry(name)
 	if err != nil {
 		return inside{}, err
 	}
-	return inside{m, e, e.record()}, nil
+	select {
+	case e.calls <- struct{}{}:
+		return inside{m, e, e.record(), sync.OnceFunc(func() { <-e.calls })}, nil
+	default:
+		return inside{}, fmt.Errorf("sandbox %s has %d calls in progress, and allows no more. Try again later, or close streams, transfers "+
+			"and connections that are no longer needed: %w", name, maxCalls, errdefs.ErrResourceExhausted)
+	}
 }
 
 // onPortal makes a call on the portal of a sandbox. If the connection does not work, so that nothing was sent, it tries once
-// more over a new one.
+// more over a new one. If the call does not succeed, onPortal ends the operation.
 func onPortal[T any](ctx context.Context, in inside, call func(Portal) (T, error)) (none T, err error) {
+	succeeded := false
+	defer func() {
+		if !succeeded { // also after a panic
+			in.end()
+		}
+	}()
 	if err := in.notRunning(); err != nil { // the sandbox may have been stopped meanwhile
 		return none, err
 	}
@@ -230,11 +310,15 @@ func onPortal[T any](ctx context.Context, in inside, call func(Portal) (T, error
 			break
 		}
 		var result T
-		if result, err = call(c.Portal); err == nil || ctx.Err() == nil && !errdefs.IsUnavailable(err) {
-			return result, err
+		if result, err = call(c.Portal); err == nil {
+			succeeded = true
+			return result, nil
 		}
 		if ctx.Err() != nil {
 			break
+		}
+		if !errdefs.IsUnavailable(err) {
+			return none, err
 		}
 		c.broken.Store(true)
 	}

@@ -49,6 +49,7 @@ func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Durati
 	}
 	endRun, err := m.beginRun(name.Namespace)
 	if err != nil {
+		in.end()
 		return nil, err
 	}
 	p := &process{inside: in, end: endRun}
@@ -121,8 +122,8 @@ func (m *Manager) TimeLimit(timeout time.Duration) time.Duration {
 	return timeout
 }
 
-// process is a Process of a sandbox. If it is a run, it counts against the run quota of its tenant namespace, and occupies its
-// REPL, until it has ended or is closed.
+// process is a Process of a sandbox. Its operation lasts until it has ended or is closed. If it is a run, it also counts against
+// the run quota of its tenant namespace, and occupies its REPL, until then.
 type process struct {
 	Process
 	inside inside
@@ -156,7 +157,10 @@ func (p *process) Close() error {
 	return err
 }
 
-func (p *process) release() { p.once.Do(p.end) }
+func (p *process) release() {
+	p.once.Do(p.end)
+	p.inside.end()
+}
 
 // failure is an ErrRunFailed that says what happened.
 type failure struct {
