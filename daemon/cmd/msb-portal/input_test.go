@@ -58,7 +58,7 @@ func TestProcessInput(t *testing.T) {
 
 	held := fifo(t)
 	e = c.start(t, shell("read x <%s", held))
-	wantStatus(t, "no input", c.write(t, &portalv1.WriteInputRequest{Process: e.selector()}), codes.FailedPrecondition, "has no input")
+	wantStatus(t, "no input", c.write(t, &portalv1.WriteInputRequest{Process: e.selector()}), codes.FailedPrecondition, "has no input: start it with stdin open")
 	release(t, held)
 	e.finish(t)
 

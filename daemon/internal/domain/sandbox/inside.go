@@ -199,10 +199,7 @@ func long[T any](ctx context.Context, m *Manager, name Name, call func(Portal, C
 	}
 	defer in.end()
 	result, err := onPortal(ctx, in, func(p Portal) (T, error) { return call(p, in.rec.Config) })
-	if errors.Is(err, ErrRunFailed) {
-		return none, in.explain(ctx, err)
-	}
-	return result, err
+	return result, in.explainLoss(ctx, err)
 }
 
 // open is like long, but the operation lasts until its result is closed. The caller gets the result as wrap returns it.
@@ -212,18 +209,16 @@ func open[T io.Closer](ctx context.Context, m *Manager, name Name, wrap func(ope
 		return none, err
 	}
 	result, err := onPortal(ctx, in, func(p Portal) (T, error) { return call(p, in.rec.Config) })
-	if errors.Is(err, ErrRunFailed) {
-		return none, in.explain(ctx, err)
-	}
 	if err != nil {
-		return none, err
+		return none, in.explainLoss(ctx, err)
 	}
-	return wrap(opened{in, result}, result), nil
+	return wrap(opened{in, ctx, result}, result), nil
 }
 
 // opened is an operation that lasts until its result is closed.
 type opened struct {
 	inside
+	ctx    context.Context // of the call
 	result io.Closer
 }
 
@@ -242,7 +237,8 @@ type openReader struct {
 func newOpenReader(o opened, data io.ReadCloser) io.ReadCloser { return openReader{o, data} }
 
 func (r openReader) Read(p []byte) (int, error) {
-	return r.data.Read(p)
+	n, err := r.data.Read(p)
+	return n, r.explainLoss(r.ctx, err)
 }
 
 // openWatch is an operation whose result is a Watch.
@@ -254,7 +250,8 @@ type openWatch struct {
 func newOpenWatch(o opened, changes Watch) Watch { return openWatch{o, changes} }
 
 func (w openWatch) Next() (FileChange, error) {
-	return w.changes.Next()
+	change, err := w.changes.Next()
+	return change, w.explainLoss(w.ctx, err)
 }
 
 // openConn is an operation whose result is a Conn.
@@ -344,15 +341,23 @@ func (in inside) notRunning() error {
 	return fmt.Errorf("sandbox %s was stopped, and has been started again since: %w", in.entry.name, errdefs.ErrNotFound)
 }
 
+// explainLoss returns what explain does if err, which may be nil, is an ErrRunFailed, and err otherwise.
+func (in inside) explainLoss(ctx context.Context, err error) error {
+	if errors.Is(err, ErrRunFailed) {
+		return in.explain(ctx, err)
+	}
+	return err
+}
+
 // explain returns the reason for err, the error of an operation that had begun. ctx is its context. If the sandbox stopped,
 // the guest no longer responds or the request was canceled, explain returns an error that says so, because err is then only a
 // consequence, such as a closed connection. None of its errors invites the client to try again.
 func (in inside) explain(ctx context.Context, err error) error {
 	switch rec := in.entry.record(); {
 	case rec.ID != in.rec.ID || rec.State == Stopping:
-		return &failure{fmt.Sprintf("the run was interrupted, because sandbox %s was stopped", in.entry.name), nil}
+		return &failure{fmt.Sprintf("the request was interrupted, because sandbox %s was stopped", in.entry.name), nil}
 	case rec.State == Failed:
-		return &failure{fmt.Sprintf("the run was interrupted, because sandbox %s failed: %s", in.entry.name, rec.Reason), nil}
+		return &failure{fmt.Sprintf("the request was interrupted, because sandbox %s failed: %s", in.entry.name, rec.Reason), nil}
 	}
 	cause := context.Cause(ctx)
 	switch {
@@ -361,8 +366,8 @@ func (in inside) explain(ctx context.Context, err error) error {
 	case errdefs.IsUnauthorized(cause), errors.Is(cause, ErrRunFailed): // the key was revoked, or the guest no longer responds
 		return cause
 	case cause == context.Canceled:
-		return &failure{"the run was interrupted, because the client ended the request", cause}
+		return &failure{"the request was interrupted, because the client ended it", cause}
 	default:
-		return &failure{fmt.Sprintf("the run was interrupted: %v", cause), cause}
+		return &failure{fmt.Sprintf("the request was interrupted: %v", cause), cause}
 	}
 }

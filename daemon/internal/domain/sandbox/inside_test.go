@@ -256,3 +256,30 @@ func TestFailedCallsDoNotCount(t *testing.T) {
 		t.Errorf("the next run: got %+v, error %v", r, err)
 	}
 }
+
+// A call that lasts fails when its sandbox is stopped or fails, and says so.
+func TestLastingCallsOfASandboxThatEnds(t *testing.T) {
+	for want, end := range map[string]func(*fixture) error{
+		"the request was interrupted, because sandbox default/one was stopped":               func(f *fixture) error { return f.Stop(context.Background(), testName) },
+		"the request was interrupted, because sandbox default/one failed: its microVM ended": func(f *fixture) error { f.rt.Kill(f.List("")[0].ID); return nil },
+	} {
+		for what := range (&fixture{}).lastingCalls() {
+			synctest.Test(t, func(t *testing.T) {
+				f := newLasting(t)
+				defer f.Manager.Close()
+				c, wait, err := f.lastingCalls()[what](t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if err := end(f); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				if err := wait(); !errors.Is(err, ErrRunFailed) || err.Error() != want {
+					t.Errorf("%s: got error %v, want %s", what, err, want)
+				}
+			})
+		}
+	}
+}

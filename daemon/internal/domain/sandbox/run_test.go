@@ -132,7 +132,7 @@ func TestRunOfASandboxThatEnds(t *testing.T) {
 			}
 			synctest.Wait()
 			want, _, _ := strings.Cut(want, ", and")
-			if _, err := p.Next(); !errors.Is(err, ErrRunFailed) || err.Error() != "the run was interrupted, because "+want {
+			if _, err := p.Next(); !errors.Is(err, ErrRunFailed) || err.Error() != "the request was interrupted, because "+want {
 				t.Errorf("got error %v, want ErrRunFailed because %s", err, want)
 			}
 			f.Manager.Close()
@@ -293,9 +293,9 @@ func TestCanceledRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	for cause, want := range map[error]string{
-		nil:                         "the run was interrupted, because the client ended the request",
-		errors.New("the tests end"): "the run was interrupted: the tests end",
-		errdefs.ErrUnavailable:      "the run was interrupted: unavailable",
+		nil:                         "the request was interrupted, because the client ended it",
+		errors.New("the tests end"): "the request was interrupted: the tests end",
+		errdefs.ErrUnavailable:      "the request was interrupted: unavailable",
 	} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		p, err := f.RunCommand(ctx, testName, Command{Program: "sleep", Args: []string{"60"}})

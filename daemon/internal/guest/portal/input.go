@@ -46,7 +46,7 @@ func newInput(file *os.File, terminal bool) *input {
 }
 
 var (
-	errNoInput     = status.Error(codes.FailedPrecondition, "the process has no input: start it with open_input")
+	errNoInput     = status.Error(codes.FailedPrecondition, "the process has no input: start it with stdin open")
 	errInputClosed = status.Error(codes.FailedPrecondition, "the input of the process was closed")
 )
 

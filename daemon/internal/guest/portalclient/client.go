@@ -170,8 +170,8 @@ func callError(ctx context.Context, err error) error {
 	case codes.DeadlineExceeded:
 		return classified{text, sandbox.ErrRunTimeout}
 	case codes.Unavailable, codes.Canceled:
-		return classified{"the connection to the sandbox was lost during the run, for example because the program ended it. " +
-			"The run may have taken effect: check before you repeat it", sandbox.ErrRunFailed}
+		return classified{"the connection to the sandbox was lost, for example because a program in it ended the connection. " +
+			"The request may have taken effect: check before you repeat it", sandbox.ErrRunFailed}
 	default:
 		return classified{"the sandbox reported an error: " + text, sandbox.ErrRunFailed}
 	}

@@ -438,8 +438,8 @@ func TestErrorTexts(t *testing.T) {
 	}{
 		{status.Error(codes.NotFound, `program "x" not found in PATH`), `program "x" not found in PATH`},
 		{status.Error(codes.NotFound, "x: file does not exist"), "x: file does not exist: command not found"}, // of an older portal
-		{status.Error(codes.Unavailable, "error reading from server: EOF"), "the connection to the sandbox was lost during the run, " +
-			"for example because the program ended it. The run may have taken effect: check before you repeat it"},
+		{status.Error(codes.Unavailable, "error reading from server: EOF"), "the connection to the sandbox was lost, " +
+			"for example because a program in it ended the connection. The request may have taken effect: check before you repeat it"},
 	} {
 		if got := startError(t.Context(), c.err); got.Error() != c.want {
 			t.Errorf("%v became %q, want %q", c.err, got, c.want)

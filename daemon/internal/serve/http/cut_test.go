@@ -32,8 +32,8 @@ func TestRequestsCutShort(t *testing.T) {
 		message    string
 		retry      bool
 	}{
-		{"run, server stops", run, false, http.StatusBadGateway, rpc.CodeRunFailed, "the run was interrupted: the server is stopping", false},
-		{"run, half-closed", run, true, http.StatusBadGateway, rpc.CodeRunFailed, "the run was interrupted, because the client ended the request", false},
+		{"run, server stops", run, false, http.StatusBadGateway, rpc.CodeRunFailed, "the request was interrupted: the server is stopping", false},
+		{"run, half-closed", run, true, http.StatusBadGateway, rpc.CodeRunFailed, "the request was interrupted, because the client ended it", false},
 		{"start, server stops", start, false, http.StatusServiceUnavailable, rpc.CodeUnavailable, "the request was cut short because the server is stopping; try again in a moment", true},
 		{"start, half-closed", start, true, http.StatusBadRequest, rpc.CodeInvalidRequest, "the request was canceled, because the client closed its side of the connection; keep it open until the response", false},
 	} {
@@ -100,7 +100,7 @@ func TestEventsCutShort(t *testing.T) {
 	s.Sandboxes.OnRun = func(ctx context.Context) error {
 		close(began)
 		<-ctx.Done()
-		return fmt.Errorf("the run was interrupted: %w", errors.Join(sandbox.ErrRunFailed, context.Cause(ctx)))
+		return fmt.Errorf("the request was interrupted: %w", errors.Join(sandbox.ErrRunFailed, context.Cause(ctx)))
 	}
 	s.SetDrain(time.Millisecond)
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a"}`)))
@@ -121,7 +121,7 @@ func TestEventsCutShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, err := io.ReadAll(res.Body)
-	if err != nil || !strings.HasPrefix(string(text), `event: error`+"\n"+`data: {"code":-32010,"message":"the run was interrupted: `) ||
+	if err != nil || !strings.HasPrefix(string(text), `event: error`+"\n"+`data: {"code":-32010,"message":"the request was interrupted: `) ||
 		!strings.Contains(string(text), "the server is stopping") {
 		t.Errorf("got %q, %v", text, err)
 	}

@@ -99,7 +99,7 @@ func (p *liveProcess) Next() (sandbox.Event, error) {
 		p.taken.Add(1)
 		return e, nil
 	case <-p.ctx.Done():
-		return nil, fmt.Errorf("the run was interrupted: %w", errors.Join(sandbox.ErrRunFailed, context.Cause(p.ctx)))
+		return nil, fmt.Errorf("the request was interrupted: %w", errors.Join(sandbox.ErrRunFailed, context.Cause(p.ctx)))
 	}
 }
 

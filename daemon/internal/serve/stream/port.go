@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -57,6 +58,9 @@ func (s *service) port(c *gateway.Call, w http.ResponseWriter, r *http.Request) 
 			}
 			if err == io.EOF {
 				return errFinished
+			}
+			if errors.Is(err, sandbox.ErrRunFailed) { // it says why
+				return err
 			}
 			if err != nil {
 				return fmt.Errorf("the connection to port %d was lost: %w", port, sandbox.ErrRunFailed)

@@ -220,7 +220,7 @@ func (zeros) Read(p []byte) (int, error) {
 }
 
 func TestPortErrors(t *testing.T) {
-	s, _ := newSite(t)
+	s, d := newSite(t)
 	c, _ := connect(t, s)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -251,6 +251,16 @@ func TestPortErrors(t *testing.T) {
 	}
 	reset.wantError("error", -32010, "was lost")
 	reset.wantClose(websocket.StatusInternalError)
+
+	lost, sandboxSide := io.Pipe()
+	sandboxSide.CloseWithError(fmt.Errorf("the request was interrupted, because sandbox team/box was stopped: %w", sandbox.ErrRunFailed))
+	ready := make(chan struct{})
+	close(ready)
+	d.set(hooks{dial: func() (sandbox.Conn, error) { return &refusing{ready, lost}, nil }})
+	stopped := c.open("ports/80")
+	stopped.wantError("error", -32010, "because sandbox team/box was stopped")
+	stopped.wantClose(websocket.StatusInternalError)
+	d.set(hooks{})
 
 	large := c.open(program(t, func(conn net.Conn) { io.Copy(io.Discard, conn) }))
 	if err := large.Write(t.Context(), websocket.MessageBinary, make([]byte, 1<<20)); err != nil {

@@ -61,8 +61,8 @@ type portal struct {
 
 var (
 	errClosed = fmt.Errorf("the connection to the sandbox does not work (closed): %w", errdefs.ErrUnavailable)
-	errLost   = fmt.Errorf("the connection to the sandbox was lost during the run, for example because the program ended it. "+
-		"The run may have taken effect: check before you repeat it: %w", sandbox.ErrRunFailed)
+	errLost   = fmt.Errorf("the connection to the sandbox was lost, for example because a program in it ended the connection. "+
+		"The request may have taken effect: check before you repeat it: %w", sandbox.ErrRunFailed)
 )
 
 // Ping implements sandbox.Portal.
