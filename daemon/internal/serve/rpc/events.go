@@ -3,11 +3,9 @@ package rpc
 import (
 	"context"
 	"fmt"
-	"mime"
 	"net/http"
 	"runtime/debug"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -23,25 +21,9 @@ import (
 const maxSilence = 15 * time.Second
 
 // acceptsOnlyEvents reports whether the Accept header of a request has rpc.EventStream, but not JSON.
-func acceptsOnlyEvents(h http.Header) (events bool) {
-	for _, header := range h["Accept"] {
-		for item := range strings.SplitSeq(header, ",") {
-			mediaType, params, err := mime.ParseMediaType(item)
-			if err != nil {
-				continue
-			}
-			if q, err := strconv.ParseFloat(params["q"], 64); err == nil && q == 0 {
-				continue
-			}
-			switch mediaType {
-			case "application/json":
-				return false
-			case rpc.EventStream:
-				events = true
-			}
-		}
-	}
-	return events
+func acceptsOnlyEvents(h http.Header) bool {
+	accepted := gateway.Accepted(h)
+	return slices.Contains(accepted, rpc.EventStream) && !slices.Contains(accepted, "application/json")
 }
 
 // serveEvents responds to a single call with a stream of events. A call that is refused before its method begins gets an

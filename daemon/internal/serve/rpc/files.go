@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"strconv"
 	"unicode/utf8"
 
 	"github.com/containerd/errdefs"
@@ -50,11 +49,7 @@ func parseOwner(o rpc.FileOwner, path *sandbox.Path) (mode *uint32, err error) {
 	if o.Mode == "" {
 		return nil, nil
 	}
-	bits, err := strconv.ParseUint(o.Mode, 8, 32)
-	if err != nil || bits > 0o7777 {
-		return nil, fmt.Errorf("mode %q: give the permissions in octal, such as 0644: %w", bounded.Short(o.Mode), errdefs.ErrInvalidArgument)
-	}
-	return new(uint32(bits)), nil
+	return wire.Mode(o.Mode)
 }
 
 func (s *Service) readFile(ctx context.Context, c *call, namespace string, p rpc.FSReadParams) (rpc.FSReadResult, error) {

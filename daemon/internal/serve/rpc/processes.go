@@ -31,7 +31,7 @@ type Processes interface {
 }
 
 func (s *Service) startProcess(ctx context.Context, c *call, namespace string, p rpc.ProcessStartParams) (rpc.ProcessStartResult, error) {
-	timeout, err := parseSeconds("timeout", p.Timeout, "for no time limit")
+	timeout, err := wire.Seconds("timeout", p.Timeout, "for no time limit")
 	if err != nil {
 		return rpc.ProcessStartResult{}, err
 	}

@@ -97,10 +97,9 @@ func (s *Service) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	case !batch:
 		req := requests[0]
 		result, rpcErr := s.invoke(r.Context(), &call{Call: c}, req)
-		switch {
 		// A request without an id is a notification and gets no response. The sandbox.* methods are an exception:
 		// SDKs omit the id when they start a sandbox, but still wait for the response.
-		case req.ID == nil && !strings.HasPrefix(req.Method, "sandbox."):
+		if req.ID == nil && !strings.HasPrefix(req.Method, "sandbox.") {
 			w.WriteHeader(http.StatusNoContent)
 			return nil
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
@@ -243,7 +243,7 @@ func parseRunOptions(o rpc.RunOptions, grace float64) (options sandbox.RunOption
 	if options.Input, err = decodeText("stdin", o.Stdin, o.Encoding); err != nil {
 		return options, err
 	}
-	options.Grace, err = parseSeconds("grace", grace, "to use the default")
+	options.Grace, err = wire.Seconds("grace", grace, "to use the default")
 	return options, err
 }
 
@@ -269,20 +269,5 @@ func checkEncoding(encoding rpc.Encoding) error {
 
 // parseTimeout converts the timeout of a run, in seconds. 0 stands for the server's maximum.
 func parseTimeout(seconds float64) (time.Duration, error) {
-	return parseSeconds("timeout", seconds, "to use the server's maximum")
-}
-
-// parseSeconds converts the param with this name, in seconds, to a Duration. A time that does not fit a Duration becomes the
-// longest one, because some clients send nanoseconds. why completes the sentence "omit it …" of the error.
-func parseSeconds(name string, seconds float64, why string) (time.Duration, error) {
-	switch {
-	case seconds < 0:
-		return 0, fmt.Errorf("%s %g is negative; give seconds, or omit it %s: %w", name, seconds, why, errdefs.ErrInvalidArgument)
-	case seconds >= math.MaxInt64/float64(time.Second):
-		return math.MaxInt64, nil
-	case seconds > 0:
-		return max(1, time.Duration(seconds*float64(time.Second))), nil
-	default:
-		return 0, nil
-	}
+	return wire.Seconds("timeout", seconds, "to use the server's maximum")
 }

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,7 +36,7 @@ func (s *service) getFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 	if err != nil {
 		return err
 	}
-	if accepts(r.Header, tarType) {
+	if slices.Contains(gateway.Accepted(r.Header), tarType) {
 		return s.getTree(c, w, r, name, file)
 	}
 	length := int64(-1)
@@ -143,11 +144,9 @@ func (s *service) putFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 	}
 	var options sandbox.WriteOptions
 	if text, ok := params.get("mode"); ok {
-		mode, err := strconv.ParseUint(text, 8, 12)
-		if err != nil {
-			return fmt.Errorf("mode %q: give an octal number of at most 7777: %w", bounded.Short(text), errdefs.ErrInvalidArgument)
+		if options.Mode, err = wire.Mode(text); err != nil {
+			return err
 		}
-		options.Mode = new(uint32(mode))
 	}
 	if text, ok := params.get("offset"); ok {
 		offset, err := strconv.ParseUint(text, 10, 63)
@@ -242,20 +241,6 @@ func (p parameters) path() (sandbox.Path, error) {
 	}
 	user, _ := p.get("user")
 	return sandbox.Path{Path: file, User: user}, nil
-}
-
-// accepts reports whether a client asks for this media type by its name.
-func accepts(h http.Header, mediaType string) bool {
-	for accepted := range strings.SplitSeq(strings.Join(h["Accept"], ","), ",") {
-		name, params, err := mime.ParseMediaType(accepted)
-		if err != nil || name != mediaType {
-			continue
-		}
-		if quality, err := strconv.ParseFloat(params["q"], 64); err != nil || quality > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // setFilename sets the name under which browsers and other clients save the response.

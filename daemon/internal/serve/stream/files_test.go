@@ -277,7 +277,7 @@ func TestFileErrors(t *testing.T) {
 		"PUT to a directory":   {"PUT", c.filesURL("/dir"), nil, 409, rpc.CodeConflict, "is a directory"},
 		"full directory":       {"DELETE", c.filesURL("/dir"), nil, 409, rpc.CodeConflict, "not empty"},
 		"bad flag":             {"DELETE", c.filesURL("/dir", "recursive", "yes"), nil, 400, rpc.CodeInvalidParams, "recursive must be true or false"},
-		"bad mode":             {"PUT", c.filesURL("/a", "mode", "rw"), nil, 400, rpc.CodeInvalidParams, `mode "rw": give an octal number`},
+		"bad mode":             {"PUT", c.filesURL("/a", "mode", "rw"), nil, 400, rpc.CodeInvalidParams, `mode "rw": give the permissions in octal`},
 		"decimal mode":         {"PUT", c.filesURL("/a", "mode", "0689"), nil, 400, rpc.CodeInvalidParams, "octal"},
 		"mode too large":       {"PUT", c.filesURL("/a", "mode", "10000"), nil, 400, rpc.CodeInvalidParams, "octal"},
 		"bad offset":           {"PUT", c.filesURL("/a", "offset", "-1"), nil, 400, rpc.CodeInvalidParams, `offset "-1"`},

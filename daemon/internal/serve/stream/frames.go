@@ -3,9 +3,7 @@ package stream
 import (
 	"errors"
 	"fmt"
-	"math"
 	"strings"
-	"time"
 
 	"github.com/coder/websocket"
 	"github.com/containerd/errdefs"
@@ -13,6 +11,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
@@ -26,11 +25,11 @@ func parseStart(frame []byte) (sandbox.ProcessRequest, error) {
 	if start.Command == "" {
 		return sandbox.ProcessRequest{}, fmt.Errorf("command is missing; name a program to run: %w", errdefs.ErrInvalidArgument)
 	}
-	timeout, err := seconds("timeout", start.Timeout)
+	timeout, err := wire.Seconds("timeout", start.Timeout, "to use the default")
 	if err != nil {
 		return sandbox.ProcessRequest{}, err
 	}
-	grace, err := seconds("grace", start.Grace)
+	grace, err := wire.Seconds("grace", start.Grace, "to use the default")
 	if err != nil {
 		return sandbox.ProcessRequest{}, err
 	}
@@ -45,19 +44,6 @@ func parseStart(frame []byte) (sandbox.ProcessRequest, error) {
 		req.Terminal = &sandbox.TerminalSize{Columns: start.Terminal.Cols, Rows: start.Terminal.Rows}
 	}
 	return req, nil
-}
-
-// seconds converts the value of a member. A value that does not fit a Duration becomes the longest one.
-func seconds(member string, value float64) (time.Duration, error) {
-	switch {
-	case value < 0:
-		return 0, fmt.Errorf("%s %g is negative; give seconds: %w", member, value, errdefs.ErrInvalidArgument)
-	case value >= math.MaxInt64/float64(time.Second):
-		return math.MaxInt64, nil
-	case value > 0:
-		return max(1, time.Duration(value*float64(time.Second))), nil
-	}
-	return 0, nil
 }
 
 // control is what a text frame of a client asks for, other than the first. One of the fields is set.

@@ -3,7 +3,6 @@ package stream
 import (
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -51,12 +50,4 @@ func FuzzExecFrames(f *testing.F) {
 			t.Errorf("the frame %q asks for %+v", frame, c)
 		}
 	})
-}
-
-func TestSeconds(t *testing.T) {
-	for value, want := range map[float64]time.Duration{0: 0, 1: time.Second, 0.5: time.Second / 2, 1e-12: 1, 1e300: 1<<63 - 1} {
-		if got, err := seconds("timeout", value); err != nil || got != want {
-			t.Errorf("%g seconds: got %d, error %v; want %d", value, got, err, want)
-		}
-	}
 }

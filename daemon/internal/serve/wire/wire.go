@@ -1,5 +1,6 @@
-// Package wire converts values of the sandbox domain to types of api/rpc. Only packages under serve import it. Everything that
-// it converts comes from a sandbox, so any value is possible.
+// Package wire converts between values of the sandbox domain and what clients receive and send, where several packages under
+// serve need the same. Only they import it. Everything that it converts comes from a sandbox or a client, so any value is
+// possible.
 package wire
 
 import (
