@@ -17,7 +17,7 @@ func TestAttach(t *testing.T) {
 	t.Parallel()
 	c := startGuest(t).dial(t)
 	next := fifo(t)
-	req := shell("echo one; read x <%[1]s; echo two >&2; read x <%[1]s; exit 3", next)
+	req := shell("exec 3<>%s; echo one; read x <&3; echo two >&2; read x <&3; exit 3", next)
 	req.Tag = "job"
 	first := c.start(t, req)
 	first.until(t, "one\n")

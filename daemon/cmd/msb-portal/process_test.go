@@ -180,7 +180,8 @@ func shell(script string, args ...any) *portalv1.StartProcessRequest {
 	return &portalv1.StartProcessRequest{Argv: []string{"sh", "-c", fmt.Sprintf(script, args...)}}
 }
 
-// release lets a process go on that waits for a line from the fifo.
+// release lets a process go on that waits for a line from the fifo. A process that waits more than once must open the fifo only
+// once, because it could open it again before release has closed it, and would then read its end.
 func release(t testing.TB, fifo string) {
 	t.Helper()
 	if err := os.WriteFile(fifo, []byte("\n"), 0); err != nil {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -14,11 +13,10 @@ import (
 
 // bridges is a listener that accepts only the connections of bridges (Connect) that msbd has started. It closes the
 // previous connection when it accepts a new one. If a daemon is killed, its bridge may stay connected. The connection
-// of the next daemon's bridge then replaces it.
+// of the next daemon's bridge then replaces it. Only one goroutine may call Accept.
 type bridges struct {
 	net.Listener
-	mu   sync.Mutex
-	last net.Conn
+	last *pipes
 }
 
 func (l *bridges) Accept() (net.Conn, error) {
@@ -27,25 +25,28 @@ func (l *bridges) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if checkBridge(conn) != nil {
-			conn.Close()
+		bridge := conn.(*net.UnixConn)
+		var p *pipes
+		if err = checkBridge(bridge); err == nil {
+			p, err = receivePipes(bridge)
+		}
+		if err != nil {
+			bridge.Close()
 			continue
 		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
 		if l.last != nil {
 			l.last.Close()
 		}
-		l.last = conn
-		return conn, nil
+		l.last = p
+		return p, nil
 	}
 }
 
 // checkBridge returns an error unless msbd has started the process at the other end of conn. All processes of the
 // sandbox are descendants of the portal, because it is the reaper of their orphans. A bridge is not, because the
 // guest's agent starts it from outside of the container. The bridge is root, or the user of the portal.
-func checkBridge(conn net.Conn) error {
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+func checkBridge(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
 	}
