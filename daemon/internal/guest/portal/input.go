@@ -19,7 +19,7 @@ type input struct {
 	file     *os.File
 	terminal bool
 	// queue is held while a message is written. So messages are written in order and do not mix.
-	queue replQueue
+	queue queue
 	// closed says that the input was closed on request. Only the holder of queue uses it.
 	closed bool
 	// ended says that the program has ended.
@@ -42,7 +42,7 @@ func newPipeInput() (*input, *os.File, error) {
 }
 
 func newInput(file *os.File, terminal bool) *input {
-	return &input{file: file, terminal: terminal, queue: make(replQueue, 1)}
+	return &input{file: file, terminal: terminal, queue: make(queue, 1)}
 }
 
 var (
@@ -71,16 +71,7 @@ func (in *input) writeNext(ctx context.Context, data []byte, end bool) error {
 	if end && in.terminal {
 		return status.Error(codes.FailedPrecondition, "a terminal cannot be closed: send the character Ctrl-D (4) to end its input")
 	}
-	_ = in.file.SetWriteDeadline(time.Time{})
-	interrupted := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(interrupted)
-		_ = in.file.SetWriteDeadline(time.Unix(1, 0))
-	})
-	_, err := in.file.Write(data)
-	if !stop() {
-		<-interrupted // it must not interrupt the next write
-	}
+	err := writeUntil(ctx, in.file, data)
 	switch {
 	case err != nil && in.ended.Load():
 		return status.Error(codes.FailedPrecondition, "the process has ended")
@@ -96,6 +87,22 @@ func (in *input) writeNext(ctx context.Context, data []byte, end bool) error {
 		in.file.Close()
 	}
 	return nil
+}
+
+// writeUntil writes data to a file that does not block. When ctx ends, the write fails with os.ErrDeadlineExceeded, and a
+// part of data may have been written.
+func writeUntil(ctx context.Context, file *os.File, data []byte) error {
+	_ = file.SetWriteDeadline(time.Time{})
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		_ = file.SetWriteDeadline(time.Unix(1, 0))
+	})
+	_, err := file.Write(data)
+	if !stop() {
+		<-interrupted // it must not interrupt the next write
+	}
+	return err
 }
 
 // end ends the input of a program that has ended, and the writes that are in progress.

@@ -126,7 +126,7 @@ func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*r
 			return nil, status.Errorf(codes.ResourceExhausted,
 				"the sandbox has REPLs of %d users and languages, which is the most that it can: run the code as one of these users", maxREPLs)
 		}
-		r = &repl{interpreter: interpreter, user: account, children: s.children, discard: s.discard, queue: make(replQueue, 1)}
+		r = &repl{interpreter: interpreter, user: account, children: s.children, discard: s.discard, queue: make(queue, 1)}
 		s.all[key] = r
 	}
 	r.runs++
@@ -159,25 +159,10 @@ type repl struct {
 	user     *account
 	children *children
 	discard  *discarder
-	queue    replQueue
+	queue    queue    // held by the run in progress
 	session  *session // used by the run that holds queue, and by forgetUnused while there is no run
 	runs     int      // in progress or waiting; guarded by repls.mu
 }
-
-// replQueue is a lock that the run in progress holds. It is a channel because goroutines that wait for a channel are
-// served in order, which a mutex does not guarantee.
-type replQueue chan struct{}
-
-func (q replQueue) acquire(ctx context.Context) error {
-	select {
-	case q <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (q replQueue) release() { <-q }
 
 // run runs the code of req and passes its output to emit. It does not call emit after it has returned. success is false
 // if the code raised an exception, exited with a code other than 0, or ended the interpreter.
@@ -449,11 +434,7 @@ func (s *session) submit(ctx context.Context, options, code string) error {
 		frame = binary.BigEndian.AppendUint32(frame, uint32(len(text)))
 		frame = append(frame, text...)
 	}
-	_ = s.runs.SetWriteDeadline(time.Time{})
-	stop := context.AfterFunc(ctx, func() { _ = s.runs.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
-	_, err := s.runs.Write(frame)
-	return err
+	return writeUntil(ctx, s.runs, frame)
 }
 
 // interrupt ends the run in progress. It returns the driver's event for the run, or 0 if the interpreter has exited or

@@ -3,53 +3,34 @@ package portal
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"os"
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
 
-func TestREPLQueueServesInOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		queue := make(replQueue, 1)
-		if err := queue.acquire(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		var order []int
-		for i := range 20 {
-			go func() {
-				if err := queue.acquire(t.Context()); err != nil {
-					t.Error(err)
-				}
-				order = append(order, i)
-				queue.release()
-			}()
-			synctest.Wait()
-		}
-		queue.release()
-		synctest.Wait()
-		if len(order) != 20 || !slices.IsSorted(order) {
-			t.Errorf("the queue served the waiters in the order %v, want 0 to 19", order)
-		}
-	})
-}
-
-func TestREPLQueueWaitEndsWithContext(t *testing.T) {
-	queue := make(replQueue, 1)
-	if err := queue.acquire(t.Context()); err != nil {
+// A run whose context ends while its code is passed to the interpreter does not interrupt the next run.
+func TestSubmitAfterCanceledSubmit(t *testing.T) {
+	runs, driver, err := socketPair("runs")
+	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	defer runs.Close()
+	go func() { _, _ = io.Copy(io.Discard, driver) }()
+	defer driver.Close()
+	s := &session{runs: runs}
+	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := queue.acquire(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("acquire with a canceled context: %v, want context.Canceled", err)
+	for i := range 5000 {
+		_ = s.submit(canceled, "", "1")
+		if err := s.submit(t.Context(), "", "1"); err != nil {
+			t.Fatalf("run %d: %v", i, err)
+		}
 	}
 }
 

@@ -1,0 +1,19 @@
+package portal
+
+import "context"
+
+// queue is a lock. It is a channel because goroutines that wait for a channel are served in order, which a mutex does not
+// guarantee.
+type queue chan struct{}
+
+// acquire waits for the lock. If ctx ends first, acquire returns the error of ctx.
+func (q queue) acquire(ctx context.Context) error {
+	select {
+	case q <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (q queue) release() { <-q }
