@@ -495,16 +495,20 @@ func TestCodeOptions(t *testing.T) {
 	}
 }
 
-// TestCodeOfUsers checks that each user has a REPL of their own.
+// TestCodeOfUsers checks that each user has a REPL of their own, and that runs without a user do not share one with those
+// that name the same user.
 func TestCodeOfUsers(t *testing.T) {
 	t.Parallel()
-	c := startGuest(t).dial(t)
+	c := startGuest(t, "HOME=/image").dial(t)
 	// The test's own python3 may be one that only root can run.
 	environment := &portalv1.Environment{Workdir: "/", Env: []string{"PATH=/usr/bin:/bin"}}
 	for _, tt := range []struct{ user, code, want string }{
 		{"", "import os; x = 'root'", ""},
 		{"daemon", "import os; x = os.getuid()", ""},
-		{"0", "x", "'root'\n"},
+		{"0", "'x' in globals()", "False\n"},
+		{"root", "import os; x = 'named'; os.environ['USER'], os.environ['HOME']", "('root', '/root')\n"},
+		{"0", "x", "'named'\n"},
+		{"", "x, os.environ['HOME']", "('root', '/image')\n"},
 		{"1:1", "x, os.getgid(), os.environ['HOME'], open('/dev/stdin').read()", "(1, 1, '/usr/sbin', '')\n"},
 		{"daemon:sys", "'x' in globals()", "False\n"},
 	} {
@@ -525,18 +529,18 @@ func TestCodeOfUsers(t *testing.T) {
 	if ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: "daemon", Code: "os.getcwd()"}); err != nil || !ok || printed != "'/'\n" {
 		t.Errorf("the next run: success %t, %v, output %q", ok, err, printed)
 	}
-	// REPLs that could not be started take no place. Three run, and 16 is the most.
+	// REPLs that could not be started take no place. Four run, and 16 is the most.
 	broken := &portalv1.Environment{Env: []string{"PATH=/nonexistent"}}
 	for i := range 20 {
 		if _, _, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: fmt.Sprint(5000 + i), Environment: broken}); status.Code(err) != codes.FailedPrecondition {
 			t.Errorf("REPL without an interpreter: %v, want FailedPrecondition", err)
 		}
 	}
-	for i := range 14 {
+	for i := range 13 {
 		_, _, err := c.code(t, &portalv1.RunCodeRequest{Language: python, User: fmt.Sprint(6000 + i), Environment: environment})
-		if i < 13 && err != nil {
-			t.Errorf("REPL %d: %v", i+4, err)
-		} else if i == 13 {
+		if i < 12 && err != nil {
+			t.Errorf("REPL %d: %v", i+5, err)
+		} else if i == 12 {
 			wantStatus(t, "REPL 17", err, codes.ResourceExhausted, "run the code as one of these users")
 		}
 	}

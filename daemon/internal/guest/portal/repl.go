@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -82,7 +83,8 @@ var interpreters = map[portalv1.RunCodeRequest_Language]interpreter{
 	},
 }
 
-// repls are the REPLs of a portal: one for each language and user that has been used.
+// repls are the REPLs of a portal: one for each language and user that has been used. Runs that name no user
+// share no REPL with those that name one, because the environment of the former is that of the image.
 type repls struct {
 	children *children
 	discard  *discarder
@@ -91,9 +93,25 @@ type repls struct {
 	all map[replKey]*repl
 }
 
+// replKey has all that distinguishes the interpreters of two REPLs.
 type replKey struct {
 	language portalv1.RunCodeRequest_Language
 	uid, gid uint32
+	groups   string // empty if the processes have the credentials of the portal
+	// name and home are those of a user who was named. Only then are they in the environment.
+	name, home string
+}
+
+// newREPLKey returns the key of the REPL of account. credential is that of account.
+func newREPLKey(language portalv1.RunCodeRequest_Language, account *account, credential *syscall.Credential) replKey {
+	key := replKey{language: language, uid: account.uid, gid: account.gid}
+	if credential != nil {
+		key.groups = fmt.Sprint(slices.Sorted(slices.Values(credential.Groups)))
+	}
+	if account.named {
+		key.name, key.home = account.name, account.home
+	}
+	return key
 }
 
 func newREPLs(c *children, discard *discarder) *repls {
@@ -111,14 +129,15 @@ func (s *repls) find(language portalv1.RunCodeRequest_Language, user string) (*r
 	if err != nil {
 		return nil, err
 	}
-	key := replKey{language, account.uid, account.gid}
+	credential, err := account.credential()
+	if err != nil {
+		return nil, err
+	}
+	key := newREPLKey(language, account, credential)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.all[key]
 	if r == nil {
-		if _, err := account.credential(); err != nil {
-			return nil, err
-		}
 		if len(s.all) >= maxREPLs {
 			s.forgetUnused()
 		}

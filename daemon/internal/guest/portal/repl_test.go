@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,40 @@ func TestSubmitAfterCanceledSubmit(t *testing.T) {
 		if err := s.submit(t.Context(), "", "1"); err != nil {
 			t.Fatalf("run %d: %v", i, err)
 		}
+	}
+}
+
+// Accounts share a REPL only if the credentials and the environment of their processes are the same.
+func TestREPLKey(t *testing.T) {
+	alice := account{uid: 1000, gid: 1000, groups: []uint32{1000, 27}, name: "alice", home: "/home/alice", named: true}
+	key := func(a account, credential *syscall.Credential) replKey {
+		return newREPLKey(portalv1.RunCodeRequest_LANGUAGE_PYTHON, &a, credential)
+	}
+	credential := &syscall.Credential{Uid: alice.uid, Gid: alice.gid, Groups: alice.groups}
+	want := key(alice, credential)
+	if got := key(alice, &syscall.Credential{Uid: alice.uid, Gid: alice.gid, Groups: []uint32{27, 1000}}); got != want {
+		t.Errorf("the same groups in another order: got key %v, want %v", got, want)
+	}
+	same := alice
+	same.name = "alias"
+	unnamed := alice
+	unnamed.named = false
+	for what, got := range map[string]replKey{
+		"another group":            key(alice, &syscall.Credential{Uid: alice.uid, Gid: alice.gid, Groups: []uint32{1000}}),
+		"another name of the user": key(same, credential),
+		"no named user":            key(unnamed, credential),
+		"the portal's credentials": key(alice, nil),
+	} {
+		if got == want {
+			t.Errorf("%s: the key is the same", what)
+		}
+	}
+	// The portal's own groups are not those in /etc/group.
+	root := account{groups: []uint32{0}, name: "root", home: "/root", named: true}
+	others := root
+	others.groups = []uint32{0, 5}
+	if key(root, nil) != key(others, nil) {
+		t.Error("processes with the portal's credentials: the keys differ")
 	}
 }
 
