@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -22,11 +23,15 @@ import (
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/sys/ctxio"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
 // maxEntryName limits the name of an entry of an archive, in bytes. The kernel's limit for a path does not apply, because
 // the directories in it are opened one after another.
 const maxEntryName = 16 << 10
+
+// headerCost is how many bytes of memory a byte of a header can need. A header can consist of many records of a few bytes.
+const headerCost = 16
 
 // WriteTree implements portalv1.FileServiceServer.
 func (s *fileServer) WriteTree(stream grpc.ClientStreamingServer[portalv1.WriteTreeRequest, portalv1.WriteTreeResponse]) error {
@@ -50,7 +55,7 @@ func (s *fileServer) WriteTree(stream grpc.ClientStreamingServer[portalv1.WriteT
 		_, ok := req.GetPart().(*portalv1.WriteTreeRequest_Data)
 		return req.GetData(), ok
 	})
-	entries, err := extract(stream.Context(), archived, loc.path, extractOptions{
+	entries, err := extract(stream.Context(), s.memory, archived, loc.path, extractOptions{
 		user: loc.user, keepOwners: start.GetKeepOwners(), root: created,
 	})
 	if err != nil {
@@ -59,18 +64,38 @@ func (s *fileServer) WriteTree(stream grpc.ClientStreamingServer[portalv1.WriteT
 	return stream.SendAndClose(&portalv1.WriteTreeResponse{Entries: entries})
 }
 
-// stickyReader remembers why a reader ended. The reader of an archive reports some errors in its own words.
-type stickyReader struct {
+// archiveReader reads an archive. It remembers why it ended, because the reader of the entries reports some errors in its
+// own words.
+type archiveReader struct {
 	io.Reader
 	err error
+	// inHeader says that a header is read. It may have 1 MiB, so memory holds it.
+	inHeader bool
+	memory   *memory
+	held     int // of memory
 }
 
-func (r *stickyReader) Read(b []byte) (n int, err error) {
+func (r *archiveReader) Read(b []byte) (n int, err error) {
 	if r.err != nil {
 		return 0, r.err
 	}
 	n, r.err = r.Reader.Read(b)
+	if r.inHeader {
+		if err := r.memory.hold(n * headerCost); err != nil {
+			r.err = err
+			return 0, err
+		}
+		r.held += n * headerCost
+	}
 	return n, r.err
+}
+
+// header calls next, which reads the next header. It forgets the header before.
+func (r *archiveReader) header(next func() (*tar.Header, error)) (*tar.Header, error) {
+	r.memory.release(r.held)
+	r.held, r.inHeader = 0, true
+	defer func() { r.inHeader = false }()
+	return next()
 }
 
 // extractOptions say how extract sets what an archive describes.
@@ -84,25 +109,28 @@ type extractOptions struct {
 }
 
 // extract extracts a tar archive into the directory, and returns the number of entries. No entry leads out of
-// the directory: the names are local, and os.Root refuses to follow links that lead out. It reads archived to its end.
-func extract(ctx context.Context, archived io.Reader, directory string, o extractOptions) (entries uint64, err error) {
+// the directory: the names are local, and os.Root refuses to follow links that lead out. It reads archived to its end,
+// or until ctx ends. budget limits what extract keeps of the headers.
+func extract(ctx context.Context, budget *limit.Budget, archived io.Reader, directory string, o extractOptions) (entries uint64, err error) {
 	root, err := os.OpenRoot(directory)
 	if err != nil {
 		return 0, err
 	}
 	defer root.Close()
-	source := &stickyReader{Reader: archived}
-	in := bufio.NewReader(source)
+	in := bufio.NewReader(archived)
 	if magic, _ := in.Peek(2); bytes.Equal(magic, []byte{0x1f, 0x8b}) {
 		return 0, status.Error(codes.InvalidArgument, "the archive is compressed with gzip: send an uncompressed tar archive")
 	}
+	m := &memory{budget: budget}
+	defer m.close()
+	source := &archiveReader{Reader: in, memory: m}
 	x := extractor{
-		extractOptions: o, dir: root, path: directory,
-		archive: tar.NewReader(in), directories: make(map[string]*tar.Header), buf: make([]byte, pieceSize),
+		extractOptions: o, ctx: ctx, memory: m, dir: root, path: directory,
+		archive: tar.NewReader(source), directories: make(map[string]attributes), buf: make([]byte, pieceSize),
 	}
 	x.content = ctxio.Reader(ctx, x.archive)
 	for {
-		hdr, err := x.archive.Next()
+		hdr, err := source.header(x.archive.Next)
 		if err == io.EOF {
 			break
 		}
@@ -135,14 +163,57 @@ func extract(ctx context.Context, archived io.Reader, directory string, o extrac
 // extractor extracts the entries of an archive.
 type extractor struct {
 	extractOptions
+	ctx     context.Context
+	memory  *memory
 	dir     *os.Root
 	path    string // of dir
 	archive *tar.Reader
 	content io.Reader // of the current entry
-	// directories has the entries for directories by their clean names. They get their attributes at the end, because
+	// directories has the attributes of the entries for directories by their clean names. They are set at the end, because
 	// the mode may not permit to create files, which also changes the time of modification.
-	directories map[string]*tar.Header
+	directories map[string]attributes
 	buf         []byte
+}
+
+// attributes are what extract sets of a file, besides its content.
+type attributes struct {
+	mode     uint32
+	uid, gid uint32
+	modified unix.Timespec
+	xattrs   []xattr
+}
+
+// xattr is an extended attribute user.*.
+type xattr struct{ name, value string }
+
+// newAttributes returns the attributes in a header. It does not keep the header in memory.
+func newAttributes(hdr *tar.Header) (attributes, error) {
+	modified, err := unix.TimeToTimespec(hdr.ModTime)
+	if err != nil {
+		return attributes{}, err
+	}
+	a := attributes{mode: uint32(hdr.Mode & permissions), uid: uint32(hdr.Uid), gid: uint32(hdr.Gid), modified: modified}
+	total := 0
+	for record, value := range hdr.PAXRecords {
+		name, ok := strings.CutPrefix(record, xattrRecord)
+		if !ok || !strings.HasPrefix(name, "user.") {
+			continue
+		}
+		if total += len(name) + len(value); total > maxXattrs {
+			return attributes{}, badEntry(hdr.Name, fmt.Sprintf("has more than %d KiB of extended attributes", maxXattrs>>10))
+		}
+		a.xattrs = append(a.xattrs, xattr{strings.Clone(unescapeXattr.Replace(name)), strings.Clone(value)})
+	}
+	return a, nil
+}
+
+// size returns how many bytes the attributes of the file name need in memory, with its name.
+func (a attributes) size(name string) int {
+	size := perAttributes + len(name)
+	for _, x := range a.xattrs {
+		size += perItem + len(x.name) + len(x.value)
+	}
+	return size
 }
 
 // entryError returns the gRPC status for an error of the entry name. An error other than that of a system call or a
@@ -171,6 +242,9 @@ func badEntry(name, problem string) error {
 
 // entry extracts an entry.
 func (x *extractor) entry(hdr *tar.Header) error {
+	if err := x.ctx.Err(); err != nil {
+		return err
+	}
 	if !filepath.IsLocal(hdr.Name) {
 		return badEntry(hdr.Name, "leads out of the directory: use relative names without \"..\"")
 	}
@@ -178,12 +252,23 @@ func (x *extractor) entry(hdr *tar.Header) error {
 		return badEntry(hdr.Name, "has a name that is too long")
 	}
 	name := path.Clean(hdr.Name)
+	if strings.Count(name, "/") >= maxDepth {
+		return badEntry(hdr.Name, fmt.Sprintf("is in %d directories or more: use fewer", maxDepth))
+	}
+	// The kernel reserves the largest number. A hard link has the owner of the file.
+	if x.keepOwners && hdr.Typeflag != tar.TypeLink && (hdr.Uid < 0 || hdr.Gid < 0 || hdr.Uid >= 1<<32-1 || hdr.Gid >= 1<<32-1) {
+		return badEntry(hdr.Name, "has an owner that is not a valid number")
+	}
+	attrs, err := newAttributes(hdr)
+	if err != nil {
+		return err
+	}
 	if name == "." {
 		if hdr.Typeflag != tar.TypeDir {
 			return badEntry(hdr.Name, "is not a directory")
 		}
 		if x.root {
-			x.directories["."] = hdr
+			return x.finishLater(name, attrs)
 		}
 		return nil
 	}
@@ -195,16 +280,18 @@ func (x *extractor) entry(hdr *tar.Header) error {
 	base := path.Base(name)
 	switch hdr.Typeflag {
 	case tar.TypeDir:
-		x.directories[name] = hdr
+		if err := x.finishLater(name, attrs); err != nil {
+			return err
+		}
 		return x.directory(dir, base)
 	case tar.TypeReg, tar.TypeGNUSparse:
-		return x.file(dir, base, hdr)
+		return x.file(dir, base, attrs)
 	case tar.TypeSymlink:
-		return x.symlink(dir, base, hdr)
+		return x.symlink(dir, base, hdr, attrs)
 	case tar.TypeLink:
 		return x.link(dir, base, name, hdr)
 	case tar.TypeFifo:
-		return x.pipe(dir, base, hdr)
+		return x.pipe(dir, base, attrs)
 	case tar.TypeChar, tar.TypeBlock:
 		return badEntry(hdr.Name, "is a device: leave it out")
 	}
@@ -252,7 +339,7 @@ func (x *extractor) directory(dir *os.File, base string) error {
 	return x.makeDirectory(dir, base, 0o700)
 }
 
-func (x *extractor) file(dir *os.File, base string, hdr *tar.Header) error {
+func (x *extractor) file(dir *os.File, base string, attrs attributes) error {
 	if err := remove(dir, base); err != nil {
 		return err
 	}
@@ -266,16 +353,16 @@ func (x *extractor) file(dir *os.File, base string, hdr *tar.Header) error {
 	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, x.content, x.buf); err != nil {
 		return err
 	}
-	if err := x.chown(int(f.Fd()), "", hdr); err != nil {
+	if err := x.chown(int(f.Fd()), "", attrs); err != nil {
 		return err
 	}
-	if err := setAttributes(f, hdr); err != nil {
+	if err := setAttributes(f, attrs); err != nil {
 		return err
 	}
 	return f.Close()
 }
 
-func (x *extractor) pipe(dir *os.File, base string, hdr *tar.Header) error {
+func (x *extractor) pipe(dir *os.File, base string, attrs attributes) error {
 	if err := remove(dir, base); err != nil {
 		return err
 	}
@@ -287,13 +374,13 @@ func (x *extractor) pipe(dir *os.File, base string, hdr *tar.Header) error {
 		return err
 	}
 	defer f.Close()
-	if err := x.chown(int(f.Fd()), "", hdr); err != nil {
+	if err := x.chown(int(f.Fd()), "", attrs); err != nil {
 		return err
 	}
-	return setAttributes(f, hdr)
+	return setAttributes(f, attrs)
 }
 
-func (x *extractor) symlink(dir *os.File, base string, hdr *tar.Header) error {
+func (x *extractor) symlink(dir *os.File, base string, hdr *tar.Header, attrs attributes) error {
 	if hdr.Linkname == "" {
 		return badEntry(hdr.Name, "is a symbolic link to nothing")
 	}
@@ -303,10 +390,10 @@ func (x *extractor) symlink(dir *os.File, base string, hdr *tar.Header) error {
 	if err := unix.Symlinkat(hdr.Linkname, int(dir.Fd()), base); err != nil {
 		return err
 	}
-	if err := x.chown(int(dir.Fd()), base, hdr); err != nil {
+	if err := x.chown(int(dir.Fd()), base, attrs); err != nil {
 		return err
 	}
-	return setTime(int(dir.Fd()), base, hdr)
+	return setTime(int(dir.Fd()), base, attrs)
 }
 
 func (x *extractor) link(dir *os.File, base, name string, hdr *tar.Header) error {
@@ -335,17 +422,33 @@ func (x *extractor) link(dir *os.File, base, name string, hdr *tar.Header) error
 	return unix.Linkat(int(from.Fd()), path.Base(target), int(dir.Fd()), base, 0)
 }
 
+// finishLater remembers the attributes of the directory name for finishDirectories.
+func (x *extractor) finishLater(name string, attrs attributes) error {
+	if before, ok := x.directories[name]; ok {
+		x.memory.release(before.size(name))
+	}
+	if err := x.memory.hold(attrs.size(name)); err != nil {
+		return err
+	}
+	x.directories[strings.Clone(name)] = attrs // name may be a part of a large header
+	return nil
+}
+
 // finishDirectories sets the attributes of the directories, each after those below it.
 func (x *extractor) finishDirectories() error {
 	for _, name := range slices.Backward(slices.Sorted(maps.Keys(x.directories))) {
-		if err := x.finishDirectory(name, x.directories[name]); err != nil {
+		err := x.ctx.Err()
+		if err == nil {
+			err = x.finishDirectory(name, x.directories[name])
+		}
+		if err != nil {
 			return x.entryError(name, err)
 		}
 	}
 	return nil
 }
 
-func (x *extractor) finishDirectory(name string, hdr *tar.Header) error {
+func (x *extractor) finishDirectory(name string, attrs attributes) error {
 	dir, err := x.parent(name)
 	if err != nil {
 		return err
@@ -358,54 +461,42 @@ func (x *extractor) finishDirectory(name string, hdr *tar.Header) error {
 	defer f.Close()
 	// A directory that existed before keeps its owner.
 	if x.keepOwners {
-		if err := x.chown(int(f.Fd()), "", hdr); err != nil {
+		if err := x.chown(int(f.Fd()), "", attrs); err != nil {
 			return err
 		}
 	}
-	return setAttributes(f, hdr)
+	return setAttributes(f, attrs)
 }
 
 // chown sets the owner of the file base in dir, or of the open file dir if base is empty.
-func (x *extractor) chown(dir int, base string, hdr *tar.Header) error {
-	uid, gid := hdr.Uid, hdr.Gid
+func (x *extractor) chown(dir int, base string, attrs attributes) error {
+	uid, gid := attrs.uid, attrs.gid
 	if !x.keepOwners {
 		if x.user == nil {
 			return nil
 		}
-		uid, gid = int(x.user.uid), int(x.user.gid)
+		uid, gid = x.user.uid, x.user.gid
 	}
-	// The kernel reserves the largest number.
-	if uid < 0 || gid < 0 || uid >= 1<<32-1 || gid >= 1<<32-1 {
-		return badEntry(hdr.Name, "has an owner that is not a valid number")
-	}
-	return unix.Fchownat(dir, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+	return unix.Fchownat(dir, base, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
 }
 
 // setAttributes sets the attributes of an open file, except its owner. The kernel may clear bits of the mode when the
 // owner changes, so the owner must be set before.
-func setAttributes(f *os.File, hdr *tar.Header) error {
-	for record, value := range hdr.PAXRecords {
-		name, ok := strings.CutPrefix(record, xattrRecord)
-		if !ok || !strings.HasPrefix(name, "user.") {
-			continue
-		}
-		if err := unix.Fsetxattr(int(f.Fd()), unescapeXattr.Replace(name), []byte(value), 0); err != nil {
+func setAttributes(f *os.File, attrs attributes) error {
+	for _, x := range attrs.xattrs {
+		if err := unix.Fsetxattr(int(f.Fd()), x.name, []byte(x.value), 0); err != nil {
 			return err
 		}
 	}
-	if err := unix.Fchmod(int(f.Fd()), uint32(hdr.Mode&permissions)); err != nil {
+	if err := unix.Fchmod(int(f.Fd()), attrs.mode); err != nil {
 		return err
 	}
-	return setTime(int(f.Fd()), "", hdr)
+	return setTime(int(f.Fd()), "", attrs)
 }
 
 // setTime sets the time of modification of the file base in dir, or of the open file dir if base is empty.
-func setTime(dir int, base string, hdr *tar.Header) error {
-	modified, err := unix.TimeToTimespec(hdr.ModTime)
-	if err != nil {
-		return err
-	}
-	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, modified}
+func setTime(dir int, base string, attrs attributes) error {
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, attrs.modified}
 	return unix.UtimesNanoAt(dir, base, times, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
 }
 

@@ -3,8 +3,12 @@ package portal
 import (
 	"archive/tar"
 	"bytes"
+	"context"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -12,7 +16,137 @@ import (
 	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
+
+// directories writes an archive of n directories with the records.
+func directories(w io.Writer, n int, records map[string]string) *tar.Writer {
+	archive := tar.NewWriter(w)
+	for i := range n {
+		_ = archive.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("d%d/", i), Mode: 0o755, Format: tar.FormatPAX, PAXRecords: records})
+	}
+	return archive
+}
+
+// extract keeps of the header of a directory only what it sets in the end.
+func TestExtractKeepsNoHeaders(t *testing.T) {
+	const n = 100
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	archived, into := io.Pipe()
+	before, growth := heap(), int64(0)
+	go func() {
+		archive := directories(into, n, map[string]string{"MSB.comment": strings.Repeat("x", 900<<10)})
+		growth = heap() - before
+		archive.Close()
+		into.Close()
+	}()
+	budget := newTreeMemory()
+	if entries, err := extract(t.Context(), budget, archived, t.TempDir(), extractOptions{}); err != nil || entries != n {
+		t.Errorf("got %d entries, error %v, want %d", entries, err, n)
+	}
+	if growth > 16<<20 {
+		t.Errorf("%d directories with headers of 900 KiB need %d MiB", n, growth>>20)
+	}
+	if held, _ := budget.Held(); held != 0 {
+		t.Errorf("%d bytes are held in the end", held)
+	}
+}
+
+// The attributes of 200,000 directories are within the limit.
+func TestTreeMemoryIsEnough(t *testing.T) {
+	name := strings.Repeat("n", 100)
+	if size := 200_000 * (attributes{}).size(name); size > maxTreeMemory {
+		t.Errorf("200,000 directories need %d MiB, but %d are the limit", size>>20, maxTreeMemory>>20)
+	}
+}
+
+func TestExtractLimits(t *testing.T) {
+	xattr := func(size int) map[string]string {
+		return map[string]string{xattrRecord + "user.a": strings.Repeat("x", size)}
+	}
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for what, tt := range map[string]struct {
+		ctx     context.Context
+		archive func(w io.Writer) *tar.Writer
+		code    codes.Code
+		text    string
+	}{
+		"few directories": {archive: func(w io.Writer) *tar.Writer { return directories(w, 1000, nil) }},
+		"many directories": {
+			archive: func(w io.Writer) *tar.Writer { return directories(w, 10_000, nil) },
+			code:    codes.ResourceExhausted, text: "more than the 1 MiB that the portal has",
+		},
+		"the same directory many times": {archive: func(w io.Writer) *tar.Writer {
+			archive := tar.NewWriter(w)
+			for range 10_000 {
+				_ = archive.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755})
+			}
+			return archive
+		}},
+		"a large header": {
+			archive: func(w io.Writer) *tar.Writer {
+				return directories(w, 1, map[string]string{"MSB.x": strings.Repeat("x", 100<<10)})
+			},
+			code: codes.ResourceExhausted, text: "more than the 1 MiB",
+		},
+		"large extended attributes": {
+			archive: func(w io.Writer) *tar.Writer { return directories(w, 1, xattr(maxXattrs-10)) },
+			code:    codes.ResourceExhausted, text: "more than the 1 MiB",
+		},
+		"many extended attributes": {
+			archive: func(w io.Writer) *tar.Writer { return directories(w, 100, xattr(20<<10)) },
+			code:    codes.ResourceExhausted, text: "more than the 1 MiB",
+		},
+		"a deep entry": {archive: func(w io.Writer) *tar.Writer {
+			archive := tar.NewWriter(w)
+			_ = archive.WriteHeader(&tar.Header{Name: strings.Repeat("d/", maxDepth-1) + "f"})
+			return archive
+		}},
+		"an entry that is too deep": {
+			archive: func(w io.Writer) *tar.Writer {
+				archive := tar.NewWriter(w)
+				_ = archive.WriteHeader(&tar.Header{Name: strings.Repeat("d/", maxDepth) + "f"})
+				return archive
+			},
+			code: codes.InvalidArgument, text: "is in 1000 directories or more",
+		},
+		"a canceled call": {
+			ctx:     canceled,
+			archive: func(w io.Writer) *tar.Writer { return directories(w, 1, nil) },
+			code:    codes.Canceled,
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var archive bytes.Buffer
+			tt.archive(&archive).Close()
+			ctx := t.Context()
+			if tt.ctx != nil {
+				ctx = tt.ctx
+			}
+			budget := limit.NewBudget(1<<20, 1<<20)
+			_, err := extract(ctx, budget, &archive, t.TempDir(), extractOptions{})
+			if status.Code(err) != tt.code || !strings.Contains(status.Convert(err).Message(), tt.text) {
+				t.Errorf("got error %v, want %v with %q", err, tt.code, tt.text)
+			}
+			if held, _ := budget.Held(); held != 0 {
+				t.Errorf("%d bytes are held in the end", held)
+			}
+		})
+	}
+
+	var archive bytes.Buffer
+	directories(&archive, 1, xattr(maxXattrs)).Close()
+	_, err := extract(t.Context(), newTreeMemory(), &archive, t.TempDir(), extractOptions{})
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "64 KiB of extended attributes") {
+		t.Errorf("extended attributes of more than 64 KiB: got error %v", err)
+	}
+}
 
 // FuzzExtract checks that no archive changes anything outside of its directory, and that every error is a status that
 // the contract allows. The input has a line for each entry: its type, its name, a tab and its link.
@@ -48,7 +182,7 @@ func FuzzExtract(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "secret"), []byte("secret"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := extract(t.Context(), &archive, root, extractOptions{keepOwners: true}); err != nil {
+		if _, err := extract(t.Context(), newTreeMemory(), &archive, root, extractOptions{keepOwners: true}); err != nil {
 			switch status.Code(fileError(root, err)) {
 			case codes.InvalidArgument, codes.FailedPrecondition, codes.ResourceExhausted:
 			default:

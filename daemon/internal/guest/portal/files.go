@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
 // pieceSize limits the data in a message, in bytes.
@@ -39,10 +40,12 @@ type fileServer struct {
 	socket string
 	// watches has an element for each call of WatchFiles.
 	watches chan struct{}
+	// memory limits what the calls keep in memory for the files of trees.
+	memory *limit.Budget
 }
 
 func newFileServer(socket string) *fileServer {
-	return &fileServer{socket: socket, watches: make(chan struct{}, maxWatches)}
+	return &fileServer{socket: socket, watches: make(chan struct{}, maxWatches), memory: newTreeMemory()}
 }
 
 // location is a path of a request.
@@ -510,7 +513,7 @@ func (s *fileServer) MoveFile(ctx context.Context, req *portalv1.MoveFileRequest
 	}
 	err = unix.Rename(source.path, destination.path)
 	if err == unix.EXDEV {
-		err = moveByCopy(ctx, source.path, destination.path)
+		err = moveByCopy(ctx, s.memory, source.path, destination.path)
 	}
 	switch {
 	case err == unix.EINVAL:

@@ -16,7 +16,11 @@ import (
 	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
+
+// maxDepth limits how many directories of a tree contain each other.
+const maxDepth = 1000
 
 // xattrRecord is the prefix of the PAX records for extended attributes.
 const xattrRecord = "SCHILY.xattr."
@@ -203,7 +207,7 @@ func (a *archiver) header(st *unix.Stat_t, typeflag byte, name string) *tar.Head
 
 // moveByCopy moves a file or directory to another file system. It does not replace the destination, nor remove the
 // source, before the copy is complete.
-func moveByCopy(ctx context.Context, source, destination string) error {
+func moveByCopy(ctx context.Context, budget *limit.Budget, source, destination string) error {
 	info, err := os.Lstat(source)
 	if err != nil {
 		return fileError(source, err)
@@ -221,7 +225,7 @@ func moveByCopy(ctx context.Context, source, destination string) error {
 		into.CloseWithError(err)
 		archived <- err
 	}()
-	_, err = extract(ctx, tree, temp, extractOptions{keepOwners: true, root: true})
+	_, err = extract(ctx, budget, tree, temp, extractOptions{keepOwners: true, root: true})
 	tree.CloseWithError(err) // so that archive ends
 	<-archived
 	if err != nil {
