@@ -57,7 +57,9 @@ func (s *fileServer) ReadFile(req *portalv1.ReadFileRequest, stream grpc.ServerS
 	}
 	var content io.ReaderAt = f
 	if isGenerated(f) {
-		text, err := readGenerated(f)
+		m := &memory{budget: s.memory}
+		defer m.close()
+		text, err := readGenerated(f, m)
 		if err != nil {
 			return fileError(loc.path, err)
 		}
@@ -81,8 +83,8 @@ func (s *fileServer) ReadFile(req *portalv1.ReadFileRequest, stream grpc.ServerS
 	return fileError(loc.path, err)
 }
 
-// readGenerated returns the content of a file that the kernel generates.
-func readGenerated(f *os.File) (string, error) {
+// readGenerated returns the content of a file that the kernel generates. m holds it.
+func readGenerated(f *os.File, m *memory) (string, error) {
 	var text strings.Builder
 	buf := make([]byte, pieceSize)
 	for {
@@ -96,6 +98,9 @@ func readGenerated(f *os.File) (string, error) {
 		}
 		if text.Len()+n > maxGenerated {
 			return "", status.Errorf(codes.FailedPrecondition, "%s has more than %d KiB, the limit for files that the kernel generates: read it with a command", quote(f.Name()), maxGenerated>>10)
+		}
+		if err := m.hold(2 * n); err != nil { // text may have room for as much as it has
+			return "", err
 		}
 		text.Write(buf[:n])
 	}

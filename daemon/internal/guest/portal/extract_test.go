@@ -80,7 +80,7 @@ func TestExtractLimits(t *testing.T) {
 		"few directories": {archive: func(w io.Writer) *tar.Writer { return directories(w, 1000, nil) }},
 		"many directories": {
 			archive: func(w io.Writer) *tar.Writer { return directories(w, 10_000, nil) },
-			code:    codes.ResourceExhausted, text: "more than the 1 MiB that the portal has",
+			code:    codes.ResourceExhausted, text: "more than the 1 MiB of memory",
 		},
 		"the same directory many times": {archive: func(w io.Writer) *tar.Writer {
 			archive := tar.NewWriter(w)

@@ -190,8 +190,11 @@ func checkMode(mode uint32) error {
 	return nil
 }
 
-// nameTable has the names of users and groups by their numbers. It looks up each name once, so one call should use the
-// same table for all files.
+// maxNames limits the names of a nameTable.
+const maxNames = 1024
+
+// nameTable has the names of users and groups by their numbers. It looks up a name once, so one call should use the same
+// table for all files. It forgets names when it has maxNames.
 type nameTable struct{ users, groups map[uint32]string }
 
 func newNameTable() nameTable {
@@ -225,6 +228,9 @@ func lookupName(known map[uint32]string, id uint32, lookup func(string) (string,
 	if !ok {
 		name, _ = lookup(fmt.Sprint(id))
 		name = strings.ToValidUTF8(name, "\uFFFD") // as protobuf requires
+		if len(known) == maxNames {
+			clear(known)
+		}
 		known[id] = name
 	}
 	return name
@@ -364,8 +370,9 @@ func (s *fileServer) ListFiles(req *portalv1.ListFilesRequest, stream grpc.Serve
 		return fileError(loc.path, err)
 	}
 	defer dir.Close()
-	l := lister{newNameTable(), func(info *portalv1.FileInfo) error { return stream.Send(&portalv1.ListFilesResponse{Info: info}) }}
-	return l.list(dir, loc.path, max(req.GetDepth(), 1))
+	l := lister{newWalk(stream.Context(), s.memory, loc.path), newNameTable(), func(info *portalv1.FileInfo) error { return stream.Send(&portalv1.ListFilesResponse{Info: info}) }}
+	defer l.end()
+	return l.list(dir, max(req.GetDepth(), 1))
 }
 
 // openDirectory opens the directory at path, and follows symbolic links.
@@ -382,55 +389,37 @@ func openDirectory(path string) (*os.File, error) {
 
 // lister sends descriptions of the files in directories.
 type lister struct {
+	*walk
 	names nameTable
 	send  func(*portalv1.FileInfo) error
 }
 
-// list describes the files in dir, which has the absolute path path, down to depth levels.
-func (l lister) list(dir *os.File, path string, depth uint32) error {
-	names, err := sortedNames(dir)
-	if err != nil {
-		return fileError(path, err)
-	}
-	for _, name := range names {
-		child := filepath.Join(path, name)
-		info, err := l.names.describe(int(dir.Fd()), name, child)
+// list describes the files in the current file, which is the open directory dir, down to depth levels.
+func (l lister) list(dir *os.File, depth uint32) error {
+	return l.entries(dir, func(name string) error {
+		info, err := l.names.describe(int(dir.Fd()), name, l.current())
 		if vanished(err) {
-			continue
+			return nil
 		}
 		if err != nil {
-			return fileError(child, err)
+			return fileError(l.current(), err)
 		}
 		if err := l.send(info); err != nil {
 			return err
 		}
 		if info.Type != portalv1.FileType_FILE_TYPE_DIRECTORY || depth == 1 {
-			continue
+			return nil
 		}
 		sub, err := openAt(dir, name, unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if vanished(err) {
-			continue
+			return nil
 		}
 		if err != nil {
-			return fileError(child, err)
+			return fileError(l.current(), err)
 		}
-		err = l.list(sub, child, depth-1)
-		sub.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// sortedNames returns the names in an open directory. There are none if it was removed meanwhile.
-func sortedNames(dir *os.File) ([]string, error) {
-	names, err := dir.Readdirnames(-1)
-	if vanished(err) {
-		return nil, nil
-	}
-	slices.Sort(names)
-	return names, err
+		defer sub.Close()
+		return l.list(sub, depth-1)
+	})
 }
 
 // MakeDirectory implements portalv1.FileServiceServer.

@@ -8,8 +8,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
-// maxTreeMemory limits what all calls of a fileServer together keep in memory for the files of trees, in bytes. It is
-// enough for an archive with 200,000 directories.
+// maxTreeMemory limits what all calls of a fileServer together keep in memory for the files of trees, in bytes. A buffer of
+// fixed size for each call does not count. It is enough for an archive with 200,000 directories.
 const maxTreeMemory = 64 << 20
 
 const (
@@ -30,7 +30,7 @@ func newTreeMemory() *limit.Budget {
 	return limit.NewBudget(int(size), int(size))
 }
 
-// memory counts what a call keeps in memory for the files of a tree. It is not safe for concurrent use, but its budget is.
+// memory counts what a call keeps in memory for the files of a tree, or for a file. It is not safe for concurrent use, but its budget is.
 type memory struct {
 	budget *limit.Budget
 	held   int // bytes
@@ -40,7 +40,7 @@ type memory struct {
 func (m *memory) hold(n int) error {
 	if m.budget.Hold("", n) != limit.Within {
 		return status.Errorf(codes.ResourceExhausted,
-			"the names and attributes of the files need more than the %d MiB that the portal has for them: use a smaller tree, or try again when other calls have ended",
+			"the calls for files need more than the %d MiB of memory that the portal has for them: use a smaller tree, or try again when other calls have ended",
 			m.budget.All>>20)
 	}
 	m.held += n
