@@ -551,4 +551,16 @@ func TestFilesOfPortalThatIsNotRoot(t *testing.T) {
 	_, err = c.list(t.Context(), "/root", 1)
 	wantError(t, "ListFiles", err, codes.FailedPrecondition, "permission")
 	noError(t, c.remove(t.Context(), in("d"), true))
+
+	// What can be removed is removed.
+	noError(t, os.MkdirAll(in("mixed/closed"), 0o755))
+	create(t, in("mixed/closed/file"), "", 0o600)
+	for _, name := range []string{"a", "z"} {
+		noError(t, os.Mkdir(in("mixed/"+name), 0o755))
+		noError(t, os.Chown(in("mixed/"+name), 65534, 65534))
+	}
+	noError(t, os.Chown(in("mixed"), 65534, 65534))
+	wantError(t, "RemoveFile of another user's file", c.remove(t.Context(), in("mixed"), true), codes.FailedPrecondition, "permission")
+	wantNames(t, in("mixed"), "closed")
+	wantNames(t, in("mixed/closed"), "file")
 }

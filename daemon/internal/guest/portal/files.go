@@ -524,7 +524,7 @@ func intoItself(path string) error {
 }
 
 // RemoveFile implements portalv1.FileServiceServer.
-func (s *fileServer) RemoveFile(_ context.Context, req *portalv1.RemoveFileRequest) (*portalv1.RemoveFileResponse, error) {
+func (s *fileServer) RemoveFile(ctx context.Context, req *portalv1.RemoveFileRequest) (*portalv1.RemoveFileResponse, error) {
 	loc, err := locate(req.GetFile())
 	if err != nil {
 		return nil, err
@@ -532,15 +532,12 @@ func (s *fileServer) RemoveFile(_ context.Context, req *portalv1.RemoveFileReque
 	if loc.path == "/" {
 		return nil, status.Error(codes.InvalidArgument, "the root directory cannot be removed: name a file or directory in it")
 	}
-	remove := os.Remove
-	if req.GetRecursive() {
-		// RemoveAll succeeds if there is no such file.
-		if _, err := os.Lstat(loc.path); err != nil {
-			return nil, fileError(loc.path, err)
-		}
-		remove = os.RemoveAll
+	if !req.GetRecursive() {
+		err = os.Remove(loc.path)
+	} else if _, err = os.Lstat(loc.path); err == nil { // removeTree succeeds if there is no such file
+		err = removeTree(ctx, s.memory, loc.path)
 	}
-	if err := remove(loc.path); err != nil {
+	if err != nil {
 		return nil, fileError(loc.path, err)
 	}
 	return &portalv1.RemoveFileResponse{}, nil

@@ -221,7 +221,7 @@ func (a *archiver) header(st *unix.Stat_t, typeflag byte) *tar.Header {
 }
 
 // moveByCopy moves a file or directory to another file system. It does not replace the destination, nor remove the
-// source, before the copy is complete.
+// source, before the copy is complete. Until then, the end of ctx ends it.
 func moveByCopy(ctx context.Context, budget *limit.Budget, source, destination string) error {
 	info, err := os.Lstat(source)
 	if err != nil {
@@ -231,7 +231,7 @@ func moveByCopy(ctx context.Context, budget *limit.Budget, source, destination s
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temp)
+	defer func() { _ = removeTree(context.WithoutCancel(ctx), budget, temp) }()
 	const name = "file"
 	tree, into := io.Pipe()
 	archived := make(chan error, 1)
@@ -253,5 +253,6 @@ func moveByCopy(ctx context.Context, budget *limit.Budget, source, destination s
 	if err := unix.Rename(complete, destination); err != nil {
 		return err
 	}
-	return fileError(source, os.RemoveAll(source))
+	// The move is done, so the end of the call must not leave a part of the source.
+	return fileError(source, removeTree(context.WithoutCancel(ctx), budget, source))
 }
