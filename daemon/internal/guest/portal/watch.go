@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
+	"github.com/msbd/msbd/daemon/internal/sys/limit"
 )
 
 const (
@@ -23,6 +26,8 @@ const (
 	maxWatches = 64
 	// maxWatchedDirectories limits the directories of one call.
 	maxWatchedDirectories = 8192
+	// maxListed limits the paths that one call remembers as listed.
+	maxListed = 64 << 10
 )
 
 // watchMask are the events of a directory that a watcher needs.
@@ -41,11 +46,11 @@ func (s *fileServer) WatchFiles(req *portalv1.WatchFilesRequest, stream grpc.Ser
 	default:
 		return status.Errorf(codes.ResourceExhausted, "%d calls watch files in the sandbox already: end one first", maxWatches)
 	}
-	w, err := newWatcher(req, loc.path, stream.Send)
+	w, err := newWatcher(stream.Context(), s.memory, req, loc.path, stream.Send)
 	if err != nil {
 		return err
 	}
-	defer w.file.Close()
+	defer w.close()
 	// The end of the call interrupts reads.
 	defer context.AfterFunc(stream.Context(), func() { _ = w.file.SetReadDeadline(time.Unix(1, 0)) })()
 	err = w.run()
@@ -60,6 +65,10 @@ func (s *fileServer) WatchFiles(req *portalv1.WatchFilesRequest, stream grpc.Ser
 //
 // Events that are not read wait in the kernel, which keeps a limited number of them and then reports an overflow.
 type watcher struct {
+	// ctx is that of the call. Its end also ends the reading of directories.
+	ctx context.Context
+	// memory holds the paths in directories and listed.
+	memory *memory
 	// file is the inotify instance.
 	file *os.File
 	// path is the watched path, as the client names it.
@@ -75,14 +84,15 @@ type watcher struct {
 	// directories has the watched directories by their watch descriptors. The paths are relative, and "" is directory.
 	directories map[int32]string
 	// listed has the paths that were reported because they were in a new directory. The kernel may report their creation
-	// with events that are in its queue already.
+	// with events that are in its queue already. If there are too many, some creations are reported twice.
 	listed map[string]bool
 }
 
-// newWatcher starts to watch the path of a request.
-func newWatcher(req *portalv1.WatchFilesRequest, path string, send func(*portalv1.WatchFilesResponse) error) (*watcher, error) {
+// newWatcher starts to watch the path of a request. It ends with ctx. budget limits the paths that it keeps. The caller must
+// call close.
+func newWatcher(ctx context.Context, budget *limit.Budget, req *portalv1.WatchFilesRequest, path string, send func(*portalv1.WatchFilesResponse) error) (*watcher, error) {
 	w := &watcher{
-		path: path, recursive: req.GetRecursive(), infos: req.GetInfos(), send: send,
+		ctx: ctx, memory: &memory{budget: budget}, path: path, recursive: req.GetRecursive(), infos: req.GetInfos(), send: send,
 		names: newNameTable(), listed: make(map[string]bool),
 	}
 	real, err := filepath.EvalSymlinks(path)
@@ -104,10 +114,16 @@ func newWatcher(req *portalv1.WatchFilesRequest, path string, send func(*portalv
 	}
 	w.file = os.NewFile(uintptr(fd), "inotify")
 	if err := w.restart(); err != nil {
-		w.file.Close()
+		w.close()
 		return nil, err
 	}
 	return w, nil
+}
+
+// close ends the watch.
+func (w *watcher) close() {
+	w.memory.close()
+	w.file.Close()
 }
 
 // restart watches all directories, without reporting what is in them.
@@ -116,7 +132,7 @@ func (w *watcher) restart() error {
 		w.unwatch(wd)
 	}
 	w.directories = make(map[int32]string)
-	clear(w.listed)
+	w.forgetListed()
 	return w.add("", func(string) error { return nil })
 }
 
@@ -128,47 +144,98 @@ func (w *watcher) control(f func(fd int)) {
 }
 
 func (w *watcher) unwatch(wd int32) {
-	delete(w.directories, wd)
+	w.forget(wd)
 	// It fails if the directory was removed.
 	w.control(func(fd int) { _, _ = unix.InotifyRmWatch(fd, uint32(wd)) })
 }
 
+// forget removes a directory that is not watched any more from directories.
+func (w *watcher) forget(wd int32) {
+	if rel, ok := w.directories[wd]; ok {
+		w.memory.release(pathSize(rel))
+		delete(w.directories, wd)
+	}
+}
+
+// pathSize returns how many bytes of memory a path in a map needs.
+func pathSize(rel string) int { return 2*perItem + len(rel) }
+
 // add watches the directory at the relative path rel, and if the watcher is recursive, those below it. It calls found
 // with the relative paths of what is in a directory, after the directory is watched.
 func (w *watcher) add(rel string, found func(rel string) error) error {
+	var waiting []string // directories that are not watched yet
+	wait := func(rel string) error {
+		waiting = append(waiting, rel)
+		if len(w.directories)+len(waiting) > maxWatchedDirectories {
+			return status.Errorf(codes.ResourceExhausted, "%s has more than %d directories: watch a directory below it, or not recursively", quote(w.path), maxWatchedDirectories)
+		}
+		return w.memory.hold(pathSize(rel))
+	}
+	err := wait(rel)
+	for err == nil && len(waiting) > 0 {
+		rel, waiting = waiting[0], waiting[1:]
+		var watched bool
+		if watched, err = w.watch(rel); err != nil {
+			break
+		}
+		if !watched {
+			w.memory.release(pathSize(rel)) // only the events of its parent report it
+		} else if w.recursive {
+			err = w.readDirectory(rel, func(rel string, isDir bool) error {
+				err := found(rel)
+				if err == nil && isDir {
+					err = wait(rel)
+				}
+				return err
+			})
+		}
+	}
+	return err
+}
+
+// watch watches the directory at the relative path rel, whose path is held by memory. It returns false if that is not
+// possible.
+func (w *watcher) watch(rel string) (bool, error) {
 	path := filepath.Join(w.directory, rel)
 	var wd int
 	var err error
 	w.control(func(fd int) { wd, err = unix.InotifyAddWatch(fd, path, watchMask) })
 	switch {
 	case rel != "" && (vanished(err) || err == unix.EACCES):
-		return nil // only the events of its parent report it
+		return false, nil
 	case err == unix.ENOSPC: // this is not about a disk
-		return status.Error(codes.ResourceExhausted, "the kernel of the sandbox can watch no more directories: watch fewer, or end programs that watch files")
+		return false, status.Error(codes.ResourceExhausted, "the kernel of the sandbox can watch no more directories: watch fewer, or end programs that watch files")
 	case err != nil:
-		return fileError(path, err)
+		return false, fileError(path, err)
 	}
+	w.forget(int32(wd)) // it may have been watched at another path
 	w.directories[int32(wd)] = rel
-	if len(w.directories) > maxWatchedDirectories {
-		return status.Errorf(codes.ResourceExhausted, "%s has more than %d directories: watch a directory below it, or not recursively", quote(w.path), maxWatchedDirectories)
+	return true, nil
+}
+
+// readDirectory calls visit for the entries of the directory at the relative path rel, with their relative paths. There are
+// none if it was removed or cannot be read.
+func (w *watcher) readDirectory(rel string, visit func(rel string, isDir bool) error) error {
+	path := filepath.Join(w.directory, rel)
+	dir, err := os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err == nil {
+		defer dir.Close()
 	}
-	if !w.recursive {
-		return nil
-	}
-	entries, err := os.ReadDir(path)
-	if err != nil && !vanished(err) && !errors.Is(err, fs.ErrPermission) {
-		return fileError(path, err)
-	}
-	for _, entry := range entries {
-		child := filepath.Join(rel, entry.Name())
-		if err := found(child); err != nil {
-			return err
+	for err == nil {
+		if err := w.ctx.Err(); err != nil {
+			return status.FromContextError(err).Err()
 		}
-		if entry.IsDir() {
-			if err := w.add(child, found); err != nil {
+		var entries []fs.DirEntry
+		entries, err = dir.ReadDir(1024)
+		slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+		for _, entry := range entries {
+			if err := visit(filepath.Join(rel, entry.Name()), entry.IsDir()); err != nil {
 				return err
 			}
 		}
+	}
+	if err != io.EOF && !vanished(err) && !errors.Is(err, fs.ErrPermission) {
+		return fileError(path, err)
 	}
 	return nil
 }
@@ -195,20 +262,48 @@ func (w *watcher) run() error {
 				return err
 			}
 		}
-		w.forgetListed()
+		w.forgetOldListed()
 	}
 }
 
-// forgetListed empties listed if the kernel has no more events that may be older than the listing.
-func (w *watcher) forgetListed() {
+// forgetOldListed empties listed if the kernel has no more events that may be older than the listing.
+func (w *watcher) forgetOldListed() {
 	if len(w.listed) == 0 {
 		return
 	}
 	w.control(func(fd int) {
 		if waiting, err := unix.IoctlGetInt(fd, unix.TIOCINQ); err == nil && waiting == 0 {
-			clear(w.listed)
+			w.forgetListed()
 		}
 	})
+}
+
+// forgetListed empties listed.
+func (w *watcher) forgetListed() {
+	for rel := range w.listed {
+		w.memory.release(pathSize(rel))
+	}
+	w.listed = make(map[string]bool) // an empty one needs less memory than one that was emptied
+}
+
+// list adds a path to listed.
+func (w *watcher) list(rel string) {
+	if len(w.listed) == maxListed {
+		w.forgetListed()
+	}
+	if !w.listed[rel] && w.memory.hold(pathSize(rel)) == nil {
+		w.listed[rel] = true
+	}
+}
+
+// unlist removes a path from listed, and reports whether it was there.
+func (w *watcher) unlist(rel string) bool {
+	if !w.listed[rel] {
+		return false
+	}
+	w.memory.release(pathSize(rel))
+	delete(w.listed, rel)
+	return true
 }
 
 // event handles an event of the kernel. name is that of a file in the directory with the watch descriptor wd, or empty
@@ -238,8 +333,7 @@ func (w *watcher) event(wd int32, mask uint32, name string) error {
 	isDir := mask&unix.IN_ISDIR != 0
 	switch {
 	case mask&(unix.IN_CREATE|unix.IN_MOVED_TO) != 0:
-		if mask&unix.IN_CREATE != 0 && w.listed[rel] {
-			delete(w.listed, rel)
+		if mask&unix.IN_CREATE != 0 && w.unlist(rel) {
 			return nil
 		}
 		if err := w.report(portalv1.WatchFilesResponse_TYPE_CREATE, rel); err != nil {
@@ -247,16 +341,16 @@ func (w *watcher) event(wd int32, mask uint32, name string) error {
 		}
 		if isDir && w.recursive {
 			return w.add(rel, func(rel string) error {
-				w.listed[rel] = true
+				w.list(rel)
 				return w.report(portalv1.WatchFilesResponse_TYPE_CREATE, rel)
 			})
 		}
 		return nil
 	case mask&unix.IN_DELETE != 0:
-		delete(w.listed, rel)
+		w.unlist(rel)
 		return w.report(portalv1.WatchFilesResponse_TYPE_REMOVE, rel)
 	case mask&unix.IN_MOVED_FROM != 0:
-		delete(w.listed, rel)
+		w.unlist(rel)
 		if isDir {
 			// If it was moved to another place below the path, that is a new directory.
 			for wd, watched := range w.directories {
@@ -274,7 +368,7 @@ func (w *watcher) event(wd int32, mask uint32, name string) error {
 func (w *watcher) selfEvent(wd int32, mask uint32, root bool) error {
 	switch {
 	case mask&unix.IN_IGNORED != 0 && !root:
-		delete(w.directories, wd)
+		w.forget(wd)
 		return nil
 	case !root:
 		return nil
