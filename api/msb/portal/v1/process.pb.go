@@ -325,7 +325,7 @@ type AttachProcessRequest struct {
 	Process *ProcessSelector       `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
 	// Begin with the output in the ring buffer.
 	Replay bool `protobuf:"varint,2,opt,name=replay,proto3" json:"replay,omitempty"`
-	// Return no output, only the exit. Such a call does not make the process wait.
+	// Return no output, only the exit, also with no_follow. Such a call does not make the process wait.
 	NoOutput bool `protobuf:"varint,3,opt,name=no_output,json=noOutput,proto3" json:"no_output,omitempty"`
 	// End after the output in the ring buffer. The stream has a ProcessExit only if it has all output before it.
 	NoFollow      bool `protobuf:"varint,4,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"`

@@ -52,8 +52,9 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 	accel, cpu, kernelArgs := "kvm", "host", ""
 	if s.cfg.Accelerator == "tcg" {
 		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
-		// boundary in any case.
-		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max", " mitigations=off"
+		// boundary in any case. Without erms, kernels and programs copy and clear memory with instructions of 8 or
+		// more bytes, instead of with one that QEMU emulates byte by byte: that is 4 to 6 times as fast.
+		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max,-erms", " mitigations=off"
 		if khz := hostTSC(); khz > 0 {
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
 		}

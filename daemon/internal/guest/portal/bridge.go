@@ -37,6 +37,10 @@ func Connect(ctx context.Context, socket string, in, out *os.File) error {
 	return err
 }
 
+// pipeSize is the size of each pipe, in bytes. In an emulated guest with one processor, a change of the process takes long, so
+// the portal should write much at once.
+const pipeSize = 1 << 20
+
 // receiveTimeout is how long a bridge may take to send its pipes.
 const receiveTimeout = 10 * time.Second
 
@@ -76,7 +80,8 @@ func receivePipes(bridge *net.UnixConn) (*pipes, error) {
 	}
 	p := &pipes{bridge: bridge}
 	for i, file := range []**os.File{&p.in, &p.out} {
-		err = errors.Join(err, unix.SetNonblock(fds[i], true)) // so that Close ends a Read or Write
+		err = errors.Join(err, unix.SetNonblock(fds[i], true))             // so that Close ends a Read or Write
+		_, _ = unix.FcntlInt(uintptr(fds[i]), unix.F_SETPIPE_SZ, pipeSize) // a smaller pipe works as well
 		*file = os.NewFile(uintptr(fds[i]), "bridge")
 	}
 	if err == nil {

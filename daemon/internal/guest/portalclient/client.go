@@ -29,7 +29,7 @@ import (
 const (
 	// window is the gRPC flow-control window of a run, in bytes. It is the output that a sandbox may send before msbd
 	// reads it. A namespace may have many runs, so it is small.
-	window = 128 << 10
+	window = 256 << 10
 	// connWindow is the window of a connection.
 	connWindow = 1 << 20
 	// maxMessage limits a message, in bytes. The portal's longest messages have 64 KiB of output.
