@@ -29,6 +29,7 @@ type script struct {
 	contract uint32
 	messages [][]byte
 	err      error
+	readAll  bool // respond after the last message of the request, not after the first
 }
 
 // scriptOf returns a script with the given messages.
@@ -50,6 +51,8 @@ func (s script) serve(_ any, stream grpc.ServerStream) error {
 	if method, _ := grpc.MethodFromServerStream(stream); method == portalv1.PortalService_Ping_FullMethodName {
 		ping, _ := proto.Marshal(&portalv1.PingResponse{Contract: s.contract})
 		return stream.SendMsg(&ping)
+	}
+	for s.readAll && stream.RecvMsg(&request) == nil {
 	}
 	for _, m := range s.messages {
 		if err := stream.SendMsg(&m); err != nil {
@@ -387,7 +390,9 @@ func TestSnapshot(t *testing.T) {
 // Data that fails cancels the call, so that the sandbox does not take it for complete.
 func TestDataThatFails(t *testing.T) {
 	broken := errors.New("the client is gone")
-	client := scriptOf(1, nil, &portalv1.WriteFileResponse{}).connect(t)
+	s := scriptOf(1, nil, &portalv1.WriteFileResponse{})
+	s.readAll = true
+	client := s.connect(t)
 	data := io.MultiReader(strings.NewReader("begin"), &failingReader{broken})
 	if _, _, err := client.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{}, data); err != broken {
 		t.Errorf("error %v, want that of the data", err)
