@@ -162,6 +162,36 @@ func TestBridgeEndsWithItsClient(t *testing.T) {
 	}
 }
 
+// TestKilledBridge checks that the end of a bridge ends its connection, although the portal has the pipes of the bridge.
+func TestKilledBridge(t *testing.T) {
+	t.Parallel()
+	g := startGuest(t)
+	b := g.bridge(t)
+	client, err := portalclient.New(t.Context(), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c := &connection{client}
+	running := fifo(t)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := sh(t.Context(), c, fmt.Sprintf("echo >%s; exec sleep 6042", running))
+		ended <- err
+	}()
+	wait(t, running)
+	if err := b.process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, sandbox.ErrRunFailed) {
+		t.Errorf("run over a bridge that was killed: %v, want sandbox.ErrRunFailed", err)
+	}
+	gone := "while pgrep -f '[s]leep 6042' >/dev/null; do sleep 0.01; done"
+	if r, err := sh(t.Context(), g.connect(t), gone); err != nil || r.ExitCode != 0 {
+		t.Errorf("wait for the end of the program: %v, %v", r, err)
+	}
+}
+
 // TestConnectWaitsForTheServer starts `msb-portal connect` before `msb-portal serve`.
 func TestConnectWaitsForTheServer(t *testing.T) {
 	t.Parallel()

@@ -87,6 +87,7 @@ func (g *guest) start(t testing.TB, cmd *exec.Cmd) {
 type bridge struct {
 	io.Reader
 	io.WriteCloser
+	process *os.Process
 	// ended is closed when the process has exited.
 	ended chan struct{}
 }
@@ -94,25 +95,27 @@ type bridge struct {
 func (g *guest) bridge(t testing.TB) *bridge {
 	t.Helper()
 	cmd := msbPortal(t, "connect", g.socket)
-	in, err := cmd.StdinPipe()
+	// Wait would close the pipes that cmd creates, while the portal still uses them.
+	inEnd, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Wait would close StdoutPipe while it is being read.
 	out, outEnd, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stdout = outEnd
+	cmd.Stdin, cmd.Stdout = inEnd, outEnd
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	inEnd.Close()
 	outEnd.Close()
-	b := &bridge{Reader: out, WriteCloser: in, ended: make(chan struct{})}
+	b := &bridge{Reader: out, WriteCloser: in, process: cmd.Process, ended: make(chan struct{})}
 	go func() { _ = cmd.Wait(); close(b.ended) }()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		<-b.ended
+		in.Close()
 		out.Close()
 	})
 	return b
