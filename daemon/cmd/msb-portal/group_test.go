@@ -298,7 +298,21 @@ func TestSignals(t *testing.T) {
 			t.Errorf("exit %v", exit)
 		}
 		gone(t, f)
+		wantEmpty(t, c, processes)
 		wantStatus(t, "signal to an ended process", signal(e, 15, true), codes.FailedPrecondition, "has ended")
+
+		if processes == "" {
+			return
+		}
+		// What an ended process has left can get a signal.
+		h = hold(t)
+		e = c.start(t, shell("exec 3>%s; %s sh -c 'echo ready >&3; sleep 600; true' >/dev/null 2>&1 &", h.path, detach))
+		f = h.open(t)
+		e.finish(t)
+		if err := signal(e, 15, true); err != nil {
+			t.Fatal(err)
+		}
+		gone(t, f)
 		wantEmpty(t, c, processes)
 	})
 }

@@ -101,7 +101,8 @@ func (l *launch) setUser(user *account) (err error) {
 func (l *launch) startError(name string, err error) error {
 	if l.credential != nil && errors.Is(err, syscall.EACCES) {
 		return status.Errorf(codes.PermissionDenied,
-			"%s cannot be run by the user %q, who may not use the program or the working directory %q", name, l.user.name, l.dir)
+			"%s cannot be run by the user %q, who may not use the program or the working directory %q: choose another cwd, such as /",
+			name, l.user.name, l.dir)
 	}
 	return startError(name, l.path, err)
 }

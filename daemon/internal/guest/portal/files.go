@@ -29,8 +29,12 @@ const maxXattrs = 64 << 10
 // permissions are the bits of a mode that a request may set.
 const permissions = 0o7777
 
-// tempPattern is the pattern of os.CreateTemp for what will be renamed when it is complete.
-const tempPattern = ".msb-*"
+// tempPrefix is how the names of the portal's own files begin, and tempPattern is their pattern for os.CreateTemp. They are
+// renamed when they are complete.
+const (
+	tempPrefix  = ".msb-"
+	tempPattern = tempPrefix + "*"
+)
 
 // fileServer implements portalv1.FileServiceServer. Its handlers use the files of the sandbox with the permissions of the
 // portal, which is usually root.

@@ -125,6 +125,15 @@ func (g *group) signalSome(pids []int, sig syscall.Signal) (err error) {
 	return err
 }
 
+// populated reports whether a process is in the cgroup.
+func (g *group) populated() bool {
+	if g == nil {
+		return false
+	}
+	pids, err := g.processes()
+	return err == nil && len(pids) > 0
+}
+
 // processes returns the pids of the processes in the cgroup.
 func (g *group) processes() ([]int, error) {
 	f, err := openAt(g.parent.dir, g.name+"/cgroup.procs", 0)

@@ -488,7 +488,7 @@ func (p *program) sendSignal(signal int32, all bool) error {
 	if signal < 1 || signal > 64 {
 		return status.Errorf(codes.InvalidArgument, "signal %d is invalid: use a number from 1 to 64", signal)
 	}
-	if !p.running() {
+	if !p.running() && !(all && p.group.populated()) {
 		return errProcessEnded
 	}
 	send := p.signal

@@ -327,6 +327,8 @@ func (w *watcher) event(wd int32, mask uint32, name string) error {
 			return w.fileEvent(mask)
 		}
 		return nil
+	case strings.HasPrefix(name, tempPrefix):
+		return nil
 	}
 
 	rel := filepath.Join(parent, name)

@@ -162,7 +162,7 @@ func (s *socket) close(cause error) {
 		status, rpcErr := websocket.StatusInternalError, rpcerr.JSONRPC(cause, s.call.ID)
 		if m, ok := errors.AsType[*mistake](cause); ok {
 			status = m.status
-		} else if rpcErr.Code == rpc.CodeInvalidParams {
+		} else if rpcerr.HTTPStatus(rpcErr.Code) < http.StatusInternalServerError {
 			status = websocket.StatusPolicyViolation
 		}
 		s.writeJSON(struct {
