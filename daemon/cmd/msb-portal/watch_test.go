@@ -145,6 +145,18 @@ func TestWatchWithoutSubdirectories(t *testing.T) {
 	}
 }
 
+// TestWatchHidesUploads checks that the file that the portal writes before it replaces another is not reported.
+func TestWatchHidesUploads(t *testing.T) {
+	t.Parallel()
+	c, dir := startFiles(t, 0), t.TempDir()
+	events := c.watch(t, &portalv1.WatchFilesRequest{Path: at(dir)})
+	for range 2 {
+		_, err := c.write(t.Context(), &portalv1.WriteFileRequest_Start{File: at(filepath.Join(dir, "file"))}, []byte("new"))
+		noError(t, err)
+		events.want("CREATE file")
+	}
+}
+
 func TestWatchOneFile(t *testing.T) {
 	t.Parallel()
 	c, dir := startFiles(t, 0), t.TempDir()
