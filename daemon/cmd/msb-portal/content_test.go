@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -15,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -262,12 +262,36 @@ func TestWriteFile(t *testing.T) {
 	wantNames(t, dir, "a", "busy", "empty", "fifo", "indirect", "loop", "new", "odd", "old", "place", "setuid", "target", "to-b")
 }
 
-// until waits until done returns true.
-func until(t testing.TB, what string, done func() bool) {
+// awaitEvents begins to watch the files in dir for the events in mask. The returned function waits for the next one of those
+// that are in its mask.
+func awaitEvents(t testing.TB, dir string, mask uint32) (await func(mask uint32)) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%s did not come within 30 s", what)
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	noError(t, err)
+	t.Cleanup(func() { unix.Close(fd) })
+	_, err = unix.InotifyAddWatch(fd, dir, mask)
+	noError(t, err)
+	buf, rest := make([]byte, 4<<10), []byte(nil)
+	return func(mask uint32) {
+		t.Helper()
+		for {
+			if len(rest) == 0 {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 30_000)
+				if err == unix.EINTR {
+					continue
+				}
+				if err != nil || n == 0 {
+					t.Fatalf("no event %#x within 30 s: %v", mask, err)
+				}
+				n, err = unix.Read(fd, buf)
+				noError(t, err)
+				rest = buf[:n]
+			}
+			got, size := binary.NativeEndian.Uint32(rest[4:]), unix.SizeofInotifyEvent+binary.NativeEndian.Uint32(rest[12:])
+			rest = rest[size:]
+			if got&mask != 0 {
+				return
+			}
 		}
 	}
 }
@@ -277,6 +301,7 @@ func TestWriteFileCanceled(t *testing.T) {
 	t.Parallel()
 	c, dir := startFiles(t, 0), t.TempDir()
 	create(t, filepath.Join(dir, "file"), "old", 0o600)
+	await := awaitEvents(t, dir, unix.IN_MODIFY|unix.IN_DELETE)
 	ctx, cancel := context.WithCancel(t.Context())
 	stream, err := c.WriteFile(ctx)
 	noError(t, err)
@@ -284,17 +309,9 @@ func TestWriteFileCanceled(t *testing.T) {
 		Start: &portalv1.WriteFileRequest_Start{File: at(filepath.Join(dir, "file"))},
 	}}))
 	noError(t, stream.Send(&portalv1.WriteFileRequest{Part: &portalv1.WriteFileRequest_Data{Data: []byte("new")}}))
-	temporary := func() []string {
-		names, err := filepath.Glob(filepath.Join(dir, ".msb-*"))
-		noError(t, err)
-		return names
-	}
-	until(t, "the data in a temporary file", func() bool {
-		names := temporary()
-		return len(names) == 1 && content(t, names[0]) == "new"
-	})
+	await(unix.IN_MODIFY) // the data is in a temporary file
 	cancel()
-	until(t, "the removal of the temporary file", func() bool { return len(temporary()) == 0 })
+	await(unix.IN_DELETE)
 	wantNames(t, dir, "file")
 	if got := content(t, filepath.Join(dir, "file")); got != "old" {
 		t.Errorf("the file has %q", got)
