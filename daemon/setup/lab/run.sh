@@ -75,7 +75,9 @@ done
 #  - one processor: with two, the lab or a microVM in it sometimes hangs. Kernels patch their own code while they run,
 #    also when VMs start and stop, and QEMU 7.2 may continue to execute code that the other processor was translating
 #    at that moment.
-timeout -k 5 "$time_limit" qemu-system-x86_64 -name lab -nodefaults -no-user-config -display none -no-reboot \
+# The lab has a session of its own. The kernel shares the processors between sessions (sched_autogroup), so the lab gets
+# its share however much runs in this session, such as other tests. Otherwise its microVMs can miss their time limits.
+setsid timeout -k 5 "$time_limit" qemu-system-x86_64 -name lab -nodefaults -no-user-config -display none -no-reboot \
 	-machine q35,memory-backend=mem -bios qboot.rom \
 	-accel tcg,tb-size=512 -cpu max,+svm,-erms -m "$memory" \
 	-object memory-backend-memfd,id=mem,size="${memory}M",share=on \
