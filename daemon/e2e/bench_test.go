@@ -300,7 +300,7 @@ func bootBare(accelerator string) (*bareVM, error) {
 	sock := filepath.Join(dir, "agent.sock")
 	kernelArgs := "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"
 	if accelerator == "tcg" {
-		accelerator, kernelArgs = "tcg,thread=multi", kernelArgs+" mitigations=off"
+		kernelArgs += " mitigations=off"
 	}
 	vm := &bareVM{dir: dir, cmd: exec.Command("qemu-system-x86_64", "-M", "q35", "-bios", "qboot.rom",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-accel", accelerator, "-cpu", "max",

@@ -67,19 +67,20 @@ for _ in {1..200}; do
 done
 
 # The options make the emulation faster and reliable:
-#  - -erms: with erms, emulated copies are byte by byte instead of eight bytes at a time;
+#  - -erms: with erms, emulated copies are byte by byte instead of eight bytes at a time. Linux does not boot
+#    with fsrm but without erms;
 #  - no_timer_check, tsc=reliable: emulated timers are too slow for the kernel's checks of them;
 #  - tsc_early_khz: otherwise the kernel measures how fast its time stamp counter counts. On a busy host the result is
 #    wrong by a factor of up to 50, and then every guest hangs;
 #  - pci=lastbus=0: otherwise the kernel probes 8192 places on PCI buses for devices, and each probe is slow;
 #  - one processor: with two, the lab or a microVM in it sometimes hangs. Kernels patch their own code while they run,
 #    also when VMs start and stop, and QEMU 7.2 may continue to execute code that the other processor was translating
-#    at that moment.
+#    at that moment. Emulated sandboxes have one processor for the same reason.
 # The lab has a session of its own. The kernel shares the processors between sessions (sched_autogroup), so the lab gets
 # its share however much runs in this session, such as other tests. Otherwise its microVMs can miss their time limits.
 setsid timeout -k 5 "$time_limit" qemu-system-x86_64 -name lab -nodefaults -no-user-config -display none -no-reboot \
 	-machine q35,memory-backend=mem -bios qboot.rom \
-	-accel tcg,tb-size=512 -cpu max,+svm,-erms -m "$memory" \
+	-accel tcg,tb-size=512 -cpu max,+svm,-erms,-fsrm -m "$memory" \
 	-object memory-backend-memfd,id=mem,size="${memory}M",share=on \
 	-kernel "$root/bin/guest/vmlinux" -initrd "$root/bin/lab/initrd.img" \
 	-append "console=ttyS0 loglevel=5 panic=-1 mitigations=off cryptomgr.notests pci=lastbus=0 no_timer_check tsc=reliable tsc_early_khz=$("$root/bin/lab/tsc") random.trust_cpu=on LAB_ROOT=$root LAB_SYSTEMD=${LAB_SYSTEMD:-}" \

@@ -49,12 +49,20 @@ var hostTSC = sync.OnceValue(tsc.KHz)
 // qemuCommand returns the command that runs QEMU for the VM st. QEMU runs in the VM's directory dir. The paths of its
 // sockets and logs are relative to dir. monitor is the listening QMP socket.
 func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
-	accel, cpu, kernelArgs := "kvm", "host", ""
+	accel, cpu, processors, kernelArgs := "kvm", "host", st.VCPUs, ""
 	if s.cfg.Accelerator == "tcg" {
 		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
 		// boundary in any case. Without erms, kernels and programs copy and clear memory with instructions of 8 or
 		// more bytes, instead of with one that QEMU emulates byte by byte: that is 4 to 6 times as fast.
-		accel, cpu, kernelArgs = "tcg,thread=multi,tb-size=256", "max,-erms", " mitigations=off"
+		//
+		// Linux does not boot with fsrm but without erms. QEMU emulates fsrm since some version between 7.2 and 10.
+		//
+		// The VM has one processor. With more, a processor of QEMU 7.2 sometimes continues to execute code that another
+		// processor has changed. Linux changes its own code, for example at the first CPU quota, and then such a guest
+		// hangs. If all processors share one thread of QEMU, guests do not hang, but some phases are many times slower.
+		// (QEMU 10 did not hang.)
+		processors = 1
+		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off"
 		if khz := hostTSC(); khz > 0 {
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
 		}
@@ -65,7 +73,7 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 		"-name", st.ID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(st.VCPUs), "-m", memory,
+		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(processors), "-m", memory,
 		"-machine", "q35,memory-backend=mem,usb=off,sata=off,smbus=off,vmport=off",
 		"-object", "memory-backend-memfd,id=mem,share=on,size="+memory, // shared with virtiofsd
 		"-bios", "qboot.rom", "-kernel", s.cfg.Kernel, "-initrd", s.cfg.Initrd,

@@ -77,7 +77,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 	started := time.Now()
 	startProcess(t, "qemu", exec.Command("qemu-system-x86_64", append([]string{
 		"-M", "q35,memory-backend=mem", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "256",
+		"-accel", "tcg", "-cpu", "max", "-m", "256",
 		"-object", "memory-backend-memfd,id=mem,size=256M,share=on",
 		"-kernel", filepath.Join(image, "vmlinux"), "-initrd", filepath.Join(image, "initrd.img"),
 		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests no_timer_check pci=lastbus=0 random.trust_cpu=on mitigations=off console=ttyS0 tsc_early_khz=" + strconv.Itoa(tsc.KHz()),
