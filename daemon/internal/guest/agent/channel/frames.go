@@ -7,7 +7,7 @@ import (
 	"net"
 )
 
-// frameReader finds the headers of ttrpc frames in the bytes that a client sends.
+// frameReader finds the headers of ttrpc frames in the bytes that one end of a connection sends.
 type frameReader struct {
 	header    [ttrpcHeader]byte // payload length, stream id, message type, flags
 	headerLen int               // bytes of the current frame's header that have been read
@@ -47,6 +47,9 @@ func (r *frameReader) scan(p []byte, accept func(stream uint32, kind byte) bool)
 	}
 	return len(p), nil
 }
+
+// inFrame reports whether a part of the current frame has been scanned.
+func (r *frameReader) inFrame() bool { return r.payload > 0 || r.headerLen > 0 }
 
 // RequestsOnly returns a listener that is like l but protects ttrpc's server, which crashes on data for a stream that
 // it does not know. When a client sends a data frame, Read on its connection returns io.EOF from then on. A correct

@@ -91,6 +91,10 @@ type portConn struct {
 	next       []byte // the first bytes of the next client
 	ended      bool
 
+	writing sync.Mutex // held during Write; guards the fields below
+	sent    frameReader
+	held    []byte // what is written with the rest of its frame
+
 	once sync.Once
 }
 
@@ -132,6 +136,28 @@ func (c *portConn) Read(p []byte) (int, error) {
 		}
 	}
 	return accepted, nil
+}
+
+// maxPortWrite is how many bytes the kernel accepts at once for the port.
+const maxPortWrite = 32 << 10
+
+// Write writes each frame at once, up to maxPortWrite, because each write to the port interrupts QEMU and the host's end of
+// it. ttrpc writes a frame of more than 4 KiB in two pieces. It reports an error of the port with the write that
+// completes a frame.
+func (c *portConn) Write(p []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.sent.scan(p, func(uint32, byte) bool { return true })
+	c.held = append(c.held, p...)
+	if len(c.held) == 0 || c.sent.inFrame() && len(c.held) < maxPortWrite {
+		return len(p), nil
+	}
+	_, err := c.File.Write(c.held)
+	c.held = c.held[:0]
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
 // end marks the connection as ended and makes writes fail. Otherwise a write would wait for the next client.

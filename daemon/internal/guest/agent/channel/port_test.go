@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -58,7 +59,7 @@ func TestPortSeparatesClients(t *testing.T) {
 		if !bytes.HasPrefix(got, first) || len(got) >= len(first)+ttrpcHeader {
 			t.Fatalf("buffer of %d bytes: first connection got %q, want %q", size, got, first)
 		}
-		if _, err := conn.Write([]byte("x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := conn.Write(frame(1, "x")); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("buffer of %d bytes: write after the end: %v, want os.ErrDeadlineExceeded", size, err)
 		}
 		conn.Close()
@@ -113,5 +114,58 @@ func TestPortCloseEndsRead(t *testing.T) {
 	conn.Close()
 	if err := <-read; err == nil {
 		t.Error("read after Close returned no error")
+	}
+}
+
+// TestPortWritesFramesAtOnce writes frames as ttrpc does. Each arrives in one packet.
+func TestPortWritesFramesAtOnce(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := os.NewFile(uintptr(fds[1]), "host")
+	defer host.Close()
+	l, err := newPortListener(os.NewFile(uintptr(fds[0]), "port"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := host.Write(frame(1, "request")); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	packet := make([]byte, 64<<10)
+	for _, f := range [][]byte{frame(1, ""), frame(3, "one"), frame(5, string(make([]byte, 4<<10))), frame(7, "two")} {
+		for _, part := range [][]byte{f[:4], f[4:ttrpcHeader], f[ttrpcHeader:]} {
+			if n, err := conn.Write(part); n != len(part) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		n, err := host.Read(packet)
+		if err != nil || !bytes.Equal(packet[:n], f) {
+			t.Fatalf("a frame of %d bytes arrives as %d bytes, error %v", len(f), n, err)
+		}
+	}
+	// A frame that is longer than what the kernel accepts at once is not held.
+	long := frame(9, string(make([]byte, 3*maxPortWrite)))
+	var got int
+	for part := range slices.Chunk(long, maxPortWrite) {
+		if _, err := conn.Write(part); err != nil {
+			t.Fatal(err)
+		}
+		for got < len(long) {
+			n, err := unix.Read(fds[1], packet)
+			if err != nil {
+				break
+			}
+			got += n
+		}
+	}
+	if got != len(long) {
+		t.Errorf("%d bytes of a long frame arrived, want %d", got, len(long))
 	}
 }

@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// streamChunk is how many bytes are read from a stream at once. The shim requests the same amount.
-	streamChunk = 32 << 10
+	// streamChunk is how many bytes are read from a stream at once. A response with them fits into one write to the
+	// virtio-serial port, which takes 32 KiB.
+	streamChunk = 32<<10 - 64
 	// exitGrace is how long a stream stays open after its process has exited. A child in the background may keep the
 	// stream open forever, but the shim reports the exit only after the streams have ended.
 	exitGrace = 100 * time.Millisecond
