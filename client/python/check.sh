@@ -28,12 +28,21 @@ pythons() {
 	done
 }
 
-# pip installs packages in up to three attempts, because the network may fail: pip DIR ARGUMENT…
+# limited ends a command and what it has started after some seconds, so that CI says what hangs: limited SECONDS COMMAND…
+limited() {
+	local status=0 foreground=
+	[ ! -t 0 ] || foreground=--foreground # so that Ctrl-C ends the command
+	timeout $foreground --kill-after=10 "$@" || status=$?
+	case $status in 124 | 137) echo "check.sh: ended, probably because it took more than $1 s: ${*:2}" >&2 ;; esac
+	return "$status"
+}
+
+# pip installs packages in up to three attempts, because the network may fail or stall: pip DIR ARGUMENT…
 pip() {
 	local dir=$1 try
 	shift
 	for try in 1 2 3; do
-		"$dir/bin/pip" install "$@" >&2 && return
+		limited 300 "$dir/bin/pip" install "$@" >&2 && return
 		echo "check.sh: pip install $*: failed, attempt $try of 3" >&2
 		[ "$try" = 3 ] || sleep $((try * 5))
 	done
@@ -77,7 +86,8 @@ unit_with() {
 	fi
 	dir=$(venv "unit-$version" "$python" "${packages[@]}")
 	install "$dir"
-	"$dir/bin/python" -m pytest --quiet
+	# With the time limit of a test, pytest prints where each thread is.
+	limited 900 "$dir/bin/python" -m pytest --quiet -o faulthandler_timeout=600
 }
 
 # unit runs the unit tests with all Pythons in parallel, because they mostly wait.

@@ -29,11 +29,20 @@ new_enough() {
 		command -v npm >/dev/null
 }
 
-# try runs a command that needs the network, up to three times, and reports each failed attempt.
+# limited ends a command and what it has started after some seconds, so that CI says what hangs: limited SECONDS COMMAND…
+limited() {
+	local status=0 foreground=
+	[ ! -t 0 ] || foreground=--foreground # so that Ctrl-C ends the command
+	timeout $foreground --kill-after=10 "$@" || status=$?
+	case $status in 124 | 137) echo "check.sh: ended, probably because it took more than $1 s: ${*:2}" >&2 ;; esac
+	return "$status"
+}
+
+# try runs a command that needs the network, which may fail or stall. It makes up to three attempts, and reports each that fails.
 try() {
 	local n
 	for n in 1 2 3; do
-		"$@" && return
+		limited 300 "$@" && return
 		echo "check.sh: attempt $n of 3 failed: $*" >&2
 		[ "$n" = 3 ] || sleep $((10 * n))
 	done
@@ -52,14 +61,14 @@ if ! new_enough; then
 fi
 
 # Several check.sh may run at the same time. This lock on the directory keeps one from replacing node_modules or dist
-# while another uses them.
+# while another uses them. The commands do not inherit it (9<&-): one that outlives its check.sh would keep the others waiting.
 exec 9<.
 
 # Install the packages of the lock file if it changed.
 if ! cmp --silent package-lock.json node_modules/.installed; then
 	flock 9
 	if ! cmp --silent package-lock.json node_modules/.installed; then
-		try npm ci --loglevel=error --no-audit --no-fund >/dev/null
+		try npm ci --loglevel=error --no-audit --no-fund >/dev/null 9<&-
 		cp package-lock.json node_modules/.installed
 	fi
 	flock --unlock 9
@@ -68,21 +77,21 @@ fi
 case $1 in
 lint)
 	flock 9
-	npm run --silent check
+	npm run --silent check 9<&-
 	;;
 unit)
 	flock 9
-	npm run --silent build
-	npm test --silent
-	npm run --silent test:package
+	limited 300 npm run --silent build 9<&-
+	limited 900 npm test --silent 9<&-
+	limited 900 npm run --silent test:package 9<&-
 	;;
 live)
 	flock 9
-	npm run --silent test:live
+	npm run --silent test:live 9<&-
 	;;
 bench)
 	flock 9
-	npm run --silent bench
+	npm run --silent bench 9<&-
 	;;
 run)
 	# Create a package that depends on this one, with a build of its own, so that it needs no lock.
