@@ -188,6 +188,10 @@ func TestRunOptions(t *testing.T) {
 	if want := "/var\nnobody\nb /nonexistent\nfrom the client\n"; got != want {
 		t.Errorf("command with options: got %q, want %q", got, want)
 	}
+	// The portal's own timer slack would delay a program.
+	if got := run(params{"command": "cat", "args": []string{"/proc/self/timerslack_ns"}}).text("stdout"); got != "50000\n" {
+		t.Errorf("a program has a timer slack of %q ns, want the kernel's 50000", got)
+	}
 	var r struct {
 		Output []struct{ Stream, Base64 string }
 	}

@@ -53,7 +53,8 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 	if s.cfg.Accelerator == "tcg" {
 		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
 		// boundary in any case. Without erms, kernels and programs copy and clear memory with instructions of 8 or
-		// more bytes, instead of with one that QEMU emulates byte by byte: that is 4 to 6 times as fast.
+		// more bytes, instead of with one that QEMU emulates byte by byte: that is 4 to 6 times as fast. With
+		// norandmaps, a program is at the same addresses each time, so QEMU needs to translate it only once.
 		//
 		// Linux does not boot with fsrm but without erms. QEMU emulates fsrm since some version between 7.2 and 10.
 		//
@@ -62,7 +63,7 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 		// hangs. If all processors share one thread of QEMU, guests do not hang, but some phases are many times slower.
 		// (QEMU 10 did not hang.)
 		processors = 1
-		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off"
+		accel, cpu, kernelArgs = "tcg,tb-size=256", "max,-erms,-fsrm", " mitigations=off norandmaps"
 		if khz := hostTSC(); khz > 0 {
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/devices"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
+	"github.com/msbd/msbd/daemon/internal/sys/timerslack"
 )
 
 // mountSystem mounts the file systems that the rest of the agent needs. The initramfs has none of them.
@@ -41,9 +42,12 @@ func mountSystem() error {
 	return nil
 }
 
-// bringUp prepares the machine for containers. It loads kernel modules, enables cgroup controllers and sets up the
+// bringUp prepares the machine for containers. It sets the agent's timer slack, loads kernel modules, enables cgroup controllers and sets up the
 // network.
 func bringUp(log *slog.Logger) error {
+	if err := timerslack.SetAll(timerslack.Service); err != nil {
+		log.Warn("the agent will wake up more often than necessary", "err", err)
+	}
 	if err := devices.LoadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	processes "github.com/msbd/msbd/daemon/internal/sys/process"
+	"github.com/msbd/msbd/daemon/internal/sys/timerslack"
 )
 
 // children starts the portal's processes. It reaps them, and every orphan that the kernel reparents to the portal.
@@ -133,20 +134,23 @@ func (c *children) start(l launch) (*process, error) {
 	if c.load != nil {
 		dir := c.load.dir
 		if l.ownGroup && c.load.groups != nil {
-			var err error
-			if p.group, dir, err = c.load.groups.create(); err != nil {
+			created, err := c.load.groups.create()
+			if err != nil {
 				return nil, err
 			}
-			defer dir.Close()
+			defer created.dir.Close()
+			p.group, dir = created.group, created.dir
 		}
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
 	}
 	// Hold the lock so that the process is not reaped before it is in the map.
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	err := processes.WithoutOOMProtection(func() (err error) {
-		p.pid, err = syscall.ForkExec(l.path, l.argv, attr)
-		return err
+	err := processes.WithoutOOMProtection(func() error {
+		return timerslack.WithDefault(func() (err error) {
+			p.pid, err = syscall.ForkExec(l.path, l.argv, attr)
+			return err
+		})
 	})
 	if err != nil {
 		p.group.release()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,8 +20,17 @@ type groups struct {
 
 	mu   sync.Mutex
 	last uint64
+	// spare is a cgroup for the next process, so that its start takes less time. It is nil if there is none.
+	spare *openGroup
 	// released are the cgroups whose process has ended. Processes in the background may still be in them.
 	released []*group
+	tidying  bool // tidy will run soon
+}
+
+// openGroup is a cgroup with its open directory.
+type openGroup struct {
+	*group
+	dir *os.File
 }
 
 // maxRemovals is how many cgroups a call of removeEmpty tries to remove. It is more than one, so that the released ones
@@ -33,25 +43,34 @@ type group struct {
 	name   string
 }
 
-// create creates a cgroup and opens its directory.
-func (g *groups) create() (*group, *os.File, error) {
+// create returns a new cgroup. The caller must close its directory.
+func (g *groups) create() (*openGroup, error) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
+	if spare := g.spare; spare != nil {
+		g.spare = nil
+		return spare, nil
+	}
+	return g.make()
+}
+
+// make creates a cgroup. The caller holds mu.
+func (g *groups) make() (*openGroup, error) {
+	g.removeEmpty()
 	g.last++
 	created := &group{g, strconv.FormatUint(g.last, 10)}
-	g.removeEmpty()
-	g.mu.Unlock()
 	if err := unix.Mkdirat(int(g.dir.Fd()), created.name, 0o755); err != nil {
-		return nil, nil, os.NewSyscallError("mkdirat", err)
+		return nil, os.NewSyscallError("mkdirat", err)
 	}
 	dir, err := openAt(g.dir, created.name, unix.O_DIRECTORY)
 	if err != nil {
-		created.release()
-		return nil, nil, err
+		g.released = append(g.released, created)
+		return nil, err
 	}
-	return created, dir, nil
+	return &openGroup{created, dir}, nil
 }
 
-// release removes the cgroup now or, if processes are in it, when another cgroup is created or released later.
+// release removes the cgroup soon or, if processes are then in it, after another one has been released.
 func (g *group) release() {
 	if g == nil {
 		return
@@ -59,7 +78,36 @@ func (g *group) release() {
 	g.parent.mu.Lock()
 	defer g.parent.mu.Unlock()
 	g.parent.released = append(g.parent.released, g)
-	g.parent.removeEmpty()
+	if !g.parent.tidying {
+		g.parent.tidying = true
+		time.AfterFunc(tidyDelay, g.parent.tidy)
+	}
+}
+
+// tidyDelay is how long tidy waits after the end of a process. The end of the process is reported meanwhile.
+const tidyDelay = 5 * time.Millisecond
+
+// tidy removes cgroups and creates the spare one.
+func (g *groups) tidy() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.tidying = false
+	for range len(g.released)/maxRemovals + 1 {
+		g.removeEmpty()
+	}
+	if g.spare == nil {
+		g.spare, _ = g.make() // if it fails, create reports it
+	}
+}
+
+// close closes the descriptors. It may be called while tidy runs.
+func (g *groups) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.spare != nil {
+		g.spare.dir.Close()
+	}
+	g.dir.Close()
 }
 
 // removeEmpty removes the released cgroups that have no processes. It tries only some of them, beginning with those that it

@@ -23,6 +23,7 @@ const (
 type load struct {
 	container *os.File // the directory of the container's cgroup, whose limit on memory is that of the sandbox
 	dir       *os.File // the directory of the load's cgroup, which is below it
+	events    *os.File // memory.events of the load; nil if the kernel does not limit its memory
 	groups    *groups  // nil if the agent does not provide a cgroup for them
 }
 
@@ -40,6 +41,7 @@ func openLoad() (*load, error) {
 		l.container.Close()
 		return nil, err
 	}
+	l.events, _ = openAt(l.dir, "memory.events", 0)
 	return l, nil
 }
 
@@ -63,8 +65,9 @@ func openAt(dir *os.File, name string, flags int) (*os.File, error) {
 func (l *load) close() {
 	if l != nil {
 		if l.groups != nil {
-			l.groups.dir.Close()
+			l.groups.close()
 		}
+		l.events.Close()
 		l.dir.Close()
 		l.container.Close()
 	}
@@ -76,11 +79,12 @@ func (l *load) oomKills() uint64 {
 	if l == nil {
 		return 0
 	}
-	events, err := readAt(l.dir, "memory.events")
-	if err != nil {
+	buf := make([]byte, 4<<10)
+	n, err := l.events.ReadAt(buf, 0)
+	if err != nil && err != io.EOF {
 		return 0
 	}
-	for line := range strings.Lines(events) {
+	for line := range strings.Lines(string(buf[:n])) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
 			n, _ := strconv.ParseUint(value, 10, 64)
 			return n

@@ -20,14 +20,23 @@ const protectedOOMScore = -500
 // it. It does nothing if a score is already set, for example by systemd. It needs CAP_SYS_RESOURCE. Start child processes
 // that must not be protected in WithoutOOMProtection.
 func ProtectFromOOM() error {
-	score, err := os.ReadFile(oomScoreFile)
-	if err == nil && string(score) == "0\n" {
-		err = os.WriteFile(oomScoreFile, []byte(strconv.Itoa(protectedOOMScore)), 0)
+	f, err := openOOMScore()
+	if err == nil && readOOMScore(f) == "0" {
+		_, err = f.WriteAt([]byte(strconv.Itoa(protectedOOMScore)), 0)
 	}
 	if err != nil {
 		return fmt.Errorf("protect this process when memory runs out: %w", err)
 	}
 	return nil
+}
+
+// openOOMScore opens the file once, because it is used for each process that starts.
+var openOOMScore = sync.OnceValues(func() (*os.File, error) { return os.OpenFile(oomScoreFile, os.O_RDWR, 0) })
+
+func readOOMScore(f *os.File) string {
+	buf := make([]byte, 16)
+	n, _ := f.ReadAt(buf, 0)
+	return strings.TrimSpace(string(buf[:n]))
 }
 
 var oomMu sync.Mutex // held while this process has no protection
@@ -38,10 +47,15 @@ var oomMu sync.Mutex // held while this process has no protection
 func WithoutOOMProtection(fork func() error) error {
 	oomMu.Lock()
 	defer oomMu.Unlock()
-	data, _ := os.ReadFile(oomScoreFile)
-	score := strings.TrimSpace(string(data))
-	if strings.HasPrefix(score, "-") && os.WriteFile(oomScoreFile, []byte("0"), 0) == nil {
-		defer func() { _ = os.WriteFile(oomScoreFile, []byte(score), 0) }()
+	f, err := openOOMScore()
+	if err != nil {
+		return fork()
+	}
+	score := readOOMScore(f)
+	if strings.HasPrefix(score, "-") {
+		if _, err := f.WriteAt([]byte("0"), 0); err == nil {
+			defer func() { _, _ = f.WriteAt([]byte(score), 0) }()
+		}
 	}
 	return fork()
 }

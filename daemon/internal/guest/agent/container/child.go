@@ -11,6 +11,8 @@ import (
 
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/sys/timerslack"
 )
 
 // This file has the code of the child. The child is this binary, which the agent runs again in the container's
@@ -87,6 +89,13 @@ func childMain() {
 				childFail(fmt.Errorf("hand over the cgroups: %w", err))
 			}
 		}
+	}
+	slack := timerslack.Default
+	if cfg.Portal {
+		slack = timerslack.Service
+	}
+	if err := timerslack.Set(slack); err != nil {
+		childFail(err)
 	}
 	childFail(execProgram(cfg.Process))
 }
