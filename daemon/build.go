@@ -97,8 +97,8 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 	return sandbox.NewManager(sandbox.Options{
 		Store:   db,
 		Runtime: machines.Runtime,
-		Connect: func(ctx context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
-			return portalclient.New(ctx, stream)
+		Connect: func(ctx context.Context, stream io.ReadWriteCloser, attach sandbox.Attach) (sandbox.Portal, error) {
+			return portalclient.New(ctx, stream, attach)
 		},
 		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
 		MaxCPUs:      cfg.MaxCPUs,

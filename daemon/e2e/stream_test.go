@@ -452,6 +452,24 @@ func TestExecSocket(t *testing.T) {
 	}
 }
 
+// abandonDownload ends a download of a large file early. This also ends the process in the sandbox that transfers the bytes.
+func abandonDownload(t *testing.T, s *server, key, path string) {
+	t.Helper()
+	// With the brackets, grep does not find its own command line.
+	transfers := func(script string) string {
+		return s.command(t, key, "box", "sh", "-c", fmt.Sprintf(script, `grep -la '[t]ransfer' /proc/[0-9]*/cmdline`)).text("stdout")
+	}
+	res := s.file(t, key, "GET", path, nil)
+	if _, err := io.CopyN(io.Discard, res.Body, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if transfers("%s") == "" {
+		t.Error("no process transfers the bytes of a large file")
+	}
+	res.Body.Close()
+	transfers("while %s; do sleep 0.05; done")
+}
+
 // TestFiles transfers files and trees.
 func TestFiles(t *testing.T) {
 	s, key := sharedSandbox(t)
@@ -483,6 +501,7 @@ func TestFiles(t *testing.T) {
 		t.Logf("the server's memory grew by %d KiB", grown)
 	}
 
+	abandonDownload(t, s, key, "/root/up/large")
 	if res := s.file(t, key, "GET", "/root/up/large", nil, "Range", "bytes=100-102"); res.StatusCode != 206 || len(readAll(t, res.Body)) != 3 {
 		t.Errorf("range: HTTP %d", res.StatusCode)
 	}

@@ -22,7 +22,7 @@ func TestReconnect(t *testing.T) {
 	t.Parallel()
 	g := startGuest(t)
 	old := g.bridge(t)
-	client, err := portalclient.New(t.Context(), old)
+	client, err := portalclient.New(t.Context(), old, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func readAs(uid int, socket string) (n int, err error) {
 func TestBridgeEndsWithItsClient(t *testing.T) {
 	t.Parallel()
 	b := startGuest(t).bridge(t)
-	c, err := portalclient.New(t.Context(), b)
+	c, err := portalclient.New(t.Context(), b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +167,7 @@ func TestKilledBridge(t *testing.T) {
 	t.Parallel()
 	g := startGuest(t)
 	b := g.bridge(t)
-	client, err := portalclient.New(t.Context(), b)
+	client, err := portalclient.New(t.Context(), b, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,7 @@ func TestConnectWaitsForTheServer(t *testing.T) {
 	b := g.bridge(t)
 	connected := make(chan error, 1)
 	go func() {
-		c, err := portalclient.New(t.Context(), b)
+		c, err := portalclient.New(t.Context(), b, nil)
 		if err == nil {
 			c.Close()
 		}
@@ -216,7 +216,7 @@ func TestNewIsBoundedByItsContext(t *testing.T) {
 	b := newGuest().bridge(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := portalclient.New(ctx, b); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := portalclient.New(ctx, b, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("New without a server: %v, want context.DeadlineExceeded", err)
 	}
 }

@@ -83,7 +83,7 @@ func (g *guest) start(t testing.TB, cmd *exec.Cmd) {
 	})
 }
 
-// bridge is a running `msb-portal connect`.
+// bridge is a running `msb-portal connect` or `msb-portal transfer`.
 type bridge struct {
 	io.Reader
 	io.WriteCloser
@@ -94,7 +94,19 @@ type bridge struct {
 
 func (g *guest) bridge(t testing.TB) *bridge {
 	t.Helper()
-	cmd := msbPortal(t, "connect", g.socket)
+	return startBridge(t, "connect", g.socket)
+}
+
+// attach returns a function that starts `msb-portal transfer`.
+func (g *guest) attach(t testing.TB) sandbox.Attach {
+	return func(_ context.Context, transfer string) (io.ReadWriteCloser, error) {
+		return startBridge(t, "transfer", transfer, g.socket), nil
+	}
+}
+
+func startBridge(t testing.TB, args ...string) *bridge {
+	t.Helper()
+	cmd := msbPortal(t, args...)
 	// Wait would close the pipes that cmd creates, while the portal still uses them.
 	inEnd, in, err := os.Pipe()
 	if err != nil {
@@ -129,7 +141,7 @@ func (g *guest) connect(t testing.TB) *connection {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := portalclient.New(ctx, g.bridge(t))
+	c, err := portalclient.New(ctx, g.bridge(t), g.attach(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -142,7 +142,7 @@ func (x WatchFilesResponse_Type) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WatchFilesResponse_Type.Descriptor instead.
 func (WatchFilesResponse_Type) EnumDescriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{21, 0}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{22, 0}
 }
 
 // FilePath is a path in the sandbox.
@@ -548,7 +548,10 @@ type ReadFileRequest struct {
 	// Where to begin, in bytes. Beyond the end of the file, there are no bytes.
 	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	// The maximum number of bytes. If absent, up to the end.
-	Length        *int64 `protobuf:"varint,3,opt,name=length,proto3,oneof" json:"length,omitempty"`
+	Length *int64 `protobuf:"varint,3,opt,name=length,proto3,oneof" json:"length,omitempty"`
+	// If the caller can start `msb-portal transfer`, an id that it has chosen. It must be unique: 32 hexadecimal digits. The
+	// portal may then offer a transfer.
+	Transfer      string `protobuf:"bytes,4,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -604,20 +607,77 @@ func (x *ReadFileRequest) GetLength() int64 {
 	return 0
 }
 
+func (x *ReadFileRequest) GetTransfer() string {
+	if x != nil {
+		return x.Transfer
+	}
+	return ""
+}
+
+// Transfer offers to send bytes to `msb-portal transfer ID`, because messages need more time. The call ends when all of them
+// were sent and the caller has ended that program. If the program is not started within 3 seconds, the bytes are sent in
+// messages.
+type Transfer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many bytes will be sent.
+	Length        int64 `protobuf:"varint,1,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Transfer) Reset() {
+	*x = Transfer{}
+	mi := &file_msb_portal_v1_file_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Transfer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Transfer) ProtoMessage() {}
+
+func (x *Transfer) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_file_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Transfer.ProtoReflect.Descriptor instead.
+func (*Transfer) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Transfer) GetLength() int64 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 type ReadFileResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Part:
 	//
 	//	*ReadFileResponse_Info
 	//	*ReadFileResponse_Data
-	Part          isReadFileResponse_Part `protobuf_oneof:"part"`
+	Part isReadFileResponse_Part `protobuf_oneof:"part"`
+	// Only together with info, and only if the request has an id.
+	Transfer      *Transfer `protobuf:"bytes,3,opt,name=transfer,proto3" json:"transfer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +689,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +702,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{7}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReadFileResponse) GetPart() isReadFileResponse_Part {
@@ -666,6 +726,13 @@ func (x *ReadFileResponse) GetData() []byte {
 		if x, ok := x.Part.(*ReadFileResponse_Data); ok {
 			return x.Data
 		}
+	}
+	return nil
+}
+
+func (x *ReadFileResponse) GetTransfer() *Transfer {
+	if x != nil {
+		return x.Transfer
 	}
 	return nil
 }
@@ -700,7 +767,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +779,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +792,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{8}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WriteFileRequest) GetPart() isWriteFileRequest_Part {
@@ -780,7 +847,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +859,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,7 +872,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{9}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WriteFileResponse) GetInfo() *FileInfo {
@@ -833,7 +900,7 @@ type MakeDirectoryRequest struct {
 
 func (x *MakeDirectoryRequest) Reset() {
 	*x = MakeDirectoryRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[10]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +912,7 @@ func (x *MakeDirectoryRequest) String() string {
 func (*MakeDirectoryRequest) ProtoMessage() {}
 
 func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[10]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +925,7 @@ func (x *MakeDirectoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryRequest.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{10}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MakeDirectoryRequest) GetDirectory() *FilePath {
@@ -885,7 +952,7 @@ type MakeDirectoryResponse struct {
 
 func (x *MakeDirectoryResponse) Reset() {
 	*x = MakeDirectoryResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[11]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +964,7 @@ func (x *MakeDirectoryResponse) String() string {
 func (*MakeDirectoryResponse) ProtoMessage() {}
 
 func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[11]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +977,7 @@ func (x *MakeDirectoryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeDirectoryResponse.ProtoReflect.Descriptor instead.
 func (*MakeDirectoryResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{11}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MakeDirectoryResponse) GetInfo() *FileInfo {
@@ -938,7 +1005,7 @@ type MoveFileRequest struct {
 
 func (x *MoveFileRequest) Reset() {
 	*x = MoveFileRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[12]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1017,7 @@ func (x *MoveFileRequest) String() string {
 func (*MoveFileRequest) ProtoMessage() {}
 
 func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[12]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1030,7 @@ func (x *MoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileRequest.ProtoReflect.Descriptor instead.
 func (*MoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{12}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *MoveFileRequest) GetSource() *FilePath {
@@ -989,7 +1056,7 @@ type MoveFileResponse struct {
 
 func (x *MoveFileResponse) Reset() {
 	*x = MoveFileResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[13]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1001,7 +1068,7 @@ func (x *MoveFileResponse) String() string {
 func (*MoveFileResponse) ProtoMessage() {}
 
 func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[13]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1014,7 +1081,7 @@ func (x *MoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MoveFileResponse.ProtoReflect.Descriptor instead.
 func (*MoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{13}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *MoveFileResponse) GetInfo() *FileInfo {
@@ -1035,7 +1102,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[14]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1114,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[14]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1127,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{14}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RemoveFileRequest) GetFile() *FilePath {
@@ -1085,7 +1152,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[15]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1164,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[15]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1177,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{15}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{16}
 }
 
 type ReadTreeRequest struct {
@@ -1122,7 +1189,7 @@ type ReadTreeRequest struct {
 
 func (x *ReadTreeRequest) Reset() {
 	*x = ReadTreeRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[16]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1201,7 @@ func (x *ReadTreeRequest) String() string {
 func (*ReadTreeRequest) ProtoMessage() {}
 
 func (x *ReadTreeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[16]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1214,7 @@ func (x *ReadTreeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadTreeRequest.ProtoReflect.Descriptor instead.
 func (*ReadTreeRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{16}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ReadTreeRequest) GetRoot() *FilePath {
@@ -1166,7 +1233,7 @@ type ReadTreeResponse struct {
 
 func (x *ReadTreeResponse) Reset() {
 	*x = ReadTreeResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[17]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1245,7 @@ func (x *ReadTreeResponse) String() string {
 func (*ReadTreeResponse) ProtoMessage() {}
 
 func (x *ReadTreeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[17]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1258,7 @@ func (x *ReadTreeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadTreeResponse.ProtoReflect.Descriptor instead.
 func (*ReadTreeResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{17}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReadTreeResponse) GetData() []byte {
@@ -1215,7 +1282,7 @@ type WriteTreeRequest struct {
 
 func (x *WriteTreeRequest) Reset() {
 	*x = WriteTreeRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[18]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1294,7 @@ func (x *WriteTreeRequest) String() string {
 func (*WriteTreeRequest) ProtoMessage() {}
 
 func (x *WriteTreeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[18]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1307,7 @@ func (x *WriteTreeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteTreeRequest.ProtoReflect.Descriptor instead.
 func (*WriteTreeRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{18}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *WriteTreeRequest) GetPart() isWriteTreeRequest_Part {
@@ -1293,7 +1360,7 @@ type WriteTreeResponse struct {
 
 func (x *WriteTreeResponse) Reset() {
 	*x = WriteTreeResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[19]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1372,7 @@ func (x *WriteTreeResponse) String() string {
 func (*WriteTreeResponse) ProtoMessage() {}
 
 func (x *WriteTreeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[19]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1385,7 @@ func (x *WriteTreeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteTreeResponse.ProtoReflect.Descriptor instead.
 func (*WriteTreeResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{19}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WriteTreeResponse) GetEntries() uint64 {
@@ -1341,7 +1408,7 @@ type WatchFilesRequest struct {
 
 func (x *WatchFilesRequest) Reset() {
 	*x = WatchFilesRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[20]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1420,7 @@ func (x *WatchFilesRequest) String() string {
 func (*WatchFilesRequest) ProtoMessage() {}
 
 func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[20]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1433,7 @@ func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
 func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{20}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchFilesRequest) GetPath() *FilePath {
@@ -1403,7 +1470,7 @@ type WatchFilesResponse struct {
 
 func (x *WatchFilesResponse) Reset() {
 	*x = WatchFilesResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[21]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1482,7 @@ func (x *WatchFilesResponse) String() string {
 func (*WatchFilesResponse) ProtoMessage() {}
 
 func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[21]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1495,7 @@ func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesResponse.ProtoReflect.Descriptor instead.
 func (*WatchFilesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{21}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WatchFilesResponse) GetType() WatchFilesResponse_Type {
@@ -1467,7 +1534,7 @@ type DialRequest struct {
 
 func (x *DialRequest) Reset() {
 	*x = DialRequest{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[22]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1546,7 @@ func (x *DialRequest) String() string {
 func (*DialRequest) ProtoMessage() {}
 
 func (x *DialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[22]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1559,7 @@ func (x *DialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialRequest.ProtoReflect.Descriptor instead.
 func (*DialRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{22}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DialRequest) GetPart() isDialRequest_Part {
@@ -1566,7 +1633,7 @@ type DialResponse struct {
 
 func (x *DialResponse) Reset() {
 	*x = DialResponse{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[23]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1645,7 @@ func (x *DialResponse) String() string {
 func (*DialResponse) ProtoMessage() {}
 
 func (x *DialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[23]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1658,7 @@ func (x *DialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialResponse.ProtoReflect.Descriptor instead.
 func (*DialResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{23}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DialResponse) GetData() []byte {
@@ -1624,7 +1691,7 @@ type WriteFileRequest_Start struct {
 
 func (x *WriteFileRequest_Start) Reset() {
 	*x = WriteFileRequest_Start{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[25]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1703,7 @@ func (x *WriteFileRequest_Start) String() string {
 func (*WriteFileRequest_Start) ProtoMessage() {}
 
 func (x *WriteFileRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[25]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1716,7 @@ func (x *WriteFileRequest_Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest_Start.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest_Start) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{8, 0}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *WriteFileRequest_Start) GetFile() *FilePath {
@@ -1691,7 +1758,7 @@ type WriteTreeRequest_Start struct {
 
 func (x *WriteTreeRequest_Start) Reset() {
 	*x = WriteTreeRequest_Start{}
-	mi := &file_msb_portal_v1_file_proto_msgTypes[27]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1770,7 @@ func (x *WriteTreeRequest_Start) String() string {
 func (*WriteTreeRequest_Start) ProtoMessage() {}
 
 func (x *WriteTreeRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_file_proto_msgTypes[27]
+	mi := &file_msb_portal_v1_file_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1783,7 @@ func (x *WriteTreeRequest_Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteTreeRequest_Start.ProtoReflect.Descriptor instead.
 func (*WriteTreeRequest_Start) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{18, 0}
+	return file_msb_portal_v1_file_proto_rawDescGZIP(), []int{19, 0}
 }
 
 func (x *WriteTreeRequest_Start) GetDirectory() *FilePath {
@@ -1770,15 +1837,19 @@ const file_msb_portal_v1_file_proto_rawDesc = "" +
 	"\tdirectory\x18\x01 \x01(\v2\x17.msb.portal.v1.FilePathR\tdirectory\x12\x14\n" +
 	"\x05depth\x18\x02 \x01(\rR\x05depth\"@\n" +
 	"\x11ListFilesResponse\x12+\n" +
-	"\x04info\x18\x01 \x01(\v2\x17.msb.portal.v1.FileInfoR\x04info\"~\n" +
+	"\x04info\x18\x01 \x01(\v2\x17.msb.portal.v1.FileInfoR\x04info\"\x9a\x01\n" +
 	"\x0fReadFileRequest\x12+\n" +
 	"\x04file\x18\x01 \x01(\v2\x17.msb.portal.v1.FilePathR\x04file\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x1b\n" +
-	"\x06length\x18\x03 \x01(\x03H\x00R\x06length\x88\x01\x01B\t\n" +
-	"\a_length\"_\n" +
+	"\x06length\x18\x03 \x01(\x03H\x00R\x06length\x88\x01\x01\x12\x1a\n" +
+	"\btransfer\x18\x04 \x01(\tR\btransferB\t\n" +
+	"\a_length\"\"\n" +
+	"\bTransfer\x12\x16\n" +
+	"\x06length\x18\x01 \x01(\x03R\x06length\"\x94\x01\n" +
 	"\x10ReadFileResponse\x12-\n" +
 	"\x04info\x18\x01 \x01(\v2\x17.msb.portal.v1.FileInfoH\x00R\x04info\x12\x14\n" +
-	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x123\n" +
+	"\btransfer\x18\x03 \x01(\v2\x17.msb.portal.v1.TransferR\btransferB\x06\n" +
 	"\x04part\"\xf6\x02\n" +
 	"\x10WriteFileRequest\x12=\n" +
 	"\x05start\x18\x01 \x01(\v2%.msb.portal.v1.WriteFileRequest.StartH\x00R\x05start\x12\x14\n" +
@@ -1888,7 +1959,7 @@ func file_msb_portal_v1_file_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_portal_v1_file_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_portal_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_msb_portal_v1_file_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_msb_portal_v1_file_proto_goTypes = []any{
 	(FileType)(0),                  // 0: msb.portal.v1.FileType
 	(WatchFilesResponse_Type)(0),   // 1: msb.portal.v1.WatchFilesResponse.Type
@@ -1899,83 +1970,85 @@ var file_msb_portal_v1_file_proto_goTypes = []any{
 	(*ListFilesRequest)(nil),       // 6: msb.portal.v1.ListFilesRequest
 	(*ListFilesResponse)(nil),      // 7: msb.portal.v1.ListFilesResponse
 	(*ReadFileRequest)(nil),        // 8: msb.portal.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),       // 9: msb.portal.v1.ReadFileResponse
-	(*WriteFileRequest)(nil),       // 10: msb.portal.v1.WriteFileRequest
-	(*WriteFileResponse)(nil),      // 11: msb.portal.v1.WriteFileResponse
-	(*MakeDirectoryRequest)(nil),   // 12: msb.portal.v1.MakeDirectoryRequest
-	(*MakeDirectoryResponse)(nil),  // 13: msb.portal.v1.MakeDirectoryResponse
-	(*MoveFileRequest)(nil),        // 14: msb.portal.v1.MoveFileRequest
-	(*MoveFileResponse)(nil),       // 15: msb.portal.v1.MoveFileResponse
-	(*RemoveFileRequest)(nil),      // 16: msb.portal.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),     // 17: msb.portal.v1.RemoveFileResponse
-	(*ReadTreeRequest)(nil),        // 18: msb.portal.v1.ReadTreeRequest
-	(*ReadTreeResponse)(nil),       // 19: msb.portal.v1.ReadTreeResponse
-	(*WriteTreeRequest)(nil),       // 20: msb.portal.v1.WriteTreeRequest
-	(*WriteTreeResponse)(nil),      // 21: msb.portal.v1.WriteTreeResponse
-	(*WatchFilesRequest)(nil),      // 22: msb.portal.v1.WatchFilesRequest
-	(*WatchFilesResponse)(nil),     // 23: msb.portal.v1.WatchFilesResponse
-	(*DialRequest)(nil),            // 24: msb.portal.v1.DialRequest
-	(*DialResponse)(nil),           // 25: msb.portal.v1.DialResponse
-	nil,                            // 26: msb.portal.v1.FileInfo.XattrsEntry
-	(*WriteFileRequest_Start)(nil), // 27: msb.portal.v1.WriteFileRequest.Start
-	nil,                            // 28: msb.portal.v1.WriteFileRequest.Start.XattrsEntry
-	(*WriteTreeRequest_Start)(nil), // 29: msb.portal.v1.WriteTreeRequest.Start
-	(*timestamppb.Timestamp)(nil),  // 30: google.protobuf.Timestamp
+	(*Transfer)(nil),               // 9: msb.portal.v1.Transfer
+	(*ReadFileResponse)(nil),       // 10: msb.portal.v1.ReadFileResponse
+	(*WriteFileRequest)(nil),       // 11: msb.portal.v1.WriteFileRequest
+	(*WriteFileResponse)(nil),      // 12: msb.portal.v1.WriteFileResponse
+	(*MakeDirectoryRequest)(nil),   // 13: msb.portal.v1.MakeDirectoryRequest
+	(*MakeDirectoryResponse)(nil),  // 14: msb.portal.v1.MakeDirectoryResponse
+	(*MoveFileRequest)(nil),        // 15: msb.portal.v1.MoveFileRequest
+	(*MoveFileResponse)(nil),       // 16: msb.portal.v1.MoveFileResponse
+	(*RemoveFileRequest)(nil),      // 17: msb.portal.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),     // 18: msb.portal.v1.RemoveFileResponse
+	(*ReadTreeRequest)(nil),        // 19: msb.portal.v1.ReadTreeRequest
+	(*ReadTreeResponse)(nil),       // 20: msb.portal.v1.ReadTreeResponse
+	(*WriteTreeRequest)(nil),       // 21: msb.portal.v1.WriteTreeRequest
+	(*WriteTreeResponse)(nil),      // 22: msb.portal.v1.WriteTreeResponse
+	(*WatchFilesRequest)(nil),      // 23: msb.portal.v1.WatchFilesRequest
+	(*WatchFilesResponse)(nil),     // 24: msb.portal.v1.WatchFilesResponse
+	(*DialRequest)(nil),            // 25: msb.portal.v1.DialRequest
+	(*DialResponse)(nil),           // 26: msb.portal.v1.DialResponse
+	nil,                            // 27: msb.portal.v1.FileInfo.XattrsEntry
+	(*WriteFileRequest_Start)(nil), // 28: msb.portal.v1.WriteFileRequest.Start
+	nil,                            // 29: msb.portal.v1.WriteFileRequest.Start.XattrsEntry
+	(*WriteTreeRequest_Start)(nil), // 30: msb.portal.v1.WriteTreeRequest.Start
+	(*timestamppb.Timestamp)(nil),  // 31: google.protobuf.Timestamp
 }
 var file_msb_portal_v1_file_proto_depIdxs = []int32{
 	0,  // 0: msb.portal.v1.FileInfo.type:type_name -> msb.portal.v1.FileType
-	30, // 1: msb.portal.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	31, // 1: msb.portal.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
 	3,  // 2: msb.portal.v1.FileInfo.target:type_name -> msb.portal.v1.FileInfo
-	26, // 3: msb.portal.v1.FileInfo.xattrs:type_name -> msb.portal.v1.FileInfo.XattrsEntry
+	27, // 3: msb.portal.v1.FileInfo.xattrs:type_name -> msb.portal.v1.FileInfo.XattrsEntry
 	2,  // 4: msb.portal.v1.StatFileRequest.file:type_name -> msb.portal.v1.FilePath
 	3,  // 5: msb.portal.v1.StatFileResponse.info:type_name -> msb.portal.v1.FileInfo
 	2,  // 6: msb.portal.v1.ListFilesRequest.directory:type_name -> msb.portal.v1.FilePath
 	3,  // 7: msb.portal.v1.ListFilesResponse.info:type_name -> msb.portal.v1.FileInfo
 	2,  // 8: msb.portal.v1.ReadFileRequest.file:type_name -> msb.portal.v1.FilePath
 	3,  // 9: msb.portal.v1.ReadFileResponse.info:type_name -> msb.portal.v1.FileInfo
-	27, // 10: msb.portal.v1.WriteFileRequest.start:type_name -> msb.portal.v1.WriteFileRequest.Start
-	3,  // 11: msb.portal.v1.WriteFileResponse.info:type_name -> msb.portal.v1.FileInfo
-	2,  // 12: msb.portal.v1.MakeDirectoryRequest.directory:type_name -> msb.portal.v1.FilePath
-	3,  // 13: msb.portal.v1.MakeDirectoryResponse.info:type_name -> msb.portal.v1.FileInfo
-	2,  // 14: msb.portal.v1.MoveFileRequest.source:type_name -> msb.portal.v1.FilePath
-	2,  // 15: msb.portal.v1.MoveFileRequest.destination:type_name -> msb.portal.v1.FilePath
-	3,  // 16: msb.portal.v1.MoveFileResponse.info:type_name -> msb.portal.v1.FileInfo
-	2,  // 17: msb.portal.v1.RemoveFileRequest.file:type_name -> msb.portal.v1.FilePath
-	2,  // 18: msb.portal.v1.ReadTreeRequest.root:type_name -> msb.portal.v1.FilePath
-	29, // 19: msb.portal.v1.WriteTreeRequest.start:type_name -> msb.portal.v1.WriteTreeRequest.Start
-	2,  // 20: msb.portal.v1.WatchFilesRequest.path:type_name -> msb.portal.v1.FilePath
-	1,  // 21: msb.portal.v1.WatchFilesResponse.type:type_name -> msb.portal.v1.WatchFilesResponse.Type
-	3,  // 22: msb.portal.v1.WatchFilesResponse.info:type_name -> msb.portal.v1.FileInfo
-	2,  // 23: msb.portal.v1.WriteFileRequest.Start.file:type_name -> msb.portal.v1.FilePath
-	28, // 24: msb.portal.v1.WriteFileRequest.Start.xattrs:type_name -> msb.portal.v1.WriteFileRequest.Start.XattrsEntry
-	2,  // 25: msb.portal.v1.WriteTreeRequest.Start.directory:type_name -> msb.portal.v1.FilePath
-	4,  // 26: msb.portal.v1.FileService.StatFile:input_type -> msb.portal.v1.StatFileRequest
-	6,  // 27: msb.portal.v1.FileService.ListFiles:input_type -> msb.portal.v1.ListFilesRequest
-	8,  // 28: msb.portal.v1.FileService.ReadFile:input_type -> msb.portal.v1.ReadFileRequest
-	10, // 29: msb.portal.v1.FileService.WriteFile:input_type -> msb.portal.v1.WriteFileRequest
-	12, // 30: msb.portal.v1.FileService.MakeDirectory:input_type -> msb.portal.v1.MakeDirectoryRequest
-	14, // 31: msb.portal.v1.FileService.MoveFile:input_type -> msb.portal.v1.MoveFileRequest
-	16, // 32: msb.portal.v1.FileService.RemoveFile:input_type -> msb.portal.v1.RemoveFileRequest
-	18, // 33: msb.portal.v1.FileService.ReadTree:input_type -> msb.portal.v1.ReadTreeRequest
-	20, // 34: msb.portal.v1.FileService.WriteTree:input_type -> msb.portal.v1.WriteTreeRequest
-	22, // 35: msb.portal.v1.FileService.WatchFiles:input_type -> msb.portal.v1.WatchFilesRequest
-	24, // 36: msb.portal.v1.FileService.Dial:input_type -> msb.portal.v1.DialRequest
-	5,  // 37: msb.portal.v1.FileService.StatFile:output_type -> msb.portal.v1.StatFileResponse
-	7,  // 38: msb.portal.v1.FileService.ListFiles:output_type -> msb.portal.v1.ListFilesResponse
-	9,  // 39: msb.portal.v1.FileService.ReadFile:output_type -> msb.portal.v1.ReadFileResponse
-	11, // 40: msb.portal.v1.FileService.WriteFile:output_type -> msb.portal.v1.WriteFileResponse
-	13, // 41: msb.portal.v1.FileService.MakeDirectory:output_type -> msb.portal.v1.MakeDirectoryResponse
-	15, // 42: msb.portal.v1.FileService.MoveFile:output_type -> msb.portal.v1.MoveFileResponse
-	17, // 43: msb.portal.v1.FileService.RemoveFile:output_type -> msb.portal.v1.RemoveFileResponse
-	19, // 44: msb.portal.v1.FileService.ReadTree:output_type -> msb.portal.v1.ReadTreeResponse
-	21, // 45: msb.portal.v1.FileService.WriteTree:output_type -> msb.portal.v1.WriteTreeResponse
-	23, // 46: msb.portal.v1.FileService.WatchFiles:output_type -> msb.portal.v1.WatchFilesResponse
-	25, // 47: msb.portal.v1.FileService.Dial:output_type -> msb.portal.v1.DialResponse
-	37, // [37:48] is the sub-list for method output_type
-	26, // [26:37] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	9,  // 10: msb.portal.v1.ReadFileResponse.transfer:type_name -> msb.portal.v1.Transfer
+	28, // 11: msb.portal.v1.WriteFileRequest.start:type_name -> msb.portal.v1.WriteFileRequest.Start
+	3,  // 12: msb.portal.v1.WriteFileResponse.info:type_name -> msb.portal.v1.FileInfo
+	2,  // 13: msb.portal.v1.MakeDirectoryRequest.directory:type_name -> msb.portal.v1.FilePath
+	3,  // 14: msb.portal.v1.MakeDirectoryResponse.info:type_name -> msb.portal.v1.FileInfo
+	2,  // 15: msb.portal.v1.MoveFileRequest.source:type_name -> msb.portal.v1.FilePath
+	2,  // 16: msb.portal.v1.MoveFileRequest.destination:type_name -> msb.portal.v1.FilePath
+	3,  // 17: msb.portal.v1.MoveFileResponse.info:type_name -> msb.portal.v1.FileInfo
+	2,  // 18: msb.portal.v1.RemoveFileRequest.file:type_name -> msb.portal.v1.FilePath
+	2,  // 19: msb.portal.v1.ReadTreeRequest.root:type_name -> msb.portal.v1.FilePath
+	30, // 20: msb.portal.v1.WriteTreeRequest.start:type_name -> msb.portal.v1.WriteTreeRequest.Start
+	2,  // 21: msb.portal.v1.WatchFilesRequest.path:type_name -> msb.portal.v1.FilePath
+	1,  // 22: msb.portal.v1.WatchFilesResponse.type:type_name -> msb.portal.v1.WatchFilesResponse.Type
+	3,  // 23: msb.portal.v1.WatchFilesResponse.info:type_name -> msb.portal.v1.FileInfo
+	2,  // 24: msb.portal.v1.WriteFileRequest.Start.file:type_name -> msb.portal.v1.FilePath
+	29, // 25: msb.portal.v1.WriteFileRequest.Start.xattrs:type_name -> msb.portal.v1.WriteFileRequest.Start.XattrsEntry
+	2,  // 26: msb.portal.v1.WriteTreeRequest.Start.directory:type_name -> msb.portal.v1.FilePath
+	4,  // 27: msb.portal.v1.FileService.StatFile:input_type -> msb.portal.v1.StatFileRequest
+	6,  // 28: msb.portal.v1.FileService.ListFiles:input_type -> msb.portal.v1.ListFilesRequest
+	8,  // 29: msb.portal.v1.FileService.ReadFile:input_type -> msb.portal.v1.ReadFileRequest
+	11, // 30: msb.portal.v1.FileService.WriteFile:input_type -> msb.portal.v1.WriteFileRequest
+	13, // 31: msb.portal.v1.FileService.MakeDirectory:input_type -> msb.portal.v1.MakeDirectoryRequest
+	15, // 32: msb.portal.v1.FileService.MoveFile:input_type -> msb.portal.v1.MoveFileRequest
+	17, // 33: msb.portal.v1.FileService.RemoveFile:input_type -> msb.portal.v1.RemoveFileRequest
+	19, // 34: msb.portal.v1.FileService.ReadTree:input_type -> msb.portal.v1.ReadTreeRequest
+	21, // 35: msb.portal.v1.FileService.WriteTree:input_type -> msb.portal.v1.WriteTreeRequest
+	23, // 36: msb.portal.v1.FileService.WatchFiles:input_type -> msb.portal.v1.WatchFilesRequest
+	25, // 37: msb.portal.v1.FileService.Dial:input_type -> msb.portal.v1.DialRequest
+	5,  // 38: msb.portal.v1.FileService.StatFile:output_type -> msb.portal.v1.StatFileResponse
+	7,  // 39: msb.portal.v1.FileService.ListFiles:output_type -> msb.portal.v1.ListFilesResponse
+	10, // 40: msb.portal.v1.FileService.ReadFile:output_type -> msb.portal.v1.ReadFileResponse
+	12, // 41: msb.portal.v1.FileService.WriteFile:output_type -> msb.portal.v1.WriteFileResponse
+	14, // 42: msb.portal.v1.FileService.MakeDirectory:output_type -> msb.portal.v1.MakeDirectoryResponse
+	16, // 43: msb.portal.v1.FileService.MoveFile:output_type -> msb.portal.v1.MoveFileResponse
+	18, // 44: msb.portal.v1.FileService.RemoveFile:output_type -> msb.portal.v1.RemoveFileResponse
+	20, // 45: msb.portal.v1.FileService.ReadTree:output_type -> msb.portal.v1.ReadTreeResponse
+	22, // 46: msb.portal.v1.FileService.WriteTree:output_type -> msb.portal.v1.WriteTreeResponse
+	24, // 47: msb.portal.v1.FileService.WatchFiles:output_type -> msb.portal.v1.WatchFilesResponse
+	26, // 48: msb.portal.v1.FileService.Dial:output_type -> msb.portal.v1.DialResponse
+	38, // [38:49] is the sub-list for method output_type
+	27, // [27:38] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_msb_portal_v1_file_proto_init() }
@@ -1984,32 +2057,32 @@ func file_msb_portal_v1_file_proto_init() {
 		return
 	}
 	file_msb_portal_v1_file_proto_msgTypes[6].OneofWrappers = []any{}
-	file_msb_portal_v1_file_proto_msgTypes[7].OneofWrappers = []any{
+	file_msb_portal_v1_file_proto_msgTypes[8].OneofWrappers = []any{
 		(*ReadFileResponse_Info)(nil),
 		(*ReadFileResponse_Data)(nil),
 	}
-	file_msb_portal_v1_file_proto_msgTypes[8].OneofWrappers = []any{
+	file_msb_portal_v1_file_proto_msgTypes[9].OneofWrappers = []any{
 		(*WriteFileRequest_Start_)(nil),
 		(*WriteFileRequest_Data)(nil),
 	}
-	file_msb_portal_v1_file_proto_msgTypes[10].OneofWrappers = []any{}
-	file_msb_portal_v1_file_proto_msgTypes[18].OneofWrappers = []any{
+	file_msb_portal_v1_file_proto_msgTypes[11].OneofWrappers = []any{}
+	file_msb_portal_v1_file_proto_msgTypes[19].OneofWrappers = []any{
 		(*WriteTreeRequest_Start_)(nil),
 		(*WriteTreeRequest_Data)(nil),
 	}
-	file_msb_portal_v1_file_proto_msgTypes[22].OneofWrappers = []any{
+	file_msb_portal_v1_file_proto_msgTypes[23].OneofWrappers = []any{
 		(*DialRequest_TcpPort)(nil),
 		(*DialRequest_UnixPath)(nil),
 		(*DialRequest_Data)(nil),
 	}
-	file_msb_portal_v1_file_proto_msgTypes[25].OneofWrappers = []any{}
+	file_msb_portal_v1_file_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_portal_v1_file_proto_rawDesc), len(file_msb_portal_v1_file_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

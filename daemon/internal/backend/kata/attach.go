@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,9 +29,12 @@ type stream struct {
 	once    sync.Once
 }
 
-// Attach implements sandbox.Runtime. It runs `portal connect` in the sandbox, which connects its standard streams to
-// the portal. The portal then closes the connection of an earlier daemon, if there is one.
-func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+// Attach implements sandbox.Runtime. It runs `portal connect` or `portal transfer ID` in the sandbox, which connects its standard
+// streams to the portal. With connect, the portal then closes the connection of an earlier daemon, if there is one.
+func (r *Runtime) Attach(ctx context.Context, id, transfer string) (io.ReadWriteCloser, error) {
+	if transfer == "" {
+		r.drainAbandoned(id)
+	}
 	ctx = ctrd.InNamespace(ctx)
 	container, err := r.Client.LoadContainer(ctx, id)
 	if err != nil {
@@ -44,10 +48,8 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 	if err != nil {
 		return nil, fmt.Errorf("read the container's spec: %w", err)
 	}
-	connect := bridge(*spec.Process)
-	var suffix [4]byte
-	rand.Read(suffix[:])
-	execID := "portal-" + hex.EncodeToString(suffix[:])
+	connect := bridge(*spec.Process, transfer)
+	execID := execs + randomHex()
 	// The streams are used for the lifetime of the connection, so they must not end with ctx.
 	connCtx := context.WithoutCancel(ctx)
 	var direct *cio.DirectIO
@@ -76,10 +78,43 @@ func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, er
 // bridge returns the process that connects msbd to the portal, main. It is like main, and runs the same program, which may
 // be that of an earlier version of msbd. It runs in the root directory, because the sandbox may have removed the working
 // directory of its image. Kata's shim does not pass on capabilities and limits, so the process has fewer.
-func bridge(main specs.Process) specs.Process {
-	main.Args = []string{main.Args[0], "connect"}
+func bridge(main specs.Process, transfer string) specs.Process {
+	if main.Args = []string{main.Args[0], "connect"}; transfer != "" {
+		main.Args = []string{main.Args[0], "transfer", transfer}
+	}
 	main.Cwd = "/"
 	return main
+}
+
+// execs begins the ids of the execs of this process.
+var execs = "portal-" + randomHex() + "-"
+
+func randomHex() string {
+	b := make([]byte, 4)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// drainAbandoned reads what the execs of an earlier daemon, which was killed, still print. Kata's shim ends an exec only after
+// somebody has read all of its output.
+func (r *Runtime) drainAbandoned(id string) {
+	entries, _ := os.ReadDir(r.dir(id)) // if it is missing, Attach reports that
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "portal-") || strings.HasPrefix(e.Name(), execs) {
+			continue
+		}
+		dir := filepath.Join(r.dir(id), e.Name())
+		out, err := os.OpenFile(filepath.Join(dir, "stdout"), os.O_RDONLY|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			continue
+		}
+		go func() {
+			defer out.Close()
+			if _, err := io.Copy(io.Discard, out); err == nil {
+				_ = os.RemoveAll(dir)
+			}
+		}()
+	}
 }
 
 // newFIFOs chooses paths for the FIFOs of the exec execID, in the sandbox's directory dir. Start created dir. If dir is
@@ -102,6 +137,8 @@ func (s *stream) Close() error {
 		// Close standard input first, which ends `portal connect`. Kata's shim blocks all calls for the sandbox if it
 		// is asked to close a standard input that has not ended.
 		s.io.Stdin.Close()
+		// The shim reports the exit only after it has passed on all output.
+		go func() { _, _ = io.Copy(io.Discard, s.io.Stdout) }()
 		ctx, cancel := context.WithTimeout(ctrd.InNamespace(context.Background()), 5*time.Second)
 		defer cancel()
 		if err := s.process.Kill(ctx, syscall.SIGKILL); err == nil && s.exited != nil {

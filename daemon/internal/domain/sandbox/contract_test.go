@@ -11,7 +11,7 @@ import (
 // The fakes fulfill the same contracts as the real implementations.
 func TestFakePortal(t *testing.T) {
 	sandboxtest.TestPortal(t, func(t *testing.T) sandbox.Portal {
-		p, err := sandboxtest.NewGuest().Connect(t.Context(), nil)
+		p, err := sandboxtest.NewGuest().Connect(t.Context(), nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -98,8 +98,8 @@ func (l lasting) AttachProcess(context.Context, ProcessID, AttachOptions) (Proce
 func newLasting(t *testing.T) *fixture {
 	t.Helper()
 	f := newFixture(t)
-	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
-		p, err := f.guest.Connect(ctx, stream)
+	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser, attach Attach) (Portal, error) {
+		p, err := f.guest.Connect(ctx, stream, attach)
 		closed, cancel := context.WithCancel(context.Background())
 		return lasting{p, closed, cancel}, err
 	}

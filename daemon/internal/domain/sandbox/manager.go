@@ -21,12 +21,16 @@ const (
 	parallelism = 8
 )
 
+// Attach is Runtime.Attach for one microVM.
+type Attach func(ctx context.Context, transfer string) (io.ReadWriteCloser, error)
+
 // Options are the dependencies and limits of a Manager. All are required.
 type Options struct {
 	Store   Store
 	Runtime Runtime
 	// Connect opens a connection to the portal over a stream from Runtime.Attach. It returns after the portal has answered.
-	Connect func(context.Context, io.ReadWriteCloser) (Portal, error)
+	// The connection uses attach for the data of transfers.
+	Connect func(ctx context.Context, stream io.ReadWriteCloser, attach Attach) (Portal, error)
 	// Defaults are the values of the fields that a Request leaves empty.
 	Defaults Config
 	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.

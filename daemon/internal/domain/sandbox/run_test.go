@@ -162,8 +162,8 @@ func TestEndedRunsFreeTheirPlace(t *testing.T) {
 	f := newFixture(t)
 	f.Manager.Quota = func(string) Quota { return Quota{Runs: 1} }
 	armed := true
-	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
-		p, err := f.guest.Connect(ctx, stream)
+	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser, attach Attach) (Portal, error) {
+		p, err := f.guest.Connect(ctx, stream, attach)
 		return &panickingPortal{p, &armed}, err
 	}
 	if err := f.Start(t.Context(), testName, Request{}); err != nil {
@@ -225,8 +225,8 @@ func (deadPortal) RunCommand(context.Context, Command) (Process, error) {
 func TestUnusableConnectionIsReplaced(t *testing.T) {
 	f := newFixture(t)
 	connections := 0
-	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
-		p, err := f.guest.Connect(ctx, stream)
+	f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser, attach Attach) (Portal, error) {
+		p, err := f.guest.Connect(ctx, stream, attach)
 		if connections++; connections == 1 {
 			return deadPortal{p}, err
 		}
@@ -263,8 +263,8 @@ func TestRunDoesNotMoveToNewSandbox(t *testing.T) {
 		f := newFixture(t)
 		defer f.Manager.Close()
 		connections := 0
-		f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser) (Portal, error) {
-			p, err := f.guest.Connect(ctx, stream)
+		f.Manager.Connect = func(ctx context.Context, stream io.ReadWriteCloser, attach Attach) (Portal, error) {
+			p, err := f.guest.Connect(ctx, stream, attach)
 			if connections++; connections > 1 {
 				return p, err
 			}

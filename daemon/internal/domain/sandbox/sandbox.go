@@ -146,8 +146,9 @@ type Runtime interface {
 	List(ctx context.Context) ([]Instance, error)
 	// Wait blocks until a microVM has ended, and returns why it ended.
 	Wait(ctx context.Context, id string) (reason string, err error)
-	// Attach opens a byte stream to the portal in a microVM.
-	Attach(ctx context.Context, id string) (io.ReadWriteCloser, error)
+	// Attach opens a byte stream to the portal in a microVM. If transfer is not empty, the stream is for the data of the
+	// transfer with this id, which the portal has offered.
+	Attach(ctx context.Context, id, transfer string) (io.ReadWriteCloser, error)
 	// Usage returns the resource usage of a running microVM.
 	Usage(ctx context.Context, id string) (Usage, error)
 	// ResolveImage returns nil if sandboxes can be started from the image, and errdefs.ErrNotFound if there is no such

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strings"
@@ -194,12 +195,15 @@ func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err err
 }
 
 func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
-	stream, err := m.Runtime.Attach(ctx, id)
+	attach := func(ctx context.Context, transfer string) (io.ReadWriteCloser, error) {
+		return m.Runtime.Attach(ctx, id, transfer)
+	}
+	stream, err := attach(ctx, "")
 	if err != nil {
 		return nil, err
 	}
 	c := &conn{}
-	c.Portal, err = m.Connect(ctx, &watchedStream{stream, &c.broken})
+	c.Portal, err = m.Connect(ctx, &watchedStream{stream, &c.broken}, attach)
 	if err != nil {
 		stream.Close()
 		return nil, err

@@ -18,16 +18,17 @@ import (
 const socketTimeout = 30 * time.Second
 
 // Connect gives in and out, which are pipes, to the server that Serve runs at socket. The server then reads and writes them
-// itself, because a copy of each message would cost time. Connect returns when the server has ended the connection or ctx is
-// done. The end of this process ends the connection.
-func Connect(ctx context.Context, socket string, in, out *os.File) error {
+// itself, because a copy of each message would cost time. If transfer is not empty, they are for the transfer that the server
+// has offered with this id. Connect returns when the server has ended the connection or ctx is done. The end of this process
+// ends the connection.
+func Connect(ctx context.Context, socket, transfer string, in, out *os.File) error {
 	conn, err := dial(ctx, socket)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	_, _, err = conn.WriteMsgUnix([]byte{0}, unix.UnixRights(int(in.Fd()), int(out.Fd())), nil)
+	_, _, err = conn.WriteMsgUnix([]byte("\x00"+transfer), unix.UnixRights(int(in.Fd()), int(out.Fd())), nil)
 	if err == nil {
 		_, err = io.Copy(io.Discard, conn)
 	}
@@ -46,8 +47,9 @@ const receiveTimeout = 10 * time.Second
 
 // pipes is a connection over the pipes of a bridge.
 type pipes struct {
-	in, out *os.File
-	bridge  *net.UnixConn
+	in, out  *os.File
+	bridge   *net.UnixConn
+	transfer string // the id of the transfer that they are for; empty for a connection of msbd
 }
 
 // receivePipes receives the pipes that Connect sends.
@@ -55,8 +57,8 @@ func receivePipes(bridge *net.UnixConn) (*pipes, error) {
 	if err := bridge.SetReadDeadline(time.Now().Add(receiveTimeout)); err != nil {
 		return nil, err
 	}
-	data, rights := make([]byte, 1), make([]byte, unix.CmsgSpace(2*4))
-	_, n, _, _, err := bridge.ReadMsgUnix(data, rights)
+	data, rights := make([]byte, 1+transferID), make([]byte, unix.CmsgSpace(2*4))
+	length, n, _, _, err := bridge.ReadMsgUnix(data, rights)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +80,7 @@ func receivePipes(bridge *net.UnixConn) (*pipes, error) {
 		}
 		return nil, fmt.Errorf("the bridge sent %d descriptors", len(fds))
 	}
-	p := &pipes{bridge: bridge}
+	p := &pipes{bridge: bridge, transfer: string(data[min(1, length):length])}
 	for i, file := range []**os.File{&p.in, &p.out} {
 		err = errors.Join(err, unix.SetNonblock(fds[i], true))             // so that Close ends a Read or Write
 		_, _ = unix.FcntlInt(uintptr(fds[i]), unix.F_SETPIPE_SZ, pipeSize) // a smaller pipe works as well

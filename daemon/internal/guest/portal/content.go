@@ -66,13 +66,22 @@ func (s *fileServer) ReadFile(req *portalv1.ReadFileRequest, stream grpc.ServerS
 		st.Size, content = int64(len(text)), strings.NewReader(text)
 	}
 
-	info := newNameTable().info(loc.path, &st)
-	if err := stream.Send(&portalv1.ReadFileResponse{Part: &portalv1.ReadFileResponse_Info{Info: info}}); err != nil {
-		return err
-	}
 	rest := max(st.Size-offset, 0)
 	if req.Length != nil {
 		rest = min(rest, length)
+	}
+	first := &portalv1.ReadFileResponse{Part: &portalv1.ReadFileResponse_Info{Info: newNameTable().info(loc.path, &st)}}
+	if req.GetTransfer() != "" && content == f && rest >= minTransfer {
+		first.Transfer = &portalv1.Transfer{Length: rest}
+		sent, err := s.transfers.send(stream.Context(), req.GetTransfer(), func() error { return stream.Send(first) }, f, offset, rest)
+		if err == io.ErrUnexpectedEOF {
+			err = changed(loc.path)
+		}
+		if sent || err != nil {
+			return fileError(loc.path, err)
+		}
+	} else if err := stream.Send(first); err != nil {
+		return err
 	}
 	n, err := io.CopyBuffer(pieces(func(data []byte) error {
 		return stream.Send(&portalv1.ReadFileResponse{Part: &portalv1.ReadFileResponse_Data{Data: data}})

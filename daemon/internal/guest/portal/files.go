@@ -45,11 +45,12 @@ type fileServer struct {
 	// watches has an element for each call of WatchFiles.
 	watches chan struct{}
 	// memory limits what the calls keep in memory for the files of trees.
-	memory *limit.Budget
+	memory    *limit.Budget
+	transfers *transfers
 }
 
-func newFileServer(socket string) *fileServer {
-	return &fileServer{socket: socket, watches: make(chan struct{}, maxWatches), memory: newTreeMemory()}
+func newFileServer(socket string, t *transfers) *fileServer {
+	return &fileServer{socket: socket, watches: make(chan struct{}, maxWatches), memory: newTreeMemory(), transfers: t}
 }
 
 // location is a path of a request.

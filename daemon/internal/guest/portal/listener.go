@@ -16,7 +16,8 @@ import (
 // of the next daemon's bridge then replaces it. Only one goroutine may call Accept.
 type bridges struct {
 	net.Listener
-	last *pipes
+	transfers *transfers // get the pipes that are for a transfer
+	last      *pipes
 }
 
 func (l *bridges) Accept() (net.Conn, error) {
@@ -32,6 +33,10 @@ func (l *bridges) Accept() (net.Conn, error) {
 		}
 		if err != nil {
 			bridge.Close()
+			continue
+		}
+		if p.transfer != "" {
+			l.transfers.begin(p)
 			continue
 		}
 		if l.last != nil {

@@ -80,7 +80,8 @@ func Serve(ctx context.Context, socket, version string) error {
 		grpc.UnaryInterceptor(boundErrors),
 	)
 	portalv1.RegisterPortalServiceServer(srv, &server{version: version, programs: programs, repls: newREPLs(children, discard)})
-	portalv1.RegisterFileServiceServer(srv, newFileServer(socket))
+	transfers := newTransfers()
+	portalv1.RegisterFileServiceServer(srv, newFileServer(socket, transfers))
 	portalv1.RegisterProcessServiceServer(srv, processService{programs: programs})
 	stopped := make(chan struct{})
 	context.AfterFunc(ctx, func() {
@@ -88,7 +89,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		children.kill()
 		srv.Stop()
 	})
-	if err := srv.Serve(&bridges{Listener: lis}); err != nil {
+	if err := srv.Serve(&bridges{Listener: lis, transfers: transfers}); err != nil {
 		return err
 	}
 	<-stopped

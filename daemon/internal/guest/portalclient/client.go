@@ -48,6 +48,10 @@ type Client struct {
 	runs      portalv1.PortalServiceClient
 	processes portalv1.ProcessServiceClient
 	files     portalv1.FileServiceClient
+	attach    sandbox.Attach
+	transfers chan struct{} // has an element for each transfer, at most maxTransfers
+	closed    context.Context
+	close     context.CancelFunc
 	// contract is the version of the contract that the portal serves, as in PingResponse. It is set by the first ping.
 	contract atomic.Uint32
 }
@@ -55,8 +59,8 @@ type Client struct {
 var _ sandbox.Portal = (*Client)(nil)
 
 // New returns a client of the portal at the other end of stream. It waits until the portal responds or ctx is done. The
-// client takes over stream, and New closes stream if it returns an error.
-func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
+// client takes over stream, and New closes stream if it returns an error. The client opens transfers with attach.
+func New(ctx context.Context, stream io.ReadWriteCloser, attach sandbox.Attach) (*Client, error) {
 	var dialed atomic.Bool
 	dial := func(context.Context, string) (net.Conn, error) {
 		if dialed.Swap(true) {
@@ -83,9 +87,11 @@ func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 	}
 	c := &Client{
 		conn: conn, runs: portalv1.NewPortalServiceClient(conn), processes: portalv1.NewProcessServiceClient(conn), files: portalv1.NewFileServiceClient(conn),
+		attach: attach, transfers: make(chan struct{}, maxTransfers),
 	}
+	c.closed, c.close = context.WithCancel(context.Background())
 	if err := c.Ping(ctx); err != nil {
-		conn.Close()
+		c.Close()
 		stream.Close()
 		return nil, fmt.Errorf("connect to the portal: %w", err)
 	}
@@ -93,7 +99,10 @@ func New(ctx context.Context, stream io.ReadWriteCloser) (*Client, error) {
 }
 
 // Close closes the connection, which ends the calls in progress.
-func (c *Client) Close() error { return c.conn.Close() }
+func (c *Client) Close() error {
+	c.close()
+	return c.conn.Close()
+}
 
 // Ping implements sandbox.Portal.
 func (c *Client) Ping(ctx context.Context) error {

@@ -73,15 +73,32 @@ func (c *Client) ReadFile(ctx context.Context, path sandbox.Path, offset, length
 	if length >= 0 {
 		req.Length = &length
 	}
-	stream, err := receive(ctx, c, c.files.ReadFile, req)
+	req.Transfer = c.newTransfer()
+	res, data, err := c.readFile(ctx, req)
+	if req.Transfer != "" && res.GetTransfer() == nil {
+		c.endTransfer()
+	}
 	if err != nil {
 		return sandbox.FileInfo{}, nil, err
+	}
+	return fileInfo(res.GetInfo()), data, nil
+}
+
+// readFile returns the first response and the bytes of the file. If the response offers the requested transfer, the bytes end it.
+func (c *Client) readFile(ctx context.Context, req *portalv1.ReadFileRequest) (*portalv1.ReadFileResponse, io.ReadCloser, error) {
+	stream, err := receive(ctx, c, c.files.ReadFile, req)
+	if err != nil {
+		return nil, nil, err
 	}
 	res, err := stream.first()
 	if err != nil {
-		return sandbox.FileInfo{}, nil, err
+		return nil, nil, err
 	}
-	return fileInfo(res.GetInfo()), stream.reader((*portalv1.ReadFileResponse).GetData, nil), nil
+	data := stream.reader((*portalv1.ReadFileResponse).GetData)
+	if offer := res.GetTransfer(); offer != nil && req.Transfer != "" {
+		return res, c.openTransfer(req.Transfer, offer.GetLength(), data), nil
+	}
+	return res, data, nil
 }
 
 // WriteFile implements sandbox.Files.
@@ -126,7 +143,9 @@ func (c *Client) ReadTree(ctx context.Context, path sandbox.Path) (io.ReadCloser
 	if err != nil {
 		return nil, err
 	}
-	return stream.reader((*portalv1.ReadTreeResponse).GetData, res.GetData()), nil
+	archive := stream.reader((*portalv1.ReadTreeResponse).GetData)
+	archive.data = res.GetData()
+	return archive, nil
 }
 
 // WriteTree implements sandbox.Files.

@@ -269,7 +269,7 @@ type hostileRuntime struct {
 	next attack // for the next run only
 }
 
-func (r *hostileRuntime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+func (r *hostileRuntime) Attach(ctx context.Context, id, _ string) (io.ReadWriteCloser, error) {
 	host, portal := net.Pipe()
 	r.serving.Go(func() {
 		serve(portal, func() attack {
@@ -300,8 +300,8 @@ func newHostile(t *testing.T) (*servetest.Site, *sandbox.Manager, *hostileRuntim
 	var log servetest.LogBuffer
 	m := sandbox.NewManager(sandbox.Options{
 		Store: sandboxtest.NewMemoryStore(), Runtime: rt,
-		Connect: func(ctx context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
-			c, err := portalclient.New(ctx, stream)
+		Connect: func(ctx context.Context, stream io.ReadWriteCloser, attach sandbox.Attach) (sandbox.Portal, error) {
+			c, err := portalclient.New(ctx, stream, attach)
 			if err != nil {
 				return nil, err
 			}

@@ -69,8 +69,14 @@ func (rawCodec) Marshal(v any) ([]byte, error)      { return *v.(*[]byte), nil }
 func (rawCodec) Unmarshal(data []byte, v any) error { *v.(*[]byte) = data; return nil }
 func (rawCodec) Name() string                       { return "proto" }
 
-// connect returns a client of a portal that follows the script.
+// connect returns a client of a portal that follows the script. No transfer can be opened.
 func (s script) connect(t testing.TB) *Client {
+	t.Helper()
+	return s.connectWith(t, func(context.Context, string) (io.ReadWriteCloser, error) { return nil, errdefs.ErrUnavailable })
+}
+
+// connectWith returns a client of a portal that follows the script. It opens transfers with attach.
+func (s script) connectWith(t testing.TB, attach sandbox.Attach) *Client {
 	t.Helper()
 	clientConn, portalConn := net.Pipe()
 	listener := &oneConn{make(chan net.Conn, 1)}
@@ -82,7 +88,7 @@ func (s script) connect(t testing.TB) *Client {
 		server.Stop()
 		<-served
 	})
-	client, err := New(t.Context(), clientConn)
+	client, err := New(t.Context(), clientConn, attach)
 	if err != nil {
 		t.Fatal(err)
 	}

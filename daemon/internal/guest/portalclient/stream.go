@@ -90,9 +90,9 @@ func (r *responses[Response]) first() (*Response, error) {
 	return nil, err
 }
 
-// reader returns begin and then the data of the responses that follow.
-func (r *responses[Response]) reader(data func(*Response) []byte, begin []byte) io.ReadCloser {
-	return &receiver{ctx: r.ctx, cancel: r.cancel, data: begin, next: func() ([]byte, error) {
+// reader returns the data of the responses that follow.
+func (r *responses[Response]) reader(data func(*Response) []byte) *receiver {
+	return &receiver{ctx: r.ctx, cancel: r.cancel, next: func() ([]byte, error) {
 		res, err := r.Recv()
 		if err != nil {
 			return nil, err

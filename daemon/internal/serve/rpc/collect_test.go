@@ -259,7 +259,7 @@ func TestHeadTail(t *testing.T) {
 }
 
 func TestCollect(t *testing.T) {
-	guest, err := sandboxtest.NewGuest().Connect(t.Context(), nil)
+	guest, err := sandboxtest.NewGuest().Connect(t.Context(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

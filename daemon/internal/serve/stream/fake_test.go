@@ -31,11 +31,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type domain struct {
 	root string
 
-	mu        sync.Mutex
-	hooks     hooks
-	calls     []string
-	processes []*process
-	ended     sync.WaitGroup // for the processes
+	mu         sync.Mutex
+	hooks      hooks
+	calls      []string
+	readLength int64 // the length of the last ReadFile
+	processes  []*process
+	ended      sync.WaitGroup // for the processes
 }
 
 // hooks change what the sandbox does, unless they are zero.
@@ -86,6 +87,12 @@ func (d *domain) enter(what string, name sandbox.Name) error {
 		return fmt.Errorf("sandbox %s does not exist: %w", name, errdefs.ErrNotFound)
 	}
 	return nil
+}
+
+func (d *domain) lastReadLength() int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.readLength
 }
 
 // takeCalls returns the calls since the last takeCalls.
@@ -141,6 +148,9 @@ func (d *domain) StatFile(_ context.Context, name sandbox.Name, path sandbox.Pat
 }
 
 func (d *domain) ReadFile(ctx context.Context, name sandbox.Name, path sandbox.Path, offset, length int64) (sandbox.FileInfo, io.ReadCloser, error) {
+	d.mu.Lock()
+	d.readLength = length
+	d.mu.Unlock()
 	if err := d.enter("read", name); err != nil {
 		return sandbox.FileInfo{}, nil, err
 	}

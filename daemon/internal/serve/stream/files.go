@@ -43,7 +43,7 @@ func (s *service) getFile(c *gateway.Call, w http.ResponseWriter, r *http.Reques
 	if r.Method == http.MethodHead || r.Header.Get("Range") != "" {
 		length = 0 // where to read is not known yet
 	}
-	content := &content{ctx: r.Context(), call: c, open: func(offset, length int64) (sandbox.FileInfo, io.ReadCloser, error) {
+	content := &content{ctx: r.Context(), call: c, header: w.Header(), open: func(offset, length int64) (sandbox.FileInfo, io.ReadCloser, error) {
 		return s.sandboxes.ReadFile(r.Context(), name, file, offset, length)
 	}}
 	defer content.close()
@@ -262,10 +262,12 @@ func writeJSON(w io.Writer, value any) error {
 type content struct {
 	ctx  context.Context // of the request
 	call *gateway.Call
-	open func(offset, length int64) (sandbox.FileInfo, io.ReadCloser, error)
-	info sandbox.FileInfo // of the first open
-	at   int64            // where the next Read begins
-	data io.ReadCloser    // nil if the file is not open
+	// header is that of the response. ServeContent sets its Content-Length before it reads.
+	header http.Header
+	open   func(offset, length int64) (sandbox.FileInfo, io.ReadCloser, error)
+	info   sandbox.FileInfo // of the first open
+	at     int64            // where the next Read begins
+	data   io.ReadCloser    // nil if the file is not open
 	// dataAt is where data is.
 	dataAt int64
 	err    error // the error of Read, unless it is io.EOF
@@ -281,7 +283,7 @@ func (f *content) openAt(offset, length int64) (err error) {
 
 func (f *content) close() {
 	if f.data != nil {
-		f.data.Close()
+		f.call.Wait(func() { f.data.Close() })
 		f.data = nil
 	}
 }
@@ -310,7 +312,11 @@ func (f *content) read(p []byte) (n int, err error) {
 	remaining := f.info.Size - f.at
 	if f.at != f.dataAt || f.data == nil {
 		before := f.info
-		if err := f.openAt(f.at, remaining); err != nil {
+		wanted := remaining
+		if n, err := strconv.ParseInt(f.header.Get("Content-Length"), 10, 64); err == nil {
+			wanted = min(wanted, n) // only what the client requested
+		}
+		if err := f.openAt(f.at, wanted); err != nil {
 			return 0, err
 		}
 		if f.info.Size != before.Size || !f.info.ModifiedAt.Equal(before.ModifiedAt) {

@@ -64,7 +64,7 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	if found, ok := find(); ok {
 		t.Errorf("before the start, List returns %+v", found)
 	}
-	if _, err := r.Attach(ctx, id); err == nil {
+	if _, err := r.Attach(ctx, id, ""); err == nil {
 		t.Error("Attach succeeded before the start")
 	}
 	if _, err := r.Usage(ctx, id); err == nil {
@@ -81,12 +81,12 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	if u, err := r.Usage(ctx, id); err != nil || u.MemoryBytes == 0 {
 		t.Errorf("usage: %+v, error %v", u, err)
 	}
-	stream, err := r.Attach(ctx, id)
+	stream, err := r.Attach(ctx, id, "")
 	if err != nil {
 		t.Fatalf("attach: %v", err)
 	}
 	defer stream.Close()
-	second, err := r.Attach(ctx, id)
+	second, err := r.Attach(ctx, id, "")
 	if err != nil {
 		t.Errorf("attach again: %v", err)
 	} else if err := second.Close(); err != nil {

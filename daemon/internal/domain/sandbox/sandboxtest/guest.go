@@ -36,7 +36,7 @@ func NewGuest() *Guest { return &Guest{repls: map[sandbox.Language]map[string]in
 
 // Connect returns a connection to the guest. It can be used as sandbox.Options.Connect. The connection owns the stream and
 // is closed when the stream ends. If stream is nil, the connection is only closed by Close.
-func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser) (sandbox.Portal, error) {
+func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser, _ sandbox.Attach) (sandbox.Portal, error) {
 	p := &portal{guest: g, stream: stream, procs: map[*proc]bool{}}
 	if stream != nil {
 		go func() {

@@ -138,7 +138,7 @@ func (r *Runtime) Wait(ctx context.Context, id string) (string, error) {
 
 // Attach implements sandbox.Runtime. The other end of the stream is neither read nor written, and is closed when the microVM
 // ends.
-func (r *Runtime) Attach(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+func (r *Runtime) Attach(ctx context.Context, id, _ string) (io.ReadWriteCloser, error) {
 	if r.OnAttach != nil {
 		if err := r.OnAttach(ctx, id); err != nil {
 			return nil, err

@@ -18,8 +18,8 @@ const CgroupRoot = "/sys/fs/cgroup"
 
 const (
 	// portalMemory is the memory in bytes that is reserved for the portal. msb-portal serve and connect together use
-	// 5 to 10 MiB while little runs.
-	portalMemory = 16 << 20
+	// 5 to 18 MiB, and each of the two transfers that there may be uses 7 MiB, with its pipe.
+	portalMemory = 32 << 20
 	// portalWeight is the portal's share of the processors while they are busy, relative to the 100 of the load. It is
 	// the maximum.
 	portalWeight = 10_000

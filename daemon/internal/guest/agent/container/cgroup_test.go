@@ -50,7 +50,7 @@ func TestCgroupSettings(t *testing.T) {
 
 func TestLoadLimit(t *testing.T) {
 	for _, tt := range []struct{ file, value, want string }{
-		{"memory.max", "134217728", "117440512"}, // 128 MiB less 16 MiB
+		{"memory.max", "134217728", "100663296"}, // 128 MiB less 32 MiB
 		{"memory.max", "16777216", "12582912"},
 		{"memory.max", "max", "max"},
 		{"pids.max", "max", "500"},

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
+	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
+)
+
+// transferred is a guest whose client counts the transfers that it opens.
+type transferred struct {
+	*guest
+	*portalclient.Client
+	opened []*bridge
+}
+
+// startTransferred starts a portal. attach opens its transfers; if it is nil, that is done as msbd does.
+func startTransferred(t *testing.T, attach sandbox.Attach) *transferred {
+	t.Helper()
+	g := &transferred{guest: startGuest(t)}
+	client, err := portalclient.New(t.Context(), g.bridge(t), func(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+		if attach != nil {
+			return attach(ctx, id)
+		}
+		b := startBridge(t, "transfer", id, g.socket)
+		g.opened = append(g.opened, b)
+		return b, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	g.Client = client
+	return g
+}
+
+// largeFile creates a file of 9 MiB and returns its path and content.
+func largeFile(t *testing.T) (string, []byte) {
+	t.Helper()
+	content := make([]byte, 9<<20)
+	rand.Read(content)
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path, content
+}
+
+func (g *transferred) open(t *testing.T, path string, offset, length int64) io.ReadCloser {
+	t.Helper()
+	_, file, err := g.ReadFile(t.Context(), sandbox.Path{Path: path}, offset, length)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// TestTransfers reads parts of a large file. Those of 4 MiB or more come over a transfer, whose bridge ends.
+func TestTransfers(t *testing.T) {
+	t.Parallel()
+	g := startTransferred(t, nil)
+	path, content := largeFile(t)
+	for _, tt := range []struct {
+		offset, length int64
+		want           []byte
+		transfers      int
+	}{
+		{0, -1, content, 1},
+		{1<<20 + 1, -1, content[1<<20+1:], 1},
+		{12345, 4 << 20, content[12345:][:4<<20], 1},
+		{0, 1 << 40, content, 1},
+		{12345, 4<<20 - 1, content[12345:][:4<<20-1], 0},
+		{6 << 20, -1, content[6<<20:], 0},
+		{20 << 20, -1, nil, 0},
+	} {
+		g.opened = nil
+		file := g.open(t, path, tt.offset, tt.length)
+		got, err := io.ReadAll(file)
+		if err != nil || !bytes.Equal(got, tt.want) {
+			t.Errorf("%d bytes from %d on: read %d, %v, or other bytes", tt.length, tt.offset, len(got), err)
+		}
+		if err := file.Close(); err != nil {
+			t.Error(err)
+		}
+		if len(g.opened) != tt.transfers {
+			t.Errorf("%d bytes from %d on: %d transfers, want %d", tt.length, tt.offset, len(g.opened), tt.transfers)
+		}
+		for _, b := range g.opened {
+			<-b.ended
+		}
+	}
+}
+
+// A transfer that is given up ends, and does not disturb others.
+func TestTransferIsGivenUp(t *testing.T) {
+	t.Parallel()
+	g := startTransferred(t, nil)
+	path, content := largeFile(t)
+	for range 6 { // more than there may be at a time
+		file := g.open(t, path, 0, -1)
+		if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
+			t.Fatal(err)
+		}
+		file.Close()
+	}
+	for _, b := range g.opened {
+		<-b.ended
+	}
+	file := g.open(t, path, 0, -1)
+	defer file.Close()
+	if got, err := io.ReadAll(file); err != nil || !bytes.Equal(got, content) || len(g.opened) != 7 {
+		t.Errorf("the next: %d bytes, %v, or other bytes; %d transfers", len(got), err, len(g.opened))
+	}
+}
+
+// If no transfer can be opened, or it opens too late, the bytes come in messages.
+func TestTransferThatDoesNotBegin(t *testing.T) {
+	t.Parallel()
+	for name, attach := range map[string]func(t *testing.T, g *guest, id string) (io.ReadWriteCloser, error){
+		"fails": func(*testing.T, *guest, string) (io.ReadWriteCloser, error) {
+			return nil, errors.New("cannot be opened")
+		},
+		"is late": func(t *testing.T, g *guest, id string) (io.ReadWriteCloser, error) {
+			time.Sleep(3500 * time.Millisecond) // longer than the portal waits
+			return startBridge(t, "transfer", id, g.socket), nil
+		},
+		"is another": func(t *testing.T, g *guest, id string) (io.ReadWriteCloser, error) {
+			return startBridge(t, "transfer", strings.Repeat("0", len(id)), g.socket), nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var g *transferred
+			g = startTransferred(t, func(_ context.Context, id string) (io.ReadWriteCloser, error) { return attach(t, g.guest, id) })
+			path, content := largeFile(t)
+			file := g.open(t, path, 0, -1)
+			defer file.Close()
+			if got, err := io.ReadAll(file); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("read %d bytes, %v, or other bytes", len(got), err)
+			}
+		})
+	}
+}
+
+// A transfer whose process in the sandbox is killed is an error.
+func TestTransferThatIsKilled(t *testing.T) {
+	t.Parallel()
+	g := startTransferred(t, nil)
+	path, _ := largeFile(t)
+	file := g.open(t, path, 0, -1)
+	defer file.Close()
+	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.opened[0].process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, file); !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "was ended in the sandbox") {
+		t.Errorf("read the rest: %v", err)
+	}
+}
+
+// A file that becomes shorter while it is sent is an error, not a short file.
+func TestTransferOfAFileThatChanges(t *testing.T) {
+	t.Parallel()
+	g := startTransferred(t, nil)
+	path, _ := largeFile(t)
+	file := g.open(t, path, 0, -1)
+	defer file.Close()
+	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, file); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "changed while it was read") {
+		t.Errorf("read the rest: %v", err)
+	}
+}
+
+// The connection of another msbd ends the transfers of the one before, which may have been killed.
+func TestTransferEndsWithItsConnection(t *testing.T) {
+	t.Parallel()
+	g := startTransferred(t, nil)
+	path, _ := largeFile(t)
+	file := g.open(t, path, 0, -1)
+	defer file.Close()
+	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	g.connect(t)
+	<-g.opened[0].ended
+	if _, err := io.Copy(io.Discard, file); !errors.Is(err, sandbox.ErrRunFailed) {
+		t.Errorf("read the rest: %v, want sandbox.ErrRunFailed", err)
+	}
+}

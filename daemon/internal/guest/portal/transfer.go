@@ -1,0 +1,167 @@
+package portal
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// transferID is the length of the id of a transfer, in bytes.
+	transferID = 32
+	// minTransfer is the least number of bytes for which a transfer is offered. For fewer, its start takes longer than it saves.
+	minTransfer = 4 << 20
+	// transferPatience is how long an offered transfer may take to begin.
+	transferPatience = 3 * time.Second
+)
+
+// transfers are the offered transfers that have not begun. They send the bytes of large files over a bridge of their own, into
+// whose pipe the kernel moves them. Messages need several times as long, because each is encoded, copied and confirmed.
+type transfers struct {
+	mu      sync.Mutex
+	offered map[string]chan *pipes // by id
+}
+
+func newTransfers() *transfers { return &transfers{offered: make(map[string]chan *pipes)} }
+
+// begin gives the pipes of a bridge to the transfer that they are for. If it is not offered, begin closes them.
+func (t *transfers) begin(p *pipes) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	begun, ok := t.offered[p.transfer]
+	if !ok {
+		p.Close()
+		return
+	}
+	delete(t.offered, p.transfer)
+	begun <- p
+}
+
+// wait calls offer and then waits until the transfer id begins. It returns nil if the transfer does not begin in time.
+func (t *transfers) wait(ctx context.Context, id string, offer func() error) (*pipes, error) {
+	begun := make(chan *pipes, 1)
+	t.mu.Lock()
+	_, known := t.offered[id]
+	if !known && len(id) == transferID {
+		t.offered[id] = begun
+	}
+	t.mu.Unlock()
+	if known || len(id) != transferID {
+		return nil, status.Error(codes.InvalidArgument, "the id of the transfer is not 32 hexadecimal digits, or it is in use")
+	}
+	err := offer()
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, transferPatience)
+		defer cancel()
+		select {
+		case p := <-begun:
+			return p, nil
+		case <-ctx.Done():
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.offered[id]; ok {
+		delete(t.offered, id)
+		return nil, err
+	}
+	return <-begun, err
+}
+
+// send offers a transfer with offer, and then sends length bytes of f, from offset on. It returns when the receiver has ended the
+// transfer or ctx is done. sent reports whether the transfer has begun.
+func (t *transfers) send(ctx context.Context, id string, offer func() error, f *os.File, offset, length int64) (sent bool, err error) {
+	p, err := t.wait(ctx, id, offer)
+	if p == nil {
+		return false, err
+	}
+	defer p.Close()
+	defer context.AfterFunc(ctx, func() { p.Close() })()
+	if err == nil {
+		err = p.move(f, offset, length)
+	}
+	if err == nil {
+		_, _ = io.Copy(io.Discard, p.in) // until the receiver has everything: with the bridge, it would lose what is in the pipe
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return true, err
+}
+
+// errTransferEnded is returned if the bridge has ended before it had everything, for example because it was killed.
+var errTransferEnded = status.Error(codes.Aborted, "the transfer of the file was ended in the sandbox")
+
+// maxPause limits how long move pauses.
+const maxPause = 50 * time.Millisecond
+
+// move moves length bytes of f, from offset on, into the pipe. If f has fewer, it returns io.ErrUnexpectedEOF.
+//
+// Whenever the pipe is full, move pauses until the receiver has emptied about half of it. The kernel would wake it after each
+// read of the receiver, and each change between the two takes long on an emulated processor.
+func (p *pipes) move(f *os.File, offset, length int64) error {
+	size := int64(pipeSize)
+	if n, err := unix.FcntlInt(p.out.Fd(), unix.F_GETPIPE_SZ, 0); err == nil {
+		size = int64(n)
+	}
+	var pause time.Duration
+	full := time.Now() // when the pipe was last filled
+	for length > 0 {
+		n, waited, err := p.splice(f, &offset, min(length, size), pause)
+		switch {
+		case err == unix.EINVAL: // the file system or the pipe has no splice
+			n, err := io.Copy(struct{ io.Writer }{p.out}, io.NewSectionReader(f, offset, length))
+			switch {
+			case errors.Is(err, os.ErrClosed), errors.Is(err, unix.EPIPE):
+				return errTransferEnded
+			case err == nil && n < length:
+				return io.ErrUnexpectedEOF
+			}
+			return err
+		case err != nil:
+			return err
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		}
+		length -= n
+		if waited {
+			pause = min(maxPause, time.Since(full)*time.Duration(size)/2/time.Duration(n))
+		}
+		full = time.Now()
+	}
+	return nil
+}
+
+// splice moves up to length bytes of f, from offset on, into the pipe, and advances offset. If the pipe is full, it waits until
+// there is room, and then for the time pause.
+func (p *pipes) splice(f *os.File, offset *int64, length int64, pause time.Duration) (n int64, waited bool, err error) {
+	raw, err := p.out.SyscallConn()
+	if err != nil {
+		return 0, false, err
+	}
+	var spliceErr error
+	err = raw.Write(func(pipe uintptr) bool {
+		if waited {
+			time.Sleep(pause)
+		}
+		for {
+			n, spliceErr = unix.Splice(int(f.Fd()), offset, int(pipe), nil, int(length), unix.SPLICE_F_NONBLOCK)
+			if spliceErr != unix.EINTR {
+				break
+			}
+		}
+		waited = waited || spliceErr == unix.EAGAIN
+		return spliceErr != unix.EAGAIN
+	})
+	if err != nil || spliceErr == unix.EPIPE {
+		return 0, false, errTransferEnded
+	}
+	return n, waited, spliceErr
+}
