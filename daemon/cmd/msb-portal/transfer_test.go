@@ -66,6 +66,16 @@ func (g *transferred) open(t *testing.T, path string, offset, length int64) io.R
 	return file
 }
 
+// begin opens a large file and reads its first bytes, so that a transfer has begun.
+func (g *transferred) begin(t *testing.T, path string) io.ReadCloser {
+	t.Helper()
+	file := g.open(t, path, 0, -1)
+	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 // TestTransfers reads parts of a large file. Those of 4 MiB or more come over a transfer, whose bridge ends.
 func TestTransfers(t *testing.T) {
 	t.Parallel()
@@ -108,11 +118,7 @@ func TestTransferIsGivenUp(t *testing.T) {
 	g := startTransferred(t, nil)
 	path, content := largeFile(t)
 	for range 6 { // more than there may be at a time
-		file := g.open(t, path, 0, -1)
-		if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
-			t.Fatal(err)
-		}
-		file.Close()
+		g.begin(t, path).Close()
 	}
 	for _, b := range g.opened {
 		<-b.ended
@@ -158,11 +164,8 @@ func TestTransferThatIsKilled(t *testing.T) {
 	t.Parallel()
 	g := startTransferred(t, nil)
 	path, _ := largeFile(t)
-	file := g.open(t, path, 0, -1)
+	file := g.begin(t, path)
 	defer file.Close()
-	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
-		t.Fatal(err)
-	}
 	if err := g.opened[0].process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -176,11 +179,8 @@ func TestTransferOfAFileThatChanges(t *testing.T) {
 	t.Parallel()
 	g := startTransferred(t, nil)
 	path, _ := largeFile(t)
-	file := g.open(t, path, 0, -1)
+	file := g.begin(t, path)
 	defer file.Close()
-	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -194,11 +194,8 @@ func TestTransferEndsWithItsConnection(t *testing.T) {
 	t.Parallel()
 	g := startTransferred(t, nil)
 	path, _ := largeFile(t)
-	file := g.open(t, path, 0, -1)
+	file := g.begin(t, path)
 	defer file.Close()
-	if _, err := io.ReadFull(file, make([]byte, 100_000)); err != nil {
-		t.Fatal(err)
-	}
 	g.connect(t)
 	<-g.opened[0].ended
 	if _, err := io.Copy(io.Discard, file); !errors.Is(err, sandbox.ErrRunFailed) {

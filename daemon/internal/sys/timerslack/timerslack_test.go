@@ -1,7 +1,8 @@
 package timerslack
 
 import (
-	"os"
+	"errors"
+	"io/fs"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -27,7 +28,7 @@ func slack(t *testing.T, start func(*exec.Cmd) error) string {
 }
 
 func TestSlack(t *testing.T) {
-	if err := SetAll(Service); os.IsPermission(err) {
+	if err := SetAll(Service); errors.Is(err, fs.ErrPermission) {
 		t.Skip("SetAll needs CAP_SYS_NICE")
 	} else if err != nil {
 		t.Fatal(err)
