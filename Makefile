@@ -159,13 +159,14 @@ gotestsum = gotestsum --format testname --format-hide-empty-pkg $(if $(TEST_EVEN
 RACE_PACKAGES := ./client $(addprefix ./daemon/internal/,data/... domain/... serve/...)
 
 .PHONY: test-microvms test-race test-sdks
-# -vet=off, because make lint runs go vet. -parallel 4, because many tests only wait and use no CPU.
+# -vet=off, because make lint runs go vet. -parallel 3, because some tests only wait and use no CPU. The time limits are for
+# tests that hang: a slow machine takes six times as long as a usual one.
 test-microvms:
-	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 30m -parallel 4 $(TESTFLAGS) ./daemon/internal/data/store \
+	@$(call gotestsum,microvms) -- -count=1 -vet=off -timeout 60m -parallel 3 $(TESTFLAGS) ./daemon/internal/data/store \
 		$$($(GO) list ./... | grep -vxFf <($(GO) list $(RACE_PACKAGES)))
 
 test-race:
-	@CGO_ENABLED=1 $(call gotestsum,race) -- -race -count=1 -vet=off -timeout 20m -p 1 $(RACE_PACKAGES)
+	@CGO_ENABLED=1 $(call gotestsum,race) -- -race -count=1 -vet=off -timeout 40m -p 1 $(RACE_PACKAGES)
 
 test-sdks:
 	@echo "Python SDK"; client/python/check.sh unit

@@ -6,16 +6,16 @@ const limit = (ms: number) => ({ testTimeout: ms, hookTimeout: ms });
 export default defineConfig({
   test: {
     projects: [
-      { test: { name: "unit", include: ["test/unit/*.test.ts"], ...limit(60_000) } },
+      { test: { name: "unit", include: ["test/unit/*.test.ts"], ...limit(180_000) } },
       // Tests of the package that npm would publish. They need a build.
-      { test: { name: "package", include: ["test/package/*.test.ts"], ...limit(300_000) } },
+      { test: { name: "package", include: ["test/package/*.test.ts"], ...limit(600_000) } },
       // Tests against the server at MSB_SERVER_URL. They run one file at a time, because each file starts sandboxes.
       {
         test: {
           name: "live",
           include: ["test/live/*.test.ts"],
           fileParallelism: false,
-          ...limit(300_000),
+          ...limit(900_000),
         },
       },
     ],

@@ -173,7 +173,7 @@ func attack(t *testing.T, server string) attackResult {
 			}
 			a.attempts = append(a.attempts, rep.Attempts...)
 			maps.Copy(a.responses, rep.Responses)
-		case <-time.After(patience * time.Minute):
+		case <-time.After(hung):
 			t.Fatalf("page %s sent no report; the output of the browser:\n%s", place.name, b.log)
 		}
 	}

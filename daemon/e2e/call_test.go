@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 )
 
 // response is a JSON-RPC response and its HTTP status.
@@ -40,7 +39,7 @@ func (s *server) call(key, method string, params any) (response, error) {
 
 // httpClient limits the time of a request, in case the server does not respond. The limit is above the server's own
 // limit of two minutes for the start of a sandbox.
-var httpClient = &http.Client{Timeout: patience * 3 * time.Minute}
+var httpClient = &http.Client{Timeout: hung}
 
 // post sends a POST request with an API key, unless key is empty, and decodes the JSON-RPC response.
 func (s *server) post(key, path string, body []byte) (response, error) {

@@ -67,7 +67,7 @@ func (s *server) leaks(dir string, ids []string) error {
 	}
 	var found []string
 	// A process may end a moment after the sandbox that it served.
-	for deadline := time.Now().Add(patience * 5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience * 30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		found = found[:0]
 		for pid, text := range processTexts() {
 			if belongs(text) && pid != os.Getpid() {

@@ -48,14 +48,17 @@ var patience = func() time.Duration {
 	return time.Duration(n)
 }()
 
-// until polls ok, a condition outside of this process, until it holds. It fails the test after patience minutes. what
+// hung is the time after which a test that still waits for something fails. It is long, because a busy machine may need a
+// minute for the start of a sandbox.
+var hung = patience * 3 * time.Minute
+
+// until polls ok, a condition outside of this process, until it holds. It fails the test if that takes too long. what
 // says in the failure message what the test waited for.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	limit := patience * time.Minute
-	for deadline := time.Now().Add(limit); !ok(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(hung); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("still waiting after %s for %s", limit, strings.TrimSpace(what))
+			t.Fatalf("still waiting after %s for %s", hung, strings.TrimSpace(what))
 		}
 	}
 }

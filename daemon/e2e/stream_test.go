@@ -16,7 +16,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/coder/websocket"
 )
@@ -134,7 +133,7 @@ type message struct {
 
 func receive(t testing.TB, c *websocket.Conn) (message, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), hung)
 	defer cancel()
 	kind, data, err := c.Read(ctx)
 	return message{kind == websocket.MessageText, string(data)}, err

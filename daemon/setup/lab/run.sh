@@ -76,10 +76,10 @@ done
 #  - one processor: with two, the lab or a microVM in it sometimes hangs. Kernels patch their own code while they run,
 #    also when VMs start and stop, and QEMU 7.2 may continue to execute code that the other processor was translating
 #    at that moment. Emulated sandboxes have one processor for the same reason.
-# The lab has a session of its own, and most of a processor: the kernel shares the processors between sessions
-# (sched_autogroup), and each microVM of another test also has one. Otherwise the lab's microVMs can miss their time limits,
-# because the lab emulates the machine that they run on.
-setsid bash -c 'echo -10 >/proc/self/autogroup; exec "$0" "$@"' timeout -k 5 "$time_limit" qemu-system-x86_64 -name lab -nodefaults -no-user-config -display none -no-reboot \
+# The lab has a session of its own, which gets three times the share of others: the kernel shares the processors between
+# sessions (sched_autogroup), and each microVM of another test also has one. Otherwise the lab's microVMs can miss their time
+# limits, because the lab emulates the machine that they run on. With a larger share, the microVMs of the others can miss theirs.
+setsid bash -c 'echo -5 >/proc/self/autogroup; exec "$0" "$@"' timeout -k 5 "$time_limit" qemu-system-x86_64 -name lab -nodefaults -no-user-config -display none -no-reboot \
 	-machine q35,memory-backend=mem -bios qboot.rom \
 	-accel tcg,tb-size=512 -cpu max,+svm,-erms,-fsrm -m "$memory" \
 	-object memory-backend-memfd,id=mem,size="${memory}M",share=on \

@@ -45,7 +45,7 @@ func (s Settings) useService() bool { return s.Config == "" && s.HypervisorSocke
 var builtinConfig = template.Must(template.New("builtin").Parse(`# Written by msbd at each start; changes are lost.
 [hypervisor.remote]
 remote_hypervisor_socket = "{{.HypervisorSocket}}"
-remote_hypervisor_timeout = 60
+remote_hypervisor_timeout = 110
 default_bridges = 1
 disable_guest_selinux = true
 ` + commonConfig))
@@ -88,8 +88,9 @@ virtio_fs_extra_args = [{{range slice .Virtiofsd 1}}"{{.}}", {{end}}"--announce-
 ` + commonConfig))
 
 const commonConfig = `
+# A guest's boot has a little less time than msbd gives the whole start, so that the error says what failed.
 [agent.kata]
-dial_timeout = 60
+dial_timeout = 110
 
 # Sandboxes have no network yet, so there is no interface to create or to remove.
 [runtime]
