@@ -190,7 +190,7 @@ KVM_TESTS_CI := TestStatusNamesHypervisor|TestSandboxLifecycle|TestSandboxHas|Te
 
 .PHONY: test-kvm-ci
 test-kvm-ci: ## Run a few of these tests, in minutes
-	@$(MAKE) test-kvm KVM_TESTS='$(KVM_TESTS_CI)' LAB_TIMEOUT=840
+	@$(MAKE) test-kvm KVM_TESTS='$(KVM_TESTS_CI)' LAB_TIMEOUT=1800
 
 # The lab also needs the guest's kernel.
 LAB := bin/lab/initrd.img bin/lab/tsc

@@ -13,7 +13,7 @@
 # In both cases it prints the end of the lab's console.
 #
 # LAB_SYSTEMD     1: always use the lab, with the host's systemd as PID 1, and run the command as a service
-# LAB_TIMEOUT     time limit of the lab in seconds (default 900)
+# LAB_TIMEOUT     time limit of the lab in seconds (default 1800)
 # LAB_MEMORY_MIB  memory of the lab (default 4096), including the memory of its guests
 set -euo pipefail
 
@@ -27,7 +27,7 @@ if [ "${LAB_SYSTEMD:-}" != 1 ] && "$here/kvm.sh"; then
 fi
 
 root=${here%/*/*/*}
-time_limit=${LAB_TIMEOUT:-900}
+time_limit=${LAB_TIMEOUT:-1800}
 memory=${LAB_MEMORY_MIB:-4096}
 dir=$(mktemp -d /tmp/msblab.XXXXXX)
 # shellcheck disable=SC2317,SC2046 # the trap calls it; a list of pids
