@@ -31,7 +31,7 @@ import (
 )
 
 // startTimeout is the time limit of a sandbox's start. An emulated boot takes seconds, and many boots at once wait for each
-// other.
+// other. The time limits of a boot in the shims' configuration (kata.Settings) are a little shorter.
 const startTimeout = 2 * time.Minute
 
 func listenHTTP(cfg config.Config) (net.Listener, error) {
