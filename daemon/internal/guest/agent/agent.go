@@ -6,8 +6,9 @@
 // Requests come from the host, which the agent trusts. The programs in a container are not trusted. The agent accepts
 // only their output and their exit status.
 //
-// The packages below this one form layers. The first layer is refusal, the second is mount, devices and channel, the
-// third is network and storage, and the last is container. A package imports only packages of earlier layers.
+// The packages below this one form layers. The first layer is refusal, the second is mount, devices, channel and
+// hostclock, the third is network and storage, and the last is container. A package imports only packages of earlier
+// layers.
 //
 // Each process in a container starts as this same binary (see package container).
 package agent

@@ -58,6 +58,7 @@ func TestGuest(t *testing.T) {
 	})
 	ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: id}))
 
+	t.Run("clock", func(t *testing.T) { testClock(t, g, id) })
 	t.Run("environment", func(t *testing.T) { testEnvironment(t, g, id) })
 	t.Run("streams", func(t *testing.T) { testStreams(t, g, id) })
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, g, id) })
@@ -67,6 +68,7 @@ func TestGuest(t *testing.T) {
 	t.Run("machine", func(t *testing.T) { testMachine(t, g) })
 	t.Run("reconnect", func(t *testing.T) { testReconnect(t, g, id) })
 	t.Run("memory limit", func(t *testing.T) { testOOM(t, g, id) })
+	t.Run("clock is corrected", func(t *testing.T) { testClockCorrected(t, g, id) })
 	t.Run("end of the container", func(t *testing.T) { testEnd(t, g, id) })
 	t.Run("restricted container", func(t *testing.T) { testRestricted(t, g) })
 	t.Run("portal", func(t *testing.T) { testPortal(t, g) })
@@ -318,8 +320,6 @@ func testMachine(t *testing.T, g *guest) {
 		t.Errorf("guest details: %v, %v", details, err)
 	}
 	ok(t)(g.ReseedRandomDev(ctx, &pb.ReseedRandomDevRequest{Data: []byte(strings.Repeat("seed", 128))}))
-	now := time.Now()
-	ok(t)(g.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Sec: now.Unix(), Usec: int64(now.Nanosecond() / 1000)}))
 	ok(t)(g.RemoveStaleVirtiofsShareMounts(ctx, &pb.RemoveStaleVirtiofsShareMountsRequest{}))
 	metrics, err := g.GetMetrics(ctx, &pb.GetMetricsRequest{})
 	if err != nil || !strings.Contains(metrics.Metrics, "kata_guest_meminfo{item=\"mem_total\"} 2") {

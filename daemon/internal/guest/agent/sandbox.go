@@ -112,6 +112,9 @@ func (a *agent) stopSandbox() error {
 			break
 		}
 	}
+	for _, c := range a.containers {
+		c.unfollow()
+	}
 	return errors.Join(append(errs, a.storages.RemoveAll())...)
 }
 

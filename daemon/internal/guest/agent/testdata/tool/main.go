@@ -114,6 +114,10 @@ func run(name string, args []string) error {
 		return os.WriteFile(args[0], []byte(args[1]), 0o644)
 	case "now": // prints the time
 		fmt.Println(time.Now().Unix())
+	case "clock": // prints the time in nanoseconds for each line of input
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			fmt.Println(time.Now().UnixNano())
+		}
 	case "listen": // listens at the address args[0] and exits
 		l, err := net.Listen("tcp", args[0])
 		if err != nil {
