@@ -264,6 +264,12 @@ func (a *Admin) Images(ctx context.Context) ([]*adminv1.Image, error) {
 	return resp.GetImages(), err
 }
 
+// RemoveImage removes an image that no sandbox uses.
+func (a *Admin) RemoveImage(ctx context.Context, name string) error {
+	_, err := call(ctx, a, adminv1.AdminServiceClient.RemoveImage, &adminv1.RemoveImageRequest{Name: name})
+	return err
+}
+
 // call makes a unary call and converts its error with explain.
 func call[Req, Resp any](ctx context.Context, a *Admin,
 	method func(adminv1.AdminServiceClient, context.Context, Req, ...grpc.CallOption) (Resp, error), req Req,

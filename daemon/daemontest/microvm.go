@@ -87,7 +87,7 @@ func newGuest(runs chan Run) *sandboxtest.Guest {
 	return guest
 }
 
-// images is an admin.Images that always has the same single image.
+// images is an admin.Images that always lists the same single image.
 type images struct{}
 
 // Import implements admin.Images.
@@ -101,6 +101,19 @@ func (i images) Import(ctx context.Context, path string) ([]sandbox.Image, error
 // List implements admin.Images.
 func (images) List(context.Context) ([]sandbox.Image, error) {
 	return []sandbox.Image{{Name: "microsandbox/python", Digest: "sha256:00", Size: 3 << 20, Created: time.Now()}}, nil
+}
+
+// Remove implements admin.Images. It removes nothing, and reports the same images as missing as microVMs.
+func (images) Remove(_ context.Context, name string, sandboxes []sandbox.Record) error {
+	if name == sandboxtest.AbsentImage {
+		return fmt.Errorf("no image %s: %w", name, errdefs.ErrNotFound)
+	}
+	for _, r := range sandboxes {
+		if r.Config.Image == name && r.State != sandbox.Failed {
+			return fmt.Errorf("image %s is used by the sandbox %s: %w", name, r.Name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
 }
 
 // initialSandboxes returns the records of an earlier server: a running sandbox, and a failed one whose reason contains a

@@ -75,14 +75,14 @@ var (
 	argumentCompleters = map[*cli.Command]completer{
 		keyShow: keyNames, keyRevoke: keyNames, keyRotate: keyNames, serverStatus: sandboxNames,
 		sandboxRun: ownSandboxNames, sandboxExec: ownSandboxNames, sandboxStop: ownSandboxNames, sandboxMetrics: ownSandboxNames,
-		sandboxInspect: ownSandboxNames,
-		mcpConfig:      words("claude", "cursor", "vscode"), completionCommand: words("bash", "zsh", "fish"),
+		sandboxInspect: ownSandboxNames, imageRm: imageNames,
+		mcpConfig: words("claude", "cursor", "vscode"), completionCommand: words("bash", "zsh", "fish"),
 	}
 	valueCompleters = map[cli.Flag]completer{
 		scopeFlag: func(*completion) [][2]string { return scopes }, languageFlag: words("python", "node"), imageFlag: imageNames,
 	}
 	// severalArguments are the commands whose completers are for all arguments, not only for the first one.
-	severalArguments = []*cli.Command{keyRevoke, serverStatus, sandboxStop}
+	severalArguments = []*cli.Command{keyRevoke, serverStatus, sandboxStop, imageRm}
 )
 
 type completer func(*completion) [][2]string

@@ -97,8 +97,8 @@ func newApp() *cli.App {
 			},
 			{
 				Name:        "image",
-				Usage:       "import and list the images for sandboxes",
-				Subcommands: []*cli.Command{imageImport, imageList},
+				Usage:       "import, list and remove the images for sandboxes",
+				Subcommands: []*cli.Command{imageImport, imageList, imageRm},
 			},
 			sandboxCommands,
 			doctorCommand,

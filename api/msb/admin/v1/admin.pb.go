@@ -2995,6 +2995,87 @@ func (x *ListImagesResponse) GetImages() []*Image {
 	return nil
 }
 
+type RemoveImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name, as in sandbox.start.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageRequest) Reset() {
+	*x = RemoveImageRequest{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageRequest) ProtoMessage() {}
+
+func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
+func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *RemoveImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveImageResponse) Reset() {
+	*x = RemoveImageResponse{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveImageResponse) ProtoMessage() {}
+
+func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
+func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
+}
+
 type Image struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name as used in sandbox.start, such as microsandbox/python.
@@ -3009,7 +3090,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3102,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3115,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Image) GetName() string {
@@ -3277,7 +3358,10 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x06images\x18\x01 \x03(\v2\x13.msb.admin.v1.ImageR\x06images\"\x13\n" +
 	"\x11ListImagesRequest\"A\n" +
 	"\x12ListImagesResponse\x12+\n" +
-	"\x06images\x18\x01 \x03(\v2\x13.msb.admin.v1.ImageR\x06images\"\x8d\x01\n" +
+	"\x06images\x18\x01 \x03(\v2\x13.msb.admin.v1.ImageR\x06images\"(\n" +
+	"\x12RemoveImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13RemoveImageResponse\"\x8d\x01\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x1d\n" +
@@ -3289,7 +3373,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x032\xbe\f\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\x92\r\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
 	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
@@ -3311,7 +3395,8 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\vStopSandbox\x12 .msb.admin.v1.StopSandboxRequest\x1a!.msb.admin.v1.StopSandboxResponse\x12R\n" +
 	"\vImportImage\x12 .msb.admin.v1.ImportImageRequest\x1a!.msb.admin.v1.ImportImageResponse\x12O\n" +
 	"\n" +
-	"ListImages\x12\x1f.msb.admin.v1.ListImagesRequest\x1a .msb.admin.v1.ListImagesResponseB/Z-github.com/msbd/msbd/api/msb/admin/v1;adminv1b\x06proto3"
+	"ListImages\x12\x1f.msb.admin.v1.ListImagesRequest\x1a .msb.admin.v1.ListImagesResponse\x12R\n" +
+	"\vRemoveImage\x12 .msb.admin.v1.RemoveImageRequest\x1a!.msb.admin.v1.RemoveImageResponseB/Z-github.com/msbd/msbd/api/msb/admin/v1;adminv1b\x06proto3"
 
 var (
 	file_msb_admin_v1_admin_proto_rawDescOnce sync.Once
@@ -3326,7 +3411,7 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
@@ -3378,25 +3463,27 @@ var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(*ImportImageResponse)(nil),        // 47: msb.admin.v1.ImportImageResponse
 	(*ListImagesRequest)(nil),          // 48: msb.admin.v1.ListImagesRequest
 	(*ListImagesResponse)(nil),         // 49: msb.admin.v1.ListImagesResponse
-	(*Image)(nil),                      // 50: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 51: google.protobuf.Timestamp
+	(*RemoveImageRequest)(nil),         // 50: msb.admin.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 51: msb.admin.v1.RemoveImageResponse
+	(*Image)(nil),                      // 52: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 53: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	51, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	51, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	53, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	53, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
 	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
 	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
 	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
 	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
 	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
-	51, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	53, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
 	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	51, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	51, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	53, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	53, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	51, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	51, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	53, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	53, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
 	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
 	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
 	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
@@ -3404,16 +3491,16 @@ var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
 	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
 	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	51, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
-	51, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
-	51, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	53, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
+	53, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
+	53, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
 	34, // 25: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
 	34, // 26: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
 	43, // 27: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	51, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	50, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	50, // 30: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	51, // 31: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	53, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	52, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	52, // 30: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	53, // 31: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
 	2,  // 32: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
 	9,  // 33: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
 	12, // 34: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
@@ -3434,28 +3521,30 @@ var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	44, // 49: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
 	46, // 50: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
 	48, // 51: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	3,  // 52: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	10, // 53: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	13, // 54: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	15, // 55: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	17, // 56: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	19, // 57: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	21, // 58: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	23, // 59: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
-	25, // 60: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	27, // 61: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	29, // 62: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	31, // 63: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	33, // 64: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	36, // 65: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
-	38, // 66: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
-	40, // 67: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	42, // 68: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	45, // 69: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	47, // 70: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	49, // 71: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	52, // [52:72] is the sub-list for method output_type
-	32, // [32:52] is the sub-list for method input_type
+	50, // 52: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
+	3,  // 53: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	10, // 54: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	13, // 55: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	15, // 56: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	17, // 57: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	19, // 58: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	21, // 59: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	23, // 60: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
+	25, // 61: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	27, // 62: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	29, // 63: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	31, // 64: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	33, // 65: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	36, // 66: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	38, // 67: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	40, // 68: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	42, // 69: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	45, // 70: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	47, // 71: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	49, // 72: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	51, // 73: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
+	53, // [53:74] is the sub-list for method output_type
+	32, // [32:53] is the sub-list for method input_type
 	32, // [32:32] is the sub-list for extension type_name
 	32, // [32:32] is the sub-list for extension extendee
 	0,  // [0:32] is the sub-list for field type_name
@@ -3472,7 +3561,7 @@ func file_msb_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

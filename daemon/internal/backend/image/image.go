@@ -1,6 +1,6 @@
 // Package image stores the images that sandboxes start from in containerd. It never pulls images from a registry: the
 // administrator imports them as OCI archives. Only package backend may import it. Package backend gives the Store to
-// the admin server, which imports and lists images, and to the runtime, which resolves names.
+// the admin server, which imports, lists and removes images, and to the runtime, which resolves names.
 package image
 
 import (
@@ -236,6 +236,44 @@ func (s *Store) List(ctx context.Context) ([]sandbox.Image, error) {
 	}
 	slices.SortFunc(list, func(a, b sandbox.Image) int { return strings.Compare(a.Name, b.Name) })
 	return list, nil
+}
+
+// Remove removes the image called name, and its content from the disk. name is as in Resolve, with the same errors.
+//
+// If one of the sandboxes uses the image, Remove returns errdefs.ErrFailedPrecondition and names these sandboxes. A failed
+// sandbox uses no image. A sandbox that starts at the same time either keeps the content of the image, or fails.
+func (s *Store) Remove(ctx context.Context, name string, sandboxes []sandbox.Record) error {
+	img, err := s.Resolve(ctx, name)
+	if err != nil {
+		return err
+	}
+	var users []string
+	for _, r := range sandboxes {
+		if ref, err := normalize(r.Config.Image); err == nil && ref.String() == img.Name() && r.State != sandbox.Failed {
+			users = append(users, r.Name.String())
+		}
+	}
+	if len(users) > 0 {
+		return fmt.Errorf("image %s is used by %s; stop the sandboxes first: %w", familiar(img.Name()), list(users), errdefs.ErrFailedPrecondition)
+	}
+	// A synchronous delete runs the garbage collector.
+	if err := s.client.ImageService().Delete(ctrd.InNamespace(ctx), img.Name(), images.SynchronousDelete()); err != nil {
+		return fmt.Errorf("remove image %s: %w", familiar(img.Name()), err)
+	}
+	return nil
+}
+
+// list returns the sandboxes called names for an error: all, or the first and the number of the others.
+func list(names []string) string {
+	const most = 10
+	switch n := len(names); {
+	case n == 1:
+		return "the sandbox " + names[0]
+	case n > most:
+		return fmt.Sprintf("the sandboxes %s and %d more", strings.Join(names[:most], ", "), n-most)
+	default:
+		return "the sandboxes " + strings.Join(names, ", ")
+	}
 }
 
 // describe converts record, containerd's record of an image, and adds the image's size.

@@ -133,6 +133,76 @@ func TestResolveUnknown(t *testing.T) {
 	}
 }
 
+func TestRemove(t *testing.T) {
+	client := startContainerd(t)
+	store := image.NewStore(client)
+	ctx := t.Context()
+	for _, name := range []string{"docker.io/microsandbox/python:latest", "ghcr.io/acme/tool:2"} {
+		if _, err := store.Import(ctx, writeArchive(t, name, map[string]string{"etc/motd": name})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both := contents(t, client)
+	var many []sandbox.Record
+	sandboxOf := func(name, image string, state sandbox.State) {
+		many = append(many, sandbox.Record{Name: sandbox.Name{Namespace: "team", Name: name}, Config: sandbox.Config{Image: image}, State: state})
+	}
+	sandboxOf("a", "microsandbox/python", sandbox.Starting)
+	sandboxOf("b", "docker.io/microsandbox/python:latest", sandbox.Stopping)
+	one, two := many[:1], many[:2]
+	for i := range 9 {
+		sandboxOf(strings.Repeat("c", i+1), "microsandbox/python:latest", sandbox.Running)
+	}
+	for name, test := range map[string]struct {
+		image     string
+		sandboxes []sandbox.Record
+		class     func(error) bool
+		want      string // part of the error
+	}{
+		"unknown":           {"microsandbox/ruby", nil, errdefs.IsNotFound, "no image microsandbox/ruby; available images: ghcr.io/acme/tool:2, microsandbox/python"},
+		"other tag":         {"ghcr.io/acme/tool", nil, errdefs.IsNotFound, "no image ghcr.io/acme/tool;"},
+		"not a name":        {"a b", nil, errdefs.IsInvalidArgument, `"a b"`},
+		"one sandbox":       {"microsandbox/python", one, errdefs.IsFailedPrecondition, "image microsandbox/python is used by the sandbox team/a; stop"},
+		"other spelling":    {"docker.io/microsandbox/python", two, errdefs.IsFailedPrecondition, "used by the sandboxes team/a, team/b; stop"},
+		"too many to print": {"microsandbox/python", many, errdefs.IsFailedPrecondition, ", team/cccccccc and 1 more; stop"},
+	} {
+		if err := store.Remove(ctx, test.image, test.sandboxes); !test.class(err) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v, want %q in it", name, err, test.want)
+		}
+	}
+	if after := contents(t, client); !slices.Equal(after, both) {
+		t.Errorf("content before and after removals that were refused:\n%v\n%v", both, after)
+	}
+
+	// Neither a failed sandbox nor one with another image uses it.
+	many = nil
+	sandboxOf("a", "ghcr.io/acme/tool:2", sandbox.Failed)
+	sandboxOf("b", "microsandbox/python", sandbox.Running)
+	if err := store.Remove(ctx, "ghcr.io/acme/tool:2", many); err != nil {
+		t.Fatal(err)
+	}
+	list, err := store.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"microsandbox/python"}, names(list)); diff != "" {
+		t.Error(diff)
+	}
+	img, err := store.Resolve(ctx, "microsandbox/python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := readFile(t, client, img, "etc/motd"); got != "docker.io/microsandbox/python:latest" {
+		t.Errorf("the other image has %q", got)
+	}
+	if err := store.Remove(ctx, "microsandbox/python", nil); err != nil {
+		t.Fatal(err)
+	}
+	if left := contents(t, client); len(left) != 0 {
+		t.Errorf("content that was not collected: %v", left)
+	}
+}
+
 func TestImportRejects(t *testing.T) {
 	client := startContainerd(t)
 	store := image.NewStore(client)

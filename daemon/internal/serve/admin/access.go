@@ -55,6 +55,7 @@ var methods = map[string]access{
 	adminv1.AdminService_SealAudit_FullMethodName:        mutate,
 	adminv1.AdminService_AcknowledgeAudit_FullMethodName: mutate,
 	adminv1.AdminService_ImportImage_FullMethodName:      mutate,
+	adminv1.AdminService_RemoveImage_FullMethodName:      mutate,
 }
 
 var errStopping = fmt.Errorf("msbd is stopping: %w", errdefs.ErrUnavailable)

@@ -85,6 +85,8 @@ type Images interface {
 	// Import imports the OCI archive at a path on this host.
 	Import(ctx context.Context, path string) ([]sandbox.Image, error)
 	List(ctx context.Context) ([]sandbox.Image, error)
+	// Remove removes an image, unless one of the sandboxes uses it.
+	Remove(ctx context.Context, name string, sandboxes []sandbox.Record) error
 }
 
 // Options are the dependencies of a Server. All are required.

@@ -234,6 +234,19 @@ func TestSandboxesAndImages(t *testing.T) {
 	if diff := cmp.Diff(wantImages, imported.GetImages(), protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
+	if _, err := f.client.RemoveImage(t.Context(), &adminv1.RemoveImageRequest{Name: "a/b"}); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"a/b"}, f.images.removed); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(f.sandboxes.records, f.images.seen); diff != "" { // of all namespaces
+		t.Error(diff)
+	}
+	f.images.err = fmt.Errorf("image a/c is used by the sandbox other/x: %w", errdefs.ErrFailedPrecondition)
+	if _, err := f.client.RemoveImage(t.Context(), &adminv1.RemoveImageRequest{Name: "a/c"}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("removing an image that is used: %v", err)
+	}
 	f.images.err = fmt.Errorf("/y.tar is not an image: %w", errdefs.ErrInvalidArgument)
 	if _, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/y.tar"}); err == nil {
 		t.Error("a failed import returns no error")
@@ -241,6 +254,9 @@ func TestSandboxesAndImages(t *testing.T) {
 	wantEvents := []audit.Event{
 		{Action: audit.SandboxStop, Actor: "uid:1234", Target: "default/my-env"},
 		{Action: audit.ImageImport, Actor: "uid:1234", Target: "/x.tar"},
+		{Action: audit.ImageRemove, Actor: "uid:1234", Target: "a/b"},
+		{Action: audit.ImageRemove, Actor: "uid:1234", Target: "a/c"},
+		{Action: audit.RemoveFailed, Actor: "uid:1234", Target: "a/c", Detail: map[string]string{"error": "image a/c is used by the sandbox other/x"}},
 		{Action: audit.ImageImport, Actor: "uid:1234", Target: "/y.tar"},
 		{Action: audit.ImportFailed, Actor: "uid:1234", Target: "/y.tar", Detail: map[string]string{"error": "/y.tar is not an image"}},
 	}
@@ -279,6 +295,10 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 			_, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/x.tar"})
 			return err
 		},
+		"remove": func() error {
+			_, err := f.client.RemoveImage(t.Context(), &adminv1.RemoveImageRequest{Name: "a/b"})
+			return err
+		},
 		"stop the server": func() error {
 			_, err := f.client.Shutdown(t.Context(), &adminv1.ShutdownRequest{})
 			return err
@@ -292,8 +312,8 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 			t.Errorf("%s: got error %v, want \"no space left\"", name, err)
 		}
 	}
-	if len(f.sandboxes.records) != 1 || len(f.images.imported) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
-		t.Errorf("an operation was performed: %+v, %v, %d shutdowns", f.sandboxes, f.images.imported, f.shutdowns)
+	if len(f.sandboxes.records) != 1 || len(f.images.imported)+len(f.images.removed) != 0 || f.shutdowns != 0 || len(f.store.Records()) != 0 {
+		t.Errorf("an operation was performed: %+v, %+v, %d shutdowns", f.sandboxes, f.images, f.shutdowns)
 	}
 }
 

@@ -161,7 +161,9 @@ func (s *fakeSandboxes) Stop(_ context.Context, name sandbox.Name) error {
 type fakeImages struct {
 	list     []sandbox.Image
 	imported []string
-	err      error // of Import
+	removed  []string
+	seen     []sandbox.Record // the sandboxes that the last Remove was given
+	err      error            // of Import and Remove
 }
 
 func (i *fakeImages) Import(_ context.Context, path string) ([]sandbox.Image, error) {
@@ -173,6 +175,11 @@ func (i *fakeImages) Import(_ context.Context, path string) ([]sandbox.Image, er
 }
 
 func (i *fakeImages) List(context.Context) ([]sandbox.Image, error) { return i.list, nil }
+
+func (i *fakeImages) Remove(_ context.Context, name string, sandboxes []sandbox.Record) error {
+	i.removed, i.seen = append(i.removed, name), sandboxes
+	return i.err
+}
 
 // logBuffer is a buffer that can be read while it is written.
 type logBuffer struct {

@@ -39,21 +39,45 @@ func (s *Server) StopSandbox(ctx context.Context, req *adminv1.StopSandboxReques
 	return new(adminv1.StopSandboxResponse), nil
 }
 
-// ImportImage implements AdminServiceServer. It records the import before it begins, so that no image is added without an
-// entry. If the import then fails, a second entry says so.
+// ImportImage implements AdminServiceServer.
 func (s *Server) ImportImage(ctx context.Context, req *adminv1.ImportImageRequest) (*adminv1.ImportImageResponse, error) {
-	if err := s.record(ctx, audit.Event{Action: audit.ImageImport, Target: req.GetPath()}); err != nil {
-		return nil, err
-	}
-	images, err := s.Images.Import(ctx, req.GetPath())
+	var images []sandbox.Image
+	err := s.recordAttempt(ctx, audit.Event{Action: audit.ImageImport, Target: req.GetPath()}, audit.ImportFailed, func() (err error) {
+		images, err = s.Images.Import(ctx, req.GetPath())
+		return err
+	})
 	if err != nil {
-		failed := audit.Event{Action: audit.ImportFailed, Target: req.GetPath(), Detail: map[string]string{"error": bounded.Short(rpcerr.Message(err))}}
-		if recordErr := s.record(ctx, failed); recordErr != nil {
-			s.Log.Error("could not record that an import failed", "path", req.GetPath(), "err", recordErr)
-		}
 		return nil, err
 	}
 	return &adminv1.ImportImageResponse{Images: toProtos(images, imageProto)}, nil
+}
+
+// RemoveImage implements AdminServiceServer.
+func (s *Server) RemoveImage(ctx context.Context, req *adminv1.RemoveImageRequest) (*adminv1.RemoveImageResponse, error) {
+	err := s.recordAttempt(ctx, audit.Event{Action: audit.ImageRemove, Target: req.GetName()}, audit.RemoveFailed, func() error {
+		return s.Images.Remove(ctx, req.GetName(), s.Sandboxes.List(""))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return new(adminv1.RemoveImageResponse), nil
+}
+
+// recordAttempt records e before it calls attempt, so that no image changes without an entry. If attempt fails, it records
+// a second entry with the action failed.
+func (s *Server) recordAttempt(ctx context.Context, e audit.Event, failed string, attempt func() error) error {
+	if err := s.record(ctx, e); err != nil {
+		return err
+	}
+	err := attempt()
+	if err == nil {
+		return nil
+	}
+	e.Action, e.Detail = failed, map[string]string{"error": bounded.Short(rpcerr.Message(err))}
+	if recordErr := s.record(ctx, e); recordErr != nil {
+		s.Log.Error("could not record a failure in the audit log", "action", e.Action, "target", e.Target, "err", recordErr)
+	}
+	return err
 }
 
 // ListImages implements AdminServiceServer.
