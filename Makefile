@@ -56,9 +56,11 @@ SOURCES  := go.mod go.sum $(shell find api client daemon \( -name testdata -o -p
 	-type f -not -name '*_test.go' \( -name '*.go' -o -name '*.py' -o -name '*.js' -o -name '*.json' -o -path '*/completion/*' \) -print)
 PROGRAMS := bin/msb bin/msbd bin/msb-agent bin/msb-portal bin/containerd bin/containerd-shim-kata-v2 bin/msb-virtiofsd
 GUEST    := bin/guest/vmlinux bin/guest/initrd.img
-IMAGES   := bin/images/python.tar bin/images/node.tar
+# quickstart and the tests need only these images. The third one takes longer to build than the rest of this project.
+BASE_IMAGES := bin/images/python.tar bin/images/node.tar
+IMAGES   := $(BASE_IMAGES) bin/images/code-interpreter.tar
 MKGUEST  := $(wildcard daemon/cmd/msb-mkguest/*.go)
-MKIMAGE  := $(wildcard daemon/cmd/msb-mkimage/*.go daemon/internal/backend/image/archive/*.go)
+MKIMAGE  := $(filter-out %_test.go,$(wildcard daemon/cmd/msb-mkimage/*.go daemon/internal/backend/image/archive/*.go))
 
 ##@ Start
 
@@ -70,7 +72,7 @@ help: ## List the targets
 
 .PHONY: quickstart
 quickstart: ## Set up everything, start the server, run Python in a first sandbox
-	@$(MAKE) deps build guest images
+	@$(MAKE) deps build guest base-images
 	@daemon/setup/quickstart.sh
 
 .PHONY: clean-host
@@ -92,7 +94,11 @@ guest: $(GUEST) ## Build the guest's kernel and initramfs into bin/guest/
 	@:
 
 .PHONY: images
-images: $(IMAGES) ## Build the images microsandbox/python and microsandbox/node into bin/images/
+images: $(IMAGES) ## Build the images python, node and code-interpreter into bin/images/
+	@:
+
+.PHONY: base-images
+base-images: $(BASE_IMAGES) ## Build only the images python and node
 	@:
 
 bin/msb: $(SOURCES) | $(GO_MADE)
@@ -136,9 +142,15 @@ $(GUEST) &: bin/cache/kernel.deb bin/msb-agent bin/msb-portal $(MKGUEST)
 	@$(GO) run ./daemon/cmd/msb-mkguest --kernel-deb bin/cache/kernel.deb --agent bin/msb-agent --portal bin/msb-portal --out bin/guest
 	@touch $(GUEST)
 
-$(IMAGES) &: $(MKIMAGE) | $(GO_MADE)
-	@echo "Building the images microsandbox/python and microsandbox/node from Debian packages (about 1 minute)"
-	@$(GO) run ./daemon/cmd/msb-mkimage --out bin/images python node
+MKIMAGE_RUN = $(GO) run ./daemon/cmd/msb-mkimage --out bin/images --cache bin/cache
+
+$(BASE_IMAGES) &: $(MKIMAGE) | $(GO_MADE)
+	@echo "Building the images microsandbox/python and microsandbox/node (about 1 minute)"
+	@$(MKIMAGE_RUN) python node
+
+bin/images/code-interpreter.tar: $(MKIMAGE) daemon/cmd/msb-mkimage/wheels.txt | $(GO_MADE)
+	@echo "Building the image microsandbox/code-interpreter (about 2 minutes)"
+	@$(MKIMAGE_RUN) code-interpreter
 
 $(CURDIR)/bin/tools/go/bin/go:
 	@daemon/setup/go.sh fetch $(CURDIR)/bin/tools/go
@@ -146,7 +158,7 @@ $(CURDIR)/bin/tools/go/bin/go:
 ##@ Check
 
 .PHONY: test
-test: deps build guest images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
+test: deps build guest base-images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
 	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks
@@ -178,7 +190,7 @@ test-sdks:
 TEST_PACKAGES := gcc libc6-dev:/usr/include/stdio.h strace e2fsprogs:mkfs.ext4 busybox-static:busybox systemd:/lib/systemd/systemd chromium python3-venv:/usr/lib/python3.11/ensurepip
 
 .PHONY: test-kvm
-test-kvm: deps build guest images bin/tools/gotestsum bin/tools/pebble ## Run the end-to-end tests on KVM with each hypervisor; without KVM, in the lab, an emulated host
+test-kvm: deps build guest base-images bin/tools/gotestsum bin/tools/pebble ## Run the end-to-end tests on KVM with each hypervisor; without KVM, in the lab, an emulated host
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
 	@$(GO) test -c -o bin/lab/e2e.test ./daemon/e2e
@@ -208,7 +220,7 @@ race: deps bin/tools/gotestsum bin/tools/pebble ## Run only the tests that run u
 	@$(MAKE) test-race
 
 .PHONY: soak
-soak: deps build guest images bin/tools/pebble ## Run the reliability tests with their full counts, which takes hours
+soak: deps build guest base-images bin/tools/pebble ## Run the reliability tests with their full counts, which takes hours
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@MSB_SOAK=1 $(GO) test -count=1 -timeout 24h -v $(TESTFLAGS) $(addprefix ./daemon/internal/,domain/keys data/store serve/http guest/agent)
 	@MSB_SOAK=1 CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 24h -v -run '^TestConcurrentUseAgreesWithAModel$$' ./daemon/internal/domain/keys
@@ -235,7 +247,7 @@ fuzz: | $(GO_MADE) ## Run each fuzz target with FUZZTIME inputs (default 50000x)
 	@daemon/setup/fuzz.sh $(FUZZTIME)
 
 .PHONY: bench
-bench: build guest images bin/ctr ## Run the benchmarks, which measure each figure next to that of a peer
+bench: build guest base-images bin/ctr ## Run the benchmarks, which measure each figure next to that of a peer
 	@daemon/setup/host-packages.sh bin/host-packages "to measure" runc zstd
 	@$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 60m ./daemon/e2e
 	@$(GO) test -run '^$$' -bench . -timeout 60m ./daemon/internal/domain/keys ./daemon/internal/data/store ./daemon/internal/serve/http ./daemon/internal/serve/mcp ./daemon/cmd/msb-portal
@@ -282,11 +294,11 @@ FISH    := $(SHARE)/fish/vendor_completions.d
 
 .PHONY: install
 install: ## Install the programs below PREFIX (/usr/local), the systemd units, the man page and completions
-	@for file in $(PROGRAMS) $(GUEST) $(IMAGES); do test -e $$file || { echo "$$file is missing: run make build guest images"; exit 1; }; done
+	@for file in $(PROGRAMS) $(GUEST) $(BASE_IMAGES); do test -e $$file || { echo "$$file is missing: run make build guest images"; exit 1; }; done
 	install -D -t $(DESTDIR)$(PREFIX)/bin bin/msb bin/msbd
 	install -D -t $(LIBEXEC) bin/containerd bin/containerd-shim-kata-v2 bin/msb-portal bin/msb-virtiofsd
 	install -D -m 0644 -t $(LIBEXEC)/guest $(GUEST)
-	install -D -m 0644 -t $(LIBEXEC)/images $(IMAGES)
+	install -D -m 0644 -t $(LIBEXEC)/images $(wildcard $(IMAGES))
 	install -d $(UNITS) $(MAN) $(BASH) $(ZSH) $(FISH)
 	env -i bin/msb man >$(MAN)/msb.1
 	bin/msb completion bash >$(BASH)/msb

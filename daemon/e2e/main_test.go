@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// bin is the directory of the programs, guest files and images under test. `make build guest images` creates them.
+// bin is the directory of the programs, guest files and images under test. `make build guest base-images` creates them.
 var bin = func() string {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -66,7 +66,7 @@ func until(t testing.TB, what string, ok func() bool) {
 func TestMain(m *testing.M) {
 	for _, f := range []string{"msb", "msbd", "containerd", "containerd-shim-kata-v2", "guest/vmlinux", "guest/initrd.img", "images/python.tar", "images/node.tar"} {
 		if _, err := os.Stat(filepath.Join(bin, f)); err != nil {
-			fmt.Fprintf(os.Stderr, "%s is missing: run `make build guest images` first\n", f)
+			fmt.Fprintf(os.Stderr, "%s is missing: run `make build guest base-images` first\n", f)
 			os.Exit(1)
 		}
 	}

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs Python in a microVM with the built programs: starts the server detached, imports the images, creates an API
+# Runs Python in a microVM with the built programs: starts the server detached, imports two images, creates an API
 # key, starts the sandbox "quickstart" and runs Python in it. Steps that are already done are skipped, so the script
 # can be run again at any time. `make quickstart` builds the programs first.
 set -euo pipefail
@@ -80,6 +80,13 @@ The server keeps running at http://$address. Try next:
     -H "Authorization: Bearer \$MSB_API_KEY" \\
     -d '{"jsonrpc": "2.0", "id": "1", "method": "sandbox.repl.run",
          "params": {"sandbox": "quickstart", "language": "python", "code": "6 * 7"}}'
+
+The image microsandbox/code-interpreter has Python with numpy, pandas and matplotlib, and Node.js. To add it:
+
+  make images                   # takes a few minutes
+  msb image import bin/images/code-interpreter.tar
+
+Manage the server:
 
   msb server status
   msb server list

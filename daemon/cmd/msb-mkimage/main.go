@@ -1,13 +1,15 @@
-// Command msb-mkimage builds this project's images from the Debian packages of the host's apt sources:
+// Command msb-mkimage builds this project's images from the Debian packages of the host's apt sources, and from fixed
+// versions of packages of npm and PyPI:
 //
-//	msb-mkimage --out bin/images python node
+//	msb-mkimage --out bin/images --cache bin/cache python node
 //
 // The result is an OCI archive for `msb image import`. Equal packages give equal digests. It must run as root on Debian
-// and needs mmdebstrap. It is a build tool and is not installed.
+// and needs mmdebstrap and curl. It is a build tool and is not installed.
 package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -49,19 +51,20 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	flags.SetOutput(log)
 	known := strings.Join(slices.Sorted(maps.Keys(recipes)), ", ")
 	flags.Usage = func() {
-		fmt.Fprintf(log, "usage: msb-mkimage --out DIR IMAGE...\nImages: %s\n", known)
+		fmt.Fprintf(log, "usage: msb-mkimage --out DIR --cache DIR IMAGE...\nImages: %s\n", known)
 		flags.PrintDefaults()
 	}
 	out := flags.String("out", "", "write the archive of each image to `DIR`/IMAGE.tar")
+	cache := flags.String("cache", "", "keep the downloaded packages of npm and PyPI in `DIR`")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil
 		}
 		return err
 	}
-	if flags.NArg() == 0 || *out == "" {
+	if flags.NArg() == 0 || *out == "" || *cache == "" {
 		flags.Usage()
-		return errors.New("give --out and at least one image")
+		return errors.New("give --out, --cache and at least one image")
 	}
 	for _, name := range flags.Args() {
 		if _, ok := recipes[name]; !ok {
@@ -71,15 +74,15 @@ func run(ctx context.Context, args []string, log io.Writer) error {
 	// Build in parallel, because a build waits for the network and the disk as much as for the processor.
 	g, ctx := errgroup.WithContext(ctx)
 	for _, name := range flags.Args() {
-		g.Go(func() error { return buildFile(ctx, name, filepath.Join(*out, name+".tar"), log) })
+		g.Go(func() error { return buildFile(ctx, name, filepath.Join(*out, name+".tar"), *cache, log) })
 	}
 	return g.Wait()
 }
 
 // buildFile builds an image and reports the archive's size and digest.
-func buildFile(ctx context.Context, name, out string, log io.Writer) error {
+func buildFile(ctx context.Context, name, out, cache string, log io.Writer) error {
 	started := time.Now()
-	d, err := build(ctx, name, recipes[name], out, log)
+	d, err := build(ctx, name, recipes[name], out, cache, log)
 	if err != nil {
 		return fmt.Errorf("build image %s: %w", name, err)
 	}
@@ -93,8 +96,12 @@ func buildFile(ctx context.Context, name, out string, log io.Writer) error {
 
 // build builds an image and writes its archive. It writes to a temporary file first, so that an interrupted build
 // leaves no incomplete archive.
-func build(ctx context.Context, name string, r recipe, out string, log io.Writer) (digest.Digest, error) {
+func build(ctx context.Context, name string, r recipe, out, cache string, log io.Writer) (digest.Digest, error) {
 	sources, err := debianSources(ctx)
+	if err != nil {
+		return "", err
+	}
+	hooks, err := partHooks(ctx, r.parts, cache)
 	if err != nil {
 		return "", err
 	}
@@ -111,7 +118,7 @@ func build(ctx context.Context, name string, r recipe, out string, log io.Writer
 	rootfs, writer := io.Pipe()
 	built := make(chan error, 1)
 	go func() {
-		err := mmdebstrap(ctx, r, sources, writer, log)
+		err := mmdebstrap(ctx, r, hooks, sources, writer, log)
 		writer.CloseWithError(err)
 		built <- err
 	}()
@@ -125,7 +132,7 @@ func build(ctx context.Context, name string, r recipe, out string, log io.Writer
 				"LANG=C.UTF-8",
 			},
 			Cmd:        r.cmd,
-			WorkingDir: "/root",
+			WorkingDir: cmp.Or(r.workdir, "/root"),
 		},
 	})
 	rootfs.CloseWithError(err)
@@ -160,8 +167,36 @@ func debianSources(ctx context.Context) (string, error) {
 	return strings.Join(lines, ""), nil
 }
 
-// mmdebstrap writes the image's file tree to w as a tar stream.
-func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer) error {
+// partHooks downloads what the parts need and returns the hooks for mmdebstrap that add them. mmdebstrap runs a hook with
+// sh and the image's root as $1.
+func partHooks(ctx context.Context, parts []part, cache string) ([]string, error) {
+	cache, err := filepath.Abs(cache)
+	if err != nil {
+		return nil, err
+	}
+	var hooks []string
+	for _, p := range parts {
+		arguments := `"$1"`
+		if p.downloads != nil {
+			downloads, err := p.downloads(runtime.GOARCH)
+			if err != nil {
+				return nil, err
+			}
+			for _, d := range downloads {
+				file, err := d.fetch(ctx, cache)
+				if err != nil {
+					return nil, err
+				}
+				arguments += " '" + strings.ReplaceAll(file, "'", `'\''`) + "'"
+			}
+		}
+		hooks = append(hooks, "--customize-hook=set -eu; umask 022; set -- "+arguments+"\n"+p.script)
+	}
+	return hooks, nil
+}
+
+// mmdebstrap writes the image's file tree to w as a tar stream. It runs the hooks after the packages are installed.
+func mmdebstrap(ctx context.Context, r recipe, hooks []string, sources string, w, log io.Writer) error {
 	args := []string{
 		"--mode=root", "--variant=apt", "--format=tar", "--quiet",
 		"--include=" + strings.Join(append(slices.Clone(base), r.packages...), ","),
@@ -175,8 +210,9 @@ func mmdebstrap(ctx context.Context, r recipe, sources string, w, log io.Writer)
 	args = append(args, proxies(ctx)...)
 	// mmdebstrap copies these files from the host for the time of the build.
 	remove := append([]string{"etc/hostname", "etc/resolv.conf"}, r.remove...)
+	args = append(args, `--customize-hook=cd "$1" && rm -rf -- `+strings.Join(remove, " "))
+	args = append(args, hooks...)
 	args = append(args,
-		`--customize-hook=cd "$1" && rm -rf -- `+strings.Join(remove, " "),
 		`--customize-hook=sed -i "/Proxy/d" "$1/etc/apt/apt.conf.d/99mmdebstrap"`,
 		// An empty suite, because the sources on standard input name it.
 		"", "-", "-")
@@ -208,6 +244,8 @@ func environment() []string {
 		fmt.Sprintf("SOURCE_DATE_EPOCH=%d", epoch.Unix()),
 		// Without this, the order of installation would decide which files are compiled on import, and how.
 		"PYTHONDONTWRITEBYTECODE=1",
+		// Without this, the order of sets would be random, and so that of the fonts in matplotlib's list.
+		"PYTHONHASHSEED=0",
 	}
 	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "TMPDIR"} {
 		if value, ok := os.LookupEnv(name); ok {

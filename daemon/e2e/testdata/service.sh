@@ -45,7 +45,7 @@ msb server status | grep -i isolation
 [ "$(stat -c '%a %G' /run/msb/msbd.sock)" = "660 root" ]
 
 step "start a sandbox"
-documented 'msb image import /usr/local/libexec/msb/images/python.tar' | head -n 1 >/tmp/import # only the first of the two images
+documented 'msb image import /usr/local/libexec/msb/images/python.tar' | head -n 1 >/tmp/import # only the first of the images
 . /tmp/import
 MSB_API_KEY=$(msb server keygen --expire 1h --quiet)
 export MSB_API_KEY
