@@ -102,6 +102,15 @@ func TestNode(t *testing.T) {
 	if r := s.command(t, key, "node", "npm", "--version"); r.ExitCode != 0 {
 		t.Errorf("npm --version: %+v", r)
 	}
+
+	// The image can be removed once no sandbox uses it.
+	if _, stderr, err := s.msb("image", "rm", "microsandbox/node"); err == nil || !strings.Contains(stderr, "used by the sandbox default/node") {
+		t.Errorf("msb image rm while a sandbox runs: %v: %s", err, stderr)
+	}
+	run("x")
+	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "node"}, nil)
+	s.removeImage(t, "node")
+	s.wantError(t, key, "sandbox.start", params{"sandbox": "node", "config": params{"image": "microsandbox/node"}}, 400, -32602, "no image microsandbox/node")
 }
 
 // TestTimeoutsAndExitCodes tests runs over their time limit, a program that does not exist, a background child and a

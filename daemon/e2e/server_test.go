@@ -330,6 +330,15 @@ func (s *server) newKey(t testing.TB, flags ...string) string {
 	return strings.TrimSpace(s.mustMSB(t, append([]string{"server", "keygen"}, flags...)...))
 }
 
+// removeImage removes one of msbd's own images.
+func (s *server) removeImage(t testing.TB, name string) {
+	t.Helper()
+	s.importMu.Lock()
+	defer s.importMu.Unlock()
+	s.mustMSB(t, "image", "rm", "microsandbox/"+name)
+	delete(s.imported, name)
+}
+
 // importImages imports the images that the server does not have yet.
 func (s *server) importImages(names ...string) error {
 	s.importMu.Lock()
