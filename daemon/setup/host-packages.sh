@@ -17,7 +17,7 @@ why=${1-}
 # package | a file of the package | why it is needed
 wanted='
 ca-certificates    | /etc/ssl/certs/ca-certificates.crt | to fetch Go modules over HTTPS
-curl               | /usr/bin/curl                      | to call the server, as the README does
+curl               | /usr/bin/curl                      | to download Node.js, and to call the server
 mmdebstrap         | /usr/bin/mmdebstrap                | to build the images from Debian packages
 qemu-system-x86    | /usr/bin/qemu-system-x86_64        | to run the microVMs
 qemu-system-common | /usr/lib/qemu/virtiofsd            | virtiofsd: to share the image with a microVM

@@ -71,8 +71,10 @@ var imageChecks = map[string][]check{
 	"code-interpreter": append(append([]check{
 		{1000, chart, charted},
 		{0, chart, charted},
-		{0, "pip check; pip freeze | grep -E '^(numpy|pandas)=' | wc -l; find / -xdev -newermt 2025-01-02 -name '*.pyc' | wc -l", "No broken requirements found.\n2\n0\n"},
-		{1000, "id; echo ~; pwd; sudo -n id -u 2>/dev/null; ls -A", "uid=1000(user) gid=1000(user) groups=1000(user)\n/home/user\n/home/user\n0\n.bash_logout\n.bashrc\n.cache\n.config\n.profile\n"},
+		// Root could have written compiled modules, but they were all there.
+		{0, "find / -xdev -newermt 2025-01-02 -name '*.pyc' | wc -l", "0\n"},
+		{0, "pip check; pip freeze | grep -cE '^(numpy|pandas)=='", "No broken requirements found.\n2\n"},
+		{1000, "id; pwd; ls ~/.bashrc; sudo -n id -u 2>/dev/null", "uid=1000(user) gid=1000(user) groups=1000(user)\n/home/user\n/home/user/.bashrc\n0\n"},
 		{1000, "cd /tmp && git init --quiet g && cd g && git -c user.name=n -c user.email=e commit --quiet --allow-empty -m one && git log --format=%s", "one\n"},
 	}, pythonChecks...), nodeChecks...),
 }
