@@ -53,10 +53,10 @@ GOTESTSUM          := gotest.tools/gotestsum@v1.13.0
 PEBBLE             := github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1
 
 SOURCES  := go.mod go.sum $(shell find api client daemon \( -name testdata -o -path client/python -o -path client/typescript \) -prune -o \
-	-type f -not -name '*_test.go' \( -name '*.go' -o -name '*.py' -o -name '*.js' -o -name '*.json' -o -path '*/completion/*' \) -print)
+	-type f -not -name '*_test.go' \( -name '*.go' -o -name '*.py' -o -name '*.js' -o -name repl.sh -o -name '*.json' -o -path '*/completion/*' \) -print)
 PROGRAMS := bin/msb bin/msbd bin/msb-agent bin/msb-portal bin/containerd bin/containerd-shim-kata-v2 bin/msb-virtiofsd
 GUEST    := bin/guest/vmlinux bin/guest/initrd.img
-# quickstart and the tests need only these images. The third one takes longer to build than the rest of this project.
+# quickstart needs only these images. The third one takes longer to build.
 BASE_IMAGES := bin/images/python.tar bin/images/node.tar
 IMAGES   := $(BASE_IMAGES) bin/images/code-interpreter.tar
 MKGUEST  := $(wildcard daemon/cmd/msb-mkguest/*.go)
@@ -158,7 +158,7 @@ $(CURDIR)/bin/tools/go/bin/go:
 ##@ Check
 
 .PHONY: test
-test: deps build guest base-images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
+test: deps build guest images bin/tools/gotestsum bin/tools/pebble bin/tools/nginx ## Run all tests, real microVMs included
 	@daemon/setup/host-packages.sh bin/host-packages "for the tests" $(TEST_PACKAGES)
 	@$(MAKE) $(LAB)
 	@$(MAKE) IN_PARALLEL=1 -j test-microvms test-race test-sdks

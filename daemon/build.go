@@ -14,6 +14,7 @@ import (
 
 	"github.com/msbd/msbd/api/audit"
 	"github.com/msbd/msbd/daemon/internal/backend"
+	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/backup"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
@@ -110,8 +111,17 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },
 		StartTimeout: startTimeout,
 		MaxRunTime:   cfg.MaxRunTime,
+		CodeGrace:    codeGrace(machines.Route.Accelerator),
 		Log:          log,
 	})
+}
+
+// codeGrace returns how long code has to react to an interrupt. An emulated interpreter on a busy host has taken more than 5 s.
+func codeGrace(accelerator string) time.Duration {
+	if accelerator == host.TCG {
+		return 15 * time.Second
+	}
+	return 2 * time.Second
 }
 
 // recoverSandboxes reconciles the records of an earlier daemon with the microVMs that still exist.

@@ -309,8 +309,8 @@ func TestProcessThatCannotStart(t *testing.T) {
 func TestPingSaysTheContract(t *testing.T) {
 	t.Parallel()
 	resp, err := startGuest(t).dial(t).portal.Ping(t.Context(), &portalv1.PingRequest{})
-	if err != nil || resp.GetContract() != 1 {
-		t.Errorf("ping: %v, %v, want the contract 1", resp, err)
+	if err != nil || resp.GetContract() != 2 {
+		t.Errorf("ping: %v, %v, want the contract 2", resp, err)
 	}
 }
 

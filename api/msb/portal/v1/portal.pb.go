@@ -83,6 +83,7 @@ const (
 	RunCodeRequest_LANGUAGE_UNSPECIFIED RunCodeRequest_Language = 0
 	RunCodeRequest_LANGUAGE_PYTHON      RunCodeRequest_Language = 1
 	RunCodeRequest_LANGUAGE_NODE        RunCodeRequest_Language = 2
+	RunCodeRequest_LANGUAGE_BASH        RunCodeRequest_Language = 3
 )
 
 // Enum value maps for RunCodeRequest_Language.
@@ -91,11 +92,13 @@ var (
 		0: "LANGUAGE_UNSPECIFIED",
 		1: "LANGUAGE_PYTHON",
 		2: "LANGUAGE_NODE",
+		3: "LANGUAGE_BASH",
 	}
 	RunCodeRequest_Language_value = map[string]int32{
 		"LANGUAGE_UNSPECIFIED": 0,
 		"LANGUAGE_PYTHON":      1,
 		"LANGUAGE_NODE":        2,
+		"LANGUAGE_BASH":        3,
 	}
 )
 
@@ -166,7 +169,7 @@ type PingResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The version of the contract. 0 means only PortalService, with the first four fields of the requests of a run. 1 means
-	// everything in this package.
+	// everything in this package but contexts, results and bash. 2 means everything.
 	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -325,24 +328,33 @@ func (x *Environment) GetWorkdir() string {
 }
 
 type RunCodeRequest struct {
-	state    protoimpl.MessageState  `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// If context is set, LANGUAGE_UNSPECIFIED or the language of the context.
 	Language RunCodeRequest_Language `protobuf:"varint,1,opt,name=language,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"language,omitempty"`
 	Code     string                  `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
-	// After this time, the run is interrupted and the call fails with DEADLINE_EXCEEDED. The REPL keeps its state, unless
-	// the interpreter ignores the interrupt and is killed. If absent, there is no time limit.
+	// After this time, the run is interrupted and the call fails with DEADLINE_EXCEEDED. The context keeps its state, unless
+	// the interpreter ignores the interrupt and is killed. The time that the run waits for its turn counts. If absent, there
+	// is no time limit.
 	Timeout *durationpb.Duration `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Used only when the call starts the REPL.
+	// Used only when the call starts the interpreter.
 	Environment *Environment `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
 	// NAME=value entries for this run.
 	Env []string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty"`
-	// The working directory of this run, as in StartProcessRequest. If empty, the REPL's working directory stays what it is.
+	// The working directory of this run, as in StartProcessRequest. If empty, that of the interpreter stays what it is.
 	Cwd string `protobuf:"bytes,6,opt,name=cwd,proto3" json:"cwd,omitempty"`
-	// The user of the REPL, as in StartProcessRequest. Each user has a REPL of their own.
+	// The user, as in StartProcessRequest. Each user has a context of their own for each language. Not used if context is
+	// set.
 	User string `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
 	// The standard input of this run.
 	Input []byte `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
 	// How long after the interrupt the interpreter is killed. If absent, 15 seconds.
-	Grace         *durationpb.Duration `protobuf:"bytes,9,opt,name=grace,proto3" json:"grace,omitempty"`
+	Grace *durationpb.Duration `protobuf:"bytes,9,opt,name=grace,proto3" json:"grace,omitempty"`
+	// The name of the context to run in. If empty, it is that of language and user.
+	Context string `protobuf:"bytes,10,opt,name=context,proto3" json:"context,omitempty"`
+	// Send the values that the code shows as displays, and its exception as an error, instead of printing them.
+	Results bool `protobuf:"varint,11,opt,name=results,proto3" json:"results,omitempty"`
+	// How much of timeout has passed before the call.
+	Waited        *durationpb.Duration `protobuf:"bytes,12,opt,name=waited,proto3" json:"waited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,12 +452,35 @@ func (x *RunCodeRequest) GetGrace() *durationpb.Duration {
 	return nil
 }
 
+func (x *RunCodeRequest) GetContext() string {
+	if x != nil {
+		return x.Context
+	}
+	return ""
+}
+
+func (x *RunCodeRequest) GetResults() bool {
+	if x != nil {
+		return x.Results
+	}
+	return false
+}
+
+func (x *RunCodeRequest) GetWaited() *durationpb.Duration {
+	if x != nil {
+		return x.Waited
+	}
+	return nil
+}
+
 type RunCodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
 	//
 	//	*RunCodeResponse_Output
 	//	*RunCodeResponse_Result
+	//	*RunCodeResponse_Display
+	//	*RunCodeResponse_Error
 	Event         isRunCodeResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -506,6 +541,24 @@ func (x *RunCodeResponse) GetResult() *CodeResult {
 	return nil
 }
 
+func (x *RunCodeResponse) GetDisplay() *Piece {
+	if x != nil {
+		if x, ok := x.Event.(*RunCodeResponse_Display); ok {
+			return x.Display
+		}
+	}
+	return nil
+}
+
+func (x *RunCodeResponse) GetError() *Piece {
+	if x != nil {
+		if x, ok := x.Event.(*RunCodeResponse_Error); ok {
+			return x.Error
+		}
+	}
+	return nil
+}
+
 type isRunCodeResponse_Event interface {
 	isRunCodeResponse_Event()
 }
@@ -518,23 +571,107 @@ type RunCodeResponse_Result struct {
 	Result *CodeResult `protobuf:"bytes,2,opt,name=result,proto3,oneof"`
 }
 
+type RunCodeResponse_Display struct {
+	// {"data": {MIME type: value}, "is_main": bool}: a value that the code shows. is_main is true for the value of its
+	// last expression. The bytes of images and documents are base64.
+	Display *Piece `protobuf:"bytes,3,opt,name=display,proto3,oneof"`
+}
+
+type RunCodeResponse_Error struct {
+	// {"name": string, "value": string, "traceback": string}: the exception that the code raised.
+	Error *Piece `protobuf:"bytes,4,opt,name=error,proto3,oneof"`
+}
+
 func (*RunCodeResponse_Output) isRunCodeResponse_Event() {}
 
 func (*RunCodeResponse_Result) isRunCodeResponse_Event() {}
 
+func (*RunCodeResponse_Display) isRunCodeResponse_Event() {}
+
+func (*RunCodeResponse_Error) isRunCodeResponse_Event() {}
+
+// Piece is a part of a JSON text.
+type Piece struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Data  []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	// True for the last part.
+	Last bool `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	// True for the first part. An interrupt can cut off a text, whose last part is then missing.
+	First         bool `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Piece) Reset() {
+	*x = Piece{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Piece) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Piece) ProtoMessage() {}
+
+func (x *Piece) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Piece.ProtoReflect.Descriptor instead.
+func (*Piece) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Piece) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Piece) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+func (x *Piece) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
 // CodeResult is the last message of a RunCode stream.
 type CodeResult struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// False if the code raised an exception, exited with a code other than 0, or ended the interpreter. The traceback of
-	// an exception, or how the interpreter ended, was printed on stderr.
-	Success       bool `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	// False if the code raised an exception, exited with a code other than 0, or ended the interpreter. How the interpreter
+	// ended was printed on stderr. The traceback of an exception was printed there as well, or sent as an error.
+	Success bool `protobuf:"varint,1,opt,name=success,proto3" json:"success,omitempty"`
+	// The code with which the code exited: 1 after an exception, 128+N if signal N ended the interpreter.
+	ExitCode int32 `protobuf:"varint,2,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	// How many runs the interpreter has begun, this one included.
+	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// True if the interpreter has ended, or was ended, so that its state is lost.
+	StateLost     bool `protobuf:"varint,4,opt,name=state_lost,json=stateLost,proto3" json:"state_lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CodeResult) Reset() {
 	*x = CodeResult{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +683,7 @@ func (x *CodeResult) String() string {
 func (*CodeResult) ProtoMessage() {}
 
 func (x *CodeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,12 +696,511 @@ func (x *CodeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CodeResult.ProtoReflect.Descriptor instead.
 func (*CodeResult) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{6}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CodeResult) GetSuccess() bool {
 	if x != nil {
 		return x.Success
+	}
+	return false
+}
+
+func (x *CodeResult) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *CodeResult) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *CodeResult) GetStateLost() bool {
+	if x != nil {
+		return x.StateLost
+	}
+	return false
+}
+
+type CreateContextRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Up to 64 of the characters A-Z a-z 0-9 . _ -. If empty, the portal chooses a name. The names of languages are those of
+	// the contexts that runs create.
+	Name     string                  `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Language RunCodeRequest_Language `protobuf:"varint,2,opt,name=language,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"language,omitempty"`
+	// The user, as in StartProcessRequest.
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	// The directory in which the interpreter starts, as in StartProcessRequest.
+	Cwd           string       `protobuf:"bytes,4,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	Environment   *Environment `protobuf:"bytes,5,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateContextRequest) Reset() {
+	*x = CreateContextRequest{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateContextRequest) ProtoMessage() {}
+
+func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
+func (*CreateContextRequest) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CreateContextRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateContextRequest) GetLanguage() RunCodeRequest_Language {
+	if x != nil {
+		return x.Language
+	}
+	return RunCodeRequest_LANGUAGE_UNSPECIFIED
+}
+
+func (x *CreateContextRequest) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *CreateContextRequest) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *CreateContextRequest) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+type CreateContextResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Context       *Context               `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateContextResponse) Reset() {
+	*x = CreateContextResponse{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateContextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateContextResponse) ProtoMessage() {}
+
+func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
+func (*CreateContextResponse) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CreateContextResponse) GetContext() *Context {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+type ListContextsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContextsRequest) Reset() {
+	*x = ListContextsRequest{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContextsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContextsRequest) ProtoMessage() {}
+
+func (x *ListContextsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContextsRequest.ProtoReflect.Descriptor instead.
+func (*ListContextsRequest) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{10}
+}
+
+type ListContextsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Contexts      []*Context             `protobuf:"bytes,1,rep,name=contexts,proto3" json:"contexts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListContextsResponse) Reset() {
+	*x = ListContextsResponse{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListContextsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListContextsResponse) ProtoMessage() {}
+
+func (x *ListContextsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListContextsResponse.ProtoReflect.Descriptor instead.
+func (*ListContextsResponse) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListContextsResponse) GetContexts() []*Context {
+	if x != nil {
+		return x.Contexts
+	}
+	return nil
+}
+
+type RestartContextRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Environment   *Environment           `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartContextRequest) Reset() {
+	*x = RestartContextRequest{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartContextRequest) ProtoMessage() {}
+
+func (x *RestartContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartContextRequest.ProtoReflect.Descriptor instead.
+func (*RestartContextRequest) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RestartContextRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RestartContextRequest) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+type RestartContextResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Context       *Context               `protobuf:"bytes,1,opt,name=context,proto3" json:"context,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartContextResponse) Reset() {
+	*x = RestartContextResponse{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartContextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartContextResponse) ProtoMessage() {}
+
+func (x *RestartContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartContextResponse.ProtoReflect.Descriptor instead.
+func (*RestartContextResponse) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RestartContextResponse) GetContext() *Context {
+	if x != nil {
+		return x.Context
+	}
+	return nil
+}
+
+type RemoveContextRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveContextRequest) Reset() {
+	*x = RemoveContextRequest{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveContextRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveContextRequest) ProtoMessage() {}
+
+func (x *RemoveContextRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveContextRequest.ProtoReflect.Descriptor instead.
+func (*RemoveContextRequest) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RemoveContextRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveContextResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveContextResponse) Reset() {
+	*x = RemoveContextResponse{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveContextResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveContextResponse) ProtoMessage() {}
+
+func (x *RemoveContextResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveContextResponse.ProtoReflect.Descriptor instead.
+func (*RemoveContextResponse) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{15}
+}
+
+// Context is a session of an interpreter that runs code in a language.
+type Context struct {
+	state    protoimpl.MessageState  `protogen:"open.v1"`
+	Name     string                  `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Language RunCodeRequest_Language `protobuf:"varint,2,opt,name=language,proto3,enum=msb.portal.v1.RunCodeRequest_Language" json:"language,omitempty"`
+	// As in the request, or empty.
+	User string `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	Cwd  string `protobuf:"bytes,4,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	// The pid of the interpreter, or 0 if it does not run. ProcessService has the output that it prints while no run is in
+	// progress.
+	Pid uint32 `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"`
+	// How many runs the interpreter has begun.
+	Count uint32 `protobuf:"varint,6,opt,name=count,proto3" json:"count,omitempty"`
+	// Whether a run is in progress.
+	Busy          bool `protobuf:"varint,7,opt,name=busy,proto3" json:"busy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Context) Reset() {
+	*x = Context{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Context) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Context) ProtoMessage() {}
+
+func (x *Context) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Context.ProtoReflect.Descriptor instead.
+func (*Context) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Context) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Context) GetLanguage() RunCodeRequest_Language {
+	if x != nil {
+		return x.Language
+	}
+	return RunCodeRequest_LANGUAGE_UNSPECIFIED
+}
+
+func (x *Context) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *Context) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *Context) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Context) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Context) GetBusy() bool {
+	if x != nil {
+		return x.Busy
 	}
 	return false
 }
@@ -593,7 +1229,7 @@ type RunCommandRequest struct {
 
 func (x *RunCommandRequest) Reset() {
 	*x = RunCommandRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +1241,7 @@ func (x *RunCommandRequest) String() string {
 func (*RunCommandRequest) ProtoMessage() {}
 
 func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +1254,7 @@ func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandRequest.ProtoReflect.Descriptor instead.
 func (*RunCommandRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{7}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RunCommandRequest) GetCommand() string {
@@ -697,7 +1333,7 @@ type RunCommandResponse struct {
 
 func (x *RunCommandResponse) Reset() {
 	*x = RunCommandResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +1345,7 @@ func (x *RunCommandResponse) String() string {
 func (*RunCommandResponse) ProtoMessage() {}
 
 func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +1358,7 @@ func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandResponse.ProtoReflect.Descriptor instead.
 func (*RunCommandResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{8}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RunCommandResponse) GetEvent() isRunCommandResponse_Event {
@@ -776,7 +1412,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +1424,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +1437,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{9}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CommandResult) GetExitCode() int32 {
@@ -830,7 +1466,7 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x0fSTREAM_TERMINAL\x10\x03\"9\n" +
 	"\vEnvironment\x12\x10\n" +
 	"\x03env\x18\x01 \x03(\tR\x03env\x12\x18\n" +
-	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xa8\x03\n" +
+	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xa2\x04\n" +
 	"\x0eRunCodeRequest\x12B\n" +
 	"\blanguage\x18\x01 \x01(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\blanguage\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x123\n" +
@@ -840,18 +1476,60 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x03cwd\x18\x06 \x01(\tR\x03cwd\x12\x12\n" +
 	"\x04user\x18\a \x01(\tR\x04user\x12\x14\n" +
 	"\x05input\x18\b \x01(\fR\x05input\x12/\n" +
-	"\x05grace\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05grace\"L\n" +
+	"\x05grace\x18\t \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x18\n" +
+	"\acontext\x18\n" +
+	" \x01(\tR\acontext\x12\x18\n" +
+	"\aresults\x18\v \x01(\bR\aresults\x121\n" +
+	"\x06waited\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06waited\"_\n" +
 	"\bLanguage\x12\x18\n" +
 	"\x14LANGUAGE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fLANGUAGE_PYTHON\x10\x01\x12\x11\n" +
-	"\rLANGUAGE_NODE\x10\x02\"\x80\x01\n" +
+	"\rLANGUAGE_NODE\x10\x02\x12\x11\n" +
+	"\rLANGUAGE_BASH\x10\x03\"\xe0\x01\n" +
 	"\x0fRunCodeResponse\x12/\n" +
 	"\x06output\x18\x01 \x01(\v2\x15.msb.portal.v1.OutputH\x00R\x06output\x123\n" +
-	"\x06result\x18\x02 \x01(\v2\x19.msb.portal.v1.CodeResultH\x00R\x06resultB\a\n" +
-	"\x05event\"&\n" +
+	"\x06result\x18\x02 \x01(\v2\x19.msb.portal.v1.CodeResultH\x00R\x06result\x120\n" +
+	"\adisplay\x18\x03 \x01(\v2\x14.msb.portal.v1.PieceH\x00R\adisplay\x12,\n" +
+	"\x05error\x18\x04 \x01(\v2\x14.msb.portal.v1.PieceH\x00R\x05errorB\a\n" +
+	"\x05event\"E\n" +
+	"\x05Piece\x12\x12\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\bR\x04last\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\bR\x05first\"x\n" +
 	"\n" +
 	"CodeResult\x12\x18\n" +
-	"\asuccess\x18\x01 \x01(\bR\asuccess\"\xb3\x02\n" +
+	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x1b\n" +
+	"\texit_code\x18\x02 \x01(\x05R\bexitCode\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12\x1d\n" +
+	"\n" +
+	"state_lost\x18\x04 \x01(\bR\tstateLost\"\xd2\x01\n" +
+	"\x14CreateContextRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
+	"\blanguage\x18\x02 \x01(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\blanguage\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x10\n" +
+	"\x03cwd\x18\x04 \x01(\tR\x03cwd\x12<\n" +
+	"\venvironment\x18\x05 \x01(\v2\x1a.msb.portal.v1.EnvironmentR\venvironment\"I\n" +
+	"\x15CreateContextResponse\x120\n" +
+	"\acontext\x18\x01 \x01(\v2\x16.msb.portal.v1.ContextR\acontext\"\x15\n" +
+	"\x13ListContextsRequest\"J\n" +
+	"\x14ListContextsResponse\x122\n" +
+	"\bcontexts\x18\x01 \x03(\v2\x16.msb.portal.v1.ContextR\bcontexts\"i\n" +
+	"\x15RestartContextRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12<\n" +
+	"\venvironment\x18\x02 \x01(\v2\x1a.msb.portal.v1.EnvironmentR\venvironment\"J\n" +
+	"\x16RestartContextResponse\x120\n" +
+	"\acontext\x18\x01 \x01(\v2\x16.msb.portal.v1.ContextR\acontext\"*\n" +
+	"\x14RemoveContextRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x17\n" +
+	"\x15RemoveContextResponse\"\xc3\x01\n" +
+	"\aContext\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12B\n" +
+	"\blanguage\x18\x02 \x01(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\blanguage\x12\x12\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12\x10\n" +
+	"\x03cwd\x18\x04 \x01(\tR\x03cwd\x12\x10\n" +
+	"\x03pid\x18\x05 \x01(\rR\x03pid\x12\x14\n" +
+	"\x05count\x18\x06 \x01(\rR\x05count\x12\x12\n" +
+	"\x04busy\x18\a \x01(\bR\x04busy\"\xb3\x02\n" +
 	"\x11RunCommandRequest\x12\x18\n" +
 	"\acommand\x18\x01 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x123\n" +
@@ -867,10 +1545,14 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\v2\x1c.msb.portal.v1.CommandResultH\x00R\x06resultB\a\n" +
 	"\x05event\",\n" +
 	"\rCommandResult\x12\x1b\n" +
-	"\texit_code\x18\x01 \x01(\x05R\bexitCode2\xf1\x01\n" +
+	"\texit_code\x18\x01 \x01(\x05R\bexitCode2\xe1\x04\n" +
 	"\rPortalService\x12?\n" +
 	"\x04Ping\x12\x1a.msb.portal.v1.PingRequest\x1a\x1b.msb.portal.v1.PingResponse\x12J\n" +
-	"\aRunCode\x12\x1d.msb.portal.v1.RunCodeRequest\x1a\x1e.msb.portal.v1.RunCodeResponse0\x01\x12S\n" +
+	"\aRunCode\x12\x1d.msb.portal.v1.RunCodeRequest\x1a\x1e.msb.portal.v1.RunCodeResponse0\x01\x12Z\n" +
+	"\rCreateContext\x12#.msb.portal.v1.CreateContextRequest\x1a$.msb.portal.v1.CreateContextResponse\x12W\n" +
+	"\fListContexts\x12\".msb.portal.v1.ListContextsRequest\x1a#.msb.portal.v1.ListContextsResponse\x12]\n" +
+	"\x0eRestartContext\x12$.msb.portal.v1.RestartContextRequest\x1a%.msb.portal.v1.RestartContextResponse\x12Z\n" +
+	"\rRemoveContext\x12#.msb.portal.v1.RemoveContextRequest\x1a$.msb.portal.v1.RemoveContextResponse\x12S\n" +
 	"\n" +
 	"RunCommand\x12 .msb.portal.v1.RunCommandRequest\x1a!.msb.portal.v1.RunCommandResponse0\x01B1Z/github.com/msbd/msbd/api/msb/portal/v1;portalv1b\x06proto3"
 
@@ -887,46 +1569,74 @@ func file_msb_portal_v1_portal_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_portal_v1_portal_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_portal_v1_portal_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_msb_portal_v1_portal_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_msb_portal_v1_portal_proto_goTypes = []any{
-	(Output_Stream)(0),           // 0: msb.portal.v1.Output.Stream
-	(RunCodeRequest_Language)(0), // 1: msb.portal.v1.RunCodeRequest.Language
-	(*PingRequest)(nil),          // 2: msb.portal.v1.PingRequest
-	(*PingResponse)(nil),         // 3: msb.portal.v1.PingResponse
-	(*Output)(nil),               // 4: msb.portal.v1.Output
-	(*Environment)(nil),          // 5: msb.portal.v1.Environment
-	(*RunCodeRequest)(nil),       // 6: msb.portal.v1.RunCodeRequest
-	(*RunCodeResponse)(nil),      // 7: msb.portal.v1.RunCodeResponse
-	(*CodeResult)(nil),           // 8: msb.portal.v1.CodeResult
-	(*RunCommandRequest)(nil),    // 9: msb.portal.v1.RunCommandRequest
-	(*RunCommandResponse)(nil),   // 10: msb.portal.v1.RunCommandResponse
-	(*CommandResult)(nil),        // 11: msb.portal.v1.CommandResult
-	(*durationpb.Duration)(nil),  // 12: google.protobuf.Duration
+	(Output_Stream)(0),             // 0: msb.portal.v1.Output.Stream
+	(RunCodeRequest_Language)(0),   // 1: msb.portal.v1.RunCodeRequest.Language
+	(*PingRequest)(nil),            // 2: msb.portal.v1.PingRequest
+	(*PingResponse)(nil),           // 3: msb.portal.v1.PingResponse
+	(*Output)(nil),                 // 4: msb.portal.v1.Output
+	(*Environment)(nil),            // 5: msb.portal.v1.Environment
+	(*RunCodeRequest)(nil),         // 6: msb.portal.v1.RunCodeRequest
+	(*RunCodeResponse)(nil),        // 7: msb.portal.v1.RunCodeResponse
+	(*Piece)(nil),                  // 8: msb.portal.v1.Piece
+	(*CodeResult)(nil),             // 9: msb.portal.v1.CodeResult
+	(*CreateContextRequest)(nil),   // 10: msb.portal.v1.CreateContextRequest
+	(*CreateContextResponse)(nil),  // 11: msb.portal.v1.CreateContextResponse
+	(*ListContextsRequest)(nil),    // 12: msb.portal.v1.ListContextsRequest
+	(*ListContextsResponse)(nil),   // 13: msb.portal.v1.ListContextsResponse
+	(*RestartContextRequest)(nil),  // 14: msb.portal.v1.RestartContextRequest
+	(*RestartContextResponse)(nil), // 15: msb.portal.v1.RestartContextResponse
+	(*RemoveContextRequest)(nil),   // 16: msb.portal.v1.RemoveContextRequest
+	(*RemoveContextResponse)(nil),  // 17: msb.portal.v1.RemoveContextResponse
+	(*Context)(nil),                // 18: msb.portal.v1.Context
+	(*RunCommandRequest)(nil),      // 19: msb.portal.v1.RunCommandRequest
+	(*RunCommandResponse)(nil),     // 20: msb.portal.v1.RunCommandResponse
+	(*CommandResult)(nil),          // 21: msb.portal.v1.CommandResult
+	(*durationpb.Duration)(nil),    // 22: google.protobuf.Duration
 }
 var file_msb_portal_v1_portal_proto_depIdxs = []int32{
 	0,  // 0: msb.portal.v1.Output.stream:type_name -> msb.portal.v1.Output.Stream
 	1,  // 1: msb.portal.v1.RunCodeRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
-	12, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
+	22, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 3: msb.portal.v1.RunCodeRequest.environment:type_name -> msb.portal.v1.Environment
-	12, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
-	4,  // 5: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
-	8,  // 6: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
-	12, // 7: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	5,  // 8: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
-	12, // 9: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
-	4,  // 10: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
-	11, // 11: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
-	2,  // 12: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
-	6,  // 13: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
-	9,  // 14: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
-	3,  // 15: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
-	7,  // 16: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
-	10, // 17: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
-	15, // [15:18] is the sub-list for method output_type
-	12, // [12:15] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	22, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
+	22, // 5: msb.portal.v1.RunCodeRequest.waited:type_name -> google.protobuf.Duration
+	4,  // 6: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
+	9,  // 7: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
+	8,  // 8: msb.portal.v1.RunCodeResponse.display:type_name -> msb.portal.v1.Piece
+	8,  // 9: msb.portal.v1.RunCodeResponse.error:type_name -> msb.portal.v1.Piece
+	1,  // 10: msb.portal.v1.CreateContextRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
+	5,  // 11: msb.portal.v1.CreateContextRequest.environment:type_name -> msb.portal.v1.Environment
+	18, // 12: msb.portal.v1.CreateContextResponse.context:type_name -> msb.portal.v1.Context
+	18, // 13: msb.portal.v1.ListContextsResponse.contexts:type_name -> msb.portal.v1.Context
+	5,  // 14: msb.portal.v1.RestartContextRequest.environment:type_name -> msb.portal.v1.Environment
+	18, // 15: msb.portal.v1.RestartContextResponse.context:type_name -> msb.portal.v1.Context
+	1,  // 16: msb.portal.v1.Context.language:type_name -> msb.portal.v1.RunCodeRequest.Language
+	22, // 17: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	5,  // 18: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
+	22, // 19: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
+	4,  // 20: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
+	21, // 21: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
+	2,  // 22: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
+	6,  // 23: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
+	10, // 24: msb.portal.v1.PortalService.CreateContext:input_type -> msb.portal.v1.CreateContextRequest
+	12, // 25: msb.portal.v1.PortalService.ListContexts:input_type -> msb.portal.v1.ListContextsRequest
+	14, // 26: msb.portal.v1.PortalService.RestartContext:input_type -> msb.portal.v1.RestartContextRequest
+	16, // 27: msb.portal.v1.PortalService.RemoveContext:input_type -> msb.portal.v1.RemoveContextRequest
+	19, // 28: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
+	3,  // 29: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
+	7,  // 30: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
+	11, // 31: msb.portal.v1.PortalService.CreateContext:output_type -> msb.portal.v1.CreateContextResponse
+	13, // 32: msb.portal.v1.PortalService.ListContexts:output_type -> msb.portal.v1.ListContextsResponse
+	15, // 33: msb.portal.v1.PortalService.RestartContext:output_type -> msb.portal.v1.RestartContextResponse
+	17, // 34: msb.portal.v1.PortalService.RemoveContext:output_type -> msb.portal.v1.RemoveContextResponse
+	20, // 35: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
+	29, // [29:36] is the sub-list for method output_type
+	22, // [22:29] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_msb_portal_v1_portal_proto_init() }
@@ -937,8 +1647,10 @@ func file_msb_portal_v1_portal_proto_init() {
 	file_msb_portal_v1_portal_proto_msgTypes[5].OneofWrappers = []any{
 		(*RunCodeResponse_Output)(nil),
 		(*RunCodeResponse_Result)(nil),
+		(*RunCodeResponse_Display)(nil),
+		(*RunCodeResponse_Error)(nil),
 	}
-	file_msb_portal_v1_portal_proto_msgTypes[8].OneofWrappers = []any{
+	file_msb_portal_v1_portal_proto_msgTypes[18].OneofWrappers = []any{
 		(*RunCommandResponse_Output)(nil),
 		(*RunCommandResponse_Result)(nil),
 	}
@@ -948,7 +1660,7 @@ func file_msb_portal_v1_portal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_portal_v1_portal_proto_rawDesc), len(file_msb_portal_v1_portal_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   10,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,9 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PortalService_Ping_FullMethodName       = "/msb.portal.v1.PortalService/Ping"
-	PortalService_RunCode_FullMethodName    = "/msb.portal.v1.PortalService/RunCode"
-	PortalService_RunCommand_FullMethodName = "/msb.portal.v1.PortalService/RunCommand"
+	PortalService_Ping_FullMethodName           = "/msb.portal.v1.PortalService/Ping"
+	PortalService_RunCode_FullMethodName        = "/msb.portal.v1.PortalService/RunCode"
+	PortalService_CreateContext_FullMethodName  = "/msb.portal.v1.PortalService/CreateContext"
+	PortalService_ListContexts_FullMethodName   = "/msb.portal.v1.PortalService/ListContexts"
+	PortalService_RestartContext_FullMethodName = "/msb.portal.v1.PortalService/RestartContext"
+	PortalService_RemoveContext_FullMethodName  = "/msb.portal.v1.PortalService/RemoveContext"
+	PortalService_RunCommand_FullMethodName     = "/msb.portal.v1.PortalService/RunCommand"
 )
 
 // PortalServiceClient is the client API for PortalService service.
@@ -34,9 +38,19 @@ const (
 type PortalServiceClient interface {
 	// Ping does nothing. A response shows that the portal is running.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error)
-	// RunCode runs code in the REPL of a language. The REPL is started at its first use and keeps its state between
-	// calls. Calls for the same language run one at a time.
+	// RunCode runs code in a context. The context of a language and a user is created by its first run. Runs in a context
+	// execute one at a time.
 	RunCode(ctx context.Context, in *RunCodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCodeResponse], error)
+	// CreateContext creates a context and starts its interpreter. It fails with ALREADY_EXISTS if there is one with this
+	// name, and with FAILED_PRECONDITION if the image does not have the interpreter.
+	CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error)
+	// ListContexts returns the contexts in the order in which they were created. There are at most 32.
+	ListContexts(ctx context.Context, in *ListContextsRequest, opts ...grpc.CallOption) (*ListContextsResponse, error)
+	// RestartContext ends the interpreter of a context, which interrupts the run in progress, and starts a new one in the
+	// same directory as the first. Its state is lost.
+	RestartContext(ctx context.Context, in *RestartContextRequest, opts ...grpc.CallOption) (*RestartContextResponse, error)
+	// RemoveContext ends the interpreter of a context and forgets the context. Runs that wait for their turn fail.
+	RemoveContext(ctx context.Context, in *RemoveContextRequest, opts ...grpc.CallOption) (*RemoveContextResponse, error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
 	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
 	// does not know the program. With contract 1, the end of the call kills everything that the program started.
@@ -80,6 +94,46 @@ func (c *portalServiceClient) RunCode(ctx context.Context, in *RunCodeRequest, o
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PortalService_RunCodeClient = grpc.ServerStreamingClient[RunCodeResponse]
 
+func (c *portalServiceClient) CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateContextResponse)
+	err := c.cc.Invoke(ctx, PortalService_CreateContext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *portalServiceClient) ListContexts(ctx context.Context, in *ListContextsRequest, opts ...grpc.CallOption) (*ListContextsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListContextsResponse)
+	err := c.cc.Invoke(ctx, PortalService_ListContexts_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *portalServiceClient) RestartContext(ctx context.Context, in *RestartContextRequest, opts ...grpc.CallOption) (*RestartContextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RestartContextResponse)
+	err := c.cc.Invoke(ctx, PortalService_RestartContext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *portalServiceClient) RemoveContext(ctx context.Context, in *RemoveContextRequest, opts ...grpc.CallOption) (*RemoveContextResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveContextResponse)
+	err := c.cc.Invoke(ctx, PortalService_RemoveContext_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *portalServiceClient) RunCommand(ctx context.Context, in *RunCommandRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCommandResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &PortalService_ServiceDesc.Streams[1], PortalService_RunCommand_FullMethodName, cOpts...)
@@ -107,9 +161,19 @@ type PortalService_RunCommandClient = grpc.ServerStreamingClient[RunCommandRespo
 type PortalServiceServer interface {
 	// Ping does nothing. A response shows that the portal is running.
 	Ping(context.Context, *PingRequest) (*PingResponse, error)
-	// RunCode runs code in the REPL of a language. The REPL is started at its first use and keeps its state between
-	// calls. Calls for the same language run one at a time.
+	// RunCode runs code in a context. The context of a language and a user is created by its first run. Runs in a context
+	// execute one at a time.
 	RunCode(*RunCodeRequest, grpc.ServerStreamingServer[RunCodeResponse]) error
+	// CreateContext creates a context and starts its interpreter. It fails with ALREADY_EXISTS if there is one with this
+	// name, and with FAILED_PRECONDITION if the image does not have the interpreter.
+	CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error)
+	// ListContexts returns the contexts in the order in which they were created. There are at most 32.
+	ListContexts(context.Context, *ListContextsRequest) (*ListContextsResponse, error)
+	// RestartContext ends the interpreter of a context, which interrupts the run in progress, and starts a new one in the
+	// same directory as the first. Its state is lost.
+	RestartContext(context.Context, *RestartContextRequest) (*RestartContextResponse, error)
+	// RemoveContext ends the interpreter of a context and forgets the context. Runs that wait for their turn fail.
+	RemoveContext(context.Context, *RemoveContextRequest) (*RemoveContextResponse, error)
 	// RunCommand runs a program without a shell. It searches PATH for the program. If the program does not exist, the
 	// call fails with NOT_FOUND. If its file exists but cannot be run, the call fails with PERMISSION_DENIED. ProcessService
 	// does not know the program. With contract 1, the end of the call kills everything that the program started.
@@ -129,6 +193,18 @@ func (UnimplementedPortalServiceServer) Ping(context.Context, *PingRequest) (*Pi
 }
 func (UnimplementedPortalServiceServer) RunCode(*RunCodeRequest, grpc.ServerStreamingServer[RunCodeResponse]) error {
 	return status.Error(codes.Unimplemented, "method RunCode not implemented")
+}
+func (UnimplementedPortalServiceServer) CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateContext not implemented")
+}
+func (UnimplementedPortalServiceServer) ListContexts(context.Context, *ListContextsRequest) (*ListContextsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListContexts not implemented")
+}
+func (UnimplementedPortalServiceServer) RestartContext(context.Context, *RestartContextRequest) (*RestartContextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RestartContext not implemented")
+}
+func (UnimplementedPortalServiceServer) RemoveContext(context.Context, *RemoveContextRequest) (*RemoveContextResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveContext not implemented")
 }
 func (UnimplementedPortalServiceServer) RunCommand(*RunCommandRequest, grpc.ServerStreamingServer[RunCommandResponse]) error {
 	return status.Error(codes.Unimplemented, "method RunCommand not implemented")
@@ -183,6 +259,78 @@ func _PortalService_RunCode_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PortalService_RunCodeServer = grpc.ServerStreamingServer[RunCodeResponse]
 
+func _PortalService_CreateContext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateContextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortalServiceServer).CreateContext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortalService_CreateContext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortalServiceServer).CreateContext(ctx, req.(*CreateContextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PortalService_ListContexts_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListContextsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortalServiceServer).ListContexts(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortalService_ListContexts_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortalServiceServer).ListContexts(ctx, req.(*ListContextsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PortalService_RestartContext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RestartContextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortalServiceServer).RestartContext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortalService_RestartContext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortalServiceServer).RestartContext(ctx, req.(*RestartContextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PortalService_RemoveContext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveContextRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortalServiceServer).RemoveContext(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortalService_RemoveContext_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortalServiceServer).RemoveContext(ctx, req.(*RemoveContextRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _PortalService_RunCommand_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(RunCommandRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -204,6 +352,22 @@ var PortalService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Ping",
 			Handler:    _PortalService_Ping_Handler,
+		},
+		{
+			MethodName: "CreateContext",
+			Handler:    _PortalService_CreateContext_Handler,
+		},
+		{
+			MethodName: "ListContexts",
+			Handler:    _PortalService_ListContexts_Handler,
+		},
+		{
+			MethodName: "RestartContext",
+			Handler:    _PortalService_RestartContext_Handler,
+		},
+		{
+			MethodName: "RemoveContext",
+			Handler:    _PortalService_RemoveContext_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

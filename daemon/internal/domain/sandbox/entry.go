@@ -21,7 +21,7 @@ type entry struct {
 	conn     *conn
 	cancel   context.CancelCauseFunc // cancels the start in progress
 	reserved *Config                 // counts against the quota instead of rec, while a start is in progress
-	queues   map[Language]chan struct{}
+	queues   map[queueName]*runQueue
 	sample   cpuSample
 
 	// connecting serializes connection, which takes too long to hold mu. It is a channel for the same reasons as lock.
@@ -103,7 +103,7 @@ func (m *Manager) release(e *entry) {
 func newEntry(name Name) *entry {
 	return &entry{
 		name: name, lock: make(chan struct{}, 1), connecting: make(chan struct{}, 1), calls: make(chan struct{}, maxCalls),
-		queues: map[Language]chan struct{}{},
+		queues: map[queueName]*runQueue{},
 	}
 }
 
@@ -154,17 +154,55 @@ func (e *entry) cancelStart(cause error) {
 	}
 }
 
-// replQueue returns the queue of runs in a language. A run sends to the channel to take its turn, and receives from it
-// when it ends. The channel has room for one, so that runs execute one at a time, in the order in which they came.
-func (e *entry) replQueue(l Language) chan struct{} {
+// queueName names the queue of the runs in a context: by the context's name, or by a language and a user. It is not empty.
+type queueName struct {
+	context  string
+	language Language
+	user     string
+}
+
+// runQueue is the queue of the runs in a context.
+type runQueue struct {
+	// turn has room for one run, so that runs execute one at a time, in the order in which they came.
+	turn chan struct{}
+	runs int // that have their turn or wait for it; guarded by entry.mu
+}
+
+// takeTurn waits for the turn of a run. It returns how long it waited, and a function that ends the turn. The error is the cause
+// of the end of ctx, or queueTimeout after limit.
+func (e *entry) takeTurn(ctx context.Context, name queueName, limit time.Duration) (leave func(), waited time.Duration, err error) {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	queue := e.queues[l]
+	queue := e.queues[name]
 	if queue == nil {
-		queue = make(chan struct{}, 1)
-		e.queues[l] = queue
+		queue = &runQueue{turn: make(chan struct{}, 1)}
+		e.queues[name] = queue
 	}
-	return queue
+	queue.runs++
+	e.mu.Unlock()
+	forget := func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if queue.runs--; queue.runs == 0 {
+			delete(e.queues, name)
+		}
+	}
+	begin := time.Now()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case queue.turn <- struct{}{}:
+		if waited = time.Since(begin); waited < limit {
+			return func() { <-queue.turn; forget() }, waited, nil
+		}
+		<-queue.turn
+		err = queueTimeout{limit}
+	case <-timer.C:
+		err = queueTimeout{limit}
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	forget()
+	return nil, 0, err
 }
 
 // connection returns the connection to the sandbox with this id. If there is none that works, it calls connect with the

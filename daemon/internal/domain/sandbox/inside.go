@@ -21,7 +21,7 @@ func (m *Manager) StartProcess(ctx context.Context, name Name, req ProcessReques
 		return nil, err
 	}
 	if req.WithCall {
-		return m.run(ctx, name, req.Timeout, req.Grace, "", func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
+		return m.run(ctx, name, req.Timeout, req.Grace, queueName{}, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
 			req.Environment, req.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
 			return p.StartProcess(ctx, req)
 		})
@@ -83,6 +83,43 @@ func (m *Manager) SignalProcess(ctx context.Context, name Name, id ProcessID, si
 func (m *Manager) ResizeTerminal(ctx context.Context, name Name, id ProcessID, size TerminalSize) error {
 	_, err := quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) (none, error) {
 		return none{}, p.ResizeTerminal(ctx, id, size)
+	})
+	return err
+}
+
+// CreateContext creates a context, as Portal.CreateContext does.
+func (m *Manager) CreateContext(ctx context.Context, name Name, req ContextRequest) (Context, error) {
+	if err := (Code{Context: req.Name, RunOptions: RunOptions{User: req.User, Cwd: req.Cwd}}).validate(); err != nil {
+		return Context{}, err
+	}
+	return within(ctx, m, name, interpreterStart+responseGrace, func(ctx context.Context, p Portal, cfg Config) (Context, error) {
+		req.Environment = Environment{cfg.Env, cfg.Workdir}
+		return p.CreateContext(ctx, req)
+	})
+}
+
+// ListContexts returns the contexts of a sandbox in the order in which they were created.
+func (m *Manager) ListContexts(ctx context.Context, name Name) ([]Context, error) {
+	return quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) ([]Context, error) { return p.ListContexts(ctx) })
+}
+
+// RestartContext replaces the interpreter of a context, as Portal.RestartContext does.
+func (m *Manager) RestartContext(ctx context.Context, name Name, session string) (Context, error) {
+	if err := (Code{Context: session}).validate(); err != nil {
+		return Context{}, err
+	}
+	return within(ctx, m, name, interpreterStart+responseGrace, func(ctx context.Context, p Portal, cfg Config) (Context, error) {
+		return p.RestartContext(ctx, session, Environment{cfg.Env, cfg.Workdir})
+	})
+}
+
+// RemoveContext removes a context, as Portal.RemoveContext does.
+func (m *Manager) RemoveContext(ctx context.Context, name Name, session string) error {
+	if err := (Code{Context: session}).validate(); err != nil {
+		return err
+	}
+	_, err := quick(ctx, m, name, func(ctx context.Context, p Portal, _ Config) (none, error) {
+		return none{}, p.RemoveContext(ctx, session)
 	})
 	return err
 }
@@ -173,7 +210,12 @@ type none struct{}
 
 // quick makes a call that depends on no program in the sandbox, so that it fails if the guest does not respond in time.
 func quick[T any](ctx context.Context, m *Manager, name Name, call func(context.Context, Portal, Config) (T, error)) (T, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, responseGrace, notResponding(name))
+	return within(ctx, m, name, responseGrace, call)
+}
+
+// within makes a call that fails if the guest does not respond within limit.
+func within[T any](ctx context.Context, m *Manager, name Name, limit time.Duration, call func(context.Context, Portal, Config) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, notResponding(name))
 	defer cancel()
 	return long(ctx, m, name, func(p Portal, cfg Config) (T, error) { return call(ctx, p, cfg) })
 }

@@ -52,7 +52,9 @@ type Options struct {
 	StartTimeout time.Duration
 	// MaxRunTime is the longest time limit of a run, and the time limit of a run that sets none.
 	MaxRunTime time.Duration
-	Log        *slog.Logger
+	// CodeGrace is how long code that reached its time limit has to react to an interrupt, if its run does not say.
+	CodeGrace time.Duration
+	Log       *slog.Logger
 }
 
 // Manager owns the sandboxes of a server. It alone changes their records, and it serializes the operations on each name.

@@ -31,12 +31,13 @@ type sandboxFull struct{}
 func (sandboxFull) Error() string { return "the sandbox's disk is full" }
 func (sandboxFull) Unwrap() error { return errdefs.ErrResourceExhausted }
 
-// Language is the language of a REPL in a sandbox.
+// Language is a language of code in a sandbox.
 type Language string
 
 const (
 	Python Language = "python"
 	Node   Language = "nodejs"
+	Bash   Language = "bash"
 )
 
 // Environment is the part of a sandbox's configuration that applies to every process. The Manager sets it.
@@ -58,19 +59,51 @@ type RunOptions struct {
 	User string
 	// Input is the standard input. With ProcessRequest.OpenInput, it is only its beginning.
 	Input []byte
-	// Grace is the time between the interrupt at the time limit and the kill. 0 stands for the portal's default: 2 s for
-	// a command, 15 s for code.
+	// Grace is the time between the interrupt at the time limit and the kill. 0 stands for the default: 2 s for a command,
+	// Options.CodeGrace for code.
 	Grace time.Duration
 }
 
-// Code is code to run in the REPL of a language.
+// Code is code to run in a context.
 type Code struct {
+	// Context is the name of a context. If it is empty, the context is that of Language and User, which the first run creates.
+	Context  string
 	Language Language
 	Text     string
-	// Timeout is the time limit. 0 stands for the server's maximum.
+	// Results makes the process report what the code shows, and its exception, as Pieces instead of output.
+	Results bool
+	// Timeout is the time limit. 0 stands for the server's maximum. The time that the run waits for its turn counts.
 	Timeout time.Duration
 	RunOptions
 	Environment Environment
+	// DefaultGrace is the Grace if that is 0, and Waited how much of Timeout has passed before the portal is called. The Manager
+	// sets them.
+	DefaultGrace, Waited time.Duration
+}
+
+// ContextRequest describes a context to create.
+type ContextRequest struct {
+	// Name is a new name, or empty for one that the portal chooses.
+	Name     string
+	Language Language
+	// User and Cwd are as in RunOptions. The interpreter starts in Cwd.
+	User, Cwd   string
+	Environment Environment
+}
+
+// Context is a session of an interpreter. It runs code in one language as one user, one run after the other, and keeps its state
+// in between. Its texts come from the sandbox.
+type Context struct {
+	Name      string
+	Language  Language
+	User, Cwd string // as in the request that created it, or empty
+	// PID is the pid of the interpreter, or 0 if it does not run. AttachProcess returns what it prints while no run is in
+	// progress.
+	PID uint32
+	// Runs is how many runs the interpreter has begun.
+	Runs uint32
+	// Busy reports whether a run is in progress.
+	Busy bool
 }
 
 // Command is a program to run, without a shell.
@@ -144,7 +177,7 @@ type Process interface {
 	Close() error
 }
 
-// Event is an event of a process: Started, Output or Exit.
+// Event is an event of a process: Started, Output, Piece or Exit.
 type Event interface{ event() }
 
 // Started is the first event of a process from StartProcess or AttachProcess.
@@ -171,10 +204,20 @@ type Output struct {
 	Data   []byte
 }
 
+// Piece is a piece of a JSON text that code with Results reports. The text comes from the sandbox.
+type Piece struct {
+	// Error says that the text describes the exception that the code raised: {"name", "value", "traceback"}, all strings.
+	// Otherwise it is a value that the code shows: {"data": {MIME type: value}, "is_main": bool}.
+	Error bool
+	Data  []byte
+	// First says that the text begins, and Last that it is complete. If it was cut off, the piece with Last is missing.
+	First, Last bool
+}
+
 // Exit reports that a process has ended.
 type Exit struct {
-	// Code is the exit code of a command, or 128+N if signal N killed it. Code in a REPL exits with 0, or with 1 if it raised an
-	// exception, whose traceback is in the output.
+	// Code is the exit code of a command, or 128+N if signal N killed it. Code in a context has the exit code that it asked for,
+	// or 1 after an exception.
 	Code int
 	// Signal is the number of the signal that ended the process, or 0.
 	Signal int
@@ -183,10 +226,15 @@ type Exit struct {
 	TimedOut bool
 	// Reason says why the kernel killed the process. It is empty unless memory ran out. It comes from the sandbox.
 	Reason string
+	// Runs is how many runs the interpreter of a context has begun, this one included.
+	Runs uint32
+	// StateLost means that the interpreter of the context has ended.
+	StateLost bool
 }
 
 func (Started) event() {}
 func (Output) event()  {}
+func (Piece) event()   {}
 func (Exit) event()    {}
 
 // Portal is a connection to the portal, the helper program inside a sandbox. A process that RunCode or RunCommand has started
@@ -200,12 +248,27 @@ type Portal interface {
 	Ping(ctx context.Context) error
 	RunCode(ctx context.Context, code Code) (Process, error)
 	RunCommand(ctx context.Context, command Command) (Process, error)
+	Contexts
 	Processes
 	Files
 	// Dial connects to an address in the sandbox. If nothing listens there, the error is errdefs.ErrNotFound.
 	Dial(ctx context.Context, address Address) (Conn, error)
 	// Close closes the connection and ends the processes that were started over it.
 	Close() error
+}
+
+// Contexts are the contexts of a sandbox.
+type Contexts interface {
+	// CreateContext creates a context. If its name is taken, the error is errdefs.ErrAlreadyExists; if the image does not have
+	// the interpreter, errdefs.ErrFailedPrecondition.
+	CreateContext(ctx context.Context, req ContextRequest) (Context, error)
+	// ListContexts returns the contexts in the order in which they were created.
+	ListContexts(ctx context.Context) ([]Context, error)
+	// RestartContext replaces the interpreter of a context, whose state is lost.
+	RestartContext(ctx context.Context, name string, e Environment) (Context, error)
+	// RemoveContext removes a context. If there is none with this name, the error of this and of RestartContext is
+	// errdefs.ErrNotFound.
+	RemoveContext(ctx context.Context, name string) error
 }
 
 // Processes are the processes of a sandbox. If there is no such process, the error is errdefs.ErrNotFound; if it has ended, or

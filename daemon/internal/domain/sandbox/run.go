@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -10,16 +11,27 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// RunCode runs code in the sandbox's REPL of the language. Runs in one language execute one at a time, in the order in which
-// they came; RunCode waits until the code starts. The caller must close the process.
+// RunCode runs code in a context of the sandbox. Runs in one context execute one at a time, in the order in which they came;
+// RunCode waits until it is the code's turn. If the time limit is over before, the error is ErrRunTimeout. The caller must close
+// the process.
 func (m *Manager) RunCode(ctx context.Context, name Name, code Code) (Process, error) {
 	if err := code.validate(); err != nil {
 		return nil, err
 	}
-	return m.run(ctx, name, code.Timeout, code.Grace, code.Language, func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
-		code.Environment, code.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
+	code.DefaultGrace = m.CodeGrace
+	return m.run(ctx, name, code.Timeout, cmp.Or(code.Grace, m.CodeGrace), code.queue(), func(ctx context.Context, p Portal, cfg Config, limit, waited time.Duration) (Process, error) {
+		code.Environment, code.Timeout, code.Waited = Environment{cfg.Env, cfg.Workdir}, limit, waited
 		return p.RunCode(ctx, code)
 	})
+}
+
+// queue returns the queue in which the code waits for its turn. If two queues are of one context, the portal serializes their
+// runs.
+func (c Code) queue() queueName {
+	if c.Context != "" {
+		return queueName{context: c.Context}
+	}
+	return queueName{language: c.Language, user: c.User}
 }
 
 // RunCommand runs a program in the sandbox, without a shell. The caller must close the process.
@@ -27,7 +39,7 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 	if err := command.validate(); err != nil {
 		return nil, err
 	}
-	return m.run(ctx, name, command.Timeout, command.Grace, "", func(ctx context.Context, p Portal, cfg Config, limit time.Duration) (Process, error) {
+	return m.run(ctx, name, command.Timeout, command.Grace, queueName{}, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
 		command.Environment, command.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
 		return p.RunCommand(ctx, command)
 	})
@@ -38,10 +50,13 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 // program in it.
 const responseGrace = 30 * time.Second
 
-// run starts a process that ends with its context, with start. If language is not empty, it first waits in the queue of that
-// language.
-func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Duration, language Language,
-	start func(context.Context, Portal, Config, time.Duration) (Process, error),
+// interpreterStart is how long a portal waits for the start of an interpreter, which does not count towards a time limit.
+const interpreterStart = time.Minute
+
+// run starts a process that ends with its context, with start. If turns is not empty, it first waits in that queue. start gets the
+// time limit, and how much of it has passed in the queue.
+func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Duration, turns queueName,
+	start func(ctx context.Context, p Portal, cfg Config, limit, waited time.Duration) (Process, error),
 ) (_ Process, err error) {
 	in, err := m.inside(name)
 	if err != nil {
@@ -58,21 +73,24 @@ func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Durati
 			p.release()
 		}
 	}()
-	if language != "" {
-		queue := in.entry.replQueue(language)
-		select {
-		case queue <- struct{}{}:
-			p.end = func() { <-queue; endRun() }
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
 	limit := m.TimeLimit(timeout)
-	ctx, cancel := context.WithTimeoutCause(ctx, limit+grace+responseGrace, notResponding(name))
+	var waited time.Duration
+	if turns != (queueName{}) {
+		var leave func()
+		if leave, waited, err = in.entry.takeTurn(ctx, turns, limit); err != nil {
+			return nil, err
+		}
+		p.end = func() { leave(); endRun() }
+	}
+	patience := limit + grace + responseGrace
+	if turns != (queueName{}) {
+		patience += interpreterStart
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, notResponding(name))
 	end := p.end
 	p.end = func() { cancel(); end() }
 	p.ctx = ctx
-	p.Process, err = onPortal(ctx, in, func(portal Portal) (Process, error) { return start(ctx, portal, in.rec.Config, limit) })
+	p.Process, err = onPortal(ctx, in, func(portal Portal) (Process, error) { return start(ctx, portal, in.rec.Config, limit, waited) })
 	return p, err
 }
 
@@ -80,6 +98,14 @@ func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Durati
 func notResponding(name Name) error {
 	return &failure{"sandbox " + name.String() + " is no longer responding; stop it and start it again", nil}
 }
+
+// queueTimeout is ErrRunTimeout for a run that did not get its turn.
+type queueTimeout struct{ limit time.Duration }
+
+func (e queueTimeout) Error() string {
+	return fmt.Sprintf("the run reached its time limit of %s before it began, for example because another run was in progress in the context", e.limit)
+}
+func (queueTimeout) Unwrap() error { return ErrRunTimeout }
 
 // maxGrace is the longest grace of a run.
 const maxGrace = time.Minute
@@ -95,6 +121,13 @@ func (o RunOptions) validate() error {
 		return fmt.Errorf("user has at most %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
 	}
 	return validateEnv(o.Env)
+}
+
+func (c Code) validate() error {
+	if len(c.Context) > maxName {
+		return fmt.Errorf("context has at most %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
+	}
+	return c.RunOptions.validate()
 }
 
 func (c Command) validate() error {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -308,4 +309,49 @@ func TestCanceledRun(t *testing.T) {
 		}
 		p.Close()
 	}
+}
+
+// The time that code waits for its turn counts towards its time limit. Contexts and users do not wait for each other.
+func TestQueueOfAContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		if err := f.Start(t.Context(), testName, Request{}); err != nil {
+			t.Fatal(err)
+		}
+		first, err := f.RunCode(t.Context(), testName, Code{Language: Python, Text: "1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		_, err = f.RunCode(t.Context(), testName, Code{Language: Python, Text: "2", Timeout: 10 * time.Second})
+		if waited := time.Since(begin); !errors.Is(err, ErrRunTimeout) || !strings.Contains(err.Error(), "limit of 10s before it began") || waited != 10*time.Second {
+			t.Errorf("run that waits for its turn: error %v after %v, want ErrRunTimeout after 10 s", err, waited)
+		}
+		for _, code := range []Code{
+			{Language: Node}, {Context: "python"}, {Context: "other"}, {Language: Python, RunOptions: RunOptions{User: "1000"}},
+		} {
+			p, err := f.RunCode(t.Context(), testName, code)
+			if err != nil {
+				t.Errorf("%+v waits for another context: %v", code, err)
+				continue
+			}
+			p.Close()
+		}
+		var waited time.Duration
+		f.guest.OnRun = func(_ context.Context, run any) error {
+			waited = run.(Code).Waited
+			return nil
+		}
+		result := make(chan error, 1)
+		go func() {
+			_, err := sandboxtest.Read(f.RunCode(context.Background(), testName, Code{Language: Python, Text: "3", Timeout: 10 * time.Second}))
+			result <- err
+		}()
+		time.Sleep(3 * time.Second)
+		first.Close()
+		if err := <-result; err != nil || waited != 3*time.Second {
+			t.Errorf("run that had its turn after 3 s: error %v, waited %v", err, waited)
+		}
+		f.Manager.Close()
+	})
 }

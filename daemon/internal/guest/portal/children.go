@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,7 @@ type process struct {
 	// killed says that the portal sent SIGKILL to the process or its group.
 	killed bool
 	// oomKills is how many processes of the load had been killed before this one started.
-	oomKills uint64
+	oomKills atomic.Uint64
 }
 
 // adoptOrphans makes this process the reaper of its orphaned descendants. If it is PID 1, it already is. From then on,
@@ -127,7 +128,8 @@ func (c *children) start(l launch) (*process, error) {
 	for i, f := range l.files {
 		fds[i] = f.Fd()
 	}
-	p := &process{parent: c, exited: make(chan struct{}), oomKills: c.load.oomKills()}
+	p := &process{parent: c, exited: make(chan struct{})}
+	p.oomKills.Store(c.load.oomKills())
 	attr := &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: fds, Sys: &syscall.SysProcAttr{
 		Setsid: true, Setctty: l.terminal, Credential: l.credential,
 	}}
@@ -221,7 +223,7 @@ func (p *process) running() bool {
 // process must also have ended as such a process does: by SIGKILL, or with the exit code that shells give it. The caller
 // must have waited for exited.
 func (p *process) outOfMemory() string {
-	if p.killed || exitCode(p.status) != 128+int32(syscall.SIGKILL) || p.parent.load.oomKills() == p.oomKills {
+	if p.killed || exitCode(p.status) != 128+int32(syscall.SIGKILL) || p.parent.load.oomKills() == p.oomKills.Load() {
 		return ""
 	}
 	return p.parent.load.outOfMemory()

@@ -55,10 +55,10 @@ func (e limitError) Error() string {
 	return fmt.Sprintf("the run reached its time limit of %s and was interrupted", e.limit)
 }
 
-// withLimit returns a context that ends after timeout. A timeout that is nil, zero or negative means no limit.
-func withLimit(ctx context.Context, timeout *durationpb.Duration) (context.Context, context.CancelFunc) {
+// withLimit returns a context that ends timeout after begin. A timeout that is nil, zero or negative means no limit.
+func withLimit(ctx context.Context, timeout *durationpb.Duration, begin time.Time) (context.Context, context.CancelFunc) {
 	if d := timeout.AsDuration(); d > 0 {
-		return context.WithTimeoutCause(ctx, d, limitError{d})
+		return context.WithDeadlineCause(ctx, begin.Add(d), limitError{d})
 	}
 	return context.WithCancel(ctx)
 }

@@ -26,8 +26,7 @@ const (
 	maxTerminal = 16 << 10
 )
 
-// maxBacklog bounds the output, in bytes, that is kept while no run of a REPL is in progress. Further output is
-// dropped, so that a background thread that prints a lot neither blocks nor fills the memory.
+// maxBacklog bounds the output, in bytes, that is kept while an interpreter starts. Further output is dropped.
 const maxBacklog = 1 << 20
 
 // These constants make pump batch output. Otherwise each line of a program that prints line by line would be sent as a
@@ -233,21 +232,24 @@ func (o *output) deliver(s *source, data []byte) {
 	}
 }
 
-// attach makes emit the receiver of all output, starting with the backlog.
+// attach makes emit the receiver of all output that is printed after the call. If there was no receiver, emit gets the backlog
+// first. The previous receiver is not called after attach has returned.
 func (o *output) attach(emit emitFunc) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.read()
 	for _, piece := range o.backlog {
 		_ = emit(piece.stream, piece.data)
 	}
 	o.emit, o.backlog, o.backlogSize = emit, nil, 0
 }
 
-// detach undoes attach. The function that was attached is not called after detach has returned.
-func (o *output) detach() {
+// inOrder calls f after all output that was printed before the call has been emitted.
+func (o *output) inOrder(f func()) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.emit = nil
+	o.read()
+	f()
 }
 
 // finish emits the output that was printed before the call, and drops all later output. Nothing is emitted after it.

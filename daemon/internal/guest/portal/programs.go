@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -30,8 +31,8 @@ const (
 	defaultGrace = 2 * time.Second
 )
 
-// programs are the programs that StartProcess has started: those that run, and those of the last ones that have ended. Programs
-// of RunCommand are started here as well, but no other call can name them.
+// programs are the programs that StartProcess has started: those that run, and those of the last ones that have ended. The
+// interpreters of contexts are among them. Programs of RunCommand are started here as well, but no other call can name them.
 type programs struct {
 	children *children
 	discard  *discarder
@@ -45,16 +46,21 @@ type programs struct {
 	rings   int        // bytes of all ring buffers
 }
 
-// program is a program that StartProcess or RunCommand has started.
+// program is a program that StartProcess or RunCommand has started, or the interpreter of a context.
 //
 // Its output passes through three steps. The pump of out reads a piece and calls print. The piece then waits until every
 // reader has sent it. Then it goes to the ring. So a ring changes only when no reader is behind.
+//
+// What an interpreter prints while no run is in progress does not wait for readers, because the next run would wait as well.
+// It goes to the ring at once (see log), and a reader that the ring has overtaken is ended.
 type program struct {
 	*process
 	programs *programs
 	info     *portalv1.ProcessInfo // without exit and output_bytes
-	out      *output
-	input    *input // nil if the program has none
+	out      *output               // nil for an interpreter, and after the end
+	input    *input                // nil if the program has none
+	// isInterpreter says that the program is the interpreter of a context.
+	isInterpreter bool
 	// done is closed when the program has ended and exit is set. Its output may not have been read yet.
 	done chan struct{}
 	exit *portalv1.ProcessExit
@@ -73,6 +79,47 @@ type program struct {
 type reader struct {
 	next uint64 // the offset of the byte to send next
 	end  uint64 // the offset at which to stop
+}
+
+// adopt lets calls name the interpreter of a context, which was started as l says, and returns it as a program. out collects what
+// the interpreter prints, and passes it to log while no run is in progress.
+func (s *programs) adopt(interpreter *process, out *output, l launch, tag string) *program {
+	dir := l.dir
+	if dir == "" {
+		dir, _ = os.Getwd() // that of the portal
+	}
+	p := &program{
+		process: interpreter, isInterpreter: true, programs: s, done: make(chan struct{}), changed: sync.NewCond(&s.mu), readers: map[*reader]bool{},
+		info: &portalv1.ProcessInfo{
+			Pid: uint32(interpreter.pid), Argv: cut(l.argv), Tag: strings.ToValidUTF8(tag, "\uFFFD"),
+			Cwd: strings.ToValidUTF8(dir, "\uFFFD"), User: strings.ToValidUTF8(l.user.name, "\uFFFD"), StartedAt: timestamppb.Now(),
+		},
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = append(s.all, p)
+	go func() {
+		<-p.exited
+		out.drain()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		p.exit = p.describeExit(false)
+		close(p.done)
+		s.ended = append(s.ended, p)
+		p.finished = true
+		p.changed.Broadcast()
+		s.forgetExcess()
+	}()
+	return p
+}
+
+// describeExit describes how the program has ended.
+func (p *program) describeExit(timedOut bool) *portalv1.ProcessExit {
+	exit := &portalv1.ProcessExit{TimedOut: timedOut, ExitCode: exitCode(p.status), Reason: p.outOfMemory()}
+	if p.status.Signaled() {
+		exit.Signal = int32(p.status.Signal())
+	}
+	return exit
 }
 
 // start starts the program that req describes, and lets other calls name it. The returned reader gets its output from the
@@ -227,12 +274,7 @@ func (p *program) writeFirst(data []byte, end bool) {
 // supervise waits for the end of the program and its output. It kills everything that the program has started when killed
 // is closed, and ends it at the time limit.
 func (p *program) supervise(killed <-chan struct{}, timeout, grace *durationpb.Duration) {
-	exit := &portalv1.ProcessExit{TimedOut: p.wait(killed, timeout, grace)}
-	exit.ExitCode = exitCode(p.status)
-	if p.status.Signaled() {
-		exit.Signal = int32(p.status.Signal())
-	}
-	exit.Reason = p.outOfMemory()
+	exit := p.describeExit(p.wait(killed, timeout, grace))
 	p.input.end()
 	p.group.release()
 	s := p.programs
@@ -306,6 +348,18 @@ func (p *program) print(stream portalv1.Output_Stream, data []byte) error {
 	return nil
 }
 
+// log puts a piece of the output of an interpreter into the ring.
+func (p *program) log(stream portalv1.Output_Stream, data []byte) error {
+	s := p.programs
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !p.finished {
+		p.ring.write(stream, data, s.growRings)
+		p.changed.Broadcast()
+	}
+	return nil
+}
+
 // behind reports whether a reader has output to send. The caller holds programs.mu.
 func (p *program) behind() bool {
 	for r := range p.readers {
@@ -368,12 +422,17 @@ func (p *program) follow(ctx context.Context, r *reader, started func(skipped ui
 	for err == nil {
 		if ctx.Err() != nil {
 			err = status.FromContextError(ctx.Err()).Err()
+		} else if r.next < min(r.end, p.ring.start) {
+			err = status.Error(codes.ResourceExhausted, "the output was read too slowly, so that a part of it is lost")
 		} else if r.next < min(r.end, p.printed()) {
 			stream, data := p.stream, p.piece
 			if r.next < p.ring.end {
 				stream, data = p.ring.at(r.next)
 			}
-			// Neither the ring nor the piece changes while r is behind.
+			// Neither the ring nor the piece of a program changes while r is behind.
+			if p.isInterpreter {
+				data = bytes.Clone(data)
+			}
 			s.mu.Unlock()
 			err = output(stream, data)
 			s.mu.Lock()

@@ -79,7 +79,7 @@ func Serve(ctx context.Context, socket, version string) error {
 		grpc.StreamInterceptor(boundStreamErrors),
 		grpc.UnaryInterceptor(boundErrors),
 	)
-	portalv1.RegisterPortalServiceServer(srv, &server{version: version, programs: programs, repls: newREPLs(children, discard)})
+	portalv1.RegisterPortalServiceServer(srv, &server{version: version, programs: programs, repls: &repls{programs: programs}})
 	transfers := newTransfers()
 	portalv1.RegisterFileServiceServer(srv, newFileServer(socket, transfers))
 	portalv1.RegisterProcessServiceServer(srv, processService{programs: programs})
@@ -120,29 +120,9 @@ func boundErrors(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler 
 }
 
 // contract is the version of the contract that PingResponse describes.
-const contract = 1
+const contract = 2
 
 // Ping implements portalv1.PortalServiceServer.
 func (s *server) Ping(context.Context, *portalv1.PingRequest) (*portalv1.PingResponse, error) {
 	return &portalv1.PingResponse{Version: s.version, Contract: contract}, nil
-}
-
-// RunCode implements portalv1.PortalServiceServer.
-func (s *server) RunCode(req *portalv1.RunCodeRequest, stream grpc.ServerStreamingServer[portalv1.RunCodeResponse]) error {
-	r, err := s.repls.find(req.GetLanguage(), req.GetUser())
-	if err != nil {
-		return err
-	}
-	defer s.repls.release(r)
-	success, err := r.run(stream.Context(), req, func(from portalv1.Output_Stream, data []byte) error {
-		return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Output{
-			Output: &portalv1.Output{Stream: from, Data: data},
-		}})
-	})
-	if err != nil {
-		return err
-	}
-	return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Result{
-		Result: &portalv1.CodeResult{Success: success},
-	}})
 }

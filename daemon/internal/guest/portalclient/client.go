@@ -114,10 +114,16 @@ func (c *Client) Ping(ctx context.Context) error {
 	return nil
 }
 
-// checkContract returns errdefs.ErrFailedPrecondition unless the portal serves everything in the contract of this version.
-// Sandboxes that an earlier version started have its portal.
-func (c *Client) checkContract() error {
-	if c.contract.Load() >= 1 {
+// These are versions of the contract, by what they added.
+const (
+	processes = 1 // processes, files, and the options of runs
+	contexts  = 2 // contexts, results and bash
+)
+
+// checkContract returns errdefs.ErrFailedPrecondition unless the portal serves a version of the contract. Sandboxes that an
+// earlier version of msbd started have its portal.
+func (c *Client) checkContract(version uint32) error {
+	if c.contract.Load() >= version {
 		return nil
 	}
 	return fmt.Errorf("the sandbox was started by an earlier version of msbd, which did not have this. Stop it and start it again: %w",
@@ -204,9 +210,9 @@ func startError(ctx context.Context, err error) error {
 	return callError(ctx, err)
 }
 
-// call makes a call with one request and one response.
-func call[Response any](ctx context.Context, c *Client, method string, req any) (*Response, error) {
-	if err := c.checkContract(); err != nil {
+// call makes a call with one request and one response. version is that of the contract that has the method.
+func call[Response any](ctx context.Context, c *Client, version uint32, method string, req any) (*Response, error) {
+	if err := c.checkContract(version); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -41,7 +41,7 @@ func fileInfo(i *portalv1.FileInfo) sandbox.FileInfo {
 
 // StatFile implements sandbox.Files.
 func (c *Client) StatFile(ctx context.Context, path sandbox.Path, xattrs bool) (sandbox.FileInfo, error) {
-	res, err := call[portalv1.StatFileResponse](ctx, c, portalv1.FileService_StatFile_FullMethodName,
+	res, err := call[portalv1.StatFileResponse](ctx, c, processes, portalv1.FileService_StatFile_FullMethodName,
 		&portalv1.StatFileRequest{File: filePath(path), Xattrs: xattrs})
 	return fileInfo(res.GetInfo()), err
 }
@@ -114,21 +114,21 @@ func (c *Client) WriteFile(ctx context.Context, path sandbox.Path, o sandbox.Wri
 
 // MakeDirectory implements sandbox.Files.
 func (c *Client) MakeDirectory(ctx context.Context, path sandbox.Path, mode *uint32) (sandbox.FileInfo, bool, error) {
-	res, err := call[portalv1.MakeDirectoryResponse](ctx, c, portalv1.FileService_MakeDirectory_FullMethodName,
+	res, err := call[portalv1.MakeDirectoryResponse](ctx, c, processes, portalv1.FileService_MakeDirectory_FullMethodName,
 		&portalv1.MakeDirectoryRequest{Directory: filePath(path), Mode: mode})
 	return fileInfo(res.GetInfo()), res.GetCreated(), err
 }
 
 // MoveFile implements sandbox.Files.
 func (c *Client) MoveFile(ctx context.Context, from, to sandbox.Path) (sandbox.FileInfo, error) {
-	res, err := call[portalv1.MoveFileResponse](ctx, c, portalv1.FileService_MoveFile_FullMethodName,
+	res, err := call[portalv1.MoveFileResponse](ctx, c, processes, portalv1.FileService_MoveFile_FullMethodName,
 		&portalv1.MoveFileRequest{Source: filePath(from), Destination: filePath(to)})
 	return fileInfo(res.GetInfo()), err
 }
 
 // RemoveFile implements sandbox.Files.
 func (c *Client) RemoveFile(ctx context.Context, path sandbox.Path, recursive bool) error {
-	_, err := call[portalv1.RemoveFileResponse](ctx, c, portalv1.FileService_RemoveFile_FullMethodName,
+	_, err := call[portalv1.RemoveFileResponse](ctx, c, processes, portalv1.FileService_RemoveFile_FullMethodName,
 		&portalv1.RemoveFileRequest{File: filePath(path), Recursive: recursive})
 	return err
 }
@@ -213,7 +213,7 @@ func (w *watch) Close() error {
 
 // Dial implements sandbox.Portal.
 func (c *Client) Dial(ctx context.Context, address sandbox.Address) (sandbox.Conn, error) {
-	if err := c.checkContract(); err != nil {
+	if err := c.checkContract(processes); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -15,10 +15,11 @@ import (
 type kind int
 
 const (
-	run      kind = iota // output and an exit, as of a run
-	started              // of StartProcess: also a start, at the beginning
-	attached             // of AttachProcess: the same, but the error NOT_FOUND means the process
-	snapshot             // of AttachProcess with NoFollow: the same, but the exit may be missing
+	run       kind = iota // output and an exit, as of a command
+	inContext             // of RunCode: the same and pieces, but the error NOT_FOUND means the context
+	started               // of StartProcess: also a start, at the beginning
+	attached              // of AttachProcess: the same, but the error NOT_FOUND means the process
+	snapshot              // of AttachProcess with NoFollow: the same, but the exit may be missing
 )
 
 // process is a stream of events. It implements sandbox.Process.
@@ -26,7 +27,7 @@ type process[Response any] struct {
 	ctx    context.Context // of the stream; its error, if any, is why the stream ended
 	cancel context.CancelFunc
 	stream grpc.ServerStreamingClient[Response]
-	event  func(*Response) *portalv1.ProcessEvent
+	event  func(*Response) sandbox.Event
 	kind   kind
 	begun  bool // the start has been received, if there is one
 	ended  bool // the last event has been received
@@ -35,7 +36,7 @@ type process[Response any] struct {
 // start opens a stream of events with call. An error of call means that nothing was sent: gRPC reports what happens later when
 // the stream is read. Closing the returned process cancels the stream.
 func start[Response any](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[Response], error),
-	event func(*Response) *portalv1.ProcessEvent, kind kind,
+	event func(*Response) sandbox.Event, kind kind,
 ) (sandbox.Process, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	stream, err := call(ctx)
@@ -44,7 +45,7 @@ func start[Response any](ctx context.Context, call func(context.Context) (grpc.S
 		cancel()
 		return nil, err
 	}
-	return &process[Response]{ctx: ctx, cancel: cancel, stream: stream, event: event, kind: kind, begun: kind == run}, nil
+	return &process[Response]{ctx: ctx, cancel: cancel, stream: stream, event: event, kind: kind, begun: kind == run || kind == inContext}, nil
 }
 
 // Next implements sandbox.Process.
@@ -63,25 +64,38 @@ func (p *process[Response]) Next() (sandbox.Event, error) {
 	if err != nil {
 		return nil, p.error(err)
 	}
-	switch event := p.event(response).GetEvent().(type) {
-	case *portalv1.ProcessEvent_Started:
+	switch event := p.event(response).(type) {
+	case sandbox.Started:
 		if p.begun {
 			break
 		}
 		p.begun = true
-		return sandbox.Started{PID: event.Started.GetPid(), SkippedBytes: event.Started.GetSkippedBytes()}, nil
-	case *portalv1.ProcessEvent_Output:
+		return event, nil
+	case sandbox.Output, sandbox.Piece:
 		if !p.begun {
 			break
 		}
-		return sandbox.Output{Stream: stream(event.Output.GetStream()), Data: event.Output.GetData()}, nil
-	case *portalv1.ProcessEvent_Exit:
+		return event, nil
+	case sandbox.Exit:
 		if !p.begun {
 			break
 		}
-		return p.last(exit(event.Exit))
+		return p.last(event)
 	}
 	return nil, classified{"the sandbox sent the events of a process in the wrong order", sandbox.ErrRunFailed}
+}
+
+// processEvent returns an event of a process, or nil.
+func processEvent(e *portalv1.ProcessEvent) sandbox.Event {
+	switch event := e.GetEvent().(type) {
+	case *portalv1.ProcessEvent_Started:
+		return sandbox.Started{PID: event.Started.GetPid(), SkippedBytes: event.Started.GetSkippedBytes()}
+	case *portalv1.ProcessEvent_Output:
+		return outputEvent(event.Output)
+	case *portalv1.ProcessEvent_Exit:
+		return exit(event.Exit)
+	}
+	return nil
 }
 
 // stream returns a stream of output. Every number that no portal sends is stdout.

@@ -116,8 +116,8 @@ func failed(err error) bool {
 // events of a process, as a portal sends them
 var (
 	eventStart  = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Started{Started: &portalv1.ProcessStarted{Pid: 9, SkippedBytes: 3}}}
-	eventOutput = outputEvent(&portalv1.Output{Data: []byte("x")})
-	eventExit   = exitEvent(7)
+	eventOutput = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Output{Output: &portalv1.Output{Data: []byte("x")}}}
+	eventExit   = &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{ExitCode: 7}}}
 )
 
 // processScript returns a script with the events of a process.
@@ -126,7 +126,7 @@ func processScript(err error, events ...*portalv1.ProcessEvent) script {
 	for _, e := range events {
 		messages = append(messages, &portalv1.StartProcessResponse{Event: e})
 	}
-	return scriptOf(1, err, messages...)
+	return scriptOf(2, err, messages...)
 }
 
 // TestMisbehavingPortals checks that a run or a process succeeds only if its result is the last message and the call succeeds.
@@ -155,7 +155,7 @@ func TestMisbehavingPortals(t *testing.T) {
 		"run: error after the result":             {run, scriptOf(0, status.Error(codes.InvalidArgument, "no"), result), errdefs.IsInvalidArgument},
 		"run: no result, error":                   {run, scriptOf(0, status.Error(codes.ResourceExhausted, "no")), errdefs.IsFailedPrecondition},
 		"run: connection is lost":                 {run, scriptOf(0, status.Error(codes.Unavailable, "no")), failed},
-		"run: time limit":                         {run, scriptOf(1, status.Error(codes.DeadlineExceeded, "limit"), output), timedOut},
+		"run: time limit":                         {run, scriptOf(2, status.Error(codes.DeadlineExceeded, "limit"), output), timedOut},
 		"process: a start, output and an exit":    {process, processScript(nil, eventStart, eventOutput, eventExit), nil},
 		"process: no exit":                        {process, processScript(nil, eventStart, eventOutput), failed},
 		"process: no message":                     {process, processScript(nil), failed},
@@ -207,6 +207,19 @@ var operations = []operation{
 		err := c.ListProcesses(ctx, func(sandbox.ProcessInfo) error { return nil })
 		return err
 	}},
+	{"CreateContext", func(ctx context.Context, c *Client) error {
+		_, err := c.CreateContext(ctx, sandbox.ContextRequest{Language: sandbox.Python})
+		return err
+	}},
+	{"ListContexts", func(ctx context.Context, c *Client) error {
+		_, err := c.ListContexts(ctx)
+		return err
+	}},
+	{"RestartContext", func(ctx context.Context, c *Client) error {
+		_, err := c.RestartContext(ctx, "x", sandbox.Environment{})
+		return err
+	}},
+	{"RemoveContext", func(ctx context.Context, c *Client) error { return c.RemoveContext(ctx, "x") }},
 	{"WriteInput", func(ctx context.Context, c *Client) error {
 		return c.WriteInput(ctx, sandbox.ProcessID{PID: 1}, strings.NewReader("x"), true)
 	}},
@@ -293,7 +306,7 @@ func TestOperationErrors(t *testing.T) {
 		codes.FailedPrecondition: errdefs.IsFailedPrecondition, codes.ResourceExhausted: errdefs.IsFailedPrecondition,
 	}
 	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
-		client := scriptOf(1, status.Error(code, "the guest says no\x1b"+strings.Repeat("x", 4<<10))).connect(t)
+		client := scriptOf(2, status.Error(code, "the guest says no\x1b"+strings.Repeat("x", 4<<10))).connect(t)
 		for _, o := range operations {
 			err := o.call(t.Context(), client)
 			class := classes[code]
@@ -313,7 +326,7 @@ func TestOperationErrors(t *testing.T) {
 			}
 		}
 	}
-	full := scriptOf(1, status.Error(codes.ResourceExhausted, "write: no space left on device")).connect(t)
+	full := scriptOf(2, status.Error(codes.ResourceExhausted, "write: no space left on device")).connect(t)
 	if _, _, err := full.WriteFile(t.Context(), sandbox.Path{Path: "x"}, sandbox.WriteOptions{}, strings.NewReader("x")); !errors.Is(err, sandbox.ErrSandboxFull) {
 		t.Errorf("no space: error %v, want ErrSandboxFull", err)
 	}
@@ -332,6 +345,21 @@ func TestEarlierPortal(t *testing.T) {
 			t.Errorf("%s: error %v, want advice to start the sandbox again", o.name, err)
 		}
 	}
+	// The portal of the version before contexts has processes.
+	older := scriptOf(1, nil).connect(t)
+	for _, o := range append(all, operation{"RunCode in a context", func(ctx context.Context, c *Client) error {
+		return drain(c.RunCode(ctx, sandbox.Code{Context: "x"}))
+	}}, operation{"RunCode with results", func(ctx context.Context, c *Client) error {
+		return drain(c.RunCode(ctx, sandbox.Code{Language: sandbox.Python, Results: true}))
+	}}, operation{"RunCode in Bash", func(ctx context.Context, c *Client) error {
+		return drain(c.RunCode(ctx, sandbox.Code{Language: sandbox.Bash}))
+	}}) {
+		err := o.call(t.Context(), older)
+		isNew := strings.Contains(o.name, "Context") || strings.Contains(o.name, "context") || strings.Contains(o.name, "results") || strings.Contains(o.name, "Bash")
+		if refused := err != nil && strings.Contains(err.Error(), "Stop it and start it again"); refused != isNew {
+			t.Errorf("%s with the contract 1: error %v, new: %t", o.name, err, isNew)
+		}
+	}
 	// Options that are empty are none.
 	code := sandbox.Code{Language: sandbox.Python, RunOptions: sandbox.RunOptions{Env: []string{}, Input: []byte{}}}
 	if err := drain(client.RunCode(t.Context(), code)); !failed(err) {
@@ -345,7 +373,7 @@ func TestHostileDescriptions(t *testing.T) {
 	for range 100 {
 		deep = &portalv1.FileInfo{Target: deep, Size: -1, Mode: 1 << 31, Type: 99}
 	}
-	client := scriptOf(1, nil, &portalv1.StatFileResponse{Info: deep}).connect(t)
+	client := scriptOf(2, nil, &portalv1.StatFileResponse{Info: deep}).connect(t)
 	info, err := client.StatFile(t.Context(), sandbox.Path{Path: "x"}, false)
 	if err != nil || info.Size != 0 || info.Mode != 0 || info.Type != sandbox.OtherFile || info.Target == nil || info.Target.Target != nil {
 		t.Errorf("stat: %+v, %v", info, err)
@@ -357,7 +385,7 @@ func TestHostileDescriptions(t *testing.T) {
 		endless[i] = entry
 	}
 	enough, listed := errors.New("enough"), 0
-	err = scriptOf(1, nil, endless...).connect(t).ListProcesses(t.Context(), func(sandbox.ProcessInfo) error {
+	err = scriptOf(2, nil, endless...).connect(t).ListProcesses(t.Context(), func(sandbox.ProcessInfo) error {
 		if listed++; listed == 3 {
 			return enough
 		}
@@ -396,7 +424,7 @@ func TestSnapshot(t *testing.T) {
 // Data that fails cancels the call, so that the sandbox does not take it for complete.
 func TestDataThatFails(t *testing.T) {
 	broken := errors.New("the client is gone")
-	s := scriptOf(1, nil, &portalv1.WriteFileResponse{})
+	s := scriptOf(2, nil, &portalv1.WriteFileResponse{})
 	s.readAll = true
 	client := s.connect(t)
 	data := io.MultiReader(strings.NewReader("begin"), &failingReader{broken})

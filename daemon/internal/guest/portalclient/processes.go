@@ -12,7 +12,7 @@ import (
 
 // StartProcess implements sandbox.Processes.
 func (c *Client) StartProcess(ctx context.Context, req sandbox.ProcessRequest) (sandbox.Process, error) {
-	if err := c.checkContract(); err != nil {
+	if err := c.checkContract(processes); err != nil {
 		return nil, err
 	}
 	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.StartProcessResponse], error) {
@@ -30,7 +30,7 @@ func (c *Client) StartProcess(ctx context.Context, req sandbox.ProcessRequest) (
 			Grace:       duration(req.Grace),
 			WithCall:    req.WithCall,
 		})
-	}, (*portalv1.StartProcessResponse).GetEvent, started)
+	}, func(r *portalv1.StartProcessResponse) sandbox.Event { return processEvent(r.GetEvent()) }, started)
 }
 
 func terminal(size *sandbox.TerminalSize) *portalv1.TerminalSize {
@@ -42,7 +42,7 @@ func terminal(size *sandbox.TerminalSize) *portalv1.TerminalSize {
 
 // AttachProcess implements sandbox.Processes.
 func (c *Client) AttachProcess(ctx context.Context, id sandbox.ProcessID, o sandbox.AttachOptions) (sandbox.Process, error) {
-	if err := c.checkContract(); err != nil {
+	if err := c.checkContract(processes); err != nil {
 		return nil, err
 	}
 	kind := attached
@@ -53,7 +53,7 @@ func (c *Client) AttachProcess(ctx context.Context, id sandbox.ProcessID, o sand
 		return c.processes.AttachProcess(ctx, &portalv1.AttachProcessRequest{
 			Process: selector(id), Replay: o.Replay, NoOutput: o.NoOutput, NoFollow: o.NoFollow,
 		})
-	}, (*portalv1.AttachProcessResponse).GetEvent, kind)
+	}, func(r *portalv1.AttachProcessResponse) sandbox.Event { return processEvent(r.GetEvent()) }, kind)
 }
 
 func selector(id sandbox.ProcessID) *portalv1.ProcessSelector {
@@ -104,14 +104,14 @@ func (c *Client) WriteInput(ctx context.Context, id sandbox.ProcessID, data io.R
 
 // SignalProcess implements sandbox.Processes.
 func (c *Client) SignalProcess(ctx context.Context, id sandbox.ProcessID, signal int, all bool) error {
-	_, err := call[portalv1.SignalProcessResponse](ctx, c, portalv1.ProcessService_SignalProcess_FullMethodName,
+	_, err := call[portalv1.SignalProcessResponse](ctx, c, processes, portalv1.ProcessService_SignalProcess_FullMethodName,
 		&portalv1.SignalProcessRequest{Process: selector(id), Signal: int32(signal), All: all})
 	return err
 }
 
 // ResizeTerminal implements sandbox.Processes.
 func (c *Client) ResizeTerminal(ctx context.Context, id sandbox.ProcessID, size sandbox.TerminalSize) error {
-	_, err := call[portalv1.ResizeTerminalResponse](ctx, c, portalv1.ProcessService_ResizeTerminal_FullMethodName,
+	_, err := call[portalv1.ResizeTerminalResponse](ctx, c, processes, portalv1.ProcessService_ResizeTerminal_FullMethodName,
 		&portalv1.ResizeTerminalRequest{Process: selector(id), Size: terminal(&size)})
 	return err
 }

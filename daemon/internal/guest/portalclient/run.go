@@ -1,6 +1,7 @@
 package portalclient
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/grpc"
@@ -9,39 +10,68 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
+// languages are the portal's names of languages. An unknown language is LANGUAGE_UNSPECIFIED, which the portal refuses.
+var languages = map[sandbox.Language]portalv1.RunCodeRequest_Language{
+	sandbox.Python: portalv1.RunCodeRequest_LANGUAGE_PYTHON,
+	sandbox.Node:   portalv1.RunCodeRequest_LANGUAGE_NODE,
+	sandbox.Bash:   portalv1.RunCodeRequest_LANGUAGE_BASH,
+}
+
 // RunCode implements sandbox.Portal. If code.Timeout is 0 or negative, the run has no time limit.
 func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Process, error) {
 	if err := c.checkOptions(code.RunOptions); err != nil {
 		return nil, err
 	}
-	languages := map[sandbox.Language]portalv1.RunCodeRequest_Language{
-		sandbox.Python: portalv1.RunCodeRequest_LANGUAGE_PYTHON,
-		sandbox.Node:   portalv1.RunCodeRequest_LANGUAGE_NODE,
+	if code.Context != "" || code.Results || code.Language == sandbox.Bash {
+		if err := c.checkContract(contexts); err != nil {
+			return nil, err
+		}
+	}
+	grace := code.Grace
+	if c.contract.Load() >= processes {
+		grace = cmp.Or(grace, code.DefaultGrace)
 	}
 	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCodeResponse], error) {
 		return c.runs.RunCode(ctx, &portalv1.RunCodeRequest{
+			Context:     code.Context,
 			Language:    languages[code.Language],
 			Code:        code.Text,
+			Results:     code.Results,
 			Timeout:     duration(code.Timeout),
+			Waited:      duration(code.Waited),
 			Environment: environment(code.Environment),
 			Env:         code.Env,
 			Cwd:         code.Cwd,
 			User:        code.User,
 			Input:       code.Input,
-			Grace:       duration(code.Grace),
+			Grace:       duration(grace),
 		})
-	}, func(response *portalv1.RunCodeResponse) *portalv1.ProcessEvent {
-		switch event := response.GetEvent().(type) {
-		case *portalv1.RunCodeResponse_Output:
-			return outputEvent(event.Output)
-		case *portalv1.RunCodeResponse_Result:
-			if event.Result.GetSuccess() {
-				return exitEvent(0)
-			}
-			return exitEvent(1)
+	}, codeEvent, inContext)
+}
+
+// codeEvent returns the event in a response of RunCode, or nil.
+func codeEvent(response *portalv1.RunCodeResponse) sandbox.Event {
+	switch event := response.GetEvent().(type) {
+	case *portalv1.RunCodeResponse_Output:
+		return outputEvent(event.Output)
+	case *portalv1.RunCodeResponse_Display:
+		return piece(event.Display, false)
+	case *portalv1.RunCodeResponse_Error:
+		return piece(event.Error, true)
+	case *portalv1.RunCodeResponse_Result:
+		exit := sandbox.Exit{
+			Code: int(event.Result.GetExitCode()), Runs: event.Result.GetCount(), StateLost: event.Result.GetStateLost(),
 		}
-		return nil
-	}, run)
+		if !event.Result.GetSuccess() && exit.Code == 0 { // the portal of an earlier version reports no code
+			exit.Code = 1
+		}
+		return exit
+	}
+	return nil
+}
+
+func piece(p *portalv1.Piece, isError bool) sandbox.Event {
+	return sandbox.Piece{Error: isError, Data: p.GetData(), First: p.GetFirst(), Last: p.GetLast()}
 }
 
 // RunCommand implements sandbox.Portal. If command.Timeout is 0 or negative, the run has no time limit.
@@ -61,29 +91,28 @@ func (c *Client) RunCommand(ctx context.Context, command sandbox.Command) (sandb
 			Input:       command.Input,
 			Grace:       duration(command.Grace),
 		})
-	}, func(response *portalv1.RunCommandResponse) *portalv1.ProcessEvent {
-		switch event := response.GetEvent().(type) {
-		case *portalv1.RunCommandResponse_Output:
-			return outputEvent(event.Output)
-		case *portalv1.RunCommandResponse_Result:
-			return exitEvent(event.Result.GetExitCode())
-		}
-		return nil
-	}, run)
+	}, commandEvent, run)
+}
+
+// commandEvent returns the event in a response of RunCommand, or nil.
+func commandEvent(response *portalv1.RunCommandResponse) sandbox.Event {
+	switch event := response.GetEvent().(type) {
+	case *portalv1.RunCommandResponse_Output:
+		return outputEvent(event.Output)
+	case *portalv1.RunCommandResponse_Result:
+		return sandbox.Exit{Code: int(event.Result.GetExitCode())}
+	}
+	return nil
 }
 
 // checkOptions returns an error if a request uses options that the portal does not support.
 func (c *Client) checkOptions(o sandbox.RunOptions) error {
 	if len(o.Env) > 0 || o.Cwd != "" || o.User != "" || len(o.Input) > 0 || o.Grace != 0 {
-		return c.checkContract()
+		return c.checkContract(processes)
 	}
 	return nil
 }
 
-func outputEvent(out *portalv1.Output) *portalv1.ProcessEvent {
-	return &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Output{Output: out}}
-}
-
-func exitEvent(code int32) *portalv1.ProcessEvent {
-	return &portalv1.ProcessEvent{Event: &portalv1.ProcessEvent_Exit{Exit: &portalv1.ProcessExit{ExitCode: code}}}
+func outputEvent(out *portalv1.Output) sandbox.Event {
+	return sandbox.Output{Stream: stream(out.GetStream()), Data: out.GetData()}
 }

@@ -18,7 +18,7 @@ func send[Request, Response any](ctx context.Context, c *Client,
 	open func(context.Context, ...grpc.CallOption) (grpc.ClientStreamingClient[Request, Response], error),
 	data io.Reader, first *Request, piece func([]byte) *Request, last func(grpc.ClientStreamingClient[Request, Response]),
 ) (*Response, error) {
-	if err := c.checkContract(); err != nil {
+	if err := c.checkContract(processes); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -62,7 +62,7 @@ type responses[Response any] struct {
 func receive[Request, Response any](ctx context.Context, c *Client,
 	open func(context.Context, *Request, ...grpc.CallOption) (grpc.ServerStreamingClient[Response], error), req *Request,
 ) (*responses[Response], error) {
-	if err := c.checkContract(); err != nil {
+	if err := c.checkContract(processes); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -47,8 +47,9 @@ func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser, _ sandbox.
 	return p, nil
 }
 
-// portal is a connection to a Guest. It has no processes other than runs, and no files.
+// portal is a connection to a Guest. It has no processes other than runs, no files, and no contexts.
 type portal struct {
+	sandbox.Contexts
 	sandbox.Processes
 	sandbox.Files
 	guest  *Guest
