@@ -100,11 +100,13 @@ const EventStream = "text/event-stream"
 
 // Types of events.
 const (
-	EventOutput  = "output"  // a Line
-	EventStarted = "started" // of sandbox.fs.watch: changes from now on are reported
-	EventChange  = "change"  // an FSChange
-	EventResult  = "result"  // the result of the method
-	EventError   = "error"   // an Error
+	EventOutput    = "output"    // a Line
+	EventStarted   = "started"   // of sandbox.fs.watch: changes from now on are reported
+	EventChange    = "change"    // an FSChange
+	EventDisplay   = "display"   // a Display
+	EventException = "exception" // an Exception
+	EventResult    = "result"    // the result of the method
+	EventError     = "error"     // an Error
 )
 
 // Code is the error code of an Error.

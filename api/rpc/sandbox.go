@@ -145,18 +145,24 @@ type SandboxMetrics struct {
 	DiskUsage *int64 `json:"disk_usage"`
 }
 
-// ReplRunParams holds the params of sandbox.repl.run, which runs code in one of the sandbox's REPLs.
+// ReplRunParams holds the params of sandbox.repl.run, which runs code in a context: the one that Context names, or that of
+// Language and User, which its first run creates.
 type ReplRunParams struct {
 	Sandbox   string  `json:"sandbox"`
 	Namespace *string `json:"namespace,omitzero"`
-	// Language is "python", or one of "node", "nodejs" and "javascript".
-	Language string `json:"language"`
+	// Language is "python", "node" or "bash", or another name of one of them. It is required unless Context is given.
+	Language string `json:"language,omitzero"`
 	Code     string `json:"code"`
-	// Timeout is in seconds. 0, or more than the server's maximum, means the server's maximum.
+	// Timeout is in seconds. 0, or more than the server's maximum, means the server's maximum. The time that the code waits for
+	// its turn counts.
 	Timeout float64 `json:"timeout,omitzero"`
 	RunOptions
 	// Grace is the time between the interrupt at the time limit and the kill, in seconds. 0 means the default.
 	Grace float64 `json:"grace,omitzero"`
+	// Context is the name of a context. If it is given, Language must be absent or that of the context, and User must be absent.
+	Context string `json:"context,omitzero"`
+	// Results asks for Results and Error in the result instead of text in Output.
+	Results bool `json:"results,omitzero"`
 }
 
 // RunOptions are params of the methods that run code or start a program.
@@ -186,8 +192,36 @@ const (
 type ReplRunResult struct {
 	Status Status `json:"status"`
 	// Language is as given in the request.
-	Language string `json:"language"`
+	Language string `json:"language,omitzero"`
 	Output   []Line `json:"output"`
+	// ExitCode is the code with which the code exited, 1 after an exception, or 0.
+	ExitCode int `json:"exit_code"`
+	// Count is how many runs the interpreter of the context has begun, this one included. It is absent for a sandbox that an
+	// earlier version of msbd started.
+	Count int `json:"count,omitzero"`
+	// StateLost means that the interpreter has ended, so that the context has lost its state. The output says why.
+	StateLost bool `json:"state_lost,omitzero"`
+	// Results are the values that the code has shown, in their order. They are absent unless the request asks for them, and in
+	// a stream of events.
+	Results []Display `json:"results,omitzero"`
+	// Error is the exception that the code has raised. It is absent in the same cases.
+	Error *Exception `json:"error,omitzero"`
+}
+
+// Display is a value that code has shown.
+type Display struct {
+	// Data has the value in each format in which it can be shown, by MIME type. Images and documents are base64, JSON is JSON,
+	// and other formats are strings.
+	Data map[string]jsontext.Value `json:"data"`
+	// IsMain means that it is the value of the last expression of the code.
+	IsMain bool `json:"is_main"`
+}
+
+// Exception is an exception that code has raised.
+type Exception struct {
+	Name      string `json:"name"`
+	Value     string `json:"value"`
+	Traceback string `json:"traceback"`
 }
 
 // Status is the outcome of running code in a REPL.
@@ -195,7 +229,7 @@ type Status string
 
 const (
 	StatusSuccess Status = "success"
-	// StatusError means that the code raised an exception. The traceback is on stderr.
+	// StatusError means that the code raised an exception, exited with a code other than 0, or ended the interpreter.
 	StatusError Status = "error"
 )
 

@@ -102,6 +102,41 @@ func TestNode(t *testing.T) {
 	if r := s.command(t, key, "node", "npm", "--version"); r.ExitCode != 0 {
 		t.Errorf("npm --version: %+v", r)
 	}
+	// The image's Node removes types, and keeps the output of a timer out of later runs.
+	if got := run("interface P { n: number }; enum E { A = 3 }; const x: number = ({ n: 4 } as P).n; x * E.A").text("stdout"); got != "12\n" {
+		t.Errorf("TypeScript: got %q, want 12", got)
+	}
+	run("setTimeout(() => { console.log('late'); globalThis.printed() }, 50); const wait = new Promise((done) => { globalThis.printed = done })")
+	if got := run("await wait; 'done'").text("stdout"); got != "'done'\n" {
+		t.Errorf("a run during which a timer of an earlier one prints: got %q, want only 'done'", got)
+	}
+	var log runResult
+	s.mustCall(t, key, "sandbox.process.logs", params{"sandbox": "node", "tag": "repl:node"}, &log)
+	if got := log.text("stdout"); got != "late\n" {
+		t.Errorf("the log of the interpreter is %q, want late", got)
+	}
+
+	// Contexts and results.
+	var created struct{ Context, Language string }
+	s.mustCall(t, key, "sandbox.context.create", params{"sandbox": "node", "language": "js", "context": "other", "cwd": "/tmp"}, &created)
+	var shown struct {
+		Results []struct {
+			Data map[string]any
+			Main bool `json:"is_main"`
+		}
+		Count int
+	}
+	s.mustCall(t, key, "sandbox.repl.run", params{"sandbox": "node", "context": "other", "code": "display.html('<b>'); typeof x + process.cwd()", "results": true}, &shown)
+	if r := shown.Results; created.Language != "node" || shown.Count != 1 || len(r) != 2 || r[0].Data["text/html"] != "<b>" || r[0].Main || r[1].Data["text/plain"] != "'undefined/tmp'" || !r[1].Main {
+		t.Errorf("results in the context %+v: %+v", created, shown)
+	}
+	s.mustCall(t, key, "sandbox.context.remove", params{"sandbox": "node", "context": "other"}, nil)
+	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "node", "context": "other", "code": "1"}, 404, -32003, "other")
+	var r runResult
+	s.mustCall(t, key, "sandbox.repl.run", params{"sandbox": "node", "language": "bash", "code": "n=5; echo $n$((n + 1))"}, &r)
+	if got := r.text("stdout"); got != "56\n" {
+		t.Errorf("bash: %+v, want 56", r)
+	}
 
 	// The image can be removed once no sandbox uses it.
 	if _, stderr, err := s.msb("image", "rm", "microsandbox/node"); err == nil || !strings.Contains(stderr, "used by the sandbox default/node") {

@@ -79,7 +79,7 @@ var (
 		mcpConfig: words("claude", "cursor", "vscode"), completionCommand: words("bash", "zsh", "fish"),
 	}
 	valueCompleters = map[cli.Flag]completer{
-		scopeFlag: func(*completion) [][2]string { return scopes }, languageFlag: words("python", "node"), imageFlag: imageNames,
+		scopeFlag: func(*completion) [][2]string { return scopes }, languageFlag: words("python", "node", "bash"), imageFlag: imageNames,
 	}
 	// severalArguments are the commands whose completers are for all arguments, not only for the first one.
 	severalArguments = []*cli.Command{keyRevoke, serverStatus, sandboxStop, imageRm}

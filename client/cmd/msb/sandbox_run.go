@@ -12,7 +12,7 @@ import (
 	"github.com/msbd/msbd/client"
 )
 
-var languageFlag = &cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python or node", Value: "python"}
+var languageFlag = &cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python, node or bash", Value: "python"}
 
 var sandboxRun = &cli.Command{
 	Name:  "run",

@@ -176,8 +176,8 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		t.Fatal(err, doc)
 	}
 	for _, m := range described.Result.Methods {
-		if strings.HasPrefix(m.Name, "sandbox.process.") || strings.HasPrefix(m.Name, "sandbox.fs.") {
-			continue // there are no tools for processes and files
+		if strings.HasPrefix(m.Name, "sandbox.context.") || strings.HasPrefix(m.Name, "sandbox.process.") || strings.HasPrefix(m.Name, "sandbox.fs.") {
+			continue // there are no tools for contexts, processes and files
 		}
 		if !slices.ContainsFunc(list.Tools, func(tool *sdk.Tool) bool { return want[tool.Name].method == m.Name }) {
 			t.Errorf("method %s has no tool", m.Name)
@@ -203,7 +203,12 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		}
 		isRun := w.method == rpc.MethodSandboxReplRun || w.method == rpc.MethodSandboxCommandRun
 		if isRun {
-			delete(in.(map[string]any)["properties"].(map[string]any), "encoding") // only text
+			for _, name := range []string{"encoding", "results", "context"} { // only text
+				delete(in.(map[string]any)["properties"].(map[string]any), name)
+			}
+			if w.method == rpc.MethodSandboxReplRun {
+				in.(map[string]any)["required"] = append(in.(map[string]any)["required"].([]any), "language")
+			}
 			in.(map[string]any)["properties"].(map[string]any)["max_output_bytes"] = map[string]any{
 				"type": []any{"integer", "null"}, "minimum": 1.0, "maximum": 200000.0, "default": 50000.0,
 			}

@@ -80,7 +80,7 @@ var tools = []tool{
 	},
 	{
 		name: "sandbox_run_code", method: rpc.MethodSandboxReplRun, needsSandbox: true, title: "Run code in a sandbox",
-		description: "Run code in a running sandbox. language is python or node. Later runs can use what the code defines. If the code ends with " +
+		description: "Run code in a running sandbox. language is python, node or bash. Later runs can use what the code defines. If the code ends with " +
 			"an expression, its value is printed. timeout is in seconds." + aboutOutput + inNamespace,
 		hints:   sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
 		runText: codeText,
@@ -162,7 +162,13 @@ func (t *tool) inputSchema(params jsontext.Value) any {
 	schema := decode[map[string]any](params)
 	properties := schema["properties"].(map[string]any)
 	if t.runText != nil {
-		delete(properties, "encoding") // the output for models is always text
+		// The output for models is always text, and models choose a language, not a context.
+		for _, name := range []string{"encoding", "results", "context"} {
+			delete(properties, name)
+		}
+		if required := schema["required"].([]any); properties["language"] != nil {
+			schema["required"] = append(required, "language")
+		}
 		properties[maxOutputArgument] = map[string]any{
 			"type": []string{"integer", "null"}, "minimum": 1, "maximum": highestMaxOutput, "default": defaultMaxOutput,
 		}

@@ -75,6 +75,18 @@ func (r *recorder) Metrics(_ context.Context, namespaces []string, _ string) ([]
 	return nil, r.record("metrics", strings.Join(namespaces, ","))
 }
 
+func (r *recorder) CreateContext(_ context.Context, n sandbox.Name, _ sandbox.ContextRequest) (sandbox.Context, error) {
+	return sandbox.Context{}, r.record("create context", n.Namespace)
+}
+func (r *recorder) ListContexts(_ context.Context, n sandbox.Name) ([]sandbox.Context, error) {
+	return nil, r.record("list contexts", n.Namespace)
+}
+func (r *recorder) RestartContext(_ context.Context, n sandbox.Name, _ string) (sandbox.Context, error) {
+	return sandbox.Context{}, r.record("restart context", n.Namespace)
+}
+func (r *recorder) RemoveContext(_ context.Context, n sandbox.Name, _ string) error {
+	return r.record("remove context", n.Namespace)
+}
 func (r *recorder) StartProcess(ctx context.Context, n sandbox.Name, _ sandbox.ProcessRequest) (sandbox.Process, error) {
 	return startedProcess(ctx), r.record("start process", n.Namespace)
 }
@@ -144,6 +156,9 @@ func paramsFor(t *testing.T, m serverpc.Method, namespace string) string {
 	}
 	if slices.Contains(m.Params, "pid") { // or a tag is required
 		params["tag"] = anyText
+	}
+	if slices.Contains(m.Params, "language") { // or a context is required
+		params["language"] = anyText
 	}
 	for _, name := range m.Required {
 		switch {
@@ -220,7 +235,7 @@ func TestAuthorization(t *testing.T) {
 		domain := &recorder{}
 		s := New(t, func(o *Setup) { o.Sandboxes = domain })
 		targets := targets(t, s)
-		if len(targets) < 106 { // 25 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
+		if len(targets) < 122 { // 29 methods and rpc.discover on 4 paths, and GET and HEAD of /metrics
 			t.Fatalf("got only %d targets", len(targets))
 		}
 		// used makes the gateway accept key once, so that its session is cached: a cached session must not keep a key

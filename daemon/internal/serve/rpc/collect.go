@@ -28,18 +28,16 @@ type followed struct {
 	// skipped is how many bytes it had printed before.
 	skipped uint64
 	exit    *sandbox.Exit // nil if it still runs
+	reports *reports
 }
 
-// run is follow for a process that ends with the call. It returns the output and the exit code.
-func (c *call) run(encoding rpc.Encoding, start func() (sandbox.Process, error)) (output []rpc.Line, exitCode int, err error) {
+// run is follow for a process that ends with the call. If it returns no error, the process has exited.
+func (c *call) run(encoding rpc.Encoding, start func() (sandbox.Process, error)) (followed, error) {
 	f, err := c.follow(encoding, start)
 	if err == nil && f.exit == nil {
 		err = io.ErrUnexpectedEOF
 	}
-	if err != nil {
-		return nil, 0, err
-	}
-	return f.output, f.exit.Code, nil
+	return f, err
 }
 
 // follow starts a process with start, or attaches to one, and reads its events to their end. Its errors are those of start
@@ -54,7 +52,8 @@ func (c *call) follow(encoding rpc.Encoding, start func() (sandbox.Process, erro
 	if err != nil {
 		return f, err
 	}
-	f.skipped, f.exit, err = collect(waitingProcess{p, c}, out)
+	f.reports = &reports{quota: quota{reserve: c.Hold}, events: c.events, displays: []rpc.Display{}}
+	f.skipped, f.exit, err = collect(waitingProcess{p, c}, out, f.reports)
 	f.output = out.end()
 	if err != nil {
 		err = c.addOutput(err, f.output)
@@ -93,9 +92,9 @@ func (p waitingProcess) Next() (event sandbox.Event, err error) {
 	return event, err
 }
 
-// collect passes the output of p to out, until p exits or its events end. Then exit is nil. skipped is how much p had printed
-// before. The caller must close p, which ends a run that has not exited.
-func collect(p sandbox.Process, out sink) (skipped uint64, exit *sandbox.Exit, err error) {
+// collect passes the output of p to out, and what it reports to reports, until p exits or its events end. Then exit is nil. skipped
+// is how much p had printed before. The caller must close p, which ends a run that has not exited.
+func collect(p sandbox.Process, out sink, reports *reports) (skipped uint64, exit *sandbox.Exit, err error) {
 	for {
 		event, err := p.Next()
 		switch event := event.(type) {
@@ -103,6 +102,10 @@ func collect(p sandbox.Process, out sink) (skipped uint64, exit *sandbox.Exit, e
 			skipped = event.SkippedBytes
 		case sandbox.Output:
 			if err := out.add(event); err != nil {
+				return skipped, nil, err
+			}
+		case sandbox.Piece:
+			if err := reports.add(event); err != nil {
 				return skipped, nil, err
 			}
 		case sandbox.Exit:

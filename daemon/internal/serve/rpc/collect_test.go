@@ -273,7 +273,7 @@ func TestCollect(t *testing.T) {
 		return p
 	}
 	read := func(p sandbox.Process, out sink) (output []rpc.Line, exit *sandbox.Exit, err error) {
-		_, exit, err = collect(p, out)
+		_, exit, err = collect(p, out, &reports{})
 		return out.end(), exit, err
 	}
 	newLines := func() sink { return &lines{quota: quota{reserve: unlimited}} }

@@ -85,6 +85,10 @@ func (l *live) RunCommand(ctx context.Context, _ sandbox.Name, _ sandbox.Command
 	return &liveProcess{l, ctx}, nil
 }
 
+func (l *live) RunCode(ctx context.Context, _ sandbox.Name, _ sandbox.Code) (sandbox.Process, error) {
+	return &liveProcess{l, ctx}, nil
+}
+
 type liveProcess struct {
 	*live
 	ctx context.Context

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -215,4 +216,92 @@ func TestProcessesAreBounded(t *testing.T) {
 	}
 	WantError(t, s.Post(Request("sandbox.process.list", `{"sandbox":"a"}`)), http.StatusTooManyRequests, rpc.CodeExhausted)
 	WantOK(t, s.Post(Request("sandbox.process.get", `{"sandbox":"a","tag":"t"}`)))
+}
+
+var runLiveCode = Request("sandbox.repl.run", `{"sandbox":"a","language":"python","code":"x","results":true}`)
+
+// What code shows is held in memory, so it is limited, however many pieces it has. In a stream of events, only one value is held.
+func TestResultsAreLimited(t *testing.T) {
+	piece := sandbox.Piece{Data: []byte(strings.Repeat("x", 1<<20))}
+	begin, end := sandbox.Piece{Data: []byte(`{"data":{"text/plain":"`), First: true}, sandbox.Piece{Data: []byte(`"},"is_main":false}`), Last: true}
+	formats := []sandbox.Event{sandbox.Piece{Data: []byte(`{"data":{"0":0` + strings.Repeat(`,"":0`, 65) + `}}`), First: true, Last: true}}
+	for i := range 65 {
+		formats[0] = sandbox.Piece{Data: bytes.Replace(formats[0].(sandbox.Piece).Data, []byte(`""`), fmt.Appendf(nil, `"a%d"`, i), 1), First: true, Last: true}
+	}
+	for name, tt := range map[string]struct {
+		events []sandbox.Event // repeated 100 times
+		stream bool
+		fails  bool
+	}{
+		"one value without an end":            {events: slices.Concat([]sandbox.Event{begin}, slices.Repeat([]sandbox.Event{piece}, 100)), fails: true},
+		"many values":                         {events: []sandbox.Event{begin, piece, end}, fails: true},
+		"many empty pieces":                   {events: slices.Concat([]sandbox.Event{begin}, slices.Repeat([]sandbox.Event{sandbox.Piece{}}, 1_000_000)), fails: true},
+		"many formats":                        {events: formats, fails: true},
+		"one value without an end, as events": {events: slices.Concat([]sandbox.Event{begin}, slices.Repeat([]sandbox.Event{piece}, 100)), stream: true, fails: true},
+		"many values, as events":              {events: []sandbox.Event{begin, piece, end}, stream: true},
+	} {
+		s, l := newLive(t)
+		answered := make(chan struct{})
+		go func() {
+			for range 100 {
+				for _, event := range tt.events {
+					select {
+					case l.events <- event:
+					case <-answered:
+						return
+					}
+				}
+			}
+			select {
+			case l.events <- sandbox.Exit{}:
+			case <-answered:
+			}
+		}()
+		var changes []func(*http.Request)
+		if tt.stream {
+			changes = append(changes, asEvents)
+		}
+		w := s.Post(runLiveCode, changes...)
+		close(answered)
+		<-l.ended
+		if tt.stream {
+			all := eventsOf(t, w)
+			last := all[len(all)-1]
+			if failed := last.name == rpc.EventError; failed != tt.fails || failed && !strings.Contains(last.data, fmt.Sprint(rpc.CodeExhausted)) {
+				t.Errorf("%s: the last of %d events is %s %.200s", name, len(all), last.name, last.data)
+			}
+			if !tt.fails && (len(all) != 101 || all[0].name != rpc.EventDisplay || len(all[0].data) < 1<<20) {
+				t.Errorf("%s: got %d events, the first is %s", name, len(all), all[0].name)
+			}
+			continue
+		}
+		if name == "many formats" {
+			WantError(t, w, http.StatusBadGateway, rpc.CodeRunFailed)
+			continue
+		}
+		WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
+	}
+}
+
+// Events of values, and of an exception.
+func TestEventsOfResults(t *testing.T) {
+	s, l := newLive(t)
+	go func() {
+		for _, event := range []sandbox.Event{
+			output("a"), sandbox.Piece{Data: []byte(`{"data":{"cut off`), First: true}, sandbox.Piece{Data: []byte(`{"data":{"text/plain":"1"},`), First: true}, sandbox.Piece{Data: []byte(`"is_main":true}`), Last: true},
+			sandbox.Piece{Error: true, Data: []byte(`{"name":"E","value":"v","traceback":"t"}`), First: true, Last: true}, sandbox.Exit{Code: 1, Runs: 7},
+		} {
+			l.events <- event
+		}
+	}()
+	want := []event{
+		{rpc.EventOutput, `{"stream":"stdout","text":"a"}`},
+		{rpc.EventDisplay, `{"data":{"text/plain":"1"},"is_main":true}`},
+		{rpc.EventException, `{"name":"E","value":"v","traceback":"t"}`},
+		{rpc.EventResult, `{"status":"error","language":"python","output":[],"exit_code":1,"count":7}`},
+	}
+	if got := eventsOf(t, s.Post(runLiveCode, asEvents)); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	<-l.ended
 }

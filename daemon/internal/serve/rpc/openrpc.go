@@ -66,7 +66,7 @@ type value struct {
 
 // schema is the subset of JSON Schema that describes the types of api/rpc.
 type schema struct {
-	Type                 any               `json:"type"` // a name, or a list of a name and "null"
+	Type                 any               `json:"type,omitzero"` // a name, a list of a name and "null", or absent for any type
 	Properties           map[string]schema `json:"properties,omitzero"`
 	Required             []string          `json:"required,omitzero"`
 	Items                *schema           `json:"items,omitzero"`
@@ -162,6 +162,8 @@ func schemaOf(t reflect.Type) schema {
 		return schema{Type: "string", Format: "date-time"}
 	case reflect.TypeFor[[]byte]():
 		return schema{Type: "string", ContentEncoding: "base64"}
+	case reflect.TypeFor[jsontext.Value]():
+		return schema{}
 	}
 	switch t.Kind() {
 	case reflect.Pointer:

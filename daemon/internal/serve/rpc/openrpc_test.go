@@ -181,9 +181,12 @@ func TestSchemasAgreeWithTheGateway(t *testing.T) {
 		rpc.MethodSandboxGet:        {`{}`, `{"sandbox":"a/b"}`, `{"sandbox":"a","namespace":"*"}`},
 		rpc.MethodSandboxMetricsGet: {`{"namespace":"**"}`, `{"sandbox":"*"}`, `{"sandbox":""}`},
 		rpc.MethodSandboxReplRun: {
-			`{"sandbox":"a","code":"1"}`, `{"sandbox":"a","language":"python"}`, `{"sandbox":"a","language":"ruby","code":""}`,
+			`{"sandbox":"a","language":"python"}`, `{"sandbox":"a","code":"1","language":7}`, `{"sandbox":"a","code":"1","context":"a","results":1}`, `{"sandbox":"a","language":"ruby","code":""}`,
 			`{"sandbox":"a","language":"python","code":"1","timeout":-1}`, `{"sandbox":"a","language":"python","code":"1","timeout":"1"}`,
 		},
+		rpc.MethodContextCreate:     {`{"sandbox":"a"}`, `{"sandbox":"a","language":"ruby"}`, `{"sandbox":"a","language":"python","context":1}`},
+		rpc.MethodContextRestart:    {`{"sandbox":"a"}`},
+		rpc.MethodContextRemove:     {`{"sandbox":"a"}`},
 		rpc.MethodProcessStart:      {`{"sandbox":"a"}`, `{"sandbox":"a","command":"x","encoding":"hex"}`, `{"sandbox":"a","command":"x","terminal":{"cols":0,"rows":1}}`, `{"sandbox":"a","command":"x","terminal":{"cols":1}}`},
 		rpc.MethodProcessGet:        {`{"sandbox":"a","pid":0}`, `{"sandbox":"a","pid":"1"}`},
 		rpc.MethodProcessWait:       {`{"sandbox":"a","tag":"x","timeout":-1}`},

@@ -33,6 +33,7 @@ type Sandboxes interface {
 	// Metrics measures the sandboxes in the namespaces, or in all namespaces if there are none. If name is not empty, it
 	// measures only those of that name.
 	Metrics(ctx context.Context, namespaces []string, name string) ([]sandbox.Metrics, error)
+	Contexts
 	Processes
 	Files
 }

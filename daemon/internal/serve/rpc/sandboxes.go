@@ -28,6 +28,10 @@ func (s *Service) declare() []method {
 		defineAllNamespaces(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
 		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode).with(optionalEvents),
 		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand).with(optionalEvents),
+		define(rpc.MethodContextCreate, keys.ScopeExec, s.createContext),
+		define(rpc.MethodContextList, keys.ScopeRead, s.listContexts),
+		define(rpc.MethodContextRestart, keys.ScopeExec, s.restartContext),
+		define(rpc.MethodContextRemove, keys.ScopeExec, s.removeContext),
 		define(rpc.MethodProcessStart, keys.ScopeExec, s.startProcess),
 		define(rpc.MethodProcessList, keys.ScopeRead, s.listProcesses),
 		define(rpc.MethodProcessGet, keys.ScopeRead, s.getProcess),
@@ -178,38 +182,6 @@ func (s *Service) getMetrics(ctx context.Context, c *call, namespaces []string, 
 	return res, nil
 }
 
-var languages = map[string]sandbox.Language{
-	"python": sandbox.Python,
-	"node":   sandbox.Node, "nodejs": sandbox.Node, "javascript": sandbox.Node,
-}
-
-func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.ReplRunParams) (rpc.ReplRunResult, error) {
-	language, ok := languages[p.Language]
-	if !ok {
-		return rpc.ReplRunResult{}, fmt.Errorf("language %q is not supported; use python, node, nodejs or javascript: %w", bounded.Short(p.Language), errdefs.ErrInvalidArgument)
-	}
-	timeout, err := parseTimeout(p.Timeout)
-	if err != nil {
-		return rpc.ReplRunResult{}, err
-	}
-	options, err := parseRunOptions(p.RunOptions, p.Grace)
-	if err != nil {
-		return rpc.ReplRunResult{}, err
-	}
-	output, exitCode, err := c.run(p.Encoding, func() (sandbox.Process, error) {
-		return s.sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox},
-			sandbox.Code{Language: language, Text: p.Code, Timeout: timeout, RunOptions: options})
-	})
-	if err != nil {
-		return rpc.ReplRunResult{}, err
-	}
-	status := rpc.StatusSuccess
-	if exitCode != 0 {
-		status = rpc.StatusError
-	}
-	return rpc.ReplRunResult{Status: status, Language: p.Language, Output: output}, nil
-}
-
 func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p rpc.CommandRunParams) (rpc.CommandRunResult, error) {
 	timeout, err := parseTimeout(p.Timeout)
 	if err != nil {
@@ -219,14 +191,14 @@ func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p r
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
-	output, exitCode, err := c.run(p.Encoding, func() (sandbox.Process, error) {
+	f, err := c.run(p.Encoding, func() (sandbox.Process, error) {
 		return s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, command)
 	})
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
 	return rpc.CommandRunResult{
-		Command: p.Command, Args: p.Args, ExitCode: exitCode, Success: exitCode == 0, Output: output,
+		Command: p.Command, Args: p.Args, ExitCode: f.exit.Code, Success: f.exit.Code == 0, Output: f.output,
 	}, nil
 }
 

@@ -56,6 +56,7 @@ type Sandboxes struct {
 
 	processes map[sandbox.Name][]*process
 	files     map[sandbox.Name]files
+	contexts  map[sandbox.Name][]sandbox.Context
 }
 
 // failures maps the name of a sandbox to the error of every operation on it.
@@ -121,7 +122,8 @@ func (f *Sandboxes) Stop(_ context.Context, n sandbox.Name) error {
 
 // RunCode prints the language and the code. Some code is special: "print N" prints N bytes, "raise" prints an error and
 // exits with 1, "bytes" prints bytes that are not UTF-8, and empty code prints nothing. "overtime TEXT" prints TEXT and reaches
-// the time limit, and "lose TEXT" prints TEXT and is lost.
+// the time limit, and "lose TEXT" prints TEXT and is lost. With results, "show TEXT" shows TEXT, "fail TEXT" fails with it, both in
+// two pieces, and "cut TEXT" sends only the first piece.
 func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Code) (sandbox.Process, error) {
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
 		if onRun := f.OnRun; onRun != nil {
@@ -145,6 +147,17 @@ func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Co
 		if text, ok := strings.CutPrefix(code.Text, "lose "); ok {
 			return output(sandbox.Stdout, text), 0, failures["lost"]
 		}
+		if what, text, ok := strings.Cut(code.Text, " "); ok && code.Results && (what == "show" || what == "fail" || what == "cut") {
+			failed := what == "fail"
+			events := []sandbox.Event{sandbox.Piece{Error: failed, Data: []byte(text[:len(text)/2]), First: true}}
+			if what != "cut" {
+				events = append(events, sandbox.Piece{Error: failed, Data: []byte(text[len(text)/2:]), Last: true})
+			}
+			if failed {
+				return events, 1, nil
+			}
+			return events, 0, nil
+		}
 		switch code.Text {
 		case "":
 			return nil, 0, nil
@@ -153,7 +166,7 @@ func (f *Sandboxes) RunCode(ctx context.Context, n sandbox.Name, code sandbox.Co
 		case "bytes":
 			return output(sandbox.Stdout, "a\xffb\n"), 0, nil
 		}
-		return output(sandbox.Stdout, string(code.Language)+": "+code.Text+"\n"), 0, nil
+		return output(sandbox.Stdout, cmp.Or(code.Context, string(code.Language))+": "+code.Text+"\n"), 0, nil
 	}}, nil
 }
 
