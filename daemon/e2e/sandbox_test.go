@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -146,6 +147,38 @@ func TestNode(t *testing.T) {
 	s.mustCall(t, key, "sandbox.stop", params{"sandbox": "node"}, nil)
 	s.removeImage(t, "node")
 	s.wantError(t, key, "sandbox.start", params{"sandbox": "node", "config": params{"image": "microsandbox/node"}}, 400, -32602, "no image microsandbox/node")
+}
+
+// The image code-interpreter shows tables and charts, also to the user "user".
+func TestCodeInterpreter(t *testing.T) {
+	s, key := startSandbox(t, "interpreter", "microsandbox/code-interpreter")
+	var shown struct {
+		runResult
+		Results []struct {
+			Data map[string]any
+			Main bool `json:"is_main"`
+		}
+	}
+	s.mustCall(t, key, "sandbox.repl.run", params{"sandbox": "interpreter", "language": "python", "user": "user", "results": true, "code": `import os, matplotlib.pyplot as plt, numpy, pandas
+print(os.getcwd())
+plt.plot(numpy.arange(3))
+plt.show()
+plt.plot([3, 2, 1])
+pandas.DataFrame({"a": [1, 2], "b": ["x", None]})`}, &shown)
+	if shown.Status != "success" || shown.text("stdout") != "/home/user\n" || shown.text("stderr") != "" || len(shown.Results) != 3 {
+		t.Fatalf("run: %+v", shown)
+	}
+	chart, table, last := shown.Results[0], shown.Results[1], shown.Results[2]
+	for _, r := range []map[string]any{chart.Data, last.Data} {
+		if png, _ := r["image/png"].(string); !strings.HasPrefix(png, "iVBORw0KGgo") { // the beginning of a PNG file in base64
+			t.Errorf("a chart is %.100v", r)
+		}
+	}
+	html, _ := table.Data["text/html"].(string)
+	columns := fmt.Sprint(table.Data["application/vnd.dataframe+json"])
+	if !table.Main || chart.Main || last.Main || !strings.Contains(html, "<table") || columns != "map[a:[1 2] b:[x <nil>]]" {
+		t.Errorf("the table is %+v", table)
+	}
 }
 
 // TestTimeoutsAndExitCodes tests runs over their time limit, a program that does not exist, a background child and a

@@ -452,3 +452,52 @@ func TestInterruptHitsItsRun(t *testing.T) {
 	}
 	expect(t, c, sandbox.Node, "await null; const begin = Date.now(); while (Date.now() - begin < 1000); 'done'", true, "stdout: 'done'\n")
 }
+
+// A client that is attached to an interpreter gets what it prints while no run is in progress, and its end. One that reads too slowly
+// does not make it wait, and gets an error.
+func TestAttachedLog(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	runCode(t, c, sandbox.Python, "import os, threading\ndef late(path, text):\n    open(path).read()\n    print(text, flush=True)\n    open(path, 'w').close()")
+	attach := func() sandbox.Process {
+		p, err := c.AttachProcess(t.Context(), sandbox.ProcessID{Tag: "repl:python"}, sandbox.AttachOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if event, err := p.Next(); err != nil {
+			t.Fatalf("the first event is %v, error %v", event, err)
+		}
+		return p
+	}
+	printLate := func(text string) {
+		path := fifo(t)
+		runCode(t, c, sandbox.Python, fmt.Sprintf("threading.Thread(target=late, args=(%q, %s)).start()", path, text))
+		if err := os.WriteFile(path, nil, 0); err != nil { // waits for the reader
+			t.Fatal(err)
+		}
+		wait(t, path)
+	}
+	follower, slow := attach(), attach()
+	defer slow.Close()
+	defer follower.Close()
+	printLate("'late'")
+	if event, err := follower.Next(); err != nil || !strings.HasPrefix(fmt.Sprintf("%s", event), "{stdout late") {
+		t.Errorf("the event of late output is %s, error %v", event, err)
+	}
+	printLate("'x' * 8_000_000")
+	expect(t, c, sandbox.Python, "'not kept waiting'", true, "stdout: 'not kept waiting'\n")
+	for {
+		if _, err := slow.Next(); err != nil {
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "read too slowly") {
+				t.Errorf("a client that reads too slowly: error %v", err)
+			}
+			break
+		}
+	}
+	ended := attach()
+	defer ended.Close()
+	expect(t, c, sandbox.Python, "os._exit(7)", false, "stderr: the python process exited with status 7; its state is lost\n")
+	if event, err := ended.Next(); err != nil || event != (sandbox.Exit{Code: 7}) {
+		t.Errorf("the event of the end is %v, error %v", event, err)
+	}
+}

@@ -136,6 +136,16 @@ func TestNodeNotebook(t *testing.T) {
 		{"process.exitCode = 7; process.exit()", 7, ""},
 		{"const notCaught = new Promise((done) => { process.exit(8) }).catch(() => console.log('CATCH')); await notCaught", 8, ""},
 		{"[a, d, g]", 0, "stdout: [ 10, 5, 7 ]\n"},
+		{"process.on('exit', (code) => console.log('exit with', code)); process.exit(9)", 9, "stdout: exit with 9\n"},
+		{"process.removeAllListeners('exit'); process.removeAllListeners('SIGINT'); process.removeAllListeners('uncaughtException'); 1", 0, "stdout: 1\n"},
+		// Errors show no frames of the REPL.
+		{"throw new Error('a', { cause: new TypeError('b') })", 1, "stderr: Uncaught Error: a\nstderr:     at REPL28:1:7 {\nstderr:   [cause]: TypeError: b\nstderr:       at REPL28:1:31\nstderr: }\n"},
+		{"throw new AggregateError([new Error('a')], 'many')", 1, "stderr: Uncaught AggregateError: many\nstderr:     at REPL29:1:7 {\nstderr:   [errors]: [\nstderr:     Error: a\nstderr:         at REPL29:1:27\nstderr:   ]\nstderr: }\n"},
+		{"console.trace('here', 1)", 0, "stderr: Trace: here 1\nstderr:     at REPL30:1:9\n"},
+		{"process.on('uncaughtException', (e) => console.log('handled', e.message)); setTimeout(() => { throw new Error('a') }, 1); await new Promise((done) => setTimeout(done, 20)); 'ok'", 0, "stdout: handled a\nstdout: 'ok'\n"},
+		{"process.removeAllListeners('uncaughtException'); setTimeout(() => { throw new Error('a') }, 1); await new Promise(() => {})", 1, "stderr: Uncaught Error: a\n…"},
+		// Streams.
+		{"await require('stream/promises').pipeline(require('stream').Readable.from(['a\\n']), process.stdout); 'piped'", 0, "stdout: a\nstdout: 'piped'\n"},
 		// Types.
 		{
 			"const types = typeof require('node:module').stripTypeScriptTypes === 'function'; if (types) console.log('types')", 0, "…",
@@ -152,7 +162,7 @@ func TestNodeNotebook(t *testing.T) {
 		{"const q: number = 2; await Promise.resolve(q!)", 0, "stdout: 2\n"},
 	}
 	if exit != 0 {
-		typed = []cell{{"const p: number = 1", 1, "stderr: REPL28:1\n…"}}
+		typed = []cell{{"const p: number = 1", 1, "stderr: REPL36:1\n…"}}
 	}
 	runCells(t, c, sandbox.Node, typed)
 }

@@ -104,7 +104,7 @@
   // inconsistent.
   class Stream extends Writable {
     constructor(fd) {
-      super();
+      super({ autoDestroy: false, emitClose: false });
       this.fd = fd;
     }
     write(chunk, encoding, done) {
@@ -118,6 +118,7 @@
       if (typeof chunk === 'function') [chunk, done] = [undefined, chunk];
       if (chunk !== undefined && chunk !== null) this.write(chunk, encoding, done);
       else if (done) nextTick(done);
+      nextTick(() => this.emit('finish')); // for what has piped into it
       return this;
     }
     destroy() { return this; }
@@ -461,19 +462,24 @@
     for (;;);
   }
 
-  // show prints an error as Node's REPL does, without the frames of Node itself and of this file.
+  // withoutOwnFrames returns a text without the frames of this file and those below it, in each stack that the text has.
+  function withoutOwnFrames(text) {
+    let below = false;
+    return text.split('\n').filter((line) => {
+      if (!/^ +at /.test(line)) below = false;
+      else below ||= /^ +at .*(\(node:vm:|\(?node:repl|\[eval\]:)/.test(line);
+      return !below;
+    }).join('\n');
+  }
+
+  // describe returns what Node's REPL prints for an error.
   function describe(err) {
-    let text = null;
     if (types.isNativeError(err) && typeof err.stack === 'string') {
-      const lines = err.stack.split('\n');
-      const own = lines.findIndex((line) => /^ +at .*(\(node:vm:|\(?node:repl|\[eval\])/.test(line));
-      if (own >= 0) {
-        err.stack = lines.slice(0, own).join('\n');
-        // Code that did not compile has no frames left. Print the position, if known, and the message.
-        if (!/^ +at /m.test(err.stack)) text = err.stack.replace(/^\w*Error\b/m, 'Uncaught $&');
-      }
+      err.stack = withoutOwnFrames(err.stack);
+      // Code that did not compile has no frames left. Print the position, if known, and the message.
+      if (!/^ +at /m.test(err.stack) && err.cause === undefined) return err.stack.replace(/^\w*Error\b/m, 'Uncaught $&');
     }
-    return text ?? `Uncaught ${inspect(err)}`;
+    return `Uncaught ${withoutOwnFrames(inspect(err))}`;
   }
 
   function report(err) {
@@ -498,21 +504,22 @@
 
   const DISPLAY = Symbol.for('Jupyter.display');
 
-  async function representations(value) {
-    let data = {};
-    if (typeof value?.[DISPLAY] === 'function') data = { ...await value[DISPLAY]() };
+  function sendValue(value, formats, isMain) {
+    // The run may have ended while the formats were made.
+    if (!withResults || isLate()) return print(1, Buffer.from(`${inspect(value)}\n`));
+    const data = { ...formats };
     data['text/plain'] ??= inspect(value);
     for (const [type, found] of Object.entries(data)) {
       if (found instanceof Uint8Array) data[type] = Buffer.from(found).toString('base64');
     }
-    return data;
+    sendJSON(RESULT, { data, is_main: isMain });
   }
 
-  async function showValue(value, isMain) {
-    const data = withResults && !isLate() ? await representations(value) : {};
-    // The run may have ended meanwhile.
-    if (!withResults || isLate()) return print(1, Buffer.from(`${inspect(value)}\n`));
-    sendJSON(RESULT, { data, is_main: isMain });
+  // showValue shows a value at once, unless it makes its formats asynchronously. Then it returns a promise.
+  function showValue(value, isMain) {
+    const formats = withResults && typeof value?.[DISPLAY] === 'function' ? value[DISPLAY]() : {};
+    if (typeof formats?.then === 'function') return formats.then((made) => sendValue(value, made, isMain));
+    return sendValue(value, formats, isMain);
   }
 
   async function display(value) { await showValue(value, false); }
@@ -539,6 +546,7 @@
     withResults = (flags & WITH_RESULTS) !== 0;
     exitCode = null;
     running = true;
+    if (!process.listeners('SIGINT').includes(onInterrupt)) process.on('SIGINT', onInterrupt);
     const ended = new Promise((resolve) => { endRun = resolve; });
     try {
       for (const entry of entries) {
@@ -595,7 +603,7 @@
         value = outcome.result;
       }
       if (value !== undefined) {
-        const shown = showValue(value, true).then(() => ({}), (error) => ({ error }));
+        const shown = Promise.resolve(interruptibly(() => showValue(value, true))).then(() => ({}), (error) => ({ error }));
         const outcome = await Promise.race([shown, ended]);
         if ('error' in outcome || 'exit' in outcome) return outcome;
       }
@@ -621,12 +629,21 @@
   process.emitWarning = function (warning, ...rest) {
     if (!String(warning).startsWith('vm.USE_MAIN_CONTEXT_DEFAULT_LOADER')) Reflect.apply(emitWarning, this, [warning, ...rest]);
   };
-  process.on('SIGINT', onInterrupt);
-  process.on('uncaughtException', (error) => {
-    if (process.listenerCount('uncaughtException') > 1) return; // the code handles it
-    if (endRun && !isLate()) endRun({ error });
-    else report(error);
+  // A callback instead of a listener, because the code may remove all listeners.
+  process.setUncaughtExceptionCaptureCallback((error) => {
+    try {
+      if (process.listenerCount('uncaughtException') > 0) process.emit('uncaughtException', error, 'uncaughtException');
+      else if (endRun && !isLate()) endRun({ error });
+      else report(error);
+    } catch (e) {
+      report(e); // a listener has thrown it
+    }
   });
+  console.trace = function trace(...args) {
+    const shown = { name: 'Trace', message: util.format(...args) };
+    Error.captureStackTrace(shown, trace);
+    console.error(withoutOwnFrames(shown.stack));
+  };
   try {
     chdir('.');
   } catch {
