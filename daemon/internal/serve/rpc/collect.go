@@ -159,11 +159,13 @@ func (q *quota) take(n int) error {
 }
 
 // lines splits output into lines. Each stream is split separately, and the lines of all streams are kept in the order
-// in which they were completed.
+// in which they began.
 type lines struct {
 	quota
 	done    []rpc.Line
 	partial partialLines
+	// begun has the index in done of the partial line of each stream that has one.
+	begun [len(streams)]int
 }
 
 // partialLines has the last line of each stream, which is not complete yet.
@@ -173,9 +175,10 @@ type partialLines [len(streams)][]byte
 var streams = [...]sandbox.Stream{sandbox.Stdout, sandbox.Stderr, sandbox.Terminal}
 
 // of returns the partial line of a stream.
-func (p *partialLines) of(stream sandbox.Stream) *[]byte {
-	return &p[max(0, slices.Index(streams[:], stream))]
-}
+func (p *partialLines) of(stream sandbox.Stream) *[]byte { return &p[indexOf(stream)] }
+
+// indexOf returns the index of a stream in streams.
+func indexOf(stream sandbox.Stream) int { return max(0, slices.Index(streams[:], stream)) }
 
 func (l *lines) add(out sandbox.Output) error {
 	if err := l.take(jsonSize(out.Data)); err != nil {
@@ -187,17 +190,21 @@ func (l *lines) add(out sandbox.Output) error {
 		if *partial = append(*partial, line...); !complete {
 			return nil
 		}
-		l.finish(out.Stream, string(*partial))
-		*partial, data = (*partial)[:0], rest
+		l.complete(indexOf(out.Stream))
+		data = rest
 	}
 	if end := bytes.LastIndexByte(data, '\n'); end >= 0 {
 		// These lines share the memory of one string, so that output with many short lines does not become as many objects.
 		for line := range strings.SplitSeq(string(data[:end]), "\n") {
-			l.finish(out.Stream, line)
+			l.begin(out.Stream, line)
 		}
 		data = data[end+1:]
 	}
-	*partial = append(*partial, data...)
+	if len(data) > 0 {
+		l.begun[indexOf(out.Stream)] = len(l.done)
+		l.begin(out.Stream, "")
+		*partial = append(*partial, data...)
+	}
 	return nil
 }
 
@@ -207,7 +214,7 @@ var newline = []byte{'\n'}
 func (l *lines) end() []rpc.Line {
 	for i, partial := range l.partial {
 		if len(partial) > 0 {
-			l.finish(streams[i], string(partial))
+			l.complete(i)
 		}
 	}
 	if l.done == nil {
@@ -216,8 +223,14 @@ func (l *lines) end() []rpc.Line {
 	return l.done
 }
 
-func (l *lines) finish(stream sandbox.Stream, line string) {
+func (l *lines) begin(stream sandbox.Stream, line string) {
 	l.done = append(l.done, rpc.Line{Stream: string(stream), Text: strings.ToValidUTF8(line, "\uFFFD")})
+}
+
+// complete gives a line of which only the beginning was known its text. i is the index of its stream.
+func (l *lines) complete(i int) {
+	l.done[l.begun[i]].Text = strings.ToValidUTF8(string(l.partial[i]), "\uFFFD")
+	l.partial[i] = l.partial[i][:0]
 }
 
 // pieces keeps output as it was read.

@@ -35,9 +35,9 @@ func TestLines(t *testing.T) {
 		"a line":                {[]sandbox.Output{output(out, "a\n")}, []rpc.Line{{Stream: "stdout", Text: "a"}}},
 		"no newline at the end": {[]sandbox.Output{output(out, "a\nb")}, []rpc.Line{{Stream: "stdout", Text: "a"}, {Stream: "stdout", Text: "b"}}},
 		"empty lines":           {[]sandbox.Output{output(out, "\n\n")}, []rpc.Line{{Stream: "stdout"}, {Stream: "stdout"}}},
-		"order of completion": {
+		"order of beginnings": {
 			[]sandbox.Output{output(out, "a"), output(err, "x\n"), output(out, "b\n"), output(err, "y")},
-			[]rpc.Line{{Stream: "stderr", Text: "x"}, {Stream: "stdout", Text: "ab"}, {Stream: "stderr", Text: "y"}},
+			[]rpc.Line{{Stream: "stdout", Text: "ab"}, {Stream: "stderr", Text: "x"}, {Stream: "stderr", Text: "y"}},
 		},
 		"carriage return is kept": {[]sandbox.Output{output(out, "a\r\n")}, []rpc.Line{{Stream: "stdout", Text: "a\r"}}},
 		"character in two parts":  {[]sandbox.Output{output(out, "\xc3"), output(out, "\xa4\n")}, []rpc.Line{{Stream: "stdout", Text: "ä"}}},
@@ -318,3 +318,23 @@ type noExit struct{}
 
 func (*noExit) Next() (sandbox.Event, error) { return nil, io.EOF }
 func (*noExit) Close() error                 { return nil }
+
+// A line is where it began, so that a question stands before the error that follows it.
+func TestLinesAreInTheOrderOfTheirBeginnings(t *testing.T) {
+	l := &lines{quota: quota{reserve: unlimited}}
+	for _, out := range []sandbox.Output{
+		{Stream: sandbox.Stdout, Data: []byte("first\na")}, {Stream: sandbox.Stderr, Data: []byte("error\nunfinished")},
+		{Stream: sandbox.Stdout, Data: []byte("b")}, {Stream: sandbox.Stdout, Data: []byte("c\nname? ")}, {Stream: sandbox.Stderr, Data: []byte(" error\n")},
+	} {
+		if err := l.add(out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []rpc.Line{
+		{Stream: "stdout", Text: "first"}, {Stream: "stdout", Text: "abc"}, {Stream: "stderr", Text: "error"}, {Stream: "stderr", Text: "unfinished error"},
+		{Stream: "stdout", Text: "name? "},
+	}
+	if diff := cmp.Diff(want, l.end()); diff != "" {
+		t.Errorf("lines (-want +got):\n%s", diff)
+	}
+}
