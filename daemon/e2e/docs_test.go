@@ -78,7 +78,7 @@ func (s *server) runBlocks(t *testing.T, blocks [][]string) {
 		t.Errorf("the blocks in bash: %v\n%s", err, out)
 	}
 	// curl without -f exits with 0 even if the response is an error.
-	for _, sign := range []string{`"error":`, `"isError":true`} {
+	for _, sign := range []string{`"error":{"code":`, `"isError":true`} {
 		if i := strings.Index(string(out), sign); i >= 0 {
 			t.Errorf("a request in the blocks in bash failed: %s", out[i:])
 		}
