@@ -81,9 +81,9 @@ type reader struct {
 	end  uint64 // the offset at which to stop
 }
 
-// adopt lets calls name the interpreter of a context, which was started as l says, and returns it as a program. out collects what
-// the interpreter prints, and passes it to log while no run is in progress.
-func (s *programs) adopt(interpreter *process, out *output, l launch, tag string) *program {
+// adopt lets calls name the interpreter of a context, which was started as l says, and returns it as a program. After
+// the interpreter has exited, awaitRest waits for the rest of what it has printed.
+func (s *programs) adopt(interpreter *process, awaitRest func(), l launch, tag string) *program {
 	dir := l.dir
 	if dir == "" {
 		dir, _ = os.Getwd() // that of the portal
@@ -100,7 +100,7 @@ func (s *programs) adopt(interpreter *process, out *output, l launch, tag string
 	s.all = append(s.all, p)
 	go func() {
 		<-p.exited
-		out.drain()
+		awaitRest()
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		p.exit = p.describeExit(false)

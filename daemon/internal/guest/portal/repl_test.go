@@ -127,6 +127,7 @@ func FuzzControl(f *testing.F) {
 	f.Add([]byte{ready, ready})
 	f.Add([]byte{begin, odd})
 	f.Add([]byte{late, begin, short})
+	f.Add(bytes.Repeat([]byte{late}, 250))
 	f.Fuzz(func(t *testing.T, script []byte) {
 		script = script[:min(len(script), 256)]
 		control, driver, err := socketPair(unix.SOCK_SEQPACKET)
@@ -144,12 +145,12 @@ func FuzzControl(f *testing.F) {
 		go func() { _, _ = io.Copy(io.Discard, reader) }()
 		log := &programs{}
 		interpreter := &process{parent: &children{}, exited: make(chan struct{})}
-		out := &output{}
 		s := &session{
-			process: interpreter, out: out, log: log.adopt(interpreter, out, launch{user: ownAccount()}, ""),
+			process: interpreter, out: &output{},
 			control: control, runs: runs, token: newToken(), language: &language{},
 			ready: make(chan struct{}), ended: make(chan byte), served: make(chan struct{}),
 		}
+		s.log = log.adopt(interpreter, s.awaitRest, launch{user: ownAccount()}, "")
 		go s.serveControl()
 
 		// The model.

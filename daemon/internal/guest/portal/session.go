@@ -130,15 +130,20 @@ func (s *session) executing() *execution {
 
 // abandon ends the run in progress of a session whose process has exited. Its output and pieces are not received after that.
 func (s *session) abandon() {
+	s.awaitRest()
+	s.mu.Lock()
+	s.current = nil
+	s.mu.Unlock()
+}
+
+// awaitRest waits until the messages and the output of a process that has exited have arrived.
+func (s *session) awaitRest() {
 	timeout := time.NewTimer(interruptGrace) // a child process may have the control socket
 	defer timeout.Stop()
 	select {
 	case <-s.served:
 	case <-timeout.C:
 	}
-	s.mu.Lock()
-	s.current = nil
-	s.mu.Unlock()
 	s.out.drain()
 }
 
@@ -256,7 +261,7 @@ func (s *repls) launch(language *language, l launch, tag string) (_ *session, er
 	if started.process, err = s.programs.children.start(l); err != nil {
 		return nil, err
 	}
-	started.log = s.programs.adopt(started.process, started.out, l, tag)
+	started.log = s.programs.adopt(started.process, started.awaitRest, l, tag)
 	go started.serveControl()
 	return started, nil
 }
