@@ -24,6 +24,7 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
@@ -32,9 +33,9 @@ var Revisions = []string{"2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26"}
 
 // Methods is the table of JSON-RPC methods. *rpc.Service of package serve/rpc implements it.
 type Methods interface {
-	// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not 0,
-	// the output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
-	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error)
+	// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not nil,
+	// the output of a run is as excerpt says.
+	Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt *wire.Excerpt) (jsontext.Value, *rpc.Error)
 	// Schemas returns the JSON Schemas of a method's params (given by name) and of its result. Both are nil if there is
 	// no such method.
 	Schemas(method string) (params, result jsontext.Value)

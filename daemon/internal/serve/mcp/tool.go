@@ -14,6 +14,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 )
 
 // errorKey is the metadata key of a failed tool call under which programs find the error, as an rpc.Error.
@@ -231,7 +232,7 @@ func (r *request) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
 // run calls the method of a tool and returns its result for the model.
 func (h *Handler) run(ctx context.Context, r *request, t tool, args jsontext.Value) (*sdk.CallToolResult, *rpc.Error) {
 	if t.runText == nil {
-		result, rpcErr := h.invoke(ctx, r, t.method, args, 0)
+		result, rpcErr := h.invoke(ctx, r, t.method, args, nil)
 		if rpcErr != nil {
 			return nil, rpcErr
 		}
@@ -245,7 +246,7 @@ func (h *Handler) run(ctx context.Context, r *request, t tool, args jsontext.Val
 	if rpcErr != nil {
 		return nil, rpcErr
 	}
-	result, rpcErr := h.invoke(ctx, r, t.method, args, maxOutput)
+	result, rpcErr := h.invoke(ctx, r, t.method, args, &wire.Excerpt{Bytes: maxOutput})
 	if rpcErr != nil {
 		return nil, rpcErr
 	}
@@ -262,7 +263,7 @@ func (h *Handler) run(ctx context.Context, r *request, t tool, args jsontext.Val
 const libraryCopies = 4
 
 // invoke calls a method once the other calls of the same HTTP request have returned.
-func (h *Handler) invoke(ctx context.Context, r *request, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error) {
+func (h *Handler) invoke(ctx context.Context, r *request, method string, params jsontext.Value, excerpt *wire.Excerpt) (jsontext.Value, *rpc.Error) {
 	select {
 	case r.sem <- struct{}{}:
 		defer func() { <-r.sem }()

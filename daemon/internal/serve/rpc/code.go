@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
@@ -46,8 +49,16 @@ func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.
 	if err != nil {
 		return rpc.ReplRunResult{}, err
 	}
+	n := sandbox.Name{Namespace: namespace, Name: p.Sandbox}
+	s.keepOutput(ctx, c, n, p.User)
 	f, err := c.run(p.Encoding, func() (sandbox.Process, error) {
-		return s.sandboxes.RunCode(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, code)
+		run, err := s.sandboxes.RunCode(ctx, n, code)
+		if c.excerpt != nil && code.Results && errdefs.IsFailedPrecondition(err) {
+			// A sandbox of an earlier version of msbd has no results. Most of an excerpt is text, which it has.
+			code.Results = false
+			run, err = s.sandboxes.RunCode(ctx, n, code)
+		}
+		return run, err
 	})
 	if err != nil {
 		return rpc.ReplRunResult{}, err
@@ -132,6 +143,9 @@ func describeContext(c sandbox.Context) rpc.Context {
 type reports struct {
 	quota
 	events *events // not nil if what is complete is sent as an event
+	// excerpt, if it is not nil, gets everything that is complete as text. Only some images are kept as they are.
+	excerpt *excerpt
+	images  int // the size of the images that are kept
 	// text is what has come of a JSON text that is not complete yet. open says that there is one.
 	text []byte
 	open bool
@@ -152,7 +166,7 @@ func (r *reports) add(p sandbox.Piece) error {
 		return errInvalidReport
 	}
 	needed := reportCost*len(p.Data) + lineCost
-	if r.events != nil { // the memory of what was sent is free again
+	if r.events != nil || r.excerpt != nil { // the memory of what was passed on is free again
 		needed += reportCost*len(r.text) - r.size
 	}
 	if needed > 0 {
@@ -181,6 +195,8 @@ func (r *reports) addDisplay(text []byte) error {
 		return errInvalidReport
 	case r.events != nil:
 		return r.events.send(rpc.EventDisplay, d)
+	case r.excerpt != nil:
+		return r.addToExcerpt(d)
 	}
 	r.displays = append(r.displays, d)
 	return nil
@@ -226,6 +242,63 @@ func (r *reports) addException(text []byte) error {
 	if r.events != nil {
 		return r.events.send(rpc.EventException, e)
 	}
+	if r.excerpt != nil {
+		return r.excerpt.add(sandbox.Output{Stream: sandbox.Stderr, Data: []byte(e.Traceback)})
+	}
 	r.exception = &e
 	return nil
+}
+
+// The images of a run that an excerpt keeps. A base64 image exists several times until the response is sent.
+const (
+	maxImages      = 8
+	maxImageBytes  = 2 << 20 // of one image, as base64
+	maxImagesBytes = 4 << 20 // of all images
+	imageCopies    = 5
+)
+
+// imageFormats are the formats of images that an excerpt keeps, the preferred one first.
+var imageFormats = []string{"image/png", "image/jpeg"}
+
+// textFormats are the formats of values that are text for a reader, the preferred one first.
+var textFormats = []string{"text/plain", "text/markdown", "text/latex", "application/json", "text/html", "image/svg+xml"}
+
+// addToExcerpt adds a value to the excerpt as text. Its image is kept.
+func (r *reports) addToExcerpt(d rpc.Display) error {
+	text := ""
+	for _, format := range textFormats {
+		if value, ok := d.Data[format]; ok {
+			text = displayText(value) + "\n"
+			break
+		}
+	}
+	for _, format := range imageFormats {
+		image, ok := d.Data[format]
+		if !ok {
+			continue
+		}
+		if len(r.displays) == maxImages || len(image) > maxImageBytes || r.images+len(image) > maxImagesBytes {
+			text += fmt.Sprintf("[an image of %d KiB is left out, because a result has at most %d images of together %d MiB, and each has at most %d MiB]\n",
+				len(image)>>10, maxImages, maxImagesBytes>>20, maxImageBytes>>20)
+			break
+		}
+		if err := r.reserve(imageCopies * len(image)); err != nil {
+			return err
+		}
+		r.images += len(image)
+		r.displays = append(r.displays, rpc.Display{Data: map[string]jsontext.Value{format: image}, IsMain: d.IsMain})
+		break
+	}
+	if text == "" {
+		text = fmt.Sprintf("[a value that has no text: %s]\n", bounded.Short(strings.Join(slices.Sorted(maps.Keys(d.Data)), ", ")))
+	}
+	return r.excerpt.add(sandbox.Output{Stream: sandbox.Stdout, Data: []byte(text)})
+}
+
+// displayText returns the text of a JSON value.
+func displayText(value jsontext.Value) string {
+	if value.Kind() != '"' {
+		return string(value)
+	}
+	return string(unquote(value))
 }

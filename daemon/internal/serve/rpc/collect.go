@@ -12,6 +12,7 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 )
 
 // maxOutput limits the output of one run, in bytes of encoded JSON. Each line counts lineCost bytes more than its text,
@@ -53,6 +54,7 @@ func (c *call) follow(encoding rpc.Encoding, start func() (sandbox.Process, erro
 		return f, err
 	}
 	f.reports = &reports{quota: quota{reserve: c.Hold}, events: c.events, displays: []rpc.Display{}}
+	f.reports.excerpt, _ = out.(*excerpt)
 	f.skipped, f.exit, err = collect(waitingProcess{p, c}, out, f.reports)
 	f.output = out.end()
 	if err != nil {
@@ -71,7 +73,7 @@ func (c *call) addOutput(err error, output []rpc.Line) error {
 		return err
 	}
 	partial := &rpc.PartialOutput{Output: output, TimedOut: e.Code == rpc.CodeRunTimeout}
-	if c.excerpt == 0 {
+	if c.excerpt == nil {
 		partial.Output, partial.Truncated = headAndTail(output, rpc.PartialBytes)
 	}
 	if e.Code == rpc.CodeExhausted { // the output that exceeded the limit is missing
@@ -132,8 +134,8 @@ func (c *call) newSink(encoding rpc.Encoding) (sink, error) {
 	switch {
 	case c.outputEvents:
 		return &eventSink{events: c.events, encoding: encoding, incomplete: map[sandbox.Stream][]byte{}}, nil
-	case c.excerpt != 0:
-		return newExcerpt(c.excerpt, c.Hold)
+	case c.excerpt != nil:
+		return newExcerpt(c.excerpt, c.newOutputFile, c.Hold)
 	case encoding == rpc.EncodingBase64:
 		return &pieces{quota: quota{reserve: c.Hold}}, nil
 	default:
@@ -254,16 +256,23 @@ func (p *pieces) end() []rpc.Line {
 	return p.done
 }
 
-// excerpt keeps only the beginning and the end of output, as one line.
+// excerpt keeps only the beginning and the end of output, as one line. If it leaves something out, all of the output is in a
+// file of the sandbox, if possible.
 type excerpt struct {
 	quota
+	wanted  *wire.Excerpt
 	text    headTail
 	partial partialLines
+	newFile func() *outputFile // nil if no file is wanted
+	file    *outputFile        // nil unless something is left out
 }
 
-// newExcerpt returns an excerpt of about size bytes. Its error is that of reserve.
-func newExcerpt(size int, reserve func(bytes int) error) (*excerpt, error) {
-	return &excerpt{quota: quota{reserve: func(int) error { return nil }}, text: headTail{half: size / 2}}, reserve(2 * size)
+// newExcerpt returns an excerpt of about wanted.Bytes bytes. Its error is that of reserve.
+func newExcerpt(wanted *wire.Excerpt, newFile func() *outputFile, reserve func(bytes int) error) (*excerpt, error) {
+	e := &excerpt{
+		quota: quota{reserve: func(int) error { return nil }}, wanted: wanted, text: headTail{half: wanted.Bytes / 2}, newFile: newFile,
+	}
+	return e, reserve(2 * wanted.Bytes)
 }
 
 // add keeps the last line of each stream in partial until the line is complete or long, so that lines stay complete.
@@ -274,27 +283,46 @@ func (e *excerpt) add(out sandbox.Output) error {
 	partial := e.partial.of(out.Stream)
 	end := bytes.LastIndexByte(out.Data, '\n') + 1
 	if end > 0 {
-		e.text.Write(*partial)
-		e.text.Write(out.Data[:end])
+		e.write(*partial)
+		e.write(out.Data[:end])
 		*partial = (*partial)[:0]
 	}
 	if *partial = append(*partial, out.Data[end:]...); len(*partial) > e.text.half {
-		e.text.Write(*partial)
+		e.write(*partial)
 		*partial = (*partial)[:0]
 	}
 	return nil
 }
 
+// write adds p to the text. As long as the text has everything, the file can still be begun with it.
+func (e *excerpt) write(p []byte) {
+	if e.newFile != nil && e.file == nil && e.text.size+len(p) > 2*e.text.half {
+		e.file = e.newFile()
+		e.file.write(e.text.head)
+		e.file.write(e.text.tail)
+	}
+	if e.file != nil {
+		e.file.write(p)
+	}
+	e.text.Write(p)
+}
+
 func (e *excerpt) end() []rpc.Line {
 	for _, partial := range e.partial {
 		if len(partial) > 0 {
-			e.text.Write(append(partial, '\n'))
+			e.write(append(partial, '\n'))
 		}
 	}
 	if e.text.size == 0 {
 		return []rpc.Line{}
 	}
-	return []rpc.Line{{Stream: string(sandbox.Stdout), Text: strings.TrimSuffix(e.text.String(), "\n")}}
+	rest := "to read them, write the output to a file and print parts of it"
+	if e.file != nil {
+		if e.wanted.File = e.file.finish(); e.wanted.File != nil {
+			rest = "all of it is in the file " + e.wanted.File.Path + " of the sandbox"
+		}
+	}
+	return []rpc.Line{{Stream: string(sandbox.Stdout), Text: strings.TrimSuffix(e.text.String(rest), "\n")}}
 }
 
 // eventSink sends output as events. It keeps nothing but the incomplete last character of each stream.
@@ -420,8 +448,8 @@ func (h *headTail) Write(p []byte) {
 	}
 }
 
-// String returns what was written as valid UTF-8. If bytes in the middle are left out, a line says how many.
-func (h *headTail) String() string {
+// String returns what was written as valid UTF-8. If bytes in the middle are left out, a line says how many, and rest.
+func (h *headTail) String(rest string) string {
 	head, tail := h.head, h.tail[max(0, len(h.tail)-h.half):]
 	omitted := h.size - len(head) - len(tail)
 	if omitted == 0 {
@@ -440,8 +468,8 @@ func (h *headTail) String() string {
 		}
 		tail, omitted = tail[1:], omitted+1
 	}
-	return fmt.Sprintf("%s\n[… %d bytes of the output are left out here; to read them, write the output to a file and print parts of it …]\n%s",
-		strings.ToValidUTF8(string(head), "\uFFFD"), omitted, strings.ToValidUTF8(string(tail), "\uFFFD"))
+	return fmt.Sprintf("%s\n[… %d bytes of the output are left out here; %s …]\n%s",
+		strings.ToValidUTF8(string(head), "\uFFFD"), omitted, rest, strings.ToValidUTF8(string(tail), "\uFFFD"))
 }
 
 // jsonSize estimates how many bytes a piece of output takes in a response.

@@ -17,6 +17,7 @@ import (
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 )
 
 func output(stream sandbox.Stream, data string) sandbox.Output {
@@ -224,7 +225,8 @@ func FuzzEventText(f *testing.F) {
 }
 
 func TestHeadTail(t *testing.T) {
-	const middle = "\n[… %d bytes of the output are left out here; to read them, write the output to a file and print parts of it …]\n"
+	const rest = "ask for them"
+	const middle = "\n[… %d bytes of the output are left out here; " + rest + " …]\n"
 	for _, c := range []struct {
 		text string
 		half int
@@ -244,7 +246,7 @@ func TestHeadTail(t *testing.T) {
 			for piece := range slices.Chunk([]byte(c.text), size) {
 				h.Write(piece)
 			}
-			if got := h.String(); got != c.want {
+			if got := h.String(rest); got != c.want {
 				t.Errorf("%q, half %d, pieces of %d: got %q, want %q", c.text, c.half, size, got, c.want)
 			}
 		}
@@ -278,7 +280,7 @@ func TestCollect(t *testing.T) {
 	}
 	newLines := func() sink { return &lines{quota: quota{reserve: unlimited}} }
 	newExcerpt := func() sink {
-		e, err := newExcerpt(1000, unlimited)
+		e, err := newExcerpt(&wire.Excerpt{Bytes: 1000}, nil, unlimited)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/serve/wire"
 )
 
 // Sandboxes is the part of the sandbox domain that the methods use. *sandbox.Manager implements it. Errors have an
@@ -140,9 +141,9 @@ func writeResponse(w http.ResponseWriter, result jsontext.Value, rpcErr *rpc.Err
 	return rpcerr.WriteResponse(w, result, rpcErr, id)
 }
 
-// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not 0, the
-// output of a run is one line with the beginning and the end of what was printed, together about excerpt bytes.
-func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt int) (jsontext.Value, *rpc.Error) {
+// Call calls a method with named params on behalf of the caller of c. It is canceled with ctx. If excerpt is not nil, the
+// output of a run is as excerpt says.
+func (s *Service) Call(ctx context.Context, c *gateway.Call, method string, params jsontext.Value, excerpt *wire.Excerpt) (jsontext.Value, *rpc.Error) {
 	req := parsedRequest{Request: rpc.Request{JSONRPC: rpc.Version, Method: method, Params: params}}
 	if params != nil && params.Kind() != '{' {
 		req.rpcErr = invalidParams("params must be an object")
@@ -189,8 +190,10 @@ type call struct {
 	*gateway.Call
 	method    string
 	namespace string
-	excerpt   int     // how many bytes of a run's output are wanted, or 0 for all
-	events    *events // nil if the response is not a stream of events
+	excerpt   *wire.Excerpt // how much of a run's output is wanted, or nil for all
+	// newOutputFile creates a file for the output of a run. It is nil if none is wanted.
+	newOutputFile func() *outputFile
+	events        *events // nil if the response is not a stream of events
 	// outputEvents says that output is sent as events. Otherwise it is part of the result.
 	outputEvents bool
 }

@@ -143,7 +143,7 @@ func TestCall(t *testing.T) {
 	var failed *rpc.Error
 	s = New(t, withEndpoint(func(c *gateway.Call, r *http.Request) {
 		caller = c.Principal.KeyID
-		result, failed = s.Service.Call(r.Context(), c, method, jsontext.Value(params), 0)
+		result, failed = s.Service.Call(r.Context(), c, method, jsontext.Value(params), nil)
 	}))
 	key, id := s.IssueNamed(t, keys.IssueRequest{Namespaces: []string{"own"}, Scopes: []keys.Scope{keys.ScopeStart}})
 	for _, c := range []struct {

@@ -191,8 +191,10 @@ func (s *Service) runCommand(ctx context.Context, c *call, namespace string, p r
 	if err != nil {
 		return rpc.CommandRunResult{}, err
 	}
+	n := sandbox.Name{Namespace: namespace, Name: p.Sandbox}
+	s.keepOutput(ctx, c, n, p.User)
 	f, err := c.run(p.Encoding, func() (sandbox.Process, error) {
-		return s.sandboxes.RunCommand(ctx, sandbox.Name{Namespace: namespace, Name: p.Sandbox}, command)
+		return s.sandboxes.RunCommand(ctx, n, command)
 	})
 	if err != nil {
 		return rpc.CommandRunResult{}, err
