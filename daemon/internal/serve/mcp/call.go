@@ -37,8 +37,8 @@ const libraryCopies = 4
 var errNoRoom = &rpc.Error{Code: rpc.CodeExhausted, Message: "there is no room for the result, because other responses are pending; " +
 	"ask for less, or send fewer requests at a time"}
 
-// toolCall is a call of a tool, or of another method of MCP that calls methods of JSON-RPC.
-type toolCall struct {
+// call is a call of a tool, or of another method of MCP that calls methods of JSON-RPC.
+type call struct {
 	arguments
 	ctx     context.Context
 	handler *Handler
@@ -47,7 +47,7 @@ type toolCall struct {
 
 // begin returns a call on behalf of the caller of the HTTP request that the library handles with ctx. The context of the call
 // ends when the request is canceled. end must be called.
-func (h *Handler) begin(ctx context.Context, arguments arguments) (c *toolCall, end func(), err error) {
+func (h *Handler) begin(ctx context.Context, arguments arguments) (c *call, end func(), err error) {
 	r, ok := ctx.Value(requestKey{}).(*request)
 	if !ok {
 		return nil, nil, errors.New("the context has no request")
@@ -57,7 +57,7 @@ func (h *Handler) begin(ctx context.Context, arguments arguments) (c *toolCall, 
 	if r.ctx.Err() != nil { // AfterFunc calls its function in another goroutine, a moment later
 		cancel(context.Cause(r.ctx))
 	}
-	return &toolCall{arguments, ctx, h, r}, func() { stop(); cancel(nil) }, nil
+	return &call{arguments, ctx, h, r}, func() { stop(); cancel(nil) }, nil
 }
 
 // toolHandler returns the library's handler of a tool. It returns failures as tool results, so that the model can read them.
@@ -69,7 +69,11 @@ func (h *Handler) toolHandler(t tool) sdk.ToolHandler {
 		}
 		defer end()
 		stop := c.reportProgress(req)
-		res, rpcErr := t.run(c)
+		run := t.run
+		if t.text != nil {
+			run = t.runMethod
+		}
+		res, rpcErr := run(c)
 		stop()
 		if rpcErr == nil {
 			return res, nil
@@ -91,7 +95,7 @@ func (h *Handler) toolHandler(t tool) sdk.ToolHandler {
 
 // errorText returns the text of an error for the model: its message, after what the run had printed. It also returns the error
 // without that output, so that the response does not repeat it.
-func (c *toolCall) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
+func (c *call) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
 	if rpcErr.Data == nil || rpcErr.Data.PartialOutput == nil {
 		return rpcErr.Message, rpcErr
 	}
@@ -104,7 +108,7 @@ func (c *toolCall) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
 }
 
 // hold counts bytes of a result for the client.
-func (c *toolCall) hold(bytes int) *rpc.Error {
+func (c *call) hold(bytes int) *rpc.Error {
 	if c.request.call.Hold(libraryCopies*bytes) != nil {
 		return errNoRoom
 	}
@@ -112,7 +116,7 @@ func (c *toolCall) hold(bytes int) *rpc.Error {
 }
 
 // invoke calls a method once the other calls of the same HTTP request have returned.
-func (c *toolCall) invoke(method string, params jsontext.Value, excerpt *wire.Excerpt) (jsontext.Value, *rpc.Error) {
+func (c *call) invoke(method string, params jsontext.Value, excerpt *wire.Excerpt) (jsontext.Value, *rpc.Error) {
 	r := c.request
 	select {
 	case r.sem <- struct{}{}:
@@ -128,7 +132,7 @@ func (c *toolCall) invoke(method string, params jsontext.Value, excerpt *wire.Ex
 }
 
 // callMethod calls a method and decodes its result.
-func callMethod[R any](c *toolCall, method string, params jsontext.Value) (r R, rpcErr *rpc.Error) {
+func callMethod[R any](c *call, method string, params jsontext.Value) (r R, rpcErr *rpc.Error) {
 	result, rpcErr := c.invoke(method, params, nil)
 	if rpcErr == nil {
 		r = decode[R](result)
@@ -138,7 +142,7 @@ func callMethod[R any](c *toolCall, method string, params jsontext.Value) (r R, 
 
 // textResult returns a result that is text for the model. meta is what programs find under resultMetaKey. There is no
 // structured content, because it would repeat the text, and some clients show the model only that.
-func (c *toolCall) textResult(meta any, texts ...string) (*sdk.CallToolResult, *rpc.Error) {
+func (c *call) textResult(meta any, texts ...string) (*sdk.CallToolResult, *rpc.Error) {
 	res := &sdk.CallToolResult{Meta: sdk.Meta{resultMetaKey: meta}}
 	for _, text := range texts {
 		if rpcErr := c.hold(len(text)); rpcErr != nil {
@@ -157,21 +161,22 @@ func decode[R any](result jsontext.Value) (r R) {
 	return r
 }
 
-// structured returns a run function of a tool whose result is the method's result, and text for the model.
-func structured(method string, text func(result jsontext.Value) string) func(*toolCall) (*sdk.CallToolResult, *rpc.Error) {
-	return func(c *toolCall) (*sdk.CallToolResult, *rpc.Error) {
-		result, rpcErr := c.invoke(method, c.params(nil), nil)
-		if rpcErr != nil {
-			return nil, rpcErr
-		}
-		var content any = json.RawMessage(result)
-		if result.Kind() != '{' {
-			content = map[string]any{resultKey: content}
-		}
-		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: text(result)}}, StructuredContent: content}, nil
+// runMethod calls the method of a tool that has text.
+func (t *tool) runMethod(c *call) (*sdk.CallToolResult, *rpc.Error) {
+	result, rpcErr := c.invoke(t.method, c.params(nil), nil)
+	if rpcErr != nil {
+		return nil, rpcErr
 	}
+	var content any = json.RawMessage(result)
+	if result.Kind() != '{' {
+		content = map[string]any{resultKey: content}
+	}
+	return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: t.text(result)}}, StructuredContent: content}, nil
 }
 
 func jsonText(result jsontext.Value) string { return string(result) }
 
 func stringText(result jsontext.Value) string { return decode[string](result) }
+
+// doneText is the text of a result that is empty.
+func doneText(jsontext.Value) string { return "Done" }

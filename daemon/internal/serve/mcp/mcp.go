@@ -6,6 +6,7 @@ package mcp
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,7 +14,6 @@ import (
 	"io"
 	"net/http"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +25,6 @@ import (
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
 	"github.com/msbd/msbd/daemon/internal/serve/wire"
-	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
 // Revisions are the supported protocol revisions, newest first.
@@ -51,8 +50,11 @@ const instructions = "Start a sandbox (a microVM) with sandbox_start, run code a
 // client can cancel only its own calls.
 const sessionHeader = "Mcp-Session-Id"
 
-// revisionHeader carries the revision of the protocol that the client uses.
-const revisionHeader = "MCP-Protocol-Version"
+// revisionHeader carries the revision of the protocol that the client uses. Clients of firstRevision do not send it.
+const (
+	revisionHeader = "MCP-Protocol-Version"
+	firstRevision  = "2025-03-26"
+)
 
 // Handler serves MCP. Create it with New.
 type Handler struct {
@@ -61,18 +63,25 @@ type Handler struct {
 	// with a stream of events that ends with the result.
 	jsonHandler, eventHandler http.Handler
 	running                   runningCalls
-	// progressInterval is the time between two progress notifications of a call.
-	progressInterval time.Duration
+	logLevels                 logLevels
+	// progressInterval is the time between two progress notifications of a call, and maxSilence the time after which the
+	// response to a call without a progress token becomes a stream that is kept alive.
+	progressInterval, maxSilence time.Duration
 }
 
 // New returns a Handler. version is the server version that it reports to clients. New returns an error if methods
 // lacks the method of a tool.
 func New(methods Methods, version string) (*Handler, error) {
-	h := &Handler{methods: methods, progressInterval: 5 * time.Second, running: runningCalls{cancels: map[callKey]context.CancelCauseFunc{}}}
+	h := &Handler{
+		methods: methods, progressInterval: 5 * time.Second, maxSilence: 15 * time.Second,
+		running: runningCalls{cancels: map[callKey]context.CancelCauseFunc{}}, logLevels: newLogLevels(),
+	}
 	server := sdk.NewServer(&sdk.Implementation{Name: "msbd", Title: "msbd sandboxes", Version: version}, &sdk.ServerOptions{
 		Instructions: instructions,
-		// Neither list changes while the server runs.
-		Capabilities:              &sdk.ServerCapabilities{Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}},
+		// None of the lists changes while the server runs.
+		Capabilities: &sdk.ServerCapabilities{
+			Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}, Resources: &sdk.ResourceCapabilities{}, Logging: &sdk.LoggingCapabilities{},
+		},
 		SupportedProtocolVersions: Revisions,
 	})
 	server.AddReceivingMiddleware(guard)
@@ -81,11 +90,12 @@ func New(methods Methods, version string) (*Handler, error) {
 		if params == nil {
 			return nil, fmt.Errorf("tool %s: there is no method %s", t.name, t.method)
 		}
-		server.AddTool(t.describe(params, result), h.handler(t))
+		server.AddTool(t.describe(params, result), h.toolHandler(t))
 	}
 	for _, p := range prompts {
 		server.AddPrompt(p.describe(), p.get)
 	}
+	server.AddResourceTemplate(fileTemplate, h.readResource)
 	newHandler := func(jsonResponse bool) http.Handler {
 		return sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{
 			Stateless: true, JSONResponse: jsonResponse,
@@ -114,6 +124,12 @@ type request struct {
 	// sem is a semaphore of one: the calls of a batch run one after the other, so that a batch cannot evade the limits
 	// of the key.
 	sem chan struct{}
+	// revision is the revision of the protocol that the client uses.
+	revision string
+	// client identifies the client among those of all keys: it is a callKey without an id.
+	client callKey
+	// response is the response that the library writes.
+	response *responseWriter
 }
 
 // requestKey is the context key of the *request. A context value is necessary because the library passes nothing else
@@ -138,47 +154,51 @@ func (h *Handler) serve(c *gateway.Call, w http.ResponseWriter, r *http.Request)
 	m, id, invalid := checkMessages(c.Body)
 	var params paramsOf
 	_ = json.Unmarshal(m.Params, &params) // a tool reports what is wrong with its arguments
-	req := &request{call: c, ctx: r.Context(), sem: make(chan struct{}, 1)}
-	key := callKey{keyID: c.Principal.KeyID, label: r.Header.Get(sessionHeader), id: string(m.ID)}
-	streams := false
+	revision := r.Header.Get(revisionHeader)
+	req := &request{
+		call: c, ctx: r.Context(), sem: make(chan struct{}, 1), revision: cmp.Or(revision, firstRevision), response: &responseWriter{ResponseWriter: w},
+		client: callKey{keyID: c.Principal.KeyID, label: r.Header.Get(sessionHeader)},
+	}
+	key := req.client
+	library := h.jsonHandler
 	switch m.method() {
 	case "initialize":
 		w.Header().Set(sessionHeader, rand.Text())
 	case "tools/call":
 		// Register the call before passing it to the library, so that a cancellation that arrives before the library
 		// calls the tool is not lost.
+		key.id = string(m.ID)
 		cancellable, remove := h.running.add(req.ctx, key)
 		defer remove()
 		req.ctx = cancellable
-		streams = params.Meta.ProgressToken != nil
+		library = h.eventHandler
+		req.response.single = true
 	case "notifications/cancelled":
 		key.id = string(params.RequestID)
 		h.running.cancel(key)
+	case "logging/setLevel":
+		var level string
+		_ = json.Unmarshal(params.Level, &level) // the library refuses what is not a level
+		h.logLevels.set(req.client, level)
 	}
 	n, err := h.methods.CountMessages(c.Body)
 	if err != nil {
 		return err
 	}
 	c.CountCalls(n)
-	revision := r.Header.Get(revisionHeader)
 	if rpcErr := checkRevision(revision); rpcErr != nil {
 		return refuse(rpcErr, nil, revision)
 	}
 	if invalid != nil {
 		return refuse(invalid, id, revision)
 	}
-	library := h.jsonHandler
-	if streams {
-		library = h.eventHandler
-	}
 	// Do not cancel the library with the request: it must wait for its tools, which end with req.ctx and tell the client
 	// why they ended.
 	r = r.WithContext(context.WithValue(context.WithoutCancel(r.Context()), requestKey{}, req))
 	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(c.Body)), int64(len(c.Body))
-	out := &responseWriter{ResponseWriter: w}
 	c.TakeTurns() // the library works long even for a small message
-	library.ServeHTTP(out, r)
-	return out.refusal()
+	library.ServeHTTP(req.response, r)
+	return req.response.refusal()
 }
 
 // refuse returns the error for a message whose id is id, or nil if that is not known. Until revision 2026-07-28, the error of
@@ -193,79 +213,6 @@ func refuse(rpcErr *rpc.Error, id jsontext.Value, revision string) error {
 
 // errNotMCP is logged instead of the exact error, which may quote the request.
 var errNotMCP = errors.New("the body is not a valid MCP message")
-
-// errRefused is logged instead of the library's message, which may quote the client.
-var errRefused = errors.New("the MCP library refused the request")
-
-// responseWriter removes HTML escapes. It also intercepts errors that the library writes as plain text, so that the client
-// gets them as JSON-RPC errors.
-type responseWriter struct {
-	http.ResponseWriter
-	status int
-	text   []byte
-}
-
-func (w *responseWriter) WriteHeader(status int) {
-	if status >= http.StatusBadRequest && !strings.HasPrefix(w.Header().Get("Content-Type"), "application/json") {
-		w.status = status
-		return
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-func (w *responseWriter) Write(p []byte) (int, error) {
-	if w.status == 0 {
-		if _, err := w.ResponseWriter.Write(unescapeHTML(p)); err != nil {
-			return 0, err
-		}
-		return len(p), nil
-	}
-	if len(w.text) < 1<<10 {
-		w.text = append(w.text, p...)
-	}
-	return len(p), nil
-}
-
-// unescapeHTML replaces the escapes of <, > and & in JSON, which the library needlessly writes as six bytes each. It does
-// not modify p, which must not end within an escape: the library writes each message at once.
-func unescapeHTML(p []byte) []byte {
-	if !bytes.Contains(p, []byte(`\u00`)) {
-		return p
-	}
-	out := make([]byte, 0, len(p))
-	for {
-		i := bytes.IndexByte(p, '\\')
-		if i < 0 || i+1 == len(p) {
-			return append(out, p...)
-		}
-		out = append(out, p[:i]...)
-		p = p[i:]
-		switch {
-		case bytes.HasPrefix(p, []byte(`\u003c`)):
-			out, p = append(out, '<'), p[6:]
-		case bytes.HasPrefix(p, []byte(`\u003e`)):
-			out, p = append(out, '>'), p[6:]
-		case bytes.HasPrefix(p, []byte(`\u0026`)):
-			out, p = append(out, '&'), p[6:]
-		default: // another escape, such as that of a backslash
-			out, p = append(out, p[:2]...), p[2:]
-		}
-	}
-}
-
-// Unwrap returns the underlying writer to http.ResponseController.
-func (w *responseWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// refusal returns the library's error as a *gateway.Refusal, or nil if the library did not refuse the request.
-func (w *responseWriter) refusal() error {
-	if w.status == 0 {
-		return nil
-	}
-	return &gateway.Refusal{
-		Status: w.status, Cause: errRefused,
-		ClientError: &rpc.Error{Code: rpc.CodeInvalidRequest, Message: bounded.Short(strings.TrimSpace(string(w.text)))},
-	}
-}
 
 // callKey identifies a tool call in progress: the id of the API key, the label of the client, and the JSON-RPC id as the
 // client wrote it.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/daemon/internal/domain/keys"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
 )
 
@@ -41,7 +43,11 @@ func TestRevisions(t *testing.T) {
 			for _, tool := range list.Tools {
 				names = append(names, tool.Name)
 			}
-			if diff := cmp.Diff([]string{"sandbox_get", "sandbox_get_metrics", "sandbox_list", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"}, names); diff != "" {
+			if diff := cmp.Diff([]string{
+				"sandbox_get", "sandbox_get_metrics", "sandbox_get_process_output", "sandbox_list", "sandbox_list_files", "sandbox_list_processes", "sandbox_read_file",
+				"sandbox_remove_file", "sandbox_run_code", "sandbox_run_command", "sandbox_send_process_input", "sandbox_start", "sandbox_start_process",
+				"sandbox_stop", "sandbox_stop_process", "sandbox_write_file",
+			}, names); diff != "" {
 				t.Error(diff)
 			}
 			for _, call := range []struct {
@@ -156,17 +162,44 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		t.Fatal(err)
 	}
 	type hints struct{ readOnly, destructive, idempotent bool }
+	number := func(min, max, otherwise float64) map[string]any {
+		n := map[string]any{"type": []any{"integer", "null"}, "minimum": min, "maximum": max}
+		if otherwise >= 0 {
+			n["default"] = otherwise
+		}
+		return n
+	}
+	maxOutput := number(1, 200000, 50000)
 	want := map[string]struct {
 		method string
 		hints  hints
+		omit   []string
+		add    map[string]any
+		text   bool // the result is only text
 	}{
-		"sandbox_start":       {rpc.MethodSandboxStart, hints{idempotent: true}},
-		"sandbox_stop":        {rpc.MethodSandboxStop, hints{destructive: true}},
-		"sandbox_run_code":    {rpc.MethodSandboxReplRun, hints{destructive: true}},
-		"sandbox_run_command": {rpc.MethodSandboxCommandRun, hints{destructive: true}},
-		"sandbox_list":        {rpc.MethodSandboxList, hints{readOnly: true, idempotent: true}},
-		"sandbox_get":         {rpc.MethodSandboxGet, hints{readOnly: true, idempotent: true}},
-		"sandbox_get_metrics": {rpc.MethodSandboxMetricsGet, hints{readOnly: true, idempotent: true}},
+		"sandbox_start":       {method: rpc.MethodSandboxStart, hints: hints{idempotent: true}},
+		"sandbox_stop":        {method: rpc.MethodSandboxStop, hints: hints{destructive: true}},
+		"sandbox_run_code":    {rpc.MethodSandboxReplRun, hints{destructive: true}, []string{"encoding", "results", "context"}, map[string]any{"max_output_bytes": maxOutput}, true},
+		"sandbox_run_command": {rpc.MethodSandboxCommandRun, hints{destructive: true}, []string{"encoding"}, map[string]any{"max_output_bytes": maxOutput}, true},
+		"sandbox_list":        {method: rpc.MethodSandboxList, hints: hints{readOnly: true, idempotent: true}},
+		"sandbox_get":         {method: rpc.MethodSandboxGet, hints: hints{readOnly: true, idempotent: true}},
+		"sandbox_get_metrics": {method: rpc.MethodSandboxMetricsGet, hints: hints{readOnly: true, idempotent: true}},
+		"sandbox_read_file": {rpc.MethodFSRead, hints{readOnly: true, idempotent: true}, []string{"encoding"},
+			map[string]any{"length": number(1, 200000, 50000)}, true},
+		"sandbox_write_file":     {method: rpc.MethodFSWrite, hints: hints{destructive: true, idempotent: true}, omit: []string{"encoding"}},
+		"sandbox_list_files":     {method: rpc.MethodFSList, hints: hints{readOnly: true, idempotent: true}, text: true},
+		"sandbox_remove_file":    {method: rpc.MethodFSRemove, hints: hints{destructive: true}},
+		"sandbox_start_process":  {method: rpc.MethodProcessStart, hints: hints{destructive: true}, omit: []string{"encoding", "terminal"}},
+		"sandbox_list_processes": {method: rpc.MethodProcessList, hints: hints{readOnly: true, idempotent: true}, text: true},
+		"sandbox_get_process_output": {rpc.MethodProcessLogs, hints{readOnly: true, idempotent: true}, []string{"encoding"},
+			map[string]any{"max_output_bytes": maxOutput, "offset": number(0, 1<<53-1, -1), "wait": number(0, 300, 0)}, true},
+		"sandbox_send_process_input": {method: rpc.MethodProcessInput, hints: hints{destructive: true}, omit: []string{"encoding"}},
+		"sandbox_stop_process":       {method: rpc.MethodProcessSignal, hints: hints{destructive: true, idempotent: true}, omit: []string{"signal", "all"}, text: true},
+	}
+	// Models do without these methods.
+	noTool := []string{
+		rpc.MethodContextCreate, rpc.MethodContextList, rpc.MethodContextRestart, rpc.MethodContextRemove, rpc.MethodProcessGet, rpc.MethodProcessWait,
+		rpc.MethodProcessResize, rpc.MethodProcessConnect, rpc.MethodFSStat, rpc.MethodFSExists, rpc.MethodFSMkdir, rpc.MethodFSMove, rpc.MethodFSWatch,
 	}
 	var described struct {
 		Result struct{ Methods []struct{ Name string } }
@@ -176,10 +209,7 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 		t.Fatal(err, doc)
 	}
 	for _, m := range described.Result.Methods {
-		if strings.HasPrefix(m.Name, "sandbox.context.") || strings.HasPrefix(m.Name, "sandbox.process.") || strings.HasPrefix(m.Name, "sandbox.fs.") {
-			continue // there are no tools for contexts, processes and files
-		}
-		if !slices.ContainsFunc(list.Tools, func(tool *sdk.Tool) bool { return want[tool.Name].method == m.Name }) {
+		if !slices.Contains(noTool, m.Name) && !slices.ContainsFunc(list.Tools, func(tool *sdk.Tool) bool { return want[tool.Name].method == m.Name }) {
 			t.Errorf("method %s has no tool", m.Name)
 		}
 	}
@@ -201,18 +231,21 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 				}
 			}
 		}
-		isRun := w.method == rpc.MethodSandboxReplRun || w.method == rpc.MethodSandboxCommandRun
-		if isRun {
-			for _, name := range []string{"encoding", "results", "context"} { // only text
-				delete(in.(map[string]any)["properties"].(map[string]any), name)
-			}
-			if w.method == rpc.MethodSandboxReplRun {
-				in.(map[string]any)["required"] = append(in.(map[string]any)["required"].([]any), "language")
-			}
-			in.(map[string]any)["properties"].(map[string]any)["max_output_bytes"] = map[string]any{
-				"type": []any{"integer", "null"}, "minimum": 1.0, "maximum": 200000.0, "default": 50000.0,
-			}
-			out = nil // only text
+		schema := in.(map[string]any)
+		for _, name := range w.omit {
+			delete(schema["properties"].(map[string]any), name)
+		}
+		maps.Copy(schema["properties"].(map[string]any), w.add)
+		required, _ := schema["required"].([]any)
+		required = slices.DeleteFunc(required, func(name any) bool { return slices.Contains(w.omit, name.(string)) })
+		if w.method == rpc.MethodSandboxReplRun {
+			required = append(required, "language")
+		}
+		if required != nil {
+			schema["required"] = required
+		}
+		if w.text {
+			out = nil
 		} else if out.(map[string]any)["type"] != "object" {
 			out = map[string]any{"type": "object", "properties": map[string]any{"result": out}, "required": []any{"result"}}
 		}
@@ -462,6 +495,14 @@ func TestAuthorization(t *testing.T) {
 			arguments = `{"sandbox":"a","namespace":"NS","command":"true"}`
 		case rpc.MethodSandboxList:
 			arguments = `{"namespace":"NS"}`
+		case rpc.MethodFSRead, rpc.MethodFSList, rpc.MethodFSRemove:
+			arguments = `{"sandbox":"a","namespace":"NS","path":"/tmp"}`
+		case rpc.MethodFSWrite:
+			arguments = `{"sandbox":"a","namespace":"NS","path":"/tmp","content":"x"}`
+		case rpc.MethodProcessStart:
+			arguments = `{"sandbox":"a","namespace":"NS","command":"cat","open_stdin":true}`
+		case rpc.MethodProcessLogs, rpc.MethodProcessInput, rpc.MethodProcessSignal:
+			arguments = `{"sandbox":"a","namespace":"NS","pid":101}`
 		}
 		calls[tool.name] = toolCall(1, tool.name, arguments)
 		requests[tool.name] = strings.ReplaceAll(calls[tool.name], "NS", "own")
@@ -487,6 +528,9 @@ func TestAuthorization(t *testing.T) {
 		"sandbox_start": keys.ScopeStart, "sandbox_stop": keys.ScopeStop, "sandbox_run_code": keys.ScopeExec,
 		"sandbox_run_command": keys.ScopeExec, "sandbox_get_metrics": keys.ScopeRead,
 		"sandbox_list": keys.ScopeRead, "sandbox_get": keys.ScopeRead,
+		"sandbox_read_file": keys.ScopeFiles, "sandbox_write_file": keys.ScopeFiles, "sandbox_list_files": keys.ScopeFiles, "sandbox_remove_file": keys.ScopeFiles,
+		"sandbox_start_process": keys.ScopeExec, "sandbox_list_processes": keys.ScopeRead, "sandbox_get_process_output": keys.ScopeRead,
+		"sandbox_send_process_input": keys.ScopeExec, "sandbox_stop_process": keys.ScopeExec,
 	}
 	for _, tool := range tools {
 		call := func(key, namespace string) (res sdk.CallToolResult) {
@@ -514,10 +558,17 @@ func TestAuthorization(t *testing.T) {
 		}
 		allowed := func(key, namespace string) {
 			t.Helper()
+			n := sandbox.Name{Namespace: namespace, Name: "a"}
+			if _, _, err := s.sandboxes.Sandboxes.WriteFile(t.Context(), n, sandbox.Path{Path: "/tmp"}, sandbox.WriteOptions{}, strings.NewReader("x")); err != nil {
+				t.Fatal(err)
+			}
 			if res := call(key, namespace); res.IsError {
 				t.Errorf("%s in %s: %s", tool.name, namespace, text(t, &res))
 			}
-			if got := s.sandboxes.takeCalls(); len(got) != 1 || !strings.Contains(got[0], " "+namespace+"/") {
+			got := s.sandboxes.takeCalls()
+			if len(got) == 0 || slices.ContainsFunc(got, func(call string) bool {
+				return !strings.HasSuffix(call, " "+namespace+"/a") && !strings.HasSuffix(call, " "+namespace+"/")
+			}) {
 				t.Errorf("%s in %s: calls that reached the domain: %q", tool.name, namespace, got)
 			}
 		}

@@ -27,10 +27,8 @@ type message struct {
 
 // paramsOf are the params that serve reads.
 type paramsOf struct {
-	Meta struct {
-		ProgressToken jsontext.Value `json:"progressToken"`
-	} `json:"_meta"`
 	RequestID jsontext.Value `json:"requestId"`
+	Level     jsontext.Value `json:"level"`
 }
 
 // form is what the JSON of a param must be.
@@ -56,14 +54,15 @@ var cursor = []param{{"cursor", textForm, false}}
 var methods = map[string][]param{
 	"initialize":               {{"protocolVersion", textForm, true}, {"capabilities", object, false}, {"clientInfo", object, false}},
 	"ping":                     nil,
-	"logging/setLevel":         {{"level", textForm, true}}, // some clients set it although the server sends no log messages
+	"logging/setLevel":         {{"level", textForm, true}},
 	"server/discover":          nil,
 	"tools/list":               cursor,
 	"tools/call":               {{"name", textForm, true}},
 	"prompts/list":             cursor,
 	"prompts/get":              {{"name", textForm, true}, {"arguments", texts, false}},
-	"resources/list":           cursor, // some clients list the resources although the server has none
+	"resources/list":           cursor, // always empty: sandboxes have too many files
 	"resources/templates/list": cursor,
+	"resources/read":           {{"uri", textForm, true}},
 
 	"notifications/initialized":        nil,
 	"notifications/cancelled":          nil,
@@ -128,7 +127,7 @@ func (m *message) check() *rpc.Error {
 	params, exists := methods[method]
 	switch {
 	case method == "subscriptions/listen": // its response would never end
-		return &rpc.Error{Code: rpc.CodeMethodNotFound, Message: "subscriptions are not supported: the tools and prompts of this server never change"}
+		return &rpc.Error{Code: rpc.CodeMethodNotFound, Message: "subscriptions are not supported: the lists of this server never change"}
 	case !exists:
 		return &rpc.Error{Code: rpc.CodeMethodNotFound, Message: fmt.Sprintf("there is no method %q", bounded.Short(method))}
 	case m.ID == nil && !strings.HasPrefix(method, notification):

@@ -16,8 +16,8 @@ import (
 )
 
 // runCode runs code. The text of the values that it shows is a part of the output, and its images follow.
-func runCode(c *toolCall) (*sdk.CallToolResult, *rpc.Error) {
-	result, file, rpcErr := c.runMethod(rpc.MethodSandboxReplRun, map[string]any{"results": true})
+func runCode(c *call) (*sdk.CallToolResult, *rpc.Error) {
+	result, file, rpcErr := c.excerpt(rpc.MethodSandboxReplRun, map[string]any{"results": true})
 	if rpcErr != nil {
 		return c.fileLink(file), rpcErr
 	}
@@ -39,8 +39,8 @@ func runCode(c *toolCall) (*sdk.CallToolResult, *rpc.Error) {
 	return res, nil
 }
 
-func runCommand(c *toolCall) (*sdk.CallToolResult, *rpc.Error) {
-	result, file, rpcErr := c.runMethod(rpc.MethodSandboxCommandRun, nil)
+func runCommand(c *call) (*sdk.CallToolResult, *rpc.Error) {
+	result, file, rpcErr := c.excerpt(rpc.MethodSandboxCommandRun, nil)
 	if rpcErr != nil {
 		return c.fileLink(file), rpcErr
 	}
@@ -57,19 +57,19 @@ func runCommand(c *toolCall) (*sdk.CallToolResult, *rpc.Error) {
 	return res, nil
 }
 
-// runMethod calls a method that runs something. It returns the file that has all of the output if the result lacks something.
-func (c *toolCall) runMethod(method string, set map[string]any) (result jsontext.Value, file *wire.OutputFile, rpcErr *rpc.Error) {
+// excerpt calls a method that runs something. It returns the file that has all of the output if the result lacks something.
+func (c *call) excerpt(method string, set map[string]any) (result jsontext.Value, file *wire.OutputFile, rpcErr *rpc.Error) {
 	bytes, rpcErr := c.take(maxOutput)
 	if rpcErr != nil {
 		return nil, nil, rpcErr
 	}
-	excerpt := &wire.Excerpt{Bytes: bytes}
-	result, rpcErr = c.invoke(method, c.params(set), excerpt)
-	return result, excerpt.File, rpcErr
+	e := &wire.Excerpt{Bytes: bytes}
+	result, rpcErr = c.invoke(method, c.params(set), e)
+	return result, e.File, rpcErr
 }
 
 // runResult is textResult for a run, which cannot be repeated if there is no room for its output.
-func (c *toolCall) runResult(text string, meta any) (*sdk.CallToolResult, *rpc.Error) {
+func (c *call) runResult(text string, meta any) (*sdk.CallToolResult, *rpc.Error) {
 	res, rpcErr := c.textResult(meta, text)
 	if rpcErr != nil {
 		return nil, &rpc.Error{Code: rpcErr.Code, Message: "the run has ended, but there is no room for its output, because other responses are pending; " +
@@ -94,7 +94,7 @@ const resourceLinks = "2025-06-18"
 
 // fileLink returns the link to a file with the output of a run as a result, which is empty if there is no file or no such link
 // in the client's revision. The model can always read the file: its path is in the text.
-func (c *toolCall) fileLink(file *wire.OutputFile) *sdk.CallToolResult {
+func (c *call) fileLink(file *wire.OutputFile) *sdk.CallToolResult {
 	res := &sdk.CallToolResult{}
 	if file != nil && c.request.revision >= resourceLinks {
 		res.Content = append(res.Content, &sdk.ResourceLink{

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -350,7 +351,7 @@ func TestOutputIsExcerpted(t *testing.T) {
 			if err := json.Unmarshal([]byte(response), &res); err != nil {
 				t.Fatal(err)
 			}
-			head, rest, cut := strings.Cut(text(t, &res.Result), "\n[… ")
+			head, rest, cut := strings.Cut(res.Result.Content[0].(*sdk.TextContent).Text, "\n[… ")
 			_, tail, _ := strings.Cut(rest, " …]\n")
 			var omitted int
 			fmt.Sscan(rest, &omitted)
@@ -373,7 +374,7 @@ func TestMaxOutputArgument(t *testing.T) {
 		if strings.Contains(w.Body.String(), `"isError":true`) == ok || !ok && !strings.Contains(w.Body.String(), "max_output_bytes must be an integer from 1 to 200000") {
 			t.Errorf("%s: %d %s", argument, w.Code, w.Body)
 		}
-		if calls := s.sandboxes.takeCalls(); (len(calls) == 1) != ok {
+		if calls := s.sandboxes.takeCalls(); slices.Contains(calls, "code default/a") != ok {
 			t.Errorf("%s: calls %q", argument, calls)
 		}
 	}
@@ -458,6 +459,62 @@ func TestStreaming(t *testing.T) {
 	w := s.post(toolCall(1, "sandbox_run_code", runForever))
 	if w.Header().Get("Content-Type") != "application/json" || !strings.Contains(w.Body.String(), `"id":1`) {
 		t.Errorf("without a progress token: %v %s", w.Header(), w.Body)
+	}
+}
+
+// The response to a long call without a progress token becomes a stream that is kept alive. It has log messages if the protocol
+// and the client allow them, and never progress notifications.
+func TestLongCallsWithoutToken(t *testing.T) {
+	setLevel := func(level string) string {
+		return `{"jsonrpc":"2.0","id":9,"method":"logging/setLevel","params":{"level":"` + level + `"}}`
+	}
+	meta := func(more string) string {
+		return `"params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}` + more + `},`
+	}
+	call := toolCall(1, "sandbox_run_code", runForever)
+	newest := []func(*http.Request){header("Mcp-Protocol-Version", "2026-07-28"), header("Mcp-Method", "tools/call"), header("Mcp-Name", "sandbox_run_code")}
+	for name, c := range map[string]struct {
+		before, body string
+		changes      []func(*http.Request)
+		takes        time.Duration
+		comments     int
+		messages     int
+	}{
+		"a short call":                 {"", call, nil, 14 * time.Second, 0, 0},
+		"2025-11-25":                   {"", call, nil, 40 * time.Second, 2, 2},
+		"2025-03-26":                   {"", call, []func(*http.Request){header("Mcp-Protocol-Version", "2025-03-26")}, 40 * time.Second, 2, 2},
+		"level debug":                  {setLevel("debug"), call, nil, 40 * time.Second, 2, 2},
+		"level warning":                {setLevel("warning"), call, nil, 40 * time.Second, 2, 0},
+		"no level":                     {setLevel("nonsense"), call, nil, 40 * time.Second, 2, 2},
+		"2026-07-28":                   {"", strings.Replace(call, `"params":{`, meta(""), 1), newest, 40 * time.Second, 2, 0},
+		"2026-07-28 with level info":   {"", strings.Replace(call, `"params":{`, meta(`,"io.modelcontextprotocol/logLevel":"info"`), 1), newest, 40 * time.Second, 2, 2},
+		"2026-07-28 with level error":  {"", strings.Replace(call, `"params":{`, meta(`,"io.modelcontextprotocol/logLevel":"error"`), 1), newest, 40 * time.Second, 2, 0},
+		"a batch":                      {"", "[" + call + "]", []func(*http.Request){header("Mcp-Protocol-Version", "2025-03-26")}, 40 * time.Second, 0, 0},
+		"with a token, for comparison": {"", withProgress(1, runForever), nil, 14 * time.Second, 0, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newSite(t)
+			s.sandboxes.onRun = func(context.Context) error { time.Sleep(c.takes); return nil }
+			label := header(sessionHeader, "label")
+			if c.before != "" {
+				s.post(c.before, label)
+				s.post(setLevel("debug"), header(sessionHeader, "another client"))
+			}
+			w := s.post(c.body, append([]func(*http.Request){label}, c.changes...)...)
+			body := w.Body.String()
+			comments, messages, progress := strings.Count(body, ": keep-alive\n\n"), strings.Count(body, `"notifications/message"`), strings.Count(body, `"notifications/progress"`)
+			kind := "application/json"
+			if c.comments > 0 || progress > 0 {
+				kind = "text/event-stream"
+			}
+			if comments != c.comments || messages != c.messages || progress > 0 != strings.HasPrefix(name, "with") || w.Code != http.StatusOK ||
+				w.Header().Get("Content-Type") != kind || strings.Count(body, "ran forever") != 1 || kind == "application/json" != json.Valid([]byte(body)) {
+				t.Errorf("%s: %d comments, %d messages, %d progress notifications: %d %v %s", name, comments, messages, progress, w.Code, w.Header(), body)
+			}
+			if c.messages > 0 && !strings.Contains(body, `"data":"running for 15s"`) {
+				t.Errorf("%s: %s", name, body)
+			}
+		})
 	}
 }
 

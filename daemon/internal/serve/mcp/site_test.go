@@ -2,7 +2,9 @@ package mcp
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -27,11 +29,12 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists.
+// fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists, and those named "a"
+// have files and processes.
 type fakeSandboxes struct {
-	serverpc.Sandboxes // for the methods that no tool calls; it is nil
-	mu                 sync.Mutex
-	calls              []string
+	*servetest.Sandboxes
+	mu    sync.Mutex
+	calls []string
 	// onRun, if set, is called by every run of code.
 	onRun func(context.Context) error
 }
@@ -44,6 +47,51 @@ func (f *fakeSandboxes) call(what string, n sandbox.Name) error {
 		return fmt.Errorf("sandbox %s does not exist: %w", n, errdefs.ErrNotFound)
 	}
 	return nil
+}
+
+func (f *fakeSandboxes) StartProcess(ctx context.Context, n sandbox.Name, req sandbox.ProcessRequest) (sandbox.Process, error) {
+	f.call("start process", n)
+	return f.Sandboxes.StartProcess(ctx, n, req)
+}
+
+func (f *fakeSandboxes) AttachProcess(ctx context.Context, n sandbox.Name, id sandbox.ProcessID, o sandbox.AttachOptions) (sandbox.Process, error) {
+	f.call("attach", n)
+	return f.Sandboxes.AttachProcess(ctx, n, id, o)
+}
+
+func (f *fakeSandboxes) ListProcesses(ctx context.Context, n sandbox.Name, each func(sandbox.ProcessInfo) error) error {
+	f.call("list processes", n)
+	return f.Sandboxes.ListProcesses(ctx, n, each)
+}
+
+func (f *fakeSandboxes) WriteInput(ctx context.Context, n sandbox.Name, id sandbox.ProcessID, data io.Reader, end bool) error {
+	f.call("input", n)
+	return f.Sandboxes.WriteInput(ctx, n, id, data, end)
+}
+
+func (f *fakeSandboxes) SignalProcess(ctx context.Context, n sandbox.Name, id sandbox.ProcessID, signal int, all bool) error {
+	f.call("signal", n)
+	return f.Sandboxes.SignalProcess(ctx, n, id, signal, all)
+}
+
+func (f *fakeSandboxes) ReadFile(ctx context.Context, n sandbox.Name, p sandbox.Path, offset, length int64) (sandbox.FileInfo, io.ReadCloser, error) {
+	f.call("read", n)
+	return f.Sandboxes.ReadFile(ctx, n, p, offset, length)
+}
+
+func (f *fakeSandboxes) ListFiles(ctx context.Context, n sandbox.Name, p sandbox.Path, depth int, each func(sandbox.FileInfo) error) error {
+	f.call("list files", n)
+	return f.Sandboxes.ListFiles(ctx, n, p, depth, each)
+}
+
+func (f *fakeSandboxes) WriteFile(ctx context.Context, n sandbox.Name, p sandbox.Path, o sandbox.WriteOptions, data io.Reader) (sandbox.FileInfo, bool, error) {
+	f.call("write", n)
+	return f.Sandboxes.WriteFile(ctx, n, p, o, data)
+}
+
+func (f *fakeSandboxes) RemoveFile(ctx context.Context, n sandbox.Name, p sandbox.Path, recursive bool) error {
+	f.call("remove", n)
+	return f.Sandboxes.RemoveFile(ctx, n, p, recursive)
 }
 
 // takeCalls returns the calls since the last takeCalls.
@@ -85,6 +133,9 @@ func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.C
 		if events := print(r.Text); events != nil {
 			return events, 0, nil
 		}
+		if events := show(r); events != nil {
+			return events, 0, nil
+		}
 		out := []sandbox.Event{sandbox.Output{Stream: sandbox.Stdout, Data: []byte("ran " + r.Text + "\n")}}
 		if r.Text == "overtime" {
 			return out, 0, sandbox.ErrRunTimeout
@@ -113,6 +164,33 @@ func print(program string) (events []sandbox.Event) {
 		events = append(events, piece)
 	}
 	return append(events, sandbox.Output{Stream: sandbox.Stdout, Data: piece.Data[:(size%64<<10)/len(what)*len(what)]})
+}
+
+// show returns the events of code "show DISPLAYS", which shows values: a JSON array. In it, HUGE stands for 2 MiB of base64, and
+// LARGE for a little less. "fail TRACEBACK" raises an exception.
+func show(code sandbox.Code) (events []sandbox.Event) {
+	what, rest, _ := strings.Cut(code.Text, " ")
+	if !code.Results || what != "show" && what != "fail" {
+		return nil
+	}
+	piece := func(failed bool, text []byte) sandbox.Event {
+		return sandbox.Piece{Error: failed, Data: text, First: true, Last: true}
+	}
+	if what == "fail" {
+		text, _ := json.Marshal(rpc.Exception{Name: "ValueError", Value: "x", Traceback: rest})
+		return []sandbox.Event{piece(true, text)}
+	}
+	huge := strings.Repeat("A", 2<<20)
+	rest = strings.NewReplacer("HUGE", huge, "LARGE", huge[4:]).Replace(rest)
+	var displays []json.RawMessage
+	if err := json.Unmarshal([]byte(rest), &displays); err != nil {
+		panic(err)
+	}
+	events = append(events, sandbox.Output{Stream: sandbox.Stdout, Data: []byte("before\n")})
+	for _, d := range displays {
+		events = append(events, piece(false, d))
+	}
+	return events
 }
 
 func (f *fakeSandboxes) RunCommand(ctx context.Context, n sandbox.Name, r sandbox.Command) (sandbox.Process, error) {
@@ -165,7 +243,11 @@ type site struct {
 
 func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 	t.Helper()
-	s := &site{sandboxes: &fakeSandboxes{}}
+	running := map[sandbox.Name]sandbox.Request{}
+	for _, namespace := range []string{"default", "own", "other"} {
+		running[sandbox.Name{Namespace: namespace, Name: "a"}] = sandbox.Request{}
+	}
+	s := &site{sandboxes: &fakeSandboxes{Sandboxes: &servetest.Sandboxes{Running: running, MaxRunTime: time.Millisecond}}}
 	s.Site = servetest.New(t, func(o *servetest.Setup) {
 		o.Sandboxes = s.sandboxes
 		for _, c := range configure {
@@ -241,6 +323,32 @@ func header(name, value string) func(*http.Request) {
 // toolCall returns the body of a tool call.
 func toolCall(id int, tool, arguments string) string {
 	return fmt.Sprintf(`{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":%q,"arguments":%s}}`, id, tool, arguments)
+}
+
+// callTool calls a tool with the key of the site and returns its result.
+func (s *site) callTool(t testing.TB, tool, arguments string, changes ...func(*http.Request)) *sdk.CallToolResult {
+	t.Helper()
+	w := s.post(toolCall(1, tool, arguments), changes...)
+	var response struct{ Result *sdk.CallToolResult }
+	if err := json.Unmarshal(w.Body.Bytes(), &response); err != nil || w.Code != http.StatusOK || response.Result == nil {
+		t.Fatalf("%s %.200s: %d %.500s, %v", tool, arguments, w.Code, w.Body, err)
+	}
+	return response.Result
+}
+
+// contents returns the texts of the content of a result. Other content is in brackets.
+func contents(res *sdk.CallToolResult) (all []string) {
+	for _, c := range res.Content {
+		switch c := c.(type) {
+		case *sdk.TextContent:
+			all = append(all, c.Text)
+		case *sdk.ImageContent:
+			all = append(all, fmt.Sprintf("[%s %s]", c.MIMEType, c.Data))
+		case *sdk.ResourceLink:
+			all = append(all, fmt.Sprintf("[link %s %d]", c.URI, *c.Size))
+		}
+	}
+	return all
 }
 
 func text(t testing.TB, res *sdk.CallToolResult) string {

@@ -265,10 +265,11 @@ var textFormats = []string{"text/plain", "text/markdown", "text/latex", "applica
 
 // addToExcerpt adds a value to the excerpt as text. Its image is kept.
 func (r *reports) addToExcerpt(d rpc.Display) error {
-	text := ""
+	text := fmt.Sprintf("[a value that has no text: %s]", bounded.Short(strings.Join(slices.Sorted(maps.Keys(d.Data)), ", ")))
+	hasText := false
 	for _, format := range textFormats {
 		if value, ok := d.Data[format]; ok {
-			text = displayText(value) + "\n"
+			text, hasText = displayText(value), true
 			break
 		}
 	}
@@ -278,7 +279,7 @@ func (r *reports) addToExcerpt(d rpc.Display) error {
 			continue
 		}
 		if len(r.displays) == maxImages || len(image) > maxImageBytes || r.images+len(image) > maxImagesBytes {
-			text += fmt.Sprintf("[an image of %d KiB is left out, because a result has at most %d images of together %d MiB, and each has at most %d MiB]\n",
+			text = fmt.Sprintf("[an image of %d KiB is left out, because a result has at most %d images of together %d MiB, and each has at most %d MiB]",
 				len(image)>>10, maxImages, maxImagesBytes>>20, maxImageBytes>>20)
 			break
 		}
@@ -287,12 +288,12 @@ func (r *reports) addToExcerpt(d rpc.Display) error {
 		}
 		r.images += len(image)
 		r.displays = append(r.displays, rpc.Display{Data: map[string]jsontext.Value{format: image}, IsMain: d.IsMain})
+		if !hasText {
+			return nil
+		}
 		break
 	}
-	if text == "" {
-		text = fmt.Sprintf("[a value that has no text: %s]\n", bounded.Short(strings.Join(slices.Sorted(maps.Keys(d.Data)), ", ")))
-	}
-	return r.excerpt.add(sandbox.Output{Stream: sandbox.Stdout, Data: []byte(text)})
+	return r.excerpt.add(sandbox.Output{Stream: sandbox.Stdout, Data: []byte(text + "\n")})
 }
 
 // displayText returns the text of a JSON value.

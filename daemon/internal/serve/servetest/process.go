@@ -222,6 +222,9 @@ func (f *Sandboxes) WriteInput(_ context.Context, n sandbox.Name, id sandbox.Pro
 func (f *Sandboxes) SignalProcess(_ context.Context, n sandbox.Name, id sandbox.ProcessID, signal int, all bool) error {
 	return f.withRunning(n, id, func(p *process) error {
 		f.All = all
+		if f.Stubborn && signal != 9 {
+			return nil
+		}
 		p.exit(sandbox.Exit{Code: 128 + signal, Signal: signal})
 		return nil
 	})

@@ -41,11 +41,13 @@ type Sandboxes struct {
 	mu sync.Mutex
 	// Running has the sandboxes that were started and not stopped.
 	Running map[sandbox.Name]sandbox.Request
-	Timeout time.Duration         // the timeout of the last run or process
-	Args    []string              // the arguments of the last command
-	Options sandbox.RunOptions    // the options of the last run or process
-	All     bool                  // whether the last signal was for everything that its process started
-	Attach  sandbox.AttachOptions // the options of the last AttachProcess
+	Timeout time.Duration      // the timeout of the last run or process
+	Args    []string           // the arguments of the last command
+	Options sandbox.RunOptions // the options of the last run or process
+	All     bool               // whether the last signal was for everything that its process started
+	// Stubborn processes end only by SIGKILL.
+	Stubborn bool
+	Attach   sandbox.AttachOptions // the options of the last AttachProcess
 	// MaxRunTime is the longest wait for a process.
 	MaxRunTime time.Duration
 	// Changes are what a watch of files reports. Recursive reports whether the last watch was recursive.
