@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
 // clientTools copies a directory of testdata, installs the Python and npm packages that it lists, and returns the
@@ -36,6 +39,29 @@ func clientTools(t *testing.T, from string) (dir, python, node string) {
 	node = filepath.Join(wheel, "bin", "node")
 	run(node, filepath.Join(wheel, "lib", "node_modules", "npm", "bin", "npm-cli.js"), "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 	return dir, python, node
+}
+
+// mcpSession connects the client of the MCP library to the server.
+func (s *server) mcpSession(t *testing.T, key string) *mcp.ClientSession {
+	t.Helper()
+	client := mcp.NewClient(&mcp.Implementation{Name: "e2e", Version: "1"}, nil)
+	session, err := client.Connect(t.Context(), &mcp.StreamableClientTransport{
+		Endpoint: "http://" + s.address + "/mcp", HTTPClient: &http.Client{Transport: withKey(key)},
+	}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { session.Close() })
+	return session
+}
+
+// withKey is a RoundTripper that adds this key to every request.
+type withKey string
+
+func (k withKey) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", "Bearer "+string(k))
+	return http.DefaultTransport.RoundTrip(r)
 }
 
 // TestIndependentMCPClients uses a real sandbox with MCP clients of other projects, at the versions in testdata/mcp,

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/modelcontextprotocol/go-sdk/mcp"
 )
 
 // guideCurl is the guide's request, verbatim. The test replaces the address and the key, and adds -s.
@@ -178,6 +181,18 @@ pandas.DataFrame({"a": [1, 2], "b": ["x", None]})`}, &shown)
 	columns := fmt.Sprint(table.Data["application/vnd.dataframe+json"])
 	if !table.Main || chart.Main || last.Main || !strings.Contains(html, "<table") || columns != "map[a:[1 2] b:[x <nil>]]" {
 		t.Errorf("the table is %+v", table)
+	}
+
+	// An assistant gets the chart as an image.
+	session := s.mcpSession(t, key)
+	result, err := session.CallTool(t.Context(), &mcp.CallToolParams{Name: "sandbox_run_code", Arguments: params{
+		"sandbox": "interpreter", "language": "python", "user": "user", "code": "plt.plot([1, 2])\nNone",
+	}})
+	if err != nil || result.IsError || len(result.Content) != 2 {
+		t.Fatalf("sandbox_run_code: %+v, %v", result, err)
+	}
+	if image, ok := result.Content[1].(*mcp.ImageContent); !ok || image.MIMEType != "image/png" || !bytes.HasPrefix(image.Data, []byte("\x89PNG")) {
+		t.Errorf("the chart is %+v", result.Content[1])
 	}
 }
 

@@ -60,8 +60,8 @@ type bridge struct {
 
 	mu  sync.Mutex
 	out io.Writer
-	// header is the header of the protocol revision that initialize negotiated. Revisions without initialize state the
-	// revision in each message.
+	// header has the protocol revision that initialize negotiated, and the label that the server gave the assistant with it.
+	// Revisions without initialize state the revision in each message.
 	header http.Header
 	// running maps the id of each request in progress, as the assistant wrote it, to the function that cancels the request.
 	running map[string]context.CancelCauseFunc
@@ -165,7 +165,7 @@ func (b *bridge) send(ctx context.Context, m mcpMessage, line []byte) error {
 	answered := m.ID == nil || m.Method == "" // a notification, or a response
 	deliver := func(text []byte) error {
 		if m.Method == "initialize" {
-			b.setRevision(text)
+			b.setHeader(text, res.Header.Get(labelHeader))
 		}
 		// Messages with a method are notifications and requests of the server; the answer has none.
 		var reply mcpMessage
@@ -205,8 +205,12 @@ func (b *bridge) requestHeader(m mcpMessage) http.Header {
 	return header
 }
 
-// setRevision stores the protocol revision from the answer to initialize, for the header of all later requests.
-func (b *bridge) setRevision(answer []byte) {
+// labelHeader is the header by which the server recognizes the assistant, for example to know its log level.
+const labelHeader = "Mcp-Session-Id"
+
+// setHeader stores the protocol revision from the answer to initialize, and the label of the assistant unless it is empty, for the
+// header of all later requests.
+func (b *bridge) setHeader(answer []byte, label string) {
 	var res struct {
 		Result struct {
 			Revision string `json:"protocolVersion"`
@@ -216,6 +220,9 @@ func (b *bridge) setRevision(answer []byte) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.header = http.Header{"Mcp-Protocol-Version": {res.Result.Revision}}
+		if label != "" {
+			b.header.Set(labelHeader, label)
+		}
 	}
 }
 

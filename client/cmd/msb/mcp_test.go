@@ -38,6 +38,9 @@ func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, be
 				}
 			}
 		}
+		if err := req.Session.Log(ctx, &sdk.LoggingMessageParams{Level: "info", Data: "working"}); err != nil {
+			return nil, err
+		}
 		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: string(req.Params.Arguments)}}}, nil
 	})
 	type requestContext struct{}
@@ -46,6 +49,9 @@ func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, be
 		<-ctx.Value(requestContext{}).(context.Context).Done()
 		canceled <- struct{}{}
 		return nil, errors.New("canceled")
+	})
+	server.AddResource(&sdk.Resource{URI: "msb://a/b%20c", Name: "c"}, func(context.Context, *sdk.ReadResourceRequest) (*sdk.ReadResourceResult, error) {
+		return &sdk.ReadResourceResult{Contents: []*sdk.ResourceContents{{Blob: []byte{0, 255}}}}, nil
 	})
 	handler := sdk.NewStreamableHTTPHandler(func(*http.Request) *sdk.Server { return server }, &sdk.StreamableHTTPOptions{Stateless: true})
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -57,7 +63,12 @@ func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, be
 			w.WriteHeader(http.StatusUnauthorized)
 			fmt.Fprintf(w, `{"jsonrpc":"2.0","error":{"code":%d,"message":"missing or invalid API key"},"id":null}`, rpc.CodeUnauthenticated)
 		default:
-			revision.Store(r.Header.Get("Mcp-Protocol-Version"))
+			negotiated := r.Header.Get("Mcp-Protocol-Version")
+			revision.Store(negotiated)
+			if label := r.Header.Get(labelHeader); negotiated != "" && negotiated < "2026" && label != "assistant-1" {
+				t.Errorf("the server got the label %q, want the one of its answer to initialize", label)
+			}
+			w.Header().Set(labelHeader, "assistant-1")
 			handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), requestContext{}, r.Context())))
 		}
 	}))
@@ -96,11 +107,12 @@ func TestMCPBridge(t *testing.T) {
 		t.Run(revision, func(t *testing.T) {
 			url, sentRevision, began, canceled := mcpServer(t, "msb_good")
 			transport, _ := startBridge(t, url, "msb_good")
-			progress := make(chan struct{}, 3)
+			progress, logged := make(chan struct{}, 3), make(chan struct{}, 1)
 			client := sdk.NewClient(&sdk.Implementation{Name: "assistant", Version: "1"}, &sdk.ClientOptions{
 				ProgressNotificationHandler: func(context.Context, *sdk.ProgressNotificationClientRequest) {
 					progress <- struct{}{}
 				},
+				LoggingMessageHandler: func(context.Context, *sdk.LoggingMessageRequest) { logged <- struct{}{} },
 			})
 			c, err := client.Connect(t.Context(), transport, &sdk.ClientSessionOptions{ProtocolVersion: revision})
 			if err != nil {
@@ -114,7 +126,9 @@ func TestMCPBridge(t *testing.T) {
 				t.Errorf("the server got revision %v: %v", sentRevision.Load(), err)
 			}
 			text := "naïve\n\"ключ\" \u2028 end"
-			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "echo", Arguments: map[string]any{"text": text}, Meta: sdk.Meta{"progressToken": "p"}})
+			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "echo", Arguments: map[string]any{"text": text}, Meta: sdk.Meta{
+				"progressToken": "p", "io.modelcontextprotocol/logLevel": "info",
+			}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -124,6 +138,10 @@ func TestMCPBridge(t *testing.T) {
 			}
 			for range 3 {
 				<-progress
+			}
+			<-logged
+			if res, err := c.ReadResource(t.Context(), &sdk.ReadResourceParams{URI: "msb://a/b%20c"}); err != nil || string(res.Contents[0].Blob) != "\x00\xff" {
+				t.Errorf("got resource %+v, %v", res, err)
 			}
 			if _, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "none"}); err == nil || !strings.Contains(err.Error(), "unknown tool") {
 				t.Error(err)

@@ -30,7 +30,9 @@ for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
   const client = await connect(transport);
   check(client.getServerVersion().name, "msbd");
   const { tools } = await client.listTools();
-  check(tools.map((tool) => tool.name).sort(), ["sandbox_get", "sandbox_get_metrics", "sandbox_list", "sandbox_run_code", "sandbox_run_command", "sandbox_start", "sandbox_stop"]);
+  const names = ["get", "get_metrics", "get_process_output", "list", "list_files", "list_processes", "read_file", "remove_file", "run_code", "run_command"];
+  names.push("send_process_input", "start", "start_process", "stop", "stop_process", "write_file");
+  check(tools.map((tool) => tool.name).sort(), names.map((name) => "sandbox_" + name));
   check(tools.find((tool) => tool.name === "sandbox_get_metrics").annotations.readOnlyHint, true);
 
   const call = (name, args, options) => client.callTool({ name, arguments: args }, undefined, options);
@@ -48,6 +50,23 @@ for (const transport of [http(MSB_API_KEY), stdio(MSB_API_KEY)]) {
   check(result.structuredContent.sandboxes.some((listed) => listed.name === sandbox), true);
   result = await call("sandbox_get_metrics", { sandbox });
   check(result.structuredContent.sandboxes[0].running, true);
+  const path = "/tmp/mcp/naïve file.txt";
+  result = await call("sandbox_write_file", { sandbox, path, content: text });
+  check(result.structuredContent.path, path);
+  result = await call("sandbox_read_file", { sandbox, path });
+  check(result.content, [{ type: "text", text }]);
+  const { structuredContent: process } = await call("sandbox_start_process", { sandbox, command: "echo", args: ["from the background"] });
+  result = await call("sandbox_get_process_output", { sandbox, pid: process.pid, wait: 60 });
+  check(result.content.map((content) => content.text), ["from the background\n", "(exit code 0)"]);
+  const png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=";
+  const code = `import base64\nclass Dot:\n  def _repr_png_(self): return base64.b64decode("${png}")\nDot()`;
+  result = await call("sandbox_run_code", { sandbox, language: "python", code });
+  check(result.content[1], { type: "image", mimeType: "image/png", data: png });
+  result = await call("sandbox_run_command", { sandbox, command: "seq", args: ["20000"] });
+  const link = result.content[1];
+  const { contents } = await client.readResource({ uri: link.uri });
+  const complete = Array.from({ length: 20000 }, (_, i) => `${i + 1}\n`).join("");
+  check([link.type, link.size, contents.length, contents[0].text], ["resource_link", complete.length, 1, complete]);
   result = await call("sandbox_stop", { sandbox: "none-such" });
   check([result.isError, result._meta["io.github.msbd/error"].code], [true, -32003]);
   await assert.rejects(call("no_such_tool", {}), /unknown tool/);

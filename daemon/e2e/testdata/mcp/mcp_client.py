@@ -12,12 +12,23 @@ SANDBOX = os.environ["SANDBOX"]
 TOOLS = [
     "sandbox_get",
     "sandbox_get_metrics",
+    "sandbox_get_process_output",
     "sandbox_list",
+    "sandbox_list_files",
+    "sandbox_list_processes",
+    "sandbox_read_file",
+    "sandbox_remove_file",
     "sandbox_run_code",
     "sandbox_run_command",
+    "sandbox_send_process_input",
     "sandbox_start",
+    "sandbox_start_process",
     "sandbox_stop",
+    "sandbox_stop_process",
+    "sandbox_write_file",
 ]
+# An image of one pixel.
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
 checks = 0
 
 
@@ -60,6 +71,69 @@ async def use(client):
     result = await client.call_tool("sandbox_get_metrics", {"sandbox": SANDBOX})
     check([sandbox["running"] for sandbox in result.structured_content["sandboxes"]], [True])
 
+    # Files
+    path = "/tmp/mcp/naïve file.txt"
+    file = {"sandbox": SANDBOX, "path": path}
+    result = await client.call_tool("sandbox_write_file", {**file, "content": text})
+    check(result.structured_content["path"], path)
+    result = await client.call_tool("sandbox_read_file", file)
+    check(result.content[0].text, text)
+    result = await client.call_tool("sandbox_list_files", {"sandbox": SANDBOX, "path": "/tmp/mcp"})
+    check(result.content[0].text, f"{path} ({len(text.encode())} bytes)")
+    result = await client.call_tool("sandbox_remove_file", {"sandbox": SANDBOX, "path": "/tmp/mcp", "recursive": True})
+    check(result.is_error or False, False)
+    result = await client.call_tool("sandbox_read_file", file)
+    check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32003))
+
+    # A background process
+    shell = ["-c", "echo ready; while read line; do echo got $line; done"]
+    result = await client.call_tool("sandbox_start_process", {"sandbox": SANDBOX, "command": "sh", "args": shell, "open_stdin": True})
+    process = {"sandbox": SANDBOX, "pid": result.structured_content["pid"]}
+    offset, output = 0, ""
+
+    async def poll(until):
+        nonlocal offset, output
+        while until not in output:
+            got = await client.call_tool("sandbox_get_process_output", {**process, "offset": offset, "wait": 1})
+            state = got.meta["io.github.msbd/result"]
+            if state["next_offset"] > offset:
+                output += got.content[0].text
+            offset = state["next_offset"]
+            check(state["running"], True)
+
+    await poll("ready\n")
+    await client.call_tool("sandbox_send_process_input", {**process, "data": "input\n"})
+    await poll("got input\n")
+    check(output, "ready\ngot input\n")
+    result = await client.call_tool("sandbox_list_processes", {"sandbox": SANDBOX})
+    check(f"pid {process['pid']}, running, {offset} bytes of output: sh -c echo ready" in result.content[0].text, True)
+    result = await client.call_tool("sandbox_stop_process", process)
+    check(result.content[0].text, "(exit code 143)")
+    result = await client.call_tool("sandbox_get_process_output", {**process, "offset": 0})
+    check([content.text for content in result.content], [output, "(exit code 143)"])
+
+    # A figure
+    code = f"import base64\nclass Dot:\n  def _repr_png_(self): return base64.b64decode({PNG!r})\nprint('a dot')\nDot()"
+    result = await client.call_tool("sandbox_run_code", {**run, "code": code})
+    check([content.type for content in result.content], ["text", "image"])
+    check((result.content[0].text.split("\n")[0], result.content[1].mime_type, result.content[1].data), ("a dot", "image/png", PNG))
+
+    # A long output, and the link to all of it
+    result = await client.call_tool("sandbox_run_command", {"sandbox": SANDBOX, "command": "seq", "args": ["50000"]})
+    check([content.type for content in result.content], ["text", "resource_link"])
+    shown, link = result.content
+    check((shown.text[:4], shown.text[-6:], len(shown.text) < 51_000), ("1\n2\n", "\n50000", True))
+    contents = (await client.read_resource(link.uri)).contents
+    complete = "".join(f"{i}\n" for i in range(1, 50001))
+    check((len(contents), contents[0].text, link.size), (1, complete, len(complete)))
+    contents = (await client.read_resource(f"{link.uri}?offset=2&length=4")).contents
+    check(contents[0].text, "2\n3\n")
+    name = str(link.uri).split("/files")[1]
+    result = await client.call_tool("sandbox_read_file", {"sandbox": SANDBOX, "path": name, "offset": 4, "length": 4})
+    check(result.content[0].text, "3\n4\n")
+    templates = (await client.list_resource_templates()).resource_templates
+    check([template.uri_template for template in templates], ["msb://sandboxes/{namespace}/{sandbox}/files{+path}{?offset,length}"])
+
     result = await client.call_tool("sandbox_stop", {"sandbox": "none-such"})
     check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32003))
     result = await client.call_tool("sandbox_stop", {"sandbox": SANDBOX, "extra": 1})
@@ -99,6 +173,11 @@ async def main():
         async with Client(http(os.environ["LIMITED_KEY"]), mode=mode) as client:
             result = await client.call_tool("sandbox_stop", {"sandbox": SANDBOX, "namespace": "default"})
             check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32004))
+            try:
+                await client.read_resource(f"msb://sandboxes/default/{SANDBOX}/files/etc/hostname")
+                assert False, "a file of another namespace was read"
+            except MCPError as err:
+                check("project-web" in str(err), True)
         for transport in [http(""), http("msb_wrong"), stdio("msb_wrong")]:
             try:
                 async with Client(transport, mode=mode) as client:

@@ -30,8 +30,12 @@ const canceledMessage = "the client canceled the call"
 
 var errCanceled = fmt.Errorf("%s: %w", canceledMessage, context.Canceled)
 
-// libraryCopies is how many more copies of a text exist while the library encodes it. Some escapes are six bytes.
-const libraryCopies = 4
+// libraryCopies is how many more copies of a text exist while the library encodes it. Some escapes are six bytes. If the escapes are
+// counted, encodedCopies are enough.
+const (
+	libraryCopies = 4
+	encodedCopies = 3
+)
 
 // errNoRoom is the error of a call whose result would exceed the limits on held bytes.
 var errNoRoom = &rpc.Error{Code: rpc.CodeExhausted, Message: "there is no room for the result, because other responses are pending; " +
@@ -101,15 +105,15 @@ func (c *call) errorText(rpcErr *rpc.Error) (text string, rest *rpc.Error) {
 	}
 	rest = &rpc.Error{Code: rpcErr.Code, Message: rpcErr.Message}
 	text = linesText(rpcErr.Data.Output, rpcErr.Message)
-	if c.hold(len(text)) != nil {
+	if c.hold(libraryCopies*len(text)) != nil {
 		text = rpcErr.Message
 	}
 	return text, rest
 }
 
-// hold counts bytes of a result for the client.
+// hold counts bytes that are held for a result.
 func (c *call) hold(bytes int) *rpc.Error {
-	if c.request.call.Hold(libraryCopies*bytes) != nil {
+	if c.request.call.Hold(bytes) != nil {
 		return errNoRoom
 	}
 	return nil
@@ -145,7 +149,7 @@ func callMethod[R any](c *call, method string, params jsontext.Value) (r R, rpcE
 func (c *call) textResult(meta any, texts ...string) (*sdk.CallToolResult, *rpc.Error) {
 	res := &sdk.CallToolResult{Meta: sdk.Meta{resultMetaKey: meta}}
 	for _, text := range texts {
-		if rpcErr := c.hold(len(text)); rpcErr != nil {
+		if rpcErr := c.hold(libraryCopies * len(text)); rpcErr != nil {
 			return nil, rpcErr
 		}
 		res.Content = append(res.Content, &sdk.TextContent{Text: text})

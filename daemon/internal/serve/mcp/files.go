@@ -57,13 +57,16 @@ func readFile(c *call) (*sdk.CallToolResult, *rpc.Error) {
 	return c.textResult(meta, string(text))
 }
 
+// base64Copies is how many more copies of base64 exist while it is decoded.
+const base64Copies = 2
+
 // readBytes calls sandbox.fs.read with the encoding base64. It returns the bytes, and the size of the complete file.
 func (c *call) readBytes(params []byte) (content []byte, size int, rpcErr *rpc.Error) {
 	res, rpcErr := callMethod[rpc.FSReadResult](c, rpc.MethodFSRead, params)
 	if rpcErr != nil {
 		return nil, 0, rpcErr
 	}
-	if rpcErr := c.hold(len(res.Content)); rpcErr != nil {
+	if rpcErr := c.hold(base64Copies * len(res.Content)); rpcErr != nil {
 		return nil, 0, rpcErr
 	}
 	content, _ = base64.StdEncoding.DecodeString(res.Content) // the method has encoded it
@@ -78,6 +81,9 @@ func (c *call) readImage(path, kind string, size int) (*sdk.CallToolResult, *rpc
 	}
 	image, _, rpcErr := c.readBytes(c.params(map[string]any{"length": maxImageFile, "encoding": rpc.EncodingBase64}))
 	if rpcErr != nil {
+		return nil, rpcErr
+	}
+	if rpcErr := c.hold(encodedCopies * base64.StdEncoding.EncodedLen(len(image))); rpcErr != nil {
 		return nil, rpcErr
 	}
 	return &sdk.CallToolResult{

@@ -199,6 +199,7 @@ func TestResources(t *testing.T) {
 	s.putFile(t, "/tmp/empty", "")
 	s.putFile(t, "/tmp/binary", "\x00\xff")
 	s.putFile(t, "/tmp/long", strings.Repeat("x", 2<<20+1))
+	s.putFile(t, "/tmp/escapes", strings.Repeat("\x01", 2<<20))
 	own, _ := s.issue(t, keys.IssueRequest{Namespaces: []string{"own"}})
 	noFiles, _ := s.issue(t, keys.IssueRequest{Scopes: []keys.Scope{keys.ScopeExec, keys.ScopeRead}})
 	for _, revision := range Revisions {
@@ -224,7 +225,7 @@ func TestResources(t *testing.T) {
 		t.Errorf("a part: %q", got)
 	}
 	for uri, want := range map[string]string{
-		base + "binary": `"mimeType":"application/octet-stream","blob":"AP8="`, base + "empty": `"blob":""`, base + "long?length=5": `"text":"xxxxx"`,
+		base + "binary": `"mimeType":"application/octet-stream","blob":"AP8="`, base + "empty": `"blob":""`, base + "escapes": "there is no room for the result", base + "long?length=5": `"text":"xxxxx"`,
 		base + "none": `/tmp/none does not exist in the sandbox`, base + "long": "add ?offset=0\\u0026length=2097152 to the URI",
 		"msb://sandboxes/default/gone/files/x": "sandbox default/gone does not exist", "msb://sandboxes/../a/files/x": "namespace",
 		"msb://other/default/a/files/x": "Resource not found", "file:///etc/passwd": "Resource not found", base + "x?offset=-1": "does not have the form",

@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -98,11 +99,30 @@ func (h *Handler) readResource(ctx context.Context, req *sdk.ReadResourceRequest
 		return nil, &jsonrpc.Error{Code: int64(rpc.CodeConflict), Message: fmt.Sprintf("the file has %d bytes, and a read returns at most %d; "+
 			"read a part of it: add ?offset=0&length=%[2]d to the URI", size, maxResource)}
 	}
-	contents := &sdk.ResourceContents{URI: uri}
+	contents, encoded := &sdk.ResourceContents{URI: uri}, 0
 	if text := string(content); text != "" && utf8.ValidString(text) && !strings.Contains(text, "\x00") {
 		contents.Text, contents.MIMEType = text, "text/plain"
+		encoded = encodedSize(text)
 	} else { // also if it is empty, because the library leaves out a text that is empty
 		contents.Blob, contents.MIMEType = content, http.DetectContentType(content)
+		encoded = base64.StdEncoding.EncodedLen(len(content))
+	}
+	if rpcErr := c.hold(encodedCopies * encoded); rpcErr != nil {
+		return nil, &jsonrpc.Error{Code: int64(rpcErr.Code), Message: rpcErr.Message}
 	}
 	return &sdk.ReadResourceResult{Contents: []*sdk.ResourceContents{contents}}, nil
+}
+
+// encodedSize returns about how many bytes a text takes in JSON that the library writes.
+func encodedSize(text string) int {
+	size := len(text)
+	for _, c := range []byte(text) {
+		switch {
+		case c < ' ', c == '<', c == '>', c == '&':
+			size += len(`\u0000`) - 1
+		case c == '"', c == '\\':
+			size++
+		}
+	}
+	return size
 }

@@ -122,7 +122,7 @@ var tools = []tool{
 	},
 	{
 		name: "sandbox_start_process", method: rpc.MethodProcessStart, title: "Start a background process in a sandbox",
-		description: "Start a program that goes on in the background, such as a server or a long job, and get its pid. args are passed to it unchanged, " +
+		description: "Start a program in the background, such as a server or a long job, and get its pid. args are passed to it unchanged, " +
 			"without a shell. tag is a name of your choice. Set open_stdin to send it input later. timeout is in seconds; without it, there is no " +
 			"time limit." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
