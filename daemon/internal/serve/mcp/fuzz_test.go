@@ -10,10 +10,11 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
 // FuzzMCP sends hostile bodies as a client of each revision. Every body gets a response of the right form, no body makes
-// the server panic, and only valid tool calls reach the domain.
+// the server panic, and only valid calls of tools and reads of resources reach the domain.
 func FuzzMCP(f *testing.F) {
 	meta := `"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientCapabilities":{}}`
 	stop := toolCall(1, "sandbox_stop", `{"sandbox":"a"}`)
@@ -26,6 +27,9 @@ func FuzzMCP(f *testing.F) {
 		`{"jsonrpc":"2.0","id":1,"result":{}}`, `{"jsonrpc":"2.0","id":1,"error":{"code":1,"message":""}}`, `{"jsonrpc":"2.0","id":1,"method":"ping"}`,
 		`{"jsonrpc":"2.0","id":1,"method":"completion/complete","params":{"ref":{"type":"ref/prompt","name":"x"},"argument":{"name":"y","value":"z"}}}`,
 		`{"jsonrpc":"2.0","id":1,"method":"logging/setLevel","params":{"level":"debug"}}`, `{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"file:///etc/passwd"}}`,
+		`{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"msb://sandboxes/default/a/files/tmp/x?offset=1&length=2"}}`,
+		toolCall(1, "sandbox_read_file", `{"sandbox":"a","path":"/tmp/x","length":3}`), toolCall(1, "sandbox_run_code", `{"sandbox":"a","language":"python","code":"show [{\"data\":{\"image/png\":\"AAAA\"}}]"}`),
+		toolCall(1, "sandbox_get_process_output", `{"sandbox":"a","pid":101,"offset":1,"max_output_bytes":2}`),
 		`{}`, `[]`, `null`, `[null]`, `{"jsonrpc":"2.0","id":{},"method":7,"params":[]}`, `{"jsonrpc":"2.0","id":1,"method":"tools/call","params":null}`,
 	} {
 		for i := range Revisions {
@@ -34,6 +38,11 @@ func FuzzMCP(f *testing.F) {
 	}
 	s := newSite(f)
 	s.progressInterval = time.Millisecond
+	s.putFile(f, "/tmp/x", "é\x00\xff")
+	if _, err := s.sandboxes.StartProcess(f.Context(), sandboxA, sandbox.ProcessRequest{Command: sandbox.Command{Program: "echo", Args: []string{"é\xff"}}}); err != nil {
+		f.Fatal(err)
+	}
+	s.sandboxes.takeCalls()
 	f.Fuzz(func(t *testing.T, body []byte, revision byte) {
 		w := s.post(string(body), header("Mcp-Protocol-Version", Revisions[int(revision)%len(Revisions)]), header(sessionHeader, "label"),
 			func(r *http.Request) {
@@ -49,7 +58,8 @@ func FuzzMCP(f *testing.F) {
 			})
 		calls := s.sandboxes.takeCalls()
 		valid := jsontext.Value(body).IsValid()
-		if calls != nil && (!valid || !strings.Contains(unescaped(body), "tools/call") || w.Code != http.StatusOK) {
+		calling := strings.Contains(unescaped(body), "tools/call") || strings.Contains(unescaped(body), "resources/read")
+		if calls != nil && (!valid || !calling || w.Code >= 500) {
 			t.Fatalf("%q made the calls %q and got %d %s", body, calls, w.Code, w.Body)
 		}
 		switch kind := w.Header().Get("Content-Type"); {

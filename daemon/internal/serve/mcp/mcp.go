@@ -43,7 +43,8 @@ type Methods interface {
 }
 
 const instructions = "Start a sandbox (a microVM) with sandbox_start, run code and commands in it, and stop it with sandbox_stop when it is no " +
-	"longer needed. A sandbox keeps its state between runs. Code in a sandbox cannot reach the machine that it runs on."
+	"longer needed. A sandbox keeps its state between runs. Servers and long jobs run in the background with sandbox_start_process. Code in a " +
+	"sandbox cannot reach the machine that it runs on."
 
 // sessionHeader carries a label that the server issues at initialize and that clients of revisions before 2026-07-28
 // send with every request. The server keeps no session for it. It only distinguishes the clients of one key, so that a

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	sdk "github.com/modelcontextprotocol/go-sdk/mcp"
@@ -190,6 +191,29 @@ func TestResultsOfCode(t *testing.T) {
 	if all := contents(res); len(all) != 2 || len(all[0]) > 51_000 || link(res) == "" {
 		t.Errorf("a long value: %d contents, text of %d bytes", len(all), len(all[0]))
 	}
+}
+
+// Code also runs in a sandbox that an earlier version of msbd has started, without images.
+func TestCodeInAnOldSandbox(t *testing.T) {
+	s := newSite(t)
+	if res := s.callTool(t, "sandbox_run_code", `{"sandbox":"old","language":"python","code":"1+1"}`); res.IsError || text(t, res) != "ran 1+1" {
+		t.Errorf("%+v", res)
+	}
+}
+
+// The URI of a file stands for exactly that file, whatever its path is.
+func FuzzFileURI(f *testing.F) {
+	f.Add("files", "/files/a b?offset=1#%2F..")
+	f.Fuzz(func(t *testing.T, name, path string) {
+		path = "/" + strings.ToValidUTF8(path, "")
+		if strings.Contains(name, "/") || !utf8.ValidString(name) {
+			return
+		}
+		uri := fileURI(name, name+"-2", path)
+		if p, ok := parseFileURI(uri); !ok || p.Namespace != name || p.Sandbox != name+"-2" || p.Path != path || p.Offset != 0 {
+			t.Errorf("%q of %q became %s and then %+v, %v", path, name, uri, p, ok)
+		}
+	})
 }
 
 // A resource is a file of a sandbox that the key may read.

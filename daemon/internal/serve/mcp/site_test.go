@@ -29,8 +29,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists, and those named "a"
-// have files and processes.
+// fakeSandboxes is a sandbox domain without microVMs that records its calls. Every sandbox but "gone" exists. Those named "a" have
+// files and processes, and code in those named "old" has no results.
 type fakeSandboxes struct {
 	*servetest.Sandboxes
 	mu    sync.Mutex
@@ -121,6 +121,9 @@ func (f *fakeSandboxes) Stop(ctx context.Context, n sandbox.Name) error {
 }
 
 func (f *fakeSandboxes) RunCode(ctx context.Context, n sandbox.Name, r sandbox.Code) (sandbox.Process, error) {
+	if n.Name == "old" && r.Results {
+		return nil, fmt.Errorf("the sandbox was started by an earlier version of msbd: %w", errdefs.ErrFailedPrecondition)
+	}
 	return &sandboxtest.Process{Context: ctx, Body: func(ctx context.Context) ([]sandbox.Event, int, error) {
 		if err := f.call("code", n); err != nil {
 			return nil, 0, err
