@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -257,6 +258,39 @@ func TestHeadTail(t *testing.T) {
 	}
 	if held := cap(h.head) + cap(h.tail); held > 8000 || h.size != 3e6 {
 		t.Errorf("holds %d bytes of %d", held, h.size)
+	}
+}
+
+// An excerpt that leaves something out has a file with all of the output, however that is divided into pieces.
+func TestExcerptWithFile(t *testing.T) {
+	text := strings.Repeat("line\n", 4) + "end"
+	for _, wanted := range []int{2, 10, len(text), 100} {
+		for _, size := range []int{1, 3, 7, 100} { // of the pieces
+			var written bytes.Buffer
+			e := &wire.Excerpt{Bytes: wanted}
+			out, err := newExcerpt(e, func() *outputFile {
+				r, w := io.Pipe()
+				f := &outputFile{wait: func(f func()) { f() }, cancel: func() {}, pipe: w, written: make(chan error, 1)}
+				go func() {
+					_, err := io.Copy(&written, r)
+					f.written <- err
+				}()
+				return f
+			}, unlimited)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for piece := range slices.Chunk([]byte(text), size) {
+				if err := out.add(sandbox.Output{Stream: sandbox.Stdout, Data: piece}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lines := out.end()
+			cut := strings.Contains(lines[0].Text, "left out")
+			if kept := e.File != nil; kept != cut || kept && (strings.TrimSuffix(written.String(), "\n") != text || e.File.Size != written.Len()) || !cut && lines[0].Text != text {
+				t.Errorf("%d bytes wanted, pieces of %d: text %q, file %+v with %q", wanted, size, lines[0].Text, e.File, written.String())
+			}
+		}
 	}
 }
 
