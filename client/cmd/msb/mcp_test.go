@@ -38,9 +38,6 @@ func mcpServer(t *testing.T, key string) (url string, revision *atomic.Value, be
 				}
 			}
 		}
-		if err := req.Session.Log(ctx, &sdk.LoggingMessageParams{Level: "info", Data: "working"}); err != nil {
-			return nil, err
-		}
 		return &sdk.CallToolResult{Content: []sdk.Content{&sdk.TextContent{Text: string(req.Params.Arguments)}}}, nil
 	})
 	type requestContext struct{}
@@ -107,12 +104,11 @@ func TestMCPBridge(t *testing.T) {
 		t.Run(revision, func(t *testing.T) {
 			url, sentRevision, began, canceled := mcpServer(t, "msb_good")
 			transport, _ := startBridge(t, url, "msb_good")
-			progress, logged := make(chan struct{}, 3), make(chan struct{}, 1)
+			progress := make(chan struct{}, 3)
 			client := sdk.NewClient(&sdk.Implementation{Name: "assistant", Version: "1"}, &sdk.ClientOptions{
 				ProgressNotificationHandler: func(context.Context, *sdk.ProgressNotificationClientRequest) {
 					progress <- struct{}{}
 				},
-				LoggingMessageHandler: func(context.Context, *sdk.LoggingMessageRequest) { logged <- struct{}{} },
 			})
 			c, err := client.Connect(t.Context(), transport, &sdk.ClientSessionOptions{ProtocolVersion: revision})
 			if err != nil {
@@ -126,9 +122,7 @@ func TestMCPBridge(t *testing.T) {
 				t.Errorf("the server got revision %v: %v", sentRevision.Load(), err)
 			}
 			text := "naïve\n\"ключ\" \u2028 end"
-			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "echo", Arguments: map[string]any{"text": text}, Meta: sdk.Meta{
-				"progressToken": "p", "io.modelcontextprotocol/logLevel": "info",
-			}})
+			res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: "echo", Arguments: map[string]any{"text": text}, Meta: sdk.Meta{"progressToken": "p"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -139,7 +133,6 @@ func TestMCPBridge(t *testing.T) {
 			for range 3 {
 				<-progress
 			}
-			<-logged
 			if res, err := c.ReadResource(t.Context(), &sdk.ReadResourceParams{URI: "msb://a/b%20c"}); err != nil || string(res.Contents[0].Blob) != "\x00\xff" {
 				t.Errorf("got resource %+v, %v", res, err)
 			}

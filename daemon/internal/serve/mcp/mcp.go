@@ -81,7 +81,9 @@ func New(methods Methods, version string) (*Handler, error) {
 		Instructions: instructions,
 		// None of the lists changes while the server runs.
 		Capabilities: &sdk.ServerCapabilities{
-			Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}, Resources: &sdk.ResourceCapabilities{}, Logging: &sdk.LoggingCapabilities{},
+			Tools: &sdk.ToolCapabilities{}, Prompts: &sdk.PromptCapabilities{}, Resources: &sdk.ResourceCapabilities{},
+			//lint:ignore SA1019 Only the newest revision deprecates it, and the older ones have no other progress without a token.
+			Logging: &sdk.LoggingCapabilities{},
 		},
 		SupportedProtocolVersions: Revisions,
 	})

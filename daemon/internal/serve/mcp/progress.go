@@ -37,6 +37,7 @@ func (c *call) reportProgress(req *sdk.CallToolRequest) (stop func()) {
 			if !c.handler.logLevels.allowInfo(c.request.client) {
 				return nil
 			}
+			//lint:ignore SA1019 See the capabilities in New.
 			return req.Session.Log(ctx, &sdk.LoggingMessageParams{Level: "info", Logger: req.Params.Name, Data: message()})
 		})
 	}

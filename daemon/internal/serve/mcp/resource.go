@@ -92,7 +92,7 @@ func (h *Handler) readResource(ctx context.Context, req *sdk.ReadResourceRequest
 	content, size, rpcErr := c.readBytes(params)
 	switch {
 	case rpcErr != nil && rpcErr.Code == rpc.CodeNotFound:
-		return nil, &jsonrpc.Error{Code: sdk.CodeResourceNotFound, Message: rpcErr.Message}
+		return nil, &jsonrpc.Error{Code: jsonrpc.CodeInvalidParams, Message: rpcErr.Message}
 	case rpcErr != nil:
 		return nil, &jsonrpc.Error{Code: int64(rpcErr.Code), Message: rpcErr.Message}
 	case len(content) > maxResource:
