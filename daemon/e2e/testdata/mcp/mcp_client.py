@@ -87,7 +87,8 @@ async def use(client):
 
     # A background process
     shell = ["-c", "echo ready; while read line; do echo got $line; done"]
-    result = await client.call_tool("sandbox_start_process", {"sandbox": SANDBOX, "command": "sh", "args": shell, "open_stdin": True})
+    start = {"sandbox": SANDBOX, "command": "sh", "args": shell, "open_stdin": True}
+    result = await client.call_tool("sandbox_start_process", start)
     process = {"sandbox": SANDBOX, "pid": result.structured_content["pid"]}
     offset, output = 0, ""
 
@@ -113,10 +114,12 @@ async def use(client):
     check([content.text for content in result.content], [output, "(exit code 143)"])
 
     # A figure
-    code = f"import base64\nclass Dot:\n  def _repr_png_(self): return base64.b64decode({PNG!r})\nprint('a dot')\nDot()"
+    code = f"import base64\nclass Dot:\n  def _repr_png_(self): return base64.b64decode({PNG!r})\n"
+    code += "print('a dot')\nDot()"
     result = await client.call_tool("sandbox_run_code", {**run, "code": code})
     check([content.type for content in result.content], ["text", "image"])
-    check((result.content[0].text.split("\n")[0], result.content[1].mime_type, result.content[1].data), ("a dot", "image/png", PNG))
+    value, image = result.content
+    check((value.text.split("\n")[0], image.mime_type, image.data), ("a dot", "image/png", PNG))
 
     # A long output, and the link to all of it
     result = await client.call_tool("sandbox_run_command", {"sandbox": SANDBOX, "command": "seq", "args": ["50000"]})
@@ -132,7 +135,8 @@ async def use(client):
     result = await client.call_tool("sandbox_read_file", {"sandbox": SANDBOX, "path": name, "offset": 4, "length": 4})
     check(result.content[0].text, "3\n4\n")
     templates = (await client.list_resource_templates()).resource_templates
-    check([template.uri_template for template in templates], ["msb://sandboxes/{namespace}/{sandbox}/files{+path}{?offset,length}"])
+    template = "msb://sandboxes/{namespace}/{sandbox}/files{+path}{?offset,length}"
+    check([listed.uri_template for listed in templates], [template])
 
     result = await client.call_tool("sandbox_stop", {"sandbox": "none-such"})
     check((result.is_error, result.meta["io.github.msbd/error"]["code"]), (True, -32003))
