@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -39,7 +39,6 @@ func TestProcesses(t *testing.T) {
 	want("sandbox_send_process_input", `,"pid":101,"data":"x"`, "process 101 has ended")
 	want("sandbox_stop_process", `,"pid":101`, "(exit code 0)")
 
-	s.sandboxes.MaxRunTime = time.Hour
 	want("sandbox_start_process", `,"command":"sleep","timeout":0.001`, `{"pid":102}`)
 	want("sandbox_get_process_output", `,"pid":102,"wait":300`, "(exit code 143, time limit reached)")
 	want("sandbox_start_process", `,"command":"sleep"`, `{"pid":103}`)
@@ -74,10 +73,12 @@ func TestListProcessesIsLimited(t *testing.T) {
 
 // A process that does not end after SIGTERM gets SIGKILL.
 func TestStopProcessThatIgnoresSIGTERM(t *testing.T) {
-	s := newSite(t)
-	s.sandboxes.Stubborn = true
-	s.callTool(t, "sandbox_start_process", `{"sandbox":"a","command":"sleep"}`)
-	if got := contents(s.callTool(t, "sandbox_stop_process", `{"sandbox":"a","pid":101}`)); !slices.Equal(got, []string{"(exit code 137)"}) {
-		t.Errorf("%q", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		s.sandboxes.Stubborn = true
+		s.callTool(t, "sandbox_start_process", `{"sandbox":"a","command":"sleep"}`)
+		if got := contents(s.callTool(t, "sandbox_stop_process", `{"sandbox":"a","pid":101}`)); !slices.Equal(got, []string{"(exit code 137)"}) {
+			t.Errorf("%q", got)
+		}
+	})
 }

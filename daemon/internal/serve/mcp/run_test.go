@@ -494,6 +494,7 @@ func TestLongCallsWithoutToken(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSite(t)
+			s.maxSilence /= slowMachine
 			s.sandboxes.onRun = func(context.Context) error { time.Sleep(c.takes); return nil }
 			label := header(sessionHeader, "label")
 			if c.before != "" {

@@ -244,13 +244,17 @@ type site struct {
 	key       string // valid for every namespace and scope
 }
 
+// slowMachine is how much longer than usual a call may take before its response becomes a stream, so that the responses of most
+// tests are JSON however slow the machine is.
+const slowMachine = 100
+
 func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 	t.Helper()
 	running := map[sandbox.Name]sandbox.Request{}
 	for _, namespace := range []string{"default", "own", "other"} {
 		running[sandbox.Name{Namespace: namespace, Name: "a"}] = sandbox.Request{}
 	}
-	s := &site{sandboxes: &fakeSandboxes{Sandboxes: &servetest.Sandboxes{Running: running, MaxRunTime: time.Millisecond}}}
+	s := &site{sandboxes: &fakeSandboxes{Sandboxes: &servetest.Sandboxes{Running: running, MaxRunTime: time.Hour}}}
 	s.Site = servetest.New(t, func(o *servetest.Setup) {
 		o.Sandboxes = s.sandboxes
 		for _, c := range configure {
@@ -265,6 +269,7 @@ func newSite(t testing.TB, configure ...func(*gateway.Options)) *site {
 		return h.Endpoint(), nil
 	}))
 	s.key = s.Key
+	s.maxSilence *= slowMachine
 	return s
 }
 
