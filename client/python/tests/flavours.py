@@ -34,3 +34,18 @@ async def entered(manager: Any) -> AsyncIterator[Any]:
     else:
         with manager as value:
             yield value
+
+
+async def everything(stream: Any) -> list[Any]:
+    """Return all items of a stream."""
+    return [item async for item in items(stream)]
+
+
+async def items(stream: Any) -> AsyncIterator[Any]:
+    """Iterate over a stream of either flavour."""
+    if hasattr(stream, "__aiter__"):
+        async for item in stream:
+            yield item
+    else:
+        for item in stream:
+            yield item

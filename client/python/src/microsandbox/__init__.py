@@ -9,12 +9,29 @@
 microsandbox.sync has the same classes for blocking code.
 """
 
-from ._results import OutputLine, SandboxInfo, SandboxMetrics
+from ._http import AsyncStream as Stream
+from ._results import (
+    CodeException,
+    Context,
+    FileChange,
+    FileInfo,
+    OutputLine,
+    Piece,
+    ProcessExit,
+    ProcessInfo,
+    ProcessResult,
+    Result,
+    SandboxInfo,
+    SandboxMetrics,
+)
 from .base_sandbox import BaseSandbox
 from .command import Command
 from .command_execution import CommandExecution
+from .contexts import Contexts
 from .errors import (
     AuthenticationError,
+    CodeError,
+    CommandExitError,
     CommandNotExecutableError,
     CommandNotFoundError,
     ConfigError,
@@ -38,8 +55,12 @@ from .errors import (
     UnexpectedAnswerError,
 )
 from .execution import Execution
+from .files import Files
+from .forward import Forward
 from .metrics import Metrics
 from .node_sandbox import NodeSandbox
+from .process import Process, Processes
+from .pty import Pty, Terminals
 from .python_sandbox import PythonSandbox
 from .sandboxes import list_sandboxes
 
@@ -48,14 +69,23 @@ __version__ = "0.3.0"
 __all__ = [
     "AuthenticationError",
     "BaseSandbox",
+    "CodeError",
+    "CodeException",
     "Command",
     "CommandExecution",
+    "CommandExitError",
     "CommandNotExecutableError",
     "CommandNotFoundError",
     "ConfigError",
     "ConflictError",
     "ConnectionLostError",
+    "Context",
+    "Contexts",
     "Execution",
+    "FileChange",
+    "FileInfo",
+    "Files",
+    "Forward",
     "InternalError",
     "InvalidParamsError",
     "InvalidRequestError",
@@ -67,15 +97,25 @@ __all__ = [
     "OutputLine",
     "ParseError",
     "PermissionDeniedError",
+    "Piece",
+    "Process",
+    "ProcessExit",
+    "ProcessInfo",
+    "ProcessResult",
+    "Processes",
+    "Pty",
     "PythonSandbox",
     "RequestTimeoutError",
     "ResourceExhaustedError",
+    "Result",
     "RunFailedError",
     "RunTimeoutError",
     "SandboxInfo",
     "SandboxMetrics",
     "SandboxNotFoundError",
     "ServerUnreachableError",
+    "Stream",
+    "Terminals",
     "UnavailableError",
     "UnexpectedAnswerError",
     "list_sandboxes",

@@ -7,15 +7,20 @@ import logging
 from collections.abc import Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Callable, Generic, TypeVar
 
-from ._core import Envs, SandboxCore, info_result, run_result
+from ._core import Envs, SandboxCore, info_result, run_options
 from ._http import AsyncHTTP
-from ._results import SandboxInfo
+from ._results import Context, Result, SandboxInfo
 from .command import Command
+from .contexts import Contexts
 from .errors import MicrosandboxError, SandboxNotFoundError
 from .execution import Execution
+from .files import Files
+from .forward import Forward
 from .metrics import Metrics
+from .process import Processes
+from .pty import Terminals
 
 _logger = logging.getLogger("microsandbox")
 
@@ -33,6 +38,8 @@ class BaseSandbox(SandboxCore):
     Canceling a call, for example with asyncio.timeout() or task.cancel(), interrupts its run in the sandbox.
     All errors are subclasses of MicrosandboxError.
     """
+
+    _is_async = True
 
     # For programs for version 0.1, which put an HTTP session here. This package does not use it.
     _session: Any = None
@@ -170,21 +177,85 @@ class BaseSandbox(SandboxCore):
             if not self._is_started:
                 await self._http.close()
 
-    async def run(self, code: str, timeout: float | None = None) -> Execution:
-        """Run code. Variables and definitions are kept for the next run. Runs of a sandbox are executed one by one.
+    async def run(
+        self,
+        code: str,
+        timeout: float | None = None,
+        *,
+        language: str | None = None,
+        context: Context | str | None = None,
+        cwd: str | None = None,
+        envs: Envs | None = None,
+        user: str | None = None,
+        stdin: str | bytes | None = None,
+        on_stdout: Callable[[str], Any] | None = None,
+        on_stderr: Callable[[str], Any] | None = None,
+        on_result: Callable[[Result], Any] | None = None,
+    ) -> Execution:
+        """Run code. Variables and definitions are kept for the next run. Runs of a context are executed one by one.
 
-        If the code raises an exception, the status of the result is error, and the traceback is in stderr.
+        If the code raises an exception, the status of the result is error, and the traceback is in stderr; see also
+        raise_for_status(). Values that the code shows, such as that of the last expression, are in results, and those
+        that have text are also in stdout.
 
         timeout: seconds after which the run is interrupted; None, 0 and infinity mean the server's maximum.
+        language: python, node or bash; None means that of the sandbox.
+        context: a context of sandbox.contexts; None means that of the language and the user.
+        cwd: the working directory; None means that in which the previous run ended.
+        envs: environment variables for this run, a dict or ["NAME=value"].
+        user: a name or number in the sandbox. Each user has contexts of their own.
+        stdin: the standard input of this run.
+        on_stdout, on_stderr: called with each piece of output as it is printed.
+        on_result: called with each value when the code shows it.
 
-        Raises RunTimeoutError after timeout, NotStartedError, and the errors of the connection.
+        Callbacks are functions or coroutine functions. If one raises an exception, the run is interrupted, and run
+        raises the exception.
+
+        Raises RunTimeoutError after timeout, NotStartedError, and the errors of the connection. execution of an error
+        has what was printed before it.
         """
-        return Execution(run_result(await self._http.call(self._code_call(code, timeout))))
+        options = run_options(cwd, envs, user, stdin)
+        run = self._code_run(Execution, code, timeout, language, context, options, on_stdout, on_stderr, on_result)
+        return await self._http.run(run)
+
+    def forward(self, port: int, local_port: int = 0, host: str = "127.0.0.1") -> Forward:
+        """Make a TCP port of the sandbox a port of this machine.
+
+            async with sandbox.forward(8000) as forward:
+                print(f"http://127.0.0.1:{forward.local_port}")
+
+        The program in the sandbox listens on its loopback interface. Without async with, await forward(), and await
+        close() of the result.
+
+        local_port: 0 chooses a free port.
+        host: the address of this machine on which the port is opened. Everyone who can reach it can connect.
+        """
+        return Forward(self, port, local_port, host)
 
     @property
     def command(self) -> Command:
         """Runs programs in the sandbox."""
         return Command(self)
+
+    @property
+    def process(self) -> Processes:
+        """Starts and finds processes that go on when the call has ended."""
+        return Processes(self)
+
+    @property
+    def pty(self) -> Terminals:
+        """Starts and finds processes with a terminal."""
+        return Terminals(self)
+
+    @property
+    def files(self) -> Files:
+        """Reads, writes, watches, uploads and downloads files."""
+        return Files(self)
+
+    @property
+    def contexts(self) -> Contexts:
+        """Creates and removes contexts of run()."""
+        return Contexts(self)
 
     @property
     def metrics(self) -> Metrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 if sys.version_info >= (3, 11):
     _TimeoutError = TimeoutError
@@ -21,6 +22,7 @@ class MicrosandboxError(RuntimeError):
     status: the HTTP status; None if there was no response.
     request_id: identifies the request in the server's log; None if there was no response.
     retry_after: seconds that the server asks to wait; None if it did not say.
+    execution: what a run or a process printed before the error, in the class of its result; None if nothing ran.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class MicrosandboxError(RuntimeError):
         self.status = status
         self.request_id = request_id
         self.retry_after = retry_after
+        self.execution: Any = None
+        self._data: dict[str, Any] = {}  # the details of the server
 
     def __str__(self) -> str:
         return f"{self.message} (request id {self.request_id})" if self.request_id else self.message
@@ -74,11 +78,11 @@ class PermissionDeniedError(MicrosandboxError):
 
 
 class SandboxNotFoundError(MicrosandboxError):
-    """-32003: the sandbox does not exist."""
+    """-32003: the sandbox does not exist, or a process, file or context in it."""
 
 
 class ConflictError(MicrosandboxError):
-    """-32005: the sandbox runs with another configuration, or is in the wrong state."""
+    """-32005: the sandbox, a process or a file is in the wrong state; the message says which."""
 
 
 class ResourceExhaustedError(MicrosandboxError):
@@ -128,6 +132,49 @@ BY_CODE = {
 }
 
 
+# Errors of the program in the sandbox, which only raise_for_status raises.
+
+
+class CodeError(MicrosandboxError):
+    """The code raised an exception, or ended with an exit code other than 0.
+
+    name, value and traceback are those of the exception, and empty if there was none.
+    """
+
+    name = ""
+    value = ""
+    traceback = ""
+
+    @classmethod
+    def of(cls, execution: Any) -> CodeError:
+        """Return the error of an Execution."""
+        exception = execution.exception
+        what = f"{exception.name}: {exception.value}" if exception else f"the exit code is {execution.exit_code}"
+        error = cls(f"the code failed: {what}")
+        error.execution = execution
+        if exception:
+            error.name, error.value, error.traceback = exception.name, exception.value, exception.traceback
+        return error
+
+
+class CommandExitError(MicrosandboxError):
+    """A command or a process ended with an exit code other than 0. exit_code is None if a process has not ended."""
+
+    exit_code: int | None = None
+    stdout = ""
+    stderr = ""
+
+    @classmethod
+    def of(cls, execution: Any) -> CommandExitError:
+        """Return the error of a CommandExecution or a ProcessResult."""
+        code, stderr = execution.exit_code, execution.stderr
+        what = "the process has not ended" if code is None else f"the exit code is {code}"
+        last = stderr.rsplit("\n", 1)[-1]
+        error = cls(what + (f": {last}" if last else ""))
+        error.execution, error.exit_code, error.stdout, error.stderr = execution, code, execution.stdout, stderr
+        return error
+
+
 # Errors that this package detects itself.
 
 
@@ -148,7 +195,7 @@ class ConnectionLostError(MicrosandboxError, ConnectionError):
 
 
 class RequestTimeoutError(MicrosandboxError, _TimeoutError):
-    """No response arrived in time. The server interrupts the call."""
+    """No response arrived in time. The server interrupts the call. A process that was waited for goes on."""
 
 
 class UnexpectedAnswerError(MicrosandboxError):

@@ -22,13 +22,15 @@ def test_readme_has_examples() -> None:
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
-def test_example(text: str) -> None:
+def test_example(text: str, python_name: str) -> None:
     code = compile(text, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names: dict[str, Any] = {"PythonSandbox": PythonSandbox}
 
     async def with_sandbox() -> None:  # for an example that uses the sandbox of an earlier one
-        async with PythonSandbox.create() as names["sandbox"]:
-            await eval(code, names)
+        sandbox = names["sandbox"] = PythonSandbox(name=python_name)
+        await sandbox.start()
+        await eval(code, names)
+        await sandbox.close()
 
     if not code.co_flags & inspect.CO_COROUTINE:
         eval(code, names)

@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import logging
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Callable
+from urllib.parse import parse_qsl, urlsplit
+
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request as HandshakeRequest
+from websockets.server import ServerProtocol
 
 TEST_KEY = "msb_v2.public.canary-of-the-unit-tests"
 
 # Seconds after which a test gives up. No operation takes this long, even on a slow machine.
 LONG = 300.0
 
+SANDBOX = {"sandbox", "namespace"}
+PROCESS = {*SANDBOX, "pid"}
+RUN = {*SANDBOX, "timeout", "cwd", "envs", "user", "stdin", "encoding"}
+
 # The required and the known parameters of each of the server's methods.
 METHODS: dict[str, tuple[set[str], set[str]]] = {
     "sandbox.start": ({"sandbox"}, {"sandbox", "namespace", "config"}),
     "sandbox.stop": ({"sandbox"}, {"sandbox", "namespace"}),
-    "sandbox.repl.run": ({"sandbox", "language", "code"}, {"sandbox", "namespace", "language", "code", "timeout"}),
-    "sandbox.command.run": ({"sandbox", "command"}, {"sandbox", "namespace", "command", "args", "timeout"}),
+    "sandbox.repl.run": ({"sandbox", "code"}, {*RUN, "language", "context", "code", "results"}),
+    "sandbox.command.run": ({"sandbox", "command"}, {*RUN, "command", "args"}),
+    "sandbox.process.start": ({"sandbox", "command"}, {*RUN, "command", "args", "tag", "open_stdin", "terminal"}),
+    "sandbox.process.connect": ({"sandbox", "pid", "replay", "encoding"}, {*PROCESS, "replay", "encoding"}),
+    "sandbox.process.logs": ({"sandbox", "pid", "encoding"}, {*PROCESS, "encoding"}),
+    "sandbox.process.get": ({"sandbox"}, {*PROCESS, "tag"}),
+    "sandbox.process.list": ({"sandbox"}, SANDBOX),
+    "sandbox.process.signal": ({"sandbox", "pid", "signal"}, {*PROCESS, "signal", "all"}),
+    "sandbox.process.input": ({"sandbox", "pid"}, {*PROCESS, "data", "encoding", "close"}),
+    "sandbox.process.resize": ({"sandbox", "pid", "cols", "rows"}, {*PROCESS, "cols", "rows"}),
+    "sandbox.fs.list": ({"sandbox", "path"}, {*SANDBOX, "path", "depth"}),
+    "sandbox.fs.stat": ({"sandbox", "path"}, {*SANDBOX, "path"}),
+    "sandbox.fs.exists": ({"sandbox", "path"}, {*SANDBOX, "path"}),
+    "sandbox.fs.mkdir": ({"sandbox", "path"}, {*SANDBOX, "path", "mode", "user"}),
+    "sandbox.fs.move": ({"sandbox", "from", "to"}, {*SANDBOX, "from", "to"}),
+    "sandbox.fs.remove": ({"sandbox", "path"}, {*SANDBOX, "path", "recursive"}),
+    "sandbox.fs.watch": ({"sandbox", "path"}, {*SANDBOX, "path", "recursive"}),
+    "sandbox.context.create": ({"sandbox", "language"}, {*SANDBOX, "language", "context", "cwd", "user"}),
+    "sandbox.context.list": ({"sandbox"}, SANDBOX),
+    "sandbox.context.restart": ({"sandbox", "context"}, {*SANDBOX, "context"}),
+    "sandbox.context.remove": ({"sandbox", "context"}, {*SANDBOX, "context"}),
     "sandbox.list": (set(), {"namespace", "after", "limit"}),
     "sandbox.get": ({"sandbox"}, {"sandbox", "namespace"}),
     "sandbox.metrics.get": (set(), {"sandbox", "namespace"}),
@@ -37,6 +68,33 @@ INFO: dict[str, Any] = {
     "created_at": "2026-01-02T03:04:05Z",
 }
 
+PROCESS_INFO: dict[str, Any] = {
+    "pid": 42,
+    "command": "sh",
+    "args": [],
+    "cwd": "/root",
+    "user": "root",
+    "tag": "worker",
+    "terminal": False,
+    "started_at": "2026-01-02T03:04:05Z",
+    "running": True,
+    "output_bytes": 6,
+}
+
+FILE_INFO: dict[str, Any] = {
+    "path": "/tmp/a",
+    "type": "file",
+    "size": 6,
+    "mode": "0640",
+    "uid": 0,
+    "gid": 0,
+    "user": "root",
+    "group": "root",
+    "modified_at": "2026-01-02T03:04:05Z",
+}
+
+CONTEXT: dict[str, Any] = {"context": "report", "language": "python", "cwd": "/tmp", "count": 0, "busy": False}
+
 RESULTS: dict[str, Any] = {
     "sandbox.start": "Sandbox my-env started successfully",
     "sandbox.stop": "Sandbox my-env stopped successfully",
@@ -48,6 +106,23 @@ RESULTS: dict[str, Any] = {
         "success": False,
         "output": [{"stream": "stdout", "text": "hello"}, {"stream": "stderr", "text": "no"}],
     },
+    "sandbox.process.start": {"pid": 42, "tag": "worker"},
+    "sandbox.process.logs": {"output": [{"stream": "stdout", "base64": "w6k="}], "skipped_bytes": 3, "running": True},
+    "sandbox.process.get": PROCESS_INFO,
+    "sandbox.process.list": {"processes": [PROCESS_INFO]},
+    "sandbox.process.signal": {},
+    "sandbox.process.input": {},
+    "sandbox.process.resize": {},
+    "sandbox.fs.list": {"entries": [FILE_INFO]},
+    "sandbox.fs.stat": FILE_INFO,
+    "sandbox.fs.exists": {"exists": True},
+    "sandbox.fs.mkdir": {**FILE_INFO, "type": "directory", "created": True},
+    "sandbox.fs.move": FILE_INFO,
+    "sandbox.fs.remove": {},
+    "sandbox.context.create": CONTEXT,
+    "sandbox.context.list": {"contexts": [CONTEXT]},
+    "sandbox.context.restart": CONTEXT,
+    "sandbox.context.remove": {},
     "sandbox.list": {"sandboxes": [INFO]},
     "sandbox.get": INFO,
     "sandbox.metrics.get": {
@@ -97,6 +172,31 @@ class Request:
 Answer = Callable[["Handler"], None]
 
 
+@dataclass
+class Events:
+    """A stream of events, each with a name and data. It ends after the last one."""
+
+    events: list[tuple[str, Any]]
+
+    def __call__(self, handler: Handler) -> None:
+        """Send the events byte by byte, as a slow network may deliver them."""
+        text = ": keep-alive\n\n" + "".join(
+            f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in self.events
+        )
+        handler.begin("text/event-stream")
+        for byte in text.encode():
+            handler.chunk(bytes([byte]))
+        handler.chunk(b"")
+
+
+def printed(stream: str, text: str) -> tuple[str, Any]:
+    return ("output", {"stream": stream, "text": text})
+
+
+def printed_bytes(stream: str, data: bytes) -> tuple[str, Any]:
+    return ("output", {"stream": stream, "base64": base64.b64encode(data).decode()})
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # send headers and body together; otherwise each response takes 40 ms
@@ -110,6 +210,98 @@ class Handler(BaseHTTPRequestHandler):
             replies = self.server.replies.get(request.method) or [ok(RESULTS[request.method])]
             reply = replies.pop(0) if len(replies) > 1 else replies[0]
         self.check(request, body)
+        self.answer(reply)
+
+    def do_GET(self) -> None:
+        """Serve a file or an archive of server.files, or a WebSocket that echoes."""
+        if self.headers.get("Upgrade") == "websocket":
+            self.echo()
+            return
+        path = self.file_request()
+        reply = self.server.files.get(path)
+        if callable(reply):
+            reply(self)
+        elif reply is None:
+            self.reply(error_reply(404, -32003))
+        else:
+            self.begin("application/octet-stream", str(len(reply)))
+            self.wfile.write(reply)
+
+    def do_PUT(self) -> None:
+        """Store a file or an archive in server.files, unless there is an error for the path."""
+        path = self.file_request()
+        reply = self.server.files.get(path)
+        if callable(reply):
+            reply(self)
+            return
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        self.server.files[path] = content
+        self.reply(Reply(201, json.dumps({**FILE_INFO, "path": path})))
+
+    def file_request(self) -> str:
+        """Note a request for a file. Return the path of the file."""
+        address = urlsplit(self.path)
+        params = dict(parse_qsl(address.query, errors="surrogateescape", strict_parsing=True))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        with self.server.lock:
+            self.server.requests.append(Request(address.path, headers, self.command, params))
+        if address.path != "/api/v1/sandboxes/my-env/files" or "path" not in params:
+            self.server.violations.append({"path": self.path})
+        return params["path"]
+
+    def begin(self, kind: str, length: str | None = None) -> None:
+        """Send the headers of a response whose body follows in chunks, or has a length."""
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header(*("Transfer-Encoding", "chunked") if length is None else ("Content-Length", length))
+        self.send_header("X-Request-Id", "REQUEST-ID")
+        self.end_headers()
+
+    def chunk(self, data: bytes) -> None:
+        """Send a chunk; an empty one ends the body."""
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+
+    def echo(self) -> None:
+        """Serve a WebSocket that returns each message, and closes after the message quit or fail."""
+        with self.server.lock:
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.server.requests.append(Request(self.path, headers, "WebSocket", {}))
+        reply = self.server.files.get(self.path)
+        if callable(reply):
+            reply(self)
+            return
+        protocol = ServerProtocol(logger=logging.Logger("stub", logging.CRITICAL))  # its log has headers
+        protocol.receive_data(
+            f"{self.requestline}\r\n{self.headers}".replace("\n", "\r\n").replace("\r\r", "\r").encode()
+        )
+        for request in protocol.events_received():
+            assert isinstance(request, HandshakeRequest)
+            protocol.send_response(protocol.accept(request))
+        while True:
+            for data in protocol.data_to_send():
+                self.connection.sendall(data) if data else self.connection.shutdown(socket.SHUT_WR)
+            received = self.connection.recv(65536)
+            if not received:
+                break
+            protocol.receive_data(received)
+            for frame in protocol.events_received():
+                if isinstance(frame, Frame) and frame.opcode is Opcode.BINARY:
+                    protocol.send_binary(frame.data)
+                    if frame.data == b"quit":
+                        protocol.send_close(1000)
+                    elif frame.data == b"fail":
+                        protocol.send_text(b'{"error":{"code":-32010,"message":"it failed"}}')
+                        protocol.send_close(1011)
+        self.close_connection = True
+        self.server.ended.set()
+
+    def answer(self, reply: Reply | Answer) -> None:
         if callable(reply):
             reply(self)
         else:
@@ -156,6 +348,8 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.requests: list[Request] = []
         self.replies: dict[str, list[Reply | Answer]] = {}
+        # What is stored at a path, or what answers a request for it.
+        self.files: dict[str, bytes | Answer] = {}
         self.violations: list[dict[str, Any]] = []
         self.began = threading.Event()  # a request arrived that is not answered yet
         self.ended = threading.Event()  # the client of that request closed the connection

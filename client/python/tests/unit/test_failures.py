@@ -34,11 +34,42 @@ from .stub import LONG, RESULTS, Reply, Server, error_reply, ok
 
 pytestmark = pytest.mark.anyio
 
-REPEATABLE = {"sandbox.start", "sandbox.list", "sandbox.get", "sandbox.metrics.get"}
+REPEATABLE = {
+    "sandbox.start",
+    "sandbox.list",
+    "sandbox.get",
+    "sandbox.metrics.get",
+    "sandbox.process.logs",
+    "sandbox.process.get",
+    "sandbox.process.list",
+    "sandbox.process.resize",
+    "sandbox.fs.list",
+    "sandbox.fs.stat",
+    "sandbox.fs.exists",
+    "sandbox.context.list",
+}
 
 
 def calls(api: Any, sandbox: Any) -> dict[str, Any]:
+    process, pty = api.Process(sandbox, 42, None), api.Pty(sandbox, 42, None)
     return {
+        "sandbox.process.start": lambda: sandbox.process.start("true"),
+        "sandbox.process.logs": process.logs,
+        "sandbox.process.get": process.info,
+        "sandbox.process.list": sandbox.process.list,
+        "sandbox.process.signal": process.kill,
+        "sandbox.process.input": process.close_stdin,
+        "sandbox.process.resize": lambda: pty.resize(80, 24),
+        "sandbox.fs.list": lambda: sandbox.files.list("/"),
+        "sandbox.fs.stat": lambda: sandbox.files.stat("/"),
+        "sandbox.fs.exists": lambda: sandbox.files.exists("/"),
+        "sandbox.fs.mkdir": lambda: sandbox.files.mkdir("/a"),
+        "sandbox.fs.move": lambda: sandbox.files.move("/a", "/b"),
+        "sandbox.fs.remove": lambda: sandbox.files.remove("/a"),
+        "sandbox.context.create": sandbox.contexts.create,
+        "sandbox.context.list": sandbox.contexts.list,
+        "sandbox.context.restart": lambda: sandbox.contexts.restart("a"),
+        "sandbox.context.remove": lambda: sandbox.contexts.remove("a"),
         "sandbox.start": sandbox.start,
         "sandbox.repl.run": lambda: sandbox.run("1"),
         "sandbox.command.run": lambda: sandbox.command.run("true"),
@@ -140,7 +171,7 @@ async def test_call_while_another_error_is_handled(api: Any, server: Server) -> 
 async def test_server_that_starts_during_the_retries(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any call that could not be sent is retried, even a run."""
     sandbox = await done(api.PythonSandbox.create())
-    send = sandbox._http._post
+    send = sandbox._http._send
     refused = [ServerUnreachableError("no"), ServerUnreachableError("no")]
 
     def post(*call: Any) -> Any:
@@ -151,7 +182,7 @@ async def test_server_that_starts_during_the_retries(api: Any, monkeypatch: pyte
     async def apost(*call: Any) -> Any:
         return await post(*call)
 
-    monkeypatch.setattr(sandbox._http, "_post", apost if hasattr(sandbox, "__aenter__") else post)
+    monkeypatch.setattr(sandbox._http, "_send", apost if hasattr(sandbox, "__aenter__") else post)
     assert (await done(sandbox.run("1"))).stdout == "42"
     await done(sandbox.stop())
 
@@ -234,7 +265,7 @@ async def test_one_limit_for_all_attempts(api: Any, server: Server, clock: Any) 
 
 
 def test_one_limit_for_all_steps(clock: Any) -> None:
-    timeouts = Timeouts(Deadline(60))
+    timeouts = Timeouts(Deadline(60), Call("sandbox.repl.run", {}, 60))
     assert (timeouts.get("connect"), timeouts.get("write"), timeouts.get("read")) == (10, 60, 60)
     clock.now += 55
     assert (timeouts.get("connect"), timeouts.get("write"), timeouts.get("read")) == (5, 5, 5)
@@ -244,7 +275,7 @@ def test_one_limit_for_all_steps(clock: Any) -> None:
     assert timeouts.get("pool") is None
     with pytest.raises(httpx.ReadTimeout):
         timeouts.check()
-    unlimited = Timeouts(Deadline(None))
+    unlimited = Timeouts(Deadline(None), Call("sandbox.repl.run", {}, None))
     assert (unlimited.get("connect"), unlimited.get("write"), unlimited.get("read")) == (10, None, None)
     unlimited.check()
 
@@ -280,17 +311,14 @@ async def test_short_and_long_timeouts(api: Any, server: Server, timeout: Any) -
 def test_limits() -> None:
     core = SandboxCore.__new__(PythonSandbox)
     core._name, core._namespace, core._is_started = "a", None, True
-    assert core._code_call("1", None).limit is None
-    assert core._code_call("1", 0).limit is None
-    assert core._code_call("1", 1.5).limit == 121.5
-    assert core._command_call("true", None, 10).limit == 130
-    assert core._code_call("1", math.inf).limit is None
+    for given, limit in ((None, None), (0, None), (1.5, 121.5), (math.inf, None)):
+        assert core._run_call("sandbox.repl.run", {}, given, {}).limit == limit
     for given, limit in ((7, 7), (None, 180), (0, None), (math.inf, None)):
         assert core._start_call("i", None, None, None, None, None, given).limit == limit
     assert core._stop_call().limit == 120
     assert core._metrics_call().limit == 30
     # A run without a timeout sends none.
-    assert core._code_call("1", None).params == {"sandbox": "a", "language": "python", "code": "1"}
+    assert core._run_call("sandbox.repl.run", {"code": "1"}, None, {}).params == {"sandbox": "a", "code": "1"}
 
 
 async def test_cancel(server: Server) -> None:

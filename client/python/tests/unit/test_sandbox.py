@@ -33,6 +33,8 @@ from .stub import INFO, LONG, TEST_KEY, Server, error_reply, ok
 
 pytestmark = pytest.mark.anyio
 
+RESULTS_WANTED = {"results": True}
+
 
 async def test_all_methods(api: Any, server: Server) -> None:
     async with entered(api.PythonSandbox.create(name="my-env")) as sandbox:
@@ -58,7 +60,7 @@ async def test_all_methods(api: Any, server: Server) -> None:
     which = {"sandbox": "my-env"}
     assert server.sent() == [
         ("sandbox.start", {**which, "config": {"image": "microsandbox/python"}}),
-        ("sandbox.repl.run", {**which, "language": "python", "code": "x = 6 * 7\nx"}),
+        ("sandbox.repl.run", {**which, "language": "python", "code": "x = 6 * 7\nx", **RESULTS_WANTED}),
         (
             "sandbox.command.run",
             {**which, "command": "sh", "args": ["-c", "echo hello; echo no >&2; exit 3"], "timeout": 5},
@@ -168,7 +170,10 @@ async def test_start_options(api: Any, server: Server) -> None:
         ("sandbox.start", params),
         ("sandbox.stop", {"sandbox": "my-env", "namespace": "team-alpha"}),
         ("sandbox.start", params),
-        ("sandbox.repl.run", {"sandbox": "my-env", "namespace": "team-alpha", "language": "nodejs", "code": "1"}),
+        (
+            "sandbox.repl.run",
+            {"sandbox": "my-env", "namespace": "team-alpha", "language": "nodejs", "code": "1", **RESULTS_WANTED},
+        ),
         ("sandbox.stop", {"sandbox": "my-env", "namespace": "team-alpha"}),
         (
             "sandbox.start",
