@@ -1,3 +1,5 @@
+import type { CommandExecution, Execution, ExceptionData } from "./execution.js";
+
 /** The properties of an error besides its message. Unknown ones are absent. */
 export interface ErrorDetails {
   /** The JSON-RPC error code of the server. */
@@ -10,7 +12,14 @@ export interface ErrorDetails {
   retryAfter?: number;
   /** The error of the platform that caused this one. */
   cause?: unknown;
+  /** The details of the server's error. */
+  data?: Readonly<Record<string, unknown>>;
+  /** What a run had done before the error. */
+  execution?: AnyExecution;
 }
+
+/** What a run or a command did. */
+export type AnyExecution = Execution | CommandExecution;
 
 /**
  * The base of all errors of this package. No error holds the API key.
@@ -26,10 +35,20 @@ export class MicrosandboxError extends Error {
   declare readonly requestId?: string;
   /** Seconds that the server asks to wait; absent if it did not say. */
   declare readonly retryAfter?: number;
+  /** The details of the server's error, such as timed_out; absent if there are none. It is not enumerable. */
+  declare readonly data?: Readonly<Record<string, unknown>>;
+  /**
+   * What the run or the command had printed and shown before the error; absent if that is not known. It
+   * is not enumerable, so that logs of errors do not contain the output.
+   */
+  declare readonly execution?: AnyExecution;
 
-  constructor(message: string, { cause, ...details }: ErrorDetails = {}) {
+  constructor(message: string, { cause, data, execution, ...details }: ErrorDetails = {}) {
     super(message, cause === undefined ? undefined : { cause });
     Object.assign(this, details);
+    for (const [name, value] of Object.entries({ data, execution })) {
+      if (value !== undefined) Object.defineProperty(this, name, { value, configurable: true, writable: true });
+    }
   }
 }
 
@@ -50,13 +69,16 @@ export class InvalidParamsError extends MicrosandboxError {}
 /** -32002: the key is missing, malformed, expired, revoked or unknown. */
 export class AuthenticationError extends MicrosandboxError {}
 
-/** -32003: the sandbox does not exist. */
+/** -32003: the sandbox does not exist, or it has no such process, file or context. */
 export class SandboxNotFoundError extends MicrosandboxError {}
 
 /** -32004: the key is valid, but limited to other namespaces or other methods. */
 export class PermissionDeniedError extends MicrosandboxError {}
 
-/** -32005: the sandbox runs with another configuration, or is in the wrong state. */
+/**
+ * -32005: the sandbox runs with another configuration, or is in the wrong state. Also: a process has ended, or a file
+ * has the wrong type.
+ */
 export class ConflictError extends MicrosandboxError {}
 
 /** -32006: a quota or a rate limit was exceeded, and retryAfter says when to retry; or a run printed too much. */
@@ -99,6 +121,41 @@ export class RequestTimeoutError extends MicrosandboxError {}
 
 /** The response is not from msbd, but possibly from a proxy in front of it. */
 export class UnexpectedAnswerError extends MicrosandboxError {}
+
+// Errors of raiseForStatus().
+
+/** The code threw an exception, or ended with an exit code other than 0. */
+export class CodeError extends MicrosandboxError {
+  declare readonly execution: Execution;
+  /** The exception; undefined if the code ended without one, as in Bash. */
+  readonly exception: ExceptionData | undefined;
+
+  constructor(message: string, execution: Execution) {
+    super(message, { execution });
+    this.exception = execution.exception;
+  }
+}
+
+/** The exit code of a command is not 0. */
+export class CommandExitError extends MicrosandboxError {
+  declare readonly execution: CommandExecution;
+  readonly exitCode: number;
+
+  constructor(message: string, execution: CommandExecution) {
+    super(message, { execution });
+    this.exitCode = execution.exitCode;
+  }
+
+  /** The standard output, without trailing white space. */
+  get stdout(): string {
+    return this.execution.stdout;
+  }
+
+  /** The standard error, without trailing white space. */
+  get stderr(): string {
+    return this.execution.stderr;
+  }
+}
 
 /** The class of each error code of the server. */
 export const errorsByCode: ReadonlyMap<number, typeof MicrosandboxError> = new Map([
@@ -143,6 +200,8 @@ const names = {
   ConnectionLostError,
   RequestTimeoutError,
   UnexpectedAnswerError,
+  CodeError,
+  CommandExitError,
 };
 for (const [name, kind] of Object.entries(names)) {
   Object.defineProperty(kind.prototype, "name", { value: name, configurable: true, writable: true });

@@ -9,8 +9,12 @@
  */
 
 export { Command } from "./command.js";
+export { type Context, type ContextOptions, Contexts } from "./contexts.js";
 export {
+  type AnyExecution,
   AuthenticationError,
+  CodeError,
+  CommandExitError,
   CommandNotExecutableError,
   CommandNotFoundError,
   ConfigError,
@@ -34,17 +38,24 @@ export {
   UnavailableError,
   UnexpectedAnswerError,
 } from "./errors.js";
-export { CommandExecution, Execution, type OutputData, type OutputLine } from "./execution.js";
+export { CommandExecution, type ExceptionData, Execution, type OutputData } from "./execution.js";
 export { type ListOptions, listSandboxes, type SandboxInfo, type SandboxState } from "./list.js";
 export { Metrics, type SandboxMetrics } from "./metrics.js";
 export { NodeSandbox } from "./node-sandbox.js";
 export {
   type CallOptions,
+  type CodeOptions,
+  type CommandOptions,
+  type Envs,
+  type OutputCallback,
+  type ProgramOptions,
   type RunOptions,
   SandboxOptions,
   type SandboxOptionsBuilder,
   type ServerOptions,
   type StartOptions,
 } from "./options.js";
+export type { OutputLine, OutputPiece, PieceData } from "./output.js";
 export { PythonSandbox } from "./python-sandbox.js";
+export { Result, type ResultData } from "./result.js";
 export { BaseSandbox } from "./sandbox.js";

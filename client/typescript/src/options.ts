@@ -1,4 +1,6 @@
 import type { Agent } from "node:http";
+import type { Context } from "./contexts.js";
+import type { Result } from "./result.js";
 
 /** Options of every call. */
 export interface CallOptions {
@@ -8,10 +10,51 @@ export interface CallOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Environment variables: an object, or ["NAME=value"]. */
+export type Envs = Readonly<Record<string, string>> | readonly string[];
+
+/** Options of everything that runs in a sandbox. */
+export interface ProgramOptions extends CallOptions {
+  /** The working directory; a relative path begins at the workdir of the sandbox. */
+  cwd?: string | undefined;
+  /** Environment variables, in addition to those of the sandbox. */
+  envs?: Envs | undefined;
+  /** A name or number in the sandbox, optionally with : and a group; the default is the user of the image. */
+  user?: string | undefined;
+}
+
+/**
+ * A function that is called with each piece of output. The run waits until it returns, or until its promise is
+ * resolved. If it throws an error, the run ends, and throws that error.
+ */
+export type OutputCallback = (text: string) => unknown;
+
 /** Options of a run of code or of a program. */
-export interface RunOptions extends CallOptions {
+export interface RunOptions extends ProgramOptions {
   /** Seconds after which the run is interrupted; 0 or undefined means the server's maximum. */
   timeout?: number | undefined;
+  /** The standard input. Without it, there is none. */
+  stdin?: string | Uint8Array | undefined;
+  /** Is called with each piece of standard output as it is printed. A piece need not be a line. */
+  onStdout?: OutputCallback | undefined;
+  /** Is called with each piece of standard error as it is printed. */
+  onStderr?: OutputCallback | undefined;
+}
+
+/** Options of a run of code. */
+export interface CodeOptions extends RunOptions {
+  /** The language: python, node or bash; the default is the language of the sandbox. */
+  language?: string | undefined;
+  /** The context to run in, or its name; the default is the context of the language. */
+  context?: Context | string | undefined;
+  /** Is called with each value as the code shows it. */
+  onResult?: ((result: Result) => unknown) | undefined;
+}
+
+/** Options of a run of a program. */
+export interface CommandOptions extends RunOptions {
+  /** Sets stdoutBytes and stderrBytes of the result, for output that is not text. */
+  binary?: boolean | undefined;
 }
 
 /** The configuration of a sandbox. The server's defaults apply to options that are not given. */
@@ -23,7 +66,7 @@ export interface StartOptions extends CallOptions {
   /** Virtual processors; rounded to the nearest integer. */
   cpus?: number | undefined;
   /** Environment variables for everything that runs in the sandbox: an object, or ["NAME=value"]. */
-  envs?: Readonly<Record<string, string>> | readonly string[] | undefined;
+  envs?: Envs | undefined;
   /** Working directory of runs, an absolute path. */
   workdir?: string | undefined;
 
@@ -105,7 +148,7 @@ export class SandboxOptionsBuilder {
     return this.#set({ cpus });
   }
 
-  envs(envs: Readonly<Record<string, string>> | readonly string[]): this {
+  envs(envs: Envs): this {
     return this.#set({ envs });
   }
 

@@ -1,5 +1,5 @@
-import { Execution } from "./execution.js";
-import type { RunOptions, SandboxOptions } from "./options.js";
+import type { Execution } from "./execution.js";
+import type { CodeOptions, SandboxOptions } from "./options.js";
 import { BaseSandbox } from "./sandbox.js";
 
 /** A sandbox that runs Python. */
@@ -20,7 +20,12 @@ export class PythonSandbox extends BaseSandbox {
     return "microsandbox/python";
   }
 
-  async run(code: string, options?: RunOptions): Promise<Execution> {
-    return new Execution(await this._run("sandbox.repl.run", { language: "python", code }, options));
+  async run(code: string, options?: CodeOptions): Promise<Execution> {
+    return this._runCode(this._language, code, options);
+  }
+
+  /** @internal */
+  override get _language(): string {
+    return "python";
   }
 }

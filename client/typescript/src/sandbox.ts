@@ -1,26 +1,39 @@
 /// <reference lib="esnext.disposable" preserve="true" />
+import "./dispose.js";
 import { randomUUID } from "node:crypto";
 import { type InspectOptions, inspect } from "node:util";
-import { assignments, checkNotEmpty, checkOptions, unexpectedFormat } from "./check.js";
+import {
+  assignments,
+  checkCallbacks,
+  checkNotEmpty,
+  checkOptionalStrings,
+  checkOptions,
+  checkString,
+  encoded,
+  programParams,
+  seconds,
+  unexpectedFormat,
+} from "./check.js";
 import { Command } from "./command.js";
 import { loadConfig } from "./config.js";
-import { InvalidParamsError, NotStartedError, SandboxNotFoundError } from "./errors.js";
-import type { Execution, OutputData } from "./execution.js";
+import { Contexts, contextName } from "./contexts.js";
+import { type AnyExecution, MicrosandboxError, NotStartedError, SandboxNotFoundError } from "./errors.js";
+import { type ExceptionData, Execution, type OutputData } from "./execution.js";
 import { queryLimit, type SandboxInfo } from "./list.js";
 import { Metrics, type SandboxMetrics } from "./metrics.js";
-import type { CallOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
-import { Server } from "./server.js";
-
-// Node.js before 20.5 does not have Symbol.asyncDispose; compiled `await using` blocks then use this one.
-if (!Symbol.asyncDispose) {
-  Object.defineProperty(Symbol, "asyncDispose", { value: Symbol("Symbol.asyncDispose") });
-}
+import type { CallOptions, CodeOptions, CommandOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
+import { OutputCollector } from "./output.js";
+import { Result, type ResultData } from "./result.js";
+import { type Call, Server, type ServerEvent } from "./server.js";
 
 // Seconds to wait for a response. The server's own limits are shorter.
 const startLimit = 180;
 const stopLimit = 120;
 /** Seconds that a run may take beyond its time limit: waiting while other runs finish, and the network. */
 const runGrace = 120;
+
+/** Options of a call of a method of a sandbox. */
+type SandboxCall = Omit<Call, "method" | "params">;
 
 /**
  * A sandbox on an msbd server. Use PythonSandbox or NodeSandbox.
@@ -68,14 +81,15 @@ export abstract class BaseSandbox implements AsyncDisposable {
   abstract getDefaultImage(): Promise<string>;
 
   /**
-   * Runs code. Variables and definitions are kept for the next run. Runs of a sandbox are executed one by one.
+   * Runs code. Variables and definitions are kept for the next run. Runs in one context are executed one by one.
    *
-   * If the code throws an exception, the status of the result is error, and the traceback is in stderr.
+   * If the code throws an exception, the status of the result is error, and the traceback is in stderr. Use
+   * raiseForStatus() to throw it as a CodeError.
    *
    * @throws RunTimeoutError after the timeout, NotStartedError, the errors of the connection, and the signal's
-   *   reason
+   *   reason. The error's execution has what the code had printed and shown before.
    */
-  abstract run(code: string, options?: RunOptions): Promise<Execution>;
+  abstract run(code: string, options?: CodeOptions): Promise<Execution>;
 
   /**
    * Starts the sandbox, and returns when it is ready. If this object has already started it, it does nothing.
@@ -176,6 +190,11 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return new Command(this);
   }
 
+  /** The sessions of interpreters in which code runs. */
+  get contexts(): Contexts {
+    return new Contexts(this, this._language);
+  }
+
   /** Returns the resource usage of the sandbox. */
   get metrics(): Metrics {
     return new Metrics(this);
@@ -211,36 +230,116 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return { name: this.name, namespace: this.namespace, serverUrl: this.serverUrl, isStarted: this.isStarted };
   }
 
+  /** @internal The language of the sandbox; undefined in a subclass of BaseSandbox that has none. */
+  get _language(): string | undefined {
+    return undefined;
+  }
+
   /** @internal */
   [inspect.custom](_depth: number, options: InspectOptions): string {
     return `${this.constructor.name} ${inspect(this.toJSON(), options)}`;
   }
 
-  /** @internal Makes a run and returns its result. Without a timeout, it may take as long as the server allows. */
-  async _run(method: string, params: Record<string, unknown>, options?: RunOptions): Promise<OutputData> {
-    this.#requireStart();
-    const { timeout: given, signal } = checkOptions(options);
-    const timeout = seconds(given);
-    const result = (await this.#server.call({
+  /** @internal Runs code. language is the language of the sandbox. */
+  async _runCode(language: string, code: string, options?: CodeOptions): Promise<Execution> {
+    checkString("code", code);
+    const { context, language: given } = checkOptions(options);
+    checkOptionalStrings({ language: given });
+    const params = {
+      code,
+      results: true,
+      // The server knows the language of a context.
+      language: given ?? (context == null ? language : undefined),
+      context: context == null ? undefined : contextName(context),
+    };
+    const toExecution = (data: OutputData, streamed?: OutputCollector) => new Execution(data, streamed?.lines);
+    return this._run("sandbox.repl.run", params, options, toExecution);
+  }
+
+  /**
+   * @internal Makes a run, as a stream if there are callbacks. Without a timeout, it may take as long as the server
+   * allows. toExecution is called with the server's result, and with the output if it was streamed.
+   */
+  async _run<T extends AnyExecution>(
+    method: string,
+    params: Record<string, unknown>,
+    given: (RunOptions & Pick<CodeOptions, "onResult"> & Pick<CommandOptions, "binary">) | undefined,
+    toExecution: (data: OutputData, streamed?: OutputCollector) => T,
+  ): Promise<T> {
+    const options = checkOptions(given);
+    const { signal, stdin, onStdout, onStderr, onResult, binary } = options;
+    checkCallbacks({ onStdout, onStderr, onResult });
+    const timeout = seconds(options.timeout);
+    const input = encoded("stdin", binary && typeof stdin === "string" ? Buffer.from(stdin) : stdin);
+    // The encoding is that of the input and of the output.
+    if (binary) input.encoding = "base64";
+    const call: Call = {
       method,
-      params: { ...this.#sandboxParams(), ...params, timeout },
+      params: { ...this.#sandboxParams(), ...params, ...programParams(options), timeout, ...input },
       limit: timeout && timeout + runGrace,
       signal,
-    })) as OutputData | null;
-    if (!Array.isArray(result?.output)) throw unexpectedFormat("the result of the run has");
-    return result;
+    };
+    this.#requireStart();
+    /** What is known of a run that failed. */
+    const failed: OutputData = { ...(params as { command?: string; args?: string[] }), results: [], status: "error" };
+    if (!onStdout && !onStderr && !onResult) {
+      const result = (await this.#server.call(call).catch((error: unknown) => {
+        const data = (error as MicrosandboxError).data;
+        if (Array.isArray(data?.output)) addExecution(error, toExecution({ ...failed, ...data }));
+        throw error;
+      })) as OutputData | null;
+      if (!Array.isArray(result?.output)) throw unexpectedFormat("the result of the run has");
+      return toExecution(result);
+    }
+    const streamed = new OutputCollector();
+    const results: ResultData[] = [];
+    let exception: ExceptionData | undefined;
+    let isStarted = false;
+    try {
+      for await (const { name, data } of this.#server.events(call)) {
+        isStarted = true;
+        if (name === "output") {
+          const { stream, text } = streamed.add(data);
+          await (stream === "stdout" ? onStdout : onStderr)?.(text);
+        } else if (name === "display") {
+          const result = new Result(data);
+          results.push(data);
+          streamed.addLines("stdout", result.text ?? "");
+          await onResult?.(result);
+        } else if (name === "exception") {
+          exception = data as unknown as ExceptionData;
+          streamed.addLines("stderr", exception.traceback);
+        } else if (name === "result") {
+          return toExecution(withException({ ...data, results }, exception), streamed);
+        }
+      }
+    } catch (error) {
+      if (isStarted || (error as MicrosandboxError).data?.output) {
+        addExecution(error, toExecution(withException({ ...failed, results }, exception), streamed));
+      }
+      throw error;
+    }
+    throw unexpectedFormat("the stream of the run has");
+  }
+
+  /** @internal Calls a method of the sandbox. */
+  async _call(method: string, params: Record<string, unknown>, options: SandboxCall = {}): Promise<unknown> {
+    this.#requireStart();
+    const { limit = queryLimit, ...rest } = options;
+    return this.#server.call({ method, params: { ...this.#sandboxParams(), ...params }, limit, ...rest });
+  }
+
+  /** @internal Calls a method of the sandbox that responds with events. */
+  _events(method: string, params: Record<string, unknown>, options: SandboxCall = {}): AsyncGenerator<ServerEvent> {
+    this.#requireStart();
+    return this.#server.events({ method, params: { ...this.#sandboxParams(), ...params }, ...options });
   }
 
   /** @internal */
   async _metrics({ signal }: CallOptions): Promise<SandboxMetrics> {
-    this.#requireStart();
-    const result = (await this.#server.call({
-      method: "sandbox.metrics.get",
-      params: this.#sandboxParams(),
-      limit: queryLimit,
-      idempotent: true,
-      signal,
-    })) as { sandboxes?: SandboxMetrics[] } | null;
+    const result = (await this._call("sandbox.metrics.get", {}, { idempotent: true, signal })) as {
+      sandboxes?: SandboxMetrics[];
+    } | null;
     if (!Array.isArray(result?.sandboxes)) throw unexpectedFormat("the metrics have");
     const [metrics] = result.sandboxes;
     if (!metrics) throw new SandboxNotFoundError(`sandbox ${this.#name} does not exist`);
@@ -256,13 +355,15 @@ export abstract class BaseSandbox implements AsyncDisposable {
   }
 }
 
-/** Checks a time limit in seconds. Infinity becomes undefined, because JSON has no infinity. */
-function seconds(timeout: number | undefined): number | undefined {
-  if (timeout == null || timeout === Infinity) return undefined;
-  if (typeof timeout !== "number" || !(timeout >= 0)) {
-    throw new InvalidParamsError(`timeout ${timeout}: give a number of seconds, or leave it out`);
+/** Sets the execution of an error of this package. */
+function addExecution(error: unknown, execution: AnyExecution): void {
+  if (error instanceof MicrosandboxError) {
+    Object.defineProperty(error, "execution", { value: execution, configurable: true, writable: true });
   }
-  return timeout;
+}
+
+function withException(data: OutputData, exception: ExceptionData | undefined): OutputData {
+  return exception ? { ...data, error: exception } : data;
 }
 
 /** Returns the members that are neither undefined nor null. */

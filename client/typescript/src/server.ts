@@ -1,12 +1,14 @@
 import * as http from "node:http";
 import * as https from "node:https";
 import type { Socket } from "node:net";
+import { pipeline } from "node:stream/promises";
 import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
+import { unexpectedFormat } from "./check.js";
 import type { Config } from "./config.js";
 import * as errors from "./errors.js";
 import { version } from "./version.js";
 
-const path = "/api/v1/rpc";
+const path = "/rpc";
 
 /**
  * The maximum number of attempts of a call that did not begin or is safe to repeat, and the pauses between the attempts
@@ -27,16 +29,52 @@ const longestTimer = 2 ** 31 - 1;
 /** Maximum size of a response in bytes: more than the output limit of a run with every byte escaped in JSON. */
 const maxResponse = 256 << 20;
 
-/** One call of a method. */
-export interface Call {
-  method: string;
-  /** Undefined members are not sent. */
-  params: Record<string, unknown>;
-  /** Seconds to wait for the response; undefined or 0 means no limit. */
+/**
+ * Milliseconds that a response may pause. A stream of events never pauses that long, because the server sends a comment
+ * every 15 s.
+ */
+const silenceLimit = 60_000;
+
+/** What limits a call. */
+interface Limits {
+  /** Seconds to wait for the response, or until a stream of events has ended; undefined or 0 means no limit. */
   limit?: number | undefined;
   /** Making the call twice does no harm. */
   idempotent?: boolean;
   signal?: AbortSignal | undefined;
+}
+
+/** One call of a method. */
+export interface Call extends Limits {
+  method: string;
+  /** Undefined members are not sent. */
+  params: Record<string, unknown>;
+}
+
+/** An event of a stream. Its data is a JSON object. */
+export interface ServerEvent {
+  name: string;
+  data: Record<string, unknown>;
+}
+
+/** A request for a path other than that of the methods. */
+export interface Transfer extends Limits {
+  method: "GET" | "PUT";
+  /** The path below /api/v1, with the query. */
+  path: string;
+  headers?: http.OutgoingHttpHeaders;
+  /** The body, or a function that returns its pieces. */
+  body?: Uint8Array | (() => AsyncIterable<Uint8Array>);
+}
+
+/** An HTTP request. */
+interface Request {
+  /** The name of the call in messages. */
+  name: string;
+  method: string;
+  url: URL;
+  headers?: http.OutgoingHttpHeaders;
+  body?: string | Uint8Array | (() => AsyncIterable<Uint8Array>) | undefined;
 }
 
 interface Response {
@@ -49,12 +87,10 @@ interface Response {
 export class Server {
   readonly config: Config;
   readonly #agent: http.Agent | undefined;
-  readonly #url: URL;
 
   constructor(config: Config, agent?: http.Agent) {
     this.config = config;
     this.#agent = agent;
-    this.#url = new URL(config.serverUrl + path);
   }
 
   /**
@@ -66,49 +102,154 @@ export class Server {
    * waits before a retry as long as the server asks, up to 10 s and within the call's limit.
    */
   async call(call: Call): Promise<unknown> {
-    call.signal?.throwIfAborted();
-    const ended = new AbortController();
-    const onAbort = () => ended.abort(call.signal?.reason);
-    call.signal?.addEventListener("abort", onAbort);
-    const limit = call.limit ? Math.min(call.limit * 1000, longestTimer) : longestTimer;
-    const deadline = Date.now() + limit;
-    const timer = setTimeout(() => {
-      ended.abort(new errors.RequestTimeoutError(`${call.method}: no answer within ${limit / 1000} s`));
-    }, limit);
+    const end = new CallEnd(call.method, call);
     try {
-      for (let attempt = 1; ; attempt++) {
-        try {
-          return resultOf(await this.#post(call, ended.signal), this.config.key === undefined);
-        } catch (error) {
-          ended.signal.throwIfAborted();
-          const pause = pauseAfter(error, attempt, call.idempotent ?? false);
-          if (pause === undefined || Date.now() + pause > deadline) throw error;
-          await sleep(pause, undefined, { signal: ended.signal }).catch(() => ended.signal.throwIfAborted());
-        }
-      }
+      return await this.#attempts(call, end, async () => {
+        const response = await this.#send(this.#post(call), end.signal);
+        return this.#resultOf(await this.#read(response, call.method));
+      });
     } finally {
-      clearTimeout(timer);
-      call.signal?.removeEventListener("abort", onAbort);
+      end.release();
     }
   }
 
-  async #post({ method, params }: Call, signal: AbortSignal): Promise<Response> {
-    const secure = this.#url.protocol === "https:";
-    const headers: http.OutgoingHttpHeaders = {
-      "Content-Type": "application/json",
-      "User-Agent": `microsandbox-js/${version}`,
+  /**
+   * Makes a call and returns its events. The last one is named result, and its data is the result. The call is retried
+   * like others, but only before its first event. Ending the iteration ends the call.
+   */
+  async *events(call: Call): AsyncGenerator<ServerEvent> {
+    const { method } = call;
+    const end = new CallEnd(method, call);
+    let response: http.IncomingMessage | undefined;
+    try {
+      response = await this.#attempts(call, end, async () => {
+        const response = await this.#send(this.#post(call, { Accept: "text/event-stream" }), end.signal);
+        if (response.statusCode === 200 && mediaType(response.headers) === "text/event-stream") return response;
+        this.#resultOf(await this.#read(response, method));
+        throw unexpectedFormat(`the response to ${method} has`);
+      });
+      // Read the response to its end before the result is used, so that its connection can be used again.
+      let result: ServerEvent | undefined;
+      for await (const event of parseEvents(this.#pieces(response, method), method)) {
+        if (event.name === "error") throw this.#errorIn(event.data);
+        if (event.name === "result") result = event;
+        else yield event;
+      }
+      if (result) {
+        yield result;
+        return;
+      }
+      throw new errors.ConnectionLostError(
+        `${method}: the connection to ${this.config.serverUrl} ended before the result: the call may have taken effect`,
+      );
+    } catch (error) {
+      end.signal.throwIfAborted();
+      throw error;
+    } finally {
+      end.release();
+      response?.destroy();
+    }
+  }
+
+  /** Makes a request for another path, and returns the JSON of its response. */
+  async put(transfer: Transfer): Promise<unknown> {
+    const name = `PUT ${transfer.path.replace(/\?.*/, "")}`;
+    const end = new CallEnd(name, transfer);
+    try {
+      return await this.#attempts(transfer, end, async () => {
+        const response = await this.#read(await this.#send(this.#other(transfer, name), end.signal), name);
+        const data = parse(response);
+        if (response.status >= 200 && response.status < 300 && data && !data.error) return data;
+        return this.#resultOf(response);
+      });
+    } finally {
+      end.release();
+    }
+  }
+
+  /** Makes a request for another path, and returns the pieces of the body of its response. */
+  async *get(transfer: Transfer): AsyncGenerator<Buffer> {
+    const name = `GET ${transfer.path.replace(/\?.*/, "")}`;
+    const end = new CallEnd(name, transfer);
+    let response: http.IncomingMessage | undefined;
+    try {
+      response = await this.#attempts(transfer, end, async () => {
+        const response = await this.#send(this.#other(transfer, name), end.signal);
+        // A file may contain anything, also JSON that looks like an error.
+        if (response.statusCode === 200) return response;
+        throw this.#refusal(await this.#read(response, name));
+      });
+      yield* this.#pieces(response, name);
+    } catch (error) {
+      end.signal.throwIfAborted();
+      throw error;
+    } finally {
+      end.release();
+      response?.destroy();
+    }
+  }
+
+  /** Repeats an attempt as long as that is safe. */
+  async #attempts<T>({ idempotent }: Limits, end: CallEnd, attempt: () => Promise<T>): Promise<T> {
+    for (let n = 1; ; n++) {
+      try {
+        return await attempt();
+      } catch (error) {
+        end.signal.throwIfAborted();
+        const pause = pauseAfter(error, n, idempotent ?? false);
+        if (pause === undefined || Date.now() + pause > end.deadline) throw error;
+        await sleep(pause, undefined, { signal: end.signal }).catch(() => end.signal.throwIfAborted());
+      }
+    }
+  }
+
+  #post({ method, params }: Call, headers: http.OutgoingHttpHeaders = {}): Request {
+    return {
+      name: method,
+      method: "POST",
+      url: this.#url(path),
+      headers: { "Content-Type": "application/json", ...headers },
+      body: JSON.stringify({ jsonrpc: "2.0", method, params, id: 1 }),
     };
+  }
+
+  #other({ path, ...transfer }: Transfer, name: string): Request {
+    return { ...transfer, name, url: this.#url(path) };
+  }
+
+  #url(path: string): URL {
+    return new URL(`${this.config.serverUrl}/api/v1${path}`);
+  }
+
+  #agentFor(url: URL): http.Agent {
+    return this.#agent ?? (url.protocol === "https:" ? tlsAgents : plainAgents).agent();
+  }
+
+  #headers(): Record<string, string> {
+    const headers: Record<string, string> = { "User-Agent": `microsandbox-js/${version}` };
     if (this.config.key) headers.Authorization = `Bearer ${this.config.key.reveal()}`;
+    return headers;
+  }
+
+  /** Sends a request and returns its response, whose body is not read yet. */
+  async #send({ name, method, url, headers, body }: Request, signal: AbortSignal): Promise<http.IncomingMessage> {
+    const secure = url.protocol === "https:";
     // Wait for two turns of the event loop. At least one of them polls, and notices idle connections that the server
     // has closed.
     await nextTurn();
     await nextTurn();
     let connected = false;
+    /** The error of the program that provides the body. */
+    let failed: { error: unknown } | undefined;
     try {
-      const response = await new Promise<http.IncomingMessage>((resolve, reject) => {
-        const agent = this.#agent ?? (secure ? tlsAgents : plainAgents).agent();
-        const request = (secure ? https : http).request(this.#url, { method: "POST", headers, agent, signal });
+      return await new Promise<http.IncomingMessage>((resolve, reject) => {
+        const options = { method, headers: { ...this.#headers(), ...headers }, agent: this.#agentFor(url), signal };
+        const request = (secure ? https : http).request(url, options);
         request.on("response", resolve).on("error", reject);
+        // A response to a part of the body is an error, so that the rest is of no use.
+        request.on("response", (response) =>
+          response.once("close", () => request.writableFinished || request.destroy()),
+        );
         request.once("socket", (socket: Socket) => {
           if (!socket.connecting) {
             connected = true;
@@ -121,22 +262,82 @@ export class Server {
             clearTimeout(timer);
           });
         });
-        request.end(JSON.stringify({ jsonrpc: "2.0", method, params, id: 1 }));
-      });
-      const chunks: Buffer[] = [];
-      let length = 0;
-      for await (const chunk of response as AsyncIterable<Buffer>) {
-        chunks.push(chunk);
-        length += chunk.length;
-        if (length > maxResponse) {
-          throw new errors.UnexpectedAnswerError(`${method}: the response is longer than ${maxResponse >> 20} MiB`);
+        if (typeof body !== "function") {
+          request.end(body);
+          return;
         }
-      }
-      return { status: response.statusCode ?? 0, headers: response.headers, body: Buffer.concat(chunks).toString() };
+        const pieces = async function* () {
+          try {
+            yield* body();
+          } catch (error) {
+            failed = { error };
+            throw error;
+          }
+        };
+        // If the server responds before it has read everything, the response says why.
+        pipeline(pieces, request).catch(reject);
+      });
     } catch (error) {
-      if (error instanceof errors.MicrosandboxError) throw error;
-      throw this.#convertError(error as NodeJS.ErrnoException, method, connected);
+      if (failed) throw failed.error;
+      throw this.#convertError(error as NodeJS.ErrnoException, name, connected);
     }
+  }
+
+  /** Reads a response that is not a stream. */
+  async #read(response: http.IncomingMessage, name: string): Promise<Response> {
+    const chunks: Buffer[] = [];
+    let length = 0;
+    for await (const chunk of this.#pieces(response, name, 0)) {
+      chunks.push(chunk);
+      length += chunk.length;
+      if (length > maxResponse) {
+        throw new errors.UnexpectedAnswerError(`${name}: the response is longer than ${maxResponse >> 20} MiB`);
+      }
+    }
+    return { status: response.statusCode ?? 0, headers: response.headers, body: Buffer.concat(chunks).toString() };
+  }
+
+  /** Reads the body of a response. With a limit, it fails if nothing arrives for so many ms. */
+  async *#pieces(response: http.IncomingMessage, name: string, limit = silenceLimit): AsyncGenerator<Buffer> {
+    let timer: NodeJS.Timeout | undefined;
+    // Count only the time in which this waits for the server, and not the time in which the program uses a piece.
+    const wait = () => {
+      const silent = () => response.destroy(new Error(`nothing arrived for ${limit / 1000} s`));
+      if (limit > 0) timer = setTimeout(silent, limit);
+    };
+    wait();
+    try {
+      for await (const piece of response as AsyncIterable<Buffer>) {
+        clearTimeout(timer);
+        yield piece;
+        wait();
+      }
+    } catch (error) {
+      throw this.#convertError(error as NodeJS.ErrnoException, name, true);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Returns the result in a response, or throws its error. */
+  #resultOf(response: Response): unknown {
+    const data = parse(response);
+    if (response.status === 200 && data && "result" in data && !isErrorData(data.error)) return data.result;
+    throw this.#refusal(response);
+  }
+
+  /** Returns the error in a response. */
+  #refusal(response: Response): errors.MicrosandboxError {
+    const error = parse(response)?.error;
+    return isErrorData(error) ? this.#errorIn(error, response) : notFromMsbdError(response);
+  }
+
+  /** Returns the error for a member error of a response, or for an event error of a stream. */
+  #errorIn(error: ErrorData, response?: Response): errors.MicrosandboxError {
+    let message = String(error.message);
+    // The server's message is about HTTP headers.
+    if (error.code === -32002) message = this.config.key === undefined ? noKey : badKey;
+    return errorOf(message, response, error);
   }
 
   /** Converts an error of the platform into one that says what to do. */
@@ -177,6 +378,36 @@ export class Server {
 }
 
 const hint = "check that the server is running and that its URL is right";
+
+/** Ends a call at its time limit, or when its signal aborts. */
+class CallEnd {
+  readonly deadline: number;
+  readonly #given: AbortSignal | undefined;
+  readonly #ended = new AbortController();
+  readonly #timer: NodeJS.Timeout;
+  readonly #onAbort = () => this.#ended.abort(this.#given?.reason);
+
+  constructor(name: string, { limit, signal }: Limits) {
+    signal?.throwIfAborted();
+    this.#given = signal;
+    signal?.addEventListener("abort", this.#onAbort);
+    const ms = limit ? Math.min(limit * 1000, longestTimer) : longestTimer;
+    this.deadline = Date.now() + ms;
+    this.#timer = setTimeout(() => {
+      this.#ended.abort(new errors.RequestTimeoutError(`${name}: no answer within ${ms / 1000} s`));
+    }, ms);
+  }
+
+  /** Aborts when the call must end. Its reason is the error to throw. */
+  get signal(): AbortSignal {
+    return this.#ended.signal;
+  }
+
+  release(): void {
+    clearTimeout(this.#timer);
+    this.#given?.removeEventListener("abort", this.#onAbort);
+  }
+}
 
 /** Keeps connections open for later calls of all sandboxes. */
 class AgentPool {
@@ -229,22 +460,60 @@ const noKey =
   "missing or invalid API key. No API key was sent: pass apiKey, or set MSB_API_KEY in the environment or a .env file";
 const badKey = "missing or invalid API key: check apiKey or MSB_API_KEY";
 
-/** Returns the result in a response, or throws its error. keyless: the call was sent without an API key. */
-function resultOf(response: Response, keyless: boolean): unknown {
-  const data = parse(response);
-  const error = data?.error as { code?: unknown; message?: unknown } | undefined;
-  if (typeof error?.code === "number") {
-    let message = String(error.message);
-    if (error.code === -32002) message = keyless ? noKey : badKey; // the server's message is about HTTP headers
-    throw errorOf(response, message, error.code);
+/** The member error of a response. */
+interface ErrorData {
+  code?: unknown;
+  message?: unknown;
+  data?: unknown;
+}
+
+function isErrorData(error: unknown): error is ErrorData {
+  return typeof (error as ErrorData | null | undefined)?.code === "number";
+}
+
+function mediaType(headers: http.IncomingHttpHeaders): string | undefined {
+  return headers["content-type"]?.split(";")[0]?.trim().toLowerCase();
+}
+
+/** Parses a stream of server-sent events. */
+async function* parseEvents(pieces: AsyncIterable<Buffer>, method: string): AsyncGenerator<ServerEvent> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  let name = "";
+  let data = "";
+  for await (const piece of pieces) {
+    const lines = decoder.decode(piece, { stream: true }).split("\n");
+    lines[0] = rest + lines[0];
+    rest = lines.pop() ?? "";
+    if (rest.length > maxResponse) {
+      throw new errors.UnexpectedAnswerError(`${method}: an event is longer than ${maxResponse >> 20} MiB`);
+    }
+    for (const line of lines) {
+      if (line.startsWith("event: ")) {
+        name = line.slice(7);
+      } else if (line.startsWith("data: ")) {
+        data += line.slice(6);
+      } else if (line === "" && name !== "") {
+        yield { name, data: parseData(data, method) };
+        name = data = "";
+      }
+    }
   }
-  if (response.status === 200 && data && "result" in data) return data.result;
-  throw notFromMsbdError(response);
+}
+
+function parseData(text: string, method: string): Record<string, unknown> {
+  try {
+    const data: unknown = JSON.parse(text);
+    if (typeof data === "object" && data !== null) return data as Record<string, unknown>;
+  } catch {
+    // The error below says it.
+  }
+  throw unexpectedFormat(`an event of ${method} has`);
 }
 
 /** Returns the JSON object in a response; undefined if it contains none. */
 function parse({ headers, body }: Response): Record<string, unknown> | undefined {
-  if (headers["content-type"]?.split(";")[0]?.trim().toLowerCase() !== "application/json") return undefined;
+  if (mediaType(headers) !== "application/json") return undefined;
   try {
     const data: unknown = JSON.parse(body);
     return typeof data === "object" && data !== null ? (data as Record<string, unknown>) : undefined;
@@ -266,7 +535,7 @@ function notFromMsbdError(response: Response): errors.MicrosandboxError {
   } else if (body.startsWith("Client sent an HTTP request to an HTTPS server")) {
     message = "the server speaks TLS: use https:// in its URL";
   }
-  return errorOf(response, message);
+  return errorOf(message, response);
 }
 
 /** The classes for the statuses of proxies, and for error codes of newer servers. */
@@ -279,14 +548,21 @@ const errorsByStatus: ReadonlyMap<number, typeof errors.MicrosandboxError> = new
   [504, errors.UnavailableError],
 ]);
 
-function errorOf({ status, headers }: Response, message: string, code?: number): errors.MicrosandboxError {
-  const details: errors.ErrorDetails = { status };
-  if (code !== undefined) details.code = code;
-  const requestId = headers["x-request-id"];
+/** Returns the error with a message. An error in a stream has no response of its own. */
+function errorOf(message: string, response?: Response, error: ErrorData = {}): errors.MicrosandboxError {
+  const details: errors.ErrorDetails = {};
+  if (response) details.status = response.status;
+  if (typeof error.code === "number") details.code = error.code;
+  const data = typeof error.data === "object" && error.data !== null ? (error.data as Record<string, unknown>) : {};
+  if (Object.keys(data).length > 0) details.data = data;
+  const requestId = response?.headers["x-request-id"] ?? data.request_id;
   if (typeof requestId === "string") details.requestId = requestId;
-  const seconds = secondsOf(headers["retry-after"]);
-  if (seconds !== undefined) details.retryAfter = seconds;
-  const Kind = errors.errorsByCode.get(code ?? 0) ?? errorsByStatus.get(status) ?? errors.UnexpectedAnswerError;
+  const seconds = secondsOf(response?.headers["retry-after"]) ?? data.retry_after;
+  if (typeof seconds === "number") details.retryAfter = seconds;
+  const Kind =
+    errors.errorsByCode.get(details.code ?? 0) ??
+    errorsByStatus.get(response?.status ?? 0) ??
+    errors.UnexpectedAnswerError;
   return new Kind(message, details);
 }
 

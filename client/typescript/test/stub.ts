@@ -8,21 +8,48 @@ export const testKey = "msb_v2.public.canary-of-the-unit-tests";
 /** A URL on which nothing ever listens. The port of a closed stub would not do, because another stub may get it. */
 export const unused = "http://127.0.0.1:1";
 
+const programParams = ["cwd", "envs", "user"];
+const processParams = ["pid", "tag"];
+
 /** The required and the known params of each of the server's methods. */
 const methods: Record<string, { required: string[]; known: string[] }> = {
-  "sandbox.start": { required: ["sandbox"], known: ["sandbox", "namespace", "config"] },
-  "sandbox.stop": { required: ["sandbox"], known: ["sandbox", "namespace"] },
+  "sandbox.start": { required: ["sandbox"], known: ["config"] },
+  "sandbox.stop": { required: ["sandbox"], known: [] },
   "sandbox.repl.run": {
-    required: ["sandbox", "language", "code"],
-    known: ["sandbox", "namespace", "language", "code", "timeout"],
+    required: ["sandbox", "code"],
+    known: [...programParams, "language", "timeout", "stdin", "encoding", "context", "results"],
   },
   "sandbox.command.run": {
     required: ["sandbox", "command"],
-    known: ["sandbox", "namespace", "command", "args", "timeout"],
+    known: [...programParams, "args", "timeout", "stdin", "encoding"],
   },
-  "sandbox.list": { required: [], known: ["namespace", "after", "limit"] },
-  "sandbox.get": { required: ["sandbox"], known: ["sandbox", "namespace"] },
-  "sandbox.metrics.get": { required: [], known: ["sandbox", "namespace"] },
+  "sandbox.context.create": { required: ["sandbox", "language"], known: ["context", "cwd", "user"] },
+  "sandbox.context.list": { required: ["sandbox"], known: [] },
+  "sandbox.context.restart": { required: ["sandbox", "context"], known: [] },
+  "sandbox.context.remove": { required: ["sandbox", "context"], known: [] },
+  "sandbox.process.start": {
+    required: ["sandbox", "command"],
+    known: [...programParams, "args", "timeout", "stdin", "encoding", "open_stdin", "terminal", "tag"],
+  },
+  "sandbox.process.list": { required: ["sandbox"], known: [] },
+  "sandbox.process.get": { required: ["sandbox"], known: processParams },
+  "sandbox.process.input": { required: ["sandbox"], known: [...processParams, "data", "encoding", "close"] },
+  "sandbox.process.resize": { required: ["sandbox", "cols", "rows"], known: processParams },
+  "sandbox.process.logs": { required: ["sandbox"], known: [...processParams, "encoding"] },
+  "sandbox.process.signal": { required: ["sandbox", "signal"], known: [...processParams, "all"] },
+  "sandbox.process.connect": { required: ["sandbox"], known: [...processParams, "replay", "encoding"] },
+  "sandbox.fs.list": { required: ["sandbox", "path"], known: ["depth"] },
+  "sandbox.fs.stat": { required: ["sandbox", "path"], known: [] },
+  "sandbox.fs.exists": { required: ["sandbox", "path"], known: [] },
+  "sandbox.fs.mkdir": { required: ["sandbox", "path"], known: ["mode", "user"] },
+  "sandbox.fs.move": { required: ["sandbox", "from", "to"], known: [] },
+  "sandbox.fs.remove": { required: ["sandbox", "path"], known: ["recursive"] },
+  "sandbox.fs.watch": { required: ["sandbox", "path"], known: ["recursive"] },
+  "sandbox.list": { required: [], known: ["after", "limit"] },
+  "sandbox.get": { required: ["sandbox"], known: [] },
+  "sandbox.metrics.get": { required: [], known: ["sandbox"] },
+  "GET files": { required: ["path"], known: [] },
+  "PUT files": { required: ["path"], known: ["mode", "user"] },
 };
 
 export const info = {
@@ -76,7 +103,7 @@ export interface Reply {
 }
 
 /** A custom handler, which may also not answer. */
-type Behavior = (request: IncomingMessage, response: ServerResponse) => void;
+export type Behavior = (request: IncomingMessage, response: ServerResponse) => unknown;
 
 export function ok(result: unknown): Reply {
   return { status: 200, body: JSON.stringify({ jsonrpc: "2.0", result, id: 1 }) };
@@ -86,14 +113,30 @@ export function errorReply(status: number, code: number, headers: Record<string,
   return { status, body: JSON.stringify({ jsonrpc: "2.0", error: { code, message: "it is so" }, id: 1 }), headers };
 }
 
+/** Sends a stream of events, in pieces of a few bytes. Without a last event result or error, it breaks off properly. */
+export function events(...events: [name: string, data: unknown][]): Behavior {
+  const text = events
+    .map(([name, data]) => `event: ${name}\ndata: ${JSON.stringify(data)}\n\n: keep-alive\n\n`)
+    .join("");
+  return async (_, response) => {
+    response.setHeader("Content-Type", "text/event-stream");
+    const bytes = Buffer.from(text);
+    for (let i = 0; i < bytes.length; i += 7) {
+      await new Promise((resolve) => response.write(bytes.subarray(i, i + 7), resolve));
+    }
+    response.end();
+  };
+}
+
 /** Closes the connection without a response. */
 export const drop: Behavior = (request) => request.socket.destroy();
 
-/** A request from a client. */
+/** A request from a client. The method of a file request is GET files or PUT files; its params are the query. */
 interface Sent {
   method: string;
   params: Record<string, unknown>;
   headers: IncomingMessage["headers"];
+  body: Buffer;
 }
 
 /** Answers the calls of each method with its replies in order, repeating the last; the default is results. */
@@ -155,18 +198,26 @@ export class Stub implements AsyncDisposable {
   }
 
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
-    let body = "";
-    for await (const chunk of request) body += chunk;
-    const { method, params, ...rest } = JSON.parse(body);
-    this.sent.push({ method, params, headers: request.headers });
-    const { required, known } = methods[method] ?? { required: [], known: [] };
+    const chunks: Buffer[] = [];
+    for await (const chunk of request) chunks.push(chunk);
+    const body = Buffer.concat(chunks);
+    const url = new URL(request.url ?? "", "http://stub");
+    const isFile = /^\/api\/v1\/sandboxes\/[^/]+\/files$/.test(url.pathname);
+    const { method, params, ...rest } = isFile
+      ? { method: `${request.method} files`, params: Object.fromEntries(url.searchParams) }
+      : JSON.parse(body.toString());
+    this.sent.push({ method, params, headers: request.headers, body });
+    const { required, known } = methods[method] ?? { required: ["a known method"], known: [] };
     const valid =
-      request.method === "POST" &&
-      request.url === "/api/v1/rpc" &&
-      request.headers["content-type"] === "application/json" &&
-      JSON.stringify(rest) === '{"jsonrpc":"2.0","id":1}' &&
+      (isFile ||
+        (request.method === "POST" &&
+          url.pathname === "/api/v1/rpc" &&
+          request.headers["content-type"] === "application/json" &&
+          JSON.stringify(rest) === '{"jsonrpc":"2.0","id":1}')) &&
       required.every((name) => name in params) &&
-      Object.entries(params).every(([name, value]) => known.includes(name) && value !== null);
+      Object.entries(params).every(
+        ([name, value]) => [...required, ...known, "namespace"].includes(name) && value !== null,
+      );
     if (!valid) this.violations.push(`${request.method} ${request.url} ${body}`);
     const replies = this.#replies.get(method) ?? [ok(results[method])];
     const reply = (replies.length > 1 ? replies.shift() : replies[0]) as Reply | Behavior;

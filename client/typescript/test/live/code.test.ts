@@ -1,0 +1,182 @@
+import { createHash } from "node:crypto";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import {
+  CodeError,
+  CommandExitError,
+  InvalidParamsError,
+  PythonSandbox,
+  type Result,
+  RunTimeoutError,
+  SandboxNotFoundError,
+} from "../../src/index.js";
+import { access, failure, newName } from "./server.js";
+
+let sandbox: PythonSandbox;
+
+beforeAll(async () => {
+  sandbox = await PythonSandbox.create({ ...access, name: newName(), envs: { GREETING: "hello" }, workdir: "/tmp" });
+});
+
+afterAll(() => sandbox?.stop());
+
+/** Code that defines a PNG with one pixel, which the last expression shows. */
+const png = `
+import struct, zlib
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+class Pixel:
+    def _repr_png_(self):
+        header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+        data = zlib.compress(b"\\0\\xff\\0\\0")
+        return b"\\x89PNG\\r\\n\\x1a\\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    def _repr_html_(self):
+        return "<b>pixel</b>"
+Pixel()`;
+
+describe("code", () => {
+  test("streams its output while it runs, and its results", async () => {
+    const order: string[] = [];
+    // The code goes on only when the callback has received the first line.
+    const code = [
+      "import os, sys",
+      "if os.path.exists('/tmp/go'): os.remove('/tmp/go')",
+      "os.mkfifo('/tmp/go')",
+      "print('one', flush=True)",
+      "open('/tmp/go').read()",
+      "print('two', file=sys.stderr)",
+      "display('shown')",
+      "6 * 7",
+    ].join("\n");
+    const execution = await sandbox.run(code, {
+      onStdout: async (text) => {
+        order.push(`stdout ${text}`);
+        await sandbox.command.run("sh", ["-c", "echo >/tmp/go"]);
+      },
+      onStderr: (text) => void order.push(`stderr ${text}`),
+      onResult: (result) => void order.push(`result ${result.text} ${result.isMain}`),
+    });
+    expect(order).toEqual(["stdout one\n", "stderr two\n", "result 'shown' false", "result 42 true"]);
+    expect(execution.lines).toEqual([
+      { stream: "stdout", text: "one" },
+      { stream: "stderr", text: "two" },
+      { stream: "stdout", text: "'shown'" },
+      { stream: "stdout", text: "42" },
+    ]);
+    expect(execution).toMatchObject({ status: "success", exitCode: 0, language: "python", stateLost: false });
+    expect(execution.count).toBeGreaterThan(0);
+    // Without callbacks, the results are at the end.
+    expect((await sandbox.run("display('shown'); print('one'); 6 * 7")).stdout).toBe("one\n'shown'\n42");
+  });
+
+  test.each([["with a stream"], [""]])("shows a PNG %s", async (stream) => {
+    const shown: Result[] = [];
+    const execution = await sandbox.run(png, stream ? { onResult: (result) => shown.push(result) } : undefined);
+    const [result] = execution.results;
+    if (stream) expect(shown.map(({ raw }) => raw)).toEqual([result?.raw]);
+    expect(result?.formats().sort()).toEqual(["html", "png", "text"]);
+    expect(result?.html).toBe("<b>pixel</b>");
+    expect(result?.isMain).toBe(true);
+    const image = Buffer.from(execution.png ?? "", "base64");
+    expect(image.subarray(0, 8).toString("latin1")).toBe("\x89PNG\r\n\x1a\n");
+    expect([image.readUInt32BE(16), image.readUInt32BE(20)]).toEqual([1, 1]);
+  });
+
+  test.each([["with a stream"], [""]])("has an exception %s", async (stream) => {
+    const execution = await sandbox.run("print('before')\n1 / 0", stream ? { onStdout: () => {} } : undefined);
+    expect(execution.exception).toMatchObject({ name: "ZeroDivisionError", value: "division by zero" });
+    expect(execution.exception?.traceback).toContain("Traceback");
+    expect(execution).toMatchObject({ status: "error", exitCode: 1, stdout: "before" });
+    expect(execution.stderr).toContain("ZeroDivisionError: division by zero");
+    expect(() => execution.raiseForStatus()).toThrow(CodeError);
+    const error = await failure(Promise.resolve().then(() => execution.raiseForStatus()));
+    expect(error).toMatchObject({ name: "CodeError", message: "ZeroDivisionError: division by zero" });
+    expect((error as CodeError).execution).toBe(execution);
+    const good = await sandbox.run("1");
+    expect(good.raiseForStatus()).toBe(good);
+  });
+
+  test.each([["with a stream"], [""]])("that takes too long has its output so far on the error %s", async (stream) => {
+    const code = "print('one')\nwhile True: pass";
+    const error = await failure(sandbox.run(code, { timeout: 1, ...(stream && { onStdout: () => {} }) }));
+    expect(error).toBeInstanceOf(RunTimeoutError);
+    expect((error as RunTimeoutError).execution?.stdout).toBe("one");
+    expect((error as RunTimeoutError).data).toMatchObject({ timed_out: true });
+  });
+
+  test("a callback that throws ends the run, and run throws its error", async () => {
+    const reason = new Error("enough");
+    const run = sandbox.run("kept = 1\nprint('one', flush=True)\nwhile True: pass", {
+      onStdout: async () => {
+        throw reason;
+      },
+    });
+    expect(await failure(run)).toBe(reason);
+    expect((await sandbox.run("kept")).stdout).toBe("1"); // otherwise it would wait for the run
+  });
+
+  test("has its own directory, environment, user and input", async () => {
+    const code = "import os; print(os.getcwd(), os.environ['A'], os.environ['GREETING'], os.getuid(), input())";
+    const options = { cwd: "/", envs: { A: "1" }, user: "nobody", stdin: "in\n" };
+    expect((await sandbox.run(code, options)).stdout).toMatch(/^\/ 1 hello [1-9]\d* in$/);
+    expect((await sandbox.run("echo $((6 * 7))", { language: "bash" })).stdout).toBe("42");
+  });
+
+  test("runs in contexts, which have their own variables", async () => {
+    const context = await sandbox.contexts.create({ name: "report", cwd: "/" });
+    expect(context).toMatchObject({ name: "report", language: "python", cwd: "/", count: 0, busy: false });
+    await sandbox.run("x = 'default'");
+    await sandbox.run("x = 'report'", { context });
+    expect((await sandbox.run("x")).stdout).toBe("'default'");
+    expect((await sandbox.run("x", { context: "report" })).stdout).toBe("'report'");
+    expect((await sandbox.contexts.list()).map(({ name }) => name)).toEqual(
+      expect.arrayContaining(["python", "report"]),
+    );
+    const restarted = await sandbox.contexts.restart(context);
+    expect(restarted.pid).not.toBe(context.pid);
+    expect((await sandbox.run("x", { context })).exception?.name).toBe("NameError");
+    await sandbox.contexts.remove(context);
+    expect(await failure(sandbox.run("x", { context }))).toBeInstanceOf(SandboxNotFoundError);
+  });
+});
+
+describe("commands", () => {
+  test("stream their output, and fail with raiseForStatus", async () => {
+    const texts: string[] = [];
+    const execution = await sandbox.command.run("sh", ["-c", "echo é; echo no >&2; exit 3"], {
+      onStdout: (text) => void texts.push(text),
+      onStderr: (text) => void texts.push(text),
+    });
+    expect(texts.sort()).toEqual(["no\n", "é\n"]);
+    expect(execution).toMatchObject({ command: "sh", exitCode: 3, stdout: "é", stderr: "no" });
+    const error = await failure(Promise.resolve().then(() => execution.raiseForStatus()));
+    expect(error).toBeInstanceOf(CommandExitError);
+    expect(error).toMatchObject({ exitCode: 3, stdout: "é", stderr: "no", message: "sh: exit code 3: no" });
+  });
+
+  test.each([["with a stream"], [""]])("pass bytes through unaltered %s", async (stream) => {
+    const stdin = Uint8Array.from({ length: 100_000 }, (_, i) => (i * 7) ^ (i >> 8));
+    const options = { stdin, binary: true, ...(stream && { onStdout: () => {} }) };
+    const { stdoutBytes } = await sandbox.command.run("cat", [], options);
+    expect(Buffer.from(stdin).equals(stdoutBytes as Uint8Array)).toBe(true);
+    const md5 = await sandbox.command.run("md5sum", [], { stdin: "é\r\n\0" });
+    expect(md5.stdout).toBe(`${createHash("md5").update("é\r\n\0").digest("hex")}  -`);
+  });
+
+  test("have their own directory, environment and user", async () => {
+    const options = { cwd: "/", envs: { A: "1" }, user: "nobody" };
+    const { stdout } = await sandbox.command.run("sh", ["-c", "pwd; echo $A $GREETING; id -un"], options);
+    expect(stdout).toBe("/\n1 hello\nnobody");
+  });
+
+  test("that take too long have their output so far on the error", async () => {
+    const error = await failure(sandbox.command.run("sh", ["-c", "echo one; exec sleep 1000"], { timeout: 1 }));
+    expect((error as RunTimeoutError).execution).toMatchObject({ command: "sh", stdout: "one", exitCode: -1 });
+  });
+
+  test("refuse arguments of the wrong type", async () => {
+    const error = await failure(sandbox.command.run("echo", "hello" as never));
+    expect(error).toBeInstanceOf(InvalidParamsError);
+    // The server also checks what this package does not know.
+    expect(await failure(sandbox.run("1", { language: "cobol" }))).toBeInstanceOf(InvalidParamsError);
+  });
+});

@@ -1,0 +1,226 @@
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
+import {
+  CodeError,
+  CommandExitError,
+  CommandNotFoundError,
+  ConnectionLostError,
+  type MicrosandboxError,
+  PythonSandbox,
+  type Result,
+  RunTimeoutError,
+  UnexpectedAnswerError,
+} from "../../src/index.js";
+import { errorReply, events, ok, Stub } from "../stub.js";
+
+let stub: Stub;
+let sandbox: PythonSandbox;
+
+beforeEach(async () => {
+  stub = await Stub.start();
+  sandbox = await PythonSandbox.create(stub.access);
+  stub.sent.length = 0;
+});
+
+afterEach(async () => {
+  vi.useRealTimers();
+  await stub[Symbol.asyncDispose]();
+});
+
+const output = (stream: string, text: string): [string, unknown] => ["output", { stream, text }];
+const exception = { name: "ValueError", value: "bad", traceback: "Traceback\nValueError: bad\n" };
+
+async function failure(promise: Promise<unknown>): Promise<MicrosandboxError> {
+  return promise.then(
+    () => expect.unreachable(),
+    (error: unknown) => error,
+  ) as Promise<MicrosandboxError>;
+}
+
+describe("a run with callbacks", () => {
+  test("passes pieces on in their order, and waits for the callbacks", async () => {
+    stub.answer(
+      "sandbox.repl.run",
+      events(
+        output("stdout", "é\u{1f600} on"),
+        output("stderr", "warning"),
+        output("stdout", "e\ntwo\n"),
+        ["display", { data: { "text/plain": "a\nb", "image/png": "iVBOR" }, is_main: false }],
+        ["newer", {}],
+        ["exception", exception],
+        ["result", { status: "error", language: "python", output: [], exit_code: 1, count: 7 }],
+      ),
+    );
+    const order: unknown[] = [];
+    const callback = (name: string) => async (value: string | Result) => {
+      // The other callbacks would be called earlier if the run did not wait for this one.
+      for (let turn = 0; turn < (name === "stdout" ? 20 : 0); turn++) await new Promise(setImmediate);
+      order.push([name, typeof value === "string" ? value : value.formats()]);
+    };
+    const execution = await sandbox.run("1", {
+      onStdout: callback("stdout"),
+      onStderr: callback("stderr"),
+      onResult: callback("result"),
+    });
+    expect(order).toEqual([
+      ["stdout", "é\u{1f600} on"],
+      ["stderr", "warning"],
+      ["stdout", "e\ntwo\n"],
+      ["result", ["text", "png"]],
+    ]);
+    expect(execution.lines).toEqual([
+      { stream: "stdout", text: "é\u{1f600} one" },
+      { stream: "stderr", text: "warning" },
+      { stream: "stdout", text: "two" },
+      { stream: "stdout", text: "a" },
+      { stream: "stdout", text: "b" },
+      { stream: "stderr", text: "Traceback" },
+      { stream: "stderr", text: "ValueError: bad" },
+    ]);
+    expect(execution).toMatchObject({ status: "error", exitCode: 1, count: 7, png: "iVBOR", exception });
+    expect(() => execution.raiseForStatus()).toThrow(CodeError);
+    expect(stub.sent[0]?.headers.accept).toBe("text/event-stream");
+  });
+
+  test.each<[string, [string, unknown][], new (...args: never[]) => Error]>([
+    ["the time limit", [["error", { code: -32007, message: "too long", data: { output: [] } }]], RunTimeoutError],
+    ["the end of the connection", [], ConnectionLostError],
+    ["an event that is not JSON of an object", [["output", 1]], UnexpectedAnswerError],
+  ])("keeps what was streamed before %s, and is not repeated", async (_, last, kind) => {
+    stub.answer("sandbox.repl.run", events(output("stdout", "one\n"), ["exception", exception], ...last));
+    const error = await failure(sandbox.run("1", { onStdout: () => {} }));
+    expect(error).toBeInstanceOf(kind);
+    expect(error.execution).toMatchObject({ stdout: "one", status: "error", exception });
+    expect(Object.keys(error)).not.toContain("execution");
+    expect(stub.called).toEqual(["sandbox.repl.run"]);
+  });
+
+  test("leaves its connection for later calls", async () => {
+    stub.answer("sandbox.repl.run", events(output("stdout", "a"), ["result", { output: [] }]));
+    for (let i = 0; i < 5; i++) await sandbox.run("1", { onStdout: () => {} });
+    expect(stub.connections).toBe(1);
+  });
+
+  test("is repeated only if it was refused before it began", async () => {
+    const done: [string, unknown] = ["result", { exit_code: 0, success: true, output: [] }];
+    stub.answer(
+      "sandbox.command.run",
+      errorReply(429, -32006, { "Retry-After": "0" }),
+      events(output("stdout", "a"), done),
+    );
+    expect((await sandbox.command.run("sh", [], { onStdout: () => {} })).stdout).toBe("a");
+    stub.answer("sandbox.command.run", errorReply(422, -32008));
+    const error = await failure(sandbox.command.run("sh", [], { onStdout: () => {} }));
+    expect(error).toBeInstanceOf(CommandNotFoundError);
+    expect(error.execution).toBeUndefined();
+    stub.answer("sandbox.command.run", ok({ output: [] })); // a server without streams
+    expect(await failure(sandbox.command.run("sh", [], { onStdout: () => {} }))).toBeInstanceOf(UnexpectedAnswerError);
+  });
+
+  test.each(["a callback that throws", "a signal"])("ends at %s, and closes the connection", async (what) => {
+    const reason = new Error("enough");
+    const controller = new AbortController();
+    let ended = () => {};
+    const closed = new Promise<void>((resolve) => (ended = resolve));
+    stub.answer("sandbox.repl.run", (request, response) => {
+      request.socket.once("close", ended);
+      response
+        .setHeader("Content-Type", "text/event-stream")
+        .write(`event: output\ndata: {"stream":"stdout","text":"a"}\n\n`);
+    });
+    const onStdout = () => {
+      if (what === "a signal") controller.abort(reason);
+      else throw reason;
+    };
+    expect(await failure(sandbox.run("1", { onStdout, signal: controller.signal }))).toBe(reason);
+    await closed;
+  });
+
+  test("fails if the server is silent for a minute", async () => {
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    let began = () => {};
+    const sent = new Promise<void>((resolve) => (began = resolve));
+    stub.answer("sandbox.repl.run", (_, response) => {
+      response.setHeader("Content-Type", "text/event-stream").write(": keep-alive\n\n", began);
+    });
+    const error = failure(sandbox.run("1", { onStdout: () => {} }));
+    await sent;
+    let settled = false;
+    void error.then(() => (settled = true));
+    while (!settled) {
+      await vi.advanceTimersByTimeAsync(30_000);
+      await new Promise(setImmediate);
+    }
+    expect(await error).toBeInstanceOf(ConnectionLostError);
+    expect((await error).message).toContain("nothing arrived for 60 s");
+  });
+});
+
+describe("a run without callbacks", () => {
+  test("has results, whose text counts as output", async () => {
+    const results = [
+      { data: { "text/plain": "1" }, is_main: false },
+      { data: { "text/html": "<b>", "application/json": { a: 1 }, "x/y": "z" }, is_main: true },
+    ];
+    const result = { status: "success", language: "python", output: [{ stream: "stdout", text: "0" }], exit_code: 0 };
+    stub.answer("sandbox.repl.run", ok({ ...result, results, state_lost: true }));
+    const execution = await sandbox.run("1");
+    expect(execution.stdout).toBe("0\n1");
+    expect(execution.raiseForStatus().results.map((result) => result.formats())).toEqual([
+      ["text"],
+      ["html", "json", "x/y"],
+    ]);
+    expect(execution.results[1]).toMatchObject({ isMain: true, html: "<b>", json: { a: 1 }, text: undefined });
+    expect([execution.png, execution.exception, execution.stateLost]).toEqual([undefined, undefined, true]);
+  });
+
+  test("that fails has its output on the error", async () => {
+    const data = { output: [{ stream: "stdout", text: "one" }], truncated: true, timed_out: true };
+    const body = { jsonrpc: "2.0", error: { code: -32007, message: "too long", data }, id: 1 };
+    const reply = { status: 504, body: JSON.stringify(body) };
+    stub.answer("sandbox.repl.run", reply);
+    stub.answer("sandbox.command.run", reply);
+    const error = await failure(sandbox.run("1"));
+    expect(error.execution).toMatchObject({ stdout: "one", truncated: true, status: "error" });
+    expect(error.data).toEqual(data);
+    expect((await failure(sandbox.command.run("ls", ["-l"]))).execution).toMatchObject({
+      command: "ls",
+      args: ["-l"],
+      stdout: "one",
+      exitCode: -1,
+    });
+  });
+
+  test("of a command passes bytes", async () => {
+    const piece = { stream: "stdout", base64: "AP/D" };
+    const rest = { stream: "stdout", base64: "qQo=" }; // the character is in two pieces
+    stub.answer("sandbox.command.run", ok({ output: [piece, rest], exit_code: 0, success: true, command: "cat" }));
+    const execution = await sandbox.command.run("cat", [], { stdin: "é", binary: true });
+    expect([...(execution.stdoutBytes ?? [])]).toEqual([0, 0xff, 0xc3, 0xa9, 0x0a]);
+    expect(execution.stdout).toBe("\0\ufffdé");
+    expect(stub.sent[0]?.params).toMatchObject({ stdin: "w6k=", encoding: "base64" });
+    stub.answer("sandbox.command.run", ok({ output: [], exit_code: 2, success: false, command: "cat" }));
+    const failed = await sandbox.command.run("cat", [], { stdin: new Uint8Array([255]) });
+    expect(() => failed.raiseForStatus()).toThrow(CommandExitError);
+    expect(stub.sent[1]?.params).toMatchObject({ stdin: "/w==", encoding: "base64" });
+  });
+});
+
+test("contexts send the right requests", async () => {
+  const context = { context: "report", language: "python", cwd: "/", pid: 5, count: 1, busy: true };
+  for (const method of ["create", "restart"]) stub.answer(`sandbox.context.${method}`, ok(context));
+  stub.answer("sandbox.context.list", ok({ contexts: [context] }));
+  stub.answer("sandbox.context.remove", ok({}));
+  const created = await sandbox.contexts.create({ name: "report", cwd: "/", user: "nobody" });
+  expect(created).toEqual({ name: "report", language: "python", cwd: "/", pid: 5, count: 1, busy: true });
+  expect(await sandbox.contexts.list()).toEqual([created]);
+  await sandbox.contexts.restart("report");
+  await sandbox.contexts.remove(created);
+  await sandbox.run("1", { context: created });
+  expect(stub.sent.map(({ params: { sandbox, ...params } }) => params)).toEqual([
+    { language: "python", context: "report", cwd: "/", user: "nobody" },
+    {},
+    { context: "report" },
+    { context: "report" },
+    { code: "1", results: true, context: "report" },
+  ]);
+});
