@@ -1,4 +1,5 @@
 import type { CommandExecution, Execution, ExceptionData } from "./execution.js";
+import type { ProcessExecution } from "./process.js";
 
 /** The properties of an error besides its message. Unknown ones are absent. */
 export interface ErrorDetails {
@@ -18,8 +19,8 @@ export interface ErrorDetails {
   execution?: AnyExecution;
 }
 
-/** What a run or a command did. */
-export type AnyExecution = Execution | CommandExecution;
+/** What a run, a command or a process did. */
+export type AnyExecution = Execution | CommandExecution | ProcessExecution;
 
 /**
  * The base of all errors of this package. No error holds the API key.
@@ -38,7 +39,7 @@ export class MicrosandboxError extends Error {
   /** The details of the server's error, such as timed_out; absent if there are none. It is not enumerable. */
   declare readonly data?: Readonly<Record<string, unknown>>;
   /**
-   * What the run or the command had printed and shown before the error; absent if that is not known. It
+   * What the run, the command or the process had printed and shown before the error; absent if that is not known. It
    * is not enumerable, so that logs of errors do not contain the output.
    */
   declare readonly execution?: AnyExecution;
@@ -136,12 +137,12 @@ export class CodeError extends MicrosandboxError {
   }
 }
 
-/** The exit code of a command is not 0. */
+/** The exit code of a command or of a process is not 0. */
 export class CommandExitError extends MicrosandboxError {
-  declare readonly execution: CommandExecution;
+  declare readonly execution: CommandExecution | ProcessExecution;
   readonly exitCode: number;
 
-  constructor(message: string, execution: CommandExecution) {
+  constructor(message: string, execution: CommandExecution | ProcessExecution) {
     super(message, { execution });
     this.exitCode = execution.exitCode;
   }

@@ -56,6 +56,18 @@ export {
   type StartOptions,
 } from "./options.js";
 export type { OutputLine, OutputPiece, PieceData } from "./output.js";
+export {
+  Process,
+  Processes,
+  ProcessExecution,
+  type ProcessExit,
+  type ProcessInfo,
+  type ProcessOptions,
+  type ProcessOutputOptions,
+  type SignalOptions,
+  type WaitOptions,
+} from "./process.js";
+export { Pty, type PtyOptions, PtyProcess } from "./pty.js";
 export { PythonSandbox } from "./python-sandbox.js";
 export { Result, type ResultData } from "./result.js";
 export { BaseSandbox } from "./sandbox.js";

@@ -23,6 +23,8 @@ import { queryLimit, type SandboxInfo } from "./list.js";
 import { Metrics, type SandboxMetrics } from "./metrics.js";
 import type { CallOptions, CodeOptions, CommandOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
 import { OutputCollector } from "./output.js";
+import { Processes } from "./process.js";
+import { Pty } from "./pty.js";
 import { Result, type ResultData } from "./result.js";
 import { type Call, Server, type ServerEvent } from "./server.js";
 
@@ -188,6 +190,16 @@ export abstract class BaseSandbox implements AsyncDisposable {
   /** Runs programs in the sandbox. */
   get command(): Command {
     return new Command(this);
+  }
+
+  /** Starts programs that go on in the background, and connects to them. */
+  get process(): Processes {
+    return new Processes(this);
+  }
+
+  /** Starts programs on a terminal. */
+  get pty(): Pty {
+    return new Pty(this);
   }
 
   /** The sessions of interpreters in which code runs. */

@@ -5,6 +5,7 @@ import {
   CommandExitError,
   InvalidParamsError,
   PythonSandbox,
+  RequestTimeoutError,
   type Result,
   RunTimeoutError,
   SandboxNotFoundError,
@@ -178,5 +179,123 @@ describe("commands", () => {
     expect(error).toBeInstanceOf(InvalidParamsError);
     // The server also checks what this package does not know.
     expect(await failure(sandbox.run("1", { language: "cobol" }))).toBeInstanceOf(InvalidParamsError);
+  });
+});
+
+describe("processes", () => {
+  test("go on in the background: start, list, connect, input, logs, signal, wait", async () => {
+    const started = await sandbox.process.start("sh", ["-c", "echo $A; pwd; exec cat"], {
+      tag: "worker",
+      openStdin: true,
+      stdin: new Uint8Array([0xff, 0x0a]),
+      envs: ["A=1"],
+      cwd: "/",
+    });
+    expect((await sandbox.process.list()).find(({ pid }) => pid === started.pid)).toMatchObject({
+      tag: "worker",
+      command: "sh",
+      running: true,
+      terminal: false,
+    });
+    const connected = await sandbox.process.connect("worker");
+    expect(connected.pid).toBe(started.pid);
+    await connected.sendStdin("hello\n");
+    const received: Buffer[] = [];
+    for await (const { stream, bytes } of started.output()) {
+      expect(stream).toBe("stdout");
+      received.push(Buffer.from(bytes));
+      if (Buffer.concat(received).includes("hello\n")) break;
+    }
+    expect(Buffer.concat(received).toString("latin1")).toBe("1\n/\n\xff\nhello\n");
+    const logs = await started.logs();
+    expect(logs.stdout).toBe("1\n/\n\ufffd\nhello");
+    expect(logs).toMatchObject({ running: true, exitCode: -1, skippedBytes: 0 });
+    expect(Buffer.from(logs.stdoutBytes).toString("latin1")).toBe("1\n/\n\xff\nhello\n");
+
+    const timeout = await failure(started.wait({ timeout: 0.5 }));
+    expect(timeout).toBeInstanceOf(RequestTimeoutError);
+    expect((timeout as RequestTimeoutError).execution?.stdout).toContain("hello");
+
+    await started.signal("TERM");
+    const execution = await (await sandbox.process.connect(started.pid)).wait();
+    expect(execution).toMatchObject({ running: false, exitCode: 143, success: false, exit: { signal: "TERM" } });
+    expect(() => execution.raiseForStatus()).toThrow(CommandExitError);
+    expect((await started.info()).running).toBe(false);
+    await started.kill(); // no error
+  });
+
+  test("get all input in its order, and wait streams the output", async () => {
+    const process = await sandbox.process.start("cat", [], { openStdin: true });
+    const texts = Array.from({ length: 20 }, (_, i) => `${i} ${"x".repeat(i === 10 ? 600_000 : 10)}\n`);
+    void Promise.all(texts.map((text) => process.sendStdin(text)));
+    const closed = process.closeStdin();
+    let streamed = "";
+    const execution = await process.wait({ onStdout: (text) => void (streamed += text) });
+    await closed;
+    expect(streamed).toBe(texts.join(""));
+    expect(Buffer.from(execution.stdoutBytes).toString()).toBe(streamed);
+    expect(execution.raiseForStatus().exitCode).toBe(0);
+  });
+
+  test("are killed at the end of an await using block", async () => {
+    let pid: number;
+    {
+      await using process = await sandbox.process.start("sleep", ["1000"]);
+      pid = process.pid;
+    }
+    expect((await (await sandbox.process.connect(pid)).wait()).exitCode).toBe(137);
+    expect(await failure(sandbox.process.connect("no-such-tag"))).toBeInstanceOf(SandboxNotFoundError);
+  });
+});
+
+describe("terminals", () => {
+  test("run a full-screen program, which gets keys and new sizes", async () => {
+    // The image has neither vim nor less.
+    const program = `
+import curses
+def main(screen):
+    while True:
+        rows, cols = screen.getmaxyx()
+        screen.clear()
+        screen.addstr(0, 0, f"size {cols}x{rows} ")
+        screen.refresh()
+        key = screen.getch()
+        if key == ord("q"):
+            return
+        if key != curses.KEY_RESIZE:
+            screen.addstr(1, 0, f"key {key} ")
+            screen.refresh()
+            screen.getch()
+curses.wrapper(main)`;
+    await using pty = await sandbox.pty.start("python3", ["-c", program], { cols: 100, rows: 30, tag: "screen" });
+    const connected = await sandbox.pty.connect("screen");
+    let screen = "";
+    // Each step waits for a text on the screen, and then does something.
+    const steps: [string, () => Promise<void>][] = [
+      ["size 100x30", () => pty.sendInput("\u001bOA")],
+      ["key 259", () => pty.sendInput(new Uint8Array([0x20]))], // the arrow up
+      ["size 100x30", () => connected.resize(70, 20)],
+      ["size 70x20", () => connected.sendInput("q")],
+    ];
+    for await (const { text } of pty.output()) {
+      screen += text;
+      const [step] = steps;
+      if (!step || !screen.includes(step[0])) continue;
+      steps.shift();
+      screen = "";
+      await step[1]();
+    }
+    expect(steps).toEqual([]);
+    expect(await pty.wait()).toMatchObject({ exitCode: 0 });
+    expect((await sandbox.process.list()).find(({ pid }) => pid === pty.pid)?.terminal).toBe(true);
+  });
+
+  test("run a shell", async () => {
+    await using pty = await sandbox.pty.start();
+    await pty.sendInput("echo $((6 * 7)) $TERM; stty size; exit 3\n");
+    const { stdout, exitCode } = await pty.wait();
+    expect(stdout).toContain("42 xterm-256color");
+    expect(stdout).toContain("24 80");
+    expect(exitCode).toBe(3);
   });
 });

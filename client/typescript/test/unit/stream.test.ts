@@ -6,8 +6,10 @@ import {
   ConnectionLostError,
   type MicrosandboxError,
   PythonSandbox,
+  RequestTimeoutError,
   type Result,
   RunTimeoutError,
+  SandboxNotFoundError,
   UnexpectedAnswerError,
 } from "../../src/index.js";
 import { errorReply, events, ok, Stub } from "../stub.js";
@@ -28,6 +30,7 @@ afterEach(async () => {
 
 const output = (stream: string, text: string): [string, unknown] => ["output", { stream, text }];
 const exception = { name: "ValueError", value: "bad", traceback: "Traceback\nValueError: bad\n" };
+const exit = { exit_code: 143, signal: "TERM", timed_out: false };
 
 async function failure(promise: Promise<unknown>): Promise<MicrosandboxError> {
   return promise.then(
@@ -202,6 +205,97 @@ describe("a run without callbacks", () => {
     const failed = await sandbox.command.run("cat", [], { stdin: new Uint8Array([255]) });
     expect(() => failed.raiseForStatus()).toThrow(CommandExitError);
     expect(stub.sent[1]?.params).toMatchObject({ stdin: "/w==", encoding: "base64" });
+  });
+});
+
+describe("processes", () => {
+  test("send the right requests", async () => {
+    stub.answer("sandbox.process.start", ok({ pid: 42 }));
+    stub.answer("sandbox.process.get", ok({ pid: 42, tag: "a", terminal: true }));
+    for (const method of ["input", "resize", "signal"]) stub.answer(`sandbox.process.${method}`, ok({}));
+    const options = { cwd: "/", envs: { A: "1" }, user: "nobody", tag: "a", timeout: 5, stdin: "x", openStdin: true };
+    const process = await sandbox.process.start("cat", ["-"], options);
+    await process.sendStdin("é");
+    await process.closeStdin();
+    await process.signal(15);
+    await process.kill();
+    await sandbox.process.connect(7);
+    const pty = await sandbox.pty.start(undefined, [], { rows: 5 });
+    await (await sandbox.pty.connect("a")).resize(1, 2);
+    await pty.sendInput(new Uint8Array([4]));
+    expect(stub.sent.map(({ method, params: { sandbox, ...params } }) => [method.slice(16), params])).toEqual([
+      [
+        "start",
+        {
+          command: "cat",
+          args: ["-"],
+          cwd: "/",
+          envs: ["A=1"],
+          user: "nobody",
+          tag: "a",
+          timeout: 5,
+          stdin: "x",
+          open_stdin: true,
+        },
+      ],
+      ["input", { pid: 42, data: "w6k=", encoding: "base64" }],
+      ["input", { pid: 42, close: true }],
+      ["signal", { pid: 42, signal: "15" }],
+      ["signal", { pid: 42, signal: "KILL", all: true }],
+      ["get", { pid: 7 }],
+      ["start", { command: "bash", args: [], terminal: { cols: 80, rows: 5 } }],
+      ["get", { tag: "a" }],
+      ["resize", { pid: 42, cols: 1, rows: 2 }],
+      ["input", { pid: 42, data: "BA==", encoding: "base64" }],
+    ]);
+  });
+
+  test("are waited for, with their output", async () => {
+    stub.answer("sandbox.process.get", ok({ pid: 42 }));
+    const process = await sandbox.process.connect("a");
+    stub.answer(
+      "sandbox.process.connect",
+      events(["output", { stream: "stderr", base64: "4pyT" }], ["result", { skipped_bytes: 3, running: false, exit }]),
+    );
+    const streamed: string[] = [];
+    const execution = await process.wait({ onStderr: (text) => void streamed.push(text) });
+    expect(streamed).toEqual(["✓"]);
+    expect(execution).toMatchObject({ exitCode: 143, skippedBytes: 3, stderr: "✓", running: false, exit });
+    expect([...execution.stderrBytes]).toEqual([0xe2, 0x9c, 0x93]);
+    expect(() => execution.raiseForStatus()).toThrow("process 42: exit code 143: ✓");
+    const pieces: unknown[] = [];
+    for await (const { text } of process.output({ replay: false })) pieces.push(text);
+    expect(pieces).toEqual(["✓"]);
+    expect(stub.sent.at(-1)?.params).toMatchObject({ pid: 42, replay: false, encoding: "base64" });
+    // A connection that breaks off is not repeated, because output would be missing or come twice.
+    stub.answer("sandbox.process.connect", events(["output", { stream: "stderr", base64: "" }]));
+    expect(await failure(process.wait())).toBeInstanceOf(ConnectionLostError);
+  });
+
+  test("that still run after the time limit have their output so far on the error", async () => {
+    stub.answer("sandbox.process.get", ok({ pid: 42 }));
+    stub.answer("sandbox.process.connect", (_, response) => {
+      response.setHeader("Content-Type", "text/event-stream");
+      response.write(`event: output\ndata: {"stream":"stdout","base64":"YQ=="}\n\n`);
+    });
+    const process = await sandbox.process.connect("a");
+    let sent = () => {};
+    const received = new Promise<void>((resolve) => (sent = resolve));
+    vi.useFakeTimers({ toFake: ["setTimeout", "clearTimeout"] });
+    const error = failure(process.wait({ timeout: 3, onStdout: sent }));
+    await received;
+    await vi.advanceTimersByTimeAsync(3000);
+    expect(await error).toBeInstanceOf(RequestTimeoutError);
+    expect(await error).toMatchObject({ message: "process 42 still runs after 3 s", execution: { stdout: "a" } });
+  });
+
+  test("killing ignores that the process has ended, and no other error", async () => {
+    stub.answer("sandbox.process.get", ok({ pid: 42 }));
+    const process = await sandbox.process.connect("a");
+    stub.answer("sandbox.process.signal", errorReply(409, -32005), errorReply(404, -32003));
+    await process.kill();
+    await expect(process.kill()).rejects.toThrow(SandboxNotFoundError);
+    await process[Symbol.asyncDispose]();
   });
 });
 
