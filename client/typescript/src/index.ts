@@ -39,6 +39,16 @@ export {
   UnexpectedAnswerError,
 } from "./errors.js";
 export { CommandExecution, type ExceptionData, Execution, type OutputData } from "./execution.js";
+export {
+  type FileChange,
+  type FileInfo,
+  Files,
+  type ReadOptions,
+  type TransferOptions,
+  type UploadOptions,
+  Watcher,
+  type WriteOptions,
+} from "./files.js";
 export { type ListOptions, listSandboxes, type SandboxInfo, type SandboxState } from "./list.js";
 export { Metrics, type SandboxMetrics } from "./metrics.js";
 export { NodeSandbox } from "./node-sandbox.js";

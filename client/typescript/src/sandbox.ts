@@ -19,6 +19,7 @@ import { loadConfig } from "./config.js";
 import { Contexts, contextName } from "./contexts.js";
 import { type AnyExecution, MicrosandboxError, NotStartedError, SandboxNotFoundError } from "./errors.js";
 import { type ExceptionData, Execution, type OutputData } from "./execution.js";
+import { Files } from "./files.js";
 import { queryLimit, type SandboxInfo } from "./list.js";
 import { Metrics, type SandboxMetrics } from "./metrics.js";
 import type { CallOptions, CodeOptions, CommandOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
@@ -26,7 +27,7 @@ import { OutputCollector } from "./output.js";
 import { Processes } from "./process.js";
 import { Pty } from "./pty.js";
 import { Result, type ResultData } from "./result.js";
-import { type Call, Server, type ServerEvent } from "./server.js";
+import { type Call, Server, type ServerEvent, type Transfer } from "./server.js";
 
 // Seconds to wait for a response. The server's own limits are shorter.
 const startLimit = 180;
@@ -202,6 +203,11 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return new Pty(this);
   }
 
+  /** Reads and writes files of the sandbox. */
+  get files(): Files {
+    return new Files(this);
+  }
+
   /** The sessions of interpreters in which code runs. */
   get contexts(): Contexts {
     return new Contexts(this, this._language);
@@ -347,6 +353,18 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return this.#server.events({ method, params: { ...this.#sandboxParams(), ...params }, ...options });
   }
 
+  /** @internal Downloads a file of the sandbox, or a tree as an archive. */
+  _get(path: string, options: Pick<Transfer, "headers" | "signal"> = {}): AsyncGenerator<Buffer> {
+    this.#requireStart();
+    return this.#server.get({ method: "GET", path: this.#path("files", { path }), idempotent: true, ...options });
+  }
+
+  /** @internal Uploads a file, or a tree as an archive. params are members of the query. */
+  async _put(params: Record<string, string | undefined>, options: Omit<Transfer, "method" | "path">): Promise<unknown> {
+    this.#requireStart();
+    return this.#server.put({ method: "PUT", path: this.#path("files", params), ...options });
+  }
+
   /** @internal */
   async _metrics({ signal }: CallOptions): Promise<SandboxMetrics> {
     const result = (await this._call("sandbox.metrics.get", {}, { idempotent: true, signal })) as {
@@ -356,6 +374,15 @@ export abstract class BaseSandbox implements AsyncDisposable {
     const [metrics] = result.sandboxes;
     if (!metrics) throw new SandboxNotFoundError(`sandbox ${this.#name} does not exist`);
     return metrics;
+  }
+
+  /** Returns a path of the sandbox below /api/v1, with a query. */
+  #path(path: string, params: Record<string, string | undefined>): string {
+    const query = Object.entries({ ...params, namespace: this.#namespace })
+      .filter(([, value]) => value !== undefined)
+      .map(([name, value]) => `${name}=${encodeURIComponent(value as string)}`);
+    const base = `/sandboxes/${encodeURIComponent(this.#name)}/${path}`;
+    return query.length > 0 ? `${base}?${query.join("&")}` : base;
   }
 
   #sandboxParams(): { sandbox: string; namespace: string | undefined } {
