@@ -94,13 +94,15 @@ bench)
 	npm run --silent bench 9<&-
 	;;
 run)
-	# Create a package that depends on this one, with a build of its own, so that it needs no lock.
+	# Create a package that depends on this one, with a build of its own, so that it needs no lock. The package's own
+	# dependencies are copied.
 	dir=$(mktemp -d)
 	trap 'rm -rf -- "$dir"' EXIT
 	package=$dir/node_modules/microsandbox
 	mkdir -p "$package"
 	cp package.json "$package"
 	node_modules/.bin/tsc -p tsconfig.esm.json --outDir "$package/dist/esm"
+	cp -R node_modules/ws "$dir/node_modules"
 	cp -- "$2" "$dir/program.mjs"
 	cd "$dir"
 	node program.mjs

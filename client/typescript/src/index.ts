@@ -49,6 +49,7 @@ export {
   Watcher,
   type WriteOptions,
 } from "./files.js";
+export { Forward, type ForwardOptions } from "./forward.js";
 export { type ListOptions, listSandboxes, type SandboxInfo, type SandboxState } from "./list.js";
 export { Metrics, type SandboxMetrics } from "./metrics.js";
 export { NodeSandbox } from "./node-sandbox.js";

@@ -20,6 +20,7 @@ import { Contexts, contextName } from "./contexts.js";
 import { type AnyExecution, MicrosandboxError, NotStartedError, SandboxNotFoundError } from "./errors.js";
 import { type ExceptionData, Execution, type OutputData } from "./execution.js";
 import { Files } from "./files.js";
+import { Forward, type ForwardOptions } from "./forward.js";
 import { queryLimit, type SandboxInfo } from "./list.js";
 import { Metrics, type SandboxMetrics } from "./metrics.js";
 import type { CallOptions, CodeOptions, CommandOptions, RunOptions, SandboxOptions, StartOptions } from "./options.js";
@@ -213,6 +214,14 @@ export abstract class BaseSandbox implements AsyncDisposable {
     return new Contexts(this, this._language);
   }
 
+  /**
+   * Forwards a port of this machine to a TCP port of the sandbox, on which a program listens at 127.0.0.1. It continues
+   * until it is closed.
+   */
+  forward(port: number, options?: ForwardOptions): Promise<Forward> {
+    return Forward.listen(this, port, options);
+  }
+
   /** Returns the resource usage of the sandbox. */
   get metrics(): Metrics {
     return new Metrics(this);
@@ -363,6 +372,12 @@ export abstract class BaseSandbox implements AsyncDisposable {
   async _put(params: Record<string, string | undefined>, options: Omit<Transfer, "method" | "path">): Promise<unknown> {
     this.#requireStart();
     return this.#server.put({ method: "PUT", path: this.#path("files", params), ...options });
+  }
+
+  /** @internal Returns the server, and the path of a WebSocket to a port of the sandbox. */
+  _port(port: number): { server: Server; path: string } {
+    this.#requireStart();
+    return { server: this.#server, path: this.#path(`ports/${port}`, {}) };
   }
 
   /** @internal */

@@ -189,6 +189,35 @@ export class Server {
     }
   }
 
+  /** What a WebSocket for a path below /api/v1 needs: its URL, and options for the package ws. */
+  webSocket(path: string): { url: URL; options: { agent: http.Agent; headers: Record<string, string> } } {
+    const url = this.#url(path);
+    const agent = this.#agentFor(url);
+    url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
+    return { url, options: { agent, headers: this.#headers() } };
+  }
+
+  /** Returns the error for a response that refuses a WebSocket. */
+  async webSocketRefusal(response: http.IncomingMessage): Promise<errors.MicrosandboxError> {
+    return this.#refusal(await this.#read(response, "the WebSocket"));
+  }
+
+  /** Returns the error for a WebSocket that could not be opened, or was lost. */
+  webSocketError(cause: NodeJS.ErrnoException, connected: boolean): errors.MicrosandboxError {
+    return this.#convertError(cause, "the WebSocket", connected);
+  }
+
+  /** Returns the error for a text message of a WebSocket, which contains an error. */
+  webSocketFailure(message: string): errors.MicrosandboxError {
+    try {
+      const { error } = JSON.parse(message) as { error?: unknown };
+      if (isErrorData(error)) return this.#errorIn(error);
+    } catch {
+      // The error below says it.
+    }
+    return unexpectedFormat("a message of the WebSocket has");
+  }
+
   /** Repeats an attempt as long as that is safe. */
   async #attempts<T>({ idempotent }: Limits, end: CallEnd, attempt: () => Promise<T>): Promise<T> {
     for (let n = 1; ; n++) {

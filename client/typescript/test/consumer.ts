@@ -62,7 +62,7 @@ export class Consumer implements Disposable {
       await bash(pack.replace("npm ci", ""), join(root, "../.."), { npm_config_pack_destination: destination });
     }
     consumer.write("package.json", '{ "private": true }');
-    await bash(install.replaceAll("CHECKOUT", checkout), directory, { npm_config_offline: "true" });
+    await bash(install.replaceAll("CHECKOUT", checkout), directory, { npm_config_prefer_offline: "true" });
     const [tarball = ""] = readdirSync(destination).filter((name) => name.endsWith(".tgz"));
     consumer.size = statSync(join(destination, tarball)).size;
     consumer.files = readdirSync(installed, { recursive: true, encoding: "utf8" }).filter((path) =>

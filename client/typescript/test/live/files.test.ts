@@ -12,6 +12,8 @@ import {
   symlinkSync,
   writeFileSync,
 } from "node:fs";
+import { get } from "node:http";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -187,5 +189,41 @@ describe("transfers", () => {
     expect(error).toBeInstanceOf(UnexpectedAnswerError);
     expect((error as Error).message).toContain('"out" is a symbolic link to "/etc/passwd"');
     expect(() => lstatSync(join(local, "copy/out"))).toThrow("ENOENT");
+  });
+});
+
+describe("forward", () => {
+  test("connects to an HTTP server in the sandbox", async () => {
+    const big = Buffer.from(Uint8Array.from({ length: 1 << 20 }, (_, i) => i * 13));
+    await sandbox.files.write("/tmp/site/big", big);
+    const ready = "import http.server as h; s = h.ThreadingHTTPServer(('127.0.0.1', 8000), h.SimpleHTTPRequestHandler)";
+    await using server = await sandbox.process.start(
+      "python3",
+      ["-uc", `${ready}; print("ready"); s.serve_forever()`],
+      { cwd: "/tmp/site" },
+    );
+    for await (const { text } of server.output()) if (text.includes("ready")) break;
+    const errors: unknown[] = [];
+    await using forward = await sandbox.forward(8000, { onError: (error) => errors.push(error) });
+    expect(forward.address).toBe(`127.0.0.1:${forward.localPort}`);
+    const read = () =>
+      new Promise<Buffer>((resolve, reject) => {
+        get(`http://${forward.address}/big`, async (response) => {
+          const pieces: Buffer[] = [];
+          for await (const piece of response) pieces.push(piece);
+          resolve(Buffer.concat(pieces));
+        }).on("error", reject);
+      });
+    for (const body of await Promise.all([read(), read(), read()])) expect(body.equals(big)).toBe(true);
+    expect(errors).toEqual([]);
+  });
+
+  test("reports a port on which nothing listens", async () => {
+    let report = (_: unknown) => {};
+    const reported = new Promise<unknown>((resolve) => (report = resolve));
+    await using forward = await sandbox.forward(9, { onError: (error) => report(error) });
+    const connection = connect(forward.localPort, "127.0.0.1").on("error", () => {});
+    expect(await reported).toBeInstanceOf(SandboxNotFoundError);
+    connection.destroy();
   });
 });

@@ -4,6 +4,7 @@ import {
   CommandExitError,
   CommandNotFoundError,
   ConnectionLostError,
+  InvalidParamsError,
   type MicrosandboxError,
   PythonSandbox,
   RequestTimeoutError,
@@ -206,6 +207,47 @@ describe("a run without callbacks", () => {
     expect(() => failed.raiseForStatus()).toThrow(CommandExitError);
     expect(stub.sent[1]?.params).toMatchObject({ stdin: "/w==", encoding: "base64" });
   });
+});
+
+test("arguments of the wrong type are refused before anything is sent", async () => {
+  const wrong = (value: unknown) => value as never;
+  const { files, process, pty, contexts } = sandbox;
+  const attempts: [string, () => Promise<unknown>][] = [
+    [
+      'args must be a list of strings, such as ["-l"], not the string "hello"',
+      () => sandbox.command.run("echo", wrong("hello")),
+    ],
+    ["args must be a list of strings", () => sandbox.command.run("echo", wrong([1]))],
+    ["command must be a string, not 1", () => sandbox.command.run(wrong(1))],
+    ["command is empty", () => process.start("")],
+    ["code must be a string", () => sandbox.run(wrong(undefined))],
+    ["onStdout must be a function", () => sandbox.run("1", { onStdout: wrong("print") })],
+    ["onResult must be a function", () => sandbox.run("1", { onResult: wrong({}) })],
+    ["envs: the value of A must be a string, not 1", () => sandbox.run("1", { envs: wrong({ A: 1 }) })],
+    ["envs must be a list of strings", () => sandbox.run("1", { envs: wrong([1]) })],
+    ["cwd must be a string", () => sandbox.run("1", { cwd: wrong(1) })],
+    ["user is empty", () => sandbox.run("1", { user: "" })],
+    ["stdin must be a string or a Uint8Array", () => sandbox.command.run("cat", [], { stdin: wrong(5), binary: true })],
+    ["context must be a context or its name", () => sandbox.run("1", { context: wrong(5) })],
+    ["the options must be an object", () => process.start("cat", [], wrong("tag"))],
+    ["pid must be an integer", () => process.connect(1.5)],
+    ["the process must be a pid or a tag", () => process.connect(wrong({}))],
+    ["cols must be an integer from 1 to 65535, not 0", () => pty.start("sh", [], { cols: 0 })],
+    ["path must be a string", () => files.read(wrong(1))],
+    ["format must be", () => files.read("a", { format: wrong("json") })],
+    ["data must be a string or a Uint8Array", () => files.write("a", wrong(1))],
+    ["data must be a string or a Uint8Array", () => files.write("a", wrong(undefined))],
+    ["local is empty", () => files.upload("", "a")],
+    ["onProgress must be a function", () => files.download("a", "b", { onProgress: wrong(1) })],
+    ["port must be an integer", () => sandbox.forward(0)],
+    ["context is empty", () => contexts.remove("")],
+  ];
+  for (const [message, attempt] of attempts) {
+    const error = await failure(attempt());
+    expect(error).toBeInstanceOf(InvalidParamsError);
+    expect(error.message).toContain(message);
+  }
+  expect(stub.called).toEqual([]);
 });
 
 describe("processes", () => {
