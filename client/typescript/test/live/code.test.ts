@@ -252,30 +252,31 @@ describe("terminals", () => {
   test("run a full-screen program, which gets keys and new sizes", async () => {
     // The image has neither vim nor less.
     const program = `
-import curses
+import curses, os
+os.environ["ESCDELAY"] = "10000" # so that the escape sequence of a key may arrive slowly
 def main(screen):
-    while True:
+    screen.timeout(100) # so that no signal is lost between two reads
+    key, shown = 0, None
+    while key != ord("q"):
         rows, cols = screen.getmaxyx()
-        screen.clear()
-        screen.addstr(0, 0, f"size {cols}x{rows} ")
-        screen.refresh()
-        key = screen.getch()
-        if key == ord("q"):
-            return
-        if key != curses.KEY_RESIZE:
-            screen.addstr(1, 0, f"key {key} ")
+        state = f"size {cols}x{rows} key {key} "
+        if state != shown:
+            screen.clear()
+            screen.addstr(0, 0, state)
             screen.refresh()
-            screen.getch()
+            shown = state
+        pressed = screen.getch()
+        if pressed not in (-1, curses.KEY_RESIZE):
+            key = pressed
 curses.wrapper(main)`;
     await using pty = await sandbox.pty.start("python3", ["-c", program], { cols: 100, rows: 30, tag: "screen" });
     const connected = await sandbox.pty.connect("screen");
     let screen = "";
     // Each step waits for a text on the screen, and then does something.
     const steps: [string, () => Promise<void>][] = [
-      ["size 100x30", () => pty.sendInput("\u001bOA")],
-      ["key 259", () => pty.sendInput(new Uint8Array([0x20]))], // the arrow up
-      ["size 100x30", () => connected.resize(70, 20)],
-      ["size 70x20", () => connected.sendInput("q")],
+      ["size 100x30 key 0 ", () => pty.sendInput("\u001bOA")], // the arrow up
+      ["size 100x30 key 259 ", () => connected.resize(70, 20)],
+      ["size 70x20 key 259 ", () => connected.sendInput(new Uint8Array([0x71]))],
     ];
     for await (const { text } of pty.output()) {
       screen += text;
