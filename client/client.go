@@ -156,7 +156,7 @@ func post[R any](ctx context.Context, c *Client, r request) (result R, err error
 		ctx, cancel = withTimeout(ctx, r.timeout)
 		defer cancel()
 	}
-	raw, err := c.sendWithRetries(ctx, r, body)
+	raw, err := withRetries(ctx, r, func() (jsontext.Value, error) { return c.send(ctx, r, body) })
 	if err != nil {
 		return result, err
 	}
@@ -187,11 +187,11 @@ func withTimeout(ctx context.Context, timeout time.Duration) (context.Context, c
 	return context.WithTimeoutCause(ctx, timeout, errorf(context.DeadlineExceeded, "no response within %s", timeout))
 }
 
-// sendWithRetries sends a request and retries it while it may be retried.
-func (c *Client) sendWithRetries(ctx context.Context, r request, body []byte) (jsontext.Value, error) {
+// withRetries calls send, and calls it again while the request may be retried. send sends the request once.
+func withRetries[R any](ctx context.Context, r request, send func() (R, error)) (result R, err error) {
 	pause := firstPause
 	for n := 1; ; n++ {
-		result, err := c.send(ctx, r, body)
+		result, err = send()
 		if err == nil || n == maxAttempts || !r.retryable(err) {
 			return result, err
 		}
@@ -200,14 +200,14 @@ func (c *Client) sendWithRetries(ctx context.Context, r request, body []byte) (j
 			wait = max(wait, e.RetryAfter)
 		}
 		if wait > maxPause {
-			return nil, err
+			return result, err
 		}
 		wait += rand.N(wait / 4) // jitter, so that many clients do not retry at the same time
 		pause *= 2
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			return nil, fmt.Errorf("%w (while waiting to retry: %w)", err, contextError(ctx))
+			return result, fmt.Errorf("%w (while waiting to retry: %w)", err, contextError(ctx))
 		}
 	}
 }
@@ -228,14 +228,10 @@ func (r *request) retryable(err error) bool {
 
 // send sends a request once.
 func (c *Client) send(ctx context.Context, r request, body []byte) (jsontext.Value, error) {
-	req, err := c.newRequest(ctx, http.MethodPost, rpc.Path, body)
-	if err == nil {
-		err = c.authorize(req)
-	}
+	req, err := c.newCall(ctx, body)
 	if err != nil {
 		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
 	if r.idempotent {
 		// A nil value is not sent. It tells net/http to retry the request if the server closes an idle connection.
 		req.Header["Idempotency-Key"] = nil
@@ -247,12 +243,25 @@ func (c *Client) send(ctx context.Context, r request, body []byte) (jsontext.Val
 	return res.result()
 }
 
-func (c *Client) newRequest(ctx context.Context, method, path string, body []byte) (*http.Request, error) {
+// newCall returns the HTTP request of a call.
+func (c *Client) newCall(ctx context.Context, body []byte) (*http.Request, error) {
+	req, err := c.newRequest(ctx, http.MethodPost, rpc.Path, bytes.NewReader(body))
+	if err == nil {
+		err = c.authorize(req)
+	}
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return req, nil
+}
+
+func (c *Client) newRequest(ctx context.Context, method, path string, body io.Reader) (*http.Request, error) {
 	base, err := parseServerURL(c.serverURL())
 	if err != nil {
 		return nil, err
 	}
-	return http.NewRequestWithContext(ctx, method, base.JoinPath(path).String(), bytes.NewReader(body))
+	return http.NewRequestWithContext(ctx, method, base.JoinPath(path).String(), body)
 }
 
 // authorize adds the key, if there is one. It is an error if others could read the key on the network.
@@ -277,10 +286,16 @@ func (c *Client) do(req *http.Request) (*response, error) {
 	if err != nil {
 		return nil, c.explain(req.Context(), err)
 	}
+	return c.readResponse(req.Context(), res)
+}
+
+// readResponse reads a response to the end and closes its body.
+func (c *Client) readResponse(ctx context.Context, res *http.Response) (*response, error) {
 	defer res.Body.Close()
 	r := &response{status: res.StatusCode, header: res.Header}
+	var err error
 	if r.body, err = io.ReadAll(io.LimitReader(res.Body, maxResponse+1)); err != nil {
-		return nil, c.explain(req.Context(), err)
+		return nil, c.explain(ctx, err)
 	}
 	if len(r.body) > maxResponse {
 		return nil, errorf(errdefs.ErrResourceExhausted, "the response is longer than %d MiB", maxResponse>>20)

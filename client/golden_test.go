@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/msbd/msbd/api/rpc"
 )
@@ -52,8 +53,8 @@ func TestGoldenResponses(t *testing.T) {
 			e, _ := errors.AsType[*Error](err)
 			if e == nil {
 				t.Errorf("%s: got %v", answer, err)
-			} else if *e != (Error{Code: want.Error.Code, Message: want.Error.Message, Status: code, RequestID: "ABC"}) {
-				t.Errorf("%s: got %+v", answer, e)
+			} else if diff := cmp.Diff(e, wantError(want.Error, code)); diff != "" {
+				t.Errorf("%s: %s", answer, diff)
 			} else if errors.Is(err, errdefs.ErrUnknown) {
 				t.Errorf("%s: its code has no class", answer)
 			}
@@ -62,4 +63,12 @@ func TestGoldenResponses(t *testing.T) {
 	if len(codes) < 10 {
 		t.Errorf("the transcripts contain only the codes %v", codes)
 	}
+}
+
+func wantError(e *rpc.Error, status int) *Error {
+	out := &Error{Code: e.Code, Message: e.Message, Status: status, RequestID: "ABC"}
+	if e.Data != nil {
+		out.Output = e.Data.PartialOutput
+	}
+	return out
 }

@@ -19,7 +19,7 @@ import (
 // A response that answers the message is not an error, whatever its status. If the server refused the HTTP
 // request itself, the error is an [*Error]. The message is sent once, without retries.
 func (c *Client) MCP(ctx context.Context, message []byte, header http.Header) (*http.Response, error) {
-	req, err := c.newRequest(ctx, http.MethodPost, rpc.MCPPath, message)
+	req, err := c.newRequest(ctx, http.MethodPost, rpc.MCPPath, bytes.NewReader(message))
 	if err != nil {
 		return nil, err
 	}

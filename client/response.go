@@ -55,6 +55,9 @@ type Error struct {
 	RequestID string
 	// RetryAfter is how long the server asks the client to wait, or 0 if the server did not ask.
 	RetryAfter time.Duration
+	// Output is what a run had printed that reached a limit, or that failed after it had printed something. It is nil for
+	// other errors. The error of a run whose output was sent while it was printed has no Output.Output.
+	Output *rpc.PartialOutput
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -114,7 +117,7 @@ func (r *response) result() (jsontext.Value, error) {
 	}
 	switch {
 	case res.Error != nil:
-		return nil, r.newError(res.Error.Code, res.Error.Message)
+		return nil, r.newError(res.Error)
 	case r.status != http.StatusOK || res.Result == nil:
 		return nil, r.unexpected()
 	}
@@ -130,11 +133,15 @@ func (r *response) decode(into any) error {
 	return nil
 }
 
-func (r *response) newError(code rpc.Code, message string) *Error {
-	return &Error{
-		Code: code, Message: message, Status: r.status,
+func (r *response) newError(e *rpc.Error) *Error {
+	out := &Error{
+		Code: e.Code, Message: e.Message, Status: r.status,
 		RequestID: r.header.Get("X-Request-Id"), RetryAfter: retryAfter(r.header.Get("Retry-After")),
 	}
+	if e.Data != nil {
+		out.Output = e.Data.PartialOutput
+	}
+	return out
 }
 
 // unexpected returns the error for a response that msbd would not send.
@@ -147,7 +154,7 @@ func (r *response) unexpected() *Error {
 	if bytes.HasPrefix(r.body, []byte("Client sent an HTTP request to an HTTPS server")) {
 		text = "the server requires TLS: use https:// in its URL"
 	}
-	return r.newError(0, text)
+	return r.newError(&rpc.Error{Message: text})
 }
 
 // retryAfter parses a Retry-After header, which is a number of seconds or a date. It returns 0 if it cannot.

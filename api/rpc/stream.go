@@ -35,8 +35,8 @@ type ExecStart struct {
 	// Stdin keeps the standard input open. nil means true. With a terminal, it always is open.
 	Stdin *bool  `json:"stdin,omitzero"`
 	Tag   string `json:"tag,omitzero"`
-	// Timeout and Grace are in seconds. 0 means no time limit, or the server's maximum if WithConnection is set, and the default
-	// grace.
+	// Timeout and Grace are in seconds. 0 means no time limit, or the server's maximum if WithConnection is set without
+	// Terminal, and the default grace.
 	Timeout float64 `json:"timeout,omitzero"`
 	Grace   float64 `json:"grace,omitzero"`
 	// WithConnection ends the process when the connection closes.

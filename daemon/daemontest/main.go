@@ -17,8 +17,12 @@ import (
 )
 
 // MaybeChild must be called first in the main function of every test program that uses this package. The store executes
-// the program again as a child process to check its file; in the child, MaybeChild does not return.
-func MaybeChild() { store.RunCheckIfChild() }
+// the program again as a child process to check its file, and StartWithPortals to run a portal; in the child, MaybeChild does
+// not return.
+func MaybeChild() {
+	store.RunCheckIfChild()
+	servePortalIfChild()
+}
 
 // Main is the main function of a fake msbd. It has the same settings and exit codes as msbd, but no real microVMs. The
 // server starts with two sandboxes: default/my-env is running, and team/broken has failed.
@@ -68,7 +72,7 @@ func Main() {
 func run(cfg config.Config, trouble Trouble) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	s, err := open(ctx, cfg, trouble, initialSandboxes(), slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	s, err := open(ctx, cfg, trouble, initialSandboxes(), nil, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/serve/mcp"
 	"github.com/msbd/msbd/daemon/internal/serve/rpc"
 	"github.com/msbd/msbd/daemon/internal/serve/rpcerr"
+	"github.com/msbd/msbd/daemon/internal/serve/stream"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
@@ -45,6 +47,7 @@ type Server struct {
 
 	cfg       config.Config
 	trouble   Trouble
+	portals   *portals // nil if the sandboxes are fakes
 	startedAt time.Time
 	log       *slog.Logger
 
@@ -71,12 +74,19 @@ type Run struct {
 }
 
 // Start starts a server with its state and its admin socket in dir, and its gateway on a free port.
-func Start(dir string) (*Server, error) {
+func Start(dir string) (*Server, error) { return start(dir, nil) }
+
+// StartWithPortals is like Start, but the sandboxes run real programs on this host, with all of its rights. Each starts in a
+// directory of its own, below dir. Runs receives nothing.
+func StartWithPortals(dir string) (*Server, error) { return start(dir, newPortals(dir)) }
+
+// start starts a server whose sandboxes are those of portals, or fakes if portals is nil.
+func start(dir string, portals *portals) (*Server, error) {
 	cfg := config.Default()
 	cfg.StateDir, cfg.RunDir, cfg.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), "127.0.0.1:0"
 	cfg.MaxCPUs, cfg.MaxMemoryMiB, cfg.TotalSandboxes, cfg.TotalMemoryMiB = 2, 16<<10, 100, 32<<10
 	cfg.Quotas = map[string]config.Quota{SmallNamespace: {Sandboxes: 1}}
-	s, err := open(context.Background(), cfg, "", nil, slog.New(slog.DiscardHandler))
+	s, err := open(context.Background(), cfg, "", nil, portals, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
@@ -121,9 +131,11 @@ func inJSON(v any) string {
 }
 
 // open creates a server, in the same order as package daemon. If the state directory has no sandboxes, the server starts
-// with those in initial.
-func open(ctx context.Context, cfg config.Config, trouble Trouble, initial []sandbox.Record, log *slog.Logger) (s *Server, err error) {
-	s = &Server{Runs: make(chan Run, 1), cfg: cfg, trouble: trouble, startedAt: time.Now(), log: log}
+// with those in initial. Its sandboxes are those of portals, or fakes if portals is nil.
+func open(
+	ctx context.Context, cfg config.Config, trouble Trouble, initial []sandbox.Record, portals *portals, log *slog.Logger,
+) (s *Server, err error) {
+	s = &Server{Runs: make(chan Run, 1), cfg: cfg, trouble: trouble, portals: portals, startedAt: time.Now(), log: log}
 	s.serving, s.stop = context.WithCancel(ctx)
 	defer func() {
 		if err != nil {
@@ -165,7 +177,7 @@ func open(ctx context.Context, cfg config.Config, trouble Trouble, initial []san
 		return s, err
 	}
 	s.gateway, err = gateway.New(gateway.Options{
-		Verifier: verifier, Endpoints: append(methods.Endpoints(), mcpHandler.Endpoint()), Dev: cfg.Dev,
+		Verifier: verifier, Endpoints: slices.Concat(methods.Endpoints(), stream.Endpoints(s.manager), []gateway.Endpoint{mcpHandler.Endpoint()}), Dev: cfg.Dev,
 		MaxConnections: cfg.MaxConnections, RequestsPerSecond: cfg.RequestsPerSecond, TrustedProxies: cfg.TrustedProxies,
 		Metrics: metrics, Log: log,
 	})
@@ -189,9 +201,13 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 	if err != nil {
 		return err
 	}
-	guest := newGuest(s.Runs)
+	var runtime sandbox.Runtime = newMicroVMs(records)
+	connect := newGuest(s.Runs).Connect
+	if s.portals != nil {
+		runtime, connect = s.portals, s.portals.connect
+	}
 	s.manager = sandbox.NewManager(sandbox.Options{
-		Store: s.store, Runtime: newMicroVMs(records), Connect: guest.Connect,
+		Store: s.store, Runtime: runtime, Connect: connect,
 		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
 		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
 		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
@@ -223,13 +239,16 @@ func (s *Server) close() error {
 	if s.manager != nil {
 		s.manager.Close()
 	}
+	if s.portals != nil {
+		err = s.portals.close()
+	}
 	for _, l := range []net.Listener{s.httpListener, s.socket} {
 		if l != nil {
 			l.Close()
 		}
 	}
 	if s.store != nil {
-		err = s.store.Close()
+		err = errors.Join(err, s.store.Close())
 	}
 	return err
 }

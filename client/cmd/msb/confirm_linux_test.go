@@ -9,11 +9,13 @@ import (
 	"testing"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/msbd/msbd/daemon/daemontest"
 )
 
 // Ctrl-C interrupts confirm while it waits for an answer.
 func TestConfirmIsInterrupted(t *testing.T) {
-	_, terminal := openTerminal(t)
+	_, terminal := daemontest.OpenTerminal(t)
 	asked, question := io.Pipe()
 	defer question.Close()
 	ctx, interrupt := context.WithCancel(t.Context())

@@ -47,7 +47,7 @@ func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser, _ sandbox.
 	return p, nil
 }
 
-// portal is a connection to a Guest. It has no processes other than runs, no files, and no contexts.
+// portal is a connection to a Guest. It has no processes that outlive their calls, no files, and no contexts.
 type portal struct {
 	sandbox.Contexts
 	sandbox.Processes
@@ -112,6 +112,20 @@ func (p *portal) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 func (p *portal) RunCommand(ctx context.Context, command sandbox.Command) (sandbox.Process, error) {
 	return p.start(ctx, command.Timeout, command, func(r *proc) (int, error) {
 		return r.command(append([]string{command.Program}, command.Args...), sandbox.Stdout)
+	})
+}
+
+// StartProcess implements sandbox.Processes, for processes that end with their call.
+func (p *portal) StartProcess(ctx context.Context, req sandbox.ProcessRequest) (sandbox.Process, error) {
+	return p.start(ctx, req.Timeout, req.Command, func(r *proc) (int, error) {
+		err := find(req.Program)
+		if err == nil {
+			err = r.emit(sandbox.Started{PID: 41})
+		}
+		if err != nil {
+			return 0, err
+		}
+		return r.command(append([]string{req.Program}, req.Args...), sandbox.Stdout)
 	})
 }
 
@@ -216,12 +230,28 @@ func (r *proc) sleep(seconds string) error {
 	}
 }
 
+// find returns an error if there is no such program, or if it cannot be run.
+func find(program string) error {
+	switch program {
+	case "":
+		return fmt.Errorf("command is empty: %w", errdefs.ErrInvalidArgument)
+	case "true", "false", "echo", "yes", "sleep", "sh":
+		return nil
+	case "/etc/passwd":
+		return fmt.Errorf("%s is not executable: %w", program, sandbox.ErrCommandNotExecutable)
+	}
+	hint := ""
+	if strings.Contains(program, " ") {
+		hint = fmt.Sprintf(`, because this is a command line, not the name of a program; use command "sh" with args ["-c", %q]`, program)
+	}
+	return fmt.Errorf("program %q not found in PATH%s: %w", program, hint, sandbox.ErrCommandNotFound)
+}
+
 func (r *proc) command(args []string, stdout sandbox.Stream) (int, error) {
+	if err := find(args[0]); err != nil {
+		return 0, err
+	}
 	switch {
-	case args[0] == "":
-		return 0, fmt.Errorf("command is empty: %w", errdefs.ErrInvalidArgument)
-	case args[0] == "true":
-		return 0, nil
 	case args[0] == "false":
 		return 1, nil
 	case args[0] == "echo":
@@ -232,18 +262,12 @@ func (r *proc) command(args []string, stdout sandbox.Stream) (int, error) {
 				return 0, err
 			}
 		}
-	case args[0] == "/etc/passwd":
-		return 0, fmt.Errorf("%s is not executable: %w", args[0], sandbox.ErrCommandNotExecutable)
 	case args[0] == "sleep" && len(args) == 2:
 		return 0, r.sleep(args[1])
 	case args[0] == "sh" && len(args) == 3 && args[1] == "-c":
 		return r.script(args[2])
 	}
-	hint := ""
-	if strings.Contains(args[0], " ") {
-		hint = fmt.Sprintf(`, because this is a command line, not the name of a program; use command "sh" with args ["-c", %q]`, args[0])
-	}
-	return 0, fmt.Errorf("program %q not found in PATH%s: %w", args[0], hint, sandbox.ErrCommandNotFound)
+	return 0, nil
 }
 
 func (r *proc) script(script string) (code int, err error) {

@@ -1,0 +1,792 @@
+package client_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/api/rpc"
+	"github.com/msbd/msbd/client"
+	"github.com/msbd/msbd/daemon/daemontest"
+)
+
+// The tests in this file use a server whose sandboxes run real programs on this host. The end-to-end tests of package daemon test
+// the same against real microVMs.
+
+func TestMain(m *testing.M) {
+	daemontest.MaybeChild()
+	os.Exit(m.Run())
+}
+
+// startSandbox starts a server and a sandbox, whose programs start in the directory home.
+func startSandbox(t *testing.T) (s *client.Sandbox, home string) {
+	t.Helper()
+	server, err := daemontest.StartWithPortals(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	key, err := server.Key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &client.Client{ServerURL: server.URL(), Key: client.NewKey(key)}
+	s = c.Sandbox("", "my-env")
+	if err := s.Start(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	p, err := s.StartProcess(t.Context(), client.Command{Name: "pwd", Attachment: client.Attachment{Stdout: &out}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := p.Wait(); err != nil || exit.ExitCode != 0 {
+		t.Fatalf("%+v, %v", exit, err)
+	}
+	return s, strings.TrimSpace(out.String())
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	s, home := startSandbox(t)
+	const code = `
+import sys
+class Image:
+    def _repr_png_(self): return b"\x89PNG\r\n\x1a\n"
+print("one")
+display(Image())
+print("two", file=sys.stderr)
+x = 6 * 7
+x`
+	execution, err := s.Run(t.Context(), client.Code{Language: "python", Source: code})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(e *client.Execution) {
+		t.Helper()
+		if e.Text() != "42" || string(e.PNG()) != "\x89PNG\r\n\x1a\n" || len(e.Results) != 2 || e.Err() != nil {
+			t.Errorf("got %+v", e)
+		}
+	}
+	check(execution)
+	if execution.Stdout != "one\n" || execution.Stderr != "two\n" || execution.Count != 1 {
+		t.Errorf("got %+v", execution)
+	}
+
+	var all strings.Builder
+	execution, err = s.Run(t.Context(), client.Code{
+		Language: "python", Source: code, Stdout: &all, Stderr: &all,
+		OnResult: func(r client.Result) error { fmt.Fprintf(&all, "[%s]", slices.Sorted(mapKeys(r))); return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(execution)
+	if got, want := all.String(), "one\n[[image/png text/plain]]two\n[[text/plain]]"; got != want {
+		t.Errorf("streamed %q, want %q", got, want)
+	}
+
+	// Options, and output that is not text.
+	execution, err = s.Run(t.Context(), client.Code{
+		Language: "python", Source: `import os, sys; sys.stdout.buffer.write(sys.stdin.buffer.read() + (os.getcwd() + os.environ["A"]).encode())`,
+		Dir: "/", Env: []string{"A=b"}, Stdin: []byte("\xff\x00"),
+	})
+	if err != nil || execution.Stdout != "\xff\x00/b" {
+		t.Errorf("got %+v, %v", execution, err)
+	}
+
+	execution, err = s.Run(t.Context(), client.Code{Language: "python", Source: "1 / 0"})
+	var failure *client.ExecutionError
+	if err != nil || !errors.As(execution.Err(), &failure) || failure.Error() != "ZeroDivisionError: division by zero" || !strings.Contains(failure.Exception.Traceback, "1 / 0") {
+		t.Errorf("got %+v, %v, %v", execution, execution.Err(), err)
+	}
+
+	// A time limit, with what was printed before it.
+	const slow = "import time; print('before', flush=True); time.sleep(60)"
+	execution, err = s.Run(t.Context(), client.Code{Language: "python", Source: slow, Timeout: time.Second})
+	if !errors.Is(err, client.ErrRunTimeout) || execution == nil || execution.Stdout != "before\n" {
+		t.Errorf("got %+v, %v", execution, err)
+	}
+	all.Reset()
+	_, err = s.Run(t.Context(), client.Code{Language: "python", Source: slow, Timeout: time.Second, Stdout: &all})
+	if e, ok := errors.AsType[*client.Error](err); !ok || !errors.Is(err, client.ErrRunTimeout) || !e.Output.TimedOut || all.String() != "before\n" {
+		t.Errorf("got %q, %v", all.String(), err)
+	}
+
+	// A writer that fails interrupts the run; the session goes on.
+	full := errors.New("no space")
+	_, err = s.Run(t.Context(), client.Code{Language: "python", Source: "while True: print('more')", Stdout: writerFunc(func([]byte) (int, error) { return 0, full })})
+	if err != full {
+		t.Errorf("got %v", err)
+	}
+	if execution, err = s.Run(t.Context(), client.Code{Language: "python", Source: "x"}); err != nil || execution.Text() != "42" {
+		t.Errorf("got %+v, %v", execution, err)
+	}
+	if _, err := os.Stat(home); err != nil {
+		t.Error(err)
+	}
+}
+
+func mapKeys(r client.Result) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for name := range r.Data {
+			if !yield(name) {
+				return
+			}
+		}
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+func TestContexts(t *testing.T) {
+	t.Parallel()
+	s, _ := startSandbox(t)
+	ctx := t.Context()
+	c, err := s.CreateContext(ctx, client.ContextOptions{Language: "python", Name: "report", Dir: "/tmp"})
+	if err != nil || c.Context != "report" || c.PID == 0 {
+		t.Fatalf("got %+v, %v", c, err)
+	}
+	run := func(code string) string {
+		t.Helper()
+		e, err := s.Run(ctx, client.Code{Context: "report", Source: code})
+		if err != nil || e.Err() != nil {
+			t.Fatalf("got %+v, %v", e, err)
+		}
+		return e.Text()
+	}
+	run("x = 5")
+	if got := run("import os; (x, os.getcwd())"); got != "(5, '/tmp')" {
+		t.Errorf("got %s", got)
+	}
+	restarted, err := s.RestartContext(ctx, "report")
+	if err != nil || restarted.PID == c.PID || restarted.Count != 0 {
+		t.Errorf("got %+v, %v", restarted, err)
+	}
+	if e, err := s.Run(ctx, client.Code{Context: "report", Source: "x"}); err != nil || e.Exception == nil || e.Exception.Name != "NameError" {
+		t.Errorf("got %+v, %v", e, err)
+	}
+	if all, err := s.Contexts(ctx); err != nil || len(all) != 1 || all[0].Context != "report" {
+		t.Errorf("got %+v, %v", all, err)
+	}
+	if err := s.RemoveContext(ctx, "report"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Run(ctx, client.Code{Context: "report", Source: "x"}); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestProcesses(t *testing.T) {
+	t.Parallel()
+	s, _ := startSandbox(t)
+	ctx := t.Context()
+
+	// Bytes are not altered, and more than a program accepts at once is not lost.
+	input := make([]byte, 3<<20)
+	rand.Read(input)
+	var out, errOut bytes.Buffer
+	p, err := s.StartProcess(ctx, client.Command{
+		Name: "sh", Args: []string{"-c", `cat; echo "$A $(pwd)" >&2; exit 3`}, Env: []string{"A=b"}, Dir: "/",
+		Attachment: client.Attachment{Stdin: bytes.NewReader(input), Stdout: &out, Stderr: &errOut},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	exit, err := p.Wait()
+	if err != nil || exit.ExitCode != 3 || !bytes.Equal(out.Bytes(), input) || errOut.String() != "b /\n" {
+		t.Errorf("got %+v, %v, %d bytes, %q", exit, err, out.Len(), errOut.String())
+	}
+
+	if _, err := s.StartProcess(ctx, client.Command{Name: "no-such-program"}); !errors.Is(err, client.ErrCommandNotFound) {
+		t.Errorf("got %v", err)
+	}
+
+	// An error of the input is not its end.
+	broken := errors.New("disk failure")
+	out.Reset()
+	if p, err = s.StartProcess(ctx, client.Command{
+		Name: "sh", Args: []string{"-c", "cat; echo complete"}, Attachment: client.Attachment{Stdin: iotest.ErrReader(broken), Stdout: &out},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := p.Wait(); !errors.Is(err, broken) || out.Len() > 0 {
+		t.Errorf("got %+v, %v, %q", exit, err, out.String())
+	}
+
+	// Without Stdin, there is no input. A time limit ends the process.
+	if p, err = s.StartProcess(ctx, client.Command{Name: "cat"}); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := p.Wait(); err != nil || exit.ExitCode != 0 {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+	if p, err = s.StartProcess(ctx, client.Command{Name: "sleep", Args: []string{"60"}, Timeout: 100 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if exit, err := p.Wait(); err != nil || !exit.TimedOut || exit.Signal != "TERM" {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+
+	// The end of the connection ends the process, but not a detached one.
+	if p, err = s.StartProcess(ctx, client.Command{Name: "sleep", Args: []string{"60"}}); err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	if _, err := p.Wait(); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	for pid := p.PID; unix.Kill(pid, 0) != unix.ESRCH; { // the sandbox's processes are those of this host
+		runtime.Gosched()
+	}
+	if p, err = s.StartProcess(ctx, client.Command{
+		Name: "sh", Args: []string{"-c", "echo ready; exec cat"}, Tag: "worker", Detached: true, Attachment: client.Attachment{Stdin: neverRead{}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	id := client.ProcessID{Tag: "worker"}
+	all, err := s.Processes(ctx)
+	if i := slices.IndexFunc(all, func(i rpc.ProcessInfo) bool { return i.PID == p.PID }); err != nil || i < 0 || all[i].Tag != "worker" || !all[i].Running {
+		t.Fatalf("got %+v, %v", all, err)
+	}
+	out.Reset()
+	seen := make(chan string, 10)
+	attached, err := s.AttachProcess(ctx, id, true, client.Attachment{
+		Stdin: strings.NewReader("hello\n"), Stdout: writerFunc(func(p []byte) (int, error) { seen <- string(p); return len(p), nil }),
+	})
+	if err != nil || attached.PID != p.PID {
+		t.Fatalf("got %+v, %v", attached, err)
+	}
+	if exit, err := attached.Wait(); err != nil || exit.ExitCode != 0 {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+	close(seen)
+	text := ""
+	for piece := range seen {
+		text += piece
+	}
+	if text != "ready\nhello\n" {
+		t.Errorf("got %q", text)
+	}
+	logs, err := s.ProcessLogs(ctx, id)
+	if err != nil || logs.Running || len(logs.Output) == 0 || string(logs.Output[0].Base64) != "ready\nhello\n" {
+		t.Errorf("got %+v, %v", logs, err)
+	}
+
+	// Signals.
+	if p, err = s.StartProcess(ctx, client.Command{Name: "sleep", Args: []string{"60"}, Detached: true}); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := s.WaitProcess(ctx, client.ProcessID{PID: p.PID}, time.Millisecond); err != nil || !state.Running {
+		t.Errorf("got %+v, %v", state, err)
+	}
+	if err := p.Signal("INT", false); err != nil {
+		t.Error(err)
+	}
+	if exit, err := p.Wait(); err != nil || exit.Signal != "INT" {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+	if err := s.SignalProcess(ctx, client.ProcessID{PID: 1 << 22}, "TERM", false); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// neverRead is standard input that never comes.
+type neverRead struct{}
+
+func (neverRead) Read([]byte) (int, error) { select {} }
+
+func TestTerminal(t *testing.T) {
+	t.Parallel()
+	s, _ := startSandbox(t)
+	const program = `
+import os, select, signal, sys
+def size(*_): os.write(1, b"%d columns\n" % os.get_terminal_size().columns)
+signal.signal(signal.SIGWINCH, size)
+signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
+size()
+while True:
+    if select.select([0], [], [], 0.02)[0]: # a signal before a read would wait for the end of the read
+        os.write(1, b"got " + os.read(0, 100))`
+	input, keyboard := io.Pipe()
+	output, screen := io.Pipe()
+	p, err := s.StartProcess(t.Context(), client.Command{
+		Name: "python3", Args: []string{"-c", program}, Terminal: &rpc.TerminalSize{Cols: 90, Rows: 30},
+		Attachment: client.Attachment{Stdin: input, Stdout: screen},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until := func(text string) {
+		t.Helper()
+		var seen []byte
+		for b := make([]byte, 1); !bytes.HasSuffix(seen, []byte(text)); seen = append(seen, b[0]) {
+			if _, err := output.Read(b); err != nil {
+				t.Fatalf("%v after %q", err, seen)
+			}
+		}
+	}
+	until("90 columns\r\n")
+	if err := p.Resize(rpc.TerminalSize{Cols: 100, Rows: 40}); err != nil {
+		t.Error(err)
+	}
+	until("100 columns\r\n")
+	fmt.Fprint(keyboard, "hello\r")
+	until("got hello\r\n")
+	go io.Copy(io.Discard, output)
+	fmt.Fprint(keyboard, "\x03")
+	if exit, err := p.Wait(); err != nil || exit.ExitCode != 7 {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	s, home := startSandbox(t)
+	ctx := t.Context()
+	f := s.Files()
+	content := make([]byte, 5<<20)
+	rand.Read(content)
+	info, err := f.Write(ctx, "data/new file", bytes.NewReader(content), client.WriteOptions{Mode: "0640"})
+	if err != nil || info.Path != home+"/data/new file" || info.Size != len(content) || info.Mode != "0640" {
+		t.Fatalf("got %+v, %v", info, err)
+	}
+	if got, err := f.Read(ctx, "data/new file"); err != nil || !bytes.Equal(got, content) {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
+	r, err := f.Open(ctx, "data/new file")
+	if err != nil || r.Size != int64(len(content)) || time.Since(r.ModifiedAt) > time.Hour {
+		t.Fatalf("got %+v, %v", r, err)
+	}
+	r.Close()
+	if _, err := f.Read(ctx, "nothing"); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := f.Read(ctx, "data"); !errdefs.IsConflict(err) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := f.Stat(ctx, "nothing"); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+	if dir, err := f.Mkdir(ctx, "a/b", client.WriteOptions{Mode: "0700"}); err != nil || !dir.Created || dir.Mode != "0700" {
+		t.Errorf("got %+v, %v", dir, err)
+	}
+	if moved, err := f.Move(ctx, "data/new file", "a/b/c"); err != nil || moved.Path != home+"/a/b/c" {
+		t.Errorf("got %+v, %v", moved, err)
+	}
+	list, err := f.List(ctx, ".", 3)
+	var names []string
+	for _, e := range list {
+		names = append(names, strings.TrimPrefix(e.Path, home))
+	}
+	if err != nil || !slices.Equal(names, []string{"/a", "/a/b", "/a/b/c", "/data"}) {
+		t.Errorf("got %q, %v", names, err)
+	}
+	if err := f.Remove(ctx, "a", false); !errdefs.IsConflict(err) {
+		t.Errorf("got %v", err)
+	}
+	if err := f.Remove(ctx, "a", true); err != nil {
+		t.Error(err)
+	}
+
+	var changes []rpc.FSChange
+	stop := errors.New("stop")
+	err = f.Watch(ctx, "data", false, func() error {
+		return os.WriteFile(home+"/data/seen", nil, 0o600)
+	}, func(c rpc.FSChange) error {
+		changes = append(changes, c)
+		return stop
+	})
+	if err != stop || changes[0].Type != rpc.FSCreate || changes[0].Path != "seen" {
+		t.Errorf("got %+v, %v", changes, err)
+	}
+}
+
+// writeTree writes a tree with everything that a tree may have.
+func writeTree(t *testing.T, dir string) {
+	t.Helper()
+	for _, err := range []error{
+		os.MkdirAll(dir+"/sub/empty", 0o755),
+		os.WriteFile(dir+"/plain", []byte("hello\n"), 0o644),
+		os.WriteFile(dir+"/sub/program", []byte("#!/bin/sh\n"), 0o755),
+		os.WriteFile(dir+"/ leading space, \"quotes\" \n newline", []byte("odd"), 0o600),
+		os.WriteFile(dir+"/\xff\xfe not UTF-8", []byte("bytes"), 0o640),
+		os.WriteFile(dir+"/"+strings.Repeat("long", 60), nil, 0o444),
+		os.WriteFile(dir+"/süß-日本", []byte("names"), 0o644),
+		os.WriteFile(dir+"/-rf", nil, 0o644),
+		os.Symlink("sub/program", dir+"/link"),
+		os.Symlink("/nowhere/at all", dir+"/dangling"),
+		os.Symlink("sub", dir+"/link to directory"),
+		os.Link(dir+"/plain", dir+"/sub/second name"),
+		os.Chmod(dir+"/sub", 0o500),
+		os.Chtimes(dir+"/plain", time.Time{}, time.Unix(1_000_000_000, 500_000_000)),
+		os.Chtimes(dir+"/sub", time.Time{}, time.Unix(1_100_000_000, 0)),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { os.Chmod(dir+"/sub", 0o700) })
+}
+
+// describe returns a line for each entry of a tree.
+func describe(t *testing.T, dir string) string {
+	t.Helper()
+	var out strings.Builder
+	inodes := map[uint64]string{}
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || path == dir {
+			return err
+		}
+		info, err := os.Lstat(path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&out, "%q %s", strings.TrimPrefix(path, dir), info.Mode())
+		switch {
+		case info.Mode()&fs.ModeSymlink != 0:
+			target, _ := os.Readlink(path)
+			fmt.Fprintf(&out, " -> %q", target)
+		case info.Mode().IsRegular():
+			data, _ := os.ReadFile(path)
+			fmt.Fprintf(&out, " %q", data)
+			var st unix.Stat_t
+			if err := unix.Lstat(path, &st); err != nil {
+				return err
+			}
+			if first := inodes[st.Ino]; first != "" {
+				fmt.Fprintf(&out, " = %q", first)
+			} else {
+				inodes[st.Ino] = strings.TrimPrefix(path, dir)
+			}
+		}
+		if info.ModTime().Year() < 2020 {
+			fmt.Fprintf(&out, " %s", info.ModTime().UTC().Format(time.RFC3339Nano))
+		}
+		out.WriteByte('\n')
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+func TestUploadAndDownload(t *testing.T) {
+	t.Parallel()
+	s, home := startSandbox(t)
+	ctx := t.Context()
+	f := s.Files()
+	local := t.TempDir()
+	writeTree(t, local)
+	if err := unix.Mkfifo(local+"/pipe", 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var copied int64
+	var skipped []string
+	options := client.CopyOptions{Progress: func(n int64) { copied = n }, Skipped: func(path string) { skipped = append(skipped, path) }}
+	if err := f.Upload(ctx, local, "tree", options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Chmod(home+"/tree/sub", 0o700) })
+	os.Remove(local + "/pipe")
+	want := describe(t, local)
+	if got := describe(t, home+"/tree"); got != want {
+		t.Errorf("uploaded:\n%swant:\n%s", got, want)
+	}
+	if len(skipped) != 1 || skipped[0] != local+"/pipe" || copied == 0 {
+		t.Errorf("skipped %q, copied %d bytes", skipped, copied)
+	}
+	back := filepath.Join(t.TempDir(), "back")
+	copied = 0
+	if err := f.Download(ctx, "tree", back, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Chmod(back+"/sub", 0o700) })
+	if got := describe(t, back); got != want {
+		t.Errorf("downloaded:\n%swant:\n%s", got, want)
+	}
+	if copied == 0 {
+		t.Error("no progress")
+	}
+
+	// Files are replaced, and the others stay.
+	if err := os.WriteFile(back+"/plain", []byte("changed"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(back+"/mine", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	os.Chmod(back+"/sub", 0o700) // as root, this test could write into it all the same
+	if err := f.Download(ctx, "tree", back, client.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(back + "/mine"); err != nil {
+		t.Error(err)
+	}
+	if got := describe(t, back); got != want {
+		t.Errorf("downloaded again:\n%swant:\n%s", got, want)
+	}
+
+	// A link in the place of the directory, which an earlier download may have made, is not followed.
+	target := t.TempDir()
+	if err := os.Symlink(target, back+".link"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Download(ctx, "tree", back+".link", client.CopyOptions{}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("download to a link: %v", err)
+	}
+
+	// Single files.
+	if err := f.Upload(ctx, local+"/sub/program", "copy", client.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := f.Stat(ctx, "copy"); err != nil || info.Mode != "0755" || info.Size != 10 {
+		t.Errorf("got %+v, %v", info, err)
+	}
+	single := filepath.Join(t.TempDir(), "single")
+	if err := f.Download(ctx, "tree/plain", single, client.CopyOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(single); err != nil || string(data) != "hello\n" {
+		t.Errorf("got %q, %v", data, err)
+	}
+	for _, c := range []struct {
+		err  error
+		want error
+	}{
+		{f.Upload(ctx, local+"/nothing", "x", client.CopyOptions{}), fs.ErrNotExist},
+		{f.Upload(ctx, "/dev/null", "x", client.CopyOptions{}), errdefs.ErrInvalidArgument},
+		{f.Download(ctx, "nothing", single, client.CopyOptions{}), errdefs.ErrNotFound},
+		{f.Download(ctx, "tree/plain", local, client.CopyOptions{}), errdefs.ErrInvalidArgument},
+		{f.Download(ctx, "tree/plain", "/no/such/directory/file", client.CopyOptions{}), fs.ErrNotExist},
+		{f.Upload(ctx, local, "copy", client.CopyOptions{}), errdefs.ErrConflict}, // a file
+	} {
+		if !errors.Is(c.err, c.want) {
+			t.Errorf("got %v, want %v", c.err, c.want)
+		}
+	}
+}
+
+// Nothing that a sandbox sends is written outside of the directory.
+func TestHostileArchives(t *testing.T) {
+	t.Parallel()
+	file := func(name string) []*tar.Header {
+		return []*tar.Header{{Name: name, Typeflag: tar.TypeReg, Mode: 0o4777, Size: 4}}
+	}
+	dir := &tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755}
+	link := func(name, target string) *tar.Header {
+		return &tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target}
+	}
+	for name, headers := range map[string][]*tar.Header{
+		"parent":                      append([]*tar.Header{dir}, file("./../victim")...),
+		"absolute":                    append([]*tar.Header{dir}, file("/victim")...),
+		"link to parent":              append([]*tar.Header{dir, link("./l", "..")}, file("./l/victim")...),
+		"link to a file":              append([]*tar.Header{dir, link("./l", "../victim")}, file("./l")...),
+		"link to absolute":            append([]*tar.Header{dir, link("./l", "OUTSIDE")}, file("./l/victim")...),
+		"hard link":                   append([]*tar.Header{dir, {Name: "./l", Typeflag: tar.TypeLink, Linkname: "../victim"}}, file("./l")...),
+		"hard link to an old file":    {dir, {Name: "./m", Typeflag: tar.TypeLink, Linkname: "./old"}},
+		"only a link":                 {link("l", "victim")},
+		"only a hard link":            {{Name: "l", Typeflag: tar.TypeLink, Linkname: "victim"}},
+		"hard link over a link":       {dir, link("./l", ".."), {Name: "./m", Typeflag: tar.TypeLink, Linkname: "./l/victim"}},
+		"directory over a link":       append([]*tar.Header{dir, link("./l", ".."), {Name: "./l", Typeflag: tar.TypeDir, Mode: 0o777}}, file("./l/victim")...),
+		"device":                      {dir, {Name: "./d", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}},
+		"file with the name of a dir": {dir, {Name: "./a", Typeflag: tar.TypeDir, Mode: 0o700}, {Name: "./a/b", Typeflag: tar.TypeDir, Mode: 0o700}, file("./a")[0]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			outside := t.TempDir()
+			if err := os.WriteFile(outside+"/victim", []byte("safe"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			before := describe(t, outside)
+			var archive bytes.Buffer
+			w := tar.NewWriter(&archive)
+			for _, h := range headers {
+				h := *h
+				h.Linkname = strings.ReplaceAll(h.Linkname, "OUTSIDE", outside)
+				if err := w.WriteHeader(&h); err != nil {
+					t.Fatal(err)
+				}
+				if h.Size > 0 {
+					io.WriteString(w, "evil")
+				}
+			}
+			w.Close()
+			server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+				rw.Header().Set("X-Request-Id", "A")
+				rw.Header().Set("Content-Type", "application/x-tar")
+				rw.Write(archive.Bytes())
+			}))
+			defer server.Close()
+			inside := filepath.Join(outside, "inside")
+			if name == "hard link to an old file" {
+				if err := errors.Join(os.Mkdir(inside, 0o700), os.WriteFile(inside+"/old", nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := (&client.Client{ServerURL: server.URL}).Sandbox("", "a").Files().Download(t.Context(), "x", inside, client.CopyOptions{})
+			if err == nil && name != "device" && name != "link to a file" {
+				t.Errorf("extracted")
+			}
+			tree := ""
+			if _, err := os.Stat(inside); err == nil {
+				tree = describe(t, inside)
+			}
+			if strings.Contains(tree, ".msb-") || strings.Contains(tree, "u--") || strings.Contains(tree, "D") {
+				t.Errorf("left %s", tree)
+			}
+			if err := os.RemoveAll(inside); err != nil {
+				t.Fatal(err)
+			}
+			if after := describe(t, outside); after != before {
+				t.Errorf("before:\n%safter:\n%s", before, after)
+			}
+		})
+	}
+}
+
+// An archive that breaks off is an error.
+func TestIncompleteArchive(t *testing.T) {
+	t.Parallel()
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	w.WriteHeader(&tar.Header{Name: "./", Typeflag: tar.TypeDir, Mode: 0o755})
+	w.WriteHeader(&tar.Header{Name: "./a", Typeflag: tar.TypeReg, Mode: 0o644, Size: 2000})
+	w.Write(make([]byte, 2000))
+	w.Flush()
+	for _, length := range []int{0, 100, 1100, 2500} {
+		server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+			rw.Header().Set("X-Request-Id", "A")
+			rw.Write(archive.Bytes()[:length])
+		}))
+		local := filepath.Join(t.TempDir(), "x")
+		err := (&client.Client{ServerURL: server.URL}).Sandbox("", "a").Files().Download(t.Context(), "x", local, client.CopyOptions{})
+		server.Close()
+		if !errdefs.IsUnavailable(err) {
+			t.Errorf("%d bytes: got %v", length, err)
+		}
+		if entries, _ := os.ReadDir(local); len(entries) > 0 {
+			t.Errorf("%d bytes: left %v", length, entries)
+		}
+	}
+}
+
+func TestForward(t *testing.T) {
+	t.Parallel()
+	s, _ := startSandbox(t)
+	inside, err := net.Listen("tcp", "127.0.0.1:0") // the ports of the sandbox are those of this host
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %d", r.URL.Path, len(body))
+	})}
+	go server.Serve(inside)
+	t.Cleanup(func() { server.Close() })
+	_, port, _ := net.SplitHostPort(inside.Addr().String())
+	number, _ := strconv.Atoi(port)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Forward(ctx, l, number, func(err error) { t.Error(err) }) }()
+	for range 3 {
+		h := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		res, err := h.Post("http://"+l.Addr().String()+"/path", "text/plain", bytes.NewReader(make([]byte, 1<<20)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(res.Body)
+		if err != nil || string(body) != "/path 1048576" {
+			t.Errorf("got %q, %v", body, err)
+		}
+		res.Body.Close()
+	}
+	// A client that ends its half of the connection still gets the answer.
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "GET /half HTTP/1.0\r\n\r\n")
+	conn.(*net.TCPConn).CloseWrite()
+	if answer, err := io.ReadAll(conn); err != nil || !strings.HasSuffix(string(answer), "/half 0") {
+		t.Errorf("got %q, %v", answer, err)
+	}
+	open, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := open.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection is still open")
+	}
+	if _, err := s.DialPort(t.Context(), 1); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The end of the server ends streams and processes with an error that says so.
+func TestServerEnds(t *testing.T) {
+	t.Parallel()
+	server, err := daemontest.StartWithPortals(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := server.Key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := (&client.Client{ServerURL: server.URL(), Key: client.NewKey(key)}).Sandbox("", "a")
+	if err := s.Start(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	p, err := s.StartProcess(t.Context(), client.Command{Name: "sleep", Args: []string{"60"}, Detached: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Close(); err != nil {
+		t.Error(err)
+	}
+	if exit, err := p.Wait(); !errdefs.IsUnavailable(err) && !errors.Is(err, client.ErrRunFailed) {
+		t.Errorf("got %+v, %v", exit, err)
+	}
+	if _, err := s.StartProcess(t.Context(), client.Command{Name: "true"}); !errors.Is(err, client.ErrNotRunning) {
+		t.Errorf("got %v", err)
+	}
+}
