@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
+	"github.com/msbd/msbd/client"
 )
 
 // measurement is an operation to time. before and after run before and after it and are not timed; they may be nil. took
@@ -457,4 +458,24 @@ func BenchmarkSDKs(b *testing.B) {
 		}
 	}
 	b.ReportMetric(0, "ns/op") // omit it: the tables are more precise
+}
+
+// BenchmarkGoClient measures a run through the Go client whose output is passed on while it is printed, and compares it with
+// the same request sent without the client.
+func BenchmarkGoClient(b *testing.B) {
+	s, key := startSandbox(b, "go", "microsandbox/python")
+	box := (&client.Client{ServerURL: "http://" + s.address, Key: client.NewKey(key)}).Sandbox("", "go")
+	raw := params{"sandbox": "go", "language": "python", "code": "print('x')", "encoding": "base64"}
+	compare(b, rounds(50),
+		measurement{name: "sandbox.repl.run as event stream", run: func() error {
+			open := s.stream(b, key, "sandbox.repl.run", raw)
+			open.want(b, "output", "eAo=")
+			open.want(b, "result", "success")
+			return open.body.Close()
+		}},
+		measurement{name: "client.Sandbox.Run with Stdout", run: func() error {
+			_, err := box.Run(b.Context(), client.Code{Language: "python", Source: "print('x')", Stdout: io.Discard})
+			return err
+		}},
+	)
 }

@@ -10,9 +10,9 @@ import (
 )
 
 // docsBlock matches a code block that TestDocs runs.
-var docsBlock = regexp.MustCompile("(?ms)^```(bash|python|typescript)\n(.*?)^```")
+var docsBlock = regexp.MustCompile("(?ms)^```(bash|go|python|typescript)\n(.*?)^```")
 
-// TestDocs runs every code block of the docs and the README: each program in Python and TypeScript by itself, then all
+// TestDocs runs every code block of the docs and the README: each program in Go, Python and TypeScript by itself, then all
 // blocks in bash in order, as one script. All pages use one server. At the start of each page the server is running,
 // without sandboxes and with only the page's own API key. Blocks that cannot run like that are marked sh: TestService
 // runs those that need systemd, and CI runs the two in the README that need a fresh host.
@@ -92,6 +92,9 @@ type program struct{ language, text string }
 func (p program) run(t *testing.T, env []string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
+	if p.language == "go" {
+		file += ".go"
+	}
 	if err := os.WriteFile(file, []byte(p.text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +103,12 @@ func (p program) run(t *testing.T, env []string) {
 		args = []string{"run", filepath.Join(root, "daemon", "e2e", "testdata", "docs", "run.py"), file}
 	}
 	cmd := exec.Command(filepath.Join(root, "client", p.language, "check.sh"), args...)
-	cmd.Dir, cmd.Env = t.TempDir(), append(os.Environ(), env...)
+	cmd.Dir = t.TempDir()
+	if p.language == "go" {
+		cmd = exec.Command("go", "run", file)
+		cmd.Dir = root // whose module has the client
+	}
+	cmd.Env = append(os.Environ(), env...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("a block in %s: %v\n%s\n%s", p.language, err, p.text, out)
 	}

@@ -113,6 +113,9 @@ func findFlag(command *cli.Command, word string) cli.Flag {
 			return f
 		}
 	}
+	if letters := len(name); command.UseShortOptionHandling && letters > 1 && !strings.HasPrefix(word, "--") { // -it
+		return findFlag(command, "-"+name[letters-1:])
+	}
 	return nil
 }
 

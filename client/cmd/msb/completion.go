@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -75,14 +76,15 @@ var (
 	argumentCompleters = map[*cli.Command]completer{
 		keyShow: keyNames, keyRevoke: keyNames, keyRotate: keyNames, serverStatus: sandboxNames,
 		sandboxRun: ownSandboxNames, sandboxExec: ownSandboxNames, sandboxStop: ownSandboxNames, sandboxMetrics: ownSandboxNames,
-		sandboxInspect: ownSandboxNames, imageRm: imageNames,
+		sandboxInspect: ownSandboxNames, sandboxShell: ownSandboxNames, sandboxRepl: ownSandboxNames, sandboxForward: ownSandboxNames,
+		processList: ownSandboxNames, processLogs: processNames, processKill: processNames, sandboxCp: remotePaths, imageRm: imageNames,
 		mcpConfig: words("claude", "cursor", "vscode"), completionCommand: words("bash", "zsh", "fish"),
 	}
 	valueCompleters = map[cli.Flag]completer{
 		scopeFlag: func(*completion) [][2]string { return scopes }, languageFlag: words("python", "node", "bash"), imageFlag: imageNames,
 	}
 	// severalArguments are the commands whose completers are for all arguments, not only for the first one.
-	severalArguments = []*cli.Command{keyRevoke, serverStatus, sandboxStop, imageRm}
+	severalArguments = []*cli.Command{keyRevoke, serverStatus, sandboxStop, processLogs, processKill, sandboxCp, imageRm}
 )
 
 type completer func(*completion) [][2]string
@@ -191,13 +193,46 @@ func sandboxNames(c *completion) (list [][2]string) {
 
 // ownSandboxNames returns the sandboxes of the API key, in the namespace of the command line.
 func ownSandboxNames(c *completion) (list [][2]string) {
-	config, err := client.LoadConfig(valueIn(c.line.flags, "--"+serverURLFlag.Name))
-	if err != nil {
+	server, namespace := c.server()
+	if server == nil {
 		return nil
 	}
-	sandboxes, _ := config.Client().ListSandboxes(c.ctx, valueIn(c.line.flags, "--"+namespaceFlag.Name, "-n"))
+	sandboxes, _ := server.ListSandboxes(c.ctx, namespace)
 	for _, s := range sandboxes {
 		list = append(list, [2]string{s.Name, s.Namespace + ", " + string(s.State)})
+	}
+	return list
+}
+
+// server returns the server and the namespace of the command line. The server is nil if there is none.
+func (c *completion) server() (*client.Client, string) {
+	config, err := client.LoadConfig(valueIn(c.line.flags, "--"+serverURLFlag.Name))
+	if err != nil {
+		return nil, ""
+	}
+	return config.Client(), valueIn(c.line.flags, "--"+namespaceFlag.Name, "-n")
+}
+
+// processNames returns the sandboxes, and after one of them its processes.
+func processNames(c *completion) (list [][2]string) {
+	if len(c.line.arguments) == 0 {
+		return ownSandboxNames(c)
+	}
+	server, namespace := c.server()
+	if server == nil || len(c.line.arguments) > 1 {
+		return nil
+	}
+	processes, _ := server.Sandbox(namespace, c.line.arguments[0]).Processes(c.ctx)
+	for _, p := range processes {
+		list = append(list, [2]string{strconv.Itoa(p.PID), processState(p) + ", " + oneLine(p.Command+" "+p.Tag)})
+	}
+	return list
+}
+
+// remotePaths returns the sandboxes, each with a colon. The shell completes the names of local files.
+func remotePaths(c *completion) (list [][2]string) {
+	for _, s := range ownSandboxNames(c) {
+		list = append(list, [2]string{s[0] + ":", s[1]})
 	}
 	return list
 }

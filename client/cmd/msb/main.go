@@ -27,6 +27,8 @@ const (
 	exitUsage      = 2
 	exitNotRunning = 3
 	exitNotReady   = 4
+	// exitBrokenPipe is the exit code of a program that SIGPIPE has ended. The shells do not report it.
+	exitBrokenPipe = 141
 )
 
 const socketFlag = "socket"
@@ -34,11 +36,18 @@ const socketFlag = "socket"
 func main() {
 	cli.VersionPrinter = func(c *cli.Context) { fmt.Fprintln(c.App.Writer, "msb "+c.App.Version) }
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // so that a second signal ends msb, unless the command does it better
+	// Without this, a write to a closed pipe would end msb before the command can clean up. Programs that msb starts are not
+	// affected.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	app := newApp()
 	err := app.RunContext(ctx, flagsFirst(app, os.Args))
 	stop()
 	if err == nil {
 		return
+	}
+	if errors.Is(err, syscall.EPIPE) {
+		os.Exit(exitBrokenPipe)
 	}
 	if text := err.Error(); text != "" {
 		fmt.Fprintln(os.Stderr, "msb: "+printable(text))
@@ -60,7 +69,7 @@ func newApp() *cli.App {
 		Name:  "msb",
 		Usage: "manage msbd and run code in its sandboxes",
 		Description: "The commands of 'msb sandbox' work without the word sandbox: " + sandboxCommandNames() + ".\n" +
-			"For example, 'msb run' is short for 'msb sandbox run'.",
+			"For example, 'msb exec' is short for 'msb sandbox exec'.",
 		Version: version.String(),
 		// requireSubcommand understands help, at every level.
 		HideHelpCommand: true,
@@ -100,6 +109,7 @@ func newApp() *cli.App {
 				Usage:       "import, list and remove the images for sandboxes",
 				Subcommands: []*cli.Command{imageImport, imageList, imageRm},
 			},
+			runCommand,
 			sandboxCommands,
 			doctorCommand,
 			apiCommand,
@@ -126,7 +136,9 @@ func newApp() *cli.App {
 func sandboxCommandNames() string {
 	var names []string
 	for _, c := range sandboxCommands.Subcommands {
-		names = append(names, c.Name)
+		if c != sandboxRun { // 'msb run' is another command
+			names = append(names, c.Name)
+		}
 	}
 	return strings.Join(names, ", ")
 }
@@ -214,7 +226,7 @@ func unknownCommand(c *cli.Context, word string) error {
 
 // otherWords maps words that other programs have for a command of sandboxes to the name of that command.
 var otherWords = map[string]string{
-	"create": "start", "delete": "stop", "destroy": "stop", "kill": "stop", "remove": "stop", "shell": "exec", "ssh": "exec",
+	"create": "start", "delete": "stop", "destroy": "stop", "kill": "stop", "remove": "stop", "ssh": "shell", "attach": "shell", "port-forward": "forward", "logs": "process logs",
 }
 
 // elsewhere returns the words with which the command that is called word can be called, each after a space, or "" if there
@@ -252,9 +264,6 @@ func flagError(command *cli.Command, text string) string {
 		return "--" + name
 	}
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
-		if command == sandboxExec && slices.Contains([]string{"i", "t", "it", "ti", "interactive", "tty"}, name) {
-			return "-" + name + " is not supported: exec runs programs without a terminal and without standard input"
-		}
 		var names []string
 		for _, f := range command.VisibleFlags() {
 			names = append(names, f.Names()[0])

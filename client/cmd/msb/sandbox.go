@@ -1,17 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
 
-	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/client"
 )
 
@@ -24,8 +23,11 @@ var sandboxCommands = &cli.Command{
 		"the environment, then in the file .env in this directory and the directories above it, then in\n" +
 		"~/.config/msb/env. --verbose prints where they were found. If a .env file sets the server, the key must be\n" +
 		"in the same file, unless the server is on this machine.\n\n" +
-		"The word sandbox can be omitted: 'msb run' is short for 'msb sandbox run'.",
-	Subcommands: []*cli.Command{sandboxStart, sandboxRun, sandboxExec, sandboxList, sandboxInspect, sandboxMetrics, sandboxStop},
+		"The word sandbox can be omitted: 'msb exec' is short for 'msb sandbox exec'. Only 'msb run' is another command.",
+	Subcommands: []*cli.Command{
+		sandboxStart, sandboxRun, sandboxExec, sandboxShell, sandboxRepl, sandboxCp, processCommands, sandboxForward,
+		sandboxList, sandboxInspect, sandboxMetrics, sandboxStop,
+	},
 }
 
 // Exit codes of runs. They follow timeout, docker run and the shells, and leave lower codes to the program.
@@ -101,7 +103,7 @@ func nextStep(e *client.Error, config *client.Config, name string) error {
 		return fmt.Errorf("%w. Choose a namespace with --namespace, or use another key; this one is from %s", e, config.KeyFrom)
 	case errdefs.IsPermissionDenied(e):
 		return fmt.Errorf("%w. Use another key; this one is from %s", e, config.KeyFrom)
-	case errdefs.IsNotFound(e) && name != "" && strings.HasPrefix(e.Message, "sandbox ") && strings.Contains(e.Message, "does not exist"):
+	case name != "" && noSandbox(e):
 		return fmt.Errorf("%w: start it with 'msb sandbox start %s'", e, name)
 	case errdefs.IsConflict(e) && name != "" && strings.Contains(e.Error(), "already running with another configuration"):
 		return fmt.Errorf("%w. To stop it, run 'msb sandbox stop %s'", e, name)
@@ -109,10 +111,17 @@ func nextStep(e *client.Error, config *client.Config, name string) error {
 	return e
 }
 
+// noSandbox reports whether an error says that the sandbox does not exist, and not only a file or a process in it.
+func noSandbox(err error) bool {
+	return errdefs.IsNotFound(err) && strings.HasPrefix(err.Error(), "sandbox ") && strings.Contains(err.Error(), "does not exist")
+}
+
 // withCallExitCode adds the exit code to the error of a call that is not a run. See callExitCodes.
 func withCallExitCode(err error) error {
 	_, answered := errors.AsType[*client.Error](err)
 	switch {
+	case errors.Is(err, syscall.EPIPE):
+		return err
 	case errors.Is(err, context.Canceled):
 		return cli.Exit("interrupted", exitInterrupted)
 	case answered && (errdefs.IsUnavailable(err) || errdefs.IsResourceExhausted(err)):
@@ -127,6 +136,9 @@ func withCallExitCode(err error) error {
 func withRunExitCode(err error) error {
 	if err == nil {
 		return nil
+	}
+	if _, ended := errors.AsType[cli.ExitCoder](err); ended || errors.Is(err, syscall.EPIPE) { // it has its exit code
+		return err
 	}
 	text, code := err.Error(), exitNotRun
 	switch {
@@ -155,27 +167,4 @@ func oneSandbox(c *cli.Context) (name string, err error) {
 		return "", usageError(c, "give the name of one sandbox")
 	}
 	return c.Args().First(), checkNotEmpty(c)
-}
-
-// printLines writes the lines in order, each to standard output or standard error as the program did. The program is not
-// trusted, so on a terminal control characters are escaped.
-func printLines(c *cli.Context, lines []rpc.Line) error {
-	stdout, stderr := bufio.NewWriter(c.App.Writer), bufio.NewWriter(c.App.ErrWriter)
-	to, other := stdout, stderr
-	for _, line := range lines {
-		if (line.Stream == "stderr") != (to == stderr) {
-			if err := to.Flush(); err != nil {
-				return err
-			}
-			to, other = other, to
-		}
-		text := line.Text
-		if to == stdout && isTerminal(c.App.Writer) || to == stderr && isTerminal(c.App.ErrWriter) {
-			text = printable(text)
-		}
-		if _, err := to.WriteString(text + "\n"); err != nil {
-			return err
-		}
-	}
-	return to.Flush()
 }

@@ -1,37 +1,27 @@
 package main
 
 import (
-	"fmt"
-	"io"
-	"os"
-	"regexp"
-
 	"github.com/urfave/cli/v2"
 
 	"github.com/msbd/msbd/api/rpc"
 	"github.com/msbd/msbd/client"
 )
 
-var languageFlag = &cli.StringFlag{Name: "language", Aliases: []string{"l"}, Usage: "`LANGUAGE` of the code: python, node or bash", Value: "python"}
-
 var sandboxRun = &cli.Command{
 	Name:  "run",
 	Usage: "run code in a sandbox",
 	UsageText: "msb sandbox run [options] NAME [CODE]\n\n" +
 		"msb sandbox run my-env 'x = 6 * 7; x'\n" +
-		"msb sandbox run my-env <program.py",
-	Description: "Without CODE, or if CODE is -, the code is read from standard input. Variables and functions that it defines\n" +
-		"stay available to later runs. If the code ends with an expression, its value is printed.\n\n" +
-		"Exit codes: 0 success; 1 the code raised an exception; " + runExitCodes +
+		"msb sandbox run my-env program.py",
+	Description: codeHelp + " Variables and functions that it defines stay available to later runs.\n" +
+		"What the code prints is printed at once, except with --json.\n\n" +
+		"Exit codes: 0 success; 1 the code raised an exception, or the code that it exited with; " + runExitCodes +
 		"130 interrupted (the run is canceled).",
 	Flags: []cli.Flag{
 		languageFlag, timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
 	},
 	Action: runCode,
 }
-
-// scriptName matches the names of files that people give in place of the code.
-var scriptName = regexp.MustCompile(`^\S+\.(py|js|mjs|cjs)$`)
 
 func runCode(c *cli.Context) error {
 	if n := c.NArg(); n != 1 && n != 2 {
@@ -43,47 +33,60 @@ func runCode(c *cli.Context) error {
 	if err := checkNotEmpty(c); err != nil {
 		return err
 	}
-	name, code := c.Args().First(), c.Args().Get(1)
-	if scriptName.MatchString(code) {
-		if info, err := os.Stat(code); err == nil && info.Mode().IsRegular() {
-			return usageError(c, "%q is the name of a file, but CODE is the code itself; to run the file, use <%[1]s", code)
-		}
-	}
-	if code == "" || code == "-" {
-		var err error
-		if code, err = readCode(c); err != nil {
-			return err
-		}
-	}
-	var res *rpc.ReplRunResult
-	err := callServer(c, name, func(r *client.Client) (err error) {
-		res, err = r.Sandbox(c.String(namespaceFlag.Name), name).RunCode(c.Context, c.String("language"), code, runTimeout(c))
-		return err
-	})
+	name := c.Args().First()
+	text, language, err := readCode(c, c.Args().Get(1))
 	if err != nil {
-		return withRunExitCode(err)
+		return err
 	}
-	if c.Bool(jsonFlag.Name) {
-		err = printJSON(c, res)
-	} else {
-		err = printLines(c, res.Output)
-	}
-	if err == nil && res.Status != rpc.StatusSuccess {
-		return cli.Exit("", exitFailure)
-	}
-	return withRunExitCode(err)
+	code := client.Code{Language: language, Source: text, Timeout: runTimeout(c)}
+	return withRunExitCode(callServer(c, name, func(r *client.Client) error {
+		s := r.Sandbox(c.String(namespaceFlag.Name), name)
+		if c.Bool(jsonFlag.Name) {
+			return runForJSON(c, s, code)
+		}
+		return runAndShow(c, s, code)
+	}))
 }
 
-func readCode(c *cli.Context) (string, error) {
-	if isTerminal(os.Stdin) {
-		fmt.Fprintln(c.App.ErrWriter, "type the code, then press Ctrl-D")
+// runAndShow runs code, prints its output while it runs, and returns an error with the exit code unless the code succeeded.
+func runAndShow(c *cli.Context, s *client.Sandbox, code client.Code) error {
+	output := newQueue()
+	code.Stdout, code.Stderr = output.to(forTerminal(c.App.Writer)), output.to(forTerminal(c.App.ErrWriter))
+	res, err := s.Run(c.Context, code)
+	if closeErr := output.finish(c.Context); err == nil {
+		err = closeErr
 	}
-	code, err := io.ReadAll(io.LimitReader(os.Stdin, rpc.MaxBody+1))
 	if err != nil {
-		return "", cli.Exit(fmt.Sprintf("read the code: %v", err), exitNotRun)
+		return err
 	}
-	if len(code) > rpc.MaxBody {
-		return "", cli.Exit(fmt.Sprintf("the code is longer than the maximum size of a request, %s: split it into several runs", size(rpc.MaxBody)), exitUsage)
+	return exitOf(res.ExitCode, res.Err() == nil)
+}
+
+// runForJSON runs code and prints the result as JSON.
+func runForJSON(c *cli.Context, s *client.Sandbox, code client.Code) error {
+	res, err := s.RunCode(c.Context, code.Language, code.Source, code.Timeout)
+	if err != nil {
+		return err
 	}
-	return string(code), nil
+	if err := printJSON(c, res); err != nil {
+		return err
+	}
+	return exitOf(res.ExitCode, res.Status == rpc.StatusSuccess)
+}
+
+// exitStatus is the result of a run that began and ended. Its code is the exit code of msb, and there is no message.
+type exitStatus int
+
+func (exitStatus) Error() string   { return "" }
+func (e exitStatus) ExitCode() int { return int(e) }
+
+// exitOf returns nil for a success, and otherwise an exitStatus.
+func exitOf(code int, success bool) error {
+	switch {
+	case success:
+		return nil
+	case code == 0:
+		return exitStatus(exitFailure)
+	}
+	return exitStatus(code & 0xff)
 }

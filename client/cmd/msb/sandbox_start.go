@@ -15,27 +15,30 @@ import (
 
 var imageFlag = &cli.StringFlag{Name: "image", Usage: "`IMAGE` to start from, such as microsandbox/python or microsandbox/node (default: set by the server, usually microsandbox/python)"}
 
+// startFlags are the flags of commands that start a sandbox.
+var startFlags = []cli.Flag{
+	imageFlag,
+	&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs, at most the server's maximum", DefaultText: "set by the server, usually 1"},
+	&cli.GenericFlag{
+		Name: "memory", Aliases: []string{"m"}, Value: new(memorySize),
+		Usage: "memory `SIZE`: a number of MiB, or with a unit, such as 512m or 1g; from 128 MiB to the server's maximum (default: set by the server, usually 512 MiB)",
+	},
+	&cli.GenericFlag{
+		Name: "env", Aliases: []string{"e"}, Value: new(assignments),
+		Usage: "environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
+			"which other users cannot see; repeatable",
+	},
+	&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "working directory `DIR` of runs, an absolute path"},
+	namespaceFlag, serverURLFlag, verboseFlag,
+}
+
 var sandboxStart = &cli.Command{
 	Name:      "start",
 	Usage:     "start a sandbox and wait until it is ready",
 	UsageText: "msb sandbox start [options] NAME",
 	Description: "If the sandbox is already running with the same options, nothing is done.\n\n" +
 		callExitCodes,
-	Flags: []cli.Flag{
-		imageFlag,
-		&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs, at most the server's maximum", DefaultText: "set by the server, usually 1"},
-		&cli.GenericFlag{
-			Name: "memory", Aliases: []string{"m"}, Value: new(memorySize),
-			Usage: "memory `SIZE`: a number of MiB, or with a unit, such as 512m or 1g; from 128 MiB to the server's maximum (default: set by the server, usually 512 MiB)",
-		},
-		&cli.GenericFlag{
-			Name: "env", Aliases: []string{"e"}, Value: new(assignments),
-			Usage: "environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
-				"which other users cannot see; repeatable",
-		},
-		&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "working directory `DIR` of runs, an absolute path"},
-		namespaceFlag, serverURLFlag, verboseFlag,
-	},
+	Flags:  startFlags,
 	Action: startSandbox,
 }
 
@@ -44,12 +47,7 @@ func startSandbox(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	config := &rpc.SandboxConfig{
-		Image: c.String("image"), Memory: int(*c.Generic("memory").(*memorySize)), Envs: *c.Generic("env").(*assignments), Workdir: c.String("workdir"),
-	}
-	if c.IsSet("cpus") {
-		config.CPUs = new(c.Int("cpus"))
-	}
+	config := startConfig(c)
 	began, running := time.Now(), false
 	err = callServer(c, name, func(r *client.Client) error {
 		s := r.Sandbox(c.String(namespaceFlag.Name), name)
@@ -68,6 +66,17 @@ func startSandbox(c *cli.Context) error {
 		fmt.Fprintf(c.App.ErrWriter, "sandbox %s is ready (%s)\n", name, time.Since(began).Round(100*time.Millisecond))
 	}
 	return withCallExitCode(err)
+}
+
+// startConfig returns the configuration that the startFlags ask for.
+func startConfig(c *cli.Context) *rpc.SandboxConfig {
+	config := &rpc.SandboxConfig{
+		Image: c.String("image"), Memory: int(*c.Generic("memory").(*memorySize)), Envs: *c.Generic("env").(*assignments), Workdir: c.String("workdir"),
+	}
+	if c.IsSet("cpus") {
+		config.CPUs = new(c.Int("cpus"))
+	}
+	return config
 }
 
 // assignments is the values of a repeatable flag NAME=VALUE. Unlike with urfave/cli's StringSlice, a value may contain

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -25,16 +26,24 @@ import (
 // server without microVMs. The server answers at $URL over plain HTTP, and at $TLS_URL with the certificate in $CA.
 // Nothing listens at $DEAD_URL. The key $GOOD may do everything, $TEAM is limited to the namespace team-alpha,
 // and $READER may only read.
-func TestSandboxScripts(t *testing.T) {
+func TestSandboxScripts(t *testing.T) { runSandboxScripts(t, "testdata/sandbox", daemontest.Start) }
+
+// TestPortalScripts runs the scripts in testdata/portals. They are like those of TestSandboxScripts, but the sandboxes run real
+// programs on this host, and msb calls the server at $URL with the key $GOOD.
+func TestPortalScripts(t *testing.T) {
+	runSandboxScripts(t, "testdata/portals", daemontest.StartWithPortals)
+}
+
+func runSandboxScripts(t *testing.T, scripts string, start func(dir string) (*daemontest.Server, error)) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/sandbox",
+		Dir: scripts,
 		Setup: func(env *testscript.Env) error {
 			dir, err := shortDir(env)
 			if err != nil {
 				return err
 			}
-			s, err := daemontest.Start(dir)
+			s, err := start(dir)
 			if err != nil {
 				return err
 			}
@@ -74,11 +83,17 @@ func TestSandboxScripts(t *testing.T) {
 			} {
 				env.Setenv(name, value)
 			}
+			if filepath.Base(scripts) == "portals" {
+				env.Setenv("MSB_SERVER_URL", s.URL())
+				env.Setenv("MSB_API_KEY", good)
+			}
 			env.Values[serverValue{}] = s
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits": exits, "capture": capture, "interrupts": interrupts, "last-run": lastRun, "sandboxes": sandboxes,
+			"interrupt-at":       func(ts *testscript.TestScript, neg bool, args []string) { interruptAt(ts, neg, args, "") },
+			"interrupt-twice-at": func(ts *testscript.TestScript, neg bool, args []string) { interruptAt(ts, neg, args, "ignored") },
 		},
 	})
 }
@@ -139,6 +154,33 @@ func interrupts(ts *testscript.TestScript, neg bool, args []string) {
 	<-run.Ended
 	var exit *exec.ExitError
 	if err := <-ended; !errors.As(err, &exit) || exit.ExitCode() != want {
+		ts.Fatalf("ended with %v, want %d", err, want)
+	}
+}
+
+// interruptAt runs a command, interrupts it when it has printed a line, and checks its exit code: interrupt-at LINE CODE COMMAND...
+// If again is not empty, it interrupts the command again when it has printed that line. It prints what the command has printed.
+func interruptAt(ts *testscript.TestScript, neg bool, args []string, again string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: interrupt-at LINE CODE COMMAND...")
+	}
+	want, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	command := exec.Command(args[2], args[3:]...)
+	command.Dir, command.Stderr = ts.MkAbs("."), ts.Stderr()
+	command.Env = append(os.Environ(), "MSB_API_KEY="+ts.Getenv("MSB_API_KEY"), "MSB_SERVER_URL="+ts.Getenv("MSB_SERVER_URL"))
+	out, err := command.StdoutPipe()
+	ts.Check(err)
+	ts.Check(command.Start())
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		fmt.Fprintln(ts.Stdout(), lines.Text())
+		if lines.Text() == args[0] || again != "" && lines.Text() == again {
+			ts.Check(command.Process.Signal(syscall.SIGINT))
+		}
+	}
+	var exit *exec.ExitError
+	if err := command.Wait(); !errors.As(err, &exit) || exit.ExitCode() != want {
 		ts.Fatalf("ended with %v, want %d", err, want)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -81,43 +80,4 @@ func oneFile(c *cli.Context) (string, error) {
 		return "", usageError(c, "give one FILE")
 	}
 	return c.Args().First(), nil
-}
-
-// progress is a writer that counts bytes and shows their number on a terminal.
-type progress struct {
-	w           io.Writer // nil if it is not a terminal
-	done, total int64     // in bytes; total is 0 if it is unknown
-	printed     time.Time // when the number was last shown
-}
-
-func newProgress(w io.Writer, total int64) *progress {
-	if !isTerminal(w) {
-		w = nil
-	}
-	return &progress{w: w, total: total}
-}
-
-// Write counts the bytes in b and updates the terminal every 100 ms.
-func (p *progress) Write(b []byte) (int, error) {
-	p.done += int64(len(b))
-	if p.w != nil && time.Since(p.printed) > 100*time.Millisecond {
-		p.printed = time.Now()
-		p.print()
-	}
-	return len(b), nil
-}
-
-func (p *progress) print() {
-	if p.total > 0 {
-		fmt.Fprintf(p.w, "\r%s of %s (%d%%)\x1b[K", size(p.done), size(p.total), 100*p.done/p.total)
-	} else {
-		fmt.Fprintf(p.w, "\r%s\x1b[K", size(p.done))
-	}
-}
-
-func (p *progress) end() {
-	if p.w != nil && p.done > 0 {
-		p.print()
-		fmt.Fprintln(p.w)
-	}
 }

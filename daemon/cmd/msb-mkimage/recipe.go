@@ -30,13 +30,14 @@ type part struct {
 }
 
 // base lists the packages of every image. Code that an AI writes expects a shell, the usual tools and TLS root
-// certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; procps provides ps and free;
-// without tzdata, TZ=America/New_York would silently mean UTC, and Python's zoneinfo would know no zone.
+// certificates on any machine, and can install the rest with apt. curl fetches over HTTPS; less shows long output in a shell;
+// procps provides ps and free; without tzdata, TZ=America/New_York would silently mean UTC, and Python's zoneinfo would know no
+// zone.
 // Compilers are left out, because they would double the size of the image.
 var base = []string{
 	// This package replaces usrmerge, which is only for converting old systems and needs the complete perl.
 	"usr-is-merged",
-	"bash", "coreutils", "ca-certificates", "curl", "procps", "tzdata",
+	"bash", "coreutils", "ca-certificates", "curl", "less", "procps", "tzdata",
 }
 
 // pythonPackages are the Debian packages of Python. python-is-python3 provides the command python, which most scripts use.
