@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/msbd/msbd/api/rpc"
 	gateway "github.com/msbd/msbd/daemon/internal/serve/http"
@@ -76,8 +75,7 @@ func (e *events) begin() error {
 
 // send sends an event. If that fails, the call ends.
 func (e *events) send(event string, data any) error {
-	// The output of a program need not be valid UTF-8: each invalid byte becomes U+FFFD.
-	text, err := json.Marshal(data, jsontext.AllowInvalidUTF8(true))
+	text, err := json.Marshal(data, encoding)
 	if err != nil {
 		return err
 	}

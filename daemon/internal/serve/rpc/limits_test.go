@@ -283,25 +283,34 @@ func TestResultsAreLimited(t *testing.T) {
 	}
 }
 
-// Events of values, and of an exception.
+// Events of values, and of an exception. The formats of a value are sorted, also in the result of a call without events.
 func TestEventsOfResults(t *testing.T) {
-	s, l := newLive(t)
-	go func() {
-		for _, event := range []sandbox.Event{
-			output("a"), sandbox.Piece{Data: []byte(`{"data":{"cut off`), First: true}, sandbox.Piece{Data: []byte(`{"data":{"text/plain":"1"},`), First: true}, sandbox.Piece{Data: []byte(`"is_main":true}`), Last: true},
-			sandbox.Piece{Error: true, Data: []byte(`{"name":"E","value":"v","traceback":"t"}`), First: true, Last: true}, sandbox.Exit{Code: 1, Runs: 7},
-		} {
-			l.events <- event
+	const sorted = `{"data":{"a/1":"","a/2":"","b/1":"","b/2":"","c/1":"","c/2":"","text/plain":"1"},"is_main":true}`
+	for _, stream := range []bool{true, false} {
+		s, l := newLive(t)
+		go func() {
+			for _, event := range []sandbox.Event{
+				output("a"), sandbox.Piece{Data: []byte(`{"data":{"cut off`), First: true},
+				sandbox.Piece{Data: []byte(`{"data":{"c/2":"","text/plain":"1","b/2":"","a/2":"","b/1":"",`), First: true},
+				sandbox.Piece{Data: []byte(`"c/1":"","a/1":""},"is_main":true}`), Last: true},
+				sandbox.Piece{Error: true, Data: []byte(`{"name":"E","value":"v","traceback":"t"}`), First: true, Last: true}, sandbox.Exit{Code: 1, Runs: 7},
+			} {
+				l.events <- event
+			}
+		}()
+		if stream {
+			want := []event{
+				{rpc.EventOutput, `{"stream":"stdout","text":"a"}`},
+				{rpc.EventDisplay, sorted},
+				{rpc.EventException, `{"name":"E","value":"v","traceback":"t"}`},
+				{rpc.EventResult, `{"status":"error","language":"python","output":[],"exit_code":1,"count":7}`},
+			}
+			if got := eventsOf(t, s.Post(runLiveCode, asEvents)); !slices.Equal(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+		} else if got := s.Post(runLiveCode).Body.String(); !strings.Contains(got, `"results":[`+sorted+`]`) {
+			t.Errorf("got %s, want the value %s", got, sorted)
 		}
-	}()
-	want := []event{
-		{rpc.EventOutput, `{"stream":"stdout","text":"a"}`},
-		{rpc.EventDisplay, `{"data":{"text/plain":"1"},"is_main":true}`},
-		{rpc.EventException, `{"name":"E","value":"v","traceback":"t"}`},
-		{rpc.EventResult, `{"status":"error","language":"python","output":[],"exit_code":1,"count":7}`},
+		<-l.ended
 	}
-	if got := eventsOf(t, s.Post(runLiveCode, asEvents)); !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-	<-l.ended
 }

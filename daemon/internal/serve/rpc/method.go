@@ -16,6 +16,10 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
+// encoding is how results and events are written. The output of a program need not be valid UTF-8: each invalid byte becomes
+// U+FFFD. Maps are in the order of their keys, so that equal results have equal texts.
+var encoding = json.JoinOptions(jsontext.AllowInvalidUTF8(true), json.Deterministic(true))
+
 // method is an entry of the table of JSON-RPC methods. A caller needs a key with the method's scope and can use the
 // method only in the namespaces of that key.
 type method struct {
@@ -160,6 +164,5 @@ func (s *Service) run(ctx context.Context, c *call, req parsedRequest) (result j
 	if err != nil {
 		return nil, err
 	}
-	// The output of a program need not be valid UTF-8: each invalid sequence becomes U+FFFD.
-	return json.Marshal(v, jsontext.AllowInvalidUTF8(true))
+	return json.Marshal(v, encoding)
 }
