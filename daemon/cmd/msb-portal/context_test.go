@@ -170,6 +170,71 @@ func collectReports(p sandbox.Process) (out output, exit sandbox.Exit, reports [
 	}
 }
 
+// Values that code shows and text that it prints arrive in their order.
+func TestOrderOfResults(t *testing.T) {
+	t.Parallel()
+	c := startGuest(t).connect(t)
+	const alternations = 1000
+	var want strings.Builder
+	for i := range alternations {
+		fmt.Fprintf(&want, "t%[1]d d%[1]d ", i)
+	}
+	// Some of the values are so large that they need several messages.
+	for language, code := range map[sandbox.Language]string{
+		sandbox.Python: "for i in range(%d):\n    print(f't{i} ', end='')\n    display({'text/plain': f'd{i} ' + i %% 10 // 9 * 'x' * 100_000}, raw=True)",
+		sandbox.Node: "const show = (text) => display({ [Symbol.for('Jupyter.display')]: () => ({ 'text/plain': text }) });\n" +
+			"for (let i = 0; i < %d; i++) { process.stdout.write(`t${i} `); show(`d${i} ` + (i %% 10 === 9 ? 'x'.repeat(100_000) : '')); }",
+	} {
+		p, err := c.RunCode(t.Context(), sandbox.Code{Language: language, Text: fmt.Sprintf(code, alternations), Results: true, Timeout: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := arrivals(t, p)
+		same := 0
+		for same < min(len(got), want.Len()) && got[same] == want.String()[same] {
+			same++
+		}
+		if rest := want.String()[same:]; err != nil || got[same:] != rest {
+			t.Errorf("%s: error %v; after %d bytes, %.50q arrived, want %.50q", language, err, same, got[same:], rest)
+		}
+	}
+	// A signal handler that prints while the code shows a value does not take the answer of the portal from it.
+	handler := `import signal, sys
+def handler(signum, frame):
+    try: print(file=sys.stderr)
+    except RuntimeError: pass # it hit another print
+previous = signal.signal(signal.SIGALRM, handler)
+previous = signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+for i in range(1000): display(i)
+previous = signal.setitimer(signal.ITIMER_REAL, 0)`
+	if r, err := c.runCode(t.Context(), sandbox.Code{Language: sandbox.Python, Text: handler, Results: true, Timeout: time.Minute}); err != nil || !r.Success {
+		t.Errorf("signal handler that prints: success %t, error %v", r.Success, err)
+	}
+}
+
+// arrivals returns the texts that code has printed and shown, in the order in which they arrived, without the letter x at the
+// end of those that it has shown.
+func arrivals(t *testing.T, p sandbox.Process) (string, error) {
+	defer p.Close()
+	var all strings.Builder
+	var shown bytes.Buffer
+	for {
+		event, err := p.Next()
+		switch event := event.(type) {
+		case sandbox.Output:
+			all.Write(event.Data)
+		case sandbox.Piece:
+			if shown.Write(event.Data); event.Last {
+				data, _ := decodeReport(t, shown.String())["data"].(map[string]any)
+				all.WriteString(strings.TrimRight(fmt.Sprint(data["text/plain"]), "x"))
+				shown.Reset()
+			}
+		default:
+			return all.String(), err
+		}
+	}
+}
+
 // With results, code reports the values that it shows and its exception.
 func TestResults(t *testing.T) {
 	t.Parallel()

@@ -56,6 +56,7 @@
       data = data.subarray(MAX_PIECE);
       first = 0;
     } while (data.length > 0);
+    sync(); // so that what is printed from now on comes after it
   }
 
   // isLate reports whether the caller belongs to a run that has ended.
@@ -77,7 +78,7 @@
   let syncs = 0;
   const answer = Buffer.alloc(1);
 
-  // sync returns once the portal has read everything that was printed before.
+  // sync returns once the portal has read and served everything that was printed and sent before.
   function sync() {
     syncs = (syncs + 1) % 256;
     send(SYNC, Buffer.of(syncs));

@@ -64,6 +64,9 @@ def send_json(kind, value):
             data, first = data[MAX_PIECE:], 0
             if not data:
                 break
+    # Wait until the portal has it, so that what is printed from now on comes after it.
+    if Raw.can_sync():
+        Raw.sync()
 
 
 def is_late():
@@ -82,11 +85,11 @@ class Raw(io.FileIO):
 
     last = 1
     count = 0
+    waiting = False
 
     def write(self, data):
         fd = self.fileno()
-        # Only the main thread may read from CONTROL, and only during a run. A forked child must not.
-        if fd != Raw.last and running and get_ident() == main_thread:
+        if fd != Raw.last and Raw.can_sync():
             Raw.sync()
             Raw.last = fd
         while (n := super().write(data)) is None:
@@ -94,12 +97,26 @@ class Raw(io.FileIO):
         return n
 
     @staticmethod
+    def can_sync():
+        """Reports whether the caller may read from CONTROL: only the main thread, only during a run, and not a forked child.
+
+        So if another thread shows a value, what it prints after that can arrive first. The same holds for a signal handler that
+        runs while the main thread waits in sync, because that reads the answers.
+        """
+        return running and get_ident() == main_thread and not Raw.waiting
+
+    @staticmethod
     def sync():
-        Raw.count = (Raw.count + 1) % 256
-        send(SYNC, bytes([Raw.count]))
-        # Skip answers to earlier syncs, which were cut short by an interrupt.
-        while (answer := read(CONTROL, 1)) and answer[0] != Raw.count:
-            pass
+        """Returns once the portal has read and served everything that was printed and sent before."""
+        try:
+            Raw.waiting = True
+            Raw.count = (Raw.count + 1) % 256
+            send(SYNC, bytes([Raw.count]))
+            # Skip answers to earlier syncs, which were cut short by an interrupt.
+            while (answer := read(CONTROL, 1)) and answer[0] != Raw.count:
+                pass
+        finally:
+            Raw.waiting = False
 
 
 class Buffer(io.BufferedWriter):

@@ -39,7 +39,8 @@ import (
 //
 // A pipe keeps the order of the output in it. To keep the order across both pipes, a driver that switches from one
 // stream to the other within a run first sends a sync and waits for the portal to echo it. The portal echoes it after it has
-// read everything that is in the pipes.
+// read everything that is in the pipes. To keep the order of output and displays, the portal reads what is in the pipes before
+// it serves a piece of a display or error, and the driver sends a sync after the last piece and waits for the echo.
 const (
 	messageReady     = 'r' // with the session's token: the driver is ready for its first run
 	messageBegun     = 'b' // of a shell: the run can be interrupted
