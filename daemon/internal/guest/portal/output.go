@@ -30,12 +30,14 @@ const (
 const maxBacklog = 1 << 20
 
 // These constants make pump batch output. Otherwise each line of a program that prints line by line would be sent as a
-// message. After unbatchedReads reads without a pause of idlePause between them, pump waits batchDelay before each
-// read, so that it reads more at once. This does not delay the result of a run, because drain reads immediately.
+// message. After unbatchedReads reads without a pause of idlePause, in which there was nothing to read, pump waits
+// batchDelay before a read of less than fullRead bytes, so that it reads more at once. This does not delay the result of a
+// run, because drain reads immediately.
 const (
 	unbatchedReads = 32
 	idlePause      = 10 * time.Millisecond
 	batchDelay     = 2 * time.Millisecond
+	fullRead       = maxPiece / 2
 )
 
 // emitFunc receives a piece of output. It must not retain data.
@@ -138,22 +140,22 @@ func (o *output) pump() {
 	if err != nil {
 		return
 	}
-	var last time.Time
 	reads := 0
+	var empty time.Time // when a read last found nothing
 	_ = raw.Read(func(uintptr) (ended bool) {
+		if time.Since(empty) > idlePause {
+			reads = 0
+		}
 		for {
-			if time.Since(last) > idlePause {
-				reads = 0
-			}
-			if reads++; reads > unbatchedReads {
+			if reads++; reads > unbatchedReads && o.waiting() < fullRead {
 				time.Sleep(batchDelay)
 			}
-			last = time.Now()
 			o.mu.Lock()
 			progress := o.read()
 			ended = !o.open()
 			o.mu.Unlock()
 			if ended || !progress {
+				empty = time.Now()
 				return ended
 			}
 		}
@@ -163,6 +165,19 @@ func (o *output) pump() {
 // open reports whether a source is open. The caller holds mu.
 func (o *output) open() bool {
 	return slices.ContainsFunc(o.sources, func(s source) bool { return s.open })
+}
+
+// waiting returns how many bytes are in the sources.
+func (o *output) waiting() (sum int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range o.sources {
+		if s.open {
+			n, _ := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
+			sum += n
+		}
+	}
+	return sum
 }
 
 // read emits the bytes that are in the sources, and reports whether there were any or a source has ended. It starts with
