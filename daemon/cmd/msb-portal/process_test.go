@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -260,6 +261,66 @@ func TestProcess(t *testing.T) {
 		if exit.GetExitCode() != tt.code || exit.GetSignal() != tt.signal || exit.GetTimedOut() || exit.GetReason() != "" || text(e.out) != tt.want {
 			t.Errorf("run %q: exit %v, output\n%swant the code %d, the signal %d,\n%s", tt.req.GetArgv(), exit, text(e.out), tt.code, tt.signal, tt.want)
 		}
+	}
+}
+
+// A user who may not enter the directory of the image starts in the home directory, or in / if that is not possible either.
+func TestDirectoryThatTheUserMayNotEnter(t *testing.T) {
+	t.Parallel()
+	daemon, err := user.Lookup("daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := t.TempDir()
+	if err := os.Chmod(closed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(closed+"/secret", []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g := newGuest()
+	serve := msbPortal(t, "serve", g.socket)
+	serve.Dir = closed
+	g.start(t, serve)
+	c := g.dial(t)
+	// The test's own python3 may be one that only root can run.
+	environment := &portalv1.Environment{Env: []string{"PATH=/usr/bin:/bin"}}
+	directories := map[string]string{"": closed, "root": closed, "daemon": daemon.HomeDir, "nobody": "/", "4000": "/"}
+	for user, want := range directories {
+		e := c.start(t, &portalv1.StartProcessRequest{Argv: []string{"pwd"}, User: user, Environment: environment})
+		if exit := e.finish(t); exit.GetExitCode() != 0 || text(e.out) != "stdout: "+want+"\n" {
+			t.Errorf("user %q: exit %v, output %q, want %s", user, exit, text(e.out), want)
+		}
+	}
+	listed := c.list(t)
+	if len(listed) != len(directories) {
+		t.Errorf("%d processes are listed, want %d", len(listed), len(directories))
+	}
+	for _, info := range listed {
+		if want, ok := directories[info.GetUser()]; ok && info.GetCwd() != want {
+			t.Errorf("the process of %s is listed in %s, want %s", info.GetUser(), info.GetCwd(), want)
+		}
+	}
+	for language, code := range map[portalv1.RunCodeRequest_Language]string{
+		python: "import os; print(os.getcwd())", node: "console.log(process.cwd())", bash: "pwd",
+	} {
+		created, err := c.portal.CreateContext(t.Context(), &portalv1.CreateContextRequest{Language: language, User: "daemon", Environment: environment})
+		if err != nil || created.GetContext().GetCwd() != "" {
+			t.Fatalf("%v: created %v, error %v", language, created, err)
+		}
+		ok, printed, err := c.code(t, &portalv1.RunCodeRequest{Context: created.GetContext().GetName(), Code: code})
+		if err != nil || !ok || printed != daemon.HomeDir+"\n" {
+			t.Errorf("%v: success %t, %v, output %q, want %s", language, ok, err, printed, daemon.HomeDir)
+		}
+	}
+	for _, program := range []string{closed + "/secret", "./secret"} {
+		wantStatus(t, program, c.try(t, &portalv1.StartProcessRequest{Argv: []string{program}, User: "daemon"}).err, codes.PermissionDenied,
+			fmt.Sprintf(`%s cannot be run by the user "daemon", who may not use the program %q`, program, closed+"/secret"))
+	}
+	// A directory that the request or the configuration of the sandbox names is an error.
+	for _, req := range []*portalv1.StartProcessRequest{{Cwd: "."}, {Environment: &portalv1.Environment{Workdir: closed}}} {
+		req.Argv, req.User = []string{"pwd"}, "daemon"
+		wantStatus(t, req.String(), c.try(t, req).err, codes.PermissionDenied, fmt.Sprintf("may not use the program or the working directory %q: choose another cwd", closed))
 	}
 }
 

@@ -139,7 +139,8 @@ type StartProcessRequest struct {
 	// NAME=value entries of this process. They override the environment's.
 	Env []string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
 	// The working directory of this process. A relative path begins at that of the environment, "~" is the home directory
-	// of the user. If empty, the working directory of the environment is used.
+	// of the user. If empty, it is that of the environment or, without one, that of the image; a user who may not enter the
+	// latter starts in the home directory, or in / if that is not possible either.
 	Cwd string `protobuf:"bytes,4,opt,name=cwd,proto3" json:"cwd,omitempty"`
 	// The user: a name or number, optionally followed by ":" and a group. If empty, the user of the image.
 	User string `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`

@@ -84,6 +84,8 @@ type launch struct {
 	path      string // of the program
 	argv, env []string
 	dir       string // the working directory; empty for that of the portal
+	// otherDirs are directories for a user who may not enter dir. start uses the first one that it can.
+	otherDirs []string
 	user      *account
 	// credential is that of user; nil if the process has the credentials of the portal.
 	credential *syscall.Credential
@@ -99,14 +101,28 @@ func (l *launch) setUser(user *account) (err error) {
 	return err
 }
 
+// setDirectory sets the working directory of the process, for the parameters of directory. If neither is given, a user who may not
+// enter the directory of the image starts in the home directory or in /. The caller has set the user. Errors are gRPC statuses.
+func (l *launch) setDirectory(workdir, cwd string) (err error) {
+	if l.dir, err = directory(workdir, cwd, l.user.home); err != nil || cwd != "" || workdir != "" {
+		return err
+	}
+	l.dir, _ = os.Getwd()
+	l.otherDirs = []string{l.user.home, "/"}
+	return nil
+}
+
 // startError returns the gRPC status for an error of the start of the program name.
 func (l *launch) startError(name string, err error) error {
-	if l.credential != nil && errors.Is(err, syscall.EACCES) {
-		return status.Errorf(codes.PermissionDenied,
-			"%s cannot be run by the user %q, who may not use the program or the working directory %q: choose another cwd, such as /",
-			name, l.user.name, l.dir)
+	switch {
+	case l.credential == nil || !errors.Is(err, syscall.EACCES):
+		return startError(name, l.path, err)
+	case l.otherDirs != nil:
+		return status.Errorf(codes.PermissionDenied, "%s cannot be run by the user %q, who may not use the program %q", name, l.user.name, l.path)
 	}
-	return startError(name, l.path, err)
+	return status.Errorf(codes.PermissionDenied,
+		"%s cannot be run by the user %q, who may not use the program or the working directory %q: choose another cwd, such as /",
+		name, l.user.name, l.dir)
 }
 
 // own makes the user of the process the owner of files. Otherwise it could not open /dev/stdout and the like.
@@ -122,15 +138,31 @@ func (l *launch) own(files ...*os.File) error {
 	return nil
 }
 
-// start starts a process. If fork, chdir or exec fails, start returns its errno.
-func (c *children) start(l launch) (*process, error) {
+// start starts a process, and sets the directory of l to that in which it starts. If fork, chdir or exec fails, start returns
+// its errno. Only the kernel knows which directories the user may enter, so start tries them.
+func (c *children) start(l *launch) (*process, error) {
+	p, err := c.startIn(l, l.dir)
+	if !errors.Is(err, syscall.EACCES) {
+		return p, err
+	}
+	for _, dir := range l.otherDirs {
+		if p, err = c.startIn(l, dir); err == nil {
+			l.dir = dir
+			break
+		}
+	}
+	return p, err
+}
+
+// startIn is start in dir.
+func (c *children) startIn(l *launch, dir string) (*process, error) {
 	fds := make([]uintptr, len(l.files))
 	for i, f := range l.files {
 		fds[i] = f.Fd()
 	}
 	p := &process{parent: c, exited: make(chan struct{})}
 	p.oomKills.Store(c.load.oomKills())
-	attr := &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: fds, Sys: &syscall.SysProcAttr{
+	attr := &syscall.ProcAttr{Dir: dir, Env: l.env, Files: fds, Sys: &syscall.SysProcAttr{
 		Setsid: true, Setctty: l.terminal, Credential: l.credential,
 	}}
 	if c.load != nil {

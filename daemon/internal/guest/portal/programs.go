@@ -84,15 +84,11 @@ type reader struct {
 // adopt lets calls name the interpreter of a context, which was started as l says, and returns it as a program. After
 // the interpreter has exited, awaitRest waits for the rest of what it has printed.
 func (s *programs) adopt(interpreter *process, awaitRest func(), l launch, tag string) *program {
-	dir := l.dir
-	if dir == "" {
-		dir, _ = os.Getwd() // that of the portal
-	}
 	p := &program{
 		process: interpreter, isInterpreter: true, programs: s, done: make(chan struct{}), changed: sync.NewCond(&s.mu), readers: map[*reader]bool{},
 		info: &portalv1.ProcessInfo{
 			Pid: uint32(interpreter.pid), Argv: cut(l.argv), Tag: strings.ToValidUTF8(tag, "\uFFFD"),
-			Cwd: strings.ToValidUTF8(dir, "\uFFFD"), User: strings.ToValidUTF8(l.user.name, "\uFFFD"), StartedAt: timestamppb.Now(),
+			Cwd: strings.ToValidUTF8(l.dir, "\uFFFD"), User: strings.ToValidUTF8(l.user.name, "\uFFFD"), StartedAt: timestamppb.Now(),
 		},
 	}
 	s.mu.Lock()
@@ -180,29 +176,25 @@ func (s *programs) launch(call context.Context, req *portalv1.StartProcessReques
 	if _, ok := getenv(l.env, "TERM"); l.terminal && !ok {
 		l.env = append(l.env, "TERM=xterm-256color")
 	}
-	if l.dir, err = directory(req.GetEnvironment().GetWorkdir(), req.GetCwd(), user.home); err != nil {
+	if err := l.setDirectory(req.GetEnvironment().GetWorkdir(), req.GetCwd()); err != nil {
 		return nil, nil, err
 	}
 	if l.path, err = lookPath(argv[0], l.env, l.dir); err != nil {
 		return nil, nil, err
-	}
-	if l.dir == "" {
-		l.dir, _ = os.Getwd() // that of the portal
 	}
 	first := &reader{end: 1<<64 - 1}
 	p := &program{
 		programs: s, done: make(chan struct{}),
 		changed: sync.NewCond(&s.mu), readers: map[*reader]bool{first: true},
 		info: &portalv1.ProcessInfo{
-			Argv: cut(argv), Env: cut(req.GetEnv()), Tag: req.GetTag(),
-			Cwd: strings.ToValidUTF8(l.dir, "\uFFFD"), User: strings.ToValidUTF8(user.name, "\uFFFD"),
+			Argv: cut(argv), Env: cut(req.GetEnv()), Tag: req.GetTag(), User: strings.ToValidUTF8(user.name, "\uFFFD"),
 			Terminal: l.terminal, WithCall: req.GetWithCall(), StartedAt: timestamppb.Now(),
 		},
 	}
-	if err := p.launch(l, req); err != nil {
+	if err := p.launch(&l, req); err != nil {
 		return nil, nil, l.startError(argv[0], err)
 	}
-	p.info.Pid = uint32(p.pid)
+	p.info.Pid, p.info.Cwd = uint32(p.pid), strings.ToValidUTF8(l.dir, "\uFFFD")
 	if p.input != nil {
 		p.writeFirst(req.GetInput(), !req.GetOpenInput() && !l.terminal)
 	}
@@ -216,7 +208,7 @@ func (s *programs) launch(call context.Context, req *portalv1.StartProcessReques
 }
 
 // launch opens the standard streams of the program and starts it.
-func (p *program) launch(l launch, req *portalv1.StartProcessRequest) (err error) {
+func (p *program) launch(l *launch, req *portalv1.StartProcessRequest) (err error) {
 	var childEnds []*os.File
 	defer func() {
 		for _, f := range childEnds {

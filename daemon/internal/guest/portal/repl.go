@@ -361,11 +361,12 @@ func (s *repls) create(ctx context.Context, req *portalv1.CreateContextRequest) 
 	if err != nil {
 		return nil, err
 	}
-	dir, err := directory(req.GetEnvironment().GetWorkdir(), req.GetCwd(), account.home)
-	if err != nil {
-		return nil, err
+	r := &repl{language: language, name: req.GetName(), user: account, spec: req.GetUser()}
+	if req.GetCwd() != "" {
+		if r.dir, err = directory(req.GetEnvironment().GetWorkdir(), req.GetCwd(), account.home); err != nil {
+			return nil, err
+		}
 	}
-	r := &repl{language: language, name: req.GetName(), user: account, spec: req.GetUser(), dir: dir}
 	if r.name == "" {
 		r.name = strings.ToLower(rand.Text())
 	}

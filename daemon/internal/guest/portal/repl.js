@@ -645,11 +645,6 @@
     Error.captureStackTrace(shown, trace);
     console.error(withoutOwnFrames(shown.stack));
   };
-  try {
-    chdir('.');
-  } catch {
-    chdir('/'); // the user may not enter the working directory of the image
-  }
   globalThis.require = nodeModule.createRequire(`${cwd()}/`);
   globalThis.module = { exports: {}, require: globalThis.require };
   globalThis.exports = globalThis.module.exports;

@@ -762,10 +762,6 @@ def read_exactly(n):
 
 def main():
     global session, session_token, run_token
-    try:
-        chdir(".")
-    except OSError:
-        chdir("/")  # the user may not enter the working directory of the image
     for fd, to in (3, RUNS), (4, CONTROL):
         dup2(fd, to, inheritable=False)
         close(fd)

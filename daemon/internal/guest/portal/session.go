@@ -148,7 +148,8 @@ func (s *session) awaitRest() {
 	s.out.drain()
 }
 
-// startSession starts an interpreter in dir, and waits until it is ready. tag is the tag of its log. Errors are gRPC statuses.
+// startSession starts an interpreter in dir, or in the directory of the sandbox if dir is empty, and waits until it is ready. tag is
+// the tag of its log. Errors are gRPC statuses.
 func (s *repls) startSession(ctx context.Context, language *language, user *account, e *portalv1.Environment, dir, tag string) (*session, error) {
 	l := launch{argv: language.argv(), dir: dir}
 	err := l.setUser(user)
@@ -158,10 +159,11 @@ func (s *repls) startSession(ctx context.Context, language *language, user *acco
 	if l.env, err = environment(user, e.GetEnv()); err != nil {
 		return nil, err
 	}
-	if l.dir == "" {
-		if l.dir, err = directory(e.GetWorkdir(), "", ""); err != nil {
-			return nil, err
-		}
+	if dir == "" {
+		err = l.setDirectory(e.GetWorkdir(), "")
+	}
+	if err != nil {
+		return nil, err
 	}
 	l.path, err = lookPath(language.program, l.env, l.dir)
 	if status.Code(err) == codes.ResourceExhausted {
@@ -259,7 +261,7 @@ func (s *repls) launch(language *language, l launch, tag string) (_ *session, er
 	if _, err := started.runs.WriteString(beginning); err != nil {
 		return nil, err
 	}
-	if started.process, err = s.programs.children.start(l); err != nil {
+	if started.process, err = s.programs.children.start(&l); err != nil {
 		return nil, err
 	}
 	started.log = s.programs.adopt(started.process, started.awaitRest, l, tag)
