@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -144,6 +146,35 @@ x`
 	}
 	if _, err := os.Stat(home); err != nil {
 		t.Error(err)
+	}
+}
+
+// Code that is interrupted continues, and Run returns what it has printed.
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	s, _ := startSandbox(t)
+	for _, streams := range []bool{false, true} {
+		fifo := filepath.Join(t.TempDir(), "fifo")
+		if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		interrupt := make(chan struct{})
+		go func() {
+			_, _ = os.ReadFile(fifo) // ends when the code has closed it
+			close(interrupt)
+		}()
+		var printed strings.Builder
+		code := client.Code{
+			Language: "python", Interrupt: interrupt,
+			Source: fmt.Sprintf("import time\ntry:\n open(%q, 'w').close()\n time.sleep(60)\nexcept KeyboardInterrupt: print('stopped')", fifo),
+		}
+		if streams {
+			code.Stdout = &printed
+		}
+		execution, err := s.Run(t.Context(), code)
+		if err != nil || execution.Err() != nil || execution.Stdout+printed.String() != "stopped\n" {
+			t.Errorf("streams %t: got %+v, %v, printed %q", streams, execution, err, &printed)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/go-json-experiment/json"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -31,6 +33,10 @@ type Code struct {
 	// Timeout is the time limit. 0 means the server's maximum. The time that a run waits for other runs of its context
 	// counts.
 	Timeout time.Duration
+	// Interrupt, if it is not nil, interrupts the code for each value that it has, and when it is closed, as Ctrl-C does in a
+	// terminal. The run continues until the code has handled that; see sandbox.repl.interrupt in the API. If the interrupt cannot be sent, the run is canceled, and
+	// the error says why. The end of the context of Run also interrupts the code, but Run then returns at once.
+	Interrupt <-chan struct{}
 
 	// If one of these is set, output is not collected, but passed on while it is printed. Each may be nil. If one of them
 	// returns an error, the run is interrupted, and Run returns that error.
@@ -149,11 +155,58 @@ func (s *Sandbox) Run(ctx context.Context, code Code) (*Execution, error) {
 	}
 	streams := code.Stdout != nil || code.Stderr != nil || code.OnResult != nil
 	params.Results = !streams || code.OnResult != nil
+	if code.Interrupt != nil {
+		params.RunID = rand.Text()
+		var cancel context.CancelCauseFunc
+		ctx, cancel = context.WithCancelCause(ctx)
+		defer cancel(nil)
+		go func() {
+			if err := s.forwardInterrupts(ctx, params.RunID, code.Interrupt); err != nil {
+				cancel(fmt.Errorf("interrupt the run: %w", err))
+			}
+		}()
+	}
 	r := request{method: rpc.MethodSandboxReplRun, params: params, timeout: runCallTimeout(code.Timeout)}
 	if !streams {
 		return s.collect(ctx, r)
 	}
 	return s.follow(ctx, r, code)
+}
+
+// interruptRetry is the time between two attempts to interrupt a run whose request has not reached the server yet.
+const interruptRetry = 100 * time.Millisecond
+
+// forwardInterrupts interrupts a run for each value from interrupts. It returns when an interrupt has failed, or when ctx, the context
+// of the run, has ended.
+func (s *Sandbox) forwardInterrupts(ctx context.Context, run string, interrupts <-chan struct{}) error {
+	r := request{
+		method: rpc.MethodSandboxReplInterrupt, params: rpc.ReplInterruptParams{Target: s.target(), RunID: run},
+		timeout: queryTimeout, idempotent: true,
+	}
+	for {
+		select {
+		case _, open := <-interrupts:
+			if !open {
+				interrupts = nil
+			}
+		case <-ctx.Done():
+			return nil
+		}
+		for {
+			_, err := post[rpc.Empty](ctx, s.client, r)
+			if err == nil {
+				break
+			}
+			if !errdefs.IsNotFound(err) {
+				return err
+			}
+			select {
+			case <-time.After(interruptRetry):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
 }
 
 // collect makes a run whose output is part of the response.

@@ -10,13 +10,14 @@ import (
 // Names of the sandbox methods. Their params and results follow in this file in the same order. The fields of a
 // params struct are in the order of positional params. Fields without omitzero are required.
 const (
-	MethodSandboxStart      = "sandbox.start"
-	MethodSandboxStop       = "sandbox.stop"
-	MethodSandboxList       = "sandbox.list"
-	MethodSandboxGet        = "sandbox.get"
-	MethodSandboxMetricsGet = "sandbox.metrics.get"
-	MethodSandboxReplRun    = "sandbox.repl.run"
-	MethodSandboxCommandRun = "sandbox.command.run"
+	MethodSandboxStart         = "sandbox.start"
+	MethodSandboxStop          = "sandbox.stop"
+	MethodSandboxList          = "sandbox.list"
+	MethodSandboxGet           = "sandbox.get"
+	MethodSandboxMetricsGet    = "sandbox.metrics.get"
+	MethodSandboxReplRun       = "sandbox.repl.run"
+	MethodSandboxReplInterrupt = "sandbox.repl.interrupt"
+	MethodSandboxCommandRun    = "sandbox.command.run"
 )
 
 // StartParams holds the params of sandbox.start. The result is a sentence, as a string.
@@ -163,6 +164,16 @@ type ReplRunParams struct {
 	Context string `json:"context,omitzero"`
 	// Results asks for Results and Error in the result instead of text in Output.
 	Results bool `json:"results,omitzero"`
+	// RunID is an id of the client's choice for sandbox.repl.interrupt. No other run in progress in the sandbox may have it.
+	RunID string `json:"run_id,omitzero"`
+}
+
+// ReplInterruptParams holds the params of sandbox.repl.interrupt, which interrupts a run of code as Ctrl-C does. The run goes on
+// until its code has handled that. The result is empty.
+type ReplInterruptParams struct {
+	Target
+	// RunID is the id that the request of the run gave.
+	RunID string `json:"run_id"`
 }
 
 // RunOptions are params of the methods that run code or start a program.

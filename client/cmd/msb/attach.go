@@ -30,10 +30,13 @@ func execAttached(c *cli.Context, s *client.Sandbox, command client.Command, int
 	if tty {
 		exit, err = runInTerminal(c, s, command)
 	} else {
+		ctx, interrupt, stop := untilSecondInterrupt(c.Context)
+		defer stop()
 		output := newQueue()
+		defer context.AfterFunc(ctx, func() { output.abandon(context.Canceled) })()
 		command.Stdout, command.Stderr = output.to(forTerminal(c.App.Writer)), output.to(forTerminal(c.App.ErrWriter))
-		exit, err = waitInterruptible(c, s, command, func() { output.abandon(context.Canceled) })
-		if finishErr := output.finish(c.Context); err == nil {
+		exit, err = waitInterruptible(c.Context, ctx, interrupt, s, command)
+		if finishErr := output.finish(ctx); err == nil {
 			err = finishErr
 		}
 	}
@@ -57,44 +60,59 @@ func timedOut(command client.Command) error {
 	return fmt.Errorf("%w: the program has reached %s and was ended", client.ErrRunTimeout, limit)
 }
 
-// waitInterruptible runs a program and waits for its end. The first Ctrl-C interrupts the program and everything that it has
-// started. The second one, or SIGTERM, ends it, and calls abandon so that nothing waits for the reader of the output.
-func waitInterruptible(c *cli.Context, s *client.Sandbox, command client.Command, abandon func()) (*rpc.ProcessExit, error) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
-	if err := c.Context.Err(); err != nil {
-		return nil, err
-	}
-	// The context of main ends at the first signal.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context))
+// waitInterruptible runs a program and waits for its end. interrupt and ctx are from untilSecondInterrupt: the former interrupts the
+// program and everything that it has started, and the end of the latter ends it. A start is canceled with starting.
+func waitInterruptible(starting, ctx context.Context, interrupt <-chan struct{}, s *client.Sandbox, command client.Command) (*rpc.ProcessExit, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stopStart := context.AfterFunc(c.Context, cancel)
+	stopStart := context.AfterFunc(starting, cancel)
 	p, err := s.StartProcess(ctx, command)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
 	stopStart()
-	ended := make(chan struct{})
-	defer close(ended)
+	defer context.AfterFunc(ctx, func() { p.Close() })()
 	go func() {
+		select {
+		case <-interrupt:
+			// Not over the connection of the process, which may wait until the process reads its input.
+			_ = s.SignalProcess(ctx, client.ProcessID{PID: p.PID}, "INT", true)
+		case <-ctx.Done():
+		}
+	}()
+	return p.Wait()
+}
+
+// untilSecondInterrupt returns a channel that is closed by the first Ctrl-C, and a context that ends with the second one, or with
+// SIGTERM or SIGHUP. The parent is a context of main, which has ended with the first one. The caller must call stop.
+func untilSecondInterrupt(parent context.Context) (ctx context.Context, interrupt <-chan struct{}, stop func()) {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) {
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	if parent.Err() != nil {
+		cancel()
+	}
+	first := make(chan struct{})
+	go func() {
+		defer signal.Stop(signals)
 		for interrupted := false; ; interrupted = true {
 			select {
 			case sig := <-signals:
 				if interrupted || sig != os.Interrupt {
-					abandon()
-					p.Close()
+					cancel()
 					return
 				}
-				// Not over the connection of the process, which may wait until the process reads its input.
-				go func() { _ = s.SignalProcess(ctx, client.ProcessID{PID: p.PID}, "INT", true) }()
-			case <-ended:
+				close(first)
+			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	return p.Wait()
+	return ctx, first, cancel
 }
 
 // runInTerminal runs a program in a terminal of the sandbox that is connected to the one of msb, if it has one.

@@ -22,6 +22,9 @@ var languageFlag = &cli.StringFlag{
 const codeHelp = "CODE is the code itself or the name of a file that has it. Without CODE, or if it is -, the code is read from\n" +
 	"standard input. If the code ends with an expression, its value is printed."
 
+// interruptHelp is a part of the help of commands that run code.
+const interruptHelp = "The first Ctrl-C interrupts the code, and the second one ends msb."
+
 // scriptLanguages has the language of files with these extensions.
 var scriptLanguages = map[string]string{
 	".py": "python", ".js": "node", ".mjs": "node", ".cjs": "node", ".ts": "node", ".sh": "bash", ".bash": "bash",

@@ -30,9 +30,9 @@ var runCommand = &cli.Command{
 		"msb run --image microsandbox/node -l node 'process.version'",
 	Description: codeHelp + "\n\n" +
 		"Without --rm, the sandbox keeps running, and its name is printed on standard error. To run code in a sandbox that\n" +
-		"exists, use 'msb sandbox run'.\n\n" +
+		"exists, use 'msb sandbox run'. " + interruptHelp + "\n\n" +
 		"Exit codes: 0 success; 1 the code raised an exception, or the code that it exited with; " + runExitCodes +
-		"130 interrupted (the run is canceled).",
+		"130 interrupted, and the code failed or was canceled.",
 	Flags: append([]cli.Flag{languageFlag, removeFlag, nameFlag, timeoutFlag}, startFlags...),
 	Action: func(c *cli.Context) error {
 		if n := c.NArg(); n == 2 {

@@ -112,7 +112,9 @@ func execForJSON(c *cli.Context, s *client.Sandbox, command client.Command) erro
 	if c.Bool(interactiveFlag.Name) {
 		command.Stdin = c.App.Reader
 	}
-	exit, err := waitInterruptible(c, s, command, func() {})
+	ctx, interrupt, stop := untilSecondInterrupt(c.Context)
+	defer stop()
+	exit, err := waitInterruptible(c.Context, ctx, interrupt, s, command)
 	if err != nil {
 		return err
 	}

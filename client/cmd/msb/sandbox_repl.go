@@ -24,7 +24,7 @@ var sandboxRepl = &cli.Command{
 	Usage:     "run code in a sandbox line by line",
 	UsageText: "msb sandbox repl [options] NAME",
 	Description: "Each input runs when it is complete; a Python block ends with an empty line. Variables are those of 'msb sandbox run',\n" +
-		"and stay when the command ends. Ctrl-C interrupts the run, or discards the input. Ctrl-D ends the command.\n\n" +
+		"and stay when the command ends. Ctrl-C interrupts the run, or discards the input. A second\nCtrl-C cancels the run. Ctrl-D ends the command.\n\n" +
 		callExitCodes,
 	Flags: []cli.Flag{languageFlag, timeoutFlag, namespaceFlag, serverURLFlag, verboseFlag},
 	Action: func(c *cli.Context) error {
@@ -111,14 +111,15 @@ func (r *replSession) read() (string, error) {
 	}
 }
 
-// evaluate runs an input. Ctrl-C interrupts it.
+// evaluate runs an input. The first Ctrl-C interrupts it, and the second one cancels the run.
 func (r *replSession) evaluate(text string) error {
 	if len(bytes.TrimSpace([]byte(text))) == 0 {
 		return nil
 	}
-	ctx, stop := signal.NotifyContext(r.ended, os.Interrupt)
+	ctx, interrupt, stop := untilSecondInterrupt(r.ended)
 	defer stop()
 	code := r.code
+	code.Interrupt = interrupt
 	code.Source = text
 	stdout, stderr := forTerminal(r.c.App.Writer), forTerminal(r.c.App.ErrWriter)
 	code.Stdout, code.Stderr = stdout, stderr
@@ -130,7 +131,7 @@ func (r *replSession) evaluate(text string) error {
 	case errors.Is(err, context.Canceled):
 		_, err = fmt.Fprintln(stderr, "\ninterrupted")
 		return err
-	case errors.Is(err, client.ErrRunTimeout), errors.Is(err, client.ErrRunFailed):
+	case errors.Is(err, client.ErrRunTimeout), errors.Is(err, client.ErrRunFailed), err != nil && isClosed(interrupt):
 		_, err = fmt.Fprintln(stderr, "msb: "+err.Error())
 		return err
 	}

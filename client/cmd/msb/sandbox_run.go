@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+
 	"github.com/urfave/cli/v2"
 
 	"github.com/msbd/msbd/api/rpc"
@@ -14,9 +16,9 @@ var sandboxRun = &cli.Command{
 		"msb sandbox run my-env 'x = 6 * 7; x'\n" +
 		"msb sandbox run my-env program.py",
 	Description: codeHelp + " Variables and functions that it defines stay available to later runs.\n" +
-		"What the code prints is printed at once, except with --json.\n\n" +
+		"What the code prints is printed at once, except with --json. " + interruptHelp + "\nWith --json, the first one cancels the run.\n\n" +
 		"Exit codes: 0 success; 1 the code raised an exception, or the code that it exited with; " + runExitCodes +
-		"130 interrupted (the run is canceled).",
+		"130 interrupted, and the code failed or was canceled.",
 	Flags: []cli.Flag{
 		languageFlag, timeoutFlag, namespaceFlag, jsonFlag, serverURLFlag, verboseFlag,
 	},
@@ -48,18 +50,39 @@ func runCode(c *cli.Context) error {
 	}))
 }
 
-// runAndShow runs code, prints its output while it runs, and returns an error with the exit code unless the code succeeded.
+// runAndShow runs code, prints its output while it runs, and returns an error with the exit code unless the code succeeded. The first
+// Ctrl-C interrupts the code, which may handle that. The second one cancels the run.
 func runAndShow(c *cli.Context, s *client.Sandbox, code client.Code) error {
+	ctx, interrupt, stop := untilSecondInterrupt(c.Context)
+	defer stop()
 	output := newQueue()
+	defer context.AfterFunc(ctx, func() { output.abandon(context.Canceled) })()
 	code.Stdout, code.Stderr = output.to(forTerminal(c.App.Writer)), output.to(forTerminal(c.App.ErrWriter))
-	res, err := s.Run(c.Context, code)
-	if closeErr := output.finish(c.Context); err == nil {
+	code.Interrupt = interrupt
+	res, err := s.Run(ctx, code)
+	interrupted := isClosed(interrupt)
+	if closeErr := output.finish(ctx); err == nil {
 		err = closeErr
 	}
-	if err != nil {
+	switch {
+	case err != nil && interrupted && ctx.Err() == nil: // such as that of a run that waited for its turn
+		return cli.Exit(err.Error(), exitInterrupted)
+	case err != nil:
 		return err
+	case interrupted && res.ExitCode == 1: // of code that has not handled the interrupt
+		return exitStatus(exitInterrupted)
 	}
 	return exitOf(res.ExitCode, res.Err() == nil)
+}
+
+// isClosed reports whether a channel, to which nothing is sent, is closed.
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // runForJSON runs code and prints the result as JSON.

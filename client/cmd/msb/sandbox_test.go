@@ -179,8 +179,7 @@ func interruptAt(ts *testscript.TestScript, neg bool, args []string, again strin
 			ts.Check(command.Process.Signal(syscall.SIGINT))
 		}
 	}
-	var exit *exec.ExitError
-	if err := command.Wait(); !errors.As(err, &exit) || exit.ExitCode() != want {
+	if err := command.Wait(); command.ProcessState.ExitCode() != want {
 		ts.Fatalf("ended with %v, want %d", err, want)
 	}
 }

@@ -110,7 +110,7 @@ func TestReplInATerminal(t *testing.T) {
 	s.Until("begun\r\n")
 	began := time.Now()
 	s.Type("\x03") // interrupts the run
-	s.Until("interrupted\r\n")
+	s.Until("KeyboardInterrupt\r\n")
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("the interrupt took %s", took)
 	}

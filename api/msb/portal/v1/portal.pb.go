@@ -169,7 +169,7 @@ type PingResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Version string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
 	// The version of the contract. 0 means only PortalService, with the first four fields of the requests of a run. 1 means
-	// everything in this package but contexts, results and bash. 2 means everything.
+	// everything in this package but contexts, results and bash. 2 means everything but InterruptRun. 3 means everything.
 	Contract      uint32 `protobuf:"varint,2,opt,name=contract,proto3" json:"contract,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -354,7 +354,10 @@ type RunCodeRequest struct {
 	// Send the values that the code shows as displays, and its exception as an error, instead of printing them.
 	Results bool `protobuf:"varint,11,opt,name=results,proto3" json:"results,omitempty"`
 	// How much of timeout has passed before the call.
-	Waited        *durationpb.Duration `protobuf:"bytes,12,opt,name=waited,proto3" json:"waited,omitempty"`
+	Waited *durationpb.Duration `protobuf:"bytes,12,opt,name=waited,proto3" json:"waited,omitempty"`
+	// A name for InterruptRun that no other run in progress has. If it is set, the portal sends the header of the response as
+	// soon as InterruptRun knows the run.
+	Id            string `protobuf:"bytes,13,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +476,93 @@ func (x *RunCodeRequest) GetWaited() *durationpb.Duration {
 	return nil
 }
 
+func (x *RunCodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type InterruptRunRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InterruptRunRequest) Reset() {
+	*x = InterruptRunRequest{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InterruptRunRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InterruptRunRequest) ProtoMessage() {}
+
+func (x *InterruptRunRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InterruptRunRequest.ProtoReflect.Descriptor instead.
+func (*InterruptRunRequest) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *InterruptRunRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type InterruptRunResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InterruptRunResponse) Reset() {
+	*x = InterruptRunResponse{}
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InterruptRunResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InterruptRunResponse) ProtoMessage() {}
+
+func (x *InterruptRunResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InterruptRunResponse.ProtoReflect.Descriptor instead.
+func (*InterruptRunResponse) Descriptor() ([]byte, []int) {
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{6}
+}
+
 type RunCodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -488,7 +578,7 @@ type RunCodeResponse struct {
 
 func (x *RunCodeResponse) Reset() {
 	*x = RunCodeResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +590,7 @@ func (x *RunCodeResponse) String() string {
 func (*RunCodeResponse) ProtoMessage() {}
 
 func (x *RunCodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[5]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +603,7 @@ func (x *RunCodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCodeResponse.ProtoReflect.Descriptor instead.
 func (*RunCodeResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{5}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RunCodeResponse) GetEvent() isRunCodeResponse_Event {
@@ -604,7 +694,7 @@ type Piece struct {
 
 func (x *Piece) Reset() {
 	*x = Piece{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +706,7 @@ func (x *Piece) String() string {
 func (*Piece) ProtoMessage() {}
 
 func (x *Piece) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[6]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +719,7 @@ func (x *Piece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Piece.ProtoReflect.Descriptor instead.
 func (*Piece) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{6}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Piece) GetData() []byte {
@@ -671,7 +761,7 @@ type CodeResult struct {
 
 func (x *CodeResult) Reset() {
 	*x = CodeResult{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -683,7 +773,7 @@ func (x *CodeResult) String() string {
 func (*CodeResult) ProtoMessage() {}
 
 func (x *CodeResult) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[7]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -696,7 +786,7 @@ func (x *CodeResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CodeResult.ProtoReflect.Descriptor instead.
 func (*CodeResult) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{7}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CodeResult) GetSuccess() bool {
@@ -744,7 +834,7 @@ type CreateContextRequest struct {
 
 func (x *CreateContextRequest) Reset() {
 	*x = CreateContextRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +846,7 @@ func (x *CreateContextRequest) String() string {
 func (*CreateContextRequest) ProtoMessage() {}
 
 func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[8]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +859,7 @@ func (x *CreateContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextRequest.ProtoReflect.Descriptor instead.
 func (*CreateContextRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{8}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateContextRequest) GetName() string {
@@ -816,7 +906,7 @@ type CreateContextResponse struct {
 
 func (x *CreateContextResponse) Reset() {
 	*x = CreateContextResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +918,7 @@ func (x *CreateContextResponse) String() string {
 func (*CreateContextResponse) ProtoMessage() {}
 
 func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[9]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +931,7 @@ func (x *CreateContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContextResponse.ProtoReflect.Descriptor instead.
 func (*CreateContextResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{9}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateContextResponse) GetContext() *Context {
@@ -859,7 +949,7 @@ type ListContextsRequest struct {
 
 func (x *ListContextsRequest) Reset() {
 	*x = ListContextsRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -871,7 +961,7 @@ func (x *ListContextsRequest) String() string {
 func (*ListContextsRequest) ProtoMessage() {}
 
 func (x *ListContextsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[10]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -884,7 +974,7 @@ func (x *ListContextsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContextsRequest.ProtoReflect.Descriptor instead.
 func (*ListContextsRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{10}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{12}
 }
 
 type ListContextsResponse struct {
@@ -896,7 +986,7 @@ type ListContextsResponse struct {
 
 func (x *ListContextsResponse) Reset() {
 	*x = ListContextsResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -908,7 +998,7 @@ func (x *ListContextsResponse) String() string {
 func (*ListContextsResponse) ProtoMessage() {}
 
 func (x *ListContextsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[11]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -921,7 +1011,7 @@ func (x *ListContextsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListContextsResponse.ProtoReflect.Descriptor instead.
 func (*ListContextsResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{11}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListContextsResponse) GetContexts() []*Context {
@@ -941,7 +1031,7 @@ type RestartContextRequest struct {
 
 func (x *RestartContextRequest) Reset() {
 	*x = RestartContextRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1043,7 @@ func (x *RestartContextRequest) String() string {
 func (*RestartContextRequest) ProtoMessage() {}
 
 func (x *RestartContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[12]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1056,7 @@ func (x *RestartContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartContextRequest.ProtoReflect.Descriptor instead.
 func (*RestartContextRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{12}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RestartContextRequest) GetName() string {
@@ -992,7 +1082,7 @@ type RestartContextResponse struct {
 
 func (x *RestartContextResponse) Reset() {
 	*x = RestartContextResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1094,7 @@ func (x *RestartContextResponse) String() string {
 func (*RestartContextResponse) ProtoMessage() {}
 
 func (x *RestartContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[13]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1107,7 @@ func (x *RestartContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartContextResponse.ProtoReflect.Descriptor instead.
 func (*RestartContextResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{13}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RestartContextResponse) GetContext() *Context {
@@ -1036,7 +1126,7 @@ type RemoveContextRequest struct {
 
 func (x *RemoveContextRequest) Reset() {
 	*x = RemoveContextRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1048,7 +1138,7 @@ func (x *RemoveContextRequest) String() string {
 func (*RemoveContextRequest) ProtoMessage() {}
 
 func (x *RemoveContextRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[14]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1061,7 +1151,7 @@ func (x *RemoveContextRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContextRequest.ProtoReflect.Descriptor instead.
 func (*RemoveContextRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{14}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RemoveContextRequest) GetName() string {
@@ -1079,7 +1169,7 @@ type RemoveContextResponse struct {
 
 func (x *RemoveContextResponse) Reset() {
 	*x = RemoveContextResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1181,7 @@ func (x *RemoveContextResponse) String() string {
 func (*RemoveContextResponse) ProtoMessage() {}
 
 func (x *RemoveContextResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[15]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1194,7 @@ func (x *RemoveContextResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveContextResponse.ProtoReflect.Descriptor instead.
 func (*RemoveContextResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{15}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{17}
 }
 
 // Context is a session of an interpreter that runs code in a language.
@@ -1128,7 +1218,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1230,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[16]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1243,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{16}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Context) GetName() string {
@@ -1229,7 +1319,7 @@ type RunCommandRequest struct {
 
 func (x *RunCommandRequest) Reset() {
 	*x = RunCommandRequest{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1331,7 @@ func (x *RunCommandRequest) String() string {
 func (*RunCommandRequest) ProtoMessage() {}
 
 func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[17]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1344,7 @@ func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandRequest.ProtoReflect.Descriptor instead.
 func (*RunCommandRequest) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{17}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RunCommandRequest) GetCommand() string {
@@ -1333,7 +1423,7 @@ type RunCommandResponse struct {
 
 func (x *RunCommandResponse) Reset() {
 	*x = RunCommandResponse{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1435,7 @@ func (x *RunCommandResponse) String() string {
 func (*RunCommandResponse) ProtoMessage() {}
 
 func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[18]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1448,7 @@ func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandResponse.ProtoReflect.Descriptor instead.
 func (*RunCommandResponse) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{18}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RunCommandResponse) GetEvent() isRunCommandResponse_Event {
@@ -1412,7 +1502,7 @@ type CommandResult struct {
 
 func (x *CommandResult) Reset() {
 	*x = CommandResult{}
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +1514,7 @@ func (x *CommandResult) String() string {
 func (*CommandResult) ProtoMessage() {}
 
 func (x *CommandResult) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_portal_v1_portal_proto_msgTypes[19]
+	mi := &file_msb_portal_v1_portal_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +1527,7 @@ func (x *CommandResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandResult.ProtoReflect.Descriptor instead.
 func (*CommandResult) Descriptor() ([]byte, []int) {
-	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{19}
+	return file_msb_portal_v1_portal_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CommandResult) GetExitCode() int32 {
@@ -1466,7 +1556,7 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x0fSTREAM_TERMINAL\x10\x03\"9\n" +
 	"\vEnvironment\x12\x10\n" +
 	"\x03env\x18\x01 \x03(\tR\x03env\x12\x18\n" +
-	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xa2\x04\n" +
+	"\aworkdir\x18\x02 \x01(\tR\aworkdir\"\xb2\x04\n" +
 	"\x0eRunCodeRequest\x12B\n" +
 	"\blanguage\x18\x01 \x01(\x0e2&.msb.portal.v1.RunCodeRequest.LanguageR\blanguage\x12\x12\n" +
 	"\x04code\x18\x02 \x01(\tR\x04code\x123\n" +
@@ -1480,12 +1570,16 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\acontext\x18\n" +
 	" \x01(\tR\acontext\x12\x18\n" +
 	"\aresults\x18\v \x01(\bR\aresults\x121\n" +
-	"\x06waited\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06waited\"_\n" +
+	"\x06waited\x18\f \x01(\v2\x19.google.protobuf.DurationR\x06waited\x12\x0e\n" +
+	"\x02id\x18\r \x01(\tR\x02id\"_\n" +
 	"\bLanguage\x12\x18\n" +
 	"\x14LANGUAGE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fLANGUAGE_PYTHON\x10\x01\x12\x11\n" +
 	"\rLANGUAGE_NODE\x10\x02\x12\x11\n" +
-	"\rLANGUAGE_BASH\x10\x03\"\xe0\x01\n" +
+	"\rLANGUAGE_BASH\x10\x03\"%\n" +
+	"\x13InterruptRunRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
+	"\x14InterruptRunResponse\"\xe0\x01\n" +
 	"\x0fRunCodeResponse\x12/\n" +
 	"\x06output\x18\x01 \x01(\v2\x15.msb.portal.v1.OutputH\x00R\x06output\x123\n" +
 	"\x06result\x18\x02 \x01(\v2\x19.msb.portal.v1.CodeResultH\x00R\x06result\x120\n" +
@@ -1545,10 +1639,11 @@ const file_msb_portal_v1_portal_proto_rawDesc = "" +
 	"\x06result\x18\x02 \x01(\v2\x1c.msb.portal.v1.CommandResultH\x00R\x06resultB\a\n" +
 	"\x05event\",\n" +
 	"\rCommandResult\x12\x1b\n" +
-	"\texit_code\x18\x01 \x01(\x05R\bexitCode2\xe1\x04\n" +
+	"\texit_code\x18\x01 \x01(\x05R\bexitCode2\xba\x05\n" +
 	"\rPortalService\x12?\n" +
 	"\x04Ping\x12\x1a.msb.portal.v1.PingRequest\x1a\x1b.msb.portal.v1.PingResponse\x12J\n" +
-	"\aRunCode\x12\x1d.msb.portal.v1.RunCodeRequest\x1a\x1e.msb.portal.v1.RunCodeResponse0\x01\x12Z\n" +
+	"\aRunCode\x12\x1d.msb.portal.v1.RunCodeRequest\x1a\x1e.msb.portal.v1.RunCodeResponse0\x01\x12W\n" +
+	"\fInterruptRun\x12\".msb.portal.v1.InterruptRunRequest\x1a#.msb.portal.v1.InterruptRunResponse\x12Z\n" +
 	"\rCreateContext\x12#.msb.portal.v1.CreateContextRequest\x1a$.msb.portal.v1.CreateContextResponse\x12W\n" +
 	"\fListContexts\x12\".msb.portal.v1.ListContextsRequest\x1a#.msb.portal.v1.ListContextsResponse\x12]\n" +
 	"\x0eRestartContext\x12$.msb.portal.v1.RestartContextRequest\x1a%.msb.portal.v1.RestartContextResponse\x12Z\n" +
@@ -1569,7 +1664,7 @@ func file_msb_portal_v1_portal_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_portal_v1_portal_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_portal_v1_portal_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_msb_portal_v1_portal_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_msb_portal_v1_portal_proto_goTypes = []any{
 	(Output_Stream)(0),             // 0: msb.portal.v1.Output.Stream
 	(RunCodeRequest_Language)(0),   // 1: msb.portal.v1.RunCodeRequest.Language
@@ -1578,62 +1673,66 @@ var file_msb_portal_v1_portal_proto_goTypes = []any{
 	(*Output)(nil),                 // 4: msb.portal.v1.Output
 	(*Environment)(nil),            // 5: msb.portal.v1.Environment
 	(*RunCodeRequest)(nil),         // 6: msb.portal.v1.RunCodeRequest
-	(*RunCodeResponse)(nil),        // 7: msb.portal.v1.RunCodeResponse
-	(*Piece)(nil),                  // 8: msb.portal.v1.Piece
-	(*CodeResult)(nil),             // 9: msb.portal.v1.CodeResult
-	(*CreateContextRequest)(nil),   // 10: msb.portal.v1.CreateContextRequest
-	(*CreateContextResponse)(nil),  // 11: msb.portal.v1.CreateContextResponse
-	(*ListContextsRequest)(nil),    // 12: msb.portal.v1.ListContextsRequest
-	(*ListContextsResponse)(nil),   // 13: msb.portal.v1.ListContextsResponse
-	(*RestartContextRequest)(nil),  // 14: msb.portal.v1.RestartContextRequest
-	(*RestartContextResponse)(nil), // 15: msb.portal.v1.RestartContextResponse
-	(*RemoveContextRequest)(nil),   // 16: msb.portal.v1.RemoveContextRequest
-	(*RemoveContextResponse)(nil),  // 17: msb.portal.v1.RemoveContextResponse
-	(*Context)(nil),                // 18: msb.portal.v1.Context
-	(*RunCommandRequest)(nil),      // 19: msb.portal.v1.RunCommandRequest
-	(*RunCommandResponse)(nil),     // 20: msb.portal.v1.RunCommandResponse
-	(*CommandResult)(nil),          // 21: msb.portal.v1.CommandResult
-	(*durationpb.Duration)(nil),    // 22: google.protobuf.Duration
+	(*InterruptRunRequest)(nil),    // 7: msb.portal.v1.InterruptRunRequest
+	(*InterruptRunResponse)(nil),   // 8: msb.portal.v1.InterruptRunResponse
+	(*RunCodeResponse)(nil),        // 9: msb.portal.v1.RunCodeResponse
+	(*Piece)(nil),                  // 10: msb.portal.v1.Piece
+	(*CodeResult)(nil),             // 11: msb.portal.v1.CodeResult
+	(*CreateContextRequest)(nil),   // 12: msb.portal.v1.CreateContextRequest
+	(*CreateContextResponse)(nil),  // 13: msb.portal.v1.CreateContextResponse
+	(*ListContextsRequest)(nil),    // 14: msb.portal.v1.ListContextsRequest
+	(*ListContextsResponse)(nil),   // 15: msb.portal.v1.ListContextsResponse
+	(*RestartContextRequest)(nil),  // 16: msb.portal.v1.RestartContextRequest
+	(*RestartContextResponse)(nil), // 17: msb.portal.v1.RestartContextResponse
+	(*RemoveContextRequest)(nil),   // 18: msb.portal.v1.RemoveContextRequest
+	(*RemoveContextResponse)(nil),  // 19: msb.portal.v1.RemoveContextResponse
+	(*Context)(nil),                // 20: msb.portal.v1.Context
+	(*RunCommandRequest)(nil),      // 21: msb.portal.v1.RunCommandRequest
+	(*RunCommandResponse)(nil),     // 22: msb.portal.v1.RunCommandResponse
+	(*CommandResult)(nil),          // 23: msb.portal.v1.CommandResult
+	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
 }
 var file_msb_portal_v1_portal_proto_depIdxs = []int32{
 	0,  // 0: msb.portal.v1.Output.stream:type_name -> msb.portal.v1.Output.Stream
 	1,  // 1: msb.portal.v1.RunCodeRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
-	22, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
+	24, // 2: msb.portal.v1.RunCodeRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 3: msb.portal.v1.RunCodeRequest.environment:type_name -> msb.portal.v1.Environment
-	22, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
-	22, // 5: msb.portal.v1.RunCodeRequest.waited:type_name -> google.protobuf.Duration
+	24, // 4: msb.portal.v1.RunCodeRequest.grace:type_name -> google.protobuf.Duration
+	24, // 5: msb.portal.v1.RunCodeRequest.waited:type_name -> google.protobuf.Duration
 	4,  // 6: msb.portal.v1.RunCodeResponse.output:type_name -> msb.portal.v1.Output
-	9,  // 7: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
-	8,  // 8: msb.portal.v1.RunCodeResponse.display:type_name -> msb.portal.v1.Piece
-	8,  // 9: msb.portal.v1.RunCodeResponse.error:type_name -> msb.portal.v1.Piece
+	11, // 7: msb.portal.v1.RunCodeResponse.result:type_name -> msb.portal.v1.CodeResult
+	10, // 8: msb.portal.v1.RunCodeResponse.display:type_name -> msb.portal.v1.Piece
+	10, // 9: msb.portal.v1.RunCodeResponse.error:type_name -> msb.portal.v1.Piece
 	1,  // 10: msb.portal.v1.CreateContextRequest.language:type_name -> msb.portal.v1.RunCodeRequest.Language
 	5,  // 11: msb.portal.v1.CreateContextRequest.environment:type_name -> msb.portal.v1.Environment
-	18, // 12: msb.portal.v1.CreateContextResponse.context:type_name -> msb.portal.v1.Context
-	18, // 13: msb.portal.v1.ListContextsResponse.contexts:type_name -> msb.portal.v1.Context
+	20, // 12: msb.portal.v1.CreateContextResponse.context:type_name -> msb.portal.v1.Context
+	20, // 13: msb.portal.v1.ListContextsResponse.contexts:type_name -> msb.portal.v1.Context
 	5,  // 14: msb.portal.v1.RestartContextRequest.environment:type_name -> msb.portal.v1.Environment
-	18, // 15: msb.portal.v1.RestartContextResponse.context:type_name -> msb.portal.v1.Context
+	20, // 15: msb.portal.v1.RestartContextResponse.context:type_name -> msb.portal.v1.Context
 	1,  // 16: msb.portal.v1.Context.language:type_name -> msb.portal.v1.RunCodeRequest.Language
-	22, // 17: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	24, // 17: msb.portal.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
 	5,  // 18: msb.portal.v1.RunCommandRequest.environment:type_name -> msb.portal.v1.Environment
-	22, // 19: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
+	24, // 19: msb.portal.v1.RunCommandRequest.grace:type_name -> google.protobuf.Duration
 	4,  // 20: msb.portal.v1.RunCommandResponse.output:type_name -> msb.portal.v1.Output
-	21, // 21: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
+	23, // 21: msb.portal.v1.RunCommandResponse.result:type_name -> msb.portal.v1.CommandResult
 	2,  // 22: msb.portal.v1.PortalService.Ping:input_type -> msb.portal.v1.PingRequest
 	6,  // 23: msb.portal.v1.PortalService.RunCode:input_type -> msb.portal.v1.RunCodeRequest
-	10, // 24: msb.portal.v1.PortalService.CreateContext:input_type -> msb.portal.v1.CreateContextRequest
-	12, // 25: msb.portal.v1.PortalService.ListContexts:input_type -> msb.portal.v1.ListContextsRequest
-	14, // 26: msb.portal.v1.PortalService.RestartContext:input_type -> msb.portal.v1.RestartContextRequest
-	16, // 27: msb.portal.v1.PortalService.RemoveContext:input_type -> msb.portal.v1.RemoveContextRequest
-	19, // 28: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
-	3,  // 29: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
-	7,  // 30: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
-	11, // 31: msb.portal.v1.PortalService.CreateContext:output_type -> msb.portal.v1.CreateContextResponse
-	13, // 32: msb.portal.v1.PortalService.ListContexts:output_type -> msb.portal.v1.ListContextsResponse
-	15, // 33: msb.portal.v1.PortalService.RestartContext:output_type -> msb.portal.v1.RestartContextResponse
-	17, // 34: msb.portal.v1.PortalService.RemoveContext:output_type -> msb.portal.v1.RemoveContextResponse
-	20, // 35: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
-	29, // [29:36] is the sub-list for method output_type
-	22, // [22:29] is the sub-list for method input_type
+	7,  // 24: msb.portal.v1.PortalService.InterruptRun:input_type -> msb.portal.v1.InterruptRunRequest
+	12, // 25: msb.portal.v1.PortalService.CreateContext:input_type -> msb.portal.v1.CreateContextRequest
+	14, // 26: msb.portal.v1.PortalService.ListContexts:input_type -> msb.portal.v1.ListContextsRequest
+	16, // 27: msb.portal.v1.PortalService.RestartContext:input_type -> msb.portal.v1.RestartContextRequest
+	18, // 28: msb.portal.v1.PortalService.RemoveContext:input_type -> msb.portal.v1.RemoveContextRequest
+	21, // 29: msb.portal.v1.PortalService.RunCommand:input_type -> msb.portal.v1.RunCommandRequest
+	3,  // 30: msb.portal.v1.PortalService.Ping:output_type -> msb.portal.v1.PingResponse
+	9,  // 31: msb.portal.v1.PortalService.RunCode:output_type -> msb.portal.v1.RunCodeResponse
+	8,  // 32: msb.portal.v1.PortalService.InterruptRun:output_type -> msb.portal.v1.InterruptRunResponse
+	13, // 33: msb.portal.v1.PortalService.CreateContext:output_type -> msb.portal.v1.CreateContextResponse
+	15, // 34: msb.portal.v1.PortalService.ListContexts:output_type -> msb.portal.v1.ListContextsResponse
+	17, // 35: msb.portal.v1.PortalService.RestartContext:output_type -> msb.portal.v1.RestartContextResponse
+	19, // 36: msb.portal.v1.PortalService.RemoveContext:output_type -> msb.portal.v1.RemoveContextResponse
+	22, // 37: msb.portal.v1.PortalService.RunCommand:output_type -> msb.portal.v1.RunCommandResponse
+	30, // [30:38] is the sub-list for method output_type
+	22, // [22:30] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -1644,13 +1743,13 @@ func file_msb_portal_v1_portal_proto_init() {
 	if File_msb_portal_v1_portal_proto != nil {
 		return
 	}
-	file_msb_portal_v1_portal_proto_msgTypes[5].OneofWrappers = []any{
+	file_msb_portal_v1_portal_proto_msgTypes[7].OneofWrappers = []any{
 		(*RunCodeResponse_Output)(nil),
 		(*RunCodeResponse_Result)(nil),
 		(*RunCodeResponse_Display)(nil),
 		(*RunCodeResponse_Error)(nil),
 	}
-	file_msb_portal_v1_portal_proto_msgTypes[18].OneofWrappers = []any{
+	file_msb_portal_v1_portal_proto_msgTypes[20].OneofWrappers = []any{
 		(*RunCommandResponse_Output)(nil),
 		(*RunCommandResponse_Result)(nil),
 	}
@@ -1660,7 +1759,7 @@ func file_msb_portal_v1_portal_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_portal_v1_portal_proto_rawDesc), len(file_msb_portal_v1_portal_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

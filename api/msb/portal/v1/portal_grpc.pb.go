@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	PortalService_Ping_FullMethodName           = "/msb.portal.v1.PortalService/Ping"
 	PortalService_RunCode_FullMethodName        = "/msb.portal.v1.PortalService/RunCode"
+	PortalService_InterruptRun_FullMethodName   = "/msb.portal.v1.PortalService/InterruptRun"
 	PortalService_CreateContext_FullMethodName  = "/msb.portal.v1.PortalService/CreateContext"
 	PortalService_ListContexts_FullMethodName   = "/msb.portal.v1.PortalService/ListContexts"
 	PortalService_RestartContext_FullMethodName = "/msb.portal.v1.PortalService/RestartContext"
@@ -41,6 +42,10 @@ type PortalServiceClient interface {
 	// RunCode runs code in a context. The context of a language and a user is created by its first run. Runs in a context
 	// execute one at a time.
 	RunCode(ctx context.Context, in *RunCodeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RunCodeResponse], error)
+	// InterruptRun interrupts a run of code, and the programs that it has started, as Ctrl-C does in a terminal. The run
+	// continues until its code has handled that, and its call does not fail. A run that waits for its turn is interrupted when
+	// it begins. InterruptRun fails with NOT_FOUND if there is no such run.
+	InterruptRun(ctx context.Context, in *InterruptRunRequest, opts ...grpc.CallOption) (*InterruptRunResponse, error)
 	// CreateContext creates a context and starts its interpreter. It fails with ALREADY_EXISTS if there is one with this
 	// name, and with FAILED_PRECONDITION if the image does not have the interpreter.
 	CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error)
@@ -93,6 +98,16 @@ func (c *portalServiceClient) RunCode(ctx context.Context, in *RunCodeRequest, o
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PortalService_RunCodeClient = grpc.ServerStreamingClient[RunCodeResponse]
+
+func (c *portalServiceClient) InterruptRun(ctx context.Context, in *InterruptRunRequest, opts ...grpc.CallOption) (*InterruptRunResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(InterruptRunResponse)
+	err := c.cc.Invoke(ctx, PortalService_InterruptRun_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *portalServiceClient) CreateContext(ctx context.Context, in *CreateContextRequest, opts ...grpc.CallOption) (*CreateContextResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -164,6 +179,10 @@ type PortalServiceServer interface {
 	// RunCode runs code in a context. The context of a language and a user is created by its first run. Runs in a context
 	// execute one at a time.
 	RunCode(*RunCodeRequest, grpc.ServerStreamingServer[RunCodeResponse]) error
+	// InterruptRun interrupts a run of code, and the programs that it has started, as Ctrl-C does in a terminal. The run
+	// continues until its code has handled that, and its call does not fail. A run that waits for its turn is interrupted when
+	// it begins. InterruptRun fails with NOT_FOUND if there is no such run.
+	InterruptRun(context.Context, *InterruptRunRequest) (*InterruptRunResponse, error)
 	// CreateContext creates a context and starts its interpreter. It fails with ALREADY_EXISTS if there is one with this
 	// name, and with FAILED_PRECONDITION if the image does not have the interpreter.
 	CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error)
@@ -193,6 +212,9 @@ func (UnimplementedPortalServiceServer) Ping(context.Context, *PingRequest) (*Pi
 }
 func (UnimplementedPortalServiceServer) RunCode(*RunCodeRequest, grpc.ServerStreamingServer[RunCodeResponse]) error {
 	return status.Error(codes.Unimplemented, "method RunCode not implemented")
+}
+func (UnimplementedPortalServiceServer) InterruptRun(context.Context, *InterruptRunRequest) (*InterruptRunResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method InterruptRun not implemented")
 }
 func (UnimplementedPortalServiceServer) CreateContext(context.Context, *CreateContextRequest) (*CreateContextResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateContext not implemented")
@@ -258,6 +280,24 @@ func _PortalService_RunCode_Handler(srv interface{}, stream grpc.ServerStream) e
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PortalService_RunCodeServer = grpc.ServerStreamingServer[RunCodeResponse]
+
+func _PortalService_InterruptRun_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(InterruptRunRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PortalServiceServer).InterruptRun(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PortalService_InterruptRun_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PortalServiceServer).InterruptRun(ctx, req.(*InterruptRunRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _PortalService_CreateContext_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateContextRequest)
@@ -352,6 +392,10 @@ var PortalService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Ping",
 			Handler:    _PortalService_Ping_Handler,
+		},
+		{
+			MethodName: "InterruptRun",
+			Handler:    _PortalService_InterruptRun_Handler,
 		},
 		{
 			MethodName: "CreateContext",

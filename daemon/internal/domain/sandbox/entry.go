@@ -169,8 +169,8 @@ type runQueue struct {
 }
 
 // takeTurn waits for the turn of a run. It returns how long it waited, and a function that ends the turn. The error is the cause
-// of the end of ctx, or queueTimeout after limit.
-func (e *entry) takeTurn(ctx context.Context, name queueName, limit time.Duration) (leave func(), waited time.Duration, err error) {
+// of the end of ctx, queueTimeout after limit, or errInterrupted if interrupts had a value.
+func (e *entry) takeTurn(ctx context.Context, name queueName, limit time.Duration, interrupts <-chan struct{}) (leave func(), waited time.Duration, err error) {
 	e.mu.Lock()
 	queue := e.queues[name]
 	if queue == nil {
@@ -198,6 +198,8 @@ func (e *entry) takeTurn(ctx context.Context, name queueName, limit time.Duratio
 		err = queueTimeout{limit}
 	case <-timer.C:
 		err = queueTimeout{limit}
+	case <-interrupts:
+		err = errInterrupted
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}

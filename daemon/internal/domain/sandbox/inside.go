@@ -22,7 +22,7 @@ func (m *Manager) StartProcess(ctx context.Context, name Name, req ProcessReques
 	}
 	// A terminal is open as long as somebody uses it.
 	if req.WithCall && (req.Terminal == nil || req.Timeout > 0) {
-		return m.run(ctx, name, req.Timeout, req.Grace, queueName{}, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
+		return m.run(ctx, name, req.Timeout, req.Grace, queueName{}, nil, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
 			req.Environment, req.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
 			return p.StartProcess(ctx, req)
 		})

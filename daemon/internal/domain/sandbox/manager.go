@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/msbd/msbd/daemon/internal/sys/interrupts"
 )
 
 const (
@@ -69,6 +71,9 @@ type Manager struct {
 
 	// boots are the turns of the microVMs that boot.
 	boots turns
+
+	// interrupts has the runs of code in progress that have an id.
+	interrupts interrupts.Set[runID]
 
 	mu      sync.Mutex
 	open    bool

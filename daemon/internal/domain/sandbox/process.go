@@ -66,6 +66,8 @@ type RunOptions struct {
 
 // Code is code to run in a context.
 type Code struct {
+	// ID is an id for InterruptCode, or empty. No other run in progress in the sandbox may have it.
+	ID string
 	// Context is the name of a context. If it is empty, the context is that of Language and User, which the first run creates.
 	Context  string
 	Language Language
@@ -75,10 +77,13 @@ type Code struct {
 	// Timeout is the time limit. 0 stands for the server's maximum. The time that the run waits for its turn counts.
 	Timeout time.Duration
 	RunOptions
+	// The Manager sets the fields below.
+
 	Environment Environment
-	// DefaultGrace is the Grace if that is 0, and Waited how much of Timeout has passed before the portal is called. The Manager
-	// sets them.
+	// DefaultGrace is the Grace if that is 0, and Waited how much of Timeout has passed before the portal is called.
 	DefaultGrace, Waited time.Duration
+	// Interrupts, if it is not nil, has a value for each interrupt. The run continues until its code has handled that.
+	Interrupts <-chan struct{} `json:"-"` // a channel has no JSON
 }
 
 // ContextRequest describes a context to create.

@@ -19,10 +19,51 @@ func (m *Manager) RunCode(ctx context.Context, name Name, code Code) (Process, e
 		return nil, err
 	}
 	code.DefaultGrace = m.CodeGrace
-	return m.run(ctx, name, code.Timeout, cmp.Or(code.Grace, m.CodeGrace), code.queue(), func(ctx context.Context, p Portal, cfg Config, limit, waited time.Duration) (Process, error) {
+	if code.ID == "" {
+		return m.runCode(ctx, name, code)
+	}
+	var forget func()
+	var added bool
+	if code.Interrupts, forget, added = m.interrupts.Add(runID{name, code.ID}); !added {
+		return nil, fmt.Errorf("a run with the id %q is in progress in the sandbox; choose another id: %w", code.ID, errdefs.ErrFailedPrecondition)
+	}
+	begun := false
+	defer func() {
+		if !begun {
+			forget()
+		}
+	}()
+	p, err := m.runCode(ctx, name, code)
+	if err != nil {
+		return nil, err
+	}
+	end := p.end
+	p.end = func() { forget(); end() }
+	begun = true
+	return p, nil
+}
+
+func (m *Manager) runCode(ctx context.Context, name Name, code Code) (*process, error) {
+	return m.run(ctx, name, code.Timeout, cmp.Or(code.Grace, m.CodeGrace), code.queue(), code.Interrupts, func(ctx context.Context, p Portal, cfg Config, limit, waited time.Duration) (Process, error) {
 		code.Environment, code.Timeout, code.Waited = Environment{cfg.Env, cfg.Workdir}, limit, waited
 		return p.RunCode(ctx, code)
 	})
+}
+
+// runID is the id of a run of code in a sandbox.
+type runID struct {
+	Name
+	id string
+}
+
+// InterruptCode interrupts a run of code and the programs that it has started, as Ctrl-C does in a terminal. The run continues until
+// its code has handled that. If it waits for its turn, it ends with errdefs.ErrFailedPrecondition. If no run in progress has the id,
+// the error is errdefs.ErrNotFound.
+func (m *Manager) InterruptCode(name Name, id string) error {
+	if !m.interrupts.Interrupt(runID{name, id}) {
+		return fmt.Errorf("no run with this id is in progress in the sandbox %s: %w", name, errdefs.ErrNotFound)
+	}
+	return nil
 }
 
 // queue returns the queue in which the code waits for its turn. If two queues are of one context, the portal serializes their
@@ -39,7 +80,7 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 	if err := command.validate(); err != nil {
 		return nil, err
 	}
-	return m.run(ctx, name, command.Timeout, command.Grace, queueName{}, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
+	return m.run(ctx, name, command.Timeout, command.Grace, queueName{}, nil, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
 		command.Environment, command.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
 		return p.RunCommand(ctx, command)
 	})
@@ -53,11 +94,11 @@ const responseGrace = 30 * time.Second
 // interpreterStart is how long a portal waits for the start of an interpreter, which does not count towards a time limit.
 const interpreterStart = time.Minute
 
-// run starts a process that ends with its context, with start. If turns is not empty, it first waits in that queue. start gets the
-// time limit, and how much of it has passed in the queue.
-func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Duration, turns queueName,
+// run starts a process that ends with its context, with start. If turns is not empty, it first waits in that queue, unless
+// interrupts has a value. start gets the time limit, and how much of it has passed in the queue.
+func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Duration, turns queueName, interrupts <-chan struct{},
 	start func(ctx context.Context, p Portal, cfg Config, limit, waited time.Duration) (Process, error),
-) (_ Process, err error) {
+) (_ *process, err error) {
 	in, err := m.inside(name)
 	if err != nil {
 		return nil, err
@@ -77,7 +118,7 @@ func (m *Manager) run(ctx context.Context, name Name, timeout, grace time.Durati
 	var waited time.Duration
 	if turns != (queueName{}) {
 		var leave func()
-		if leave, waited, err = in.entry.takeTurn(ctx, turns, limit); err != nil {
+		if leave, waited, err = in.entry.takeTurn(ctx, turns, limit, interrupts); err != nil {
 			return nil, err
 		}
 		p.end = func() { leave(); endRun() }
@@ -107,6 +148,9 @@ func (e queueTimeout) Error() string {
 }
 func (queueTimeout) Unwrap() error { return ErrRunTimeout }
 
+// errInterrupted is the error of a run that was interrupted before it got its turn.
+var errInterrupted = fmt.Errorf("the run was interrupted before it began: %w", errdefs.ErrFailedPrecondition)
+
 // maxGrace is the longest grace of a run.
 const maxGrace = time.Minute
 
@@ -124,6 +168,9 @@ func (o RunOptions) validate() error {
 }
 
 func (c Code) validate() error {
+	if len(c.ID) > maxName {
+		return fmt.Errorf("run_id has at most %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
+	}
 	if len(c.Context) > maxName {
 		return fmt.Errorf("context has at most %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
 	}

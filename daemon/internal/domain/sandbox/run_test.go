@@ -311,6 +311,54 @@ func TestCanceledRun(t *testing.T) {
 	}
 }
 
+// A run with an id can be interrupted until it has ended, and continues until its code has handled that.
+func TestInterruptCode(t *testing.T) {
+	f := newFixture(t)
+	if err := f.Start(t.Context(), testName, Request{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.InterruptCode(testName, "run"); !errdefs.IsNotFound(err) {
+		t.Errorf("interrupt before the run: %v, want ErrNotFound", err)
+	}
+	run := Code{ID: "run", Language: Python, Text: "print('begun')\nimport time\ntime.sleep(60)"}
+	p, err := f.RunCode(t.Context(), testName, run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if event, err := p.Next(); err != nil {
+		t.Fatalf("the first event: %v, error %v", event, err)
+	}
+	if _, err := f.RunCode(t.Context(), testName, Code{ID: "run", Language: Node}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("another run with the id: %v, want ErrFailedPrecondition", err)
+	}
+	for _, other := range []struct {
+		name Name
+		id   string
+	}{{testName, "other"}, {testName, ""}, {Name{Namespace: "other", Name: testName.Name}, "run"}, {Name{Namespace: testName.Namespace, Name: "other"}, "run"}} {
+		if err := f.InterruptCode(other.name, other.id); !errdefs.IsNotFound(err) {
+			t.Errorf("interrupt %+v: %v, want ErrNotFound", other, err)
+		}
+	}
+	if err := f.InterruptCode(testName, "run"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := sandboxtest.Read(p, nil); err != nil || got.ExitCode != 1 || !strings.Contains(got.Stderr, "KeyboardInterrupt") {
+		t.Errorf("after the interrupt: got %+v, error %v", got, err)
+	}
+	if err := f.InterruptCode(testName, "run"); !errdefs.IsNotFound(err) {
+		t.Errorf("interrupt after the end: %v, want ErrNotFound", err)
+	}
+	// A run that could not begin does not keep its id.
+	for range 2 {
+		if _, err := f.RunCode(t.Context(), Name{Namespace: "none", Name: "none"}, run); !errdefs.IsNotFound(err) {
+			t.Errorf("run in a sandbox that does not exist: %v, want ErrNotFound", err)
+		}
+	}
+	if _, err := f.RunCode(t.Context(), testName, Code{ID: strings.Repeat("x", 513), Language: Python}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an id of 513 bytes: %v, want ErrInvalidArgument", err)
+	}
+}
+
 // The time that code waits for its turn counts towards its time limit. Contexts and users do not wait for each other.
 func TestQueueOfAContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -326,6 +374,14 @@ func TestQueueOfAContext(t *testing.T) {
 		_, err = f.RunCode(t.Context(), testName, Code{Language: Python, Text: "2", Timeout: 10 * time.Second})
 		if waited := time.Since(begin); !errors.Is(err, ErrRunTimeout) || !strings.Contains(err.Error(), "limit of 10s before it began") || waited != 10*time.Second {
 			t.Errorf("run that waits for its turn: error %v after %v, want ErrRunTimeout after 10 s", err, waited)
+		}
+		time.AfterFunc(time.Second, func() {
+			if err := f.InterruptCode(testName, "waits"); err != nil {
+				t.Errorf("interrupt of a run that waits: %v", err)
+			}
+		})
+		if _, err = f.RunCode(t.Context(), testName, Code{ID: "waits", Language: Python, Text: "2"}); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("run that is interrupted while it waits for its turn: error %v, want ErrFailedPrecondition", err)
 		}
 		for _, code := range []Code{
 			{Language: Node}, {Context: "python"}, {Context: "other"}, {Language: Python, RunOptions: RunOptions{User: "1000"}},

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 )
@@ -15,7 +17,17 @@ func (s *server) RunCode(req *portalv1.RunCodeRequest, stream grpc.ServerStreami
 		return err
 	}
 	defer s.repls.release(r)
-	result, err := r.run(stream.Context(), req, sink{
+	var interrupts <-chan struct{}
+	if id := req.GetId(); id != "" {
+		added, remove, ok := s.repls.namedRuns.Add(id)
+		if !ok {
+			return status.Error(codes.AlreadyExists, "another run has this id")
+		}
+		defer remove()
+		interrupts = added
+		_ = stream.SendHeader(nil) // an error means that the caller is gone, and the context ends the run
+	}
+	result, err := r.run(stream.Context(), interrupts, req, sink{
 		output: func(from portalv1.Output_Stream, data []byte) error {
 			return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Output{
 				Output: &portalv1.Output{Stream: from, Data: data},
@@ -33,6 +45,14 @@ func (s *server) RunCode(req *portalv1.RunCodeRequest, stream grpc.ServerStreami
 		return err
 	}
 	return stream.Send(&portalv1.RunCodeResponse{Event: &portalv1.RunCodeResponse_Result{Result: result}})
+}
+
+// InterruptRun implements portalv1.PortalServiceServer.
+func (s *server) InterruptRun(_ context.Context, req *portalv1.InterruptRunRequest) (*portalv1.InterruptRunResponse, error) {
+	if !s.repls.namedRuns.Interrupt(req.GetId()) {
+		return nil, status.Error(codes.NotFound, "there is no such run")
+	}
+	return &portalv1.InterruptRunResponse{}, nil
 }
 
 // CreateContext implements portalv1.PortalServiceServer.

@@ -15,6 +15,7 @@ import (
 
 	portalv1 "github.com/msbd/msbd/api/msb/portal/v1"
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
+	"github.com/msbd/msbd/daemon/internal/sys/interrupts"
 )
 
 const (
@@ -30,7 +31,8 @@ const (
 // naming a context. Runs that name no user share no context with those that name one, because the environment of the former is
 // that of the image.
 type repls struct {
-	programs *programs
+	programs  *programs
+	namedRuns interrupts.Set[string] // the runs in progress that have an id
 
 	// mu guards the fields below, and the fields of each repl that say so.
 	mu  sync.Mutex
@@ -196,8 +198,9 @@ type sink struct {
 	piece  func(kind byte, piece *portalv1.Piece)
 }
 
-// run runs the code of req and passes what it prints and shows to out, which it does not use after it has returned.
-func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, out sink) (*portalv1.CodeResult, error) {
+// run runs the code of req and passes what it prints and shows to out, which it does not use after it has returned. It
+// interrupts the code, once that has begun, for each value from interrupts.
+func (r *repl) run(ctx context.Context, interrupts <-chan struct{}, req *portalv1.RunCodeRequest, out sink) (*portalv1.CodeResult, error) {
 	options, err := r.options(req)
 	if err != nil {
 		return nil, err
@@ -234,6 +237,8 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, out sink) 
 	if s.begin(ctx, req, run, options) != nil {
 		s.kill("it did not read the code of the run")
 	}
+	endInterrupts := s.forwardInterrupts(interrupts, run)
+	defer endInterrupts()
 	var code byte
 	alive := true
 	select {
@@ -242,7 +247,7 @@ func (r *repl) run(ctx context.Context, req *portalv1.RunCodeRequest, out sink) 
 		alive = false
 	case <-ctx.Done():
 		err = endError(ctx)
-		if code, alive = s.interrupt(run, req.GetGrace()); !alive {
+		if code, alive = s.endRun(run, req.GetGrace()); !alive {
 			st := status.Convert(err)
 			err = status.Errorf(st.Code(), "%s; the %s process %s and its state is lost", st.Message(), r.language.name, s.exitText())
 		}

@@ -24,10 +24,10 @@
   const { env, nextTick, cwd, chdir } = process;
 
   const RUNS = 3, CONTROL = 4, INTERRUPTS = 5;
-  const READY = 'r', END = '.', ERROR = 'e', RESULT = 'd', LATE = 'l', SYNC = 's', INTERRUPT = 'i';
+  const READY = 'r', BEGUN = 'b', END = '.', ERROR = 'e', RESULT = 'd', LATE = 'l', SYNC = 's', INTERRUPT = 'i';
   const MAX_PIECE = 60000; // bytes of a message
   const FIRST = 2; // a flag of a piece
-  const WITH_RESULTS = 1; // a flag of a run
+  const WITH_RESULTS = 1, WITH_BEGUN = 2; // flags of a run
 
   const token = { session: Buffer.alloc(0), run: Buffer.alloc(0) };
   const version = parseInt(process.versions.node);
@@ -549,6 +549,7 @@
     running = true;
     if (!process.listeners('SIGINT').includes(onInterrupt)) process.on('SIGINT', onInterrupt);
     const ended = new Promise((resolve) => { endRun = resolve; });
+    if (flags & WITH_BEGUN) send(BEGUN);
     try {
       for (const entry of entries) {
         const [, key, value] = /^([^=]*)=([^]*)$/.exec(entry);

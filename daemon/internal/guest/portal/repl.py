@@ -20,11 +20,11 @@ from time import sleep
 
 # The sockets begin as 3 and 4. They move out of the reach of code that closes all descriptors that programs usually have.
 RUNS, CONTROL = 503, 504
-READY, END, ERROR, RESULT, LATE, SYNC = b"r", b".", b"e", b"d", b"l", b"s"
+READY, BEGUN, END, ERROR, RESULT, LATE, SYNC = b"r", b"b", b".", b"e", b"d", b"l", b"s"
 MAX_PIECE = 60000  # bytes of a message
 TOKEN_SIZE = 26
 FIRST = 2  # a flag of a piece
-WITH_RESULTS = 1  # a flag of a run
+WITH_RESULTS, WITH_BEGUN = 1, 2  # flags of a run
 FILE_NAME = "<repl>"  # of this file, in tracebacks
 # How many of the last runs keep their source, so that tracebacks can show its lines.
 MAX_SOURCES = 1000
@@ -211,6 +211,7 @@ class Session:
         run_number += 1
         current_run.set(run_number)
         self.with_results = flags & WITH_RESULTS
+        Raw.waiting = False
         flush("stdout")  # what threads and tasks have printed since the last run
         flush("stderr")
         running = True
@@ -228,6 +229,8 @@ class Session:
             try:
                 _signal.signal(_signal.SIGINT, on_interrupt)
                 interruptible = True
+                if flags & WITH_BEGUN:
+                    send(BEGUN)
                 for entry, value in entries.items():
                     environ[entry] = value
                 if directory:

@@ -93,7 +93,7 @@ func TestDriverLargerThanAPipe(t *testing.T) {
 		large.driver += comment + strings.Repeat("x", 100<<10)
 		r.language = &large
 		var printed bytes.Buffer
-		result, err := r.run(t.Context(), &portalv1.RunCodeRequest{Code: "1 + 1"}, sink{output: func(_ portalv1.Output_Stream, data []byte) error {
+		result, err := r.run(t.Context(), nil, &portalv1.RunCodeRequest{Code: "1 + 1"}, sink{output: func(_ portalv1.Output_Stream, data []byte) error {
 			printed.Write(data)
 			return nil
 		}})

@@ -43,7 +43,7 @@ import (
 // it serves a piece of a display or error, and the driver sends a sync after the last piece and waits for the echo.
 const (
 	messageReady     = 'r' // with the session's token: the driver is ready for its first run
-	messageBegun     = 'b' // of a shell: the run can be interrupted
+	messageBegun     = 'b' // of a shell, or with flagBegun: the run can be interrupted
 	messageLate      = 'l' // with the session's token: a descriptor (1 or 2) and output that belongs to no run in progress
 	messageSync      = 's' // a byte, which the portal echoes without a token
 	messageInterrupt = 'i' // the driver asks for a SIGINT
@@ -59,8 +59,11 @@ const (
 	flagFirst = 2
 )
 
-// flagResults, in the flags of a run, says that the driver sends displays and errors instead of printing them.
-const flagResults = 1
+// These are flags of a run.
+const (
+	flagResults = 1 // the driver sends displays and errors instead of printing them
+	flagBegun   = 2 // the driver sends messageBegun
+)
 
 const (
 	// tokenSize is the size of a token in bytes, which are letters and digits. It is that of rand.Text.
@@ -118,6 +121,8 @@ type execution struct {
 	token string
 	// begun is closed when the run can be interrupted.
 	begun chan struct{}
+	// since is when the portal gave the run to the interpreter, in the unit of processes.StartTime.
+	since uint64
 	// piece receives the pieces of displays and errors, which it must not retain.
 	piece func(kind byte, piece *portalv1.Piece)
 }
@@ -346,7 +351,7 @@ func (s *session) serveMessage(message []byte) (valid bool) {
 	}
 	s.mu.Unlock()
 	switch {
-	case kind == messageBegun && len(data) == 0 && s.language.isShell && !isClosed(run.begun):
+	case kind == messageBegun && len(data) == 0 && !isClosed(run.begun):
 		close(run.begun)
 	case kind == messageEnd && len(data) == 1:
 		s.out.drain()
@@ -429,13 +434,18 @@ func (s *session) begin(ctx context.Context, req *portalv1.RunCodeRequest, run *
 	s.current = run
 	s.count++
 	s.mu.Unlock()
+	run.since = now()
 	if s.language.isShell {
 		return writeUntil(ctx, s.runs, []byte(shellLines))
 	}
-	close(run.begun)
 	var flags byte
 	if req.GetResults() {
 		flags |= flagResults
+	}
+	if req.GetId() != "" {
+		flags |= flagBegun
+	} else {
+		close(run.begun)
 	}
 	frame := append([]byte(run.token), flags)
 	for _, text := range []string{strings.Join(options, "\x00"), req.GetCode()} {
@@ -445,9 +455,9 @@ func (s *session) begin(ctx context.Context, req *portalv1.RunCodeRequest, run *
 	return writeUntil(ctx, s.runs, frame)
 }
 
-// interrupt ends a run. It returns the exit code of the run, or false if the interpreter has exited or had to be killed after
+// endRun interrupts a run until it ends. It returns the exit code of the run, or false if the interpreter has exited or had to be killed after
 // grace, or after killTimeout if grace is nil.
-func (s *session) interrupt(run *execution, grace *durationpb.Duration) (code byte, ok bool) {
+func (s *session) endRun(run *execution, grace *durationpb.Duration) (code byte, ok bool) {
 	timeout := killTimeout
 	if grace != nil {
 		timeout = grace.AsDuration()
@@ -490,17 +500,7 @@ func (s *session) interrupt(run *execution, grace *durationpb.Duration) (code by
 // is interrupted later, but not at first, because programs in the background should survive an interrupted run. Those of a shell
 // ignore interrupts, so its process group is interrupted at once, as by a terminal.
 func (s *session) signalRun() {
-	if s.interrupts != nil {
-		s.mu.Lock()
-		number := binary.LittleEndian.AppendUint32(nil, s.count)
-		s.mu.Unlock()
-		if raw, err := s.interrupts.SyscallConn(); err == nil {
-			_ = raw.Write(func(fd uintptr) bool {
-				_, _ = unix.Write(int(fd), number) // if it is full, the interpreter reads no interrupts
-				return true
-			})
-		}
-	}
+	s.sendNumber()
 	if s.language.isShell {
 		_ = s.signalGroup(syscall.SIGINT)
 	} else {

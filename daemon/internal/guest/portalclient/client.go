@@ -118,6 +118,7 @@ func (c *Client) Ping(ctx context.Context) error {
 const (
 	processes = 1 // processes, files, and the options of runs
 	contexts  = 2 // contexts, results and bash
+	interrupt = 3 // the interrupt of a run that goes on
 )
 
 // checkContract returns errdefs.ErrFailedPrecondition unless the portal serves a version of the contract. Sandboxes that an

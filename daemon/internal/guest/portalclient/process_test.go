@@ -30,6 +30,7 @@ type script struct {
 	messages [][]byte
 	err      error
 	readAll  bool // respond after the last message of the request, not after the first
+	hangs    bool // it ends only with the call
 }
 
 // scriptOf returns a script with the given messages.
@@ -53,6 +54,9 @@ func (s script) serve(_ any, stream grpc.ServerStream) error {
 		return stream.SendMsg(&ping)
 	}
 	for s.readAll && stream.RecvMsg(&request) == nil {
+	}
+	if s.hangs {
+		<-stream.Context().Done()
 	}
 	for _, m := range s.messages {
 		if err := stream.SendMsg(&m); err != nil {
@@ -359,6 +363,14 @@ func TestEarlierPortal(t *testing.T) {
 		if refused := err != nil && strings.Contains(err.Error(), "Stop it and start it again"); refused != isNew {
 			t.Errorf("%s with the contract 1: error %v, new: %t", o.name, err, isNew)
 		}
+	}
+	// A run is canceled if its portal cannot interrupt it.
+	interrupts := make(chan struct{}, 1)
+	interrupts <- struct{}{}
+	endless := scriptOf(2, nil)
+	endless.hangs = true
+	if err := drain(endless.connect(t).RunCode(t.Context(), sandbox.Code{Language: sandbox.Python, Interrupts: interrupts})); !failed(err) || !strings.Contains(err.Error(), "was canceled") {
+		t.Errorf("interrupt of a run with the contract 2: error %v, want that it was canceled", err)
 	}
 	// Options that are empty are none.
 	code := sandbox.Code{Language: sandbox.Python, RunOptions: sandbox.RunOptions{Env: []string{}, Input: []byte{}}}

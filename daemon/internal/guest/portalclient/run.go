@@ -3,6 +3,7 @@ package portalclient
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 
 	"google.golang.org/grpc"
 
@@ -31,8 +32,15 @@ func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 	if c.contract.Load() >= processes {
 		grace = cmp.Or(grace, code.DefaultGrace)
 	}
+	id := ""
+	if code.Interrupts != nil && c.contract.Load() >= interrupt {
+		id = rand.Text()
+	} else if code.Interrupts != nil {
+		ctx = endedBy(ctx, code.Interrupts)
+	}
 	return start(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[portalv1.RunCodeResponse], error) {
-		return c.runs.RunCode(ctx, &portalv1.RunCodeRequest{
+		stream, err := c.runs.RunCode(ctx, &portalv1.RunCodeRequest{
+			Id:          id,
 			Context:     code.Context,
 			Language:    languages[code.Language],
 			Code:        code.Text,
@@ -46,7 +54,46 @@ func (c *Client) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 			Input:       code.Input,
 			Grace:       duration(grace),
 		})
+		if err == nil && id != "" {
+			go c.forwardInterrupts(ctx, stream, id, code.Interrupts)
+		}
+		return stream, err
 	}, codeEvent, inContext)
+}
+
+// forwardInterrupts interrupts the run of a stream for each value from interrupts. It returns when ctx, the context of the stream,
+// has ended. An interrupt of a run that has just ended has no effect.
+func (c *Client) forwardInterrupts(ctx context.Context, stream grpc.ServerStreamingClient[portalv1.RunCodeResponse], id string, interrupts <-chan struct{}) {
+	// The portal sends the header as soon as it knows the run. There is none if the call has failed.
+	if header, err := stream.Header(); header == nil || err != nil {
+		return
+	}
+	for {
+		select {
+		case <-interrupts:
+			_, _ = c.runs.InterruptRun(ctx, &portalv1.InterruptRunRequest{Id: id})
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// errCanceled is the error of an interrupted run whose portal is that of an earlier version.
+var errCanceled = classified{"the run was canceled, because the sandbox was started by an earlier version of msbd, whose runs do not go on after an interrupt",
+	sandbox.ErrRunFailed}
+
+// endedBy returns a context that also ends, with errCanceled, when a value comes from interrupts.
+func endedBy(ctx context.Context, interrupts <-chan struct{}) context.Context {
+	ended, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case <-interrupts:
+			cancel(errCanceled)
+		case <-ctx.Done():
+			cancel(context.Cause(ctx))
+		}
+	}()
+	return ended
 }
 
 // codeEvent returns the event in a response of RunCode, or nil.

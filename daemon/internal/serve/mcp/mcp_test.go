@@ -179,7 +179,7 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 	}{
 		"sandbox_start":       {method: rpc.MethodSandboxStart, hints: hints{idempotent: true}},
 		"sandbox_stop":        {method: rpc.MethodSandboxStop, hints: hints{destructive: true}},
-		"sandbox_run_code":    {rpc.MethodSandboxReplRun, hints{destructive: true}, []string{"encoding", "results", "context"}, map[string]any{"max_output_bytes": maxOutput}, true},
+		"sandbox_run_code":    {rpc.MethodSandboxReplRun, hints{destructive: true}, []string{"encoding", "results", "context", "run_id"}, map[string]any{"max_output_bytes": maxOutput}, true},
 		"sandbox_run_command": {rpc.MethodSandboxCommandRun, hints{destructive: true}, []string{"encoding"}, map[string]any{"max_output_bytes": maxOutput}, true},
 		"sandbox_list":        {method: rpc.MethodSandboxList, hints: hints{readOnly: true, idempotent: true}},
 		"sandbox_get":         {method: rpc.MethodSandboxGet, hints: hints{readOnly: true, idempotent: true}},
@@ -198,7 +198,7 @@ func TestToolsDescribeTheMethods(t *testing.T) {
 	}
 	// Models do without these methods.
 	noTool := []string{
-		rpc.MethodContextCreate, rpc.MethodContextList, rpc.MethodContextRestart, rpc.MethodContextRemove, rpc.MethodProcessGet, rpc.MethodProcessWait,
+		rpc.MethodSandboxReplInterrupt, rpc.MethodContextCreate, rpc.MethodContextList, rpc.MethodContextRestart, rpc.MethodContextRemove, rpc.MethodProcessGet, rpc.MethodProcessWait,
 		rpc.MethodProcessResize, rpc.MethodProcessConnect, rpc.MethodFSStat, rpc.MethodFSExists, rpc.MethodFSMkdir, rpc.MethodFSMove, rpc.MethodFSWatch,
 	}
 	var described struct {

@@ -71,7 +71,7 @@ var tools = []tool{
 		description: "Run code in a running sandbox. language is python, node or bash. Later runs can use what the code defines. If the code ends with " +
 			"an expression, its value is printed. Figures of matplotlib and other images that the code shows are in the result. timeout is in seconds." + aboutOutput + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(true), OpenWorldHint: new(true)},
-		omit:  []string{"encoding", "results", "context"}, require: []string{"language"}, numbers: []number{maxOutput}, run: runCode,
+		omit:  []string{"encoding", "results", "context", "run_id"}, require: []string{"language"}, numbers: []number{maxOutput}, run: runCode,
 	},
 	{
 		name: "sandbox_run_command", method: rpc.MethodSandboxCommandRun, needsSandbox: true, title: "Run a command in a sandbox",

@@ -57,6 +57,9 @@ func (r *recorder) Stop(_ context.Context, n sandbox.Name) error {
 func (r *recorder) RunCode(ctx context.Context, n sandbox.Name, _ sandbox.Code) (sandbox.Process, error) {
 	return silentProcess(ctx), r.record("code", n.Namespace)
 }
+func (r *recorder) InterruptCode(n sandbox.Name, _ string) error {
+	return r.record("interrupt", n.Namespace)
+}
 func (r *recorder) RunCommand(ctx context.Context, n sandbox.Name, _ sandbox.Command) (sandbox.Process, error) {
 	return silentProcess(ctx), r.record("command", n.Namespace)
 }

@@ -78,7 +78,7 @@ func (s *Service) runCode(ctx context.Context, c *call, namespace string, p rpc.
 }
 
 func parseCode(p rpc.ReplRunParams) (code sandbox.Code, err error) {
-	code = sandbox.Code{Context: p.Context, Text: p.Code, Results: p.Results}
+	code = sandbox.Code{ID: p.RunID, Context: p.Context, Text: p.Code, Results: p.Results}
 	switch {
 	case p.Context == "" && p.Language == "":
 		return code, fmt.Errorf("give a language (python, node or bash) or a context: %w", errdefs.ErrInvalidArgument)
@@ -94,6 +94,10 @@ func parseCode(p rpc.ReplRunParams) (code sandbox.Code, err error) {
 	}
 	code.RunOptions, err = parseRunOptions(p.RunOptions, p.Grace)
 	return code, err
+}
+
+func (s *Service) interruptCode(_ context.Context, _ *call, namespace string, p rpc.ReplInterruptParams) (res rpc.Empty, err error) {
+	return res, s.sandboxes.InterruptCode(sandbox.Name{Namespace: namespace, Name: p.Sandbox}, p.RunID)
 }
 
 func (s *Service) createContext(ctx context.Context, c *call, namespace string, p rpc.ContextCreateParams) (res rpc.Context, err error) {

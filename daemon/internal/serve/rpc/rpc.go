@@ -27,6 +27,7 @@ type Sandboxes interface {
 	Start(context.Context, sandbox.Name, sandbox.Request) error
 	Stop(context.Context, sandbox.Name) error
 	RunCode(context.Context, sandbox.Name, sandbox.Code) (sandbox.Process, error)
+	InterruptCode(n sandbox.Name, id string) error
 	RunCommand(context.Context, sandbox.Name, sandbox.Command) (sandbox.Process, error)
 	// ListIn returns the sandboxes in the namespaces, or in all namespaces if there are none, sorted by Name.String.
 	ListIn(namespaces []string) ([]sandbox.Record, error)

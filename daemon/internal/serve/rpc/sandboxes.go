@@ -27,6 +27,7 @@ func (s *Service) declare() []method {
 		define(rpc.MethodSandboxGet, keys.ScopeRead, s.get),
 		defineAllNamespaces(rpc.MethodSandboxMetricsGet, keys.ScopeRead, s.getMetrics),
 		define(rpc.MethodSandboxReplRun, keys.ScopeExec, s.runCode).with(optionalEvents),
+		define(rpc.MethodSandboxReplInterrupt, keys.ScopeExec, s.interruptCode),
 		define(rpc.MethodSandboxCommandRun, keys.ScopeExec, s.runCommand).with(optionalEvents),
 		define(rpc.MethodContextCreate, keys.ScopeExec, s.createContext),
 		define(rpc.MethodContextList, keys.ScopeRead, s.listContexts),

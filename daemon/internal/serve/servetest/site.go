@@ -122,6 +122,19 @@ func (f *Sandboxes) Stop(_ context.Context, n sandbox.Name) error {
 	return err
 }
 
+// InterruptCode knows every run but "gone".
+func (f *Sandboxes) InterruptCode(n sandbox.Name, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, err := f.find(n); err != nil {
+		return err
+	}
+	if id == "gone" {
+		return fmt.Errorf("no run with this id is in progress: %w", errdefs.ErrNotFound)
+	}
+	return nil
+}
+
 // RunCode prints the language and the code. Some code is special: "print N" prints N bytes, "raise" prints an error and
 // exits with 1, "bytes" prints bytes that are not UTF-8, and empty code prints nothing. "overtime TEXT" prints TEXT and reaches
 // the time limit, and "lose TEXT" prints TEXT and is lost. With results, "show TEXT" shows TEXT, "fail TEXT" fails with it, both in

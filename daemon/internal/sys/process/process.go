@@ -136,13 +136,9 @@ type ID struct {
 
 // ID returns the ID of the process, which may have ended. It returns an error if the process has been reaped.
 func (p *Process) ID() (ID, error) {
-	fields, err := stat(p.PID)
+	start, err := StartTime(p.PID)
 	if err != nil {
 		return ID{}, err
-	}
-	start, err := strconv.ParseUint(fields[startTimeField], 10, 64)
-	if err != nil {
-		return ID{}, fmt.Errorf("read the start time of process %d: %w", p.PID, err)
 	}
 	// If it was reaped, another process may have got the pid, and start may be its start time.
 	if err := p.handle.Signal(syscall.Signal(0)); errors.Is(err, os.ErrProcessDone) {
@@ -185,6 +181,19 @@ func stat(pid int) ([]string, error) {
 		return nil, fmt.Errorf("read the state of process %d: unexpected /proc/%d/stat", pid, pid)
 	}
 	return fields, nil
+}
+
+// StartTime returns when process pid started, in clock ticks since boot. There are 100 in a second.
+func StartTime(pid int) (uint64, error) {
+	fields, err := stat(pid)
+	if err != nil {
+		return 0, err
+	}
+	start, err := strconv.ParseUint(fields[startTimeField], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read the start time of process %d: %w", pid, err)
+	}
+	return start, nil
 }
 
 // Parent returns the pid of the parent of process pid, or 0 if the parent is in another pid namespace.

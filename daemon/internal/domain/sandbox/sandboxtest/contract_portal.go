@@ -146,6 +146,23 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 			t.Errorf("code over its time limit: got error %v, want ErrRunTimeout", err)
 		}
 	})
+	t.Run("an interrupted run goes on", func(t *testing.T) {
+		p := open(t)
+		interrupt := make(chan struct{}, 1)
+		code := python("import time\nprint('first')\ntime.sleep(60)")
+		code.Interrupts = interrupt
+		process, err := p.RunCode(t.Context(), code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if event, err := process.Next(); err != nil {
+			t.Fatalf("the first event: %v, error %v", event, err)
+		}
+		interrupt <- struct{}{}
+		if got, err := Read(process, nil); err != nil || got.ExitCode != 1 || !strings.Contains(got.Stderr, "KeyboardInterrupt") {
+			t.Errorf("after the interrupt: got %+v, error %v, want exit code 1 and what the code printed after the interrupt", got, err)
+		}
+	})
 	t.Run("runs that cannot start", func(t *testing.T) {
 		p := open(t)
 		if _, err := Read(p.RunCommand(t.Context(), command("no-such-program"))); !errors.Is(err, sandbox.ErrCommandNotFound) || !strings.Contains(err.Error(), `"no-such-program" not found`) {

@@ -2,6 +2,7 @@ package sandboxtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -104,7 +105,13 @@ func (p *portal) RunCode(ctx context.Context, code sandbox.Code) (sandbox.Proces
 		if code.Language != sandbox.Python && code.Language != sandbox.Node {
 			return 0, fmt.Errorf("the portal does not support language %q: %w", code.Language, errdefs.ErrInvalidArgument)
 		}
-		return p.guest.code(r, code)
+		r.interrupt = code.Interrupts
+		exit, err := p.guest.code(r, code)
+		if err == errInterrupted {
+			r.interrupt = nil
+			return 1, r.print(sandbox.Stderr, "KeyboardInterrupt\n")
+		}
+		return exit, err
 	})
 }
 
@@ -132,13 +139,17 @@ func (p *portal) StartProcess(ctx context.Context, req sandbox.ProcessRequest) (
 // proc is a fake process. It runs in a goroutine that blocks until each event is read, as a real process blocks until its
 // output is read.
 type proc struct {
-	ctx    context.Context
-	stop   context.CancelCauseFunc
-	events chan sandbox.Event
-	done   chan struct{} // closed when the goroutine has ended
-	err    error         // the error of the process, set before done is closed
-	eof    bool
+	ctx       context.Context
+	stop      context.CancelCauseFunc
+	interrupt <-chan struct{} // has a value for an interrupt; nil if the process cannot be interrupted
+	events    chan sandbox.Event
+	done      chan struct{} // closed when the goroutine has ended
+	err       error         // the error of the process, set before done is closed
+	eof       bool
 }
+
+// errInterrupted ends code that is interrupted.
+var errInterrupted = errors.New("interrupted")
 
 func (p *portal) start(ctx context.Context, timeout time.Duration, run any, body func(*proc) (int, error)) (sandbox.Process, error) {
 	p.mu.Lock()
@@ -208,6 +219,8 @@ func (r *proc) emit(event sandbox.Event) error {
 	select {
 	case r.events <- event:
 		return nil
+	case <-r.interrupt:
+		return errInterrupted
 	case <-r.ctx.Done():
 		return context.Cause(r.ctx)
 	}
@@ -225,6 +238,8 @@ func (r *proc) sleep(seconds string) error {
 	select {
 	case <-time.After(time.Duration(n * float64(time.Second))):
 		return nil
+	case <-r.interrupt:
+		return errInterrupted
 	case <-r.ctx.Done():
 		return context.Cause(r.ctx)
 	}
