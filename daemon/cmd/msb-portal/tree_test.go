@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -449,6 +450,29 @@ func TestWriteTree(t *testing.T) {
 	wantNames(t, outside, "secret")
 	if content(t, filepath.Join(outside, "secret")) != "secret" {
 		t.Error("a file outside was changed")
+	}
+}
+
+// A file that exists is replaced in one step. An archive that breaks off leaves the earlier file and no other one.
+func TestReplacedFiles(t *testing.T) {
+	t.Parallel()
+	c, dir := startFiles(t, 0), t.TempDir()
+	replaced := filepath.Join(dir, "replaced")
+	create(t, replaced, "old", 0o600)
+	opened, err := os.Open(replaced)
+	noError(t, err)
+	defer opened.Close()
+	archive := tarOf(t, entry{Name: "replaced", Mode: 0o644, data: strings.Repeat("new", 10_000)})
+	_, err = c.writeTree(t.Context(), at(dir), false, archive[:8<<10])
+	wantError(t, "half of an archive", err, codes.InvalidArgument, "complete")
+	if got := content(t, replaced); got != "old" {
+		t.Errorf("the file has %.10q after half of an archive, want what it had", got)
+	}
+	wantNames(t, dir, "replaced")
+	_, err = c.writeTree(t.Context(), at(dir), false, archive)
+	noError(t, err)
+	if rest, err := io.ReadAll(opened); err != nil || string(rest) != "old" || len(content(t, replaced)) != 30_000 {
+		t.Errorf("a program that had opened the file reads %q, %v, and the file has %d bytes", rest, err, len(content(t, replaced)))
 	}
 }
 

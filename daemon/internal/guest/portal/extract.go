@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
@@ -339,16 +340,20 @@ func (x *extractor) directory(dir *os.File, base string) error {
 	return x.makeDirectory(dir, base, 0o700)
 }
 
-func (x *extractor) file(dir *os.File, base string, attrs attributes) error {
-	if err := remove(dir, base); err != nil {
-		return err
-	}
-	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+// file writes a file under another name and then renames it, so that a file which exists is replaced in one step.
+func (x *extractor) file(dir *os.File, base string, attrs attributes) (err error) {
+	temporary := fmt.Sprintf("%s%x", tempPrefix, rand.Uint64())
+	fd, err := unix.Openat(int(dir.Fd()), temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), base)
-	defer f.Close()
+	defer func() {
+		f.Close()
+		if err != nil {
+			_ = remove(dir, temporary)
+		}
+	}()
 	// A file would be written without the buffer if it were not only a Writer.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, x.content, x.buf); err != nil {
 		return err
@@ -359,7 +364,10 @@ func (x *extractor) file(dir *os.File, base string, attrs attributes) error {
 	if err := setAttributes(f, attrs); err != nil {
 		return err
 	}
-	return f.Close()
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return unix.Renameat(int(dir.Fd()), temporary, int(dir.Fd()), base)
 }
 
 func (x *extractor) pipe(dir *os.File, base string, attrs attributes) error {
