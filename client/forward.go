@@ -69,11 +69,12 @@ func (s *Sandbox) Forward(ctx context.Context, l net.Listener, port int, failed 
 // lingering is how long a connection whose client has sent everything may be silent.
 const lingering = 5 * time.Second
 
-// forward forwards a connection until the program in the sandbox closes it, or until the client does. If it breaks off, the
-// client's connection is reset, so that what it got does not look complete.
+// forward forwards a connection until the program in the sandbox closes it, or until the client does. If it breaks off, or the
+// program is silent for too long, the client's connection is reset, so that what it got does not look complete.
 func (s *Sandbox) forward(ctx context.Context, local net.Conn, port int) (err error) {
+	var silent atomic.Bool
 	closeLocal := func() {
-		if tcp, ok := local.(*net.TCPConn); ok && err != nil {
+		if tcp, ok := local.(*net.TCPConn); ok && (err != nil || silent.Load()) {
 			_ = tcp.SetLinger(0)
 		}
 		local.Close()
@@ -90,6 +91,7 @@ func (s *Sandbox) forward(ctx context.Context, local net.Conn, port int) (err er
 	// The end of the client's data cannot be passed on alone. So the program may go on to answer until it is silent.
 	var clientEnded, clientGone atomic.Bool
 	silence := time.AfterFunc(lingering, func() {
+		silent.Store(true)
 		clientGone.Store(true)
 		cancel()
 	})

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/urfave/cli/v2"
@@ -65,6 +66,9 @@ func copyFiles(c *cli.Context) error {
 	if (fromName == "") == (toName == "") {
 		return usageError(c, "one of source and target must be NAME:PATH, and the other one a path of this machine")
 	}
+	ctx, stop := endWith(c.Context, syscall.SIGHUP)
+	defer stop()
+	c.Context = ctx
 	progress := newProgress(c.App.ErrWriter, 0)
 	if c.Bool(quietFlag.Name) {
 		progress = newProgress(io.Discard, 0)

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
@@ -178,6 +179,9 @@ type terminalReader struct {
 	rest        []byte // keys that the editor has not read
 }
 
+// maxLine is the length at which the editor cuts off a line, in characters.
+const maxLine = 4096
+
 // discardLine are the keys that empty the line and end it. The editor would keep the line at Ctrl-C.
 const discardLine = "\x05\x15\r"
 
@@ -211,9 +215,15 @@ func (t *terminalReader) readLine(prompt string) (string, error) {
 	}
 	t.editor.SetPrompt(prompt)
 	line, err := t.editor.ReadLine()
+	if err == term.ErrPasteIndicator { // the line was pasted
+		err = nil
+	}
 	switch {
 	case t.interrupted:
 		t.interrupted = false
+		return "", errInterrupted
+	case utf8.RuneCountInString(line) >= maxLine:
+		fmt.Fprintf(t.editor, "msb: the line was discarded, because it has more than %d characters: use 'msb sandbox run'\n", maxLine-1)
 		return "", errInterrupted
 	case err == io.EOF:
 		fmt.Fprint(t.editor, "\n")
