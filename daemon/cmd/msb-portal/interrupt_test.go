@@ -41,6 +41,7 @@ func TestInterrupt(t *testing.T) {
 		{sandbox.Node, "var kept = 1", "kept", "fs.writeFileSync('FIFO', ''); for (;;);", 1, nodeInterrupted},
 		{sandbox.Node, "var kept = 1", "kept", "setTimeout(() => fs.writeFileSync('FIFO', ''), 10); await new Promise(() => {})", 1, nodeInterrupted},
 		{sandbox.Node, "var kept = 1", "kept", "require('child_process').execSync('echo >FIFO; exec sleep 60')", 1, nodeInterrupted},
+		{sandbox.Node, "var kept = 1", "kept", "await new Promise((r) => { process.once('SIGINT', r); setTimeout(() => fs.writeFileSync('FIFO', ''), 10) }); 'stop'", 0, "stdout: 'stop'\n"},
 		{sandbox.Bash, "kept=1", "echo $kept", "sh -c 'echo >FIFO; exec sleep 60'; echo no", 130, ""},
 		{sandbox.Bash, "kept=1", "echo $kept", "echo >FIFO; while :; do :; done", 130, ""},
 		{sandbox.Bash, "kept=1", "echo $kept", "trap 'sleep 1.5; echo stop; trap - INT' INT; sh -c 'echo >FIFO; exec sleep 60'; echo after", 0, "stdout: stop\nstdout: after\n"},

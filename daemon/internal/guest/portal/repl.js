@@ -365,6 +365,7 @@
       return script.runInThisContext({ breakOnSigint: true, displayErrors: false });
     } finally {
       synchronous = false;
+      renewListeners();
     }
   }
 
@@ -412,9 +413,22 @@
     }
   }
 
+  // A run with a listener of its own handles the interrupt itself.
   function onInterrupt() {
     Atomics.store(shared, HANDLED, runNumber);
-    endRun?.({ error: interrupted() });
+    if (process.listeners('SIGINT').every((listener) => earlierListeners.has(listener))) endRun?.({ error: interrupted() });
+  }
+
+  let earlierListeners = new Set(); // for SIGINT, when the run in progress began
+
+  // After a script that has added a listener, SIGINT would kill Node. Listeners that are added again make Node handle it.
+  // onInterrupt comes first, because it looks for those of the run, which are removed when they are called if they are for one time.
+  function renewListeners() {
+    if (process.listeners('SIGINT').every((listener) => earlierListeners.has(listener))) return;
+    const listeners = process.rawListeners('SIGINT');
+    process.removeAllListeners('SIGINT');
+    process.on('SIGINT', onInterrupt);
+    for (const listener of listeners) if (listener !== onInterrupt) process.on('SIGINT', listener);
   }
 
   const pause = new Script('Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)');
@@ -548,6 +562,7 @@
     exitCode = null;
     running = true;
     if (!process.listeners('SIGINT').includes(onInterrupt)) process.on('SIGINT', onInterrupt);
+    earlierListeners = new Set(process.listeners('SIGINT'));
     const ended = new Promise((resolve) => { endRun = resolve; });
     if (flags & WITH_BEGUN) send(BEGUN);
     try {
