@@ -6,14 +6,17 @@ import "context"
 // guarantee.
 type queue chan struct{}
 
-// acquire waits for the lock. If ctx ends first, acquire returns the error of ctx.
+// acquire waits for the lock. If ctx has ended or ends first, acquire returns the error of ctx.
 func (q queue) acquire(ctx context.Context) error {
 	select {
 	case q <- struct{}{}:
-		return nil
+		if ctx.Err() == nil {
+			return nil
+		}
+		q.release() // both were possible
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	return ctx.Err()
 }
 
 func (q queue) release() { <-q }

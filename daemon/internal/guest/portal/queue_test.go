@@ -43,4 +43,13 @@ func TestQueueWaitEndsWithContext(t *testing.T) {
 	if err := q.acquire(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("acquire with a canceled context: %v, want context.Canceled", err)
 	}
+	q.release()
+	for range 100 {
+		if err := q.acquire(ctx); !errors.Is(err, context.Canceled) {
+			t.Fatalf("acquire of a free lock with a canceled context: %v, want context.Canceled", err)
+		}
+	}
+	if err := q.acquire(t.Context()); err != nil {
+		t.Errorf("acquire after that: %v", err)
+	}
 }
