@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,10 +86,22 @@ func (s *Session) Type(keys string) {
 	}
 }
 
-// Until reads what the program shows up to text, and returns what precedes it.
+// hung is the time after which a test that still waits for something fails. It is long, because a busy machine may need a
+// minute for the start of a sandbox.
+const hung = 5 * time.Minute
+
+// Until reads what the program shows up to text, and returns what precedes it. It fails the test if that takes too long.
 func (s *Session) Until(text string) (before string) {
 	s.t.Helper()
+	deadline := time.Now().Add(hung)
 	for !bytes.Contains(s.shown, []byte(text)) {
+		ready := []unix.PollFd{{Fd: int32(s.control.Fd()), Events: unix.POLLIN}}
+		switch n, err := unix.Poll(ready, int(time.Until(deadline).Milliseconds())); {
+		case err == unix.EINTR:
+			continue
+		case err != nil || n == 0:
+			s.t.Fatalf("still waiting after %s (%v); saw %q, not %q", hung, err, s.shown, text)
+		}
 		p := make([]byte, 4096)
 		n, err := s.control.Read(p)
 		if err != nil {

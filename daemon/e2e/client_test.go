@@ -112,6 +112,11 @@ func TestTerminal(t *testing.T) {
 	less.Until("\x1b[?1049h") // the alternate screen
 	less.Until("29\r\n:")     // of the 30 rows, the last is for the prompt
 	less.Resize(90, 40)
+	until(t, "the new size of the terminal", func() bool {
+		sizes := s.command(t, key, "box", "sh", "-c", "for t in /dev/pts/[0-9]*; do stty -F $t size; done").text("stdout")
+		return strings.Contains(sizes, "40 90")
+	})
+	less.Type("r") // if SIGWINCH comes just before less waits for a key, less handles it only after the key
 	less.Until("39\r\n:")
 	less.Type("G")
 	less.Until("1000\r\n")
