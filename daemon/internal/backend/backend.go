@@ -67,7 +67,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 	if b.client, err = ctrd.Dial(paths.Address); err != nil {
 		return nil, err
 	}
-	b.Images = image.NewStore(b.client)
+	b.Images = image.NewStore(b.client, image.Unpack)
 	b.kata, err = kata.New(kata.Config{
 		Client:     b.client,
 		Containerd: paths,

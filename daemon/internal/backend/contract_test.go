@@ -24,7 +24,7 @@ func TestRuntimeContract(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	err = b.Run(ctx, func(ctx context.Context) error {
 		defer cancel()
-		images, err := b.Images.Import(ctx, filepath.Join(cfg.LibDir, "images", "python.tar"))
+		images, err := b.Images.Import(ctx, filepath.Join(cfg.LibDir, "images", "python.tar"), nil)
 		if err != nil {
 			return err
 		}

@@ -124,7 +124,7 @@ func (s *Store) BuildImage(ctx context.Context, img containerd.Image, progress f
 		<-b.done // so that the caller keeps the content of the image until nothing reads it any more
 	}
 	if b.err != nil {
-		return "", fmt.Errorf("make the disk of image %s: %w", img.Name(), b.err)
+		return "", fmt.Errorf("make the disk of the image: %w", b.err)
 	}
 	return chain, nil
 }

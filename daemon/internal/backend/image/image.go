@@ -8,10 +8,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd"
@@ -34,28 +36,54 @@ const leaseDuration = time.Hour
 
 // Store holds the images of this server in a containerd. Its methods are safe for concurrent use.
 type Store struct {
-	client *containerd.Client
+	// OnChange is called after each import and removal with all images of the server, and with those that other imports
+	// are preparing. What was prepared for any other image is no longer needed. It may be nil. It must be set before the
+	// Store is used, and must not call the Store.
+	OnChange func(ctx context.Context, images []containerd.Image)
+
+	client  *containerd.Client
+	prepare Prepare
+
+	mu        sync.Mutex
+	importing map[string][]containerd.Image // those that imports are preparing, by lease
 }
 
-// NewStore returns a Store for the images in this server's namespace of client's containerd.
-func NewStore(client *containerd.Client) *Store { return &Store{client} }
+// Prepare makes what sandboxes need to start from img, and reports its progress in bytes. What it made for an image that
+// was not imported after all is no longer needed at the next Store.OnChange.
+type Prepare func(ctx context.Context, img containerd.Image, progress func(done, total int64)) error
 
-// Import reads the OCI or docker save archive at path, which must be absolute. It unpacks the images and stores them
-// under the names in the archive, replacing existing images with these names. It returns the imported images.
+// Unpack is a Prepare that unpacks img into snapshots of containerd. It reports no progress.
+func Unpack(ctx context.Context, img containerd.Image, _ func(done, total int64)) error {
+	return img.Unpack(ctx, ctrd.Snapshotter)
+}
+
+// NewStore returns a Store for the images in this server's namespace of client's containerd. An import calls prepare for
+// each image.
+func NewStore(client *containerd.Client, prepare Prepare) *Store {
+	return &Store{client: client, prepare: prepare, importing: map[string][]containerd.Image{}}
+}
+
+// Import reads the OCI or docker save archive at path, which must be absolute. It prepares the images and stores them
+// under the names in the archive, replacing existing images with these names. It returns the imported images. It calls
+// progress, which may be nil and must not block, as it proceeds.
 //
 // Import returns errdefs.ErrInvalidArgument if the file is not a valid archive for this machine, errdefs.ErrNotFound if
-// there is no file, or an error of containerd. If the archive cannot be read or unpacked, no image changes. Import
-// records the names one by one after that, so if recording a name fails, the earlier names are already replaced.
-func (s *Store) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
-	imported, err := s.importArchive(ctrd.InNamespace(ctx), path)
+// there is no file, or an error of containerd. If the archive cannot be read or an image cannot be prepared, no image
+// changes. Import records the names one by one after that, so if recording a name fails, the earlier names are already
+// replaced.
+func (s *Store) Import(ctx context.Context, path string, progress func(sandbox.ImportProgress)) ([]sandbox.Image, error) {
+	if progress == nil {
+		progress = func(sandbox.ImportProgress) {}
+	}
+	imported, err := s.importArchive(ctrd.InNamespace(ctx), path, progress)
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w", path, err)
 	}
 	return imported, nil
 }
 
-func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image, error) {
-	file, err := openArchive(path)
+func (s *Store) importArchive(ctx context.Context, path string, progress func(sandbox.ImportProgress)) ([]sandbox.Image, error) {
+	file, size, err := openArchive(path)
 	if err != nil {
 		return nil, err
 	}
@@ -73,8 +101,10 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 	// sandbox uses it, and that of a failed import.
 	defer manager.Delete(context.WithoutCancel(ctx), lease, leases.SynchronousDelete)
 
+	defer s.imported(ctx, lease.ID)
+
 	content := s.client.ContentStore()
-	index, err := archive.ImportIndex(ctx, content, file, archive.WithImportCompression())
+	index, err := archive.ImportIndex(ctx, content, &meter{file, 0, size, progress}, archive.WithImportCompression())
 	if err != nil {
 		return nil, notAnArchive(ctx, err)
 	}
@@ -90,11 +120,18 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 		if err := s.check(ctx, img.Target); err != nil {
 			return nil, fmt.Errorf("image %s: %w", img.Name, err)
 		}
-		if err := containerd.NewImage(s.client, img).Unpack(ctx, ctrd.Snapshotter); err != nil {
-			return nil, fmt.Errorf("unpack image %s: %w", img.Name, err)
+		whole := containerd.NewImage(s.client, img)
+		s.mu.Lock()
+		s.importing[lease.ID] = append(s.importing[lease.ID], whole)
+		s.mu.Unlock()
+		err := s.prepare(ctx, whole, func(done, total int64) {
+			progress(sandbox.ImportProgress{Phase: sandbox.ImportUnpacking, Image: familiar(img.Name), Done: done, Total: total})
+		})
+		if err != nil {
+			return nil, fmt.Errorf("prepare image %s: %w", img.Name, err)
 		}
 	}
-	// Change names only after all images are unpacked, so that a name always refers to a complete image.
+	// Change names only after all images are prepared, so that a name always refers to a complete image.
 	imported := make([]sandbox.Image, 0, len(found))
 	for _, img := range found {
 		record, err := s.record(ctx, img)
@@ -110,27 +147,69 @@ func (s *Store) importArchive(ctx context.Context, path string) ([]sandbox.Image
 	return imported, nil
 }
 
-// openArchive opens the archive at path. It returns errdefs.ErrInvalidArgument if path is not absolute or not a regular
+// imported ends an import, whether or not it has failed.
+func (s *Store) imported(ctx context.Context, lease string) {
+	s.mu.Lock()
+	delete(s.importing, lease)
+	s.mu.Unlock()
+	_ = s.Changed(context.WithoutCancel(ctx)) // what it did not remove is removed at the next change
+}
+
+// Changed calls OnChange. The Store calls it after each change. Call it once at the start of the server as well, because
+// an import or a removal may have been interrupted.
+func (s *Store) Changed(ctx context.Context) error {
+	if s.OnChange == nil {
+		return nil
+	}
+	// With the lock, no import can begin to prepare an image between the list and the end of OnChange.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list, err := s.client.ListImages(ctrd.InNamespace(ctx))
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	for _, images := range s.importing {
+		list = append(list, images...)
+	}
+	s.OnChange(ctx, list)
+	return nil
+}
+
+// meter is a reader of an archive that reports progress.
+type meter struct {
+	io.Reader
+	done, total int64
+	progress    func(sandbox.ImportProgress)
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.Reader.Read(p)
+	m.done += int64(n)
+	m.progress(sandbox.ImportProgress{Phase: sandbox.ImportReading, Done: m.done, Total: m.total})
+	return n, err
+}
+
+// openArchive opens the archive at path, and returns its size. It returns errdefs.ErrInvalidArgument if path is not absolute or not a regular
 // file, and errdefs.ErrNotFound if there is no file.
-func openArchive(path string) (*os.File, error) {
+func openArchive(path string) (*os.File, int64, error) {
 	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("use an absolute path, because the server's working directory differs from yours: %w", errdefs.ErrInvalidArgument)
+		return nil, 0, fmt.Errorf("use an absolute path, because the server's working directory differs from yours: %w", errdefs.ErrInvalidArgument)
 	}
 	// Check the type first, because opening a FIFO would block.
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("no such file on the server's host: %w", errdefs.ErrNotFound)
+		return nil, 0, fmt.Errorf("no such file on the server's host: %w", errdefs.ErrNotFound)
 	case err != nil:
-		return nil, unreadable(err)
+		return nil, 0, unreadable(err)
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("not a regular file; use an OCI archive: %w", errdefs.ErrInvalidArgument)
+		return nil, 0, fmt.Errorf("not a regular file; use an OCI archive: %w", errdefs.ErrInvalidArgument)
 	}
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, unreadable(err)
+		return nil, 0, unreadable(err)
 	}
-	return file, nil
+	return file, info.Size(), nil
 }
 
 // unreadable leaves out the path in an error, which the caller adds.
@@ -260,6 +339,7 @@ func (s *Store) Remove(ctx context.Context, name string, sandboxes []sandbox.Rec
 	if err := s.client.ImageService().Delete(ctrd.InNamespace(ctx), img.Name(), images.SynchronousDelete()); err != nil {
 		return fmt.Errorf("remove image %s: %w", familiar(img.Name()), err)
 	}
+	_ = s.Changed(context.WithoutCancel(ctx)) // what it did not remove is removed at the next change
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -38,11 +39,11 @@ import (
 
 func TestImportListResolve(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client)
+	store := image.NewStore(client, image.Unpack)
 	ctx := t.Context()
 
 	path := writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "one"})
-	imported, err := store.Import(ctx, path)
+	imported, err := store.Import(ctx, path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +51,7 @@ func TestImportListResolve(t *testing.T) {
 		t.Fatalf("imported %+v", imported)
 	}
 	other := writeArchive(t, "ghcr.io/acme/tool:2", map[string]string{"etc/motd": "tool"})
-	if _, err := store.Import(ctx, other); err != nil {
+	if _, err := store.Import(ctx, other, nil); err != nil {
 		t.Fatal(err)
 	}
 
@@ -74,7 +75,7 @@ func TestImportListResolve(t *testing.T) {
 	content := contents(t, client)
 	// An import replaces the image with the same name, and the content of the old one is removed.
 	path = writeArchive(t, "docker.io/microsandbox/python:latest", map[string]string{"etc/motd": "two"})
-	if _, err := store.Import(ctx, path); err != nil {
+	if _, err := store.Import(ctx, path, nil); err != nil {
 		t.Fatal(err)
 	}
 	img, err := store.Resolve(ctx, "microsandbox/python")
@@ -112,14 +113,14 @@ func contents(t *testing.T, client *containerd.Client) (found []string) {
 
 func TestResolveUnknown(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client)
+	store := image.NewStore(client, image.Unpack)
 	ctx := t.Context()
 
 	_, err := store.Resolve(ctx, "microsandbox/ruby")
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "an administrator can add one with 'msb image import") {
 		t.Errorf("without images: %v", err)
 	}
-	if _, err := store.Import(ctx, writeArchive(t, "docker.io/microsandbox/node:latest", map[string]string{"x": ""})); err != nil {
+	if _, err := store.Import(ctx, writeArchive(t, "docker.io/microsandbox/node:latest", map[string]string{"x": ""}), nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = store.Resolve(ctx, "microsandbox/ruby")
@@ -135,10 +136,10 @@ func TestResolveUnknown(t *testing.T) {
 
 func TestRemove(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client)
+	store := image.NewStore(client, image.Unpack)
 	ctx := t.Context()
 	for _, name := range []string{"docker.io/microsandbox/python:latest", "ghcr.io/acme/tool:2"} {
-		if _, err := store.Import(ctx, writeArchive(t, name, map[string]string{"etc/motd": name})); err != nil {
+		if _, err := store.Import(ctx, writeArchive(t, name, map[string]string{"etc/motd": name}), nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -205,7 +206,7 @@ func TestRemove(t *testing.T) {
 
 func TestImportRejects(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client)
+	store := image.NewStore(client, image.Unpack)
 
 	dir := t.TempDir()
 	file := func(name string, content []byte) string {
@@ -222,11 +223,7 @@ func TestImportRejects(t *testing.T) {
 	// Each archive has different content, so that content that one leaves behind cannot complete the next.
 	complete := func() []byte {
 		files := map[string]string{"f": strings.Repeat(rand.Text(), 1000)}
-		data, err := os.ReadFile(writeArchive(t, "docker.io/a/b:latest", files))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return data
+		return readAll(t, writeArchive(t, "docker.io/a/b:latest", files))
 	}
 	edited := func(edit func(map[string][]byte)) string {
 		return file(rand.Text(), editArchive(t, complete(), edit))
@@ -261,7 +258,7 @@ func TestImportRejects(t *testing.T) {
 		"layers differ": {rebuilt(func(_ *ocispec.Manifest, c *ocispec.Image) { c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, "sha256:00") }), errdefs.IsInvalidArgument, "number of layers is 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := store.Import(t.Context(), test.path)
+			_, err := store.Import(t.Context(), test.path, nil)
 			if !test.class(err) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want %q in it", err, test.want)
 			}
@@ -276,12 +273,9 @@ func TestImportRejects(t *testing.T) {
 // If the second image of an archive is invalid, the first is not imported either, and no content remains.
 func TestFailedImportLeavesNothing(t *testing.T) {
 	client := startContainerd(t)
-	store := image.NewStore(client)
+	store := image.NewStore(client, image.Unpack)
 
-	first, err := os.ReadFile(writeArchive(t, "docker.io/a/first:latest", map[string]string{"f": "1"}))
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := readAll(t, writeArchive(t, "docker.io/a/first:latest", map[string]string{"f": "1"}))
 	both := editArchive(t, first, func(files map[string][]byte) {
 		var index ocispec.Index
 		decode(t, files["index.json"], &index)
@@ -295,13 +289,162 @@ func TestFailedImportLeavesNothing(t *testing.T) {
 	if err := os.WriteFile(path, both, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Import(t.Context(), path); !errdefs.IsInvalidArgument(err) {
+	if _, err := store.Import(t.Context(), path, nil); !errdefs.IsInvalidArgument(err) {
 		t.Fatal(err)
 	}
 	if list, err := store.List(t.Context()); err != nil || len(list) != 0 {
 		t.Errorf("images: %v, %v", list, err)
 	}
 	checkNoContent(t, client)
+}
+
+// An import reports how far it has come: while it reads the archive, and while each image is prepared.
+func TestImportProgress(t *testing.T) {
+	client := startContainerd(t)
+	store := image.NewStore(client, func(ctx context.Context, img containerd.Image, progress func(done, total int64)) error {
+		progress(1, 2)
+		return image.Unpack(ctx, img, progress)
+	})
+	path := writeArchive(t, "docker.io/a/first:latest", map[string]string{"f": strings.Repeat(rand.Text(), 100_000)})
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done int64
+	var last sandbox.ImportProgress
+	_, err = store.Import(t.Context(), path, func(p sandbox.ImportProgress) {
+		if p.Phase == sandbox.ImportReading {
+			if p.Image != "" || p.Done < done || p.Done > p.Total || p.Total != info.Size() {
+				t.Errorf("%+v after %d of %d", p, done, info.Size())
+			}
+			done = p.Done
+		}
+		last = p
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done < info.Size()/2 {
+		t.Errorf("only %d bytes of %d were reported", done, info.Size())
+	}
+	if want := (sandbox.ImportProgress{Phase: sandbox.ImportUnpacking, Image: "a/first", Done: 1, Total: 2}); last != want {
+		t.Errorf("%+v, want %+v", last, want)
+	}
+}
+
+// If the second image of an archive cannot be prepared, the first gets no name either, and its content is removed.
+func TestFailedPrepare(t *testing.T) {
+	client := startContainerd(t)
+	var prepared []string
+	broken := errors.New("broken")
+	store := image.NewStore(client, func(_ context.Context, img containerd.Image, _ func(done, total int64)) error {
+		if prepared = append(prepared, img.Name()); len(prepared) == 2 {
+			return broken
+		}
+		return nil
+	})
+	kept := []string{"not called"}
+	store.OnChange = func(_ context.Context, images []containerd.Image) { kept = imageNames(images) }
+	both := editArchive(t, readAll(t, writeArchive(t, "docker.io/a/first:latest", map[string]string{"f": "1"})), func(files map[string][]byte) {
+		var index ocispec.Index
+		decode(t, files["index.json"], &index)
+		second := index.Manifests[0]
+		second.Annotations = map[string]string{"io.containerd.image.name": "docker.io/a/second:latest"}
+		index.Manifests = append(index.Manifests, second)
+		files["index.json"] = encode(t, index)
+	})
+	path := filepath.Join(t.TempDir(), "both.tar")
+	if err := os.WriteFile(path, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Import(t.Context(), path, nil); !errors.Is(err, broken) || !strings.Contains(err.Error(), "prepare image docker.io/a/second:latest") {
+		t.Errorf("error %v", err)
+	}
+	if len(prepared) != 2 || len(kept) != 0 {
+		t.Errorf("prepared %v, kept %v", prepared, kept)
+	}
+	if list, err := store.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("images: %v, %v", list, err)
+	}
+	checkNoContent(t, client)
+}
+
+// After each change, OnChange gets all images, and those that other imports are preparing.
+func TestOnChange(t *testing.T) {
+	client := startContainerd(t)
+	ctx := t.Context()
+	preparing, resume := make(chan struct{}), make(chan struct{})
+	store := image.NewStore(client, func(_ context.Context, img containerd.Image, _ func(done, total int64)) error {
+		if img.Name() == "docker.io/a/slow:latest" {
+			close(preparing)
+			<-resume
+		}
+		return nil
+	})
+	var mu sync.Mutex
+	var kept []string
+	store.OnChange = func(ctx context.Context, images []containerd.Image) {
+		mu.Lock()
+		defer mu.Unlock()
+		kept = imageNames(images)
+		for _, img := range images {
+			if _, err := img.RootFS(ctrd.InNamespace(ctx)); err != nil {
+				t.Errorf("layers of %s: %v", img.Name(), err)
+			}
+		}
+	}
+	check := func(after string, want ...string) {
+		t.Helper()
+		mu.Lock()
+		defer mu.Unlock()
+		if !slices.Equal(kept, want) {
+			t.Errorf("after %s: images %v, want %v", after, kept, want)
+		}
+	}
+	slow := make(chan error, 1)
+	slowPath := writeArchive(t, "docker.io/a/slow:latest", map[string]string{"f": "slow"})
+	go func() {
+		_, err := store.Import(ctx, slowPath, nil)
+		slow <- err
+	}()
+	<-preparing
+	if _, err := store.Import(ctx, writeArchive(t, "docker.io/a/fast:latest", map[string]string{"f": "fast"}), nil); err != nil {
+		t.Fatal(err)
+	}
+	check("an import during another one", "docker.io/a/fast:latest", "docker.io/a/slow:latest")
+	close(resume)
+	if err := <-slow; err != nil {
+		t.Fatal(err)
+	}
+	check("both imports", "docker.io/a/fast:latest", "docker.io/a/slow:latest")
+	if err := store.Remove(ctx, "a/fast", nil); err != nil {
+		t.Fatal(err)
+	}
+	check("a removal", "docker.io/a/slow:latest")
+	kept = nil
+	if err := store.Changed(ctx); err != nil {
+		t.Fatal(err)
+	}
+	check("Changed", "docker.io/a/slow:latest")
+}
+
+// imageNames returns the names of images, sorted.
+func imageNames(images []containerd.Image) []string {
+	names := []string{}
+	for _, img := range images {
+		names = append(names, img.Name())
+	}
+	slices.Sort(names)
+	return names
+}
+
+func readAll(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // checkNoContent runs containerd's garbage collector and checks that it leaves neither content nor snapshots.

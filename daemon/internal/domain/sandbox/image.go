@@ -12,3 +12,21 @@ type Image struct {
 	Size    int64
 	Created time.Time
 }
+
+// ImportProgress is how far the import of an archive of images has come.
+type ImportProgress struct {
+	Phase ImportPhase
+	// Image is the name of the image that is prepared, as in Image. It is empty while the archive is read.
+	Image string
+	// Done and Total are numbers of bytes of this phase and this image.
+	Done, Total int64
+}
+
+// ImportPhase is a part of an import.
+type ImportPhase string
+
+// The phases of an import: the archive is read once, then each of its images is unpacked.
+const (
+	ImportReading   ImportPhase = "reading"
+	ImportUnpacking ImportPhase = "unpacking"
+)
