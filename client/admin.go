@@ -252,10 +252,17 @@ func (a *Admin) StopSandbox(ctx context.Context, namespace, name string) error {
 }
 
 // ImportImage asks the server to import the images of an OCI archive. path is an absolute path on the
-// server's host.
-func (a *Admin) ImportImage(ctx context.Context, path string) ([]*adminv1.Image, error) {
-	resp, err := call(ctx, a, adminv1.AdminServiceClient.ImportImage, &adminv1.ImportImageRequest{Path: path})
-	return resp.GetImages(), err
+// server's host. progress, which may be nil, is called a few times a second as the import proceeds.
+func (a *Admin) ImportImage(ctx context.Context, path string, progress func(*adminv1.ImportProgress)) (images []*adminv1.Image, err error) {
+	req := &adminv1.ImportImageRequest{Path: path}
+	err = receive(ctx, a, adminv1.AdminServiceClient.ImportImage, req, func(resp *adminv1.ImportImageResponse) error {
+		if p := resp.GetProgress(); p != nil && progress != nil {
+			progress(p)
+		}
+		images = append(images, resp.GetImages()...)
+		return nil
+	})
+	return images, err
 }
 
 // Images returns the images that sandboxes can be started from.

@@ -91,7 +91,7 @@ func newGuest(runs chan Run) *sandboxtest.Guest {
 type images struct{}
 
 // Import implements admin.Images.
-func (i images) Import(ctx context.Context, path string) ([]sandbox.Image, error) {
+func (i images) Import(ctx context.Context, path string, _ func(sandbox.ImportProgress)) ([]sandbox.Image, error) {
 	if _, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
 	}

@@ -3,9 +3,12 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
+
+	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
 )
 
 var imageImport = &cli.Command{
@@ -30,7 +33,11 @@ func importImage(c *cli.Context) error {
 	defer a.Close()
 	began := time.Now()
 	fmt.Fprintf(c.App.ErrWriter, "importing %s …\n", path)
-	images, err := a.ImportImage(c.Context, path)
+	progress := newProgress(c.App.ErrWriter, 0)
+	images, err := a.ImportImage(c.Context, path, func(p *adminv1.ImportProgress) {
+		progress.step(strings.TrimSpace(printable(p.GetPhase()+" "+p.GetImage())), p.GetDone(), p.GetTotal())
+	})
+	progress.end()
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 type progress struct {
 	mu          sync.Mutex
 	w           io.Writer // nil if it is not a terminal
+	label       string    // what the bytes are; may be empty
 	done, total int64     // in bytes; total is 0 if it is unknown
 	printed     time.Time // when the number was last shown
 }
@@ -39,6 +41,17 @@ func (p *progress) set(done int64) {
 	p.update(done)
 }
 
+// step sets what is counted, and the numbers of bytes. total is 0 if it is unknown.
+func (p *progress) step(label string, done, total int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.label != label {
+		p.label, p.printed = label, time.Time{} // show it immediately
+	}
+	p.total = total
+	p.update(done)
+}
+
 // update sets the number of bytes and updates the terminal every 100 ms.
 func (p *progress) update(done int64) {
 	p.done = done
@@ -49,18 +62,23 @@ func (p *progress) update(done int64) {
 }
 
 func (p *progress) print() {
-	if p.total > 0 {
-		fmt.Fprintf(p.w, "\r%s of %s (%d%%)\x1b[K", size(p.done), size(p.total), 100*p.done/p.total)
-	} else {
-		fmt.Fprintf(p.w, "\r%s\x1b[K", size(p.done))
+	var text string
+	switch {
+	case p.total > 0:
+		text = fmt.Sprintf("%s of %s (%d%%)", size(p.done), size(p.total), 100*p.done/p.total)
+	case p.done > 0:
+		text = size(p.done)
+	default:
+		text = "…"
 	}
+	fmt.Fprintf(p.w, "\r%s\x1b[K", strings.TrimLeft(p.label+" "+text, " "))
 }
 
 // end shows the final number. What is counted after it is not shown.
 func (p *progress) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.w != nil && p.done > 0 {
+	if p.w != nil && (p.done > 0 || !p.printed.IsZero()) {
 		p.print()
 		fmt.Fprintln(p.w)
 	}

@@ -2872,8 +2872,11 @@ func (x *ImportImageRequest) GetPath() string {
 }
 
 type ImportImageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Images        []*Image               `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The imported images. Empty in all messages but the last.
+	Images []*Image `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Absent in the last message.
+	Progress      *ImportProgress `protobuf:"bytes,2,opt,name=progress,proto3" json:"progress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2915,6 +2918,84 @@ func (x *ImportImageResponse) GetImages() []*Image {
 	return nil
 }
 
+func (x *ImportImageResponse) GetProgress() *ImportProgress {
+	if x != nil {
+		return x.Progress
+	}
+	return nil
+}
+
+type ImportProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "reading" (the archive) or "unpacking" (an image).
+	Phase string `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	// The name of the image that is unpacked.
+	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	// The numbers of bytes that this phase has processed and will process. The total is 0 while it is unknown.
+	Done          int64 `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	Total         int64 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportProgress) Reset() {
+	*x = ImportProgress{}
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportProgress) ProtoMessage() {}
+
+func (x *ImportProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportProgress.ProtoReflect.Descriptor instead.
+func (*ImportProgress) Descriptor() ([]byte, []int) {
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *ImportProgress) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *ImportProgress) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ImportProgress) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *ImportProgress) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
 type ListImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2923,7 +3004,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2935,7 +3016,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2948,7 +3029,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{46}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 type ListImagesResponse struct {
@@ -2960,7 +3041,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2972,7 +3053,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2985,7 +3066,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{47}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3005,7 +3086,7 @@ type RemoveImageRequest struct {
 
 func (x *RemoveImageRequest) Reset() {
 	*x = RemoveImageRequest{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3017,7 +3098,7 @@ func (x *RemoveImageRequest) String() string {
 func (*RemoveImageRequest) ProtoMessage() {}
 
 func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[48]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3030,7 +3111,7 @@ func (x *RemoveImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageRequest.ProtoReflect.Descriptor instead.
 func (*RemoveImageRequest) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{48}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveImageRequest) GetName() string {
@@ -3048,7 +3129,7 @@ type RemoveImageResponse struct {
 
 func (x *RemoveImageResponse) Reset() {
 	*x = RemoveImageResponse{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3060,7 +3141,7 @@ func (x *RemoveImageResponse) String() string {
 func (*RemoveImageResponse) ProtoMessage() {}
 
 func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[49]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3073,7 +3154,7 @@ func (x *RemoveImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveImageResponse.ProtoReflect.Descriptor instead.
 func (*RemoveImageResponse) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{49}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type Image struct {
@@ -3090,7 +3171,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3102,7 +3183,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_msb_admin_v1_admin_proto_msgTypes[50]
+	mi := &file_msb_admin_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3115,7 +3196,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{50}
+	return file_msb_admin_v1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Image) GetName() string {
@@ -3353,9 +3434,15 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x15\n" +
 	"\x13StopSandboxResponse\"(\n" +
 	"\x12ImportImageRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\"B\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\"|\n" +
 	"\x13ImportImageResponse\x12+\n" +
-	"\x06images\x18\x01 \x03(\v2\x13.msb.admin.v1.ImageR\x06images\"\x13\n" +
+	"\x06images\x18\x01 \x03(\v2\x13.msb.admin.v1.ImageR\x06images\x128\n" +
+	"\bprogress\x18\x02 \x01(\v2\x1c.msb.admin.v1.ImportProgressR\bprogress\"f\n" +
+	"\x0eImportProgress\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\"\x13\n" +
 	"\x11ListImagesRequest\"A\n" +
 	"\x12ListImagesResponse\x12+\n" +
 	"\x06images\x18\x01 \x03(\v2\x13.msb.admin.v1.ImageR\x06images\"(\n" +
@@ -3373,7 +3460,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_LIVE\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x02\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x032\x92\r\n" +
+	"\x11KEY_STATE_REVOKED\x10\x032\x94\r\n" +
 	"\fAdminService\x12L\n" +
 	"\tGetStatus\x12\x1e.msb.admin.v1.GetStatusRequest\x1a\x1f.msb.admin.v1.GetStatusResponse\x12L\n" +
 	"\tCreateKey\x12\x1e.msb.admin.v1.CreateKeyRequest\x1a\x1f.msb.admin.v1.CreateKeyResponse\x12I\n" +
@@ -3392,8 +3479,8 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x10AcknowledgeAudit\x12%.msb.admin.v1.AcknowledgeAuditRequest\x1a&.msb.admin.v1.AcknowledgeAuditResponse\x12I\n" +
 	"\bShutdown\x12\x1d.msb.admin.v1.ShutdownRequest\x1a\x1e.msb.admin.v1.ShutdownResponse\x12X\n" +
 	"\rListSandboxes\x12\".msb.admin.v1.ListSandboxesRequest\x1a#.msb.admin.v1.ListSandboxesResponse\x12R\n" +
-	"\vStopSandbox\x12 .msb.admin.v1.StopSandboxRequest\x1a!.msb.admin.v1.StopSandboxResponse\x12R\n" +
-	"\vImportImage\x12 .msb.admin.v1.ImportImageRequest\x1a!.msb.admin.v1.ImportImageResponse\x12O\n" +
+	"\vStopSandbox\x12 .msb.admin.v1.StopSandboxRequest\x1a!.msb.admin.v1.StopSandboxResponse\x12T\n" +
+	"\vImportImage\x12 .msb.admin.v1.ImportImageRequest\x1a!.msb.admin.v1.ImportImageResponse0\x01\x12O\n" +
 	"\n" +
 	"ListImages\x12\x1f.msb.admin.v1.ListImagesRequest\x1a .msb.admin.v1.ListImagesResponse\x12R\n" +
 	"\vRemoveImage\x12 .msb.admin.v1.RemoveImageRequest\x1a!.msb.admin.v1.RemoveImageResponseB/Z-github.com/msbd/msbd/api/msb/admin/v1;adminv1b\x06proto3"
@@ -3411,7 +3498,7 @@ func file_msb_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_msb_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_msb_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
 var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(KeyState)(0),                      // 0: msb.admin.v1.KeyState
 	(GetStatusResponse_DaemonState)(0), // 1: msb.admin.v1.GetStatusResponse.DaemonState
@@ -3461,29 +3548,30 @@ var file_msb_admin_v1_admin_proto_goTypes = []any{
 	(*StopSandboxResponse)(nil),        // 45: msb.admin.v1.StopSandboxResponse
 	(*ImportImageRequest)(nil),         // 46: msb.admin.v1.ImportImageRequest
 	(*ImportImageResponse)(nil),        // 47: msb.admin.v1.ImportImageResponse
-	(*ListImagesRequest)(nil),          // 48: msb.admin.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),         // 49: msb.admin.v1.ListImagesResponse
-	(*RemoveImageRequest)(nil),         // 50: msb.admin.v1.RemoveImageRequest
-	(*RemoveImageResponse)(nil),        // 51: msb.admin.v1.RemoveImageResponse
-	(*Image)(nil),                      // 52: msb.admin.v1.Image
-	(*timestamppb.Timestamp)(nil),      // 53: google.protobuf.Timestamp
+	(*ImportProgress)(nil),             // 48: msb.admin.v1.ImportProgress
+	(*ListImagesRequest)(nil),          // 49: msb.admin.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),         // 50: msb.admin.v1.ListImagesResponse
+	(*RemoveImageRequest)(nil),         // 51: msb.admin.v1.RemoveImageRequest
+	(*RemoveImageResponse)(nil),        // 52: msb.admin.v1.RemoveImageResponse
+	(*Image)(nil),                      // 53: msb.admin.v1.Image
+	(*timestamppb.Timestamp)(nil),      // 54: google.protobuf.Timestamp
 }
 var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	1,  // 0: msb.admin.v1.GetStatusResponse.state:type_name -> msb.admin.v1.GetStatusResponse.DaemonState
-	53, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	53, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
+	54, // 1: msb.admin.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	54, // 2: msb.admin.v1.GetStatusResponse.signing_key_created_at:type_name -> google.protobuf.Timestamp
 	6,  // 3: msb.admin.v1.GetStatusResponse.keys:type_name -> msb.admin.v1.KeyCounts
 	7,  // 4: msb.admin.v1.GetStatusResponse.isolation:type_name -> msb.admin.v1.Isolation
 	8,  // 5: msb.admin.v1.GetStatusResponse.recovery:type_name -> msb.admin.v1.Recovery
 	5,  // 6: msb.admin.v1.GetStatusResponse.tls:type_name -> msb.admin.v1.TLS
 	4,  // 7: msb.admin.v1.GetStatusResponse.capacity:type_name -> msb.admin.v1.Capacity
-	53, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
+	54, // 8: msb.admin.v1.TLS.not_after:type_name -> google.protobuf.Timestamp
 	11, // 9: msb.admin.v1.CreateKeyResponse.info:type_name -> msb.admin.v1.Key
-	53, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
-	53, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 10: msb.admin.v1.Key.created_at:type_name -> google.protobuf.Timestamp
+	54, // 11: msb.admin.v1.Key.expires_at:type_name -> google.protobuf.Timestamp
 	0,  // 12: msb.admin.v1.Key.state:type_name -> msb.admin.v1.KeyState
-	53, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
-	53, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
+	54, // 13: msb.admin.v1.Key.revoked_at:type_name -> google.protobuf.Timestamp
+	54, // 14: msb.admin.v1.Key.last_used_at:type_name -> google.protobuf.Timestamp
 	0,  // 15: msb.admin.v1.ListKeysRequest.state:type_name -> msb.admin.v1.KeyState
 	11, // 16: msb.admin.v1.ListKeysResponse.keys:type_name -> msb.admin.v1.Key
 	11, // 17: msb.admin.v1.GetKeyResponse.key:type_name -> msb.admin.v1.Key
@@ -3491,63 +3579,64 @@ var file_msb_admin_v1_admin_proto_depIdxs = []int32{
 	11, // 19: msb.admin.v1.RotateKeyResponse.info:type_name -> msb.admin.v1.Key
 	11, // 20: msb.admin.v1.RotateKeyResponse.old:type_name -> msb.admin.v1.Key
 	11, // 21: msb.admin.v1.PruneKeysResponse.keys:type_name -> msb.admin.v1.Key
-	53, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
-	53, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
-	53, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
+	54, // 22: msb.admin.v1.AcceptClockResponse.from:type_name -> google.protobuf.Timestamp
+	54, // 23: msb.admin.v1.AcceptClockResponse.to:type_name -> google.protobuf.Timestamp
+	54, // 24: msb.admin.v1.RestoreResponse.taken_at:type_name -> google.protobuf.Timestamp
 	34, // 25: msb.admin.v1.VerifyAuditResponse.segments:type_name -> msb.admin.v1.AuditSegment
 	34, // 26: msb.admin.v1.SealAuditResponse.segment:type_name -> msb.admin.v1.AuditSegment
 	43, // 27: msb.admin.v1.ListSandboxesResponse.sandboxes:type_name -> msb.admin.v1.Sandbox
-	53, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
-	52, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
-	52, // 30: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
-	53, // 31: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	2,  // 32: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
-	9,  // 33: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
-	12, // 34: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
-	14, // 35: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
-	16, // 36: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
-	18, // 37: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
-	20, // 38: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
-	22, // 39: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
-	24, // 40: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
-	26, // 41: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
-	28, // 42: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
-	30, // 43: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
-	32, // 44: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
-	35, // 45: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
-	37, // 46: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
-	39, // 47: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
-	41, // 48: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
-	44, // 49: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
-	46, // 50: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
-	48, // 51: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
-	50, // 52: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
-	3,  // 53: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
-	10, // 54: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
-	13, // 55: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
-	15, // 56: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
-	17, // 57: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
-	19, // 58: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
-	21, // 59: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
-	23, // 60: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
-	25, // 61: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
-	27, // 62: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
-	29, // 63: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
-	31, // 64: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
-	33, // 65: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
-	36, // 66: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
-	38, // 67: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
-	40, // 68: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
-	42, // 69: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
-	45, // 70: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
-	47, // 71: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
-	49, // 72: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
-	51, // 73: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
-	53, // [53:74] is the sub-list for method output_type
-	32, // [32:53] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	54, // 28: msb.admin.v1.Sandbox.created_at:type_name -> google.protobuf.Timestamp
+	53, // 29: msb.admin.v1.ImportImageResponse.images:type_name -> msb.admin.v1.Image
+	48, // 30: msb.admin.v1.ImportImageResponse.progress:type_name -> msb.admin.v1.ImportProgress
+	53, // 31: msb.admin.v1.ListImagesResponse.images:type_name -> msb.admin.v1.Image
+	54, // 32: msb.admin.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 33: msb.admin.v1.AdminService.GetStatus:input_type -> msb.admin.v1.GetStatusRequest
+	9,  // 34: msb.admin.v1.AdminService.CreateKey:input_type -> msb.admin.v1.CreateKeyRequest
+	12, // 35: msb.admin.v1.AdminService.ListKeys:input_type -> msb.admin.v1.ListKeysRequest
+	14, // 36: msb.admin.v1.AdminService.GetKey:input_type -> msb.admin.v1.GetKeyRequest
+	16, // 37: msb.admin.v1.AdminService.RevokeKey:input_type -> msb.admin.v1.RevokeKeyRequest
+	18, // 38: msb.admin.v1.AdminService.RotateKey:input_type -> msb.admin.v1.RotateKeyRequest
+	20, // 39: msb.admin.v1.AdminService.PruneKeys:input_type -> msb.admin.v1.PruneKeysRequest
+	22, // 40: msb.admin.v1.AdminService.AcceptClock:input_type -> msb.admin.v1.AcceptClockRequest
+	24, // 41: msb.admin.v1.AdminService.Reset:input_type -> msb.admin.v1.ResetRequest
+	26, // 42: msb.admin.v1.AdminService.Backup:input_type -> msb.admin.v1.BackupRequest
+	28, // 43: msb.admin.v1.AdminService.Restore:input_type -> msb.admin.v1.RestoreRequest
+	30, // 44: msb.admin.v1.AdminService.TailAudit:input_type -> msb.admin.v1.TailAuditRequest
+	32, // 45: msb.admin.v1.AdminService.VerifyAudit:input_type -> msb.admin.v1.VerifyAuditRequest
+	35, // 46: msb.admin.v1.AdminService.SealAudit:input_type -> msb.admin.v1.SealAuditRequest
+	37, // 47: msb.admin.v1.AdminService.AcknowledgeAudit:input_type -> msb.admin.v1.AcknowledgeAuditRequest
+	39, // 48: msb.admin.v1.AdminService.Shutdown:input_type -> msb.admin.v1.ShutdownRequest
+	41, // 49: msb.admin.v1.AdminService.ListSandboxes:input_type -> msb.admin.v1.ListSandboxesRequest
+	44, // 50: msb.admin.v1.AdminService.StopSandbox:input_type -> msb.admin.v1.StopSandboxRequest
+	46, // 51: msb.admin.v1.AdminService.ImportImage:input_type -> msb.admin.v1.ImportImageRequest
+	49, // 52: msb.admin.v1.AdminService.ListImages:input_type -> msb.admin.v1.ListImagesRequest
+	51, // 53: msb.admin.v1.AdminService.RemoveImage:input_type -> msb.admin.v1.RemoveImageRequest
+	3,  // 54: msb.admin.v1.AdminService.GetStatus:output_type -> msb.admin.v1.GetStatusResponse
+	10, // 55: msb.admin.v1.AdminService.CreateKey:output_type -> msb.admin.v1.CreateKeyResponse
+	13, // 56: msb.admin.v1.AdminService.ListKeys:output_type -> msb.admin.v1.ListKeysResponse
+	15, // 57: msb.admin.v1.AdminService.GetKey:output_type -> msb.admin.v1.GetKeyResponse
+	17, // 58: msb.admin.v1.AdminService.RevokeKey:output_type -> msb.admin.v1.RevokeKeyResponse
+	19, // 59: msb.admin.v1.AdminService.RotateKey:output_type -> msb.admin.v1.RotateKeyResponse
+	21, // 60: msb.admin.v1.AdminService.PruneKeys:output_type -> msb.admin.v1.PruneKeysResponse
+	23, // 61: msb.admin.v1.AdminService.AcceptClock:output_type -> msb.admin.v1.AcceptClockResponse
+	25, // 62: msb.admin.v1.AdminService.Reset:output_type -> msb.admin.v1.ResetResponse
+	27, // 63: msb.admin.v1.AdminService.Backup:output_type -> msb.admin.v1.BackupResponse
+	29, // 64: msb.admin.v1.AdminService.Restore:output_type -> msb.admin.v1.RestoreResponse
+	31, // 65: msb.admin.v1.AdminService.TailAudit:output_type -> msb.admin.v1.TailAuditResponse
+	33, // 66: msb.admin.v1.AdminService.VerifyAudit:output_type -> msb.admin.v1.VerifyAuditResponse
+	36, // 67: msb.admin.v1.AdminService.SealAudit:output_type -> msb.admin.v1.SealAuditResponse
+	38, // 68: msb.admin.v1.AdminService.AcknowledgeAudit:output_type -> msb.admin.v1.AcknowledgeAuditResponse
+	40, // 69: msb.admin.v1.AdminService.Shutdown:output_type -> msb.admin.v1.ShutdownResponse
+	42, // 70: msb.admin.v1.AdminService.ListSandboxes:output_type -> msb.admin.v1.ListSandboxesResponse
+	45, // 71: msb.admin.v1.AdminService.StopSandbox:output_type -> msb.admin.v1.StopSandboxResponse
+	47, // 72: msb.admin.v1.AdminService.ImportImage:output_type -> msb.admin.v1.ImportImageResponse
+	50, // 73: msb.admin.v1.AdminService.ListImages:output_type -> msb.admin.v1.ListImagesResponse
+	52, // 74: msb.admin.v1.AdminService.RemoveImage:output_type -> msb.admin.v1.RemoveImageResponse
+	54, // [54:75] is the sub-list for method output_type
+	33, // [33:54] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_msb_admin_v1_admin_proto_init() }
@@ -3561,7 +3650,7 @@ func file_msb_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_msb_admin_v1_admin_proto_rawDesc), len(file_msb_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   51,
+			NumMessages:   52,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

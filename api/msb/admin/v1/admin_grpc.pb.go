@@ -95,8 +95,9 @@ type AdminServiceClient interface {
 	ListSandboxes(ctx context.Context, in *ListSandboxesRequest, opts ...grpc.CallOption) (*ListSandboxesResponse, error)
 	// StopSandbox stops a sandbox and removes its resources.
 	StopSandbox(ctx context.Context, in *StopSandboxRequest, opts ...grpc.CallOption) (*StopSandboxResponse, error)
-	// ImportImage imports an OCI archive on the server's host, so that sandboxes can be started from its images.
-	ImportImage(ctx context.Context, in *ImportImageRequest, opts ...grpc.CallOption) (*ImportImageResponse, error)
+	// ImportImage imports an OCI archive on the server's host, so that sandboxes can be started from its images. It streams
+	// messages with the progress, and finally one with the images.
+	ImportImage(ctx context.Context, in *ImportImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportImageResponse], error)
 	// ListImages lists the images from which sandboxes can be started.
 	ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error)
 	// RemoveImage removes an image that no sandbox uses.
@@ -312,15 +313,24 @@ func (c *adminServiceClient) StopSandbox(ctx context.Context, in *StopSandboxReq
 	return out, nil
 }
 
-func (c *adminServiceClient) ImportImage(ctx context.Context, in *ImportImageRequest, opts ...grpc.CallOption) (*ImportImageResponse, error) {
+func (c *adminServiceClient) ImportImage(ctx context.Context, in *ImportImageRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ImportImageResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(ImportImageResponse)
-	err := c.cc.Invoke(ctx, AdminService_ImportImage_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[3], AdminService_ImportImage_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[ImportImageRequest, ImportImageResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ImportImageClient = grpc.ServerStreamingClient[ImportImageResponse]
 
 func (c *adminServiceClient) ListImages(ctx context.Context, in *ListImagesRequest, opts ...grpc.CallOption) (*ListImagesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -393,8 +403,9 @@ type AdminServiceServer interface {
 	ListSandboxes(context.Context, *ListSandboxesRequest) (*ListSandboxesResponse, error)
 	// StopSandbox stops a sandbox and removes its resources.
 	StopSandbox(context.Context, *StopSandboxRequest) (*StopSandboxResponse, error)
-	// ImportImage imports an OCI archive on the server's host, so that sandboxes can be started from its images.
-	ImportImage(context.Context, *ImportImageRequest) (*ImportImageResponse, error)
+	// ImportImage imports an OCI archive on the server's host, so that sandboxes can be started from its images. It streams
+	// messages with the progress, and finally one with the images.
+	ImportImage(*ImportImageRequest, grpc.ServerStreamingServer[ImportImageResponse]) error
 	// ListImages lists the images from which sandboxes can be started.
 	ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error)
 	// RemoveImage removes an image that no sandbox uses.
@@ -463,8 +474,8 @@ func (UnimplementedAdminServiceServer) ListSandboxes(context.Context, *ListSandb
 func (UnimplementedAdminServiceServer) StopSandbox(context.Context, *StopSandboxRequest) (*StopSandboxResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopSandbox not implemented")
 }
-func (UnimplementedAdminServiceServer) ImportImage(context.Context, *ImportImageRequest) (*ImportImageResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method ImportImage not implemented")
+func (UnimplementedAdminServiceServer) ImportImage(*ImportImageRequest, grpc.ServerStreamingServer[ImportImageResponse]) error {
+	return status.Error(codes.Unimplemented, "method ImportImage not implemented")
 }
 func (UnimplementedAdminServiceServer) ListImages(context.Context, *ListImagesRequest) (*ListImagesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListImages not implemented")
@@ -792,23 +803,16 @@ func _AdminService_StopSandbox_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
-func _AdminService_ImportImage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(ImportImageRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _AdminService_ImportImage_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ImportImageRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(AdminServiceServer).ImportImage(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: AdminService_ImportImage_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AdminServiceServer).ImportImage(ctx, req.(*ImportImageRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(AdminServiceServer).ImportImage(m, &grpc.GenericServerStream[ImportImageRequest, ImportImageResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ImportImageServer = grpc.ServerStreamingServer[ImportImageResponse]
 
 func _AdminService_ListImages_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListImagesRequest)
@@ -914,10 +918,6 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_StopSandbox_Handler,
 		},
 		{
-			MethodName: "ImportImage",
-			Handler:    _AdminService_ImportImage_Handler,
-		},
-		{
 			MethodName: "ListImages",
 			Handler:    _AdminService_ListImages_Handler,
 		},
@@ -940,6 +940,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "TailAudit",
 			Handler:       _AdminService_TailAudit_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ImportImage",
+			Handler:       _AdminService_ImportImage_Handler,
 			ServerStreams: true,
 		},
 	},

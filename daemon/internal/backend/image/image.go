@@ -124,10 +124,11 @@ func (s *Store) importArchive(ctx context.Context, path string, progress func(sa
 		s.mu.Lock()
 		s.importing[lease.ID] = append(s.importing[lease.ID], whole)
 		s.mu.Unlock()
-		err := s.prepare(ctx, whole, func(done, total int64) {
+		report := func(done, total int64) {
 			progress(sandbox.ImportProgress{Phase: sandbox.ImportUnpacking, Image: familiar(img.Name), Done: done, Total: total})
-		})
-		if err != nil {
+		}
+		report(0, 0) // prepare may report nothing
+		if err := s.prepare(ctx, whole, report); err != nil {
 			return nil, fmt.Errorf("prepare image %s: %w", img.Name, err)
 		}
 	}

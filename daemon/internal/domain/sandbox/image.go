@@ -18,7 +18,7 @@ type ImportProgress struct {
 	Phase ImportPhase
 	// Image is the name of the image that is prepared, as in Image. It is empty while the archive is read.
 	Image string
-	// Done and Total are numbers of bytes of this phase and this image.
+	// Done and Total are numbers of bytes of this phase and this image. Total is 0 while it is unknown.
 	Done, Total int64
 }
 

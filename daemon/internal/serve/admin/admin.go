@@ -82,8 +82,8 @@ type Sandboxes interface {
 
 // Images manages the images from which sandboxes are started. *image.Store implements it.
 type Images interface {
-	// Import imports the OCI archive at a path on this host.
-	Import(ctx context.Context, path string) ([]sandbox.Image, error)
+	// Import imports the OCI archive at a path on this host. It calls progress, which must not block, as it proceeds.
+	Import(ctx context.Context, path string, progress func(sandbox.ImportProgress)) ([]sandbox.Image, error)
 	List(ctx context.Context) ([]sandbox.Image, error)
 	// Remove removes an image, unless one of the sandboxes uses it.
 	Remove(ctx context.Context, name string, sandboxes []sandbox.Record) error

@@ -3,6 +3,7 @@ package admin
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/user"
@@ -227,11 +228,11 @@ func TestSandboxesAndImages(t *testing.T) {
 	if diff := cmp.Diff([]sandbox.Name{{Namespace: "default", Name: "my-env"}}, f.sandboxes.stopped); diff != "" {
 		t.Error(diff)
 	}
-	imported, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/x.tar"})
+	imported, err := f.importImage(t, "/x.tar")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(wantImages, imported.GetImages(), protocmp.Transform()); diff != "" {
+	if diff := cmp.Diff([]*adminv1.ImportImageResponse{{Images: wantImages}}, imported, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
 	if _, err := f.client.RemoveImage(t.Context(), &adminv1.RemoveImageRequest{Name: "a/b"}); err != nil {
@@ -248,7 +249,7 @@ func TestSandboxesAndImages(t *testing.T) {
 		t.Errorf("removing an image that is used: %v", err)
 	}
 	f.images.err = fmt.Errorf("/y.tar is not an image: %w", errdefs.ErrInvalidArgument)
-	if _, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/y.tar"}); err == nil {
+	if _, err := f.importImage(t, "/y.tar"); err == nil {
 		t.Error("a failed import returns no error")
 	}
 	wantEvents := []audit.Event{
@@ -262,6 +263,66 @@ func TestSandboxesAndImages(t *testing.T) {
 	}
 	if diff := cmp.Diff(wantEvents, f.store.TakeEvents()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// importImage imports an archive and returns all messages of the server.
+func (f *fixture) importImage(t *testing.T, path string) (messages []*adminv1.ImportImageResponse, err error) {
+	t.Helper()
+	stream, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		message, err := stream.Recv()
+		if err == io.EOF {
+			return messages, nil
+		}
+		if err != nil {
+			return messages, err
+		}
+		messages = append(messages, message)
+	}
+}
+
+// An import reports its latest progress, but not too often. The client gets it before the import has ended.
+func TestImportProgress(t *testing.T) {
+	f := newFixture(t, "")
+	received := make(chan struct{})
+	var began time.Time
+	f.images.onImport = func(progress func(sandbox.ImportProgress)) {
+		began = time.Now()
+		progress(sandbox.ImportProgress{Phase: sandbox.ImportReading, Done: 1, Total: 2})
+		<-received
+		for i := range int64(10_000) {
+			progress(sandbox.ImportProgress{Phase: sandbox.ImportUnpacking, Image: "a/b", Done: i, Total: 10_000})
+		}
+		<-received
+	}
+	stream, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/x.tar"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []*adminv1.ImportProgress{
+		{Phase: "reading", Done: 1, Total: 2}, {Phase: "unpacking", Image: "a/b", Done: 9999, Total: 10_000},
+	} {
+		got, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(&adminv1.ImportImageResponse{Progress: want}, got, protocmp.Transform()); diff != "" {
+			t.Error(diff)
+		}
+		received <- struct{}{}
+	}
+	if passed := time.Since(began); passed < progressInterval {
+		t.Errorf("two messages within %v", passed)
+	}
+	if got, err := stream.Recv(); err != nil || len(got.GetImages()) != 1 || got.GetProgress() != nil {
+		t.Errorf("last message %v, %v", got, err)
+	}
+	if got, err := stream.Recv(); err != io.EOF {
+		t.Errorf("after the last message: %v, %v", got, err)
 	}
 }
 
@@ -292,7 +353,7 @@ func TestNothingHappensWithoutItsAuditLine(t *testing.T) {
 	f.store.FailWith(errors.New("no space left on device"))
 	for name, act := range map[string]func() error{
 		"import": func() error {
-			_, err := f.client.ImportImage(t.Context(), &adminv1.ImportImageRequest{Path: "/x.tar"})
+			_, err := f.importImage(t, "/x.tar")
 			return err
 		},
 		"remove": func() error {

@@ -164,10 +164,15 @@ type fakeImages struct {
 	removed  []string
 	seen     []sandbox.Record // the sandboxes that the last Remove was given
 	err      error            // of Import and Remove
+	// onImport, which may be nil, is called by Import.
+	onImport func(progress func(sandbox.ImportProgress))
 }
 
-func (i *fakeImages) Import(_ context.Context, path string) ([]sandbox.Image, error) {
+func (i *fakeImages) Import(_ context.Context, path string, progress func(sandbox.ImportProgress)) ([]sandbox.Image, error) {
 	i.imported = append(i.imported, path)
+	if i.onImport != nil {
+		i.onImport(progress)
+	}
 	if i.err != nil {
 		return nil, i.err
 	}

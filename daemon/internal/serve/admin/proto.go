@@ -70,6 +70,10 @@ func imageProto(i sandbox.Image) *adminv1.Image {
 	return &adminv1.Image{Name: i.Name, Digest: i.Digest, SizeBytes: i.Size, CreatedAt: timeProto(i.Created)}
 }
 
+func progressProto(p sandbox.ImportProgress) *adminv1.ImportProgress {
+	return &adminv1.ImportProgress{Phase: string(p.Phase), Image: p.Image, Done: p.Done, Total: p.Total}
+}
+
 func restoredProto(r keys.Restored, signingKeyID string) *adminv1.RestoreResponse {
 	return &adminv1.RestoreResponse{
 		SigningKeyId: signingKeyID,

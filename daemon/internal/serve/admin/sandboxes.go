@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"time"
 
 	"github.com/msbd/msbd/api/audit"
 	adminv1 "github.com/msbd/msbd/api/msb/admin/v1"
@@ -39,17 +40,56 @@ func (s *Server) StopSandbox(ctx context.Context, req *adminv1.StopSandboxReques
 	return new(adminv1.StopSandboxResponse), nil
 }
 
+// progressInterval is the shortest time between two reports of the progress of an import.
+const progressInterval = 200 * time.Millisecond
+
 // ImportImage implements AdminServiceServer.
-func (s *Server) ImportImage(ctx context.Context, req *adminv1.ImportImageRequest) (*adminv1.ImportImageResponse, error) {
+func (s *Server) ImportImage(req *adminv1.ImportImageRequest, stream adminv1.AdminService_ImportImageServer) error {
+	ctx := stream.Context()
 	var images []sandbox.Image
 	err := s.recordAttempt(ctx, audit.Event{Action: audit.ImageImport, Target: req.GetPath()}, audit.ImportFailed, func() (err error) {
-		images, err = s.Images.Import(ctx, req.GetPath())
+		images, err = s.importImage(ctx, req.GetPath(), func(p sandbox.ImportProgress) {
+			// If the client has gone, ctx ends, and with it the import.
+			_ = stream.Send(&adminv1.ImportImageResponse{Progress: progressProto(p)})
+		})
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &adminv1.ImportImageResponse{Images: toProtos(images, imageProto)}, nil
+	return stream.Send(&adminv1.ImportImageResponse{Images: toProtos(images, imageProto)})
+}
+
+// importImage imports an archive, and calls report with the latest progress from time to time. The import does not wait
+// for report, because a client may be slow.
+func (s *Server) importImage(ctx context.Context, path string, report func(sandbox.ImportProgress)) (images []sandbox.Image, err error) {
+	latest, done := make(chan sandbox.ImportProgress, 1), make(chan struct{})
+	go func() {
+		defer close(done)
+		images, err = s.Images.Import(ctx, path, func(p sandbox.ImportProgress) {
+			select {
+			case <-latest:
+			default:
+			}
+			select {
+			case latest <- p:
+			default: // another call was faster
+			}
+		})
+	}()
+	for {
+		select {
+		case p := <-latest:
+			report(p)
+		case <-done:
+			return images, err
+		}
+		select {
+		case <-time.After(progressInterval):
+		case <-done:
+			return images, err
+		}
+	}
 }
 
 // RemoveImage implements AdminServiceServer.
