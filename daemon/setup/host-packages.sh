@@ -21,6 +21,8 @@ curl               | /usr/bin/curl                      | to download Node.js, a
 mmdebstrap         | /usr/bin/mmdebstrap                | to build the images from Debian packages
 qemu-system-x86    | /usr/bin/qemu-system-x86_64        | to run the microVMs
 qemu-system-common | /usr/lib/qemu/virtiofsd            | virtiofsd: to share the image with a microVM
+erofs-utils        | mkfs.erofs                         | to make the disks of images
+e2fsprogs          | /sbin/mkfs.ext4                    | to make the disks of sandboxes
 '
 # Go 1.21 and later download the version that go.mod names. Debian 12 has Go 1.19, with which go.sh downloads it.
 if ! "$(dirname "$0")"/go.sh find >/dev/null; then

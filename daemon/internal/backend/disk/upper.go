@@ -19,7 +19,7 @@ const (
 // A blank is what an empty writable disk contains, except for zeros. With it, a disk is made in about a millisecond.
 // mkfs.ext4 takes much longer, because it waits for the host's disk: p50 was 41 ms on a host with some load.
 //
-// All disks of one size therefore have the same UUID. That matters to nobody, because a guest has only one such disk.
+// All disks of one size therefore have the same UUID. That is harmless, because a guest has only one such disk.
 type blank []extent
 
 // An extent is a part of a file that is not a hole.

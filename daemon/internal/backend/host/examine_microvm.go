@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 )
 
 func (e examination) kvmDevice(context.Context) Check {
@@ -106,6 +108,21 @@ func (e examination) virtiofsd(ctx context.Context) Check {
 		}
 	}
 	return ok(name, "%s (%s), %s", version, kind, path)
+}
+
+func (e examination) mkfsErofs(context.Context) Check { return e.mkfs(disk.MkfsErofs) }
+
+func (e examination) mkfsExt4(context.Context) Check { return e.mkfs(disk.MkfsExt4) }
+
+func (e examination) mkfs(program disk.Program) Check {
+	if e.KataConfig != "" || e.route.Hypervisor == Kata {
+		return Check{} // only msbd's hypervisor service uses disks
+	}
+	path, err := program.Find()
+	if err != nil {
+		return problem(program.Name, "apt install "+program.Package, "%v", withoutClass(err))
+	}
+	return ok(program.Name, "%s", path)
 }
 
 func (e examination) kata(ctx context.Context) Check {

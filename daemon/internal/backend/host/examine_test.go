@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 )
 
 // newInstall creates a directory with a guest and with programs that report versions as the real ones do.
@@ -93,6 +95,8 @@ func TestExamine(t *testing.T) {
 		"no QEMU":       {change: func(o *Options, _ *Server) { o.QEMU = "/none" }, check: "QEMU", want: Problem, text: []string{"/none is not an executable file", "apt install"}},
 		"other QEMU":    {change: func(o *Options, _ *Server) { o.QEMU = "/bin/true" }, check: "QEMU", want: Problem, text: []string{"for its version"}},
 		"virtiofsd":     {check: "virtiofsd", want: OK, text: []string{"1.13.0 (Rust)"}},
+		"mkfs.erofs":    {check: "mkfs.erofs", want: OK, text: []string{"/mkfs.erofs"}},
+		"mkfs.ext4":     {check: "mkfs.ext4", want: OK, text: []string{"/mkfs.ext4"}},
 		"Kata":          {check: "Kata", want: OK, text: []string{"3.31.0, built in"}},
 		"old Kata": {change: func(o *Options, _ *Server) { o.KataShim = filepath.Join(o.LibDir, "rust-shim") }, check: "Kata", want: Warning,
 			text: []string{"3.29.0, from the host, Rust runtime", "CVE-2026-47243", "kata-shim"}},
@@ -169,6 +173,31 @@ func TestReport(t *testing.T) {
 	o.Hypervisor = "xen"
 	if r := m.examine(t.Context(), o, s); r.Status != Problem || r.Isolation != nil || r.Checks[len(r.Checks)-1].Name != "isolation" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// The programs that make disks are needed, unless Kata's own driver runs the microVMs.
+func TestExamineWithoutMkfs(t *testing.T) {
+	m := newMachine(t, goodHost)
+	o, s := newInstall(t)
+	t.Setenv("PATH", t.TempDir())
+	if path, err := disk.MkfsErofs.Find(); err == nil {
+		t.Skipf("%s is found without PATH", path)
+	}
+	erofs := func() (found []Check) {
+		for _, c := range m.examine(t.Context(), o, s).Checks {
+			if c.Name == "mkfs.erofs" {
+				found = append(found, c)
+			}
+		}
+		return found
+	}
+	if c := erofs(); len(c) != 1 || c[0].Status != Problem || !strings.Contains(c[0].Detail, "not installed") || c[0].Remedy != "apt install erofs-utils" {
+		t.Errorf("%+v", c)
+	}
+	o.KataConfig = filepath.Join(t.TempDir(), "kata.toml")
+	if c := erofs(); len(c) != 0 {
+		t.Errorf("with Kata's own driver: %+v", c)
 	}
 }
 
