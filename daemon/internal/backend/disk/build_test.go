@@ -369,7 +369,7 @@ func TestBuildFails(t *testing.T) {
 	}
 }
 
-// pausedImage is an image whose content can be read only after the channel was closed.
+// pausedImage is an image whose last layer can be read only after the channel resume was closed.
 type pausedImage struct {
 	containerd.Image
 	store *pausedStore
@@ -380,7 +380,7 @@ func (i pausedImage) ContentStore() content.Store { return i.store }
 type pausedStore struct {
 	content.Store
 	layer   digest.Digest
-	started chan struct{} // receives a value when the layer is opened
+	started chan struct{} // gets a value when the layer is opened
 	resume  chan struct{}
 	opened  atomic.Int32
 }
@@ -405,7 +405,7 @@ func pause(t *testing.T, ctx context.Context, img containerd.Image) pausedImage 
 		t.Fatal(err)
 	}
 	return pausedImage{img, &pausedStore{
-		Store: img.ContentStore(), layer: manifest.Layers[0].Digest, started: make(chan struct{}, 10), resume: make(chan struct{}),
+		Store: img.ContentStore(), layer: manifest.Layers[len(manifest.Layers)-1].Digest, started: make(chan struct{}, 10), resume: make(chan struct{}),
 	}}
 }
 
@@ -449,22 +449,33 @@ func TestConcurrentBuilds(t *testing.T) {
 	}
 }
 
-// A build for which nobody waits any more ends and leaves nothing. Then it can begin again.
+// A build for which nobody waits any more ends and leaves nothing. Then it can begin again. If msbd is killed during the
+// build, the next New removes what was made.
 func TestCanceledBuild(t *testing.T) {
 	ctx, client := startContainerd(t)
 	store, state := newStore(t)
-	img := pause(t, ctx, newImage(t, ctx, client, nil, layer(t, file("a", "x"))))
+	img := pause(t, ctx, newImage(t, ctx, client, nil, layer(t, dir("etc"), file("etc/passwd", "x")), layer(t, file("a", "x"))))
 	canceled, cancel := context.WithCancelCause(ctx)
 	reason := errors.New("the caller has left")
+	killed := filepath.Join(t.TempDir(), "disks")
 	go func() {
 		<-img.store.started
-		cancel(reason)
+		defer cancel(reason)
+		command(t, "cp", "-a", state, killed)
 	}()
 	if _, err := store.BuildImage(canceled, img, nil); !errors.Is(err, reason) {
 		t.Errorf("the canceled call: %v", err)
 	}
-	if left := tree(t, state); !slices.Equal(left, []string{"images", "sandboxes"}) {
+	empty := []string{"images", "sandboxes"}
+	if left := tree(t, state); !slices.Equal(left, empty) {
 		t.Errorf("left: %v", left)
+	}
+	if left := tree(t, killed); !strings.HasSuffix(strings.Join(left, " "), ".new/root/etc/passwd sandboxes") {
+		t.Errorf("after the first layer, there are %v", left)
+	}
+	openStore(t, killed)
+	if left := tree(t, killed); !slices.Equal(left, empty) {
+		t.Errorf("left after a crash: %v", left)
 	}
 	close(img.store.resume)
 	if _, err := store.BuildImage(ctx, img, nil); err != nil {
