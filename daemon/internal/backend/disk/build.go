@@ -199,8 +199,8 @@ func (s *Store) build(ctx context.Context, img containerd.Image, dir string, pro
 	if err := unpack(ctx, img, root, progress); err != nil {
 		return err
 	}
-	// mkfs.erofs keeps the times of files by default, but not those that are later than now.
-	if err := MkfsErofs.run(ctx, "--quiet", "--preserve-mtime", "-U", imageUUID, file, root); err != nil {
+	// By default, mkfs.erofs keeps all that an image says about its files, and compresses nothing.
+	if err := MkfsErofs.run(ctx, "--quiet", "-U", imageUUID, file, root); err != nil {
 		return err
 	}
 	if err := copyAccounts(root, work); err != nil {
@@ -268,30 +268,29 @@ func apply(ctx context.Context, store content.Provider, layer ocispec.Descriptor
 		return err
 	}
 	defer blob.Close()
-	source := &layerReader{r: content.NewReader(blob), read: read}
-	plain, err := compression.DecompressStream(bufio.NewReaderSize(source, readSize))
-	if err == nil {
-		defer plain.Close()
-		digester := diffID.Algorithm().Digester()
-		stream := io.TeeReader(plain, digester.Hash())
-		if _, err = archive.Apply(ctx, root, stream); err == nil {
-			_, err = io.Copy(io.Discard, stream) // what follows the end of the archive counts for the digest
-		}
-		if err == nil && digester.Digest() != diffID {
-			err = fmt.Errorf("its digest is %s, but %s in the image's config: %w", digester.Digest(), diffID, errdefs.ErrInvalidArgument)
-		}
+	plain, err := compression.DecompressStream(bufio.NewReaderSize(&layerReader{content.NewReader(blob), read}, readSize))
+	if err != nil {
+		return err
 	}
-	if source.err != nil {
-		return source.err // its class is clearer than that of what follows from it
+	defer plain.Close()
+	digester := diffID.Algorithm().Digester()
+	stream := io.TeeReader(plain, digester.Hash())
+	if _, err := archive.Apply(ctx, root, stream); err != nil {
+		return err
 	}
-	return err
+	if _, err := io.Copy(io.Discard, stream); err != nil { // what follows the end of the archive counts for the digest
+		return err
+	}
+	if got := digester.Digest(); got != diffID {
+		return fmt.Errorf("its digest is %s, but %s in the image's config: %w", got, diffID, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
-// layerReader reads a layer from containerd and keeps the first error.
+// layerReader reads a layer from containerd, and gives its errors their class.
 type layerReader struct {
 	r    io.Reader
 	read func(n int)
-	err  error // other than io.EOF
 }
 
 func (l *layerReader) Read(p []byte) (int, error) {
@@ -299,7 +298,6 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	l.read(n)
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("read it from containerd: %w", ctrderrdefs.FromGRPC(err))
-		l.err = err
 	}
 	return n, err
 }

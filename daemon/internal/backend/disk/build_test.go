@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
@@ -28,6 +29,8 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/backend/containerd/containerdtest"
@@ -335,6 +338,9 @@ func TestBuildFails(t *testing.T) {
 	if err := client.ContentStore().Delete(ctx, manifest.Layers[0].Digest); err != nil {
 		t.Fatal(err)
 	}
+	lost := pause(t, ctx, newImage(t, ctx, client, nil, layer(t, file("random", rand.Text()+strings.Repeat("x", 1<<20)))))
+	lost.store.lost = true
+	close(lost.store.resume)
 	for name, test := range map[string]struct {
 		img   containerd.Image
 		class func(error) bool
@@ -345,6 +351,7 @@ func TestBuildFails(t *testing.T) {
 		"too few layers": {newImage(t, ctx, client, func(c *ocispec.Image) { c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, digest.FromString("x")) }, good), errdefs.IsInvalidArgument, "number of layers is 1"},
 		"not an archive": {newImage(t, ctx, client, nil, bytes.Repeat([]byte("garbage"), 1000)), func(err error) bool { return err != nil }, "layer 1 of 1"},
 		"no content":     {missing, errdefs.IsNotFound, "layer 1 of 1"},
+		"no containerd":  {lost, errdefs.IsUnavailable, "read it from containerd"},
 	} {
 		if _, err := store.BuildImage(ctx, test.img, nil); !test.class(err) || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v", name, err)
@@ -383,6 +390,7 @@ type pausedStore struct {
 	started chan struct{} // gets a value when the layer is opened
 	resume  chan struct{}
 	opened  atomic.Int32
+	lost    bool // whether containerd ends after the first bytes
 }
 
 func (s *pausedStore) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (content.ReaderAt, error) {
@@ -395,7 +403,21 @@ func (s *pausedStore) ReaderAt(ctx context.Context, desc ocispec.Descriptor) (co
 			return nil, ctx.Err()
 		}
 	}
-	return s.Store.ReaderAt(ctx, desc)
+	blob, err := s.Store.ReaderAt(ctx, desc)
+	if s.lost && desc.Digest == s.layer {
+		blob = lostBlob{blob}
+	}
+	return blob, err
+}
+
+// lostBlob is a blob whose containerd ends after the first bytes.
+type lostBlob struct{ content.ReaderAt }
+
+func (b lostBlob) ReadAt(p []byte, offset int64) (int, error) {
+	if offset > 0 {
+		return 0, status.Error(codes.Unavailable, "connection lost") // the client of containerd does not convert it
+	}
+	return b.ReaderAt.ReadAt(p[:min(len(p), 100)], offset)
 }
 
 func pause(t *testing.T, ctx context.Context, img containerd.Image) pausedImage {
