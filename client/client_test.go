@@ -108,10 +108,10 @@ func TestRequestsAndResults(t *testing.T) {
 	measured := rpc.SandboxMetrics{Namespace: "default", Name: "my-env", State: rpc.StateRunning, Running: true, CPUUsage: &cpu, MemoryUsage: &memory}
 	const metrics = `{"sandboxes":[{"namespace":"default","name":"my-env","state":"running","running":true,"cpu_usage":12.5,"memory_usage":256,"disk_usage":null,"of_tomorrow":1}]}`
 	failed := rpc.SandboxInfo{
-		Namespace: "default", Name: "my-env", ID: "sb-1", State: rpc.StateFailed, Reason: "its start failed", Image: "microsandbox/python",
+		Namespace: "default", Name: "my-env", ID: "1f0c9a2b5d6e7f803a4b", State: rpc.StateFailed, Reason: "its start failed", Image: "microsandbox/python",
 		CPUs: 1, Memory: 512, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}
-	const info = `{"namespace":"default","name":"my-env","id":"sb-1","state":"failed","reason":"its start failed","image":"microsandbox/python",` +
+	const info = `{"namespace":"default","name":"my-env","id":"1f0c9a2b5d6e7f803a4b","state":"failed","reason":"its start failed","image":"microsandbox/python",` +
 		`"cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z","of_tomorrow":1}`
 	for _, tt := range []struct {
 		result       string

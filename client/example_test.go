@@ -24,7 +24,7 @@ func server() *httptest.Server {
 		rpc.MethodSandboxStop:       `"error":{"code":-32003,"message":"sandbox default/nope does not exist"}`,
 		rpc.MethodSandboxReplRun:    `"result":{"status":"success","language":"python","output":[{"stream":"stdout","text":"42"}]}`,
 		rpc.MethodSandboxCommandRun: `"result":{"command":"sh","args":["-c","echo hello; exit 3"],"exit_code":3,"success":false,"output":[{"stream":"stdout","text":"hello"}]}`,
-		rpc.MethodSandboxList:       `"result":{"sandboxes":[{"namespace":"default","name":"my-env","id":"sb-1","state":"failed","reason":"its start failed","image":"microsandbox/python","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`,
+		rpc.MethodSandboxList:       `"result":{"sandboxes":[{"namespace":"default","name":"my-env","id":"1f0c9a2b5d6e7f803a4b","state":"failed","reason":"its start failed","image":"microsandbox/python","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`,
 		rpc.MethodSandboxMetricsGet: `"result":{"sandboxes":[{"namespace":"default","name":"my-env","state":"running","running":true,"cpu_usage":1.25,"memory_usage":61,"disk_usage":16384}]}`,
 	}
 	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

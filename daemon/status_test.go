@@ -79,7 +79,7 @@ func TestHasMicroVMs(t *testing.T) {
 		want  bool
 	}{{"", false}, {sandbox.Starting, true}, {sandbox.Running, true}, {sandbox.Stopping, true}, {sandbox.Failed, false}} {
 		if step.state != "" {
-			if err := db.PutSandbox(sandbox.Record{ID: "sb-1", State: step.state}); err != nil {
+			if err := db.PutSandbox(sandbox.Record{ID: "1f0c9a2b5d6e7f803a4b", State: step.state}); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -122,11 +122,11 @@ func initialSandboxes() []sandbox.Record {
 	now := time.Now().UTC()
 	return []sandbox.Record{
 		{
-			ID: "sb-a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Running, CreatedAt: now,
+			ID: "a1a1a1a1a1a1a1a1a1a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Running, CreatedAt: now,
 			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512},
 		},
 		{
-			ID: "sb-b2", Name: sandbox.Name{Namespace: "team", Name: "broken"}, State: sandbox.Failed, CreatedAt: now,
+			ID: "b2b2b2b2b2b2b2b2b2b2", Name: sandbox.Name{Namespace: "team", Name: "broken"}, State: sandbox.Failed, CreatedAt: now,
 			Config: sandbox.Config{Image: "microsandbox/node", CPUs: 2, MemoryMiB: 1024}, Reason: "its microVM ended \x1b[2Jhere",
 		},
 	}

@@ -55,7 +55,7 @@ const methods: Record<string, { required: string[]; known: string[] }> = {
 export const info = {
   namespace: "default",
   name: "my-env",
-  id: "sb-1",
+  id: "1f0c9a2b5d6e7f803a4b",
   state: "failed",
   reason: "its start failed",
   image: "microsandbox/python",

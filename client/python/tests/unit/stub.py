@@ -59,7 +59,7 @@ METHODS: dict[str, tuple[set[str], set[str]]] = {
 INFO: dict[str, Any] = {
     "namespace": "default",
     "name": "my-env",
-    "id": "sb-1",
+    "id": "1f0c9a2b5d6e7f803a4b",
     "state": "failed",
     "reason": "its start failed",
     "image": "microsandbox/python",

@@ -94,7 +94,7 @@ func TestFailedSandboxesAreBounded(t *testing.T) {
 
 	for i := range MaxFailed { // by an earlier version
 		name := fmt.Sprintf("old%03d", i)
-		rec := Record{ID: "sb-" + name, Name: Name{"a", name}, State: Failed, CreatedAt: time.Now().Add(-time.Hour)}
+		rec := Record{ID: name, Name: Name{"a", name}, State: Failed, CreatedAt: time.Now().Add(-time.Hour)}
 		if err := f.store.PutSandbox(rec); err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +112,7 @@ func TestFailedSandboxesOfAllNamespacesAreBounded(t *testing.T) {
 	f.rt.OnStart = func(context.Context, string) error { return errors.New("no such luck") }
 	for i := range MaxAllFailed {
 		n := Name{fmt.Sprintf("n%d", i), "old"}
-		rec := Record{ID: fmt.Sprintf("sb-%016x", i), Name: n, State: Failed, CreatedAt: time.Now().Add(time.Duration(i-MaxAllFailed) * time.Second)}
+		rec := Record{ID: fmt.Sprintf("%020d", i), Name: n, State: Failed, CreatedAt: time.Now().Add(time.Duration(i-MaxAllFailed) * time.Second)}
 		if err := f.store.PutSandbox(rec); err != nil {
 			t.Fatal(err)
 		}

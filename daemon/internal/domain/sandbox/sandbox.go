@@ -98,7 +98,7 @@ const (
 
 // Record is the stored state of a sandbox.
 type Record struct {
-	// ID is the id of the microVM, also in containerd. Each start creates a new one.
+	// ID is the id of the microVM, also in containerd. Each start creates a new one, for which IsID is true.
 	ID     string `json:"id"`
 	Name   Name   `json:"name"`
 	Config Config `json:"config"`

@@ -3,8 +3,6 @@ package sandbox
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -317,10 +315,4 @@ func validateEnv(entries []string) error {
 			"a file in the sandbox instead: %w", env, envEntryCost, maxEnv, errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-func newID() string {
-	var id [8]byte
-	rand.Read(id[:])
-	return "sb-" + hex.EncodeToString(id[:])
 }

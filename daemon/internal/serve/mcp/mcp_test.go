@@ -69,11 +69,11 @@ func TestRevisions(t *testing.T) {
 					`{"sandboxes":[{"namespace":"default","name":"a","state":"running","running":true,"cpu_usage":12.5,"memory_usage":256,"disk_usage":1099511627776}]}`,
 					`{"sandboxes":[{"cpu_usage":12.5,"disk_usage":1099511627776,"memory_usage":256,"name":"a","namespace":"default","running":true,"state":"running"}]}`, "metrics default/a"},
 				{"sandbox_get", `{"sandbox":"a"}`,
-					`{"namespace":"default","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}`,
-					`{"namespace":"default","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}`, "get default/a"},
+					`{"namespace":"default","name":"a","id":"1f0c9a2b5d6e7f803a4b","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}`,
+					`{"namespace":"default","name":"a","id":"1f0c9a2b5d6e7f803a4b","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}`, "get default/a"},
 				{"sandbox_list", `{"namespace":"b"}`,
-					`{"sandboxes":[{"namespace":"b","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`,
-					`{"sandboxes":[{"namespace":"b","name":"a","id":"sb-1","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`, "list b/a"},
+					`{"sandboxes":[{"namespace":"b","name":"a","id":"1f0c9a2b5d6e7f803a4b","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`,
+					`{"sandboxes":[{"namespace":"b","name":"a","id":"1f0c9a2b5d6e7f803a4b","state":"running","image":"x","cpus":1,"memory":512,"created_at":"2026-01-02T03:04:05Z"}]}`, "list b/a"},
 				{"sandbox_stop", `{"sandbox":"a"}`, "Sandbox a stopped successfully", `{"result":"Sandbox a stopped successfully"}`, "stop default/a"},
 			} {
 				res, err := c.CallTool(t.Context(), &sdk.CallToolParams{Name: call.tool, Arguments: json.RawMessage(call.arguments)})

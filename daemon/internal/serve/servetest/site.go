@@ -212,7 +212,7 @@ func (f *Sandboxes) RunCommand(ctx context.Context, n sandbox.Name, command sand
 // record returns the record of a sandbox that was started with req. A sandbox named "failed" has failed.
 func record(n sandbox.Name, req sandbox.Request) sandbox.Record {
 	rec := sandbox.Record{
-		ID: "sb-0011223344556677", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
+		ID: "00112233445566778899", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
 		Config: sandbox.Config{
 			Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512),
 			Env: req.Env, Workdir: req.Workdir,

@@ -25,7 +25,7 @@ type RuntimeUnderTest struct {
 
 // TestRuntime checks the contract of sandbox.Runtime. It starts one microVM.
 func TestRuntime(t *testing.T, r RuntimeUnderTest) {
-	const id = "sb-contract"
+	const id = "contract000000000000" // for which sandbox.IsID is true
 	ctx, cancel := context.WithTimeout(t.Context(), 5*r.Patience)
 	defer cancel()
 	t.Cleanup(func() {
