@@ -101,9 +101,13 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Connect: func(ctx context.Context, stream io.ReadWriteCloser, attach sandbox.Attach) (sandbox.Portal, error) {
 			return portalclient.New(ctx, stream, attach)
 		},
-		Defaults:     sandbox.Config{Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB},
+		Defaults: sandbox.Config{
+			Image: cfg.DefaultImage, CPUs: cfg.DefaultCPUs, MemoryMiB: cfg.DefaultMemoryMiB, DiskMiB: cfg.DefaultDiskMiB,
+		},
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
+		MaxDiskMiB:   cfg.MaxDiskMiB,
+		Disks:        limitsDisks(machines),
 		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
 		Boots:        max(2, runtime.NumCPU()),
 		CheckSpace:   db.CheckSpace,
@@ -115,6 +119,9 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Log:          log,
 	})
 }
+
+// limitsDisks reports whether the sandboxes have disks of a limited size.
+func limitsDisks(*backend.Backend) bool { return true }
 
 // codeGrace returns how long code has to react to an interrupt. An emulated interpreter on a busy host has taken more than 5 s.
 func codeGrace(accelerator string) time.Duration {

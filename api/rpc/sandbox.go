@@ -34,16 +34,22 @@ type SandboxConfig struct {
 	// Memory is in MiB.
 	Memory int `json:"memory,omitzero"`
 	// CPUs is the number of virtual CPUs. 0 means 1.
-	CPUs    *int     `json:"cpus,omitzero"`
+	CPUs *int `json:"cpus,omitzero"`
+	// Disk is the size of the writable disk in MiB.
+	Disk    int      `json:"disk,omitzero"`
 	Volumes []string `json:"volumes,omitzero"`
 	Ports   []string `json:"ports,omitzero"`
 	// Envs holds NAME=value entries.
-	Envs      []string          `json:"envs,omitzero"`
-	DependsOn []string          `json:"depends_on,omitzero"`
-	Workdir   string            `json:"workdir,omitzero"`
-	Shell     string            `json:"shell,omitzero"`
-	Scripts   map[string]string `json:"scripts,omitzero"`
-	Exec      string            `json:"exec,omitzero"`
+	Envs      []string `json:"envs,omitzero"`
+	DependsOn []string `json:"depends_on,omitzero"`
+	// Workdir is an absolute path. If it does not exist, it is created.
+	Workdir string `json:"workdir,omitzero"`
+	// User is the user of requests that name none: a name or number, optionally followed by ":" and a group.
+	User     string            `json:"user,omitzero"`
+	Hostname string            `json:"hostname,omitzero"`
+	Shell    string            `json:"shell,omitzero"`
+	Scripts  map[string]string `json:"scripts,omitzero"`
+	Exec     string            `json:"exec,omitzero"`
 }
 
 // UnsupportedConfig has the members of a SandboxConfig that the server refuses unless they are empty.
@@ -96,6 +102,8 @@ type SandboxInfo struct {
 	CPUs int `json:"cpus"`
 	// Memory is in MiB.
 	Memory int `json:"memory"`
+	// Disk is the size of the writable disk in MiB. It is 0 if the size is not limited.
+	Disk int `json:"disk,omitzero"`
 	// CreatedAt is when the sandbox was started, in UTC, to the second.
 	CreatedAt time.Time `json:"created_at"`
 }

@@ -208,8 +208,10 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 	}
 	s.manager = sandbox.NewManager(sandbox.Options{
 		Store: s.store, Runtime: runtime, Connect: connect,
-		Defaults: sandbox.Config{Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB},
-		MaxCPUs:  s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB,
+		Defaults: sandbox.Config{
+			Image: s.cfg.DefaultImage, CPUs: s.cfg.DefaultCPUs, MemoryMiB: s.cfg.DefaultMemoryMiB, DiskMiB: s.cfg.DefaultDiskMiB,
+		},
+		MaxCPUs: s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB, MaxDiskMiB: s.cfg.MaxDiskMiB, Disks: true,
 		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
 		Boots:      4,
 		CheckSpace: s.store.CheckSpace, MakeRoom: s.store.MakeRoom,

@@ -2636,11 +2636,13 @@ type Sandbox struct {
 	// "starting", "running", "stopping" or "failed".
 	State string `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`
 	// Why the sandbox failed, if it did.
-	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	Image         string                 `protobuf:"bytes,6,opt,name=image,proto3" json:"image,omitempty"`
-	Cpus          int32                  `protobuf:"varint,7,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	MemoryMib     int32                  `protobuf:"varint,8,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	Reason    string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Image     string                 `protobuf:"bytes,6,opt,name=image,proto3" json:"image,omitempty"`
+	Cpus      int32                  `protobuf:"varint,7,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryMib int32                  `protobuf:"varint,8,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// The size of the writable disk, or 0 if it is not limited.
+	DiskMib       int32 `protobuf:"varint,10,opt,name=disk_mib,json=diskMib,proto3" json:"disk_mib,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2736,6 +2738,13 @@ func (x *Sandbox) GetCreatedAt() *timestamppb.Timestamp {
 		return x.CreatedAt
 	}
 	return nil
+}
+
+func (x *Sandbox) GetDiskMib() int32 {
+	if x != nil {
+		return x.DiskMib
+	}
+	return 0
 }
 
 type StopSandboxRequest struct {
@@ -3416,7 +3425,7 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x14ListSandboxesRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\"L\n" +
 	"\x15ListSandboxesResponse\x123\n" +
-	"\tsandboxes\x18\x01 \x03(\v2\x15.msb.admin.v1.SandboxR\tsandboxes\"\xfd\x01\n" +
+	"\tsandboxes\x18\x01 \x03(\v2\x15.msb.admin.v1.SandboxR\tsandboxes\"\x98\x02\n" +
 	"\aSandbox\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -3428,7 +3437,9 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"memory_mib\x18\b \x01(\x05R\tmemoryMib\x129\n" +
 	"\n" +
-	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"F\n" +
+	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x19\n" +
+	"\bdisk_mib\x18\n" +
+	" \x01(\x05R\adiskMib\"F\n" +
 	"\x12StopSandboxRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\"\x15\n" +

@@ -11,7 +11,7 @@ type Path struct {
 	// Path need not be valid UTF-8. A relative path begins at the workdir of the sandbox, and "~" is the home directory of the
 	// user.
 	Path string
-	// User is the user who owns new files and directories, as in RunOptions. If it is empty, it is that of the image.
+	// User is the user who owns new files and directories, as in RunOptions.
 	User string
 	// Workdir is the workdir of the sandbox. The Manager sets it.
 	Workdir string

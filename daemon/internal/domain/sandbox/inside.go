@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,12 +24,12 @@ func (m *Manager) StartProcess(ctx context.Context, name Name, req ProcessReques
 	// A terminal is open as long as somebody uses it.
 	if req.WithCall && (req.Terminal == nil || req.Timeout > 0) {
 		return m.run(ctx, name, req.Timeout, req.Grace, queueName{}, nil, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
-			req.Environment, req.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
+			req.Environment, req.User, req.Timeout = cfg.environment(), cmp.Or(req.User, cfg.User), limit
 			return p.StartProcess(ctx, req)
 		})
 	}
 	return m.attach(ctx, name, func(ctx context.Context, p Portal, cfg Config) (Process, error) {
-		req.Environment = Environment{cfg.Env, cfg.Workdir}
+		req.Environment, req.User = cfg.environment(), cmp.Or(req.User, cfg.User)
 		return p.StartProcess(ctx, req)
 	})
 }
@@ -94,7 +95,7 @@ func (m *Manager) CreateContext(ctx context.Context, name Name, req ContextReque
 		return Context{}, err
 	}
 	return within(ctx, m, name, interpreterStart+responseGrace, func(ctx context.Context, p Portal, cfg Config) (Context, error) {
-		req.Environment = Environment{cfg.Env, cfg.Workdir}
+		req.Environment, req.User = cfg.environment(), cmp.Or(req.User, cfg.User)
 		return p.CreateContext(ctx, req)
 	})
 }
@@ -110,7 +111,7 @@ func (m *Manager) RestartContext(ctx context.Context, name Name, session string)
 		return Context{}, err
 	}
 	return within(ctx, m, name, interpreterStart+responseGrace, func(ctx context.Context, p Portal, cfg Config) (Context, error) {
-		return p.RestartContext(ctx, session, Environment{cfg.Env, cfg.Workdir})
+		return p.RestartContext(ctx, session, cfg.environment())
 	})
 }
 
@@ -200,9 +201,9 @@ func (m *Manager) Dial(ctx context.Context, name Name, address Address) (Conn, e
 	})
 }
 
-// in returns the path with the workdir of a sandbox.
+// in returns the path with the workdir of a sandbox and, if it names no user, the user of the sandbox.
 func (p Path) in(cfg Config) Path {
-	p.Workdir = cfg.Workdir
+	p.Workdir, p.User = cfg.Workdir, cmp.Or(p.User, cfg.User)
 	return p
 }
 

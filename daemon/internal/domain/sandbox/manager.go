@@ -35,8 +35,10 @@ type Options struct {
 	Connect func(ctx context.Context, stream io.ReadWriteCloser, attach Attach) (Portal, error)
 	// Defaults are the values of the fields that a Request leaves empty.
 	Defaults Config
-	// MaxCPUs and MaxMemoryMiB are the limits of one sandbox.
-	MaxCPUs, MaxMemoryMiB int
+	// MaxCPUs, MaxMemoryMiB and MaxDiskMiB are the limits of one sandbox.
+	MaxCPUs, MaxMemoryMiB, MaxDiskMiB int
+	// Disks reports whether the Runtime limits the size of the disks of sandboxes. If it does not, MaxDiskMiB is not used.
+	Disks bool
 	// Total limits the sandboxes of all tenant namespaces together. Its Runs is not used.
 	Total Quota
 	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn, and the tenant namespaces

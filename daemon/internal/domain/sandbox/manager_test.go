@@ -55,10 +55,10 @@ func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
 	o := Options{
 		Store: f.store, Runtime: f.rt,
 		Connect:  f.guest.Connect,
-		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512},
+		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024},
 		Quota:    func(string) Quota { return Quota{} },
 		Boots:    8,
-		MaxCPUs:  4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Hour,
+		MaxCPUs:  4, MaxMemoryMiB: 4096, MaxDiskMiB: 8192, Disks: true, StartTimeout: time.Minute, MaxRunTime: time.Hour,
 		CheckSpace: func() error {
 			if f.disk.full {
 				return ErrNoSpace
@@ -123,6 +123,15 @@ func TestBadRequestsChangeNothing(t *testing.T) {
 		"negative cpus":           {testName, Request{CPUs: -1}},
 		"too little memory":       {testName, Request{MemoryMiB: 1}},
 		"too much memory":         {testName, Request{MemoryMiB: 1 << 20}},
+		"too small a disk":        {testName, Request{DiskMiB: 63}},
+		"too large a disk":        {testName, Request{DiskMiB: 8193}},
+		"negative disk":           {testName, Request{DiskMiB: -1}},
+		"user too long":           {testName, Request{User: strings.Repeat("u", 513)}},
+		"hostname too long":       {testName, Request{Hostname: strings.Repeat("h", 64)}},
+		"hostname with a dot":     {testName, Request{Hostname: "a.b"}},
+		"hostname with a hyphen":  {testName, Request{Hostname: "a-"}},
+		"hostname, other letters": {testName, Request{Hostname: "h\u00f6st"}},
+		"hostname, line feed":     {testName, Request{Hostname: "a\n"}},
 		"environment, no value":   {testName, Request{Env: []string{"novalue"}}},
 		"environment, no name":    {testName, Request{Env: []string{"=x"}}},
 		"environment, space":      {testName, Request{Env: []string{"A B=q"}}},
@@ -698,18 +707,18 @@ func TestRecoverCarriesOutThePlan(t *testing.T) {
 	f := newFixture(t)
 	var ids []string
 	for _, r := range []Record{
-		{ID: "sb-run", Name: Name{"d", "run"}, State: Running},
-		{ID: "sb-dead", Name: Name{"d", "dead"}, State: Running},
-		{ID: "sb-half", Name: Name{"d", "half"}, State: Starting},
-		{ID: "sb-stop", Name: Name{"d", "stop"}, State: Stopping},
+		{ID: "run", Name: Name{"d", "run"}, State: Running},
+		{ID: "dead", Name: Name{"d", "dead"}, State: Running},
+		{ID: "half", Name: Name{"d", "half"}, State: Starting},
+		{ID: "stop", Name: Name{"d", "stop"}, State: Stopping},
 	} {
 		if err := f.store.PutSandbox(r); err != nil {
 			t.Fatal(err)
 		}
 		ids = append(ids, r.ID)
 	}
-	f.rt = sandboxtest.NewRuntime(append(ids, "sb-unknown")...)
-	f.rt.Kill("sb-dead")
+	f.rt = sandboxtest.NewRuntime(append(ids, "unknown")...)
+	f.rt.Kill("dead")
 	if r := f.restart(t); r != (Recovery{Adopted: 1, Lost: 1, Removed: 3}) {
 		t.Errorf("recovery: %+v, want 1 adopted, 1 lost, 3 removed", r)
 	}

@@ -55,7 +55,8 @@ type RunOptions struct {
 	// Cwd is the working directory. A relative path begins at the workdir of the sandbox, and "~" is the home directory of
 	// the user. If it is empty, a process starts in the workdir; a run of code starts where the run before it ended.
 	Cwd string
-	// User is a name or number, optionally followed by ":" and a group. If it is empty, it is the user of the image.
+	// User is a name or number, optionally followed by ":" and a group. If it is empty, the Manager sets that of the sandbox. If
+	// that is empty too, it is the user of the image.
 	User string
 	// Input is the standard input. With ProcessRequest.OpenInput, it is only its beginning.
 	Input []byte

@@ -45,7 +45,8 @@ func (m *Manager) RunCode(ctx context.Context, name Name, code Code) (Process, e
 
 func (m *Manager) runCode(ctx context.Context, name Name, code Code) (*process, error) {
 	return m.run(ctx, name, code.Timeout, cmp.Or(code.Grace, m.CodeGrace), code.queue(), code.Interrupts, func(ctx context.Context, p Portal, cfg Config, limit, waited time.Duration) (Process, error) {
-		code.Environment, code.Timeout, code.Waited = Environment{cfg.Env, cfg.Workdir}, limit, waited
+		code.Environment, code.User = cfg.environment(), cmp.Or(code.User, cfg.User)
+		code.Timeout, code.Waited = limit, waited
 		return p.RunCode(ctx, code)
 	})
 }
@@ -81,7 +82,7 @@ func (m *Manager) RunCommand(ctx context.Context, name Name, command Command) (P
 		return nil, err
 	}
 	return m.run(ctx, name, command.Timeout, command.Grace, queueName{}, nil, func(ctx context.Context, p Portal, cfg Config, limit, _ time.Duration) (Process, error) {
-		command.Environment, command.Timeout = Environment{cfg.Env, cfg.Workdir}, limit
+		command.Environment, command.User, command.Timeout = cfg.environment(), cmp.Or(command.User, cfg.User), limit
 		return p.RunCommand(ctx, command)
 	})
 }

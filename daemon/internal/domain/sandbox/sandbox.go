@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -52,13 +53,27 @@ type Config struct {
 	CPUs int `json:"cpus"`
 	// MemoryMiB is the guest's memory in MiB.
 	MemoryMiB int `json:"memory_mib"`
+	// DiskMiB is the size of the writable disk in MiB. 0 means that the size is not limited: a record of an earlier version has
+	// 0, and so has a sandbox of a server without Options.Disks.
+	DiskMiB int `json:"disk_mib,omitempty"`
 	// Env holds NAME=value entries, which override those of the image. The record of a failed sandbox has none.
 	Env []string `json:"env,omitempty"`
-	// Workdir is an absolute path, or empty for the working directory of the image.
+	// Workdir is an absolute path, or empty for the working directory of the image. The start creates it.
 	Workdir string `json:"workdir,omitempty"`
+	// User is the user of everything for which a request names none, as in RunOptions. Empty means the user of the image.
+	User string `json:"user,omitempty"`
+	// Hostname is an RFC 1123 label. It is empty in a record of an earlier version, which had only DefaultHostname.
+	Hostname string `json:"hostname,omitempty"`
 }
 
-// Diff describes how other differs from c. It returns "" if they are equal.
+// DefaultHostname is the hostname of a sandbox whose start names none.
+const DefaultHostname = "sandbox"
+
+// environment returns the part of the configuration that applies to every process.
+func (c Config) environment() Environment { return Environment{c.Env, c.Workdir} }
+
+// Diff describes how other differs from c. It returns "" if they are equal. A disk without a limit is equal to every disk, so
+// that a sandbox of an earlier version can be started again with the configuration that it was started with.
 func (c Config) Diff(other Config) string {
 	var d []string
 	if c.Image != other.Image {
@@ -70,11 +85,20 @@ func (c Config) Diff(other Config) string {
 	if c.MemoryMiB != other.MemoryMiB {
 		d = append(d, fmt.Sprintf("memory is %d MiB, not %d", c.MemoryMiB, other.MemoryMiB))
 	}
+	if c.DiskMiB != other.DiskMiB && c.DiskMiB != 0 && other.DiskMiB != 0 {
+		d = append(d, fmt.Sprintf("disk is %d MiB, not %d", c.DiskMiB, other.DiskMiB))
+	}
 	if !slices.Equal(c.Env, other.Env) {
 		d = append(d, "envs differ")
 	}
 	if c.Workdir != other.Workdir {
 		d = append(d, fmt.Sprintf("workdir is %q, not %q", c.Workdir, other.Workdir))
+	}
+	if c.User != other.User {
+		d = append(d, fmt.Sprintf("user is %q, not %q", c.User, other.User))
+	}
+	if a, b := cmp.Or(c.Hostname, DefaultHostname), cmp.Or(other.Hostname, DefaultHostname); a != b {
+		d = append(d, fmt.Sprintf("hostname is %s, not %s", a, b))
 	}
 	return strings.Join(d, "; ")
 }

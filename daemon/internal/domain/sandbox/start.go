@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -40,14 +41,18 @@ type Request struct {
 	Image     string
 	CPUs      int
 	MemoryMiB int
+	DiskMiB   int
 	Env       []string
 	Workdir   string
+	User      string
+	Hostname  string
 }
 
 // Start starts a sandbox and returns when its guest has answered. Starting a running sandbox again with the same
 // configuration does nothing; with another configuration, Start returns errdefs.ErrAlreadyExists and says what differs. If
 // ctx is canceled before the sandbox runs, Start removes the sandbox and its record. If Stop is called meanwhile, it
-// cancels the start and then removes both.
+// cancels the start and then removes both. If the sandbox refuses the user or the workdir, Start removes both too, and returns
+// errdefs.ErrInvalidArgument.
 func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 	cfg, err := m.configure(name, req)
 	if err != nil {
@@ -102,6 +107,12 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 	}
 	if err != nil {
+		refused, isRefused := errors.AsType[*refusedConfig](err)
+		if isRefused && cause == nil {
+			m.Log.Info("sandbox start refused", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "err", err)
+			_ = m.erase(ctx, e, rec, "its start was refused") // on error, erase has recorded the failure
+			return fmt.Errorf("sandbox %s was not started: %w", name, refused)
+		}
 		if caller.Err() != nil && errors.Is(cause, context.Cause(caller)) {
 			m.Log.Info("sandbox start canceled", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "cause", cause, "err", err)
 			_ = m.erase(ctx, e, rec, "its start was canceled") // on error, erase has recorded the failure
@@ -137,6 +148,16 @@ func (m *Manager) checkSpace(name Name) error {
 type badImage struct{ error }
 
 func (*badImage) Unwrap() error { return errdefs.ErrInvalidArgument }
+
+// refusedConfig is the error for a field of the configuration that the sandbox refuses. Its class is
+// errdefs.ErrInvalidArgument. The text of the error in it may come from the sandbox.
+type refusedConfig struct {
+	field string
+	error
+}
+
+func (r *refusedConfig) Error() string { return "config." + r.field + ": " + r.error.Error() }
+func (*refusedConfig) Unwrap() error   { return errdefs.ErrInvalidArgument }
 
 // replace records rec, a new start attempt, in place of old, the previous record of the name.
 func (m *Manager) replace(e *entry, old, rec Record) error {
@@ -175,7 +196,7 @@ func (m *Manager) hideCause(name Name, what string, cause error) error {
 	}
 }
 
-// boot waits for its turn, starts the microVM and waits for the portal to answer. If it was interrupted, cause says why:
+// boot waits for its turn, starts the microVM, waits for the portal to answer and prepares the sandbox. If it was interrupted, cause says why:
 // ctx was canceled, or the guest did not answer in time.
 func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
 	if err := m.boots.take(ctx, rec.Name.Namespace); err != nil {
@@ -189,7 +210,36 @@ func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err err
 		return nil, context.Cause(ctx), err
 	}
 	c, err := m.connect(ctx, rec.ID)
-	return c, context.Cause(ctx), err
+	if err != nil {
+		return nil, context.Cause(ctx), err
+	}
+	if err := prepare(ctx, c, rec.Config); err != nil {
+		c.Close()
+		return nil, context.Cause(ctx), err
+	}
+	return c, context.Cause(ctx), nil
+}
+
+// prepare checks the user and creates the workdir of a new sandbox, if its configuration has any. If the sandbox refuses one of
+// them, the error is a refusedConfig.
+func prepare(ctx context.Context, p Portal, cfg Config) error {
+	create := func(field, path string) error {
+		_, _, err := p.MakeDirectory(ctx, Path{Path: path, User: cfg.User}, nil)
+		if errdefs.IsInvalidArgument(err) || errdefs.IsFailedPrecondition(err) || errdefs.IsNotFound(err) || errors.Is(err, ErrSandboxFull) {
+			return &refusedConfig{field, err}
+		}
+		return err
+	}
+	if cfg.User != "" {
+		// This directory exists, so the portal only checks whether it can give it to the user.
+		if err := create("user", "/"); err != nil {
+			return err
+		}
+	}
+	if cfg.Workdir == "" {
+		return nil
+	}
+	return create("workdir", cfg.Workdir)
 }
 
 func (m *Manager) connect(ctx context.Context, id string) (*conn, error) {
@@ -263,11 +313,12 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if err := name.Validate(); err != nil {
 		return zero, err
 	}
-	if len(req.Image) > maxName || len(req.Workdir) > maxPath {
-		return zero, fmt.Errorf("an image name has at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
+	if len(req.Image) > maxName || len(req.Workdir) > maxPath || len(req.User) > maxName {
+		return zero, fmt.Errorf("the names of an image and of a user have at most %d bytes, and a workdir at most %d: %w", maxName, maxPath, errdefs.ErrInvalidArgument)
 	}
 	cfg := m.Defaults
-	cfg.Env, cfg.Workdir = slices.Clone(req.Env), req.Workdir
+	cfg.Env, cfg.Workdir, cfg.User = slices.Clone(req.Env), req.Workdir, req.User
+	cfg.Hostname = cmp.Or(req.Hostname, DefaultHostname)
 	if req.Image != "" {
 		cfg.Image = req.Image
 	}
@@ -283,6 +334,22 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	if cfg.MemoryMiB < config.MinMemoryMiB || cfg.MemoryMiB > m.MaxMemoryMiB {
 		return zero, fmt.Errorf("memory %d MiB: this server allows %d to %d: %w", cfg.MemoryMiB, config.MinMemoryMiB, m.MaxMemoryMiB, errdefs.ErrInvalidArgument)
 	}
+	switch {
+	case m.Disks:
+		cfg.DiskMiB = cmp.Or(req.DiskMiB, cfg.DiskMiB)
+		if cfg.DiskMiB < config.MinDiskMiB || cfg.DiskMiB > m.MaxDiskMiB {
+			return zero, fmt.Errorf("disk %d MiB: this server allows %d to %d: %w", cfg.DiskMiB, config.MinDiskMiB, m.MaxDiskMiB, errdefs.ErrInvalidArgument)
+		}
+	case req.DiskMiB != 0:
+		return zero, fmt.Errorf("this server runs sandboxes with Kata's own driver, which cannot limit the disk of a sandbox; leave out config.disk: %w",
+			errdefs.ErrInvalidArgument)
+	default:
+		cfg.DiskMiB = 0
+	}
+	if !hostnamePattern.MatchString(cfg.Hostname) {
+		return zero, fmt.Errorf("hostname %q: give 1 to 63 of A-Z a-z 0-9 -, beginning and ending with a letter or a digit: %w",
+			bounded.Short(cfg.Hostname), errdefs.ErrInvalidArgument)
+	}
 	if err := validateEnv(cfg.Env); err != nil {
 		return zero, err
 	}
@@ -291,6 +358,9 @@ func (m *Manager) configure(name Name, req Request) (Config, error) {
 	}
 	return cfg, nil
 }
+
+// hostnamePattern matches a label of RFC 1123.
+var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$`)
 
 // validateEnv returns errdefs.ErrInvalidArgument if Linux can run no program with entries as a part of its environment.
 func validateEnv(entries []string) error {

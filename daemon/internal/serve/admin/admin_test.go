@@ -193,7 +193,7 @@ func TestSandboxesAndImages(t *testing.T) {
 	f.sandboxes.records = []sandbox.Record{
 		{
 			ID: "a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Failed, Reason: "lost", CreatedAt: at,
-			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512},
+			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096},
 		},
 		{ID: "b2", Name: sandbox.Name{Namespace: "other", Name: "x"}, State: sandbox.Running},
 	}
@@ -203,7 +203,7 @@ func TestSandboxesAndImages(t *testing.T) {
 	}
 	want := &adminv1.ListSandboxesResponse{Sandboxes: []*adminv1.Sandbox{{
 		Namespace: "default", Name: "my-env", Id: "a1", State: "failed", Reason: "lost",
-		Image: "microsandbox/python", Cpus: 1, MemoryMib: 512, CreatedAt: timestamppb.New(at),
+		Image: "microsandbox/python", Cpus: 1, MemoryMib: 512, DiskMib: 4096, CreatedAt: timestamppb.New(at),
 	}}}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)

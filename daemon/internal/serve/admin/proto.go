@@ -62,6 +62,7 @@ func sandboxProto(r sandbox.Record) *adminv1.Sandbox {
 		Image:     r.Config.Image,
 		Cpus:      int32(r.Config.CPUs),
 		MemoryMib: int32(r.Config.MemoryMiB),
+		DiskMib:   int32(r.Config.DiskMiB),
 		CreatedAt: timeProto(r.CreatedAt),
 	}
 }

@@ -63,10 +63,10 @@ func TestTimeLimits(t *testing.T) {
 
 func TestRequestsReachTheDomain(t *testing.T) {
 	s := New(t)
-	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","namespace":"n","config":{"image":"i","memory":256,"cpus":2,"envs":["A=b"],"workdir":"/w"}}`)))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","namespace":"n","config":{"image":"i","memory":256,"cpus":2,"envs":["A=b"],"workdir":"/w","disk":64,"user":"u","hostname":"h"}}`)))
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"b","namespace":"n","config":{"cpus":0}}`)))
 	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"c","namespace":"n","config":{}}`)))
-	want := "map[n/a:{i 2 256 [A=b] /w} n/b:{ 1 0 [] } n/c:{ 0 0 [] }]"
+	want := "map[n/a:{i 2 256 64 [A=b] /w u h} n/b:{ 1 0 0 []   } n/c:{ 0 0 0 []   }]"
 	if got := fmt.Sprint(s.Sandboxes.Running); got != want {
 		t.Errorf("started %s, want %s", got, want)
 	}

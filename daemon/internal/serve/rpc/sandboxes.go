@@ -60,7 +60,10 @@ func (s *Service) start(ctx context.Context, c *call, namespace string, p rpc.St
 		if err := checkSupported(config); err != nil {
 			return "", err
 		}
-		req = sandbox.Request{Image: config.Image, MemoryMiB: config.Memory, Env: config.Envs, Workdir: config.Workdir}
+		req = sandbox.Request{
+			Image: config.Image, MemoryMiB: config.Memory, DiskMiB: config.Disk, Env: config.Envs,
+			Workdir: config.Workdir, User: config.User, Hostname: config.Hostname,
+		}
 		if config.CPUs != nil {
 			// Clients round fractions of a processor down, so 0 means 1.
 			req.CPUs = *config.CPUs
@@ -153,7 +156,7 @@ func (s *Service) get(_ context.Context, _ *call, namespace string, p rpc.GetPar
 func describeSandbox(rec sandbox.Record) rpc.SandboxInfo {
 	return rpc.SandboxInfo{
 		Namespace: rec.Name.Namespace, Name: rec.Name.Name, ID: rec.ID, State: rpc.State(rec.State), Reason: rec.Reason,
-		Image: rec.Config.Image, CPUs: rec.Config.CPUs, Memory: rec.Config.MemoryMiB,
+		Image: rec.Config.Image, CPUs: rec.Config.CPUs, Memory: rec.Config.MemoryMiB, Disk: rec.Config.DiskMiB,
 		CreatedAt: rec.CreatedAt.UTC().Truncate(time.Second),
 	}
 }

@@ -215,7 +215,7 @@ func record(n sandbox.Name, req sandbox.Request) sandbox.Record {
 		ID: "00112233445566778899", Name: n, State: sandbox.Running, CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 678, time.UTC),
 		Config: sandbox.Config{
 			Image: cmp.Or(req.Image, "microsandbox/python"), CPUs: cmp.Or(req.CPUs, 1), MemoryMiB: cmp.Or(req.MemoryMiB, 512),
-			Env: req.Env, Workdir: req.Workdir,
+			DiskMiB: req.DiskMiB, Env: req.Env, Workdir: req.Workdir, User: req.User, Hostname: req.Hostname,
 		},
 	}
 	if n.Name == "failed" {

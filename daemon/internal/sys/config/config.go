@@ -75,8 +75,10 @@ type Config struct {
 	DefaultImage     string
 	DefaultCPUs      int
 	DefaultMemoryMiB int
+	DefaultDiskMiB   int
 	MaxCPUs          int
 	MaxMemoryMiB     int
+	MaxDiskMiB       int
 	// MaxRunTime is the maximum time limit of a run.
 	MaxRunTime time.Duration
 
@@ -133,6 +135,8 @@ func Default() Config {
 		DefaultImage:     "microsandbox/python",
 		DefaultCPUs:      1,
 		DefaultMemoryMiB: 512,
+		DefaultDiskMiB:   4096,
+		MaxDiskMiB:       64 << 10,
 		MaxRunTime:       time.Hour,
 		MaxConnections:   10_000,
 		AuditSegmentMiB:  64,
@@ -145,6 +149,9 @@ func Default() Config {
 
 // MinMemoryMiB is the minimum memory with which a guest and an interpreter start.
 const MinMemoryMiB = 128
+
+// MinDiskMiB is the minimum size of the disk of a sandbox, on which its file system and a few files fit.
+const MinDiskMiB = 64
 
 // validate returns an error that joins all problems. Each of them is an errdefs.ErrInvalidArgument.
 func (c Config) validate(namespace func(string) error) error {
@@ -191,6 +198,9 @@ func (c Config) validate(namespace func(string) error) error {
 		"default-cpus %d: must be from 1 to max-cpus, %d", c.DefaultCPUs, c.MaxCPUs)
 	check(c.DefaultMemoryMiB >= MinMemoryMiB && c.DefaultMemoryMiB <= max(MinMemoryMiB, c.MaxMemoryMiB),
 		"default-memory-mib %d: must be from %d to max-memory-mib, %d", c.DefaultMemoryMiB, MinMemoryMiB, c.MaxMemoryMiB)
+	check(c.MaxDiskMiB >= MinDiskMiB, "max-disk-mib %d: must be at least %d", c.MaxDiskMiB, MinDiskMiB)
+	check(c.DefaultDiskMiB >= MinDiskMiB && c.DefaultDiskMiB <= max(MinDiskMiB, c.MaxDiskMiB),
+		"default-disk-mib %d: must be from %d to max-disk-mib, %d", c.DefaultDiskMiB, MinDiskMiB, c.MaxDiskMiB)
 	check(c.MaxRunTime >= time.Second, "max-run-time %s: must be at least 1s", c.MaxRunTime)
 	check(c.AuditSegmentMiB >= 0, "audit-segment-mib %d: must not be negative; 0 means that the file is never sealed by itself", c.AuditSegmentMiB)
 	choice := func(name, value string, choices ...string) {

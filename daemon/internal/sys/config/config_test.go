@@ -118,6 +118,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 	sample := map[string]string{
 		"listen": "127.0.0.1:9", "host": "::1", "port": "9", "accelerator": "tcg", "hypervisor": "kata", "log-level": "warn", "log-format": "json",
 		"max-run-time": "7s", "max-cpus": "3", "default-cpus": "2", "default-memory-mib": "600", "max-memory-mib": "700",
+		"default-disk-mib": "600", "max-disk-mib": "7000",
 		"default-image": "other", "audit-segment-mib": "3", "max-connections": "9", "requests-per-second": "2.5",
 		"total-sandboxes": "3", "total-memory-mib": "700",
 		"quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
@@ -166,6 +167,25 @@ func TestEverySettingInEverySource(t *testing.T) {
 				t.Errorf("sources differ: %+v", all)
 			}
 		})
+	}
+}
+
+func TestDiskSizes(t *testing.T) {
+	for flags, want := range map[[2]string]string{
+		{"4096", "65536"}: "", {"64", "64"}: "", {"65536", "65536"}: "",
+		{"63", "65536"}:    "default-disk-mib 63: must be from 64 to max-disk-mib, 65536",
+		{"65537", "65536"}: "default-disk-mib 65537: must be from 64 to max-disk-mib, 65536",
+		{"4096", "2048"}:   "default-disk-mib 4096: must be from 64 to max-disk-mib, 2048",
+		{"64", "63"}:       "max-disk-mib 63: must be at least 64",
+		{"64", "-1"}:       "max-disk-mib -1: must be at least 64",
+	} {
+		_, err := load(t, "", nil, map[string]string{"default-disk-mib": flags[0], "max-disk-mib": flags[1]})
+		if (err == nil) != (want == "") || err != nil && (!errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("default %s, maximum %s: got error %v, want %q", flags[0], flags[1], err, want)
+		}
+	}
+	if c := Default(); c.DefaultDiskMiB != 4096 || c.MaxDiskMiB != 65536 {
+		t.Errorf("the default disk has %d MiB, and the largest %d", c.DefaultDiskMiB, c.MaxDiskMiB)
 	}
 }
 

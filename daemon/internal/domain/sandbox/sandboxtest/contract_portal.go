@@ -182,6 +182,28 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 			t.Errorf("unknown language: got error %v, want InvalidArgument", err)
 		}
 	})
+	t.Run("directories", func(t *testing.T) {
+		p := open(t)
+		path := sandbox.Path{Path: t.TempDir() + "/above/directory"}
+		for _, want := range []bool{true, false} {
+			info, created, err := p.MakeDirectory(t.Context(), path, nil)
+			if err != nil || created != want || info.Path != path.Path || info.Type != sandbox.Directory || info.Mode != 0o755 {
+				t.Errorf("a directory: got %+v, created %t, error %v, want created %t", info, created, err, want)
+			}
+		}
+		if _, created, err := p.MakeDirectory(t.Context(), sandbox.Path{Path: "/"}, nil); err != nil || created {
+			t.Errorf("the root directory: got created %t, error %v, want that it exists", created, err)
+		}
+		for _, inTheWay := range []string{"/etc/passwd", "/etc/passwd/x/y"} {
+			if _, _, err := p.MakeDirectory(t.Context(), sandbox.Path{Path: inTheWay}, nil); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("a directory at %s: got error %v, want FailedPrecondition", inTheWay, err)
+			}
+		}
+		path.User = AbsentUser
+		if _, _, err := p.MakeDirectory(t.Context(), path, nil); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), AbsentUser) {
+			t.Errorf("a directory for an unknown user: got error %v, want InvalidArgument", err)
+		}
+	})
 	t.Run("a process ends when its context is canceled", func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		process, err := open(t).RunCommand(ctx, command("sh", "-c", "echo started; sleep 60"))
@@ -216,6 +238,9 @@ func TestPortal(t *testing.T, open func(t *testing.T) sandbox.Portal) {
 		}
 		if _, err := p.RunCommand(t.Context(), command("true")); !errdefs.IsUnavailable(err) {
 			t.Errorf("RunCommand after the connection is closed: got error %v, want Unavailable", err)
+		}
+		if _, _, err := p.MakeDirectory(t.Context(), sandbox.Path{Path: "/"}, nil); !errdefs.IsUnavailable(err) {
+			t.Errorf("MakeDirectory after the connection is closed: got error %v, want Unavailable", err)
 		}
 		if err := p.Ping(t.Context()); !errdefs.IsUnavailable(err) {
 			t.Errorf("Ping after the connection is closed: got error %v, want Unavailable", err)

@@ -28,12 +28,18 @@ type Guest struct {
 	// process ends with that error.
 	OnRun func(ctx context.Context, run any) error
 
-	mu    sync.Mutex
-	repls map[sandbox.Language]map[string]int
+	mu          sync.Mutex
+	repls       map[sandbox.Language]map[string]int
+	directories map[string]bool
 }
 
+// AbsentUser is the only user that a Guest does not have.
+const AbsentUser = "no-such-user"
+
 // NewGuest returns a Guest with new REPLs.
-func NewGuest() *Guest { return &Guest{repls: map[sandbox.Language]map[string]int{}} }
+func NewGuest() *Guest {
+	return &Guest{repls: map[sandbox.Language]map[string]int{}, directories: map[string]bool{"/": true}}
+}
 
 // Connect returns a connection to the guest. It can be used as sandbox.Options.Connect. The connection owns the stream and
 // is closed when the stream ends. If stream is nil, the connection is only closed by Close.
@@ -48,7 +54,8 @@ func (g *Guest) Connect(_ context.Context, stream io.ReadWriteCloser, _ sandbox.
 	return p, nil
 }
 
-// portal is a connection to a Guest. It has no processes that outlive their calls, no files, and no contexts.
+// portal is a connection to a Guest. It has no processes that outlive their calls, no contexts, and no files but the
+// directories that are created, and /etc/passwd.
 type portal struct {
 	sandbox.Contexts
 	sandbox.Processes
@@ -92,6 +99,26 @@ func (p *portal) Close() error {
 		return p.stream.Close()
 	}
 	return nil
+}
+
+// MakeDirectory implements sandbox.Files.
+func (p *portal) MakeDirectory(_ context.Context, path sandbox.Path, _ *uint32) (sandbox.FileInfo, bool, error) {
+	info := sandbox.FileInfo{Path: path.Path, Type: sandbox.Directory, Mode: 0o755, User: path.User}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.closed:
+		return info, false, errClosed
+	case path.User == AbsentUser:
+		return info, false, fmt.Errorf("user %q does not exist in the sandbox: %w", path.User, errdefs.ErrInvalidArgument)
+	case strings.HasPrefix(path.Path+"/", "/etc/passwd/"):
+		return info, false, fmt.Errorf("%q is not a directory: %w", path.Path, errdefs.ErrFailedPrecondition)
+	}
+	p.guest.mu.Lock()
+	defer p.guest.mu.Unlock()
+	exists := p.guest.directories[path.Path]
+	p.guest.directories[path.Path] = true
+	return info, !exists, nil
 }
 
 // Dial implements sandbox.Portal.
