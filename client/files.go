@@ -64,8 +64,8 @@ func (f Files) Read(ctx context.Context, path string) ([]byte, error) {
 type WriteOptions struct {
 	// Mode has the permissions in octal, such as "0644". By default, they are those of the file that is replaced, or 0644.
 	Mode string
-	// User is the owner: a name or number, optionally followed by ":" and a group. The default is the owner of the file that is
-	// replaced, or the user of the image.
+	// User is the owner: a name or number, optionally followed by ":" and a group. The default is the user that the sandbox was
+	// started with or, without one, the owner of the file that is replaced, or the user of the image.
 	User string
 }
 

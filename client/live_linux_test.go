@@ -36,8 +36,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// startSandbox starts a server and a sandbox, whose programs start in the directory home.
-func startSandbox(t *testing.T) (s *client.Sandbox, home string) {
+// startServer starts a server, and returns a client of it.
+func startServer(t *testing.T) *client.Client {
 	t.Helper()
 	server, err := daemontest.StartWithPortals(t.TempDir())
 	if err != nil {
@@ -52,8 +52,13 @@ func startSandbox(t *testing.T) (s *client.Sandbox, home string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client.Client{ServerURL: server.URL(), Key: client.NewKey(key)}
-	s = c.Sandbox("", "my-env")
+	return &client.Client{ServerURL: server.URL(), Key: client.NewKey(key)}
+}
+
+// startSandbox starts a server and a sandbox, whose programs start in the directory home.
+func startSandbox(t *testing.T) (s *client.Sandbox, home string) {
+	t.Helper()
+	s = startServer(t).Sandbox("", "my-env")
 	if err := s.Start(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -515,6 +520,83 @@ func TestForward(t *testing.T) {
 	}
 	if _, err := s.DialPort(t.Context(), 1); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A start creates the workdir for the user of the sandbox. What runs in the sandbox, and the files that are written there, are
+// that user's, unless a request names another one.
+func TestUserAndWorkdir(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("only root can run programs as another user")
+	}
+	dir, err := os.MkdirTemp("", "client-test-") // other users cannot enter t.TempDir
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	workdir := filepath.Join(dir, "above", "work")
+	s := startServer(t).Sandbox("", "my-env")
+	config := &rpc.SandboxConfig{User: "nobody", Workdir: workdir}
+	for range 2 { // the second start changes nothing
+		if err := s.Start(t.Context(), config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, path := range []string{workdir, filepath.Dir(workdir)} {
+		if info, err := s.Files().Stat(t.Context(), path); err != nil || info.User != "nobody" || info.Mode != "0755" {
+			t.Errorf("%s: got %+v, error %v, want a directory with the mode 0755 and the owner nobody", path, info, err)
+		}
+	}
+	for user, want := range map[string]string{"": "nobody " + workdir + "\n", "root": "root " + workdir + "\n"} {
+		var out bytes.Buffer
+		p, err := s.StartProcess(t.Context(), client.Command{
+			Name: "sh", Args: []string{"-c", `echo "$(id -un) $(pwd)"`}, User: user, Attachment: client.Attachment{Stdout: &out},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if exit, err := p.Wait(); err != nil || exit.ExitCode != 0 || out.String() != want {
+			t.Errorf("program as %q: got %q, %+v, error %v, want %q", user, out.String(), exit, err, want)
+		}
+	}
+	if r, err := s.RunCode(t.Context(), "bash", `echo "$(id -un) $(pwd)"`, time.Minute); err != nil ||
+		len(r.Output) != 1 || r.Output[0].Text != "nobody "+workdir {
+		t.Errorf("code: got %+v, error %v", r, err)
+	}
+	for user, want := range map[string]string{"": "nobody", "root": "root"} {
+		info, err := s.Files().Write(t.Context(), "file-of-"+want, strings.NewReader("x"), client.WriteOptions{User: user})
+		if err != nil || info.User != want || filepath.Dir(info.Path) != workdir {
+			t.Errorf("file of %q: got %+v, error %v, want a file of %s in %s", user, info, err, want, workdir)
+		}
+	}
+}
+
+// A start with a user or a workdir that the sandbox refuses says so, and leaves no sandbox behind.
+func TestRefusedUserAndWorkdir(t *testing.T) {
+	t.Parallel()
+	c := startServer(t)
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for want, config := range map[string]rpc.SandboxConfig{
+		`config.user: user "no-such-user" does not exist in the sandbox`:                                           {User: "no-such-user"},
+		`config.user: group "no-such-group" does not exist in the sandbox`:                                         {User: "0:no-such-group"},
+		fmt.Sprintf("config.workdir: %q is not a directory", file):                                                 {Workdir: file},
+		fmt.Sprintf("config.workdir: %q cannot be used: it, or a part of its path, is not a directory", file+"/a"): {Workdir: file + "/a"},
+		`config.workdir: "/proc/no-such-directory" does not exist`:                                                 {Workdir: "/proc/no-such-directory"},
+	} {
+		err := c.Sandbox("", "refused").Start(t.Context(), &config)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "sandbox default/refused was not started: "+want) {
+			t.Errorf("%+v: got error %v, want %s", config, err, want)
+		}
+	}
+	if all, err := c.ListSandboxes(t.Context(), "*"); err != nil || len(all) != 0 {
+		t.Errorf("got %+v, error %v, want no sandbox", all, err)
 	}
 }
 

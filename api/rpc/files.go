@@ -61,7 +61,7 @@ type FSWriteParams struct {
 type FileOwner struct {
 	// Mode has the permission bits in octal, such as "0644".
 	Mode string `json:"mode,omitzero"`
-	// User is a name or number, optionally followed by ":" and a group. The default is the user of the image.
+	// User is a name or number, optionally followed by ":" and a group. The default is the user of the sandbox.
 	User string `json:"user,omitzero"`
 }
 

@@ -191,7 +191,7 @@ type RunOptions struct {
 	Cwd string `json:"cwd,omitzero"`
 	// Envs holds NAME=value entries, which override those of the sandbox.
 	Envs []string `json:"envs,omitzero"`
-	// User is a name or number, optionally followed by ":" and a group. The default is the user of the image.
+	// User is a name or number, optionally followed by ":" and a group. The default is the user of the sandbox.
 	User string `json:"user,omitzero"`
 	// Stdin is the standard input, in Encoding.
 	Stdin    string   `json:"stdin,omitzero"`

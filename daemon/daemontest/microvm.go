@@ -123,7 +123,7 @@ func initialSandboxes() []sandbox.Record {
 	return []sandbox.Record{
 		{
 			ID: "a1a1a1a1a1a1a1a1a1a1", Name: sandbox.Name{Namespace: "default", Name: "my-env"}, State: sandbox.Running, CreatedAt: now,
-			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512},
+			Config: sandbox.Config{Image: "microsandbox/python", CPUs: 1, MemoryMiB: 512, DiskMiB: 4096},
 		},
 		{
 			ID: "b2b2b2b2b2b2b2b2b2b2", Name: sandbox.Name{Namespace: "team", Name: "broken"}, State: sandbox.Failed, CreatedAt: now,

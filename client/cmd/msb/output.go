@@ -90,7 +90,15 @@ func printNone(c *cli.Context, what, namespace string) error {
 	return err
 }
 
-// mebibytes formats a size of memory.
+// diskSize formats the size of a disk, which is 0 if it is not limited.
+func diskSize(mib int) string {
+	if mib == 0 {
+		return "-"
+	}
+	return mebibytes(mib)
+}
+
+// mebibytes formats a size of memory or of a disk.
 func mebibytes(mib int) string {
 	if mib >= 1024 && mib%1024 == 0 {
 		return fmt.Sprintf("%d GiB", mib/1024)

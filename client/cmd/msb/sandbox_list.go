@@ -42,10 +42,11 @@ var sandboxList = &cli.Command{
 		if len(res.Sandboxes) == 0 {
 			return printNone(c, "sandboxes", c.String(namespaceFlag.Name))
 		}
-		rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "REASON"}}
+		rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE", "ID", "REASON"}}
 		for _, s := range res.Sandboxes {
 			rows = append(rows, []string{
-				s.Namespace, s.Name, string(s.State), s.Image, strconv.Itoa(s.CPUs), mebibytes(s.Memory), age(time.Since(s.CreatedAt)), oneLine(s.Reason),
+				s.Namespace, s.Name, string(s.State), s.Image, strconv.Itoa(s.CPUs), mebibytes(s.Memory), diskSize(s.Disk),
+				age(time.Since(s.CreatedAt)), s.ID, oneLine(s.Reason),
 			})
 		}
 		return printTable(c.App.Writer, rows)
@@ -86,6 +87,7 @@ var sandboxInspect = &cli.Command{
 			{"image", s.Image},
 			{"CPUs", strconv.Itoa(s.CPUs)},
 			{"memory", mebibytes(s.Memory)},
+			{"disk", diskSize(s.Disk)},
 			{"started", fmt.Sprintf("%s, %s ago", s.CreatedAt.Local().Format("2006-01-02 15:04:05 MST"), age(time.Since(s.CreatedAt)))},
 		})
 	},

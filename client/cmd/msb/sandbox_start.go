@@ -20,15 +20,24 @@ var startFlags = []cli.Flag{
 	imageFlag,
 	&cli.IntFlag{Name: "cpus", Usage: "number `N` of virtual CPUs, at most the server's maximum", DefaultText: "set by the server, usually 1"},
 	&cli.GenericFlag{
-		Name: "memory", Aliases: []string{"m"}, Value: new(memorySize),
+		Name: "memory", Aliases: []string{"m"}, Value: &sandboxSize{least: minMemory},
 		Usage: "memory `SIZE`: a number of MiB, or with a unit, such as 512m or 1g; from 128 MiB to the server's maximum (default: set by the server, usually 512 MiB)",
+	},
+	&cli.GenericFlag{
+		Name: "disk", Value: &sandboxSize{least: minDisk},
+		Usage: "size of the writable disk, `SIZE`: as for --memory; from 64 MiB to the server's maximum (default: set by the server, usually 4 GiB)",
 	},
 	&cli.GenericFlag{
 		Name: "env", Aliases: []string{"e"}, Value: new(assignments),
 		Usage: "environment variable `NAME=VALUE` for everything that runs in the sandbox; NAME alone takes the value from msb's environment, " +
 			"which other users cannot see; repeatable",
 	},
-	&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "working directory `DIR` of runs, an absolute path"},
+	&cli.StringFlag{Name: "workdir", Aliases: []string{"w"}, Usage: "working directory `DIR` of runs, an absolute path; created if it does not exist"},
+	&cli.StringFlag{
+		Name: "user", Aliases: []string{"u"},
+		Usage: "run everything as `USER`, a name or a number, optionally with : and a group, unless the command says otherwise (default: set by the image)",
+	},
+	&cli.StringFlag{Name: "hostname", Usage: "hostname `NAME` of the sandbox: letters, digits and hyphens", DefaultText: "sandbox"},
 	namespaceFlag, serverURLFlag, verboseFlag,
 }
 
@@ -71,7 +80,8 @@ func startSandbox(c *cli.Context) error {
 // startConfig returns the configuration that the startFlags ask for.
 func startConfig(c *cli.Context) *rpc.SandboxConfig {
 	config := &rpc.SandboxConfig{
-		Image: c.String("image"), Memory: int(*c.Generic("memory").(*memorySize)), Envs: *c.Generic("env").(*assignments), Workdir: c.String("workdir"),
+		Image: c.String("image"), Memory: c.Generic("memory").(*sandboxSize).mib, Disk: c.Generic("disk").(*sandboxSize).mib,
+		Envs: *c.Generic("env").(*assignments), Workdir: c.String("workdir"), User: c.String("user"), Hostname: c.String("hostname"),
 	}
 	if c.IsSet("cpus") {
 		config.CPUs = new(c.Int("cpus"))

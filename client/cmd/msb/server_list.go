@@ -36,6 +36,7 @@ type sandboxInfo struct {
 	Image     string     `json:"image"`
 	CPUs      int32      `json:"cpus"`
 	MemoryMiB int32      `json:"memory_mib"`
+	DiskMiB   int32      `json:"disk_mib,omitempty"`
 	CreatedAt *time.Time `json:"created_at"`
 }
 
@@ -60,7 +61,7 @@ func listSandboxes(c *cli.Context, names []string) error {
 		list := []sandboxInfo{} // not null
 		for _, s := range sandboxes {
 			list = append(list, sandboxInfo{
-				s.GetNamespace(), s.GetName(), s.GetId(), s.GetState(), s.GetReason(), s.GetImage(), s.GetCpus(), s.GetMemoryMib(),
+				s.GetNamespace(), s.GetName(), s.GetId(), s.GetState(), s.GetReason(), s.GetImage(), s.GetCpus(), s.GetMemoryMib(), s.GetDiskMib(),
 				jsonTime(s.GetCreatedAt()),
 			})
 		}
@@ -69,11 +70,11 @@ func listSandboxes(c *cli.Context, names []string) error {
 	if len(sandboxes) == 0 {
 		return printNone(c, "sandboxes", c.String(listNamespaceFlag.Name))
 	}
-	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "AGE", "ID", "REASON"}}
+	rows := [][]string{{"NAMESPACE", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK", "AGE", "ID", "REASON"}}
 	for _, s := range sandboxes {
 		rows = append(rows, []string{
 			s.GetNamespace(), s.GetName(), s.GetState(), s.GetImage(), strconv.Itoa(int(s.GetCpus())),
-			mebibytes(int(s.GetMemoryMib())), age(time.Since(s.GetCreatedAt().AsTime())), s.GetId(),
+			mebibytes(int(s.GetMemoryMib())), diskSize(int(s.GetDiskMib())), age(time.Since(s.GetCreatedAt().AsTime())), s.GetId(),
 			oneLine(s.GetReason()),
 		})
 	}

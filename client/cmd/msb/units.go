@@ -41,17 +41,20 @@ func (t *timeLimit) Set(text string) error {
 
 func (t *timeLimit) String() string { return "" }
 
-// memorySize is the value of a flag that takes a size of memory, in MiB: a number, or a number with a unit, such as 1g or
-// 512MB. As with docker, KVM and the server, all units are powers of 1024.
-type memorySize int
+// sandboxSize is the value of a flag that takes a size of memory or of a disk, in MiB: a number, or a number with a unit, such as
+// 1g or 512MB. As with docker, KVM and the server, all units are powers of 1024.
+type sandboxSize struct {
+	mib   int
+	least int // the server checks it as well
+}
 
-// minMemory is the least memory of a sandbox, in MiB. The server checks it as well.
-const minMemory = 128
+// minMemory and minDisk are the least sizes of a sandbox, in MiB.
+const minMemory, minDisk = 128, 64
 
-var memoryPattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?(m|mb|mib|g|gb|gib|t|tb|tib)?$`)
+var sizePattern = regexp.MustCompile(`^([0-9]+(?:\.[0-9]+)?) ?(m|mb|mib|g|gb|gib|t|tb|tib)?$`)
 
-func (m *memorySize) Set(text string) error {
-	parts := memoryPattern.FindStringSubmatch(strings.ToLower(text))
+func (s *sandboxSize) Set(text string) error {
+	parts := sizePattern.FindStringSubmatch(strings.ToLower(text))
 	if parts == nil {
 		return errors.New("give a number of MiB, or a number with a unit, such as 512m, 512MB or 1g")
 	}
@@ -63,13 +66,13 @@ func (m *memorySize) Set(text string) error {
 		n *= 1 << 20
 	}
 	switch {
-	case n < minMemory:
-		return fmt.Errorf("give at least %d MiB", minMemory)
+	case n < float64(s.least):
+		return fmt.Errorf("give at least %d MiB", s.least)
 	case n != math.Trunc(n) || n > math.MaxInt32:
 		return errors.New("give a whole number of MiB")
 	}
-	*m = memorySize(n)
+	s.mib = int(n)
 	return nil
 }
 
-func (m *memorySize) String() string { return "" }
+func (s *sandboxSize) String() string { return "" }

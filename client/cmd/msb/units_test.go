@@ -25,22 +25,22 @@ func TestTimeLimit(t *testing.T) {
 	}
 }
 
-func TestMemorySize(t *testing.T) {
-	for text, want := range map[string]memorySize{
+func TestSandboxSize(t *testing.T) {
+	for text, want := range map[string]int{
 		"512": 512, "512m": 512, "512MB": 512, "512 MiB": 512, "1g": 1024, "1.5G": 1536, "1GiB": 1024, "0.5gb": 512, "1t": 1 << 20,
 	} {
-		var got memorySize
-		if err := got.Set(text); err != nil || got != want {
-			t.Errorf("%q is %d, %v; want %d", text, got, err, want)
+		got := sandboxSize{least: minMemory}
+		if err := got.Set(text); err != nil || got.mib != want {
+			t.Errorf("%q is %d, %v; want %d", text, got.mib, err, want)
 		}
 	}
 	for _, text := range []string{"", "0", "-1", "1k", "1.5", "0.1g", "g", "1gg", "9999999t", "1e3"} {
-		if err := new(memorySize).Set(text); err == nil {
+		if err := (&sandboxSize{least: minMemory}).Set(text); err == nil {
 			t.Errorf("%q is accepted", text)
 		}
 	}
 	for _, text := range []string{"127", "0.1g", "1"} {
-		if err := new(memorySize).Set(text); err == nil || err.Error() != "give at least 128 MiB" {
+		if err := (&sandboxSize{least: minMemory}).Set(text); err == nil || err.Error() != "give at least 128 MiB" {
 			t.Errorf("%q: %v", text, err)
 		}
 	}

@@ -26,7 +26,7 @@ export interface ContextOptions extends CallOptions {
   name?: string | undefined;
   /** The directory in which the interpreter starts. */
   cwd?: string | undefined;
-  /** A name or number in the sandbox, optionally with : and a group; the default is the user of the image. */
+  /** A name or number in the sandbox, optionally with : and a group; the default is the user of the sandbox. */
   user?: string | undefined;
 }
 

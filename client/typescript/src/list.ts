@@ -20,6 +20,8 @@ export interface SandboxInfo {
   cpus: number;
   /** MiB. */
   memory: number;
+  /** The size of the writable disk in MiB; only if it is limited. */
+  disk?: number;
   /** The time of the start in UTC, such as 2026-01-02T03:04:05Z. */
   created_at: string;
 }

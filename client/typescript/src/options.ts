@@ -19,7 +19,7 @@ export interface ProgramOptions extends CallOptions {
   cwd?: string | undefined;
   /** Environment variables, in addition to those of the sandbox. */
   envs?: Envs | undefined;
-  /** A name or number in the sandbox, optionally with : and a group; the default is the user of the image. */
+  /** A name or number in the sandbox, optionally with : and a group; the default is the user of the sandbox. */
   user?: string | undefined;
 }
 
@@ -65,10 +65,19 @@ export interface StartOptions extends CallOptions {
   memory?: number | undefined;
   /** Virtual processors; rounded to the nearest integer. */
   cpus?: number | undefined;
+  /** Size of the writable disk in MiB. */
+  disk?: number | undefined;
   /** Environment variables for everything that runs in the sandbox: an object, or ["NAME=value"]. */
   envs?: Envs | undefined;
-  /** Working directory of runs, an absolute path. */
+  /** Working directory of runs, an absolute path. It is created if it does not exist. */
   workdir?: string | undefined;
+  /**
+   * User of everything that runs in the sandbox and names no user itself: a name or number in the sandbox, optionally
+   * with : and a group; the default is the user of the image.
+   */
+  user?: string | undefined;
+  /** Hostname of the sandbox: 1 to 63 letters, digits and -; the default is sandbox. */
+  hostname?: string | undefined;
 
   // A server that does not support one of these options refuses the start and names the option.
 
@@ -148,12 +157,24 @@ export class SandboxOptionsBuilder {
     return this.#set({ cpus });
   }
 
+  disk(disk: number): this {
+    return this.#set({ disk });
+  }
+
   envs(envs: Envs): this {
     return this.#set({ envs });
   }
 
   workdir(workdir: string): this {
     return this.#set({ workdir });
+  }
+
+  user(user: string): this {
+    return this.#set({ user });
+  }
+
+  hostname(hostname: string): this {
+    return this.#set({ hostname });
   }
 
   volumes(volumes: readonly string[]): this {

@@ -111,7 +111,7 @@ export abstract class BaseSandbox implements AsyncDisposable {
     if (this.#isStarted) return;
     const given = typeof first === "object" && first ? first : { image: first, memory, cpus, timeout };
     const options: StartOptions = { ...this.#startOptions, ...defined(given) };
-    const { image, envs, workdir, volumes, ports, dependsOn, shell, scripts, exec } = options;
+    const { image, envs, workdir, user, hostname, volumes, ports, dependsOn, shell, scripts, exec } = options;
     checkNotEmpty({ image });
     await this.#server.call({
       method: "sandbox.start",
@@ -121,8 +121,11 @@ export abstract class BaseSandbox implements AsyncDisposable {
           image: image ?? (await this.getDefaultImage()),
           memory: options.memory,
           cpus: options.cpus === undefined ? undefined : Math.round(options.cpus),
+          disk: options.disk,
           envs: envs && assignments(envs),
           workdir,
+          user,
+          hostname,
           // Send these although the server does not support all of them, so that it refuses them by name instead of
           // ignoring them silently.
           volumes,

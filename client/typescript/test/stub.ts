@@ -61,6 +61,7 @@ export const info = {
   image: "microsandbox/python",
   cpus: 1,
   memory: 512,
+  disk: 4096,
   created_at: "2026-01-02T03:04:05Z",
 };
 

@@ -94,9 +94,12 @@ class SandboxCore:
         image: str,
         memory: int | None,
         cpus: float | None,
+        disk: int | None,
         volumes: Sequence[str] | None,
         envs: Envs | None,
         workdir: str | None,
+        user: str | None,
+        hostname: str | None,
         timeout: float | None,
     ) -> Call:
         limit = _START_LIMIT if timeout is None else seconds(timeout)
@@ -105,12 +108,18 @@ class SandboxCore:
             config["memory"] = memory
         if cpus is not None:
             config["cpus"] = round(cpus)
+        if disk is not None:
+            config["disk"] = disk
         if volumes:
             config["volumes"] = _strings("volumes", volumes)
         if envs:
             config["envs"] = _assignments(envs)
         if workdir is not None:
             config["workdir"] = workdir
+        if user is not None:
+            config["user"] = user
+        if hostname is not None:
+            config["hostname"] = hostname
         return Call("sandbox.start", {**self._sandbox_params(), "config": config}, limit or None, idempotent=True)
 
     def _stop_call(self) -> Call:

@@ -23,7 +23,11 @@ class _Failure(TypedDict, total=False):
     reason: str  # only of a failed sandbox: why it failed
 
 
-class SandboxInfo(_Failure):
+class _Disk(TypedDict, total=False):
+    disk: int  # MiB: the size of the writable disk; only if it is limited
+
+
+class SandboxInfo(_Failure, _Disk):
     """What the server knows about a sandbox. It has a reason if its state is failed."""
 
     namespace: str

@@ -79,9 +79,12 @@ class BaseSandbox(SandboxCore):
         image: str | None = None,
         memory: int | None = None,
         cpus: float | None = None,
+        disk: int | None = None,
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
         workdir: str | None = None,
+        user: str | None = None,
+        hostname: str | None = None,
         timeout: float | None = None,
     ) -> Creation[SandboxT]:
         """Create a sandbox and start it.
@@ -99,9 +102,12 @@ class BaseSandbox(SandboxCore):
             image=image,
             memory=memory,
             cpus=cpus,
+            disk=disk,
             volumes=volumes,
             envs=envs,
             workdir=workdir,
+            user=user,
+            hostname=hostname,
             timeout=timeout,
         )
 
@@ -112,9 +118,12 @@ class BaseSandbox(SandboxCore):
         cpus: float | None = None,
         timeout: float | None = None,
         *,
+        disk: int | None = None,
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
         workdir: str | None = None,
+        user: str | None = None,
+        hostname: str | None = None,
     ) -> None:
         """Start the sandbox, and return when it is ready. If this object has already started it, do nothing.
 
@@ -126,15 +135,19 @@ class BaseSandbox(SandboxCore):
         cpus: virtual processors, rounded; None means the server's default, which is 1 unless configured otherwise.
         timeout: total seconds to wait. After that, start raises RequestTimeoutError, and the server removes what it
             has created. None means 180; 0 and infinity mean no limit.
+        disk: MiB, of the writable disk; None means the server's default, which is 4096 unless configured otherwise.
         volumes: as far as the server supports them.
         envs: environment variables for everything that runs in the sandbox, a dict or ["NAME=value"].
-        workdir: working directory of runs, an absolute path.
+        workdir: working directory of runs, an absolute path. It is created if it does not exist.
+        user: the user of everything that runs in the sandbox and names no user itself, a name or number in the sandbox,
+            optionally with ":" and a group; None means the user of the image.
+        hostname: 1 to 63 letters, digits and "-"; None means "sandbox".
         """
         if self._is_started:
             return
         if image is None:
             image = await self.get_default_image()
-        call = self._start_call(image, memory, cpus, volumes, envs, workdir, timeout)
+        call = self._start_call(image, memory, cpus, disk, volumes, envs, workdir, user, hostname, timeout)
         try:
             await self._http.call(call)
         except BaseException:

@@ -39,7 +39,7 @@ class Command:
         timeout: seconds after which the program is killed; None, 0 and infinity mean the server's maximum.
         cwd: the working directory; None means the workdir of the sandbox.
         envs: environment variables in addition to those of the sandbox, a dict or ["NAME=value"].
-        user: a name or number in the sandbox, optionally with ":" and a group; None means the user of the image.
+        user: a name or number in the sandbox, optionally with ":" and a group; None means the user of the sandbox.
         stdin: the standard input; None means none.
         text: False transfers the output as bytes, for stdout_bytes and stderr_bytes of the result.
         on_stdout, on_stderr: called with each piece of output as it is printed; bytes if text is False. If one raises

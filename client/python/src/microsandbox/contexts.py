@@ -28,7 +28,7 @@ class Contexts(ContextsCore):
         language: python, node or bash; None means that of the sandbox.
         name: up to 64 letters, digits and . _ -; None generates a name.
         cwd: the directory in which the interpreter starts.
-        user: the name or number of the user that the interpreter runs as; None means the user of the image.
+        user: the name or number of the user that the interpreter runs as; None means the user of the sandbox.
         """
         return context(await self._sandbox._http.call(self._create_call(language, name, cwd, user)))
 

@@ -42,7 +42,8 @@ class Files(FilesCore):
         """Write a file in one step, and create missing directories.
 
         mode: the permissions, such as 0o755 or "0755"; None means those of the file that is replaced, or 0644.
-        user: the owner; None means that of the file that is replaced, or the user of the image.
+        user: the owner; None means the user that the sandbox was started with or, without one, the owner of the file
+            that is replaced, or the user of the image.
         """
         call, chunks = self._write(path, data, mode, user)
         return file_info(await self._sandbox._http.send(call, chunks, None))

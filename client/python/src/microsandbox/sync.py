@@ -473,9 +473,12 @@ class BaseSandbox(SandboxCore):
         image: str | None = None,
         memory: int | None = None,
         cpus: float | None = None,
+        disk: int | None = None,
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
         workdir: str | None = None,
+        user: str | None = None,
+        hostname: str | None = None,
         timeout: float | None = None,
     ) -> SandboxT:
         """Create a sandbox and start it. The end of a with block, or stop(), stops it."""
@@ -484,9 +487,12 @@ class BaseSandbox(SandboxCore):
             image=image,
             memory=memory,
             cpus=cpus,
+            disk=disk,
             volumes=volumes,
             envs=envs,
             workdir=workdir,
+            user=user,
+            hostname=hostname,
             timeout=timeout,
         )
         return sandbox
@@ -498,16 +504,19 @@ class BaseSandbox(SandboxCore):
         cpus: float | None = None,
         timeout: float | None = None,
         *,
+        disk: int | None = None,
         volumes: Sequence[str] | None = None,
         envs: Envs | None = None,
         workdir: str | None = None,
+        user: str | None = None,
+        hostname: str | None = None,
     ) -> None:
         """Start the sandbox, and return when it is ready; see microsandbox.BaseSandbox.start."""
         if self._is_started:
             return
         if image is None:
             image = self.get_default_image()
-        call = self._start_call(image, memory, cpus, volumes, envs, workdir, timeout)
+        call = self._start_call(image, memory, cpus, disk, volumes, envs, workdir, user, hostname, timeout)
         try:
             self._http.call(call)
         except BaseException:

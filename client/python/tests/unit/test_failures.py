@@ -314,7 +314,7 @@ def test_limits() -> None:
     for given, limit in ((None, None), (0, None), (1.5, 121.5), (math.inf, None)):
         assert core._run_call("sandbox.repl.run", {}, given, {}).limit == limit
     for given, limit in ((7, 7), (None, 180), (0, None), (math.inf, None)):
-        assert core._start_call("i", None, None, None, None, None, given).limit == limit
+        assert core._start_call("i", None, None, None, None, None, None, None, None, given).limit == limit
     assert core._stop_call().limit == 120
     assert core._metrics_call().limit == 30
     # A run without a timeout sends none.

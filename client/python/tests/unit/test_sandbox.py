@@ -155,6 +155,9 @@ async def test_start_options(api: Any, server: Server) -> None:
         "volumes": ["data:/data"],
         "envs": {"A": "1", "B": "x=y"},
         "workdir": "/work",
+        "disk": 4096,
+        "user": "app:staff",
+        "hostname": "web",
     }
     config = {**options, "cpus": 2, "envs": ["A=1", "B=x=y"]}
     params = {"sandbox": "my-env", "namespace": "team-alpha", "config": config}

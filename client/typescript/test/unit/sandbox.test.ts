@@ -122,6 +122,9 @@ test("the builder collects all options", () => {
     .cpus(2)
     .envs({ A: "1" })
     .workdir("/w")
+    .disk(64)
+    .user("app")
+    .hostname("web")
     .volumes(["/a:/b"])
     .ports(["80:80"])
     .dependsOn(["db"])
@@ -141,6 +144,9 @@ test("the builder collects all options", () => {
     cpus: 2,
     envs: { A: "1" },
     workdir: "/w",
+    disk: 64,
+    user: "app",
+    hostname: "web",
     volumes: ["/a:/b"],
     ports: ["80:80"],
     dependsOn: ["db"],

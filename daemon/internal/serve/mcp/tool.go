@@ -55,7 +55,9 @@ var tools = []tool{
 		name: "sandbox_start", method: rpc.MethodSandboxStart, title: "Start a sandbox",
 		description: "Start a sandbox, an isolated microVM, with a name of your choice: " + nameRule + ". " +
 			"config.image is microsandbox/python or microsandbox/node, config.memory is in MiB, config.cpus is the number of processors, " +
-			"config.envs is a list of NAME=value, and config.workdir is the absolute path of the directory in which runs start. " +
+			"config.disk is the size of the writable disk in MiB, config.envs is a list of NAME=value, config.workdir is the absolute path of the " +
+			"directory in which runs start, which is created, config.user is the user that everything runs as, and config.hostname is the name " +
+			"that the sandbox has for its programs. " +
 			"Starting a sandbox that already runs with the same config changes nothing." + inNamespace,
 		hints: sdk.ToolAnnotations{DestructiveHint: new(false), IdempotentHint: true, OpenWorldHint: new(false)},
 		text:  stringText,
@@ -82,13 +84,13 @@ var tools = []tool{
 	},
 	{
 		name: "sandbox_list", method: rpc.MethodSandboxList, title: "List the sandboxes",
-		description: "List the sandboxes with their state, image and size. " + states + " Memory is in MiB. " + allNamespaces +
+		description: "List the sandboxes with their state, image and size. " + states + " Memory and disk are in MiB. " + allNamespaces +
 			" If the result has a next, call the tool again with it as after to get more." + inNamespace,
 		hints: readOnly, text: jsonText,
 	},
 	{
 		name: "sandbox_get", method: rpc.MethodSandboxGet, needsSandbox: true, title: "Get a sandbox",
-		description: "Get the state, image and size of a sandbox. " + states + " Memory is in MiB." + inNamespace,
+		description: "Get the state, image and size of a sandbox. " + states + " Memory and disk are in MiB." + inNamespace,
 		hints:       readOnly, text: jsonText,
 	},
 	{
