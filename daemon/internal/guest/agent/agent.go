@@ -6,9 +6,9 @@
 // Requests come from the host, which the agent trusts. The programs in a container are not trusted. The agent accepts
 // only their output and their exit status.
 //
-// The packages below this one form layers. The first layer is refusal, the second is mount, devices, channel and
-// hostclock, the third is network and storage, and the last is container. A package imports only packages of earlier
-// layers.
+// The packages below this one form layers. The first layer is refusal, the second is mount, devices and
+// channel, the third is network, storage and control, and the last is container. A package imports only packages of
+// earlier layers.
 //
 // Each process in a container starts as this same binary (see package container).
 package agent
@@ -28,6 +28,7 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/control"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
@@ -63,6 +64,7 @@ func run() error {
 	signal.Notify(sigchld, unix.SIGCHLD)
 	go a.reaper.Run(sigchld)
 	go a.powerOffOnSignal()
+	go control.Serve(log)
 
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
 	if err != nil {

@@ -64,8 +64,8 @@ func reseed(data []byte) error {
 	return nil
 }
 
-// SetGuestDateTime sets the guest's clock. While a container makes it follow the host's clock (see package hostclock), it
-// is soon corrected again.
+// SetGuestDateTime sets the guest's clock. If the host also uses the control port (see package control), it is soon
+// corrected again.
 func (a *agent) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
 	if req.Sec <= 0 || req.Usec < 0 || req.Usec >= 1_000_000 {
 		return nil, refusal.Invalid("invalid time: %d s and %d µs", req.Sec, req.Usec)

@@ -112,9 +112,6 @@ func (a *agent) stopSandbox() error {
 			break
 		}
 	}
-	for _, c := range a.containers {
-		c.unfollow()
-	}
 	return errors.Join(append(errs, a.storages.RemoveAll())...)
 }
 

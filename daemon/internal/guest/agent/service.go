@@ -17,7 +17,6 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
-	"github.com/msbd/msbd/daemon/internal/guest/agent/hostclock"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/refusal"
 )
@@ -76,7 +75,6 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 type containerEntry struct {
 	*container.Container
 	storages []string // their mount points
-	unfollow func()   // ends the use of the container's root to follow the host's clock
 }
 
 // CreateContainer creates a container whose main process waits for StartContainer.
@@ -101,34 +99,19 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if err != nil {
 		return nil, err
 	}
-	c, unfollow, err := a.createContainer(ctx, req)
+	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
 	if err != nil {
 		return nil, errors.Join(err, a.storages.Remove(mountPoints))
 	}
+	c, err := container.New(a.reaper, req.ContainerId, root, req.OCI)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create container %s: %w", req.ContainerId, err), a.storages.Remove(mountPoints))
+	}
 	a.mu.Lock()
-	a.containers[c.ID()] = &containerEntry{c, mountPoints, unfollow}
+	a.containers[c.ID()] = &containerEntry{c, mountPoints}
 	a.mu.Unlock()
 	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
-}
-
-// createContainer creates the container that req describes, and sets the guest's clock. The container's storages must
-// have been added to a.storages. unfollow must be called before its root is unmounted.
-func (a *agent) createContainer(ctx context.Context, req *pb.CreateContainerRequest) (c *container.Container, unfollow func(), err error) {
-	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
-	if err != nil {
-		return nil, nil, err
-	}
-	c, err = container.New(a.reaper, req.ContainerId, root, req.OCI)
-	if err != nil {
-		return nil, nil, fmt.Errorf("create container %s: %w", req.ContainerId, err)
-	}
-	unfollow, err = hostclock.Follow(root, a.log)
-	if err != nil {
-		a.log.Warn("this container does not keep the guest's clock right", "container", req.ContainerId, "err", err)
-		unfollow = func() {}
-	}
-	return c, unfollow, nil
 }
 
 // container returns the container id. It returns errdefs.ErrNotFound if there is none, and errdefs.ErrInvalidArgument
@@ -172,7 +155,6 @@ func (a *agent) RemoveContainer(_ context.Context, req *pb.RemoveContainerReques
 	if err != nil {
 		return nil, err
 	}
-	c.unfollow()
 	if err := c.Remove(); err != nil {
 		return nil, fmt.Errorf("remove container %s: %w", c.ID(), err)
 	}

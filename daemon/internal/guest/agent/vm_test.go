@@ -46,6 +46,8 @@ type guest struct {
 	socket, console string
 	// share is the host directory that is the shim's share in the guest.
 	share string
+	// control is the path of the control port's socket. It is empty if the guest has no control port.
+	control string
 	// bootTime is the time from the start of QEMU to the agent's first response.
 	bootTime time.Duration
 	exited   chan struct{}
@@ -201,6 +203,13 @@ func buildRoot(t *testing.T, g *guest, id string) *pb.Spec {
 	if err := os.WriteFile(filepath.Join(root, "etc/passwd"), []byte(passwd), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	addTool(t, root)
+	return buildSpec(id)
+}
+
+// addTool writes the test tool to a container's root.
+func addTool(t *testing.T, root string) {
+	t.Helper()
 	program, err := testTool()
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +217,6 @@ func buildRoot(t *testing.T, g *guest, id string) *pb.Spec {
 	if err := os.WriteFile(filepath.Join(root, "tool"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return buildSpec(id)
 }
 
 // testTool builds the program that runs in the containers. It builds it only once.

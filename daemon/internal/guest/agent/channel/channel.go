@@ -1,4 +1,4 @@
-// Package channel accepts the host's connections to the guest agent, over a virtio-serial port or vsock.
+// Package channel accepts the host's connections to the guest agent, over virtio-serial ports or vsock.
 package channel
 
 import (
@@ -21,6 +21,10 @@ const (
 	// portTimeout bounds the wait for the virtio-serial port, which the kernel creates some time after its driver is
 	// loaded.
 	portTimeout = 10 * time.Second
+	// portPause is the time between two looks for the port for which the boot waits.
+	portPause = 2 * time.Millisecond
+	// sysPorts is the directory in sysfs that lists the virtio-serial ports.
+	sysPorts = "/sys/class/virtio-ports"
 )
 
 // Listen returns a listener for each channel that this machine has. It returns an error if there is none. The listeners
@@ -34,23 +38,39 @@ func Listen() ([]net.Listener, error) {
 	if len(listeners) > 0 {
 		timeout = 0
 	}
-	device, err := findPort("/sys/class/virtio-ports", portName, timeout)
+	device, err := findPort(sysPorts, portName, timeout, portPause)
 	if err == nil {
 		l, err := listenPort("/dev/" + device)
 		if err != nil {
 			return nil, err
 		}
-		listeners = append(listeners, RequestsOnly(l))
+		listeners = append(listeners, RequestsOnly(ttrpcListener{l}))
 	} else if len(listeners) == 0 {
 		return nil, err
 	}
 	return listeners, nil
 }
 
-// findPort returns the device name of the virtio-serial port name. It waits up to timeout for the port. sysfs is the
-// directory that lists the ports.
-func findPort(sysfs, name string, timeout time.Duration) (string, error) {
-	for end := time.Now().Add(timeout); ; time.Sleep(2 * time.Millisecond) {
+// ListenPort returns a listener on the virtio-serial port name. It returns an error if the machine has no such port within
+// portTimeout. Until then it looks for the port only now and then, so that a guest without the port loses no time. The
+// listener has one connection at a time. A client that connects as soon as the one before has disconnected may continue
+// its connection.
+func ListenPort(name string) (net.Listener, error) {
+	device, err := findPort(sysPorts, name, portTimeout, 20*portPause)
+	if err != nil {
+		return nil, err
+	}
+	l, err := listenPort("/dev/" + device)
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// findPort returns the device name of the virtio-serial port name. It waits up to timeout for the port, with a pause
+// between two looks. sysfs is the directory that lists the ports.
+func findPort(sysfs, name string, timeout, pause time.Duration) (string, error) {
+	for end := time.Now().Add(timeout); ; time.Sleep(pause) {
 		files, _ := filepath.Glob(filepath.Join(sysfs, "*", "name"))
 		for _, f := range files {
 			if data, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(data)) == name {

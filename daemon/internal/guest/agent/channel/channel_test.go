@@ -16,10 +16,10 @@ func TestFindPort(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if got, err := findPort(sysfs, portName, 0); err != nil || got != "vport1p2" {
+	if got, err := findPort(sysfs, portName, 0, 0); err != nil || got != "vport1p2" {
 		t.Errorf("findPort(%q) = %q, %v; want vport1p2", portName, got, err)
 	}
-	if got, err := findPort(sysfs, "absent", 0); err == nil {
+	if got, err := findPort(sysfs, "absent", 0, 0); err == nil {
 		t.Errorf("findPort for a port that does not exist = %q, want an error", got)
 	}
 }

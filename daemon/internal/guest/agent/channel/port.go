@@ -16,8 +16,9 @@ var past = time.Unix(1, 0)
 
 // portListener is a listener on a virtio-serial port. The port is a single byte stream. One client after another uses
 // it, so there is one connection at a time. A connection starts with the first byte from a client. It ends when the
-// client disconnects, or when the next client sends a request. The port stays open between connections, because closing
-// it would drop the bytes that the next client has already sent.
+// client disconnects. The port stays open between connections, because closing it would drop the bytes that the next
+// client has already sent. The port does not report a change of clients if the next one connects immediately, or if the
+// guest was restored from a snapshot. Both clients then use the same connection.
 type portListener struct {
 	file *os.File
 	raw  syscall.RawConn
@@ -28,7 +29,7 @@ type portListener struct {
 	once    sync.Once
 }
 
-func listenPort(path string) (net.Listener, error) {
+func listenPort(path string) (*portListener, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -36,7 +37,7 @@ func listenPort(path string) (net.Listener, error) {
 	return newPortListener(f)
 }
 
-func newPortListener(f *os.File) (net.Listener, error) {
+func newPortListener(f *os.File) (*portListener, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -54,6 +55,14 @@ func (l *portListener) Close() error {
 }
 
 func (l *portListener) Accept() (net.Conn, error) {
+	conn, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (l *portListener) accept() (*portConn, error) {
 	select {
 	case <-l.free:
 	case <-l.closed:
@@ -85,15 +94,9 @@ type portConn struct {
 	*os.File // of the listener
 	listener *portListener
 
-	reading    sync.Mutex // held during Read; guards the fields below
-	frames     frameReader
-	lastStream uint32 // stream id of the last request
-	next       []byte // the first bytes of the next client
-	ended      bool
-
-	writing sync.Mutex // held during Write; guards the fields below
-	sent    frameReader
-	held    []byte // what is written with the rest of its frame
+	reading sync.Mutex // held during Read; guards the fields below
+	next    []byte     // the first bytes of the next client
+	ended   bool
 
 	once sync.Once
 }
@@ -105,21 +108,80 @@ func (c *portConn) RemoteAddr() net.Addr { return c.listener.Addr() }
 func (c *portConn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
+	return c.read(p)
+}
+
+// read is Read for a caller that holds reading.
+func (c *portConn) read(p []byte) (int, error) {
 	if c.ended || len(p) == 0 {
 		return 0, io.EOF
 	}
-	var n int
-	var err error
 	if pending := c.listener.pending; len(pending) > 0 {
-		n = copy(p, pending)
+		n := copy(p, pending)
 		c.listener.pending = pending[n:]
-	} else if n, err = c.File.Read(p); err != nil {
+		return n, nil
+	}
+	n, err := c.File.Read(p)
+	if err != nil {
 		c.end()
+	}
+	return n, err
+}
+
+// end marks the connection as ended and makes writes fail. Otherwise a write would wait for the next client.
+func (c *portConn) end() {
+	c.ended = true
+	_ = c.File.SetWriteDeadline(past)
+}
+
+// Close ends the connection and lets the listener accept the next client.
+func (c *portConn) Close() error {
+	c.once.Do(func() {
+		_ = c.File.SetDeadline(past)
+		c.reading.Lock()
+		defer c.reading.Unlock()
+		c.ended = true
+		c.listener.pending = append(c.next, c.listener.pending...)
+		c.listener.free <- struct{}{}
+	})
+	return nil
+}
+
+// ttrpcListener is a portListener for clients that speak ttrpc. A connection also ends when the next client sends a
+// request.
+type ttrpcListener struct{ *portListener }
+
+func (l ttrpcListener) Accept() (net.Conn, error) {
+	conn, err := l.accept()
+	if err != nil {
+		return nil, err
+	}
+	return &ttrpcConn{portConn: conn}, nil
+}
+
+// ttrpcConn is the connection of one client that speaks ttrpc.
+type ttrpcConn struct {
+	*portConn
+
+	// Read uses these fields while it holds reading.
+	frames     frameReader
+	lastStream uint32 // stream id of the last request
+
+	writing sync.Mutex // held during Write; guards the fields below
+	sent    frameReader
+	held    []byte // what is written with the rest of its frame
+}
+
+// Read returns the client's bytes. It returns io.EOF when the connection has ended.
+func (c *ttrpcConn) Read(p []byte) (int, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	n, err := c.read(p)
+	if err != nil {
 		return n, err
 	}
 	// A client numbers its requests in increasing order. If the number of a request is not greater than the last one,
-	// the request comes from another client. This check is needed because the port does not report a change of clients
-	// if the next one connects immediately, or if the guest was restored from a snapshot.
+	// the request comes from another client.
 	accepted, next := c.frames.scan(p[:n], func(stream uint32, kind byte) bool {
 		if kind != ttrpcRequest {
 			return true
@@ -144,7 +206,7 @@ const maxPortWrite = 32 << 10
 // Write writes each frame at once, up to maxPortWrite, because each write to the port interrupts QEMU and the host's end of
 // it. ttrpc writes a frame of more than 4 KiB in two pieces. It reports an error of the port with the write that
 // completes a frame.
-func (c *portConn) Write(p []byte) (int, error) {
+func (c *ttrpcConn) Write(p []byte) (int, error) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	c.sent.scan(p, func(uint32, byte) bool { return true })
@@ -158,23 +220,4 @@ func (c *portConn) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
-}
-
-// end marks the connection as ended and makes writes fail. Otherwise a write would wait for the next client.
-func (c *portConn) end() {
-	c.ended = true
-	_ = c.File.SetWriteDeadline(past)
-}
-
-// Close ends the connection and lets the listener accept the next client.
-func (c *portConn) Close() error {
-	c.once.Do(func() {
-		_ = c.File.SetDeadline(past)
-		c.reading.Lock()
-		defer c.reading.Unlock()
-		c.ended = true
-		c.listener.pending = append(c.next, c.listener.pending...)
-		c.listener.free <- struct{}{}
-	})
-	return nil
 }

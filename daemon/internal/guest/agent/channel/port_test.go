@@ -20,7 +20,7 @@ func frame(stream uint32, payload string) []byte {
 	return append(append(b, ttrpcRequest, 0), payload...)
 }
 
-// newTestPort returns a port listener on one end of a socket pair, and the host's end.
+// newTestPort returns a listener for ttrpc clients on one end of a socket pair, and the host's end.
 func newTestPort(t *testing.T) (net.Listener, *os.File) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -36,7 +36,7 @@ func newTestPort(t *testing.T) (net.Listener, *os.File) {
 		l.Close()
 		host.Close()
 	})
-	return l, host
+	return ttrpcListener{l}, host
 }
 
 // TestPortSeparatesClients sends the requests of two clients without a pause between them. It reads them with buffers of
@@ -133,7 +133,7 @@ func TestPortWritesFramesAtOnce(t *testing.T) {
 	if _, err := host.Write(frame(1, "request")); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := l.Accept()
+	conn, err := ttrpcListener{l}.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
