@@ -28,9 +28,12 @@ func TestGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	disk := makeDisk(t, content, 8)
+	image, upper := makeRootDisks(t)
 	control := filepath.Join(t.TempDir(), "control.sock")
 	g := bootGuest(t, "-drive", "if=none,id=disk,format=raw,readonly=on,file="+disk,
 		"-device", "virtio-blk-pci,drive=disk,addr="+diskSlot,
+		"-drive", "if=none,id=upper,format=raw,discard=unmap,cache=unsafe,file="+upper, "-device", "virtio-blk-pci,drive=upper,serial=msb-upper",
+		"-drive", "if=none,id=image,format=raw,readonly=on,file="+image, "-device", "virtio-blk-pci,drive=image,serial=msb-image",
 		"-chardev", "socket,id=control,server=on,wait=off,path="+control, "-device", "virtserialport,chardev=control,name=msb.ctl")
 	g.control = control
 	t.Logf("booted in %v", g.bootTime)
@@ -75,6 +78,7 @@ func TestGuest(t *testing.T) {
 	t.Run("end of the container", func(t *testing.T) { testEnd(t, g, id) })
 	t.Run("restricted container", func(t *testing.T) { testRestricted(t, g) })
 	t.Run("portal", func(t *testing.T) { testPortal(t, g) })
+	t.Run("root on disks", func(t *testing.T) { testDiskRoot(t, g, upper) })
 
 	ok(t)(g.DestroySandbox(ctx, &pb.DestroySandboxRequest{}))
 	select {
@@ -82,6 +86,7 @@ func TestGuest(t *testing.T) {
 	case <-time.After(bootLimit):
 		t.Fatal("the guest did not power itself off after DestroySandbox")
 	}
+	checkUpper(t, upper)
 }
 
 func testEnvironment(t *testing.T, g *guest, id string) {

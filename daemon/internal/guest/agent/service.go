@@ -99,7 +99,8 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if err != nil {
 		return nil, err
 	}
-	root, err := a.storages.Root(ctx, req.OCI.Root.Path)
+	root, rootMounts, err := a.root(ctx, req.OCI)
+	mountPoints = append(mountPoints, rootMounts...)
 	if err != nil {
 		return nil, errors.Join(err, a.storages.Remove(mountPoints))
 	}
@@ -112,6 +113,26 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	a.mu.Unlock()
 	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
+}
+
+// The annotation with which msbd requests another kind of root file system than Kata's shim, and its only value.
+const (
+	rootAnnotation = "msb.root"
+	rootOnDisks    = "disks"
+)
+
+// root returns the directory with the root file system of the container that spec describes. The container's storages
+// must have been added to a.storages. mountPoints are those that must be removed from a.storages with the container.
+func (a *agent) root(ctx context.Context, spec *pb.Spec) (root string, mountPoints []string, err error) {
+	switch kind, ok := spec.Annotations[rootAnnotation]; {
+	case !ok:
+		root, err = a.storages.Root(ctx, spec.Root.Path)
+		return root, nil, err
+	case kind == rootOnDisks:
+		return a.storages.DiskRoot(ctx)
+	default:
+		return "", nil, refusal.Invalid("annotation %s is %q: this guest supports only %q", rootAnnotation, kind, rootOnDisks)
+	}
 }
 
 // container returns the container id. It returns errdefs.ErrNotFound if there is none, and errdefs.ErrInvalidArgument

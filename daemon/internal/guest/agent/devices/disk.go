@@ -46,6 +46,37 @@ func diskGlob(path string) (string, error) {
 	return glob + "/virtio*/block/*", nil
 }
 
+// FindDiskBySerial waits for the disk with a serial number and returns its device file. It returns errdefs.ErrNotFound if
+// the disk does not appear within the timeout of WaitFor.
+func FindDiskBySerial(ctx context.Context, serial string) (file string, err error) {
+	err = WaitFor(ctx, func() error {
+		disk, ok := diskWithSerial(sysBlock, serial)
+		if !ok {
+			return ErrNotYet
+		}
+		file = "/dev/" + disk
+		return canOpen(file)
+	})
+	if err != nil {
+		return "", fmt.Errorf("disk with the serial number %s: %w", serial, err)
+	}
+	return file, nil
+}
+
+// sysBlock is the directory in sysfs that lists the disks.
+const sysBlock = "/sys/block"
+
+// diskWithSerial returns the name of the disk with a serial number, of those in sysfs, which is sysBlock.
+func diskWithSerial(sysfs, serial string) (name string, ok bool) {
+	files, _ := filepath.Glob(filepath.Join(sysfs, "*", "serial"))
+	for _, f := range files {
+		if data, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(data)) == serial {
+			return filepath.Base(filepath.Dir(f)), true
+		}
+	}
+	return "", false
+}
+
 // findDisk waits for the disk whose directory in sysfs matches glob, and returns its device file.
 func findDisk(ctx context.Context, glob string) (file string, err error) {
 	err = WaitFor(ctx, func() error {
@@ -56,13 +87,17 @@ func findDisk(ctx context.Context, glob string) (file string, err error) {
 		if len(found) != 1 {
 			return ErrNotYet
 		}
-		// The kernel creates the device file before the disk can be opened.
 		file = "/dev/" + filepath.Base(found[0])
-		f, err := os.Open(file)
-		if err != nil {
-			return ErrNotYet
-		}
-		return f.Close()
+		return canOpen(file)
 	})
 	return file, err
+}
+
+// canOpen returns ErrNotYet if a disk's device file cannot be opened. The kernel creates the file before that.
+func canOpen(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return ErrNotYet
+	}
+	return f.Close()
 }

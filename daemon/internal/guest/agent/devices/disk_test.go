@@ -1,6 +1,8 @@
 package devices
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,6 +17,26 @@ func TestDiskGlob(t *testing.T) {
 	for _, bad := range []string{"", "2", "02/", "../x", "0G", "002", "20", "02.1"} {
 		if _, err := diskGlob(bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("diskGlob(%q): %v, want errdefs.ErrInvalidArgument", bad, err)
+		}
+	}
+}
+
+func TestDiskWithSerial(t *testing.T) {
+	sysfs := t.TempDir()
+	for name, serial := range map[string]string{"vda": "", "vdb": "msb-upper2\n", "vdc": "msb-upper", "vdd": "msb-image\n"} {
+		if err := os.Mkdir(filepath.Join(sysfs, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(sysfs, name, "serial"), []byte(serial), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(sysfs, "loop0"), 0o755); err != nil { // a disk without a serial number
+		t.Fatal(err)
+	}
+	for serial, want := range map[string]string{"msb-upper": "vdc", "msb-image": "vdd", "msb": ""} {
+		if got, ok := diskWithSerial(sysfs, serial); got != want || ok != (want != "") {
+			t.Errorf("diskWithSerial(%q) = %q, %v; want %q", serial, got, ok, want)
 		}
 	}
 }

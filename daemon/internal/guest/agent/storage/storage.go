@@ -1,5 +1,6 @@
-// Package storage attaches the storages that the host requests for containers. A storage is a file system on a disk, in
-// the host's virtiofs share or in memory. The package also creates the files that the host copies into the guest.
+// Package storage attaches the storages that the host requests for containers, and the containers' root file systems. A
+// storage is a file system on a disk, in the host's virtiofs share or in memory. The package also creates the files that
+// the host copies into the guest.
 package storage
 
 import (
@@ -56,9 +57,32 @@ func (s *storage) detach() error {
 // NewSet returns an empty set.
 func NewSet() *Set { return &Set{mountPoints: make(map[string]*storage)} }
 
+// request asks for a storage at a mount point.
+type request struct {
+	mountPoint string
+	attach     func(*storage) error // attaches the storage at its mount point
+}
+
 // Add attaches each storage in list that is not attached yet, in order. It adds a user to each storage in list and
 // returns their mount points. On an error, it undoes its changes.
 func (s *Set) Add(ctx context.Context, list []*pb.Storage) (mountPoints []string, err error) {
+	requests := make([]request, len(list))
+	for i, st := range list {
+		if err := checkPath(st.GetMountPoint()); err != nil {
+			return nil, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
+		}
+		requests[i] = request{filepath.Clean(st.MountPoint), func(entry *storage) error {
+			if err := attach(ctx, st, entry); err != nil {
+				return fmt.Errorf("storage %s at %s: %w", st.Driver, st.MountPoint, err)
+			}
+			return nil
+		}}
+	}
+	return s.add(requests)
+}
+
+// add is like Add, for storages of every kind.
+func (s *Set) add(requests []request) (mountPoints []string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var added []*storage
@@ -74,15 +98,15 @@ func (s *Set) Add(ctx context.Context, list []*pb.Storage) (mountPoints []string
 		}
 		mountPoints = nil
 	}()
-	for _, st := range list {
-		if err := checkPath(st.GetMountPoint()); err != nil {
-			return mountPoints, fmt.Errorf("mount point of storage %s: %w", st.GetDriver(), err)
-		}
-		entry := s.mountPoints[filepath.Clean(st.MountPoint)]
+	for _, r := range requests {
+		entry := s.mountPoints[r.mountPoint]
 		if entry == nil {
-			if entry, err = s.attach(ctx, st); err != nil {
-				return mountPoints, fmt.Errorf("storage %s at %s: %w", st.Driver, st.MountPoint, err)
+			entry = &storage{mountPoint: r.mountPoint}
+			if err := r.attach(entry); err != nil {
+				return mountPoints, errors.Join(err, entry.detach())
 			}
+			s.mountPoints[entry.mountPoint] = entry
+			s.order = append(s.order, entry)
 			added = append(added, entry)
 		}
 		entry.users++
@@ -91,22 +115,16 @@ func (s *Set) Add(ctx context.Context, list []*pb.Storage) (mountPoints []string
 	return mountPoints, nil
 }
 
-// attach attaches the storage st and adds it to the set.
-func (s *Set) attach(ctx context.Context, st *pb.Storage) (*storage, error) {
-	attach := drivers[st.Driver]
-	if attach == nil {
-		return nil, refusal.Invalid("unknown driver: this guest supports %q", Drivers())
+// attach attaches the storage st at the mount point of entry.
+func attach(ctx context.Context, st *pb.Storage, entry *storage) error {
+	driver := drivers[st.Driver]
+	if driver == nil {
+		return refusal.Invalid("unknown driver: this guest supports %q", Drivers())
 	}
 	if st.FsGroup != nil {
-		return nil, fmt.Errorf("fs_group %d: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
+		return fmt.Errorf("fs_group %d: %w", st.FsGroup.GroupId, refusal.ErrUnsupported)
 	}
-	entry := &storage{mountPoint: filepath.Clean(st.MountPoint)}
-	if err := attach(ctx, st, entry); err != nil {
-		return nil, errors.Join(err, entry.detach())
-	}
-	s.mountPoints[entry.mountPoint] = entry
-	s.order = append(s.order, entry)
-	return entry, nil
+	return driver(ctx, st, entry)
 }
 
 // Drivers returns the names of the storage drivers that this guest supports, sorted.

@@ -4,6 +4,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"net"
@@ -110,6 +111,70 @@ func run(name string, args []string) error {
 			return err
 		}
 		fmt.Println(head(args[0]))
+	case "disks": // creates a device in args[0] for each disk that has a serial number, and prints its first bytes
+		files, _ := filepath.Glob("/sys/block/*/serial")
+		for _, file := range files {
+			serial, err := os.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			if len(serial) == 0 {
+				continue
+			}
+			number, err := os.ReadFile(filepath.Dir(file) + "/dev")
+			if err != nil {
+				return err
+			}
+			var major, minor int
+			if _, err := fmt.Sscanf(string(number), "%d:%d", &major, &minor); err != nil {
+				return err
+			}
+			device := filepath.Join(args[0], strings.TrimSpace(string(serial)))
+			if err := syscall.Mknod(device, syscall.S_IFBLK|0o600, major<<8|minor); err != nil {
+				return err
+			}
+			fmt.Printf("%s: %s\n", filepath.Base(device), head(device))
+		}
+	case "fill": // writes to the file args[0] until that fails
+		f, err := os.Create(args[0])
+		if err != nil {
+			return err
+		}
+		for block := make([]byte, 1<<20); ; {
+			if _, err := f.Write(block); err != nil {
+				return err
+			}
+			if err := f.Sync(); err != nil { // also an error that comes late
+				return err
+			}
+		}
+	case "remove": // removes the file args[0]
+		return os.Remove(args[0])
+	case "xattr": // prints the attribute args[1] of the file args[0], sets it to args[2], and prints it again, in hexadecimal
+		value, err := hex.DecodeString(args[2])
+		if err != nil {
+			return err
+		}
+		for range 2 {
+			old := make([]byte, 64)
+			n, err := syscall.Getxattr(args[0], args[1], old)
+			if err == nil {
+				fmt.Printf("%x ", old[:n])
+			} else {
+				fmt.Printf("%v ", err)
+			}
+			if err := syscall.Setxattr(args[0], args[1], value, 0); err != nil {
+				return err
+			}
+		}
+	case "stat": // prints the mode and the owner of each file
+		for _, f := range args {
+			var st syscall.Stat_t
+			if err := syscall.Lstat(f, &st); err != nil {
+				return err
+			}
+			fmt.Printf("%s: %o %d:%d\n", f, st.Mode, st.Uid, st.Gid)
+		}
 	case "put": // writes args[1] to the file args[0]
 		return os.WriteFile(args[0], []byte(args[1]), 0o644)
 	case "now": // prints the time
