@@ -54,6 +54,8 @@ var migrations = []func(*bbolt.Tx) error{
 	func(tx *bbolt.Tx) error { return createBuckets(tx, "keys", "sandboxes") },
 	migrateTo2,
 	migrateTo3,
+	// Earlier versions do not know the disks of sandboxes, and would remove sandboxes that have disks.
+	func(*bbolt.Tx) error { return nil },
 }
 
 // migrate brings the store to the current schema in one transaction.

@@ -111,11 +111,16 @@ func TestSchema1(t *testing.T) {
 	}
 }
 
-// After an upgrade from schema 2, every live key is still accepted, every refused key is still refused, and the audit log
-// continues.
-func TestSchema2(t *testing.T) {
+// After an upgrade, every live key is still accepted, every refused key is still refused, and the audit log continues.
+func TestSchema2(t *testing.T) { testUpgrade(t, "schema2") }
+
+func TestSchema3(t *testing.T) { testUpgrade(t, "schema3") }
+
+// testUpgrade tests an upgrade from the state directory schema in testdata.
+func testUpgrade(t *testing.T, schema string) {
+	t.Helper()
 	t.Parallel()
-	files, tokens := fixture(t, "schema2", 6, "msb.db", "keyring.json", "audit.jsonl")
+	files, tokens := fixture(t, schema, 6, "msb.db", "keyring.json", "audit.jsonl")
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -156,7 +161,7 @@ func TestSchema2(t *testing.T) {
 // description of a key and the key. Before a release, run it and commit the files. The next release adds a test like the
 // one above for them and never changes the files. The command is:
 //
-//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema3 go test -count=1 ./daemon/internal/data/store
+//	MSB_TEST_ROLE=fixture MSB_TEST_DIR=$PWD/daemon/internal/data/store/testdata/schema4 go test -count=1 ./daemon/internal/data/store
 func writeFixture(dir string) error {
 	ctx := context.Background()
 	srv, err := start(dir)
