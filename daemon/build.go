@@ -107,7 +107,7 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		MaxCPUs:      cfg.MaxCPUs,
 		MaxMemoryMiB: cfg.MaxMemoryMiB,
 		MaxDiskMiB:   cfg.MaxDiskMiB,
-		Disks:        limitsDisks(machines),
+		Disks:        machines.Disks,
 		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
 		Boots:        max(2, runtime.NumCPU()),
 		CheckSpace:   db.CheckSpace,
@@ -119,9 +119,6 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Log:          log,
 	})
 }
-
-// limitsDisks reports whether the sandboxes have disks of a limited size.
-func limitsDisks(*backend.Backend) bool { return true }
 
 // codeGrace returns how long code has to react to an interrupt. An emulated interpreter on a busy host has taken more than 5 s.
 func codeGrace(accelerator string) time.Duration {

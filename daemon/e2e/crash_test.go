@@ -70,8 +70,8 @@ func TestDaemonKillKeepsSandboxes(t *testing.T) {
 
 func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 	s, key := sharedServer(t)
-	// Kill the server later in the start each time: when the sandbox is starting, when virtiofsd runs, when QEMU runs.
-	for _, moment := range []string{"starting", virtiofsd, qemu} {
+	// Kill the server later in the start each time: when the sandbox is starting, when its disks exist, when QEMU runs.
+	for _, moment := range []string{"starting", "disks", qemu} {
 		ended := make(chan struct{})
 		go func() {
 			s.call(key, "sandbox.start", params{"sandbox": "half"})
@@ -84,7 +84,14 @@ func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 					id = b.GetId()
 				}
 			}
-			return id != "" && (moment == "starting" || len(processes(moment, id)) > 0)
+			switch {
+			case id == "" || moment == "starting":
+				return id != ""
+			case moment == "disks":
+				_, err := os.Stat(filepath.Join(s.state(), "disks", "sandboxes", id))
+				return err == nil
+			}
+			return len(processes(qemu, id)) > 0
 		})
 		s.kill()
 		<-ended
@@ -102,7 +109,7 @@ func TestDaemonKillDuringStartUndoesStart(t *testing.T) {
 
 func TestProcessDeathIsDetectedAndCleanedUp(t *testing.T) {
 	s, key := statefulSandbox(t)
-	for _, program := range []string{qemu, virtiofsd, shim} {
+	for _, program := range []string{qemu, shim} {
 		t.Run(program, func(t *testing.T) {
 			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
 			id := s.sandboxID("box")
@@ -121,19 +128,17 @@ func TestProcessDeathIsDetectedAndCleanedUp(t *testing.T) {
 		s.wantSandboxFailed(t, key, "box", id)
 	})
 	t.Run("after adoption", func(t *testing.T) {
-		for _, program := range []string{qemu, virtiofsd} {
-			s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
-			id := s.sandboxID("box")
-			s.kill()
-			if err := s.start(); err != nil {
-				t.Fatal(err)
-			}
-			if st, _ := s.status(); st.Recovery.Adopted == 0 {
-				t.Errorf("recovery: %+v, want the sandbox adopted", st.Recovery)
-			}
-			signalAll(t, processes(program, id), syscall.SIGKILL)
-			s.wantSandboxFailed(t, key, "box", id)
+		s.mustCall(t, key, "sandbox.start", params{"sandbox": "box"}, nil)
+		id := s.sandboxID("box")
+		s.kill()
+		if err := s.start(); err != nil {
+			t.Fatal(err)
 		}
+		if st, _ := s.status(); st.Recovery.Adopted == 0 {
+			t.Errorf("recovery: %+v, want the sandbox adopted", st.Recovery)
+		}
+		signalAll(t, processes(qemu, id), syscall.SIGKILL)
+		s.wantSandboxFailed(t, key, "box", id)
 	})
 }
 

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,15 +16,7 @@ import (
 // killed.
 func TestFullDisk(t *testing.T) {
 	parallel(t)
-	disk := t.TempDir()
-	if err := syscall.Mount("msb-test", disk, "tmpfs", 0, "size=300m,mode=0700"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(disk, 0); err != nil {
-			t.Error(err)
-		}
-	})
+	disk := smallDisk(t, "700M")
 	s := testServer(t, "--state-dir", disk)
 	if err := s.importImages("python"); err != nil {
 		t.Fatal(err)
@@ -82,10 +76,9 @@ func TestFullDisk(t *testing.T) {
 		t.Error(err)
 	}
 
-	// containerd deletes the layers of removed sandboxes only later, and not at all on a full disk.
-	layers, err := filepath.Glob(filepath.Join(disk, "containerd", "*", "snapshots", "*", "fs", "fill"))
-	if err != nil || len(layers) > 0 {
-		t.Errorf("what the sandboxes wrote is still on the disk: %v, %v", layers, err)
+	disks, err := filepath.Glob(filepath.Join(disk, "disks", "sandboxes", "*"))
+	if err != nil || len(disks) > 0 {
+		t.Errorf("what the sandboxes wrote is still on the disk: %v, %v", disks, err)
 	}
 
 	if err := s.start(); err != nil {
@@ -97,4 +90,88 @@ func TestFullDisk(t *testing.T) {
 	if list := s.list(); len(list) != 0 {
 		t.Errorf("the sandboxes %v are left", list)
 	}
+}
+
+// smallDisk mounts a file system of a size, as for mkfs.ext4, and returns its directory. A file system in memory does not
+// suit: what a sandbox writes to it counts as memory of the sandbox's QEMU.
+func smallDisk(t *testing.T, size string) string {
+	t.Helper()
+	file, dir := filepath.Join(t.TempDir(), "disk"), t.TempDir()
+	for _, command := range [][]string{
+		{"mkfs.ext4", "-q", "-m", "0", file, size}, {"mount", "-o", "loop", file, dir}, {"chmod", "700", dir},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", command[0], err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// A sandbox has a disk of the size that it asks for. A full one is an error in the sandbox, which keeps working. Files that
+// are removed free space on the host.
+func TestSandboxDisk(t *testing.T) {
+	parallel(t)
+	s, key := sharedServer(t)
+	const size = 128 << 20
+	s.mustCall(t, key, "sandbox.start", params{"sandbox": "disk", "config": params{"disk": 128}}, nil)
+	defer s.mustCall(t, key, "sandbox.stop", params{"sandbox": "disk"}, nil)
+	run := func(code string) string {
+		t.Helper()
+		r := s.python(t, key, "disk", code)
+		if r.Status != "success" {
+			t.Errorf("%s\n%+v", code, r)
+		}
+		return r.text("stdout")
+	}
+	if total := run("import os, shutil; print(0.8 * " + fmt.Sprint(size) + " < shutil.disk_usage('/').total <= " + fmt.Sprint(size) + ")"); total != "True\n" {
+		t.Errorf("the size of the file system is right: %s", total)
+	}
+	// Extended attributes, on a new file and on one of the image.
+	if got := run(`
+open("/new", "w").close()
+for path in "/new", "/etc/passwd":
+    os.setxattr(path, "user.origin", b"here")
+    print(os.getxattr(path, "user.origin"))
+`); got != "b'here'\nb'here'\n" {
+		t.Errorf("extended attributes: %s", got)
+	}
+	usage := func() int64 {
+		var m struct{ Sandboxes []metrics }
+		s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": "disk"}, &m)
+		if len(m.Sandboxes) != 1 || m.Sandboxes[0].Disk == nil {
+			t.Fatalf("metrics: %+v", m)
+		}
+		return *m.Sandboxes[0].Disk
+	}
+	const fill = `
+import errno
+try:
+    with open("/fill", "wb") as f:
+        while True:
+            f.write(bytes(1 << 20))
+            f.flush()
+            os.fsync(f.fileno())
+except OSError as e:
+    print(errno.errorcode[e.errno])
+`
+	if got := run(fill); got != "ENOSPC\n" {
+		t.Errorf("an endless file ends with %s", got)
+	}
+	if used := usage(); used < size/2 || used > size+size/8 {
+		t.Errorf("a full disk uses %d bytes", used)
+	}
+	if r := s.command(t, key, "disk", "sh", "-c", "echo still here; exit 3"); r.ExitCode != 3 || r.text("stdout") != "still here\n" {
+		t.Errorf("a command on a full disk: %+v", r)
+	}
+	run(`os.remove("/fill"); os.sync()`)
+	until(t, "the host to get the space back", func() bool { return usage() < size/8 })
+	if got := run(fill); got != "ENOSPC\n" { // the sandbox can use the space again
+		t.Errorf("a second endless file ends with %s", got)
+	}
+	s.wantError(t, key, "sandbox.start", params{"sandbox": "huge", "config": params{"disk": 1 << 20}}, 400, -32602, "disk")
 }

@@ -139,7 +139,7 @@ func TestGuestBootFailureIsCleanedUp(t *testing.T) {
 			if err := os.Remove(image); err != nil { // a symbolic link to the real initramfs
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(image, initrd, 0o600); err != nil {
+			if err := os.WriteFile(image, initrd, 0o644); err != nil {
 				t.Fatal(err)
 			}
 			s, key := pythonServer(t, "--lib-dir", lib)

@@ -85,7 +85,7 @@ func (s *server) leaks(dir string, ids []string) error {
 		}
 	}
 	tasks := filepath.Join("containerd", "io.containerd.runtime.v2.task")
-	for _, place := range []string{"/run", "/dev/shm", "/sys/fs/cgroup", s.runDir, filepath.Join(s.state(), tasks)} {
+	for _, place := range []string{"/run", "/dev/shm", "/sys/fs/cgroup", s.runDir, filepath.Join(s.state(), tasks), filepath.Join(s.state(), "disks")} {
 		found = append(found, findPaths(place, belongs)...)
 	}
 	for _, path := range unnamedLeaks() {
@@ -157,9 +157,8 @@ func processTexts() map[int]string {
 
 // The programs that run a sandbox's microVM.
 const (
-	qemu      = "qemu-system-x86_64"
-	virtiofsd = "virtiofsd"
-	shim      = "containerd-shim-kata-v2"
+	qemu = "qemu-system-x86_64"
+	shim = "containerd-shim-kata-v2"
 )
 
 // processes returns the pids of the processes of program whose arguments or environment contain word, such as the id of

@@ -61,7 +61,7 @@ func TestSandboxLifecycle(t *testing.T) {
 	}
 
 	// Use memory, disk and processor time, so that the metrics are above zero.
-	s.python(t, key, "my-env", "b = bytearray(64 << 20)\nopen('/root/data', 'wb').write(b)\nsum(range(2000000))")
+	s.python(t, key, "my-env", "import os\nb = bytearray(64 << 20)\nopen('/root/data', 'wb').write(b)\nos.sync()\nsum(range(2000000))")
 	var m struct{ Sandboxes []metrics }
 	s.mustCall(t, key, "sandbox.metrics.get", params{"sandbox": "my-env"}, &m)
 	if len(m.Sandboxes) != 1 {
@@ -218,15 +218,18 @@ func TestTimeoutsAndExitCodes(t *testing.T) {
 
 func TestSandboxConfiguration(t *testing.T) {
 	s, key := sharedServer(t)
-	cfg := params{"image": "microsandbox/python", "memory": 256, "cpus": 2, "envs": []string{"GREETING=hello"}, "workdir": "/srv", "volumes": nil, "ports": nil}
+	cfg := params{"image": "microsandbox/python", "memory": 256, "cpus": 2, "envs": []string{"GREETING=hello"},
+		"workdir": "/srv/new/dir", "user": "nobody", "hostname": "web-1", "volumes": nil, "ports": nil}
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, nil)
 	t.Cleanup(func() { s.call(key, "sandbox.stop", params{"sandbox": "configured"}) })
-	got := s.python(t, key, "configured", "import os\nprint(os.environ['GREETING'], os.getcwd())").text("stdout")
-	if got != "hello /srv\n" {
-		t.Errorf("Python sees %q, want the environment variable and the working directory of the configuration", got)
+	const want = "hello /srv/new/dir 65534 65534 web-1\n" // the directory did not exist; it belongs to the user
+	got := s.python(t, key, "configured",
+		"import os\nprint(os.environ['GREETING'], os.getcwd(), os.getuid(), os.stat('.').st_uid, os.uname().nodename)").text("stdout")
+	if got != want {
+		t.Errorf("Python sees %q, want %q", got, want)
 	}
-	if r := s.command(t, key, "configured", "sh", "-c", "echo $GREETING $PWD"); r.text("stdout") != "hello /srv\n" {
-		t.Errorf("a command sees %+v, want the environment variable and the working directory of the configuration", r)
+	if r := s.command(t, key, "configured", "sh", "-c", "echo $GREETING $PWD $(id -u) $(stat -c %u .) $(cat /etc/hostname)"); r.text("stdout") != want {
+		t.Errorf("a command sees %+v, want %q", r, want)
 	}
 	s.wantError(t, key, "sandbox.repl.run", params{"sandbox": "configured", "language": "nodejs", "code": "1"}, 409, -32005, "node")
 	s.mustCall(t, key, "sandbox.start", params{"sandbox": "configured", "config": cfg}, nil) // the same configuration: no error

@@ -287,6 +287,9 @@ func guestDir(id string) string {
 	for _, pid := range processes(qemu, id) {
 		if _, rest, ok := strings.Cut(processTexts()[pid], "\x00-kernel\x00"); ok {
 			kernel, _, _ := strings.Cut(rest, "\x00")
+			if fd, ok := strings.CutPrefix(kernel, "/proc/self"); ok {
+				kernel, _ = os.Readlink(fmt.Sprintf("/proc/%d%s", pid, fd))
+			}
 			return filepath.Dir(kernel)
 		}
 	}

@@ -20,7 +20,7 @@ ca-certificates    | /etc/ssl/certs/ca-certificates.crt | to fetch Go modules ov
 curl               | /usr/bin/curl                      | to download Node.js, and to call the server
 mmdebstrap         | /usr/bin/mmdebstrap                | to build the images from Debian packages
 qemu-system-x86    | /usr/bin/qemu-system-x86_64        | to run the microVMs
-qemu-system-common | /usr/lib/qemu/virtiofsd            | virtiofsd: to share the image with a microVM
+qemu-system-common | /usr/lib/qemu/virtiofsd            | virtiofsd: for sandboxes with the driver of Kata
 erofs-utils        | mkfs.erofs                         | to make the disks of images
 e2fsprogs          | /sbin/mkfs.ext4                    | to make the disks of sandboxes
 '

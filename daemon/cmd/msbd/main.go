@@ -21,6 +21,7 @@ import (
 
 	"github.com/msbd/msbd/api/version"
 	"github.com/msbd/msbd/daemon"
+	"github.com/msbd/msbd/daemon/internal/backend"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/data/store"
 	"github.com/msbd/msbd/daemon/internal/domain/name"
@@ -38,6 +39,7 @@ const (
 func main() {
 	host.RunProbeIfChild()
 	store.RunCheckIfChild()
+	backend.RunJailIfChild()
 	app := &cli.App{
 		Name:            "msbd",
 		Usage:           "server that runs untrusted code in microVMs",
@@ -161,7 +163,7 @@ func run(c *cli.Context) error {
 		return fmt.Errorf("msbd: %w", err)
 	}
 	for _, check := range []host.Check{
-		host.CheckFileLimit(limit, cfg.MaxConnections), host.CheckDirectories(cfg.StateDir, cfg.RunDir),
+		host.CheckFileLimit(limit, backend.HostOptions(cfg), cfg.MaxConnections), host.CheckDirectories(cfg.StateDir, cfg.RunDir),
 	} {
 		if check.Status != host.OK {
 			log.Warn(check.Name+": "+check.Detail, "remedy", check.Remedy)

@@ -6,20 +6,26 @@ package backend
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 
 	"github.com/containerd/containerd"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/backend/image"
 	"github.com/msbd/msbd/daemon/internal/backend/kata"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
+	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
+	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // A Backend runs the sandboxes of one server.
@@ -28,11 +34,14 @@ type Backend struct {
 	Route host.Route
 	// Runtime starts, finds and removes microVMs. It is usable once Run has called ready.
 	Runtime sandbox.Runtime
+	// Disks reports whether sandboxes have disks of their own, whose size can be chosen. Kata's own driver has none.
+	Disks bool
 	// Images holds the images that sandboxes start from. It is usable once Run has called ready.
 	Images *image.Store
 
 	kata    *kata.Runtime
 	vms     *hypervisor.Service
+	disks   *disk.Store
 	private *ctrd.Private // nil if the server uses the host's containerd
 	client  *containerd.Client
 	log     *slog.Logger
@@ -50,11 +59,15 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 	if err != nil {
 		return nil, err
 	}
-	vms, err := hypervisor.New(serviceConfig(cfg, route, settings, log))
+	disks, err := disk.New(filepath.Join(cfg.StateDir, "disks"), log)
 	if err != nil {
 		return nil, err
 	}
-	b := &Backend{Route: route, vms: vms, log: log}
+	vms, err := hypervisor.New(serviceConfig(cfg, route, settings, disks, log))
+	if err != nil {
+		return nil, err
+	}
+	b := &Backend{Route: route, Disks: settings.UsesDisks(), disks: disks, vms: vms, log: log}
 	paths := ctrd.SystemPaths(cfg.Containerd)
 	if cfg.Containerd == "" {
 		paths = ctrd.Paths{
@@ -68,6 +81,10 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 		return nil, err
 	}
 	b.Images = image.NewStore(b.client, image.Unpack)
+	if b.Disks {
+		b.Images = image.NewStore(b.client, b.buildDisk)
+	}
+	b.Images.OnChange = b.pruneDisks // there are also disks if the server used disks before
 	b.kata, err = kata.New(kata.Config{
 		Client:     b.client,
 		Containerd: paths,
@@ -75,6 +92,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 		Settings:   settings,
 		RunDir:     cfg.RunDir,
 		VMs:        vms,
+		Disks:      disks,
 		Image:      b.Images.Resolve,
 		Log:        log,
 	})
@@ -85,6 +103,10 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (*Backend, er
 	b.Runtime = b.kata
 	return b, nil
 }
+
+// RunJailIfChild must be called first in main of every program that runs a Backend. In a child process that msbd starts
+// to run QEMU, it does not return.
+func RunJailIfChild() { hypervisor.RunJailIfChild() }
 
 // HostOptions returns the settings in cfg that the choice of a route depends on.
 func HostOptions(cfg config.Config) host.Options {
@@ -103,36 +125,41 @@ func shimSettings(ctx context.Context, cfg config.Config, route host.Route) (kat
 		Initrd: filepath.Join(cfg.LibDir, "guest", "initrd.img"),
 	}
 	qemu, err := host.FindQEMU(cfg.QEMU)
-	var virtiofsd string
-	if err == nil {
-		virtiofsd, err = host.FindVirtiofsd(cfg.Virtiofsd)
-	}
-	if err == nil {
-		settings.Virtiofsd, err = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
-	}
 	if err == nil {
 		settings.QEMU = qemu
-		settings.Programs = []string{qemu, virtiofsd}
+		settings.Programs = []string{qemu}
 	}
-	if cfg.KataConfig != "" { // ignore err, because a custom configuration may name other programs
+	virtiofsd, virtiofsdErr := host.FindVirtiofsd(cfg.Virtiofsd)
+	if virtiofsdErr == nil {
+		settings.Programs = append(settings.Programs, virtiofsd)
+		settings.Virtiofsd, virtiofsdErr = host.VirtiofsdCommand(ctx, virtiofsd, filepath.Join(cfg.LibDir, "msb-virtiofsd"))
+	}
+	switch {
+	case cfg.KataConfig != "": // ignore the errors, because a custom configuration may name other programs
 		settings.Config, settings.Portal = cfg.KataConfig, filepath.Join(cfg.LibDir, "msb-portal")
-		return settings, nil
+		if custom, err := kataconf.Read(cfg.KataConfig); err != nil || custom.RemoteSocket != serviceSocket(cfg) {
+			return settings, nil
+		}
+	case route.Hypervisor == host.Kata:
+		return settings, cmp.Or(err, virtiofsdErr)
 	}
-	if route.Hypervisor == host.Builtin {
-		settings.HypervisorSocket = serviceSocket(cfg)
-	}
-	return settings, err
+	settings.HypervisorSocket = serviceSocket(cfg)
+	_, erofsErr := disk.MkfsErofs.Find()
+	_, ext4Err := disk.MkfsExt4.Find()
+	return settings, errors.Join(err, erofsErr, ext4Err)
 }
 
-// serviceConfig returns the configuration of the hypervisor service. If no shim can call the service, the configuration
-// has no programs: the service then only manages the VMs that it started before the server's configuration changed.
-func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, log *slog.Logger) hypervisor.Config {
+// serviceConfig returns the configuration of the hypervisor service. If the shims do not call the service, the
+// configuration has no QEMU: the service then only manages the VMs that it started before the server's configuration
+// changed.
+func serviceConfig(cfg config.Config, route host.Route, settings kata.Settings, disks *disk.Store, log *slog.Logger) hypervisor.Config {
+	first, count, _ := cfg.QEMUUIDs() // package config has checked it
 	service := hypervisor.Config{
 		Socket: serviceSocket(cfg), Dir: filepath.Join(cfg.RunDir, "vm"), Programs: settings.Programs, Log: log,
+		UIDs: process.UIDs{First: first, Count: count},
 	}
-	// With settings.Config, the host's Kata configuration may name the service.
-	if settings.HypervisorSocket != "" || settings.Config != "" {
-		service.QEMU, service.Virtiofsd, service.Accelerator = settings.QEMU, settings.Virtiofsd, route.Accelerator
+	if settings.UsesDisks() {
+		service.QEMU, service.Disks, service.Accelerator = settings.QEMU, disks.Find, route.Accelerator
 		service.Kernel, service.Initrd = settings.Kernel, settings.Initrd
 	}
 	return service
@@ -156,9 +183,51 @@ func (b *Backend) Run(ctx context.Context, ready func(context.Context) error) er
 				return err
 			}
 		}
+		g.Go(func() error {
+			b.buildDisks(ctx)
+			return nil
+		})
 		return ready(ctx)
 	})
 	return g.Wait()
+}
+
+// buildDisk makes the disk of img.
+func (b *Backend) buildDisk(ctx context.Context, img containerd.Image, progress func(done, total int64)) error {
+	_, err := b.disks.BuildImage(ctx, img, progress)
+	return err
+}
+
+// pruneDisks removes the disks of all images except images.
+func (b *Backend) pruneDisks(ctx context.Context, images []containerd.Image) {
+	keep := make([]digest.Digest, 0, len(images))
+	for _, img := range images {
+		chain, err := disk.ChainID(ctx, img)
+		if errdefs.IsNotFound(err) {
+			continue // its content is gone, so no sandbox can be started from it
+		}
+		if err != nil {
+			b.log.Warn("could not remove the disks of images that were removed; if this is repeated, remove or import the image again",
+				"image", img.Name(), "err", err)
+			return
+		}
+		keep = append(keep, chain)
+	}
+	if err := b.disks.PruneImages(keep); err != nil {
+		b.log.Warn("could not remove the disks of images that were removed", "err", err)
+	}
+}
+
+// buildDisks makes the disks of all images that have none, such as those that an earlier version imported or those that
+// are damaged, and removes the disks that an interrupted import or removal left. Sandboxes can be started meanwhile.
+func (b *Backend) buildDisks(ctx context.Context) {
+	err := b.Images.Changed(ctx)
+	if b.Disks {
+		err = errors.Join(err, b.Images.PrepareAll(ctx), b.disks.VerifyImages(ctx), b.Images.PrepareAll(ctx))
+	}
+	if err != nil && ctx.Err() == nil { // not fatal: the start of a sandbox tries again
+		b.log.Error("could not make the disks of all images", "err", err)
+	}
 }
 
 // Versions returns the versions that containerd and Kata's shim report.

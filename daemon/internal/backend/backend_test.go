@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/host"
 	"github.com/msbd/msbd/daemon/internal/backend/kata"
 	"github.com/msbd/msbd/daemon/internal/sys/config"
@@ -18,6 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	host.RunProbeIfChild()
+	RunJailIfChild()
 	os.Exit(m.Run())
 }
 
@@ -92,50 +94,75 @@ func TestRunReturnsErrorOfReady(t *testing.T) {
 	}
 }
 
-// The hypervisor service gets its programs if a shim may call it.
+// The hypervisor service starts VMs only if shims call it.
 func TestServiceConfig(t *testing.T) {
-	programs := kata.Settings{QEMU: "/qemu", Virtiofsd: []string{"/virtiofsd"}, Kernel: "/vmlinux", Initrd: "/initrd"}
+	programs := kata.Settings{QEMU: "/qemu", Kernel: "/vmlinux", Initrd: "/initrd", Programs: []string{"/qemu", "/virtiofsd"}}
 	cfg := config.Config{RunDir: "/run/msb"}
+	disks, err := disk.New(t.TempDir(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		change func(*kata.Settings)
 		starts bool
 	}{
-		"builtin":                       {func(s *kata.Settings) { s.HypervisorSocket = serviceSocket(cfg) }, true},
-		"Kata's own driver":             {func(*kata.Settings) {}, false},
-		"custom configuration":          {func(s *kata.Settings) { s.Config = "/kata.toml" }, true},
-		"custom configuration, no QEMU": {func(s *kata.Settings) { s.Config, s.QEMU = "/kata.toml", "" }, false},
+		"builtin":                               {func(s *kata.Settings) { s.HypervisorSocket = serviceSocket(cfg) }, true},
+		"Kata's own driver":                     {func(*kata.Settings) {}, false},
+		"custom configuration":                  {func(s *kata.Settings) { s.Config = "/kata.toml" }, false},
+		"custom configuration with the service": {func(s *kata.Settings) { s.Config, s.HypervisorSocket = "/kata.toml", serviceSocket(cfg) }, true},
 	} {
 		settings := programs
 		tt.change(&settings)
-		got := serviceConfig(cfg, host.Route{Accelerator: host.KVM}, settings, nil)
-		if got.Socket != "/run/msb/hypervisor.sock" || got.Dir != "/run/msb/vm" {
+		got := serviceConfig(cfg, host.Route{Accelerator: host.KVM}, settings, disks, nil)
+		if got.Socket != "/run/msb/hypervisor.sock" || got.Dir != "/run/msb/vm" || !slices.Equal(got.Programs, programs.Programs) {
 			t.Errorf("%s: %+v", name, got)
 		}
 		if (got.QEMU != "") != tt.starts {
 			t.Errorf("%s: QEMU %q", name, got.QEMU)
 		}
-		if tt.starts && (got.Accelerator != host.KVM || got.Kernel != "/vmlinux" || got.Initrd != "/initrd" || !slices.Equal(got.Virtiofsd, programs.Virtiofsd)) {
+		if tt.starts && (got.Accelerator != host.KVM || got.Kernel != "/vmlinux" || got.Initrd != "/initrd" || got.Disks == nil) {
 			t.Errorf("%s: %+v", name, got)
 		}
 	}
 }
 
-// A server does not start if programs are missing, unless it uses a custom Kata configuration, which may name others.
+// A server does not start if programs are missing that its route needs, unless it uses a custom Kata configuration, which
+// may name others.
 func TestShimSettings(t *testing.T) {
 	cfg := newConfig(t)
 	settings, err := shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin})
-	if err != nil || settings.HypervisorSocket != serviceSocket(cfg) || settings.QEMU == "" || len(settings.Virtiofsd) == 0 {
+	if err != nil || settings.HypervisorSocket != serviceSocket(cfg) || settings.QEMU == "" || len(settings.Programs) != 2 {
 		t.Errorf("builtin: %+v, %v", settings, err)
 	}
 	settings, err = shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Kata})
-	if err != nil || settings.HypervisorSocket != "" || settings.QEMU == "" {
+	if err != nil || settings.HypervisorSocket != "" || settings.QEMU == "" || len(settings.Virtiofsd) == 0 {
 		t.Errorf("Kata's own driver: %+v, %v", settings, err)
 	}
 	cfg.Virtiofsd = "/nowhere/virtiofsd"
-	if _, err := shimSettings(t.Context(), cfg, host.Route{}); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("without virtiofsd: %v", err)
+	if _, err := shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Kata}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("Kata's own driver without virtiofsd: %v", err)
 	}
-	cfg.KataConfig = "/kata.toml"
+	if _, err := shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin}); err != nil {
+		t.Errorf("builtin without virtiofsd: %v", err)
+	}
+	cfg.QEMU = "/nowhere/qemu"
+	if _, err := shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin}); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("builtin without QEMU: %v", err)
+	}
+	cfg.KataConfig, cfg.QEMU = filepath.Join(t.TempDir(), "kata.toml"), ""
+	writeFile := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(cfg.KataConfig, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile("[hypervisor.remote]\nremote_hypervisor_socket = \"" + serviceSocket(cfg) + "\"\n")
+	settings, err = shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Kata})
+	if err != nil || settings.Config != cfg.KataConfig || !settings.UsesDisks() || settings.Portal == "" {
+		t.Errorf("custom configuration with msbd's service: %+v, %v", settings, err)
+	}
+	cfg.QEMU = "/nowhere/qemu"
+	writeFile("[hypervisor.remote]\nremote_hypervisor_socket = \"/run/other.sock\"\n")
 	settings, err = shimSettings(t.Context(), cfg, host.Route{Hypervisor: host.Builtin})
 	if err != nil || settings.Config != cfg.KataConfig || settings.HypervisorSocket != "" || settings.QEMU != "" || settings.Portal == "" {
 		t.Errorf("custom configuration: %+v, %v", settings, err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -33,6 +34,17 @@ func TestRuntimeContract(t *testing.T) {
 				Runtime: b.Runtime, Image: images[0].Name, Patience: time.Minute, Kill: b.killQEMU,
 			})
 		})
+		// The disk of an image is removed with its name.
+		disks := filepath.Join(cfg.StateDir, "disks", "images")
+		if list, err := os.ReadDir(disks); len(list) != 1 || err != nil {
+			t.Errorf("disks of images: %v, %v, want one", list, err)
+		}
+		if err := b.Images.Remove(ctx, images[0].Name, nil); err != nil {
+			t.Error(err)
+		}
+		if list, err := os.ReadDir(disks); len(list) != 0 || err != nil {
+			t.Errorf("disks of images: %v, %v, want none", list, err)
+		}
 		return nil
 	})
 	if err != nil {

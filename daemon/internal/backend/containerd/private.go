@@ -116,7 +116,7 @@ func (p *Private) Process() (*process.Process, error) {
 			return running, err
 		}
 	}
-	found, err := process.FindOwn([]string{p.Binary}, func(pid int) bool {
+	found, err := process.FindOwn(process.UIDs{}, []string{p.Binary}, func(pid int) bool {
 		args := process.Arguments(pid)
 		return len(args) > 2 && args[1] == "--config" && args[2] == p.configFile()
 	})

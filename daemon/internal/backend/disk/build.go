@@ -134,7 +134,7 @@ func (s *Store) BuildImage(ctx context.Context, img containerd.Image, progress f
 func (s *Store) joinBuild(ctx context.Context, img containerd.Image, chain digest.Digest, dir string, w *waiter) (*build, error) {
 	for {
 		s.mu.Lock()
-		if _, err := os.Stat(filepath.Join(dir, imageFile)); err == nil {
+		if isComplete(dir) {
 			s.mu.Unlock()
 			return nil, nil
 		}
@@ -178,7 +178,7 @@ func (s *Store) build(ctx context.Context, img containerd.Image, dir string, pro
 		return err
 	}
 	work := dir + incomplete
-	if err := deleteTree(ctx, work); err != nil { // an earlier build may have failed to remove it
+	if err := DeleteTree(ctx, work); err != nil { // an earlier build may have failed to remove it
 		return err
 	}
 	if err := os.Mkdir(work, 0o700); err != nil {
@@ -186,7 +186,7 @@ func (s *Store) build(ctx context.Context, img containerd.Image, dir string, pro
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, deleteTree(context.WithoutCancel(ctx), work))
+			err = errors.Join(err, DeleteTree(context.WithoutCancel(ctx), work))
 		}
 	}()
 	root, file := filepath.Join(work, "root"), filepath.Join(work, imageFile)
@@ -206,10 +206,22 @@ func (s *Store) build(ctx context.Context, img containerd.Image, dir string, pro
 	if err := copyAccounts(root, work); err != nil {
 		return err
 	}
-	if err := deleteTree(ctx, root); err != nil {
+	if err := DeleteTree(ctx, root); err != nil {
 		return err
 	}
-	if err := errors.Join(os.Chmod(file, 0o600), syncFile(file), durable.SyncDir(work)); err != nil {
+	if err := errors.Join(os.Chmod(file, 0o600), syncFile(file)); err != nil {
+		return err
+	}
+	sum, err := checksumOf(ctx, file)
+	if err != nil {
+		return err
+	}
+	if err := sum.write(work); err != nil { // also syncs the directory
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := discardImage(dir); err != nil { // a damaged one
 		return err
 	}
 	if err := os.Rename(work, dir); err != nil {
@@ -302,6 +314,9 @@ func (l *layerReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// accountFiles have the users and the groups of an image.
+var accountFiles = []string{"etc/passwd", "etc/group"}
+
 // copyAccounts copies etc/passwd and etc/group from the directory root to dir. It leaves out what is not a regular file of
 // at most maxAccounts bytes, or is outside of root. Such a file is no error, because only the names of users depend on it.
 func copyAccounts(root, dir string) error {
@@ -313,7 +328,7 @@ func copyAccounts(root, dir string) error {
 	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o700); err != nil {
 		return err
 	}
-	for _, name := range []string{"etc/passwd", "etc/group"} {
+	for _, name := range accountFiles {
 		// Check the type first, because opening a FIFO would block.
 		info, err := tree.Stat(name)
 		if err != nil || !info.Mode().IsRegular() || info.Size() > maxAccounts {

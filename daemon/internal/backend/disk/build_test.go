@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -271,7 +272,7 @@ func TestModeOfRoot(t *testing.T) {
 	}
 }
 
-func TestImageRoot(t *testing.T) {
+func TestAccounts(t *testing.T) {
 	ctx, client := startContainerd(t)
 	store, state := newStore(t)
 	type accounts struct{ passwd, group string }
@@ -294,10 +295,11 @@ func TestImageRoot(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		root, err := store.ImageRoot(chain)
-		if want := filepath.Join(state, "images", chain.Encoded()); err != nil || root != want {
-			t.Errorf("%s: %q, %v", name, root, err)
+		id := strings.ReplaceAll(name, " ", "-")
+		if err := store.Create(id, chain, 64); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
+		root := store.Accounts(id)
 		read := func(file string) string {
 			path := filepath.Join(root, file)
 			info, err := os.Lstat(path)
@@ -316,7 +318,7 @@ func TestImageRoot(t *testing.T) {
 		if got := (accounts{read("etc/passwd"), read("etc/group")}); got != test.want {
 			t.Errorf("%s: %.40q", name, got)
 		}
-		if _, err := os.Stat(filepath.Join(root, "root")); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(state, "images", chain.Encoded(), "root")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: the tree was not removed: %v", name, err)
 		}
 	}
@@ -480,13 +482,17 @@ func TestCanceledBuild(t *testing.T) {
 	canceled, cancel := context.WithCancelCause(ctx)
 	reason := errors.New("the caller has left")
 	killed := filepath.Join(t.TempDir(), "disks")
+	copied := make(chan error, 1)
 	go func() {
 		<-img.store.started
-		defer cancel(reason)
-		command(t, "cp", "-a", state, killed)
+		copied <- exec.Command("cp", "-a", state, killed).Run()
+		cancel(reason)
 	}()
 	if _, err := store.BuildImage(canceled, img, nil); !errors.Is(err, reason) {
 		t.Errorf("the canceled call: %v", err)
+	}
+	if err := <-copied; err != nil {
+		t.Fatal(err)
 	}
 	empty := []string{"images", "sandboxes"}
 	if left := tree(t, state); !slices.Equal(left, empty) {
@@ -502,5 +508,78 @@ func TestCanceledBuild(t *testing.T) {
 	close(img.store.resume)
 	if _, err := store.BuildImage(ctx, img, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// A damaged disk is made again. A sandbox that uses it keeps it.
+func TestDamagedImage(t *testing.T) {
+	for name, tt := range map[string]struct {
+		damage   func(t *testing.T, file string)
+		verified bool // only VerifyImages finds it
+	}{
+		"truncated": {damage: func(t *testing.T, file string) {
+			if err := os.Truncate(file, 4096); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		"garbled": {verified: true, damage: func(t *testing.T, file string) {
+			f, err := os.OpenFile(file, os.O_RDWR, 0)
+			if err == nil {
+				_, err = f.WriteAt([]byte("garbage"), 2000)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Close()
+		}},
+		"no checksum": {damage: func(t *testing.T, file string) {
+			if err := os.Remove(filepath.Join(filepath.Dir(file), "checksum.json")); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, client := startContainerd(t)
+			store, dir := newStore(t)
+			img := newImage(t, ctx, client, nil, layer(t, file("file", "content")))
+			chain, err := store.BuildImage(ctx, img, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.Create("used", chain, 64); err != nil {
+				t.Fatal(err)
+			}
+			image := filepath.Join(dir, "images", chain.Encoded(), "image.erofs")
+			want, err := os.ReadFile(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := store.VerifyImages(ctx); err != nil {
+				t.Fatal(err)
+			}
+			tt.damage(t, image)
+			damaged, err := os.ReadFile(image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.verified {
+				if err := store.VerifyImages(ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := store.BuildImage(ctx, img, nil); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := os.ReadFile(image); err != nil || len(got) != len(want) || tt.verified && bytes.Equal(got, damaged) {
+				t.Errorf("the disk was not made again: %d bytes, want %d: %v", len(got), len(want), err)
+			}
+			used, _, _ := store.Find("used")
+			if got, err := os.ReadFile(used); err != nil || !bytes.Equal(got, damaged) {
+				t.Errorf("the sandbox has another disk: %v", err)
+			}
+			if left := tree(t, filepath.Join(dir, "images")); len(left) != 4 {
+				t.Errorf("left in images: %v", left)
+			}
+		})
 	}
 }

@@ -4,8 +4,9 @@
 // The disks are files in one directory:
 //
 //	images/CHAIN/image.erofs    the files of an image; CHAIN is the chain id of its layers, in hexadecimal
+//	images/CHAIN/checksum.json  the size and the digest of that file
 //	images/CHAIN/etc/passwd     the users of the image, for the host; likewise etc/group
-//	sandboxes/ID/image.erofs    a hard link to the disk of the image
+//	sandboxes/ID/image.erofs    a hard link to the disk of the image; likewise etc/passwd and etc/group
 //	sandboxes/ID/upper.ext4     what the sandbox writes
 //
 // The disk of an image is a hard link in the directory of each sandbox that uses it. So the file system of the host
@@ -80,7 +81,7 @@ func New(dir string, log *slog.Logger) (*Store, error) {
 				continue
 			}
 			path := filepath.Join(dir, entry.Name())
-			if err := deleteTree(context.Background(), path); err != nil {
+			if err := DeleteTree(context.Background(), path); err != nil {
 				return nil, fmt.Errorf("remove an incomplete disk: %w", err)
 			}
 			log.Info("an incomplete disk was removed", "path", path)
@@ -130,9 +131,9 @@ func run(ctx context.Context, program string, args ...string) error {
 	return nil
 }
 
-// deleteTree deletes path and everything in it. os.RemoveAll does not suit, because an image may have directories nested
-// a million deep: os.RemoveAll holds a descriptor for each level. rm needs few, and ends with ctx.
-func deleteTree(ctx context.Context, path string) error {
+// DeleteTree deletes path and everything in it. os.RemoveAll does not suit, because an image or a sandbox may have
+// directories nested a million deep: os.RemoveAll holds a descriptor for each level. rm needs few, and ends with ctx.
+func DeleteTree(ctx context.Context, path string) error {
 	return run(ctx, "rm", "-rf", "--", path)
 }
 
@@ -142,20 +143,6 @@ func (s *Store) imageDir(chain digest.Digest) (string, error) {
 		return "", fmt.Errorf("chain id %q: %w: %w", bounded.Short(chain.String()), err, errdefs.ErrInvalidArgument)
 	}
 	return filepath.Join(s.images, chain.Encoded()), nil
-}
-
-// ImageRoot returns a directory with the files etc/passwd and etc/group of an image. A file is absent if the image does
-// not have it, or has something else than a regular file of at most 1 MiB there. If the image has no disk, ImageRoot
-// returns errdefs.ErrNotFound.
-func (s *Store) ImageRoot(chain digest.Digest) (string, error) {
-	dir, err := s.imageDir(chain)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(filepath.Join(dir, imageFile)); err != nil {
-		return "", absent(err, "disk of the image")
-	}
-	return dir, nil
 }
 
 // absent adds errdefs.ErrNotFound to err if a file does not exist.
@@ -181,17 +168,8 @@ func (s *Store) PruneImages(keep []digest.Digest) error {
 		if strings.HasSuffix(name, incomplete) || slices.ContainsFunc(keep, func(chain digest.Digest) bool { return chain.Encoded() == name }) {
 			continue
 		}
-		path := filepath.Join(s.images, name)
-		if !strings.HasSuffix(name, obsolete) { // otherwise an earlier removal has failed
-			if err := os.Rename(path, path+obsolete); err != nil {
-				errs = append(errs, fmt.Errorf("remove the disk of an image: %w", err))
-				continue
-			}
-			path += obsolete
-		}
-		if err := os.RemoveAll(path); err != nil {
-			errs = append(errs, fmt.Errorf("remove the disk of an image: %w", err))
-		}
+		// An earlier removal may have left a name with the suffix.
+		errs = append(errs, discardImage(filepath.Join(s.images, strings.TrimSuffix(name, obsolete))))
 	}
 	return errors.Join(errs...)
 }
@@ -238,6 +216,15 @@ func (s *Store) Create(id string, chain digest.Digest, sizeMiB int) (err error) 
 	if err := os.Link(filepath.Join(image, imageFile), filepath.Join(work, imageFile)); err != nil {
 		return absent(err, "disk of the image")
 	}
+	// The host looks up the sandbox's user in these files, also once the image is removed.
+	if err := os.Mkdir(filepath.Join(work, "etc"), 0o700); err != nil {
+		return fmt.Errorf("create the disks of sandbox %s: %w", id, err)
+	}
+	for _, name := range accountFiles {
+		if err := os.Link(filepath.Join(image, name), filepath.Join(work, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("create the disks of sandbox %s: %w", id, err)
+		}
+	}
 	if err := s.makeUpper(filepath.Join(work, upperFile), int64(sizeMiB)<<20); err != nil {
 		return fmt.Errorf("create the disk of sandbox %s: %w", id, err)
 	}
@@ -260,6 +247,10 @@ func (s *Store) Find(id string) (image, upper string, ok bool) {
 	}
 	return image, upper, true
 }
+
+// Accounts returns a directory with the files etc/passwd and etc/group of the image of sandbox id, as they are on its
+// disk. A file is absent if the image does not have it, or has something else than a regular file of at most 1 MiB there.
+func (s *Store) Accounts(id string) string { return s.sandboxDir(id) }
 
 // Usage returns how many bytes the writable disk of sandbox id occupies on the host. If the sandbox has no disks, it
 // returns errdefs.ErrNotFound.

@@ -81,7 +81,7 @@ func (m machine) examine(ctx context.Context, o Options, s Server, callerChecks 
 	}
 	var err error
 	e.route, err = e.choose(o)
-	denied := e.survey.kvm != nil && e.survey.kvm.denied || e.survey.vsock != nil && e.survey.vsock.denied
+	denied := e.survey.kvm != nil && e.survey.kvm.denied || e.ownDriver() && e.survey.vsock != nil && e.survey.vsock.denied
 	if err == nil && !denied {
 		r.Isolation = &e.route
 		r.Isolation.Advice = append([]string{}, r.Isolation.Advice...) // not nil, so that its JSON is [] instead of null

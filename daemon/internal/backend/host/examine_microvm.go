@@ -50,18 +50,18 @@ func (e examination) kvmDevice(context.Context) Check {
 func (e examination) vsockDevice(context.Context) Check {
 	const name = "vhost-vsock"
 	_, needed := e.needs(e.driver)
-	obs := e.survey.vsock
-	switch kvm := e.survey.kvm; {
+	switch obs := e.survey.vsock; {
+	case !e.ownDriver():
+		return Check{}
 	case obs == nil:
 		return ok(name, "usable")
 	case obs.denied:
 		return warning(name, obs.advice(), "not checked: %s", obs.what)
 	case needed:
 		return problem(name, obs.advice(), "%s", obs.what)
-	case e.automatic() && e.KataConfig == "" && e.Accelerator != TCG && (kvm == nil || kvm.fixableHere):
-		return warning(name, obs.advice(), "%s, which Kata's own driver needs", obs.what)
+	default:
+		return ok(name, "%s; not needed with this Kata configuration", obs.what)
 	}
-	return ok(name, "%s; not needed, because only Kata's own driver on KVM uses it", obs.what)
 }
 
 // testedQEMU is the oldest version of QEMU that msbd was tested with.
@@ -88,7 +88,7 @@ func (e examination) qemu(ctx context.Context) Check {
 
 func (e examination) virtiofsd(ctx context.Context) Check {
 	const name = "virtiofsd"
-	if e.KataConfig != "" {
+	if e.KataConfig != "" || !e.ownDriver() {
 		return Check{}
 	}
 	path, err := FindVirtiofsd(e.Virtiofsd)
@@ -115,7 +115,7 @@ func (e examination) mkfsErofs(context.Context) Check { return e.mkfs(disk.MkfsE
 func (e examination) mkfsExt4(context.Context) Check { return e.mkfs(disk.MkfsExt4) }
 
 func (e examination) mkfs(program disk.Program) Check {
-	if e.KataConfig != "" || e.route.Hypervisor == Kata {
+	if e.ownDriver() {
 		return Check{} // only msbd's hypervisor service uses disks
 	}
 	path, err := program.Find()

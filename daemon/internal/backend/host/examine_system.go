@@ -234,7 +234,7 @@ func (e examination) files(context.Context) Check {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return warning("open files", asRoot, "not checked: %v", err)
 	}
-	return CheckFileLimit(limit.Cur, e.MaxConnections)
+	return CheckFileLimit(limit.Cur, e.Options, e.MaxConnections)
 }
 
 func (e examination) group(context.Context) Check {

@@ -7,7 +7,7 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Limits of open files. virtiofsd needs a file descriptor for each file of a sandbox that the guest's kernel remembers,
+// Limits of open files. With Kata's own driver, virtiofsd needs a file descriptor for each file of a sandbox that the guest's kernel remembers,
 // which are all files that the sandbox has used, until the guest is short of memory. Without descriptors, no program
 // starts in the sandbox.
 const (
@@ -21,8 +21,7 @@ const (
 
 // RaiseFileLimit raises the soft limit of open files of this process to wantedFiles, and the hard limit if it is lower, as
 // far as it may, and returns the new soft limit. Processes that it starts inherit it: containerd, and through it Kata's
-// shims and their virtiofsd, and the virtiofsd of the hypervisor service. It returns errdefs.ErrFailedPrecondition if the
-// limit is too low to run sandboxes.
+// shims and their virtiofsd. It returns errdefs.ErrFailedPrecondition if the limit is too low to run sandboxes.
 func RaiseFileLimit() (uint64, error) {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
@@ -48,8 +47,8 @@ func RaiseFileLimit() (uint64, error) {
 
 const raiseFiles = "raise it with 'ulimit -n 1048576' before the start, or with LimitNOFILE=1048576 in the systemd unit"
 
-// CheckFileLimit judges the limit of open files of a server with at most maxConnections connections.
-func CheckFileLimit(limit uint64, maxConnections int) Check {
+// CheckFileLimit judges the limit of open files of a server with the settings o and at most maxConnections connections.
+func CheckFileLimit(limit uint64, o Options, maxConnections int) Check {
 	const name = "open files"
 	// In addition to the connections, each sandbox needs a few open files.
 	need := uint64(maxConnections) + 1000
@@ -59,7 +58,7 @@ func CheckFileLimit(limit uint64, maxConnections int) Check {
 	case limit < need:
 		return warning(name, fmt.Sprintf("ulimit -n %d, or LimitNOFILE= of the systemd unit", max(need, wantedFiles)),
 			"the limit is %d, which is too low for max-connections %d", limit, maxConnections)
-	case limit < lowFiles:
+	case limit < lowFiles && o.ownDriver():
 		return warning(name, raiseFiles, "the limit is %d, so a sandbox cannot use more files than that, and then starts no program any more", limit)
 	}
 	return ok(name, "limit %d", limit)

@@ -128,25 +128,23 @@ func (s survey) choose(o Options) (Route, error) {
 		}
 	case !o.automatic():
 		return Route{}, fmt.Errorf("invalid hypervisor %q: it must be auto, kata or builtin: %w", o.Hypervisor, errdefs.ErrInvalidArgument)
-	// The choice below does not depend on QEMU and virtiofsd, because both drivers need them.
-	case r.Accelerator == TCG:
-		r.Hypervisor, r.HypervisorReason = Builtin, "Kata's own driver needs KVM"
-	case s.vsock != nil:
-		r.Hypervisor, r.HypervisorReason = Builtin, s.vsock.Error()
 	default:
-		r.Hypervisor, r.HypervisorReason = Kata, "KVM and /dev/vhost-vsock are usable"
+		r.Hypervisor, r.HypervisorReason = Builtin, "the default; it runs on every host"
 	}
-	r.Advice = s.advice(o, r)
+	r.Advice = s.advice(r)
 	return r, nil
 }
 
 func (o Options) automatic() bool { return o.Hypervisor == auto || o.Hypervisor == "" }
 
+// ownDriver reports whether sandboxes are to run with Kata's own driver, which needs more of the host.
+func (o Options) ownDriver() bool { return o.Hypervisor == Kata || o.KataConfig != "" }
+
 // needs reports whether the settings o require KVM and vhost-vsock. They do so only if they select Kata's own driver.
 // driver is the hypervisor driver that o.KataConfig names.
 func (o Options) needs(driver string) (kvm, vsock bool) {
 	switch {
-	case o.Hypervisor != Kata && o.KataConfig == "", driver == "remote": // a remote hypervisor may run VMs without these devices
+	case !o.ownDriver(), driver == "remote": // a remote hypervisor may run VMs without these devices
 		return false, false
 	case driver == "", driver == "qemu", driver == "stratovirt":
 		return true, true
@@ -155,19 +153,12 @@ func (o Options) needs(driver string) (kvm, vsock bool) {
 }
 
 // advice returns what an administrator can do to improve the isolation of route r.
-func (s survey) advice(o Options, r Route) (list []string) {
-	wantsVsock := s.vsock != nil && o.automatic() && o.KataConfig == ""
+func (s survey) advice(r Route) []string {
 	switch {
-	case r.Hypervisor == Kata:
+	case r.Hypervisor == Kata || r.Accelerator == KVM:
 		return nil // the route uses KVM, or a hypervisor that msbd does not know
-	case r.Accelerator == TCG && s.kvm == nil:
+	case s.kvm == nil:
 		return []string{"to use KVM, which is usable here: remove the setting accelerator"}
-	case r.Accelerator == TCG:
-		list = append(list, "to use KVM, for isolation by the hardware: "+s.kvm.advice())
-		wantsVsock = wantsVsock && s.kvm.fixableHere
 	}
-	if wantsVsock {
-		list = append(list, "to use Kata's own driver: "+s.vsock.advice())
-	}
-	return list
+	return []string{"to use KVM, for isolation by the hardware: " + s.kvm.advice()}
 }

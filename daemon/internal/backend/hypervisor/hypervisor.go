@@ -30,25 +30,21 @@ const (
 )
 
 // A hypervisor implements Kata's remote hypervisor API.
-type hypervisor struct {
-	*Service
-	watch watchFunc
-}
+type hypervisor struct{ supervisor }
 
-// CreateVM records a VM. StartVM starts its processes, because only then does the directory exist that the shim shares
-// with the guest.
+// CreateVM records a VM. StartVM starts QEMU.
 func (h hypervisor) CreateVM(ctx context.Context, req *pb.CreateVMRequest) (*pb.CreateVMResponse, error) {
 	m, shim, err := h.create(ctx, req)
 	if err != nil {
 		return nil, fmt.Errorf("create VM %q: %w", req.GetId(), err)
 	}
-	h.watchShim(h.watch, m, shim)
+	h.watchShim(m, shim)
 	return &pb.CreateVMResponse{AgentSocketPath: filepath.Join(m.dir, agentSocket)}, nil
 }
 
 // create records the VM that req describes, and returns it with the process of the calling shim. The caller must close
 // the process. It returns errdefs.ErrInvalidArgument if req is not valid, errdefs.ErrFailedPrecondition if this server
-// starts no VMs, and errdefs.ErrAlreadyExists if there is a VM with this id.
+// starts no VMs or the VM has no disks, and errdefs.ErrAlreadyExists if there is a VM with this id.
 func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine, *process.Process, error) {
 	if err := validateID(req.GetId()); err != nil {
 		return nil, nil, err
@@ -56,7 +52,11 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 	if s.cfg.QEMU == "" {
 		return nil, nil, fmt.Errorf("this server is not configured to run VMs for Kata's shims: %w", errdefs.ErrFailedPrecondition)
 	}
-	st := state{ID: req.GetId(), Since: time.Now()}
+	image, upper, ok := s.cfg.Disks(req.GetId())
+	if !ok {
+		return nil, nil, fmt.Errorf("it has no disks; only sandboxes of this server can be started: %w", errdefs.ErrFailedPrecondition)
+	}
+	st := state{ID: req.GetId(), Since: time.Now(), Disks: &Disks{Image: image, Upper: upper}}
 	for key, value := range map[string]*int{annotationVCPUs: &st.VCPUs, annotationMemory: &st.MemoryMiB} {
 		n, err := strconv.Atoi(req.GetAnnotations()[key])
 		if err != nil || n < 1 || n > 1<<24 {
@@ -72,30 +72,45 @@ func (s *Service) create(ctx context.Context, req *pb.CreateVMRequest) (*machine
 		shim.Close()
 		return nil, nil, err
 	}
-	m := newMachine(s.dir(st.ID), st)
-
-	s.mu.Lock()
-	_, exists := s.vms[st.ID]
-	if !exists {
-		s.vms[st.ID] = m
-	}
-	s.mu.Unlock()
-	if exists {
+	m, err := s.add(st)
+	if err != nil {
 		shim.Close()
-		return nil, nil, errdefs.ErrAlreadyExists
+		return nil, nil, err
 	}
 	err = os.Mkdir(m.dir, 0o700)
 	if err == nil {
 		err = durable.SyncDir(s.cfg.Dir)
 	}
 	if err == nil {
-		err = writeState(m.dir, st)
+		err = writeState(m.dir, m.state)
 	}
 	if err != nil {
 		shim.Close()
 		return nil, nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx), st.ID))
 	}
 	return m, shim, nil
+}
+
+// add adds a machine for st to the Service, with the first user that no other machine has. It returns
+// errdefs.ErrAlreadyExists if there is a VM with this id, and errdefs.ErrResourceExhausted if all users are taken.
+func (s *Service) add(st state) (*machine, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, exists := s.vms[st.ID]; exists {
+		return nil, errdefs.ErrAlreadyExists
+	}
+	taken := map[uint32]bool{}
+	for _, m := range s.vms {
+		taken[m.UID] = true
+	}
+	for st.UID = s.cfg.UIDs.First; taken[st.UID]; st.UID++ {
+	}
+	if !s.cfg.UIDs.Contains(st.UID) {
+		return nil, fmt.Errorf("all %d users for QEMU are taken: %w", s.cfg.UIDs.Count, errdefs.ErrResourceExhausted)
+	}
+	m := newMachine(s.dir(st.ID), st)
+	s.vms[st.ID] = m
+	return m, nil
 }
 
 // StartVM boots the VM and returns when the guest's agent is ready for the shim. On error it removes the VM, and keeps
@@ -114,12 +129,13 @@ func (h hypervisor) StartVM(ctx context.Context, req *pb.StartVMRequest) (*pb.St
 	err := h.boot(bootCtx, m)
 	<-m.busy
 	if err == nil {
-		err = h.watchProcesses(h.watch, m)
+		h.followClock(m)
+		err = h.watchProcesses(m)
 	}
 	if err == nil {
 		return &pb.StartVMResponse{}, nil
 	}
-	err = fmt.Errorf("start VM %q: %w%s", m.ID, err, logTails(m.dir))
+	err = fmt.Errorf("start VM %q: %w%s", m.ID, err, m.lastWords())
 	if console := h.keepConsole(m); console != "" {
 		err = fmt.Errorf("%w\n(the complete console log is in %s)", err, console)
 	}
@@ -174,7 +190,7 @@ func (s *Service) listen() (*net.UnixListener, error) {
 }
 
 // serveCalls serves the API until ctx ends. Then it waits for the calls in progress.
-func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, watch watchFunc) error {
+func (sup supervisor) serveCalls(ctx context.Context, listener *net.UnixListener) error {
 	defer listener.Close()
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
 
@@ -188,7 +204,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 	if err != nil {
 		return fmt.Errorf("serve shims: %w", err)
 	}
-	pb.RegisterHypervisorService(server, hypervisor{s, watch})
+	pb.RegisterHypervisorService(server, hypervisor{sup})
 	defer func() {
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 		defer cancel()
@@ -205,7 +221,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		}
 		if err != nil && isTemporary(err) {
 			pause = min(max(2*pause, 5*time.Millisecond), maxPause)
-			s.cfg.Log.Warn("could not accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
+			sup.cfg.Log.Warn("could not accept a connection to the hypervisor socket; trying again", "err", err, "in", pause)
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -218,7 +234,7 @@ func (s *Service) serveCalls(ctx context.Context, listener *net.UnixListener, wa
 		pause = 0
 		pid, err := callerPID(conn)
 		if err != nil {
-			s.cfg.Log.Warn("rejecting a connection to the hypervisor socket", "err", err)
+			sup.cfg.Log.Warn("rejecting a connection to the hypervisor socket", "err", err)
 			conn.Close()
 			continue
 		}

@@ -7,14 +7,12 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/control"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
-	"github.com/msbd/msbd/daemon/internal/sys/tail"
 )
 
 // A machine is a VM that the Service manages, from CreateVM or Recover until it is removed. It may not be started yet,
@@ -29,13 +27,20 @@ type machine struct {
 	children []*os.Process // processes that were started and not reaped yet
 	removed  bool
 
+	// gone ends when the machine's removal begins.
+	gone    context.Context
+	setGone context.CancelFunc
+	logs    sync.WaitGroup // the copies of its logs that are in progress
+
 	mu         sync.Mutex              // also guards state.Processes
 	cancelBoot context.CancelCauseFunc // nil before StartVM
 	removing   bool                    // a removal has begun or is complete
 }
 
 func newMachine(dir string, st state) *machine {
-	return &machine{state: st, dir: dir, busy: make(chan struct{}, 1)}
+	m := &machine{state: st, dir: dir, busy: make(chan struct{}, 1)}
+	m.gone, m.setGone = context.WithCancel(context.Background())
+	return m
 }
 
 var errRemoved = errors.New("the VM was removed while it started")
@@ -61,14 +66,12 @@ func (m *machine) startRemoval() bool {
 	defer m.mu.Unlock()
 	first := !m.removing
 	m.removing = true
+	m.setGone()
 	if m.cancelBoot != nil {
 		m.cancelBoot(errRemoved)
 	}
 	return first
 }
-
-// requiredRoles are the roles of the processes that every running VM needs.
-var requiredRoles = []role{roleQEMU, roleVirtiofsd}
 
 // process returns the ID of the VM's process with role r. It is zero if the process was not started.
 func (m *machine) process(r role) process.ID {
@@ -109,53 +112,86 @@ func (m *machine) adoptChild(r role, child *os.Process) error {
 	return writeState(m.dir, st)
 }
 
-// boot starts virtiofsd and QEMU and waits until the guest's agent has opened its port. On error, the caller must
-// remove the machine.
-func (s *Service) boot(ctx context.Context, m *machine) error {
-	namespace, err := mountNamespace(m.Shim)
-	if err != nil {
+// boot starts QEMU in its jail, waits until the guest's agent has opened its port, and sets the guest's clock. On error,
+// the caller must remove the machine.
+func (sup supervisor) boot(ctx context.Context, m *machine) error {
+	if err := sup.launch(m); err != nil {
 		return err
 	}
-	defer namespace.Close()
-	share, err := listen(filepath.Join(m.dir, virtiofsdSocket))
-	if err != nil {
-		return fmt.Errorf("create virtiofsd's socket: %w", err)
-	}
-	defer share.Close()
-	child, err := spawn(s.virtiofsdCommand(m.dir, m.state, share), filepath.Join(m.dir, virtiofsdLog), namespace)
-	if err != nil {
-		return err
-	}
-	if err := m.adoptChild(roleVirtiofsd, child); err != nil {
-		return err
-	}
-	share.Close() // without a copy in msbd, the socket closes when virtiofsd dies
-
-	qmp, err := listen(filepath.Join(m.dir, monitorSocket))
-	if err != nil {
-		return fmt.Errorf("create QEMU's monitor socket: %w", err)
-	}
-	defer qmp.Close()
-	if child, err = spawn(s.qemuCommand(m.dir, m.state, qmp), filepath.Join(m.dir, qemuLog), nil); err != nil {
-		return err
-	}
-	if err := m.adoptChild(roleQEMU, child); err != nil {
-		return err
-	}
-	qmp.Close()
-
 	monitor, err := dialMonitor(ctx, filepath.Join(m.dir, monitorSocket))
 	if err == nil {
 		defer monitor.close()
-		err = limitFiles(child.Pid) // QEMU is complete, because it answers on its monitor
+		err = m.emptyJail() // QEMU is complete, because it answers on its monitor
 	}
 	if err == nil {
 		err = monitor.waitOpen(agentPort)
+	}
+	if err == nil {
+		err = setClock(ctx, filepath.Join(m.dir, controlSocket))
 	}
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("wait for the guest's agent: %w", context.Cause(ctx))
 	}
 	return err
+}
+
+// launch starts QEMU in a jail and in a cgroup of its own, and records it.
+func (sup supervisor) launch(m *machine) error {
+	inherited, err := sup.prepareLaunch(m)
+	if err != nil {
+		return err
+	}
+	defer inherited.close()
+	addToCgroup, err := newCgroup(m.state, sup.cfg.Accelerator)
+	if err != nil {
+		return err
+	}
+	disk, err := os.Stat(m.Disks.Upper)
+	if err != nil {
+		return err
+	}
+	j := jail{UID: m.UID, Dir: filepath.Join(m.dir, jailDir), KVM: sup.cfg.Accelerator == "kvm", MaxFile: uint64(disk.Size())}
+	if err := os.Mkdir(j.Dir, 0o700); err != nil {
+		return err
+	}
+	child, gate, err := j.start(sup.qemuCommand(m.state), markEnv(roleQEMU, m.dir), inherited.output, inherited.files)
+	if err != nil {
+		return err
+	}
+	defer gate.Close()
+	// Before QEMU executes anything, its limits apply, and a later Service can find it.
+	if err := errors.Join(m.adoptChild(roleQEMU, child), addToCgroup(child.Pid)); err != nil {
+		return err
+	}
+	_, err = gate.Write([]byte{1})
+	return err
+}
+
+// emptyJail removes all files from the jail of the VM's QEMU. It does nothing if the VM is one of an earlier version.
+func (m *machine) emptyJail() error {
+	if m.UID == 0 {
+		return nil
+	}
+	qemu, err := m.process(roleQEMU).Open()
+	if err != nil || qemu == nil {
+		return err // it has exited, which others notice
+	}
+	defer qemu.Close()
+	return emptyJail(qemu)
+}
+
+// setClock sets the clock of a guest that has just booted. socket is the host's end of its control port.
+func setClock(ctx context.Context, socket string) error {
+	agent, err := control.Dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	defer agent.Close()
+	for { // the guest may be slow while many boot
+		if err = agent.SyncClock(ctx); err == nil || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // remove kills the processes of the VM m and removes its directory. It may be called more than once.
@@ -202,50 +238,16 @@ func (m *machine) reap(ctx context.Context) error {
 	return nil
 }
 
-// removeVM kills the processes of the VM directory dir, and removes dir. It does not need a machine.
+// removeVM kills the processes of the VM directory dir, and removes dir and the cgroup of QEMU. It does not need a machine.
 func (s *Service) removeVM(ctx context.Context, dir string) error {
 	if err := s.killAll(ctx, dir); err != nil {
+		return err
+	}
+	if err := removeCgroup(ctx, filepath.Base(dir)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove the VM's directory: %w", err)
 	}
 	return nil
-}
-
-// logTails quotes the ends of the logs in the VM directory dir for an error message. It returns "" if all of them are
-// empty.
-func logTails(dir string) string {
-	var b strings.Builder
-	for _, name := range []string{virtiofsdLog, qemuLog, consoleLog} {
-		b.WriteString(tail.Quote(name, tail.Read(filepath.Join(dir, name), 1<<10)))
-	}
-	return b.String()
-}
-
-// maxLogSize bounds each log, in bytes, because a guest can write any amount to its console. The Service trims a log
-// that is longer. maxFileSize bounds what QEMU itself writes, so that the bound also holds while msbd does not run.
-const maxLogSize = 1 << 20
-
-var maxFileSize uint64 = 2 * maxLogSize // changed by tests
-
-// limitFiles limits the size of the files to which QEMU, process pid, writes. QEMU discards the output beyond. Call it
-// only when QEMU has allocated the guest's memory, which is a file of a sort. QEMU must ignore SIGXFSZ, which would end
-// it. New makes child processes ignore the signal.
-func limitFiles(pid int) error {
-	limit := unix.Rlimit{Cur: maxFileSize, Max: maxFileSize}
-	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, nil); err != nil {
-		return fmt.Errorf("limit the size of QEMU's logs: %w", err)
-	}
-	return nil
-}
-
-// trimLogs truncates the logs that are longer than maxLogSize. Their writers append, so they continue at the beginning.
-func (s *Service) trimLogs() {
-	logs, _ := filepath.Glob(filepath.Join(s.cfg.Dir, "[^.]*", "*.log"))
-	for _, log := range logs {
-		if info, err := os.Stat(log); err == nil && info.Size() > maxLogSize {
-			_ = os.Truncate(log, 0)
-		}
-	}
 }

@@ -34,6 +34,7 @@ const (
 )
 
 func TestMain(m *testing.M) {
+	RunJailIfChild()
 	if os.Args[0] == shimName {
 		runFakeShim(os.Args[1], os.Args[2])
 		return
@@ -41,8 +42,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// runFakeShim does what Kata's shim does for one sandbox. It shares a directory in its own mount namespace, and makes
-// each call that it reads from its standard input over a new connection.
+// runFakeShim does what Kata's shim does for one sandbox. It makes each call that it reads from its standard input over a
+// new connection.
 func runFakeShim(socket, id string) {
 	fatal := func(err error) {
 		if err != nil {
@@ -50,9 +51,6 @@ func runFakeShim(socket, id string) {
 			os.Exit(1)
 		}
 	}
-	fatal(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
-	fatal(unix.Mount("tmpfs", "/run/kata-containers", "tmpfs", 0, ""))
-	fatal(os.MkdirAll(filepath.Join(SharedRoot, id, "shared"), 0o700))
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {
 		answer, err := callHypervisor(socket, id, in.Text())
@@ -98,12 +96,8 @@ type shim struct {
 
 func startShim(t *testing.T, socket, id string) *shim {
 	t.Helper()
-	if err := os.MkdirAll("/run/kata-containers", 0o755); err != nil {
-		t.Fatal(err)
-	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{shimName, socket, id}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -164,24 +158,24 @@ func newConfig(t *testing.T) Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil { // QEMU, or what a test runs in its place, is here
+		t.Fatal(err)
+	}
 	guest := filepath.Join(moduleRoot(t), "bin", "guest")
 	cfg := Config{
 		Socket: filepath.Join(dir, "hypervisor.sock"), Dir: filepath.Join(dir, "vm"),
 		Kernel: filepath.Join(guest, "vmlinux"), Initrd: filepath.Join(guest, "initrd.img"),
-		Accelerator: "tcg",
+		Accelerator: "tcg", UIDs: process.UIDs{First: 1_900_000_000, Count: 10},
 	}
-	cfg.QEMU, err = programs.FindQEMU("")
-	var virtiofsd string
-	if err == nil {
-		virtiofsd, err = programs.FindVirtiofsd("")
-	}
-	if err == nil {
-		cfg.Virtiofsd, err = programs.VirtiofsdCommand(t.Context(), virtiofsd, filepath.Join(moduleRoot(t), "daemon", "setup", "virtiofsd-c.sh"))
-	}
-	if err != nil {
+	if cfg.QEMU, err = programs.FindQEMU(""); err != nil {
 		t.Fatal(err)
 	}
-	cfg.Programs = []string{cfg.QEMU, virtiofsd, "/bin/sleep"} // startMarkedProcess runs sleep
+	cfg.Programs = []string{cfg.QEMU, "/bin/sleep"} // startMarkedProcess runs sleep
+	image, upper := filepath.Join(dir, "image"), filepath.Join(dir, "upper")
+	for _, disk := range []string{image, upper} { // the agent reads them only when it creates a container
+		writeFile(t, disk, strings.Repeat("x", 4096))
+	}
+	cfg.Disks = func(string) (string, string, bool) { return image, upper, true }
 	for _, file := range []string{cfg.Kernel, cfg.Initrd} {
 		if _, err := os.Stat(file); err != nil {
 			t.Fatalf("%v: run make guest", err)
@@ -293,6 +287,17 @@ func (h *testService) processes(t *testing.T, id string) []*process.Process {
 		t.Fatal(err)
 	}
 	return found
+}
+
+// openProcess opens process pid until the end of the test.
+func openProcess(t *testing.T, pid int) *process.Process {
+	t.Helper()
+	p, err := process.Open(pid)
+	if err != nil || p == nil {
+		t.Fatalf("open process %d: %v, %v", pid, p, err)
+	}
+	t.Cleanup(p.Close)
+	return p
 }
 
 func checkHealth(t *testing.T, health agent.HealthService) {

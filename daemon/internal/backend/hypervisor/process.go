@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -44,23 +45,31 @@ func readMark(pid int) (r role, dir string) {
 	return "", ""
 }
 
-// marked returns this server's processes whose mark names a VM directory for which wanted returns true. A VM has two
-// virtiofsd processes. The caller must close the processes. marked returns them also with an error.
+// marked returns this server's processes whose mark names a VM directory for which wanted returns true. A VM of an earlier
+// version has two virtiofsd processes. A process that still builds its jail executes this program. The caller must close the processes. marked returns them also with an error.
 func (s *Service) marked(wanted func(dir string) bool) ([]*process.Process, error) {
-	return process.FindOwn(s.cfg.Programs, func(pid int) bool {
+	return process.FindOwn(s.cfg.UIDs, append(s.cfg.Programs[:len(s.cfg.Programs):len(s.cfg.Programs)], "/proc/self/exe"), func(pid int) bool {
 		r, dir := readMark(pid)
 		return r != "" && wanted(dir)
 	})
 }
 
 // killAll kills the processes of the VM directory dir, and waits until each is dead: those that its state file records,
-// and those whose mark names it.
+// those in the VM's cgroup, to which only root can move a process, and those whose mark names it.
 func (s *Service) killAll(ctx context.Context, dir string) error {
 	st, _ := readState(dir) // without a valid state file, the marks remain
 	var found []*process.Process
 	var errs []error
 	for _, id := range st.Processes {
 		p, err := id.Open()
+		if p != nil {
+			found = append(found, p)
+		}
+		errs = append(errs, err)
+	}
+	id := filepath.Base(dir)
+	for _, pid := range cgroupMembers(id) {
+		p, err := process.OpenIf(pid, func(pid int) bool { return slices.Contains(cgroupMembers(id), pid) })
 		if p != nil {
 			found = append(found, p)
 		}

@@ -1,41 +1,45 @@
 package hypervisor
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
-	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/tsc"
 )
 
 // File names in a VM's directory.
 const (
-	monitorSocket   = "qmp.sock"
-	agentSocket     = "agent.sock"
-	virtiofsdSocket = "vfs.sock"
-	consoleLog      = "console.log"
-	qemuLog         = "qemu.log"
-	virtiofsdLog    = "virtiofsd.log"
+	monitorSocket = "qmp.sock"
+	agentSocket   = "agent.sock"
+	controlSocket = "ctl.sock"
+	consoleLog    = "console.log"
+	qemuLog       = "qemu.log"
+	jailDir       = "root"
 )
 
 // agentPort is the QEMU id of the virtio-serial port that the guest's agent opens, and of its chardev.
 const agentPort = "agent"
 
-// SharedRoot holds the directories that Kata's shims share with guests. Each shim mounts its sandbox's root file system
-// there, in the shim's mount namespace.
+// The serial numbers of a VM's disks, by which the guest's agent finds them, and the name of the virtio-serial port on
+// which the agent takes msbd's requests.
+const (
+	imageSerial = "msb-image"
+	upperSerial = "msb-upper"
+	controlPort = "msb.ctl"
+)
+
+// SharedRoot holds the directories that Kata's own driver shares with guests. Each shim mounts its sandbox's root file
+// system there, in the shim's mount namespace.
 const SharedRoot = "/run/kata-containers/shared/sandboxes"
 
 // memoryHeadroomMiB is the memory that a VM has in addition to its sandbox's memory, for the guest's kernel and agent.
@@ -46,9 +50,71 @@ const memoryHeadroomMiB = 128
 // why the guest does not measure it.
 var hostTSC = sync.OnceValue(tsc.KHz)
 
-// qemuCommand returns the command that runs QEMU for the VM st. QEMU runs in the VM's directory dir. The paths of its
-// sockets and logs are relative to dir. monitor is the listening QMP socket.
-func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd {
+// The descriptors of QEMU, in the order of launch.files.
+const (
+	monitorFD = 3 + iota
+	agentFD
+	controlFD
+	consoleFD
+	imageFD
+	upperFD
+	kernelFD
+	initrdFD
+)
+
+// A launch holds what the QEMU of a VM inherits: it opens no files of the host by itself, except its own.
+type launch struct {
+	output *os.File   // where it writes its messages
+	files  []*os.File // by descriptor
+}
+
+// close closes the copies of this process. Without them, the sockets close when QEMU dies.
+func (l *launch) close() {
+	for _, f := range append(l.files, l.output) {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// prepareLaunch opens what the QEMU of the VM m inherits, and creates its sockets and logs. The caller must close the
+// result.
+func (sup supervisor) prepareLaunch(m *machine) (l *launch, err error) {
+	l = &launch{}
+	defer func() {
+		if err != nil {
+			l.close()
+		}
+	}()
+	if l.output, err = sup.createLog(m, qemuLog); err != nil {
+		return nil, err
+	}
+	for _, f := range []struct {
+		fd   int
+		open func() (*os.File, error)
+	}{
+		{monitorFD, func() (*os.File, error) { return listen(filepath.Join(m.dir, monitorSocket)) }},
+		{agentFD, func() (*os.File, error) { return listen(filepath.Join(m.dir, agentSocket)) }},
+		{controlFD, func() (*os.File, error) { return listen(filepath.Join(m.dir, controlSocket)) }},
+		{consoleFD, func() (*os.File, error) { return sup.createLog(m, consoleLog) }},
+		{imageFD, func() (*os.File, error) { return os.Open(m.Disks.Image) }},
+		{upperFD, func() (*os.File, error) { return os.OpenFile(m.Disks.Upper, os.O_RDWR, 0) }},
+		{kernelFD, func() (*os.File, error) { return os.Open(sup.cfg.Kernel) }},
+		{initrdFD, func() (*os.File, error) { return os.Open(sup.cfg.Initrd) }},
+	} {
+		file, err := f.open()
+		if err != nil {
+			return nil, fmt.Errorf("prepare the start of QEMU: %w", err)
+		}
+		if l.files = append(l.files, file); len(l.files) != f.fd-2 {
+			panic("hypervisor: the descriptors of QEMU are not in order")
+		}
+	}
+	return l, nil
+}
+
+// qemuCommand returns the command that runs QEMU for the VM st.
+func (s *Service) qemuCommand(st state) []string {
 	accel, cpu, processors, kernelArgs := "kvm", "host", st.VCPUs, ""
 	if s.cfg.Accelerator == "tcg" {
 		// Emulation is faster without mitigations. They are not needed, because an emulated guest is no security
@@ -68,74 +134,61 @@ func (s *Service) qemuCommand(dir string, st state, monitor *os.File) *exec.Cmd 
 			kernelArgs += " tsc_early_khz=" + strconv.Itoa(khz)
 		}
 	}
-	// The guest's kernel uses some memory to manage each page, so add 1/32.
-	memory := strconv.Itoa(st.MemoryMiB+st.MemoryMiB/32+memoryHeadroomMiB) + "M"
-	cmd := exec.Command(s.cfg.QEMU,
-		"-name", st.ID,
+	memory := strconv.Itoa(st.guestMemoryMiB()) + "M"
+	return []string{
+		s.cfg.QEMU, "-name", st.ID,
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		"-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(processors), "-m", memory,
-		"-machine", "q35,memory-backend=mem,usb=off,sata=off,smbus=off,vmport=off",
-		"-object", "memory-backend-memfd,id=mem,share=on,size="+memory, // shared with virtiofsd
-		"-bios", "qboot.rom", "-kernel", s.cfg.Kernel, "-initrd", s.cfg.Initrd,
+		"-machine", "q35,usb=off,sata=off,smbus=off,vmport=off",
+		"-bios", "qboot.rom", "-kernel", fdPath(kernelFD), "-initrd", fdPath(initrdFD),
 		// At loglevel 1 the kernel prints only panics. At a lower level it would not even print those.
-		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on"+
+		"-append", "console=ttyS0 quiet loglevel=1 panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on" +
 			// Skip the timer check, which can fail on a busy host, and probe only the one PCI bus that there is.
-			" no_timer_check pci=lastbus=0"+kernelArgs,
-		"-chardev", "file,id=console,append=on,path="+consoleLog,
+			" no_timer_check pci=lastbus=0" + kernelArgs,
+		"-add-fd", fdSet(consoleFD), "-chardev", "file,id=console,append=on,path=" + fdSetPath(consoleFD),
 		"-device", "isa-serial,chardev=console",
-		"-chardev", "socket,id=monitor,server=on,wait=off,fd=3",
+		"-chardev", "socket,id=monitor,server=on,wait=off,fd=" + strconv.Itoa(monitorFD),
 		"-mon", "chardev=monitor,mode=control",
 		"-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci",
-		"-chardev", "socket,id="+agentPort+",server=on,wait=off,path="+agentSocket,
-		"-device", "virtserialport,id="+agentPort+",chardev="+agentPort+",name=kata.agent.0",
-		"-chardev", "socket,id=shared,path="+virtiofsdSocket,
-		"-device", "vhost-user-fs-pci,chardev=shared,tag=kataShared",
-	)
-	cmd.Dir = dir
-	cmd.Env = markEnv(roleQEMU, dir)
-	cmd.ExtraFiles = []*os.File{monitor}
-	return cmd
+		"-chardev", "socket,id=" + agentPort + ",server=on,wait=off,fd=" + strconv.Itoa(agentFD),
+		"-device", "virtserialport,id=" + agentPort + ",chardev=" + agentPort + ",name=kata.agent.0",
+		"-chardev", "socket,id=control,server=on,wait=off,fd=" + strconv.Itoa(controlFD),
+		"-device", "virtserialport,chardev=control,name=" + controlPort,
+		"-add-fd", fdSet(imageFD), "-add-fd", fdSet(upperFD),
+		"-blockdev", blockDevice("image", imageFD, map[string]any{"read-only": true}),
+		"-device", "virtio-blk-pci,drive=image,serial=" + imageSerial,
+		// The disk ends with the sandbox, so nothing is gained by waiting until its data is durable. Space that the guest
+		// frees is freed on the host.
+		"-blockdev", blockDevice("upper", upperFD, map[string]any{
+			"discard": "unmap", "cache": map[string]any{"no-flush": true},
+		}),
+		// If the host's disk is full, the guest gets an error. By default QEMU would stop the VM.
+		"-device", "virtio-blk-pci,drive=upper,serial=" + upperSerial + ",werror=report,rerror=report,discard=on",
+	}
 }
 
-// virtiofsdCommand returns the command that runs virtiofsd for the VM st in the VM directory dir. virtiofsd serves the
-// sandbox's shared directory on the listening socket. It keeps a descriptor for each file that the guest's kernel
-// remembers. --inode-file-handles of the Rust virtiofsd would not save them, because the files of overlayfs cannot be
-// opened by handle.
-func (s *Service) virtiofsdCommand(dir string, st state, socket *os.File) *exec.Cmd {
-	cmd := exec.Command(s.cfg.Virtiofsd[0], slices.Concat(s.cfg.Virtiofsd[1:], []string{"--fd=3",
-		"--shared-dir=" + filepath.Join(SharedRoot, st.ID, "shared"),
-		"--cache=always", // auto is three times slower, and only the guest writes to the directory
-		"--sandbox=namespace",
-		"--announce-submounts", // the root file system is a mount below the shared directory
-		"--log-level=error",
-	})...)
-	cmd.Dir = "/"
-	cmd.Env = markEnv(roleVirtiofsd, dir)
-	cmd.ExtraFiles = []*os.File{socket}
-	return cmd
+// blockDevice returns the argument of -blockdev for the file of descriptor fd, with the name and the options.
+func blockDevice(name string, fd int, options map[string]any) string {
+	device := map[string]any{
+		"driver": "raw", "node-name": name,
+		// Locks would let a QEMU prevent the start of others with the same image. Nothing else writes to these files.
+		"file": map[string]any{"driver": "file", "filename": fdSetPath(fd), "locking": "off"},
+	}
+	maps.Copy(device, options)
+	argument, _ := json.Marshal(device) // cannot fail: it has only strings and booleans
+	return string(argument)
 }
 
-// spawn starts a VM's process in its own session, in the mount namespace ns unless that is nil. The process appends its
-// output to log.
-func spawn(cmd *exec.Cmd, log string, ns *os.File) (*os.Process, error) {
-	out, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
-	}
-	defer out.Close()
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	start := cmd.Start
-	if ns != nil {
-		start = func() error { return inMountNamespace(ns, cmd.Start) }
-	}
-	if err := process.WithoutOOMProtection(start); err != nil {
-		return nil, fmt.Errorf("start %s: %w", filepath.Base(cmd.Path), err)
-	}
-	return cmd.Process, nil
-}
+// fdSet returns the argument of -add-fd that makes descriptor fd a set of its own, and fdSetPath the path by which
+// options of QEMU refer to it.
+func fdSet(fd int) string     { return fmt.Sprintf("fd=%d,set=%d", fd, fd) }
+func fdSetPath(fd int) string { return fmt.Sprintf("/dev/fdset/%d", fd) }
+
+// fdPath returns a path of descriptor fd for the options of QEMU that know no sets. QEMU opens the file again, so its
+// user must be permitted to read it.
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // listen creates a listening Unix socket for a child process. Clients that connect before the child accepts wait in the
 // socket's queue.
@@ -149,32 +202,15 @@ func listen(path string) (*os.File, error) {
 	return l.File()
 }
 
-// inMountNamespace runs f on a thread that has entered the mount namespace ns, so that the processes that f starts are
-// in ns.
-func inMountNamespace(ns *os.File, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		// The thread is never unlocked, so it ends with this goroutine and no other goroutine runs in ns.
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_FS)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
-		}
-		if err != nil {
-			result <- fmt.Errorf("enter the shim's mount namespace: %w", err)
-			return
-		}
-		result <- f()
-	}()
-	return <-result
-}
-
-// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file. Without this check, the server would
-// start, and each boot of a VM would fail with a less clear message.
+// requireFile returns errdefs.ErrFailedPrecondition unless path is a regular file that all users may read, as QEMU does.
+// Without this check, the server would start, and each boot of a VM would fail with a less clear message.
 func requireFile(what, path string) error {
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
 		err = errors.New("not a regular file")
+	}
+	if err == nil && info.Mode()&0o004 == 0 {
+		err = errors.New("QEMU runs as a user without rights and cannot read it; run: chmod a+r " + path)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("find the guest's %s: %s does not exist; build it with `make guest` or reinstall msbd: %w", what, path, errdefs.ErrFailedPrecondition)

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -17,8 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/control"
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
@@ -29,13 +28,16 @@ type Config struct {
 	// Dir holds a directory per VM. It must be on a file system that is empty after a reboot. Its path must be short,
 	// because the path of a socket below it has at most 107 bytes.
 	Dir string
-	// QEMU is the program's path and Virtiofsd the command, as package host finds them. If QEMU is empty, the Service
-	// starts no VMs and needs none of the fields below. It then only adopts and removes VMs of an earlier Service.
-	QEMU      string
-	Virtiofsd []string
+	// QEMU is the program's path, as package host finds it. If it is empty, the Service starts no VMs and needs none of
+	// the fields below except Programs and Log. It then only adopts and removes VMs of an earlier Service.
+	QEMU string
 	// Programs are the paths of the executables of QEMU and virtiofsd. A Service recognizes by them the processes that
 	// an earlier Service did not record.
 	Programs []string
+	// UIDs are the users of QEMU: each VM has one of its own. No other program of this host may use them.
+	UIDs process.UIDs
+	// Disks returns the paths of the disks of VM id. ok is false if it has none.
+	Disks func(id string) (image, upper string, ok bool)
 	// Kernel is an uncompressed vmlinux with a PVH entry point. The /init of Initrd is the guest agent.
 	Kernel, Initrd string
 	// Accelerator is "kvm" or "tcg".
@@ -49,6 +51,14 @@ type Service struct {
 
 	mu  sync.Mutex
 	vms map[string]*machine
+}
+
+// Disks are the paths of a VM's disks.
+type Disks struct {
+	// Image has the files of the sandbox's image (erofs). The VM only reads it.
+	Image string `json:"image"`
+	// Upper has what the sandbox has written on top of its image (ext4).
+	Upper string `json:"upper"`
 }
 
 // A VM describes an existing VM.
@@ -100,6 +110,9 @@ func New(cfg Config) (*Service, error) {
 		if err := errors.Join(requireFile("kernel", cfg.Kernel), requireFile("initramfs", cfg.Initrd)); err != nil {
 			return nil, err
 		}
+		if cfg.UIDs.First == 0 || cfg.UIDs.Count == 0 {
+			return nil, fmt.Errorf("invalid users %+v for QEMU: there must be at least one, and not root: %w", cfg.UIDs, errdefs.ErrInvalidArgument)
+		}
 		if cfg.Accelerator != "kvm" && cfg.Accelerator != "tcg" {
 			return nil, fmt.Errorf("invalid accelerator %q: it must be kvm or tcg: %w", cfg.Accelerator, errdefs.ErrInvalidArgument)
 		}
@@ -107,7 +120,6 @@ func New(cfg Config) (*Service, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the VMs' run directory: %w", err)
 	}
-	signal.Ignore(unix.SIGXFSZ) // child processes inherit this; see limitFiles
 	return &Service{cfg: cfg, vms: make(map[string]*machine)}, nil
 }
 
@@ -173,8 +185,12 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 			continue
 		}
 		s.cfg.Log.Warn("removing a VM that cannot be adopted", "sandbox", id, "err", err)
-		if err := s.Remove(ctx, id); err != nil {
+		limited, cancel := context.WithTimeout(ctx, removalTimeout)
+		err = s.Remove(limited, id)
+		cancel()
+		if err != nil {
 			errs = append(errs, err)
+			s.keep(id)
 			continue
 		}
 		recovery.Removed = append(recovery.Removed, id)
@@ -182,6 +198,15 @@ func (s *Service) Recover(ctx context.Context) (Recovery, error) {
 	slices.Sort(recovery.Adopted)
 	slices.Sort(recovery.Removed)
 	return recovery, errors.Join(errs...)
+}
+
+// keep adds VM id, which could not be removed, to the Service, so that nothing else gets its user.
+func (s *Service) keep(id string) {
+	st, _ := readState(s.dir(id)) // without a valid state file, its user is not known
+	st.ID = id
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.vms[id] = newMachine(s.dir(id), st)
 }
 
 // adopt returns the machine for VM id of an earlier Service. found are the marked processes of all VMs. adopt uses them
@@ -255,8 +280,6 @@ const (
 	removalTimeout = 30 * time.Second
 	// drainTimeout bounds how long Serve waits for calls in progress when ctx ends.
 	drainTimeout = 10 * time.Second
-	// trimInterval is how often Serve truncates logs that have grown too long.
-	trimInterval = 10 * time.Second
 	// watchRetryDelay is how long Serve waits before it tries again to watch a process, for example if there are no
 	// free file descriptors.
 	watchRetryDelay = time.Second
@@ -268,64 +291,89 @@ func (s *Service) Serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	watchers, ctx := errgroup.WithContext(ctx)
-	watch := func(p *process.Process, died func(context.Context)) {
-		watchers.Go(func() error {
-			if p != nil {
-				defer p.Close()
-				for err := p.Wait(ctx); err != nil; err = p.Wait(ctx) {
-					if ctx.Err() != nil {
-						return nil
-					}
-					s.cfg.Log.Warn("could not watch a VM's process; trying again", "pid", p.PID, "err", err)
-					select {
-					case <-time.After(watchRetryDelay):
-					case <-ctx.Done():
-						return nil
-					}
-				}
-			}
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
-			defer cancel()
-			died(ctx)
+	tasks, ctx := errgroup.WithContext(ctx)
+	sup := supervisor{Service: s, run: func(task func(context.Context)) {
+		tasks.Go(func() error {
+			task(ctx)
 			return nil
 		})
-	}
-	watchers.Go(func() error {
-		for tick := time.Tick(trimInterval); ; {
-			select {
-			case <-tick:
-				s.trimLogs()
-			case <-ctx.Done():
-				return nil
-			}
-		}
-	})
-	watchers.Go(func() error {
-		if err := s.watchAdopted(watch); err != nil {
+	}}
+	tasks.Go(func() error {
+		if err := sup.watchAdopted(); err != nil {
 			listener.Close()
 			return err
 		}
-		return s.serveCalls(ctx, listener, watch)
+		return sup.serveCalls(ctx, listener)
 	})
-	return watchers.Wait()
+	return tasks.Wait()
 }
 
-// A watchFunc starts a goroutine that waits until p exits, closes p, and then calls died. A nil p stands for a process
-// that has already exited.
-type watchFunc func(p *process.Process, died func(context.Context))
+// A supervisor watches the VMs of a Service while Serve runs.
+type supervisor struct {
+	*Service
+	// run runs a task in a goroutine. Serve ends the context when it ends, and waits for the task.
+	run func(task func(context.Context))
+}
+
+// watch calls died once p has exited. It closes p. A nil p stands for a process that has already exited.
+func (sup supervisor) watch(p *process.Process, died func(context.Context)) {
+	sup.run(func(ctx context.Context) {
+		if p != nil {
+			defer p.Close()
+			for err := p.Wait(ctx); err != nil; err = p.Wait(ctx) {
+				if ctx.Err() != nil {
+					return
+				}
+				sup.cfg.Log.Warn("could not watch a VM's process; trying again", "pid", p.PID, "err", err)
+				select {
+				case <-time.After(watchRetryDelay):
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removalTimeout)
+		defer cancel()
+		died(ctx)
+	})
+}
+
+// followClock keeps the clock of the guest of m that of this host, until the removal of m begins. A guest of an earlier version,
+// which has no disks, does that itself.
+func (sup supervisor) followClock(m *machine) {
+	if m.Disks == nil {
+		return
+	}
+	sup.run(func(stop context.Context) {
+		ctx, cancel := context.WithCancel(m.gone)
+		defer cancel()
+		defer context.AfterFunc(stop, cancel)()
+		control.Follow(ctx, filepath.Join(m.dir, controlSocket), sup.cfg.Log.With("sandbox", m.ID))
+	})
+}
 
 // watchAdopted watches the processes of all VMs that Recover adopted.
-func (s *Service) watchAdopted(watch watchFunc) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range s.vms {
+func (sup supervisor) watchAdopted() error {
+	sup.mu.Lock()
+	defer sup.mu.Unlock()
+	for _, m := range sup.vms {
 		shim, err := m.Shim.Open()
 		if err != nil {
 			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
-		s.watchShim(watch, m, shim)
-		if err := s.watchProcesses(watch, m); err != nil {
+		sup.watchShim(m, shim)
+		sup.adoptLogs(m)
+		if err := m.emptyJail(); err != nil { // msbd may have been killed before it did that
+			sup.cfg.Log.Error("removing a VM whose QEMU may see files of the host", "sandbox", m.ID, "err", err)
+			sup.watch(nil, func(ctx context.Context) {
+				if err := sup.Remove(ctx, m.ID); err != nil {
+					sup.cfg.Log.Error("could not remove a VM", "sandbox", m.ID, "err", err)
+				}
+			})
+			continue
+		}
+		sup.followClock(m)
+		if err := sup.watchProcesses(m); err != nil {
 			return fmt.Errorf("watch VM %q: %w", m.ID, err)
 		}
 	}
@@ -333,34 +381,37 @@ func (s *Service) watchAdopted(watch watchFunc) error {
 }
 
 // watchShim removes the VM when its shim exits.
-func (s *Service) watchShim(watch watchFunc, m *machine, shim *process.Process) {
-	watch(shim, func(ctx context.Context) {
+func (sup supervisor) watchShim(m *machine, shim *process.Process) {
+	sup.watch(shim, func(ctx context.Context) {
 		if m.startRemoval() {
-			s.cfg.Log.Warn("removing a VM whose shim has exited", "sandbox", m.ID)
+			sup.cfg.Log.Warn("removing a VM whose shim has exited", "sandbox", m.ID)
 		}
-		if err := s.Remove(ctx, m.ID); err != nil {
-			s.cfg.Log.Error("could not remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
+		if err := sup.Remove(ctx, m.ID); err != nil {
+			sup.cfg.Log.Error("could not remove a VM whose shim has exited", "sandbox", m.ID, "err", err)
 		}
 	})
 }
 
-// watchProcesses removes the VM when QEMU or virtiofsd exits. Without virtiofsd, the guest would hang. The shim notices
-// that the guest is gone, and reports it.
-func (s *Service) watchProcesses(watch watchFunc, m *machine) error {
-	for _, role := range requiredRoles {
+// watchProcesses removes the VM when QEMU exits, or the virtiofsd of a VM of an earlier version, without which the guest
+// would hang. The shim notices that the guest is gone, and reports it.
+func (sup supervisor) watchProcesses(m *machine) error {
+	for _, role := range m.roles() {
 		p, err := m.process(role).Open()
 		if err != nil {
 			return err
 		}
-		watch(p, func(ctx context.Context) {
+		sup.watch(p, func(ctx context.Context) {
 			if !m.startRemoval() {
 				return // it is already being removed
 			}
-			tails := logTails(m.dir)
-			s.cfg.Log.Error("removing a VM whose process has exited", "sandbox", m.ID, "process", role,
-				"console", s.keepConsole(m), "last_words", tails)
-			if err := s.Remove(ctx, m.ID); err != nil {
-				s.cfg.Log.Error("could not remove a VM whose process has exited", "sandbox", m.ID, "err", err)
+			words := m.lastWords()
+			if outOfMemory(m.ID) {
+				words = "QEMU was killed because it reached its memory limit" + words
+			}
+			sup.cfg.Log.Error("removing a VM whose process has exited", "sandbox", m.ID, "process", role,
+				"console", sup.keepConsole(m), "last_words", words)
+			if err := sup.Remove(ctx, m.ID); err != nil {
+				sup.cfg.Log.Error("could not remove a VM whose process has exited", "sandbox", m.ID, "err", err)
 			}
 		})
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,7 +32,7 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("process %d is not the VM's QEMU", vms[0].QEMU)
 	}
 	found := h.processes(t, id)
-	if len(found) < len(requiredRoles) {
+	if len(found) != 1 {
 		t.Fatalf("the VM's processes: %v", found)
 	}
 	for _, p := range found {
@@ -63,20 +64,16 @@ func TestStartUnknownVM(t *testing.T) {
 	wantError(t, err, "not created")
 }
 
-// If QEMU or virtiofsd dies, the service removes the VM and logs that.
+// If QEMU dies, the service removes the VM and logs that.
 func TestProcessKilled(t *testing.T) {
-	for _, role := range requiredRoles {
-		t.Run(string(role), func(t *testing.T) {
-			h, _ := startService(t, newConfig(t))
-			id := newVM(t, h.cfg)
-			s, _ := h.boot(t, id)
-			h.killProcess(t, id, role)
-			waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
-			s.mustCall(t, "StopVM") // as the real shim does
-			if !strings.Contains(h.log.String(), "whose process has exited") {
-				t.Errorf("the exit of the process is not in the log: %s", h.log)
-			}
-		})
+	h, _ := startService(t, newConfig(t))
+	id := newVM(t, h.cfg)
+	s, _ := h.boot(t, id)
+	h.killProcess(t, id, roleQEMU)
+	waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
+	s.mustCall(t, "StopVM") // as the real shim does
+	if !strings.Contains(h.log.String(), "whose process has exited") {
+		t.Errorf("the exit of the process is not in the log: %s", h.log)
 	}
 }
 
@@ -110,7 +107,7 @@ func TestRemoveRunning(t *testing.T) {
 func TestRemoveWhileBooting(t *testing.T) {
 	cfg := newConfig(t)
 	cfg.QEMU = filepath.Join(filepath.Dir(cfg.Dir), "qemu")
-	if err := os.WriteFile(cfg.QEMU, []byte("#!/bin/sh\nexec /bin/sleep 1000\n"), 0o700); err != nil {
+	if err := os.WriteFile(cfg.QEMU, []byte("#!/bin/sh\nexec /bin/sleep 1000\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	h, _ := startService(t, cfg)
@@ -238,7 +235,7 @@ func TestServeWatchesAdopted(t *testing.T) {
 
 // A process of the VM dies while no service is running.
 func TestRecoverAfterDeaths(t *testing.T) {
-	for _, victim := range []string{"shim", string(roleQEMU), string(roleVirtiofsd)} {
+	for _, victim := range []string{"shim", string(roleQEMU)} {
 		t.Run(victim, func(t *testing.T) {
 			h, _ := startService(t, newConfig(t))
 			id := newVM(t, h.cfg)
@@ -299,8 +296,10 @@ func TestRecoverRemovesLeftovers(t *testing.T) {
 }
 
 // A local user can start a process with the mark of a VM. It is neither adopted nor ended, and the VM's processes are
-// found all the same, whether they are recorded or an earlier msbd, which recorded none, started them.
+// found all the same, whether they are recorded or an earlier msbd, which recorded none, started them. The VM is one of an
+// earlier version, which has a virtiofsd and no disks.
 func TestPlantedProcesses(t *testing.T) {
+	roles := []role{roleQEMU, roleVirtiofsd}
 	for name, recorded := range map[string]bool{"recorded": true, "not recorded": false} {
 		t.Run(name, func(t *testing.T) {
 			h, _ := startService(t, newConfig(t))
@@ -315,8 +314,8 @@ func TestPlantedProcesses(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			other, setuid := filepath.Join(bin, "other"), filepath.Join(bin, "setuid")
-			for program, mode := range map[string]os.FileMode{bin: 0o755, other: 0o755, setuid: 0o755 | os.ModeSetuid} {
+			foreign, setuid := filepath.Join(bin, "foreign"), filepath.Join(bin, "setuid")
+			for program, mode := range map[string]os.FileMode{bin: 0o755, foreign: 0o755, setuid: 0o755 | os.ModeSetuid} {
 				if program != bin {
 					writeFile(t, program, string(sleep))
 				}
@@ -328,18 +327,22 @@ func TestPlantedProcesses(t *testing.T) {
 			const nobody = 65534
 			var planted []*exec.Cmd
 			plant := func() {
-				for _, r := range requiredRoles {
+				for _, r := range roles {
 					planted = append(planted,
 						startMarkedProcess(t, nobody, "/bin/sleep", r, dir),
 						startMarkedProcess(t, nobody, setuid, r, dir),
-						startMarkedProcess(t, 0, other, r, dir))
+						startMarkedProcess(t, 0, foreign, r, dir))
 				}
 			}
 			plant() // with smaller pids than the VM's processes
 			startShim(t, h.cfg.Socket, id).mustCall(t, "CreateVM")
 			real := map[role]*exec.Cmd{}
 			m := h.lookup(id)
-			for _, r := range requiredRoles {
+			m.Disks, m.UID = nil, 0
+			if err := writeState(m.dir, m.state); err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range roles {
 				real[r] = startMarkedProcess(t, 0, "/bin/sleep", r, dir)
 				if recorded {
 					if err := m.adoptChild(r, real[r].Process); err != nil {
@@ -355,7 +358,7 @@ func TestPlantedProcesses(t *testing.T) {
 			if len(recovery.Adopted) != 1 || len(recovery.Removed) != 0 {
 				t.Fatalf("Recover = %+v", recovery)
 			}
-			for _, r := range requiredRoles {
+			for _, r := range roles {
 				if got, want := h.lookup(id).process(r).PID, real[r].Process.Pid; got != want {
 					t.Errorf("adopted process %d as %s, want %d", got, r, want)
 				}
@@ -363,12 +366,16 @@ func TestPlantedProcesses(t *testing.T) {
 			planted[0].Process.Kill() // its end is not the end of the VM
 			planted[0].Wait()
 			// The end of a real process is.
-			if err := real[roleQEMU].Process.Kill(); err != nil {
+			victim, other := roleQEMU, roleVirtiofsd
+			if recorded {
+				victim, other = other, victim
+			}
+			if err := real[victim].Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
 			waitUntil(t, "the VM is gone", func() bool { return h.isRemoved(t, id) })
-			waitUntil(t, "its virtiofsd ends", func() bool {
-				p, err := process.Open(real[roleVirtiofsd].Process.Pid)
+			waitUntil(t, "its other process ends", func() bool {
+				p, err := process.Open(real[other].Process.Pid)
 				if p == nil || err != nil {
 					return true
 				}
@@ -407,11 +414,9 @@ func TestBootFailures(t *testing.T) {
 	})
 }
 
-// A guest that floods its console does not fill the disk, also while no Service trims the log. It keeps running.
+// A guest that floods its console fills neither the disk nor the memory, also while no Service copies the console. It
+// keeps running.
 func TestConsoleIsBounded(t *testing.T) {
-	old := maxFileSize
-	maxFileSize = 64 << 10
-	t.Cleanup(func() { maxFileSize = old })
 	cfg := newConfig(t)
 	// The guest's firmware writes x to the serial port in a loop. It starts in the last 16 bytes:
 	// mov dx, 0x3f8; mov al, 'x'; loop: out dx, al; jmp loop
@@ -420,19 +425,26 @@ func TestConsoleIsBounded(t *testing.T) {
 	firmware := filepath.Join(filepath.Dir(cfg.Dir), "rom")
 	writeFile(t, firmware, string(rom))
 	qemu := filepath.Join(filepath.Dir(cfg.Dir), "qemu")
-	if err := os.WriteFile(qemu, []byte("#!/bin/sh\nexec "+cfg.QEMU+" \"$@\" -bios "+firmware+"\n"), 0o700); err != nil {
+	if err := os.WriteFile(qemu, []byte("#!/bin/sh\nexec "+cfg.QEMU+" \"$@\" -bios "+firmware+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	cfg.QEMU = qemu
 	h, _ := startService(t, cfg)
 	id := newVM(t, cfg)
-	s := startShim(t, cfg.Socket, id)
-	s.mustCall(t, "CreateVM")
-	started := make(chan error, 1)
-	go func() {
-		_, err := s.call("StartVM") // the guest has no agent
-		started <- err
-	}()
+	startShim(t, cfg.Socket, id).mustCall(t, "CreateVM")
+	m := h.lookup(id)
+	// StartVM would wait for the guest's agent, so start QEMU here. sup is the supervisor of a Service that runs until stop
+	// is called.
+	var tasks sync.WaitGroup
+	supervise := func() (sup supervisor, stop func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		run := func(task func(context.Context)) { tasks.Go(func() { task(ctx) }) }
+		return supervisor{h.Service, run}, func() { cancel(); tasks.Wait() }
+	}
+	sup, stop := supervise()
+	if err := sup.launch(m); err != nil {
+		t.Fatal(err)
+	}
 	console := filepath.Join(h.dir(id), consoleLog)
 	size := func() int64 {
 		info, err := os.Stat(console)
@@ -441,7 +453,18 @@ func TestConsoleIsBounded(t *testing.T) {
 		}
 		return info.Size()
 	}
-	waitUntil(t, "the console log is full", func() bool { return size() >= int64(maxFileSize) })
+	// biggest waits until the log has begun again, and returns its biggest size until then.
+	biggest := func() (most int64) {
+		waitUntil(t, "the console log begins again", func() bool {
+			n := size()
+			most = max(most, n)
+			return n < most
+		})
+		return most
+	}
+	if n := biggest(); n > MaxLogSize {
+		t.Errorf("the console log had %d bytes, want at most %d", n, MaxLogSize)
+	}
 	ticks := func() (n int) { // of processor time
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.VMs()[0].QEMU))
 		if err != nil {
@@ -451,15 +474,21 @@ func TestConsoleIsBounded(t *testing.T) {
 		fmt.Sscan(fields[12], &n)
 		return n
 	}
-	first := ticks()
+	stop()
+	last, first := size(), ticks()
 	waitUntil(t, "the guest has tried to write more", func() bool { return ticks() > first+10 })
-	if n := size(); n != int64(maxFileSize) {
-		t.Errorf("the console log has %d bytes, want %d", n, maxFileSize)
+	if n := size(); n != last {
+		t.Errorf("without a Service, the console log grew from %d to %d bytes", last, n)
+	}
+	sup, stop = supervise()
+	sup.adoptLogs(m)
+	if n := biggest(); n > MaxLogSize {
+		t.Errorf("after a restart the console log had %d bytes, want at most %d", n, MaxLogSize)
 	}
 	if err := h.Remove(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, <-started, errRemoved.Error())
+	stop()
 }
 
 // A Service without programs manages the VMs of an earlier Service, and starts none.
@@ -528,7 +557,7 @@ func writeFile(t *testing.T, path, text string) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -2,7 +2,6 @@ package hypervisor
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,30 +21,26 @@ type state struct {
 	MemoryMiB int        `json:"memory_mib"`
 	Since     time.Time  `json:"since"`
 	Shim      process.ID `json:"shim"`
-	// Processes are QEMU and virtiofsd. One is missing if it does not run yet, if msbd was killed right after it
-	// started it, or if an msbd that did not record it started it.
+	// Disks are the VM's disks. A VM of an earlier version has none. It has a virtiofsd, which shares its root file
+	// system.
+	Disks *Disks `json:"disks,omitempty"`
+	// UID is the user of QEMU. It is 0 for a VM of an earlier version, whose QEMU runs as msbd's user, without a jail.
+	UID uint32 `json:"uid,omitempty"`
+	// Processes are QEMU and, in a VM without disks, virtiofsd. One is missing if it does not run yet, if msbd was killed
+	// right after it started it, or if an msbd that did not record it started it.
 	Processes map[role]process.ID `json:"processes,omitempty"`
 }
 
-// mountNamespace opens the mount namespace of a VM's shim, in which the sandbox's root file system is mounted.
-func mountNamespace(id process.ID) (*os.File, error) {
-	shim, err := id.Open()
-	if err != nil {
-		return nil, err
+// guestMemoryMiB returns the memory of the guest. The guest's kernel uses some memory to manage each page, so it is 1/32
+// more.
+func (st state) guestMemoryMiB() int { return st.MemoryMiB + st.MemoryMiB/32 + memoryHeadroomMiB }
+
+// roles returns the roles of the processes without which the VM cannot run.
+func (st state) roles() []role {
+	if st.Disks == nil {
+		return []role{roleQEMU, roleVirtiofsd}
 	}
-	if shim == nil {
-		return nil, errors.New("the shim has exited")
-	}
-	defer shim.Close()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", id.PID))
-	if err != nil {
-		return nil, fmt.Errorf("open the shim's mount namespace: %w", err)
-	}
-	if shim.Dead() { // another process may have got the pid, and ns may be its namespace
-		ns.Close()
-		return nil, errors.New("the shim has exited")
-	}
-	return ns, nil
+	return []role{roleQEMU}
 }
 
 func writeState(dir string, st state) error {

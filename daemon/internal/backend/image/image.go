@@ -176,6 +176,43 @@ func (s *Store) Changed(ctx context.Context) error {
 	return nil
 }
 
+// PrepareAll prepares all images of the server, for example those that an earlier version imported. It removes the
+// snapshots into which an earlier version unpacked them, unless a sandbox uses them.
+func (s *Store) PrepareAll(ctx context.Context) error {
+	ctx = ctrd.InNamespace(ctx)
+	images, err := s.client.ListImages(ctx)
+	if err != nil {
+		return fmt.Errorf("list images: %w", err)
+	}
+	var errs []error
+	for _, img := range images {
+		err := s.prepare(ctx, img, func(int64, int64) {})
+		if err == nil {
+			err = s.releaseSnapshots(ctx, img)
+		}
+		if err != nil && !errdefs.IsNotFound(err) { // somebody may have removed it meanwhile
+			errs = append(errs, fmt.Errorf("prepare image %s: %w", img.Name(), err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// releaseSnapshots lets containerd's garbage collector remove the snapshots of img. The label by which it keeps them is
+// the one that containerd's client sets when it unpacks an image.
+func (s *Store) releaseSnapshots(ctx context.Context, img containerd.Image) error {
+	config, err := img.Config(ctx)
+	if err != nil {
+		return err
+	}
+	const label = "containerd.io/gc.ref.snapshot." + ctrd.Snapshotter
+	info, err := s.client.ContentStore().Info(ctx, config.Digest)
+	if err != nil || info.Labels[label] == "" {
+		return err
+	}
+	_, err = s.client.ContentStore().Update(ctx, content.Info{Digest: config.Digest, Labels: map[string]string{label: ""}}, "labels."+label)
+	return err
+}
+
 // meter is a reader of an archive that reports progress.
 type meter struct {
 	io.Reader

@@ -40,7 +40,7 @@ var (
 // hypervisor and the guest. If msbd's hypervisor service boots the microVM, watchBoot only runs start, because the
 // service does all this itself.
 func (r *Runtime) watchBoot(ctx context.Context, id string, start func(context.Context) error) error {
-	if r.Settings.useService() {
+	if r.Settings.UsesDisks() {
 		return start(ctx)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -189,10 +189,10 @@ func TestLogConsoleWaitsForLastOutput(t *testing.T) {
 
 func TestConsoleLogIsBounded(t *testing.T) {
 	b := newBoot(t)
-	go b.writeConsole(t, strings.Repeat("x", 3*maxConsoleLog)+"end")
+	go b.writeConsole(t, strings.Repeat("x", 3*hypervisor.MaxLogSize)+"end")
 	b.logConsole(t.Context(), b.id, false)
 	log, err := os.ReadFile(b.consoleLog(b.id))
-	if err != nil || len(log) > maxConsoleLog || !strings.HasSuffix(string(log), "end") {
+	if err != nil || len(log) > hypervisor.MaxLogSize || !strings.HasSuffix(string(log), "end") {
 		t.Errorf("the log has %d bytes, %v", len(log), err)
 	}
 }

@@ -4,20 +4,12 @@ import (
 	"context"
 	"errors"
 	"net"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/sys/tail"
-)
-
-const (
-	// maxConsoleLog bounds a console log, in bytes, because a guest can write any amount.
-	maxConsoleLog = 1 << 20
-	// consoleInterval is the shortest time between two reads, so that a guest cannot keep msbd busy.
-	consoleInterval = 50 * time.Millisecond
 )
 
 func (r *Runtime) consoleLog(id string) string { return filepath.Join(r.dir(id), "console.log") }
@@ -45,27 +37,8 @@ func (r *Runtime) logConsole(ctx context.Context, id string, wait bool) {
 		}
 		_ = console.SetDeadline(end)
 	})()
-	log, err := os.OpenFile(r.consoleLog(id), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
+	if err := hypervisor.CopyLog(ctx, r.consoleLog(id), console); err != nil {
 		r.Log.Warn("could not log the microVM's console", "sandbox", id, "err", err)
-		return
-	}
-	defer log.Close()
-	buffer := make([]byte, 64<<10)
-	for size := int64(0); ; {
-		n, err := console.Read(buffer)
-		if size += int64(n); size > maxConsoleLog {
-			_ = log.Truncate(0)
-			size = int64(n)
-		}
-		_, _ = log.Write(buffer[:n])
-		if err != nil {
-			return
-		}
-		select {
-		case <-time.After(consoleInterval):
-		case <-ctx.Done():
-		}
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -65,25 +64,8 @@ func removeTree(dir string) error {
 // removeCgroups removes the cgroups of sandbox id. The sandbox's processes must have ended.
 func removeCgroups(ctx context.Context, id string) error {
 	for _, top := range cgroups(id) {
-		var tree []string
-		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				tree = append(tree, path)
-			}
-			return nil
-		})
-		for _, cgroup := range slices.Backward(tree) { // children first
-			var err error
-			busy := func() bool { // a cgroup stays busy for a moment after its last process has ended
-				err = unix.Rmdir(cgroup)
-				return errors.Is(err, unix.EBUSY)
-			}
-			if pollErr := poll(ctx, 10*time.Millisecond, func() bool { return !busy() }); pollErr != nil {
-				err = pollErr
-			}
-			if err != nil && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("remove the cgroup %s: %w", cgroup, err)
-			}
+		if err := hypervisor.RemoveCgroup(ctx, top); err != nil {
+			return err
 		}
 	}
 	return nil

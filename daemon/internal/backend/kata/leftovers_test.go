@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 )
 
@@ -127,13 +128,13 @@ func TestDeleteDeepTree(t *testing.T) {
 	}
 	defer unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 	for range 2 { // a removal may be repeated
-		if err := deleteTree(t.Context(), dir); err != nil || !missing(dir) {
-			t.Errorf("deleteTree: %v, gone: %t", err, missing(dir))
+		if err := disk.DeleteTree(t.Context(), dir); err != nil || !missing(dir) {
+			t.Errorf("DeleteTree: %v, gone: %t", err, missing(dir))
 		}
 	}
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := deleteTree(canceled, dir); !errors.Is(err, context.Canceled) {
-		t.Errorf("deleteTree with a canceled context: %v, want Canceled", err)
+	if err := disk.DeleteTree(canceled, dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("DeleteTree with a canceled context: %v, want Canceled", err)
 	}
 }

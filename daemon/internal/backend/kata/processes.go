@@ -64,7 +64,7 @@ func hasExecutable(pid int) bool {
 // the sandbox's cgroups may have any executable and any user, because Kata can be configured to run QEMU as another user.
 // The caller must close the processes. findProcesses returns them also with an error.
 func findProcesses(id string, programs []string) ([]*process.Process, error) {
-	found, err := process.FindOwn(programs, func(pid int) bool {
+	found, err := process.FindOwn(process.UIDs{}, programs, func(pid int) bool {
 		args := process.Arguments(pid)
 		return !inCgroup(pid, id) && (isShim(args, id) || isQEMU(args, id) || isVirtiofsd(args, id))
 	})

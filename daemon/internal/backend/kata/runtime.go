@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,14 +22,16 @@ import (
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/containerd/cio"
 	"github.com/containerd/containerd/mount"
+	"github.com/containerd/containerd/oci"
 	"github.com/containerd/containerd/snapshots"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
-	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 	"github.com/msbd/msbd/daemon/internal/sys/kataconf"
 )
 
@@ -61,6 +64,26 @@ type VMs interface {
 	Remove(ctx context.Context, id string) error
 }
 
+// Disks makes the disks of sandboxes that run on msbd's hypervisor service. The runtime always calls it, because such
+// sandboxes may still run after the server's configuration changed.
+type Disks interface {
+	// BuildImage makes the disk of img, unless it exists, and returns its name. progress may be nil.
+	BuildImage(ctx context.Context, img containerd.Image, progress func(done, total int64)) (digest.Digest, error)
+	// Create makes the disks of sandbox id. Its own disk has sizeMiB MiB. It returns errdefs.ErrNotFound if there is no
+	// disk of the image.
+	Create(id string, image digest.Digest, sizeMiB int) error
+	// Accounts returns a directory with the files etc/passwd and etc/group of the image of sandbox id.
+	Accounts(id string) string
+	// Find returns the paths of the disks of sandbox id. ok is false if it has none.
+	Find(id string) (image, upper string, ok bool)
+	// Usage returns the space that the own disk of sandbox id takes on the host, in bytes.
+	Usage(id string) (uint64, error)
+	// Remove removes the disks of sandbox id. It returns nil if there are none.
+	Remove(id string) error
+	// IDs returns the ids of the sandboxes that have disks.
+	IDs() ([]string, error)
+}
+
 // Config is the configuration of a Runtime. All fields are required.
 type Config struct {
 	Client *containerd.Client
@@ -72,6 +95,7 @@ type Config struct {
 	// RunDir holds a directory for each sandbox, and the shims' configuration. Its content is lost at a reboot.
 	RunDir string
 	VMs    VMs
+	Disks  Disks
 	// Image returns the image that a client calls name, or errdefs.ErrNotFound.
 	Image func(ctx context.Context, name string) (containerd.Image, error)
 	Log   *slog.Logger
@@ -139,9 +163,13 @@ func (r *Runtime) useTempMountDir() error {
 // Close releases the Runtime's resources in this process. Sandboxes keep running.
 func (r *Runtime) Close() { r.syslog.close() }
 
-// ResolveImage implements sandbox.Runtime.
+// ResolveImage implements sandbox.Runtime. It makes the image's disk if there is none, which may take a while: an earlier
+// version may have imported the image, or the disk was damaged.
 func (r *Runtime) ResolveImage(ctx context.Context, name string) error {
-	_, err := r.Image(ctx, name)
+	image, err := r.Image(ctx, name)
+	if err == nil && r.Settings.UsesDisks() {
+		_, err = r.Disks.BuildImage(ctx, image, nil)
+	}
 	return err
 }
 
@@ -159,14 +187,19 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 		return fmt.Errorf("create the sandbox's directory: %w", err)
 	}
 	ctx = ctrd.InNamespace(ctx)
-	container, err := r.Client.NewContainer(ctx, id,
-		containerd.WithSnapshotter(ctrd.Snapshotter),
+	root := r.snapshotRoot
+	if r.Settings.UsesDisks() {
+		root = r.diskRoot
+	}
+	opts, err := root(ctx, id, cfg, image)
+	if err != nil {
+		return err
+	}
+	container, err := r.Client.NewContainer(ctx, id, append(opts,
 		containerd.WithImage(image),
-		containerd.WithNewSnapshot(id, image),
 		containerd.WithRuntime(r.Shim, &runtimeoptions.Options{TypeUrl: kataOptions, ConfigPath: r.kataConfig}),
 		containerd.WithContainerLabels(map[string]string{sandboxLabel: id}),
-		containerd.WithNewSpec(r.spec(id, cfg, image)...),
-	)
+	)...)
 	if err != nil {
 		return fmt.Errorf("create the container: %w", err)
 	}
@@ -180,6 +213,43 @@ func (r *Runtime) Start(ctx context.Context, id string, cfg sandbox.Config) erro
 		}
 		return nil
 	})
+}
+
+// diskRoot makes the disks of a sandbox. The hypervisor service connects them, and the guest's agent makes the root of
+// the container of them. containerd sees a container without a root file system.
+func (r *Runtime) diskRoot(ctx context.Context, id string, cfg sandbox.Config, image containerd.Image) ([]containerd.NewContainerOpts, error) {
+	create := func() error {
+		disk, err := r.Disks.BuildImage(ctx, image, nil) // ResolveImage has made it
+		if err == nil {
+			err = r.Disks.Create(id, disk, cfg.DiskMiB)
+		}
+		return err
+	}
+	err := create()
+	if errdefs.IsNotFound(err) { // an import has just replaced the image
+		err = create()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create the sandbox's disks: %w", err)
+	}
+	spec := slices.Concat(
+		[]oci.SpecOpts{oci.WithRootFSPath(r.Disks.Accounts(id))}, // where containerd looks for the image's users
+		r.spec(id, cfg, image),
+		[]oci.SpecOpts{oci.WithRootFSPath("rootfs"), oci.WithAnnotations(map[string]string{rootAnnotation: rootFromDisks})})
+	return []containerd.NewContainerOpts{containerd.WithNewSpec(spec...)}, nil
+}
+
+// snapshotRoot makes a snapshot of the image, which Kata's own driver shares with the guest.
+func (r *Runtime) snapshotRoot(ctx context.Context, id string, cfg sandbox.Config, image containerd.Image) ([]containerd.NewContainerOpts, error) {
+	// Usually unpacked by its import; but not if the server used disks then.
+	if err := image.Unpack(ctx, ctrd.Snapshotter); err != nil {
+		return nil, fmt.Errorf("unpack the image: %w", err)
+	}
+	return []containerd.NewContainerOpts{
+		containerd.WithSnapshotter(ctrd.Snapshotter),
+		containerd.WithNewSnapshot(id, image),
+		containerd.WithNewSpec(r.spec(id, cfg, image)...),
+	}, nil
 }
 
 // Remove implements sandbox.Runtime. It works for every state that a failed start or a crash can leave.
@@ -203,6 +273,7 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 	killErr := r.killVM(ctx, id)
 	check("kill the microVM", killErr)
 	if killErr == nil {
+		check("remove the sandbox's disks", r.Disks.Remove(id))
 		check("delete what the sandbox has written", r.deleteLayer(ctx, id))
 	}
 	if err == nil {
@@ -240,7 +311,7 @@ func (r *Runtime) deleteLayer(ctx context.Context, id string) error {
 	for _, mount := range mounts {
 		for _, option := range mount.Options {
 			if layer, ok := strings.CutPrefix(option, "upperdir="); ok {
-				err := deleteTree(limited, layer)
+				err := disk.DeleteTree(limited, layer)
 				if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 					r.Log.Info("deleting the files of a sandbox takes long; containerd deletes the rest", "sandbox", id)
 				} else if err != nil {
@@ -248,20 +319,6 @@ func (r *Runtime) deleteLayer(ctx context.Context, id string) error {
 				}
 			}
 		}
-	}
-	return nil
-}
-
-// deleteTree deletes dir and everything in it, which a sandbox may have written. os.RemoveAll does not suit, because a
-// sandbox could exhaust the descriptors and the memory of msbd with directories nested a million deep: os.RemoveAll holds
-// a descriptor for each level. rm needs few, and ends with ctx.
-func deleteTree(ctx context.Context, dir string) error {
-	out, err := exec.CommandContext(ctx, "rm", "-rf", "--", dir).CombinedOutput()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("rm: %w: %s", err, bounded.Text(strings.TrimSpace(string(out)), 1<<10))
 	}
 	return nil
 }
@@ -300,8 +357,8 @@ func (r *Runtime) removeTask(ctx context.Context, container containerd.Container
 	})
 }
 
-// List implements sandbox.Runtime. It finds sandboxes by their containers, snapshots, directories and VMs, because a
-// start or a crash may leave any of these.
+// List implements sandbox.Runtime. It finds sandboxes by their containers, snapshots, disks, directories and VMs, because
+// a start or a crash may leave any of these.
 func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 	ctx = ctrd.InNamespace(ctx)
 	alive := map[string]bool{}
@@ -332,7 +389,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 		}
 	}
 	err = r.Client.SnapshotService(ctrd.Snapshotter).Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if strings.HasPrefix(info.Name, "sb-") {
+		if sandbox.IsID(info.Name) {
 			addDead(info.Name)
 		}
 		return nil
@@ -349,7 +406,11 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.Instance, error) {
 			addDead(d.Name())
 		}
 	}
-	for _, id := range r.VMs.IDs() {
+	disks, err := r.Disks.IDs()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range slices.Concat(r.VMs.IDs(), disks) {
 		addDead(id)
 	}
 	var found []sandbox.Instance

@@ -19,6 +19,7 @@ import (
 
 	ctrd "github.com/msbd/msbd/daemon/internal/backend/containerd"
 	"github.com/msbd/msbd/daemon/internal/backend/containerd/containerdtest"
+	"github.com/msbd/msbd/daemon/internal/backend/disk"
 	"github.com/msbd/msbd/daemon/internal/backend/hypervisor"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
@@ -44,10 +45,15 @@ func startRuntime(t *testing.T) (*Runtime, fakeVMs, *ctrd.Private) {
 	private, client := containerdtest.Start(t)
 	dir := filepath.Dir(private.Address)
 	vms := fakeVMs{map[string]bool{}}
+	disks, err := disk.New(filepath.Join(dir, "disks"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
 	r, err := New(Config{
 		Client: client, Containerd: private.Paths, Shim: filepath.Join(filepath.Dir(private.Binary), "containerd-shim-kata-v2"),
 		Settings: Settings{HypervisorSocket: filepath.Join(dir, "hypervisor.sock"), Programs: testPrograms}, RunDir: filepath.Join(dir, "run"), VMs: vms,
-		Log: slog.New(slog.DiscardHandler),
+		Disks: disks,
+		Log:   slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -60,6 +66,7 @@ func startRuntime(t *testing.T) (*Runtime, fakeVMs, *ctrd.Private) {
 func TestRemoveAfterCrash(t *testing.T) {
 	r, vms, _ := startRuntime(t)
 	ctx := ctrd.InNamespace(t.Context())
+	disks := func(id string) string { return filepath.Join(filepath.Dir(r.RunDir), "disks", "sandboxes", id) }
 	leftovers := map[string]func(t *testing.T, id string){
 		"directory": func(t *testing.T, id string) { writeFile(t, filepath.Join(r.dir(id), "console.log"), "x") },
 		"snapshot": func(t *testing.T, id string) {
@@ -81,7 +88,8 @@ func TestRemoveAfterCrash(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"VM": func(_ *testing.T, id string) { vms.vms[id] = true },
+		"VM":    func(_ *testing.T, id string) { vms.vms[id] = true },
+		"disks": func(t *testing.T, id string) { writeFile(t, filepath.Join(disks(id), "upper.ext4"), "x") },
 	}
 	listsDead := func(t *testing.T, id string) bool {
 		t.Helper()
@@ -104,7 +112,7 @@ func TestRemoveAfterCrash(t *testing.T) {
 		if listsDead(t, id) {
 			t.Error("List still returns the sandbox after Remove")
 		}
-		for _, path := range append(r.Containerd.TaskDirs(id), r.dir(id),
+		for _, path := range append(r.Containerd.TaskDirs(id), r.dir(id), disks(id),
 			filepath.Join(hypervisor.SharedRoot, id), filepath.Join(vmRoot, id), shimSocket(r.Containerd.Address, id)) {
 			if !missing(path) {
 				t.Errorf("%s was not removed", path)

@@ -24,7 +24,7 @@ type Settings struct {
 	// configuration from the fields below.
 	Config string
 	// HypervisorSocket is the socket of msbd's hypervisor service. If empty, the shims run QEMU themselves, with the
-	// guest and programs below.
+	// guest and programs below. With Config, it is set if the configuration names the service.
 	HypervisorSocket string
 	Kernel, Initrd   string
 	QEMU             string
@@ -36,9 +36,9 @@ type Settings struct {
 	Portal string
 }
 
-// useService reports whether msbd's configuration makes the shims use the hypervisor service. It returns false with the
-// host's Kata configuration, even if that names the service.
-func (s Settings) useService() bool { return s.Config == "" && s.HypervisorSocket != "" }
+// UsesDisks reports whether sandboxes run on msbd's hypervisor service, which gives each of them disks. Kata's own driver
+// shares a directory of the host instead.
+func (s Settings) UsesDisks() bool { return s.HypervisorSocket != "" }
 
 // builtinConfig is the configuration of shims that use msbd's hypervisor service. A shim reads it when its sandbox
 // starts.

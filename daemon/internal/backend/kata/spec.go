@@ -1,6 +1,7 @@
 package kata
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
@@ -20,6 +21,10 @@ const (
 	// portalPath is the path of the portal program in the sandbox. It is a mount point in the root directory, so that
 	// root in the sandbox can neither rename nor replace it, nor a directory above it.
 	portalPath = "/.msb-portal"
+	// rootAnnotation tells the guest's agent where the container's root is. rootFromDisks means that it is on the
+	// sandbox's disks.
+	rootAnnotation = "msb.root"
+	rootFromDisks  = "disks"
 	// minKataMemory is the smallest default memory of a guest that Kata accepts, in MiB.
 	minKataMemory = 256
 )
@@ -45,7 +50,7 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 		oci.WithDefaultPathEnv,
 		oci.WithImageConfig(image),
 		oci.WithProcessArgs(portalPath, "serve"),
-		oci.WithHostname("sandbox"),
+		oci.WithHostname(cmp.Or(cfg.Hostname, sandbox.DefaultHostname)),
 		oci.WithNewPrivileges, // otherwise sudo would not work; the microVM is the boundary
 		withFileLimit,
 		oci.WithoutMounts("/dev/shm"),
@@ -85,7 +90,7 @@ func sharedMemory(cfg sandbox.Config) specs.Mount {
 func (r *Runtime) sizing(cfg sandbox.Config) (annotations map[string]string, quota bool) {
 	const cpus, memory = "io.katacontainers.config.hypervisor.default_vcpus", "io.katacontainers.config.hypervisor.default_memory"
 	switch {
-	case r.Settings.useService():
+	case r.Settings.UsesDisks():
 		return map[string]string{}, true // the hypervisor service adds the memory for the kernel and agent
 	case r.Settings.Config == "":
 		// minKataMemory is enough for the guest's kernel and agent. The kernel also uses some memory to manage each

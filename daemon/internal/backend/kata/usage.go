@@ -14,9 +14,9 @@ import (
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 )
 
-// Usage implements sandbox.Runtime. The guest's kernel measures the sandbox's CPU time and memory. The snapshotter
-// measures the disk usage of the sandbox's writable layer, which may be older than the rest; see diskMeter. A failure to
-// measure it is logged.
+// Usage implements sandbox.Runtime. The guest's kernel measures the sandbox's CPU time and memory. The disk usage is what
+// the sandbox's disk takes on the host. That of a sandbox without disks is measured by the snapshotter and may be older
+// than the rest; see diskMeter. A failure to measure it is logged.
 func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	var u sandbox.Usage
 	ctx = ctrd.InNamespace(ctx)
@@ -47,7 +47,11 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	default:
 		return u, fmt.Errorf("decode metrics: unknown type %T", stats)
 	}
-	if disk, err := r.disk.usage(ctx, id); err == nil {
+	measure := r.disk.usage
+	if _, _, ok := r.Disks.Find(id); ok {
+		measure = func(_ context.Context, id string) (uint64, error) { return r.Disks.Usage(id) }
+	}
+	if disk, err := measure(ctx, id); err == nil {
 		u.DiskBytes = &disk
 	} else if !errors.Is(err, errNotMeasured) {
 		r.Log.Warn("could not measure the disk usage of the sandbox", "sandbox", id, "err", err)

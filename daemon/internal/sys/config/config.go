@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"math"
 	"net"
@@ -94,6 +95,9 @@ type Config struct {
 	KataConfig string
 	// KataShim is the path of the host's Kata shim. If it is empty, the built-in shim is used.
 	KataShim string
+	// QEMUUsers is the range of the user ids that QEMU runs as, FIRST-LAST. If it is empty, the range is derived from
+	// RunDir. Use QEMUUIDs.
+	QEMUUsers string
 	// QEMU and Virtiofsd are the paths of these programs. If empty, msbd searches for the distribution's programs.
 	QEMU      string
 	Virtiofsd string
@@ -116,6 +120,31 @@ func (c Config) Domains() []string {
 
 // SocketPath returns the path of the admin socket.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "msbd.sock") }
+
+// The user ids of the ranges that are derived from the run directory. systemd leaves these ids free:
+// https://systemd.io/UIDS-GIDS/
+const (
+	firstQEMUUID  = 0x70000000
+	qemuUIDRanges = 4096
+	qemuUIDCount  = 0x10000000 / qemuUIDRanges
+)
+
+// QEMUUIDs returns the user ids that QEMU runs as: the first one, and how many there are. Two servers with different run
+// directories have different ids, unless a hash of the directories is equal by chance.
+func (c Config) QEMUUIDs() (first, count uint32, err error) {
+	if c.QEMUUsers == "" {
+		hash := fnv.New32a()
+		hash.Write([]byte(c.RunDir))
+		return firstQEMUUID + hash.Sum32()%qemuUIDRanges*qemuUIDCount, qemuUIDCount, nil
+	}
+	from, to, _ := strings.Cut(c.QEMUUsers, "-")
+	low, lowErr := strconv.ParseUint(from, 10, 31)
+	high, highErr := strconv.ParseUint(to, 10, 31)
+	if lowErr != nil || highErr != nil || low == 0 || high < low {
+		return 0, 0, invalid("qemu-users %q: must be two user ids FIRST-LAST, greater than 0, such as 1879048192-1879113727", c.QEMUUsers)
+	}
+	return uint32(low), uint32(high-low) + 1, nil
+}
 
 // Default returns the default configuration. Load derives the limits that are 0 in it from the host. For users other than
 // root, the directories are below their home and runtime directories. Package client looks for the admin socket in the same
@@ -201,6 +230,9 @@ func (c Config) validate(namespace func(string) error) error {
 	check(c.MaxDiskMiB >= MinDiskMiB, "max-disk-mib %d: must be at least %d", c.MaxDiskMiB, MinDiskMiB)
 	check(c.DefaultDiskMiB >= MinDiskMiB && c.DefaultDiskMiB <= max(MinDiskMiB, c.MaxDiskMiB),
 		"default-disk-mib %d: must be from %d to max-disk-mib, %d", c.DefaultDiskMiB, MinDiskMiB, c.MaxDiskMiB)
+	if _, _, err := c.QEMUUIDs(); err != nil {
+		problems = append(problems, err)
+	}
 	check(c.MaxRunTime >= time.Second, "max-run-time %s: must be at least 1s", c.MaxRunTime)
 	check(c.AuditSegmentMiB >= 0, "audit-segment-mib %d: must not be negative; 0 means that the file is never sealed by itself", c.AuditSegmentMiB)
 	choice := func(name, value string, choices ...string) {

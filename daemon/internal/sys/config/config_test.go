@@ -121,7 +121,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 		"default-disk-mib": "600", "max-disk-mib": "7000",
 		"default-image": "other", "audit-segment-mib": "3", "max-connections": "9", "requests-per-second": "2.5",
 		"total-sandboxes": "3", "total-memory-mib": "700",
-		"quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
+		"qemu-users": "7-9", "quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
 		"trusted-proxies": "127.0.0.1, 10.1.0.0/24",
 		"acme-domains":    "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
 	}
@@ -401,5 +401,33 @@ func TestIsLoopback(t *testing.T) {
 		if got := IsLoopback(host); got != want {
 			t.Errorf("IsLoopback(%q) = %t", host, got)
 		}
+	}
+}
+
+func TestQEMUUIDs(t *testing.T) {
+	for value, want := range map[string][2]uint32{
+		"1900000000-1900000009": {1_900_000_000, 10},
+		"7-7":                   {7, 1},
+	} {
+		first, count, err := Config{QEMUUsers: value}.QEMUUIDs()
+		if first != want[0] || count != want[1] || err != nil {
+			t.Errorf("%s: %d, %d, %v", value, first, count, err)
+		}
+	}
+	for _, value := range []string{"0-9", "9-8", "7", "-7", "7-", "a-b", "7-4294967296", "1-2-3"} {
+		c := Default()
+		c.QEMUUsers = value
+		if _, _, err := c.QEMUUIDs(); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "qemu-users") {
+			t.Errorf("%s: %v, want an error that names the setting", value, err)
+		}
+	}
+	// The default depends on the run directory, and is between the ids that systemd uses and the negative ones.
+	seen := map[uint32]bool{}
+	for _, dir := range []string{"/run/msb", "/run/other", "/tmp/third"} {
+		first, count, err := Config{RunDir: dir}.QEMUUIDs()
+		if err != nil || seen[first] || first < 0x70000000 || uint64(first)+uint64(count) > 1<<31 || count < 1000 {
+			t.Errorf("%s: %d, %d, %v", dir, first, count, err)
+		}
+		seen[first] = true
 	}
 }

@@ -24,6 +24,9 @@ type Config struct {
 	// StaticResources is set if a guest starts with its final size. Otherwise Kata adds CPUs and memory after the start.
 	StaticResources bool
 
+	// RemoteSocket is the socket of the hypervisor service that the driver "remote" calls.
+	RemoteSocket string
+
 	annotations []string // the regular expressions of enable_annotations
 }
 
@@ -58,6 +61,7 @@ func Read(path string) (Config, error) {
 	var file struct {
 		Hypervisor map[string]struct {
 			EnableAnnotations []string `toml:"enable_annotations"`
+			RemoteSocket      string   `toml:"remote_hypervisor_socket"`
 		} `toml:"hypervisor"`
 		Runtime struct {
 			StaticResources bool `toml:"static_sandbox_resource_mgmt"`
@@ -78,7 +82,7 @@ func Read(path string) (Config, error) {
 	}
 	return Config{
 		Driver: drivers[0], StaticResources: file.Runtime.StaticResources,
-		annotations: file.Hypervisor[drivers[0]].EnableAnnotations,
+		RemoteSocket: file.Hypervisor[drivers[0]].RemoteSocket, annotations: file.Hypervisor[drivers[0]].EnableAnnotations,
 	}, nil
 }
 

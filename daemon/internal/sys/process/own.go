@@ -28,18 +28,24 @@ func OpenIf(pid int, wanted func(pid int) bool) (*Process, error) {
 	return nil, nil
 }
 
+// UIDs is a range of user ids that a server uses only for its own processes. The zero UIDs is empty.
+type UIDs struct{ First, Count uint32 }
+
+// Contains reports whether uid is in the range.
+func (u UIDs) Contains(uid uint32) bool { return uid >= u.First && uid-u.First < u.Count }
+
 // OpenOwn returns process pid if it is one that this server started, and otherwise nil. This is the only place that
 // decides this for a process whose ID was not recorded. Any local user can start a process with any arguments and any
-// environment, and can start a setuid program with them. So the process must also run as this server's user only, and
-// its executable must be one of programs, which are absolute paths. wanted then decides by what the process says about
-// itself. The caller must close the Process.
-func OpenOwn(pid int, programs []string, wanted func(pid int) bool) (*Process, error) {
-	return OpenIf(pid, func(pid int) bool { return isOwner(pid) && runsOneOf(pid, programs) && wanted(pid) })
+// environment, and can start a setuid program with them. So the process must also run only as this server's user, or
+// only as a user in uids. Its executable must be one of programs, which are absolute paths. wanted then decides by what
+// the process says about itself. The caller must close the Process.
+func OpenOwn(pid int, uids UIDs, programs []string, wanted func(pid int) bool) (*Process, error) {
+	return OpenIf(pid, func(pid int) bool { return isOwner(pid, uids) && runsOneOf(pid, programs) && wanted(pid) })
 }
 
 // FindOwn returns all processes of this host for which OpenOwn returns a process. It returns them also with an error.
 // The caller must close them.
-func FindOwn(programs []string, wanted func(pid int) bool) ([]*Process, error) {
+func FindOwn(uids UIDs, programs []string, wanted func(pid int) bool) ([]*Process, error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
@@ -48,10 +54,10 @@ func FindOwn(programs []string, wanted func(pid int) bool) ([]*Process, error) {
 	var errs []error
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !isOwner(pid) { // OpenOwn checks again; this saves it most processes of a host
+		if err != nil || !isOwner(pid, uids) { // OpenOwn checks again; this saves it most processes of a host
 			continue
 		}
-		p, err := OpenOwn(pid, programs, wanted)
+		p, err := OpenOwn(pid, uids, programs, wanted)
 		if p != nil {
 			found = append(found, p)
 		}
@@ -60,15 +66,18 @@ func FindOwn(programs []string, wanted func(pid int) bool) ([]*Process, error) {
 	return found, errors.Join(errs...)
 }
 
-// isOwner reports whether all user ids of process pid are this program's effective user id. The real user id of a setuid
-// program is that of the user who started it.
-func isOwner(pid int) bool {
+// isOwner reports whether all user ids of process pid are this program's effective user id, or all are the same id of
+// uids. The real user id of a setuid program is that of the user who started it.
+func isOwner(pid int, uids UIDs) bool {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	_, rest, _ := strings.Cut(string(status), "\nUid:")
 	line, _, _ := strings.Cut(rest, "\n")
-	uids := strings.Fields(line) // real, effective, saved, of file accesses
-	own := strconv.Itoa(os.Geteuid())
-	return len(uids) == 4 && !slices.ContainsFunc(uids, func(uid string) bool { return uid != own })
+	ids := strings.Fields(line) // real, effective, saved, of file accesses
+	if len(ids) != 4 || len(slices.Compact(ids)) != 1 {
+		return false
+	}
+	uid, err := strconv.ParseUint(ids[0], 10, 32)
+	return err == nil && (int(uid) == os.Geteuid() || uids.Contains(uint32(uid)))
 }
 
 // runsOneOf reports whether the executable of process pid is one of programs. An executable that was replaced while

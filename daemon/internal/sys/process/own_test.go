@@ -84,22 +84,25 @@ func TestOpenOwn(t *testing.T) {
 
 	sleep := func(name string) *exec.Cmd { return exec.Command(path(name), "1000") }
 	yes := func(int) bool { return true }
+	reserved := UIDs{First: 1_900_000_000, Count: 2}
 	tests := map[string]struct {
 		pid     int
 		program string
 		wanted  func(int) bool
 		want    bool
 	}{
-		"own":                         {start(t, 0, path("program"), sleep("program")), path("program"), yes, true},
-		"through a link":              {start(t, 0, path("program"), sleep("link")), path("link"), yes, true},
-		"upgraded":                    {start(t, 0, path("upgraded"), sleep("upgraded")), path("upgraded"), yes, true},
-		"removed":                     {start(t, 0, path("removed"), sleep("removed")), path("removed"), yes, true},
-		"of another user":             {start(t, nobody, path("program"), sleep("program")), path("program"), yes, false},
-		"setuid, run by another user": {start(t, nobody, path("setuid"), sleep("setuid")), path("setuid"), yes, false},
-		"another program":             {start(t, 0, path("other"), sleep("other")), path("program"), yes, false},
-		"another file with this path": {start(t, 0, path("other"), elsewhere), path("below"), yes, false},
-		"unwanted":                    {start(t, 0, path("program"), sleep("program")), path("program"), func(int) bool { return false }, false},
-		"does not exist":              {1 << 22, path("program"), yes, false},
+		"own":                               {start(t, 0, path("program"), sleep("program")), path("program"), yes, true},
+		"through a link":                    {start(t, 0, path("program"), sleep("link")), path("link"), yes, true},
+		"upgraded":                          {start(t, 0, path("upgraded"), sleep("upgraded")), path("upgraded"), yes, true},
+		"removed":                           {start(t, 0, path("removed"), sleep("removed")), path("removed"), yes, true},
+		"of a reserved user":                {start(t, reserved.First+1, path("program"), sleep("program")), path("program"), yes, true},
+		"of a user after the reserved ones": {start(t, reserved.First+reserved.Count, path("program"), sleep("program")), path("program"), yes, false},
+		"of another user":                   {start(t, nobody, path("program"), sleep("program")), path("program"), yes, false},
+		"setuid, run by another user":       {start(t, nobody, path("setuid"), sleep("setuid")), path("setuid"), yes, false},
+		"another program":                   {start(t, 0, path("other"), sleep("other")), path("program"), yes, false},
+		"another file with this path":       {start(t, 0, path("other"), elsewhere), path("below"), yes, false},
+		"unwanted":                          {start(t, 0, path("program"), sleep("program")), path("program"), func(int) bool { return false }, false},
+		"does not exist":                    {1 << 22, path("program"), yes, false},
 	}
 	copyProgram(t, path("upgraded"), 0o755) // now it is another file
 	if err := os.Remove(path("removed")); err != nil {
@@ -107,14 +110,14 @@ func TestOpenOwn(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			p, err := OpenOwn(tt.pid, []string{"/nowhere/else", tt.program}, tt.wanted)
+			p, err := OpenOwn(tt.pid, reserved, []string{"/nowhere/else", tt.program}, tt.wanted)
 			if (p != nil) != tt.want || err != nil {
 				t.Errorf("OpenOwn = %v, %v; want a process: %t", p, err, tt.want)
 			}
 			if p != nil {
 				p.Close()
 			}
-			found, err := FindOwn([]string{"/nowhere/else", tt.program}, tt.wanted)
+			found, err := FindOwn(reserved, []string{"/nowhere/else", tt.program}, tt.wanted)
 			defer CloseAll(found)
 			isIt := func(p *Process) bool { return p.PID == tt.pid }
 			if slices.ContainsFunc(found, isIt) != tt.want || err != nil {

@@ -54,7 +54,7 @@ func TestRuntime(t *testing.T, r RuntimeUnderTest) {
 	if err := r.ResolveImage(ctx, AbsentImage); !errdefs.IsNotFound(err) {
 		t.Errorf("resolve an image that does not exist: got error %v, want NotFound", err)
 	}
-	cfg := sandbox.Config{Image: AbsentImage, CPUs: 1, MemoryMiB: 256}
+	cfg := sandbox.Config{Image: AbsentImage, CPUs: 1, MemoryMiB: 256, DiskMiB: 256}
 	if err := r.Start(ctx, id, cfg); !errdefs.IsNotFound(err) {
 		t.Errorf("start from an image that does not exist: got error %v, want NotFound", err)
 	}

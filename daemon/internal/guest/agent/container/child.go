@@ -12,6 +12,7 @@ import (
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 
+	"github.com/msbd/msbd/daemon/internal/sys/socketfilter"
 	"github.com/msbd/msbd/daemon/internal/sys/timerslack"
 )
 
@@ -252,7 +253,7 @@ func execProgram(p *pb.Process) error {
 			return fmt.Errorf("change owner of standard streams: %w", err)
 		}
 	}
-	if err := filterSockets(); err != nil {
+	if err := socketfilter.Apply(); err != nil {
 		return err
 	}
 	if err := setCredentials(p); err != nil {

@@ -1,4 +1,6 @@
-package container
+// Package socketfilter keeps a program from opening vsock sockets. It is in sys because the guest's agent filters the
+// programs of containers, and package hypervisor filters QEMU.
+package socketfilter
 
 import (
 	"fmt"
@@ -7,11 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// socketRules keep the processes of a container from opening vsock sockets, through which they could connect to
-// listeners on the host. Vsock ignores network namespaces, and the device cannot be removed if Kata's shim uses it to
-// call the agent. There is a rule for each system call that can open a socket, with its number in each ABI that the
-// guest's processors support.
-var socketRules = []socketRule{
+// rules keep a program from opening vsock sockets, because vsock ignores network namespaces. In a guest, a program could
+// connect to listeners on the host, and the device cannot be removed if Kata's shim uses it to call the agent. On the
+// host, a program could call the agents of guests. There is a rule for each system call that can open a socket, with its
+// number in each ABI that the processors support.
+var rules = []rule{
 	{unix.AUDIT_ARCH_X86_64, 41, unix.AF_VSOCK, unix.EAFNOSUPPORT},
 	{unix.AUDIT_ARCH_I386, 359, unix.AF_VSOCK, unix.EAFNOSUPPORT},
 	{unix.AUDIT_ARCH_I386, 102, 1, unix.ENOSYS}, // socketcall(SYS_SOCKET), whose arguments a filter cannot see
@@ -24,8 +26,8 @@ var socketRules = []socketRule{
 	{unix.AUDIT_ARCH_ARM, 425, anyArgument, unix.ENOSYS},
 }
 
-// socketRule makes a system call fail with errno if its first argument matches.
-type socketRule struct {
+// A rule makes a system call fail with errno if its first argument matches.
+type rule struct {
 	abi    uint32 // AUDIT_ARCH_*
 	number uint32 // of the system call
 	first  int    // the first argument, or anyArgument
@@ -34,10 +36,10 @@ type socketRule struct {
 
 const anyArgument = -1
 
-// filterSockets applies socketRules to this thread, to the program that it execs and to their children. It needs
-// no_new_privs or CAP_SYS_ADMIN.
-func filterSockets() error {
-	program := socketProgram(socketRules)
+// Apply applies the filter to this thread, to the program that it execs and to their children. It needs no_new_privs or
+// CAP_SYS_ADMIN.
+func Apply() error {
+	program := translate(rules)
 	filter := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
 	if err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&filter)), 0, 0); err != nil {
 		return fmt.Errorf("filter sockets: %w", err)
@@ -45,11 +47,11 @@ func filterSockets() error {
 	return nil
 }
 
-// socketProgram translates rules to a BPF program, whose input is a struct seccomp_data of <linux/seccomp.h>.
-func socketProgram(rules []socketRule) []unix.SockFilter {
+// translate translates rules to a BPF program, whose input is a struct seccomp_data of <linux/seccomp.h>.
+func translate(rules []rule) []unix.SockFilter {
 	const (
 		number, abi, firstArgument = 0, 4, 16
-		// x32 is the bit that marks system calls of the x32 ABI. The calls in socketRules have the same numbers in it as
+		// x32 is the bit that marks system calls of the x32 ABI. The calls in rules have the same numbers in it as
 		// in the x86-64 ABI.
 		x32 = 0x40000000
 	)
