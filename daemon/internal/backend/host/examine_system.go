@@ -98,8 +98,7 @@ func (e examination) memory(context.Context) Check {
 	kib, _ := strconv.Atoi(m[1])
 	available, headroom := kib>>10, e.route.headroom()
 	detail, fix := fmt.Sprintf("%s available", mib(available)), "free some memory"
-	if e.route.Hypervisor == Kata && !e.route.hostConfig {
-		// Kata's own driver keeps the memory of guests in /dev/shm.
+	if e.route.guestsInShm() {
 		var shm unix.Statfs_t
 		if err := unix.Statfs(e.root+"/dev/shm", &shm); err != nil {
 			return problem(name, "mount -t tmpfs shm /dev/shm", "%s, but /dev/shm, which holds the memory of guests, is not usable: %v", detail, err)

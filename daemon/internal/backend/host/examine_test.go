@@ -343,4 +343,10 @@ func TestFileSystems(t *testing.T) {
 			t.Errorf("%+v, want %s", c, want)
 		}
 	}
+	if err := os.WriteFile(m.root+"/proc/meminfo", []byte("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if available, total, err := m.memory(Route{Hypervisor: Kata}); err != nil || available != 1<<30 || total != 1<<30 {
+		t.Errorf("memory for guests in /dev/shm: %d of %d bytes, error %v", available, total, err)
+	}
 }
