@@ -400,8 +400,19 @@ type Capacity struct {
 	Sandboxes    int32                  `protobuf:"varint,1,opt,name=sandboxes,proto3" json:"sandboxes,omitempty"`
 	MaxSandboxes int32                  `protobuf:"varint,2,opt,name=max_sandboxes,json=maxSandboxes,proto3" json:"max_sandboxes,omitempty"`
 	// The memory of the sandboxes, in MiB, whether or not their guests use it.
-	MemoryMib     int64 `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
-	MaxMemoryMib  int64 `protobuf:"varint,4,opt,name=max_memory_mib,json=maxMemoryMib,proto3" json:"max_memory_mib,omitempty"`
+	MemoryMib int64 `protobuf:"varint,3,opt,name=memory_mib,json=memoryMib,proto3" json:"memory_mib,omitempty"`
+	// 0 if only the memory of the host limits the sandboxes.
+	MaxMemoryMib int64 `protobuf:"varint,4,opt,name=max_memory_mib,json=maxMemoryMib,proto3" json:"max_memory_mib,omitempty"`
+	// The largest memory, in MiB, that a sandbox which starts now can have: what the host has available, less a reserve and the
+	// memory of the starts in progress. Absent if it cannot be measured, or if the server is older than this field.
+	AvailableMemoryMib *int64 `protobuf:"varint,5,opt,name=available_memory_mib,json=availableMemoryMib,proto3,oneof" json:"available_memory_mib,omitempty"`
+	// Starts that were admitted and have not ended.
+	StartsInProgress int32 `protobuf:"varint,6,opt,name=starts_in_progress,json=startsInProgress,proto3" json:"starts_in_progress,omitempty"`
+	// Starts that wait until they are admitted.
+	StartsWaiting int32 `protobuf:"varint,7,opt,name=starts_waiting,json=startsWaiting,proto3" json:"starts_waiting,omitempty"`
+	// What is free on the disk of the sandboxes, in MiB, without the reserve. Absent if it was not measured yet, or if the server
+	// is older than this field.
+	FreeDiskMib   *int64 `protobuf:"varint,8,opt,name=free_disk_mib,json=freeDiskMib,proto3,oneof" json:"free_disk_mib,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +471,34 @@ func (x *Capacity) GetMemoryMib() int64 {
 func (x *Capacity) GetMaxMemoryMib() int64 {
 	if x != nil {
 		return x.MaxMemoryMib
+	}
+	return 0
+}
+
+func (x *Capacity) GetAvailableMemoryMib() int64 {
+	if x != nil && x.AvailableMemoryMib != nil {
+		return *x.AvailableMemoryMib
+	}
+	return 0
+}
+
+func (x *Capacity) GetStartsInProgress() int32 {
+	if x != nil {
+		return x.StartsInProgress
+	}
+	return 0
+}
+
+func (x *Capacity) GetStartsWaiting() int32 {
+	if x != nil {
+		return x.StartsWaiting
+	}
+	return 0
+}
+
+func (x *Capacity) GetFreeDiskMib() int64 {
+	if x != nil && x.FreeDiskMib != nil {
+		return *x.FreeDiskMib
 	}
 	return 0
 }
@@ -3274,13 +3313,19 @@ const file_msb_admin_v1_admin_proto_rawDesc = "" +
 	"\x17DAEMON_STATE_RECOVERING\x10\x02\x12\x16\n" +
 	"\x12DAEMON_STATE_READY\x10\x03\x12\x19\n" +
 	"\x15DAEMON_STATE_DRAINING\x10\x04\x12\x19\n" +
-	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\x92\x01\n" +
+	"\x15DAEMON_STATE_DEGRADED\x10\x05\"\xf2\x02\n" +
 	"\bCapacity\x12\x1c\n" +
 	"\tsandboxes\x18\x01 \x01(\x05R\tsandboxes\x12#\n" +
 	"\rmax_sandboxes\x18\x02 \x01(\x05R\fmaxSandboxes\x12\x1d\n" +
 	"\n" +
 	"memory_mib\x18\x03 \x01(\x03R\tmemoryMib\x12$\n" +
-	"\x0emax_memory_mib\x18\x04 \x01(\x03R\fmaxMemoryMib\"\x9d\x01\n" +
+	"\x0emax_memory_mib\x18\x04 \x01(\x03R\fmaxMemoryMib\x125\n" +
+	"\x14available_memory_mib\x18\x05 \x01(\x03H\x00R\x12availableMemoryMib\x88\x01\x01\x12,\n" +
+	"\x12starts_in_progress\x18\x06 \x01(\x05R\x10startsInProgress\x12%\n" +
+	"\x0estarts_waiting\x18\a \x01(\x05R\rstartsWaiting\x12'\n" +
+	"\rfree_disk_mib\x18\b \x01(\x03H\x01R\vfreeDiskMib\x88\x01\x01B\x17\n" +
+	"\x15_available_memory_mibB\x10\n" +
+	"\x0e_free_disk_mib\"\x9d\x01\n" +
 	"\x03TLS\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x127\n" +
@@ -3655,6 +3700,7 @@ func file_msb_admin_v1_admin_proto_init() {
 	if File_msb_admin_v1_admin_proto != nil {
 		return
 	}
+	file_msb_admin_v1_admin_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
