@@ -31,7 +31,7 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/peer"
 )
 
-// startTimeout is the time limit of a sandbox's start. An emulated boot takes seconds, and many boots at once wait for each
+// startTimeout is the time limit of a sandbox's start. An emulated boot takes seconds, and many starts at once wait for each
 // other. The time limits of a boot in the shims' configuration (kata.Settings) are a little shorter.
 const startTimeout = 2 * time.Minute
 
@@ -110,6 +110,7 @@ func newManager(cfg config.Config, db *store.Store, machines *backend.Backend, l
 		Disks:        machines.Disks,
 		Total:        sandbox.Quota{Sandboxes: cfg.TotalSandboxes, MemoryMiB: cfg.TotalMemoryMiB},
 		Boots:        max(2, runtime.NumCPU()),
+		HostMemory:   machines.Route.Memory,
 		CheckSpace:   db.CheckSpace,
 		MakeRoom:     db.MakeRoom,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(cfg.QuotaOf(namespace)) },

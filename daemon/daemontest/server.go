@@ -84,7 +84,7 @@ func StartWithPortals(dir string) (*Server, error) { return start(dir, newPortal
 func start(dir string, portals *portals) (*Server, error) {
 	cfg := config.Default()
 	cfg.StateDir, cfg.RunDir, cfg.Listen = filepath.Join(dir, "state"), filepath.Join(dir, "run"), "127.0.0.1:0"
-	cfg.MaxCPUs, cfg.MaxMemoryMiB, cfg.TotalSandboxes, cfg.TotalMemoryMiB = 2, 16<<10, 100, 32<<10
+	cfg.MaxCPUs, cfg.MaxMemoryMiB, cfg.TotalSandboxes = 2, 16<<10, 100
 	cfg.Quotas = map[string]config.Quota{SmallNamespace: {Sandboxes: 1}}
 	s, err := open(context.Background(), cfg, "", nil, portals, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -214,6 +214,7 @@ func (s *Server) openSandboxes(initial []sandbox.Record) error {
 		MaxCPUs: s.cfg.MaxCPUs, MaxMemoryMiB: s.cfg.MaxMemoryMiB, MaxDiskMiB: s.cfg.MaxDiskMiB, Disks: true,
 		Total:      sandbox.Quota{Sandboxes: s.cfg.TotalSandboxes, MemoryMiB: s.cfg.TotalMemoryMiB},
 		Boots:      4,
+		HostMemory: func() (available, total uint64, err error) { return 64 << 30, 64 << 30, nil },
 		CheckSpace: s.store.CheckSpace, MakeRoom: s.store.MakeRoom,
 		Quota:        func(namespace string) sandbox.Quota { return sandbox.Quota(s.cfg.QuotaOf(namespace)) },
 		StartTimeout: time.Minute, MaxRunTime: s.cfg.MaxRunTime, Log: s.log,
@@ -324,10 +325,12 @@ func (s *Server) status() *adminv1.GetStatusResponse {
 		KataVersion:       "3.0",
 		AuditEntries:      s.store.AuditHead().Seq,
 	}
-	used := s.manager.InUse()
+	used, room := s.manager.InUse(), s.manager.Room()
 	st.Capacity = &adminv1.Capacity{
 		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
 		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
+		AvailableMemoryMib: new(int64(*room.MemoryBytes >> 20)), FreeDiskMib: new(int64(100 << 10)),
+		StartsInProgress: int32(room.Booting), StartsWaiting: int32(room.Waiting),
 	}
 	if err := s.store.AuditProblem(); err != nil {
 		st.Warnings = append(st.Warnings, rpcerr.Message(err))

@@ -86,9 +86,9 @@ func (s *Store) CheckSpace() error {
 	if err != nil {
 		return err
 	}
-	if space.problem() != "" {
-		return fmt.Errorf("the server's disk is almost full; stop sandboxes that you do not need, or ask the server's "+
-			"administrator to free space: %w", sandbox.ErrNoSpace)
+	if problem := space.problem(); problem != "" {
+		return fmt.Errorf("the server's disk is almost full: %s; stop sandboxes that you do not need, or ask the server's "+
+			"administrator to free space: %w", problem, sandbox.ErrNoSpace)
 	}
 	return nil
 }

@@ -44,6 +44,9 @@ type Options struct {
 	// Boots is how many microVMs may boot at a time, at least 1. Further starts wait for their turn, and the tenant namespaces
 	// take turns.
 	Boots int
+	// HostMemory returns the memory that programs on the host, and so sandboxes, can still have, and the memory that they could
+	// have if nothing ran. Both are in bytes. It must not block.
+	HostMemory func() (available, total uint64, err error)
 	// CheckSpace returns an error that wraps ErrNoSpace if the disk that sandboxes write to has no room for another one.
 	CheckSpace func() error
 	// MakeRoom frees disk space from a reserve if that disk is full. It reports whether it did, so that it is worth trying
@@ -51,8 +54,7 @@ type Options struct {
 	MakeRoom func() bool
 	// Quota returns the quota of a tenant namespace.
 	Quota func(namespace string) Quota
-	// StartTimeout limits the boot of a microVM, up to the guest's first answer. The time that a start waits for its turn
-	// does not count.
+	// StartTimeout limits the wait of a start for its turn and the boot of its microVM together, up to the guest's first answer.
 	StartTimeout time.Duration
 	// MaxRunTime is the longest time limit of a run, and the time limit of a run that sets none.
 	MaxRunTime time.Duration
@@ -71,8 +73,7 @@ type Manager struct {
 	endLifetime context.CancelFunc
 	watchers    sync.WaitGroup
 
-	// boots are the turns of the microVMs that boot.
-	boots turns
+	admission admission
 
 	// interrupts has the runs of code in progress that have an id.
 	interrupts interrupts.Set[runID]
@@ -87,7 +88,7 @@ type Manager struct {
 func NewManager(o Options) *Manager {
 	lifetime, end := context.WithCancel(context.Background())
 	return &Manager{
-		Options: o, lifetime: lifetime, endLifetime: end, boots: turns{free: max(1, o.Boots)}, entries: map[Name]*entry{}, runs: map[string]int{},
+		Options: o, lifetime: lifetime, endLifetime: end, admission: admission{slots: max(1, o.Boots), memory: o.HostMemory}, entries: map[Name]*entry{}, runs: map[string]int{},
 	}
 }
 

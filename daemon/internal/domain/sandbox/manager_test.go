@@ -31,11 +31,13 @@ type fixture struct {
 		full  bool // CheckSpace refuses
 		parts int  // how often MakeRoom still frees something
 	}
+	memory func() (available, total uint64, err error) // HostMemory
 }
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	f := &fixture{store: sandboxtest.NewMemoryStore(), rt: sandboxtest.NewRuntime(), guest: sandboxtest.NewGuest()}
+	f.memory = func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil }
 	f.restart(t)
 	return f
 }
@@ -54,11 +56,12 @@ func (f *fixture) restartWith(t *testing.T, change func(*Options)) Recovery {
 	}
 	o := Options{
 		Store: f.store, Runtime: f.rt,
-		Connect:  f.guest.Connect,
-		Defaults: Config{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024},
-		Quota:    func(string) Quota { return Quota{} },
-		Boots:    8,
-		MaxCPUs:  4, MaxMemoryMiB: 4096, MaxDiskMiB: 8192, Disks: true, StartTimeout: time.Minute, MaxRunTime: time.Hour,
+		Connect:    f.guest.Connect,
+		Defaults:   Config{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024},
+		Quota:      func(string) Quota { return Quota{} },
+		Boots:      8,
+		HostMemory: func() (available, total uint64, err error) { return f.memory() },
+		MaxCPUs:    4, MaxMemoryMiB: 4096, MaxDiskMiB: 8192, Disks: true, StartTimeout: time.Minute, MaxRunTime: time.Hour,
 		CheckSpace: func() error {
 			if f.disk.full {
 				return ErrNoSpace

@@ -37,7 +37,7 @@ func TestTotalBoundsTheServer(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if got, want := f.InUse(), (Quota{Sandboxes: 2, CPUs: 4, MemoryMiB: 1024}); got != want {
+			if got, want := f.InUse(), (Quota{Sandboxes: 2, CPUs: 4, MemoryMiB: 1024, DiskMiB: 2048}); got != want {
 				t.Errorf("in use: %+v, want %+v", got, want)
 			}
 			err := start("three")
@@ -59,12 +59,12 @@ func TestTotalBoundsTheServer(t *testing.T) {
 	}
 }
 
-// Only so many microVMs boot at a time. Further starts wait in the order in which they came; the wait does not count against
-// the time limit of the boot, and a stop or a cancellation ends it.
+// Only so many microVMs boot at a time. Further starts wait in the order in which they came. A stop or a cancellation ends the
+// wait.
 func TestBootsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
-		f.restartWith(t, func(o *Options) { o.Boots = 2 })
+		f.restartWith(t, func(o *Options) { o.Boots, o.StartTimeout = 2, time.Hour })
 		var mu sync.Mutex
 		var booting, most int
 		f.rt.OnStart = func(ctx context.Context, _ string) error {
@@ -136,7 +136,7 @@ func TestBootsTakeTurns(t *testing.T) {
 func TestNamespacesTakeTurnsToBoot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t)
-		f.restartWith(t, func(o *Options) { o.Boots = 1 })
+		f.restartWith(t, func(o *Options) { o.Boots, o.StartTimeout = 1, time.Hour })
 		f.rt.OnStart = func(context.Context, string) error { time.Sleep(10 * time.Second); return nil }
 		began := time.Now()
 		var mu sync.Mutex
@@ -194,6 +194,7 @@ func TestQuotaBoundsEachNamespace(t *testing.T) {
 		"sandboxes":  {Quota{Sandboxes: 2}, Request{}},
 		"processors": {Quota{CPUs: 5}, Request{CPUs: 2}},
 		"memory":     {Quota{MemoryMiB: 1500}, Request{}},
+		"disk":       {Quota{DiskMiB: 2500}, Request{}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			f := newFixture(t)

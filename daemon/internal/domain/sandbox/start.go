@@ -48,7 +48,8 @@ type Request struct {
 	Hostname  string
 }
 
-// Start starts a sandbox and returns when its guest has answered. Starting a running sandbox again with the same
+// Start starts a sandbox and returns when its guest has answered. If there is no room for the sandbox, the error is a Refusal or
+// wraps ErrNoSpace. Starting a running sandbox again with the same
 // configuration does nothing; with another configuration, Start returns errdefs.ErrAlreadyExists and says what differs. If
 // ctx is canceled before the sandbox runs, Start removes the sandbox and its record. If Stop is called meanwhile, it
 // cancels the start and then removes both. If the sandbox refuses the user or the workdir, Start removes both too, and returns
@@ -80,13 +81,15 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 		return nil
 	}
-	if err := m.checkSpace(name); err != nil {
+	if err := m.clear(e, old); err != nil {
 		return err
 	}
-	if err := m.reserve(e, cfg); err != nil {
+	p, err := m.admit(e, cfg)
+	if err != nil {
 		return err
 	}
 	defer e.setReserved(nil)
+	defer m.admission.leave(p)
 
 	caller := ctx
 	ctx, cancel := context.WithCancelCause(caller)
@@ -99,7 +102,11 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		return cmp.Or(m.checkSpace(name), err)
 	}
 	bootStart := time.Now()
-	portal, cause, err := m.boot(ctx, rec)
+	portal, cause, err := m.boot(ctx, p, rec)
+	if err != nil {
+		defer m.admission.free()() // the microVM is removed below
+	}
+	m.admission.leave(p)
 	if err == nil {
 		rec.State = Running
 		if err = m.Store.PutSandbox(rec); err != nil {
@@ -107,6 +114,11 @@ func (m *Manager) Start(ctx context.Context, name Name, req Request) error {
 		}
 	}
 	if err != nil {
+		if refusal, ok := errors.AsType[*Refusal](err); ok {
+			m.Log.Info("sandbox start refused", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "err", err)
+			_ = m.erase(ctx, e, rec, "its start was refused") // on error, erase has recorded the failure
+			return refusal
+		}
 		refused, isRefused := errors.AsType[*refusedConfig](err)
 		if isRefused && cause == nil {
 			m.Log.Info("sandbox start refused", "sandbox", name.Name, "namespace", name.Namespace, "id", rec.ID, "err", err)
@@ -159,15 +171,23 @@ type refusedConfig struct {
 func (r *refusedConfig) Error() string { return "config." + r.field + ": " + r.error.Error() }
 func (*refusedConfig) Unwrap() error   { return errdefs.ErrInvalidArgument }
 
+// clear removes what an earlier start of the name left. If removing the microVM of a failed sandbox has failed as well, it may
+// still have resources.
+func (m *Manager) clear(e *entry, old Record) error {
+	if old.ID == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
+	defer cancel()
+	if err := m.remove(ctx, old.ID); err != nil {
+		return m.hideCause(e.name, "remove what an earlier start left of the sandbox", err)
+	}
+	return nil
+}
+
 // replace records rec, a new start attempt, in place of old, the previous record of the name.
 func (m *Manager) replace(e *entry, old, rec Record) error {
 	if old.ID != "" {
-		// If removing the microVM of a failed sandbox has failed as well, it may still have resources.
-		ctx, cancel := context.WithTimeout(m.lifetime, cleanupTimeout)
-		defer cancel()
-		if err := m.remove(ctx, old.ID); err != nil {
-			return m.hideCause(old.Name, "remove what an earlier start left of the sandbox", err)
-		}
 		if err := m.Store.DeleteSandbox(old.ID); err != nil {
 			return m.hideCause(rec.Name, "record the start of the sandbox", err)
 		}
@@ -196,16 +216,20 @@ func (m *Manager) hideCause(name Name, what string, cause error) error {
 	}
 }
 
-// boot waits for its turn, starts the microVM, waits for the portal to answer and prepares the sandbox. If it was interrupted, cause says why:
-// ctx was canceled, or the guest did not answer in time.
-func (m *Manager) boot(ctx context.Context, rec Record) (_ *conn, cause, err error) {
-	if err := m.boots.take(ctx, rec.Name.Namespace); err != nil {
-		return nil, err, err
-	}
-	defer m.boots.end()
-	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout,
-		fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable))
+// boot waits until the start is admitted, starts the microVM, waits for the portal to answer and prepares the sandbox. If it was
+// interrupted, cause says why: ctx was canceled, or the guest did not answer in time. The error is a Refusal if the start was not
+// admitted in time.
+func (m *Manager) boot(ctx context.Context, p *place, rec Record) (_ *conn, cause, err error) {
+	slow := fmt.Errorf("sandbox %s did not answer within %s: %w", rec.Name, m.StartTimeout, errdefs.ErrUnavailable)
+	ctx, stop := context.WithTimeoutCause(ctx, m.StartTimeout, slow)
 	defer stop()
+	switch err := m.admission.wait(ctx, p); {
+	case err == slow:
+		return nil, nil, &Refusal{fmt.Sprintf("the start of sandbox %s waited %s for other starts, which is its time limit; try again later",
+			rec.Name, m.StartTimeout), retryStart}
+	case err != nil:
+		return nil, context.Cause(ctx), err
+	}
 	if err := m.Runtime.Start(ctx, rec.ID, rec.Config); err != nil {
 		return nil, context.Cause(ctx), err
 	}
@@ -299,6 +323,7 @@ func (m *Manager) erase(ctx context.Context, e *entry, rec Record, reason string
 
 // remove removes a microVM, with disk space from the reserve if the disk is full.
 func (m *Manager) remove(ctx context.Context, id string) error {
+	defer m.admission.free()()
 	for {
 		err := m.Runtime.Remove(ctx, id)
 		if err == nil || ctx.Err() != nil || !m.MakeRoom() {

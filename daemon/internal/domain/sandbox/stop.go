@@ -26,6 +26,7 @@ func (m *Manager) Stop(ctx context.Context, name Name) error {
 	if e == nil {
 		return notFound(name)
 	}
+	defer m.admission.free()()
 	e.cancelStart(fmt.Errorf("sandbox %s was stopped while it was starting: %w", name, errdefs.ErrFailedPrecondition))
 	e, err := m.acquire(ctx, name, false)
 	if err != nil {
@@ -53,6 +54,7 @@ func (m *Manager) StopAll(ctx context.Context) (int, error) {
 	if err := m.checkOpen(); err != nil {
 		return 0, err
 	}
+	defer m.admission.free()()
 	var (
 		mu      sync.Mutex
 		stopped int

@@ -310,7 +310,8 @@ func newHostile(t *testing.T) (*servetest.Site, *sandbox.Manager, *hostileRuntim
 		Defaults:   sandbox.Config{Image: "default", CPUs: 1, MemoryMiB: 512},
 		Quota:      func(string) sandbox.Quota { return sandbox.Quota{} },
 		CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
-		MaxCPUs: 4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute,
+		HostMemory: func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil },
+		MaxCPUs:    4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute,
 		Log: bounded.NewLogger(&log, false, nil),
 	})
 	if _, err := m.Recover(t.Context()); err != nil {

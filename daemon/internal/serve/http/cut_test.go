@@ -49,7 +49,8 @@ func TestRequestsCutShort(t *testing.T) {
 				Store: sandboxtest.NewMemoryStore(), Runtime: rt, Connect: guest.Connect,
 				Defaults: sandbox.Config{Image: "default", CPUs: 1, MemoryMiB: 512}, Quota: func(string) sandbox.Quota { return sandbox.Quota{} },
 				CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
-				MaxCPUs: 4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute, Log: slog.New(slog.DiscardHandler),
+				HostMemory: func() (available, total uint64, err error) { return 1 << 40, 1 << 40, nil },
+				MaxCPUs:    4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute, Log: slog.New(slog.DiscardHandler),
 			})
 			if _, err := m.Recover(t.Context()); err != nil {
 				t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -62,8 +63,8 @@ func JSONRPC(err error, requestID string) *rpc.Error {
 		}
 	}
 	e := &rpc.Error{Code: code, Message: bounded.Text(Message(err), maxMessage)}
-	if (code == rpc.CodeExhausted || code == rpc.CodeUnavailable) && !errors.Is(err, sandbox.ErrNoSpace) && !errors.Is(err, sandbox.ErrSandboxFull) {
-		e.Data = &rpc.ErrorData{RetryAfter: retryAfter}
+	if seconds := retryAfterOf(err); seconds > 0 && (code == rpc.CodeExhausted || code == rpc.CodeUnavailable) {
+		e.Data = &rpc.ErrorData{RetryAfter: seconds}
 	}
 	return e
 }
@@ -82,6 +83,17 @@ const maxMessage = 4 << 10
 
 // retryAfter is how many seconds a client should wait when the server cannot tell how long it takes.
 const retryAfter = 1
+
+// retryAfterOf returns after how many seconds a client may try again what failed with err, or 0 if that cannot help.
+func retryAfterOf(err error) int {
+	if refusal, ok := errors.AsType[*sandbox.Refusal](err); ok {
+		return int(refusal.RetryAfter / time.Second)
+	}
+	if errors.Is(err, sandbox.ErrNoSpace) || errors.Is(err, sandbox.ErrSandboxFull) {
+		return 0
+	}
+	return retryAfter
+}
 
 // HTTPStatus returns the status of an HTTP response that carries only an error with this code.
 func HTTPStatus(code rpc.Code) int {

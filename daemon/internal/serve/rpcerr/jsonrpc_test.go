@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
@@ -33,6 +34,8 @@ func TestJSONRPC(t *testing.T) {
 		{errdefs.ErrPermissionDenied, rpc.CodePermissionDenied, 403, "it failed"},
 		{errdefs.ErrUnauthenticated, rpc.CodeUnauthenticated, 401, "it failed"},
 		{sandbox.ErrNoSpace, rpc.CodeExhausted, 429, "it failed: the server's disk is almost full"},
+		{&sandbox.Refusal{}, rpc.CodeExhausted, 429, "it failed: "},
+		{&sandbox.Refusal{RetryAfter: 5 * time.Second}, rpc.CodeExhausted, 429, "it failed: "},
 		{sandbox.ErrSandboxFull, rpc.CodeExhausted, 429, "it failed: the sandbox's disk is full"},
 		{sandbox.ErrRunTimeout, rpc.CodeRunTimeout, 504, "it failed: time limit of the run reached"},
 		{sandbox.ErrCommandNotFound, rpc.CodeCommandNotFound, 422, "it failed: command not found"},
@@ -52,7 +55,11 @@ func TestJSONRPC(t *testing.T) {
 			t.Errorf("JSONRPC(%v) is status %d, error %+v; want %d, %d, %q", c.err, HTTPStatus(got.Code), got, c.status, c.code, c.message)
 		}
 		var data *rpc.ErrorData
+		refusal, isRefusal := c.err.(*sandbox.Refusal)
 		switch {
+		case isRefusal && refusal.RetryAfter == 0: // trying again does not help
+		case isRefusal:
+			data = &rpc.ErrorData{RetryAfter: 5}
 		case c.err == sandbox.ErrNoSpace, c.err == sandbox.ErrSandboxFull: // trying again does not help
 		case c.code == rpc.CodeInternal:
 			data = &rpc.ErrorData{RequestID: "R"}

@@ -69,7 +69,8 @@ type Config struct {
 	// limit that a table omits has the value of Quota.
 	Quotas map[string]Quota
 
-	// TotalSandboxes and TotalMemoryMiB limit the sandboxes of all tenant namespaces together.
+	// TotalSandboxes and TotalMemoryMiB limit the sandboxes of all tenant namespaces together. TotalMemoryMiB limits the sum of the
+	// configured sizes; 0 means unlimited.
 	TotalSandboxes, TotalMemoryMiB int
 
 	// The image and size of a sandbox that is started without them, and the maximum size that a start may ask for.
@@ -219,8 +220,8 @@ func (c Config) validate(namespace func(string) error) error {
 	}
 	check(c.DefaultImage != "", "default-image: must not be empty")
 	check(c.TotalSandboxes >= 1, "total-sandboxes %d: must be at least 1, or 0 for the default", c.TotalSandboxes)
-	check(c.TotalMemoryMiB >= c.DefaultMemoryMiB,
-		"total-memory-mib %d: must be at least default-memory-mib, %d, or 0 for the default", c.TotalMemoryMiB, c.DefaultMemoryMiB)
+	check(c.TotalMemoryMiB == 0 || c.TotalMemoryMiB >= c.DefaultMemoryMiB,
+		"total-memory-mib %d: must be at least default-memory-mib, %d, or 0 for no limit", c.TotalMemoryMiB, c.DefaultMemoryMiB)
 	check(c.MaxCPUs >= 1, "max-cpus %d: must be at least 1, or 0 for the default", c.MaxCPUs)
 	check(c.MaxMemoryMiB >= MinMemoryMiB, "max-memory-mib %d: must be at least %d, or 0 for the default", c.MaxMemoryMiB, MinMemoryMiB)
 	check(c.DefaultCPUs >= 1 && c.DefaultCPUs <= max(1, c.MaxCPUs),

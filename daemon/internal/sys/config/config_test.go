@@ -61,13 +61,13 @@ func TestDerivedLimits(t *testing.T) {
 		host   Host
 		want   [4]int
 	}{
-		"large host":               {Default(), Host{32, 64 << 10}, [4]int{2048, 52428, 8, 16384}},
-		"small host":               {Default(), Host{2, 4 << 10}, [4]int{128, 3276, 4, 3276}},
-		"less than one sandbox":    {Default(), Host{1, 500}, [4]int{64, 512, 2, 512}},
-		"unknown memory":           {Default(), Host{4, 0}, [4]int{256, 16384, 8, 16384}},
-		"large default sandbox":    {set(func(c *Config) { c.DefaultMemoryMiB, c.DefaultCPUs = 4096, 6 }), Host{2, 4 << 10}, [4]int{128, 4096, 6, 4096}},
-		"maximum beyond the host":  {set(func(c *Config) { c.MaxMemoryMiB = 16 << 10 }), Host{2, 4 << 10}, [4]int{128, 16384, 4, 16384}},
-		"total beyond the host":    {set(func(c *Config) { c.TotalMemoryMiB = 64 << 10 }), Host{2, 4 << 10}, [4]int{128, 65536, 4, 16384}},
+		"large host":               {Default(), Host{32, 64 << 10}, [4]int{2048, 0, 8, 16384}},
+		"small host":               {Default(), Host{2, 4 << 10}, [4]int{128, 0, 4, 3276}},
+		"less than one sandbox":    {Default(), Host{1, 500}, [4]int{64, 0, 2, 512}},
+		"unknown memory":           {Default(), Host{4, 0}, [4]int{256, 0, 8, 16384}},
+		"large default sandbox":    {set(func(c *Config) { c.DefaultMemoryMiB, c.DefaultCPUs = 4096, 6 }), Host{2, 4 << 10}, [4]int{128, 0, 6, 4096}},
+		"maximum beyond the host":  {set(func(c *Config) { c.MaxMemoryMiB = 16 << 10 }), Host{2, 4 << 10}, [4]int{128, 0, 4, 16384}},
+		"total beyond the host":    {set(func(c *Config) { c.TotalMemoryMiB = 64 << 10 }), Host{2, 4 << 10}, [4]int{128, 65536, 4, 3276}},
 		"total smaller than usual": {set(func(c *Config) { c.TotalMemoryMiB, c.TotalSandboxes = 1024, 3 }), Host{2, 4 << 10}, [4]int{3, 1024, 4, 1024}},
 	} {
 		c := tt.config
@@ -121,7 +121,7 @@ func TestEverySettingInEverySource(t *testing.T) {
 		"default-disk-mib": "600", "max-disk-mib": "7000",
 		"default-image": "other", "audit-segment-mib": "3", "max-connections": "9", "requests-per-second": "2.5",
 		"total-sandboxes": "3", "total-memory-mib": "700",
-		"qemu-users": "7-9", "quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-runs": "3",
+		"qemu-users": "7-9", "quota-sandboxes": "3", "quota-cpus": "3", "quota-memory-mib": "3", "quota-disk-mib": "3", "quota-runs": "3",
 		"trusted-proxies": "127.0.0.1, 10.1.0.0/24",
 		"acme-domains":    "msb.example.org", "acme-email": "a@example.org", "acme-directory": "https://ca.example.org/",
 	}
@@ -260,23 +260,28 @@ func TestListen(t *testing.T) {
 	}
 }
 
-// 0 means the default for the limits that depend on the host. An error about such a limit says so.
+// 0 means the default for the limits that depend on the host, and no limit for the total memory. An error about such a limit says so.
 func TestLimitsAcceptZero(t *testing.T) {
 	want, err := load(t, "", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"total-sandboxes", "total-memory-mib", "max-cpus", "max-memory-mib"} {
+	for name, zero := range map[string]struct{ inError, inHelp string }{
+		"total-sandboxes":  {"or 0 for the default", "0 means the default"},
+		"total-memory-mib": {"or 0 for no limit", "0, the default, means unlimited"},
+		"max-cpus":         {"or 0 for the default", "0 means the default"},
+		"max-memory-mib":   {"or 0 for the default", "0 means the default"},
+	} {
 		got, err := load(t, "", nil, map[string]string{name: "0"})
 		if diff := cmp.Diff(want, got); err != nil || diff != "" {
 			t.Errorf("%s 0: %v, %s", name, err, diff)
 		}
 		if _, err := load(t, "", nil, map[string]string{name: "-1"}); err == nil || !strings.Contains(err.Error(), name+" -1: must be at least ") ||
-			!strings.Contains(err.Error(), ", or 0 for the default") {
+			!strings.Contains(err.Error(), ", "+zero.inError) {
 			t.Errorf("%s -1: %v, want an error that mentions 0", name, err)
 		}
 		i := slices.IndexFunc(Settings, func(s Setting) bool { return s.Name == name })
-		if !strings.Contains(Settings[i].Usage, "0 means the default") {
+		if !strings.Contains(Settings[i].Usage, zero.inHelp) {
 			t.Errorf("the help of %s does not mention 0: %s", name, Settings[i].Usage)
 		}
 	}
@@ -339,22 +344,22 @@ func TestTables(t *testing.T) {
 }
 
 func TestQuotas(t *testing.T) {
-	c, err := load(t, "quota_runs = 7\n[namespace.team-alpha]\nsandboxes = 3\nruns = 0\n[namespace.team-beta]\ncpus = 4", nil,
+	c, err := load(t, "quota_runs = 7\nquota_disk_mib = 8\n[namespace.team-alpha]\nsandboxes = 3\nruns = 0\n[namespace.team-beta]\ncpus = 4\ndisk_mib = 6", nil,
 		map[string]string{"quota-sandboxes": "9"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for namespace, want := range map[string]Quota{
-		"team-alpha": {Sandboxes: 3},
-		"team-beta":  {Sandboxes: 9, CPUs: 4, Runs: 7},
-		"other":      {Sandboxes: 9, Runs: 7},
+		"team-alpha": {Sandboxes: 3, DiskMiB: 8},
+		"team-beta":  {Sandboxes: 9, CPUs: 4, DiskMiB: 6, Runs: 7},
+		"other":      {Sandboxes: 9, DiskMiB: 8, Runs: 7},
 	} {
 		if got := c.QuotaOf(namespace); got != want {
 			t.Errorf("%s: %+v, want %+v", namespace, got, want)
 		}
 	}
 	for _, bad := range []string{
-		"[namespace.a]\nsandboxes = -1", "[namespace.a]\nsandboxes = \"many\"", "[namespace.a]\ncolor = 1", "namespace = 3",
+		"[namespace.a]\nsandboxes = -1", "[namespace.a]\ndisk_mib = -1", "[namespace.a]\nsandboxes = \"many\"", "[namespace.a]\ncolor = 1", "namespace = 3",
 		"[namespace]\na = 1", "[namespace.\"../x\"]\nruns = 1", "quota_cpus = -1",
 	} {
 		if _, err := load(t, bad, nil, nil); !errdefs.IsInvalidArgument(err) {
@@ -385,7 +390,7 @@ func FuzzFile(f *testing.F) {
 			return
 		}
 		for namespace := range c.Quotas {
-			if q := c.QuotaOf(namespace); q.Sandboxes < 0 || q.CPUs < 0 || q.MemoryMiB < 0 || q.Runs < 0 {
+			if q := c.QuotaOf(namespace); q.Sandboxes < 0 || q.CPUs < 0 || q.MemoryMiB < 0 || q.DiskMiB < 0 || q.Runs < 0 {
 				t.Errorf("negative quota of %s: %+v", namespace, q)
 			}
 		}

@@ -29,24 +29,24 @@ const (
 	sandboxesPerProcessor = 64
 )
 
-// deriveLimits sets the limits that are 0 to values that suit the host. A guest can fill all of its memory, so all
-// sandboxes together get 80 % of the host's: the rest is for msbd, QEMU and whatever else the host does. No limit that
-// is derived contradicts one that is set: one sandbox of the default and of the maximum size can always start.
+// deriveLimits sets the limits that are 0 to values that suit the host, except for TotalMemoryMiB: starts need available memory
+// of the host anyway. No limit that is derived contradicts one that is set: one sandbox of the default size can always start, as
+// far as the limits are concerned.
 func (c *Config) deriveLimits(h Host) {
 	if c.TotalSandboxes == 0 {
 		c.TotalSandboxes = sandboxesPerProcessor * h.Processors
-	}
-	if c.TotalMemoryMiB == 0 {
-		total := h.MemoryMiB * 8 / 10
-		if h.MemoryMiB == 0 {
-			total = largestMemoryMiB
-		}
-		c.TotalMemoryMiB = max(total, c.DefaultMemoryMiB, c.MaxMemoryMiB)
 	}
 	if c.MaxCPUs == 0 {
 		c.MaxCPUs = max(c.DefaultCPUs, min(largestCPUs, 2*h.Processors))
 	}
 	if c.MaxMemoryMiB == 0 {
-		c.MaxMemoryMiB = max(c.DefaultMemoryMiB, min(largestMemoryMiB, c.TotalMemoryMiB))
+		largest := largestMemoryMiB
+		if h.MemoryMiB > 0 {
+			largest = min(largest, h.MemoryMiB*8/10)
+		}
+		if c.TotalMemoryMiB > 0 {
+			largest = min(largest, c.TotalMemoryMiB)
+		}
+		c.MaxMemoryMiB = max(c.DefaultMemoryMiB, largest)
 	}
 }

@@ -11,6 +11,8 @@ import (
 // unlimited.
 type Quota struct {
 	Sandboxes, CPUs, MemoryMiB int
+	// DiskMiB limits the sum of the sizes of the writable disks.
+	DiskMiB int
 	// Runs limits the code and command runs in progress, including queued ones.
 	Runs int
 }
@@ -31,6 +33,7 @@ var quotaLimits = []struct {
 	{"sandboxes", func(q *Quota) *int { return &q.Sandboxes }},
 	{"cpus", func(q *Quota) *int { return &q.CPUs }},
 	{"memory_mib", func(q *Quota) *int { return &q.MemoryMiB }},
+	{"disk_mib", func(q *Quota) *int { return &q.DiskMiB }},
 	{"runs", func(q *Quota) *int { return &q.Runs }},
 }
 
@@ -65,7 +68,7 @@ func (c *Config) applyQuotas(path string, values map[string]any) (problems []err
 			}
 		}
 		for _, key := range slices.Sorted(maps.Keys(limits)) {
-			bad("unknown key %q: use sandboxes, cpus, memory_mib or runs", key)
+			bad("unknown key %q: use sandboxes, cpus, memory_mib, disk_mib or runs", key)
 		}
 		c.Quotas[namespace] = q
 	}

@@ -1,0 +1,244 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// maxWaiting limits how many starts wait at a time, and maxWaitingEach how many of one tenant namespace, so that one
+	// namespace cannot take all places.
+	maxWaiting     = 1024
+	maxWaitingEach = maxWaiting / 4
+	// retryStart is after which time a client may try a start again that the server had no room for.
+	retryStart = 5 * time.Second
+	// minReserve is the least memory of the host, in bytes, that sandboxes do not get.
+	minReserve = 512 << 20
+)
+
+// Refusal is the error of a start for which there is no room. Its class is errdefs.ErrResourceExhausted.
+type Refusal struct {
+	text string
+	// RetryAfter is after which time trying again can help. It is 0 if somebody must change something first.
+	RetryAfter time.Duration
+}
+
+func (r *Refusal) Error() string { return r.text }
+func (*Refusal) Unwrap() error   { return errdefs.ErrResourceExhausted }
+
+// admit decides whether a start may begin: the disk must have space, and the start must be within the quota of its tenant
+// namespace, the limits of the server and the memory of the host. On success, the start was admitted or waits; see
+// admission.wait. It counts against the quota. The caller must hold e's lock, and then call admission.leave with the place and
+// e.setReserved(nil). The error is a Refusal, or wraps ErrNoSpace.
+func (m *Manager) admit(e *entry, cfg Config) (*place, error) {
+	if err := m.checkSpace(e.name); err != nil {
+		return nil, err
+	}
+	if err := m.reserve(e, cfg); err != nil {
+		return nil, err
+	}
+	p, err := m.admission.enter(e.name.Namespace, uint64(cfg.MemoryMiB)<<20)
+	if err != nil {
+		e.setReserved(nil)
+	}
+	return p, err
+}
+
+// admission decides when starts begin. At most slots microVMs boot at a time. A start also needs as much memory as its
+// sandbox is configured with: of what the host has available, less a reserve and the memory of the starts in progress, which
+// have not used theirs yet. What running sandboxes use is not available any more, so it is not counted again.
+//
+// Starts wait for a slot, and for memory while a start or the removal of a microVM is in progress, because its end may free
+// memory. Otherwise they are refused. The tenant namespaces take turns, and within a namespace, starts are admitted in the order
+// in which they came. Thus the starts of one namespace delay a start of another one by at most one turn. A start that lacks
+// memory is not overtaken.
+type admission struct {
+	slots  int
+	memory func() (available, total uint64, err error)
+
+	mu       sync.Mutex
+	booting  int    // starts that were admitted and have not left
+	reserved uint64 // the memory of these starts, in bytes
+	freeing  int    // removals of microVMs in progress
+	// waiting has a queue for each namespace in which starts wait. The first start of the first queue is next. If there is
+	// one, a start or a removal is in progress, so leave or the end of a removal admits or refuses it.
+	waiting []startQueue
+}
+
+// startQueue holds the starts of a namespace that wait, at least one.
+type startQueue struct {
+	namespace string
+	starts    []*place
+}
+
+// place is what a start has in the admission.
+type place struct {
+	namespace string
+	memory    uint64
+	// decided is closed when the start was admitted, or refused with err.
+	decided chan struct{}
+	err     error
+	left    bool // guarded by admission.mu
+}
+
+// enter admits or refuses a start, or appends it to the queue of its namespace. memory is in bytes. The caller must call leave
+// after a nil error.
+func (a *admission) enter(namespace string, memory uint64) (*place, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, most, err := a.room()
+	if err != nil {
+		return nil, err
+	}
+	if memory > most {
+		return nil, &Refusal{text: fmt.Sprintf("the server has at most %d MiB of memory for sandboxes, and this sandbox needs %d MiB; ask for less memory",
+			most>>20, memory>>20)}
+	}
+	i := a.index(namespace)
+	switch {
+	case i >= 0 && len(a.waiting[i].starts) >= maxWaitingEach:
+		return nil, &Refusal{fmt.Sprintf("%d starts wait in namespace %s, and no more can; try again later", maxWaitingEach, namespace), retryStart}
+	case a.waiters() >= maxWaiting:
+		return nil, &Refusal{fmt.Sprintf("%d starts wait in all namespaces together, and no more can; try again later", maxWaiting), retryStart}
+	}
+	if i < 0 {
+		i = len(a.waiting)
+		a.waiting = append(a.waiting, startQueue{namespace: namespace})
+	}
+	p := &place{namespace: namespace, memory: memory, decided: make(chan struct{})}
+	a.waiting[i].starts = append(a.waiting[i].starts, p)
+	a.settle()
+	return p, p.err
+}
+
+// wait waits until the start is admitted. The error says why it was refused, or is the cause of the end of ctx.
+func (a *admission) wait(ctx context.Context, p *place) error {
+	select {
+	case <-p.decided:
+		return p.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// leave ends the start, whether it waits or was admitted. Further calls do nothing.
+func (a *admission) leave(p *place) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p.left {
+		return
+	}
+	p.left = true
+	select {
+	case <-p.decided:
+		if p.err == nil {
+			a.booting--
+			a.reserved -= p.memory
+		}
+	default:
+		i := a.index(p.namespace)
+		q := &a.waiting[i]
+		q.starts = slices.DeleteFunc(q.starts, func(other *place) bool { return other == p })
+		if len(q.starts) == 0 {
+			a.waiting = slices.Delete(a.waiting, i, i+1)
+		}
+	}
+	a.settle()
+}
+
+// free marks the begin of an operation that removes microVMs. The caller must call end when the operation has ended.
+func (a *admission) free() (end func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.freeing++
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.freeing--
+		a.settle()
+	}
+}
+
+// settle admits and refuses starts in their order, until one must wait. The caller must hold a.mu.
+func (a *admission) settle() {
+	for len(a.waiting) > 0 && a.booting < a.slots {
+		p := a.waiting[0].starts[0]
+		free, _, err := a.room()
+		switch {
+		case err != nil:
+			p.err = err
+		case p.memory <= free:
+			a.booting++
+			a.reserved += p.memory
+		case a.booting > 0 || a.freeing > 0:
+			return
+		default:
+			p.err = &Refusal{fmt.Sprintf("the server has %d MiB of free memory for sandboxes, and this sandbox needs %d MiB; "+
+				"stop sandboxes, or try again later", free>>20, p.memory>>20), retryStart}
+		}
+		a.next()
+		close(p.decided)
+	}
+}
+
+// next removes the first start of the first queue, and moves that queue to the end. The caller must hold a.mu.
+func (a *admission) next() {
+	q := a.waiting[0]
+	q.starts = slices.Delete(q.starts, 0, 1)
+	a.waiting = slices.Delete(a.waiting, 0, 1)
+	if len(q.starts) > 0 {
+		a.waiting = append(a.waiting, q)
+	}
+}
+
+// room returns the memory that the next start may have, and the most that a start could have if nothing used the host's memory.
+// Both are in bytes. The caller must hold a.mu.
+func (a *admission) room() (free, most uint64, err error) {
+	available, total, err := a.memory()
+	if err != nil {
+		return 0, 0, fmt.Errorf("measure the memory of the host: %w", err)
+	}
+	reserve := max(total/20, minReserve)
+	return less(available, reserve+a.reserved), less(total, reserve), nil
+}
+
+// less returns a - b, or 0 if b is larger.
+func less(a, b uint64) uint64 { return a - min(a, b) }
+
+// waiters returns how many starts wait. The caller must hold a.mu.
+func (a *admission) waiters() (n int) {
+	for _, q := range a.waiting {
+		n += len(q.starts)
+	}
+	return n
+}
+
+// index returns the index of the queue of a namespace, or -1. The caller must hold a.mu.
+func (a *admission) index(namespace string) int {
+	return slices.IndexFunc(a.waiting, func(q startQueue) bool { return q.namespace == namespace })
+}
+
+// Room says what the server has left for starts.
+type Room struct {
+	// MemoryBytes is the largest memory that a sandbox which starts now can have. It is nil if it cannot be measured.
+	MemoryBytes *uint64
+	// Booting is the number of starts in progress, without those that wait. Waiting is the number of starts that wait.
+	Booting, Waiting int
+}
+
+// Room returns what the server has left for starts. It does not block.
+func (m *Manager) Room() Room {
+	a := &m.admission
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := Room{Booting: a.booting, Waiting: a.waiters()}
+	if free, _, err := a.room(); err == nil {
+		r.MemoryBytes = &free
+	}
+	return r
+}
