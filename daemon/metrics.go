@@ -13,6 +13,9 @@ var (
 	buildInfo    = prometheus.NewDesc("msbd_build_info", "Always 1; the label is the version of the server.", []string{"version"}, nil)
 	keyCount     = prometheus.NewDesc("msbd_keys", "Number of API keys, by state.", []string{"state"}, nil)
 	sandboxCount = prometheus.NewDesc("msbd_sandboxes", "Number of sandboxes, by state.", []string{"state"}, nil)
+	sandboxLimit = prometheus.NewDesc("msbd_sandboxes_limit", "Maximum number of sandboxes that have not failed.", nil, nil)
+	startCount   = prometheus.NewDesc("msbd_starts", "Number of starts of sandboxes, by state: in progress, or waiting to be admitted.", []string{"state"}, nil)
+	memoryFree   = prometheus.NewDesc("msbd_memory_available_bytes", "Largest memory that a sandbox which starts now can have, in bytes; absent if it cannot be measured.", nil, nil)
 	degraded     = prometheus.NewDesc("msbd_degraded", "1 if the server is degraded and refuses changes, else 0.", nil, nil)
 	auditEntries = prometheus.NewDesc("msbd_audit_entries", "Number of entries in the audit log.", nil, nil)
 	diskFree     = prometheus.NewDesc("msbd_disk_free_bytes", "Free space on the disk of the state directory, in bytes, without the reserve.", nil, nil)
@@ -32,7 +35,7 @@ type statusCollector struct{ *status }
 
 // Describe implements prometheus.Collector.
 func (statusCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
+	for _, d := range []*prometheus.Desc{buildInfo, keyCount, sandboxCount, sandboxLimit, startCount, memoryFree, degraded, auditEntries, diskFree, diskInodes, certExpiry} {
 		out <- d
 	}
 }
@@ -53,6 +56,13 @@ func (c statusCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	for _, state := range []sandbox.State{sandbox.Starting, sandbox.Running, sandbox.Stopping, sandbox.Failed} {
 		gauge(sandboxCount, float64(counts[state]), string(state))
+	}
+	gauge(sandboxLimit, float64(c.cfg.TotalSandboxes))
+	room := c.manager.Room()
+	gauge(startCount, float64(room.Booting), "in_progress")
+	gauge(startCount, float64(room.Waiting), "waiting")
+	if room.MemoryBytes != nil {
+		gauge(memoryFree, float64(*room.MemoryBytes))
 	}
 	_, reasons := c.current()
 	gauge(degraded, min(1, float64(len(reasons))))

@@ -134,11 +134,7 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		}
 		st.Warnings = append(st.Warnings, cert.Warnings...)
 	}
-	used := s.manager.InUse()
-	st.Capacity = &adminv1.Capacity{
-		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
-		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
-	}
+	st.Capacity = s.capacity()
 	for _, rec := range s.manager.List("") {
 		switch rec.State {
 		case sandbox.Running:
@@ -148,6 +144,23 @@ func (s *status) report() *adminv1.GetStatusResponse {
 		}
 	}
 	return st
+}
+
+// capacity returns how much room the server has for sandboxes.
+func (s *status) capacity() *adminv1.Capacity {
+	used, room := s.manager.InUse(), s.manager.Room()
+	c := &adminv1.Capacity{
+		Sandboxes: int32(used.Sandboxes), MaxSandboxes: int32(s.cfg.TotalSandboxes),
+		MemoryMib: int64(used.MemoryMiB), MaxMemoryMib: int64(s.cfg.TotalMemoryMiB),
+		StartsInProgress: int32(room.Booting), StartsWaiting: int32(room.Waiting),
+	}
+	if room.MemoryBytes != nil {
+		c.AvailableMemoryMib = new(int64(*room.MemoryBytes >> 20))
+	}
+	if space := s.store.Space(); space.TotalBytes > 0 { // measured
+		c.FreeDiskMib = new(int64(space.FreeBytes >> 20))
+	}
+	return c
 }
 
 // settingWarnings returns warnings about settings that make the server less secure. They are logged at each start and shown

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -31,7 +32,8 @@ func TestStatusWarnsOfInsecureSettings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	manager := sandbox.NewManager(sandbox.Options{Store: state, Log: log})
+	memory := func() (available, total uint64, err error) { return 10 << 30, 20 << 30, nil } // the reserve is 1 GiB
+	manager := sandbox.NewManager(sandbox.Options{Store: state, HostMemory: memory, Log: log})
 	defer manager.Close()
 	for name, tt := range map[string]struct {
 		change func(*config.Config)
@@ -52,6 +54,61 @@ func TestStatusWarnsOfInsecureSettings(t *testing.T) {
 		case tt.want != "" && len(warnings) == 1 && strings.HasPrefix(warnings[0], tt.want) && strings.Contains(warnings[0], cfg.Listen):
 		default:
 			t.Errorf("%s: warnings are %q, want %q", name, warnings, tt.want)
+		}
+	}
+}
+
+// The status and the metrics show what is left for starts. What is not known is absent.
+func TestRoomForStarts(t *testing.T) {
+	t.Parallel()
+	dir, log := filepath.Join(t.TempDir(), "state"), slog.New(slog.DiscardHandler)
+	state, err := store.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer state.Close()
+	issuer, _, err := keys.Open(keys.Options{KeyringPath: filepath.Join(dir, "keyring.json"), Store: state, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, measured := range []bool{true, false} {
+		memory := func() (available, total uint64, err error) { // the reserve is 1 GiB
+			if !measured {
+				return 0, 0, errors.New("no memory")
+			}
+			return 10 << 30, 20 << 30, nil
+		}
+		manager := sandbox.NewManager(sandbox.Options{Store: state, HostMemory: memory, Log: log})
+		defer manager.Close()
+		s := &status{cfg: config.Config{TotalSandboxes: 7}, store: state, issuer: issuer, manager: manager, log: log}
+		got := s.report().GetCapacity()
+		if (got.AvailableMemoryMib != nil) != measured || measured && got.GetAvailableMemoryMib() != 9<<10 || got.GetMaxSandboxes() != 7 {
+			t.Errorf("measured %t: capacity %v", measured, got)
+		}
+		if space := state.Space(); space.TotalBytes > 0 && got.GetFreeDiskMib() != int64(space.FreeBytes>>20) {
+			t.Errorf("capacity %v, want the free space of %+v", got, space)
+		}
+		families, err := newMetrics(s).Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				name := f.GetName()
+				for _, l := range m.GetLabel() {
+					name += " " + l.GetValue()
+				}
+				values[name] = m.GetGauge().GetValue()
+			}
+		}
+		for name, want := range map[string]float64{"msbd_sandboxes_limit": 7, "msbd_starts in_progress": 0, "msbd_starts waiting": 0} {
+			if value, ok := values[name]; !ok || value != want {
+				t.Errorf("%s is %g, present: %t, want %g", name, value, ok, want)
+			}
+		}
+		if value, ok := values["msbd_memory_available_bytes"]; ok != measured || measured && value != 9<<30 {
+			t.Errorf("msbd_memory_available_bytes is %g, present: %t", value, ok)
 		}
 	}
 }

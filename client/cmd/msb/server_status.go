@@ -95,7 +95,12 @@ type capacityInfo struct {
 	Sandboxes    int32 `json:"sandboxes"`
 	MaxSandboxes int32 `json:"max_sandboxes"`
 	MemoryMiB    int64 `json:"memory_mib"`
-	MaxMemoryMiB int64 `json:"max_memory_mib"`
+	MaxMemoryMiB int64 `json:"max_memory_mib"` // 0 if only the memory of the host limits the sandboxes
+	// What is left for starts; null if it is not known, or if the server is older than msb.
+	AvailableMemoryMiB *int64 `json:"available_memory_mib"`
+	FreeDiskMiB        *int64 `json:"free_disk_mib"`
+	StartsInProgress   int32  `json:"starts_in_progress"`
+	StartsWaiting      int32  `json:"starts_waiting"`
 }
 
 type recoveryInfo struct {
@@ -190,7 +195,11 @@ func statusDocument(st *adminv1.GetStatusResponse, err error) any {
 		Kata:            st.GetKataVersion(),
 	}
 	if c := st.GetCapacity(); c != nil {
-		info.Capacity = &capacityInfo{c.GetSandboxes(), c.GetMaxSandboxes(), c.GetMemoryMib(), c.GetMaxMemoryMib()}
+		info.Capacity = &capacityInfo{
+			Sandboxes: c.GetSandboxes(), MaxSandboxes: c.GetMaxSandboxes(), MemoryMiB: c.GetMemoryMib(), MaxMemoryMiB: c.GetMaxMemoryMib(),
+			AvailableMemoryMiB: c.AvailableMemoryMib, FreeDiskMiB: c.FreeDiskMib,
+			StartsInProgress: c.GetStartsInProgress(), StartsWaiting: c.GetStartsWaiting(),
+		}
 	}
 	if t := st.GetTls(); t != nil {
 		info.TLS = &tlsInfo{t.GetSource(), append([]string{}, t.GetNames()...), jsonTime(t.GetNotAfter()), t.GetClientCertificates()}
@@ -283,8 +292,24 @@ func capacityRows(c *adminv1.Capacity) [][]string {
 	if c == nil { // the server is older than msb
 		return nil
 	}
-	return [][]string{{"capacity", fmt.Sprintf("%d of %d sandboxes, %d of %d MiB of memory",
-		c.GetSandboxes(), c.GetMaxSandboxes(), c.GetMemoryMib(), c.GetMaxMemoryMib())}}
+	memory := fmt.Sprintf("%d MiB of memory", c.GetMemoryMib())
+	if most := c.GetMaxMemoryMib(); most > 0 {
+		memory = fmt.Sprintf("%d of %d MiB of memory", c.GetMemoryMib(), most)
+	}
+	rows := [][]string{{"capacity", fmt.Sprintf("%d of %d sandboxes, %s", c.GetSandboxes(), c.GetMaxSandboxes(), memory)}}
+	var room []string
+	if c.AvailableMemoryMib != nil {
+		room = append(room, fmt.Sprintf("%d MiB of memory", c.GetAvailableMemoryMib()))
+	}
+	if c.FreeDiskMib != nil {
+		room = append(room, fmt.Sprintf("%d MiB of disk", c.GetFreeDiskMib()))
+	}
+	if len(room) > 0 { // it is empty if the server is older than msb
+		rows = append(rows,
+			[]string{"available", strings.Join(room, ", ") + " for sandboxes"},
+			[]string{"starts", fmt.Sprintf("%d in progress, %d waiting", c.GetStartsInProgress(), c.GetStartsWaiting())})
+	}
+	return rows
 }
 
 func isolationRows(i isolationInfo) [][]string {
