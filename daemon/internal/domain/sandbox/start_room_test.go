@@ -161,9 +161,13 @@ func TestStartWaitsForMemoryOfRemovals(t *testing.T) {
 				h.use(id, 0)
 				return nil
 			}
-			boot := f.rt.OnStart
-			if failing {
-				f.rt.OnStart = func(ctx context.Context, id string) error { boot(ctx, id); return errors.New("it broke") }
+			boot, boots := f.rt.OnStart, 0
+			f.rt.OnStart = func(ctx context.Context, id string) error {
+				boots++
+				if err := boot(ctx, id); err != nil || boots > 1 || !failing {
+					return err
+				}
+				return errors.New("it broke")
 			}
 			var wg sync.WaitGroup
 			start := func(name string) (err error) { return f.Start(t.Context(), Name{"default", name}, Request{}) }
@@ -174,7 +178,6 @@ func TestStartWaitsForMemoryOfRemovals(t *testing.T) {
 					}
 				})
 				time.Sleep(11 * time.Second)
-				f.rt.OnStart = boot
 			} else {
 				if err := start("one"); err != nil {
 					t.Fatal(err)
