@@ -43,8 +43,8 @@ var Codes = []CodeInfo{
 	},
 	{
 		CodeExhausted, "exhausted", []int{429},
-		"too many requests at once or per second, a quota was reached, a run printed too much, or the disk of the server or of the sandbox is full",
-		"wait as long as `Retry-After` says; if it is absent, trying again does not help: print less, remove files, or stop sandboxes that have written much",
+		"too many requests at once or per second, a quota or a limit was reached, the server has too little memory for a start, a run printed too much, or the disk of the server or of the sandbox is full",
+		"wait as long as `Retry-After` says; if it is absent, trying again does not help: print less, remove files, ask for a smaller sandbox, or stop sandboxes",
 	},
 	{
 		CodeRunTimeout, "run_timeout", []int{504},
