@@ -199,6 +199,33 @@ func TestStartWaitsForMemoryOfRemovals(t *testing.T) {
 	}
 }
 
+// A stop that waits for the end of a start frees no memory that the start could wait for.
+func TestStartDoesNotWaitForItsOwnStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t)
+		f.rt.OnStart = func(context.Context, string) error { return errors.New("it broke") }
+		if err := f.Start(t.Context(), testName, Request{}); err == nil {
+			t.Fatal("the sandbox started")
+		}
+		f.rt.OnRemove = func(context.Context, string) error { time.Sleep(2 * time.Second); return nil }
+		f.memory = func() (uint64, uint64, error) { return gib, 20 * gib, nil } // all of it is the reserve
+		began := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() { // first removes what the failed start left
+			wantRefusal(t, f.Start(t.Context(), testName, Request{}), "the server has 0 MiB of free memory", 5*time.Second)
+			if took := time.Since(began); took != 2*time.Second {
+				t.Errorf("the start was refused after %s, want 2s", took)
+			}
+		})
+		time.Sleep(time.Second)
+		if err := f.Stop(t.Context(), testName); err != nil || len(f.List("")) != 0 {
+			t.Errorf("stop: %v; sandboxes: %+v", err, f.List(""))
+		}
+		wg.Wait()
+		f.Manager.Close()
+	})
+}
+
 // A small sandbox does not overtake a big one that waits for memory. When the big one gives up, the small one starts at once.
 func TestBigStartIsNotOvertaken(t *testing.T) {
 	for _, canceled := range []bool{true, false} {

@@ -26,13 +26,14 @@ func (m *Manager) Stop(ctx context.Context, name Name) error {
 	if e == nil {
 		return notFound(name)
 	}
-	defer m.admission.free()()
 	e.cancelStart(fmt.Errorf("sandbox %s was stopped while it was starting: %w", name, errdefs.ErrFailedPrecondition))
 	e, err := m.acquire(ctx, name, false)
 	if err != nil {
 		return err
 	}
 	defer m.release(e)
+	// Not before: this stop may wait for the end of a start, which must not wait for this stop.
+	defer m.admission.free()()
 	rec := e.record()
 	rec.State = Stopping
 	if err := m.Store.PutSandbox(rec); err != nil {
@@ -54,7 +55,6 @@ func (m *Manager) StopAll(ctx context.Context) (int, error) {
 	if err := m.checkOpen(); err != nil {
 		return 0, err
 	}
-	defer m.admission.free()()
 	var (
 		mu      sync.Mutex
 		stopped int
