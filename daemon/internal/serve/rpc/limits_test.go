@@ -185,6 +185,39 @@ func TestRunOptions(t *testing.T) {
 	}
 }
 
+// A start that the server has no room for says what is missing, and with Retry-After when trying again can help. Only somebody who
+// stops a sandbox of the namespace can help against its quota, so that has none.
+func TestRefusedStarts(t *testing.T) {
+	free := uint64(1 << 40)
+	m := sandbox.NewManager(sandbox.Options{
+		Store: sandboxtest.NewMemoryStore(), Runtime: sandboxtest.NewRuntime(), Connect: sandboxtest.NewGuest().Connect, Disks: true,
+		Defaults: sandbox.Config{Image: "default", CPUs: 1, MemoryMiB: 512, DiskMiB: 1024}, MaxDiskMiB: 4096,
+		Quota:      func(string) sandbox.Quota { return sandbox.Quota{DiskMiB: 3000} },
+		CheckSpace: func() error { return nil }, MakeRoom: func() bool { return false }, Boots: 8,
+		HostMemory: func() (available, total uint64, err error) { return free, 20 << 30, nil },
+		MaxCPUs:    4, MaxMemoryMiB: 4096, StartTimeout: time.Minute, MaxRunTime: time.Minute, Log: slog.New(slog.DiscardHandler),
+	})
+	if _, err := m.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	s := New(t, func(o *Setup) { o.Sandboxes = m })
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","config":{"disk":2500}}`)))
+	check := func(config, message, retryAfter string) {
+		t.Helper()
+		w := s.Post(Request("sandbox.start", `{"sandbox":"b","config":`+config+`}`))
+		e := WantError(t, w, http.StatusTooManyRequests, rpc.CodeExhausted)
+		if !strings.HasPrefix(e.Message, message) || w.Header().Get("Retry-After") != retryAfter || (e.Data != nil) != (retryAfter != "") {
+			t.Errorf("start with %s: Retry-After %q, error %+v, data %+v; want %q and %q", config, w.Header().Get("Retry-After"), e, e.Data, retryAfter, message)
+		}
+	}
+	check(`{"disk":501}`, "namespace default is limited to 3000 MiB of disk; this start would need 3001. Stop one of its sandboxes first", "")
+	free = 1<<30 + 300<<20 // the reserve is 1 GiB
+	check(`{"disk":500}`, "the server has 300 MiB of free memory for sandboxes, and this sandbox needs 512 MiB; stop sandboxes, or try again later", "5")
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"a","config":{"disk":2500}}`)))
+	WantOK(t, s.Post(Request("sandbox.start", `{"sandbox":"b","config":{"disk":500,"memory":300}}`)))
+}
+
 // The environment of a process is not shown, and its texts are short and printable, whatever the sandbox says.
 func TestProcessesAreBounded(t *testing.T) {
 	s := newWithSandbox(t)
