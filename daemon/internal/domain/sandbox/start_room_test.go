@@ -78,6 +78,12 @@ func TestStartNeedsMemoryOfTheHost(t *testing.T) {
 	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Fatal(err)
 	}
+	failed := Name{"failed", "one"}
+	f.rt.OnStart = func(context.Context, string) error { return errors.New("it broke") }
+	if err := f.Start(t.Context(), failed, Request{}); !errdefs.IsUnavailable(err) {
+		t.Fatal(err)
+	}
+	f.rt.OnStart = nil
 	available = gib + 300*mib
 	if err := f.Start(t.Context(), testName, Request{}); err != nil {
 		t.Errorf("starting it again: %v", err)
@@ -85,7 +91,10 @@ func TestStartNeedsMemoryOfTheHost(t *testing.T) {
 	other := Name{"other", "two"}
 	wantRefusal(t, f.Start(t.Context(), other, Request{}),
 		"the server has 300 MiB of free memory for sandboxes, and this sandbox needs 512 MiB; stop sandboxes, or try again later", 5*time.Second)
-	if len(f.List("other")) != 0 || len(f.records(t)) != 1 || f.rt.Len() != 1 || f.InUse().Sandboxes != 1 {
+	if err := f.Start(t.Context(), failed, Request{}); !errdefs.IsResourceExhausted(err) || f.List("failed")[0].State != Failed {
+		t.Errorf("start of a failed sandbox: %v, %+v", err, f.List("failed"))
+	}
+	if len(f.List("other")) != 0 || len(f.records(t)) != 2 || f.rt.Len() != 1 || f.InUse().Sandboxes != 1 {
 		t.Errorf("the refused start left %+v", f.List(""))
 	}
 	if r := f.Room(); r.MemoryBytes == nil || *r.MemoryBytes != 300*mib || r.Booting != 0 || r.Waiting != 0 {
@@ -151,11 +160,32 @@ func TestStartWaitsForMemoryOfStarts(t *testing.T) {
 	}
 }
 
-// A start waits for the memory of a sandbox that is being stopped, or whose start has failed and which is being removed.
+// slowStops takes two seconds to record that a sandbox is being stopped.
+type slowStops struct{ Store }
+
+func (s slowStops) PutSandbox(rec Record) error {
+	if rec.State == Stopping {
+		time.Sleep(2 * time.Second)
+	}
+	return s.Store.PutSandbox(rec)
+}
+
+// A start waits for the memory of a sandbox that is being stopped, that has crashed, or whose start has failed, until it is removed.
 func TestStartWaitsForMemoryOfRemovals(t *testing.T) {
-	for _, failing := range []bool{false, true} {
+	for what, c := range map[string]struct {
+		fails bool
+		end   func(f *fixture) // of the first sandbox, if its start does not fail
+		after time.Duration    // when the second start begins, after the begin of the first one or after end
+		waits time.Duration
+	}{
+		"stop":                 {false, func(f *fixture) { _ = f.Stop(context.Background(), testName) }, time.Second, 4 * time.Second},
+		"crash":                {false, func(f *fixture) { f.rt.Kill(f.List("")[0].ID) }, time.Second, 2 * time.Second},
+		"failed start":         {true, nil, 11 * time.Second, 2 * time.Second},
+		"start that will fail": {true, nil, 4 * time.Second, 9 * time.Second},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			f, h := newRoomFixture(t, gib, 512*mib)
+			f.restartWith(t, func(o *Options) { o.Store = slowStops{f.store} })
 			f.rt.OnRemove = func(_ context.Context, id string) error {
 				time.Sleep(3 * time.Second)
 				h.use(id, 0)
@@ -164,34 +194,28 @@ func TestStartWaitsForMemoryOfRemovals(t *testing.T) {
 			boot, boots := f.rt.OnStart, 0
 			f.rt.OnStart = func(ctx context.Context, id string) error {
 				boots++
-				if err := boot(ctx, id); err != nil || boots > 1 || !failing {
+				if err := boot(ctx, id); err != nil || boots > 1 || !c.fails {
 					return err
 				}
 				return errors.New("it broke")
 			}
 			var wg sync.WaitGroup
-			start := func(name string) (err error) { return f.Start(t.Context(), Name{"default", name}, Request{}) }
-			if failing {
-				wg.Go(func() {
-					if err := start("one"); !errdefs.IsUnavailable(err) {
-						t.Errorf("got error %v, want Unavailable", err)
-					}
-				})
-				time.Sleep(11 * time.Second)
-			} else {
-				if err := start("one"); err != nil {
-					t.Fatal(err)
+			first := func() {
+				if err := f.Start(t.Context(), testName, Request{}); (err != nil) != c.fails {
+					t.Errorf("%s: the first start: %v", what, err)
 				}
-				wg.Go(func() {
-					if err := f.Stop(t.Context(), Name{"default", "one"}); err != nil {
-						t.Error(err)
-					}
-				})
-				time.Sleep(time.Second)
 			}
+			if c.fails {
+				wg.Go(first)
+			} else {
+				first()
+				wg.Go(func() { c.end(f) })
+			}
+			time.Sleep(c.after)
 			began := time.Now()
-			if err := start("two"); err != nil || time.Since(began) != 12*time.Second {
-				t.Errorf("the start ended after %s with error %v, want it to wait 2s and boot 10s", time.Since(began), err)
+			err := f.Start(t.Context(), Name{"default", "two"}, Request{})
+			if took, want := time.Since(began), c.waits+10*time.Second; err != nil || took != want {
+				t.Errorf("%s: the second start ended after %s with error %v, want %s", what, took, err, want)
 			}
 			wg.Wait()
 			f.Manager.Close()
