@@ -42,11 +42,14 @@ func mountSystem() error {
 	return nil
 }
 
-// bringUp prepares the machine for containers. It sets the agent's timer slack, loads kernel modules, enables cgroup controllers and sets up the
-// network.
+// bringUp prepares the machine for containers. It sets the agent's timer slack, raises the limits of processes, loads kernel
+// modules, enables cgroup controllers and sets up the network.
 func bringUp(log *slog.Logger) error {
 	if err := timerslack.SetAll(timerslack.Service); err != nil {
 		log.Warn("the agent will wake up more often than necessary", "err", err)
+	}
+	if err := container.RaiseProcessLimits(); err != nil {
+		log.Warn("could not raise the limits of processes", "err", err)
 	}
 	if err := devices.LoadModules(log); err != nil {
 		return fmt.Errorf("load modules: %w", err)

@@ -91,7 +91,6 @@ type launch struct {
 	credential *syscall.Credential
 	files      []*os.File // its descriptors 0, 1, 2 and so on
 	terminal   bool       // descriptor 0 is the terminal that controls it
-	ownGroup   bool       // start it in a cgroup of its own, if possible
 }
 
 // setUser sets the user of the process. It returns a gRPC status if the portal may not start processes of that user.
@@ -167,13 +166,20 @@ func (c *children) startIn(l *launch, dir string) (*process, error) {
 	}}
 	if c.load != nil {
 		dir := c.load.dir
-		if l.ownGroup && c.load.groups != nil {
+		if c.load.groups != nil {
 			created, err := c.load.groups.create()
 			if err != nil {
 				return nil, err
 			}
 			defer created.dir.Close()
 			p.group, dir = created.group, created.dir
+			if share := c.load.share(); share > 0 {
+				err = p.group.set("pids.max", share)
+			}
+			if err != nil {
+				p.group.release()
+				return nil, err
+			}
 		}
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
 	}

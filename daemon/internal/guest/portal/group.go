@@ -14,7 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// groups creates the cgroups of processes, one for each, with the names 1, 2 and so on.
+// groups creates the cgroups of processes, one for each, with the names 1, 2 and so on. The process runs in the cgroup
+// inner below it. The limits are those of the upper one, because a program can mount its own cgroup, as the root of a new
+// cgroup namespace, and change what is in it.
 type groups struct {
 	dir *os.File // the directory of the cgroup that contains them
 
@@ -27,11 +29,17 @@ type groups struct {
 	tidying  bool // tidy will run soon
 }
 
-// openGroup is a cgroup with its open directory.
+// openGroup is a cgroup with the open directory of its inner one.
 type openGroup struct {
 	*group
 	dir *os.File
 }
+
+const (
+	inner = "all"
+	// maxInner is how many cgroups there can be below that of a process. One is inner, and the others a program creates.
+	maxInner = 8
+)
 
 // maxRemovals is how many cgroups a call of removeEmpty tries to remove. It is more than one, so that the released ones
 // become fewer.
@@ -62,12 +70,33 @@ func (g *groups) make() (*openGroup, error) {
 	if err := unix.Mkdirat(int(g.dir.Fd()), created.name, 0o755); err != nil {
 		return nil, os.NewSyscallError("mkdirat", err)
 	}
-	dir, err := openAt(g.dir, created.name, unix.O_DIRECTORY)
+	err := unix.Mkdirat(int(g.dir.Fd()), created.name+"/"+inner, 0o755)
+	if err == nil {
+		err = created.set("cgroup.max.descendants", maxInner)
+	}
+	var dir *os.File
+	if err == nil {
+		dir, err = openAt(g.dir, created.name+"/"+inner, unix.O_DIRECTORY)
+	}
 	if err != nil {
 		g.released = append(g.released, created)
 		return nil, err
 	}
 	return &openGroup{created, dir}, nil
+}
+
+// set sets a limit of the cgroup. It does nothing if the agent has not enabled the controller.
+func (g *group) set(file string, value uint64) error {
+	f, err := openAt(g.parent.dir, g.name+"/"+file, unix.O_WRONLY)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(strconv.FormatUint(value, 10))
+	return err
 }
 
 // release removes the cgroup soon or, if processes are then in it, after another one has been released.
@@ -116,13 +145,41 @@ func (g *groups) removeEmpty() {
 	for range min(maxRemovals, len(g.released)) {
 		tried := g.released[0]
 		g.released = g.released[1:]
-		if err := unix.Unlinkat(int(g.dir.Fd()), tried.name, unix.AT_REMOVEDIR); errors.Is(err, unix.EBUSY) {
+		if err := tried.remove(); errors.Is(err, unix.EBUSY) {
 			g.released = append(g.released, tried)
 		}
 	}
 }
 
-// kill kills everything in the cgroup.
+// remove removes the cgroup. It returns EBUSY if there are processes in it.
+func (g *group) remove() error {
+	err := unix.Unlinkat(int(g.parent.dir.Fd()), g.name+"/"+inner, unix.AT_REMOVEDIR)
+	if errors.Is(err, unix.EBUSY) && !g.populated() { // a program has created cgroups there
+		err = removeNested(g.parent.dir, g.name+"/"+inner)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return unix.Unlinkat(int(g.parent.dir.Fd()), g.name, unix.AT_REMOVEDIR)
+}
+
+// removeNested removes the cgroup at path in dir and all cgroups below it.
+func removeNested(dir *os.File, path string) error {
+	cgroup, err := openAt(dir, path, unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	entries, err := cgroup.ReadDir(-1)
+	cgroup.Close()
+	for _, e := range entries {
+		if e.IsDir() {
+			err = errors.Join(err, removeNested(dir, path+"/"+e.Name()))
+		}
+	}
+	return errors.Join(err, unix.Unlinkat(int(dir.Fd()), path, unix.AT_REMOVEDIR))
+}
+
+// kill kills everything in the cgroup and those below it.
 func (g *group) kill() error {
 	f, err := openAt(g.parent.dir, g.name+"/cgroup.kill", unix.O_WRONLY)
 	if err != nil {
@@ -173,18 +230,18 @@ func (g *group) signalSome(pids []int, sig syscall.Signal) (err error) {
 	return err
 }
 
-// populated reports whether a process is in the cgroup.
+// populated reports whether a process is in the cgroup or those below it.
 func (g *group) populated() bool {
 	if g == nil {
 		return false
 	}
-	pids, err := g.processes()
-	return err == nil && len(pids) > 0
+	events, err := readAt(g.parent.dir, g.name+"/cgroup.events")
+	return err == nil && strings.Contains(events, "populated 1")
 }
 
 // processes returns the pids of the processes in the cgroup.
 func (g *group) processes() ([]int, error) {
-	f, err := openAt(g.parent.dir, g.name+"/cgroup.procs", 0)
+	f, err := openAt(g.parent.dir, g.name+"/"+inner+"/cgroup.procs", 0)
 	if err != nil {
 		return nil, err
 	}

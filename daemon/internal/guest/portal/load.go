@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	processes "github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
 // The descriptors at which msbd's guest agent gives the portal its cgroups. An agent before the contract 1 gives it only
@@ -25,6 +27,8 @@ type load struct {
 	dir       *os.File // the directory of the load's cgroup, which is below it
 	events    *os.File // memory.events of the load; nil if the kernel does not limit its memory
 	groups    *groups  // nil if the agent does not provide a cgroup for them
+	// limit and count are pids.max and pids.current of the load. They are nil if the kernel does not limit its processes.
+	limit, count *os.File
 }
 
 // openLoad returns the load that the guest's agent has provided, or nil if there is none.
@@ -42,7 +46,47 @@ func openLoad() (*load, error) {
 		return nil, err
 	}
 	l.events, _ = openAt(l.dir, "memory.events", 0)
-	return l, nil
+	l.limit, _ = openAt(l.dir, "pids.max", 0)
+	l.count, _ = openAt(l.dir, "pids.current", 0)
+	return l, l.hide()
+}
+
+// hide keeps the programs in the sandbox, which may be root, from opening the portal's descriptors in /proc, through which
+// they could change their limits. They have no CAP_SYS_PTRACE. The file with the OOM score must be opened before, because it
+// then belongs to root.
+func (l *load) hide() error {
+	if l.groups == nil {
+		return nil
+	}
+	_ = processes.WithoutOOMProtection(func() error { return nil })
+	return os.NewSyscallError("prctl", unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0))
+}
+
+// share returns how many processes and threads a program that starts now may have: half of those that are left. So
+// whatever the earlier programs do, there are some left for the next one. It returns 0 if there is no limit.
+func (l *load) share() uint64 {
+	limit, err := readNumber(l.limit)
+	if err != nil {
+		return 0
+	}
+	count, err := readNumber(l.count)
+	if err != nil {
+		return 0
+	}
+	if count >= limit {
+		return 1 // which the start may get if others end
+	}
+	return (limit - count + 1) / 2
+}
+
+// readNumber returns the number that is the content of a file of a cgroup.
+func readNumber(f *os.File) (uint64, error) {
+	buf := make([]byte, 24)
+	n, err := f.ReadAt(buf, 0)
+	if err != nil && err != io.EOF {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(buf[:n])), 10, 64)
 }
 
 // isCgroup reports whether fd is the directory of a cgroup. A descriptor that the agent has not provided may be that of a
@@ -68,6 +112,8 @@ func (l *load) close() {
 			l.groups.close()
 		}
 		l.events.Close()
+		l.limit.Close()
+		l.count.Close()
 		l.dir.Close()
 		l.container.Close()
 	}

@@ -96,6 +96,7 @@ func (s *programs) adopt(interpreter *process, awaitRest func(), l launch, tag s
 	s.all = append(s.all, p)
 	go func() {
 		<-p.exited
+		p.group.release()
 		awaitRest()
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -166,7 +167,7 @@ func (s *programs) launch(call context.Context, req *portalv1.StartProcessReques
 	if err != nil {
 		return nil, nil, err
 	}
-	l := launch{argv: argv, terminal: req.GetTerminal() != nil, ownGroup: true}
+	l := launch{argv: argv, terminal: req.GetTerminal() != nil}
 	if err := l.setUser(user); err != nil {
 		return nil, nil, err
 	}

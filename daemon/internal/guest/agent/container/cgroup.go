@@ -25,7 +25,7 @@ const (
 	portalWeight = 10_000
 	// portalOOMScoreAdj makes the kernel kill a process of the portal only if nothing else can be killed.
 	portalOOMScoreAdj = -999
-	// maxCgroups is how many cgroups there can be below the load. The portal creates one for each program that it starts,
+	// maxCgroups is how many cgroups there can be below the load. The portal creates two for each program that it starts,
 	// and a root process in the container could create more.
 	maxCgroups = 4096
 )
@@ -38,7 +38,8 @@ const (
 // device filter and the statistics are those of the whole container.
 //
 // Below the load is the cgroup "processes", in which the portal creates a cgroup for each program, so that it can end
-// everything that the program started. These cgroups have no limits of their own. Those of the load apply to all of them.
+// everything that the program started. It limits the number of processes in each of them. All other limits are those of the
+// load, and apply to all programs together.
 type cgroup struct {
 	path   string
 	load   string // path of the cgroup for the container's processes other than the portal; path, if portal is empty
@@ -74,13 +75,15 @@ func createCgroup(id string, portal bool) (*cgroup, error) {
 // separatePortal creates the cgroups "portal" and "load", and "processes" below the load.
 func (c *cgroup) separatePortal() error {
 	c.load, c.portal = c.path+"/load", c.path+"/portal"
-	for _, dir := range []string{c.load, c.portal, c.processes()} {
+	for _, dir := range []string{c.load, c.portal, c.processes(), c.execs()} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
 		}
 	}
 	for _, setting := range [][3]string{
 		{c.path, "cgroup.subtree_control", "+cpu +memory +pids"},
+		{c.load, "cgroup.subtree_control", "+pids"},
+		{c.processes(), "cgroup.subtree_control", "+pids"},
 		// A cgroup is protected only as far as the one above it is.
 		{c.path, "memory.min", strconv.Itoa(portalMemory)},
 		{c.portal, "memory.min", strconv.Itoa(portalMemory)},
@@ -124,7 +127,8 @@ func (c *cgroup) limitLoad(file, value string) error {
 }
 
 // loadLimit returns the limit of the load for a limit of the container. It leaves memory for the portal, and half of the
-// threads that the guest's kernel can have for the portal and the agent.
+// threads that the guest's kernel can have for the portal and the agent. The memory of the threads themselves counts as
+// that of the load.
 func loadLimit(file, value string, threads uint64) string {
 	limit, err := strconv.ParseUint(value, 10, 64)
 	switch {
@@ -136,9 +140,39 @@ func loadLimit(file, value string, threads uint64) string {
 	return value
 }
 
-// maxThreads returns how many threads the guest's kernel can have. The kernel derives the number from the memory.
+const (
+	threadsMax = "/proc/sys/kernel/threads-max"
+	pidMax     = "/proc/sys/kernel/pid_max"
+)
+
+// maxThreads returns how many threads the guest's kernel can have.
 func maxThreads() (uint64, error) {
-	data, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	threads, err := readNumber(threadsMax)
+	if err != nil {
+		return 0, err
+	}
+	pids, err := readNumber(pidMax)
+	return min(threads, pids), err
+}
+
+// RaiseProcessLimits lets the guest's kernel have twice as many threads as it derives from the memory, so that one program
+// can have as many, and others remain for the programs that start later. The kernel would also limit the processes of each user
+// other than root. Then a user whose program uses them up could start no other program, so the cgroups alone limit them.
+// The caller must call it once, at boot.
+func RaiseProcessLimits() error {
+	threads, err := readNumber(threadsMax)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(threadsMax, []byte(strconv.FormatUint(2*threads, 10)), 0); err != nil {
+		return err
+	}
+	infinite := &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}
+	return os.NewSyscallError("setrlimit", unix.Setrlimit(unix.RLIMIT_NPROC, infinite))
+}
+
+func readNumber(path string) (uint64, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
 	}
@@ -164,8 +198,8 @@ func (c *cgroup) processes() string { return c.load + "/processes" }
 // cgroup and starts processes in the load. Through the second one, it creates and removes cgroups in "processes", and ends
 // what is in them. The directories are mounts of their own, because the programs in the container may be able to open the
 // portal's descriptors: no path leads from them to other cgroups. In the first one, nothing can be changed. In the second
-// one, a root process can create cgroups, and move, freeze and kill the programs in them, which it could also stop and kill
-// with signals. It cannot change a limit, because the files with the limits are above, nor create more than maxCgroups.
+// one are no limits but those that the portal sets for its programs, and there can be maxCgroups cgroups at most. The portal
+// hides its descriptors from the programs, so that they cannot change their limits.
 func (c *cgroup) handOver(uid uint32) (files []*os.File, err error) {
 	// To start a process in another cgroup, one must be allowed to write to these files. The mounts do not matter.
 	for _, name := range []string{
@@ -265,10 +299,16 @@ func (c *cgroup) freeze(frozen bool) error {
 	return os.WriteFile(c.path+"/cgroup.freeze", []byte(value), 0)
 }
 
+// execs returns the path of the cgroup below the load for additional processes that are not the portal's.
+func (c *cgroup) execs() string { return c.load + "/execs" }
+
 // forkInto returns the directory of the cgroup into which to fork an additional process of the container. main is the
 // pid of the container's main process. A cgroup that has delegated its controllers cannot hold processes. In that case,
 // forkInto returns the cgroup of the main process.
 func (c *cgroup) forkInto(main int) (*os.File, error) {
+	if c.portal != "" {
+		return os.Open(c.execs())
+	}
 	delegated, err := os.ReadFile(c.load + "/cgroup.subtree_control")
 	if err != nil {
 		return nil, err
