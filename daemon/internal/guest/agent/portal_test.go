@@ -45,7 +45,7 @@ func testPortal(t *testing.T, g *guest) {
 
 		for i := range 2 { // the number of a cgroup is not used again
 			printed, exit := runProcess(t, client, &portalv1.StartProcessRequest{Argv: []string{"/tool", "files", "/proc/self/cgroup"}})
-			if want := fmt.Sprintf(`/proc/self/cgroup: "0::/processes/%d\n" false`+"\n", i+1); printed != want || exit.GetExitCode() != 0 {
+			if want := fmt.Sprintf(`/proc/self/cgroup: "0::/processes/%d/all\n" false`+"\n", i+1); printed != want || exit.GetExitCode() != 0 {
 				t.Errorf("as user %d: exit %v, output %q, want %q", uid, exit, printed, want)
 			}
 		}

@@ -38,8 +38,9 @@ const (
 // device filter and the statistics are those of the whole container.
 //
 // Below the load is the cgroup "processes", in which the portal creates a cgroup for each program, so that it can end
-// everything that the program started. It limits the number of processes in each of them. All other limits are those of the
-// load, and apply to all programs together.
+// everything that the program started. It limits the number of processes in each of them, and the programs share the
+// processors equally, however many processes each has. All other limits are those of the load, and apply to all programs
+// together.
 type cgroup struct {
 	path   string
 	load   string // path of the cgroup for the container's processes other than the portal; path, if portal is empty
@@ -82,8 +83,8 @@ func (c *cgroup) separatePortal() error {
 	}
 	for _, setting := range [][3]string{
 		{c.path, "cgroup.subtree_control", "+cpu +memory +pids"},
-		{c.load, "cgroup.subtree_control", "+pids"},
-		{c.processes(), "cgroup.subtree_control", "+pids"},
+		{c.load, "cgroup.subtree_control", "+cpu +pids"},
+		{c.processes(), "cgroup.subtree_control", "+cpu +pids"},
 		// A cgroup is protected only as far as the one above it is.
 		{c.path, "memory.min", strconv.Itoa(portalMemory)},
 		{c.portal, "memory.min", strconv.Itoa(portalMemory)},
