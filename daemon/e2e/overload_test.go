@@ -35,10 +35,10 @@ func TestOverload(t *testing.T) {
 		for script, want := range map[string]string{
 			// The portal is protected from its programs.
 			"cat /proc/1/oom_score_adj /proc/self/oom_score_adj; cut -d: -f3 /proc/1/cgroup /proc/self/cgroup | sed 's,/[0-9]*/all$,/N/all,'": "-999\n0\n/../portal\n/processes/N/all\n",
-			"getent hosts localhost; getent hosts sandbox; cat /etc/hostname":                                                         "::1             localhost ip6-localhost ip6-loopback\n127.0.1.1       sandbox\nsandbox\n",
-			"TZ=America/New_York date -d @1700000000 +%H:%M%z":                                                                        "17:13-0500\n",
-			"python3 -c 'import zoneinfo; print(zoneinfo.ZoneInfo(\"Asia/Kolkata\"))'":                                                "Asia/Kolkata\n",
-			"mknod /tmp/console c 5 1 && (echo forged >/tmp/console) 2>&1 | grep -o 'Operation not permitted'":                        "Operation not permitted\n",
+			"getent hosts localhost; getent hosts sandbox; cat /etc/hostname":                                                                 "::1             localhost ip6-localhost ip6-loopback\n127.0.1.1       sandbox\nsandbox\n",
+			"TZ=America/New_York date -d @1700000000 +%H:%M%z":                                                                                "17:13-0500\n",
+			"python3 -c 'import zoneinfo; print(zoneinfo.ZoneInfo(\"Asia/Kolkata\"))'":                                                        "Asia/Kolkata\n",
+			"mknod /tmp/console c 5 1 && (echo forged >/tmp/console) 2>&1 | grep -o 'Operation not permitted'":                                "Operation not permitted\n",
 		} {
 			if r := s.command(t, key, name, "sh", "-c", script); r.text("stdout") != want {
 				t.Errorf("%s: got %+v, want the output %q", script, r, want)

@@ -2,6 +2,7 @@ package portal
 
 import (
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -42,4 +43,36 @@ func TestReleasedGroups(t *testing.T) {
 	if created.name != "201" {
 		t.Errorf("the next cgroup is %s, want 201, which exists", created.name)
 	}
+}
+
+// A program gets half of the processes that are left, and at least one. The files are not those of a cgroup.
+func TestShare(t *testing.T) {
+	for _, tt := range []struct {
+		limit, count string
+		want         uint64
+	}{
+		{"2342\n", "0\n", 1171}, {"2342\n", "1171\n", 586}, {"10\n", "9\n", 1}, {"10\n", "10\n", 1}, {"10\n", "12\n", 1}, {"max\n", "3\n", 0},
+	} {
+		l := &load{limit: fileWith(t, tt.limit), count: fileWith(t, tt.count)}
+		if got := l.share(); got != tt.want {
+			t.Errorf("with a limit of %q and %q processes, the share is %d, want %d", tt.limit, tt.count, got, tt.want)
+		}
+	}
+	if got := (&load{}).share(); got != 0 {
+		t.Errorf("without the files, the share is %d, want 0", got)
+	}
+}
+
+func fileWith(t *testing.T, content string) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
 }
