@@ -174,10 +174,10 @@ while True:
 		end(t, "hog")
 	})
 	t.Run("disk", func(t *testing.T) {
-		start(t, "filler", "", "sh", "-c", `i=0; while i=$((i+1)); do : >/root/file$i || break; [ $i = 1000 ] && echo many && break; done
+		start(t, "filler", "", "sh", "-c", `true >/root/fill; i=0; while i=$((i+1)) && [ $i -le 1000 ]; do true >/root/file$i || break; done; echo many $i
 while :; do cat /dev/zero >>/root/fill; echo full; sleep 0.1; done`)
 		until(t, "many files", func() bool { return strings.Contains(printed(t, "filler"), "many") })
-		works(t, "with many files", "")
+		works(t, "with many files: "+strings.Fields(printed(t, "filler"))[1], "")
 		until(t, "the disk to be full", func() bool { return strings.Contains(printed(t, "filler"), "full") })
 		works(t, "with a full disk", "")
 		s.mustCall(t, key, "sandbox.context.restart", params{"sandbox": name, "context": "python"}, nil)
@@ -194,7 +194,17 @@ while :; do cat /dev/zero >>/root/fill; echo full; sleep 0.1; done`)
 	t.Run("output", func(t *testing.T) {
 		start(t, "flood", "", "sh", "-c", "mknod /tmp/console c 5 1; while :; do echo flood >/tmp/console; echo '<0>flood' >/dev/kmsg; done 2>&1")
 		start(t, "yes", "", "yes")
-		until(t, "output", func() bool { return len(printed(t, "flood")) > 0 && len(printed(t, "yes")) > 0 })
+		until(t, "output", func() bool {
+			for _, tag := range []string{"flood", "yes"} {
+				var r struct {
+					OutputBytes int `json:"output_bytes"`
+				}
+				if s.mustCall(t, key, "sandbox.process.get", params{"sandbox": name, "tag": tag}, &r); r.OutputBytes == 0 {
+					return false
+				}
+			}
+			return true
+		})
 		works(t, "during a flood of output", "")
 		end(t, "flood", "yes")
 	})
