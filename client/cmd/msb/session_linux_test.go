@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"os/exec"
+	"os/signal"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ func startSession(t *testing.T, env []string, args ...string) *daemontest.Sessio
 	t.Helper()
 	command := exec.Command("msb", args...)
 	command.Env = append(os.Environ(), env...)
+	// msb ignores SIGHUP if the test does, for example under nohup. The children of a process that handles the signal do not.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	return daemontest.StartSession(t, command)
 }
 
