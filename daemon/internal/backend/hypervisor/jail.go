@@ -18,6 +18,7 @@ import (
 
 	"github.com/msbd/msbd/daemon/internal/sys/process"
 	"github.com/msbd/msbd/daemon/internal/sys/socketfilter"
+	"github.com/msbd/msbd/daemon/internal/sys/thread"
 )
 
 // A guest that has taken over its QEMU must not get further. So QEMU runs in a jail: as a user of its own, without
@@ -257,27 +258,17 @@ func isJailRoot(line string) bool {
 	return len(fields) > 4 && fields[4] == "/" && len(sources) > 1 && sources[1] == jailSource
 }
 
-// inMountNamespace runs f on a thread that has entered the mount namespace ns. The thread then ends.
-func inMountNamespace(ns *os.File, f func() error) (err error) {
-	ran := make(chan struct{})
-	go func() {
-		defer close(ran)
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() { // Go never ends the main thread, so leave f to another one
-			defer runtime.UnlockOSThread()
-			err = inMountNamespace(ns, f)
-			return
+// inMountNamespace runs f on a thread that has entered the mount namespace ns.
+func inMountNamespace(ns *os.File, f func() error) error {
+	return thread.Run(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return err
 		}
-		// The thread is never unlocked, so it ends with this goroutine and no other goroutine runs in ns.
-		if err = unix.Unshare(unix.CLONE_FS); err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS); err != nil {
+			return err
 		}
-		if err == nil {
-			err = f()
-		}
-	}()
-	<-ran
-	return err
+		return f()
+	})
 }
 
 // removeRoot removes everything from the root of the jail that this thread has entered. It leaves no files if it is
