@@ -121,6 +121,20 @@ func (p *Process) Kill(ctx context.Context) error {
 	return p.Wait(ctx)
 }
 
+// Descriptor returns a new descriptor for the file that the process has open as descriptor fd. It needs the right to
+// trace the process. The caller must close the descriptor.
+func (p *Process) Descriptor(fd int) (int, error) {
+	var own int
+	var err error
+	if noHandle := p.handle.WithHandle(func(pidfd uintptr) { own, err = unix.PidfdGetfd(int(pidfd), fd, 0) }); noHandle != nil {
+		err = noHandle
+	}
+	if err != nil {
+		return -1, fmt.Errorf("get descriptor %d of process %d: %w", fd, p.PID, err)
+	}
+	return own, nil
+}
+
 // Dead reports whether the process has ended, whether or not it is reaped.
 func (p *Process) Dead() (dead bool) {
 	_ = p.handle.WithHandle(func(pidfd uintptr) { dead = isDead(pidfd) })

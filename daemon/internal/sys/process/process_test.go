@@ -153,3 +153,46 @@ func TestKillWithoutDescriptors(t *testing.T) {
 		t.Errorf("Kill = %v, dead: %t; want nil and true", killed, p.Dead())
 	}
 }
+
+// A descriptor of another process is a descriptor of the same file here, which remains when the process has ended.
+func TestDescriptor(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	p, err := Open(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if _, err := p.Descriptor(1000); !errors.Is(err, syscall.EBADF) {
+		t.Errorf("a descriptor that is not open: %v", err)
+	}
+	fd, err := p.Descriptor(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := os.NewFile(uintptr(fd), "pipe")
+	defer theirs.Close()
+	if err := p.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 2)
+	if n, err := theirs.Read(buf); n != 1 || buf[0] != 'x' || err != nil {
+		t.Errorf("read %q, %v", buf[:n], err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("the process was not killed")
+	}
+	if _, err := p.Descriptor(0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("a descriptor of a process that has ended: %v", err)
+	}
+}
