@@ -88,7 +88,7 @@ func (m machine) examine(ctx context.Context, o Options, s Server, callerChecks 
 	}
 	for _, check := range []func(context.Context) Check{
 		e.system, e.user, e.cgroups, e.kvmDevice, e.vsockDevice,
-		e.qemu, e.virtiofsd, e.mkfsErofs, e.mkfsExt4, e.kata, e.containerd, e.guest,
+		e.qemu, e.virtiofsd, e.mkfsErofs, e.mkfsExt4, e.network, e.kata, e.containerd, e.guest,
 		e.memory, e.disk, e.directories, e.overlayfs, e.clock, e.systemLog, e.files, e.group, e.port,
 	} {
 		if c := check(ctx); c.Name != "" {

@@ -9,11 +9,13 @@ import (
 	"strings"
 
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/msbd/msbd/daemon/internal/backend/disk"
+	"github.com/msbd/msbd/daemon/internal/backend/network"
 )
 
 func (e examination) kvmDevice(context.Context) Check {
@@ -123,6 +125,27 @@ func (e examination) mkfs(program disk.Program) Check {
 		return problem(program.Name, "apt install "+program.Package, "%v", withoutClass(err))
 	}
 	return ok(program.Name, "%s", path)
+}
+
+// network checks what package network needs. The kernel loads most modules by itself.
+func (e examination) network(context.Context) Check {
+	const name, device = "network", "/dev/net/tun"
+	switch {
+	case e.ownDriver():
+		return Check{} // only with msbd's hypervisor service, sandboxes have a network that msbd makes
+	case os.Geteuid() != 0:
+		return warning(name, asRoot, "not checked: only root can create a network for a sandbox")
+	}
+	fd, err := unix.Open(e.root+device, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		obs := e.deviceObstacle(device, "tun", err)
+		return problem(name, obs.advice(), "%s", obs.what)
+	}
+	unix.Close(fd)
+	if err := network.Check(); err != nil {
+		return problem(name, "modprobe -a tun nf_tables nft_ct; run a container with msbd privileged", "%v", withoutClass(err))
+	}
+	return ok(name, "network namespaces, %s and nf_tables are usable", device)
 }
 
 func (e examination) kata(ctx context.Context) Check {

@@ -49,6 +49,7 @@ func newInstall(t *testing.T) (Options, Server) {
 var goodHost = map[string]string{
 	"/proc/cpuinfo": amd, "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4194304 kB\n", "/proc/filesystems": "nodev\toverlay\n",
 	"/etc/os-release": "PRETTY_NAME=\"Debian GNU/Linux 12\"\n", "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids\n", "/dev/vhost-vsock": "",
+	"/dev/net/tun": "-> /dev/net/tun",
 }
 
 // goodHostWith returns goodHost with one file added or replaced.
@@ -197,6 +198,31 @@ func TestExamineWithoutMkfs(t *testing.T) {
 	}
 	o.KataConfig = filepath.Join(t.TempDir(), "kata.toml")
 	if c := erofs(); len(c) != 0 {
+		t.Errorf("with Kata's own driver: %+v", c)
+	}
+}
+
+// The host must be able to make networks, unless Kata's own driver runs the microVMs.
+func TestExamineNetwork(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	o, _ := newInstall(t)
+	e := examination{machine: newMachine(t, goodHostWith("/dev/net/tun", "-> /none")), Options: o}
+	if c := e.network(t.Context()); c.Status != Problem || c.Detail != "there is no /dev/net/tun" || !strings.Contains(c.Remedy, "modprobe tun") {
+		t.Errorf("without tun: %+v", c)
+	}
+	e.machine = newMachine(t, goodHost)
+	if c := e.network(t.Context()); c.Status != OK {
+		t.Errorf("%+v", c)
+	}
+	asNobody(func() {
+		if c := e.network(t.Context()); c.Status != Warning || c.Remedy != asRoot || !strings.Contains(c.Detail, "not checked") {
+			t.Errorf("as nobody: %+v", c)
+		}
+	})
+	e.Hypervisor = Kata
+	if c := e.network(t.Context()); c.Name != "" {
 		t.Errorf("with Kata's own driver: %+v", c)
 	}
 }

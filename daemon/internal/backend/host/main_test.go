@@ -30,7 +30,7 @@ const (
 // virtual returns cpuinfo as it is in a virtual machine.
 func virtual(cpuinfo string) string { return strings.Replace(cpuinfo, " fpu", " fpu hypervisor", 1) }
 
-// newMachine simulates a host with these files, by path, and with modules for KVM and vsock that are not loaded. The
+// newMachine simulates a host with these files, by path, and with modules for KVM, vsock and taps that are not loaded. The
 // content "-> TARGET" makes a symbolic link.
 func newMachine(t *testing.T, files map[string]string) machine {
 	t.Helper()
@@ -38,7 +38,7 @@ func newMachine(t *testing.T, files map[string]string) machine {
 	all := map[string]string{
 		"/proc/self/ns/pid":                          "-> " + hostPIDNamespace,
 		"/proc/sys/kernel/osrelease":                 "6.1.0-9-amd64\n",
-		"/lib/modules/6.1.0-9-amd64/modules.dep":     "kernel/arch/x86/kvm/kvm-intel.ko.xz: a\nkernel/arch/x86/kvm/kvm-amd.ko.xz: a\nkernel/drivers/vhost/vhost_vsock.ko: a\n",
+		"/lib/modules/6.1.0-9-amd64/modules.dep":     "kernel/arch/x86/kvm/kvm-intel.ko.xz: a\nkernel/arch/x86/kvm/kvm-amd.ko.xz: a\nkernel/drivers/vhost/vhost_vsock.ko: a\nkernel/drivers/net/tun.ko: a\n",
 		"/lib/modules/6.1.0-9-amd64/modules.builtin": "kernel/fs/overlayfs/overlay.ko\n",
 	}
 	for path, content := range files {
