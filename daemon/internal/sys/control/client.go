@@ -27,6 +27,8 @@ const (
 	maxExchanges  = 20
 	// maxRounds is how often SyncClock measures the clock again after a correction that got no response.
 	maxRounds = 3
+	// portalPause is the time between two requests of AwaitPortal, in case a guest does not wait itself.
+	portalPause = 10 * time.Millisecond
 	// tolerance is an error of the clock that is not corrected.
 	tolerance = 500 * time.Microsecond
 )
@@ -109,18 +111,65 @@ type clockReading struct {
 	guest     time.Time
 }
 
-// readClock reads the guest's clock. If there is no response, it sends the request again. The first request on a new
-// connection is sometimes lost if the connection has replaced another one.
+// readClock reads the guest's clock.
 func (c *Client) readClock(ctx context.Context) (clockReading, error) {
-	for attempt := 1; ; attempt++ {
-		sent := time.Now()
-		resp, err := c.exchange(ctx, Request{})
-		if err == nil {
-			// Without its monotonic part, Sub compares the time with the wall clock of the host.
-			return clockReading{sent.Round(0), time.Since(sent), time.Unix(0, resp.Time)}, nil
+	resp, sent, err := c.repeat(ctx, Request{})
+	if err != nil {
+		return clockReading{}, err
+	}
+	// Without its monotonic part, Sub compares the time with the wall clock of the host.
+	return clockReading{sent.Round(0), time.Since(sent), time.Unix(0, resp.Time)}, nil
+}
+
+// Personalize makes a guest another one than those that were restored from the same state: it reseeds the random number
+// generator of the guest's kernel with seed, which has SeedSize random bytes, and sets the token with which msbd connects to the
+// portal. After that, the shim may connect to the agent.
+func (c *Client) Personalize(ctx context.Context, seed []byte, token string) error {
+	if len(seed) == 0 || token == "" {
+		return errors.New("personalize the guest: there is no seed or no token")
+	}
+	if _, _, err := c.repeat(ctx, Request{Seed: seed, Token: token}); err != nil {
+		return fmt.Errorf("personalize the guest: %w", err)
+	}
+	return nil
+}
+
+// SetHostname sets the hostname of the guest's container.
+func (c *Client) SetHostname(ctx context.Context, name string) error {
+	if name == "" {
+		return errors.New("set the guest's hostname: it is empty")
+	}
+	if _, _, err := c.repeat(ctx, Request{Hostname: name}); err != nil {
+		return fmt.Errorf("set the guest's hostname: %w", err)
+	}
+	return nil
+}
+
+// AwaitPortal waits until the guest's portal takes connections or ctx is done.
+func (c *Client) AwaitPortal(ctx context.Context) error {
+	for {
+		resp, err := c.exchange(ctx, Request{AwaitPortal: true})
+		if err == nil && resp.Ready {
+			return nil
 		}
-		if attempt == maxAttempts || !errors.Is(err, os.ErrDeadlineExceeded) {
-			return clockReading{}, err
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("wait for the guest's portal: %w", err)
+		}
+		select {
+		case <-ctx.Done(): // the next exchange returns that
+		case <-time.After(portalPause):
+		}
+	}
+}
+
+// repeat makes an exchange. If there is no response, it sends the request again. The first request on a new connection is
+// sometimes lost if the connection has replaced another one. sent is when the last request was sent.
+func (c *Client) repeat(ctx context.Context, req Request) (resp Response, sent time.Time, err error) {
+	for attempt := 1; ; attempt++ {
+		sent = time.Now()
+		resp, err = c.exchange(ctx, req)
+		if err == nil || attempt == maxAttempts || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return resp, sent, err
 		}
 	}
 }
@@ -129,6 +178,9 @@ func (c *Client) readClock(ctx context.Context) (clockReading, error) {
 // returns os.ErrDeadlineExceeded. It returns the error of ctx if ctx ends earlier.
 func (c *Client) exchange(ctx context.Context, req Request) (Response, error) {
 	if err := ctx.Err(); err != nil {
+		return Response{}, err
+	}
+	if err := req.check(); err != nil {
 		return Response{}, err
 	}
 	if err := c.conn.SetDeadline(time.Now().Add(responseTimeout)); err != nil {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -257,6 +258,139 @@ func TestLateResponses(t *testing.T) {
 	}
 	if len(clock.adjusts) > 0 {
 		t.Errorf("late responses made the corrections %v", clock.adjusts)
+	}
+}
+
+// TestChanges makes the requests that change a guest, and that wait for its portal. The guest loses the first of each.
+func TestChanges(t *testing.T) {
+	t.Parallel() // each loss takes a second
+	seed, token := bytes.Repeat([]byte{7}, SeedSize), strings.Repeat("0f", 32)
+	for name, tt := range map[string]struct {
+		call     func(context.Context, *Client) error
+		want     Request
+		notReady int // how many times the guest says that its portal is not ready
+	}{
+		"personalize": {func(ctx context.Context, c *Client) error { return c.Personalize(ctx, seed, token) }, Request{Seed: seed, Token: token}, 0},
+		"hostname":    {func(ctx context.Context, c *Client) error { return c.SetHostname(ctx, "box-1") }, Request{Hostname: "box-1"}, 0},
+		"portal":      {func(ctx context.Context, c *Client) error { return c.AwaitPortal(ctx) }, Request{AwaitPortal: true}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, guest := connect(t)
+			var handled []Request
+			served := make(chan error)
+			go func() {
+				_, err := (&lineReader{r: guest}).next() // lost
+				if err == nil {
+					err = Serve(guest, func(req Request) Response {
+						handled = append(handled, req)
+						return Response{Ready: req.AwaitPortal && len(handled) > tt.notReady}
+					})
+				}
+				served <- err
+			}()
+			err := tt.call(t.Context(), c)
+			c.Close()
+			if err := errors.Join(err, <-served); err != nil {
+				t.Fatal(err)
+			}
+			if len(handled) != tt.notReady+1 {
+				t.Errorf("the guest handled %d requests, want %d", len(handled), tt.notReady+1)
+			}
+			for _, req := range handled {
+				tt.want.ID = req.ID
+				if !reflect.DeepEqual(req, tt.want) {
+					t.Errorf("the guest handled %+v, want %+v", req, tt.want)
+				}
+			}
+		})
+	}
+}
+
+// TestAwaitPortalEnds waits for a portal that is never ready, and for one of a guest that says that it has none.
+func TestAwaitPortalEnds(t *testing.T) {
+	for name, tt := range map[string]struct {
+		resp  Response
+		after time.Duration // the time limit of the call
+		want  string
+	}{
+		"never ready": {Response{}, time.Minute, context.DeadlineExceeded.Error()},
+		"none":        {Response{Error: "there is none"}, time.Hour, "there is none"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host, guest := net.Pipe()
+				c := newClient(host)
+				served := make(chan error)
+				go func() {
+					served <- Serve(guest, func(Request) Response {
+						time.Sleep(PortalWait)
+						return tt.resp
+					})
+				}()
+				ctx, cancel := context.WithTimeout(t.Context(), tt.after)
+				defer cancel()
+				if err := c.AwaitPortal(ctx); err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("%v, want %q", err, tt.want)
+				}
+				c.Close()
+				<-served
+			})
+		})
+	}
+}
+
+// TestBadRequests sends fields that are not valid. The client does not send them, the guest refuses them, and no error has
+// the token.
+func TestBadRequests(t *testing.T) {
+	const token = "0f0f0f0f0f0f0f0f"
+	for name, req := range map[string]Request{
+		"a short seed":          {Seed: []byte("seed")},
+		"a long seed":           {Seed: make([]byte, SeedSize+1)},
+		"a short token":         {Token: token},
+		"a token with a line":   {Token: strings.Repeat(token, 4)[:63] + "\n"},
+		"a long hostname":       {Hostname: strings.Repeat("x", maxHostname+1)},
+		"two lines of hosts":    {Hostname: "a\n127.0.0.1"},
+		"a hyphen at the start": {Hostname: "-a"},
+		"a hyphen at the end":   {Hostname: "a-"},
+		"a domain":              {Hostname: "a.b"},
+		"another alphabet":      {Hostname: "ä"},
+		"a bad and a good one":  {Adjust: 1, Hostname: "a", Token: token},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, guest := connect(t)
+			if _, err := c.exchange(t.Context(), req); err == nil || strings.Contains(err.Error(), token) {
+				t.Errorf("the client sends it, or has the error %v", err)
+			}
+			served := make(chan error)
+			go func() {
+				served <- Serve(guest, func(req Request) Response {
+					t.Errorf("handled %+v", req)
+					return Response{}
+				})
+			}()
+			req.ID = 7
+			line, err := encode(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.conn.Write(line); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := readResponse(&c.lines)
+			if err != nil || resp.ID != 7 || resp.Error == "" || strings.Contains(resp.Error, token) {
+				t.Errorf("the guest responds %+v, %v", resp, err)
+			}
+			c.Close()
+			if err := <-served; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	c, _ := connect(t)
+	if c.Personalize(t.Context(), nil, strings.Repeat("0f", 32)) == nil || c.Personalize(t.Context(), make([]byte, SeedSize), "") == nil ||
+		c.SetHostname(t.Context(), "") == nil {
+		t.Error("a client sends a request without what it sets")
 	}
 }
 
