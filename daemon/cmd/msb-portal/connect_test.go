@@ -17,39 +17,55 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/portalclient"
 )
 
-// TestReconnect checks that a new connection ends the bridge of the previous one, and that the REPL keeps its state.
+// TestReconnect checks that a new connection ends the previous one, and that the REPL keeps its state.
 func TestReconnect(t *testing.T) {
 	t.Parallel()
-	g := startGuest(t)
-	old := g.bridge(t)
-	client, err := portalclient.New(t.Context(), old, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	first := &connection{client}
-	runCode(t, first, sandbox.Python, "x = 1")
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := start(t)
+		old := g.stream(t, "")
+		client, err := portalclient.New(t.Context(), old, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		first := &connection{client}
+		runCode(t, first, sandbox.Python, "x = 1")
 
-	// Start a run that the end of its connection has to interrupt.
-	started := fifo(t)
-	ended := make(chan error, 1)
-	go func() {
-		_, err := first.runCode(t.Context(), sandbox.Code{
-			Language: sandbox.Python, Text: fmt.Sprintf("open(%q, 'w').close()\nwhile True: pass", started),
-		})
-		ended <- err
-	}()
-	wait(t, started)
+		// Start a run that the end of its connection has to interrupt.
+		started := fifo(t)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := first.runCode(t.Context(), sandbox.Code{
+				Language: sandbox.Python, Text: fmt.Sprintf("open(%q, 'w').close()\nwhile True: pass", started),
+			})
+			ended <- err
+		}()
+		wait(t, started)
 
-	second := g.connect(t)
-	<-old.ended
-	if err := <-ended; !errors.Is(err, sandbox.ErrRunFailed) {
-		t.Errorf("run on the old connection: %v, want sandbox.ErrRunFailed", err)
+		second := g.connect(t)
+		if b, ok := old.(*bridge); ok {
+			<-b.ended
+		}
+		if err := <-ended; !errors.Is(err, sandbox.ErrRunFailed) {
+			t.Errorf("run on the old connection: %v, want sandbox.ErrRunFailed", err)
+		}
+		expect(t, second, sandbox.Python, "x", true, "stdout: 1\n")
+		if err := first.Ping(t.Context()); !errdefs.IsUnavailable(err) {
+			t.Errorf("ping on the old connection: %v, want errdefs.ErrUnavailable", err)
+		}
+	})
+}
+
+// TestAgentSocketStaysInThePortal checks what a portal that gets its connections from the agent leaves to the programs that it
+// starts: neither the agent's socket, nor a connection, nor a socket at which the portal listens.
+func TestAgentSocketStaysInThePortal(t *testing.T) {
+	t.Parallel()
+	c := startGuestOverTCP(t).connect(t)
+	r, err := sh(t.Context(), c, `for fd in /proc/self/fd/*; do readlink $fd; done | grep -c socket; grep -c "@msb-portal$" /proc/net/unix`)
+	if want := "stdout: 0\nstdout: 0\n"; err != nil || text(r.Output) != want {
+		t.Errorf("%v, output\n%s, want\n%s", err, text(r.Output), want)
 	}
-	expect(t, second, sandbox.Python, "x", true, "stdout: 1\n")
-	if err := first.Ping(t.Context()); !errdefs.IsUnavailable(err) {
-		t.Errorf("ping on the old connection: %v, want errdefs.ErrUnavailable", err)
-	}
+	expect(t, c, sandbox.Python, "import os; print([l for l in (os.readlink(f'/proc/self/fd/{fd}') for fd in range(3)) if 'socket' in l])", true, "stdout: []\n")
 }
 
 // dialPortal connects to the portal and prints how many bytes arrive before the connection ends, at most 1. The portal

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox"
 	"github.com/msbd/msbd/daemon/internal/domain/sandbox/sandboxtest"
@@ -48,10 +50,89 @@ func msbPortal(t testing.TB, args ...string) *exec.Cmd {
 var sockets atomic.Int64
 
 // guest is a process `msb-portal serve`, which serve starts.
-type guest struct{ socket string }
+type guest struct {
+	socket string
+	// agent is the agent's end of the socket over which the portal gets its connections. If it is nil, they come over bridges.
+	agent *net.UnixConn
+}
 
 func newGuest() *guest {
 	return &guest{socket: fmt.Sprintf("@msb-portal-test-%d-%d", os.Getpid(), sockets.Add(1))}
+}
+
+// onRoutes runs a test with guests that msbd reaches over bridges, and with guests that it reaches over TCP. start is
+// startGuest or startGuestOverTCP.
+func onRoutes(t *testing.T, test func(t *testing.T, start func(t testing.TB, env ...string) *guest)) {
+	t.Run("bridges", func(t *testing.T) { t.Parallel(); test(t, startGuest) })
+	t.Run("TCP", func(t *testing.T) { t.Parallel(); test(t, startGuestOverTCP) })
+}
+
+// startGuestOverTCP is like startGuest, but the test hands over the connections as the agent does. It waits until the portal
+// takes them.
+func startGuestOverTCP(t testing.TB, env ...string) *guest {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "agent"), os.NewFile(uintptr(fds[1]), "agent")
+	conn, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	g := &guest{agent: conn.(*net.UnixConn)}
+	cmd := msbPortal(t, "serve")
+	cmd.Env = append(cmd.Env, env...)
+	cmd.ExtraFiles = []*os.File{nil, nil, theirs} // 3 and 4 are the cgroups, which this guest does not have
+	g.start(t, cmd)
+	theirs.Close()
+	if n, err := conn.Read(make([]byte, 2)); n != 1 || err != nil {
+		t.Fatalf("the portal sends %d bytes, %v; want one when it takes connections", n, err)
+	}
+	return g
+}
+
+// dialTCP makes a TCP connection and hands its other end over to the portal.
+func (g *guest) dialTCP(t testing.TB, transfer string) *net.TCPConn {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	host, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { host.Close() })
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	file, err := conn.(*net.TCPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, _, err := g.agent.WriteMsgUnix([]byte("\x00"+transfer), unix.UnixRights(int(file.Fd())), nil); err != nil {
+		t.Fatal(err)
+	}
+	return host.(*net.TCPConn)
+}
+
+// stream returns a stream to the portal, as msbd opens it.
+func (g *guest) stream(t testing.TB, transfer string) io.ReadWriteCloser {
+	t.Helper()
+	switch {
+	case g.agent != nil:
+		return g.dialTCP(t, transfer)
+	case transfer != "":
+		return startBridge(t, "transfer", transfer, g.socket)
+	}
+	return g.bridge(t)
 }
 
 // startGuest starts `msb-portal serve` as a sandbox does. env is added to the test's environment.
@@ -97,10 +178,10 @@ func (g *guest) bridge(t testing.TB) *bridge {
 	return startBridge(t, "connect", g.socket)
 }
 
-// attach returns a function that starts `msb-portal transfer`.
+// attach returns a function that opens a stream for a transfer.
 func (g *guest) attach(t testing.TB) sandbox.Attach {
 	return func(_ context.Context, transfer string) (io.ReadWriteCloser, error) {
-		return startBridge(t, "transfer", transfer, g.socket), nil
+		return g.stream(t, transfer), nil
 	}
 }
 
@@ -136,12 +217,12 @@ func startBridge(t testing.TB, args ...string) *bridge {
 // connection is a client of a guest with methods that run code or a command and wait for its result.
 type connection struct{ *portalclient.Client }
 
-// connect connects to the guest through a bridge.
+// connect connects to the guest.
 func (g *guest) connect(t testing.TB) *connection {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c, err := portalclient.New(ctx, g.bridge(t), g.attach(t))
+	c, err := portalclient.New(ctx, g.stream(t, ""), g.attach(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +232,9 @@ func (g *guest) connect(t testing.TB) *connection {
 
 // TestContract runs the contract of sandbox.Portal, which also holds the fakes of other tests, against the real portal.
 func TestContract(t *testing.T) {
-	sandboxtest.TestPortal(t, func(t *testing.T) sandbox.Portal { return startGuest(t).connect(t) })
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		sandboxtest.TestPortal(t, func(t *testing.T) sandbox.Portal { return start(t).connect(t) })
+	})
 }
 
 // output is what a run printed, in the pieces in which it arrived.

@@ -22,20 +22,20 @@ import (
 type transferred struct {
 	*guest
 	*portalclient.Client
-	opened []*bridge
+	opened []io.ReadWriteCloser
 }
 
 // startTransferred starts a portal. attach opens its transfers; if it is nil, that is done as msbd does.
-func startTransferred(t *testing.T, attach sandbox.Attach) *transferred {
+func startTransferred(t *testing.T, start func(t testing.TB, env ...string) *guest, attach sandbox.Attach) *transferred {
 	t.Helper()
-	g := &transferred{guest: startGuest(t)}
-	client, err := portalclient.New(t.Context(), g.bridge(t), func(ctx context.Context, id string) (io.ReadWriteCloser, error) {
+	g := &transferred{guest: start(t)}
+	client, err := portalclient.New(t.Context(), g.stream(t, ""), func(ctx context.Context, id string) (io.ReadWriteCloser, error) {
 		if attach != nil {
 			return attach(ctx, id)
 		}
-		b := startBridge(t, "transfer", id, g.socket)
-		g.opened = append(g.opened, b)
-		return b, nil
+		s := g.stream(t, id)
+		g.opened = append(g.opened, s)
+		return s, nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -43,6 +43,15 @@ func startTransferred(t *testing.T, attach sandbox.Attach) *transferred {
 	t.Cleanup(func() { client.Close() })
 	g.Client = client
 	return g
+}
+
+// waitForBridges waits until the bridges of the transfers have ended.
+func (g *transferred) waitForBridges() {
+	for _, s := range g.opened {
+		if b, ok := s.(*bridge); ok {
+			<-b.ended
+		}
+	}
 }
 
 // largeFile creates a file of 9 MiB and returns its path and content.
@@ -79,55 +88,55 @@ func (g *transferred) begin(t *testing.T, path string) io.ReadCloser {
 // TestTransfers reads parts of a large file. Those of 4 MiB or more come over a transfer, whose bridge ends.
 func TestTransfers(t *testing.T) {
 	t.Parallel()
-	g := startTransferred(t, nil)
-	path, content := largeFile(t)
-	for _, tt := range []struct {
-		offset, length int64
-		want           []byte
-		transfers      int
-	}{
-		{0, -1, content, 1},
-		{1<<20 + 1, -1, content[1<<20+1:], 1},
-		{12345, 4 << 20, content[12345:][:4<<20], 1},
-		{0, 1 << 40, content, 1},
-		{12345, 4<<20 - 1, content[12345:][:4<<20-1], 0},
-		{6 << 20, -1, content[6<<20:], 0},
-		{20 << 20, -1, nil, 0},
-	} {
-		g.opened = nil
-		file := g.open(t, path, tt.offset, tt.length)
-		got, err := io.ReadAll(file)
-		if err != nil || !bytes.Equal(got, tt.want) {
-			t.Errorf("%d bytes from %d on: read %d, %v, or other bytes", tt.length, tt.offset, len(got), err)
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := startTransferred(t, start, nil)
+		path, content := largeFile(t)
+		for _, tt := range []struct {
+			offset, length int64
+			want           []byte
+			transfers      int
+		}{
+			{0, -1, content, 1},
+			{1<<20 + 1, -1, content[1<<20+1:], 1},
+			{12345, 4 << 20, content[12345:][:4<<20], 1},
+			{0, 1 << 40, content, 1},
+			{12345, 4<<20 - 1, content[12345:][:4<<20-1], 0},
+			{6 << 20, -1, content[6<<20:], 0},
+			{20 << 20, -1, nil, 0},
+		} {
+			g.opened = nil
+			file := g.open(t, path, tt.offset, tt.length)
+			got, err := io.ReadAll(file)
+			if err != nil || !bytes.Equal(got, tt.want) {
+				t.Errorf("%d bytes from %d on: read %d, %v, or other bytes", tt.length, tt.offset, len(got), err)
+			}
+			if err := file.Close(); err != nil {
+				t.Error(err)
+			}
+			if len(g.opened) != tt.transfers {
+				t.Errorf("%d bytes from %d on: %d transfers, want %d", tt.length, tt.offset, len(g.opened), tt.transfers)
+			}
+			g.waitForBridges()
 		}
-		if err := file.Close(); err != nil {
-			t.Error(err)
-		}
-		if len(g.opened) != tt.transfers {
-			t.Errorf("%d bytes from %d on: %d transfers, want %d", tt.length, tt.offset, len(g.opened), tt.transfers)
-		}
-		for _, b := range g.opened {
-			<-b.ended
-		}
-	}
+	})
 }
 
 // A transfer that is given up ends, and does not disturb others.
 func TestTransferIsGivenUp(t *testing.T) {
 	t.Parallel()
-	g := startTransferred(t, nil)
-	path, content := largeFile(t)
-	for range 6 { // more than there may be at a time
-		g.begin(t, path).Close()
-	}
-	for _, b := range g.opened {
-		<-b.ended
-	}
-	file := g.open(t, path, 0, -1)
-	defer file.Close()
-	if got, err := io.ReadAll(file); err != nil || !bytes.Equal(got, content) || len(g.opened) != 7 {
-		t.Errorf("the next: %d bytes, %v, or other bytes; %d transfers", len(got), err, len(g.opened))
-	}
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := startTransferred(t, start, nil)
+		path, content := largeFile(t)
+		for range 6 { // more than there may be at a time
+			g.begin(t, path).Close()
+		}
+		g.waitForBridges()
+		file := g.open(t, path, 0, -1)
+		defer file.Close()
+		if got, err := io.ReadAll(file); err != nil || !bytes.Equal(got, content) || len(g.opened) != 7 {
+			t.Errorf("the next: %d bytes, %v, or other bytes; %d transfers", len(got), err, len(g.opened))
+		}
+	})
 }
 
 // If no transfer can be opened, or it opens too late, the bytes come in messages.
@@ -148,7 +157,7 @@ func TestTransferThatDoesNotBegin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			var g *transferred
-			g = startTransferred(t, func(_ context.Context, id string) (io.ReadWriteCloser, error) { return attach(t, g.guest, id) })
+			g = startTransferred(t, startGuest, func(_ context.Context, id string) (io.ReadWriteCloser, error) { return attach(t, g.guest, id) })
 			path, content := largeFile(t)
 			file := g.open(t, path, 0, -1)
 			defer file.Close()
@@ -162,11 +171,11 @@ func TestTransferThatDoesNotBegin(t *testing.T) {
 // A transfer whose process in the sandbox is killed is an error.
 func TestTransferThatIsKilled(t *testing.T) {
 	t.Parallel()
-	g := startTransferred(t, nil)
+	g := startTransferred(t, startGuest, nil)
 	path, _ := largeFile(t)
 	file := g.begin(t, path)
 	defer file.Close()
-	if err := g.opened[0].process.Kill(); err != nil {
+	if err := g.opened[0].(*bridge).process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.Copy(io.Discard, file); !errors.Is(err, sandbox.ErrRunFailed) || !strings.Contains(err.Error(), "was ended in the sandbox") {
@@ -177,28 +186,32 @@ func TestTransferThatIsKilled(t *testing.T) {
 // A file that becomes shorter while it is sent is an error, not a short file.
 func TestTransferOfAFileThatChanges(t *testing.T) {
 	t.Parallel()
-	g := startTransferred(t, nil)
-	path, _ := largeFile(t)
-	file := g.begin(t, path)
-	defer file.Close()
-	if err := os.Truncate(path, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(io.Discard, file); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "changed while it was read") {
-		t.Errorf("read the rest: %v", err)
-	}
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := startTransferred(t, start, nil)
+		path, _ := largeFile(t)
+		file := g.begin(t, path)
+		defer file.Close()
+		if err := os.Truncate(path, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, file); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "changed while it was read") {
+			t.Errorf("read the rest: %v", err)
+		}
+	})
 }
 
 // The connection of another msbd ends the transfers of the one before, which may have been killed.
 func TestTransferEndsWithItsConnection(t *testing.T) {
 	t.Parallel()
-	g := startTransferred(t, nil)
-	path, _ := largeFile(t)
-	file := g.begin(t, path)
-	defer file.Close()
-	g.connect(t)
-	<-g.opened[0].ended
-	if _, err := io.Copy(io.Discard, file); !errors.Is(err, sandbox.ErrRunFailed) {
-		t.Errorf("read the rest: %v, want sandbox.ErrRunFailed", err)
-	}
+	onRoutes(t, func(t *testing.T, start func(t testing.TB, env ...string) *guest) {
+		g := startTransferred(t, start, nil)
+		path, _ := largeFile(t)
+		file := g.begin(t, path)
+		defer file.Close()
+		g.connect(t)
+		g.waitForBridges()
+		if _, err := io.Copy(io.Discard, file); !errors.Is(err, sandbox.ErrRunFailed) {
+			t.Errorf("read the rest: %v, want sandbox.ErrRunFailed", err)
+		}
+	})
 }

@@ -7,7 +7,7 @@
 // only their output and their exit status.
 //
 // The packages below this one form layers. The first layer is refusal, the second is mount, devices and
-// channel, the third is network, storage and control, and the last is container. A package imports only packages of
+// channel, the third is network, storage, gate and control, and the last is container. A package imports only packages of
 // earlier layers.
 //
 // Each process in a container starts as this same binary (see package container).
@@ -17,6 +17,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
@@ -29,6 +30,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/channel"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/container"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/control"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/gate"
+	"github.com/msbd/msbd/daemon/internal/guest/agent/network"
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
@@ -59,12 +62,26 @@ func run() error {
 	for _, w := range warnings {
 		log.Info("kernel parameter ignored", "parameter", w)
 	}
+	link, err := network.SetUpLink()
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
 	a := newAgent(log)
+	if link != "" {
+		if err := a.openGate(link); err != nil {
+			return fmt.Errorf("boot: %w", err)
+		}
+	}
+	listeners, hangUp, err := channel.Listen()
+	if err != nil {
+		return err
+	}
+	a.hangUp = hangUp
 	sigchld := make(chan os.Signal, 1)
 	signal.Notify(sigchld, unix.SIGCHLD)
 	go a.reaper.Run(sigchld)
 	go a.powerOffOnSignal()
-	go control.Serve(log)
+	go control.Serve(log, a)
 
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(a.intercept))
 	if err != nil {
@@ -72,7 +89,18 @@ func run() error {
 	}
 	pb.RegisterAgentServiceService(server, a)
 	pb.RegisterHealthService(server, health{})
-	return serve(server, log)
+	return serve(server, listeners, log)
+}
+
+// openGate accepts connections to the portal over the network interface link.
+func (a *agent) openGate(link string) error {
+	l, err := gate.Listen(link)
+	if err != nil {
+		return fmt.Errorf("listen for connections to the portal: %w", err)
+	}
+	a.gate = gate.New(a.log)
+	go a.gate.Serve(l)
+	return nil
 }
 
 // configure returns a logger with the level that the kernel's command line sets, and a warning for each agent parameter
@@ -109,11 +137,7 @@ func (a *agent) powerOffOnSignal() {
 }
 
 // serve serves requests on every channel to the host. It returns when all channels have ended.
-func serve(server *ttrpc.Server, log *slog.Logger) error {
-	listeners, err := channel.Listen()
-	if err != nil {
-		return err
-	}
+func serve(server *ttrpc.Server, listeners []net.Listener, log *slog.Logger) error {
 	var wg sync.WaitGroup
 	for _, l := range listeners {
 		wg.Go(func() {
@@ -132,6 +156,8 @@ type agent struct {
 	reaper   *container.Reaper
 	storages *storage.Set
 	oom      chan string // ids of containers in which the kernel killed a process, for GetOOMEvent
+	gate     *gate.Gate  // nil if the guest has no network interface to the host
+	hangUp   func()      // ends the connection over the virtio-serial port
 
 	mu         sync.Mutex
 	containers map[string]*containerEntry // by id

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 	"unsafe"
 
+	"github.com/containerd/errdefs"
 	pb "github.com/kata-containers/kata-containers/src/runtime/virtcontainers/pkg/agent/protocols/grpc"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -14,7 +16,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/guest/agent/storage"
 )
 
-// This file handles the requests that concern the machine, such as setting its clock.
+// This file handles the requests that concern the machine, such as setting its clock. Those of the control port are methods of
+// control.Guest.
 
 const (
 	// agentVersion is the Kata release whose protocol the agent implements.
@@ -38,10 +41,11 @@ func (a *agent) ReseedRandomDev(_ context.Context, req *pb.ReseedRandomDevReques
 	if len(req.Data) == 0 || len(req.Data) > maxSeed {
 		return nil, refusal.Invalid("seed of %d bytes: want 1 to %d", len(req.Data), maxSeed)
 	}
-	return emptyResponse(reseed(req.Data))
+	return emptyResponse(a.Reseed(req.Data))
 }
 
-func reseed(data []byte) error {
+// Reseed adds data to the kernel's random number generator and reseeds it immediately.
+func (a *agent) Reseed(data []byte) error {
 	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
 	if err != nil {
 		return err
@@ -75,4 +79,41 @@ func (a *agent) SetGuestDateTime(_ context.Context, req *pb.SetGuestDateTimeRequ
 		return nil, fmt.Errorf("set clock: %w", err)
 	}
 	return &emptypb.Empty{}, nil
+}
+
+// SetToken sets the token with which msbd connects to the portal. In a guest that was restored from a template, it also drops
+// what is left of the connection of the template's builder, before the shim connects.
+func (a *agent) SetToken(token string) error {
+	if a.gate == nil {
+		return errNoLink
+	}
+	a.gate.SetToken(token)
+	if a.restored() {
+		a.hangUp()
+	}
+	return nil
+}
+
+// AwaitPortal waits for up to timeout until the portal takes connections, and reports whether it does.
+func (a *agent) AwaitPortal(timeout time.Duration) (bool, error) {
+	if a.gate == nil {
+		return false, errNoLink
+	}
+	return a.gate.AwaitReady(timeout), nil
+}
+
+var errNoLink = fmt.Errorf("the guest has no network interface to the host: %w", errdefs.ErrFailedPrecondition)
+
+// SetHostname sets the hostname of the sandbox's container.
+func (a *agent) SetHostname(name string) error {
+	a.mu.Lock()
+	var containers []*containerEntry
+	for _, c := range a.containers {
+		containers = append(containers, c)
+	}
+	a.mu.Unlock()
+	if len(containers) != 1 {
+		return fmt.Errorf("set the hostname: the guest has %d containers: %w", len(containers), errdefs.ErrFailedPrecondition)
+	}
+	return containers[0].SetHostname(name)
 }

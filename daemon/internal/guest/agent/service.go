@@ -74,10 +74,12 @@ func (health) Version(context.Context, *pb.CheckRequest) (*pb.VersionCheckRespon
 // containerEntry is a container of the sandbox and the storages that it uses.
 type containerEntry struct {
 	*container.Container
+	spec     *pb.Spec
 	storages []string // their mount points
 }
 
-// CreateContainer creates a container whose main process waits for StartContainer.
+// CreateContainer creates a container whose main process waits for StartContainer. If the guest was restored from a template,
+// the container adopts the template's.
 func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	if err := container.Validate(req.ContainerId, req.OCI); err != nil {
 		return nil, err
@@ -95,6 +97,9 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if _, err := a.container(req.ContainerId); err == nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerId, errdefs.ErrAlreadyExists)
 	}
+	if adopted, err := a.adopt(req); adopted || err != nil {
+		return emptyResponse(err)
+	}
 	mountPoints, err := a.storages.Add(ctx, req.Storages)
 	if err != nil {
 		return nil, err
@@ -104,13 +109,16 @@ func (a *agent) CreateContainer(ctx context.Context, req *pb.CreateContainerRequ
 	if err != nil {
 		return nil, errors.Join(err, a.storages.Remove(mountPoints))
 	}
-	c, err := container.New(a.reaper, req.ContainerId, root, req.OCI)
+	c, err := container.New(a.reaper, req.ContainerId, root, req.OCI, a.gate != nil)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create container %s: %w", req.ContainerId, err), a.storages.Remove(mountPoints))
 	}
 	a.mu.Lock()
-	a.containers[c.ID()] = &containerEntry{c, mountPoints}
+	a.containers[c.ID()] = &containerEntry{c, req.OCI, mountPoints}
 	a.mu.Unlock()
+	if socket := c.PortalSocket(); socket != nil {
+		a.gate.SetPortal(socket)
+	}
 	go c.ListenOOM(func() { a.reportOOM(c.ID()) })
 	return &emptypb.Empty{}, nil
 }

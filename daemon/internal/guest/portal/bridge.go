@@ -62,22 +62,12 @@ func receivePipes(bridge *net.UnixConn) (*pipes, error) {
 	if err != nil {
 		return nil, err
 	}
-	messages, err := unix.ParseSocketControlMessage(rights[:n])
+	fds, err := receivedDescriptors(rights[:n])
 	if err != nil {
 		return nil, err
 	}
-	var fds []int
-	for _, m := range messages {
-		received, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return nil, err
-		}
-		fds = append(fds, received...)
-	}
 	if len(fds) != 2 {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
+		closeDescriptors(fds)
 		return nil, fmt.Errorf("the bridge sent %d descriptors", len(fds))
 	}
 	p := &pipes{bridge: bridge, transfer: string(data[min(1, length):length])}
@@ -100,6 +90,7 @@ func receivePipes(bridge *net.UnixConn) (*pipes, error) {
 	return p, nil
 }
 
+func (p *pipes) transferID() string                 { return p.transfer }
 func (p *pipes) Read(b []byte) (int, error)         { return p.in.Read(b) }
 func (p *pipes) Write(b []byte) (int, error)        { return p.out.Write(b) }
 func (p *pipes) Close() error                       { return errors.Join(p.bridge.Close(), p.in.Close(), p.out.Close()) }

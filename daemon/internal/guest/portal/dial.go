@@ -136,12 +136,12 @@ func connectTCP(ctx context.Context, port uint32) (halfConn, error) {
 
 func (s *fileServer) connectUnix(ctx context.Context, path string) (halfConn, error) {
 	switch {
-	case path == s.socket:
-		return nil, status.Error(codes.FailedPrecondition, "this is the socket of the portal, which only msbd may use: name another one")
 	case strings.ContainsRune(path, 0), !filepath.IsAbs(path) && !strings.HasPrefix(path, "@"):
 		return nil, status.Errorf(codes.InvalidArgument, "socket %s is invalid: use an absolute path, or \"@\" and the name of an abstract socket", quote(path))
 	case len(path) > len(unix.RawSockaddrUnix{}.Path)-1:
 		return nil, status.Errorf(codes.InvalidArgument, "socket %s is too long: the address of a socket has at most 107 bytes", quote(path))
+	case path == s.socket:
+		return nil, status.Error(codes.FailedPrecondition, "this is the socket of the portal, which only msbd may use: name another one")
 	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", path)

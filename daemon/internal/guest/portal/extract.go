@@ -5,12 +5,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
@@ -342,7 +342,7 @@ func (x *extractor) directory(dir *os.File, base string) error {
 
 // file writes a file under another name and then renames it, so that a file which exists is replaced in one step.
 func (x *extractor) file(dir *os.File, base string, attrs attributes) (err error) {
-	temporary := fmt.Sprintf("%s%x", tempPrefix, rand.Uint64())
+	temporary := tempPrefix + rand.Text()
 	fd, err := unix.Openat(int(dir.Fd()), temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ const (
 // portal, which is usually root.
 type fileServer struct {
 	portalv1.UnimplementedFileServiceServer
-	// socket is where the portal listens. Clients may not dial it.
+	// socket is where the portal listens, or empty. Clients may not dial it.
 	socket string
 	// watches has an element for each call of WatchFiles.
 	watches chan struct{}

@@ -11,18 +11,58 @@ import (
 	processes "github.com/msbd/msbd/daemon/internal/sys/process"
 )
 
-// bridges is a listener that accepts only the connections of bridges (Connect) that msbd has started. It closes the
-// previous connection when it accepts a new one. If a daemon is killed, its bridge may stay connected. The connection
-// of the next daemon's bridge then replaces it. Only one goroutine may call Accept.
-type bridges struct {
-	net.Listener
-	transfers *transfers // get the pipes that are for a transfer
-	last      *pipes
+// incoming is a connection of msbd.
+type incoming interface {
+	net.Conn
+	// transferID returns the id of the transfer that the connection is for. It is empty for a connection over which msbd makes
+	// calls.
+	transferID() string
+	// move sends length bytes of f, from offset on. If f has fewer, it returns io.ErrUnexpectedEOF. If the other end has ended
+	// the connection, it returns errTransferEnded.
+	move(f *os.File, offset, length int64) error
 }
 
-func (l *bridges) Accept() (net.Conn, error) {
+// connections are the connections of msbd. No other process can make one.
+type connections interface {
+	// accept waits for the next connection. It returns an error when there will be none.
+	accept() (incoming, error)
+	Addr() net.Addr
+	Close() error
+}
+
+// listener is a listener for the connections over which msbd makes calls. It closes the previous one when it accepts a new one,
+// because if a daemon is killed, its connection may stay open. That of the next daemon then replaces it. Only one goroutine
+// may call Accept.
+type listener struct {
+	connections
+	transfers *transfers // get the connections that are for a transfer
+	last      incoming
+}
+
+func (l *listener) Accept() (net.Conn, error) {
 	for {
-		conn, err := l.Listener.Accept()
+		conn, err := l.accept()
+		if err != nil {
+			return nil, err
+		}
+		if conn.transferID() != "" {
+			l.transfers.begin(conn)
+			continue
+		}
+		if l.last != nil {
+			l.last.Close()
+		}
+		l.last = conn
+		return conn, nil
+	}
+}
+
+// bridges are the bridges (Connect) that msbd has started, and that have connected to a Unix socket.
+type bridges struct{ net.Listener }
+
+func (b bridges) accept() (incoming, error) {
+	for {
+		conn, err := b.Accept()
 		if err != nil {
 			return nil, err
 		}
@@ -35,14 +75,6 @@ func (l *bridges) Accept() (net.Conn, error) {
 			bridge.Close()
 			continue
 		}
-		if p.transfer != "" {
-			l.transfers.begin(p)
-			continue
-		}
-		if l.last != nil {
-			l.last.Close()
-		}
-		l.last = p
 		return p, nil
 	}
 }

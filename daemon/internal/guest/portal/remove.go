@@ -3,10 +3,9 @@ package portal
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 
@@ -121,6 +120,6 @@ func (r *remover) empty(dir *os.File, depth int) error {
 // moveUp moves the directory name in dir to the root of the tree, so that it is removed from there. Otherwise, a deep tree
 // would need an open directory for each level. It returns false if the file system does not permit that.
 func (r *remover) moveUp(dir *os.File, name string) bool {
-	to := fmt.Sprintf(".msb-%x", rand.Uint64())
+	to := ".msb-" + rand.Text()
 	return unix.Renameat2(int(dir.Fd()), name, int(r.root.Fd()), to, unix.RENAME_NOREPLACE) == nil
 }

@@ -1,11 +1,11 @@
 // Package portal is the helper inside each sandbox. It runs code and commands for msbd.
 //
-// Serve is the container's main process. Connect is the bridge over which msbd reaches it. Only cmd/msb-portal imports
-// this package.
+// Serve is the container's main process. msbd reaches it over connections that the guest's agent hands over (see handedOver).
+// With Kata's own driver, it does so over bridges (Connect). Only cmd/msb-portal imports this package.
 //
-// The portal obeys only msbd. A process of the sandbox that connects to it is refused (see checkBridge), because it may
-// have given up root, which the portal has. It must not start processes through the portal, nor replace msbd's
-// connection. A root process of the sandbox can still disturb the portal in other ways.
+// The portal obeys only msbd. A process of the sandbox must not start processes through the portal, nor replace msbd's
+// connection, because it may have given up root, which the portal has. It cannot reach the agent's socket, and as a bridge it
+// is refused (see checkBridge). A root process of the sandbox can still disturb the portal in other ways.
 package portal
 
 import (
@@ -23,8 +23,8 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/bounded"
 )
 
-// Socket is the address at which Serve listens in a sandbox. It is an abstract socket, because that needs no writable
-// file system and disappears with the sandbox.
+// Socket is the address at which Serve listens in a sandbox whose agent hands over no connections. It is an abstract socket,
+// because that needs no writable file system and disappears with the sandbox.
 const Socket = "@msb-portal"
 
 // window is the gRPC flow-control window. It is the number of bytes that msbd may send before the portal reads them.
@@ -40,19 +40,20 @@ type server struct {
 // maxCalls is how many calls may run at a time.
 const maxCalls = 1024
 
-// Serve serves the portal's services at socket until ctx is done, and then kills the processes that it started. It reaps every
-// child of this process and every orphan among its descendants, so the caller must not wait for children.
+// Serve serves the portal's services until ctx is done, and then kills the processes that it started. It gets its connections
+// from the guest's agent or, if that hands over none, at socket. It reaps every child of this process and every orphan among its
+// descendants, so the caller must not wait for children.
 func Serve(ctx context.Context, socket, version string) error {
 	load, err := openLoad()
 	if err != nil {
 		return fmt.Errorf("open the cgroup of the load: %w", err)
 	}
 	defer load.close()
-	lis, err := net.Listen("unix", socket)
+	connections, err := openConnections(&socket)
 	if err != nil {
 		return err
 	}
-	defer lis.Close()
+	defer connections.Close()
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -89,11 +90,29 @@ func Serve(ctx context.Context, socket, version string) error {
 		children.kill()
 		srv.Stop()
 	})
-	if err := srv.Serve(&bridges{Listener: lis, transfers: transfers}); err != nil {
+	if err := srv.Serve(&listener{connections: connections, transfers: transfers}); err != nil {
 		return err
 	}
 	<-stopped
 	return nil
+}
+
+// openConnections returns the connections that the agent hands over or, if it hands over none, those to socket. In the first
+// case, it sets socket to "".
+func openConnections(socket *string) (connections, error) {
+	agent, err := openAgentSocket()
+	if err != nil {
+		return nil, fmt.Errorf("open the agent's socket: %w", err)
+	}
+	if agent != nil {
+		*socket = ""
+		return &handedOver{agent: agent}, nil
+	}
+	l, err := net.Listen("unix", *socket)
+	if err != nil {
+		return nil, err
+	}
+	return bridges{l}, nil
 }
 
 // maxErrorText limits the text of an error, in bytes. An error may quote a request or what a program printed, and msbd

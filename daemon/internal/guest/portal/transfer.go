@@ -22,31 +22,31 @@ const (
 	transferPatience = 3 * time.Second
 )
 
-// transfers are the offered transfers that have not begun. They send the bytes of large files over a bridge of their own, into
-// whose pipe the kernel moves them. Messages need several times as long, because each is encoded, copied and confirmed.
+// transfers are the offered transfers that have not begun. They send the bytes of large files over a connection of their own,
+// into which the kernel moves them. Messages need several times as long, because each is encoded, copied and confirmed.
 type transfers struct {
 	mu      sync.Mutex
-	offered map[string]chan *pipes // by id
+	offered map[string]chan incoming // by id
 }
 
-func newTransfers() *transfers { return &transfers{offered: make(map[string]chan *pipes)} }
+func newTransfers() *transfers { return &transfers{offered: make(map[string]chan incoming)} }
 
-// begin gives the pipes of a bridge to the transfer that they are for. If it is not offered, begin closes them.
-func (t *transfers) begin(p *pipes) {
+// begin gives a connection to the transfer that it is for. If that is not offered, begin closes the connection.
+func (t *transfers) begin(conn incoming) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	begun, ok := t.offered[p.transfer]
+	begun, ok := t.offered[conn.transferID()]
 	if !ok {
-		p.Close()
+		conn.Close()
 		return
 	}
-	delete(t.offered, p.transfer)
-	begun <- p
+	delete(t.offered, conn.transferID())
+	begun <- conn
 }
 
 // wait calls offer and then waits until the transfer id begins. It returns nil if the transfer does not begin in time.
-func (t *transfers) wait(ctx context.Context, id string, offer func() error) (*pipes, error) {
-	begun := make(chan *pipes, 1)
+func (t *transfers) wait(ctx context.Context, id string, offer func() error) (incoming, error) {
+	begun := make(chan incoming, 1)
 	t.mu.Lock()
 	_, known := t.offered[id]
 	if !known && len(id) == transferID {
@@ -61,8 +61,8 @@ func (t *transfers) wait(ctx context.Context, id string, offer func() error) (*p
 		ctx, cancel := context.WithTimeout(ctx, transferPatience)
 		defer cancel()
 		select {
-		case p := <-begun:
-			return p, nil
+		case conn := <-begun:
+			return conn, nil
 		case <-ctx.Done():
 		}
 	}
@@ -78,17 +78,17 @@ func (t *transfers) wait(ctx context.Context, id string, offer func() error) (*p
 // send offers a transfer with offer, and then sends length bytes of f, from offset on. It returns when the receiver has ended the
 // transfer or ctx is done. sent reports whether the transfer has begun.
 func (t *transfers) send(ctx context.Context, id string, offer func() error, f *os.File, offset, length int64) (sent bool, err error) {
-	p, err := t.wait(ctx, id, offer)
-	if p == nil {
+	conn, err := t.wait(ctx, id, offer)
+	if conn == nil {
 		return false, err
 	}
-	defer p.Close()
-	defer context.AfterFunc(ctx, func() { p.Close() })()
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	if err == nil {
-		err = p.move(f, offset, length)
+		err = conn.move(f, offset, length)
 	}
 	if err == nil {
-		_, _ = io.Copy(io.Discard, p.in) // until the receiver has everything: with the bridge, it would lose what is in the pipe
+		_, _ = io.Copy(io.Discard, conn) // until the receiver has everything: with a bridge, it would lose what is in the pipe
 	}
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -96,15 +96,13 @@ func (t *transfers) send(ctx context.Context, id string, offer func() error, f *
 	return true, err
 }
 
-// errTransferEnded is returned if the bridge has ended before it had everything, for example because it was killed.
+// errTransferEnded is returned if the connection has ended before everything was sent, for example because its bridge was killed.
 var errTransferEnded = status.Error(codes.Aborted, "the transfer of the file was ended in the sandbox")
 
 // maxPause limits how long move pauses.
 const maxPause = 50 * time.Millisecond
 
-// move moves length bytes of f, from offset on, into the pipe. If f has fewer, it returns io.ErrUnexpectedEOF.
-//
-// Whenever the pipe is full, move pauses until the receiver has emptied about half of it. The kernel would wake it after each
+// move moves length bytes of f, from offset on, into the pipe. Whenever the pipe is full, move pauses until the receiver has emptied about half of it. The kernel would wake it after each
 // read of the receiver, and each change between the two takes long on an emulated processor.
 func (p *pipes) move(f *os.File, offset, length int64) error {
 	size := int64(pipeSize)

@@ -17,8 +17,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// TestMove moves a part of a file into a pipe of the size that every user may have, and into a socket, to which the kernel
-// cannot move it.
+// TestMove moves a part of a file into a pipe of the size that every user may have, into a socket, to which the kernel cannot
+// move it, and into a TCP connection.
 func TestMove(t *testing.T) {
 	content := make([]byte, 1<<20)
 	rand.Read(content)
@@ -39,17 +39,38 @@ func TestMove(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, ends := range map[string][2]*os.File{
-		"pipe": {reader, pipe}, "socket": {os.NewFile(uintptr(sockets[0]), "socket"), os.NewFile(uintptr(sockets[1]), "socket")},
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	host, err := net.Dial("tcp4", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type ends struct {
+		reader io.ReadCloser
+		writer interface {
+			io.Closer
+			move(f *os.File, offset, length int64) error
+		}
+	}
+	reading, writing := os.NewFile(uintptr(sockets[0]), "socket"), os.NewFile(uintptr(sockets[1]), "socket")
+	for name, ends := range map[string]ends{
+		"pipe": {reader, out{&pipes{out: pipe}}}, "socket": {reading, out{&pipes{out: writing}}}, "TCP": {host, &direct{conn.(*net.TCPConn), ""}},
 	} {
-		p := &pipes{out: ends[1]}
+		p := ends.writer
 		for what, part := range map[string]struct{ offset, length, got int64 }{
 			"all": {0, 1 << 20, 1 << 20}, "part": {12345, 654321, 654321}, "none": {7, 0, 0}, "too much": {1<<20 - 10, 100, 10},
 		} {
 			moved := make(chan error, 1)
 			go func() { moved <- p.move(f, part.offset, part.length) }()
 			got := make([]byte, part.got)
-			if _, err := io.ReadFull(ends[0], got); err != nil {
+			if _, err := io.ReadFull(ends.reader, got); err != nil {
 				t.Fatal(err)
 			}
 			var want error
@@ -62,17 +83,28 @@ func TestMove(t *testing.T) {
 		}
 		// Its end ends move.
 		moved := make(chan error, 1)
-		go func() { moved <- p.move(f, 0, 1<<20) }()
-		if _, err := io.ReadFull(ends[0], make([]byte, 1000)); err != nil {
+		go func() {
+			var err error
+			for err == nil { // until the buffers are full
+				err = p.move(f, 0, 1<<20)
+			}
+			moved <- err
+		}()
+		if _, err := io.ReadFull(ends.reader, make([]byte, 1000)); err != nil {
 			t.Fatal(err)
 		}
-		ends[1].Close()
+		p.Close()
 		if err := <-moved; err != errTransferEnded {
 			t.Errorf("%s: after it was closed: %v", name, err)
 		}
-		ends[0].Close()
+		ends.reader.Close()
 	}
 }
+
+// out is pipes of which only out is open.
+type out struct{ *pipes }
+
+func (o out) Close() error { return o.out.Close() }
 
 // A bridge that comes after the offer has ended is closed, at whatever moment the offer ends.
 func TestTransferThatIsNotOffered(t *testing.T) {

@@ -79,7 +79,7 @@ func (h Hello) check() error {
 	return CheckToken(h.Token)
 }
 
-// WriteHello sends a hello. There is no response: whoever does not accept it closes the connection.
+// WriteHello sends a hello. There is no response. A guest that does not accept it closes the connection.
 func WriteHello(w io.Writer, h Hello) error {
 	if err := h.check(); err != nil {
 		return err

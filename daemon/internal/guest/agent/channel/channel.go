@@ -28,9 +28,10 @@ const (
 )
 
 // Listen returns a listener for each channel that this machine has. It returns an error if there is none. The listeners
-// are wrapped with RequestsOnly.
-func Listen() ([]net.Listener, error) {
-	var listeners []net.Listener
+// are wrapped with RequestsOnly. hangUp ends the connection over the virtio-serial port, if there is one (see
+// portListener.HangUp).
+func Listen() (listeners []net.Listener, hangUp func(), err error) {
+	hangUp = func() {}
 	if l, err := listenVsock(vsockPort); err == nil {
 		listeners = append(listeners, RequestsOnly(l))
 	}
@@ -42,13 +43,14 @@ func Listen() ([]net.Listener, error) {
 	if err == nil {
 		l, err := listenPort("/dev/" + device)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		hangUp = l.HangUp
 		listeners = append(listeners, RequestsOnly(ttrpcListener{l}))
 	} else if len(listeners) == 0 {
-		return nil, err
+		return nil, nil, err
 	}
-	return listeners, nil
+	return listeners, hangUp, nil
 }
 
 // ListenPort returns a listener on the virtio-serial port name. It returns an error if the machine has no such port within

@@ -1,6 +1,7 @@
 package channel
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -27,6 +28,9 @@ type portListener struct {
 	pending []byte
 	closed  chan struct{}
 	once    sync.Once
+
+	mu      sync.Mutex
+	current *portConn // the connection that holds the token, if it has been accepted
 }
 
 func listenPort(path string) (*portListener, error) {
@@ -76,7 +80,27 @@ func (l *portListener) accept() (*portConn, error) {
 			return nil, err
 		}
 	}
-	return &portConn{File: l.file, listener: l}, nil
+	conn := &portConn{File: l.file, listener: l}
+	l.setCurrent(conn)
+	return conn, nil
+}
+
+func (l *portListener) setCurrent(conn *portConn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current = conn
+}
+
+// HangUp ends the current connection, if there is one, as if its client had disconnected. What a client sends after that is
+// for the next connection.
+func (l *portListener) HangUp() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current != nil {
+		// The Read that is in progress or the next one fails, and marks the connection as ended. accept resets the deadline,
+		// but not before Close, which waits for mu.
+		_ = l.current.File.SetReadDeadline(past)
+	}
 }
 
 // waitForHost waits until the host has sent something. It polls because a read returns io.EOF immediately while no host
@@ -125,6 +149,9 @@ func (c *portConn) read(p []byte) (int, error) {
 	if err != nil {
 		c.end()
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) { // HangUp or Close
+		err = io.EOF
+	}
 	return n, err
 }
 
@@ -142,6 +169,7 @@ func (c *portConn) Close() error {
 		defer c.reading.Unlock()
 		c.ended = true
 		c.listener.pending = append(c.next, c.listener.pending...)
+		c.listener.setCurrent(nil)
 		c.listener.free <- struct{}{}
 	})
 	return nil

@@ -117,6 +117,42 @@ func TestPortCloseEndsRead(t *testing.T) {
 	}
 }
 
+// TestPortHangUp ends a connection whose client does not disconnect. The next client has a connection of its own, with the
+// same stream ids.
+func TestPortHangUp(t *testing.T) {
+	l, host := newTestPort(t)
+	port := l.(ttrpcListener)
+	port.HangUp() // there is none
+	for _, payload := range []string{"builder", "restored"} {
+		sent := frame(9, payload)
+		if _, err := host.Write(sent); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(sent))
+		if _, err := io.ReadFull(conn, got); err != nil || !bytes.Equal(got, sent) {
+			t.Fatalf("read %q, %v, want %q", got, err, sent)
+		}
+		read := make(chan error)
+		go func() {
+			_, err := conn.Read(make([]byte, 1))
+			read <- err
+		}()
+		port.HangUp()
+		if err := <-read; err != io.EOF {
+			t.Errorf("read after HangUp: %v, want io.EOF", err)
+		}
+		if _, err := conn.Write(frame(9, "x")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("write after HangUp: %v, want os.ErrDeadlineExceeded", err)
+		}
+		conn.Close()
+		port.HangUp() // the connection has ended, and the next one is not affected
+	}
+}
+
 // TestPortWritesFramesAtOnce writes frames as ttrpc does. Each arrives in one packet.
 func TestPortWritesFramesAtOnce(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)

@@ -23,10 +23,11 @@ import (
 const (
 	childName = "msb-container"
 
-	// The portal, as the container's main process, gets its handOvers cgroups at the descriptors from handOverFD on. For
-	// other processes, they are closed.
+	// The portal, as the container's main process, gets up to handOvers files at the descriptors from handOverFD on: two cgroups
+	// (see cgroup.handOver), and the socket over which it gets its connections (see Container.PortalSocket). For other
+	// processes, they are closed.
 	handOverFD = 3
-	handOvers  = 2
+	handOvers  = 3
 
 	configFD  = handOverFD + handOvers
 	controlFD = configFD + 1
@@ -44,8 +45,10 @@ type childConfig struct {
 	// Portal says that the program is the portal. It is protected from the other processes in the container.
 	Portal  bool
 	Process *pb.Process
+	// HandOvers is how many files the process gets from handOverFD on.
+	HandOvers int
 
-	// handOver are the files that the main process gets from handOverFD on, if Portal is set.
+	// handOver are these files.
 	handOver []*os.File
 }
 
@@ -84,11 +87,9 @@ func childMain() {
 	if n, err := unix.Read(controlFD, b[:]); err != nil || n != 1 {
 		os.Exit(1) // the container was removed before it was started
 	}
-	if cfg.Portal && cfg.Container != nil {
-		for fd := range handOvers {
-			if _, err := unix.FcntlInt(uintptr(handOverFD+fd), unix.F_SETFD, 0); err != nil {
-				childFail(fmt.Errorf("hand over the cgroups: %w", err))
-			}
+	for i := range cfg.HandOvers {
+		if _, err := unix.FcntlInt(uintptr(handOverFD+i), unix.F_SETFD, 0); err != nil {
+			childFail(fmt.Errorf("hand over descriptors: %w", err))
 		}
 	}
 	slack := timerslack.Default

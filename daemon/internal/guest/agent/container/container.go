@@ -8,6 +8,7 @@ package container
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -31,7 +32,6 @@ const (
 // Container is a container that has been created and not yet removed. Its processes may have exited.
 type Container struct {
 	reaper *Reaper
-	id     string
 	root   string
 	main   *Process
 	portal string // path of the portal's program in the container; empty if the main process is not the portal
@@ -42,21 +42,29 @@ type Container struct {
 	forking sync.RWMutex
 	frozen  bool
 
-	mu      sync.Mutex
-	started bool
-	execs   map[string]*Process // by id; nil once the container has been removed
-	order   []string            // ids of execs, oldest first
+	// portalSocket is the agent's end of the socket over which the portal gets its connections, or nil.
+	portalSocket *net.UnixConn
+
+	mu       sync.Mutex
+	id       string
+	hostname string
+	started  bool
+	adopted  bool                // it was started as the container of a template, and Start has not been called since Adopt
+	execs    map[string]*Process // by id; nil once the container has been removed
+	order    []string            // ids of execs, oldest first
 }
 
 // New creates a container and the child that becomes its main process. The child waits for Start. The caller must have
-// checked id and spec with Validate.
-func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
+// checked id and spec with Validate. If the portal is the main process and gated is set, the portal gets its connections over
+// PortalSocket.
+func New(r *Reaper, id, root string, spec *pb.Spec, gated bool) (*Container, error) {
 	portal := portalProgram(spec)
 	group, err := createCgroup(id, portal != "")
 	if err != nil {
 		return nil, fmt.Errorf("create cgroup: %w", err)
 	}
 	linux := spec.Linux
+	var portalSocket *net.UnixConn
 	main, err := func() (*Process, error) {
 		if err := group.limit(linux.GetResources()); err != nil {
 			return nil, err
@@ -89,7 +97,14 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 		if cfg.handOver, err = group.handOver(spec.Process.GetUser().GetUID()); err != nil {
 			return nil, err
 		}
-		defer closeAll(cfg.handOver)
+		defer func() { closeAll(cfg.handOver) }()
+		if gated {
+			var end *os.File
+			if portalSocket, end, err = socketPair("portal"); err != nil {
+				return nil, err
+			}
+			cfg.handOver = append(cfg.handOver, end)
+		}
 		// The child creates the container's cgroup namespace, whose root is the child's cgroup at that time. So let the
 		// portal begin in the load, whose processes then see their own cgroup as the root.
 		main, err := spawn(r, load, cfg)
@@ -103,10 +118,14 @@ func New(r *Reaper, id, root string, spec *pb.Spec) (*Container, error) {
 		return main, nil
 	}()
 	if err != nil {
+		if portalSocket != nil {
+			portalSocket.Close()
+		}
 		return nil, errors.Join(err, group.remove(removeTimeout))
 	}
 	return &Container{
-		reaper: r, id: id, root: root, main: main, portal: portal, cgroup: group, execs: make(map[string]*Process),
+		reaper: r, id: id, hostname: spec.Hostname, root: root, main: main, portal: portal, portalSocket: portalSocket, cgroup: group,
+		execs: make(map[string]*Process),
 	}, nil
 }
 
@@ -123,7 +142,52 @@ func portalProgram(spec *pb.Spec) string {
 }
 
 // ID returns the container's id.
-func (c *Container) ID() string { return c.id }
+func (c *Container) ID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.id
+}
+
+// PortalSocket returns the agent's end of the socket over which the portal gets its connections, or nil if it has none. The
+// caller takes it over. Each message is a NUL byte and the id of a transfer, which may be empty, with the descriptor of the
+// connection. The portal sends one byte when it takes connections.
+func (c *Container) PortalSocket() *net.UnixConn { return c.portalSocket }
+
+// Adopt gives the container, which is running, another id and hostname. After that, Start has to be called once again, which
+// does nothing. The container's cgroup keeps its name. It returns errdefs.ErrFailedPrecondition if the container is not
+// running.
+func (c *Container) Adopt(id, hostname string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.started || c.execs == nil || c.main.ended() {
+		return fmt.Errorf("container %s is not running: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	if err := c.setHostname(hostname); err != nil {
+		return err
+	}
+	c.id, c.adopted = id, true
+	return nil
+}
+
+// SetHostname sets the container's hostname, and changes it in the files to which writeEtc has added it.
+func (c *Container) SetHostname(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.setHostname(name)
+}
+
+// setHostname is SetHostname for a caller that holds mu. The container has the guest's UTS namespace.
+func (c *Container) setHostname(name string) error {
+	if name == c.hostname {
+		return nil
+	}
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return fmt.Errorf("set hostname: %w", err)
+	}
+	renameInEtc(c.root, c.hostname, name)
+	c.hostname = name
+	return nil
+}
 
 // Start starts the program of the main process.
 func (c *Container) Start() error {
@@ -132,6 +196,9 @@ func (c *Container) Start() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
+	case c.adopted:
+		c.adopted = false
+		return nil
 	case c.started:
 		return fmt.Errorf("container %s has already been started: %w", c.id, errdefs.ErrFailedPrecondition)
 	case c.frozen:
@@ -222,7 +289,7 @@ func (c *Container) pruneExecs() {
 // Process returns the process with the exec id. An empty id and the id of the container mean the main process. It
 // returns errdefs.ErrNotFound if there is no such process.
 func (c *Container) Process(id string) (*Process, error) {
-	if id == c.id || id == "" {
+	if id == "" {
 		return c.main, nil
 	}
 	if err := ValidateID("process", id); err != nil {
@@ -230,6 +297,9 @@ func (c *Container) Process(id string) (*Process, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if id == c.id {
+		return c.main, nil
+	}
 	if p := c.execs[id]; p != nil {
 		return p, nil
 	}

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxHosts is the maximum size in bytes of an image's /etc/hosts to which entries are added.
+// maxHosts is the maximum size in bytes of an image's /etc/hosts that is changed.
 const maxHosts = 1 << 20
 
 // writeEtc writes the files of /etc that programs expect from a container's runtime, where the image at root lacks
@@ -26,19 +26,39 @@ func writeEtc(root, hostname string) {
 	}
 	defer dir.Close()
 	_ = unix.Mkdirat(int(dir.Fd()), "etc", 0o755) // fails if the image has it
-	addToFile(dir, "etc/hosts", func(hosts string) string { return missingHosts(hosts, hostname) })
-	addToFile(dir, "etc/hostname", func(name string) string {
+	changeFile(dir, "etc/hosts", func(hosts string) string { return hosts + missingHosts(hosts, hostname) })
+	changeFile(dir, "etc/hostname", func(name string) string {
 		if strings.TrimSpace(name) != "" || hostname == "" {
-			return ""
+			return name
+		}
+		return name + hostname + "\n"
+	})
+}
+
+// renameInEtc changes the host name in the files that writeEtc has written, where it is still as writeEtc writes it. Like
+// writeEtc, it does not trust the files at root.
+func renameInEtc(root, old, hostname string) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	changeFile(dir, "etc/hosts", func(hosts string) string {
+		hosts = strings.ReplaceAll("\n"+hosts, "\n"+hostLine(old), "\n")[1:]
+		return hosts + missingHosts(hosts, hostname)
+	})
+	changeFile(dir, "etc/hostname", func(name string) string {
+		if strings.TrimSpace(name) != old {
+			return name
 		}
 		return hostname + "\n"
 	})
 }
 
-// addToFile appends what missing returns for the file's content. It creates the file if it does not exist.
-func addToFile(root *os.File, path string, missing func(content string) string) {
+// changeFile replaces the file's content by what change returns for it. It creates the file if it does not exist.
+func changeFile(root *os.File, path string, change func(content string) string) {
 	// O_NONBLOCK keeps the open of a FIFO from blocking.
-	f, err := openInRoot(root, path, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_NONBLOCK)
+	f, err := openInRoot(root, path, unix.O_RDWR|unix.O_CREAT|unix.O_NONBLOCK)
 	if err != nil {
 		return
 	}
@@ -50,10 +70,24 @@ func addToFile(root *os.File, path string, missing func(content string) string) 
 	if err != nil {
 		return
 	}
-	if text := missing(string(content)); text != "" {
-		_, _ = f.WriteString(text)
+	changed := change(string(content))
+	// Write what has changed only, in a single write, so that a program that reads the file meanwhile finds the rest.
+	same := 0
+	for same < min(len(content), len(changed)) && content[same] == changed[same] {
+		same++
+	}
+	if rest := changed[same:]; rest != "" {
+		if _, err := f.WriteAt([]byte(rest), int64(same)); err != nil {
+			return // the disk is full: the rest of the old content stays
+		}
+	}
+	if len(changed) < len(content) {
+		_ = f.Truncate(int64(len(changed)))
 	}
 }
+
+// hostLine returns the line of a hosts file for the host name.
+func hostLine(hostname string) string { return "127.0.1.1\t" + hostname + "\n" }
 
 // openInRoot opens path as if root were the root directory.
 func openInRoot(root *os.File, path string, flags uint64) (*os.File, error) {
@@ -96,7 +130,7 @@ func missingHosts(hosts, hostname string) string {
 		fmt.Fprintln(&b, "::1\tlocalhost ip6-localhost ip6-loopback")
 	}
 	if !host && hostname != "" && !strings.EqualFold(hostname, "localhost") {
-		fmt.Fprintf(&b, "127.0.1.1\t%s\n", hostname)
+		b.WriteString(hostLine(hostname))
 	}
 	if b.Len() > 0 && hosts != "" && !strings.HasSuffix(hosts, "\n") {
 		return "\n" + b.String()

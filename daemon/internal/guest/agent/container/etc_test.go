@@ -98,6 +98,39 @@ func TestWriteEtc(t *testing.T) {
 	}
 }
 
+// TestRenameInEtc changes the host name in files of /etc, as the agent has written them, and as an image or a program has.
+func TestRenameInEtc(t *testing.T) {
+	const newName = "127.0.1.1\tbox\n"
+	for name, tt := range map[string]struct{ hosts, hostname, wantHosts, wantHostname string }{
+		"the agent's":         {localhost4 + localhost6 + ownName, "sandbox\n", localhost4 + localhost6 + newName, "box\n"},
+		"with an end":         {localhost4 + localhost6 + ownName + "10.0.0.1 db\n", "\nsandbox\n", localhost4 + localhost6 + "10.0.0.1 db\n" + newName, "box\n"},
+		"at the start":        {ownName + localhost4 + localhost6, "sandbox", localhost4 + localhost6 + newName, "box\n"},
+		"the image's":         {localhost4 + localhost6 + "10.0.0.1 sandbox box\n", "own\n", localhost4 + localhost6 + "10.0.0.1 sandbox box\n", "own\n"},
+		"with other names":    {localhost4 + localhost6 + "127.0.1.1\tsandbox db\n", "sandbox.example\n", localhost4 + localhost6 + "127.0.1.1\tsandbox db\n" + newName, "sandbox.example\n"},
+		"a part of the other": {localhost4 + localhost6 + "127.0.1.1\tsandbox-db\n", "sandbox-db\n", localhost4 + localhost6 + "127.0.1.1\tsandbox-db\n" + newName, "sandbox-db\n"},
+		"removed":             {"", "", localhost4 + localhost6 + newName, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			write(t, root+"/etc/hosts", tt.hosts)
+			write(t, root+"/etc/hostname", tt.hostname)
+			renameInEtc(root, "sandbox", "box")
+			for file, want := range map[string]string{"hosts": tt.wantHosts, "hostname": tt.wantHostname} {
+				if data, err := os.ReadFile(root + "/etc/" + file); err != nil || string(data) != want {
+					t.Errorf("%s is %q, %v; want %q", file, data, err, want)
+				}
+			}
+		})
+	}
+	dir := t.TempDir()
+	write(t, dir+"/outside", "sandbox\n")
+	link("etc/hostname", "../../outside")(t, dir+"/root", dir)
+	renameInEtc(dir+"/root", "sandbox", "box")
+	if data, _ := os.ReadFile(dir + "/outside"); string(data) != "sandbox\n" {
+		t.Errorf("a file outside of the root was changed to %q", data)
+	}
+}
+
 // link returns a function that creates a symbolic link in an image. "OUTSIDE" in its target is a directory of the host.
 func link(path, target string) func(t *testing.T, root, outside string) {
 	return func(t *testing.T, root, outside string) {

@@ -49,12 +49,13 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 			f.Close()
 		}
 	}()
+	cfg.HandOvers = len(cfg.handOver)
 	config, err := configFile(cfg)
 	if err != nil {
 		return nil, err
 	}
 	opened = append(opened, config)
-	control, childControl, err := controlPair()
+	control, childControl, err := socketPair("control")
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +81,7 @@ func spawn(r *Reaper, cgroup *os.File, cfg childConfig) (*Process, error) {
 	files := []uintptr{stdio[0].Fd(), stdio[1].Fd(), stdio[2].Fd()}
 	for i := range handOvers {
 		fd := ^uintptr(0) // closed
-		if cfg.handOver != nil {
+		if i < len(cfg.handOver) {
 			fd = cfg.handOver[i].Fd()
 		}
 		files = append(files, fd)
@@ -385,19 +386,20 @@ func configFile(cfg childConfig) (*os.File, error) {
 	return f, nil
 }
 
-// controlPair returns the agent's and the child's end of a control channel, which carries messages in both directions.
-func controlPair() (*net.UnixConn, *os.File, error) {
+// socketPair returns the agent's and the child's end of a channel that carries messages in both directions. name is for
+// errors.
+func socketPair(name string) (*net.UnixConn, *os.File, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, nil, fmt.Errorf("create control channel: %w", err)
+		return nil, nil, fmt.Errorf("create %s channel: %w", name, err)
 	}
-	child := os.NewFile(uintptr(fds[1]), "control")
-	f := os.NewFile(uintptr(fds[0]), "control")
+	child := os.NewFile(uintptr(fds[1]), name)
+	f := os.NewFile(uintptr(fds[0]), name)
 	defer f.Close()
 	conn, err := net.FileConn(f)
 	if err != nil {
 		child.Close()
-		return nil, nil, fmt.Errorf("create control channel: %w", err)
+		return nil, nil, fmt.Errorf("create %s channel: %w", name, err)
 	}
 	return conn.(*net.UnixConn), child, nil
 }
