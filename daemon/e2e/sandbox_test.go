@@ -337,6 +337,27 @@ for address in "`+strings.Join(targets, " ")+`".split():
 	}
 }
 
+// TestPing tests that root in a sandbox can use ping, but cannot write packets of its own.
+func TestPing(t *testing.T) {
+	s, key := sharedSandbox(t)
+	r := s.python(t, key, "box", `import socket
+def raw(*kind):
+    try:
+        socket.socket(*kind).close()
+    except PermissionError:
+        return "refused"
+    return "opened"
+print(raw(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP), raw(socket.AF_PACKET, socket.SOCK_RAW, 0))
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP) as s:
+    s.settimeout(30)
+    s.sendto(b"\x08\0\0\0\0\0\0\x01hello", ("127.0.0.1", 0))
+    answer = s.recv(100)
+    print(answer[0], answer[8:])`)
+	if got, want := r.text("stdout"), "refused refused\n0 b'hello'\n"; got != want {
+		t.Errorf("got %+v, want:\n%s", r, want)
+	}
+}
+
 // TestSandboxHasNoVsock tests that a program in a sandbox cannot open a vsock socket, through no system call ABI and
 // not through io_uring. A guest without a network card could use vsock to reach listeners on the host, and Kata's own
 // driver gives a vsock device to each guest.

@@ -51,6 +51,8 @@ func (r *Runtime) spec(id string, cfg sandbox.Config, image containerd.Image) []
 		oci.WithImageConfig(image),
 		oci.WithProcessArgs(portalPath, "serve"),
 		oci.WithHostname(cmp.Or(cfg.Hostname, sandbox.DefaultHostname)),
+		// With it, root in the sandbox could write packets with any address, also that of the host. Programs can use ping without it.
+		oci.WithDroppedCapabilities([]string{"CAP_NET_RAW"}),
 		oci.WithNewPrivileges, // otherwise sudo would not work; the microVM is the boundary
 		withFileLimit,
 		oci.WithoutMounts("/dev/shm"),

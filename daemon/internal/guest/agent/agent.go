@@ -62,13 +62,13 @@ func run() error {
 	for _, w := range warnings {
 		log.Info("kernel parameter ignored", "parameter", w)
 	}
-	link, err := network.SetUpLink()
+	linked, err := network.SetUpLink()
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
 	a := newAgent(log)
-	if link != "" {
-		if err := a.openGate(link); err != nil {
+	if linked {
+		if err := a.openGate(); err != nil {
 			return fmt.Errorf("boot: %w", err)
 		}
 	}
@@ -92,9 +92,9 @@ func run() error {
 	return serve(server, listeners, log)
 }
 
-// openGate accepts connections to the portal over the network interface link.
-func (a *agent) openGate(link string) error {
-	l, err := gate.Listen(link)
+// openGate accepts connections to the portal over the network interface to the host.
+func (a *agent) openGate() error {
+	l, err := gate.Listen()
 	if err != nil {
 		return fmt.Errorf("listen for connections to the portal: %w", err)
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -29,13 +30,16 @@ func TestGuest(t *testing.T) {
 	}
 	disk := makeDisk(t, content, 8)
 	image, upper := makeRootDisks(t)
-	control := filepath.Join(t.TempDir(), "control.sock")
+	control, portal := filepath.Join(t.TempDir(), "control.sock"), freeAddress(t)
 	g := bootGuest(t, "-drive", "if=none,id=disk,format=raw,readonly=on,file="+disk,
 		"-device", "virtio-blk-pci,drive=disk,addr="+diskSlot,
 		"-drive", "if=none,id=upper,format=raw,discard=unmap,cache=unsafe,file="+upper, "-device", "virtio-blk-pci,drive=upper,serial=msb-upper",
 		"-drive", "if=none,id=image,format=raw,readonly=on,file="+image, "-device", "virtio-blk-pci,drive=image,serial=msb-image",
-		"-chardev", "socket,id=control,server=on,wait=off,path="+control, "-device", "virtserialport,chardev=control,name=msb.ctl")
-	g.control = control
+		"-chardev", "socket,id=control,server=on,wait=off,path="+control, "-device", "virtserialport,chardev=control,name=msb.ctl",
+		// The network interface over which msbd reaches the portal. The host has the address 10.0.2.2.
+		"-netdev", "user,id=portal,restrict=on,hostfwd=tcp:"+portal+"-10.0.2.15:4600",
+		"-device", "virtio-net-pci,netdev=portal,mac=02:00:00:00:00:01")
+	g.control, g.portal = control, portal
 	t.Logf("booted in %v", g.bootTime)
 	ctx := t.Context()
 	const id = "box1"
@@ -77,7 +81,14 @@ func TestGuest(t *testing.T) {
 	t.Run("memory limit", func(t *testing.T) { testOOM(t, g, id) })
 	t.Run("end of the container", func(t *testing.T) { testEnd(t, g, id) })
 	t.Run("restricted container", func(t *testing.T) { testRestricted(t, g) })
-	t.Run("portal", func(t *testing.T) { testPortal(t, g) })
+	t.Run("template", func(t *testing.T) { testTemplate(t, g) })
+	t.Run("portal", func(t *testing.T) {
+		request := func(id string) *pb.CreateContainerRequest {
+			return &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: buildRoot(t, g, id)}
+		}
+		token := g.personalize(t)
+		testPortal(t, g, request, func(t *testing.T, _ string, _ uint32) net.Conn { return g.dialPortal(t, token) })
+	})
 	t.Run("root on disks", func(t *testing.T) { testDiskRoot(t, g, upper) })
 
 	ok(t)(g.DestroySandbox(ctx, &pb.DestroySandboxRequest{}))

@@ -21,27 +21,18 @@ import (
 var numberedGroup = regexp.MustCompile(`/processes/[0-9]+`)
 
 // testPortal runs containers whose main process is the portal, as root and as another user. The portal starts each program
-// in a cgroup of its own, which the agent lets it create.
-func testPortal(t *testing.T, g *guest) {
+// in a cgroup of its own, which the agent lets it create. request returns the request to create a container, and connect
+// connects to its portal.
+func testPortal(t *testing.T, g *guest, request func(id string) *pb.CreateContainerRequest, connect func(t *testing.T, id string, uid uint32) net.Conn) {
 	ctx := t.Context()
 	for _, uid := range []uint32{0, 1000} {
 		id := fmt.Sprintf("portal%d", uid)
-		spec := buildRoot(t, g, id)
-		spec.Process.Args = []string{"/.msb/portal", "serve"}
-		spec.Process.User.UID = uid
-		ok(t)(g.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: id, ExecId: id, OCI: spec}))
+		req := request(id)
+		req.OCI.Process.Args = []string{"/.msb/portal", "serve"}
+		req.OCI.Process.User.UID = uid
+		ok(t)(g.CreateContainer(ctx, req))
 		ok(t)(g.StartContainer(ctx, &pb.StartContainerRequest{ContainerId: id}))
-		connect := tool()
-		connect.Args, connect.User.UID = []string{"/.msb/portal", "connect"}, uid
-		g.exec(t, id, "connect", connect)
-		conn, err := grpc.NewClient("passthrough:///portal", grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
-				return &execConn{ctx: ctx, guest: g, container: id, exec: "connect"}, nil
-			}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		client := portalv1.NewProcessServiceClient(conn)
+		client, hangUp := portalClient(t, connect(t, id, uid))
 
 		for i := range 2 { // the number of a cgroup is not used again
 			printed, exit := runProcess(t, client, &portalv1.StartProcessRequest{Argv: []string{"/tool", "files", "/proc/self/cgroup"}})
@@ -60,9 +51,29 @@ func testPortal(t *testing.T, g *guest) {
 		if groups := numberedGroup.FindAllString(printed, -1); len(groups) == 0 || groups[0] != "/processes/4" || len(groups) > 2 {
 			t.Errorf("as user %d: the cgroups are %q, want that of the fourth program, and at most one more", uid, groups)
 		}
-		conn.Close()
+		hangUp()
 		ok(t)(g.RemoveContainer(ctx, &pb.RemoveContainerRequest{ContainerId: id}))
 	}
+}
+
+// portalClient returns a client of the portal at the other end of conn.
+func portalClient(t *testing.T, conn net.Conn) (client portalv1.ProcessServiceClient, hangUp func()) {
+	t.Helper()
+	cc, err := grpc.NewClient("passthrough:///portal", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return portalv1.NewProcessServiceClient(cc), func() { cc.Close() }
+}
+
+// execPortal starts `msb-portal connect` in a container and returns its streams.
+func (g *guest) execPortal(t *testing.T, id string, uid uint32) net.Conn {
+	t.Helper()
+	connect := tool()
+	connect.Args, connect.User.UID = []string{"/.msb/portal", "connect"}, uid
+	g.exec(t, id, "connect", connect)
+	return &execConn{ctx: t.Context(), guest: g, container: id, exec: "connect"}
 }
 
 // runProcess runs a program and returns what it printed and its exit.

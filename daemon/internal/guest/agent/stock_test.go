@@ -45,6 +45,10 @@ func TestStock(t *testing.T) {
 	t.Run("root on a disk", s.testRootDisk)
 	t.Run("volume", s.testVolume)
 	t.Run("overlay", s.testOverlay)
+	t.Run("portal", func(t *testing.T) {
+		request := func(id string) *pb.CreateContainerRequest { return s.container(t, id) }
+		testPortal(t, s.guest, request, s.execPortal)
+	})
 	t.Run("interfaces", s.testInterfaces)
 	t.Run("clock and random numbers", s.testClock)
 	t.Run("memory limit in a nested cgroup", s.testNestedOOM)

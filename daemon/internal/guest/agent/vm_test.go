@@ -48,6 +48,8 @@ type guest struct {
 	share string
 	// control is the path of the control port's socket. It is empty if the guest has no control port.
 	control string
+	// portal is the address on this machine that leads to the guest's port for the portal.
+	portal string
 	// bootTime is the time from the start of QEMU to the agent's first response.
 	bootTime time.Duration
 	exited   chan struct{}

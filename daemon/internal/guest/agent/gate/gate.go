@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -51,19 +50,16 @@ func New(log *slog.Logger) *Gate {
 	return &Gate{log: log, changed: make(chan struct{})}
 }
 
-// Listen returns a listener for Serve. Only connections that come over the network interface device reach it, so those of the
-// programs in the sandbox do not.
-func Listen(device string) (net.Listener, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		var err error
-		return errors.Join(raw.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), device) }), err)
-	}}
+// Listen returns a listener for Serve.
+func Listen() (net.Listener, error) {
+	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	address := netip.AddrPortFrom(portalport.GuestAddress.Addr(), portalport.Port)
 	return lc.Listen(context.Background(), "tcp4", address.String())
 }
 
-// Serve accepts connections from the host until l is closed.
+// Serve accepts connections from the host until l is closed. It closes those of programs in the sandbox, which cannot have the
+// host's address, at once.
 func (g *Gate) Serve(l net.Listener) { g.serve(l, portalport.HostAddress) }
 
 // serve is Serve for another address of the host.

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -265,11 +264,5 @@ func TestAwaitReady(t *testing.T) {
 	<-p.ended
 	if g.AwaitReady(time.Minute) {
 		t.Error("ready after the end of the portal")
-	}
-}
-
-func TestListenNeedsTheDevice(t *testing.T) {
-	if l, err := Listen("nosuch0"); !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.EPERM) {
-		t.Errorf("%v, %v", l, err)
 	}
 }

@@ -13,24 +13,23 @@ import (
 	"github.com/msbd/msbd/daemon/internal/sys/portalport"
 )
 
-// SetUpLink configures the interface to the host that package sys/portalport describes, and returns its name. It returns "" if
-// the machine has no such interface. It does not wait for it, because the host does not plug it in later.
-func SetUpLink() (name string, err error) {
+// SetUpLink configures the interface to the host that package sys/portalport describes. It reports whether the machine has it.
+// It does not wait for it, because the host does not plug it in later.
+func SetUpLink() (found bool, err error) {
 	links, err := netlink.LinkList()
 	if err != nil {
-		return "", fmt.Errorf("list interfaces: %w", err)
+		return false, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, link := range links {
 		if link.Attrs().HardwareAddr.String() != portalport.GuestMAC {
 			continue
 		}
-		name = link.Attrs().Name
 		if err := setUpLink(link); err != nil {
-			return "", fmt.Errorf("set up the interface %s to the host: %w", name, err)
+			return false, fmt.Errorf("set up the interface %s to the host: %w", link.Attrs().Name, err)
 		}
-		return name, nil
+		return true, nil
 	}
-	return "", nil
+	return false, nil
 }
 
 func setUpLink(link netlink.Link) error {

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -190,6 +191,35 @@ func run(name string, args []string) error {
 		}
 		fmt.Println("listening")
 		return l.Close()
+	case "connect": // connects to the address args[0], from args[1], over TCP, and prints the error, or what arrives until the end
+		var d net.Dialer
+		if len(args) > 1 {
+			local, err := net.ResolveTCPAddr("tcp", args[1])
+			if err != nil {
+				return err
+			}
+			d.LocalAddr = local
+			d.Control = func(_, _ string, raw syscall.RawConn) error {
+				return raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_IP, syscall.IP_FREEBIND, 1) })
+			}
+		}
+		c, err := d.Dial("tcp", args[0])
+		if err != nil {
+			var errno syscall.Errno
+			errors.As(err, &errno)
+			fmt.Println(errno)
+			return nil
+		}
+		data, err := io.ReadAll(c)
+		fmt.Printf("%q %v\n", data, err)
+	case "sockets": // prints the error, if there is one, of opening a raw, a packet and a ping socket
+		for _, kind := range [][3]int{
+			{syscall.AF_INET, syscall.SOCK_RAW, syscall.IPPROTO_ICMP}, {syscall.AF_PACKET, syscall.SOCK_RAW, 0},
+			{syscall.AF_INET, syscall.SOCK_DGRAM, syscall.IPPROTO_ICMP},
+		} {
+			_, err := syscall.Socket(kind[0], kind[1], kind[2])
+			fmt.Println(err)
+		}
 	case "neighbor": // prints whether the kernel's neighbor table has the MAC address args[0]
 		mac, err := net.ParseMAC(args[0])
 		if err != nil {
