@@ -27,8 +27,13 @@ import (
 // because that needs no writable file system and disappears with the sandbox.
 const Socket = "@msb-portal"
 
-// window is the gRPC flow-control window. It is the number of bytes that msbd may send before the portal reads them.
-const window = 1 << 20
+const (
+	// window is the gRPC flow-control window. It is the number of bytes that msbd may send before the portal reads them.
+	window = 4 << 20
+	// bufferSize is the size of the buffers between gRPC and the connection, in bytes. Large ones save system calls and wake-ups,
+	// which take long in an emulated guest.
+	bufferSize = 256 << 10
+)
 
 type server struct {
 	portalv1.UnimplementedPortalServiceServer
@@ -76,6 +81,8 @@ func Serve(ctx context.Context, socket, version string) error {
 	srv := grpc.NewServer(
 		grpc.InitialWindowSize(window),
 		grpc.InitialConnWindowSize(window),
+		grpc.ReadBufferSize(bufferSize),
+		grpc.WriteBufferSize(bufferSize),
 		grpc.MaxConcurrentStreams(maxCalls),
 		grpc.StreamInterceptor(boundStreamErrors),
 		grpc.UnaryInterceptor(boundErrors),

@@ -32,6 +32,9 @@ const (
 	window = 256 << 10
 	// connWindow is the window of a connection.
 	connWindow = 1 << 20
+	// bufferSize is the size of the buffers between gRPC and the connection, in bytes. A connection always has the one for
+	// reading, and the other one only while it writes.
+	bufferSize = 128 << 10
 	// maxMessage limits a message, in bytes. The portal's longest messages have 64 KiB of output.
 	maxMessage = 128 << 10
 	// maxHeaders limits the headers and trailers of a call, in bytes. Flow control does not apply to them. The portal's
@@ -77,6 +80,9 @@ func New(ctx context.Context, stream io.ReadWriteCloser, attach sandbox.Attach) 
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 24 * time.Hour}),
 		grpc.WithInitialWindowSize(window),
 		grpc.WithInitialConnWindowSize(connWindow),
+		grpc.WithReadBufferSize(bufferSize),
+		grpc.WithWriteBufferSize(bufferSize),
+		grpc.WithSharedWriteBuffer(true),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 		grpc.WithDisableServiceConfig(),
