@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -149,7 +150,25 @@ func TestPortHangUp(t *testing.T) {
 			t.Errorf("write after HangUp: %v, want os.ErrDeadlineExceeded", err)
 		}
 		conn.Close()
-		port.HangUp() // the connection has ended, and the next one is not affected
+	}
+	// There is no connection, and one that begins later is not affected.
+	accepted := make(chan error)
+	go func() {
+		_, err := l.Accept()
+		accepted <- err
+	}()
+	for len(port.free) > 0 { // until Accept waits for the client
+		runtime.Gosched()
+	}
+	for range 1000 {
+		port.HangUp()
+		runtime.Gosched()
+	}
+	if _, err := host.Write(frame(1, "")); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-accepted; err != nil {
+		t.Errorf("accept after HangUp: %v", err)
 	}
 }
 

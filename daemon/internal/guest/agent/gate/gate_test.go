@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -18,6 +19,9 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// helloTime is how long the gate waits for a hello.
+const helloTime = 10 * time.Second
 
 var loopback = netip.MustParseAddr("127.0.0.1")
 
@@ -105,7 +109,10 @@ func receive(t *testing.T, socket *net.UnixConn) (message string, conn net.Conn)
 // wantClosed checks that the gate has closed conn without sending anything.
 func wantClosed(t *testing.T, what string, conn net.Conn) {
 	t.Helper()
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+	if err := conn.SetReadDeadline(time.Now().Add(helloTime / 2)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%s: read %d bytes, %v, want that the connection is closed", what, n, err)
 	}
 }
@@ -206,6 +213,7 @@ func TestTokenEndsWhileAConnectionWaits(t *testing.T) {
 // TestOtherAddress connects from an address that is not the host's. The connection is closed before its hello.
 func TestOtherAddress(t *testing.T) {
 	g, address := serveGate(t, netip.MustParseAddr("127.0.0.2"))
+	setPortal(t, g)
 	g.SetToken(portalport.NewToken())
 	conn, err := net.Dial("tcp4", address)
 	if err != nil {
