@@ -176,16 +176,19 @@ func (c *Container) SetHostname(name string) error {
 	return c.setHostname(name)
 }
 
-// setHostname is SetHostname for a caller that holds mu. The container has the guest's UTS namespace.
+// setHostname is SetHostname for a caller that holds mu. It does nothing if name is empty, as New does. The container has the
+// guest's UTS namespace, whose hostname may also have been changed since.
 func (c *Container) setHostname(name string) error {
-	if name == c.hostname {
+	if name == "" {
 		return nil
 	}
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set hostname: %w", err)
 	}
-	renameInEtc(c.root, c.hostname, name)
-	c.hostname = name
+	if name != c.hostname {
+		renameInEtc(c.root, c.hostname, name)
+		c.hostname = name
+	}
 	return nil
 }
 
