@@ -105,6 +105,29 @@ func TestConnections(t *testing.T) {
 	})
 }
 
+// TestHandover has one client of the port after another connect as soon as the one before has its response. No request may
+// be lost. The guest has two processors, so that one may read a request while the other still handles the disconnection of
+// the client before. One thread of QEMU runs both in turns, which makes this likely.
+func TestHandover(t *testing.T) {
+	g := bootGuest(t, "-accel", "tcg,thread=single", "-smp", "2")
+	g.hangUp()
+	for i := range 300 {
+		conn, err := net.Dial("unix", g.socket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.SetDeadline(time.Now().Add(callTimeout))
+		if _, err := conn.Write(rawCheck(1)); err != nil {
+			t.Fatal(err)
+		}
+		stream, code, err := readResponse(conn)
+		if stream != 1 || code != codes.OK || err != nil {
+			t.Fatalf("client %d got status code %v on stream %d, %v; want OK on stream 1", i, code, stream, err)
+		}
+		conn.Close()
+	}
+}
+
 // pipeListener is a listener for clients in the same process.
 type pipeListener struct {
 	conns chan net.Conn

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,9 +80,9 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 
 	g.socket, g.console = filepath.Join(dir, "agent.sock"), filepath.Join(dir, "console.log")
 	started := time.Now()
-	startProcess(t, "qemu", exec.Command("qemu-system-x86_64", append([]string{
+	startProcess(t, "qemu", exec.Command("qemu-system-x86_64", slices.Concat([]string{
 		"-M", "q35,memory-backend=mem", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-accel", "tcg", "-cpu", "max", "-m", "256",
+		"-cpu", "max", "-m", "256",
 		"-object", "memory-backend-memfd,id=mem,size=256M,share=on",
 		"-kernel", filepath.Join(image, "vmlinux"), "-initrd", filepath.Join(image, "initrd.img"),
 		"-append", "quiet loglevel=0 panic=-1 reboot=t cryptomgr.notests no_timer_check pci=lastbus=0 random.trust_cpu=on mitigations=off console=ttyS0 tsc_early_khz=" + strconv.Itoa(tsc.KHz()),
@@ -93,7 +94,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 		"-device", "vhost-user-fs-pci,chardev=fs,tag=" + shareTag,
 		// A network interface that cannot reach the host or the outside.
 		"-netdev", "user,id=net,restrict=on", "-device", "virtio-net-pci,netdev=net,mac=" + testMAC,
-	}, extra...)...), g.exited)
+	}, extra, []string{"-accel", "tcg"})...), g.exited) // QEMU uses the first accelerator, which may be in extra
 	t.Cleanup(func() {
 		if t.Failed() {
 			log, _ := os.ReadFile(g.console)
@@ -104,8 +105,7 @@ func bootGuest(t *testing.T, extra ...string) *guest {
 	g.dial = func() {
 		ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 		defer cancel()
-		// Try more than once. A guest that has not noticed yet that the previous client has disconnected takes the new
-		// client for it, and drops the new client's first request as out of order.
+		// QEMU does not listen yet if it has just been started.
 		waitFor(t, "the agent's response", func() error {
 			select {
 			case <-g.exited:

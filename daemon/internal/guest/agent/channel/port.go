@@ -15,19 +15,34 @@ import (
 // past is a deadline that ends pending reads or writes immediately.
 var past = time.Unix(1, 0)
 
+const (
+	// doubtTime is how long after the first bytes of a client the port may report the disconnection of the client before.
+	doubtTime = time.Second
+	// doubtPause is the time between two looks at a port whose client may still be connected.
+	doubtPause = time.Millisecond
+)
+
 // portListener is a listener on a virtio-serial port. The port is a single byte stream. One client after another uses
 // it, so there is one connection at a time. A connection starts with the first byte from a client. It ends when the
 // client disconnects. The port stays open between connections, because closing it would drop the bytes that the next
 // client has already sent. The port does not report a change of clients if the next one connects immediately, or if the
 // guest was restored from a snapshot. Both clients then use the same connection.
+//
+// The port may report a change of clients late, because QEMU sends bytes and connection changes over two queues, and
+// Linux handles the changes in a kernel thread. So the guest may read bytes of the next client before it sees that the
+// client before has disconnected. Then it sees no host for some milliseconds, although the next client waits for a
+// response.
 type portListener struct {
 	file *os.File
 	raw  syscall.RawConn
 	free chan struct{} // holds a token while there is no connection
 	// pending has the bytes of the next client that have already been read. Only the holder of the token may use it.
 	pending []byte
-	closed  chan struct{}
-	once    sync.Once
+	// hungUp says that the port has reported the disconnection of the last client. The holder of the token may use it, and
+	// the holder of the connection's reading.
+	hungUp bool
+	closed chan struct{}
+	once   sync.Once
 
 	mu      sync.Mutex
 	current *portConn // the connection that holds the token, if it has been accepted
@@ -46,7 +61,7 @@ func newPortListener(f *os.File) (*portListener, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &portListener{file: f, raw: raw, free: make(chan struct{}, 1), closed: make(chan struct{})}
+	l := &portListener{file: f, raw: raw, free: make(chan struct{}, 1), hungUp: true, closed: make(chan struct{})}
 	l.free <- struct{}{}
 	return l, nil
 }
@@ -81,6 +96,10 @@ func (l *portListener) accept() (*portConn, error) {
 		}
 	}
 	conn := &portConn{File: l.file, listener: l}
+	if !l.hungUp {
+		conn.doubtUntil = time.Now().Add(doubtTime)
+	}
+	l.hungUp = false
 	l.setCurrent(conn)
 	return conn, nil
 }
@@ -106,17 +125,26 @@ func (l *portListener) HangUp() {
 // waitForHost waits until the host has sent something. It polls because a read returns io.EOF immediately while no host
 // is connected.
 func (l *portListener) waitForHost() error {
-	return l.raw.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, 0)
-		return err == nil && n == 1 && fds[0].Revents == unix.POLLIN
-	})
+	return l.raw.Read(func(fd uintptr) bool { return portEvents(fd) == unix.POLLIN })
+}
+
+// portEvents returns which of POLLIN and POLLHUP are true for a port. POLLHUP means that no host is connected.
+func portEvents(fd uintptr) int16 {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if _, err := unix.Poll(fds, 0); err != nil {
+		return 0
+	}
+	return fds[0].Revents
 }
 
 // portConn is the connection of one client.
 type portConn struct {
 	*os.File // of the listener
 	listener *portListener
+
+	// Until doubtUntil, the port may report the disconnection of the client before. It is zero if the port has already
+	// done so.
+	doubtUntil time.Time
 
 	reading sync.Mutex // held during Read; guards the fields below
 	next    []byte     // the first bytes of the next client
@@ -132,11 +160,12 @@ func (c *portConn) RemoteAddr() net.Addr { return c.listener.Addr() }
 func (c *portConn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	return c.read(p)
+	return c.read(p, nil)
 }
 
-// read is Read for a caller that holds reading.
-func (c *portConn) read(p []byte) (int, error) {
+// read is Read for a caller that holds reading. When the port reports a disconnection, read calls continues, unless it is
+// nil. The connection ends unless continues returns true.
+func (c *portConn) read(p []byte, continues func() bool) (int, error) {
 	if c.ended || len(p) == 0 {
 		return 0, io.EOF
 	}
@@ -146,7 +175,11 @@ func (c *portConn) read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := c.File.Read(p)
+	for err == io.EOF && continues != nil && continues() {
+		n, err = c.File.Read(p)
+	}
 	if err != nil {
+		c.listener.hungUp = err == io.EOF
 		c.end()
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) { // HangUp or Close
@@ -204,7 +237,7 @@ type ttrpcConn struct {
 func (c *ttrpcConn) Read(p []byte) (int, error) {
 	c.reading.Lock()
 	defer c.reading.Unlock()
-	n, err := c.read(p)
+	n, err := c.read(p, c.continues)
 	if err != nil {
 		return n, err
 	}
@@ -226,6 +259,21 @@ func (c *ttrpcConn) Read(p []byte) (int, error) {
 		}
 	}
 	return accepted, nil
+}
+
+// continues reports whether the connection continues after a disconnection, because it may be that of the client before.
+// It waits until a host is connected. If that is another client, its first request will end the connection. Within a frame,
+// a disconnection always ends the connection. Otherwise, the bytes of another client could become the rest of the frame.
+func (c *ttrpcConn) continues() bool {
+	for !c.frames.inFrame() && time.Now().Before(c.doubtUntil) {
+		connected := false
+		err := c.listener.raw.Control(func(fd uintptr) { connected = portEvents(fd)&unix.POLLHUP == 0 })
+		if connected || err != nil {
+			return connected
+		}
+		time.Sleep(doubtPause)
+	}
+	return false
 }
 
 // maxPortWrite is how many bytes the kernel accepts at once for the port.

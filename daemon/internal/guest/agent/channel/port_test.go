@@ -7,9 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -67,6 +71,7 @@ func TestPortSeparatesClients(t *testing.T) {
 		if conn, err = l.Accept(); err != nil {
 			t.Fatal(err)
 		}
+		conn.(*ttrpcConn).doubtUntil = time.Time{} // the next disconnection ends the connection
 		if err := unix.Shutdown(int(host.Fd()), unix.SHUT_WR); err != nil {
 			t.Fatal(err)
 		}
@@ -170,6 +175,94 @@ func TestPortHangUp(t *testing.T) {
 	if err := <-accepted; err != nil {
 		t.Errorf("accept after HangUp: %v", err)
 	}
+}
+
+// TestPortReportsDisconnectionLate has the port report a disconnection at different times. The port is a FIFO, which, like a
+// port, reports that nobody has it open for writing.
+func TestPortReportsDisconnectionLate(t *testing.T) {
+	for name, tt := range map[string]struct {
+		// before is what the guest reads before the port reports the first client's disconnection. after is what it reads
+		// after that.
+		before, after string
+		// continues says that the connection with the last bytes of before continues.
+		continues bool
+	}{
+		"after a request":  {string(frame(1, "one")) + string(frame(1, "two")), string(frame(3, "three")), true},
+		"within a request": {string(frame(1, "one")) + string(frame(1, "two"))[:12], string(frame(1, "three")), false},
+		"in time":          {string(frame(1, "one")), string(frame(3, "two")), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fifo := filepath.Join(t.TempDir(), "port")
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			port, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l, err := newPortListener(port)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			connect := func() *os.File {
+				host, err := os.OpenFile(fifo, os.O_WRONLY, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return host
+			}
+			host := connect()
+			// The next client is reported as connected when the listener looks for it.
+			l.raw = lookedAt{l.raw, sync.OnceFunc(func() {
+				host = connect()
+				write(t, host, tt.after)
+			})}
+			write(t, host, tt.before)
+			var conn net.Conn
+			for read := 0; read < len(tt.before); {
+				if conn, err = (ttrpcListener{l}).Accept(); err != nil {
+					t.Fatal(err)
+				}
+				for read < len(tt.before) {
+					n, err := conn.Read(make([]byte, 64))
+					read += n
+					if err != nil {
+						conn.Close()
+						break
+					}
+				}
+			}
+			host.Close()
+			got := make([]byte, 64)
+			n, err := conn.Read(got)
+			if tt.continues && (string(got[:n]) != tt.after || err != nil) {
+				t.Errorf("got %q, %v; want %q", got[:n], err, tt.after)
+			}
+			if !tt.continues && err != io.EOF {
+				t.Errorf("got %q, %v; want io.EOF", got[:n], err)
+			}
+			host.Close()
+		})
+	}
+}
+
+func write(t *testing.T, host *os.File, data string) {
+	t.Helper()
+	if _, err := host.WriteString(data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lookedAt calls look before each look at the state of a port.
+type lookedAt struct {
+	syscall.RawConn
+	look func()
+}
+
+func (l lookedAt) Control(f func(fd uintptr)) error {
+	l.look()
+	return l.RawConn.Control(f)
 }
 
 // TestPortWritesFramesAtOnce writes frames as ttrpc does. Each arrives in one packet.
