@@ -162,8 +162,8 @@ func (c *Client) AwaitPortal(ctx context.Context) error {
 	}
 }
 
-// repeat makes an exchange. If there is no response, it sends the request again. The first request on a new connection is
-// sometimes lost if the connection has replaced another one. sent is when the last request was sent.
+// repeat makes an exchange. If there is no response within responseTimeout, it sends the request again: a guest responds late
+// if it is busy, or was stopped, and a measurement that takes so long is not precise. sent is when the last request was sent.
 func (c *Client) repeat(ctx context.Context, req Request) (resp Response, sent time.Time, err error) {
 	for attempt := 1; ; attempt++ {
 		sent = time.Now()
